@@ -1,0 +1,5 @@
+//! Airdrop: its events and messages, and the loop that drives an extractor through them.
+
+mod platform;
+
+pub use platform::{Body, Fate, Platform, PlatformError, SealedMessage, Upload};

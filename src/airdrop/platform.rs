@@ -1,0 +1,119 @@
+//! What a platform is to an extractor: it takes uploads, confirms them and accepts messages.
+//!
+//! A method makes **one** attempt and says what is known of its fate; waiting, trying again and giving up are
+//! `serve`'s, so that the explorer tests them too.
+
+use std::fmt;
+use std::io::Read;
+use std::time::Duration;
+
+use crate::model::ArtifactId;
+
+/// A platform: over HTTP, over a directory, or simulated.
+pub trait Platform: Sync {
+    /// Makes an artifact of `upload`: prepares it and uploads its bytes, unconfirmed. Each call makes a new one.
+    ///
+    /// # Errors
+    /// What became of the attempt.
+    fn upload(&self, upload: Upload<'_>) -> Result<ArtifactId, PlatformError>;
+
+    /// Tells the platform that the artifact is ours to announce. Confirming twice is the same as once.
+    ///
+    /// # Errors
+    /// What became of the attempt.
+    fn confirm(&self, artifact: &ArtifactId) -> Result<(), PlatformError>;
+
+    /// Hands over the one message that answers an event. The same key means the same message, said again.
+    ///
+    /// # Errors
+    /// What became of the attempt.
+    fn send(&self, message: &SealedMessage) -> Result<(), PlatformError>;
+}
+
+/// One file on its way to the platform.
+#[derive(Debug)]
+pub struct Upload<'a> {
+    /// What the platform is told the file is called.
+    pub file_name: &'a str,
+    /// Its media type.
+    pub content_type: &'a str,
+    /// Its bytes.
+    pub body: Body<'a>,
+}
+
+/// The bytes of an upload.
+pub enum Body<'a> {
+    /// A batch: all of it in memory, gzipped.
+    Batch(&'a [u8]),
+    /// An attachment: streamed, its length in bytes if the source told it.
+    Stream {
+        /// The bytes.
+        reader: &'a mut dyn Read,
+        /// How many the source said there are.
+        length_bytes: Option<u64>,
+    },
+}
+
+impl fmt::Debug for Body<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Body::Batch(bytes) => write!(f, "Batch({} bytes)", bytes.len()),
+            Body::Stream { length_bytes, .. } => write!(f, "Stream({length_bytes:?} bytes)"),
+        }
+    }
+}
+
+/// A message as it was sealed: the same bytes under the same key, however often it is sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SealedMessage {
+    /// The `Idempotency-Key`: unit, run and number of the message.
+    pub key: String,
+    /// Its event type, as spelled on the wire.
+    pub event_type: String,
+    /// The JSON text.
+    pub body: String,
+}
+
+/// What became of an attempt that did not succeed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PlatformError {
+    /// It may succeed later.
+    Retry {
+        /// Whether it can have taken effect.
+        fate: Fate,
+        /// How long the platform asked to be left alone.
+        after: Option<Duration>,
+        /// What went wrong, for people. Holds no secret.
+        reason: String,
+    },
+    /// A definite no: it had no effect, and the same attempt would be refused again.
+    Refused {
+        /// The HTTP status, or its like.
+        status: u16,
+        /// What the platform said, for people. Holds no secret.
+        reason: String,
+    },
+}
+
+/// Whether a failed attempt can have taken effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It did not: nothing reached the platform, or it said so.
+    NotApplied,
+    /// Nobody knows: the answer was lost, or was a 5xx.
+    Unknown,
+}
+
+impl fmt::Display for PlatformError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PlatformError::Retry { fate, reason, .. } => match fate {
+                Fate::NotApplied => write!(f, "{reason}"),
+                Fate::Unknown => write!(f, "{reason} (it may have taken effect)"),
+            },
+            PlatformError::Refused { status, reason } => write!(f, "refused with {status}: {reason}"),
+        }
+    }
+}
+
+impl std::error::Error for PlatformError {}

@@ -1,0 +1,2 @@
+//! Shows a store to a person or a script.
+fn main() {}

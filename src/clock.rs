@@ -1,0 +1,108 @@
+//! Time, as something that can be replayed.
+//!
+//! Every moment and every wait in this crate comes through a [`Clock`], so that the crash explorer can step it
+//! back, jump it ahead and repeat a run exactly. Moments are UTC and cut to whole microseconds where they come
+//! in, so that what is compared is what was stored.
+
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+/// Where moments and waits come from.
+pub trait Clock: Debug + Send + Sync {
+    /// The time of day. It may step back or jump; [`Clock::elapsed`] may not.
+    fn now(&self) -> DateTime<Utc>;
+    /// Time since some fixed moment of this process; never goes back. Deadlines are measured with it.
+    fn elapsed(&self) -> Duration;
+    /// Waits.
+    fn sleep(&self, wait: Duration);
+}
+
+impl<T: Clock + ?Sized> Clock for Arc<T> {
+    fn now(&self) -> DateTime<Utc> {
+        (**self).now()
+    }
+    fn elapsed(&self) -> Duration {
+        (**self).elapsed()
+    }
+    fn sleep(&self, wait: Duration) {
+        (**self).sleep(wait);
+    }
+}
+
+/// The clock of the machine.
+#[derive(Debug, Clone)]
+pub struct SystemClock {
+    origin: Instant,
+}
+
+impl SystemClock {
+    /// A clock whose [`Clock::elapsed`] starts now.
+    pub fn new() -> Self {
+        Self { origin: Instant::now() }
+    }
+}
+
+impl Default for SystemClock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Clock for SystemClock {
+    fn now(&self) -> DateTime<Utc> {
+        Utc::now()
+    }
+    fn elapsed(&self) -> Duration {
+        self.origin.elapsed()
+    }
+    fn sleep(&self, wait: Duration) {
+        std::thread::sleep(wait);
+    }
+}
+
+/// A clock that moves only when told to, or when somebody sleeps on it. Its clones are the same clock.
+#[derive(Debug, Clone)]
+pub struct VirtualClock {
+    at: Arc<Mutex<At>>,
+}
+
+#[derive(Debug)]
+struct At {
+    now: DateTime<Utc>,
+    elapsed: Duration,
+}
+
+impl VirtualClock {
+    /// A clock that stands at `now`.
+    pub fn at(now: DateTime<Utc>) -> Self {
+        Self { at: Arc::new(Mutex::new(At { now, elapsed: Duration::ZERO })) }
+    }
+
+    /// Lets `by` pass: the time of day and the elapsed time both move.
+    pub fn advance(&self, by: Duration) {
+        let mut at = self.at.lock().unwrap_or_else(PoisonError::into_inner);
+        at.elapsed = at.elapsed.saturating_add(by);
+        let by = TimeDelta::from_std(by).unwrap_or(TimeDelta::MAX);
+        at.now = at.now.checked_add_signed(by).unwrap_or(DateTime::<Utc>::MAX_UTC);
+    }
+
+    /// Sets the time of day, back or ahead, as a bad clock or its repair does. No time passes.
+    pub fn step_to(&self, now: DateTime<Utc>) {
+        self.at.lock().unwrap_or_else(PoisonError::into_inner).now = now;
+    }
+}
+
+impl Clock for VirtualClock {
+    fn now(&self) -> DateTime<Utc> {
+        self.at.lock().unwrap_or_else(PoisonError::into_inner).now
+    }
+    fn elapsed(&self) -> Duration {
+        self.at.lock().unwrap_or_else(PoisonError::into_inner).elapsed
+    }
+    fn sleep(&self, wait: Duration) {
+        self.advance(wait);
+    }
+}

@@ -1,0 +1,243 @@
+//! The one error type.
+//!
+//! A message names what and which; the cause is in the source chain. [`Error::kind`] says what to do.
+
+use std::path::PathBuf;
+
+/// The error of a dependency or of the caller, boxed so that none of their types is in our API.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
+
+/// A result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that can go wrong. What is then on disk: exactly what was there before the call.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Another process (or another [`Store`](crate::Store) of this one) has the file open.
+    #[error("{} is in use by another process: stop it, or wait for it to end", path.display())]
+    InUse {
+        /// The store file.
+        path: PathBuf,
+    },
+    /// The file is no store of ours.
+    #[error("{} is not a highwater store: {reason}", path.display())]
+    NotAStore {
+        /// The file.
+        path: PathBuf,
+        /// What gave it away.
+        reason: String,
+    },
+    /// The file, or a row in it, was written by a newer version of this crate.
+    #[error(
+        "{what} has format {found}, newer than {supported}, the newest this version reads: upgrade highwater"
+    )]
+    NewerFormat {
+        /// The file or the row.
+        what: String,
+        /// The format found.
+        found: u32,
+        /// The newest format that this version reads.
+        supported: u32,
+    },
+    /// What is stored does not make sense, so nothing is guessed from it.
+    #[error("damaged store: {what}: {reason}; look with `highwater-dump check`")]
+    Corrupt {
+        /// Table and key, or the file.
+        what: String,
+        /// What does not fit.
+        reason: String,
+    },
+    /// The disk refused.
+    #[error("cannot {action}")]
+    Io {
+        /// What was being done, and to which path.
+        action: String,
+        /// The cause.
+        #[source]
+        source: BoxError,
+    },
+    /// A value given by the caller is over its limit.
+    #[error("{what} is {found} {unit}, over the limit of {limit}")]
+    TooLarge {
+        /// The value.
+        what: String,
+        /// Its size.
+        found: u64,
+        /// The limit, a constant of the crate.
+        limit: u64,
+        /// What size counts: bytes or items.
+        unit: &'static str,
+    },
+    /// A value given by the caller is not allowed.
+    #[error("{what} is not allowed: {reason}")]
+    Invalid {
+        /// The value.
+        what: String,
+        /// Why, and what would be.
+        reason: String,
+    },
+    /// The stored cursor of a stream is not of the type asked for.
+    #[error(
+        "the cursor of stream {stream} of {sync_unit} does not decode: {cursor}; \
+             read it with `#[serde(default)]` on new fields, or abandon the run"
+    )]
+    Cursor {
+        /// The sync unit.
+        sync_unit: String,
+        /// The stream.
+        stream: String,
+        /// The stored JSON text, cut to 200 characters.
+        cursor: String,
+        /// What the decoder said.
+        #[source]
+        source: BoxError,
+    },
+    /// A stored bookmark or value is not of the type asked for, or one given cannot be written as JSON.
+    #[error("{what} of {sync_unit} is not of the type asked for")]
+    Value {
+        /// The bookmark or value.
+        what: String,
+        /// The sync unit.
+        sync_unit: String,
+        /// What the decoder or encoder said.
+        #[source]
+        source: BoxError,
+    },
+    /// A record cannot be a line of an artifact.
+    #[error("record {id} cannot be written: {reason}")]
+    Record {
+        /// The record's id, or its place in the page.
+        id: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The page closure failed; its own error is the source, intact. Nothing of that page is stored.
+    #[error("fetching a page of stream {stream} of {sync_unit} failed")]
+    Fetch {
+        /// The sync unit.
+        sync_unit: String,
+        /// The stream.
+        stream: String,
+        /// The closure's error.
+        #[source]
+        source: BoxError,
+    },
+    /// The run cannot be finished yet.
+    #[error("run {run} of {sync_unit} is not finished: {reason}")]
+    Unfinished {
+        /// The sync unit.
+        sync_unit: String,
+        /// The run.
+        run: String,
+        /// The stream or batch that is open.
+        reason: String,
+    },
+    /// Too many batches are not acknowledged; nothing was fetched.
+    #[error(
+        "{open} batches of {sync_unit} are not acknowledged, the limit is {limit}: acknowledge some first"
+    )]
+    TooManyOpen {
+        /// The sync unit.
+        sync_unit: String,
+        /// Batches not acknowledged.
+        open: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// Another life of this run has begun since; this one must stop.
+    #[error(
+        "run {run} of {sync_unit} was begun again elsewhere: this one must stop, and has changed nothing"
+    )]
+    Fenced {
+        /// The sync unit.
+        sync_unit: String,
+        /// The run.
+        run: String,
+    },
+    /// An event of a run that is over, or that a newer event has overtaken. Nothing was sent or changed.
+    #[error("the event belongs to run {run} of {sync_unit}, {reason}: nothing was sent")]
+    StaleEvent {
+        /// The sync unit.
+        sync_unit: String,
+        /// The run.
+        run: String,
+        /// Why it is stale.
+        reason: String,
+    },
+    /// An event cannot be read.
+    #[error("the event is not usable: {field} {expected}")]
+    Event {
+        /// The field, by its path.
+        field: String,
+        /// What was expected there.
+        expected: String,
+    },
+    /// The platform did not take a message. It stays sealed (or, refused for good, its artifacts go into the
+    /// next one), so that the same event can be served again.
+    #[error("the message {message} was not accepted: {reason}")]
+    NotDelivered {
+        /// The event type of the message.
+        message: String,
+        /// What the platform said.
+        reason: String,
+    },
+}
+
+/// What a caller can do about an [`Error`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// Try again later; nothing was lost.
+    Retry,
+    /// Stop: another holder is live, or the event is of the past.
+    Fenced,
+    /// Somebody else has the store open: wait for it.
+    InUse,
+    /// Mend the call, the event or the extractor.
+    Invalid,
+    /// Look with `highwater-dump check`; the file, or its version, is not what we can read.
+    Corrupt,
+    /// Mend the disk (full, missing, no permission).
+    Io,
+    /// The extractor's own error, intact as the source.
+    Fetch,
+}
+
+impl Error {
+    /// What to do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Error::InUse { .. } => ErrorKind::InUse,
+            Error::NotAStore { .. } | Error::NewerFormat { .. } | Error::Corrupt { .. } => ErrorKind::Corrupt,
+            Error::Io { .. } => ErrorKind::Io,
+            Error::TooLarge { .. }
+            | Error::Invalid { .. }
+            | Error::Cursor { .. }
+            | Error::Value { .. }
+            | Error::Record { .. }
+            | Error::Unfinished { .. }
+            | Error::TooManyOpen { .. }
+            | Error::Event { .. } => ErrorKind::Invalid,
+            Error::Fetch { .. } => ErrorKind::Fetch,
+            Error::Fenced { .. } | Error::StaleEvent { .. } => ErrorKind::Fenced,
+            Error::NotDelivered { .. } => ErrorKind::Retry,
+        }
+    }
+
+    pub(crate) fn io(action: impl Into<String>, source: impl Into<BoxError>) -> Self {
+        Error::Io { action: action.into(), source: source.into() }
+    }
+}
+
+/// An error and its causes on one line, as it stands in a log or in a message to the platform.
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        text.push_str(": ");
+        text.push_str(&source.to_string());
+        cause = source.source();
+    }
+    text
+}

@@ -1,0 +1,181 @@
+//! What a record is: one JSON object that becomes one line of an artifact.
+//!
+//! A line is `{"id":…,"created_date":…,"modified_date":…,"data":{…}}`, id first, then the dates, then everything
+//! else under `data`; or, for the few item types that the platform wants flat (attachments, external sync units,
+//! the metadata document), any JSON object as it is. Source: <https://developer.devrev.ai/airdrop/data-extraction>.
+
+use chrono::{DateTime, FixedOffset, SecondsFormat};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::error::{Error, Result};
+use crate::model::{BATCH_BYTES_MAX, ID_BYTES_MAX, Micros};
+
+/// One record, ready to be a line of an artifact.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    id: Option<String>,
+    created: Option<DateTime<FixedOffset>>,
+    modified: Option<DateTime<FixedOffset>>,
+    operation: Option<String>,
+    /// A JSON object on one line: the record's `data`, or, without an id, the whole line.
+    object: Box<str>,
+}
+
+impl Record {
+    /// A record with `data` from anything that serialises to a JSON object.
+    ///
+    /// ```
+    /// use highwater::Record;
+    /// #[derive(serde::Serialize)]
+    /// struct Issue { title: String }
+    /// let record = Record::new("ISSUE-1", &Issue { title: "a crash".into() })?;
+    /// assert_eq!(record.to_line(), r#"{"id":"ISSUE-1","data":{"title":"a crash"}}"#);
+    /// # Ok::<(), highwater::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `Record` if the data is no JSON object, or the id is empty, or over [`ID_BYTES_MAX`](crate::limits::ID_BYTES_MAX)
+    /// bytes, or the record is over [`BATCH_BYTES_MAX`](crate::limits::BATCH_BYTES_MAX) bytes.
+    pub fn new(id: impl Into<String>, data: &impl Serialize) -> Result<Self> {
+        let id = checked_id(id.into())?;
+        let object = serde_json::to_string(data).map_err(|error| refused(&id, error.to_string()))?;
+        Self::with_object(Some(id), object)
+    }
+
+    /// A record whose `data` is JSON text already; it is checked, not rewritten.
+    ///
+    /// # Errors
+    /// As [`Record::new`]; also if the text is not JSON.
+    pub fn from_raw(id: impl Into<String>, data: &str) -> Result<Self> {
+        let id = checked_id(id.into())?;
+        let object = checked_json(&id, data)?;
+        Self::with_object(Some(id), object)
+    }
+
+    /// A line that is no id-and-data record: the whole JSON object is the line.
+    ///
+    /// # Errors
+    /// As [`Record::new`].
+    pub fn flat(line: &impl Serialize) -> Result<Self> {
+        let object = serde_json::to_string(line).map_err(|error| refused("(flat)", error.to_string()))?;
+        Self::with_object(None, object)
+    }
+
+    /// As [`Record::flat`], from JSON text, which is checked, not rewritten.
+    ///
+    /// # Errors
+    /// As [`Record::new`]; also if the text is not JSON.
+    pub fn flat_raw(line: &str) -> Result<Self> {
+        let object = checked_json("(flat)", line)?;
+        Self::with_object(None, object)
+    }
+
+    /// Sets when the source says that it was created. The offset is kept as given.
+    #[must_use]
+    pub fn created(mut self, at: impl Into<DateTime<FixedOffset>>) -> Self {
+        self.created = Some(at.into());
+        self
+    }
+
+    /// Sets when the source says that it was last modified. The offset is kept as given.
+    #[must_use]
+    pub fn modified(mut self, at: impl Into<DateTime<FixedOffset>>) -> Self {
+        self.modified = Some(at.into());
+        self
+    }
+
+    /// Sets what happened to it: `created`, `updated`, `deleted`.
+    #[must_use]
+    pub fn operation(mut self, operation: impl Into<String>) -> Self {
+        self.operation = Some(operation.into());
+        self
+    }
+
+    /// The id, unless the record is flat.
+    pub fn id(&self) -> Option<&str> {
+        self.id.as_deref()
+    }
+
+    pub(crate) fn created_micros(&self) -> Option<Micros> {
+        self.created.map(|at| Micros::from_time(at.to_utc()))
+    }
+
+    pub(crate) fn modified_micros(&self) -> Option<Micros> {
+        self.modified.map(|at| Micros::from_time(at.to_utc()))
+    }
+
+    /// The record as one line of JSON, without the newline.
+    pub fn to_line(&self) -> String {
+        let mut line = Vec::with_capacity(self.object.len() + 160);
+        self.write_line(&mut line);
+        // Every part is text.
+        String::from_utf8_lossy(&line).into_owned()
+    }
+
+    /// Appends the line, without the newline.
+    pub(crate) fn write_line(&self, out: &mut Vec<u8>) {
+        let Some(id) = &self.id else {
+            out.extend_from_slice(self.object.as_bytes());
+            return;
+        };
+        out.extend_from_slice(b"{\"id\":");
+        write_string(out, id);
+        for (key, at) in [("created_date", self.created), ("modified_date", self.modified)] {
+            if let Some(at) = at {
+                out.extend_from_slice(b",\"");
+                out.extend_from_slice(key.as_bytes());
+                out.extend_from_slice(b"\":\"");
+                out.extend_from_slice(at.to_rfc3339_opts(SecondsFormat::AutoSi, true).as_bytes());
+                out.push(b'"');
+            }
+        }
+        if let Some(operation) = &self.operation {
+            out.extend_from_slice(b",\"operation\":");
+            write_string(out, operation);
+        }
+        out.extend_from_slice(b",\"data\":");
+        out.extend_from_slice(self.object.as_bytes());
+        out.push(b'}');
+    }
+
+    fn with_object(id: Option<String>, object: String) -> Result<Self> {
+        let name = id.as_deref().unwrap_or("(flat)");
+        if !object.starts_with('{') {
+            let found: String = object.chars().take(40).collect();
+            return Err(refused(name, format!("expected a JSON object, found {found}")));
+        }
+        if object.len() as u64 > BATCH_BYTES_MAX {
+            return Err(refused(
+                name,
+                format!("it is {} bytes, over the limit of {BATCH_BYTES_MAX}", object.len()),
+            ));
+        }
+        Ok(Self { id, created: None, modified: None, operation: None, object: object.into_boxed_str() })
+    }
+}
+
+fn refused(id: &str, reason: String) -> Error {
+    Error::Record { id: id.chars().take(80).collect(), reason }
+}
+
+fn checked_id(id: String) -> Result<String> {
+    if id.is_empty() || id.len() > ID_BYTES_MAX {
+        let reason = format!("an id has 1 to {ID_BYTES_MAX} bytes, this one {}", id.len());
+        return Err(refused(&id, reason));
+    }
+    Ok(id)
+}
+
+/// Checks JSON text; what stands on several lines is put on one (a newline cannot be inside a JSON string).
+fn checked_json(id: &str, text: &str) -> Result<String> {
+    let value: &RawValue = serde_json::from_str(text).map_err(|error| refused(id, error.to_string()))?;
+    let text = value.get();
+    Ok(if text.contains(['\n', '\r']) { text.replace(['\n', '\r'], " ") } else { text.to_owned() })
+}
+
+fn write_string(out: &mut Vec<u8>, text: &str) {
+    // A string always serialises, and a vector takes every write.
+    let written = serde_json::to_writer(&mut *out, text);
+    debug_assert!(written.is_ok());
+}

@@ -1,0 +1,6 @@
+//! What is remembered.
+
+mod disk;
+
+#[doc(hidden)]
+pub use disk::Disk;
