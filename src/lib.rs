@@ -16,7 +16,8 @@ mod clock;
 mod error;
 mod model;
 
-// Layer 1: what a record is.
+// Layer 1: what a record is; JSON Lines and gzip.
+mod artifact;
 mod record;
 
 // Layers 2 and 3: what is remembered.
@@ -25,12 +26,14 @@ mod store;
 // Layers 1 and 4: Airdrop.
 pub mod airdrop;
 
+pub use artifact::Level;
 pub use clock::{Clock, SystemClock, VirtualClock};
 pub use error::{BoxError, Error, ErrorKind, Result};
 pub use model::{ArtifactId, ItemType, Phase, RunId, StreamName, SyncUnitId, ValueKey};
 pub use record::Record;
 #[doc(hidden)]
 pub use store::Disk;
+pub use store::{Batch, BatchKey, Batches, Page, Run, Store, StoreOptions, SyncUnit};
 
 /// The limits of everything that is stored or sent.
 pub mod limits {

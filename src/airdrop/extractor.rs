@@ -1,0 +1,87 @@
+//! What a connector's author writes: where units, metadata and pages come from.
+
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::error::BoxError;
+use crate::store::Page;
+
+use super::Context;
+
+/// A source of records, as `serve` drives it.
+///
+/// A method is called again, with the same arguments, after any failure or kill: it must not depend on how often.
+/// `Sync`, because attachments are opened from several threads; no two methods that take `&mut self` overlap.
+pub trait Extractor: Sync {
+    /// The resume position of a stream. It is stored as JSON, so give new fields `#[serde(default)]`.
+    type Cursor: Serialize + DeserializeOwned;
+
+    /// Lists what can be synced.
+    ///
+    /// # Errors
+    /// Whatever went wrong; the platform is told.
+    fn external_sync_units(&mut self, context: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError>;
+
+    /// Describes the record types: the external domain metadata document.
+    ///
+    /// # Errors
+    /// Whatever went wrong; the platform is told.
+    fn metadata(&mut self, context: &Context<'_>) -> Result<Value, SourceError>;
+
+    /// Names the streams of the data phase, in the order in which they are extracted. The same all through a run.
+    fn streams(&self) -> Vec<String>;
+
+    /// Fetches one page of a stream; `cursor` is what the page before it left, `None` at the start of a run.
+    ///
+    /// # Errors
+    /// Whatever went wrong; nothing of the page is stored. [`SourceError::RateLimited`] ends the invocation with
+    /// DELAY, everything else with ERROR.
+    fn page(
+        &mut self,
+        context: &Context<'_>,
+        stream: &str,
+        cursor: Option<Self::Cursor>,
+    ) -> Result<Page<Self::Cursor>, SourceError>;
+}
+
+/// One container that a user can choose to sync.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExternalSyncUnit {
+    /// Its id in the external system.
+    pub id: String,
+    /// What people call it.
+    pub name: String,
+    /// What it is for.
+    pub description: String,
+    /// About how many items it holds, if known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub item_count: Option<u64>,
+    /// The item type that is counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub item_type: Option<String>,
+}
+
+/// Why the source gave no page. Any error turns into [`SourceError::Failed`] with `?`.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum SourceError {
+    /// The source asked to be left alone for so long.
+    RateLimited {
+        /// How long.
+        after: Duration,
+    },
+    /// Anything else.
+    Failed {
+        /// The cause, whose text the platform is told.
+        source: BoxError,
+    },
+}
+
+impl<E: Into<BoxError>> From<E> for SourceError {
+    fn from(source: E) -> Self {
+        SourceError::Failed { source: source.into() }
+    }
+}

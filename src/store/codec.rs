@@ -1,0 +1,126 @@
+//! How a stored value is written: an envelope that no flipped byte gets through.
+//!
+//! Shape: `version: u8`, `crc: u32 little-endian` (CRC-32 of version and body), `body`. The body of a crate-owned
+//! row is bincode (standard configuration, little-endian variable-length integers) and all of it must be consumed;
+//! what belongs to others (JSON text, gzip members, messages) is its own bytes.
+//!
+//! bincode cannot add a field, so a changed row is a new version: the old struct stays, with a `From`. Over half of
+//! all one-byte corruptions would decode without a word, hence the checksum; without the limit a flipped length
+//! would abort the process, hence the limit, which is checked even though the checksum has passed.
+
+use flate2::Crc;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Bytes that one bincode row may claim. Every row is far smaller: the largest holds the lines of one page.
+const ROW_BYTES_MAX: usize = 256 * 1024 * 1024;
+const ENVELOPE_BYTES: usize = 5;
+
+/// Why stored bytes are no value.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum DecodeError {
+    #[error("it is of version {found}, newer than {supported}")]
+    Newer { found: u8, supported: u8 },
+    #[error("{0}")]
+    Damaged(String),
+}
+
+fn crc(version: u8, body: &[u8]) -> u32 {
+    let mut crc = Crc::new();
+    crc.update(&[version]);
+    crc.update(body);
+    crc.sum()
+}
+
+/// CRC-32 of any bytes.
+pub(crate) fn checksum(bytes: &[u8]) -> u32 {
+    let mut crc = Crc::new();
+    crc.update(bytes);
+    crc.sum()
+}
+
+/// Puts `body` in an envelope.
+pub(crate) fn seal(version: u8, body: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(ENVELOPE_BYTES + body.len());
+    bytes.push(version);
+    bytes.extend_from_slice(&crc(version, body).to_le_bytes());
+    bytes.extend_from_slice(body);
+    bytes
+}
+
+/// Takes the body of an envelope of at most version `supported`, with its version.
+pub(crate) fn open(bytes: &[u8], supported: u8) -> Result<(u8, &[u8]), DecodeError> {
+    let Some((&[version, a, b, c, d], body)) = bytes.split_first_chunk::<ENVELOPE_BYTES>() else {
+        return Err(DecodeError::Damaged(format!("it has {} bytes, less than its envelope", bytes.len())));
+    };
+    let found = u32::from_le_bytes([a, b, c, d]);
+    let expected = crc(version, body);
+    if found != expected {
+        return Err(DecodeError::Damaged(format!("its checksum is {found:08x}, expected {expected:08x}")));
+    }
+    if version > supported {
+        return Err(DecodeError::Newer { found: version, supported });
+    }
+    Ok((version, body))
+}
+
+/// Writes a row as the body of an envelope.
+pub(crate) fn encode<T: Serialize>(version: u8, row: &T) -> Result<Vec<u8>, DecodeError> {
+    let config = bincode::config::standard().with_limit::<ROW_BYTES_MAX>();
+    let body = bincode::serde::encode_to_vec(row, config)
+        .map_err(|error| DecodeError::Damaged(error.to_string()))?;
+    Ok(seal(version, &body))
+}
+
+/// Reads a row of exactly `version`.
+pub(crate) fn decode<T: DeserializeOwned>(version: u8, bytes: &[u8]) -> Result<T, DecodeError> {
+    let (found, body) = open(bytes, version)?;
+    if found != version {
+        return Err(DecodeError::Damaged(format!("it is of version {found}, which was never written")));
+    }
+    let config = bincode::config::standard().with_limit::<ROW_BYTES_MAX>();
+    let (row, read) = bincode::serde::decode_from_slice(body, config)
+        .map_err(|error| DecodeError::Damaged(error.to_string()))?;
+    if read != body.len() {
+        return Err(DecodeError::Damaged(format!("{} bytes follow it", body.len() - read)));
+    }
+    Ok(row)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_envelope_with_any_byte_flipped_or_cut_is_an_error() {
+        let whole = encode(1, &("acme/tickets".to_owned(), 7_u64, Some(-3_i64))).unwrap();
+        assert!(decode::<(String, u64, Option<i64>)>(1, &whole).is_ok());
+        for at in 0..whole.len() {
+            for bit in 0..8 {
+                let mut flipped = whole.clone();
+                flipped[at] ^= 1 << bit;
+                assert!(decode::<(String, u64, Option<i64>)>(1, &flipped).is_err(), "byte {at} bit {bit}");
+            }
+            assert!(decode::<(String, u64, Option<i64>)>(1, &whole[..at]).is_err(), "cut to {at}");
+        }
+        let mut longer = whole.clone();
+        longer.push(0);
+        assert!(decode::<(String, u64, Option<i64>)>(1, &longer).is_err());
+    }
+
+    #[test]
+    fn a_newer_version_is_told_from_damage() {
+        let bytes = encode(2, &1_u8).unwrap();
+        assert_eq!(decode::<u8>(1, &bytes), Err(DecodeError::Newer { found: 2, supported: 1 }));
+    }
+
+    #[test]
+    fn a_body_that_is_whole_but_of_another_shape_is_an_error() {
+        let bytes = encode(1, &(1_u8, 2_u8)).unwrap();
+        assert!(
+            matches!(decode::<u8>(1, &bytes), Err(DecodeError::Damaged(reason)) if reason.contains("follow"))
+        );
+        let bytes = encode(1, &1_u8).unwrap();
+        assert!(decode::<String>(1, &bytes).is_err());
+    }
+}

@@ -1,0 +1,135 @@
+//! What one fetch of the source returns.
+
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::model::{CURSOR_BYTES_MAX, ItemType, VALUE_BYTES_MAX, ValueKey};
+use crate::record::Record;
+
+/// What one fetch of the source returned: records, and where the next fetch starts.
+///
+/// A page is staged whole, in one transaction: its records, the cursor after it, and the bookmark and values set on
+/// it. Nothing is checked while it is put together; what cannot be stored is an error of the staging, which then
+/// stores nothing.
+///
+/// ```
+/// use highwater::{Page, Record};
+/// let page = Page::more(2_u32)
+///     .record("issues", Record::new("ISSUE-1", &serde_json::json!({"title": "a crash"}))?)
+///     .record("users", Record::new("USER-7", &serde_json::json!({"name": "Ada"}))?)
+///     .progress(40);
+/// assert_eq!(page.items(), 2);
+/// # Ok::<(), highwater::Error>(())
+/// ```
+#[derive(Debug)]
+#[must_use]
+pub struct Page<C> {
+    pub(crate) next: Option<C>,
+    records: Vec<(String, Vec<Record>)>,
+    bookmark: Option<Result<String>>,
+    values: Vec<(String, Option<Result<String>>)>,
+    progress: Option<u8>,
+}
+
+/// A page whose parts were all checked, ready to be stored.
+#[derive(Debug)]
+pub(crate) struct PageParts<C> {
+    pub(crate) next: Option<C>,
+    pub(crate) records: Vec<(ItemType, Vec<Record>)>,
+    pub(crate) bookmark: Option<String>,
+    pub(crate) values: Vec<(ValueKey, Option<String>)>,
+    pub(crate) progress: Option<u8>,
+}
+
+impl<C> Page<C> {
+    /// A page after which there are more: the next fetch of this stream gets `next`.
+    pub fn more(next: C) -> Self {
+        Self { next: Some(next), records: Vec::new(), bookmark: None, values: Vec::new(), progress: None }
+    }
+
+    /// The last page of its stream, in this run.
+    pub fn last() -> Self {
+        Self { next: None, records: Vec::new(), bookmark: None, values: Vec::new(), progress: None }
+    }
+
+    /// Adds a record.
+    pub fn record(mut self, item_type: &str, record: Record) -> Self {
+        self.push(item_type, record);
+        self
+    }
+
+    /// Adds a record, to a page that is being filled in a loop.
+    pub fn push(&mut self, item_type: &str, record: Record) {
+        match self.records.iter_mut().find(|(name, _)| name == item_type) {
+            Some((_, records)) => records.push(record),
+            None => self.records.push((item_type.to_owned(), vec![record])),
+        }
+    }
+
+    /// Leaves a bookmark: what the *next* run of this stream starts from, once this run is finished. At most
+    /// [`CURSOR_BYTES_MAX`](crate::limits::CURSOR_BYTES_MAX) bytes as JSON.
+    pub fn bookmark(mut self, bookmark: &impl Serialize) -> Self {
+        self.bookmark = Some(to_json("the bookmark", bookmark, CURSOR_BYTES_MAX));
+        self
+    }
+
+    /// Sets a small value of the extractor's own, kept per sync unit until it is set again. At most
+    /// [`VALUE_BYTES_MAX`](crate::limits::VALUE_BYTES_MAX) bytes as JSON.
+    pub fn value(mut self, key: &str, value: &impl Serialize) -> Self {
+        let json = to_json(&format!("the value {key}"), value, VALUE_BYTES_MAX);
+        self.values.push((key.to_owned(), Some(json)));
+        self
+    }
+
+    /// Removes a value of the extractor's own.
+    pub fn without_value(mut self, key: &str) -> Self {
+        self.values.push((key.to_owned(), None));
+        self
+    }
+
+    /// Estimates how much of the phase is done, in percent (over 100 counts as 100). People see it; nothing depends
+    /// on it.
+    pub fn progress(mut self, percent: u8) -> Self {
+        self.progress = Some(percent.min(100));
+        self
+    }
+
+    /// Records in it.
+    pub fn items(&self) -> usize {
+        self.records.iter().map(|(_, records)| records.len()).sum()
+    }
+
+    /// Checks every name and value; the first that cannot be stored is the error.
+    pub(crate) fn into_parts(self) -> Result<PageParts<C>> {
+        Ok(PageParts {
+            next: self.next,
+            records: self
+                .records
+                .into_iter()
+                .map(|(name, records)| Ok((ItemType::new(name)?, records)))
+                .collect::<Result<_>>()?,
+            bookmark: self.bookmark.transpose()?,
+            values: self
+                .values
+                .into_iter()
+                .map(|(key, value)| Ok((ValueKey::new(key)?, value.transpose()?)))
+                .collect::<Result<_>>()?,
+            progress: self.progress,
+        })
+    }
+}
+
+/// JSON text of at most `limit_bytes`.
+pub(crate) fn to_json(what: &str, value: &impl Serialize, limit_bytes: usize) -> Result<String> {
+    let json = serde_json::to_string(value)
+        .map_err(|error| Error::Invalid { what: what.to_owned(), reason: error.to_string() })?;
+    if json.len() > limit_bytes {
+        return Err(Error::TooLarge {
+            what: what.to_owned(),
+            found: json.len() as u64,
+            limit: limit_bytes as u64,
+            unit: "bytes",
+        });
+    }
+    Ok(json)
+}

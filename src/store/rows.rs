@@ -1,0 +1,437 @@
+//! What is stored: the rows, their tables and their keys.
+//!
+//! A key is `unit: u64 big-endian`, then, where the row belongs to a run, `run: u64 big-endian`, then the rest: a
+//! name as UTF-8 or a number as `u64 big-endian`. So a unit, and a run in it, is one range scan. Units are numbered
+//! once and never again, so that a deleted unit's rows cannot be taken for those of its successor.
+//!
+//! | table | key after unit (and run) | value |
+//! | --- | --- | --- |
+//! | `meta` | `format`, alone | [`FormatRow`] |
+//! | `units` | the sync unit id, alone | [`UnitRow`] |
+//! | `runs` | run | [`RunRow`] |
+//! | `run_ids` | run id | [`RunIdRow`] |
+//! | `streams` | run, stream name | [`StreamRow`] |
+//! | `types` | run, item type | [`TypeRow`] |
+//! | `chunks` | run, item type, a zero byte, number | [`ChunkRow`]: lines of a batch that is still open |
+//! | `batches` | run, seq | [`BatchRow`] |
+//! | `payloads` | run, seq | one gzip member |
+//! | `bookmarks` | stream name | [`BookmarkRow`] |
+//! | `values` | key | JSON text |
+//! | `events` | run, identity | [`EventRow`] |
+//! | `messages` | message number | [`MessageRow`] |
+//! | `ledger` | run | [`LedgerRow`] |
+
+use std::marker::PhantomData;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Micros, Phase, Phases};
+
+use super::codec::{self, DecodeError};
+
+/// A value of a table.
+pub(crate) trait Row: Sized {
+    fn to_bytes(&self) -> Result<Vec<u8>, DecodeError>;
+    fn from_bytes(bytes: &[u8]) -> Result<Self, DecodeError>;
+}
+
+/// A table, by its name and the type of its rows.
+#[derive(Debug)]
+pub(crate) struct Table<R> {
+    pub(crate) name: &'static str,
+    rows: PhantomData<fn() -> R>,
+}
+
+impl<R: Row> Table<R> {
+    const fn new(name: &'static str) -> Self {
+        Self { name, rows: PhantomData }
+    }
+}
+
+macro_rules! tables {
+    ($($table:ident: $row:ty = $name:literal;)*) => {
+        $(pub(crate) const $table: Table<$row> = Table::new($name);)*
+        /// Every table, so that a new store has them all.
+        pub(crate) const ALL_TABLES: &[&str] = &[$($name),*];
+    };
+}
+
+tables! {
+    META: FormatRow = "meta";
+    UNITS: UnitRow = "units";
+    RUNS: RunRow = "runs";
+    RUN_IDS: RunIdRow = "run_ids";
+    STREAMS: StreamRow = "streams";
+    TYPES: TypeRow = "types";
+    CHUNKS: ChunkRow = "chunks";
+    BATCHES: BatchRow = "batches";
+    PAYLOADS: Payload = "payloads";
+    BOOKMARKS: BookmarkRow = "bookmarks";
+    VALUES: Json = "values";
+    EVENTS: EventRow = "events";
+    MESSAGES: MessageRow = "messages";
+    LEDGER: LedgerRow = "ledger";
+}
+
+/// A key, part by part.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Key(Vec<u8>);
+
+impl Key {
+    pub(crate) fn unit(no: u64) -> Self {
+        Self(no.to_be_bytes().to_vec())
+    }
+    pub(crate) fn name(name: &str) -> Self {
+        Self(name.as_bytes().to_vec())
+    }
+    pub(crate) fn and_number(mut self, number: u64) -> Self {
+        self.0.extend_from_slice(&number.to_be_bytes());
+        self
+    }
+    pub(crate) fn and_name(mut self, name: &str) -> Self {
+        self.0.extend_from_slice(name.as_bytes());
+        self
+    }
+    /// For a name that is not the last part. Names hold no control characters, so a zero byte ends one.
+    pub(crate) fn and_inner_name(mut self, name: &str) -> Self {
+        self.0.extend_from_slice(name.as_bytes());
+        self.0.push(0);
+        self
+    }
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+    /// The first key after all that start with this one; `None` if there is none.
+    pub(crate) fn end(&self) -> Option<Key> {
+        let mut end = self.0.clone();
+        while let Some(last) = end.pop() {
+            if last < u8::MAX {
+                end.push(last + 1);
+                return Some(Key(end));
+            }
+        }
+        None
+    }
+}
+
+/// A number at the end of a key.
+pub(crate) fn number_of(tail: &[u8]) -> Result<u64, DecodeError> {
+    let bytes: [u8; 8] = tail
+        .try_into()
+        .map_err(|_| DecodeError::Damaged(format!("its key ends in {} bytes instead of 8", tail.len())))?;
+    Ok(u64::from_be_bytes(bytes))
+}
+
+/// A name at the end of a key.
+pub(crate) fn name_of(tail: &[u8]) -> Result<&str, DecodeError> {
+    std::str::from_utf8(tail).map_err(|_| DecodeError::Damaged("its key is not UTF-8".to_owned()))
+}
+
+macro_rules! bincode_rows {
+    ($($row:ty = $version:literal;)*) => {$(
+        impl Row for $row {
+            fn to_bytes(&self) -> Result<Vec<u8>, DecodeError> {
+                codec::encode($version, self)
+            }
+            fn from_bytes(bytes: &[u8]) -> Result<Self, DecodeError> {
+                codec::decode($version, bytes)
+            }
+        }
+    )*};
+}
+
+bincode_rows! {
+    FormatRow = 1;
+    UnitRow = 1;
+    RunRow = 1;
+    RunIdRow = 1;
+    StreamRow = 1;
+    TypeRow = 1;
+    ChunkRow = 1;
+    BatchRow = 1;
+    BookmarkRow = 1;
+    EventRow = 1;
+    MessageRow = 1;
+    LedgerRow = 1;
+}
+
+/// Bytes of others, as they are: a gzip member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Payload(pub(crate) Vec<u8>);
+
+impl Row for Payload {
+    fn to_bytes(&self) -> Result<Vec<u8>, DecodeError> {
+        Ok(codec::seal(1, &self.0))
+    }
+    fn from_bytes(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let (_, body) = codec::open(bytes, 1)?;
+        Ok(Self(body.to_vec()))
+    }
+}
+
+/// JSON text of others, as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Json(pub(crate) String);
+
+impl Row for Json {
+    fn to_bytes(&self) -> Result<Vec<u8>, DecodeError> {
+        Ok(codec::seal(1, self.0.as_bytes()))
+    }
+    fn from_bytes(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let (_, body) = codec::open(bytes, 1)?;
+        match std::str::from_utf8(body) {
+            Ok(text) => Ok(Self(text.to_owned())),
+            Err(_) => Err(DecodeError::Damaged("it is not UTF-8".to_owned())),
+        }
+    }
+}
+
+/// The format of the whole file, and the number that the next unit gets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FormatRow {
+    pub(crate) format: u32,
+    pub(crate) next_unit: u64,
+}
+
+/// What a sync unit is known by.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct UnitRow {
+    /// Its number in every other key.
+    pub(crate) no: u64,
+    pub(crate) created_at: Micros,
+    /// The newest run, over or not.
+    pub(crate) run: Option<u64>,
+    pub(crate) next_run: u64,
+    pub(crate) next_message: u64,
+    /// Time up to which a finished run vouches: the start of the last one.
+    pub(crate) watermark: Option<Micros>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum RunStatus {
+    Open,
+    Finished,
+    /// A newer run took its place, or its store was lost: nothing more comes of it.
+    Abandoned,
+}
+
+/// One run. It is rewritten with every page, so it holds no list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RunRow {
+    pub(crate) id: String,
+    pub(crate) status: RunStatus,
+    pub(crate) started_at: Micros,
+    pub(crate) ended_at: Option<Micros>,
+    /// Everything modified at or after this is wanted; `None` is everything.
+    pub(crate) since: Option<Micros>,
+    /// A watermark that was not used, for lying in the future.
+    pub(crate) since_ignored: Option<Micros>,
+    /// Raised by every life that takes the run up; an older life's writes are refused.
+    pub(crate) epoch: u64,
+    /// It was begun by an event that cannot begin a run: its records before that are not known here.
+    pub(crate) lost: bool,
+    pub(crate) phase: Option<Phase>,
+    pub(crate) done: Phases,
+    pub(crate) pages: u64,
+    pub(crate) next_seq: u64,
+    pub(crate) next_chunk: u64,
+    /// Batches that are not yet acknowledged or announced.
+    pub(crate) open_batches: u64,
+    pub(crate) not_before: Option<NotBefore>,
+    pub(crate) progress: Option<u8>,
+    /// Events accepted, and the newest of them.
+    pub(crate) events: u64,
+    pub(crate) event: Option<String>,
+    /// How often the platform used the ids of an answered event for a new one.
+    pub(crate) events_reused: u64,
+    /// The number of its first message.
+    pub(crate) first_message: u64,
+    /// The message that answers the newest event, if it is sealed.
+    pub(crate) message: Option<u64>,
+    /// After a message that was too large: artifacts that the next one may carry.
+    pub(crate) artifacts_max: Option<u64>,
+}
+
+/// When the source may be asked again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NotBefore {
+    pub(crate) at: Micros,
+    /// What was asked for: more than this cannot be left, unless the clock stepped back.
+    pub(crate) asked_seconds: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RunIdRow {
+    pub(crate) run: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StreamRow {
+    pub(crate) phase: Phase,
+    /// JSON text; `None` before the first page and after the last.
+    pub(crate) cursor: Option<String>,
+    pub(crate) exhausted: bool,
+    pub(crate) pages: u64,
+    pub(crate) items: u64,
+    /// JSON text for the next run, once this one is finished.
+    pub(crate) bookmark: Option<String>,
+}
+
+/// The counts of one item type in one run, and what its open batch is made of.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TypeRow {
+    /// Records that the source gave.
+    pub(crate) read: u64,
+    /// Those in batches that were closed.
+    pub(crate) batched: u64,
+    /// Those the platform knows to be ours.
+    pub(crate) confirmed: u64,
+    /// Those in a sealed message, or acknowledged.
+    pub(crate) announced: u64,
+    pub(crate) batches: u64,
+    pub(crate) artifacts_announced: u64,
+    /// Items and bytes of the open batch, whose lines are in `chunks`.
+    pub(crate) open_items: u32,
+    pub(crate) open_bytes: u64,
+    pub(crate) last_artifact: Option<String>,
+}
+
+/// The least and greatest dates of some records.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Dates {
+    pub(crate) created: Option<(Micros, Micros)>,
+    pub(crate) modified: Option<(Micros, Micros)>,
+}
+
+impl Dates {
+    pub(crate) fn add(&mut self, created: Option<Micros>, modified: Option<Micros>) {
+        widen(&mut self.created, created.map(|at| (at, at)));
+        widen(&mut self.modified, modified.map(|at| (at, at)));
+    }
+    pub(crate) fn merge(&mut self, other: Dates) {
+        widen(&mut self.created, other.created);
+        widen(&mut self.modified, other.modified);
+    }
+}
+
+fn widen(range: &mut Option<(Micros, Micros)>, by: Option<(Micros, Micros)>) {
+    *range = match (*range, by) {
+        (Some((least, greatest)), Some((low, high))) => Some((least.min(low), greatest.max(high))),
+        (one, None) | (None, one) => one,
+    };
+}
+
+/// The lines of one item type of one page, while their batch is open.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ChunkRow {
+    pub(crate) items: u32,
+    pub(crate) dates: Dates,
+    #[serde(with = "serde_bytes")]
+    pub(crate) lines: Vec<u8>,
+}
+
+/// Where a batch is in its life. A batch that was acknowledged, or whose message was accepted, has no row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum BatchState {
+    Staged,
+    /// The platform has the bytes under the id; it may or may not know that they are ours.
+    Uploaded,
+    Confirmed,
+    /// Named by the sealed message of that number.
+    Announced(u64),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct BatchRow {
+    pub(crate) item_type: String,
+    pub(crate) stream: String,
+    /// The epoch in which it was staged: part of its key.
+    pub(crate) epoch: u64,
+    pub(crate) items: u32,
+    pub(crate) line_bytes: u64,
+    pub(crate) gzip_bytes: u64,
+    pub(crate) dates: Dates,
+    /// The cursor after it, if it is the last batch that its page closed.
+    pub(crate) cursor_after: Option<String>,
+    pub(crate) state: BatchState,
+    pub(crate) artifact: Option<String>,
+    /// The epoch in which it was uploaded: a later life cannot know whether a confirm was tried.
+    pub(crate) uploaded_in: u64,
+    /// How often a confirm was refused for good, so that the id was given up.
+    pub(crate) given_up: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct BookmarkRow {
+    pub(crate) json: String,
+    pub(crate) run: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct EventRow {
+    /// Its place among the events of its run, from 1.
+    pub(crate) order: u64,
+    pub(crate) accepted_at: Micros,
+    pub(crate) message: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum MessageKind {
+    Done,
+    Progress,
+    Delay,
+    Error,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum MessageFate {
+    /// It may or may not have been sent and accepted.
+    Sealed,
+    /// Its acceptance was recorded that often.
+    Delivered { times: u32 },
+    /// A later event proved that it had been accepted.
+    Proven,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MessageRow {
+    pub(crate) run: u64,
+    pub(crate) phase: Phase,
+    pub(crate) event: String,
+    pub(crate) kind: MessageKind,
+    pub(crate) event_type: String,
+    pub(crate) fate: MessageFate,
+    pub(crate) sealed_at: Micros,
+    pub(crate) artifacts: u64,
+    /// Its acceptance ends the run.
+    pub(crate) finishes: bool,
+    pub(crate) key: String,
+    /// The JSON text.
+    #[serde(with = "serde_bytes")]
+    pub(crate) body: Vec<u8>,
+}
+
+/// What remains of a run that is over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LedgerRow {
+    pub(crate) id: String,
+    pub(crate) status: RunStatus,
+    pub(crate) started_at: Micros,
+    pub(crate) ended_at: Micros,
+    pub(crate) since: Option<Micros>,
+    /// The watermark it set; `None` for an abandoned run.
+    pub(crate) watermark: Option<Micros>,
+    pub(crate) epochs: u64,
+    pub(crate) pages: u64,
+    pub(crate) events: u64,
+    pub(crate) events_reused: u64,
+    pub(crate) types: Vec<LedgerType>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LedgerType {
+    pub(crate) item_type: String,
+    pub(crate) read: u64,
+    pub(crate) announced: u64,
+    pub(crate) artifacts: u64,
+}

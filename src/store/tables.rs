@@ -1,0 +1,461 @@
+//! The tables: every change is one transaction, and what it leaves is typed rows or a clear error.
+//!
+//! redb is used here and nowhere else, and none of its types is in a signature. [`Tables::change`] is one atomic,
+//! durable change; [`Tables::view`] is one consistent look. Both hand the caller's closure rows, never bytes.
+//!
+//! Durability: two-phase commits, each `fdatasync`ed before `change` returns; no quick-repair (redb's
+//! `docs/design.md` has both). A change whose closure fails, or unwinds, leaves nothing.
+//!
+//! Crash-safe creation: redb killed while it creates a file can leave one that it never opens again. So a new store
+//! is written under a temporary name in the same directory, closed, given its own name (never over a file that is
+//! there), and the directory is synced. What a killed creator leaves is swept by the next one.
+
+use std::fs::File;
+use std::io;
+use std::ops::Bound;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use redb::{
+    Builder, Database, DatabaseError, Durability, ReadTransaction, ReadableDatabase, ReadableTable,
+    StorageBackend, StorageError, TableDefinition, WriteTransaction,
+};
+
+use crate::error::{Error, Result};
+
+use super::codec::DecodeError;
+use super::disk::Disk;
+use super::rows::{ALL_TABLES, FormatRow, Key, META, Row, Table};
+
+/// The newest format that this version writes and reads.
+pub(crate) const FORMAT: u32 = 1;
+
+/// The first bytes of every redb file (redb `docs/design.md`, "Super-header").
+const MAGIC: [u8; 9] = *b"redb\x1A\x0A\xA9\x0D\x0A";
+const FORMAT_KEY: &str = "format";
+
+/// An open file of tables.
+#[derive(Debug)]
+pub(crate) struct Tables {
+    db: Database,
+    path: PathBuf,
+}
+
+type Bytes = TableDefinition<'static, &'static [u8], &'static [u8]>;
+
+fn definition<R>(table: &Table<R>) -> Bytes {
+    TableDefinition::new(table.name)
+}
+
+impl Tables {
+    /// Opens the file, or creates it if there is none.
+    pub(crate) fn open(path: &Path, cache_bytes: usize) -> Result<Self> {
+        let shown = path.display();
+        loop {
+            match std::fs::metadata(path) {
+                Ok(_) => {
+                    check_magic(path)?;
+                    let open = || builder(cache_bytes).open(path);
+                    return Self::adopt(path, guard(path, open)?);
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    if let Err(error) = create(path, cache_bytes) {
+                        // Somebody else's new store stands there now, or a sweeper took ours for a dead one's.
+                        if !matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound)
+                            || !parent(path).is_dir()
+                        {
+                            return Err(Error::io(format!("create the store {shown}"), error));
+                        }
+                    }
+                }
+                Err(error) => return Err(Error::io(format!("open the store {shown}"), error)),
+            }
+        }
+    }
+
+    /// Opens a store on a disk of another kind. `path` is what errors call it.
+    pub(crate) fn open_on(disk: Box<dyn Disk>, path: &Path, cache_bytes: usize) -> Result<Self> {
+        let new = disk.is_empty().map_err(|error| Error::io(format!("open {}", path.display()), error))?;
+        let create = || builder(cache_bytes).create_with_backend(Backend(disk));
+        let db = guard(path, create)?;
+        if new {
+            let this = Self { db, path: path.to_owned() };
+            this.initialise()?;
+            return Ok(this);
+        }
+        Self::adopt(path, db)
+    }
+
+    /// Takes an opened file for ours only if it says so.
+    fn adopt(path: &Path, db: Database) -> Result<Self> {
+        let this = Self { db, path: path.to_owned() };
+        let format = this.view(|rows| rows.get(&META, &Key::name(FORMAT_KEY)));
+        let newer = |found| Error::NewerFormat { what: path.display().to_string(), found, supported: FORMAT };
+        match format {
+            Ok(Some(row)) if row.format > FORMAT => Err(newer(row.format)),
+            Ok(Some(_)) => Ok(this),
+            Ok(None) => Err(Error::NotAStore {
+                path: path.to_owned(),
+                reason: "it is a redb file without our format row".to_owned(),
+            }),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn initialise(&self) -> Result<()> {
+        self.change(|change| {
+            for name in ALL_TABLES {
+                let table: Bytes = TableDefinition::new(name);
+                change
+                    .transaction
+                    .open_table(table)
+                    .map_err(|error| self.storage_error("create", &error.into()))?;
+            }
+            change.put(&META, &Key::name(FORMAT_KEY), &FormatRow { format: FORMAT, next_unit: 1 })
+        })
+    }
+
+    /// Makes one change: all of it, durably, or, if the closure fails, none.
+    ///
+    /// The path of the store is the only thing that the change may be told of a failure before it.
+    pub(crate) fn change<T>(&self, body: impl FnOnce(&Change<'_>) -> Result<T>) -> Result<T> {
+        let mut transaction =
+            self.db.begin_write().map_err(|error| self.storage_error("begin a change of", &error.into()))?;
+        transaction
+            .set_durability(Durability::Immediate)
+            .map_err(|error| self.storage_error("begin a change of", &error.into()))?;
+        transaction.set_two_phase_commit(true);
+        let change = Change { tables: self, transaction };
+        let result = body(&change)?;
+        change
+            .transaction
+            .commit()
+            .map_err(|error| self.storage_error("commit a change to", &error.into()))?;
+        Ok(result)
+    }
+
+    /// Looks at one moment of the store.
+    pub(crate) fn view<T>(&self, body: impl FnOnce(&View<'_>) -> Result<T>) -> Result<T> {
+        let transaction = self.db.begin_read().map_err(|error| self.storage_error("read", &error.into()))?;
+        body(&View { tables: self, transaction })
+    }
+
+    /// Takes the number of a new unit.
+    pub(crate) fn new_unit_no(change: &Change<'_>) -> Result<u64> {
+        let key = Key::name(FORMAT_KEY);
+        let Some(mut row) = change.get(&META, &key)? else {
+            return Err(change.tables.damaged("meta", &key, "the format row is missing"));
+        };
+        let no = row.next_unit;
+        row.next_unit += 1;
+        change.put(&META, &key, &row)?;
+        Ok(no)
+    }
+
+    /// Verifies every page of the file against its checksum; true if all were as they should be.
+    pub(crate) fn verify(&mut self) -> Result<bool> {
+        let path = self.path.clone();
+        guard(&path, || self.db.check_integrity())
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The error of a row that cannot be what is stored.
+    pub(crate) fn damaged(&self, table: &str, key: &Key, reason: impl Into<String>) -> Error {
+        Error::Corrupt {
+            what: format!("{}, table {table}, key {}", self.path.display(), show(key.as_bytes())),
+            reason: reason.into(),
+        }
+    }
+
+    fn decode<R: Row>(&self, table: &Table<R>, key: &[u8], bytes: &[u8]) -> Result<R> {
+        R::from_bytes(bytes).map_err(|error| self.undecodable(table.name, key, error))
+    }
+
+    fn undecodable(&self, table: &str, key: &[u8], error: DecodeError) -> Error {
+        let what = format!("{}, table {table}, key {}", self.path.display(), show(key));
+        match error {
+            DecodeError::Newer { found, supported } => {
+                Error::NewerFormat { what, found: found.into(), supported: supported.into() }
+            }
+            DecodeError::Damaged(reason) => Error::Corrupt { what, reason },
+        }
+    }
+
+    fn storage_error(&self, action: &str, error: &redb::Error) -> Error {
+        storage_error(&self.path, action, error)
+    }
+}
+
+/// Reading rows, in a view or amid a change.
+pub(crate) trait Rows {
+    fn tables(&self) -> &Tables;
+
+    /// The row under `key`.
+    fn get<R: Row>(&self, table: &Table<R>, key: &Key) -> Result<Option<R>>;
+
+    /// Calls `each` with what follows `prefix` in the key, and the row, for every row from `from` on whose key starts
+    /// with `prefix`, in order, until it returns false.
+    fn scan<R: Row>(
+        &self,
+        table: &Table<R>,
+        prefix: &Key,
+        from: &Key,
+        each: impl FnMut(&[u8], R) -> Result<bool>,
+    ) -> Result<()>;
+
+    /// All rows whose key starts with `prefix`, in order, with what follows it.
+    fn all<R: Row>(&self, table: &Table<R>, prefix: &Key) -> Result<Vec<(Vec<u8>, R)>> {
+        let mut rows = Vec::new();
+        self.scan(table, prefix, prefix, |tail, row| {
+            rows.push((tail.to_vec(), row));
+            Ok(true)
+        })?;
+        Ok(rows)
+    }
+
+    /// A row that must be there.
+    fn need<R: Row>(&self, table: &Table<R>, key: &Key) -> Result<R> {
+        self.get(table, key)?.ok_or_else(|| self.tables().damaged(table.name, key, "the row is missing"))
+    }
+}
+
+/// One consistent look at the tables.
+pub(crate) struct View<'a> {
+    tables: &'a Tables,
+    transaction: ReadTransaction,
+}
+
+/// A change that is being made.
+pub(crate) struct Change<'a> {
+    tables: &'a Tables,
+    transaction: WriteTransaction,
+}
+
+macro_rules! rows {
+    ($type:ty) => {
+        impl Rows for $type {
+            fn tables(&self) -> &Tables {
+                self.tables
+            }
+
+            fn get<R: Row>(&self, table: &Table<R>, key: &Key) -> Result<Option<R>> {
+                let fail = |error: redb::Error| self.tables.storage_error("read", &error);
+                let open =
+                    self.transaction.open_table(definition(table)).map_err(|error| fail(error.into()))?;
+                match open.get(key.as_bytes()).map_err(|error| fail(error.into()))? {
+                    Some(bytes) => Ok(Some(self.tables.decode(table, key.as_bytes(), bytes.value())?)),
+                    None => Ok(None),
+                }
+            }
+
+            fn scan<R: Row>(
+                &self,
+                table: &Table<R>,
+                prefix: &Key,
+                from: &Key,
+                mut each: impl FnMut(&[u8], R) -> Result<bool>,
+            ) -> Result<()> {
+                let fail = |error: redb::Error| self.tables.storage_error("read", &error);
+                let open =
+                    self.transaction.open_table(definition(table)).map_err(|error| fail(error.into()))?;
+                let end = prefix.end();
+                let end = end.as_ref().map_or(Bound::Unbounded, |end| Bound::Excluded(end.as_bytes()));
+                let range = (Bound::Included(from.max(prefix).as_bytes()), end);
+                for entry in open.range::<&[u8]>(range).map_err(|error| fail(error.into()))? {
+                    let (key, value) = entry.map_err(|error| fail(error.into()))?;
+                    let row = self.tables.decode(table, key.value(), value.value())?;
+                    if !each(key.value().get(prefix.as_bytes().len()..).unwrap_or_default(), row)? {
+                        break;
+                    }
+                }
+                Ok(())
+            }
+        }
+    };
+}
+
+rows!(View<'_>);
+rows!(Change<'_>);
+
+impl Change<'_> {
+    /// Puts a row, in place of the one that is there.
+    pub(crate) fn put<R: Row>(&self, table: &Table<R>, key: &Key, row: &R) -> Result<()> {
+        let bytes =
+            row.to_bytes().map_err(|error| self.tables.undecodable(table.name, key.as_bytes(), error))?;
+        let fail = |error: redb::Error| self.tables.storage_error("write", &error);
+        let mut open = self.transaction.open_table(definition(table)).map_err(|error| fail(error.into()))?;
+        open.insert(key.as_bytes(), bytes.as_slice()).map_err(|error| fail(error.into()))?;
+        Ok(())
+    }
+
+    /// Removes a row, if it is there.
+    pub(crate) fn remove<R: Row>(&self, table: &Table<R>, key: &Key) -> Result<()> {
+        let fail = |error: redb::Error| self.tables.storage_error("write", &error);
+        let mut open = self.transaction.open_table(definition(table)).map_err(|error| fail(error.into()))?;
+        open.remove(key.as_bytes()).map_err(|error| fail(error.into()))?;
+        Ok(())
+    }
+
+    /// Removes every row whose key starts with `prefix`, without decoding them.
+    pub(crate) fn remove_all<R: Row>(&self, table: &Table<R>, prefix: &Key) -> Result<()> {
+        let end = prefix.end();
+        self.remove_between(
+            table,
+            prefix,
+            end.as_ref().map_or(Bound::Unbounded, |end| Bound::Excluded(end.as_bytes())),
+        )
+    }
+
+    /// Removes every row whose key is at least `from` and less than `to`, without decoding them.
+    pub(crate) fn remove_range<R: Row>(&self, table: &Table<R>, from: &Key, to: &Key) -> Result<()> {
+        self.remove_between(table, from, Bound::Excluded(to.as_bytes()))
+    }
+
+    fn remove_between<R: Row>(&self, table: &Table<R>, from: &Key, end: Bound<&[u8]>) -> Result<()> {
+        let fail = |error: redb::Error| self.tables.storage_error("write", &error);
+        let mut open = self.transaction.open_table(definition(table)).map_err(|error| fail(error.into()))?;
+        let range = (Bound::Included(from.as_bytes()), end);
+        open.retain_in::<&[u8], _>(range, |_, _| false).map_err(|error| fail(error.into()))
+    }
+}
+
+/// A [`Disk`] as redb wants it. It takes no locks: whoever hands us a disk owns it.
+#[derive(Debug)]
+struct Backend(Box<dyn Disk>);
+
+impl StorageBackend for Backend {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read(offset, out)
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync()
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write(offset, data)
+    }
+}
+
+fn builder(cache_bytes: usize) -> Builder {
+    let mut builder = Builder::new();
+    builder.set_cache_size(cache_bytes);
+    builder
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Creates a store where there is none, so that a kill at any moment leaves none or a whole one.
+fn create(path: &Path, cache_bytes: usize) -> io::Result<()> {
+    let directory = parent(path);
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let prefix = format!(".{name}.new-");
+    sweep(directory, &prefix);
+    let file = tempfile::Builder::new().prefix(&prefix).tempfile_in(directory)?;
+    let other = |error: Error| io::Error::other(crate::error::chain(&error));
+    let db = guard(path, || builder(cache_bytes).create(file.path())).map_err(other)?;
+    let tables = Tables { db, path: path.to_owned() };
+    tables.initialise().map_err(other)?;
+    tables.db.close().map_err(io::Error::other)?;
+    file.as_file().sync_all()?;
+    file.persist_noclobber(path).map_err(|error| error.error)?;
+    sync_directory(directory)
+}
+
+/// Removes what killed creators left: files of this prefix that nobody has locked.
+fn sweep(directory: &Path, prefix: &str) {
+    let Ok(entries) = std::fs::read_dir(directory) else { return };
+    for entry in entries.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(prefix)
+            && File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok())
+        {
+            // If it cannot be removed it is only in the way of nobody.
+            drop(std::fs::remove_file(entry.path()));
+        }
+    }
+}
+
+/// Makes the names in a directory durable.
+pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
+    if cfg!(unix) { File::open(directory)?.sync_all() } else { Ok(()) }
+}
+
+fn check_magic(path: &Path) -> Result<()> {
+    let mut start = Vec::new();
+    let read =
+        File::open(path).and_then(|file| io::Read::read_to_end(&mut io::Read::take(file, 9), &mut start));
+    read.map_err(|error| Error::io(format!("read the store {}", path.display()), error))?;
+    let reason = if start.is_empty() {
+        "it is empty; remove it to begin anew"
+    } else if start == MAGIC {
+        return Ok(());
+    } else {
+        "it does not start as a redb file does"
+    };
+    Err(Error::NotAStore { path: path.to_owned(), reason: reason.to_owned() })
+}
+
+/// Runs what reads a file that may be damaged: redb may panic on one that was altered behind its back.
+fn guard<T>(path: &Path, open: impl FnOnce() -> Result<T, DatabaseError>) -> Result<T> {
+    match catch_unwind(AssertUnwindSafe(open)) {
+        Ok(Ok(opened)) => Ok(opened),
+        Ok(Err(DatabaseError::DatabaseAlreadyOpen)) => Err(Error::InUse { path: path.to_owned() }),
+        Ok(Err(DatabaseError::UpgradeRequired(found))) => Err(Error::NotAStore {
+            path: path.to_owned(),
+            reason: format!("it is a redb file of format {found}, which we never wrote"),
+        }),
+        Ok(Err(error)) => Err(storage_error(path, "open", &error.into())),
+        Err(panic) => Err(Error::Corrupt {
+            what: path.display().to_string(),
+            reason: format!("reading it failed: {}", crate::error::panic_text(panic.as_ref())),
+        }),
+    }
+}
+
+fn storage_error(path: &Path, action: &str, error: &redb::Error) -> Error {
+    let shown = path.display();
+    match error {
+        redb::Error::Corrupted(reason) => Error::Corrupt { what: shown.to_string(), reason: reason.clone() },
+        redb::Error::Io(cause) => {
+            Error::io(format!("{action} the store {shown}"), io::Error::new(cause.kind(), cause.to_string()))
+        }
+        redb::Error::PreviousIo => Error::io(
+            format!("{action} the store {shown}"),
+            io::Error::other("an earlier operation on the disk failed; open the store again"),
+        ),
+        redb::Error::TableDoesNotExist(name) => {
+            Error::Corrupt { what: shown.to_string(), reason: format!("table {name} is missing") }
+        }
+        other => Error::io(format!("{action} the store {shown}"), io::Error::other(other.to_string())),
+    }
+}
+
+/// A key for people: text where it is text, bytes in hexadecimal where not.
+fn show(key: &[u8]) -> String {
+    let mut shown = String::new();
+    for chunk in key.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            if c.is_control() {
+                shown.push_str(&format!("\\x{:02x}", u32::from(c)));
+            } else {
+                shown.push(c);
+            }
+        }
+        for byte in chunk.invalid() {
+            shown.push_str(&format!("\\x{byte:02x}"));
+        }
+    }
+    shown
+}
