@@ -227,8 +227,10 @@ impl Phases {
 
 /// Whether an event opens a phase or goes on with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Step {
+pub enum Step {
+    /// It opens the phase.
     Start,
+    /// It goes on with it.
     Continue,
 }
 

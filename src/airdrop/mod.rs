@@ -1,5 +1,15 @@
 //! Airdrop: its events and messages, and the loop that drives an extractor through them.
 
+mod event;
+mod message;
 mod platform;
 
+pub use crate::model::Step;
+pub use event::{Event, EventType, Mode, Secret, Spelling, TimeSetting, WindowEnd};
+pub use message::ErrorCode;
+#[doc(hidden)]
+pub use message::{
+    ARTIFACTS_FIELD_BYTES, Answer, AnswerKind, ArtifactEntry, Composed, ERROR_MESSAGE_BYTES_MAX,
+    WorkerMetadata, answer_name, compose,
+};
 pub use platform::{Body, Fate, Platform, PlatformError, SealedMessage, Upload};

@@ -1,0 +1,768 @@
+//! The event that starts an invocation, read tolerantly.
+//!
+//! Only `payload.event_type` is needed to read one. Any other field may be missing, `null` or empty (all the same
+//! to us), and any field that we do not know may be there; a field of the wrong JSON type is an error, naming its
+//! path, for the one who asks for it. Ids may be numbers. `event_context` is kept as the text that it came as, less
+//! the white space between its parts: the answer echoes it whole, every number to its last digit.
+//!
+//! Secrets leave only as a [`Secret`]; neither `Debug` nor any error shows the value of a field that could be one.
+
+use std::fmt;
+
+use chrono::{DateTime, SubsecRound, Utc};
+use serde::Deserialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use crate::error::{Error, Result};
+use crate::model::{ID_BYTES_MAX, Phase, RESERVED_UNIT_PREFIX, RunId, Step, SyncUnitId};
+
+const CONTEXT: &str = "payload.event_context";
+const SYNC_UNIT_ID: &str = "payload.event_context.sync_unit_id";
+const EXTERNAL_SYNC_UNIT_ID: &str = "payload.event_context.external_sync_unit_id";
+
+/// What an event asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum EventType {
+    /// List the external sync units.
+    ExternalSyncUnits,
+    /// Give the metadata document.
+    Metadata,
+    /// Extract records.
+    Data {
+        /// From the start, or on from where the last invocation ended.
+        step: Step,
+    },
+    /// Extract attachments.
+    Attachments {
+        /// From the start, or on from where the last invocation ended.
+        step: Step,
+    },
+    /// Forget what was kept for the sync unit.
+    DeleteData,
+    /// Forget what was kept for the sync unit's attachments.
+    DeleteAttachments,
+    /// None that this version knows; its name as it came.
+    Unknown(String),
+}
+
+/// Which of its two sets of names an event or a message is spelled in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Spelling {
+    /// `EXTRACTION_DATA_START`, `EXTRACTION_DATA_DONE`.
+    Seed,
+    /// `START_EXTRACTING_DATA`, `DATA_EXTRACTION_DONE`.
+    Newer,
+}
+
+/// Every event that is known: what it means, and both of its names.
+const NAMES: [(EventType, &str, &str); 8] = [
+    (
+        EventType::ExternalSyncUnits,
+        "EXTRACTION_EXTERNAL_SYNC_UNITS_START",
+        "START_EXTRACTING_EXTERNAL_SYNC_UNITS",
+    ),
+    (EventType::Metadata, "EXTRACTION_METADATA_START", "START_EXTRACTING_METADATA"),
+    (EventType::Data { step: Step::Start }, "EXTRACTION_DATA_START", "START_EXTRACTING_DATA"),
+    (EventType::Data { step: Step::Continue }, "EXTRACTION_DATA_CONTINUE", "CONTINUE_EXTRACTING_DATA"),
+    (
+        EventType::Attachments { step: Step::Start },
+        "EXTRACTION_ATTACHMENTS_START",
+        "START_EXTRACTING_ATTACHMENTS",
+    ),
+    (
+        EventType::Attachments { step: Step::Continue },
+        "EXTRACTION_ATTACHMENTS_CONTINUE",
+        "CONTINUE_EXTRACTING_ATTACHMENTS",
+    ),
+    (EventType::DeleteData, "EXTRACTION_DATA_DELETE", "START_DELETING_EXTRACTOR_STATE"),
+    (
+        EventType::DeleteAttachments,
+        "EXTRACTION_ATTACHMENTS_DELETE",
+        "START_DELETING_EXTRACTOR_ATTACHMENTS_STATE",
+    ),
+];
+
+impl EventType {
+    /// Reads a name in either spelling. A name that is not known is counted as [`Spelling::Newer`].
+    ///
+    /// ```
+    /// use highwater::airdrop::{EventType, Spelling, Step};
+    /// let data = EventType::Data { step: Step::Start };
+    /// assert_eq!(EventType::parse("EXTRACTION_DATA_START"), (data.clone(), Spelling::Seed));
+    /// assert_eq!(EventType::parse("START_EXTRACTING_DATA"), (data, Spelling::Newer));
+    /// assert!(matches!(EventType::parse("DANCE").0, EventType::Unknown(name) if name == "DANCE"));
+    /// ```
+    pub fn parse(name: &str) -> (Self, Spelling) {
+        for (event_type, seed, newer) in NAMES {
+            if name == seed {
+                return (event_type, Spelling::Seed);
+            }
+            if name == newer {
+                return (event_type, Spelling::Newer);
+            }
+        }
+        (Self::Unknown(name.to_owned()), Spelling::Newer)
+    }
+
+    /// Its name in the given spelling; that of an unknown one is as it came.
+    pub fn name(&self, spelling: Spelling) -> &str {
+        if let Self::Unknown(name) = self {
+            return name;
+        }
+        let names = NAMES.iter().find(|(event_type, ..)| event_type == self);
+        match (names, spelling) {
+            (Some((_, seed, _)), Spelling::Seed) => seed,
+            (Some((_, _, newer)), Spelling::Newer) => newer,
+            // Not reached: a test holds that the table has every one.
+            (None, _) => "UNKNOWN_EVENT_TYPE",
+        }
+    }
+
+    /// The phase that it is of; none for a deletion or an unknown one.
+    pub fn phase(&self) -> Option<Phase> {
+        match self {
+            Self::ExternalSyncUnits => Some(Phase::ExternalSyncUnits),
+            Self::Metadata => Some(Phase::Metadata),
+            Self::Data { .. } => Some(Phase::Data),
+            Self::Attachments { .. } => Some(Phase::Attachments),
+            Self::DeleteData | Self::DeleteAttachments | Self::Unknown(_) => None,
+        }
+    }
+
+    /// Whether it opens its phase or goes on with it. What has no CONTINUE is always a start.
+    pub fn step(&self) -> Step {
+        match self {
+            Self::Data { step } | Self::Attachments { step } => *step,
+            _ => Step::Start,
+        }
+    }
+}
+
+/// What a sync is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Mode {
+    /// A first import.
+    Initial,
+    /// What came since the last one.
+    Incremental,
+    /// Back into the external system.
+    Loading,
+}
+
+/// One end of the extraction window as the platform asked for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TimeSetting {
+    /// How to find the moment: `absolute_time`, `current_time`, `unbounded`, `workers_oldest` and so on.
+    pub kind: String,
+    /// A moment or a duration, for the kinds that need one.
+    pub value: Option<String>,
+}
+
+/// The two ends of a window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum WindowEnd {
+    /// `extraction_start_time`.
+    Start,
+    /// `extraction_end_time`.
+    End,
+}
+
+impl WindowEnd {
+    pub(crate) fn path(self) -> &'static str {
+        match self {
+            Self::Start => "payload.event_context.extraction_start_time",
+            Self::End => "payload.event_context.extraction_end_time",
+        }
+    }
+}
+
+/// A value that must not be seen: it has no `Display`, its `Debug` hides it, and it is never stored.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Takes a value out of sight.
+    pub fn new(value: impl Into<String>) -> Self {
+        Self(value.into())
+    }
+
+    /// The value, for the one call that needs it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(hidden)")
+    }
+}
+
+/// One event from the platform.
+#[derive(Clone)]
+pub struct Event {
+    root: Value,
+    event_type: EventType,
+    spelling: Spelling,
+    context: String,
+}
+
+impl fmt::Debug for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Event")
+            .field("event_type", &self.event_type.name(self.spelling))
+            .field("sync_unit_id", &self.sync_unit_id().ok().flatten())
+            .field("external_sync_unit_id", &self.external_sync_unit_id().ok().flatten())
+            .field("run_id", &self.run_id().ok().flatten())
+            .field("request_id", &self.request_id().ok().flatten())
+            .field("sequence_version", &self.sequence_version().ok().flatten())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Event {
+    /// Reads an event from JSON: one object, or a list of exactly one, as a snap-in is handed.
+    ///
+    /// ```
+    /// use highwater::airdrop::{Event, EventType};
+    /// let event = Event::from_json(
+    ///     r#"[{"payload":{"event_type":"START_EXTRACTING_METADATA","event_context":{"sync_unit_id":7}}}]"#,
+    /// )?;
+    /// assert_eq!(event.event_type(), &EventType::Metadata);
+    /// assert_eq!(event.unit_key()?.as_str(), "7");
+    /// assert_eq!(event.run_id()?, None);
+    /// # Ok::<(), highwater::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `Event` if the text is not JSON, is not one event, or has no `payload.event_type`. An unknown event type is
+    /// none: it is answered.
+    pub fn from_json(text: &str) -> Result<Self> {
+        let unreadable = |error: serde_json::Error| wrong("the event", format!("is not JSON: {error}"));
+        let whole: Value = serde_json::from_str(text).map_err(unreadable)?;
+        if let Value::Array(list) = &whole {
+            if list.len() != 1 {
+                let count = list.len();
+                return Err(wrong("the list of events", format!("must hold exactly one, it holds {count}")));
+            }
+            let [only] = serde_json::from_str::<[&RawValue; 1]>(text).map_err(unreadable)?;
+            if matches!(list.first(), Some(Value::Array(_))) {
+                return Err(wrong("the event", "must be an object, it is an array"));
+            }
+            return Self::from_json(only.get());
+        }
+        let Some(name) = find(&whole, "payload.event_type")? else {
+            return Err(wrong("payload.event_type", "is missing: it names what is asked for"));
+        };
+        let Value::String(name) = name else {
+            return Err(wrong("payload.event_type", format!("must be a string, it is {}", type_name(name))));
+        };
+        let (event_type, spelling) = EventType::parse(name);
+        let context = if matches!(find(&whole, CONTEXT), Ok(Some(_))) {
+            raw_context(text).map_err(unreadable)?
+        } else {
+            "{}".to_owned()
+        };
+        Ok(Self { root: whole, event_type, spelling, context })
+    }
+
+    /// As [`Event::from_json`], from bytes.
+    ///
+    /// # Errors
+    /// As [`Event::from_json`]; also if they are not UTF-8.
+    pub fn from_json_bytes(bytes: &[u8]) -> Result<Self> {
+        let text = std::str::from_utf8(bytes);
+        Self::from_json(text.map_err(|error| wrong("the event", format!("is not UTF-8: {error}")))?)
+    }
+
+    /// What it asks for.
+    pub fn event_type(&self) -> &EventType {
+        &self.event_type
+    }
+
+    /// How its type was spelled; the answer is spelled likewise unless set otherwise.
+    pub fn spelling(&self) -> Spelling {
+        self.spelling
+    }
+
+    /// Its `event_context` as compact JSON, for the echo; `{}` if it has none.
+    pub fn context_json(&self) -> &str {
+        &self.context
+    }
+
+    /// Any field by its path, `input_data.global_values.region`. It may be a secret: mind where it goes.
+    ///
+    /// # Errors
+    /// `Event` if the path leads through something that is no object.
+    pub fn field(&self, path: &str) -> Result<Option<&Value>> {
+        find(&self.root, path)
+    }
+
+    /// The run: `run_id`, else `sync_run_id`, else `sync_run`.
+    ///
+    /// # Errors
+    /// `Event` if it is of the wrong type; `TooLarge` or `Invalid` if it cannot be an id.
+    pub fn run_id(&self) -> Result<Option<RunId>> {
+        self.first_id(&["run_id", "sync_run_id", "sync_run"])?.map(RunId::new).transpose()
+    }
+
+    /// The request: `request_id`, else `request_id_adaas`, else `uuid`.
+    ///
+    /// # Errors
+    /// `Event` if it is of the wrong type or too long.
+    pub fn request_id(&self) -> Result<Option<String>> {
+        self.first_id(&["request_id", "request_id_adaas", "uuid"])
+    }
+
+    /// The request as worker state wants it: `request_id_adaas`, else as [`Event::request_id`].
+    ///
+    /// # Errors
+    /// `Event` if it is of the wrong type or too long.
+    pub fn worker_state_request_id(&self) -> Result<Option<String>> {
+        self.first_id(&["request_id_adaas", "request_id", "uuid"])
+    }
+
+    /// The number of the event within its run, as text.
+    ///
+    /// # Errors
+    /// `Event` if it is of the wrong type or too long.
+    pub fn sequence_version(&self) -> Result<Option<String>> {
+        self.first_id(&["sequence_version"])
+    }
+
+    /// The platform's own id of the sync unit.
+    ///
+    /// # Errors
+    /// `Event` if it is of the wrong type or too long.
+    pub fn sync_unit_id(&self) -> Result<Option<String>> {
+        self.first_id(&["sync_unit_id"])
+    }
+
+    /// The external system's id of the sync unit.
+    ///
+    /// # Errors
+    /// `Event` if it is of the wrong type or too long.
+    pub fn external_sync_unit_id(&self) -> Result<Option<String>> {
+        self.first_id(&["external_sync_unit_id"])
+    }
+
+    /// The external system.
+    ///
+    /// # Errors
+    /// `Event` if it is of the wrong type or too long.
+    pub fn external_system_id(&self) -> Result<Option<String>> {
+        self.first_id(&["external_system_id"])
+    }
+
+    /// What the sync is for.
+    ///
+    /// # Errors
+    /// `Event` if it is none of `INITIAL`, `INCREMENTAL` and `LOADING`.
+    pub fn mode(&self) -> Result<Option<Mode>> {
+        let path = "payload.event_context.mode";
+        match self.text(path)?.as_deref() {
+            None => Ok(None),
+            Some("INITIAL") => Ok(Some(Mode::Initial)),
+            Some("INCREMENTAL") => Ok(Some(Mode::Incremental)),
+            Some("LOADING") => Ok(Some(Mode::Loading)),
+            Some(_) => Err(wrong(path, "must be INITIAL, INCREMENTAL or LOADING")),
+        }
+    }
+
+    /// The moment from which an import is asked for, cut to microseconds.
+    ///
+    /// # Errors
+    /// `Event` if it is no RFC 3339 time.
+    pub fn extract_from(&self) -> Result<Option<DateTime<Utc>>> {
+        let path = "payload.event_context.extract_from";
+        self.text(path)?.map(|text| moment(path, &text)).transpose()
+    }
+
+    /// Whether an incremental sync is to start over from [`Event::extract_from`]; false if not said.
+    ///
+    /// # Errors
+    /// `Event` if it is no boolean.
+    pub fn reset_extract_from(&self) -> Result<bool> {
+        let path = "payload.event_context.reset_extract_from";
+        match self.field(path)? {
+            None => Ok(false),
+            Some(Value::Bool(reset)) => Ok(*reset),
+            Some(other) => Err(wrong(path, format!("must be true or false, it is {}", type_name(other)))),
+        }
+    }
+
+    /// One end of the window as the platform asked for it.
+    ///
+    /// # Errors
+    /// `Event` if it is there but is no object with a `type`.
+    pub fn time_setting(&self, end: WindowEnd) -> Result<Option<TimeSetting>> {
+        let path = end.path();
+        match self.field(path)? {
+            None => Ok(None),
+            Some(Value::Object(_)) => {
+                let kind_path = format!("{path}.type");
+                let Some(kind) = self.text(&kind_path)? else {
+                    return Err(wrong(&kind_path, "is missing: it says how to find the moment"));
+                };
+                Ok(Some(TimeSetting { kind, value: self.text(&format!("{path}.value"))? }))
+            }
+            Some(other) => Err(wrong(path, format!("must be an object, it is {}", type_name(other)))),
+        }
+    }
+
+    /// The snap-in by its own id.
+    ///
+    /// # Errors
+    /// `Event` if it is of the wrong type.
+    pub fn snap_in_id(&self) -> Result<Option<String>> {
+        self.text("context.snap_in_id")
+    }
+
+    /// The snap-in by its slug.
+    ///
+    /// # Errors
+    /// `Event` if it is of the wrong type.
+    pub fn snap_in_slug(&self) -> Result<Option<String>> {
+        self.text("payload.event_context.snap_in_slug")
+    }
+
+    /// The version of the snap-in: `context.snap_in_version_id`, else that of `event_context`.
+    ///
+    /// # Errors
+    /// `Event` if it is of the wrong type.
+    pub fn snap_in_version_id(&self) -> Result<Option<String>> {
+        match self.text("context.snap_in_version_id")? {
+            None => self.text("payload.event_context.snap_in_version_id"),
+            found => Ok(found),
+        }
+    }
+
+    /// The import by its slug.
+    ///
+    /// # Errors
+    /// `Event` if it is of the wrong type.
+    pub fn import_slug(&self) -> Result<Option<String>> {
+        self.text("payload.event_context.import_slug")
+    }
+
+    /// Where the answer goes. It may hold a token: not for a log.
+    ///
+    /// # Errors
+    /// `Event` if it is of the wrong type.
+    pub fn callback_url(&self) -> Result<Option<String>> {
+        self.text("payload.event_context.callback_url")
+    }
+
+    /// Where worker state is kept. It may hold a token: not for a log.
+    ///
+    /// # Errors
+    /// `Event` if it is of the wrong type.
+    pub fn worker_data_url(&self) -> Result<Option<String>> {
+        self.text("payload.event_context.worker_data_url")
+    }
+
+    /// Where artifacts are prepared and confirmed.
+    ///
+    /// # Errors
+    /// `Event` if it is of the wrong type.
+    pub fn devrev_endpoint(&self) -> Result<Option<String>> {
+        self.text("execution_metadata.devrev_endpoint")
+    }
+
+    /// The organisation in the external system, by its id.
+    ///
+    /// # Errors
+    /// `Event` if it is of the wrong type.
+    pub fn org_id(&self) -> Result<Option<String>> {
+        self.id("payload.connection_data.org_id")
+    }
+
+    /// The organisation in the external system, by its name.
+    ///
+    /// # Errors
+    /// `Event` if it is of the wrong type.
+    pub fn org_name(&self) -> Result<Option<String>> {
+        self.text("payload.connection_data.org_name")
+    }
+
+    /// What kind of key [`Event::connection_key`] is.
+    ///
+    /// # Errors
+    /// `Event` if it is of the wrong type.
+    pub fn key_type(&self) -> Result<Option<String>> {
+        self.text("payload.connection_data.key_type")
+    }
+
+    /// The key to the external system.
+    ///
+    /// # Errors
+    /// `Event` if it is of the wrong type.
+    pub fn connection_key(&self) -> Result<Option<Secret>> {
+        Ok(self.text("payload.connection_data.key")?.map(Secret))
+    }
+
+    /// The token for the platform.
+    ///
+    /// # Errors
+    /// `Event` if it is of the wrong type.
+    pub fn service_account_token(&self) -> Result<Option<Secret>> {
+        Ok(self.text("context.secrets.service_account_token")?.map(Secret))
+    }
+
+    /// The key under which everything is kept: `sync_unit_id`, else `external_sync_unit_id`; the
+    /// external-sync-units phase, which has neither, has a reserved one for each external system.
+    ///
+    /// # Errors
+    /// `Event` if neither is there, or if it is one that we reserve; as the ids themselves otherwise.
+    pub fn unit_key(&self) -> Result<SyncUnitId> {
+        if self.event_type == EventType::ExternalSyncUnits {
+            let system = self.external_system_id()?;
+            let system = system.as_deref().unwrap_or("default");
+            return SyncUnitId::new(format!("{RESERVED_UNIT_PREFIX}{system}"));
+        }
+        let (path, unit) = match self.sync_unit_id()? {
+            Some(unit) => (SYNC_UNIT_ID, Some(unit)),
+            None => (EXTERNAL_SYNC_UNIT_ID, self.external_sync_unit_id()?),
+        };
+        let Some(unit) = unit else {
+            return Err(wrong(
+                SYNC_UNIT_ID,
+                format!(
+                    "is missing, and so is {EXTERNAL_SYNC_UNIT_ID}: one of the two must name the sync unit"
+                ),
+            ));
+        };
+        if unit.starts_with(RESERVED_UNIT_PREFIX) {
+            return Err(wrong(
+                path,
+                format!("must not start with {RESERVED_UNIT_PREFIX}, which is reserved"),
+            ));
+        }
+        SyncUnitId::new(unit)
+    }
+
+    /// The same text for the same event however it is spelled, and for no other: a JSON list of event type, run,
+    /// request and sequence version.
+    ///
+    /// ```
+    /// use highwater::airdrop::Event;
+    /// let event = Event::from_json(
+    ///     r#"{"payload":{"event_type":"START_EXTRACTING_DATA","event_context":{"uuid":"a","sequence_version":"17"}}}"#,
+    /// )?;
+    /// assert_eq!(event.identity()?, r#"["EXTRACTION_DATA_START",null,"a","17"]"#);
+    /// # Ok::<(), highwater::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `Event` if one of them is of the wrong type or too long.
+    pub fn identity(&self) -> Result<String> {
+        let run_id = self.run_id()?;
+        let parts = [
+            Some(self.event_type.name(Spelling::Seed).to_owned()),
+            run_id.map(|run_id| run_id.as_str().to_owned()),
+            self.request_id()?,
+            self.sequence_version()?,
+        ];
+        Ok(serde_json::Value::from_iter(parts).to_string())
+    }
+
+    /// Whether [`Event::identity`] tells this event from the next of its run: it has a request id or a sequence
+    /// version.
+    ///
+    /// # Errors
+    /// `Event` if one of them is of the wrong type or too long.
+    pub fn has_ids(&self) -> Result<bool> {
+        Ok(self.request_id()?.is_some() || self.sequence_version()?.is_some())
+    }
+
+    /// The first of these fields of `event_context` that is there.
+    fn first_id(&self, names: &[&str]) -> Result<Option<String>> {
+        for name in names {
+            if let Some(id) = self.id(&format!("{CONTEXT}.{name}"))? {
+                return Ok(Some(id));
+            }
+        }
+        Ok(None)
+    }
+
+    fn id(&self, path: &str) -> Result<Option<String>> {
+        let id = match self.field(path)? {
+            None => return Ok(None),
+            Some(Value::String(text)) if text.is_empty() => return Ok(None),
+            Some(Value::String(text)) => text.clone(),
+            // A larger or broken number has lost digits already: two ids could become one.
+            Some(Value::Number(number)) if number.is_i64() || number.is_u64() => number.to_string(),
+            Some(other) => {
+                return Err(wrong(
+                    path,
+                    format!("must be a string or a whole number, it is {}", type_name(other)),
+                ));
+            }
+        };
+        if id.len() > ID_BYTES_MAX {
+            return Err(wrong(path, format!("must be at most {ID_BYTES_MAX} bytes, it is {}", id.len())));
+        }
+        Ok(Some(id))
+    }
+
+    fn text(&self, path: &str) -> Result<Option<String>> {
+        match self.field(path)? {
+            None => Ok(None),
+            Some(Value::String(text)) if text.is_empty() => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.clone())),
+            Some(other) => Err(wrong(path, format!("must be a string, it is {}", type_name(other)))),
+        }
+    }
+}
+
+pub(crate) fn wrong(field: &str, expected: impl Into<String>) -> Error {
+    Error::Event { field: field.to_owned(), expected: expected.into() }
+}
+
+/// A moment by RFC 3339, cut to microseconds, as everything that is stored and compared.
+pub(crate) fn moment(path: &str, text: &str) -> Result<DateTime<Utc>> {
+    let moment = DateTime::parse_from_rfc3339(text)
+        .map_err(|_| wrong(path, "must be a time by RFC 3339, as 2026-01-31T12:00:00Z"))?;
+    Ok(moment.to_utc().trunc_subsecs(6))
+}
+
+/// The value at a path of object fields; a missing one and `null` are the same.
+fn find<'a>(root: &'a Value, path: &str) -> Result<Option<&'a Value>> {
+    let mut value = root;
+    let mut walked = String::new();
+    for name in path.split('.') {
+        let Value::Object(fields) = value else {
+            let at = if walked.is_empty() { "the event" } else { &walked };
+            return Err(wrong(at, format!("must be an object, it is {}", type_name(value))));
+        };
+        value = match fields.get(name) {
+            None | Some(Value::Null) => return Ok(None),
+            Some(value) => value,
+        };
+        if !walked.is_empty() {
+            walked.push('.');
+        }
+        walked.push_str(name);
+    }
+    Ok(Some(value))
+}
+
+fn type_name(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(number) if number.is_f64() => "a number with a fraction or too large",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// The text of `payload.event_context`, compact. Both are known to be there and the former an object.
+fn raw_context(text: &str) -> serde_json::Result<String> {
+    #[derive(Deserialize)]
+    struct Outer<'a> {
+        #[serde(borrow)]
+        payload: &'a RawValue,
+    }
+    #[derive(Deserialize)]
+    struct Payload<'a> {
+        #[serde(borrow)]
+        event_context: &'a RawValue,
+    }
+    let outer: Outer<'_> = serde_json::from_str(text)?;
+    let payload: Payload<'_> = serde_json::from_str(outer.payload.get())?;
+    Ok(compact(payload.event_context.get()))
+}
+
+/// Valid JSON without the white space between its parts: one line, whatever it was.
+fn compact(json: &str) -> String {
+    let mut in_string = false;
+    let mut escaped = false;
+    let kept = |c: &char| {
+        if in_string {
+            in_string = escaped || *c != '"';
+            escaped = !escaped && *c == '\\';
+            return true;
+        }
+        in_string = *c == '"';
+        !matches!(c, ' ' | '\t' | '\n' | '\r')
+    };
+    json.chars().filter(kept).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(context: &str) -> Event {
+        let text =
+            format!(r#"{{"payload":{{"event_type":"EXTRACTION_DATA_START","event_context":{context}}}}}"#);
+        Event::from_json(&text).unwrap()
+    }
+
+    #[test]
+    fn every_known_type_has_a_phase_or_is_a_deletion_and_reads_back_from_both_names() {
+        for (event_type, seed, newer) in NAMES {
+            assert_eq!(event_type.name(Spelling::Seed), seed);
+            assert_eq!(event_type.name(Spelling::Newer), newer);
+            let deletes = matches!(event_type, EventType::DeleteData | EventType::DeleteAttachments);
+            assert_eq!(event_type.phase().is_none(), deletes, "{event_type:?}");
+        }
+    }
+
+    #[test]
+    fn the_echo_is_the_text_that_came_less_white_space() {
+        let odd = "{ \"b\" : 1.0,\n\t\"a\":[ 12345678901234567890123 , 1e2 ],\r\n\"t\":\"a \\\" b\\\\\" , \"t\":\"\\u00e9 \" }";
+        assert_eq!(
+            event(odd).context_json(),
+            "{\"b\":1.0,\"a\":[12345678901234567890123,1e2],\"t\":\"a \\\" b\\\\\",\"t\":\"\\u00e9 \"}"
+        );
+        assert_eq!(Event::from_json(r#"{"payload":{"event_type":"X"}}"#).unwrap().context_json(), "{}");
+        assert_eq!(event("null").context_json(), "{}");
+    }
+
+    #[test]
+    fn an_id_is_text_or_a_whole_number_and_its_aliases_are_read_in_order() {
+        let found =
+            event(r#"{"sync_run":"c","sync_run_id":"b","request_id":"","uuid":-7,"sequence_version":17}"#);
+        assert_eq!(found.run_id().unwrap().unwrap().as_str(), "b");
+        assert_eq!(found.request_id().unwrap().unwrap(), "-7");
+        assert_eq!(found.sequence_version().unwrap().unwrap(), "17");
+        for broken in ["1.5", "123456789012345678901234567890", "true", "[]", "{}"] {
+            let error = event(&format!(r#"{{"run_id":{broken}}}"#)).run_id().unwrap_err().to_string();
+            assert!(
+                error.contains("payload.event_context.run_id must be a string or a whole number"),
+                "{error}"
+            );
+        }
+        let long = event(&format!(r#"{{"request_id":"{}"}}"#, "x".repeat(ID_BYTES_MAX + 1)));
+        assert!(long.identity().unwrap_err().to_string().contains("at most 512 bytes"));
+    }
+
+    #[test]
+    fn a_unit_is_the_platforms_own_else_the_external_one_and_never_a_reserved_one() {
+        let both = event(r#"{"sync_unit_id":"own","external_sync_unit_id":"ext"}"#);
+        assert_eq!(both.unit_key().unwrap().as_str(), "own");
+        assert_eq!(event(r#"{"external_sync_unit_id":"ext"}"#).unit_key().unwrap().as_str(), "ext");
+        let error = event("{}").unit_key().unwrap_err().to_string();
+        assert!(
+            error.contains("event_context.sync_unit_id") && error.contains("external_sync_unit_id"),
+            "{error}"
+        );
+        let reserved = format!(r#"{{"external_sync_unit_id":"{RESERVED_UNIT_PREFIX}x"}}"#);
+        assert!(event(&reserved).unit_key().unwrap_err().to_string().contains("reserved"));
+    }
+
+    #[test]
+    fn a_path_through_something_that_is_no_object_is_an_error_that_names_it() {
+        let error = event("[1]").run_id().unwrap_err().to_string();
+        assert_eq!(error, "the event is not usable: payload.event_context must be an object, it is an array");
+        let error = Event::from_json("7").unwrap_err().to_string();
+        assert_eq!(error, "the event is not usable: the event must be an object, it is a number");
+    }
+}

@@ -1,0 +1,412 @@
+//! The message that answers an event: its name, its body, and how large it is.
+//!
+//! Pure: nothing is sealed or sent here. Which artifacts a message takes in is the caller's to decide, who can tell
+//! its size beforehand: composed without artifacts, plus [`ARTIFACTS_FIELD_BYTES`], plus [`ArtifactEntry::bytes`]
+//! of each, is never less than what comes out, and more by at most that constant.
+
+use std::fmt;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
+
+use crate::airdrop::event::{Event, EventType, Spelling};
+use crate::error::{Error, Result};
+use crate::model::{MESSAGE_BYTES_MAX, Phase};
+
+/// Bytes of an ERROR's text; a longer one is cut and ends in `...`.
+pub const ERROR_MESSAGE_BYTES_MAX: usize = 2_000;
+
+/// Bytes that the first artifact adds beside its own entry.
+pub const ARTIFACTS_FIELD_BYTES: usize = r#""artifacts":[],"#.len();
+
+/// The version that this library gives of itself to the platform.
+pub(crate) const LIBRARY_VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// An error that the platform knows by name and shows in its own words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorCode {
+    /// The project, repository or board is gone.
+    ExternalSyncUnitDeleted,
+    /// It is archived or otherwise out of use.
+    ExternalSyncUnitDeactivated,
+    /// The user whose key is used is gone.
+    UserDeleted,
+    /// The external system does not let us in.
+    ExternalSystemNoAccess,
+    /// It lets us in, but not to what is asked for.
+    ExternalSystemNoPermission,
+    /// All of the past that was asked for has been extracted.
+    HistoricalDataExtractionDone,
+}
+
+impl ErrorCode {
+    /// Every code.
+    pub const ALL: [ErrorCode; 6] = [
+        ErrorCode::ExternalSyncUnitDeleted,
+        ErrorCode::ExternalSyncUnitDeactivated,
+        ErrorCode::UserDeleted,
+        ErrorCode::ExternalSystemNoAccess,
+        ErrorCode::ExternalSystemNoPermission,
+        ErrorCode::HistoricalDataExtractionDone,
+    ];
+
+    /// Its name on the wire.
+    ///
+    /// ```
+    /// use highwater::airdrop::ErrorCode;
+    /// assert_eq!(ErrorCode::UserDeleted.as_str(), "USER_DELETED");
+    /// assert_eq!(ErrorCode::UserDeleted.to_string(), "ERROR_CODE=USER_DELETED");
+    /// ```
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ExternalSyncUnitDeleted => "EXTERNAL_SYNC_UNIT_DELETED",
+            Self::ExternalSyncUnitDeactivated => "EXTERNAL_SYNC_UNIT_DEACTIVATED",
+            Self::UserDeleted => "USER_DELETED",
+            Self::ExternalSystemNoAccess => "EXTERNAL_SYSTEM_NO_ACCESS",
+            Self::ExternalSystemNoPermission => "EXTERNAL_SYSTEM_NO_PERMISSION",
+            Self::HistoricalDataExtractionDone => "HISTORICAL_DATA_EXTRACTION_DONE",
+        }
+    }
+}
+
+impl fmt::Display for ErrorCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ERROR_CODE={}", self.as_str())
+    }
+}
+
+/// What a message says of its event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AnswerKind {
+    /// The phase, or the deletion, is over.
+    Done,
+    /// There is more; go on at once. Only data and attachments have it.
+    Progress {
+        /// An estimate of how much is done, 0 to 100; more counts as 100.
+        percent: Option<u8>,
+    },
+    /// There is more; go on after a while. Only data and attachments have it.
+    Delay {
+        /// How long, in whole seconds.
+        seconds: u64,
+    },
+    /// It cannot be done. The only answer to an event of unknown type.
+    Error {
+        /// The platform's name for what is wrong, where it has one.
+        code: Option<ErrorCode>,
+        /// What is wrong, for people. Cut to [`ERROR_MESSAGE_BYTES_MAX`].
+        message: String,
+    },
+}
+
+impl AnswerKind {
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Done => "DONE",
+            Self::Progress { .. } => "PROGRESS",
+            Self::Delay { .. } => "DELAY",
+            Self::Error { .. } => "ERROR",
+        }
+    }
+}
+
+/// An artifact as a message names it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ArtifactEntry {
+    /// The platform's id of it.
+    pub id: String,
+    /// What kind its records are.
+    pub item_type: String,
+    /// How many records it holds.
+    pub item_count: u64,
+    /// The earliest moment at which one of them was created.
+    #[serde(
+        rename = "oldest_created_date",
+        serialize_with = "date",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub oldest_created: Option<DateTime<Utc>>,
+    /// The latest.
+    #[serde(
+        rename = "newest_created_date",
+        serialize_with = "date",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub newest_created: Option<DateTime<Utc>>,
+    /// The earliest moment at which one of them was last modified.
+    #[serde(
+        rename = "oldest_modified_date",
+        serialize_with = "date",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub oldest_modified: Option<DateTime<Utc>>,
+    /// The latest.
+    #[serde(
+        rename = "newest_modified_date",
+        serialize_with = "date",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub newest_modified: Option<DateTime<Utc>>,
+}
+
+impl ArtifactEntry {
+    /// What it adds to a message, the comma after it included.
+    ///
+    /// # Errors
+    /// `Invalid` if it cannot be written as JSON.
+    pub fn bytes(&self) -> Result<usize> {
+        Ok(to_json("the artifact entry", self)?.len() + 1)
+    }
+}
+
+/// What is said beside the answer itself, where it is known.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct WorkerMetadata {
+    /// The item type extracted last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub item_type: Option<String>,
+    /// The start of the run's window.
+    #[serde(rename = "oldest_state_date", serialize_with = "date", skip_serializing_if = "Option::is_none")]
+    pub oldest_state: Option<DateTime<Utc>>,
+    /// The end of the run's window.
+    #[serde(rename = "newest_state_date", serialize_with = "date", skip_serializing_if = "Option::is_none")]
+    pub newest_state: Option<DateTime<Utc>>,
+}
+
+/// Everything that goes into a message.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// What it says.
+    pub kind: AnswerKind,
+    /// The artifacts that it announces.
+    pub artifacts: Vec<ArtifactEntry>,
+    /// The external sync units themselves, for a platform that wants them in the message and not as an artifact.
+    /// Each is one line of JSON.
+    pub external_sync_units: Option<Vec<Box<RawValue>>>,
+    /// What is said beside it.
+    pub worker: WorkerMetadata,
+}
+
+impl Answer {
+    /// An answer that says this and no more.
+    pub fn new(kind: AnswerKind) -> Self {
+        Self { kind, artifacts: Vec::new(), external_sync_units: None, worker: WorkerMetadata::default() }
+    }
+}
+
+/// A message, ready to be sealed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Composed {
+    /// Its event type, as it is spelled in the body.
+    pub event_type: &'static str,
+    /// The JSON text, on one line.
+    pub body: String,
+}
+
+/// Composes the message that answers `event`, spelled as `spelling` says, or else as the event was.
+///
+/// # Errors
+/// `Invalid` if the event has no such answer (only data and attachments can go on; an unknown event is answered
+/// ERROR), or artifacts are given where none can be announced; `TooLarge` if the message is over
+/// [`MESSAGE_BYTES_MAX`](crate::limits::MESSAGE_BYTES_MAX).
+pub fn compose(event: &Event, spelling: Option<Spelling>, answer: &Answer) -> Result<Composed> {
+    #[derive(Serialize)]
+    struct Body<'a> {
+        event_type: &'a str,
+        event_context: &'a RawValue,
+        event_data: EventData<'a>,
+        worker_metadata: Worker<'a>,
+    }
+    #[derive(Serialize)]
+    struct EventData<'a> {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        artifacts: Option<&'a [ArtifactEntry]>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        progress: Option<u8>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        delay: Option<u64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        error: Option<ErrorData>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        external_sync_units: Option<&'a [Box<RawValue>]>,
+    }
+    #[derive(Serialize)]
+    struct ErrorData {
+        message: String,
+    }
+    #[derive(Serialize)]
+    struct Worker<'a> {
+        adaas_library_version: &'a str,
+        #[serde(flatten)]
+        known: &'a WorkerMetadata,
+    }
+
+    let event_type = answer_name(event.event_type(), &answer.kind, spelling.unwrap_or(event.spelling()))?;
+    let phase = event.event_type().phase();
+    let misplaced = |what: &str| Error::Invalid {
+        what: format!("{what} in {event_type}"),
+        reason: "this message carries none".to_owned(),
+    };
+    if phase.is_none() && !answer.artifacts.is_empty() {
+        return Err(misplaced("an artifact"));
+    }
+    if phase != Some(Phase::ExternalSyncUnits) && answer.external_sync_units.is_some() {
+        return Err(misplaced("a list of external sync units"));
+    }
+    // Where artifacts belong, none is said as an empty list.
+    let expected = phase.is_some_and(Phase::continues) && !matches!(answer.kind, AnswerKind::Error { .. });
+    let mut event_data = EventData {
+        artifacts: (expected || !answer.artifacts.is_empty()).then_some(&answer.artifacts),
+        progress: None,
+        delay: None,
+        error: None,
+        external_sync_units: answer.external_sync_units.as_deref(),
+    };
+    match &answer.kind {
+        AnswerKind::Done => {}
+        AnswerKind::Progress { percent } => event_data.progress = percent.map(|percent| percent.min(100)),
+        AnswerKind::Delay { seconds } => event_data.delay = Some(*seconds),
+        AnswerKind::Error { code, message } => {
+            event_data.error = Some(ErrorData { message: error_text(*code, message) });
+        }
+    }
+    let context = RawValue::from_string(event.context_json().to_owned()).map_err(|error| Error::Invalid {
+        what: "the event context".to_owned(),
+        reason: error.to_string(),
+    })?;
+    let body = Body {
+        event_type,
+        event_context: &context,
+        event_data,
+        worker_metadata: Worker { adaas_library_version: LIBRARY_VERSION, known: &answer.worker },
+    };
+    let body = to_json(event_type, &body)?;
+    if body.len() > MESSAGE_BYTES_MAX {
+        return Err(Error::TooLarge {
+            what: format!("the message {event_type}"),
+            found: body.len() as u64,
+            limit: MESSAGE_BYTES_MAX as u64,
+            unit: "bytes",
+        });
+    }
+    Ok(Composed { event_type, body })
+}
+
+/// The name of the message that says `kind` of an event of this type.
+///
+/// # Errors
+/// `Invalid` if there is no such message.
+pub fn answer_name(event_type: &EventType, kind: &AnswerKind, spelling: Spelling) -> Result<&'static str> {
+    use AnswerKind::{Delay, Done, Error as Failed, Progress};
+    use EventType::{Attachments, Data, DeleteAttachments, DeleteData, ExternalSyncUnits, Metadata, Unknown};
+    let (seed, newer) = match (event_type, kind) {
+        (ExternalSyncUnits, Done) => {
+            ("EXTRACTION_EXTERNAL_SYNC_UNITS_DONE", "EXTERNAL_SYNC_UNIT_EXTRACTION_DONE")
+        }
+        (ExternalSyncUnits, Failed { .. }) => {
+            ("EXTRACTION_EXTERNAL_SYNC_UNITS_ERROR", "EXTERNAL_SYNC_UNIT_EXTRACTION_ERROR")
+        }
+        (Metadata, Done) => ("EXTRACTION_METADATA_DONE", "METADATA_EXTRACTION_DONE"),
+        (Metadata, Failed { .. }) => ("EXTRACTION_METADATA_ERROR", "METADATA_EXTRACTION_ERROR"),
+        (Data { .. }, Done) => ("EXTRACTION_DATA_DONE", "DATA_EXTRACTION_DONE"),
+        (Data { .. }, Progress { .. }) => ("EXTRACTION_DATA_PROGRESS", "DATA_EXTRACTION_PROGRESS"),
+        (Data { .. }, Delay { .. }) => ("EXTRACTION_DATA_DELAY", "DATA_EXTRACTION_DELAYED"),
+        (Data { .. }, Failed { .. }) => ("EXTRACTION_DATA_ERROR", "DATA_EXTRACTION_ERROR"),
+        (Attachments { .. }, Done) => ("EXTRACTION_ATTACHMENTS_DONE", "ATTACHMENT_EXTRACTION_DONE"),
+        (Attachments { .. }, Progress { .. }) => {
+            ("EXTRACTION_ATTACHMENTS_PROGRESS", "ATTACHMENT_EXTRACTION_PROGRESS")
+        }
+        (Attachments { .. }, Delay { .. }) => {
+            ("EXTRACTION_ATTACHMENTS_DELAY", "ATTACHMENT_EXTRACTION_DELAYED")
+        }
+        (Attachments { .. }, Failed { .. }) => {
+            ("EXTRACTION_ATTACHMENTS_ERROR", "ATTACHMENT_EXTRACTION_ERROR")
+        }
+        (DeleteData, Done) => ("EXTRACTION_DATA_DELETE_DONE", "EXTRACTOR_STATE_DELETION_DONE"),
+        (DeleteData, Failed { .. }) => ("EXTRACTION_DATA_DELETE_ERROR", "EXTRACTOR_STATE_DELETION_ERROR"),
+        (DeleteAttachments, Done) => {
+            ("EXTRACTION_ATTACHMENTS_DELETE_DONE", "EXTRACTOR_ATTACHMENTS_STATE_DELETION_DONE")
+        }
+        (DeleteAttachments, Failed { .. }) => {
+            ("EXTRACTION_ATTACHMENTS_DELETE_ERROR", "EXTRACTOR_ATTACHMENTS_STATE_DELETION_ERROR")
+        }
+        (Unknown(_), Failed { .. }) => ("UNKNOWN_EVENT_TYPE", "UNKNOWN_EVENT_TYPE"),
+        (Unknown(_), _) => {
+            return Err(Error::Invalid {
+                what: format!("{} as the answer to an event of unknown type", kind.word()),
+                reason: "it can only be answered ERROR".to_owned(),
+            });
+        }
+        (ExternalSyncUnits | Metadata | DeleteData | DeleteAttachments, Progress { .. } | Delay { .. }) => {
+            return Err(Error::Invalid {
+                what: format!("{} as the answer to {}", kind.word(), event_type.name(spelling)),
+                reason: "it cannot be continued: answer DONE or ERROR".to_owned(),
+            });
+        }
+    };
+    Ok(match spelling {
+        Spelling::Seed => seed,
+        Spelling::Newer => newer,
+    })
+}
+
+/// The code first, so that the cut never takes it.
+fn error_text(code: Option<ErrorCode>, message: &str) -> String {
+    let text = match code {
+        None => message.to_owned(),
+        Some(code) if message.is_empty() => code.to_string(),
+        Some(code) => format!("{code} {message}"),
+    };
+    cut(text, ERROR_MESSAGE_BYTES_MAX)
+}
+
+/// At most `bytes_max` bytes of `text`, at a character's boundary; what was cut shows by its `...`.
+fn cut(mut text: String, bytes_max: usize) -> String {
+    if text.len() > bytes_max {
+        let mut end = bytes_max.saturating_sub(3);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.push_str("...");
+    }
+    text
+}
+
+fn to_json(what: &str, value: &impl Serialize) -> Result<String> {
+    serde_json::to_string(value)
+        .map_err(|error| Error::Invalid { what: what.to_owned(), reason: error.to_string() })
+}
+
+// serde hands the field over as it stands in the struct.
+#[allow(clippy::ref_option)]
+fn date<S: Serializer>(moment: &Option<DateTime<Utc>>, serializer: S) -> Result<S::Ok, S::Error> {
+    match moment {
+        Some(moment) => serializer.serialize_str(&moment.to_rfc3339_opts(SecondsFormat::AutoSi, true)),
+        None => serializer.serialize_none(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cut_text_ends_at_a_character_and_shows_that_it_was_cut() {
+        assert_eq!(cut("abcdef".to_owned(), 6), "abcdef");
+        assert_eq!(cut("abcdefg".to_owned(), 6), "abc...");
+        // Two bytes each: the fourth byte is inside the second.
+        assert_eq!(cut("\u{e9}\u{e9}\u{e9}\u{e9}".to_owned(), 6), "\u{e9}...");
+        assert_eq!(cut("abcd".to_owned(), 2), "...");
+    }
+
+    #[test]
+    fn the_error_code_comes_first_and_survives_the_cut() {
+        let text = error_text(Some(ErrorCode::UserDeleted), &"x".repeat(5_000));
+        assert!(text.starts_with("ERROR_CODE=USER_DELETED x") && text.len() == ERROR_MESSAGE_BYTES_MAX);
+        assert_eq!(error_text(Some(ErrorCode::UserDeleted), ""), "ERROR_CODE=USER_DELETED");
+        assert_eq!(error_text(None, "gone"), "gone");
+    }
+}
