@@ -253,16 +253,14 @@ pub(crate) fn phase_move(current: Option<Phase>, done: Phases, step: Step, phase
     if done.contains(phase) {
         return Move::Repeat;
     }
+    // Attachments come after data; metadata may be left out by a platform that has it already.
+    let skips_data = phase == Phase::Attachments && !done.contains(Phase::Data);
     match current {
         Some(current) if current > phase => Move::Repeat,
         Some(current) if current == phase => Move::Work,
         Some(current) if !done.contains(current) => Move::Refuse,
-        Some(_) if step == Step::Continue => Move::Refuse,
-        // Attachments come after data; metadata may be left out by a platform that has it already.
-        Some(_) if phase == Phase::Attachments && !done.contains(Phase::Data) => Move::Refuse,
-        Some(_) => Move::Work,
-        None if step == Step::Continue || phase == Phase::Attachments => Move::Refuse,
-        None => Move::Work,
+        _ if step == Step::Continue || skips_data => Move::Refuse,
+        _ => Move::Work,
     }
 }
 

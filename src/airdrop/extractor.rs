@@ -9,7 +9,8 @@ use serde_json::Value;
 use crate::error::BoxError;
 use crate::store::Page;
 
-use super::Context;
+use super::message::ErrorCode;
+use super::serve::Context;
 
 /// A source of records, as `serve` drives it.
 ///
@@ -75,13 +76,22 @@ pub enum SourceError {
     },
     /// Anything else.
     Failed {
+        /// The platform's name for it, where it has one.
+        code: Option<ErrorCode>,
         /// The cause, whose text the platform is told.
         source: BoxError,
     },
 }
 
+impl SourceError {
+    /// A failure that the platform has a name for.
+    pub fn coded(code: ErrorCode, source: impl Into<BoxError>) -> Self {
+        SourceError::Failed { code: Some(code), source: source.into() }
+    }
+}
+
 impl<E: Into<BoxError>> From<E> for SourceError {
     fn from(source: E) -> Self {
-        SourceError::Failed { source: source.into() }
+        SourceError::Failed { code: None, source: source.into() }
     }
 }

@@ -1,11 +1,16 @@
 //! Airdrop: its events and messages, and the loop that drives an extractor through them.
 
 mod event;
+mod extractor;
+mod lanes;
 mod message;
+mod outbox;
 mod platform;
+mod serve;
 
 pub use crate::model::Step;
 pub use event::{Event, EventType, Mode, Secret, Spelling, TimeSetting, WindowEnd};
+pub use extractor::{ExternalSyncUnit, Extractor, SourceError};
 pub use message::ErrorCode;
 #[doc(hidden)]
 pub use message::{
@@ -13,3 +18,4 @@ pub use message::{
     WorkerMetadata, answer_name, compose,
 };
 pub use platform::{Body, Fate, Platform, PlatformError, SealedMessage, Upload};
+pub use serve::{Context, Outcome, OutcomeKind, Serve, serve};

@@ -30,7 +30,7 @@ use super::rows::{
     BATCHES, BatchRow, BatchState, CHUNKS, ChunkRow, Dates, Json, Key, PAYLOADS, Payload, RUNS, RunRow,
     STREAMS, StreamRow, TYPES, TypeRow, VALUES, number_of,
 };
-use super::run::{Run, SealedArtifact};
+use super::run::Run;
 use super::tables::{Change, Rows};
 
 /// What names a batch, the same after any restart: an upload that is keyed by it is idempotent.
@@ -213,7 +213,7 @@ where
                     stream: stream.to_string(),
                     source: error.into(),
                 })?;
-                self.run.stage(&stream, Phase::Data, self.run.inner.settings.batch_items, page)?;
+                self.run.stage_data(&stream, page)?;
             } else if self.run.close_open()?.is_empty() {
                 return Ok(None);
             }
@@ -221,11 +221,25 @@ where
     }
 }
 
+/// What a message says of a batch, but for its artifact id.
+#[derive(Debug, Clone)]
+pub(crate) struct BatchInfo {
+    pub(crate) seq: u64,
+    pub(crate) item_type: String,
+    pub(crate) items: u32,
+    pub(crate) dates: Dates,
+}
+
+impl BatchInfo {
+    fn of(seq: u64, row: &BatchRow) -> Self {
+        Self { seq, item_type: row.item_type.clone(), items: row.items, dates: row.dates }
+    }
+}
+
 /// A batch on its way to the platform.
 #[derive(Debug, Clone)]
 pub(crate) struct UnsettledBatch {
-    pub(crate) seq: u64,
-    pub(crate) item_type: String,
+    pub(crate) info: BatchInfo,
     pub(crate) state: Unsettled,
     /// How often its id was given up after a refused confirm.
     pub(crate) given_up: u32,
@@ -299,7 +313,19 @@ impl Run {
         }
     }
 
+    /// Stores a page of the data phase, in batches of the size that the store is set to.
+    pub(crate) fn stage_data<C: Serialize>(
+        &self,
+        stream: &StreamName,
+        page: Page<C>,
+    ) -> Result<Vec<UnsettledBatch>> {
+        self.stage(stream, Phase::Data, self.inner.settings.batch_items, page)
+    }
+
     /// Stores a page and where its stream goes on, closing the batches that it fills.
+    ///
+    /// # Durability
+    /// When this returns `Ok`, all of it survives power loss.
     pub(crate) fn stage<C: Serialize>(
         &self,
         stream: &StreamName,
@@ -320,9 +346,9 @@ impl Run {
             let mut full = Vec::new();
             for (item_type, lines) in lines {
                 position.items += lines.ends.len() as u64;
-                full.extend(self.add_lines(change, row, &item_type, lines, batch_items)?);
+                full.extend(self.add_lines(change, row, &item_type, &lines, batch_items)?);
             }
-            let closed = self.put_batches(change, row, stream.as_str(), full, cursor.as_ref())?;
+            let closed = self.put_batches(change, row, stream.as_str(), &full, cursor.as_ref())?;
             row.pages += 1;
             row.not_before = None;
             row.progress = progress.or(row.progress);
@@ -361,7 +387,7 @@ impl Run {
                 full.push(self.take_open(change, &item_type, &mut counts)?);
                 change.put(&TYPES, &self.run_key().and_name(item_type.as_str()), &counts)?;
             }
-            self.put_batches(change, row, "", full, None)
+            self.put_batches(change, row, "", &full, None)
         })
     }
 
@@ -371,7 +397,7 @@ impl Run {
         change: &Change<'_>,
         row: &mut RunRow,
         item_type: &ItemType,
-        lines: Lines,
+        lines: &Lines,
         batch_items: u32,
     ) -> Result<Vec<FullBatch>> {
         let key = self.run_key().and_name(item_type.as_str());
@@ -430,7 +456,7 @@ impl Run {
         change: &Change<'_>,
         row: &mut RunRow,
         stream: &str,
-        full: Vec<FullBatch>,
+        full: &[FullBatch],
         cursor_after: Option<&String>,
     ) -> Result<Vec<UnsettledBatch>> {
         let pieces: Vec<Vec<&[u8]>> =
@@ -463,8 +489,7 @@ impl Run {
             change.put(&BATCHES, &self.batch_key(seq), &stored)?;
             change.put(&PAYLOADS, &self.batch_key(seq), &Payload(member))?;
             closed.push(UnsettledBatch {
-                seq,
-                item_type: stored.item_type,
+                info: BatchInfo::of(seq, &stored),
                 state: Unsettled::Staged,
                 given_up: 0,
             });
@@ -546,6 +571,7 @@ impl Run {
         let mut unsettled = Vec::new();
         for (tail, row) in rows {
             let seq = self.seq_of(&tail)?;
+            let info = BatchInfo::of(seq, &row);
             let state = match (row.state, row.artifact) {
                 (BatchState::Staged, _) => Unsettled::Staged,
                 (BatchState::Uploaded, Some(artifact)) => Unsettled::Uploaded {
@@ -558,28 +584,20 @@ impl Run {
                 }
                 (BatchState::Confirmed | BatchState::Announced(_), _) => continue,
             };
-            unsettled.push(UnsettledBatch { seq, item_type: row.item_type, state, given_up: row.given_up });
+            unsettled.push(UnsettledBatch { info, state, given_up: row.given_up });
         }
         Ok(unsettled)
     }
 
     /// What is confirmed and in no message, in order.
-    pub(crate) fn confirmed(&self) -> Result<Vec<SealedArtifact>> {
+    pub(crate) fn confirmed(&self) -> Result<Vec<(BatchInfo, String)>> {
         let rows = self.inner.tables.view(|rows| rows.all(&BATCHES, &self.run_key()))?;
-        let mut confirmed = Vec::new();
-        for (tail, row) in rows {
-            if row.state == BatchState::Confirmed {
-                confirmed.push(SealedArtifact {
-                    seq: self.seq_of(&tail)?,
-                    artifact: row.artifact.unwrap_or_default(),
-                    item_type: row.item_type,
-                    items: row.items,
-                    created: row.dates.created,
-                    modified: row.dates.modified,
-                });
-            }
-        }
-        Ok(confirmed)
+        rows.into_iter()
+            .filter(|(_, row)| row.state == BatchState::Confirmed)
+            .map(|(tail, row)| {
+                Ok((BatchInfo::of(self.seq_of(&tail)?, &row), row.artifact.unwrap_or_default()))
+            })
+            .collect()
     }
 
     /// Stores the id of an upload.

@@ -23,14 +23,13 @@ use rows::{Key, UNITS};
 use tables::{Rows, Tables};
 
 pub use batches::{Batch, BatchKey, Batches};
-pub(crate) use batches::{Unsettled, UnsettledBatch};
+pub(crate) use batches::{BatchInfo, Unsettled, UnsettledBatch};
 #[doc(hidden)]
 pub use disk::Disk;
 pub use page::Page;
 pub(crate) use rows::MessageKind;
 pub use run::Run;
-pub(crate) use run::{Accepted, Incoming, SealedArtifact, Sealing, StoredMessage};
-pub(crate) use tables::sync_directory;
+pub(crate) use run::{Accepted, Incoming, Sealing, StoredMessage};
 
 /// Bytes of the page cache. redb's own default of 1 GiB would be taken from the extractor.
 const CACHE_BYTES: usize = 16 * 1024 * 1024;
@@ -205,4 +204,20 @@ impl SyncUnit {
         let row = self.inner.tables.view(|rows| rows.get(&UNITS, &Key::name(self.id.as_str())))?;
         Ok(row.and_then(|unit| unit.watermark).map(crate::model::Micros::to_time))
     }
+}
+
+/// The idempotency key of a message: visible ASCII, as it becomes a header, and never the same for other bytes.
+pub(crate) fn message_key_text(name: &str, body: &str) -> String {
+    use std::fmt::Write;
+    let mut key = String::new();
+    for byte in name.bytes() {
+        if byte.is_ascii_graphic() && byte != b'%' {
+            key.push(char::from(byte));
+        } else {
+            // Writing to a string does not fail.
+            let _ = write!(key, "%{byte:02X}");
+        }
+    }
+    let _ = write!(key, "-{:08x}", codec::checksum(body.as_bytes()));
+    key
 }

@@ -99,6 +99,11 @@ impl<C> Page<C> {
         self.records.iter().map(|(_, records)| records.len()).sum()
     }
 
+    /// The item type of the records that were added last.
+    pub(crate) fn last_item_type(&self) -> Option<&str> {
+        self.records.last().map(|(item_type, _)| item_type.as_str())
+    }
+
     /// Checks every name and value; the first that cannot be stored is the error.
     pub(crate) fn into_parts(self) -> Result<PageParts<C>> {
         Ok(PageParts {

@@ -114,17 +114,6 @@ pub(crate) struct Sealing<'a> {
     pub(crate) delay_seconds: Option<u64>,
 }
 
-/// What a message says of an artifact.
-#[derive(Debug, Clone)]
-pub(crate) struct SealedArtifact {
-    pub(crate) seq: u64,
-    pub(crate) artifact: String,
-    pub(crate) item_type: String,
-    pub(crate) items: u32,
-    pub(crate) created: Option<(Micros, Micros)>,
-    pub(crate) modified: Option<(Micros, Micros)>,
-}
-
 impl SyncUnit {
     /// Begins a run, or takes up the one that is not finished.
     ///
@@ -587,7 +576,7 @@ impl Run {
                 })?;
             }
             row.open_batches -= sealing.batches.len() as u64;
-            if sealing.kind == MessageKind::Done {
+            if sealing.kind == MessageKind::Done && !row.done.contains(sealing.phase) {
                 self.check_exhausted(change, Some(sealing.phase))?;
                 if row.open_batches > 0 {
                     return Err(self.unfinished(format!("{} batches are in no message", row.open_batches)));
@@ -612,7 +601,7 @@ impl Run {
                 sealed_at: now,
                 artifacts: sealing.batches.len() as u64,
                 finishes: sealing.finishes && sealing.kind == MessageKind::Done,
-                key: message_text_key(&self.unit, &self.id, no, &sealing.body),
+                key: super::message_key_text(&format!("{}/{}/{no}", self.unit, self.id), &sealing.body),
                 body: sealing.body.clone().into_bytes(),
             };
             change.put(&EVENTS, &event_key, &seen)?;
@@ -680,6 +669,13 @@ impl Run {
             change.put(&EVENTS, &event_key, &seen)?;
             change.remove(&MESSAGES, &message_key)
         })
+    }
+
+    /// Whether the acceptance of a message was neither recorded nor proven.
+    pub(crate) fn is_undelivered(&self, message: u64) -> Result<bool> {
+        let sealed =
+            self.inner.tables.view(|rows| rows.need(&MESSAGES, &message_key(self.unit_no, message)))?;
+        Ok(sealed.fate == MessageFate::Sealed)
     }
 
     /// How long the source is to be left alone still, in whole seconds. More than was asked for cannot be left: then
@@ -786,20 +782,6 @@ pub(super) fn message_key(unit: u64, message: u64) -> Key {
 
 fn event_key(unit: u64, run: u64, identity: &str) -> Key {
     run_key(unit, run).and_name(identity)
-}
-
-/// The idempotency key of a message: visible ASCII, as it becomes a header, and never the same for other bytes.
-fn message_text_key(unit: &SyncUnitId, run: &RunId, no: u64, body: &str) -> String {
-    let mut key = String::new();
-    for byte in format!("{unit}/{run}/{no}").bytes() {
-        if byte.is_ascii_graphic() && byte != b'%' {
-            key.push(char::from(byte));
-        } else {
-            key.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    key.push_str(&format!("-{:08x}", super::codec::checksum(body.as_bytes())));
-    key
 }
 
 fn current_run(change: &Change<'_>, unit: &UnitRow) -> Result<Option<(u64, RunRow)>> {

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use redb::{
     Builder, Database, DatabaseError, Durability, ReadTransaction, ReadableDatabase, ReadableTable,
-    StorageBackend, StorageError, TableDefinition, WriteTransaction,
+    StorageBackend, TableDefinition, WriteTransaction,
 };
 
 use crate::error::{Error, Result};
@@ -388,7 +388,7 @@ fn sweep(directory: &Path, prefix: &str) {
 }
 
 /// Makes the names in a directory durable.
-pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
+fn sync_directory(directory: &Path) -> io::Result<()> {
     if cfg!(unix) { File::open(directory)?.sync_all() } else { Ok(()) }
 }
 
@@ -444,17 +444,19 @@ fn storage_error(path: &Path, action: &str, error: &redb::Error) -> Error {
 
 /// A key for people: text where it is text, bytes in hexadecimal where not.
 fn show(key: &[u8]) -> String {
+    use std::fmt::Write;
+    // Writing to a string does not fail.
     let mut shown = String::new();
     for chunk in key.utf8_chunks() {
         for c in chunk.valid().chars() {
             if c.is_control() {
-                shown.push_str(&format!("\\x{:02x}", u32::from(c)));
+                let _ = write!(shown, "\\x{:02x}", u32::from(c));
             } else {
                 shown.push(c);
             }
         }
         for byte in chunk.invalid() {
-            shown.push_str(&format!("\\x{byte:02x}"));
+            let _ = write!(shown, "\\x{byte:02x}");
         }
     }
     shown
