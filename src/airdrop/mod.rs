@@ -3,6 +3,7 @@
 mod event;
 mod extractor;
 mod lanes;
+mod local;
 mod message;
 mod outbox;
 mod platform;
@@ -11,6 +12,10 @@ mod serve;
 pub use crate::model::Step;
 pub use event::{Event, EventType, Mode, Secret, Spelling, TimeSetting, WindowEnd};
 pub use extractor::{ExternalSyncUnit, Extractor, SourceError};
+pub use local::{
+    ItemTotals, Local, LocalEvent, Messages, SyncReport, SyncSettings, SyncStep, UPLOAD_BYTES_MAX,
+    WORKER_STATE_BYTES_MAX,
+};
 pub use message::ErrorCode;
 #[doc(hidden)]
 pub use message::{
