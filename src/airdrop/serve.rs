@@ -17,7 +17,7 @@ use serde_json::value::RawValue;
 use crate::clock::Clock;
 use crate::error::{BoxError, Error, ErrorKind, Result, chain, panic_text};
 use crate::model::{
-    EXTERNAL_SYNC_UNIT_BATCH_ITEMS, MESSAGE_BYTES_SOFT, Phase, RunId, StreamName, SyncUnitId,
+    EXTERNAL_SYNC_UNIT_BATCH_ITEMS, MESSAGE_BYTES_SOFT, Phase, Rule, RunId, StreamName, SyncUnitId,
 };
 use crate::record::Record;
 use crate::store::{
@@ -165,6 +165,10 @@ impl Serve {
             | EventType::Metadata
             | EventType::Data { .. }
             | EventType::Attachments { .. } => match incoming(event) {
+                Ok((_, incoming)) if store.breaks(Rule::KeyedBySyncUnit) => {
+                    let unit = SyncUnitId::new(event.external_sync_unit_id()?.unwrap_or_default())?;
+                    invocation.converse(store, extractor, unit, &incoming)
+                }
                 Ok((unit, incoming)) => invocation.converse(store, extractor, unit, &incoming),
                 Err(error) => invocation.answer_statelessly(failed(&chain(&error))),
             },
@@ -614,6 +618,18 @@ impl Invocation<'_> {
                 Phase::Data => !self.settings.attachments_phase,
                 Phase::Metadata => false,
             };
+            if run.breaks(Rule::SealBeforeSend) {
+                let key = message_key_text(&incoming_name(self.event), &composed.body);
+                let message = StoredMessage {
+                    no: 0,
+                    key,
+                    event_type: composed.event_type.to_owned(),
+                    body: composed.body.clone(),
+                    kind,
+                    artifacts: batches.len() as u64,
+                };
+                self.send(&message)?;
+            }
             let sealed = run.seal(&Sealing {
                 phase,
                 kind,
@@ -740,6 +756,11 @@ impl Invocation<'_> {
         let empty = compose(self.event, self.settings.spelling, &Answer::new(says))?;
         Ok(empty.body.len() + ARTIFACTS_FIELD_BYTES + ERROR_MESSAGE_BYTES_MAX)
     }
+}
+
+/// What a message that no run seals is keyed by.
+fn incoming_name(event: &Event) -> String {
+    event.identity().unwrap_or_else(|_| event.event_type().name(Spelling::Seed).to_owned())
 }
 
 enum Sent {

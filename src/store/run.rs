@@ -31,7 +31,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
 use crate::model::{
-    CLOCK_AHEAD_MAX, LEDGER_RUNS_MAX, Micros, Move, Phase, Phases, RunId, Step, SyncUnitId, phase_move,
+    CLOCK_AHEAD_MAX, LEDGER_RUNS_MAX, Micros, Move, Phase, Phases, Rule, RunId, Step, SyncUnitId, phase_move,
 };
 
 use super::rows::{
@@ -209,6 +209,7 @@ impl SyncUnit {
                 return Ok(Ok(self.enter(change, &unit, no, row, event, false)?));
             };
             if let Some(seen) = change.get(&EVENTS, &event_key(unit.no, no, &event.identity))?
+                && !self.inner.breaks(Rule::EventsRemembered)
                 && let Some(answer) = self.seen(change, &unit, no, &mut row, event, &seen)?
             {
                 return Ok(answer);
@@ -271,6 +272,9 @@ impl SyncUnit {
         let Some(message_no) = seen.message else {
             if latest && row.status == RunStatus::Open {
                 row.epoch += 1;
+                if self.inner.breaks(Rule::StartKept) {
+                    row.started_at = self.now();
+                }
                 change.put(&RUNS, &run_key(unit.no, no), row)?;
                 return Ok(Some(Ok(self.work(unit, no, row, event, true)?)));
             }
@@ -307,6 +311,9 @@ impl SyncUnit {
     ) -> Result<Accepted> {
         row.events += 1;
         row.epoch += 1;
+        if resumed && self.inner.breaks(Rule::StartKept) {
+            row.started_at = self.now();
+        }
         row.event = Some(event.identity.clone());
         row.message = None;
         let seen = EventRow { order: row.events, accepted_at: self.now(), message: None };
@@ -408,6 +415,9 @@ impl SyncUnit {
         let now = self.now();
         if let Some((no, mut old)) = current_run(change, unit)? {
             if old.status == RunStatus::Open {
+                if self.inner.breaks(Rule::AbandonedLeavesWatermark) {
+                    unit.watermark = Some(old.started_at);
+                }
                 close_run(change, unit, no, &mut old, RunStatus::Abandoned, now)?;
             }
             change.remove(&RUNS, &run_key(unit.no, no))?;
@@ -633,6 +643,9 @@ impl Run {
                 MessageFate::Sealed | MessageFate::Proven => 1,
             };
             let now = Micros::from_time(self.inner.clock.now());
+            if self.inner.breaks(Rule::WatermarkFromStart) {
+                row.started_at = now;
+            }
             settle(change, &mut unit, self.no, &mut row, message, MessageFate::Delivered { times }, now)?;
             change.put(&RUNS, &run_key(self.unit_no, self.no), &row)?;
             change.put(&UNITS, &unit_key, &unit)
@@ -693,6 +706,10 @@ impl Run {
     pub(crate) fn progress_and_artifacts_max(&self) -> Result<(Option<u8>, Option<u64>)> {
         let row = self.inner.tables.view(|rows| rows.need(&RUNS, &run_key(self.unit_no, self.no)))?;
         Ok((row.progress, row.artifacts_max))
+    }
+
+    pub(crate) fn breaks(&self, rule: Rule) -> bool {
+        self.inner.breaks(rule)
     }
 
     /// Makes a change to the run, unless a later life has taken it up.
