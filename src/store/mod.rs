@@ -203,6 +203,12 @@ impl Store {
         self.inner.breaks(rule)
     }
 
+    /// A number for everything that is stored: the same for the same rows.
+    #[cfg(feature = "testing")]
+    pub(crate) fn fingerprint(&self) -> Result<u64> {
+        self.inner.tables.fingerprint()
+    }
+
     pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
         &self.inner.clock
     }

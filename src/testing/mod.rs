@@ -7,8 +7,17 @@
 
 mod crash;
 mod disk;
+mod explore;
 mod image;
+mod schedule;
+mod source;
+mod world;
 
+pub use crate::model::Rule;
 pub use crash::{CrashImage, CrashImages, CrashPoint, Kept, Moment, Recording, Sampling};
 pub use disk::{DiskOperation, Fault, FaultCounts, SIM_DISK_BYTES_MAX, SimDisk};
+pub use explore::{Explore, Failure, Report};
 pub use image::Image;
+pub use schedule::{Act, Answer, Call, Schedule};
+pub use source::{Shape, SimCursor, SimSource};
+pub use world::{Broken, Life, Violation};
