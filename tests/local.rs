@@ -116,7 +116,7 @@ fn what_was_answered_is_in_the_files_and_known_after_reopen() {
     assert_eq!(local.artifacts().unwrap(), [one.clone(), two.clone()]);
     assert_eq!(local.artifact_bytes(&one).unwrap(), b"first");
     assert_eq!(local.artifact_path(&two).unwrap(), path.join("artifacts").join(two.as_str()));
-    assert_eq!(local.confirmed().unwrap(), [one.clone()]);
+    assert_eq!(local.confirmed().unwrap(), std::slice::from_ref(&one));
     let messages: Vec<Value> = local.messages().unwrap().map(Result::unwrap).collect();
     assert_eq!(messages, [serde_json::from_str::<Value>(&done("", &[one.as_str()]).body).unwrap()]);
     // Said again, they add nothing.
@@ -170,7 +170,7 @@ struct Source<'a> {
     between: Box<dyn FnMut(u64) + 'a>,
 }
 
-impl<'a> Source<'a> {
+impl Source<'_> {
     fn new(chunks: u64, chunk_bytes: usize) -> Self {
         Self { chunks, chunk_bytes, fails: false, taken: 0, between: Box::new(|_| {}) }
     }
@@ -303,7 +303,9 @@ fn sized(key: &str, bytes: usize) -> SealedMessage {
     let mut message = done(key, &[]);
     let filler = bytes - message.body.len() - r#","x":"""#.len();
     message.body.truncate(message.body.len() - 1);
-    message.body.push_str(&format!(r#","x":"{}"}}"#, "x".repeat(filler)));
+    message.body += r#","x":""#;
+    message.body += &"x".repeat(filler);
+    message.body += r#""}"#;
     assert_eq!(message.body.len(), bytes);
     message
 }
