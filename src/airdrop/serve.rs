@@ -618,17 +618,12 @@ impl Invocation<'_> {
                 Phase::Data => !self.settings.attachments_phase,
                 Phase::Metadata => false,
             };
-            if run.breaks(Rule::SealBeforeSend) {
+            let sent_unsealed = run.breaks(Rule::SealBeforeSend);
+            if sent_unsealed {
                 let key = message_key_text(&incoming_name(self.event), &composed.body);
-                let message = StoredMessage {
-                    no: 0,
-                    key,
-                    event_type: composed.event_type.to_owned(),
-                    body: composed.body.clone(),
-                    kind,
-                    artifacts: batches.len() as u64,
-                };
-                self.send(&message)?;
+                let event_type = composed.event_type.to_owned();
+                let (body, artifacts) = (composed.body.clone(), batches.len() as u64);
+                self.send(&StoredMessage { no: 0, key, event_type, body, kind, artifacts })?;
             }
             let sealed = run.seal(&Sealing {
                 phase,
@@ -648,7 +643,8 @@ impl Invocation<'_> {
                 }
                 Err(error) => return Err(error),
             };
-            match self.send(&message)? {
+            let sent = if sent_unsealed { Sent::Accepted } else { self.send(&message)? };
+            match sent {
                 Sent::Accepted => return accepted(run, message, false),
                 Sent::Refused { status: 413, .. } if batches.len() > 1 => {
                     run.refused(message.no, Some(batches.len() as u64 / 2))?;

@@ -548,11 +548,10 @@ where
             Ok(()) => self.world.served(&event.request),
             Err(error) => match error.kind() {
                 // The disk failed, and the process ended: that is what it is for.
-                ErrorKind::Io if failed => {}
+                ErrorKind::Io | ErrorKind::Corrupt if failed => {}
                 // The platform would not take the message; it will hear it again.
                 ErrorKind::Retry => {}
                 ErrorKind::Fenced if event.stray => {}
-                ErrorKind::Corrupt if failed => {}
                 _ => {
                     let what = format!("{} was not answered: {}", event.event_type, chain(&error));
                     let kind = if error.kind() == ErrorKind::Corrupt {
