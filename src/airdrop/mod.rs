@@ -3,6 +3,7 @@
 mod event;
 mod message;
 mod platform;
+mod window;
 
 pub use crate::model::Step;
 pub use event::{Event, EventType, Mode, Secret, Spelling, TimeSetting, WindowEnd};
@@ -13,3 +14,4 @@ pub use message::{
     WorkerMetadata, answer_name, compose,
 };
 pub use platform::{Body, Fate, Platform, PlatformError, SealedMessage, Upload};
+pub use window::{Bounds, Window};
