@@ -1,11 +1,15 @@
 //! Airdrop: its events and messages, and the loop that drives an extractor through them.
 
+#[cfg(feature = "http")]
+mod client;
 mod event;
 mod message;
 mod platform;
 mod window;
 
 pub use crate::model::Step;
+#[cfg(feature = "http")]
+pub use client::{Client, WorkerState};
 pub use event::{Event, EventType, Mode, Secret, Spelling, TimeSetting, WindowEnd};
 pub use message::ErrorCode;
 #[doc(hidden)]

@@ -67,26 +67,24 @@ pub(crate) fn resolve(
         Some(setting) => known.moment(WindowEnd::End, setting)?,
         None => now,
     };
-    let from = match &start {
-        Some(setting) => Some(known.moment(WindowEnd::Start, setting)?),
-        None => {
-            let last_start = match event.mode()? {
-                Some(Mode::Initial) => None,
-                _ if event.reset_extract_from()? => None,
-                _ => last_start,
-            };
-            match last_start {
-                Some(last_start) => {
-                    // The clock has been set back since: nobody asked for less than nothing.
-                    if end.is_none() {
-                        to = to.max(
-                            last_start.checked_add_signed(TimeDelta::microseconds(1)).unwrap_or(last_start),
-                        );
-                    }
-                    Some(last_start)
+    let from = if let Some(setting) = &start {
+        Some(known.moment(WindowEnd::Start, setting)?)
+    } else {
+        let last_start = match event.mode()? {
+            Some(Mode::Initial) => None,
+            _ if event.reset_extract_from()? => None,
+            _ => last_start,
+        };
+        match last_start {
+            Some(last_start) => {
+                // The clock has been set back since: nobody asked for less than nothing.
+                if end.is_none() {
+                    let after = last_start.checked_add_signed(TimeDelta::microseconds(1));
+                    to = to.max(after.unwrap_or(last_start));
                 }
-                None => event.extract_from()?,
+                Some(last_start)
             }
+            None => event.extract_from()?,
         }
     };
     match from {
@@ -394,7 +392,7 @@ mod tests {
                 ("ns", 1), ("us", 1_000), ("ms", 1_000_000), ("s", 1_000_000_000),
                 ("m", 60_000_000_000), ("h", 3_600_000_000_000),
             ];
-            let text: String = parts.iter().map(|(count, unit)| format!("{count}{}", units[*unit].0)).collect();
+            let text = parts.iter().map(|(count, unit)| format!("{count}{}", units[*unit].0)).collect::<Vec<_>>().concat();
             let sum: u128 = parts.iter().map(|(count, unit)| u128::from(*count) * u128::from(units[*unit].1)).sum();
             prop_assert_eq!(parse_duration(&text), i64::try_from(sum).ok());
         }
