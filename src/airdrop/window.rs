@@ -34,18 +34,6 @@ pub struct Bounds {
     pub newest: Option<DateTime<Utc>>,
 }
 
-impl Bounds {
-    /// The bounds after a run with this window; a window without a start reaches back to 1970.
-    #[must_use]
-    pub fn and(self, window: Window) -> Self {
-        let from = window.from.unwrap_or(UNBOUNDED);
-        Self {
-            oldest: Some(self.oldest.map_or(from, |oldest| oldest.min(from))),
-            newest: Some(self.newest.map_or(window.to, |newest| newest.max(window.to))),
-        }
-    }
-}
-
 /// Resolves the window that an event asks for.
 ///
 /// `last_start` is when the last run that succeeded was started.
@@ -600,16 +588,5 @@ mod tests {
             let context = json!({ start: {"type": kind, "value": "1h"} });
             assert!(asked(&context, edge, None).unwrap_err().to_string().contains("out of all time"));
         }
-    }
-
-    #[test]
-    fn bounds_only_grow() {
-        let window = |from: Option<&str>, to: &str| Window { from: from.map(at), to: at(to) };
-        let inside = window(Some("2026-01-10T00:00:00Z"), "2026-01-20T00:00:00Z");
-        assert_eq!(known().and(inside), known());
-        let first = Bounds::default().and(inside);
-        assert_eq!(first, Bounds { oldest: inside.from, newest: Some(inside.to) });
-        let whole = known().and(window(None, "2026-03-01T00:00:00Z"));
-        assert_eq!(whole, Bounds { oldest: Some(UNBOUNDED), newest: Some(at("2026-03-01T00:00:00Z")) });
     }
 }

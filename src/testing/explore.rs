@@ -586,19 +586,15 @@ where
     /// Starts the machine, or the process, again after a death.
     fn start_again(&mut self) -> String {
         let recording = self.disk.recording();
-        match self.crashes.pop() {
-            Some(Act::Crash { point, .. }) => {
-                // Nothing is recorded after a death, so it happened where the recording ends.
-                let point = CrashPoint { position: recording.end(), ..point };
-                let words = recording.describe(&point);
-                let image = recording.image(&point).map(|crash| crash.image);
-                self.disk = image.unwrap_or_else(|| self.disk.image()).disk();
-                words
-            }
-            _ => {
-                self.disk = recording.killed_at(recording.end());
-                format!("killed at position {}, everything written is there", recording.end())
-            }
+        if let Some(Act::Crash { point, .. }) = self.crashes.pop() {
+            // Nothing is recorded after a death, so it happened where the recording ends.
+            let point = CrashPoint { position: recording.end(), ..point };
+            let image = recording.image(&point).map(|crash| crash.image);
+            self.disk = image.unwrap_or_else(|| self.disk.image()).disk();
+            recording.describe(&point)
+        } else {
+            self.disk = recording.killed_at(recording.end());
+            format!("killed at position {}, everything written is there", recording.end())
         }
     }
 }
