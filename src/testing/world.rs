@@ -80,6 +80,11 @@ impl Life {
         self.world.lock().seed
     }
 
+    /// Counts that the source did something that an extractor must bear, for the report.
+    pub fn count(&self, what: &str) {
+        self.world.lock().count(what);
+    }
+
     /// The clock of the simulated world.
     pub fn clock(&self) -> VirtualClock {
         self.world.lock().clock.clone()
@@ -116,6 +121,8 @@ pub(super) struct Inner {
     pages: BTreeMap<(String, String), Vec<Arc<HandOut>>>,
     runs: Vec<RunSeen>,
     pub(super) deaths: u64,
+    /// Calls that were not answered as asked.
+    failures: u64,
     changed_message: Option<String>,
 }
 
@@ -132,7 +139,7 @@ struct Entry {
 #[derive(Debug, Clone)]
 enum Change {
     Sent(Arc<SentEvent>),
-    Called { call: Call, effect: Option<Effect> },
+    Called { call: Call, effect: Option<Effect>, failed: bool },
     Read(Arc<HandOut>),
     Served { request: String },
     Died,
@@ -216,6 +223,7 @@ impl World {
                 pages: BTreeMap::new(),
                 runs: Vec::new(),
                 deaths: 0,
+                failures: 0,
                 changed_message: None,
             })),
         }
@@ -308,7 +316,8 @@ impl Inner {
                 }
                 self.sent.push(Arc::clone(event));
             }
-            Change::Called { call, effect } => {
+            Change::Called { call, effect, failed } => {
+                self.failures += u64::from(*failed);
                 *self.calls.entry(*call).or_default() += 1;
                 match effect {
                     Some(Effect::Upload { id, lines }) => {
@@ -348,10 +357,13 @@ impl Inner {
                 self.reads += 1;
                 let pages = self.pages.entry((page.run.clone(), page.stream.clone())).or_default();
                 // The one before was not kept if the same cursor is read again.
-                if pages.last().is_some_and(|last| last.cursor == page.cursor) {
-                    pages.pop();
-                }
+                let before = pages.pop_if(|last| last.cursor == page.cursor);
                 pages.push(Arc::clone(page));
+                if let Some(before) = before {
+                    let what =
+                        if page.lines.len() < before.lines.len() { "page-shrank" } else { "page-changed" };
+                    *self.fired.entry(format!("source/{what}")).or_default() += 1;
+                }
                 if let Some(run) = self.runs.iter_mut().find(|run| run.id == page.run) {
                     run.read = true;
                     run.since = page.since;
@@ -438,7 +450,8 @@ impl Inner {
                 (false, Err(PlatformError::Refused { status, reason: "simulated".to_owned() }))
             }
         };
-        self.record(Change::Called { call, effect: effect.filter(|_| applies) });
+        let failed = result.is_err();
+        self.record(Change::Called { call, effect: effect.filter(|_| applies), failed });
         result
     }
 
@@ -546,11 +559,10 @@ impl Inner {
             return broken(Broken::Unconfirmed, format!("artifact {id} is confirmed and in no message"));
         }
         let unconfirmed = self.uploads.keys().filter(|id| !self.confirmed.contains(*id)).count() as u64;
-        let faults: u64 = self.fired.values().sum();
-        if unconfirmed > at_once * self.deaths + faults {
+        if unconfirmed > at_once * self.deaths + self.failures {
+            let (deaths, failures) = (self.deaths, self.failures);
             let what = format!(
-                "{unconfirmed} uploads are unconfirmed after {} deaths and {faults} faults",
-                self.deaths
+                "{unconfirmed} uploads are unconfirmed after {deaths} deaths and {failures} failed calls"
             );
             return broken(Broken::Unconfirmed, what);
         }
@@ -842,7 +854,7 @@ impl<E: Extractor> Extractor for Watched<E> {
             let fault = inner.fault(Call::Page);
             inner.clock.advance(PAGE_TAKES);
             if let Some(fault) = fault {
-                inner.record(Change::Called { call: Call::Page, effect: None });
+                inner.record(Change::Called { call: Call::Page, effect: None, failed: true });
                 drop(inner);
                 return Err(match fault {
                     Answer::Busy(seconds) => {
@@ -874,7 +886,7 @@ impl<E: Extractor> Extractor for Watched<E> {
             lines: page.lines(),
         };
         let mut inner = self.life.world.lock();
-        inner.record(Change::Called { call: Call::Page, effect: None });
+        inner.record(Change::Called { call: Call::Page, effect: None, failed: false });
         inner.record(Change::Read(Arc::new(handed)));
         Ok(page)
     }
