@@ -15,8 +15,9 @@
 //! changed, and gives the fewest pairs of position and world that cover every crash. And [`CrashImage::earliest`]
 //! bounds from the other side: what was begun only later cannot be in this image.
 //!
-//! A process killed on a machine that lives on leaves all of what it wrote: the choice that loses nothing, so it is
-//! among the images too.
+//! **A process killed on a machine that lives on** leaves all that it wrote: the choice that loses nothing, so it is among
+//! the images. But what it had not synced is still not durable, and the next process, which has read it, may lose it to
+//! a power failure: [`Recording::killed_at`] is the disk that it finds.
 
 use std::collections::BTreeSet;
 use std::fmt::{self, Write};
@@ -24,7 +25,7 @@ use std::str::FromStr;
 
 use crate::error::Error;
 
-use super::disk::Entry;
+use super::disk::{Entry, SimDisk};
 use super::image::Image;
 
 /// At most 2^20 subsets are enumerated, whatever [`Sampling`] asks for.
@@ -180,6 +181,26 @@ impl Recording {
             seen: BTreeSet::new(),
             considered: 0,
         }
+    }
+
+    /// The disk that the next process finds if this one was killed at `position` and the machine lives on: all that was
+    /// written is there, and what was not synced is still not durable. It records on from `position`.
+    ///
+    /// ```
+    /// use highwater::Disk;
+    /// use highwater::testing::{Sampling, SimDisk};
+    ///
+    /// let disk = SimDisk::new();
+    /// disk.set_len(7)?; // not synced
+    /// let next = disk.recording().killed_at(1);
+    /// assert_eq!(next.len()?, 7);
+    /// let lost = next.recording().images_at(1, &Sampling::new(1)).any(|crash| crash.image.is_empty());
+    /// assert!(lost, "power failed before the next process made it durable");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn killed_at(&self, position: usize) -> SimDisk {
+        let log = self.log.get(..position).unwrap_or(&self.log);
+        SimDisk::from_log(self.initial.clone(), log.to_vec())
     }
 
     /// The image of `point`; `None` if the recording ends before it.
@@ -671,8 +692,8 @@ mod tests {
         for operations in [6, 40] {
             let (disk, _) = random_run(&mut rng, operations);
             disk.inject(Fault::SyncsIgnored);
-            for at in 0..30 {
-                disk.write(at * 100, &[at as u8; 3000]).unwrap();
+            for at in 0..30_u8 {
+                disk.write(u64::from(at) * 100, &[at; 3000]).unwrap();
                 disk.sync().unwrap();
             }
             let run = disk.recording();

@@ -192,15 +192,17 @@ impl SimDisk {
 
     /// A disk that holds `image`; its recording begins there.
     pub fn from_image(image: Image) -> Self {
-        let inner = Inner {
-            initial: image.clone(),
-            live: image,
-            log: Vec::new(),
-            faults: Vec::new(),
-            counts: FaultCounts::default(),
-            dead: false,
-        };
-        Self { inner: Arc::new(Mutex::new(inner)) }
+        Self::from_log(image, Vec::new())
+    }
+
+    /// A disk that held `initial`, and to which all of `log` was done.
+    pub(super) fn from_log(initial: Image, log: Vec<Entry>) -> Self {
+        let mut live = initial.clone();
+        for entry in &log {
+            entry.apply(&mut live);
+        }
+        let (faults, counts) = (Vec::new(), FaultCounts::default());
+        Self { inner: Arc::new(Mutex::new(Inner { initial, live, log, faults, counts, dead: false })) }
     }
 
     /// Makes the disk fail from now on; counts in `fault` begin now. Faults add up, until [`SimDisk::heal`].
@@ -250,8 +252,7 @@ impl SimDisk {
         Recording::new(inner.initial.clone(), inner.log.clone())
     }
 
-    /// What a process reads from the disk now: with every write, synced or not. This is what is left when the
-    /// process is killed and the machine lives on.
+    /// What a process reads from the disk now: with every write, synced or not.
     pub fn image(&self) -> Image {
         self.lock().live.clone()
     }
