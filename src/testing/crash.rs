@@ -287,12 +287,6 @@ struct Window<'a> {
     tearable: Vec<usize>,
 }
 
-impl fmt::Debug for Entry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
 impl Window<'_> {
     fn image(&self, kept: Kept) -> CrashImage {
         let mut image = self.durable.clone();
