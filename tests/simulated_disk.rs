@@ -224,7 +224,7 @@ impl Run {
 
     /// Opens every image that a crash in this life can leave, each distinct one once, and compares it with what may
     /// be in it.
-    fn check(&self, sampling: &Sampling, verify: bool, recovered: &mut Recovered) -> Report {
+    fn check(&self, sampling: &Sampling, recovered: &mut Recovered) -> Report {
         let mut report = Report::default();
         let outside: Vec<usize> = self.seen.iter().map(|(position, _)| *position).collect();
         let moments = self.recording.moments(&outside);
@@ -236,7 +236,7 @@ impl Run {
                 report.torn += u64::from(matches!(crash.point.kept, Kept::Torn(_)));
                 let held = recovered.entry(crash.image.hash()).or_insert_with(|| {
                     report.opened += 1;
-                    recover(&crash.image.disk(), verify)
+                    recover(&crash.image.disk(), false)
                 });
                 let allowed = self.allowed(moment.outside, &crash);
                 match held {
@@ -314,7 +314,7 @@ impl fmt::Display for Report {
 fn every_crash_leaves_the_last_commit_or_the_one_under_way() {
     let run = Run::first(TWO_PHASE);
     let sampling = Sampling { exhaustive_max: 9, subsets: 32, torn: 48, seed: SEED };
-    let report = run.check(&sampling, false, &mut Recovered::new());
+    let report = run.check(&sampling, &mut Recovered::new());
     println!("crashes: {report}");
     assert_eq!(report.wrong, 0, "{report}");
     assert!(report.opened > 5000 && report.torn > 500 && report.under_way >= COMMITS as u64, "{report}");
@@ -346,7 +346,7 @@ fn a_crash_during_recovery_or_after_it_leaves_no_less() {
             let found = recover(&crash.image.disk(), false).unwrap();
             let life = Run::on(&crash.image, found, TWO_PHASE);
             lives += 1;
-            report.add(life.check(&second, false, &mut recovered));
+            report.add(life.check(&second, &mut recovered));
         }
     }
     println!("second crashes: lives={lives} {report}");
@@ -368,7 +368,7 @@ fn power_loss_after_a_kill_takes_nothing_back() {
         let next = run.recording.killed_at(position);
         let life = Run::live(&next, &run.seen[..seen], &run.begun[..begun.max(1)], 1, TWO_PHASE);
         unsynced += usize::from(life.seen[seen].1 > run.seen[seen - 1].1);
-        report.add(life.check(&sampling, false, &mut recovered));
+        report.add(life.check(&sampling, &mut recovered));
     }
     println!("power lost after a kill: {report}");
     assert_eq!(report.wrong, 0, "{report}");
@@ -526,7 +526,7 @@ fn report() {
     for (name, how) in [("two-phase", TWO_PHASE), ("one-phase", Life { two_phase: false, ..TWO_PHASE })] {
         run = Run::first(how);
         let start = Instant::now();
-        let report = run.check(&sampling, false, &mut Recovered::new());
+        let report = run.check(&sampling, &mut Recovered::new());
         let rate = per_second(report.opened, start);
         println!("{name}: {report}\n  {rate} images opened and read a second");
 
@@ -537,7 +537,7 @@ fn report() {
             for crash in run.recording.images_at(moment.position, &few) {
                 let found = recover(&crash.image.disk(), false).unwrap();
                 let life = Run::on(&crash.image, found, how);
-                report.add(life.check(&few, false, &mut recovered));
+                report.add(life.check(&few, &mut recovered));
                 lives += 1;
             }
         }
