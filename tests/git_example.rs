@@ -26,12 +26,12 @@ const LANES: usize = 4;
 const ONE_PAGE: [&str; 4] = ["--budget", "10ms", "--page-delay", "10ms"];
 
 /// A directory of the test's, and the program.
-struct Bench {
+struct Fixture {
     dir: TempDir,
     program: PathBuf,
 }
 
-impl Bench {
+impl Fixture {
     fn new() -> Self {
         Self { dir: tempfile::tempdir().unwrap(), program: example("git") }
     }
@@ -145,37 +145,86 @@ fn messages() -> Vec<Message> {
     all
 }
 
-/// Signatures that are hard to read, with the id, the name and the e-mail that the user is to have, and the moment.
-#[rustfmt::skip]
-fn signatures() -> Vec<(Who, Option<&'static str>, Option<&'static str>, Option<&'static str>, &'static str)> {
-    let long = "x".repeat(600);
+/// A signature, and what user and moment are to come of it.
+struct Odd {
+    who: Who,
+    id: Option<&'static str>,
+    name: Option<&'static str>,
+    email: Option<&'static str>,
+    at: &'static str,
+}
+
+/// Signatures that are hard to read; the last is for a commit that declares its encoding.
+fn signatures() -> Vec<Odd> {
+    let odd = |who: Who, id, name, email, at| Odd { who, id, name, email, at };
+    // Seconds whose offset or year is of no account here.
+    let (noon, at_noon) = ("1700000000 +0000", "2023-11-14T22:13:20Z");
+    let ada = Some("ada@example.com");
+    // E-mails are compared as they are.
+    let other_ada = Some("Ada@Example.com");
+    let nameless = Some("nameless@example.com");
+    let (jose, jose_mail) = ("Jos\u{e9} \"J\" O'N \u{1F600}", "jos\u{e9}@example.com");
+    let far = Some("far@example.com");
+    let bytes =
+        |name: &[u8], email: &[u8]| Who { name: name.into(), email: email.into(), at: noon.to_owned() };
+    let bad = Some("bad\u{fffd}@example.com");
+    let joerg = Some("joerg@example.com");
     vec![
-        (who("Ada", "ada@example.com", "1700000000 +0100"),
-            Some("ada@example.com"), Some("Ada"), Some("ada@example.com"), "2023-11-14T23:13:20+01:00"),
-        // Another user: e-mails are compared as they are.
-        (who("Ada", "Ada@Example.com", "0 +0000"),
-            Some("Ada@Example.com"), Some("Ada"), Some("Ada@Example.com"), "1970-01-01T00:00:00Z"),
-        (who("", "nameless@example.com", "1 -0330"),
-            Some("nameless@example.com"), None, Some("nameless@example.com"), "1969-12-31T20:30:01-03:30"),
-        (who("No Mail", "", "2147483648 +1400"),
-            Some("<No Mail>"), Some("No Mail"), None, "2038-01-19T17:14:08+14:00"),
-        (who("", "", "1700000000 +0000"), None, None, None, "2023-11-14T22:13:20Z"),
-        (who("Too Long", &long, "1700000000 +0000"),
-            Some("<Too Long>"), Some("Too Long"), None, "2023-11-14T22:13:20Z"),
-        (who("Jos\u{e9} \"J\" O'N \u{1F600}", "jos\u{e9}@example.com", "99999999999 +0000"),
-            Some("jos\u{e9}@example.com"), Some("Jos\u{e9} \"J\" O'N \u{1F600}"), Some("jos\u{e9}@example.com"), "5138-11-16T09:46:39Z"),
+        odd(
+            who("Ada", "ada@example.com", "1700000000 +0100"),
+            ada,
+            Some("Ada"),
+            ada,
+            "2023-11-14T23:13:20+01:00",
+        ),
+        odd(
+            who("Ada", "Ada@Example.com", "0 +0000"),
+            other_ada,
+            Some("Ada"),
+            other_ada,
+            "1970-01-01T00:00:00Z",
+        ),
+        odd(
+            who("", "nameless@example.com", "1 -0330"),
+            nameless,
+            None,
+            nameless,
+            "1969-12-31T20:30:01-03:30",
+        ),
+        odd(
+            who("No Mail", "", "2147483648 +1400"),
+            Some("<No Mail>"),
+            Some("No Mail"),
+            None,
+            "2038-01-19T17:14:08+14:00",
+        ),
+        odd(who("", "", noon), None, None, None, at_noon),
+        odd(who("Too Long", &"x".repeat(600), noon), Some("<Too Long>"), Some("Too Long"), None, at_noon),
+        odd(
+            who(jose, jose_mail, "99999999999 +0000"),
+            Some(jose_mail),
+            Some(jose),
+            Some(jose_mail),
+            "5138-11-16T09:46:39Z",
+        ),
         // Years that RFC 3339 has no form for, and an offset that no clock shows.
-        (who("Far", "far@example.com", "253402300800 +0000"),
-            Some("far@example.com"), Some("Far"), Some("far@example.com"), "9999-12-31T23:59:59Z"),
-        (who("Far", "far@example.com", "9999999999999 -0800"),
-            Some("far@example.com"), Some("Far"), Some("far@example.com"), "9999-12-31T15:59:59-08:00"),
-        (who("Odd", "odd@example.com", "1700000000 +9999"),
-            Some("odd@example.com"), Some("Odd"), Some("odd@example.com"), "2023-11-14T22:13:20Z"),
-        (Who { name: b"bad \xff".to_vec(), email: b"bad\xff@example.com".to_vec(), at: "1700000000 +0000".to_owned() },
-            Some("bad\u{fffd}@example.com"), Some("bad \u{fffd}"), Some("bad\u{fffd}@example.com"), "2023-11-14T22:13:20Z"),
-        // In a commit that declares its encoding.
-        (Who { name: b"J\xf6rg".to_vec(), ..who("", "joerg@example.com", "1700000000 +0000") },
-            Some("joerg@example.com"), Some("J\u{f6}rg"), Some("joerg@example.com"), "2023-11-14T22:13:20Z"),
+        odd(
+            who("Far", "far@example.com", "253402300800 +0000"),
+            far,
+            Some("Far"),
+            far,
+            "9999-12-31T23:59:59Z",
+        ),
+        odd(
+            who("Far", "far@example.com", "9999999999999 -0800"),
+            far,
+            Some("Far"),
+            far,
+            "9999-12-31T15:59:59-08:00",
+        ),
+        odd(who("Far", "far@example.com", "1700000000 +9999"), far, Some("Far"), far, at_noon),
+        odd(bytes(b"bad \xff", b"bad\xff@example.com"), bad, Some("bad \u{fffd}"), bad, at_noon),
+        odd(bytes(b"J\xf6rg", b"joerg@example.com"), joerg, Some("J\u{f6}rg"), joerg, at_noon),
     ]
 }
 
@@ -198,14 +247,14 @@ fn plan(count: usize, seed: u64) -> Vec<Planned> {
         let message = &messages[at % messages.len()];
         let mut signature = |may_be_odd: bool| {
             if may_be_odd && chance.u8(..) < 100 {
-                return signatures[chance.usize(..signatures.len() - 1)].0.clone();
+                return signatures[chance.usize(..signatures.len() - 1)].who.clone();
             }
             let dev = chance.u32(..40);
             let at = if chance.bool() { 1_600_000_000 + at as u64 * 60 } else { chance.u64(..4_000_000_000) };
             who(&format!("Dev {dev}"), &format!("dev{dev}@example.com"), &format!("{at} +0200"))
         };
         let (author, committer) = match message.encoding {
-            Some(_) => (signatures[signatures.len() - 1].0.clone(), signature(false)),
+            Some(_) => (signatures[signatures.len() - 1].who.clone(), signature(false)),
             None => (signature(true), signature(true)),
         };
         planned.push(Planned {
@@ -229,9 +278,10 @@ fn plan(count: usize, seed: u64) -> Vec<Planned> {
 
 /// What is to be said of a signature: id, name, e-mail, moment.
 fn expected_user(who: &Who) -> (Option<String>, Option<String>, Option<String>, String) {
-    for (odd, id, name, email, at) in signatures() {
-        if (&odd.name, &odd.email, &odd.at) == (&who.name, &who.email, &who.at) {
-            return (id.map(str::to_owned), name.map(str::to_owned), email.map(str::to_owned), at.to_owned());
+    for odd in signatures() {
+        if odd.who == *who {
+            let [id, name, email] = [odd.id, odd.name, odd.email].map(|text| text.map(str::to_owned));
+            return (id, name, email, odd.at.to_owned());
         }
     }
     let [name, email] = [&who.name, &who.email].map(|bytes| String::from_utf8(bytes.clone()).unwrap());
@@ -251,19 +301,19 @@ fn check_records(received: &Received, source: &Source, expected: &BTreeSet<usize
     let at: HashMap<&str, usize> = source.hashes.iter().map(String::as_str).zip(0..).collect();
     let mut hashes: Vec<_> = expected.iter().map(|&at| source.hashes[at].clone()).collect();
     hashes.sort();
-    let (found, missing) = (received.ids("commits"), |of: &[String], from: &[String]| -> Vec<String> {
-        of.iter().filter(|id| !from.contains(id)).take(5).cloned().collect()
-    });
-    if found != hashes {
-        panic!(
-            "{} commits instead of {}; not there: {:?}, not wanted: {:?}, twice: {:?}",
-            found.len(),
-            hashes.len(),
-            missing(&hashes, &found),
-            missing(&found, &hashes),
-            found.windows(2).find(|pair| pair[0] == pair[1])
-        );
-    }
+    let found = received.ids("commits");
+    let not_in = |ids: &[String], others: &[String]| -> Vec<String> {
+        ids.iter().filter(|id| !others.contains(id)).take(5).cloned().collect()
+    };
+    assert!(
+        found == hashes,
+        "{} commits instead of {}; not there: {:?}, not wanted: {:?}, twice: {:?}",
+        found.len(),
+        hashes.len(),
+        not_in(&hashes, &found),
+        not_in(&found, &hashes),
+        found.windows(2).find(|pair| pair[0] == pair[1])
+    );
 
     let odd: HashMap<Vec<u8>, (Value, Value)> = messages()
         .into_iter()
@@ -333,16 +383,16 @@ fn check_metadata(received: &Received) {
 
 #[test]
 fn every_commit_is_announced_once_by_dozens_of_invocations_and_later_syncs_announce_what_is_new() {
-    let bench = Bench::new();
-    let mut source = Source::new(bench.path("source"));
-    let out = bench.path("out");
+    let fixture = Fixture::new();
+    let mut source = Source::new(fixture.path("source"));
+    let out = fixture.path("out");
     source.commit(plan(3_000, 1));
     let tip = source.hashes.len() - 1;
     let everything = source.history(tip);
     assert_eq!(everything.len(), tip + 1);
 
     // The first: all that HEAD has in its history, by Git's own account and by the plan.
-    let output = bench.synced(
+    let output = fixture.synced(
         &source.path,
         &out,
         &[&ONE_PAGE[..], &["--page-size", "100", "--batch-items", "200"]].concat(),
@@ -380,7 +430,7 @@ fn every_commit_is_announced_once_by_dozens_of_invocations_and_later_syncs_annou
     new[1].author = who("Grace", "grace@example.com", "6 +0000");
     source.commit(new);
     let issue = ["--budget", "300ms", "--page-delay", "2ms", "--page-size", "50", "--batch-items", "200"];
-    bench.synced(&source.path, &out, &issue);
+    fixture.synced(&source.path, &out, &issue);
     let second = Received::read(&out, seen);
     check_records(&second, &source, &BTreeSet::from([tip + 1, tip + 2, tip + 3]));
     assert_eq!(second.ids("users"), ["ada@example.com", "grace@example.com"]);
@@ -388,7 +438,7 @@ fn every_commit_is_announced_once_by_dozens_of_invocations_and_later_syncs_annou
     seen += second.messages.len();
 
     // Nothing new: nothing.
-    let output = bench.synced(&source.path, &out, &issue);
+    let output = fixture.synced(&source.path, &out, &issue);
     let third = Received::read(&out, seen);
     check_records(&third, &source, &BTreeSet::new());
     assert_eq!(third.artifacts.len(), 1, "the metadata document");
@@ -397,7 +447,7 @@ fn every_commit_is_announced_once_by_dozens_of_invocations_and_later_syncs_annou
 
     // HEAD goes back, and elsewhere: everything in its history, anew.
     source.commit(vec![plain(&[1_990], 1_700_000_000)]);
-    let output = bench.synced(&source.path, &out, &issue);
+    let output = fixture.synced(&source.path, &out, &issue);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(stderr.contains("history was rewritten"), "{}", said(&output));
     let fourth = Received::read(&out, seen);
@@ -410,7 +460,7 @@ fn every_commit_is_announced_once_by_dozens_of_invocations_and_later_syncs_annou
     source.commit(vec![plain(&[2_980], 1_700_000_000)]);
     git(&source.path, &["reflog", "expire", "--expire=now", "--all"]);
     git(&source.path, &["gc", "--quiet", "--prune=now"]);
-    let output = bench.synced(&source.path, &out, &issue);
+    let output = fixture.synced(&source.path, &out, &issue);
     assert!(String::from_utf8_lossy(&output.stderr).contains("history was rewritten"), "{}", said(&output));
     check_records(&Received::read(&out, seen), &source, &source.history(source.hashes.len() - 1));
     assert_eq!(check_confirmed(&out), 0);
@@ -419,12 +469,12 @@ fn every_commit_is_announced_once_by_dozens_of_invocations_and_later_syncs_annou
 #[test]
 fn killed_invocations_announce_every_commit_once() {
     const KILLS: usize = 45;
-    let bench = Bench::new();
-    let mut source = Source::new(bench.path("source"));
-    let out = bench.path("out");
+    let fixture = Fixture::new();
+    let mut source = Source::new(fixture.path("source"));
+    let out = fixture.path("out");
     source.commit(plan(1_500, 2));
     let options = ["--budget", "60ms", "--page-delay", "4ms", "--page-size", "15", "--batch-items", "40"];
-    let (event_file, until) = (bench.path("event.json"), Instant::now() + Duration::from_secs(25));
+    let (event_file, until) = (fixture.path("event.json"), Instant::now() + Duration::from_secs(25));
     let started = [&["--event", event_file.to_str().unwrap()], &options[..]].concat();
 
     let airdrop = Local::open(&out).unwrap();
@@ -437,7 +487,7 @@ fn killed_invocations_announce_every_commit_once() {
         resent += usize::from(event.request_id == last);
         last.clone_from(&event.request_id);
         fs::write(&event_file, &event.json).unwrap();
-        let mut child = bench.start("invoke", &source.path, &out, &started);
+        let mut child = fixture.start("invoke", &source.path, &out, &started);
         // Most of a life is the start; so that some come further than that, the wait is sometimes long.
         let wait = chance.u64(1..=80) * chance.u64(1..=4);
         let ends = Instant::now() + Duration::from_millis(wait);
@@ -469,13 +519,13 @@ fn killed_invocations_announce_every_commit_once() {
 
 #[test]
 fn a_killed_sync_is_gone_on_with() {
-    let bench = Bench::new();
-    let mut source = Source::new(bench.path("source"));
-    let out = bench.path("out");
+    let fixture = Fixture::new();
+    let mut source = Source::new(fixture.path("source"));
+    let out = fixture.path("out");
     source.commit(plan(600, 4));
     let options = [&ONE_PAGE[..], &["--page-size", "40", "--batch-items", "50"]].concat();
     for messages in [4, 9] {
-        let mut child = bench.start("sync", &source.path, &out, &options);
+        let mut child = fixture.start("sync", &source.path, &out, &options);
         loop {
             let text = fs::read_to_string(out.join("messages.jsonl")).unwrap_or_default();
             if text.lines().count() >= messages {
@@ -487,7 +537,7 @@ fn a_killed_sync_is_gone_on_with() {
         child.kill().unwrap();
         assert!(!child.wait().unwrap().success());
     }
-    bench.synced(&source.path, &out, &options);
+    fixture.synced(&source.path, &out, &options);
     let received = Received::read(&out, 0);
     check_records(&received, &source, &source.history(source.hashes.len() - 1));
     let runs: BTreeSet<_> =
@@ -500,27 +550,31 @@ fn a_killed_sync_is_gone_on_with() {
 /// it has found, it stops looking for what is in the old history as well.
 #[test]
 fn what_is_new_does_not_depend_on_dates() {
-    let bench = Bench::new();
-    let mut source = Source::new(bench.path("source"));
-    let out = bench.path("out");
+    let fixture = Fixture::new();
+    let mut source = Source::new(fixture.path("source"));
+    let out = fixture.path("out");
     let mut planned = vec![plain(&[], 2_000_000_000)];
     planned.extend((0..30).map(|at| plain(&[at], 10)));
     planned.push(plain(&[30], 1_600_000_000));
     source.commit(planned);
-    bench.synced(&source.path, &out, &[]);
+    fixture.synced(&source.path, &out, &[]);
     let first = Received::read(&out, 0);
     check_records(&first, &source, &source.history(31));
     // A merge of the first commit, which HEAD had in its history already.
-    source.commit(vec![plain(&[31, 0], 1_600_000_001), plain(&[32], 1), plain(&[33], 1_900_000_000)]);
+    source.commit(vec![
+        plain(&[31, 0], 1_600_000_001),
+        plain(&[32], 1_600_000_002),
+        plain(&[33], 1_900_000_000),
+    ]);
     let options = [&ONE_PAGE[..], &["--page-size", "1"]].concat();
-    bench.synced(&source.path, &out, &options);
+    fixture.synced(&source.path, &out, &options);
     check_records(&Received::read(&out, first.messages.len()), &source, &BTreeSet::from([32, 33, 34]));
 }
 
 #[test]
 fn records_are_the_same_whatever_git_is_told_by_its_user() {
-    let bench = Bench::new();
-    let mut source = Source::new(bench.path("source"));
+    let fixture = Fixture::new();
+    let mut source = Source::new(fixture.path("source"));
     source.commit(plan(120, 5));
     let everything = source.history(source.hashes.len() - 1);
     let path = &source.path;
@@ -535,9 +589,9 @@ fn records_are_the_same_whatever_git_is_told_by_its_user() {
                    bareRepository = explicit\n[alias]\nlog = log --oneline\n[notes]\ndisplayRef = *\n";
     let config = fs::read_to_string(path.join(".git/config")).unwrap();
     fs::write(path.join(".git/config"), format!("{config}{hostile}")).unwrap();
-    let user_config = bench.path("gitconfig");
+    let user_config = fixture.path("gitconfig");
     fs::write(&user_config, hostile).unwrap();
-    let (elsewhere, nothing) = (bench.path("elsewhere"), bench.path("nothing"));
+    let (elsewhere, nothing) = (fixture.path("elsewhere"), fixture.path("nothing"));
     Source::new(elsewhere.clone());
     let env: [(&str, &OsStr); 9] = [
         ("GIT_CONFIG_GLOBAL", user_config.as_os_str()),
@@ -550,15 +604,15 @@ fn records_are_the_same_whatever_git_is_told_by_its_user() {
         ("LC_ALL", "de_DE.UTF-8".as_ref()),
         ("LANGUAGE", "de".as_ref()),
     ];
-    let bare = bench.path("bare.git");
-    let tree = bench.path("tree");
+    let bare = fixture.path("bare.git");
+    let tree = fixture.path("tree");
     git(path, &["clone", "--quiet", "--bare", path.to_str().unwrap(), bare.to_str().unwrap()]);
     git(path, &["worktree", "add", "--quiet", "--detach", tree.to_str().unwrap()]);
     let inside = path.join(".git/info");
     let mut lines = Vec::new();
     for (at, repo) in [path, &bare, &tree, &inside].into_iter().enumerate() {
-        let out = bench.path(&format!("out-{at}"));
-        let output = run(&bench.program, &[&"sync", &"--repo", repo, &"--out", &out], &env, b"");
+        let out = fixture.path(&format!("out-{at}"));
+        let output = run(&fixture.program, &[&"sync", &"--repo", repo, &"--out", &out], &env, b"");
         assert!(output.status.success(), "{}: {}", repo.display(), said(&output));
         let received = Received::read(&out, 0);
         check_records(&received, &source, &everything);
@@ -572,33 +626,33 @@ fn records_are_the_same_whatever_git_is_told_by_its_user() {
 
 #[test]
 fn a_shallow_clone_is_extracted_with_a_warning_and_anew_when_it_is_deepened() {
-    let bench = Bench::new();
-    let mut source = Source::new(bench.path("source"));
-    let out = bench.path("out");
+    let fixture = Fixture::new();
+    let mut source = Source::new(fixture.path("source"));
+    let out = fixture.path("out");
     source.commit(line(50));
     let url = format!("file://{}", source.path.display());
-    let clone = bench.path("clone");
+    let clone = fixture.path("clone");
     git(&source.path, &["clone", "--quiet", "--depth=10", &url, clone.to_str().unwrap()]);
-    let output = bench.synced(&clone, &out, &[]);
+    let output = fixture.synced(&clone, &out, &[]);
     assert!(String::from_utf8_lossy(&output.stderr).contains("shallow clone"), "{}", said(&output));
     let first = Received::read(&out, 0);
     let mut expected = source.hashes[40..].to_vec();
     expected.sort();
     assert_eq!(first.ids("commits"), expected);
     git(&clone, &["fetch", "--quiet", "--unshallow"]);
-    let output = bench.synced(&clone, &out, &[]);
+    let output = fixture.synced(&clone, &out, &[]);
     assert!(String::from_utf8_lossy(&output.stderr).contains("anew"), "{}", said(&output));
     check_records(&Received::read(&out, first.messages.len()), &source, &source.history(49));
 }
 
 #[test]
 fn a_history_that_changes_under_a_run_is_an_error_and_the_next_sync_is_whole() {
-    let bench = Bench::new();
-    let mut source = Source::new(bench.path("source"));
-    let out = bench.path("out");
+    let fixture = Fixture::new();
+    let mut source = Source::new(fixture.path("source"));
+    let out = fixture.path("out");
     source.commit(line(50));
     let url = format!("file://{}", source.path.display());
-    let clone = bench.path("clone");
+    let clone = fixture.path("clone");
     git(&source.path, &["clone", "--quiet", "--depth=30", &url, clone.to_str().unwrap()]);
     let options = [&ONE_PAGE[..], &["--page-size", "10"]].concat();
     let (airdrop, clock, settings) =
@@ -608,22 +662,22 @@ fn a_history_that_changes_under_a_run_is_an_error_and_the_next_sync_is_whole() {
         ["EXTERNAL_SYNC_UNIT_EXTRACTION_DONE", "METADATA_EXTRACTION_DONE", "DATA_EXTRACTION_PROGRESS"]
     {
         let event = airdrop.next_event(&settings, &clock).unwrap().unwrap();
-        let output = bench.invoke(&clone, &out, &event.json, &options);
+        let output = fixture.invoke(&clone, &out, &event.json, &options);
         assert!(String::from_utf8_lossy(&output.stdout).contains(answer), "{}", said(&output));
     }
     git(&clone, &["fetch", "--quiet", "--unshallow"]);
     let event = airdrop.next_event(&settings, &clock).unwrap().unwrap();
-    let output = bench.invoke(&clone, &out, &event.json, &options);
+    let output = fixture.invoke(&clone, &out, &event.json, &options);
     let message = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && message.contains("DATA_EXTRACTION_ERROR"), "{}", said(&output));
     assert!(message.contains("has 50 commits to extract now and had 30"), "{message}");
     assert!(airdrop.next_event(&settings, &clock).is_err());
     let seen = airdrop.messages().unwrap().count();
-    bench.synced(&clone, &bench.path("whole"), &options);
-    check_records(&Received::read(&bench.path("whole"), 0), &source, &source.history(49));
+    fixture.synced(&clone, &fixture.path("whole"), &options);
+    check_records(&Received::read(&fixture.path("whole"), 0), &source, &source.history(49));
     airdrop.begin_sync(&settings, &clock).unwrap();
     while let Some(event) = airdrop.next_event(&settings, &clock).unwrap() {
-        let output = bench.invoke(&clone, &out, &event.json, &options);
+        let output = fixture.invoke(&clone, &out, &event.json, &options);
         assert!(output.status.success(), "{}", said(&output));
     }
     check_records(&Received::read(&out, seen), &source, &source.history(49));
@@ -631,16 +685,16 @@ fn a_history_that_changes_under_a_run_is_an_error_and_the_next_sync_is_whole() {
 
 #[test]
 fn texts_that_are_longer_than_a_record_can_be_are_cut() {
-    let bench = Bench::new();
-    let mut source = Source::new(bench.path("source"));
-    let out = bench.path("out");
+    let fixture = Fixture::new();
+    let mut source = Source::new(fixture.path("source"));
+    let out = fixture.path("out");
     let mut planned = vec![plain(&[], 1), plain(&[0], 2), plain(&[1], 3)];
     // As JSON, each of these bytes takes six.
     planned[1].message = [b"body\n\n".to_vec(), vec![1; 12_000_000], b"\n".to_vec()].concat();
     planned[2].message = vec![b'x'; 12_000_000];
     planned[2].author.name = vec![b'y'; 100_000];
     source.commit(planned);
-    bench.synced(&source.path, &out, &[]);
+    fixture.synced(&source.path, &out, &[]);
     let received = Received::read(&out, 0);
     let mut hashes = source.hashes.clone();
     hashes.sort();
@@ -663,14 +717,14 @@ fn event(event_type: &str, context: &Value) -> String {
 
 #[test]
 fn an_event_sent_again_gets_its_message_again_and_a_first_event_of_any_phase_is_answered() {
-    let bench = Bench::new();
-    let mut source = Source::new(bench.path("source"));
-    let out = bench.path("out");
+    let fixture = Fixture::new();
+    let mut source = Source::new(fixture.path("source"));
+    let out = fixture.path("out");
     source.commit(plan(50, 6));
     let context = |unit: &str| json!({ "external_sync_unit_id": unit, "run_id": "r", "request_id": "q" });
     let start = event("START_EXTRACTING_DATA", &context("a"));
-    let first = bench.invoke(&source.path, &out, &start, &[]);
-    let again = bench.invoke(&source.path, &out, &start, &[]);
+    let first = fixture.invoke(&source.path, &out, &start, &[]);
+    let again = fixture.invoke(&source.path, &out, &start, &[]);
     assert!(first.status.success() && again.status.success(), "{}{}", said(&first), said(&again));
     assert_eq!(first.stdout, again.stdout);
     let accepted = fs::read(out.join("messages.jsonl")).unwrap();
@@ -687,21 +741,21 @@ fn an_event_sent_again_gets_its_message_again_and_a_first_event_of_any_phase_is_
         ("START_DELETING_EXTRACTOR_STATE", "EXTRACTOR_STATE_DELETION_DONE"),
         ("DANCE", "UNKNOWN_EVENT_TYPE"),
     ] {
-        let output = bench.invoke(&source.path, &bench.path(name), &event(name, &context(name)), &[]);
+        let output = fixture.invoke(&source.path, &fixture.path(name), &event(name, &context(name)), &[]);
         assert!(output.status.success(), "{name}: {}", said(&output));
-        let received = Received::read(&bench.path(name), 0);
+        let received = Received::read(&fixture.path(name), 0);
         assert_eq!(received.event_types(), [answer]);
     }
 }
 
 #[test]
 fn bad_input_is_a_clear_error_and_leaves_everything_as_it_was() {
-    let bench = Bench::new();
-    let mut source = Source::new(bench.path("source"));
+    let fixture = Fixture::new();
+    let mut source = Source::new(fixture.path("source"));
     source.commit(plan(20, 7));
     let repo = source.path.clone();
-    let out = bench.path("out");
-    bench.synced(&repo, &out, &[]);
+    let out = fixture.path("out");
+    fixture.synced(&repo, &out, &[]);
     let messages = fs::read(out.join("messages.jsonl")).unwrap();
     let store = fs::read(out.join("state.redb")).unwrap();
     let context = json!({ "external_sync_unit_id": "u", "run_id": "r", "request_id": "q" });
@@ -713,30 +767,30 @@ fn bad_input_is_a_clear_error_and_leaves_everything_as_it_was() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(says.iter().all(|part| stderr.contains(part)), "{says:?}: {}", said(&output));
     };
-    let (empty, folder, new) = (bench.path("empty"), bench.path("folder"), bench.path("new"));
+    let (empty, folder, new) = (fixture.path("empty"), fixture.path("folder"), fixture.path("new"));
     Source::new(empty.clone());
     fs::create_dir(&folder).unwrap();
     for (repo, says) in [
-        (bench.path("missing"), "No such file or directory"),
+        (fixture.path("missing"), "No such file or directory"),
         (folder.clone(), "not a git repository"),
         (empty.clone(), "no commits"),
     ] {
-        fails(bench.sync(&repo, &out, &[]), 1, &[says, repo.to_str().unwrap()]);
-        fails(bench.sync(&repo, &new, &[]), 1, &[says]);
+        fails(fixture.sync(&repo, &out, &[]), 1, &[says, repo.to_str().unwrap()]);
+        fails(fixture.sync(&repo, &new, &[]), 1, &[says]);
     }
-    for repo in [bench.path("missing"), folder] {
-        fails(bench.invoke(&repo, &out, &start, &[]), 1, &[repo.to_str().unwrap()]);
+    for repo in [fixture.path("missing"), folder] {
+        fails(fixture.invoke(&repo, &out, &start, &[]), 1, &[repo.to_str().unwrap()]);
     }
-    let file = bench.path("file");
+    let file = fixture.path("file");
     fs::write(&file, "").unwrap();
-    fails(bench.sync(&repo, &file.join("out"), &[]), 1, &[file.to_str().unwrap()]);
+    fails(fixture.sync(&repo, &file.join("out"), &[]), 1, &[file.to_str().unwrap()]);
 
-    fails(bench.invoke(&repo, &out, "no event", &[]), 1, &["not JSON"]);
-    fails(bench.invoke(&repo, &out, "", &[]), 1, &["not JSON"]);
-    fails(bench.invoke(&repo, &out, r#"{"payload":{}}"#, &[]), 1, &["payload.event_type"]);
-    let missing = bench.path("missing.json");
+    fails(fixture.invoke(&repo, &out, "no event", &[]), 1, &["not JSON"]);
+    fails(fixture.invoke(&repo, &out, "", &[]), 1, &["not JSON"]);
+    fails(fixture.invoke(&repo, &out, r#"{"payload":{}}"#, &[]), 1, &["payload.event_type"]);
+    let missing = fixture.path("missing.json");
     let args: [&dyn AsRef<OsStr>; 7] = [&"invoke", &"--repo", &repo, &"--out", &out, &"--event", &missing];
-    fails(run(&bench.program, &args, &[], b""), 1, &["--event", missing.to_str().unwrap()]);
+    fails(run(&fixture.program, &args, &[], b""), 1, &["--event", missing.to_str().unwrap()]);
 
     for (flag, value) in [
         ("--page-size", "0"),
@@ -748,36 +802,39 @@ fn bad_input_is_a_clear_error_and_leaves_everything_as_it_was() {
         ("--page-delay", "soon"),
         ("--unknown", "x"),
     ] {
-        fails(bench.sync(&repo, &out, &[&format!("{flag}={value}")]), 2, &[flag]);
+        fails(fixture.sync(&repo, &out, &[&format!("{flag}={value}")]), 2, &[flag]);
     }
-    fails(bench.sync(Path::new(""), &out, &[]), 2, &["--repo"]);
-    fails(run(&bench.program, &[&"sync", &"--repo", &repo], &[], b""), 2, &["--out"]);
+    fails(fixture.sync(Path::new(""), &out, &[]), 2, &["--repo"]);
+    fails(run(&fixture.program, &[&"sync", &"--repo", &repo], &[], b""), 2, &["--out"]);
 
-    let nowhere = bench.path("nowhere");
+    let nowhere = fixture.path("nowhere");
     let env = [("PATH", nowhere.as_os_str())];
     let args: [&dyn AsRef<OsStr>; 5] = [&"sync", &"--repo", &repo, &"--out", &out];
-    fails(run(&bench.program, &args, &env, b""), 1, &["cannot run git"]);
-
-    let held = Store::open(out.join("state.redb")).unwrap();
-    fails(bench.invoke(&repo, &out, &start, &["--budget", "100ms"]), 1, &["in use", "state.redb"]);
-    drop(held);
+    fails(run(&fixture.program, &args, &env, b""), 1, &["cannot run git"]);
 
     assert!(!new.exists(), "nothing was written");
+    assert_eq!(fs::read(out.join("state.redb")).unwrap(), store, "the store was not touched");
+    let held = Store::open(out.join("state.redb")).unwrap();
+    fails(fixture.invoke(&repo, &out, &start, &["--budget", "100ms"]), 1, &["in use", "state.redb"]);
+    drop(held);
+
     assert_eq!(fs::read(out.join("messages.jsonl")).unwrap(), messages, "nothing was sent");
-    // To open a store and to close it moves bytes in it, so what was only held open is left out of account.
-    let reopened = fs::read(out.join("state.redb")).unwrap();
-    assert_eq!(reopened.len(), store.len());
+    // The store is whole: nothing is new, but for the metadata document.
+    let seen = Received::read(&out, 0).messages.len();
+    fixture.synced(&repo, &out, &[]);
+    assert_eq!(Received::read(&out, seen).artifacts.len(), 1);
 
     // What the platform can be told, it is told: that is an answer.
-    let output = bench.invoke(&repo, &bench.path("told"), &event("EXTRACTION_DATA_START", &json!({})), &[]);
+    let output =
+        fixture.invoke(&repo, &fixture.path("told"), &event("EXTRACTION_DATA_START", &json!({})), &[]);
     assert!(output.status.success(), "{}", said(&output));
-    let told = Received::read(&bench.path("told"), 0);
+    let told = Received::read(&fixture.path("told"), 0);
     assert_eq!(told.event_types(), ["EXTRACTION_DATA_ERROR"]);
     let reason = told.messages[0]["event_data"]["error"]["message"].as_str().unwrap();
     assert!(reason.contains("payload.event_context.sync_unit_id"), "{reason}");
-    let output = bench.invoke(&empty, &bench.path("empty-out"), &start, &[]);
+    let output = fixture.invoke(&empty, &fixture.path("empty-out"), &start, &[]);
     assert!(output.status.success(), "{}", said(&output));
-    let told = Received::read(&bench.path("empty-out"), 0);
+    let told = Received::read(&fixture.path("empty-out"), 0);
     let reason = told.messages[0]["event_data"]["error"]["message"].as_str().unwrap();
     assert!(reason.contains("no commits") && reason.contains("main"), "{reason}");
     assert!(list(&told.messages[0]["event_data"]["artifacts"]).is_empty());

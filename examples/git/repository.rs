@@ -86,7 +86,7 @@ impl Repository {
         let strange = || GitError::Strange { command: "rev-parse".to_owned(), found: format!("{said:?}") };
         let (git_dir, shallow) = said.rsplit_once('\n').ok_or_else(strange)?;
         this.shallow = shallow == "true";
-        this.git_dir = git_dir.to_owned();
+        git_dir.clone_into(&mut this.git_dir);
         Ok(this)
     }
 

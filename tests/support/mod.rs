@@ -20,15 +20,15 @@ pub(crate) fn example(name: &str) -> PathBuf {
     // target/<profile>/deps/<this>
     let profile = this.parent().and_then(Path::parent).unwrap();
     let program = profile.join("examples").join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
-    let build = format!("run `cargo build --example {name}` first, or `cargo test` without `--test`");
+    let mend = format!("run `cargo build --example {name}` first, or `cargo test` without `--test`");
     let built = fs::metadata(&program).and_then(|metadata| metadata.modified());
-    let built = built.unwrap_or_else(|error| panic!("{}: {error}: {build}", program.display()));
+    let built = built.unwrap_or_else(|error| panic!("{}: {error}: {mend}", program.display()));
     // Beside it cargo lists, as make does, what it was made of.
     let sources = fs::read_to_string(program.with_extension("d")).unwrap_or_default();
     let sources = sources.split_once(": ").map_or("", |(_, sources)| sources).replace("\\ ", "\0");
     for source in sources.split_whitespace().map(|source| source.replace('\0', " ")) {
         let changed = fs::metadata(&source).and_then(|metadata| metadata.modified());
-        assert!(changed.is_ok_and(|at| at <= built), "{} is older than {source}: {build}", program.display());
+        assert!(changed.is_ok_and(|at| at <= built), "{} is older than {source}: {mend}", program.display());
     }
     program
 }
@@ -41,7 +41,7 @@ pub(crate) fn run(
     input: &[u8],
 ) -> Output {
     let mut command = Command::new(program);
-    command.args(args.iter().map(|arg| arg.as_ref())).envs(env.iter().copied());
+    command.args(args.iter().copied().map(AsRef::as_ref)).envs(env.iter().copied());
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
@@ -70,7 +70,7 @@ fn git_with_input(repo: &Path, args: &[&str], input: &[u8]) -> Vec<u8> {
 }
 
 /// Who, and when: as it is to stand in a commit.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Who {
     pub(crate) name: Vec<u8>,
     pub(crate) email: Vec<u8>,
