@@ -276,6 +276,17 @@ fn plan(count: usize, seed: u64) -> Vec<Planned> {
     }
 }
 
+/// The same on top of a history of so many commits.
+fn planned_on(known: usize, mut planned: Vec<Planned>) -> Vec<Planned> {
+    for commit in &mut planned {
+        commit.parents.iter_mut().for_each(|parent| *parent += known);
+        if commit.parents.is_empty() {
+            commit.parents.extend(known.checked_sub(1));
+        }
+    }
+    planned
+}
+
 /// What is to be said of a signature: id, name, e-mail, moment.
 fn expected_user(who: &Who) -> (Option<String>, Option<String>, Option<String>, String) {
     for odd in signatures() {
@@ -466,55 +477,61 @@ fn every_commit_is_announced_once_by_dozens_of_invocations_and_later_syncs_annou
     assert_eq!(check_confirmed(&out), 0);
 }
 
+/// Every event is sent until it is answered, and most invocations are killed. A sync that is over before enough were
+/// killed is followed by another, of more commits.
 #[test]
 fn killed_invocations_announce_every_commit_once() {
     const KILLS: usize = 45;
     let fixture = Fixture::new();
     let mut source = Source::new(fixture.path("source"));
     let out = fixture.path("out");
-    source.commit(plan(1_500, 2));
+    let event_file = fixture.path("event.json");
     let options = ["--budget", "60ms", "--page-delay", "4ms", "--page-size", "15", "--batch-items", "40"];
-    let (event_file, until) = (fixture.path("event.json"), Instant::now() + Duration::from_secs(25));
     let started = [&["--event", event_file.to_str().unwrap()], &options[..]].concat();
-
     let airdrop = Local::open(&out).unwrap();
     let clock = SystemClock::new();
     let settings = SyncSettings::new("acme/source");
-    airdrop.begin_sync(&settings, &clock).unwrap();
     let mut chance = fastrand::Rng::with_seed(3);
-    let (mut kills, mut resent, mut last) = (0, 0, String::new());
-    while let Some(event) = airdrop.next_event(&settings, &clock).unwrap() {
-        resent += usize::from(event.request_id == last);
-        last.clone_from(&event.request_id);
-        fs::write(&event_file, &event.json).unwrap();
-        let mut child = fixture.start("invoke", &source.path, &out, &started);
-        // Most of a life is the start; so that some come further than that, the wait is sometimes long.
-        let wait = chance.u64(1..=80) * chance.u64(1..=4);
-        let ends = Instant::now() + Duration::from_millis(wait);
-        let killing = kills < KILLS && Instant::now() < until;
-        let status = loop {
-            if let Some(status) = child.try_wait().unwrap() {
-                break status;
-            }
-            if killing && Instant::now() >= ends {
-                child.kill().unwrap();
-                break child.wait().unwrap();
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        };
-        // It may have ended just before it was killed.
-        let killed = status.code().is_none();
-        assert!(killed || status.success(), "{event:?}: {status}");
-        kills += usize::from(killed);
+    let until = Instant::now() + Duration::from_secs(25);
+    let (mut syncs, mut kills, mut resent, mut seen, mut last) = (0, 0, 0, 0, String::new());
+    while kills < KILLS && Instant::now() < until {
+        syncs += 1;
+        let known = source.hashes.len();
+        source.commit(planned_on(known, plan(300, syncs)));
+        airdrop.begin_sync(&settings, &clock).unwrap();
+        while let Some(event) = airdrop.next_event(&settings, &clock).unwrap() {
+            resent += usize::from(event.request_id == last);
+            last.clone_from(&event.request_id);
+            fs::write(&event_file, &event.json).unwrap();
+            let mut child = fixture.start("invoke", &source.path, &out, &started);
+            // Most of a life is the start; so that some come further than that, the wait is sometimes long.
+            let wait = chance.u64(1..=80) * chance.u64(1..=4);
+            let ends = Instant::now() + Duration::from_millis(wait);
+            let killing = kills < KILLS && Instant::now() < until;
+            let status = loop {
+                if let Some(status) = child.try_wait().unwrap() {
+                    break status;
+                }
+                if killing && Instant::now() >= ends {
+                    child.kill().unwrap();
+                    break child.wait().unwrap();
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            };
+            // It may have ended just before it was killed.
+            let killed = status.code().is_none();
+            assert!(killed || status.success(), "{event:?}: {status}");
+            kills += usize::from(killed);
+        }
+        let received = Received::read(&out, seen);
+        seen += received.messages.len();
+        check_records(&received, &source, &(known..source.hashes.len()).collect());
     }
+    let in_vain = check_confirmed(&out);
+    println!("{syncs} syncs, {kills} kills, {resent} events sent again, {in_vain} uploads in vain");
     assert!(kills >= 20, "only {kills} invocations were killed in time");
     assert!(resent >= 10, "only {resent} events had to be sent again");
-
-    let received = Received::read(&out, 0);
-    check_records(&received, &source, &source.history(source.hashes.len() - 1));
-    let in_vain = check_confirmed(&out);
     assert!(in_vain <= LANES * kills, "{in_vain} uploads in vain by {kills} kills");
-    println!("{kills} kills, {resent} events sent again, {in_vain} uploads in vain");
 }
 
 #[test]

@@ -57,6 +57,14 @@ pub(crate) enum GitError {
         /// What it said.
         found: String,
     },
+    /// Where it is cannot be said in text.
+    #[error(
+        "the path of the repository, {path:?}, is not UTF-8, so it cannot be the id of a sync unit: rename it"
+    )]
+    Path {
+        /// The path, as near as text can come.
+        path: String,
+    },
     /// There is nothing to extract.
     #[error(
         "the repository {} has no commits to extract: {head} has none yet (make one, or check out a branch that has)",
@@ -82,11 +90,8 @@ impl Repository {
     /// Finds the repository that a path is, or is in.
     pub(crate) fn open(path: &Path) -> Result<Self, GitError> {
         let mut this = Self { path: path.to_owned(), git_dir: String::new(), shallow: false };
-        let said = this.ask(&["rev-parse", "--absolute-git-dir", "--is-shallow-repository"])?;
-        let strange = || GitError::Strange { command: "rev-parse".to_owned(), found: format!("{said:?}") };
-        let (git_dir, shallow) = said.rsplit_once('\n').ok_or_else(strange)?;
-        this.shallow = shallow == "true";
-        git_dir.clone_into(&mut this.git_dir);
+        this.git_dir = this.ask(&["rev-parse", "--absolute-git-dir"])?;
+        this.shallow = this.ask(&["rev-parse", "--is-shallow-repository"])? == "true";
         Ok(this)
     }
 
@@ -227,6 +232,7 @@ impl Repository {
         for setting in [
             // The repository was named by its user, so a bare one is no surprise.
             "safe.bareRepository=all",
+            "advice.graftFileDeprecated=false",
             "color.ui=false",
             "i18n.logOutputEncoding=UTF-8",
             "log.showSignature=false",
@@ -248,10 +254,9 @@ impl Repository {
         if !output.status.success() {
             return Err(self.failed(args, &output.stderr));
         }
-        let said = String::from_utf8(output.stdout).map_err(|error| GitError::Strange {
-            command: name_of(args),
-            found: format!("{:?}, which is not UTF-8", String::from_utf8_lossy(error.as_bytes())),
-        })?;
+        // Hashes and numbers are ASCII; only a path can be something else.
+        let said = String::from_utf8(output.stdout)
+            .map_err(|error| GitError::Path { path: text(error.as_bytes()).trim_end().to_owned() })?;
         Ok(said.strip_suffix('\n').unwrap_or(&said).to_owned())
     }
 
