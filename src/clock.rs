@@ -8,11 +8,11 @@ use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 
 /// Where moments and waits come from.
 pub trait Clock: Debug + Send + Sync {
-    /// The time of day. It may step back or jump; [`Clock::elapsed`] may not.
+    /// The time of day, in whole microseconds. It may step back or jump; [`Clock::elapsed`] may not.
     fn now(&self) -> DateTime<Utc>;
     /// Time since some fixed moment of this process; never goes back. Deadlines are measured with it.
     fn elapsed(&self) -> Duration;
@@ -53,7 +53,7 @@ impl Default for SystemClock {
 
 impl Clock for SystemClock {
     fn now(&self) -> DateTime<Utc> {
-        Utc::now()
+        Utc::now().trunc_subsecs(6)
     }
     fn elapsed(&self) -> Duration {
         self.origin.elapsed()
@@ -97,7 +97,7 @@ impl VirtualClock {
 
 impl Clock for VirtualClock {
     fn now(&self) -> DateTime<Utc> {
-        self.at.lock().unwrap_or_else(PoisonError::into_inner).now
+        self.at.lock().unwrap_or_else(PoisonError::into_inner).now.trunc_subsecs(6)
     }
     fn elapsed(&self) -> Duration {
         self.at.lock().unwrap_or_else(PoisonError::into_inner).elapsed

@@ -26,6 +26,10 @@ mod store;
 // Layers 1 and 4: Airdrop.
 pub mod airdrop;
 
+// Layer 5: proof.
+#[cfg(feature = "testing")]
+pub mod testing;
+
 pub use artifact::Level;
 pub use clock::{Clock, SystemClock, VirtualClock};
 pub use error::{BoxError, Error, ErrorKind, Result};

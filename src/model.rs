@@ -264,6 +264,32 @@ pub(crate) fn phase_move(current: Option<Phase>, done: Phases, step: Step, phase
     }
 }
 
+/// A rule of ours that a negative control can take away, so that a check shows that it would see it broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Rule {
+    /// An upload's id is committed before it is confirmed.
+    CommitBeforeConfirm,
+    /// A cursor is committed with the rows before it.
+    RowsWithCursor,
+    /// A confirmed batch stays in the outbox until a message announces it.
+    OutboxUntilAnnounced,
+    /// A message is sealed before it is sent.
+    SealBeforeSend,
+    /// The watermark is the time at which the run started.
+    WatermarkFromStart,
+    /// A resumed run keeps its start.
+    StartKept,
+    /// Only what is confirmed is announced.
+    AnnounceConfirmed,
+    /// Events that were seen are remembered.
+    EventsRemembered,
+    /// An abandoned run does not move the watermark.
+    AbandonedLeavesWatermark,
+    /// The unit is keyed by `sync_unit_id`.
+    KeyedBySyncUnit,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

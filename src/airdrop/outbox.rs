@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::error::Result;
-use crate::model::{ArtifactId, MESSAGE_BYTES_SOFT};
+use crate::model::{ArtifactId, MESSAGE_BYTES_SOFT, Rule};
 use crate::store::{BatchInfo, Run, Unsettled, UnsettledBatch};
 
 use super::lanes::{Call, Done, Job, Lanes};
@@ -267,8 +267,10 @@ impl<'a> Outbox<'a> {
         match (task.step, done.result) {
             (Step::Upload, Ok(artifact)) => {
                 let Some(artifact) = artifact else { return Ok(()) };
-                self.run.uploaded(done.seq, &artifact)?;
-                if self.confirms {
+                if !self.run.breaks(Rule::CommitBeforeConfirm) {
+                    self.run.uploaded(done.seq, &artifact)?;
+                }
+                if self.confirms && !self.run.breaks(Rule::AnnounceConfirmed) {
                     task.step = Step::Confirm { artifact, unknown: false, counted: false };
                     task.tries = 0;
                     self.tasks.insert(done.seq, task);
@@ -276,7 +278,12 @@ impl<'a> Outbox<'a> {
                     self.take_unconfirmed(&task.info, &artifact)?;
                 }
             }
-            (Step::Confirm { .. }, Ok(_)) => self.run.confirm(done.seq)?,
+            (Step::Confirm { artifact, .. }, Ok(_)) => {
+                if self.run.breaks(Rule::CommitBeforeConfirm) {
+                    self.run.uploaded(done.seq, &artifact)?;
+                }
+                self.run.confirm(done.seq)?;
+            }
             (Step::Upload, Err(PlatformError::Refused { status, reason })) => {
                 self.left_over = true;
                 let name = self.name(&task.info);

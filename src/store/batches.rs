@@ -20,8 +20,8 @@ use serde::de::DeserializeOwned;
 use crate::artifact::compress_all;
 use crate::error::{BoxError, Error, Result};
 use crate::model::{
-    ArtifactId, BATCH_BYTES_MAX, CURSOR_BYTES_MAX, ItemType, OPEN_BATCHES_MAX, Phase, RunId, StreamName,
-    SyncUnitId,
+    ArtifactId, BATCH_BYTES_MAX, CURSOR_BYTES_MAX, ItemType, OPEN_BATCHES_MAX, Phase, Rule, RunId,
+    StreamName, SyncUnitId,
 };
 use crate::record::Record;
 
@@ -344,6 +344,7 @@ impl Run {
             let stream_key = self.run_key().and_name(stream.as_str());
             let mut position = change.get(&STREAMS, &stream_key)?.unwrap_or_else(|| StreamRow::new(phase));
             let mut full = Vec::new();
+            let lines = if self.inner.breaks(Rule::RowsWithCursor) { Vec::new() } else { lines };
             for (item_type, lines) in lines {
                 position.items += lines.ends.len() as u64;
                 full.extend(self.add_lines(change, row, &item_type, &lines, batch_items)?);
@@ -624,13 +625,23 @@ impl Run {
 
     /// Records that the platform confirmed an upload; its bytes are dropped.
     pub(crate) fn confirm(&self, seq: u64) -> Result<()> {
-        self.change(|change, _| {
+        self.change(|change, row| {
             let key = self.batch_key(seq);
             let mut batch = self.need_batch(change, seq)?;
-            assert!(batch.state == BatchState::Uploaded, "only an upload whose id is stored is confirmed");
+            let uncommitted =
+                self.inner.breaks(Rule::CommitBeforeConfirm) || self.inner.breaks(Rule::AnnounceConfirmed);
+            assert!(
+                batch.state == BatchState::Uploaded || uncommitted,
+                "only an upload whose id is stored is confirmed"
+            );
             batch.state = BatchState::Confirmed;
             change.remove(&PAYLOADS, &key)?;
             self.count(change, &batch.item_type, |counts| counts.confirmed += u64::from(batch.items))?;
+            if self.inner.breaks(Rule::OutboxUntilAnnounced) {
+                row.open_batches -= 1;
+                self.count(change, &batch.item_type, |counts| counts.announced += u64::from(batch.items))?;
+                return change.remove(&BATCHES, &key);
+            }
             change.put(&BATCHES, &key, &batch)
         })
     }

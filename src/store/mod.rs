@@ -17,7 +17,7 @@ use chrono::{DateTime, Utc};
 use crate::artifact::Level;
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, Result};
-use crate::model::{BATCH_ITEMS, RESERVED_UNIT_PREFIX, SyncUnitId};
+use crate::model::{BATCH_ITEMS, RESERVED_UNIT_PREFIX, Rule, SyncUnitId};
 
 use rows::{Key, UNITS};
 use tables::{Rows, Tables};
@@ -27,7 +27,7 @@ pub(crate) use batches::{BatchInfo, Unsettled, UnsettledBatch};
 #[doc(hidden)]
 pub use disk::Disk;
 pub use page::Page;
-pub(crate) use rows::MessageKind;
+pub(crate) use rows::{MessageKind, WindowRow};
 pub use run::Run;
 pub(crate) use run::{Accepted, Incoming, Sealing, StoredMessage};
 
@@ -49,11 +49,19 @@ pub(crate) struct Inner {
     settings: Settings,
 }
 
+impl Inner {
+    /// Whether a rule is taken away, for a negative control. Nobody can without the `testing` feature.
+    pub(crate) fn breaks(&self, rule: Rule) -> bool {
+        cfg!(feature = "testing") && self.settings.broken == Some(rule)
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Settings {
     batch_items: u32,
     level: Level,
     overlap: Duration,
+    broken: Option<Rule>,
 }
 
 /// How to open a [`Store`]; made by [`Store::options`].
@@ -100,6 +108,14 @@ impl StoreOptions {
     /// How long to wait for another process to let go of the file; not at all unless set.
     pub fn wait(mut self, wait: Duration) -> Self {
         self.wait = wait;
+        self
+    }
+
+    /// Takes a rule away, for a negative control.
+    #[cfg(feature = "testing")]
+    #[doc(hidden)]
+    pub fn break_rule(mut self, rule: Option<Rule>) -> Self {
+        self.settings.broken = rule;
         self
     }
 
@@ -151,7 +167,12 @@ impl Store {
     /// Options to open a store with.
     pub fn options() -> StoreOptions {
         StoreOptions {
-            settings: Settings { batch_items: BATCH_ITEMS, level: Level::default(), overlap: Duration::ZERO },
+            settings: Settings {
+                batch_items: BATCH_ITEMS,
+                level: Level::default(),
+                overlap: Duration::ZERO,
+                broken: None,
+            },
             cache_bytes: CACHE_BYTES,
             clock: Arc::new(SystemClock::new()),
             wait: Duration::ZERO,
@@ -176,6 +197,16 @@ impl Store {
     /// A unit by its id, ours included.
     pub(crate) fn any_unit(&self, id: SyncUnitId) -> SyncUnit {
         SyncUnit { inner: Arc::clone(&self.inner), id }
+    }
+
+    pub(crate) fn breaks(&self, rule: Rule) -> bool {
+        self.inner.breaks(rule)
+    }
+
+    /// A number for everything that is stored: the same for the same rows.
+    #[cfg(feature = "testing")]
+    pub(crate) fn fingerprint(&self) -> Result<u64> {
+        self.inner.tables.fingerprint()
     }
 
     pub(crate) fn clock(&self) -> &Arc<dyn Clock> {

@@ -41,6 +41,14 @@ pub(crate) struct PageParts<C> {
     pub(crate) progress: Option<u8>,
 }
 
+#[cfg(feature = "testing")]
+impl<C: Serialize> Page<C> {
+    /// The cursor after it, for the explorer's oracle.
+    pub(crate) fn next_json(&self) -> Result<Option<String>> {
+        self.next.as_ref().map(|next| to_json("the cursor", next, CURSOR_BYTES_MAX)).transpose()
+    }
+}
+
 impl<C> Page<C> {
     /// A page after which there are more: the next fetch of this stream gets `next`.
     pub fn more(next: C) -> Self {
@@ -102,6 +110,18 @@ impl<C> Page<C> {
     /// The item type of the records that were added last.
     pub(crate) fn last_item_type(&self) -> Option<&str> {
         self.records.last().map(|(item_type, _)| item_type.as_str())
+    }
+
+    /// The lines of its records, for the explorer's oracle.
+    #[cfg(feature = "testing")]
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.records.iter().flat_map(|(_, records)| records.iter().map(Record::to_line)).collect()
+    }
+
+    /// The bookmark, for the explorer's oracle.
+    #[cfg(feature = "testing")]
+    pub(crate) fn bookmark_json(&self) -> Option<&str> {
+        self.bookmark.as_ref().and_then(|json| json.as_deref().ok())
     }
 
     /// Checks every name and value; the first that cannot be stored is the error.

@@ -158,6 +158,27 @@ impl Tables {
         guard(&path, || self.db.check_integrity())
     }
 
+    /// A number for all rows of all tables: the same for the same rows.
+    #[cfg(feature = "testing")]
+    pub(crate) fn fingerprint(&self) -> Result<u64> {
+        use std::hash::{DefaultHasher, Hasher};
+        let fail = |error: redb::Error| self.storage_error("read", &error);
+        let transaction = self.db.begin_read().map_err(|error| fail(error.into()))?;
+        let mut hasher = DefaultHasher::new();
+        for name in ALL_TABLES {
+            let table: Bytes = TableDefinition::new(name);
+            let open = transaction.open_table(table).map_err(|error| fail(error.into()))?;
+            for entry in open.iter().map_err(|error| fail(error.into()))? {
+                let (key, value) = entry.map_err(|error| fail(error.into()))?;
+                for bytes in [name.as_bytes(), key.value(), value.value()] {
+                    hasher.write_usize(bytes.len());
+                    hasher.write(bytes);
+                }
+            }
+        }
+        Ok(hasher.finish())
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }

@@ -1,0 +1,673 @@
+//! Kills an extractor at every step, and looks whether every record is announced exactly once all the same.
+//!
+//! A *schedule* is a seed and what befalls the extractor. From one run of a schedule come all the crashes that it
+//! could have had: each moment of the world outside, with each image that the disk may be left with. Each such
+//! *state* is opened by the real store, which must pass its own check. States that hold the same rows and stand
+//! before the same world are one; each distinct one is *continued*: the real runtime goes on from it until every
+//! sync is done, and the oracle gives its verdict. Beside that, seeded schedules are played with several crashes,
+//! lives and faults each.
+//!
+//! A schedule that fails is made shorter, act by act, for as long as it still fails. What remains is printed as one
+//! line, which [`Explore::replay`] plays again.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use crate::airdrop::{Event, Extractor, Serve};
+use crate::artifact::Level;
+use crate::error::{Error, ErrorKind, Result, chain};
+use crate::model::Rule;
+use crate::store::Store;
+
+use super::crash::{CrashPoint, Kept, Sampling};
+use super::disk::{DiskOperation, Fault, SimDisk};
+use super::image::Image;
+use super::schedule::{Act, Answer, Call, Schedule};
+use super::world::{BUDGET, Broken, Life, SentEvent, Violation, Watched, World};
+
+/// Lives after which a schedule is stuck: each makes at least one page of progress, and no sync has so many.
+const LIVES_MAX: u64 = 400;
+/// Calls to the platform at once.
+const LANES: usize = 2;
+
+/// What to explore, and how far; made by [`Explore::new`].
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct Explore {
+    seed: u64,
+    states: u64,
+    threads: usize,
+    batch_items: u32,
+    broken: Option<Rule>,
+    syncs_ignored: bool,
+    only: Vec<Act>,
+}
+
+/// What was explored and what was found.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct Report {
+    /// Crash states that were opened and checked.
+    pub states: u64,
+    /// Those that were continued to the end.
+    pub continuations: u64,
+    /// Lives of the extractor in all.
+    pub lives: u64,
+    /// Deaths, in all schedules with more than the one crash of a state.
+    pub deaths: u64,
+    /// Images that were left by a second crash, during the recovery from the first.
+    pub second_crashes: u64,
+    /// How often each fault fired.
+    pub faults: BTreeMap<String, u64>,
+    /// Schedules that lost a record.
+    pub lost: u64,
+    /// Schedules that announced one twice, or one that was never staged.
+    pub duplicated: u64,
+    /// States that did not open or did not pass the store's own check.
+    pub unopenable: u64,
+    /// Schedules that broke any other promise.
+    pub other: u64,
+    /// The seed of all of it.
+    pub seed: u64,
+    /// The shortest schedule found that breaks a promise, and how.
+    pub failure: Option<Failure>,
+}
+
+/// A schedule that breaks a promise.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// How.
+    pub violation: Violation,
+    /// What befell the extractor: for [`Explore::replay`].
+    pub schedule: Schedule,
+    /// The crash in words, operation by operation.
+    pub crash: String,
+}
+
+impl Default for Explore {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Explore {
+    /// 20,000 states on two threads, from seed 1, in batches of 5 records.
+    pub fn new() -> Self {
+        Self {
+            seed: 1,
+            states: 20_000,
+            threads: 2,
+            batch_items: 5,
+            broken: None,
+            syncs_ignored: false,
+            only: Vec::new(),
+        }
+    }
+
+    /// How many crash states to go through, at least.
+    pub fn states(mut self, states: u64) -> Self {
+        self.states = states;
+        self
+    }
+
+    /// Where everything random comes from; the same seed explores the same.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// Threads to explore on: 1 to 64.
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = threads.clamp(1, 64);
+        self
+    }
+
+    /// Records in a batch: small ones make many.
+    pub fn batch_items(mut self, items: u32) -> Self {
+        self.batch_items = items.max(1);
+        self
+    }
+
+    /// A negative control: takes away a rule of the runtime, which the exploration must then notice.
+    pub fn without_rule(mut self, rule: Rule) -> Self {
+        self.broken = Some(rule);
+        self
+    }
+
+    /// A negative control: the disk ignores syncs.
+    pub fn without_syncs(mut self) -> Self {
+        self.syncs_ignored = true;
+        self
+    }
+
+    /// Lets these acts befall every schedule.
+    pub fn with_acts(mut self, acts: impl IntoIterator<Item = Act>) -> Self {
+        self.only.extend(acts);
+        self
+    }
+
+    /// Explores until the budget of states is used up or a promise is found broken. `make` is called for every life of
+    /// the extractor, on any thread; what it makes must depend on nothing but the [`Life`].
+    ///
+    /// ```
+    /// use highwater::testing::{Explore, SimSource};
+    /// let report = Explore::new().states(300).run(SimSource::new);
+    /// assert!(report.failure.is_none(), "{report}");
+    /// ```
+    pub fn run<E: Extractor>(&self, make: impl Fn(&Life) -> E + Sync) -> Report {
+        let total = Mutex::new(Report { seed: self.seed, ..Report::default() });
+        let next = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..self.threads {
+                scope.spawn(|| {
+                    loop {
+                        let number = next.fetch_add(1, Ordering::Relaxed);
+                        {
+                            let total = total.lock().unwrap_or_else(PoisonError::into_inner);
+                            if total.failure.is_some() || total.states >= self.states {
+                                return;
+                            }
+                        }
+                        let found = self.explore_one(number, &make);
+                        total.lock().unwrap_or_else(PoisonError::into_inner).add(found);
+                    }
+                });
+            }
+        });
+        let mut report = total.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if let Some(failure) = report.failure.take() {
+            report.failure = Some(self.shorten(failure, &make));
+        }
+        report
+    }
+
+    /// Plays one schedule, as a report printed it.
+    ///
+    /// # Errors
+    /// `Invalid` if the text is no schedule.
+    pub fn replay<E: Extractor>(&self, schedule: &str, make: impl Fn(&Life) -> E + Sync) -> Result<Report> {
+        let schedule: Schedule = schedule.parse()?;
+        let mut report = Report { seed: schedule.seed, ..Report::default() };
+        let played = Play::of(self, &schedule, &make).play(&mut report);
+        if let Err(violation) = played.verdict {
+            report.note(Failure { violation, schedule, crash: played.crash });
+        }
+        Ok(report)
+    }
+
+    /// Explores the crashes of one schedule, then plays a few with several crashes.
+    fn explore_one<E: Extractor>(&self, number: u64, make: &(impl Fn(&Life) -> E + Sync)) -> Report {
+        let mut rng = fastrand::Rng::with_seed(self.seed.wrapping_mul(0x1_0001).wrapping_add(number));
+        let mut report = Report::default();
+        let mut acts = self.only.clone();
+        acts.extend(acts_of(number, &mut rng));
+        let schedule = Schedule { seed: rng.u64(..1 << 32), acts };
+        let base = Play::of(self, &schedule, make);
+        let disk = base.disk.clone();
+        let world = base.world.clone();
+        let played = base.play(&mut report);
+        if let Err(violation) = played.verdict {
+            report.note(Failure { violation, schedule, crash: played.crash });
+            return report;
+        }
+        // A life that ended on a failing disk is followed by one on the same disk: the recording goes on.
+        let sampling = Sampling { exhaustive_max: 5, subsets: 24, torn: 4, seed: rng.u64(..) };
+        // The first schedule has the most of the budget for its crashes; the others are for what befalls besides.
+        let (sampling, states) = match number {
+            0 => (Sampling { exhaustive_max: 7, ..sampling }, self.states / 3),
+            _ => (sampling, (self.states / 60).max(50)),
+        };
+        self.explore_states(&schedule, &world, &disk, &sampling, states, &mut rng, make, &mut report);
+        for _ in 0..12 {
+            if report.failure.is_some() {
+                break;
+            }
+            self.play_deaths(&schedule, world.changes(), disk.position(), &mut rng, make, &mut report);
+        }
+        report
+    }
+
+    /// Opens states that one crash of the schedule can leave, and continues the distinct ones: the moments in a random
+    /// order, each with all its images, until there were so many states.
+    #[allow(clippy::too_many_arguments)]
+    fn explore_states<E: Extractor>(
+        &self,
+        schedule: &Schedule,
+        world: &World,
+        disk: &SimDisk,
+        sampling: &Sampling,
+        states: u64,
+        rng: &mut fastrand::Rng,
+        make: &(impl Fn(&Life) -> E + Sync),
+        report: &mut Report,
+    ) {
+        let recording = disk.recording();
+        let mut seen = HashSet::new();
+        let mut moments = recording.moments(&world.positions(0));
+        rng.shuffle(&mut moments);
+        for moment in moments {
+            if report.states >= states {
+                return;
+            }
+            for crash in recording.images_at(moment.position, sampling) {
+                report.states += 1;
+                let act = Act::Crash { changes: moment.outside, point: crash.point };
+                let failure = |violation| {
+                    let mut schedule = schedule.clone();
+                    schedule.acts.push(act);
+                    Failure { violation, schedule, crash: recording.describe(&crash.point) }
+                };
+                let second = rng.u8(..50) == 0;
+                let fingerprint = match self.open_state(&crash.image, second, rng, report) {
+                    Ok(fingerprint) => fingerprint,
+                    Err(violation) => {
+                        report.note(failure(violation));
+                        return;
+                    }
+                };
+                let new = seen.insert((fingerprint, moment.outside));
+                if !new && rng.u8(..20) > 0 {
+                    continue;
+                }
+                report.continuations += 1;
+                let world = world.at(moment.outside);
+                world.died();
+                let play =
+                    Play { settings: self, world, disk: crash.image.disk(), crashes: Vec::new(), make };
+                if let Err(violation) = play.play(report).verdict {
+                    report.note(failure(violation));
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Opens what a crash left, lets the store check itself, and crashes again while it recovers.
+    fn open_state(
+        &self,
+        image: &Image,
+        second: bool,
+        rng: &mut fastrand::Rng,
+        report: &mut Report,
+    ) -> Result<u64, Violation> {
+        let disk = image.disk();
+        let fingerprint = self.fingerprint(&disk, &super::world::still_clock())?;
+        if second {
+            let recovery = disk.recording();
+            let sampling = Sampling { exhaustive_max: 3, subsets: 4, torn: 1, seed: rng.u64(..) };
+            for moment in recording_ends(&recovery) {
+                for crash in recovery.images_at(moment, &sampling) {
+                    report.second_crashes += 1;
+                    report.states += 1;
+                    let again = self.fingerprint(&crash.image.disk(), &super::world::still_clock())?;
+                    if again != fingerprint {
+                        let what =
+                            format!("a crash during recovery, {}, changed what is stored", crash.point);
+                        return Err(Violation { kind: Broken::Lost, what });
+                    }
+                }
+            }
+        }
+        Ok(fingerprint)
+    }
+
+    fn fingerprint(&self, disk: &SimDisk, clock: &crate::clock::VirtualClock) -> Result<u64, Violation> {
+        let unopenable = |error: &Error| Violation { kind: Broken::Unopenable, what: chain(error) };
+        let store = self.open(disk, clock.clone()).map_err(|error| unopenable(&error))?;
+        store.fingerprint().map_err(|error| unopenable(&error))
+    }
+
+    fn open(&self, disk: &SimDisk, clock: crate::clock::VirtualClock) -> Result<Store> {
+        Store::options()
+            .batch_items(self.batch_items)
+            .level(Level::new(0)?)
+            .cache_bytes(1024 * 1024)
+            .clock(clock)
+            .break_rule(self.broken)
+            .open_on(Box::new(disk.clone()), "the simulated store")
+    }
+
+    /// Plays the schedule with one to three deaths at random, each of which any later life may meet again.
+    fn play_deaths<E: Extractor>(
+        &self,
+        schedule: &Schedule,
+        changes: usize,
+        position: usize,
+        rng: &mut fastrand::Rng,
+        make: &(impl Fn(&Life) -> E + Sync),
+        report: &mut Report,
+    ) {
+        let mut schedule = schedule.clone();
+        let mut at = 0;
+        for death in 0..rng.u8(1..=3) {
+            at += rng.usize(..changes.max(2) * 2 / 3);
+            // Of the first disk any position; of a later one, which begins anew, an early one.
+            let position = rng.usize(..if death == 0 { position.max(2) } else { position.max(4) / 3 });
+            let point = |kept| CrashPoint { position, kept };
+            schedule.acts.push(match rng.u8(..4) {
+                0 => Act::Kill { changes: at, position },
+                1 => Act::Crash { changes: at, point: point(Kept::Torn(rng.u64(..))) },
+                _ => Act::Crash { changes: at, point: point(Kept::Random(rng.u64(..))) },
+            });
+        }
+        let played = Play::of(self, &schedule, make).play(report);
+        if let Err(violation) = played.verdict {
+            report.note(Failure { violation, schedule, crash: played.crash });
+        }
+    }
+
+    /// Takes acts away for as long as what is left breaks the same promise.
+    fn shorten<E: Extractor>(&self, failure: Failure, make: &(impl Fn(&Life) -> E + Sync)) -> Failure {
+        let mut shortest = failure;
+        let mut at = 0;
+        while at < shortest.schedule.acts.len() {
+            let mut schedule = shortest.schedule.clone();
+            schedule.acts.remove(at);
+            let played = Play::of(self, &schedule, make).play(&mut Report::default());
+            match played.verdict {
+                Err(violation) if violation.kind == shortest.violation.kind => {
+                    shortest = Failure { violation, schedule, crash: played.crash };
+                    at = 0;
+                }
+                _ => at += 1,
+            }
+        }
+        shortest
+    }
+}
+
+/// The moments just before a sync, and the end.
+fn recording_ends(recording: &super::crash::Recording) -> Vec<usize> {
+    recording.moments(&[]).into_iter().map(|moment| moment.position).collect()
+}
+
+/// What befalls schedule number `number`: nothing but a rate limit in the first, then one of everything in turn, and
+/// some at random.
+fn acts_of(number: u64, rng: &mut fastrand::Rng) -> Vec<Act> {
+    let mut acts = vec![Act::Call { call: Call::Page, number: 3, answer: Answer::Busy(Some(40)) }];
+    if number == 0 {
+        return acts;
+    }
+    let answers = [
+        Answer::Lost,
+        Answer::ErrorBefore,
+        Answer::ErrorAfter,
+        Answer::TimedOut,
+        Answer::Busy(None),
+        Answer::Busy(Some(3)),
+        Answer::Busy(Some(3000)),
+        Answer::Refused(400),
+        Answer::Refused(413),
+    ];
+    let mut all = Vec::new();
+    for call in [Call::Prepare, Call::Upload, Call::Confirm, Call::Message, Call::Page] {
+        for answer in answers {
+            let number = rng.u64(..if call == Call::Message { 7 } else { 12 });
+            all.push(Act::Call { call, number, answer });
+        }
+    }
+    for operation in [DiskOperation::Read, DiskOperation::Write, DiskOperation::SetLen, DiskOperation::Sync] {
+        all.push(Act::DiskFails { life: rng.u64(..6), operation, after: rng.u64(..20) });
+    }
+    all.extend([
+        Act::DiskFull { life: rng.u64(..6), writes: rng.u64(..30) },
+        Act::Again { event: rng.u64(..7) },
+        Act::Late { event: rng.u64(..5) },
+        Act::Early { event: 2 },
+        Act::GiveUp { event: 2 },
+        Act::ReuseIds { event: 2 },
+        Act::ClockSteps { event: rng.u64(1..6), seconds: -100_000 },
+        Act::ClockSteps { event: rng.u64(1..6), seconds: 100_000_000 },
+        Act::TwoUnits,
+    ]);
+    let every = all.len();
+    let turn = usize::try_from(number).unwrap_or(0);
+    // The catalogue in turn, two by two, so that each is met early; and two by chance.
+    acts.extend([turn * 2, turn * 2 + 1].iter().filter_map(|at| all.get(at % every)).copied());
+    acts.extend((0..rng.usize(..3)).filter_map(|_| all.get(rng.usize(..every))).copied());
+    acts
+}
+
+/// One schedule being played.
+struct Play<'a, F> {
+    settings: &'a Explore,
+    world: World,
+    disk: SimDisk,
+    /// Where it dies, death by death, the next last.
+    crashes: Vec<Act>,
+    make: &'a F,
+}
+
+struct Played {
+    verdict: Result<(), Violation>,
+    /// The last crash, in words.
+    crash: String,
+}
+
+impl<'a, F, E> Play<'a, F>
+where
+    E: Extractor,
+    F: Fn(&Life) -> E,
+{
+    /// A schedule at its beginning: on a disk where the store was just created.
+    fn of(settings: &'a Explore, schedule: &Schedule, make: &'a F) -> Self {
+        let world = World::new(schedule.seed, schedule.acts.clone().into());
+        let disk = SimDisk::new();
+        // A store file is created under another name and renamed when it is whole, so no crash is inside of this.
+        drop(settings.open(&disk, world.clock()));
+        let mut crashes: Vec<Act> = schedule.acts.iter().filter(|act| is_crash(act)).copied().collect();
+        crashes.reverse();
+        Self { settings, world, disk: disk.image().disk(), crashes, make }
+    }
+
+    /// Plays until every sync is done, or a promise is broken.
+    fn play(mut self, report: &mut Report) -> Played {
+        let mut crash = String::new();
+        let mut verdict = Ok(());
+        let mut lives = 0;
+        if self.settings.syncs_ignored {
+            self.disk.inject(Fault::SyncsIgnored);
+        }
+        loop {
+            let event = self.world.lock().next_event();
+            let Some(event) = event else { break };
+            lives += 1;
+            if lives > LIVES_MAX {
+                let what = format!("no end after {lives} lives, at {}", event.event_type);
+                verdict = Err(Violation { kind: Broken::Stuck, what });
+                break;
+            }
+            verdict = self.live(&event, report);
+            if verdict.is_err() {
+                break;
+            }
+            if self.disk.is_dead() {
+                self.world.died();
+                report.deaths += 1;
+                crash = self.start_again();
+            }
+        }
+        report.lives += lives;
+        let world = self.world.lock();
+        for (fault, times) in &world.fired {
+            *report.faults.entry(fault.clone()).or_default() += times;
+        }
+        let verdict = verdict.and_then(|()| world.verdict(LANES as u64));
+        Played { verdict, crash }
+    }
+
+    /// One life: the real store and the real runtime, given one event.
+    fn live(&self, event: &SentEvent, report: &mut Report) -> Result<(), Violation> {
+        let dies_at = self.crashes.last().and_then(|crash| match crash {
+            Act::Crash { changes, point } => Some((*changes, point.position)),
+            Act::Kill { changes, position } => Some((*changes, *position)),
+            _ => None,
+        });
+        if let Some((_, position)) = dies_at {
+            self.disk.inject(Fault::Dies { position });
+        }
+        self.world.send(event.clone());
+        let life = self.world.begin_life(&self.disk, dies_at);
+        let before = {
+            let world = self.world.lock();
+            let number = world.sent.len() as u64 - 1;
+            for act in world.acts.iter() {
+                match act {
+                    Act::DiskFull { life, writes } if *life == number => {
+                        self.disk.inject(Fault::FullAfter { writes: *writes });
+                    }
+                    Act::DiskFails { life, operation, after } if *life == number => {
+                        self.disk.inject(Fault::Fails { operation: *operation, after: *after });
+                    }
+                    _ => {}
+                }
+            }
+            world.accepted_count()
+        };
+        let faults_before = self.disk.fault_counts();
+        let result = self.serve(event, &life);
+        let faults = self.disk.fault_counts();
+        let failed = faults != faults_before;
+        for (name, times) in [
+            ("disk/full", faults.no_space - faults_before.no_space),
+            ("disk/read-failed", faults.reads - faults_before.reads),
+            ("disk/write-failed", faults.writes - faults_before.writes),
+            ("disk/set-len-failed", faults.set_lens - faults_before.set_lens),
+            ("disk/sync-failed", faults.syncs - faults_before.syncs),
+        ] {
+            if times > 0 {
+                *report.faults.entry(name.to_owned()).or_default() += times;
+            }
+        }
+        self.disk.heal();
+        if self.settings.syncs_ignored {
+            self.disk.inject(Fault::SyncsIgnored);
+        }
+        let (outcome, violation) = match result {
+            Ok(done) => done,
+            Err(error) => (Err(error), None),
+        };
+        if let Some(violation) = violation {
+            return Err(violation);
+        }
+        if self.disk.is_dead() {
+            return Ok(());
+        }
+        match outcome {
+            Ok(()) => self.world.served(&event.request),
+            Err(error) => match error.kind() {
+                // The disk failed, and the process ended: that is what it is for.
+                ErrorKind::Io | ErrorKind::Corrupt if failed => self.world.died(),
+                // The platform would not take the message; it will hear it again.
+                ErrorKind::Retry => {}
+                ErrorKind::Fenced if event.stray => {}
+                _ => {
+                    let what = format!("{} was not answered: {}", event.event_type, chain(&error));
+                    let kind = if error.kind() == ErrorKind::Corrupt {
+                        Broken::Unopenable
+                    } else {
+                        Broken::Conversation
+                    };
+                    return Err(Violation { kind, what });
+                }
+            },
+        }
+        let world = self.world.lock();
+        if event.stray && world.accepted_count() > before && !world.reuses_ids() {
+            let what = format!("{} delivered again was given a new answer", event.request);
+            return Err(Violation { kind: Broken::Conversation, what });
+        }
+        Ok(())
+    }
+
+    /// What a process does: opens the store, serves the event, and ends.
+    #[allow(clippy::type_complexity)]
+    fn serve(&self, event: &SentEvent, life: &Life) -> Result<(Result<()>, Option<Violation>)> {
+        let store = self.settings.open(&self.disk, self.world.clock())?;
+        let event = Event::from_json(&event.json)?;
+        let mut watched = Watched { extractor: (self.make)(life), life: life.clone(), violation: None };
+        let seed = life.seed() ^ self.world.changes() as u64;
+        let serve = Serve::new().budget(BUDGET).lanes(LANES).inline(seed);
+        let outcome = serve.serve(&store, &self.world, &mut watched, &event).map(drop);
+        Ok((outcome, watched.violation))
+    }
+
+    /// Starts the machine, or the process, again after a death.
+    fn start_again(&mut self) -> String {
+        let recording = self.disk.recording();
+        if let Some(Act::Crash { point, .. }) = self.crashes.pop() {
+            // Nothing is recorded after a death, so it happened where the recording ends.
+            let point = CrashPoint { position: recording.end(), ..point };
+            let image = recording.image(&point).map(|crash| crash.image);
+            self.disk = image.unwrap_or_else(|| self.disk.image()).disk();
+            recording.describe(&point)
+        } else {
+            self.disk = recording.killed_at(recording.end());
+            format!("killed at position {}, everything written is there", recording.end())
+        }
+    }
+}
+
+fn is_crash(act: &Act) -> bool {
+    matches!(act, Act::Crash { .. } | Act::Kill { .. })
+}
+
+impl Report {
+    fn add(&mut self, other: Report) {
+        self.states += other.states;
+        self.continuations += other.continuations;
+        self.lives += other.lives;
+        self.deaths += other.deaths;
+        self.second_crashes += other.second_crashes;
+        for (fault, times) in other.faults {
+            *self.faults.entry(fault).or_default() += times;
+        }
+        self.lost += other.lost;
+        self.duplicated += other.duplicated;
+        self.unopenable += other.unopenable;
+        self.other += other.other;
+        if self.failure.is_none() {
+            self.failure = other.failure;
+        }
+    }
+
+    fn note(&mut self, failure: Failure) {
+        match failure.violation.kind {
+            Broken::Lost => self.lost += 1,
+            Broken::Duplicated => self.duplicated += 1,
+            Broken::Unopenable => self.unopenable += 1,
+            _ => self.other += 1,
+        }
+        self.failure.get_or_insert(failure);
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (fault, times) in &self.faults {
+            writeln!(f, "fault {fault}: {times}")?;
+        }
+        writeln!(f, "seed={} deaths={} second_crashes={}", self.seed, self.deaths, self.second_crashes)?;
+        if let Some(failure) = &self.failure {
+            writeln!(f, "BROKEN {:?}: {}", failure.violation.kind, failure.violation.what)?;
+            writeln!(f, "shortest schedule: {}", failure.schedule)?;
+            if !failure.crash.is_empty() {
+                writeln!(f, "its crash: {}", failure.crash)?;
+            }
+        }
+        write!(
+            f,
+            "states={} continuations={} lives={} faults={} lost={} duplicated={} unopenable={} other={}",
+            self.states,
+            self.continuations,
+            self.lives,
+            self.faults.values().sum::<u64>(),
+            self.lost,
+            self.duplicated,
+            self.unopenable,
+            self.other
+        )
+    }
+}

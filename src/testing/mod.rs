@@ -1,0 +1,23 @@
+//! Proof, as a product: the simulated disk, and what crashes leave of it.
+//!
+//! [`SimDisk`] stands in for a store's file. It records every write, change of length and sync, and fails as it is
+//! told to ([`Fault`]). From a [`Recording`] come the images that a crash at any moment may have left
+//! ([`Recording::images_at`]); each is a disk again ([`Image::disk`]), on which the next life runs, and may crash
+//! again. Everything random comes from a seed that the caller gives.
+
+mod crash;
+mod disk;
+mod explore;
+mod image;
+mod schedule;
+mod source;
+mod world;
+
+pub use crate::model::Rule;
+pub use crash::{CrashImage, CrashImages, CrashPoint, Kept, Moment, Recording, Sampling};
+pub use disk::{DiskOperation, Fault, FaultCounts, SIM_DISK_BYTES_MAX, SimDisk};
+pub use explore::{Explore, Failure, Report};
+pub use image::Image;
+pub use schedule::{Act, Answer, Call, Schedule};
+pub use source::{Shape, SimCursor, SimSource};
+pub use world::{Broken, Life, Violation};

@@ -1,0 +1,276 @@
+//! What befalls an extractor, act by act, as one line of text that can be replayed.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::error::Error;
+
+use super::crash::CrashPoint;
+use super::disk::DiskOperation;
+
+/// A call to what is outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Call {
+    /// The first half of an upload: an id and an address are asked for.
+    Prepare,
+    /// The second half: the bytes.
+    Upload,
+    /// A confirm.
+    Confirm,
+    /// A message.
+    Message,
+    /// A page of the source.
+    Page,
+}
+
+/// How a call is answered, if not as asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Answer {
+    /// It takes effect, and the answer is lost. Of a page: the extractor panics.
+    Lost,
+    /// 5xx, and it did not take effect. Of a page: it fails midway.
+    ErrorBefore,
+    /// 5xx, and it took effect all the same. Of a page: it fails midway.
+    ErrorAfter,
+    /// No answer for 30 seconds, and no effect. Of a page: it fails midway.
+    TimedOut,
+    /// 429, with or without `Retry-After` in seconds. Of a page: the source is rate-limited.
+    Busy(Option<u32>),
+    /// A final 4xx. Of a page: the cursor has expired.
+    Refused(u16),
+}
+
+/// One thing that befalls it. Numbers count from 0: calls of their kind, events sent, and so on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Act {
+    /// A call is answered so.
+    Call {
+        /// Of which kind.
+        call: Call,
+        /// Which of them.
+        number: u64,
+        /// How.
+        answer: Answer,
+    },
+    /// The disk has room for so many more writes in one life.
+    DiskFull {
+        /// Which life.
+        life: u64,
+        /// Writes that still succeed.
+        writes: u64,
+    },
+    /// An operation of the disk fails once in one life.
+    DiskFails {
+        /// Which life.
+        life: u64,
+        /// Of which kind.
+        operation: DiskOperation,
+        /// How many of them succeed before.
+        after: u64,
+    },
+    /// An event is delivered again right after it was answered.
+    Again {
+        /// Which event.
+        event: u64,
+    },
+    /// An event is delivered again after the next one was answered.
+    Late {
+        /// Which event.
+        event: u64,
+    },
+    /// The platform does not wait for as long as DELAY asked.
+    Early {
+        /// The event that was answered with DELAY.
+        event: u64,
+    },
+    /// After this event the platform gives the run up, starts a new one, and then sends one more event of the old.
+    GiveUp {
+        /// Which event.
+        event: u64,
+    },
+    /// The platform uses the ids of this CONTINUE for all that follow it.
+    ReuseIds {
+        /// Which event.
+        event: u64,
+    },
+    /// The clock is wrong from this event on.
+    ClockSteps {
+        /// Which event.
+        event: u64,
+        /// By how much, ahead or back.
+        seconds: i64,
+    },
+    /// A second sync unit, of the same external one, is synced between the two syncs of the first.
+    TwoUnits,
+    /// The machine loses power; it comes back with what the disk had kept.
+    Crash {
+        /// How many changes the world outside had seen.
+        changes: usize,
+        /// What the disk had recorded, since it was started last, and what it kept.
+        point: CrashPoint,
+    },
+    /// The process is killed on a machine that lives on.
+    Kill {
+        /// How many changes the world outside had seen.
+        changes: usize,
+        /// What the disk had recorded, since it was started last.
+        position: usize,
+    },
+}
+
+/// A seed and acts: everything that a replay needs. Its text form reads back as the same.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Schedule {
+    /// Decides what the simulated source hands over and in which order calls are made.
+    pub seed: u64,
+    /// What befalls the extractor.
+    pub acts: Vec<Act>,
+}
+
+impl Call {
+    const ALL: [(Call, &'static str); 5] = [
+        (Call::Prepare, "prepare"),
+        (Call::Upload, "upload"),
+        (Call::Confirm, "confirm"),
+        (Call::Message, "message"),
+        (Call::Page, "page"),
+    ];
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(Call::ALL.iter().find(|(call, _)| call == self).map_or("", |(_, name)| name))
+    }
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Answer::Lost => f.write_str("lost"),
+            Answer::ErrorBefore => f.write_str("500-before"),
+            Answer::ErrorAfter => f.write_str("500-after"),
+            Answer::TimedOut => f.write_str("timed-out"),
+            Answer::Busy(None) => f.write_str("429"),
+            Answer::Busy(Some(seconds)) => write!(f, "429-after-{seconds}"),
+            Answer::Refused(status) => write!(f, "refused-{status}"),
+        }
+    }
+}
+
+impl FromStr for Answer {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        Ok(match text {
+            "lost" => Answer::Lost,
+            "500-before" => Answer::ErrorBefore,
+            "500-after" => Answer::ErrorAfter,
+            "timed-out" => Answer::TimedOut,
+            "429" => Answer::Busy(None),
+            _ => match (text.strip_prefix("429-after-"), text.strip_prefix("refused-")) {
+                (Some(seconds), _) => Answer::Busy(Some(seconds.parse().map_err(drop)?)),
+                (_, Some(status)) => Answer::Refused(status.parse().map_err(drop)?),
+                _ => return Err(()),
+            },
+        })
+    }
+}
+
+const OPERATIONS: [(DiskOperation, &str); 4] = [
+    (DiskOperation::Read, "read"),
+    (DiskOperation::Write, "write"),
+    (DiskOperation::SetLen, "set-len"),
+    (DiskOperation::Sync, "sync"),
+];
+
+impl fmt::Display for Act {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Act::Call { call, number, answer } => write!(f, "call={call}/{number}/{answer}"),
+            Act::DiskFull { life, writes } => write!(f, "disk-full={life}/{writes}"),
+            Act::DiskFails { life, operation, after } => {
+                let name = OPERATIONS.iter().find(|(of, _)| of == operation).map_or("", |(_, name)| name);
+                write!(f, "disk-fails={life}/{name}/{after}")
+            }
+            Act::Again { event } => write!(f, "again={event}"),
+            Act::Late { event } => write!(f, "late={event}"),
+            Act::Early { event } => write!(f, "early={event}"),
+            Act::GiveUp { event } => write!(f, "give-up={event}"),
+            Act::ReuseIds { event } => write!(f, "reuse-ids={event}"),
+            Act::ClockSteps { event, seconds } => write!(f, "clock={event}/{seconds}"),
+            Act::TwoUnits => f.write_str("two-units"),
+            Act::Crash { changes, point } => write!(f, "crash={changes}@{point}"),
+            Act::Kill { changes, position } => write!(f, "kill={changes}@{position}"),
+        }
+    }
+}
+
+fn number<T: FromStr>(text: &str) -> Result<T, ()> {
+    text.parse().map_err(drop)
+}
+
+impl FromStr for Act {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (name, rest) = text.split_once('=').unwrap_or((text, ""));
+        let mut parts = rest.split('/');
+        let mut part = || parts.next().ok_or(());
+        let at = || rest.split_once('@').ok_or(());
+        Ok(match name {
+            "call" => {
+                let call = part()?;
+                let call = Call::ALL.iter().find(|(_, name)| *name == call).ok_or(())?.0;
+                Act::Call { call, number: number(part()?)?, answer: part()?.parse()? }
+            }
+            "disk-full" => Act::DiskFull { life: number(part()?)?, writes: number(part()?)? },
+            "disk-fails" => {
+                let life = number(part()?)?;
+                let operation = part()?;
+                let operation = OPERATIONS.iter().find(|(_, name)| *name == operation).ok_or(())?.0;
+                Act::DiskFails { life, operation, after: number(part()?)? }
+            }
+            "again" => Act::Again { event: number(rest)? },
+            "late" => Act::Late { event: number(rest)? },
+            "early" => Act::Early { event: number(rest)? },
+            "give-up" => Act::GiveUp { event: number(rest)? },
+            "reuse-ids" => Act::ReuseIds { event: number(rest)? },
+            "clock" => Act::ClockSteps { event: number(part()?)?, seconds: number(part()?)? },
+            "two-units" => Act::TwoUnits,
+            "crash" => {
+                let (changes, point) = at()?;
+                Act::Crash { changes: number(changes)?, point: point.parse().map_err(drop)? }
+            }
+            "kill" => {
+                let (changes, position) = at()?;
+                Act::Kill { changes: number(changes)?, position: number(position)? }
+            }
+            _ => return Err(()),
+        })
+    }
+}
+
+impl fmt::Display for Schedule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "seed={}", self.seed)?;
+        self.acts.iter().try_for_each(|act| write!(f, " {act}"))
+    }
+}
+
+impl FromStr for Schedule {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let wrong = |part: &str| Error::Invalid {
+            what: format!("{part:?} in a schedule"),
+            reason: "expected `seed=NUMBER` and acts as a report prints them, with spaces between".to_owned(),
+        };
+        let mut parts = text.split_whitespace();
+        let first = parts.next().unwrap_or_default();
+        let seed =
+            first.strip_prefix("seed=").and_then(|seed| seed.parse().ok()).ok_or_else(|| wrong(first))?;
+        let acts = parts.map(|part| part.parse().map_err(|()| wrong(part))).collect::<Result<_, _>>()?;
+        Ok(Self { seed, acts })
+    }
+}

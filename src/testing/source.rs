@@ -1,0 +1,153 @@
+//! A source that behaves as badly as real ones do.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::airdrop::{Context, ExternalSyncUnit, Extractor, SourceError};
+use crate::record::Record;
+use crate::store::Page;
+
+use super::world::Life;
+
+/// An extractor of a made-up source: several streams, pages of several item types, from empty to several batches.
+///
+/// Between two reads of a page its records change, their number shrinks or grows, and pages at the end vanish. Ids
+/// repeat, and the newest may come first. Every record bears a hidden ordinal that no other record has, not even
+/// the same page read again: so which reading was kept shows in what is announced.
+///
+/// It leaves a bookmark, and keeps values of its own beside each cursor, and complains when they do not agree.
+#[derive(Debug, Clone)]
+pub struct SimSource {
+    life: Life,
+    shape: Shape,
+}
+
+/// How much there is to extract.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Streams: 1 to 3.
+    pub streams: u8,
+    /// Pages of a stream, at most; at least 1.
+    pub pages_max: u32,
+    /// Records of one item type on a page, at most.
+    pub page_items_max: u32,
+}
+
+impl Default for Shape {
+    /// Two streams of up to 4 pages, up to 9 records of an item type on each.
+    fn default() -> Self {
+        Self { streams: 2, pages_max: 4, page_items_max: 9 }
+    }
+}
+
+/// Where a [`SimSource`] goes on.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SimCursor {
+    page: u32,
+}
+
+const STREAMS: [&str; 3] = ["issues", "comments", "links"];
+const ITEM_TYPES: [&str; 3] = ["issues", "users", "comments"];
+
+impl SimSource {
+    /// A source of the default shape, as it stands in this life.
+    pub fn new(life: &Life) -> Self {
+        Self::with_shape(life, Shape::default())
+    }
+
+    /// A source of a given shape.
+    pub fn with_shape(life: &Life, shape: Shape) -> Self {
+        Self { life: life.clone(), shape }
+    }
+}
+
+fn mix(seed: u64, parts: &[u64]) -> fastrand::Rng {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    for part in parts {
+        rng = fastrand::Rng::with_seed(rng.u64(..) ^ part.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    }
+    rng
+}
+
+fn number_of(text: &str) -> u64 {
+    text.bytes().fold(0, |number, byte| number.wrapping_mul(257).wrapping_add(byte.into()))
+}
+
+impl Extractor for SimSource {
+    type Cursor = SimCursor;
+
+    fn external_sync_units(&mut self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+        Ok(vec![ExternalSyncUnit {
+            id: "simulated".to_owned(),
+            name: "Simulated".to_owned(),
+            description: "made up".to_owned(),
+            item_count: None,
+            item_type: None,
+        }])
+    }
+
+    fn metadata(&mut self, _: &Context<'_>) -> Result<Value, SourceError> {
+        Ok(json!({ "schema_version": "v0.2.0", "record_types": {}, "reading": self.life.reads() }))
+    }
+
+    fn streams(&self) -> Vec<String> {
+        STREAMS.iter().take(self.shape.streams.into()).map(|&stream| stream.to_owned()).collect()
+    }
+
+    fn page(
+        &mut self,
+        context: &Context<'_>,
+        stream: &str,
+        cursor: Option<SimCursor>,
+    ) -> Result<Page<SimCursor>, SourceError> {
+        let at = cursor.map_or(0, |cursor| cursor.page);
+        let value = format!("position of {stream}");
+        let expected = (context.run_id().to_string(), at);
+        if at > 0 && context.value::<(String, u32)>(&value)? != Some(expected) {
+            let found = context.value::<Value>(&value)?;
+            return Err(format!("INCONSISTENT: cursor at page {at} of {stream}, value {found:?}").into());
+        }
+        let reading = self.life.reads();
+        let run = number_of(context.run_id().as_str());
+        let seed = self.life.seed();
+        let pages = 1 + mix(seed, &[run, number_of(stream)]).u32(..self.shape.pages_max.max(1));
+        let mut rng = mix(seed, &[run, number_of(stream), at.into(), reading]);
+        let is_last = at + 1 >= pages || rng.u8(..16) == 0;
+        let mut page = if is_last { Page::last() } else { Page::more(SimCursor { page: at + 1 }) };
+        let mut ids = std::collections::BTreeSet::new();
+        let mut types = 0;
+        for item_type in ITEM_TYPES {
+            let items = match rng.u8(..4) {
+                0 => 0,
+                1 => 1,
+                _ => rng.u32(..=self.shape.page_items_max),
+            };
+            types += u8::from(items > 0);
+            for item in 0..items {
+                let id = format!("{item_type}-{}", rng.u8(..20));
+                if !ids.insert(id.clone()) {
+                    self.life.count("source/id-repeated");
+                }
+                let ordinal = format!("{run:x}-{stream}-{at}-{reading}-{item_type}-{item}");
+                let created =
+                    chrono::DateTime::from_timestamp(1_700_000_000 - i64::from(item), 0).unwrap_or_default();
+                page.push(item_type, Record::new(id, &json!({ "ordinal": ordinal }))?.created(created));
+            }
+        }
+        for (happened, what) in [
+            (page.items() == 0, "empty-page"),
+            (types > 1, "several-item-types"),
+            (page.items() > 10, "page-over-a-batch"),
+            (matches!(page.items(), 1..5), "page-under-a-batch"),
+            (page.items() > 1, "newest-first"),
+        ] {
+            if happened {
+                self.life.count(&format!("source/{what}"));
+            }
+        }
+        page = page
+            .value(&value, &(context.run_id().as_str(), at + 1))
+            .progress(u8::try_from(at * 10).unwrap_or(100));
+        Ok(if is_last { page.bookmark(&context.run_id().as_str()) } else { page })
+    }
+}

@@ -1,0 +1,946 @@
+//! What stands outside the extractor and outlives it: the platform, the source as it was read, and the oracle.
+//!
+//! Everything that happens outside is a [`Change`] in a journal; the state of the world after any number of changes
+//! can be made again from it. So a crash is a pair of a number of changes and a disk image, and thousands of them
+//! come from one run.
+//!
+//! The oracle does not ask the store anything. It compares what the source handed over with what the platform was
+//! told: a page counts as staged when the source is asked for the page after it, or when the phase is over; a page
+//! that was asked for again counts as its last reading.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde_json::{Value, json};
+
+use crate::airdrop::{
+    Body, Context, ExternalSyncUnit, Extractor, Fate, Platform, PlatformError, SealedMessage, SourceError,
+    Upload,
+};
+use crate::clock::{Clock, VirtualClock};
+use crate::model::ArtifactId;
+use crate::store::Page;
+
+use super::disk::SimDisk;
+use super::schedule::{Act, Answer, Call};
+
+/// How long a page takes in the simulated world. With [`BUDGET`], an invocation has two or three pages.
+const PAGE_TAKES: Duration = Duration::from_secs(2);
+/// What an invocation is given for pages.
+pub(super) const BUDGET: Duration = Duration::from_secs(7);
+const CALL_TAKES: Duration = Duration::from_millis(20);
+
+/// What a promise was broken by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// Which promise.
+    pub kind: Broken,
+    /// What was seen.
+    pub what: String,
+}
+
+/// A promise, broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Broken {
+    /// A staged record is in no accepted message.
+    Lost,
+    /// A record is in two, or an artifact is, or a record is announced that was never staged.
+    Duplicated,
+    /// The store did not open after a crash, or did not pass its own check.
+    Unopenable,
+    /// Confirmed is not what is announced; or too many uploads were left unconfirmed.
+    Unconfirmed,
+    /// `since`, a bookmark or a value is not what the last finished run left.
+    Watermark,
+    /// One event, two messages; or a message that changed when it was sent again.
+    Conversation,
+    /// Nothing goes on.
+    Stuck,
+}
+
+/// What an extractor that is explored is made for.
+#[derive(Debug, Clone)]
+pub struct Life {
+    world: World,
+}
+
+impl Life {
+    /// Pages that were read in all lives before, and in this one so far. A source that changes with it changes
+    /// between reads, and yet the same at every replay.
+    pub fn reads(&self) -> u64 {
+        self.world.lock().reads
+    }
+
+    /// The seed of the schedule.
+    pub fn seed(&self) -> u64 {
+        self.world.lock().seed
+    }
+
+    /// Counts that the source did something that an extractor must bear, for the report.
+    pub fn count(&self, what: &str) {
+        self.world.lock().count(what);
+    }
+
+    /// The clock of the simulated world.
+    pub fn clock(&self) -> VirtualClock {
+        self.world.lock().clock.clone()
+    }
+}
+
+/// A shared handle of the world.
+#[derive(Debug, Clone)]
+pub(super) struct World {
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Inner {
+    seed: u64,
+    clock: VirtualClock,
+    journal: Vec<Entry>,
+    /// Of the present life: where it dies, and its disk.
+    disk: SimDisk,
+    dies_at: Option<(usize, usize)>,
+    pub(super) acts: Arc<[Act]>,
+    pub(super) fired: BTreeMap<String, u64>,
+    // What follows from the journal.
+    reads: u64,
+    calls: BTreeMap<Call, u64>,
+    uploads: BTreeMap<String, Arc<Vec<String>>>,
+    confirmed: BTreeSet<String>,
+    accepted: Vec<Arc<Accepted>>,
+    by_key: BTreeMap<String, usize>,
+    pub(super) sent: Vec<Arc<SentEvent>>,
+    /// For each sent event: the accepted message that answered it, when it did.
+    answers: BTreeMap<usize, usize>,
+    recorded: BTreeSet<String>,
+    pages: BTreeMap<(String, String), Vec<Arc<HandOut>>>,
+    runs: Vec<RunSeen>,
+    pub(super) deaths: u64,
+    /// Calls that were not answered as asked.
+    failures: u64,
+    changed_message: Option<String>,
+}
+
+#[derive(Debug, Clone)]
+struct Entry {
+    change: Change,
+    /// Operations that the disk of the life had recorded.
+    position: usize,
+    now: DateTime<Utc>,
+    elapsed: Duration,
+}
+
+/// Something that happened outside.
+#[derive(Debug, Clone)]
+enum Change {
+    Sent(Arc<SentEvent>),
+    Called { call: Call, effect: Option<Effect>, failed: bool },
+    Read(Arc<HandOut>),
+    Served { request: String },
+    Died,
+}
+
+#[derive(Debug, Clone)]
+enum Effect {
+    Upload { id: String, lines: Arc<Vec<String>> },
+    Confirm { id: String },
+    Accept(Arc<Accepted>),
+}
+
+/// An event that the platform sent.
+#[derive(Debug, Clone)]
+pub(super) struct SentEvent {
+    pub(super) json: String,
+    pub(super) event_type: String,
+    pub(super) unit: String,
+    pub(super) run: String,
+    pub(super) request: String,
+    pub(super) at: DateTime<Utc>,
+    /// Sent a second time, or of a run that was given up: whatever is said to it, nothing may change.
+    pub(super) stray: bool,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Accepted {
+    pub(super) key: String,
+    pub(super) body: String,
+    pub(super) event_type: String,
+    pub(super) request: String,
+    pub(super) run: String,
+    artifacts: Vec<String>,
+    pub(super) delay: u64,
+}
+
+/// One page, as the source handed it over.
+#[derive(Debug)]
+struct HandOut {
+    run: String,
+    stream: String,
+    cursor: Option<String>,
+    next: Option<String>,
+    bookmark: Option<String>,
+    since: Option<DateTime<Utc>>,
+    lines: Vec<String>,
+}
+
+#[derive(Debug, Clone)]
+struct RunSeen {
+    id: String,
+    unit: String,
+    sent_at: DateTime<Utc>,
+    /// Whether a page was read in it, and the `since` that it was given then.
+    read: bool,
+    since: Option<DateTime<Utc>>,
+    finished: bool,
+    abandoned: bool,
+}
+
+impl World {
+    pub(super) fn new(seed: u64, acts: Arc<[Act]>) -> Self {
+        Self {
+            inner: Arc::new(Mutex::new(Inner {
+                seed,
+                clock: still_clock(),
+                journal: Vec::new(),
+                disk: SimDisk::new(),
+                dies_at: None,
+                acts,
+                fired: BTreeMap::new(),
+                reads: 0,
+                calls: BTreeMap::new(),
+                uploads: BTreeMap::new(),
+                confirmed: BTreeSet::new(),
+                accepted: Vec::new(),
+                by_key: BTreeMap::new(),
+                sent: Vec::new(),
+                answers: BTreeMap::new(),
+                recorded: BTreeSet::new(),
+                pages: BTreeMap::new(),
+                runs: Vec::new(),
+                deaths: 0,
+                failures: 0,
+                changed_message: None,
+            })),
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The world as it stood after the first `changes` of the journal, with a clock of its own.
+    pub(super) fn at(&self, changes: usize) -> Self {
+        let inner = self.lock();
+        let world = Self::new(inner.seed, Arc::clone(&inner.acts));
+        {
+            let mut other = world.lock();
+            for entry in inner.journal.iter().take(changes) {
+                other.apply(entry);
+            }
+        }
+        world
+    }
+
+    /// A life begins, on this disk; it dies at that pair of changes and position, if any.
+    pub(super) fn begin_life(&self, disk: &SimDisk, dies_at: Option<(usize, usize)>) -> Life {
+        let mut inner = self.lock();
+        inner.disk = disk.clone();
+        inner.dies_at = dies_at;
+        Life { world: self.clone() }
+    }
+
+    pub(super) fn clock(&self) -> VirtualClock {
+        self.lock().clock.clone()
+    }
+
+    /// How many changes the world has seen.
+    pub(super) fn changes(&self) -> usize {
+        self.lock().journal.len()
+    }
+
+    /// For each change from `from` on, the position of the disk when it happened.
+    pub(super) fn positions(&self, from: usize) -> Vec<usize> {
+        self.lock().journal.iter().skip(from).map(|entry| entry.position).collect()
+    }
+
+    pub(super) fn send(&self, event: SentEvent) {
+        self.lock().record(Change::Sent(Arc::new(event)));
+    }
+
+    /// The extractor returned as one does that has answered.
+    pub(super) fn served(&self, request: &str) {
+        self.lock().record(Change::Served { request: request.to_owned() });
+    }
+
+    pub(super) fn died(&self) {
+        self.lock().record(Change::Died);
+    }
+}
+
+impl Inner {
+    fn record(&mut self, change: Change) {
+        let entry = Entry {
+            change,
+            position: self.disk.position(),
+            now: self.clock.now(),
+            elapsed: self.clock.elapsed(),
+        };
+        self.apply(&entry);
+    }
+
+    fn apply(&mut self, entry: &Entry) {
+        // Time first: another world's clock stands where this entry's did.
+        self.clock.advance(entry.elapsed.saturating_sub(self.clock.elapsed()));
+        self.clock.step_to(entry.now);
+        match &entry.change {
+            Change::Sent(event) => {
+                if !event.stray && !self.runs.iter().any(|run| run.id == event.run) {
+                    for run in &mut self.runs {
+                        // The platform has moved on: whatever the older run had not finished is given up.
+                        run.abandoned |= run.unit == event.unit && !run.finished;
+                    }
+                    self.runs.push(RunSeen {
+                        id: event.run.clone(),
+                        unit: event.unit.clone(),
+                        sent_at: event.at,
+                        read: false,
+                        since: None,
+                        finished: false,
+                        abandoned: false,
+                    });
+                }
+                self.sent.push(Arc::clone(event));
+            }
+            Change::Called { call, effect, failed } => {
+                self.failures += u64::from(*failed);
+                *self.calls.entry(*call).or_default() += 1;
+                match effect {
+                    Some(Effect::Upload { id, lines }) => {
+                        self.uploads.insert(id.clone(), Arc::clone(lines));
+                    }
+                    Some(Effect::Confirm { id }) => {
+                        self.confirmed.insert(id.clone());
+                    }
+                    Some(Effect::Accept(message)) => {
+                        let known = self.by_key.get(&message.key).copied();
+                        let at = known.unwrap_or(self.accepted.len());
+                        if let Some(before) = known.and_then(|known| self.accepted.get(known))
+                            && before.body != message.body
+                        {
+                            let what = format!("message {} changed when it was sent again", message.key);
+                            self.changed_message = Some(what);
+                        }
+                        if known.is_none() {
+                            self.by_key.insert(message.key.clone(), at);
+                            self.accepted.push(Arc::clone(message));
+                            if message.event_type == "EXTRACTION_ATTACHMENTS_DONE"
+                                && let Some(run) = self.runs.iter_mut().find(|run| run.id == message.run)
+                            {
+                                run.finished = true;
+                            }
+                        }
+                        // It answers the event that was sent last with its request id.
+                        let sent = self.sent.iter().rposition(|event| event.request == message.request);
+                        if let Some(sent) = sent {
+                            self.answers.insert(sent, at);
+                        }
+                    }
+                    None => {}
+                }
+            }
+            Change::Read(page) => {
+                self.reads += 1;
+                let pages = self.pages.entry((page.run.clone(), page.stream.clone())).or_default();
+                // The one before was not kept if the same cursor is read again.
+                let before = pages.pop_if(|last| last.cursor == page.cursor);
+                pages.push(Arc::clone(page));
+                if let Some(before) = before {
+                    let what =
+                        if page.lines.len() < before.lines.len() { "page-shrank" } else { "page-changed" };
+                    *self.fired.entry(format!("source/{what}")).or_default() += 1;
+                }
+                if let Some(run) = self.runs.iter_mut().find(|run| run.id == page.run) {
+                    run.read = true;
+                    run.since = page.since;
+                }
+            }
+            Change::Served { request } => {
+                self.recorded.insert(request.clone());
+            }
+            Change::Died => self.deaths += 1,
+        }
+        self.journal.push(entry.clone());
+    }
+
+    pub(super) fn accepted_count(&self) -> usize {
+        self.accepted.len()
+    }
+
+    /// Whether the platform may use ids again, so that one of them stands for several events.
+    pub(super) fn reuses_ids(&self) -> bool {
+        self.acts.iter().any(|act| matches!(act, Act::ReuseIds { .. }))
+    }
+
+    /// The accepted message that answered the `at`-th sent event.
+    pub(super) fn answer_to(&self, at: usize) -> Option<Arc<Accepted>> {
+        self.answers.get(&at).and_then(|&message| self.accepted.get(message)).cloned()
+    }
+
+    /// Whether the process dies before the next change.
+    fn dies_now(&mut self) -> bool {
+        if let Some((changes, position)) = self.dies_at
+            && self.journal.len() >= changes
+            && self.disk.position() >= position
+        {
+            self.disk.kill();
+        }
+        self.disk.is_dead()
+    }
+
+    /// What a call is answered with, by the schedule; counts what fires.
+    fn fault(&mut self, call: Call) -> Option<Answer> {
+        let number = self.calls.get(&call).copied().unwrap_or(0);
+        let acts = Arc::clone(&self.acts);
+        let answer = acts.iter().find_map(|act| match act {
+            Act::Call { call: of, number: nth, answer } if *of == call && *nth == number => Some(*answer),
+            _ => None,
+        });
+        if let Some(answer) = answer {
+            self.count(&format!("{call}/{answer}"));
+        }
+        answer
+    }
+
+    pub(super) fn count(&mut self, what: &str) {
+        *self.fired.entry(what.to_owned()).or_default() += 1;
+    }
+
+    /// Makes a call: dies, fails, or has its effect, as the schedule has it.
+    fn call(&mut self, call: Call, effect: Option<Effect>) -> Result<(), PlatformError> {
+        if self.dies_now() {
+            return Err(gone());
+        }
+        let fault = self.fault(call);
+        self.clock.advance(CALL_TAKES);
+        let unknown = |reason: &str| PlatformError::Retry {
+            fate: Fate::Unknown,
+            after: None,
+            reason: format!("simulated: {reason}"),
+        };
+        let (applies, result) = match fault {
+            None => (true, Ok(())),
+            Some(Answer::Lost) => (true, Err(unknown("answer lost"))),
+            Some(Answer::ErrorBefore) => (false, Err(unknown("500 before"))),
+            Some(Answer::ErrorAfter) => (true, Err(unknown("500 after"))),
+            Some(Answer::TimedOut) => {
+                self.clock.advance(Duration::from_secs(30));
+                (false, Err(unknown("timed out")))
+            }
+            Some(Answer::Busy(seconds)) => {
+                let after = seconds.map(|seconds| Duration::from_secs(seconds.into()));
+                let reason = "simulated: 429".to_owned();
+                (false, Err(PlatformError::Retry { fate: Fate::NotApplied, after, reason }))
+            }
+            Some(Answer::Refused(status)) => {
+                (false, Err(PlatformError::Refused { status, reason: "simulated".to_owned() }))
+            }
+        };
+        let failed = result.is_err();
+        self.record(Change::Called { call, effect: effect.filter(|_| applies), failed });
+        result
+    }
+
+    /// What the last finished run left for the next of its unit; several, where the extractor could not know whether
+    /// the last message was accepted.
+    fn watermarks(&self, of: &RunSeen) -> Vec<Option<&RunSeen>> {
+        let mut possible = Vec::new();
+        for run in self.runs.iter().rev().skip_while(|run| run.id != of.id).skip(1) {
+            if run.unit != of.unit || !run.finished {
+                continue;
+            }
+            possible.push(Some(run));
+            let last = self.sent.iter().rev().find(|event| event.run == run.id && !event.stray);
+            if last.is_some_and(|event| self.recorded.contains(&event.request)) {
+                return possible;
+            }
+        }
+        possible.push(None);
+        possible
+    }
+}
+
+impl Inner {
+    /// The bookmark that a run, or, if it left none, a finished one before it, left for a stream.
+    fn bookmark_left(&self, run: Option<&RunSeen>, stream: &str) -> Option<String> {
+        let run = run?;
+        let pages = self.pages.get(&(run.id.clone(), stream.to_owned()));
+        let own = pages.and_then(|pages| pages.iter().rev().find_map(|page| page.bookmark.clone()));
+        own.or_else(|| {
+            let older = self.runs.iter().rev().skip_while(|older| older.id != run.id).skip(1);
+            self.bookmark_left(
+                older.into_iter().find(|older| older.unit == run.unit && older.finished),
+                stream,
+            )
+        })
+    }
+
+    /// Whether everything that was promised was kept, once all syncs are done.
+    pub(super) fn verdict(&self, at_once: u64) -> Result<(), Violation> {
+        if let Some(what) = &self.changed_message {
+            return Err(Violation { kind: Broken::Conversation, what: what.clone() });
+        }
+        let broken = |kind, what: String| Err(Violation { kind, what });
+        let mut named = BTreeSet::new();
+        let mut announced: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for message in &self.accepted {
+            for id in &message.artifacts {
+                if !named.insert(id.as_str()) {
+                    return broken(Broken::Duplicated, format!("artifact {id} is in two messages"));
+                }
+                let Some(lines) = self.uploads.get(id) else {
+                    return broken(
+                        Broken::Lost,
+                        format!("artifact {id} is announced and was never uploaded"),
+                    );
+                };
+                if !self.confirmed.contains(id) {
+                    return broken(
+                        Broken::Unconfirmed,
+                        format!("artifact {id} is announced and not confirmed"),
+                    );
+                }
+                if !message.event_type.contains("METADATA") {
+                    announced.entry(&message.run).or_default().extend(lines.iter().map(String::as_str));
+                }
+            }
+        }
+        for run in &self.runs {
+            let mut found = announced.remove(run.id.as_str()).unwrap_or_default();
+            found.sort_unstable();
+            let mut expected: Vec<&str> = (self.pages.range((run.id.clone(), String::new())..))
+                .take_while(|((of, _), _)| *of == run.id)
+                .flat_map(|(_, pages)| pages)
+                .flat_map(|page| page.lines.iter().map(String::as_str))
+                .collect();
+            expected.sort_unstable();
+            if let Some([twice, _]) = found
+                .windows(2)
+                .find(|pair| pair.first() == pair.last())
+                .and_then(|pair| pair.first_chunk::<2>())
+                && expected.iter().filter(|line| *line == twice).count() < 2
+            {
+                return broken(Broken::Duplicated, format!("announced twice in run {}: {twice}", run.id));
+            }
+            if run.abandoned || !run.finished {
+                continue;
+            }
+            let (missing, extra) = (without(&expected, &found), without(&found, &expected));
+            if let Some(first) = missing.first() {
+                let what = format!(
+                    "{} records of run {} are in no message, the first {first}",
+                    missing.len(),
+                    run.id
+                );
+                return broken(Broken::Lost, what);
+            }
+            if let Some(first) = extra.first() {
+                let what =
+                    format!("{} records of run {} were never staged, the first {first}", extra.len(), run.id);
+                return broken(Broken::Duplicated, what);
+            }
+        }
+        let given_up = self.runs.iter().any(|run| run.abandoned);
+        if !given_up && let Some(id) = self.confirmed.iter().find(|id| !named.contains(id.as_str())) {
+            return broken(Broken::Unconfirmed, format!("artifact {id} is confirmed and in no message"));
+        }
+        let unconfirmed = self.uploads.keys().filter(|id| !self.confirmed.contains(*id)).count() as u64;
+        if unconfirmed > at_once * self.deaths + self.failures {
+            let (deaths, failures) = (self.deaths, self.failures);
+            let what = format!(
+                "{unconfirmed} uploads are unconfirmed after {deaths} deaths and {failures} failed calls"
+            );
+            return broken(Broken::Unconfirmed, what);
+        }
+        if !self.reuses_ids() {
+            let mut requests = BTreeSet::new();
+            if let Some(twice) = self.accepted.iter().find(|message| !requests.insert(&message.request)) {
+                return broken(Broken::Conversation, format!("two messages answer event {}", twice.request));
+            }
+        }
+        Ok(())
+    }
+
+    /// The event that the platform sends next; none when every sync is done.
+    pub(super) fn next_event(&mut self) -> Option<SentEvent> {
+        let acts = Arc::clone(&self.acts);
+        let Some(last) = self.sent.iter().rposition(|event| !event.stray) else {
+            return Some(self.first_event(0));
+        };
+        let current = Arc::clone(self.sent.get(last)?);
+        let Some(answer) = self.answer_to(last) else {
+            return Some(SentEvent { at: current.at, ..(*current).clone() });
+        };
+        let number = event_number(&current.request);
+        let stray = |inner: &Self, event: &SentEvent| {
+            let sent_so = |other: &&Arc<SentEvent>| other.stray && other.request == event.request;
+            (!inner.sent.iter().any(|other| sent_so(&other)))
+                .then(|| SentEvent { stray: true, ..event.clone() })
+        };
+        for act in acts.iter() {
+            let (which, name) = match act {
+                Act::Again { event } if *event == number => (Some(*event), "event/again"),
+                Act::Late { event } if event + 1 == number => (Some(*event), "event/late"),
+                _ => (None, ""),
+            };
+            let first = which.and_then(|which| {
+                let request = format!("request-{which}");
+                self.sent.iter().find(|event| event.request == request && !event.stray).cloned()
+            });
+            if let Some(again) = first.and_then(|event| stray(self, &event)) {
+                self.count(name);
+                return Some(again);
+            }
+        }
+        let given_up = acts.iter().any(|act| matches!(act, Act::GiveUp { event } if *event == number));
+        let goes_on = ["PROGRESS", "DELAY"].iter().any(|end| answer.event_type.ends_with(end));
+        if given_up && goes_on {
+            self.count("run/given-up");
+            return Some(self.first_event(self.runs.len()));
+        }
+        if let Some(old) = self.runs.iter().rev().find(|run| run.abandoned).map(|run| run.id.clone())
+            && !self.sent.iter().any(|event| event.stray && event.run == old)
+            && let Some(event) = self.sent.iter().rev().find(|event| event.run == old).cloned()
+        {
+            self.count("event/of-abandoned-run");
+            let json = event.json.replace(&event.request, "request-of-the-past");
+            return Some(SentEvent {
+                json,
+                request: "request-of-the-past".to_owned(),
+                stray: true,
+                ..(*event).clone()
+            });
+        }
+        if goes_on
+            && acts.iter().any(|act| matches!(act, Act::ReuseIds { event } if *event <= number))
+            && current.event_type.ends_with("CONTINUE")
+        {
+            self.count("event/ids-reused");
+            self.clock.advance(Duration::from_secs(answer.delay));
+            return Some(SentEvent { at: self.clock.now(), ..(*current).clone() });
+        }
+        if answer.delay > 0 {
+            if acts.iter().any(|act| matches!(act, Act::Early { event } if *event == number)) {
+                self.count("event/early");
+            } else {
+                self.clock.advance(Duration::from_secs(answer.delay));
+            }
+        }
+        let next = match answer.event_type.as_str() {
+            "EXTRACTION_METADATA_DONE" => "EXTRACTION_DATA_START",
+            "EXTRACTION_DATA_DONE" => "EXTRACTION_ATTACHMENTS_START",
+            "EXTRACTION_DATA_PROGRESS" | "EXTRACTION_DATA_DELAY" => "EXTRACTION_DATA_CONTINUE",
+            "EXTRACTION_ATTACHMENTS_PROGRESS" | "EXTRACTION_ATTACHMENTS_DELAY" => {
+                "EXTRACTION_ATTACHMENTS_CONTINUE"
+            }
+            "EXTRACTION_ATTACHMENTS_DONE" => return self.next_sync(),
+            // After an ERROR, whoever set up the sync mends it and lets the platform go on.
+            _ => match current.event_type.as_str() {
+                "EXTRACTION_DATA_START" => "EXTRACTION_DATA_CONTINUE",
+                same => same,
+            },
+        };
+        Some(self.event(next, &current.unit.clone(), &current.run.clone()))
+    }
+
+    /// Whose sync comes next, once one is finished.
+    fn next_sync(&mut self) -> Option<SentEvent> {
+        let finished = self.runs.iter().filter(|run| run.finished).count();
+        let syncs = if self.acts.contains(&Act::TwoUnits) { 3 } else { 2 };
+        if finished >= syncs {
+            return None;
+        }
+        self.clock.advance(Duration::from_secs(3600));
+        if syncs == 3 {
+            self.count("unit/two");
+        }
+        Some(self.first_event(self.runs.len()))
+    }
+
+    fn first_event(&mut self, run: usize) -> SentEvent {
+        let finished = self.runs.iter().filter(|run| run.finished).count();
+        let unit = if self.acts.contains(&Act::TwoUnits) && finished == 1 { "unit-b" } else { "unit-a" };
+        self.event("EXTRACTION_METADATA_START", unit, &format!("run-{run}"))
+    }
+
+    /// A new event, with ids of its own.
+    fn event(&mut self, event_type: &str, unit: &str, run: &str) -> SentEvent {
+        let numbers =
+            self.sent.iter().map(|event| event_number(&event.request)).filter(|&number| number < u64::MAX);
+        let number = numbers.max().map_or(0, |number| number + 1);
+        for act in self.acts.iter() {
+            if let Act::ClockSteps { event, seconds } = act
+                && *event == number
+            {
+                let now = self.clock.now() + TimeDelta::seconds(*seconds);
+                self.clock.step_to(now);
+                let what = if *seconds < 0 { "clock/back" } else { "clock/ahead" };
+                *self.fired.entry(what.to_owned()).or_default() += 1;
+            }
+        }
+        let request = format!("request-{number}");
+        let json = json!({
+            "execution_metadata": { "request_id": request },
+            "payload": {
+                "event_type": event_type,
+                "event_context": {
+                    "run_id": run, "request_id": request, "sequence_version": number.to_string(),
+                    "sync_unit_id": unit, "external_sync_unit_id": "external",
+                }
+            }
+        });
+        SentEvent {
+            json: json.to_string(),
+            event_type: event_type.to_owned(),
+            unit: unit.to_owned(),
+            run: run.to_owned(),
+            request,
+            at: self.clock.now(),
+            stray: false,
+        }
+    }
+}
+
+fn event_number(request: &str) -> u64 {
+    request.strip_prefix("request-").and_then(|number| number.parse().ok()).unwrap_or(u64::MAX)
+}
+
+/// What of `lines` is not in `others`; both sorted.
+fn without<'a>(lines: &[&'a str], others: &[&str]) -> Vec<&'a str> {
+    let mut rest = others.iter().peekable();
+    let mut left = Vec::new();
+    for line in lines {
+        while rest.peek().is_some_and(|other| *other < line) {
+            rest.next();
+        }
+        if rest.peek() == Some(&line) {
+            rest.next();
+        } else {
+            left.push(*line);
+        }
+    }
+    left
+}
+
+/// A clock for looking at a store: nothing that is looked at depends on it.
+pub(super) fn still_clock() -> VirtualClock {
+    VirtualClock::at(DateTime::from_timestamp(1_750_000_000, 0).unwrap_or_default())
+}
+
+fn gone() -> PlatformError {
+    PlatformError::Retry {
+        fate: Fate::Unknown,
+        after: None,
+        reason: "simulated: the process is dead".to_owned(),
+    }
+}
+
+/// The lines of a gzipped JSON Lines artifact, read by a reader that shares nothing with the writer but the format.
+fn lines_of(bytes: &[u8]) -> Vec<String> {
+    let mut text = String::new();
+    match crate::artifact::reader(bytes).and_then(|mut reader| reader.read_to_string(&mut text)) {
+        Ok(_) => text.lines().map(str::to_owned).collect(),
+        Err(error) => vec![format!("unreadable: {error}")],
+    }
+}
+
+impl Platform for World {
+    fn upload(&self, upload: Upload<'_>) -> Result<ArtifactId, PlatformError> {
+        let bytes = match upload.body {
+            Body::Batch(bytes) => bytes.to_vec(),
+            Body::Stream { reader, .. } => {
+                let mut bytes = Vec::new();
+                let read = reader.read_to_end(&mut bytes);
+                read.map_err(|error| PlatformError::Retry {
+                    fate: Fate::NotApplied,
+                    after: None,
+                    reason: error.to_string(),
+                })?;
+                bytes
+            }
+        };
+        let mut inner = self.lock();
+        inner.call(Call::Prepare, None)?;
+        let id = format!("artifact-{}", inner.journal.len());
+        let lines = Arc::new(lines_of(&bytes));
+        inner.call(Call::Upload, Some(Effect::Upload { id: id.clone(), lines }))?;
+        ArtifactId::new(id).map_err(|error| PlatformError::Refused { status: 500, reason: error.to_string() })
+    }
+
+    fn confirm(&self, artifact: &ArtifactId) -> Result<(), PlatformError> {
+        let mut inner = self.lock();
+        if !inner.disk.is_dead() && !inner.uploads.contains_key(artifact.as_str()) {
+            return Err(PlatformError::Refused {
+                status: 404,
+                reason: format!("{artifact} was never uploaded"),
+            });
+        }
+        inner.call(Call::Confirm, Some(Effect::Confirm { id: artifact.to_string() }))
+    }
+
+    fn send(&self, message: &SealedMessage) -> Result<(), PlatformError> {
+        let body: Value = serde_json::from_str(&message.body).unwrap_or_default();
+        let text = |path: &str| body.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let artifacts = body.pointer("/event_data/artifacts").and_then(Value::as_array);
+        let accepted = Accepted {
+            key: message.key.clone(),
+            event_type: text("/event_type"),
+            request: text("/event_context/request_id"),
+            run: text("/event_context/run_id"),
+            artifacts: artifacts
+                .into_iter()
+                .flatten()
+                .map(|artifact| artifact.get("id").and_then(Value::as_str).unwrap_or_default().to_owned())
+                .collect(),
+            delay: body.pointer("/event_data/delay").and_then(Value::as_u64).unwrap_or(0),
+            body: message.body.clone(),
+        };
+        self.lock().call(Call::Message, Some(Effect::Accept(Arc::new(accepted))))
+    }
+}
+
+/// An extractor, watched: what it hands over is noted, and the schedule's faults befall it.
+pub(super) struct Watched<E> {
+    pub(super) extractor: E,
+    pub(super) life: Life,
+    pub(super) violation: Option<Violation>,
+}
+
+impl<E: Extractor> Extractor for Watched<E> {
+    type Cursor = E::Cursor;
+
+    fn external_sync_units(&mut self, context: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+        self.extractor.external_sync_units(context)
+    }
+
+    fn metadata(&mut self, context: &Context<'_>) -> Result<Value, SourceError> {
+        self.extractor.metadata(context)
+    }
+
+    fn streams(&self) -> Vec<String> {
+        self.extractor.streams()
+    }
+
+    fn page(
+        &mut self,
+        context: &Context<'_>,
+        stream: &str,
+        cursor: Option<E::Cursor>,
+    ) -> Result<Page<E::Cursor>, SourceError> {
+        let at = serde_json::to_string(&cursor)?;
+        let at = cursor.is_some().then_some(at);
+        if let Err(violation) = self.check(context, stream, at.as_ref()) {
+            self.violation.get_or_insert(violation);
+        }
+        {
+            let mut inner = self.life.world.lock();
+            if inner.dies_now() {
+                return Err("simulated: the process is dead".into());
+            }
+            let fault = inner.fault(Call::Page);
+            inner.clock.advance(PAGE_TAKES);
+            if let Some(fault) = fault {
+                inner.record(Change::Called { call: Call::Page, effect: None, failed: true });
+                drop(inner);
+                return Err(match fault {
+                    Answer::Busy(seconds) => {
+                        SourceError::RateLimited { after: Duration::from_secs(seconds.unwrap_or(1).into()) }
+                    }
+                    // Unwinds without a word on stderr: it is one of thousands.
+                    Answer::Lost => std::panic::resume_unwind(Box::new("simulated panic of the extractor")),
+                    Answer::Refused(_) => "simulated: the cursor expired".into(),
+                    _ => "simulated: failed midway".into(),
+                });
+            }
+        }
+        let page = match self.extractor.page(context, stream, cursor) {
+            Err(SourceError::Failed { source, .. }) if source.to_string().starts_with("INCONSISTENT") => {
+                let what = source.to_string();
+                self.violation.get_or_insert(Violation { kind: Broken::Watermark, what });
+                return Err(SourceError::from(source));
+            }
+            page => page?,
+        };
+        let next = page.next_json()?;
+        let handed = HandOut {
+            run: context.run_id().to_string(),
+            stream: stream.to_owned(),
+            cursor: at,
+            next,
+            bookmark: page.bookmark_json().map(str::to_owned),
+            since: context.since(),
+            lines: page.lines(),
+        };
+        let mut inner = self.life.world.lock();
+        inner.record(Change::Called { call: Call::Page, effect: None, failed: false });
+        inner.record(Change::Read(Arc::new(handed)));
+        Ok(page)
+    }
+}
+
+impl<E> Watched<E> {
+    /// What the extractor is told, against what the world has seen.
+    fn check(&self, context: &Context<'_>, stream: &str, at: Option<&String>) -> Result<(), Violation> {
+        let inner = self.life.world.lock();
+        let id = context.run_id().as_str();
+        if let Some(pages) = inner.pages.get(&(id.to_owned(), stream.to_owned())) {
+            let last = pages.last();
+            let again = last.is_some_and(|last| last.cursor.as_ref() == at);
+            let on = last.is_some_and(|last| last.next.as_ref() == at && at.is_some());
+            if !again && !on {
+                let stood = last.map(|last| (&last.cursor, &last.next));
+                let what =
+                    format!("stream {stream} of run {id} is read at {at:?} when it stood at {stood:?}");
+                return Err(Violation { kind: Broken::Lost, what });
+            }
+        } else if at.is_some() {
+            let what = format!("stream {stream} of run {id} begins at {at:?}");
+            return Err(Violation { kind: Broken::Lost, what });
+        }
+        let since = context.since();
+        let Some(place) = inner.runs.iter().position(|run| run.id == id) else { return Ok(()) };
+        let Some(run) = inner.runs.get(place).cloned() else { return Ok(()) };
+        if run.read && run.since != since {
+            let what = format!("since of run {id} was {:?} and is now {since:?}", run.since);
+            return Err(Violation { kind: Broken::Watermark, what });
+        }
+        let stepped = inner.acts.iter().any(|act| matches!(act, Act::ClockSteps { .. }));
+        let possible = inner.watermarks(&run);
+        let fits = possible.iter().any(|finished| match (finished, since) {
+            (None, None) => true,
+            // A run starts when its first event is accepted: moments after that was sent.
+            (Some(finished), Some(since)) => {
+                stepped || (finished.sent_at <= since && since <= finished.sent_at + TimeDelta::seconds(5))
+            }
+            _ => stepped,
+        });
+        if !fits {
+            let left: Vec<_> = possible.iter().map(|run| run.map(|run| (&run.id, run.sent_at))).collect();
+            let what =
+                format!("run {id} is told since {since:?}, but the finished runs before it left {left:?}");
+            return Err(Violation { kind: Broken::Watermark, what });
+        }
+        let bookmark = context.bookmark::<Value>(stream).ok().flatten().map(|bookmark| bookmark.to_string());
+        let expected: Vec<_> = possible.iter().map(|run| inner.bookmark_left(*run, stream)).collect();
+        if !expected.contains(&bookmark) {
+            let what =
+                format!("run {id} finds the bookmark {bookmark:?} of {stream}, expected one of {expected:?}");
+            return Err(Violation { kind: Broken::Watermark, what });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,78 @@
+//! Negative controls: with a rule taken away, the same exploration must see a promise broken. A check that cannot fail
+//! is no check.
+
+use highwater::testing::{Act, Broken, Explore, Report, Rule, SimSource};
+
+/// Explores without a rule, and asserts that the promise that it holds up is found broken.
+fn broken_without(rule: Rule, acts: impl IntoIterator<Item = Act>) -> Report {
+    let explore = Explore::new().states(60_000).without_rule(rule).with_acts(acts);
+    let report = explore.run(SimSource::new);
+    let failure = report.failure.as_ref().unwrap_or_else(|| panic!("nobody noticed: {rule:?}\n{report}"));
+    // The shortest schedule is a real one: it fails again, in the same way.
+    let again = explore.replay(&failure.schedule.to_string(), SimSource::new).unwrap();
+    let replayed = again.failure.expect("the replay of a failing schedule fails");
+    assert_eq!(replayed.violation.kind, failure.violation.kind, "{report}");
+    println!("{rule:?}: {report}");
+    report
+}
+
+fn kind(report: &Report) -> Broken {
+    report.failure.as_ref().unwrap().violation.kind
+}
+
+#[test]
+fn confirming_before_the_commit_is_found() {
+    broken_without(Rule::CommitBeforeConfirm, []);
+}
+
+#[test]
+fn a_cursor_committed_without_its_rows_is_found() {
+    assert_eq!(kind(&broken_without(Rule::RowsWithCursor, [])), Broken::Lost);
+}
+
+#[test]
+fn an_outbox_row_dropped_at_acknowledge_is_found() {
+    assert_eq!(kind(&broken_without(Rule::OutboxUntilAnnounced, [])), Broken::Lost);
+}
+
+#[test]
+fn a_message_that_is_not_sealed_is_found() {
+    broken_without(Rule::SealBeforeSend, []);
+}
+
+#[test]
+fn a_watermark_taken_at_the_finish_is_found() {
+    assert_eq!(kind(&broken_without(Rule::WatermarkFromStart, [])), Broken::Watermark);
+}
+
+#[test]
+fn a_start_taken_anew_on_resume_is_found() {
+    assert_eq!(kind(&broken_without(Rule::StartKept, [])), Broken::Watermark);
+}
+
+#[test]
+fn an_unconfirmed_artifact_in_a_message_is_found() {
+    assert_eq!(kind(&broken_without(Rule::AnnounceConfirmed, [])), Broken::Unconfirmed);
+}
+
+#[test]
+fn forgetting_seen_events_is_found() {
+    broken_without(Rule::EventsRemembered, []);
+}
+
+#[test]
+fn a_watermark_moved_by_a_new_start_is_found() {
+    let report = broken_without(Rule::AbandonedLeavesWatermark, [Act::GiveUp { event: 2 }]);
+    assert_eq!(kind(&report), Broken::Watermark);
+}
+
+#[test]
+fn a_unit_keyed_without_its_own_id_is_found() {
+    assert_eq!(kind(&broken_without(Rule::KeyedBySyncUnit, [Act::TwoUnits])), Broken::Watermark);
+}
+
+#[test]
+fn a_disk_that_ignores_syncs_is_found() {
+    let report = Explore::new().states(60_000).without_syncs().run(SimSource::new);
+    assert!(report.failure.is_some(), "nobody noticed: {report}");
+}
