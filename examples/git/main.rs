@@ -7,7 +7,7 @@
 //!
 //! `sync` plays the platform: it sends one event after another, and answers each as a worker would, until the sync is
 //! over. `invoke` is one invocation of that worker: one event in, one message out. Both keep what they remember in
-//! `OUT/state.redb`, and play the rest of the platform over the directory `OUT`; see [`highwater::airdrop::Local`]
+//! `DIR/state.redb`, and play the rest of the platform over the directory `DIR`; see [`highwater::airdrop::Local`]
 //! for what is in it.
 
 mod extractor;
@@ -33,6 +33,9 @@ use crate::repository::Repository;
 /// How long to wait for another process to let go of the store, if the budget is not shorter.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// What an invocation has after its budget to hand over what it fetched.
+const HAND_OVER: Duration = Duration::from_secs(2 * 60);
+
 const AFTER_HELP: &str = "\
 Exit codes: 0 done (invoke: the event is answered, be it with ERROR, now or earlier), 1 failed, 2 wrong usage.
 
@@ -45,17 +48,17 @@ once in a sync. The first sync extracts all that HEAD has in its history, a late
 #[command(bin_name = "cargo run --release --example git --", after_help = AFTER_HELP, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
-    command: Task,
+    command: Action,
 }
 
 #[derive(Debug, Subcommand)]
-enum Task {
+enum Action {
     /// Play a whole sync; run again, an incremental one. One that was killed is gone on with
     Sync {
         #[command(flatten)]
         common: Common,
     },
-    /// Answer one event, as a worker would: the message goes to OUT and to standard output
+    /// Answer one event, as a worker would: the message goes to DIR and to standard output
     Invoke {
         #[command(flatten)]
         common: Common,
@@ -92,8 +95,8 @@ type Failure = Box<dyn Error + Send + Sync>;
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
-        Task::Sync { common } => sync(&common),
-        Task::Invoke { common, event } => invoke(&common, &event),
+        Action::Sync { common } => sync(&common),
+        Action::Invoke { common, event } => invoke(&common, &event),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -126,7 +129,7 @@ fn answer(
     let mut extractor = GitExtractor::new(repository, common.page_size, page_delay, bar);
     let mut serve = Serve::new();
     if let Some(budget) = common.budget {
-        serve = serve.budget(budget);
+        serve = serve.budget(budget).hard_limit(budget.saturating_add(HAND_OVER));
     }
     let outcome = serve.serve(&store, airdrop, &mut extractor, event)?;
     if let Some(watermark) = outcome.ignored_watermark {
