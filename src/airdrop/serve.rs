@@ -602,7 +602,8 @@ impl Invocation<'_> {
             };
             let mut answer = Answer::new(says);
             answer.artifacts = artifacts;
-            answer.external_sync_units = units.map(<[_]>::to_vec);
+            // An ERROR carries none: it may be for them that the message was too large.
+            answer.external_sync_units = units.filter(|_| kind != MessageKind::Error).map(<[_]>::to_vec);
             answer.worker =
                 WorkerMetadata { item_type: item_type.map(str::to_owned), ..WorkerMetadata::default() };
             let composed = match compose(self.event, self.settings.spelling, &answer) {
