@@ -12,7 +12,7 @@ use highwater::airdrop::{
     Serve, SourceError, Upload,
 };
 use highwater::testing::SimDisk;
-use highwater::{ArtifactId, Level, Page, Record, Result, Store, VirtualClock};
+use highwater::{ArtifactId, Level, Page, Record, Store, VirtualClock};
 use serde_json::{Value, json};
 
 /// A call to the platform.
@@ -129,7 +129,6 @@ impl Airdrop {
                     "{id} is announced and not confirmed"
                 );
                 if message.body["event_context"]["run_id"] == run && item_type != "external_domain_metadata" {
-                    let is = |line: &Value| line["data"]["is"].as_str().unwrap_or_default().to_owned();
                     records.extend(lines.iter().map(is));
                 }
             }
@@ -166,7 +165,7 @@ impl Message {
 
 impl Inner {
     /// Makes a call: `Ok(true)` if it takes effect and says so; `Err` after it took effect or not.
-    fn call(&mut self, call: Call) -> (bool, std::result::Result<(), PlatformError>) {
+    fn call(&mut self, call: Call) -> (bool, Result<(), PlatformError>) {
         let number = self.calls.entry(call).or_default();
         let at = *number;
         *number += 1;
@@ -187,7 +186,7 @@ impl Inner {
 }
 
 impl Platform for Airdrop {
-    fn upload(&self, upload: Upload<'_>) -> std::result::Result<ArtifactId, PlatformError> {
+    fn upload(&self, upload: Upload<'_>) -> Result<ArtifactId, PlatformError> {
         let Body::Batch(bytes) = upload.body else { panic!("a batch is no stream") };
         assert_eq!(upload.content_type, "application/x-gzip");
         let mut inner = self.lock();
@@ -200,7 +199,7 @@ impl Platform for Airdrop {
         result.map(|()| ArtifactId::new(id).unwrap())
     }
 
-    fn confirm(&self, artifact: &ArtifactId) -> std::result::Result<(), PlatformError> {
+    fn confirm(&self, artifact: &ArtifactId) -> Result<(), PlatformError> {
         let mut inner = self.lock();
         let (applies, result) = inner.call(Call::Confirm);
         assert!(inner.uploads.contains_key(artifact.as_str()), "{artifact} was never uploaded");
@@ -210,7 +209,7 @@ impl Platform for Airdrop {
         result
     }
 
-    fn send(&self, message: &SealedMessage) -> std::result::Result<(), PlatformError> {
+    fn send(&self, message: &SealedMessage) -> Result<(), PlatformError> {
         let mut inner = self.lock();
         inner.attempts.push(message.clone());
         let (applies, result) = inner.call(Call::Send);
@@ -224,20 +223,24 @@ impl Platform for Airdrop {
     }
 }
 
+pub(crate) type Fetched = Result<Page<u32>, SourceError>;
+
+/// A closure that gives pages.
+pub(crate) trait Pages: FnMut(&Context<'_>, &str, Option<u32>) -> Fetched + Sync {}
+
+impl<F: FnMut(&Context<'_>, &str, Option<u32>) -> Fetched + Sync> Pages for F {}
+
 /// A source whose pages come from a closure.
 pub(crate) struct Source<F> {
     pub(crate) streams: Vec<&'static str>,
     pub(crate) page: F,
     /// Every page that was asked for.
     pub(crate) asked: Vec<(String, Option<u32>)>,
-    pub(crate) metadata: std::result::Result<Value, Duration>,
+    pub(crate) metadata: Result<Value, Duration>,
     pub(crate) units: Vec<ExternalSyncUnit>,
 }
 
-impl<F> Source<F>
-where
-    F: FnMut(&Context<'_>, &str, Option<u32>) -> std::result::Result<Page<u32>, SourceError> + Sync,
-{
+impl<F: FnMut(&Context<'_>, &str, Option<u32>) -> Fetched + Sync> Source<F> {
     pub(crate) fn new(page: F) -> Self {
         Self {
             streams: vec!["issues"],
@@ -254,20 +257,14 @@ where
     }
 }
 
-impl<F> Extractor for Source<F>
-where
-    F: FnMut(&Context<'_>, &str, Option<u32>) -> std::result::Result<Page<u32>, SourceError> + Sync,
-{
+impl<F: Pages> Extractor for Source<F> {
     type Cursor = u32;
 
-    fn external_sync_units(
-        &mut self,
-        _: &Context<'_>,
-    ) -> std::result::Result<Vec<ExternalSyncUnit>, SourceError> {
+    fn external_sync_units(&mut self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
         Ok(self.units.clone())
     }
 
-    fn metadata(&mut self, _: &Context<'_>) -> std::result::Result<Value, SourceError> {
+    fn metadata(&mut self, _: &Context<'_>) -> Result<Value, SourceError> {
         self.metadata.clone().map_err(|after| SourceError::RateLimited { after })
     }
 
@@ -280,7 +277,7 @@ where
         context: &Context<'_>,
         stream: &str,
         cursor: Option<u32>,
-    ) -> std::result::Result<Page<u32>, SourceError> {
+    ) -> Result<Page<u32>, SourceError> {
         self.asked.push((stream.to_owned(), cursor));
         (self.page)(context, stream, cursor)
     }
@@ -295,6 +292,11 @@ pub(crate) fn page_of(stream: &str, at: u32, pages: u32, items: u32) -> Page<u32
     page
 }
 
+/// What tells a record apart.
+pub(crate) fn is(line: &Value) -> String {
+    line["data"]["is"].as_str().unwrap_or_default().to_owned()
+}
+
 pub(crate) fn records_of(stream: &str, at: u32, items: u32) -> Vec<String> {
     (0..items).map(|item| format!("{stream}-{at}-{item}")).collect()
 }
@@ -305,11 +307,7 @@ pub(crate) fn all_of(stream: &str, pages: u32, items: u32) -> Vec<String> {
 }
 
 /// A source of one stream of that many pages.
-pub(crate) fn paged(
-    pages: u32,
-    items: u32,
-) -> Source<impl FnMut(&Context<'_>, &str, Option<u32>) -> std::result::Result<Page<u32>, SourceError> + Sync>
-{
+pub(crate) fn paged(pages: u32, items: u32) -> Source<impl Pages> {
     Source::new(move |_: &Context<'_>, stream: &str, cursor: Option<u32>| {
         Ok(page_of(stream, cursor.unwrap_or(0), pages, items))
     })
@@ -366,10 +364,7 @@ impl World {
         Self { disk, clock, store, airdrop, serve: Serve::new().inline(7), batch_items }
     }
 
-    pub(crate) fn serve<F>(&self, source: &mut Source<F>, event: &Event) -> Result<Outcome>
-    where
-        F: FnMut(&Context<'_>, &str, Option<u32>) -> std::result::Result<Page<u32>, SourceError> + Sync,
-    {
+    pub(crate) fn serve(&self, source: &mut Source<impl Pages>, event: &Event) -> highwater::Result<Outcome> {
         self.serve.serve(&self.store, &self.airdrop, source, event)
     }
 
