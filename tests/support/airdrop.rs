@@ -48,6 +48,7 @@ pub(crate) struct Airdrop {
 struct Inner {
     script: BTreeMap<(Call, u64), Answer>,
     always: BTreeMap<Call, Answer>,
+    kills: Option<(Call, u64, SimDisk)>,
     calls: BTreeMap<Call, u64>,
     uploads: BTreeMap<String, (String, Vec<Value>)>,
     confirmed: BTreeSet<String>,
@@ -74,6 +75,13 @@ impl Airdrop {
             Some(answer) => inner.always.insert(call, answer),
             None => inner.always.remove(&call),
         };
+    }
+
+    /// The process dies right after the call that follows after `skip` others of its kind has taken effect.
+    pub(crate) fn kill_at(&self, call: Call, skip: u64, disk: &SimDisk) {
+        let mut inner = self.lock();
+        let next = inner.calls.get(&call).copied().unwrap_or(0);
+        inner.kills = Some((call, next + skip, disk.clone()));
     }
 
     pub(crate) fn calls(&self, call: Call) -> u64 {
@@ -169,6 +177,9 @@ impl Inner {
         let number = self.calls.entry(call).or_default();
         let at = *number;
         *number += 1;
+        if let Some((_, _, disk)) = self.kills.take_if(|(of, nth, _)| *of == call && *nth == at) {
+            disk.kill();
+        }
         let answer = self.script.remove(&(call, at)).or_else(|| self.always.get(&call).copied());
         let retry = |fate, after| PlatformError::Retry { fate, after, reason: "as told".to_owned() };
         match answer {
