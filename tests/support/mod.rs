@@ -11,6 +11,8 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use std::io::Read;
+use serde_json::Value;
 use flate2::read::GzDecoder;
 use serde_json::Value;
 
@@ -258,3 +260,12 @@ pub(crate) fn said(output: &Output) -> String {
     writeln!(text, "{}", output.status).unwrap();
     text
 }
+
+/// The lines of a gzipped JSON Lines artifact. It must be one member, and every line, the last too, must end.
+pub(crate) fn lines(gzip: &[u8]) -> Vec<Value> {
+    let mut text = String::new();
+    let mut decoder = flate2::bufread::GzDecoder::new(gzip);
+    decoder.read_to_string(&mut text).expect("an artifact is one gzip member of text");
+    assert!(decoder.into_inner().is_empty(), "bytes follow the gzip member");
+    assert!(text.is_empty() || text.ends_with('\n'), "the last line ends without a newline");
+    text.lines().map(|line| serde_json::from_str(line).expect("a line is JSON")).collect()
