@@ -454,38 +454,43 @@ fn a_file_cut_short_anywhere_is_damaged_or_no_store_and_never_a_panic() {
 fn a_flipped_byte_anywhere_is_found_or_changes_no_figure() {
     let place = Place::new();
     store_amid_work(&place.store());
-    let whole = bytes_of(&place.store());
-    let good = place.shows(&["state.redb", "--json"]);
-    // Every byte of the header but some, and about three of every page.
-    let positions = (0..320).step_by(3).chain((320..whole.len()).step_by(1_361));
-    let (mut found, mut unharmed) = (0, 0);
-    for position in positions {
-        let mut flipped = whole.clone();
-        flipped[position] ^= 1 << (position % 8);
-        std::fs::write(place.store(), &flipped).unwrap();
-        let (code, stdout, stderr) = place.says(&["state.redb", "--json"]);
-        let (checked, _, check_stderr) = place.says(&["check", "state.redb"]);
-        match code {
-            Some(0) => {
-                // Only whether it was closed may look otherwise.
-                let figures = |text: &str| text.lines().skip(1).map(str::to_owned).collect::<Vec<_>>();
-                assert_eq!(figures(&stdout), figures(&good), "byte {position}");
-                assert!(checked == Some(0) || checked == Some(3), "byte {position}: {check_stderr}");
-                unharmed += 1;
-            }
-            Some(3) => {
-                assert_eq!((stdout.as_str(), checked), ("", Some(3)), "byte {position}: {stderr}");
-                assert!(stderr.contains("damaged store"), "{stderr}");
-                found += 1;
-            }
-            // What names the kind of file.
-            _ => {
-                assert!(code == Some(1) && position < 320, "byte {position}, {code:?}: {stderr}");
-                assert!(stderr.contains("is not a highwater store"), "byte {position}: {stderr}");
+    let closed = bytes_of(&place.store());
+    let store = Store::open(place.store()).unwrap();
+    drop(store.sync_unit("third").unwrap().begin().unwrap());
+    let killed = bytes_of(&place.store());
+    drop(store);
+    for (whole, in_header, in_pages) in [(closed, 3, 1_361), (killed, 5, 2_131)] {
+        std::fs::write(place.store(), &whole).unwrap();
+        // But for the first line, which says whether it was closed.
+        let figures = |text: &str| text.lines().skip(1).map(str::to_owned).collect::<Vec<_>>();
+        let good = figures(&place.shows(&["state.redb", "--json"]));
+        let (mut found, mut unharmed) = (0, 0);
+        for position in (0..320).step_by(in_header).chain((320..whole.len()).step_by(in_pages)) {
+            let mut flipped = whole.clone();
+            flipped[position] ^= 1 << (position % 8);
+            std::fs::write(place.store(), &flipped).unwrap();
+            let (code, stdout, stderr) = place.says(&["state.redb", "--json"]);
+            let (checked, _, check_stderr) = place.says(&["check", "state.redb"]);
+            match code {
+                Some(0) => {
+                    assert_eq!(figures(&stdout), good, "byte {position}");
+                    assert!(checked == Some(0) || checked == Some(3), "byte {position}: {check_stderr}");
+                    unharmed += 1;
+                }
+                Some(3) => {
+                    assert_eq!((stdout.as_str(), checked), ("", Some(3)), "byte {position}: {stderr}");
+                    assert!(stderr.contains("damaged store"), "{stderr}");
+                    found += 1;
+                }
+                // What names the kind of file.
+                _ => {
+                    assert!(code == Some(1) && position < 320, "byte {position}, {code:?}: {stderr}");
+                    assert!(stderr.contains("is not a highwater store"), "byte {position}: {stderr}");
+                }
             }
         }
+        assert!(found > 20 && unharmed > 20, "{found} found, {unharmed} unharmed");
     }
-    assert!(found > 20 && unharmed > 20, "{found} found, {unharmed} unharmed");
 }
 
 /// What passes redb's checksums, as it was written through redb, and yet cannot be right.
@@ -563,7 +568,8 @@ fn unprivileged(place: &Place, args: &[&str]) -> std::process::Output {
     // Whoever that is may not come by the build folder.
     let tool = place.dir.path().join("tool");
     if !tool.exists() {
-        std::fs::copy(DUMP, &tool).unwrap();
+        // Not copied here: a process that another test starts meanwhile would hold it open for writing.
+        assert!(Process::new("cp").arg(DUMP).arg(&tool).status().unwrap().success());
         std::fs::set_permissions(&tool, std::fs::Permissions::from_mode(0o755)).unwrap();
     }
     let mut command = Process::new(tool);
@@ -582,7 +588,8 @@ fn a_file_and_a_folder_that_may_only_be_read_are_enough_and_one_that_may_not_is_
     store_amid_work(&place.store());
     let allow =
         |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
-    let first = unprivileged(&place, &["--version"]);
+    allow(place.dir.path(), 0o755);
+    assert!(unprivileged(&place, &["--version"]).status.success());
     allow(&place.store(), 0o444);
     allow(place.dir.path(), 0o555);
     let read = unprivileged(&place, &["state.redb"]);
@@ -590,7 +597,6 @@ fn a_file_and_a_folder_that_may_only_be_read_are_enough_and_one_that_may_not_is_
     allow(&place.store(), 0o000);
     let refused = unprivileged(&place, &["state.redb"]);
     allow(place.dir.path(), 0o755);
-    drop(first);
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert_eq!(read.status.code(), Some(0), "{}", text(&read.stderr));
     assert!(text(&read.stdout).contains("sync unit acme/tickets"));
@@ -756,6 +762,35 @@ fn a_store_whose_owner_writes_on_is_read_from_a_verified_copy_of_one_moment() {
     // It was not disturbed by that.
     let (read, announced) = figures_of_writer(&place.lines(&["state.redb", "--json", "--last", "1000"]));
     assert!(read >= announced && announced == batches.load(Ordering::SeqCst) * 10);
+}
+
+/// The process may take less memory than the file is large, so it cannot hold a copy of it.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_large_store_whose_owner_was_killed_is_read_in_little_memory() {
+    let place = Place::new();
+    let open = place.dir.path().join("open.redb");
+    let store = Store::options().batch_items(1).level(Level::new(0).unwrap()).open(&open).unwrap();
+    let run = store.sync_unit("acme/tickets").unwrap().begin().unwrap();
+    let fetch = |cursor: Option<u32>| -> highwater::Result<Page<u32>> {
+        let title = "x".repeat(8_000_000);
+        let record = Record::new("ISSUE-1", &serde_json::json!({ "title": title }))?;
+        Ok(Page::more(cursor.unwrap_or(0) + 1).record("issues", record))
+    };
+    for batch in run.batches("issues", fetch).take(20) {
+        drop(batch.unwrap());
+    }
+    std::fs::copy(&open, place.store()).unwrap();
+    let limit_bytes = 96 * 1024 * 1024;
+    assert!(std::fs::metadata(place.store()).unwrap().len() > limit_bytes);
+    for command in ["state.redb", "check state.redb"] {
+        let limited = format!("ulimit -v {} && exec '{DUMP}' {command}", limit_bytes / 1024);
+        let output =
+            Process::new("sh").current_dir(place.dir.path()).args(["-c", &limited]).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{command}: {stderr}");
+        assert!(stderr.contains("its last owner did not close it"), "{stderr}");
+    }
 }
 
 /// The process that the next test kills.

@@ -169,6 +169,7 @@ impl SyncUnit {
             match current_run(change, &unit)? {
                 Some((no, mut row)) if row.status == RunStatus::Open => {
                     close_run(change, &mut unit, no, &mut row, RunStatus::Abandoned, self.now())?;
+                    change.put(&RUNS, &run_key(unit.no, no), &row)?;
                     change.put(&UNITS, &self.key(), &unit)?;
                     Ok(true)
                 }

@@ -472,8 +472,8 @@ pub(crate) fn is_open_elsewhere(file: &File) -> io::Result<Option<bool>> {
     match backend.query_lock_range(Bound::Included(0), Bound::Included(0)) {
         Ok(held) => return Ok(Some(held)),
         Err(BackendError::Unsupported) => {}
-        Err(BackendError::Io(error)) => return Err(error),
-        Err(error) => return Err(io::Error::other(error)),
+        // As a network disk may answer that has lost its lock service.
+        Err(_) => return Ok(None),
     }
     match file.try_lock_shared() {
         Ok(()) => file.unlock().map(|()| Some(false)),

@@ -218,8 +218,9 @@ fn note(store: &Path, source: Source) {
             store.display()
         )),
         Source::Copy { copies } => complain(&format!(
-            "{}: it is open elsewhere: read from a temporary copy, verified (copied {copies} times)",
-            store.display()
+            "{}: it is open elsewhere: read from a temporary copy, verified{}",
+            store.display(),
+            if copies > 1 { format!(" (made {copies} times, as it was written to)") } else { String::new() }
         )),
         _ => {}
     }

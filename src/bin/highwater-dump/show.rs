@@ -510,3 +510,49 @@ pub(crate) fn check(out: &mut impl Write, report: &CheckReport, json: bool) -> i
         _ => writeln!(out, "damaged: {} ({of} read)", count(findings, "finding", "findings")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TURNED: &str = "{\"a\u{202e}\u{1b}\":\"\u{7f}\u{e0041}\u{e9}\"}\n";
+
+    #[test]
+    fn escaped_json_means_the_same() {
+        let plain = TURNED.replace('\u{1b}', "\\u001b");
+        let shown = visible_json(&plain);
+        assert_eq!(shown, "{\"a\\u202e\\u001b\":\"\\u007f\\udb40\\udc41\u{e9}\"}\n");
+        let value = |json: &str| serde_json::from_str::<serde_json::Value>(json).unwrap();
+        assert_eq!(value(&shown), value(&plain));
+    }
+
+    #[test]
+    fn only_a_terminal_gets_other_bytes_than_are_stored_and_no_character_is_torn() {
+        for is_terminal in [false, true] {
+            let mut out = Vec::new();
+            let mut screened = Screened::new(&mut out, is_terminal);
+            for byte in TURNED.as_bytes() {
+                screened.write_all(&[*byte]).unwrap();
+            }
+            let expected = if is_terminal { visible_json(TURNED) } else { Cow::Borrowed(TURNED) };
+            assert_eq!(String::from_utf8(out).unwrap(), expected);
+        }
+        // What is no UTF-8 does not get stuck.
+        let mut out = Vec::new();
+        Screened::new(&mut out, true).write_all(b"a\xff\xfeb").unwrap();
+        assert_eq!(out, "a\u{fffd}\u{fffd}b".as_bytes());
+    }
+
+    #[test]
+    fn colour_is_there_only_where_it_is_wanted() {
+        assert_eq!(Style { colour: false }.paint("1", "x"), "x");
+        assert_eq!(Style { colour: true }.paint("1", "x"), "\u{1b}[1mx\u{1b}[0m");
+    }
+
+    #[test]
+    fn a_long_cursor_is_cut_and_shows_it() {
+        assert_eq!(cut(None), "-");
+        assert_eq!(cut(Some(&"x".repeat(60))), "x".repeat(60));
+        assert_eq!(cut(Some(&"\u{e9}".repeat(61))), format!("{}...", "\u{e9}".repeat(60)));
+    }
+}

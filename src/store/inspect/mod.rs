@@ -32,7 +32,7 @@
 //! }
 //! assert!(highwater::inspect::check(&path)?.findings.is_empty());
 //! # drop(batch);
-//! # Ok::<(), highwater::Error>(())
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
 mod check;
@@ -66,7 +66,7 @@ pub use report::{
 };
 
 /// Copies of a file that is open elsewhere before it is given up as too busy.
-const COPIES_MAX: u32 = 50;
+const COPIES_MAX: u32 = 20;
 /// A file that was not written to for so long shows the next write by its time: file systems round to a few
 /// milliseconds.
 const SETTLED: Duration = Duration::from_millis(20);

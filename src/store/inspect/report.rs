@@ -447,7 +447,7 @@ impl Report {
     /// let report = snapshot.unit("acme/tickets", 5)?.expect("it was begun");
     /// let kinds = report.lines().map(|line| serde_json::to_value(line).unwrap()["kind"].clone());
     /// assert_eq!(kinds.collect::<Vec<_>>(), ["unit", "run"]);
-    /// # Ok::<(), highwater::Error>(())
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn lines(&self) -> impl Iterator<Item = Line<'_>> {
         std::iter::once(Line::Unit(&self.unit))
