@@ -37,6 +37,7 @@ pub use model::{ArtifactId, ItemType, Phase, RunId, StreamName, SyncUnitId, Valu
 pub use record::Record;
 #[doc(hidden)]
 pub use store::Disk;
+pub use store::inspect;
 pub use store::{Batch, BatchKey, Batches, Page, Run, Store, StoreOptions, SyncUnit};
 
 /// The limits of everything that is stored or sent.

@@ -11,8 +11,6 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use std::io::Read;
-use serde_json::Value;
 use flate2::read::GzDecoder;
 use serde_json::Value;
 
@@ -269,3 +267,4 @@ pub(crate) fn lines(gzip: &[u8]) -> Vec<Value> {
     assert!(decoder.into_inner().is_empty(), "bytes follow the gzip member");
     assert!(text.is_empty() || text.ends_with('\n'), "the last line ends without a newline");
     text.lines().map(|line| serde_json::from_str(line).expect("a line is JSON")).collect()
+}
