@@ -306,7 +306,8 @@ impl Snapshot {
                 Some(run) => Some(run.id),
                 None => view.get(&LEDGER, &run_key(unit.no, row.run))?.map(|run| run.id),
             };
-            Ok(Some((report::message_report(sync_unit, no, &row, run.as_ref()), row.body)))
+            let report = report::message_report(view, sync_unit, unit.no, no, &row, run.as_ref())?;
+            Ok(Some((report, row.body)))
         })
     }
 

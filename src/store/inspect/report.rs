@@ -15,8 +15,8 @@ use serde_json::value::RawValue;
 use crate::error::Result;
 use crate::model::{Micros, Phase};
 use crate::store::rows::{
-    self, BATCHES, BOOKMARKS, BatchRow, Json, Key, LEDGER, LedgerRow, MESSAGES, MessageRow, RUNS, Row,
-    RunRow, STREAMS, TYPES, Table, UnitRow, VALUES, name_of, number_of,
+    self, BATCHES, BOOKMARKS, BatchRow, EVENTS, Json, Key, LEDGER, LedgerRow, MESSAGES, MessageRow, RUNS,
+    Row, RunRow, STREAMS, TYPES, Table, UnitRow, VALUES, name_of, number_of,
 };
 use crate::store::run::run_key;
 use crate::store::tables::{Rows, View};
@@ -177,7 +177,7 @@ pub struct RunReport {
     pub events: u64,
     /// Events whose ids the platform had used before.
     pub events_reused: u64,
-    /// The hash of the newest event's identity, in hexadecimal.
+    /// The identity of the newest event, or, where a checkpoint brought it back, its hash.
     pub event: Option<String>,
     /// The number of the message that answers it, if it is sealed.
     pub message: Option<u64>,
@@ -322,7 +322,7 @@ pub struct MessageReport {
     pub body_bytes: u64,
     /// Its idempotency key.
     pub key: String,
-    /// The hash of the identity of the event that it answers, in hexadecimal.
+    /// The identity of the event that it answers, or, where a checkpoint brought it back, its hash.
     pub event: String,
 }
 
@@ -512,7 +512,8 @@ pub(super) fn read(view: &View<'_>, id: &str, unit: &UnitRow, last: usize) -> Re
             });
         })?;
         report.item_types = item_types(view, id, &row.id, &key)?;
-        report.run = Some(run_report(id, row));
+        let event = row.event.map(|hash| event_name(view, unit.no, no, hash)).transpose()?;
+        report.run = Some(run_report(id, row, event));
     }
     each(view, &BOOKMARKS, &prefix, name, |stream, row| {
         report.bookmarks.push(BookmarkReport {
@@ -526,9 +527,16 @@ pub(super) fn read(view: &View<'_>, id: &str, unit: &UnitRow, last: usize) -> Re
         report.values.push(ValueReport { sync_unit: id.to_owned(), key, bytes: value.len() as u64, value });
     })?;
     let mut newest = VecDeque::new();
+    let mut failed = None;
     each(view, &MESSAGES, &prefix, number_of, |no, row| {
         report.unit.messages_kept += 1;
-        let message = message_report(id, no, &row, run_ids.get(&row.run));
+        let message = match message_report(view, id, unit.no, no, &row, run_ids.get(&row.run)) {
+            Ok(message) => message,
+            Err(error) => {
+                failed.get_or_insert(error);
+                return;
+            }
+        };
         report.unit.messages_undelivered += u64::from(message.fate == Fate::Sealed);
         if let Some(older) = push_last(&mut newest, last, message)
             && older.fate == Fate::Sealed
@@ -537,7 +545,7 @@ pub(super) fn read(view: &View<'_>, id: &str, unit: &UnitRow, last: usize) -> Re
         }
     })?;
     report.messages.extend(newest);
-    Ok(report)
+    failed.map_or(Ok(report), Err)
 }
 
 /// Calls `each` with every row under `prefix`, and what its key ends in.
@@ -621,7 +629,7 @@ fn item_types(view: &View<'_>, id: &str, run: &str, key: &Key) -> Result<Vec<Typ
     }
 }
 
-fn run_report(id: &str, row: RunRow) -> RunReport {
+fn run_report(id: &str, row: RunRow, event: Option<String>) -> RunReport {
     RunReport {
         sync_unit: id.to_owned(),
         run: row.id,
@@ -642,14 +650,16 @@ fn run_report(id: &str, row: RunRow) -> RunReport {
         progress_percent: row.progress,
         events: row.events,
         events_reused: row.events_reused,
-        event: row.event.map(hexadecimal),
+        event,
         message: row.message,
         artifacts_max: row.artifacts_max,
     }
 }
 
-fn hexadecimal(hash: u64) -> String {
-    format!("{hash:016x}")
+/// What an event is known by: its identity, or, where only its hash is kept, that.
+fn event_name(view: &View<'_>, unit: u64, run: u64, hash: u64) -> Result<String> {
+    let event = view.get(&EVENTS, &run_key(unit, run).and_number(hash))?;
+    Ok(event.and_then(|event| event.identity).unwrap_or_else(|| format!("hash {hash:016x}")))
 }
 
 fn ledger_report(id: &str, row: LedgerRow) -> LedgerReport {
@@ -678,13 +688,20 @@ fn ledger_report(id: &str, row: LedgerRow) -> LedgerReport {
     }
 }
 
-pub(super) fn message_report(id: &str, no: u64, row: &MessageRow, run: Option<&String>) -> MessageReport {
+pub(super) fn message_report(
+    view: &View<'_>,
+    id: &str,
+    unit: u64,
+    no: u64,
+    row: &MessageRow,
+    run: Option<&String>,
+) -> Result<MessageReport> {
     let (fate, delivered_times) = match row.fate {
         rows::MessageFate::Sealed => (Fate::Sealed, 0),
         rows::MessageFate::Delivered { times } => (Fate::Delivered, times),
         rows::MessageFate::Proven => (Fate::Proven, 0),
     };
-    MessageReport {
+    Ok(MessageReport {
         sync_unit: id.to_owned(),
         message: no,
         run: run.cloned(),
@@ -703,8 +720,8 @@ pub(super) fn message_report(id: &str, no: u64, row: &MessageRow, run: Option<&S
         ends_run: row.finishes,
         body_bytes: row.body.len() as u64,
         key: row.key.clone(),
-        event: hexadecimal(row.event),
-    }
+        event: event_name(view, unit, row.run, row.event)?,
+    })
 }
 
 pub(super) fn batch_report(id: &str, run: &str, seq: u64, row: BatchRow) -> BatchReport {

@@ -368,7 +368,13 @@ const BROKEN: &[Broken] = &[
         change.put(&RUNS, &run_key(1, 5), &run).unwrap();
     }),
     ("run_ids: the id second is of no run, or of another's", |change| {
-        change.put(&RUN_IDS, &Key::unit(1).and_hash("other"), &RunIdRow { run: 2, id: None }).unwrap();
+        change
+            .put(
+                &RUN_IDS,
+                &Key::unit(1).and_hash("other"),
+                &RunIdRow { run: 2, id: Some("other".to_owned()) },
+            )
+            .unwrap();
     }),
     ("runs: run second: its id does not lead to it", |change| {
         change.remove(&RUN_IDS, &Key::unit(1).and_hash("second")).unwrap();
