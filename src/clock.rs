@@ -8,11 +8,11 @@ use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 
 /// Where moments and waits come from.
 pub trait Clock: Debug + Send + Sync {
-    /// The time of day. It may step back or jump; [`Clock::elapsed`] may not.
+    /// The time of day, in whole microseconds. It may step back or jump; [`Clock::elapsed`] may not.
     fn now(&self) -> DateTime<Utc>;
     /// Time since some fixed moment of this process; never goes back. Deadlines are measured with it.
     fn elapsed(&self) -> Duration;
@@ -55,7 +55,7 @@ impl Default for SystemClock {
 #[allow(clippy::disallowed_methods, reason = "this is where the machine's clock comes in")]
 impl Clock for SystemClock {
     fn now(&self) -> DateTime<Utc> {
-        Utc::now()
+        Utc::now().trunc_subsecs(6)
     }
     fn elapsed(&self) -> Duration {
         self.origin.elapsed()
@@ -99,7 +99,7 @@ impl VirtualClock {
 
 impl Clock for VirtualClock {
     fn now(&self) -> DateTime<Utc> {
-        self.at.lock().unwrap_or_else(PoisonError::into_inner).now
+        self.at.lock().unwrap_or_else(PoisonError::into_inner).now.trunc_subsecs(6)
     }
     fn elapsed(&self) -> Duration {
         self.at.lock().unwrap_or_else(PoisonError::into_inner).elapsed

@@ -13,4 +13,69 @@ fn every_record_is_announced_exactly_once_wherever_the_process_dies() {
     let report = Explore::new().states(states()).run(SimSource::new);
     println!("{report}");
     assert!(report.failure.is_none(), "{report}");
+    // What did not happen was not proven.
+    for fault in FAULTS {
+        assert!(
+            report.faults.get(*fault).is_some_and(|&times| times > 0),
+            "{fault} never happened\n{report}"
+        );
+    }
+    assert!(report.states >= states() && report.deaths > 0 && report.second_crashes > 0, "{report}");
 }
+
+/// Everything that may befall an extractor.
+const FAULTS: &[&str] = &[
+    "clock/ahead",
+    "clock/back",
+    "confirm/429",
+    "confirm/429-after-3",
+    "confirm/500-after",
+    "confirm/500-before",
+    "confirm/lost",
+    "confirm/refused-400",
+    "confirm/timed-out",
+    "disk/full",
+    "disk/read-failed",
+    "disk/set-len-failed",
+    "disk/sync-failed",
+    "disk/write-failed",
+    "event/again",
+    "event/early",
+    "event/ids-reused",
+    "event/late",
+    "event/of-abandoned-run",
+    "message/429",
+    "message/429-after-3",
+    "message/500-after",
+    "message/500-before",
+    "message/lost",
+    "message/refused-400",
+    "message/refused-413",
+    "message/timed-out",
+    "page/429-after-3",
+    "page/500-before",
+    "page/lost",
+    "page/refused-400",
+    "prepare/429",
+    "prepare/500-before",
+    "prepare/lost",
+    "prepare/refused-400",
+    "prepare/timed-out",
+    "run/given-up",
+    "source/empty-page",
+    "source/id-repeated",
+    "source/newest-first",
+    "source/page-changed",
+    "source/page-over-a-batch",
+    "source/page-shrank",
+    "source/page-under-a-batch",
+    "source/several-item-types",
+    "unit/two",
+    "upload/429",
+    "upload/429-after-3",
+    "upload/500-after",
+    "upload/500-before",
+    "upload/lost",
+    "upload/refused-400",
+    "upload/timed-out",
+];

@@ -146,11 +146,11 @@ fn every_answer_is_spelled_as_its_event_was_or_as_set() {
 fn both_spellings_of_an_event_are_the_same_event() {
     let mut seen = std::collections::BTreeSet::new();
     for [[seed, newer], ..] in CONVERSATION {
-        let (seed, newer) = (event(&whole_event(seed)), event(&whole_event(newer)));
-        assert_eq!(seed.event_type(), newer.event_type());
-        assert_eq!((seed.spelling(), newer.spelling()), (Spelling::Seed, Spelling::Newer));
-        assert_eq!(seed.identity().unwrap(), newer.identity().unwrap());
-        assert!(seen.insert(seed.identity().unwrap()), "two types share an identity");
+        let [one, other] = [seed, newer].map(|name| event(&whole_event(name)));
+        assert_eq!(one.event_type(), other.event_type());
+        assert_eq!((one.spelling(), other.spelling()), (Spelling::Seed, Spelling::Newer));
+        assert_eq!(one.identity().unwrap(), other.identity().unwrap());
+        assert!(seen.insert(one.identity().unwrap()), "two types share an identity");
     }
 }
 

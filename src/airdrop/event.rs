@@ -205,7 +205,7 @@ impl fmt::Debug for Secret {
 #[derive(Clone)]
 pub struct Event {
     root: Value,
-    event_type: EventType,
+    asked: EventType,
     spelling: Spelling,
     context: String,
 }
@@ -213,7 +213,7 @@ pub struct Event {
 impl fmt::Debug for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Event")
-            .field("event_type", &self.event_type.name(self.spelling))
+            .field("event_type", &self.asked.name(self.spelling))
             .field("sync_unit_id", &self.sync_unit_id().ok().flatten())
             .field("external_sync_unit_id", &self.external_sync_unit_id().ok().flatten())
             .field("run_id", &self.run_id().ok().flatten())
@@ -266,7 +266,7 @@ impl Event {
         } else {
             "{}".to_owned()
         };
-        Ok(Self { root: whole, event_type, spelling, context })
+        Ok(Self { root: whole, asked: event_type, spelling, context })
     }
 
     /// As [`Event::from_json`], from bytes.
@@ -280,7 +280,7 @@ impl Event {
 
     /// What it asks for.
     pub fn event_type(&self) -> &EventType {
-        &self.event_type
+        &self.asked
     }
 
     /// How its type was spelled; the answer is spelled likewise unless set otherwise.
@@ -518,7 +518,7 @@ impl Event {
     /// # Errors
     /// `Event` if neither is there, or if it is one that we reserve; as the ids themselves otherwise.
     pub fn unit_key(&self) -> Result<SyncUnitId> {
-        if self.event_type == EventType::ExternalSyncUnits {
+        if self.asked == EventType::ExternalSyncUnits {
             let system = self.external_system_id()?;
             let system = system.as_deref().unwrap_or("default");
             return SyncUnitId::new(format!("{RESERVED_UNIT_PREFIX}{system}"));
@@ -561,7 +561,7 @@ impl Event {
     pub fn identity(&self) -> Result<String> {
         let run_id = self.run_id()?;
         let parts = [
-            Some(self.event_type.name(Spelling::Seed).to_owned()),
+            Some(self.asked.name(Spelling::Seed).to_owned()),
             run_id.map(|run_id| run_id.as_str().to_owned()),
             self.request_id()?,
             self.sequence_version()?,

@@ -1,5 +1,7 @@
 //! Airdrop: its events and messages, and the loop that drives an extractor through them.
 
+#[cfg(feature = "http")]
+mod client;
 mod event;
 mod extractor;
 mod lanes;
@@ -8,8 +10,11 @@ mod message;
 mod outbox;
 mod platform;
 mod serve;
+mod window;
 
 pub use crate::model::Step;
+#[cfg(feature = "http")]
+pub use client::{Client, WorkerState};
 pub use event::{Event, EventType, Mode, Secret, Spelling, TimeSetting, WindowEnd};
 pub use extractor::{ExternalSyncUnit, Extractor, SourceError};
 pub use local::{
@@ -24,3 +29,4 @@ pub use message::{
 };
 pub use platform::{Body, Fate, Platform, PlatformError, SealedMessage, Upload};
 pub use serve::{Context, Outcome, OutcomeKind, Serve, serve};
+pub use window::{Bounds, Window};

@@ -17,11 +17,11 @@ use serde_json::value::RawValue;
 use crate::clock::Clock;
 use crate::error::{BoxError, Error, ErrorKind, Result, chain, panic_text};
 use crate::model::{
-    EXTERNAL_SYNC_UNIT_BATCH_ITEMS, MESSAGE_BYTES_SOFT, Phase, Rule, RunId, StreamName, SyncUnitId,
+    EXTERNAL_SYNC_UNIT_BATCH_ITEMS, MESSAGE_BYTES_SOFT, Micros, Phase, Rule, RunId, StreamName, SyncUnitId,
 };
 use crate::record::Record;
 use crate::store::{
-    Accepted, Incoming, MessageKind, Page, Run, Sealing, Store, StoredMessage, message_key_text,
+    Accepted, Incoming, MessageKind, Page, Run, Sealing, Store, StoredMessage, WindowRow, message_key_text,
 };
 
 use super::event::{Event, EventType, Spelling};
@@ -32,6 +32,7 @@ use super::message::{
 };
 use super::outbox::{Outbox, OutboxSettings, TRIES, Trouble, back_off, entry};
 use super::platform::{Platform, PlatformError, SealedMessage};
+use super::window::{Bounds, Window, resolve};
 
 /// The item type, and the stream, of the metadata document.
 const METADATA: &str = "external_domain_metadata";
@@ -229,6 +230,7 @@ pub struct Context<'a> {
     run: &'a Run,
     clock: &'a dyn Clock,
     soft_at: Duration,
+    window: Option<Window>,
 }
 
 impl fmt::Debug for Context<'_> {
@@ -256,6 +258,12 @@ impl Context<'_> {
     /// What was modified at or after this is wanted; `None`: everything. See [`Run::since`].
     pub fn since(&self) -> Option<DateTime<Utc>> {
         self.run.since()
+    }
+
+    /// What the platform asks for, by its own settings: resolved when the run's first phase began, and the same ever
+    /// after. `None` while external sync units are listed, which have no window.
+    pub fn window(&self) -> Option<Window> {
+        self.window
     }
 
     /// The bookmark that the last finished run left for a stream.
@@ -298,6 +306,16 @@ enum Ending {
 
 fn failed(message: &str) -> Ending {
     Ending::Failed { code: None, message: message.to_owned() }
+}
+
+/// What the message says beside how it ended.
+#[derive(Debug, Default)]
+struct Said {
+    /// The item type extracted last.
+    item_type: Option<String>,
+    window: Option<Window>,
+    /// External sync units, where they go into the message itself.
+    units: Option<Vec<Box<RawValue>>>,
 }
 
 struct Invocation<'a> {
@@ -346,8 +364,8 @@ impl Invocation<'_> {
                 ignored_watermark: None,
             }),
             Accepted::Replay(run, message) => self.deliver(&run, message, true),
-            Accepted::Repeat(run) => self.answer(&run, phase, Ending::Done, None, None),
-            Accepted::Refuse(run, reason) => self.answer(&run, phase, failed(&reason), None, None),
+            Accepted::Repeat(run) => self.answer(&run, phase, Ending::Done, &Said::default()),
+            Accepted::Refuse(run, reason) => self.answer(&run, phase, failed(&reason), &Said::default()),
             Accepted::Work(run) => match self.settings.inline_seed {
                 Some(seed) => self.work(extractor, &run, phase, Lanes::inline(self.platform, seed)),
                 None => std::thread::scope(|scope| {
@@ -376,16 +394,21 @@ impl Invocation<'_> {
             artifacts_max,
         };
         let mut outbox = Outbox::new(run, self.clock, lanes, &settings)?;
-        let context =
-            Context { event: self.event, run, clock: self.clock, soft_at: self.started + self.settings.soft };
-        let mut last_item_type = None;
-        let mut units = None;
+        let window = match self.window(run, phase) {
+            Err(error) if error.kind() == ErrorKind::Invalid => {
+                return self.answer(run, phase, failed(&chain(&error)), &Said::default());
+            }
+            window => window?,
+        };
+        let soft_at = self.started + self.settings.soft;
+        let context = Context { event: self.event, run, clock: self.clock, soft_at, window };
+        let mut said = Said { window, ..Said::default() };
         let ending = match phase {
             Phase::ExternalSyncUnits => {
-                self.external_sync_units(extractor, &context, &mut outbox, &mut units)
+                self.external_sync_units(extractor, &context, &mut outbox, &mut said.units)
             }
             Phase::Metadata => self.metadata(extractor, &context, &mut outbox),
-            Phase::Data => self.data(extractor, &context, &mut outbox, &mut last_item_type),
+            Phase::Data => self.data(extractor, &context, &mut outbox, &mut said.item_type),
             Phase::Attachments => Ok(Ending::Done),
         };
         let mut ending = match ending {
@@ -419,7 +442,20 @@ impl Invocation<'_> {
                 other => other,
             };
         }
-        self.answer(run, phase, ending, last_item_type.as_deref(), units.as_deref())
+        self.answer(run, phase, ending, &said)
+    }
+
+    /// The window of the run, resolved when the first phase that has one begins.
+    fn window(&self, run: &Run, phase: Phase) -> Result<Option<Window>> {
+        if phase == Phase::ExternalSyncUnits {
+            return Ok(None);
+        }
+        let window = run.window(|(oldest, newest), last_start| {
+            let bounds = Bounds { oldest: oldest.map(Micros::to_time), newest: newest.map(Micros::to_time) };
+            let window = resolve(self.event, run.started_at(), bounds, last_start.map(Micros::to_time))?;
+            Ok(WindowRow { from: window.from.map(Micros::from_time), to: Micros::from_time(window.to) })
+        })?;
+        Ok(Some(Window { from: window.from.map(Micros::to_time), to: window.to.to_time() }))
     }
 
     fn external_sync_units<E: Extractor>(
@@ -558,15 +594,7 @@ impl Invocation<'_> {
     }
 
     /// Seals the message and sends it. What does not fit goes into the next: then it is PROGRESS, if the phase has it.
-    fn answer(
-        &self,
-        run: &Run,
-        phase: Phase,
-        ending: Ending,
-        item_type: Option<&str>,
-        units: Option<&[Box<RawValue>]>,
-    ) -> Result<Outcome> {
-        let mut ending = ending;
+    fn answer(&self, run: &Run, phase: Phase, mut ending: Ending, said: &Said) -> Result<Outcome> {
         loop {
             let (percent, artifacts_max) = run.progress_and_artifacts_max()?;
             let mut bytes = self.base_bytes()?;
@@ -602,9 +630,12 @@ impl Invocation<'_> {
             };
             let mut answer = Answer::new(says);
             answer.artifacts = artifacts;
-            answer.external_sync_units = units.map(<[_]>::to_vec);
-            answer.worker =
-                WorkerMetadata { item_type: item_type.map(str::to_owned), ..WorkerMetadata::default() };
+            answer.external_sync_units.clone_from(&said.units);
+            answer.worker = WorkerMetadata {
+                item_type: said.item_type.clone(),
+                oldest_state: said.window.and_then(|window| window.from),
+                newest_state: said.window.map(|window| window.to),
+            };
             let composed = match compose(self.event, self.settings.spelling, &answer) {
                 Ok(composed) => composed,
                 Err(error @ Error::TooLarge { .. }) if !matches!(ending, Ending::Failed { .. }) => {

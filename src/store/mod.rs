@@ -27,7 +27,7 @@ pub(crate) use batches::{BatchInfo, Unsettled, UnsettledBatch};
 #[doc(hidden)]
 pub use disk::Disk;
 pub use page::Page;
-pub(crate) use rows::MessageKind;
+pub(crate) use rows::{MessageKind, WindowRow};
 pub use run::Run;
 pub(crate) use run::{Accepted, Incoming, Sealing, StoredMessage};
 

@@ -2,14 +2,15 @@
 //!
 //! A key is `unit: u64 big-endian`, then, where the row belongs to a run, `run: u64 big-endian`, then the rest: a
 //! name as UTF-8 or a number as `u64 big-endian`. So a unit, and a run in it, is one range scan. Units are numbered
-//! once and never again, so that a deleted unit's rows cannot be taken for those of its successor.
+//! once and never again, so that a deleted unit's rows cannot be taken for those of its successor. A hash is XXH3 of
+//! 64 bits, so that a checkpoint, which has room for no more, can bring a row back.
 //!
 //! | table | key after unit (and run) | value |
 //! | --- | --- | --- |
 //! | `meta` | `format`, alone | [`FormatRow`] |
 //! | `units` | the sync unit id, alone | [`UnitRow`] |
 //! | `runs` | run | [`RunRow`] |
-//! | `run_ids` | run id | [`RunIdRow`] |
+//! | `run_ids` | hash of the run id | [`RunIdRow`] |
 //! | `streams` | run, stream name | [`StreamRow`] |
 //! | `types` | run, item type | [`TypeRow`] |
 //! | `chunks` | run, item type, a zero byte, number | [`ChunkRow`]: lines of a batch that is still open |
@@ -17,7 +18,7 @@
 //! | `payloads` | run, seq | one gzip member |
 //! | `bookmarks` | stream name | [`BookmarkRow`] |
 //! | `values` | key | JSON text |
-//! | `events` | run, identity | [`EventRow`] |
+//! | `events` | run, hash of the identity | [`EventRow`] |
 //! | `messages` | message number | [`MessageRow`] |
 //! | `ledger` | run | [`LedgerRow`] |
 
@@ -92,6 +93,10 @@ impl Key {
         self.0.extend_from_slice(name.as_bytes());
         self
     }
+    /// For a name of which a checkpoint keeps no more than its hash.
+    pub(crate) fn and_hash(self, name: &str) -> Self {
+        self.and_number(name_hash(name))
+    }
     /// For a name that is not the last part. Names hold no control characters, so a zero byte ends one.
     pub(crate) fn and_inner_name(mut self, name: &str) -> Self {
         self.0.extend_from_slice(name.as_bytes());
@@ -112,6 +117,11 @@ impl Key {
         }
         None
     }
+}
+
+/// XXH3 of 64 bits: the same for the same name, on every machine and in every version.
+pub(crate) fn name_hash(name: &str) -> u64 {
+    twox_hash::XxHash3_64::oneshot(name.as_bytes())
 }
 
 /// A number at the end of a key.
@@ -205,6 +215,8 @@ pub(crate) struct UnitRow {
     pub(crate) next_message: u64,
     /// Time up to which a finished run vouches: the start of the last one.
     pub(crate) watermark: Option<Micros>,
+    /// The oldest and the newest moment that finished runs were asked for.
+    pub(crate) bounds: (Option<Micros>, Option<Micros>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -226,6 +238,8 @@ pub(crate) struct RunRow {
     pub(crate) since: Option<Micros>,
     /// A watermark that was not used, for lying in the future.
     pub(crate) since_ignored: Option<Micros>,
+    /// What the platform asked for, once that is resolved.
+    pub(crate) window: Option<WindowRow>,
     /// Raised by every life that takes the run up; an older life's writes are refused.
     pub(crate) epoch: u64,
     /// It was begun by an event that cannot begin a run: its records before that are not known here.
@@ -239,9 +253,9 @@ pub(crate) struct RunRow {
     pub(crate) open_batches: u64,
     pub(crate) not_before: Option<NotBefore>,
     pub(crate) progress: Option<u8>,
-    /// Events accepted, and the newest of them.
+    /// Events accepted, and the hash of the newest.
     pub(crate) events: u64,
-    pub(crate) event: Option<String>,
+    pub(crate) event: Option<u64>,
     /// How often the platform used the ids of an answered event for a new one.
     pub(crate) events_reused: u64,
     /// The number of its first message.
@@ -250,6 +264,13 @@ pub(crate) struct RunRow {
     pub(crate) message: Option<u64>,
     /// After a message that was too large: artifacts that the next one may carry.
     pub(crate) artifacts_max: Option<u64>,
+}
+
+/// From when to when records are wanted; without a beginning, from ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct WindowRow {
+    pub(crate) from: Option<Micros>,
+    pub(crate) to: Micros,
 }
 
 /// When the source may be asked again.
@@ -263,6 +284,8 @@ pub(crate) struct NotBefore {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RunIdRow {
     pub(crate) run: u64,
+    /// Not known of a run that a checkpoint brought back.
+    pub(crate) id: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -369,6 +392,8 @@ pub(crate) struct BookmarkRow {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct EventRow {
+    /// Not known of an event that a checkpoint brought back.
+    pub(crate) identity: Option<String>,
     /// Its place among the events of its run, from 1.
     pub(crate) order: u64,
     pub(crate) accepted_at: Micros,
@@ -397,7 +422,8 @@ pub(crate) enum MessageFate {
 pub(crate) struct MessageRow {
     pub(crate) run: u64,
     pub(crate) phase: Phase,
-    pub(crate) event: String,
+    /// The hash of the event that it answers.
+    pub(crate) event: u64,
     pub(crate) kind: MessageKind,
     pub(crate) event_type: String,
     pub(crate) fate: MessageFate,

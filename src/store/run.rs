@@ -37,7 +37,7 @@ use crate::model::{
 use super::rows::{
     BATCHES, BOOKMARKS, BatchState, BookmarkRow, CHUNKS, EVENTS, EventRow, Json, Key, LEDGER, LedgerRow,
     LedgerType, MESSAGES, MessageFate, MessageKind, MessageRow, NotBefore, PAYLOADS, RUN_IDS, RUNS, RunIdRow,
-    RunRow, RunStatus, STREAMS, TYPES, UNITS, UnitRow, VALUES, name_of,
+    RunRow, RunStatus, STREAMS, TYPES, UNITS, UnitRow, VALUES, WindowRow, name_hash, name_of,
 };
 use super::tables::{Change, Rows, Tables};
 use super::{Inner, SyncUnit};
@@ -208,7 +208,7 @@ impl SyncUnit {
                 let (no, row) = self.new_run(change, &mut unit, event.run_id.as_ref(), lost)?;
                 return Ok(Ok(self.enter(change, &unit, no, row, event, false)?));
             };
-            if let Some(seen) = change.get(&EVENTS, &event_key(unit.no, no, &event.identity))?
+            if let Some(seen) = change.get(&EVENTS, &event_key(unit.no, no, name_hash(&event.identity)))?
                 && !self.inner.breaks(Rule::EventsRemembered)
                 && let Some(answer) = self.seen(change, &unit, no, &mut row, event, &seen)?
             {
@@ -246,7 +246,7 @@ impl SyncUnit {
                 undelivered || (row.status == RunStatus::Open && !repeats)
             }));
         };
-        let key = Key::unit(unit.no).and_name(id.as_str());
+        let key = Key::unit(unit.no).and_hash(id.as_str());
         match (change.get(&RUN_IDS, &key)?, current) {
             (Some(known), Some((no, row))) if known.run == no => Ok(Some((no, row))),
             (Some(_), _) => Err(Error::StaleEvent {
@@ -268,7 +268,7 @@ impl SyncUnit {
         event: &Incoming,
         seen: &EventRow,
     ) -> Result<Option<Result<Accepted>>> {
-        let latest = row.event.as_deref() == Some(event.identity.as_str());
+        let latest = row.event == Some(name_hash(&event.identity));
         let Some(message_no) = seen.message else {
             if latest && row.status == RunStatus::Open {
                 row.epoch += 1;
@@ -314,10 +314,11 @@ impl SyncUnit {
         if resumed && self.inner.breaks(Rule::StartKept) {
             row.started_at = self.now();
         }
-        row.event = Some(event.identity.clone());
+        row.event = Some(name_hash(&event.identity));
         row.message = None;
-        let seen = EventRow { order: row.events, accepted_at: self.now(), message: None };
-        change.put(&EVENTS, &event_key(unit.no, no, &event.identity), &seen)?;
+        let identity = Some(event.identity.clone());
+        let seen = EventRow { identity, order: row.events, accepted_at: self.now(), message: None };
+        change.put(&EVENTS, &event_key(unit.no, no, name_hash(&event.identity)), &seen)?;
         let answer = self.work(unit, no, &mut row, event, resumed)?;
         change.put(&RUNS, &run_key(unit.no, no), &row)?;
         Ok(answer)
@@ -399,6 +400,7 @@ impl SyncUnit {
             next_run: 1,
             next_message: 1,
             watermark: None,
+            bounds: (None, None),
         };
         change.put(&UNITS, &self.key(), &unit)?;
         Ok(unit)
@@ -437,6 +439,7 @@ impl SyncUnit {
             ended_at: None,
             since: since.map(|since| since.minus(self.inner.settings.overlap)),
             since_ignored: unit.watermark.filter(|_| since != unit.watermark),
+            window: None,
             epoch: 1,
             lost,
             phase: None,
@@ -454,7 +457,7 @@ impl SyncUnit {
             message: None,
             artifacts_max: None,
         };
-        change.put(&RUN_IDS, &Key::unit(unit.no).and_name(&id), &RunIdRow { run: no })?;
+        change.put(&RUN_IDS, &Key::unit(unit.no).and_hash(&id), &RunIdRow { run: no, id: Some(id) })?;
         change.put(&RUNS, &run_key(unit.no, no), &row)?;
         change.put(&UNITS, &self.key(), unit)?;
         Ok((no, row))
@@ -568,8 +571,8 @@ impl Run {
     pub(crate) fn seal(&self, sealing: &Sealing<'_>) -> Result<StoredMessage> {
         self.change(|change, row| {
             let mut unit = change.need(&UNITS, &Key::name(self.unit.as_str()))?;
-            let event = row.event.clone().unwrap_or_default();
-            let event_key = event_key(self.unit_no, self.no, &event);
+            let event = row.event.unwrap_or_default();
+            let event_key = event_key(self.unit_no, self.no, event);
             let mut seen = change.need(&EVENTS, &event_key)?;
             assert!(seen.message.is_none(), "an event is answered once");
             let no = unit.next_message;
@@ -676,7 +679,7 @@ impl Run {
             }
             row.message = None;
             row.artifacts_max = artifacts_max.or(row.artifacts_max);
-            let event_key = event_key(self.unit_no, self.no, &sealed.event);
+            let event_key = event_key(self.unit_no, self.no, sealed.event);
             let mut seen = change.need(&EVENTS, &event_key)?;
             seen.message = None;
             change.put(&EVENTS, &event_key, &seen)?;
@@ -689,6 +692,27 @@ impl Run {
         let sealed =
             self.inner.tables.view(|rows| rows.need(&MESSAGES, &message_key(self.unit_no, message)))?;
         Ok(sealed.fate == MessageFate::Sealed)
+    }
+
+    /// What the platform asked for: resolved by `resolve` once in a run, from the unit's bounds (oldest and newest
+    /// moment asked for so far) and the last watermark, and the same ever after.
+    ///
+    /// # Errors
+    /// Those of `resolve`; `Fenced`, `Corrupt`, `Io`.
+    pub(crate) fn window(
+        &self,
+        resolve: impl FnOnce((Option<Micros>, Option<Micros>), Option<Micros>) -> Result<WindowRow>,
+    ) -> Result<WindowRow> {
+        let row = self.inner.tables.view(|rows| rows.need(&RUNS, &self.run_key()))?;
+        if let Some(window) = row.window {
+            return Ok(window);
+        }
+        self.change(|change, row| {
+            let unit = change.need(&UNITS, &Key::name(self.unit.as_str()))?;
+            let window = resolve(unit.bounds, row.since)?;
+            row.window = Some(window);
+            Ok(window)
+        })
     }
 
     /// How long the source is to be left alone still, in whole seconds. More than was asked for cannot be left: then
@@ -797,8 +821,8 @@ pub(super) fn message_key(unit: u64, message: u64) -> Key {
     Key::unit(unit).and_number(message)
 }
 
-fn event_key(unit: u64, run: u64, identity: &str) -> Key {
-    run_key(unit, run).and_name(identity)
+fn event_key(unit: u64, run: u64, hash: u64) -> Key {
+    run_key(unit, run).and_number(hash)
 }
 
 fn current_run(change: &Change<'_>, unit: &UnitRow) -> Result<Option<(u64, RunRow)>> {
@@ -813,7 +837,7 @@ fn unused_run_id(change: &Change<'_>, unit: &UnitRow, now: Micros) -> Result<Str
     let base = now.to_time().format("%Y%m%dT%H%M%S%.6fZ").to_string();
     let mut id = base.clone();
     let mut tries = 1_u64;
-    while change.get(&RUN_IDS, &Key::unit(unit.no).and_name(&id))?.is_some() {
+    while change.get(&RUN_IDS, &Key::unit(unit.no).and_hash(&id))?.is_some() {
         tries += 1;
         id = format!("{base}-{tries}");
     }
@@ -880,6 +904,13 @@ fn close_run(
     let watermark = finished.then(|| row.started_at.min(now));
     if finished {
         unit.watermark = watermark;
+        if let Some(window) = row.window {
+            let (oldest, newest) = unit.bounds;
+            // Without a beginning it reaches back for ever.
+            let from = window.from.unwrap_or(Micros(0));
+            unit.bounds =
+                (Some(oldest.unwrap_or(from).min(from)), Some(newest.unwrap_or(window.to).max(window.to)));
+        }
         for (name, stream) in change.all(&STREAMS, &run)? {
             let name = name_of(&name)
                 .map_err(|error| change.tables().damaged(STREAMS.name, &run, error.to_string()))?;

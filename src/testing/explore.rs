@@ -214,8 +214,12 @@ impl Explore {
         }
         // A life that ended on a failing disk is followed by one on the same disk: the recording goes on.
         let sampling = Sampling { exhaustive_max: 5, subsets: 24, torn: 4, seed: rng.u64(..) };
-        let sampling = if number == 0 { Sampling { exhaustive_max: 7, ..sampling } } else { sampling };
-        self.explore_states(&schedule, &world, &disk, &sampling, &mut rng, make, &mut report);
+        // The first schedule has the most of the budget for its crashes; the others are for what befalls besides.
+        let (sampling, states) = match number {
+            0 => (Sampling { exhaustive_max: 7, ..sampling }, self.states / 3),
+            _ => (sampling, (self.states / 60).max(50)),
+        };
+        self.explore_states(&schedule, &world, &disk, &sampling, states, &mut rng, make, &mut report);
         for _ in 0..12 {
             if report.failure.is_some() {
                 break;
@@ -225,7 +229,8 @@ impl Explore {
         report
     }
 
-    /// Opens every state that one crash of the schedule can leave, and continues the distinct ones.
+    /// Opens states that one crash of the schedule can leave, and continues the distinct ones: the moments in a random
+    /// order, each with all its images, until there were so many states.
     #[allow(clippy::too_many_arguments)]
     fn explore_states<E: Extractor>(
         &self,
@@ -233,13 +238,19 @@ impl Explore {
         world: &World,
         disk: &SimDisk,
         sampling: &Sampling,
+        states: u64,
         rng: &mut fastrand::Rng,
         make: &(impl Fn(&Life) -> E + Sync),
         report: &mut Report,
     ) {
         let recording = disk.recording();
         let mut seen = HashSet::new();
-        for moment in recording.moments(&world.positions(0)) {
+        let mut moments = recording.moments(&world.positions(0));
+        rng.shuffle(&mut moments);
+        for moment in moments {
+            if report.states >= states {
+                return;
+            }
             for crash in recording.images_at(moment.position, sampling) {
                 report.states += 1;
                 let act = Act::Crash { changes: moment.outside, point: crash.point };
@@ -398,10 +409,10 @@ fn acts_of(number: u64, rng: &mut fastrand::Rng) -> Vec<Act> {
         }
     }
     for operation in [DiskOperation::Read, DiskOperation::Write, DiskOperation::SetLen, DiskOperation::Sync] {
-        all.push(Act::DiskFails { life: rng.u64(..6), operation, after: rng.u64(..60) });
+        all.push(Act::DiskFails { life: rng.u64(..6), operation, after: rng.u64(..20) });
     }
     all.extend([
-        Act::DiskFull { life: rng.u64(..6), writes: rng.u64(..120) },
+        Act::DiskFull { life: rng.u64(..6), writes: rng.u64(..30) },
         Act::Again { event: rng.u64(..7) },
         Act::Late { event: rng.u64(..5) },
         Act::Early { event: 2 },
@@ -548,7 +559,7 @@ where
             Ok(()) => self.world.served(&event.request),
             Err(error) => match error.kind() {
                 // The disk failed, and the process ended: that is what it is for.
-                ErrorKind::Io | ErrorKind::Corrupt if failed => {}
+                ErrorKind::Io | ErrorKind::Corrupt if failed => self.world.died(),
                 // The platform would not take the message; it will hear it again.
                 ErrorKind::Retry => {}
                 ErrorKind::Fenced if event.stray => {}
@@ -586,19 +597,15 @@ where
     /// Starts the machine, or the process, again after a death.
     fn start_again(&mut self) -> String {
         let recording = self.disk.recording();
-        match self.crashes.pop() {
-            Some(Act::Crash { point, .. }) => {
-                // Nothing is recorded after a death, so it happened where the recording ends.
-                let point = CrashPoint { position: recording.end(), ..point };
-                let words = recording.describe(&point);
-                let image = recording.image(&point).map(|crash| crash.image);
-                self.disk = image.unwrap_or_else(|| self.disk.image()).disk();
-                words
-            }
-            _ => {
-                self.disk = recording.killed_at(recording.end());
-                format!("killed at position {}, everything written is there", recording.end())
-            }
+        if let Some(Act::Crash { point, .. }) = self.crashes.pop() {
+            // Nothing is recorded after a death, so it happened where the recording ends.
+            let point = CrashPoint { position: recording.end(), ..point };
+            let image = recording.image(&point).map(|crash| crash.image);
+            self.disk = image.unwrap_or_else(|| self.disk.image()).disk();
+            recording.describe(&point)
+        } else {
+            self.disk = recording.killed_at(recording.end());
+            format!("killed at position {}, everything written is there", recording.end())
         }
     }
 }

@@ -144,16 +144,6 @@ impl fmt::Display for Call {
     }
 }
 
-impl Answer {
-    /// Its name in a report.
-    pub(super) fn name(self) -> String {
-        match self {
-            Answer::Busy(_) | Answer::Refused(_) => self.to_string(),
-            _ => self.to_string(),
-        }
-    }
-}
-
 impl fmt::Display for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -216,6 +206,10 @@ impl fmt::Display for Act {
     }
 }
 
+fn number<T: FromStr>(text: &str) -> Result<T, ()> {
+    text.parse().map_err(drop)
+}
+
 impl FromStr for Act {
     type Err = ();
 
@@ -223,9 +217,6 @@ impl FromStr for Act {
         let (name, rest) = text.split_once('=').unwrap_or((text, ""));
         let mut parts = rest.split('/');
         let mut part = || parts.next().ok_or(());
-        fn number<T: FromStr>(text: &str) -> Result<T, ()> {
-            text.parse().map_err(drop)
-        }
         let at = || rest.split_once('@').ok_or(());
         Ok(match name {
             "call" => {

@@ -114,18 +114,35 @@ impl Extractor for SimSource {
         let mut rng = mix(seed, &[run, number_of(stream), at.into(), reading]);
         let is_last = at + 1 >= pages || rng.u8(..16) == 0;
         let mut page = if is_last { Page::last() } else { Page::more(SimCursor { page: at + 1 }) };
+        let mut ids = std::collections::BTreeSet::new();
+        let mut types = 0;
         for item_type in ITEM_TYPES {
             let items = match rng.u8(..4) {
                 0 => 0,
                 1 => 1,
                 _ => rng.u32(..=self.shape.page_items_max),
             };
+            types += u8::from(items > 0);
             for item in 0..items {
                 let id = format!("{item_type}-{}", rng.u8(..20));
+                if !ids.insert(id.clone()) {
+                    self.life.count("source/id-repeated");
+                }
                 let ordinal = format!("{run:x}-{stream}-{at}-{reading}-{item_type}-{item}");
                 let created =
                     chrono::DateTime::from_timestamp(1_700_000_000 - i64::from(item), 0).unwrap_or_default();
                 page.push(item_type, Record::new(id, &json!({ "ordinal": ordinal }))?.created(created));
+            }
+        }
+        for (happened, what) in [
+            (page.items() == 0, "empty-page"),
+            (types > 1, "several-item-types"),
+            (page.items() > 10, "page-over-a-batch"),
+            (matches!(page.items(), 1..5), "page-under-a-batch"),
+            (page.items() > 1, "newest-first"),
+        ] {
+            if happened {
+                self.life.count(&format!("source/{what}"));
             }
         }
         page = page

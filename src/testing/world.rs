@@ -80,6 +80,11 @@ impl Life {
         self.world.lock().seed
     }
 
+    /// Counts that the source did something that an extractor must bear, for the report.
+    pub fn count(&self, what: &str) {
+        self.world.lock().count(what);
+    }
+
     /// The clock of the simulated world.
     pub fn clock(&self) -> VirtualClock {
         self.world.lock().clock.clone()
@@ -116,6 +121,8 @@ pub(super) struct Inner {
     pages: BTreeMap<(String, String), Vec<Arc<HandOut>>>,
     runs: Vec<RunSeen>,
     pub(super) deaths: u64,
+    /// Calls that were not answered as asked.
+    failures: u64,
     changed_message: Option<String>,
 }
 
@@ -132,7 +139,7 @@ struct Entry {
 #[derive(Debug, Clone)]
 enum Change {
     Sent(Arc<SentEvent>),
-    Called { call: Call, effect: Option<Effect> },
+    Called { call: Call, effect: Option<Effect>, failed: bool },
     Read(Arc<HandOut>),
     Served { request: String },
     Died,
@@ -186,8 +193,9 @@ struct RunSeen {
     id: String,
     unit: String,
     sent_at: DateTime<Utc>,
-    /// What `since` it was given, once it was asked.
-    since: Option<Option<DateTime<Utc>>>,
+    /// Whether a page was read in it, and the `since` that it was given then.
+    read: bool,
+    since: Option<DateTime<Utc>>,
     finished: bool,
     abandoned: bool,
 }
@@ -215,6 +223,7 @@ impl World {
                 pages: BTreeMap::new(),
                 runs: Vec::new(),
                 deaths: 0,
+                failures: 0,
                 changed_message: None,
             })),
         }
@@ -299,6 +308,7 @@ impl Inner {
                         id: event.run.clone(),
                         unit: event.unit.clone(),
                         sent_at: event.at,
+                        read: false,
                         since: None,
                         finished: false,
                         abandoned: false,
@@ -306,7 +316,8 @@ impl Inner {
                 }
                 self.sent.push(Arc::clone(event));
             }
-            Change::Called { call, effect } => {
+            Change::Called { call, effect, failed } => {
+                self.failures += u64::from(*failed);
                 *self.calls.entry(*call).or_default() += 1;
                 match effect {
                     Some(Effect::Upload { id, lines }) => {
@@ -346,12 +357,16 @@ impl Inner {
                 self.reads += 1;
                 let pages = self.pages.entry((page.run.clone(), page.stream.clone())).or_default();
                 // The one before was not kept if the same cursor is read again.
-                if pages.last().is_some_and(|last| last.cursor == page.cursor) {
-                    pages.pop();
-                }
+                let before = pages.pop_if(|last| last.cursor == page.cursor);
                 pages.push(Arc::clone(page));
+                if let Some(before) = before {
+                    let what =
+                        if page.lines.len() < before.lines.len() { "page-shrank" } else { "page-changed" };
+                    *self.fired.entry(format!("source/{what}")).or_default() += 1;
+                }
                 if let Some(run) = self.runs.iter_mut().find(|run| run.id == page.run) {
-                    run.since = Some(page.since);
+                    run.read = true;
+                    run.since = page.since;
                 }
             }
             Change::Served { request } => {
@@ -396,7 +411,7 @@ impl Inner {
             _ => None,
         });
         if let Some(answer) = answer {
-            self.count(&format!("{call}/{}", answer.name()));
+            self.count(&format!("{call}/{answer}"));
         }
         answer
     }
@@ -435,7 +450,8 @@ impl Inner {
                 (false, Err(PlatformError::Refused { status, reason: "simulated".to_owned() }))
             }
         };
-        self.record(Change::Called { call, effect: effect.filter(|_| applies) });
+        let failed = result.is_err();
+        self.record(Change::Called { call, effect: effect.filter(|_| applies), failed });
         result
     }
 
@@ -543,11 +559,10 @@ impl Inner {
             return broken(Broken::Unconfirmed, format!("artifact {id} is confirmed and in no message"));
         }
         let unconfirmed = self.uploads.keys().filter(|id| !self.confirmed.contains(*id)).count() as u64;
-        let faults: u64 = self.fired.values().sum();
-        if unconfirmed > at_once * self.deaths + faults {
+        if unconfirmed > at_once * self.deaths + self.failures {
+            let (deaths, failures) = (self.deaths, self.failures);
             let what = format!(
-                "{unconfirmed} uploads are unconfirmed after {} deaths and {faults} faults",
-                self.deaths
+                "{unconfirmed} uploads are unconfirmed after {deaths} deaths and {failures} failed calls"
             );
             return broken(Broken::Unconfirmed, what);
         }
@@ -570,7 +585,7 @@ impl Inner {
         let Some(answer) = self.answer_to(last) else {
             return Some(SentEvent { at: current.at, ..(*current).clone() });
         };
-        let number = self.event_number(&current.request);
+        let number = event_number(&current.request);
         let stray = |inner: &Self, event: &SentEvent| {
             let sent_so = |other: &&Arc<SentEvent>| other.stray && other.request == event.request;
             (!inner.sent.iter().any(|other| sent_so(&other)))
@@ -662,17 +677,10 @@ impl Inner {
         self.event("EXTRACTION_METADATA_START", unit, &format!("run-{run}"))
     }
 
-    fn event_number(&self, request: &str) -> u64 {
-        request.strip_prefix("request-").and_then(|number| number.parse().ok()).unwrap_or(u64::MAX)
-    }
-
     /// A new event, with ids of its own.
     fn event(&mut self, event_type: &str, unit: &str, run: &str) -> SentEvent {
-        let numbers = self
-            .sent
-            .iter()
-            .map(|event| self.event_number(&event.request))
-            .filter(|&number| number < u64::MAX);
+        let numbers =
+            self.sent.iter().map(|event| event_number(&event.request)).filter(|&number| number < u64::MAX);
         let number = numbers.max().map_or(0, |number| number + 1);
         for act in self.acts.iter() {
             if let Act::ClockSteps { event, seconds } = act
@@ -705,6 +713,10 @@ impl Inner {
             stray: false,
         }
     }
+}
+
+fn event_number(request: &str) -> u64 {
+    request.strip_prefix("request-").and_then(|number| number.parse().ok()).unwrap_or(u64::MAX)
 }
 
 /// What of `lines` is not in `others`; both sorted.
@@ -842,13 +854,14 @@ impl<E: Extractor> Extractor for Watched<E> {
             let fault = inner.fault(Call::Page);
             inner.clock.advance(PAGE_TAKES);
             if let Some(fault) = fault {
-                inner.record(Change::Called { call: Call::Page, effect: None });
+                inner.record(Change::Called { call: Call::Page, effect: None, failed: true });
                 drop(inner);
                 return Err(match fault {
                     Answer::Busy(seconds) => {
                         SourceError::RateLimited { after: Duration::from_secs(seconds.unwrap_or(1).into()) }
                     }
-                    Answer::Lost => panic!("simulated panic of the extractor"),
+                    // Unwinds without a word on stderr: it is one of thousands.
+                    Answer::Lost => std::panic::resume_unwind(Box::new("simulated panic of the extractor")),
                     Answer::Refused(_) => "simulated: the cursor expired".into(),
                     _ => "simulated: failed midway".into(),
                 });
@@ -873,7 +886,7 @@ impl<E: Extractor> Extractor for Watched<E> {
             lines: page.lines(),
         };
         let mut inner = self.life.world.lock();
-        inner.record(Change::Called { call: Call::Page, effect: None });
+        inner.record(Change::Called { call: Call::Page, effect: None, failed: false });
         inner.record(Change::Read(Arc::new(handed)));
         Ok(page)
     }
@@ -901,7 +914,7 @@ impl<E> Watched<E> {
         let since = context.since();
         let Some(place) = inner.runs.iter().position(|run| run.id == id) else { return Ok(()) };
         let Some(run) = inner.runs.get(place).cloned() else { return Ok(()) };
-        if run.since.is_some_and(|before| before != since) {
+        if run.read && run.since != since {
             let what = format!("since of run {id} was {:?} and is now {since:?}", run.since);
             return Err(Violation { kind: Broken::Watermark, what });
         }

@@ -1,0 +1,853 @@
+//! Airdrop over HTTP.
+//!
+//! Each method makes one attempt and says what became of it; to wait, to try again and to give up is the caller's.
+//! A request that changes something is of *unknown* fate once its last byte was handed to the connection and no
+//! answer came; before that it cannot have been acted on, since its `Content-Length` was not met. A 5xx is of
+//! unknown fate as well, 429 is *not applied*, any other 4xx is a definite no. A redirect is not followed (it would
+//! carry the token elsewhere) and counts as unknown.
+//!
+//! An upload always has a true `Content-Length`, for the file store refuses chunks: the form around the file is
+//! made beforehand, and a stream of unknown length goes through a temporary file. Upload URLs and form fields are
+//! credentials: they live only as long as one call, and no reason quotes one, nor the token.
+
+use std::fmt;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::{self, Cursor, Read, Seek, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, NaiveDateTime, Utc};
+use serde_json::{Map, Value, json};
+use ureq::http::{HeaderValue, Response, Uri};
+use ureq::{Agent, SendBody};
+
+use crate::airdrop::event::{Event, Secret, wrong};
+use crate::airdrop::message::LIBRARY_VERSION;
+use crate::airdrop::platform::{Body, Fate, Platform, PlatformError, SealedMessage, Upload};
+use crate::clock::{Clock, SystemClock};
+use crate::error::{Error, Result};
+use crate::model::{ArtifactId, BATCH_BYTES_MAX};
+
+/// How long one call may take, unless set otherwise.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the transfer of one file may take, unless set otherwise: as long as an invocation is asked to last.
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+/// An idle connection is not used again after this: servers close theirs after five seconds and more, and a request
+/// that meets a closing connection is of unknown fate.
+const IDLE_MAX: Duration = Duration::from_secs(4);
+/// Connections kept open to one host: as many as attachments may be streamed at once.
+const IDLE_CONNECTIONS: usize = 50;
+/// Characters of a file name that the platform takes.
+const FILE_NAME_CHARS_MAX: usize = 256;
+/// Characters at the end of a file name that survive the cut: its extension.
+const FILE_NAME_CHARS_KEPT: usize = 20;
+/// Bytes of an artifact that the platform takes.
+const ARTIFACT_BYTES_MAX: u64 = 2 * 1024 * 1024 * 1024;
+/// Bytes of an answer that are looked at where little is expected.
+const ANSWER_BYTES_MAX: u64 = 256 * 1024;
+/// Bytes of an answer with a worker state: 1 MB of JSON as a JSON string, most of it escaped.
+const STATE_ANSWER_BYTES_MAX: u64 = 8 * 1024 * 1024;
+/// Characters of what a platform says that go into a reason.
+const SAID_CHARS_MAX: usize = 300;
+/// Nobody waits longer than this, whatever a `Retry-After` says.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+/// The status of what was not even sent.
+const NOT_SENT: u16 = 400;
+
+type Attempt<T> = Result<T, PlatformError>;
+
+/// Airdrop over HTTP: the [`Platform`] of one event.
+///
+/// It keeps connections open from call to call and may be used from many threads. Making one sends nothing.
+pub struct Client {
+    event: Event,
+    clock: Arc<dyn Clock>,
+    /// For everything but files; cut off as a whole.
+    calls: Agent,
+    /// For files: cut off when nothing moves, or after very long.
+    transfers: Agent,
+    request_timeout: Duration,
+    transfer_timeout: Duration,
+    token: Secret,
+    callback_url: Uri,
+    /// The headers by which a message says who sends it.
+    sender: Vec<(&'static str, HeaderValue)>,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("event", &self.event)
+            .field("request_timeout", &self.request_timeout)
+            .field("transfer_timeout", &self.transfer_timeout)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the platform keeps for a sync unit.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WorkerState {
+    /// The state, JSON text of ours or of another library; none if none was saved yet.
+    pub state: Option<String>,
+    /// The extraction scope, JSON text: `{"<item type>":{"extract":false}}`.
+    pub objects: Option<String>,
+}
+
+impl Client {
+    /// A client that answers `event`, with the addresses and the token that are in it.
+    ///
+    /// # Errors
+    /// `Event` if it has no token or no callback URL, or one of the fields that go into a header cannot. What else
+    /// is missing is said by the call that needs it.
+    pub fn new(event: &Event) -> Result<Self> {
+        let token = event
+            .service_account_token()?
+            .ok_or_else(|| wrong("context.secrets.service_account_token", "is missing"))?;
+        header("context.secrets.service_account_token", token.expose())?;
+        let path = "payload.event_context.callback_url";
+        let callback_url = event.callback_url()?.ok_or_else(|| wrong(path, "is missing"))?;
+        let callback_url = url(&callback_url).ok_or_else(|| wrong(path, "must be an http or https URL"))?;
+        let mut sender = Vec::new();
+        if let Some(slug) = event.snap_in_slug()? {
+            sender.push(("X-DevRev-Client-Platform", header("payload.event_context.snap_in_slug", &slug)?));
+        }
+        if let Some(id) = event.snap_in_version_id()? {
+            sender.push(("X-DevRev-Client-Id", header("context.snap_in_version_id", &id)?));
+        }
+        sender.push(("X-DevRev-Client-Version", HeaderValue::from_static(LIBRARY_VERSION)));
+        Ok(Self {
+            event: event.clone(),
+            clock: Arc::new(SystemClock::new()),
+            calls: calls_agent(REQUEST_TIMEOUT),
+            transfers: transfers_agent(REQUEST_TIMEOUT, TRANSFER_TIMEOUT),
+            request_timeout: REQUEST_TIMEOUT,
+            transfer_timeout: TRANSFER_TIMEOUT,
+            token,
+            callback_url,
+            sender,
+        })
+    }
+
+    /// Sets how long one call may take; 30 seconds if not set. A file is cut off if nothing moves for as long.
+    #[must_use]
+    pub fn request_timeout(mut self, timeout: Duration) -> Self {
+        self.request_timeout = timeout;
+        self.calls = calls_agent(timeout);
+        self.transfers = transfers_agent(timeout, self.transfer_timeout);
+        self
+    }
+
+    /// Sets how long the transfer of one file may take in all; 10 minutes if not set.
+    #[must_use]
+    pub fn transfer_timeout(mut self, timeout: Duration) -> Self {
+        self.transfer_timeout = timeout;
+        self.transfers = transfers_agent(self.request_timeout, timeout);
+        self
+    }
+
+    /// Sets the clock by which a `Retry-After` that is a date is read.
+    #[must_use]
+    pub fn clock(mut self, clock: impl Clock + 'static) -> Self {
+        self.clock = Arc::new(clock);
+        self
+    }
+
+    /// Fetches a whole artifact, as it was uploaded.
+    ///
+    /// # Errors
+    /// What became of the attempt; `Refused` too if it is over
+    /// [`BATCH_BYTES_MAX`](crate::limits::BATCH_BYTES_MAX) bytes.
+    pub fn download(&self, artifact: &ArtifactId) -> Attempt<Vec<u8>> {
+        let step = "asking where to download an artifact";
+        let address = self.endpoint("/internal/airdrop.artifacts.download-url")?;
+        let request_id = self.request_id()?;
+        let query = [("request_id", request_id.as_str()), ("artifact_id", artifact.as_str())];
+        let answer = self.call(step, self.get(&address, &query).header("Authorization", self.bearer()))?;
+        let address = answer.get("download_url").and_then(Value::as_str).and_then(url);
+        let address = address.ok_or_else(|| malformed(step, "a download_url"))?;
+
+        let step = "downloading an artifact";
+        let answer = self.transfers.get(&address).call();
+        let mut response =
+            self.succeeded(step, answer.map_err(|error| self.lost(step, &error, Fate::NotApplied)))?;
+        let mut bytes = Vec::new();
+        let mut body = response.body_mut().as_reader().take(BATCH_BYTES_MAX + 1);
+        body.read_to_end(&mut bytes).map_err(|error| self.lost(step, &error.into(), Fate::NotApplied))?;
+        if bytes.len() as u64 > BATCH_BYTES_MAX {
+            let reason = format!("{step}: it is over {BATCH_BYTES_MAX} bytes");
+            return Err(PlatformError::Refused { status: NOT_SENT, reason });
+        }
+        Ok(bytes)
+    }
+
+    /// Fetches what the platform keeps for the event's sync unit; none if it keeps nothing yet.
+    ///
+    /// # Errors
+    /// What became of the attempt.
+    pub fn worker_state(&self) -> Attempt<Option<WorkerState>> {
+        let step = "fetching the worker state";
+        let (address, query) = self.worker_data(".get")?;
+        let query = query.each_ref().map(|(name, value)| (*name, value.as_str()));
+        let request = self.get(&address, &query).header("Authorization", self.token.expose());
+        let answer = request.call();
+        let response = match self.succeeded(step, answer.map_err(|e| self.lost(step, &e, Fate::NotApplied))) {
+            Err(PlatformError::Refused { status: 404, .. }) => return Ok(None),
+            response => response?,
+        };
+        let mut answer = self.json(step, response, STATE_ANSWER_BYTES_MAX)?;
+        let mut text = |name: &str| match answer.get_mut(name).map(Value::take) {
+            None | Some(Value::Null) => None,
+            Some(Value::String(text)) => Some(text),
+            Some(bare) => Some(bare.to_string()),
+        };
+        Ok(Some(WorkerState { state: text("state"), objects: text("objects") }))
+    }
+
+    /// Saves `state`, JSON text, for the event's sync unit, in place of what was there.
+    ///
+    /// # Errors
+    /// What became of the attempt.
+    pub fn save_worker_state(&self, state: &str) -> Attempt<()> {
+        let (address, query) = self.worker_data(".update")?;
+        let query = query.each_ref().map(|(name, value)| (*name, value.as_str()));
+        let request = self.post(&address, &query).header("Authorization", self.token.expose());
+        self.tell("saving the worker state", request, &json!({ "state": state }).to_string())
+    }
+
+    /// Creates the starting recipe blueprint that an initial domain mapping holds, and says its id; none if it holds
+    /// none. A mapping can be installed without, so a failure is a reason for a warning only.
+    ///
+    /// # Errors
+    /// What became of the attempt.
+    pub fn create_blueprint(&self, mapping: &Value) -> Attempt<Option<String>> {
+        let step = "creating the recipe blueprint";
+        let blueprint = mapping.get("starting_recipe_blueprint").and_then(Value::as_object);
+        let Some(blueprint) = blueprint.filter(|blueprint| !blueprint.is_empty()) else {
+            return Ok(None);
+        };
+        let address = self.endpoint("/internal/airdrop.recipe.blueprints.create")?;
+        let request = self.post(&address, &[]).header("Authorization", self.token.expose());
+        let body = Value::Object(blueprint.clone()).to_string();
+        let answer = self.json(step, self.post_json(step, request, &body)?, ANSWER_BYTES_MAX)?;
+        let id = answer.pointer("/recipe_blueprint/id").and_then(Value::as_str);
+        Ok(Some(id.ok_or_else(|| malformed(step, "a recipe_blueprint with an id"))?.to_owned()))
+    }
+
+    /// Installs an initial domain mapping, with the blueprint of that id if there is one. To install it twice is the
+    /// same as once.
+    ///
+    /// # Errors
+    /// What became of the attempt.
+    pub fn install_mapping(&self, mapping: &Value, blueprint: Option<&str>) -> Attempt<()> {
+        let additional = match mapping.get("additional_mappings") {
+            None | Some(Value::Null) => Map::new(),
+            Some(Value::Object(additional)) => additional.clone(),
+            Some(_) => {
+                return Err(not_sent(
+                    "the additional_mappings of the initial domain mapping must be an object",
+                ));
+            }
+        };
+        let step = "asking for the snap-in";
+        let address = self.endpoint("/internal/snap-ins.get")?;
+        let snap_in = needed("context.snap_in_id", self.event.snap_in_id())?;
+        let request = self.get(&address, &[("id", &snap_in)]).header("Authorization", self.token.expose());
+        let answer = self.call(step, request)?;
+        let name = |pointer: &str, what: &str| {
+            let name = answer.pointer(pointer).and_then(Value::as_str);
+            name.map(str::to_owned).ok_or_else(|| malformed(step, what))
+        };
+        let mut body = Map::new();
+        body.insert("external_system_type".to_owned(), "ADaaS".into());
+        let import = name("/snap_in/imports/0/name", "the name of an import")?;
+        body.insert("import_slug".to_owned(), import.into());
+        let version = name("/snap_in/snap_in_version/slug", "the slug of its version")?;
+        body.insert("snap_in_slug".to_owned(), version.into());
+        if let Some(blueprint) = blueprint {
+            body.insert("starting_recipe_blueprint".to_owned(), blueprint.into());
+        }
+        body.extend(additional);
+        let address = self.endpoint("/internal/airdrop.recipe.initial-domain-mappings.install")?;
+        let request = self.post(&address, &[]).header("Authorization", self.token.expose());
+        self.tell("installing the initial domain mapping", request, &Value::Object(body).to_string())
+    }
+
+    fn bearer(&self) -> String {
+        format!("Bearer {}", self.token.expose())
+    }
+
+    fn request_id(&self) -> Attempt<String> {
+        needed("payload.event_context.request_id", self.event.request_id())
+    }
+
+    fn endpoint(&self, path: &str) -> Attempt<Uri> {
+        let field = "execution_metadata.devrev_endpoint";
+        let endpoint = needed(field, self.event.devrev_endpoint())?;
+        let address = url(&format!("{}{path}", endpoint.trim_end_matches('/')));
+        address.ok_or_else(|| not_sent(wrong(field, "must be an http or https URL").to_string()))
+    }
+
+    fn worker_data(&self, suffix: &str) -> Attempt<(Uri, [(&'static str, String); 2])> {
+        let field = "payload.event_context.worker_data_url";
+        let address = needed(field, self.event.worker_data_url())?;
+        let address = url(&format!("{address}{suffix}"))
+            .ok_or_else(|| not_sent(wrong(field, "must be an http or https URL").to_string()))?;
+        let unit = needed("payload.event_context.sync_unit_id", self.event.sync_unit_id())?;
+        let request = needed("payload.event_context.request_id_adaas", self.event.worker_state_request_id())?;
+        Ok((address, [("sync_unit", unit), ("request_id", request)]))
+    }
+
+    fn get(
+        &self,
+        address: &Uri,
+        query: &[(&str, &str)],
+    ) -> ureq::RequestBuilder<ureq::typestate::WithoutBody> {
+        self.calls.get(address).query_pairs(query.iter().copied())
+    }
+
+    fn post(&self, address: &Uri, query: &[(&str, &str)]) -> ureq::RequestBuilder<ureq::typestate::WithBody> {
+        self.calls.post(address).query_pairs(query.iter().copied())
+    }
+
+    /// Asks for something; nothing changes by it.
+    fn call(
+        &self,
+        step: &str,
+        request: ureq::RequestBuilder<ureq::typestate::WithoutBody>,
+    ) -> Attempt<Value> {
+        let answer = request.call().map_err(|error| self.lost(step, &error, Fate::NotApplied));
+        let response = self.succeeded(step, answer)?;
+        self.json(step, response, ANSWER_BYTES_MAX)
+    }
+
+    /// Tells something, where the status is all the answer.
+    fn tell(
+        &self,
+        step: &str,
+        request: ureq::RequestBuilder<ureq::typestate::WithBody>,
+        body: &str,
+    ) -> Attempt<()> {
+        drain(self.post_json(step, request, body)?);
+        Ok(())
+    }
+
+    fn post_json(
+        &self,
+        step: &str,
+        request: ureq::RequestBuilder<ureq::typestate::WithBody>,
+        body: &str,
+    ) -> Attempt<Response<ureq::Body>> {
+        let request = request.header("Content-Type", "application/json");
+        let answer = self.send_body(step, request, &mut Cursor::new(body), body.len() as u64);
+        self.succeeded(step, answer)
+    }
+
+    /// Sends a body of this many bytes. Its fate is unknown only if all of it was taken.
+    fn send_body(
+        &self,
+        step: &str,
+        request: ureq::RequestBuilder<ureq::typestate::WithBody>,
+        body: &mut dyn Read,
+        bytes: u64,
+    ) -> Attempt<Response<ureq::Body>> {
+        let mut body = Counted { inner: body, bytes: 0 };
+        let answer = request.header("Content-Length", bytes).send(SendBody::from_reader(&mut body));
+        answer.map_err(|error| {
+            let fate = if body.bytes < bytes { Fate::NotApplied } else { Fate::Unknown };
+            self.lost(step, &error, fate)
+        })
+    }
+
+    /// No answer came.
+    fn lost(&self, step: &str, error: &ureq::Error, fate: Fate) -> PlatformError {
+        let what = match error {
+            ureq::Error::Timeout(which) => format!("no answer in time ({which})"),
+            ureq::Error::Io(error) => error.to_string(),
+            ureq::Error::HostNotFound => "the host was not found".to_owned(),
+            ureq::Error::ConnectionFailed => "no connection".to_owned(),
+            ureq::Error::Protocol(error) => format!("the answer is not HTTP: {error}"),
+            ureq::Error::Tls(_) | ureq::Error::Rustls(_) => format!("no secure connection: {error}"),
+            ureq::Error::LargeResponseHeader(..) => "the answer's header is too large".to_owned(),
+            ureq::Error::TooManyRedirects | ureq::Error::RedirectFailed => "too many redirects".to_owned(),
+            // The others may quote a URL.
+            _ => "the request cannot be made".to_owned(),
+        };
+        PlatformError::Retry { fate, after: None, reason: format!("{step}: {}", self.clean(&what)) }
+    }
+
+    /// Sorts answers: only a 2xx is a success.
+    fn succeeded(&self, step: &str, answer: Attempt<Response<ureq::Body>>) -> Attempt<Response<ureq::Body>> {
+        let mut response = answer?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let after = response.headers().get("Retry-After").and_then(|value| value.to_str().ok());
+        let after = after.and_then(|text| retry_after(text, self.clock.now()));
+        let mut said = Vec::new();
+        // What could be read of it is as good as all.
+        let _ = response.body_mut().as_reader().take(ANSWER_BYTES_MAX).read_to_end(&mut said);
+        let said = self.clean(&gist(&String::from_utf8_lossy(&said)));
+        let colon = if said.is_empty() { "" } else { ": " };
+        let status = status.as_u16();
+        Err(match status {
+            429 => PlatformError::Retry {
+                fate: Fate::NotApplied,
+                after,
+                reason: format!("{step}: answered 429, too many requests{colon}{said}"),
+            },
+            400..500 => PlatformError::Refused { status, reason: format!("{step}{colon}{said}") },
+            300..400 => PlatformError::Retry {
+                fate: Fate::Unknown,
+                after,
+                reason: format!("{step}: answered {status}, a redirect, which is not followed"),
+            },
+            _ => PlatformError::Retry {
+                fate: Fate::Unknown,
+                after,
+                reason: format!("{step}: answered {status}{colon}{said}"),
+            },
+        })
+    }
+
+    fn json(&self, step: &str, mut response: Response<ureq::Body>, bytes_max: u64) -> Attempt<Value> {
+        let mut text = Vec::new();
+        let mut body = response.body_mut().as_reader().take(bytes_max + 1);
+        body.read_to_end(&mut text).map_err(|error| self.lost(step, &error.into(), Fate::Unknown))?;
+        if text.len() as u64 > bytes_max {
+            return Err(malformed(step, &format!("at most {bytes_max} bytes")));
+        }
+        serde_json::from_slice(&text).map_err(|_| malformed(step, "JSON"))
+    }
+
+    /// What somebody else said, fit to be shown: cut, on one line, without the token and without URLs.
+    fn clean(&self, said: &str) -> String {
+        clean(said, self.token.expose())
+    }
+
+    /// Asks for a place to upload to.
+    fn prepare(&self, file_name: &str, content_type: &str, bytes: u64) -> Attempt<Prepared> {
+        let step = "preparing an upload";
+        let address = self.endpoint("/internal/airdrop.artifacts.upload-url")?;
+        let (request_id, bytes) = (self.request_id()?, bytes.to_string());
+        let query = [
+            ("request_id", request_id.as_str()),
+            ("file_type", content_type),
+            ("file_name", file_name),
+            ("file_size", &bytes),
+        ];
+        let answer = self.call(step, self.get(&address, &query).header("Authorization", self.bearer()))?;
+        let text = |name: &str| answer.get(name).and_then(Value::as_str);
+        let artifact = text("artifact_id").and_then(|id| ArtifactId::new(id).ok());
+        Ok(Prepared {
+            artifact: artifact.ok_or_else(|| malformed(step, "an artifact_id"))?,
+            address: text("upload_url").and_then(url).ok_or_else(|| malformed(step, "an upload_url"))?,
+            fields: form_fields(answer.get("form_data")).ok_or_else(|| malformed(step, "a form_data"))?,
+        })
+    }
+}
+
+impl Platform for Client {
+    fn upload(&self, upload: Upload<'_>) -> Attempt<ArtifactId> {
+        let file_name = short_file_name(upload.file_name);
+        let content_type = match HeaderValue::from_str(upload.content_type) {
+            Ok(_) if !upload.content_type.is_empty() => upload.content_type,
+            _ => "application/octet-stream",
+        };
+        // Without a file name it must not be taken for a text field, hence the type.
+        let batch_header = "name=\"file\"\r\nContent-Type: application/octet-stream".to_owned();
+        let stream_header =
+            format!("name=\"file\"; filename=\"{}\"\r\nContent-Type: {content_type}", in_quotes(&file_name));
+        let spooled;
+        let (mut file, bytes, header, streamed): (Box<dyn Read>, u64, String, bool) = match upload.body {
+            Body::Batch(batch) => (Box::new(batch), batch.len() as u64, batch_header, false),
+            Body::Stream { reader, length_bytes: Some(bytes) } => {
+                (Box::new(Exactly { reader, told: bytes, left: bytes }), bytes, stream_header, true)
+            }
+            Body::Stream { reader, length_bytes: None } => {
+                spooled = self.spool(reader)?;
+                (Box::new(&spooled.0), spooled.1, stream_header, true)
+            }
+        };
+        if bytes > ARTIFACT_BYTES_MAX {
+            let reason = format!("the file is {bytes} bytes, over the limit of {ARTIFACT_BYTES_MAX}");
+            return Err(PlatformError::Refused { status: 413, reason });
+        }
+        let prepared = self.prepare(&file_name, content_type, bytes)?;
+
+        let boundary = boundary();
+        let mut head = String::new();
+        for (name, value) in &prepared.fields {
+            let disposition = "\r\nContent-Disposition: form-data; name=\"";
+            for part in ["--", &boundary, disposition, &in_quotes(name), "\"\r\n\r\n", value, "\r\n"] {
+                head.push_str(part);
+            }
+        }
+        for part in ["--", &boundary, "\r\nContent-Disposition: form-data; ", &header, "\r\n\r\n"] {
+            head.push_str(part);
+        }
+        let tail = format!("\r\n--{boundary}--\r\n");
+        let bytes = bytes + head.len() as u64 + tail.len() as u64;
+        let mut form = head.as_bytes().chain(&mut file).chain(tail.as_bytes());
+        let step = "uploading";
+        let request = self.transfers.post(&prepared.address);
+        let request = request.header("Content-Type", format!("multipart/form-data; boundary={boundary}"));
+        match self.send_body(step, request, &mut form, bytes) {
+            Ok(response) if streamed && response.status().is_redirection() => drain(response),
+            answer => drain(self.succeeded(step, answer)?),
+        }
+        Ok(prepared.artifact)
+    }
+
+    fn confirm(&self, artifact: &ArtifactId) -> Attempt<()> {
+        let address = self.endpoint("/internal/airdrop.artifacts.confirm-upload")?;
+        let request = self.post(&address, &[]).header("Authorization", self.bearer());
+        let body = json!({ "request_id": self.request_id()?, "artifact_id": artifact.as_str() });
+        self.tell("confirming an upload", request, &body.to_string())
+    }
+
+    fn send(&self, message: &SealedMessage) -> Attempt<()> {
+        let mut request = self.calls.post(&self.callback_url).header("Authorization", self.token.expose());
+        for (name, value) in &self.sender {
+            request = request.header(*name, value);
+        }
+        request = request.header("Idempotency-Key", in_header(&message.key));
+        self.tell("sending the message", request, &message.body)
+    }
+}
+
+impl Client {
+    /// Puts a stream of unknown length aside, so that its length is known; it is at the start again.
+    fn spool(&self, reader: &mut dyn Read) -> Attempt<(std::fs::File, u64)> {
+        let failed = |what: &str, error: &io::Error| PlatformError::Retry {
+            fate: Fate::NotApplied,
+            after: None,
+            reason: format!("{what}: {}", self.clean(&error.to_string())),
+        };
+        let aside = "putting a file of unknown length aside";
+        let mut file = tempfile::tempfile().map_err(|error| failed(aside, &error))?;
+        let mut left = ARTIFACT_BYTES_MAX + 1;
+        let mut buffer = vec![0; 64 * 1024];
+        // Not `io::copy`: whose error it is must be known.
+        while left > 0 {
+            let read = match reader.read(&mut buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                read => read.map_err(|error| failed("reading what is to be uploaded", &error))?,
+            };
+            let read = buffer.get(..read).unwrap_or_default();
+            if read.is_empty() {
+                break;
+            }
+            file.write_all(read).map_err(|error| failed(aside, &error))?;
+            left = left.saturating_sub(read.len() as u64);
+        }
+        let bytes = file.stream_position().map_err(|error| failed(aside, &error))?;
+        file.rewind().map_err(|error| failed(aside, &error))?;
+        Ok((file, bytes))
+    }
+}
+
+/// A place to upload to. Its address and fields are credentials: no `Debug`.
+struct Prepared {
+    artifact: ArtifactId,
+    address: Uri,
+    fields: Vec<(String, String)>,
+}
+
+/// Counts what was read.
+struct Counted<'a> {
+    inner: &'a mut dyn Read,
+    bytes: u64,
+}
+
+impl Read for Counted<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.inner.read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => {
+                    let read = read?;
+                    self.bytes += read as u64;
+                    return Ok(read);
+                }
+            }
+        }
+    }
+}
+
+/// A stream that must be as long as was told: a shorter or a longer one is an error before the form is complete, so
+/// that no artifact is made of it.
+struct Exactly<'a> {
+    reader: &'a mut dyn Read,
+    told: u64,
+    left: u64,
+}
+
+impl Read for Exactly<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let source = |error: io::Error| {
+            io::Error::new(error.kind(), format!("reading what is to be uploaded: {error}"))
+        };
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        if self.left == 0 {
+            return match self.reader.read(&mut [0]).map_err(source)? {
+                0 => Ok(0),
+                _ => Err(io::Error::other(format!("the file is longer than the {} bytes told", self.told))),
+            };
+        }
+        let wanted = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
+        let read = self.reader.read(buffer.get_mut(..wanted).unwrap_or_default()).map_err(source)?;
+        if read == 0 {
+            let given = self.told - self.left;
+            return Err(io::Error::other(format!(
+                "the file ended after {given} of the {} bytes told",
+                self.told
+            )));
+        }
+        self.left = self.left.saturating_sub(read as u64);
+        Ok(read)
+    }
+}
+
+fn calls_agent(timeout: Duration) -> Agent {
+    agent().max_redirects(0).timeout_global(Some(timeout)).build().new_agent()
+}
+
+fn transfers_agent(stall: Duration, whole: Duration) -> Agent {
+    agent()
+        .max_redirects(0)
+        .timeout_global(Some(whole))
+        .timeout_connect(Some(stall))
+        .timeout_recv_response(Some(stall))
+        .timeout_per_read(Some(stall))
+        .timeout_per_write(Some(stall))
+        .build()
+        .new_agent()
+}
+
+fn agent() -> ureq::config::ConfigBuilder<ureq::typestate::AgentScope> {
+    Agent::config_builder()
+        .http_status_as_error(false)
+        .max_redirects_will_error(false)
+        .max_idle_age(IDLE_MAX)
+        .max_idle_connections(2 * IDLE_CONNECTIONS)
+        .max_idle_connections_per_host(IDLE_CONNECTIONS)
+        .user_agent(concat!("highwater/", env!("CARGO_PKG_VERSION")))
+}
+
+/// Reads the rest of an answer that is not looked at, so that the connection can be used again. The status has told
+/// all: what goes wrong here is no failure.
+fn drain(mut response: Response<ureq::Body>) {
+    let _ = io::copy(&mut response.body_mut().as_reader().take(ANSWER_BYTES_MAX), &mut io::sink());
+}
+
+fn url(text: &str) -> Option<Uri> {
+    let url: Uri = text.parse().ok()?;
+    let http = matches!(url.scheme_str(), Some("http" | "https"));
+    (http && url.host().is_some_and(|host| !host.is_empty())).then_some(url)
+}
+
+fn header(field: &str, value: &str) -> Result<HeaderValue, Error> {
+    HeaderValue::from_str(value).map_err(|_| wrong(field, "must be text that an HTTP header can carry"))
+}
+
+fn needed<T>(field: &str, value: Result<Option<T>>) -> Attempt<T> {
+    match value {
+        Ok(Some(value)) => Ok(value),
+        Ok(None) => Err(not_sent(wrong(field, "is missing").to_string())),
+        Err(error) => Err(not_sent(error.to_string())),
+    }
+}
+
+fn not_sent(reason: impl Into<String>) -> PlatformError {
+    PlatformError::Refused { status: NOT_SENT, reason: reason.into() }
+}
+
+fn malformed(step: &str, expected: &str) -> PlatformError {
+    let reason = format!("{step}: the answer is not what was expected, {expected}");
+    PlatformError::Retry { fate: Fate::Unknown, after: None, reason }
+}
+
+/// The fields of a form: an object, an empty list, or a list of keys and values.
+fn form_fields(form_data: Option<&Value>) -> Option<Vec<(String, String)>> {
+    let text = |value: &Value| match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(_) | Value::Bool(_) => Some(value.to_string()),
+        _ => None,
+    };
+    match form_data {
+        None | Some(Value::Null) => Some(Vec::new()),
+        Some(Value::Object(fields)) => {
+            fields.iter().map(|(name, value)| Some((name.clone(), text(value)?))).collect()
+        }
+        Some(Value::Array(fields)) => {
+            fields.iter().map(|field| Some((text(field.get("key")?)?, text(field.get("value")?)?))).collect()
+        }
+        Some(_) => None,
+    }
+}
+
+/// A file name that the platform takes: of a longer one the start and its last characters.
+fn short_file_name(name: &str) -> String {
+    let chars = name.chars().count();
+    if chars <= FILE_NAME_CHARS_MAX {
+        return name.to_owned();
+    }
+    let start = name.chars().take(FILE_NAME_CHARS_MAX - 3 - FILE_NAME_CHARS_KEPT);
+    start.chain("...".chars()).chain(name.chars().skip(chars - FILE_NAME_CHARS_KEPT)).collect()
+}
+
+/// A name between the quotes of a form's header, escaped as browsers do.
+fn in_quotes(name: &str) -> String {
+    name.replace('"', "%22").replace('\r', "%0D").replace('\n', "%0A")
+}
+
+/// A key as a header can carry it: what is not plain ASCII is percent-encoded, so no two become one.
+fn in_header(key: &str) -> String {
+    let mut text = String::with_capacity(key.len());
+    for byte in key.bytes() {
+        if byte.is_ascii_graphic() && byte != b'%' {
+            text.push(char::from(byte));
+        } else {
+            text.push('%');
+            let digits = [byte >> 4, byte & 15].map(|digit| char::from_digit(digit.into(), 16));
+            text.extend(digits.into_iter().flatten().map(|digit| digit.to_ascii_uppercase()));
+        }
+    }
+    text
+}
+
+/// A line that no file holds but by malice, and then it would have to guess 128 random bits.
+fn boundary() -> String {
+    let random = || RandomState::new().build_hasher().finish();
+    format!("highwater-{:016x}{:016x}", random(), random())
+}
+
+/// `Retry-After`: whole seconds, or a date in any of the three forms of HTTP.
+fn retry_after(text: &str, now: DateTime<Utc>) -> Option<Duration> {
+    let text = text.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds).min(RETRY_AFTER_MAX));
+    }
+    let naive = |form| NaiveDateTime::parse_from_str(text, form).ok().map(|at| at.and_utc());
+    let at = DateTime::parse_from_rfc2822(text).ok().map(|at| at.to_utc());
+    let at = at.or_else(|| naive("%A, %d-%b-%y %H:%M:%S GMT")).or_else(|| naive("%a %b %e %H:%M:%S %Y"))?;
+    Some((at - now).to_std().unwrap_or(Duration::ZERO).min(RETRY_AFTER_MAX))
+}
+
+/// What an answer says: the message of a JSON error; of the file store's XML only the code, since the rest may hold
+/// parts of the credentials.
+fn gist(said: &str) -> String {
+    let said = said.trim();
+    if said.starts_with('<') {
+        let code = said.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>"));
+        return code.map(|(code, _)| code.to_owned()).unwrap_or_default();
+    }
+    if let Ok(Value::Object(fields)) = serde_json::from_str(said) {
+        let message = ["message", "error", "reason"].iter().find_map(|name| fields.get(*name)?.as_str());
+        if let Some(message) = message {
+            return message.to_owned();
+        }
+    }
+    said.to_owned()
+}
+
+fn clean(said: &str, token: &str) -> String {
+    let said = if token.is_empty() { said.to_owned() } else { said.replace(token, "(hidden)") };
+    let mut text = String::new();
+    let mut rest = said.as_str();
+    while let Some(at) = rest.find("://") {
+        let (before, after) = rest.split_at(at);
+        text.push_str(before.trim_end_matches(|c: char| c.is_ascii_alphanumeric()));
+        text.push_str("(url)");
+        let end = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '<' | '>' | ')' | '}' | ']');
+        rest = after.find(end).and_then(|end| after.get(end..)).unwrap_or_default();
+    }
+    text.push_str(rest);
+    let one_line = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    let mut cut: String = one_line.take(SAID_CHARS_MAX + 1).collect();
+    if cut.chars().count() > SAID_CHARS_MAX {
+        cut.pop();
+        cut.push_str("...");
+    }
+    cut.trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> DateTime<Utc> {
+        DateTime::parse_from_rfc3339(text).unwrap().to_utc()
+    }
+
+    #[test]
+    fn retry_after_is_read_as_seconds_and_as_every_form_of_date() {
+        let now = at("1994-11-06T08:49:07Z");
+        let half_a_minute = Some(Duration::from_secs(30));
+        for text in [
+            "30",
+            " 30 ",
+            "Sun, 06 Nov 1994 08:49:37 GMT",
+            "Sunday, 06-Nov-94 08:49:37 GMT",
+            "Sun Nov  6 08:49:37 1994",
+        ] {
+            assert_eq!(retry_after(text, now), half_a_minute, "{text}");
+        }
+        assert_eq!(retry_after("Sun, 06 Nov 1994 08:49:00 GMT", now), Some(Duration::ZERO), "in the past");
+        assert_eq!(retry_after("0", now), Some(Duration::ZERO));
+        assert_eq!(retry_after("99999999999", now), Some(RETRY_AFTER_MAX));
+        assert_eq!(retry_after("Sun, 06 Nov 9994 08:49:37 GMT", now), Some(RETRY_AFTER_MAX));
+        for text in ["", "soon", "-1", "1.5", "Sun, 06 Nov 1994", "99999999999999999999"] {
+            assert_eq!(retry_after(text, now), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_long_file_name_keeps_its_end() {
+        assert_eq!(short_file_name("issues.jsonl.gz"), "issues.jsonl.gz");
+        let name = "\u{e9}".repeat(256);
+        assert_eq!(short_file_name(&name), name);
+        let long = format!("{}{}", "a".repeat(300), "0123456789abcdef.pdf");
+        let short = short_file_name(&long);
+        assert_eq!(short, format!("{}...0123456789abcdef.pdf", "a".repeat(233)));
+        assert_eq!(short.chars().count(), 256);
+    }
+
+    #[test]
+    fn what_others_say_is_shown_without_secrets_urls_and_line_breaks() {
+        let said = "bad key s3cr3t at https://files.example/put?sig=abc \"http://x/y\"\nand HTTPS://z done";
+        assert_eq!(clean(said, "s3cr3t"), "bad key (hidden) at (url) \"(url)\" and (url) done");
+        assert_eq!(clean("https://a", ""), "(url)");
+        let long = clean(&"\u{e9}".repeat(1000), "x");
+        assert_eq!(long.chars().count(), SAID_CHARS_MAX + 3);
+        assert_eq!(gist(r#" {"code":1,"message":"no such sync"} "#), "no such sync");
+        assert_eq!(
+            gist("<?xml?><Error><Code>AccessDenied</Code><Policy>abc</Policy></Error>"),
+            "AccessDenied"
+        );
+        assert_eq!(gist("<html>abc</html>"), "");
+        assert_eq!(gist("plain"), "plain");
+    }
+
+    #[test]
+    fn a_key_in_a_header_stays_different_from_every_other() {
+        assert_eq!(in_header("unit-1/run 2/3"), "unit-1/run%202/3");
+        assert_eq!(in_header("\u{e9}%\n"), "%C3%A9%25%0A");
+    }
+
+    #[test]
+    fn a_form_is_an_object_an_empty_list_or_a_list_of_keys_and_values() {
+        let fields = |value: Value| form_fields(Some(&value));
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        assert_eq!(fields(json!({"b": "1", "a": 2})), Some(vec![pair("b", "1"), pair("a", "2")]));
+        assert_eq!(fields(json!([])), Some(Vec::new()));
+        assert_eq!(form_fields(None), Some(Vec::new()));
+        assert_eq!(fields(json!([{"key": "k", "value": "v"}])), Some(vec![pair("k", "v")]));
+        assert_eq!(fields(json!({"a": {}})), None);
+        assert_eq!(fields(json!(["a"])), None);
+        assert_eq!(fields(json!("a")), None);
+    }
+}
