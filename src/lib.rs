@@ -103,12 +103,13 @@
 //! | layer | rooms | what they are for | alone in using |
 //! | --- | --- | --- | --- |
 //! | 6 | `bin/highwater-dump` | shows a store to a person or a script | `clap`, `comfy_table` |
-//! | 5 | `testing/` | simulated disk, platform, source and clock; the explorer that kills an extractor at every step | `twox_hash` |
+//! | 5 | `testing/` | simulated disk, platform, source and clock; the explorer that kills an extractor at every step | |
 //! | 4 | `airdrop`, `airdrop/serve`, `airdrop/extractor`, `airdrop/outbox`, `airdrop/lanes` | drives an [`Extractor`](airdrop::Extractor) through an event | |
+//! | 4 | `airdrop/client` | speaks HTTP | `ureq` |
 //! | 4 | `airdrop/local/` | plays Airdrop over a directory | |
 //! | 3 | `store`, `store/run`, `store/batches` | what is remembered, and the iterator over it | |
 //! | 2 | `store/tables` | every method is one atomic change | `redb` |
-//! | 1 | `airdrop/event`, `airdrop/message`, `airdrop/platform` | what is said, and to whom | |
+//! | 1 | `airdrop/event`, `airdrop/message`, `airdrop/platform`, `airdrop/window` | what is said, to whom, and of which time | |
 //! | 1 | `record/`, `store/page` | what a record is, and what a page | |
 //! | 1 | `artifact` | JSON Lines and gzip | `flate2` |
 //! | 1 | `store/rows` | what is stored, under which key | `serde_bytes` |
