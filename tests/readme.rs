@@ -34,7 +34,8 @@ fn the_table_of_limits_has_every_limit_at_its_value() {
     // And these are all there are.
     let exported = include_str!("../src/lib.rs").split_once("pub mod limits {").expect("the module").1;
     let exported = exported.split_once("};").expect("its end").0;
-    for name in exported.split(|c: char| !(c.is_ascii_uppercase() || c == '_')).filter(|name| name.len() > 2) {
+    for name in exported.split(|c: char| !(c.is_ascii_uppercase() || c == '_')).filter(|name| name.len() > 2)
+    {
         assert!(constants.contains_key(name), "{name} is not in the README");
     }
 }
