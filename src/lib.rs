@@ -1,4 +1,121 @@
-//! Durable, resumable state for data extractors.
+//! Durable, resumable state for data extractors. A page of records and the cursor after it are stored in one
+//! transaction, and from then on every record is announced exactly once, wherever and however often the process dies.
+//!
+//! One file holds the state of any number of sync units. The loop below serves an extractor for any platform;
+//! [`airdrop::serve`] is that loop and the whole conversation with Airdrop around it; `highwater::testing` (a feature)
+//! kills an extractor at every step and looks whether the promise held; `highwater-dump` shows what is remembered.
+//!
+//! It is not a scheduler, not a client of anybody's API, not a queue between machines, and no place for the records:
+//! their bytes are dropped as soon as the platform has them.
+//!
+//! # The loop
+//!
+//! ```
+//! use highwater::Store;
+//! # use highwater::{Page, Record, Result};
+//! # use std::collections::BTreeMap;
+//! # struct Tracker;
+//! # impl Tracker {
+//! #     fn issues(&self, _since: Option<chrono::DateTime<chrono::Utc>>, cursor: Option<u32>) -> Result<Page<u32>> {
+//! #         let number = cursor.unwrap_or(1);
+//! #         let page = if number < 3 { Page::more(number + 1) } else { Page::last() };
+//! #         Ok(page.record("issues", Record::new(format!("ISSUE-{number}"), &serde_json::json!({"number": number}))?))
+//! #     }
+//! # }
+//! # struct Platform(BTreeMap<String, Vec<u8>>);
+//! # impl Platform {
+//! #     fn upload(&mut self, key: String, bytes: Vec<u8>) -> Result<String> {
+//! #         self.0.insert(key.clone(), bytes);
+//! #         Ok(key)
+//! #     }
+//! # }
+//! # let (tracker, mut platform) = (Tracker, Platform(BTreeMap::new()));
+//! # let dir = tempfile::tempdir()?;
+//! # let path = dir.path().join("state.redb");
+//! let store = Store::open(path)?;
+//! let run = store.sync_unit("acme/tickets")?.begin()?; // takes up an unfinished run
+//! let since = run.since(); // when the last finished run started; None: extract everything
+//! for batch in run.batches("issues", |cursor| tracker.issues(since, cursor)) {
+//!     let batch = batch?; // durable, under a key that stays the same
+//!     let id = platform.upload(batch.key().to_string(), batch.bytes()?)?; // idempotent by key
+//!     batch.acknowledge(id)?; // never yielded again
+//! }
+//! run.finish()?; // now `since` moves
+//! # assert_eq!(platform.0.len(), 1);
+//! # let next = store.sync_unit("acme/tickets")?.begin()?;
+//! # assert!(next.since().is_some() && !next.resumed());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Leaving the loop early, dropping a batch and dying are all safe, and all the same: the next `begin` takes the run
+//! up, and the next [`Run::batches`] yields first what nobody acknowledged. Where an upload is not idempotent, or the
+//! platform has a step of its own to confirm it, [`Batch::uploaded`] stores the id between the two.
+//!
+//! # Words
+//!
+//! | word | meaning |
+//! | --- | --- |
+//! | sync unit | what is synced on its own (a project, a repository, a board); owner of all state |
+//! | run | one extraction of a sync unit, from `begin` to `finish`, in any number of lives of the process |
+//! | stream, page, cursor | one listing of the source; what one fetch of it returns; where the next one starts |
+//! | stage | the one transaction that stores a page's records and the cursor after it |
+//! | batch, artifact | records of one item type as gzipped JSON Lines; the same, once the platform has an id for it |
+//! | confirm, announce, acknowledge | the platform knows an artifact is ours; a message names it; both, in the caller's loop |
+//! | watermark, bookmark | the time up to which a finished run vouches; what a source gave to start the next run from |
+//! | event, message, seal | what Airdrop sends; the one answer to it; fixing the answer's bytes on disk before it is sent |
+//!
+//! # Guarantees
+//!
+//! From the moment a page is staged, for a run that is not abandoned:
+//!
+//! - **G1, nothing staged is lost.** Each staged record is in exactly one announced batch. (What an abandoned run had
+//!   not announced, the next run fetches again: the watermark has not moved.)
+//! - **G2, nothing is announced twice.** A batch is acknowledged once, or named by exactly one message. A message is
+//!   sealed before it is sent: sent again, it is the same bytes under the same key.
+//! - **G3, confirmed is what is announced**, at every accepted DONE, and at every accepted ERROR before which the fate
+//!   of each confirm could be settled. So G1 and G2 hold whether a platform counts announced artifacts or confirmed
+//!   ones. (External sync units are announced unconfirmed: the protocol has it so. When the platform gives a run up,
+//!   what was confirmed after its last accepted message is in no message; the next run delivers it under new ids.)
+//! - **G4, the watermark never runs ahead.** It moves when a run is finished and at no other time, to the moment at
+//!   which that run *started*, in whichever life. A stream's bookmark moves with it.
+//! - **G5, a kill costs little.** What is lost of the work is the page that was being fetched. An invocation that lives
+//!   long enough for one page makes progress.
+//!
+//! # Not claimed
+//!
+//! - **N1.** A receiver to whom the same sealed message is sent twice must know it by its bytes or its key
+//!   (`Idempotency-Key`): an answer may be lost on the way, and then the message is sent again.
+//! - **N2.** A kill during an upload leaves at most one upload per call in flight that nobody confirms or announces.
+//! - **N3.** The platform's side of the conversation: an event delivered again has the `request_id` it had; confirming
+//!   twice is the same as once; CONTINUE is sent only after a PROGRESS or DELAY of ours was accepted.
+//! - **N4.** A lost store file. What it remembered is gone: a CONTINUE of a run that the store does not know is answered
+//!   with ERROR instead of a guess, and the next START extracts everything. A restored old copy is the same as a loss.
+//! - **N5.** A disk that says "synced" when nothing is. The store tells damage from data (every value has a checksum)
+//!   but cannot bring back what was never written.
+//! - **N6.** Once per run is not once for ever: what was modified after the last finished run *started* is announced
+//!   again by the next one.
+//!
+//! # Rooms
+//!
+//! A room uses rooms of its own layer and of those below. `tests/layering.rs` reads this table, and the source, and
+//! fails where one is not true of the other; a room with a slash at its end has everything in that folder.
+//!
+//! | layer | rooms | what they are for | alone in using |
+//! | --- | --- | --- | --- |
+//! | 6 | `bin/highwater-dump` | shows a store to a person or a script | `clap`, `comfy_table` |
+//! | 5 | `testing/` | simulated disk, platform, source and clock; the explorer that kills an extractor at every step | |
+//! | 4 | `airdrop`, `airdrop/serve`, `airdrop/extractor`, `airdrop/outbox`, `airdrop/lanes` | drives an [`Extractor`](airdrop::Extractor) through an event | |
+//! | 4 | `airdrop/client` | speaks HTTP | `ureq` |
+//! | 4 | `airdrop/local/` | plays Airdrop over a directory | |
+//! | 3 | `store`, `store/run`, `store/batches` | what is remembered, and the iterator over it | |
+//! | 2 | `store/tables` | every method is one atomic change | `redb` |
+//! | 1 | `airdrop/event`, `airdrop/message`, `airdrop/platform`, `airdrop/window` | what is said, to whom, and of which time | |
+//! | 1 | `record/`, `store/page` | what a record is, and what a page | |
+//! | 1 | `artifact` | JSON Lines and gzip | `flate2` |
+//! | 1 | `store/rows` | what is stored, under which key | `serde_bytes` |
+//! | 1 | `store/codec` | the envelope of every stored value | `bincode`, `flate2`, `thiserror` |
+//! | 0 | `model`, `clock`, `store/disk` | ids, limits, phases and pure transitions; time; the disk as a seam | |
+//! | 0 | `error` | the one error type | `thiserror` |
 
 #![cfg_attr(
     not(test),
@@ -7,7 +124,9 @@
         clippy::expect_used,
         clippy::indexing_slicing,
         clippy::print_stdout,
-        clippy::print_stderr
+        clippy::print_stderr,
+        // Time and chance come through `Clock` and seeds (see `clippy.toml`), so that every run can be replayed.
+        clippy::disallowed_methods
     )
 )]
 
@@ -48,3 +167,8 @@ pub mod limits {
         VALUE_BYTES_MAX,
     };
 }
+
+/// The README's examples are tests, too.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

@@ -367,7 +367,7 @@ const BROKEN: &[Broken] = &[
         let run = change.get(&RUNS, &second()).unwrap().unwrap();
         change.put(&RUNS, &run_key(1, 5), &run).unwrap();
     }),
-    ("run_ids: the id second is of no run, or of another's", |change| {
+    ("run_ids: the id other is of no run, or of another's", |change| {
         change
             .put(
                 &RUN_IDS,

@@ -1,0 +1,334 @@
+//! The rooms of the crate are where its doc says: a room uses only its own layer and those below, and a crate that one
+//! room is to be alone with is used nowhere else.
+//!
+//! The table under "Rooms" in `src/lib.rs` is what is held true, against every path in every file of `src/`. The
+//! source is read as tokens: comments, doc comments and strings name nothing, and paths inside of macros count.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use proc_macro2::{Delimiter, TokenStream, TokenTree};
+
+/// A row of the table, of one room.
+#[derive(Debug, Clone)]
+struct Room {
+    layer: u32,
+    /// `store/tables`, or, with everything in that folder, `record/`.
+    path: String,
+    /// Crates that no room may use but those in whose rows they are.
+    crates: Vec<String>,
+}
+
+/// The source by module, `store/tables`; `bin/...` for what is no module of the library.
+type Sources = BTreeMap<String, String>;
+
+fn src() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
+}
+
+fn sources() -> Sources {
+    fn read(dir: &Path, found: &mut Sources) {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                read(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let relative = path.strip_prefix(src()).unwrap().with_extension("");
+                let module = relative.to_str().unwrap().replace('\\', "/");
+                let module = module.strip_suffix("/mod").unwrap_or(&module);
+                found.insert(module.to_owned(), fs::read_to_string(&path).unwrap());
+            }
+        }
+    }
+    let mut found = Sources::new();
+    read(&src(), &mut found);
+    found
+}
+
+/// The table of the crate doc.
+fn rooms(lib: &str) -> Vec<Room> {
+    let names = |cell: &str| -> Vec<String> {
+        cell.split(',')
+            .map(str::trim)
+            .filter(|name| !name.is_empty())
+            .map(|name| {
+                let inner = name.strip_prefix('`').and_then(|name| name.strip_suffix('`'));
+                inner
+                    .unwrap_or_else(|| panic!("{name:?} in the table of rooms is not in backticks"))
+                    .to_owned()
+            })
+            .collect()
+    };
+    let (_, section) = lib.split_once("//! # Rooms\n").expect("the crate doc has its table of rooms");
+    let rows = section.lines().take_while(|line| line.starts_with("//!")).filter_map(|line| {
+        let row = line.strip_prefix("//! |")?.strip_suffix('|')?;
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let [layer, rooms, _, crates] = cells[..] else { panic!("{line:?} has not four columns") };
+        Some((layer.parse().ok()?, names(rooms), names(crates)))
+    });
+    rows.flat_map(|(layer, rooms, crates)| {
+        rooms.into_iter().map(move |path| Room { layer, path, crates: crates.clone() })
+    })
+    .collect()
+}
+
+fn room_of<'r>(rooms: &'r [Room], module: &str) -> Option<&'r Room> {
+    rooms.iter().find(|room| match room.path.strip_suffix('/') {
+        Some(folder) => module == folder || module.starts_with(&room.path),
+        None => module == room.path,
+    })
+}
+
+/// Every path in the tokens, as it is written, with the module it is written in.
+fn paths(tokens: TokenStream, module: &[String], found: &mut Vec<(Vec<String>, Vec<String>)>) {
+    let tokens: Vec<TokenTree> = tokens.into_iter().collect();
+    let is = |at: usize, c: char| matches!(tokens.get(at), Some(TokenTree::Punct(p)) if p.as_char() == c);
+    let colons = |at: usize| is(at, ':') && is(at + 1, ':');
+    let mut at = 0;
+    while at < tokens.len() {
+        match &tokens[at] {
+            TokenTree::Group(group) => paths(group.stream(), module, found),
+            TokenTree::Ident(ident) if ident == "use" => {
+                let end = (at..tokens.len()).find(|&at| is(at, ';')).expect("a use ends in a semicolon");
+                let mut leaves = Vec::new();
+                use_tree(&tokens[at + 1..end], &[], &mut leaves);
+                found.extend(leaves.into_iter().map(|path| (path, module.to_vec())));
+                at = end;
+            }
+            TokenTree::Ident(ident) if ident == "mod" => {
+                if let (Some(TokenTree::Ident(name)), Some(TokenTree::Group(body))) =
+                    (tokens.get(at + 1), tokens.get(at + 2))
+                {
+                    let mut inner = module.to_vec();
+                    inner.push(name.to_string());
+                    paths(body.stream(), &inner, found);
+                    at += 2;
+                }
+            }
+            TokenTree::Ident(first) => {
+                // What goes on from something else (`Vec::<u8>::new`, `<T as A>::b`) is no path of its own. But for an
+                // arrow, a `>` before the colons ends such a thing; an identifier is part of the path collected below.
+                let follows = at >= 3
+                    && colons(at - 2)
+                    && is(at - 3, '>')
+                    && !(at >= 4 && (is(at - 4, '-') || is(at - 4, '=')));
+                let mut path = vec![first.to_string()];
+                while colons(at + 1)
+                    && let Some(TokenTree::Ident(next)) = tokens.get(at + 3)
+                {
+                    path.push(next.to_string());
+                    at += 3;
+                }
+                if path.len() > 1 && !follows {
+                    found.push((path, module.to_vec()));
+                }
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+}
+
+/// Every path that a `use` names.
+fn use_tree(tokens: &[TokenTree], before: &[String], leaves: &mut Vec<Vec<String>>) {
+    let mut path = before.to_vec();
+    for token in tokens {
+        match token {
+            TokenTree::Ident(ident) if ident == "as" => break,
+            TokenTree::Ident(ident) if ident == "self" && !path.is_empty() => {}
+            TokenTree::Ident(ident) => path.push(ident.to_string()),
+            TokenTree::Group(group) if group.delimiter() == Delimiter::Brace => {
+                let inner: Vec<TokenTree> = group.stream().into_iter().collect();
+                for part in inner.split(|token| matches!(token, TokenTree::Punct(p) if p.as_char() == ',')) {
+                    if !part.is_empty() {
+                        use_tree(part, &path, leaves);
+                    }
+                }
+                return;
+            }
+            _ => {}
+        }
+    }
+    leaves.push(path);
+}
+
+/// The module of the library that a path leads to, or `None` if it leads out of it. `""` is the crate's front.
+fn target(path: &[String], module: &[String], modules: &BTreeSet<String>) -> Option<String> {
+    let mut place = Vec::new();
+    let mut rest = path;
+    match rest.first()?.as_str() {
+        "crate" => rest = &rest[1..],
+        "self" => {
+            place = module.to_vec();
+            rest = &rest[1..];
+        }
+        "super" => {
+            place = module.to_vec();
+            while rest.first().is_some_and(|part| part == "super") {
+                place.pop();
+                rest = &rest[1..];
+            }
+        }
+        first => {
+            let child = [module, &[first.to_owned()]].concat().join("/");
+            if !modules.contains(&child) {
+                return None;
+            }
+            place = module.to_vec();
+        }
+    }
+    for part in rest {
+        place.push(part.clone());
+        if !modules.contains(&place.join("/")) {
+            place.pop();
+            break;
+        }
+    }
+    // What is written inside of a file's own module, `tests` say, is the file's.
+    while !place.is_empty() && !modules.contains(&place.join("/")) {
+        place.pop();
+    }
+    Some(place.join("/"))
+}
+
+/// Everything in the source that the table of rooms does not allow.
+fn findings(sources: &Sources) -> Vec<String> {
+    let mut findings = Vec::new();
+    let rooms = rooms(&sources["lib"]);
+    let is_module = |name: &&String| *name != "lib" && !name.starts_with("bin/");
+    let modules: BTreeSet<String> = sources.keys().filter(is_module).cloned().collect();
+    let alone: BTreeSet<&String> = rooms.iter().flat_map(|room| &room.crates).collect();
+    for room in &rooms {
+        if !sources.keys().any(|module| room_of(std::slice::from_ref(room), module).is_some()) {
+            findings.push(format!("the table has {}, which is not there", room.path));
+        }
+    }
+    for (name, source) in sources {
+        if name == "lib" {
+            continue;
+        }
+        let in_bin = name.starts_with("bin/");
+        // A binary in a folder of its own is one room, all of it.
+        let room_name =
+            if in_bin { name.splitn(3, '/').take(2).collect::<Vec<_>>().join("/") } else { name.clone() };
+        let Some(room) = room_of(&rooms, &room_name) else {
+            findings.push(format!("{name} is in no layer: give it a place in the table"));
+            continue;
+        };
+        let tokens = TokenStream::from_str(source).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let module: Vec<String> = name.split('/').map(str::to_owned).collect();
+        let mut found = Vec::new();
+        paths(tokens, &module, &mut found);
+        for (path, module) in found {
+            let shown = path.join("::");
+            let first = &path[0];
+            if alone.contains(first) && !room.crates.contains(first) {
+                findings.push(format!("{name} uses {first} ({shown}), which another room is alone with"));
+            }
+            // A binary sees the library from outside.
+            if in_bin {
+                continue;
+            }
+            let Some(target) = target(&path, &module, &modules) else { continue };
+            if target.is_empty() {
+                findings.push(format!("{name} names {shown} by way of the crate's front"));
+                continue;
+            }
+            let used = room_of(&rooms, &target);
+            if used.is_some_and(|used| used.layer > room.layer) {
+                findings.push(format!("{name} (layer {}) uses {shown}, which is above it", room.layer));
+            }
+            if name.split('/').next() == Some("store") && target.split('/').next() == Some("airdrop") {
+                findings.push(format!("{name} uses {shown}: the store knows nothing of Airdrop"));
+            }
+        }
+    }
+    findings.sort();
+    findings.dedup();
+    findings
+}
+
+#[test]
+fn a_room_uses_only_rooms_on_its_own_layer_and_below() {
+    let findings = findings(&sources());
+    assert!(findings.is_empty(), "{}", findings.join("\n"));
+}
+
+#[test]
+fn lib_rs_lists_the_rooms_layer_by_layer() {
+    let sources = sources();
+    let rooms = rooms(&sources["lib"]);
+    let tokens: Vec<_> = TokenStream::from_str(&sources["lib"]).unwrap().into_iter().collect();
+    let listed: Vec<String> = tokens
+        .windows(3)
+        .filter_map(|window| match window {
+            [TokenTree::Ident(word), TokenTree::Ident(name), TokenTree::Punct(end)]
+                if word == "mod" && end.as_char() == ';' =>
+            {
+                Some(name.to_string())
+            }
+            _ => None,
+        })
+        .collect();
+    let top: BTreeSet<&str> =
+        sources.keys().filter(|name| *name != "lib" && !name.contains('/')).map(String::as_str).collect();
+    assert_eq!(listed.iter().map(String::as_str).collect::<BTreeSet<_>>(), top);
+    let layers: Vec<u32> = listed.iter().map(|name| room_of(&rooms, name).unwrap().layer).collect();
+    assert!(layers.is_sorted(), "{listed:?} are of layers {layers:?}");
+}
+
+/// The source with a line added to a module.
+fn with(module: &str, line: &str) -> Sources {
+    let mut sources = sources();
+    let source = sources.entry(module.to_owned()).or_default();
+    source.push('\n');
+    source.push_str(line);
+    sources
+}
+
+#[test]
+fn what_is_not_allowed_is_found() {
+    for (module, line, finding) in [
+        ("store/tables", "use crate::airdrop::serve;", "which is above it"),
+        ("store/tables", "use super::run::Run;", "which is above it"),
+        ("store/rows", "use super::{codec, batches::{self, Batch as B}};", "uses super::batches"),
+        ("store/codec", "use super::super::store::Run;", "which is above it"),
+        ("model", "fn f() { assert!(crate::record::Record::flat(&1).is_ok()); }", "crate::record::Record"),
+        (
+            "model",
+            "mod tests { use super::super::clock; use super::super::artifact; }",
+            "artifact, which is above",
+        ),
+        ("clock", "macro_rules! m { () => { $crate::store::Store } }", "crate::store::Store"),
+        ("error", "use crate::Store;", "by way of the crate's front"),
+        ("store/run", "use crate::airdrop::event::Event;", "knows nothing of Airdrop"),
+        ("store/run", "fn f() -> ::redb::Database { todo!() }", "store/run uses redb"),
+        ("store/batches", "use flate2::{Crc};", "store/batches uses flate2"),
+        ("airdrop/serve", "fn f() { bincode::serde::encode_to_vec(1, 2); }", "airdrop/serve uses bincode"),
+        ("airdrop/serve", "fn f() { println!(\"{:?}\", clap::Command::new(\"a\")); }", "uses clap"),
+        ("model", "#[derive(thiserror::Error)] struct E;", "model uses thiserror"),
+        ("bin/highwater-dump", "use redb::Database;", "uses redb"),
+        ("store/manager", "", "store/manager is in no layer"),
+        ("manager", "", "manager is in no layer"),
+    ] {
+        let findings = findings(&with(module, line));
+        assert!(findings.iter().any(|found| found.contains(finding)), "{module}: {line}: {findings:?}");
+    }
+    let mut without_disk = sources();
+    without_disk.remove("store/disk");
+    assert!(findings(&without_disk).iter().any(|found| found.contains("which is not there")));
+}
+
+#[test]
+fn what_is_only_spoken_of_is_not_used() {
+    let line = r##"
+        /// As [`crate::airdrop::serve`] has it, with redb::Database.
+        // use crate::airdrop::serve;
+        const A: &str = "crate::airdrop::serve"; /* use redb::Database; */
+        const B: &str = r#"use crate::testing::Explore;"#;
+        fn f() { std::redb::clap(); <Vec<u8> as IntoIterator>::redb::x(); }
+    "##;
+    assert_eq!(findings(&with("model", line)), Vec::<String>::new());
+}
