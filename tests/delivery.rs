@@ -182,13 +182,8 @@ fn whatever_a_killed_life_tried_a_later_one_does_not_know() {
             world.airdrop.answer(Call::Confirm, 0, Answer::Refused(400));
         }
         let outcome = start(&world, &mut source);
-        assert_eq!(
-            (outcome.kind, world.airdrop.uploads()),
-            match refused {
-                true => (OutcomeKind::Error, 1),
-                false => (OutcomeKind::Done, 1),
-            }
-        );
+        let expected = if refused { OutcomeKind::Error } else { OutcomeKind::Done };
+        assert_eq!((outcome.kind, world.airdrop.uploads()), (expected, 1));
         if refused {
             assert!(world.airdrop.last().error().contains("artifact-0"));
             assert_eq!(go_on(&world, &mut source, "2").kind, OutcomeKind::Done);

@@ -461,3 +461,6 @@ pub(crate) struct LedgerType {
     pub(crate) announced: u64,
     pub(crate) artifacts: u64,
 }
+
+#[cfg(test)]
+mod tests;

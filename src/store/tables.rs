@@ -36,6 +36,8 @@ const MAGIC: [u8; 9] = *b"redb\x1A\x0A\xA9\x0D\x0A";
 /// Set in the byte after them from when a file is opened until it is closed.
 const LEFT_OPEN: u8 = 2;
 const FORMAT_KEY: &str = "format";
+/// Tries at creating a store beside others who do.
+const CREATE_TRIES: u32 = 20;
 
 /// An open file of tables.
 #[derive(Debug)]
@@ -54,7 +56,9 @@ impl Tables {
     /// Opens the file, or creates it if there is none.
     pub(crate) fn open(path: &Path, cache_bytes: usize) -> Result<Self> {
         let shown = path.display();
+        let mut tries = 0;
         loop {
+            tries += 1;
             match std::fs::metadata(path) {
                 Ok(_) => {
                     check_magic(path)?;
@@ -63,9 +67,11 @@ impl Tables {
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     if let Err(error) = create(path, cache_bytes) {
-                        // Somebody else's new store stands there now, or a sweeper took ours for a dead one's.
+                        // Somebody else's new store stands there now, or a sweeper took ours for a dead one's. Or
+                        // the path is one where nothing can be: a link that leads nowhere.
                         if !matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound)
                             || !parent(path).is_dir()
+                            || tries >= CREATE_TRIES
                         {
                             return Err(Error::io(format!("create the store {shown}"), error));
                         }
@@ -530,6 +536,7 @@ fn storage_error(path: &Path, action: &str, error: &redb::Error) -> Error {
     let shown = path.display();
     match error {
         redb::Error::Corrupted(reason) => Error::Corrupt { what: shown.to_string(), reason: reason.clone() },
+        // Every read is of bytes that must be there.
         redb::Error::Io(cause) if cause.kind() == io::ErrorKind::UnexpectedEof => Error::Corrupt {
             what: shown.to_string(),
             reason: "it ends before what it should hold: it was cut short".to_owned(),

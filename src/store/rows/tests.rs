@@ -1,0 +1,583 @@
+//! Every row to its byte, and every byte of a row.
+
+use std::fmt::Debug;
+
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
+
+use super::*;
+
+/// CRC-32 as it is defined (polynomial edb88320), a bit at a time.
+fn crc32(bytes: &[u8]) -> u32 {
+    let mut crc = u32::MAX;
+    for byte in bytes {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 };
+        }
+    }
+    !crc
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    digits.map(|digit| char::from_digit(digit.into(), 16).unwrap()).collect()
+}
+
+/// Holds a row to its bytes: the version, the checksum, and then each field. What is in a store out there is
+/// written so; a test that has to be changed here is a new version of the row.
+fn golden<R: Row + PartialEq + Debug>(row: &R, checksum: u32, fields: &[(&str, &str)]) {
+    let bytes = row.to_bytes().unwrap();
+    let body: String = fields.iter().map(|(_, bytes)| bytes.replace(' ', "")).collect();
+    assert_eq!(hex(&bytes[5..]), body, "{row:?}");
+    assert_eq!(bytes[0], 1);
+    let mut whole = vec![1];
+    whole.extend_from_slice(&bytes[5..]);
+    assert_eq!(bytes[1..5], crc32(&whole).to_le_bytes());
+    assert_eq!(crc32(&whole), checksum, "{:08x}", crc32(&whole));
+    assert_eq!(&R::from_bytes(&bytes).unwrap(), row);
+}
+
+// Integers: below 251 one byte; else fb, fc or fd and 2, 4 or 8 bytes, little-endian. Signed ones are zigzagged
+// before (0, -1, 1, -2: 0, 1, 2, 3). A u8 is a byte. An option is 0, or 1 and the value. An enum is the number of
+// its variant, from 0, and what it holds. Text, bytes and lists are their length and what is in them.
+
+#[test]
+fn golden_bytes_of_rows_about_the_file_and_its_units() {
+    golden(
+        &FormatRow { format: 1, next_unit: 300 },
+        0xb459_7ec1,
+        &[("format", "01"), ("next_unit", "fb 2c01")],
+    );
+    golden(
+        &UnitRow {
+            no: 7,
+            created_at: Micros(1_700_000_000_000_000),
+            run: Some(2),
+            next_run: 3,
+            next_message: 65_536,
+            watermark: Some(Micros(-1)),
+        },
+        0xf3ee_ef83,
+        &[
+            ("no", "07"),
+            ("created_at", "fd 00803c3048140c00"),
+            ("run", "01 02"),
+            ("next_run", "03"),
+            ("next_message", "fc 00000100"),
+            ("watermark", "01 01"),
+        ],
+    );
+    golden(&RunIdRow { run: 250 }, 0x05aa_38bc, &[("run", "fa")]);
+    golden(
+        &BookmarkRow { json: r#"{"a":1}"#.to_owned(), run: 251 },
+        0xc1aa_aaa2,
+        &[("json", "07 7b2261223a317d"), ("run", "fb fb00")],
+    );
+    golden(&Json("\"\u{e9}\"".to_owned()), 0xc835_d745, &[("text, without its length", "22 c3a9 22")]);
+    golden(&Payload(vec![0x1f, 0x8b, 0]), 0x56f5_1db4, &[("bytes, without their number", "1f8b00")]);
+}
+
+#[test]
+fn golden_bytes_of_a_run() {
+    let mut done = Phases::default();
+    done.insert(Phase::Metadata);
+    done.insert(Phase::Data);
+    golden(
+        &RunRow {
+            id: "r1".to_owned(),
+            status: RunStatus::Abandoned,
+            started_at: Micros(64),
+            ended_at: Some(Micros(-65)),
+            since: None,
+            since_ignored: Some(Micros(1)),
+            epoch: 4,
+            lost: true,
+            phase: Some(Phase::Attachments),
+            done,
+            pages: 5,
+            next_seq: 6,
+            next_chunk: 7,
+            open_batches: 8,
+            not_before: Some(NotBefore { at: Micros(9), asked_seconds: 10 }),
+            progress: Some(255),
+            events: 11,
+            event: Some("e".to_owned()),
+            events_reused: 12,
+            first_message: 13,
+            message: Some(14),
+            artifacts_max: Some(15),
+        },
+        0x05b5_cbeb,
+        &[
+            ("id", "02 7231"),
+            ("status", "02"),
+            ("started_at", "80"),
+            ("ended_at", "01 81"),
+            ("since", "00"),
+            ("since_ignored", "01 02"),
+            ("epoch", "04"),
+            ("lost", "01"),
+            ("phase", "01 03"),
+            ("done, a bit for each phase", "06"),
+            ("pages", "05"),
+            ("next_seq", "06"),
+            ("next_chunk", "07"),
+            ("open_batches", "08"),
+            ("not_before: at, asked_seconds", "01 12 0a"),
+            ("progress", "01 ff"),
+            ("events", "0b"),
+            ("event", "01 01 65"),
+            ("events_reused", "0c"),
+            ("first_message", "0d"),
+            ("message", "01 0e"),
+            ("artifacts_max", "01 0f"),
+        ],
+    );
+    golden(
+        &StreamRow {
+            phase: Phase::ExternalSyncUnits,
+            cursor: Some("7".to_owned()),
+            exhausted: false,
+            pages: 1,
+            items: 2,
+            bookmark: None,
+        },
+        0xbcac_b4df,
+        &[
+            ("phase", "00"),
+            ("cursor", "01 01 37"),
+            ("exhausted", "00"),
+            ("pages", "01"),
+            ("items", "02"),
+            ("bookmark", "00"),
+        ],
+    );
+    golden(
+        &TypeRow {
+            read: 1,
+            batched: 2,
+            confirmed: 3,
+            announced: 4,
+            batches: 5,
+            artifacts_announced: 6,
+            open_items: 7,
+            open_bytes: 8,
+            last_artifact: Some("a".to_owned()),
+        },
+        0x4955_853f,
+        &[
+            ("read, batched, confirmed, announced", "01 02 03 04"),
+            ("batches, artifacts_announced", "05 06"),
+            ("open_items, open_bytes", "07 08"),
+            ("last_artifact", "01 01 61"),
+        ],
+    );
+}
+
+#[test]
+fn golden_bytes_of_chunks_and_batches() {
+    let dates = Dates { created: Some((Micros(1), Micros(2))), modified: None };
+    golden(
+        &ChunkRow { items: 1, dates, lines: b"{}\n".to_vec() },
+        0xebc2_8250,
+        &[("items", "01"), ("dates", "01 02 04 00"), ("lines", "03 7b7d0a")],
+    );
+    golden(
+        &BatchRow {
+            item_type: "t".to_owned(),
+            stream: "s".to_owned(),
+            epoch: 1,
+            items: 2,
+            line_bytes: 3,
+            gzip_bytes: 4,
+            dates,
+            cursor_after: None,
+            state: BatchState::Announced(5),
+            artifact: Some("a".to_owned()),
+            uploaded_in: 6,
+            given_up: 7,
+        },
+        0xe7a5_9ec1,
+        &[
+            ("item_type, stream", "01 74 01 73"),
+            ("epoch", "01"),
+            ("items, line_bytes, gzip_bytes", "02 03 04"),
+            ("dates", "01 02 04 00"),
+            ("cursor_after", "00"),
+            ("state: announced, the message", "03 05"),
+            ("artifact", "01 01 61"),
+            ("uploaded_in, given_up", "06 07"),
+        ],
+    );
+    for (state, byte) in [(BatchState::Staged, 0), (BatchState::Uploaded, 1), (BatchState::Confirmed, 2)] {
+        assert_eq!(codec::encode(1, &state).unwrap()[5..], [byte]);
+    }
+}
+
+#[test]
+fn golden_bytes_of_the_conversation() {
+    golden(
+        &EventRow { order: 1, accepted_at: Micros(2), message: None },
+        0xfc56_174a,
+        &[("order", "01"), ("accepted_at", "04"), ("message", "00")],
+    );
+    golden(
+        &MessageRow {
+            run: 1,
+            phase: Phase::Data,
+            event: "e".to_owned(),
+            kind: MessageKind::Error,
+            event_type: "T".to_owned(),
+            fate: MessageFate::Delivered { times: 2 },
+            sealed_at: Micros(3),
+            artifacts: 4,
+            finishes: true,
+            key: "k".to_owned(),
+            body: b"{}".to_vec(),
+        },
+        0xdf36_bece,
+        &[
+            ("run", "01"),
+            ("phase", "02"),
+            ("event", "01 65"),
+            ("kind", "03"),
+            ("event_type", "01 54"),
+            ("fate: delivered, times", "01 02"),
+            ("sealed_at", "06"),
+            ("artifacts", "04"),
+            ("finishes", "01"),
+            ("key", "01 6b"),
+            ("body", "02 7b7d"),
+        ],
+    );
+    for (kind, byte) in [(MessageKind::Done, 0), (MessageKind::Progress, 1), (MessageKind::Delay, 2)] {
+        assert_eq!(codec::encode(1, &kind).unwrap()[5..], [byte]);
+    }
+    for (fate, byte) in [(MessageFate::Sealed, 0), (MessageFate::Proven, 2)] {
+        assert_eq!(codec::encode(1, &fate).unwrap()[5..], [byte]);
+    }
+    golden(
+        &LedgerRow {
+            id: "r".to_owned(),
+            status: RunStatus::Finished,
+            started_at: Micros(1),
+            ended_at: Micros(2),
+            since: None,
+            watermark: Some(Micros(3)),
+            epochs: 4,
+            pages: 5,
+            events: 6,
+            events_reused: 7,
+            types: vec![LedgerType { item_type: "t".to_owned(), read: 8, announced: 9, artifacts: 10 }],
+        },
+        0x53b3_9458,
+        &[
+            ("id", "01 72"),
+            ("status", "01"),
+            ("started_at, ended_at", "02 04"),
+            ("since", "00"),
+            ("watermark", "01 06"),
+            ("epochs, pages, events, events_reused", "04 05 06 07"),
+            ("types: how many", "01"),
+            ("item_type, read, announced, artifacts", "01 74 08 09 0a"),
+        ],
+    );
+}
+
+fn micros() -> impl Strategy<Value = Micros> {
+    any::<i64>().prop_map(Micros)
+}
+
+fn phase() -> impl Strategy<Value = Phase> {
+    prop::sample::select(Phase::ALL.to_vec())
+}
+
+fn status() -> impl Strategy<Value = RunStatus> {
+    prop::sample::select(vec![RunStatus::Open, RunStatus::Finished, RunStatus::Abandoned])
+}
+
+fn phases() -> impl Strategy<Value = Phases> {
+    vec(phase(), 0..4).prop_map(|list| {
+        list.into_iter().fold(Phases::default(), |mut phases, phase| {
+            phases.insert(phase);
+            phases
+        })
+    })
+}
+
+fn dates() -> impl Strategy<Value = Dates> {
+    let range = || option::of((micros(), micros()));
+    (range(), range()).prop_map(|(created, modified)| Dates { created, modified })
+}
+
+fn run_row() -> impl Strategy<Value = RunRow> {
+    let times = (micros(), option::of(micros()), option::of(micros()), option::of(micros()));
+    let numbers = (any::<[u64; 8]>(), option::of(any::<u64>()), option::of(any::<u64>()));
+    let not_before = option::of((micros(), any::<u64>()));
+    let said = (option::of(any::<u8>()), option::of(any::<String>()), any::<String>());
+    let stands = (status(), any::<bool>(), option::of(phase()), phases());
+    (times, numbers, not_before, said, stands).prop_map(
+        |(times, (numbers, message, artifacts_max), not_before, (progress, event, id), stands)| {
+            let (started_at, ended_at, since, since_ignored) = times;
+            let (status, lost, phase, done) = stands;
+            let [epoch, pages, next_seq, next_chunk, open_batches, events, events_reused, first_message] =
+                numbers;
+            let not_before = not_before.map(|(at, asked_seconds)| NotBefore { at, asked_seconds });
+            RunRow {
+                id,
+                status,
+                started_at,
+                ended_at,
+                since,
+                since_ignored,
+                epoch,
+                lost,
+                phase,
+                done,
+                pages,
+                next_seq,
+                next_chunk,
+                open_batches,
+                not_before,
+                progress,
+                events,
+                event,
+                events_reused,
+                first_message,
+                message,
+                artifacts_max,
+            }
+        },
+    )
+}
+
+fn batch_row() -> impl Strategy<Value = BatchRow> {
+    let state = prop_oneof![
+        Just(BatchState::Staged),
+        Just(BatchState::Uploaded),
+        Just(BatchState::Confirmed),
+        any::<u64>().prop_map(BatchState::Announced),
+    ];
+    let names = (any::<[String; 2]>(), option::of(any::<String>()), option::of(any::<String>()));
+    (names, any::<[u64; 4]>(), any::<[u32; 2]>(), dates(), state).prop_map(
+        |(([item_type, stream], cursor_after, artifact), numbers, [items, given_up], dates, state)| {
+            let [epoch, line_bytes, gzip_bytes, uploaded_in] = numbers;
+            BatchRow {
+                item_type,
+                stream,
+                epoch,
+                items,
+                line_bytes,
+                gzip_bytes,
+                dates,
+                cursor_after,
+                state,
+                artifact,
+                uploaded_in,
+                given_up,
+            }
+        },
+    )
+}
+
+fn message_row() -> impl Strategy<Value = MessageRow> {
+    let fate = prop_oneof![
+        Just(MessageFate::Sealed),
+        any::<u32>().prop_map(|times| MessageFate::Delivered { times }),
+        Just(MessageFate::Proven),
+    ];
+    let kinds = [MessageKind::Done, MessageKind::Progress, MessageKind::Delay, MessageKind::Error];
+    let names = (any::<[String; 3]>(), vec(any::<u8>(), 0..200));
+    (any::<[u64; 2]>(), phase(), names, prop::sample::select(kinds.to_vec()), fate, micros(), any::<bool>())
+        .prop_map(
+            |([run, artifacts], phase, ([event, event_type, key], body), kind, fate, sealed_at, finishes)| {
+                MessageRow {
+                    run,
+                    phase,
+                    event,
+                    kind,
+                    event_type,
+                    fate,
+                    sealed_at,
+                    artifacts,
+                    finishes,
+                    key,
+                    body,
+                }
+            },
+        )
+}
+
+fn ledger_row() -> impl Strategy<Value = LedgerRow> {
+    let types = vec((any::<String>(), any::<[u64; 3]>()), 0..4).prop_map(|types| {
+        let of = |(item_type, [read, announced, artifacts]): (String, [u64; 3])| LedgerType {
+            item_type,
+            read,
+            announced,
+            artifacts,
+        };
+        types.into_iter().map(of).collect()
+    });
+    let times = (micros(), micros(), option::of(micros()), option::of(micros()));
+    (any::<String>(), status(), times, any::<[u64; 4]>(), types).prop_map(
+        |(id, status, (started_at, ended_at, since, watermark), numbers, types)| {
+            let [epochs, pages, events, events_reused] = numbers;
+            LedgerRow {
+                id,
+                status,
+                started_at,
+                ended_at,
+                since,
+                watermark,
+                epochs,
+                pages,
+                events,
+                events_reused,
+                types,
+            }
+        },
+    )
+}
+
+/// Reads back as it was; and with any byte changed, cut or added, as an error.
+fn survives<R: Row + PartialEq + Debug>(row: &R, flip: u8, noise: &[u8]) {
+    let bytes = row.to_bytes().unwrap();
+    assert_eq!(&R::from_bytes(&bytes).unwrap(), row);
+    let flip = flip.max(1);
+    for at in 0..bytes.len() {
+        let mut flipped = bytes.clone();
+        flipped[at] ^= flip;
+        assert!(R::from_bytes(&flipped).is_err(), "byte {at} of {}", hex(&bytes));
+        assert!(R::from_bytes(&bytes[..at]).is_err(), "cut to {at} of {}", hex(&bytes));
+    }
+    let mut longer = bytes;
+    longer.push(flip);
+    assert!(R::from_bytes(&longer).is_err());
+    // What is whole but was never a row: whatever it is taken for, it is not the end of the process.
+    drop(R::from_bytes(&codec::seal(1, noise)));
+}
+
+fn config() -> ProptestConfig {
+    let failures = FileFailurePersistence::Direct("proptest-regressions/rows.txt");
+    ProptestConfig { cases: 64, failure_persistence: Some(Box::new(failures)), ..ProptestConfig::default() }
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn a_row_reads_back_as_it_was_and_any_byte_flipped_or_cut_is_an_error(
+        (run, batch, message, ledger) in (run_row(), batch_row(), message_row(), ledger_row()),
+        (texts, numbers, small, times) in
+            (any::<[String; 3]>(), any::<[u64; 9]>(), any::<u32>(), any::<[Option<i64>; 2]>()),
+        (phase, exhausted, dates, bytes) in
+            (phase(), any::<bool>(), dates(), vec(any::<u8>(), 0..300)),
+        flip: u8,
+        noise in prop_oneof![
+            vec(any::<u8>(), 0..80),
+            // Lengths that no body has.
+            vec(prop::sample::select(vec![0_u8, 1, 2, 250, 251, 252, 253, 254, 255]), 0..80),
+        ],
+    ) {
+        let noise = &noise;
+        let [one, two, three] = texts;
+        let [a, b, c, d, e, f, g, h, _] = numbers;
+        let [created, watermark] = times.map(|time| time.map(Micros));
+        survives(&run, flip, noise);
+        survives(&batch, flip, noise);
+        survives(&message, flip, noise);
+        survives(&ledger, flip, noise);
+        survives(&FormatRow { format: small, next_unit: a }, flip, noise);
+        let created_at = created.unwrap_or(Micros(i64::MIN));
+        survives(
+            &UnitRow { no: a, created_at, run: Some(b), next_run: c, next_message: d, watermark },
+            flip,
+            noise,
+        );
+        survives(&RunIdRow { run: a }, flip, noise);
+        survives(
+            &StreamRow { phase, cursor: Some(one.clone()), exhausted, pages: a, items: b, bookmark: None },
+            flip,
+            noise,
+        );
+        survives(
+            &TypeRow {
+                read: a,
+                batched: b,
+                confirmed: c,
+                announced: d,
+                batches: e,
+                artifacts_announced: f,
+                open_items: small,
+                open_bytes: g,
+                last_artifact: Some(two.clone()),
+            },
+            flip,
+            noise,
+        );
+        survives(&ChunkRow { items: small, dates, lines: bytes.clone() }, flip, noise);
+        survives(&BookmarkRow { json: two, run: h }, flip, noise);
+        survives(&EventRow { order: a, accepted_at: created_at, message: Some(b) }, flip, noise);
+        survives(&Json(three), flip, noise);
+        survives(&Payload(bytes), flip, noise);
+    }
+
+    #[test]
+    fn keys_are_in_the_order_of_their_parts(
+        (a, b) in (any::<[u64; 3]>(), any::<[u64; 3]>()),
+        (name, other) in (name(), name()),
+    ) {
+        let key = |parts: &[u64; 3]| Key::unit(parts[0]).and_number(parts[1]).and_number(parts[2]);
+        prop_assert_eq!(key(&a).cmp(&key(&b)), a.cmp(&b));
+        let named = |parts: &[u64; 3], name: &str| Key::unit(parts[0]).and_number(parts[1]).and_name(name);
+        prop_assert_eq!(named(&a, &name).cmp(&named(&a, &other)), name.cmp(&other));
+        let chunk = |name: &str, number| Key::unit(a[0]).and_number(a[1]).and_inner_name(name).and_number(number);
+        prop_assert_eq!(chunk(&name, a[2]).cmp(&chunk(&name, b[2])), a[2].cmp(&b[2]));
+        prop_assert_eq!(number_of(&a[0].to_be_bytes()), Ok(a[0]));
+        prop_assert_eq!(name_of(name.as_bytes()), Ok(name.as_str()));
+    }
+
+    /// A range holds what belongs to its unit, run or item type, and nothing of another, however names begin.
+    #[test]
+    fn a_range_holds_its_own_and_nothing_else(
+        units in any::<[u8; 2]>(),
+        runs in any::<[u64; 2]>(),
+        (name, suffix) in (name(), name()),
+        number: u64,
+    ) {
+        let longer = format!("{name}{suffix}");
+        let within = |prefix: &Key, key: &Key| {
+            key >= prefix && prefix.end().is_none_or(|end| *key < end)
+        };
+        // Units and runs at the edges, where a carry goes through all bytes.
+        for unit in [units[0].into(), u64::MAX - u64::from(units[0]), 0xff, 0xffff] {
+            for other in [units[1].into(), u64::MAX - u64::from(units[1]), 0x100] {
+                let key = Key::unit(other).and_number(runs[0]).and_name(&name);
+                prop_assert_eq!(within(&Key::unit(unit), &key), unit == other);
+                let run = Key::unit(unit).and_number(runs[0]);
+                let key = Key::unit(other).and_number(runs[1]).and_name(&longer);
+                prop_assert_eq!(within(&run, &key), (unit, runs[0]) == (other, runs[1]));
+                let of_type = |name: &str| Key::unit(unit).and_number(runs[0]).and_inner_name(name);
+                prop_assert!(within(&of_type(&name), &of_type(&name).and_number(number)));
+                prop_assert!(!within(&of_type(&name), &of_type(&longer).and_number(number)));
+                prop_assert!(!within(&of_type(&longer), &of_type(&name).and_number(number)));
+            }
+        }
+    }
+}
+
+/// As `check_name` lets them through: not empty, and without control characters.
+fn name() -> impl Strategy<Value = String> {
+    "[^\\p{Cc}]{1,12}"
+}
+
+#[test]
+fn the_end_of_a_range_carries_and_the_last_range_has_none() {
+    assert_eq!(Key(vec![1, 0xff, 0xff]).end(), Some(Key(vec![2])));
+    assert_eq!(Key(vec![0xff, 0xff]).end(), None);
+    assert!(number_of(&[0; 7]).is_err() && number_of(&[0; 9]).is_err());
+    assert!(name_of(&[0xff]).is_err());
+}
