@@ -173,6 +173,14 @@ pub enum Error {
         /// What was expected there.
         expected: String,
     },
+    /// The platform did not take a checkpoint. Nothing was sent that it would have held; the same event resumes.
+    #[error("the checkpoint of {sync_unit} was not saved: {reason}")]
+    NotSaved {
+        /// The sync unit.
+        sync_unit: String,
+        /// What the platform said.
+        reason: String,
+    },
     /// The platform did not take a message. It stays sealed (or, refused for good, its artifacts go into the
     /// next one), so that the same event can be served again.
     #[error("the message {message} was not accepted: {reason}")]
@@ -266,7 +274,9 @@ impl Error {
             | Error::NotAnswered { .. } => ErrorKind::Invalid,
             Error::Fetch { .. } | Error::Worker { .. } => ErrorKind::Fetch,
             Error::Fenced { .. } | Error::StaleEvent { .. } => ErrorKind::Fenced,
-            Error::NotDelivered { .. } | Error::SyncFailed { .. } => ErrorKind::Retry,
+            Error::NotDelivered { .. } | Error::NotSaved { .. } | Error::SyncFailed { .. } => {
+                ErrorKind::Retry
+            }
         }
     }
 

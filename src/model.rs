@@ -26,6 +26,10 @@ pub const ID_BYTES_MAX: usize = 512;
 pub const OPEN_BATCHES_MAX: u64 = 256;
 /// Bytes of a message at which no more artifacts are taken in.
 pub const MESSAGE_BYTES_SOFT: usize = 160_000;
+/// Bytes of a checkpoint at which an invocation ends.
+pub const CHECKPOINT_BYTES_SOFT: usize = 600_000;
+/// Bytes of a checkpoint over which it is not saved.
+pub const CHECKPOINT_BYTES_MAX: usize = 900_000;
 /// Bytes of a message that the platform's queue carries at most.
 pub const MESSAGE_BYTES_MAX: usize = 200_000;
 /// Finished and abandoned runs whose figures the ledger keeps, per sync unit.
@@ -288,6 +292,14 @@ pub enum Rule {
     AbandonedLeavesWatermark,
     /// The unit is keyed by `sync_unit_id`.
     KeyedBySyncUnit,
+    /// Without a disk: only what a saved checkpoint names is confirmed.
+    ConfirmAfterSave,
+    /// Without a disk: only a message that a saved checkpoint holds is sent.
+    SendAfterSave,
+    /// Without a disk: a checkpoint stands between pages.
+    CutAtPages,
+    /// Without a disk: the holder's token is compared for equality, not for being newer.
+    HolderToken,
 }
 
 #[cfg(test)]

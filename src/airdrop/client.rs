@@ -23,7 +23,7 @@ use ureq::{Agent, SendBody};
 
 use crate::airdrop::event::{Event, Secret, wrong};
 use crate::airdrop::message::LIBRARY_VERSION;
-use crate::airdrop::platform::{Body, Fate, Platform, PlatformError, SealedMessage, Upload};
+use crate::airdrop::platform::{Body, Fate, Platform, PlatformError, SealedMessage, Upload, WorkerState};
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, Result};
 use crate::model::{ArtifactId, BATCH_BYTES_MAX};
@@ -82,15 +82,6 @@ impl fmt::Debug for Client {
             .field("transfer_timeout", &self.transfer_timeout)
             .finish_non_exhaustive()
     }
-}
-
-/// What the platform keeps for a sync unit.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct WorkerState {
-    /// The state, JSON text of ours or of another library; none if none was saved yet.
-    pub state: Option<String>,
-    /// The extraction scope, JSON text: `{"<item type>":{"extract":false}}`.
-    pub objects: Option<String>,
 }
 
 impl Client {
@@ -178,40 +169,6 @@ impl Client {
             return Err(PlatformError::Refused { status: NOT_SENT, reason });
         }
         Ok(bytes)
-    }
-
-    /// Fetches what the platform keeps for the event's sync unit; none if it keeps nothing yet.
-    ///
-    /// # Errors
-    /// What became of the attempt.
-    pub fn worker_state(&self) -> Attempt<Option<WorkerState>> {
-        let step = "fetching the worker state";
-        let (address, query) = self.worker_data(".get")?;
-        let query = query.each_ref().map(|(name, value)| (*name, value.as_str()));
-        let request = self.get(&address, &query).header("Authorization", self.token.expose());
-        let answer = request.call();
-        let response = match self.succeeded(step, answer.map_err(|e| self.lost(step, &e, Fate::NotApplied))) {
-            Err(PlatformError::Refused { status: 404, .. }) => return Ok(None),
-            response => response?,
-        };
-        let mut answer = self.json(step, response, STATE_ANSWER_BYTES_MAX)?;
-        let mut text = |name: &str| match answer.get_mut(name).map(Value::take) {
-            None | Some(Value::Null) => None,
-            Some(Value::String(text)) => Some(text),
-            Some(bare) => Some(bare.to_string()),
-        };
-        Ok(Some(WorkerState { state: text("state"), objects: text("objects") }))
-    }
-
-    /// Saves `state`, JSON text, for the event's sync unit, in place of what was there.
-    ///
-    /// # Errors
-    /// What became of the attempt.
-    pub fn save_worker_state(&self, state: &str) -> Attempt<()> {
-        let (address, query) = self.worker_data(".update")?;
-        let query = query.each_ref().map(|(name, value)| (*name, value.as_str()));
-        let request = self.post(&address, &query).header("Authorization", self.token.expose());
-        self.tell("saving the worker state", request, &json!({ "state": state }).to_string())
     }
 
     /// Creates the starting recipe blueprint that an initial domain mapping holds, and says its id; none if it holds
@@ -448,6 +405,32 @@ impl Client {
 }
 
 impl Platform for Client {
+    fn worker_state(&self) -> Attempt<Option<WorkerState>> {
+        let step = "fetching the worker state";
+        let (address, query) = self.worker_data(".get")?;
+        let query = query.each_ref().map(|(name, value)| (*name, value.as_str()));
+        let request = self.get(&address, &query).header("Authorization", self.token.expose());
+        let answer = request.call();
+        let response = match self.succeeded(step, answer.map_err(|e| self.lost(step, &e, Fate::NotApplied))) {
+            Err(PlatformError::Refused { status: 404, .. }) => return Ok(None),
+            response => response?,
+        };
+        let mut answer = self.json(step, response, STATE_ANSWER_BYTES_MAX)?;
+        let mut text = |name: &str| match answer.get_mut(name).map(Value::take) {
+            None | Some(Value::Null) => None,
+            Some(Value::String(text)) => Some(text),
+            Some(bare) => Some(bare.to_string()),
+        };
+        Ok(Some(WorkerState { state: text("state"), objects: text("objects") }))
+    }
+
+    fn save_worker_state(&self, state: &str) -> Attempt<()> {
+        let (address, query) = self.worker_data(".update")?;
+        let query = query.each_ref().map(|(name, value)| (*name, value.as_str()));
+        let request = self.post(&address, &query).header("Authorization", self.token.expose());
+        self.tell("saving the worker state", request, &json!({ "state": state }).to_string())
+    }
+
     fn upload(&self, upload: Upload<'_>) -> Attempt<ArtifactId> {
         let file_name = short_file_name(upload.file_name);
         let content_type = match HeaderValue::from_str(upload.content_type) {

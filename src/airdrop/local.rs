@@ -59,7 +59,7 @@ use serde_json::Value;
 use tempfile::NamedTempFile;
 
 use self::lines::Lines;
-use crate::airdrop::platform::{Body, Fate, Platform, PlatformError, SealedMessage, Upload};
+use crate::airdrop::platform::{Body, Fate, Platform, PlatformError, SealedMessage, Upload, WorkerState};
 use crate::error::{Error, Result, chain};
 use crate::model::{ArtifactId, ID_BYTES_MAX, MESSAGE_BYTES_MAX, Phase};
 
@@ -262,41 +262,6 @@ impl Local {
         fs::read(&path).map_err(|error| Error::io(format!("read {}", path.display()), error))
     }
 
-    /// The worker state that was saved last.
-    ///
-    /// # Errors
-    /// `Retry` if the disk refuses.
-    pub fn worker_state(&self) -> Result<Option<String>, PlatformError> {
-        let path = self.dir.join("worker_state.json");
-        match fs::read_to_string(&path) {
-            Ok(state) => Ok(Some(state)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(unknown(&Error::io(format!("read {}", path.display()), error))),
-        }
-    }
-
-    /// Saves the worker state in place of the one before. A directory has one, so it serves one sync unit.
-    ///
-    /// # Durability
-    /// When this returns `Ok`, the new state survives power loss; a kill leaves the old one or the new one.
-    ///
-    /// # Errors
-    /// `Refused` with 413 over [`WORKER_STATE_BYTES_MAX`] bytes, with 400 if it is not JSON; `Retry` if the disk
-    /// refuses.
-    pub fn save_worker_state(&self, state: &str) -> Result<(), PlatformError> {
-        if state.len() > WORKER_STATE_BYTES_MAX {
-            return refuse(
-                413,
-                format!("the worker state is {} bytes, the limit is {WORKER_STATE_BYTES_MAX}", state.len()),
-            );
-        }
-        if let Err(error) = serde_json::from_str::<serde::de::IgnoredAny>(state) {
-            return refuse(400, format!("the worker state is not JSON: {error}"));
-        }
-        let held = self.hold().map_err(|error| unknown(&error))?;
-        self.replace(&held, "worker_state.json", state.as_bytes()).map_err(|error| unknown(&error))
-    }
-
     /// Takes the directory's lock, and reads what others have added.
     fn hold(&self) -> Result<Held<'_>> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -467,6 +432,30 @@ impl Platform for Local {
         }
         self.check(&held, message)?;
         held.accept(&message.key, &line).map_err(|error| unknown(&error))
+    }
+
+    fn worker_state(&self) -> Result<Option<WorkerState>, PlatformError> {
+        let path = self.dir.join("worker_state.json");
+        match fs::read_to_string(&path) {
+            Ok(state) => Ok(Some(WorkerState { state: Some(state), objects: None })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(unknown(&Error::io(format!("read {}", path.display()), error))),
+        }
+    }
+
+    // A directory has one state, so it serves one sync unit. A kill leaves the old one or the new one.
+    fn save_worker_state(&self, state: &str) -> Result<(), PlatformError> {
+        if state.len() > WORKER_STATE_BYTES_MAX {
+            return refuse(
+                413,
+                format!("the worker state is {} bytes, the limit is {WORKER_STATE_BYTES_MAX}", state.len()),
+            );
+        }
+        if let Err(error) = serde_json::from_str::<serde::de::IgnoredAny>(state) {
+            return refuse(400, format!("the worker state is not JSON: {error}"));
+        }
+        let held = self.hold().map_err(|error| unknown(&error))?;
+        self.replace(&held, "worker_state.json", state.as_bytes()).map_err(|error| unknown(&error))
     }
 }
 

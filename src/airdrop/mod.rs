@@ -4,6 +4,7 @@
 mod client;
 mod event;
 mod extractor;
+mod keeper;
 mod lanes;
 mod local;
 mod message;
@@ -14,7 +15,7 @@ mod window;
 
 pub use crate::model::Step;
 #[cfg(feature = "http")]
-pub use client::{Client, WorkerState};
+pub use client::Client;
 pub use event::{Event, EventType, Mode, Secret, Spelling, TimeSetting, WindowEnd};
 pub use extractor::{ExternalSyncUnit, Extractor, SourceError};
 pub use local::{
@@ -27,6 +28,6 @@ pub use message::{
     ARTIFACTS_FIELD_BYTES, Answer, AnswerKind, ArtifactEntry, Composed, ERROR_MESSAGE_BYTES_MAX,
     WorkerMetadata, answer_name, compose,
 };
-pub use platform::{Body, Fate, Platform, PlatformError, SealedMessage, Upload};
+pub use platform::{Body, Fate, Platform, PlatformError, SealedMessage, Upload, WorkerState};
 pub use serve::{Context, Outcome, OutcomeKind, Serve, serve};
 pub use window::{Bounds, Window};

@@ -6,6 +6,8 @@
 //! - A stored id is given up only after a *definite* refusal of the confirm with no earlier attempt of unknown fate,
 //!   and only once. A refusal after an attempt of unknown fate is an error that names the artifact.
 //! - No more is confirmed than one message can carry.
+//! - Where checkpoints are kept, a batch is confirmed only when a saved one names it under its id. A save is due after
+//!   30 seconds or 20 uploads; it first closes what is open and waits for all uploads.
 //! - Every batch is tried at least once in an invocation; no retry outlives the invocation's hard limit.
 
 use std::collections::BTreeMap;
@@ -13,9 +15,10 @@ use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::error::Result;
-use crate::model::{ArtifactId, MESSAGE_BYTES_SOFT, Rule};
+use crate::model::{ArtifactId, CHECKPOINT_BYTES_SOFT, MESSAGE_BYTES_SOFT, Rule};
 use crate::store::{BatchInfo, Run, Unsettled, UnsettledBatch};
 
+use super::keeper::Keeper;
 use super::lanes::{Call, Done, Job, Lanes};
 use super::message::ArtifactEntry;
 use super::platform::{Fate, PlatformError};
@@ -24,6 +27,9 @@ use super::platform::{Fate, PlatformError};
 pub(crate) const TRIES: u32 = 5;
 const BACK_OFF_FIRST: Duration = Duration::from_millis(500);
 const BACK_OFF_MAX: Duration = Duration::from_secs(30);
+/// Uploads, and time, after which a checkpoint is to be saved.
+const SAVE_UPLOADS: u32 = 20;
+const SAVE_AFTER: Duration = Duration::from_secs(30);
 /// How long the loop waits for a lane before it looks at the clock again.
 const POLL: Duration = Duration::from_millis(50);
 
@@ -33,6 +39,41 @@ pub(crate) fn back_off(tries: u32, after: Option<Duration>, chance: &mut fastran
     let doubled =
         BACK_OFF_FIRST.saturating_mul(2_u32.saturating_pow(tries.saturating_sub(1))).min(BACK_OFF_MAX);
     doubled.mul_f64(0.5 + chance.f64()).max(after.unwrap_or_default())
+}
+
+/// Why a call was not made to succeed.
+pub(crate) enum GaveUp {
+    Refused {
+        status: u16,
+        reason: String,
+    },
+    /// It failed too often, or for too long; it may have taken effect.
+    Tried(String),
+}
+
+/// Makes a call until it succeeds or is refused, it was tried too often, or there is no time left.
+pub(crate) fn attempts<T>(
+    clock: &dyn Clock,
+    hard: Duration,
+    seed: u64,
+    mut call: impl FnMut() -> Result<T, PlatformError>,
+) -> Result<T, GaveUp> {
+    let mut chance = fastrand::Rng::with_seed(seed);
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match call() {
+            Ok(answer) => return Ok(answer),
+            Err(PlatformError::Refused { status, reason }) => return Err(GaveUp::Refused { status, reason }),
+            Err(error @ PlatformError::Retry { after, .. }) => {
+                let wait = back_off(tries, after, &mut chance);
+                if tries >= TRIES || clock.elapsed().saturating_add(wait) >= hard {
+                    return Err(GaveUp::Tried(format!("{error}; tried {tries} times")));
+                }
+                clock.sleep(wait);
+            }
+        }
+    }
 }
 
 /// Why the outbox could not deliver something.
@@ -49,6 +90,10 @@ pub(crate) struct Outbox<'a> {
     run: &'a Run,
     clock: &'a dyn Clock,
     lanes: Lanes<'a>,
+    keeper: Option<&'a Keeper<'a>>,
+    /// Uploads that no saved checkpoint names, and when one was last saved.
+    unsaved: u32,
+    saved_at: Duration,
     lanes_max: usize,
     chance: fastrand::Rng,
     /// Elapsed time after which no retry starts.
@@ -69,6 +114,8 @@ pub(crate) struct Outbox<'a> {
 struct Task {
     info: BatchInfo,
     given_up: u32,
+    /// A saved checkpoint names it under its id.
+    saved: bool,
     step: Step,
     tries: u32,
     ready_at: Duration,
@@ -103,12 +150,16 @@ impl<'a> Outbox<'a> {
         run: &'a Run,
         clock: &'a dyn Clock,
         lanes: Lanes<'a>,
+        keeper: Option<&'a Keeper<'a>>,
         settings: &OutboxSettings,
     ) -> Result<Self> {
         let mut this = Self {
             run,
             clock,
             lanes,
+            keeper,
+            unsaved: 0,
+            saved_at: clock.elapsed(),
             lanes_max: settings.lanes_max.max(1),
             chance: fastrand::Rng::with_seed(settings.seed),
             hard: settings.hard,
@@ -142,21 +193,24 @@ impl<'a> Outbox<'a> {
 
     /// Takes in batches that were just closed.
     pub(crate) fn add(&mut self, batches: Vec<UnsettledBatch>) {
-        for UnsettledBatch { info, state, given_up } in batches {
+        for UnsettledBatch { info, state, given_up, saved } in batches {
             let step = match state {
                 Unsettled::Staged => Step::Upload,
                 Unsettled::Uploaded { artifact, earlier } => {
                     Step::Confirm { artifact, unknown: earlier, counted: false }
                 }
             };
-            let task = Task { given_up, step, tries: 0, ready_at: Duration::ZERO, in_flight: false, info };
+            self.unsaved += u32::from(!saved && matches!(step, Step::Confirm { .. }));
+            let task =
+                Task { given_up, saved, step, tries: 0, ready_at: Duration::ZERO, in_flight: false, info };
             self.tasks.insert(task.info.seq, task);
         }
     }
 
     /// More waits than the lanes can soon take: the source may pause.
     pub(crate) fn crowded(&self) -> bool {
-        self.tasks.len() > self.lanes_max.saturating_mul(2)
+        let moving = self.tasks.values().filter(|task| !self.awaits_save(task)).count();
+        moving > self.lanes_max.saturating_mul(2)
     }
 
     /// Whether the message can take no more.
@@ -190,7 +244,7 @@ impl<'a> Outbox<'a> {
             if let Some(done) = self.lanes.poll(POLL) {
                 self.settle(done)?;
             }
-        } else if let Some(ready_at) = self.tasks.values().map(|task| task.ready_at).min() {
+        } else if let Some(ready_at) = self.next_ready() {
             self.clock.sleep(ready_at.saturating_sub(self.clock.elapsed()));
         }
         Ok(())
@@ -206,8 +260,56 @@ impl<'a> Outbox<'a> {
             if self.tasks.is_empty() && self.in_flight == 0 {
                 return Ok(());
             }
+            let all_wait = self.in_flight == 0 && self.tasks.values().all(|task| self.awaits_save(task));
+            if all_wait && !self.save()? {
+                // Something before them could not be uploaded, so no checkpoint can name them.
+                self.drop_tasks(|_| true);
+            } else if !all_wait {
+                self.wait()?;
+            }
+        }
+    }
+
+    /// Whether a checkpoint is to be saved now.
+    pub(crate) fn save_due(&self) -> bool {
+        self.keeper.is_some()
+            && (self.unsaved >= SAVE_UPLOADS
+                || self.clock.elapsed().saturating_sub(self.saved_at) >= SAVE_AFTER)
+    }
+
+    /// Closes what is open, waits until it is uploaded, and saves a checkpoint. Says whether one could be saved.
+    pub(crate) fn save(&mut self) -> Result<bool> {
+        let Some(keeper) = self.keeper else { return Ok(false) };
+        self.add(self.run.close_open()?);
+        while self.tasks.values().any(|task| matches!(task.step, Step::Upload)) {
+            if self.trouble.is_some() {
+                self.drop_tasks(|task| matches!(task.step, Step::Upload));
+                if self.in_flight == 0 {
+                    break;
+                }
+            }
             self.wait()?;
         }
+        let Some(position) = self.run.position()? else { return Ok(false) };
+        self.message_full |= keeper.save(self.run, Some(&position))? >= CHECKPOINT_BYTES_SOFT;
+        for task in self.tasks.values_mut() {
+            task.saved |= matches!(task.step, Step::Confirm { .. });
+        }
+        self.unsaved = 0;
+        self.saved_at = self.clock.elapsed();
+        Ok(true)
+    }
+
+    /// Uploaded, and not to be confirmed before a checkpoint names it.
+    fn awaits_save(&self, task: &Task) -> bool {
+        self.keeper.is_some()
+            && !task.saved
+            && matches!(task.step, Step::Confirm { .. })
+            && !self.run.breaks(Rule::ConfirmAfterSave)
+    }
+
+    fn next_ready(&self) -> Option<Duration> {
+        self.tasks.values().filter(|task| !self.awaits_save(task)).map(|task| task.ready_at).min()
     }
 
     /// Leaves tasks that are not being attempted to the next invocation.
@@ -220,11 +322,15 @@ impl<'a> Outbox<'a> {
     fn start(&mut self) -> Result<()> {
         let now = self.clock.elapsed();
         let mut held_back = false;
+        let saves = self.keeper.is_some() && !self.run.breaks(Rule::ConfirmAfterSave);
         for task in self.tasks.values_mut() {
             if self.in_flight >= self.lanes_max {
                 break;
             }
             if task.in_flight || task.ready_at > now {
+                continue;
+            }
+            if saves && !task.saved && matches!(task.step, Step::Confirm { .. }) {
                 continue;
             }
             let call = match &mut task.step {
@@ -273,6 +379,8 @@ impl<'a> Outbox<'a> {
                 if self.confirms && !self.run.breaks(Rule::AnnounceConfirmed) {
                     task.step = Step::Confirm { artifact, unknown: false, counted: false };
                     task.tries = 0;
+                    task.saved = false;
+                    self.unsaved += 1;
                     self.tasks.insert(done.seq, task);
                 } else {
                     self.take_unconfirmed(&task.info, &artifact)?;

@@ -28,6 +28,27 @@ pub trait Platform: Sync {
     /// # Errors
     /// What became of the attempt.
     fn send(&self, message: &SealedMessage) -> Result<(), PlatformError>;
+
+    /// Fetches what the platform keeps for the event's sync unit; none if it keeps nothing yet.
+    ///
+    /// # Errors
+    /// What became of the attempt.
+    fn worker_state(&self) -> Result<Option<WorkerState>, PlatformError>;
+
+    /// Saves `state`, JSON text, for the event's sync unit, in place of what was there.
+    ///
+    /// # Errors
+    /// What became of the attempt.
+    fn save_worker_state(&self, state: &str) -> Result<(), PlatformError>;
+}
+
+/// What the platform keeps for a sync unit.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WorkerState {
+    /// JSON text, as it was saved last.
+    pub state: Option<String>,
+    /// JSON text: the extraction scope, by item type.
+    pub objects: Option<String>,
 }
 
 /// One file on its way to the platform.

@@ -26,12 +26,13 @@ use crate::store::{
 
 use super::event::{Event, EventType, Spelling};
 use super::extractor::{Extractor, SourceError};
+use super::keeper::Keeper;
 use super::lanes::Lanes;
 use super::message::{
     ARTIFACTS_FIELD_BYTES, Answer, AnswerKind, ERROR_MESSAGE_BYTES_MAX, ErrorCode, WorkerMetadata, compose,
 };
-use super::outbox::{Outbox, OutboxSettings, TRIES, Trouble, back_off, entry};
-use super::platform::{Platform, PlatformError, SealedMessage};
+use super::outbox::{GaveUp, Outbox, OutboxSettings, Trouble, attempts, entry};
+use super::platform::{Platform, SealedMessage};
 use super::window::{Bounds, Window, resolve};
 
 /// The item type, and the stream, of the metadata document.
@@ -63,6 +64,8 @@ pub struct Serve {
     spelling: Option<Spelling>,
     attachments_phase: bool,
     units_inline: bool,
+    checkpoints: bool,
+    settle: Option<Duration>,
 }
 
 impl Default for Serve {
@@ -82,6 +85,8 @@ impl Serve {
             spelling: None,
             attachments_phase: true,
             units_inline: false,
+            checkpoints: false,
+            settle: None,
         }
     }
 
@@ -119,6 +124,22 @@ impl Serve {
     /// Ends a run with the data phase, for a platform that never starts the attachments phase.
     pub fn without_attachments_phase(mut self) -> Self {
         self.attachments_phase = false;
+        self
+    }
+
+    /// Keeps a checkpoint of the sync unit with the platform, for a worker whose disk does not survive it: what the store
+    /// lacks is restored from there, and nothing is confirmed or sent that a saved checkpoint does not hold.
+    ///
+    /// The promise then holds for one live invocation per sync unit whose saves land in order.
+    pub fn checkpoints(mut self) -> Self {
+        self.checkpoints = true;
+        self
+    }
+
+    /// Waits so long when another holder's checkpoint is found, reads it again and only then takes over: for a platform
+    /// where a save of the holder before may land late. Not at all unless set.
+    pub fn settle_after_takeover(mut self, wait: Duration) -> Self {
+        self.settle = Some(wait);
         self
     }
 
@@ -353,24 +374,48 @@ impl Invocation<'_> {
         incoming: &Incoming,
     ) -> Result<Outcome> {
         let phase = incoming.phase;
-        match store.any_unit(unit).accept(incoming)? {
-            Accepted::AnsweredEarlier => Ok(Outcome {
+        let unit = store.any_unit(unit);
+        let hard = self.started.saturating_add(self.settings.hard);
+        // External sync units have no sync unit to keep a checkpoint under.
+        let held = if self.settings.checkpoints && phase != Phase::ExternalSyncUnits {
+            Some(Keeper::take_over(&unit, self.platform, self.clock, self.seed, hard, self.settings.settle)?)
+        } else {
+            None
+        };
+        let restored = held.as_ref().is_some_and(|(_, restored)| *restored);
+        let keeper = held.as_ref().map(|(keeper, _)| keeper);
+        let accepted = unit.accept(incoming, restored)?;
+        if let (
+            Some(keeper),
+            Accepted::Work(run)
+            | Accepted::Repeat(run)
+            | Accepted::Refuse(run, _)
+            | Accepted::Replay(run, _)
+            | Accepted::AnsweredEarlier(run),
+        ) = (keeper, &accepted)
+        {
+            keeper.save(run, None)?;
+        }
+        match accepted {
+            Accepted::AnsweredEarlier(run) => Ok(Outcome {
                 kind: OutcomeKind::AnsweredEarlier,
                 event_type: String::new(),
                 message: None,
                 artifacts: 0,
-                run: incoming.run_id.clone(),
+                run: Some(run.id().clone()),
                 replayed: true,
                 ignored_watermark: None,
             }),
-            Accepted::Replay(run, message) => self.deliver(&run, message, true),
-            Accepted::Repeat(run) => self.answer(&run, phase, Ending::Done, &Said::default()),
-            Accepted::Refuse(run, reason) => self.answer(&run, phase, failed(&reason), &Said::default()),
+            Accepted::Replay(run, message) => self.deliver(&run, keeper, message, true),
+            Accepted::Repeat(run) => self.answer(&run, keeper, phase, Ending::Done, &Said::default()),
+            Accepted::Refuse(run, reason) => {
+                self.answer(&run, keeper, phase, failed(&reason), &Said::default())
+            }
             Accepted::Work(run) => match self.settings.inline_seed {
-                Some(seed) => self.work(extractor, &run, phase, Lanes::inline(self.platform, seed)),
+                Some(seed) => self.work(extractor, &run, keeper, phase, Lanes::inline(self.platform, seed)),
                 None => std::thread::scope(|scope| {
                     let lanes = Lanes::pool(scope, self.platform, self.settings.lanes);
-                    self.work(extractor, &run, phase, lanes)
+                    self.work(extractor, &run, keeper, phase, lanes)
                 }),
             },
         }
@@ -381,6 +426,7 @@ impl Invocation<'_> {
         &self,
         extractor: &mut E,
         run: &Run,
+        keeper: Option<&Keeper<'_>>,
         phase: Phase,
         lanes: Lanes<'_>,
     ) -> Result<Outcome> {
@@ -393,10 +439,10 @@ impl Invocation<'_> {
             base_bytes: self.base_bytes()?,
             artifacts_max,
         };
-        let mut outbox = Outbox::new(run, self.clock, lanes, &settings)?;
+        let mut outbox = Outbox::new(run, self.clock, lanes, keeper, &settings)?;
         let window = match self.window(run, phase) {
             Err(error) if error.kind() == ErrorKind::Invalid => {
-                return self.answer(run, phase, failed(&chain(&error)), &Said::default());
+                return self.answer(run, keeper, phase, failed(&chain(&error)), &Said::default());
             }
             window => window?,
         };
@@ -442,7 +488,7 @@ impl Invocation<'_> {
                 other => other,
             };
         }
-        self.answer(run, phase, ending, &said)
+        self.answer(run, keeper, phase, ending, &said)
     }
 
     /// The window of the run, resolved when the first phase that has one begins.
@@ -563,6 +609,9 @@ impl Invocation<'_> {
                 }
                 outbox.add(run.stage_data(&stream, page)?);
                 outbox.step()?;
+                if outbox.save_due() {
+                    outbox.save()?;
+                }
                 pages += 1;
                 longest_page = longest_page.max(self.clock.elapsed().saturating_sub(page_started));
             }
@@ -594,7 +643,14 @@ impl Invocation<'_> {
     }
 
     /// Seals the message and sends it. What does not fit goes into the next: then it is PROGRESS, if the phase has it.
-    fn answer(&self, run: &Run, phase: Phase, mut ending: Ending, said: &Said) -> Result<Outcome> {
+    fn answer(
+        &self,
+        run: &Run,
+        keeper: Option<&Keeper<'_>>,
+        phase: Phase,
+        mut ending: Ending,
+        said: &Said,
+    ) -> Result<Outcome> {
         loop {
             let (percent, artifacts_max) = run.progress_and_artifacts_max()?;
             let mut bytes = self.base_bytes()?;
@@ -677,14 +733,22 @@ impl Invocation<'_> {
                 }
                 Err(error) => return Err(error),
             };
+            if let Some(keeper) = keeper
+                && !run.breaks(Rule::SendAfterSave)
+            {
+                keeper.save(run, run.position()?.as_ref())?;
+            }
             let sent = if sent_unsealed { Sent::Accepted } else { self.send(&message)? };
             match sent {
-                Sent::Accepted => return accepted(run, message, false),
+                Sent::Accepted => return accepted(run, keeper, message, false),
                 Sent::Refused { status: 413, .. } if batches.len() > 1 => {
                     run.refused(message.no, Some(batches.len() as u64 / 2))?;
                 }
                 Sent::Refused { status, reason } => {
                     run.refused(message.no, None)?;
+                    if let Some(keeper) = keeper {
+                        keeper.save(run, None)?;
+                    }
                     return Err(not_delivered(&message, &format!("refused with {status}: {reason}")));
                 }
             }
@@ -692,15 +756,24 @@ impl Invocation<'_> {
     }
 
     /// Sends a message that was sealed earlier.
-    fn deliver(&self, run: &Run, message: StoredMessage, replayed: bool) -> Result<Outcome> {
+    fn deliver(
+        &self,
+        run: &Run,
+        keeper: Option<&Keeper<'_>>,
+        message: StoredMessage,
+        replayed: bool,
+    ) -> Result<Outcome> {
         match self.send(&message)? {
-            Sent::Accepted => accepted(run, message, replayed),
+            Sent::Accepted => accepted(run, keeper, message, replayed),
             Sent::Refused { status, reason } => {
                 // Only the newest, and only if it was never accepted, can still be taken back.
                 if run.is_undelivered(message.no)? {
                     let artifacts_max =
                         (status == 413 && message.artifacts > 1).then_some(message.artifacts / 2);
                     run.refused(message.no, artifacts_max)?;
+                    if let Some(keeper) = keeper {
+                        keeper.save(run, None)?;
+                    }
                 }
                 Err(not_delivered(&message, &format!("refused with {status}: {reason}")))
             }
@@ -714,24 +787,12 @@ impl Invocation<'_> {
             event_type: message.event_type.clone(),
             body: message.body.clone(),
         };
-        let mut chance = fastrand::Rng::with_seed(self.seed);
-        for tries in 1.. {
-            match self.platform.send(&sealed) {
-                Ok(()) => return Ok(Sent::Accepted),
-                Err(PlatformError::Refused { status, reason }) => {
-                    return Ok(Sent::Refused { status, reason });
-                }
-                Err(error @ PlatformError::Retry { after, .. }) => {
-                    let wait = back_off(tries, after, &mut chance);
-                    let ends = self.clock.elapsed().saturating_add(wait);
-                    if tries >= TRIES || ends >= self.started.saturating_add(self.settings.hard) {
-                        return Err(not_delivered(message, &format!("{error}; tried {tries} times")));
-                    }
-                    self.clock.sleep(wait);
-                }
-            }
+        let hard = self.started.saturating_add(self.settings.hard);
+        match attempts(self.clock, hard, self.seed, || self.platform.send(&sealed)) {
+            Ok(()) => Ok(Sent::Accepted),
+            Err(GaveUp::Refused { status, reason }) => Ok(Sent::Refused { status, reason }),
+            Err(GaveUp::Tried(reason)) => Err(not_delivered(message, &reason)),
         }
-        Err(not_delivered(message, "it was never tried"))
     }
 
     /// Forgets the unit. The message is the same whenever it is composed, so nothing needs to be sealed.
@@ -739,7 +800,14 @@ impl Invocation<'_> {
         match self.event.unit_key() {
             Ok(unit) => {
                 if *self.event.event_type() == EventType::DeleteData {
-                    store.any_unit(unit).delete()?;
+                    let unit = store.any_unit(unit);
+                    if self.settings.checkpoints {
+                        let hard = self.started.saturating_add(self.settings.hard);
+                        let (keeper, _) =
+                            Keeper::take_over(&unit, self.platform, self.clock, self.seed, hard, None)?;
+                        keeper.remove()?;
+                    }
+                    unit.delete()?;
                 }
                 self.answer_statelessly(Ending::Done)
             }
@@ -799,8 +867,19 @@ enum Sent {
 }
 
 /// Records that a message was accepted.
-fn accepted(run: &Run, message: StoredMessage, replayed: bool) -> Result<Outcome> {
-    run.delivered(message.no)?;
+fn accepted(
+    run: &Run,
+    keeper: Option<&Keeper<'_>>,
+    message: StoredMessage,
+    replayed: bool,
+) -> Result<Outcome> {
+    let over = run.delivered(message.no)?;
+    match keeper {
+        Some(keeper) if over => keeper.save_end(run)?,
+        // Said again: that is to be known if the event comes once more.
+        Some(keeper) if replayed => drop(keeper.save(run, None)?),
+        _ => {}
+    }
     Ok(Outcome {
         kind: message.kind.into(),
         event_type: message.event_type,

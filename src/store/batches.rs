@@ -20,7 +20,7 @@ use serde::de::DeserializeOwned;
 use crate::artifact::compress_all;
 use crate::error::{BoxError, Error, Result};
 use crate::model::{
-    ArtifactId, BATCH_BYTES_MAX, CURSOR_BYTES_MAX, ItemType, OPEN_BATCHES_MAX, Phase, Rule, RunId,
+    ArtifactId, BATCH_BYTES_MAX, CURSOR_BYTES_MAX, ItemType, Micros, OPEN_BATCHES_MAX, Phase, Rule, RunId,
     StreamName, SyncUnitId,
 };
 use crate::record::Record;
@@ -232,6 +232,16 @@ pub(crate) struct BatchInfo {
 }
 
 impl BatchInfo {
+    /// One whose seq its holder knows.
+    pub(crate) fn new(
+        item_type: String,
+        items: u32,
+        created: Option<(Micros, Micros)>,
+        modified: Option<(Micros, Micros)>,
+    ) -> Self {
+        Self { seq: 0, item_type, items, dates: Dates { created, modified } }
+    }
+
     fn of(seq: u64, row: &BatchRow) -> Self {
         Self { seq, item_type: row.item_type.clone(), items: row.items, dates: row.dates }
     }
@@ -244,6 +254,8 @@ pub(crate) struct UnsettledBatch {
     pub(crate) state: Unsettled,
     /// How often its id was given up after a refused confirm.
     pub(crate) given_up: u32,
+    /// A saved checkpoint names it under its id.
+    pub(crate) saved: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -487,6 +499,7 @@ impl Run {
                 artifact: None,
                 uploaded_in: 0,
                 given_up: 0,
+                saved: false,
             };
             change.put(&BATCHES, &self.batch_key(seq), &stored)?;
             change.put(&PAYLOADS, &self.batch_key(seq), &Payload(member))?;
@@ -494,6 +507,7 @@ impl Run {
                 info: BatchInfo::of(seq, &stored),
                 state: Unsettled::Staged,
                 given_up: 0,
+                saved: false,
             });
         }
         Ok(closed)
@@ -597,7 +611,7 @@ impl Run {
                 }
                 (BatchState::Confirmed | BatchState::Announced(_), _) => continue,
             };
-            unsettled.push(UnsettledBatch { info, state, given_up: row.given_up });
+            unsettled.push(UnsettledBatch { info, state, given_up: row.given_up, saved: row.saved });
         }
         Ok(unsettled)
     }
@@ -629,6 +643,7 @@ impl Run {
                 });
             }
             batch.state = BatchState::Uploaded;
+            batch.saved = false;
             batch.artifact = Some(artifact.to_string());
             batch.uploaded_in = self.epoch;
             change.put(&BATCHES, &key, &batch)
@@ -666,6 +681,7 @@ impl Run {
             assert!(batch.state == BatchState::Uploaded, "only an upload has an id to give up");
             batch.state = BatchState::Staged;
             batch.artifact = None;
+            batch.saved = false;
             batch.given_up += 1;
             change.put(&BATCHES, &key, &batch)
         })

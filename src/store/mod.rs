@@ -1,6 +1,7 @@
 //! What is remembered: sync units, their runs, and the iterators over them.
 
 mod batches;
+mod checkpoint;
 mod codec;
 mod disk;
 pub mod inspect;
@@ -25,6 +26,7 @@ use tables::{Rows, Tables};
 
 pub use batches::{Batch, BatchKey, Batches};
 pub(crate) use batches::{BatchInfo, Unsettled, UnsettledBatch};
+pub(crate) use checkpoint::{Checkpoint, Position};
 #[doc(hidden)]
 pub use disk::Disk;
 pub use page::Page;

@@ -21,6 +21,7 @@
 //! | `events` | run, hash of the identity | [`EventRow`] |
 //! | `messages` | message number | [`MessageRow`] |
 //! | `ledger` | run | [`LedgerRow`] |
+//! | `positions` | run | JSON text: where the last saved checkpoint stands |
 
 use std::marker::PhantomData;
 
@@ -72,6 +73,7 @@ tables! {
     EVENTS: EventRow = "events";
     MESSAGES: MessageRow = "messages";
     LEDGER: LedgerRow = "ledger";
+    POSITIONS: Json = "positions";
 }
 
 /// A key, part by part.
@@ -217,6 +219,8 @@ pub(crate) struct UnitRow {
     pub(crate) watermark: Option<Micros>,
     /// The oldest and the newest moment that finished runs were asked for.
     pub(crate) bounds: (Option<Micros>, Option<Micros>),
+    /// Of a unit with checkpoints: the holder token found on the platform last, and the one then intended.
+    pub(crate) holder: (Option<String>, Option<String>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -382,6 +386,8 @@ pub(crate) struct BatchRow {
     pub(crate) uploaded_in: u64,
     /// How often a confirm was refused for good, so that the id was given up.
     pub(crate) given_up: u32,
+    /// A saved checkpoint names it under its id.
+    pub(crate) saved: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -36,8 +36,8 @@ use crate::model::{
 
 use super::rows::{
     BATCHES, BOOKMARKS, BatchState, BookmarkRow, CHUNKS, EVENTS, EventRow, Json, Key, LEDGER, LedgerRow,
-    LedgerType, MESSAGES, MessageFate, MessageKind, MessageRow, NotBefore, PAYLOADS, RUN_IDS, RUNS, RunIdRow,
-    RunRow, RunStatus, STREAMS, TYPES, UNITS, UnitRow, VALUES, WindowRow, name_hash, name_of,
+    LedgerType, MESSAGES, MessageFate, MessageKind, MessageRow, NotBefore, PAYLOADS, POSITIONS, RUN_IDS,
+    RUNS, RunIdRow, RunRow, RunStatus, STREAMS, TYPES, UNITS, UnitRow, VALUES, WindowRow, name_hash, name_of,
 };
 use super::tables::{Change, Rows, Tables, View};
 use super::{Inner, SyncUnit};
@@ -85,7 +85,7 @@ pub(crate) enum Accepted {
     /// Send the message that was sealed for it.
     Replay(Run, StoredMessage),
     /// It was answered, and the bytes are gone: send nothing.
-    AnsweredEarlier,
+    AnsweredEarlier(Run),
 }
 
 /// A sealed message as it is stored.
@@ -191,6 +191,7 @@ impl SyncUnit {
             change.remove_all(&EVENTS, &prefix)?;
             change.remove_all(&MESSAGES, &prefix)?;
             change.remove_all(&LEDGER, &prefix)?;
+            change.remove_all(&POSITIONS, &prefix)?;
             change.remove(&UNITS, &self.key())
         })
     }
@@ -200,7 +201,10 @@ impl SyncUnit {
     /// # Errors
     /// `StaleEvent`: it belongs to a past run or was overtaken; `Corrupt` or `Io`. Nothing was changed, but for what
     /// the event proved of the message before it.
-    pub(crate) fn accept(&self, event: &Incoming) -> Result<Accepted> {
+    ///
+    /// `restored` says that all this store knows of the unit comes from a checkpoint. Then an event whose predecessor was
+    /// not answered shows that a newer checkpoint was lost.
+    pub(crate) fn accept(&self, event: &Incoming, restored: bool) -> Result<Accepted> {
         self.inner.tables.change(|change| {
             let mut unit = self.get_or_create(change)?;
             let Some((no, mut row)) = self.find_run(change, &unit, event)? else {
@@ -215,6 +219,8 @@ impl SyncUnit {
             {
                 return Ok(answer);
             }
+            row.lost |=
+                restored && row.status == RunStatus::Open && row.event.is_some() && row.message.is_none();
             if let Some(message) = row.message {
                 settle(change, &mut unit, no, &mut row, message, MessageFate::Proven, self.now())?;
                 change.put(&UNITS, &self.key(), &unit)?;
@@ -283,7 +289,8 @@ impl SyncUnit {
             return Ok(event.has_ids.then(|| Err(self.stale(row, "and a newer event has followed it"))));
         };
         let Some(message) = change.get(&MESSAGES, &message_key(unit.no, message_no))? else {
-            return Ok(event.has_ids.then_some(Ok(Accepted::AnsweredEarlier)));
+            let run = self.handle(unit, no, row, true)?;
+            return Ok(event.has_ids.then_some(Ok(Accepted::AnsweredEarlier(run))));
         };
         if let MessageFate::Delivered { times } = message.fate {
             let goes_on = matches!(message.kind, MessageKind::Progress | MessageKind::Delay);
@@ -297,6 +304,14 @@ impl SyncUnit {
             return Ok(None);
         }
         let run = self.handle(unit, no, row, true)?;
+        if message.body.is_empty() {
+            // A checkpoint does not keep what was delivered. That it is asked for counts as if it had been said again.
+            if let MessageFate::Delivered { times } = message.fate {
+                let fate = MessageFate::Delivered { times: times.saturating_add(1) };
+                change.put(&MESSAGES, &message_key(unit.no, message_no), &MessageRow { fate, ..message })?;
+            }
+            return Ok(Some(Ok(Accepted::AnsweredEarlier(run))));
+        }
         Ok(Some(Ok(Accepted::Replay(run, self.stored(message_no, message)?))))
     }
 
@@ -382,7 +397,7 @@ impl SyncUnit {
         Error::StaleEvent { sync_unit: self.id.to_string(), run: row.id.clone(), reason: reason.to_owned() }
     }
 
-    fn key(&self) -> Key {
+    pub(super) fn key(&self) -> Key {
         Key::name(self.id.as_str())
     }
 
@@ -390,7 +405,7 @@ impl SyncUnit {
         Micros::from_time(self.inner.clock.now())
     }
 
-    fn get_or_create(&self, change: &Change<'_>) -> Result<UnitRow> {
+    pub(super) fn get_or_create(&self, change: &Change<'_>) -> Result<UnitRow> {
         if let Some(unit) = change.get(&UNITS, &self.key())? {
             return Ok(unit);
         }
@@ -402,6 +417,7 @@ impl SyncUnit {
             next_message: 1,
             watermark: None,
             bounds: (None, None),
+            holder: (None, None),
         };
         change.put(&UNITS, &self.key(), &unit)?;
         Ok(unit)
@@ -632,11 +648,12 @@ impl Run {
         })
     }
 
-    /// Records that the platform accepted a message. If it ends the run, the watermark moves now.
+    /// Records that the platform accepted a message. If it ends the run, the watermark moves now. Says whether the run is
+    /// over.
     ///
     /// # Errors
     /// `Fenced`, `Corrupt`, `Io`; it counts as sealed still.
-    pub(crate) fn delivered(&self, message: u64) -> Result<()> {
+    pub(crate) fn delivered(&self, message: u64) -> Result<bool> {
         self.inner.tables.change(|change| {
             let unit_key = Key::name(self.unit.as_str());
             let mut unit = change.need(&UNITS, &unit_key)?;
@@ -652,7 +669,8 @@ impl Run {
             }
             settle(change, &mut unit, self.no, &mut row, message, MessageFate::Delivered { times }, now)?;
             change.put(&RUNS, &run_key(self.unit_no, self.no), &row)?;
-            change.put(&UNITS, &unit_key, &unit)
+            change.put(&UNITS, &unit_key, &unit)?;
+            Ok(row.status != RunStatus::Open)
         })
     }
 
@@ -960,6 +978,7 @@ fn close_run(
     change.remove_all(&CHUNKS, &run)?;
     change.remove_all(&BATCHES, &run)?;
     change.remove_all(&PAYLOADS, &run)?;
+    change.remove(&POSITIONS, &run)?;
     change.remove_range(&EVENTS, &Key::unit(unit.no), &run)?;
     change.remove_range(&MESSAGES, &Key::unit(unit.no), &message_key(unit.no, row.first_message))?;
     row.status = status;

@@ -42,6 +42,7 @@ pub struct Explore {
     batch_items: u32,
     broken: Option<Rule>,
     syncs_ignored: bool,
+    has_disk: bool,
     only: Vec<Act>,
 }
 
@@ -102,6 +103,7 @@ impl Explore {
             batch_items: 5,
             broken: None,
             syncs_ignored: false,
+            has_disk: true,
             only: Vec::new(),
         }
     }
@@ -139,6 +141,13 @@ impl Explore {
     /// A negative control: the disk ignores syncs.
     pub fn without_syncs(mut self) -> Self {
         self.syncs_ignored = true;
+        self
+    }
+
+    /// Explores a worker without a disk: every life finds an empty one, or, as the schedule has it, a stale one that an
+    /// earlier life left. The platform keeps its checkpoint.
+    pub fn without_disk(mut self) -> Self {
+        self.has_disk = false;
         self
     }
 
@@ -202,7 +211,7 @@ impl Explore {
         let mut rng = fastrand::Rng::with_seed(self.seed.wrapping_mul(0x1_0001).wrapping_add(number));
         let mut report = Report::default();
         let mut acts = self.only.clone();
-        acts.extend(acts_of(number, &mut rng));
+        acts.extend(acts_of(number, self.has_disk, &mut rng));
         let schedule = Schedule { seed: rng.u64(..1 << 32), acts };
         let base = Play::of(self, &schedule, make);
         let disk = base.disk.clone();
@@ -219,7 +228,11 @@ impl Explore {
             0 => (Sampling { exhaustive_max: 7, ..sampling }, self.states / 3),
             _ => (sampling, (self.states / 60).max(50)),
         };
-        self.explore_states(&schedule, &world, &disk, &sampling, states, &mut rng, make, &mut report);
+        if self.has_disk {
+            self.explore_states(&schedule, &world, &disk, &sampling, states, &mut rng, make, &mut report);
+        } else {
+            self.explore_lost_disks(&schedule, &world, make, &mut report);
+        }
         for _ in 0..12 {
             if report.failure.is_some() {
                 break;
@@ -274,12 +287,36 @@ impl Explore {
                 report.continuations += 1;
                 let world = world.at(moment.outside);
                 world.died();
-                let play =
-                    Play { settings: self, world, disk: crash.image.disk(), crashes: Vec::new(), make };
+                let play = Play::on(self, world, crash.image.disk(), Image::default(), &[], make);
                 if let Err(violation) = play.play(report).verdict {
                     report.note(failure(violation));
                     return;
                 }
+            }
+        }
+    }
+
+    /// Without a disk: dies before each change outside, and goes on from nothing but what is outside.
+    fn explore_lost_disks<E: Extractor>(
+        &self,
+        schedule: &Schedule,
+        world: &World,
+        make: &(impl Fn(&Life) -> E + Sync),
+        report: &mut Report,
+    ) {
+        let fresh = self.fresh_disk();
+        for changes in 1..=world.changes() {
+            report.states += 1;
+            report.continuations += 1;
+            let after = world.at(changes);
+            after.died();
+            let play = Play::on(self, after, fresh.disk(), fresh.clone(), &[], make);
+            if let Err(violation) = play.play(report).verdict {
+                let mut schedule = schedule.clone();
+                schedule.acts.push(Act::Kill { changes, position: 0 });
+                let crash = format!("the process and its disk are gone after {changes} changes outside");
+                report.note(Failure { violation, schedule, crash });
+                return;
             }
         }
     }
@@ -329,6 +366,13 @@ impl Explore {
             .open_on(Box::new(disk.clone()), "the simulated store")
     }
 
+    /// A disk where a store was just created.
+    fn fresh_disk(&self) -> Image {
+        let disk = SimDisk::new();
+        drop(self.open(&disk, super::world::still_clock()));
+        disk.image()
+    }
+
     /// Plays the schedule with one to three deaths at random, each of which any later life may meet again.
     fn play_deaths<E: Extractor>(
         &self,
@@ -343,8 +387,13 @@ impl Explore {
         let mut at = 0;
         for death in 0..rng.u8(1..=3) {
             at += rng.usize(..changes.max(2) * 2 / 3);
-            // Of the first disk any position; of a later one, which begins anew, an early one.
-            let position = rng.usize(..if death == 0 { position.max(2) } else { position.max(4) / 3 });
+            // Of the first disk any position; of a later one, which begins anew, an early one. Without a disk, each life
+            // has one that begins anew, and dies by what happens outside.
+            let position = match (self.has_disk, death) {
+                (false, _) => rng.usize(..60),
+                (true, 0) => rng.usize(..position.max(2)),
+                (true, _) => rng.usize(..position.max(4) / 3),
+            };
             let point = |kept| CrashPoint { position, kept };
             schedule.acts.push(match rng.u8(..4) {
                 0 => Act::Kill { changes: at, position },
@@ -385,7 +434,7 @@ fn recording_ends(recording: &super::crash::Recording) -> Vec<usize> {
 
 /// What befalls schedule number `number`: nothing but a rate limit in the first, then one of everything in turn, and
 /// some at random.
-fn acts_of(number: u64, rng: &mut fastrand::Rng) -> Vec<Act> {
+fn acts_of(number: u64, has_disk: bool, rng: &mut fastrand::Rng) -> Vec<Act> {
     let mut acts = vec![Act::Call { call: Call::Page, number: 3, answer: Answer::Busy(Some(40)) }];
     if number == 0 {
         return acts;
@@ -402,7 +451,20 @@ fn acts_of(number: u64, rng: &mut fastrand::Rng) -> Vec<Act> {
         Answer::Refused(413),
     ];
     let mut all = Vec::new();
-    for call in [Call::Prepare, Call::Upload, Call::Confirm, Call::Message, Call::Page] {
+    let mut calls = vec![Call::Prepare, Call::Upload, Call::Confirm, Call::Message, Call::Page];
+    if !has_disk {
+        calls.extend([Call::LoadState, Call::SaveState, Call::SaveState]);
+        all.extend((0..4).map(|_| Act::Call {
+            call: Call::SaveState,
+            number: rng.u64(..12),
+            answer: Answer::Late,
+        }));
+        for _ in 0..12 {
+            let life = rng.u64(1..9);
+            all.push(Act::StaleDisk { life, of: rng.u64(..life) });
+        }
+    }
+    for call in calls {
         for answer in answers {
             let number = rng.u64(..if call == Call::Message { 7 } else { 12 });
             all.push(Act::Call { call, number, answer });
@@ -435,6 +497,11 @@ struct Play<'a, F> {
     settings: &'a Explore,
     world: World,
     disk: SimDisk,
+    /// Where a store was just created: one is created under another name and renamed when it is whole, so no crash is
+    /// inside of that.
+    fresh: Image,
+    /// Without a disk: what each life left, for a later one to find.
+    left: Vec<Image>,
     /// Where it dies, death by death, the next last.
     crashes: Vec<Act>,
     make: &'a F,
@@ -453,13 +520,23 @@ where
 {
     /// A schedule at its beginning: on a disk where the store was just created.
     fn of(settings: &'a Explore, schedule: &Schedule, make: &'a F) -> Self {
-        let world = World::new(schedule.seed, schedule.acts.clone().into());
-        let disk = SimDisk::new();
-        // A store file is created under another name and renamed when it is whole, so no crash is inside of this.
-        drop(settings.open(&disk, world.clock()));
-        let mut crashes: Vec<Act> = schedule.acts.iter().filter(|act| is_crash(act)).copied().collect();
+        let world = World::new(schedule.seed, schedule.acts.clone().into(), settings.has_disk);
+        let fresh = settings.fresh_disk();
+        Self::on(settings, world, fresh.disk(), fresh, &schedule.acts, make)
+    }
+
+    /// A world that goes on, on a disk that it finds.
+    fn on(
+        settings: &'a Explore,
+        world: World,
+        disk: SimDisk,
+        fresh: Image,
+        acts: &[Act],
+        make: &'a F,
+    ) -> Self {
+        let mut crashes: Vec<Act> = acts.iter().filter(|act| is_crash(act)).copied().collect();
         crashes.reverse();
-        Self { settings, world, disk: disk.image().disk(), crashes, make }
+        Self { settings, world, disk, fresh, left: Vec::new(), crashes, make }
     }
 
     /// Plays until every sync is done, or a promise is broken.
@@ -479,6 +556,9 @@ where
                 verdict = Err(Violation { kind: Broken::Stuck, what });
                 break;
             }
+            if !self.settings.has_disk {
+                self.disk = self.found_disk();
+            }
             verdict = self.live(&event, report);
             if verdict.is_err() {
                 break;
@@ -488,14 +568,36 @@ where
                 report.deaths += 1;
                 crash = self.start_again();
             }
+            if !self.settings.has_disk {
+                self.left.push(self.disk.image());
+            }
         }
         report.lives += lives;
         let world = self.world.lock();
         for (fault, times) in &world.fired {
             *report.faults.entry(fault.clone()).or_default() += times;
         }
-        let verdict = verdict.and_then(|()| world.verdict(LANES as u64));
+        // Without a disk, whatever was uploaded since the last checkpoint is uploaded again.
+        let at_once = if self.settings.has_disk { LANES as u64 } else { 64 };
+        let verdict = verdict.and_then(|()| world.verdict(at_once));
         Played { verdict, crash }
+    }
+
+    /// The disk that the next life finds: an empty one, or what an earlier life left.
+    fn found_disk(&self) -> SimDisk {
+        let mut world = self.world.lock();
+        let number = world.sent.len() as u64;
+        let stale = world.acts.iter().find_map(|act| match act {
+            Act::StaleDisk { life, of } if *life == number => usize::try_from(*of).ok(),
+            _ => None,
+        });
+        match stale.and_then(|of| self.left.get(of)) {
+            Some(image) => {
+                world.count("disk/stale");
+                image.disk()
+            }
+            None => self.fresh.disk(),
+        }
     }
 
     /// One life: the real store and the real runtime, given one event.
@@ -563,6 +665,8 @@ where
                 // The platform would not take the message; it will hear it again.
                 ErrorKind::Retry => {}
                 ErrorKind::Fenced if event.stray => {}
+                // A save of its own landed late, and it could not tell it from another holder's.
+                ErrorKind::Fenced if !self.settings.has_disk => {}
                 _ => {
                     let what = format!("{} was not answered: {}", event.event_type, chain(&error));
                     let kind = if error.kind() == ErrorKind::Corrupt {
@@ -589,7 +693,10 @@ where
         let event = Event::from_json(&event.json)?;
         let mut watched = Watched { extractor: (self.make)(life), life: life.clone(), violation: None };
         let seed = life.seed() ^ self.world.changes() as u64;
-        let serve = Serve::new().budget(BUDGET).lanes(LANES).inline(seed);
+        let mut serve = Serve::new().budget(BUDGET).lanes(LANES).inline(seed);
+        if !self.settings.has_disk {
+            serve = serve.checkpoints();
+        }
         let outcome = serve.serve(&store, &self.world, &mut watched, &event).map(drop);
         Ok((outcome, watched.violation))
     }

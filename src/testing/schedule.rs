@@ -21,6 +21,10 @@ pub enum Call {
     Message,
     /// A page of the source.
     Page,
+    /// The worker state is asked for.
+    LoadState,
+    /// The worker state is saved.
+    SaveState,
 }
 
 /// How a call is answered, if not as asked.
@@ -38,6 +42,8 @@ pub enum Answer {
     Busy(Option<u32>),
     /// A final 4xx. Of a page: the cursor has expired.
     Refused(u16),
+    /// The answer is lost, and it takes effect later: before the next call. Of a page: it fails midway.
+    Late,
 }
 
 /// One thing that befalls it. Numbers count from 0: calls of their kind, events sent, and so on.
@@ -101,6 +107,13 @@ pub enum Act {
         /// By how much, ahead or back.
         seconds: i64,
     },
+    /// Without a disk: a life finds the disk that an earlier one left.
+    StaleDisk {
+        /// Which life.
+        life: u64,
+        /// Whose disk it finds.
+        of: u64,
+    },
     /// A second sync unit, of the same external one, is synced between the two syncs of the first.
     TwoUnits,
     /// The machine loses power; it comes back with what the disk had kept.
@@ -129,12 +142,14 @@ pub struct Schedule {
 }
 
 impl Call {
-    const ALL: [(Call, &'static str); 5] = [
+    const ALL: [(Call, &'static str); 7] = [
         (Call::Prepare, "prepare"),
         (Call::Upload, "upload"),
         (Call::Confirm, "confirm"),
         (Call::Message, "message"),
         (Call::Page, "page"),
+        (Call::LoadState, "load-state"),
+        (Call::SaveState, "save-state"),
     ];
 }
 
@@ -154,6 +169,7 @@ impl fmt::Display for Answer {
             Answer::Busy(None) => f.write_str("429"),
             Answer::Busy(Some(seconds)) => write!(f, "429-after-{seconds}"),
             Answer::Refused(status) => write!(f, "refused-{status}"),
+            Answer::Late => f.write_str("late"),
         }
     }
 }
@@ -164,6 +180,7 @@ impl FromStr for Answer {
     fn from_str(text: &str) -> Result<Self, ()> {
         Ok(match text {
             "lost" => Answer::Lost,
+            "late" => Answer::Late,
             "500-before" => Answer::ErrorBefore,
             "500-after" => Answer::ErrorAfter,
             "timed-out" => Answer::TimedOut,
@@ -199,6 +216,7 @@ impl fmt::Display for Act {
             Act::GiveUp { event } => write!(f, "give-up={event}"),
             Act::ReuseIds { event } => write!(f, "reuse-ids={event}"),
             Act::ClockSteps { event, seconds } => write!(f, "clock={event}/{seconds}"),
+            Act::StaleDisk { life, of } => write!(f, "stale-disk={life}/{of}"),
             Act::TwoUnits => f.write_str("two-units"),
             Act::Crash { changes, point } => write!(f, "crash={changes}@{point}"),
             Act::Kill { changes, position } => write!(f, "kill={changes}@{position}"),
@@ -237,6 +255,7 @@ impl FromStr for Act {
             "give-up" => Act::GiveUp { event: number(rest)? },
             "reuse-ids" => Act::ReuseIds { event: number(rest)? },
             "clock" => Act::ClockSteps { event: number(part()?)?, seconds: number(part()?)? },
+            "stale-disk" => Act::StaleDisk { life: number(part()?)?, of: number(part()?)? },
             "two-units" => Act::TwoUnits,
             "crash" => {
                 let (changes, point) = at()?;

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use crate::airdrop::{
     Body, Context, ExternalSyncUnit, Extractor, Fate, Platform, PlatformError, SealedMessage, SourceError,
-    Upload,
+    Upload, WorkerState,
 };
 use crate::clock::{Clock, VirtualClock};
 use crate::model::ArtifactId;
@@ -100,6 +100,7 @@ pub(super) struct World {
 #[derive(Debug)]
 pub(super) struct Inner {
     seed: u64,
+    has_disk: bool,
     clock: VirtualClock,
     journal: Vec<Entry>,
     /// Of the present life: where it dies, and its disk.
@@ -110,6 +111,9 @@ pub(super) struct Inner {
     // What follows from the journal.
     reads: u64,
     calls: BTreeMap<Call, u64>,
+    states: BTreeMap<String, Arc<str>>,
+    /// A save whose answer was lost, and that has not landed yet.
+    late: Option<(String, Arc<str>)>,
     uploads: BTreeMap<String, Arc<Vec<String>>>,
     confirmed: BTreeSet<String>,
     accepted: Vec<Arc<Accepted>>,
@@ -139,7 +143,7 @@ struct Entry {
 #[derive(Debug, Clone)]
 enum Change {
     Sent(Arc<SentEvent>),
-    Called { call: Call, effect: Option<Effect>, failed: bool },
+    Called { call: Call, effect: Option<Effect>, failed: bool, late: bool },
     Read(Arc<HandOut>),
     Served { request: String },
     Died,
@@ -150,6 +154,7 @@ enum Effect {
     Upload { id: String, lines: Arc<Vec<String>> },
     Confirm { id: String },
     Accept(Arc<Accepted>),
+    Save { unit: String, state: Arc<str> },
 }
 
 /// An event that the platform sent.
@@ -201,10 +206,11 @@ struct RunSeen {
 }
 
 impl World {
-    pub(super) fn new(seed: u64, acts: Arc<[Act]>) -> Self {
+    pub(super) fn new(seed: u64, acts: Arc<[Act]>, has_disk: bool) -> Self {
         Self {
             inner: Arc::new(Mutex::new(Inner {
                 seed,
+                has_disk,
                 clock: still_clock(),
                 journal: Vec::new(),
                 disk: SimDisk::new(),
@@ -213,6 +219,8 @@ impl World {
                 fired: BTreeMap::new(),
                 reads: 0,
                 calls: BTreeMap::new(),
+                states: BTreeMap::new(),
+                late: None,
                 uploads: BTreeMap::new(),
                 confirmed: BTreeSet::new(),
                 accepted: Vec::new(),
@@ -236,7 +244,7 @@ impl World {
     /// The world as it stood after the first `changes` of the journal, with a clock of its own.
     pub(super) fn at(&self, changes: usize) -> Self {
         let inner = self.lock();
-        let world = Self::new(inner.seed, Arc::clone(&inner.acts));
+        let world = Self::new(inner.seed, Arc::clone(&inner.acts), inner.has_disk);
         {
             let mut other = world.lock();
             for entry in inner.journal.iter().take(changes) {
@@ -316,8 +324,11 @@ impl Inner {
                 }
                 self.sent.push(Arc::clone(event));
             }
-            Change::Called { call, effect, failed } => {
+            Change::Called { call, effect, failed, late } => {
                 self.failures += u64::from(*failed);
+                if let Some((unit, state)) = self.late.take() {
+                    self.states.insert(unit, state);
+                }
                 *self.calls.entry(*call).or_default() += 1;
                 match effect {
                     Some(Effect::Upload { id, lines }) => {
@@ -350,6 +361,12 @@ impl Inner {
                             self.answers.insert(sent, at);
                         }
                     }
+                    Some(Effect::Save { unit, state }) if *late => {
+                        self.late = Some((unit.clone(), Arc::clone(state)));
+                    }
+                    Some(Effect::Save { unit, state }) => {
+                        self.states.insert(unit.clone(), Arc::clone(state));
+                    }
                     None => {}
                 }
             }
@@ -357,7 +374,9 @@ impl Inner {
                 self.reads += 1;
                 let pages = self.pages.entry((page.run.clone(), page.stream.clone())).or_default();
                 // The one before was not kept if the same cursor is read again.
-                let before = pages.pop_if(|last| last.cursor == page.cursor);
+                // Read again: what came of the reading before, and of all after it, was not kept.
+                let again = pages.iter().rposition(|before| before.cursor == page.cursor);
+                let before = again.and_then(|again| pages.drain(again..).next());
                 pages.push(Arc::clone(page));
                 if let Some(before) = before {
                     let what =
@@ -389,6 +408,11 @@ impl Inner {
     /// The accepted message that answered the `at`-th sent event.
     pub(super) fn answer_to(&self, at: usize) -> Option<Arc<Accepted>> {
         self.answers.get(&at).and_then(|&message| self.accepted.get(message)).cloned()
+    }
+
+    /// The unit of the event that was sent last.
+    fn unit(&self) -> String {
+        self.sent.last().map(|event| event.unit.clone()).unwrap_or_default()
     }
 
     /// Whether the process dies before the next change.
@@ -435,6 +459,7 @@ impl Inner {
         let (applies, result) = match fault {
             None => (true, Ok(())),
             Some(Answer::Lost) => (true, Err(unknown("answer lost"))),
+            Some(Answer::Late) => (call == Call::SaveState, Err(unknown("answer lost"))),
             Some(Answer::ErrorBefore) => (false, Err(unknown("500 before"))),
             Some(Answer::ErrorAfter) => (true, Err(unknown("500 after"))),
             Some(Answer::TimedOut) => {
@@ -451,7 +476,12 @@ impl Inner {
             }
         };
         let failed = result.is_err();
-        self.record(Change::Called { call, effect: effect.filter(|_| applies), failed });
+        self.record(Change::Called {
+            call,
+            effect: effect.filter(|_| applies),
+            failed,
+            late: fault == Some(Answer::Late),
+        });
         result
     }
 
@@ -648,6 +678,8 @@ impl Inner {
                 "EXTRACTION_ATTACHMENTS_CONTINUE"
             }
             "EXTRACTION_ATTACHMENTS_DONE" => return self.next_sync(),
+            // Of a run that says ERROR again and again nothing more is to be had.
+            _ if self.errors_in_a_row() >= 3 => return Some(self.first_event(self.runs.len())),
             // After an ERROR, whoever set up the sync mends it and lets the platform go on.
             _ => match current.event_type.as_str() {
                 "EXTRACTION_DATA_START" => "EXTRACTION_DATA_CONTINUE",
@@ -655,6 +687,11 @@ impl Inner {
             },
         };
         Some(self.event(next, &current.unit.clone(), &current.run.clone()))
+    }
+
+    /// How many of the newest accepted messages are ERRORs.
+    fn errors_in_a_row(&self) -> usize {
+        self.accepted.iter().rev().take_while(|message| message.event_type.ends_with("ERROR")).count()
     }
 
     /// Whose sync comes next, once one is finished.
@@ -811,6 +848,20 @@ impl Platform for World {
         };
         self.lock().call(Call::Message, Some(Effect::Accept(Arc::new(accepted))))
     }
+
+    fn worker_state(&self) -> Result<Option<WorkerState>, PlatformError> {
+        let mut inner = self.lock();
+        inner.call(Call::LoadState, None)?;
+        let unit = inner.unit();
+        let state = inner.states.get(&unit).map(ToString::to_string);
+        Ok(state.map(|state| WorkerState { state: Some(state), objects: None }))
+    }
+
+    fn save_worker_state(&self, state: &str) -> Result<(), PlatformError> {
+        let mut inner = self.lock();
+        let unit = inner.unit();
+        inner.call(Call::SaveState, Some(Effect::Save { unit, state: state.into() }))
+    }
 }
 
 /// An extractor, watched: what it hands over is noted, and the schedule's faults befall it.
@@ -854,7 +905,7 @@ impl<E: Extractor> Extractor for Watched<E> {
             let fault = inner.fault(Call::Page);
             inner.clock.advance(PAGE_TAKES);
             if let Some(fault) = fault {
-                inner.record(Change::Called { call: Call::Page, effect: None, failed: true });
+                inner.record(Change::Called { call: Call::Page, effect: None, failed: true, late: false });
                 drop(inner);
                 return Err(match fault {
                     Answer::Busy(seconds) => {
@@ -886,7 +937,7 @@ impl<E: Extractor> Extractor for Watched<E> {
             lines: page.lines(),
         };
         let mut inner = self.life.world.lock();
-        inner.record(Change::Called { call: Call::Page, effect: None, failed: false });
+        inner.record(Change::Called { call: Call::Page, effect: None, failed: false, late: false });
         inner.record(Change::Read(Arc::new(handed)));
         Ok(page)
     }
@@ -899,7 +950,9 @@ impl<E> Watched<E> {
         let id = context.run_id().as_str();
         if let Some(pages) = inner.pages.get(&(id.to_owned(), stream.to_owned())) {
             let last = pages.last();
-            let again = last.is_some_and(|last| last.cursor.as_ref() == at);
+            // Without a disk, what followed the last checkpoint is read again.
+            let mut back = pages.iter().rev().take(if inner.has_disk { 1 } else { usize::MAX });
+            let again = back.any(|page| page.cursor.as_ref() == at);
             let on = last.is_some_and(|last| last.next.as_ref() == at && at.is_some());
             if !again && !on {
                 let stood = last.map(|last| (&last.cursor, &last.next));

@@ -1,0 +1,222 @@
+//! Keeps a checkpoint with the platform, for workers whose disk does not survive them.
+//!
+//! The order of saves is what the promise rests on: upload, save, confirm; seal, save, send; and after a run's last
+//! message, delivered, save. Nothing is confirmed or sent that the saved checkpoint does not hold.
+//!
+//! The platform keeps one JSON document per sync unit, last writer wins, with no compare-and-set. So a holder writes a
+//! token of its own when it takes the unit over, and compares it before each save: another's there means that this
+//! holder is no longer the live one, and it stops. Between that look and the save is a window that the platform gives
+//! no means to close; [`Serve::settle_after_takeover`](super::Serve::settle_after_takeover) waits it out.
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+use chrono::DateTime;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+use crate::clock::Clock;
+use crate::error::{Error, Result};
+use crate::model::{CHECKPOINT_BYTES_MAX, Micros, Rule};
+use crate::store::{BatchInfo, Checkpoint, Position, Run, SyncUnit};
+
+use super::outbox::{GaveUp, attempts};
+use super::platform::{Platform, PlatformError};
+
+/// Where a checkpoint stands in the worker state, beside keys that are not ours.
+const KEY: &str = "highwater";
+
+/// The holder of a unit, for one invocation.
+pub(crate) struct Keeper<'a> {
+    platform: &'a dyn Platform,
+    clock: &'a dyn Clock,
+    sync_unit: String,
+    seed: u64,
+    /// Elapsed time after which no retry starts.
+    hard: Duration,
+    token: String,
+    /// The token that stands with the platform, as far as is known.
+    standing: RefCell<Option<String>>,
+}
+
+impl<'a> Keeper<'a> {
+    /// Takes a unit over: makes the disk current, and stores the token that the first save will write. Says whether all
+    /// that the store now knows of the unit comes from the checkpoint.
+    pub(crate) fn take_over(
+        unit: &SyncUnit,
+        platform: &'a dyn Platform,
+        clock: &'a dyn Clock,
+        seed: u64,
+        hard: Duration,
+        settle: Option<Duration>,
+    ) -> Result<(Self, bool)> {
+        let sync_unit = unit.id().to_string();
+        let token = format!("{:016x}", fastrand::Rng::with_seed(seed).u64(..));
+        let this = Self { platform, clock, sync_unit, seed, hard, token, standing: RefCell::default() };
+        let mut found = this.found()?;
+        let holder = unit.holder()?;
+        let is_current = |found: &Option<Checkpoint>| {
+            if unit.breaks(Rule::HolderToken) {
+                return holder.epoch >= found.as_ref().map_or(0, Checkpoint::epoch);
+            }
+            let token = found.as_ref().map(|found| &found.token);
+            token == holder.tokens.0.as_ref() || (token.is_some() && token == holder.tokens.1.as_ref())
+        };
+        let mut restored = false;
+        if !is_current(&found) {
+            if let Some(wait) = settle {
+                clock.sleep(wait);
+                found = this.found()?;
+            }
+            match &found {
+                Some(checkpoint) => {
+                    let sealed = checkpoint.sealed_body().map(announced).transpose()?.unwrap_or_default();
+                    unit.restore(checkpoint, &sealed)?;
+                    restored = true;
+                }
+                None => unit.delete()?,
+            }
+        }
+        let standing = found.map(|found| found.token);
+        unit.intend(standing.as_deref(), &this.token)?;
+        this.standing.replace(standing);
+        Ok((this, restored))
+    }
+
+    /// Saves a checkpoint that stands at `position`, or without one where the last saved one stood. Returns its bytes.
+    ///
+    /// # Durability
+    /// When this returns `Ok`, the platform has it, and this disk knows.
+    ///
+    /// # Errors
+    /// `Fenced` if another holder has taken the unit over; `NotSaved`; `TooLarge`; `Corrupt`, `Io`.
+    pub(crate) fn save(&self, run: &Run, position: Option<&Position>) -> Result<usize> {
+        let fresh = if position.is_none() && run.has_no_position()? { run.position()? } else { None };
+        let position = position.or(fresh.as_ref());
+        let bytes = self.put(Some(&run.checkpoint(&self.token, position)?))?;
+        if let Some(position) = position {
+            run.saved(position)?;
+        }
+        Ok(bytes)
+    }
+
+    /// Saves that a run is over.
+    pub(crate) fn save_end(&self, run: &Run) -> Result<()> {
+        self.put(Some(&run.checkpoint(&self.token, None)?)).map(drop)
+    }
+
+    /// Removes what is kept of the unit.
+    pub(crate) fn remove(&self) -> Result<()> {
+        self.put(None).map(drop)
+    }
+
+    fn put(&self, checkpoint: Option<&Checkpoint>) -> Result<usize> {
+        let state = self.state()?;
+        let found = self.checkpoint_in(state.as_deref())?.map(|found| found.token);
+        // A first save whose answer was lost may have been applied.
+        let ours = found == *self.standing.borrow() || found.as_deref() == Some(&self.token);
+        if !ours {
+            return Err(Error::Fenced { sync_unit: self.sync_unit.clone(), run: "at hand".to_owned() });
+        }
+        let odd = |error: serde_json::Error| Error::Corrupt { what: self.what(), reason: error.to_string() };
+        // Keys that are not ours stay as they are.
+        let mut document: Map<String, Value> =
+            state.as_deref().map_or(Ok(Map::new()), serde_json::from_str).map_err(odd)?;
+        match checkpoint {
+            Some(checkpoint) => {
+                document.insert(KEY.to_owned(), serde_json::to_value(checkpoint).map_err(odd)?)
+            }
+            None => document.remove(KEY),
+        };
+        let text = serde_json::to_string(&document).map_err(odd)?;
+        if text.len() > CHECKPOINT_BYTES_MAX {
+            return Err(Error::TooLarge {
+                what: self.what(),
+                found: text.len() as u64,
+                limit: CHECKPOINT_BYTES_MAX as u64,
+                unit: "bytes",
+            });
+        }
+        self.attempt(|| self.platform.save_worker_state(&text))?;
+        self.standing.replace(checkpoint.map(|checkpoint| checkpoint.token.clone()));
+        Ok(text.len())
+    }
+
+    fn found(&self) -> Result<Option<Checkpoint>> {
+        self.checkpoint_in(self.state()?.as_deref())
+    }
+
+    fn state(&self) -> Result<Option<String>> {
+        Ok(self.attempt(|| self.platform.worker_state())?.and_then(|state| state.state))
+    }
+
+    fn checkpoint_in(&self, state: Option<&str>) -> Result<Option<Checkpoint>> {
+        #[derive(Deserialize)]
+        struct Document<'a> {
+            #[serde(borrow)]
+            highwater: Option<&'a RawValue>,
+        }
+        let Some(state) = state.filter(|state| !state.trim().is_empty()) else { return Ok(None) };
+        let document: Document<'_> = serde_json::from_str(state)
+            .map_err(|error| Error::Corrupt { what: self.what(), reason: error.to_string() })?;
+        document.highwater.map(|json| Checkpoint::from_json(json.get(), &self.sync_unit)).transpose()
+    }
+
+    fn attempt<T>(&self, call: impl FnMut() -> Result<T, PlatformError>) -> Result<T> {
+        attempts(self.clock, self.hard, self.seed, call).map_err(|gave_up| {
+            let reason = match gave_up {
+                GaveUp::Refused { status, reason } => format!("refused with {status}: {reason}"),
+                GaveUp::Tried(reason) => reason,
+            };
+            Error::NotSaved { sync_unit: self.sync_unit.clone(), reason }
+        })
+    }
+
+    fn what(&self) -> String {
+        format!("the worker state of {}", self.sync_unit)
+    }
+}
+
+/// What a message that we composed announces, in its order: each batch, but for its seq, with its artifact.
+///
+/// # Errors
+/// `Corrupt` if it is none of ours.
+fn announced(body: &str) -> Result<Vec<(BatchInfo, String)>> {
+    #[derive(Deserialize)]
+    struct Body {
+        event_data: Data,
+    }
+    #[derive(Deserialize)]
+    struct Data {
+        #[serde(default)]
+        artifacts: Vec<Entry>,
+    }
+    #[derive(Deserialize)]
+    struct Entry {
+        id: String,
+        item_type: String,
+        item_count: u32,
+        oldest_created_date: Option<String>,
+        newest_created_date: Option<String>,
+        oldest_modified_date: Option<String>,
+        newest_modified_date: Option<String>,
+    }
+    let range = |oldest: Option<String>, newest: Option<String>| {
+        let moment =
+            |text: String| DateTime::parse_from_rfc3339(&text).ok().map(|at| Micros::from_time(at.to_utc()));
+        Some((moment(oldest?)?, moment(newest?)?))
+    };
+    let body: Body = serde_json::from_str(body).map_err(|error| Error::Corrupt {
+        what: "the sealed message in the checkpoint".to_owned(),
+        reason: error.to_string(),
+    })?;
+    let entries = body.event_data.artifacts.into_iter();
+    Ok(entries
+        .map(|entry| {
+            let created = range(entry.oldest_created_date, entry.newest_created_date);
+            let modified = range(entry.oldest_modified_date, entry.newest_modified_date);
+            (BatchInfo::new(entry.item_type, entry.item_count, created, modified), entry.id)
+        })
+        .collect())
+}

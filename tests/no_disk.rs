@@ -1,0 +1,51 @@
+//! The promise without a disk: a worker that finds nothing, or a stale disk, goes on from the checkpoint that the platform
+//! keeps, and every staged record is announced exactly once all the same.
+
+use highwater::testing::{Explore, Report, Rule, SimSource};
+
+#[test]
+fn every_record_is_announced_exactly_once_without_a_disk() {
+    let report = Explore::new().without_disk().states(4_000).run(SimSource::new);
+    println!("{report}");
+    assert!(report.failure.is_none(), "{report}");
+    for fault in [
+        "disk/stale",
+        "load-state/500-before",
+        "load-state/refused-400",
+        "save-state/500-after",
+        "save-state/500-before",
+        "save-state/late",
+        "save-state/lost",
+        "save-state/refused-400",
+        "save-state/timed-out",
+    ] {
+        assert!(report.faults.get(fault).is_some_and(|&times| times > 0), "{fault} never happened\n{report}");
+    }
+}
+
+fn broken_without(rule: Rule) -> Report {
+    let report = Explore::new().without_disk().states(20_000).without_rule(rule).run(SimSource::new);
+    println!("{rule:?}: {report}");
+    assert!(report.failure.is_some(), "nobody noticed: {rule:?}\n{report}");
+    report
+}
+
+#[test]
+fn confirming_before_the_save_is_found() {
+    broken_without(Rule::ConfirmAfterSave);
+}
+
+#[test]
+fn sending_before_the_save_is_found() {
+    broken_without(Rule::SendAfterSave);
+}
+
+#[test]
+fn a_checkpoint_cut_inside_a_page_is_found() {
+    broken_without(Rule::CutAtPages);
+}
+
+#[test]
+fn taking_the_newer_disk_instead_of_the_holders_is_found() {
+    broken_without(Rule::HolderToken);
+}
