@@ -760,11 +760,11 @@ fn the_worker_state_is_the_last_one_saved_within_its_limit() {
     assert_refused(local.save_worker_state("{\"cursor\":"), 400, "not JSON");
     let big = |bytes: usize| format!("\"{}\"", "x".repeat(bytes - 2));
     assert_refused(local.save_worker_state(&big(WORKER_STATE_BYTES_MAX + 1)), 413, "1000001");
-    assert_eq!(local.worker_state().unwrap().as_deref(), Some("{\"cursor\":2}"));
+    assert_eq!(local.worker_state().unwrap().and_then(|kept| kept.state).as_deref(), Some("{\"cursor\":2}"));
     local.save_worker_state(&big(WORKER_STATE_BYTES_MAX)).unwrap();
     // Killed before the new one had its name.
     fs::write(dir.path().join("incoming/.tmpNew"), b"{\"cursor\":3}").unwrap();
     let local = Local::open(dir.path()).unwrap();
-    assert_eq!(local.worker_state().unwrap().unwrap().len(), WORKER_STATE_BYTES_MAX);
+    assert_eq!(local.worker_state().unwrap().unwrap().state.unwrap().len(), WORKER_STATE_BYTES_MAX);
     assert_clean(dir.path());
 }

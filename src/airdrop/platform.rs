@@ -29,17 +29,24 @@ pub trait Platform: Sync {
     /// What became of the attempt.
     fn send(&self, message: &SealedMessage) -> Result<(), PlatformError>;
 
-    /// Fetches what the platform keeps for the event's sync unit; none if it keeps nothing yet.
+    /// Fetches what the platform keeps for the event's sync unit; none if it keeps nothing yet. Only
+    /// [`Serve::checkpoints`](super::Serve::checkpoints) needs it.
     ///
     /// # Errors
     /// What became of the attempt.
-    fn worker_state(&self) -> Result<Option<WorkerState>, PlatformError>;
+    fn worker_state(&self) -> Result<Option<WorkerState>, PlatformError> {
+        Ok(None)
+    }
 
     /// Saves `state`, JSON text, for the event's sync unit, in place of what was there.
     ///
     /// # Errors
     /// What became of the attempt.
-    fn save_worker_state(&self, state: &str) -> Result<(), PlatformError>;
+    fn save_worker_state(&self, state: &str) -> Result<(), PlatformError> {
+        let reason =
+            format!("this platform keeps no worker state, and there are {} bytes to keep", state.len());
+        Err(PlatformError::Refused { status: 501, reason })
+    }
 }
 
 /// What the platform keeps for a sync unit.

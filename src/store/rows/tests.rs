@@ -59,8 +59,10 @@ fn golden_bytes_of_rows_about_the_file_and_its_units() {
             next_run: 3,
             next_message: 65_536,
             watermark: Some(Micros(-1)),
+            bounds: (Some(Micros(1)), None),
+            holder: (None, Some("t".to_owned())),
         },
-        0xf3ee_ef83,
+        0x64b9_025d,
         &[
             ("no", "07"),
             ("created_at", "fd 00803c3048140c00"),
@@ -68,9 +70,11 @@ fn golden_bytes_of_rows_about_the_file_and_its_units() {
             ("next_run", "03"),
             ("next_message", "fc 00000100"),
             ("watermark", "01 01"),
+            ("bounds", "01 02 00"),
+            ("holder", "00 01 01 74"),
         ],
     );
-    golden(&RunIdRow { run: 250 }, 0x05aa_38bc, &[("run", "fa")]);
+    golden(&RunIdRow { run: 250, id: Some("r".to_owned()) }, 0, &[("run", "fa"), ("id", "01 01 72")]);
     golden(
         &BookmarkRow { json: r#"{"a":1}"#.to_owned(), run: 251 },
         0xc1aa_aaa2,
@@ -93,6 +97,7 @@ fn golden_bytes_of_a_run() {
             ended_at: Some(Micros(-65)),
             since: None,
             since_ignored: Some(Micros(1)),
+            window: Some(WindowRow { from: None, to: Micros(2) }),
             epoch: 4,
             lost: true,
             phase: Some(Phase::Attachments),
@@ -104,13 +109,13 @@ fn golden_bytes_of_a_run() {
             not_before: Some(NotBefore { at: Micros(9), asked_seconds: 10 }),
             progress: Some(255),
             events: 11,
-            event: Some("e".to_owned()),
+            event: Some(0x0102),
             events_reused: 12,
             first_message: 13,
             message: Some(14),
             artifacts_max: Some(15),
         },
-        0x05b5_cbeb,
+        0x6e99_14e6,
         &[
             ("id", "02 7231"),
             ("status", "02"),
@@ -118,6 +123,7 @@ fn golden_bytes_of_a_run() {
             ("ended_at", "01 81"),
             ("since", "00"),
             ("since_ignored", "01 02"),
+            ("window: from, to", "01 00 04"),
             ("epoch", "04"),
             ("lost", "01"),
             ("phase", "01 03"),
@@ -129,7 +135,7 @@ fn golden_bytes_of_a_run() {
             ("not_before: at, asked_seconds", "01 12 0a"),
             ("progress", "01 ff"),
             ("events", "0b"),
-            ("event", "01 01 65"),
+            ("event", "01 fb 0201"),
             ("events_reused", "0c"),
             ("first_message", "0d"),
             ("message", "01 0e"),
@@ -199,8 +205,9 @@ fn golden_bytes_of_chunks_and_batches() {
             artifact: Some("a".to_owned()),
             uploaded_in: 6,
             given_up: 7,
+            saved: true,
         },
-        0xe7a5_9ec1,
+        0x4981_88a3,
         &[
             ("item_type, stream", "01 74 01 73"),
             ("epoch", "01"),
@@ -209,7 +216,7 @@ fn golden_bytes_of_chunks_and_batches() {
             ("cursor_after", "00"),
             ("state: announced, the message", "03 05"),
             ("artifact", "01 01 61"),
-            ("uploaded_in, given_up", "06 07"),
+            ("uploaded_in, given_up, saved", "06 07 01"),
         ],
     );
     for (state, byte) in [(BatchState::Staged, 0), (BatchState::Uploaded, 1), (BatchState::Confirmed, 2)] {
@@ -220,15 +227,15 @@ fn golden_bytes_of_chunks_and_batches() {
 #[test]
 fn golden_bytes_of_the_conversation() {
     golden(
-        &EventRow { order: 1, accepted_at: Micros(2), message: None },
-        0xfc56_174a,
-        &[("order", "01"), ("accepted_at", "04"), ("message", "00")],
+        &EventRow { identity: None, order: 1, accepted_at: Micros(2), message: None },
+        0x9eec_719e,
+        &[("identity", "00"), ("order", "01"), ("accepted_at", "04"), ("message", "00")],
     );
     golden(
         &MessageRow {
             run: 1,
             phase: Phase::Data,
-            event: "e".to_owned(),
+            event: 3,
             kind: MessageKind::Error,
             event_type: "T".to_owned(),
             fate: MessageFate::Delivered { times: 2 },
@@ -238,11 +245,11 @@ fn golden_bytes_of_the_conversation() {
             key: "k".to_owned(),
             body: b"{}".to_vec(),
         },
-        0xdf36_bece,
+        0,
         &[
             ("run", "01"),
             ("phase", "02"),
-            ("event", "01 65"),
+            ("event", "03"),
             ("kind", "03"),
             ("event_type", "01 54"),
             ("fate: delivered, times", "01 02"),
@@ -317,10 +324,11 @@ fn run_row() -> impl Strategy<Value = RunRow> {
     let times = (micros(), option::of(micros()), option::of(micros()), option::of(micros()));
     let numbers = (any::<[u64; 8]>(), option::of(any::<u64>()), option::of(any::<u64>()));
     let not_before = option::of((micros(), any::<u64>()));
-    let said = (option::of(any::<u8>()), option::of(any::<String>()), any::<String>());
+    let said = (option::of(any::<u8>()), option::of(any::<u64>()), any::<String>());
+    let window = option::of((option::of(micros()), micros()));
     let stands = (status(), any::<bool>(), option::of(phase()), phases());
-    (times, numbers, not_before, said, stands).prop_map(
-        |(times, (numbers, message, artifacts_max), not_before, (progress, event, id), stands)| {
+    (times, numbers, not_before, said, stands, window).prop_map(
+        |(times, (numbers, message, artifacts_max), not_before, (progress, event, id), stands, window)| {
             let (started_at, ended_at, since, since_ignored) = times;
             let (status, lost, phase, done) = stands;
             let [epoch, pages, next_seq, next_chunk, open_batches, events, events_reused, first_message] =
@@ -333,6 +341,7 @@ fn run_row() -> impl Strategy<Value = RunRow> {
                 ended_at,
                 since,
                 since_ignored,
+                window: window.map(|(from, to)| WindowRow { from, to }),
                 epoch,
                 lost,
                 phase,
@@ -362,8 +371,8 @@ fn batch_row() -> impl Strategy<Value = BatchRow> {
         any::<u64>().prop_map(BatchState::Announced),
     ];
     let names = (any::<[String; 2]>(), option::of(any::<String>()), option::of(any::<String>()));
-    (names, any::<[u64; 4]>(), any::<[u32; 2]>(), dates(), state).prop_map(
-        |(([item_type, stream], cursor_after, artifact), numbers, [items, given_up], dates, state)| {
+    (names, any::<[u64; 4]>(), any::<[u32; 2]>(), dates(), state, any::<bool>()).prop_map(
+        |(([item_type, stream], cursor_after, artifact), numbers, [items, given_up], dates, state, saved)| {
             let [epoch, line_bytes, gzip_bytes, uploaded_in] = numbers;
             BatchRow {
                 item_type,
@@ -378,6 +387,7 @@ fn batch_row() -> impl Strategy<Value = BatchRow> {
                 artifact,
                 uploaded_in,
                 given_up,
+                saved,
             }
         },
     )
@@ -390,10 +400,10 @@ fn message_row() -> impl Strategy<Value = MessageRow> {
         Just(MessageFate::Proven),
     ];
     let kinds = [MessageKind::Done, MessageKind::Progress, MessageKind::Delay, MessageKind::Error];
-    let names = (any::<[String; 3]>(), vec(any::<u8>(), 0..200));
-    (any::<[u64; 2]>(), phase(), names, prop::sample::select(kinds.to_vec()), fate, micros(), any::<bool>())
+    let names = (any::<[String; 2]>(), vec(any::<u8>(), 0..200));
+    (any::<[u64; 3]>(), phase(), names, prop::sample::select(kinds.to_vec()), fate, micros(), any::<bool>())
         .prop_map(
-            |([run, artifacts], phase, ([event, event_type, key], body), kind, fate, sealed_at, finishes)| {
+            |([run, artifacts, event], phase, ([event_type, key], body), kind, fate, sealed_at, finishes)| {
                 MessageRow {
                     run,
                     phase,
@@ -493,11 +503,20 @@ proptest! {
         survives(&FormatRow { format: small, next_unit: a }, flip, noise);
         let created_at = created.unwrap_or(Micros(i64::MIN));
         survives(
-            &UnitRow { no: a, created_at, run: Some(b), next_run: c, next_message: d, watermark },
+            &UnitRow {
+                no: a,
+                created_at,
+                run: Some(b),
+                next_run: c,
+                next_message: d,
+                watermark,
+                bounds: (watermark, None),
+                holder: (None, Some(one.clone())),
+            },
             flip,
             noise,
         );
-        survives(&RunIdRow { run: a }, flip, noise);
+        survives(&RunIdRow { run: a, id: Some(one.clone()) }, flip, noise);
         survives(
             &StreamRow { phase, cursor: Some(one.clone()), exhausted, pages: a, items: b, bookmark: None },
             flip,
@@ -520,7 +539,7 @@ proptest! {
         );
         survives(&ChunkRow { items: small, dates, lines: bytes.clone() }, flip, noise);
         survives(&BookmarkRow { json: two, run: h }, flip, noise);
-        survives(&EventRow { order: a, accepted_at: created_at, message: Some(b) }, flip, noise);
+        survives(&EventRow { identity: Some(one.clone()), order: a, accepted_at: created_at, message: Some(b) }, flip, noise);
         survives(&Json(three), flip, noise);
         survives(&Payload(bytes), flip, noise);
     }
