@@ -126,7 +126,17 @@ impl<'a> Outbox<'a> {
             this.message_bytes += entry(&info, &artifact).bytes()?;
             this.artifacts += 1;
         }
-        this.add(run.unsettled()?);
+        let mut unsettled = run.unsettled()?;
+        if !this.confirms {
+            // What an earlier life uploaded needs no more than that.
+            for UnsettledBatch { info, state, .. } in &unsettled {
+                if let Unsettled::Uploaded { artifact, .. } = state {
+                    this.settle_unconfirmed(info, artifact)?;
+                }
+            }
+            unsettled.retain(|batch| matches!(batch.state, Unsettled::Staged));
+        }
+        this.add(unsettled);
         Ok(this)
     }
 
@@ -265,9 +275,7 @@ impl<'a> Outbox<'a> {
                     task.tries = 0;
                     self.tasks.insert(done.seq, task);
                 } else {
-                    self.message_bytes += entry(&task.info, artifact.as_str()).bytes()?;
-                    self.artifacts += 1;
-                    self.run.confirm(done.seq)?;
+                    self.settle_unconfirmed(&task.info, &artifact)?;
                 }
             }
             (Step::Confirm { artifact, .. }, Ok(_)) => {
@@ -335,6 +343,13 @@ impl<'a> Outbox<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Takes an upload that is not confirmed for one that a message can announce.
+    fn settle_unconfirmed(&mut self, info: &BatchInfo, artifact: &ArtifactId) -> Result<()> {
+        self.message_bytes += entry(info, artifact.as_str()).bytes()?;
+        self.artifacts += 1;
+        self.run.confirm(info.seq)
     }
 
     /// Keeps the first trouble, but lets a failure take the place of a wait.
