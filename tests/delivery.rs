@@ -12,8 +12,10 @@ use std::time::Duration;
 
 use chrono::{DateTime, FixedOffset};
 use highwater::airdrop::{
-    Context, Fate, Outcome, OutcomeKind, Platform, PlatformError, SealedMessage, Serve, SourceError, Upload,
+    Context, ExternalSyncUnit, Fate, Outcome, OutcomeKind, Platform, PlatformError, SealedMessage, Serve,
+    SourceError, Upload,
 };
+use highwater::testing::Fault;
 use highwater::{ArtifactId, Clock, ErrorKind, Page, Record, limits};
 use serde_json::{Value, json};
 use world::{Airdrop, Answer, Call, Pages, Source, World, all_of, event, page_of, paged, records_of};
@@ -209,6 +211,35 @@ fn whatever_a_killed_life_tried_a_later_one_does_not_know() {
     assert!(start(&world, &mut source).replayed);
     assert_eq!(world.airdrop.messages().len(), 1);
     assert_all(&world, &all_of("issues", 1, 3));
+}
+
+/// A life that took up what a killed one had uploaded confirmed it, and there is nothing yet that it belongs to.
+#[test]
+fn external_sync_units_are_never_confirmed_wherever_the_process_dies() {
+    let list = event("EXTRACTION_EXTERNAL_SYNC_UNITS_START", "run", "1");
+    let mut uploads = BTreeSet::new();
+    for operations in 0.. {
+        let mut world = World::new(5);
+        let mut source = paged(1, 1);
+        source.units = vec![ExternalSyncUnit {
+            id: "unit".to_owned(),
+            name: "Unit".to_owned(),
+            description: String::new(),
+            item_count: None,
+            item_type: None,
+        }];
+        world.disk.inject(Fault::Dies { position: world.disk.position() + operations });
+        let survived = world.serve(&mut source, &list).is_ok();
+        uploads.insert(world.airdrop.uploads());
+        world.restart();
+        assert_eq!(world.serve(&mut source, &list).unwrap().kind, OutcomeKind::Done);
+        assert_eq!(world.airdrop.calls(Call::Confirm), 0, "killed after {operations} disk operations");
+        assert_eq!(world.airdrop.named().len(), 1);
+        if survived {
+            break;
+        }
+    }
+    assert_eq!(uploads, [0, 1].into());
 }
 
 #[test]
