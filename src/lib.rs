@@ -16,8 +16,9 @@ mod clock;
 mod error;
 mod model;
 
-// Layer 1: what a record is.
-mod record;
+// Layer 1: what an artifact is; what a record is.
+mod artifact;
+pub mod record;
 
 // Layers 2 and 3: what is remembered.
 mod store;
