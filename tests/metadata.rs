@@ -314,7 +314,13 @@ fn a_value_of_the_wrong_json_type_is_an_error() {
 
 #[test]
 fn a_record_type_that_cannot_be_an_item_type_is_found() {
-    error("/record_types/a\\b", json!({"fields": {}}), Rule::RecordType, "record_types[\"a\\\\b\"]", &["slash"]);
+    error(
+        "/record_types/a\\b",
+        json!({"fields": {}}),
+        Rule::RecordType,
+        "record_types[\"a\\\\b\"]",
+        &["slash"],
+    );
     let path = "record_types[\"\"]";
     error("/record_types/", json!({"fields": {}}), Rule::RecordType, path, &["must not be empty"]);
     warning(

@@ -91,7 +91,6 @@ impl Checker {
         let mut findings = match self.walk(line, walk) {
             Ok(()) => std::mem::take(&mut walk.sink.0),
             Err(error) => {
-                walk.sink.0.clear();
                 let mut finding = not_json(line, &error, 1);
                 finding.line = None;
                 vec![finding]
@@ -104,6 +103,7 @@ impl Checker {
     /// Walks the text of one record. What it finds is in `walk.sink`; after an error, which is one of the JSON
     /// itself, what is there is of no use.
     pub(super) fn walk(&self, text: &[u8], walk: &mut Walk) -> Result<(), serde_json::Error> {
+        walk.sink.0.clear();
         walk.id.clear();
         walk.seen.clear();
         let mut json = serde_json::Deserializer::from_slice(text);

@@ -549,12 +549,14 @@ pub(super) fn shown(value: &Value) -> String {
 /// The name nearest to a misspelt one, if it is near enough to have been meant.
 pub(super) fn nearest<'n>(name: &str, known: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
     let lower = name.to_lowercase();
+    let near_enough = |candidate: &str| {
+        let (given, known) = (lower.chars().count(), candidate.chars().count());
+        if given.max(known) < 3 { 0 } else { 1.max(given.min(known) / 3) }
+    };
     known
         .into_iter()
         .map(|candidate| (strsim::osa_distance(&lower, &candidate.to_lowercase()), candidate))
-        .filter(|(distance, candidate)| {
-            *distance <= 1.max(candidate.chars().count().min(lower.chars().count()) / 3)
-        })
+        .filter(|(distance, candidate)| *distance <= near_enough(candidate))
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
 }

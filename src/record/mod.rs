@@ -251,7 +251,7 @@ fn not_json(text: &[u8], error: &serde_json::Error, first_line: u64) -> Finding 
     } else if said.starts_with("recursion limit") {
         "it is nested too deep: 128 levels are the most"
     } else if said.starts_with("control character") {
-        "a string ends on the line it begins on: close it, or write a newline in it as \\n"
+        "close the string on its line, and write newlines and tabs in it as \\n and \\t"
     } else if rest.starts_with(b"'") {
         "strings and keys stand in double quotes"
     } else if [&b"NaN"[..], b"Infinity", b"-Infinity", b"undefined", b"None"]

@@ -114,9 +114,6 @@ impl Stream<'_> {
 
     fn read_document(&mut self) -> io::Result<()> {
         self.text.clear();
-        if self.line == 0 {
-            self.skip_byte_order_mark()?;
-        }
         let first_line = self.line + 1;
         match self.read_line()? {
             Outcome::End => {
@@ -125,6 +122,9 @@ impl Stream<'_> {
             }
             Outcome::TooLong => return self.too_long(first_line),
             Outcome::Line => {}
+        }
+        if first_line == 1 {
+            self.drop_byte_order_mark();
         }
         let text = self.text.trim_ascii();
         if text.is_empty() {
@@ -323,17 +323,16 @@ impl Stream<'_> {
         Ok(Outcome::Line)
     }
 
-    fn skip_byte_order_mark(&mut self) -> io::Result<()> {
+    fn drop_byte_order_mark(&mut self) {
         const MARK: &[u8] = b"\xef\xbb\xbf";
-        if self.input.fill_buf()?.starts_with(MARK) {
-            self.input.consume(MARK.len());
+        if self.text.starts_with(MARK) {
+            self.text.drain(..MARK.len());
             let message = "the input begins with a byte order mark".to_owned();
             let mut finding = Finding::new(Severity::Error, Rule::Json, FieldPath::default(), message)
                 .expecting("write UTF-8 without it: JSON has none");
             finding.line = Some(1);
             self.found.push_back(finding);
         }
-        Ok(())
     }
 }
 
