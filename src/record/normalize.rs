@@ -1001,7 +1001,7 @@ fn to_int(value: &Value) -> Result<Value, Why> {
                 }
                 _ => text,
             };
-            let digits = digits.strip_prefix('+').unwrap_or(digits);
+            let digits = without_plus(digits);
             if digits.strip_prefix('-').unwrap_or(digits).bytes().all(|digit| digit.is_ascii_digit()) {
                 if let Ok(number) = digits.parse::<i64>() {
                     return Ok(Value::from(number));
@@ -1016,6 +1016,11 @@ fn to_int(value: &Value) -> Result<Value, Why> {
     }
 }
 
+/// A plus before digits says nothing.
+fn without_plus(text: &str) -> &str {
+    text.strip_prefix('+').filter(|digits| !digits.starts_with('-')).unwrap_or(text)
+}
+
 fn to_float(value: &Value) -> Result<Value, Why> {
     let no = || {
         not(
@@ -1027,8 +1032,7 @@ fn to_float(value: &Value) -> Result<Value, Why> {
     match value {
         Value::Number(_) => Ok(value.clone()),
         Value::String(text) => {
-            let text = text.trim();
-            let text = text.strip_prefix('+').unwrap_or(text);
+            let text = without_plus(text.trim());
             // By JSON's own grammar, which knows no infinity, no hexadecimal and no bare point.
             serde_json::from_str::<Number>(text).map(Value::Number).map_err(|_| no())
         }
