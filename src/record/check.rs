@@ -820,7 +820,13 @@ impl FieldWalk<'_> {
     fn bounds<T: PartialOrd + Copy + fmt::Display>(self, range: &Range<T>, value: T, shown: &str) {
         if !range.contains(value) {
             let message = format!("the number {shown} is out of bounds");
-            self.walk.sink.error(self.at, Rule::Bounds, message, format!("expected {}", span(range)));
+            let or_null = if shown == "-1" { ", or null if -1 stands for none" } else { "" };
+            self.walk.sink.error(
+                self.at,
+                Rule::Bounds,
+                message,
+                format!("expected {}{or_null}", span(range)),
+            );
         }
     }
 

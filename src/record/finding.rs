@@ -169,9 +169,13 @@ impl Finding {
         self
     }
 
-    /// Finds the value in the text that it was read from: the line, counted from `first_line`, and an excerpt.
+    /// Finds it in the text of the document: the line, counted from `first_line`, and an excerpt.
     pub(super) fn locate(&mut self, text: &str, first_line: u64) {
-        let range = super::locate::range_of(text, &self.path);
+        let about_a_key = matches!(
+            self.rule,
+            Rule::UnknownKey | Rule::Undeclared | Rule::ReservedField | Rule::DuplicateKey
+        );
+        let range = super::locate::range_of(text, &self.path, about_a_key);
         let before = text.get(..range.start).unwrap_or_default();
         self.line = Some(first_line + before.bytes().filter(|&b| b == b'\n').count() as u64);
         self.excerpt = Some(Excerpt::of(text, range));

@@ -3,31 +3,38 @@
 use std::fmt;
 use std::ops::Range;
 
-use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::finding::{FieldPath, Finding, Rule, Severity, Step, quoted};
 
-/// The bytes of the value at `path`, or of the innermost value around it that exists.
-pub(super) fn range_of(text: &str, path: &FieldPath) -> Range<usize> {
+/// The bytes of what stands at `path`, or of the innermost thing around it that exists: a scalar itself; of an object
+/// or an array its key, which says more than a bracket does. With `key`, the key in any case.
+pub(super) fn range_of(text: &str, path: &FieldPath, key: bool) -> Range<usize> {
     let Ok(mut value) = serde_json::from_str::<&RawValue>(text) else {
         return 0..text.len();
     };
+    let mut name = None;
     for step in path.steps() {
         match serde_json::Deserializer::from_str(value.get()).deserialize_any(Pick(step)) {
-            Ok(Some(inner)) => value = inner,
+            Ok(Some(found)) => (name, value) = found,
             _ => break,
         }
     }
-    let start = value.get().as_ptr().addr().saturating_sub(text.as_ptr().addr());
-    start..start.saturating_add(value.get().len())
+    let shown = match name {
+        Some(name) if key || value.get().starts_with(['{', '[']) => name,
+        _ => value,
+    };
+    let start = shown.get().as_ptr().addr().saturating_sub(text.as_ptr().addr());
+    start..start.saturating_add(shown.get().len())
 }
 
-/// Takes one member of an object or an array; of a key that stands twice, the last, as JSON readers do.
+/// Takes one member of an object, with its key, or one of an array; of a key that stands twice, the last, as JSON
+/// readers do.
 struct Pick<'s>(&'s Step);
 
 impl<'de> Visitor<'de> for Pick<'_> {
-    type Value = Option<&'de RawValue>;
+    type Value = Option<(Option<&'de RawValue>, &'de RawValue)>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object or an array")
@@ -35,12 +42,11 @@ impl<'de> Visitor<'de> for Pick<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut found = None;
-        while let Some(key) = map.next_key::<String>()? {
-            match self.0 {
-                Step::Key(wanted) if *wanted == key => found = Some(map.next_value()?),
-                _ => {
-                    map.next_value::<IgnoredAny>()?;
-                }
+        while let Some((key, value)) = map.next_entry::<&RawValue, &RawValue>()? {
+            if let Step::Key(wanted) = self.0
+                && serde_json::from_str::<String>(key.get()).is_ok_and(|key| key == *wanted)
+            {
+                found = Some((Some(key), value));
             }
         }
         Ok(found)
@@ -51,7 +57,7 @@ impl<'de> Visitor<'de> for Pick<'_> {
         let mut position = 0;
         while let Some(value) = seq.next_element::<&RawValue>()? {
             if *self.0 == Step::Position(position) {
-                found = Some(value);
+                found = Some((None, value));
             }
             position += 1;
         }

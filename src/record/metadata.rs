@@ -82,6 +82,25 @@ impl Metadata {
         }
     }
 
+    /// As [`Metadata::from_json`], from bytes, which must be UTF-8.
+    ///
+    /// # Errors
+    /// As [`Metadata::from_json`].
+    pub fn from_slice(text: &[u8]) -> Result<Self, Finding> {
+        match std::str::from_utf8(text) {
+            Ok(text) => Self::from_json(text),
+            Err(error) => {
+                let line =
+                    1 + text.iter().take(error.valid_up_to()).filter(|&&byte| byte == b'\n').count() as u64;
+                let message = "the text is not UTF-8".to_owned();
+                let mut finding = Finding::new(Severity::Error, Rule::Json, FieldPath::default(), message)
+                    .expecting("write JSON in that encoding");
+                finding.line = Some(line);
+                Err(finding)
+            }
+        }
+    }
+
     /// Takes metadata that was parsed already; findings in it have no line.
     pub fn from_value(document: Value) -> Self {
         Self { document, text: None }

@@ -18,7 +18,7 @@ pub use finding::{Excerpt, FieldPath, Finding, Findings, Rule, Severity, Tally};
 pub use metadata::{EnumValue, Field, Metadata, RecordType, StageDiagram};
 pub use moment::TimeFormat;
 pub use normalize::{FieldRule, Normalizer, Undeclared};
-pub use stream::Stream;
+pub use stream::{Stream, reader};
 
 use chrono::{DateTime, FixedOffset, SecondsFormat};
 use serde::Serialize;
@@ -252,6 +252,8 @@ fn not_json(text: &[u8], error: &serde_json::Error, first_line: u64) -> Finding 
         "it is nested too deep: 128 levels are the most"
     } else if said.starts_with("control character") {
         "close the string on its line, and write newlines and tabs in it as \\n and \\t"
+    } else if text.starts_with(b"\xef\xbb\xbf") {
+        "the text begins with a byte order mark: write UTF-8 without it"
     } else if rest.starts_with(b"'") {
         "strings and keys stand in double quotes"
     } else if [&b"NaN"[..], b"Infinity", b"-Infinity", b"undefined", b"None"]

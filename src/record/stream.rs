@@ -55,6 +55,14 @@ impl Checker {
     }
 }
 
+/// Reads `input` as plain text, whether it is gzipped or not.
+///
+/// # Errors
+/// Any I/O error of its first bytes.
+pub fn reader<'r>(input: impl Read + 'r) -> io::Result<Box<dyn BufRead + 'r>> {
+    crate::artifact::reader(input)
+}
+
 fn read_failed(error: io::Error) -> Error {
     Error::io("read the records", error)
 }
