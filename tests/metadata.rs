@@ -189,8 +189,8 @@ fn everything_is_found_at_once_in_the_order_of_the_document() {
 
 #[test]
 fn what_is_not_json_is_said_with_its_line() {
-    let finding = Metadata::from_json("{\n  \"record_types\": {\n    \"issues\": {,}\n}}").unwrap_err();
-    assert_eq!((finding.rule, finding.line), (Rule::Json, Some(3)));
+    let findings = Metadata::from_json("{\n  \"record_types\": {\n    \"issues\": {,}\n}}").unwrap_err();
+    assert_eq!((findings.len(), findings[0].rule, findings[0].line), (1, Rule::Json, Some(3)));
     let finding = Metadata::from_json("{\"record_types\": {}").unwrap_err();
     assert!(finding.to_string().contains("ends too early"), "{finding}");
     for scalar in ["[]", "null", "3", "\"x\""] {

@@ -230,6 +230,8 @@ fn a_stand_in_is_no_value_unless_it_is_one_of_the_fields_own() {
     );
     becomes("balance", &[(json!(-1), json!(-1)), (json!("-1"), json!(-1)), (json!("N/A"), json!(null))]);
     becomes("degrees", &[(json!(-1), json!(-1)), (json!("-1"), json!(-1))]);
+    let rules = normalizer().rule("balance", FieldRule::new().null_if([-1, -999]));
+    becomes_with(&rules, "balance", &[(json!(-1), json!(-1)), (json!(-999), json!(null))]);
     becomes("none_is_none", &[(json!("N/A"), json!("N/A")), (json!("null"), json!(null))]);
 }
 
@@ -732,7 +734,7 @@ fn a_record_is_taken_as_one_and_only_mended() {
     assert_eq!(data(&nested, &json!({"id": "1", "data": {"count": "7"}})), json!({"int": 7}));
 }
 
-/// Parsed by serde_json's quick way, this number came out one digit off, and so left as another than it came.
+/// Parsed by the quick way of `serde_json`, this number came out one digit off, and so left as another than it came.
 #[test]
 fn a_float_leaves_as_it_came_to_the_last_digit() {
     let line = r#"{"id":"x","data":{"float":2.128343077639445e-222}}"#;

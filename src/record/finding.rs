@@ -5,8 +5,8 @@
 //! can be shown on a terminal and put into a log as it is.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::ops::Range;
+use std::fmt::{self, Write as _};
+use std::ops::{Deref, Range};
 
 use serde::{Serialize, Serializer};
 use serde_json::Value;
@@ -203,7 +203,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Everything that one check found, as an error.
+/// Everything that one check found, as an error: a slice of findings, in the order of the document.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Findings(Vec<Finding>);
 
@@ -212,24 +212,20 @@ impl Findings {
         Self(findings)
     }
 
-    /// The findings, in the order of the document.
-    pub fn iter(&self) -> std::slice::Iter<'_, Finding> {
-        self.0.iter()
-    }
-
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    pub(super) fn one(finding: Finding) -> Self {
+        Self(vec![finding])
     }
 
     /// Whether one of them is an error.
     pub fn has_errors(&self) -> bool {
         self.0.iter().any(Finding::is_error)
+    }
+}
+
+impl Deref for Findings {
+    type Target = [Finding];
+    fn deref(&self) -> &[Finding] {
+        &self.0
     }
 }
 
@@ -280,7 +276,7 @@ impl std::error::Error for Findings {}
 ///     }
 /// }
 /// assert_eq!((tally.errors(), tally.kept().count(), tally.dropped()), (1_000, 2, 998));
-/// # Ok::<(), highwater::record::Finding>(())
+/// # Ok::<(), highwater::record::Findings>(())
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct Tally {
@@ -524,7 +520,10 @@ pub(super) fn quoted(text: &str) -> String {
             '\n' => out.push_str("\\n"),
             '\r' => out.push_str("\\r"),
             '\t' => out.push_str("\\t"),
-            c if is_unsafe(c) => out.push_str(&format!("\\u{{{:x}}}", c as u32)),
+            c if is_unsafe(c) => {
+                // A string takes every write.
+                let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
+            }
             c => out.push(c),
         }
     }
@@ -583,7 +582,7 @@ pub(super) fn meant_or_one_of<'n>(
 pub(super) fn list(names: &[&str]) -> String {
     let mut text = names.iter().take(10).map(|name| quoted(name)).collect::<Vec<_>>().join(", ");
     if names.len() > 10 {
-        text.push_str(&format!(" and {} more", names.len() - 10));
+        let _ = write!(text, " and {} more", names.len() - 10);
     }
     text
 }
@@ -626,5 +625,3 @@ impl Sink {
         self.0.push(if expected.is_empty() { finding } else { finding.expecting(expected) });
     }
 }
-
-impl std::error::Error for Finding {}

@@ -65,7 +65,7 @@ impl<'de> Visitor<'de> for Pick<'_> {
     }
 }
 
-/// Depth of a document up to which keys that stand twice are looked for: serde_json's own limit.
+/// Depth of a document up to which keys that stand twice are looked for: that of the parser itself.
 const DEPTH_MAX: usize = 128;
 
 /// Finds every key that stands twice in one object.

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
-use super::finding::{FieldPath, Finding, Rule, Severity, meant_or_one_of, quoted};
-use super::locate;
-use super::schema::{self, Schema};
+use super::finding::{FieldPath, Finding, Findings, Rule, Severity, meant_or_one_of, quoted};
+use super::schema::{SCHEMA_VERSION, Schema};
+use super::{locate, read};
 
 /// The external domain metadata of an extractor: the document that its metadata phase delivers.
 ///
@@ -54,7 +54,7 @@ impl PartialEq for Metadata {
 impl Metadata {
     /// Metadata without any record type yet.
     pub fn new() -> Self {
-        Self { document: json!({"schema_version": schema::SCHEMA_VERSION, "record_types": {}}), text: None }
+        Self { document: json!({"schema_version": SCHEMA_VERSION, "record_types": {}}), text: None }
     }
 
     /// Reads metadata from JSON text. Whatever JSON it is, it is kept: [`Metadata::check`] says what is wrong with it.
@@ -70,15 +70,15 @@ impl Metadata {
     /// assert_eq!(findings[0].path.to_string(), r##"record_types.issues.fields.owner.reference.refers_to.#record:user"##);
     /// assert_eq!(findings[0].line, Some(2));
     /// assert_eq!(findings[0].expected.as_deref(), Some(r#"did you mean "users"?"#));
-    /// # Ok::<(), highwater::record::Finding>(())
+    /// # Ok::<(), highwater::record::Findings>(())
     /// ```
     ///
     /// # Errors
     /// A finding with the line, if the text is not JSON.
-    pub fn from_json(text: &str) -> Result<Self, Finding> {
+    pub fn from_json(text: &str) -> Result<Self, Findings> {
         match serde_json::from_str(text) {
             Ok(document) => Ok(Self { document, text: Some(text.into()) }),
-            Err(error) => Err(super::not_json(text.as_bytes(), &error, 1)),
+            Err(error) => Err(Findings::one(super::not_json(text.as_bytes(), &error, 1))),
         }
     }
 
@@ -86,7 +86,7 @@ impl Metadata {
     ///
     /// # Errors
     /// As [`Metadata::from_json`].
-    pub fn from_slice(text: &[u8]) -> Result<Self, Finding> {
+    pub fn from_slice(text: &[u8]) -> Result<Self, Findings> {
         match std::str::from_utf8(text) {
             Ok(text) => Self::from_json(text),
             Err(error) => {
@@ -96,7 +96,7 @@ impl Metadata {
                 let mut finding = Finding::new(Severity::Error, Rule::Json, FieldPath::default(), message)
                     .expecting("write JSON in that encoding");
                 finding.line = Some(line);
-                Err(finding)
+                Err(Findings::one(finding))
             }
         }
     }
@@ -140,7 +140,7 @@ impl Metadata {
     /// Everything inconsistent in it, in the order of the document: errors, and warnings of what is only passed over.
     /// Nothing is found in metadata that the platform takes whole.
     pub fn check(&self) -> Vec<Finding> {
-        let (_, mut findings) = schema::read(&self.document);
+        let (_, mut findings) = read::read(&self.document);
         if let Some(text) = &self.text {
             findings.extend(locate::duplicate_keys(text));
             for finding in &mut findings {
@@ -152,18 +152,16 @@ impl Metadata {
     }
 
     /// The record type as the checks use it.
-    pub(super) fn schema_of(&self, record_type: &str) -> Result<(Arc<Schema>, usize), Finding> {
-        let (schema, _) = schema::read(&self.document);
-        match schema.record_types.iter().position(|declared| declared.key == record_type) {
-            Some(index) => Ok((Arc::new(schema), index)),
-            None => {
-                let message = format!("the metadata declares no record type {}", quoted(record_type));
-                let known = schema.record_types.iter().map(|declared| declared.key.as_str());
-                let expected = meant_or_one_of(record_type, "declared record types", known);
-                let path = FieldPath::default();
-                Err(Finding::new(Severity::Error, Rule::RecordType, path, message).expecting(expected))
-            }
+    pub(super) fn schema_of(&self, record_type: &str) -> Result<(Arc<Schema>, usize), Findings> {
+        let (schema, _) = read::read(&self.document);
+        if let Some(index) = schema.record_types.iter().position(|declared| declared.key == record_type) {
+            return Ok((Arc::new(schema), index));
         }
+        let message = format!("the metadata declares no record type {}", quoted(record_type));
+        let known = schema.record_types.iter().map(|declared| declared.key.as_str());
+        let expected = meant_or_one_of(record_type, "declared record types", known);
+        let finding = Finding::new(Severity::Error, Rule::RecordType, FieldPath::default(), message);
+        Err(Findings::one(finding.expecting(expected)))
     }
 
     fn with_member(mut self, group: &str, key: String, member: Map<String, Value>) -> Self {
@@ -496,8 +494,8 @@ impl StageDiagram {
         if !transitions.is_empty() {
             stage.insert("transitions_to".to_owned(), Value::from(transitions));
         }
-        if let Some(Value::Object(stages)) = self.0.get_mut("stages") {
-            stages.insert(key.into(), Value::Object(stage));
+        if let Some(Value::Object(declared)) = self.0.get_mut("stages") {
+            declared.insert(key.into(), Value::Object(stage));
         }
         self
     }
@@ -512,9 +510,8 @@ impl StageDiagram {
     /// Declares a state, with the name that people see.
     #[must_use]
     pub fn state(mut self, key: impl Into<String>, name: &str, is_end_state: bool) -> Self {
-        let states = self.0.entry("states").or_insert_with(|| json!({}));
-        if let Value::Object(states) = states {
-            states.insert(key.into(), json!({"name": name, "is_end_state": is_end_state}));
+        if let Value::Object(declared) = self.0.entry("states").or_insert_with(|| json!({})) {
+            declared.insert(key.into(), json!({"name": name, "is_end_state": is_end_state}));
         }
         self
     }

@@ -5,13 +5,17 @@
 //! the metadata document), any JSON object as it is. Source: <https://developer.devrev.ai/airdrop/data-extraction>.
 
 mod check;
+mod convert;
 mod finding;
 mod locate;
 mod metadata;
 mod moment;
 mod normalize;
+mod read;
 mod schema;
 mod stream;
+mod values;
+mod workflow;
 
 pub use check::{Batch, Checker};
 pub use finding::{Excerpt, FieldPath, Finding, Findings, Rule, Severity, Tally};

@@ -4,11 +4,15 @@
 //! digits and the offset that were given: a moment is rewritten, never recomputed in another zone. What has no
 //! offset, or could be a day and a month either way round, is not converted unless a rule says how.
 
+use std::fmt::Write as _;
+
 use chrono::format::{Parsed, StrftimeItems};
 use chrono::{
     DateTime, Datelike, FixedOffset, NaiveDate, NaiveDateTime, NaiveTime, Offset, SecondsFormat, TimeZone,
     Timelike,
 };
+
+use super::finding::quoted;
 
 /// Whether it is a day: `2020-12-31`.
 pub(super) fn is_date(text: &str) -> bool {
@@ -102,7 +106,7 @@ pub(super) fn timestamp(text: &str, reading: &Reading) -> Result<String, Why> {
                 return Err(no_time(text));
             };
             let Some(offset) = offset.or(reading.offset) else {
-                return Err((format!("the pattern {pattern:?} has no offset"), SET_OFFSET));
+                return Err((format!("the pattern {} has no offset", quoted(pattern)), SET_OFFSET));
             };
             from_local(date.and_time(time), offset).ok_or_else(|| beyond(text))
         }
@@ -121,7 +125,9 @@ fn iso_or_mail(text: &str, reading: &Reading) -> Result<String, Why> {
             Some(offset) => offset,
             None => match reading.offset {
                 Some(offset) => written(offset),
-                None => return Err((format!("{text:?} has no offset, such as Z or +01:00"), SET_OFFSET)),
+                None => {
+                    return Err((format!("{} has no offset, such as Z or +01:00", quoted(text)), SET_OFFSET));
+                }
             },
         };
         let text = format!("{}T{}{offset}", parts.date, time);
@@ -133,7 +139,7 @@ fn iso_or_mail(text: &str, reading: &Reading) -> Result<String, Why> {
     if is_number(text) {
         return number(text, reading);
     }
-    Err((format!("{text:?} is no moment in a form that is the same everywhere"), SET_FORMAT))
+    Err((format!("{} is no moment in a form that is the same everywhere", quoted(text)), SET_FORMAT))
 }
 
 /// Rewrites a number since 1970, seconds or milliseconds by its size.
@@ -153,7 +159,11 @@ fn number(text: &str, reading: &Reading) -> Result<String, Why> {
 fn epoch(text: &str, per_second: i64, offset: Option<FixedOffset>) -> Result<String, Why> {
     let wrong = || {
         (
-            format!("{text:?} is no number of {}", if per_second == 1 { "seconds" } else { "milliseconds" }),
+            format!(
+                "{} is no number of {}",
+                quoted(text),
+                if per_second == 1 { "seconds" } else { "milliseconds" }
+            ),
             SET_FORMAT,
         )
     };
@@ -197,8 +207,8 @@ pub(super) fn date(text: &str, reading: &Reading) -> Result<String, Why> {
             let text = date.format("%Y-%m-%d").to_string();
             return if is_date(&text) { Ok(text) } else { Err(beyond(&text)) };
         }
-        Some(TimeFormat::EpochSeconds) => return epoch(text, 1, reading.offset).map(day_of),
-        Some(TimeFormat::EpochMillis) => return epoch(text, 1_000, reading.offset).map(day_of),
+        Some(TimeFormat::EpochSeconds) => return epoch(text, 1, reading.offset).map(|at| day_of(&at)),
+        Some(TimeFormat::EpochMillis) => return epoch(text, 1_000, reading.offset).map(|at| day_of(&at)),
         None => {}
     }
     let text = text.trim();
@@ -217,30 +227,32 @@ pub(super) fn date(text: &str, reading: &Reading) -> Result<String, Why> {
             Ok(date)
         }
         Some(_) => Err((
-            format!("{text:?} has a time of day, so that the day depends on where one stands"),
+            format!("{} has a time of day, so that the day depends on where one stands", quoted(text)),
             "declare the field as timestamp, or give it a rule with a format or a function",
         )),
         None if is_number(text) => Err((
             format!("the number {text} is no day by itself"),
             "give the field a rule with the unit: FieldRule::new().format(TimeFormat::EpochSeconds)",
         )),
-        None => Err((format!("{text:?} is no day in a form that is the same everywhere"), SET_FORMAT)),
+        None => {
+            Err((format!("{} is no day in a form that is the same everywhere", quoted(text)), SET_FORMAT))
+        }
     }
 }
 
-fn day_of(timestamp: String) -> String {
+fn day_of(timestamp: &str) -> String {
     timestamp.split('T').next().unwrap_or_default().to_owned()
 }
 
 fn no_time(text: &str) -> Why {
     (
-        format!("{text:?} is a day without a time"),
+        format!("{} is a day without a time", quoted(text)),
         "declare the field as date, or give it a rule with a function that sets the time",
     )
 }
 
 fn beyond(text: &str) -> Why {
-    (format!("{text:?} is no moment of the calendar between the years 0 and 9999"), SET_FORMAT)
+    (format!("{} is no moment of the calendar between the years 0 and 9999", quoted(text)), SET_FORMAT)
 }
 
 fn written(offset: FixedOffset) -> String {
@@ -262,7 +274,7 @@ type Local = (NaiveDate, Option<NaiveTime>, Option<FixedOffset>);
 fn by_pattern(text: &str, pattern: &str) -> Result<Local, Why> {
     let mut parsed = Parsed::new();
     let not_so = |error: chrono::ParseError| {
-        (format!("{text:?} does not fit the pattern {pattern:?}: {error}"), SET_FORMAT)
+        (format!("{} does not fit the pattern {pattern:?}: {error}", quoted(text)), SET_FORMAT)
     };
     chrono::format::parse(&mut parsed, text, StrftimeItems::new(pattern)).map_err(not_so)?;
     if let Ok(at) = parsed.to_datetime() {
@@ -304,7 +316,8 @@ impl Parts {
         let minute = rest.number(2, 59)?;
         let mut time = format!("{hour:02}:{minute:02}:");
         if (colons && rest.skip(b":")) || (!colons && rest.0.first().is_some_and(u8::is_ascii_digit)) {
-            time.push_str(&format!("{:02}", rest.number(2, 59)?));
+            // A string takes every write.
+            let _ = write!(time, "{:02}", rest.number(2, 59)?);
             if rest.skip(b".,") {
                 let digits = rest.digits();
                 if digits.is_empty() {
@@ -317,7 +330,7 @@ impl Parts {
             time.push_str("00");
         }
         let _ = rest.skip(b" ");
-        let offset = rest.offset()?;
+        let offset = if rest.0.is_empty() { None } else { Some(rest.offset()?) };
         Some(Self { date, time: Some(time), offset })
     }
 }
@@ -381,17 +394,14 @@ impl<'t> Cursor<'t> {
         self.two(days).is_some_and(|day| day > 0)
     }
 
-    /// The offset that ends the text: `Some(None)` if there is none, `None` if there is something else.
-    fn offset(&mut self) -> Option<Option<String>> {
-        if self.0.is_empty() {
-            return Some(None);
-        }
+    /// The offset that ends the text. `None` if there is something else.
+    fn offset(&mut self) -> Option<String> {
         if self.0 == b"Z"
             || self.0 == b"z"
             || self.0.eq_ignore_ascii_case(b"UTC")
             || self.0.eq_ignore_ascii_case(b"GMT")
         {
-            return Some(Some("Z".to_owned()));
+            return Some("Z".to_owned());
         }
         let sign = match self.0.split_first()? {
             (b'+', rest) => {
@@ -414,7 +424,7 @@ impl<'t> Cursor<'t> {
         if !self.0.is_empty() {
             return None;
         }
-        Some(Some(format!("{sign}{hours:02}:{minutes:02}")))
+        Some(format!("{sign}{hours:02}:{minutes:02}"))
     }
 }
 

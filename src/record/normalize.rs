@@ -9,16 +9,15 @@ use std::fmt;
 use std::sync::Arc;
 
 use chrono::FixedOffset;
-use serde_json::{Map, Number, Value, json};
+use serde_json::{Map, Value};
 
 use super::Record;
 use super::check::Checker;
-use super::finding::{At, FieldPath, Finding, Findings, Rule, Sink, list, meant_or_one_of, quoted, shown};
+use super::convert::{convert, is_natural, not, pieces, plain_id, text_of};
+use super::finding::{At, FieldPath, Finding, Findings, Rule, Sink, meant_or_one_of, quoted, shown};
 use super::metadata::Metadata;
-use super::moment::{self, Reading, TimeFormat, Why};
-use super::schema::{
-    By, EnumDecl, FIELD_TYPES, FieldDecl, Fields, ITEM_URL, Kind, RESERVED, Schema, Targets,
-};
+use super::moment::{self, Reading, TimeFormat};
+use super::schema::{FIELD_TYPES, FieldDecl, Fields, ITEM_URL, Kind, RESERVED, Schema};
 
 /// What is done with fields of the source that the metadata does not declare.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -216,7 +215,7 @@ impl Normalizer {
     ///
     /// # Errors
     /// A finding, if the metadata does not declare the record type.
-    pub fn from_metadata(metadata: &Metadata, record_type: &str) -> Result<Self, Finding> {
+    pub fn from_metadata(metadata: &Metadata, record_type: &str) -> Result<Self, Findings> {
         let checker = Checker::new(metadata, record_type)?.undeclared(None);
         let (schema, record_type) = metadata.schema_of(record_type)?;
         let mut normalizer = Self {
@@ -299,8 +298,8 @@ impl Normalizer {
             return Err(Findings::new(sink.0));
         };
         let parts = match self.record_data(object) {
-            Some(data) => self.from_record(object, data, &mut sink),
-            None => self.from_source(raw, object, &mut sink),
+            Some(data) => self.parts_of_record(object, data, &mut sink),
+            None => self.parts_of_source(raw, object, &mut sink),
         };
         self.finish(parts, sink)
     }
@@ -312,7 +311,7 @@ impl Normalizer {
     pub fn normalize_json(&self, raw: &str) -> Result<Record, Findings> {
         match serde_json::from_str(raw) {
             Ok(value) => self.normalize(&value),
-            Err(error) => Err(Findings::new(vec![super::not_json(raw.as_bytes(), &error, 1)])),
+            Err(error) => Err(Findings::one(super::not_json(raw.as_bytes(), &error, 1))),
         }
     }
 
@@ -368,7 +367,7 @@ impl Normalizer {
             .flat_map(|fields| fields.list.iter().map(|field| (field.key.clone(), field)));
         let mut open: Vec<(String, &FieldDecl)> = fields.collect();
         while let Some((path, field)) = open.pop() {
-            let of_type = self.type_rules.get(type_name(&field.kind)).unwrap_or(&none);
+            let of_type = self.type_rules.get(field.kind.name()).unwrap_or(&none);
             let rule = self.rules.get(&path).unwrap_or(&none).or(of_type);
             if let Kind::Struct(Some(index)) = field.kind
                 && path.split('.').count() < STRUCT_RULES_DEPTH
@@ -393,11 +392,16 @@ impl Normalizer {
         (!data_is_read && object.keys().all(is_envelope)).then_some(data)
     }
 
-    fn from_record(&self, object: &Map<String, Value>, data: &Map<String, Value>, sink: &mut Sink) -> Parts {
+    fn parts_of_record(
+        &self,
+        object: &Map<String, Value>,
+        data: &Map<String, Value>,
+        sink: &mut Sink,
+    ) -> Parts {
         let mut parts = Parts::default();
         let rule = FieldRule::default();
         for key in RESERVED {
-            self.envelope(key, object.get(key).unwrap_or(&Value::Null), &rule, &mut parts, sink);
+            Self::envelope(key, object.get(key).unwrap_or(&Value::Null), &rule, &mut parts, sink);
         }
         match object.get("operation") {
             Some(Value::String(operation)) => parts.operation = Some(operation.clone()),
@@ -416,12 +420,12 @@ impl Normalizer {
         parts
     }
 
-    fn from_source(&self, raw: &Value, object: &Map<String, Value>, sink: &mut Sink) -> Parts {
+    fn parts_of_source(&self, raw: &Value, object: &Map<String, Value>, sink: &mut Sink) -> Parts {
         let mut parts = Parts::default();
         for key in RESERVED {
             let Some(rule) = self.plan.rules.get(key) else { continue };
             match apply(rule, key, raw, object) {
-                Ok(value) => self.envelope(key, &value.unwrap_or(Value::Null), rule, &mut parts, sink),
+                Ok(value) => Self::envelope(key, &value.unwrap_or(Value::Null), rule, &mut parts, sink),
                 Err(reason) => parts.fail(sink, &At::ROOT.key(key), &reason, ""),
             }
         }
@@ -481,18 +485,16 @@ impl Normalizer {
     }
 
     /// Reads the id or a date of the envelope.
-    fn envelope(&self, key: &str, value: &Value, rule: &FieldRule, parts: &mut Parts, sink: &mut Sink) {
+    fn envelope(key: &str, value: &Value, rule: &FieldRule, parts: &mut Parts, sink: &mut Sink) {
         let at = At::ROOT.key(key);
         if value.is_null() || is_stand_in(value, rule, &[]) {
             return;
         }
         if key == "id" {
-            match plain_id(value) {
-                Some(id) => parts.id = Some(id),
-                None => {
-                    let help = "give it a rule: .rule(\"id\", FieldRule::of(\"...\"))";
-                    parts.fail(sink, &at, &format!("the id is {}", shown(value)), help);
-                }
+            parts.id = plain_id(value);
+            if parts.id.is_none() {
+                let help = "give it a rule: .rule(\"id\", FieldRule::of(\"...\"))";
+                parts.fail(sink, &at, &format!("the id is {}", shown(value)), help);
             }
             return;
         }
@@ -700,8 +702,8 @@ impl Converter<'_, '_> {
             Value::Array(elements) => elements.clone(),
             // Nothing is in it, whatever its elements are.
             Value::String(text) if text.trim().is_empty() => return Value::Null,
-            value if self.stands_for_none(field, rule, value) => return Value::Null,
-            Value::String(text) => match self.split(field, rule, text) {
+            value if stands_for_none(field, rule, value) => return Value::Null,
+            Value::String(text) => match split(field, rule, text) {
                 Ok(elements) => elements.into_iter().map(Value::String).collect(),
                 Err((reason, help)) => return self.fail(at, &reason, help),
             },
@@ -723,7 +725,7 @@ impl Converter<'_, '_> {
         if value.is_null() || (self.in_record && is_natural(&field.kind, value)) {
             return value.clone();
         }
-        if self.stands_for_none(field, rule, value) {
+        if stands_for_none(field, rule, value) {
             return Value::Null;
         }
         if let (Kind::Struct(Some(index)), Value::Object(members)) = (&field.kind, value) {
@@ -747,469 +749,91 @@ impl Converter<'_, '_> {
         self.sink.error(at, Rule::Conversion, reason, help);
         Value::Null
     }
+}
 
-    /// Whether a value stands for "none" in this field: never one of the field's own.
-    fn stands_for_none(&self, field: &FieldDecl, rule: &FieldRule, value: &Value) -> bool {
-        let mut own: Vec<&str> = Vec::new();
-        match &field.kind {
-            Kind::Enum(values) => {
-                own.extend(values.keys());
-                own.extend(values.values.iter().filter_map(|value| value.name.as_deref()));
-            }
-            // Bounds that include a negative number say that it means something.
-            Kind::Int(range) if range.min.is_some_and(|min| min < 0) => {
-                return !is_number(value) && is_stand_in(value, rule, &own);
-            }
-            Kind::Float(range) if range.min.is_some_and(|min| min < 0.0) => {
-                return !is_number(value) && is_stand_in(value, rule, &own);
-            }
-            // Of the usual stand-ins, an empty text is a text, and so is a number that became one.
-            Kind::Text(_) | Kind::RichText if rule.null_if.is_none() => {
-                if value.is_number()
-                    || value.as_str().is_some_and(|text| text.trim().is_empty() || text == "-1")
-                {
-                    return false;
-                }
-            }
-            _ => {}
+/// Whether a value stands for "none" in this field: never one of the field's own.
+fn stands_for_none(field: &FieldDecl, rule: &FieldRule, value: &Value) -> bool {
+    let mut own: Vec<&str> = Vec::new();
+    match &field.kind {
+        Kind::Enum(values) => {
+            own.extend(values.keys());
+            own.extend(values.values.iter().filter_map(|value| value.name.as_deref()));
         }
-        if let Some(Value::String(default)) = field.default() {
-            own.push(default);
+        // Bounds that go below 0 say that a negative number within them means something.
+        Kind::Int(range) if range.min.is_some() => {
+            let number = text_of(value).and_then(|text| text.trim().parse::<i128>().ok());
+            if number.is_some_and(|number| number < 0 && range.contains(number)) {
+                return false;
+            }
         }
-        is_stand_in(value, rule, &own)
+        Kind::Float(range) if range.min.is_some() => {
+            let number = text_of(value).and_then(|text| text.trim().parse::<f64>().ok());
+            if number.is_some_and(|number| number < 0.0 && range.contains(number)) {
+                return false;
+            }
+        }
+        // Of the usual stand-ins, an empty text is a text, and so is a number that became one.
+        Kind::Text(_) | Kind::RichText
+            if rule.null_if.is_none()
+                && (value.is_number()
+                    || value.as_str().is_some_and(|text| matches!(text.trim(), "" | "-1"))) =>
+        {
+            return false;
+        }
+        _ => {}
     }
+    if let Some(Value::String(default)) = &field.default {
+        own.push(default);
+    }
+    is_stand_in(value, rule, &own)
+}
 
-    /// Splits a string into the elements of a collection.
-    fn split(
-        &self,
-        field: &FieldDecl,
-        rule: &FieldRule,
-        text: &str,
-    ) -> Result<Vec<String>, (String, &'static str)> {
-        const SAY: &str = "give the field a rule: FieldRule::new().split_at(',') or .never_split()";
-        match rule.split {
-            Some(Split::Never) => return Ok(vec![text.to_owned()]),
-            Some(Split::At(separator)) => return Ok(pieces(text, separator)),
-            None => {}
-        }
-        let whole = || Ok(vec![text.to_owned()]);
-        let separators: Vec<char> =
-            [';', ','].into_iter().filter(|separator| text.contains(*separator)).collect();
-        let two = || (format!("{} has both ';' and ',' in it", quoted(text)), SAY);
-        match &field.kind {
-            _ if separators.is_empty() => whole(),
-            Kind::RichText | Kind::Struct(_) | Kind::Privilege(_) | Kind::Any => whole(),
-            // Text may have a comma of its own; words in a row are a list.
-            Kind::Text(_) => match separators.as_slice() {
-                [separator] if !text.contains(char::is_whitespace) || text.contains('"') => {
-                    Ok(pieces(text, *separator))
-                }
-                [separator] => Err((
-                    format!("{} could be one text with {separator:?} in it, or several", quoted(text)),
-                    SAY,
-                )),
+/// Splits a string into the elements of a collection.
+fn split(field: &FieldDecl, rule: &FieldRule, text: &str) -> Result<Vec<String>, (String, &'static str)> {
+    const SAY: &str = "give the field a rule: FieldRule::new().split_at(',') or .never_split()";
+    match rule.split {
+        Some(Split::Never) => return Ok(vec![text.to_owned()]),
+        Some(Split::At(separator)) => return Ok(pieces(text, separator)),
+        None => {}
+    }
+    let whole = || Ok(vec![text.to_owned()]);
+    let separators: Vec<char> =
+        [';', ','].into_iter().filter(|separator| text.contains(*separator)).collect();
+    let two = || (format!("{} has both ';' and ',' in it", quoted(text)), SAY);
+    match &field.kind {
+        _ if separators.is_empty() => whole(),
+        Kind::RichText | Kind::Struct(_) | Kind::Privilege(_) | Kind::Any => whole(),
+        // Text may have a comma of its own; words in a row are a list.
+        Kind::Text(_) => match separators.as_slice() {
+            [separator] if !text.contains(char::is_whitespace) || text.contains('"') => {
+                Ok(pieces(text, *separator))
+            }
+            [separator] => {
+                Err((format!("{} could be one text with {separator:?} in it, or several", quoted(text)), SAY))
+            }
+            _ => Err(two()),
+        },
+        Kind::Reference(_) | Kind::TypedReference(_) | Kind::Permission { .. } | Kind::Participation => {
+            match separators.as_slice() {
+                [separator] => Ok(pieces(text, *separator)),
                 _ => Err(two()),
-            },
-            Kind::Reference(_) | Kind::TypedReference(_) | Kind::Permission { .. } | Kind::Participation => {
-                match separators.as_slice() {
-                    [separator] => Ok(pieces(text, *separator)),
-                    _ => Err(two()),
-                }
-            }
-            kind => {
-                let fits = |piece: &str| convert(kind, &Value::from(piece), &rule.reading(), false).is_ok();
-                if fits(text) {
-                    return whole();
-                }
-                let mut lists = separators
-                    .iter()
-                    .map(|separator| pieces(text, *separator))
-                    .filter(|pieces| pieces.iter().all(|piece| fits(piece)));
-                match (lists.next(), lists.next()) {
-                    (Some(list), None) => Ok(list),
-                    (Some(_), Some(_)) => Err(two()),
-                    // The elements say for themselves what is wrong with them.
-                    (None, _) => Ok(pieces(text, separators.first().copied().unwrap_or(','))),
-                }
             }
         }
-    }
-}
-
-/// The pieces between separators, without space around; those in double quotes are whole.
-fn pieces(text: &str, separator: char) -> Vec<String> {
-    let mut pieces = Vec::new();
-    let mut piece = String::new();
-    let mut in_quotes = false;
-    let mut chars = text.chars().peekable();
-    while let Some(c) = chars.next() {
-        match c {
-            '"' if in_quotes && chars.peek() == Some(&'"') => {
-                chars.next();
-                piece.push('"');
+        kind => {
+            let fits = |piece: &str| convert(kind, &Value::from(piece), &rule.reading(), false).is_ok();
+            if fits(text) {
+                return whole();
             }
-            '"' if in_quotes || piece.trim().is_empty() => in_quotes = !in_quotes,
-            c if c == separator && !in_quotes => pieces.push(std::mem::take(&mut piece)),
-            c => piece.push(c),
-        }
-    }
-    pieces.push(piece);
-    pieces.into_iter().map(|piece| piece.trim().to_owned()).filter(|piece| !piece.is_empty()).collect()
-}
-
-fn is_number(value: &Value) -> bool {
-    match value {
-        Value::Number(_) => true,
-        Value::String(text) => text.trim().parse::<f64>().is_ok(),
-        _ => false,
-    }
-}
-
-/// Whether a value of a record is of its field's type already, whatever its bounds.
-fn is_natural(kind: &Kind, value: &Value) -> bool {
-    match (kind, value) {
-        (Kind::Bool, Value::Bool(_))
-        | (Kind::Text(_) | Kind::RichText, Value::String(_))
-        | (Kind::Any, _) => true,
-        (Kind::Int(_), Value::Number(number)) => number.is_i64() || number.is_u64(),
-        (Kind::Float(_), Value::Number(_)) => true,
-        (Kind::Reference(_) | Kind::Participation, Value::String(text)) => !text.is_empty(),
-        (Kind::Enum(values), Value::String(key)) => values.contains(key),
-        (Kind::Date, Value::String(text)) => moment::is_date(text),
-        (Kind::Timestamp, Value::String(text)) => moment::is_timestamp(text),
-        (Kind::TypedReference(_), Value::Object(members)) => {
-            ["ref_type", "id"].iter().all(|key| members.get(*key).is_some_and(Value::is_string))
-        }
-        (Kind::Privilege(_) | Kind::Struct(None) | Kind::Participation, Value::Object(_)) => true,
-        _ => false,
-    }
-}
-
-/// A string or a number as text.
-fn text_of(value: &Value) -> Option<String> {
-    match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Number(number) => Some(number.to_string()),
-        _ => None,
-    }
-}
-
-/// A string, or a number without decimals: what can be an id.
-fn plain_id(value: &Value) -> Option<String> {
-    match value {
-        Value::String(text) if !text.is_empty() => Some(text.clone()),
-        Value::Number(number) if number.is_i64() || number.is_u64() => Some(number.to_string()),
-        _ => None,
-    }
-}
-
-fn not(value: &Value, what: &str, help: &'static str) -> Why {
-    (format!("{} is no {what}", shown(value)), help)
-}
-
-/// Converts a value to a type, or says why not and what would help.
-fn convert(
-    kind: &Kind,
-    value: &Value,
-    reading: &Reading,
-    in_record: bool,
-) -> Result<Value, (String, String)> {
-    let plain = |result: Result<Value, Why>| result.map_err(|(reason, help)| (reason, help.to_owned()));
-    match kind {
-        Kind::Any => Ok(value.clone()),
-        Kind::Bool => plain(to_bool(value)),
-        Kind::Int(_) => plain(to_int(value)),
-        Kind::Float(_) => plain(to_float(value)),
-        Kind::Text(_) | Kind::RichText => match value {
-            Value::String(_) => Ok(value.clone()),
-            Value::Number(_) | Value::Bool(_) => Ok(Value::String(value.to_string())),
-            Value::Array(parts) if matches!(kind, Kind::RichText) => plain(to_rich_text(parts)),
-            other => plain(Err(not(other, "text", "give the field a rule with its source, or a function"))),
-        },
-        Kind::Enum(values) => to_enum(values, value).map(Value::String),
-        Kind::Date => plain(
-            text_of(value)
-                .ok_or_else(|| not(value, "date", ""))
-                .and_then(|text| moment::date(&text, reading))
-                .map(Value::String),
-        ),
-        Kind::Timestamp => plain(
-            text_of(value)
-                .ok_or_else(|| not(value, "moment", ""))
-                .and_then(|text| moment::timestamp(&text, reading))
-                .map(Value::String),
-        ),
-        Kind::Reference(targets) => to_reference(targets, value).map(Value::String),
-        Kind::TypedReference(targets) => to_typed_reference(targets, value),
-        Kind::Permission { member, role } => to_permission(member, role.as_ref(), value),
-        Kind::Participation => match value {
-            Value::Object(_) => Ok(value.clone()),
-            other => plain_id(other)
-                .map(Value::String)
-                .ok_or_else(|| (format!("{} is no reference", shown(other)), String::new())),
-        },
-        Kind::Struct(_) | Kind::Privilege(_) => match value {
-            Value::Object(_) => Ok(value.clone()),
-            other => {
-                let help =
-                    if in_record { "" } else { "give the field a rule with its source, or a function" };
-                plain(Err(not(other, "object", help)))
+            let mut lists = separators
+                .iter()
+                .map(|separator| pieces(text, *separator))
+                .filter(|pieces| pieces.iter().all(|piece| fits(piece)));
+            match (lists.next(), lists.next()) {
+                (Some(list), None) => Ok(list),
+                (Some(_), Some(_)) => Err(two()),
+                // The elements say for themselves what is wrong with them.
+                (None, _) => Ok(pieces(text, separators.first().copied().unwrap_or(','))),
             }
-        },
-    }
-}
-
-fn to_bool(value: &Value) -> Result<Value, Why> {
-    let text = match value {
-        Value::Bool(_) => return Ok(value.clone()),
-        other => text_of(other).unwrap_or_default(),
-    };
-    match text.trim().to_ascii_lowercase().as_str() {
-        "true" | "t" | "yes" | "y" | "on" | "1" => Ok(Value::Bool(true)),
-        "false" | "f" | "no" | "n" | "off" | "0" => Ok(Value::Bool(false)),
-        _ => Err(not(
-            value,
-            "bool",
-            "true, yes, on, 1 and false, no, off, 0 are; for others, give the field a function",
-        )),
-    }
-}
-
-/// Whole numbers beyond this are not exact as floats.
-const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
-
-fn to_int(value: &Value) -> Result<Value, Why> {
-    let no = || {
-        not(
-            value,
-            "number without decimals",
-            "round it with a function, or declare the field as float or text",
-        )
-    };
-    match value {
-        Value::Number(number) if number.is_i64() || number.is_u64() => Ok(value.clone()),
-        Value::Number(number) => match number.as_f64() {
-            #[expect(clippy::cast_possible_truncation, reason = "it is whole, and within 2^53")]
-            Some(float) if float.fract() == 0.0 && float.abs() <= EXACT_MAX => Ok(Value::from(float as i64)),
-            _ => Err(no()),
-        },
-        Value::String(text) => {
-            let text = text.trim();
-            let digits = match text.split_once('.') {
-                Some((whole, zeros)) if !zeros.is_empty() && zeros.bytes().all(|digit| digit == b'0') => {
-                    whole
-                }
-                _ => text,
-            };
-            let digits = without_plus(digits);
-            if digits.strip_prefix('-').unwrap_or(digits).bytes().all(|digit| digit.is_ascii_digit()) {
-                if let Ok(number) = digits.parse::<i64>() {
-                    return Ok(Value::from(number));
-                }
-                if let Ok(number) = digits.parse::<u64>() {
-                    return Ok(Value::from(number));
-                }
-            }
-            Err(no())
         }
-        _ => Err(no()),
-    }
-}
-
-/// A plus before digits says nothing.
-fn without_plus(text: &str) -> &str {
-    text.strip_prefix('+').filter(|digits| !digits.starts_with('-')).unwrap_or(text)
-}
-
-fn to_float(value: &Value) -> Result<Value, Why> {
-    let no = || {
-        not(
-            value,
-            "number",
-            "write a point before decimals and nothing between thousands, or give the field a function",
-        )
-    };
-    match value {
-        Value::Number(_) => Ok(value.clone()),
-        Value::String(text) => {
-            let text = without_plus(text.trim());
-            // By JSON's own grammar, which knows no infinity, no hexadecimal and no bare point.
-            serde_json::from_str::<Number>(text).map(Value::Number).map_err(|_| no())
-        }
-        _ => Err(no()),
-    }
-}
-
-fn to_rich_text(parts: &[Value]) -> Result<Value, Why> {
-    let mut converted = Vec::with_capacity(parts.len());
-    for part in parts {
-        match part {
-            Value::String(_) => converted.push(part.clone()),
-            Value::Number(number) => converted.push(Value::String(number.to_string())),
-            Value::Null => {}
-            Value::Object(mention) => {
-                let mut mention = mention.clone();
-                for key in ["id", "ref_type"] {
-                    if let Some(id) = mention.get(key).and_then(plain_id) {
-                        mention.insert(key.to_owned(), Value::String(id));
-                    }
-                }
-                converted.push(Value::Object(mention));
-            }
-            other => return Err(not(other, "part of rich text", "parts are strings and mentions")),
-        }
-    }
-    Ok(Value::Array(converted))
-}
-
-/// The key of the value that is meant: by key, by name, and, if only one is so, by either without regard to case.
-fn to_enum(values: &EnumDecl, value: &Value) -> Result<String, (String, String)> {
-    let text = match value {
-        Value::Bool(value) => value.to_string(),
-        other => text_of(other).ok_or_else(|| {
-            let help = "say which member of it is the key: FieldRule::of(\"priority.name\")".to_owned();
-            (format!("{} is no key of the enum", shown(other)), help)
-        })?,
-    };
-    let text = text.trim();
-    if values.contains(text) {
-        return Ok(text.to_owned());
-    }
-    let named = |same: fn(&str, &str) -> bool| {
-        let mut keys: Vec<&str> = values
-            .values
-            .iter()
-            .filter(|value| {
-                same(&value.key, text) || value.name.as_deref().is_some_and(|name| same(name, text))
-            })
-            .map(|value| value.key.as_str())
-            .collect();
-        keys.dedup();
-        keys
-    };
-    let by_name = named(|known, given| known == given);
-    let found = if by_name.is_empty() {
-        named(|known, given| known.to_lowercase() == given.to_lowercase())
-    } else {
-        by_name
-    };
-    match found.as_slice() {
-        [key] => Ok((*key).to_owned()),
-        [] => Err((
-            format!("{} is no key and no name of the enum", quoted(text)),
-            meant_or_one_of(text, "keys", values.keys()),
-        )),
-        several => Err((
-            format!("{} could be several values of the enum: {}", quoted(text), list(several)),
-            "give the field a function that decides".to_owned(),
-        )),
-    }
-}
-
-/// The id of the record that is meant, or what the reference is by.
-fn to_reference(targets: &Targets, value: &Value) -> Result<String, (String, String)> {
-    let Value::Object(members) = value else {
-        return plain_id(value).ok_or_else(|| {
-            let help = "a reference is from a string, a number without decimals, or an object with an id";
-            (format!("{} is no reference", shown(value)), help.to_owned())
-        });
-    };
-    let by = match &targets.by {
-        Some(By::Field(field)) => field.as_str(),
-        Some(By::Id) => "id",
-        None if targets.types.is_empty() => "id",
-        None => {
-            let help = "say which member of it is meant: FieldRule::of(\"owner.id\")".to_owned();
-            return Err((
-                "an object, and the targets are not all referred to by the same field".to_owned(),
-                help,
-            ));
-        }
-    };
-    members.get(by).and_then(plain_id).ok_or_else(|| {
-        let keys: Vec<&str> = members.keys().map(String::as_str).collect();
-        let help = format!("say which member of it is meant: FieldRule::of(\"...\"); it has {}", list(&keys));
-        (format!("the object has no {} to refer by", quoted(by)), help)
-    })
-}
-
-fn to_typed_reference(targets: &Targets, value: &Value) -> Result<Value, (String, String)> {
-    let only = match targets.types.as_slice() {
-        [only] => Some(only.as_str()),
-        _ => None,
-    };
-    let members = value.as_object();
-    let ref_type = members
-        .and_then(|members| members.get("ref_type"))
-        .and_then(Value::as_str)
-        .or(only)
-        .ok_or_else(|| {
-            let names: Vec<&str> = targets.names().collect();
-            let help = format!(
-                "give the field a function that makes {{\"ref_type\": ..., \"id\": ...}}; the types are {}",
-                list(&names)
-            );
-            (format!("{} does not say of which type the record is", shown(value)), help)
-        })?;
-    let id = match members {
-        Some(members) => members.get("id").and_then(plain_id),
-        None => plain_id(value),
-    };
-    let id = id.ok_or_else(|| {
-        (format!("{} has no id to refer by", shown(value)), "an id is a string or a number".to_owned())
-    })?;
-    let mut reference = json!({"ref_type": ref_type, "id": id});
-    if let Some(name @ Value::String(_)) = members.and_then(|members| members.get("fallback_record_name"))
-        && let Some(reference) = reference.as_object_mut()
-    {
-        reference.insert("fallback_record_name".to_owned(), name.clone());
-    }
-    Ok(reference)
-}
-
-fn to_permission(
-    member: &Targets,
-    role: Option<&EnumDecl>,
-    value: &Value,
-) -> Result<Value, (String, String)> {
-    let Value::Object(members) = value else {
-        return Err((
-            format!("{} is no permission", shown(value)),
-            "a permission is from {\"member_id\": ..., \"role\": ...}".to_owned(),
-        ));
-    };
-    let mut permission = Map::new();
-    if let Some(id) = members.get("member_id") {
-        permission.insert("member_id".to_owned(), Value::String(to_reference(member, id)?));
-    }
-    match (members.get("role"), role) {
-        (Some(Value::Null) | None, _) => {}
-        (Some(given), Some(values)) => {
-            permission.insert("role".to_owned(), Value::String(to_enum(values, given)?));
-        }
-        (Some(given), None) => {
-            permission.insert("role".to_owned(), given.clone());
-        }
-    }
-    Ok(Value::Object(permission))
-}
-
-fn type_name(kind: &Kind) -> &'static str {
-    match kind {
-        Kind::Bool => "bool",
-        Kind::Int(_) => "int",
-        Kind::Float(_) => "float",
-        Kind::Text(_) => "text",
-        Kind::RichText => "rich_text",
-        Kind::Reference(_) => "reference",
-        Kind::TypedReference(_) => "typed_reference",
-        Kind::Enum(_) => "enum",
-        Kind::Date => "date",
-        Kind::Timestamp => "timestamp",
-        Kind::Struct(_) => "struct",
-        Kind::Permission { .. } => "permission",
-        Kind::Privilege(name) => name,
-        Kind::Participation => "participation",
-        Kind::Any => "",
     }
 }

@@ -11,9 +11,10 @@ use std::io::{self, BufRead, Read};
 
 use serde_json::value::RawValue;
 
-use super::check::{Checker, Ids, Walk, name_record};
+use super::check::{Checker, Ids, name_record};
 use super::finding::{Excerpt, FieldPath, Finding, Rule, Severity};
 use super::not_json;
+use super::values::Walk;
 use crate::error::{Error, Result};
 use crate::model::BATCH_BYTES_MAX;
 
@@ -351,7 +352,7 @@ enum Outcome {
 }
 
 fn newlines(text: &[u8]) -> u64 {
-    text.iter().filter(|&&byte| byte == b'\n').count() as u64
+    text.split(|&byte| byte == b'\n').count() as u64 - 1
 }
 
 /// What was found in a record, with the lines and excerpts of its text.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
-use highwater::record::{Checker, Excerpt, Finding, Metadata, Severity, Tally};
+use highwater::record::{Checker, Excerpt, Finding, Findings, Metadata, Severity, Tally};
 use serde::Serialize;
 
 /// What the exit codes mean, for `--help`.
@@ -147,9 +147,11 @@ fn validate_metadata(file: Option<&Path>, options: &OutputOptions) -> Outcome<u6
             let record_types = metadata.record_types().count();
             report.end(&count(record_types as u64, "record type"))?;
         }
-        Err(finding) => {
-            report.add(finding)?;
-            report.end("nothing else")?;
+        Err(findings) => {
+            for finding in findings {
+                report.add(finding)?;
+            }
+            report.end("nothing else could be checked")?;
         }
     }
     Ok(report.tally.errors())
@@ -172,15 +174,21 @@ fn validate_data(
     let mut report = Report::new(&metadata_name, options);
     let metadata = match read_metadata(Some(metadata))? {
         Ok(metadata) => metadata,
-        Err(finding) => {
-            report.add(finding)?;
+        Err(findings) => {
+            for finding in findings {
+                report.add(finding)?;
+            }
             report.end("the records were not checked")?;
             return Ok(report.tally.errors());
         }
     };
-    let checker = Checker::new(&metadata, record_type).map_err(|finding| {
-        let expected = finding.expected.map(|expected| format!(": {expected}")).unwrap_or_default();
-        Stop::Usage(format!("{metadata_name}: {}{expected}", finding.message))
+    let checker = Checker::new(&metadata, record_type).map_err(|findings| {
+        let say = |finding: &Finding| {
+            let expected =
+                finding.expected.as_ref().map(|expected| format!(": {expected}")).unwrap_or_default();
+            format!("{metadata_name}: {}{expected}", finding.message)
+        };
+        Stop::Usage(findings.iter().map(say).collect::<Vec<_>>().join("; "))
     })?;
     let undeclared = if records.refuse_undeclared { Severity::Error } else { Severity::Warning };
     let checker = checker.require_dates(records.require_dates).undeclared(undeclared);
@@ -228,7 +236,7 @@ fn open(file: Option<&Path>) -> Outcome<Box<dyn Read>> {
     }
 }
 
-fn read_metadata(file: Option<&Path>) -> Outcome<Result<Metadata, Finding>> {
+fn read_metadata(file: Option<&Path>) -> Outcome<Result<Metadata, Findings>> {
     let could_not = |error: io::Error| Stop::Could(format!("cannot read {}: {error}", name_of(file)));
     let mut text = Vec::new();
     highwater::record::reader(open(file)?)
