@@ -1,6 +1,8 @@
 //! A record is checked against its record type: each rule has what passes and what does not, and each finding says
 //! where it stands and what would be right. Files are read in any layout, and lines are right in all of them.
 
+#![expect(clippy::needless_pass_by_value, reason = "`json!` in place reads best without borrows")]
+
 use std::io::{self, Read, Write};
 use std::process::{Command, Stdio};
 
@@ -619,7 +621,7 @@ fn found(text: impl Read) -> Vec<(u64, String, String, Rule)> {
 fn records_in(text: &str) -> u64 {
     let checker = checker("issues");
     let mut stream = checker.stream(text.as_bytes()).unwrap();
-    while let Some(finding) = stream.next() {
+    for finding in stream.by_ref() {
         finding.unwrap();
     }
     stream.records()
@@ -767,10 +769,8 @@ fn a_byte_order_mark_and_other_encodings_are_found() {
 
 #[test]
 fn ids_that_stand_twice_are_found_far_apart_in_one_file() {
-    let mut text = String::new();
-    for n in 0..60_000 {
-        text.push_str(&format!("{{\"id\":\"{n}\",\"data\":{{}}}}\n"));
-    }
+    let mut text =
+        (0..60_000).map(|n| format!("{{\"id\":\"{n}\",\"data\":{{}}}}\n")).collect::<Vec<_>>().concat();
     text.push_str("{\"id\":\"0\",\"data\":{}}\n");
     assert_eq!(found(text.as_bytes()), [at(60_001, "0", "id", Rule::DuplicateId)]);
 }

@@ -3,6 +3,8 @@
 //!
 //! Every case breaks one thing in a document that is right as a whole, so exactly one finding must come of it.
 
+#![expect(clippy::needless_pass_by_value, reason = "`json!` in place reads best without borrows")]
+
 use highwater::record::{EnumValue, Field, Finding, Metadata, RecordType, Rule, Severity, StageDiagram};
 use serde_json::{Value, json};
 
@@ -532,8 +534,8 @@ fn an_enum_has_values_each_once() {
         "record_types.issues.fields.x.enum.values[1].name",
         &["values[0]"],
     );
-    let role = json!({"type": "permission", "permission": {"role": {"values": []}}});
-    field(role, rule, ".permission.role", &["has no values"]);
+    let permission = json!({"type": "permission", "permission": {"role": {"values": []}}});
+    field(permission, rule, ".permission.role", &["has no values"]);
 }
 
 #[test]

@@ -215,6 +215,11 @@ fn errors_of_the_metadata_count_when_records_are_checked() {
     );
 }
 
+fn wrong_records(count: u32) -> String {
+    let line = |n| format!("{{\"id\":\"{n}\",\"data\":{{\"title\":\"a\",\"owner\":{n}}}}}\n");
+    (0..count).map(line).collect::<Vec<_>>().concat()
+}
+
 #[test]
 fn of_each_kind_the_first_ten_are_shown_to_people_and_all_to_scripts() {
     let dir = Dir::new();
@@ -262,9 +267,7 @@ fn what_could_mislead_a_terminal_is_escaped() {
 fn a_reader_that_goes_away_is_no_error() {
     let dir = Dir::new();
     let metadata = dir.file("md.json", METADATA);
-    let records: String = (0..20_000)
-        .map(|n| format!("{{\"id\":\"{n}\",\"data\":{{\"title\":\"a\",\"owner\":{n}}}}}\n"))
-        .collect();
+    let records = wrong_records(20_000);
     let records = dir.file("records.jsonl", records);
     for format in ["--json", "--all"] {
         let mut child = Process::new(assert_cmd::cargo::cargo_bin!("highwater-dump"))

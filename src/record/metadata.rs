@@ -486,11 +486,11 @@ impl StageDiagram {
     pub fn stage<'t>(
         mut self,
         key: impl Into<String>,
-        state: &str,
+        in_state: &str,
         transitions_to: impl IntoIterator<Item = &'t str>,
     ) -> Self {
         let transitions: Vec<&str> = transitions_to.into_iter().collect();
-        let mut stage = Map::from_iter([("state".to_owned(), Value::from(state))]);
+        let mut stage = Map::from_iter([("state".to_owned(), Value::from(in_state))]);
         if !transitions.is_empty() {
             stage.insert("transitions_to".to_owned(), Value::from(transitions));
         }

@@ -3,6 +3,7 @@
 //! Findings go to standard output, as lines for people with excerpts, or as one JSON object a line; everything else
 //! goes to standard error. Text from a document is shown with control and bidi characters escaped.
 
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
@@ -295,11 +296,11 @@ impl<'o> Report<'o> {
     fn text(&self, finding: &Finding) -> String {
         let mut place = self.name.to_owned();
         if let Some(line) = finding.line {
-            place.push_str(&format!(":{line}"));
+            let _ = write!(place, ":{line}");
         }
         let severity = match finding.severity {
             Severity::Error => self.painted("error", "31"),
-            _ => self.painted("warning", "33"),
+            Severity::Warning => self.painted("warning", "33"),
         };
         let record = finding.record.as_ref().map(|id| format!("record \"{id}\": ")).unwrap_or_default();
         let path = if finding.path.is_empty() { String::new() } else { format!("{}: ", finding.path) };
@@ -312,10 +313,10 @@ impl<'o> Report<'o> {
             let (before, value, after) = (escaped(before), escaped(value), escaped(after));
             let indent = " ".repeat(before.chars().count());
             let marks = self.painted(&"^".repeat(value.chars().count().max(1)), "31");
-            text.push_str(&format!("    | {before}{value}{after}\n    | {indent}{marks}\n"));
+            let _ = writeln!(text, "    | {before}{value}{after}\n    | {indent}{marks}");
         }
         if let Some(expected) = &finding.expected {
-            text.push_str(&format!("    = {}\n", escaped(expected)));
+            let _ = writeln!(text, "    = {}", escaped(expected));
         }
         text
     }
@@ -376,7 +377,9 @@ fn escaped(text: &str) -> String {
     for c in text.chars() {
         match c {
             '\t' => out.push(' '),
-            c if is_unsafe(c) => out.push_str(&format!("\\u{{{:x}}}", u32::from(c))),
+            c if is_unsafe(c) => {
+                let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
+            }
             c => out.push(c),
         }
     }
@@ -389,7 +392,7 @@ fn escaped_json(line: &str) -> String {
     for c in line.chars() {
         if is_unsafe(c) {
             // All of them are in the first plane.
-            out.push_str(&format!("\\u{:04x}", u32::from(c)));
+            let _ = write!(out, "\\u{:04x}", u32::from(c));
         } else {
             out.push(c);
         }
