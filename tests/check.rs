@@ -330,7 +330,7 @@ fn an_enum_value_is_a_key_not_a_name() {
 #[test]
 fn a_date_is_a_day_of_the_calendar() {
     passes("day", &[json!("2020-12-31"), json!("2020-02-29"), json!("0001-01-01")]);
-    fails("day", json!("2021-02-29"), Rule::Date, "", &["no day that can be read", "2020-12-31"]);
+    fails("day", json!("2021-02-29"), Rule::Date, "", &["cannot be read as a day", "2020-12-31"]);
     fails("day", json!("31.12.2020"), Rule::Date, "", &["31.12.2020"]);
     fails("day", json!("2020-12-31T00:00:00Z"), Rule::Date, "", &["time of day"]);
     fails("day", json!("20201231"), Rule::Date, "", &["another form"]);

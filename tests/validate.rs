@@ -225,8 +225,7 @@ fn of_each_kind_the_first_ten_are_shown_to_people_and_all_to_scripts() {
     let dir = Dir::new();
     let metadata = dir.file("md.json", METADATA);
     let metadata = metadata.to_str().unwrap();
-    let records: String =
-        (0..25).map(|n| format!("{{\"id\":\"{n}\",\"data\":{{\"title\":\"a\",\"owner\":{n}}}}}\n")).collect();
+    let records = wrong_records(25);
     let run =
         |more: &[&str]| run(&[&["validate-data", "-m", metadata, "-r", "issues"], more].concat(), &records);
     let (code, out, _) = run(&[]);

@@ -439,6 +439,15 @@ impl<'a> At<'a> {
         At { up: Some(self), key: None, position }
     }
 
+    /// The last step of it, for a message.
+    pub(super) fn name(&self) -> String {
+        match self.key {
+            Some(key) => quoted(key),
+            None if self.up.is_some() => format!("element {}", self.position),
+            None => "the document".to_owned(),
+        }
+    }
+
     pub(super) fn path(&self) -> FieldPath {
         let mut steps = Vec::new();
         let mut at = self;
@@ -578,11 +587,14 @@ pub(super) fn meant_or_one_of<'n>(
     }
 }
 
-/// Names in quotes, at most ten of them.
+/// Names in a list that are named.
+const LISTED: usize = 30;
+
+/// Names in quotes, at most [`LISTED`] of them.
 pub(super) fn list(names: &[&str]) -> String {
-    let mut text = names.iter().take(10).map(|name| quoted(name)).collect::<Vec<_>>().join(", ");
-    if names.len() > 10 {
-        let _ = write!(text, " and {} more", names.len() - 10);
+    let mut text = names.iter().take(LISTED).map(|name| quoted(name)).collect::<Vec<_>>().join(", ");
+    if names.len() > LISTED {
+        let _ = write!(text, " and {} more", names.len() - LISTED);
     }
     text
 }

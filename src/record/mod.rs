@@ -244,6 +244,12 @@ fn not_json(text: &[u8], error: &serde_json::Error, first_line: u64) -> Finding 
     };
     // serde_json counts bytes from 1, and stands behind what it stumbled over.
     let start = (line_start + error.column().saturating_sub(1)).min(text.len());
+    if text.trim_ascii().is_empty() {
+        finding.message = "the text is empty".to_owned();
+        finding.expected = Some("expected a JSON object".to_owned());
+        finding.line = Some(first_line);
+        return finding;
+    }
     let said = error.to_string();
     let said = said.rsplit_once(" at line ").map_or(said.as_str(), |(said, _)| said);
     let rest = text.get(start..).unwrap_or_default();

@@ -44,7 +44,7 @@ pub(super) fn why_no_timestamp(text: &str) -> &'static str {
         Some(_) => "it is written in another form of ISO 8601",
         None if DateTime::parse_from_rfc2822(text).is_ok() => "it is written as RFC 2822, the form of e-mail",
         None if is_number(text) => "it is a number, perhaps of seconds since 1970",
-        None => "it is no moment that can be read",
+        None => "it cannot be read as a moment",
     }
 }
 
@@ -55,7 +55,7 @@ pub(super) fn why_no_date(text: &str) -> &'static str {
         Some(_) => "it is written in another form of ISO 8601",
         None if DateTime::parse_from_rfc2822(text).is_ok() => "it is written as RFC 2822, the form of e-mail",
         None if is_number(text) => "it is a number, perhaps of seconds since 1970",
-        None => "it is no day that can be read",
+        None => "it cannot be read as a day",
     }
 }
 

@@ -88,7 +88,16 @@ impl<'v, 's> Reader<'v, 's> {
             let at = root.key(key);
             match document.get(key) {
                 Some(value) => {
-                    self.object(&at, value, "an object: a key for each of them");
+                    let example = match key {
+                        "record_types" => {
+                            "{\"issues\": {\"fields\": {...}}, ...}: a key for each record type"
+                        }
+                        "struct_types" => {
+                            "{\"address\": {\"fields\": {...}}, ...}: a key for each struct type"
+                        }
+                        _ => "{\"work\": {\"name\": \"Work\"}, ...}: a key for each category",
+                    };
+                    self.object(&at, value, example);
                 }
                 None if key == "record_types" => {
                     self.sink.error(
@@ -104,7 +113,9 @@ impl<'v, 's> Reader<'v, 's> {
         let at = root.key("record_type_categories");
         for (key, value) in self.categories {
             let at = at.key(key);
-            let Some(category) = self.object(&at, value, "an object, which may be empty") else { continue };
+            let Some(category) = self.object(&at, value, "an object, which may be empty: {}") else {
+                continue;
+            };
             self.known_keys(&at, category, &["name", "are_record_type_conversions_possible"]);
             self.string(&at, category, "name");
             self.boolean(&at, category, "are_record_type_conversions_possible");
@@ -123,7 +134,7 @@ impl<'v, 's> Reader<'v, 's> {
         for (key, value) in self.structs {
             let at = at.key(key);
             let mut fields = Fields::default();
-            if let Some(declared) = self.object(&at, value, "an object with \"fields\"") {
+            if let Some(declared) = self.object(&at, value, "{\"fields\": {...}}") {
                 self.known_keys(&at, declared, &["fields", "name"]);
                 self.string(&at, declared, "name");
                 fields = self.fields(&at, declared);
@@ -154,7 +165,7 @@ impl<'v, 's> Reader<'v, 's> {
                 self.sink.warning(&at, Rule::RecordType, message, "choose another key for this record type");
             }
             let mut read = RecordDecl { key: key.clone(), fields: Fields::default(), no_identifier: false };
-            if let Some(declared) = self.object(&at, value, "an object with \"fields\"") {
+            if let Some(declared) = self.object(&at, value, "{\"fields\": {...}}") {
                 self.record_type(&at, declared, &mut read);
             }
             record_types.push(read);
@@ -229,12 +240,14 @@ impl<'v, 's> Reader<'v, 's> {
             return fields;
         };
         let at = at.key("fields");
-        let Some(declared) = self.object(&at, value, "an object: a key for each field") else {
+        let Some(declared) =
+            self.object(&at, value, "{\"title\": {\"type\": \"text\"}, ...}: a key for each field")
+        else {
             return fields;
         };
         for (key, value) in declared {
             let at = at.key(key);
-            let field = match self.object(&at, value, "an object with \"type\"") {
+            let field = match self.object(&at, value, "{\"type\": \"text\"}") {
                 Some(declared) => self.field(&at, key, declared),
                 None => FieldDecl {
                     key: key.clone(),
@@ -400,11 +413,11 @@ impl<'v, 's> Reader<'v, 's> {
             }
             unknown => {
                 let message = format!("there is no field type {}", quoted(unknown));
-                let expected = match nearest(unknown, FIELD_TYPES).or_else(|| type_of_another_system(unknown))
-                {
-                    Some(near) => format!("did you mean {}?", quoted(near)),
-                    None => format!("expected one of {}", FIELD_TYPES.join(", ")),
-                };
+                let near =
+                    nearest(unknown, FIELD_TYPES).map(|near| format!("did you mean {}?", quoted(near)));
+                let expected = near
+                    .or_else(|| type_of_another_system(unknown))
+                    .unwrap_or_else(|| format!("expected one of {}", FIELD_TYPES.join(", ")));
                 self.sink.error(&at.key("type"), Rule::FieldType, message, expected);
                 Kind::Any
             }
@@ -797,7 +810,7 @@ impl<'v, 's> Reader<'v, 's> {
                 self.sink.error(
                     at,
                     Rule::Shape,
-                    format!("it is {}", shown(other)),
+                    format!("{} is {}, not an object", at.name(), shown(other)),
                     format!("expected {expected}"),
                 );
                 None
@@ -814,7 +827,7 @@ impl<'v, 's> Reader<'v, 's> {
     ) -> Option<&'v Map<String, Value>> {
         match map.get(key) {
             None | Some(Value::Null) => None,
-            Some(value) => self.object(&at.key(key), value, "an object"),
+            Some(value) => self.object(&at.key(key), value, example_of(key)),
         }
     }
 
@@ -891,17 +904,13 @@ impl<'v, 's> Reader<'v, 's> {
     /// Unknown keys are only warned of: the platform's format grows.
     pub(super) fn known_keys(&mut self, at: &At<'_>, map: &'v Map<String, Value>, known: &[&str]) {
         for key in map.keys().filter(|key| !known.contains(&key.as_str())) {
-            let of_old = match key.as_str() {
-                "role" => Some("reference_type"),
-                "are_transitions_possible" => Some("are_record_type_conversions_possible"),
-                "loading" => Some("is_loadable"),
-                "is_system" => Some("is_read_only"),
-                _ => None,
-            };
             let expected =
-                match nearest(key, known.iter().copied()).or(of_old.filter(|key| known.contains(key))) {
-                    Some(near) => format!("did you mean {}?", quoted(near)),
-                    None => format!("known here: {}", list(known)),
+                if let Some(near) = nearest(key, known.iter().copied()).or_else(|| meant_key(key, known)) {
+                    format!("did you mean {}?", quoted(near))
+                } else if let Some((block, example)) = settings_with(key, map) {
+                    format!("it stands one level deeper: \"{block}\": {example}")
+                } else {
+                    format!("known here: {}", list(known))
                 };
             let message = format!("the key {} means nothing here, and is passed over", quoted(key));
             self.sink.warning(&at.key(key), Rule::UnknownKey, message, expected);
@@ -909,18 +918,91 @@ impl<'v, 's> Reader<'v, 's> {
     }
 }
 
-/// What other systems call the field types, and nobody would find by spelling alone.
-fn type_of_another_system(name: &str) -> Option<&'static str> {
-    Some(match name.to_ascii_lowercase().as_str() {
-        "string" | "str" | "varchar" | "char" => "text",
+/// What key was meant by one that spelling alone does not lead from: names of older versions, and of other formats.
+fn meant_key<'k>(key: &str, known: &[&'k str]) -> Option<&'k str> {
+    let lower = key.to_lowercase();
+    let meant = match lower.as_str() {
+        "role" => "reference_type",
+        "are_transitions_possible" => "are_record_type_conversions_possible",
+        "loading" | "loadable" => "is_loadable",
+        "is_system" | "readonly" => "is_read_only",
+        "unique" => "is_identifier",
+        "default" => "default_value",
+        "label" | "title" | "display_name" => "name",
+        "array" | "is_array" | "list" | "is_list" | "multiple" | "multi" | "items" | "is_collection" => {
+            "collection"
+        }
+        "properties" | "attributes" | "columns" => "fields",
+        "options" | "choices" | "enum_values" => "values",
+        _ => "",
+    };
+    let with_is = format!("is_{lower}");
+    known.iter().copied().find(|known| *known == meant || *known == with_is)
+}
+
+/// Where a field's own settings stand, for a key of them that stands beside the field's type instead.
+fn settings_with(key: &str, field: &Map<String, Value>) -> Option<(&'static str, &'static str)> {
+    let field_type = field.get("type")?.as_str()?;
+    Some(match (field_type, key.to_lowercase().as_str()) {
+        ("int", "min" | "max" | "minimum" | "maximum") => ("int", "{\"min\": 0, \"max\": 9}"),
+        ("float", "min" | "max" | "minimum" | "maximum") => ("float", "{\"min\": 0.0, \"max\": 0.9}"),
+        ("text", "min_length" | "max_length" | "minlength" | "maxlength") => {
+            ("text", "{\"max_length\": 255}")
+        }
+        ("enum", "values" | "options" | "choices") => ("enum", "{\"values\": [{\"key\": \"open\"}, ...]}"),
+        ("reference", "refers_to" | "reference_type") => {
+            ("reference", "{\"refers_to\": {\"#record:users\": {}}}")
+        }
+        ("typed_reference", "refers_to" | "reference_type") => {
+            ("typed_reference", "{\"refers_to\": {\"#record:users\": {}}}")
+        }
+        ("struct", "key") => ("struct", "{\"key\": \"address\"}"),
+        ("struct", "fields" | "properties") => {
+            ("struct", "{\"key\": \"address\"}, and the fields stand under struct_types.address")
+        }
+        ("permission", "member_id" | "role") => ("permission", "{\"member_id\": {...}, \"role\": {...}}"),
+        _ => return None,
+    })
+}
+
+/// What a field type of another system is here.
+fn type_of_another_system(name: &str) -> Option<String> {
+    let near = match name.to_ascii_lowercase().as_str() {
+        "string" | "str" | "varchar" | "char" | "url" | "email" => "text",
         "boolean" | "checkbox" => "bool",
         "integer" | "long" | "bigint" => "int",
         "number" | "double" | "decimal" | "real" => "float",
         "datetime" | "date_time" | "date-time" | "time" => "timestamp",
         "object" | "map" | "record" => "struct",
         "markdown" | "html" | "richtext" => "rich_text",
-        "select" | "multiselect" | "picklist" | "option" => "enum",
+        "select" | "picklist" | "option" => "enum",
         "relation" | "link" | "lookup" | "user" => "reference",
+        "multiselect" | "multi_select" | "multi_enum" | "tags" | "labels" => {
+            return Some("write \"type\": \"enum\" and \"collection\": {}".to_owned());
+        }
+        "array" | "list" | "set" | "collection" => {
+            return Some("write the type of its elements, and \"collection\": {} beside it".to_owned());
+        }
         _ => return None,
-    })
+    };
+    Some(format!("did you mean {}?", quoted(near)))
+}
+
+/// An example of a block of settings.
+fn example_of(key: &str) -> &'static str {
+    match key {
+        "collection" => "{}, or {\"min_length\": 0, \"max_length\": 5}",
+        "int" | "float" => "{\"min\": 0, \"max\": 9}",
+        "text" => "{\"max_length\": 255}",
+        "struct" => "{\"key\": \"address\"}",
+        "role" => "{\"values\": [{\"key\": \"reader\"}]}",
+        "member_id" | "participation" => "{\"refers_to\": {\"#record:users\": {}}}",
+        "permission" => "{\"member_id\": {...}, \"role\": {...}}",
+        "attachments" => "{\"is_extractable\": true}",
+        "conditions" => "an object: a key for each field that has conditions",
+        "stage_diagram" => "{\"controlling_field\": \"status\", \"stages\": {...}}",
+        "states" => "an object: a key for each state",
+        "link_naming_data" => "{\"link_type_field\": ..., \"link_direction_names\": {...}}",
+        _ => "{\"type_keys\": [\"#record:issues\"]}",
+    }
 }

@@ -27,7 +27,7 @@ impl<'v> Reader<'v, '_> {
             };
             for (position, condition) in list.iter().enumerate() {
                 let at = at.position(position);
-                let Some(condition) = self.object(&at, condition, "an object") else { continue };
+                let Some(condition) = self.object(&at, condition, "{\"value\": ..., \"comparator\": \"eq\", \"affected_fields\": [...], \"effect\": \"require\"}") else { continue };
                 self.known_keys(&at, condition, &["value", "comparator", "affected_fields", "effect"]);
                 for key in ["value", "comparator", "affected_fields", "effect"] {
                     if !condition.contains_key(key) {
@@ -141,7 +141,11 @@ impl<'v> Reader<'v, '_> {
             return;
         };
         let stages_at = at.key("stages");
-        let Some(stages) = self.object(&stages_at, stages, "an object: a key for each stage") else { return };
+        let Some(stages) =
+            self.object(&stages_at, stages, "{\"open\": {\"state\": \"open\"}, ...}: a key for each stage")
+        else {
+            return;
+        };
         if stages.len() < 2 {
             let message = format!("the diagram has {} stages", stages.len());
             self.sink.warning(&stages_at, rule, message, "a diagram has at least two");
@@ -156,7 +160,7 @@ impl<'v> Reader<'v, '_> {
                 let message = format!("the stage {} is no value of the enum {}", quoted(key), quoted(field));
                 self.sink.error(&at, rule, message, meant_or_one_of(key, "values", values.keys()));
             }
-            let Some(stage) = self.object(&at, stage, "an object, which may be empty") else { continue };
+            let Some(stage) = self.object(&at, stage, "an object, which may be empty: {}") else { continue };
             self.known_keys(&at, stage, &["state", "transitions_to"]);
             if let Some(state) = self.string(&at, stage, "state") {
                 const DEFAULTS: [&str; 3] = ["open", "in_progress", "closed"];
@@ -218,7 +222,7 @@ impl<'v> Reader<'v, '_> {
     fn states(&mut self, at: &At<'_>, declared: &'v Map<String, Value>) {
         for (key, value) in declared {
             let at = at.key(key);
-            let Some(state) = self.object(&at, value, "an object with \"name\"") else { continue };
+            let Some(state) = self.object(&at, value, "{\"name\": \"Waiting\"}") else { continue };
             self.known_keys(&at, state, &["name", "is_end_state", "ordinal"]);
             self.boolean(&at, state, "is_end_state");
             if self.string(&at, state, "name").is_none() && !state.contains_key("name") {
@@ -282,7 +286,11 @@ impl<'v> Reader<'v, '_> {
             }
         };
         let at = at.key("link_direction_names");
-        let Some(names) = self.object(&at, names, "an object: a key for each value of the enum") else {
+        let Some(names) = self.object(
+            &at,
+            names,
+            "{\"blocks\": {\"forward_name\": ..., \"backward_name\": ...}}: a key for each value",
+        ) else {
             return;
         };
         for (key, directions) in names {
