@@ -6,6 +6,8 @@
 #![expect(clippy::needless_pass_by_value, reason = "`json!` in place reads best without borrows")]
 
 use highwater::record::{EnumValue, Field, Finding, Metadata, RecordType, Rule, Severity, StageDiagram};
+use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
 use serde_json::{Value, json};
 
 /// A document with something of everything.
@@ -879,4 +881,49 @@ fn control_and_bidi_characters_are_escaped_in_findings() {
     assert!(shown.contains("\\u{1b}[31m\\u{202e}b"), "{shown}");
     let shown = check(&with(&format!("{ISSUES}/fields/a\u{202e}b"), &json!({"type": "txt"})))[0].to_string();
     assert!(!shown.contains('\u{202e}') && shown.contains("\\u{202e}"), "{shown}");
+}
+
+/// Every place in a document, as JSON pointers.
+fn places(value: &Value, at: &str, into: &mut Vec<String>) {
+    into.push(at.to_owned());
+    match value {
+        Value::Object(members) => {
+            members.iter().for_each(|(key, inner)| places(inner, &format!("{at}/{key}"), into))
+        }
+        Value::Array(items) => {
+            items.iter().enumerate().for_each(|(n, inner)| places(inner, &format!("{at}/{n}"), into))
+        }
+        _ => {}
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct("proptest-regressions/metadata.txt"))),
+        ..ProptestConfig::default()
+    })]
+
+    /// Whatever stands anywhere in the document: the check comes to an end, and every finding has a place in the
+    /// document, or in the object where something is missing; and a value of a type that no key has is found.
+    #[test]
+    fn anything_anywhere_is_checked(
+        which in any::<prop::sample::Index>(),
+        spoilt in prop::sample::select(vec![json!(null), json!(true), json!(-1), json!(1.5), json!(""), json!("text"), json!([]), json!([[1]]), json!({}), json!({"": {"a": []}})]),
+    ) {
+        let mut document = whole();
+        let mut pointers = Vec::new();
+        places(&document, "", &mut pointers);
+        let pointer = &pointers[which.index(pointers.len())];
+        let place = document.pointer_mut(pointer).unwrap();
+        let same = *place == spoilt;
+        *place = spoilt.clone();
+        let findings = check(&document);
+        if same {
+            prop_assert_eq!(findings, vec![]);
+        } else if spoilt == json!([[1]]) {
+            // Only what may hold anything may hold an array of arrays.
+            let may = ["/default_value", "/value"].iter().any(|end| pointer.ends_with(end));
+            prop_assert!(may || findings.iter().any(Finding::is_error), "{}: {:?}", pointer, findings);
+        }
+    }
 }

@@ -255,7 +255,7 @@ impl RecordWalk<'_> {
     }
 
     /// What stands beside `data`, where nothing else should.
-    fn strays(&mut self, strays: &[String], has_data: bool) {
+    fn strays(&mut self, strays: &[String], has_id: bool, has_data: bool) {
         let fields = self.checker.fields();
         let is_field = |key: &String| fields.is_some_and(|fields| fields.find(key).is_some());
         if !has_data {
@@ -265,8 +265,19 @@ impl RecordWalk<'_> {
                 }
                 None => "the record has no \"data\"".to_owned(),
             };
-            let expected =
-                "put everything but id, created_date, modified_date and operation under \"data\": {...}";
+            let expected = match strays {
+                [only] if !has_id => {
+                    format!(
+                        "if {} holds the records, write each of them on a line of its own instead",
+                        quoted(only)
+                    )
+                }
+                [only] if !is_field(only) => {
+                    format!("if {} holds the fields, call it \"data\"", quoted(only))
+                }
+                _ => "put everything but id, created_date, modified_date and operation under \"data\": {...}"
+                    .to_owned(),
+            };
             self.walk.sink.error(&At::ROOT, Rule::Envelope, message, expected);
             return;
         }
@@ -350,7 +361,8 @@ impl<'de> Visitor<'de> for RecordWalk<'_> {
             .record_types
             .get(checker.record_type)
             .is_some_and(|declared| declared.no_identifier);
-        if !has_id && !no_identifier {
+        let is_something_else = !has_id && !has_data && strays.len() == 1;
+        if !has_id && !no_identifier && !is_something_else {
             let expected = match nearest("id", strays.iter().map(String::as_str)) {
                 Some(near) => format!("did you mean \"id\" where {} stands?", quoted(near)),
                 None => "add \"id\": what names the record in the source, as a string".to_owned(),
@@ -370,7 +382,7 @@ impl<'de> Visitor<'de> for RecordWalk<'_> {
             }
         }
         if !strays.is_empty() || !has_data {
-            self.strays(&strays, has_data);
+            self.strays(&strays, has_id, has_data);
         }
         Ok(())
     }

@@ -225,7 +225,7 @@ fn to_rich_text(parts: &[Value]) -> Result<Value, Why> {
 }
 
 /// The key of the value that is meant: by key, by name, and, if only one is so, by either without regard to case.
-fn to_enum(values: &EnumDecl, value: &Value) -> Result<String, (String, String)> {
+pub(super) fn to_enum(values: &EnumDecl, value: &Value) -> Result<String, (String, String)> {
     let text = match value {
         Value::Bool(value) => value.to_string(),
         other => text_of(other).ok_or_else(|| {

@@ -245,7 +245,7 @@ fn not_json(text: &[u8], error: &serde_json::Error, first_line: u64) -> Finding 
     // serde_json counts bytes from 1, and stands behind what it stumbled over.
     let start = (line_start + error.column().saturating_sub(1)).min(text.len());
     if text.trim_ascii().is_empty() {
-        finding.message = "the text is empty".to_owned();
+        "the text is empty".clone_into(&mut finding.message);
         finding.expected = Some("expected a JSON object".to_owned());
         finding.line = Some(first_line);
         return finding;
@@ -279,6 +279,8 @@ fn not_json(text: &[u8], error: &serde_json::Error, first_line: u64) -> Finding 
         "remove the comma before the bracket"
     } else if rest.starts_with(b"//") || rest.starts_with(b"/*") || rest.starts_with(b"#") {
         "JSON has no comments: remove it"
+    } else if rest.starts_with(b",") && !before.is_empty() {
+        "records stand one after the other, without commas between"
     } else if said.starts_with("key must be a string") {
         "keys stand in double quotes"
     } else if said.starts_with("expected `,`") {
@@ -292,7 +294,9 @@ fn not_json(text: &[u8], error: &serde_json::Error, first_line: u64) -> Finding 
     finding.expected = Some(expected.to_owned());
     finding.line = Some(first_line + (error.line().max(1) - 1) as u64);
     let lossy = String::from_utf8_lossy(text);
-    if lossy.len() == text.len() && lossy.is_char_boundary(start) {
+    // Up to where it is UTF-8, the lossy text is the text.
+    let start = std::str::from_utf8(text).map_or_else(|error| error.valid_up_to(), |_| start);
+    if lossy.is_char_boundary(start) {
         let end =
             lossy.get(start..).and_then(|rest| rest.chars().next()).map_or(start, |c| start + c.len_utf8());
         finding.excerpt = Some(Excerpt::of(&lossy, start..end));

@@ -154,15 +154,27 @@ impl Stream<'_> {
 
     /// The line is not one document: it begins one, holds several, or is broken.
     fn read_otherwise(&mut self, mut first_line: u64) -> io::Result<()> {
+        if !self.text.trim_ascii_start().starts_with(b"{") && !self.text.trim_ascii_start().starts_with(b"[")
+        {
+            self.no_record(first_line);
+            return Ok(());
+        }
         let mut beginnings = 0;
         loop {
             let (used, error) = self.take_documents(first_line);
-            first_line += newlines(self.text.get(..used).unwrap_or_default());
-            self.text.drain(..used);
             let Some(error) = error else { return Ok(()) };
             if !error.is_eof() {
-                return self.broken(&error, first_line);
+                let rest = self.text.get(used..).unwrap_or_default().trim_ascii_start();
+                let is_garbage = used > 0 && !rest.starts_with(b",") && !rest.starts_with(b"{");
+                self.records -= u64::from(used > 0);
+                self.broken(&error, first_line)?;
+                if is_garbage && let Some(finding) = self.found.back_mut() {
+                    finding.expected = Some("remove what stands behind the record".to_owned());
+                }
+                return Ok(());
             }
+            first_line += newlines(self.text.get(..used).unwrap_or_default());
+            self.text.drain(..used);
             // A document is open. It goes on to where its brackets are closed.
             let mut nesting = Nesting::default();
             nesting.feed(&self.text);
@@ -206,6 +218,8 @@ impl Stream<'_> {
     /// none, if there is a rest.
     fn take_documents(&mut self, first_line: u64) -> (usize, Option<serde_json::Error>) {
         let mut used = 0;
+        let mut line = first_line;
+        let mut counted = 0;
         let mut documents = serde_json::Deserializer::from_slice(&self.text).into_iter::<&RawValue>();
         loop {
             let document = match documents.next() {
@@ -215,7 +229,8 @@ impl Stream<'_> {
             };
             used = documents.byte_offset();
             let start = used.saturating_sub(document.len());
-            let line = first_line + newlines(self.text.get(..start).unwrap_or_default());
+            line += newlines(self.text.get(counted..start).unwrap_or_default());
+            counted = start;
             self.records += 1;
             if let Err(error) = self.checker.walk(document.as_bytes(), &mut self.walk) {
                 // Nested beyond what can be walked, or a number that does not fit.
@@ -242,6 +257,18 @@ impl Stream<'_> {
         let mut nesting = Nesting::default();
         nesting.feed(&self.text);
         self.skip_to_next(nesting)
+    }
+
+    /// A line that begins no object: of another format, or what is left of a broken record.
+    fn no_record(&mut self, first_line: u64) {
+        self.records += 1;
+        let text = String::from_utf8_lossy(&self.text);
+        let message = "the line is no JSON object".to_owned();
+        let mut finding = Finding::new(Severity::Error, Rule::Json, FieldPath::default(), message)
+            .expecting("a record begins with {: {\"id\": \"...\", \"data\": {...}}");
+        finding.line = Some(first_line);
+        finding.excerpt = Some(Excerpt::of(&text, 0..text.trim_end().len()));
+        self.found.push_back(finding);
     }
 
     fn unclosed(&mut self, first_line: u64, before: &str) {

@@ -5,12 +5,14 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use chrono::Offset;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
+use super::convert::{convert, is_natural, to_enum};
 use super::finding::{At, Finding, Rule, Severity, Sink, meant_or_one_of, nearest, quoted, shown};
-use super::moment;
-use super::schema::{EnumDecl, FieldDecl, Fields, ITEM_URL, Kind, Range, Schema};
+use super::moment::{self, Reading};
+use super::schema::{EnumDecl, FieldDecl, Fields, ITEM_URL, Kind, RESERVED, Range, Schema};
 
 /// What is used again from record to record.
 #[derive(Debug, Default)]
@@ -117,9 +119,33 @@ const DATE_EXPECTED: &str = "expected a day such as \"2020-12-31\"";
 pub(super) fn check_timestamp(sink: &mut Sink, at: &At<'_>, text: &str) {
     if !moment::is_timestamp(text) {
         let message = format!("{} is no timestamp: {}", quoted(text), moment::why_no_timestamp(text));
-        let expected = if text.is_empty() { NULL_EXPECTED } else { TIMESTAMP_EXPECTED };
+        let in_utc =
+            || moment::timestamp(text, &Reading { format: None, offset: Some(chrono::Utc.fix()) }).ok();
+        let expected = suggestion(&Kind::Timestamp, &Value::from(text))
+            .or_else(|| in_utc().map(|at| format!("write \"{at}\", if it is in UTC")))
+            .unwrap_or_else(|| TIMESTAMP_EXPECTED.to_owned());
         sink.error(at, Rule::Timestamp, message, expected);
     }
+}
+
+/// What to write instead, where that can be told from the value without guessing.
+fn suggestion(kind: &Kind, value: &Value) -> Option<String> {
+    if value.as_str().is_some_and(|text| text.trim().is_empty()) {
+        return Some(NULL_EXPECTED.to_owned());
+    }
+    if is_natural(kind, value) || matches!(kind, Kind::Any) {
+        return None;
+    }
+    let written = convert(kind, value, &Reading::default(), false).ok()?;
+    Some(match (kind, value, &written) {
+        (Kind::Reference(_), Value::Number(_), _) => {
+            format!("write {written}, or null if it refers to nothing")
+        }
+        (_, Value::String(_), Value::Bool(_) | Value::Number(_)) => {
+            format!("write {written}, without quotes")
+        }
+        _ => format!("write {written}"),
+    })
 }
 
 pub(super) fn duplicate_key(sink: &mut Sink, at: &At<'_>) {
@@ -175,7 +201,11 @@ pub(super) struct DataWalk<'a, 'c> {
 
 impl DataWalk<'_, '_> {
     fn other(self, found: &str) {
-        let expected = "expected an object with the fields of the record: {} if there are none";
+        let expected = if found.starts_with("the string \"{") {
+            "it is JSON in a string: write the object itself, without the quotes around it"
+        } else {
+            "expected an object with the fields of the record: {} if there are none"
+        };
         self.cx.walk.sink.error(self.at, Rule::Envelope, format!("data is {found}"), expected);
     }
 }
@@ -257,6 +287,7 @@ impl<'c> Cx<'c> {
         let message = format!("the field {} is not declared", quoted(key));
         let expected = match nearest(key, fields.keys()) {
             Some(near) => format!("did you mean {}?", quoted(near)),
+            None if RESERVED.contains(&key) => format!("{key} stands beside \"data\", not in it"),
             None => "declare it in the metadata, or leave it out of the records".to_owned(),
         };
         self.walk.sink.put(severity, &at.key(key), Rule::Undeclared, message, expected);
@@ -328,6 +359,19 @@ enum Scalar<'v> {
 }
 
 impl Scalar<'_> {
+    fn to_value(self) -> Value {
+        match self {
+            Scalar::Bool(value) => Value::from(value),
+            Scalar::Int(value) => match (i64::try_from(value), u64::try_from(value)) {
+                (Ok(value), _) => Value::from(value),
+                (_, Ok(value)) => Value::from(value),
+                _ => Value::Null,
+            },
+            Scalar::Float(value) => Value::from(value),
+            Scalar::Text(text) => Value::from(text),
+        }
+    }
+
     fn shown(self) -> String {
         match self {
             Scalar::Bool(value) => value.to_string(),
@@ -383,7 +427,8 @@ impl FieldWalk<'_, '_> {
             (Kind::Date, Scalar::Text(text)) => {
                 if !moment::is_date(text) {
                     let message = format!("{} is no date: {}", quoted(text), moment::why_no_date(text));
-                    let expected = if text.is_empty() { NULL_EXPECTED } else { DATE_EXPECTED };
+                    let expected = suggestion(&Kind::Date, &Value::from(text))
+                        .unwrap_or_else(|| DATE_EXPECTED.to_owned());
                     self.cx.walk.sink.error(at, Rule::Date, message, expected);
                 }
             }
@@ -394,7 +439,7 @@ impl FieldWalk<'_, '_> {
                     self.cx.walk.sink.error(at, Rule::ReferenceForm, "the reference is empty", expected);
                 }
             }
-            (_, other) => self.mismatch(&other.shown(), Some(other)),
+            (_, other) => self.mismatch(&other.to_value()),
         }
         Given::Value
     }
@@ -426,73 +471,25 @@ impl FieldWalk<'_, '_> {
     }
 
     /// A value of another JSON type than the field's.
-    fn mismatch(self, found: &str, scalar: Option<Scalar<'_>>) {
-        let (rule, wanted, expected) = match (&self.field.kind, scalar) {
-            (kind, Some(Scalar::Text(""))) if !matches!(kind, Kind::Text(_)) => {
-                (rule_of(kind), wanted(kind), NULL_EXPECTED.to_owned())
-            }
-            (kind @ Kind::Bool, scalar) => {
-                let expected = match scalar {
-                    Some(Scalar::Text(text)) if text.eq_ignore_ascii_case("true") => {
-                        "write true, without quotes"
-                    }
-                    Some(Scalar::Text(text)) if text.eq_ignore_ascii_case("false") => {
-                        "write false, without quotes"
-                    }
-                    _ => "write true or false, without quotes",
-                };
-                (Rule::Type, wanted(kind), expected.to_owned())
-            }
-            (kind @ Kind::Int(_), Some(Scalar::Text(text))) if text.parse::<i64>().is_ok() => {
-                (Rule::Type, wanted(kind), format!("write {text}, without quotes"))
-            }
-            (kind @ Kind::Int(_), Some(Scalar::Float(value))) => {
-                let expected = match value.fract() == 0.0 && value.abs() < 9e15 {
-                    true => format!("write {value:.0}"),
-                    false if value.abs() >= 9e18 => {
-                        "it does not fit 64 bits: declare the field as text".to_owned()
-                    }
-                    false => "round it, or declare the field as float".to_owned(),
-                };
-                (Rule::Type, wanted(kind), expected)
-            }
-            (kind @ Kind::Float(_), Some(Scalar::Text(text)))
-                if text.parse::<f64>().is_ok_and(f64::is_finite) =>
+    fn mismatch(self, found: &Value) {
+        let kind = &self.field.kind;
+        let message = format!("{}, and this is {}", wanted(kind), shown(found));
+        let expected = suggestion(kind, found).unwrap_or_else(|| match (kind, found) {
+            (Kind::Int(_), Value::Number(number))
+                if number.as_f64().is_some_and(|number| number.abs() >= 9e18) =>
             {
-                (Rule::Type, wanted(kind), format!("write {text}, without quotes"))
+                "it does not fit 64 bits: declare the field as text".to_owned()
             }
-            (kind @ (Kind::Text(_) | Kind::RichText), Some(Scalar::Int(value))) => {
-                (Rule::Type, wanted(kind), format!("write \"{value}\""))
-            }
-            (kind @ Kind::Enum(values), scalar) => {
-                let expected = match scalar {
-                    Some(Scalar::Int(value)) if values.contains(&value.to_string()) => {
-                        format!("write \"{value}\"")
-                    }
-                    _ => meant_or_one_of("", "keys", values.keys()),
-                };
-                (Rule::EnumValue, wanted(kind), expected)
-            }
-            (kind @ Kind::Reference(_), Some(Scalar::Int(value))) => (
-                Rule::ReferenceForm,
-                wanted(kind),
-                format!("write \"{value}\", or null if it refers to nothing"),
-            ),
-            (kind @ Kind::TypedReference(targets), scalar) => {
-                let id = match scalar {
-                    Some(Scalar::Text(text)) => quoted(text),
-                    _ => "\"...\"".to_owned(),
-                };
+            (Kind::Int(_), Value::Number(_)) => "round it, or declare the field as float".to_owned(),
+            (Kind::Enum(values), _) => meant_or_one_of("", "keys", values.keys()),
+            (Kind::TypedReference(targets), _) => {
                 let ref_type = targets.types.first().map_or("...", String::as_str);
-                (
-                    Rule::ReferenceForm,
-                    wanted(kind),
-                    format!("write {{\"ref_type\": \"{ref_type}\", \"id\": {id}}}"),
-                )
+                let id = found.as_str().map_or_else(|| "\"...\"".to_owned(), quoted);
+                format!("write {{\"ref_type\": \"{ref_type}\", \"id\": {id}}}")
             }
-            (kind, _) => (rule_of(kind), wanted(kind), form(kind).to_owned()),
-        };
-        self.cx.walk.sink.error(self.at, rule, format!("{wanted}, and this is {found}"), expected);
+            _ => form(kind).to_owned(),
+        });
+        self.cx.walk.sink.error(self.at, rule_of(kind), message, expected);
     }
 
     /// An object where the field is none.
@@ -510,22 +507,34 @@ impl FieldWalk<'_, '_> {
             self.cx.walk.sink.error(self.at, Rule::Collection, message, "write an array: [{...}]");
             return Given::Value;
         }
-        if let (Kind::Reference(_), Some(id)) = (&self.field.kind, members.get("id")) {
-            let expected = if members.contains_key("ref_type") {
-                "write the id alone, or declare the field as typed_reference".to_owned()
-            } else {
-                format!("write its id alone: {}", id.as_str().map_or_else(|| format!("\"{id}\""), quoted))
-            };
-            let message = "a reference is a string, and this is an object";
-            self.cx.walk.sink.error(self.at, Rule::ReferenceForm, message, expected);
+        let kind = &self.field.kind;
+        let whole = Value::Object(members.clone());
+        let expected = if matches!(kind, Kind::Reference(_)) && members.contains_key("ref_type") {
+            Some("write the id alone, or declare the field as typed_reference".to_owned())
+        } else if matches!(kind, Kind::RichText) && members.get("content").is_some_and(Value::is_array) {
+            Some("write what is under \"content\" alone".to_owned())
+        } else if let Some(written) = suggestion(kind, &whole) {
+            Some(written)
+        } else if matches!(kind, Kind::Reference(_)) {
+            None
+        } else {
+            // What such an object is mostly meant by.
+            ["name", "value", "key", "id", "label", "title"].iter().find_map(|name| {
+                let member = members.get(*name).filter(|member| !member.is_null())?;
+                let written = if is_natural(kind, member) {
+                    format!("write {member}")
+                } else {
+                    suggestion(kind, member)?
+                };
+                Some(format!("{written}, its {} alone", quoted(name)))
+            })
+        };
+        let Some(expected) = expected else {
+            self.mismatch(&whole);
             return Given::Value;
-        }
-        if matches!(self.field.kind, Kind::RichText) && members.get("content").is_some_and(Value::is_array) {
-            let message = "rich text is a string or an array, and this is an object";
-            self.cx.walk.sink.error(self.at, Rule::Type, message, "write what is under \"content\" alone");
-            return Given::Value;
-        }
-        self.mismatch("an object", None);
+        };
+        let message = format!("{}, and this is an object", wanted(kind));
+        self.cx.walk.sink.error(self.at, rule_of(kind), message, expected);
         Given::Value
     }
 
@@ -709,10 +718,12 @@ fn enum_expected(values: &EnumDecl, given: &str) -> String {
     if given.is_empty() {
         return NULL_EXPECTED.to_owned();
     }
-    let named = values.values.iter().find(|value| value.name.as_deref() == Some(given));
-    match named {
-        Some(value) => format!("it is the name of a value: write its key, {}", quoted(&value.key)),
-        None => meant_or_one_of(given, "keys", values.keys()),
+    match to_enum(values, &Value::from(given)) {
+        Ok(key) if values.values.iter().any(|value| value.name.as_deref() == Some(given)) => {
+            format!("it is the name of a value: write its key, {}", quoted(&key))
+        }
+        Ok(key) => format!("write {}", quoted(&key)),
+        Err(_) => meant_or_one_of(given, "keys", values.keys()),
     }
 }
 
@@ -750,9 +761,10 @@ fn wanted(kind: &Kind) -> &'static str {
 
 fn form(kind: &Kind) -> &'static str {
     match kind {
-        Kind::Int(_) => "write 12, without quotes",
-        Kind::Float(_) => "write 1.5, without quotes",
-        Kind::Text(_) => "write \"...\", or declare the field as what it is",
+        Kind::Bool => "write true or false, without quotes",
+        Kind::Int(_) => "write a number such as 12, or declare the field as text",
+        Kind::Float(_) => "write a number such as 1.5, or declare the field as text",
+        Kind::Text(_) => "write one text, in quotes, or declare the field as what it is",
         Kind::RichText => "write \"...\", or [\"...\", {\"ref_type\": \"users\", \"id\": \"7\"}]",
         Kind::Reference(_) => "write the id of the record, in quotes, or null if it refers to nothing",
         Kind::Date => DATE_EXPECTED,
