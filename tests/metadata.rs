@@ -886,14 +886,11 @@ fn control_and_bidi_characters_are_escaped_in_findings() {
 /// Every place in a document, as JSON pointers.
 fn places(value: &Value, at: &str, into: &mut Vec<String>) {
     into.push(at.to_owned());
-    match value {
-        Value::Object(members) => {
-            members.iter().for_each(|(key, inner)| places(inner, &format!("{at}/{key}"), into))
-        }
-        Value::Array(items) => {
-            items.iter().enumerate().for_each(|(n, inner)| places(inner, &format!("{at}/{n}"), into))
-        }
-        _ => {}
+    for (key, inner) in value.as_object().into_iter().flatten() {
+        places(inner, &format!("{at}/{key}"), into);
+    }
+    for (n, inner) in value.as_array().into_iter().flatten().enumerate() {
+        places(inner, &format!("{at}/{n}"), into);
     }
 }
 

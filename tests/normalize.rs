@@ -745,6 +745,14 @@ fn a_float_leaves_as_it_came_to_the_last_digit() {
     );
 }
 
+#[test]
+fn what_is_used_from_page_to_page_may_be_used_from_any_thread() {
+    fn any_thread<T: Send + Sync + Clone>() {}
+    any_thread::<Metadata>();
+    any_thread::<Checker>();
+    any_thread::<Normalizer>();
+}
+
 // Anything at all.
 
 /// What a field is declared as, and what is right for it by the rules as they are written down: the oracle.

@@ -13,7 +13,8 @@ use std::sync::Arc;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
-use super::finding::{At, Finding, Findings, Rule, Severity, nearest, quoted, shown};
+use super::finding::{At, Finding, Findings, Rule, Severity, quoted, shown};
+use super::hints::nearest;
 use super::metadata::Metadata;
 use super::schema::{Fields, Schema};
 use super::values::{

@@ -2,7 +2,8 @@
 
 use serde_json::{Map, Number, Value, json};
 
-use super::finding::{list, meant_or_one_of, quoted, shown};
+use super::finding::{quoted, shown};
+use super::hints::{list, meant_or_one_of};
 use super::moment::{self, Reading, Why};
 use super::schema::{By, EnumDecl, Kind, Targets};
 

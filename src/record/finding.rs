@@ -558,47 +558,6 @@ pub(super) fn shown(value: &Value) -> String {
     }
 }
 
-/// The name nearest to a misspelt one, if it is near enough to have been meant.
-pub(super) fn nearest<'n>(name: &str, known: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
-    let lower = name.to_lowercase();
-    let near_enough = |candidate: &str| {
-        let (given, known) = (lower.chars().count(), candidate.chars().count());
-        if given.max(known) < 3 { 0 } else { 1.max(given.min(known) / 3) }
-    };
-    known
-        .into_iter()
-        .map(|candidate| (strsim::osa_distance(&lower, &candidate.to_lowercase()), candidate))
-        .filter(|(distance, candidate)| *distance <= near_enough(candidate))
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, candidate)| candidate)
-}
-
-/// "did you mean" the nearest name, or a list of all of them.
-pub(super) fn meant_or_one_of<'n>(
-    name: &str,
-    what: &str,
-    known: impl IntoIterator<Item = &'n str>,
-) -> String {
-    let known: Vec<&str> = known.into_iter().collect();
-    match nearest(name, known.iter().copied()) {
-        Some(near) => format!("did you mean {}?", quoted(near)),
-        None if known.is_empty() => format!("there are no {what}: declare it first, or remove this"),
-        None => format!("expected one of the {what}: {}", list(&known)),
-    }
-}
-
-/// Names in a list that are named.
-const LISTED: usize = 30;
-
-/// Names in quotes, at most [`LISTED`] of them.
-pub(super) fn list(names: &[&str]) -> String {
-    let mut text = names.iter().take(LISTED).map(|name| quoted(name)).collect::<Vec<_>>().join(", ");
-    if names.len() > LISTED {
-        let _ = write!(text, " and {} more", names.len() - LISTED);
-    }
-    text
-}
-
 /// Where findings are put while a document is walked.
 #[derive(Debug, Default)]
 pub(super) struct Sink(pub(super) Vec<Finding>);

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
-use super::finding::{FieldPath, Finding, Findings, Rule, Severity, meant_or_one_of, quoted};
+use super::finding::{FieldPath, Finding, Findings, Rule, Severity, quoted};
+use super::hints::meant_or_one_of;
 use super::schema::{SCHEMA_VERSION, Schema};
 use super::{locate, read};
 

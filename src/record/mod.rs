@@ -1,12 +1,17 @@
-//! What a record is: one JSON object that becomes one line of an artifact.
+//! What a record is: one JSON object that becomes one line of an artifact; and what metadata says of records.
 //!
-//! A line is `{"id":…,"created_date":…,"modified_date":…,"data":{…}}`, id first, then the dates, then everything
+//! [`Metadata`] declares record types, built up or read from JSON, and checks itself. A [`Normalizer`] makes records
+//! of what a source says, by the metadata. A [`Checker`] checks records against their record type: one at a time, in
+//! a [`Batch`], or as a [`Stream`] of a whole file. What any of them finds is a [`Finding`].
+//!
+//! A line is `{"id":"...","created_date":"...","modified_date":"...","data":{...}}`, id first, then the dates, then everything
 //! else under `data`; or, for the few item types that the platform wants flat (attachments, external sync units,
 //! the metadata document), any JSON object as it is. Source: <https://developer.devrev.ai/airdrop/data-extraction>.
 
 mod check;
 mod convert;
 mod finding;
+mod hints;
 mod locate;
 mod metadata;
 mod moment;
@@ -75,8 +80,8 @@ impl Record {
     /// ```
     ///
     /// # Errors
-    /// `Record` if the data is no JSON object, or the id is empty, or over [`ID_BYTES_MAX`](crate::limits::ID_BYTES_MAX)
-    /// bytes, or the record is over [`BATCH_BYTES_MAX`](crate::limits::BATCH_BYTES_MAX) bytes.
+    /// `Record` if the data is no JSON object, or the id is empty, or over [`ID_BYTES_MAX`]
+    /// bytes, or the record is over [`BATCH_BYTES_MAX`] bytes.
     pub fn new(id: impl Into<String>, data: &impl Serialize) -> Result<Self> {
         let id = checked_id(id.into())?;
         let object = serde_json::to_string(data).map_err(|error| refused(&id, error.to_string()))?;

@@ -10,7 +10,8 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess
 use serde_json::{Map, Value};
 
 use super::convert::{convert, is_natural, to_enum};
-use super::finding::{At, Finding, Rule, Severity, Sink, meant_or_one_of, nearest, quoted, shown};
+use super::finding::{At, Finding, Rule, Severity, Sink, quoted, shown};
+use super::hints::{meant_or_one_of, nearest};
 use super::moment::{self, Reading};
 use super::schema::{EnumDecl, FieldDecl, Fields, ITEM_URL, Kind, RESERVED, Range, Schema};
 

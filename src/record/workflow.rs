@@ -3,7 +3,8 @@
 
 use serde_json::{Map, Value};
 
-use super::finding::{At, Rule, list, meant_or_one_of, quoted, shown};
+use super::finding::{At, Rule, quoted, shown};
+use super::hints::{list, meant_or_one_of};
 use super::read::Reader;
 use super::schema::{EnumDecl, FieldDecl, Fields, Kind};
 
