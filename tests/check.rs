@@ -810,6 +810,22 @@ fn an_excerpt_shows_the_value_and_what_is_around_it() {
     assert_eq!(excerpt.after, ",\"bool\":true}}");
 }
 
+/// One record with hundreds of thousands of mistakes: as many are told as help, in bounded time and memory.
+#[test]
+fn of_very_many_findings_in_one_record_the_first_are_told() {
+    let words = vec!["1"; 300_000].join(",");
+    let text = format!(
+        "{{\"id\":\"1\",\"data\":{{\"tags\":[{words}]}}}}\n{{\"id\":\"2\",\"data\":{{\"int\":1.5}}}}\n"
+    );
+    let found = found(text.as_bytes());
+    assert_eq!(found.len(), 1_002);
+    assert_eq!(found[999], at(1, "1", "data.tags[999]", Rule::EnumValue));
+    assert_eq!(found[1_000], at(1, "1", "", Rule::Limit));
+    assert_eq!(found[1_001], at(2, "2", "data.int", Rule::Type));
+    let findings = checker("issues").check_line(text.lines().next().unwrap());
+    assert!(findings.last().unwrap().to_string().contains("299000 more"), "{:?}", findings.last());
+}
+
 /// An input that fails in the middle.
 struct Failing(&'static [u8]);
 

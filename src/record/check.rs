@@ -91,7 +91,7 @@ impl Checker {
 
     fn walk_line(&self, line: &[u8], walk: &mut Walk) -> Vec<Finding> {
         let mut findings = match self.walk(line, walk) {
-            Ok(()) => std::mem::take(&mut walk.sink.0),
+            Ok(()) => walk.sink.take(),
             Err(error) => {
                 let mut finding = not_json(line, &error, 1);
                 finding.line = None;
@@ -105,7 +105,7 @@ impl Checker {
     /// Walks the text of one record. What it finds is in `walk.sink`; after an error, which is one of the JSON
     /// itself, what is there is of no use.
     pub(super) fn walk(&self, text: &[u8], walk: &mut Walk) -> Result<(), serde_json::Error> {
-        walk.sink.0.clear();
+        walk.sink.clear();
         walk.id.clear();
         walk.seen.clear();
         // To look through the whole text at once is cheaper than string by string, as `from_slice` does.

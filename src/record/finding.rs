@@ -170,7 +170,7 @@ impl Finding {
     }
 
     /// Finds it in the text of the document: the line, counted from `first_line`, and an excerpt.
-    pub(super) fn locate(&mut self, text: &str, first_line: u64) {
+    fn locate(&mut self, text: &str, first_line: u64) {
         let about_a_key = matches!(
             self.rule,
             Rule::UnknownKey | Rule::Undeclared | Rule::ReservedField | Rule::DuplicateKey
@@ -350,6 +350,21 @@ impl Tally {
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FieldPath(Vec<Step>);
 
+/// Bytes that may be looked through to find where the findings of one document stand.
+const LOCATE_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Finds each finding in the text of the document: of very many in a very long one, only the first.
+pub(super) fn locate_all(findings: &mut [Finding], text: &str, first_line: u64) {
+    let affordable = (LOCATE_BYTES_MAX / text.len().max(1)).max(10);
+    for (index, finding) in findings.iter_mut().enumerate() {
+        if index < affordable {
+            finding.locate(text, first_line);
+        } else {
+            finding.line = Some(first_line);
+        }
+    }
+}
+
 /// One step into a JSON document.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Step {
@@ -480,9 +495,14 @@ impl Excerpt {
     const AFTER_CHARS: usize = 20;
 
     pub(super) fn of(text: &str, range: Range<usize>) -> Self {
+        // Lines may be long: no more is looked at than is shown.
         let before = text.get(..range.start).unwrap_or_default();
+        let from = floor_boundary(before, before.len().saturating_sub(8 * Self::BEFORE_CHARS));
+        let before = before.get(from..).unwrap_or_default();
         let before = before.rsplit(['\n', '\r']).next().unwrap_or_default().trim_start();
         let rest = text.get(range.start..).unwrap_or_default();
+        let to = floor_boundary(rest, 8 * (Self::VALUE_CHARS + Self::AFTER_CHARS));
+        let rest = rest.get(..to).unwrap_or_default();
         let rest = rest.split(['\n', '\r']).next().unwrap_or_default().trim_end();
         let (value, after) = rest.split_at_checked(range.len()).unwrap_or((rest, ""));
         let skipped = before.chars().count().saturating_sub(Self::BEFORE_CHARS);
@@ -494,6 +514,11 @@ impl Excerpt {
             value: value_cut,
         }
     }
+}
+
+/// The last place at or before `at` where a character begins or the text ends.
+fn floor_boundary(text: &str, at: usize) -> usize {
+    (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
 }
 
 impl Serialize for Excerpt {
@@ -558,11 +583,55 @@ pub(super) fn shown(value: &Value) -> String {
     }
 }
 
+/// Findings of one document that are told one by one.
+const FINDINGS_MAX: usize = 1_000;
+
 /// Where findings are put while a document is walked.
 #[derive(Debug, Default)]
-pub(super) struct Sink(pub(super) Vec<Finding>);
+pub(super) struct Sink {
+    findings: Vec<Finding>,
+    /// How many there were beyond [`FINDINGS_MAX`], and the worst of them.
+    more: u64,
+    worst: Option<Severity>,
+}
 
 impl Sink {
+    pub(super) fn is_empty(&self) -> bool {
+        self.findings.is_empty()
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Takes out what was put in.
+    pub(super) fn take(&mut self) -> Vec<Finding> {
+        let sink = std::mem::take(self);
+        let mut findings = sink.findings;
+        if let Some(severity) = sink.worst {
+            let message = format!("and {} more findings in this document", sink.more);
+            let finding = Finding::new(severity, Rule::Limit, FieldPath::default(), message);
+            findings.push(finding.expecting("mend those before first"));
+        }
+        findings
+    }
+
+    pub(super) fn add(&mut self, finding: Finding) {
+        if !self.is_full(finding.severity) {
+            self.findings.push(finding);
+        }
+    }
+
+    /// Whether a finding is only counted.
+    fn is_full(&mut self, severity: Severity) -> bool {
+        let full = self.findings.len() >= FINDINGS_MAX;
+        if full {
+            self.more += 1;
+            self.worst = self.worst.max(Some(severity));
+        }
+        full
+    }
+
     pub(super) fn error(
         &mut self,
         at: &At<'_>,
@@ -591,8 +660,11 @@ impl Sink {
         message: impl Into<String>,
         expected: impl Into<String>,
     ) {
+        if self.is_full(severity) {
+            return;
+        }
         let finding = Finding::new(severity, rule, at.path(), message.into());
         let expected = expected.into();
-        self.0.push(if expected.is_empty() { finding } else { finding.expecting(expected) });
+        self.findings.push(if expected.is_empty() { finding } else { finding.expecting(expected) });
     }
 }

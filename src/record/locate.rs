@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::finding::{FieldPath, Finding, Rule, Severity, Step, quoted};
@@ -55,9 +55,12 @@ impl<'de> Visitor<'de> for Pick<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
         let mut found = None;
         let mut position = 0;
-        while let Some(value) = seq.next_element::<&RawValue>()? {
+        loop {
             if *self.0 == Step::Position(position) {
+                let Some(value) = seq.next_element::<&RawValue>()? else { break };
                 found = Some((None, value));
+            } else if seq.next_element::<IgnoredAny>()?.is_none() {
+                break;
             }
             position += 1;
         }

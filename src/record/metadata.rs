@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
-use super::finding::{FieldPath, Finding, Findings, Rule, Severity, quoted};
+use super::finding::{FieldPath, Finding, Findings, Rule, Severity, locate_all, quoted};
 use super::hints::meant_or_one_of;
 use super::schema::{SCHEMA_VERSION, Schema};
 use super::{locate, read};
@@ -144,9 +144,7 @@ impl Metadata {
         let (_, mut findings) = read::read(&self.document);
         if let Some(text) = &self.text {
             findings.extend(locate::duplicate_keys(text));
-            for finding in &mut findings {
-                finding.locate(text, 1);
-            }
+            locate_all(&mut findings, text, 1);
             findings.sort_by_key(|finding| finding.line);
         }
         findings

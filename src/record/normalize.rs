@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use super::Record;
 use super::check::Checker;
 use super::convert::{convert, is_natural, not, pieces, plain_id, text_of};
-use super::finding::{At, FieldPath, Finding, Findings, Rule, Sink, quoted, shown};
+use super::finding::{At, FieldPath, Finding, Findings, Rule, Severity, Sink, quoted, shown};
 use super::hints::meant_or_one_of;
 use super::metadata::Metadata;
 use super::moment::{self, Reading, TimeFormat};
@@ -249,9 +249,8 @@ impl Normalizer {
             let message =
                 format!("there is a rule for {}, which is no field of the record type", quoted(&field));
             let known = self.fields().into_iter().flat_map(Fields::keys).chain(RESERVED);
-            let finding =
-                Finding::new(super::Severity::Error, Rule::Undeclared, FieldPath::default(), message)
-                    .expecting(meant_or_one_of(&field, "fields", known));
+            let finding = Finding::new(Severity::Error, Rule::Undeclared, FieldPath::default(), message)
+                .expecting(meant_or_one_of(&field, "fields", known));
             self.misplaced.push(finding);
         }
         self.rules.insert(field, rule);
@@ -267,9 +266,8 @@ impl Normalizer {
         if !FIELD_TYPES.contains(&field_type.as_str()) {
             let message =
                 format!("there is a rule for the field type {}, which does not exist", quoted(&field_type));
-            let finding =
-                Finding::new(super::Severity::Error, Rule::FieldType, FieldPath::default(), message)
-                    .expecting(meant_or_one_of(&field_type, "field types", FIELD_TYPES));
+            let finding = Finding::new(Severity::Error, Rule::FieldType, FieldPath::default(), message)
+                .expecting(meant_or_one_of(&field_type, "field types", FIELD_TYPES));
             self.misplaced.push(finding);
         }
         self.type_rules.insert(field_type, rule);
@@ -287,7 +285,9 @@ impl Normalizer {
     /// Everything that could not be converted, and everything that the checker finds wrong in the rest.
     pub fn normalize(&self, raw: &Value) -> Result<Record, Findings> {
         let mut sink = Sink::default();
-        sink.0.extend(self.misplaced.iter().cloned());
+        for finding in &self.misplaced {
+            sink.add(finding.clone());
+        }
         let Value::Object(object) = raw else {
             let message = format!("the source says {}, not an object", shown(raw));
             sink.error(
@@ -296,7 +296,7 @@ impl Normalizer {
                 message,
                 "expected an object with the fields of one record",
             );
-            return Err(Findings::new(sink.0));
+            return Err(Findings::new(sink.take()));
         };
         let parts = match self.record_data(object) {
             Some(data) => self.parts_of_record(object, data, &mut sink),
@@ -544,21 +544,24 @@ impl Normalizer {
                 })
             }
         };
-        match built {
-            Ok(record) => {
-                let findings = self.checker.check_line(&record.to_line());
-                let is_new =
-                    |finding: &Finding| !parts.failed.iter().any(|failed| finding.path.is_within(failed));
-                sink.0.extend(findings.into_iter().filter(is_new));
-                super::check::name_record(&mut sink.0, &id);
-                if sink.0.iter().any(Finding::is_error) { Err(Findings::new(sink.0)) } else { Ok(record) }
-            }
+        let mut findings = sink.take();
+        let record = match built {
+            Ok(record) => record,
             Err(error) => {
-                sink.error(&At::ROOT, Rule::Limit, error.to_string(), "");
-                super::check::name_record(&mut sink.0, &id);
-                Err(Findings::new(sink.0))
+                findings.push(Finding::new(
+                    Severity::Error,
+                    Rule::Limit,
+                    FieldPath::default(),
+                    error.to_string(),
+                ));
+                super::check::name_record(&mut findings, &id);
+                return Err(Findings::new(findings));
             }
-        }
+        };
+        let is_new = |finding: &Finding| !parts.failed.iter().any(|failed| finding.path.is_within(failed));
+        findings.extend(self.checker.check_line(&record.to_line()).into_iter().filter(is_new));
+        super::check::name_record(&mut findings, &id);
+        if findings.iter().any(Finding::is_error) { Err(Findings::new(findings)) } else { Ok(record) }
     }
 }
 

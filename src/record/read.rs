@@ -34,7 +34,7 @@ pub(super) fn read(document: &Value) -> (Schema, Vec<Finding>) {
             Schema::default()
         }
     };
-    (schema, sink.0)
+    (schema, sink.take())
 }
 
 /// What is declared, by its keys, so that a reference can be looked up before its target was read.

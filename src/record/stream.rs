@@ -12,7 +12,7 @@ use std::io::{self, BufRead, Read};
 use serde_json::value::RawValue;
 
 use super::check::{Checker, Ids, name_record};
-use super::finding::{Excerpt, FieldPath, Finding, Rule, Severity};
+use super::finding::{Excerpt, FieldPath, Finding, Rule, Severity, locate_all};
 use super::not_json;
 use super::values::Walk;
 use crate::error::{Error, Result};
@@ -142,8 +142,10 @@ impl Stream<'_> {
         match self.checker.walk(text, &mut self.walk) {
             Ok(()) => {
                 self.records += 1;
-                self.walk.sink.0.extend(self.ids.add(&self.walk.id, first_line));
-                if !self.walk.sink.0.is_empty() {
+                if let Some(finding) = self.ids.add(&self.walk.id, first_line) {
+                    self.walk.sink.add(finding);
+                }
+                if !self.walk.sink.is_empty() {
                     self.found.extend(placed(&mut self.walk, &self.text, first_line));
                 }
                 Ok(())
@@ -234,11 +236,13 @@ impl Stream<'_> {
             self.records += 1;
             if let Err(error) = self.checker.walk(document.as_bytes(), &mut self.walk) {
                 // Nested beyond what can be walked, or a number that does not fit.
-                self.walk.sink.0.clear();
+                self.walk.sink.clear();
                 self.found.push_back(not_json(document.as_bytes(), &error, line));
                 continue;
             }
-            self.walk.sink.0.extend(self.ids.add(&self.walk.id, line));
+            if let Some(finding) = self.ids.add(&self.walk.id, line) {
+                self.walk.sink.add(finding);
+            }
             self.found.extend(placed(&mut self.walk, document.as_bytes(), line));
         }
     }
@@ -384,12 +388,10 @@ fn newlines(text: &[u8]) -> u64 {
 
 /// What was found in a record, with the lines and excerpts of its text.
 fn placed(walk: &mut Walk, text: &[u8], first_line: u64) -> Vec<Finding> {
-    let mut findings = std::mem::take(&mut walk.sink.0);
+    let mut findings = walk.sink.take();
     name_record(&mut findings, &walk.id);
     if let Ok(text) = std::str::from_utf8(text) {
-        for finding in &mut findings {
-            finding.locate(text, first_line);
-        }
+        locate_all(&mut findings, text, first_line);
     }
     findings
 }

@@ -40,7 +40,7 @@ pub(super) fn check_value(schema: &Schema, field: &FieldDecl, value: &Value, ele
     let mut cx = Cx { schema, undeclared: None, walk: &mut walk };
     let walked = FieldWalk { cx: &mut cx, field, element, at: &at }.deserialize(value);
     debug_assert!(walked.is_ok(), "a value that is parsed can be walked");
-    walk.sink.0
+    walk.sink.take()
 }
 
 /// A value that is looked at, not walked into.
