@@ -718,6 +718,8 @@ fn a_broken_line_is_one_finding_and_the_next_record_is_read() {
         "{\"id\":\"1\",\"data\":{}}}\n",
         "{\"id\":\"1\",\"data\":[}}\n",
         "wombat\n",
+        "[1,2\n",
+        "[{\"id\":\"1\"\n",
         "{'id':'1'}\n",
         "}\n",
         "\"\n",
@@ -810,10 +812,10 @@ fn an_excerpt_shows_the_value_and_what_is_around_it() {
     assert_eq!(excerpt.after, ",\"bool\":true}}");
 }
 
-/// One record with hundreds of thousands of mistakes: as many are told as help, in bounded time and memory.
+/// One record with tens of thousands of mistakes: as many are told as help, in bounded time and memory.
 #[test]
 fn of_very_many_findings_in_one_record_the_first_are_told() {
-    let words = vec!["1"; 300_000].join(",");
+    let words = vec!["1"; 30_000].join(",");
     let text = format!(
         "{{\"id\":\"1\",\"data\":{{\"tags\":[{words}]}}}}\n{{\"id\":\"2\",\"data\":{{\"int\":1.5}}}}\n"
     );
@@ -823,7 +825,7 @@ fn of_very_many_findings_in_one_record_the_first_are_told() {
     assert_eq!(found[1_000], at(1, "1", "", Rule::Limit));
     assert_eq!(found[1_001], at(2, "2", "data.int", Rule::Type));
     let findings = checker("issues").check_line(text.lines().next().unwrap());
-    assert!(findings.last().unwrap().to_string().contains("299000 more"), "{:?}", findings.last());
+    assert!(findings.last().unwrap().to_string().contains("29000 more"), "{:?}", findings.last());
 }
 
 /// An input that fails in the middle.

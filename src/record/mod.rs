@@ -4,9 +4,10 @@
 //! of what a source says, by the metadata. A [`Checker`] checks records against their record type: one at a time, in
 //! a [`Batch`], or as a [`Stream`] of a whole file. What any of them finds is a [`Finding`].
 //!
-//! A line is `{"id":"...","created_date":"...","modified_date":"...","data":{...}}`, id first, then the dates, then everything
-//! else under `data`; or, for the few item types that the platform wants flat (attachments, external sync units,
-//! the metadata document), any JSON object as it is. Source: <https://developer.devrev.ai/airdrop/data-extraction>.
+//! A line is `{"id":"...","created_date":"...","modified_date":"...","data":{...}}`: id first, then the dates, then
+//! everything else under `data`; or, for the few item types that the platform wants flat (attachments, external sync
+//! units, the metadata document), any JSON object as it is. Source:
+//! <https://developer.devrev.ai/airdrop/data-extraction>.
 
 mod check;
 mod convert;

@@ -183,7 +183,7 @@ impl Stream<'_> {
             if nesting.depth <= 0 && !nesting.in_string {
                 return self.broken(&error, first_line);
             }
-            if self.text.trim_ascii_start().starts_with(b"[") && nesting.depth > 0 {
+            if self.records == 0 && self.text.trim_ascii_start().starts_with(b"[") {
                 self.one_array(first_line);
                 return Ok(());
             }
@@ -297,7 +297,7 @@ impl Stream<'_> {
     }
 
     fn too_long(&mut self, first_line: u64) -> io::Result<()> {
-        if self.text.trim_ascii_start().starts_with(b"[") {
+        if self.records == 0 && self.text.trim_ascii_start().starts_with(b"[") {
             self.one_array(first_line);
             return Ok(());
         }
