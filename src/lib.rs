@@ -137,7 +137,7 @@ mod model;
 
 // Layer 1: what a record is; JSON Lines and gzip.
 mod artifact;
-mod record;
+pub mod record;
 
 // Layers 2 and 3: what is remembered.
 mod store;

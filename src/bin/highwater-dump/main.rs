@@ -1,6 +1,8 @@
-//! `highwater-dump`: shows a store to a person or a script. Every command looks and none writes.
+//! `highwater-dump`: shows a store to a person or a script, and checks what an extractor is to deliver. Every command
+//! looks and none writes.
 
 mod show;
+mod validate;
 
 use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
 use std::panic::AssertUnwindSafe;
@@ -23,6 +25,8 @@ Examples:
                                                      the last sealed message, as it was or will be sent
   highwater-dump batch state.redb --unit acme/tickets 41
                                                      the records of a batch that is not confirmed yet
+  highwater-dump validate-data -m metadata.json -r issues < issues.jsonl
+                                                     whether records are what their metadata declares
   highwater-dump ./check                             a store whose name is that of a command
 
 A store is read as it is: closed, left open by a process that was killed, or open in a process that runs. Nothing is
@@ -32,7 +36,7 @@ Data goes to stdout, everything else to stderr. Exit codes:
   0  fine
   1  could not: the file is missing, no store, of a newer format or too busy, there is no such unit, an I/O error
   2  the command line is wrong
-  3  the store is damaged";
+  3  the store is damaged, or a document has errors";
 
 /// Shows what a highwater store remembers: sync units, runs, streams, batches, messages.
 #[derive(Debug, Parser)]
@@ -99,6 +103,8 @@ enum Command {
         #[arg(long, conflicts_with = "seq")]
         json: bool,
     },
+    ValidateMetadata(validate::ValidateMetadata),
+    ValidateData(validate::ValidateData),
 }
 
 /// How it ended.
@@ -149,8 +155,8 @@ fn main() -> ExitCode {
             return if error.use_stderr() { Exit::Usage.into() } else { Exit::Fine.into() };
         }
     };
-    match std::panic::catch_unwind(AssertUnwindSafe(|| run(&cli))) {
-        Ok(Ok(exit)) => exit.into(),
+    match std::panic::catch_unwind(AssertUnwindSafe(|| run(cli))) {
+        Ok(Ok(exit)) => exit,
         Ok(Err(failure)) => end(&failure).into(),
         Err(panic) => {
             let panic = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref().copied());
@@ -160,15 +166,18 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: &Cli) -> Result<Exit, Failure> {
-    match (&cli.command, &cli.show) {
-        (None, Some(show)) => list(show),
-        (Some(Command::Check { store, json }), _) => check(store, *json),
-        (Some(Command::Message { store, unit, number }), _) => message(store, unit, *number),
-        (Some(Command::Batch { store, unit, seq: Some(seq), .. }), _) => batch_lines(store, unit, *seq),
-        (Some(Command::Batch { store, unit, seq: None, json }), _) => batches(store, unit, *json),
+fn run(cli: Cli) -> Result<ExitCode, Failure> {
+    let exit = match (cli.command, cli.show) {
+        (None, Some(show)) => list(&show),
+        (Some(Command::Check { store, json }), _) => check(&store, json),
+        (Some(Command::Message { store, unit, number }), _) => message(&store, &unit, number),
+        (Some(Command::Batch { store, unit, seq: Some(seq), .. }), _) => batch_lines(&store, &unit, seq),
+        (Some(Command::Batch { store, unit, seq: None, json }), _) => batches(&store, &unit, json),
+        (Some(Command::ValidateMetadata(args)), _) => return Ok(args.run()),
+        (Some(Command::ValidateData(args)), _) => return Ok(args.run()),
         (None, None) => Ok(Exit::Usage),
-    }
+    };
+    exit.map(ExitCode::from)
 }
 
 /// Says what went wrong.

@@ -1,0 +1,438 @@
+//! Checks a record against its record type.
+//!
+//! The text is walked once, guided by the declarations, and nothing is built from it: a right record costs no more
+//! than to parse it. What is checked: the envelope (id, dates, `data`), required fields, types, bounds, enum keys,
+//! the form of references and of rich text, collections, struct types, ids that stand twice in a batch. Conditions
+//! (`conditions` in the metadata) are about entering records, not about extracting them, and are not applied.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
+
+use super::finding::{At, Finding, Findings, Rule, Severity, quoted, shown};
+use super::hints::nearest;
+use super::metadata::Metadata;
+use super::schema::{Fields, Schema};
+use super::values::{
+    Cx, DataWalk, Loose, TIMESTAMP_EXPECTED, Walk, check_timestamp, duplicate_key, nothing_but_an_object,
+};
+use super::{Record, not_json};
+use crate::model::ID_BYTES_MAX;
+
+/// Checks records of one record type. Cheap to clone, and may be used from several threads.
+///
+/// ```
+/// use highwater::record::{Checker, Field, Metadata, RecordType};
+/// let metadata = Metadata::new().record_type(
+///     "issues",
+///     RecordType::new()
+///         .field("title", Field::text().required())
+///         .field("priority", Field::enumeration(["P-0", "P-1"])),
+/// );
+/// let checker = Checker::new(&metadata, "issues")?;
+/// assert!(checker.check_line(r#"{"id":"7","data":{"title":"A crash","priority":"P-0"}}"#).is_empty());
+/// let findings = checker.check_line(r#"{"id":"8","data":{"title":null,"priority":"P1"}}"#);
+/// assert_eq!(findings[0].to_string(), r#"error: record "8": data.title: the field is required, and null; every record has a value here: mend the source of it, or take is_required out of the metadata"#);
+/// assert_eq!(findings[1].to_string(), r#"error: record "8": data.priority: "P1" is no key of the enum; did you mean "P-1"?"#);
+/// # Ok::<(), highwater::record::Findings>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Checker {
+    schema: Arc<Schema>,
+    record_type: usize,
+    undeclared: Option<Severity>,
+    require_dates: bool,
+}
+
+impl Checker {
+    /// A checker of the records of `record_type`. Declarations that [`Metadata::check`] finds wrong let everything
+    /// pass, so check the metadata first.
+    ///
+    /// # Errors
+    /// A finding, if the metadata does not declare the record type.
+    pub fn new(metadata: &Metadata, record_type: &str) -> Result<Self, Findings> {
+        let (schema, record_type) = metadata.schema_of(record_type)?;
+        Ok(Self { schema, record_type, undeclared: Some(Severity::Warning), require_dates: false })
+    }
+
+    /// Sets how bad it is if a record has a field that is not declared: `None` is fine. A warning by default.
+    #[must_use]
+    pub fn undeclared(mut self, severity: impl Into<Option<Severity>>) -> Self {
+        self.undeclared = severity.into();
+        self
+    }
+
+    /// Sets whether `created_date` and `modified_date` must be there. By default they may be left out.
+    #[must_use]
+    pub fn require_dates(mut self, required: bool) -> Self {
+        self.require_dates = required;
+        self
+    }
+
+    /// Checks one record, as the line of an artifact that it is.
+    pub fn check_line(&self, line: &(impl AsRef<[u8]> + ?Sized)) -> Vec<Finding> {
+        let mut walk = Walk::default();
+        self.walk_line(line.as_ref(), &mut walk)
+    }
+
+    /// Checks one record.
+    pub fn check(&self, record: &Record) -> Vec<Finding> {
+        self.check_line(&record.to_line())
+    }
+
+    /// A batch of records, in which no id may stand twice.
+    pub fn batch(&self) -> Batch<'_> {
+        Batch { checker: self, walk: Walk::default(), ids: Ids::default(), records: 0 }
+    }
+
+    fn walk_line(&self, line: &[u8], walk: &mut Walk) -> Vec<Finding> {
+        let mut findings = match self.walk(line, walk) {
+            Ok(()) => walk.sink.take(),
+            Err(error) => {
+                let mut finding = not_json(line, &error, 1);
+                finding.line = None;
+                vec![finding]
+            }
+        };
+        name_record(&mut findings, &walk.id);
+        findings
+    }
+
+    /// Walks the text of one record. What it finds is in `walk.sink`; after an error, which is one of the JSON
+    /// itself, what is there is of no use.
+    pub(super) fn walk(&self, text: &[u8], walk: &mut Walk) -> Result<(), serde_json::Error> {
+        walk.sink.clear();
+        walk.id.clear();
+        walk.seen.clear();
+        // To look through the whole text at once is cheaper than string by string, as `from_slice` does.
+        if let Ok(text) = std::str::from_utf8(text) {
+            let mut json = serde_json::Deserializer::from_str(text);
+            RecordWalk { checker: self, walk }.deserialize(&mut json)?;
+            json.end()
+        } else {
+            let mut json = serde_json::Deserializer::from_slice(text);
+            RecordWalk { checker: self, walk }.deserialize(&mut json)?;
+            json.end()
+        }
+    }
+
+    fn fields(&self) -> Option<&Fields> {
+        self.schema.record_types.get(self.record_type).map(|declared| &declared.fields)
+    }
+}
+
+pub(super) fn name_record(findings: &mut [Finding], id: &str) {
+    if !id.is_empty() {
+        for finding in findings {
+            finding.record = Some(id.to_owned());
+        }
+    }
+}
+
+/// Records that go into one artifact, checked one after the other.
+///
+/// ```
+/// # use highwater::record::{Checker, Field, Metadata, RecordType, Rule};
+/// # let metadata = Metadata::new().record_type("issues", RecordType::new());
+/// let checker = Checker::new(&metadata, "issues")?;
+/// let mut batch = checker.batch();
+/// assert!(batch.check_line(r#"{"id":"7","data":{}}"#).is_empty());
+/// assert!(batch.check_line(r#"{"id":"8","data":{}}"#).is_empty());
+/// assert_eq!(batch.check_line(r#"{"id":"7","data":{}}"#)[0].rule, Rule::DuplicateId);
+/// # Ok::<(), highwater::record::Findings>(())
+/// ```
+#[derive(Debug)]
+pub struct Batch<'c> {
+    checker: &'c Checker,
+    walk: Walk,
+    ids: Ids,
+    records: u64,
+}
+
+impl Batch<'_> {
+    /// Checks the next record, as the line of an artifact that it is. The lines of the findings are those of the
+    /// batch, from 1.
+    pub fn check_line(&mut self, line: &(impl AsRef<[u8]> + ?Sized)) -> Vec<Finding> {
+        self.records += 1;
+        let mut findings = self.checker.walk_line(line.as_ref(), &mut self.walk);
+        findings.extend(self.ids.add(&self.walk.id, self.records));
+        for finding in &mut findings {
+            finding.line = Some(self.records);
+        }
+        findings
+    }
+}
+
+/// Ids that are remembered at the least; a stream may have any number.
+const IDS_REMEMBERED: usize = 1 << 16;
+
+/// The ids of a batch, as hashes of 64 bits, with the lines that they stand on: of the last [`IDS_REMEMBERED`] at the
+/// least, and of twice as many at the most.
+#[derive(Debug, Default)]
+pub(super) struct Ids {
+    hasher: RandomState,
+    recent: HashMap<u64, u64>,
+    older: HashMap<u64, u64>,
+}
+
+impl Ids {
+    pub(super) fn add(&mut self, id: &str, line: u64) -> Option<Finding> {
+        if id.is_empty() {
+            return None;
+        }
+        let hash = self.hasher.hash_one(id);
+        let first = self.older.get(&hash).copied().or_else(|| self.recent.get(&hash).copied());
+        if let Some(first) = first {
+            let message = format!("the id {} stands on line {first} already", quoted(id));
+            let mut finding =
+                Finding::new(Severity::Error, Rule::DuplicateId, At::ROOT.key("id").path(), message)
+                    .expecting("each record of a batch has an id of its own; keep the newest of the two");
+            finding.record = Some(id.to_owned());
+            return Some(finding);
+        }
+        if self.recent.len() >= IDS_REMEMBERED {
+            std::mem::swap(&mut self.recent, &mut self.older);
+            self.recent.clear();
+        }
+        self.recent.insert(hash, line);
+        None
+    }
+}
+
+/// Walks a whole record.
+struct RecordWalk<'w> {
+    checker: &'w Checker,
+    walk: &'w mut Walk,
+}
+
+impl RecordWalk<'_> {
+    fn other(self, found: &str) {
+        let expected = "a record is an object: {\"id\": \"...\", \"data\": {...}}, one on each line";
+        self.walk.sink.error(&At::ROOT, Rule::Envelope, format!("the record is {found}"), expected);
+    }
+
+    fn id(&mut self, id: &Loose<'_>) {
+        let at = At::ROOT.key("id");
+        let sink = &mut self.walk.sink;
+        match id {
+            Loose::Text(id) if id.is_empty() => {
+                sink.error(&at, Rule::Id, "the id is empty", "expected what names the record in the source");
+            }
+            Loose::Text(id) if id.len() > ID_BYTES_MAX => {
+                let message = format!("the id has {} bytes", id.len());
+                sink.error(&at, Rule::Id, message, format!("expected at most {ID_BYTES_MAX}"));
+            }
+            Loose::Text(id) => self.walk.id.push_str(id),
+            Loose::Other(Value::Number(number)) => {
+                let expected = format!("ids are strings: write \"{number}\"");
+                sink.error(&at, Rule::Id, format!("the id is the number {number}"), expected);
+            }
+            other => sink.error(&at, Rule::Id, format!("the id is {}", other.shown()), "expected a string"),
+        }
+    }
+
+    fn date(&mut self, key: &str, date: &Loose<'_>) {
+        let at = At::ROOT.key(key);
+        match date {
+            Loose::Null => {}
+            Loose::Text(text) => check_timestamp(&mut self.walk.sink, &at, text),
+            Loose::Other(value) => {
+                let message = format!("a timestamp is a string, and this is {}", shown(value));
+                self.walk.sink.error(&at, Rule::Timestamp, message, TIMESTAMP_EXPECTED);
+            }
+        }
+    }
+
+    fn operation(&mut self, operation: &Loose<'_>) {
+        if let Loose::Other(value) = operation {
+            let message = format!("the operation is {}", shown(value));
+            let expected = "expected a string such as \"created\", or leave it out";
+            self.walk.sink.error(&At::ROOT.key("operation"), Rule::Envelope, message, expected);
+        }
+    }
+
+    /// What stands beside `data`, where nothing else should.
+    fn strays(&mut self, strays: &[String], has_id: bool, has_data: bool) {
+        let fields = self.checker.fields();
+        let is_field = |key: &String| fields.is_some_and(|fields| fields.find(key).is_some());
+        if !has_data {
+            let message = match strays.iter().find(|key| is_field(key)).or(strays.first()) {
+                Some(key) => {
+                    format!("the record has no \"data\", and has {} at the top instead", quoted(key))
+                }
+                None => "the record has no \"data\"".to_owned(),
+            };
+            let expected = match strays {
+                [only] if !has_id => {
+                    format!(
+                        "if {} holds the records, write each of them on a line of its own instead",
+                        quoted(only)
+                    )
+                }
+                [only] if !is_field(only) => {
+                    format!("if {} holds the fields, call it \"data\"", quoted(only))
+                }
+                _ => "put everything but id, created_date, modified_date and operation under \"data\": {...}"
+                    .to_owned(),
+            };
+            self.walk.sink.error(&At::ROOT, Rule::Envelope, message, expected);
+            return;
+        }
+        for key in strays {
+            let at = At::ROOT.key(key);
+            if is_field(key) {
+                let message = format!("the field {} stands beside \"data\"", quoted(key));
+                self.walk.sink.error(&at, Rule::Envelope, message, "move it under \"data\"");
+            } else {
+                const KNOWN: [&str; 5] = ["id", "created_date", "modified_date", "operation", "data"];
+                let message =
+                    format!("the key {} means nothing beside \"data\", and is passed over", quoted(key));
+                let expected = match nearest(key, KNOWN) {
+                    Some(near) => format!("did you mean {}?", quoted(near)),
+                    None => "known here: id, created_date, modified_date, operation, data".to_owned(),
+                };
+                self.walk.sink.warning(&at, Rule::Envelope, message, expected);
+            }
+        }
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for RecordWalk<'_> {
+    type Value = ();
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for RecordWalk<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a record")
+    }
+
+    nothing_but_an_object!();
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Self::Value, A::Error> {
+        let checker = self.checker;
+        let mut strays = Vec::new();
+        let mut given = [false; 5];
+        while let Some(key) = map.next_key_seed(EnvelopeKey)? {
+            let position = match &key {
+                Envelope::Id => 0,
+                Envelope::Created => 1,
+                Envelope::Modified => 2,
+                Envelope::Operation => 3,
+                Envelope::Data => 4,
+                Envelope::Stray(_) => 5,
+            };
+            if let Some(given) = given.get_mut(position)
+                && std::mem::replace(given, true)
+            {
+                duplicate_key(&mut self.walk.sink, &At::ROOT.key(key.as_str()));
+            }
+            match key {
+                Envelope::Id => self.id(&map.next_value()?),
+                Envelope::Created => self.date("created_date", &map.next_value()?),
+                Envelope::Modified => self.date("modified_date", &map.next_value()?),
+                Envelope::Operation => self.operation(&map.next_value()?),
+                Envelope::Data => {
+                    let at = At::ROOT.key("data");
+                    let Some(fields) = checker.fields() else {
+                        map.next_value::<IgnoredAny>()?;
+                        continue;
+                    };
+                    let mut cx =
+                        Cx { schema: &checker.schema, undeclared: checker.undeclared, walk: self.walk };
+                    map.next_value_seed(DataWalk { cx: &mut cx, fields, at: &at })?;
+                }
+                Envelope::Stray(key) => {
+                    map.next_value::<IgnoredAny>()?;
+                    strays.push(key);
+                }
+            }
+        }
+        let [has_id, has_created, has_modified, _, has_data] = given;
+        let no_identifier = checker
+            .schema
+            .record_types
+            .get(checker.record_type)
+            .is_some_and(|declared| declared.no_identifier);
+        let is_something_else = !has_id && !has_data && strays.len() == 1;
+        if !has_id && !no_identifier && !is_something_else {
+            let expected = match nearest("id", strays.iter().map(String::as_str)) {
+                Some(near) => format!("did you mean \"id\" where {} stands?", quoted(near)),
+                None => "add \"id\": what names the record in the source, as a string".to_owned(),
+            };
+            self.walk.sink.error(&At::ROOT, Rule::Id, "the record has no id", expected);
+        }
+        if checker.require_dates {
+            for (has, key) in [(has_created, "created_date"), (has_modified, "modified_date")] {
+                if !has {
+                    self.walk.sink.error(
+                        &At::ROOT,
+                        Rule::Required,
+                        format!("the record has no {key}"),
+                        TIMESTAMP_EXPECTED,
+                    );
+                }
+            }
+        }
+        if !strays.is_empty() || !has_data {
+            self.strays(&strays, has_id, has_data);
+        }
+        Ok(())
+    }
+}
+
+enum Envelope {
+    Id,
+    Created,
+    Modified,
+    Operation,
+    Data,
+    Stray(String),
+}
+
+impl Envelope {
+    fn as_str(&self) -> &str {
+        match self {
+            Envelope::Id => "id",
+            Envelope::Created => "created_date",
+            Envelope::Modified => "modified_date",
+            Envelope::Operation => "operation",
+            Envelope::Data => "data",
+            Envelope::Stray(key) => key,
+        }
+    }
+}
+
+struct EnvelopeKey;
+
+impl<'de> DeserializeSeed<'de> for EnvelopeKey {
+    type Value = Envelope;
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for EnvelopeKey {
+    type Value = Envelope;
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+    fn visit_str<E>(self, key: &str) -> Result<Self::Value, E> {
+        Ok(match key {
+            "id" => Envelope::Id,
+            "created_date" => Envelope::Created,
+            "modified_date" => Envelope::Modified,
+            "operation" => Envelope::Operation,
+            "data" => Envelope::Data,
+            other => Envelope::Stray(other.to_owned()),
+        })
+    }
+}

@@ -1,0 +1,852 @@
+//! Walks the values of a record, guided by their declarations, and finds what is wrong with them.
+//!
+//! The walk is a serde visitor: it is driven by the parser, sees each value once, and keeps none.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use chrono::Offset;
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value};
+
+use super::convert::{convert, is_natural, to_enum};
+use super::finding::{At, Finding, Rule, Severity, Sink, quoted, shown};
+use super::hints::{meant_or_one_of, nearest};
+use super::moment::{self, Reading};
+use super::schema::{EnumDecl, FieldDecl, Fields, ITEM_URL, Kind, RESERVED, Range, Schema};
+
+/// What is used again from record to record.
+#[derive(Debug, Default)]
+pub(super) struct Walk {
+    pub(super) sink: Sink,
+    /// The id of the record; empty if it has none.
+    pub(super) id: String,
+    /// Which fields of the objects that are open were there.
+    pub(super) seen: Vec<bool>,
+}
+
+/// What a walk goes by, and where it puts what it finds.
+pub(super) struct Cx<'c> {
+    pub(super) schema: &'c Schema,
+    /// How bad it is if a field is not declared; `None` is fine.
+    pub(super) undeclared: Option<Severity>,
+    pub(super) walk: &'c mut Walk,
+}
+
+/// Checks one value against a field's declaration; of a collection, the whole or one element.
+pub(super) fn check_value(schema: &Schema, field: &FieldDecl, value: &Value, element: bool) -> Vec<Finding> {
+    let mut walk = Walk::default();
+    let at = At::ROOT;
+    let mut cx = Cx { schema, undeclared: None, walk: &mut walk };
+    let walked = FieldWalk { cx: &mut cx, field, element, at: &at }.deserialize(value);
+    debug_assert!(walked.is_ok(), "a value that is parsed can be walked");
+    walk.sink.take()
+}
+
+/// A value that is looked at, not walked into.
+pub(super) enum Loose<'de> {
+    Null,
+    Text(Cow<'de, str>),
+    Other(Value),
+}
+
+impl Loose<'_> {
+    pub(super) fn shown(&self) -> String {
+        match self {
+            Loose::Null => "null".to_owned(),
+            Loose::Text(text) => format!("the string {}", quoted(text)),
+            Loose::Other(value) => shown(value),
+        }
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Loose<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct LooseVisitor;
+        impl<'de> Visitor<'de> for LooseVisitor {
+            type Value = Loose<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("any value")
+            }
+            fn visit_unit<E>(self) -> Result<Self::Value, E> {
+                Ok(Loose::Null)
+            }
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(Loose::Text(Cow::Borrowed(text)))
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Loose::Text(Cow::Owned(text.to_owned())))
+            }
+            fn visit_bool<E>(self, value: bool) -> Result<Self::Value, E> {
+                Ok(Loose::Other(Value::Bool(value)))
+            }
+            fn visit_i64<E>(self, value: i64) -> Result<Self::Value, E> {
+                Ok(Loose::Other(Value::from(value)))
+            }
+            fn visit_u64<E>(self, value: u64) -> Result<Self::Value, E> {
+                Ok(Loose::Other(Value::from(value)))
+            }
+            fn visit_f64<E>(self, value: f64) -> Result<Self::Value, E> {
+                Ok(Loose::Other(Value::from(value)))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                let mut items = Vec::new();
+                while seq.next_element::<IgnoredAny>()?.is_some() {
+                    items.push(Value::Null);
+                }
+                Ok(Loose::Other(Value::Array(items)))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                Ok(Loose::Other(Value::Object(collect(&mut map)?)))
+            }
+        }
+        deserializer.deserialize_any(LooseVisitor)
+    }
+}
+
+fn collect<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Map<String, Value>, A::Error> {
+    let mut collected = Map::new();
+    while let Some((key, value)) = map.next_entry::<String, Value>()? {
+        collected.insert(key, value);
+    }
+    Ok(collected)
+}
+
+pub(super) const TIMESTAMP_EXPECTED: &str =
+    "expected RFC 3339 with offset, such as \"1972-03-29T22:04:47+01:00\"";
+const NULL_EXPECTED: &str = "write null, or leave it out, if there is none";
+const DATE_EXPECTED: &str = "expected a day such as \"2020-12-31\"";
+
+pub(super) fn check_timestamp(sink: &mut Sink, at: &At<'_>, text: &str) {
+    if !moment::is_timestamp(text) {
+        let message = format!("{} is no timestamp: {}", quoted(text), moment::why_no_timestamp(text));
+        let in_utc =
+            || moment::timestamp(text, &Reading { format: None, offset: Some(chrono::Utc.fix()) }).ok();
+        let expected = suggestion(&Kind::Timestamp, &Value::from(text))
+            .or_else(|| in_utc().map(|at| format!("write \"{at}\", if it is in UTC")))
+            .unwrap_or_else(|| TIMESTAMP_EXPECTED.to_owned());
+        sink.error(at, Rule::Timestamp, message, expected);
+    }
+}
+
+/// What to write instead, where that can be told from the value without guessing.
+fn suggestion(kind: &Kind, value: &Value) -> Option<String> {
+    if value.as_str().is_some_and(|text| text.trim().is_empty()) {
+        return Some(NULL_EXPECTED.to_owned());
+    }
+    if is_natural(kind, value) || matches!(kind, Kind::Any) {
+        return None;
+    }
+    let written = convert(kind, value, &Reading::default(), false).ok()?;
+    Some(match (kind, value, &written) {
+        (Kind::Reference(_), Value::Number(_), _) => {
+            format!("write {written}, or null if it refers to nothing")
+        }
+        (_, Value::String(_), Value::Bool(_) | Value::Number(_)) => {
+            format!("write {written}, without quotes")
+        }
+        _ => format!("write {written}"),
+    })
+}
+
+pub(super) fn duplicate_key(sink: &mut Sink, at: &At<'_>) {
+    let expected = "keep one of the two: JSON readers lose all but the last";
+    sink.error(at, Rule::DuplicateKey, "the key stands twice in this object", expected);
+}
+
+/// The visitor methods of whatever can only be an object, for what is none; they call `self.other(what it is)`.
+macro_rules! nothing_but_an_object {
+    () => {
+        fn visit_unit<E>(self) -> Result<(), E> {
+            self.other("null");
+            Ok(())
+        }
+        fn visit_bool<E>(self, value: bool) -> Result<(), E> {
+            self.other(&value.to_string());
+            Ok(())
+        }
+        fn visit_i64<E>(self, value: i64) -> Result<(), E> {
+            self.other(&format!("the number {value}"));
+            Ok(())
+        }
+        fn visit_u64<E>(self, value: u64) -> Result<(), E> {
+            self.other(&format!("the number {value}"));
+            Ok(())
+        }
+        fn visit_f64<E>(self, value: f64) -> Result<(), E> {
+            self.other(&format!("the number {value}"));
+            Ok(())
+        }
+        fn visit_str<E>(self, text: &str) -> Result<(), E> {
+            self.other(&format!("the string {}", quoted(text)));
+            Ok(())
+        }
+        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+            let mut items = 0;
+            while seq.next_element::<IgnoredAny>()?.is_some() {
+                items += 1;
+            }
+            self.other(&format!("an array of {items}"));
+            Ok(())
+        }
+    };
+}
+pub(super) use nothing_but_an_object;
+
+/// Walks `data`: an object with the record type's fields.
+pub(super) struct DataWalk<'a, 'c> {
+    pub(super) cx: &'a mut Cx<'c>,
+    pub(super) fields: &'c Fields,
+    pub(super) at: &'a At<'a>,
+}
+
+impl DataWalk<'_, '_> {
+    fn other(self, found: &str) {
+        let expected = if found.starts_with("the string \"{") {
+            "it is JSON in a string: write the object itself, without the quotes around it"
+        } else {
+            "expected an object with the fields of the record: {} if there are none"
+        };
+        self.cx.walk.sink.error(self.at, Rule::Envelope, format!("data is {found}"), expected);
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for DataWalk<'_, '_> {
+    type Value = ();
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for DataWalk<'_, '_> {
+    type Value = ();
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+    nothing_but_an_object!();
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        self.cx.fields(self.fields, self.at, &mut map)
+    }
+}
+
+impl<'c> Cx<'c> {
+    /// Walks the members of an object whose fields are declared: `data`, or a struct.
+    fn fields<'de, A: MapAccess<'de>>(
+        &mut self,
+        fields: &'c Fields,
+        at: &At<'_>,
+        map: &mut A,
+    ) -> Result<(), A::Error> {
+        let base = self.walk.seen.len();
+        self.walk.seen.resize(base + fields.list.len(), false);
+        let mut expected = 0;
+        while let Some(key) = map.next_key_seed(FieldKey { fields, expected })? {
+            let position = match key {
+                Named::Declared(position) => position,
+                Named::ItemUrl => {
+                    map.next_value::<IgnoredAny>()?;
+                    continue;
+                }
+                Named::Undeclared(key) => {
+                    map.next_value::<IgnoredAny>()?;
+                    self.undeclared(fields, &key, at);
+                    continue;
+                }
+            };
+            expected = position + 1;
+            let Some(field) = fields.list.get(position) else {
+                return Err(A::Error::custom("a field without a declaration"));
+            };
+            let at = at.key(&field.key);
+            if let Some(seen) = self.walk.seen.get_mut(base + position)
+                && std::mem::replace(seen, true)
+            {
+                duplicate_key(&mut self.walk.sink, &at);
+            }
+            let given = map.next_value_seed(FieldWalk { cx: self, field, element: false, at: &at })?;
+            if given == Given::Null && field.required {
+                self.walk.sink.error(
+                    &at,
+                    Rule::Required,
+                    "the field is required, and null",
+                    REQUIRED_EXPECTED,
+                );
+            }
+        }
+        for (position, field) in fields.list.iter().enumerate().filter(|(_, field)| field.required) {
+            if self.walk.seen.get(base + position) == Some(&false) {
+                let message = "the field is required, and missing";
+                self.walk.sink.error(&at.key(&field.key), Rule::Required, message, REQUIRED_EXPECTED);
+            }
+        }
+        self.walk.seen.truncate(base);
+        Ok(())
+    }
+
+    fn undeclared(&mut self, fields: &Fields, key: &str, at: &At<'_>) {
+        let Some(severity) = self.undeclared else { return };
+        let message = format!("the field {} is not declared", quoted(key));
+        let expected = match nearest(key, fields.keys()) {
+            Some(near) => format!("did you mean {}?", quoted(near)),
+            None if RESERVED.contains(&key) => format!("{key} stands beside \"data\", not in it"),
+            None => "declare it in the metadata, or leave it out of the records".to_owned(),
+        };
+        self.walk.sink.put(severity, &at.key(key), Rule::Undeclared, message, expected);
+    }
+}
+
+const REQUIRED_EXPECTED: &str =
+    "every record has a value here: mend the source of it, or take is_required out of the metadata";
+
+enum Named {
+    Declared(usize),
+    ItemUrl,
+    Undeclared(String),
+}
+
+/// Looks a key up among the fields. Records have their fields in one order mostly, so the one after the last is
+/// tried first.
+struct FieldKey<'w> {
+    fields: &'w Fields,
+    expected: usize,
+}
+
+impl<'de> DeserializeSeed<'de> for FieldKey<'_> {
+    type Value = Named;
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for FieldKey<'_> {
+    type Value = Named;
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+    fn visit_str<E>(self, key: &str) -> Result<Self::Value, E> {
+        if self.fields.list.get(self.expected).is_some_and(|field| field.key == key) {
+            return Ok(Named::Declared(self.expected));
+        }
+        Ok(match self.fields.find(key) {
+            Some((position, _)) => Named::Declared(position),
+            None if key == ITEM_URL => Named::ItemUrl,
+            None => Named::Undeclared(key.to_owned()),
+        })
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Given {
+    Null,
+    Value,
+}
+
+/// Walks the value of one field.
+struct FieldWalk<'a, 'c> {
+    cx: &'a mut Cx<'c>,
+    field: &'c FieldDecl,
+    /// Whether the value is an element of the field's collection, not the whole of it.
+    element: bool,
+    at: &'a At<'a>,
+}
+
+/// A value that is no array and no object.
+#[derive(Clone, Copy)]
+enum Scalar<'v> {
+    Bool(bool),
+    Int(i128),
+    Float(f64),
+    Text(&'v str),
+}
+
+impl Scalar<'_> {
+    fn to_value(self) -> Value {
+        match self {
+            Scalar::Bool(value) => Value::from(value),
+            Scalar::Int(value) => match (i64::try_from(value), u64::try_from(value)) {
+                (Ok(value), _) => Value::from(value),
+                (_, Ok(value)) => Value::from(value),
+                _ => Value::Null,
+            },
+            Scalar::Float(value) => Value::from(value),
+            Scalar::Text(text) => Value::from(text),
+        }
+    }
+
+    fn shown(self) -> String {
+        match self {
+            Scalar::Bool(value) => value.to_string(),
+            Scalar::Int(value) => format!("the number {value}"),
+            Scalar::Float(value) => format!("the number {}", Value::from(value)),
+            Scalar::Text(text) => format!("the string {}", quoted(text)),
+        }
+    }
+}
+
+impl FieldWalk<'_, '_> {
+    fn is_whole_collection(&self) -> bool {
+        self.field.collection.is_some() && !self.element
+    }
+
+    fn scalar(self, value: Scalar<'_>) -> Given {
+        let at = self.at;
+        if self.is_whole_collection() {
+            let expected = match value {
+                Scalar::Text("") => NULL_EXPECTED.to_owned(),
+                Scalar::Text(text) if text.contains([',', ';']) => {
+                    let separator = if text.contains(';') { ';' } else { ',' };
+                    let pieces = text.split(separator).take(3).map(|piece| quoted(piece.trim()));
+                    format!("lists are arrays, not CSV: write [{}]", pieces.collect::<Vec<_>>().join(", "))
+                }
+                Scalar::Text(text) => format!("write [{}]", quoted(text)),
+                other => format!("write [{}]", other.shown().trim_start_matches("the number ")),
+            };
+            let message = format!("the field is a collection, and this is {}", value.shown());
+            self.cx.walk.sink.error(at, Rule::Collection, message, expected);
+            return Given::Value;
+        }
+        match (&self.field.kind, value) {
+            (Kind::Bool, Scalar::Bool(_))
+            | (Kind::RichText, Scalar::Text(_))
+            | (Kind::Any, _)
+            | (Kind::Float(Range { min: None, max: None }), Scalar::Int(_) | Scalar::Float(_)) => {}
+            (Kind::Int(range), Scalar::Int(value)) => self.bounds(range, value, &value.to_string()),
+            #[expect(clippy::cast_precision_loss, reason = "bounds of a float are floats")]
+            (Kind::Float(range), Scalar::Int(value)) => self.bounds(range, value as f64, &value.to_string()),
+            (Kind::Float(range), Scalar::Float(value)) => self.bounds(range, value, &value.to_string()),
+            (Kind::Text(range), Scalar::Text(text)) => self.text_length(range, text),
+            (Kind::Enum(values), Scalar::Text(key)) => {
+                if !values.contains(key) {
+                    self.cx.walk.sink.error(
+                        at,
+                        Rule::EnumValue,
+                        format!("{} is no key of the enum", quoted(key)),
+                        enum_expected(values, key),
+                    );
+                }
+            }
+            (Kind::Date, Scalar::Text(text)) => {
+                if !moment::is_date(text) {
+                    let message = format!("{} is no date: {}", quoted(text), moment::why_no_date(text));
+                    let expected = suggestion(&Kind::Date, &Value::from(text))
+                        .unwrap_or_else(|| DATE_EXPECTED.to_owned());
+                    self.cx.walk.sink.error(at, Rule::Date, message, expected);
+                }
+            }
+            (Kind::Timestamp, Scalar::Text(text)) => check_timestamp(&mut self.cx.walk.sink, at, text),
+            (Kind::Reference(_) | Kind::Participation, Scalar::Text(text)) => {
+                if text.is_empty() {
+                    let expected = "write null, or leave it out, if it refers to nothing";
+                    self.cx.walk.sink.error(at, Rule::ReferenceForm, "the reference is empty", expected);
+                }
+            }
+            (_, other) => self.mismatch(&other.to_value()),
+        }
+        Given::Value
+    }
+
+    fn bounds<T: PartialOrd + Copy + fmt::Display>(self, range: &Range<T>, value: T, shown: &str) {
+        if !range.contains(value) {
+            let message = format!("the number {shown} is out of bounds");
+            let or_null = if shown == "-1" { ", or null if -1 stands for none" } else { "" };
+            self.cx.walk.sink.error(
+                self.at,
+                Rule::Bounds,
+                message,
+                format!("expected {}{or_null}", span(range)),
+            );
+        }
+    }
+
+    fn text_length(self, range: &Range<u64>, text: &str) {
+        // No text has more characters than bytes, nor fewer than a quarter of them.
+        let bytes = text.len() as u64;
+        if range.min.is_none_or(|min| bytes / 4 >= min) && range.max.is_none_or(|max| bytes <= max) {
+            return;
+        }
+        let characters = text.chars().count() as u64;
+        if !range.contains(characters) {
+            let message = format!("the text {} has {characters} characters", quoted(text));
+            self.cx.walk.sink.error(self.at, Rule::Bounds, message, format!("expected {}", span(range)));
+        }
+    }
+
+    /// A value of another JSON type than the field's.
+    fn mismatch(self, found: &Value) {
+        let kind = &self.field.kind;
+        let message = format!("{}, and this is {}", wanted(kind), shown(found));
+        let expected = suggestion(kind, found).unwrap_or_else(|| match (kind, found) {
+            (Kind::Int(_), Value::Number(number))
+                if number.as_f64().is_some_and(|number| number.abs() >= 9e18) =>
+            {
+                "it does not fit 64 bits: declare the field as text".to_owned()
+            }
+            (Kind::Int(_), Value::Number(_)) => "round it, or declare the field as float".to_owned(),
+            (Kind::Enum(values), _) => meant_or_one_of("", "keys", values.keys()),
+            (Kind::TypedReference(targets), _) => {
+                let ref_type = targets.types.first().map_or("...", String::as_str);
+                let id = found.as_str().map_or_else(|| "\"...\"".to_owned(), quoted);
+                format!("write {{\"ref_type\": \"{ref_type}\", \"id\": {id}}}")
+            }
+            _ => form(kind).to_owned(),
+        });
+        self.cx.walk.sink.error(self.at, rule_of(kind), message, expected);
+    }
+
+    /// An object where the field is none.
+    fn object_mismatch(self, members: &Map<String, Value>) -> Given {
+        // How serde_json hands a number over if another crate turned its arbitrary precision on.
+        if let Some(Value::String(number)) = members.get("$serde_json::private::Number") {
+            return match (number.parse::<i128>(), number.parse::<f64>()) {
+                (Ok(number), _) => self.scalar(Scalar::Int(number)),
+                (_, Ok(number)) => self.scalar(Scalar::Float(number)),
+                _ => Given::Value,
+            };
+        }
+        if self.is_whole_collection() {
+            let message = "the field is a collection, and this is an object";
+            self.cx.walk.sink.error(self.at, Rule::Collection, message, "write an array: [{...}]");
+            return Given::Value;
+        }
+        let kind = &self.field.kind;
+        let whole = Value::Object(members.clone());
+        let expected = if matches!(kind, Kind::Reference(_)) && members.contains_key("ref_type") {
+            Some("write the id alone, or declare the field as typed_reference".to_owned())
+        } else if matches!(kind, Kind::RichText) && members.get("content").is_some_and(Value::is_array) {
+            Some("write what is under \"content\" alone".to_owned())
+        } else if let Some(written) = suggestion(kind, &whole) {
+            Some(written)
+        } else if matches!(kind, Kind::Reference(_)) {
+            None
+        } else {
+            // What such an object is mostly meant by.
+            ["name", "value", "key", "id", "label", "title"].iter().find_map(|name| {
+                let member = members.get(*name).filter(|member| !member.is_null())?;
+                let written = if is_natural(kind, member) {
+                    format!("write {member}")
+                } else {
+                    suggestion(kind, member)?
+                };
+                Some(format!("{written}, its {} alone", quoted(name)))
+            })
+        };
+        let Some(expected) = expected else {
+            self.mismatch(&whole);
+            return Given::Value;
+        };
+        let message = format!("{}, and this is an object", wanted(kind));
+        self.cx.walk.sink.error(self.at, rule_of(kind), message, expected);
+        Given::Value
+    }
+
+    fn collection<'de, A: SeqAccess<'de>>(self, length: Range<u64>, mut seq: A) -> Result<Given, A::Error> {
+        let mut elements = 0;
+        loop {
+            let at = self.at.position(elements);
+            let seed = FieldWalk { cx: self.cx, field: self.field, element: true, at: &at };
+            match seq.next_element_seed(seed)? {
+                Some(Given::Value) => {}
+                Some(Given::Null) => {
+                    let expected = "leave the element out: a collection holds values";
+                    self.cx.walk.sink.warning(
+                        &at,
+                        Rule::Collection,
+                        "an element of the collection is null",
+                        expected,
+                    );
+                }
+                None => break,
+            }
+            elements += 1;
+        }
+        if !length.contains(elements as u64) {
+            let message = format!("the collection has {elements} elements");
+            self.cx.walk.sink.error(self.at, Rule::Bounds, message, format!("expected {}", span(&length)));
+        }
+        Ok(Given::Value)
+    }
+
+    /// An array of strings and mentions.
+    fn rich_text<'de, A: SeqAccess<'de>>(mut self, mut seq: A) -> Result<Given, A::Error> {
+        let mut position = 0;
+        while let Some(part) = seq.next_element::<Loose<'de>>()? {
+            let at = self.at.position(position);
+            position += 1;
+            match part {
+                Loose::Text(_) => {}
+                Loose::Other(Value::Object(mention)) => {
+                    check_ref(&mut self.cx.walk.sink, &at, &mention, "mention");
+                    if let Some(Value::String(ref_type)) = mention.get("ref_type") {
+                        self.mention_type(&at, ref_type);
+                    }
+                }
+                other => {
+                    let message = format!(
+                        "a part of rich text is a string or a mention, and this is {}",
+                        other.shown()
+                    );
+                    let expected = "expected \"text\", or {\"ref_type\": \"users\", \"id\": \"7\"}";
+                    self.cx.walk.sink.error(&at, Rule::Type, message, expected);
+                }
+            }
+        }
+        Ok(Given::Value)
+    }
+
+    /// A mention may be of an attachment, which is an `artifact`, besides the record types.
+    fn mention_type(&mut self, at: &At<'_>, ref_type: &str) {
+        let known = || self.cx.schema.record_types.iter().map(|declared| declared.key.as_str());
+        if ref_type != "artifact" && !known().any(|known| known == ref_type) {
+            let message = format!("{} is no declared record type", quoted(ref_type));
+            let expected = meant_or_one_of(ref_type, "declared record types", known());
+            self.cx.walk.sink.warning(&at.key("ref_type"), Rule::RefType, message, expected);
+        }
+    }
+
+    fn object<'de, A: MapAccess<'de>>(self, mut map: A) -> Result<Given, A::Error> {
+        if self.is_whole_collection() {
+            return Ok(self.object_mismatch(&collect(&mut map)?));
+        }
+        match &self.field.kind {
+            Kind::Struct(Some(index)) => {
+                if let Some(declared) = self.cx.schema.structs.get(*index) {
+                    self.cx.fields(&declared.fields, self.at, &mut map)?;
+                }
+            }
+            Kind::Struct(None) | Kind::Privilege(_) | Kind::Participation | Kind::Any => {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+            }
+            Kind::TypedReference(targets) => {
+                let members = collect(&mut map)?;
+                check_ref(&mut self.cx.walk.sink, self.at, &members, "typed reference");
+                if let Some(Value::String(ref_type)) = members.get("ref_type")
+                    && !ref_type.is_empty()
+                    && !targets.names().any(|name| name == ref_type)
+                {
+                    let message = format!("the field may not refer to {}", quoted(ref_type));
+                    let expected = match ref_type.strip_prefix("#record:") {
+                        Some(name) => format!("write \"{name}\""),
+                        None => meant_or_one_of(ref_type, "record types it refers to", targets.names()),
+                    };
+                    self.cx.walk.sink.error(&self.at.key("ref_type"), Rule::RefType, message, expected);
+                }
+            }
+            Kind::Permission { role, .. } => {
+                let members = collect(&mut map)?;
+                self.permission(&members, role.as_ref());
+            }
+            _ => return Ok(self.object_mismatch(&collect(&mut map)?)),
+        }
+        Ok(Given::Value)
+    }
+
+    fn permission(self, members: &Map<String, Value>, role: Option<&EnumDecl>) {
+        let sink = &mut self.cx.walk.sink;
+        let at = self.at.key("member_id");
+        match members.get("member_id") {
+            Some(Value::String(id)) if !id.is_empty() => {}
+            Some(Value::Number(number)) => {
+                let message = format!("a reference is a string, and this is the number {number}");
+                sink.error(&at, Rule::ReferenceForm, message, format!("write \"{number}\""));
+            }
+            Some(other) => {
+                let message = format!("member_id is {}", shown(other));
+                sink.error(&at, Rule::ReferenceForm, message, "expected the id of a member, a string");
+            }
+            None => {
+                let expected = "a permission is {\"member_id\": \"...\", \"role\": \"...\"}";
+                sink.error(self.at, Rule::ReferenceForm, "the permission has no member_id", expected);
+            }
+        }
+        let at = self.at.key("role");
+        match (members.get("role"), role) {
+            (Some(Value::String(key)), Some(values)) if !values.contains(key) => {
+                let message = format!("{} is no key of the roles", quoted(key));
+                sink.error(&at, Rule::EnumValue, message, enum_expected(values, key));
+            }
+            (None | Some(Value::Null | Value::String(_)), _) => {}
+            (Some(other), _) => {
+                let message = format!("the role is {}", shown(other));
+                sink.error(&at, Rule::EnumValue, message, "expected the key of a role, a string");
+            }
+        }
+        unknown_members(sink, self.at, members, "permission", &["member_id", "role"]);
+    }
+}
+
+/// `{"ref_type", "id", "fallback_record_name"}`: a typed reference, or a mention in rich text.
+fn check_ref(sink: &mut Sink, at: &At<'_>, members: &Map<String, Value>, what: &str) {
+    for key in ["ref_type", "id"] {
+        match members.get(key) {
+            Some(Value::String(text)) if !text.is_empty() => {}
+            Some(Value::Number(number)) => {
+                let message = format!("the {key} of the {what} is the number {number}");
+                sink.error(&at.key(key), Rule::ReferenceForm, message, format!("write \"{number}\""));
+            }
+            Some(other) => {
+                let message = format!("the {key} of the {what} is {}", shown(other));
+                sink.error(&at.key(key), Rule::ReferenceForm, message, "expected a string, not empty");
+            }
+            None => {
+                let expected = format!("a {what} is {{\"ref_type\": \"users\", \"id\": \"7\"}}");
+                sink.error(at, Rule::ReferenceForm, format!("the {what} has no {key}"), expected);
+            }
+        }
+    }
+    if let Some(name) = members.get("fallback_record_name")
+        && !matches!(name, Value::String(_) | Value::Null)
+    {
+        let message = format!("the fallback_record_name of the {what} is {}", shown(name));
+        let expected = "expected the text to show, a string, or leave it out";
+        sink.error(&at.key("fallback_record_name"), Rule::ReferenceForm, message, expected);
+    }
+    unknown_members(sink, at, members, what, &["ref_type", "id", "fallback_record_name"]);
+}
+
+fn unknown_members(sink: &mut Sink, at: &At<'_>, members: &Map<String, Value>, what: &str, known: &[&str]) {
+    for key in members.keys().filter(|key| !known.contains(&key.as_str())) {
+        let message = format!("the key {} means nothing in a {what}, and is passed over", quoted(key));
+        sink.warning(
+            &at.key(key),
+            Rule::Undeclared,
+            message,
+            meant_or_one_of(key, "keys", known.iter().copied()),
+        );
+    }
+}
+
+fn enum_expected(values: &EnumDecl, given: &str) -> String {
+    if given.is_empty() {
+        return NULL_EXPECTED.to_owned();
+    }
+    match to_enum(values, &Value::from(given)) {
+        Ok(key) if values.values.iter().any(|value| value.name.as_deref() == Some(given)) => {
+            format!("it is the name of a value: write its key, {}", quoted(&key))
+        }
+        Ok(key) => format!("write {}", quoted(&key)),
+        Err(_) => meant_or_one_of(given, "keys", values.keys()),
+    }
+}
+
+fn rule_of(kind: &Kind) -> Rule {
+    match kind {
+        Kind::Enum(_) => Rule::EnumValue,
+        Kind::Date => Rule::Date,
+        Kind::Timestamp => Rule::Timestamp,
+        Kind::Reference(_) | Kind::TypedReference(_) | Kind::Permission { .. } | Kind::Participation => {
+            Rule::ReferenceForm
+        }
+        _ => Rule::Type,
+    }
+}
+
+fn wanted(kind: &Kind) -> &'static str {
+    match kind {
+        Kind::Bool => "a bool is true or false",
+        Kind::Int(_) => "an int is a number without decimals",
+        Kind::Float(_) => "a float is a number",
+        Kind::Text(_) => "text is a string",
+        Kind::RichText => "rich text is a string or an array",
+        Kind::Reference(_) => "a reference is a string",
+        Kind::TypedReference(_) => "a typed reference is an object",
+        Kind::Enum(_) => "an enum value is a string",
+        Kind::Date => "a date is a string",
+        Kind::Timestamp => "a timestamp is a string",
+        Kind::Struct(_) => "a struct is an object",
+        Kind::Permission { .. } => "a permission is an object",
+        Kind::Privilege(_) => "a privilege is an object",
+        Kind::Participation => "a participation is a string or an object",
+        Kind::Any => "anything goes",
+    }
+}
+
+fn form(kind: &Kind) -> &'static str {
+    match kind {
+        Kind::Bool => "write true or false, without quotes",
+        Kind::Int(_) => "write a number such as 12, or declare the field as text",
+        Kind::Float(_) => "write a number such as 1.5, or declare the field as text",
+        Kind::Text(_) => "write one text, in quotes, or declare the field as what it is",
+        Kind::RichText => "write \"...\", or [\"...\", {\"ref_type\": \"users\", \"id\": \"7\"}]",
+        Kind::Reference(_) => "write the id of the record, in quotes, or null if it refers to nothing",
+        Kind::Date => DATE_EXPECTED,
+        Kind::Timestamp => TIMESTAMP_EXPECTED,
+        Kind::Permission { .. } => "write {\"member_id\": \"...\", \"role\": \"...\"}",
+        _ => "write {...} with its fields, or null if there is none",
+    }
+}
+
+/// Bounds in words.
+fn span<T: fmt::Display + Copy>(range: &Range<T>) -> String {
+    match (range.min, range.max) {
+        (Some(min), Some(max)) => format!("{min} to {max}"),
+        (Some(min), None) => format!("{min} or more"),
+        (None, Some(max)) => format!("at most {max}"),
+        (None, None) => "anything".to_owned(),
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for FieldWalk<'_, '_> {
+    type Value = Given;
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for FieldWalk<'_, '_> {
+    type Value = Given;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Given, E> {
+        Ok(Given::Null)
+    }
+    fn visit_bool<E>(self, value: bool) -> Result<Given, E> {
+        Ok(self.scalar(Scalar::Bool(value)))
+    }
+    fn visit_i64<E>(self, value: i64) -> Result<Given, E> {
+        Ok(self.scalar(Scalar::Int(value.into())))
+    }
+    fn visit_u64<E>(self, value: u64) -> Result<Given, E> {
+        Ok(self.scalar(Scalar::Int(value.into())))
+    }
+    fn visit_f64<E>(self, value: f64) -> Result<Given, E> {
+        // The one whole number that serde_json hands over as a float though it fits: -0.
+        if value == 0.0 && value.is_sign_negative() {
+            return Ok(self.scalar(Scalar::Int(0)));
+        }
+        Ok(self.scalar(Scalar::Float(value)))
+    }
+    fn visit_str<E>(self, text: &str) -> Result<Given, E> {
+        Ok(self.scalar(Scalar::Text(text)))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Given, A::Error> {
+        match self.field.collection {
+            Some(length) if !self.element => return self.collection(length, seq),
+            _ if matches!(self.field.kind, Kind::RichText) => return self.rich_text(seq),
+            _ => {}
+        }
+        let mut elements = 0;
+        while seq.next_element::<IgnoredAny>()?.is_some() {
+            elements += 1;
+        }
+        if matches!(self.field.kind, Kind::Any) {
+            return Ok(Given::Value);
+        }
+        let (message, expected) = if self.element {
+            let message = "an element of the collection is an array itself".to_owned();
+            (message, "write its elements into the collection directly")
+        } else {
+            let message = format!("the field holds one value, and this is an array of {elements}");
+            (message, "write one value, or add \"collection\": {} to the field in the metadata")
+        };
+        self.cx.walk.sink.error(self.at, Rule::Collection, message, expected);
+        Ok(Given::Value)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Given, A::Error> {
+        self.object(map)
+    }
+}
