@@ -8,6 +8,7 @@ use std::io::{self, BufRead, BufReader, Cursor, Read, Write};
 use std::num::NonZeroUsize;
 
 use flate2::Compression;
+use flate2::bufread::GzDecoder;
 use flate2::write::GzEncoder;
 
 use crate::error::{Error, Result};
@@ -66,7 +67,7 @@ impl Default for Level {
 fn compress(pieces: &[&[u8]], level: Level) -> Result<Vec<u8>> {
     let bytes: usize = pieces.iter().map(|piece| piece.len()).sum();
     let mut encoder = GzEncoder::new(Vec::with_capacity(bytes / 3 + 64), Compression::new(level.0));
-    let mut write = || -> std::io::Result<()> {
+    let mut write = || -> io::Result<()> {
         for piece in pieces {
             encoder.write_all(piece)?;
         }
@@ -100,4 +101,79 @@ pub(crate) fn compress_all(batches: &[Vec<&[u8]>], level: Level) -> Result<Vec<V
         }
         Ok(members)
     })
+}
+
+/// Lines, by the newlines that end them.
+// A crate for this would gain little: what is counted was just decompressed, or is about to be.
+#[allow(clippy::naive_bytecount)]
+pub(crate) fn line_count(bytes: &[u8]) -> u64 {
+    bytes.iter().filter(|&&byte| byte == b'\n').count() as u64
+}
+
+/// What a member was found to hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Contents {
+    pub(crate) lines: u64,
+    pub(crate) line_bytes: u64,
+}
+
+/// Writes the lines of a member out, decoding all of it: its checksum, its length, and that nothing follows it.
+///
+/// # Errors
+/// `InvalidData` or `UnexpectedEof` if it is not one whole member of at most `line_bytes_max`; those of `out`.
+pub(crate) fn decompress(member: &[u8], line_bytes_max: u64, out: &mut dyn Write) -> io::Result<Contents> {
+    let damaged = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
+    let mut decoder = GzDecoder::new(member);
+    let mut buffer = vec![0; 64 * 1024];
+    let mut contents = Contents { lines: 0, line_bytes: 0 };
+    loop {
+        let read = match decoder.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(read) => buffer.get(..read).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            // flate2 says `InvalidInput` of most damage; the input here is what was stored.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                return Err(damaged(error.to_string()));
+            }
+            Err(error) => return Err(error),
+        };
+        contents.line_bytes += read.len() as u64;
+        if contents.line_bytes > line_bytes_max {
+            return Err(damaged(format!("it holds more than {line_bytes_max} bytes of lines")));
+        }
+        contents.lines += line_count(read);
+        out.write_all(read)?;
+    }
+    match decoder.into_inner() {
+        [] => Ok(contents),
+        rest => Err(damaged(format!("{} bytes follow the gzip member", rest.len()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_is_read_back_whole_and_anything_less_or_more_is_an_error() {
+        let member = compress(&[b"{\"id\":1}\n", b"{\"id\":2}\n"], Level::default()).unwrap();
+        let mut lines = Vec::new();
+        let contents = decompress(&member, 18, &mut lines).unwrap();
+        assert_eq!(contents, Contents { lines: 2, line_bytes: 18 });
+        assert_eq!(lines, b"{\"id\":1}\n{\"id\":2}\n");
+
+        assert!(decompress(&member, 17, &mut io::sink()).is_err());
+        let mut followed = member.clone();
+        followed.extend_from_slice(&member);
+        assert!(decompress(&followed, 100, &mut io::sink()).is_err());
+        for end in 0..member.len() {
+            assert!(decompress(&member[..end], 100, &mut io::sink()).is_err(), "cut to {end}");
+        }
+        // The header's time and flags may differ in one that decodes all the same; its body may not.
+        for at in 10..member.len() {
+            let mut flipped = member.clone();
+            flipped[at] ^= 1;
+            assert!(decompress(&flipped, 100, &mut io::sink()).is_err(), "byte {at}");
+        }
+    }
 }

@@ -126,7 +126,17 @@ impl<'a> Outbox<'a> {
             this.message_bytes += entry(&info, &artifact).bytes()?;
             this.artifacts += 1;
         }
-        this.add(run.unsettled()?);
+        let mut unsettled = run.unsettled()?;
+        if !this.confirms {
+            // Killed between the two commits that follow an upload: the second is made up for, nothing is confirmed.
+            for batch in &unsettled {
+                if let Unsettled::Uploaded { artifact, .. } = &batch.state {
+                    this.take_unconfirmed(&batch.info, artifact)?;
+                }
+            }
+            unsettled.retain(|batch| matches!(batch.state, Unsettled::Staged));
+        }
+        this.add(unsettled);
         Ok(this)
     }
 
@@ -265,9 +275,7 @@ impl<'a> Outbox<'a> {
                     task.tries = 0;
                     self.tasks.insert(done.seq, task);
                 } else {
-                    self.message_bytes += entry(&task.info, artifact.as_str()).bytes()?;
-                    self.artifacts += 1;
-                    self.run.confirm(done.seq)?;
+                    self.take_unconfirmed(&task.info, &artifact)?;
                 }
             }
             (Step::Confirm { artifact, .. }, Ok(_)) => {
@@ -335,6 +343,13 @@ impl<'a> Outbox<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Counts an upload as settled whose phase has no confirm.
+    fn take_unconfirmed(&mut self, info: &BatchInfo, artifact: &ArtifactId) -> Result<()> {
+        self.message_bytes += entry(info, artifact.as_str()).bytes()?;
+        self.artifacts += 1;
+        self.run.confirm(info.seq)
     }
 
     /// Keeps the first trouble, but lets a failure take the place of a wait.

@@ -630,7 +630,10 @@ impl Invocation<'_> {
             };
             let mut answer = Answer::new(says);
             answer.artifacts = artifacts;
-            answer.external_sync_units.clone_from(&said.units);
+            // An ERROR carries no units: it may be for them that the message was too large.
+            if kind != MessageKind::Error {
+                answer.external_sync_units.clone_from(&said.units);
+            }
             answer.worker = WorkerMetadata {
                 item_type: said.item_type.clone(),
                 oldest_state: said.window.and_then(|window| window.from),

@@ -27,8 +27,8 @@ use crate::record::Record;
 
 use super::page::{Page, PageParts, to_json};
 use super::rows::{
-    BATCHES, BatchRow, BatchState, CHUNKS, ChunkRow, Dates, Json, Key, PAYLOADS, Payload, RUNS, RunRow,
-    STREAMS, StreamRow, TYPES, TypeRow, VALUES, number_of,
+    BATCHES, BatchRow, BatchState, CHUNKS, ChunkRow, Dates, Json, Key, PAYLOADS, Payload, RunRow, STREAMS,
+    StreamRow, TYPES, TypeRow, VALUES, number_of,
 };
 use super::run::Run;
 use super::tables::{Change, Rows};
@@ -85,7 +85,7 @@ impl Batch {
     /// Its records as JSON Lines in one gzip member, read from the store.
     ///
     /// # Errors
-    /// `Corrupt` or `Io`.
+    /// `Fenced`, `Corrupt` or `Io`.
     pub fn bytes(&self) -> Result<Vec<u8>> {
         self.run.payload(self.key.seq)
     }
@@ -208,6 +208,7 @@ where
             }
             if let Some(cursor) = self.run.stream_cursor(&stream)? {
                 self.run.check_open_batches()?;
+                self.run.begin_stream(&stream)?;
                 let page = (self.fetch)(cursor).map_err(|error| Error::Fetch {
                     sync_unit: self.run.unit.to_string(),
                     stream: stream.to_string(),
@@ -374,7 +375,7 @@ impl Run {
     /// # Durability
     /// When this returns `Ok`, they survive power loss as batches, as they did as lines.
     pub(crate) fn close_open(&self) -> Result<Vec<UnsettledBatch>> {
-        let open = self.inner.tables.view(|rows| rows.all(&TYPES, &self.run_key()))?;
+        let open = self.look(|rows, _| rows.all(&TYPES, &self.run_key()))?;
         if open.iter().all(|(_, counts)| counts.open_items == 0) {
             return Ok(Vec::new());
         }
@@ -498,10 +499,20 @@ impl Run {
         Ok(closed)
     }
 
+    /// Stores that a stream was asked for, before its first page: whatever comes of that, the run is not finished
+    /// without it.
+    fn begin_stream(&self, stream: &StreamName) -> Result<()> {
+        let key = self.run_key().and_name(stream.as_str());
+        if self.look(|rows, _| rows.get(&STREAMS, &key))?.is_some() {
+            return Ok(());
+        }
+        self.change(|change, _| change.put(&STREAMS, &key, &StreamRow::new(Phase::Data)))
+    }
+
     /// Where a stream stands: `None` exhausted, else the cursor of its next page.
     pub(crate) fn stream_cursor<C: DeserializeOwned>(&self, stream: &StreamName) -> Result<Position<C>> {
         let key = self.run_key().and_name(stream.as_str());
-        let Some(row) = self.inner.tables.view(|rows| rows.get(&STREAMS, &key))? else {
+        let Some(row) = self.look(|rows, _| rows.get(&STREAMS, &key))? else {
             return Ok(Some(None));
         };
         if row.exhausted {
@@ -520,22 +531,23 @@ impl Run {
     }
 
     fn check_open_batches(&self) -> Result<()> {
-        let row = self.inner.tables.view(|rows| rows.need(&RUNS, &self.run_key()))?;
-        if row.open_batches >= OPEN_BATCHES_MAX {
-            return Err(Error::TooManyOpen {
+        self.look(|_, row| {
+            if row.open_batches < OPEN_BATCHES_MAX {
+                return Ok(());
+            }
+            Err(Error::TooManyOpen {
                 sync_unit: self.unit.to_string(),
                 open: row.open_batches,
                 limit: OPEN_BATCHES_MAX,
-            });
-        }
-        Ok(())
+            })
+        })
     }
 
     /// The first batch after `seq` that is neither acknowledged nor held.
     fn next_open_batch(&self, seq: u64) -> Result<Option<Batch>> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let mut found = None;
-        self.inner.tables.view(|rows| {
+        self.look(|rows, _| {
             rows.scan(&BATCHES, &self.run_key(), &self.batch_key(seq + 1), |tail, row| {
                 let seq = self.seq_of(tail)?;
                 let open = matches!(row.state, BatchState::Staged | BatchState::Uploaded);
@@ -563,12 +575,12 @@ impl Run {
 
     /// The gzip member of a batch.
     pub(crate) fn payload(&self, seq: u64) -> Result<Vec<u8>> {
-        self.inner.tables.view(|rows| rows.need(&PAYLOADS, &self.batch_key(seq))).map(|Payload(bytes)| bytes)
+        self.look(|rows, _| rows.need(&PAYLOADS, &self.batch_key(seq))).map(|Payload(bytes)| bytes)
     }
 
     /// The batches that are staged or uploaded, in order.
     pub(crate) fn unsettled(&self) -> Result<Vec<UnsettledBatch>> {
-        let rows = self.inner.tables.view(|rows| rows.all(&BATCHES, &self.run_key()))?;
+        let rows = self.look(|rows, _| rows.all(&BATCHES, &self.run_key()))?;
         let mut unsettled = Vec::new();
         for (tail, row) in rows {
             let seq = self.seq_of(&tail)?;
@@ -592,7 +604,7 @@ impl Run {
 
     /// What is confirmed and in no message, in order.
     pub(crate) fn confirmed(&self) -> Result<Vec<(BatchInfo, String)>> {
-        let rows = self.inner.tables.view(|rows| rows.all(&BATCHES, &self.run_key()))?;
+        let rows = self.look(|rows, _| rows.all(&BATCHES, &self.run_key()))?;
         rows.into_iter()
             .filter(|(_, row)| row.state == BatchState::Confirmed)
             .map(|(tail, row)| {

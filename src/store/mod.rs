@@ -3,6 +3,7 @@
 mod batches;
 mod codec;
 mod disk;
+pub mod inspect;
 mod page;
 mod rows;
 mod run;

@@ -39,7 +39,7 @@ use super::rows::{
     LedgerType, MESSAGES, MessageFate, MessageKind, MessageRow, NotBefore, PAYLOADS, RUN_IDS, RUNS, RunIdRow,
     RunRow, RunStatus, STREAMS, TYPES, UNITS, UnitRow, VALUES, WindowRow, name_hash, name_of,
 };
-use super::tables::{Change, Rows, Tables};
+use super::tables::{Change, Rows, Tables, View};
 use super::{Inner, SyncUnit};
 
 /// One extraction of a sync unit, from its start until it is finished, in this life.
@@ -158,6 +158,7 @@ impl SyncUnit {
             match current_run(change, &unit)? {
                 Some((no, mut row)) if row.status == RunStatus::Open => {
                     close_run(change, &mut unit, no, &mut row, RunStatus::Abandoned, self.now())?;
+                    change.put(&RUNS, &run_key(unit.no, no), &row)?;
                     change.put(&UNITS, &self.key(), &unit)?;
                     Ok(true)
                 }
@@ -548,8 +549,8 @@ impl Run {
     /// the bookmarks survive power loss, and the next `begin` starts a new run.
     ///
     /// # Errors
-    /// `Unfinished` while a stream of this run is not exhausted or a batch not acknowledged; `Fenced`; `Corrupt` or
-    /// `Io`. The run goes on.
+    /// `Unfinished` while a stream of this run is not exhausted (also one whose first page could not be fetched) or a
+    /// batch not acknowledged; `Fenced`; `Corrupt` or `Io`. The run goes on.
     pub fn finish(self) -> Result<()> {
         self.change(|change, row| {
             self.check_exhausted(change, None)?;
@@ -751,9 +752,18 @@ impl Run {
         })
     }
 
+    /// Looks at the run, unless a later life has taken it up or it is over.
+    pub(super) fn look<T>(&self, body: impl FnOnce(&View<'_>, &RunRow) -> Result<T>) -> Result<T> {
+        self.inner.tables.view(|rows| {
+            let unit = rows.get(&UNITS, &Key::name(self.unit.as_str()))?;
+            let row = self.checked_row(rows, &unit.ok_or_else(|| self.fenced())?)?;
+            if row.status == RunStatus::Open { body(rows, &row) } else { Err(self.fenced()) }
+        })
+    }
+
     /// The run's row, if this handle is its newest life.
-    fn checked_row(&self, change: &Change<'_>, unit: &UnitRow) -> Result<RunRow> {
-        match change.get(&RUNS, &run_key(self.unit_no, self.no))? {
+    fn checked_row(&self, rows: &impl Rows, unit: &UnitRow) -> Result<RunRow> {
+        match rows.get(&RUNS, &run_key(self.unit_no, self.no))? {
             Some(row) if row.epoch == self.epoch && unit.run == Some(self.no) && unit.no == self.unit_no => {
                 Ok(row)
             }

@@ -10,15 +10,16 @@
 //! is written under a temporary name in the same directory, closed, given its own name (never over a file that is
 //! there), and the directory is synced. What a killed creator leaves is swept by the next one.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io;
 use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
+use redb::backends::FileBackend;
 use redb::{
-    Builder, Database, DatabaseError, Durability, ReadTransaction, ReadableDatabase, ReadableTable,
-    StorageBackend, TableDefinition, WriteTransaction,
+    BackendError, Builder, Database, DatabaseError, Durability, ReadTransaction, ReadableDatabase,
+    ReadableTable, StorageBackend, TableDefinition, TableError, WriteTransaction,
 };
 
 use crate::error::{Error, Result};
@@ -32,6 +33,8 @@ pub(crate) const FORMAT: u32 = 1;
 
 /// The first bytes of every redb file (redb `docs/design.md`, "Super-header").
 const MAGIC: [u8; 9] = *b"redb\x1A\x0A\xA9\x0D\x0A";
+/// Set in the byte after them from when a file is opened until it is closed.
+const LEFT_OPEN: u8 = 2;
 const FORMAT_KEY: &str = "format";
 
 /// An open file of tables.
@@ -86,18 +89,40 @@ impl Tables {
         Self::adopt(path, db)
     }
 
+    /// Opens a file to look at it, on a disk that keeps what is written to itself. With `verified`, every page is
+    /// checked against its checksum before anything is read; without, [`Tables::verify`] is to be called first.
+    pub(crate) fn look(disk: Box<dyn Disk>, path: &Path, cache_bytes: usize, verified: bool) -> Result<Self> {
+        let open = || {
+            let mut builder = builder(cache_bytes);
+            builder.set_check_integrity_on_open(verified);
+            builder.create_with_backend(Backend(disk))
+        };
+        Self::adopt(path, guard(path, open)?)
+    }
+
     /// Takes an opened file for ours only if it says so.
     fn adopt(path: &Path, db: Database) -> Result<Self> {
         let this = Self { db, path: path.to_owned() };
+        let foreign = || Error::NotAStore {
+            path: path.to_owned(),
+            reason: "it is a redb file without our format row".to_owned(),
+        };
+        let transaction = this.db.begin_read().map_err(|error| this.storage_error("read", &error.into()))?;
+        if let Err(
+            TableError::TableDoesNotExist(_)
+            | TableError::TableTypeMismatch { .. }
+            | TableError::TableIsMultimap(_),
+        ) = transaction.open_table(definition(&META))
+        {
+            return Err(foreign());
+        }
+        drop(transaction);
         let format = this.view(|rows| rows.get(&META, &Key::name(FORMAT_KEY)));
         let newer = |found| Error::NewerFormat { what: path.display().to_string(), found, supported: FORMAT };
         match format {
             Ok(Some(row)) if row.format > FORMAT => Err(newer(row.format)),
             Ok(Some(_)) => Ok(this),
-            Ok(None) => Err(Error::NotAStore {
-                path: path.to_owned(),
-                reason: "it is a redb file without our format row".to_owned(),
-            }),
+            Ok(None) => Err(foreign()),
             Err(error) => Err(error),
         }
     }
@@ -247,6 +272,28 @@ pub(crate) trait Rows {
 pub(crate) struct View<'a> {
     tables: &'a Tables,
     transaction: ReadTransaction,
+}
+
+impl View<'_> {
+    /// Calls `each` with the rest of the key, and the undecoded row, for every row whose key starts with `prefix`, in
+    /// order. What cannot be decoded can so be told from what is not there.
+    pub(crate) fn scan_bytes<R>(
+        &self,
+        table: &Table<R>,
+        prefix: &Key,
+        mut each: impl FnMut(&[u8], &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let fail = |error: redb::Error| self.tables.storage_error("read", &error);
+        let open = self.transaction.open_table(definition(table)).map_err(|error| fail(error.into()))?;
+        let end = prefix.end();
+        let end = end.as_ref().map_or(Bound::Unbounded, |end| Bound::Excluded(end.as_bytes()));
+        let range = (Bound::Included(prefix.as_bytes()), end);
+        for entry in open.range::<&[u8]>(range).map_err(|error| fail(error.into()))? {
+            let (key, value) = entry.map_err(|error| fail(error.into()))?;
+            each(key.value().get(prefix.as_bytes().len()..).unwrap_or_default(), value.value())?;
+        }
+        Ok(())
+    }
 }
 
 /// A change that is being made.
@@ -418,37 +465,75 @@ fn check_magic(path: &Path) -> Result<()> {
     let read =
         File::open(path).and_then(|file| io::Read::read_to_end(&mut io::Read::take(file, 9), &mut start));
     read.map_err(|error| Error::io(format!("read the store {}", path.display()), error))?;
-    let reason = if start.is_empty() {
-        "it is empty; remove it to begin anew"
-    } else if start == MAGIC {
-        return Ok(());
-    } else {
-        "it does not start as a redb file does"
-    };
-    Err(Error::NotAStore { path: path.to_owned(), reason: reason.to_owned() })
+    check_start(path, &start).map(drop)
+}
+
+/// Whether a file that starts so may be a store; says whether its last owner left it open.
+pub(crate) fn check_start(path: &Path, start: &[u8]) -> Result<bool> {
+    match start.strip_prefix(&MAGIC) {
+        Some(rest) => Ok(rest.first().is_some_and(|flags| flags & LEFT_OPEN != 0)),
+        None => Err(Error::NotAStore {
+            path: path.to_owned(),
+            reason: if start.is_empty() {
+                "it is empty; remove it to begin anew"
+            } else {
+                "it does not start as a redb file does"
+            }
+            .to_owned(),
+        }),
+    }
+}
+
+/// Whether somebody has the file open as a store; `None` where the system does not tell.
+///
+/// It asks for the lock of an owner where that can be asked for without taking it, so that an owner who opens the
+/// file at this moment is not turned away. Where only whole files can be locked, it holds a shared lock for a moment.
+pub(crate) fn is_open_elsewhere(file: &File) -> io::Result<Option<bool>> {
+    let backend = FileBackend::new(file.try_clone()?).map_err(io::Error::other)?;
+    match backend.query_lock_range(Bound::Included(0), Bound::Included(0)) {
+        Ok(held) => return Ok(Some(held)),
+        Err(BackendError::Unsupported) => {}
+        // As a network disk may answer that has lost its lock service.
+        Err(_) => return Ok(None),
+    }
+    match file.try_lock_shared() {
+        Ok(()) => file.unlock().map(|()| Some(false)),
+        Err(TryLockError::WouldBlock) => Ok(Some(true)),
+        Err(TryLockError::Error(_)) => Ok(None),
+    }
 }
 
 /// Runs what reads a file that may be damaged: redb may panic on one that was altered behind its back.
 fn guard<T>(path: &Path, open: impl FnOnce() -> Result<T, DatabaseError>) -> Result<T> {
-    match catch_unwind(AssertUnwindSafe(open)) {
-        Ok(Ok(opened)) => Ok(opened),
-        Ok(Err(DatabaseError::DatabaseAlreadyOpen)) => Err(Error::InUse { path: path.to_owned() }),
-        Ok(Err(DatabaseError::UpgradeRequired(found))) => Err(Error::NotAStore {
+    guarded(path, || match open() {
+        Ok(opened) => Ok(opened),
+        Err(DatabaseError::DatabaseAlreadyOpen) => Err(Error::InUse { path: path.to_owned() }),
+        Err(DatabaseError::UpgradeRequired(found)) => Err(Error::NotAStore {
             path: path.to_owned(),
             reason: format!("it is a redb file of format {found}, which we never wrote"),
         }),
-        Ok(Err(error)) => Err(storage_error(path, "open", &error.into())),
-        Err(panic) => Err(Error::Corrupt {
+        Err(error) => Err(storage_error(path, "open", &error.into())),
+    })
+}
+
+/// Runs a look at a file that may be damaged, or may change meanwhile; a panic is an error.
+pub(crate) fn guarded<T>(path: &Path, look: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(look)).unwrap_or_else(|panic| {
+        Err(Error::Corrupt {
             what: path.display().to_string(),
             reason: format!("reading it failed: {}", crate::error::panic_text(panic.as_ref())),
-        }),
-    }
+        })
+    })
 }
 
 fn storage_error(path: &Path, action: &str, error: &redb::Error) -> Error {
     let shown = path.display();
     match error {
         redb::Error::Corrupted(reason) => Error::Corrupt { what: shown.to_string(), reason: reason.clone() },
+        redb::Error::Io(cause) if cause.kind() == io::ErrorKind::UnexpectedEof => Error::Corrupt {
+            what: shown.to_string(),
+            reason: "it ends before what it should hold: it was cut short".to_owned(),
+        },
         redb::Error::Io(cause) => {
             Error::io(format!("{action} the store {shown}"), io::Error::new(cause.kind(), cause.to_string()))
         }
@@ -464,7 +549,7 @@ fn storage_error(path: &Path, action: &str, error: &redb::Error) -> Error {
 }
 
 /// A key for people: text where it is text, bytes in hexadecimal where not.
-fn show(key: &[u8]) -> String {
+pub(crate) fn show(key: &[u8]) -> String {
     use std::fmt::Write;
     // Writing to a string does not fail.
     let mut shown = String::new();

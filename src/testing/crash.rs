@@ -287,12 +287,6 @@ struct Window<'a> {
     tearable: Vec<usize>,
 }
 
-impl fmt::Debug for Entry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
 impl Window<'_> {
     fn image(&self, kept: Kept) -> CrashImage {
         let mut image = self.durable.clone();
@@ -692,8 +686,8 @@ mod tests {
         for operations in [6, 40] {
             let (disk, _) = random_run(&mut rng, operations);
             disk.inject(Fault::SyncsIgnored);
-            for at in 0..30 {
-                disk.write(at * 100, &[at as u8; 3000]).unwrap();
+            for at in 0..30_u8 {
+                disk.write(u64::from(at) * 100, &[at; 3000]).unwrap();
                 disk.sync().unwrap();
             }
             let run = disk.recording();

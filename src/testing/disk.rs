@@ -85,6 +85,12 @@ impl fmt::Display for Entry {
     }
 }
 
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 /// What a process does with a disk, as far as it can be made to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DiskOperation {
@@ -198,7 +204,9 @@ impl SimDisk {
     /// A disk that held `initial`, and to which all of `log` was done.
     pub(super) fn from_log(initial: Image, log: Vec<Entry>) -> Self {
         let mut live = initial.clone();
-        log.iter().for_each(|entry| entry.apply(&mut live));
+        for entry in &log {
+            entry.apply(&mut live);
+        }
         let (faults, counts) = (Vec::new(), FaultCounts::default());
         Self { inner: Arc::new(Mutex::new(Inner { initial, live, log, faults, counts, dead: false })) }
     }

@@ -1,0 +1,351 @@
+//! Commits and users as records, page by page.
+//!
+//! One stream, `commits`. A run extracts a fixed range: the history of the HEAD that its first page found, without
+//! that of the one that the last finished run found. (Not by date: the dates in a repository are what people's clocks
+//! said.) Git lists a range in the same order every time, so a position in it is a number.
+//!
+//! Within an invocation one `git log` goes on from page to page. A new invocation starts it again and reads what was
+//! extracted once more, only to know which users were announced.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::time::Duration;
+
+use highwater::airdrop::{Context, ExternalSyncUnit, Extractor, SourceError};
+use highwater::{Page, Record};
+use indicatif::ProgressBar;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::repository::{Commit, GitError, Log, Repository, Signature, start_of};
+
+const COMMITS: &str = "commits";
+const USERS: &str = "users";
+/// Bytes of a subject that are kept, and of a body.
+const SUBJECT_BYTES_MAX: usize = 64 * 1024;
+const BODY_BYTES_MAX: usize = 1024 * 1024;
+/// Bytes of text that end a page early.
+const PAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// A place in the listing of a run: before it are the commits that are staged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Cursor {
+    /// The HEAD that the run extracts.
+    head: String,
+    /// The HEAD that the last finished run extracted; `None`: everything is new.
+    base: Option<String>,
+    /// Commits behind `base`.
+    known: u64,
+    /// Commits that the run extracts.
+    total: u64,
+    /// Commits before this place.
+    position: u64,
+    /// The last of those.
+    last: Option<String>,
+}
+
+/// What a finished run leaves for the next.
+#[derive(Debug, Serialize, Deserialize)]
+struct Bookmark {
+    /// The HEAD that it extracted.
+    head: String,
+    /// Commits behind it. If they are more one day, a shallow clone was deepened.
+    commits: u64,
+}
+
+/// A listing that is being read.
+#[derive(Debug)]
+struct Walk {
+    at: Cursor,
+    log: Log,
+    announced: HashSet<String>,
+}
+
+/// The data of a commit's record.
+#[derive(Serialize)]
+struct CommitData<'a> {
+    subject: Option<Cow<'a, str>>,
+    body: Option<Cow<'a, str>>,
+    author: Option<&'a str>,
+    committer: Option<&'a str>,
+    parents: &'a [String],
+}
+
+/// The data of a user's record.
+#[derive(Serialize)]
+struct UserData<'a> {
+    name: Option<&'a str>,
+    email: Option<&'a str>,
+}
+
+/// Extracts a repository.
+#[derive(Debug)]
+pub(crate) struct GitExtractor<'a> {
+    repository: &'a Repository,
+    page_size: u32,
+    page_delay: Duration,
+    bar: &'a ProgressBar,
+    walk: Option<Walk>,
+}
+
+impl<'a> GitExtractor<'a> {
+    /// An extractor whose pages have at most `page_size` commits, and take `page_delay` longer than they need.
+    pub(crate) fn new(
+        repository: &'a Repository,
+        page_size: u32,
+        page_delay: Duration,
+        bar: &'a ProgressBar,
+    ) -> Self {
+        Self { repository, page_size, page_delay, bar, walk: None }
+    }
+
+    /// Decides what a new run extracts.
+    fn begin(&self, context: &Context<'_>) -> Result<Walk, SourceError> {
+        let head = self.repository.head()?;
+        if self.repository.is_shallow() {
+            self.warn(
+                "the repository is a shallow clone: what lies behind its oldest commits is not extracted",
+            );
+        }
+        if let Some(bookmark) = context.bookmark::<Bookmark>(COMMITS)? {
+            let Bookmark { head: base, commits } = bookmark;
+            if self.repository.commit(&base)?.is_none() || !self.repository.is_ancestor(&base, &head)? {
+                self.warn(&format!(
+                    "history was rewritten: HEAD {head} does not follow {base}, where the last sync ended; \
+                     everything is extracted anew"
+                ));
+            } else {
+                let (new, known) = self.repository.new_commits(&head, &base)?;
+                if known == commits {
+                    let total = new.len() as u64;
+                    let log = self.repository.log(&head, Some(&base), Some(new))?;
+                    let at = Cursor { head, base: Some(base), known, total, position: 0, last: None };
+                    return Ok(Walk { at, log, announced: HashSet::new() });
+                }
+                self.warn(&format!(
+                    "history was rewritten: {base}, where the last sync ended, had {commits} commits behind it and \
+                     has {known} now (as when a shallow clone is deepened); everything is extracted anew"
+                ));
+            }
+        }
+        let total = self.repository.count(&head)?;
+        let log = self.repository.log(&head, None, None)?;
+        let at = Cursor { head, base: None, known: 0, total, position: 0, last: None };
+        Ok(Walk { at, log, announced: HashSet::new() })
+    }
+
+    /// Goes on where an earlier life left off.
+    fn resume(&self, cursor: Cursor) -> Result<Walk, SourceError> {
+        let Cursor { head, base, total, .. } = &cursor;
+        let (found, wanted) = match base {
+            Some(base) => {
+                let (new, _) = self.repository.new_commits(head, base)?;
+                (new.len() as u64, Some(new))
+            }
+            None => (self.repository.count(head)?, None),
+        };
+        if found != *total {
+            return Err(changed(&format!("has {found} commits to extract now and had {total}")).into());
+        }
+        let mut log = self.repository.log(head, base.as_deref(), wanted)?;
+        let mut announced = HashSet::new();
+        let mut last = None;
+        for _ in 0..cursor.position {
+            let Some(commit) = log.next()? else { break };
+            for signature in [&commit.author, &commit.committer] {
+                announced.extend(signature.user_id());
+            }
+            last = Some(commit.hash);
+        }
+        if last != cursor.last {
+            let (found, expected) = (last.as_deref().unwrap_or("none"), cursor.last.as_deref());
+            let expected = expected.unwrap_or("none");
+            return Err(changed(&format!(
+                "has {found} as commit number {}, where {expected} was",
+                cursor.position
+            ))
+            .into());
+        }
+        Ok(Walk { at: cursor, log, announced })
+    }
+
+    fn warn(&self, text: &str) {
+        self.bar.suspend(|| eprintln!("warning: {text}"));
+    }
+}
+
+fn changed(how: &str) -> String {
+    format!("the history changed while it was extracted: it {how}; start a new sync")
+}
+
+impl Extractor for GitExtractor<'_> {
+    type Cursor = Cursor;
+
+    fn external_sync_units(&mut self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+        let repository = self.repository;
+        let commits = match repository.head() {
+            Ok(head) => repository.count(&head)?,
+            Err(GitError::Empty { .. }) => 0,
+            Err(error) => return Err(error.into()),
+        };
+        Ok(vec![ExternalSyncUnit {
+            id: repository.id().to_owned(),
+            name: repository.name().to_owned(),
+            description: format!("Git repository, {}", repository.head_name()?),
+            item_count: Some(commits),
+            item_type: Some(COMMITS.to_owned()),
+        }])
+    }
+
+    fn metadata(&mut self, _: &Context<'_>) -> Result<Value, SourceError> {
+        Ok(json!({
+            "schema_version": "v0.2.0",
+            "record_types": {
+                COMMITS: {
+                    "name": "Commit",
+                    "description": "A commit of the history of HEAD. Its id is its hash; it was created when it was \
+                                    authored, and modified when it was committed.",
+                    "fields": {
+                        "subject": {
+                            "name": "Subject",
+                            "description": "The first paragraph of its message, on one line",
+                            "type": "text",
+                        },
+                        "body": {
+                            "name": "Body",
+                            "description": "The rest of its message, plain text",
+                            "type": "text",
+                        },
+                        "author": {
+                            "name": "Author",
+                            "description": "Who wrote the change",
+                            "type": "reference",
+                            "reference": { "refers_to": { "#record:users": {} } },
+                        },
+                        "committer": {
+                            "name": "Committer",
+                            "description": "Who made the commit of it",
+                            "type": "reference",
+                            "reference": { "refers_to": { "#record:users": {} } },
+                        },
+                        "parents": {
+                            "name": "Parents",
+                            "description": "The commits that it follows; more than one for a merge",
+                            "type": "reference",
+                            "collection": {},
+                            "reference": { "refers_to": { "#record:commits": {} } },
+                        },
+                    },
+                },
+                USERS: {
+                    "name": "User",
+                    "description": "An author or committer. The id is the e-mail, as it is in the commits.",
+                    "fields": {
+                        "name": {
+                            "name": "Name",
+                            "description": "The name in the newest commit that was extracted",
+                            "type": "text",
+                        },
+                        "email": { "name": "E-mail", "type": "text" },
+                    },
+                },
+            },
+        }))
+    }
+
+    fn streams(&self) -> Vec<String> {
+        vec![COMMITS.to_owned()]
+    }
+
+    fn page(
+        &mut self,
+        context: &Context<'_>,
+        _: &str,
+        cursor: Option<Cursor>,
+    ) -> Result<Page<Cursor>, SourceError> {
+        std::thread::sleep(self.page_delay);
+        // Taken, so that a page that fails leaves no listing that is ahead of what is staged.
+        let mut walk = match (self.walk.take(), cursor) {
+            (Some(walk), Some(cursor)) if walk.at == cursor => walk,
+            (_, Some(cursor)) => self.resume(cursor)?,
+            (_, None) => self.begin(context)?,
+        };
+        let mut records = Vec::new();
+        let mut bytes = 0;
+        let mut over = false;
+        for _ in 0..self.page_size {
+            if bytes >= PAGE_BYTES_MAX {
+                break;
+            }
+            let Some(commit) = walk.log.next()? else {
+                over = true;
+                break;
+            };
+            bytes += commit.subject.len() + commit.body.len();
+            walk.at.position += 1;
+            add(&commit, &mut walk.announced, &mut records)?;
+            walk.at.last = Some(commit.hash);
+        }
+        let at = &walk.at;
+        over = over || (at.position >= at.total && walk.log.next()?.is_none());
+        if over != (at.position == at.total) {
+            return Err(changed(&format!("should have {} commits to extract", at.total)).into());
+        }
+        self.bar.set_length(at.total);
+        self.bar.set_position(at.position);
+        let percent = u8::try_from(at.position * 100 / at.total.max(1)).unwrap_or(100);
+        let mut page = if over {
+            Page::last().bookmark(&Bookmark { head: at.head.clone(), commits: at.known + at.total })
+        } else {
+            Page::more(at.clone())
+        };
+        for (item_type, record) in records {
+            page.push(item_type, record);
+        }
+        self.walk = Some(walk);
+        Ok(page.progress(percent))
+    }
+}
+
+/// Makes the record of a commit, and of those of its users that were not announced yet.
+fn add(
+    commit: &Commit,
+    announced: &mut HashSet<String>,
+    records: &mut Vec<(&'static str, Record)>,
+) -> highwater::Result<()> {
+    let Commit { hash, parents, author, committer, subject, body } = commit;
+    let (author_id, committer_id) = (author.user_id(), committer.user_id());
+    for (id, signature) in [(&author_id, author), (&committer_id, committer)] {
+        let Some(id) = id else { continue };
+        if announced.insert(id.clone()) {
+            let Signature { email, .. } = signature;
+            let email = Some(email.as_str()).filter(|email| email == id);
+            records.push((USERS, Record::new(id, &UserData { name: signature.name(), email })?));
+        }
+    }
+    let data = CommitData {
+        subject: kept(subject, SUBJECT_BYTES_MAX),
+        body: kept(body, BODY_BYTES_MAX),
+        author: author_id.as_deref(),
+        committer: committer_id.as_deref(),
+        parents,
+    };
+    let mut record = Record::new(hash, &data)?;
+    if let Some(at) = author.at {
+        record = record.created(at);
+    }
+    if let Some(at) = committer.at {
+        record = record.modified(at);
+    }
+    records.push((COMMITS, record));
+    Ok(())
+}
+
+/// A text as a value: none if it is empty, and cut, with a note of it, if it is longer than anybody reads.
+fn kept(text: &str, bytes_max: usize) -> Option<Cow<'_, str>> {
+    if text.len() > bytes_max {
+        let start = start_of(text, bytes_max);
+        return Some(format!("{start}... (cut here, it has {} bytes)", text.len()).into());
+    }
+    (!text.is_empty()).then_some(text.into())
+}

@@ -1,2 +1,0 @@
-//! Shows a store to a person or a script.
-fn main() {}

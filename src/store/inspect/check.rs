@@ -1,0 +1,726 @@
+//! Whether a store is whole: its pages, its rows, and what its rows say of one another.
+//!
+//! First every page is checked against its checksum; where one does not fit, nothing that is read could be trusted,
+//! so that is the one finding. Then every row of every table is decoded, and then, unit by unit, whatever two rows
+//! both know is compared. All that does not fit is reported, not the first of it.
+//!
+//! What must hold at every moment, whether batches are acknowledged by a loop or announced by sealed messages:
+//!
+//! - `read = batched + open`, and the open lines are those in the chunks;
+//! - `batched = confirmed + staged + uploaded`, and `confirmed = announced +` what is confirmed and in no message;
+//! - a batch has its bytes exactly while it is staged or uploaded, and they are as many lines as it says;
+//! - what a batch is announced by is a message that is sealed and not yet delivered, and it counts those batches;
+//! - the newest event of a run, the message that answers it and the run agree;
+//! - the watermark is that of the last finished run, and a run that is over has left its row in the ledger.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::Path;
+
+use serde::Serialize;
+use serde::de::IgnoredAny;
+
+use crate::artifact::{decompress, line_count};
+use crate::error::{Error, Result};
+use crate::model::{ItemType, LEDGER_RUNS_MAX, RunId, StreamName, SyncUnitId, ValueKey};
+use crate::store::codec::DecodeError;
+use crate::store::rows::{
+    BATCHES, BOOKMARKS, BatchRow, BatchState, CHUNKS, EVENTS, EventRow, FormatRow, Json, Key, LEDGER,
+    LedgerRow, MESSAGES, META, MessageFate, MessageKind, MessageRow, PAYLOADS, Payload, RUN_IDS, RUNS, Row,
+    RunRow, RunStatus, STREAMS, TYPES, Table, TypeRow, UNITS, UnitRow, VALUES, name_hash, name_of,
+};
+use crate::store::run::run_key;
+use crate::store::tables::View;
+
+use super::{Pages, Snapshot, Source};
+
+/// What a [`check`] found.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct CheckReport {
+    /// Which way the store was read; `None` if its pages are too damaged for that.
+    pub source: Option<Source>,
+    /// Sync units checked.
+    pub units: u64,
+    /// Rows read, of every table.
+    pub rows: u64,
+    /// Everything that does not fit; none, and the store is whole.
+    pub findings: Vec<Finding>,
+}
+
+/// Something that does not fit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Finding {
+    /// The table, unless it is the file as a whole.
+    pub table: Option<&'static str>,
+    /// The sync unit, if the row is known to be one's.
+    pub sync_unit: Option<String>,
+    /// What does not fit.
+    pub problem: String,
+}
+
+/// Checks a store as [`Snapshot::open`] reads it: every page, every row, and what the rows say of one another.
+///
+/// A damaged store is no error but a report with findings.
+///
+/// # Errors
+/// `Io`, `NotAStore`, `NewerFormat` or `InUse`, as [`Snapshot::open`].
+pub fn check(path: impl AsRef<Path>) -> Result<CheckReport> {
+    let damaged = |source, problem| {
+        let findings = vec![Finding { table: None, sync_unit: None, problem }];
+        CheckReport { source, units: 0, rows: 0, findings }
+    };
+    let mut snapshot = match Snapshot::open_with(path.as_ref(), Pages::Unverified) {
+        Ok(snapshot) => snapshot,
+        Err(Error::Corrupt { reason, .. }) => return Ok(damaged(None, reason)),
+        Err(error) => return Err(error),
+    };
+    if let Some(problem) = snapshot.verify()? {
+        return Ok(damaged(Some(snapshot.source), problem));
+    }
+    let (units, rows, findings) = snapshot.look(|view| {
+        let mut check = Check { view, rows: 0, findings: Vec::new() };
+        let units = check.tables()?;
+        for (id, unit) in &units {
+            check.unit(id, unit)?;
+        }
+        Ok((units.len() as u64, check.rows, check.findings))
+    })?;
+    Ok(CheckReport { source: Some(snapshot.source), units, rows, findings })
+}
+
+struct Check<'a> {
+    view: &'a View<'a>,
+    rows: u64,
+    findings: Vec<Finding>,
+}
+
+/// The rows of one table of one unit, by what their keys end in.
+type Of<K, R> = BTreeMap<K, R>;
+
+/// What of the batches of an item type is not yet where it belongs.
+#[derive(Default)]
+struct Sums {
+    /// Staged or uploaded.
+    with_bytes: (u64, u64),
+    /// Confirmed, and in no message.
+    confirmed: (u64, u64),
+}
+
+impl Check<'_> {
+    fn found(&mut self, table: &'static str, unit: Option<&str>, problem: impl Into<String>) {
+        self.findings.push(Finding {
+            table: Some(table),
+            sync_unit: unit.map(str::to_owned),
+            problem: problem.into(),
+        });
+    }
+
+    /// Decodes every row of every table; returns the units.
+    fn tables(&mut self) -> Result<Vec<(String, UnitRow)>> {
+        let mut format: Option<FormatRow> = None;
+        self.table(&META, |_, _, row| {
+            format = Some(row);
+            Ok(())
+        })?;
+        let mut units: Vec<(String, UnitRow)> = Vec::new();
+        self.table(&UNITS, |_, key, row| {
+            let id = name_of(key)?;
+            SyncUnitId::new(id).map_err(|error| DecodeError::Damaged(error.to_string()))?;
+            units.push((id.to_owned(), row));
+            Ok(())
+        })?;
+        let mut numbers = BTreeSet::new();
+        for (id, unit) in &units {
+            if !numbers.insert(unit.no) {
+                self.found(UNITS.name, Some(id), format!("its number {} is another unit's too", unit.no));
+            }
+            if format.as_ref().is_some_and(|format| unit.no >= format.next_unit) {
+                self.found(UNITS.name, Some(id), format!("its number {} was never given out", unit.no));
+            }
+        }
+        self.owned(&RUNS, &numbers)?;
+        self.owned(&RUN_IDS, &numbers)?;
+        self.owned(&STREAMS, &numbers)?;
+        self.owned(&TYPES, &numbers)?;
+        self.owned(&CHUNKS, &numbers)?;
+        self.owned(&BATCHES, &numbers)?;
+        self.owned(&PAYLOADS, &numbers)?;
+        self.owned(&BOOKMARKS, &numbers)?;
+        self.owned(&VALUES, &numbers)?;
+        self.owned(&EVENTS, &numbers)?;
+        self.owned(&MESSAGES, &numbers)?;
+        self.owned(&LEDGER, &numbers)?;
+        Ok(units)
+    }
+
+    /// Decodes a table of rows that each belong to a unit.
+    fn owned<R: Row>(&mut self, table: &Table<R>, units: &BTreeSet<u64>) -> Result<()> {
+        self.table(table, |check, key, _| {
+            let (unit, _) = number_first(key)?;
+            if !units.contains(&unit) {
+                check.found(table.name, None, format!("a row is of unit number {unit}, which there is not"));
+            }
+            Ok(())
+        })
+    }
+
+    /// Decodes every row of a table. What is of a newer format is an error, what is damaged a finding.
+    fn table<R: Row>(
+        &mut self,
+        table: &Table<R>,
+        mut each: impl FnMut(&mut Self, &[u8], R) -> Result<(), DecodeError>,
+    ) -> Result<()> {
+        let view = self.view;
+        let scanned = view.scan_bytes(table, &Key::name(""), |key, bytes| {
+            self.rows += 1;
+            match R::from_bytes(bytes).and_then(|row| each(self, key, row)) {
+                Ok(()) => Ok(()),
+                Err(DecodeError::Damaged(reason)) => {
+                    self.found(table.name, None, format!("key {}: {reason}", shown(key)));
+                    Ok(())
+                }
+                Err(DecodeError::Newer { found, supported }) => Err(Error::NewerFormat {
+                    what: format!("table {}, key {}", table.name, shown(key)),
+                    found: found.into(),
+                    supported: supported.into(),
+                }),
+            }
+        });
+        match scanned {
+            Err(Error::Corrupt { reason, .. }) => {
+                self.found(table.name, None, reason);
+                Ok(())
+            }
+            scanned => scanned,
+        }
+    }
+
+    /// The rows of a table under a key. What does not decode was found already, and is left out.
+    fn rows<R: Row, K: Ord>(
+        &self,
+        table: &Table<R>,
+        prefix: &Key,
+        key_of: impl Fn(&[u8]) -> Result<K, DecodeError>,
+    ) -> Result<Of<K, R>> {
+        let mut rows = BTreeMap::new();
+        let scanned = self.view.scan_bytes(table, prefix, |tail, bytes| {
+            if let (Ok(key), Ok(row)) = (key_of(tail), R::from_bytes(bytes)) {
+                rows.insert(key, row);
+            }
+            Ok(())
+        });
+        match scanned {
+            Ok(()) | Err(Error::Corrupt { .. }) => Ok(rows),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn unit(&mut self, id: &str, unit: &UnitRow) -> Result<()> {
+        let prefix = Key::unit(unit.no);
+        let runs = self.rows(&RUNS, &prefix, number)?;
+        let run_ids = self.rows(&RUN_IDS, &prefix, number)?;
+        let ledger = self.rows(&LEDGER, &prefix, number)?;
+        let messages = self.rows(&MESSAGES, &prefix, number)?;
+        let events = self.rows(&EVENTS, &prefix, |tail| {
+            let (run, hash) = number_first(tail)?;
+            Ok((run, number(hash)?))
+        })?;
+
+        let mut numbers = BTreeSet::new();
+        for (&hash, row) in &run_ids {
+            let of_another = row.id.as_ref().is_some_and(|run_id| name_hash(run_id) != hash);
+            if of_another || row.run >= unit.next_run || !numbers.insert(row.run) {
+                let run_id = row.id.clone().unwrap_or_else(|| format!("of hash {hash:016x}"));
+                self.found(RUN_IDS.name, Some(id), format!("the id {run_id} is of no run, or of another's"));
+            }
+        }
+        match (unit.run, unit.run.and_then(|no| runs.get(&no))) {
+            (Some(no), Some(_)) if no + 1 == unit.next_run => {}
+            (Some(no), Some(_)) => {
+                self.found(UNITS.name, Some(id), format!("run number {no} is not its newest"));
+            }
+            (Some(no), None) => self.found(RUNS.name, Some(id), format!("run number {no} is missing")),
+            (None, _) if unit.next_run > 1 => self.found(UNITS.name, Some(id), "its newest run is not known"),
+            (None, _) => {}
+        }
+        for (&no, run) in &runs {
+            if unit.run != Some(no) {
+                self.found(RUNS.name, Some(id), format!("run number {no} is not the unit's run"));
+                continue;
+            }
+            self.run_identity(
+                id,
+                no,
+                run,
+                run_ids.get(&name_hash(&run.id)).map(|row| row.run),
+                ledger.get(&no),
+            );
+            self.conversation(id, no, run, &messages, &events);
+            self.extraction(id, unit, no, run, &messages)?;
+        }
+        self.strays(id, unit, &runs)?;
+        self.ledger(id, unit, &ledger, &run_ids.iter().map(|(&hash, row)| (hash, row.run)).collect());
+        self.kept_messages(id, unit, &messages, &events);
+        self.kept_values(id, unit)
+    }
+
+    fn run_identity(
+        &mut self,
+        id: &str,
+        no: u64,
+        run: &RunRow,
+        known_as: Option<u64>,
+        over: Option<&LedgerRow>,
+    ) {
+        let mut found =
+            |problem: String| self.found(RUNS.name, Some(id), format!("run {}: {problem}", run.id));
+        if RunId::new(run.id.as_str()).is_err() {
+            found("its id is none".to_owned());
+        }
+        if known_as != Some(no) {
+            found("its id does not lead to it".to_owned());
+        }
+        if run.epoch == 0 || run.next_seq == 0 || run.next_chunk == 0 {
+            found("it counts from 0".to_owned());
+        }
+        match (run.status, over) {
+            (RunStatus::Open, None) => {
+                if run.ended_at.is_some() {
+                    found("it is open and has an end".to_owned());
+                }
+            }
+            (RunStatus::Open, Some(_)) => found("it is open, and the ledger has it as over".to_owned()),
+            (_, None) => found("it is over, and the ledger does not have it".to_owned()),
+            (status, Some(entry)) => {
+                if entry.status != status || entry.id != run.id || run.ended_at != Some(entry.ended_at) {
+                    found("the ledger says otherwise of it".to_owned());
+                }
+            }
+        }
+    }
+
+    /// What the newest run, its events and its messages say of one another.
+    fn conversation(
+        &mut self,
+        id: &str,
+        no: u64,
+        run: &RunRow,
+        messages: &Of<u64, MessageRow>,
+        events: &Of<(u64, u64), EventRow>,
+    ) {
+        let newest = run.event.map(|hash| (hash, events.get(&(no, hash))));
+        match newest {
+            Some((hash, None)) => {
+                self.found(
+                    EVENTS.name,
+                    Some(id),
+                    format!("the newest event of run {} is missing: hash {hash:016x}", run.id),
+                );
+            }
+            Some((_, Some(event))) => {
+                if event.order != run.events {
+                    let (order, of) = (event.order, run.events);
+                    self.found(EVENTS.name, Some(id), format!("its newest event is number {order} of {of}"));
+                }
+                if event.message != run.message {
+                    self.found(RUNS.name, Some(id), "run and newest event differ about what answers it");
+                }
+            }
+            None if run.events > 0 || run.message.is_some() => {
+                self.found(RUNS.name, Some(id), format!("run {} has events and no newest one", run.id));
+            }
+            None => {}
+        }
+        for (&number, message) in messages.iter().filter(|(_, message)| message.run == no) {
+            let mut found = |problem: &str| {
+                self.found(MESSAGES.name, Some(id), format!("message {number} of run {}: {problem}", run.id));
+            };
+            if message.fate == MessageFate::Sealed && run.message != Some(number) {
+                found("it is not delivered, and the run went on");
+            }
+            if number < run.first_message {
+                found("it is older than the run's first");
+            }
+            if message.kind == MessageKind::Done && !run.done.contains(message.phase) {
+                found("it says DONE of a phase that the run has not done");
+            }
+            if message.finishes && message.fate != MessageFate::Sealed && run.status == RunStatus::Open {
+                found("it ends the run and was delivered, and the run is open");
+            }
+        }
+    }
+
+    /// What the newest run read, and where all of it is.
+    fn extraction(
+        &mut self,
+        id: &str,
+        unit: &UnitRow,
+        no: u64,
+        run: &RunRow,
+        messages: &Of<u64, MessageRow>,
+    ) -> Result<()> {
+        if run.status != RunStatus::Open {
+            return Ok(());
+        }
+        let key = run_key(unit.no, no);
+        let types = self.rows(&TYPES, &key, name)?;
+        let batches = self.rows(&BATCHES, &key, number)?;
+        self.streams(id, run, &key, types.values().map(|counts| counts.read).sum())?;
+        self.chunks(id, run, &key, &types)?;
+        self.payloads(id, &key, &batches)?;
+
+        let mut sums: BTreeMap<&str, Sums> = BTreeMap::new();
+        let mut announced: BTreeMap<u64, u64> = BTreeMap::new();
+        for (&seq, batch) in &batches {
+            let mut found = |problem: &str| {
+                self.found(BATCHES.name, Some(id), format!("batch {seq} of run {}: {problem}", run.id));
+            };
+            if !(1..run.next_seq).contains(&seq) {
+                found("its number was never given out");
+            }
+            if batch.items == 0 || !(1..=run.epoch).contains(&batch.epoch) || batch.uploaded_in > run.epoch {
+                found("it is empty, or of no life of the run");
+            }
+            if !types.contains_key(&batch.item_type) {
+                found(&format!("its item type {} has no counts", batch.item_type));
+            }
+            if batch.artifact.is_some() == (batch.state == BatchState::Staged) {
+                found("it has an artifact id exactly if it was not uploaded");
+            }
+            let sums = sums.entry(batch.item_type.as_str()).or_default();
+            let sum = match batch.state {
+                BatchState::Staged | BatchState::Uploaded => &mut sums.with_bytes,
+                BatchState::Confirmed => &mut sums.confirmed,
+                BatchState::Announced(message) => {
+                    *announced.entry(message).or_default() += 1;
+                    let of = messages.get(&message);
+                    if of.is_none_or(|of| of.run != no || of.fate != MessageFate::Sealed) {
+                        found(&format!(
+                            "it is announced by message {message}, which is not there to be sent"
+                        ));
+                    }
+                    continue;
+                }
+            };
+            sum.0 += 1;
+            sum.1 += u64::from(batch.items);
+        }
+        for (&number, message) in messages.iter().filter(|(_, message)| message.run == no) {
+            let names = announced.get(&number).copied().unwrap_or_default();
+            if message.fate == MessageFate::Sealed && message.artifacts != names {
+                let says = message.artifacts;
+                self.found(
+                    MESSAGES.name,
+                    Some(id),
+                    format!("message {number} announces {says} artifacts, and {names} batches are in it"),
+                );
+            }
+        }
+        for (item_type, counts) in &types {
+            let sums = sums.remove(item_type.as_str()).unwrap_or_default();
+            self.balance(id, run, item_type, counts, &sums);
+        }
+        let open =
+            batches.values().filter(|batch| !matches!(batch.state, BatchState::Announced(_))).count() as u64;
+        if run.open_batches != open {
+            let says = run.open_batches;
+            self.found(
+                RUNS.name,
+                Some(id),
+                format!("run {}: {says} batches are open, there are {open}", run.id),
+            );
+        }
+        let closed: u64 = types.values().map(|counts| counts.batches).sum();
+        if run.next_seq != closed + 1 {
+            let given = run.next_seq.saturating_sub(1);
+            self.found(
+                RUNS.name,
+                Some(id),
+                format!("run {}: {given} batch numbers are given out, {closed} batches are counted", run.id),
+            );
+        }
+        Ok(())
+    }
+
+    /// Whether the counts of an item type agree with one another and with its batches.
+    fn balance(&mut self, id: &str, run: &RunRow, item_type: &str, counts: &TypeRow, sums: &Sums) {
+        let mut same = |what: &str, says: u64, is: u64| {
+            if says != is {
+                let problem = format!("{item_type} of run {}: {what}: {says}, should be {is}", run.id);
+                self.found(TYPES.name, Some(id), problem);
+            }
+        };
+        same("read", counts.read, counts.batched + u64::from(counts.open_items));
+        same("confirmed", counts.confirmed, counts.batched.saturating_sub(sums.with_bytes.1));
+        same("announced", counts.announced, counts.confirmed.saturating_sub(sums.confirmed.1));
+        let unannounced = sums.with_bytes.0 + sums.confirmed.0;
+        same("artifacts announced", counts.artifacts_announced, counts.batches.saturating_sub(unannounced));
+    }
+
+    fn streams(&mut self, id: &str, run: &RunRow, key: &Key, read: u64) -> Result<()> {
+        let (mut pages, mut items) = (0, 0);
+        for (stream, row) in self.rows(&STREAMS, key, name)? {
+            pages += row.pages;
+            items += row.items;
+            let mut found = |problem: &str| {
+                self.found(STREAMS.name, Some(id), format!("stream {stream} of run {}: {problem}", run.id));
+            };
+            if StreamName::new(stream.as_str()).is_err() {
+                found("its name is none");
+            }
+            if row.pages > 0 && row.exhausted == row.cursor.is_some() {
+                found("it has a cursor exactly if it is exhausted");
+            }
+            if !row.cursor.as_deref().is_none_or(is_json) {
+                found("its cursor is no JSON");
+            }
+            if !row.bookmark.as_deref().is_none_or(is_json) {
+                found("its bookmark is no JSON");
+            }
+        }
+        if run.pages != pages {
+            let says = run.pages;
+            self.found(
+                RUNS.name,
+                Some(id),
+                format!("run {}: {says} pages, its streams gave {pages}", run.id),
+            );
+        }
+        if items != read {
+            let problem =
+                format!("run {}: its streams gave {items} records, {read} are counted as read", run.id);
+            self.found(TYPES.name, Some(id), problem);
+        }
+        Ok(())
+    }
+
+    /// The lines of open batches.
+    fn chunks(&mut self, id: &str, run: &RunRow, key: &Key, types: &Of<String, TypeRow>) -> Result<()> {
+        let mut open: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+        let chunks = self.rows(&CHUNKS, key, |tail| {
+            let (inner, number) = tail.split_last_chunk().ok_or_else(short)?;
+            let inner = inner.strip_suffix(&[0]).ok_or_else(short)?;
+            Ok((name(inner)?, u64::from_be_bytes(*number)))
+        })?;
+        for ((item_type, number), chunk) in chunks {
+            let sum = open.entry(item_type.clone()).or_default();
+            sum.0 += u64::from(chunk.items);
+            sum.1 += chunk.lines.len() as u64;
+            let lines = line_count(&chunk.lines);
+            if lines != u64::from(chunk.items) || chunk.lines.last().is_some_and(|&last| last != b'\n') {
+                let problem =
+                    format!("chunk {number} of {item_type}: {lines} lines instead of {}", chunk.items);
+                self.found(CHUNKS.name, Some(id), problem);
+            }
+            if !(1..run.next_chunk).contains(&number) || !types.contains_key(&item_type) {
+                self.found(CHUNKS.name, Some(id), format!("chunk {number} of {item_type} is nobody's"));
+            }
+        }
+        for (item_type, counts) in types {
+            let (items, bytes) = open.remove(item_type).unwrap_or_default();
+            if (items, bytes) != (counts.open_items.into(), counts.open_bytes) {
+                let problem = format!(
+                    "{item_type} of run {}: {} items and {} bytes are open, the chunks hold {items} and {bytes}",
+                    run.id, counts.open_items, counts.open_bytes
+                );
+                self.found(TYPES.name, Some(id), problem);
+            }
+            if ItemType::new(item_type.as_str()).is_err() {
+                self.found(TYPES.name, Some(id), format!("the item type {item_type:?} is none"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The bytes of batches: there exactly while they are needed, and what they should be. One is read at a time.
+    fn payloads(&mut self, id: &str, key: &Key, batches: &Of<u64, BatchRow>) -> Result<()> {
+        let with_bytes = |batch: &BatchRow| matches!(batch.state, BatchState::Staged | BatchState::Uploaded);
+        let mut missing: BTreeSet<u64> =
+            batches.iter().filter(|(_, batch)| with_bytes(batch)).map(|(&seq, _)| seq).collect();
+        let view = self.view;
+        let scanned = view.scan_bytes(&PAYLOADS, key, |tail, bytes| {
+            let Ok(seq) = number(tail) else { return Ok(()) };
+            missing.remove(&seq);
+            let Ok(Payload(member)) = Payload::from_bytes(bytes) else { return Ok(()) };
+            let mut found = |problem: String| {
+                self.found(PAYLOADS.name, Some(id), format!("the bytes of batch {seq}: {problem}"));
+            };
+            let Some(batch) = batches.get(&seq).filter(|batch| with_bytes(batch)) else {
+                found("no batch needs them".to_owned());
+                return Ok(());
+            };
+            if member.len() as u64 != batch.gzip_bytes {
+                found(format!("they are {} bytes instead of {}", member.len(), batch.gzip_bytes));
+            }
+            match decompress(&member, batch.line_bytes, &mut io::sink()) {
+                Ok(contents) => {
+                    if contents.lines != u64::from(batch.items) || contents.line_bytes != batch.line_bytes {
+                        found(format!(
+                            "they hold {} lines of {} bytes instead of {} of {}",
+                            contents.lines, contents.line_bytes, batch.items, batch.line_bytes
+                        ));
+                    }
+                }
+                Err(error) => found(format!("they are no whole gzip member: {error}")),
+            }
+            Ok(())
+        });
+        for seq in missing {
+            self.found(PAYLOADS.name, Some(id), format!("the bytes of batch {seq} are missing"));
+        }
+        match scanned {
+            Ok(()) | Err(Error::Corrupt { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Rows that only an open run has, of one that is not open.
+    fn strays(&mut self, id: &str, unit: &UnitRow, runs: &Of<u64, RunRow>) -> Result<()> {
+        let open = unit.run.filter(|no| runs.get(no).is_none_or(|run| run.status == RunStatus::Open));
+        self.stray(id, unit, &STREAMS, open)?;
+        self.stray(id, unit, &TYPES, open)?;
+        self.stray(id, unit, &CHUNKS, open)?;
+        self.stray(id, unit, &BATCHES, open)?;
+        self.stray(id, unit, &PAYLOADS, open)
+    }
+
+    fn stray<R: Row>(&mut self, id: &str, unit: &UnitRow, table: &Table<R>, open: Option<u64>) -> Result<()> {
+        let mut strays: BTreeMap<u64, u64> = BTreeMap::new();
+        let scanned = self.view.scan_bytes(table, &Key::unit(unit.no), |tail, _| {
+            if let Ok((run, _)) = number_first(tail)
+                && open != Some(run)
+            {
+                *strays.entry(run).or_default() += 1;
+            }
+            Ok(())
+        });
+        for (run, rows) in strays {
+            self.found(
+                table.name,
+                Some(id),
+                format!("{rows} rows are of run number {run}, which is not open"),
+            );
+        }
+        match scanned {
+            Ok(()) | Err(Error::Corrupt { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn ledger(
+        &mut self,
+        id: &str,
+        unit: &UnitRow,
+        ledger: &Of<u64, LedgerRow>,
+        run_ids: &BTreeMap<u64, u64>,
+    ) {
+        let mut last = None;
+        for (&no, row) in ledger {
+            let mut found =
+                |problem: &str| self.found(LEDGER.name, Some(id), format!("run {}: {problem}", row.id));
+            if no >= unit.next_run || run_ids.get(&name_hash(&row.id)) != Some(&no) {
+                found("its id does not lead to it");
+            }
+            if row.status == RunStatus::Open || (row.status == RunStatus::Finished) != row.watermark.is_some()
+            {
+                found("it has a watermark exactly if it was not finished");
+            }
+            if row.status == RunStatus::Finished {
+                if row.types.iter().any(|counts| counts.read != counts.announced) {
+                    found("it was finished, and not all that it read was announced");
+                }
+                last = Some(row.watermark);
+            }
+        }
+        if ledger.len() as u64 > LEDGER_RUNS_MAX {
+            self.found(LEDGER.name, Some(id), format!("it has {} runs, over the limit", ledger.len()));
+        }
+        // A unit whose last finished run is that long ago has nothing to compare with.
+        if last.is_none() && unit.next_run > LEDGER_RUNS_MAX {
+            return;
+        }
+        if unit.watermark != last.flatten() {
+            self.found(UNITS.name, Some(id), "its watermark is not that of its last finished run");
+        }
+    }
+
+    fn kept_messages(
+        &mut self,
+        id: &str,
+        unit: &UnitRow,
+        messages: &Of<u64, MessageRow>,
+        events: &Of<(u64, u64), EventRow>,
+    ) {
+        for (&number, message) in messages {
+            let mut found =
+                |problem: &str| self.found(MESSAGES.name, Some(id), format!("message {number}: {problem}"));
+            if number == 0 || number >= unit.next_message || message.run >= unit.next_run {
+                found("its number, or its run's, was never given out");
+            }
+            if !std::str::from_utf8(&message.body).is_ok_and(is_json) {
+                found("its body is no JSON");
+            }
+        }
+        for ((run, hash), event) in events {
+            let identity = event.identity.clone().unwrap_or_else(|| format!("of hash {hash:016x}"));
+            let of_another = event.identity.as_ref().is_some_and(|identity| name_hash(identity) != *hash);
+            let mut found =
+                |problem: &str| self.found(EVENTS.name, Some(id), format!("event {identity}: {problem}"));
+            if of_another || *run >= unit.next_run || event.order == 0 {
+                found("its number, or its run's, was never given out");
+            }
+            if let Some(number) = event.message {
+                match messages.get(&number) {
+                    None => found(&format!("message {number}, which answers it, is missing")),
+                    Some(message) if message.run != *run || message.event != *hash => {
+                        found(&format!("message {number}, which answers it, answers another"));
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+    }
+
+    fn kept_values(&mut self, id: &str, unit: &UnitRow) -> Result<()> {
+        let prefix = Key::unit(unit.no);
+        for (stream, row) in self.rows(&BOOKMARKS, &prefix, name)? {
+            if StreamName::new(stream.as_str()).is_err() || !is_json(&row.json) || row.run >= unit.next_run {
+                self.found(BOOKMARKS.name, Some(id), format!("the bookmark of stream {stream} is none"));
+            }
+        }
+        for (key, Json(value)) in self.rows(&VALUES, &prefix, name)? {
+            if ValueKey::new(key.as_str()).is_err() || !is_json(&value) {
+                self.found(VALUES.name, Some(id), format!("the value {key} is none"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn short() -> DecodeError {
+    DecodeError::Damaged("its key is too short".to_owned())
+}
+
+/// The number that a key starts with, and the rest.
+fn number_first(key: &[u8]) -> Result<(u64, &[u8]), DecodeError> {
+    let (number, rest) = key.split_first_chunk().ok_or_else(short)?;
+    Ok((u64::from_be_bytes(*number), rest))
+}
+
+fn number(key: &[u8]) -> Result<u64, DecodeError> {
+    crate::store::rows::number_of(key)
+}
+
+fn name(key: &[u8]) -> Result<String, DecodeError> {
+    name_of(key).map(str::to_owned)
+}
+
+fn is_json(text: &str) -> bool {
+    serde_json::from_str::<IgnoredAny>(text).is_ok()
+}
+
+fn shown(key: &[u8]) -> String {
+    crate::store::tables::show(key)
+}

@@ -1,0 +1,679 @@
+//! What needs the crate's inside: rows that only a conversation writes, rows that nothing of ours would write, and
+//! owners that come while the file is looked at.
+
+use serde_json::json;
+
+use crate::model::{ArtifactId, Micros, Phase, RunId, Step, StreamName};
+use crate::record::Record;
+use crate::store::page::Page;
+use crate::store::rows::{
+    BOOKMARKS, BatchRow, BookmarkRow, CHUNKS, EVENTS, FormatRow, Json, LedgerRow, META, MessageFate,
+    MessageKind, MessageRow, RUN_IDS, Row, RunIdRow, RunRow, RunStatus as Status, STREAMS, StreamRow, TYPES,
+    Table, TypeRow, UnitRow, VALUES,
+};
+use crate::store::tables::Change;
+use crate::store::{Accepted, Incoming, Run, Sealing, Store, SyncUnit};
+
+use super::*;
+
+const UNIT: &str = "acme/tickets";
+
+struct Place {
+    _dir: tempfile::TempDir,
+    path: PathBuf,
+    store: Option<Store>,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.redb");
+        let store = Some(Self::options().open(&path).unwrap());
+        Self { _dir: dir, path, store }
+    }
+
+    fn options() -> crate::store::StoreOptions {
+        let start = chrono::DateTime::from_timestamp(1_700_000_000, 0).unwrap();
+        Store::options().batch_items(2).clock(crate::clock::VirtualClock::at(start))
+    }
+
+    fn unit(&self) -> SyncUnit {
+        self.store.as_ref().unwrap().sync_unit(UNIT).unwrap()
+    }
+
+    fn close(&mut self) {
+        drop(self.store.take());
+    }
+
+    fn reopen(&mut self) {
+        self.store = Some(Self::options().open(&self.path).unwrap());
+    }
+
+    fn report(&self) -> Report {
+        Snapshot::open(&self.path).unwrap().unit(UNIT, 5).unwrap().unwrap()
+    }
+
+    fn findings(&self) -> Vec<String> {
+        let report = check(&self.path).unwrap();
+        report.findings.into_iter().map(|f| format!("{}: {}", f.table.unwrap_or("file"), f.problem)).collect()
+    }
+
+    #[track_caller]
+    fn is_whole(&self) {
+        assert_eq!(self.findings(), Vec::<String>::new());
+    }
+
+    fn change(&self, change: impl FnOnce(&Change<'_>)) {
+        self.store
+            .as_ref()
+            .unwrap()
+            .inner
+            .tables
+            .change(|tables| {
+                change(tables);
+                Ok(())
+            })
+            .unwrap();
+    }
+}
+
+fn event(run: &str, number: u32, phase: Phase, step: Step) -> Incoming {
+    Incoming {
+        identity: format!("[\"{run}\",{number}]"),
+        has_ids: true,
+        run_id: Some(RunId::new(run).unwrap()),
+        phase,
+        step,
+    }
+}
+
+#[track_caller]
+fn work(unit: &SyncUnit, event: &Incoming) -> Run {
+    match unit.accept(event).unwrap() {
+        Accepted::Work(run) => run,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn stage(run: &Run, phase: Phase, records: u32, next: Option<u32>) {
+    let mut page = match next {
+        Some(next) => Page::more(next),
+        None => Page::last().bookmark(&json!({"tail": 1})),
+    };
+    for record in 0..records {
+        page.push("issues", Record::new(format!("ISSUE-{record}"), &json!({"n": record})).unwrap());
+    }
+    run.stage(&StreamName::new("issues").unwrap(), phase, 2, page.value("key", &1)).unwrap();
+}
+
+fn upload(run: &Run, seq: u64) {
+    run.uploaded(seq, &ArtifactId::new(format!("artifact-{seq}")).unwrap()).unwrap();
+}
+
+fn seal(run: &Run, phase: Phase, kind: MessageKind, batches: &[u64], delay_seconds: Option<u64>) -> u64 {
+    let sealing = Sealing {
+        phase,
+        kind,
+        event_type: format!("EXTRACTION_{phase}_{kind:?}").to_uppercase(),
+        batches,
+        body: format!("{{\"artifacts\":{}}}", batches.len()),
+        finishes: phase == Phase::Data,
+        delay_seconds,
+    };
+    run.seal(&sealing).unwrap().no
+}
+
+/// A finished run, then one amid its data phase: a batch announced in a message of unknown fate, one confirmed, one
+/// uploaded, one staged, a record that waits for its batch.
+fn amid_a_conversation(place: &Place) {
+    let unit = place.unit();
+    let run = work(&unit, &event("first", 1, Phase::Data, Step::Start));
+    stage(&run, Phase::Data, 2, None);
+    upload(&run, 1);
+    run.confirm(1).unwrap();
+    run.delivered(seal(&run, Phase::Data, MessageKind::Done, &[1], None)).unwrap();
+
+    let run = work(&unit, &event("second", 1, Phase::Metadata, Step::Start));
+    seal(&run, Phase::Metadata, MessageKind::Done, &[], None);
+    let run = work(&unit, &event("second", 2, Phase::Data, Step::Start));
+    stage(&run, Phase::Data, 9, Some(1));
+    for seq in 1..=3 {
+        upload(&run, seq);
+    }
+    run.confirm(1).unwrap();
+    run.confirm(2).unwrap();
+    seal(&run, Phase::Data, MessageKind::Progress, &[1], None);
+}
+
+#[test]
+fn every_step_of_a_conversation_is_whole_and_shown_as_it_is() {
+    let place = Place::new();
+    let unit = place.unit();
+    let run = work(&unit, &event("a", 1, Phase::Metadata, Step::Start));
+    place.is_whole();
+    let report = place.report();
+    let shown = report.run.as_ref().unwrap();
+    assert_eq!((shown.run.as_str(), shown.phase, shown.events), ("a", Some(Phase::Metadata), 1));
+    assert_eq!((shown.event.as_deref(), shown.message), (Some("[\"a\",1]"), None));
+
+    let message = seal(&run, Phase::Metadata, MessageKind::Done, &[], None);
+    place.is_whole();
+    let report = place.report();
+    assert_eq!(report.run.as_ref().unwrap().phases_done, [Phase::Metadata]);
+    assert_eq!((report.unit.messages, report.unit.messages_undelivered), (1, 1));
+    assert_eq!((report.messages[0].fate, report.messages[0].run.as_deref()), (Fate::Sealed, Some("a")));
+    assert_eq!((report.messages[0].answer, report.messages[0].artifacts), (Answer::Done, 0));
+    run.delivered(message).unwrap();
+    place.is_whole();
+    assert_eq!(place.report().messages[0].fate, Fate::Delivered);
+
+    // Its predecessor's fate is proven by the next event where it was not recorded.
+    let run = work(&unit, &event("a", 2, Phase::Data, Step::Start));
+    stage(&run, Phase::Data, 5, Some(1));
+    place.is_whole();
+    let counts = &place.report().item_types[0];
+    assert_eq!((counts.read, counts.batched, counts.open_items, counts.confirmed), (5, 4, 1, 0));
+    assert_eq!((counts.batches_staged.batches, counts.batches_staged.items), (2, 4));
+    upload(&run, 1);
+    place.is_whole();
+    let counts = &place.report().item_types[0];
+    assert_eq!((counts.batches_staged.items, counts.batches_uploaded.items), (2, 2));
+    run.give_up_id(1).unwrap();
+    place.is_whole();
+    upload(&run, 1);
+    run.confirm(1).unwrap();
+    place.is_whole();
+    let counts = &place.report().item_types[0];
+    assert_eq!((counts.confirmed, counts.announced, counts.batches_confirmed.batches), (2, 0, 1));
+    let message = seal(&run, Phase::Data, MessageKind::Delay, &[1], Some(30));
+    place.is_whole();
+    let report = place.report();
+    let shown = report.run.as_ref().unwrap();
+    assert_eq!((shown.delay_seconds, shown.message, shown.open_batches), (Some(30), Some(message), 1));
+    assert_eq!(shown.not_before.unwrap().timestamp(), 1_700_000_030);
+    let counts = &report.item_types[0];
+    assert_eq!((counts.announced, counts.batches_announced.batches, counts.artifacts_announced), (2, 1, 1));
+    let batches = Snapshot::open(&place.path).unwrap().batches(UNIT).unwrap().unwrap();
+    assert_eq!((batches[0].state, batches[0].message), (BatchStage::Announced, Some(message)));
+    assert_eq!((batches[1].state, batches[1].message), (BatchStage::Staged, None));
+    run.refused(message, Some(1)).unwrap();
+    place.is_whole();
+    assert_eq!(place.report().run.unwrap().artifacts_max, Some(1));
+    let message = seal(&run, Phase::Data, MessageKind::Progress, &[1], None);
+    let (shown, body) = Snapshot::open(&place.path).unwrap().message(UNIT, None).unwrap().unwrap();
+    assert_eq!((shown.message, shown.body_bytes, body.as_slice()), (message, 15, &b"{\"artifacts\":1}"[..]));
+
+    let run = work(&unit, &event("a", 3, Phase::Data, Step::Continue));
+    place.is_whole();
+    let fates: Vec<Fate> = place.report().messages.iter().map(|message| message.fate).collect();
+    assert_eq!(fates, [Fate::Delivered, Fate::Proven]);
+    assert_eq!(place.report().item_types[0].batches_announced, BatchCounts::default());
+    stage(&run, Phase::Data, 1, None);
+    run.close_open().unwrap();
+    for seq in [2, 3] {
+        upload(&run, seq);
+        run.confirm(seq).unwrap();
+    }
+    // A message delivered twice over, whose event's ids are then used for a new one.
+    let message = seal(&run, Phase::Data, MessageKind::Progress, &[2], None);
+    run.delivered(message).unwrap();
+    run.delivered(message).unwrap();
+    assert_eq!(place.report().messages.last().unwrap().delivered_times, 2);
+    let run = work(&unit, &event("a", 3, Phase::Data, Step::Continue));
+    place.is_whole();
+    assert_eq!(place.report().run.unwrap().events_reused, 1);
+    let message = seal(&run, Phase::Data, MessageKind::Done, &[3], None);
+    place.is_whole();
+    run.delivered(message).unwrap();
+    place.is_whole();
+    let report = place.report();
+    assert_eq!(report.run.as_ref().unwrap().status, RunStatus::Finished);
+    assert_eq!(report.unit.watermark.unwrap().timestamp(), 1_700_000_000);
+    assert_eq!((report.streams.len(), report.item_types.len(), report.bookmarks.len()), (0, 0, 1));
+    let counts = &report.ledger[0].item_types[0];
+    assert_eq!((counts.read, counts.announced, counts.artifacts), (6, 6, 3));
+
+    // A run of unknown fate, abandoned for the next: its message is still not known to be delivered.
+    let run = work(&unit, &event("b", 1, Phase::Data, Step::Start));
+    stage(&run, Phase::Data, 3, Some(1));
+    upload(&run, 1);
+    run.confirm(1).unwrap();
+    seal(&run, Phase::Data, MessageKind::Progress, &[1], None);
+    place.is_whole();
+    work(&unit, &event("c", 1, Phase::Data, Step::Start));
+    place.is_whole();
+    let report = place.report();
+    assert_eq!((report.unit.messages_undelivered, report.ledger[1].status), (1, RunStatus::Abandoned));
+    // That one is shown however few are asked for.
+    let report = Snapshot::open(&place.path).unwrap().unit(UNIT, 0).unwrap().unwrap();
+    assert_eq!((report.messages.len(), report.ledger.len()), (1, 0));
+    assert_eq!((report.unit.messages_kept, report.unit.ledger_runs), (1, 2));
+
+    assert!(unit.abandon().unwrap());
+    place.is_whole();
+    assert_eq!(place.report().run.unwrap().status, RunStatus::Abandoned);
+    assert!(!unit.abandon().unwrap());
+    unit.delete().unwrap();
+    place.is_whole();
+    assert!(Snapshot::open(&place.path).unwrap().unit(UNIT, 5).unwrap().is_none());
+}
+
+#[test]
+fn every_step_of_an_acknowledging_loop_is_whole() {
+    let place = Place::new();
+    let unit = place.unit();
+    for _ in 0..2 {
+        let run = unit.begin().unwrap();
+        place.is_whole();
+        let fetch = |cursor: Option<u32>| -> Result<Page<u32>> {
+            let mut page =
+                if cursor == Some(3) { Page::last() } else { Page::more(cursor.map_or(1, |c| c + 1)) };
+            for record in 0..3 {
+                page.push("issues", Record::new(format!("{record}"), &json!({}))?);
+            }
+            Ok(page.record("users", Record::new("ada", &json!({}))?))
+        };
+        for batch in run.batches("issues", fetch) {
+            let batch = batch.unwrap();
+            place.is_whole();
+            batch.uploaded("id").unwrap();
+            place.is_whole();
+            batch.acknowledge("id").unwrap();
+            place.is_whole();
+        }
+        run.finish().unwrap();
+        place.is_whole();
+    }
+}
+
+fn alter<R: Row>(change: &Change<'_>, table: &Table<R>, key: &Key, alter: impl FnOnce(&mut R)) {
+    let mut row = change.get(table, key).unwrap().unwrap();
+    alter(&mut row);
+    change.put(table, key, &row).unwrap();
+}
+
+/// A rule of the check, and a change that breaks it.
+type Broken = (&'static str, fn(&Change<'_>));
+
+fn unit_key() -> Key {
+    Key::name(UNIT)
+}
+
+fn second() -> Key {
+    run_key(1, 2)
+}
+
+fn batch(seq: u64) -> Key {
+    second().and_number(seq)
+}
+
+fn issues() -> Key {
+    second().and_name("issues")
+}
+
+fn alter_run(change: &Change<'_>, by: impl FnOnce(&mut RunRow)) {
+    alter(change, &RUNS, &second(), by);
+}
+
+fn alter_batch(change: &Change<'_>, seq: u64, by: impl FnOnce(&mut BatchRow)) {
+    alter(change, &BATCHES, &batch(seq), by);
+}
+
+fn alter_types(change: &Change<'_>, by: impl FnOnce(&mut TypeRow)) {
+    alter(change, &TYPES, &issues(), by);
+}
+
+fn alter_stream(change: &Change<'_>, by: impl FnOnce(&mut StreamRow)) {
+    alter(change, &STREAMS, &issues(), by);
+}
+
+fn alter_unit(change: &Change<'_>, by: impl FnOnce(&mut UnitRow)) {
+    alter(change, &UNITS, &unit_key(), by);
+}
+
+fn alter_message(change: &Change<'_>, number: u64, by: impl FnOnce(&mut MessageRow)) {
+    alter(change, &MESSAGES, &message_key(1, number), by);
+}
+
+fn alter_ledger(change: &Change<'_>, by: impl FnOnce(&mut LedgerRow)) {
+    alter(change, &LEDGER, &run_key(1, 1), by);
+}
+
+fn newest_event() -> Key {
+    second().and_hash("[\"second\",2]")
+}
+
+/// The unit is number 1, its runs 1 and 2, the messages 1 (of the first) to 3; batch 1 is announced, 2 confirmed,
+/// 3 uploaded, 4 staged.
+const BROKEN: &[Broken] = &[
+    // The file as a whole, and the units.
+    ("units: its number 1 was never given out", |change| {
+        alter(change, &META, &Key::name("format"), |row: &mut FormatRow| row.next_unit = 1);
+    }),
+    ("units: its number 1 is another unit's too", |change| {
+        let unit = change.get(&UNITS, &unit_key()).unwrap().unwrap();
+        change.put(&UNITS, &Key::name("twin"), &unit).unwrap();
+    }),
+    ("values: a row is of unit number 9, which there is not", |change| {
+        change.put(&VALUES, &Key::unit(9).and_name("key"), &Json("1".to_owned())).unwrap();
+    }),
+    ("units: run number 2 is not its newest", |change| alter_unit(change, |unit| unit.next_run = 7)),
+    ("units: its newest run is not known", |change| alter_unit(change, |unit| unit.run = None)),
+    ("units: its watermark is not that of its last finished run", |change| {
+        alter_unit(change, |unit| unit.watermark = Some(Micros(1)));
+    }),
+    ("runs: run number 2 is missing", |change| change.remove(&RUNS, &second()).unwrap()),
+    ("runs: run number 5 is not the unit's run", |change| {
+        let run = change.get(&RUNS, &second()).unwrap().unwrap();
+        change.put(&RUNS, &run_key(1, 5), &run).unwrap();
+    }),
+    ("run_ids: the id second is of no run, or of another's", |change| {
+        change.put(&RUN_IDS, &Key::unit(1).and_hash("other"), &RunIdRow { run: 2, id: None }).unwrap();
+    }),
+    ("runs: run second: its id does not lead to it", |change| {
+        change.remove(&RUN_IDS, &Key::unit(1).and_hash("second")).unwrap();
+    }),
+    ("runs: run : its id is none", |change| alter_run(change, |run| run.id = String::new())),
+    ("runs: run second: it counts from 0", |change| alter_run(change, |run| run.epoch = 0)),
+    ("runs: run second: it is open and has an end", |change| {
+        alter_run(change, |run| run.ended_at = Some(Micros(1)));
+    }),
+    ("runs: run second: it is open, and the ledger has it as over", |change| {
+        let entry = change.get(&LEDGER, &run_key(1, 1)).unwrap().unwrap();
+        change.put(&LEDGER, &second(), &entry).unwrap();
+    }),
+    ("runs: run second: it is over, and the ledger does not have it", |change| {
+        alter_run(change, |run| run.status = Status::Finished);
+    }),
+    ("runs: run second: the ledger says otherwise of it", |change| {
+        alter_run(change, |run| run.status = Status::Finished);
+        let entry = change.get(&LEDGER, &run_key(1, 1)).unwrap().unwrap();
+        change.put(&LEDGER, &second(), &entry).unwrap();
+    }),
+    ("streams: 1 rows are of run number 2, which is not open", |change| {
+        alter_run(change, |run| run.status = Status::Finished);
+    }),
+    ("batches: 4 rows are of run number 2, which is not open", |change| {
+        alter_run(change, |run| run.status = Status::Finished);
+    }),
+    ("types: 1 rows are of run number 3, which is not open", |change| {
+        change.put(&TYPES, &run_key(1, 3).and_name("issues"), &TypeRow::default()).unwrap();
+    }),
+    // What was read, and where it is.
+    ("types: issues of run second: read: 10, should be 9", |change| {
+        alter_types(change, |counts| counts.read += 1);
+    }),
+    ("types: issues of run second: confirmed: 5, should be 4", |change| {
+        alter_types(change, |counts| counts.confirmed += 1);
+    }),
+    ("types: issues of run second: announced: 3, should be 2", |change| {
+        alter_types(change, |counts| counts.announced += 1);
+    }),
+    ("types: issues of run second: artifacts announced: 2, should be 1", |change| {
+        alter_types(change, |counts| counts.artifacts_announced += 1);
+    }),
+    ("types: issues of run second: 2 items and", |change| {
+        alter_types(change, |counts| counts.open_items += 1);
+    }),
+    ("types: run second: its streams gave 10 records, 9 are counted as read", |change| {
+        alter_stream(change, |stream| stream.items += 1);
+    }),
+    ("runs: run second: 1 pages, its streams gave 2", |change| {
+        alter_stream(change, |stream| stream.pages += 1);
+    }),
+    ("streams: stream issues of run second: it has a cursor exactly if it is exhausted", |change| {
+        alter_stream(change, |stream| stream.exhausted = true);
+    }),
+    ("streams: stream issues of run second: its cursor is no JSON", |change| {
+        alter_stream(change, |stream| stream.cursor = Some("{".to_owned()));
+    }),
+    ("streams: stream issues of run second: its bookmark is no JSON", |change| {
+        alter_stream(change, |stream| stream.bookmark = Some("{".to_owned()));
+    }),
+    ("streams: stream  of run second: its name is none", |change| {
+        let row = change.get(&STREAMS, &issues()).unwrap().unwrap();
+        change.put(&STREAMS, &second(), &row).unwrap();
+    }),
+    ("types: the item type \"a/b\" is none", |change| {
+        change.put(&TYPES, &second().and_name("a/b"), &TypeRow::default()).unwrap();
+    }),
+    ("runs: run second: 4 batches are open, there are 3", |change| {
+        alter_run(change, |run| run.open_batches += 1);
+    }),
+    ("runs: run second: 5 batch numbers are given out, 4 batches are counted", |change| {
+        alter_run(change, |run| run.next_seq += 1);
+    }),
+    ("batches: batch 9 of run second: its number was never given out", |change| {
+        let row = change.get(&BATCHES, &batch(4)).unwrap().unwrap();
+        change.put(&BATCHES, &batch(9), &row).unwrap();
+    }),
+    ("batches: batch 4 of run second: it is empty, or of no life of the run", |change| {
+        alter_batch(change, 4, |batch| batch.epoch = 77);
+    }),
+    ("batches: batch 4 of run second: its item type bugs has no counts", |change| {
+        alter_batch(change, 4, |batch| batch.item_type = "bugs".to_owned());
+    }),
+    ("batches: batch 3 of run second: it has an artifact id exactly if it was not uploaded", |change| {
+        alter_batch(change, 3, |batch| batch.artifact = None);
+    }),
+    ("batches: batch 1 of run second: it is announced by message 9, which is not there", |change| {
+        alter_batch(change, 1, |batch| batch.state = BatchState::Announced(9));
+    }),
+    ("messages: message 3 announces 1 artifacts, and 0 batches are in it", |change| {
+        alter_batch(change, 1, |batch| batch.state = BatchState::Confirmed);
+    }),
+    ("batches: batch 1 of run second: it is announced by message 3, which is not there", |change| {
+        alter_message(change, 3, |message| message.fate = MessageFate::Proven);
+    }),
+    ("chunks: chunk 1 of issues: 1 lines instead of 3", |change| {
+        let key = second().and_inner_name("issues").and_number(1);
+        alter(change, &CHUNKS, &key, |chunk| chunk.items = 3);
+    }),
+    ("chunks: chunk 8 of issues is nobody's", |change| {
+        let key = second().and_inner_name("issues");
+        let chunk = change.get(&CHUNKS, &key.clone().and_number(1)).unwrap().unwrap();
+        change.put(&CHUNKS, &key.and_number(8), &chunk).unwrap();
+    }),
+    ("payloads: the bytes of batch 3 are missing", |change| change.remove(&PAYLOADS, &batch(3)).unwrap()),
+    ("payloads: the bytes of batch 1: no batch needs them", |change| {
+        let bytes = change.get(&PAYLOADS, &batch(3)).unwrap().unwrap();
+        change.put(&PAYLOADS, &batch(1), &bytes).unwrap();
+    }),
+    ("payloads: the bytes of batch 4: they hold 2 lines of", |change| {
+        alter_batch(change, 4, |batch| batch.items = 3);
+    }),
+    ("payloads: the bytes of batch 4: they hold 2 lines of", |change| {
+        alter_batch(change, 4, |batch| batch.line_bytes += 1);
+    }),
+    ("payloads: the bytes of batch 4: they are ", |change| {
+        alter_batch(change, 4, |batch| batch.gzip_bytes += 1);
+    }),
+    ("payloads: the bytes of batch 4: they are no whole gzip member", |change| {
+        change.put(&PAYLOADS, &batch(4), &Payload(b"\x1f\x8bnot gzip at all".to_vec())).unwrap();
+    }),
+    // Events and messages.
+    ("events: the newest event of run second is missing", |change| {
+        change.remove(&EVENTS, &newest_event()).unwrap();
+    }),
+    ("events: its newest event is number 2 of 3", |change| alter_run(change, |run| run.events += 1)),
+    ("runs: run and newest event differ about what answers it", |change| {
+        alter_run(change, |run| run.message = None);
+    }),
+    ("runs: run second has events and no newest one", |change| alter_run(change, |run| run.event = None)),
+    ("messages: message 2 of run second: it is not delivered, and the run went on", |change| {
+        alter_message(change, 2, |message| message.fate = MessageFate::Sealed);
+    }),
+    ("messages: message 2 of run second: it is older than the run's first", |change| {
+        alter_run(change, |run| run.first_message = 3);
+    }),
+    ("messages: message 3 of run second: it says DONE of a phase that the run has not done", |change| {
+        alter_message(change, 3, |message| message.kind = MessageKind::Done);
+    }),
+    ("messages: message 2 of run second: it ends the run and was delivered, and the run is open", |change| {
+        alter_message(change, 2, |message| message.finishes = true);
+    }),
+    ("messages: message 3: its number, or its run's, was never given out", |change| {
+        alter_unit(change, |unit| unit.next_message = 3);
+    }),
+    ("messages: message 3: its body is no JSON", |change| {
+        alter_message(change, 3, |message| message.body = b"{\"cut".to_vec());
+    }),
+    ("events: event [\"second\",2]: message 3, which answers it, is missing", |change| {
+        change.remove(&MESSAGES, &message_key(1, 3)).unwrap();
+    }),
+    ("events: event [\"second\",2]: message 3, which answers it, answers another", |change| {
+        alter_message(change, 3, |message| message.event = 7);
+    }),
+    ("events: event [\"second\",2]: its number, or its run's, was never given out", |change| {
+        alter(change, &EVENTS, &newest_event(), |event| event.order = 0);
+    }),
+    // What outlives a run.
+    ("ledger: run first: its id does not lead to it", |change| {
+        alter(change, &RUN_IDS, &Key::unit(1).and_hash("first"), |row| row.run = 2);
+    }),
+    ("ledger: run first: it has a watermark exactly if it was not finished", |change| {
+        alter_ledger(change, |run| run.watermark = None);
+    }),
+    ("ledger: run first: it was finished, and not all that it read was announced", |change| {
+        alter_ledger(change, |run| run.types[0].announced = 1);
+    }),
+    ("ledger: it has 1002 runs, over the limit", |change| {
+        let entry = change.get(&LEDGER, &run_key(1, 1)).unwrap().unwrap();
+        (3..1_004).for_each(|no| change.put(&LEDGER, &run_key(1, no), &entry).unwrap());
+    }),
+    ("bookmarks: the bookmark of stream issues is none", |change| {
+        let row = BookmarkRow { json: "{".to_owned(), run: 1 };
+        change.put(&BOOKMARKS, &Key::unit(1).and_name("issues"), &row).unwrap();
+    }),
+    ("values: the value key is none", |change| {
+        change.put(&VALUES, &Key::unit(1).and_name("key"), &Json("{".to_owned())).unwrap();
+    }),
+    ("values: key \\x07: its key is too short", |change| {
+        change.put(&VALUES, &Key::name("\x07"), &Json("1".to_owned())).unwrap();
+    }),
+];
+
+#[test]
+fn every_rule_of_the_check_can_fail() {
+    let place = Place::new();
+    amid_a_conversation(&place);
+    place.is_whole();
+    let mut place = place;
+    place.close();
+    let whole = std::fs::read(&place.path).unwrap();
+    for (expected, change) in BROKEN {
+        place.reopen();
+        place.change(change);
+        place.close();
+        let findings = place.findings();
+        assert!(findings.iter().any(|found| found.contains(expected)), "{expected}: {findings:#?}");
+        std::fs::write(&place.path, &whole).unwrap();
+    }
+    place.is_whole();
+}
+
+#[test]
+fn a_look_in_place_is_not_disturbed_by_another_look() {
+    let mut place = Place::new();
+    amid_a_conversation(&place);
+    place.close();
+    let mut snapshot = Snapshot::open(&place.path).unwrap();
+    assert_eq!(snapshot.source(), Source::Closed);
+    place.is_whole();
+    assert_eq!(snapshot.units(5).count(), 1);
+    // The negative control of the next test.
+    assert_eq!(snapshot.source(), Source::Closed);
+}
+
+#[test]
+fn an_owner_that_opens_the_file_under_a_look_is_noticed_and_not_turned_away() {
+    for (closes, changes) in [(false, true), (true, true), (false, false)] {
+        let mut place = Place::new();
+        let more = |place: &Place, unit: &str| {
+            let run = place.store.as_ref().unwrap().sync_unit(unit).unwrap().begin().unwrap();
+            stage(&run, Phase::Data, 5, Some(1));
+        };
+        more(&place, "a");
+        more(&place, "b");
+        place.close();
+
+        let mut snapshot = Snapshot::open(&place.path).unwrap();
+        assert_eq!(snapshot.source(), Source::Closed);
+        let mut units = snapshot.units(5);
+        let first = units.next().unwrap().unwrap();
+        assert_eq!((first.unit.sync_unit.as_str(), first.item_types[0].read), ("a", 5));
+
+        place.reopen();
+        if changes {
+            // Enough for pages of the moment that is looked at to be used again.
+            for _ in 0..20 {
+                more(&place, "b");
+            }
+        }
+        if closes {
+            place.close();
+        }
+        let second = units.next().unwrap().unwrap();
+        let expected = if changes { 105 } else { 5 };
+        assert_eq!((second.unit.sync_unit.as_str(), second.item_types[0].read), ("b", expected));
+        assert!(units.next().is_none());
+        assert_eq!(snapshot.source(), Source::Copy { copies: 1 });
+        assert_eq!(snapshot.unit("a", 5).unwrap().unwrap().item_types[0].read, 5);
+        drop(snapshot);
+        place.close();
+        place.is_whole();
+    }
+}
+
+#[test]
+fn a_damaged_file_that_is_open_is_damaged_and_not_just_busy() {
+    let place = Place::new();
+    amid_a_conversation(&place);
+    // The owner does not read these pages again, so it does not notice.
+    let mut bytes = std::fs::read(&place.path).unwrap();
+    let path = place.path.with_extension("copy");
+    std::fs::write(&path, &bytes).unwrap();
+    let owner = Store::open(&path).unwrap();
+    for at in (4096..bytes.len()).step_by(64) {
+        bytes[at] ^= 0x55;
+    }
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    io::copy(&mut &bytes[4096..], &mut SeekTo(file, 4096)).unwrap();
+    assert!(matches!(Snapshot::open(&path), Err(Error::Corrupt { .. })));
+    let report = check(&path).unwrap();
+    assert_eq!((report.findings.len(), report.findings[0].table), (1, None));
+    std::mem::forget(owner);
+}
+
+/// Writes to a file from a place on.
+struct SeekTo(File, u64);
+
+impl Write for SeekTo {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.seek(SeekFrom::Start(self.1))?;
+        let written = self.0.write(bytes)?;
+        self.1 += written as u64;
+        Ok(written)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+#[test]
+fn json_text_is_shown_on_one_line_as_exact_as_it_is_stored() {
+    let place = Place::new();
+    place.unit().begin().unwrap();
+    place.change(|change| {
+        let json = "{\n \"big\": 123456789012345678901234567890,\r\n \"text\": \"a\\nb\" }";
+        change.put(&VALUES, &Key::unit(1).and_name("odd"), &Json(json.to_owned())).unwrap();
+        change.put(&VALUES, &Key::unit(1).and_name("none"), &Json("{\n".to_owned())).unwrap();
+    });
+    let report = place.report();
+    let lines: Vec<String> = report.lines().map(|line| serde_json::to_string(&line).unwrap()).collect();
+    assert!(lines.iter().all(|line| !line.contains('\n')));
+    let odd = lines.iter().find(|line| line.contains("\"odd\"")).unwrap();
+    assert!(odd.contains("123456789012345678901234567890") && odd.contains("\"a\\nb\""), "{odd}");
+    let none = lines.iter().find(|line| line.contains("\"none\"")).unwrap();
+    assert!(none.contains("\"value\":\"{\\n\""), "{none}");
+}

@@ -1,0 +1,414 @@
+//! The way of a batch into a message: uploaded, its id stored, confirmed, announced in exactly one message; whatever
+//! the platform refuses, loses or cannot take in at once, and from however many threads.
+
+mod support;
+#[path = "support/airdrop.rs"]
+mod world;
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use chrono::{DateTime, FixedOffset};
+use highwater::airdrop::{
+    Context, Fate, Outcome, OutcomeKind, Platform, PlatformError, SealedMessage, Serve, SourceError, Upload,
+};
+use highwater::{ArtifactId, Clock, ErrorKind, Page, Record, limits};
+use serde_json::{Value, json};
+use world::{Airdrop, Answer, Call, Pages, Source, World, all_of, event, page_of, paged, records_of};
+
+const DATA: &str = "EXTRACTION_DATA_START";
+const DATA_ON: &str = "EXTRACTION_DATA_CONTINUE";
+
+fn start(world: &World, source: &mut Source<impl Pages>) -> Outcome {
+    world.serve(source, &event(DATA, "run", "1")).unwrap()
+}
+
+fn go_on(world: &World, source: &mut Source<impl Pages>, request: &str) -> Outcome {
+    world.serve(source, &event(DATA_ON, "run", request)).unwrap()
+}
+
+/// Everything was announced once, and what is confirmed is what was announced.
+fn assert_all(world: &World, records: &[String]) {
+    let mut announced = world.airdrop.announced("run");
+    announced.sort();
+    let mut records = records.to_vec();
+    records.sort();
+    assert_eq!(announced, records);
+    assert_eq!(world.airdrop.confirmed(), world.airdrop.named(), "confirmed = announced");
+}
+
+#[test]
+fn an_artifact_is_announced_with_what_is_in_it() {
+    let world = World::new(3);
+    let at = |text: &str| -> DateTime<FixedOffset> { text.parse().unwrap() };
+    let mut source = Source::new(|_: &Context<'_>, _: &str, _| {
+        let mut page = Page::last();
+        for (id, created, modified) in [
+            ("1", "2024-05-01T10:00:00.5+02:00", "2024-05-03T00:00:00Z"),
+            ("2", "2024-05-01T09:00:00+02:00", "2024-05-02T00:00:00Z"),
+        ] {
+            let record = Record::new(id, &json!({ "is": id }))?.created(at(created)).modified(at(modified));
+            page.push("issues", record);
+        }
+        Ok(page.record("users", Record::new("ada", &json!({ "is": "ada" }))?))
+    });
+    assert_eq!(start(&world, &mut source).kind, OutcomeKind::Done);
+    let message = world.airdrop.last();
+    let mut artifacts = message.artifacts();
+    let ids: Vec<Value> = artifacts.iter_mut().map(|artifact| artifact["id"].take()).collect();
+    assert!(ids.iter().all(|id| world.airdrop.confirmed().contains(id.as_str().unwrap())));
+    let expected = [
+        json!({ "id": null, "item_type": "issues", "item_count": 2,
+            "oldest_created_date": "2024-05-01T07:00:00Z", "newest_created_date": "2024-05-01T08:00:00.500Z",
+            "oldest_modified_date": "2024-05-02T00:00:00Z", "newest_modified_date": "2024-05-03T00:00:00Z" }),
+        json!({ "id": null, "item_type": "users", "item_count": 1 }),
+    ];
+    assert_eq!(artifacts, expected);
+    assert_eq!(message.body["worker_metadata"]["item_type"], "users");
+}
+
+#[test]
+fn a_refused_upload_leaves_its_batch_staged_and_the_next_event_delivers_it() {
+    let mut world = World::new(1);
+    let mut source = paged(1, 4);
+    world.airdrop.answer(Call::Upload, 1, Answer::Refused(403));
+    let outcome = start(&world, &mut source);
+    assert_eq!(outcome.kind, OutcomeKind::Error);
+    let text = world.airdrop.last().error();
+    assert!(text.contains("of unit (1 issues) was refused with 403: as told"), "{text}");
+    assert_eq!(world.airdrop.confirmed(), world.airdrop.named(), "what was uploaded is settled all the same");
+    world.restart();
+    assert!(start(&world, &mut source).replayed);
+    assert_eq!(go_on(&world, &mut source, "2").kind, OutcomeKind::Done);
+    assert_all(&world, &all_of("issues", 1, 4));
+    assert_eq!((source.asked.len(), world.airdrop.uploads()), (1, 4));
+}
+
+#[test]
+fn an_upload_of_unknown_fate_is_made_anew_and_only_the_new_one_is_announced() {
+    for answer in [Answer::Lost, Answer::Unavailable] {
+        let world = World::new(5);
+        world.airdrop.answer(Call::Upload, 0, answer);
+        assert_eq!(start(&world, &mut paged(1, 3)).kind, OutcomeKind::Done);
+        assert_all(&world, &all_of("issues", 1, 3));
+        assert_eq!(world.airdrop.uploads(), if answer == Answer::Lost { 2 } else { 1 });
+    }
+}
+
+#[test]
+fn a_call_that_fails_too_often_is_an_error_and_the_next_event_delivers() {
+    for (call, name) in [(Call::Upload, "upload"), (Call::Confirm, "confirm")] {
+        let mut world = World::new(5);
+        let mut source = paged(1, 3);
+        world.airdrop.always(call, Some(Answer::Unavailable));
+        assert_eq!(start(&world, &mut source).kind, OutcomeKind::Error);
+        let text = world.airdrop.last().error();
+        assert!(text.contains(&format!("the {name} of batch 1 of unit (3 issues) failed 5 times")), "{text}");
+        assert_eq!(world.airdrop.calls(call), 5);
+        assert!(world.airdrop.named().is_empty());
+        world.restart();
+        world.airdrop.always(call, None);
+        assert_eq!(go_on(&world, &mut source, "2").kind, OutcomeKind::Done);
+        assert_all(&world, &all_of("issues", 1, 3));
+        assert_eq!(world.airdrop.uploads(), 1);
+    }
+}
+
+#[test]
+fn a_confirm_refused_for_good_is_followed_by_one_new_upload() {
+    let world = World::new(5);
+    world.airdrop.answer(Call::Confirm, 0, Answer::Refused(400));
+    assert_eq!(start(&world, &mut paged(1, 3)).kind, OutcomeKind::Done);
+    assert_eq!(world.airdrop.uploads(), 2);
+    assert_eq!(world.airdrop.named(), ["artifact-1".to_owned()].into());
+    assert_all(&world, &all_of("issues", 1, 3));
+}
+
+#[test]
+fn a_confirm_refused_twice_is_an_error_that_names_the_artifact() {
+    let mut world = World::new(5);
+    world.airdrop.answer(Call::Confirm, 0, Answer::Refused(400));
+    world.airdrop.answer(Call::Confirm, 1, Answer::Refused(404));
+    let mut source = paged(1, 3);
+    assert_eq!(start(&world, &mut source).kind, OutcomeKind::Error);
+    let text = world.airdrop.last().error();
+    assert!(text.contains("artifact-1") && text.contains("refused with 404"), "{text}");
+    assert_eq!((world.airdrop.uploads(), world.airdrop.named().len()), (2, 0));
+    // It is tried again when asked for, under the id that it has; never uploaded a third time.
+    world.restart();
+    world.airdrop.answer(Call::Confirm, 0, Answer::Refused(404));
+    assert_eq!(go_on(&world, &mut source, "2").kind, OutcomeKind::Error);
+    assert_eq!(go_on(&world, &mut source, "3").kind, OutcomeKind::Done);
+    assert_eq!(world.airdrop.uploads(), 2);
+    assert_all(&world, &all_of("issues", 1, 3));
+}
+
+#[test]
+fn a_confirm_refused_after_one_of_unknown_fate_is_an_error_that_names_the_artifact() {
+    for unknown in [Answer::Lost, Answer::Unavailable] {
+        let world = World::new(5);
+        world.airdrop.answer(Call::Confirm, 0, unknown);
+        world.airdrop.answer(Call::Confirm, 1, Answer::Refused(409));
+        let mut source = paged(1, 3);
+        assert_eq!(start(&world, &mut source).kind, OutcomeKind::Error);
+        let text = world.airdrop.last().error();
+        assert!(text.contains("artifact-0") && text.contains("refused with 409"), "{text}");
+        assert!(text.contains("an earlier attempt may have taken effect"), "{text}");
+        assert_eq!(world.airdrop.uploads(), 1, "it is not uploaded again: it might be there twice");
+        assert_eq!(go_on(&world, &mut source, "2").kind, OutcomeKind::Done);
+        assert_all(&world, &all_of("issues", 1, 3));
+    }
+    // A refusal of one that certainly took no effect is a definite one.
+    let world = World::new(5);
+    world.airdrop.answer(Call::Confirm, 0, Answer::Busy(1));
+    world.airdrop.answer(Call::Confirm, 1, Answer::Refused(409));
+    assert_eq!(start(&world, &mut paged(1, 3)).kind, OutcomeKind::Done);
+    assert_eq!(world.airdrop.uploads(), 2);
+}
+
+#[test]
+fn whatever_a_killed_life_tried_a_later_one_does_not_know() {
+    // Killed in the confirm: the next life confirms the same id, and takes a refusal for what it may be.
+    for refused in [false, true] {
+        let mut world = World::new(5);
+        world.airdrop.kill_at(Call::Confirm, 0, &world.disk);
+        let mut source = paged(1, 3);
+        let error = world.serve(&mut source, &event(DATA, "run", "1")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Io);
+        world.restart();
+        if refused {
+            world.airdrop.answer(Call::Confirm, 0, Answer::Refused(400));
+        }
+        let outcome = start(&world, &mut source);
+        assert_eq!(
+            (outcome.kind, world.airdrop.uploads()),
+            match refused {
+                true => (OutcomeKind::Error, 1),
+                false => (OutcomeKind::Done, 1),
+            }
+        );
+        if refused {
+            assert!(world.airdrop.last().error().contains("artifact-0"));
+            assert_eq!(go_on(&world, &mut source, "2").kind, OutcomeKind::Done);
+        }
+        assert_all(&world, &all_of("issues", 1, 3));
+        assert_eq!(source.asked.len(), 1);
+    }
+    // Killed in the upload: nobody knows its id, so it is made anew; the old one stays unconfirmed.
+    let mut world = World::new(5);
+    world.airdrop.kill_at(Call::Upload, 0, &world.disk);
+    let mut source = paged(1, 3);
+    world.serve(&mut source, &event(DATA, "run", "1")).unwrap_err();
+    world.restart();
+    assert_eq!(start(&world, &mut source).kind, OutcomeKind::Done);
+    assert_eq!((world.airdrop.uploads(), world.airdrop.named().len()), (2, 1));
+    assert_all(&world, &all_of("issues", 1, 3));
+    // Killed in the message: the same bytes under the same key.
+    let mut world = World::new(5);
+    world.airdrop.kill_at(Call::Send, 0, &world.disk);
+    let mut source = paged(1, 3);
+    world.serve(&mut source, &event(DATA, "run", "1")).unwrap_err();
+    world.restart();
+    assert!(start(&world, &mut source).replayed);
+    assert_eq!(world.airdrop.messages().len(), 1);
+    assert_all(&world, &all_of("issues", 1, 3));
+}
+
+#[test]
+fn an_error_settles_every_confirm_first() {
+    let world = World::new(1);
+    // Confirms fail on and off while the source fails for good.
+    for skip in [0, 1, 3, 4, 6] {
+        world.airdrop.answer(Call::Confirm, skip, Answer::Unavailable);
+    }
+    let mut source = Source::new(|_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+        if cursor.is_some() {
+            return Err("the source is gone".into());
+        }
+        Ok(page_of(stream, 0, 2, 4))
+    });
+    let outcome = start(&world, &mut source);
+    assert_eq!((outcome.kind, outcome.artifacts), (OutcomeKind::Error, 4));
+    assert_all(&world, &records_of("issues", 0, 4));
+    assert_eq!(go_on(&world, &mut paged(2, 4), "2").kind, OutcomeKind::Done);
+    assert_all(&world, &all_of("issues", 2, 4));
+}
+
+#[test]
+fn an_error_whose_artifacts_do_not_fit_says_progress_first() {
+    let world = World::new(1);
+    world.airdrop.answer(Call::Send, 0, Answer::Refused(413));
+    let mut source = Source::new(|_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+        if cursor.is_some() {
+            return Err("the source is gone".into());
+        }
+        Ok(page_of(stream, 0, 2, 8))
+    });
+    let kinds = [start(&world, &mut source), go_on(&world, &mut source, "2")]
+        .map(|outcome| (outcome.kind, outcome.artifacts));
+    assert_eq!(kinds, [(OutcomeKind::Progress, 4), (OutcomeKind::Error, 4)]);
+    assert!(world.airdrop.last().error().contains("the source is gone"));
+    assert_all(&world, &records_of("issues", 0, 8));
+}
+
+#[test]
+fn no_more_is_confirmed_than_one_message_carries_and_the_rest_goes_into_the_next() {
+    let mut world = World::new(1);
+    // Long ids: some 300 artifacts fill a message.
+    world.airdrop.id_prefix = "x".repeat(400);
+    let mut source = paged(1, 700);
+    let mut outcome = start(&world, &mut source);
+    for number in 2.. {
+        let message = world.airdrop.attempts().pop().unwrap();
+        assert!(message.body.len() <= limits::MESSAGE_BYTES_SOFT, "{} bytes", message.body.len());
+        assert_eq!(world.airdrop.confirmed(), world.airdrop.named());
+        if outcome.kind == OutcomeKind::Done {
+            break;
+        }
+        assert_eq!(outcome.kind, OutcomeKind::Progress);
+        // Room for an error's text and for one more artifact, and no more, is left.
+        assert!(message.body.len() > limits::MESSAGE_BYTES_SOFT - 3000, "{} bytes", message.body.len());
+        world.restart();
+        outcome = go_on(&world, &mut source, &format!("{number}"));
+    }
+    assert_eq!(world.airdrop.messages().len(), 3);
+    assert_all(&world, &all_of("issues", 1, 700));
+    assert_eq!((source.asked.len(), world.airdrop.uploads()), (1, 700));
+}
+
+#[test]
+fn a_platform_that_is_busy_is_waited_for_or_asked_for_a_delay() {
+    let world = World::new(5);
+    let before = world.clock.elapsed();
+    world.airdrop.answer(Call::Upload, 0, Answer::Busy(17));
+    world.airdrop.answer(Call::Confirm, 0, Answer::Busy(18));
+    assert_eq!(start(&world, &mut paged(1, 3)).kind, OutcomeKind::Done);
+    assert!(world.clock.elapsed() >= before + Duration::from_secs(35));
+    assert_all(&world, &all_of("issues", 1, 3));
+
+    // Longer than the invocation has.
+    let world = World::new(5);
+    world.airdrop.answer(Call::Upload, 0, Answer::Busy(5000));
+    let mut source = paged(1, 3);
+    assert_eq!(start(&world, &mut source).kind, OutcomeKind::Delay);
+    assert_eq!(world.airdrop.last().body["event_data"]["delay"], 5000);
+    world.clock.advance(Duration::from_secs(5000));
+    assert_eq!(go_on(&world, &mut source, "2").kind, OutcomeKind::Done);
+    assert_all(&world, &all_of("issues", 1, 3));
+}
+
+#[test]
+fn no_retry_outlives_the_invocation_and_what_is_left_is_for_the_next() {
+    let mut world = World::new(1);
+    let hard = Duration::from_secs(3);
+    world.serve = Serve::new().inline(7).hard_limit(hard);
+    world.airdrop.always(Call::Upload, Some(Answer::Unavailable));
+    let before = world.clock.elapsed();
+    let mut source = paged(1, 3);
+    let outcome = start(&world, &mut source);
+    assert_eq!((outcome.kind, outcome.artifacts), (OutcomeKind::Progress, 0));
+    assert!(world.clock.elapsed() < before + hard);
+    assert!(world.airdrop.calls(Call::Upload) >= 3, "each is tried at least once");
+    world.airdrop.always(Call::Upload, None);
+    assert_eq!(go_on(&world, &mut source, "2").kind, OutcomeKind::Done);
+    assert_all(&world, &all_of("issues", 1, 3));
+}
+
+/// The platform in a bad hour: every call takes its time, many fail, and some bring the code that makes them down.
+struct Chaos<'a> {
+    airdrop: &'a Airdrop,
+    chance: Mutex<fastrand::Rng>,
+    at_once: AtomicUsize,
+    at_once_max: AtomicUsize,
+    failed: AtomicUsize,
+}
+
+impl Chaos<'_> {
+    fn call<T>(&self, call: impl FnOnce() -> Result<T, PlatformError>) -> Result<T, PlatformError> {
+        let at_once = self.at_once.fetch_add(1, Ordering::Relaxed) + 1;
+        self.at_once_max.fetch_max(at_once, Ordering::Relaxed);
+        let (takes, fate) = {
+            let mut chance = self.chance.lock().unwrap();
+            (chance.u64(..1500), chance.u8(..100))
+        };
+        std::thread::sleep(Duration::from_micros(takes));
+        let retry = |fate| PlatformError::Retry { fate, after: None, reason: "a bad hour".to_owned() };
+        let result = match fate {
+            0..8 => Err(retry(Fate::Unknown)),
+            8..16 => call().and(Err(retry(Fate::Unknown))),
+            16..22 => Err(retry(Fate::NotApplied)),
+            22..24 => {
+                self.at_once.fetch_sub(1, Ordering::Relaxed);
+                self.failed.fetch_add(1, Ordering::Relaxed);
+                panic!("the platform's own code is broken");
+            }
+            _ => call(),
+        };
+        self.failed.fetch_add(usize::from(result.is_err()), Ordering::Relaxed);
+        self.at_once.fetch_sub(1, Ordering::Relaxed);
+        result
+    }
+}
+
+impl Platform for Chaos<'_> {
+    fn upload(&self, upload: Upload<'_>) -> Result<ArtifactId, PlatformError> {
+        self.call(|| self.airdrop.upload(upload))
+    }
+
+    fn confirm(&self, artifact: &ArtifactId) -> Result<(), PlatformError> {
+        self.call(|| self.airdrop.confirm(artifact))
+    }
+
+    fn send(&self, message: &SealedMessage) -> Result<(), PlatformError> {
+        self.airdrop.send(message)
+    }
+}
+
+#[test]
+fn lanes_of_threads_deliver_every_record_once_however_badly_the_platform_behaves() {
+    let world = World::new(7);
+    let chaos = Chaos {
+        airdrop: &world.airdrop,
+        chance: Mutex::new(fastrand::Rng::with_seed(11)),
+        at_once: AtomicUsize::new(0),
+        at_once_max: AtomicUsize::new(0),
+        failed: AtomicUsize::new(0),
+    };
+    let serve = Serve::new().lanes(6);
+    let mut source = Source::new(|_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+        let at = cursor.unwrap_or(0);
+        if at % 11 == 10 && chaos.chance.lock().unwrap().bool() {
+            return Err(SourceError::RateLimited { after: Duration::from_secs(1) });
+        }
+        Ok(page_of(stream, at, 24, 17))
+    })
+    .streams(["issues", "users", "links"]);
+    let mut outcomes = Vec::new();
+    loop {
+        let event_type = if outcomes.is_empty() { DATA } else { DATA_ON };
+        let event = event(event_type, "run", &format!("{}", outcomes.len()));
+        let outcome = serve.serve(&world.store, &chaos, &mut source, &event).unwrap();
+        outcomes.push(outcome.kind);
+        if outcome.kind == OutcomeKind::Done {
+            break;
+        }
+        assert!(outcomes.len() < 100, "{outcomes:?}");
+        world.clock.advance(Duration::from_secs(1));
+    }
+    let expected: Vec<String> =
+        ["issues", "users", "links"].iter().flat_map(|stream| all_of(stream, 24, 17)).collect();
+    assert_all(&world, &expected);
+    let requests: BTreeSet<String> = world
+        .airdrop
+        .messages()
+        .iter()
+        .map(|message| message.body["event_context"]["request_id"].to_string())
+        .collect();
+    assert_eq!((requests.len(), world.airdrop.messages().len()), (outcomes.len(), outcomes.len()));
+    let (at_once, failed) = (chaos.at_once_max.into_inner(), chaos.failed.into_inner());
+    println!("{outcomes:?}: {} uploads, {at_once} calls at once, {failed} failed", world.airdrop.uploads());
+    assert!((2..=6).contains(&at_once), "{at_once} calls at once");
+    assert!(failed > 50 && world.airdrop.named().len() > 150);
+}

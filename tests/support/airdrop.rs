@@ -1,0 +1,396 @@
+//! A platform and a source that do as a test tells them, and the store and the clock that they meet in.
+
+// Each test that takes this in uses a part of it.
+#![allow(dead_code)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use highwater::airdrop::{
+    Body, Context, Event, ExternalSyncUnit, Extractor, Fate, Outcome, Platform, PlatformError, SealedMessage,
+    Serve, SourceError, Upload,
+};
+use highwater::testing::SimDisk;
+use highwater::{ArtifactId, Level, Page, Record, Store, VirtualClock};
+use serde_json::{Value, json};
+
+/// A call to the platform.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Call {
+    Upload,
+    Confirm,
+    Send,
+}
+
+/// How a call is answered, if not as asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// It takes effect, and the answer is lost.
+    Lost,
+    /// 5xx, and it takes no effect, which nobody knows.
+    Unavailable,
+    /// 429, after so many seconds.
+    Busy(u64),
+    /// A final 4xx.
+    Refused(u16),
+}
+
+/// The platform: it keeps what it is given, and answers by a script.
+#[derive(Debug, Default)]
+pub(crate) struct Airdrop {
+    inner: Mutex<Inner>,
+    /// What artifact ids begin with.
+    pub(crate) id_prefix: String,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    script: BTreeMap<(Call, u64), Answer>,
+    always: BTreeMap<Call, Answer>,
+    kills: Option<(Call, u64, SimDisk)>,
+    calls: BTreeMap<Call, u64>,
+    uploads: BTreeMap<String, (String, Vec<Value>)>,
+    confirmed: BTreeSet<String>,
+    attempts: Vec<SealedMessage>,
+    accepted: Vec<SealedMessage>,
+}
+
+impl Airdrop {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Answers the call that follows after `skip` others of its kind so.
+    pub(crate) fn answer(&self, call: Call, skip: u64, answer: Answer) {
+        let mut inner = self.lock();
+        let next = inner.calls.get(&call).copied().unwrap_or(0);
+        inner.script.insert((call, next + skip), answer);
+    }
+
+    /// Answers every call of a kind so, or, from now on, as asked.
+    pub(crate) fn always(&self, call: Call, answer: Option<Answer>) {
+        let mut inner = self.lock();
+        match answer {
+            Some(answer) => inner.always.insert(call, answer),
+            None => inner.always.remove(&call),
+        };
+    }
+
+    /// The process dies right after the call that follows after `skip` others of its kind has taken effect.
+    pub(crate) fn kill_at(&self, call: Call, skip: u64, disk: &SimDisk) {
+        let mut inner = self.lock();
+        let next = inner.calls.get(&call).copied().unwrap_or(0);
+        inner.kills = Some((call, next + skip, disk.clone()));
+    }
+
+    pub(crate) fn calls(&self, call: Call) -> u64 {
+        self.lock().calls.get(&call).copied().unwrap_or(0)
+    }
+
+    /// Every attempt to send a message, accepted or not.
+    pub(crate) fn attempts(&self) -> Vec<SealedMessage> {
+        self.lock().attempts.clone()
+    }
+
+    /// The accepted messages, each once.
+    pub(crate) fn messages(&self) -> Vec<Message> {
+        let of = |message: &SealedMessage| Message {
+            event_type: message.event_type.clone(),
+            body: serde_json::from_str(&message.body).expect("a message is JSON"),
+        };
+        self.lock().accepted.iter().map(of).collect()
+    }
+
+    pub(crate) fn last(&self) -> Message {
+        self.messages().pop().expect("a message was accepted")
+    }
+
+    pub(crate) fn uploads(&self) -> usize {
+        self.lock().uploads.len()
+    }
+
+    pub(crate) fn confirmed(&self) -> BTreeSet<String> {
+        self.lock().confirmed.clone()
+    }
+
+    /// The file name and the lines of an artifact.
+    pub(crate) fn artifact(&self, id: &str) -> (String, Vec<Value>) {
+        self.lock().uploads.get(id).cloned().unwrap_or_else(|| panic!("{id} was never uploaded"))
+    }
+
+    /// What tells the announced records of a run apart, in the order of announcing. Checks on the way that no
+    /// artifact is in two messages, that each was confirmed, and that the messages count its records right.
+    pub(crate) fn announced(&self, run: &str) -> Vec<String> {
+        let mut named = BTreeSet::new();
+        let mut records = Vec::new();
+        for message in self.messages() {
+            for artifact in message.artifacts() {
+                let id = artifact["id"].as_str().unwrap().to_owned();
+                assert!(named.insert(id.clone()), "{id} is in two messages");
+                let (file_name, lines) = self.artifact(&id);
+                let item_type = artifact["item_type"].as_str().unwrap();
+                assert_eq!(file_name, format!("{item_type}.jsonl.gz"));
+                assert_eq!(artifact["item_count"], lines.len());
+                assert!(
+                    self.lock().confirmed.contains(&id) || item_type == "external_sync_units",
+                    "{id} is announced and not confirmed"
+                );
+                if message.body["event_context"]["run_id"] == run && item_type != "external_domain_metadata" {
+                    records.extend(lines.iter().map(is));
+                }
+            }
+        }
+        records
+    }
+
+    /// Every artifact that is named by an accepted message.
+    pub(crate) fn named(&self) -> BTreeSet<String> {
+        let ids = |message: Message| {
+            message.artifacts().iter().map(|artifact| artifact["id"].as_str().unwrap().to_owned()).collect()
+        };
+        self.messages().into_iter().flat_map::<Vec<String>, _>(ids).collect()
+    }
+}
+
+/// An accepted message.
+#[derive(Debug, Clone)]
+pub(crate) struct Message {
+    pub(crate) event_type: String,
+    pub(crate) body: Value,
+}
+
+impl Message {
+    pub(crate) fn artifacts(&self) -> Vec<Value> {
+        self.body["event_data"]["artifacts"].as_array().cloned().unwrap_or_default()
+    }
+
+    pub(crate) fn error(&self) -> String {
+        let error = &self.body["event_data"]["error"]["message"];
+        error.as_str().unwrap_or_else(|| panic!("no error in {}", self.body)).to_owned()
+    }
+}
+
+impl Inner {
+    /// Makes a call: `Ok(true)` if it takes effect and says so; `Err` after it took effect or not.
+    fn call(&mut self, call: Call) -> (bool, Result<(), PlatformError>) {
+        let number = self.calls.entry(call).or_default();
+        let at = *number;
+        *number += 1;
+        if let Some((_, _, disk)) = self.kills.take_if(|(of, nth, _)| *of == call && *nth == at) {
+            disk.kill();
+        }
+        let answer = self.script.remove(&(call, at)).or_else(|| self.always.get(&call).copied());
+        let retry = |fate, after| PlatformError::Retry { fate, after, reason: "as told".to_owned() };
+        match answer {
+            None => (true, Ok(())),
+            Some(Answer::Lost) => (true, Err(retry(Fate::Unknown, None))),
+            Some(Answer::Unavailable) => (false, Err(retry(Fate::Unknown, None))),
+            Some(Answer::Busy(seconds)) => {
+                (false, Err(retry(Fate::NotApplied, Some(Duration::from_secs(seconds)))))
+            }
+            Some(Answer::Refused(status)) => {
+                (false, Err(PlatformError::Refused { status, reason: "as told".to_owned() }))
+            }
+        }
+    }
+}
+
+impl Platform for Airdrop {
+    fn upload(&self, upload: Upload<'_>) -> Result<ArtifactId, PlatformError> {
+        let Body::Batch(bytes) = upload.body else { panic!("a batch is no stream") };
+        assert_eq!(upload.content_type, "application/x-gzip");
+        let mut inner = self.lock();
+        let (applies, result) = inner.call(Call::Upload);
+        let id = format!("{}artifact-{}", self.id_prefix, inner.uploads.len());
+        if applies {
+            let lines = crate::support::lines(bytes);
+            inner.uploads.insert(id.clone(), (upload.file_name.to_owned(), lines));
+        }
+        result.map(|()| ArtifactId::new(id).unwrap())
+    }
+
+    fn confirm(&self, artifact: &ArtifactId) -> Result<(), PlatformError> {
+        let mut inner = self.lock();
+        let (applies, result) = inner.call(Call::Confirm);
+        assert!(inner.uploads.contains_key(artifact.as_str()), "{artifact} was never uploaded");
+        if applies {
+            inner.confirmed.insert(artifact.to_string());
+        }
+        result
+    }
+
+    fn send(&self, message: &SealedMessage) -> Result<(), PlatformError> {
+        let mut inner = self.lock();
+        inner.attempts.push(message.clone());
+        let (applies, result) = inner.call(Call::Send);
+        if applies {
+            match inner.accepted.iter().find(|other| other.key == message.key) {
+                Some(other) => assert_eq!(other, message, "the same key, and another message"),
+                None => inner.accepted.push(message.clone()),
+            }
+        }
+        result
+    }
+}
+
+pub(crate) type Fetched = Result<Page<u32>, SourceError>;
+
+/// A closure that gives pages.
+pub(crate) trait Pages: FnMut(&Context<'_>, &str, Option<u32>) -> Fetched + Sync {}
+
+impl<F: FnMut(&Context<'_>, &str, Option<u32>) -> Fetched + Sync> Pages for F {}
+
+/// A source whose pages come from a closure.
+pub(crate) struct Source<F> {
+    pub(crate) streams: Vec<&'static str>,
+    pub(crate) page: F,
+    /// Every page that was asked for.
+    pub(crate) asked: Vec<(String, Option<u32>)>,
+    pub(crate) metadata: Result<Value, Duration>,
+    pub(crate) units: Vec<ExternalSyncUnit>,
+}
+
+impl<F: FnMut(&Context<'_>, &str, Option<u32>) -> Fetched + Sync> Source<F> {
+    pub(crate) fn new(page: F) -> Self {
+        Self {
+            streams: vec!["issues"],
+            page,
+            asked: Vec::new(),
+            metadata: Ok(json!({ "schema_version": "v0.2.0", "record_types": {} })),
+            units: Vec::new(),
+        }
+    }
+
+    pub(crate) fn streams<const N: usize>(mut self, streams: [&'static str; N]) -> Self {
+        self.streams = streams.to_vec();
+        self
+    }
+}
+
+impl<F: Pages> Extractor for Source<F> {
+    type Cursor = u32;
+
+    fn external_sync_units(&mut self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+        Ok(self.units.clone())
+    }
+
+    fn metadata(&mut self, _: &Context<'_>) -> Result<Value, SourceError> {
+        self.metadata.clone().map_err(|after| SourceError::RateLimited { after })
+    }
+
+    fn streams(&self) -> Vec<String> {
+        self.streams.iter().map(|&stream| stream.to_owned()).collect()
+    }
+
+    fn page(
+        &mut self,
+        context: &Context<'_>,
+        stream: &str,
+        cursor: Option<u32>,
+    ) -> Result<Page<u32>, SourceError> {
+        self.asked.push((stream.to_owned(), cursor));
+        (self.page)(context, stream, cursor)
+    }
+}
+
+/// Page `at` of a stream that has `pages`, with `items` records; what tells each apart is `<stream>-<at>-<item>`.
+pub(crate) fn page_of(stream: &str, at: u32, pages: u32, items: u32) -> Page<u32> {
+    let mut page = if at + 1 < pages { Page::more(at + 1) } else { Page::last() };
+    for is in records_of(stream, at, items) {
+        page.push(stream, Record::new(is.clone(), &json!({ "is": is })).unwrap());
+    }
+    page
+}
+
+/// What tells a record apart.
+pub(crate) fn is(line: &Value) -> String {
+    line["data"]["is"].as_str().unwrap_or_default().to_owned()
+}
+
+pub(crate) fn records_of(stream: &str, at: u32, items: u32) -> Vec<String> {
+    (0..items).map(|item| format!("{stream}-{at}-{item}")).collect()
+}
+
+/// All records of a stream.
+pub(crate) fn all_of(stream: &str, pages: u32, items: u32) -> Vec<String> {
+    (0..pages).flat_map(|at| records_of(stream, at, items)).collect()
+}
+
+/// A source of one stream of that many pages.
+pub(crate) fn paged(pages: u32, items: u32) -> Source<impl Pages> {
+    Source::new(move |_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+        Ok(page_of(stream, cursor.unwrap_or(0), pages, items))
+    })
+}
+
+/// An event of the unit "unit", whose request id is its sequence version too.
+pub(crate) fn event(event_type: &str, run: &str, request: &str) -> Event {
+    event_of("unit", event_type, run, request)
+}
+
+pub(crate) fn event_of(unit: &str, event_type: &str, run: &str, request: &str) -> Event {
+    event_with(
+        event_type,
+        &json!({
+            "run_id": run,
+            "request_id": request,
+            "sequence_version": request,
+            "sync_unit_id": unit,
+            "external_sync_unit_id": "external",
+            "external_system_id": "system",
+            "unknown": { "kept": [1.0, "as it came"] },
+        }),
+    )
+}
+
+pub(crate) fn event_with(event_type: &str, context: &Value) -> Event {
+    let event = json!({
+        "context": { "secrets": { "service_account_token": "secret-token" } },
+        "payload": {
+            "event_type": event_type,
+            "connection_data": { "key": "secret-key" },
+            "event_context": context,
+        },
+    });
+    Event::from_json(&event.to_string()).unwrap()
+}
+
+/// A store on a simulated disk, a clock that stands still, and the platform.
+pub(crate) struct World {
+    pub(crate) disk: SimDisk,
+    pub(crate) clock: VirtualClock,
+    pub(crate) store: Store,
+    pub(crate) airdrop: Airdrop,
+    pub(crate) serve: Serve,
+    batch_items: u32,
+}
+
+impl World {
+    pub(crate) fn new(batch_items: u32) -> Self {
+        let clock = VirtualClock::at("2026-01-02T12:00:00Z".parse().unwrap());
+        let disk = SimDisk::new();
+        let store = open(&disk, &clock, batch_items);
+        let airdrop = Airdrop::default();
+        Self { disk, clock, store, airdrop, serve: Serve::new().inline(7), batch_items }
+    }
+
+    pub(crate) fn serve(&self, source: &mut Source<impl Pages>, event: &Event) -> highwater::Result<Outcome> {
+        self.serve.serve(&self.store, &self.airdrop, source, event)
+    }
+
+    /// A new process, after the old one came to its end: by itself, or by [`SimDisk::kill`].
+    pub(crate) fn restart(&mut self) {
+        self.disk = self.disk.image().disk();
+        self.store = open(&self.disk, &self.clock, self.batch_items);
+    }
+}
+
+fn open(disk: &SimDisk, clock: &VirtualClock, batch_items: u32) -> Store {
+    let options = Store::options().batch_items(batch_items).level(Level::new(0).unwrap());
+    options
+        .cache_bytes(1024 * 1024)
+        .clock(clock.clone())
+        .open_on(Box::new(disk.clone()), "state.redb")
+        .unwrap()
+}
