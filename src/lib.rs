@@ -3,7 +3,8 @@
 //!
 //! One file holds the state of any number of sync units. The loop below serves an extractor for any platform;
 //! [`airdrop::serve`] is that loop and the whole conversation with Airdrop around it; `highwater::testing` (a feature)
-//! kills an extractor at every step and looks whether the promise held; `highwater-dump` shows what is remembered.
+//! kills an extractor at every step and looks whether the promise held; [`inspect`] and the binary `highwater-dump` show
+//! what is remembered.
 //!
 //! It is not a scheduler, not a client of anybody's API, not a queue between machines, and no place for the records:
 //! their bytes are dropped as soon as the platform has them.
@@ -89,7 +90,8 @@
 //! - **N3.** The platform's side of the conversation: an event delivered again has the `request_id` it had; confirming
 //!   twice is the same as once; CONTINUE is sent only after a PROGRESS or DELAY of ours was accepted.
 //! - **N4.** A lost store file. What it remembered is gone: a CONTINUE of a run that the store does not know is answered
-//!   with ERROR instead of a guess, and the next START extracts everything. A restored old copy is the same as a loss.
+//!   with ERROR instead of a guess, and the next START extracts everything. Nor does an old copy put in
+//!   its place know what was announced since.
 //! - **N5.** A disk that says "synced" when nothing is. The store tells damage from data (every value has a checksum)
 //!   but cannot bring back what was never written.
 //! - **N6.** Once per run is not once for ever: what was modified after the last finished run *started* is announced
@@ -102,12 +104,12 @@
 //!
 //! | layer | rooms | what they are for | alone in using |
 //! | --- | --- | --- | --- |
-//! | 6 | `bin/highwater-dump` | shows a store to a person or a script | `clap`, `comfy_table` |
+//! | 6 | `bin/highwater-dump/` | shows a store to a person or a script | `clap`, `comfy_table` |
 //! | 5 | `testing/` | simulated disk, platform, source and clock; the explorer that kills an extractor at every step | |
 //! | 4 | `airdrop`, `airdrop/serve`, `airdrop/extractor`, `airdrop/outbox`, `airdrop/lanes` | drives an [`Extractor`](airdrop::Extractor) through an event | |
 //! | 4 | `airdrop/client` | speaks HTTP | `ureq` |
 //! | 4 | `airdrop/local/` | plays Airdrop over a directory | |
-//! | 3 | `store`, `store/run`, `store/batches` | what is remembered, and the iterator over it | |
+//! | 3 | `store`, `store/run`, `store/batches`, `store/inspect/` | what is remembered, the iterator over it, and a look from outside | |
 //! | 2 | `store/tables` | every method is one atomic change | `redb` |
 //! | 1 | `airdrop/event`, `airdrop/message`, `airdrop/platform`, `airdrop/window` | what is said, to whom, and of which time | |
 //! | 1 | `record/`, `store/page` | what a record is, and what a page | |

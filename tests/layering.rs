@@ -21,8 +21,15 @@ struct Room {
     crates: Vec<String>,
 }
 
-/// The source by module, `store/tables`; `bin/...` for what is no module of the library.
-type Sources = BTreeMap<String, String>;
+/// A path as it is written, and the module it is written in.
+type Named = (Vec<String>, Vec<String>);
+
+/// What each file names, by its module, `store/tables`; `bin/...` for what is no module of the library.
+type Sources = BTreeMap<String, Vec<Named>>;
+
+fn lib() -> String {
+    fs::read_to_string(src().join("lib.rs")).unwrap()
+}
 
 fn src() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
@@ -38,12 +45,22 @@ fn sources() -> Sources {
                 let relative = path.strip_prefix(src()).unwrap().with_extension("");
                 let module = relative.to_str().unwrap().replace('\\', "/");
                 let module = module.strip_suffix("/mod").unwrap_or(&module);
-                found.insert(module.to_owned(), fs::read_to_string(&path).unwrap());
+                found.insert(module.to_owned(), named(module, &fs::read_to_string(&path).unwrap()));
             }
         }
     }
     let mut found = Sources::new();
     read(&src(), &mut found);
+    found.remove("lib");
+    found
+}
+
+/// What a file, or a line of it, names.
+fn named(module: &str, source: &str) -> Vec<Named> {
+    let tokens = TokenStream::from_str(source).unwrap_or_else(|error| panic!("{module}: {error}"));
+    let module: Vec<String> = module.split('/').map(str::to_owned).collect();
+    let mut found = Vec::new();
+    paths(tokens, &module, &mut found);
     found
 }
 
@@ -81,8 +98,8 @@ fn room_of<'r>(rooms: &'r [Room], module: &str) -> Option<&'r Room> {
     })
 }
 
-/// Every path in the tokens, as it is written, with the module it is written in.
-fn paths(tokens: TokenStream, module: &[String], found: &mut Vec<(Vec<String>, Vec<String>)>) {
+/// Every path in the tokens.
+fn paths(tokens: TokenStream, module: &[String], found: &mut Vec<Named>) {
     let tokens: Vec<TokenTree> = tokens.into_iter().collect();
     let is = |at: usize, c: char| matches!(tokens.get(at), Some(TokenTree::Punct(p)) if p.as_char() == c);
     let colons = |at: usize| is(at, ':') && is(at + 1, ':');
@@ -196,32 +213,22 @@ fn target(path: &[String], module: &[String], modules: &BTreeSet<String>) -> Opt
 /// Everything in the source that the table of rooms does not allow.
 fn findings(sources: &Sources) -> Vec<String> {
     let mut findings = Vec::new();
-    let rooms = rooms(&sources["lib"]);
-    let is_module = |name: &&String| *name != "lib" && !name.starts_with("bin/");
-    let modules: BTreeSet<String> = sources.keys().filter(is_module).cloned().collect();
+    let rooms = rooms(&lib());
+    let modules: BTreeSet<String> =
+        sources.keys().filter(|name| !name.starts_with("bin/")).cloned().collect();
     let alone: BTreeSet<&String> = rooms.iter().flat_map(|room| &room.crates).collect();
     for room in &rooms {
         if !sources.keys().any(|module| room_of(std::slice::from_ref(room), module).is_some()) {
             findings.push(format!("the table has {}, which is not there", room.path));
         }
     }
-    for (name, source) in sources {
-        if name == "lib" {
-            continue;
-        }
+    for (name, named) in sources {
         let in_bin = name.starts_with("bin/");
-        // A binary in a folder of its own is one room, all of it.
-        let room_name =
-            if in_bin { name.splitn(3, '/').take(2).collect::<Vec<_>>().join("/") } else { name.clone() };
-        let Some(room) = room_of(&rooms, &room_name) else {
+        let Some(room) = room_of(&rooms, name) else {
             findings.push(format!("{name} is in no layer: give it a place in the table"));
             continue;
         };
-        let tokens = TokenStream::from_str(source).unwrap_or_else(|error| panic!("{name}: {error}"));
-        let module: Vec<String> = name.split('/').map(str::to_owned).collect();
-        let mut found = Vec::new();
-        paths(tokens, &module, &mut found);
-        for (path, module) in found {
+        for (path, module) in named {
             let shown = path.join("::");
             let first = &path[0];
             if alone.contains(first) && !room.crates.contains(first) {
@@ -231,7 +238,7 @@ fn findings(sources: &Sources) -> Vec<String> {
             if in_bin {
                 continue;
             }
-            let Some(target) = target(&path, &module, &modules) else { continue };
+            let Some(target) = target(path, module, &modules) else { continue };
             if target.is_empty() {
                 findings.push(format!("{name} names {shown} by way of the crate's front"));
                 continue;
@@ -259,8 +266,8 @@ fn a_room_uses_only_rooms_on_its_own_layer_and_below() {
 #[test]
 fn lib_rs_lists_the_rooms_layer_by_layer() {
     let sources = sources();
-    let rooms = rooms(&sources["lib"]);
-    let tokens: Vec<_> = TokenStream::from_str(&sources["lib"]).unwrap().into_iter().collect();
+    let rooms = rooms(&lib());
+    let tokens: Vec<_> = TokenStream::from_str(&lib()).unwrap().into_iter().collect();
     let listed: Vec<String> = tokens
         .windows(3)
         .filter_map(|window| match window {
@@ -272,24 +279,21 @@ fn lib_rs_lists_the_rooms_layer_by_layer() {
             _ => None,
         })
         .collect();
-    let top: BTreeSet<&str> =
-        sources.keys().filter(|name| *name != "lib" && !name.contains('/')).map(String::as_str).collect();
+    let top: BTreeSet<&str> = sources.keys().filter(|name| !name.contains('/')).map(String::as_str).collect();
     assert_eq!(listed.iter().map(String::as_str).collect::<BTreeSet<_>>(), top);
     let layers: Vec<u32> = listed.iter().map(|name| room_of(&rooms, name).unwrap().layer).collect();
     assert!(layers.is_sorted(), "{listed:?} are of layers {layers:?}");
 }
 
 /// The source with a line added to a module.
-fn with(module: &str, line: &str) -> Sources {
-    let mut sources = sources();
-    let source = sources.entry(module.to_owned()).or_default();
-    source.push('\n');
-    source.push_str(line);
+fn with(mut sources: Sources, module: &str, line: &str) -> Sources {
+    sources.entry(module.to_owned()).or_default().extend(named(module, line));
     sources
 }
 
 #[test]
 fn what_is_not_allowed_is_found() {
+    let sources = sources();
     for (module, line, finding) in [
         ("store/tables", "use crate::airdrop::serve;", "which is above it"),
         ("store/tables", "use super::run::Run;", "which is above it"),
@@ -309,14 +313,14 @@ fn what_is_not_allowed_is_found() {
         ("airdrop/serve", "fn f() { bincode::serde::encode_to_vec(1, 2); }", "airdrop/serve uses bincode"),
         ("airdrop/serve", "fn f() { println!(\"{:?}\", clap::Command::new(\"a\")); }", "uses clap"),
         ("model", "#[derive(thiserror::Error)] struct E;", "model uses thiserror"),
-        ("bin/highwater-dump", "use redb::Database;", "uses redb"),
+        ("bin/highwater-dump/main", "use redb::Database;", "uses redb"),
         ("store/manager", "", "store/manager is in no layer"),
         ("manager", "", "manager is in no layer"),
     ] {
-        let findings = findings(&with(module, line));
+        let findings = findings(&with(sources.clone(), module, line));
         assert!(findings.iter().any(|found| found.contains(finding)), "{module}: {line}: {findings:?}");
     }
-    let mut without_disk = sources();
+    let mut without_disk = sources;
     without_disk.remove("store/disk");
     assert!(findings(&without_disk).iter().any(|found| found.contains("which is not there")));
 }
@@ -330,5 +334,5 @@ fn what_is_only_spoken_of_is_not_used() {
         const B: &str = r#"use crate::testing::Explore;"#;
         fn f() { std::redb::clap(); <Vec<u8> as IntoIterator>::redb::x(); }
     "##;
-    assert_eq!(findings(&with("model", line)), Vec::<String>::new());
+    assert_eq!(findings(&with(sources(), "model", line)), Vec::<String>::new());
 }
