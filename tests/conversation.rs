@@ -238,6 +238,37 @@ fn a_message_too_large_is_said_again_with_half_of_its_artifacts() {
 }
 
 #[test]
+fn a_replay_that_is_too_large_is_halved_when_the_event_comes_again() {
+    let world = World::new(1);
+    let mut source = paged(1, 8);
+    let start = event(DATA, "run", "1");
+    world.airdrop.always(Call::Send, Some(Answer::Unavailable));
+    world.serve(&mut source, &start).unwrap_err();
+    world.airdrop.always(Call::Send, None);
+    world.airdrop.answer(Call::Send, 0, Answer::Refused(413));
+    let error = world.serve(&mut source, &start).unwrap_err();
+    assert!(error.to_string().contains("refused with 413"), "{error}");
+    let outcome = world.serve(&mut source, &start).unwrap();
+    assert_eq!((outcome.kind, outcome.artifacts, outcome.replayed), (OutcomeKind::Progress, 4, false));
+    done(&world, &mut source, &event(DATA_ON, "run", "2"));
+    assert_eq!(world.airdrop.announced("run").len(), 8);
+}
+
+#[test]
+fn a_phase_whose_done_was_refused_is_not_done() {
+    let world = World::new(5);
+    let mut source = paged(1, 5);
+    world.airdrop.answer(Call::Send, 0, Answer::Refused(400));
+    world.serve(&mut source, &event(DATA, "run", "1")).unwrap_err();
+    let outcome = world.serve(&mut source, &event(ATTACHMENTS, "run", "2")).unwrap();
+    assert_eq!(outcome.kind, OutcomeKind::Error);
+    assert!(world.airdrop.last().error().contains("its data phase is not done"));
+    done(&world, &mut source, &event(DATA_ON, "run", "3"));
+    done(&world, &mut source, &event(ATTACHMENTS, "run", "4"));
+    assert_eq!(world.airdrop.announced("run"), all_of("issues", 1, 5));
+}
+
+#[test]
 fn one_artifact_too_large_for_a_message_is_not_delivered_and_stays() {
     let world = World::new(5);
     let mut source = paged(1, 3);
