@@ -79,22 +79,27 @@
 //!   what was confirmed after its last accepted message is in no message; the next run delivers it under new ids.)
 //! - **G4, the watermark never runs ahead.** It moves when a run is finished and at no other time, to the moment at
 //!   which that run *started*, in whichever life. A stream's bookmark moves with it.
-//! - **G5, a kill costs little.** What is lost of the work is the page that was being fetched. An invocation that lives
+//! - **G5, a kill costs little.** What is lost of the work is the page that was being fetched; of a worker without a disk
+//!   ([`Serve::checkpoints`](airdrop::Serve::checkpoints)), what followed its last checkpoint. An invocation that lives
 //!   long enough for one page makes progress.
 //!
 //! # Not claimed
 //!
 //! - **N1.** A receiver to whom the same sealed message is sent twice must know it by its bytes or its key
 //!   (`Idempotency-Key`): an answer may be lost on the way, and then the message is sent again.
-//! - **N2.** A kill during an upload leaves at most one upload per call in flight that nobody confirms or announces.
+//! - **N2.** A kill during an upload leaves at most one upload per call in flight that nobody confirms or announces;
+//!   without a disk, those since the last checkpoint.
 //! - **N3.** The platform's side of the conversation: an event delivered again has the `request_id` it had; confirming
 //!   twice is the same as once; CONTINUE is sent only after a PROGRESS or DELAY of ours was accepted.
-//! - **N4.** A lost store file. What it remembered is gone: a CONTINUE of a run that the store does not know is answered
-//!   with ERROR instead of a guess, and the next START extracts everything. Nor does an old copy put in
-//!   its place know what was announced since.
+//! - **N4.** A lost store file, where no checkpoint is kept with the platform. What it remembered is gone: a CONTINUE of a
+//!   run that the store does not know is answered with ERROR instead of a guess, and the next START extracts everything.
+//!   Nor does an old copy put in its place know what was announced since.
 //! - **N5.** A disk that says "synced" when nothing is. The store tells damage from data (every value has a checksum)
 //!   but cannot bring back what was never written.
-//! - **N6.** Once per run is not once for ever: what was modified after the last finished run *started* is announced
+//! - **N6.** Two workers without a disk on one sync unit at a time: the platform keeps what was saved last, and offers
+//!   no compare-and-set. The loser is fenced at its next save; between its look and that save it can repeat or lose.
+//!   [`Serve::settle_after_takeover`](airdrop::Serve::settle_after_takeover) waits that window out.
+//! - **N7.** Once per run is not once for ever: what was modified after the last finished run *started* is announced
 //!   again by the next one.
 //!
 //! # Rooms
@@ -106,15 +111,15 @@
 //! | --- | --- | --- | --- |
 //! | 6 | `bin/highwater-dump/` | shows a store to a person or a script | `clap`, `comfy_table` |
 //! | 5 | `testing/` | simulated disk, platform, source and clock; the explorer that kills an extractor at every step | |
-//! | 4 | `airdrop`, `airdrop/serve`, `airdrop/extractor`, `airdrop/outbox`, `airdrop/lanes` | drives an [`Extractor`](airdrop::Extractor) through an event | |
+//! | 4 | `airdrop`, `airdrop/serve`, `airdrop/extractor`, `airdrop/outbox`, `airdrop/lanes`, `airdrop/keeper` | drives an [`Extractor`](airdrop::Extractor) through an event | |
 //! | 4 | `airdrop/client` | speaks HTTP | `ureq` |
 //! | 4 | `airdrop/local/` | plays Airdrop over a directory | |
-//! | 3 | `store`, `store/run`, `store/batches`, `store/inspect/` | what is remembered, the iterator over it, and a look from outside | |
+//! | 3 | `store`, `store/run`, `store/batches`, `store/checkpoint`, `store/inspect/` | what is remembered, the iterator over it, its portable form, a look from outside | |
 //! | 2 | `store/tables` | every method is one atomic change | `redb` |
 //! | 1 | `airdrop/event`, `airdrop/message`, `airdrop/platform`, `airdrop/window` | what is said, to whom, and of which time | |
-//! | 1 | `record/`, `store/page` | what a record is, and what a page | |
+//! | 1 | `record/`, `store/page` | what a record is, what metadata says of it, and what a page is | |
 //! | 1 | `artifact` | JSON Lines and gzip | `flate2` |
-//! | 1 | `store/rows` | what is stored, under which key | `serde_bytes` |
+//! | 1 | `store/rows/` | what is stored, under which key | `serde_bytes` |
 //! | 1 | `store/codec` | the envelope of every stored value | `bincode`, `flate2`, `thiserror` |
 //! | 0 | `model`, `clock`, `store/disk` | ids, limits, phases and pure transitions; time; the disk as a seam | |
 //! | 0 | `error` | the one error type | `thiserror` |
