@@ -751,6 +751,11 @@ fn a_broken_record_over_several_lines_is_one_finding_and_the_next_record_is_read
         let good_line = broken.lines().count() as u64 + 3;
         assert_eq!(found[1], at(good_line, "9", "data.int", Rule::Type), "{broken}");
     }
+    // Lines that do not begin with the bracket of the next record, after a quote is missing.
+    let indented = "{\n  \"id\": \"1,\n  \"data\": {}\n}\n {\"id\":\"9\",\"data\":{\"int\":1.5}}\n";
+    let two = found(indented.as_bytes());
+    assert_eq!((two.len(), two[0].0, two[0].3), (2, 2, Rule::Json), "{two:?}");
+    assert_eq!(two[1], at(5, "9", "data.int", Rule::Type));
     // The last one has no end.
     let found = found(&b"{\n  \"id\": \"1\",\n  \"data\": {\n"[..]);
     assert_eq!((found.len(), found[0].0, found[0].3), (1, 1, Rule::Json));

@@ -294,6 +294,7 @@ fn timestamps_become_rfc_3339_with_the_offset_that_they_had() {
             (json!(86400), "seconds, milliseconds, or no moment"),
             (json!(1_577_836_800_000_000_u64), "no moment"),
             (json!("soon"), "\"soon\""),
+            (json!("Sat, 31 Dec 2016 23:59:60 +0000"), "no moment of the calendar"),
             (json!(true), "true"),
         ],
     );
@@ -323,7 +324,15 @@ fn rules_say_how_a_source_writes_its_moments() {
         ],
     );
     becomes_with(&seconds, "day", &[(json!(86399), json!("1970-01-01"))]);
-    refused_with(&seconds, "at", &[(json!("2020-01-01"), "no number of seconds"), (json!(1e18), "")]);
+    refused_with(
+        &seconds,
+        "at",
+        &[
+            (json!("2020-01-01"), "no number of seconds"),
+            (json!(1e18), ""),
+            (json!(999_999_999_999_u64), "no moment of the calendar"),
+        ],
+    );
     let millis = with(FieldRule::new().format(TimeFormat::EpochMillis).offset(east));
     becomes_with(&millis, "at", &[(json!(1500), json!("1970-01-01T01:00:01.500+01:00"))]);
     becomes_with(&millis, "day", &[(json!(82_800_000), json!("1970-01-02"))]);

@@ -155,7 +155,7 @@ impl Stream<'_> {
     }
 
     /// The line is not one document: it begins one, holds several, or is broken.
-    fn read_otherwise(&mut self, mut first_line: u64) -> io::Result<()> {
+    fn read_otherwise(&mut self, first_line: u64) -> io::Result<()> {
         if !self.text.trim_ascii_start().starts_with(b"{") && !self.text.trim_ascii_start().starts_with(b"[")
         {
             self.no_record(first_line);
@@ -175,7 +175,7 @@ impl Stream<'_> {
                 }
                 return Ok(());
             }
-            first_line += newlines(self.text.get(..used).unwrap_or_default());
+            // What was taken is of one line still: text of several ends with a whole document.
             self.text.drain(..used);
             // A document is open. It goes on to where its brackets are closed.
             let mut nesting = Nesting::default();
