@@ -386,7 +386,7 @@ fn a_sealed_message_that_is_not_delivered_is_said_first() {
         for (number, fate) in [(1_u64, Some(2_u32)), (2, None)] {
             let mut key = 2_u64.to_be_bytes().to_vec();
             key.extend_from_slice(&number.to_be_bytes());
-            let (run, data, event) = (1_u64, 2_u32, "[\"EXTRACTION_DATA_CONTINUE\"]");
+            let (run, data, event) = (1_u64, 2_u32, 77_u64);
             let kind_and_type = (1_u32, "EXTRACTION_DATA_PROGRESS");
             let rest = (
                 1_767_323_045_000_000_i64 + i64::try_from(number).unwrap(),

@@ -142,7 +142,6 @@ fn a_wrong_command_line_exits_with_2() {
     let metadata = metadata.to_str().unwrap();
     for args in [
         &[][..],
-        &["validate"],
         &["validate-metadata", "--wombat"],
         &["validate-metadata", "-r", "issues"],
         &["validate-metadata", "-m", metadata, "more.json"],

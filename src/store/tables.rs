@@ -62,7 +62,9 @@ impl Tables {
             match std::fs::metadata(path) {
                 Ok(_) => {
                     check_magic(path)?;
-                    let open = || builder(cache_bytes).open(path);
+                    // Every page against its checksum, also of a file that was closed well: of one that was damaged since,
+                    // redb would panic, abort or read wrong values (seen with 4.5), and we must do neither.
+                    let open = || builder(cache_bytes).set_check_integrity_on_open(true).open(path);
                     return Self::adopt(path, guard(path, open)?);
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -231,7 +231,7 @@ impl Explore {
         if self.has_disk {
             self.explore_states(&schedule, &world, &disk, &sampling, states, &mut rng, make, &mut report);
         } else {
-            self.explore_lost_disks(&schedule, &world, make, &mut report);
+            self.explore_lost_disks(number, &schedule, &world, &mut rng, make, &mut report);
         }
         for _ in 0..12 {
             if report.failure.is_some() {
@@ -296,16 +296,24 @@ impl Explore {
         }
     }
 
-    /// Without a disk: dies before each change outside, and goes on from nothing but what is outside.
+    /// Without a disk: dies before a change outside (each of them in the first schedule, some in the others), and goes on
+    /// from nothing but what is outside.
     fn explore_lost_disks<E: Extractor>(
         &self,
+        number: u64,
         schedule: &Schedule,
         world: &World,
+        rng: &mut fastrand::Rng,
         make: &(impl Fn(&Life) -> E + Sync),
         report: &mut Report,
     ) {
         let fresh = self.fresh_disk();
-        for changes in 1..=world.changes() {
+        let mut moments: Vec<usize> = (1..=world.changes()).collect();
+        if number > 0 {
+            rng.shuffle(&mut moments);
+            moments.truncate(usize::try_from(self.states / 60).unwrap_or(usize::MAX).max(8));
+        }
+        for changes in moments {
             report.states += 1;
             report.continuations += 1;
             let after = world.at(changes);
@@ -474,7 +482,7 @@ fn acts_of(number: u64, has_disk: bool, rng: &mut fastrand::Rng) -> Vec<Act> {
         all.push(Act::DiskFails { life: rng.u64(..6), operation, after: rng.u64(..20) });
     }
     all.extend([
-        Act::DiskFull { life: rng.u64(..6), writes: rng.u64(..30) },
+        Act::DiskFull { life: rng.u64(..6), writes: rng.u64(..5) },
         Act::Again { event: rng.u64(..7) },
         Act::Late { event: rng.u64(..5) },
         Act::Early { event: 2 },

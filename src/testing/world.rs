@@ -190,6 +190,7 @@ struct HandOut {
     next: Option<String>,
     bookmark: Option<String>,
     since: Option<DateTime<Utc>>,
+    read_at: DateTime<Utc>,
     lines: Vec<String>,
 }
 
@@ -505,6 +506,12 @@ impl Inner {
 }
 
 impl Inner {
+    /// When the first page of a run was read, of those whose reading was kept.
+    fn first_read(&self, run: &RunSeen) -> DateTime<Utc> {
+        let pages = self.pages.iter().filter(|((id, _), _)| *id == run.id).flat_map(|(_, pages)| pages);
+        pages.map(|page| page.read_at).min().unwrap_or(DateTime::<Utc>::MAX_UTC)
+    }
+
     /// The bookmark that a run, or, if it left none, a finished one before it, left for a stream.
     fn bookmark_left(&self, run: Option<&RunSeen>, stream: &str) -> Option<String> {
         let run = run?;
@@ -934,6 +941,7 @@ impl<E: Extractor> Extractor for Watched<E> {
             next,
             bookmark: page.bookmark_json().map(str::to_owned),
             since: context.since(),
+            read_at: self.life.clock().now(),
             lines: page.lines(),
         };
         let mut inner = self.life.world.lock();
@@ -975,9 +983,9 @@ impl<E> Watched<E> {
         let possible = inner.watermarks(&run);
         let fits = possible.iter().any(|finished| match (finished, since) {
             (None, None) => true,
-            // A run starts when its first event is accepted: moments after that was sent.
+            // A run starts when its first event is accepted: after that was sent, and before anything of it was read.
             (Some(finished), Some(since)) => {
-                stepped || (finished.sent_at <= since && since <= finished.sent_at + TimeDelta::seconds(5))
+                stepped || (finished.sent_at <= since && since <= inner.first_read(finished))
             }
             _ => stepped,
         });

@@ -74,7 +74,11 @@ fn golden_bytes_of_rows_about_the_file_and_its_units() {
             ("holder", "00 01 01 74"),
         ],
     );
-    golden(&RunIdRow { run: 250, id: Some("r".to_owned()) }, 0, &[("run", "fa"), ("id", "01 01 72")]);
+    golden(
+        &RunIdRow { run: 250, id: Some("r".to_owned()) },
+        0xb44b_6308,
+        &[("run", "fa"), ("id", "01 01 72")],
+    );
     golden(
         &BookmarkRow { json: r#"{"a":1}"#.to_owned(), run: 251 },
         0xc1aa_aaa2,
@@ -245,7 +249,7 @@ fn golden_bytes_of_the_conversation() {
             key: "k".to_owned(),
             body: b"{}".to_vec(),
         },
-        0,
+        0xd23a_2ccb,
         &[
             ("run", "01"),
             ("phase", "02"),
