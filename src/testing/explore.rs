@@ -494,6 +494,16 @@ fn acts_of(number: u64, has_disk: bool, rng: &mut fastrand::Rng) -> Vec<Act> {
     ]);
     let every = all.len();
     let turn = usize::try_from(number).unwrap_or(0);
+    // What by chance alone might miss its moment is laid in wait at many.
+    let fails = |operation| (0..12).map(move |life| Act::DiskFails { life, operation, after: life % 3 });
+    match number {
+        1 => acts.extend(fails(DiskOperation::SetLen).chain(fails(DiskOperation::Read))),
+        2 => acts.extend(fails(DiskOperation::Sync)),
+        3 => acts.extend(fails(DiskOperation::Write)),
+        4 => acts.extend((0..12).map(|event| Act::Early { event })),
+        5 => acts.extend((2..5).map(|life| Act::DiskFull { life, writes: life })),
+        _ => {}
+    }
     // The catalogue in turn, two by two, so that each is met early; and two by chance.
     acts.extend([turn * 2, turn * 2 + 1].iter().filter_map(|at| all.get(at % every)).copied());
     acts.extend((0..rng.usize(..3)).filter_map(|_| all.get(rng.usize(..every))).copied());
