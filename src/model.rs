@@ -271,6 +271,8 @@ pub(crate) fn phase_move(current: Option<Phase>, done: Phases, step: Step, phase
 /// A rule of ours that a negative control can take away, so that a check shows that it would see it broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
+// Public by way of `testing`, which may be turned off.
+#[cfg_attr(not(feature = "testing"), allow(unreachable_pub))]
 pub enum Rule {
     /// An upload's id is committed before it is confirmed.
     CommitBeforeConfirm,
