@@ -273,7 +273,6 @@ pub(crate) fn phase_move(current: Option<Phase>, done: Phases, step: Step, phase
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 // Public by way of `testing`, which may be turned off.
-#[cfg_attr(not(feature = "testing"), allow(unreachable_pub))]
 pub enum Rule {
     /// An upload's id is committed before it is confirmed.
     CommitBeforeConfirm,
