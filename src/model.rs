@@ -272,7 +272,6 @@ pub(crate) fn phase_move(current: Option<Phase>, done: Phases, step: Step, phase
 #[cfg_attr(not(feature = "testing"), allow(unreachable_pub, reason = "`testing` shows it to the world"))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-// Public by way of `testing`, which may be turned off.
 pub enum Rule {
     /// An upload's id is committed before it is confirmed.
     CommitBeforeConfirm,
