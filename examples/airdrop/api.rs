@@ -1,9 +1,9 @@
 //! Airdrop's addresses, and what is refused at each: the strictest reading of the protocol, so that what passes here
 //! passes there.
 
-use std::fs::File;
-use std::io::{self, Read, Write as _};
-use std::path::Path;
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
 use std::sync::{Mutex, PoisonError};
 
 use highwater::ArtifactId;
@@ -183,6 +183,10 @@ impl Api {
         &self.base
     }
 
+    pub(crate) fn faults(&self) -> &Faults {
+        &self.faults
+    }
+
     /// The messages that were taken so far.
     pub(crate) fn taken(&self) -> Taken {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -202,21 +206,39 @@ impl Api {
             let reason = format!("{} is not what {path} takes: {allowed}", request.method);
             return Reply::Answer(Answer::refused(405, reason).with("Allow", allowed));
         };
-        let befallen = route.call.and_then(|call| self.faults.befall(call).map(|act| (call, act)));
-        if let Some((call, Act::Status { status, retry_after_seconds })) = befallen {
+        let befallen = route.call.and_then(|call| self.faults.befall(call));
+        let reply = if let Some(Act::Status { status, retry_after_seconds }) = befallen {
             // All of it is heard, so that the client is not cut off while it speaks.
             let _ = io::copy(&mut request.body, &mut io::sink());
-            let answer = Answer::refused(status, format!("a fault was set for {}", call.name()));
-            return Reply::Answer(match retry_after_seconds {
+            let answer = Answer::refused(status, "a fault was set");
+            Reply::Answer(match retry_after_seconds {
                 Some(seconds) => answer.with("Retry-After", seconds.to_string()),
                 None => answer,
-            });
+            })
+        } else {
+            let authorized = authorize(request, route.auth);
+            match authorized.and_then(|()| (route.handle)(self, request, rest)) {
+                Ok(_) if befallen.is_some() => Reply::HangUp,
+                Ok(answer) | Err(answer) => Reply::Answer(answer),
+            }
+        };
+        match route.call.map(|call| self.note(call, request, &reply)) {
+            Some(Err(answer)) => Reply::Answer(answer),
+            _ => reply,
         }
-        let authorized = authorize(request, route.auth);
-        match authorized.and_then(|()| (route.handle)(self, request, rest)) {
-            Ok(_) if befallen.is_some() => Reply::HangUp,
-            Ok(answer) | Err(answer) => Reply::Answer(answer),
-        }
+    }
+
+    /// Notes a call in the directory: what it was, what was heard of its body, and how it was answered (`null`: not at
+    /// all). It is for people and tests; nothing is read from it.
+    fn note(&self, call: Call, request: &Request<'_>, reply: &Reply) -> Result<(), Answer> {
+        let status = match reply {
+            Reply::Answer(answer) => Some(answer.status),
+            Reply::HangUp => None,
+        };
+        let (bytes, hash) = request.body.heard();
+        let hash = format!("{hash:016x}");
+        let line = json!({ "call": call.name(), "bytes": bytes, "hash": hash, "status": status });
+        self.add_to("calls.jsonl", &line)
     }
 
     /// A place to upload to. What its form must hold follows from the id alone, so a server that is started anew still
@@ -377,8 +399,10 @@ impl Api {
         if body.is_empty() {
             return Err(Answer::refused(400, "the blueprint is empty"));
         }
-        let number = self.add_to("blueprints.jsonl", &body.into())?;
-        Ok(Answer::json(200, &json!({ "recipe_blueprint": { "id": format!("blueprint-{number}") } })))
+        let body = Value::from(body);
+        let id = blueprint_id(&body);
+        self.add_to("blueprints.jsonl", &body)?;
+        Ok(Answer::json(200, &json!({ "recipe_blueprint": { "id": id } })))
     }
 
     fn install_mapping(&self, request: &mut Request<'_>, _: &str) -> Result<Answer, Answer> {
@@ -388,9 +412,8 @@ impl Api {
         }
         if body.contains_key("starting_recipe_blueprint") {
             let id = text(&body, "starting_recipe_blueprint")?;
-            let number = id.strip_prefix("blueprint-").and_then(|number| number.parse::<usize>().ok());
-            let created = lines_of(&self.local.dir().join("blueprints.jsonl"))?;
-            if !number.is_some_and(|number| (1..=created).contains(&number)) {
+            let created = self.list("blueprints.jsonl")?;
+            if !created.iter().any(|blueprint| blueprint_id(blueprint) == id) {
                 return Err(Answer::refused(400, format!("there is no recipe blueprint {id:?}")));
             }
         }
@@ -398,16 +421,26 @@ impl Api {
         Ok(Answer::json(200, &json!({})))
     }
 
-    /// Adds a line to a list of the directory; returns its number.
-    fn add_to(&self, list: &str, line: &Value) -> Result<usize, Answer> {
+    /// Adds a line to a list of the directory.
+    fn add_to(&self, list: &str, line: &Value) -> Result<(), Answer> {
         let _held = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
         let path = self.local.dir().join(list);
-        let added = File::options().create(true).append(true).open(&path).and_then(|mut file| {
-            file.write_all(format!("{line}\n").as_bytes())?;
-            file.sync_data()
-        });
-        added.map_err(|error| Answer::refused(503, format!("{}: {error}", path.display())))?;
-        lines_of(&path)
+        let file = File::options().create(true).append(true).open(&path);
+        let added = file.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()));
+        added.map_err(|error| Answer::refused(503, format!("{}: {error}", path.display())))
+    }
+
+    fn list(&self, list: &str) -> Result<Vec<Value>, Answer> {
+        let path = self.local.dir().join(list);
+        let failed =
+            |reason: &dyn fmt::Display| Answer::refused(503, format!("{}: {reason}", path.display()));
+        match fs::read_to_string(&path) {
+            Ok(text) => {
+                text.lines().map(serde_json::from_str).collect::<Result<_, _>>().map_err(|e| failed(&e))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(failed(&error)),
+        }
     }
 
     fn attachment(&self, request: &mut Request<'_>, number: &str) -> Result<Answer, Answer> {
@@ -583,11 +616,7 @@ fn answers() -> Vec<(&'static str, AnswerKind)> {
     all
 }
 
-fn lines_of(path: &Path) -> Result<usize, Answer> {
-    let mut bytes = Vec::new();
-    match File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)) {
-        Ok(_) => Ok(bytes.iter().filter(|byte| **byte == b'\n').count()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
-        Err(error) => Err(Answer::refused(503, format!("{}: {error}", path.display()))),
-    }
+/// The id of a blueprint: it follows from what is in it.
+fn blueprint_id(blueprint: &Value) -> String {
+    format!("blueprint-{:016x}", XxHash3_64::oneshot(blueprint.to_string().as_bytes()))
 }

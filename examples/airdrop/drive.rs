@@ -51,6 +51,8 @@ pub(crate) struct Driven {
     /// Why the run did not end with DONE.
     pub(crate) failure: Option<Failure>,
     pub(crate) took: Duration,
+    /// The faults that were set, and how often each came true.
+    pub(crate) faults: Value,
 }
 
 impl Driven {
@@ -81,6 +83,7 @@ impl Driven {
             "items": items.collect::<Value>(),
             "restarts": self.restarts,
             "seconds": self.took.as_secs_f64(),
+            "faults": self.faults["faults"],
             "error": self.failure.as_ref().map(|failure| crate::chain(failure.as_ref())),
         })
     }
@@ -92,7 +95,7 @@ impl Drive {
         let (clock, began, mut restarts) = (SystemClock::new(), Instant::now(), 0);
         let failure = self.go(api, &clock, &mut restarts).err();
         let report = api.local().sync_report(&self.settings, &clock).ok().flatten();
-        Driven { report, restarts, failure, took: began.elapsed() }
+        Driven { report, restarts, failure, took: began.elapsed(), faults: api.faults().report() }
     }
 
     fn go(&self, api: &Api, clock: &dyn Clock, restarts: &mut u64) -> Result<(), Failure> {

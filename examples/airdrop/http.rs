@@ -4,12 +4,14 @@
 //! Airdrop does; a request that cannot be understood is answered with a JSON reason, and its connection closed, as
 //! where the next one begins is not known.
 
+use std::hash::Hasher as _;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use twox_hash::XxHash3_64;
 
 /// Bytes of a request's head at most.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
@@ -56,6 +58,7 @@ pub(crate) struct Body<'c> {
     left: u64,
     /// The client waits for a word before it sends it.
     asks_first: bool,
+    hash: XxHash3_64,
 }
 
 impl Body<'_> {
@@ -70,6 +73,11 @@ impl Body<'_> {
             Ok(_) => Ok(bytes),
             Err(error) => Err(Answer::refused(400, error.to_string())),
         }
+    }
+
+    /// How many bytes of it were read, and a hash of them that stays the same.
+    pub(crate) fn heard(&self) -> (u64, u64) {
+        (self.length - self.left, self.hash.clone().finish())
     }
 
     /// Reads what is left of it, within reason, and says whether that was all.
@@ -98,6 +106,7 @@ impl Read for Body<'_> {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, reason));
         }
         self.left -= read as u64;
+        self.hash.write(&buffer[..read]);
         Ok(read)
     }
 }
@@ -223,7 +232,8 @@ fn converse(connection: TcpStream, handle: &dyn Fn(&mut Request<'_>) -> Reply) -
             Err(Unread::Lost(error)) => return Err(error),
         };
         let Head { method, path, query, headers, length, keeps, asks_first } = head;
-        let body = Body { connection: &mut connection, length, left: length, asks_first };
+        let body =
+            Body { connection: &mut connection, length, left: length, asks_first, hash: XxHash3_64::new() };
         let mut request = Request { method, path, query, headers, body };
         let reply = handle(&mut request);
         let whole = request.body.pass_over();

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! `serve` is the addresses alone; `sync` also sends the events. See [`highwater::airdrop::Local`] for what is in the
-//! directory, which can be looked at while it runs, and outlives it.
+//! directory, which can be looked at while it runs, and outlives it; beside that, `calls.jsonl` has a line for each call
+//! and how it was answered, and `blueprints.jsonl` and `mappings.jsonl` what a connector installed.
 
 mod api;
 mod drive;

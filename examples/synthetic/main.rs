@@ -12,7 +12,7 @@ mod extractor;
 mod issue;
 
 use std::error::Error;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -48,7 +48,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Answer one event, as a worker does: the message goes to the event's callback URL and to standard output
+    /// Answer one event, as a worker does: the message goes to the event's callback URL
     Invoke(Invoke),
 }
 
@@ -155,14 +155,11 @@ fn answer(invoke: &Invoke) -> Result<(), Failure> {
         let message: Value = serde_json::from_str(&message)?;
         let reason = message.pointer("/event_data/error/message").and_then(Value::as_str);
         eprintln!("answered with {}: {}", outcome.event_type, reason.unwrap_or("no reason given"));
+        return Ok(());
     }
-    let mut out = io::stdout().lock();
-    match out.write_all(message.as_bytes()).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(format!("cannot write to standard output: {error}").into())
-        }
-        _ => Ok(()),
-    }
+    let again = if outcome.replayed { ", said again" } else { "" };
+    eprintln!("answered with {}, {} artifacts{again}", outcome.event_type, outcome.artifacts);
+    Ok(())
 }
 
 /// The bytes of the event.
