@@ -35,6 +35,8 @@ const LONG_ITEMS: u64 = 1_000_000;
 /// What a checkpoint may grow by, beside twice what it was.
 const CHECKPOINT_SLACK_BYTES: u64 = 8_000;
 const CHECKPOINT_BYTES_MAX: u64 = 100_000;
+/// An artifact id and a newline.
+const CONFIRMED_LINE_BYTES: u64 = "artifact-0001-000001\n".len() as u64;
 /// Where a checkpoint is measured first.
 const FIRST_MEASURED_AT: u64 = 100_000;
 /// What memory may grow by in a run: caches and buffers fill, records must not stay.
@@ -52,7 +54,7 @@ struct Workers {
     program: PathBuf,
     kills: u64,
     lives: u64,
-    /// The most memory that a worker had, in KiB, before and after the first third of the records was announced.
+    /// The most memory that a worker had, in KiB, before and after the first third of the records was confirmed.
     memory_kib: [u64; 2],
 }
 
@@ -64,12 +66,12 @@ impl Workers {
         let temporary = self.dir.join("temporary");
         let _ = fs::remove_dir_all(&temporary);
         fs::create_dir(&temporary).unwrap();
-        let (page, batch, budget) =
-            if self.items >= LONG_ITEMS { ("2000", "2000", "10s") } else { ("500", "500", "700ms") };
+        let batch = batch_items(self.items).to_string();
+        let budget = if self.items >= LONG_ITEMS { "10s" } else { "700ms" };
         let mut command = Command::new(&self.program);
         command
-            .args(["invoke", "--items", &self.items.to_string(), "--page-size", page, "--batch-items", batch])
-            .args(["--budget", budget, "--event"])
+            .args(["invoke", "--items", &self.items.to_string(), "--page-size", &batch])
+            .args(["--batch-items", &batch, "--budget", budget, "--event"])
             .arg(file)
             .env("TMPDIR", temporary);
         if self.store {
@@ -104,6 +106,11 @@ impl Workers {
     }
 }
 
+/// Records of a page, and of an artifact.
+fn batch_items(items: u64) -> u64 {
+    if items >= LONG_ITEMS { 2_000 } else { 500 }
+}
+
 /// The most memory that a process had so far. Not known on systems other than Linux, nor of a process that is over.
 fn peak_memory_kib(process: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
@@ -135,7 +142,7 @@ fn kill(store: bool) {
         let scratch = tempfile::tempdir().unwrap();
         let workers = one_sync(scratch.path(), store, items, &mut rng, |rng| {
             let within =
-                if long { 8_000_000 } else { *rng.choice(&[15_000, 60_000, 250_000, 600_000]).unwrap() };
+                if long { 8_000_000 } else { *rng.choice(&[15_000, 60_000, 150_000, 450_000]).unwrap() };
             let kills_on = began.elapsed() < Duration::from_secs(seconds);
             kills_on.then(|| Instant::now() + Duration::from_micros(rng.u64(..within)))
         });
@@ -164,23 +171,24 @@ fn one_sync(
     // Right after a delivery the checkpoint holds what it must, and not yet what comes next: the least that it is until
     // the next delivery.
     let state = platform.join("worker_state-import.json");
-    let (mut first, mut last, mut least) = (None, 0, u64::MAX);
+    let (mut first, mut last, mut smallest) = (None, 0, u64::MAX);
     let mut answered = 0;
     while let Some(event) = local.next_event(&settings, &clock).unwrap() {
         let so_far = announced(&local);
         let messages = local.messages().unwrap().count();
         if messages > answered {
-            if least < u64::MAX && so_far >= FIRST_MEASURED_AT.min(items / 3) {
-                first.get_or_insert(least);
-                last = least;
+            if smallest < u64::MAX && so_far >= FIRST_MEASURED_AT.min(items / 3) {
+                first.get_or_insert(smallest);
+                last = smallest;
             }
-            (answered, least) = (messages, u64::MAX);
+            (answered, smallest) = (messages, u64::MAX);
         }
+        let confirmed = fs::metadata(platform.join("confirmed.txt")).unwrap().len() / CONFIRMED_LINE_BYTES;
         let until = until(rng);
-        workers.live(&event.json, until, so_far >= items / 3, || {
+        workers.live(&event.json, until, confirmed * batch_items(items) >= items / 3, || {
             // What holds a sealed message that waits for its delivery is not what is measured.
             if let Ok(about) = fs::metadata(&state) {
-                least = least.min(about.len());
+                smallest = smallest.min(about.len());
             }
         });
         assert!(workers.lives < 100_000, "it comes to no end");
@@ -218,6 +226,10 @@ fn killed_workers_without_a_disk_announce_every_record_exactly_once() {
     kill(false);
 }
 
+fn artifacts(message: &mut Value) -> &mut Vec<Value> {
+    message["event_data"]["artifacts"].as_array_mut().unwrap()
+}
+
 /// The check can fail.
 #[test]
 fn the_oracle_sees_what_is_lost_repeated_and_wrong() {
@@ -247,16 +259,13 @@ fn the_oracle_sees_what_is_lost_repeated_and_wrong() {
     let doctored = |change: &dyn Fn(&mut Vec<Value>)| {
         let mut messages: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         change(&mut messages);
-        let text: String = messages.iter().map(|message| format!("{message}\n")).collect();
-        fs::write(&path, text).unwrap();
+        let lines: Vec<String> = messages.iter().map(Value::to_string).collect();
+        fs::write(&path, lines.join("\n") + "\n").unwrap();
         let verdict = Verdict::read(&platform, run, ITEMS);
         assert!(!verdict.is_clean(), "{verdict:?}");
         verdict
     };
     let data = text.lines().position(|line| line.contains("EXTRACTION_DATA_DONE")).unwrap();
-    fn artifacts(message: &mut Value) -> &mut Vec<Value> {
-        message["event_data"]["artifacts"].as_array_mut().unwrap()
-    }
     let lost = doctored(&|messages| drop(artifacts(&mut messages[data]).pop()));
     let expected =
         Verdict { lost: 100, artifacts: 1, unnamed_uploads: 1, announced: ITEMS - 100, ..Verdict::default() };

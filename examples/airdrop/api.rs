@@ -169,6 +169,7 @@ pub(crate) struct Api {
     lists: Mutex<()>,
 }
 
+#[allow(clippy::unused_self, clippy::unnecessary_wraps, reason = "every address has the same signature")]
 impl Api {
     pub(crate) fn new(local: Local, base: String, faults: &[Fault]) -> Self {
         Self { local, faults: Faults::new(faults), base, taken: Mutex::default(), lists: Mutex::new(()) }

@@ -7,7 +7,7 @@ pub(crate) const BYTES: u64 = 64 * 1024;
 
 /// Whether the length of an attachment is told beforehand; that of every third is not.
 pub(crate) fn tells_length(number: u64) -> bool {
-    number % 3 != 0
+    !number.is_multiple_of(3)
 }
 
 /// The content of an attachment, without end: byte `i` is the highest of `(number + 1) * 2654435761 + (i / 4) *

@@ -153,30 +153,31 @@ impl Answer {
     }
 
     fn write(self, connection: &mut TcpStream, keeps: bool) -> io::Result<()> {
-        let mut head = format!("HTTP/1.1 {} {}\r\n", self.status, phrase(self.status));
+        let mut head = Vec::new();
+        write!(head, "HTTP/1.1 {} {}\r\n", self.status, phrase(self.status))?;
         for (name, value) in &self.headers {
-            head.push_str(&format!("{name}: {value}\r\n"));
+            write!(head, "{name}: {value}\r\n")?;
         }
         if !keeps {
-            head.push_str("Connection: close\r\n");
+            write!(head, "Connection: close\r\n")?;
         }
         match self.body {
             Content::Bytes(bytes) => {
                 if self.status != 204 {
-                    head.push_str(&format!("Content-Length: {}\r\n", bytes.len()));
+                    write!(head, "Content-Length: {}\r\n", bytes.len())?;
                 }
-                let mut whole = (head + "\r\n").into_bytes();
-                whole.extend(bytes);
-                connection.write_all(&whole)
+                write!(head, "\r\n")?;
+                head.extend(bytes);
+                connection.write_all(&head)
             }
             Content::Stream(mut reader, Some(length)) => {
-                head.push_str(&format!("Content-Length: {length}\r\n\r\n"));
-                connection.write_all(head.as_bytes())?;
+                write!(head, "Content-Length: {length}\r\n\r\n")?;
+                connection.write_all(&head)?;
                 io::copy(&mut reader, connection).map(drop)
             }
             Content::Stream(mut reader, None) => {
-                head.push_str("Transfer-Encoding: chunked\r\n\r\n");
-                connection.write_all(head.as_bytes())?;
+                write!(head, "Transfer-Encoding: chunked\r\n\r\n")?;
+                connection.write_all(&head)?;
                 let mut buffer = vec![0; CHUNK_BYTES];
                 loop {
                     let read = reader.read(&mut buffer)?;

@@ -51,7 +51,9 @@ What a connector does at the addresses of the event, and what is refused there w
   GET  /internal/snap-ins.get, POST /internal/airdrop.recipe.{blueprints.create,initial-domain-mappings.install}
                                                    bare token
 Nowhere is a body taken in chunks (411), or one that is not as long as it says (400).
-  GET  /ext/attachment/N?bytes=B                   a file to extract, made of N; of every third the length is not told
+  GET  /ext/attachment/N?bytes=B                   a file to extract; of every third the length is not told. Byte i is
+                                                   the highest of (N + 1) * 2654435761 + (i / 4) * 2246822519 in 32 bits,
+                                                   plus i % 4
   GET, POST, DELETE /faults                        the faults and how often each came true; more of them, one on a line;
                                                    lift all, or ?fault=FAULT
 
@@ -114,13 +116,13 @@ struct Sync {
     /// The external system's id of what is synced
     #[arg(long, value_name = "ID", default_value = "local-unit")]
     unit: String,
-    /// Ask for everything anew (reset_extract_from), where a sync of the unit was finished before
+    /// Ask for everything anew (`reset_extract_from`), where a sync of the unit was finished before
     #[arg(long)]
     full: bool,
     /// The phases of the sync, in their own order [default: all; units are listed by a first sync only]
     #[arg(long, value_name = "PHASE", value_delimiter = ',')]
     phases: Vec<PhaseName>,
-    /// Spell events the newer way: START_EXTRACTING_DATA for EXTRACTION_DATA_START
+    /// Spell events the newer way: `START_EXTRACTING_DATA` for `EXTRACTION_DATA_START`
     #[arg(long)]
     newer_names: bool,
     /// How long an invocation may take before it is killed

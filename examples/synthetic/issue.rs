@@ -123,9 +123,9 @@ impl Issue {
             estimate: (hash >> 11) % 21,
             project: (hash >> 13) % 40,
             comments: (hash >> 17) % 30,
-            blocked: (hash >> 19) & 7 == 0,
+            blocked: (hash >> 19).is_multiple_of(8),
             due_ms: created_ms + DAY_MS * u64::from(1 + (hash >> 5) % 90),
-            parent: (key > 0 && hash & 15 == 0).then(|| hash % key),
+            parent: (key > 0 && hash.is_multiple_of(16)).then(|| hash % key),
         }
     }
 

@@ -30,6 +30,7 @@ impl Issues {
     /// Issue `i` as a line, without the newline.
     pub(crate) fn line(&self, i: u64) -> String {
         let low = |number: u64| number & 0xffff_ffff;
+        let word = |number: u64| self.0[usize::try_from(number % 64).unwrap()];
         let mut h = low((i ^ 0x9e37_79b9) * 0x85eb_ca6b);
         h ^= h >> 13;
         h = low(h * 0xc2b2_ae35);
@@ -38,7 +39,7 @@ impl Issues {
             let mut text = String::new();
             for _ in 0..count {
                 seed = low(seed * 1_664_525 + 1_013_904_223);
-                text.push_str(self.0[(seed >> 16) as usize % 64]);
+                text.push_str(word(seed >> 16));
                 text.push(' ');
             }
             text.truncate(text.len() - 1);
@@ -67,12 +68,12 @@ impl Issues {
             h % 4,
             date(created + 86_400_000 * (1 + (h >> 5) % 90)),
             words(h ^ 0x5bd1_e995, 24 + h % 25),
-            self.0[h as usize % 64],
-            self.0[(h >> 8) as usize % 64],
+            word(h),
+            word(h >> 8),
             (h >> 11) % 21,
             (h >> 13) % 40,
             (h >> 17) % 30,
-            ((h >> 19) & 7) == 0,
+            (h >> 19).is_multiple_of(8),
         )
         .unwrap();
         line
@@ -166,8 +167,10 @@ impl Verdict {
                 verdict.wrong += u64::from(artifact["item_count"] != found);
             }
         }
-        verdict.lost = counts.iter().filter(|count| **count == 0).count() as u64;
-        verdict.repeated = counts.iter().filter(|count| **count > 1).count() as u64;
+        for count in counts {
+            verdict.lost += u64::from(count == 0);
+            verdict.repeated += u64::from(count > 1);
+        }
         let confirmed = fs::read_to_string(dir.join("confirmed.txt")).unwrap();
         let confirmed: BTreeSet<String> = confirmed.lines().map(str::to_owned).collect();
         verdict.artifacts += confirmed.symmetric_difference(&named).count() as u64;
