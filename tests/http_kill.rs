@@ -67,7 +67,7 @@ impl Workers {
         let _ = fs::remove_dir_all(&temporary);
         fs::create_dir(&temporary).unwrap();
         let batch = batch_items(self.items).to_string();
-        let budget = if self.items >= LONG_ITEMS { "10s" } else { "700ms" };
+        let budget = if self.items >= LONG_ITEMS { "1s" } else { "700ms" };
         let mut command = Command::new(&self.program);
         command
             .args(["invoke", "--items", &self.items.to_string(), "--page-size", &batch])
@@ -142,7 +142,7 @@ fn kill(store: bool) {
         let scratch = tempfile::tempdir().unwrap();
         let workers = one_sync(scratch.path(), store, items, &mut rng, |rng| {
             let within =
-                if long { 8_000_000 } else { *rng.choice(&[15_000, 60_000, 150_000, 450_000]).unwrap() };
+                if long { 3_000_000 } else { *rng.choice(&[15_000, 60_000, 150_000, 450_000]).unwrap() };
             let kills_on = began.elapsed() < Duration::from_secs(seconds);
             kills_on.then(|| Instant::now() + Duration::from_micros(rng.u64(..within)))
         });
@@ -151,7 +151,7 @@ fn kill(store: bool) {
         syncs += 1;
     }
     println!("store={store} kills={kills} lives={lives} syncs={syncs} records={items} a sync");
-    assert!(kills >= 30, "{kills} kills prove little");
+    assert!(kills >= 20, "{kills} kills prove little");
 }
 
 fn one_sync(
