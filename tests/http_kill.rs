@@ -142,7 +142,7 @@ fn kill(store: bool) {
         let scratch = tempfile::tempdir().unwrap();
         let workers = one_sync(scratch.path(), store, items, &mut rng, |rng| {
             let within =
-                if long { 3_000_000 } else { *rng.choice(&[15_000, 60_000, 150_000, 450_000]).unwrap() };
+                if long { 1_500_000 } else { *rng.choice(&[15_000, 60_000, 150_000, 450_000]).unwrap() };
             let kills_on = began.elapsed() < Duration::from_secs(seconds);
             kills_on.then(|| Instant::now() + Duration::from_micros(rng.u64(..within)))
         });
