@@ -507,6 +507,13 @@ impl Platform for Local {
         held.accept(&message.key, &line).map_err(|error| unknown(&error))
     }
 
+    fn download(&self, artifact: &ArtifactId) -> Result<Vec<u8>, PlatformError> {
+        match self.artifact_bytes(artifact) {
+            Err(error @ Error::Invalid { .. }) => refuse(404, error.to_string()),
+            bytes => bytes.map_err(|error| unknown(&error)),
+        }
+    }
+
     // Nobody says of which unit, so there is one state.
     fn worker_state(&self) -> Result<Option<WorkerState>, PlatformError> {
         let state = self.saved_state(STATE_FILE)?;

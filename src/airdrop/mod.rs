@@ -11,13 +11,14 @@ mod message;
 mod outbox;
 mod platform;
 mod serve;
+mod streams;
 mod window;
 
 pub use crate::model::Step;
 #[cfg(feature = "http")]
 pub use client::Client;
 pub use event::{Event, EventType, Mode, Secret, Spelling, TimeSetting, WindowEnd};
-pub use extractor::{ExternalSyncUnit, Extractor, SourceError};
+pub use extractor::{AttachmentBody, AttachmentError, ExternalSyncUnit, Extractor, SourceError};
 pub use local::{
     ItemTotals, Local, LocalEvent, Messages, SyncReport, SyncSettings, SyncStep, UPLOAD_BYTES_MAX,
     WORKER_STATE_BYTES_MAX,

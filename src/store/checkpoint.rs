@@ -19,11 +19,12 @@ use crate::error::{Error, Result};
 use crate::model::{Micros, Phase, Rule};
 
 use super::SyncUnit;
+use super::attachments::{QueuePart, restore_queue};
 use super::batches::BatchInfo;
 use super::rows::{
-    BATCHES, BOOKMARKS, BatchRow, BatchState, BookmarkRow, CHUNKS, EVENTS, EventRow, Json, Key, LEDGER,
-    LedgerRow, MESSAGES, MessageFate, MessageKind, MessageRow, POSITIONS, RUN_IDS, RUNS, RunIdRow, RunRow,
-    STREAMS, StreamRow, TYPES, TypeRow, UNITS, UnitRow, VALUES, name_of, number_of,
+    BATCHES, BOOKMARKS, BatchRow, BatchState, BookmarkRow, CHUNKS, EVENTS, EventRow, FileRow, Json, Key,
+    LEDGER, LedgerRow, MESSAGES, MessageFate, MessageKind, MessageRow, POSITIONS, RUN_IDS, RUNS, RunIdRow,
+    RunRow, STREAMS, StreamRow, TYPES, TypeRow, UNITS, UnitRow, VALUES, name_of, number_of,
 };
 use super::run::{Run, message_key, run_key};
 use super::tables::{Rows, Tables};
@@ -54,6 +55,9 @@ pub(crate) struct Checkpoint {
     announced: BTreeMap<String, (u64, u64)>,
     /// What is uploaded and not announced, by seq.
     artifacts: Vec<(u64, BatchRow)>,
+    /// Artifacts from which the queue of attachments can be made again, by seq.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    files: Vec<(u64, FileRow)>,
     message: Option<MessagePart>,
 }
 
@@ -67,6 +71,8 @@ pub(crate) struct Position {
     /// By item type: records read and batches closed.
     types: BTreeMap<String, (u64, u64)>,
     values: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "QueuePart::is_empty")]
+    queue: QueuePart,
 }
 
 /// The newest message; once its acceptance is known, only that its event is answered.
@@ -263,6 +269,7 @@ impl SyncUnit {
                 };
                 change.put(&MESSAGES, &message_key(no, message.no), &stored)?;
             }
+            restore_queue(change, no, *run_no, &position.queue, &checkpoint.files)?;
             change.put(&RUNS, &prefix, &row)?;
             let json = serde_json::to_string(position).map_err(|error| damaged(error.to_string()))?;
             change.put(&POSITIONS, &prefix, &Json(json))
@@ -293,6 +300,7 @@ impl Run {
                 next_seq: row.next_seq,
                 progress: row.progress,
                 values: self.values(rows)?,
+                queue: self.queue_part(rows)?,
                 ..Position::default()
             };
             for (name, stream) in rows.all(&STREAMS, &prefix)? {
@@ -355,6 +363,7 @@ impl Run {
                     _ => {}
                 }
             }
+            let files = self.files_needed(rows, &position.queue, position.next_seq)?;
             let message = run.message.map(|no| self.message_part(rows, no, sealed)).transpose()?;
             Ok(Checkpoint {
                 version: VERSION,
@@ -368,6 +377,7 @@ impl Run {
                 position,
                 announced,
                 artifacts,
+                files,
                 message,
             })
         })
@@ -385,6 +395,7 @@ impl Run {
                     change.put(&BATCHES, &self.batch_key(seq), &BatchRow { saved: true, ..batch })?;
                 }
             }
+            self.attachments_saved(change)?;
             // Of older events a checkpoint tells nothing, so this disk need not either.
             let mut events = change.all(&EVENTS, &self.run_key())?;
             events.sort_unstable_by_key(|(_, event)| std::cmp::Reverse(event.order));

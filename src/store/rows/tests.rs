@@ -283,8 +283,9 @@ fn golden_bytes_of_the_conversation() {
             events: 6,
             events_reused: 7,
             types: vec![LedgerType { item_type: "t".to_owned(), read: 8, announced: 9, artifacts: 10 }],
+            attachments: LedgerAttachments { queued: 11, settled: 12, failed: 13 },
         },
-        0x53b3_9458,
+        0x04fa_d731,
         &[
             ("id", "01 72"),
             ("status", "01"),
@@ -294,7 +295,64 @@ fn golden_bytes_of_the_conversation() {
             ("epochs, pages, events, events_reused", "04 05 06 07"),
             ("types: how many", "01"),
             ("item_type, read, announced, artifacts", "01 74 08 09 0a"),
+            ("attachments: queued, settled, failed", "0b 0c 0d"),
         ],
+    );
+}
+
+#[test]
+fn golden_bytes_of_rows_about_attachments() {
+    golden(
+        &QueueRow {
+            counts: LedgerAttachments { queued: 1, settled: 2, failed: 3 },
+            position: 251,
+            requeued: 4,
+            lines: 5,
+            rebuild: true,
+        },
+        0x2536_ee72,
+        &[
+            ("queued, settled, failed", "01 02 03"),
+            ("position", "fb fb00"),
+            ("requeued", "04"),
+            ("lines", "05"),
+            ("rebuild", "01"),
+        ],
+    );
+    golden(
+        &AttachmentRow {
+            json: "{}".to_owned(),
+            artifact: Some(("a".to_owned(), 1)),
+            saved: true,
+            given_up: 2,
+            tries: 3,
+            ready_at: Some(Micros(4)),
+            reason: Some("r".to_owned()),
+        },
+        0x4208_3e85,
+        &[
+            ("json", "02 7b7d"),
+            ("artifact: id, epoch", "01 01 61 01"),
+            ("saved", "01"),
+            ("given_up, tries", "02 03"),
+            ("ready_at", "01 08"),
+            ("reason", "01 01 72"),
+        ],
+    );
+    golden(
+        &SeenRow { run: 1, number: 1 << 62, fingerprint: 2, failed: true },
+        0x3ebb_26d7,
+        &[("run", "01"), ("number", "fd 0000000000000040"), ("fingerprint", "02"), ("failed", "01")],
+    );
+    golden(
+        &FileRow { artifact: Some("a".to_owned()), first: 1, items: 2_000, loaded: false },
+        0xf6c8_ccd9,
+        &[("artifact", "01 01 61"), ("first", "01"), ("items", "fb d007"), ("loaded", "00")],
+    );
+    golden(
+        &FailedRow { json: "{}".to_owned(), reason: "r".to_owned(), tries: 5, failed_at: Micros(-1) },
+        0xbb09_082a,
+        &[("json", "02 7b7d"), ("reason", "01 72"), ("tries", "05"), ("failed_at", "01")],
     );
 }
 
@@ -436,9 +494,9 @@ fn ledger_row() -> impl Strategy<Value = LedgerRow> {
         types.into_iter().map(of).collect()
     });
     let times = (micros(), micros(), option::of(micros()), option::of(micros()));
-    (any::<String>(), status(), times, any::<[u64; 4]>(), types).prop_map(
+    (any::<String>(), status(), times, any::<[u64; 7]>(), types).prop_map(
         |(id, status, (started_at, ended_at, since, watermark), numbers, types)| {
-            let [epochs, pages, events, events_reused] = numbers;
+            let [epochs, pages, events, events_reused, queued, settled, failed] = numbers;
             LedgerRow {
                 id,
                 status,
@@ -451,6 +509,7 @@ fn ledger_row() -> impl Strategy<Value = LedgerRow> {
                 events,
                 events_reused,
                 types,
+                attachments: LedgerAttachments { queued, settled, failed },
             }
         },
     )
@@ -544,6 +603,32 @@ proptest! {
         survives(&ChunkRow { items: small, dates, lines: bytes.clone() }, flip, noise);
         survives(&BookmarkRow { json: two, run: h }, flip, noise);
         survives(&EventRow { identity: Some(one.clone()), order: a, accepted_at: created_at, message: Some(b) }, flip, noise);
+        let counts = LedgerAttachments { queued: a, settled: b, failed: c };
+        survives(&QueueRow { counts, position: d, requeued: e, lines: f, rebuild: exhausted }, flip, noise);
+        survives(
+            &AttachmentRow {
+                json: one.clone(),
+                artifact: Some((three.clone(), a)),
+                saved: exhausted,
+                given_up: small,
+                tries: small,
+                ready_at: created,
+                reason: None,
+            },
+            flip,
+            noise,
+        );
+        survives(&SeenRow { run: a, number: b, fingerprint: c, failed: exhausted }, flip, noise);
+        survives(
+            &FileRow { artifact: Some(one.clone()), first: a, items: small, loaded: exhausted },
+            flip,
+            noise,
+        );
+        survives(
+            &FailedRow { json: one, reason: three.clone(), tries: small, failed_at: created_at },
+            flip,
+            noise,
+        );
         survives(&Json(three), flip, noise);
         survives(&Payload(bytes), flip, noise);
     }
