@@ -78,10 +78,9 @@ fn worker() {
     let (Ok(plan), Ok(notes)) = (std::env::var(PLAN), std::env::var(NOTES)) else { return };
     let path = std::env::args().next_back().unwrap();
     let event: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
-    let mut noted = fs::read_to_string(&notes).unwrap_or_default();
-    let life = noted.lines().count();
-    noted.push_str(&format!("{event}\n"));
-    fs::write(&notes, noted).unwrap();
+    let life = fs::read_to_string(&notes).unwrap_or_default().lines().count();
+    let mut file = fs::File::options().create(true).append(true).open(&notes).unwrap();
+    file.write_all(format!("{event}\n").as_bytes()).unwrap();
     let plan: Vec<&str> = plan.split(' ').collect();
     match plan[life.min(plan.len() - 1)] {
         "die" => std::process::abort(),
@@ -190,7 +189,7 @@ fn progress_is_gone_on_with_at_once_and_a_delay_after_a_while_that_can_be_cut() 
 #[test]
 fn a_worker_that_ends_or_hangs_without_a_message_gets_the_same_event_again() {
     let world = World::new();
-    let report = world.report("DONE DONE die fail sleep DONE", &["--budget", "2s"], 0);
+    let report = world.report("DONE DONE die fail sleep DONE", &["--budget", "5s"], 0);
     assert_eq!((&report["restarts"], &report["messages"]), (&json!(3), &json!(4)));
     let events = world.events();
     assert!(events[2..6].iter().all(|event| *event == events[2]), "the same event, whole");
@@ -300,32 +299,84 @@ fn a_function_is_posted_each_event_and_waited_for_if_it_says_202() {
     }
 }
 
-fn invoke(event: &Path, disk: &Path) -> Output {
-    Command::new(example("synthetic"))
-        .args([
-            "invoke",
-            "--items",
-            "2000",
-            "--page-size",
-            "100",
-            "--batch-items",
-            "200",
-            "--budget",
-            "1ms",
-            "--event",
-        ])
-        .arg(event)
-        .arg("--store")
-        .arg(disk)
-        .output()
-        .unwrap()
+/// One invocation of the synthetic extractor.
+fn invoke(dir: &Path, event: &str, disk: Option<&Path>) -> Output {
+    let (file, temporary) = (dir.join("event.json"), dir.join("temporary"));
+    fs::create_dir_all(&temporary).unwrap();
+    fs::write(&file, event).unwrap();
+    let mut command = Command::new(example("synthetic"));
+    command.args([
+        "invoke",
+        "--items",
+        "2000",
+        "--page-size",
+        "100",
+        "--batch-items",
+        "200",
+        "--budget",
+        "1ms",
+    ]);
+    command.arg("--event").arg(file).env("TMPDIR", &temporary);
+    if let Some(disk) = disk {
+        command.arg("--store").arg(disk);
+    }
+    let output = command.output().unwrap();
+    assert_eq!(fs::read_dir(temporary).unwrap().count(), 0, "its temporary folder is removed");
+    output
+}
+
+#[test]
+fn the_synthetic_worker_answers_an_event_once_and_forgets_when_it_is_told_to() {
+    for store in [false, true] {
+        let world = World::new();
+        let (platform, dir) = (world.platform(), world.dir.path());
+        let disk = store.then(|| dir.join("disk"));
+        let served = Served::start(&example("airdrop"), &platform, &[]);
+        let settings = SyncSettings::new("synthetic").sync_unit_id("import").endpoint(&served.base);
+        let (local, clock) = (Local::open(&platform).unwrap(), SystemClock::new());
+        local.begin_sync(&settings, &clock).unwrap();
+        let messages = || fs::read_to_string(platform.join("messages.jsonl")).unwrap().lines().count();
+        let mut before = 0;
+        let mut last = None;
+        while let Some(event) = local.next_event(&settings, &clock).unwrap() {
+            // Given again, it is answered still, and nothing is said that was not said before. (The list of units has
+            // no unit under which who has no disk could remember it.)
+            let lives = if event.event_type.contains("UNITS") && !store { 1 } else { 2 };
+            for _ in 0..lives {
+                let output = invoke(dir, &event.json, disk.as_deref());
+                assert!(output.status.success(), "{}", said(&output));
+                assert_eq!(messages(), before + 1);
+            }
+            before += 1;
+            last = Some(event.json);
+            if before == 5 {
+                break;
+            }
+        }
+        let mut event: Value = serde_json::from_str(&last.unwrap()).unwrap();
+        event["payload"]["event_type"] = json!("EXTRACTION_DATA_DELETE");
+        for name in ["request_id", "request_id_adaas", "uuid"] {
+            event["payload"]["event_context"][name] = json!("request-to-delete");
+        }
+        let state = || local.worker_state_of("import").unwrap().unwrap_or_default();
+        assert_eq!(state().contains("highwater"), !store);
+        let output = invoke(dir, &event.to_string(), disk.as_deref());
+        assert!(output.status.success(), "{}", said(&output));
+        let text = fs::read_to_string(platform.join("messages.jsonl")).unwrap();
+        assert!(text.lines().last().unwrap().contains("EXTRACTION_DATA_DELETE_DONE"), "{text}");
+        assert!(!state().contains("highwater"), "{}", state());
+        // What no event can be made of is not answered, and that is told.
+        for event in ["{", "{\"payload\":{\"event_type\":\"EXTRACTION_DATA_START\"}}"] {
+            let output = invoke(dir, event, disk.as_deref());
+            assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+        }
+    }
 }
 
 #[test]
 fn a_server_that_is_started_again_on_its_directory_goes_on_at_the_same_address() {
     let world = World::new();
-    let (platform, disk, file) =
-        (world.platform(), world.dir.path().join("disk"), world.dir.path().join("event.json"));
+    let (platform, disk) = (world.platform(), world.dir.path().join("disk"));
     let mut served = Served::start(&example("airdrop"), &platform, &[]);
     let base = served.base.clone();
     let settings = SyncSettings::new("synthetic").endpoint(&base);
@@ -333,8 +384,7 @@ fn a_server_that_is_started_again_on_its_directory_goes_on_at_the_same_address()
     let run = local.begin_sync(&settings, &clock).unwrap();
     let mut invocations = 0;
     while let Some(event) = local.next_event(&settings, &clock).unwrap() {
-        fs::write(&file, &event.json).unwrap();
-        let output = invoke(&file, &disk);
+        let output = invoke(world.dir.path(), &event.json, Some(&disk));
         assert!(output.status.success(), "{}", said(&output));
         invocations += 1;
         drop(served);

@@ -119,7 +119,8 @@ struct Sync {
     /// Ask for everything anew (`reset_extract_from`), where a sync of the unit was finished before
     #[arg(long)]
     full: bool,
-    /// The phases of the sync, in their own order [default: all; units are listed by a first sync only]
+    /// The phases of the sync, in their own order; a worker that waits for a phase that never comes takes the run for
+    /// unfinished [default: all; units are listed by a first sync only]
     #[arg(long, value_name = "PHASE", value_delimiter = ',')]
     phases: Vec<PhaseName>,
     /// Spell events the newer way: `START_EXTRACTING_DATA` for `EXTRACTION_DATA_START`
