@@ -111,7 +111,7 @@
 //! | --- | --- | --- | --- |
 //! | 6 | `bin/highwater-dump/` | shows a store to a person or a script | `clap`, `comfy_table` |
 //! | 5 | `testing/` | simulated disk, platform, source and clock; the explorer that kills an extractor at every step | |
-//! | 4 | `airdrop`, `airdrop/serve`, `airdrop/extractor`, `airdrop/outbox`, `airdrop/lanes`, `airdrop/keeper` | drives an [`Extractor`](airdrop::Extractor) through an event | |
+//! | 4 | `airdrop`, `airdrop/serve`, `airdrop/answer`, `airdrop/extractor`, `airdrop/outbox`, `airdrop/lanes`, `airdrop/keeper` | drives an [`Extractor`](airdrop::Extractor) through an event | |
 //! | 4 | `airdrop/client` | speaks HTTP | `ureq` |
 //! | 4 | `airdrop/local/` | plays Airdrop over a directory | |
 //! | 3 | `store`, `store/run`, `store/batches`, `store/checkpoint`, `store/inspect/` | what is remembered, the iterator over it, its portable form, a look from outside | |
