@@ -5,6 +5,7 @@
 
 use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
+use tracing::{info, warn};
 
 use crate::error::{Error, Result, chain};
 use crate::model::{MESSAGE_BYTES_SOFT, Phase, Rule, RunId};
@@ -189,6 +190,8 @@ impl Invocation<'_> {
                 }
                 Err(error) => return Err(error),
             };
+            let (bytes, artifacts) = (message.body.len(), message.artifacts);
+            info!(event_type = message.event_type, kind = ?message.kind, artifacts, bytes, "message sealed");
             if let Some(keeper) = keeper
                 && !run.breaks(Rule::SendAfterSave)
             {
@@ -245,9 +248,18 @@ impl Invocation<'_> {
         };
         let hard = self.started.saturating_add(self.settings.hard);
         match attempts(self.clock, hard, self.seed, || self.platform.send(&sealed)) {
-            Ok(()) => Ok(Sent::Accepted),
-            Err(GaveUp::Refused { status, reason }) => Ok(Sent::Refused { status, reason }),
-            Err(GaveUp::Tried(reason)) => Err(not_delivered(message, &reason)),
+            Ok(()) => {
+                info!(event_type = message.event_type, artifacts = message.artifacts, "message delivered");
+                Ok(Sent::Accepted)
+            }
+            Err(GaveUp::Refused { status, reason }) => {
+                warn!(event_type = message.event_type, status, reason, "message refused");
+                Ok(Sent::Refused { status, reason })
+            }
+            Err(GaveUp::Tried(reason)) => {
+                warn!(event_type = message.event_type, reason, "message not delivered");
+                Err(not_delivered(message, &reason))
+            }
         }
     }
 

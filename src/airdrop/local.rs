@@ -7,6 +7,8 @@
 //! | `messages.jsonl` | an accepted message per line, bare, in the order of accepting |
 //! | `message_keys.jsonl` | `{"key","at","bytes"}` per line: the key of each of those, and where its line is |
 //! | `worker_state.json` | the worker state, as it was saved last |
+//! | `objects.json` | the extraction scope, if somebody put one there |
+//! | `domain_mapping.json` | `{"mapping","blueprint"}`: the initial domain mapping that was installed last |
 //! | `platform.json` | what the [driver](SyncSettings) remembers: ids given out, finished syncs, the pending event |
 //! | `uploaders.txt` | how many handles have uploaded; the first half of an artifact id |
 //! | `incoming/` | files on their way to another name |
@@ -435,12 +437,16 @@ impl Platform for Local {
     }
 
     fn worker_state(&self) -> Result<Option<WorkerState>, PlatformError> {
-        let path = self.dir.join("worker_state.json");
-        match fs::read_to_string(&path) {
-            Ok(state) => Ok(Some(WorkerState { state: Some(state), objects: None })),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(unknown(&Error::io(format!("read {}", path.display()), error))),
-        }
+        let text = |name: &str| {
+            let path = self.dir.join(name);
+            match fs::read_to_string(&path) {
+                Ok(text) => Ok(Some(text)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(unknown(&Error::io(format!("read {}", path.display()), error))),
+            }
+        };
+        let state = WorkerState { state: text("worker_state.json")?, objects: text("objects.json")? };
+        Ok((state != WorkerState::default()).then_some(state))
     }
 
     // A directory has one state, so it serves one sync unit. A kill leaves the old one or the new one.
@@ -456,6 +462,17 @@ impl Platform for Local {
         }
         let held = self.hold().map_err(|error| unknown(&error))?;
         self.replace(&held, "worker_state.json", state.as_bytes()).map_err(|error| unknown(&error))
+    }
+
+    fn create_blueprint(&self, mapping: &Value) -> Result<Option<String>, PlatformError> {
+        let blueprint = mapping.get("starting_recipe_blueprint").and_then(Value::as_object);
+        Ok(blueprint.filter(|blueprint| !blueprint.is_empty()).map(|_| "local-blueprint".to_owned()))
+    }
+
+    fn install_mapping(&self, mapping: &Value, blueprint: Option<&str>) -> Result<(), PlatformError> {
+        let text = serde_json::json!({ "mapping": mapping, "blueprint": blueprint }).to_string();
+        let held = self.hold().map_err(|error| unknown(&error))?;
+        self.replace(&held, "domain_mapping.json", text.as_bytes()).map_err(|error| unknown(&error))
     }
 }
 

@@ -11,6 +11,7 @@ mod local;
 mod message;
 mod outbox;
 mod platform;
+mod sdk;
 mod serve;
 mod window;
 

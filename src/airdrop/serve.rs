@@ -12,7 +12,10 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use serde_json::value::RawValue;
+use tracing::field::{Empty, display};
+use tracing::{Span, debug, info, info_span, warn};
 
 use crate::clock::Clock;
 use crate::error::{BoxError, Error, ErrorKind, Result, chain, panic_text};
@@ -25,14 +28,18 @@ use super::event::{Event, EventType, Spelling};
 use super::extractor::{Extractor, SourceError};
 use super::keeper::Keeper;
 use super::lanes::Lanes;
-use super::outbox::{Outbox, OutboxSettings, Trouble};
-use super::platform::Platform;
+use super::outbox::{Outbox, OutboxSettings, Trouble, attempts};
+use super::platform::{Platform, PlatformError};
+use super::sdk::Scope;
 use super::window::{Bounds, Window, resolve};
 
 /// The item type, and the stream, of the metadata document.
 const METADATA: &str = "external_domain_metadata";
 /// The item type, and the stream, of external sync units.
 const EXTERNAL_SYNC_UNITS: &str = "external_sync_units";
+
+/// The note of a run that says which item types it leaves out.
+const SCOPE: &str = "scope";
 
 /// Answers one event with the default settings; see [`Serve::serve`].
 ///
@@ -59,6 +66,7 @@ pub struct Serve {
     pub(super) attachments_phase: bool,
     units_inline: bool,
     checkpoints: bool,
+    scope: bool,
     settle: Option<Duration>,
 }
 
@@ -80,6 +88,7 @@ impl Serve {
             attachments_phase: true,
             units_inline: false,
             checkpoints: false,
+            scope: false,
             settle: None,
         }
     }
@@ -124,9 +133,20 @@ impl Serve {
     /// Keeps a checkpoint of the sync unit with the platform, for a worker whose disk does not survive it: what the store
     /// lacks is restored from there, and nothing is confirmed or sent that a saved checkpoint does not hold.
     ///
+    /// A state that the TypeScript SDK left there is taken up: its last successful start is the watermark, and a run in
+    /// the middle of which it was goes on as that run. The SDK's keys are then kept current beside the checkpoint, so that
+    /// a connector can go back between two runs; all other keys stay as they are. The extraction scope is read, too.
+    ///
     /// The promise then holds for one live invocation per sync unit whose saves land in order.
     pub fn checkpoints(mut self) -> Self {
         self.checkpoints = true;
+        self
+    }
+
+    /// Asks the platform, when the data phase begins, which item types are wanted, also where no checkpoints are kept.
+    /// Records of the others are counted and staged nowhere. The answer holds for the whole run.
+    pub fn extraction_scope(mut self) -> Self {
+        self.scope = true;
         self
     }
 
@@ -162,6 +182,9 @@ impl Serve {
         event: &Event,
     ) -> Result<Outcome> {
         let started = store.clock().elapsed();
+        let event_type = event.event_type().name(event.spelling());
+        let span = info_span!("invocation", event_type, unit = Empty, run = Empty, phase = Empty);
+        let _entered = span.enter();
         let invocation = Invocation {
             settings: self,
             clock: store.clock().as_ref(),
@@ -199,6 +222,8 @@ pub struct Context<'a> {
     clock: &'a dyn Clock,
     soft_at: Duration,
     window: Option<Window>,
+    scope: Scope,
+    connector_state: Option<Value>,
 }
 
 impl fmt::Debug for Context<'_> {
@@ -250,6 +275,23 @@ impl Context<'_> {
         self.run.value(key)
     }
 
+    /// Whether the platform wants records of an item type; of one that it does not, nothing needs to be fetched, and what
+    /// is handed over all the same is counted and left out. Resolved when the data phase begins, and the same until the
+    /// run is over; before that, and where no scope is read, everything is wanted.
+    ///
+    /// A type that comes into the scope later is extracted from that run's [`Context::since`] on, as the others are.
+    pub fn extracts(&self, item_type: &str) -> bool {
+        self.scope.extracts(item_type)
+    }
+
+    /// The connector's own keys of a state of the TypeScript SDK, in a run that the SDK began and that goes on here:
+    /// they hold the cursors at which its data extraction stood. `None` in every other run.
+    ///
+    /// The first page of each stream is asked for with no cursor there; from then on the cursor is ours.
+    pub fn connector_state(&self) -> Option<&Value> {
+        self.connector_state.as_ref()
+    }
+
     /// How long pages are still fetched in this invocation.
     pub fn time_left(&self) -> Duration {
         self.soft_at.saturating_sub(self.clock.elapsed())
@@ -282,6 +324,19 @@ fn incoming(event: &Event) -> Result<(SyncUnitId, Incoming)> {
     Ok((event.unit_key()?, incoming))
 }
 
+/// Says what is done about an event.
+fn accepted_as(accepted: &Accepted) {
+    let (run, decision) = match accepted {
+        Accepted::Work(run) => (run, "work"),
+        Accepted::Repeat(run) => (run, "repeat"),
+        Accepted::Refuse(run, _) => (run, "refuse"),
+        Accepted::Replay(run, _) => (run, "replay"),
+        Accepted::AnsweredEarlier(run) => (run, "answered earlier"),
+    };
+    Span::current().record("run", display(run.id()));
+    info!(decision, resumed = run.resumed(), started_at = %run.started_at(), "event accepted");
+}
+
 impl Invocation<'_> {
     fn converse<E: Extractor>(
         &self,
@@ -291,17 +346,28 @@ impl Invocation<'_> {
         incoming: &Incoming,
     ) -> Result<Outcome> {
         let phase = incoming.phase;
+        let span = Span::current();
+        span.record("unit", display(&unit)).record("phase", display(phase));
         let unit = store.any_unit(unit);
         let hard = self.started.saturating_add(self.settings.hard);
         // External sync units have no sync unit to keep a checkpoint under.
         let held = if self.settings.checkpoints && phase != Phase::ExternalSyncUnits {
-            Some(Keeper::take_over(&unit, self.platform, self.clock, self.seed, hard, self.settings.settle)?)
+            let settle = self.settings.settle;
+            Some(Keeper::take_over(&unit, self.platform, self.clock, self.seed, hard, settle)?)
         } else {
             None
         };
         let restored = held.as_ref().is_some_and(|(_, restored)| *restored);
         let keeper = held.as_ref().map(|(keeper, _)| keeper);
-        let accepted = unit.accept(incoming, restored)?;
+        let inherited = match keeper.map(Keeper::sdk_state).transpose() {
+            Ok(sdk) => sdk.flatten().map(|sdk| sdk.inherited(incoming)),
+            // A state that makes no sense is not ours to overwrite: the platform is told.
+            Err(error) if error.kind() == ErrorKind::Invalid => {
+                return self.answer_statelessly(failed(&chain(&error)));
+            }
+            Err(error) => return Err(error),
+        };
+        let accepted = unit.accept(incoming, restored, inherited.as_ref())?;
         if let (
             Some(keeper),
             Accepted::Work(run)
@@ -313,6 +379,7 @@ impl Invocation<'_> {
         {
             keeper.save(run, None)?;
         }
+        accepted_as(&accepted);
         match accepted {
             Accepted::AnsweredEarlier(run) => Ok(Outcome {
                 kind: OutcomeKind::AnsweredEarlier,
@@ -363,16 +430,29 @@ impl Invocation<'_> {
             }
             window => window?,
         };
+        let scope = match self.scope(run, keeper, phase)? {
+            Ok(scope) => scope,
+            Err(ending) => return self.answer(run, keeper, phase, ending, &Said::default()),
+        };
+        let connector_state = match keeper {
+            Some(keeper) if run.sdk_attachments()?.is_some() => keeper.connector_state()?,
+            _ => None,
+        };
         let soft_at = self.started + self.settings.soft;
-        let context = Context { event: self.event, run, clock: self.clock, soft_at, window };
+        let context =
+            Context { event: self.event, run, clock: self.clock, soft_at, window, scope, connector_state };
         let mut said = Said { window, ..Said::default() };
-        let ending = match phase {
-            Phase::ExternalSyncUnits => {
-                self.external_sync_units(extractor, &context, &mut outbox, &mut said.units)
-            }
-            Phase::Metadata => self.metadata(extractor, &context, &mut outbox),
-            Phase::Data => self.data(extractor, &context, &mut outbox, &mut said.item_type),
-            Phase::Attachments => Ok(Ending::Done),
+        let ending = match self.domain_mapping(extractor, &context, phase) {
+            Ok(None) => match phase {
+                Phase::ExternalSyncUnits => {
+                    self.external_sync_units(extractor, &context, &mut outbox, &mut said.units)
+                }
+                Phase::Metadata => self.metadata(extractor, &context, &mut outbox),
+                Phase::Data => self.data(extractor, &context, &mut outbox, &mut said.item_type),
+                Phase::Attachments => Ok(Ending::Done),
+            },
+            Ok(Some(ending)) => Ok(ending),
+            Err(error) => Err(error),
         };
         let mut ending = match ending {
             Ok(ending) => ending,
@@ -419,6 +499,85 @@ impl Invocation<'_> {
             Ok(WindowRow { from: window.from.map(Micros::from_time), to: Micros::from_time(window.to) })
         })?;
         Ok(Some(Window { from: window.from.map(Micros::to_time), to: window.to.to_time() }))
+    }
+
+    /// What of the data is wanted: resolved when the data phase begins, and the same until the run is over.
+    fn scope(
+        &self,
+        run: &Run,
+        keeper: Option<&Keeper<'_>>,
+        phase: Phase,
+    ) -> Result<std::result::Result<Scope, Ending>> {
+        if phase < Phase::Data || (keeper.is_none() && !self.settings.scope) {
+            return Ok(Ok(Scope::default()));
+        }
+        if let Some(scope) = run.note(SCOPE)? {
+            return Ok(Ok(scope));
+        }
+        if phase != Phase::Data {
+            return Ok(Ok(Scope::default()));
+        }
+        let scope = match keeper {
+            Some(keeper) => keeper.scope(),
+            None => match self.attempt(|| self.platform.worker_state()) {
+                Ok(state) => {
+                    let objects = state.and_then(|state| state.objects);
+                    Scope::read(objects.as_deref(), run.sync_unit().as_str())
+                }
+                Err(reason) => {
+                    return Ok(Err(failed(&format!("the extraction scope could not be read: {reason}"))));
+                }
+            },
+        };
+        match scope {
+            Ok(scope) => {
+                run.set_note(SCOPE, &scope)?;
+                Ok(Ok(scope))
+            }
+            Err(error) => Ok(Err(failed(&chain(&error)))),
+        }
+    }
+
+    /// Installs the connector's initial domain mapping, if that of this version is not installed, before anything else
+    /// of a run. Killed before it is remembered, it is installed again, which is the same as once.
+    fn domain_mapping<E: Extractor>(
+        &self,
+        extractor: &mut E,
+        context: &Context<'_>,
+        phase: Phase,
+    ) -> Result<Option<Ending>> {
+        let run = context.run;
+        let first = phase == Phase::Metadata || (phase == Phase::Data && !run.has_done(Phase::Metadata)?);
+        let Some(version) = self.event.snap_in_version_id()?.filter(|_| first) else { return Ok(None) };
+        if run.connector_version()?.as_ref() == Some(&version) {
+            return Ok(None);
+        }
+        let mapping = match self.ask(context, || extractor.initial_domain_mapping(context)) {
+            Ok(Some(mapping)) => mapping,
+            Ok(None) => return Ok(None),
+            Err(ending) => return Ok(Some(ending)),
+        };
+        let blueprint = self.attempt(|| self.platform.create_blueprint(&mapping)).unwrap_or_else(|reason| {
+            warn!(reason, "the recipe blueprint was not created; the mapping is installed without");
+            None
+        });
+        if let Err(reason) = self.attempt(|| self.platform.install_mapping(&mapping, blueprint.as_deref())) {
+            return Ok(Some(failed(&format!(
+                "the initial domain mapping of snap-in version {version} could not be installed: {reason}"
+            ))));
+        }
+        run.set_connector_version(&version)?;
+        info!(version, blueprint = blueprint.is_some(), "initial domain mapping installed");
+        Ok(None)
+    }
+
+    /// Makes a call to the platform until it succeeds, is refused, or the invocation is over; says why it did not.
+    fn attempt<T>(
+        &self,
+        call: impl FnMut() -> std::result::Result<T, PlatformError>,
+    ) -> std::result::Result<T, String> {
+        let hard = self.started.saturating_add(self.settings.hard);
+        attempts(self.clock, hard, self.seed, call).map_err(|gave_up| gave_up.to_string())
     }
 
     fn external_sync_units<E: Extractor>(
@@ -505,10 +664,11 @@ impl Invocation<'_> {
                     return Ok(Ending::Progress);
                 }
                 if pages > 0 && longest_page >= context.time_left() {
+                    info!(pages, "deadline reached");
                     return Ok(Ending::Progress);
                 }
                 let page_started = self.clock.elapsed();
-                let page = match caught(|| extractor.page(context, stream.as_str(), cursor)) {
+                let mut page = match caught(|| extractor.page(context, stream.as_str(), cursor)) {
                     Ok(page) => page,
                     Err(SourceError::RateLimited { after }) => {
                         return Ok(Ending::Delay { seconds: whole_seconds(after), asked: true });
@@ -524,7 +684,10 @@ impl Invocation<'_> {
                 if let Some(item_type) = page.last_item_type() {
                     *last_item_type = Some(item_type.to_owned());
                 }
+                let (items, by_type, more) = (page.items(), page.items_by_type(), page.next.is_some());
+                page.leave_out(|item_type| !context.extracts(item_type));
                 outbox.add(run.stage_data(&stream, page)?);
+                debug!(stream = stream.as_str(), items, ?by_type, more, "page staged");
                 outbox.step()?;
                 if outbox.save_due() {
                     outbox.save()?;

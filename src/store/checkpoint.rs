@@ -20,6 +20,7 @@ use crate::model::{Micros, Phase, Rule};
 
 use super::SyncUnit;
 use super::batches::BatchInfo;
+use super::notes::Standing;
 use super::rows::{
     BATCHES, BOOKMARKS, BatchRow, BatchState, BookmarkRow, CHUNKS, EVENTS, EventRow, Json, Key, LEDGER,
     LedgerRow, MESSAGES, MessageFate, MessageKind, MessageRow, POSITIONS, RUN_IDS, RUNS, RunIdRow, RunRow,
@@ -64,8 +65,8 @@ pub(crate) struct Position {
     next_seq: u64,
     progress: Option<u8>,
     streams: BTreeMap<String, StreamRow>,
-    /// By item type: records read and batches closed.
-    types: BTreeMap<String, (u64, u64)>,
+    /// By item type: records read, batches closed, and of the read ones those that nobody wants.
+    types: BTreeMap<String, (u64, u64, u64)>,
     values: BTreeMap<String, String>,
 }
 
@@ -106,6 +107,11 @@ impl Checkpoint {
     pub(crate) fn sealed_body(&self) -> Option<&str> {
         let message = self.message.as_ref().filter(|message| message.fate == MessageFate::Sealed)?;
         Some(&message.body)
+    }
+
+    /// How the unit stands.
+    pub(crate) fn standing(&self) -> Standing {
+        Standing::of(&self.unit, self.run.as_ref().map(|(_, run)| run))
     }
 
     /// The life of the run that saved it.
@@ -202,18 +208,19 @@ impl SyncUnit {
                 *uploaded.entry(&batch.item_type).or_default() += u64::from(batch.items);
                 change.put(&BATCHES, &prefix.clone().and_number(*seq), batch)?;
             }
-            for (name, (read, batches)) in &position.types {
+            for (name, (read, batches, skipped)) in &position.types {
                 let (announced, artifacts_announced) =
                     checkpoint.announced.get(name).copied().unwrap_or_default();
                 let unannounced = uploaded.remove(name.as_str()).unwrap_or(0);
-                if *read != announced + unannounced {
+                if *read != announced + unannounced + skipped {
                     return Err(damaged(format!(
-                        "of {read} {name} read, {announced} are announced and {unannounced} uploaded"
+                        "of {read} {name} read, {skipped} were skipped, {announced} are announced and {unannounced} uploaded"
                     )));
                 }
                 let counts = TypeRow {
                     read: *read,
-                    batched: *read,
+                    skipped: *skipped,
+                    batched: announced + unannounced,
                     confirmed: announced,
                     announced,
                     batches: *batches,
@@ -299,7 +306,7 @@ impl Run {
                 position.streams.insert(self.name(&name)?, stream);
             }
             for (name, counts) in rows.all(&TYPES, &prefix)? {
-                position.types.insert(self.name(&name)?, (counts.read, counts.batches));
+                position.types.insert(self.name(&name)?, (counts.read, counts.batches, counts.skipped));
             }
             Ok(Some(position))
         })
