@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use highwater::airdrop::{Context, Event, OutcomeKind, Window};
-use highwater::inspect::Snapshot;
-use highwater::{Clock, VirtualClock};
+use highwater::inspect::check;
+use highwater::{Clock, Store, VirtualClock};
 use serde_json::{Value, json};
 use world::{Call, Pages, Source, World, all_of, event, event_with, page_of};
 
@@ -110,8 +110,6 @@ fn serve(world: &mut World, ear: &Ear, event: &Event) -> OutcomeKind {
     world.lose_disk();
     let mut source = source(&world.clock, ear);
     let outcome = world.serve(&mut source, event).unwrap();
-    let findings = Snapshot::of(&world.store).check().unwrap();
-    assert!(findings.is_empty(), "{findings:?}");
     outcome.kind
 }
 
@@ -395,6 +393,26 @@ fn deleting_the_data_state_forgets_what_the_sdk_knew_too() {
             assert_eq!(ear.lock().unwrap()[0].since, None, "everything, as of a new unit");
         }
     }
+}
+
+#[test]
+fn a_store_that_inherited_a_unit_passes_its_own_check() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.redb");
+    let (world, ear) = (world(), Ear::default());
+    world.airdrop.set_state(&nested(&in_the_middle()));
+    for (event_type, request) in [("DATA_CONTINUE", "1"), ("DATA_CONTINUE", "2"), ("DATA_CONTINUE", "3")] {
+        let event = event(&format!("EXTRACTION_{event_type}"), "run", request);
+        let store = Store::options().clock(world.clock.clone()).open(&path).unwrap();
+        world.serve.serve(&store, &world.airdrop, &mut source(&world.clock, &ear), &event).unwrap();
+        drop(store);
+        let check = check(&path).unwrap();
+        assert!(check.findings.is_empty(), "{check:?}");
+    }
+    assert_eq!(
+        Store::open(&path).unwrap().sync_unit("unit").unwrap().watermark().unwrap(),
+        Some(at(EARLIER))
+    );
 }
 
 #[test]
