@@ -370,3 +370,127 @@ impl Scope {
         !self.left_out.contains(item_type)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::RunId;
+    use crate::store::{Accepted, Store};
+
+    fn document(json: Value) -> Document {
+        let Value::Object(document) = json else { panic!("{json} is no object") };
+        document
+    }
+
+    fn event(phase: Phase, step: Step) -> Incoming {
+        let run_id = Some(RunId::new("run").unwrap());
+        Incoming { identity: format!("{phase}/{step:?}"), has_ids: true, run_id, phase, step }
+    }
+
+    fn left() -> Document {
+        document(json!({
+            "lastSyncStarted": "2026-01-02T11:00:00Z",
+            "toDevRev": { "attachmentsMetadata": {
+                "artifactIds": ["one", "two"],
+                "lastProcessed": 7,
+                "lastProcessedAttachmentsIdsList": ["old", { "id": "a", "parent_id": "p", "status": "failed" }],
+            }},
+        }))
+    }
+
+    #[test]
+    fn what_was_left_of_the_attachments_is_kept_until_the_run_is_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.redb");
+        let sdk = SdkState::read(&left(), "unit").unwrap().unwrap();
+        let expected = SdkAttachments {
+            artifact_ids: vec!["one".to_owned(), "two".to_owned()],
+            last_processed: 7,
+            processed: vec![("old".to_owned(), String::new()), ("a".to_owned(), "p".to_owned())],
+        };
+        for (phase, step) in [
+            (Phase::Data, Step::Continue),
+            (Phase::Attachments, Step::Start),
+            (Phase::Attachments, Step::Continue),
+        ] {
+            let unit = Store::open(&path).unwrap().sync_unit("unit").unwrap();
+            unit.delete().unwrap();
+            let incoming = event(phase, step);
+            let inherited = sdk.inherited(&incoming);
+            drop(unit.accept(&incoming, false, Some(&inherited)).unwrap());
+            drop(unit);
+            // In another life, and through a checkpoint.
+            let unit = Store::open(&path).unwrap().sync_unit("unit").unwrap();
+            let Accepted::Work(run) = unit.accept(&incoming, false, None).unwrap() else {
+                panic!("{phase} {step:?} is not worked on")
+            };
+            assert_eq!(run.sdk_attachments().unwrap().as_ref(), Some(&expected));
+            let checkpoint = run.checkpoint("token", run.position().unwrap().as_ref()).unwrap();
+            unit.restore(&checkpoint, &[]).unwrap();
+            let Accepted::Work(run) = unit.accept(&incoming, false, None).unwrap() else {
+                panic!("{phase} {step:?} is not worked on")
+            };
+            assert_eq!(run.sdk_attachments().unwrap().as_ref(), Some(&expected));
+            assert!(unit.abandon().unwrap());
+            assert_eq!(unit.begin().unwrap().sdk_attachments().unwrap(), None);
+            let inherited = unit.accept(&event(phase, step), false, Some(&inherited));
+            assert!(inherited.is_err() || unit.watermark().unwrap().is_none(), "a unit inherits once");
+        }
+        // A data START fetches everything of its window again, so nothing is left of the attachments.
+        assert!(sdk.inherited(&event(Phase::Data, Step::Start)).run.unwrap().note.is_none());
+        assert!(sdk.inherited(&event(Phase::Metadata, Step::Start)).run.is_none());
+    }
+
+    #[test]
+    fn a_document_without_the_keys_of_the_sdk_is_none_of_its_states() {
+        for json in [json!({}), json!({ "page": 3 }), json!({ "connectorState": { "page": 3 } })] {
+            assert_eq!(SdkState::read(&document(json), "unit").unwrap(), None);
+        }
+        for key in KEYS {
+            let state = document(json!({ key: null }));
+            assert!(SdkState::read(&state, "unit").unwrap().is_some(), "{key}");
+        }
+    }
+
+    #[test]
+    fn the_connectors_own_keys_are_all_but_those_of_others() {
+        let mut flat = left();
+        assert_eq!(connector_state(flat.clone(), "ours"), None);
+        flat.insert("ours".to_owned(), json!({}));
+        flat.insert("b".to_owned(), json!(1));
+        flat.insert("a".to_owned(), json!(2));
+        assert_eq!(connector_state(flat, "ours").unwrap().to_string(), r#"{"b":1,"a":2}"#);
+        let nested = document(json!({ "connectorState": 7, "sdkState": {}, "ours": 1 }));
+        assert_eq!(connector_state(nested, "ours"), Some(json!(7)));
+    }
+
+    #[test]
+    fn a_window_that_is_half_known_is_that_of_the_run() {
+        let window = |from: &str, to: &str| {
+            let mut state = left();
+            state.insert(PENDING_OLDEST.to_owned(), from.into());
+            state.insert(PENDING_NEWEST.to_owned(), to.into());
+            SdkState::read(&state, "unit").unwrap().unwrap().window()
+        };
+        let micros = |text: &str| Micros::from_time(text.parse().unwrap());
+        let (early, started) = ("2026-01-01T00:00:00Z", "2026-01-02T11:00:00Z");
+        assert_eq!(window("", ""), None);
+        let from = Some(micros(early));
+        assert_eq!(window(early, ""), Some(WindowRow { from, to: micros(started) }));
+        assert_eq!(window("", early), Some(WindowRow { from: None, to: micros(early) }));
+        assert_eq!(window("2026-01-03T00:00:00Z", ""), None, "it would end before it starts");
+    }
+
+    #[test]
+    fn a_scope_leaves_out_what_it_says_and_nothing_else() {
+        for none in [None, Some(""), Some("  "), Some("null"), Some("{}")] {
+            assert!(Scope::read(none, "unit").unwrap().extracts("issues"));
+        }
+        let scope = r#"{"a":{"extract":false,"more":1},"b":{"extract":true},"c":{},"d":{"extract":null}}"#;
+        let scope = Scope::read(Some(scope), "unit").unwrap();
+        assert_eq!(
+            ["a", "b", "c", "d", "e"].map(|name| scope.extracts(name)),
+            [false, true, true, true, true]
+        );
+    }
+}
