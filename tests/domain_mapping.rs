@@ -54,7 +54,7 @@ fn a_mapping_is_installed_once_per_version_in_the_first_phase_of_a_run() {
             }
             let installed = (mapping(), Some("blueprint".to_owned()));
             assert_eq!(run_of(&world, "v1", "one", metadata), 1);
-            assert_eq!(world.airdrop.mappings(), [installed.clone()]);
+            assert_eq!(world.airdrop.mappings(), std::slice::from_ref(&installed));
             if checkpoints {
                 world.lose_disk();
                 assert_eq!(world.airdrop.state()["snapInVersionId"], "v1");

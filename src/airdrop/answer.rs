@@ -190,8 +190,7 @@ impl Invocation<'_> {
                 }
                 Err(error) => return Err(error),
             };
-            let (bytes, artifacts) = (message.body.len(), message.artifacts);
-            info!(event_type = message.event_type, kind = ?message.kind, artifacts, bytes, "message sealed");
+            say_sealed(&message);
             if let Some(keeper) = keeper
                 && !run.breaks(Rule::SendAfterSave)
             {
@@ -312,6 +311,11 @@ fn incoming_name(event: &Event) -> String {
 enum Sent {
     Accepted,
     Refused { status: u16, reason: String },
+}
+
+fn say_sealed(message: &StoredMessage) {
+    let (bytes, artifacts) = (message.body.len(), message.artifacts);
+    info!(event_type = message.event_type, kind = ?message.kind, artifacts, bytes, "message sealed");
 }
 
 /// Records that a message was accepted.

@@ -3,6 +3,8 @@
 //! The order of saves is what the promise rests on: upload, save, confirm; seal, save, send; and after a run's last
 //! message, delivered, save. Nothing is confirmed or sent that the saved checkpoint does not hold.
 //!
+//! Beside the checkpoint stand the keys that the TypeScript SDK writes (see `sdk`), and those of the connector.
+//!
 //! The platform keeps one JSON document per sync unit, last writer wins, with no compare-and-set. So a holder writes a
 //! token of its own when it takes the unit over, and compares it before each save: another's there means that this
 //! holder is no longer the live one, and it stops. Between that look and the save is a window that the platform gives
@@ -132,16 +134,13 @@ impl<'a> Keeper<'a> {
         let odd = |error: serde_json::Error| Error::Corrupt { what: self.what(), reason: error.to_string() };
         // Keys that are neither ours nor the SDK's stay as they are, and where they are.
         let mut document = self.document(state.as_deref())?;
-        match checkpoint {
-            Some(checkpoint) => {
-                document.insert(KEY.to_owned(), serde_json::to_value(checkpoint).map_err(odd)?);
-                sdk::write(&mut document, &checkpoint.standing());
-            }
-            None => {
-                // Left behind, the SDK's keys would be what the unit inherits when it comes again.
-                document.shift_remove(KEY);
-                sdk::remove(&mut document);
-            }
+        if let Some(checkpoint) = checkpoint {
+            document.insert(KEY.to_owned(), serde_json::to_value(checkpoint).map_err(odd)?);
+            sdk::write(&mut document, &checkpoint.standing());
+        } else {
+            // Left behind, the SDK's keys would be what the unit inherits when it comes again.
+            document.shift_remove(KEY);
+            sdk::remove(&mut document);
         }
         let text = to_json(&self.what(), &document, CHECKPOINT_BYTES_MAX)?;
         self.attempt(|| self.platform.save_worker_state(&text))?;

@@ -5,6 +5,9 @@
 //!
 //! Who cannot open the store, is fenced, or gets an event of a past run, gets an error and nothing is sent. In every
 //! other case exactly one message answers the event; it is sealed before it is sent.
+//!
+//! An invocation is one `tracing` span, `invocation`, with the event type, the unit, the phase and the run; each step of
+//! it is an event in that span. What an extractor's error says is in none of them: it may hold anything.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -57,6 +60,7 @@ pub fn serve<E: Extractor>(
 /// How to answer events.
 #[derive(Debug, Clone)]
 #[must_use]
+#[allow(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub struct Serve {
     soft: Duration,
     pub(super) hard: Duration,
