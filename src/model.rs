@@ -39,6 +39,8 @@ pub const CLOCK_AHEAD_MAX: Duration = Duration::from_secs(5 * 60);
 
 /// The start of a unit id that is ours: the external-sync-units phase has no sync unit to keep its state under.
 pub(crate) const RESERVED_UNIT_PREFIX: &str = "@external-sync-units/";
+/// The start of a value key that is ours: what a run keeps beside its rows.
+pub(crate) const RESERVED_VALUE_PREFIX: &str = "@highwater/";
 
 /// Checks a name that becomes part of a key, a file name or a line on a terminal.
 fn check_name(what: &str, name: &str) -> Result<()> {

@@ -155,9 +155,9 @@ fn tables_show_what_was_done() {
         issues  data       3       18  3       -
 
       records by item type
-        item type  read  in batches  open  confirmed  announced  artifacts  last acknowledged
-        issues       15          12     3          4          4          1  artifact-1
-        users         3           0     3          0          0          0  -
+        item type  read  skipped  in batches  open  confirmed  announced  artifacts  last acknowledged
+        issues       15        0          12     3          4          4          1  artifact-1
+        users         3        0           0     3          0          0          0  -
 
       batches by state
         item type  state     batches  records  gzip bytes
@@ -197,11 +197,11 @@ fn json_shows_what_was_done() {
     {"kind":"unit","sync_unit":"acme/tickets","created_at":"2026-01-02T03:04:05Z","watermark":"2026-01-02T03:04:05Z","runs":2,"messages":0,"messages_kept":0,"messages_undelivered":0,"ledger_runs":1}
     {"kind":"run","sync_unit":"acme/tickets","run":"20260102T040505.000000Z","status":"open","phase":null,"phases_done":[],"started_at":"2026-01-02T04:05:05Z","ended_at":null,"since":"2026-01-02T03:04:05Z","ignored_watermark":null,"epoch":1,"lost":false,"pages":3,"batches":3,"open_batches":2,"not_before":null,"delay_seconds":null,"progress_percent":10,"events":0,"events_reused":0,"event":null,"message":null,"artifacts_max":null}
     {"kind":"stream","sync_unit":"acme/tickets","run":"20260102T040505.000000Z","stream":"issues","phase":"data","pages":3,"items":18,"exhausted":false,"cursor":3,"bookmark":null}
-    {"kind":"item_type","sync_unit":"acme/tickets","run":"20260102T040505.000000Z","item_type":"issues","read":15,"batched":12,"open_items":3,"open_bytes":264,"confirmed":4,"announced":4,"batches":3,"artifacts_announced":1,"last_artifact":"artifact-1","batches_staged":{"batches":1,"items":4,"gzip_bytes":373},"batches_uploaded":{"batches":1,"items":4,"gzip_bytes":371},"batches_confirmed":{"batches":0,"items":0,"gzip_bytes":0},"batches_announced":{"batches":0,"items":0,"gzip_bytes":0}}
-    {"kind":"item_type","sync_unit":"acme/tickets","run":"20260102T040505.000000Z","item_type":"users","read":3,"batched":0,"open_items":3,"open_bytes":78,"confirmed":0,"announced":0,"batches":0,"artifacts_announced":0,"last_artifact":null,"batches_staged":{"batches":0,"items":0,"gzip_bytes":0},"batches_uploaded":{"batches":0,"items":0,"gzip_bytes":0},"batches_confirmed":{"batches":0,"items":0,"gzip_bytes":0},"batches_announced":{"batches":0,"items":0,"gzip_bytes":0}}
+    {"kind":"item_type","sync_unit":"acme/tickets","run":"20260102T040505.000000Z","item_type":"issues","read":15,"skipped":0,"batched":12,"open_items":3,"open_bytes":264,"confirmed":4,"announced":4,"batches":3,"artifacts_announced":1,"last_artifact":"artifact-1","batches_staged":{"batches":1,"items":4,"gzip_bytes":373},"batches_uploaded":{"batches":1,"items":4,"gzip_bytes":371},"batches_confirmed":{"batches":0,"items":0,"gzip_bytes":0},"batches_announced":{"batches":0,"items":0,"gzip_bytes":0}}
+    {"kind":"item_type","sync_unit":"acme/tickets","run":"20260102T040505.000000Z","item_type":"users","read":3,"skipped":0,"batched":0,"open_items":3,"open_bytes":78,"confirmed":0,"announced":0,"batches":0,"artifacts_announced":0,"last_artifact":null,"batches_staged":{"batches":0,"items":0,"gzip_bytes":0},"batches_uploaded":{"batches":0,"items":0,"gzip_bytes":0},"batches_confirmed":{"batches":0,"items":0,"gzip_bytes":0},"batches_announced":{"batches":0,"items":0,"gzip_bytes":0}}
     {"kind":"bookmark","sync_unit":"acme/tickets","stream":"issues","bytes":6,"bookmark":"tail"}
     {"kind":"value","sync_unit":"acme/tickets","key":"seen","bytes":1,"value":2}
-    {"kind":"ledger","sync_unit":"acme/tickets","run":"20260102T030405.000000Z","status":"finished","started_at":"2026-01-02T03:04:05Z","ended_at":"2026-01-02T03:05:05Z","since":null,"watermark":"2026-01-02T03:04:05Z","epoch":1,"pages":2,"events":0,"events_reused":0,"item_types":[{"item_type":"issues","read":6,"announced":6,"artifacts":2},{"item_type":"users","read":2,"announced":2,"artifacts":1}]}
+    {"kind":"ledger","sync_unit":"acme/tickets","run":"20260102T030405.000000Z","status":"finished","started_at":"2026-01-02T03:04:05Z","ended_at":"2026-01-02T03:05:05Z","since":null,"watermark":"2026-01-02T03:04:05Z","epoch":1,"pages":2,"events":0,"events_reused":0,"item_types":[{"item_type":"issues","read":6,"skipped":0,"announced":6,"artifacts":2},{"item_type":"users","read":2,"skipped":0,"announced":2,"artifacts":1}]}
     "###);
 }
 

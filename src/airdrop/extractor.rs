@@ -35,6 +35,20 @@ pub trait Extractor: Sync {
     /// Whatever went wrong; the platform is told.
     fn metadata(&mut self, context: &Context<'_>) -> Result<Value, SourceError>;
 
+    /// Says how the external system's records become the platform's: the connector's *initial domain mapping*, its own
+    /// JSON document. Asked for once per version of the snap-in, in the first phase of a run and before anything else
+    /// of it, and installed then. None unless overridden.
+    ///
+    /// Installing it twice is the same as once, and it is so after a kill between the installing and its being
+    /// remembered.
+    ///
+    /// # Errors
+    /// Whatever went wrong; the platform is told, and asks again.
+    fn initial_domain_mapping(&mut self, context: &Context<'_>) -> Result<Option<Value>, SourceError> {
+        let _ = context;
+        Ok(None)
+    }
+
     /// Names the streams of the data phase, in the order in which they are extracted. The same all through a run.
     fn streams(&self) -> Vec<String>;
 

@@ -7,6 +7,8 @@
 //! | `messages.jsonl` | an accepted message per line, bare, in the order of accepting |
 //! | `message_keys.jsonl` | `{"key","at","bytes"}` per line: the key of each of those, and where its line is |
 //! | `worker_state.json` | the worker state, as it was saved last; of a unit by name, `worker_state-<sync unit>.json` |
+//! | `objects.json` | the extraction scope, if somebody put one there |
+//! | `domain_mapping.json` | `{"mapping","blueprint"}`: the initial domain mapping that was installed last |
 //! | `platform.json` | what the [driver](SyncSettings) remembers: ids given out, finished syncs, the pending event |
 //! | `uploaders.txt` | how many handles have uploaded; the first half of an artifact id |
 //! | `incoming/` | files on their way to another name |
@@ -72,6 +74,8 @@ pub const WORKER_STATE_BYTES_MAX: usize = 1_000_000;
 pub const UPLOAD_BYTES_MAX: u64 = 2 * 1024 * 1024 * 1024;
 /// Where the worker state is, if nobody says of which unit.
 const STATE_FILE: &str = "worker_state.json";
+/// Where the extraction scope is.
+const SCOPE_FILE: &str = "objects.json";
 /// Bytes of a message's key at most.
 const KEY_BYTES_MAX: usize = 4 * ID_BYTES_MAX;
 /// Bytes of an upload that are in memory at a time.
@@ -516,12 +520,24 @@ impl Platform for Local {
 
     // Nobody says of which unit, so there is one state.
     fn worker_state(&self) -> Result<Option<WorkerState>, PlatformError> {
-        let state = self.saved_state(STATE_FILE)?;
-        Ok(state.map(|state| WorkerState { state: Some(state), objects: None }))
+        let state =
+            WorkerState { state: self.saved_state(STATE_FILE)?, objects: self.saved_state(SCOPE_FILE)? };
+        Ok((state != WorkerState::default()).then_some(state))
     }
 
     fn save_worker_state(&self, state: &str) -> Result<(), PlatformError> {
         self.save_state(STATE_FILE, state)
+    }
+
+    fn create_blueprint(&self, mapping: &Value) -> Result<Option<String>, PlatformError> {
+        let blueprint = mapping.get("starting_recipe_blueprint").and_then(Value::as_object);
+        Ok(blueprint.filter(|blueprint| !blueprint.is_empty()).map(|_| "local-blueprint".to_owned()))
+    }
+
+    fn install_mapping(&self, mapping: &Value, blueprint: Option<&str>) -> Result<(), PlatformError> {
+        let text = serde_json::json!({ "mapping": mapping, "blueprint": blueprint }).to_string();
+        let held = self.hold().map_err(|error| unknown(&error))?;
+        self.replace(&held, "domain_mapping.json", text.as_bytes()).map_err(|error| unknown(&error))
     }
 }
 

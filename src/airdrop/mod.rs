@@ -1,5 +1,6 @@
 //! Airdrop: its events and messages, and the loop that drives an extractor through them.
 
+mod answer;
 #[cfg(feature = "http")]
 mod client;
 mod event;
@@ -10,11 +11,13 @@ mod local;
 mod message;
 mod outbox;
 mod platform;
+mod sdk;
 mod serve;
 mod streams;
 mod window;
 
 pub use crate::model::Step;
+pub use answer::{Outcome, OutcomeKind};
 #[cfg(feature = "http")]
 pub use client::Client;
 pub use event::{Event, EventType, Mode, Secret, Spelling, TimeSetting, WindowEnd};
@@ -30,5 +33,5 @@ pub use message::{
     WorkerMetadata, answer_name, compose,
 };
 pub use platform::{Body, Fate, Platform, PlatformError, SealedMessage, Upload, WorkerState};
-pub use serve::{Context, Outcome, OutcomeKind, Serve, serve};
+pub use serve::{Context, Serve, serve};
 pub use window::{Bounds, Window};

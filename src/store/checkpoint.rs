@@ -21,6 +21,7 @@ use crate::model::{Micros, Phase, Rule};
 use super::SyncUnit;
 use super::attachments::{QueuePart, restore_queue};
 use super::batches::BatchInfo;
+use super::notes::Standing;
 use super::rows::{
     BATCHES, BOOKMARKS, BatchRow, BatchState, BookmarkRow, CHUNKS, EVENTS, EventRow, FileRow, Json, Key,
     LEDGER, LedgerRow, MESSAGES, MessageFate, MessageKind, MessageRow, POSITIONS, RUN_IDS, RUNS, RunIdRow,
@@ -68,8 +69,8 @@ pub(crate) struct Position {
     next_seq: u64,
     progress: Option<u8>,
     streams: BTreeMap<String, StreamRow>,
-    /// By item type: records read and batches closed.
-    types: BTreeMap<String, (u64, u64)>,
+    /// By item type: records read, batches closed, and of the read ones those that nobody wants.
+    types: BTreeMap<String, (u64, u64, u64)>,
     values: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "QueuePart::is_empty")]
     queue: QueuePart,
@@ -112,6 +113,11 @@ impl Checkpoint {
     pub(crate) fn sealed_body(&self) -> Option<&str> {
         let message = self.message.as_ref().filter(|message| message.fate == MessageFate::Sealed)?;
         Some(&message.body)
+    }
+
+    /// How the unit stands.
+    pub(crate) fn standing(&self) -> Standing {
+        Standing::of(&self.unit, self.run.as_ref().map(|(_, run)| run))
     }
 
     /// The life of the run that saved it.
@@ -208,18 +214,19 @@ impl SyncUnit {
                 *uploaded.entry(&batch.item_type).or_default() += u64::from(batch.items);
                 change.put(&BATCHES, &prefix.clone().and_number(*seq), batch)?;
             }
-            for (name, (read, batches)) in &position.types {
+            for (name, (read, batches, skipped)) in &position.types {
                 let (announced, artifacts_announced) =
                     checkpoint.announced.get(name).copied().unwrap_or_default();
                 let unannounced = uploaded.remove(name.as_str()).unwrap_or(0);
-                if *read != announced + unannounced {
+                if *read != announced + unannounced + skipped {
                     return Err(damaged(format!(
-                        "of {read} {name} read, {announced} are announced and {unannounced} uploaded"
+                        "of {read} {name} read, {skipped} were skipped, {announced} are announced and {unannounced} uploaded"
                     )));
                 }
                 let counts = TypeRow {
                     read: *read,
-                    batched: *read,
+                    skipped: *skipped,
+                    batched: announced + unannounced,
                     confirmed: announced,
                     announced,
                     batches: *batches,
@@ -307,7 +314,7 @@ impl Run {
                 position.streams.insert(self.name(&name)?, stream);
             }
             for (name, counts) in rows.all(&TYPES, &prefix)? {
-                position.types.insert(self.name(&name)?, (counts.read, counts.batches));
+                position.types.insert(self.name(&name)?, (counts.read, counts.batches, counts.skipped));
             }
             Ok(Some(position))
         })

@@ -6,6 +6,7 @@ mod checkpoint;
 mod codec;
 mod disk;
 pub mod inspect;
+mod notes;
 mod page;
 mod rows;
 mod run;
@@ -32,7 +33,9 @@ pub(crate) use batches::{BatchInfo, Unsettled, UnsettledBatch};
 pub(crate) use checkpoint::{Checkpoint, Position};
 #[doc(hidden)]
 pub use disk::Disk;
+pub(crate) use notes::{Inherited, InheritedRun, Standing};
 pub use page::Page;
+pub(crate) use page::to_json;
 pub(crate) use rows::{MessageKind, WindowRow};
 pub use run::Run;
 pub(crate) use run::{Accepted, Incoming, Sealing, StoredMessage};

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::model::{CURSOR_BYTES_MAX, ItemType, VALUE_BYTES_MAX, ValueKey};
+use crate::model::{CURSOR_BYTES_MAX, ItemType, RESERVED_VALUE_PREFIX, VALUE_BYTES_MAX, ValueKey};
 use crate::record::Record;
 
 /// What one fetch of the source returned: records, and where the next fetch starts.
@@ -26,6 +26,8 @@ use crate::record::Record;
 pub struct Page<C> {
     pub(crate) next: Option<C>,
     records: Vec<(String, Vec<Record>)>,
+    /// How many of an item type were left out.
+    skipped: Vec<(String, u64)>,
     bookmark: Option<Result<String>>,
     values: Vec<(String, Option<Result<String>>)>,
     progress: Option<u8>,
@@ -36,6 +38,7 @@ pub struct Page<C> {
 pub(crate) struct PageParts<C> {
     pub(crate) next: Option<C>,
     pub(crate) records: Vec<(ItemType, Vec<Record>)>,
+    pub(crate) skipped: Vec<(ItemType, u64)>,
     pub(crate) bookmark: Option<String>,
     pub(crate) values: Vec<(ValueKey, Option<String>)>,
     pub(crate) progress: Option<u8>,
@@ -52,12 +55,23 @@ impl<C: Serialize> Page<C> {
 impl<C> Page<C> {
     /// A page after which there are more: the next fetch of this stream gets `next`.
     pub fn more(next: C) -> Self {
-        Self { next: Some(next), records: Vec::new(), bookmark: None, values: Vec::new(), progress: None }
+        Self::with(Some(next))
     }
 
     /// The last page of its stream, in this run.
     pub fn last() -> Self {
-        Self { next: None, records: Vec::new(), bookmark: None, values: Vec::new(), progress: None }
+        Self::with(None)
+    }
+
+    fn with(next: Option<C>) -> Self {
+        Self {
+            next,
+            records: Vec::new(),
+            skipped: Vec::new(),
+            bookmark: None,
+            values: Vec::new(),
+            progress: None,
+        }
     }
 
     /// Adds a record.
@@ -107,6 +121,23 @@ impl<C> Page<C> {
         self.records.iter().map(|(_, records)| records.len()).sum()
     }
 
+    /// Leaves out the records of the item types that are not wanted: they count as read, and are staged nowhere.
+    pub(crate) fn leave_out(&mut self, unwanted: impl Fn(&str) -> bool) {
+        let Self { records, skipped, .. } = self;
+        records.retain(|(item_type, records)| {
+            let leave = unwanted(item_type);
+            if leave {
+                skipped.push((item_type.clone(), records.len() as u64));
+            }
+            !leave
+        });
+    }
+
+    /// How many of each item type are in it.
+    pub(crate) fn items_by_type(&self) -> Vec<(String, usize)> {
+        self.records.iter().map(|(item_type, records)| (item_type.clone(), records.len())).collect()
+    }
+
     /// The item type of the records that were added last.
     pub(crate) fn last_item_type(&self) -> Option<&str> {
         self.records.last().map(|(item_type, _)| item_type.as_str())
@@ -133,15 +164,29 @@ impl<C> Page<C> {
                 .into_iter()
                 .map(|(name, records)| Ok((ItemType::new(name)?, records)))
                 .collect::<Result<_>>()?,
+            skipped: self
+                .skipped
+                .into_iter()
+                .map(|(name, items)| Ok((ItemType::new(name)?, items)))
+                .collect::<Result<_>>()?,
             bookmark: self.bookmark.transpose()?,
             values: self
                 .values
                 .into_iter()
-                .map(|(key, value)| Ok((ValueKey::new(key)?, value.transpose()?)))
+                .map(|(key, value)| Ok((own_key(key)?, value.transpose()?)))
                 .collect::<Result<_>>()?,
             progress: self.progress,
         })
     }
+}
+
+/// A key that an extractor may use.
+fn own_key(key: String) -> Result<ValueKey> {
+    if key.starts_with(RESERVED_VALUE_PREFIX) {
+        let reason = format!("keys that start with {RESERVED_VALUE_PREFIX} are not the extractor's own");
+        return Err(Error::Invalid { what: format!("the value key {key:?}"), reason });
+    }
+    ValueKey::new(key)
 }
 
 /// JSON text of at most `limit_bytes`.

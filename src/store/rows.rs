@@ -17,7 +17,7 @@
 //! | `batches` | run, seq | [`BatchRow`] |
 //! | `payloads` | run, seq | one gzip member |
 //! | `bookmarks` | stream name | [`BookmarkRow`] |
-//! | `values` | key | JSON text |
+//! | `values` | key; `@highwater/` and a name for a note of ours | JSON text |
 //! | `events` | run, hash of the identity | [`EventRow`] |
 //! | `messages` | message number | [`MessageRow`] |
 //! | `ledger` | run | [`LedgerRow`] |
@@ -237,6 +237,10 @@ pub(crate) struct UnitRow {
     pub(crate) bounds: (Option<Micros>, Option<Micros>),
     /// Of a unit with checkpoints: the holder token found on the platform last, and the one then intended.
     pub(crate) holder: (Option<String>, Option<String>),
+    /// The watermark with which it came from other software.
+    pub(crate) inherited: Option<Micros>,
+    /// The version of the connector whose mappings are installed.
+    pub(crate) connector_version: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -325,6 +329,8 @@ pub(crate) struct StreamRow {
 pub(crate) struct TypeRow {
     /// Records that the source gave.
     pub(crate) read: u64,
+    /// Those that nobody wants: they are staged nowhere.
+    pub(crate) skipped: u64,
     /// Those in batches that were closed.
     pub(crate) batched: u64,
     /// Those the platform knows to be ours.
@@ -481,6 +487,7 @@ pub(crate) struct LedgerRow {
 pub(crate) struct LedgerType {
     pub(crate) item_type: String,
     pub(crate) read: u64,
+    pub(crate) skipped: u64,
     pub(crate) announced: u64,
     pub(crate) artifacts: u64,
 }

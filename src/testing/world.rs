@@ -1018,6 +1018,16 @@ impl Platform for World {
         Ok(state.map(|state| WorkerState { state: Some(state), objects: None }))
     }
 
+    fn install_mapping(&self, _: &Value, _: Option<&str>) -> Result<(), PlatformError> {
+        let mut inner = self.lock();
+        if inner.dies_now() {
+            return Err(gone());
+        }
+        inner.clock.advance(CALL_TAKES);
+        inner.count("mapping/installed");
+        Ok(())
+    }
+
     fn save_worker_state(&self, state: &str) -> Result<(), PlatformError> {
         let mut inner = self.lock();
         let unit = inner.unit();
@@ -1041,6 +1051,10 @@ impl<E: Extractor> Extractor for Watched<E> {
 
     fn metadata(&mut self, context: &Context<'_>) -> Result<Value, SourceError> {
         self.extractor.metadata(context)
+    }
+
+    fn initial_domain_mapping(&mut self, context: &Context<'_>) -> Result<Option<Value>, SourceError> {
+        self.extractor.initial_domain_mapping(context)
     }
 
     fn streams(&self) -> Vec<String> {

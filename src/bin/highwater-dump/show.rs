@@ -351,6 +351,7 @@ fn item_types(types: &[TypeReport]) -> Listing {
     let mut table = Listing::new(&[
         "item type",
         "#read",
+        "#skipped",
         "#in batches",
         "#open",
         "#confirmed",
@@ -362,6 +363,7 @@ fn item_types(types: &[TypeReport]) -> Listing {
         table.row([
             counts.item_type.clone(),
             counts.read.to_string(),
+            counts.skipped.to_string(),
             counts.batched.to_string(),
             counts.open_items.to_string(),
             counts.confirmed.to_string(),
@@ -426,12 +428,16 @@ fn ledger(runs: &[LedgerReport]) -> Listing {
             .item_types
             .iter()
             .map(|counts| {
-                let of = if counts.read == counts.announced {
+                let skipped = match counts.skipped {
+                    0 => String::new(),
+                    skipped => format!(", {skipped} skipped"),
+                };
+                let of = if counts.read == counts.announced + counts.skipped {
                     String::new()
                 } else {
                     format!(" of {}", counts.read)
                 };
-                format!("{} {}{of} in {}", counts.item_type, counts.announced, counts.artifacts)
+                format!("{} {}{of} in {}{skipped}", counts.item_type, counts.announced, counts.artifacts)
             })
             .collect();
         table.row([

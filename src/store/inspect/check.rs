@@ -464,7 +464,7 @@ impl Check<'_> {
                 self.found(TYPES.name, Some(id), problem);
             }
         };
-        same("read", counts.read, counts.batched + u64::from(counts.open_items));
+        same("read", counts.read, counts.skipped + counts.batched + u64::from(counts.open_items));
         same("confirmed", counts.confirmed, counts.batched.saturating_sub(sums.with_bytes.1));
         same("announced", counts.announced, counts.confirmed.saturating_sub(sums.confirmed.1));
         let unannounced = sums.with_bytes.0 + sums.confirmed.0;
@@ -682,7 +682,7 @@ impl Check<'_> {
                 found("it has a watermark exactly if it was not finished");
             }
             if row.status == RunStatus::Finished {
-                if row.types.iter().any(|counts| counts.read != counts.announced) {
+                if row.types.iter().any(|counts| counts.read != counts.skipped + counts.announced) {
                     found("it was finished, and not all that it read was announced");
                 }
                 last = Some(row.watermark);
@@ -695,7 +695,7 @@ impl Check<'_> {
         if last.is_none() && unit.next_run > LEDGER_RUNS_MAX {
             return;
         }
-        if unit.watermark != last.flatten() {
+        if unit.watermark != last.unwrap_or(unit.inherited) {
             self.found(UNITS.name, Some(id), "its watermark is not that of its last finished run");
         }
     }

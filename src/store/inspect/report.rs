@@ -235,6 +235,8 @@ pub struct TypeReport {
     pub item_type: String,
     /// Records that the source gave.
     pub read: u64,
+    /// Those that the platform does not want: they were staged nowhere.
+    pub skipped: u64,
     /// Those in closed batches.
     pub batched: u64,
     /// Those in the batch that is still open.
@@ -368,6 +370,8 @@ pub struct LedgerTypeReport {
     pub item_type: String,
     /// Records that the source gave.
     pub read: u64,
+    /// Those that the platform did not want.
+    pub skipped: u64,
     /// Those that were announced, or acknowledged.
     pub announced: u64,
     /// Artifacts that they were in.
@@ -585,6 +589,7 @@ fn item_types(view: &View<'_>, id: &str, run: &str, key: &Key) -> Result<Vec<Typ
                 run: run.to_owned(),
                 item_type,
                 read: row.read,
+                skipped: row.skipped,
                 batched: row.batched,
                 open_items: row.open_items.into(),
                 open_bytes: row.open_bytes,
@@ -681,6 +686,7 @@ fn ledger_report(id: &str, row: LedgerRow) -> LedgerReport {
             .map(|counts| LedgerTypeReport {
                 item_type: counts.item_type,
                 read: counts.read,
+                skipped: counts.skipped,
                 announced: counts.announced,
                 artifacts: counts.artifacts,
             })

@@ -89,7 +89,7 @@ fn event(run: &str, number: u32, phase: Phase, step: Step) -> Incoming {
 
 #[track_caller]
 fn work(unit: &SyncUnit, event: &Incoming) -> Run {
-    match unit.accept(event, false).unwrap() {
+    match unit.accept(event, false, None).unwrap() {
         Accepted::Work(run) => run,
         other => panic!("{other:?}"),
     }
