@@ -1,5 +1,6 @@
 //! Airdrop: its events and messages, and the loop that drives an extractor through them.
 
+mod check;
 #[cfg(feature = "http")]
 mod client;
 mod event;
@@ -14,6 +15,7 @@ mod serve;
 mod window;
 
 pub use crate::model::Step;
+pub use check::CheckPolicy;
 #[cfg(feature = "http")]
 pub use client::Client;
 pub use event::{Event, EventType, Mode, Secret, Spelling, TimeSetting, WindowEnd};

@@ -19,11 +19,12 @@ use crate::error::{BoxError, Error, ErrorKind, Result, chain, panic_text};
 use crate::model::{
     EXTERNAL_SYNC_UNIT_BATCH_ITEMS, MESSAGE_BYTES_SOFT, Micros, Phase, Rule, RunId, StreamName, SyncUnitId,
 };
-use crate::record::Record;
+use crate::record::{FindingCounts, Record};
 use crate::store::{
     Accepted, Incoming, MessageKind, Page, Run, Sealing, Store, StoredMessage, WindowRow, message_key_text,
 };
 
+use super::check::{CheckPolicy, Checks};
 use super::event::{Event, EventType, Spelling};
 use super::extractor::{Extractor, SourceError};
 use super::keeper::Keeper;
@@ -216,6 +217,9 @@ pub struct Outcome {
     pub replayed: bool,
     /// A watermark that was left aside for lying in the future: see [`Run::ignored_watermark`].
     pub ignored_watermark: Option<DateTime<Utc>>,
+    /// What was found in the run's records so far, and in its metadata: see [`CheckPolicy`]. A page that was refused is
+    /// not in it.
+    pub findings: FindingCounts,
 }
 
 /// What the message that answered an event says.
@@ -405,6 +409,7 @@ impl Invocation<'_> {
                 run: Some(run.id().clone()),
                 replayed: true,
                 ignored_watermark: None,
+                findings: run.finding_counts()?,
             }),
             Accepted::Replay(run, message) => self.deliver(&run, keeper, message, true),
             Accepted::Repeat(run) => self.answer(&run, keeper, phase, Ending::Done, &Said::default()),
@@ -560,7 +565,12 @@ impl Invocation<'_> {
             Ok(document) => document,
             Err(ending) => return Ok(ending),
         };
-        let page = Page::<()>::last().record(METADATA, Record::flat(&document)?);
+        let mut page = Page::<()>::last().record(METADATA, Record::flat(&document)?);
+        match checks(extractor, document) {
+            Ok(Some(checks)) => page.found(METADATA, checks.in_metadata),
+            Ok(None) => {}
+            Err(reason) => return Ok(failed(&reason)),
+        }
         outbox.add(context.run.stage(&stream, Phase::Metadata, 1, page)?);
         Ok(Ending::Done)
     }
@@ -576,6 +586,7 @@ impl Invocation<'_> {
         if let Some(seconds) = run.delay_left_seconds()? {
             return Ok(Ending::Delay { seconds, asked: false });
         }
+        let mut checks = None;
         let mut longest_page = Duration::ZERO;
         let mut pages = 0_u64;
         for stream in extractor.streams() {
@@ -590,8 +601,14 @@ impl Invocation<'_> {
                 if pages > 0 && longest_page >= context.time_left() {
                     return Ok(Ending::Progress);
                 }
+                if checks.is_none() {
+                    checks = match self.checks(extractor, context) {
+                        Ok(checks) => Some(checks),
+                        Err(ending) => return Ok(ending),
+                    };
+                }
                 let page_started = self.clock.elapsed();
-                let page = match caught(|| extractor.page(context, stream.as_str(), cursor)) {
+                let mut page = match caught(|| extractor.page(context, stream.as_str(), cursor)) {
                     Ok(page) => page,
                     Err(SourceError::RateLimited { after }) => {
                         return Ok(Ending::Delay { seconds: whole_seconds(after), asked: true });
@@ -607,6 +624,11 @@ impl Invocation<'_> {
                 if let Some(item_type) = page.last_item_type() {
                     *last_item_type = Some(item_type.to_owned());
                 }
+                if let Some(Some(checks)) = &mut checks
+                    && let Err(reason) = checks.page(stream.as_str(), &mut page)
+                {
+                    return Ok(failed(&reason));
+                }
                 outbox.add(run.stage_data(&stream, page)?);
                 outbox.step()?;
                 if outbox.save_due() {
@@ -617,6 +639,25 @@ impl Invocation<'_> {
             }
         }
         Ok(Ending::Done)
+    }
+
+    /// What pages are checked by in this invocation; `None`: they are not checked.
+    fn checks<E: Extractor>(
+        &self,
+        extractor: &mut E,
+        context: &Context<'_>,
+    ) -> Result<Option<Checks>, Ending> {
+        if extractor.check_policy() == CheckPolicy::Off {
+            return Ok(None);
+        }
+        let document = self.ask(context, || extractor.metadata(context)).map_err(|ending| match ending {
+            Ending::Failed { code, message } => {
+                let message = format!("asking for the metadata to check records by: {message}");
+                Ending::Failed { code, message }
+            }
+            ending => ending,
+        })?;
+        checks(extractor, document).map_err(|reason| failed(&reason))
     }
 
     /// Asks the extractor for something that is not a page: in a phase without DELAY, a wait that fits into the budget
@@ -841,6 +882,7 @@ impl Invocation<'_> {
                 run: None,
                 replayed: false,
                 ignored_watermark: None,
+                findings: FindingCounts::default(),
             }),
             Sent::Refused { status, reason } => {
                 Err(not_delivered(&message, &format!("refused with {status}: {reason}")))
@@ -888,11 +930,20 @@ fn accepted(
         run: Some(run.id().clone()),
         replayed,
         ignored_watermark: run.ignored_watermark(),
+        findings: run.finding_counts()?,
     })
 }
 
 fn not_delivered(message: &StoredMessage, reason: &str) -> Error {
     Error::NotDelivered { message: message.event_type.clone(), reason: reason.to_owned() }
+}
+
+/// The checks of an extractor whose metadata are these, if it wants any; or what to answer.
+fn checks<E: Extractor>(extractor: &E, document: serde_json::Value) -> Result<Option<Checks>, String> {
+    match extractor.check_policy() {
+        CheckPolicy::Off => Ok(None),
+        policy => Checks::new(policy, METADATA, document).map(Some),
+    }
 }
 
 /// Whole seconds that are not less than `wait`.

@@ -24,7 +24,7 @@ mod values;
 mod workflow;
 
 pub use check::{Batch, Checker};
-pub use finding::{Excerpt, FieldPath, Finding, Findings, Rule, Severity, Tally};
+pub use finding::{Excerpt, FieldPath, Finding, FindingCounts, Findings, Rule, Severity, Tally};
 pub use metadata::{EnumValue, Field, Metadata, RecordType, StageDiagram};
 pub use moment::TimeFormat;
 pub use normalize::{FieldRule, Normalizer, Undeclared};

@@ -20,10 +20,11 @@ use crate::model::{Micros, Phase, Rule};
 
 use super::SyncUnit;
 use super::batches::BatchInfo;
+use super::findings::FindingPart;
 use super::rows::{
-    BATCHES, BOOKMARKS, BatchRow, BatchState, BookmarkRow, CHUNKS, EVENTS, EventRow, Json, Key, LEDGER,
-    LedgerRow, MESSAGES, MessageFate, MessageKind, MessageRow, POSITIONS, RUN_IDS, RUNS, RunIdRow, RunRow,
-    STREAMS, StreamRow, TYPES, TypeRow, UNITS, UnitRow, VALUES, name_of, number_of,
+    BATCHES, BOOKMARKS, BatchRow, BatchState, BookmarkRow, CHUNKS, EVENTS, EventRow, FINDINGS, Json, Key,
+    LEDGER, LedgerRow, MESSAGES, MessageFate, MessageKind, MessageRow, POSITIONS, RUN_IDS, RUNS, RunIdRow,
+    RunRow, STREAMS, StreamRow, TYPES, TypeRow, UNITS, UnitRow, VALUES, name_of, number_of,
 };
 use super::run::{Run, message_key, run_key};
 use super::tables::{Rows, Tables};
@@ -67,6 +68,9 @@ pub(crate) struct Position {
     /// By item type: records read and batches closed.
     types: BTreeMap<String, (u64, u64)>,
     values: BTreeMap<String, String>,
+    /// What was found in the records up to there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    findings: Vec<FindingPart>,
 }
 
 /// The newest message; once its acceptance is known, only that its event is answered.
@@ -197,6 +201,9 @@ impl SyncUnit {
             for (name, stream) in &position.streams {
                 change.put(&STREAMS, &prefix.clone().and_name(name), stream)?;
             }
+            for part in &position.findings {
+                change.put(&FINDINGS, &part.kind.key(&prefix), &part.row())?;
+            }
             let mut uploaded: BTreeMap<&str, u64> = BTreeMap::new();
             for (seq, batch) in &checkpoint.artifacts {
                 *uploaded.entry(&batch.item_type).or_default() += u64::from(batch.items);
@@ -293,6 +300,7 @@ impl Run {
                 next_seq: row.next_seq,
                 progress: row.progress,
                 values: self.values(rows)?,
+                findings: self.findings_part(rows)?,
                 ..Position::default()
             };
             for (name, stream) in rows.all(&STREAMS, &prefix)? {

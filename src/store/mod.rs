@@ -4,6 +4,7 @@ mod batches;
 mod checkpoint;
 mod codec;
 mod disk;
+mod findings;
 pub mod inspect;
 mod page;
 mod rows;

@@ -21,6 +21,7 @@
 //! | `events` | run, hash of the identity | [`EventRow`] |
 //! | `messages` | message number | [`MessageRow`] |
 //! | `ledger` | run | [`LedgerRow`] |
+//! | `findings` | run, item type, a zero byte, severity, a zero byte, rule, a zero byte, place | [`FindingRow`] |
 //! | `positions` | run | JSON text: where the last saved checkpoint stands |
 
 use std::marker::PhantomData;
@@ -73,6 +74,7 @@ tables! {
     EVENTS: EventRow = "events";
     MESSAGES: MessageRow = "messages";
     LEDGER: LedgerRow = "ledger";
+    FINDINGS: FindingRow = "findings";
     POSITIONS: Json = "positions";
 }
 
@@ -165,6 +167,7 @@ bincode_rows! {
     EventRow = 1;
     MessageRow = 1;
     LedgerRow = 1;
+    FindingRow = 1;
 }
 
 /// Bytes of others, as they are: a gzip member.
@@ -457,6 +460,9 @@ pub(crate) struct LedgerRow {
     pub(crate) pages: u64,
     pub(crate) events: u64,
     pub(crate) events_reused: u64,
+    /// What checks found in its records.
+    pub(crate) errors: u64,
+    pub(crate) warnings: u64,
     pub(crate) types: Vec<LedgerType>,
 }
 
@@ -466,6 +472,14 @@ pub(crate) struct LedgerType {
     pub(crate) read: u64,
     pub(crate) announced: u64,
     pub(crate) artifacts: u64,
+}
+
+/// Findings of one kind in the records of a run.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FindingRow {
+    pub(crate) count: u64,
+    /// The first of them, as text.
+    pub(crate) kept: Vec<String>,
 }
 
 #[cfg(test)]

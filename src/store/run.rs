@@ -35,9 +35,10 @@ use crate::model::{
 };
 
 use super::rows::{
-    BATCHES, BOOKMARKS, BatchState, BookmarkRow, CHUNKS, EVENTS, EventRow, Json, Key, LEDGER, LedgerRow,
-    LedgerType, MESSAGES, MessageFate, MessageKind, MessageRow, NotBefore, PAYLOADS, POSITIONS, RUN_IDS,
-    RUNS, RunIdRow, RunRow, RunStatus, STREAMS, TYPES, UNITS, UnitRow, VALUES, WindowRow, name_hash, name_of,
+    BATCHES, BOOKMARKS, BatchState, BookmarkRow, CHUNKS, EVENTS, EventRow, FINDINGS, Json, Key, LEDGER,
+    LedgerRow, LedgerType, MESSAGES, MessageFate, MessageKind, MessageRow, NotBefore, PAYLOADS, POSITIONS,
+    RUN_IDS, RUNS, RunIdRow, RunRow, RunStatus, STREAMS, TYPES, UNITS, UnitRow, VALUES, WindowRow, name_hash,
+    name_of,
 };
 use super::tables::{Change, Rows, Tables, View};
 use super::{Inner, SyncUnit};
@@ -191,6 +192,7 @@ impl SyncUnit {
             change.remove_all(&EVENTS, &prefix)?;
             change.remove_all(&MESSAGES, &prefix)?;
             change.remove_all(&LEDGER, &prefix)?;
+            change.remove_all(&FINDINGS, &prefix)?;
             change.remove_all(&POSITIONS, &prefix)?;
             change.remove(&UNITS, &self.key())
         })
@@ -956,6 +958,7 @@ fn close_run(
             artifacts: counts.artifacts_announced,
         });
     }
+    let findings = super::findings::sums(change, &run)?;
     let entry = LedgerRow {
         id: row.id.clone(),
         status,
@@ -967,6 +970,8 @@ fn close_run(
         pages: row.pages,
         events: row.events,
         events_reused: row.events_reused,
+        errors: findings.errors,
+        warnings: findings.warnings,
         types,
     };
     change.put(&LEDGER, &run_key(unit.no, no), &entry)?;
@@ -978,6 +983,7 @@ fn close_run(
     change.remove_all(&CHUNKS, &run)?;
     change.remove_all(&BATCHES, &run)?;
     change.remove_all(&PAYLOADS, &run)?;
+    change.remove_all(&FINDINGS, &run)?;
     change.remove(&POSITIONS, &run)?;
     change.remove_range(&EVENTS, &Key::unit(unit.no), &run)?;
     change.remove_range(&MESSAGES, &Key::unit(unit.no), &message_key(unit.no, row.first_message))?;

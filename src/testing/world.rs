@@ -17,8 +17,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 
 use crate::airdrop::{
-    Body, Context, ExternalSyncUnit, Extractor, Fate, Platform, PlatformError, SealedMessage, SourceError,
-    Upload, WorkerState,
+    Body, CheckPolicy, Context, ExternalSyncUnit, Extractor, Fate, Platform, PlatformError, SealedMessage,
+    SourceError, Upload, WorkerState,
 };
 use crate::clock::{Clock, VirtualClock};
 use crate::model::ArtifactId;
@@ -889,6 +889,10 @@ impl<E: Extractor> Extractor for Watched<E> {
 
     fn metadata(&mut self, context: &Context<'_>) -> Result<Value, SourceError> {
         self.extractor.metadata(context)
+    }
+
+    fn check_policy(&self) -> CheckPolicy {
+        self.extractor.check_policy()
     }
 
     fn streams(&self) -> Vec<String> {

@@ -22,12 +22,13 @@ use serde::de::IgnoredAny;
 
 use crate::artifact::{decompress, line_count};
 use crate::error::{Error, Result};
-use crate::model::{ItemType, LEDGER_RUNS_MAX, RunId, StreamName, SyncUnitId, ValueKey};
+use crate::model::{FINDINGS_KEPT, ItemType, LEDGER_RUNS_MAX, RunId, StreamName, SyncUnitId, ValueKey};
 use crate::store::codec::DecodeError;
+use crate::store::findings::FindingKind;
 use crate::store::rows::{
-    BATCHES, BOOKMARKS, BatchRow, BatchState, CHUNKS, EVENTS, EventRow, FormatRow, Json, Key, LEDGER,
-    LedgerRow, MESSAGES, META, MessageFate, MessageKind, MessageRow, PAYLOADS, Payload, RUN_IDS, RUNS, Row,
-    RunRow, RunStatus, STREAMS, TYPES, Table, TypeRow, UNITS, UnitRow, VALUES, name_hash, name_of,
+    BATCHES, BOOKMARKS, BatchRow, BatchState, CHUNKS, EVENTS, EventRow, FINDINGS, FormatRow, Json, Key,
+    LEDGER, LedgerRow, MESSAGES, META, MessageFate, MessageKind, MessageRow, PAYLOADS, Payload, RUN_IDS,
+    RUNS, Row, RunRow, RunStatus, STREAMS, TYPES, Table, TypeRow, UNITS, UnitRow, VALUES, name_hash, name_of,
 };
 use crate::store::run::run_key;
 use crate::store::tables::View;
@@ -152,6 +153,7 @@ impl Check<'_> {
         self.owned(&EVENTS, &numbers)?;
         self.owned(&MESSAGES, &numbers)?;
         self.owned(&LEDGER, &numbers)?;
+        self.owned(&FINDINGS, &numbers)?;
         Ok(units)
     }
 
@@ -370,6 +372,7 @@ impl Check<'_> {
         self.streams(id, run, &key, types.values().map(|counts| counts.read).sum())?;
         self.chunks(id, run, &key, &types)?;
         self.payloads(id, &key, &batches)?;
+        self.findings(id, run, &key, &types)?;
 
         let mut sums: BTreeMap<&str, Sums> = BTreeMap::new();
         let mut announced: BTreeMap<u64, u64> = BTreeMap::new();
@@ -576,6 +579,36 @@ impl Check<'_> {
         }
     }
 
+    /// What checks found in records: of a kind that can be, and of records that were read.
+    fn findings(&mut self, id: &str, run: &RunRow, key: &Key, types: &Of<String, TypeRow>) -> Result<()> {
+        let rows = self.rows(&FINDINGS, key, |tail| Ok(tail.to_vec()))?;
+        for (tail, row) in rows {
+            let kind = match FindingKind::of_key(&tail) {
+                Ok(kind) => kind,
+                Err(error) => {
+                    self.found(FINDINGS.name, Some(id), format!("a row of run {}: {error}", run.id));
+                    continue;
+                }
+            };
+            let FindingKind { item_type, severity, rule, .. } = &kind;
+            let mut found = |problem: &str| {
+                let problem = format!("{severity} {rule} in {item_type} of run {}: {problem}", run.id);
+                self.found(FINDINGS.name, Some(id), problem);
+            };
+            if !(item_type.is_empty() || types.contains_key(item_type)) {
+                found("nothing of that item type was read");
+            }
+            if !matches!(severity.as_str(), "error" | "warning") || rule.is_empty() {
+                found("there is no such kind");
+            }
+            let kept = row.kept.len() as u64;
+            if row.count == 0 || kept > row.count || kept > FINDINGS_KEPT {
+                found(&format!("{} are counted and {kept} kept", row.count));
+            }
+        }
+        Ok(())
+    }
+
     /// Rows that only an open run has, of one that is not open.
     fn strays(&mut self, id: &str, unit: &UnitRow, runs: &Of<u64, RunRow>) -> Result<()> {
         let open = unit.run.filter(|no| runs.get(no).is_none_or(|run| run.status == RunStatus::Open));
@@ -583,7 +616,8 @@ impl Check<'_> {
         self.stray(id, unit, &TYPES, open)?;
         self.stray(id, unit, &CHUNKS, open)?;
         self.stray(id, unit, &BATCHES, open)?;
-        self.stray(id, unit, &PAYLOADS, open)
+        self.stray(id, unit, &PAYLOADS, open)?;
+        self.stray(id, unit, &FINDINGS, open)
     }
 
     fn stray<R: Row>(&mut self, id: &str, unit: &UnitRow, table: &Table<R>, open: Option<u64>) -> Result<()> {

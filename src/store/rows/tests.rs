@@ -282,6 +282,8 @@ fn golden_bytes_of_the_conversation() {
             pages: 5,
             events: 6,
             events_reused: 7,
+            errors: 8,
+            warnings: 9,
             types: vec![LedgerType { item_type: "t".to_owned(), read: 8, announced: 9, artifacts: 10 }],
         },
         0x53b3_9458,
@@ -292,10 +294,33 @@ fn golden_bytes_of_the_conversation() {
             ("since", "00"),
             ("watermark", "01 06"),
             ("epochs, pages, events, events_reused", "04 05 06 07"),
+            ("errors, warnings", "08 09"),
             ("types: how many", "01"),
             ("item_type, read, announced, artifacts", "01 74 08 09 0a"),
         ],
     );
+}
+
+#[test]
+fn golden_bytes_of_findings_and_of_their_key() {
+    golden(
+        &FindingRow { count: 251, kept: vec!["a".to_owned(), "bc".to_owned()] },
+        0,
+        &[("count", "fb fb00"), ("kept: how many, each", "02 01 61 02 6263")],
+    );
+    let kind = super::super::findings::FindingKind {
+        item_type: "t".to_owned(),
+        severity: "error".to_owned(),
+        rule: "type".to_owned(),
+        path: "data.a".to_owned(),
+    };
+    let key = kind.key(&Key::unit(1).and_number(2));
+    let expected = b"\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02t\0error\0type\0data.a";
+    assert_eq!(key.as_bytes(), expected);
+    assert_eq!(super::super::findings::FindingKind::of_key(&expected[16..]), Ok(kind));
+    for broken in [&b"t\0error\0type"[..], b"", b"\xff\0\0\0"] {
+        assert!(super::super::findings::FindingKind::of_key(broken).is_err());
+    }
 }
 
 fn micros() -> impl Strategy<Value = Micros> {
@@ -436,9 +461,9 @@ fn ledger_row() -> impl Strategy<Value = LedgerRow> {
         types.into_iter().map(of).collect()
     });
     let times = (micros(), micros(), option::of(micros()), option::of(micros()));
-    (any::<String>(), status(), times, any::<[u64; 4]>(), types).prop_map(
+    (any::<String>(), status(), times, any::<[u64; 6]>(), types).prop_map(
         |(id, status, (started_at, ended_at, since, watermark), numbers, types)| {
-            let [epochs, pages, events, events_reused] = numbers;
+            let [epochs, pages, events, events_reused, errors, warnings] = numbers;
             LedgerRow {
                 id,
                 status,
@@ -450,6 +475,8 @@ fn ledger_row() -> impl Strategy<Value = LedgerRow> {
                 pages,
                 events,
                 events_reused,
+                errors,
+                warnings,
                 types,
             }
         },
@@ -544,6 +571,7 @@ proptest! {
         survives(&ChunkRow { items: small, dates, lines: bytes.clone() }, flip, noise);
         survives(&BookmarkRow { json: two, run: h }, flip, noise);
         survives(&EventRow { identity: Some(one.clone()), order: a, accepted_at: created_at, message: Some(b) }, flip, noise);
+        survives(&FindingRow { count: a, kept: vec![one, three.clone()] }, flip, noise);
         survives(&Json(three), flip, noise);
         survives(&Payload(bytes), flip, noise);
     }
