@@ -21,9 +21,9 @@ use super::run::Run;
 use super::tables::{Change, Rows};
 
 /// Bytes of a place in a record, in a key.
-const PATH_BYTES_MAX: usize = 160;
+const PATH_BYTES_MAX: usize = 120;
 /// Bytes of text that a checkpoint keeps of all findings together.
-const CHECKPOINT_TEXT_BYTES_MAX: usize = 16 * 1024;
+const CHECKPOINT_TEXT_BYTES_MAX: usize = 12 * 1024;
 
 /// What findings are counted by.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -8,8 +8,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use highwater::airdrop::{
-    Body, Context, Event, ExternalSyncUnit, Extractor, Fate, Outcome, Platform, PlatformError, SealedMessage,
-    Serve, SourceError, Upload,
+    Body, CheckPolicy, Context, Event, ExternalSyncUnit, Extractor, Fate, Outcome, Platform, PlatformError,
+    SealedMessage, Serve, SourceError, Upload, WorkerState,
 };
 use highwater::testing::SimDisk;
 use highwater::{ArtifactId, Level, Page, Record, Store, VirtualClock};
@@ -54,6 +54,7 @@ struct Inner {
     confirmed: BTreeSet<String>,
     attempts: Vec<SealedMessage>,
     accepted: Vec<SealedMessage>,
+    state: Option<String>,
 }
 
 impl Airdrop {
@@ -144,6 +145,11 @@ impl Airdrop {
         records
     }
 
+    /// What is kept for the worker.
+    pub(crate) fn state(&self) -> Option<String> {
+        self.lock().state.clone()
+    }
+
     /// Every artifact that is named by an accepted message.
     pub(crate) fn named(&self) -> BTreeSet<String> {
         let ids = |message: Message| {
@@ -232,6 +238,15 @@ impl Platform for Airdrop {
         }
         result
     }
+
+    fn worker_state(&self) -> Result<Option<WorkerState>, PlatformError> {
+        Ok(self.lock().state.clone().map(|state| WorkerState { state: Some(state), objects: None }))
+    }
+
+    fn save_worker_state(&self, state: &str) -> Result<(), PlatformError> {
+        self.lock().state = Some(state.to_owned());
+        Ok(())
+    }
 }
 
 pub(crate) type Fetched = Result<Page<u32>, SourceError>;
@@ -249,6 +264,7 @@ pub(crate) struct Source<F> {
     pub(crate) asked: Vec<(String, Option<u32>)>,
     pub(crate) metadata: Result<Value, Duration>,
     pub(crate) units: Vec<ExternalSyncUnit>,
+    pub(crate) policy: CheckPolicy,
 }
 
 impl<F: FnMut(&Context<'_>, &str, Option<u32>) -> Fetched + Sync> Source<F> {
@@ -259,6 +275,7 @@ impl<F: FnMut(&Context<'_>, &str, Option<u32>) -> Fetched + Sync> Source<F> {
             asked: Vec::new(),
             metadata: Ok(json!({ "schema_version": "v0.2.0", "record_types": {} })),
             units: Vec::new(),
+            policy: CheckPolicy::Off,
         }
     }
 
@@ -277,6 +294,10 @@ impl<F: Pages> Extractor for Source<F> {
 
     fn metadata(&mut self, _: &Context<'_>) -> Result<Value, SourceError> {
         self.metadata.clone().map_err(|after| SourceError::RateLimited { after })
+    }
+
+    fn check_policy(&self) -> CheckPolicy {
+        self.policy
     }
 
     fn streams(&self) -> Vec<String> {
@@ -386,7 +407,7 @@ impl World {
     }
 }
 
-fn open(disk: &SimDisk, clock: &VirtualClock, batch_items: u32) -> Store {
+pub(crate) fn open(disk: &SimDisk, clock: &VirtualClock, batch_items: u32) -> Store {
     let options = Store::options().batch_items(batch_items).level(Level::new(0).unwrap());
     options
         .cache_bytes(1024 * 1024)
