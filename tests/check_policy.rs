@@ -304,7 +304,7 @@ fn to_done(world: &mut World, source: &mut Source<impl Pages>) -> (Outcome, u32)
 
 #[test]
 fn each_bad_record_that_is_announced_was_counted_once_wherever_the_process_died() {
-    let mut died = 0;
+    let mut deaths_in_all = 0;
     for budget in [Duration::ZERO, Duration::from_secs(600)] {
         for (call, skip) in
             [Call::Upload, Call::Confirm, Call::Send].into_iter().flat_map(|c| [(c, 0), (c, 1), (c, 4)])
@@ -314,7 +314,7 @@ fn each_bad_record_that_is_announced_was_counted_once_wherever_the_process_died(
             world.airdrop.kill_at(call, skip, &world.disk);
             let mut source = half_bad(4, CheckPolicy::Report);
             let (outcome, deaths) = to_done(&mut world, &mut source);
-            died += deaths;
+            deaths_in_all += deaths;
             assert_eq!(world.airdrop.announced("run"), all_of("issues", 4, 4));
             assert_eq!(outcome.findings.errors, announced_bad(&world.airdrop));
         }
@@ -339,7 +339,7 @@ fn each_bad_record_that_is_announced_was_counted_once_wherever_the_process_died(
             assert_eq!((outcome.findings.errors, announced_bad(&world.airdrop)), (4, 4));
         }
     }
-    assert!(died >= 12, "{died} processes died");
+    assert!(deaths_in_all >= 12, "{deaths_in_all} processes died");
 }
 
 #[test]
@@ -464,7 +464,7 @@ impl Extractor for Checked {
         self.life.count("metadata/asked");
         let refuses = self.policy == CheckPolicy::Refuse;
         // Now and then one type is not declared, and pages with it are refused.
-        let declared = if refuses && self.life.reads() % 5 == 0 {
+        let declared = if refuses && self.life.reads().is_multiple_of(5) {
             &["users"][..]
         } else {
             &["issues", "users", "comments"]

@@ -286,7 +286,7 @@ fn golden_bytes_of_the_conversation() {
             warnings: 9,
             types: vec![LedgerType { item_type: "t".to_owned(), read: 8, announced: 9, artifacts: 10 }],
         },
-        0x53b3_9458,
+        0x1540_947a,
         &[
             ("id", "01 72"),
             ("status", "01"),
@@ -305,7 +305,7 @@ fn golden_bytes_of_the_conversation() {
 fn golden_bytes_of_findings_and_of_their_key() {
     golden(
         &FindingRow { count: 251, kept: vec!["a".to_owned(), "bc".to_owned()] },
-        0,
+        0xc92c_a367,
         &[("count", "fb fb00"), ("kept: how many, each", "02 01 61 02 6263")],
     );
     let kind = super::super::findings::FindingKind {
