@@ -239,6 +239,7 @@ fn an_item_type_that_is_not_declared_is_a_finding_in_each_of_its_records_but_att
 fn metadata_with_errors_is_refused_with_all_that_a_message_holds_or_counted_and_delivered() {
     let stages = StageDiagram::new("stge").stage("open", "open", ["closed"]);
     let mut broken = Metadata::new().record_type("issues", RecordType::new().stage_diagram(stages));
+    broken = broken.record_type("users", RecordType::new());
     for at in 0..40 {
         let field = Field::reference(["#record:usres"]);
         broken = broken.record_type(format!("type-{at}"), RecordType::new().field("owner", field));

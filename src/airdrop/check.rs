@@ -93,8 +93,10 @@ impl Checks {
         for (item_type, records) in page.records() {
             let mut tally = Tally::keeping(FINDINGS_KEPT);
             check(self.declared(item_type), records, |mut finding| {
-                // A record is known by its id; the page has no lines yet.
-                finding.line = None;
+                // A record is known by its id, and only without one by its place: what is no file yet has no lines.
+                if finding.record.is_some() {
+                    finding.line = None;
+                }
                 tally.add(finding);
             });
             if !tally.is_empty() {

@@ -103,12 +103,12 @@ impl<'v, 's> Reader<'v, 's> {
                     self.object(&at, value, example);
                 }
                 None if key == "record_types" => {
-                    self.sink.error(
-                        &root,
-                        Rule::Shape,
-                        "record_types is missing",
-                        "add \"record_types\": {\"issues\": {\"fields\": {...}}}, a key for each item type",
-                    );
+                    let expected = if document.contains_key("id") && document.contains_key("data") {
+                        "this is a record: metadata is {\"record_types\": {\"issues\": {\"fields\": {...}}}}"
+                    } else {
+                        "add \"record_types\": {\"issues\": {\"fields\": {...}}}, a key for each item type"
+                    };
+                    self.sink.error(&root, Rule::Shape, "record_types is missing", expected);
                 }
                 None => {}
             }

@@ -184,3 +184,50 @@ fn cut(text: &str, bytes_max: usize) -> String {
     }
     format!("{}...", text.get(..end).unwrap_or_default())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kind(item_type: &str, path: &str) -> FindingKind {
+        FindingKind {
+            item_type: item_type.to_owned(),
+            severity: "error".to_owned(),
+            rule: "type".to_owned(),
+            path: path.to_owned(),
+        }
+    }
+
+    #[test]
+    fn golden_bytes_of_a_key() {
+        let key = kind("t", "data.a").key(&Key::unit(1).and_number(2));
+        let expected = b"\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02t\0error\0type\0data.a";
+        assert_eq!(key.as_bytes(), expected);
+        assert_eq!(FindingKind::of_key(&expected[16..]), Ok(kind("t", "data.a")));
+        assert_eq!(FindingKind::of_key(b"\0error\0type\0"), Ok(kind("", "")));
+        for broken in [&b"t\0error\0type"[..], b"", b"\xff\0\0\0"] {
+            assert!(FindingKind::of_key(broken).is_err());
+        }
+    }
+
+    #[test]
+    fn too_many_kinds_are_told_apart_by_less_and_a_known_one_stays_itself() {
+        let row = || FindingRow { count: 1, kept: Vec::new() };
+        let mut rows: BTreeMap<_, _> =
+            (0..FINDING_KINDS_MAX - 1).map(|at| (kind("t", &format!("data.{at}")), row())).collect();
+        assert_eq!(counted_as(&rows, kind("t", "data.new")), kind("t", "data.new"));
+        rows.insert(kind("t", "data.last"), row());
+        assert_eq!(counted_as(&rows, kind("t", "data.last")), kind("t", "data.last"));
+        assert_eq!(counted_as(&rows, kind("t", "data.new")), kind("t", ""));
+        rows.extend((0..FINDING_KINDS_MAX).map(|at| (kind(&format!("type-{at}"), ""), row())));
+        assert_eq!(counted_as(&rows, kind("type-3", "data.new")), kind("type-3", ""));
+        assert_eq!(counted_as(&rows, kind("another", "data.new")), kind("", ""));
+    }
+
+    #[test]
+    fn a_text_is_cut_at_a_character() {
+        assert_eq!(cut("abcdef", 6), "abcdef");
+        assert_eq!(cut("abcdefg", 6), "abc...");
+        assert_eq!(cut("\u{e9}\u{e9}\u{e9}\u{e9}", 6), "\u{e9}...");
+    }
+}

@@ -302,25 +302,12 @@ fn golden_bytes_of_the_conversation() {
 }
 
 #[test]
-fn golden_bytes_of_findings_and_of_their_key() {
+fn golden_bytes_of_findings() {
     golden(
         &FindingRow { count: 251, kept: vec!["a".to_owned(), "bc".to_owned()] },
         0xc92c_a367,
         &[("count", "fb fb00"), ("kept: how many, each", "02 01 61 02 6263")],
     );
-    let kind = super::super::findings::FindingKind {
-        item_type: "t".to_owned(),
-        severity: "error".to_owned(),
-        rule: "type".to_owned(),
-        path: "data.a".to_owned(),
-    };
-    let key = kind.key(&Key::unit(1).and_number(2));
-    let expected = b"\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02t\0error\0type\0data.a";
-    assert_eq!(key.as_bytes(), expected);
-    assert_eq!(super::super::findings::FindingKind::of_key(&expected[16..]), Ok(kind));
-    for broken in [&b"t\0error\0type"[..], b"", b"\xff\0\0\0"] {
-        assert!(super::super::findings::FindingKind::of_key(broken).is_err());
-    }
 }
 
 fn micros() -> impl Strategy<Value = Micros> {
