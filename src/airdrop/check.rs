@@ -12,13 +12,11 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 use crate::model::FINDINGS_KEPT;
-use crate::record::{Checker, Finding, Metadata, Record, Rule, Severity, Tally};
+use crate::record::{ATTACHMENTS, Checker, Finding, Metadata, Record, Rule, Severity, Tally};
 use crate::store::Page;
 
 use super::message::ERROR_MESSAGE_BYTES_MAX;
 
-/// What the platform takes without a declaration, flat: where the files are that records name.
-const ATTACHMENTS: &str = "attachments";
 /// Bytes that are left in an ERROR's message for what stands around its findings.
 const MESSAGE_ROOM_BYTES: usize = 200;
 

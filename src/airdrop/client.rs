@@ -143,34 +143,6 @@ impl Client {
         self
     }
 
-    /// Fetches a whole artifact, as it was uploaded.
-    ///
-    /// # Errors
-    /// What became of the attempt; `Refused` too if it is over
-    /// [`BATCH_BYTES_MAX`](crate::limits::BATCH_BYTES_MAX) bytes.
-    pub fn download(&self, artifact: &ArtifactId) -> Attempt<Vec<u8>> {
-        let step = "asking where to download an artifact";
-        let address = self.endpoint("/internal/airdrop.artifacts.download-url")?;
-        let request_id = self.request_id()?;
-        let query = [("request_id", request_id.as_str()), ("artifact_id", artifact.as_str())];
-        let answer = self.call(step, self.get(&address, &query).header("Authorization", self.bearer()))?;
-        let address = answer.get("download_url").and_then(Value::as_str).and_then(url);
-        let address = address.ok_or_else(|| malformed(step, "a download_url"))?;
-
-        let step = "downloading an artifact";
-        let answer = self.transfers.get(&address).call();
-        let mut response =
-            self.succeeded(step, answer.map_err(|error| self.lost(step, &error, Fate::NotApplied)))?;
-        let mut bytes = Vec::new();
-        let mut body = response.body_mut().as_reader().take(BATCH_BYTES_MAX + 1);
-        body.read_to_end(&mut bytes).map_err(|error| self.lost(step, &error.into(), Fate::NotApplied))?;
-        if bytes.len() as u64 > BATCH_BYTES_MAX {
-            let reason = format!("{step}: it is over {BATCH_BYTES_MAX} bytes");
-            return Err(PlatformError::Refused { status: NOT_SENT, reason });
-        }
-        Ok(bytes)
-    }
-
     /// Creates the starting recipe blueprint that an initial domain mapping holds, and says its id; none if it holds
     /// none. A mapping can be installed without, so a failure is a reason for a warning only.
     ///
@@ -487,6 +459,30 @@ impl Platform for Client {
         let request = self.post(&address, &[]).header("Authorization", self.bearer());
         let body = json!({ "request_id": self.request_id()?, "artifact_id": artifact.as_str() });
         self.tell("confirming an upload", request, &body.to_string())
+    }
+
+    /// `Refused` too if it is over [`BATCH_BYTES_MAX`] bytes.
+    fn download(&self, artifact: &ArtifactId) -> Attempt<Vec<u8>> {
+        let step = "asking where to download an artifact";
+        let address = self.endpoint("/internal/airdrop.artifacts.download-url")?;
+        let request_id = self.request_id()?;
+        let query = [("request_id", request_id.as_str()), ("artifact_id", artifact.as_str())];
+        let answer = self.call(step, self.get(&address, &query).header("Authorization", self.bearer()))?;
+        let address = answer.get("download_url").and_then(Value::as_str).and_then(url);
+        let address = address.ok_or_else(|| malformed(step, "a download_url"))?;
+
+        let step = "downloading an artifact";
+        let answer = self.transfers.get(&address).call();
+        let mut response =
+            self.succeeded(step, answer.map_err(|error| self.lost(step, &error, Fate::NotApplied)))?;
+        let mut bytes = Vec::new();
+        let mut body = response.body_mut().as_reader().take(BATCH_BYTES_MAX + 1);
+        body.read_to_end(&mut bytes).map_err(|error| self.lost(step, &error.into(), Fate::NotApplied))?;
+        if bytes.len() as u64 > BATCH_BYTES_MAX {
+            let reason = format!("{step}: it is over {BATCH_BYTES_MAX} bytes");
+            return Err(PlatformError::Refused { status: NOT_SENT, reason });
+        }
+        Ok(bytes)
     }
 
     fn send(&self, message: &SealedMessage) -> Attempt<()> {

@@ -1,5 +1,7 @@
 //! What a connector's author writes: where units, metadata and pages come from.
 
+use std::fmt;
+use std::io::Read;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -7,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::BoxError;
+use crate::record::Attachment;
 use crate::store::Page;
 
 use super::check::CheckPolicy;
@@ -60,6 +63,94 @@ pub trait Extractor: Sync {
         stream: &str,
         cursor: Option<Self::Cursor>,
     ) -> Result<Page<Self::Cursor>, SourceError>;
+
+    /// Opens an attachment that a page of this run named, to stream it to the platform. Called from several threads at
+    /// once; the reader is read in the thread that opened it, and a read that blocks for ever holds the invocation up:
+    /// give it a time-out.
+    ///
+    /// # Errors
+    /// What became of the attempt. Unless it is written for an extractor, every attachment counts as denied.
+    fn open_attachment(
+        &self,
+        context: &Context<'_>,
+        attachment: &Attachment,
+    ) -> Result<AttachmentBody, AttachmentError> {
+        let _ = context;
+        let reason = format!("this extractor does not open attachments such as {}", attachment.id);
+        Err(AttachmentError::Denied { reason })
+    }
+}
+
+/// The bytes of an attachment.
+pub struct AttachmentBody {
+    /// The bytes, from the first to the last.
+    pub reader: Box<dyn Read + Send>,
+    /// How many there are, if the source says so: 1 byte to 2 GiB. One that has others is not uploaded.
+    pub length_bytes: Option<u64>,
+    /// Their media type, if the source says so; else that of the attachment's metadata.
+    pub content_type: Option<String>,
+}
+
+impl AttachmentBody {
+    /// Bytes of unknown number and type.
+    pub fn new(reader: impl Read + Send + 'static) -> Self {
+        Self { reader: Box::new(reader), length_bytes: None, content_type: None }
+    }
+
+    /// Says how many bytes there are.
+    #[must_use]
+    pub fn length(mut self, bytes: u64) -> Self {
+        self.length_bytes = Some(bytes);
+        self
+    }
+
+    /// Says their media type.
+    #[must_use]
+    pub fn content_type(mut self, content_type: impl Into<String>) -> Self {
+        self.content_type = Some(content_type.into());
+        self
+    }
+}
+
+impl fmt::Debug for AttachmentBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AttachmentBody")
+            .field("length_bytes", &self.length_bytes)
+            .field("content_type", &self.content_type)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why an attachment was not opened. Any error turns into [`AttachmentError::Temporary`] with `?`.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum AttachmentError {
+    /// The source asked to be left alone: the phase ends with DELAY, and this counts against no attachment.
+    RateLimited {
+        /// For how long.
+        after: Duration,
+    },
+    /// It is not there any more: given up, and listed as failed.
+    Gone {
+        /// What the source said.
+        reason: String,
+    },
+    /// It may not be read: given up, and listed as failed.
+    Denied {
+        /// What the source said.
+        reason: String,
+    },
+    /// It may be there later: tried again after a while, a few times.
+    Temporary {
+        /// What went wrong.
+        source: BoxError,
+    },
+}
+
+impl<E: Into<BoxError>> From<E> for AttachmentError {
+    fn from(source: E) -> Self {
+        AttachmentError::Temporary { source: source.into() }
+    }
 }
 
 /// One container that a user can choose to sync.

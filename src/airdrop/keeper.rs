@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::model::{CHECKPOINT_BYTES_MAX, Micros, Rule};
 use crate::store::{BatchInfo, Checkpoint, Position, Run, SyncUnit};
 
-use super::outbox::{GaveUp, attempts};
+use super::outbox::attempts;
 use super::platform::{Platform, PlatformError};
 
 /// Where a checkpoint stands in the worker state, beside keys that are not ours.
@@ -164,12 +164,9 @@ impl<'a> Keeper<'a> {
     }
 
     fn attempt<T>(&self, call: impl FnMut() -> Result<T, PlatformError>) -> Result<T> {
-        attempts(self.clock, self.hard, self.seed, call).map_err(|gave_up| {
-            let reason = match gave_up {
-                GaveUp::Refused { status, reason } => format!("refused with {status}: {reason}"),
-                GaveUp::Tried(reason) => reason,
-            };
-            Error::NotSaved { sync_unit: self.sync_unit.clone(), reason }
+        attempts(self.clock, self.hard, self.seed, call).map_err(|gave_up| Error::NotSaved {
+            sync_unit: self.sync_unit.clone(),
+            reason: gave_up.to_string(),
         })
     }
 

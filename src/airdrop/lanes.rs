@@ -1,4 +1,4 @@
-//! Where calls to the platform are made: several at once in threads, or one after the other in a seeded order.
+//! Where slow calls are made: several at once in threads, or one after the other in a seeded order.
 //!
 //! The loop in `serve` decides and stores; a lane only makes one attempt and says what came of it. The inline lane
 //! is the explorer's: no threads, and the order in which attempts are made is the seed's.
@@ -16,7 +16,82 @@ use crate::model::ArtifactId;
 
 use super::platform::{Body, Fate, Platform, PlatformError, Upload};
 
-/// One attempt to be made.
+/// What makes one attempt at a job.
+pub(crate) type Attempt<'a, J, D> = &'a (dyn Fn(&J) -> D + Sync);
+
+/// The lanes of one invocation, for jobs of one kind.
+pub(crate) enum Lanes<'a, J, D> {
+    Inline { attempt: Attempt<'a, J, D>, order: fastrand::Rng, waiting: Vec<J> },
+    Pool { jobs: Sender<J>, done: Receiver<D> },
+}
+
+impl<J, D> fmt::Debug for Lanes<'_, J, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Lanes::Inline { .. } => "Inline",
+            Lanes::Pool { .. } => "Pool",
+        })
+    }
+}
+
+impl<'a, J: Send + 'a, D: Send + 'a> Lanes<'a, J, D> {
+    pub(crate) fn inline(attempt: Attempt<'a, J, D>, seed: u64) -> Self {
+        Lanes::Inline { attempt, order: fastrand::Rng::with_seed(seed), waiting: Vec::new() }
+    }
+
+    /// Starts `threads` threads that end when the lanes are dropped.
+    pub(crate) fn pool<'scope>(
+        scope: &'scope Scope<'scope, '_>,
+        attempt: Attempt<'scope, J, D>,
+        threads: usize,
+    ) -> Self
+    where
+        J: 'scope,
+        D: 'scope,
+    {
+        let (jobs, taken) = channel::<J>();
+        let (tell, done) = channel();
+        let taken = Arc::new(Mutex::new(taken));
+        for _ in 0..threads.max(1) {
+            let (taken, tell) = (Arc::clone(&taken), tell.clone());
+            scope.spawn(move || {
+                loop {
+                    // The guard is let go of at the end of this statement, before the job is done.
+                    let job = taken.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                    let Ok(job) = job else { return };
+                    if tell.send(attempt(&job)).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        Lanes::Pool { jobs, done }
+    }
+
+    pub(crate) fn submit(&mut self, job: J) {
+        match self {
+            Lanes::Inline { waiting, .. } => waiting.push(job),
+            // The threads live as long as the lanes, so somebody takes it.
+            Lanes::Pool { jobs, .. } => drop(jobs.send(job)),
+        }
+    }
+
+    /// What came of one attempt, if any came to an end within `wait`; none ever does if nothing was submitted.
+    pub(crate) fn poll(&mut self, wait: Duration) -> Option<D> {
+        match self {
+            Lanes::Inline { attempt, order, waiting } => {
+                if waiting.is_empty() {
+                    return None;
+                }
+                let job = waiting.swap_remove(order.usize(..waiting.len()));
+                Some(attempt(&job))
+            }
+            Lanes::Pool { done, .. } => done.recv_timeout(wait).ok(),
+        }
+    }
+}
+
+/// One attempt to be made at a batch.
 pub(crate) struct Job {
     /// The batch that it is about.
     pub(crate) seq: u64,
@@ -35,84 +110,21 @@ pub(crate) struct Done {
     pub(crate) result: Result<Option<ArtifactId>, PlatformError>,
 }
 
-/// The lanes of one invocation.
-pub(crate) enum Lanes<'a> {
-    Inline { platform: &'a dyn Platform, order: fastrand::Rng, waiting: Vec<Job> },
-    Pool { jobs: Sender<Job>, done: Receiver<Done> },
-}
-
-impl fmt::Debug for Lanes<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Lanes::Inline { .. } => "Inline",
-            Lanes::Pool { .. } => "Pool",
-        })
-    }
-}
-
-impl<'a> Lanes<'a> {
-    pub(crate) fn inline(platform: &'a dyn Platform, seed: u64) -> Self {
-        Lanes::Inline { platform, order: fastrand::Rng::with_seed(seed), waiting: Vec::new() }
-    }
-
-    /// Starts `threads` threads that end when the lanes are dropped.
-    pub(crate) fn pool<'scope>(
-        scope: &'scope Scope<'scope, '_>,
-        platform: &'scope dyn Platform,
-        threads: usize,
-    ) -> Lanes<'scope> {
-        let (jobs, taken) = channel::<Job>();
-        let (tell, done) = channel();
-        let taken = Arc::new(Mutex::new(taken));
-        for _ in 0..threads.max(1) {
-            let (taken, tell) = (Arc::clone(&taken), tell.clone());
-            scope.spawn(move || {
-                loop {
-                    // The guard is let go of at the end of this statement, before the job is done.
-                    let job = taken.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                    let Ok(job) = job else { return };
-                    if tell.send(attempt(platform, &job)).is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-        Lanes::Pool { jobs, done }
-    }
-
-    pub(crate) fn submit(&mut self, job: Job) {
-        match self {
-            Lanes::Inline { waiting, .. } => waiting.push(job),
-            // The threads live as long as the lanes, so somebody takes it.
-            Lanes::Pool { jobs, .. } => drop(jobs.send(job)),
-        }
-    }
-
-    /// What came of one attempt, if any came to an end within `wait`; none ever does if nothing was submitted.
-    pub(crate) fn poll(&mut self, wait: Duration) -> Option<Done> {
-        match self {
-            Lanes::Inline { platform, order, waiting } => {
-                if waiting.is_empty() {
-                    return None;
-                }
-                let job = waiting.swap_remove(order.usize(..waiting.len()));
-                Some(attempt(*platform, &job))
-            }
-            Lanes::Pool { done, .. } => done.recv_timeout(wait).ok(),
-        }
-    }
-}
-
-fn attempt(platform: &dyn Platform, job: &Job) -> Done {
-    let make = || match &job.call {
+/// Makes one attempt at a batch.
+pub(crate) fn attempt(platform: &dyn Platform, job: &Job) -> Done {
+    let result = guarded(|| match &job.call {
         Call::Upload { file_name, bytes } => platform
             .upload(Upload { file_name, content_type: artifact::CONTENT_TYPE, body: Body::Batch(bytes) })
             .map(Some),
         Call::Confirm { artifact } => platform.confirm(artifact).map(|()| None),
-    };
-    let result = catch_unwind(AssertUnwindSafe(make)).unwrap_or_else(|panic| {
-        let reason = format!("the platform panicked: {}", panic_text(panic.as_ref()));
-        Err(PlatformError::Retry { fate: Fate::Unknown, after: None, reason })
     });
     Done { seq: job.seq, result }
+}
+
+/// Makes a call; a panic of the platform is a failure of unknown fate.
+pub(crate) fn guarded<T>(call: impl FnOnce() -> Result<T, PlatformError>) -> Result<T, PlatformError> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
+        let reason = format!("the platform panicked: {}", panic_text(panic.as_ref()));
+        Err(PlatformError::Retry { fate: Fate::Unknown, after: None, reason })
+    })
 }

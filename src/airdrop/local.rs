@@ -434,6 +434,13 @@ impl Platform for Local {
         held.accept(&message.key, &line).map_err(|error| unknown(&error))
     }
 
+    fn download(&self, artifact: &ArtifactId) -> Result<Vec<u8>, PlatformError> {
+        match self.artifact_bytes(artifact) {
+            Err(error @ Error::Invalid { .. }) => refuse(404, error.to_string()),
+            bytes => bytes.map_err(|error| unknown(&error)),
+        }
+    }
+
     fn worker_state(&self) -> Result<Option<WorkerState>, PlatformError> {
         let path = self.dir.join("worker_state.json");
         match fs::read_to_string(&path) {

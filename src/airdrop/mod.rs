@@ -12,6 +12,7 @@ mod message;
 mod outbox;
 mod platform;
 mod serve;
+mod streams;
 mod window;
 
 pub use crate::model::Step;
@@ -19,7 +20,7 @@ pub use check::CheckPolicy;
 #[cfg(feature = "http")]
 pub use client::Client;
 pub use event::{Event, EventType, Mode, Secret, Spelling, TimeSetting, WindowEnd};
-pub use extractor::{ExternalSyncUnit, Extractor, SourceError};
+pub use extractor::{AttachmentBody, AttachmentError, ExternalSyncUnit, Extractor, SourceError};
 pub use local::{
     ItemTotals, Local, LocalEvent, Messages, SyncReport, SyncSettings, SyncStep, UPLOAD_BYTES_MAX,
     WORKER_STATE_BYTES_MAX,

@@ -11,6 +11,7 @@
 //! - Every batch is tried at least once in an invocation; no retry outlives the invocation's hard limit.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use crate::clock::Clock;
@@ -51,6 +52,15 @@ pub(crate) enum GaveUp {
     Tried(String),
 }
 
+impl fmt::Display for GaveUp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            GaveUp::Refused { status, reason } => write!(f, "refused with {status}: {reason}"),
+            GaveUp::Tried(reason) => f.write_str(reason),
+        }
+    }
+}
+
 /// Makes a call until it succeeds or is refused, it was tried too often, or there is no time left.
 pub(crate) fn attempts<T>(
     clock: &dyn Clock,
@@ -89,7 +99,7 @@ pub(crate) enum Trouble {
 pub(crate) struct Outbox<'a> {
     run: &'a Run,
     clock: &'a dyn Clock,
-    lanes: Lanes<'a>,
+    lanes: Lanes<'a, Job, Done>,
     keeper: Option<&'a Keeper<'a>>,
     /// Uploads that no saved checkpoint names, and when one was last saved.
     unsaved: u32,
@@ -149,7 +159,7 @@ impl<'a> Outbox<'a> {
     pub(crate) fn new(
         run: &'a Run,
         clock: &'a dyn Clock,
-        lanes: Lanes<'a>,
+        lanes: Lanes<'a, Job, Done>,
         keeper: Option<&'a Keeper<'a>>,
         settings: &OutboxSettings,
     ) -> Result<Self> {

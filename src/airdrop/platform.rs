@@ -29,6 +29,16 @@ pub trait Platform: Sync {
     /// What became of the attempt.
     fn send(&self, message: &SealedMessage) -> Result<(), PlatformError>;
 
+    /// Fetches a whole artifact of ours, as it was uploaded. Only attachments whose queue is to be made again need it:
+    /// those of a worker without a disk.
+    ///
+    /// # Errors
+    /// What became of the attempt.
+    fn download(&self, artifact: &ArtifactId) -> Result<Vec<u8>, PlatformError> {
+        let reason = format!("this platform gives no artifact back, such as {artifact}");
+        Err(PlatformError::Refused { status: 501, reason })
+    }
+
     /// Fetches what the platform keeps for the event's sync unit; none if it keeps nothing yet. Only
     /// [`Serve::checkpoints`](super::Serve::checkpoints) needs it.
     ///

@@ -14,26 +14,30 @@ use chrono::{DateTime, Utc};
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
+use crate::artifact::decompress;
 use crate::clock::Clock;
 use crate::error::{BoxError, Error, ErrorKind, Result, chain, panic_text};
 use crate::model::{
-    EXTERNAL_SYNC_UNIT_BATCH_ITEMS, MESSAGE_BYTES_SOFT, Micros, Phase, Rule, RunId, StreamName, SyncUnitId,
+    BATCH_BYTES_MAX, EXTERNAL_SYNC_UNIT_BATCH_ITEMS, MESSAGE_BYTES_SOFT, Micros, Phase, Rule, RunId,
+    StreamName, SyncUnitId,
 };
 use crate::record::{FindingCounts, Record};
 use crate::store::{
-    Accepted, Incoming, MessageKind, Page, Run, Sealing, Store, StoredMessage, WindowRow, message_key_text,
+    Accepted, AttachmentCounts, Incoming, MessageKind, Page, Run, Sealing, Store, StoredMessage, WindowRow,
+    message_key_text,
 };
 
 use super::check::{CheckPolicy, Checks};
 use super::event::{Event, EventType, Spelling};
 use super::extractor::{Extractor, SourceError};
 use super::keeper::Keeper;
-use super::lanes::Lanes;
+use super::lanes::{Done, Job, Lanes, attempt};
 use super::message::{
     ARTIFACTS_FIELD_BYTES, Answer, AnswerKind, ERROR_MESSAGE_BYTES_MAX, ErrorCode, WorkerMetadata, compose,
 };
 use super::outbox::{GaveUp, Outbox, OutboxSettings, Trouble, attempts, entry};
 use super::platform::{Platform, SealedMessage};
+use super::streams::{self, StreamDone, StreamJob, StreamSettings, Streams, StreamsEnd};
 use super::window::{Bounds, Window, resolve};
 
 /// The item type, and the stream, of the metadata document.
@@ -61,6 +65,8 @@ pub struct Serve {
     soft: Duration,
     hard: Duration,
     lanes: usize,
+    streams: usize,
+    attachment_tries: u32,
     inline_seed: Option<u64>,
     spelling: Option<Spelling>,
     attachments_phase: bool,
@@ -82,6 +88,8 @@ impl Serve {
             soft: Duration::from_secs(10 * 60),
             hard: Duration::from_secs(12 * 60),
             lanes: 4,
+            streams: 10,
+            attachment_tries: 5,
             inline_seed: None,
             spelling: None,
             attachments_phase: true,
@@ -107,6 +115,18 @@ impl Serve {
     /// Calls to the platform at once: 1 to 64.
     pub fn lanes(mut self, lanes: usize) -> Self {
         self.lanes = lanes.clamp(1, 64);
+        self
+    }
+
+    /// Attachments streamed at once: 1 to 50, 10 unless set.
+    pub fn streams(mut self, streams: usize) -> Self {
+        self.streams = streams.clamp(1, 50);
+        self
+    }
+
+    /// Failures after which an attachment is given up and listed, in however many invocations: at least 1, 5 unless set.
+    pub fn attachment_tries(mut self, tries: u32) -> Self {
+        self.attachment_tries = tries.max(1);
         self
     }
 
@@ -215,6 +235,9 @@ pub struct Outcome {
     pub run: Option<RunId>,
     /// The message had been sealed before, and was only sent again.
     pub replayed: bool,
+    /// How far the attachments of the run are; those that failed are listed by
+    /// [`SyncUnit::failed_attachments`](crate::SyncUnit::failed_attachments).
+    pub attachments: AttachmentCounts,
     /// A watermark that was left aside for lying in the future: see [`Run::ignored_watermark`].
     pub ignored_watermark: Option<DateTime<Utc>>,
     /// What was found in the run's records so far, and in its metadata: see [`CheckPolicy`]. A page that was refused is
@@ -400,12 +423,14 @@ impl Invocation<'_> {
         {
             keeper.save(run, None)?;
         }
+        let attempt = |job: &Job| attempt(self.platform, job);
         match accepted {
             Accepted::AnsweredEarlier(run) => Ok(Outcome {
                 kind: OutcomeKind::AnsweredEarlier,
                 event_type: String::new(),
                 message: None,
                 artifacts: 0,
+                attachments: run.attachment_totals()?,
                 run: Some(run.id().clone()),
                 replayed: true,
                 ignored_watermark: None,
@@ -417,9 +442,9 @@ impl Invocation<'_> {
                 self.answer(&run, keeper, phase, failed(&reason), &Said::default())
             }
             Accepted::Work(run) => match self.settings.inline_seed {
-                Some(seed) => self.work(extractor, &run, keeper, phase, Lanes::inline(self.platform, seed)),
+                Some(seed) => self.work(extractor, &run, keeper, phase, Lanes::inline(&attempt, seed)),
                 None => std::thread::scope(|scope| {
-                    let lanes = Lanes::pool(scope, self.platform, self.settings.lanes);
+                    let lanes = Lanes::pool(scope, &attempt, self.settings.lanes);
                     self.work(extractor, &run, keeper, phase, lanes)
                 }),
             },
@@ -433,7 +458,7 @@ impl Invocation<'_> {
         run: &Run,
         keeper: Option<&Keeper<'_>>,
         phase: Phase,
-        lanes: Lanes<'_>,
+        lanes: Lanes<'_, Job, Done>,
     ) -> Result<Outcome> {
         let (_, artifacts_max) = run.progress_and_artifacts_max()?;
         let settings = OutboxSettings {
@@ -460,8 +485,21 @@ impl Invocation<'_> {
             }
             Phase::Metadata => self.metadata(extractor, &context, &mut outbox),
             Phase::Data => self.data(extractor, &context, &mut outbox, &mut said.item_type),
-            Phase::Attachments => Ok(Ending::Done),
+            Phase::Attachments => return self.attachments(extractor, &context, keeper, outbox, &said),
         };
+        self.settle(run, keeper, phase, outbox, ending, &said)
+    }
+
+    /// Delivers what was extracted, and answers.
+    fn settle(
+        &self,
+        run: &Run,
+        keeper: Option<&Keeper<'_>>,
+        phase: Phase,
+        mut outbox: Outbox<'_>,
+        ending: Result<Ending>,
+        said: &Said,
+    ) -> Result<Outcome> {
         let mut ending = match ending {
             Ok(ending) => ending,
             // What the extractor handed over cannot be stored: the platform is told. Anything else is ours.
@@ -493,7 +531,7 @@ impl Invocation<'_> {
                 other => other,
             };
         }
-        self.answer(run, keeper, phase, ending, &said)
+        self.answer(run, keeper, phase, ending, said)
     }
 
     /// The window of the run, resolved when the first phase that has one begins.
@@ -658,6 +696,81 @@ impl Invocation<'_> {
             ending => ending,
         })?;
         checks(extractor, document).map_err(|reason| failed(&reason))
+    }
+
+    /// Streams the attachments that the data phase queued, and answers: while the lanes are there, so that a stream which
+    /// cannot be aborted does not keep the answer back.
+    fn attachments<E: Extractor>(
+        &self,
+        extractor: &E,
+        context: &Context<'_>,
+        keeper: Option<&Keeper<'_>>,
+        mut outbox: Outbox<'_>,
+        said: &Said,
+    ) -> Result<Outcome> {
+        let run = context.run;
+        let early = match run.delay_left_seconds()? {
+            Some(seconds) => Some(Ending::Delay { seconds, asked: false }),
+            None => self.rebuild_queue(context)?,
+        };
+        if let Some(ending) = early {
+            return self.settle(run, keeper, Phase::Attachments, outbox, Ok(ending), said);
+        }
+        let hard = self.started.saturating_add(self.settings.hard);
+        // What is left after it is for the last batch, the confirms and the message.
+        let abort_at = context.soft_at + hard.saturating_sub(context.soft_at).mul_f64(0.75);
+        let settings = StreamSettings {
+            streams_max: self.settings.streams,
+            tries_max: self.settings.attachment_tries,
+            seed: self.seed,
+            soft: context.soft_at,
+            hard,
+            saves: keeper.is_some(),
+        };
+        let attempt =
+            |job: &StreamJob| streams::attempt(extractor, context, self.platform, self.clock, abort_at, job);
+        let work_off = |lanes: Lanes<'_, StreamJob, StreamDone>| {
+            let end = Streams::new(run, self.clock, lanes, settings).work_off(&mut outbox);
+            let ending = end.map(|end| match end {
+                StreamsEnd::Done => Ending::Done,
+                StreamsEnd::Progress => Ending::Progress,
+                StreamsEnd::Delay(wait) => Ending::Delay { seconds: whole_seconds(wait), asked: true },
+                StreamsEnd::Failed(reason) => failed(&reason),
+            });
+            self.settle(run, keeper, Phase::Attachments, outbox, ending, said)
+        };
+        match self.settings.inline_seed {
+            Some(seed) => work_off(Lanes::inline(&attempt, seed)),
+            None => std::thread::scope(|scope| work_off(Lanes::pool(scope, &attempt, self.settings.streams))),
+        }
+    }
+
+    /// Makes the queue of attachments again, where a checkpoint brought the run back, from the artifacts that announced
+    /// them. Says how the invocation ends, if it cannot go on.
+    fn rebuild_queue(&self, context: &Context<'_>) -> Result<Option<Ending>> {
+        let hard = self.started.saturating_add(self.settings.hard);
+        for (seq, artifact) in context.run.files_to_load()? {
+            if context.time_left().is_zero() {
+                return Ok(Some(Ending::Progress));
+            }
+            let loaded = attempts(self.clock, hard, self.seed, || self.platform.download(&artifact));
+            let loaded = loaded.map_err(|gave_up| gave_up.to_string()).and_then(|member| {
+                let mut lines = Vec::new();
+                decompress(&member, 2 * BATCH_BYTES_MAX, &mut lines).map_err(|error| error.to_string())?;
+                Ok(lines)
+            });
+            let reason = match loaded.map(|lines| context.run.load_file(seq, &lines)) {
+                Ok(Ok(())) => continue,
+                Ok(Err(error)) if error.kind() == ErrorKind::Invalid => chain(&error),
+                Ok(Err(error)) => return Err(error),
+                Err(reason) => reason,
+            };
+            let unit = context.run.sync_unit();
+            let what = format!("artifact {artifact}, which names attachments of {unit}, cannot be read back");
+            return Ok(Some(failed(&format!("{what}: {reason}"))));
+        }
+        context.run.queue_rebuilt()?;
+        Ok(None)
     }
 
     /// Asks the extractor for something that is not a page: in a phase without DELAY, a wait that fits into the budget
@@ -840,8 +953,10 @@ impl Invocation<'_> {
     fn delete(&self, store: &Store) -> Result<Outcome> {
         match self.event.unit_key() {
             Ok(unit) => {
-                if *self.event.event_type() == EventType::DeleteData {
-                    let unit = store.any_unit(unit);
+                let unit = store.any_unit(unit);
+                if *self.event.event_type() == EventType::DeleteAttachments {
+                    unit.delete_attachments()?;
+                } else {
                     if self.settings.checkpoints {
                         let hard = self.started.saturating_add(self.settings.hard);
                         let (keeper, _) =
@@ -881,6 +996,7 @@ impl Invocation<'_> {
                 artifacts: 0,
                 run: None,
                 replayed: false,
+                attachments: AttachmentCounts::default(),
                 ignored_watermark: None,
                 findings: FindingCounts::default(),
             }),
@@ -927,6 +1043,7 @@ fn accepted(
         event_type: message.event_type,
         message: Some(message.body),
         artifacts: message.artifacts,
+        attachments: run.attachment_totals()?,
         run: Some(run.id().clone()),
         replayed,
         ignored_watermark: run.ignored_watermark(),

@@ -9,6 +9,7 @@
 //! units, the metadata document), any JSON object as it is. Source:
 //! <https://developer.devrev.ai/airdrop/data-extraction>.
 
+mod attachment;
 mod check;
 mod convert;
 mod finding;
@@ -23,6 +24,8 @@ mod stream;
 mod values;
 mod workflow;
 
+pub use attachment::Attachment;
+pub(crate) use attachment::ITEM_TYPE as ATTACHMENTS;
 pub use check::{Batch, Checker};
 pub use finding::{Excerpt, FieldPath, Finding, FindingCounts, Findings, Rule, Severity, Tally};
 pub use metadata::{EnumValue, Field, Metadata, RecordType, StageDiagram};

@@ -23,7 +23,7 @@ use crate::model::{
     ArtifactId, BATCH_BYTES_MAX, CURSOR_BYTES_MAX, ItemType, Micros, OPEN_BATCHES_MAX, Phase, Rule, RunId,
     StreamName, SyncUnitId,
 };
-use crate::record::Record;
+use crate::record::{ATTACHMENTS, Record};
 
 use super::page::{Page, PageParts, to_json};
 use super::rows::{
@@ -360,6 +360,10 @@ impl Run {
             let lines = if self.inner.breaks(Rule::RowsWithCursor) { Vec::new() } else { lines };
             for (item_type, lines) in lines {
                 position.items += lines.ends.len() as u64;
+                if phase == Phase::Data && item_type.as_str() == ATTACHMENTS {
+                    let read = change.get(&TYPES, &self.run_key().and_name(ATTACHMENTS))?;
+                    self.queue_lines(change, read.map_or(0, |counts| counts.read) + 1, &lines)?;
+                }
                 full.extend(self.add_lines(change, row, &item_type, &lines, batch_items)?);
             }
             let closed = self.put_batches(change, row, stream.as_str(), &full, cursor.as_ref())?;
@@ -407,7 +411,7 @@ impl Run {
     }
 
     /// Adds the lines of a page to the open batch of their type; returns the batches that became full.
-    fn add_lines(
+    pub(super) fn add_lines(
         &self,
         change: &Change<'_>,
         row: &mut RunRow,
@@ -466,7 +470,7 @@ impl Run {
     }
 
     /// Compresses and stores batches; the last is followed by the page's cursor.
-    fn put_batches(
+    pub(super) fn put_batches(
         &self,
         change: &Change<'_>,
         row: &mut RunRow,
@@ -483,10 +487,15 @@ impl Run {
             let seq = row.next_seq;
             row.next_seq += 1;
             row.open_batches += 1;
+            let mut before = 0;
             self.count(change, batch.item_type.as_str(), |counts| {
+                before = counts.batched;
                 counts.batched += u64::from(batch.items);
                 counts.batches += 1;
             })?;
+            if batch.item_type.as_str() == ATTACHMENTS {
+                self.put_file(change, seq, before + 1, batch.items)?;
+            }
             let stored = BatchRow {
                 item_type: batch.item_type.to_string(),
                 stream: stream.to_owned(),
@@ -754,7 +763,7 @@ impl StreamRow {
 }
 
 /// The lines of one item type of one page.
-struct Lines {
+pub(super) struct Lines {
     bytes: Vec<u8>,
     /// Where each line ends, its newline included.
     ends: Vec<usize>,
@@ -762,7 +771,7 @@ struct Lines {
 }
 
 impl Lines {
-    fn of(records: &[Record]) -> Result<Self> {
+    pub(super) fn of(records: &[Record]) -> Result<Self> {
         let mut lines = Self {
             bytes: Vec::new(),
             ends: Vec::with_capacity(records.len()),
@@ -783,6 +792,12 @@ impl Lines {
             lines.dates.push(dates);
         }
         Ok(lines)
+    }
+
+    /// Each line, its newline included.
+    pub(super) fn each(&self) -> impl Iterator<Item = &[u8]> {
+        let at = |line: usize| self.bytes.get(self.start_of(line)..self.start_of(line + 1));
+        (0..self.ends.len()).filter_map(at)
     }
 
     fn start_of(&self, line: usize) -> usize {
@@ -808,7 +823,7 @@ fn items_between(from: usize, to: usize) -> u32 {
 }
 
 /// A batch that is full, or closed for another reason, before it is compressed.
-struct FullBatch {
+pub(super) struct FullBatch {
     item_type: ItemType,
     items: u32,
     dates: Dates,

@@ -19,12 +19,13 @@ use crate::error::{Error, Result};
 use crate::model::{Micros, Phase, Rule};
 
 use super::SyncUnit;
+use super::attachments::{QueuePart, restore_queue};
 use super::batches::BatchInfo;
 use super::findings::FindingPart;
 use super::rows::{
-    BATCHES, BOOKMARKS, BatchRow, BatchState, BookmarkRow, CHUNKS, EVENTS, EventRow, FINDINGS, Json, Key,
-    LEDGER, LedgerRow, MESSAGES, MessageFate, MessageKind, MessageRow, POSITIONS, RUN_IDS, RUNS, RunIdRow,
-    RunRow, STREAMS, StreamRow, TYPES, TypeRow, UNITS, UnitRow, VALUES, name_of, number_of,
+    BATCHES, BOOKMARKS, BatchRow, BatchState, BookmarkRow, CHUNKS, EVENTS, EventRow, FINDINGS, FileRow, Json,
+    Key, LEDGER, LedgerRow, MESSAGES, MessageFate, MessageKind, MessageRow, POSITIONS, RUN_IDS, RUNS,
+    RunIdRow, RunRow, STREAMS, StreamRow, TYPES, TypeRow, UNITS, UnitRow, VALUES, name_of, number_of,
 };
 use super::run::{Run, message_key, run_key};
 use super::tables::{Rows, Tables};
@@ -55,6 +56,9 @@ pub(crate) struct Checkpoint {
     announced: BTreeMap<String, (u64, u64)>,
     /// What is uploaded and not announced, by seq.
     artifacts: Vec<(u64, BatchRow)>,
+    /// Artifacts from which the queue of attachments can be made again, by seq.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    files: Vec<(u64, FileRow)>,
     message: Option<MessagePart>,
 }
 
@@ -71,6 +75,8 @@ pub(crate) struct Position {
     /// What was found in the records up to there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     findings: Vec<FindingPart>,
+    #[serde(default, skip_serializing_if = "QueuePart::is_empty")]
+    queue: QueuePart,
 }
 
 /// The newest message; once its acceptance is known, only that its event is answered.
@@ -270,6 +276,7 @@ impl SyncUnit {
                 };
                 change.put(&MESSAGES, &message_key(no, message.no), &stored)?;
             }
+            restore_queue(change, no, *run_no, &position.queue, &checkpoint.files)?;
             change.put(&RUNS, &prefix, &row)?;
             let json = serde_json::to_string(position).map_err(|error| damaged(error.to_string()))?;
             change.put(&POSITIONS, &prefix, &Json(json))
@@ -301,6 +308,7 @@ impl Run {
                 progress: row.progress,
                 values: self.values(rows)?,
                 findings: self.findings_part(rows)?,
+                queue: self.queue_part(rows)?,
                 ..Position::default()
             };
             for (name, stream) in rows.all(&STREAMS, &prefix)? {
@@ -363,6 +371,7 @@ impl Run {
                     _ => {}
                 }
             }
+            let files = self.files_needed(rows, &position.queue, position.next_seq)?;
             let message = run.message.map(|no| self.message_part(rows, no, sealed)).transpose()?;
             Ok(Checkpoint {
                 version: VERSION,
@@ -376,6 +385,7 @@ impl Run {
                 position,
                 announced,
                 artifacts,
+                files,
                 message,
             })
         })
@@ -393,6 +403,7 @@ impl Run {
                     change.put(&BATCHES, &self.batch_key(seq), &BatchRow { saved: true, ..batch })?;
                 }
             }
+            self.attachments_saved(change)?;
             // Of older events a checkpoint tells nothing, so this disk need not either.
             let mut events = change.all(&EVENTS, &self.run_key())?;
             events.sort_unstable_by_key(|(_, event)| std::cmp::Reverse(event.order));

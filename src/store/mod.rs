@@ -1,5 +1,6 @@
 //! What is remembered: sync units, their runs, and the iterators over them.
 
+mod attachments;
 mod batches;
 mod checkpoint;
 mod codec;
@@ -25,6 +26,8 @@ use crate::model::{BATCH_ITEMS, RESERVED_UNIT_PREFIX, Rule, SyncUnitId};
 use rows::{Key, UNITS};
 use tables::{Rows, Tables};
 
+pub use attachments::{AttachmentCounts, Attachments, FailedAttachment, QueuedAttachment};
+pub(crate) use attachments::{Pending, Settling, UNSETTLED_MAX};
 pub use batches::{Batch, BatchKey, Batches};
 pub(crate) use batches::{BatchInfo, Unsettled, UnsettledBatch};
 pub(crate) use checkpoint::{Checkpoint, Position};

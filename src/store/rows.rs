@@ -23,6 +23,11 @@
 //! | `ledger` | run | [`LedgerRow`] |
 //! | `findings` | run, item type, a zero byte, severity, a zero byte, rule, a zero byte, place | [`FindingRow`] |
 //! | `positions` | run | JSON text: where the last saved checkpoint stands |
+//! | `queues` | run | [`QueueRow`] |
+//! | `attachments` | run, number | [`AttachmentRow`] |
+//! | `seen_attachments` | hash of the parent's id, hash of the id | [`SeenRow`] |
+//! | `attachment_files` | run, seq | [`FileRow`] |
+//! | `failed_attachments`, `requeued_attachments` | run, number | [`FailedRow`] |
 
 use std::marker::PhantomData;
 
@@ -76,6 +81,12 @@ tables! {
     LEDGER: LedgerRow = "ledger";
     FINDINGS: FindingRow = "findings";
     POSITIONS: Json = "positions";
+    QUEUES: QueueRow = "queues";
+    ATTACHMENTS: AttachmentRow = "attachments";
+    SEEN: SeenRow = "seen_attachments";
+    FILES: FileRow = "attachment_files";
+    FAILED: FailedRow = "failed_attachments";
+    REQUEUED: FailedRow = "requeued_attachments";
 }
 
 /// A key, part by part.
@@ -168,6 +179,11 @@ bincode_rows! {
     MessageRow = 1;
     LedgerRow = 1;
     FindingRow = 1;
+    QueueRow = 1;
+    AttachmentRow = 1;
+    SeenRow = 1;
+    FileRow = 1;
+    FailedRow = 1;
 }
 
 /// Bytes of others, as they are: a gzip member.
@@ -464,6 +480,7 @@ pub(crate) struct LedgerRow {
     pub(crate) errors: u64,
     pub(crate) warnings: u64,
     pub(crate) types: Vec<LedgerType>,
+    pub(crate) attachments: LedgerAttachments,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -480,6 +497,78 @@ pub(crate) struct FindingRow {
     pub(crate) count: u64,
     /// The first of them, as text.
     pub(crate) kept: Vec<String>,
+}
+
+/// The attachments of one run: each that was queued is settled, failed, or in the queue.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LedgerAttachments {
+    pub(crate) queued: u64,
+    pub(crate) settled: u64,
+    pub(crate) failed: u64,
+}
+
+/// The queue of one run's attachments, as a whole.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct QueueRow {
+    pub(crate) counts: LedgerAttachments,
+    /// None of this number or a higher one was ever tried.
+    pub(crate) position: u64,
+    /// Of runs before, or of this one's own failed ones: queued again.
+    pub(crate) requeued: u64,
+    /// Records staged that say of one that it is settled: they come from no stream.
+    pub(crate) lines: u64,
+    /// It came from a checkpoint: the lines of `attachment_files` are still to be loaded.
+    pub(crate) rebuild: bool,
+}
+
+/// An attachment that is not settled. Its number is the place of its line among all of the run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct AttachmentRow {
+    /// Its line; empty where a checkpoint told only its number.
+    pub(crate) json: String,
+    /// The id under which the platform has its bytes, and the epoch in which it got them.
+    pub(crate) artifact: Option<(String, u64)>,
+    /// A saved checkpoint names that id.
+    pub(crate) saved: bool,
+    /// How often a confirm was refused for good, so that the id was given up.
+    pub(crate) given_up: u32,
+    /// Attempts that failed, when the next is due, and why the last one failed.
+    pub(crate) tries: u32,
+    pub(crate) ready_at: Option<Micros>,
+    pub(crate) reason: Option<String>,
+}
+
+/// What is known of an attachment, whatever came of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SeenRow {
+    /// The run that queued it last, and its number there.
+    pub(crate) run: u64,
+    pub(crate) number: u64,
+    /// A hash of its url, name and date.
+    pub(crate) fingerprint: u64,
+    /// It was settled as failed.
+    pub(crate) failed: bool,
+}
+
+/// A batch of attachments' metadata: the queue can be made again from its artifact.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FileRow {
+    /// Its artifact, once a message announces it.
+    pub(crate) artifact: Option<String>,
+    /// The number of its first line.
+    pub(crate) first: u64,
+    pub(crate) items: u32,
+    /// Its lines are in the queue.
+    pub(crate) loaded: bool,
+}
+
+/// An attachment that was settled as failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FailedRow {
+    pub(crate) json: String,
+    pub(crate) reason: String,
+    pub(crate) tries: u32,
+    pub(crate) failed_at: Micros,
 }
 
 #[cfg(test)]

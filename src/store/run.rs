@@ -2,7 +2,7 @@
 //!
 //! # What a crash leaves
 //!
-//! Every line is one transaction; a kill leaves the store as it was before or after it.
+//! Every line is one transaction (those of attachments are in the room `attachments`); a kill leaves the store as it was before or after it.
 //!
 //! | step | stored by it | killed right after it, the next life |
 //! | --- | --- | --- |
@@ -34,6 +34,7 @@ use crate::model::{
     CLOCK_AHEAD_MAX, LEDGER_RUNS_MAX, Micros, Move, Phase, Phases, Rule, RunId, Step, SyncUnitId, phase_move,
 };
 
+use super::attachments::{drop_queue, remove_attachments};
 use super::rows::{
     BATCHES, BOOKMARKS, BatchState, BookmarkRow, CHUNKS, EVENTS, EventRow, FINDINGS, Json, Key, LEDGER,
     LedgerRow, LedgerType, MESSAGES, MessageFate, MessageKind, MessageRow, NotBefore, PAYLOADS, POSITIONS,
@@ -60,6 +61,7 @@ pub struct Run {
     resumed: bool,
     /// Batches that the caller holds now: not to be yielded twice at once.
     pub(super) held: Arc<Mutex<BTreeSet<u64>>>,
+    pub(super) held_attachments: Arc<Mutex<BTreeSet<u64>>>,
 }
 
 /// An event, as far as a store needs to know it.
@@ -194,6 +196,7 @@ impl SyncUnit {
             change.remove_all(&LEDGER, &prefix)?;
             change.remove_all(&FINDINGS, &prefix)?;
             change.remove_all(&POSITIONS, &prefix)?;
+            remove_attachments(change, &prefix)?;
             change.remove(&UNITS, &self.key())
         })
     }
@@ -495,6 +498,7 @@ impl SyncUnit {
             since_ignored: row.since_ignored,
             resumed,
             held: Arc::default(),
+            held_attachments: Arc::default(),
         })
     }
 }
@@ -567,8 +571,8 @@ impl Run {
     /// the bookmarks survive power loss, and the next `begin` starts a new run.
     ///
     /// # Errors
-    /// `Unfinished` while a stream of this run is not exhausted (also one whose first page could not be fetched) or a
-    /// batch not acknowledged; `Fenced`; `Corrupt` or `Io`. The run goes on.
+    /// `Unfinished` while a stream of this run is not exhausted (also one whose first page could not be fetched), a
+    /// batch not acknowledged or an attachment neither settled nor given up; `Fenced`; `Corrupt` or `Io`. The run goes on.
     pub fn finish(self) -> Result<()> {
         self.change(|change, row| {
             self.check_exhausted(change, None)?;
@@ -576,6 +580,7 @@ impl Run {
                 return Err(self.unfinished(format!("{} batches are not acknowledged", row.open_batches)));
             }
             self.check_balance(change)?;
+            self.check_attachments(change)?;
             let mut unit = change.need(&UNITS, &Key::name(self.unit.as_str()))?;
             let now = Micros::from_time(self.inner.clock.now());
             close_run(change, &mut unit, self.no, row, RunStatus::Finished, now)?;
@@ -601,6 +606,7 @@ impl Run {
                 let mut batch = change.need(&BATCHES, &key)?;
                 assert!(batch.state == BatchState::Confirmed, "only what is confirmed is announced");
                 batch.state = BatchState::Announced(no);
+                self.name_file(change, seq, batch.artifact.as_ref())?;
                 change.put(&BATCHES, &key, &batch)?;
                 self.count(change, &batch.item_type, |counts| {
                     counts.announced += u64::from(batch.items);
@@ -614,6 +620,9 @@ impl Run {
                     return Err(self.unfinished(format!("{} batches are in no message", row.open_batches)));
                 }
                 self.check_balance(change)?;
+                if sealing.phase == Phase::Attachments {
+                    self.check_attachments(change)?;
+                }
                 row.done.insert(sealing.phase);
             }
             let now = Micros::from_time(self.inner.clock.now());
@@ -810,6 +819,7 @@ impl Run {
             unit: self.unit.clone(),
             id: self.id.clone(),
             held: Arc::clone(&self.held),
+            held_attachments: Arc::clone(&self.held_attachments),
             ..*self
         }
     }
@@ -973,6 +983,7 @@ fn close_run(
         errors: findings.errors,
         warnings: findings.warnings,
         types,
+        attachments: drop_queue(change, &run)?,
     };
     change.put(&LEDGER, &run_key(unit.no, no), &entry)?;
     if let Some(old) = no.checked_sub(LEDGER_RUNS_MAX) {

@@ -10,6 +10,7 @@
 //! - `batched = confirmed + staged + uploaded`, and `confirmed = announced +` what is confirmed and in no message;
 //! - a batch has its bytes exactly while it is staged or uploaded, and they are as many lines as it says;
 //! - what a batch is announced by is a message that is sealed and not yet delivered, and it counts those batches;
+//! - an attachment that was queued is settled, given up, or in the queue, and there under the number it is known by;
 //! - the newest event of a run, the message that answers it and the run agree;
 //! - the watermark is that of the last finished run, and a run that is over has left its row in the ledger.
 
@@ -26,9 +27,10 @@ use crate::model::{FINDINGS_KEPT, ItemType, LEDGER_RUNS_MAX, RunId, StreamName, 
 use crate::store::codec::DecodeError;
 use crate::store::findings::FindingKind;
 use crate::store::rows::{
-    BATCHES, BOOKMARKS, BatchRow, BatchState, CHUNKS, EVENTS, EventRow, FINDINGS, FormatRow, Json, Key,
-    LEDGER, LedgerRow, MESSAGES, META, MessageFate, MessageKind, MessageRow, PAYLOADS, Payload, RUN_IDS,
-    RUNS, Row, RunRow, RunStatus, STREAMS, TYPES, Table, TypeRow, UNITS, UnitRow, VALUES, name_hash, name_of,
+    ATTACHMENTS, AttachmentRow, BATCHES, BOOKMARKS, BatchRow, BatchState, CHUNKS, EVENTS, EventRow, FAILED,
+    FILES, FINDINGS, FormatRow, Json, Key, LEDGER, LedgerRow, MESSAGES, META, MessageFate, MessageKind,
+    MessageRow, PAYLOADS, POSITIONS, Payload, QUEUES, QueueRow, REQUEUED, RUN_IDS, RUNS, Row, RunRow,
+    RunStatus, SEEN, STREAMS, TYPES, Table, TypeRow, UNITS, UnitRow, VALUES, name_hash, name_of,
 };
 use crate::store::run::run_key;
 use crate::store::tables::View;
@@ -154,6 +156,13 @@ impl Check<'_> {
         self.owned(&MESSAGES, &numbers)?;
         self.owned(&LEDGER, &numbers)?;
         self.owned(&FINDINGS, &numbers)?;
+        self.owned(&POSITIONS, &numbers)?;
+        self.owned(&QUEUES, &numbers)?;
+        self.owned(&ATTACHMENTS, &numbers)?;
+        self.owned(&SEEN, &numbers)?;
+        self.owned(&FILES, &numbers)?;
+        self.owned(&FAILED, &numbers)?;
+        self.owned(&REQUEUED, &numbers)?;
         Ok(units)
     }
 
@@ -369,10 +378,13 @@ impl Check<'_> {
         let key = run_key(unit.no, no);
         let types = self.rows(&TYPES, &key, name)?;
         let batches = self.rows(&BATCHES, &key, number)?;
-        self.streams(id, run, &key, types.values().map(|counts| counts.read).sum())?;
+        let read: u64 = types.values().map(|counts| counts.read).sum();
+        let lines = self.rows(&QUEUES, &key, |_| Ok(()))?.remove(&()).map_or(0, |queue| queue.lines);
+        self.streams(id, run, &key, read.saturating_sub(lines))?;
         self.chunks(id, run, &key, &types)?;
         self.payloads(id, &key, &batches)?;
         self.findings(id, run, &key, &types)?;
+        self.attachments(id, run, &key)?;
 
         let mut sums: BTreeMap<&str, Sums> = BTreeMap::new();
         let mut announced: BTreeMap<u64, u64> = BTreeMap::new();
@@ -537,6 +549,45 @@ impl Check<'_> {
         Ok(())
     }
 
+    /// The queue of attachments, counted one row at a time.
+    fn attachments(&mut self, id: &str, run: &RunRow, key: &Key) -> Result<()> {
+        let (mut rows, mut untold) = (0_u64, 0_u64);
+        let view = self.view;
+        let scanned = view.scan_bytes(&ATTACHMENTS, key, |tail, bytes| {
+            rows += 1;
+            let Ok(row) = AttachmentRow::from_bytes(bytes) else { return Ok(()) };
+            untold += u64::from(row.json.is_empty());
+            if !row.json.is_empty() && !is_json(&row.json) {
+                let number = shown(tail);
+                self.found(ATTACHMENTS.name, Some(id), format!("attachment {number}: its line is no JSON"));
+            }
+            Ok(())
+        });
+        let queue = self.rows(&QUEUES, key, |_| Ok(()))?.remove(&());
+        match queue {
+            None if rows > 0 => {
+                self.found(QUEUES.name, Some(id), format!("run {}: its attachments are not counted", run.id));
+            }
+            // Its rows are being loaded.
+            None | Some(QueueRow { rebuild: true, .. }) => {}
+            Some(QueueRow { counts, .. }) => {
+                let left = counts.queued.checked_sub(counts.settled + counts.failed);
+                if left != Some(rows) || untold > 0 {
+                    let problem = format!(
+                        "run {}: of {} attachments {} are settled and {} given up; {rows} are in the queue, {untold} \
+                         of them without a line",
+                        run.id, counts.queued, counts.settled, counts.failed
+                    );
+                    self.found(QUEUES.name, Some(id), problem);
+                }
+            }
+        }
+        match scanned {
+            Ok(()) | Err(Error::Corrupt { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The bytes of batches: there exactly while they are needed, and what they should be. One is read at a time.
     fn payloads(&mut self, id: &str, key: &Key, batches: &Of<u64, BatchRow>) -> Result<()> {
         let with_bytes = |batch: &BatchRow| matches!(batch.state, BatchState::Staged | BatchState::Uploaded);
@@ -617,6 +668,9 @@ impl Check<'_> {
         self.stray(id, unit, &CHUNKS, open)?;
         self.stray(id, unit, &BATCHES, open)?;
         self.stray(id, unit, &PAYLOADS, open)?;
+        self.stray(id, unit, &QUEUES, open)?;
+        self.stray(id, unit, &ATTACHMENTS, open)?;
+        self.stray(id, unit, &FILES, open)?;
         self.stray(id, unit, &FINDINGS, open)
     }
 

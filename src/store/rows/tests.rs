@@ -285,8 +285,9 @@ fn golden_bytes_of_the_conversation() {
             errors: 8,
             warnings: 9,
             types: vec![LedgerType { item_type: "t".to_owned(), read: 8, announced: 9, artifacts: 10 }],
+            attachments: LedgerAttachments { queued: 11, settled: 12, failed: 13 },
         },
-        0x1540_947a,
+        0x1b87_e65f,
         &[
             ("id", "01 72"),
             ("status", "01"),
@@ -297,6 +298,7 @@ fn golden_bytes_of_the_conversation() {
             ("errors, warnings", "08 09"),
             ("types: how many", "01"),
             ("item_type, read, announced, artifacts", "01 74 08 09 0a"),
+            ("attachments: queued, settled, failed", "0b 0c 0d"),
         ],
     );
 }
@@ -307,6 +309,62 @@ fn golden_bytes_of_findings() {
         &FindingRow { count: 251, kept: vec!["a".to_owned(), "bc".to_owned()] },
         0xc92c_a367,
         &[("count", "fb fb00"), ("kept: how many, each", "02 01 61 02 6263")],
+    );
+}
+
+#[test]
+fn golden_bytes_of_rows_about_attachments() {
+    golden(
+        &QueueRow {
+            counts: LedgerAttachments { queued: 1, settled: 2, failed: 3 },
+            position: 251,
+            requeued: 4,
+            lines: 5,
+            rebuild: true,
+        },
+        0x2536_ee72,
+        &[
+            ("queued, settled, failed", "01 02 03"),
+            ("position", "fb fb00"),
+            ("requeued", "04"),
+            ("lines", "05"),
+            ("rebuild", "01"),
+        ],
+    );
+    golden(
+        &AttachmentRow {
+            json: "{}".to_owned(),
+            artifact: Some(("a".to_owned(), 1)),
+            saved: true,
+            given_up: 2,
+            tries: 3,
+            ready_at: Some(Micros(4)),
+            reason: Some("r".to_owned()),
+        },
+        0x4208_3e85,
+        &[
+            ("json", "02 7b7d"),
+            ("artifact: id, epoch", "01 01 61 01"),
+            ("saved", "01"),
+            ("given_up, tries", "02 03"),
+            ("ready_at", "01 08"),
+            ("reason", "01 01 72"),
+        ],
+    );
+    golden(
+        &SeenRow { run: 1, number: 1 << 62, fingerprint: 2, failed: true },
+        0x3ebb_26d7,
+        &[("run", "01"), ("number", "fd 0000000000000040"), ("fingerprint", "02"), ("failed", "01")],
+    );
+    golden(
+        &FileRow { artifact: Some("a".to_owned()), first: 1, items: 2_000, loaded: false },
+        0xf6c8_ccd9,
+        &[("artifact", "01 01 61"), ("first", "01"), ("items", "fb d007"), ("loaded", "00")],
+    );
+    golden(
+        &FailedRow { json: "{}".to_owned(), reason: "r".to_owned(), tries: 5, failed_at: Micros(-1) },
+        0xbb09_082a,
+        &[("json", "02 7b7d"), ("reason", "01 72"), ("tries", "05"), ("failed_at", "01")],
     );
 }
 
@@ -448,9 +506,9 @@ fn ledger_row() -> impl Strategy<Value = LedgerRow> {
         types.into_iter().map(of).collect()
     });
     let times = (micros(), micros(), option::of(micros()), option::of(micros()));
-    (any::<String>(), status(), times, any::<[u64; 6]>(), types).prop_map(
+    (any::<String>(), status(), times, any::<[u64; 9]>(), types).prop_map(
         |(id, status, (started_at, ended_at, since, watermark), numbers, types)| {
-            let [epochs, pages, events, events_reused, errors, warnings] = numbers;
+            let [epochs, pages, events, events_reused, queued, settled, failed, errors, warnings] = numbers;
             LedgerRow {
                 id,
                 status,
@@ -465,6 +523,7 @@ fn ledger_row() -> impl Strategy<Value = LedgerRow> {
                 errors,
                 warnings,
                 types,
+                attachments: LedgerAttachments { queued, settled, failed },
             }
         },
     )
@@ -558,7 +617,33 @@ proptest! {
         survives(&ChunkRow { items: small, dates, lines: bytes.clone() }, flip, noise);
         survives(&BookmarkRow { json: two, run: h }, flip, noise);
         survives(&EventRow { identity: Some(one.clone()), order: a, accepted_at: created_at, message: Some(b) }, flip, noise);
-        survives(&FindingRow { count: a, kept: vec![one, three.clone()] }, flip, noise);
+        survives(&FindingRow { count: a, kept: vec![one.clone(), three.clone()] }, flip, noise);
+        let counts = LedgerAttachments { queued: a, settled: b, failed: c };
+        survives(&QueueRow { counts, position: d, requeued: e, lines: f, rebuild: exhausted }, flip, noise);
+        survives(
+            &AttachmentRow {
+                json: one.clone(),
+                artifact: Some((three.clone(), a)),
+                saved: exhausted,
+                given_up: small,
+                tries: small,
+                ready_at: created,
+                reason: None,
+            },
+            flip,
+            noise,
+        );
+        survives(&SeenRow { run: a, number: b, fingerprint: c, failed: exhausted }, flip, noise);
+        survives(
+            &FileRow { artifact: Some(one.clone()), first: a, items: small, loaded: exhausted },
+            flip,
+            noise,
+        );
+        survives(
+            &FailedRow { json: one, reason: three.clone(), tries: small, failed_at: created_at },
+            flip,
+            noise,
+        );
         survives(&Json(three), flip, noise);
         survives(&Payload(bytes), flip, noise);
     }
