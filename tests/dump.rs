@@ -173,8 +173,8 @@ fn tables_show_what_was_done() {
         seen      1  2
 
       ledger, 1 of 1 runs that are over
-        run                      status    started               over                  since       watermark             pages  announced
-        20260102T030405.000000Z  finished  2026-01-02T03:04:05Z  2026-01-02T03:05:05Z  everything  2026-01-02T03:04:05Z      2  issues 6 in 2, users 2 in 1
+        run                      status    started               over                  since       watermark             pages  announced                    findings
+        20260102T030405.000000Z  finished  2026-01-02T03:04:05Z  2026-01-02T03:05:05Z  everything  2026-01-02T03:04:05Z      2  issues 6 in 2, users 2 in 1  -
 
     sync unit another
       watermark  none: no run is finished
@@ -201,7 +201,7 @@ fn json_shows_what_was_done() {
     {"kind":"item_type","sync_unit":"acme/tickets","run":"20260102T040505.000000Z","item_type":"users","read":3,"skipped":0,"batched":0,"open_items":3,"open_bytes":78,"confirmed":0,"announced":0,"batches":0,"artifacts_announced":0,"last_artifact":null,"batches_staged":{"batches":0,"items":0,"gzip_bytes":0},"batches_uploaded":{"batches":0,"items":0,"gzip_bytes":0},"batches_confirmed":{"batches":0,"items":0,"gzip_bytes":0},"batches_announced":{"batches":0,"items":0,"gzip_bytes":0}}
     {"kind":"bookmark","sync_unit":"acme/tickets","stream":"issues","bytes":6,"bookmark":"tail"}
     {"kind":"value","sync_unit":"acme/tickets","key":"seen","bytes":1,"value":2}
-    {"kind":"ledger","sync_unit":"acme/tickets","run":"20260102T030405.000000Z","status":"finished","started_at":"2026-01-02T03:04:05Z","ended_at":"2026-01-02T03:05:05Z","since":null,"watermark":"2026-01-02T03:04:05Z","epoch":1,"pages":2,"events":0,"events_reused":0,"item_types":[{"item_type":"issues","read":6,"skipped":0,"announced":6,"artifacts":2},{"item_type":"users","read":2,"skipped":0,"announced":2,"artifacts":1}]}
+    {"kind":"ledger","sync_unit":"acme/tickets","run":"20260102T030405.000000Z","status":"finished","started_at":"2026-01-02T03:04:05Z","ended_at":"2026-01-02T03:05:05Z","since":null,"watermark":"2026-01-02T03:04:05Z","epoch":1,"pages":2,"events":0,"events_reused":0,"findings":{"errors":0,"warnings":0},"item_types":[{"item_type":"issues","read":6,"skipped":0,"announced":6,"artifacts":2},{"item_type":"users","read":2,"skipped":0,"announced":2,"artifacts":1}]}
     "###);
 }
 

@@ -9,6 +9,7 @@ use tracing::{info, warn};
 
 use crate::error::{Error, Result, chain};
 use crate::model::{MESSAGE_BYTES_SOFT, Phase, Rule, RunId};
+use crate::record::FindingCounts;
 use crate::store::{AttachmentCounts, MessageKind, Run, Sealing, StoredMessage, message_key_text};
 
 use super::event::{Event, Spelling};
@@ -42,6 +43,9 @@ pub struct Outcome {
     pub attachments: AttachmentCounts,
     /// A watermark that was left aside for lying in the future: see [`Run::ignored_watermark`].
     pub ignored_watermark: Option<DateTime<Utc>>,
+    /// What was found in the run's records so far, and in its metadata: see
+    /// [`CheckPolicy`](super::CheckPolicy). A page that was refused is not in it.
+    pub findings: FindingCounts,
 }
 
 /// What the message that answered an event says.
@@ -292,6 +296,7 @@ impl Invocation<'_> {
                 replayed: false,
                 attachments: AttachmentCounts::default(),
                 ignored_watermark: None,
+                findings: FindingCounts::default(),
             }),
             Sent::Refused { status, reason } => {
                 Err(not_delivered(&message, &format!("refused with {status}: {reason}")))
@@ -345,6 +350,7 @@ fn accepted(
         run: Some(run.id().clone()),
         replayed,
         ignored_watermark: run.ignored_watermark(),
+        findings: run.finding_counts()?,
     })
 }
 

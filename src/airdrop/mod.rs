@@ -1,6 +1,7 @@
 //! Airdrop: its events and messages, and the loop that drives an extractor through them.
 
 mod answer;
+mod check;
 #[cfg(feature = "http")]
 mod client;
 mod event;
@@ -18,6 +19,7 @@ mod window;
 
 pub use crate::model::Step;
 pub use answer::{Outcome, OutcomeKind};
+pub use check::CheckPolicy;
 #[cfg(feature = "http")]
 pub use client::Client;
 pub use event::{Event, EventType, Mode, Secret, Spelling, TimeSetting, WindowEnd};

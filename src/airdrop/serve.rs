@@ -30,6 +30,7 @@ use crate::record::Record;
 use crate::store::{Accepted, Incoming, Page, Run, Store, WindowRow};
 
 use super::answer::{Ending, Outcome, OutcomeKind, Said, failed};
+use super::check::{CheckPolicy, Checks};
 use super::event::{Event, EventType, Spelling};
 use super::extractor::{Extractor, SourceError};
 use super::keeper::Keeper;
@@ -415,6 +416,7 @@ impl Invocation<'_> {
                 run: Some(run.id().clone()),
                 replayed: true,
                 ignored_watermark: None,
+                findings: run.finding_counts()?,
             }),
             Accepted::Replay(run, message) => self.deliver(&run, keeper, message, true),
             Accepted::Repeat(run) => self.answer(&run, keeper, phase, Ending::Done, &Said::default()),
@@ -675,7 +677,12 @@ impl Invocation<'_> {
             Ok(document) => document,
             Err(ending) => return Ok(ending),
         };
-        let page = Page::<()>::last().record(METADATA, Record::flat(&document)?);
+        let mut page = Page::<()>::last().record(METADATA, Record::flat(&document)?);
+        match checks(extractor, document) {
+            Ok(Some(checks)) => page.found(METADATA, checks.in_metadata),
+            Ok(None) => {}
+            Err(reason) => return Ok(failed(&reason)),
+        }
         outbox.add(context.run.stage(&stream, Phase::Metadata, 1, page)?);
         Ok(Ending::Done)
     }
@@ -691,6 +698,7 @@ impl Invocation<'_> {
         if let Some(seconds) = run.delay_left_seconds()? {
             return Ok(Ending::Delay { seconds, asked: false });
         }
+        let mut checks = None;
         let mut longest_page = Duration::ZERO;
         let mut pages = 0_u64;
         for stream in extractor.streams() {
@@ -705,6 +713,12 @@ impl Invocation<'_> {
                 if pages > 0 && longest_page >= context.time_left() {
                     info!(pages, "deadline reached");
                     return Ok(Ending::Progress);
+                }
+                if checks.is_none() {
+                    checks = match self.checks(extractor, context) {
+                        Ok(checks) => Some(checks),
+                        Err(ending) => return Ok(ending),
+                    };
                 }
                 let page_started = self.clock.elapsed();
                 let mut page = match caught(|| extractor.page(context, stream.as_str(), cursor)) {
@@ -725,6 +739,11 @@ impl Invocation<'_> {
                 }
                 let (items, by_type, more) = (page.items(), page.items_by_type(), page.next.is_some());
                 page.leave_out(|item_type| !context.extracts(item_type));
+                if let Some(Some(checks)) = &mut checks
+                    && let Err(reason) = checks.page(stream.as_str(), &mut page)
+                {
+                    return Ok(failed(&reason));
+                }
                 outbox.add(run.stage_data(&stream, page)?);
                 debug!(stream = stream.as_str(), items, ?by_type, more, "page staged");
                 outbox.step()?;
@@ -736,6 +755,25 @@ impl Invocation<'_> {
             }
         }
         Ok(Ending::Done)
+    }
+
+    /// What pages are checked by in this invocation; `None`: they are not checked.
+    fn checks<E: Extractor>(
+        &self,
+        extractor: &mut E,
+        context: &Context<'_>,
+    ) -> Result<Option<Checks>, Ending> {
+        if extractor.check_policy() == CheckPolicy::Off {
+            return Ok(None);
+        }
+        let document = self.ask(context, || extractor.metadata(context)).map_err(|ending| match ending {
+            Ending::Failed { code, message } => {
+                let message = format!("asking for the metadata to check records by: {message}");
+                Ending::Failed { code, message }
+            }
+            ending => ending,
+        })?;
+        checks(extractor, document).map_err(|reason| failed(&reason))
     }
 
     /// Streams the attachments that the data phase queued, and answers: while the lanes are there, so that a stream which
@@ -856,6 +894,14 @@ impl Invocation<'_> {
             }
             Err(error) => self.answer_statelessly(failed(&chain(&error))),
         }
+    }
+}
+
+/// The checks of an extractor whose metadata are these, if it wants any; or what to answer.
+fn checks<E: Extractor>(extractor: &E, document: serde_json::Value) -> Result<Option<Checks>, String> {
+    match extractor.check_policy() {
+        CheckPolicy::Off => Ok(None),
+        policy => Checks::new(policy, METADATA, document).map(Some),
     }
 }
 

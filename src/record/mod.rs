@@ -27,7 +27,7 @@ mod workflow;
 pub use attachment::Attachment;
 pub(crate) use attachment::ITEM_TYPE as ATTACHMENTS;
 pub use check::{Batch, Checker};
-pub use finding::{Excerpt, FieldPath, Finding, Findings, Rule, Severity, Tally};
+pub use finding::{Excerpt, FieldPath, Finding, FindingCounts, Findings, Rule, Severity, Tally};
 pub use metadata::{EnumValue, Field, Metadata, RecordType, StageDiagram};
 pub use moment::TimeFormat;
 pub use normalize::{FieldRule, Normalizer, Undeclared};

@@ -346,7 +346,7 @@ impl Run {
         batch_items: u32,
         page: Page<C>,
     ) -> Result<Vec<UnsettledBatch>> {
-        let PageParts { next, records, skipped, bookmark, values, progress } = page.into_parts()?;
+        let PageParts { next, records, skipped, bookmark, values, progress, findings } = page.into_parts()?;
         let what = format!("the cursor of stream {stream}");
         let cursor = next.map(|cursor| to_json(&what, &cursor, CURSOR_BYTES_MAX)).transpose()?;
         let lines: Vec<(ItemType, Lines)> = records
@@ -371,6 +371,7 @@ impl Run {
                 self.count_skipped(change, &item_type, items)?;
             }
             let closed = self.put_batches(change, row, stream.as_str(), &full, cursor.as_ref())?;
+            self.add_findings(change, &findings)?;
             row.pages += 1;
             row.not_before = None;
             row.progress = progress.or(row.progress);

@@ -21,11 +21,12 @@ use crate::model::{Micros, Phase, Rule};
 use super::SyncUnit;
 use super::attachments::{QueuePart, restore_queue};
 use super::batches::BatchInfo;
+use super::findings::FindingPart;
 use super::notes::Standing;
 use super::rows::{
-    BATCHES, BOOKMARKS, BatchRow, BatchState, BookmarkRow, CHUNKS, EVENTS, EventRow, FileRow, Json, Key,
-    LEDGER, LedgerRow, MESSAGES, MessageFate, MessageKind, MessageRow, POSITIONS, RUN_IDS, RUNS, RunIdRow,
-    RunRow, STREAMS, StreamRow, TYPES, TypeRow, UNITS, UnitRow, VALUES, name_of, number_of,
+    BATCHES, BOOKMARKS, BatchRow, BatchState, BookmarkRow, CHUNKS, EVENTS, EventRow, FINDINGS, FileRow, Json,
+    Key, LEDGER, LedgerRow, MESSAGES, MessageFate, MessageKind, MessageRow, POSITIONS, RUN_IDS, RUNS,
+    RunIdRow, RunRow, STREAMS, StreamRow, TYPES, TypeRow, UNITS, UnitRow, VALUES, name_of, number_of,
 };
 use super::run::{Run, message_key, run_key};
 use super::tables::{Rows, Tables};
@@ -72,6 +73,9 @@ pub(crate) struct Position {
     /// By item type: records read, batches closed, and of the read ones those that nobody wants.
     types: BTreeMap<String, (u64, u64, u64)>,
     values: BTreeMap<String, String>,
+    /// What was found in the records up to there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    findings: Vec<FindingPart>,
     #[serde(default, skip_serializing_if = "QueuePart::is_empty")]
     queue: QueuePart,
 }
@@ -209,6 +213,9 @@ impl SyncUnit {
             for (name, stream) in &position.streams {
                 change.put(&STREAMS, &prefix.clone().and_name(name), stream)?;
             }
+            for part in &position.findings {
+                change.put(&FINDINGS, &part.kind.key(&prefix), &part.row())?;
+            }
             let mut uploaded: BTreeMap<&str, u64> = BTreeMap::new();
             for (seq, batch) in &checkpoint.artifacts {
                 *uploaded.entry(&batch.item_type).or_default() += u64::from(batch.items);
@@ -307,6 +314,7 @@ impl Run {
                 next_seq: row.next_seq,
                 progress: row.progress,
                 values: self.values(rows)?,
+                findings: self.findings_part(rows)?,
                 queue: self.queue_part(rows)?,
                 ..Position::default()
             };

@@ -5,6 +5,7 @@ mod batches;
 mod checkpoint;
 mod codec;
 mod disk;
+mod findings;
 pub mod inspect;
 mod notes;
 mod page;

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::model::{CURSOR_BYTES_MAX, ItemType, RESERVED_VALUE_PREFIX, VALUE_BYTES_MAX, ValueKey};
-use crate::record::Record;
+use crate::record::{Record, Tally};
 
 /// What one fetch of the source returned: records, and where the next fetch starts.
 ///
@@ -31,6 +31,7 @@ pub struct Page<C> {
     bookmark: Option<Result<String>>,
     values: Vec<(String, Option<Result<String>>)>,
     progress: Option<u8>,
+    findings: Vec<(String, Tally)>,
 }
 
 /// A page whose parts were all checked, ready to be stored.
@@ -42,6 +43,8 @@ pub(crate) struct PageParts<C> {
     pub(crate) bookmark: Option<String>,
     pub(crate) values: Vec<(ValueKey, Option<String>)>,
     pub(crate) progress: Option<u8>,
+    /// What was found in its records, by item type.
+    pub(crate) findings: Vec<(String, Tally)>,
 }
 
 #[cfg(feature = "testing")]
@@ -71,6 +74,7 @@ impl<C> Page<C> {
             bookmark: None,
             values: Vec::new(),
             progress: None,
+            findings: Vec::new(),
         }
     }
 
@@ -138,6 +142,16 @@ impl<C> Page<C> {
         self.records.iter().map(|(item_type, records)| (item_type.clone(), records.len())).collect()
     }
 
+    /// Its records by item type, in the order in which the types were first added.
+    pub(crate) fn records(&self) -> impl Iterator<Item = (&str, &[Record])> {
+        self.records.iter().map(|(item_type, records)| (item_type.as_str(), records.as_slice()))
+    }
+
+    /// Adds what was found in its records of a type, to be counted in the transaction that stages it.
+    pub(crate) fn found(&mut self, item_type: &str, findings: Tally) {
+        self.findings.push((item_type.to_owned(), findings));
+    }
+
     /// The item type of the records that were added last.
     pub(crate) fn last_item_type(&self) -> Option<&str> {
         self.records.last().map(|(item_type, _)| item_type.as_str())
@@ -176,6 +190,7 @@ impl<C> Page<C> {
                 .map(|(key, value)| Ok((own_key(key)?, value.transpose()?)))
                 .collect::<Result<_>>()?,
             progress: self.progress,
+            findings: self.findings,
         })
     }
 }

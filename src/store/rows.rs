@@ -21,6 +21,7 @@
 //! | `events` | run, hash of the identity | [`EventRow`] |
 //! | `messages` | message number | [`MessageRow`] |
 //! | `ledger` | run | [`LedgerRow`] |
+//! | `findings` | run, item type, a zero byte, severity, a zero byte, rule, a zero byte, place | [`FindingRow`] |
 //! | `positions` | run | JSON text: where the last saved checkpoint stands |
 //! | `queues` | run | [`QueueRow`] |
 //! | `attachments` | run, number | [`AttachmentRow`] |
@@ -78,6 +79,7 @@ tables! {
     EVENTS: EventRow = "events";
     MESSAGES: MessageRow = "messages";
     LEDGER: LedgerRow = "ledger";
+    FINDINGS: FindingRow = "findings";
     POSITIONS: Json = "positions";
     QUEUES: QueueRow = "queues";
     ATTACHMENTS: AttachmentRow = "attachments";
@@ -176,6 +178,7 @@ bincode_rows! {
     EventRow = 1;
     MessageRow = 1;
     LedgerRow = 1;
+    FindingRow = 1;
     QueueRow = 1;
     AttachmentRow = 1;
     SeenRow = 1;
@@ -479,6 +482,9 @@ pub(crate) struct LedgerRow {
     pub(crate) pages: u64,
     pub(crate) events: u64,
     pub(crate) events_reused: u64,
+    /// What checks found in its records.
+    pub(crate) errors: u64,
+    pub(crate) warnings: u64,
     pub(crate) types: Vec<LedgerType>,
     pub(crate) attachments: LedgerAttachments,
 }
@@ -490,6 +496,14 @@ pub(crate) struct LedgerType {
     pub(crate) skipped: u64,
     pub(crate) announced: u64,
     pub(crate) artifacts: u64,
+}
+
+/// Findings of one kind in the records of a run.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FindingRow {
+    pub(crate) count: u64,
+    /// The first of them, as text.
+    pub(crate) kept: Vec<String>,
 }
 
 /// The attachments of one run: each that was queued is settled, failed, or in the queue.

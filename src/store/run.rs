@@ -37,9 +37,10 @@ use crate::model::{
 use super::attachments::{drop_queue, remove_attachments};
 use super::notes::{Inherited, drop_notes};
 use super::rows::{
-    BATCHES, BOOKMARKS, BatchState, BookmarkRow, CHUNKS, EVENTS, EventRow, Json, Key, LEDGER, LedgerRow,
-    LedgerType, MESSAGES, MessageFate, MessageKind, MessageRow, NotBefore, PAYLOADS, POSITIONS, RUN_IDS,
-    RUNS, RunIdRow, RunRow, RunStatus, STREAMS, TYPES, UNITS, UnitRow, VALUES, WindowRow, name_hash, name_of,
+    BATCHES, BOOKMARKS, BatchState, BookmarkRow, CHUNKS, EVENTS, EventRow, FINDINGS, Json, Key, LEDGER,
+    LedgerRow, LedgerType, MESSAGES, MessageFate, MessageKind, MessageRow, NotBefore, PAYLOADS, POSITIONS,
+    RUN_IDS, RUNS, RunIdRow, RunRow, RunStatus, STREAMS, TYPES, UNITS, UnitRow, VALUES, WindowRow, name_hash,
+    name_of,
 };
 use super::tables::{Change, Rows, Tables, View};
 use super::{Inner, SyncUnit};
@@ -194,6 +195,7 @@ impl SyncUnit {
             change.remove_all(&EVENTS, &prefix)?;
             change.remove_all(&MESSAGES, &prefix)?;
             change.remove_all(&LEDGER, &prefix)?;
+            change.remove_all(&FINDINGS, &prefix)?;
             change.remove_all(&POSITIONS, &prefix)?;
             remove_attachments(change, &prefix)?;
             change.remove(&UNITS, &self.key())
@@ -981,6 +983,7 @@ fn close_run(
             artifacts: counts.artifacts_announced,
         });
     }
+    let findings = super::findings::sums(change, &run)?;
     let entry = LedgerRow {
         id: row.id.clone(),
         status,
@@ -992,6 +995,8 @@ fn close_run(
         pages: row.pages,
         events: row.events,
         events_reused: row.events_reused,
+        errors: findings.errors,
+        warnings: findings.warnings,
         types,
         attachments: drop_queue(change, &run)?,
     };
@@ -1004,6 +1009,7 @@ fn close_run(
     change.remove_all(&CHUNKS, &run)?;
     change.remove_all(&BATCHES, &run)?;
     change.remove_all(&PAYLOADS, &run)?;
+    change.remove_all(&FINDINGS, &run)?;
     change.remove(&POSITIONS, &run)?;
     drop_notes(change, unit.no)?;
     change.remove_range(&EVENTS, &Key::unit(unit.no), &run)?;

@@ -17,7 +17,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 
 use crate::airdrop::{
-    AttachmentBody, AttachmentError, Body, Context, ExternalSyncUnit, Extractor, Fate, Platform,
+    AttachmentBody, AttachmentError, Body, CheckPolicy, Context, ExternalSyncUnit, Extractor, Fate, Platform,
     PlatformError, SealedMessage, SourceError, Upload, WorkerState,
 };
 use crate::artifact::{Level, compress_all};
@@ -1055,6 +1055,10 @@ impl<E: Extractor> Extractor for Watched<E> {
 
     fn initial_domain_mapping(&mut self, context: &Context<'_>) -> Result<Option<Value>, SourceError> {
         self.extractor.initial_domain_mapping(context)
+    }
+
+    fn check_policy(&self) -> CheckPolicy {
+        self.extractor.check_policy()
     }
 
     fn streams(&self) -> Vec<String> {

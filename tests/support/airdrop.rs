@@ -8,8 +8,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use highwater::airdrop::{
-    Body, Context, Event, ExternalSyncUnit, Extractor, Fate, Outcome, Platform, PlatformError, SealedMessage,
-    Serve, SourceError, Upload, WorkerState,
+    Body, CheckPolicy, Context, Event, ExternalSyncUnit, Extractor, Fate, Outcome, Platform, PlatformError,
+    SealedMessage, Serve, SourceError, Upload, WorkerState,
 };
 use highwater::testing::SimDisk;
 use highwater::{ArtifactId, Level, Page, Record, Store, VirtualClock};
@@ -313,6 +313,7 @@ pub(crate) struct Source<F> {
     pub(crate) mapping: Option<Value>,
     /// How often the mapping was asked for.
     pub(crate) mapping_asked: u32,
+    pub(crate) policy: CheckPolicy,
 }
 
 impl<F: FnMut(&Context<'_>, &str, Option<u32>) -> Fetched + Sync> Source<F> {
@@ -325,6 +326,7 @@ impl<F: FnMut(&Context<'_>, &str, Option<u32>) -> Fetched + Sync> Source<F> {
             units: Vec::new(),
             mapping: None,
             mapping_asked: 0,
+            policy: CheckPolicy::Off,
         }
     }
 
@@ -348,6 +350,10 @@ impl<F: Pages> Extractor for Source<F> {
     fn initial_domain_mapping(&mut self, _: &Context<'_>) -> Result<Option<Value>, SourceError> {
         self.mapping_asked += 1;
         Ok(self.mapping.clone())
+    }
+
+    fn check_policy(&self) -> CheckPolicy {
+        self.policy
     }
 
     fn streams(&self) -> Vec<String> {
@@ -463,7 +469,7 @@ impl World {
     }
 }
 
-fn open(disk: &SimDisk, clock: &VirtualClock, batch_items: u32) -> Store {
+pub(crate) fn open(disk: &SimDisk, clock: &VirtualClock, batch_items: u32) -> Store {
     let options = Store::options().batch_items(batch_items).level(Level::new(0).unwrap());
     options
         .cache_bytes(1024 * 1024)

@@ -14,9 +14,11 @@ use serde_json::value::RawValue;
 
 use crate::error::Result;
 use crate::model::{Micros, Phase};
+use crate::record::FindingCounts;
+use crate::store::findings::FindingKind;
 use crate::store::rows::{
-    self, BATCHES, BOOKMARKS, BatchRow, EVENTS, Json, Key, LEDGER, LedgerRow, MESSAGES, MessageRow, RUNS,
-    Row, RunRow, STREAMS, TYPES, Table, UnitRow, VALUES, name_of, number_of,
+    self, BATCHES, BOOKMARKS, BatchRow, EVENTS, FINDINGS, Json, Key, LEDGER, LedgerRow, MESSAGES, MessageRow,
+    RUNS, Row, RunRow, STREAMS, TYPES, Table, UnitRow, VALUES, name_of, number_of,
 };
 use crate::store::run::run_key;
 use crate::store::tables::{Rows, View};
@@ -96,6 +98,8 @@ pub struct Report {
     pub streams: Vec<StreamReport>,
     /// The counts of that run, by item type; none once it is over: the ledger has them then.
     pub item_types: Vec<TypeReport>,
+    /// What checks found in the records of that run, by kind; none once it is over: the ledger has the sums then.
+    pub findings: Vec<FindingsReport>,
     /// The bookmarks that finished runs left.
     pub bookmarks: Vec<BookmarkReport>,
     /// The extractor's own values.
@@ -263,6 +267,29 @@ pub struct TypeReport {
     pub batches_announced: BatchCounts,
 }
 
+/// Findings of one kind in the records, or the metadata, of the newest run.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct FindingsReport {
+    /// The unit.
+    pub sync_unit: String,
+    /// The run.
+    pub run: String,
+    /// The item type; none for what is counted by rule alone, because there are too many kinds.
+    pub item_type: Option<String>,
+    /// `error` or `warning`.
+    pub severity: String,
+    /// The rule that was broken, as [`Rule::as_str`](crate::record::Rule::as_str) has it.
+    pub rule: String,
+    /// The place in the record, `[]` for each position in an array. Empty for the record as a whole, or where there are
+    /// too many kinds.
+    pub path: String,
+    /// How many.
+    pub count: u64,
+    /// The first of them, as text.
+    pub kept: Vec<String>,
+}
+
 /// What a stream of a finished run left to the next.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
@@ -358,6 +385,8 @@ pub struct LedgerReport {
     pub events: u64,
     /// Events whose ids the platform had used before.
     pub events_reused: u64,
+    /// What was found in its records, and in its metadata.
+    pub findings: FindingCounts,
     /// Its counts, by item type.
     pub item_types: Vec<LedgerTypeReport>,
 }
@@ -426,6 +455,8 @@ pub enum Line<'a> {
     Stream(&'a StreamReport),
     /// An item type of that run.
     ItemType(&'a TypeReport),
+    /// What was found in the records of that run, of one kind.
+    Findings(&'a FindingsReport),
     /// A bookmark.
     Bookmark(&'a BookmarkReport),
     /// A value of the extractor's own.
@@ -458,6 +489,7 @@ impl Report {
             .chain(self.run.iter().map(Line::Run))
             .chain(self.streams.iter().map(Line::Stream))
             .chain(self.item_types.iter().map(Line::ItemType))
+            .chain(self.findings.iter().map(Line::Findings))
             .chain(self.bookmarks.iter().map(Line::Bookmark))
             .chain(self.values.iter().map(Line::Value))
             .chain(self.messages.iter().map(Line::Message))
@@ -486,6 +518,7 @@ pub(super) fn read(view: &View<'_>, id: &str, unit: &UnitRow, last: usize) -> Re
         run: None,
         streams: Vec::new(),
         item_types: Vec::new(),
+        findings: Vec::new(),
         bookmarks: Vec::new(),
         values: Vec::new(),
         messages: Vec::new(),
@@ -516,6 +549,19 @@ pub(super) fn read(view: &View<'_>, id: &str, unit: &UnitRow, last: usize) -> Re
             });
         })?;
         report.item_types = item_types(view, id, &row.id, &key)?;
+        each(view, &FINDINGS, &key, FindingKind::of_key, |kind, stored| {
+            let FindingKind { item_type, severity, rule, path } = kind;
+            report.findings.push(FindingsReport {
+                sync_unit: id.to_owned(),
+                run: row.id.clone(),
+                item_type: Some(item_type).filter(|item_type| !item_type.is_empty()),
+                severity,
+                rule,
+                path,
+                count: stored.count,
+                kept: stored.kept,
+            });
+        })?;
         let event = row.event.map(|hash| event_name(view, unit.no, no, hash)).transpose()?;
         report.run = Some(run_report(id, row, event));
     }
@@ -680,6 +726,7 @@ fn ledger_report(id: &str, row: LedgerRow) -> LedgerReport {
         pages: row.pages,
         events: row.events,
         events_reused: row.events_reused,
+        findings: FindingCounts::new(row.errors, row.warnings),
         item_types: row
             .types
             .into_iter()

@@ -287,6 +287,8 @@ fn golden_bytes_of_the_conversation() {
             pages: 5,
             events: 6,
             events_reused: 7,
+            errors: 8,
+            warnings: 9,
             types: vec![LedgerType {
                 item_type: "t".to_owned(),
                 read: 8,
@@ -296,7 +298,7 @@ fn golden_bytes_of_the_conversation() {
             }],
             attachments: LedgerAttachments { queued: 11, settled: 12, failed: 13 },
         },
-        0x53e9_f2a7,
+        0xf9fc_c3c9,
         &[
             ("id", "01 72"),
             ("status", "01"),
@@ -304,10 +306,20 @@ fn golden_bytes_of_the_conversation() {
             ("since", "00"),
             ("watermark", "01 06"),
             ("epochs, pages, events, events_reused", "04 05 06 07"),
+            ("errors, warnings", "08 09"),
             ("types: how many", "01"),
             ("item_type, read, skipped, announced, artifacts", "01 74 08 0b 09 0a"),
             ("attachments: queued, settled, failed", "0b 0c 0d"),
         ],
+    );
+}
+
+#[test]
+fn golden_bytes_of_findings() {
+    golden(
+        &FindingRow { count: 251, kept: vec!["a".to_owned(), "bc".to_owned()] },
+        0xc92c_a367,
+        &[("count", "fb fb00"), ("kept: how many, each", "02 01 61 02 6263")],
     );
 }
 
@@ -506,9 +518,9 @@ fn ledger_row() -> impl Strategy<Value = LedgerRow> {
         types.into_iter().map(of).collect()
     });
     let times = (micros(), micros(), option::of(micros()), option::of(micros()));
-    (any::<String>(), status(), times, any::<[u64; 7]>(), types).prop_map(
+    (any::<String>(), status(), times, any::<[u64; 9]>(), types).prop_map(
         |(id, status, (started_at, ended_at, since, watermark), numbers, types)| {
-            let [epochs, pages, events, events_reused, queued, settled, failed] = numbers;
+            let [epochs, pages, events, events_reused, queued, settled, failed, errors, warnings] = numbers;
             LedgerRow {
                 id,
                 status,
@@ -520,6 +532,8 @@ fn ledger_row() -> impl Strategy<Value = LedgerRow> {
                 pages,
                 events,
                 events_reused,
+                errors,
+                warnings,
                 types,
                 attachments: LedgerAttachments { queued, settled, failed },
             }
@@ -618,6 +632,7 @@ proptest! {
         survives(&ChunkRow { items: small, dates, lines: bytes.clone() }, flip, noise);
         survives(&BookmarkRow { json: two, run: h }, flip, noise);
         survives(&EventRow { identity: Some(one.clone()), order: a, accepted_at: created_at, message: Some(b) }, flip, noise);
+        survives(&FindingRow { count: a, kept: vec![one.clone(), three.clone()] }, flip, noise);
         let counts = LedgerAttachments { queued: a, settled: b, failed: c };
         survives(&QueueRow { counts, position: d, requeued: e, lines: f, rebuild: exhausted }, flip, noise);
         survives(
