@@ -23,6 +23,7 @@ use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
 use crate::model::{ItemType, Micros, Phase, Step};
+use crate::record::Attachment;
 use crate::store::{Incoming, Inherited, InheritedRun, Run, Standing, WindowRow};
 
 const SDK_STATE: &str = "sdkState";
@@ -77,6 +78,16 @@ pub(crate) struct SdkAttachments {
     pub(crate) last_processed: u64,
     /// Attachment id and parent id of those after that which are settled; the parent is empty in an older state.
     pub(crate) processed: Vec<(String, String)>,
+}
+
+impl SdkAttachments {
+    /// Whether the SDK had worked off an attachment that stands in the `at`-th line of the `place`-th artifact.
+    pub(crate) fn is_settled(&self, place: u64, at: u64, attachment: &Attachment) -> bool {
+        let named = |(id, parent): &(String, String)| {
+            *id == attachment.id && (parent.is_empty() || *parent == attachment.parent_id)
+        };
+        (place == 0 && at < self.last_processed) || self.processed.iter().any(named)
+    }
 }
 
 impl SdkState {

@@ -823,10 +823,12 @@ impl Invocation<'_> {
         }
     }
 
-    /// Makes the queue of attachments again, where a checkpoint brought the run back, from the artifacts that announced
-    /// them. Says how the invocation ends, if it cannot go on.
+    /// Makes the queue of attachments again, where a checkpoint or a state of the TypeScript SDK brought the run back,
+    /// from the artifacts that announced them. Says how the invocation ends, if it cannot go on.
     fn rebuild_queue(&self, context: &Context<'_>) -> Result<Option<Ending>> {
         let hard = self.started.saturating_add(self.settings.hard);
+        let inherited = context.run.sdk_attachments()?.unwrap_or_default();
+        context.run.inherit_files(&inherited.artifact_ids)?;
         for (seq, artifact) in context.run.files_to_load()? {
             if context.time_left().is_zero() {
                 return Ok(Some(Ending::Progress));
@@ -837,7 +839,12 @@ impl Invocation<'_> {
                 decompress(&member, 2 * BATCH_BYTES_MAX, &mut lines).map_err(|error| error.to_string())?;
                 Ok(lines)
             });
-            let reason = match loaded.map(|lines| context.run.load_file(seq, &lines)) {
+            let load = |lines: Vec<u8>| {
+                context.run.load_file(seq, &lines, |place, at, attachment| {
+                    inherited.is_settled(place, at, attachment)
+                })
+            };
+            let reason = match loaded.map(load) {
                 Ok(Ok(())) => continue,
                 Ok(Err(error)) if error.kind() == ErrorKind::Invalid => chain(&error),
                 Ok(Err(error)) => return Err(error),

@@ -676,11 +676,11 @@ impl Inner {
         delivered: &mut BTreeMap<(&'a str, Named), String>,
     ) -> Result<(), Violation> {
         let broken = |kind, what: String| Err(Violation { kind, what });
-        let lines = self.pages.range((run.id.clone(), String::new())..);
-        let lines = lines.take_while(|((of, _), _)| *of == run.id).flat_map(|(_, pages)| pages);
+        let pages = self.pages.range((run.id.clone(), String::new())..);
+        let pages = pages.take_while(|((of, _), _)| *of == run.id).flat_map(|(_, pages)| pages);
         // What was said last of each.
         let mut wanted: BTreeMap<Named, BTreeSet<String>> = BTreeMap::new();
-        for line in lines.flat_map(|page| &page.lines) {
+        for line in pages.flat_map(|page| &page.lines) {
             if let Ok(attachment) = Attachment::from_line(line) {
                 let urls = wanted.entry((attachment.parent_id, attachment.id)).or_default();
                 urls.insert(attachment.url);
@@ -691,7 +691,7 @@ impl Inner {
             let line: Value = serde_json::from_str(line).unwrap_or_default();
             let text = |path: &str| line.pointer(path).and_then(Value::as_str).unwrap_or_default();
             let of = (text("/parent_id/external").to_owned(), text("/id/external").to_owned());
-            let Some((id, lines)) = self.uploads.get_key_value(text("/id/devrev")) else {
+            let Some((id, bytes)) = self.uploads.get_key_value(text("/id/devrev")) else {
                 return broken(
                     Broken::Lost,
                     format!("attachment {of:?} is announced and was never uploaded"),
@@ -713,16 +713,14 @@ impl Inner {
             let url = urls.into_iter().find(|url| {
                 let content = format!("{STREAM}{}|{}|{url}", of.1, of.0);
                 // An extractor of another source has bytes of its own.
-                lines.iter().all(|line| *line == content || !line.contains("|simulated:"))
+                bytes.iter().all(|line| *line == content || !line.contains("|simulated:"))
             });
-            match url {
-                Some(url) => delivered.insert((run.unit.as_str(), of), url.clone()),
-                None => {
-                    let what =
-                        format!("attachment {of:?} of run {} is announced with the bytes {lines:?}", run.id);
-                    return broken(Broken::Lost, what);
-                }
+            let Some(url) = url else {
+                let what =
+                    format!("attachment {of:?} of run {} is announced with the bytes {bytes:?}", run.id);
+                return broken(Broken::Lost, what);
             };
+            delivered.insert((run.unit.as_str(), of), url.clone());
         }
         if run.abandoned || !run.finished {
             return Ok(());
