@@ -36,39 +36,49 @@ use crate::drive::{Drive, Driven, Worker};
 use crate::fault::Fault;
 use crate::http::Request;
 
+// Lines of at most 98 characters: clap would break longer ones where it is narrow.
 const AFTER_HELP: &str = "\
 Exit codes: 0 the run ended DONE (sync); 1 it did not, or something failed; 2 wrong usage.
 
-What a connector does at the addresses of the event, and what is refused there with a JSON reason:
-  GET  /internal/airdrop.artifacts.upload-url      Bearer; request_id, file_type, file_name, file_size
-  POST /upload/ID                                  no token; every field of form_data, then the part `file`
-  POST /internal/airdrop.artifacts.confirm-upload  Bearer; request_id, artifact_id; 404: never uploaded
-  GET  /internal/airdrop.artifacts.download-url    Bearer; request_id, artifact_id
-  GET  WORKER_DATA_URL.get, POST .update           bare token; sync_unit, request_id; 1 MB of state: 413
-  POST CALLBACK_URL                                bare token; over 200,000 bytes: 413; an artifact that was not
-                                                   uploaded and confirmed: 400; an event's second message: 409,
-                                                   unless it is the same bytes: 200
-  GET  /internal/snap-ins.get, POST /internal/airdrop.recipe.{blueprints.create,initial-domain-mappings.install}
-                                                   bare token
+What a connector does at the addresses of its event; whatever else is refused with a reason:
+  GET  /internal/airdrop.artifacts.upload-url
+       Authorization: Bearer TOKEN; request_id, file_type, file_name, file_size
+  POST /upload/ID
+       no token; a form of every field of form_data, then the part `file`, as long as was told
+  POST /internal/airdrop.artifacts.confirm-upload
+       Bearer; request_id, artifact_id (404: it was never uploaded)
+  GET  /internal/airdrop.artifacts.download-url
+       Bearer; request_id, artifact_id
+  GET  WORKER_DATA_URL.get, POST WORKER_DATA_URL.update
+       Authorization: TOKEN; sync_unit, request_id (404: none yet; 413: over 1 MB of state)
+  POST CALLBACK_URL
+       Authorization: TOKEN; a message (413: over 200,000 bytes; 400: it names an artifact that is
+       not uploaded and confirmed; 409: the event has another already; the same bytes again: 200)
+  GET  /internal/snap-ins.get, POST /internal/airdrop.recipe.blueprints.create
+  POST /internal/airdrop.recipe.initial-domain-mappings.install
+       Authorization: TOKEN
 Nowhere is a body taken in chunks (411), or one that is not as long as it says (400).
-  GET  /ext/attachment/N?bytes=B                   a file to extract; of every third the length is not told. Byte i is
-                                                   the highest of (N + 1) * 2654435761 + (i / 4) * 2246822519 in 32 bits,
-                                                   plus i % 4
-  GET, POST, DELETE /faults                        the faults and how often each came true; more of them, one on a line;
-                                                   lift all, or ?fault=FAULT
 
-Faults (--fault, any number of them). Calls of a kind are counted from 1 since the server was started:
-  CALL-STATUS         every CALL is answered with STATUS, 400 to 599, and has no effect; until lifted
+What is there beside Airdrop:
+  GET  /ext/attachment/N?bytes=B
+       a file to extract; of every third N its length is not told. Byte i is the highest of
+       (N + 1) * 2654435761 + (i / 4) * 2246822519 in 32 bits, plus i % 4
+  GET, POST, DELETE /faults
+       the faults and how often each came true; more of them; lift all, or ?fault=FAULT
+
+Faults (--fault). Calls of a kind are counted from 1 since the server was started:
+  CALL-STATUS         every CALL is answered STATUS, 400 to 599, without effect; until lifted
   CALL-STATUS:N       the N-th CALL
   CALL-STATUS:N,K     the N-th and those after it, K in all
-  CALL-lost[:N[,K]]   as above, but it takes effect, and the connection is closed without an answer
+  CALL-lost[:N[,K]]   it takes effect, and the connection is closed without an answer
   429:CALL,N,SECONDS  the N-th CALL is answered 429, with Retry-After
-CALL is prepare, upload, confirm, download-url, download, state-get, state, message, snap-in, blueprint, mapping or
-attachment. Say: --fault upload-403:2 --fault upload-503:5,3 --fault message-lost:1 --fault 429:confirm,4,2";
+CALL is prepare, upload, confirm, download-url, download, state-get, state, message, snap-in,
+blueprint, mapping or attachment. Say:
+  --fault upload-403:2 --fault upload-503:5,3 --fault message-lost:1 --fault 429:confirm,4,2";
 
 /// A local Airdrop over HTTP: strict in what it accepts, with faults by setting.
 #[derive(Debug, Parser)]
-#[command(bin_name = "cargo run --release --example airdrop --", after_help = AFTER_HELP, max_term_width = 110)]
+#[command(bin_name = "cargo run --release --example airdrop --", after_help = AFTER_HELP, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Action,
