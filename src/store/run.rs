@@ -978,7 +978,7 @@ fn close_run(
         events: row.events,
         events_reused: row.events_reused,
         types,
-        attachments: drop_queue(change, &run)?,
+        attachments: drop_queue(change, &run, finished)?,
     };
     change.put(&LEDGER, &run_key(unit.no, no), &entry)?;
     if let Some(old) = no.checked_sub(LEDGER_RUNS_MAX) {
