@@ -797,7 +797,7 @@ fn fingerprint(attachment: &Attachment) -> u64 {
     name_hash(&format!("{url}\0{file_name}\0{}", modified_date.as_deref().unwrap_or_default()))
 }
 
-fn run_and_number(tail: &[u8]) -> Result<(u64, u64), DecodeError> {
+pub(super) fn run_and_number(tail: &[u8]) -> Result<(u64, u64), DecodeError> {
     let (run, number) = tail.split_at(tail.len().min(8));
     Ok((number_of(run)?, number_of(number)?))
 }
