@@ -169,10 +169,12 @@ impl Watched<'_> {
                 return Err(Flaw::Shorter { declared, found: self.found });
             }
             // Who knows the length may not read past it, so that is looked at before the last bytes are handed over.
-            Some(declared) if count > 0 && self.found == declared => {
-                if read(self.reader.as_mut(), &mut [0]).map_err(broken)? > 0 {
-                    return Err(Flaw::Longer { declared });
-                }
+            Some(declared)
+                if count > 0
+                    && self.found == declared
+                    && read(self.reader.as_mut(), &mut [0]).map_err(broken)? > 0 =>
+            {
+                return Err(Flaw::Longer { declared });
             }
             None if count == 0 && self.found == 0 => return Err(Flaw::Empty),
             None if self.found > BYTES_MAX => return Err(Flaw::TooLarge),
@@ -512,7 +514,7 @@ impl<'a> Streams<'a> {
                 );
             }
             (Step::Upload, Err(failure)) => {
-                self.upload_failed(number, Task { step: Step::Upload, ..task }, failure)
+                self.upload_failed(number, Task { step: Step::Upload, ..task }, failure);
             }
             // An upload says its artifact, and a confirm does not ask the source.
             (Step::Upload, Ok(None)) | (Step::Confirm { .. }, Err(_)) => {}
