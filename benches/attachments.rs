@@ -211,7 +211,7 @@ fn bare(path: &Path, count: u64) -> (Ends, Ends) {
                 match value {
                     Some(more) => {
                         let line = attachment(number).to_record().expect("a record").to_line() + more;
-                        table.insert(number, line.as_bytes()).expect("room").map_or((), drop);
+                        drop(table.insert(number, line.as_bytes()).expect("room"));
                     }
                     None => drop(table.remove(number).expect("a row")),
                 }
@@ -220,7 +220,7 @@ fn bare(path: &Path, count: u64) -> (Ends, Ends) {
         transaction.commit().expect("a commit");
     };
     let mut at = vec![Instant::now()];
-    for from in (0..count).step_by(GROUP as usize) {
+    for from in (0..count).step_by(usize::try_from(GROUP).expect("a thousand")) {
         commit(from, (from + GROUP).min(count), Some(""));
         at.push(Instant::now());
     }

@@ -489,7 +489,9 @@ impl Play {
                     .collect();
                 // One that the caller holds, and that is named again meanwhile, is let go of before.
                 self.let_go();
-                attachments.iter().for_each(|attachment| self.model.stage(attachment));
+                for attachment in &attachments {
+                    self.model.stage(attachment);
+                }
                 stage(self.run(), &format!("page {}", self.streams), attachments);
             }
             Act::Loop { take, fates } => {
@@ -604,7 +606,9 @@ fn whatever_is_staged_settled_and_reopened_the_loop_is_as_the_model() {
     let (settled, failed) = (Cell::new(0), Cell::new(0));
     let outcome = TestRunner::new(config).run(&vec(act(), 1..40), |acts| {
         let mut play = Play::new();
-        acts.iter().for_each(|act| play.act(act));
+        for act in &acts {
+            play.act(act);
+        }
         failed.set(failed.get() + play.model.failed.len());
         play.end();
         settled.set(settled.get() + play.model.seen.len());

@@ -158,7 +158,7 @@ fn answer(
         let state = common.out.join("state.redb");
         let state = state.display();
         bar.suspend(|| {
-            eprintln!("warning: attachments that failed: {failed}; highwater-dump {state} lists them")
+            eprintln!("warning: attachments that failed: {failed}; highwater-dump {state} lists them");
         });
     }
     Ok(outcome)

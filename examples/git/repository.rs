@@ -285,7 +285,9 @@ impl Repository {
         let of_head = by_commit.entry(head.to_owned()).or_default();
         of_head.extend(rest);
         // The same order every time.
-        by_commit.values_mut().for_each(|files| files.sort());
+        for files in by_commit.values_mut() {
+            files.sort();
+        }
         Ok(by_commit)
     }
 
