@@ -111,10 +111,10 @@
 //! | --- | --- | --- | --- |
 //! | 6 | `bin/highwater-dump/` | shows a store to a person or a script | `clap`, `comfy_table` |
 //! | 5 | `testing/` | simulated disk, platform, source and clock; the explorer that kills an extractor at every step | |
-//! | 4 | `airdrop`, `airdrop/serve`, `airdrop/extractor`, `airdrop/outbox`, `airdrop/streams`, `airdrop/lanes`, `airdrop/keeper` | drives an [`Extractor`](airdrop::Extractor) through an event | |
+//! | 4 | `airdrop`, `airdrop/serve`, `airdrop/answer`, `airdrop/extractor`, `airdrop/check`, `airdrop/outbox`, `airdrop/streams`, `airdrop/lanes`, `airdrop/keeper`, `airdrop/sdk` | drives an [`Extractor`](airdrop::Extractor) through an event | |
 //! | 4 | `airdrop/client` | speaks HTTP | `ureq` |
 //! | 4 | `airdrop/local/` | plays Airdrop over a directory | |
-//! | 3 | `store`, `store/run`, `store/batches`, `store/attachments`, `store/checkpoint`, `store/inspect/` | what is remembered, the iterators over it, its portable form, a look from outside | |
+//! | 3 | `store`, `store/run`, `store/notes`, `store/batches`, `store/attachments`, `store/findings`, `store/checkpoint`, `store/inspect/` | what is remembered, the iterators over it, its portable form, a look from outside | |
 //! | 2 | `store/tables` | every method is one atomic change | `redb` |
 //! | 1 | `airdrop/event`, `airdrop/message`, `airdrop/platform`, `airdrop/window` | what is said, to whom, and of which time | |
 //! | 1 | `record/`, `store/page` | what a record is, what metadata says of it, and what a page is | |
@@ -173,8 +173,9 @@ pub use store::{
 pub mod limits {
     pub use crate::model::{
         BATCH_BYTES_MAX, BATCH_ITEMS, CHECKPOINT_BYTES_MAX, CHECKPOINT_BYTES_SOFT, CLOCK_AHEAD_MAX,
-        CURSOR_BYTES_MAX, EXTERNAL_SYNC_UNIT_BATCH_ITEMS, ID_BYTES_MAX, LEDGER_RUNS_MAX, MESSAGE_BYTES_MAX,
-        MESSAGE_BYTES_SOFT, OPEN_BATCHES_MAX, VALUE_BYTES_MAX,
+        CURSOR_BYTES_MAX, EXTERNAL_SYNC_UNIT_BATCH_ITEMS, FINDING_BYTES_MAX, FINDING_KINDS_MAX,
+        FINDINGS_KEPT, ID_BYTES_MAX, LEDGER_RUNS_MAX, MESSAGE_BYTES_MAX, MESSAGE_BYTES_SOFT,
+        OPEN_BATCHES_MAX, VALUE_BYTES_MAX,
     };
 }
 

@@ -32,6 +32,13 @@ pub const CHECKPOINT_BYTES_SOFT: usize = 600_000;
 pub const CHECKPOINT_BYTES_MAX: usize = 900_000;
 /// Bytes of a message that the platform's queue carries at most.
 pub const MESSAGE_BYTES_MAX: usize = 200_000;
+/// Findings of one kind that a run keeps as text; what is beyond is counted.
+pub const FINDINGS_KEPT: u64 = 10;
+/// Bytes of a finding's text; what is beyond is cut.
+pub const FINDING_BYTES_MAX: usize = 600;
+/// Kinds of findings that a run tells apart by item type, rule and place. As many again are told apart by item type
+/// and rule; what is beyond is counted by rule alone.
+pub const FINDING_KINDS_MAX: usize = 64;
 /// Finished and abandoned runs whose figures the ledger keeps, per sync unit.
 pub const LEDGER_RUNS_MAX: u64 = 1_000;
 /// A watermark further ahead of the clock than this comes from a bad clock and is not used.
@@ -39,6 +46,8 @@ pub const CLOCK_AHEAD_MAX: Duration = Duration::from_secs(5 * 60);
 
 /// The start of a unit id that is ours: the external-sync-units phase has no sync unit to keep its state under.
 pub(crate) const RESERVED_UNIT_PREFIX: &str = "@external-sync-units/";
+/// The start of a value key that is ours: what a run keeps beside its rows.
+pub(crate) const RESERVED_VALUE_PREFIX: &str = "@highwater/";
 
 /// Checks a name that becomes part of a key, a file name or a line on a terminal.
 fn check_name(what: &str, name: &str) -> Result<()> {

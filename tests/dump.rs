@@ -156,9 +156,9 @@ fn tables_show_what_was_done() {
         issues  data       3       18  3       -
 
       records by item type
-        item type  read  in batches  open  confirmed  announced  artifacts  last acknowledged
-        issues       15          12     3          4          4          1  artifact-1
-        users         3           0     3          0          0          0  -
+        item type  read  skipped  in batches  open  confirmed  announced  artifacts  last acknowledged
+        issues       15        0          12     3          4          4          1  artifact-1
+        users         3        0           0     3          0          0          0  -
 
       batches by state
         item type  state     batches  records  gzip bytes
@@ -174,8 +174,8 @@ fn tables_show_what_was_done() {
         seen      1  2
 
       ledger, 1 of 1 runs that are over
-        run                      status    started               over                  since       watermark             pages  announced
-        20260102T030405.000000Z  finished  2026-01-02T03:04:05Z  2026-01-02T03:05:05Z  everything  2026-01-02T03:04:05Z      2  issues 6 in 2, users 2 in 1
+        run                      status    started               over                  since       watermark             pages  announced                    findings
+        20260102T030405.000000Z  finished  2026-01-02T03:04:05Z  2026-01-02T03:05:05Z  everything  2026-01-02T03:04:05Z      2  issues 6 in 2, users 2 in 1  -
 
     sync unit another
       watermark  none: no run is finished
@@ -198,11 +198,11 @@ fn json_shows_what_was_done() {
     {"kind":"unit","sync_unit":"acme/tickets","created_at":"2026-01-02T03:04:05Z","watermark":"2026-01-02T03:04:05Z","runs":2,"messages":0,"messages_kept":0,"messages_undelivered":0,"ledger_runs":1,"attachments_failed":0,"attachments_requeued":0}
     {"kind":"run","sync_unit":"acme/tickets","run":"20260102T040505.000000Z","status":"open","phase":null,"phases_done":[],"started_at":"2026-01-02T04:05:05Z","ended_at":null,"since":"2026-01-02T03:04:05Z","ignored_watermark":null,"epoch":1,"lost":false,"pages":3,"batches":3,"open_batches":2,"not_before":null,"delay_seconds":null,"progress_percent":10,"attachments":{"queued":0,"settled":0,"failed":0,"left":0},"events":0,"events_reused":0,"event":null,"message":null,"artifacts_max":null}
     {"kind":"stream","sync_unit":"acme/tickets","run":"20260102T040505.000000Z","stream":"issues","phase":"data","pages":3,"items":18,"exhausted":false,"cursor":3,"bookmark":null}
-    {"kind":"item_type","sync_unit":"acme/tickets","run":"20260102T040505.000000Z","item_type":"issues","read":15,"batched":12,"open_items":3,"open_bytes":264,"confirmed":4,"announced":4,"batches":3,"artifacts_announced":1,"last_artifact":"artifact-1","batches_staged":{"batches":1,"items":4,"gzip_bytes":373},"batches_uploaded":{"batches":1,"items":4,"gzip_bytes":371},"batches_confirmed":{"batches":0,"items":0,"gzip_bytes":0},"batches_announced":{"batches":0,"items":0,"gzip_bytes":0}}
-    {"kind":"item_type","sync_unit":"acme/tickets","run":"20260102T040505.000000Z","item_type":"users","read":3,"batched":0,"open_items":3,"open_bytes":78,"confirmed":0,"announced":0,"batches":0,"artifacts_announced":0,"last_artifact":null,"batches_staged":{"batches":0,"items":0,"gzip_bytes":0},"batches_uploaded":{"batches":0,"items":0,"gzip_bytes":0},"batches_confirmed":{"batches":0,"items":0,"gzip_bytes":0},"batches_announced":{"batches":0,"items":0,"gzip_bytes":0}}
+    {"kind":"item_type","sync_unit":"acme/tickets","run":"20260102T040505.000000Z","item_type":"issues","read":15,"skipped":0,"batched":12,"open_items":3,"open_bytes":264,"confirmed":4,"announced":4,"batches":3,"artifacts_announced":1,"last_artifact":"artifact-1","batches_staged":{"batches":1,"items":4,"gzip_bytes":373},"batches_uploaded":{"batches":1,"items":4,"gzip_bytes":371},"batches_confirmed":{"batches":0,"items":0,"gzip_bytes":0},"batches_announced":{"batches":0,"items":0,"gzip_bytes":0}}
+    {"kind":"item_type","sync_unit":"acme/tickets","run":"20260102T040505.000000Z","item_type":"users","read":3,"skipped":0,"batched":0,"open_items":3,"open_bytes":78,"confirmed":0,"announced":0,"batches":0,"artifacts_announced":0,"last_artifact":null,"batches_staged":{"batches":0,"items":0,"gzip_bytes":0},"batches_uploaded":{"batches":0,"items":0,"gzip_bytes":0},"batches_confirmed":{"batches":0,"items":0,"gzip_bytes":0},"batches_announced":{"batches":0,"items":0,"gzip_bytes":0}}
     {"kind":"bookmark","sync_unit":"acme/tickets","stream":"issues","bytes":6,"bookmark":"tail"}
     {"kind":"value","sync_unit":"acme/tickets","key":"seen","bytes":1,"value":2}
-    {"kind":"ledger","sync_unit":"acme/tickets","run":"20260102T030405.000000Z","status":"finished","started_at":"2026-01-02T03:04:05Z","ended_at":"2026-01-02T03:05:05Z","since":null,"watermark":"2026-01-02T03:04:05Z","epoch":1,"pages":2,"events":0,"events_reused":0,"item_types":[{"item_type":"issues","read":6,"announced":6,"artifacts":2},{"item_type":"users","read":2,"announced":2,"artifacts":1}],"attachments":{"queued":0,"settled":0,"failed":0,"left":0}}
+    {"kind":"ledger","sync_unit":"acme/tickets","run":"20260102T030405.000000Z","status":"finished","started_at":"2026-01-02T03:04:05Z","ended_at":"2026-01-02T03:05:05Z","since":null,"watermark":"2026-01-02T03:04:05Z","epoch":1,"pages":2,"events":0,"events_reused":0,"findings":{"errors":0,"warnings":0},"item_types":[{"item_type":"issues","read":6,"skipped":0,"announced":6,"artifacts":2},{"item_type":"users","read":2,"skipped":0,"announced":2,"artifacts":1}],"attachments":{"queued":0,"settled":0,"failed":0,"left":0}}
     "###);
 }
 
@@ -249,7 +249,7 @@ fn attachments_are_counted_and_those_that_failed_are_listed_without_their_urls()
     store_with_attachments(&place.store());
     let shown = place.shows(&["state.redb"]);
     assert!(shown.contains("  queue      30 attachments: 1 settled, 25 failed, 4 left\n"), "{shown}");
-    assert!(shown.contains("attachments 3 in 1, 3 attachments: 1 settled, 2 failed, 0 left\n"), "{shown}");
+    assert!(shown.contains("attachments 3 in 1, 3 attachments: 1 settled, 2 failed, 0 left "), "{shown}");
     assert!(shown.contains("\n  attachments that failed, 20 of 26\n"), "{shown}");
     assert!(shown.contains("\n  attachments that failed and are queued again, 1 of 1\n"), "{shown}");
     let row = |id: &str| shown.lines().find(|line| line.trim_start().starts_with(&format!("{id} ")));

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use chrono::DateTime;
 use highwater::airdrop::{Local, SyncSettings};
+use highwater::inspect::Snapshot;
 use highwater::{Store, SystemClock};
 use serde_json::{Value, json};
 use support::{Planned, Received, Source, Who, check_confirmed, example, git, list, run, said};
@@ -414,6 +415,12 @@ fn every_commit_is_announced_once_by_dozens_of_invocations_and_later_syncs_annou
     assert_eq!(first.ids("commits"), listed);
     check_records(&first, &source, &everything);
     check_metadata(&first);
+    // Its policy is to refuse, and there was nothing to refuse, nor to warn of.
+    for report in Snapshot::open(out.join("state.redb")).unwrap().units(5) {
+        for run in report.unwrap().ledger {
+            assert_eq!((run.findings.errors, run.findings.warnings), (0, 0), "{}", run.sync_unit);
+        }
+    }
     assert_eq!(check_confirmed(&out), 0, "nothing is uploaded in vain");
     let types = first.event_types();
     let pages = source.hashes.len().div_ceil(100);

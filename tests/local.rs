@@ -768,3 +768,51 @@ fn the_worker_state_is_the_last_one_saved_within_its_limit() {
     assert_eq!(local.worker_state().unwrap().unwrap().state.unwrap().len(), WORKER_STATE_BYTES_MAX);
     assert_clean(dir.path());
 }
+
+#[test]
+fn the_worker_state_of_a_unit_is_its_own() {
+    let dir = dir();
+    let local = Local::open(dir.path()).unwrap();
+    // What a file system takes for the same name, or for a path, is told apart.
+    let units = ["unit", "unit/1", "unit%2F1", "../unit", "\u{e9}", "."];
+    for unit in units {
+        assert_eq!(local.worker_state_of(unit).unwrap(), None, "{unit}");
+        local.save_worker_state_of(unit, &format!("{unit:?}")).unwrap();
+    }
+    let local = Local::open(dir.path()).unwrap();
+    for unit in units {
+        assert_eq!(local.worker_state_of(unit).unwrap(), Some(format!("{unit:?}")), "{unit}");
+    }
+    assert_eq!(local.worker_state().unwrap(), None);
+    assert_refused(local.save_worker_state_of("unit", "{"), 400, "not JSON");
+    assert_refused(local.save_worker_state_of("", "{}"), 400, "a sync unit's id");
+    assert_refused(local.worker_state_of(&"\u{e9}".repeat(50)), 400, "a sync unit's id");
+    let big = format!("\"{}\"", "x".repeat(WORKER_STATE_BYTES_MAX - 1));
+    assert_refused(local.save_worker_state_of("unit", &big), 413, "1000001");
+    assert_eq!(local.worker_state_of("unit").unwrap().as_deref(), Some("\"unit\""));
+    assert_clean(dir.path());
+}
+
+#[test]
+fn an_upload_has_the_id_that_was_prepared_and_each_id_one_upload() {
+    let dir = dir();
+    let local = Local::open(dir.path()).unwrap();
+    let upload =
+        |bytes: &'static [u8]| Upload { file_name: "a", content_type: "a/b", body: Body::Batch(bytes) };
+    let (first, second) = (local.prepare().unwrap(), local.prepare().unwrap());
+    assert_ne!(first, second);
+    assert_eq!(local.artifacts().unwrap(), [], "nothing is there before it is uploaded");
+    assert_refused(local.confirm(&first), 404, "never uploaded");
+    local.upload_as(&second, upload(b"second")).unwrap();
+    assert_refused(local.upload_as(&second, upload(b"again")), 409, "was uploaded before");
+    assert_eq!(local.artifact_bytes(&second).unwrap(), b"second");
+    let path = ArtifactId::new("../confirmed.txt").unwrap();
+    assert_refused(local.upload_as(&path, upload(b"x")), 400, "is no artifact id");
+    // Prepared by one handle, uploaded by another: the platform was started anew.
+    let another = Local::open(dir.path()).unwrap();
+    let third = another.prepare().unwrap();
+    assert!(third != first && third != second);
+    another.upload_as(&first, upload(b"first")).unwrap();
+    assert_eq!(local.artifacts().unwrap(), [first, second]);
+    assert_clean(dir.path());
+}

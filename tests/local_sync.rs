@@ -373,6 +373,52 @@ fn without_an_attachments_phase_the_sync_ends_with_the_data() {
 }
 
 #[test]
+fn a_sync_has_the_phases_that_are_wanted_in_their_own_order() {
+    let mut world = World::new();
+    world.settings = world.settings.phases([Phase::Data, Phase::ExternalSyncUnits]);
+    let mut worker = Worker::new([done(0), done(2), done(2)]);
+    assert!(world.sync(&mut worker).unwrap().initial);
+    assert!(!world.sync(&mut worker).unwrap().initial);
+    assert_eq!(worker.types(), [SEED[0].0, SEED[2].0, SEED[2].0]);
+    world.settings = world.settings.phases([Phase::ExternalSyncUnits]);
+    let error = world.sync(&mut worker).unwrap_err();
+    assert!(matches!(error, Error::Invalid { .. }), "{error}");
+    assert_eq!(worker.types().len(), 3);
+}
+
+#[test]
+fn a_run_survives_as_many_errors_as_it_may_also_across_a_restart() {
+    let mut world = World::new();
+    world.settings = world.settings.phases([Phase::Metadata, Phase::Data]).error_retries(2);
+    let fails = Act::Fail("EXTRACTION_DATA_ERROR", "gone");
+    let progress = Act::Say("EXTRACTION_DATA_PROGRESS", "issues", 1);
+    let mut worker = Worker::new([done(1), fails.clone(), progress, fails.clone(), fails, done(1), done(2)]);
+    let mut events = 0;
+    let error = loop {
+        let event = match world.local.next_event(&world.settings, &world.clock) {
+            Ok(Some(event)) => event,
+            Ok(None) => {
+                world.local.begin_sync(&world.settings, &world.clock).unwrap();
+                continue;
+            }
+            Err(error) => break error,
+        };
+        worker.invoke(&world.local, &event.json).unwrap();
+        events += 1;
+        world.reopen();
+    };
+    assert!(matches!(error, Error::SyncFailed { .. }) && error.to_string().contains("id-1"), "{error}");
+    let data = SEED[2].0;
+    assert_eq!(worker.types(), [SEED[1].0, data, data, "EXTRACTION_DATA_CONTINUE", data]);
+    assert_eq!(events, 5);
+    let ids = |field: &str| {
+        worker.events.iter().map(|event| context(event, field).to_string()).collect::<BTreeSet<_>>()
+    };
+    assert_eq!((ids("run_id").len(), ids("request_id").len()), (1, 5));
+    assert_eq!(world.sync(&mut worker).unwrap().messages, 2);
+}
+
+#[test]
 fn the_observer_is_told_each_step_and_may_use_the_directory() {
     let world = World::new();
     let worker = RefCell::new(Worker::new(long_script()));

@@ -14,13 +14,13 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use highwater::airdrop::{
-    AttachmentBody, AttachmentError, Context, ExternalSyncUnit, Extractor, SourceError,
+    AttachmentBody, AttachmentError, CheckPolicy, Context, ExternalSyncUnit, Extractor, SourceError,
 };
-use highwater::record::Attachment;
+use highwater::record::{Attachment, Field, Metadata, RecordType};
 use highwater::{Page, Record};
 use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::repository::{Commit, FileAtHead, GitError, Log, Repository, Signature, start_of};
 
@@ -215,59 +215,11 @@ impl Extractor for GitExtractor<'_> {
     }
 
     fn metadata(&mut self, _: &Context<'_>) -> Result<Value, SourceError> {
-        Ok(json!({
-            "schema_version": "v0.2.0",
-            "record_types": {
-                COMMITS: {
-                    "name": "Commit",
-                    "description": "A commit of the history of HEAD. Its id is its hash; it was created when it was \
-                                    authored, and modified when it was committed.",
-                    "fields": {
-                        "subject": {
-                            "name": "Subject",
-                            "description": "The first paragraph of its message, on one line",
-                            "type": "text",
-                        },
-                        "body": {
-                            "name": "Body",
-                            "description": "The rest of its message, plain text",
-                            "type": "text",
-                        },
-                        "author": {
-                            "name": "Author",
-                            "description": "Who wrote the change",
-                            "type": "reference",
-                            "reference": { "refers_to": { "#record:users": {} } },
-                        },
-                        "committer": {
-                            "name": "Committer",
-                            "description": "Who made the commit of it",
-                            "type": "reference",
-                            "reference": { "refers_to": { "#record:users": {} } },
-                        },
-                        "parents": {
-                            "name": "Parents",
-                            "description": "The commits that it follows; more than one for a merge",
-                            "type": "reference",
-                            "collection": {},
-                            "reference": { "refers_to": { "#record:commits": {} } },
-                        },
-                    },
-                },
-                USERS: {
-                    "name": "User",
-                    "description": "An author or committer. The id is the e-mail, as it is in the commits.",
-                    "fields": {
-                        "name": {
-                            "name": "Name",
-                            "description": "The name in the newest commit that was extracted",
-                            "type": "text",
-                        },
-                        "email": { "name": "E-mail", "type": "text" },
-                    },
-                },
-            },
-        }))
+        Ok(serde_json::to_value(declared())?)
+    }
+
+    fn check_policy(&self) -> CheckPolicy {
+        CheckPolicy::Refuse
     }
 
     fn streams(&self) -> Vec<String> {
@@ -365,6 +317,38 @@ fn content_type(name: &str) -> Option<&'static str> {
         "webp" => "image/webp",
         _ => return None,
     })
+}
+
+/// What a commit and a user are.
+fn declared() -> Metadata {
+    let field =
+        |field: Field, name: &str, description: &str| field.name(name).set("description", description);
+    let users = || Field::reference(["#record:users"]);
+    let commits = RecordType::new()
+        .name("Commit")
+        .set(
+            "description",
+            "A commit of the history of HEAD. Its id is its hash; it was created when it was authored, and modified \
+             when it was committed.",
+        )
+        .field("subject", field(Field::text(), "Subject", "The first paragraph of its message, on one line"))
+        .field("body", field(Field::text(), "Body", "The rest of its message, plain text"))
+        .field("author", field(users(), "Author", "Who wrote the change"))
+        .field("committer", field(users(), "Committer", "Who made the commit of it"))
+        .field(
+            "parents",
+            field(
+                Field::reference(["#record:commits"]).required().collection(),
+                "Parents",
+                "The commits that it follows; more than one for a merge",
+            ),
+        );
+    let users = RecordType::new()
+        .name("User")
+        .set("description", "An author or committer. The id is the e-mail, as it is in the commits.")
+        .field("name", field(Field::text(), "Name", "The name in the newest commit that was extracted"))
+        .field("email", Field::text().name("E-mail"));
+    Metadata::new().record_type(COMMITS, commits).record_type(USERS, users)
 }
 
 /// Makes the record of a commit, and of those of its users that were not announced yet.

@@ -143,64 +143,6 @@ impl Client {
         self
     }
 
-    /// Creates the starting recipe blueprint that an initial domain mapping holds, and says its id; none if it holds
-    /// none. A mapping can be installed without, so a failure is a reason for a warning only.
-    ///
-    /// # Errors
-    /// What became of the attempt.
-    pub fn create_blueprint(&self, mapping: &Value) -> Attempt<Option<String>> {
-        let step = "creating the recipe blueprint";
-        let blueprint = mapping.get("starting_recipe_blueprint").and_then(Value::as_object);
-        let Some(blueprint) = blueprint.filter(|blueprint| !blueprint.is_empty()) else {
-            return Ok(None);
-        };
-        let address = self.endpoint("/internal/airdrop.recipe.blueprints.create")?;
-        let request = self.post(&address, &[]).header("Authorization", self.token.expose());
-        let body = Value::Object(blueprint.clone()).to_string();
-        let answer = self.json(step, self.post_json(step, request, &body)?, ANSWER_BYTES_MAX)?;
-        let id = answer.pointer("/recipe_blueprint/id").and_then(Value::as_str);
-        Ok(Some(id.ok_or_else(|| malformed(step, "a recipe_blueprint with an id"))?.to_owned()))
-    }
-
-    /// Installs an initial domain mapping, with the blueprint of that id if there is one. To install it twice is the
-    /// same as once.
-    ///
-    /// # Errors
-    /// What became of the attempt.
-    pub fn install_mapping(&self, mapping: &Value, blueprint: Option<&str>) -> Attempt<()> {
-        let additional = match mapping.get("additional_mappings") {
-            None | Some(Value::Null) => Map::new(),
-            Some(Value::Object(additional)) => additional.clone(),
-            Some(_) => {
-                return Err(not_sent(
-                    "the additional_mappings of the initial domain mapping must be an object",
-                ));
-            }
-        };
-        let step = "asking for the snap-in";
-        let address = self.endpoint("/internal/snap-ins.get")?;
-        let snap_in = needed("context.snap_in_id", self.event.snap_in_id())?;
-        let request = self.get(&address, &[("id", &snap_in)]).header("Authorization", self.token.expose());
-        let answer = self.call(step, request)?;
-        let name = |pointer: &str, what: &str| {
-            let name = answer.pointer(pointer).and_then(Value::as_str);
-            name.map(str::to_owned).ok_or_else(|| malformed(step, what))
-        };
-        let mut body = Map::new();
-        body.insert("external_system_type".to_owned(), "ADaaS".into());
-        let import = name("/snap_in/imports/0/name", "the name of an import")?;
-        body.insert("import_slug".to_owned(), import.into());
-        let version = name("/snap_in/snap_in_version/slug", "the slug of its version")?;
-        body.insert("snap_in_slug".to_owned(), version.into());
-        if let Some(blueprint) = blueprint {
-            body.insert("starting_recipe_blueprint".to_owned(), blueprint.into());
-        }
-        body.extend(additional);
-        let address = self.endpoint("/internal/airdrop.recipe.initial-domain-mappings.install")?;
-        let request = self.post(&address, &[]).header("Authorization", self.token.expose());
-        self.tell("installing the initial domain mapping", request, &Value::Object(body).to_string())
-    }
-
     fn bearer(&self) -> String {
         format!("Bearer {}", self.token.expose())
     }
@@ -401,6 +343,54 @@ impl Platform for Client {
         let query = query.each_ref().map(|(name, value)| (*name, value.as_str()));
         let request = self.post(&address, &query).header("Authorization", self.token.expose());
         self.tell("saving the worker state", request, &json!({ "state": state }).to_string())
+    }
+
+    fn create_blueprint(&self, mapping: &Value) -> Attempt<Option<String>> {
+        let step = "creating the recipe blueprint";
+        let blueprint = mapping.get("starting_recipe_blueprint").and_then(Value::as_object);
+        let Some(blueprint) = blueprint.filter(|blueprint| !blueprint.is_empty()) else {
+            return Ok(None);
+        };
+        let address = self.endpoint("/internal/airdrop.recipe.blueprints.create")?;
+        let request = self.post(&address, &[]).header("Authorization", self.token.expose());
+        let body = Value::Object(blueprint.clone()).to_string();
+        let answer = self.json(step, self.post_json(step, request, &body)?, ANSWER_BYTES_MAX)?;
+        let id = answer.pointer("/recipe_blueprint/id").and_then(Value::as_str);
+        Ok(Some(id.ok_or_else(|| malformed(step, "a recipe_blueprint with an id"))?.to_owned()))
+    }
+
+    fn install_mapping(&self, mapping: &Value, blueprint: Option<&str>) -> Attempt<()> {
+        let additional = match mapping.get("additional_mappings") {
+            None | Some(Value::Null) => Map::new(),
+            Some(Value::Object(additional)) => additional.clone(),
+            Some(_) => {
+                return Err(not_sent(
+                    "the additional_mappings of the initial domain mapping must be an object",
+                ));
+            }
+        };
+        let step = "asking for the snap-in";
+        let address = self.endpoint("/internal/snap-ins.get")?;
+        let snap_in = needed("context.snap_in_id", self.event.snap_in_id())?;
+        let request = self.get(&address, &[("id", &snap_in)]).header("Authorization", self.token.expose());
+        let answer = self.call(step, request)?;
+        let name = |pointer: &str, what: &str| {
+            let name = answer.pointer(pointer).and_then(Value::as_str);
+            name.map(str::to_owned).ok_or_else(|| malformed(step, what))
+        };
+        let mut body = Map::new();
+        body.insert("external_system_type".to_owned(), "ADaaS".into());
+        let import = name("/snap_in/imports/0/name", "the name of an import")?;
+        body.insert("import_slug".to_owned(), import.into());
+        let version = name("/snap_in/snap_in_version/slug", "the slug of its version")?;
+        body.insert("snap_in_slug".to_owned(), version.into());
+        if let Some(blueprint) = blueprint {
+            body.insert("starting_recipe_blueprint".to_owned(), blueprint.into());
+        }
+        body.extend(additional);
+        let address = self.endpoint("/internal/airdrop.recipe.initial-domain-mappings.install")?;
+        let request = self.post(&address, &[]).header("Authorization", self.token.expose());
+        self.tell("installing the initial domain mapping", request, &Value::Object(body).to_string())
     }
 
     fn upload(&self, upload: Upload<'_>) -> Attempt<ArtifactId> {

@@ -12,6 +12,7 @@ use crate::error::BoxError;
 use crate::record::Attachment;
 use crate::store::Page;
 
+use super::check::CheckPolicy;
 use super::message::ErrorCode;
 use super::serve::Context;
 
@@ -29,11 +30,38 @@ pub trait Extractor: Sync {
     /// Whatever went wrong; the platform is told.
     fn external_sync_units(&mut self, context: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError>;
 
-    /// Describes the record types: the external domain metadata document.
+    /// Describes the record types: the external domain metadata document. [`Metadata`](crate::record::Metadata) is a
+    /// typed way to write one.
+    ///
+    /// Unless [`Extractor::check_policy`] is [`CheckPolicy::Off`] it is asked for once more in each invocation that fetches
+    /// a page: records are checked by what it says then. If it fails there, that is as if the page had.
     ///
     /// # Errors
     /// Whatever went wrong; the platform is told.
     fn metadata(&mut self, context: &Context<'_>) -> Result<Value, SourceError>;
+
+    /// Says how the external system's records become the platform's: the connector's *initial domain mapping*, its own
+    /// JSON document. Asked for once per version of the snap-in, in the first phase of a run and before anything else
+    /// of it, and installed then. None unless overridden.
+    ///
+    /// Installing it twice is the same as once, and it is so after a kill between the installing and its being
+    /// remembered.
+    ///
+    /// # Errors
+    /// Whatever went wrong; the platform is told, and asks again.
+    fn initial_domain_mapping(&mut self, context: &Context<'_>) -> Result<Option<Value>, SourceError> {
+        let _ = context;
+        Ok(None)
+    }
+
+    /// Says what is done about records that are not what [`Extractor::metadata`] declares. Nothing, unless this is
+    /// written.
+    ///
+    /// It is the extractor's, not a setting of [`Serve`](super::Serve): so that its author's tests, the explorer and the
+    /// worker in production all do the same.
+    fn check_policy(&self) -> CheckPolicy {
+        CheckPolicy::Off
+    }
 
     /// Names the streams of the data phase, in the order in which they are extracted. The same all through a run.
     fn streams(&self) -> Vec<String>;

@@ -3,6 +3,8 @@
 //! The order of saves is what the promise rests on: upload, save, confirm; seal, save, send; and after a run's last
 //! message, delivered, save. Nothing is confirmed or sent that the saved checkpoint does not hold.
 //!
+//! Beside the checkpoint stand the keys that the TypeScript SDK writes (see `sdk`), and those of the connector.
+//!
 //! The platform keeps one JSON document per sync unit, last writer wins, with no compare-and-set. So a holder writes a
 //! token of its own when it takes the unit over, and compares it before each save: another's there means that this
 //! holder is no longer the live one, and it stops. Between that look and the save is a window that the platform gives
@@ -13,16 +15,18 @@ use std::time::Duration;
 
 use chrono::DateTime;
 use serde::Deserialize;
+use serde_json::Value;
 use serde_json::value::RawValue;
-use serde_json::{Map, Value};
+use tracing::{debug, info};
 
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::model::{CHECKPOINT_BYTES_MAX, Micros, Rule};
-use crate::store::{BatchInfo, Checkpoint, Position, Run, SyncUnit};
+use crate::store::{BatchInfo, Checkpoint, Position, Run, SyncUnit, to_json};
 
 use super::outbox::attempts;
-use super::platform::{Platform, PlatformError};
+use super::platform::{Platform, PlatformError, WorkerState};
+use super::sdk::{self, Document, Scope, SdkState};
 
 /// Where a checkpoint stands in the worker state, beside keys that are not ours.
 const KEY: &str = "highwater";
@@ -38,11 +42,16 @@ pub(crate) struct Keeper<'a> {
     token: String,
     /// The token that stands with the platform, as far as is known.
     standing: RefCell<Option<String>>,
+    /// The worker state as it was read when the unit was taken over.
+    found: WorkerState,
 }
 
 impl<'a> Keeper<'a> {
     /// Takes a unit over: makes the disk current, and stores the token that the first save will write. Says whether all
-    /// that the store now knows of the unit comes from the checkpoint.
+    /// that the store now knows of the unit comes from the checkpoint. Nothing is saved with the platform yet.
+    ///
+    /// # Errors
+    /// `NotSaved` if the worker state could not be read; `Corrupt`, `Io`.
     pub(crate) fn take_over(
         unit: &SyncUnit,
         platform: &'a dyn Platform,
@@ -53,8 +62,10 @@ impl<'a> Keeper<'a> {
     ) -> Result<(Self, bool)> {
         let sync_unit = unit.id().to_string();
         let token = format!("{:016x}", fastrand::Rng::with_seed(seed).u64(..));
-        let this = Self { platform, clock, sync_unit, seed, hard, token, standing: RefCell::default() };
-        let mut found = this.found()?;
+        let standing = RefCell::default();
+        let found = WorkerState::default();
+        let mut this = Self { platform, clock, sync_unit, seed, hard, token, standing, found };
+        let mut found = this.look()?;
         let holder = unit.holder()?;
         let is_current = |found: &Option<Checkpoint>| {
             if unit.breaks(Rule::HolderToken) {
@@ -67,7 +78,7 @@ impl<'a> Keeper<'a> {
         if !is_current(&found) {
             if let Some(wait) = settle {
                 clock.sleep(wait);
-                found = this.found()?;
+                found = this.look()?;
             }
             match &found {
                 Some(checkpoint) => {
@@ -81,6 +92,7 @@ impl<'a> Keeper<'a> {
         let standing = found.map(|found| found.token);
         unit.intend(standing.as_deref(), &this.token)?;
         this.standing.replace(standing);
+        info!(restored, "sync unit taken over");
         Ok((this, restored))
     }
 
@@ -112,7 +124,7 @@ impl<'a> Keeper<'a> {
     }
 
     fn put(&self, checkpoint: Option<&Checkpoint>) -> Result<usize> {
-        let state = self.state()?;
+        let state = self.state()?.state;
         let found = self.checkpoint_in(state.as_deref())?.map(|found| found.token);
         // A first save whose answer was lost may have been applied.
         let ours = found == *self.standing.borrow() || found.as_deref() == Some(&self.token);
@@ -120,35 +132,58 @@ impl<'a> Keeper<'a> {
             return Err(Error::Fenced { sync_unit: self.sync_unit.clone(), run: "at hand".to_owned() });
         }
         let odd = |error: serde_json::Error| Error::Corrupt { what: self.what(), reason: error.to_string() };
-        // Keys that are not ours stay as they are.
-        let mut document: Map<String, Value> =
-            state.as_deref().map_or(Ok(Map::new()), serde_json::from_str).map_err(odd)?;
-        match checkpoint {
-            Some(checkpoint) => {
-                document.insert(KEY.to_owned(), serde_json::to_value(checkpoint).map_err(odd)?)
-            }
-            None => document.remove(KEY),
-        };
-        let text = serde_json::to_string(&document).map_err(odd)?;
-        if text.len() > CHECKPOINT_BYTES_MAX {
-            return Err(Error::TooLarge {
-                what: self.what(),
-                found: text.len() as u64,
-                limit: CHECKPOINT_BYTES_MAX as u64,
-                unit: "bytes",
-            });
+        // Keys that are neither ours nor the SDK's stay as they are, and where they are.
+        let mut document = self.document(state.as_deref())?;
+        if let Some(checkpoint) = checkpoint {
+            document.insert(KEY.to_owned(), serde_json::to_value(checkpoint).map_err(odd)?);
+            sdk::write(&mut document, &checkpoint.standing());
+        } else {
+            // Left behind, the SDK's keys would be what the unit inherits when it comes again.
+            document.shift_remove(KEY);
+            sdk::remove(&mut document);
         }
+        let text = to_json(&self.what(), &document, CHECKPOINT_BYTES_MAX)?;
         self.attempt(|| self.platform.save_worker_state(&text))?;
         self.standing.replace(checkpoint.map(|checkpoint| checkpoint.token.clone()));
+        debug!(bytes = text.len(), "checkpoint saved");
         Ok(text.len())
     }
 
-    fn found(&self) -> Result<Option<Checkpoint>> {
-        self.checkpoint_in(self.state()?.as_deref())
+    /// The connector's own keys, as they were when the unit was taken over.
+    pub(crate) fn connector_state(&self) -> Result<Option<Value>> {
+        Ok(sdk::connector_state(self.document(self.found.state.as_deref())?, KEY))
     }
 
-    fn state(&self) -> Result<Option<String>> {
-        Ok(self.attempt(|| self.platform.worker_state())?.and_then(|state| state.state))
+    /// The extraction scope, as it was then.
+    pub(crate) fn scope(&self) -> Result<Scope> {
+        Scope::read(self.found.objects.as_deref(), &self.sync_unit)
+    }
+
+    /// What the TypeScript SDK left, where there was no checkpoint of ours when the unit was taken over.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the key that makes no sense; `Corrupt`.
+    pub(crate) fn sdk_state(&self) -> Result<Option<SdkState>> {
+        let document = self.document(self.found.state.as_deref())?;
+        if document.contains_key(KEY) {
+            return Ok(None);
+        }
+        SdkState::read(&document, &self.sync_unit)
+    }
+
+    fn look(&mut self) -> Result<Option<Checkpoint>> {
+        self.found = self.state()?;
+        self.checkpoint_in(self.found.state.as_deref())
+    }
+
+    fn state(&self) -> Result<WorkerState> {
+        Ok(self.attempt(|| self.platform.worker_state())?.unwrap_or_default())
+    }
+
+    fn document(&self, state: Option<&str>) -> Result<Document> {
+        let Some(state) = state.filter(|state| !state.trim().is_empty()) else { return Ok(Document::new()) };
+        serde_json::from_str(state)
+            .map_err(|error| Error::Corrupt { what: self.what(), reason: error.to_string() })
     }
 
     fn checkpoint_in(&self, state: Option<&str>) -> Result<Option<Checkpoint>> {

@@ -6,7 +6,9 @@
 //! | `confirmed.txt` | the id of a confirmed artifact per line, in the order of confirming |
 //! | `messages.jsonl` | an accepted message per line, bare, in the order of accepting |
 //! | `message_keys.jsonl` | `{"key","at","bytes"}` per line: the key of each of those, and where its line is |
-//! | `worker_state.json` | the worker state, as it was saved last |
+//! | `worker_state.json` | the worker state, as it was saved last; of a unit by name, `worker_state-<sync unit>.json` |
+//! | `objects.json` | the extraction scope, if somebody put one there |
+//! | `domain_mapping.json` | `{"mapping","blueprint"}`: the initial domain mapping that was installed last |
 //! | `platform.json` | what the [driver](SyncSettings) remembers: ids given out, finished syncs, the pending event |
 //! | `uploaders.txt` | how many handles have uploaded; the first half of an artifact id |
 //! | `incoming/` | files on their way to another name |
@@ -48,6 +50,7 @@ mod driver;
 mod lines;
 
 use std::collections::{HashMap, HashSet};
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::ops::{Deref, DerefMut};
@@ -69,6 +72,10 @@ pub use self::driver::{ItemTotals, LocalEvent, SyncReport, SyncSettings, SyncSte
 pub const WORKER_STATE_BYTES_MAX: usize = 1_000_000;
 /// Bytes of one upload at most.
 pub const UPLOAD_BYTES_MAX: u64 = 2 * 1024 * 1024 * 1024;
+/// Where the worker state is, if nobody says of which unit.
+const STATE_FILE: &str = "worker_state.json";
+/// Where the extraction scope is.
+const SCOPE_FILE: &str = "objects.json";
 /// Bytes of a message's key at most.
 const KEY_BYTES_MAX: usize = 4 * ID_BYTES_MAX;
 /// Bytes of an upload that are in memory at a time.
@@ -330,33 +337,93 @@ impl Local {
         file.map_err(|error| Error::io(format!("make a file in {}", dir.display()), error))
     }
 
-    /// Gives a finished upload its id and its place.
-    fn place(&self, mut file: NamedTempFile) -> Result<ArtifactId> {
-        let synced = file.as_file().sync_all();
-        synced.map_err(|error| Error::io(format!("sync {}", file.path().display()), error))?;
+    /// Says an id that no artifact of this directory has had or will have, for an upload that is to follow: see
+    /// [`Local::upload_as`].
+    ///
+    /// # Errors
+    /// `Io` if the disk refuses; `NotALocal` if the files make no sense together.
+    pub fn prepare(&self) -> Result<ArtifactId> {
         let mut held = self.hold()?;
         let uploader = self.uploader(&mut held)?;
-        let dir = self.dir.join("artifacts");
         loop {
             held.uploads += 1;
             let id = format!("artifact-{uploader:04}-{:06}", held.uploads);
-            match file.persist_noclobber(dir.join(&id)) {
-                Ok(_) => {
-                    sync_dir(&dir)?;
-                    return ArtifactId::new(id);
-                }
-                // Only where `uploaders.txt` was removed by hand.
-                Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => file = error.file,
-                Err(error) => {
-                    return Err(Error::io(format!("make {}", dir.join(&id).display()), error.error));
-                }
+            // One is there only where `uploaders.txt` was removed by hand.
+            if self.uploaded(&id).is_none() {
+                return ArtifactId::new(id);
             }
         }
     }
-}
 
-impl Platform for Local {
-    fn upload(&self, upload: Upload<'_>) -> Result<ArtifactId, PlatformError> {
+    /// Makes the artifact of an id that [`Local::prepare`] said, unconfirmed.
+    ///
+    /// # Errors
+    /// What became of the attempt: as [`Platform::upload`]; 409 if the artifact is there already, 400 if the id is none
+    /// that an artifact could have.
+    ///
+    /// # Durability
+    /// When this returns `Ok`, the bytes survive power loss; a kill before leaves no artifact.
+    pub fn upload_as(&self, artifact: &ArtifactId, upload: Upload<'_>) -> Result<(), PlatformError> {
+        let id = artifact.as_str();
+        let Some(name) = artifact_name(id.as_bytes()) else {
+            return refuse(400, format!("{id:?} is no artifact id"));
+        };
+        let file = self.take(upload)?;
+        let _held = self.hold().map_err(|error| unknown(&error))?;
+        let dir = self.dir.join("artifacts");
+        match file.persist_noclobber(dir.join(name)) {
+            Ok(_) => sync_dir(&dir).map_err(|error| unknown(&error)),
+            Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
+                refuse(409, format!("artifact {id} was uploaded before"))
+            }
+            Err(error) => Err(unknown(&Error::io(format!("make {}", dir.join(name).display()), error.error))),
+        }
+    }
+
+    /// What was saved last for a sync unit, where the directory serves several.
+    ///
+    /// # Errors
+    /// What became of the attempt: as [`Platform::worker_state`]; 400 for an id that makes no file name.
+    pub fn worker_state_of(&self, sync_unit: &str) -> Result<Option<String>, PlatformError> {
+        self.saved_state(&state_file(sync_unit)?)
+    }
+
+    /// Saves JSON text for a sync unit, in place of what was there.
+    ///
+    /// # Errors
+    /// What became of the attempt: as [`Platform::save_worker_state`]; 400 for an id that makes no file name.
+    ///
+    /// # Durability
+    /// When this returns `Ok`, the state survives power loss; a kill leaves the old one or the new one.
+    pub fn save_worker_state_of(&self, sync_unit: &str, state: &str) -> Result<(), PlatformError> {
+        self.save_state(&state_file(sync_unit)?, state)
+    }
+
+    fn saved_state(&self, file: &str) -> Result<Option<String>, PlatformError> {
+        let path = self.dir.join(file);
+        match fs::read_to_string(&path) {
+            Ok(state) => Ok(Some(state)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(unknown(&Error::io(format!("read {}", path.display()), error))),
+        }
+    }
+
+    fn save_state(&self, file: &str, state: &str) -> Result<(), PlatformError> {
+        if state.len() > WORKER_STATE_BYTES_MAX {
+            return refuse(
+                413,
+                format!("the worker state is {} bytes, the limit is {WORKER_STATE_BYTES_MAX}", state.len()),
+            );
+        }
+        if let Err(error) = serde_json::from_str::<serde::de::IgnoredAny>(state) {
+            return refuse(400, format!("the worker state is not JSON: {error}"));
+        }
+        let held = self.hold().map_err(|error| unknown(&error))?;
+        self.replace(&held, file, state.as_bytes()).map_err(|error| unknown(&error))
+    }
+
+    /// Takes the bytes of an upload into a file in `incoming/`, all of them and durable.
+    fn take(&self, upload: Upload<'_>) -> Result<NamedTempFile, PlatformError> {
         let Upload { file_name: name, mut body, .. } = upload;
         let (reader, length_bytes): (&mut dyn Read, _) = match &mut body {
             Body::Batch(bytes) => (bytes, None),
@@ -401,7 +468,17 @@ impl Platform for Local {
             }
             _ => {}
         }
-        self.place(file).map_err(|error| unknown(&error))
+        let synced = file.as_file().sync_all();
+        synced.map_err(|error| unknown(&Error::io(format!("sync {}", file.path().display()), error)))?;
+        Ok(file)
+    }
+}
+
+impl Platform for Local {
+    fn upload(&self, upload: Upload<'_>) -> Result<ArtifactId, PlatformError> {
+        let artifact = self.prepare().map_err(|error| unknown(&error))?;
+        self.upload_as(&artifact, upload)?;
+        Ok(artifact)
     }
 
     fn confirm(&self, artifact: &ArtifactId) -> Result<(), PlatformError> {
@@ -441,28 +518,26 @@ impl Platform for Local {
         }
     }
 
+    // Nobody says of which unit, so there is one state.
     fn worker_state(&self) -> Result<Option<WorkerState>, PlatformError> {
-        let path = self.dir.join("worker_state.json");
-        match fs::read_to_string(&path) {
-            Ok(state) => Ok(Some(WorkerState { state: Some(state), objects: None })),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(unknown(&Error::io(format!("read {}", path.display()), error))),
-        }
+        let state =
+            WorkerState { state: self.saved_state(STATE_FILE)?, objects: self.saved_state(SCOPE_FILE)? };
+        Ok((state != WorkerState::default()).then_some(state))
     }
 
-    // A directory has one state, so it serves one sync unit. A kill leaves the old one or the new one.
     fn save_worker_state(&self, state: &str) -> Result<(), PlatformError> {
-        if state.len() > WORKER_STATE_BYTES_MAX {
-            return refuse(
-                413,
-                format!("the worker state is {} bytes, the limit is {WORKER_STATE_BYTES_MAX}", state.len()),
-            );
-        }
-        if let Err(error) = serde_json::from_str::<serde::de::IgnoredAny>(state) {
-            return refuse(400, format!("the worker state is not JSON: {error}"));
-        }
+        self.save_state(STATE_FILE, state)
+    }
+
+    fn create_blueprint(&self, mapping: &Value) -> Result<Option<String>, PlatformError> {
+        let blueprint = mapping.get("starting_recipe_blueprint").and_then(Value::as_object);
+        Ok(blueprint.filter(|blueprint| !blueprint.is_empty()).map(|_| "local-blueprint".to_owned()))
+    }
+
+    fn install_mapping(&self, mapping: &Value, blueprint: Option<&str>) -> Result<(), PlatformError> {
+        let text = serde_json::json!({ "mapping": mapping, "blueprint": blueprint }).to_string();
         let held = self.hold().map_err(|error| unknown(&error))?;
-        self.replace(&held, "worker_state.json", state.as_bytes()).map_err(|error| unknown(&error))
+        self.replace(&held, "domain_mapping.json", text.as_bytes()).map_err(|error| unknown(&error))
     }
 }
 
@@ -656,6 +731,28 @@ fn artifact_name(name: &[u8]) -> Option<&str> {
         && !name.starts_with(b".")
         && name.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte));
     if fits { std::str::from_utf8(name).ok() } else { None }
+}
+
+/// The file of a sync unit's worker state: what is no letter, digit, `-`, `_` or `.` is percent-encoded, so no two
+/// units share one.
+fn state_file(sync_unit: &str) -> Result<String, PlatformError> {
+    let mut name = "worker_state-".to_owned();
+    for byte in sync_unit.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_.".contains(&byte) {
+            name.push(char::from(byte));
+        } else {
+            // Writing to a string does not fail.
+            let _ = write!(name, "%{byte:02X}");
+        }
+    }
+    name.push_str(".json");
+    if sync_unit.is_empty() || name.len() > 255 {
+        return refuse(
+            400,
+            format!("a sync unit's id has 1 to about 200 bytes, this one {}", sync_unit.len()),
+        );
+    }
+    Ok(name)
 }
 
 /// Whether these bytes are one whole line of JSON.

@@ -1,5 +1,7 @@
 //! Airdrop: its events and messages, and the loop that drives an extractor through them.
 
+mod answer;
+mod check;
 #[cfg(feature = "http")]
 mod client;
 mod event;
@@ -10,11 +12,14 @@ mod local;
 mod message;
 mod outbox;
 mod platform;
+mod sdk;
 mod serve;
 mod streams;
 mod window;
 
 pub use crate::model::Step;
+pub use answer::{Outcome, OutcomeKind};
+pub use check::CheckPolicy;
 #[cfg(feature = "http")]
 pub use client::Client;
 pub use event::{Event, EventType, Mode, Secret, Spelling, TimeSetting, WindowEnd};
@@ -30,5 +35,5 @@ pub use message::{
     WorkerMetadata, answer_name, compose,
 };
 pub use platform::{Body, Fate, Platform, PlatformError, SealedMessage, Upload, WorkerState};
-pub use serve::{Context, Outcome, OutcomeKind, Serve, serve};
+pub use serve::{Context, Serve, serve};
 pub use window::{Bounds, Window};

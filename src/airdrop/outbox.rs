@@ -14,6 +14,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
+use tracing::{debug, info, warn};
+
 use crate::clock::Clock;
 use crate::error::Result;
 use crate::model::{ArtifactId, CHECKPOINT_BYTES_SOFT, MESSAGE_BYTES_SOFT, Rule};
@@ -40,6 +42,10 @@ pub(crate) fn back_off(tries: u32, after: Option<Duration>, chance: &mut fastran
     let doubled =
         BACK_OFF_FIRST.saturating_mul(2_u32.saturating_pow(tries.saturating_sub(1))).min(BACK_OFF_MAX);
     doubled.mul_f64(0.5 + chance.f64()).max(after.unwrap_or_default())
+}
+
+fn millis(wait: Duration) -> u64 {
+    u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Why a call was not made to succeed.
@@ -80,6 +86,7 @@ pub(crate) fn attempts<T>(
                 if tries >= TRIES || clock.elapsed().saturating_add(wait) >= hard {
                     return Err(GaveUp::Tried(format!("{error}; tried {tries} times")));
                 }
+                warn!(tries, reason = %error, wait_ms = millis(wait), "call to the platform is tried again");
                 clock.sleep(wait);
             }
         }
@@ -210,6 +217,10 @@ impl<'a> Outbox<'a> {
                     Step::Confirm { artifact, unknown: earlier, counted: false }
                 }
             };
+            if matches!(step, Step::Upload) {
+                let (seq, items) = (info.seq, info.items);
+                debug!(seq, item_type = info.item_type, items, "batch closed");
+            }
             self.unsaved += u32::from(!saved && matches!(step, Step::Confirm { .. }));
             let task =
                 Task { given_up, saved, step, tries: 0, ready_at: Duration::ZERO, in_flight: false, info };
@@ -401,6 +412,7 @@ impl<'a> Outbox<'a> {
                     self.run.uploaded(done.seq, &artifact)?;
                 }
                 self.run.confirm(done.seq)?;
+                debug!(seq = done.seq, artifact = artifact.as_str(), "batch confirmed");
             }
             (Step::Upload, Err(PlatformError::Refused { status, reason })) => {
                 self.left_over = true;
@@ -456,6 +468,8 @@ impl<'a> Outbox<'a> {
                         self.meet(Trouble::AskedToWait(after));
                     }
                 } else {
+                    let (seq, tries, wait_ms) = (done.seq, task.tries, millis(wait));
+                    warn!(seq, call, tries, reason, wait_ms, "batch is tried again");
                     self.tasks.insert(done.seq, task);
                 }
             }
@@ -472,6 +486,10 @@ impl<'a> Outbox<'a> {
 
     /// Keeps the first trouble, but lets a failure take the place of a wait.
     fn meet(&mut self, trouble: Trouble) {
+        match &trouble {
+            Trouble::Failed(reason) => warn!(reason, "delivery failed"),
+            Trouble::AskedToWait(wait) => info!(wait_ms = millis(*wait), "the platform asked to wait"),
+        }
         if !matches!(self.trouble, Some(Trouble::Failed(_))) {
             self.trouble = Some(trouble);
         }

@@ -7,6 +7,8 @@ use std::fmt;
 use std::io::Read;
 use std::time::Duration;
 
+use serde_json::Value;
+
 use crate::model::ArtifactId;
 
 /// A platform: over HTTP, over a directory, or simulated.
@@ -40,7 +42,8 @@ pub trait Platform: Sync {
     }
 
     /// Fetches what the platform keeps for the event's sync unit; none if it keeps nothing yet. Only
-    /// [`Serve::checkpoints`](super::Serve::checkpoints) needs it.
+    /// [`Serve::checkpoints`](super::Serve::checkpoints) and
+    /// [`Serve::extraction_scope`](super::Serve::extraction_scope) need it.
     ///
     /// # Errors
     /// What became of the attempt.
@@ -56,6 +59,27 @@ pub trait Platform: Sync {
         let reason =
             format!("this platform keeps no worker state, and there are {} bytes to keep", state.len());
         Err(PlatformError::Refused { status: 501, reason })
+    }
+
+    /// Creates the starting recipe blueprint that an initial domain mapping holds, and says its id; none if it holds
+    /// none. A mapping can be installed without, so a failure is a reason for a warning only.
+    ///
+    /// # Errors
+    /// What became of the attempt.
+    fn create_blueprint(&self, mapping: &Value) -> Result<Option<String>, PlatformError> {
+        let _ = mapping;
+        Ok(None)
+    }
+
+    /// Installs an initial domain mapping, with the blueprint of that id if there is one. To install it twice is the
+    /// same as once. Only an extractor that has an
+    /// [`initial_domain_mapping`](super::Extractor::initial_domain_mapping) needs it.
+    ///
+    /// # Errors
+    /// What became of the attempt.
+    fn install_mapping(&self, mapping: &Value, blueprint: Option<&str>) -> Result<(), PlatformError> {
+        let _ = (mapping, blueprint);
+        Err(PlatformError::Refused { status: 501, reason: "this platform takes no mappings".to_owned() })
     }
 }
 

@@ -5,6 +5,9 @@
 //!
 //! Who cannot open the store, is fenced, or gets an event of a past run, gets an error and nothing is sent. In every
 //! other case exactly one message answers the event; it is sealed before it is sent.
+//!
+//! An invocation is one `tracing` span, `invocation`, with the event type, the unit, the phase and the run; each step of
+//! it is an event in that span. What an extractor's error says is in none of them: it may hold anything.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,30 +15,29 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use serde_json::value::RawValue;
+use tracing::field::{Empty, display};
+use tracing::{Span, debug, info, info_span, warn};
 
 use crate::artifact::decompress;
 use crate::clock::Clock;
 use crate::error::{BoxError, Error, ErrorKind, Result, chain, panic_text};
 use crate::model::{
-    BATCH_BYTES_MAX, EXTERNAL_SYNC_UNIT_BATCH_ITEMS, MESSAGE_BYTES_SOFT, Micros, Phase, Rule, RunId,
-    StreamName, SyncUnitId,
+    BATCH_BYTES_MAX, EXTERNAL_SYNC_UNIT_BATCH_ITEMS, Micros, Phase, Rule, RunId, StreamName, SyncUnitId,
 };
 use crate::record::Record;
-use crate::store::{
-    Accepted, AttachmentCounts, Incoming, MessageKind, Page, Run, Sealing, Store, StoredMessage, WindowRow,
-    message_key_text,
-};
+use crate::store::{Accepted, Incoming, Page, Run, Store, WindowRow};
 
+use super::answer::{Ending, Outcome, OutcomeKind, Said, failed};
+use super::check::{CheckPolicy, Checks};
 use super::event::{Event, EventType, Spelling};
 use super::extractor::{Extractor, SourceError};
 use super::keeper::Keeper;
 use super::lanes::{Done, Job, Lanes, attempt};
-use super::message::{
-    ARTIFACTS_FIELD_BYTES, Answer, AnswerKind, ERROR_MESSAGE_BYTES_MAX, ErrorCode, WorkerMetadata, compose,
-};
-use super::outbox::{GaveUp, Outbox, OutboxSettings, Trouble, attempts, entry};
-use super::platform::{Platform, SealedMessage};
+use super::outbox::{Outbox, OutboxSettings, Trouble, attempts};
+use super::platform::{Platform, PlatformError};
+use super::sdk::Scope;
 use super::streams::{self, StreamDone, StreamJob, StreamSettings, Streams, StreamsEnd};
 use super::window::{Bounds, Window, resolve};
 
@@ -43,6 +45,9 @@ use super::window::{Bounds, Window, resolve};
 const METADATA: &str = "external_domain_metadata";
 /// The item type, and the stream, of external sync units.
 const EXTERNAL_SYNC_UNITS: &str = "external_sync_units";
+
+/// The note of a run that says which item types it leaves out.
+const SCOPE: &str = "scope";
 
 /// Answers one event with the default settings; see [`Serve::serve`].
 ///
@@ -60,17 +65,19 @@ pub fn serve<E: Extractor>(
 /// How to answer events.
 #[derive(Debug, Clone)]
 #[must_use]
+#[allow(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub struct Serve {
     soft: Duration,
-    hard: Duration,
+    pub(super) hard: Duration,
     lanes: usize,
     streams: usize,
     attachment_tries: u32,
     inline_seed: Option<u64>,
-    spelling: Option<Spelling>,
-    attachments_phase: bool,
+    pub(super) spelling: Option<Spelling>,
+    pub(super) attachments_phase: bool,
     units_inline: bool,
     checkpoints: bool,
+    scope: bool,
     settle: Option<Duration>,
 }
 
@@ -94,6 +101,7 @@ impl Serve {
             attachments_phase: true,
             units_inline: false,
             checkpoints: false,
+            scope: false,
             settle: None,
         }
     }
@@ -150,9 +158,20 @@ impl Serve {
     /// Keeps a checkpoint of the sync unit with the platform, for a worker whose disk does not survive it: what the store
     /// lacks is restored from there, and nothing is confirmed or sent that a saved checkpoint does not hold.
     ///
+    /// A state that the TypeScript SDK left there is taken up: its last successful start is the watermark, and a run in
+    /// the middle of which it was goes on as that run. The SDK's keys are then kept current beside the checkpoint, so that
+    /// a connector can go back between two runs; all other keys stay as they are. The extraction scope is read, too.
+    ///
     /// The promise then holds for one live invocation per sync unit whose saves land in order.
     pub fn checkpoints(mut self) -> Self {
         self.checkpoints = true;
+        self
+    }
+
+    /// Asks the platform, when the data phase begins, which item types are wanted, also where no checkpoints are kept.
+    /// Records of the others are counted and staged nowhere. The answer holds for the whole run.
+    pub fn extraction_scope(mut self) -> Self {
+        self.scope = true;
         self
     }
 
@@ -188,6 +207,9 @@ impl Serve {
         event: &Event,
     ) -> Result<Outcome> {
         let started = store.clock().elapsed();
+        let event_type = event.event_type().name(event.spelling());
+        let span = info_span!("invocation", event_type, unit = Empty, run = Empty, phase = Empty);
+        let _entered = span.enter();
         let invocation = Invocation {
             settings: self,
             clock: store.clock().as_ref(),
@@ -218,56 +240,6 @@ impl Serve {
     }
 }
 
-/// What came of an event.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Outcome {
-    /// What the message says.
-    pub kind: OutcomeKind,
-    /// The event type of the message; empty if the event was answered long ago and nothing was sent.
-    pub event_type: String,
-    /// The message as it was sent: JSON on one line. `None` as above.
-    pub message: Option<String>,
-    /// Artifacts that it announces.
-    pub artifacts: u64,
-    /// The run, where there is one.
-    pub run: Option<RunId>,
-    /// The message had been sealed before, and was only sent again.
-    pub replayed: bool,
-    /// How far the attachments of the run are; those that failed are listed by
-    /// [`SyncUnit::failed_attachments`](crate::SyncUnit::failed_attachments).
-    pub attachments: AttachmentCounts,
-    /// A watermark that was left aside for lying in the future: see [`Run::ignored_watermark`].
-    pub ignored_watermark: Option<DateTime<Utc>>,
-}
-
-/// What the message that answered an event says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum OutcomeKind {
-    /// The phase is over.
-    Done,
-    /// There is more, at once.
-    Progress,
-    /// There is more, after a while.
-    Delay,
-    /// It went wrong; the message says how.
-    Error,
-    /// The event was answered by an earlier life, and its message is no longer kept: nothing was sent.
-    AnsweredEarlier,
-}
-
-impl From<MessageKind> for OutcomeKind {
-    fn from(kind: MessageKind) -> Self {
-        match kind {
-            MessageKind::Done => Self::Done,
-            MessageKind::Progress => Self::Progress,
-            MessageKind::Delay => Self::Delay,
-            MessageKind::Error => Self::Error,
-        }
-    }
-}
-
 /// What an extractor may know of the invocation that it is called in.
 pub struct Context<'a> {
     event: &'a Event,
@@ -275,6 +247,8 @@ pub struct Context<'a> {
     clock: &'a dyn Clock,
     soft_at: Duration,
     window: Option<Window>,
+    scope: Scope,
+    connector_state: Option<Value>,
 }
 
 impl fmt::Debug for Context<'_> {
@@ -326,49 +300,36 @@ impl Context<'_> {
         self.run.value(key)
     }
 
+    /// Whether the platform wants records of an item type; of one that it does not, nothing needs to be fetched, and what
+    /// is handed over all the same is counted and left out. Resolved when the data phase begins, and the same until the
+    /// run is over; before that, and where no scope is read, everything is wanted.
+    ///
+    /// A type that comes into the scope later is extracted from that run's [`Context::since`] on, as the others are.
+    pub fn extracts(&self, item_type: &str) -> bool {
+        self.scope.extracts(item_type)
+    }
+
+    /// The connector's own keys of a state of the TypeScript SDK, in a run that the SDK began and that goes on here:
+    /// they hold the cursors at which its data extraction stood. `None` in every other run.
+    ///
+    /// The first page of each stream is asked for with no cursor there; from then on the cursor is ours.
+    pub fn connector_state(&self) -> Option<&Value> {
+        self.connector_state.as_ref()
+    }
+
     /// How long pages are still fetched in this invocation.
     pub fn time_left(&self) -> Duration {
         self.soft_at.saturating_sub(self.clock.elapsed())
     }
 }
 
-/// How the work of an invocation ended.
-#[derive(Debug)]
-enum Ending {
-    Done,
-    Progress,
-    /// `asked` says that the source asked for it just now; otherwise it is what is left of an earlier wait.
-    Delay {
-        seconds: u64,
-        asked: bool,
-    },
-    Failed {
-        code: Option<ErrorCode>,
-        message: String,
-    },
-}
-
-fn failed(message: &str) -> Ending {
-    Ending::Failed { code: None, message: message.to_owned() }
-}
-
-/// What the message says beside how it ended.
-#[derive(Debug, Default)]
-struct Said {
-    /// The item type extracted last.
-    item_type: Option<String>,
-    window: Option<Window>,
-    /// External sync units, where they go into the message itself.
-    units: Option<Vec<Box<RawValue>>>,
-}
-
-struct Invocation<'a> {
-    settings: &'a Serve,
-    clock: &'a dyn Clock,
-    platform: &'a dyn Platform,
-    event: &'a Event,
-    started: Duration,
-    seed: u64,
+pub(super) struct Invocation<'a> {
+    pub(super) settings: &'a Serve,
+    pub(super) clock: &'a dyn Clock,
+    pub(super) platform: &'a dyn Platform,
+    pub(super) event: &'a Event,
+    pub(super) started: Duration,
+    pub(super) seed: u64,
 }
 
 /// An event as the store knows it.
@@ -388,6 +349,19 @@ fn incoming(event: &Event) -> Result<(SyncUnitId, Incoming)> {
     Ok((event.unit_key()?, incoming))
 }
 
+/// Says what is done about an event.
+fn accepted_as(accepted: &Accepted) {
+    let (run, decision) = match accepted {
+        Accepted::Work(run) => (run, "work"),
+        Accepted::Repeat(run) => (run, "repeat"),
+        Accepted::Refuse(run, _) => (run, "refuse"),
+        Accepted::Replay(run, _) => (run, "replay"),
+        Accepted::AnsweredEarlier(run) => (run, "answered earlier"),
+    };
+    Span::current().record("run", display(run.id()));
+    info!(decision, resumed = run.resumed(), started_at = %run.started_at(), "event accepted");
+}
+
 impl Invocation<'_> {
     fn converse<E: Extractor>(
         &self,
@@ -397,17 +371,28 @@ impl Invocation<'_> {
         incoming: &Incoming,
     ) -> Result<Outcome> {
         let phase = incoming.phase;
+        let span = Span::current();
+        span.record("unit", display(&unit)).record("phase", display(phase));
         let unit = store.any_unit(unit);
         let hard = self.started.saturating_add(self.settings.hard);
         // External sync units have no sync unit to keep a checkpoint under.
         let held = if self.settings.checkpoints && phase != Phase::ExternalSyncUnits {
-            Some(Keeper::take_over(&unit, self.platform, self.clock, self.seed, hard, self.settings.settle)?)
+            let settle = self.settings.settle;
+            Some(Keeper::take_over(&unit, self.platform, self.clock, self.seed, hard, settle)?)
         } else {
             None
         };
         let restored = held.as_ref().is_some_and(|(_, restored)| *restored);
         let keeper = held.as_ref().map(|(keeper, _)| keeper);
-        let accepted = unit.accept(incoming, restored)?;
+        let inherited = match keeper.map(Keeper::sdk_state).transpose() {
+            Ok(sdk) => sdk.flatten().map(|sdk| sdk.inherited(incoming)),
+            // A state that makes no sense is not ours to overwrite: the platform is told.
+            Err(error) if error.kind() == ErrorKind::Invalid => {
+                return self.answer_statelessly(failed(&chain(&error)));
+            }
+            Err(error) => return Err(error),
+        };
+        let accepted = unit.accept(incoming, restored, inherited.as_ref())?;
         if let (
             Some(keeper),
             Accepted::Work(run)
@@ -419,6 +404,7 @@ impl Invocation<'_> {
         {
             keeper.save(run, None)?;
         }
+        accepted_as(&accepted);
         let attempt = |job: &Job| attempt(self.platform, job);
         match accepted {
             Accepted::AnsweredEarlier(run) => Ok(Outcome {
@@ -430,6 +416,7 @@ impl Invocation<'_> {
                 run: Some(run.id().clone()),
                 replayed: true,
                 ignored_watermark: None,
+                findings: run.finding_counts()?,
             }),
             Accepted::Replay(run, message) => self.deliver(&run, keeper, message, true),
             Accepted::Repeat(run) => self.answer(&run, keeper, phase, Ending::Done, &Said::default()),
@@ -471,16 +458,29 @@ impl Invocation<'_> {
             }
             window => window?,
         };
+        let scope = match self.scope(run, keeper, phase)? {
+            Ok(scope) => scope,
+            Err(ending) => return self.answer(run, keeper, phase, ending, &Said::default()),
+        };
+        let connector_state = match keeper {
+            Some(keeper) if run.sdk_attachments()?.is_some() => keeper.connector_state()?,
+            _ => None,
+        };
         let soft_at = self.started + self.settings.soft;
-        let context = Context { event: self.event, run, clock: self.clock, soft_at, window };
+        let context =
+            Context { event: self.event, run, clock: self.clock, soft_at, window, scope, connector_state };
         let mut said = Said { window, ..Said::default() };
-        let ending = match phase {
-            Phase::ExternalSyncUnits => {
-                self.external_sync_units(extractor, &context, &mut outbox, &mut said.units)
-            }
-            Phase::Metadata => self.metadata(extractor, &context, &mut outbox),
-            Phase::Data => self.data(extractor, &context, &mut outbox, &mut said.item_type),
-            Phase::Attachments => return self.attachments(extractor, &context, keeper, outbox, &said),
+        let ending = match self.domain_mapping(extractor, &context, phase) {
+            Ok(None) => match phase {
+                Phase::ExternalSyncUnits => {
+                    self.external_sync_units(extractor, &context, &mut outbox, &mut said.units)
+                }
+                Phase::Metadata => self.metadata(extractor, &context, &mut outbox),
+                Phase::Data => self.data(extractor, &context, &mut outbox, &mut said.item_type),
+                Phase::Attachments => return self.attachments(extractor, &context, keeper, outbox, &said),
+            },
+            Ok(Some(ending)) => Ok(ending),
+            Err(error) => Err(error),
         };
         self.settle(run, keeper, phase, outbox, ending, &said)
     }
@@ -542,6 +542,85 @@ impl Invocation<'_> {
         Ok(Some(Window { from: window.from.map(Micros::to_time), to: window.to.to_time() }))
     }
 
+    /// What of the data is wanted: resolved when the data phase begins, and the same until the run is over.
+    fn scope(
+        &self,
+        run: &Run,
+        keeper: Option<&Keeper<'_>>,
+        phase: Phase,
+    ) -> Result<std::result::Result<Scope, Ending>> {
+        if phase < Phase::Data || (keeper.is_none() && !self.settings.scope) {
+            return Ok(Ok(Scope::default()));
+        }
+        if let Some(scope) = run.note(SCOPE)? {
+            return Ok(Ok(scope));
+        }
+        if phase != Phase::Data {
+            return Ok(Ok(Scope::default()));
+        }
+        let scope = match keeper {
+            Some(keeper) => keeper.scope(),
+            None => match self.attempt(|| self.platform.worker_state()) {
+                Ok(state) => {
+                    let objects = state.and_then(|state| state.objects);
+                    Scope::read(objects.as_deref(), run.sync_unit().as_str())
+                }
+                Err(reason) => {
+                    return Ok(Err(failed(&format!("the extraction scope could not be read: {reason}"))));
+                }
+            },
+        };
+        match scope {
+            Ok(scope) => {
+                run.set_note(SCOPE, &scope)?;
+                Ok(Ok(scope))
+            }
+            Err(error) => Ok(Err(failed(&chain(&error)))),
+        }
+    }
+
+    /// Installs the connector's initial domain mapping, if that of this version is not installed, before anything else
+    /// of a run. Killed before it is remembered, it is installed again, which is the same as once.
+    fn domain_mapping<E: Extractor>(
+        &self,
+        extractor: &mut E,
+        context: &Context<'_>,
+        phase: Phase,
+    ) -> Result<Option<Ending>> {
+        let run = context.run;
+        let first = phase == Phase::Metadata || (phase == Phase::Data && !run.has_done(Phase::Metadata)?);
+        let Some(version) = self.event.snap_in_version_id()?.filter(|_| first) else { return Ok(None) };
+        if run.connector_version()?.as_ref() == Some(&version) {
+            return Ok(None);
+        }
+        let mapping = match self.ask(context, || extractor.initial_domain_mapping(context)) {
+            Ok(Some(mapping)) => mapping,
+            Ok(None) => return Ok(None),
+            Err(ending) => return Ok(Some(ending)),
+        };
+        let blueprint = self.attempt(|| self.platform.create_blueprint(&mapping)).unwrap_or_else(|reason| {
+            warn!(reason, "the recipe blueprint was not created; the mapping is installed without");
+            None
+        });
+        if let Err(reason) = self.attempt(|| self.platform.install_mapping(&mapping, blueprint.as_deref())) {
+            return Ok(Some(failed(&format!(
+                "the initial domain mapping of snap-in version {version} could not be installed: {reason}"
+            ))));
+        }
+        run.set_connector_version(&version)?;
+        info!(version, blueprint = blueprint.is_some(), "initial domain mapping installed");
+        Ok(None)
+    }
+
+    /// Makes a call to the platform until it succeeds, is refused, or the invocation is over; says why it did not.
+    fn attempt<T>(
+        &self,
+        call: impl FnMut() -> std::result::Result<T, PlatformError>,
+    ) -> std::result::Result<T, String> {
+        let hard = self.started.saturating_add(self.settings.hard);
+        attempts(self.clock, hard, self.seed, call).map_err(|gave_up| gave_up.to_string())
+    }
+
     fn external_sync_units<E: Extractor>(
         &self,
         extractor: &mut E,
@@ -598,7 +677,12 @@ impl Invocation<'_> {
             Ok(document) => document,
             Err(ending) => return Ok(ending),
         };
-        let page = Page::<()>::last().record(METADATA, Record::flat(&document)?);
+        let mut page = Page::<()>::last().record(METADATA, Record::flat(&document)?);
+        match checks(extractor, document) {
+            Ok(Some(checks)) => page.found(METADATA, checks.in_metadata),
+            Ok(None) => {}
+            Err(reason) => return Ok(failed(&reason)),
+        }
         outbox.add(context.run.stage(&stream, Phase::Metadata, 1, page)?);
         Ok(Ending::Done)
     }
@@ -614,6 +698,7 @@ impl Invocation<'_> {
         if let Some(seconds) = run.delay_left_seconds()? {
             return Ok(Ending::Delay { seconds, asked: false });
         }
+        let mut checks = None;
         let mut longest_page = Duration::ZERO;
         let mut pages = 0_u64;
         for stream in extractor.streams() {
@@ -626,10 +711,17 @@ impl Invocation<'_> {
                     return Ok(Ending::Progress);
                 }
                 if pages > 0 && longest_page >= context.time_left() {
+                    info!(pages, "deadline reached");
                     return Ok(Ending::Progress);
                 }
+                if checks.is_none() {
+                    checks = match self.checks(extractor, context) {
+                        Ok(checks) => Some(checks),
+                        Err(ending) => return Ok(ending),
+                    };
+                }
                 let page_started = self.clock.elapsed();
-                let page = match caught(|| extractor.page(context, stream.as_str(), cursor)) {
+                let mut page = match caught(|| extractor.page(context, stream.as_str(), cursor)) {
                     Ok(page) => page,
                     Err(SourceError::RateLimited { after }) => {
                         return Ok(Ending::Delay { seconds: whole_seconds(after), asked: true });
@@ -645,7 +737,15 @@ impl Invocation<'_> {
                 if let Some(item_type) = page.last_item_type() {
                     *last_item_type = Some(item_type.to_owned());
                 }
+                let (items, by_type, more) = (page.items(), page.items_by_type(), page.next.is_some());
+                page.leave_out(|item_type| !context.extracts(item_type));
+                if let Some(Some(checks)) = &mut checks
+                    && let Err(reason) = checks.page(stream.as_str(), &mut page)
+                {
+                    return Ok(failed(&reason));
+                }
                 outbox.add(run.stage_data(&stream, page)?);
+                debug!(stream = stream.as_str(), items, ?by_type, more, "page staged");
                 outbox.step()?;
                 if outbox.save_due() {
                     outbox.save()?;
@@ -655,6 +755,25 @@ impl Invocation<'_> {
             }
         }
         Ok(Ending::Done)
+    }
+
+    /// What pages are checked by in this invocation; `None`: they are not checked.
+    fn checks<E: Extractor>(
+        &self,
+        extractor: &mut E,
+        context: &Context<'_>,
+    ) -> Result<Option<Checks>, Ending> {
+        if extractor.check_policy() == CheckPolicy::Off {
+            return Ok(None);
+        }
+        let document = self.ask(context, || extractor.metadata(context)).map_err(|ending| match ending {
+            Ending::Failed { code, message } => {
+                let message = format!("asking for the metadata to check records by: {message}");
+                Ending::Failed { code, message }
+            }
+            ending => ending,
+        })?;
+        checks(extractor, document).map_err(|reason| failed(&reason))
     }
 
     /// Streams the attachments that the data phase queued, and answers: while the lanes are there, so that a stream which
@@ -704,10 +823,12 @@ impl Invocation<'_> {
         }
     }
 
-    /// Makes the queue of attachments again, where a checkpoint brought the run back, from the artifacts that announced
-    /// them. Says how the invocation ends, if it cannot go on.
+    /// Makes the queue of attachments again, where a checkpoint or a state of the TypeScript SDK brought the run back,
+    /// from the artifacts that announced them. Says how the invocation ends, if it cannot go on.
     fn rebuild_queue(&self, context: &Context<'_>) -> Result<Option<Ending>> {
         let hard = self.started.saturating_add(self.settings.hard);
+        let inherited = context.run.sdk_attachments()?.unwrap_or_default();
+        context.run.inherit_files(&inherited.artifact_ids)?;
         for (seq, artifact) in context.run.files_to_load()? {
             if context.time_left().is_zero() {
                 return Ok(Some(Ending::Progress));
@@ -718,7 +839,12 @@ impl Invocation<'_> {
                 decompress(&member, 2 * BATCH_BYTES_MAX, &mut lines).map_err(|error| error.to_string())?;
                 Ok(lines)
             });
-            let reason = match loaded.map(|lines| context.run.load_file(seq, &lines)) {
+            let load = |lines: Vec<u8>| {
+                context.run.load_file(seq, &lines, |place, at, attachment| {
+                    inherited.is_settled(place, at, attachment)
+                })
+            };
+            let reason = match loaded.map(load) {
                 Ok(Ok(())) => continue,
                 Ok(Err(error)) if error.kind() == ErrorKind::Invalid => chain(&error),
                 Ok(Err(error)) => return Err(error),
@@ -755,159 +881,6 @@ impl Invocation<'_> {
         }
     }
 
-    /// Seals the message and sends it. What does not fit goes into the next: then it is PROGRESS, if the phase has it.
-    fn answer(
-        &self,
-        run: &Run,
-        keeper: Option<&Keeper<'_>>,
-        phase: Phase,
-        mut ending: Ending,
-        said: &Said,
-    ) -> Result<Outcome> {
-        loop {
-            let (percent, artifacts_max) = run.progress_and_artifacts_max()?;
-            let mut bytes = self.base_bytes()?;
-            let mut batches = Vec::new();
-            let mut artifacts = Vec::new();
-            let confirmed = run.confirmed()?;
-            for (info, artifact) in &confirmed {
-                let entry = entry(info, artifact);
-                bytes += entry.bytes()?;
-                // One always goes, or nothing ever would.
-                if !artifacts.is_empty()
-                    && (bytes > MESSAGE_BYTES_SOFT
-                        || artifacts.len() as u64 >= artifacts_max.unwrap_or(u64::MAX))
-                {
-                    break;
-                }
-                batches.push(info.seq);
-                artifacts.push(entry);
-            }
-            let all = artifacts.len() == confirmed.len();
-            if !all && phase.continues() && matches!(ending, Ending::Done | Ending::Failed { .. }) {
-                ending = Ending::Progress;
-            }
-            let (kind, delay_seconds, says) = match &ending {
-                Ending::Done => (MessageKind::Done, None, AnswerKind::Done),
-                Ending::Progress => (MessageKind::Progress, None, AnswerKind::Progress { percent }),
-                Ending::Delay { seconds, asked } => {
-                    (MessageKind::Delay, asked.then_some(*seconds), AnswerKind::Delay { seconds: *seconds })
-                }
-                Ending::Failed { code, message } => {
-                    (MessageKind::Error, None, AnswerKind::Error { code: *code, message: message.clone() })
-                }
-            };
-            let mut answer = Answer::new(says);
-            answer.artifacts = artifacts;
-            // An ERROR carries no units: it may be for them that the message was too large.
-            if kind != MessageKind::Error {
-                answer.external_sync_units.clone_from(&said.units);
-            }
-            answer.worker = WorkerMetadata {
-                item_type: said.item_type.clone(),
-                oldest_state: said.window.and_then(|window| window.from),
-                newest_state: said.window.map(|window| window.to),
-            };
-            let composed = match compose(self.event, self.settings.spelling, &answer) {
-                Ok(composed) => composed,
-                Err(error @ Error::TooLarge { .. }) if !matches!(ending, Ending::Failed { .. }) => {
-                    ending = failed(&chain(&error));
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            let finishes = match phase {
-                Phase::ExternalSyncUnits | Phase::Attachments => true,
-                Phase::Data => !self.settings.attachments_phase,
-                Phase::Metadata => false,
-            };
-            let sent_unsealed = run.breaks(Rule::SealBeforeSend);
-            if sent_unsealed {
-                let key = message_key_text(&incoming_name(self.event), &composed.body);
-                let event_type = composed.event_type.to_owned();
-                let (body, artifacts) = (composed.body.clone(), batches.len() as u64);
-                self.send(&StoredMessage { no: 0, key, event_type, body, kind, artifacts })?;
-            }
-            let sealed = run.seal(&Sealing {
-                phase,
-                kind,
-                event_type: composed.event_type.to_owned(),
-                batches: &batches,
-                body: composed.body,
-                finishes,
-                delay_seconds,
-            });
-            let message = match sealed {
-                Ok(message) => message,
-                // DONE balances or is not sent.
-                Err(error @ Error::Unfinished { .. }) if kind == MessageKind::Done => {
-                    ending = failed(&chain(&error));
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            if let Some(keeper) = keeper
-                && !run.breaks(Rule::SendAfterSave)
-            {
-                keeper.save(run, run.position()?.as_ref())?;
-            }
-            let sent = if sent_unsealed { Sent::Accepted } else { self.send(&message)? };
-            match sent {
-                Sent::Accepted => return accepted(run, keeper, message, false),
-                Sent::Refused { status: 413, .. } if batches.len() > 1 => {
-                    run.refused(message.no, Some(batches.len() as u64 / 2))?;
-                }
-                Sent::Refused { status, reason } => {
-                    run.refused(message.no, None)?;
-                    if let Some(keeper) = keeper {
-                        keeper.save(run, None)?;
-                    }
-                    return Err(not_delivered(&message, &format!("refused with {status}: {reason}")));
-                }
-            }
-        }
-    }
-
-    /// Sends a message that was sealed earlier.
-    fn deliver(
-        &self,
-        run: &Run,
-        keeper: Option<&Keeper<'_>>,
-        message: StoredMessage,
-        replayed: bool,
-    ) -> Result<Outcome> {
-        match self.send(&message)? {
-            Sent::Accepted => accepted(run, keeper, message, replayed),
-            Sent::Refused { status, reason } => {
-                // Only the newest, and only if it was never accepted, can still be taken back.
-                if run.is_undelivered(message.no)? {
-                    let artifacts_max =
-                        (status == 413 && message.artifacts > 1).then_some(message.artifacts / 2);
-                    run.refused(message.no, artifacts_max)?;
-                    if let Some(keeper) = keeper {
-                        keeper.save(run, None)?;
-                    }
-                }
-                Err(not_delivered(&message, &format!("refused with {status}: {reason}")))
-            }
-        }
-    }
-
-    /// Tries to hand over a message until it is accepted or refused, or the invocation is over.
-    fn send(&self, message: &StoredMessage) -> Result<Sent> {
-        let sealed = SealedMessage {
-            key: message.key.clone(),
-            event_type: message.event_type.clone(),
-            body: message.body.clone(),
-        };
-        let hard = self.started.saturating_add(self.settings.hard);
-        match attempts(self.clock, hard, self.seed, || self.platform.send(&sealed)) {
-            Ok(()) => Ok(Sent::Accepted),
-            Err(GaveUp::Refused { status, reason }) => Ok(Sent::Refused { status, reason }),
-            Err(GaveUp::Tried(reason)) => Err(not_delivered(message, &reason)),
-        }
-    }
-
     /// Forgets the unit. The message is the same whenever it is composed, so nothing needs to be sealed.
     fn delete(&self, store: &Store) -> Result<Outcome> {
         match self.event.unit_key() {
@@ -929,87 +902,14 @@ impl Invocation<'_> {
             Err(error) => self.answer_statelessly(failed(&chain(&error))),
         }
     }
+}
 
-    /// Answers an event that has no run to seal its message in.
-    fn answer_statelessly(&self, ending: Ending) -> Result<Outcome> {
-        let (kind, says) = match ending {
-            Ending::Failed { code, message } => (MessageKind::Error, AnswerKind::Error { code, message }),
-            Ending::Done | Ending::Progress | Ending::Delay { .. } => (MessageKind::Done, AnswerKind::Done),
-        };
-        let composed = compose(self.event, self.settings.spelling, &Answer::new(says))?;
-        let name =
-            self.event.identity().unwrap_or_else(|_| self.event.event_type().name(Spelling::Seed).to_owned());
-        let message = StoredMessage {
-            no: 0,
-            key: message_key_text(&name, &composed.body),
-            event_type: composed.event_type.to_owned(),
-            body: composed.body,
-            kind,
-            artifacts: 0,
-        };
-        match self.send(&message)? {
-            Sent::Accepted => Ok(Outcome {
-                kind: kind.into(),
-                event_type: message.event_type,
-                message: Some(message.body),
-                artifacts: 0,
-                run: None,
-                replayed: false,
-                attachments: AttachmentCounts::default(),
-                ignored_watermark: None,
-            }),
-            Sent::Refused { status, reason } => {
-                Err(not_delivered(&message, &format!("refused with {status}: {reason}")))
-            }
-        }
+/// The checks of an extractor whose metadata are these, if it wants any; or what to answer.
+fn checks<E: Extractor>(extractor: &E, document: serde_json::Value) -> Result<Option<Checks>, String> {
+    match extractor.check_policy() {
+        CheckPolicy::Off => Ok(None),
+        policy => Checks::new(policy, METADATA, document).map(Some),
     }
-
-    /// Bytes of the message before any artifact is in it, with room for an error's text.
-    fn base_bytes(&self) -> Result<usize> {
-        let says = AnswerKind::Error { code: None, message: String::new() };
-        let empty = compose(self.event, self.settings.spelling, &Answer::new(says))?;
-        Ok(empty.body.len() + ARTIFACTS_FIELD_BYTES + ERROR_MESSAGE_BYTES_MAX)
-    }
-}
-
-/// What a message that no run seals is keyed by.
-fn incoming_name(event: &Event) -> String {
-    event.identity().unwrap_or_else(|_| event.event_type().name(Spelling::Seed).to_owned())
-}
-
-enum Sent {
-    Accepted,
-    Refused { status: u16, reason: String },
-}
-
-/// Records that a message was accepted.
-fn accepted(
-    run: &Run,
-    keeper: Option<&Keeper<'_>>,
-    message: StoredMessage,
-    replayed: bool,
-) -> Result<Outcome> {
-    let over = run.delivered(message.no)?;
-    match keeper {
-        Some(keeper) if over => keeper.save_end(run)?,
-        // Said again: that is to be known if the event comes once more.
-        Some(keeper) if replayed => drop(keeper.save(run, None)?),
-        _ => {}
-    }
-    Ok(Outcome {
-        kind: message.kind.into(),
-        event_type: message.event_type,
-        message: Some(message.body),
-        artifacts: message.artifacts,
-        attachments: run.attachment_totals()?,
-        run: Some(run.id().clone()),
-        replayed,
-        ignored_watermark: run.ignored_watermark(),
-    })
-}
-
-fn not_delivered(message: &StoredMessage, reason: &str) -> Error {
-    Error::NotDelivered { message: message.event_type.clone(), reason: reason.to_owned() }
 }
 
 /// Whole seconds that are not less than `wait`.

@@ -231,6 +231,7 @@ pub(crate) struct StreamSettings {
 }
 
 /// The attachments that are on their way in one invocation.
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(crate) struct Streams<'a> {
     run: &'a Run,
     clock: &'a dyn Clock,
@@ -243,6 +244,8 @@ pub(crate) struct Streams<'a> {
     upcoming: VecDeque<Pending>,
     next: u64,
     started: Duration,
+    /// There is nothing from `next` on.
+    over: bool,
     /// None of this number or a higher one was begun.
     position: u64,
     begun_any: bool,
@@ -296,6 +299,7 @@ impl<'a> Streams<'a> {
             upcoming: VecDeque::new(),
             next: 0,
             started: clock.elapsed(),
+            over: false,
             position: 0,
             begun_any: false,
             uploaded_any: false,
@@ -355,8 +359,16 @@ impl<'a> Streams<'a> {
                 StreamsEnd::Delay((*outbox).max(streams.unwrap_or_default()))
             }
             (_, _, Some(wait)) => StreamsEnd::Delay(wait),
-            (None, None, None) => StreamsEnd::Progress,
+            (None, None, None) => self.idle().map_or(StreamsEnd::Progress, StreamsEnd::Delay),
         }
+    }
+
+    /// How long there is nothing to do but to wait; none if there is something.
+    fn idle(&self) -> Option<Duration> {
+        let more = !self.upcoming.is_empty() || (!self.over && self.tasks.len() < UNSETTLED_MAX);
+        let ready_at = self.tasks.values().map(|task| task.ready_at).min()?;
+        let wait = ready_at.saturating_sub(self.clock.elapsed());
+        (!more && !self.full && !wait.is_zero()).then_some(wait)
     }
 
     /// Whether no stream may begin.
@@ -376,6 +388,7 @@ impl<'a> Streams<'a> {
             if self.upcoming.is_empty() {
                 self.upcoming.extend(self.run.pending(self.next)?);
             }
+            self.over = self.upcoming.is_empty();
             let Some(pending) = self.upcoming.pop_front() else { break };
             self.next = pending.number + 1;
             self.position = self.next;
@@ -533,7 +546,7 @@ impl<'a> Streams<'a> {
                 self.give_up(number, format!("denied: {reason}"));
             }
             Failure::Source(AttachmentError::Temporary { source }) => {
-                self.count(number, task, None, chain(source.as_ref()));
+                self.count(number, task, chain(source.as_ref()));
             }
             // Who had most of an invocation, and did not come to an end, would have no more of the next.
             Failure::Body(flaw @ Flaw::Aborted) => {
@@ -543,15 +556,16 @@ impl<'a> Streams<'a> {
                 }
             }
             Failure::Body(flaw @ (Flaw::Empty | Flaw::TooLarge)) => self.give_up(number, flaw.text()),
-            Failure::Body(flaw) => self.count(number, task, None, flaw.text()),
+            Failure::Body(flaw) => self.count(number, task, flaw.text()),
             Failure::Platform(error) => {
                 self.failures_in_a_row += 1;
                 let reason = format!("the upload failed: {error}");
-                let after = match &error {
-                    PlatformError::Retry { after, .. } => *after,
-                    PlatformError::Refused { .. } => None,
+                let (after, refused) = match &error {
+                    PlatformError::Retry { after, .. } => (*after, false),
+                    PlatformError::Refused { .. } => (None, true),
                 };
-                let counts = self.uploaded_any || matches!(error, PlatformError::Refused { .. });
+                // Nothing is wrong with what is only to be sent later.
+                let counts = (self.uploaded_any || refused) && after.is_none();
                 if self.failures_in_a_row >= FAILURES_IN_A_ROW || (!counts && task.call_tries >= TRIES) {
                     self.trouble.get_or_insert(format!(
                         "the upload of attachment {} of {} failed, as did {} before it: {error}",
@@ -560,7 +574,7 @@ impl<'a> Streams<'a> {
                         self.failures_in_a_row - 1
                     ));
                 } else if counts {
-                    self.count(number, task, after, reason);
+                    self.count(number, task, reason);
                 } else {
                     self.again(number, task, after);
                 }
@@ -615,13 +629,13 @@ impl<'a> Streams<'a> {
     }
 
     /// Counts a failure against an attachment: it is tried again, or given up.
-    fn count(&mut self, number: u64, mut task: Task, after: Option<Duration>, reason: String) {
+    fn count(&mut self, number: u64, mut task: Task, reason: String) {
         task.tries += 1;
         if task.tries >= self.settings.tries_max {
             self.give_up(number, reason);
             return;
         }
-        let wait = back_off(task.tries, after, &mut self.chance);
+        let wait = back_off(task.tries, None, &mut self.chance);
         self.settled.push((number, Settling::Retry { reason, wait }));
         task.call_tries = 0;
         task.ready_at = self.clock.elapsed().saturating_add(wait);

@@ -260,6 +260,22 @@ impl fmt::Display for Findings {
 
 impl std::error::Error for Findings {}
 
+/// How many findings there are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct FindingCounts {
+    /// Those against the rules.
+    pub errors: u64,
+    /// Those that the platform takes all the same.
+    pub warnings: u64,
+}
+
+impl FindingCounts {
+    pub(crate) fn new(errors: u64, warnings: u64) -> Self {
+        Self { errors, warnings }
+    }
+}
+
 /// Counts findings, and keeps the first few of each kind: a mistake of a connector's is in every record.
 ///
 /// Two findings are of one kind if they break the same rule with the same severity at the same place, whatever the
@@ -335,6 +351,11 @@ impl Tally {
         self.kinds.values().flat_map(|kind| &kind.kept)
     }
 
+    /// Whether nothing was found.
+    pub fn is_empty(&self) -> bool {
+        self.kinds.is_empty()
+    }
+
     /// Findings that were counted only.
     pub fn dropped(&self) -> u64 {
         self.kinds.values().map(|kind| kind.count - kind.kept.len() as u64).sum()
@@ -342,7 +363,14 @@ impl Tally {
 
     /// Every kind: severity, rule, place without positions, how many there were.
     pub fn counts(&self) -> impl Iterator<Item = (Severity, Rule, &str, u64)> {
-        self.kinds.iter().map(|((severity, rule, path), kind)| (*severity, *rule, path.as_str(), kind.count))
+        self.kinds().map(|(severity, rule, path, count, _)| (severity, rule, path, count))
+    }
+
+    /// As [`Tally::counts`], with the findings of each kind that are kept.
+    pub(crate) fn kinds(&self) -> impl Iterator<Item = (Severity, Rule, &str, u64, &[Finding])> {
+        self.kinds.iter().map(|((severity, rule, path), kind)| {
+            (*severity, *rule, path.as_str(), kind.count, kind.kept.as_slice())
+        })
     }
 }
 

@@ -27,7 +27,7 @@ mod workflow;
 pub use attachment::Attachment;
 pub(crate) use attachment::ITEM_TYPE as ATTACHMENTS;
 pub use check::{Batch, Checker};
-pub use finding::{Excerpt, FieldPath, Finding, Findings, Rule, Severity, Tally};
+pub use finding::{Excerpt, FieldPath, Finding, FindingCounts, Findings, Rule, Severity, Tally};
 pub use metadata::{EnumValue, Field, Metadata, RecordType, StageDiagram};
 pub use moment::TimeFormat;
 pub use normalize::{FieldRule, Normalizer, Undeclared};
@@ -132,6 +132,41 @@ impl Record {
     pub fn modified(mut self, at: impl Into<DateTime<FixedOffset>>) -> Self {
         self.modified = Some(Date::new(at.into()));
         self
+    }
+
+    /// As [`Record::created`], in the source's own words: RFC 3339 with offset and seconds, kept to the last digit.
+    ///
+    /// ```
+    /// use highwater::Record;
+    /// let record = Record::new("ISSUE-1", &serde_json::json!({}))?.created_text("2020-01-01T00:00:00.000Z")?;
+    /// assert_eq!(record.to_line(), r#"{"id":"ISSUE-1","created_date":"2020-01-01T00:00:00.000Z","data":{}}"#);
+    /// assert!(record.modified_text("yesterday").is_err());
+    /// # Ok::<(), highwater::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `Record` if the text is no such moment.
+    pub fn created_text(mut self, text: &str) -> Result<Self> {
+        self.created = Some(self.date("created_date", text)?);
+        Ok(self)
+    }
+
+    /// As [`Record::modified`], in the source's own words: see [`Record::created_text`].
+    ///
+    /// # Errors
+    /// `Record` if the text is no such moment.
+    pub fn modified_text(mut self, text: &str) -> Result<Self> {
+        self.modified = Some(self.date("modified_date", text)?);
+        Ok(self)
+    }
+
+    fn date(&self, field: &str, text: &str) -> Result<Date> {
+        let date = if moment::is_timestamp(text) { Date::from_text(text.to_owned()) } else { None };
+        date.ok_or_else(|| {
+            let found: String = text.chars().take(40).collect();
+            let reason = format!("{field} is {found:?}, expected RFC 3339 with offset: 2020-12-31T23:59:59Z");
+            refused(self.id.as_deref().unwrap_or("(flat)"), reason)
+        })
     }
 
     /// Sets what happened to it: `created`, `updated`, `deleted`.

@@ -14,7 +14,7 @@ use super::hints::{
 };
 use super::schema::{
     By, EnumDecl, EnumValue, FIELD_TYPES, FieldDecl, Fields, Kind, RESERVED, Range, RecordDecl,
-    SCHEMA_VERSION, Schema, StructDecl, Targets,
+    SCHEMA_VERSION, Schema, StructDecl, Targets, types_with_block,
 };
 use crate::model::ItemType;
 
@@ -103,12 +103,12 @@ impl<'v, 's> Reader<'v, 's> {
                     self.object(&at, value, example);
                 }
                 None if key == "record_types" => {
-                    self.sink.error(
-                        &root,
-                        Rule::Shape,
-                        "record_types is missing",
-                        "add \"record_types\": {\"issues\": {\"fields\": {...}}}, a key for each item type",
-                    );
+                    let expected = if document.contains_key("id") && document.contains_key("data") {
+                        "this is a record: metadata is {\"record_types\": {\"issues\": {\"fields\": {...}}}}"
+                    } else {
+                        "add \"record_types\": {\"issues\": {\"fields\": {...}}}, a key for each item type"
+                    };
+                    self.sink.error(&root, Rule::Shape, "record_types is missing", expected);
                 }
                 None => {}
             }
@@ -281,21 +281,8 @@ impl<'v, 's> Reader<'v, 's> {
             "type_key",
             "field_reference",
         ];
-        const BLOCKS: [&str; 12] = [
-            "int",
-            "float",
-            "text",
-            "enum",
-            "reference",
-            "typed_reference",
-            "struct",
-            "permission",
-            "record_type_privilege",
-            "field_privilege",
-            "conditional_privilege",
-            "participation",
-        ];
-        self.known_keys(at, declared, &[ATTRIBUTES.as_slice(), BLOCKS.as_slice()].concat());
+        let known: Vec<&str> = ATTRIBUTES.into_iter().chain(types_with_block()).collect();
+        self.known_keys(at, declared, &known);
         for key in ["name", "description"] {
             self.string(at, declared, key);
         }
@@ -309,7 +296,7 @@ impl<'v, 's> Reader<'v, 's> {
         }
         let kind = match declared.get("type") {
             Some(Value::String(name)) => {
-                for block in BLOCKS {
+                for block in types_with_block() {
                     if block != name && declared.get(block).is_some_and(|value| !value.is_null()) {
                         let message = format!(
                             "the field is of type {}, but has settings for {}",

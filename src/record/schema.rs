@@ -32,6 +32,12 @@ pub(super) const FIELD_TYPES: [&str; 16] = [
     "participation",
 ];
 
+/// The types that have settings of their own, in a block of the type's name.
+pub(super) fn types_with_block() -> impl Iterator<Item = &'static str> {
+    let plain = ["bool", "rich_text", "date", "timestamp"];
+    FIELD_TYPES.into_iter().filter(move |name| !plain.contains(name))
+}
+
 /// Metadata as the checks use it.
 #[derive(Debug, Default)]
 pub(super) struct Schema {

@@ -148,7 +148,8 @@ impl<'v> Reader<'v, '_> {
             return;
         };
         if stages.len() < 2 {
-            let message = format!("the diagram has {} stages", stages.len());
+            let message =
+                if stages.is_empty() { "the diagram has no stages" } else { "the diagram has one stage" };
             self.sink.warning(&stages_at, rule, message, "a diagram has at least two");
         }
         let stage_keys = || stages.keys().map(String::as_str);

@@ -42,6 +42,10 @@ use super::tables::{Change, Rows};
 
 /// Attachments that were begun and are not settled, at most: what a checkpoint has to name.
 pub(crate) const UNSETTLED_MAX: usize = 1_000;
+/// Numbers of lines that another library had announced when it left the run to us: so many for each of its artifacts,
+/// beyond those of any line of ours.
+const INHERITED_FROM: u64 = 1 << 61;
+const INHERITED_LINES_MAX: u64 = 1 << 40;
 /// Numbers of what is queued again, beyond those of any line.
 const REQUEUED_FROM: u64 = 1 << 62;
 /// What a run queued again is kept under these until the run is finished, so that nothing is lost with an abandoned one.
@@ -144,7 +148,9 @@ impl QueuePart {
     /// Whether a file of lines is still needed by what is not settled here.
     fn needs(&self, file: &FileRow) -> bool {
         let end = file.first + u64::from(file.items);
-        end > self.queue.position
+        // Of an inherited one it is not known before it is loaded.
+        file.items == 0
+            || end > self.queue.position
             || self.unsettled.iter().any(|(number, ..)| (file.first..end).contains(number))
     }
 }
@@ -437,22 +443,59 @@ impl Run {
         })
     }
 
-    /// Queues the lines of an artifact again.
-    pub(crate) fn load_file(&self, seq: u64, lines: &[u8]) -> Result<()> {
+    /// Takes over the artifacts that name attachments of a run which another library began, unless that was done.
+    pub(crate) fn inherit_files(&self, artifacts: &[String]) -> Result<()> {
+        let first_key = self.batch_key(INHERITED_FROM);
+        let known = self.look(|rows, _| {
+            let known = rows.get(&FILES, &first_key)?.is_some();
+            Ok(known || rows.get(&QUEUES, &self.run_key())?.is_some_and(|queue| queue.position > 0))
+        })?;
+        if known || artifacts.is_empty() {
+            return Ok(());
+        }
+        self.change(|change, _| {
+            let mut number = INHERITED_FROM;
+            for (seq, artifact) in (INHERITED_FROM..).zip(artifacts) {
+                let artifact = Some(artifact.clone());
+                let file = FileRow { artifact, first: number, items: 0, loaded: false };
+                change.put(&FILES, &self.batch_key(seq), &file)?;
+                number += INHERITED_LINES_MAX;
+            }
+            let queue = change.get(&QUEUES, &self.run_key())?.unwrap_or_default();
+            change.put(&QUEUES, &self.run_key(), &QueueRow { rebuild: true, ..queue })
+        })
+    }
+
+    /// Queues the lines of an artifact again. Of one that was inherited, `settled` says which were worked off before: by
+    /// the place of the artifact, that of the line in it, the attachment's id and its parent's.
+    pub(crate) fn load_file(
+        &self,
+        seq: u64,
+        lines: &[u8],
+        settled: impl Fn(u64, u64, &Attachment) -> bool,
+    ) -> Result<()> {
         self.change(|change, _| {
             let mut file = change.need(&FILES, &self.batch_key(seq))?;
             let mut queue = change.need(&QUEUES, &self.run_key())?;
             let lines: Vec<&[u8]> =
                 lines.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()).collect();
-            if lines.len() != file.items as usize {
+            let items = u32::try_from(lines.len()).unwrap_or(u32::MAX);
+            if file.items > 0 && items != file.items {
                 return Err(Error::Invalid {
                     what: format!("an artifact with attachments of {}", self.unit),
-                    reason: format!("it has {} lines, and was announced with {}", lines.len(), file.items),
+                    reason: format!("it has {items} lines, and was announced with {}", file.items),
                 });
             }
-            for (number, line) in (file.first..).zip(lines) {
+            let inherited = seq.checked_sub(INHERITED_FROM);
+            for (at, line) in (0..).zip(lines) {
+                let number = file.first + at;
                 let line = String::from_utf8_lossy(line);
                 let key = self.run_key().and_number(number);
+                if let Some(place) = inherited
+                    && settled(place, at, &Attachment::from_line(&line)?)
+                {
+                    continue;
+                }
                 match change.get(&ATTACHMENTS, &key)? {
                     // The checkpoint told only its number.
                     Some(row) if row.json.is_empty() => {
@@ -464,6 +507,7 @@ impl Run {
                     _ => {}
                 }
             }
+            file.items = items;
             file.loaded = true;
             change.put(&FILES, &self.batch_key(seq), &file)?;
             change.put(&QUEUES, &self.run_key(), &queue)
@@ -552,7 +596,7 @@ impl Run {
         let mut files = Vec::new();
         for (tail, file) in rows.all(&FILES, &self.run_key())? {
             let seq = self.attachment_number(&tail)?;
-            if seq < next_seq && part.needs(&file) {
+            if (seq < next_seq || seq >= INHERITED_FROM) && part.needs(&file) {
                 files.push((seq, file));
             }
         }

@@ -346,7 +346,7 @@ impl Run {
         batch_items: u32,
         page: Page<C>,
     ) -> Result<Vec<UnsettledBatch>> {
-        let PageParts { next, records, bookmark, values, progress } = page.into_parts()?;
+        let PageParts { next, records, skipped, bookmark, values, progress, findings } = page.into_parts()?;
         let what = format!("the cursor of stream {stream}");
         let cursor = next.map(|cursor| to_json(&what, &cursor, CURSOR_BYTES_MAX)).transpose()?;
         let lines: Vec<(ItemType, Lines)> = records
@@ -366,7 +366,12 @@ impl Run {
                 }
                 full.extend(self.add_lines(change, row, &item_type, &lines, batch_items)?);
             }
+            for (item_type, items) in skipped {
+                position.items += items;
+                self.count_skipped(change, &item_type, items)?;
+            }
             let closed = self.put_batches(change, row, stream.as_str(), &full, cursor.as_ref())?;
+            self.add_findings(change, &findings)?;
             row.pages += 1;
             row.not_before = None;
             row.progress = progress.or(row.progress);
@@ -407,6 +412,15 @@ impl Run {
             }
             self.put_batches(change, row, "", &full, None)
         })
+    }
+
+    /// Counts records that were read and are not wanted.
+    fn count_skipped(&self, change: &Change<'_>, item_type: &ItemType, items: u64) -> Result<()> {
+        let key = self.run_key().and_name(item_type.as_str());
+        let mut counts = change.get(&TYPES, &key)?.unwrap_or_default();
+        counts.read += items;
+        counts.skipped += items;
+        change.put(&TYPES, &key, &counts)
     }
 
     /// Adds the lines of a page to the open batch of their type; returns the batches that became full.

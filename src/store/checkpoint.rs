@@ -21,10 +21,12 @@ use crate::model::{Micros, Phase, Rule};
 use super::SyncUnit;
 use super::attachments::{QueuePart, restore_queue};
 use super::batches::BatchInfo;
+use super::findings::FindingPart;
+use super::notes::Standing;
 use super::rows::{
-    BATCHES, BOOKMARKS, BatchRow, BatchState, BookmarkRow, CHUNKS, EVENTS, EventRow, FileRow, Json, Key,
-    LEDGER, LedgerRow, MESSAGES, MessageFate, MessageKind, MessageRow, POSITIONS, RUN_IDS, RUNS, RunIdRow,
-    RunRow, STREAMS, StreamRow, TYPES, TypeRow, UNITS, UnitRow, VALUES, name_of, number_of,
+    BATCHES, BOOKMARKS, BatchRow, BatchState, BookmarkRow, CHUNKS, EVENTS, EventRow, FINDINGS, FileRow, Json,
+    Key, LEDGER, LedgerRow, MESSAGES, MessageFate, MessageKind, MessageRow, POSITIONS, RUN_IDS, RUNS,
+    RunIdRow, RunRow, STREAMS, StreamRow, TYPES, TypeRow, UNITS, UnitRow, VALUES, name_of, number_of,
 };
 use super::run::{Run, message_key, run_key};
 use super::tables::{Rows, Tables};
@@ -68,9 +70,12 @@ pub(crate) struct Position {
     next_seq: u64,
     progress: Option<u8>,
     streams: BTreeMap<String, StreamRow>,
-    /// By item type: records read and batches closed.
-    types: BTreeMap<String, (u64, u64)>,
+    /// By item type: records read, batches closed, and of the read ones those that nobody wants.
+    types: BTreeMap<String, (u64, u64, u64)>,
     values: BTreeMap<String, String>,
+    /// What was found in the records up to there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    findings: Vec<FindingPart>,
     #[serde(default, skip_serializing_if = "QueuePart::is_empty")]
     queue: QueuePart,
 }
@@ -112,6 +117,11 @@ impl Checkpoint {
     pub(crate) fn sealed_body(&self) -> Option<&str> {
         let message = self.message.as_ref().filter(|message| message.fate == MessageFate::Sealed)?;
         Some(&message.body)
+    }
+
+    /// How the unit stands.
+    pub(crate) fn standing(&self) -> Standing {
+        Standing::of(&self.unit, self.run.as_ref().map(|(_, run)| run))
     }
 
     /// The life of the run that saved it.
@@ -203,23 +213,27 @@ impl SyncUnit {
             for (name, stream) in &position.streams {
                 change.put(&STREAMS, &prefix.clone().and_name(name), stream)?;
             }
+            for part in &position.findings {
+                change.put(&FINDINGS, &part.kind.key(&prefix), &part.row())?;
+            }
             let mut uploaded: BTreeMap<&str, u64> = BTreeMap::new();
             for (seq, batch) in &checkpoint.artifacts {
                 *uploaded.entry(&batch.item_type).or_default() += u64::from(batch.items);
                 change.put(&BATCHES, &prefix.clone().and_number(*seq), batch)?;
             }
-            for (name, (read, batches)) in &position.types {
+            for (name, (read, batches, skipped)) in &position.types {
                 let (announced, artifacts_announced) =
                     checkpoint.announced.get(name).copied().unwrap_or_default();
                 let unannounced = uploaded.remove(name.as_str()).unwrap_or(0);
-                if *read != announced + unannounced {
+                if *read != announced + unannounced + skipped {
                     return Err(damaged(format!(
-                        "of {read} {name} read, {announced} are announced and {unannounced} uploaded"
+                        "of {read} {name} read, {skipped} were skipped, {announced} are announced and {unannounced} uploaded"
                     )));
                 }
                 let counts = TypeRow {
                     read: *read,
-                    batched: *read,
+                    skipped: *skipped,
+                    batched: announced + unannounced,
                     confirmed: announced,
                     announced,
                     batches: *batches,
@@ -300,6 +314,7 @@ impl Run {
                 next_seq: row.next_seq,
                 progress: row.progress,
                 values: self.values(rows)?,
+                findings: self.findings_part(rows)?,
                 queue: self.queue_part(rows)?,
                 ..Position::default()
             };
@@ -307,7 +322,7 @@ impl Run {
                 position.streams.insert(self.name(&name)?, stream);
             }
             for (name, counts) in rows.all(&TYPES, &prefix)? {
-                position.types.insert(self.name(&name)?, (counts.read, counts.batches));
+                position.types.insert(self.name(&name)?, (counts.read, counts.batches, counts.skipped));
             }
             Ok(Some(position))
         })

@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::model::{CURSOR_BYTES_MAX, ItemType, VALUE_BYTES_MAX, ValueKey};
-use crate::record::Record;
+use crate::model::{CURSOR_BYTES_MAX, ItemType, RESERVED_VALUE_PREFIX, VALUE_BYTES_MAX, ValueKey};
+use crate::record::{Record, Tally};
 
 /// What one fetch of the source returned: records, and where the next fetch starts.
 ///
@@ -26,9 +26,12 @@ use crate::record::Record;
 pub struct Page<C> {
     pub(crate) next: Option<C>,
     records: Vec<(String, Vec<Record>)>,
+    /// How many of an item type were left out.
+    skipped: Vec<(String, u64)>,
     bookmark: Option<Result<String>>,
     values: Vec<(String, Option<Result<String>>)>,
     progress: Option<u8>,
+    findings: Vec<(String, Tally)>,
 }
 
 /// A page whose parts were all checked, ready to be stored.
@@ -36,9 +39,12 @@ pub struct Page<C> {
 pub(crate) struct PageParts<C> {
     pub(crate) next: Option<C>,
     pub(crate) records: Vec<(ItemType, Vec<Record>)>,
+    pub(crate) skipped: Vec<(ItemType, u64)>,
     pub(crate) bookmark: Option<String>,
     pub(crate) values: Vec<(ValueKey, Option<String>)>,
     pub(crate) progress: Option<u8>,
+    /// What was found in its records, by item type.
+    pub(crate) findings: Vec<(String, Tally)>,
 }
 
 #[cfg(feature = "testing")]
@@ -52,12 +58,24 @@ impl<C: Serialize> Page<C> {
 impl<C> Page<C> {
     /// A page after which there are more: the next fetch of this stream gets `next`.
     pub fn more(next: C) -> Self {
-        Self { next: Some(next), records: Vec::new(), bookmark: None, values: Vec::new(), progress: None }
+        Self::with(Some(next))
     }
 
     /// The last page of its stream, in this run.
     pub fn last() -> Self {
-        Self { next: None, records: Vec::new(), bookmark: None, values: Vec::new(), progress: None }
+        Self::with(None)
+    }
+
+    fn with(next: Option<C>) -> Self {
+        Self {
+            next,
+            records: Vec::new(),
+            skipped: Vec::new(),
+            bookmark: None,
+            values: Vec::new(),
+            progress: None,
+            findings: Vec::new(),
+        }
     }
 
     /// Adds a record.
@@ -107,6 +125,33 @@ impl<C> Page<C> {
         self.records.iter().map(|(_, records)| records.len()).sum()
     }
 
+    /// Leaves out the records of the item types that are not wanted: they count as read, and are staged nowhere.
+    pub(crate) fn leave_out(&mut self, unwanted: impl Fn(&str) -> bool) {
+        let Self { records, skipped, .. } = self;
+        records.retain(|(item_type, records)| {
+            let leave = unwanted(item_type);
+            if leave {
+                skipped.push((item_type.clone(), records.len() as u64));
+            }
+            !leave
+        });
+    }
+
+    /// How many of each item type are in it.
+    pub(crate) fn items_by_type(&self) -> Vec<(String, usize)> {
+        self.records.iter().map(|(item_type, records)| (item_type.clone(), records.len())).collect()
+    }
+
+    /// Its records by item type, in the order in which the types were first added.
+    pub(crate) fn records(&self) -> impl Iterator<Item = (&str, &[Record])> {
+        self.records.iter().map(|(item_type, records)| (item_type.as_str(), records.as_slice()))
+    }
+
+    /// Adds what was found in its records of a type, to be counted in the transaction that stages it.
+    pub(crate) fn found(&mut self, item_type: &str, findings: Tally) {
+        self.findings.push((item_type.to_owned(), findings));
+    }
+
     /// The item type of the records that were added last.
     pub(crate) fn last_item_type(&self) -> Option<&str> {
         self.records.last().map(|(item_type, _)| item_type.as_str())
@@ -133,15 +178,30 @@ impl<C> Page<C> {
                 .into_iter()
                 .map(|(name, records)| Ok((ItemType::new(name)?, records)))
                 .collect::<Result<_>>()?,
+            skipped: self
+                .skipped
+                .into_iter()
+                .map(|(name, items)| Ok((ItemType::new(name)?, items)))
+                .collect::<Result<_>>()?,
             bookmark: self.bookmark.transpose()?,
             values: self
                 .values
                 .into_iter()
-                .map(|(key, value)| Ok((ValueKey::new(key)?, value.transpose()?)))
+                .map(|(key, value)| Ok((own_key(key)?, value.transpose()?)))
                 .collect::<Result<_>>()?,
             progress: self.progress,
+            findings: self.findings,
         })
     }
+}
+
+/// A key that an extractor may use.
+fn own_key(key: String) -> Result<ValueKey> {
+    if key.starts_with(RESERVED_VALUE_PREFIX) {
+        let reason = format!("keys that start with {RESERVED_VALUE_PREFIX} are not the extractor's own");
+        return Err(Error::Invalid { what: format!("the value key {key:?}"), reason });
+    }
+    ValueKey::new(key)
 }
 
 /// JSON text of at most `limit_bytes`.

@@ -17,10 +17,11 @@
 //! | `batches` | run, seq | [`BatchRow`] |
 //! | `payloads` | run, seq | one gzip member |
 //! | `bookmarks` | stream name | [`BookmarkRow`] |
-//! | `values` | key | JSON text |
+//! | `values` | key; `@highwater/` and a name for a note of ours | JSON text |
 //! | `events` | run, hash of the identity | [`EventRow`] |
 //! | `messages` | message number | [`MessageRow`] |
 //! | `ledger` | run | [`LedgerRow`] |
+//! | `findings` | run, item type, a zero byte, severity, a zero byte, rule, a zero byte, place | [`FindingRow`] |
 //! | `positions` | run | JSON text: where the last saved checkpoint stands |
 //! | `queues` | run | [`QueueRow`] |
 //! | `attachments` | run, number | [`AttachmentRow`] |
@@ -78,6 +79,7 @@ tables! {
     EVENTS: EventRow = "events";
     MESSAGES: MessageRow = "messages";
     LEDGER: LedgerRow = "ledger";
+    FINDINGS: FindingRow = "findings";
     POSITIONS: Json = "positions";
     QUEUES: QueueRow = "queues";
     ATTACHMENTS: AttachmentRow = "attachments";
@@ -176,6 +178,7 @@ bincode_rows! {
     EventRow = 1;
     MessageRow = 1;
     LedgerRow = 1;
+    FindingRow = 1;
     QueueRow = 1;
     AttachmentRow = 1;
     SeenRow = 1;
@@ -237,6 +240,10 @@ pub(crate) struct UnitRow {
     pub(crate) bounds: (Option<Micros>, Option<Micros>),
     /// Of a unit with checkpoints: the holder token found on the platform last, and the one then intended.
     pub(crate) holder: (Option<String>, Option<String>),
+    /// The watermark with which it came from other software.
+    pub(crate) inherited: Option<Micros>,
+    /// The version of the connector whose mappings are installed.
+    pub(crate) connector_version: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -325,6 +332,8 @@ pub(crate) struct StreamRow {
 pub(crate) struct TypeRow {
     /// Records that the source gave.
     pub(crate) read: u64,
+    /// Those that nobody wants: they are staged nowhere.
+    pub(crate) skipped: u64,
     /// Those in batches that were closed.
     pub(crate) batched: u64,
     /// Those the platform knows to be ours.
@@ -473,6 +482,9 @@ pub(crate) struct LedgerRow {
     pub(crate) pages: u64,
     pub(crate) events: u64,
     pub(crate) events_reused: u64,
+    /// What checks found in its records.
+    pub(crate) errors: u64,
+    pub(crate) warnings: u64,
     pub(crate) types: Vec<LedgerType>,
     pub(crate) attachments: LedgerAttachments,
 }
@@ -481,8 +493,17 @@ pub(crate) struct LedgerRow {
 pub(crate) struct LedgerType {
     pub(crate) item_type: String,
     pub(crate) read: u64,
+    pub(crate) skipped: u64,
     pub(crate) announced: u64,
     pub(crate) artifacts: u64,
+}
+
+/// Findings of one kind in the records of a run.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FindingRow {
+    pub(crate) count: u64,
+    /// The first of them, as text.
+    pub(crate) kept: Vec<String>,
 }
 
 /// The attachments of one run: each that was queued is settled, failed, or in the queue.

@@ -35,10 +35,12 @@ use crate::model::{
 };
 
 use super::attachments::{drop_queue, remove_attachments};
+use super::notes::{Inherited, drop_notes};
 use super::rows::{
-    BATCHES, BOOKMARKS, BatchState, BookmarkRow, CHUNKS, EVENTS, EventRow, Json, Key, LEDGER, LedgerRow,
-    LedgerType, MESSAGES, MessageFate, MessageKind, MessageRow, NotBefore, PAYLOADS, POSITIONS, RUN_IDS,
-    RUNS, RunIdRow, RunRow, RunStatus, STREAMS, TYPES, UNITS, UnitRow, VALUES, WindowRow, name_hash, name_of,
+    BATCHES, BOOKMARKS, BatchState, BookmarkRow, CHUNKS, EVENTS, EventRow, FINDINGS, Json, Key, LEDGER,
+    LedgerRow, LedgerType, MESSAGES, MessageFate, MessageKind, MessageRow, NotBefore, PAYLOADS, POSITIONS,
+    RUN_IDS, RUNS, RunIdRow, RunRow, RunStatus, STREAMS, TYPES, UNITS, UnitRow, VALUES, WindowRow, name_hash,
+    name_of,
 };
 use super::tables::{Change, Rows, Tables, View};
 use super::{Inner, SyncUnit};
@@ -193,6 +195,7 @@ impl SyncUnit {
             change.remove_all(&EVENTS, &prefix)?;
             change.remove_all(&MESSAGES, &prefix)?;
             change.remove_all(&LEDGER, &prefix)?;
+            change.remove_all(&FINDINGS, &prefix)?;
             change.remove_all(&POSITIONS, &prefix)?;
             remove_attachments(change, &prefix)?;
             change.remove(&UNITS, &self.key())
@@ -206,14 +209,27 @@ impl SyncUnit {
     /// the event proved of the message before it.
     ///
     /// `restored` says that all this store knows of the unit comes from a checkpoint. Then an event whose predecessor was
-    /// not answered shows that a newer checkpoint was lost.
-    pub(crate) fn accept(&self, event: &Incoming, restored: bool) -> Result<Accepted> {
+    /// not answered shows that a newer checkpoint was lost. A unit of which nothing is known begins with what it
+    /// `inherits`.
+    pub(crate) fn accept(
+        &self,
+        event: &Incoming,
+        restored: bool,
+        inherits: Option<&Inherited>,
+    ) -> Result<Accepted> {
         self.inner.tables.change(|change| {
             let mut unit = self.get_or_create(change)?;
+            let inherits = inherits.filter(|_| unit.run.is_none() && unit.watermark.is_none());
+            if let Some(inherited) = inherits {
+                inherited.to_unit(&mut unit);
+            }
             let Some((no, mut row)) = self.find_run(change, &unit, event)? else {
                 // A store that does not know the run cannot know what of it was extracted before.
                 let lost = event.step == Step::Continue || event.phase == Phase::Attachments;
-                let (no, row) = self.new_run(change, &mut unit, event.run_id.as_ref(), lost)?;
+                let (no, mut row) = self.new_run(change, &mut unit, event.run_id.as_ref(), lost)?;
+                if let Some(run) = inherits.and_then(|inherited| inherited.run.as_ref()) {
+                    run.to_run(change, &unit, no, &mut row, event)?;
+                }
                 return Ok(Ok(self.enter(change, &unit, no, row, event, false)?));
             };
             if let Some(seen) = change.get(&EVENTS, &event_key(unit.no, no, name_hash(&event.identity)))?
@@ -421,6 +437,8 @@ impl SyncUnit {
             watermark: None,
             bounds: (None, None),
             holder: (None, None),
+            inherited: None,
+            connector_version: None,
         };
         change.put(&UNITS, &self.key(), &unit)?;
         Ok(unit)
@@ -836,14 +854,12 @@ impl Run {
     /// What was read was confirmed and announced, record for record.
     fn check_balance(&self, change: &Change<'_>) -> Result<()> {
         for (name, counts) in change.all(&TYPES, &self.run_key())? {
-            if counts.read != counts.batched
-                || counts.read != counts.confirmed
-                || counts.read != counts.announced
-            {
+            let staged = counts.read.saturating_sub(counts.skipped);
+            if staged != counts.batched || staged != counts.confirmed || staged != counts.announced {
                 let name = String::from_utf8_lossy(&name).into_owned();
                 return Err(self.unfinished(format!(
-                    "of {} {name} read, {} are in batches, {} confirmed and {} announced",
-                    counts.read, counts.batched, counts.confirmed, counts.announced
+                    "of {} {name} read, {} were skipped, {} are in batches, {} confirmed and {} announced",
+                    counts.read, counts.skipped, counts.batched, counts.confirmed, counts.announced
                 )));
             }
         }
@@ -962,10 +978,12 @@ fn close_run(
         types.push(LedgerType {
             item_type: String::from_utf8_lossy(&name).into_owned(),
             read: counts.read,
+            skipped: counts.skipped,
             announced: counts.announced,
             artifacts: counts.artifacts_announced,
         });
     }
+    let findings = super::findings::sums(change, &run)?;
     let entry = LedgerRow {
         id: row.id.clone(),
         status,
@@ -977,6 +995,8 @@ fn close_run(
         pages: row.pages,
         events: row.events,
         events_reused: row.events_reused,
+        errors: findings.errors,
+        warnings: findings.warnings,
         types,
         attachments: drop_queue(change, &run, finished)?,
     };
@@ -989,7 +1009,9 @@ fn close_run(
     change.remove_all(&CHUNKS, &run)?;
     change.remove_all(&BATCHES, &run)?;
     change.remove_all(&PAYLOADS, &run)?;
+    change.remove_all(&FINDINGS, &run)?;
     change.remove(&POSITIONS, &run)?;
+    drop_notes(change, unit.no)?;
     change.remove_range(&EVENTS, &Key::unit(unit.no), &run)?;
     change.remove_range(&MESSAGES, &Key::unit(unit.no), &message_key(unit.no, row.first_message))?;
     row.status = status;

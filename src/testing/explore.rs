@@ -31,6 +31,8 @@ use super::world::{BUDGET, Broken, Life, SentEvent, Violation, Watched, World};
 const LIVES_MAX: u64 = 400;
 /// Calls to the platform at once.
 const LANES: usize = 2;
+/// Attachments streamed at once, in every other schedule; one in the rest.
+const STREAMS: usize = 10;
 
 /// What to explore, and how far; made by [`Explore::new`].
 #[derive(Debug, Clone)]
@@ -458,30 +460,37 @@ fn acts_of(number: u64, has_disk: bool, rng: &mut fastrand::Rng) -> Vec<Act> {
         Answer::Refused(400),
         Answer::Refused(413),
     ];
-    let mut all = Vec::new();
-    let mut calls = vec![Call::Prepare, Call::Upload, Call::Confirm, Call::Message, Call::Page];
+    let mut all: Vec<Vec<Act>> = Vec::new();
+    let mut calls = vec![Call::Prepare, Call::Upload, Call::Confirm, Call::Message, Call::Page, Call::Open];
     if !has_disk {
-        calls.extend([Call::LoadState, Call::SaveState, Call::SaveState]);
-        all.extend((0..4).map(|_| Act::Call {
-            call: Call::SaveState,
-            number: rng.u64(..12),
-            answer: Answer::Late,
-        }));
+        calls.extend([Call::LoadState, Call::SaveState, Call::SaveState, Call::Download]);
+        all.extend(
+            (0..4).map(|_| {
+                vec![Act::Call { call: Call::SaveState, number: rng.u64(..12), answer: Answer::Late }]
+            }),
+        );
         for _ in 0..12 {
             let life = rng.u64(1..9);
-            all.push(Act::StaleDisk { life, of: rng.u64(..life) });
+            all.push(vec![Act::StaleDisk { life, of: rng.u64(..life) }]);
         }
     }
     for call in calls {
+        // Those of attachments come after those of the data.
+        let (early, late) = match call {
+            Call::Message => (4, 8),
+            Call::Open | Call::Download => (3, 6),
+            Call::Page => (6, 12),
+            _ => (8, 24),
+        };
         for answer in answers {
-            let number = rng.u64(..if call == Call::Message { 7 } else { 12 });
-            all.push(Act::Call { call, number, answer });
+            let numbers = [rng.u64(..early), rng.u64(early..late)];
+            all.push(numbers.map(|number| Act::Call { call, number, answer }).to_vec());
         }
     }
     for operation in [DiskOperation::Read, DiskOperation::Write, DiskOperation::SetLen, DiskOperation::Sync] {
-        all.push(Act::DiskFails { life: rng.u64(..6), operation, after: rng.u64(..20) });
+        all.push(vec![Act::DiskFails { life: rng.u64(..6), operation, after: rng.u64(..20) }]);
     }
-    all.extend([
+    let others = [
         Act::DiskFull { life: rng.u64(..6), writes: rng.u64(..5) },
         Act::Again { event: rng.u64(..7) },
         Act::Late { event: rng.u64(..5) },
@@ -491,7 +500,8 @@ fn acts_of(number: u64, has_disk: bool, rng: &mut fastrand::Rng) -> Vec<Act> {
         Act::ClockSteps { event: rng.u64(1..6), seconds: -100_000 },
         Act::ClockSteps { event: rng.u64(1..6), seconds: 100_000_000 },
         Act::TwoUnits,
-    ]);
+    ];
+    all.extend(others.map(|act| vec![act]));
     let every = all.len();
     let turn = usize::try_from(number).unwrap_or(0);
     // What by chance alone might miss its moment is laid in wait at many.
@@ -502,11 +512,20 @@ fn acts_of(number: u64, has_disk: bool, rng: &mut fastrand::Rng) -> Vec<Act> {
         3 => acts.extend(fails(DiskOperation::Write).chain(fails(DiskOperation::Read))),
         4 => acts.extend((0..12).map(|event| Act::Early { event })),
         5 => acts.extend((2..5).map(|life| Act::DiskFull { life, writes: life })),
+        6..=11 => {
+            // Every answer in turn, with one that is as asked between them.
+            let each = [Call::Page, Call::Open, Call::Prepare, Call::Upload, Call::Confirm, Call::Message];
+            let call = each.get(turn - 6).copied().unwrap_or(Call::Page);
+            let numbers = (0..).step_by(2);
+            acts.extend(numbers.zip(answers).map(|(number, answer)| Act::Call { call, number, answer }));
+        }
         _ => {}
     }
     // The catalogue in turn, two by two, so that each is met early; and two by chance.
-    acts.extend([turn * 2, turn * 2 + 1].iter().filter_map(|at| all.get(at % every)).copied());
-    acts.extend((0..rng.usize(..3)).filter_map(|_| all.get(rng.usize(..every))).copied());
+    let by_chance: Vec<usize> = (0..rng.usize(..3)).map(|_| rng.usize(..every)).collect();
+    for at in [turn * 2, turn * 2 + 1].into_iter().chain(by_chance) {
+        acts.extend(all.get(at % every).into_iter().flatten());
+    }
     acts
 }
 
@@ -596,7 +615,7 @@ where
             *report.faults.entry(fault.clone()).or_default() += times;
         }
         // Without a disk, whatever was uploaded since the last checkpoint is uploaded again.
-        let at_once = if self.settings.has_disk { LANES as u64 } else { 64 };
+        let at_once = if self.settings.has_disk { (LANES + STREAMS) as u64 } else { 64 };
         let verdict = verdict.and_then(|()| world.verdict(at_once));
         Played { verdict, crash }
     }
@@ -711,7 +730,8 @@ where
         let event = Event::from_json(&event.json)?;
         let mut watched = Watched { extractor: (self.make)(life), life: life.clone(), violation: None };
         let seed = life.seed() ^ self.world.changes() as u64;
-        let mut serve = Serve::new().budget(BUDGET).lanes(LANES).inline(seed);
+        let streams = if life.seed().is_multiple_of(2) { STREAMS } else { 1 };
+        let mut serve = Serve::new().budget(BUDGET).lanes(LANES).streams(streams).inline(seed);
         if !self.settings.has_disk {
             serve = serve.checkpoints();
         }

@@ -21,6 +21,10 @@ pub enum Call {
     Message,
     /// A page of the source.
     Page,
+    /// An attachment is opened.
+    Open,
+    /// An artifact is asked back.
+    Download,
     /// The worker state is asked for.
     LoadState,
     /// The worker state is saved.
@@ -30,7 +34,7 @@ pub enum Call {
 /// How a call is answered, if not as asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Answer {
-    /// It takes effect, and the answer is lost. Of a page: the extractor panics.
+    /// It takes effect, and the answer is lost. Of a page or an attachment: the extractor panics.
     Lost,
     /// 5xx, and it did not take effect. Of a page: it fails midway.
     ErrorBefore,
@@ -38,9 +42,9 @@ pub enum Answer {
     ErrorAfter,
     /// No answer for 30 seconds, and no effect. Of a page: it fails midway.
     TimedOut,
-    /// 429, with or without `Retry-After` in seconds. Of a page: the source is rate-limited.
+    /// 429, with or without `Retry-After` in seconds. Of a page or an attachment: the source is rate-limited.
     Busy(Option<u32>),
-    /// A final 4xx. Of a page: the cursor has expired.
+    /// A final 4xx. Of a page: the cursor has expired; of an attachment: it is gone.
     Refused(u16),
     /// The answer is lost, and it takes effect later: before the next call. Of a page: it fails midway.
     Late,
@@ -142,12 +146,14 @@ pub struct Schedule {
 }
 
 impl Call {
-    const ALL: [(Call, &'static str); 7] = [
+    const ALL: [(Call, &'static str); 9] = [
         (Call::Prepare, "prepare"),
         (Call::Upload, "upload"),
         (Call::Confirm, "confirm"),
         (Call::Message, "message"),
         (Call::Page, "page"),
+        (Call::Open, "open"),
+        (Call::Download, "download"),
         (Call::LoadState, "load-state"),
         (Call::SaveState, "save-state"),
     ];

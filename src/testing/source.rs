@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::airdrop::{Context, ExternalSyncUnit, Extractor, SourceError};
-use crate::record::Record;
+use crate::airdrop::{AttachmentBody, AttachmentError, Context, ExternalSyncUnit, Extractor, SourceError};
+use crate::record::{Attachment, Record};
 use crate::store::Page;
 
 use super::world::Life;
@@ -14,6 +14,9 @@ use super::world::Life;
 /// Between two reads of a page its records change, their number shrinks or grows, and pages at the end vanish. Ids
 /// repeat, and the newest may come first. Every record bears a hidden ordinal that no other record has, not even
 /// the same page read again: so which reading was kept shows in what is announced.
+///
+/// Some pages name attachments, some of them more than once in a run, some with the same url in every run. Some of those
+/// are gone, empty, or not as long as they say; others cannot be opened every time.
 ///
 /// It leaves a bookmark, and keeps values of its own beside each cursor, and complains when they do not agree.
 #[derive(Debug, Clone)]
@@ -31,12 +34,14 @@ pub struct Shape {
     pub pages_max: u32,
     /// Records of one item type on a page, at most.
     pub page_items_max: u32,
+    /// Attachments named on a page, at most.
+    pub page_attachments_max: u32,
 }
 
 impl Default for Shape {
-    /// Two streams of up to 4 pages, up to 9 records of an item type on each.
+    /// Two streams of up to 4 pages, up to 9 records of an item type and 2 attachments on each.
     fn default() -> Self {
-        Self { streams: 2, pages_max: 4, page_items_max: 9 }
+        Self { streams: 2, pages_max: 4, page_items_max: 9, page_attachments_max: 2 }
     }
 }
 
@@ -145,9 +150,47 @@ impl Extractor for SimSource {
                 self.life.count(&format!("source/{what}"));
             }
         }
+        for item in 0..rng.u32(..=self.shape.page_attachments_max) {
+            let (id, parent) = (format!("attachment-{}", rng.u8(..6)), format!("issues-{}", rng.u8(..2)));
+            let version = if rng.bool() { "same".to_owned() } else { format!("{run:x}") };
+            let attachment = json!({
+                "id": id,
+                "url": format!("simulated:{version}/{parent}/{id}"),
+                "file_name": format!("{id}.txt"),
+                "parent_id": parent,
+                "ordinal": format!("{run:x}-{stream}-{at}-{reading}-attachment-{item}"),
+            });
+            page.push("attachments", Record::flat(&attachment)?);
+            self.life.count("source/attachment");
+        }
         page = page
             .value(&value, &(context.run_id().as_str(), at + 1))
             .progress(u8::try_from(at * 10).unwrap_or(100));
         Ok(if is_last { page.bookmark(&context.run_id().as_str()) } else { page })
+    }
+
+    fn open_attachment(
+        &self,
+        _: &Context<'_>,
+        attachment: &Attachment,
+    ) -> Result<AttachmentBody, AttachmentError> {
+        let Attachment { id, parent_id, url, .. } = attachment;
+        let content = format!("{id}|{parent_id}|{url}");
+        let length = content.len() as u64;
+        let of_it = [number_of(id), number_of(parent_id)];
+        let mut rng = mix(self.life.seed(), &of_it);
+        match rng.u8(..12) {
+            0 => return Err(AttachmentError::Gone { reason: "simulated".to_owned() }),
+            1 => return Ok(AttachmentBody::new(std::io::empty())),
+            2 => return Ok(AttachmentBody::new(std::io::Cursor::new(content)).length(length + 1)),
+            3 => return Ok(AttachmentBody::new(std::io::Cursor::new(content)).length(length - 1)),
+            _ => {}
+        }
+        let now = self.life.moment();
+        if mix(self.life.seed(), &[of_it[0], of_it[1], now]).u8(..6) == 0 {
+            return Err("simulated: not just now".into());
+        }
+        let body = AttachmentBody::new(std::io::Cursor::new(content));
+        Ok(if rng.bool() { body.length(length) } else { body })
     }
 }

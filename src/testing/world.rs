@@ -17,11 +17,13 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 
 use crate::airdrop::{
-    Body, Context, ExternalSyncUnit, Extractor, Fate, Platform, PlatformError, SealedMessage, SourceError,
-    Upload, WorkerState,
+    AttachmentBody, AttachmentError, Body, CheckPolicy, Context, ExternalSyncUnit, Extractor, Fate, Platform,
+    PlatformError, SealedMessage, SourceError, Upload, WorkerState,
 };
+use crate::artifact::{Level, compress_all};
 use crate::clock::{Clock, VirtualClock};
 use crate::model::ArtifactId;
+use crate::record::Attachment;
 use crate::store::Page;
 
 use super::disk::SimDisk;
@@ -32,6 +34,10 @@ const PAGE_TAKES: Duration = Duration::from_secs(2);
 /// What an invocation is given for pages.
 pub(super) const BUDGET: Duration = Duration::from_secs(7);
 const CALL_TAKES: Duration = Duration::from_millis(20);
+/// How long it takes to open an attachment.
+const OPEN_TAKES: Duration = Duration::from_secs(1);
+/// Streams that end badly before an attachment may be given up: as many as `Serve` has it.
+const TRIES: u64 = 5;
 
 /// What a promise was broken by.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,6 +79,11 @@ impl Life {
     /// between reads, and yet the same at every replay.
     pub fn reads(&self) -> u64 {
         self.world.lock().reads
+    }
+
+    /// A number that is another at every moment, and the same at every replay.
+    pub fn moment(&self) -> u64 {
+        self.world.lock().journal.len() as u64
     }
 
     /// The seed of the schedule.
@@ -124,6 +135,8 @@ pub(super) struct Inner {
     recorded: BTreeSet<String>,
     pages: BTreeMap<(String, String), Vec<Arc<HandOut>>>,
     runs: Vec<RunSeen>,
+    /// How the streams of attachments ended, by run, parent and id.
+    streams: BTreeMap<(String, Named), Streamed>,
     pub(super) deaths: u64,
     /// Calls that were not answered as asked.
     failures: u64,
@@ -145,8 +158,29 @@ enum Change {
     Sent(Arc<SentEvent>),
     Called { call: Call, effect: Option<Effect>, failed: bool, late: bool },
     Read(Arc<HandOut>),
+    Streamed { run: String, named: Named, end: StreamEnd },
     Served { request: String },
     Died,
+}
+
+/// What an attachment is known by: its parent's id, and its own.
+type Named = (String, String);
+
+/// How the source's side of a stream ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum StreamEnd {
+    Whole,
+    /// Not as it should have, and it may another time.
+    Broken,
+    /// It never will.
+    Final,
+}
+
+/// How often the streams of an attachment ended badly.
+#[derive(Debug, Clone, Copy, Default)]
+struct Streamed {
+    broken: u64,
+    last: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -231,6 +265,7 @@ impl World {
                 recorded: BTreeSet::new(),
                 pages: BTreeMap::new(),
                 runs: Vec::new(),
+                streams: BTreeMap::new(),
                 deaths: 0,
                 failures: 0,
                 changed_message: None,
@@ -389,6 +424,14 @@ impl Inner {
                     run.since = page.since;
                 }
             }
+            Change::Streamed { run, named, end } => {
+                let streamed = self.streams.entry((run.clone(), named.clone())).or_default();
+                match end {
+                    StreamEnd::Whole => {}
+                    StreamEnd::Broken => streamed.broken += 1,
+                    StreamEnd::Final => streamed.last += 1,
+                }
+            }
             Change::Served { request } => {
                 self.recorded.insert(request.clone());
             }
@@ -532,7 +575,7 @@ impl Inner {
             return Err(Violation { kind: Broken::Conversation, what: what.clone() });
         }
         let broken = |kind, what: String| Err(Violation { kind, what });
-        let mut named = BTreeSet::new();
+        let mut named: BTreeSet<&str> = BTreeSet::new();
         let mut announced: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for message in &self.accepted {
             for id in &message.artifacts {
@@ -556,8 +599,12 @@ impl Inner {
                 }
             }
         }
+        let mut delivered: BTreeMap<(&str, Named), String> = BTreeMap::new();
         for run in &self.runs {
-            let mut found = announced.remove(run.id.as_str()).unwrap_or_default();
+            let found = announced.remove(run.id.as_str()).unwrap_or_default();
+            let (links, mut found): (Vec<&str>, Vec<&str>) =
+                found.into_iter().partition(|line| line.starts_with(r#"{"id":{"devrev""#));
+            self.attachments_of(run, &links, &mut named, &mut delivered)?;
             found.sort_unstable();
             let mut expected: Vec<&str> = (self.pages.range((run.id.clone(), String::new())..))
                 .take_while(|((of, _), _)| *of == run.id)
@@ -592,7 +639,12 @@ impl Inner {
             }
         }
         let given_up = self.runs.iter().any(|run| run.abandoned);
-        if !given_up && let Some(id) = self.confirmed.iter().find(|id| !named.contains(id.as_str())) {
+        // What could not be confirmed for sure is given up, and may be confirmed.
+        let in_doubt = self.refuses_confirms();
+        if !given_up
+            && let Some(id) = self.confirmed.iter().find(|id| !named.contains(id.as_str()))
+            && !(in_doubt && self.uploads.get(id).is_some_and(|lines| is_stream(lines)))
+        {
             return broken(Broken::Unconfirmed, format!("artifact {id} is confirmed and in no message"));
         }
         let unconfirmed = self.uploads.keys().filter(|id| !self.confirmed.contains(*id)).count() as u64;
@@ -612,6 +664,85 @@ impl Inner {
             }
         }
         Ok(())
+    }
+
+    /// Whether the attachments of a run are each announced once, by a line that names a confirmed upload of their bytes,
+    /// or may have been given up.
+    fn attachments_of<'a>(
+        &'a self,
+        run: &'a RunSeen,
+        links: &[&'a str],
+        named: &mut BTreeSet<&'a str>,
+        delivered: &mut BTreeMap<(&'a str, Named), String>,
+    ) -> Result<(), Violation> {
+        let broken = |kind, what: String| Err(Violation { kind, what });
+        let pages = self.pages.range((run.id.clone(), String::new())..);
+        let pages = pages.take_while(|((of, _), _)| *of == run.id).flat_map(|(_, pages)| pages);
+        // What was said last of each.
+        let mut wanted: BTreeMap<Named, BTreeSet<String>> = BTreeMap::new();
+        for line in pages.flat_map(|page| &page.lines) {
+            if let Ok(attachment) = Attachment::from_line(line) {
+                let urls = wanted.entry((attachment.parent_id, attachment.id)).or_default();
+                urls.insert(attachment.url);
+            }
+        }
+        let mut announced = BTreeSet::new();
+        for line in links {
+            let line: Value = serde_json::from_str(line).unwrap_or_default();
+            let text = |path: &str| line.pointer(path).and_then(Value::as_str).unwrap_or_default();
+            let of = (text("/parent_id/external").to_owned(), text("/id/external").to_owned());
+            let Some((id, bytes)) = self.uploads.get_key_value(text("/id/devrev")) else {
+                return broken(
+                    Broken::Lost,
+                    format!("attachment {of:?} is announced and was never uploaded"),
+                );
+            };
+            if !self.confirmed.contains(id) {
+                return broken(
+                    Broken::Unconfirmed,
+                    format!("attachment {of:?} is announced and not confirmed"),
+                );
+            }
+            if !named.insert(id) || !announced.insert(of.clone()) {
+                return broken(
+                    Broken::Duplicated,
+                    format!("attachment {of:?} of run {} is announced twice", run.id),
+                );
+            }
+            let urls = wanted.get(&of).into_iter().flatten();
+            let url = urls.into_iter().find(|url| {
+                let content = format!("{STREAM}{}|{}|{url}", of.1, of.0);
+                // An extractor of another source has bytes of its own.
+                bytes.iter().all(|line| *line == content || !line.contains("|simulated:"))
+            });
+            let Some(url) = url else {
+                let what =
+                    format!("attachment {of:?} of run {} is announced with the bytes {bytes:?}", run.id);
+                return broken(Broken::Lost, what);
+            };
+            delivered.insert((run.unit.as_str(), of), url.clone());
+        }
+        if run.abandoned || !run.finished {
+            return Ok(());
+        }
+        for (of, urls) in wanted {
+            let streamed = self.streams.get(&(run.id.clone(), of.clone())).copied().unwrap_or_default();
+            let given_up = streamed.last > 0 || streamed.broken >= TRIES || self.refuses_confirms();
+            let before = delivered.get(&(run.unit.as_str(), of.clone()));
+            let unchanged = self.has_disk && before.is_some_and(|before| urls.contains(before));
+            if !announced.contains(&of) && !given_up && !unchanged {
+                let what = format!("attachment {of:?} of run {} is in no message, and had no reason", run.id);
+                return broken(Broken::Lost, what);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the schedule has confirms that are refused for good.
+    fn refuses_confirms(&self) -> bool {
+        let refuses =
+            |act: &Act| matches!(act, Act::Call { call: Call::Confirm, answer: Answer::Refused(_), .. });
+        self.acts.iter().any(refuses)
     }
 
     /// The event that the platform sends next; none when every sync is done.
@@ -787,6 +918,13 @@ pub(super) fn still_clock() -> VirtualClock {
     VirtualClock::at(DateTime::from_timestamp(1_750_000_000, 0).unwrap_or_default())
 }
 
+/// What the one line of an upload that is no batch begins with.
+const STREAM: &str = "stream: ";
+
+fn is_stream(lines: &[String]) -> bool {
+    lines.first().is_some_and(|line| line.starts_with(STREAM))
+}
+
 fn gone() -> PlatformError {
     PlatformError::Retry {
         fate: Fate::Unknown,
@@ -806,8 +944,8 @@ fn lines_of(bytes: &[u8]) -> Vec<String> {
 
 impl Platform for World {
     fn upload(&self, upload: Upload<'_>) -> Result<ArtifactId, PlatformError> {
-        let bytes = match upload.body {
-            Body::Batch(bytes) => bytes.to_vec(),
+        let lines = match upload.body {
+            Body::Batch(bytes) => lines_of(bytes),
             Body::Stream { reader, .. } => {
                 let mut bytes = Vec::new();
                 let read = reader.read_to_end(&mut bytes);
@@ -816,13 +954,13 @@ impl Platform for World {
                     after: None,
                     reason: error.to_string(),
                 })?;
-                bytes
+                vec![format!("{STREAM}{}", String::from_utf8_lossy(&bytes))]
             }
         };
         let mut inner = self.lock();
         inner.call(Call::Prepare, None)?;
         let id = format!("artifact-{}", inner.journal.len());
-        let lines = Arc::new(lines_of(&bytes));
+        let lines = Arc::new(lines);
         inner.call(Call::Upload, Some(Effect::Upload { id: id.clone(), lines }))?;
         ArtifactId::new(id).map_err(|error| PlatformError::Refused { status: 500, reason: error.to_string() })
     }
@@ -858,12 +996,34 @@ impl Platform for World {
         self.lock().call(Call::Message, Some(Effect::Accept(Arc::new(accepted))))
     }
 
+    fn download(&self, artifact: &ArtifactId) -> Result<Vec<u8>, PlatformError> {
+        let mut inner = self.lock();
+        inner.call(Call::Download, None)?;
+        let refused = |reason: String| PlatformError::Refused { status: 404, reason };
+        let lines = inner.uploads.get(artifact.as_str());
+        let lines = lines.ok_or_else(|| refused(format!("{artifact} was never uploaded")))?;
+        let text: String = lines.iter().flat_map(|line| [line, "\n"]).collect();
+        let members = Level::new(0).and_then(|level| compress_all(&[vec![text.as_bytes()]], level));
+        let mut members = members.map_err(|error| refused(error.to_string()))?;
+        Ok(members.pop().unwrap_or_default())
+    }
+
     fn worker_state(&self) -> Result<Option<WorkerState>, PlatformError> {
         let mut inner = self.lock();
         inner.call(Call::LoadState, None)?;
         let unit = inner.unit();
         let state = inner.states.get(&unit).map(ToString::to_string);
         Ok(state.map(|state| WorkerState { state: Some(state), objects: None }))
+    }
+
+    fn install_mapping(&self, _: &Value, _: Option<&str>) -> Result<(), PlatformError> {
+        let mut inner = self.lock();
+        if inner.dies_now() {
+            return Err(gone());
+        }
+        inner.clock.advance(CALL_TAKES);
+        inner.count("mapping/installed");
+        Ok(())
     }
 
     fn save_worker_state(&self, state: &str) -> Result<(), PlatformError> {
@@ -889,6 +1049,14 @@ impl<E: Extractor> Extractor for Watched<E> {
 
     fn metadata(&mut self, context: &Context<'_>) -> Result<Value, SourceError> {
         self.extractor.metadata(context)
+    }
+
+    fn initial_domain_mapping(&mut self, context: &Context<'_>) -> Result<Option<Value>, SourceError> {
+        self.extractor.initial_domain_mapping(context)
+    }
+
+    fn check_policy(&self) -> CheckPolicy {
+        self.extractor.check_policy()
     }
 
     fn streams(&self) -> Vec<String> {
@@ -950,6 +1118,122 @@ impl<E: Extractor> Extractor for Watched<E> {
         inner.record(Change::Called { call: Call::Page, effect: None, failed: false, late: false });
         inner.record(Change::Read(Arc::new(handed)));
         Ok(page)
+    }
+
+    fn open_attachment(
+        &self,
+        context: &Context<'_>,
+        attachment: &Attachment,
+    ) -> Result<AttachmentBody, AttachmentError> {
+        let stream = Stream {
+            world: self.life.world.clone(),
+            run: context.run_id().to_string(),
+            named: (attachment.parent_id.clone(), attachment.id.clone()),
+        };
+        {
+            let mut inner = self.life.world.lock();
+            if inner.dies_now() {
+                return Err("simulated: the process is dead".into());
+            }
+            let fault = inner.fault(Call::Open);
+            inner.clock.advance(OPEN_TAKES);
+            inner.record(Change::Called {
+                call: Call::Open,
+                effect: None,
+                failed: fault.is_some(),
+                late: false,
+            });
+            drop(inner);
+            match fault {
+                None => {}
+                Some(Answer::Busy(seconds)) => {
+                    return Err(AttachmentError::RateLimited {
+                        after: Duration::from_secs(seconds.unwrap_or(1).into()),
+                    });
+                }
+                Some(Answer::Refused(status)) => {
+                    stream.ended(StreamEnd::Final);
+                    let reason = format!("simulated: {status}");
+                    return Err(match status {
+                        400 => AttachmentError::Gone { reason },
+                        _ => AttachmentError::Denied { reason },
+                    });
+                }
+                Some(fault) => {
+                    stream.ended(StreamEnd::Broken);
+                    if fault == Answer::Lost {
+                        std::panic::resume_unwind(Box::new("simulated panic of the extractor"));
+                    }
+                    return Err("simulated: not opened".into());
+                }
+            }
+        }
+        match self.extractor.open_attachment(context, attachment) {
+            Ok(body) => {
+                let (found, broken) = (0, false);
+                let watched =
+                    WatchedBody { reader: body.reader, declared: body.length_bytes, found, broken, stream };
+                Ok(AttachmentBody { reader: Box::new(watched), ..body })
+            }
+            Err(error) => {
+                match error {
+                    AttachmentError::RateLimited { .. } => {}
+                    AttachmentError::Gone { .. } | AttachmentError::Denied { .. } => {
+                        stream.ended(StreamEnd::Final);
+                    }
+                    AttachmentError::Temporary { .. } => stream.ended(StreamEnd::Broken),
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Which stream it was that ended.
+struct Stream {
+    world: World,
+    run: String,
+    named: Named,
+}
+
+impl Stream {
+    fn ended(&self, end: StreamEnd) {
+        let mut inner = self.world.lock();
+        // The dead tell nothing.
+        if !inner.disk.is_dead() {
+            inner.record(Change::Streamed { run: self.run.clone(), named: self.named.clone(), end });
+        }
+    }
+}
+
+/// The bytes of an attachment, as the source gives them.
+struct WatchedBody {
+    reader: Box<dyn Read + Send>,
+    declared: Option<u64>,
+    found: u64,
+    broken: bool,
+    stream: Stream,
+}
+
+impl Read for WatchedBody {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.reader.read(buffer);
+        match &read {
+            Ok(count) => self.found += *count as u64,
+            Err(_) => self.broken = true,
+        }
+        read
+    }
+}
+
+impl Drop for WatchedBody {
+    fn drop(&mut self) {
+        let as_declared = self.declared.is_none_or(|declared| declared == self.found);
+        self.stream.ended(match (self.found, self.broken) {
+            (0, false) => StreamEnd::Final,
+            (_, false) if as_declared => StreamEnd::Whole,
+            _ => StreamEnd::Broken,
+        });
     }
 }
 

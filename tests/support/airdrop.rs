@@ -8,8 +8,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use highwater::airdrop::{
-    Body, Context, Event, ExternalSyncUnit, Extractor, Fate, Outcome, Platform, PlatformError, SealedMessage,
-    Serve, SourceError, Upload,
+    Body, CheckPolicy, Context, Event, ExternalSyncUnit, Extractor, Fate, Outcome, Platform, PlatformError,
+    SealedMessage, Serve, SourceError, Upload, WorkerState,
 };
 use highwater::testing::SimDisk;
 use highwater::{ArtifactId, Level, Page, Record, Store, VirtualClock};
@@ -21,6 +21,10 @@ pub(crate) enum Call {
     Upload,
     Confirm,
     Send,
+    LoadState,
+    SaveState,
+    Blueprint,
+    Mapping,
 }
 
 /// How a call is answered, if not as asked.
@@ -54,6 +58,8 @@ struct Inner {
     confirmed: BTreeSet<String>,
     attempts: Vec<SealedMessage>,
     accepted: Vec<SealedMessage>,
+    state: WorkerState,
+    mappings: Vec<(Value, Option<String>)>,
 }
 
 impl Airdrop {
@@ -91,6 +97,30 @@ impl Airdrop {
     /// Every attempt to send a message, accepted or not.
     pub(crate) fn attempts(&self) -> Vec<SealedMessage> {
         self.lock().attempts.clone()
+    }
+
+    /// Puts this worker state there, as somebody else left it.
+    pub(crate) fn set_state(&self, state: &Value) {
+        self.lock().state.state = Some(state.to_string());
+    }
+
+    /// The worker state that is kept, as text.
+    pub(crate) fn state_text(&self) -> String {
+        self.lock().state.state.clone().expect("a worker state is kept")
+    }
+
+    pub(crate) fn state(&self) -> Value {
+        serde_json::from_str(&self.state_text()).expect("a worker state is JSON")
+    }
+
+    /// Sets the extraction scope, as text.
+    pub(crate) fn set_objects(&self, objects: Option<&str>) {
+        self.lock().state.objects = objects.map(str::to_owned);
+    }
+
+    /// The mappings that were installed, each with its blueprint.
+    pub(crate) fn mappings(&self) -> Vec<(Value, Option<String>)> {
+        self.lock().mappings.clone()
     }
 
     /// The accepted messages, each once.
@@ -232,6 +262,37 @@ impl Platform for Airdrop {
         }
         result
     }
+
+    fn worker_state(&self) -> Result<Option<WorkerState>, PlatformError> {
+        let mut inner = self.lock();
+        let (_, result) = inner.call(Call::LoadState);
+        let kept = inner.state != WorkerState::default();
+        result.map(|()| kept.then(|| inner.state.clone()))
+    }
+
+    fn save_worker_state(&self, state: &str) -> Result<(), PlatformError> {
+        let mut inner = self.lock();
+        let (applies, result) = inner.call(Call::SaveState);
+        if applies {
+            inner.state.state = Some(state.to_owned());
+        }
+        result
+    }
+
+    fn create_blueprint(&self, mapping: &Value) -> Result<Option<String>, PlatformError> {
+        let mut inner = self.lock();
+        let (_, result) = inner.call(Call::Blueprint);
+        result.map(|()| mapping.get("starting_recipe_blueprint").map(|_| "blueprint".to_owned()))
+    }
+
+    fn install_mapping(&self, mapping: &Value, blueprint: Option<&str>) -> Result<(), PlatformError> {
+        let mut inner = self.lock();
+        let (applies, result) = inner.call(Call::Mapping);
+        if applies {
+            inner.mappings.push((mapping.clone(), blueprint.map(str::to_owned)));
+        }
+        result
+    }
 }
 
 pub(crate) type Fetched = Result<Page<u32>, SourceError>;
@@ -249,6 +310,10 @@ pub(crate) struct Source<F> {
     pub(crate) asked: Vec<(String, Option<u32>)>,
     pub(crate) metadata: Result<Value, Duration>,
     pub(crate) units: Vec<ExternalSyncUnit>,
+    pub(crate) mapping: Option<Value>,
+    /// How often the mapping was asked for.
+    pub(crate) mapping_asked: u32,
+    pub(crate) policy: CheckPolicy,
 }
 
 impl<F: FnMut(&Context<'_>, &str, Option<u32>) -> Fetched + Sync> Source<F> {
@@ -259,6 +324,9 @@ impl<F: FnMut(&Context<'_>, &str, Option<u32>) -> Fetched + Sync> Source<F> {
             asked: Vec::new(),
             metadata: Ok(json!({ "schema_version": "v0.2.0", "record_types": {} })),
             units: Vec::new(),
+            mapping: None,
+            mapping_asked: 0,
+            policy: CheckPolicy::Off,
         }
     }
 
@@ -277,6 +345,15 @@ impl<F: Pages> Extractor for Source<F> {
 
     fn metadata(&mut self, _: &Context<'_>) -> Result<Value, SourceError> {
         self.metadata.clone().map_err(|after| SourceError::RateLimited { after })
+    }
+
+    fn initial_domain_mapping(&mut self, _: &Context<'_>) -> Result<Option<Value>, SourceError> {
+        self.mapping_asked += 1;
+        Ok(self.mapping.clone())
+    }
+
+    fn check_policy(&self) -> CheckPolicy {
+        self.policy
     }
 
     fn streams(&self) -> Vec<String> {
@@ -379,6 +456,12 @@ impl World {
         self.serve.serve(&self.store, &self.airdrop, source, event)
     }
 
+    /// A new process on a new machine: nothing of the disk is there.
+    pub(crate) fn lose_disk(&mut self) {
+        self.disk = SimDisk::new();
+        self.store = open(&self.disk, &self.clock, self.batch_items);
+    }
+
     /// A new process, after the old one came to its end: by itself, or by [`SimDisk::kill`].
     pub(crate) fn restart(&mut self) {
         self.disk = self.disk.image().disk();
@@ -386,7 +469,7 @@ impl World {
     }
 }
 
-fn open(disk: &SimDisk, clock: &VirtualClock, batch_items: u32) -> Store {
+pub(crate) fn open(disk: &SimDisk, clock: &VirtualClock, batch_items: u32) -> Store {
     let options = Store::options().batch_items(batch_items).level(Level::new(0).unwrap());
     options
         .cache_bytes(1024 * 1024)

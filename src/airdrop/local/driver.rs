@@ -2,7 +2,8 @@
 //!
 //! A sync is one run of one sync unit: external sync units (as long as the directory has no finished sync of the
 //! unit), metadata, data, attachments. DONE leads to the next phase, PROGRESS to CONTINUE at once, DELAY to CONTINUE
-//! when its seconds have passed, ERROR to the end. Each event has a request id of its own; its answer is the one
+//! when its seconds have passed, ERROR to the end (or, as often as the settings say, to the START of the same phase
+//! again). Each event has a request id of its own; its answer is the one
 //! accepted message whose `event_context` echoes it.
 //!
 //! What the driver remembers is in `platform.json`, replaced as a whole: per sync unit how many syncs are finished,
@@ -73,7 +74,8 @@ pub struct SyncSettings {
     external_sync_unit_id: String,
     sync_unit_id: String,
     newer_names: bool,
-    attachments: bool,
+    phases: Vec<Phase>,
+    error_retries: u64,
     invocations_max: u64,
     id_seed: Option<String>,
     endpoint: String,
@@ -89,7 +91,8 @@ impl SyncSettings {
             sync_unit_id: id.clone(),
             external_sync_unit_id: id,
             newer_names: false,
-            attachments: true,
+            phases: Phase::ALL.to_vec(),
+            error_retries: 0,
             invocations_max: INVOCATIONS_MAX,
             id_seed: None,
             endpoint: "https://airdrop.invalid".to_owned(),
@@ -114,7 +117,25 @@ impl SyncSettings {
     /// Sets whether there is an attachments phase; there is, unless set. Without it the sync ends with the data.
     #[must_use]
     pub fn attachments(mut self, attachments: bool) -> Self {
-        self.attachments = attachments;
+        self.phases.retain(|phase| *phase != Phase::Attachments);
+        self.phases.extend(attachments.then_some(Phase::Attachments));
+        self
+    }
+
+    /// Sets which phases a sync has; all four, unless set. They come in their own order. An incremental sync lists no
+    /// external sync units in any case.
+    #[must_use]
+    pub fn phases(mut self, phases: impl IntoIterator<Item = Phase>) -> Self {
+        let wanted: Vec<Phase> = phases.into_iter().collect();
+        self.phases = Phase::ALL.into_iter().filter(|phase| wanted.contains(phase)).collect();
+        self
+    }
+
+    /// Sets how often a run survives ERROR: its phase is then started again, under the same run id. Not at all unless
+    /// set; the sync then fails, and the next one begins a new run.
+    #[must_use]
+    pub fn error_retries(mut self, retries: u64) -> Self {
+        self.error_retries = retries;
         self
     }
 
@@ -235,6 +256,9 @@ struct Run {
     /// Where in `messages.jsonl` its messages begin.
     messages_from: u64,
     invocations: BTreeMap<Phase, u64>,
+    /// How often it has survived ERROR.
+    #[serde(default)]
+    errors: u64,
     standing: Standing,
 }
 
@@ -490,8 +514,14 @@ impl<'a> Turn<'a> {
         let unit = self.unit();
         let initial = unit.finished_syncs == 0;
         unit.run = None;
-        let run = Run { id, initial, messages_from, invocations: BTreeMap::new(), standing: Standing::Begun };
-        let first = if initial { Phase::ExternalSyncUnits } else { Phase::Metadata };
+        let (invocations, standing) = (BTreeMap::new(), Standing::Begun);
+        let run = Run { id, initial, messages_from, invocations, errors: 0, standing };
+        let mut phases = self.settings.phases.iter().copied();
+        let first = phases.find(|phase| initial || *phase != Phase::ExternalSyncUnits);
+        let first = first.ok_or_else(|| Error::Invalid {
+            what: format!("a sync of {} in these phases", self.settings.sync_unit_id),
+            reason: "there is none that an incremental sync has: metadata, data or attachments".to_owned(),
+        })?;
         self.make_event(run, first, false, 0)
     }
 
@@ -521,12 +551,7 @@ impl<'a> Turn<'a> {
         check_echo(&pending, &message).map_err(&wrong)?;
         match verdict {
             Verdict::Done => {
-                let next = match phase {
-                    Phase::ExternalSyncUnits => Some(Phase::Metadata),
-                    Phase::Metadata => Some(Phase::Data),
-                    Phase::Data if self.settings.attachments => Some(Phase::Attachments),
-                    Phase::Data | Phase::Attachments => None,
-                };
+                let next = self.settings.phases.iter().copied().find(|next| *next > phase);
                 if let Some(next) = next {
                     self.make_event(run, next, false, 0)?;
                 } else {
@@ -550,6 +575,11 @@ impl<'a> Turn<'a> {
                     Some(text) => text.chars().take(ERROR_CHARS_MAX).collect(),
                     None => "it has no event_data.error.message".to_owned(),
                 };
+                if run.errors < self.settings.error_retries {
+                    run.errors += 1;
+                    self.make_event(run, phase, false, 0)?;
+                    return Ok(Some((phase, message)));
+                }
                 let answer = answer.to_owned();
                 run.standing = Standing::Failed { answer: answer.clone(), message: text.clone() };
                 let id = run.id.clone();

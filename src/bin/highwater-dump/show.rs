@@ -12,7 +12,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use comfy_table::{CellAlignment, Table, presets};
 use highwater::inspect::{
     AttachmentsReport, BatchCounts, BatchReport, CheckReport, FailedAttachmentReport, Fate, Finding,
-    LedgerReport, MessageReport, Report, RunReport, RunStatus, Source, TypeReport,
+    FindingsReport, LedgerReport, MessageReport, Report, RunReport, RunStatus, Source, TypeReport,
 };
 use serde::Serialize;
 
@@ -62,7 +62,7 @@ pub(crate) fn visible(text: &str) -> Cow<'_, str> {
 }
 
 /// JSON text that shows all that is in it, and means the same: outside of its strings there is nothing to escape.
-fn visible_json(json: &str) -> Cow<'_, str> {
+pub(crate) fn visible_json(json: &str) -> Cow<'_, str> {
     if !json.contains(is_unsafe) {
         return Cow::Borrowed(json);
     }
@@ -150,7 +150,7 @@ fn time_or(moment: Option<DateTime<Utc>>, none: &str) -> String {
 }
 
 /// One thing, or several.
-fn count(number: u64, one: &str, several: &str) -> String {
+pub(crate) fn count(number: u64, one: &str, several: &str) -> String {
     format!("{number} {}", if number == 1 { one } else { several })
 }
 
@@ -220,6 +220,7 @@ pub(crate) fn unit(out: &mut impl Write, report: &Report, style: Style) -> io::R
     streams(report).print(out, "streams")?;
     item_types(&report.item_types).print(out, "records by item type")?;
     batches_by_state(&report.item_types).print(out, "batches by state")?;
+    findings(out, &report.findings)?;
     let mut bookmarks = Listing::new(&["stream", "#bytes", "bookmark"]);
     for bookmark in &report.bookmarks {
         let shown = cut(Some(&bookmark.bookmark));
@@ -279,6 +280,14 @@ fn warnings(report: &Report) -> Vec<String> {
             staged.0,
             uploaded.0,
             confirmed.0
+        ));
+    }
+    let errors: u64 =
+        report.findings.iter().filter(|kind| kind.severity == "error").map(|kind| kind.count).sum();
+    if errors > 0 {
+        warnings.push(format!(
+            "its records are not what the metadata declares: {}",
+            count(errors, "error", "errors")
         ));
     }
     let open: u64 = report.item_types.iter().map(|counts| counts.open_items).sum();
@@ -367,6 +376,7 @@ fn item_types(types: &[TypeReport]) -> Listing {
     let mut table = Listing::new(&[
         "item type",
         "#read",
+        "#skipped",
         "#in batches",
         "#open",
         "#confirmed",
@@ -378,6 +388,7 @@ fn item_types(types: &[TypeReport]) -> Listing {
         table.row([
             counts.item_type.clone(),
             counts.read.to_string(),
+            counts.skipped.to_string(),
             counts.batched.to_string(),
             counts.open_items.to_string(),
             counts.confirmed.to_string(),
@@ -413,6 +424,31 @@ fn batches_by_state(types: &[TypeReport]) -> Listing {
     table
 }
 
+/// What checks found in records: of each kind how many, and the first of them.
+fn findings(out: &mut impl Write, kinds: &[FindingsReport]) -> io::Result<()> {
+    let mut table = Listing::new(&["item type", "severity", "rule", "at", "#findings"]);
+    for kind in kinds {
+        table.row([
+            kind.item_type.clone().unwrap_or_else(|| "(any)".to_owned()),
+            kind.severity.clone(),
+            kind.rule.clone(),
+            if kind.path.is_empty() { "-".to_owned() } else { kind.path.clone() },
+            kind.count.to_string(),
+        ]);
+    }
+    table.print(out, "findings in records")?;
+    if kinds.iter().any(|kind| !kind.kept.is_empty()) {
+        writeln!(out, "\n  the first of each kind")?;
+    }
+    for kind in kinds {
+        let item_type = kind.item_type.as_deref().unwrap_or("(any)");
+        for text in &kind.kept {
+            writeln!(out, "    {}: {}", visible(item_type), visible(text))?;
+        }
+    }
+    Ok(())
+}
+
 fn messages(messages: &[MessageReport]) -> Listing {
     let mut table = Listing::new(&["#no", "event type", "fate", "sealed at", "#artifacts", "#bytes", "key"]);
     for message in messages {
@@ -435,19 +471,32 @@ fn messages(messages: &[MessageReport]) -> Listing {
 }
 
 fn ledger(runs: &[LedgerReport]) -> Listing {
-    let mut table =
-        Listing::new(&["run", "status", "started", "over", "since", "watermark", "#pages", "announced"]);
+    let mut table = Listing::new(&[
+        "run",
+        "status",
+        "started",
+        "over",
+        "since",
+        "watermark",
+        "#pages",
+        "announced",
+        "findings",
+    ]);
     for run in runs {
         let mut announced: Vec<String> = run
             .item_types
             .iter()
             .map(|counts| {
-                let of = if counts.read == counts.announced {
+                let skipped = match counts.skipped {
+                    0 => String::new(),
+                    skipped => format!(", {skipped} skipped"),
+                };
+                let of = if counts.read == counts.announced + counts.skipped {
                     String::new()
                 } else {
                     format!(" of {}", counts.read)
                 };
-                format!("{} {}{of} in {}", counts.item_type, counts.announced, counts.artifacts)
+                format!("{} {}{of} in {}{skipped}", counts.item_type, counts.announced, counts.artifacts)
             })
             .collect();
         if run.attachments.queued > 0 {
@@ -462,6 +511,14 @@ fn ledger(runs: &[LedgerReport]) -> Listing {
             time_or(run.watermark, "-"),
             run.pages.to_string(),
             if announced.is_empty() { "nothing".to_owned() } else { announced.join(", ") },
+            match (run.findings.errors, run.findings.warnings) {
+                (0, 0) => "-".to_owned(),
+                (errors, warnings) => format!(
+                    "{}, {}",
+                    count(errors, "error", "errors"),
+                    count(warnings, "warning", "warnings")
+                ),
+            },
         ]);
     }
     table

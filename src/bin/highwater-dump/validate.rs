@@ -13,6 +13,8 @@ use clap::Args;
 use highwater::record::{Checker, Excerpt, Finding, Findings, Metadata, Severity, Tally};
 use serde::Serialize;
 
+use super::show::{visible, visible_json};
+
 /// What the exit codes mean, for `--help`.
 pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
@@ -282,7 +284,7 @@ impl<'o> Report<'o> {
             let line = serde_json::to_string(&Line { finding: &finding, file: self.name })
                 .map_err(|error| Stop::Could(error.to_string()))?;
             self.tally.add(finding);
-            return written(writeln!(self.out, "{}", escaped_json(&line)));
+            return written(writeln!(self.out, "{}", visible_json(&line)));
         }
         let text = self.text(&finding);
         let is_first = self.tally.add(finding).is_some();
@@ -365,37 +367,7 @@ fn written(result: io::Result<()>) -> Outcome<()> {
     })
 }
 
-/// Control characters, and those that turn the direction of text or are not seen at all.
-fn is_unsafe(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
-}
-
-/// Text from a document, safe to show on a terminal. A tab becomes a space.
+/// Text from a document, safe to show on a terminal. A tab becomes a space, so that what is below it is marked.
 fn escaped(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '\t' => out.push(' '),
-            c if is_unsafe(c) => {
-                let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
-            }
-            c => out.push(c),
-        }
-    }
-    out
-}
-
-/// The same in JSON, where JSON's own escapes say it.
-fn escaped_json(line: &str) -> String {
-    let mut out = String::with_capacity(line.len());
-    for c in line.chars() {
-        if is_unsafe(c) {
-            // All of them are in the first plane.
-            let _ = write!(out, "\\u{:04x}", u32::from(c));
-        } else {
-            out.push(c);
-        }
-    }
-    out
+    visible(&text.replace('\t', " ")).into_owned()
 }

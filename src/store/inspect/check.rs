@@ -23,13 +23,14 @@ use serde::de::IgnoredAny;
 
 use crate::artifact::{decompress, line_count};
 use crate::error::{Error, Result};
-use crate::model::{ItemType, LEDGER_RUNS_MAX, RunId, StreamName, SyncUnitId, ValueKey};
+use crate::model::{FINDINGS_KEPT, ItemType, LEDGER_RUNS_MAX, RunId, StreamName, SyncUnitId, ValueKey};
 use crate::store::codec::DecodeError;
+use crate::store::findings::FindingKind;
 use crate::store::rows::{
     ATTACHMENTS, AttachmentRow, BATCHES, BOOKMARKS, BatchRow, BatchState, CHUNKS, EVENTS, EventRow, FAILED,
-    FILES, FormatRow, Json, Key, LEDGER, LedgerRow, MESSAGES, META, MessageFate, MessageKind, MessageRow,
-    PAYLOADS, POSITIONS, Payload, QUEUES, QueueRow, REQUEUED, RUN_IDS, RUNS, Row, RunRow, RunStatus, SEEN,
-    STREAMS, TYPES, Table, TypeRow, UNITS, UnitRow, VALUES, name_hash, name_of,
+    FILES, FINDINGS, FormatRow, Json, Key, LEDGER, LedgerRow, MESSAGES, META, MessageFate, MessageKind,
+    MessageRow, PAYLOADS, POSITIONS, Payload, QUEUES, QueueRow, REQUEUED, RUN_IDS, RUNS, Row, RunRow,
+    RunStatus, SEEN, STREAMS, TYPES, Table, TypeRow, UNITS, UnitRow, VALUES, name_hash, name_of,
 };
 use crate::store::run::run_key;
 use crate::store::tables::View;
@@ -154,6 +155,7 @@ impl Check<'_> {
         self.owned(&EVENTS, &numbers)?;
         self.owned(&MESSAGES, &numbers)?;
         self.owned(&LEDGER, &numbers)?;
+        self.owned(&FINDINGS, &numbers)?;
         self.owned(&POSITIONS, &numbers)?;
         self.owned(&QUEUES, &numbers)?;
         self.owned(&ATTACHMENTS, &numbers)?;
@@ -381,6 +383,7 @@ impl Check<'_> {
         self.streams(id, run, &key, read.saturating_sub(lines))?;
         self.chunks(id, run, &key, &types)?;
         self.payloads(id, &key, &batches)?;
+        self.findings(id, run, &key, &types)?;
         self.attachments(id, run, &key)?;
 
         let mut sums: BTreeMap<&str, Sums> = BTreeMap::new();
@@ -464,7 +467,7 @@ impl Check<'_> {
                 self.found(TYPES.name, Some(id), problem);
             }
         };
-        same("read", counts.read, counts.batched + u64::from(counts.open_items));
+        same("read", counts.read, counts.skipped + counts.batched + u64::from(counts.open_items));
         same("confirmed", counts.confirmed, counts.batched.saturating_sub(sums.with_bytes.1));
         same("announced", counts.announced, counts.confirmed.saturating_sub(sums.confirmed.1));
         let unannounced = sums.with_bytes.0 + sums.confirmed.0;
@@ -627,6 +630,36 @@ impl Check<'_> {
         }
     }
 
+    /// What checks found in records: of a kind that can be, and of records that were read.
+    fn findings(&mut self, id: &str, run: &RunRow, key: &Key, types: &Of<String, TypeRow>) -> Result<()> {
+        let rows = self.rows(&FINDINGS, key, |tail| Ok(tail.to_vec()))?;
+        for (tail, row) in rows {
+            let kind = match FindingKind::of_key(&tail) {
+                Ok(kind) => kind,
+                Err(error) => {
+                    self.found(FINDINGS.name, Some(id), format!("a row of run {}: {error}", run.id));
+                    continue;
+                }
+            };
+            let FindingKind { item_type, severity, rule, .. } = &kind;
+            let mut found = |problem: &str| {
+                let problem = format!("{severity} {rule} in {item_type} of run {}: {problem}", run.id);
+                self.found(FINDINGS.name, Some(id), problem);
+            };
+            if !(item_type.is_empty() || types.contains_key(item_type)) {
+                found("nothing of that item type was read");
+            }
+            if !matches!(severity.as_str(), "error" | "warning") || rule.is_empty() {
+                found("there is no such kind");
+            }
+            let kept = row.kept.len() as u64;
+            if row.count == 0 || kept > row.count || kept > FINDINGS_KEPT {
+                found(&format!("{} are counted and {kept} kept", row.count));
+            }
+        }
+        Ok(())
+    }
+
     /// Rows that only an open run has, of one that is not open.
     fn strays(&mut self, id: &str, unit: &UnitRow, runs: &Of<u64, RunRow>) -> Result<()> {
         let open = unit.run.filter(|no| runs.get(no).is_none_or(|run| run.status == RunStatus::Open));
@@ -637,7 +670,8 @@ impl Check<'_> {
         self.stray(id, unit, &PAYLOADS, open)?;
         self.stray(id, unit, &QUEUES, open)?;
         self.stray(id, unit, &ATTACHMENTS, open)?;
-        self.stray(id, unit, &FILES, open)
+        self.stray(id, unit, &FILES, open)?;
+        self.stray(id, unit, &FINDINGS, open)
     }
 
     fn stray<R: Row>(&mut self, id: &str, unit: &UnitRow, table: &Table<R>, open: Option<u64>) -> Result<()> {
@@ -682,7 +716,7 @@ impl Check<'_> {
                 found("it has a watermark exactly if it was not finished");
             }
             if row.status == RunStatus::Finished {
-                if row.types.iter().any(|counts| counts.read != counts.announced) {
+                if row.types.iter().any(|counts| counts.read != counts.skipped + counts.announced) {
                     found("it was finished, and not all that it read was announced");
                 }
                 last = Some(row.watermark);
@@ -695,7 +729,7 @@ impl Check<'_> {
         if last.is_none() && unit.next_run > LEDGER_RUNS_MAX {
             return;
         }
-        if unit.watermark != last.flatten() {
+        if unit.watermark != last.unwrap_or(unit.inherited) {
             self.found(UNITS.name, Some(id), "its watermark is not that of its last finished run");
         }
     }
@@ -727,6 +761,8 @@ impl Check<'_> {
             }
             if let Some(number) = event.message {
                 match messages.get(&number) {
+                    // Of older events a checkpoint brings back which message answered, and not the message.
+                    None if event.identity.is_none() => {}
                     None => found(&format!("message {number}, which answers it, is missing")),
                     Some(message) if message.run != *run || message.event != *hash => {
                         found(&format!("message {number}, which answers it, answers another"));

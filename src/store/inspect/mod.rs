@@ -62,8 +62,8 @@ use overlay::{Base, Overlay};
 pub use check::{CheckReport, Finding, check};
 pub use report::{
     Answer, AttachmentsReport, BatchCounts, BatchReport, BatchStage, BookmarkReport, FailedAttachmentReport,
-    Fate, LedgerReport, LedgerTypeReport, Line, MessageReport, Report, RunReport, RunStatus, StreamReport,
-    TypeReport, UnitReport, ValueReport,
+    Fate, FindingsReport, LedgerReport, LedgerTypeReport, Line, MessageReport, Report, RunReport, RunStatus,
+    StreamReport, TypeReport, UnitReport, ValueReport,
 };
 
 /// Copies of a file that is open elsewhere before it is given up as too busy.

@@ -14,12 +14,13 @@ use serde_json::value::RawValue;
 
 use crate::error::Result;
 use crate::model::{Micros, Phase};
-use crate::record::Attachment;
+use crate::record::{Attachment, FindingCounts};
 use crate::store::attachments::{KEPT_FROM, run_and_number};
+use crate::store::findings::FindingKind;
 use crate::store::rows::{
-    self, BATCHES, BOOKMARKS, BatchRow, EVENTS, FAILED, FailedRow, Json, Key, LEDGER, LedgerRow, MESSAGES,
-    MessageRow, QUEUES, REQUEUED, RUNS, Row, RunRow, STREAMS, TYPES, Table, UnitRow, VALUES, name_of,
-    number_of,
+    self, BATCHES, BOOKMARKS, BatchRow, EVENTS, FAILED, FINDINGS, FailedRow, Json, Key, LEDGER, LedgerRow,
+    MESSAGES, MessageRow, QUEUES, REQUEUED, RUNS, Row, RunRow, STREAMS, TYPES, Table, UnitRow, VALUES,
+    name_of, number_of,
 };
 use crate::store::run::run_key;
 use crate::store::tables::{Rows, View};
@@ -99,6 +100,8 @@ pub struct Report {
     pub streams: Vec<StreamReport>,
     /// The counts of that run, by item type; none once it is over: the ledger has them then.
     pub item_types: Vec<TypeReport>,
+    /// What checks found in the records of that run, by kind; none once it is over: the ledger has the sums then.
+    pub findings: Vec<FindingsReport>,
     /// The bookmarks that finished runs left.
     pub bookmarks: Vec<BookmarkReport>,
     /// The extractor's own values.
@@ -267,6 +270,8 @@ pub struct TypeReport {
     pub item_type: String,
     /// Records that the source gave.
     pub read: u64,
+    /// Those that the platform does not want: they were staged nowhere.
+    pub skipped: u64,
     /// Those in closed batches.
     pub batched: u64,
     /// Those in the batch that is still open.
@@ -291,6 +296,29 @@ pub struct TypeReport {
     pub batches_confirmed: BatchCounts,
     /// Batches in the sealed message that is not known to be delivered.
     pub batches_announced: BatchCounts,
+}
+
+/// Findings of one kind in the records, or the metadata, of the newest run.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct FindingsReport {
+    /// The unit.
+    pub sync_unit: String,
+    /// The run.
+    pub run: String,
+    /// The item type; none for what is counted by rule alone, because there are too many kinds.
+    pub item_type: Option<String>,
+    /// `error` or `warning`.
+    pub severity: String,
+    /// The rule that was broken, as [`Rule::as_str`](crate::record::Rule::as_str) has it.
+    pub rule: String,
+    /// The place in the record, `[]` for each position in an array. Empty for the record as a whole, or where there are
+    /// too many kinds.
+    pub path: String,
+    /// How many.
+    pub count: u64,
+    /// The first of them, as text.
+    pub kept: Vec<String>,
 }
 
 /// What a stream of a finished run left to the next.
@@ -388,6 +416,8 @@ pub struct LedgerReport {
     pub events: u64,
     /// Events whose ids the platform had used before.
     pub events_reused: u64,
+    /// What was found in its records, and in its metadata.
+    pub findings: FindingCounts,
     /// Its counts, by item type.
     pub item_types: Vec<LedgerTypeReport>,
     /// What became of its attachments.
@@ -427,6 +457,8 @@ pub struct LedgerTypeReport {
     pub item_type: String,
     /// Records that the source gave.
     pub read: u64,
+    /// Those that the platform did not want.
+    pub skipped: u64,
     /// Those that were announced, or acknowledged.
     pub announced: u64,
     /// Artifacts that they were in.
@@ -481,6 +513,8 @@ pub enum Line<'a> {
     Stream(&'a StreamReport),
     /// An item type of that run.
     ItemType(&'a TypeReport),
+    /// What was found in the records of that run, of one kind.
+    Findings(&'a FindingsReport),
     /// A bookmark.
     Bookmark(&'a BookmarkReport),
     /// A value of the extractor's own.
@@ -515,6 +549,7 @@ impl Report {
             .chain(self.run.iter().map(Line::Run))
             .chain(self.streams.iter().map(Line::Stream))
             .chain(self.item_types.iter().map(Line::ItemType))
+            .chain(self.findings.iter().map(Line::Findings))
             .chain(self.bookmarks.iter().map(Line::Bookmark))
             .chain(self.values.iter().map(Line::Value))
             .chain(self.messages.iter().map(Line::Message))
@@ -546,6 +581,7 @@ pub(super) fn read(view: &View<'_>, id: &str, unit: &UnitRow, last: usize) -> Re
         run: None,
         streams: Vec::new(),
         item_types: Vec::new(),
+        findings: Vec::new(),
         bookmarks: Vec::new(),
         values: Vec::new(),
         messages: Vec::new(),
@@ -577,6 +613,19 @@ pub(super) fn read(view: &View<'_>, id: &str, unit: &UnitRow, last: usize) -> Re
             });
         })?;
         report.item_types = item_types(view, id, &row.id, &key)?;
+        each(view, &FINDINGS, &key, FindingKind::of_key, |kind, stored| {
+            let FindingKind { item_type, severity, rule, path } = kind;
+            report.findings.push(FindingsReport {
+                sync_unit: id.to_owned(),
+                run: row.id.clone(),
+                item_type: Some(item_type).filter(|item_type| !item_type.is_empty()),
+                severity,
+                rule,
+                path,
+                count: stored.count,
+                kept: stored.kept,
+            });
+        })?;
         let event = row.event.map(|hash| event_name(view, unit.no, no, hash)).transpose()?;
         let counts = view.get(&QUEUES, &key)?.unwrap_or_default().counts;
         report.run = Some(run_report(id, row, event, counts.into()));
@@ -662,6 +711,7 @@ fn item_types(view: &View<'_>, id: &str, run: &str, key: &Key) -> Result<Vec<Typ
                 run: run.to_owned(),
                 item_type,
                 read: row.read,
+                skipped: row.skipped,
                 batched: row.batched,
                 open_items: row.open_items.into(),
                 open_bytes: row.open_bytes,
@@ -790,12 +840,14 @@ fn ledger_report(id: &str, row: LedgerRow) -> LedgerReport {
         pages: row.pages,
         events: row.events,
         events_reused: row.events_reused,
+        findings: FindingCounts::new(row.errors, row.warnings),
         item_types: row
             .types
             .into_iter()
             .map(|counts| LedgerTypeReport {
                 item_type: counts.item_type,
                 read: counts.read,
+                skipped: counts.skipped,
                 announced: counts.announced,
                 artifacts: counts.artifacts,
             })

@@ -4,12 +4,13 @@
 use serde_json::json;
 
 use crate::model::{ArtifactId, Micros, Phase, RunId, Step, StreamName};
-use crate::record::Record;
+use crate::record::{Checker, Metadata, Record, RecordType, Tally};
+use crate::store::findings::FindingKind;
 use crate::store::page::Page;
 use crate::store::rows::{
-    BOOKMARKS, BatchRow, BookmarkRow, CHUNKS, EVENTS, FormatRow, Json, LedgerRow, META, MessageFate,
-    MessageKind, MessageRow, RUN_IDS, Row, RunIdRow, RunRow, RunStatus as Status, STREAMS, StreamRow, TYPES,
-    Table, TypeRow, UnitRow, VALUES,
+    BOOKMARKS, BatchRow, BookmarkRow, CHUNKS, EVENTS, FINDINGS, FindingRow, FormatRow, Json, LedgerRow, META,
+    MessageFate, MessageKind, MessageRow, RUN_IDS, Row, RunIdRow, RunRow, RunStatus as Status, STREAMS,
+    StreamRow, TYPES, Table, TypeRow, UnitRow, VALUES,
 };
 use crate::store::tables::Change;
 use crate::store::{Accepted, Incoming, Run, Sealing, Store, SyncUnit};
@@ -89,7 +90,7 @@ fn event(run: &str, number: u32, phase: Phase, step: Step) -> Incoming {
 
 #[track_caller]
 fn work(unit: &SyncUnit, event: &Incoming) -> Run {
-    match unit.accept(event, false).unwrap() {
+    match unit.accept(event, false, None).unwrap() {
         Accepted::Work(run) => run,
         other => panic!("{other:?}"),
     }
@@ -103,6 +104,14 @@ fn stage(run: &Run, phase: Phase, records: u32, next: Option<u32>) {
     for record in 0..records {
         page.push("issues", Record::new(format!("ISSUE-{record}"), &json!({"n": record})).unwrap());
     }
+    let mut tally = Tally::keeping(10);
+    let checker = Checker::new(&Metadata::new().record_type("issues", RecordType::new()), "issues").unwrap();
+    for (_, records) in page.records() {
+        for finding in records.iter().flat_map(|record| checker.check(record)) {
+            tally.add(finding);
+        }
+    }
+    page.found("issues", tally);
     run.stage(&StreamName::new("issues").unwrap(), phase, 2, page.value("key", &1)).unwrap();
 }
 
@@ -303,6 +312,16 @@ fn second() -> Key {
     run_key(1, 2)
 }
 
+/// What [`stage`] has found in its records.
+fn undeclared() -> FindingKind {
+    FindingKind {
+        item_type: "issues".to_owned(),
+        severity: "warning".to_owned(),
+        rule: "undeclared".to_owned(),
+        path: "data.n".to_owned(),
+    }
+}
+
 fn batch(seq: u64) -> Key {
     second().and_number(seq)
 }
@@ -496,6 +515,27 @@ const BROKEN: &[Broken] = &[
     }),
     ("payloads: the bytes of batch 4: they are no whole gzip member", |change| {
         change.put(&PAYLOADS, &batch(4), &Payload(b"\x1f\x8bnot gzip at all".to_vec())).unwrap();
+    }),
+    // What was found in records.
+    ("findings: 1 rows are of run number 2, which is not open", |change| {
+        alter_run(change, |run| run.status = Status::Finished);
+    }),
+    ("findings: a row is of unit number 9, which there is not", |change| {
+        change.put(&FINDINGS, &undeclared().key(&run_key(9, 2)), &FindingRow::default()).unwrap();
+    }),
+    ("findings: a row of run second: its key has not the parts", |change| {
+        change.put(&FINDINGS, &second().and_name("issues"), &FindingRow::default()).unwrap();
+    }),
+    ("findings: warning undeclared in bugs of run second: nothing of that item type was read", |change| {
+        let kind = FindingKind { item_type: "bugs".to_owned(), ..undeclared() };
+        change.put(&FINDINGS, &kind.key(&second()), &FindingRow { count: 1, kept: Vec::new() }).unwrap();
+    }),
+    ("findings: bad undeclared in issues of run second: there is no such kind", |change| {
+        let kind = FindingKind { severity: "bad".to_owned(), ..undeclared() };
+        change.put(&FINDINGS, &kind.key(&second()), &FindingRow { count: 1, kept: Vec::new() }).unwrap();
+    }),
+    ("findings: warning undeclared in issues of run second: 8 are counted and 9 kept", |change| {
+        alter(change, &FINDINGS, &undeclared().key(&second()), |row| row.count = 8);
     }),
     // Events and messages.
     ("events: the newest event of run second is missing", |change| {

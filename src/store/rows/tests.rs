@@ -61,8 +61,10 @@ fn golden_bytes_of_rows_about_the_file_and_its_units() {
             watermark: Some(Micros(-1)),
             bounds: (Some(Micros(1)), None),
             holder: (None, Some("t".to_owned())),
+            inherited: Some(Micros(3)),
+            connector_version: Some("v".to_owned()),
         },
-        0x64b9_025d,
+        0xde02_a6c3,
         &[
             ("no", "07"),
             ("created_at", "fd 00803c3048140c00"),
@@ -72,6 +74,8 @@ fn golden_bytes_of_rows_about_the_file_and_its_units() {
             ("watermark", "01 01"),
             ("bounds", "01 02 00"),
             ("holder", "00 01 01 74"),
+            ("inherited", "01 06"),
+            ("connector_version", "01 01 76"),
         ],
     );
     golden(
@@ -168,6 +172,7 @@ fn golden_bytes_of_a_run() {
     golden(
         &TypeRow {
             read: 1,
+            skipped: 9,
             batched: 2,
             confirmed: 3,
             announced: 4,
@@ -177,9 +182,9 @@ fn golden_bytes_of_a_run() {
             open_bytes: 8,
             last_artifact: Some("a".to_owned()),
         },
-        0x4955_853f,
+        0x5aa1_3d12,
         &[
-            ("read, batched, confirmed, announced", "01 02 03 04"),
+            ("read, skipped, batched, confirmed, announced", "01 09 02 03 04"),
             ("batches, artifacts_announced", "05 06"),
             ("open_items, open_bytes", "07 08"),
             ("last_artifact", "01 01 61"),
@@ -282,10 +287,18 @@ fn golden_bytes_of_the_conversation() {
             pages: 5,
             events: 6,
             events_reused: 7,
-            types: vec![LedgerType { item_type: "t".to_owned(), read: 8, announced: 9, artifacts: 10 }],
+            errors: 8,
+            warnings: 9,
+            types: vec![LedgerType {
+                item_type: "t".to_owned(),
+                read: 8,
+                skipped: 11,
+                announced: 9,
+                artifacts: 10,
+            }],
             attachments: LedgerAttachments { queued: 11, settled: 12, failed: 13 },
         },
-        0x04fa_d731,
+        0xf9fc_c3c9,
         &[
             ("id", "01 72"),
             ("status", "01"),
@@ -293,10 +306,20 @@ fn golden_bytes_of_the_conversation() {
             ("since", "00"),
             ("watermark", "01 06"),
             ("epochs, pages, events, events_reused", "04 05 06 07"),
+            ("errors, warnings", "08 09"),
             ("types: how many", "01"),
-            ("item_type, read, announced, artifacts", "01 74 08 09 0a"),
+            ("item_type, read, skipped, announced, artifacts", "01 74 08 0b 09 0a"),
             ("attachments: queued, settled, failed", "0b 0c 0d"),
         ],
+    );
+}
+
+#[test]
+fn golden_bytes_of_findings() {
+    golden(
+        &FindingRow { count: 251, kept: vec!["a".to_owned(), "bc".to_owned()] },
+        0xc92c_a367,
+        &[("count", "fb fb00"), ("kept: how many, each", "02 01 61 02 6263")],
     );
 }
 
@@ -484,19 +507,20 @@ fn message_row() -> impl Strategy<Value = MessageRow> {
 }
 
 fn ledger_row() -> impl Strategy<Value = LedgerRow> {
-    let types = vec((any::<String>(), any::<[u64; 3]>()), 0..4).prop_map(|types| {
-        let of = |(item_type, [read, announced, artifacts]): (String, [u64; 3])| LedgerType {
+    let types = vec((any::<String>(), any::<[u64; 4]>()), 0..4).prop_map(|types| {
+        let of = |(item_type, [read, skipped, announced, artifacts]): (String, [u64; 4])| LedgerType {
             item_type,
             read,
+            skipped,
             announced,
             artifacts,
         };
         types.into_iter().map(of).collect()
     });
     let times = (micros(), micros(), option::of(micros()), option::of(micros()));
-    (any::<String>(), status(), times, any::<[u64; 7]>(), types).prop_map(
+    (any::<String>(), status(), times, any::<[u64; 9]>(), types).prop_map(
         |(id, status, (started_at, ended_at, since, watermark), numbers, types)| {
-            let [epochs, pages, events, events_reused, queued, settled, failed] = numbers;
+            let [epochs, pages, events, events_reused, queued, settled, failed, errors, warnings] = numbers;
             LedgerRow {
                 id,
                 status,
@@ -508,6 +532,8 @@ fn ledger_row() -> impl Strategy<Value = LedgerRow> {
                 pages,
                 events,
                 events_reused,
+                errors,
+                warnings,
                 types,
                 attachments: LedgerAttachments { queued, settled, failed },
             }
@@ -575,6 +601,8 @@ proptest! {
                 watermark,
                 bounds: (watermark, None),
                 holder: (None, Some(one.clone())),
+                inherited: created,
+                connector_version: Some(two.clone()),
             },
             flip,
             noise,
@@ -588,6 +616,7 @@ proptest! {
         survives(
             &TypeRow {
                 read: a,
+                skipped: h,
                 batched: b,
                 confirmed: c,
                 announced: d,
@@ -603,6 +632,7 @@ proptest! {
         survives(&ChunkRow { items: small, dates, lines: bytes.clone() }, flip, noise);
         survives(&BookmarkRow { json: two, run: h }, flip, noise);
         survives(&EventRow { identity: Some(one.clone()), order: a, accepted_at: created_at, message: Some(b) }, flip, noise);
+        survives(&FindingRow { count: a, kept: vec![one.clone(), three.clone()] }, flip, noise);
         let counts = LedgerAttachments { queued: a, settled: b, failed: c };
         survives(&QueueRow { counts, position: d, requeued: e, lines: f, rebuild: exhausted }, flip, noise);
         survives(

@@ -1,0 +1,67 @@
+//! Issues page by page: the cursor is the number of the next one.
+
+use std::time::Duration;
+
+use highwater::Page;
+use highwater::airdrop::{Context, ExternalSyncUnit, Extractor, SourceError};
+use serde_json::Value;
+
+use crate::issue::{ITEM_TYPE, Issue, metadata};
+
+/// A source of issues that never change.
+#[derive(Debug)]
+pub(crate) struct Synthetic {
+    /// Issues in it.
+    pub(crate) items: u32,
+    /// Issues of a page.
+    pub(crate) page_size: u32,
+    /// What a page takes longer than it needs.
+    pub(crate) page_delay: Duration,
+}
+
+impl Extractor for Synthetic {
+    type Cursor = u32;
+
+    fn external_sync_units(&mut self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+        Ok(vec![ExternalSyncUnit {
+            id: "synthetic".to_owned(),
+            name: "Synthetic tracker".to_owned(),
+            description: "Issues that are made up, the same ones every time".to_owned(),
+            item_count: Some(self.items.into()),
+            item_type: Some(ITEM_TYPE.to_owned()),
+        }])
+    }
+
+    fn metadata(&mut self, _: &Context<'_>) -> Result<Value, SourceError> {
+        Ok(serde_json::to_value(metadata())?)
+    }
+
+    fn streams(&self) -> Vec<String> {
+        vec![ITEM_TYPE.to_owned()]
+    }
+
+    fn page(
+        &mut self,
+        context: &Context<'_>,
+        _stream: &str,
+        cursor: Option<u32>,
+    ) -> Result<Page<u32>, SourceError> {
+        std::thread::sleep(self.page_delay);
+        let first = cursor.unwrap_or(0);
+        let next = first.saturating_add(self.page_size).min(self.items);
+        let mut page = if next < self.items { Page::more(next) } else { Page::last() };
+        let window = context.window();
+        for key in first..next {
+            let issue = Issue::generate(key);
+            let modified = issue.updated_at()?;
+            if window
+                .is_some_and(|window| window.from.is_some_and(|from| modified < from) || modified > window.to)
+            {
+                continue;
+            }
+            page.push(ITEM_TYPE, issue.to_record()?);
+        }
+        let percent = u64::from(next) * 100 / u64::from(self.items.max(1));
+        Ok(page.progress(u8::try_from(percent).unwrap_or(100)))
+    }
+}

@@ -1,0 +1,174 @@
+//! An extractor of generated issues, as a worker that speaks HTTP to the addresses in its event.
+//!
+//! ```text
+//! cargo run --release --example synthetic -- invoke --event event.json --store out --items 400000
+//! ```
+//!
+//! With `--store` it remembers what it needs in `DIR/state.redb`. Without, it has no disk: its state is a checkpoint that
+//! it keeps with the platform, and the next invocation may run on another machine. Who plays the platform is the
+//! example `airdrop`.
+
+mod extractor;
+mod issue;
+
+use std::error::Error;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use highwater::airdrop::{Client, Event, OutcomeKind, Serve};
+use highwater::{Level, Store};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::extractor::Synthetic;
+
+/// How long to wait for another process to let go of the store, if the budget is not shorter.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What an invocation has after its budget to hand over what it fetched.
+const HAND_OVER: Duration = Duration::from_secs(2 * 60);
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 the event is answered, be it with ERROR, now or earlier; 1 it is not, and may be given again; 2 wrong usage.
+
+The records have the item type `issues`. Issue i is the same on every machine: 15 fields made of i, about 774 bytes of \
+JSON; 400,000 of them are 309,596,078 bytes. They never change, so a sync after the first finds nothing new, unless \
+the platform asks for everything.";
+
+/// Extracts generated issues, in as many invocations as it takes, each issue exactly once.
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo run --release --example synthetic --", after_help = AFTER_HELP, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Answer one event, as a worker does: the message goes to the event's callback URL
+    Invoke(Invoke),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+struct Invoke {
+    /// A file that holds the event as JSON; `-` is standard input
+    #[arg(long, value_name = "FILE")]
+    event: PathBuf,
+    /// The directory for the state: made if it is not there. Without it, the state is kept with the platform
+    #[arg(long, value_name = "DIR")]
+    store: Option<PathBuf>,
+    /// Issues in the source
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    items: u32,
+    /// Issues of a page: what is fetched, and becomes durable, at once
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    page_size: u32,
+    /// Records of an artifact
+    #[arg(long, value_name = "N", default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    batch_items: u32,
+    /// How long an invocation fetches pages before it hands over to the next, say 500ms [default: 10m]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    budget: Option<Duration>,
+    /// What each page takes longer than it needs, to play a slow source, say 5ms [default: none]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    page_delay: Option<Duration>,
+    /// How hard artifacts are compressed, 1 (fast) to 9 (small)
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=9))]
+    level: u8,
+}
+
+impl Invoke {
+    /// How events are answered.
+    fn serve(&self) -> Serve {
+        let mut serve = Serve::new();
+        if let Some(budget) = self.budget {
+            serve = serve.budget(budget).hard_limit(budget.saturating_add(HAND_OVER));
+        }
+        if self.store.is_none() {
+            serve = serve.checkpoints();
+        }
+        serve
+    }
+
+    /// The source.
+    fn extractor(&self) -> Synthetic {
+        let page_delay = self.page_delay.unwrap_or_default();
+        Synthetic { items: self.items, page_size: self.page_size, page_delay }
+    }
+
+    /// The store, and the folder that it is in if that goes with the invocation.
+    fn open_store(&self) -> Result<(Store, Option<TempDir>), Failure> {
+        let patience = self.budget.map_or(PATIENCE, |budget| budget.min(PATIENCE));
+        let options = Store::options()
+            .batch_items(self.batch_items)
+            .level(Level::new(self.level.into())?)
+            .wait(patience);
+        let Some(dir) = &self.store else {
+            let dir =
+                tempfile::tempdir().map_err(|error| format!("cannot make a temporary folder: {error}"))?;
+            return Ok((options.open(dir.path().join("state.redb"))?, Some(dir)));
+        };
+        std::fs::create_dir_all(dir)
+            .map_err(|error| format!("cannot make the directory {} (--store): {error}", dir.display()))?;
+        Ok((options.open(dir.join("state.redb"))?, None))
+    }
+}
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+fn main() -> ExitCode {
+    let Action::Invoke(invoke) = Cli::parse().command;
+    match answer(&invoke) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            let mut cause = error.source();
+            while let Some(error) = cause {
+                eprintln!("  because: {error}");
+                cause = error.source();
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Answers the event with nothing in memory but what it, and the state, say.
+fn answer(invoke: &Invoke) -> Result<(), Failure> {
+    let event = Event::from_json_bytes(&read(&invoke.event)?)?;
+    let client = Client::new(&event)?;
+    // The folder, if it is ours, is removed after the store in it is closed.
+    let (store, _folder) = invoke.open_store()?;
+    let outcome = invoke.serve().serve(&store, &client, &mut invoke.extractor(), &event)?;
+    drop(store);
+    if let Some(watermark) = outcome.ignored_watermark {
+        eprintln!("warning: the last sync was at {watermark}, by a clock that was wrong");
+    }
+    let Some(message) = outcome.message else {
+        eprintln!("the event was answered earlier, and its message is no longer kept: nothing was sent");
+        return Ok(());
+    };
+    if outcome.kind == OutcomeKind::Error {
+        let message: Value = serde_json::from_str(&message)?;
+        let reason = message.pointer("/event_data/error/message").and_then(Value::as_str);
+        eprintln!("answered with {}: {}", outcome.event_type, reason.unwrap_or("no reason given"));
+        return Ok(());
+    }
+    let again = if outcome.replayed { ", said again" } else { "" };
+    eprintln!("answered with {}, {} artifacts{again}", outcome.event_type, outcome.artifacts);
+    Ok(())
+}
+
+/// The bytes of the event.
+fn read(path: &Path) -> Result<Vec<u8>, Failure> {
+    let mut bytes = Vec::new();
+    let (name, read) = if path == Path::new("-") {
+        ("standard input".to_owned(), io::stdin().lock().read_to_end(&mut bytes).map(|_| bytes))
+    } else {
+        (path.display().to_string(), std::fs::read(path))
+    };
+    read.map_err(|error| format!("cannot read the event (--event) from {name}: {error}").into())
+}

@@ -1,0 +1,182 @@
+//! Checks an extractor's records before they leave, by its own metadata.
+//!
+//! A page is checked between fetch and staging. What is found goes with it into the transaction that stages it, or, if
+//! the policy is to refuse and there are errors, into the message of the ERROR, and then nothing of the page is stored.
+//!
+//! The metadata is asked for again in every invocation that fetches a page: it is the extractor's own and cheap, and no
+//! invocation has to carry a document of unknown size from the metadata phase to another machine.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde_json::Value;
+
+use crate::model::FINDINGS_KEPT;
+use crate::record::{ATTACHMENTS, Checker, Finding, Metadata, Record, Rule, Severity, Tally};
+use crate::store::Page;
+
+use super::message::ERROR_MESSAGE_BYTES_MAX;
+
+/// Bytes that are left in an ERROR's message for what stands around its findings.
+const MESSAGE_ROOM_BYTES: usize = 200;
+
+/// What [`serve`](super::serve()) does about records that are not what the extractor's metadata declares, and about
+/// metadata that is not consistent in itself: what [`Metadata::check`] and [`Checker`] find.
+///
+/// Findings in what is staged are counted in the run's state, in the transaction that stages it, so that each page counts
+/// once whatever dies in between; of each kind the first [`FINDINGS_KEPT`](crate::limits::FINDINGS_KEPT) are kept as
+/// text until the run is over. [`Outcome::findings`](super::Outcome::findings) has the sums, `highwater-dump` shows all.
+///
+/// Records of the type `attachments` are the platform's, not the metadata's: they are checked only if it declares them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum CheckPolicy {
+    /// Nothing is checked.
+    #[default]
+    Off,
+    /// What is found is counted; every page is staged.
+    Report,
+    /// A page with an error is not staged: the answer is an ERROR that names record, field and rule. The cursor stays
+    /// where it was, earlier pages are kept and announced, and the next event fetches the page again. What is refused is
+    /// not counted in the run's state, however often it is fetched. Nor is metadata delivered that has errors.
+    ///
+    /// Warnings are counted only, and so is an id that stands twice on a page: a source may repeat one between reads.
+    Refuse,
+}
+
+/// The checks of one invocation.
+#[derive(Debug)]
+pub(crate) struct Checks {
+    refuses: bool,
+    metadata: Metadata,
+    /// What was found in the metadata.
+    pub(crate) in_metadata: Tally,
+    checkers: BTreeMap<String, Declared>,
+}
+
+/// What the metadata has of an item type.
+#[derive(Debug)]
+enum Declared {
+    As(Checker),
+    /// Not at all: what is found in each of its records.
+    Missing(Vec<Finding>),
+    /// It need not be there.
+    ByPlatform,
+}
+
+impl Checks {
+    /// Checks by these metadata.
+    ///
+    /// # Errors
+    /// What to answer, if they are refused: by metadata with errors in it nothing can be checked.
+    pub(crate) fn new(policy: CheckPolicy, item_type: &str, document: Value) -> Result<Self, String> {
+        let refuses = policy == CheckPolicy::Refuse;
+        let metadata = Metadata::from_value(document);
+        let mut in_metadata = Tally::keeping(FINDINGS_KEPT);
+        for finding in metadata.check() {
+            in_metadata.add(finding);
+        }
+        if refuses && let Some(errors) = errors([(item_type, &in_metadata)]) {
+            return Err(format!("the metadata is refused, for it has {errors}"));
+        }
+        Ok(Self { refuses, metadata, in_metadata, checkers: BTreeMap::new() })
+    }
+
+    /// Checks a page; what is found is to be staged with it.
+    ///
+    /// # Errors
+    /// What to answer, if it is refused.
+    pub(crate) fn page<C>(&mut self, stream: &str, page: &mut Page<C>) -> Result<(), String> {
+        let mut found: Vec<(String, Tally)> = Vec::new();
+        for (item_type, records) in page.records() {
+            let mut tally = Tally::keeping(FINDINGS_KEPT);
+            check(self.declared(item_type), records, |mut finding| {
+                // A record is known by its id, and only without one by its place: what is no file yet has no lines.
+                if finding.record.is_some() {
+                    finding.line = None;
+                }
+                tally.add(finding);
+            });
+            if !tally.is_empty() {
+                found.push((item_type.to_owned(), tally));
+            }
+        }
+        if self.refuses
+            && let Some(errors) = errors(found.iter().map(|(item_type, tally)| (item_type.as_str(), tally)))
+        {
+            return Err(format!(
+                "a page of stream {stream} is refused, and nothing of it stored, for its records are not what the \
+                 metadata declares: {errors}"
+            ));
+        }
+        for (item_type, tally) in found {
+            page.found(&item_type, tally);
+        }
+        Ok(())
+    }
+
+    fn declared(&mut self, item_type: &str) -> &Declared {
+        let metadata = &self.metadata;
+        self.checkers.entry(item_type.to_owned()).or_insert_with(|| match Checker::new(metadata, item_type) {
+            Ok(checker) => Declared::As(checker),
+            Err(_) if item_type == ATTACHMENTS => Declared::ByPlatform,
+            Err(findings) => Declared::Missing(findings.into_iter().collect()),
+        })
+    }
+}
+
+/// Checks the records of one item type, each as the line that it becomes.
+fn check(declared: &Declared, records: &[Record], mut found: impl FnMut(Finding)) {
+    match declared {
+        Declared::ByPlatform => {}
+        Declared::As(checker) => {
+            let mut batch = checker.batch();
+            let mut line = Vec::new();
+            for record in records {
+                line.clear();
+                record.write_line(&mut line);
+                batch.check_line(&line).into_iter().for_each(&mut found);
+            }
+        }
+        Declared::Missing(findings) => {
+            for record in records {
+                for finding in findings {
+                    let mut finding = finding.clone();
+                    finding.record = record.id().map(str::to_owned);
+                    found(finding);
+                }
+            }
+        }
+    }
+}
+
+/// The errors that something is refused for, the first of each kind and how many there are, as far as a message has
+/// room; `None` if there are none.
+fn errors<'t>(found: impl IntoIterator<Item = (&'t str, &'t Tally)>) -> Option<String> {
+    let mut count = 0;
+    let mut untold = 0;
+    let mut text = String::new();
+    for (item_type, tally) in found {
+        for (severity, rule, _, times, kept) in tally.kinds() {
+            if severity != Severity::Error || rule == Rule::DuplicateId {
+                continue;
+            }
+            count += times;
+            let Some(first) = kept.first() else { continue };
+            let times_shown = if times > 1 { format!(", {times} times") } else { String::new() };
+            let line = format!("\n{item_type}: {first} (rule {rule}{times_shown})");
+            // One always goes: without it nobody knows what to mend.
+            if text.is_empty() || text.len() + line.len() + MESSAGE_ROOM_BYTES <= ERROR_MESSAGE_BYTES_MAX {
+                text.push_str(&line);
+            } else {
+                untold += times;
+            }
+        }
+    }
+    if untold > 0 {
+        // A string takes every write.
+        let _ = write!(text, "\nand {untold} more of other kinds");
+    }
+    let errors = if count == 1 { "error" } else { "errors" };
+    (count > 0).then(|| format!("{count} {errors}:{text}"))
+}

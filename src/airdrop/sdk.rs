@@ -1,0 +1,507 @@
+//! The worker state as others write it: the TypeScript SDK's keys, the connector's own, and the extraction scope.
+//!
+//! The platform keeps one JSON document per sync unit. Ours is under one key of it; the SDK's keys stand beside it, in
+//! one of two layouts:
+//!
+//! ```json
+//! { "lastSyncStarted": "", "workersOldest": "", "toDevRev": {}, "the connector's own": 1 }
+//! { "connectorState": { "the connector's own": 1 }, "sdkState": { "lastSyncStarted": "" } }
+//! ```
+//!
+//! *Read*, they are what a unit inherits that has nothing of ours, so that a connector can move over without starting
+//! again. A key that is missing, `null` or an empty string is unset. What is of another type is an error that names the
+//! key: to guess would be to skip records.
+//!
+//! *Written*, they are kept current in the layout in which they were found, so that a connector can move back between two
+//! runs. Times are cut to milliseconds, as the SDK writes them: a watermark is then never later than ours.
+
+use std::collections::BTreeSet;
+
+use chrono::{DateTime, SecondsFormat};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::error::{Error, Result};
+use crate::model::{ItemType, Micros, Phase, Step};
+use crate::record::Attachment;
+use crate::store::{Incoming, Inherited, InheritedRun, Run, Standing, WindowRow};
+
+const SDK_STATE: &str = "sdkState";
+const CONNECTOR_STATE: &str = "connectorState";
+const TO_DEVREV: &str = "toDevRev";
+const ATTACHMENTS: &str = "attachmentsMetadata";
+
+const SYNC_STARTED: &str = "lastSyncStarted";
+const SUCCESSFUL_STARTED: &str = "lastSuccessfulSyncStarted";
+const PENDING_OLDEST: &str = "pendingWorkersOldest";
+const PENDING_NEWEST: &str = "pendingWorkersNewest";
+const OLDEST: &str = "workersOldest";
+const NEWEST: &str = "workersNewest";
+const VERSION: &str = "snapInVersionId";
+
+/// Every key that is the SDK's, of extracting and of loading.
+const KEYS: [&str; 9] = [
+    SYNC_STARTED,
+    SUCCESSFUL_STARTED,
+    PENDING_OLDEST,
+    PENDING_NEWEST,
+    OLDEST,
+    NEWEST,
+    VERSION,
+    TO_DEVREV,
+    "fromDevRev",
+];
+
+/// The note of a run that the SDK began: what of its attachments is left to do.
+const NOTE: &str = "sdk";
+
+/// A worker state that is read or about to be written.
+pub(crate) type Document = Map<String, Value>;
+
+/// What the SDK knew of a unit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SdkState {
+    sync_started: Option<Micros>,
+    successful_started: Option<Micros>,
+    pending: (Option<Micros>, Option<Micros>),
+    bounds: (Option<Micros>, Option<Micros>),
+    version: Option<String>,
+    attachments: SdkAttachments,
+}
+
+/// What was left to do of the attachments of a run that the SDK began.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SdkAttachments {
+    /// The metadata artifacts still to be worked off, in order.
+    pub(crate) artifact_ids: Vec<String>,
+    /// How many attachments of the first of them are behind it.
+    pub(crate) last_processed: u64,
+    /// Attachment id and parent id of those after that which are settled; the parent is empty in an older state.
+    pub(crate) processed: Vec<(String, String)>,
+}
+
+impl SdkAttachments {
+    /// Whether the SDK had worked off an attachment that stands in the `at`-th line of the `place`-th artifact.
+    pub(crate) fn is_settled(&self, place: u64, at: u64, attachment: &Attachment) -> bool {
+        let named = |(id, parent): &(String, String)| {
+            *id == attachment.id && (parent.is_empty() || *parent == attachment.parent_id)
+        };
+        (place == 0 && at < self.last_processed) || self.processed.iter().any(named)
+    }
+}
+
+impl SdkState {
+    /// Reads the SDK's keys; `None` if there are none.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the first key that makes no sense.
+    pub(crate) fn read(document: &Document, sync_unit: &str) -> Result<Option<Self>> {
+        let keys = Keys {
+            sync_unit,
+            prefix: if document.contains_key(SDK_STATE) { "sdkState." } else { "" },
+            keys: match document.get(SDK_STATE) {
+                None => document,
+                Some(Value::Object(nested)) => nested,
+                Some(other) => return Err(odd(sync_unit, SDK_STATE, "an object", other)),
+            },
+        };
+        if keys.prefix.is_empty() && !KEYS.iter().any(|key| document.contains_key(*key)) {
+            return Ok(None);
+        }
+        let this = Self {
+            sync_started: keys.moment(SYNC_STARTED)?,
+            successful_started: keys.moment(SUCCESSFUL_STARTED)?,
+            pending: (keys.moment(PENDING_OLDEST)?, keys.moment(PENDING_NEWEST)?),
+            bounds: (keys.moment(OLDEST)?, keys.moment(NEWEST)?),
+            version: keys.text(VERSION)?.map(str::to_owned),
+            attachments: keys.attachments()?,
+        };
+        if let (Some(oldest), Some(newest)) = this.pending
+            && oldest >= newest
+        {
+            let name = keys.path(PENDING_OLDEST);
+            return Err(Error::Invalid {
+                what: format!("{name} in the worker state of {sync_unit}"),
+                reason: format!("it must be before {PENDING_NEWEST}"),
+            });
+        }
+        Ok(Some(this))
+    }
+
+    /// What the unit of an event inherits. A CONTINUE, or an attachments START, goes on with a run that the SDK began; so
+    /// does a data START if it left one unfinished. A metadata START begins a run, whatever was left.
+    pub(crate) fn inherited(&self, event: &Incoming) -> Inherited {
+        let continues = event.step == Step::Continue || event.phase == Phase::Attachments;
+        let unfinished = self.sync_started > self.successful_started
+            || self.pending.0.is_some()
+            || self.pending.1.is_some();
+        let run = if continues {
+            // Without its start, when it vouches from is not known.
+            self.sync_started.map(|started_at| {
+                let note = serde_json::to_string(&self.attachments).ok().map(|json| (NOTE, json));
+                InheritedRun { started_at: Some(started_at), window: self.window(), note }
+            })
+        } else {
+            (event.phase == Phase::Data && unfinished).then(|| InheritedRun {
+                started_at: self.sync_started.filter(|_| self.sync_started > self.successful_started),
+                window: self.window(),
+                note: None,
+            })
+        };
+        Inherited {
+            watermark: self.successful_started,
+            bounds: self.bounds,
+            connector_version: self.version.clone(),
+            run,
+        }
+    }
+
+    /// The window that the SDK had resolved for its run.
+    fn window(&self) -> Option<WindowRow> {
+        let (from, to) = self.pending;
+        Some(WindowRow {
+            from,
+            to: to.or(self.sync_started.filter(|at| from.is_none_or(|from| from < *at)))?,
+        })
+        .filter(|_| from.is_some() || to.is_some())
+    }
+}
+
+impl Run {
+    /// What was left to do of the attachments, if this is a run that the SDK began and that was in the middle of it.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    pub(crate) fn sdk_attachments(&self) -> Result<Option<SdkAttachments>> {
+        self.note(NOTE)
+    }
+}
+
+/// Brings the SDK's keys up to date, where they stand; at the top where there are none.
+pub(crate) fn write(document: &mut Document, standing: &Standing) {
+    let keys = match document.get_mut(SDK_STATE) {
+        Some(Value::Object(nested)) => nested,
+        _ => document,
+    };
+    let (started, window) = standing.open.unzip();
+    let window = window.flatten();
+    // A window without a beginning reaches back for ever.
+    let from = window.map(|window| window.from.unwrap_or(Micros(0)));
+    // What is of the run at hand is unset when there is none.
+    for (key, at) in
+        [(SYNC_STARTED, started), (PENDING_OLDEST, from), (PENDING_NEWEST, window.map(|window| window.to))]
+    {
+        keys.insert(key.to_owned(), at.map(text).unwrap_or_default().into());
+    }
+    let (oldest, newest) = standing.bounds;
+    let known = [(SUCCESSFUL_STARTED, standing.watermark), (OLDEST, oldest), (NEWEST, newest)];
+    let version = (VERSION, standing.connector_version.clone());
+    for (key, value) in known.map(|(key, at)| (key, at.map(text))).into_iter().chain([version]) {
+        match value {
+            Some(value) => drop(keys.insert(key.to_owned(), value.into())),
+            // What is not known here leaves what stands there.
+            None => drop(keys.entry(key).or_insert_with(|| "".into())),
+        }
+    }
+    let nothing_left =
+        || json!({ "artifactIds": [], "lastProcessed": 0, "lastProcessedAttachmentsIdsList": [] });
+    if let Value::Object(to_devrev) = keys.entry(TO_DEVREV).or_insert_with(|| Map::new().into())
+        && (started.is_none() || !to_devrev.contains_key(ATTACHMENTS))
+    {
+        to_devrev.insert(ATTACHMENTS.to_owned(), nothing_left());
+    }
+}
+
+/// Removes the SDK's keys, in either layout.
+pub(crate) fn remove(document: &mut Document) {
+    document.shift_remove(SDK_STATE);
+    for key in KEYS {
+        document.shift_remove(key);
+    }
+}
+
+/// The connector's own keys: all that are neither the SDK's nor `ours`. `None` if there are none.
+pub(crate) fn connector_state(mut document: Document, ours: &str) -> Option<Value> {
+    if document.contains_key(SDK_STATE) {
+        return document.shift_remove(CONNECTOR_STATE);
+    }
+    document.shift_remove(ours);
+    remove(&mut document);
+    (!document.is_empty()).then_some(Value::Object(document))
+}
+
+/// As the SDK writes a time.
+fn text(at: Micros) -> String {
+    at.to_time().to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+/// The keys of the SDK, where they stand.
+struct Keys<'a> {
+    sync_unit: &'a str,
+    prefix: &'static str,
+    keys: &'a Document,
+}
+
+impl<'a> Keys<'a> {
+    fn path(&self, key: &str) -> String {
+        format!("{}{key}", self.prefix)
+    }
+
+    fn odd(&self, key: &str, expected: &str, found: &Value) -> Error {
+        odd(self.sync_unit, &self.path(key), expected, found)
+    }
+
+    fn text(&self, key: &str) -> Result<Option<&'a str>> {
+        match self.keys.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.as_str()).filter(|text| !text.is_empty())),
+            Some(other) => Err(self.odd(key, "a string", other)),
+        }
+    }
+
+    fn moment(&self, key: &str) -> Result<Option<Micros>> {
+        let Some(text) = self.text(key)? else { return Ok(None) };
+        let moment = DateTime::parse_from_rfc3339(text).map_err(|_| Error::Invalid {
+            what: format!("{} in the worker state of {}", self.path(key), self.sync_unit),
+            reason: "it must be a time as 2026-01-02T12:00:00.000Z, or empty".to_owned(),
+        })?;
+        Ok(Some(Micros::from_time(moment.to_utc())))
+    }
+
+    fn attachments(&self) -> Result<SdkAttachments> {
+        let mut path = TO_DEVREV.to_owned();
+        let Some(to_devrev) = self.part(self.keys.get(TO_DEVREV), &path)? else {
+            return Ok(SdkAttachments::default());
+        };
+        path = format!("{path}.{ATTACHMENTS}");
+        let Some(metadata) = self.part(to_devrev.get(ATTACHMENTS), &path)? else {
+            return Ok(SdkAttachments::default());
+        };
+        let list = |key: &str| match metadata.get(key) {
+            None | Some(Value::Null) => Ok([].as_slice()),
+            Some(Value::Array(list)) => Ok(list.as_slice()),
+            Some(other) => Err(self.odd(&format!("{path}.{key}"), "a list", other)),
+        };
+        let artifact_ids = list("artifactIds")?.iter().map(|id| match id {
+            Value::String(id) => Ok(id.clone()),
+            other => Err(self.odd(&format!("{path}.artifactIds"), "a list of strings", other)),
+        });
+        let last_processed = match metadata.get("lastProcessed") {
+            None | Some(Value::Null) => 0,
+            Some(number) => number.as_u64().ok_or_else(|| {
+                self.odd(&format!("{path}.lastProcessed"), "a whole number from 0 on", number)
+            })?,
+        };
+        let key = "lastProcessedAttachmentsIdsList";
+        let processed = list(key)?.iter().map(|entry| {
+            let field = |name: &str| entry.get(name).and_then(Value::as_str).map(str::to_owned);
+            match (entry, field("id"), field("parent_id")) {
+                // Before it told parents apart, the SDK kept ids alone.
+                (Value::String(id), ..) => Ok((id.clone(), String::new())),
+                (_, Some(id), Some(parent)) => Ok((id, parent)),
+                _ => {
+                    Err(self.odd(&format!("{path}.{key}"), "a list of objects with id and parent_id", entry))
+                }
+            }
+        });
+        Ok(SdkAttachments {
+            artifact_ids: artifact_ids.collect::<Result<_>>()?,
+            last_processed,
+            processed: processed.collect::<Result<_>>()?,
+        })
+    }
+
+    fn part(&self, value: Option<&'a Value>, path: &str) -> Result<Option<&'a Document>> {
+        match value {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Object(part)) => Ok(Some(part)),
+            Some(other) => Err(self.odd(path, "an object", other)),
+        }
+    }
+}
+
+/// What is wrong with a key. Its value is not shown: it may be anything.
+fn odd(sync_unit: &str, path: &str, expected: &str, found: &Value) -> Error {
+    let found = match found {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    };
+    Error::Invalid {
+        what: format!("{path} in the worker state of {sync_unit}"),
+        reason: format!("it must be {expected}, it is or holds {found}"),
+    }
+}
+
+/// The item types that the platform does not want.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Scope {
+    left_out: BTreeSet<String>,
+}
+
+impl Scope {
+    /// Reads the scope: an object by item type, each an object whose `extract` is `true`, `false` or not there. No text,
+    /// and a type that is not listed: extracted.
+    ///
+    /// # Errors
+    /// `Invalid`, naming what makes no sense.
+    pub(crate) fn read(text: Option<&str>, sync_unit: &str) -> Result<Self> {
+        let Some(text) = text.filter(|text| !text.trim().is_empty()) else { return Ok(Self::default()) };
+        let what = |of: &str| format!("{of} in the extraction scope (objects) of {sync_unit}");
+        let invalid = |of: &str, reason: &str| Error::Invalid { what: what(of), reason: reason.to_owned() };
+        let whole: Value = serde_json::from_str(text).map_err(|error| Error::Invalid {
+            what: what("the text"),
+            reason: format!("it is not JSON: {error}"),
+        })?;
+        let types = match whole {
+            Value::Null => return Ok(Self::default()),
+            Value::Object(types) => types,
+            _ => return Err(invalid("the text", "it must be an object by item type")),
+        };
+        let mut left_out = BTreeSet::new();
+        for (name, asked) in types {
+            let item_type = ItemType::new(name)?.to_string();
+            let Value::Object(asked) = asked else {
+                return Err(invalid(&item_type, "it must be an object, as {\"extract\": false}"));
+            };
+            match asked.get("extract") {
+                None | Some(Value::Null | Value::Bool(true)) => {}
+                Some(Value::Bool(false)) => drop(left_out.insert(item_type)),
+                Some(_) => return Err(invalid(&format!("{item_type}.extract"), "it must be true or false")),
+            }
+        }
+        Ok(Self { left_out })
+    }
+
+    /// Whether an item type is wanted.
+    pub(crate) fn extracts(&self, item_type: &str) -> bool {
+        !self.left_out.contains(item_type)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::RunId;
+    use crate::store::{Accepted, Store};
+
+    fn document(json: Value) -> Document {
+        let Value::Object(document) = json else { panic!("{json} is no object") };
+        document
+    }
+
+    fn event(phase: Phase, step: Step) -> Incoming {
+        let run_id = Some(RunId::new("run").unwrap());
+        Incoming { identity: format!("{phase}/{step:?}"), has_ids: true, run_id, phase, step }
+    }
+
+    fn left() -> Document {
+        document(json!({
+            "lastSyncStarted": "2026-01-02T11:00:00Z",
+            "toDevRev": { "attachmentsMetadata": {
+                "artifactIds": ["one", "two"],
+                "lastProcessed": 7,
+                "lastProcessedAttachmentsIdsList": ["old", { "id": "a", "parent_id": "p", "status": "failed" }],
+            }},
+        }))
+    }
+
+    #[test]
+    fn what_was_left_of_the_attachments_is_kept_until_the_run_is_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.redb");
+        let sdk = SdkState::read(&left(), "unit").unwrap().unwrap();
+        let expected = SdkAttachments {
+            artifact_ids: vec!["one".to_owned(), "two".to_owned()],
+            last_processed: 7,
+            processed: vec![("old".to_owned(), String::new()), ("a".to_owned(), "p".to_owned())],
+        };
+        for (phase, step) in [
+            (Phase::Data, Step::Continue),
+            (Phase::Attachments, Step::Start),
+            (Phase::Attachments, Step::Continue),
+        ] {
+            let unit = Store::open(&path).unwrap().sync_unit("unit").unwrap();
+            unit.delete().unwrap();
+            let incoming = event(phase, step);
+            let inherited = sdk.inherited(&incoming);
+            drop(unit.accept(&incoming, false, Some(&inherited)).unwrap());
+            drop(unit);
+            // In another life, and through a checkpoint.
+            let unit = Store::open(&path).unwrap().sync_unit("unit").unwrap();
+            let Accepted::Work(run) = unit.accept(&incoming, false, None).unwrap() else {
+                panic!("{phase} {step:?} is not worked on")
+            };
+            assert_eq!(run.sdk_attachments().unwrap().as_ref(), Some(&expected));
+            let checkpoint = run.checkpoint("token", run.position().unwrap().as_ref()).unwrap();
+            unit.restore(&checkpoint, &[]).unwrap();
+            let Accepted::Work(run) = unit.accept(&incoming, false, None).unwrap() else {
+                panic!("{phase} {step:?} is not worked on")
+            };
+            assert_eq!(run.sdk_attachments().unwrap().as_ref(), Some(&expected));
+            assert!(unit.abandon().unwrap());
+            assert_eq!(unit.begin().unwrap().sdk_attachments().unwrap(), None);
+            let inherited = unit.accept(&event(phase, step), false, Some(&inherited));
+            assert!(inherited.is_err() || unit.watermark().unwrap().is_none(), "a unit inherits once");
+        }
+        // A data START fetches everything of its window again, so nothing is left of the attachments.
+        assert!(sdk.inherited(&event(Phase::Data, Step::Start)).run.unwrap().note.is_none());
+        assert!(sdk.inherited(&event(Phase::Metadata, Step::Start)).run.is_none());
+    }
+
+    #[test]
+    fn a_document_without_the_keys_of_the_sdk_is_none_of_its_states() {
+        for json in [json!({}), json!({ "page": 3 }), json!({ "connectorState": { "page": 3 } })] {
+            assert_eq!(SdkState::read(&document(json), "unit").unwrap(), None);
+        }
+        for key in KEYS {
+            let state = document(json!({ key: null }));
+            assert!(SdkState::read(&state, "unit").unwrap().is_some(), "{key}");
+        }
+    }
+
+    #[test]
+    fn the_connectors_own_keys_are_all_but_those_of_others() {
+        let mut flat = left();
+        assert_eq!(connector_state(flat.clone(), "ours"), None);
+        flat.insert("ours".to_owned(), json!({}));
+        flat.insert("b".to_owned(), json!(1));
+        flat.insert("a".to_owned(), json!(2));
+        assert_eq!(connector_state(flat, "ours").unwrap().to_string(), r#"{"b":1,"a":2}"#);
+        let nested = document(json!({ "connectorState": 7, "sdkState": {}, "ours": 1 }));
+        assert_eq!(connector_state(nested, "ours"), Some(json!(7)));
+    }
+
+    #[test]
+    fn a_window_that_is_half_known_is_that_of_the_run() {
+        let window = |from: &str, to: &str| {
+            let mut state = left();
+            state.insert(PENDING_OLDEST.to_owned(), from.into());
+            state.insert(PENDING_NEWEST.to_owned(), to.into());
+            SdkState::read(&state, "unit").unwrap().unwrap().window()
+        };
+        let micros = |text: &str| Micros::from_time(text.parse().unwrap());
+        let (early, started) = ("2026-01-01T00:00:00Z", "2026-01-02T11:00:00Z");
+        assert_eq!(window("", ""), None);
+        let from = Some(micros(early));
+        assert_eq!(window(early, ""), Some(WindowRow { from, to: micros(started) }));
+        assert_eq!(window("", early), Some(WindowRow { from: None, to: micros(early) }));
+        assert_eq!(window("2026-01-03T00:00:00Z", ""), None, "it would end before it starts");
+    }
+
+    #[test]
+    fn a_scope_leaves_out_what_it_says_and_nothing_else() {
+        for none in [None, Some(""), Some("  "), Some("null"), Some("{}")] {
+            assert!(Scope::read(none, "unit").unwrap().extracts("issues"));
+        }
+        let scope = r#"{"a":{"extract":false,"more":1},"b":{"extract":true},"c":{},"d":{"extract":null}}"#;
+        let scope = Scope::read(Some(scope), "unit").unwrap();
+        assert_eq!(
+            ["a", "b", "c", "d", "e"].map(|name| scope.extracts(name)),
+            [false, true, true, true, true]
+        );
+    }
+}

@@ -1,0 +1,309 @@
+//! The promise over real HTTP and with real processes: the worker of the synthetic extractor is killed with SIGKILL at
+//! any moment, over and over, and given its event again, as the platform would; with a disk that survives it, and with
+//! none.
+//!
+//! The oracle reads the files of the platform, and makes every record again by arithmetic of its own.
+//!
+//! | variable | |
+//! |---|---|
+//! | `HIGHWATER_HTTP_ITEMS` | records of a sync; 150,000 in each of the two unless set |
+//! | `HIGHWATER_KILL_SECONDS` | how long workers are killed; then the sync comes to its end |
+//! | `HIGHWATER_KILL_SEED` | of the moments of the kills |
+#![cfg(unix)]
+
+#[path = "support/served.rs"]
+mod served;
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use highwater::SystemClock;
+use highwater::airdrop::{Local, SyncSettings};
+use serde_json::{Value, json};
+use served::{Served, Verdict};
+use support::example;
+
+/// Calls to the platform that a worker makes at once.
+const LANES: u64 = 4;
+/// Uploads after which a worker without a disk saves a checkpoint.
+const UPLOADS_OF_A_CHECKPOINT: u64 = 20;
+/// A run of this size is a long one.
+const LONG_ITEMS: u64 = 1_000_000;
+/// What a checkpoint may grow by, beside twice what it was.
+const CHECKPOINT_SLACK_BYTES: u64 = 8_000;
+const CHECKPOINT_BYTES_MAX: u64 = 100_000;
+/// An artifact id and a newline.
+const CONFIRMED_LINE_BYTES: u64 = "artifact-0001-000001\n".len() as u64;
+/// Where a checkpoint is measured first.
+const FIRST_MEASURED_AT: u64 = 100_000;
+/// What memory may grow by in a run: caches and buffers fill, records must not stay.
+const MEMORY_SLACK_KIB: u64 = 16 * 1024;
+
+fn number(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).map_or(default, |text| text.parse().unwrap())
+}
+
+/// One worker after the other, and what was seen of them.
+struct Workers {
+    dir: PathBuf,
+    store: bool,
+    items: u64,
+    program: PathBuf,
+    kills: u64,
+    lives: u64,
+    /// The most memory that a worker had, in KiB, before and after the first third of the records was confirmed.
+    memory_kib: [u64; 2],
+}
+
+impl Workers {
+    fn start(&self, event: &str) -> Child {
+        let file = self.dir.join("event.json");
+        fs::write(&file, event).unwrap();
+        // Whatever dead workers left in their temporary folder is lost with them.
+        let temporary = self.dir.join("temporary");
+        let _ = fs::remove_dir_all(&temporary);
+        fs::create_dir(&temporary).unwrap();
+        let batch = batch_items(self.items).to_string();
+        let budget = if self.items >= LONG_ITEMS { "1s" } else { "700ms" };
+        let mut command = Command::new(&self.program);
+        command
+            .args(["invoke", "--items", &self.items.to_string(), "--page-size", &batch])
+            .args(["--batch-items", &batch, "--budget", budget, "--event"])
+            .arg(file)
+            .env("TMPDIR", temporary);
+        if self.store {
+            command.arg("--store").arg(self.dir.join("disk"));
+        }
+        let log = fs::File::create(self.dir.join("worker.log")).unwrap();
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap()
+    }
+
+    /// Lets a worker live until it ends, or for so long. `look` is called all the time.
+    fn live(&mut self, event: &str, until: Option<Instant>, late: bool, mut look: impl FnMut()) {
+        let mut child = self.start(event);
+        self.lives += 1;
+        let status = loop {
+            if let Some(kib) = peak_memory_kib(child.id()) {
+                let most = &mut self.memory_kib[usize::from(late)];
+                *most = kib.max(*most);
+            }
+            look();
+            if let Some(status) = child.try_wait().unwrap() {
+                break status;
+            }
+            if until.is_some_and(|until| Instant::now() >= until) {
+                child.kill().unwrap();
+                break child.wait().unwrap();
+            }
+            std::thread::sleep(Duration::from_micros(500));
+        };
+        self.kills += u64::from(status.code().is_none());
+        let failed = status.code().is_some_and(|code| code != 0);
+        assert!(!failed, "{}", fs::read_to_string(self.dir.join("worker.log")).unwrap());
+    }
+}
+
+/// Records of a page, and of an artifact.
+fn batch_items(items: u64) -> u64 {
+    if items >= LONG_ITEMS { 2_000 } else { 500 }
+}
+
+/// The most memory that a process had so far. Not known on systems other than Linux, nor of a process that is over.
+fn peak_memory_kib(process: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix(" kB")?.trim().parse().ok()
+}
+
+/// Records that are announced so far.
+fn announced(local: &Local) -> u64 {
+    let messages = local.messages().unwrap().map(Result::unwrap);
+    messages
+        .flat_map(|message| message["event_data"]["artifacts"].as_array().cloned().unwrap_or_default())
+        .filter(|artifact| artifact["item_type"] == "issues")
+        .map(|artifact| artifact["item_count"].as_u64().unwrap())
+        .sum()
+}
+
+/// Syncs of all the records, one after the other, until the time of kills is over and a sync is done.
+fn kill(store: bool) {
+    let items = number("HIGHWATER_HTTP_ITEMS", 150_000);
+    let long = items >= LONG_ITEMS;
+    let seconds = number("HIGHWATER_KILL_SECONDS", if long { u64::MAX } else { 18 });
+    let seed = number("HIGHWATER_KILL_SEED", fastrand::u64(..1 << 32));
+    println!("seed {seed}");
+    let mut rng = fastrand::Rng::with_seed(seed.wrapping_add(store.into()));
+    let began = Instant::now();
+    let (mut kills, mut lives, mut syncs) = (0, 0, 0);
+    while syncs == 0 || (!long && began.elapsed() < Duration::from_secs(seconds / 2)) {
+        let scratch = tempfile::tempdir().unwrap();
+        let workers = one_sync(scratch.path(), store, items, &mut rng, |rng| {
+            let within =
+                if long { 2_500_000 } else { *rng.choice(&[15_000, 60_000, 150_000, 450_000]).unwrap() };
+            let kills_on = began.elapsed() < Duration::from_secs(seconds);
+            kills_on.then(|| Instant::now() + Duration::from_micros(rng.u64(..within)))
+        });
+        kills += workers.kills;
+        lives += workers.lives;
+        syncs += 1;
+    }
+    println!("store={store} kills={kills} lives={lives} syncs={syncs} records={items} a sync");
+    assert!(kills >= if long { 10 } else { 20 }, "{kills} kills prove little");
+}
+
+fn one_sync(
+    scratch: &Path,
+    store: bool,
+    items: u64,
+    rng: &mut fastrand::Rng,
+    mut until: impl FnMut(&mut fastrand::Rng) -> Option<Instant>,
+) -> Workers {
+    let platform = scratch.join("platform");
+    let served = Served::start(&example("airdrop"), &platform, &[]);
+    let settings = SyncSettings::new("synthetic").sync_unit_id("import").id_seed("id").endpoint(&served.base);
+    let (local, clock) = (Local::open(&platform).unwrap(), SystemClock::new());
+    let (dir, program) = (scratch.to_path_buf(), example("synthetic"));
+    let mut workers = Workers { dir, store, items, program, kills: 0, lives: 0, memory_kib: [0, 0] };
+    let run = local.begin_sync(&settings, &clock).unwrap();
+    // Right after a delivery the checkpoint holds what it must, and not yet what comes next: the least that it is until
+    // the next delivery.
+    let state = platform.join("worker_state-import.json");
+    let (mut first, mut last, mut smallest) = (None, 0, u64::MAX);
+    let mut answered = 0;
+    while let Some(event) = local.next_event(&settings, &clock).unwrap() {
+        let so_far = announced(&local);
+        let messages = local.messages().unwrap().count();
+        if messages > answered {
+            if smallest < u64::MAX && so_far >= FIRST_MEASURED_AT.min(items / 3) {
+                first.get_or_insert(smallest);
+                last = smallest;
+            }
+            (answered, smallest) = (messages, u64::MAX);
+        }
+        let confirmed = fs::metadata(platform.join("confirmed.txt")).unwrap().len() / CONFIRMED_LINE_BYTES;
+        let until = until(rng);
+        workers.live(&event.json, until, confirmed * batch_items(items) >= items / 3, || {
+            // What holds a sealed message that waits for its delivery is not what is measured.
+            if let Ok(about) = fs::metadata(&state) {
+                smallest = smallest.min(about.len());
+            }
+        });
+        assert!(workers.lives < 100_000, "it comes to no end");
+    }
+    let verdict = Verdict::read(&platform, run.as_str(), items);
+    let Workers { kills, lives, memory_kib: [early, late], .. } = workers;
+    println!(
+        "store={store} kills={kills} lives={lives} memory={early},{late} KiB checkpoint={first:?},{last} {verdict:?}"
+    );
+    assert!(verdict.is_clean() && verdict.announced == items, "{verdict:?}");
+    let unnamed_max = kills * if store { LANES } else { LANES + UPLOADS_OF_A_CHECKPOINT };
+    assert!(verdict.unnamed_uploads <= unnamed_max, "{verdict:?} after {kills} kills");
+    if cfg!(target_os = "linux") {
+        assert!(early > 0 && late <= early + MEMORY_SLACK_KIB, "memory grew from {early} to {late} KiB");
+    }
+    if !store {
+        let first = first.expect("a checkpoint was measured");
+        let end = fs::metadata(&state).unwrap().len();
+        for bytes in [last, end] {
+            let allowed = (2 * first + CHECKPOINT_SLACK_BYTES).min(CHECKPOINT_BYTES_MAX);
+            assert!(bytes <= allowed, "a checkpoint grew from {first} to {bytes} bytes");
+        }
+    }
+    drop(served);
+    workers
+}
+
+#[test]
+fn killed_workers_whose_disk_survives_them_announce_every_record_exactly_once() {
+    kill(true);
+}
+
+#[test]
+fn killed_workers_without_a_disk_announce_every_record_exactly_once() {
+    kill(false);
+}
+
+fn artifacts(message: &mut Value) -> &mut Vec<Value> {
+    message["event_data"]["artifacts"].as_array_mut().unwrap()
+}
+
+/// The check can fail.
+#[test]
+fn the_oracle_sees_what_is_lost_repeated_and_wrong() {
+    const ITEMS: u64 = 600;
+    let scratch = tempfile::tempdir().unwrap();
+    let platform = scratch.path().join("platform");
+    let output = Command::new(example("airdrop"))
+        .args(["sync", "--json", "--dir"])
+        .arg(&platform)
+        .arg("--")
+        .arg(example("synthetic"))
+        .args(["invoke", "--items", "600", "--page-size", "100", "--batch-items", "100", "--event"])
+        .env("TMPDIR", scratch.path())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", support::said(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let run = report["run"].as_str().unwrap();
+    let clean = Verdict { announced: ITEMS, ..Verdict::default() };
+    assert_eq!(Verdict::read(&platform, run, ITEMS), clean);
+    // One record fewer, or one more, than there was to be.
+    assert_eq!(Verdict::read(&platform, run, ITEMS + 1), Verdict { lost: 1, ..clean });
+    assert_eq!(Verdict::read(&platform, run, ITEMS - 1).wrong, 1);
+
+    let path = platform.join("messages.jsonl");
+    let text = fs::read_to_string(&path).unwrap();
+    let doctored = |change: &dyn Fn(&mut Vec<Value>)| {
+        let mut messages: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        change(&mut messages);
+        let lines: Vec<String> = messages.iter().map(Value::to_string).collect();
+        fs::write(&path, lines.join("\n") + "\n").unwrap();
+        let verdict = Verdict::read(&platform, run, ITEMS);
+        assert!(!verdict.is_clean(), "{verdict:?}");
+        verdict
+    };
+    let data = text.lines().position(|line| line.contains("EXTRACTION_DATA_DONE")).unwrap();
+    let lost = doctored(&|messages| drop(artifacts(&mut messages[data]).pop()));
+    let expected =
+        Verdict { lost: 100, artifacts: 1, unnamed_uploads: 1, announced: ITEMS - 100, ..Verdict::default() };
+    assert_eq!(lost, expected);
+    let again = doctored(&|messages| {
+        let first = artifacts(&mut messages[data])[0].clone();
+        artifacts(messages.last_mut().unwrap()).push(first);
+    });
+    assert_eq!(again, Verdict { repeated: 100, artifacts: 1, announced: ITEMS + 100, ..Verdict::default() });
+    let twice = doctored(&|messages| messages.push(messages[data].clone()));
+    assert_eq!((twice.repeated, twice.events), (ITEMS, 1));
+    let miscounted = doctored(&|messages| artifacts(&mut messages[data])[0]["item_count"] = json!(99));
+    assert_eq!(miscounted, Verdict { wrong: 1, ..clean });
+    fs::write(&path, &text).unwrap();
+
+    // The same ids under another content, and twice the same artifact's content under two ids.
+    let ids: Vec<String> =
+        serde_json::from_str::<Value>(text.lines().nth(data).unwrap()).unwrap()["event_data"]["artifacts"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|artifact| artifact["id"].as_str().unwrap().to_owned())
+            .collect();
+    let artifact = |id: &str| platform.join("artifacts").join(id);
+    let (kept, other) = (fs::read(artifact(&ids[0])).unwrap(), fs::read(artifact(&ids[1])).unwrap());
+    fs::write(artifact(&ids[0]), &other).unwrap();
+    assert_eq!(Verdict::read(&platform, run, ITEMS), Verdict { lost: 100, repeated: 100, ..clean });
+    let mut lines: Vec<Value> = support::lines(&kept);
+    lines[7]["data"]["estimate"] = json!(21);
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    for line in &lines {
+        std::io::Write::write_all(&mut encoder, format!("{line}\n").as_bytes()).unwrap();
+    }
+    fs::write(artifact(&ids[0]), encoder.finish().unwrap()).unwrap();
+    assert_eq!(Verdict::read(&platform, run, ITEMS), Verdict { lost: 1, wrong: 1, ..clean });
+    // A confirm that no message follows up.
+    fs::write(artifact(&ids[0]), &kept).unwrap();
+    let confirmed = fs::read_to_string(platform.join("confirmed.txt")).unwrap();
+    fs::write(platform.join("confirmed.txt"), format!("{confirmed}artifact-0001-000001\n")).unwrap();
+    assert_eq!(Verdict::read(&platform, run, ITEMS), Verdict { artifacts: 1, ..clean });
+}

@@ -1,0 +1,254 @@
+//! What an invocation does can be followed: one span with the unit, the run and the phase, and an event for each step.
+//! No secret is in any of it, and nothing is printed by itself.
+
+mod support;
+#[path = "support/airdrop.rs"]
+mod world;
+
+use std::collections::BTreeMap;
+use std::fmt::{Debug, Write as _};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use highwater::airdrop::{Event, Outcome};
+use serde_json::json;
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Level, Subscriber};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::registry::{LookupSpan, Registry};
+use world::{Answer, Call, Source, World, page_of, paged};
+
+type Fields = BTreeMap<String, String>;
+
+/// What was said.
+#[derive(Debug, Clone)]
+struct Said {
+    level: Level,
+    fields: Fields,
+    /// The fields of the span that it was said in.
+    span: Fields,
+}
+
+impl Said {
+    fn message(&self) -> &str {
+        &self.fields["message"]
+    }
+}
+
+/// Keeps what is said.
+#[derive(Clone, Default)]
+struct Keeper {
+    said: Arc<Mutex<Vec<Said>>>,
+    spans: Arc<Mutex<BTreeMap<u64, Fields>>>,
+}
+
+struct Into<'a>(&'a mut Fields);
+
+impl Visit for Into<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.0.insert(field.name().to_owned(), format!("{value:?}"));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.0.insert(field.name().to_owned(), value.to_owned());
+    }
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Keeper {
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, _: Context<'_, S>) {
+        let mut fields = Fields::from([("name".to_owned(), attributes.metadata().name().to_owned())]);
+        attributes.record(&mut Into(&mut fields));
+        self.spans.lock().unwrap().insert(id.into_u64(), fields);
+    }
+
+    fn on_record(&self, id: &Id, record: &Record<'_>, _: Context<'_, S>) {
+        record.record(&mut Into(self.spans.lock().unwrap().get_mut(&id.into_u64()).unwrap()));
+    }
+
+    fn on_event(&self, event: &tracing::Event<'_>, context: Context<'_, S>) {
+        if !event.metadata().target().starts_with("highwater") {
+            return;
+        }
+        let mut fields = Fields::new();
+        event.record(&mut Into(&mut fields));
+        let current = context.current_span().id().map(Id::into_u64);
+        let span = current.and_then(|id| self.spans.lock().unwrap().get(&id).cloned()).unwrap_or_default();
+        self.said.lock().unwrap().push(Said { level: *event.metadata().level(), fields, span });
+    }
+}
+
+/// What is said while `act` runs.
+fn listen<T>(act: impl FnOnce() -> T) -> (T, Vec<Said>) {
+    let keeper = Keeper::default();
+    let result = tracing::subscriber::with_default(Registry::default().with(keeper.clone()), act);
+    let said = keeper.said.lock().unwrap().clone();
+    (result, said)
+}
+
+/// An event that bears secrets wherever one can be.
+fn event(event_type: &str, request: &str) -> Event {
+    let json = json!({
+        "context": {
+            "secrets": { "service_account_token": "SECRET-token" },
+            "snap_in_version_id": "version-1",
+        },
+        "payload": {
+            "event_type": format!("EXTRACTION_{event_type}"),
+            "connection_data": { "org_id": "org", "key": "SECRET-key", "key_type": "SECRET-type" },
+            "event_context": {
+                "run_id": "the run", "request_id": request, "sequence_version": request, "sync_unit_id": "the unit",
+                "callback_url": "https://example.org/SECRET-callback",
+                "worker_data_url": "https://example.org/SECRET-worker",
+            },
+        },
+        "input_data": { "SECRET-input": "SECRET-input" },
+    });
+    Event::from_json(&json.to_string()).unwrap()
+}
+
+fn find<'a>(said: &'a [Said], message: &str) -> Vec<&'a Said> {
+    said.iter().filter(|said| said.message() == message).collect()
+}
+
+/// The one thing that was said so.
+fn one<'a>(said: &'a [Said], message: &str) -> &'a Said {
+    let found = find(said, message);
+    assert_eq!(found.len(), 1, "{message:?} among {said:#?}");
+    found[0]
+}
+
+fn done(outcome: highwater::Result<Outcome>) {
+    outcome.unwrap();
+}
+
+#[test]
+fn an_invocation_is_one_span_and_each_step_of_it_an_event() {
+    let mut world = World::new(2);
+    world.serve = world.serve.clone().checkpoints();
+    let clock = world.clock.clone();
+    let mut source =
+        Source::new(move |_: &highwater::airdrop::Context<'_>, stream: &str, at: Option<u32>| {
+            clock.advance(Duration::from_secs(4 * 60));
+            Ok(page_of(stream, at.unwrap_or(0), 9, 3))
+        });
+    world.airdrop.answer(Call::Upload, 0, Answer::Unavailable);
+    world.airdrop.answer(Call::Confirm, 0, Answer::Lost);
+    world.airdrop.answer(Call::Send, 0, Answer::Busy(1));
+    let (outcome, said) = listen(|| world.serve(&mut source, &event("DATA_START", "1")));
+    let outcome = outcome.unwrap();
+
+    let expected = Fields::from(
+        [
+            ("name", "invocation"),
+            ("event_type", "EXTRACTION_DATA_START"),
+            ("unit", "the unit"),
+            ("run", "the run"),
+            ("phase", "data"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned())),
+    );
+    assert_eq!(said.last().unwrap().span, expected);
+    assert!(said.iter().all(|said| said.span["name"] == "invocation"));
+
+    let accepted = one(&said, "event accepted");
+    assert_eq!((accepted.level, accepted.fields["decision"].as_str()), (Level::INFO, "work"));
+    assert_eq!(accepted.fields["resumed"], "false");
+    assert_eq!(one(&said, "sync unit taken over").fields["restored"], "false");
+    let pages = find(&said, "page staged");
+    assert_eq!((pages.len(), pages[0].level), (2, Level::DEBUG));
+    assert_eq!(pages[0].fields["by_type"], r#"[("issues", 3)]"#);
+    assert_eq!((pages[0].fields["items"].as_str(), pages[0].fields["more"].as_str()), ("3", "true"));
+    assert_eq!(find(&said, "batch closed").len(), 4);
+    assert_eq!(one(&said, "deadline reached").fields["pages"], "2");
+    let retries = find(&said, "batch is tried again");
+    let calls: Vec<&str> = retries.iter().map(|said| said.fields["call"].as_str()).collect();
+    assert_eq!(calls, ["upload", "confirm"]);
+    assert!(retries.iter().all(|said| said.level == Level::WARN && said.fields["reason"] == "as told"));
+    assert_eq!(find(&said, "batch confirmed").len(), 4);
+    let saved = find(&said, "checkpoint saved");
+    assert!(
+        saved.len() >= 3 && saved.iter().all(|said| said.fields["bytes"].parse::<usize>().unwrap() > 100)
+    );
+    let sealed = one(&said, "message sealed");
+    assert_eq!(sealed.fields["kind"], "Progress");
+    assert_eq!(sealed.fields["artifacts"], "4");
+    assert_eq!(sealed.fields["bytes"], outcome.message.unwrap().len().to_string());
+    assert_eq!(one(&said, "call to the platform is tried again").level, Level::WARN);
+    assert_eq!(one(&said, "message delivered").fields["event_type"], "EXTRACTION_DATA_PROGRESS");
+}
+
+#[test]
+fn what_went_wrong_is_a_warning_with_its_reason() {
+    let world = World::new(2);
+    let mut source = paged(1, 1);
+    source.mapping = Some(json!({ "starting_recipe_blueprint": { "name": "b" } }));
+    world.airdrop.answer(Call::Blueprint, 0, Answer::Refused(422));
+    let (outcome, said) = listen(|| world.serve(&mut source, &event("METADATA_START", "1")));
+    done(outcome);
+    let warning = one(&said, "the recipe blueprint was not created; the mapping is installed without");
+    assert_eq!(
+        (warning.level, warning.fields["reason"].as_str()),
+        (Level::WARN, "refused with 422: as told")
+    );
+    assert_eq!(one(&said, "initial domain mapping installed").fields["version"], "version-1");
+
+    world.airdrop.answer(Call::Send, 0, Answer::Refused(400));
+    let (outcome, said) = listen(|| world.serve(&mut source, &event("DATA_START", "2")));
+    outcome.unwrap_err();
+    assert_eq!(one(&said, "message refused").fields["status"], "400");
+    let (outcome, said) = listen(|| world.serve(&mut source, &event("DATA_START", "2")));
+    done(outcome);
+    assert_eq!(one(&said, "event accepted").fields["resumed"], "true");
+    let (outcome, said) = listen(|| world.serve(&mut source, &event("DATA_START", "2")));
+    done(outcome);
+    assert_eq!(one(&said, "event accepted").fields["decision"], "replay");
+
+    let world = World::new(2);
+    world.airdrop.answer(Call::Upload, 0, Answer::Refused(403));
+    let (outcome, said) = listen(|| world.serve(&mut paged(1, 1), &event("DATA_START", "1")));
+    done(outcome);
+    let failed = one(&said, "delivery failed");
+    assert!(
+        failed.level == Level::WARN && failed.fields["reason"].contains("refused with 403"),
+        "{failed:?}"
+    );
+}
+
+#[test]
+fn no_secret_is_ever_said() {
+    let mut world = World::new(1);
+    world.serve = world.serve.clone().checkpoints();
+    for call in [Call::LoadState, Call::SaveState, Call::Upload, Call::Confirm, Call::Send, Call::Mapping] {
+        world.airdrop.answer(call, 0, Answer::Unavailable);
+    }
+    let mut source = paged(3, 2);
+    source.mapping = Some(json!({ "starting_recipe_blueprint": {}, "SECRET-mapping": "SECRET-mapping" }));
+    let mut failing = Source::new(|_: &highwater::airdrop::Context<'_>, _: &str, _: Option<u32>| {
+        Err(highwater::airdrop::SourceError::from("GET https://example.org/?key=SECRET-key: 401"))
+    });
+    let (lives, said) = listen(|| {
+        let mut lives = 0;
+        for (request, step) in
+            ["METADATA_START", "DATA_START", "ATTACHMENTS_START", "DATA_DELETE"].iter().enumerate()
+        {
+            let event = event(step, &request.to_string());
+            if *step == "DATA_START" {
+                drop(world.serve(&mut failing, &event));
+            }
+            for _ in 0..2 {
+                drop(world.serve(&mut source, &event));
+                lives += 1;
+            }
+        }
+        lives
+    });
+    assert_eq!(lives, 8);
+    assert!(said.len() > 40, "there is something to look through: {}", said.len());
+    let mut text = String::new();
+    for said in &said {
+        writeln!(text, "{said:?}").unwrap();
+    }
+    assert!(text.contains("the unit") && text.contains("as told"), "{text}");
+    assert!(!text.contains("SECRET"), "{text}");
+}

@@ -1,0 +1,446 @@
+//! A connector moves over from the TypeScript SDK, and back, without starting again: what the SDK left in the worker
+//! state is what a unit begins with, and its keys are kept current.
+
+mod support;
+#[path = "support/airdrop.rs"]
+mod world;
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use highwater::airdrop::{Context, Event, OutcomeKind, Window};
+use highwater::inspect::check;
+use highwater::{Clock, Store, VirtualClock};
+use serde_json::{Value, json};
+use world::{Call, Pages, Source, World, all_of, event, event_with, page_of};
+
+const EARLIER: &str = "2026-01-01T08:00:00.000Z";
+const STARTED: &str = "2026-01-02T11:00:00.000Z";
+const OLDEST: &str = "2025-12-01T00:00:00.000Z";
+const NEWEST: &str = "2025-12-31T00:00:00.000Z";
+const PENDING_OLDEST: &str = "2025-12-30T00:00:00.000Z";
+const PENDING_NEWEST: &str = "2026-01-02T10:59:00.000Z";
+
+fn at(text: &str) -> DateTime<Utc> {
+    text.parse().unwrap()
+}
+
+/// A state as the SDK writes it, its keys among the connector's own.
+fn flat(changes: &Value) -> Value {
+    let mut state = json!({
+        "issues": { "completed": false, "page": 3 },
+        "lastSyncStarted": "",
+        "lastSuccessfulSyncStarted": "",
+        "pendingWorkersOldest": "",
+        "pendingWorkersNewest": "",
+        "workersOldest": "",
+        "workersNewest": "",
+        "snapInVersionId": "version-1",
+        "toDevRev": {
+            "attachmentsMetadata": { "artifactIds": [], "lastProcessed": 0, "lastProcessedAttachmentsIdsList": [] },
+            "of a later version": 1.5,
+        },
+        "cursor": "b2",
+    });
+    for (key, value) in changes.as_object().unwrap() {
+        state[key] = value.clone();
+    }
+    state
+}
+
+fn nested(changes: &Value) -> Value {
+    let mut sdk = flat(changes);
+    let sdk_keys = sdk.as_object_mut().unwrap();
+    let connector =
+        json!({ "issues": sdk_keys.shift_remove("issues"), "cursor": sdk_keys.shift_remove("cursor") });
+    json!({ "connectorState": connector, "sdkState": sdk, "beside": [1, 2] })
+}
+
+fn in_the_middle() -> Value {
+    json!({
+        "lastSyncStarted": STARTED,
+        "lastSuccessfulSyncStarted": EARLIER,
+        "pendingWorkersOldest": PENDING_OLDEST,
+        "pendingWorkersNewest": PENDING_NEWEST,
+        "workersOldest": OLDEST,
+        "workersNewest": NEWEST,
+    })
+}
+
+fn at_rest() -> Value {
+    json!({ "lastSuccessfulSyncStarted": EARLIER, "workersOldest": OLDEST, "workersNewest": NEWEST })
+}
+
+/// A world whose workers keep nothing but what the platform keeps for them.
+fn world() -> World {
+    let mut world = World::new(2);
+    world.serve = world.serve.clone().checkpoints();
+    world
+}
+
+/// What an extractor was told in the first page of an invocation.
+#[derive(Debug, Clone, PartialEq)]
+struct Told {
+    since: Option<DateTime<Utc>>,
+    started_at: DateTime<Utc>,
+    window: Option<Window>,
+    connector: Option<Value>,
+}
+
+type Ear = Arc<Mutex<Vec<Told>>>;
+
+/// Four pages of one record; a page takes the whole budget.
+fn source(clock: &VirtualClock, ear: &Ear) -> Source<impl Pages + use<>> {
+    let (clock, ear) = (clock.clone(), Arc::clone(ear));
+    Source::new(move |context: &Context<'_>, stream: &str, cursor: Option<u32>| {
+        ear.lock().unwrap().push(Told {
+            since: context.since(),
+            started_at: context.started_at(),
+            window: context.window(),
+            connector: context.connector_state().cloned(),
+        });
+        clock.advance(Duration::from_secs(11 * 60));
+        Ok(page_of(stream, cursor.unwrap_or(0), 4, 1))
+    })
+}
+
+/// Answers an event on a machine that nobody has seen before.
+fn serve(world: &mut World, ear: &Ear, event: &Event) -> OutcomeKind {
+    world.lose_disk();
+    let mut source = source(&world.clock, ear);
+    let outcome = world.serve(&mut source, event).unwrap();
+    outcome.kind
+}
+
+/// Goes on with the data phase until it is done.
+fn data_to_the_end(world: &mut World, ear: &Ear, run: &str) {
+    for request in 100..110 {
+        if serve(world, ear, &event("EXTRACTION_DATA_CONTINUE", run, &request.to_string()))
+            == OutcomeKind::Done
+        {
+            return;
+        }
+    }
+    panic!("the data phase does not end");
+}
+
+/// A run from metadata to attachments.
+fn whole_run(world: &mut World, ear: &Ear, run: &str) {
+    assert_eq!(serve(world, ear, &event("EXTRACTION_METADATA_START", run, "1")), OutcomeKind::Done);
+    serve(world, ear, &event("EXTRACTION_DATA_START", run, "2"));
+    data_to_the_end(world, ear, run);
+    assert_eq!(serve(world, ear, &event("EXTRACTION_ATTACHMENTS_START", run, "900")), OutcomeKind::Done);
+}
+
+/// The worker state but for what is ours, as text: order counts.
+fn without_ours(world: &World) -> Value {
+    let mut state = world.airdrop.state();
+    assert!(state.as_object_mut().unwrap().shift_remove("highwater").is_some());
+    state
+}
+
+/// As the SDK writes a time.
+fn in_millis(time: DateTime<Utc>) -> String {
+    time.format("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
+}
+
+#[test]
+fn a_finished_state_of_the_sdk_is_the_watermark_and_the_bounds_of_the_next_run() {
+    for layout in [flat, nested] {
+        let (mut world, ear) = (world(), Ear::default());
+        world.airdrop.set_state(&layout(&at_rest()));
+        let started = world.clock.now();
+        let start = event_with(
+            "EXTRACTION_METADATA_START",
+            &json!({
+                "run_id": "run", "request_id": "1", "sequence_version": "1", "sync_unit_id": "unit", "mode": "INCREMENTAL",
+                "extraction_start_time": { "type": "workers_newest" },
+                "extraction_end_time": { "type": "current_time" },
+            }),
+        );
+        assert_eq!(serve(&mut world, &ear, &start), OutcomeKind::Done);
+        serve(&mut world, &ear, &event("EXTRACTION_DATA_START", "run", "2"));
+        data_to_the_end(&mut world, &ear, "run");
+        assert_eq!(
+            serve(&mut world, &ear, &event("EXTRACTION_ATTACHMENTS_START", "run", "900")),
+            OutcomeKind::Done
+        );
+        let window = Some(Window { from: Some(at(NEWEST)), to: started });
+        for told in ear.lock().unwrap().iter() {
+            let since = Some(at(EARLIER));
+            assert_eq!(*told, Told { since, started_at: started, window, connector: None });
+        }
+        assert_eq!(world.airdrop.announced("run"), all_of("issues", 4, 1));
+        let expected = layout(&json!({
+            "lastSuccessfulSyncStarted": in_millis(started),
+            "workersOldest": OLDEST,
+            "workersNewest": in_millis(started),
+        }));
+        assert_eq!(without_ours(&world).to_string(), expected.to_string(), "in this order, and nothing else");
+        // And the run after it starts where this one did.
+        ear.lock().unwrap().clear();
+        whole_run(&mut world, &ear, "next");
+        assert_eq!(ear.lock().unwrap()[0].since, Some(started));
+    }
+}
+
+#[test]
+fn a_run_that_the_sdk_was_in_the_middle_of_goes_on_as_that_run() {
+    for (layout, connector) in [
+        (flat as fn(&Value) -> Value, json!({ "issues": { "completed": false, "page": 3 }, "cursor": "b2" })),
+        (nested, json!({ "issues": { "completed": false, "page": 3 }, "cursor": "b2" })),
+    ] {
+        let (mut world, ear) = (world(), Ear::default());
+        world.airdrop.set_state(&layout(&in_the_middle()));
+        data_to_the_end(&mut world, &ear, "run of the SDK");
+        let told = ear.lock().unwrap().clone();
+        assert_eq!(told.len(), 4, "each page in a life of its own");
+        let expected = Told {
+            since: Some(at(EARLIER)),
+            started_at: at(STARTED),
+            window: Some(Window { from: Some(at(PENDING_OLDEST)), to: at(PENDING_NEWEST) }),
+            connector: Some(connector),
+        };
+        assert!(told.iter().all(|told| *told == expected), "{told:?}");
+        assert_eq!(world.airdrop.announced("run of the SDK"), all_of("issues", 4, 1));
+        let until_the_end = layout(&in_the_middle());
+        assert_eq!(without_ours(&world).to_string(), until_the_end.to_string());
+
+        let attachments = event("EXTRACTION_ATTACHMENTS_START", "run of the SDK", "900");
+        assert_eq!(serve(&mut world, &ear, &attachments), OutcomeKind::Done);
+        let expected = layout(&json!({
+            "lastSuccessfulSyncStarted": STARTED, "workersOldest": OLDEST, "workersNewest": PENDING_NEWEST,
+        }));
+        assert_eq!(without_ours(&world).to_string(), expected.to_string());
+
+        // The next run is one like any other: the connector's own keys are of the past.
+        ear.lock().unwrap().clear();
+        whole_run(&mut world, &ear, "next");
+        let told = ear.lock().unwrap()[0].clone();
+        assert_eq!((told.since, told.connector), (Some(at(STARTED)), None));
+    }
+}
+
+#[test]
+fn an_attachments_start_of_a_run_that_the_sdk_began_ends_that_run() {
+    let (mut world, ear) = (world(), Ear::default());
+    let left = json!({ "attachmentsMetadata": {
+        "artifactIds": ["one", "two"],
+        "lastProcessed": 7,
+        "lastProcessedAttachmentsIdsList": [{ "id": "a", "parent_id": "p", "status": "success" }],
+    }});
+    let mut state = in_the_middle();
+    state["toDevRev"] = left;
+    world.airdrop.set_state(&flat(&state));
+    let start = event("EXTRACTION_ATTACHMENTS_START", "run of the SDK", "900");
+    assert_eq!(serve(&mut world, &ear, &start), OutcomeKind::Done);
+    let state = world.airdrop.state();
+    assert_eq!(state["lastSuccessfulSyncStarted"], STARTED);
+    assert_eq!(state["toDevRev"]["attachmentsMetadata"]["artifactIds"], json!([]), "nothing is left to do");
+}
+
+#[test]
+fn a_start_begins_a_run_whatever_was_left_unfinished() {
+    let (mut world, ear) = (world(), Ear::default());
+    world.airdrop.set_state(&flat(&in_the_middle()));
+    let started = world.clock.now();
+    whole_run(&mut world, &ear, "run");
+    let told = ear.lock().unwrap()[0].clone();
+    let window = Some(Window { from: Some(at(EARLIER)), to: started });
+    assert_eq!(told, Told { since: Some(at(EARLIER)), started_at: started, window, connector: None });
+    assert_eq!(world.airdrop.state()["lastSuccessfulSyncStarted"], in_millis(started));
+
+    // Its data START, once the SDK has been through the metadata, is of the SDK's run: its start and window are kept.
+    let (mut world, ear) = (self::world(), Ear::default());
+    world.airdrop.set_state(&nested(&in_the_middle()));
+    serve(&mut world, &ear, &event("EXTRACTION_DATA_START", "run", "2"));
+    let told = ear.lock().unwrap()[0].clone();
+    let window = Some(Window { from: Some(at(PENDING_OLDEST)), to: at(PENDING_NEWEST) });
+    assert_eq!(told, Told { since: Some(at(EARLIER)), started_at: at(STARTED), window, connector: None });
+}
+
+#[test]
+fn a_state_in_which_nothing_was_started_yet_is_a_new_unit() {
+    let (mut world, ear) = (world(), Ear::default());
+    world.airdrop.set_state(&flat(&json!({ "workersOldest": null })));
+    whole_run(&mut world, &ear, "run");
+    assert_eq!(ear.lock().unwrap()[0].since, None);
+
+    // A CONTINUE of a run whose start nobody knows is an ERROR, and the watermark stays.
+    let (mut world, ear) = (self::world(), Ear::default());
+    world.airdrop.set_state(&flat(&at_rest()));
+    let go_on = event("EXTRACTION_DATA_CONTINUE", "unknown", "1");
+    assert_eq!(serve(&mut world, &ear, &go_on), OutcomeKind::Error);
+    assert!(
+        world.airdrop.last().error().contains("run unknown is not known here"),
+        "{:?}",
+        world.airdrop.last()
+    );
+    assert_eq!(world.airdrop.state()["lastSuccessfulSyncStarted"], EARLIER);
+    whole_run(&mut world, &ear, "run");
+    assert_eq!(ear.lock().unwrap()[0].since, Some(at(EARLIER)));
+}
+
+#[test]
+fn a_key_of_a_wrong_type_is_an_error_that_names_it_and_nothing_is_overwritten() {
+    let metadata = |changes: Value| json!({ "toDevRev": { "attachmentsMetadata": changes } });
+    let broken = [
+        (json!({ "lastSyncStarted": 5 }), "lastSyncStarted"),
+        (json!({ "lastSyncStarted": "yesterday" }), "lastSyncStarted"),
+        (json!({ "lastSuccessfulSyncStarted": "2026-13-01T00:00:00Z" }), "lastSuccessfulSyncStarted"),
+        (json!({ "pendingWorkersOldest": [] }), "pendingWorkersOldest"),
+        (json!({ "pendingWorkersOldest": NEWEST, "pendingWorkersNewest": OLDEST }), "pendingWorkersOldest"),
+        (json!({ "pendingWorkersNewest": true }), "pendingWorkersNewest"),
+        (json!({ "workersOldest": {} }), "workersOldest"),
+        (json!({ "workersNewest": 1.5 }), "workersNewest"),
+        (json!({ "snapInVersionId": 7 }), "snapInVersionId"),
+        (json!({ "toDevRev": "no" }), "toDevRev"),
+        (metadata(json!([])), "toDevRev.attachmentsMetadata"),
+        (metadata(json!({ "artifactIds": "one" })), "toDevRev.attachmentsMetadata.artifactIds"),
+        (metadata(json!({ "artifactIds": [1] })), "toDevRev.attachmentsMetadata.artifactIds"),
+        (metadata(json!({ "lastProcessed": -1 })), "toDevRev.attachmentsMetadata.lastProcessed"),
+        (
+            metadata(json!({ "lastProcessedAttachmentsIdsList": [{ "id": "a" }] })),
+            "toDevRev.attachmentsMetadata.lastProcessedAttachmentsIdsList",
+        ),
+    ];
+    for (changes, key) in broken {
+        for (layout, prefix) in [(flat as fn(&Value) -> Value, ""), (nested, "sdkState.")] {
+            let (mut world, ear) = (world(), Ear::default());
+            world.airdrop.set_state(&layout(&changes));
+            let before = world.airdrop.state_text();
+            let start = event("EXTRACTION_METADATA_START", "run", "1");
+            assert_eq!(serve(&mut world, &ear, &start), OutcomeKind::Error, "{changes}");
+            let error = world.airdrop.last().error();
+            let named = format!("{prefix}{key} in the worker state of unit");
+            assert!(error.starts_with(&named), "{changes}: {error}");
+            assert_eq!(world.airdrop.state_text(), before);
+            assert_eq!(world.airdrop.calls(Call::SaveState), 0);
+            // Whoever mends it goes on with the same event.
+            world.airdrop.set_state(&layout(&at_rest()));
+            assert_eq!(serve(&mut world, &ear, &start), OutcomeKind::Done);
+        }
+    }
+    let (mut world, ear) = (world(), Ear::default());
+    world.airdrop.set_state(&json!({ "sdkState": [], "connectorState": {} }));
+    serve(&mut world, &ear, &event("EXTRACTION_METADATA_START", "run", "1"));
+    assert!(world.airdrop.last().error().starts_with("sdkState in the worker state of unit"));
+}
+
+#[test]
+fn what_a_unit_of_ours_leaves_is_what_the_sdk_and_we_begin_with() {
+    let (mut world, ear) = (world(), Ear::default());
+    // More than milliseconds: what is written must not be later.
+    world.clock.advance(Duration::from_micros(123_456));
+    let started = world.clock.now();
+    assert_eq!(serve(&mut world, &ear, &event("EXTRACTION_METADATA_START", "run", "1")), OutcomeKind::Done);
+    let state = world.airdrop.state();
+    let in_run = |key: &str| state[key].as_str().unwrap_or_else(|| panic!("no {key} in {state}"));
+    assert_eq!(in_run("lastSyncStarted"), "2026-01-02T12:00:00.123Z");
+    assert_eq!(in_run("lastSuccessfulSyncStarted"), "");
+    serve(&mut world, &ear, &event("EXTRACTION_DATA_START", "run", "2"));
+    let state = world.airdrop.state();
+    assert_eq!(state["pendingWorkersOldest"], "1970-01-01T00:00:00.000Z");
+    assert_eq!(state["pendingWorkersNewest"], "2026-01-02T12:00:00.123Z");
+    data_to_the_end(&mut world, &ear, "run");
+    serve(&mut world, &ear, &event("EXTRACTION_ATTACHMENTS_START", "run", "900"));
+    let expected = json!({
+        "lastSyncStarted": "",
+        "pendingWorkersOldest": "",
+        "pendingWorkersNewest": "",
+        "lastSuccessfulSyncStarted": "2026-01-02T12:00:00.123Z",
+        "workersOldest": "1970-01-01T00:00:00.000Z",
+        "workersNewest": "2026-01-02T12:00:00.123Z",
+        "snapInVersionId": "",
+        "toDevRev": {
+            "attachmentsMetadata": { "artifactIds": [], "lastProcessed": 0, "lastProcessedAttachmentsIdsList": [] },
+        },
+    });
+    assert_eq!(without_ours(&world), expected);
+
+    // The SDK has it for a run, in its newer layout, which has no place for what is not its own.
+    let mut sdk = expected;
+    sdk["lastSuccessfulSyncStarted"] = STARTED.into();
+    world.airdrop.set_state(&json!({ "connectorState": { "page": 1 }, "sdkState": sdk }));
+    ear.lock().unwrap().clear();
+    whole_run(&mut world, &ear, "after the SDK");
+    assert_eq!(ear.lock().unwrap()[0].since, Some(at(STARTED)));
+    assert!(ear.lock().unwrap()[0].started_at > started);
+    let state = world.airdrop.state();
+    assert_eq!(state["connectorState"], json!({ "page": 1 }));
+    assert!(state.get("lastSuccessfulSyncStarted").is_none(), "it stands where it was found: {state}");
+}
+
+#[test]
+fn deleting_the_data_state_forgets_what_the_sdk_knew_too() {
+    for layout in [flat, nested] {
+        for broken in [false, true] {
+            let (mut world, ear) = (world(), Ear::default());
+            world.airdrop.set_state(&layout(&at_rest()));
+            serve(&mut world, &ear, &event("EXTRACTION_METADATA_START", "run", "1"));
+            if broken {
+                world.airdrop.set_state(&layout(&json!({ "lastSyncStarted": 5 })));
+            }
+            assert_eq!(
+                serve(&mut world, &ear, &event("EXTRACTION_DATA_DELETE", "run", "2")),
+                OutcomeKind::Done
+            );
+            let state = world.airdrop.state();
+            assert!(state.get("highwater").is_none() && state.get("sdkState").is_none(), "{state}");
+            assert!(state.get("lastSuccessfulSyncStarted").is_none(), "{state}");
+            whole_run(&mut world, &ear, "next");
+            assert_eq!(ear.lock().unwrap()[0].since, None, "everything, as of a new unit");
+        }
+    }
+}
+
+#[test]
+fn a_store_that_inherited_a_unit_passes_its_own_check() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.redb");
+    let (world, ear) = (world(), Ear::default());
+    world.airdrop.set_state(&nested(&in_the_middle()));
+    for (event_type, request) in [("DATA_CONTINUE", "1"), ("DATA_CONTINUE", "2"), ("DATA_CONTINUE", "3")] {
+        let event = event(&format!("EXTRACTION_{event_type}"), "run", request);
+        let store = Store::options().clock(world.clock.clone()).open(&path).unwrap();
+        world.serve.serve(&store, &world.airdrop, &mut source(&world.clock, &ear), &event).unwrap();
+        drop(store);
+        let check = check(&path).unwrap();
+        assert!(check.findings.is_empty(), "{check:?}");
+    }
+    assert_eq!(
+        Store::open(&path).unwrap().sync_unit("unit").unwrap().watermark().unwrap(),
+        Some(at(EARLIER))
+    );
+}
+
+#[test]
+fn a_worker_killed_at_any_save_takes_the_state_over_all_the_same() {
+    let mut kills = 0;
+    for skip in 0..6 {
+        for keeps_disk in [false, true] {
+            let (mut world, ear) = (world(), Ear::default());
+            world.airdrop.set_state(&flat(&in_the_middle()));
+            world.airdrop.kill_at(Call::SaveState, skip, &world.disk);
+            let go_on = event("EXTRACTION_DATA_CONTINUE", "run", "1");
+            let killed = world.serve(&mut source(&world.clock, &ear), &go_on).is_err();
+            if !killed {
+                break;
+            }
+            kills += 1;
+            if keeps_disk {
+                world.restart();
+            } else {
+                world.lose_disk();
+            }
+            world.serve(&mut source(&world.clock, &ear), &go_on).unwrap();
+            data_to_the_end(&mut world, &ear, "run");
+            serve(&mut world, &ear, &event("EXTRACTION_ATTACHMENTS_START", "run", "900"));
+            assert_eq!(world.airdrop.announced("run"), all_of("issues", 4, 1), "killed at save {skip}");
+            assert!(ear.lock().unwrap().iter().all(|told| told.started_at == at(STARTED)));
+            assert_eq!(world.airdrop.state()["lastSuccessfulSyncStarted"], STARTED);
+        }
+    }
+    assert!(kills >= 6, "an invocation has three saves or more, each with and without a disk: {kills}");
+}
