@@ -339,11 +339,8 @@ impl<'a> Streams<'a> {
                 && ready_at < self.settings.hard
             {
                 self.clock.sleep(ready_at.saturating_sub(self.clock.elapsed()));
-            } else if stopped {
+            } else if stopped || !self.tasks.is_empty() {
                 return Ok(self.end(outbox));
-            } else if let Some(ready_at) = self.tasks.values().map(|task| task.ready_at).min() {
-                // Each waits for longer than this invocation lasts.
-                return Ok(StreamsEnd::Delay(ready_at.saturating_sub(self.clock.elapsed())));
             } else if self.run.take_up_requeued()? == 0 {
                 return Ok(StreamsEnd::Done);
             }
