@@ -9,7 +9,8 @@
 //! when it is uploaded, removed when it is settled. It is no queue: it knows no attachment again, counts nothing, and
 //! writes no line.
 //!
-//! At each end the median of ten times 1,000 attachments. `HIGHWATER_BENCH_ATTACHMENTS` sets how many there are; without
+//! At each end the median of ten times 1,000 attachments: time; and, because that is what other work on the machine
+//! changes least, time on the processor and bytes written. `HIGHWATER_BENCH_ATTACHMENTS` sets how many there are; without
 //! `--bench`, as in a test, they are few.
 
 mod common;
@@ -46,10 +47,34 @@ fn attachment(number: u64) -> Attachment {
     attachment
 }
 
+/// What was spent up to a moment.
+#[derive(Clone, Copy)]
+struct Spent {
+    at: Instant,
+    on_processor: Duration,
+    bytes_written: u64,
+}
+
+impl Spent {
+    /// By now. Where the system does not say, it is nothing.
+    fn now() -> Self {
+        // proc(5): nanoseconds on a processor come first.
+        let schedule = fs::read_to_string("/proc/self/schedstat").unwrap_or_default();
+        let on_processor = schedule.split(' ').next().and_then(|nanoseconds| nanoseconds.parse().ok());
+        let io = fs::read_to_string("/proc/self/io").unwrap_or_default();
+        let bytes_written = io.lines().find_map(|line| line.strip_prefix("wchar: ")?.parse().ok());
+        Self {
+            at: Instant::now(),
+            on_processor: Duration::from_nanos(on_processor.unwrap_or_default()),
+            bytes_written: bytes_written.unwrap_or_default(),
+        }
+    }
+}
+
 /// Names so many, and has a few bytes for each. Notes when each page was asked for.
 struct Source {
     count: u64,
-    asked: Vec<Instant>,
+    asked: Vec<Spent>,
 }
 
 impl Extractor for Source {
@@ -68,7 +93,7 @@ impl Extractor for Source {
     }
 
     fn page(&mut self, _: &Context<'_>, _: &str, cursor: Option<u64>) -> Result<Page<u64>, SourceError> {
-        self.asked.push(Instant::now());
+        self.asked.push(Spent::now());
         let from = cursor.unwrap_or(0);
         let to = (from + GROUP).min(self.count);
         // The last page is empty, so that the time of each of the others is that between two.
@@ -96,7 +121,7 @@ struct Sink {
 struct Inner {
     artifacts: u64,
     confirmed: u64,
-    at: Vec<Instant>,
+    at: Vec<Spent>,
     memory_at_start: Option<String>,
 }
 
@@ -122,20 +147,17 @@ impl Platform for Sink {
         }
         let mut inner = self.inner.lock().unwrap();
         if inner.at.is_empty() {
-            inner.at.push(Instant::now());
+            inner.at.push(Spent::now());
         }
         inner.confirmed += 1;
         if inner.confirmed.is_multiple_of(GROUP) {
-            inner.at.push(Instant::now());
+            inner.at.push(Spent::now());
         }
         if inner.confirmed == 10 * GROUP {
             inner.memory_at_start = Some(memory());
         }
         if inner.confirmed == self.count / 2 {
-            let copying = Instant::now();
             fs::copy(&self.store, &self.copy).expect("room for a copy");
-            let took = copying.elapsed();
-            inner.at.iter_mut().for_each(|at| *at += took);
         }
         Ok(())
     }
@@ -171,31 +193,48 @@ fn phase(store: &Store, sink: &Sink, source: &mut Source, phase: &str, requests:
     }
 }
 
-/// Microseconds for each attachment at the start and at the end.
+/// What each attachment cost at the start and at the end: microseconds, those on the processor, and bytes written.
 struct Ends {
-    start: f64,
-    end: f64,
+    start: [f64; 3],
+    end: [f64; 3],
 }
 
 impl Ends {
-    fn of(at: &[Instant]) -> Self {
-        let spent: Vec<Duration> = at.windows(2).map(|pair| pair[1] - pair[0]).collect();
-        let ends = spent.len().min(10);
-        Self { start: median(&spent[..ends]), end: median(&spent[spent.len() - ends..]) }
+    fn of(spent: &[Spent]) -> Self {
+        let groups: Vec<[f64; 3]> = spent
+            .windows(2)
+            .map(|pair| {
+                let (from, to) = (pair[0], pair[1]);
+                let on_processor = to.on_processor.saturating_sub(from.on_processor);
+                let bytes = to.bytes_written.saturating_sub(from.bytes_written);
+                [to.at.duration_since(from.at), on_processor, Duration::from_micros(bytes)].map(each)
+            })
+            .collect();
+        let ends = groups.len().min(10);
+        Self { start: medians(&groups[..ends]), end: medians(&groups[groups.len() - ends..]) }
     }
 
     fn print(&self, what: &str) {
-        let Self { start, end } = self;
-        println!("{what:<44} {start:>9.1} us {end:>9.1} us {:>8.2}", end / start);
+        println!("{what}");
+        let names = ["us", "us on the processor", "bytes written"];
+        for ((name, start), end) in names.iter().zip(self.start).zip(self.end) {
+            println!("    {name:<24} {start:>10.1} {end:>10.1} {:>8.2}", end / start);
+        }
     }
 }
 
+/// The share of one attachment, in millionths.
 #[allow(clippy::cast_precision_loss, reason = "a group is a thousand")]
-fn median(spent: &[Duration]) -> f64 {
-    let mut spent = spent.to_vec();
-    spent.sort();
-    let middle = spent.get(spent.len() / 2).copied().unwrap_or_default();
-    middle.as_secs_f64() * 1e6 / GROUP as f64
+fn each(group: Duration) -> f64 {
+    group.as_secs_f64() * 1e6 / GROUP as f64
+}
+
+fn medians(groups: &[[f64; 3]]) -> [f64; 3] {
+    std::array::from_fn(|at| {
+        let mut all: Vec<f64> = groups.iter().map(|group| group[at]).collect();
+        all.sort_by(f64::total_cmp);
+        all.get(all.len() / 2).copied().unwrap_or_default()
+    })
 }
 
 /// The bare table: when each 1,000 were put, and when each 1,000 were put again and removed.
@@ -219,19 +258,19 @@ fn bare(path: &Path, count: u64) -> (Ends, Ends) {
         }
         transaction.commit().expect("a commit");
     };
-    let mut at = vec![Instant::now()];
+    let mut at = vec![Spent::now()];
     for from in (0..count).step_by(usize::try_from(GROUP).expect("a thousand")) {
         commit(from, (from + GROUP).min(count), Some(""));
-        at.push(Instant::now());
+        at.push(Spent::now());
     }
     let queued = Ends::of(&at);
-    let mut at = vec![Instant::now()];
+    let mut at = vec![Spent::now()];
     for from in (0..count).step_by(STREAMS) {
         let to = (from + STREAMS as u64).min(count);
         commit(from, to, Some("don:core:dvrv-us-1:devo/1:artifact/stream-1"));
         commit(from, to, None);
         if to.is_multiple_of(GROUP) {
-            at.push(Instant::now());
+            at.push(Spent::now());
         }
     }
     (queued, Ends::of(&at))
@@ -285,7 +324,7 @@ fn main() {
     let opened = opening.elapsed();
     let (bare_queued, bare_settled) = bare(&folder.path().join("bare.redb"), count);
 
-    println!("{:<44} {:>12} {:>12} {:>8}", "for each attachment", "first", "last", "ratio");
+    println!("{:<28} {:>10} {:>10} {:>8}", "for each attachment", "first", "last", "ratio");
     Ends::of(&source.asked).print("queued, pages of 1,000");
     bare_queued.print("  bare redb: a row put, commits of 1,000");
     Ends::of(&inner.at).print("streamed, confirmed, settled");

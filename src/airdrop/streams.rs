@@ -549,7 +549,7 @@ impl<'a> Streams<'a> {
             Failure::Body(flaw @ Flaw::Aborted) => {
                 let now = self.clock.elapsed();
                 if now.saturating_sub(task.begun_at) * 2 >= now.saturating_sub(self.started) {
-                    self.count(number, task, None, flaw.text());
+                    self.count(number, task, flaw.text());
                 }
             }
             Failure::Body(flaw @ (Flaw::Empty | Flaw::TooLarge)) => self.give_up(number, flaw.text()),
