@@ -7,8 +7,8 @@
 //!
 //! | variable | |
 //! |---|---|
-//! | `HIGHWATER_HTTP_ITEMS` | records of a sync; 150,000 in each of the two big ones unless set |
-//! | `HIGHWATER_HTTP_ATTACHMENTS` | attachments of a sync; 600 unless set |
+//! | `HIGHWATER_HTTP_ITEMS` | records of a sync; 100,000 in each of the two big ones unless set |
+//! | `HIGHWATER_HTTP_ATTACHMENTS` | attachments of a sync; 500 unless set |
 //! | `HIGHWATER_KILL_SECONDS` | how long workers are killed; then the sync comes to its end |
 //! | `HIGHWATER_KILL_SEED` | of the moments of the kills |
 #![cfg(unix)]
@@ -67,7 +67,7 @@ struct Setup {
 
 impl Setup {
     fn new(store: bool, items: u64, streams: u64, seconds: u64) -> Self {
-        let count = number("HIGHWATER_HTTP_ATTACHMENTS", 600);
+        let count = number("HIGHWATER_HTTP_ATTACHMENTS", 500);
         let files = Files { count, bytes: FILE_BYTES, ..Files::default() };
         let seconds = if items >= LONG_ITEMS { u64::MAX } else { seconds };
         Self { store, items, files, streams, seconds: number("HIGHWATER_KILL_SECONDS", seconds) }
@@ -181,9 +181,11 @@ fn kill(setup: &Setup) {
                 _ if setup.is_long() => 2_500_000,
                 _ => *rng.choice(&[15_000, 60_000, 150_000, 450_000]).unwrap(),
             };
-            // However slow the machine is, some fall there.
-            let few = phase == Phase::Attachments && among_files < KILLS_AMONG_FILES;
-            let kills_on = began.elapsed() < seconds || few;
+            // However slow the machine is, some fall among the attachments.
+            let kills_on = match phase {
+                Phase::Attachments => began.elapsed() < seconds || among_files < KILLS_AMONG_FILES,
+                _ => began.elapsed() < seconds / 3 * 2,
+            };
             kills_on.then(|| Instant::now() + Duration::from_micros(rng.u64(..within)))
         });
         kills += workers.kills;
@@ -269,22 +271,22 @@ fn one_sync<'a>(
 }
 
 fn items() -> u64 {
-    number("HIGHWATER_HTTP_ITEMS", 150_000)
+    number("HIGHWATER_HTTP_ITEMS", 100_000)
 }
 
 #[test]
 fn killed_workers_whose_disk_survives_them_announce_everything_exactly_once() {
-    kill(&Setup::new(true, items(), 10, 18));
+    kill(&Setup::new(true, items(), 10, 16));
 }
 
 #[test]
 fn killed_workers_without_a_disk_announce_everything_exactly_once() {
-    kill(&Setup::new(false, items(), 10, 18));
+    kill(&Setup::new(false, items(), 10, 16));
 }
 
 #[test]
 fn killed_workers_with_one_stream_upload_no_more_than_one_attachment_again_for_each_kill() {
-    kill(&Setup::new(true, 3_000, 1, 8));
+    kill(&Setup::new(true, 3_000, 1, 6));
 }
 
 fn artifacts(message: &mut Value) -> &mut Vec<Value> {
