@@ -13,6 +13,7 @@
 //! changes least, time on the processor and bytes written. `HIGHWATER_BENCH_ATTACHMENTS` sets how many there are; without
 //! `--bench`, as in a test, they are few.
 
+#[allow(dead_code, reason = "of what the benches share, it needs the folder")]
 mod common;
 
 use std::cell::RefCell;
@@ -311,7 +312,7 @@ fn main() {
     let file = mebibytes(&path);
     let memory_queued = memory();
     phase(&store, &sink, &mut source, "ATTACHMENTS", &requests);
-    let settled = started.elapsed() - queued;
+    let settled = started.elapsed().saturating_sub(queued);
     let memory_at_end = memory();
     let inner = sink.inner.into_inner().unwrap();
     assert_eq!(inner.confirmed, count);

@@ -559,6 +559,7 @@ impl Report {
 }
 
 /// Reads everything of a unit, and of messages and the ledger the newest `last`.
+#[allow(clippy::too_many_lines, reason = "one look, table by table")]
 pub(super) fn read(view: &View<'_>, id: &str, unit: &UnitRow, last: usize) -> Result<Report> {
     let prefix = Key::unit(unit.no);
     let current = match unit.run {
