@@ -7,7 +7,7 @@
 //!
 //! | variable | |
 //! |---|---|
-//! | `HIGHWATER_HTTP_ITEMS` | records of a sync; 100,000 in each of the two big ones unless set |
+//! | `HIGHWATER_HTTP_ITEMS` | records of a sync; 60,000 in each of the two big ones unless set |
 //! | `HIGHWATER_HTTP_ATTACHMENTS` | attachments of a sync; 500 unless set |
 //! | `HIGHWATER_KILL_SECONDS` | how long workers are killed; then the sync comes to its end |
 //! | `HIGHWATER_KILL_SEED` | of the moments of the kills |
@@ -271,17 +271,17 @@ fn one_sync<'a>(
 }
 
 fn items() -> u64 {
-    number("HIGHWATER_HTTP_ITEMS", 100_000)
+    number("HIGHWATER_HTTP_ITEMS", 60_000)
 }
 
 #[test]
 fn killed_workers_whose_disk_survives_them_announce_everything_exactly_once() {
-    kill(&Setup::new(true, items(), 10, 16));
+    kill(&Setup::new(true, items(), 10, 15));
 }
 
 #[test]
 fn killed_workers_without_a_disk_announce_everything_exactly_once() {
-    kill(&Setup::new(false, items(), 10, 16));
+    kill(&Setup::new(false, items(), 10, 15));
 }
 
 #[test]
