@@ -295,6 +295,7 @@ fn artifacts(message: &mut Value) -> &mut Vec<Value> {
 
 /// The check can fail.
 #[test]
+#[allow(clippy::too_many_lines, reason = "one doctored journal after the other")]
 fn the_oracle_sees_what_is_lost_repeated_and_wrong() {
     const ITEMS: u64 = 600;
     const FILES: u64 = 5;
@@ -386,8 +387,8 @@ fn the_oracle_sees_what_is_lost_repeated_and_wrong() {
     assert_eq!(with(&files(FILES - 1)), Verdict { wrong: 2, ..clean });
     assert_eq!(with(&Files { gone: [3].into(), ..files(FILES) }), Verdict { wrong: 1, ..clean });
     // Another byte, in what was uploaded.
-    let mut last: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
-    let said = artifacts(&mut last)[0]["id"].as_str().unwrap().to_owned();
+    let mut end: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    let said = artifacts(&mut end)[0]["id"].as_str().unwrap().to_owned();
     let kept = fs::read(artifact(&said)).unwrap();
     let lines: Vec<Value> = support::lines(&kept);
     let upload = artifact(lines[0]["id"]["devrev"].as_str().unwrap());

@@ -399,13 +399,12 @@ impl Api {
             let id = artifact_id(artifact.get("id").and_then(Value::as_str).unwrap_or_default())?;
             // An artifact that is not there is refused when the message is taken.
             let Ok((file, _)) = self.artifact(&id) else { continue };
-            let confirmed = match &confirmed {
-                Some(confirmed) => confirmed,
-                None => {
-                    let ids =
-                        self.local.confirmed().map_err(|error| Answer::refused(503, error.to_string()))?;
-                    confirmed.insert(ids.into_iter().collect::<HashSet<_>>())
-                }
+            let confirmed = if let Some(confirmed) = &confirmed {
+                confirmed
+            } else {
+                let ids = self.local.confirmed();
+                let ids = ids.map_err(|error| Answer::refused(503, error.to_string()))?;
+                confirmed.insert(ids.into_iter().collect::<HashSet<_>>())
             };
             let mut lines = 0_u64;
             for line in BufReader::new(MultiGzDecoder::new(file)).lines() {
