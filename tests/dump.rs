@@ -7,8 +7,9 @@ use std::time::{Duration, SystemTime};
 
 use assert_cmd::Command;
 use chrono::{TimeZone, Utc};
+use highwater::record::Attachment;
 use highwater::{Level, Page, Record, Run, Store, VirtualClock};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const DUMP: &str = env!("CARGO_BIN_EXE_highwater-dump");
 
@@ -194,15 +195,89 @@ fn json_shows_what_was_done() {
     assert_eq!((code, stderr.as_str()), (Some(0), ""));
     insta::assert_snapshot!(stdout, @r###"
     {"kind":"store","path":"state.redb","source":"closed"}
-    {"kind":"unit","sync_unit":"acme/tickets","created_at":"2026-01-02T03:04:05Z","watermark":"2026-01-02T03:04:05Z","runs":2,"messages":0,"messages_kept":0,"messages_undelivered":0,"ledger_runs":1}
-    {"kind":"run","sync_unit":"acme/tickets","run":"20260102T040505.000000Z","status":"open","phase":null,"phases_done":[],"started_at":"2026-01-02T04:05:05Z","ended_at":null,"since":"2026-01-02T03:04:05Z","ignored_watermark":null,"epoch":1,"lost":false,"pages":3,"batches":3,"open_batches":2,"not_before":null,"delay_seconds":null,"progress_percent":10,"events":0,"events_reused":0,"event":null,"message":null,"artifacts_max":null}
+    {"kind":"unit","sync_unit":"acme/tickets","created_at":"2026-01-02T03:04:05Z","watermark":"2026-01-02T03:04:05Z","runs":2,"messages":0,"messages_kept":0,"messages_undelivered":0,"ledger_runs":1,"attachments_failed":0,"attachments_requeued":0}
+    {"kind":"run","sync_unit":"acme/tickets","run":"20260102T040505.000000Z","status":"open","phase":null,"phases_done":[],"started_at":"2026-01-02T04:05:05Z","ended_at":null,"since":"2026-01-02T03:04:05Z","ignored_watermark":null,"epoch":1,"lost":false,"pages":3,"batches":3,"open_batches":2,"not_before":null,"delay_seconds":null,"progress_percent":10,"attachments":{"queued":0,"settled":0,"failed":0,"left":0},"events":0,"events_reused":0,"event":null,"message":null,"artifacts_max":null}
     {"kind":"stream","sync_unit":"acme/tickets","run":"20260102T040505.000000Z","stream":"issues","phase":"data","pages":3,"items":18,"exhausted":false,"cursor":3,"bookmark":null}
     {"kind":"item_type","sync_unit":"acme/tickets","run":"20260102T040505.000000Z","item_type":"issues","read":15,"skipped":0,"batched":12,"open_items":3,"open_bytes":264,"confirmed":4,"announced":4,"batches":3,"artifacts_announced":1,"last_artifact":"artifact-1","batches_staged":{"batches":1,"items":4,"gzip_bytes":373},"batches_uploaded":{"batches":1,"items":4,"gzip_bytes":371},"batches_confirmed":{"batches":0,"items":0,"gzip_bytes":0},"batches_announced":{"batches":0,"items":0,"gzip_bytes":0}}
     {"kind":"item_type","sync_unit":"acme/tickets","run":"20260102T040505.000000Z","item_type":"users","read":3,"skipped":0,"batched":0,"open_items":3,"open_bytes":78,"confirmed":0,"announced":0,"batches":0,"artifacts_announced":0,"last_artifact":null,"batches_staged":{"batches":0,"items":0,"gzip_bytes":0},"batches_uploaded":{"batches":0,"items":0,"gzip_bytes":0},"batches_confirmed":{"batches":0,"items":0,"gzip_bytes":0},"batches_announced":{"batches":0,"items":0,"gzip_bytes":0}}
     {"kind":"bookmark","sync_unit":"acme/tickets","stream":"issues","bytes":6,"bookmark":"tail"}
     {"kind":"value","sync_unit":"acme/tickets","key":"seen","bytes":1,"value":2}
-    {"kind":"ledger","sync_unit":"acme/tickets","run":"20260102T030405.000000Z","status":"finished","started_at":"2026-01-02T03:04:05Z","ended_at":"2026-01-02T03:05:05Z","since":null,"watermark":"2026-01-02T03:04:05Z","epoch":1,"pages":2,"events":0,"events_reused":0,"findings":{"errors":0,"warnings":0},"item_types":[{"item_type":"issues","read":6,"skipped":0,"announced":6,"artifacts":2},{"item_type":"users","read":2,"skipped":0,"announced":2,"artifacts":1}]}
+    {"kind":"ledger","sync_unit":"acme/tickets","run":"20260102T030405.000000Z","status":"finished","started_at":"2026-01-02T03:04:05Z","ended_at":"2026-01-02T03:05:05Z","since":null,"watermark":"2026-01-02T03:04:05Z","epoch":1,"pages":2,"events":0,"events_reused":0,"findings":{"errors":0,"warnings":0},"item_types":[{"item_type":"issues","read":6,"skipped":0,"announced":6,"artifacts":2},{"item_type":"users","read":2,"skipped":0,"announced":2,"artifacts":1}],"attachments":{"queued":0,"settled":0,"failed":0,"left":0}}
     "###);
+}
+
+/// A run whose 30 attachments are settled, failed, failed and queued again, or left; and one before it.
+fn store_with_attachments(path: &Path) {
+    let clock = clock();
+    let store = Store::options().clock(clock.clone()).open(path).unwrap();
+    let unit = store.sync_unit("acme/tickets").unwrap();
+    let named = |run: &Run, from: u32, to: u32| {
+        let mut page = Page::<u32>::last();
+        for number in from..to {
+            let (id, parent) = (format!("A{number}"), format!("ISSUE-{}", number / 2));
+            let attachment = Attachment::new(id, "https://files.example/?key=secret", "a.png", parent);
+            page.push("attachments", attachment.to_record().unwrap());
+        }
+        let mut page = Some(page);
+        upload_all(run, "issues", |_| Ok(page.take().unwrap()));
+    };
+    let run = unit.begin().unwrap();
+    named(&run, 0, 3);
+    let mut attachments = run.attachments().map(Result::unwrap);
+    attachments.next().unwrap().acknowledge().unwrap();
+    attachments.next().unwrap().retry_later("busy", Duration::ZERO).unwrap();
+    attachments.next().unwrap().fail("denied").unwrap();
+    drop(attachments);
+    run.attachments().next().unwrap().unwrap().fail("busy again").unwrap();
+    run.finish().unwrap();
+    assert_eq!(unit.requeue_failed(|failed| failed.attachment.id == "A2").unwrap(), 1);
+    clock.advance(Duration::from_secs(60));
+    let run = unit.begin().unwrap();
+    named(&run, 10, 40);
+    for (number, attachment) in run.attachments().map(Result::unwrap).enumerate().take(27) {
+        match number {
+            0 => attachment.acknowledge().unwrap(),
+            1 => drop(attachment),
+            _ => attachment.fail(format!("410 {number}")).unwrap(),
+        }
+    }
+}
+
+#[test]
+fn attachments_are_counted_and_those_that_failed_are_listed_without_their_urls() {
+    let place = Place::new();
+    store_with_attachments(&place.store());
+    let shown = place.shows(&["state.redb"]);
+    assert!(shown.contains("  queue      30 attachments: 1 settled, 25 failed, 4 left\n"), "{shown}");
+    assert!(shown.contains("attachments 3 in 1, 3 attachments: 1 settled, 2 failed, 0 left "), "{shown}");
+    assert!(shown.contains("\n  attachments that failed, 20 of 26\n"), "{shown}");
+    assert!(shown.contains("\n  attachments that failed and are queued again, 1 of 1\n"), "{shown}");
+    let row = |id: &str| shown.lines().find(|line| line.trim_start().starts_with(&format!("{id} ")));
+    let cells: Vec<_> = row("A1").unwrap().split_whitespace().collect();
+    let first_run = "20260102T030405.000000Z";
+    let expected = ["A1", "ISSUE-0", "a.png", first_run, "2", "2026-01-02T03:04:05Z", "busy", "again"];
+    assert_eq!(cells, expected);
+    assert!(row("A2").unwrap().ends_with("denied"), "{shown}");
+    assert!(row("A12").is_some() && row("A30").is_some() && row("A31").is_none(), "{shown}");
+
+    let lines = place.lines(&["state.redb", "--json"]);
+    let run = of_kind(&lines, "run")[0];
+    assert_eq!(run["attachments"], json!({"queued": 30, "settled": 1, "failed": 25, "left": 4}));
+    let ledger = of_kind(&lines, "ledger")[0];
+    assert_eq!(ledger["attachments"], json!({"queued": 3, "settled": 1, "failed": 2, "left": 0}));
+    let unit = of_kind(&lines, "unit")[0];
+    assert_eq!((&unit["attachments_failed"], &unit["attachments_requeued"]), (&json!(26), &json!(1)));
+    let failed = of_kind(&lines, "failed_attachment");
+    assert_eq!(failed.len(), 27);
+    let expected = json!({
+        "kind": "failed_attachment", "sync_unit": "acme/tickets", "run": first_run, "id": "A2",
+        "parent_id": "ISSUE-1", "file_name": "a.png", "reason": "denied", "tries": 1,
+        "failed_at": "2026-01-02T03:04:05Z", "requeued": true,
+    });
+    assert_eq!(*failed[26], expected);
+    assert_eq!(failed[25]["reason"], "410 26");
+    assert!(!shown.contains("secret") && !format!("{lines:?}").contains("secret"));
+    assert_eq!(place.shows(&["check", "state.redb"]).lines().count(), 1);
 }
 
 #[test]

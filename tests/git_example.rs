@@ -576,6 +576,179 @@ fn a_killed_sync_is_gone_on_with() {
     assert!(check_confirmed(&out) <= 2 * LANES);
 }
 
+/// A repository in whose working tree files are written and committed.
+struct Files {
+    path: PathBuf,
+}
+
+impl Files {
+    fn new(path: PathBuf) -> Self {
+        let Source { path, .. } = Source::new(path);
+        Self { path }
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) {
+        let path = self.path.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+
+    fn commit(&self, author: &str, message: &str) {
+        git(&self.path, &["add", "--all"]);
+        let email = format!("user.email={author}@example.com");
+        let name = format!("user.name={author}");
+        git(&self.path, &["-c", &email, "-c", &name, "commit", "--quiet", "--message", message]);
+    }
+
+    /// The bytes of a file of HEAD, by Git's own account.
+    fn at_head(&self, name: &str) -> Vec<u8> {
+        let blob = format!("HEAD:{name}");
+        let output = Command::new("git").arg("-C").arg(&self.path).args(["cat-file", "blob", &blob]).output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        output.stdout
+    }
+
+    /// What is to be said of these: id, commit that touched it last, its author; by Git's own account.
+    fn expected(&self, names: &[&str]) -> BTreeMap<String, (String, String, Vec<u8>)> {
+        let of = |name: &&str| {
+            let last =
+                |format: &str| git(&self.path, &["log", "-1", &format!("--format={format}"), "--", name]);
+            ((*name).to_owned(), (last("%H"), last("%ae"), self.at_head(name)))
+        };
+        names.iter().map(of).collect()
+    }
+}
+
+/// The attachments that the messages after the first `skip` announce, each of which is there once.
+fn attachments(out: &Path, skip: usize) -> BTreeMap<String, (String, String, Vec<u8>)> {
+    let mut found = BTreeMap::new();
+    let received = Received::read(out, skip);
+    for line in received.records("ssor_attachment") {
+        let text = |field: &str| line[field]["external"].as_str().unwrap().to_owned();
+        let artifact = line["id"]["devrev"].as_str().unwrap();
+        let bytes = fs::read(out.join("artifacts").join(artifact)).unwrap();
+        let before = found.insert(text("id"), (text("parent_id"), text("actor_id"), bytes));
+        assert!(before.is_none(), "announced twice: {line}");
+    }
+    found
+}
+
+fn noise(chance: &mut fastrand::Rng, bytes: usize) -> Vec<u8> {
+    std::iter::repeat_with(|| chance.u8(..)).take(bytes).collect()
+}
+
+#[test]
+fn files_are_attachments_of_the_commit_that_touched_them_last_and_are_fetched_once() {
+    let fixture = Fixture::new();
+    let files = Files::new(fixture.path("source"));
+    let out = fixture.path("out");
+    let mut chance = fastrand::Rng::with_seed(5);
+    let names = ["a.png", "docs/b c.JPG", "docs/deep/\u{e9}.gif", "d.webp"];
+    for (at, name) in names.iter().enumerate() {
+        files.write(name, &noise(&mut chance, 1 + at * 90_000));
+    }
+    files.write("docs/text.txt", b"no image");
+    files.write("empty.png", b"");
+    files.commit("ada", "one");
+    files.write("docs/b c.JPG", &noise(&mut chance, 300));
+    files.commit("grace", "two");
+    files.write("docs/text.txt", b"no image still");
+    files.commit("ada", "three");
+    // A merge: what it brings was touched by the commits that it brings.
+    git(&files.path, &["checkout", "--quiet", "-b", "side", "HEAD~1"]);
+    files.write("d.webp", &noise(&mut chance, 5_000));
+    files.commit("linus", "on the side");
+    git(&files.path, &["checkout", "--quiet", "main"]);
+    git(
+        &files.path,
+        &["-c", "user.email=m@example.com", "-c", "user.name=m", "merge", "--quiet", "--no-ff", "side"],
+    );
+
+    let small = ["--page-size", "2", "--batch-items", "2"];
+    let output = fixture.synced(&files.path, &out, &small);
+    let expected = files.expected(&names);
+    assert_eq!(expected["docs/b c.JPG"].1, "grace@example.com");
+    assert_eq!(expected["d.webp"].1, "linus@example.com");
+    assert!(attachments(&out, 0) == expected, "{:?}", attachments(&out, 0).keys());
+    let warned = String::from_utf8_lossy(&output.stderr);
+    assert!(warned.contains("attachments that failed: 1"), "{}", said(&output));
+    assert_eq!(check_confirmed(&out), 0);
+
+    // Nothing new: none again. Of what is new, that which it touched.
+    let mut seen = Received::read(&out, 0).messages.len();
+    fixture.synced(&files.path, &out, &small);
+    assert!(attachments(&out, seen).is_empty());
+    seen = Received::read(&out, 0).messages.len();
+    files.write("a.png", &noise(&mut chance, 400_000));
+    files.write("new.svg", b"<svg/>");
+    files.commit("grace", "four");
+    fixture.synced(&files.path, &out, &small);
+    assert!(attachments(&out, seen) == files.expected(&["a.png", "new.svg"]));
+    assert_eq!(check_confirmed(&out), 0);
+
+    // Other files, by the user's own word; from within a folder, too.
+    let other = fixture.path("other");
+    let globs = ["--attach", "docs/*.txt", "--attach", "**/*.gif"];
+    fixture.synced(&files.path.join("docs"), &other, &globs);
+    assert!(attachments(&other, 0) == files.expected(&["docs/text.txt", "docs/deep/\u{e9}.gif"]));
+}
+
+#[test]
+fn killed_while_attachments_are_streamed_each_is_announced_once() {
+    const KILLS: usize = 12;
+    let fixture = Fixture::new();
+    let files = Files::new(fixture.path("source"));
+    let out = fixture.path("out");
+    let mut chance = fastrand::Rng::with_seed(9);
+    let names: Vec<_> = (0..150).map(|number| format!("images/{number}.png")).collect();
+    for name in &names {
+        let bytes = chance.usize(1..20_000);
+        files.write(name, &noise(&mut chance, bytes));
+    }
+    files.commit("ada", "images");
+    let slow = ["--page-delay", "80ms", "--batch-items", "20"];
+    let is_streaming = || {
+        let text = fs::read_to_string(out.join("messages.jsonl")).unwrap_or_default();
+        text.contains("\"EXTRACTION_DATA_DONE\"") && !text.contains("\"EXTRACTION_ATTACHMENTS_DONE\"")
+    };
+    let (mut kills, mut killed_streaming) = (0, 0);
+    while kills < KILLS {
+        let mut child = fixture.start("sync", &files.path, &out, &slow);
+        let mut wait = Duration::from_millis(chance.u64(30..400));
+        let status = loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                break status;
+            }
+            // Before the attachments it is left alone.
+            if is_streaming() {
+                match wait.checked_sub(Duration::from_millis(2)) {
+                    Some(left) => wait = left,
+                    None => child.kill().unwrap(),
+                }
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        if status.success() {
+            break;
+        }
+        assert!(status.code().is_none(), "{status}");
+        kills += 1;
+        killed_streaming += usize::from(is_streaming());
+    }
+    if is_streaming() {
+        fixture.synced(&files.path, &out, &["--batch-items", "20"]);
+    }
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    let expected = files.expected(&names);
+    assert!(attachments(&out, 0) == expected, "{} of {}", attachments(&out, 0).len(), expected.len());
+    let in_vain = check_confirmed(&out);
+    println!("{kills} kills, {killed_streaming} of them amid streams, {in_vain} uploads in vain");
+    assert!(killed_streaming >= 2, "only {killed_streaming} of {kills} kills came amid the streams");
+    let streams = 10;
+    assert!(in_vain <= (streams + LANES) * kills, "{in_vain} uploads in vain by {kills} kills");
+}
+
 /// `git rev-list NEW ^OLD` is not to be trusted here: once everything that it has left to look at is older than what
 /// it has found, it stops looking for what is in the old history as well.
 #[test]

@@ -4,24 +4,31 @@
 //! that of the one that the last finished run found. (Not by date: the dates in a repository are what people's clocks
 //! said.) Git lists a range in the same order every time, so a position in it is a number.
 //!
+//! Files of that HEAD are attachments of the commit that touched them last, if it is in the range.
+//!
 //! Within an invocation one `git log` goes on from page to page. A new invocation starts it again and reads what was
 //! extracted once more, only to know which users were announced.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use highwater::airdrop::{CheckPolicy, Context, ExternalSyncUnit, Extractor, SourceError};
-use highwater::record::{Field, Metadata, RecordType};
+use highwater::airdrop::{
+    AttachmentBody, AttachmentError, CheckPolicy, Context, ExternalSyncUnit, Extractor, SourceError,
+};
+use highwater::record::{Attachment, Field, Metadata, RecordType};
 use highwater::{Page, Record};
 use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::repository::{Commit, GitError, Log, Repository, Signature, start_of};
+use crate::repository::{Commit, FileAtHead, GitError, Log, Repository, Signature, start_of};
 
 const COMMITS: &str = "commits";
 const USERS: &str = "users";
+const ATTACHMENTS: &str = "attachments";
+/// What the url of an attachment begins with; the hash of the blob follows.
+const BLOB: &str = "git-blob:";
 /// Bytes of a subject that are kept, and of a body.
 const SUBJECT_BYTES_MAX: usize = 64 * 1024;
 const BODY_BYTES_MAX: usize = 1024 * 1024;
@@ -60,6 +67,8 @@ struct Walk {
     at: Cursor,
     log: Log,
     announced: HashSet<String>,
+    /// The attachments of commits that are still to come.
+    files: HashMap<String, Vec<FileAtHead>>,
 }
 
 /// The data of a commit's record.
@@ -85,19 +94,23 @@ pub(crate) struct GitExtractor<'a> {
     repository: &'a Repository,
     page_size: u32,
     page_delay: Duration,
+    /// Pathspecs of files that are attachments.
+    attach: &'a [String],
     bar: &'a ProgressBar,
     walk: Option<Walk>,
 }
 
 impl<'a> GitExtractor<'a> {
-    /// An extractor whose pages have at most `page_size` commits, and take `page_delay` longer than they need.
+    /// An extractor whose pages have at most `page_size` commits, and, as each attachment, take `page_delay` longer than
+    /// they need.
     pub(crate) fn new(
         repository: &'a Repository,
         page_size: u32,
         page_delay: Duration,
+        attach: &'a [String],
         bar: &'a ProgressBar,
     ) -> Self {
-        Self { repository, page_size, page_delay, bar, walk: None }
+        Self { repository, page_size, page_delay, attach, bar, walk: None }
     }
 
     /// Decides what a new run extracts.
@@ -120,8 +133,9 @@ impl<'a> GitExtractor<'a> {
                 if known == commits {
                     let total = new.len() as u64;
                     let log = self.repository.log(&head, Some(&base), Some(new))?;
+                    let files = self.repository.files(&head, self.attach)?;
                     let at = Cursor { head, base: Some(base), known, total, position: 0, last: None };
-                    return Ok(Walk { at, log, announced: HashSet::new() });
+                    return Ok(Walk { at, log, announced: HashSet::new(), files });
                 }
                 self.warn(&format!(
                     "history was rewritten: {base}, where the last sync ended, had {commits} commits behind it and \
@@ -131,8 +145,9 @@ impl<'a> GitExtractor<'a> {
         }
         let total = self.repository.count(&head)?;
         let log = self.repository.log(&head, None, None)?;
+        let files = self.repository.files(&head, self.attach)?;
         let at = Cursor { head, base: None, known: 0, total, position: 0, last: None };
-        Ok(Walk { at, log, announced: HashSet::new() })
+        Ok(Walk { at, log, announced: HashSet::new(), files })
     }
 
     /// Goes on where an earlier life left off.
@@ -167,7 +182,8 @@ impl<'a> GitExtractor<'a> {
             ))
             .into());
         }
-        Ok(Walk { at: cursor, log, announced })
+        let files = self.repository.files(&cursor.head, self.attach)?;
+        Ok(Walk { at: cursor, log, announced, files })
     }
 
     fn warn(&self, text: &str) {
@@ -237,6 +253,9 @@ impl Extractor for GitExtractor<'_> {
             bytes += commit.subject.len() + commit.body.len();
             walk.at.position += 1;
             add(&commit, &mut walk.announced, &mut records)?;
+            for file in walk.files.remove(&commit.hash).into_iter().flatten() {
+                records.push((ATTACHMENTS, attachment(&commit, &file).to_record()?));
+            }
             walk.at.last = Some(commit.hash);
         }
         let at = &walk.at;
@@ -258,6 +277,46 @@ impl Extractor for GitExtractor<'_> {
         self.walk = Some(walk);
         Ok(page.progress(percent))
     }
+
+    fn open_attachment(
+        &self,
+        _: &Context<'_>,
+        attachment: &Attachment,
+    ) -> Result<AttachmentBody, AttachmentError> {
+        std::thread::sleep(self.page_delay);
+        let hash = attachment.url.strip_prefix(BLOB).unwrap_or_default();
+        match self.repository.blob(hash)? {
+            Some((bytes, reader)) => Ok(AttachmentBody::new(reader).length(bytes)),
+            None => Err(AttachmentError::Gone { reason: format!("the repository has no blob {hash}") }),
+        }
+    }
+}
+
+/// Makes the attachment of a file: its id is its path, or, where that cannot be one, the hash of what is in it.
+fn attachment(commit: &Commit, file: &FileAtHead) -> Attachment {
+    let path = String::from_utf8_lossy(&file.path);
+    let is_id = path.len() <= highwater::limits::ID_BYTES_MAX && matches!(path, Cow::Borrowed(_));
+    let id = if is_id { path.as_ref() } else { &file.blob };
+    let name = path.rsplit('/').next().unwrap_or(&path);
+    let url = format!("{BLOB}{}", file.blob);
+    let mut attachment = Attachment::new(id, url, name, &commit.hash);
+    attachment.author_id = commit.author.user_id();
+    attachment.content_type = content_type(name).map(str::to_owned);
+    attachment.created_date = commit.author.at.map(|at| at.to_rfc3339());
+    attachment
+}
+
+/// The media type of a kind of image, by the end of its name.
+fn content_type(name: &str) -> Option<&'static str> {
+    let (_, end) = name.rsplit_once('.')?;
+    Some(match end.to_ascii_lowercase().as_str() {
+        "gif" => "image/gif",
+        "jpeg" | "jpg" => "image/jpeg",
+        "png" => "image/png",
+        "svg" => "image/svg+xml",
+        "webp" => "image/webp",
+        _ => return None,
+    })
 }
 
 /// What a commit and a user are.

@@ -41,7 +41,9 @@ Exit codes: 0 done (invoke: the event is answered, be it with ERROR, now or earl
 
 Commits have the item type `commits`: id is the hash, created the author's date, modified the committer's; subject, \
 body, author, committer, parents. Those people have the item type `users`, the e-mail being the id; each is announced \
-once in a sync. The first sync extracts all that HEAD has in its history, a later one what came since.";
+once in a sync. The first sync extracts all that HEAD has in its history, a later one what came since.
+
+Files of HEAD that match --attach are attachments of the commit that touched them last: id is the path.";
 
 /// Extracts the commits of a Git repository, in as many invocations as it takes, each commit exactly once.
 #[derive(Debug, Parser)]
@@ -86,9 +88,24 @@ struct Common {
     /// How long an invocation fetches pages before it hands over to the next, say 500ms [default: 10m]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     budget: Option<Duration>,
-    /// What each page takes longer than it needs, to play a slow source, say 5ms [default: none]
+    /// Files of HEAD that are attachments, as Git's glob from the top of the repository, say 'docs/**/*.pdf'; may be
+    /// given more than once [default: images]
+    #[arg(long, value_name = "GLOB")]
+    attach: Vec<String>,
+    /// What each page and each attachment takes longer than it needs, to play a slow source, say 5ms [default: none]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     page_delay: Option<Duration>,
+}
+
+impl Common {
+    /// What is an attachment, as Git's pathspecs.
+    fn pathspecs(&self) -> Vec<String> {
+        if self.attach.is_empty() {
+            let images = ["gif", "jpeg", "jpg", "png", "svg", "webp"];
+            return images.map(|end| format!(":(top,glob,icase)**/*.{end}")).into();
+        }
+        self.attach.iter().map(|glob| format!(":(top,glob){glob}")).collect()
+    }
 }
 
 type Failure = Box<dyn Error + Send + Sync>;
@@ -126,7 +143,8 @@ fn answer(
         .wait(patience)
         .open(common.out.join("state.redb"))?;
     let page_delay = common.page_delay.unwrap_or_default();
-    let mut extractor = GitExtractor::new(repository, common.page_size, page_delay, bar);
+    let attach = common.pathspecs();
+    let mut extractor = GitExtractor::new(repository, common.page_size, page_delay, &attach, bar);
     let mut serve = Serve::new();
     if let Some(budget) = common.budget {
         serve = serve.budget(budget).hard_limit(budget.saturating_add(HAND_OVER));
@@ -134,6 +152,14 @@ fn answer(
     let outcome = serve.serve(&store, airdrop, &mut extractor, event)?;
     if let Some(watermark) = outcome.ignored_watermark {
         bar.suspend(|| eprintln!("warning: the last sync was at {watermark}, by a clock that was wrong"));
+    }
+    let failed = outcome.attachments.failed;
+    if failed > 0 && outcome.kind == OutcomeKind::Done {
+        let state = common.out.join("state.redb");
+        let state = state.display();
+        bar.suspend(|| {
+            eprintln!("warning: attachments that failed: {failed}; highwater-dump {state} lists them");
+        });
     }
     Ok(outcome)
 }

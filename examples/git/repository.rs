@@ -4,7 +4,7 @@
 //! finds itself and its configuration), and whatever configuration could change of them is said on the command line.
 //! Replaced objects, grafts and the mailmap are not looked at: a commit is what its hash says.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek};
@@ -210,6 +210,101 @@ impl Repository {
         Ok(Log { said: self.start(&args)?, wanted })
     }
 
+    /// The files of `head` that match one of the pathspecs, by the commit that touched them last: the first of its
+    /// history, newest first, that Git says changed them. One that none did is a file of `head` itself.
+    pub(crate) fn files(
+        &self,
+        head: &str,
+        pathspecs: &[String],
+    ) -> Result<HashMap<String, Vec<FileAtHead>>, GitError> {
+        let mut by_commit: HashMap<String, Vec<FileAtHead>> = HashMap::new();
+        if pathspecs.is_empty() {
+            return Ok(by_commit);
+        }
+        let empty = self.ask(&["hash-object", "-t", "tree", "--stdin"])?;
+        let list = ["diff-tree", "-r", "-z", "--raw", "--no-abbrev", "--no-renames", &empty, head, "--"];
+        let mut args = list.to_vec();
+        args.extend(pathspecs.iter().map(String::as_str));
+        let mut said = self.start(&args)?;
+        let mut blobs = HashMap::new();
+        while let Some(entry) = said.until(0)? {
+            let entry = text(&entry);
+            let path = said.until(0)?.unwrap_or_default();
+            // `:000000 100644 <no hash> <hash> A`
+            let mut fields = entry.split(' ').skip(1);
+            match (fields.next(), fields.nth(1)) {
+                // Neither a link nor the commit of a submodule.
+                (Some(mode), Some(blob)) if mode.starts_with("100") => {
+                    blobs.insert(path, blob.to_owned());
+                }
+                (Some(_), Some(_)) => {}
+                _ => return Err(GitError::Strange { command: "diff-tree".to_owned(), found: entry }),
+            }
+        }
+        if blobs.is_empty() {
+            return Ok(by_commit);
+        }
+        let log = [
+            "log",
+            "-z",
+            "-c",
+            "--topo-order",
+            "--name-only",
+            "--no-color",
+            "--no-decorate",
+            "--no-follow",
+            "--no-mailmap",
+            "--no-notes",
+            "--no-relative",
+            "--no-renames",
+            "--no-show-signature",
+            "--format=tformat:%x00%H",
+            head,
+            "--",
+        ];
+        let mut args = log.to_vec();
+        args.extend(pathspecs.iter().map(String::as_str));
+        let mut said = self.start(&args)?;
+        let mut commit = head.to_owned();
+        let mut is_first = false;
+        while !blobs.is_empty()
+            && let Some(piece) = said.until(0)?
+        {
+            if piece.is_empty() {
+                commit = said.until(0)?.map(|hash| text(&hash)).unwrap_or_default();
+                is_first = true;
+                continue;
+            }
+            let path = if is_first { piece.strip_prefix(b"\n").unwrap_or(&piece) } else { &piece };
+            is_first = false;
+            if let Some(blob) = blobs.remove(path) {
+                by_commit.entry(commit.clone()).or_default().push(FileAtHead { path: path.to_vec(), blob });
+            }
+        }
+        let rest = blobs.into_iter().map(|(path, blob)| FileAtHead { path, blob });
+        let of_head = by_commit.entry(head.to_owned()).or_default();
+        of_head.extend(rest);
+        // The same order every time.
+        for files in by_commit.values_mut() {
+            files.sort();
+        }
+        Ok(by_commit)
+    }
+
+    /// The bytes of a blob, and how many they are; none if it is not there.
+    pub(crate) fn blob(&self, hash: &str) -> Result<Option<(u64, Saying)>, GitError> {
+        let args = ["cat-file", "-s", hash];
+        let output = self.output(&args)?;
+        if !output.status.success() {
+            return Ok(None);
+        }
+        let said = text(&output.stdout);
+        let Ok(bytes) = said.trim_end().parse() else {
+            return Err(GitError::Strange { command: "cat-file".to_owned(), found: said });
+        };
+        Ok(Some((bytes, self.start(&["cat-file", "blob", hash])?)))
+    }
+
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new("git");
         for (name, _) in std::env::vars_os() {
@@ -235,6 +330,7 @@ impl Repository {
             "advice.graftFileDeprecated=false",
             "color.ui=false",
             "i18n.logOutputEncoding=UTF-8",
+            "log.showRoot=true",
             "log.showSignature=false",
             "log.mailmap=false",
         ] {
@@ -302,13 +398,25 @@ fn text(bytes: &[u8]) -> String {
 
 /// A command that is being listened to. Dropped, it is ended.
 #[derive(Debug)]
-struct Saying {
+pub(crate) struct Saying {
     command: String,
     path: PathBuf,
     child: Child,
     /// `None` once everything was said.
     out: Option<BufReader<ChildStdout>>,
     errors: File,
+}
+
+/// Its words as bytes; one that ended badly is an error at their end.
+impl Read for Saying {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let Some(out) = &mut self.out else { return Ok(0) };
+        let count = out.read(buffer)?;
+        if count == 0 && !buffer.is_empty() {
+            self.end().map_err(io::Error::other)?;
+        }
+        Ok(count)
+    }
 }
 
 impl Saying {
@@ -394,6 +502,15 @@ impl Log {
             found: format!("half a commit, {hash}"),
         })
     }
+}
+
+/// A file of a commit.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct FileAtHead {
+    /// From the top of the repository, as bytes: Git knows no encoding of paths.
+    pub(crate) path: Vec<u8>,
+    /// The hash of what is in it.
+    pub(crate) blob: String,
 }
 
 /// A commit as Git describes it.

@@ -8,7 +8,8 @@
 //! - A failure of the platform counts against the attachment only if another got through in this invocation; if none
 //!   does, it is the platform's, and the phase ends with an error that gives nothing up.
 //! - A source that asks to be left alone ends the phase with a delay: the longest that any stream was asked for.
-//! - After the soft deadline no stream begins but the first. One that runs is aborted before the hard one.
+//! - After the soft deadline no stream begins but the first. One that runs is aborted before the hard one; that counts
+//!   against it only if it had most of the invocation.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read};
@@ -242,6 +243,7 @@ pub(crate) struct Streams<'a> {
     /// Read from the queue and not begun; from `next` on nothing was read.
     upcoming: VecDeque<Pending>,
     next: u64,
+    started: Duration,
     /// There is nothing from `next` on.
     over: bool,
     /// None of this number or a higher one was begun.
@@ -264,6 +266,7 @@ struct Task {
     tries: u32,
     call_tries: u32,
     ready_at: Duration,
+    begun_at: Duration,
     in_flight: bool,
 }
 
@@ -295,6 +298,7 @@ impl<'a> Streams<'a> {
             in_flight: 0,
             upcoming: VecDeque::new(),
             next: 0,
+            started: clock.elapsed(),
             over: false,
             position: 0,
             begun_any: false,
@@ -400,6 +404,7 @@ impl<'a> Streams<'a> {
                 tries: pending.tries,
                 call_tries: 0,
                 ready_at: now.saturating_add(pending.wait),
+                begun_at: now,
                 in_flight: false,
             };
             self.tasks.insert(pending.number, task);
@@ -425,6 +430,7 @@ impl<'a> Streams<'a> {
             };
             self.begun_any = true;
             task.in_flight = true;
+            task.begun_at = now;
             task.call_tries += 1;
             self.in_flight += 1;
             self.lanes.submit(StreamJob { number, call });
@@ -539,7 +545,13 @@ impl<'a> Streams<'a> {
             Failure::Source(AttachmentError::Temporary { source }) => {
                 self.count(number, task, chain(source.as_ref()));
             }
-            Failure::Body(Flaw::Aborted) => {}
+            // Who had most of an invocation, and did not come to an end, would have no more of the next.
+            Failure::Body(flaw @ Flaw::Aborted) => {
+                let now = self.clock.elapsed();
+                if now.saturating_sub(task.begun_at) * 2 >= now.saturating_sub(self.started) {
+                    self.count(number, task, flaw.text());
+                }
+            }
             Failure::Body(flaw @ (Flaw::Empty | Flaw::TooLarge)) => self.give_up(number, flaw.text()),
             Failure::Body(flaw) => self.count(number, task, flaw.text()),
             Failure::Platform(error) => {

@@ -48,6 +48,8 @@ const INHERITED_FROM: u64 = 1 << 61;
 const INHERITED_LINES_MAX: u64 = 1 << 40;
 /// Numbers of what is queued again, beyond those of any line.
 const REQUEUED_FROM: u64 = 1 << 62;
+/// What a run queued again is kept under these until the run is finished, so that nothing is lost with an abandoned one.
+pub(super) const KEPT_FROM: u64 = 1 << 63;
 /// Attachments that are queued again in one transaction, or looked at in one view.
 const GROUP: usize = 200;
 /// Bytes of failed attachments that a checkpoint keeps; of more, the oldest are left out.
@@ -344,6 +346,9 @@ impl Run {
                 };
                 change.put(&FAILED, &key, &failed)?;
                 change.remove(&ATTACHMENTS, &key)?;
+                if number >= REQUEUED_FROM {
+                    change.remove(&REQUEUED, &self.kept_key(number))?;
+                }
                 return Ok(None);
             }
         }
@@ -351,21 +356,23 @@ impl Run {
         Ok(None)
     }
 
-    /// Queues some of what [`SyncUnit::requeue_failed`] named; says how many.
+    /// Queues some of what [`SyncUnit::requeue_failed`] named; says how many it looked at.
     pub(crate) fn take_up_requeued(&self) -> Result<usize> {
-        let unit = Key::unit(self.unit_no);
-        let any = self.look(|rows, _| first_rows(rows, &REQUEUED, &unit, 1))?;
-        if any.is_empty() {
+        if self.look(|rows, _| self.first_requeued(rows, 1))?.is_empty() {
             return Ok(0);
         }
         self.change(|change, _| {
             let mut queue = change.get(&QUEUES, &self.run_key())?.unwrap_or_default();
-            let rows = first_rows(change, &REQUEUED, &unit, GROUP)?;
+            let rows = self.first_requeued(change, GROUP)?;
             let taken = rows.len();
-            for (tail, failed) in rows {
-                let (run, number) = self.run_and_number(&tail)?;
+            for ((run, number), failed) in rows {
                 change.remove(&REQUEUED, &run_key(self.unit_no, run).and_number(number))?;
                 let attachment = self.read_line(number, &failed.json)?;
+                let seen = change.get(&SEEN, &seen_key(self.unit_no, &attachment))?;
+                // Taken up by a run that was abandoned, and named by this one.
+                if seen.is_some_and(|seen| seen.run == self.no && !seen.failed) {
+                    continue;
+                }
                 if run == self.no {
                     queue.counts.failed -= 1;
                 } else {
@@ -374,15 +381,33 @@ impl Run {
                 let number = REQUEUED_FROM + queue.requeued;
                 queue.requeued += 1;
                 note_seen(change, self.unit_no, self.no, number, &attachment, false)?;
-                change.put(
-                    &ATTACHMENTS,
-                    &self.run_key().and_number(number),
-                    &AttachmentRow::new(failed.json),
-                )?;
+                change.put(&REQUEUED, &self.kept_key(number), &failed)?;
+                let row = AttachmentRow::new(failed.json);
+                change.put(&ATTACHMENTS, &self.run_key().and_number(number), &row)?;
             }
             change.put(&QUEUES, &self.run_key(), &queue)?;
             Ok(taken)
         })
+    }
+
+    /// Where what was queued again under a number is kept.
+    fn kept_key(&self, number: u64) -> Key {
+        self.run_key().and_number(number - REQUEUED_FROM + KEPT_FROM)
+    }
+
+    /// What is to be queued again, at most so much, without what this run keeps of it: that comes last.
+    fn first_requeued(&self, rows: &impl Rows, most: usize) -> Result<Vec<((u64, u64), FailedRow)>> {
+        let unit = Key::unit(self.unit_no);
+        let mut found = Vec::new();
+        rows.scan(&REQUEUED, &unit, &unit, |tail, row| {
+            let place = self.run_and_number(tail)?;
+            if place >= (self.no, KEPT_FROM) {
+                return Ok(false);
+            }
+            found.push((place, row));
+            Ok(found.len() < most)
+        })?;
+        Ok(found)
     }
 
     /// What keeps the run from being over: an attachment that is neither settled nor failed.
@@ -652,8 +677,12 @@ pub(super) fn restore_queue(
     Ok(())
 }
 
-/// Drops the queue of a run that is over.
-pub(super) fn drop_queue(change: &Change<'_>, run: &Key) -> Result<LedgerAttachments> {
+/// Drops the queue of a run that is over, and, if it is finished, what it kept of that which it queued again.
+pub(super) fn drop_queue(change: &Change<'_>, run: &Key, finished: bool) -> Result<LedgerAttachments> {
+    if finished {
+        let from = run.clone().and_number(KEPT_FROM);
+        change.remove_range(&REQUEUED, &from, &run.clone().and_number(u64::MAX))?;
+    }
     let counts = change.get(&QUEUES, run)?.unwrap_or_default().counts;
     change.remove(&QUEUES, run)?;
     change.remove_all(&ATTACHMENTS, run)?;
@@ -756,11 +785,24 @@ impl SyncUnit {
             .map_err(|error| self.inner.tables.damaged(FAILED.name, &self.key(), error.to_string()))
     }
 
+    fn attachment_run(&self, tail: &[u8]) -> Result<u64> {
+        number_of(tail)
+            .map_err(|error| self.inner.tables.damaged(QUEUES.name, &self.key(), error.to_string()))
+    }
+
     /// Forgets all that is known of the unit's attachments. Doing it twice is the same as once.
     pub(crate) fn delete_attachments(&self) -> Result<()> {
         self.inner.tables.change(|change| {
             let Some(unit) = change.get(&UNITS, &self.key())? else { return Ok(()) };
-            remove_attachments(change, &Key::unit(unit.no))
+            let key = Key::unit(unit.no);
+            let queues = change.all(&QUEUES, &key)?;
+            remove_attachments(change, &key)?;
+            // The lines that a run has staged stay, and so does how many they are.
+            for (tail, QueueRow { lines, .. }) in queues {
+                let run = run_key(unit.no, self.attachment_run(&tail)?);
+                change.put(&QUEUES, &run, &QueueRow { lines, ..QueueRow::default() })?;
+            }
+            Ok(())
         })
     }
 }
@@ -799,7 +841,7 @@ fn fingerprint(attachment: &Attachment) -> u64 {
     name_hash(&format!("{url}\0{file_name}\0{}", modified_date.as_deref().unwrap_or_default()))
 }
 
-fn run_and_number(tail: &[u8]) -> Result<(u64, u64), DecodeError> {
+pub(super) fn run_and_number(tail: &[u8]) -> Result<(u64, u64), DecodeError> {
     let (run, number) = tail.split_at(tail.len().min(8));
     Ok((number_of(run)?, number_of(number)?))
 }

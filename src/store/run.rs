@@ -998,7 +998,7 @@ fn close_run(
         errors: findings.errors,
         warnings: findings.warnings,
         types,
-        attachments: drop_queue(change, &run)?,
+        attachments: drop_queue(change, &run, finished)?,
     };
     change.put(&LEDGER, &run_key(unit.no, no), &entry)?;
     if let Some(old) = no.checked_sub(LEDGER_RUNS_MAX) {

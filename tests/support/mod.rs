@@ -225,8 +225,8 @@ impl Received {
     }
 }
 
-/// Checks that all the messages name each confirmed artifact once, and but for external sync units no other; returns
-/// how many uploads no message names.
+/// Checks that all the messages, and the lines on attachments that they announce, name each confirmed artifact once, and
+/// but for external sync units no other; returns how many uploads nothing names.
 pub(crate) fn check_confirmed(dir: &Path) -> usize {
     let all = Received::read(dir, 0);
     let mut announced: Vec<&str> = all
@@ -235,13 +235,16 @@ pub(crate) fn check_confirmed(dir: &Path) -> usize {
         .filter(|artifact| artifact.item_type != "external_sync_units")
         .map(|artifact| artifact.id.as_str())
         .collect();
+    let of_messages = announced.len();
+    announced.extend(all.records("ssor_attachment").map(|line| line["id"]["devrev"].as_str().unwrap()));
+    let attachments = announced.len() - of_messages;
     announced.sort_unstable();
     let text = fs::read_to_string(dir.join("confirmed.txt")).unwrap();
     let mut confirmed: Vec<&str> = text.lines().collect();
     confirmed.sort_unstable();
     assert_eq!(announced, confirmed, "the artifacts in messages.jsonl and in confirmed.txt");
     let uploads = fs::read_dir(dir.join("artifacts")).unwrap().count();
-    uploads.checked_sub(all.artifacts.len()).expect("an artifact is announced twice")
+    uploads.checked_sub(all.artifacts.len() + attachments).expect("an artifact is announced twice")
 }
 
 /// The elements of a list, or none.

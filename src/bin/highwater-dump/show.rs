@@ -11,13 +11,16 @@ use std::path::Path;
 use chrono::{DateTime, SecondsFormat, Utc};
 use comfy_table::{CellAlignment, Table, presets};
 use highwater::inspect::{
-    BatchCounts, BatchReport, CheckReport, Fate, Finding, FindingsReport, LedgerReport, MessageReport,
-    Report, RunReport, RunStatus, Source, TypeReport,
+    AttachmentsReport, BatchCounts, BatchReport, CheckReport, FailedAttachmentReport, Fate, Finding,
+    FindingsReport, LedgerReport, MessageReport, Report, RunReport, RunStatus, Source, TypeReport,
 };
 use serde::Serialize;
 
 /// Characters of a cursor, bookmark or value that a table shows; JSON shows all.
 const CUT_CHARS: usize = 60;
+
+/// Failed attachments that a table shows; JSON shows all.
+const FAILED_SHOWN: usize = 20;
 
 /// How tables look.
 #[derive(Debug, Clone, Copy)]
@@ -232,7 +235,17 @@ pub(crate) fn unit(out: &mut impl Write, report: &Report, style: Style) -> io::R
     let kept = format!("messages, {} of {} kept", report.messages.len(), unit.messages_kept);
     messages(&report.messages).print(out, &kept)?;
     let kept = format!("ledger, {} of {} runs that are over", report.ledger.len(), unit.ledger_runs);
-    ledger(&report.ledger).print(out, &kept)
+    ledger(&report.ledger).print(out, &kept)?;
+    for requeued in [false, true] {
+        let all: Vec<_> =
+            report.failed_attachments.iter().filter(|failed| failed.requeued == requeued).collect();
+        let what =
+            if requeued { "attachments that failed and are queued again" } else { "attachments that failed" };
+        let shown = all.len().min(FAILED_SHOWN);
+        failed_attachments(all.get(..shown).unwrap_or_default())
+            .print(out, &format!("{what}, {shown} of {}", all.len()))?;
+    }
+    Ok(())
 }
 
 /// What somebody who looks because something is wrong wants to see first.
@@ -324,6 +337,9 @@ fn run_facts(run: &RunReport) -> Vec<(&'static str, String)> {
                 run.open_batches
             ),
         ));
+    }
+    if run.attachments.queued > 0 {
+        facts.push(("queue", attachments(run.attachments)));
     }
     if let Some(event) = &run.event {
         let reused = match run.events_reused {
@@ -467,7 +483,7 @@ fn ledger(runs: &[LedgerReport]) -> Listing {
         "findings",
     ]);
     for run in runs {
-        let types: Vec<String> = run
+        let mut announced: Vec<String> = run
             .item_types
             .iter()
             .map(|counts| {
@@ -483,6 +499,9 @@ fn ledger(runs: &[LedgerReport]) -> Listing {
                 format!("{} {}{of} in {}{skipped}", counts.item_type, counts.announced, counts.artifacts)
             })
             .collect();
+        if run.attachments.queued > 0 {
+            announced.push(attachments(run.attachments));
+        }
         table.row([
             run.run.clone(),
             run.status.to_string(),
@@ -491,7 +510,7 @@ fn ledger(runs: &[LedgerReport]) -> Listing {
             time_or(run.since, "everything"),
             time_or(run.watermark, "-"),
             run.pages.to_string(),
-            if types.is_empty() { "nothing".to_owned() } else { types.join(", ") },
+            if announced.is_empty() { "nothing".to_owned() } else { announced.join(", ") },
             match (run.findings.errors, run.findings.warnings) {
                 (0, 0) => "-".to_owned(),
                 (errors, warnings) => format!(
@@ -500,6 +519,27 @@ fn ledger(runs: &[LedgerReport]) -> Listing {
                     count(warnings, "warning", "warnings")
                 ),
             },
+        ]);
+    }
+    table
+}
+
+fn attachments(of: AttachmentsReport) -> String {
+    let AttachmentsReport { queued, settled, failed, left, .. } = of;
+    format!("{}: {settled} settled, {failed} failed, {left} left", count(queued, "attachment", "attachments"))
+}
+
+fn failed_attachments(failed: &[&FailedAttachmentReport]) -> Listing {
+    let mut table = Listing::new(&["attachment", "parent", "file", "run", "#tries", "failed at", "reason"]);
+    for failed in failed {
+        table.row([
+            failed.id.clone(),
+            failed.parent_id.clone(),
+            cut(Some(&failed.file_name)),
+            failed.run.clone().unwrap_or_else(|| "-".to_owned()),
+            failed.tries.to_string(),
+            time(failed.failed_at),
+            failed.reason.clone(),
         ]);
     }
     table

@@ -61,9 +61,9 @@ use overlay::{Base, Overlay};
 
 pub use check::{CheckReport, Finding, check};
 pub use report::{
-    Answer, BatchCounts, BatchReport, BatchStage, BookmarkReport, Fate, FindingsReport, LedgerReport,
-    LedgerTypeReport, Line, MessageReport, Report, RunReport, RunStatus, StreamReport, TypeReport,
-    UnitReport, ValueReport,
+    Answer, AttachmentsReport, BatchCounts, BatchReport, BatchStage, BookmarkReport, FailedAttachmentReport,
+    Fate, FindingsReport, LedgerReport, LedgerTypeReport, Line, MessageReport, Report, RunReport, RunStatus,
+    StreamReport, TypeReport, UnitReport, ValueReport,
 };
 
 /// Copies of a file that is open elsewhere before it is given up as too busy.

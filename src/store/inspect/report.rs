@@ -14,11 +14,13 @@ use serde_json::value::RawValue;
 
 use crate::error::Result;
 use crate::model::{Micros, Phase};
-use crate::record::FindingCounts;
+use crate::record::{Attachment, FindingCounts};
+use crate::store::attachments::{KEPT_FROM, run_and_number};
 use crate::store::findings::FindingKind;
 use crate::store::rows::{
-    self, BATCHES, BOOKMARKS, BatchRow, EVENTS, FINDINGS, Json, Key, LEDGER, LedgerRow, MESSAGES, MessageRow,
-    RUNS, Row, RunRow, STREAMS, TYPES, Table, UnitRow, VALUES, name_of, number_of,
+    self, BATCHES, BOOKMARKS, BatchRow, EVENTS, FAILED, FINDINGS, FailedRow, Json, Key, LEDGER, LedgerRow,
+    MESSAGES, MessageRow, QUEUES, REQUEUED, RUNS, Row, RunRow, STREAMS, TYPES, Table, UnitRow, VALUES,
+    name_of, number_of,
 };
 use crate::store::run::run_key;
 use crate::store::tables::{Rows, View};
@@ -108,6 +110,8 @@ pub struct Report {
     pub messages: Vec<MessageReport>,
     /// The newest runs that are over, oldest first.
     pub ledger: Vec<LedgerReport>,
+    /// The attachments that were given up, in the order of their runs, and those of them that are to be tried again.
+    pub failed_attachments: Vec<FailedAttachmentReport>,
 }
 
 /// What a sync unit is known by.
@@ -132,6 +136,31 @@ pub struct UnitReport {
     pub messages_undelivered: u64,
     /// Runs that are over and whose figures are kept.
     pub ledger_runs: u64,
+    /// Attachments that were given up.
+    pub attachments_failed: u64,
+    /// Attachments that were given up, and are to be tried again by the next run that comes to its attachments.
+    pub attachments_requeued: u64,
+}
+
+/// How far the attachments of a run are: each that was queued is settled, failed or left.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct AttachmentsReport {
+    /// Named by the source, each once.
+    pub queued: u64,
+    /// The platform has them.
+    pub settled: u64,
+    /// Given up.
+    pub failed: u64,
+    /// In the queue.
+    pub left: u64,
+}
+
+impl From<rows::LedgerAttachments> for AttachmentsReport {
+    fn from(counts: rows::LedgerAttachments) -> Self {
+        let rows::LedgerAttachments { queued, settled, failed } = counts;
+        Self { queued, settled, failed, left: queued.saturating_sub(settled).saturating_sub(failed) }
+    }
 }
 
 /// The newest run of a unit.
@@ -177,6 +206,8 @@ pub struct RunReport {
     pub delay_seconds: Option<u64>,
     /// Percent of the phase that is done, as the extractor estimates it.
     pub progress_percent: Option<u8>,
+    /// How far its attachments are; once it is over, the ledger has that.
+    pub attachments: AttachmentsReport,
     /// Events accepted.
     pub events: u64,
     /// Events whose ids the platform had used before.
@@ -389,6 +420,33 @@ pub struct LedgerReport {
     pub findings: FindingCounts,
     /// Its counts, by item type.
     pub item_types: Vec<LedgerTypeReport>,
+    /// What became of its attachments.
+    pub attachments: AttachmentsReport,
+}
+
+/// An attachment that was given up. Its url is not shown: it may be a credential.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct FailedAttachmentReport {
+    /// The unit.
+    pub sync_unit: String,
+    /// The id of the run that gave it up, if that is known still.
+    pub run: Option<String>,
+    /// Its id.
+    pub id: String,
+    /// The id of what it belongs to.
+    pub parent_id: String,
+    /// What people call the file.
+    pub file_name: String,
+    /// Why it was given up.
+    pub reason: String,
+    /// Attempts made.
+    pub tries: u32,
+    /// When it was given up.
+    #[serde(serialize_with = "time")]
+    pub failed_at: DateTime<Utc>,
+    /// It is to be tried again by the next run that comes to its attachments.
+    pub requeued: bool,
 }
 
 /// The counts of an item type in a run that is over.
@@ -467,6 +525,8 @@ pub enum Line<'a> {
     Ledger(&'a LedgerReport),
     /// A batch.
     Batch(&'a BatchReport),
+    /// An attachment that was given up.
+    FailedAttachment(&'a FailedAttachmentReport),
 }
 
 impl Report {
@@ -494,6 +554,7 @@ impl Report {
             .chain(self.values.iter().map(Line::Value))
             .chain(self.messages.iter().map(Line::Message))
             .chain(self.ledger.iter().map(Line::Ledger))
+            .chain(self.failed_attachments.iter().map(Line::FailedAttachment))
     }
 }
 
@@ -514,6 +575,8 @@ pub(super) fn read(view: &View<'_>, id: &str, unit: &UnitRow, last: usize) -> Re
             messages_kept: 0,
             messages_undelivered: 0,
             ledger_runs: 0,
+            attachments_failed: 0,
+            attachments_requeued: 0,
         },
         run: None,
         streams: Vec::new(),
@@ -523,6 +586,7 @@ pub(super) fn read(view: &View<'_>, id: &str, unit: &UnitRow, last: usize) -> Re
         values: Vec::new(),
         messages: Vec::new(),
         ledger: Vec::new(),
+        failed_attachments: Vec::new(),
     };
     let mut run_ids = BTreeMap::new();
     let mut ledger = VecDeque::new();
@@ -563,7 +627,19 @@ pub(super) fn read(view: &View<'_>, id: &str, unit: &UnitRow, last: usize) -> Re
             });
         })?;
         let event = row.event.map(|hash| event_name(view, unit.no, no, hash)).transpose()?;
-        report.run = Some(run_report(id, row, event));
+        let counts = view.get(&QUEUES, &key)?.unwrap_or_default().counts;
+        report.run = Some(run_report(id, row, event, counts.into()));
+    }
+    for (table, requeued) in [(&FAILED, false), (&REQUEUED, true)] {
+        let failed = failed_attachments(view, id, unit, table, &run_ids)?;
+        let count = if requeued {
+            &mut report.unit.attachments_requeued
+        } else {
+            &mut report.unit.attachments_failed
+        };
+        *count = failed.len() as u64;
+        let failed = failed.into_iter().map(|failed| FailedAttachmentReport { requeued, ..failed });
+        report.failed_attachments.extend(failed);
     }
     each(view, &BOOKMARKS, &prefix, name, |stream, row| {
         report.bookmarks.push(BookmarkReport {
@@ -680,7 +756,44 @@ fn item_types(view: &View<'_>, id: &str, run: &str, key: &Key) -> Result<Vec<Typ
     }
 }
 
-fn run_report(id: &str, row: RunRow, event: Option<String>) -> RunReport {
+/// What one of the two tables of attachments that were given up holds.
+fn failed_attachments(
+    view: &View<'_>,
+    id: &str,
+    unit: &UnitRow,
+    table: &Table<FailedRow>,
+    run_ids: &BTreeMap<u64, String>,
+) -> Result<Vec<FailedAttachmentReport>> {
+    let prefix = Key::unit(unit.no);
+    let mut failed = Vec::new();
+    let mut damaged = None;
+    each(view, table, &prefix, run_and_number, |(run, number), row| {
+        // That is in the queue of the run again.
+        if unit.run == Some(run) && number >= KEPT_FROM {
+            return;
+        }
+        match Attachment::from_line(&row.json) {
+            Ok(attachment) => failed.push(FailedAttachmentReport {
+                sync_unit: id.to_owned(),
+                run: run_ids.get(&run).cloned(),
+                id: attachment.id,
+                parent_id: attachment.parent_id,
+                file_name: attachment.file_name,
+                reason: row.reason,
+                tries: row.tries,
+                failed_at: row.failed_at.to_time(),
+                requeued: false,
+            }),
+            Err(error) => {
+                let key = run_key(unit.no, run).and_number(number);
+                damaged.get_or_insert_with(|| view.tables().damaged(table.name, &key, error.to_string()));
+            }
+        }
+    })?;
+    damaged.map_or(Ok(failed), Err)
+}
+
+fn run_report(id: &str, row: RunRow, event: Option<String>, attachments: AttachmentsReport) -> RunReport {
     RunReport {
         sync_unit: id.to_owned(),
         run: row.id,
@@ -699,6 +812,7 @@ fn run_report(id: &str, row: RunRow, event: Option<String>) -> RunReport {
         not_before: row.not_before.map(|until| until.at.to_time()),
         delay_seconds: row.not_before.map(|until| until.asked_seconds),
         progress_percent: row.progress,
+        attachments,
         events: row.events,
         events_reused: row.events_reused,
         event,
@@ -738,6 +852,7 @@ fn ledger_report(id: &str, row: LedgerRow) -> LedgerReport {
                 artifacts: counts.artifacts,
             })
             .collect(),
+        attachments: row.attachments.into(),
     }
 }
 

@@ -1,0 +1,1176 @@
+//! Each attachment that the source names is confirmed once and announced once, with its bytes, or it is listed as
+//! failed; whatever becomes of the streams, and in whatever invocations.
+//!
+//! The oracle reads the messages and the files of a local Airdrop by itself: which artifacts are announced, which lines
+//! are in them, which artifacts those name, and what their bytes are. What is expected is the source's own account.
+
+mod support;
+#[path = "support/airdrop.rs"]
+mod world;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use highwater::airdrop::{
+    AttachmentBody, AttachmentError, Body, Context, Event, ExternalSyncUnit, Extractor, Fate, Local, Outcome,
+    OutcomeKind, Platform, PlatformError, SealedMessage, Serve, SourceError, SyncReport, SyncSettings,
+    Upload,
+};
+use highwater::record::Attachment;
+use highwater::{
+    ArtifactId, AttachmentCounts, BoxError, Clock, FailedAttachment, Page, Phase, Record, Store, SyncUnit,
+    VirtualClock,
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const UNIT: &str = "acme/files";
+const TRIES: u32 = 5;
+const DATA: &str = "EXTRACTION_DATA_START";
+const ATTACHMENTS: &str = "EXTRACTION_ATTACHMENTS_START";
+const ATTACHMENTS_ON: &str = "EXTRACTION_ATTACHMENTS_CONTINUE";
+
+/// Id and parent: what tells an attachment apart.
+type Name = (String, String);
+/// Why some failed, and after how many tries.
+type Failures = BTreeMap<Name, (&'static str, u32)>;
+
+fn name_of(attachment: &Attachment) -> Name {
+    (attachment.id.clone(), attachment.parent_id.clone())
+}
+
+// --- the source
+
+/// What becomes of it when it is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum How {
+    /// Whole, its length told.
+    Known,
+    /// Whole, its length not told.
+    Unknown,
+    /// The source asks to be left alone, so often.
+    RateLimited(u32),
+    Gone,
+    Denied,
+    /// It fails so often, then it is whole.
+    Temporary(u32),
+    Panics,
+    /// Without bytes; that may be told beforehand.
+    Empty(bool),
+    Shorter,
+    Longer,
+    /// A read fails midway.
+    Breaks,
+    /// Over 2 GiB, by its own word.
+    Huge,
+}
+
+impl How {
+    /// Why it is given up, if it is, and after how many tries.
+    fn failure(self) -> Option<(&'static str, u32)> {
+        match self {
+            How::Known | How::Unknown | How::RateLimited(_) => None,
+            How::Temporary(failures) if failures < TRIES => None,
+            How::Temporary(_) => Some(("the line is busy", TRIES)),
+            How::Gone => Some(("gone: 404", 1)),
+            How::Denied => Some(("denied: 403", 1)),
+            How::Panics => Some(("the extractor panicked: no such luck", TRIES)),
+            How::Empty(_) => Some(("it is empty", 1)),
+            How::Shorter => Some(("bytes, of", TRIES)),
+            How::Longer => Some(("it goes on after the", TRIES)),
+            How::Breaks => Some(("it broke off: the line went dead", TRIES)),
+            How::Huge => Some(("it is over 2147483648 bytes", 1)),
+        }
+    }
+}
+
+/// A source of attachments, beside records of another type.
+struct Files {
+    pages: Vec<Vec<Attachment>>,
+    hows: BTreeMap<Name, How>,
+    clock: VirtualClock,
+    /// What a read takes.
+    read_takes: Duration,
+    rate_limit: Duration,
+    /// Each time that one was opened, and when.
+    opened: Mutex<Vec<(Name, Duration)>>,
+    streaming: Arc<Streaming>,
+}
+
+/// Bodies that are open: how many, were in all, and at most.
+#[derive(Debug, Default)]
+struct Streaming {
+    now: AtomicUsize,
+    in_all: AtomicUsize,
+    most: AtomicUsize,
+}
+
+/// One of them.
+struct Open(Arc<Streaming>);
+
+impl Open {
+    fn new(streaming: &Arc<Streaming>) -> Self {
+        let now = streaming.now.fetch_add(1, Ordering::SeqCst) + 1;
+        streaming.most.fetch_max(now, Ordering::SeqCst);
+        streaming.in_all.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(streaming))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.now.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Files {
+    fn new(clock: &VirtualClock, pages: Vec<Vec<Attachment>>) -> Self {
+        Self {
+            pages,
+            hows: BTreeMap::new(),
+            clock: clock.clone(),
+            read_takes: Duration::ZERO,
+            rate_limit: Duration::from_secs(30),
+            opened: Mutex::default(),
+            streaming: Arc::default(),
+        }
+    }
+
+    /// Every attachment as it was named last.
+    fn named(&self) -> BTreeMap<Name, Attachment> {
+        self.pages.iter().flatten().map(|attachment| (name_of(attachment), attachment.clone())).collect()
+    }
+
+    fn how(&self, name: &Name) -> How {
+        self.hows.get(name).copied().unwrap_or(How::Known)
+    }
+
+    /// What is to be delivered of it, and what is to be listed as failed.
+    fn expected(&self) -> (BTreeMap<Name, Vec<u8>>, Failures) {
+        let (mut delivered, mut failed) = (BTreeMap::new(), BTreeMap::new());
+        for (name, attachment) in self.named() {
+            match self.how(&name).failure() {
+                Some(failure) => drop(failed.insert(name, failure)),
+                None => drop(delivered.insert(name, bytes_of(&attachment))),
+            }
+        }
+        (delivered, failed)
+    }
+
+    /// The names that were opened since it was last asked, in their order.
+    fn opened(&self) -> Vec<Name> {
+        std::mem::take(&mut *self.opened.lock().unwrap()).into_iter().map(|(name, _)| name).collect()
+    }
+}
+
+impl Extractor for Files {
+    type Cursor = usize;
+
+    fn external_sync_units(&mut self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+        Ok(Vec::new())
+    }
+
+    fn metadata(&mut self, _: &Context<'_>) -> Result<Value, SourceError> {
+        Ok(json!({ "schema_version": "v0.2.0", "record_types": {} }))
+    }
+
+    fn streams(&self) -> Vec<String> {
+        vec!["issues".to_owned()]
+    }
+
+    fn page(&mut self, _: &Context<'_>, _: &str, cursor: Option<usize>) -> Result<Page<usize>, SourceError> {
+        let at = cursor.unwrap_or(0);
+        let mut page = if at + 1 < self.pages.len() { Page::more(at + 1) } else { Page::last() };
+        page.push("issues", Record::new(format!("issue-{at}"), &json!({ "page": at }))?);
+        for attachment in self.pages.get(at).into_iter().flatten() {
+            page.push("attachments", attachment.to_record()?);
+        }
+        Ok(page)
+    }
+
+    fn open_attachment(
+        &self,
+        _: &Context<'_>,
+        attachment: &Attachment,
+    ) -> Result<AttachmentBody, AttachmentError> {
+        let name = name_of(attachment);
+        let times = {
+            let mut opened = self.opened.lock().unwrap();
+            opened.push((name.clone(), self.clock.elapsed()));
+            u32::try_from(opened.iter().filter(|(other, _)| *other == name).count()).unwrap()
+        };
+        let bytes = bytes_of(attachment);
+        let length = bytes.len() as u64;
+        let midway = bytes.len() / 2;
+        let body = |end: usize, fails| {
+            AttachmentBody::new(Bytes {
+                bytes: bytes[..end].to_vec(),
+                at: 0,
+                fails,
+                clock: self.clock.clone(),
+                takes: self.read_takes,
+                _open: Open::new(&self.streaming),
+            })
+        };
+        Ok(match self.how(&name) {
+            How::RateLimited(limits) if times <= limits => {
+                return Err(AttachmentError::RateLimited { after: self.rate_limit });
+            }
+            How::Temporary(failures) if times <= failures => return Err("the line is busy".into()),
+            How::Gone => return Err(AttachmentError::Gone { reason: "404".into() }),
+            How::Denied => return Err(AttachmentError::Denied { reason: "403".into() }),
+            How::Panics => panic!("no such luck"),
+            How::Known | How::RateLimited(_) | How::Temporary(_) => body(bytes.len(), false).length(length),
+            How::Unknown => body(bytes.len(), false),
+            How::Empty(true) => body(0, false).length(0),
+            How::Empty(false) => body(0, false),
+            How::Shorter => body(midway, false).length(length),
+            How::Longer => body(bytes.len(), false).length(length - 1),
+            How::Breaks => body(midway, true).length(length),
+            How::Huge => body(bytes.len(), false).length(2 * 1024 * 1024 * 1024 + 1),
+        })
+    }
+}
+
+/// The bytes of an attachment: the same for the same url.
+fn bytes_of(attachment: &Attachment) -> Vec<u8> {
+    let text = format!("{} of {} at {}", attachment.id, attachment.parent_id, attachment.url);
+    let seed = text.bytes().fold(7_u64, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte.into()));
+    let mut chance = fastrand::Rng::with_seed(seed);
+    // A few of them are more than what is copied at once.
+    let length = if chance.u8(..20) == 0 { chance.usize(100_000..300_000) } else { chance.usize(2..3_000) };
+    let mut bytes = text.into_bytes();
+    bytes.extend(std::iter::repeat_with(|| chance.u8(..)).take(length));
+    bytes
+}
+
+struct Bytes {
+    bytes: Vec<u8>,
+    at: usize,
+    fails: bool,
+    clock: VirtualClock,
+    takes: Duration,
+    _open: Open,
+}
+
+impl Read for Bytes {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.clock.advance(self.takes);
+        let count = (&self.bytes[self.at..]).read(buffer)?;
+        self.at += count;
+        if count == 0 && self.fails { Err(io::Error::other("the line went dead")) } else { Ok(count) }
+    }
+}
+
+fn attachment(number: usize, parent: usize) -> Attachment {
+    let (id, parent) = (format!("A{number}"), format!("ISSUE-{parent}"));
+    let mut attachment =
+        Attachment::new(id, format!("https://files.example/{number}"), format!("{number}.bin"), parent);
+    if number.is_multiple_of(3) {
+        attachment.author_id = Some(format!("USER-{}", number % 7));
+    }
+    if number.is_multiple_of(5) {
+        attachment.inline = Some(number.is_multiple_of(2));
+    }
+    attachment
+}
+
+/// So many attachments, on pages of so many.
+fn pages(count: usize, page: usize) -> Vec<Vec<Attachment>> {
+    let all: Vec<_> = (0..count).map(|number| attachment(number, number / 4)).collect();
+    all.chunks(page).map(<[_]>::to_vec).collect()
+}
+
+// --- the oracle
+
+/// What was delivered, by the files of a local Airdrop.
+#[derive(Debug)]
+struct Delivered {
+    /// Each announced line, and the bytes of the artifact that it names.
+    lines: Vec<(Value, Vec<u8>)>,
+}
+
+impl Delivered {
+    /// Reads the messages after the first `skip`. An announced artifact that is not there or not confirmed, or that two
+    /// messages name, or two lines, is an error; so is a confirmed one that nothing announces.
+    fn read(dir: &Path, skip: usize) -> Result<Self, String> {
+        let text = fs::read_to_string(dir.join("messages.jsonl")).map_err(|error| error.to_string())?;
+        let confirmed: Vec<String> = fs::read_to_string(dir.join("confirmed.txt"))
+            .map_err(|error| error.to_string())?
+            .lines()
+            .map(str::to_owned)
+            .collect();
+        let artifact = |id: &str| {
+            if confirmed.iter().filter(|other| *other == id).count() != 1 {
+                return Err(format!("{id} is announced, and not confirmed once"));
+            }
+            fs::read(dir.join("artifacts").join(id)).map_err(|error| format!("{id}: {error}"))
+        };
+        let mut announced = BTreeSet::new();
+        let mut lines = Vec::new();
+        for (at, message) in text.lines().enumerate() {
+            let message: Value = serde_json::from_str(message).map_err(|error| error.to_string())?;
+            for entry in support::list(&message["event_data"]["artifacts"]) {
+                let id = entry["id"].as_str().unwrap_or_default();
+                let item_type = entry["item_type"].as_str().unwrap_or_default();
+                if !announced.insert(id.to_owned()) {
+                    return Err(format!("{id} is announced twice"));
+                }
+                if item_type != "ssor_attachment" {
+                    continue;
+                }
+                let found = support::lines(&artifact(id)?);
+                if entry["item_count"] != found.len() {
+                    return Err(format!("{id} has {} lines and is announced otherwise", found.len()));
+                }
+                for line in found {
+                    let of = line["id"]["devrev"].as_str().unwrap_or_default().to_owned();
+                    if !announced.insert(of.clone()) {
+                        return Err(format!("{of} is named by two lines"));
+                    }
+                    let bytes = artifact(&of)?;
+                    if at >= skip {
+                        lines.push((line, bytes));
+                    }
+                }
+            }
+        }
+        match confirmed.iter().find(|id| !announced.contains(*id)) {
+            Some(id) => Err(format!("{id} is confirmed, and nothing announces it")),
+            None => Ok(Self { lines }),
+        }
+    }
+
+    /// Checks that these were delivered, each by one line, and no others.
+    fn check(&self, expected: &BTreeMap<Name, Vec<u8>>) -> Result<(), String> {
+        let mut left = expected.clone();
+        for (line, bytes) in &self.lines {
+            let text = |field: &str| line[field]["external"].as_str().unwrap_or_default().to_owned();
+            let name = (text("id"), text("parent_id"));
+            match left.remove(&name) {
+                Some(expected) if expected == *bytes => {}
+                Some(expected) => {
+                    return Err(format!(
+                        "{name:?} has {} bytes that are not its {}",
+                        bytes.len(),
+                        expected.len()
+                    ));
+                }
+                None if expected.contains_key(&name) => return Err(format!("{name:?} is announced twice")),
+                None => return Err(format!("{name:?} is not to be announced")),
+            }
+        }
+        match left.keys().next() {
+            Some(name) => Err(format!("{name:?} and {} others are missing", left.len() - 1)),
+            None => Ok(()),
+        }
+    }
+}
+
+// --- the world
+
+struct Fixture {
+    dir: TempDir,
+    clock: VirtualClock,
+    airdrop: Local,
+    serve: Serve,
+    /// Each invocation has a disk of its own.
+    diskless: bool,
+    disks: AtomicUsize,
+    batch_items: u32,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let airdrop = Local::open(dir.path().join("airdrop")).unwrap();
+        Self {
+            airdrop,
+            dir,
+            clock: VirtualClock::at("2026-01-02T12:00:00Z".parse().unwrap()),
+            serve: Serve::new().streams(10).attachment_tries(TRIES),
+            diskless: false,
+            disks: AtomicUsize::new(0),
+            batch_items: 20,
+        }
+    }
+
+    fn airdrop_dir(&self) -> PathBuf {
+        self.dir.path().join("airdrop")
+    }
+
+    /// The store, as the next invocation finds it.
+    fn next_store(&self) -> Store {
+        let disks = self.disks.fetch_add(usize::from(self.diskless), Ordering::SeqCst);
+        self.store(disks + usize::from(self.diskless))
+    }
+
+    fn store(&self, disk: usize) -> Store {
+        let path = self.dir.path().join(format!("state-{disk}.redb"));
+        Store::options().batch_items(self.batch_items).clock(self.clock.clone()).open(path).unwrap()
+    }
+
+    fn last_store(&self) -> Store {
+        self.store(self.disks.load(Ordering::SeqCst))
+    }
+
+    fn unit(&self) -> SyncUnit {
+        self.last_store().sync_unit(UNIT).unwrap()
+    }
+
+    /// A whole sync; how the attachments are in its end.
+    fn sync(&self, source: &mut Files) -> (SyncReport, AttachmentCounts) {
+        let mut counts = AttachmentCounts::default();
+        let settings = SyncSettings::new(UNIT);
+        let invoke = |event: &str| -> Result<(), BoxError> {
+            let event = Event::from_json(event)?;
+            counts = self.serve.serve(&self.next_store(), &self.airdrop, source, &event)?.attachments;
+            Ok(())
+        };
+        let report = self.airdrop.sync(&settings, &self.clock, invoke, |_| {}).unwrap();
+        assert_eq!(report.answers[&Phase::Attachments], "EXTRACTION_ATTACHMENTS_DONE");
+        (report, counts)
+    }
+
+    fn event(&self, source: &mut Files, event_type: &str, run: &str, request: &str) -> Outcome {
+        let event = world::event_of(UNIT, event_type, run, request);
+        self.serve.serve(&self.next_store(), &self.airdrop, source, &event).unwrap()
+    }
+
+    fn messages(&self) -> Vec<Value> {
+        self.airdrop.messages().unwrap().map(Result::unwrap).collect()
+    }
+
+    fn check(&self, skip: usize, expected: &BTreeMap<Name, Vec<u8>>) {
+        let delivered = Delivered::read(&self.airdrop_dir(), skip).unwrap();
+        delivered.check(expected).unwrap();
+    }
+
+    fn failed(&self) -> BTreeMap<Name, (String, u32)> {
+        let unit = self.unit();
+        let failed = unit.failed_attachments().map(Result::unwrap);
+        failed.map(|failed| (name_of(&failed.attachment), (failed.reason, failed.tries))).collect()
+    }
+
+    /// Checks that exactly these are listed as failed, for these reasons.
+    fn check_failed(&self, expected: &Failures) {
+        let found = self.failed();
+        assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+        for (name, (reason, tries)) in expected {
+            let (found, tried) = &found[name];
+            assert!(found.contains(reason), "{name:?}: {found}, not {reason}");
+            assert_eq!(tried, tries, "{name:?}: {found}");
+        }
+    }
+
+    /// What the store looks like from outside is whole.
+    fn check_store(&self) {
+        let disk = self.disks.load(Ordering::SeqCst);
+        let path = self.dir.path().join(format!("state-{disk}.redb"));
+        let report = highwater::inspect::check(path).unwrap();
+        assert!(report.findings.is_empty(), "{:?}", report.findings);
+    }
+}
+
+/// Of a source of so many, 30 % fail, in every way.
+fn in_every_way(clock: &VirtualClock, count: usize, seed: u64) -> Files {
+    let mut source = Files::new(clock, pages(count, 9));
+    let mut chance = fastrand::Rng::with_seed(seed);
+    let mut ways = vec![
+        How::RateLimited(1),
+        How::RateLimited(2),
+        How::Gone,
+        How::Denied,
+        How::Panics,
+        How::Empty(true),
+        How::Empty(false),
+        How::Shorter,
+        How::Longer,
+        How::Breaks,
+        How::Huge,
+    ];
+    ways.extend((1..=9).map(How::Temporary));
+    let mut names: Vec<_> = source.named().into_keys().collect();
+    chance.shuffle(&mut names);
+    let unlucky = names.len() * 3 / 10;
+    for (at, name) in names.into_iter().enumerate() {
+        let how = match at {
+            at if at < unlucky => ways[at % ways.len()],
+            at if at % 2 == 0 => How::Unknown,
+            _ => How::Known,
+        };
+        source.hows.insert(name, how);
+    }
+    source
+}
+
+fn each_is_announced_or_listed(streams: usize, count: usize) {
+    let mut fixture = Fixture::new();
+    fixture.serve =
+        fixture.serve.streams(streams).budget(Duration::from_secs(15)).hard_limit(Duration::from_secs(600));
+    let mut source = in_every_way(&fixture.clock, count, 11);
+    source.read_takes = Duration::from_secs(1);
+    let (delivered, failed) = source.expected();
+    assert!(failed.len() * 5 > count, "too few fail");
+
+    let (report, counts) = fixture.sync(&mut source);
+    fixture.check(0, &delivered);
+    fixture.check_failed(&failed);
+    let [queued, settled, given_up] = [count, delivered.len(), failed.len()].map(|count| count as u64);
+    assert_eq!((counts.queued, counts.settled, counts.failed, counts.left()), (queued, settled, given_up, 0));
+    assert_eq!(report.items["ssor_attachment"].records, settled);
+    let said = |what: &str| fixture.messages().iter().filter(|message| message["event_type"] == what).count();
+    assert!(said("EXTRACTION_ATTACHMENTS_PROGRESS") > 0, "the budget never ran out");
+    assert!(said("EXTRACTION_ATTACHMENTS_DELAY") > 0, "the source never asked for a delay");
+    let most = source.streaming.most.load(Ordering::SeqCst);
+    assert!((1..=streams).contains(&most), "{most} at once");
+    fixture.check_store();
+
+    // What failed is queued again, all but what is gone, and is there now.
+    let unit = fixture.unit();
+    let wanted = |failed: &FailedAttachment| failed.reason != "gone: 404";
+    let gone: BTreeSet<Name> = failed
+        .iter()
+        .filter(|(_, (reason, _))| *reason == "gone: 404")
+        .map(|(name, _)| name.clone())
+        .collect();
+    assert!(!gone.is_empty());
+    assert_eq!(unit.requeue_failed(wanted).unwrap(), given_up - gone.len() as u64);
+    drop(unit);
+    fixture.check_failed(
+        &failed
+            .iter()
+            .filter(|(name, _)| gone.contains(*name))
+            .map(|(name, failure)| (name.clone(), *failure))
+            .collect(),
+    );
+    let (named, seen) = (source.named(), fixture.messages().len());
+    source.opened();
+    source.pages = vec![Vec::new()];
+    source.hows.clear();
+    let (_, counts) = fixture.sync(&mut source);
+    let again: BTreeMap<Name, Vec<u8>> = failed
+        .keys()
+        .filter(|name| !gone.contains(*name))
+        .map(|name| (name.clone(), bytes_of(&named[name])))
+        .collect();
+    fixture.check(seen, &again);
+    assert_eq!((counts.queued, counts.settled, counts.failed), (again.len() as u64, again.len() as u64, 0));
+    assert_eq!(source.opened().len(), again.len());
+    assert_eq!(fixture.failed().into_keys().collect::<BTreeSet<_>>(), gone);
+    fixture.check_store();
+}
+
+#[test]
+fn of_300_of_which_30_percent_fail_in_every_way_each_is_announced_once_or_listed() {
+    each_is_announced_or_listed(10, 300);
+}
+
+#[test]
+fn it_is_the_same_with_one_stream() {
+    each_is_announced_or_listed(1, 90);
+}
+
+#[test]
+fn it_is_the_same_with_50_streams() {
+    each_is_announced_or_listed(50, 200);
+}
+
+#[test]
+fn a_later_run_streams_what_changed_or_failed_and_nothing_else() {
+    let fixture = Fixture::new();
+    let mut source = Files::new(&fixture.clock, pages(40, 7));
+    // Named on every page, and under another parent: two attachments.
+    let (everywhere, elsewhere) = (attachment(1, 0), attachment(1, 99));
+    for page in &mut source.pages {
+        page.push(everywhere.clone());
+        page.insert(0, elsewhere.clone());
+    }
+    source.hows.insert(name_of(&attachment(30, 7)), How::Gone);
+    let (delivered, failed) = source.expected();
+    assert_eq!(delivered.len(), 40);
+    let (_, counts) = fixture.sync(&mut source);
+    fixture.check(0, &delivered);
+    fixture.check_failed(&failed);
+    assert_eq!(counts.queued, 41);
+    assert_eq!(source.opened().len(), 41, "one that several pages name is opened once");
+
+    // Url, name and date of three are others now; author and the like count for nothing.
+    let mut seen = fixture.messages().len();
+    let mut changed = BTreeMap::new();
+    for page in &mut source.pages {
+        for attachment in page {
+            match attachment.id.as_str() {
+                "A10" => attachment.url += "?v=2",
+                "A11" => attachment.file_name = "renamed.bin".into(),
+                "A12" => attachment.modified_date = Some("2026-01-02T13:00:00Z".into()),
+                "A13" => attachment.author_id = Some("another".into()),
+                "A14" => attachment.inline = Some(true),
+                "A30" => {}
+                _ => continue,
+            }
+            if !["A13", "A14"].contains(&attachment.id.as_str()) {
+                changed.insert(name_of(attachment), bytes_of(attachment));
+            }
+        }
+    }
+    // It failed, and is named again: it is tried again, unasked, and is there now.
+    source.hows.clear();
+    let (_, counts) = fixture.sync(&mut source);
+    fixture.check(seen, &changed);
+    assert_eq!((counts.queued, counts.settled, counts.failed), (4, 4, 0));
+    assert_eq!(source.opened().into_iter().collect::<BTreeSet<_>>(), changed.keys().cloned().collect());
+    fixture.check_failed(&BTreeMap::new());
+
+    seen = fixture.messages().len();
+    let (_, counts) = fixture.sync(&mut source);
+    fixture.check(seen, &BTreeMap::new());
+    assert_eq!((counts, source.opened().len()), (AttachmentCounts::default(), 0));
+    fixture.check_store();
+}
+
+#[test]
+fn no_stream_but_the_first_begins_after_the_soft_deadline() {
+    for (streams, budget) in [(1, 0), (1, 100), (4, 100)] {
+        let mut fixture = Fixture::new();
+        fixture.serve = fixture
+            .serve
+            .streams(streams)
+            .budget(Duration::from_secs(budget))
+            .hard_limit(Duration::from_secs(10_000));
+        let mut source = Files::new(&fixture.clock, pages(40, 50));
+        source.read_takes = Duration::from_secs(15);
+        fixture.event(&mut source, DATA, "run", "data");
+        let mut event_type = ATTACHMENTS;
+        for invocation in 0.. {
+            let started = fixture.clock.elapsed();
+            let outcome = fixture.event(&mut source, event_type, "run", &format!("{invocation}"));
+            let opened = std::mem::take(&mut *source.opened.lock().unwrap());
+            let late = opened.iter().skip(1);
+            let late =
+                late.filter(|(_, at)| at.saturating_sub(started) >= Duration::from_secs(budget)).count();
+            // Those that were begun and whose thread was not as quick as the others' reads.
+            assert!(late < streams, "{late} streams began after the deadline");
+            // Once all are streamed, there may be only confirms left.
+            assert!(!opened.is_empty() || outcome.kind == OutcomeKind::Done, "no progress");
+            assert!(budget > 0 || opened.len() <= 1);
+            event_type = ATTACHMENTS_ON;
+            if outcome.kind == OutcomeKind::Done {
+                assert!(invocation > 5, "the budget never ran out");
+                break;
+            }
+            assert_eq!(outcome.kind, OutcomeKind::Progress);
+        }
+        fixture.check(0, &source.expected().0);
+    }
+}
+
+/// A body without an end. Once so many were opened and are read, each read takes a while.
+struct Endless {
+    clock: VirtualClock,
+    streaming: Arc<Streaming>,
+    others: usize,
+}
+
+impl Read for Endless {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let Streaming { now, in_all, .. } = self.streaming.as_ref();
+        while in_all.load(Ordering::SeqCst) < self.others || now.load(Ordering::SeqCst) > 0 {
+            std::thread::yield_now();
+        }
+        self.clock.advance(Duration::from_secs(7));
+        buffer.fill(0);
+        Ok(buffer.len().min(10))
+    }
+}
+
+/// A source of attachments of which one never ends.
+struct WithEndless(Files);
+
+impl Extractor for WithEndless {
+    type Cursor = usize;
+    fn external_sync_units(&mut self, context: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+        self.0.external_sync_units(context)
+    }
+    fn metadata(&mut self, context: &Context<'_>) -> Result<Value, SourceError> {
+        self.0.metadata(context)
+    }
+    fn streams(&self) -> Vec<String> {
+        self.0.streams()
+    }
+    fn page(
+        &mut self,
+        context: &Context<'_>,
+        stream: &str,
+        cursor: Option<usize>,
+    ) -> Result<Page<usize>, SourceError> {
+        self.0.page(context, stream, cursor)
+    }
+    fn open_attachment(
+        &self,
+        context: &Context<'_>,
+        attachment: &Attachment,
+    ) -> Result<AttachmentBody, AttachmentError> {
+        let body = self.0.open_attachment(context, attachment)?;
+        if attachment.id == "A3" {
+            drop(body);
+            let (clock, streaming) = (self.0.clock.clone(), Arc::clone(&self.0.streaming));
+            return Ok(AttachmentBody::new(Endless { clock, streaming, others: self.0.named().len() }));
+        }
+        Ok(body)
+    }
+}
+
+#[test]
+fn a_stream_without_end_is_aborted_before_the_hard_limit_costs_nothing_settled_and_is_given_up_in_the_end() {
+    let (soft, hard) = (Duration::from_secs(100), Duration::from_secs(200));
+    let mut fixture = Fixture::new();
+    fixture.serve = fixture.serve.streams(4).budget(soft).hard_limit(hard);
+    let mut source = WithEndless(Files::new(&fixture.clock, pages(12, 50)));
+    let serve = |event_type: &str, request: &str, source: &mut WithEndless| {
+        let event = world::event_of(UNIT, event_type, "run", request);
+        fixture.serve.serve(&fixture.next_store(), &fixture.airdrop, source, &event).unwrap()
+    };
+    serve(DATA, "data", &mut source);
+    let mut event_type = ATTACHMENTS;
+    let mut invocations = 0;
+    loop {
+        let started = fixture.clock.elapsed();
+        invocations += 1;
+        let outcome = serve(event_type, &format!("{invocations}"), &mut source);
+        let took = fixture.clock.elapsed().saturating_sub(started);
+        assert!(took < hard, "it took {took:?}");
+        event_type = ATTACHMENTS_ON;
+        if outcome.kind == OutcomeKind::Done {
+            break;
+        }
+        assert_eq!(outcome.kind, OutcomeKind::Progress, "{:?}", outcome.message);
+        assert!(took >= soft, "it ended early, after {took:?}");
+        assert!(invocations < 20, "it never ends");
+    }
+    let mut opened = BTreeMap::<Name, u32>::new();
+    for name in source.0.opened() {
+        *opened.entry(name).or_default() += 1;
+    }
+    let endless = name_of(&attachment(3, 0));
+    assert_eq!(opened.remove(&endless), Some(TRIES));
+    assert!(opened.values().all(|times| *times == 1), "what was settled was streamed again: {opened:?}");
+    let mut expected = source.0.expected().0;
+    expected.remove(&endless);
+    fixture.check(0, &expected);
+    fixture.check_failed(&BTreeMap::from([(endless, ("the invocation ended before it did", TRIES))]));
+}
+
+#[test]
+fn a_rate_limited_stream_makes_delay_by_the_longest_wait_and_an_early_continue_waits_on() {
+    struct Limited(Files);
+    impl Extractor for Limited {
+        type Cursor = usize;
+        fn external_sync_units(&mut self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+            Ok(Vec::new())
+        }
+        fn metadata(&mut self, context: &Context<'_>) -> Result<Value, SourceError> {
+            self.0.metadata(context)
+        }
+        fn streams(&self) -> Vec<String> {
+            self.0.streams()
+        }
+        fn page(
+            &mut self,
+            context: &Context<'_>,
+            stream: &str,
+            cursor: Option<usize>,
+        ) -> Result<Page<usize>, SourceError> {
+            self.0.page(context, stream, cursor)
+        }
+        fn open_attachment(
+            &self,
+            context: &Context<'_>,
+            attachment: &Attachment,
+        ) -> Result<AttachmentBody, AttachmentError> {
+            let first = self.0.opened.lock().unwrap().iter().all(|(name, _)| name.0 != attachment.id);
+            let body = self.0.open_attachment(context, attachment)?;
+            let after = match attachment.id.as_str() {
+                "A0" => Duration::from_secs(30),
+                "A1" => Duration::from_millis(90_200),
+                "A2" => Duration::from_secs(60),
+                _ => return Ok(body),
+            };
+            if first { Err(AttachmentError::RateLimited { after }) } else { Ok(body) }
+        }
+    }
+    let mut fixture = Fixture::new();
+    fixture.serve = fixture.serve.streams(4);
+    let mut source = Limited(Files::new(&fixture.clock, pages(12, 50)));
+    let mut number = 0;
+    let mut serve = |event_type: &str, source: &mut Limited| {
+        number += 1;
+        let event = world::event_of(UNIT, event_type, "run", &number.to_string());
+        let outcome = fixture.serve.serve(&fixture.next_store(), &fixture.airdrop, source, &event).unwrap();
+        let delay = fixture.messages().pop().unwrap()["event_data"]["delay"].as_u64();
+        (outcome.kind, delay, source.0.opened.lock().unwrap().len())
+    };
+    serve(DATA, &mut source);
+    // The first four begin at once; what was asked for counts against none of them.
+    let (kind, delay, opened) = serve(ATTACHMENTS, &mut source);
+    assert_eq!((kind, delay), (OutcomeKind::Delay, Some(91)));
+    assert!((4..12).contains(&opened), "{opened} were opened");
+    fixture.clock.advance(Duration::from_secs(40));
+    assert_eq!(serve(ATTACHMENTS_ON, &mut source), (OutcomeKind::Delay, Some(51), opened));
+    fixture.clock.advance(Duration::from_secs(51));
+    let (kind, _, opened) = serve(ATTACHMENTS_ON, &mut source);
+    assert_eq!((kind, opened), (OutcomeKind::Done, 15));
+    fixture.check(0, &source.0.expected().0);
+    assert!(fixture.failed().is_empty());
+}
+
+/// What the platform was told of a stream.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Told {
+    file_name: String,
+    content_type: String,
+    length_bytes: Option<u64>,
+}
+
+/// A local Airdrop that remembers what it was told, and may ask for a long wait.
+struct Recorder<'a> {
+    airdrop: &'a Local,
+    told: Mutex<Vec<Told>>,
+    busy: Mutex<Vec<&'static str>>,
+}
+
+impl Platform for Recorder<'_> {
+    fn upload(&self, upload: Upload<'_>) -> Result<ArtifactId, PlatformError> {
+        if let Body::Stream { length_bytes, .. } = &upload.body {
+            let mut busy = self.busy.lock().unwrap();
+            if let Some(at) = busy.iter().position(|name| *name == upload.file_name) {
+                busy.remove(at);
+                let (fate, after) = (Fate::NotApplied, Some(Duration::from_secs(3_600)));
+                return Err(PlatformError::Retry { fate, after, reason: "too busy".into() });
+            }
+            self.told.lock().unwrap().push(Told {
+                file_name: upload.file_name.to_owned(),
+                content_type: upload.content_type.to_owned(),
+                length_bytes: *length_bytes,
+            });
+        }
+        self.airdrop.upload(upload)
+    }
+    fn confirm(&self, artifact: &ArtifactId) -> Result<(), PlatformError> {
+        self.airdrop.confirm(artifact)
+    }
+    fn send(&self, message: &SealedMessage) -> Result<(), PlatformError> {
+        self.airdrop.send(message)
+    }
+}
+
+/// A source that may say of an attachment what it is.
+struct Typed(Files);
+
+impl Extractor for Typed {
+    type Cursor = usize;
+    fn external_sync_units(&mut self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+        Ok(Vec::new())
+    }
+    fn metadata(&mut self, context: &Context<'_>) -> Result<Value, SourceError> {
+        self.0.metadata(context)
+    }
+    fn streams(&self) -> Vec<String> {
+        self.0.streams()
+    }
+    fn page(
+        &mut self,
+        context: &Context<'_>,
+        stream: &str,
+        cursor: Option<usize>,
+    ) -> Result<Page<usize>, SourceError> {
+        self.0.page(context, stream, cursor)
+    }
+    fn open_attachment(
+        &self,
+        context: &Context<'_>,
+        attachment: &Attachment,
+    ) -> Result<AttachmentBody, AttachmentError> {
+        let body = self.0.open_attachment(context, attachment)?;
+        Ok(if attachment.id == "A1" { body.content_type("text/html") } else { body })
+    }
+}
+
+#[test]
+fn the_platform_is_told_name_and_type_and_each_line_is_as_the_protocol_has_it() {
+    let mut fixture = Fixture::new();
+    fixture.serve = fixture.serve.streams(2);
+    let mut all: Vec<_> = (0..4).map(|number| Attachment::new(format!("A{number}"), "u", "", "P")).collect();
+    for (attachment, file_name) in all.iter_mut().zip(["a b.png", "\u{e9}.html", "c", "d.txt"]) {
+        attachment.file_name = file_name.into();
+    }
+    (all[0].author_id, all[0].inline) = (Some("U1".into()), Some(true));
+    (all[1].content_type, all[1].inline) = (Some("text/plain".into()), Some(false));
+    (all[2].content_type, all[2].author_id) = (Some("image/png".into()), Some("U2".into()));
+    all[2].grand_parent_id = Some("G".into());
+    let lengths: Vec<_> = all.iter().map(|attachment| bytes_of(attachment).len() as u64).collect();
+    let mut source = Typed(Files::new(&fixture.clock, vec![all]));
+    source.0.hows.insert(("A3".into(), "P".into()), How::Unknown);
+    let recorder = Recorder { airdrop: &fixture.airdrop, told: Mutex::default(), busy: Mutex::default() };
+    for (event_type, request) in [(DATA, "1"), (ATTACHMENTS, "2")] {
+        let event = world::event_of(UNIT, event_type, "run", request);
+        let outcome = fixture.serve.serve(&fixture.next_store(), &recorder, &mut source, &event).unwrap();
+        assert_eq!(outcome.kind, OutcomeKind::Done);
+    }
+    let mut told = recorder.told.into_inner().unwrap();
+    told.sort();
+    let of = |file_name: &str, content_type: &str, length_bytes| Told {
+        file_name: file_name.into(),
+        content_type: content_type.into(),
+        length_bytes,
+    };
+    // What the source says when it is opened goes before what it said when it named it.
+    let expected = [
+        of("a b.png", "application/octet-stream", Some(lengths[0])),
+        of("c", "image/png", Some(lengths[2])),
+        of("d.txt", "application/octet-stream", None),
+        of("\u{e9}.html", "text/html", Some(lengths[1])),
+    ];
+    assert_eq!(told, expected);
+
+    let delivered = Delivered::read(&fixture.airdrop_dir(), 0).unwrap();
+    delivered.check(&source.0.expected().0).unwrap();
+    let mut lines: Vec<_> = delivered.lines.iter().map(|(line, _)| line.clone()).collect();
+    lines.sort_by_key(|line| line["id"]["external"].to_string());
+    let devrev = |at: usize| lines[at]["id"]["devrev"].clone();
+    let expected = [
+        json!({"id": {"devrev": devrev(0), "external": "A0"}, "parent_id": {"external": "P"},
+               "actor_id": {"external": "U1"}, "inline": true}),
+        json!({"id": {"devrev": devrev(1), "external": "A1"}, "parent_id": {"external": "P"}, "inline": false}),
+        json!({"id": {"devrev": devrev(2), "external": "A2"}, "parent_id": {"external": "P"},
+               "actor_id": {"external": "U2"}}),
+        json!({"id": {"devrev": devrev(3), "external": "A3"}, "parent_id": {"external": "P"}}),
+    ];
+    // As text, so that no field more, and none that is null, is there.
+    let text = |lines: &[Value]| lines.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(text(&lines), text(&expected));
+    let metadata: Vec<_> = fixture.messages()[0]["event_data"]["artifacts"].as_array().unwrap().clone();
+    let metadata = metadata.iter().find(|entry| entry["item_type"] == "attachments").unwrap();
+    let id = metadata["id"].as_str().unwrap();
+    let first = &support::lines(&fs::read(fixture.airdrop_dir().join("artifacts").join(id)).unwrap())[0];
+    let expected = json!({"id": "A0", "url": "u", "file_name": "a b.png", "parent_id": "P", "author_id": "U1",
+                          "inline": true});
+    assert_eq!(*first, expected);
+}
+
+/// A wait longer than an invocation is the platform's to wait out, not a reason to come back at once.
+#[test]
+fn what_waits_for_longer_than_the_invocation_makes_delay() {
+    let fixture = Fixture::new();
+    let mut source = Files::new(&fixture.clock, pages(5, 50));
+    let recorder =
+        Recorder { airdrop: &fixture.airdrop, told: Mutex::default(), busy: Mutex::new(vec!["3.bin"]) };
+    let mut number = 0;
+    let mut serve = |event_type: &str, source: &mut Files| {
+        number += 1;
+        let event = world::event_of(UNIT, event_type, "run", &number.to_string());
+        let outcome = fixture.serve.serve(&fixture.next_store(), &recorder, source, &event).unwrap();
+        (outcome.kind, fixture.messages().pop().unwrap()["event_data"]["delay"].as_u64())
+    };
+    serve(DATA, &mut source);
+    let (kind, delay) = serve(ATTACHMENTS, &mut source);
+    assert_eq!(kind, OutcomeKind::Delay);
+    assert!((3_500..=3_600).contains(&delay.unwrap()), "{delay:?}");
+    fixture.clock.advance(Duration::from_secs(3_600));
+    assert_eq!(serve(ATTACHMENTS_ON, &mut source).0, OutcomeKind::Done);
+    fixture.check(0, &source.expected().0);
+}
+
+#[test]
+fn deleting_the_attachments_state_forgets_them_and_twice_is_once() {
+    let fixture = Fixture::new();
+    let mut source = Files::new(&fixture.clock, pages(10, 4));
+    source.hows.insert(name_of(&attachment(2, 0)), How::Gone);
+    fixture.sync(&mut source);
+    assert_eq!(fixture.failed().len(), 1);
+    for request in ["a", "b"] {
+        let outcome = fixture.event(&mut source, "EXTRACTION_ATTACHMENTS_DELETE", "delete", request);
+        assert_eq!(outcome.event_type, "EXTRACTION_ATTACHMENTS_DELETE_DONE");
+        assert!(fixture.failed().is_empty());
+        fixture.check_store();
+    }
+    // All of them are new again.
+    let seen = fixture.messages().len();
+    source.hows.clear();
+    source.opened();
+    fixture.sync(&mut source);
+    fixture.check(seen, &source.expected().0);
+    assert_eq!(source.opened().len(), 10);
+    fixture.check_store();
+}
+
+#[test]
+fn deleting_the_attachments_state_in_the_middle_of_them_leaves_what_is_settled_to_be_announced() {
+    let mut fixture = Fixture::new();
+    fixture.serve = fixture.serve.streams(1).budget(Duration::from_secs(4));
+    let mut source = Files::new(&fixture.clock, pages(10, 4));
+    source.read_takes = Duration::from_secs(1);
+    fixture.event(&mut source, DATA, "run", "1");
+    let mut request = 1;
+    let mut kind = OutcomeKind::Progress;
+    while kind == OutcomeKind::Progress
+        && fixture.messages().iter().all(|message| message["event_type"] != "EXTRACTION_DATA_DONE")
+    {
+        request += 1;
+        kind = fixture.event(&mut source, "EXTRACTION_DATA_CONTINUE", "run", &request.to_string()).kind;
+    }
+    assert_eq!(fixture.event(&mut source, ATTACHMENTS, "run", "a").kind, OutcomeKind::Progress);
+    let opened = source.opened();
+    assert!((1..10).contains(&opened.len()));
+    fixture.event(&mut source, "EXTRACTION_ATTACHMENTS_DELETE", "run", "b");
+    fixture.check_store();
+    assert_eq!(fixture.event(&mut source, ATTACHMENTS_ON, "run", "c").kind, OutcomeKind::Done);
+    fixture.check_store();
+    let (all, _) = source.expected();
+    fixture.check(0, &all.into_iter().filter(|(name, _)| opened.contains(name)).collect());
+}
+
+#[test]
+fn without_a_disk_the_queue_is_made_again_and_each_is_announced_once() {
+    let mut fixture = Fixture::new();
+    fixture.diskless = true;
+    fixture.batch_items = 6;
+    fixture.serve = fixture
+        .serve
+        .checkpoints()
+        .streams(3)
+        .budget(Duration::from_secs(10))
+        .hard_limit(Duration::from_secs(300));
+    let mut source = in_every_way(&fixture.clock, 90, 3);
+    // Named twice on one page, and on others of other artifacts.
+    let twice = [source.pages[0][0].clone(), source.pages[1][1].clone(), source.pages[9][0].clone()];
+    source.pages[0].push(twice[0].clone());
+    source.pages[5].push(twice[0].clone());
+    source.pages[8].insert(0, twice[1].clone());
+    source.pages[2].insert(0, twice[2].clone());
+    source.read_takes = Duration::from_secs(1);
+    let (delivered, failed) = source.expected();
+    let (report, counts) = fixture.sync(&mut source);
+    assert!(report.invocations[&Phase::Attachments] > 6, "{:?}", report.invocations);
+    assert!(fixture.disks.load(Ordering::SeqCst) > 8);
+    fixture.check(0, &delivered);
+    fixture.check_failed(&failed);
+    assert_eq!((counts.settled, counts.failed), (delivered.len() as u64, failed.len() as u64));
+    assert_eq!((counts.queued, counts.left()), (90, 0));
+}
+
+#[test]
+fn a_page_with_a_record_that_is_no_attachment_is_refused_whole() {
+    struct Bad(Value, Files);
+    impl Extractor for Bad {
+        type Cursor = usize;
+        fn external_sync_units(&mut self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+            Ok(Vec::new())
+        }
+        fn metadata(&mut self, context: &Context<'_>) -> Result<Value, SourceError> {
+            self.1.metadata(context)
+        }
+        fn streams(&self) -> Vec<String> {
+            self.1.streams()
+        }
+        fn page(
+            &mut self,
+            context: &Context<'_>,
+            stream: &str,
+            cursor: Option<usize>,
+        ) -> Result<Page<usize>, SourceError> {
+            let page = self.1.page(context, stream, cursor)?;
+            Ok(page.record("attachments", Record::flat(&self.0)?))
+        }
+    }
+    for (record, expected) in [
+        (json!({"id": "A9", "url": "secret-url", "file_name": "f"}), ["A9", "`parent_id`"]),
+        (json!({"id": "A9", "url": 7, "file_name": "f", "parent_id": "P"}), ["A9", "`url`"]),
+        (json!({"id": "A9", "data": {"url": "secret-url"}}), ["A9", "not under `data`"]),
+    ] {
+        let fixture = Fixture::new();
+        let mut source = Bad(record, Files::new(&fixture.clock, pages(3, 5)));
+        let event = world::event_of(UNIT, DATA, "run", "1");
+        let outcome =
+            fixture.serve.serve(&fixture.next_store(), &fixture.airdrop, &mut source, &event).unwrap();
+        assert_eq!(outcome.kind, OutcomeKind::Error);
+        let message = fixture.messages().pop().unwrap();
+        let error = message["event_data"]["error"]["message"].as_str().unwrap();
+        assert!(expected.iter().all(|text| error.contains(text)), "{error}");
+        assert!(!error.contains("secret-url"), "{error}");
+        assert!(fixture.airdrop.artifacts().unwrap().is_empty(), "something of the page was staged");
+        assert_eq!(outcome.attachments, AttachmentCounts::default());
+        fixture.check_store();
+        // Once it is right, the page is staged as a whole.
+        let mut source = source.1;
+        let outcome = fixture.event(&mut source, "EXTRACTION_DATA_CONTINUE", "run", "2");
+        assert_eq!((outcome.kind, outcome.attachments.queued), (OutcomeKind::Done, 3));
+    }
+}
+
+#[test]
+fn the_oracle_reports_a_line_twice_a_line_missing_and_bytes_of_another() {
+    let fixture = Fixture::new();
+    let mut source = Files::new(&fixture.clock, pages(6, 10));
+    fixture.sync(&mut source);
+    let expected = source.expected().0;
+    fixture.check(0, &expected);
+    let dir = fixture.airdrop_dir();
+    let messages = fs::read_to_string(dir.join("messages.jsonl")).unwrap();
+    let last: Value = serde_json::from_str(messages.lines().last().unwrap()).unwrap();
+    let entry = last["event_data"]["artifacts"][0].clone();
+    let id = entry["id"].as_str().unwrap();
+    let path = dir.join("artifacts").join(id);
+    let whole = fs::read(&path).unwrap();
+    let lines = support::lines(&whole);
+    assert_eq!(lines.len(), 6);
+    let doctor = |lines: &[Value]| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(1));
+        for line in lines {
+            io::Write::write_all(&mut encoder, format!("{line}\n").as_bytes()).unwrap();
+        }
+        fs::write(&path, encoder.finish().unwrap()).unwrap();
+        let announced = messages.replace(&entry.to_string(), &{
+            let mut entry = entry.clone();
+            entry["item_count"] = lines.len().into();
+            entry.to_string()
+        });
+        fs::write(dir.join("messages.jsonl"), announced).unwrap();
+        Delivered::read(&dir, 0).and_then(|delivered| delivered.check(&expected)).unwrap_err()
+    };
+    let twice = [&lines[..], &lines[2..3]].concat();
+    assert!(doctor(&twice).contains("is named by two lines"));
+    assert!(doctor(&lines[1..]).contains("nothing announces it"));
+    let mut other = lines.clone();
+    other[0]["id"]["external"] = other[1]["id"]["external"].clone();
+    other[0]["parent_id"] = other[1]["parent_id"].clone();
+    assert!(doctor(&other).contains("bytes that are not its"));
+    // The same bytes, uploaded and confirmed again, and announced by a line of their own.
+    let again = fixture.airdrop.upload(Upload {
+        file_name: "f",
+        content_type: "t",
+        body: Body::Batch(&expected[&name_of(&attachment(0, 0))]),
+    });
+    let again = again.unwrap();
+    fixture.airdrop.confirm(&again).unwrap();
+    let mut other = lines[0].clone();
+    let of_first = lines.iter().find(|line| line["id"]["external"] == "A0").unwrap();
+    other.clone_from(of_first);
+    other["id"]["devrev"] = again.as_str().into();
+    assert!(doctor(&[&lines[..], &[other]].concat()).contains("is announced twice"));
+    // And a line missing of which the artifact is missing, too.
+    let of = lines[3]["id"]["devrev"].as_str().unwrap();
+    let confirmed = fs::read_to_string(dir.join("confirmed.txt")).unwrap();
+    let without: String = confirmed
+        .split_inclusive('\n')
+        .filter(|line| ![of, again.as_str()].contains(&line.trim_end()))
+        .collect();
+    fs::write(dir.join("confirmed.txt"), without).unwrap();
+    let others: Vec<_> = lines.iter().filter(|line| line["id"]["devrev"] != of).cloned().collect();
+    assert!(doctor(&others).contains("missing"));
+}
