@@ -9,7 +9,6 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
 use std::path::PathBuf;
-use std::slice;
 
 use serde_json::{Value, json};
 use served::{Served, file};
@@ -554,10 +553,13 @@ fn what_is_said_of_attachments_names_uploads_that_are_confirmed_each_once() {
         (changed("/inline", json!("yes")), "does not say what was uploaded"),
         (message_of("request-1", &[says(&[good.clone(), good.clone()], 2)]), "line 2: it names an upload"),
         (
-            message_of("request-1", &[says(slice::from_ref(&good), 1), says(slice::from_ref(&good), 1)]),
+            message_of(
+                "request-1",
+                &[says(std::slice::from_ref(&good), 1), says(std::slice::from_ref(&good), 1)],
+            ),
             "it names an upload that another line names",
         ),
-        (message_of("request-1", &[says(slice::from_ref(&good), 2)]), "has 1 lines"),
+        (message_of("request-1", &[says(std::slice::from_ref(&good), 2)]), "has 1 lines"),
         (
             message_of(
                 "request-1",
@@ -568,7 +570,7 @@ fn what_is_said_of_attachments_names_uploads_that_are_confirmed_each_once() {
     ] {
         airdrop.refused(&request, 400, reason);
     }
-    let message = message_of("request-1", &[says(slice::from_ref(&good), 1)]);
+    let message = message_of("request-1", &[says(std::slice::from_ref(&good), 1)]);
     airdrop.taken(&message);
     airdrop.taken(&message);
     let mut bare = good;
