@@ -392,20 +392,19 @@ impl Api {
     /// Looks at what is said of attachments in the artifacts of a message: a line must be whole, and name an upload
     /// that was confirmed, which no other line of the message names.
     fn check_attachments(&self, artifacts: &[Value]) -> Result<(), Answer> {
-        let of_attachments =
-            artifacts.iter().filter(|artifact| artifact.get("item_type").is_some_and(|is| is == UPLOADED));
-        let (mut confirmed, mut named) = (None, HashSet::new());
+        let of_attachments: Vec<&Value> = artifacts
+            .iter()
+            .filter(|artifact| artifact.get("item_type").is_some_and(|is| is == UPLOADED))
+            .collect();
+        if of_attachments.is_empty() {
+            return Ok(());
+        }
+        let confirmed = self.local.confirmed().map_err(|error| Answer::refused(503, error.to_string()))?;
+        let (confirmed, mut named) = (confirmed.into_iter().collect::<HashSet<_>>(), HashSet::new());
         for artifact in of_attachments {
             let id = artifact_id(artifact.get("id").and_then(Value::as_str).unwrap_or_default())?;
             // An artifact that is not there is refused when the message is taken.
             let Ok((file, _)) = self.artifact(&id) else { continue };
-            let confirmed = if let Some(confirmed) = &confirmed {
-                confirmed
-            } else {
-                let ids = self.local.confirmed();
-                let ids = ids.map_err(|error| Answer::refused(503, error.to_string()))?;
-                confirmed.insert(ids.into_iter().collect::<HashSet<_>>())
-            };
             let mut lines = 0_u64;
             for line in BufReader::new(MultiGzDecoder::new(file)).lines() {
                 lines += 1;
