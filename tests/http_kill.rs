@@ -7,7 +7,7 @@
 //!
 //! | variable | |
 //! |---|---|
-//! | `HIGHWATER_HTTP_ITEMS` | records of a sync; 60,000 in each of the two big ones unless set |
+//! | `HIGHWATER_HTTP_ITEMS` | records of a sync; unless set, 60,000 with a disk and 300,000 without |
 //! | `HIGHWATER_HTTP_ATTACHMENTS` | attachments of a sync; 500 unless set |
 //! | `HIGHWATER_KILL_SECONDS` | how long workers are killed; then the sync comes to its end |
 //! | `HIGHWATER_KILL_SEED` | of the moments of the kills |
@@ -75,7 +75,7 @@ impl Setup {
 
     /// Records of a page, and of an artifact.
     fn batch_items(&self) -> u64 {
-        if self.is_long() { 2_000 } else { 500 }
+        if self.items > 100_000 { 2_000 } else { 500 }
     }
 
     fn is_long(&self) -> bool {
@@ -270,18 +270,18 @@ fn one_sync<'a>(
     workers
 }
 
-fn items() -> u64 {
-    number("HIGHWATER_HTTP_ITEMS", 60_000)
+fn items(default: u64) -> u64 {
+    number("HIGHWATER_HTTP_ITEMS", default)
 }
 
 #[test]
 fn killed_workers_whose_disk_survives_them_announce_everything_exactly_once() {
-    kill(&Setup::new(true, items(), 10, 15));
+    kill(&Setup::new(true, items(60_000), 10, 12));
 }
 
 #[test]
 fn killed_workers_without_a_disk_announce_everything_exactly_once() {
-    kill(&Setup::new(false, items(), 10, 15));
+    kill(&Setup::new(false, items(300_000), 10, 15));
 }
 
 #[test]
