@@ -15,7 +15,7 @@ use std::process::{Command, Output, Stdio};
 use highwater::SystemClock;
 use highwater::airdrop::{Local, SyncSettings};
 use serde_json::Value;
-use served::{Served, Verdict, calls, came_true};
+use served::{Files, Served, Verdict, calls, came_true};
 use support::{example, said};
 
 const ITEMS: u64 = 4_000;
@@ -24,21 +24,26 @@ const SOURCE: [&str; 6] = ["--items", "4000", "--page-size", "150", "--batch-ite
 /// A checkpoint is saved after so many uploads, and those that are in flight meanwhile.
 const UPLOADS_OF_A_CHECKPOINT: u64 = 20 + 4;
 
-/// A whole sync with one fault, by `airdrop sync`; returns its report.
-fn sync(dir: &Path, store: bool, fault: &str) -> Value {
+/// A whole sync with faults, by `airdrop sync`; returns its report, and what the workers said.
+fn sync(dir: &Path, store: bool, faults: &[&str], source: &[&str]) -> (Value, String) {
     let (platform, temporary, disk) = (dir.join("platform"), dir.join("temporary"), dir.join("disk"));
     fs::create_dir_all(&temporary).unwrap();
     let mut command = Command::new(example("airdrop"));
-    command.args(["sync", "--json", "--retry-errors", "1", "--fault", fault, "--dir"]).arg(&platform);
-    command.arg("--").arg(example("synthetic")).args(["invoke", "--event", "{event}"]).args(SOURCE);
+    command.args(["sync", "--json", "--retry-errors", "1", "--dir"]).arg(&platform);
+    for fault in faults {
+        command.args(["--fault", fault]);
+    }
+    command.arg("--").arg(example("synthetic")).args(["invoke", "--event", "{event}"]).args(source);
     if store {
         command.arg("--store").arg(disk);
     }
     let output: Output = command.env("TMPDIR", &temporary).stdin(Stdio::null()).output().unwrap();
-    assert!(output.status.success(), "{fault}, store {store}: {}", said(&output));
+    assert!(output.status.success(), "{faults:?}, store {store}: {}", said(&output));
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["done"], true, "{report}");
-    report
+    // Who has no disk leaves nothing on it.
+    assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0, "{faults:?}, store {store}");
+    (report, String::from_utf8(output.stderr).unwrap())
 }
 
 /// What a fault leads to, beside that nothing is lost or repeated.
@@ -56,7 +61,7 @@ struct Expected {
 fn check(expected: &Expected, store: bool) {
     let Expected { fault, times, restarts, error, unnamed_uploads_max } = expected;
     let dir = tempfile::tempdir().unwrap();
-    let report = sync(dir.path(), store, fault);
+    let (report, _) = sync(dir.path(), store, &[fault], &SOURCE);
     let what = format!("{fault}, store {store}: {report}");
     assert_eq!(came_true(&report["faults"])[*fault], *times, "{what}");
     let platform = dir.path().join("platform");
@@ -66,8 +71,45 @@ fn check(expected: &Expected, store: bool) {
     assert_eq!(report["restarts"], *restarts, "{what}");
     let messages = fs::read_to_string(platform.join("messages.jsonl")).unwrap();
     assert_eq!(messages.contains("EXTRACTION_DATA_ERROR"), *error, "{what}");
-    // Who has no disk leaves nothing on it.
-    assert_eq!(fs::read_dir(dir.path().join("temporary")).unwrap().count(), 0, "{what}");
+}
+
+#[test]
+fn what_the_external_system_does_not_give_is_given_up_and_every_other_attachment_announced() {
+    // With how often each comes true: what cannot change is asked for once, what breaks off five times.
+    let faults = [
+        ("ext-404:2", 1),
+        ("ext-410:3", 1),
+        ("ext-401:5", 1),
+        ("ext-403:6", 1),
+        ("ext-short:10", 5),
+        // These get better. The length of every third file is not told.
+        ("ext-short:12,1", 1),
+        ("ext-short:13,1", 1),
+        ("ext-500:14,2", 2),
+        ("ext-429:20,1", 1),
+    ];
+    let files = Files { count: 60, bytes: 70_000, gone: [2, 3, 5, 6, 10].into() };
+    let source = ["--items", "300", "--attachments", "60", "--attachment-bytes", "70000", "--streams", "7"];
+    std::thread::scope(|scope| {
+        for store in [true, false] {
+            let (files, source) = (&files, &source);
+            scope.spawn(move || {
+                let dir = tempfile::tempdir().unwrap();
+                let (report, said) = sync(dir.path(), store, &faults.map(|(fault, _)| fault), source);
+                let expected = faults.iter().map(|(fault, times)| ((*fault).to_owned(), *times)).collect();
+                assert_eq!(came_true(&report["faults"]), expected, "store {store}: {report}");
+                let platform = dir.path().join("platform");
+                let verdict = Verdict::read_with(&platform, report["run"].as_str().unwrap(), 300, files);
+                assert_eq!(verdict, Verdict { announced: 300, files: 55, ..Verdict::default() });
+                assert_eq!(report["answers"]["attachments"], "EXTRACTION_ATTACHMENTS_DONE", "{report}");
+                assert_eq!(report["invocations"]["attachments"], 2, "429 is answered with DELAY: {report}");
+                assert_eq!(report["restarts"], 0, "{report}");
+                let messages = fs::read_to_string(platform.join("messages.jsonl")).unwrap();
+                assert!(messages.contains("EXTRACTION_ATTACHMENTS_DELAY") && !messages.contains("_ERROR"));
+                assert!(said.contains("55 of 60 attachments, 5 given up"), "{said}");
+            });
+        }
+    });
 }
 
 #[test]

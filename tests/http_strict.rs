@@ -11,7 +11,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
-use served::Served;
+use served::{Served, file};
 use support::example;
 use tempfile::TempDir;
 
@@ -162,13 +162,21 @@ impl Airdrop {
     }
 
     fn uploaded(&self) -> String {
-        let (id, fields) = self.prepared(4);
-        self.taken(&upload(&id, &form(&fields, b"file")));
+        self.uploaded_bytes(b"file")
+    }
+
+    fn uploaded_bytes(&self, bytes: &[u8]) -> String {
+        let (id, fields) = self.prepared(bytes.len());
+        self.taken(&upload(&id, &form(&fields, bytes)));
         id
     }
 
     fn confirmed(&self) -> String {
-        let id = self.uploaded();
+        self.confirmed_bytes(b"file")
+    }
+
+    fn confirmed_bytes(&self, bytes: &[u8]) -> String {
+        let id = self.uploaded_bytes(bytes);
         self.taken(&confirm(&id));
         id
     }
@@ -506,6 +514,74 @@ fn a_message_names_its_event_and_only_what_is_confirmed_and_there_is_one_of_it()
 }
 
 #[test]
+fn what_is_said_of_attachments_names_uploads_that_are_confirmed_each_once() {
+    let airdrop = Airdrop::new();
+    let (confirmed, unconfirmed) = (airdrop.confirmed(), airdrop.uploaded());
+    let good = json!({
+        "id": { "devrev": confirmed, "external": "att-1" }, "parent_id": { "external": "issue-1" },
+        "actor_id": { "external": "user-1" }, "inline": true,
+    });
+    let says = |lines: &[Value], count: usize| {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        for line in lines {
+            gzip.write_all(format!("{line}\n").as_bytes()).unwrap();
+        }
+        let id = airdrop.confirmed_bytes(&gzip.finish().unwrap());
+        json!({ "id": id, "item_type": "ssor_attachment", "item_count": count })
+    };
+    let message_of = |request: &str, artifacts: &[Value]| {
+        let mut body = done(request, &[]);
+        body["event_type"] = json!("EXTRACTION_ATTACHMENTS_DONE");
+        body["event_data"]["artifacts"] = json!(artifacts);
+        message(&body)
+    };
+    let changed = |pointer: &str, value: Value| {
+        let mut line = good.clone();
+        *line.pointer_mut(pointer).unwrap() = value;
+        message_of("request-1", &[says(&[line], 1)])
+    };
+    for (request, reason) in [
+        (changed("/id/devrev", json!(unconfirmed)), "which is not uploaded and confirmed"),
+        (changed("/id/devrev", json!("artifact-unheard-of")), "which is not uploaded and confirmed"),
+        (changed("/id/devrev", json!("")), "id.devrev"),
+        (changed("/id", json!(confirmed)), "does not say what was uploaded"),
+        (changed("/id/external", json!(7)), "does not say what was uploaded"),
+        (changed("/id/external", json!("")), "id.external is empty"),
+        (changed("/parent_id", Value::Null), "does not say what was uploaded"),
+        (changed("/parent_id/external", json!("")), "parent_id.external is empty"),
+        (changed("/actor_id", json!("user-1")), "does not say what was uploaded"),
+        (changed("/inline", json!("yes")), "does not say what was uploaded"),
+        (message_of("request-1", &[says(&[good.clone(), good.clone()], 2)]), "line 2: it names an upload"),
+        (
+            message_of(
+                "request-1",
+                &[says(std::slice::from_ref(&good), 1), says(std::slice::from_ref(&good), 1)],
+            ),
+            "it names an upload that another line names",
+        ),
+        (message_of("request-1", &[says(std::slice::from_ref(&good), 2)]), "has 1 lines"),
+        (
+            message_of(
+                "request-1",
+                &[json!({ "id": confirmed, "item_type": "ssor_attachment", "item_count": 1 })],
+            ),
+            "it is no gzipped text",
+        ),
+    ] {
+        airdrop.refused(&request, 400, reason);
+    }
+    let message = message_of("request-1", &[says(std::slice::from_ref(&good), 1)]);
+    airdrop.taken(&message);
+    airdrop.taken(&message);
+    let mut bare = good;
+    for optional in ["actor_id", "inline"] {
+        bare.as_object_mut().unwrap().remove(optional);
+    }
+    bare["id"]["devrev"] = json!(airdrop.confirmed());
+    airdrop.taken(&message_of("request-2", &[says(&[bare], 1)]));
+}
+
+#[test]
 fn mappings_are_installed_with_a_blueprint_that_is_there() {
     let airdrop = Airdrop::new();
     let snap_in = Request::get("/internal/snap-ins.get?id=snap-in", BARE);
@@ -554,20 +630,10 @@ fn faults_are_set_and_lifted_while_it_runs() {
     assert_eq!(came_true.values().copied().collect::<Vec<_>>(), [1, 1, 1]);
 }
 
-/// What attachment `n` holds, by the words of the help text of the example and not by its code.
-fn attachment(n: u32, bytes: u32) -> Vec<u8> {
-    (0..bytes)
-        .map(|i| {
-            let word = (u64::from(n) + 1) * 2_654_435_761 + u64::from(i / 4) * 2_246_822_519;
-            u8::try_from(((word >> 24) + u64::from(i % 4)) & 0xff).unwrap()
-        })
-        .collect()
-}
-
 #[test]
 fn attachments_are_streamed_and_the_length_of_every_third_is_not_told() {
     let airdrop = Airdrop::new();
-    for n in 0..7_u32 {
+    for n in 0..7 {
         let request = Request::get(format!("/ext/attachment/{n}?bytes=100000"), "").bytes();
         let mut connection =
             std::net::TcpStream::connect(airdrop.served.base.strip_prefix("http://").unwrap()).unwrap();
@@ -597,10 +663,32 @@ fn attachments_are_streamed_and_the_length_of_every_third_is_not_told() {
             assert!(head.contains("Content-Length: 100000") && !head.contains("chunked"), "{head}");
             body.extend(rest);
         }
-        assert!(body == attachment(n, 100_000), "attachment {n}");
+        assert!(body == file(n, 100_000), "attachment {n}");
     }
     let default = airdrop.answer(&Request::get("/ext/attachment/1", "")).1;
     assert!(default.contains("Content-Length: 65536"), "{}", &default[..200]);
     airdrop.refused(&Request::get("/ext/attachment/1?bytes=many", ""), 400, "must be a whole number");
     airdrop.refused(&Request::get("/ext/attachment/one", ""), 404, "no attachment");
+}
+
+#[test]
+fn a_file_of_the_external_system_that_breaks_off_is_half_of_what_it_says() {
+    let airdrop = Airdrop::new();
+    airdrop.taken(&Request::get("/faults", "").method("POST").body("ext-short:1,1 ext-short:3,1 ext-404:2"));
+    // What is answered is read as text, and so is what is expected.
+    let half = String::from_utf8_lossy(&file(1, 500)).into_owned();
+    let (_, answer) = airdrop.answer(&Request::get("/ext/attachment/1?bytes=1000", ""));
+    assert!(answer.contains("Content-Length: 1000\r\n"), "{answer}");
+    assert!(answer.ends_with(&format!("\r\n\r\n{half}")), "{answer}");
+    let (_, answer) = airdrop.answer(&Request::get("/ext/attachment/3?bytes=1000", ""));
+    assert!(answer.contains("Transfer-Encoding: chunked") && !answer.ends_with("\r\n0\r\n\r\n"), "{answer}");
+    for n in [1, 3] {
+        let (_, answer) = airdrop.answer(&Request::get(format!("/ext/attachment/{n}?bytes=1000"), ""));
+        let whole = String::from_utf8_lossy(&file(n, 1000)).into_owned();
+        assert!(answer.contains(&whole), "it is whole the second time: {answer}");
+    }
+    for _ in 0..2 {
+        airdrop.refused(&Request::get("/ext/attachment/2", ""), 404, "a fault was set");
+    }
+    assert_eq!(airdrop.served.came_true().values().copied().collect::<Vec<_>>(), [2, 1, 1]);
 }

@@ -5,7 +5,7 @@ use highwater::testing::{Explore, Report, Rule, SimSource};
 
 fn states() -> u64 {
     std::env::var("HIGHWATER_EXPLORE_NO_DISK_STATES")
-        .map_or(900, |states| states.parse().expect("a number of states"))
+        .map_or(450, |states| states.parse().expect("a number of states"))
 }
 
 #[test]

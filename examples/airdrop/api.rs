@@ -1,17 +1,20 @@
 //! Airdrop's addresses, and what is refused at each: the strictest reading of the protocol, so that what passes here
 //! passes there.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::sync::{Mutex, PoisonError};
 
+use flate2::read::MultiGzDecoder;
 use highwater::ArtifactId;
 use highwater::airdrop::{
     AnswerKind, Body, EventType, Fate, Local, Platform, PlatformError, SealedMessage, Spelling,
     UPLOAD_BYTES_MAX, Upload, answer_name,
 };
 use highwater::limits::MESSAGE_BYTES_MAX;
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use twox_hash::XxHash3_64;
 
@@ -211,11 +214,7 @@ impl Api {
         let reply = if let Some(Act::Status { status, retry_after_seconds }) = befallen {
             // All of it is heard, so that the client is not cut off while it speaks.
             let _ = io::copy(&mut request.body, &mut io::sink());
-            let answer = Answer::refused(status, "a fault was set");
-            Reply::Answer(match retry_after_seconds {
-                Some(seconds) => answer.with("Retry-After", seconds.to_string()),
-                None => answer,
-            })
+            Reply::Answer(fault(status, retry_after_seconds))
         } else {
             let authorized = authorize(request, route.auth);
             match authorized.and_then(|()| (route.handle)(self, request, rest)) {
@@ -378,6 +377,7 @@ impl Api {
         let event_type = check_message(&message).map_err(refused)?;
         let (key, event_type) = (key.to_owned(), event_type.to_owned());
         let artifacts = message.pointer("/event_data/artifacts").and_then(Value::as_array);
+        self.check_attachments(artifacts.map_or(&[], Vec::as_slice))?;
         let counts =
             artifacts.into_iter().flatten().filter_map(|artifact| artifact.get("item_count")?.as_u64());
         let (artifacts, records) =
@@ -387,6 +387,48 @@ impl Api {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         *taken = Taken { count: taken.count + 1, last: says };
         Ok(Answer::json(200, &json!({})))
+    }
+
+    /// Looks at what is said of attachments in the artifacts of a message: a line must be whole, and name an upload
+    /// that was confirmed, which no other line of the message names.
+    fn check_attachments(&self, artifacts: &[Value]) -> Result<(), Answer> {
+        let of_attachments: Vec<&Value> = artifacts
+            .iter()
+            .filter(|artifact| artifact.get("item_type").is_some_and(|is| is == UPLOADED))
+            .collect();
+        if of_attachments.is_empty() {
+            return Ok(());
+        }
+        let confirmed = self.local.confirmed().map_err(|error| Answer::refused(503, error.to_string()))?;
+        let (confirmed, mut named) = (confirmed.into_iter().collect::<HashSet<_>>(), HashSet::new());
+        for artifact in of_attachments {
+            let id = artifact_id(artifact.get("id").and_then(Value::as_str).unwrap_or_default())?;
+            // An artifact that is not there is refused when the message is taken.
+            let Ok((file, _)) = self.artifact(&id) else { continue };
+            let mut lines = 0_u64;
+            for line in BufReader::new(MultiGzDecoder::new(file)).lines() {
+                lines += 1;
+                let refused =
+                    |reason: String| Answer::refused(400, format!("artifact {id}, line {lines}: {reason}"));
+                let line = line.map_err(|error| refused(format!("it is no gzipped text: {error}")))?;
+                let line: UploadedAttachment = serde_json::from_str(&line)
+                    .map_err(|error| refused(format!("it does not say what was uploaded: {error}")))?;
+                let upload = line.check().map_err(refused)?;
+                if !confirmed.contains(&upload) {
+                    let reason =
+                        format!("it names {upload}, which is not uploaded and confirmed as an attachment");
+                    return Err(refused(reason));
+                }
+                if !named.insert(upload) {
+                    return Err(refused("it names an upload that another line names".to_owned()));
+                }
+            }
+            if artifact.get("item_count").and_then(Value::as_u64) != Some(lines) {
+                let reason = format!("artifact {id} has {lines} lines, and its item_count says otherwise");
+                return Err(Answer::refused(400, reason));
+            }
+        }
+        Ok(())
     }
 
     fn snap_in(&self, request: &mut Request<'_>, _: &str) -> Result<Answer, Answer> {
@@ -451,7 +493,14 @@ impl Api {
             None => external::BYTES,
             Some(text) => text.parse().map_err(|_| Answer::refused(400, "bytes must be a whole number"))?,
         };
-        Ok(Answer::stream(external::Attachment::new(number), bytes, external::tells_length(number)))
+        let (file, told) = (external::Attachment::new(number), external::tells_length(number));
+        match self.faults.befall_file(number) {
+            Some(Act::Status { status, retry_after_seconds }) => Err(fault(status, retry_after_seconds)),
+            Some(Act::Short | Act::Lost) => {
+                Ok(Answer::stream(file.take(bytes / 2).chain(external::BreaksOff), bytes, told))
+            }
+            None => Ok(Answer::stream(file, bytes, told)),
+        }
     }
 
     fn show_faults(&self, _: &mut Request<'_>, _: &str) -> Result<Answer, Answer> {
@@ -469,6 +518,15 @@ impl Api {
     fn lift_faults(&self, request: &mut Request<'_>, _: &str) -> Result<Answer, Answer> {
         self.faults.lift(request.parameter("fault"));
         self.show_faults(request, "")
+    }
+}
+
+/// The answer to a call that a fault befell.
+fn fault(status: u16, retry_after_seconds: Option<u64>) -> Answer {
+    let answer = Answer::refused(status, "a fault was set");
+    match retry_after_seconds {
+        Some(seconds) => answer.with("Retry-After", seconds.to_string()),
+        None => answer,
     }
 }
 
@@ -586,6 +644,52 @@ fn check_message(message: &Value) -> Result<&str, String> {
         other => return Err(format!("event_data.artifacts must be a list, it is {other}")),
     }
     Ok(event_type)
+}
+
+/// The item type of what is said of uploaded attachments.
+const UPLOADED: &str = "ssor_attachment";
+
+/// A line of an artifact of that item type.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UploadedAttachment {
+    id: UploadedId,
+    parent_id: External,
+    #[serde(default)]
+    actor_id: Option<External>,
+    #[serde(default, rename = "inline")]
+    _inline: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UploadedId {
+    devrev: String,
+    external: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct External {
+    external: String,
+}
+
+impl UploadedAttachment {
+    /// The artifact that holds its bytes.
+    fn check(&self) -> Result<ArtifactId, String> {
+        let Self { id, parent_id, actor_id, .. } = self;
+        let actor_id = actor_id.as_ref().map(|actor| &actor.external);
+        for (name, value) in [
+            ("id.external", Some(&id.external)),
+            ("parent_id.external", Some(&parent_id.external)),
+            ("actor_id.external", actor_id),
+        ] {
+            if value.is_some_and(String::is_empty) {
+                return Err(format!("{name} is empty"));
+            }
+        }
+        ArtifactId::new(&id.devrev).map_err(|error| format!("id.devrev: {error}"))
+    }
 }
 
 /// The names of all messages, in both spellings, with what they say.

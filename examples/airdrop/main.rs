@@ -53,7 +53,8 @@ What a connector does at the addresses of its event; whatever else is refused wi
        Authorization: TOKEN; sync_unit, request_id (404: none yet; 413: over 1 MB of state)
   POST CALLBACK_URL
        Authorization: TOKEN; a message (413: over 200,000 bytes; 400: it names an artifact that is
-       not uploaded and confirmed; 409: the event has another already; the same bytes again: 200)
+       not uploaded and confirmed, or an `ssor_attachment` artifact a line of which does; 409: the
+       event has another already; the same bytes again: 200)
   GET  /internal/snap-ins.get, POST /internal/airdrop.recipe.blueprints.create
   POST /internal/airdrop.recipe.initial-domain-mappings.install
        Authorization: TOKEN
@@ -72,9 +73,13 @@ Faults (--fault). Calls of a kind are counted from 1 since the server was starte
   CALL-STATUS:N,K     the N-th and those after it, K in all
   CALL-lost[:N[,K]]   it takes effect, and the connection is closed without an answer
   429:CALL,N,SECONDS  the N-th CALL is answered 429, with Retry-After
+  ext-STATUS:N[,K]    file N to extract is answered STATUS, the first K times; until lifted
+  ext-short:N[,K]     the connection is closed in the middle of file N
+  ext-429:N,SECONDS   once, with Retry-After
 CALL is prepare, upload, confirm, download-url, download, state-get, state, message, snap-in,
 blueprint, mapping or attachment. Say:
-  --fault upload-403:2 --fault upload-503:5,3 --fault message-lost:1 --fault 429:confirm,4,2";
+  --fault upload-403:2 --fault upload-503:5,3 --fault message-lost:1 --fault 429:confirm,4,2
+  --fault ext-404:7 --fault ext-429:8,2";
 
 /// A local Airdrop over HTTP: strict in what it accepts, with faults by setting.
 #[derive(Debug, Parser)]

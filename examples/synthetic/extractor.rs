@@ -1,11 +1,15 @@
-//! Issues page by page: the cursor is the number of the next one.
+//! Issues page by page, with the attachments of the first of them: the cursor is the number of the next one.
 
 use std::time::Duration;
 
 use highwater::Page;
-use highwater::airdrop::{Context, ExternalSyncUnit, Extractor, SourceError};
+use highwater::airdrop::{
+    AttachmentBody, AttachmentError, CheckPolicy, Context, ExternalSyncUnit, Extractor, SourceError,
+};
+use highwater::record::Attachment;
 use serde_json::Value;
 
+use crate::attachment::{self, Files};
 use crate::issue::{ITEM_TYPE, Issue, metadata};
 
 /// A source of issues that never change.
@@ -17,6 +21,8 @@ pub(crate) struct Synthetic {
     pub(crate) page_size: u32,
     /// What a page takes longer than it needs.
     pub(crate) page_delay: Duration,
+    /// The files that are attached to issues.
+    pub(crate) files: Files,
 }
 
 impl Extractor for Synthetic {
@@ -34,6 +40,11 @@ impl Extractor for Synthetic {
 
     fn metadata(&mut self, _: &Context<'_>) -> Result<Value, SourceError> {
         Ok(serde_json::to_value(metadata())?)
+    }
+
+    /// What is made up here is right or not at all.
+    fn check_policy(&self) -> CheckPolicy {
+        CheckPolicy::Refuse
     }
 
     fn streams(&self) -> Vec<String> {
@@ -60,8 +71,19 @@ impl Extractor for Synthetic {
                 continue;
             }
             page.push(ITEM_TYPE, issue.to_record()?);
+            if let Some(attachment) = self.files.of_issue(context, key, &issue)? {
+                page.push(attachment::ITEM_TYPE, attachment.to_record()?);
+            }
         }
         let percent = u64::from(next) * 100 / u64::from(self.items.max(1));
         Ok(page.progress(u8::try_from(percent).unwrap_or(100)))
+    }
+
+    fn open_attachment(
+        &self,
+        _: &Context<'_>,
+        attachment: &Attachment,
+    ) -> Result<AttachmentBody, AttachmentError> {
+        self.files.open(attachment)
     }
 }

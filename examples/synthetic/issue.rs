@@ -134,6 +134,11 @@ impl Issue {
         moment(self.updated_ms)
     }
 
+    /// The id of who created it.
+    pub(crate) fn creator(&self) -> String {
+        format!("user-{}", self.creator)
+    }
+
     /// What the platform is to have of it.
     pub(crate) fn to_record(&self) -> Result<Record, BoxError> {
         #[derive(Serialize)]
@@ -158,7 +163,7 @@ impl Issue {
         let status = named(&STATUSES, self.status);
         let data = Data {
             actual_close_date: (status == "closed").then_some(updated.as_str()),
-            creator: format!("user-{}", self.creator),
+            creator: self.creator(),
             headline: &self.title,
             owner: format!("user-{}", self.owner),
             priority: named(&PRIORITIES, self.priority),

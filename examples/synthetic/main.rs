@@ -8,6 +8,7 @@
 //! it keeps with the platform, and the next invocation may run on another machine. Who plays the platform is the
 //! example `airdrop`.
 
+mod attachment;
 mod extractor;
 mod issue;
 
@@ -23,6 +24,7 @@ use highwater::{Level, Store};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::attachment::Files;
 use crate::extractor::Synthetic;
 
 /// How long to wait for another process to let go of the store, if the budget is not shorter.
@@ -36,7 +38,11 @@ Exit codes: 0 the event is answered, be it with ERROR, now or earlier; 1 it is n
 
 The records have the item type `issues`. Issue i is the same on every machine: 15 fields made of i, about 774 bytes of \
 JSON; 400,000 of them are 309,596,078 bytes. They never change, so a sync after the first finds nothing new, unless \
-the platform asks for everything.";
+the platform asks for everything.
+
+The first issues have an attachment each, as many as --attachments says. Their bytes are fetched in the attachments \
+phase from DEVREV_ENDPOINT/ext/attachment/N?bytes=B, where the example `airdrop` has a file for each N. What is gone \
+(404, 410) or denied (401, 403) there is given up; 429 ends the invocation with DELAY; anything else is tried again.";
 
 /// Extracts generated issues, in as many invocations as it takes, each issue exactly once.
 #[derive(Debug, Parser)]
@@ -70,7 +76,16 @@ struct Invoke {
     /// Records of an artifact
     #[arg(long, value_name = "N", default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     batch_items: u32,
-    /// How long an invocation fetches pages before it hands over to the next, say 500ms [default: 10m]
+    /// Issues that have an attachment, from the first on
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    attachments: u32,
+    /// Bytes of an attachment
+    #[arg(long, value_name = "B", default_value_t = 65_536, value_parser = clap::value_parser!(u64).range(1..=2_147_483_648))]
+    attachment_bytes: u64,
+    /// Attachments that are streamed at once, 1 to 50
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=50))]
+    streams: u16,
+    /// How long an invocation fetches pages, and begins with attachments, before it hands over to the next, say 500ms [default: 10m]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     budget: Option<Duration>,
     /// What each page takes longer than it needs, to play a slow source, say 5ms [default: none]
@@ -84,7 +99,7 @@ struct Invoke {
 impl Invoke {
     /// How events are answered.
     fn serve(&self) -> Serve {
-        let mut serve = Serve::new();
+        let mut serve = Serve::new().streams(self.streams.into());
         if let Some(budget) = self.budget {
             serve = serve.budget(budget).hard_limit(budget.saturating_add(HAND_OVER));
         }
@@ -97,7 +112,8 @@ impl Invoke {
     /// The source.
     fn extractor(&self) -> Synthetic {
         let page_delay = self.page_delay.unwrap_or_default();
-        Synthetic { items: self.items, page_size: self.page_size, page_delay }
+        let files = Files::new(self.attachments, self.attachment_bytes, self.streams.into());
+        Synthetic { items: self.items, page_size: self.page_size, page_delay, files }
     }
 
     /// The store, and the folder that it is in if that goes with the invocation.
@@ -158,7 +174,13 @@ fn answer(invoke: &Invoke) -> Result<(), Failure> {
         return Ok(());
     }
     let again = if outcome.replayed { ", said again" } else { "" };
-    eprintln!("answered with {}, {} artifacts{again}", outcome.event_type, outcome.artifacts);
+    let counts = outcome.attachments;
+    let attachments = match (counts.queued, counts.failed) {
+        (0, _) => String::new(),
+        (queued, 0) => format!(", {} of {queued} attachments", counts.settled),
+        (queued, failed) => format!(", {} of {queued} attachments, {failed} given up", counts.settled),
+    };
+    eprintln!("answered with {}, {} artifacts{attachments}{again}", outcome.event_type, outcome.artifacts);
     Ok(())
 }
 

@@ -604,7 +604,7 @@ impl Run {
                 item_type: ItemType::new(row.item_type.as_str())?,
                 seq,
             },
-            artifact: Mutex::new(row.artifact.clone()),
+            artifact: Mutex::new(row.artifact.clone().filter(|_| row.state == BatchState::Uploaded)),
             run: self.another(),
             row,
         }))
@@ -702,8 +702,8 @@ impl Run {
             let key = self.batch_key(seq);
             let mut batch = self.need_batch(change, seq)?;
             assert!(batch.state == BatchState::Uploaded, "only an upload has an id to give up");
+            // The id stays for a checkpoint that is saved before there is another: the bytes are on this disk alone.
             batch.state = BatchState::Staged;
-            batch.artifact = None;
             batch.saved = false;
             batch.given_up += 1;
             change.put(&BATCHES, &key, &batch)

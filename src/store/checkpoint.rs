@@ -369,8 +369,11 @@ impl Run {
             let mut sealed = Vec::new();
             for (tail, batch) in rows.all(&BATCHES, &prefix)? {
                 let seq = self.number(&tail)?;
+                // Staged behind the position is what the platform would not confirm: it was uploaded all the same.
                 match batch.state {
-                    BatchState::Uploaded | BatchState::Confirmed if seq < position.next_seq => {
+                    BatchState::Staged | BatchState::Uploaded | BatchState::Confirmed
+                        if seq < position.next_seq =>
+                    {
                         let state = BatchState::Uploaded;
                         artifacts.push((seq, BatchRow { state, uploaded_in: 0, saved: true, ..batch }));
                     }

@@ -406,6 +406,7 @@ pub(crate) struct BatchRow {
     /// The cursor after it, if it is the last batch that its page closed.
     pub(crate) cursor_after: Option<String>,
     pub(crate) state: BatchState,
+    /// Its id; also one that was given up, until there is another.
     pub(crate) artifact: Option<String>,
     /// The epoch in which it was uploaded: a later life cannot know whether a confirm was tried.
     pub(crate) uploaded_in: u64,

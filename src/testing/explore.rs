@@ -506,7 +506,11 @@ fn acts_of(number: u64, has_disk: bool, rng: &mut fastrand::Rng) -> Vec<Act> {
     let turn = usize::try_from(number).unwrap_or(0);
     // What by chance alone might miss its moment is laid in wait at many.
     let fails = |operation| (0..12).map(move |life| Act::DiskFails { life, operation, after: 0 });
+    let stale = |of: fn(u64) -> u64| (1..12).map(move |life| Act::StaleDisk { life, of: of(life) });
     match number {
+        1 if !has_disk => acts.extend(stale(|life| life - 1)),
+        2 if !has_disk => acts.extend(stale(|life| life / 2)),
+        3 if !has_disk => acts.extend(stale(|life| life.saturating_sub(3))),
         1 => acts.extend(fails(DiskOperation::SetLen)),
         2 => acts.extend(fails(DiskOperation::Sync)),
         3 => acts.extend(fails(DiskOperation::Write).chain(fails(DiskOperation::Read))),

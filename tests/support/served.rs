@@ -99,23 +99,109 @@ fn date(ms: u64) -> String {
     format!("{year}-{:02}-{:02}T{h:02}:{m:02}:{s:02}.{:03}Z", month + 1, days + 1, rest % 1000)
 }
 
-/// What is wrong with what the platform was given, of one run in which all of `items` issues were to be announced.
+/// What file `n` of the external system holds, by the words of the help text of the example and not by its code.
+pub(crate) fn file(n: u64, bytes: u64) -> Vec<u8> {
+    (0..bytes)
+        .map(|i| {
+            let word = (n + 1) * 2_654_435_761 + i / 4 * 2_246_822_519;
+            u8::try_from(((word >> 24) + i % 4) & 0xff).unwrap()
+        })
+        .collect()
+}
+
+/// The attachments that were to be announced.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Files {
+    /// The first issues, which have one each.
+    pub(crate) count: u64,
+    /// Bytes of each.
+    pub(crate) bytes: u64,
+    /// Those that cannot be had.
+    pub(crate) gone: BTreeSet<u64>,
+}
+
+impl Files {
+    /// The line that says where attachment `n` is to be had.
+    fn metadata(&self, n: u64, base: &str, author: &str) -> String {
+        let url = format!("{base}/ext/attachment/{n}?bytes={}", self.bytes);
+        format!(
+            "{{\"id\":\"attachment-{n}\",\"url\":\"{url}\",\"file_name\":\"issue-{n}.bin\",\
+             \"parent_id\":\"issue-{n}\",\"author_id\":{author}}}"
+        )
+    }
+
+    /// The line that says that artifact `id` is attachment `n`.
+    fn uploaded(n: u64, id: &str, author: &str) -> String {
+        format!(
+            "{{\"id\":{{\"devrev\":\"{id}\",\"external\":\"attachment-{n}\"}},\
+             \"parent_id\":{{\"external\":\"issue-{n}\"}},\"actor_id\":{{\"external\":{author}}}}}"
+        )
+    }
+}
+
+/// What is wrong with what the platform was given, of one run in which all of `items` issues, and the attachments of the
+/// first of them, were to be announced.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Verdict {
-    /// Issues that are in no announced artifact.
+    /// Issues, attachments, and lines that say where an attachment is to be had: those that are in no announced artifact.
     pub(crate) lost: u64,
-    /// Issues that are in more than one.
+    /// Those that are in more than one.
     pub(crate) repeated: u64,
-    /// Lines that are no issue that was to be announced, or not as it was to be.
+    /// Lines that are none of these, or not as they were to be; attachments with other bytes.
     pub(crate) wrong: u64,
-    /// Artifacts that are named twice, or of which only one is true: confirmed, announced.
+    /// Artifacts that are named twice, or of which only one is true: confirmed, announced. An attachment is named by
+    /// its line.
     pub(crate) artifacts: u64,
     /// Events that more than one message answers.
     pub(crate) events: u64,
-    /// Artifacts that were uploaded, and that no message names.
+    /// Artifacts that were uploaded and that no message names, but for attachments.
     pub(crate) unnamed_uploads: u64,
-    /// Records that were announced.
+    /// Attachments that were uploaded, and that no line names.
+    pub(crate) unnamed_files: u64,
+    /// Issues that were announced.
     pub(crate) announced: u64,
+    /// Attachments that were announced.
+    pub(crate) files: u64,
+}
+
+/// How often each of some numbered things was seen.
+struct Seen(Vec<u8>);
+
+impl Seen {
+    fn new(count: u64) -> Self {
+        Self(vec![0; usize::try_from(count).unwrap()])
+    }
+
+    /// Sees one, if it is among them.
+    fn see(&mut self, number: u64) -> bool {
+        let count = usize::try_from(number).ok().and_then(|number| self.0.get_mut(number));
+        count.map(|count| *count = count.saturating_add(1)).is_some()
+    }
+
+    fn settle(&self, verdict: &mut Verdict, but: &BTreeSet<u64>) {
+        for (number, count) in (0..).zip(&self.0) {
+            verdict.lost += u64::from(*count == 0 && !but.contains(&number));
+            verdict.wrong += u64::from(*count > 0 && but.contains(&number));
+            verdict.repeated += u64::from(*count > 1);
+        }
+    }
+}
+
+/// The number in a line, between a text and the next quotation mark.
+fn number_after(line: &str, text: &str) -> Option<u64> {
+    line.split_once(text)?.1.split('"').next()?.parse().ok()
+}
+
+/// The lines of an artifact.
+fn each_line(path: &Path, mut look: impl FnMut(&str)) {
+    let file = fs::File::open(path).unwrap();
+    let mut lines = BufReader::with_capacity(64 * 1024, flate2::read::GzDecoder::new(file));
+    let mut line = Vec::new();
+    while lines.read_until(b'\n', &mut line).unwrap() > 0 {
+        let text = line.strip_suffix(b"\n").expect("the last line ends, too");
+        look(std::str::from_utf8(text).unwrap());
+        line.clear();
+    }
 }
 
 impl Verdict {
@@ -125,57 +211,88 @@ impl Verdict {
         [lost, repeated, wrong, artifacts, events].into_iter().all(|count| *count == 0)
     }
 
-    /// Reads the directory: all messages of it are of one run, but for those of runs that are named in `of`.
+    /// Reads the directory, where there were to be no attachments.
     pub(crate) fn read(dir: &Path, run: &str, items: u64) -> Self {
+        Self::read_with(dir, run, items, &Files::default())
+    }
+
+    /// Reads the directory: all messages of it, and the lines of those of the run.
+    pub(crate) fn read_with(dir: &Path, run: &str, items: u64, files: &Files) -> Self {
         let mut verdict = Self::default();
         let issues = Issues::new();
-        let mut counts = vec![0_u8; usize::try_from(items).unwrap()];
+        let author = |n: u64| {
+            let issue: Value = serde_json::from_str(&issues.line(n)).unwrap();
+            issue["data"]["creator"].to_string()
+        };
+        let path = |id: &str| dir.join("artifacts").join(id);
+        let (mut seen, mut told, mut had) =
+            (Seen::new(items), Seen::new(files.count), Seen::new(files.count));
         let (mut named, mut units, mut events) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         let messages = BufReader::new(fs::File::open(dir.join("messages.jsonl")).unwrap());
         for message in messages.lines() {
             let message: Value = serde_json::from_str(&message.unwrap()).unwrap();
             let context = &message["event_context"];
             verdict.events += u64::from(!events.insert(context["request_id"].to_string()));
+            let base = context["callback_url"].as_str().and_then(|url| url.split_once("/internal/"));
             for artifact in message["event_data"]["artifacts"].as_array().into_iter().flatten() {
                 let id = artifact["id"].as_str().unwrap();
                 let item_type = artifact["item_type"].as_str().unwrap();
                 let known = if item_type == "external_sync_units" { &mut units } else { &mut named };
                 verdict.artifacts += u64::from(!known.insert(id.to_owned()));
-                if item_type != "issues" || context["run_id"] != run {
+                if context["run_id"] != run {
                     continue;
                 }
                 let mut found = 0_u64;
-                let file = fs::File::open(dir.join("artifacts").join(id)).unwrap();
-                let mut lines = BufReader::with_capacity(64 * 1024, flate2::read::GzDecoder::new(file));
-                let mut line = Vec::new();
-                while lines.read_until(b'\n', &mut line).unwrap() > 0 {
-                    let text = line.strip_suffix(b"\n").expect("the last line ends, too");
-                    let text = std::str::from_utf8(text).unwrap();
-                    let number =
-                        text.strip_prefix("{\"id\":\"issue-").and_then(|rest| rest.split('"').next());
-                    match number.and_then(|number| number.parse().ok()).filter(|number| *number < items) {
-                        Some(number) if issues.line(number) == text => {
-                            let count = &mut counts[usize::try_from(number).unwrap()];
-                            *count = count.saturating_add(1);
-                        }
-                        _ => verdict.wrong += 1,
-                    }
-                    found += 1;
-                    line.clear();
+                match item_type {
+                    "issues" => each_line(&path(id), |line| {
+                        found += 1;
+                        let number = number_after(line, "{\"id\":\"issue-").filter(|number| *number < items);
+                        let right = number.filter(|number| issues.line(*number) == line);
+                        verdict.wrong += u64::from(!right.is_some_and(|number| seen.see(number)));
+                        verdict.announced += 1;
+                    }),
+                    "attachments" => each_line(&path(id), |line| {
+                        found += 1;
+                        let number = number_after(line, "{\"id\":\"attachment-");
+                        let base = base.unwrap().0;
+                        let right =
+                            number.filter(|number| files.metadata(*number, base, &author(*number)) == line);
+                        verdict.wrong += u64::from(!right.is_some_and(|number| told.see(number)));
+                    }),
+                    "ssor_attachment" => each_line(&path(id), |line| {
+                        found += 1;
+                        let number = number_after(line, "\"external\":\"attachment-");
+                        let upload =
+                            line.strip_prefix("{\"id\":{\"devrev\":\"").unwrap().split('"').next().unwrap();
+                        let right = number.filter(|number| {
+                            Files::uploaded(*number, upload, &author(*number)) == line
+                                && fs::read(path(upload))
+                                    .is_ok_and(|bytes| bytes == file(*number, files.bytes))
+                        });
+                        verdict.wrong += u64::from(!right.is_some_and(|number| had.see(number)));
+                        verdict.artifacts += u64::from(!named.insert(upload.to_owned()));
+                        verdict.files += 1;
+                    }),
+                    _ => continue,
                 }
-                verdict.announced += found;
                 verdict.wrong += u64::from(artifact["item_count"] != found);
             }
         }
-        for count in counts {
-            verdict.lost += u64::from(count == 0);
-            verdict.repeated += u64::from(count > 1);
-        }
+        seen.settle(&mut verdict, &BTreeSet::new());
+        told.settle(&mut verdict, &BTreeSet::new());
+        had.settle(&mut verdict, &files.gone);
         let confirmed = fs::read_to_string(dir.join("confirmed.txt")).unwrap();
         let confirmed: BTreeSet<String> = confirmed.lines().map(str::to_owned).collect();
         verdict.artifacts += confirmed.symmetric_difference(&named).count() as u64;
-        let uploads = fs::read_dir(dir.join("artifacts")).unwrap().count();
-        verdict.unnamed_uploads = (uploads - named.len() - units.len()) as u64;
+        let contents: BTreeSet<Vec<u8>> = (0..files.count).map(|n| file(n, files.bytes)).collect();
+        for entry in fs::read_dir(dir.join("artifacts")).unwrap().map(Result::unwrap) {
+            let id = entry.file_name().into_string().unwrap();
+            if named.contains(&id) || units.contains(&id) {
+                continue;
+            }
+            let is_file = files.count > 0 && contents.contains(&fs::read(entry.path()).unwrap());
+            *if is_file { &mut verdict.unnamed_files } else { &mut verdict.unnamed_uploads } += 1;
+        }
         verdict
     }
 }

@@ -401,7 +401,7 @@ impl Check<'_> {
             if !types.contains_key(&batch.item_type) {
                 found(&format!("its item type {} has no counts", batch.item_type));
             }
-            if batch.artifact.is_some() == (batch.state == BatchState::Staged) {
+            if batch.artifact.is_some() == (batch.state == BatchState::Staged && batch.given_up == 0) {
                 found("it has an artifact id exactly if it was not uploaded");
             }
             let sums = sums.entry(batch.item_type.as_str()).or_default();

@@ -1,0 +1,106 @@
+//! Attachments: what is said of them in the pages of their issues, and where their bytes come from.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use highwater::airdrop::{AttachmentBody, AttachmentError, Context, SourceError};
+use highwater::record::Attachment;
+use ureq::Agent;
+
+use crate::issue::Issue;
+
+/// The item type under which attachments are staged.
+pub(crate) const ITEM_TYPE: &str = "attachments";
+
+/// How long the external system may take to begin its answer, and to go on with it: a stream that stands still would
+/// hold up the invocation.
+const STALL: Duration = Duration::from_secs(30);
+/// How long to leave it alone where it does not say.
+const RETRY_AFTER: Duration = Duration::from_secs(60);
+/// Nobody waits longer than this, whatever the external system says.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The files of the external system: one for each of the first issues.
+#[derive(Debug)]
+pub(crate) struct Files {
+    /// Issues that have one.
+    count: u32,
+    /// Bytes of each.
+    bytes: u64,
+    agent: Agent,
+}
+
+impl Files {
+    /// `count` files of so many bytes, of which as many are fetched at once as there are streams.
+    pub(crate) fn new(count: u32, bytes: u64, streams: usize) -> Self {
+        let agent = Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_connect(Some(STALL))
+            .timeout_recv_response(Some(STALL))
+            .timeout_per_read(Some(STALL))
+            .max_idle_connections(streams)
+            .max_idle_connections_per_host(streams)
+            .build()
+            .into();
+        Self { count, bytes, agent }
+    }
+
+    /// The attachment of issue number `key`, if it has one.
+    pub(crate) fn of_issue(
+        &self,
+        context: &Context<'_>,
+        key: u32,
+        issue: &Issue,
+    ) -> Result<Option<Attachment>, SourceError> {
+        if key >= self.count {
+            return Ok(None);
+        }
+        let endpoint = context.event().devrev_endpoint()?.ok_or(
+            "the event has no execution_metadata.devrev_endpoint, from which attachments are fetched",
+        )?;
+        let mut attachment = Attachment::new(
+            format!("attachment-{key}"),
+            format!("{endpoint}/ext/attachment/{key}?bytes={}", self.bytes),
+            format!("issue-{key}.bin"),
+            format!("issue-{key}"),
+        );
+        attachment.author_id = Some(issue.creator());
+        Ok(Some(attachment))
+    }
+
+    /// Begins to fetch the bytes of an attachment.
+    pub(crate) fn open(&self, attachment: &Attachment) -> Result<AttachmentBody, AttachmentError> {
+        let response = self.agent.get(&attachment.url).call()?;
+        let status = response.status().as_u16();
+        let reason = format!("the external system answered {status}");
+        match status {
+            200 => {}
+            401 | 403 => return Err(AttachmentError::Denied { reason }),
+            404 | 410 => return Err(AttachmentError::Gone { reason }),
+            429 => {
+                let said = response.headers().get("Retry-After").and_then(|value| value.to_str().ok());
+                let after = said.and_then(|said| retry_after(said, Utc::now())).unwrap_or(RETRY_AFTER);
+                return Err(AttachmentError::RateLimited { after });
+            }
+            _ => return Err(reason.into()),
+        }
+        let body = response.into_body();
+        let (length_bytes, content_type) = (body.content_length(), body.mime_type().map(str::to_owned));
+        let mut opened = AttachmentBody::new(body.into_reader());
+        opened.length_bytes = length_bytes;
+        opened.content_type = content_type;
+        Ok(opened)
+    }
+}
+
+/// `Retry-After`: whole seconds, or a date.
+fn retry_after(text: &str, now: DateTime<Utc>) -> Option<Duration> {
+    let text = text.trim();
+    let after = if text.bytes().all(|byte| byte.is_ascii_digit()) {
+        Duration::from_secs(text.parse().ok()?)
+    } else {
+        let at = DateTime::parse_from_rfc2822(text).ok()?;
+        (at.to_utc() - now).to_std().unwrap_or_default()
+    };
+    Some(after.min(RETRY_AFTER_MAX))
+}
