@@ -1,0 +1,163 @@
+//! The platform's side of the conversation: which event comes next.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use serde_json::json;
+
+use super::super::schedule::Act;
+use super::{Inner, SentEvent};
+use crate::clock::Clock;
+
+impl Inner {
+    /// The event that the platform sends next; none when every sync is done.
+    pub(in crate::testing) fn next_event(&mut self) -> Option<SentEvent> {
+        let acts = Arc::clone(&self.acts);
+        let Some(last) = self.sent.iter().rposition(|event| !event.stray) else {
+            return Some(self.first_event(0));
+        };
+        let current = Arc::clone(self.sent.get(last)?);
+        let Some(answer) = self.answer_to(last) else {
+            return Some(SentEvent { at: current.at, ..(*current).clone() });
+        };
+        let number = event_number(&current.request);
+        let stray = |inner: &Self, event: &SentEvent| {
+            let sent_so = |other: &&Arc<SentEvent>| other.stray && other.request == event.request;
+            (!inner.sent.iter().any(|other| sent_so(&other)))
+                .then(|| SentEvent { stray: true, ..event.clone() })
+        };
+        for act in acts.iter() {
+            let (which, name) = match act {
+                Act::Again { event } if *event == number => (Some(*event), "event/again"),
+                Act::Late { event } if event + 1 == number => (Some(*event), "event/late"),
+                _ => (None, ""),
+            };
+            let first = which.and_then(|which| {
+                let request = format!("request-{which}");
+                self.sent.iter().find(|event| event.request == request && !event.stray).cloned()
+            });
+            if let Some(again) = first.and_then(|event| stray(self, &event)) {
+                self.count(name);
+                return Some(again);
+            }
+        }
+        let given_up = acts.iter().any(|act| matches!(act, Act::GiveUp { event } if *event == number));
+        let goes_on = ["PROGRESS", "DELAY"].iter().any(|end| answer.event_type.ends_with(end));
+        if given_up && goes_on {
+            self.count("run/given-up");
+            return Some(self.first_event(self.runs.len()));
+        }
+        if let Some(old) = self.runs.iter().rev().find(|run| run.abandoned).map(|run| run.id.clone())
+            && !self.sent.iter().any(|event| event.stray && event.run == old)
+            && let Some(event) = self.sent.iter().rev().find(|event| event.run == old).cloned()
+        {
+            self.count("event/of-abandoned-run");
+            let json = event.json.replace(&event.request, "request-of-the-past");
+            return Some(SentEvent {
+                json,
+                request: "request-of-the-past".to_owned(),
+                stray: true,
+                ..(*event).clone()
+            });
+        }
+        if goes_on
+            && acts.iter().any(|act| matches!(act, Act::ReuseIds { event } if *event <= number))
+            && current.event_type.ends_with("CONTINUE")
+        {
+            self.count("event/ids-reused");
+            self.clock.advance(Duration::from_secs(answer.delay));
+            return Some(SentEvent { at: self.clock.now(), ..(*current).clone() });
+        }
+        if answer.delay > 0 {
+            if acts.iter().any(|act| matches!(act, Act::Early { event } if *event == number)) {
+                self.count("event/early");
+            } else {
+                self.clock.advance(Duration::from_secs(answer.delay));
+            }
+        }
+        let next = match answer.event_type.as_str() {
+            "EXTRACTION_METADATA_DONE" => "EXTRACTION_DATA_START",
+            "EXTRACTION_DATA_DONE" => "EXTRACTION_ATTACHMENTS_START",
+            "EXTRACTION_DATA_PROGRESS" | "EXTRACTION_DATA_DELAY" => "EXTRACTION_DATA_CONTINUE",
+            "EXTRACTION_ATTACHMENTS_PROGRESS" | "EXTRACTION_ATTACHMENTS_DELAY" => {
+                "EXTRACTION_ATTACHMENTS_CONTINUE"
+            }
+            "EXTRACTION_ATTACHMENTS_DONE" => return self.next_sync(),
+            // Of a run that says ERROR again and again nothing more is to be had.
+            _ if self.errors_in_a_row() >= 3 => return Some(self.first_event(self.runs.len())),
+            // After an ERROR, whoever set up the sync mends it and lets the platform go on.
+            _ => match current.event_type.as_str() {
+                "EXTRACTION_DATA_START" => "EXTRACTION_DATA_CONTINUE",
+                same => same,
+            },
+        };
+        Some(self.event(next, &current.unit.clone(), &current.run.clone()))
+    }
+
+    /// How many of the newest accepted messages are ERRORs.
+    fn errors_in_a_row(&self) -> usize {
+        self.accepted.iter().rev().take_while(|message| message.event_type.ends_with("ERROR")).count()
+    }
+
+    /// Whose sync comes next, once one is finished.
+    fn next_sync(&mut self) -> Option<SentEvent> {
+        let finished = self.runs.iter().filter(|run| run.finished).count();
+        let syncs = if self.acts.contains(&Act::TwoUnits) { 3 } else { 2 };
+        if finished >= syncs {
+            return None;
+        }
+        self.clock.advance(Duration::from_secs(3600));
+        if syncs == 3 {
+            self.count("unit/two");
+        }
+        Some(self.first_event(self.runs.len()))
+    }
+
+    fn first_event(&mut self, run: usize) -> SentEvent {
+        let finished = self.runs.iter().filter(|run| run.finished).count();
+        let unit = if self.acts.contains(&Act::TwoUnits) && finished == 1 { "unit-b" } else { "unit-a" };
+        self.event("EXTRACTION_METADATA_START", unit, &format!("run-{run}"))
+    }
+
+    /// A new event, with ids of its own.
+    fn event(&mut self, event_type: &str, unit: &str, run: &str) -> SentEvent {
+        let numbers =
+            self.sent.iter().map(|event| event_number(&event.request)).filter(|&number| number < u64::MAX);
+        let number = numbers.max().map_or(0, |number| number + 1);
+        for act in self.acts.iter() {
+            if let Act::ClockSteps { event, seconds } = act
+                && *event == number
+            {
+                let now = self.clock.now() + TimeDelta::seconds(*seconds);
+                self.clock.step_to(now);
+                let what = if *seconds < 0 { "clock/back" } else { "clock/ahead" };
+                *self.fired.entry(what.to_owned()).or_default() += 1;
+            }
+        }
+        let request = format!("request-{number}");
+        let json = json!({
+            "execution_metadata": { "request_id": request },
+            "payload": {
+                "event_type": event_type,
+                "event_context": {
+                    "run_id": run, "request_id": request, "sequence_version": number.to_string(),
+                    "sync_unit_id": unit, "external_sync_unit_id": "external",
+                }
+            }
+        });
+        SentEvent {
+            json: json.to_string(),
+            event_type: event_type.to_owned(),
+            unit: unit.to_owned(),
+            run: run.to_owned(),
+            request,
+            at: self.clock.now(),
+            stray: false,
+        }
+    }
+}
+
+fn event_number(request: &str) -> u64 {
+    request.strip_prefix("request-").and_then(|number| number.parse().ok()).unwrap_or(u64::MAX)
+}

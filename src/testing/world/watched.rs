@@ -1,0 +1,276 @@
+//! The extractor, watched: what it hands over is noted, and the schedule's faults befall it.
+
+use std::io::Read;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::airdrop::{
+    AttachmentBody, AttachmentError, CheckPolicy, Context, ExternalSyncUnit, Extractor, SourceError,
+};
+use crate::clock::Clock;
+use crate::record::Attachment;
+use crate::store::Page;
+
+use super::super::schedule::{Act, Answer, Call};
+use super::{Broken, Change, HandOut, Life, Named, OPEN_TAKES, PAGE_TAKES, StreamEnd, Violation, World};
+
+/// An extractor, watched: what it hands over is noted, and the schedule's faults befall it.
+pub(in crate::testing) struct Watched<E> {
+    pub(in crate::testing) extractor: E,
+    pub(in crate::testing) life: Life,
+    pub(in crate::testing) violation: Option<Violation>,
+}
+
+impl<E: Extractor> Extractor for Watched<E> {
+    type Cursor = E::Cursor;
+
+    fn external_sync_units(&mut self, context: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+        self.extractor.external_sync_units(context)
+    }
+
+    fn metadata(&mut self, context: &Context<'_>) -> Result<Value, SourceError> {
+        self.extractor.metadata(context)
+    }
+
+    fn initial_domain_mapping(&mut self, context: &Context<'_>) -> Result<Option<Value>, SourceError> {
+        self.extractor.initial_domain_mapping(context)
+    }
+
+    fn check_policy(&self) -> CheckPolicy {
+        self.extractor.check_policy()
+    }
+
+    fn streams(&self) -> Vec<String> {
+        self.extractor.streams()
+    }
+
+    fn page(
+        &mut self,
+        context: &Context<'_>,
+        stream: &str,
+        cursor: Option<E::Cursor>,
+    ) -> Result<Page<E::Cursor>, SourceError> {
+        let at = serde_json::to_string(&cursor)?;
+        let at = cursor.is_some().then_some(at);
+        if let Err(violation) = self.check(context, stream, at.as_ref()) {
+            self.violation.get_or_insert(violation);
+        }
+        {
+            let mut inner = self.life.world.lock();
+            if inner.dies_now() {
+                return Err("simulated: the process is dead".into());
+            }
+            let fault = inner.fault(Call::Page);
+            inner.clock.advance(PAGE_TAKES);
+            if let Some(fault) = fault {
+                inner.record(Change::Called { call: Call::Page, effect: None, failed: true, late: false });
+                drop(inner);
+                return Err(match fault {
+                    Answer::Busy(seconds) => {
+                        SourceError::RateLimited { after: Duration::from_secs(seconds.unwrap_or(1).into()) }
+                    }
+                    // Unwinds without a word on stderr: it is one of thousands.
+                    Answer::Lost => std::panic::resume_unwind(Box::new("simulated panic of the extractor")),
+                    Answer::Refused(_) => "simulated: the cursor expired".into(),
+                    _ => "simulated: failed midway".into(),
+                });
+            }
+        }
+        let page = match self.extractor.page(context, stream, cursor) {
+            Err(SourceError::Failed { source, .. }) if source.to_string().starts_with("INCONSISTENT") => {
+                let what = source.to_string();
+                self.violation.get_or_insert(Violation { kind: Broken::Watermark, what });
+                return Err(SourceError::from(source));
+            }
+            page => page?,
+        };
+        let next = page.next_json()?;
+        let handed = HandOut {
+            run: context.run_id().to_string(),
+            stream: stream.to_owned(),
+            cursor: at,
+            next,
+            bookmark: page.bookmark_json().map(str::to_owned),
+            since: context.since(),
+            read_at: self.life.clock().now(),
+            lines: page.lines(),
+        };
+        let mut inner = self.life.world.lock();
+        inner.record(Change::Called { call: Call::Page, effect: None, failed: false, late: false });
+        inner.record(Change::Read(Arc::new(handed)));
+        Ok(page)
+    }
+
+    fn open_attachment(
+        &self,
+        context: &Context<'_>,
+        attachment: &Attachment,
+    ) -> Result<AttachmentBody, AttachmentError> {
+        let stream = Stream {
+            world: self.life.world.clone(),
+            run: context.run_id().to_string(),
+            named: (attachment.parent_id.clone(), attachment.id.clone()),
+        };
+        {
+            let mut inner = self.life.world.lock();
+            if inner.dies_now() {
+                return Err("simulated: the process is dead".into());
+            }
+            let fault = inner.fault(Call::Open);
+            inner.clock.advance(OPEN_TAKES);
+            inner.record(Change::Called {
+                call: Call::Open,
+                effect: None,
+                failed: fault.is_some(),
+                late: false,
+            });
+            drop(inner);
+            match fault {
+                None => {}
+                Some(Answer::Busy(seconds)) => {
+                    return Err(AttachmentError::RateLimited {
+                        after: Duration::from_secs(seconds.unwrap_or(1).into()),
+                    });
+                }
+                Some(Answer::Refused(status)) => {
+                    stream.ended(StreamEnd::Final);
+                    let reason = format!("simulated: {status}");
+                    return Err(match status {
+                        400 => AttachmentError::Gone { reason },
+                        _ => AttachmentError::Denied { reason },
+                    });
+                }
+                Some(fault) => {
+                    stream.ended(StreamEnd::Broken);
+                    if fault == Answer::Lost {
+                        std::panic::resume_unwind(Box::new("simulated panic of the extractor"));
+                    }
+                    return Err("simulated: not opened".into());
+                }
+            }
+        }
+        match self.extractor.open_attachment(context, attachment) {
+            Ok(body) => {
+                let (found, broken) = (0, false);
+                let watched =
+                    WatchedBody { reader: body.reader, declared: body.length_bytes, found, broken, stream };
+                Ok(AttachmentBody { reader: Box::new(watched), ..body })
+            }
+            Err(error) => {
+                match error {
+                    AttachmentError::RateLimited { .. } => {}
+                    AttachmentError::Gone { .. } | AttachmentError::Denied { .. } => {
+                        stream.ended(StreamEnd::Final);
+                    }
+                    AttachmentError::Temporary { .. } => stream.ended(StreamEnd::Broken),
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Which stream it was that ended.
+struct Stream {
+    world: World,
+    run: String,
+    named: Named,
+}
+
+impl Stream {
+    fn ended(&self, end: StreamEnd) {
+        let mut inner = self.world.lock();
+        // The dead tell nothing.
+        if !inner.disk.is_dead() {
+            inner.record(Change::Streamed { run: self.run.clone(), named: self.named.clone(), end });
+        }
+    }
+}
+
+/// The bytes of an attachment, as the source gives them.
+struct WatchedBody {
+    reader: Box<dyn Read + Send>,
+    declared: Option<u64>,
+    found: u64,
+    broken: bool,
+    stream: Stream,
+}
+
+impl Read for WatchedBody {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.reader.read(buffer);
+        match &read {
+            Ok(count) => self.found += *count as u64,
+            Err(_) => self.broken = true,
+        }
+        read
+    }
+}
+
+impl Drop for WatchedBody {
+    fn drop(&mut self) {
+        let as_declared = self.declared.is_none_or(|declared| declared == self.found);
+        self.stream.ended(match (self.found, self.broken) {
+            (0, false) => StreamEnd::Final,
+            (_, false) if as_declared => StreamEnd::Whole,
+            _ => StreamEnd::Broken,
+        });
+    }
+}
+
+impl<E> Watched<E> {
+    /// What the extractor is told, against what the world has seen.
+    fn check(&self, context: &Context<'_>, stream: &str, at: Option<&String>) -> Result<(), Violation> {
+        let inner = self.life.world.lock();
+        let id = context.run_id().as_str();
+        if let Some(pages) = inner.pages.get(&(id.to_owned(), stream.to_owned())) {
+            let last = pages.last();
+            // Without a disk, what followed the last checkpoint is read again.
+            let mut back = pages.iter().rev().take(if inner.has_disk { 1 } else { usize::MAX });
+            let again = back.any(|page| page.cursor.as_ref() == at);
+            let on = last.is_some_and(|last| last.next.as_ref() == at && at.is_some());
+            if !again && !on {
+                let stood = last.map(|last| (&last.cursor, &last.next));
+                let what =
+                    format!("stream {stream} of run {id} is read at {at:?} when it stood at {stood:?}");
+                return Err(Violation { kind: Broken::Lost, what });
+            }
+        } else if at.is_some() {
+            let what = format!("stream {stream} of run {id} begins at {at:?}");
+            return Err(Violation { kind: Broken::Lost, what });
+        }
+        let since = context.since();
+        let Some(place) = inner.runs.iter().position(|run| run.id == id) else { return Ok(()) };
+        let Some(run) = inner.runs.get(place).cloned() else { return Ok(()) };
+        if run.read && run.since != since {
+            let what = format!("since of run {id} was {:?} and is now {since:?}", run.since);
+            return Err(Violation { kind: Broken::Watermark, what });
+        }
+        let stepped = inner.acts.iter().any(|act| matches!(act, Act::ClockSteps { .. }));
+        let possible = inner.watermarks(&run);
+        let fits = possible.iter().any(|finished| match (finished, since) {
+            (None, None) => true,
+            // A run starts when its first event is accepted: after that was sent, and before anything of it was read.
+            (Some(finished), Some(since)) => {
+                stepped || (finished.sent_at <= since && since <= inner.first_read(finished))
+            }
+            _ => stepped,
+        });
+        if !fits {
+            let left: Vec<_> = possible.iter().map(|run| run.map(|run| (&run.id, run.sent_at))).collect();
+            let what =
+                format!("run {id} is told since {since:?}, but the finished runs before it left {left:?}");
+            return Err(Violation { kind: Broken::Watermark, what });
+        }
+        let bookmark = context.bookmark::<Value>(stream).ok().flatten().map(|bookmark| bookmark.to_string());
+        let expected: Vec<_> = possible.iter().map(|run| inner.bookmark_left(*run, stream)).collect();
+        if !expected.contains(&bookmark) {
+            let what =
+                format!("run {id} finds the bookmark {bookmark:?} of {stream}, expected one of {expected:?}");
+            return Err(Violation { kind: Broken::Watermark, what });
+        }
+        Ok(())
+    }
+}
