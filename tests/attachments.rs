@@ -1014,6 +1014,27 @@ fn deleting_the_attachments_state_forgets_them_and_twice_is_once() {
 }
 
 #[test]
+fn deleting_the_attachments_state_of_a_worker_without_a_disk_leaves_none_of_it_with_the_platform() {
+    let mut fixture = Fixture::new();
+    fixture.diskless = true;
+    fixture.serve = fixture.serve.checkpoints();
+    let mut source = Files::new(&fixture.clock, pages(10, 4));
+    let gone = name_of(&attachment(2, 0));
+    source.hows.insert(gone.clone(), How::Gone);
+    fixture.sync(&mut source);
+    let kept = |fixture: &Fixture| fixture.airdrop.worker_state().unwrap().unwrap().state.unwrap();
+    assert!(kept(&fixture).contains(&gone.0), "a check that cannot fail is none");
+    for request in ["a", "b"] {
+        fixture.event(&mut source, "EXTRACTION_ATTACHMENTS_DELETE", "delete", request);
+        assert!(!kept(&fixture).contains(&gone.0), "{}", kept(&fixture));
+    }
+    source.hows.clear();
+    let seen = fixture.messages().len();
+    fixture.sync(&mut source);
+    fixture.check(seen, &source.expected().0);
+}
+
+#[test]
 fn deleting_the_attachments_state_in_the_middle_of_them_leaves_what_is_settled_to_be_announced() {
     let mut fixture = Fixture::new();
     fixture.serve = fixture.serve.streams(1).budget(Duration::from_secs(4));

@@ -336,7 +336,7 @@ fn accepted(
 ) -> Result<Outcome> {
     let over = run.delivered(message.no)?;
     match keeper {
-        Some(keeper) if over => keeper.save_end(run)?,
+        Some(keeper) if over => keeper.save_standing(run)?,
         // Said again: that is to be known if the event comes once more.
         Some(keeper) if replayed => drop(keeper.save(run, None)?),
         _ => {}

@@ -113,8 +113,8 @@ impl<'a> Keeper<'a> {
         Ok(bytes)
     }
 
-    /// Saves that a run is over.
-    pub(crate) fn save_end(&self, run: &Run) -> Result<()> {
+    /// Saves what changed, but for the position: that a run is over, or that its attachments are forgotten.
+    pub(crate) fn save_standing(&self, run: &Run) -> Result<()> {
         self.put(Some(&run.checkpoint(&self.token, None)?)).map(drop)
     }
 

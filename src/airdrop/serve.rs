@@ -886,13 +886,18 @@ impl Invocation<'_> {
         match self.event.unit_key() {
             Ok(unit) => {
                 let unit = store.any_unit(unit);
+                let hard = self.started.saturating_add(self.settings.hard);
+                let take_over = || Keeper::take_over(&unit, self.platform, self.clock, self.seed, hard, None);
+                let keeper = self.settings.checkpoints.then(take_over).transpose()?;
                 if *self.event.event_type() == EventType::DeleteAttachments {
                     unit.delete_attachments()?;
+                    if let Some((keeper, _)) = keeper
+                        && let Some(run) = unit.newest_run()?
+                    {
+                        keeper.save_standing(&run)?;
+                    }
                 } else {
-                    if self.settings.checkpoints {
-                        let hard = self.started.saturating_add(self.settings.hard);
-                        let (keeper, _) =
-                            Keeper::take_over(&unit, self.platform, self.clock, self.seed, hard, None)?;
+                    if let Some((keeper, _)) = keeper {
                         keeper.remove()?;
                     }
                     unit.delete()?;

@@ -32,6 +32,7 @@ use crate::record::{Attachment, Record};
 
 use super::SyncUnit;
 use super::batches::{Lines, UnsettledBatch};
+use super::checkpoint::forget_attachments;
 use super::codec::DecodeError;
 use super::rows::{
     ATTACHMENTS, AttachmentRow, FAILED, FILES, FailedRow, FileRow, Key, LEDGER, LedgerAttachments, QUEUES,
@@ -548,7 +549,6 @@ impl Run {
     /// What a checkpoint says of the queue, as it is now.
     pub(super) fn queue_part(&self, rows: &impl Rows) -> Result<QueuePart> {
         let queue = rows.get(&QUEUES, &self.run_key())?.unwrap_or_default();
-        let unit = Key::unit(self.unit_no);
         let prefix = self.run_key();
         let mut unsettled = Vec::new();
         let mut take = |tail: &[u8], row: AttachmentRow| {
@@ -569,6 +569,12 @@ impl Run {
             take(tail, row)?;
             Ok(true)
         })?;
+        Ok(QueuePart { queue, unsettled, ..self.failed_part(rows)? })
+    }
+
+    /// What a checkpoint says of attachments between two runs: those that were given up, as far as there is room.
+    pub(super) fn failed_part(&self, rows: &impl Rows) -> Result<QueuePart> {
+        let unit = Key::unit(self.unit_no);
         let mut bytes = 0;
         let mut kept = |table| -> Result<Vec<(u64, u64, FailedRow)>> {
             let mut kept = Vec::new();
@@ -585,7 +591,7 @@ impl Run {
         // What is to be tried again comes first: of the rest only the list would be shorter.
         let requeued = kept(&REQUEUED)?;
         let failed = kept(&FAILED)?;
-        Ok(QueuePart { queue, unsettled, failed, requeued })
+        Ok(QueuePart { failed, requeued, ..QueuePart::default() })
     }
 
     /// The files of lines that a checkpoint at this position has to name.
@@ -643,6 +649,7 @@ pub(super) fn restore_queue(
     change: &Change<'_>,
     unit: u64,
     run: u64,
+    is_open: bool,
     part: &QueuePart,
     files: &[(u64, FileRow)],
 ) -> Result<()> {
@@ -673,7 +680,7 @@ pub(super) fn restore_queue(
     for (seq, file) in files {
         change.put(&FILES, &prefix.clone().and_number(*seq), &FileRow { loaded: false, ..file.clone() })?;
     }
-    if !part.is_empty() || !files.is_empty() {
+    if is_open && (!part.is_empty() || !files.is_empty()) {
         change.put(&QUEUES, &prefix, &QueueRow { rebuild: true, ..part.queue.clone() })?;
     }
     Ok(())
@@ -799,6 +806,7 @@ impl SyncUnit {
             let key = Key::unit(unit.no);
             let queues = change.all(&QUEUES, &key)?;
             remove_attachments(change, &key)?;
+            forget_attachments(change, &key)?;
             // The lines that a run has staged stay, and so does how many they are.
             for (tail, QueueRow { lines, .. }) in queues {
                 let run = run_key(unit.no, self.attachment_run(&tail)?);

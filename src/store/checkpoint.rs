@@ -26,10 +26,11 @@ use super::notes::Standing;
 use super::rows::{
     BATCHES, BOOKMARKS, BatchRow, BatchState, BookmarkRow, CHUNKS, EVENTS, EventRow, FINDINGS, FileRow, Json,
     Key, LEDGER, LedgerRow, MESSAGES, MessageFate, MessageKind, MessageRow, POSITIONS, RUN_IDS, RUNS,
-    RunIdRow, RunRow, STREAMS, StreamRow, TYPES, TypeRow, UNITS, UnitRow, VALUES, name_of, number_of,
+    RunIdRow, RunRow, RunStatus, STREAMS, StreamRow, TYPES, TypeRow, UNITS, UnitRow, VALUES, name_of,
+    number_of,
 };
 use super::run::{Run, message_key, run_key};
-use super::tables::{Rows, Tables};
+use super::tables::{Change, Rows, Tables};
 
 /// The newest form that this version writes and reads.
 const VERSION: u32 = 1;
@@ -283,12 +284,27 @@ impl SyncUnit {
                 };
                 change.put(&MESSAGES, &message_key(no, message.no), &stored)?;
             }
-            restore_queue(change, no, *run_no, &position.queue, &checkpoint.files)?;
+            let is_open = row.status == RunStatus::Open;
+            restore_queue(change, no, *run_no, is_open, &position.queue, &checkpoint.files)?;
             change.put(&RUNS, &prefix, &row)?;
             let json = serde_json::to_string(position).map_err(|error| damaged(error.to_string()))?;
             change.put(&POSITIONS, &prefix, &Json(json))
         })
     }
+}
+
+/// Takes what is known of attachments out of the positions of a unit's checkpoints.
+pub(super) fn forget_attachments(change: &Change<'_>, unit: &Key) -> Result<()> {
+    for (tail, Json(json)) in change.all(&POSITIONS, unit)? {
+        let damaged = |reason: String| change.tables().damaged(POSITIONS.name, unit, reason);
+        let mut position: Position =
+            serde_json::from_str(&json).map_err(|error| damaged(error.to_string()))?;
+        position.queue = QueuePart::default();
+        let run = number_of(&tail).map_err(|error| damaged(error.to_string()))?;
+        let json = serde_json::to_string(&position).map_err(|error| damaged(error.to_string()))?;
+        change.put(&POSITIONS, &unit.clone().and_number(run), &Json(json))?;
+    }
+    Ok(())
 }
 
 impl Run {
@@ -433,7 +449,12 @@ impl Run {
         match rows.get(&POSITIONS, &self.run_key())? {
             Some(Json(json)) => serde_json::from_str(&json).map_err(|error| self.odd(error.to_string())),
             // A run that is over, or of which nothing was saved yet.
-            None => Ok(Position { next_seq: 1, values: self.values(rows)?, ..Position::default() }),
+            None => Ok(Position {
+                next_seq: 1,
+                values: self.values(rows)?,
+                queue: self.failed_part(rows)?,
+                ..Position::default()
+            }),
         }
     }
 

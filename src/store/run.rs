@@ -334,6 +334,17 @@ impl SyncUnit {
         Ok(Some(Ok(Accepted::Replay(run, self.stored(message_no, message)?))))
     }
 
+    /// The newest run, over or not, as its last life has it.
+    pub(crate) fn newest_run(&self) -> Result<Option<Run>> {
+        let newest = self.inner.tables.view(|rows| {
+            let Some(unit) = rows.get(&UNITS, &self.key())? else { return Ok(None) };
+            let Some(no) = unit.run else { return Ok(None) };
+            let row = rows.need(&RUNS, &run_key(unit.no, no))?;
+            Ok(Some((unit, no, row)))
+        })?;
+        newest.map(|(unit, no, row)| self.handle(&unit, no, &row, true)).transpose()
+    }
+
     /// Makes an event the newest of its run, and the run enter, or go on with, its phase.
     fn enter(
         &self,
