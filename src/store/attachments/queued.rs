@@ -77,7 +77,8 @@ impl QueuedAttachment {
         self.store(Settling::Settled(None))
     }
 
-    /// Gives it up, for a reason that [`SyncUnit::failed_attachments`] then tells. The run can be finished without it.
+    /// Gives it up, for a reason that [`SyncUnit::failed_attachments`](crate::SyncUnit::failed_attachments) then tells. The
+    /// run can be finished without it.
     ///
     /// # Durability
     /// When this returns `Ok`, it survives power loss.
