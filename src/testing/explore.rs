@@ -516,9 +516,18 @@ fn acts_of(number: u64, has_disk: bool, rng: &mut fastrand::Rng) -> Vec<Act> {
         3 => acts.extend(fails(DiskOperation::Write).chain(fails(DiskOperation::Read))),
         4 => acts.extend((0..12).map(|event| Act::Early { event })),
         5 => acts.extend((2..5).map(|life| Act::DiskFull { life, writes: life })),
-        6..=11 => {
+        6..=13 if number < 12 || !has_disk => {
             // Every answer in turn, with one that is as asked between them.
-            let each = [Call::Page, Call::Open, Call::Prepare, Call::Upload, Call::Confirm, Call::Message];
+            let each = [
+                Call::Page,
+                Call::Open,
+                Call::Prepare,
+                Call::Upload,
+                Call::Confirm,
+                Call::Message,
+                Call::LoadState,
+                Call::SaveState,
+            ];
             let call = each.get(turn - 6).copied().unwrap_or(Call::Page);
             let numbers = (0..).step_by(2);
             acts.extend(numbers.zip(answers).map(|(number, answer)| Act::Call { call, number, answer }));
