@@ -233,9 +233,20 @@ fn an_attachments_start_of_a_run_that_the_sdk_began_ends_that_run() {
     let mut state = in_the_middle();
     state["toDevRev"] = left;
     world.airdrop.set_state(&flat(&state));
+    let named =
+        |id: String, parent: &str| json!({ "id": id, "url": "", "file_name": "f", "parent_id": parent });
+    let first: Vec<_> = (1..=9).map(|n| named(format!("first-{n}"), "p")).collect();
+    world.airdrop.keep("one", &first);
+    world.airdrop.keep("two", &[named("a".to_owned(), "p"), named("a".to_owned(), "another")]);
     let start = event("EXTRACTION_ATTACHMENTS_START", "run of the SDK", "900");
     assert_eq!(serve(&mut world, &ear, &start), OutcomeKind::Done);
     let state = world.airdrop.state();
+    // The extractor opens none, so what was left of them is now listed as given up.
+    let failed = state.pointer("/highwater/position/queue/failed").and_then(Value::as_array).unwrap();
+    let failed: Vec<Value> =
+        failed.iter().map(|row| serde_json::from_str(row[2]["json"].as_str().unwrap()).unwrap()).collect();
+    let left = [first[7].clone(), first[8].clone(), named("a".to_owned(), "another")];
+    assert_eq!(failed, left);
     assert_eq!(state["lastSuccessfulSyncStarted"], STARTED);
     assert_eq!(state["toDevRev"]["attachmentsMetadata"]["artifactIds"], json!([]), "nothing is left to do");
 }
