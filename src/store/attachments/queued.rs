@@ -164,13 +164,13 @@ impl Run {
     /// # let store = Store::open(dir.path().join("state.redb"))?;
     /// # let fetch = |url: &str| if url.ends_with('2') { Err("410 Gone") } else { Ok(url.to_owned()) };
     /// let run = store.sync_unit("acme/tickets")?.begin()?;
-    /// let page = |_: Option<u8>| {
+    /// let page = |_: Option<u8>| -> highwater::Result<Page<u8>> {
     ///     let mut page = Page::last();
     ///     for n in 1..=3 {
     ///         let attachment = Attachment::new(format!("A{n}"), format!("https://files.example/{n}"), "a.png", "ISSUE-1");
     ///         page.push("attachments", attachment.to_record()?);
     ///     }
-    ///     highwater::Result::Ok(page)
+    ///     Ok(page)
     /// };
     /// for batch in run.batches("issues", page) {
     ///     batch?.acknowledge("artifact-1")?;
