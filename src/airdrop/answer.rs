@@ -3,6 +3,8 @@
 //! In every case exactly one message answers an event, and it is sealed before it is sent: sent again, by this life or a
 //! later one, it is the same bytes under the same key. A definite refusal undoes the seal.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 use tracing::{info, warn};
@@ -89,6 +91,15 @@ pub(super) enum Ending {
         code: Option<ErrorCode>,
         message: String,
     },
+}
+
+impl Ending {
+    /// The source asked to be left alone for so long.
+    pub(super) fn asked_to_wait(wait: Duration) -> Self {
+        // Whole seconds that are not less.
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        Self::Delay { seconds, asked: true }
+    }
 }
 
 pub(super) fn failed(message: &str) -> Ending {
@@ -252,8 +263,7 @@ impl Invocation<'_> {
             event_type: message.event_type.clone(),
             body: message.body.clone(),
         };
-        let hard = self.started.saturating_add(self.settings.hard);
-        match attempts(self.clock, hard, self.seed, || self.platform.send(&sealed)) {
+        match attempts(self.clock, self.hard_at(), self.seed, || self.platform.send(&sealed)) {
             Ok(()) => {
                 info!(event_type = message.event_type, artifacts = message.artifacts, "message delivered");
                 Ok(Sent::Accepted)
@@ -276,11 +286,9 @@ impl Invocation<'_> {
             Ending::Done | Ending::Progress | Ending::Delay { .. } => (MessageKind::Done, AnswerKind::Done),
         };
         let composed = compose(self.event, self.settings.spelling, &Answer::new(says))?;
-        let name =
-            self.event.identity().unwrap_or_else(|_| self.event.event_type().name(Spelling::Seed).to_owned());
         let message = StoredMessage {
             no: 0,
-            key: message_key_text(&name, &composed.body),
+            key: message_key_text(&incoming_name(self.event), &composed.body),
             event_type: composed.event_type.to_owned(),
             body: composed.body,
             kind,

@@ -161,6 +161,13 @@ pub(crate) struct OutboxSettings {
     pub(crate) artifacts_max: Option<u64>,
 }
 
+impl Task {
+    /// Uploaded, and not to be confirmed before a checkpoint names it.
+    fn awaits_save(&self, saves: bool) -> bool {
+        saves && !self.saved && matches!(self.step, Step::Confirm { .. })
+    }
+}
+
 impl<'a> Outbox<'a> {
     /// Takes up what earlier lives left.
     pub(crate) fn new(
@@ -230,7 +237,8 @@ impl<'a> Outbox<'a> {
 
     /// More waits than the lanes can soon take: the source may pause.
     pub(crate) fn crowded(&self) -> bool {
-        let moving = self.tasks.values().filter(|task| !self.awaits_save(task)).count();
+        let saves = self.saves();
+        let moving = self.tasks.values().filter(|task| !task.awaits_save(saves)).count();
         moving > self.lanes_max.saturating_mul(2)
     }
 
@@ -274,6 +282,7 @@ impl<'a> Outbox<'a> {
     /// Goes on until all that can be settled in this invocation is. After trouble nothing more is uploaded, but what
     /// was uploaded is confirmed.
     pub(crate) fn drain(&mut self) -> Result<()> {
+        let saves = self.saves();
         loop {
             if self.trouble.is_some() {
                 self.drop_tasks(|task| matches!(task.step, Step::Upload));
@@ -281,7 +290,7 @@ impl<'a> Outbox<'a> {
             if self.tasks.is_empty() && self.in_flight == 0 {
                 return Ok(());
             }
-            let all_wait = self.in_flight == 0 && self.tasks.values().all(|task| self.awaits_save(task));
+            let all_wait = self.in_flight == 0 && self.tasks.values().all(|task| task.awaits_save(saves));
             if all_wait && !self.save()? {
                 // Something before them could not be uploaded, so no checkpoint can name them.
                 self.drop_tasks(|_| true);
@@ -321,16 +330,14 @@ impl<'a> Outbox<'a> {
         Ok(true)
     }
 
-    /// Uploaded, and not to be confirmed before a checkpoint names it.
-    fn awaits_save(&self, task: &Task) -> bool {
-        self.keeper.is_some()
-            && !task.saved
-            && matches!(task.step, Step::Confirm { .. })
-            && !self.run.breaks(Rule::ConfirmAfterSave)
+    /// Whether only what a saved checkpoint names is confirmed.
+    fn saves(&self) -> bool {
+        self.keeper.is_some() && !self.run.breaks(Rule::ConfirmAfterSave)
     }
 
     fn next_ready(&self) -> Option<Duration> {
-        self.tasks.values().filter(|task| !self.awaits_save(task)).map(|task| task.ready_at).min()
+        let saves = self.saves();
+        self.tasks.values().filter(|task| !task.awaits_save(saves)).map(|task| task.ready_at).min()
     }
 
     /// Leaves tasks that are not being attempted to the next invocation.
@@ -342,16 +349,13 @@ impl<'a> Outbox<'a> {
 
     fn start(&mut self) -> Result<()> {
         let now = self.clock.elapsed();
+        let saves = self.saves();
         let mut held_back = false;
-        let saves = self.keeper.is_some() && !self.run.breaks(Rule::ConfirmAfterSave);
         for task in self.tasks.values_mut() {
             if self.in_flight >= self.lanes_max {
                 break;
             }
-            if task.in_flight || task.ready_at > now {
-                continue;
-            }
-            if saves && !task.saved && matches!(task.step, Step::Confirm { .. }) {
+            if task.in_flight || task.ready_at > now || task.awaits_save(saves) {
                 continue;
             }
             let call = match &mut task.step {

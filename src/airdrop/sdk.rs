@@ -77,16 +77,14 @@ pub(crate) struct SdkAttachments {
     /// How many attachments of the first of them are behind it.
     pub(crate) last_processed: u64,
     /// Attachment id and parent id of those after that which are settled; the parent is empty in an older state.
-    pub(crate) processed: Vec<(String, String)>,
+    pub(crate) processed: BTreeSet<(String, String)>,
 }
 
 impl SdkAttachments {
     /// Whether the SDK had worked off an attachment that stands in the `at`-th line of the `place`-th artifact.
     pub(crate) fn is_settled(&self, place: u64, at: u64, attachment: &Attachment) -> bool {
-        let named = |(id, parent): &(String, String)| {
-            *id == attachment.id && (parent.is_empty() || *parent == attachment.parent_id)
-        };
-        (place == 0 && at < self.last_processed) || self.processed.iter().any(named)
+        let named = |parent: &str| self.processed.contains(&(attachment.id.clone(), parent.to_owned()));
+        (place == 0 && at < self.last_processed) || named(&attachment.parent_id) || named("")
     }
 }
 
@@ -417,7 +415,7 @@ mod tests {
         let expected = SdkAttachments {
             artifact_ids: vec!["one".to_owned(), "two".to_owned()],
             last_processed: 7,
-            processed: vec![("old".to_owned(), String::new()), ("a".to_owned(), "p".to_owned())],
+            processed: [("old".to_owned(), String::new()), ("a".to_owned(), "p".to_owned())].into(),
         };
         for (phase, step) in [
             (Phase::Data, Step::Continue),

@@ -20,12 +20,9 @@ use serde_json::value::RawValue;
 use tracing::field::{Empty, display};
 use tracing::{Span, debug, info, info_span, warn};
 
-use crate::artifact::decompress;
 use crate::clock::Clock;
-use crate::error::{BoxError, Error, ErrorKind, Result, chain, panic_text};
-use crate::model::{
-    BATCH_BYTES_MAX, EXTERNAL_SYNC_UNIT_BATCH_ITEMS, Micros, Phase, Rule, RunId, StreamName, SyncUnitId,
-};
+use crate::error::{Error, ErrorKind, Result, chain, panic_text};
+use crate::model::{EXTERNAL_SYNC_UNIT_BATCH_ITEMS, Micros, Phase, Rule, RunId, StreamName, SyncUnitId};
 use crate::record::Record;
 use crate::store::{Accepted, Incoming, Page, Run, Store, WindowRow};
 
@@ -38,7 +35,6 @@ use super::lanes::{Done, Job, Lanes, attempt};
 use super::outbox::{Outbox, OutboxSettings, Trouble, attempts};
 use super::platform::{Platform, PlatformError};
 use super::sdk::Scope;
-use super::streams::{self, StreamDone, StreamJob, StreamSettings, Streams, StreamsEnd};
 use super::window::{Bounds, Window, resolve};
 
 /// The item type, and the stream, of the metadata document.
@@ -70,9 +66,9 @@ pub struct Serve {
     soft: Duration,
     pub(super) hard: Duration,
     lanes: usize,
-    streams: usize,
-    attachment_tries: u32,
-    inline_seed: Option<u64>,
+    pub(super) streams: usize,
+    pub(super) attachment_tries: u32,
+    pub(super) inline_seed: Option<u64>,
     pub(super) spelling: Option<Spelling>,
     pub(super) attachments_phase: bool,
     units_inline: bool,
@@ -243,9 +239,9 @@ impl Serve {
 /// What an extractor may know of the invocation that it is called in.
 pub struct Context<'a> {
     event: &'a Event,
-    run: &'a Run,
+    pub(super) run: &'a Run,
     clock: &'a dyn Clock,
-    soft_at: Duration,
+    pub(super) soft_at: Duration,
     window: Option<Window>,
     scope: Scope,
     connector_state: Option<Value>,
@@ -363,6 +359,11 @@ fn accepted_as(accepted: &Accepted) {
 }
 
 impl Invocation<'_> {
+    /// Elapsed time at which the platform kills the extractor.
+    pub(super) fn hard_at(&self) -> Duration {
+        self.started.saturating_add(self.settings.hard)
+    }
+
     fn converse<E: Extractor>(
         &self,
         store: &Store,
@@ -374,7 +375,7 @@ impl Invocation<'_> {
         let span = Span::current();
         span.record("unit", display(&unit)).record("phase", display(phase));
         let unit = store.any_unit(unit);
-        let hard = self.started.saturating_add(self.settings.hard);
+        let hard = self.hard_at();
         // External sync units have no sync unit to keep a checkpoint under.
         let held = if self.settings.checkpoints && phase != Phase::ExternalSyncUnits {
             let settle = self.settings.settle;
@@ -446,7 +447,7 @@ impl Invocation<'_> {
         let settings = OutboxSettings {
             lanes_max: self.settings.lanes,
             seed: self.seed,
-            hard: self.started.saturating_add(self.settings.hard),
+            hard: self.hard_at(),
             confirms: phase != Phase::ExternalSyncUnits,
             base_bytes: self.base_bytes()?,
             artifacts_max,
@@ -486,7 +487,7 @@ impl Invocation<'_> {
     }
 
     /// Delivers what was extracted, and answers.
-    fn settle(
+    pub(super) fn settle(
         &self,
         run: &Run,
         keeper: Option<&Keeper<'_>>,
@@ -509,7 +510,7 @@ impl Invocation<'_> {
             match outbox.trouble() {
                 Some(Trouble::Failed(reason)) => ending = failed(reason),
                 Some(Trouble::AskedToWait(wait)) => {
-                    ending = Ending::Delay { seconds: whole_seconds(*wait), asked: true };
+                    ending = Ending::asked_to_wait(*wait);
                 }
                 None if outbox.left_over() && matches!(ending, Ending::Done) => ending = Ending::Progress,
                 None => {}
@@ -613,12 +614,11 @@ impl Invocation<'_> {
     }
 
     /// Makes a call to the platform until it succeeds, is refused, or the invocation is over; says why it did not.
-    fn attempt<T>(
+    pub(super) fn attempt<T>(
         &self,
         call: impl FnMut() -> std::result::Result<T, PlatformError>,
     ) -> std::result::Result<T, String> {
-        let hard = self.started.saturating_add(self.settings.hard);
-        attempts(self.clock, hard, self.seed, call).map_err(|gave_up| gave_up.to_string())
+        attempts(self.clock, self.hard_at(), self.seed, call).map_err(|gave_up| gave_up.to_string())
     }
 
     fn external_sync_units<E: Extractor>(
@@ -724,7 +724,7 @@ impl Invocation<'_> {
                 let mut page = match caught(|| extractor.page(context, stream.as_str(), cursor)) {
                     Ok(page) => page,
                     Err(SourceError::RateLimited { after }) => {
-                        return Ok(Ending::Delay { seconds: whole_seconds(after), asked: true });
+                        return Ok(Ending::asked_to_wait(after));
                     }
                     Err(SourceError::Failed { code, source }) => {
                         let context = format!("fetching a page of stream {stream} of {}", run.sync_unit());
@@ -776,88 +776,6 @@ impl Invocation<'_> {
         checks(extractor, document).map_err(|reason| failed(&reason))
     }
 
-    /// Streams the attachments that the data phase queued, and answers: while the lanes are there, so that a stream which
-    /// cannot be aborted does not keep the answer back.
-    fn attachments<E: Extractor>(
-        &self,
-        extractor: &E,
-        context: &Context<'_>,
-        keeper: Option<&Keeper<'_>>,
-        mut outbox: Outbox<'_>,
-        said: &Said,
-    ) -> Result<Outcome> {
-        let run = context.run;
-        let early = match run.delay_left_seconds()? {
-            Some(seconds) => Some(Ending::Delay { seconds, asked: false }),
-            None => self.rebuild_queue(context)?,
-        };
-        if let Some(ending) = early {
-            return self.settle(run, keeper, Phase::Attachments, outbox, Ok(ending), said);
-        }
-        let hard = self.started.saturating_add(self.settings.hard);
-        // What is left after it is for the last batch, the confirms and the message.
-        let abort_at = context.soft_at + hard.saturating_sub(context.soft_at).mul_f64(0.75);
-        let settings = StreamSettings {
-            streams_max: self.settings.streams,
-            tries_max: self.settings.attachment_tries,
-            seed: self.seed,
-            soft: context.soft_at,
-            hard,
-            saves: keeper.is_some(),
-        };
-        let attempt =
-            |job: &StreamJob| streams::attempt(extractor, context, self.platform, self.clock, abort_at, job);
-        let work_off = |lanes: Lanes<'_, StreamJob, StreamDone>| {
-            let end = Streams::new(run, self.clock, lanes, settings).work_off(&mut outbox);
-            let ending = end.map(|end| match end {
-                StreamsEnd::Done => Ending::Done,
-                StreamsEnd::Progress => Ending::Progress,
-                StreamsEnd::Delay(wait) => Ending::Delay { seconds: whole_seconds(wait), asked: true },
-                StreamsEnd::Failed(reason) => failed(&reason),
-            });
-            self.settle(run, keeper, Phase::Attachments, outbox, ending, said)
-        };
-        match self.settings.inline_seed {
-            Some(seed) => work_off(Lanes::inline(&attempt, seed)),
-            None => std::thread::scope(|scope| work_off(Lanes::pool(scope, &attempt, self.settings.streams))),
-        }
-    }
-
-    /// Makes the queue of attachments again, where a checkpoint or a state of the TypeScript SDK brought the run back,
-    /// from the artifacts that announced them. Says how the invocation ends, if it cannot go on.
-    fn rebuild_queue(&self, context: &Context<'_>) -> Result<Option<Ending>> {
-        let hard = self.started.saturating_add(self.settings.hard);
-        let inherited = context.run.sdk_attachments()?.unwrap_or_default();
-        context.run.inherit_files(&inherited.artifact_ids)?;
-        for (seq, artifact) in context.run.files_to_load()? {
-            if context.time_left().is_zero() {
-                return Ok(Some(Ending::Progress));
-            }
-            let loaded = attempts(self.clock, hard, self.seed, || self.platform.download(&artifact));
-            let loaded = loaded.map_err(|gave_up| gave_up.to_string()).and_then(|member| {
-                let mut lines = Vec::new();
-                decompress(&member, 2 * BATCH_BYTES_MAX, &mut lines).map_err(|error| error.to_string())?;
-                Ok(lines)
-            });
-            let load = |lines: Vec<u8>| {
-                context.run.load_file(seq, &lines, |place, at, attachment| {
-                    inherited.is_settled(place, at, attachment)
-                })
-            };
-            let reason = match loaded.map(load) {
-                Ok(Ok(())) => continue,
-                Ok(Err(error)) if error.kind() == ErrorKind::Invalid => chain(&error),
-                Ok(Err(error)) => return Err(error),
-                Err(reason) => reason,
-            };
-            let unit = context.run.sync_unit();
-            let what = format!("artifact {artifact}, which names attachments of {unit}, cannot be read back");
-            return Ok(Some(failed(&format!("{what}: {reason}"))));
-        }
-        context.run.queue_rebuilt()?;
-        Ok(None)
-    }
-
     /// Asks the extractor for something that is not a page: in a phase without DELAY, a wait that fits into the budget
     /// is waited for here.
     fn ask<T>(
@@ -872,7 +790,7 @@ impl Invocation<'_> {
                     self.clock.sleep(after);
                 }
                 Err(SourceError::RateLimited { after }) => {
-                    return Err(Ending::Delay { seconds: whole_seconds(after), asked: true });
+                    return Err(Ending::asked_to_wait(after));
                 }
                 Err(SourceError::Failed { code, source }) => {
                     return Err(Ending::Failed { code, message: chain(source.as_ref()) });
@@ -886,7 +804,7 @@ impl Invocation<'_> {
         match self.event.unit_key() {
             Ok(unit) => {
                 let unit = store.any_unit(unit);
-                let hard = self.started.saturating_add(self.settings.hard);
+                let hard = self.hard_at();
                 let take_over = || Keeper::take_over(&unit, self.platform, self.clock, self.seed, hard, None);
                 let keeper = self.settings.checkpoints.then(take_over).transpose()?;
                 if *self.event.event_type() == EventType::DeleteAttachments {
@@ -917,15 +835,9 @@ fn checks<E: Extractor>(extractor: &E, document: serde_json::Value) -> Result<Op
     }
 }
 
-/// Whole seconds that are not less than `wait`.
-fn whole_seconds(wait: Duration) -> u64 {
-    wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
-}
-
 /// Calls the extractor; a panic in it is its failure.
-fn caught<T>(call: impl FnOnce() -> Result<T, SourceError>) -> Result<T, SourceError> {
+pub(super) fn caught<T, E: From<String>>(call: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
     catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
-        let reason: BoxError = format!("the extractor panicked: {}", panic_text(panic.as_ref())).into();
-        Err(SourceError::Failed { code: None, source: reason })
+        Err(E::from(format!("the extractor panicked: {}", panic_text(panic.as_ref()))))
     })
 }

@@ -13,22 +13,24 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
+use crate::artifact::decompress;
 use crate::clock::Clock;
-use crate::error::{Result, chain, panic_text};
-use crate::model::ArtifactId;
+use crate::error::{ErrorKind, Result, chain};
+use crate::model::{ArtifactId, BATCH_BYTES_MAX, Phase};
 use crate::record::{Attachment, Record};
 use crate::store::{Pending, Run, Settling, UNSETTLED_MAX};
 
+use super::answer::{Ending, Outcome, Said, failed};
 use super::extractor::{AttachmentError, Extractor};
+use super::keeper::Keeper;
 use super::lanes::{Lanes, guarded};
 use super::outbox::{Outbox, TRIES, Trouble, back_off};
 use super::platform::{Body, Fate, Platform, PlatformError, Upload};
-use super::serve::Context;
+use super::serve::{Context, Invocation, caught};
 
 /// The item type of the lines that say which attachments were uploaded.
 const LINES: &str = "ssor_attachment";
@@ -41,7 +43,82 @@ const FAILURES_IN_A_ROW: u32 = 20;
 /// How long the loop waits for a stream before it looks at the rest.
 const POLL: Duration = Duration::from_millis(50);
 
-pub(crate) struct StreamJob {
+impl Invocation<'_> {
+    /// Streams the attachments that the data phase queued, and answers: while the lanes are there, so that a stream which
+    /// cannot be aborted does not keep the answer back.
+    pub(super) fn attachments<E: Extractor>(
+        &self,
+        extractor: &E,
+        context: &Context<'_>,
+        keeper: Option<&Keeper<'_>>,
+        mut outbox: Outbox<'_>,
+        said: &Said,
+    ) -> Result<Outcome> {
+        let run = context.run;
+        let early = match run.delay_left_seconds()? {
+            Some(seconds) => Some(Ending::Delay { seconds, asked: false }),
+            None => self.rebuild_queue(context)?,
+        };
+        if let Some(ending) = early {
+            return self.settle(run, keeper, Phase::Attachments, outbox, Ok(ending), said);
+        }
+        let hard = self.hard_at();
+        // What is left after it is for the last batch, the confirms and the message.
+        let abort_at = context.soft_at + hard.saturating_sub(context.soft_at).mul_f64(0.75);
+        let settings = StreamSettings {
+            streams_max: self.settings.streams,
+            tries_max: self.settings.attachment_tries,
+            seed: self.seed,
+            soft: context.soft_at,
+            hard,
+            saves: keeper.is_some(),
+        };
+        let attempt = |job: &StreamJob| attempt(extractor, context, self.platform, self.clock, abort_at, job);
+        let work_off = |lanes: Lanes<'_, StreamJob, StreamDone>| {
+            let ending = Streams::new(run, self.clock, lanes, settings).work_off(&mut outbox);
+            self.settle(run, keeper, Phase::Attachments, outbox, ending, said)
+        };
+        match self.settings.inline_seed {
+            Some(seed) => work_off(Lanes::inline(&attempt, seed)),
+            None => std::thread::scope(|scope| work_off(Lanes::pool(scope, &attempt, self.settings.streams))),
+        }
+    }
+
+    /// Makes the queue of attachments again, where a checkpoint or a state of the TypeScript SDK brought the run back,
+    /// from the artifacts that announced them. Says how the invocation ends, if it cannot go on.
+    fn rebuild_queue(&self, context: &Context<'_>) -> Result<Option<Ending>> {
+        let inherited = context.run.sdk_attachments()?.unwrap_or_default();
+        context.run.inherit_files(&inherited.artifact_ids)?;
+        for (seq, artifact) in context.run.files_to_load()? {
+            if context.time_left().is_zero() {
+                return Ok(Some(Ending::Progress));
+            }
+            let loaded = self.attempt(|| self.platform.download(&artifact)).and_then(|member| {
+                let mut lines = Vec::new();
+                decompress(&member, 2 * BATCH_BYTES_MAX, &mut lines).map_err(|error| error.to_string())?;
+                Ok(lines)
+            });
+            let load = |lines: Vec<u8>| {
+                context.run.load_file(seq, &lines, |place, at, attachment| {
+                    inherited.is_settled(place, at, attachment)
+                })
+            };
+            let reason = match loaded.map(load) {
+                Ok(Ok(())) => continue,
+                Ok(Err(error)) if error.kind() == ErrorKind::Invalid => chain(&error),
+                Ok(Err(error)) => return Err(error),
+                Err(reason) => reason,
+            };
+            let unit = context.run.sync_unit();
+            let what = format!("artifact {artifact}, which names attachments of {unit}, cannot be read back");
+            return Ok(Some(failed(&format!("{what}: {reason}"))));
+        }
+        context.run.queue_rebuilt()?;
+        Ok(None)
+    }
+}
+
+struct StreamJob {
     number: u64,
     call: StreamCall,
 }
@@ -52,7 +129,7 @@ enum StreamCall {
 }
 
 /// What came of one attempt.
-pub(crate) struct StreamDone {
+struct StreamDone {
     number: u64,
     result: Result<Option<ArtifactId>, Failure>,
 }
@@ -90,7 +167,7 @@ impl Flaw {
 }
 
 /// Makes one attempt at a stream or its confirm.
-pub(crate) fn attempt<E: Extractor>(
+fn attempt<E: Extractor>(
     extractor: &E,
     context: &Context<'_>,
     platform: &dyn Platform,
@@ -117,10 +194,7 @@ fn stream<E: Extractor>(
     abort_at: Duration,
     attachment: &Attachment,
 ) -> Result<ArtifactId, Failure> {
-    let open = AssertUnwindSafe(|| extractor.open_attachment(context, attachment));
-    let opened = catch_unwind(open).unwrap_or_else(|panic| {
-        Err(AttachmentError::from(format!("the extractor panicked: {}", panic_text(panic.as_ref()))))
-    });
+    let opened = caught(|| extractor.open_attachment(context, attachment));
     let body = opened.map_err(Failure::Source)?;
     match body.length_bytes {
         Some(0) => return Err(Failure::Body(Flaw::Empty)),
@@ -208,31 +282,21 @@ fn read(reader: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
     }
 }
 
-/// Why no more streams are begun.
-#[derive(Debug)]
-pub(crate) enum StreamsEnd {
-    Done,
-    /// The deadline, or a message or checkpoint that can take no more.
-    Progress,
-    Delay(Duration),
-    Failed(String),
-}
-
 /// How attachments are streamed.
-pub(crate) struct StreamSettings {
-    pub(crate) streams_max: usize,
-    pub(crate) tries_max: u32,
-    pub(crate) seed: u64,
+struct StreamSettings {
+    streams_max: usize,
+    tries_max: u32,
+    seed: u64,
     /// Elapsed times: after which no stream begins, and no retry of a call.
-    pub(crate) soft: Duration,
-    pub(crate) hard: Duration,
+    soft: Duration,
+    hard: Duration,
     /// Only what a saved checkpoint names is confirmed.
-    pub(crate) saves: bool,
+    saves: bool,
 }
 
 /// The attachments that are on their way in one invocation.
 #[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
-pub(crate) struct Streams<'a> {
+struct Streams<'a> {
     run: &'a Run,
     clock: &'a dyn Clock,
     lanes: Lanes<'a, StreamJob, StreamDone>,
@@ -282,7 +346,7 @@ enum Step {
 }
 
 impl<'a> Streams<'a> {
-    pub(crate) fn new(
+    fn new(
         run: &'a Run,
         clock: &'a dyn Clock,
         lanes: Lanes<'a, StreamJob, StreamDone>,
@@ -313,7 +377,7 @@ impl<'a> Streams<'a> {
 
     /// Works off the queue, until it is empty or there is a reason to stop. What was uploaded is confirmed, if that can
     /// be had at all; what is still running when the invocation has to end is left to the next.
-    pub(crate) fn work_off(&mut self, outbox: &mut Outbox<'_>) -> Result<StreamsEnd> {
+    fn work_off(&mut self, outbox: &mut Outbox<'_>) -> Result<Ending> {
         loop {
             outbox.step()?;
             self.full |= outbox.message_full();
@@ -342,21 +406,19 @@ impl<'a> Streams<'a> {
             } else if stopped || !self.tasks.is_empty() {
                 return Ok(self.end(outbox));
             } else if self.run.take_up_requeued()? == 0 {
-                return Ok(StreamsEnd::Done);
+                return Ok(Ending::Done);
             }
         }
     }
 
-    fn end(&self, outbox: &Outbox<'_>) -> StreamsEnd {
+    fn end(&self, outbox: &Outbox<'_>) -> Ending {
         match (&self.trouble, outbox.trouble(), self.asked_to_wait) {
-            (Some(reason), ..) | (None, Some(Trouble::Failed(reason)), _) => {
-                StreamsEnd::Failed(reason.clone())
-            }
+            (Some(reason), ..) | (None, Some(Trouble::Failed(reason)), _) => failed(reason),
             (_, Some(Trouble::AskedToWait(outbox)), streams) => {
-                StreamsEnd::Delay((*outbox).max(streams.unwrap_or_default()))
+                Ending::asked_to_wait((*outbox).max(streams.unwrap_or_default()))
             }
-            (_, _, Some(wait)) => StreamsEnd::Delay(wait),
-            (None, None, None) => self.idle().map_or(StreamsEnd::Progress, StreamsEnd::Delay),
+            (_, _, Some(wait)) => Ending::asked_to_wait(wait),
+            (None, None, None) => self.idle().map_or(Ending::Progress, Ending::asked_to_wait),
         }
     }
 

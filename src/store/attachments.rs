@@ -36,7 +36,7 @@ use super::checkpoint::forget_attachments;
 use super::codec::DecodeError;
 use super::rows::{
     ATTACHMENTS, AttachmentRow, FAILED, FILES, FailedRow, FileRow, Key, LEDGER, LedgerAttachments, QUEUES,
-    QueueRow, REQUEUED, RUN_IDS, Row, RunStatus, SEEN, SeenRow, Table, UNITS, name_hash, number_of,
+    QueueRow, REQUEUED, RUN_IDS, RunStatus, SEEN, SeenRow, UNITS, name_hash, number_of,
 };
 use super::run::{Run, run_key};
 use super::tables::{Change, Rows};
@@ -416,8 +416,13 @@ impl Run {
     /// What keeps the run from being over: an attachment that is neither settled nor failed.
     pub(super) fn check_attachments(&self, change: &Change<'_>) -> Result<()> {
         let counts = AttachmentCounts::from(change.get(&QUEUES, &self.run_key())?.unwrap_or_default().counts);
-        let any = first_rows(change, &ATTACHMENTS, &self.run_key(), 1)?;
-        if counts.left() > 0 || !any.is_empty() {
+        let prefix = self.run_key();
+        let mut any = false;
+        change.scan(&ATTACHMENTS, &prefix, &prefix, |_, _| {
+            any = true;
+            Ok(false)
+        })?;
+        if counts.left() > 0 || any {
             return Err(self.unfinished(format!("{} attachments are not settled", counts.left().max(1))));
         }
         Ok(())
@@ -728,7 +733,15 @@ impl SyncUnit {
     fn failed_after(&self, after: Option<(u64, u64)>) -> Result<Vec<(Vec<u8>, FailedRow)>> {
         self.inner.tables.view(|rows| {
             let Some(unit) = rows.get(&UNITS, &self.key())? else { return Ok(Vec::new()) };
-            failed_rows(rows, unit.no, after)
+            let prefix = Key::unit(unit.no);
+            let from =
+                after.map_or(prefix.clone(), |(run, number)| run_key(unit.no, run).and_number(number + 1));
+            let mut found = Vec::new();
+            rows.scan(&FAILED, &prefix, &from, |tail, row| {
+                found.push((tail.to_vec(), row));
+                Ok(found.len() < GROUP)
+            })?;
+            Ok(found)
         })
     }
 
@@ -854,33 +867,6 @@ fn fingerprint(attachment: &Attachment) -> u64 {
 pub(super) fn run_and_number(tail: &[u8]) -> Result<(u64, u64), DecodeError> {
     let (run, number) = tail.split_at(tail.len().min(8));
     Ok((number_of(run)?, number_of(number)?))
-}
-
-/// The first rows of a table under a key, at most so many.
-fn first_rows<R: Row>(
-    rows: &impl Rows,
-    table: &Table<R>,
-    prefix: &Key,
-    most: usize,
-) -> Result<Vec<(Vec<u8>, R)>> {
-    let mut found = Vec::new();
-    rows.scan(table, prefix, prefix, |tail, row| {
-        found.push((tail.to_vec(), row));
-        Ok(found.len() < most)
-    })?;
-    Ok(found)
-}
-
-/// Failed attachments after a place, in order.
-fn failed_rows(rows: &impl Rows, unit: u64, after: Option<(u64, u64)>) -> Result<Vec<(Vec<u8>, FailedRow)>> {
-    let prefix = Key::unit(unit);
-    let from = after.map_or(prefix.clone(), |(run, number)| run_key(unit, run).and_number(number + 1));
-    let mut found = Vec::new();
-    rows.scan(&FAILED, &prefix, &from, |tail, row| {
-        found.push((tail.to_vec(), row));
-        Ok(found.len() < GROUP)
-    })?;
-    Ok(found)
 }
 
 /// Percent of the queue that is worked off.
