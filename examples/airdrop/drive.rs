@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 use ureq::Agent;
 
-use crate::Failure;
 use crate::api::Api;
+use crate::common::{Failure, chain};
 
 /// How often a worker, or the list of messages, is looked at.
 const POLL: Duration = Duration::from_millis(5);
@@ -84,7 +84,7 @@ impl Driven {
             "restarts": self.restarts,
             "seconds": self.took.as_secs_f64(),
             "faults": self.faults["faults"],
-            "error": self.failure.as_ref().map(|failure| crate::chain(failure.as_ref())),
+            "error": self.failure.as_ref().map(|failure| chain(failure.as_ref())),
         })
     }
 }

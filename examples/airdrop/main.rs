@@ -11,16 +11,17 @@
 //! and how it was answered, and `blueprints.jsonl` and `mappings.jsonl` what a connector installed.
 
 mod api;
+#[path = "../common/mod.rs"]
+mod common;
 mod drive;
 mod external;
 mod fault;
 mod form;
 mod http;
 
-use std::error::Error;
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -32,6 +33,7 @@ use highwater::Phase;
 use highwater::airdrop::{Local, SyncSettings};
 
 use crate::api::Api;
+use crate::common::{Failure, chain, finish, print};
 use crate::drive::{Drive, Driven, Worker};
 use crate::fault::Fault;
 use crate::http::Request;
@@ -177,31 +179,12 @@ impl From<PhaseName> for Phase {
     }
 }
 
-type Failure = Box<dyn Error + Send + std::marker::Sync>;
-
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Action::Serve(serve) => serve.forever(),
         Action::Sync(sync) => sync.run(),
     };
-    match done {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("error: {}", chain(error.as_ref()));
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// An error and its causes.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
+    finish(done)
 }
 
 impl Serve {
@@ -282,15 +265,4 @@ fn summary(driven: &Driven) -> String {
         "\n{invocations} invocations, {restarts} restarts, {messages} messages, {seconds:.2} s"
     );
     text
-}
-
-/// Prints to standard output; that nobody reads on is no failure.
-fn print(text: &str) -> Result<(), Failure> {
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(format!("cannot write to standard output: {error}").into())
-        }
-        _ => Ok(()),
-    }
 }

@@ -10,13 +10,13 @@
 //! `DIR/state.redb`, and play the rest of the platform over the directory `DIR`; see [`highwater::airdrop::Local`]
 //! for what is in it.
 
+#[path = "../common/mod.rs"]
+mod common;
 mod extractor;
 mod repository;
 
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::fmt::Write as _;
-use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -27,6 +27,7 @@ use highwater::{Store, SystemClock};
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 
+use crate::common::{Failure, finish, print, read_event, went_well};
 use crate::extractor::GitExtractor;
 use crate::repository::Repository;
 
@@ -108,25 +109,12 @@ impl Common {
     }
 }
 
-type Failure = Box<dyn Error + Send + Sync>;
-
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Action::Sync { common } => sync(&common),
         Action::Invoke { common, event } => invoke(&common, &event),
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            let mut cause = error.source();
-            while let Some(error) = cause {
-                eprintln!("  because: {error}");
-                cause = error.source();
-            }
-            ExitCode::FAILURE
-        }
-    }
+    finish(done.map(|()| ExitCode::SUCCESS))
 }
 
 /// Answers an event as one invocation of a worker does: with nothing in memory but what the event and the store say.
@@ -165,31 +153,12 @@ fn answer(
 }
 
 fn invoke(common: &Common, event: &Path) -> Result<(), Failure> {
-    let event = Event::from_json_bytes(&read(event)?)?;
+    let event = read_event(event)?;
     let repository = Repository::open(&common.repo)?;
     let airdrop = Local::open(&common.out)?;
     let outcome = answer(common, &repository, &airdrop, &ProgressBar::hidden(), &event)?;
-    let Some(message) = outcome.message else {
-        eprintln!("the event was answered earlier, and its message is no longer kept: nothing was sent");
-        return Ok(());
-    };
-    if outcome.kind == OutcomeKind::Error {
-        let message: Value = serde_json::from_str(&message)?;
-        let reason = message.pointer("/event_data/error/message").and_then(Value::as_str);
-        eprintln!("answered with {}: {}", outcome.event_type, reason.unwrap_or("no reason given"));
-    }
-    print(&format!("{message}\n"))
-}
-
-/// The bytes of the event.
-fn read(path: &Path) -> Result<Vec<u8>, Failure> {
-    let mut bytes = Vec::new();
-    let (name, read) = if path == Path::new("-") {
-        ("standard input".to_owned(), io::stdin().lock().read_to_end(&mut bytes).map(|_| bytes))
-    } else {
-        (path.display().to_string(), std::fs::read(path))
-    };
-    read.map_err(|error| format!("cannot read the event (--event) from {name}: {error}").into())
+    went_well(&outcome)?;
+    outcome.message.map_or(Ok(()), |message| print(&format!("{message}\n")))
 }
 
 /// What the invocations of this process came to that announced records of an item type.
@@ -303,15 +272,4 @@ fn summary(
 
 fn seconds(time: Duration) -> String {
     format!("{:.2} s", time.as_secs_f64())
-}
-
-/// Prints to standard output; that nobody reads on is no failure.
-fn print(text: &str) -> Result<(), Failure> {
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(format!("cannot write to standard output: {error}").into())
-        }
-        _ => Ok(()),
-    }
 }

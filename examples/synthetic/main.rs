@@ -9,22 +9,22 @@
 //! example `airdrop`.
 
 mod attachment;
+#[path = "../common/mod.rs"]
+mod common;
 mod extractor;
 mod issue;
 
-use std::error::Error;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use highwater::airdrop::{Client, Event, OutcomeKind, Serve};
+use highwater::airdrop::{Client, Serve};
 use highwater::{Level, Store};
-use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::attachment::Files;
+use crate::common::{Failure, finish, read_event, went_well};
 use crate::extractor::Synthetic;
 
 /// How long to wait for another process to let go of the store, if the budget is not shorter.
@@ -134,27 +134,14 @@ impl Invoke {
     }
 }
 
-type Failure = Box<dyn Error + Send + Sync>;
-
 fn main() -> ExitCode {
     let Action::Invoke(invoke) = Cli::parse().command;
-    match answer(&invoke) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            let mut cause = error.source();
-            while let Some(error) = cause {
-                eprintln!("  because: {error}");
-                cause = error.source();
-            }
-            ExitCode::FAILURE
-        }
-    }
+    finish(answer(&invoke).map(|()| ExitCode::SUCCESS))
 }
 
 /// Answers the event with nothing in memory but what it, and the state, say.
 fn answer(invoke: &Invoke) -> Result<(), Failure> {
-    let event = Event::from_json_bytes(&read(&invoke.event)?)?;
+    let event = read_event(&invoke.event)?;
     let client = Client::new(&event)?;
     // The folder, if it is ours, is removed after the store in it is closed.
     let (store, _folder) = invoke.open_store()?;
@@ -163,14 +150,7 @@ fn answer(invoke: &Invoke) -> Result<(), Failure> {
     if let Some(watermark) = outcome.ignored_watermark {
         eprintln!("warning: the last sync was at {watermark}, by a clock that was wrong");
     }
-    let Some(message) = outcome.message else {
-        eprintln!("the event was answered earlier, and its message is no longer kept: nothing was sent");
-        return Ok(());
-    };
-    if outcome.kind == OutcomeKind::Error {
-        let message: Value = serde_json::from_str(&message)?;
-        let reason = message.pointer("/event_data/error/message").and_then(Value::as_str);
-        eprintln!("answered with {}: {}", outcome.event_type, reason.unwrap_or("no reason given"));
+    if !went_well(&outcome)? {
         return Ok(());
     }
     let again = if outcome.replayed { ", said again" } else { "" };
@@ -182,15 +162,4 @@ fn answer(invoke: &Invoke) -> Result<(), Failure> {
     };
     eprintln!("answered with {}, {} artifacts{attachments}{again}", outcome.event_type, outcome.artifacts);
     Ok(())
-}
-
-/// The bytes of the event.
-fn read(path: &Path) -> Result<Vec<u8>, Failure> {
-    let mut bytes = Vec::new();
-    let (name, read) = if path == Path::new("-") {
-        ("standard input".to_owned(), io::stdin().lock().read_to_end(&mut bytes).map(|_| bytes))
-    } else {
-        (path.display().to_string(), std::fs::read(path))
-    };
-    read.map_err(|error| format!("cannot read the event (--event) from {name}: {error}").into())
 }

@@ -1,0 +1,72 @@
+//! What the example programs share: how they read an event, what they say, and how they end.
+
+#![allow(dead_code, reason = "each program uses a part of it")]
+
+use std::error::Error;
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use highwater::airdrop::{Event, Outcome, OutcomeKind};
+use serde_json::Value;
+
+pub(crate) type Failure = Box<dyn Error + Send + Sync>;
+
+/// Ends the program: a failure is told with its causes, and the exit code is 1.
+pub(crate) fn finish(done: Result<ExitCode, Failure>) -> ExitCode {
+    done.unwrap_or_else(|failure| {
+        eprintln!("error: {}", chain(failure.as_ref()));
+        ExitCode::FAILURE
+    })
+}
+
+/// An error and its causes.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// Prints to standard output; that nobody reads on is no failure.
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(format!("cannot write to standard output: {error}").into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Reads the event of `--event`; `-` is standard input.
+pub(crate) fn read_event(path: &Path) -> Result<Event, Failure> {
+    let mut bytes = Vec::new();
+    let (name, read) = if path == Path::new("-") {
+        ("standard input".to_owned(), io::stdin().lock().read_to_end(&mut bytes).map(|_| bytes))
+    } else {
+        (path.display().to_string(), std::fs::read(path))
+    };
+    let bytes = read.map_err(|error| format!("cannot read the event (--event) from {name}: {error}"))?;
+    Ok(Event::from_json_bytes(&bytes)?)
+}
+
+/// Says so if an event was answered with ERROR, or in an earlier life; whether it was neither.
+pub(crate) fn went_well(outcome: &Outcome) -> Result<bool, Failure> {
+    match (&outcome.message, outcome.kind) {
+        (None, _) => {
+            eprintln!("the event was answered earlier, and its message is no longer kept: nothing was sent");
+            Ok(false)
+        }
+        (Some(message), OutcomeKind::Error) => {
+            let message: Value = serde_json::from_str(message)?;
+            let reason = message.pointer("/event_data/error/message").and_then(Value::as_str);
+            eprintln!("answered with {}: {}", outcome.event_type, reason.unwrap_or("no reason given"));
+            Ok(false)
+        }
+        _ => Ok(true),
+    }
+}
