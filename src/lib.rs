@@ -104,7 +104,7 @@
 //!
 //! # Rooms
 //!
-//! A room uses rooms of its own layer and of those below. `tests/layering.rs` reads this table, and the source, and
+//! A room uses rooms of its own layer and of those below. `tests/project/layering.rs` reads this table, and the source, and
 //! fails where one is not true of the other; a room with a slash at its end has everything in that folder.
 //!
 //! | layer | rooms | what they are for | alone in using |

@@ -6,8 +6,6 @@
 //! that were yielded, the calls that returned. After every life it is compared with a second look at a copy of the
 //! disk. What was under way when power failed may have happened or not; the look tells which, and then it is so.
 
-mod support;
-
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -299,7 +297,7 @@ fn to_page(handed: &Handed) -> Page<u32> {
 
 fn records_of(gzip: &[u8]) -> Vec<String> {
     let is = |line: &Value| line["data"]["is"].as_str().unwrap().to_owned();
-    support::lines(gzip).iter().map(is).collect()
+    crate::support::lines(gzip).iter().map(is).collect()
 }
 
 fn open(

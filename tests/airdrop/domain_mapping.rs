@@ -1,12 +1,8 @@
 //! The initial domain mapping is installed once per version of the snap-in, before anything else of a run.
 
-mod support;
-#[path = "support/airdrop.rs"]
-mod world;
-
+use crate::world::{Answer, Call, Pages, Source, World, all_of, event, paged};
 use highwater::airdrop::{Event, Local, OutcomeKind, Platform};
 use serde_json::{Value, json};
-use world::{Answer, Call, Pages, Source, World, all_of, event, paged};
 
 fn mapping() -> Value {
     json!({ "starting_recipe_blueprint": { "name": "b" }, "additional_mappings": { "kept": [1, 2.5] } })

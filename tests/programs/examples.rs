@@ -2,10 +2,10 @@
 //! program, which other tests run.)
 
 #[allow(dead_code, reason = "the example uses the rest")]
-#[path = "../examples/airdrop/fault.rs"]
+#[path = "../../examples/airdrop/fault.rs"]
 mod fault;
-#[path = "../examples/airdrop/form.rs"]
+#[path = "../../examples/airdrop/form.rs"]
 mod form;
 #[allow(dead_code, reason = "the example uses the rest")]
-#[path = "../examples/synthetic/issue.rs"]
+#[path = "../../examples/synthetic/issue.rs"]
 mod issue;

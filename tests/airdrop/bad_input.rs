@@ -1,10 +1,6 @@
 //! What cannot be used is refused by name, with the kind of error that says what to do, and the store is as it was.
 //! (What is wrong with an event is in `wire` and `conversation`.)
 
-mod support;
-#[path = "support/airdrop.rs"]
-mod world;
-
 use std::error::Error as _;
 use std::io::{BufRead, BufReader, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,6 +8,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use crate::world::{Source, World, all_of, event, page_of, paged};
 use highwater::airdrop::{Context, Extractor, OutcomeKind, SourceError};
 use highwater::testing::{DiskOperation, Fault, SimDisk};
 use highwater::{
@@ -20,7 +17,6 @@ use highwater::{
 use redb::{Database, ReadableDatabase, TableDefinition};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use world::{Source, World, all_of, event, page_of, paged};
 
 const UNIT: &str = "acme/tickets";
 
@@ -47,7 +43,7 @@ fn still_to_come(store: &Store) -> Vec<String> {
         Ok(Page::last())
     };
     for batch in run.batches("issues", fetch) {
-        records.extend(support::lines(&batch.unwrap().bytes().unwrap()).iter().map(world::is));
+        records.extend(crate::support::lines(&batch.unwrap().bytes().unwrap()).iter().map(crate::world::is));
     }
     records
 }
@@ -197,7 +193,7 @@ fn a_store_that_is_open_elsewhere_is_in_use_until_it_is_let_go_of() {
     drop(store);
     // In another one.
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "holder_of_a_store", "--nocapture"])
+        .args(["--exact", "bad_input::holder_of_a_store", "--nocapture"])
         .env(HOLDER, &path)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -238,7 +234,7 @@ fn look(disk: &SimDisk) -> (Option<u32>, Vec<Value>, Option<u32>) {
         Ok(Page::last())
     };
     let batches: Vec<_> = run.batches("issues", fetch).map(Result::unwrap).collect();
-    let records = batches.iter().flat_map(|batch| support::lines(&batch.bytes().unwrap())).collect();
+    let records = batches.iter().flat_map(|batch| crate::support::lines(&batch.bytes().unwrap())).collect();
     (asked, records, run.value("position").unwrap())
 }
 
@@ -492,7 +488,7 @@ fn raw_json_on_several_lines_is_one_line_and_says_the_same() {
     let mut read = Vec::new();
     for batch in &batches {
         assert_eq!(batch.items(), 1);
-        read.extend(support::lines(&batch.bytes().unwrap()));
+        read.extend(crate::support::lines(&batch.bytes().unwrap()));
     }
     read.sort_by_key(|line| line.get("id").is_none());
     let id = "an \"id\"\non two lines";
@@ -587,7 +583,7 @@ fn a_file_that_can_grow_no_more_is_an_error_and_the_next_process_goes_on() {
     let child = Command::new("sh")
         .args([
             "-c",
-            r#"trap "" XFSZ; ulimit -f 6000; exec "$0" --exact writer_of_a_limited_file --nocapture"#,
+            r#"trap "" XFSZ; ulimit -f 6000; exec "$0" --exact bad_input::writer_of_a_limited_file --nocapture"#,
         ])
         .arg(std::env::current_exe().unwrap())
         .env(LIMITED, &path)
@@ -606,8 +602,8 @@ fn a_file_that_can_grow_no_more_is_an_error_and_the_next_process_goes_on() {
     let batches: Vec<_> = run.batches("issues", fetch).map(Result::unwrap).collect();
     let found: Vec<String> = batches
         .iter()
-        .flat_map(|batch| support::lines(&batch.bytes().unwrap()))
-        .map(|line| world::is(&line))
+        .flat_map(|batch| crate::support::lines(&batch.bytes().unwrap()))
+        .map(|line| crate::world::is(&line))
         .collect();
     let expected: Vec<String> = (0..staged).map(|at| at.to_string()).collect();
     assert_eq!(found, expected);

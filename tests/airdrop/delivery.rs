@@ -1,15 +1,12 @@
 //! The way of a batch into a message: uploaded, its id stored, confirmed, announced in exactly one message; whatever
 //! the platform refuses, loses or cannot take in at once, and from however many threads.
 
-mod support;
-#[path = "support/airdrop.rs"]
-mod world;
-
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crate::world::{Airdrop, Answer, Call, Pages, Source, World, all_of, event, page_of, paged, records_of};
 use chrono::{DateTime, FixedOffset};
 use highwater::airdrop::{
     Context, ExternalSyncUnit, Fate, Outcome, OutcomeKind, Platform, PlatformError, SealedMessage, Serve,
@@ -18,7 +15,6 @@ use highwater::airdrop::{
 use highwater::testing::Fault;
 use highwater::{ArtifactId, Clock, ErrorKind, Page, Record, limits};
 use serde_json::{Value, json};
-use world::{Airdrop, Answer, Call, Pages, Source, World, all_of, event, page_of, paged, records_of};
 
 const DATA: &str = "EXTRACTION_DATA_START";
 const DATA_ON: &str = "EXTRACTION_DATA_CONTINUE";

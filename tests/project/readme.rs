@@ -25,7 +25,7 @@ fn the_table_of_limits_has_every_limit_at_its_value() {
         ("CLOCK_AHEAD_MAX", limits::CLOCK_AHEAD_MAX.as_secs()),
     ]
     .into();
-    let readme = include_str!("../README.md");
+    let readme = include_str!("../../README.md");
     let (_, table) = readme.split_once("| limit (`highwater::limits`)").expect("the README has its limits");
     let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
     let said: BTreeMap<&str, u64> = rows
@@ -37,7 +37,7 @@ fn the_table_of_limits_has_every_limit_at_its_value() {
         .collect();
     assert_eq!(said, constants);
     // And these are all there are.
-    let exported = include_str!("../src/lib.rs").split_once("pub mod limits {").expect("the module").1;
+    let exported = include_str!("../../src/lib.rs").split_once("pub mod limits {").expect("the module").1;
     let exported = exported.split_once("};").expect("its end").0;
     for name in exported.split(|c: char| !(c.is_ascii_uppercase() || c == '_')).filter(|name| name.len() > 2)
     {

@@ -4,8 +4,6 @@
 //! What is expected comes from the plan by which the test makes the repository, and from Git itself; what was
 //! delivered is read from the files by a reader of the test's own.
 
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::fs;
@@ -13,12 +11,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::support::{Planned, Received, Source, Who, check_confirmed, example, git, list, run, said};
 use chrono::DateTime;
 use highwater::airdrop::{Local, SyncSettings};
 use highwater::inspect::Snapshot;
 use highwater::{Store, SystemClock};
 use serde_json::{Value, json};
-use support::{Planned, Received, Source, Who, check_confirmed, example, git, list, run, said};
 use tempfile::TempDir;
 
 /// The calls to the platform that the library makes at once.

@@ -1,19 +1,15 @@
 //! A connector moves over from the TypeScript SDK, and back, without starting again: what the SDK left in the worker
 //! state is what a unit begins with, and its keys are kept current.
 
-mod support;
-#[path = "support/airdrop.rs"]
-mod world;
-
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::world::{Call, Pages, Source, World, all_of, event, event_with, page_of};
 use chrono::{DateTime, Utc};
 use highwater::airdrop::{Context, Event, OutcomeKind, Window};
 use highwater::inspect::check;
 use highwater::{Clock, Store, VirtualClock};
 use serde_json::{Value, json};
-use world::{Call, Pages, Source, World, all_of, event, event_with, page_of};
 
 const EARLIER: &str = "2026-01-01T08:00:00.000Z";
 const STARTED: &str = "2026-01-02T11:00:00.000Z";

@@ -4,19 +4,15 @@
 //! Each fault is seen to come true. What is expected is made by the oracle's own arithmetic, and what was delivered is
 //! read from the platform's files.
 
-#[path = "support/served.rs"]
-mod served;
-mod support;
-
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use crate::served::{Files, Served, Verdict, calls, came_true};
+use crate::support::{example, said};
 use highwater::SystemClock;
 use highwater::airdrop::{Local, SyncSettings};
 use serde_json::Value;
-use served::{Files, Served, Verdict, calls, came_true};
-use support::{example, said};
 
 const ITEMS: u64 = 4_000;
 const SOURCE: [&str; 6] = ["--items", "4000", "--page-size", "150", "--batch-items", "250"];

@@ -4,10 +4,6 @@
 //! The oracle reads the messages and the files of a local Airdrop by itself: which artifacts are announced, which lines
 //! are in them, which artifacts those name, and what their bytes are. What is expected is the source's own account.
 
-mod support;
-#[path = "support/airdrop.rs"]
-mod world;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Read};
@@ -315,7 +311,7 @@ impl Delivered {
         let mut lines = Vec::new();
         for (at, message) in text.lines().enumerate() {
             let message: Value = serde_json::from_str(message).map_err(|error| error.to_string())?;
-            for entry in support::list(&message["event_data"]["artifacts"]) {
+            for entry in crate::support::list(&message["event_data"]["artifacts"]) {
                 let id = entry["id"].as_str().unwrap_or_default();
                 let item_type = entry["item_type"].as_str().unwrap_or_default();
                 if !announced.insert(id.to_owned()) {
@@ -324,7 +320,7 @@ impl Delivered {
                 if item_type != "ssor_attachment" {
                     continue;
                 }
-                let found = support::lines(&artifact(id)?);
+                let found = crate::support::lines(&artifact(id)?);
                 if entry["item_count"] != found.len() {
                     return Err(format!("{id} has {} lines and is announced otherwise", found.len()));
                 }
@@ -438,7 +434,7 @@ impl Fixture {
     }
 
     fn event(&self, source: &mut Files, event_type: &str, run: &str, request: &str) -> Outcome {
-        let event = world::event_of(UNIT, event_type, run, request);
+        let event = crate::world::event_of(UNIT, event_type, run, request);
         self.serve.serve(&self.next_store(), &self.airdrop, source, &event).unwrap()
     }
 
@@ -734,7 +730,7 @@ fn a_stream_without_end_is_aborted_before_the_hard_limit_costs_nothing_settled_a
     fixture.serve = fixture.serve.streams(4).budget(soft).hard_limit(hard);
     let mut source = WithEndless(Files::new(&fixture.clock, pages(12, 50)));
     let serve = |event_type: &str, request: &str, source: &mut WithEndless| {
-        let event = world::event_of(UNIT, event_type, "run", request);
+        let event = crate::world::event_of(UNIT, event_type, "run", request);
         fixture.serve.serve(&fixture.next_store(), &fixture.airdrop, source, &event).unwrap()
     };
     serve(DATA, "data", &mut source);
@@ -814,7 +810,7 @@ fn a_rate_limited_stream_makes_delay_by_the_longest_wait_and_an_early_continue_w
     let mut number = 0;
     let mut serve = |event_type: &str, source: &mut Limited| {
         number += 1;
-        let event = world::event_of(UNIT, event_type, "run", &number.to_string());
+        let event = crate::world::event_of(UNIT, event_type, "run", &number.to_string());
         let outcome = fixture.serve.serve(&fixture.next_store(), &fixture.airdrop, source, &event).unwrap();
         let delay = fixture.messages().pop().unwrap()["event_data"]["delay"].as_u64();
         (outcome.kind, delay, source.0.opened.lock().unwrap().len())
@@ -922,7 +918,7 @@ fn the_platform_is_told_name_and_type_and_each_line_is_as_the_protocol_has_it() 
     source.0.hows.insert(("A3".into(), "P".into()), How::Unknown);
     let recorder = Recorder { airdrop: &fixture.airdrop, told: Mutex::default(), busy: Mutex::default() };
     for (event_type, request) in [(DATA, "1"), (ATTACHMENTS, "2")] {
-        let event = world::event_of(UNIT, event_type, "run", request);
+        let event = crate::world::event_of(UNIT, event_type, "run", request);
         let outcome = fixture.serve.serve(&fixture.next_store(), &recorder, &mut source, &event).unwrap();
         assert_eq!(outcome.kind, OutcomeKind::Done);
     }
@@ -961,7 +957,8 @@ fn the_platform_is_told_name_and_type_and_each_line_is_as_the_protocol_has_it() 
     let metadata: Vec<_> = fixture.messages()[0]["event_data"]["artifacts"].as_array().unwrap().clone();
     let metadata = metadata.iter().find(|entry| entry["item_type"] == "attachments").unwrap();
     let id = metadata["id"].as_str().unwrap();
-    let first = &support::lines(&fs::read(fixture.airdrop_dir().join("artifacts").join(id)).unwrap())[0];
+    let first =
+        &crate::support::lines(&fs::read(fixture.airdrop_dir().join("artifacts").join(id)).unwrap())[0];
     let expected = json!({"id": "A0", "url": "u", "file_name": "a b.png", "parent_id": "P", "author_id": "U1",
                           "inline": true});
     assert_eq!(*first, expected);
@@ -977,7 +974,7 @@ fn what_waits_for_longer_than_the_invocation_makes_delay() {
     let mut number = 0;
     let mut serve = |event_type: &str, source: &mut Files| {
         number += 1;
-        let event = world::event_of(UNIT, event_type, "run", &number.to_string());
+        let event = crate::world::event_of(UNIT, event_type, "run", &number.to_string());
         let outcome = fixture.serve.serve(&fixture.next_store(), &recorder, source, &event).unwrap();
         (outcome.kind, fixture.messages().pop().unwrap()["event_data"]["delay"].as_u64())
     };
@@ -1120,7 +1117,7 @@ fn a_page_with_a_record_that_is_no_attachment_is_refused_whole() {
     ] {
         let fixture = Fixture::new();
         let mut source = Bad(record, Files::new(&fixture.clock, pages(3, 5)));
-        let event = world::event_of(UNIT, DATA, "run", "1");
+        let event = crate::world::event_of(UNIT, DATA, "run", "1");
         let outcome =
             fixture.serve.serve(&fixture.next_store(), &fixture.airdrop, &mut source, &event).unwrap();
         assert_eq!(outcome.kind, OutcomeKind::Error);
@@ -1152,7 +1149,7 @@ fn the_oracle_reports_a_line_twice_a_line_missing_and_bytes_of_another() {
     let id = entry["id"].as_str().unwrap();
     let path = dir.join("artifacts").join(id);
     let whole = fs::read(&path).unwrap();
-    let lines = support::lines(&whole);
+    let lines = crate::support::lines(&whole);
     assert_eq!(lines.len(), 6);
     let doctor = |lines: &[Value]| {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(1));

@@ -1,18 +1,14 @@
 //! The local Airdrop takes what the protocol says and refuses everything else: each rule is shown by two requests, one
 //! that keeps it and one that breaks it and nothing else. A refusal says why, in JSON, and leaves no trace.
 
-#[path = "support/served.rs"]
-mod served;
-mod support;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
 use std::path::PathBuf;
 
+use crate::served::{Served, file};
+use crate::support::example;
 use serde_json::{Value, json};
-use served::{Served, file};
-use support::example;
 use tempfile::TempDir;
 
 const BEARER: &str = "Bearer some-token";

@@ -885,7 +885,7 @@ fn a_store_whose_owner_was_killed_is_read_in_place() {
     let mut batches = 0;
     for life in 0..12 {
         let mut child = Process::new(std::env::current_exe().unwrap())
-            .args(["--exact", "a_writer_to_be_killed", "--ignored", "--nocapture", "--test-threads=1"])
+            .args(["--exact", "dump::a_writer_to_be_killed", "--ignored", "--nocapture", "--test-threads=1"])
             .env("HIGHWATER_TEST_STORE", place.store())
             .stdout(Stdio::piped())
             .spawn()

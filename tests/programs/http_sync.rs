@@ -5,10 +5,6 @@
 //! none of the library's.
 #![cfg(unix)]
 
-#[path = "support/served.rs"]
-mod served;
-mod support;
-
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -16,11 +12,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use crate::served::{Served, Verdict};
+use crate::support::{example, said};
 use highwater::SystemClock;
 use highwater::airdrop::{Local, SyncSettings};
 use serde_json::{Value, json};
-use served::{Served, Verdict};
-use support::{example, said};
 use tempfile::TempDir;
 
 /// What the worker does: a word for each of its lives, the last one for all that follow.
@@ -116,7 +112,7 @@ impl World {
             .arg("--")
             .arg(std::env::current_exe().unwrap())
             // What follows the two dashes is for the worker alone; the test harness takes it for one more filter.
-            .args(["--exact", "worker", "--nocapture", "{event}"])
+            .args(["--exact", "http_sync::worker", "--nocapture", "{event}"])
             .env(PLAN, plan)
             .env(NOTES, self.dir.path().join("notes"))
             .stdin(Stdio::null())

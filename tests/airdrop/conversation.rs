@@ -1,22 +1,18 @@
 //! Exactly one message answers an event: which event is a new one, which was seen before, what each is answered in each
 //! phase, and when an invocation comes to its end. (How artifacts come into a message is in `delivery`.)
 
-mod support;
-#[path = "support/airdrop.rs"]
-mod world;
-
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
+use crate::world::{
+    Answer, Call, Pages, Source, World, all_of, event, event_of, event_with, is, page_of, paged, records_of,
+};
 use chrono::TimeDelta;
 use highwater::airdrop::{
     Context, Event, ExternalSyncUnit, Outcome, OutcomeKind, Serve, SourceError, Spelling,
 };
 use highwater::{Clock, Error, ErrorKind, Record};
 use serde_json::{Value, json};
-use world::{
-    Answer, Call, Pages, Source, World, all_of, event, event_of, event_with, is, page_of, paged, records_of,
-};
 
 const DATA: &str = "EXTRACTION_DATA_START";
 const DATA_ON: &str = "EXTRACTION_DATA_CONTINUE";

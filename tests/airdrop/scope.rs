@@ -1,17 +1,13 @@
 //! The extraction scope: records of an item type that the platform does not want are counted and go nowhere, and DONE
 //! balances all the same. It is the same in every invocation of a run.
 
-mod support;
-#[path = "support/airdrop.rs"]
-mod world;
-
 use std::time::Duration;
 
+use crate::world::{Airdrop, Answer, Call, Pages, Source, World, all_of, event, page_of};
 use highwater::airdrop::{Context, OutcomeKind, Serve};
 use highwater::inspect::{Snapshot, check};
 use highwater::{Record, Store, VirtualClock};
 use serde_json::json;
-use world::{Airdrop, Answer, Call, Pages, Source, World, all_of, event, page_of};
 
 const NO_COMMENTS: &str = r#"{"comments":{"extract":false},"issues":{"extract":true}}"#;
 

@@ -1,20 +1,16 @@
 //! Invariant 4: the watermark never runs ahead. It moves only when a run is finished, to when that run started, or to
 //! now if the clock has stepped back behind that; and so do bookmarks.
 
-mod support;
-#[path = "support/airdrop.rs"]
-mod world;
-
 use std::path::Path;
 use std::time::Duration;
 
+use crate::world::{Source, World, event_of, page_of};
 use chrono::{DateTime, TimeDelta, Utc};
 use highwater::airdrop::{Context, OutcomeKind};
 use highwater::{Clock, Error, Page, Run, Store, VirtualClock, limits};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
-use world::{Source, World, event_of, page_of};
 
 const MINUTE: Duration = Duration::from_secs(60);
 

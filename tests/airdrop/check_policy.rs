@@ -3,15 +3,12 @@
 //!
 //! What is bad is told by the test's own look at the announced lines, never by what was counted.
 
-mod support;
-#[path = "support/airdrop.rs"]
-mod world;
-
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use crate::world::{Airdrop, Call, Pages, Source, World, all_of, event, records_of};
 use assert_cmd::Command;
 use highwater::airdrop::{
     CheckPolicy, Context, ExternalSyncUnit, Extractor, Outcome, OutcomeKind, Serve, SourceError,
@@ -22,7 +19,6 @@ use highwater::record::{Field, Metadata, RecordType, StageDiagram};
 use highwater::testing::{Explore, Life, SimCursor, SimDisk, SimSource};
 use highwater::{Page, Record, Store, VirtualClock};
 use serde_json::{Value, json};
-use world::{Airdrop, Call, Pages, Source, World, all_of, event, records_of};
 
 const METADATA: &str = "EXTRACTION_METADATA_START";
 const DATA: &str = "EXTRACTION_DATA_START";

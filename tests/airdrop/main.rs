@@ -1,0 +1,20 @@
+//! The conversation with the platform.
+
+mod attachments;
+mod bad_input;
+mod check_policy;
+mod client;
+mod conversation;
+mod delivery;
+mod domain_mapping;
+mod local;
+mod local_sync;
+mod scope;
+mod sdk_state;
+#[path = "../support/mod.rs"]
+mod support;
+mod units_unconfirmed;
+mod watermark;
+mod wire;
+#[path = "../support/airdrop.rs"]
+mod world;

@@ -1,0 +1,6 @@
+//! Records: normalised by the metadata, and checked.
+
+mod check;
+mod metadata;
+mod normalize;
+mod validate;

@@ -1,0 +1,7 @@
+//! The store by itself: what is durable, and what is read back.
+
+mod attachment_loop;
+mod exactly_once;
+mod simulated_disk;
+#[path = "../support/mod.rs"]
+mod support;
