@@ -40,6 +40,7 @@ const FAULTS: &[&str] = &[
     "disk/sync-failed",
     "disk/write-failed",
     "event/again",
+    "event/continue-after-kill",
     "event/early",
     "event/ids-reused",
     "event/late",

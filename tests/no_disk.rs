@@ -15,6 +15,7 @@ fn every_record_is_announced_exactly_once_without_a_disk() {
     assert!(report.failure.is_none(), "{report}");
     for fault in [
         "disk/stale",
+        "event/continue-after-kill",
         "load-state/500-before",
         "load-state/refused-400",
         "save-state/500-after",

@@ -125,7 +125,7 @@ impl<'a> Keeper<'a> {
 
     fn put(&self, checkpoint: Option<&Checkpoint>) -> Result<usize> {
         let state = self.state()?.state;
-        let found = self.checkpoint_in(state.as_deref())?.map(|found| found.token);
+        let found = checkpoint_in(state.as_deref(), &self.sync_unit)?.map(|found| found.token);
         // A first save whose answer was lost may have been applied.
         let ours = found == *self.standing.borrow() || found.as_deref() == Some(&self.token);
         if !ours {
@@ -173,7 +173,7 @@ impl<'a> Keeper<'a> {
 
     fn look(&mut self) -> Result<Option<Checkpoint>> {
         self.found = self.state()?;
-        self.checkpoint_in(self.found.state.as_deref())
+        checkpoint_in(self.found.state.as_deref(), &self.sync_unit)
     }
 
     fn state(&self) -> Result<WorkerState> {
@@ -186,18 +186,6 @@ impl<'a> Keeper<'a> {
             .map_err(|error| Error::Corrupt { what: self.what(), reason: error.to_string() })
     }
 
-    fn checkpoint_in(&self, state: Option<&str>) -> Result<Option<Checkpoint>> {
-        #[derive(Deserialize)]
-        struct Document<'a> {
-            #[serde(borrow)]
-            highwater: Option<&'a RawValue>,
-        }
-        let Some(state) = state.filter(|state| !state.trim().is_empty()) else { return Ok(None) };
-        let document: Document<'_> = serde_json::from_str(state)
-            .map_err(|error| Error::Corrupt { what: self.what(), reason: error.to_string() })?;
-        document.highwater.map(|json| Checkpoint::from_json(json.get(), &self.sync_unit)).transpose()
-    }
-
     fn attempt<T>(&self, call: impl FnMut() -> Result<T, PlatformError>) -> Result<T> {
         attempts(self.clock, self.hard, self.seed, call).map_err(|gave_up| Error::NotSaved {
             sync_unit: self.sync_unit.clone(),
@@ -206,8 +194,25 @@ impl<'a> Keeper<'a> {
     }
 
     fn what(&self) -> String {
-        format!("the worker state of {}", self.sync_unit)
+        what(&self.sync_unit)
     }
+}
+
+fn what(sync_unit: &str) -> String {
+    format!("the worker state of {sync_unit}")
+}
+
+/// The checkpoint that a worker state holds.
+pub(crate) fn checkpoint_in(state: Option<&str>, sync_unit: &str) -> Result<Option<Checkpoint>> {
+    #[derive(Deserialize)]
+    struct Document<'a> {
+        #[serde(borrow)]
+        highwater: Option<&'a RawValue>,
+    }
+    let Some(state) = state.filter(|state| !state.trim().is_empty()) else { return Ok(None) };
+    let document: Document<'_> = serde_json::from_str(state)
+        .map_err(|error| Error::Corrupt { what: what(sync_unit), reason: error.to_string() })?;
+    document.highwater.map(|json| Checkpoint::from_json(json.get(), sync_unit)).transpose()
 }
 
 /// What a message that we composed announces, in its order: each batch, but for its seq, with its artifact.

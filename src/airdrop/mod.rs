@@ -24,6 +24,8 @@ pub use check::CheckPolicy;
 pub use client::Client;
 pub use event::{Event, EventType, Mode, Secret, Spelling, TimeSetting, WindowEnd};
 pub use extractor::{AttachmentBody, AttachmentError, ExternalSyncUnit, Extractor, SourceError};
+#[cfg(feature = "testing")]
+pub(crate) use keeper::checkpoint_in;
 pub use local::{
     ItemTotals, Local, LocalEvent, Messages, SyncReport, SyncSettings, SyncStep, UPLOAD_BYTES_MAX,
     WORKER_STATE_BYTES_MAX,

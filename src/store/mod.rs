@@ -4,6 +4,7 @@ mod attachments;
 mod batches;
 mod checkpoint;
 mod codec;
+mod conversation;
 mod disk;
 mod findings;
 pub mod inspect;
@@ -32,6 +33,7 @@ pub(crate) use attachments::{Pending, Settling, UNSETTLED_MAX};
 pub use batches::{Batch, BatchKey, Batches};
 pub(crate) use batches::{BatchInfo, Unsettled, UnsettledBatch};
 pub(crate) use checkpoint::{Checkpoint, Position};
+pub(crate) use conversation::{Accepted, Incoming, Sealing, StoredMessage};
 #[doc(hidden)]
 pub use disk::Disk;
 pub(crate) use notes::{Inherited, InheritedRun, Standing};
@@ -39,7 +41,6 @@ pub use page::Page;
 pub(crate) use page::to_json;
 pub(crate) use rows::{MessageKind, WindowRow};
 pub use run::Run;
-pub(crate) use run::{Accepted, Incoming, Sealing, StoredMessage};
 
 /// Bytes of the page cache. redb's own default of 1 GiB would be taken from the extractor.
 const CACHE_BYTES: usize = 16 * 1024 * 1024;

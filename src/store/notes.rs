@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::model::{Micros, Phase, Phases, RESERVED_VALUE_PREFIX};
 
+use super::conversation::Incoming;
 use super::rows::{Json, Key, RunRow, RunStatus, UNITS, UnitRow, VALUES, WindowRow};
-use super::run::{Incoming, Run};
+use super::run::Run;
 use super::tables::{Change, Rows};
 
 /// What a unit that is not known here is begun from: the state that other software kept of it.

@@ -18,7 +18,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::airdrop::{Event, Extractor, Serve};
 use crate::artifact::Level;
 use crate::error::{Error, ErrorKind, Result, chain};
-use crate::model::Rule;
+use crate::model::{Rule, SyncUnitId};
 use crate::store::Store;
 
 use super::crash::{CrashPoint, Kept, Sampling};
@@ -516,6 +516,7 @@ fn acts_of(number: u64, has_disk: bool, rng: &mut fastrand::Rng) -> Vec<Act> {
         3 => acts.extend(fails(DiskOperation::Write).chain(fails(DiskOperation::Read))),
         4 => acts.extend((0..12).map(|event| Act::Early { event })),
         5 => acts.extend((2..5).map(|life| Act::DiskFull { life, writes: life })),
+        14 => acts.extend((0..12).map(|event| Act::Overtake { event })),
         6..=13 if number < 12 || !has_disk => {
             // Every answer in turn, with one that is as asked between them.
             let each = [
@@ -598,7 +599,8 @@ where
             self.disk.inject(Fault::SyncsIgnored);
         }
         loop {
-            let event = self.world.lock().next_event();
+            let overtakes = self.world.lock().may_overtake() && self.nothing_is_sealed();
+            let event = self.world.lock().next_event(overtakes);
             let Some(event) = event else { break };
             lives += 1;
             if lives > LIVES_MAX {
@@ -631,6 +633,19 @@ where
         let at_once = if self.settings.has_disk { (LANES + STREAMS) as u64 } else { 64 };
         let verdict = verdict.and_then(|()| world.verdict(at_once));
         Played { verdict, crash }
+    }
+
+    /// Whether no message waits to be accepted, by what the store holds, or without a disk the checkpoint.
+    fn nothing_is_sealed(&self) -> bool {
+        let unit = self.world.lock().unit();
+        let sealed = if self.settings.has_disk {
+            let store = self.settings.open(&self.disk.image().disk(), super::world::still_clock());
+            store.and_then(|store| SyncUnitId::new(unit).and_then(|unit| store.any_unit(unit).has_sealed()))
+        } else {
+            self.world.lock().sealed_in_checkpoint(&unit)
+        };
+        // What cannot be read now is for the next life to find out.
+        sealed.is_ok_and(|sealed| !sealed)
     }
 
     /// The disk that the next life finds: an empty one, or what an earlier life left.

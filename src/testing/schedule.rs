@@ -94,6 +94,11 @@ pub enum Act {
         /// The event that was answered with DELAY.
         event: u64,
     },
+    /// A life that was given this event and died with nothing sealed is followed by CONTINUE, not by the same event again.
+    Overtake {
+        /// Which event.
+        event: u64,
+    },
     /// After this event the platform gives the run up, starts a new one, and then sends one more event of the old.
     GiveUp {
         /// Which event.
@@ -219,6 +224,7 @@ impl fmt::Display for Act {
             Act::Again { event } => write!(f, "again={event}"),
             Act::Late { event } => write!(f, "late={event}"),
             Act::Early { event } => write!(f, "early={event}"),
+            Act::Overtake { event } => write!(f, "overtake={event}"),
             Act::GiveUp { event } => write!(f, "give-up={event}"),
             Act::ReuseIds { event } => write!(f, "reuse-ids={event}"),
             Act::ClockSteps { event, seconds } => write!(f, "clock={event}/{seconds}"),
@@ -258,6 +264,7 @@ impl FromStr for Act {
             "again" => Act::Again { event: number(rest)? },
             "late" => Act::Late { event: number(rest)? },
             "early" => Act::Early { event: number(rest)? },
+            "overtake" => Act::Overtake { event: number(rest)? },
             "give-up" => Act::GiveUp { event: number(rest)? },
             "reuse-ids" => Act::ReuseIds { event: number(rest)? },
             "clock" => Act::ClockSteps { event: number(part()?)?, seconds: number(part()?)? },

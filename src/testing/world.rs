@@ -20,9 +20,12 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 
-use crate::airdrop::{Body, Fate, Platform, PlatformError, SealedMessage, Upload, WorkerState};
+use crate::airdrop::{
+    Body, Fate, Platform, PlatformError, SealedMessage, Upload, WorkerState, checkpoint_in,
+};
 use crate::artifact::{Level, compress_all};
 use crate::clock::{Clock, VirtualClock};
+use crate::error::Result;
 use crate::model::ArtifactId;
 
 use super::disk::SimDisk;
@@ -359,6 +362,10 @@ impl Inner {
                         abandoned: false,
                     });
                 }
+                if !event.stray {
+                    // Ids that are used again are answered anew.
+                    self.recorded.remove(&event.request);
+                }
                 self.sent.push(Arc::clone(event));
             }
             Change::Called { call, effect, failed, late } => {
@@ -455,8 +462,16 @@ impl Inner {
         self.answers.get(&at).and_then(|&message| self.accepted.get(message)).cloned()
     }
 
+    /// Whether the checkpoint of a unit holds a message that is to be sent, or one that does may land yet.
+    pub(super) fn sealed_in_checkpoint(&self, unit: &str) -> Result<bool> {
+        let Some(state) = self.states.get(unit).filter(|_| self.late.is_none()) else {
+            return Ok(self.late.is_some());
+        };
+        Ok(checkpoint_in(Some(state), unit)?.is_some_and(|checkpoint| checkpoint.sealed_body().is_some()))
+    }
+
     /// The unit of the event that was sent last.
-    fn unit(&self) -> String {
+    pub(super) fn unit(&self) -> String {
         self.sent.last().map(|event| event.unit.clone()).unwrap_or_default()
     }
 

@@ -96,7 +96,14 @@ struct Files {
     /// Each time that one was opened, and when.
     opened: Mutex<Vec<(Name, Duration)>>,
     streaming: Arc<Streaming>,
+    /// An attachment, as JSON, that each page names besides.
+    odd: Option<Value>,
+    /// What becomes of a body that was opened.
+    on_open: Option<OnOpen>,
 }
+
+type OnOpen =
+    Box<dyn Fn(&Files, &Attachment, AttachmentBody) -> Result<AttachmentBody, AttachmentError> + Send + Sync>;
 
 /// Bodies that are open: how many, were in all, and at most.
 #[derive(Debug, Default)]
@@ -134,6 +141,8 @@ impl Files {
             rate_limit: Duration::from_secs(30),
             opened: Mutex::default(),
             streaming: Arc::default(),
+            odd: None,
+            on_open: None,
         }
     }
 
@@ -186,6 +195,9 @@ impl Extractor for Files {
         for attachment in self.pages.get(at).into_iter().flatten() {
             page.push("attachments", attachment.to_record()?);
         }
+        if let Some(odd) = &self.odd {
+            page.push("attachments", Record::flat(odd)?);
+        }
         Ok(page)
     }
 
@@ -213,7 +225,7 @@ impl Extractor for Files {
                 _open: Open::new(&self.streaming),
             })
         };
-        Ok(match self.how(&name) {
+        let body = match self.how(&name) {
             How::RateLimited(limits) if times <= limits => {
                 return Err(AttachmentError::RateLimited { after: self.rate_limit });
             }
@@ -229,7 +241,11 @@ impl Extractor for Files {
             How::Longer => body(bytes.len(), false).length(length - 1),
             How::Breaks => body(midway, true).length(length),
             How::Huge => body(bytes.len(), false).length(2 * 1024 * 1024 * 1024 + 1),
-        })
+        };
+        match &self.on_open {
+            Some(on_open) => on_open(self, attachment, body),
+            None => Ok(body),
+        }
     }
 }
 
@@ -686,50 +702,21 @@ impl Read for Endless {
     }
 }
 
-/// A source of attachments of which one never ends.
-struct WithEndless(Files);
-
-impl Extractor for WithEndless {
-    type Cursor = usize;
-    fn external_sync_units(&mut self, context: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
-        self.0.external_sync_units(context)
-    }
-    fn metadata(&mut self, context: &Context<'_>) -> Result<Value, SourceError> {
-        self.0.metadata(context)
-    }
-    fn streams(&self) -> Vec<String> {
-        self.0.streams()
-    }
-    fn page(
-        &mut self,
-        context: &Context<'_>,
-        stream: &str,
-        cursor: Option<usize>,
-    ) -> Result<Page<usize>, SourceError> {
-        self.0.page(context, stream, cursor)
-    }
-    fn open_attachment(
-        &self,
-        context: &Context<'_>,
-        attachment: &Attachment,
-    ) -> Result<AttachmentBody, AttachmentError> {
-        let body = self.0.open_attachment(context, attachment)?;
-        if attachment.id == "A3" {
-            drop(body);
-            let (clock, streaming) = (self.0.clock.clone(), Arc::clone(&self.0.streaming));
-            return Ok(AttachmentBody::new(Endless { clock, streaming, others: self.0.named().len() }));
-        }
-        Ok(body)
-    }
-}
-
 #[test]
 fn a_stream_without_end_is_aborted_before_the_hard_limit_costs_nothing_settled_and_is_given_up_in_the_end() {
     let (soft, hard) = (Duration::from_secs(100), Duration::from_secs(200));
     let mut fixture = Fixture::new();
     fixture.serve = fixture.serve.streams(4).budget(soft).hard_limit(hard);
-    let mut source = WithEndless(Files::new(&fixture.clock, pages(12, 50)));
-    let serve = |event_type: &str, request: &str, source: &mut WithEndless| {
+    let mut source = Files::new(&fixture.clock, pages(12, 50));
+    source.on_open = Some(Box::new(|files, attachment, body| {
+        if attachment.id != "A3" {
+            return Ok(body);
+        }
+        drop(body);
+        let (clock, streaming) = (files.clock.clone(), Arc::clone(&files.streaming));
+        Ok(AttachmentBody::new(Endless { clock, streaming, others: files.named().len() }))
+    }));
+    let serve = |event_type: &str, request: &str, source: &mut Files| {
         let event = crate::world::event_of(UNIT, event_type, "run", request);
         fixture.serve.serve(&fixture.next_store(), &fixture.airdrop, source, &event).unwrap()
     };
@@ -754,13 +741,13 @@ fn a_stream_without_end_is_aborted_before_the_hard_limit_costs_nothing_settled_a
         assert!(invocations < 20, "it never ends");
     }
     let mut opened = BTreeMap::<Name, u32>::new();
-    for name in source.0.opened() {
+    for name in source.opened() {
         *opened.entry(name).or_default() += 1;
     }
     let endless = name_of(&attachment(3, 0));
     assert_eq!(opened.remove(&endless), Some(TRIES));
     assert!(opened.values().all(|times| *times == 1), "what was settled was streamed again: {opened:?}");
-    let mut expected = source.0.expected().0;
+    let mut expected = source.expected().0;
     expected.remove(&endless);
     fixture.check(0, &expected);
     fixture.check_failed(&BTreeMap::from([(endless, ("the invocation ended before it did", TRIES))]));
@@ -768,52 +755,27 @@ fn a_stream_without_end_is_aborted_before_the_hard_limit_costs_nothing_settled_a
 
 #[test]
 fn a_rate_limited_stream_makes_delay_by_the_longest_wait_and_an_early_continue_waits_on() {
-    struct Limited(Files);
-    impl Extractor for Limited {
-        type Cursor = usize;
-        fn external_sync_units(&mut self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
-            Ok(Vec::new())
-        }
-        fn metadata(&mut self, context: &Context<'_>) -> Result<Value, SourceError> {
-            self.0.metadata(context)
-        }
-        fn streams(&self) -> Vec<String> {
-            self.0.streams()
-        }
-        fn page(
-            &mut self,
-            context: &Context<'_>,
-            stream: &str,
-            cursor: Option<usize>,
-        ) -> Result<Page<usize>, SourceError> {
-            self.0.page(context, stream, cursor)
-        }
-        fn open_attachment(
-            &self,
-            context: &Context<'_>,
-            attachment: &Attachment,
-        ) -> Result<AttachmentBody, AttachmentError> {
-            let first = self.0.opened.lock().unwrap().iter().all(|(name, _)| name.0 != attachment.id);
-            let body = self.0.open_attachment(context, attachment)?;
-            let after = match attachment.id.as_str() {
-                "A0" => Duration::from_secs(30),
-                "A1" => Duration::from_millis(90_200),
-                "A2" => Duration::from_secs(60),
-                _ => return Ok(body),
-            };
-            if first { Err(AttachmentError::RateLimited { after }) } else { Ok(body) }
-        }
-    }
     let mut fixture = Fixture::new();
     fixture.serve = fixture.serve.streams(4);
-    let mut source = Limited(Files::new(&fixture.clock, pages(12, 50)));
+    let mut source = Files::new(&fixture.clock, pages(12, 50));
+    source.on_open = Some(Box::new(|files, attachment, body| {
+        let after = match attachment.id.as_str() {
+            "A0" => Duration::from_secs(30),
+            "A1" => Duration::from_millis(90_200),
+            "A2" => Duration::from_secs(60),
+            _ => return Ok(body),
+        };
+        let opened = files.opened.lock().unwrap();
+        let first = opened.iter().filter(|(name, _)| name.0 == attachment.id).count() == 1;
+        if first { Err(AttachmentError::RateLimited { after }) } else { Ok(body) }
+    }));
     let mut number = 0;
-    let mut serve = |event_type: &str, source: &mut Limited| {
+    let mut serve = |event_type: &str, source: &mut Files| {
         number += 1;
         let event = crate::world::event_of(UNIT, event_type, "run", &number.to_string());
         let outcome = fixture.serve.serve(&fixture.next_store(), &fixture.airdrop, source, &event).unwrap();
         let delay = fixture.messages().pop().unwrap()["event_data"]["delay"].as_u64();
-        (outcome.kind, delay, source.0.opened.lock().unwrap().len())
+        (outcome.kind, delay, source.opened.lock().unwrap().len())
     };
     serve(DATA, &mut source);
     // The first four begin at once; what was asked for counts against none of them.
@@ -825,7 +787,7 @@ fn a_rate_limited_stream_makes_delay_by_the_longest_wait_and_an_early_continue_w
     fixture.clock.advance(Duration::from_secs(51));
     let (kind, _, opened) = serve(ATTACHMENTS_ON, &mut source);
     assert_eq!((kind, opened), (OutcomeKind::Done, 15));
-    fixture.check(0, &source.0.expected().0);
+    fixture.check(0, &source.expected().0);
     assert!(fixture.failed().is_empty());
 }
 
@@ -869,38 +831,6 @@ impl Platform for Recorder<'_> {
     }
 }
 
-/// A source that may say of an attachment what it is.
-struct Typed(Files);
-
-impl Extractor for Typed {
-    type Cursor = usize;
-    fn external_sync_units(&mut self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
-        Ok(Vec::new())
-    }
-    fn metadata(&mut self, context: &Context<'_>) -> Result<Value, SourceError> {
-        self.0.metadata(context)
-    }
-    fn streams(&self) -> Vec<String> {
-        self.0.streams()
-    }
-    fn page(
-        &mut self,
-        context: &Context<'_>,
-        stream: &str,
-        cursor: Option<usize>,
-    ) -> Result<Page<usize>, SourceError> {
-        self.0.page(context, stream, cursor)
-    }
-    fn open_attachment(
-        &self,
-        context: &Context<'_>,
-        attachment: &Attachment,
-    ) -> Result<AttachmentBody, AttachmentError> {
-        let body = self.0.open_attachment(context, attachment)?;
-        Ok(if attachment.id == "A1" { body.content_type("text/html") } else { body })
-    }
-}
-
 #[test]
 fn the_platform_is_told_name_and_type_and_each_line_is_as_the_protocol_has_it() {
     let mut fixture = Fixture::new();
@@ -914,8 +844,11 @@ fn the_platform_is_told_name_and_type_and_each_line_is_as_the_protocol_has_it() 
     (all[2].content_type, all[2].author_id) = (Some("image/png".into()), Some("U2".into()));
     all[2].grand_parent_id = Some("G".into());
     let lengths: Vec<_> = all.iter().map(|attachment| bytes_of(attachment).len() as u64).collect();
-    let mut source = Typed(Files::new(&fixture.clock, vec![all]));
-    source.0.hows.insert(("A3".into(), "P".into()), How::Unknown);
+    let mut source = Files::new(&fixture.clock, vec![all]);
+    source.on_open = Some(Box::new(|_, attachment, body| {
+        Ok(if attachment.id == "A1" { body.content_type("text/html") } else { body })
+    }));
+    source.hows.insert(("A3".into(), "P".into()), How::Unknown);
     let recorder = Recorder { airdrop: &fixture.airdrop, told: Mutex::default(), busy: Mutex::default() };
     for (event_type, request) in [(DATA, "1"), (ATTACHMENTS, "2")] {
         let event = crate::world::event_of(UNIT, event_type, "run", request);
@@ -939,7 +872,7 @@ fn the_platform_is_told_name_and_type_and_each_line_is_as_the_protocol_has_it() 
     assert_eq!(told, expected);
 
     let delivered = Delivered::read(&fixture.airdrop_dir(), 0).unwrap();
-    delivered.check(&source.0.expected().0).unwrap();
+    delivered.check(&source.expected().0).unwrap();
     let mut lines: Vec<_> = delivered.lines.iter().map(|(line, _)| line.clone()).collect();
     lines.sort_by_key(|line| line["id"]["external"].to_string());
     let devrev = |at: usize| lines[at]["id"]["devrev"].clone();
@@ -1088,35 +1021,14 @@ fn without_a_disk_the_queue_is_made_again_and_each_is_announced_once() {
 
 #[test]
 fn a_page_with_a_record_that_is_no_attachment_is_refused_whole() {
-    struct Bad(Value, Files);
-    impl Extractor for Bad {
-        type Cursor = usize;
-        fn external_sync_units(&mut self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
-            Ok(Vec::new())
-        }
-        fn metadata(&mut self, context: &Context<'_>) -> Result<Value, SourceError> {
-            self.1.metadata(context)
-        }
-        fn streams(&self) -> Vec<String> {
-            self.1.streams()
-        }
-        fn page(
-            &mut self,
-            context: &Context<'_>,
-            stream: &str,
-            cursor: Option<usize>,
-        ) -> Result<Page<usize>, SourceError> {
-            let page = self.1.page(context, stream, cursor)?;
-            Ok(page.record("attachments", Record::flat(&self.0)?))
-        }
-    }
     for (record, expected) in [
         (json!({"id": "A9", "url": "secret-url", "file_name": "f"}), ["A9", "`parent_id`"]),
         (json!({"id": "A9", "url": 7, "file_name": "f", "parent_id": "P"}), ["A9", "`url`"]),
         (json!({"id": "A9", "data": {"url": "secret-url"}}), ["A9", "not under `data`"]),
     ] {
         let fixture = Fixture::new();
-        let mut source = Bad(record, Files::new(&fixture.clock, pages(3, 5)));
+        let mut source = Files::new(&fixture.clock, pages(3, 5));
+        source.odd = Some(record);
         let event = crate::world::event_of(UNIT, DATA, "run", "1");
         let outcome =
             fixture.serve.serve(&fixture.next_store(), &fixture.airdrop, &mut source, &event).unwrap();
@@ -1129,7 +1041,7 @@ fn a_page_with_a_record_that_is_no_attachment_is_refused_whole() {
         assert_eq!(outcome.attachments, AttachmentCounts::default());
         fixture.check_store();
         // Once it is right, the page is staged as a whole.
-        let mut source = source.1;
+        source.odd = None;
         let outcome = fixture.event(&mut source, "EXTRACTION_DATA_CONTINUE", "run", "2");
         assert_eq!((outcome.kind, outcome.attachments.queued), (OutcomeKind::Done, 3));
     }

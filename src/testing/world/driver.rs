@@ -11,14 +11,27 @@ use super::{Inner, SentEvent};
 use crate::clock::Clock;
 
 impl Inner {
-    /// The event that the platform sends next; none when every sync is done.
-    pub(in crate::testing) fn next_event(&mut self) -> Option<SentEvent> {
+    /// Whether the life that was given the newest event may be followed by CONTINUE, if it died with nothing sealed.
+    pub(in crate::testing) fn may_overtake(&self) -> bool {
+        let Some(last) = self.sent.iter().rposition(|event| !event.stray) else { return false };
+        let Some(event) = self.sent.get(last) else { return false };
+        let number = event_number(&event.request);
+        let overtaken = |act: &Act| matches!(act, Act::Overtake { event } if *event == number);
+        continue_of(event).is_some() && self.answer_to(last).is_none() && self.acts.iter().any(overtaken)
+    }
+
+    /// The event that the platform sends next; none when every sync is done. `overtakes`: see [`Inner::may_overtake`].
+    pub(in crate::testing) fn next_event(&mut self, overtakes: bool) -> Option<SentEvent> {
         let acts = Arc::clone(&self.acts);
         let Some(last) = self.sent.iter().rposition(|event| !event.stray) else {
             return Some(self.first_event(0));
         };
         let current = Arc::clone(self.sent.get(last)?);
         let Some(answer) = self.answer_to(last) else {
+            if overtakes && let Some(next) = continue_of(&current) {
+                self.count("event/continue-after-kill");
+                return Some(self.event(next, &current.unit, &current.run));
+            }
             return Some(SentEvent { at: current.at, ..(*current).clone() });
         };
         let number = event_number(&current.request);
@@ -92,7 +105,7 @@ impl Inner {
                 same => same,
             },
         };
-        Some(self.event(next, &current.unit.clone(), &current.run.clone()))
+        Some(self.event(next, &current.unit, &current.run))
     }
 
     /// How many of the newest accepted messages are ERRORs.
@@ -156,6 +169,16 @@ impl Inner {
             stray: false,
         }
     }
+}
+
+/// What goes on with the phase of an event, if that phase can be gone on with.
+fn continue_of(event: &SentEvent) -> Option<&'static str> {
+    [
+        ("EXTRACTION_DATA_", "EXTRACTION_DATA_CONTINUE"),
+        ("EXTRACTION_ATTACHMENTS_", "EXTRACTION_ATTACHMENTS_CONTINUE"),
+    ]
+    .into_iter()
+    .find_map(|(phase, next)| event.event_type.starts_with(phase).then_some(next))
 }
 
 fn event_number(request: &str) -> u64 {

@@ -22,6 +22,12 @@ impl Inner {
         let mut named: BTreeSet<&str> = BTreeSet::new();
         let mut announced: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for message in &self.accepted {
+            if self.has_disk && message.body.contains("is not known here") {
+                return broken(
+                    Broken::Conversation,
+                    format!("{} was forgotten, with its disk there", message.run),
+                );
+            }
             for id in &message.artifacts {
                 if !named.insert(id.as_str()) {
                     return broken(Broken::Duplicated, format!("artifact {id} is in two messages"));
