@@ -225,9 +225,15 @@ impl Explore {
         }
         // A life that ended on a failing disk is followed by one on the same disk: the recording goes on.
         let sampling = Sampling { exhaustive_max: 5, subsets: 24, torn: 4, seed: rng.u64(..) };
-        // The first schedule has the most of the budget for its crashes; the others are for what befalls besides.
+        // The first schedule has the most of the budget for its crashes, and of as many unsynced operations as the budget
+        // allows every subset; the others are for what befalls besides.
         let (sampling, states) = match number {
-            0 => (Sampling { exhaustive_max: 7, ..sampling }, self.states / 3),
+            0 => {
+                let states = self.states / 3;
+                let moments = disk.recording().moments(&world.positions(0)).len() as u64;
+                let exhaustive_max = (states / moments.max(1)).checked_ilog2().unwrap_or(0).clamp(7, 12);
+                (Sampling { exhaustive_max, ..sampling }, states)
+            }
             _ => (sampling, (self.states / 60).max(50)),
         };
         if self.has_disk {
