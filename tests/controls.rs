@@ -5,14 +5,18 @@ use highwater::testing::{Act, Broken, Explore, Report, Rule, SimSource};
 
 /// Explores without a rule, and asserts that the promise that it holds up is found broken.
 fn broken_without(rule: Rule, acts: impl IntoIterator<Item = Act>) -> Report {
-    let explore = Explore::new().states(60_000).without_rule(rule).with_acts(acts);
+    broken(&Explore::new().without_rule(rule).with_acts(acts), &format!("{rule:?}"))
+}
+
+fn broken(explore: &Explore, what: &str) -> Report {
+    let explore = explore.clone().states(60_000);
     let report = explore.run(SimSource::new);
-    let failure = report.failure.as_ref().unwrap_or_else(|| panic!("nobody noticed: {rule:?}\n{report}"));
+    let failure = report.failure.as_ref().unwrap_or_else(|| panic!("nobody noticed: {what}\n{report}"));
     // The shortest schedule is a real one: it fails again, in the same way.
     let again = explore.replay(&failure.schedule.to_string(), SimSource::new).unwrap();
     let replayed = again.failure.expect("the replay of a failing schedule fails");
     assert_eq!(replayed.violation.kind, failure.violation.kind, "{report}");
-    println!("{rule:?}: {report}");
+    println!("{what}: {report}");
     report
 }
 
@@ -73,6 +77,5 @@ fn a_unit_keyed_without_its_own_id_is_found() {
 
 #[test]
 fn a_disk_that_ignores_syncs_is_found() {
-    let report = Explore::new().states(60_000).without_syncs().run(SimSource::new);
-    assert!(report.failure.is_some(), "nobody noticed: {report}");
+    broken(&Explore::new().without_syncs(), "syncs");
 }

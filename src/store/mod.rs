@@ -223,6 +223,19 @@ impl Store {
         self.inner.tables.fingerprint()
     }
 
+    /// The first thing that does not fit: of the pages, the rows, or what the rows say of one another.
+    #[cfg(feature = "testing")]
+    pub(crate) fn check(&mut self) -> Result<Option<String>> {
+        let pages = Arc::get_mut(&mut self.inner).map_or(Ok(true), |inner| inner.tables.verify())?;
+        if !pages {
+            return Ok(Some("the pages in use are not those that are recorded as such".to_owned()));
+        }
+        let (_, _, findings) = self.inner.tables.view(inspect::check_rows)?;
+        Ok(findings
+            .first()
+            .map(|finding| format!("{}: {}", finding.table.unwrap_or("the file"), finding.problem)))
+    }
+
     pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
         &self.inner.clock
     }

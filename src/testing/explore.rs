@@ -25,7 +25,7 @@ use super::crash::{CrashPoint, Kept, Sampling};
 use super::disk::{DiskOperation, Fault, SimDisk};
 use super::image::Image;
 use super::schedule::{Act, Answer, Call, Schedule};
-use super::world::{BUDGET, Broken, Life, SentEvent, Violation, Watched, World};
+use super::world::{BUDGET, Broken, Life, SentEvent, Violation, Watched, World, still_clock};
 
 /// Lives after which a schedule is stuck: each makes at least one page of progress, and no sync has so many.
 const LIVES_MAX: u64 = 400;
@@ -223,6 +223,7 @@ impl Explore {
             report.note(Failure { violation, schedule, crash: played.crash });
             return report;
         }
+        let left = played.left;
         // A life that ended on a failing disk is followed by one on the same disk: the recording goes on.
         let sampling = Sampling { exhaustive_max: 5, subsets: 24, torn: 4, seed: rng.u64(..) };
         // The first schedule has the most of the budget for its crashes, and of as many unsynced operations as the budget
@@ -239,7 +240,7 @@ impl Explore {
         if self.has_disk {
             self.explore_states(&schedule, &world, &disk, &sampling, states, &mut rng, make, &mut report);
         } else {
-            self.explore_lost_disks(number, &schedule, &world, &mut rng, make, &mut report);
+            self.explore_lost_disks(number, &schedule, &world, &left, &mut rng, make, &mut report);
         }
         for _ in 0..12 {
             if report.failure.is_some() {
@@ -266,6 +267,7 @@ impl Explore {
     ) {
         let recording = disk.recording();
         let mut seen = HashSet::new();
+        let mut checked = HashSet::new();
         let mut moments = recording.moments(&world.positions(0));
         rng.shuffle(&mut moments);
         for moment in moments {
@@ -274,20 +276,27 @@ impl Explore {
             }
             for crash in recording.images_at(moment.position, sampling) {
                 report.states += 1;
-                let act = Act::Crash { changes: moment.outside, point: crash.point };
-                let failure = |violation| {
+                let failure = |violation, second: Option<CrashPoint>| {
                     let mut schedule = schedule.clone();
-                    schedule.acts.push(act);
+                    let points = [Some(crash.point), second].into_iter().flatten();
+                    schedule.acts.extend(points.map(|point| Act::Crash { changes: moment.outside, point }));
                     Failure { violation, schedule, crash: recording.describe(&crash.point) }
                 };
                 let second = rng.u8(..50) == 0;
                 let fingerprint = match self.open_state(&crash.image, second, rng, report) {
                     Ok(fingerprint) => fingerprint,
-                    Err(violation) => {
-                        report.note(failure(violation));
+                    Err((violation, second)) => {
+                        report.note(failure(violation, second));
                         return;
                     }
                 };
+                // The same rows were checked once.
+                if checked.insert(fingerprint)
+                    && let Err(violation) = self.check(&crash.image.disk())
+                {
+                    report.note(failure(violation, None));
+                    return;
+                }
                 let new = seen.insert((fingerprint, moment.outside));
                 if !new && rng.u8(..20) > 0 {
                     continue;
@@ -297,7 +306,7 @@ impl Explore {
                 world.died();
                 let play = Play::on(self, world, crash.image.disk(), Image::default(), &[], make);
                 if let Err(violation) = play.play(report).verdict {
-                    report.note(failure(violation));
+                    report.note(failure(violation, None));
                     return;
                 }
             }
@@ -305,12 +314,14 @@ impl Explore {
     }
 
     /// Without a disk: dies before a change outside (each of them in the first schedule, some in the others), and goes on
-    /// from nothing but what is outside.
+    /// from nothing but what is outside, or, as the schedule has it, what a life before had `left`.
+    #[allow(clippy::too_many_arguments)]
     fn explore_lost_disks<E: Extractor>(
         &self,
         number: u64,
         schedule: &Schedule,
         world: &World,
+        left: &[Image],
         rng: &mut fastrand::Rng,
         make: &(impl Fn(&Life) -> E + Sync),
         report: &mut Report,
@@ -326,7 +337,11 @@ impl Explore {
             report.continuations += 1;
             let after = world.at(changes);
             after.died();
-            let play = Play::on(self, after, fresh.disk(), fresh.clone(), &[], make);
+            // What the life that died here had on its disk is not known: it left an empty one.
+            let lives = after.lives();
+            let mut play = Play::on(self, after, fresh.disk(), fresh.clone(), &[], make);
+            play.left.extend(left.iter().take(lives.saturating_sub(1)).cloned());
+            play.left.resize(lives, fresh.clone());
             if let Err(violation) = play.play(report).verdict {
                 let mut schedule = schedule.clone();
                 schedule.acts.push(Act::Kill { changes, position: 0 });
@@ -337,16 +352,16 @@ impl Explore {
         }
     }
 
-    /// Opens what a crash left, lets the store check itself, and crashes again while it recovers.
+    /// Opens what a crash left, and crashes again while it recovers. What is wrong is told with that second crash.
     fn open_state(
         &self,
         image: &Image,
         second: bool,
         rng: &mut fastrand::Rng,
         report: &mut Report,
-    ) -> Result<u64, Violation> {
+    ) -> Result<u64, (Violation, Option<CrashPoint>)> {
         let disk = image.disk();
-        let fingerprint = self.fingerprint(&disk, &super::world::still_clock())?;
+        let fingerprint = self.fingerprint(&disk).map_err(|violation| (violation, None))?;
         if second {
             let recovery = disk.recording();
             let sampling = Sampling { exhaustive_max: 3, subsets: 4, torn: 1, seed: rng.u64(..) };
@@ -354,11 +369,12 @@ impl Explore {
                 for crash in recovery.images_at(moment, &sampling) {
                     report.second_crashes += 1;
                     report.states += 1;
-                    let again = self.fingerprint(&crash.image.disk(), &super::world::still_clock())?;
+                    let wrong = |violation| (violation, Some(crash.point));
+                    let again = self.fingerprint(&crash.image.disk()).map_err(wrong)?;
                     if again != fingerprint {
                         let what =
                             format!("a crash during recovery, {}, changed what is stored", crash.point);
-                        return Err(Violation { kind: Broken::Lost, what });
+                        return Err(wrong(Violation { kind: Broken::Lost, what }));
                     }
                 }
             }
@@ -366,10 +382,27 @@ impl Explore {
         Ok(fingerprint)
     }
 
-    fn fingerprint(&self, disk: &SimDisk, clock: &crate::clock::VirtualClock) -> Result<u64, Violation> {
-        let unopenable = |error: &Error| Violation { kind: Broken::Unopenable, what: chain(error) };
-        let store = self.open(disk, clock.clone()).map_err(|error| unopenable(&error))?;
-        store.fingerprint().map_err(|error| unopenable(&error))
+    /// A number for what a disk holds, as the store reads it.
+    fn fingerprint(&self, disk: &SimDisk) -> Result<u64, Violation> {
+        self.open(disk, still_clock())
+            .and_then(|store| store.fingerprint())
+            .map_err(|error| unopenable(&error))
+    }
+
+    /// Lets the store on a disk check itself, every page and every row. (With a rule taken away its rows need not agree:
+    /// then it is for the oracle to see what came of that.)
+    fn check(&self, disk: &SimDisk) -> Result<(), Violation> {
+        if self.broken.is_some() || self.syncs_ignored {
+            return Ok(());
+        }
+        let found = self.open(disk, still_clock()).and_then(|mut store| store.check());
+        match found.map_err(|error| unopenable(&error))? {
+            None => Ok(()),
+            Some(finding) => {
+                let what = format!("the store does not pass its own check: {finding}");
+                Err(Violation { kind: Broken::Unopenable, what })
+            }
+        }
     }
 
     fn open(&self, disk: &SimDisk, clock: crate::clock::VirtualClock) -> Result<Store> {
@@ -385,7 +418,7 @@ impl Explore {
     /// A disk where a store was just created.
     fn fresh_disk(&self) -> Image {
         let disk = SimDisk::new();
-        drop(self.open(&disk, super::world::still_clock()));
+        drop(self.open(&disk, still_clock()));
         disk.image()
     }
 
@@ -403,10 +436,10 @@ impl Explore {
         let mut at = 0;
         for death in 0..rng.u8(1..=3) {
             at += rng.usize(..changes.max(2) * 2 / 3);
-            // Of the first disk any position; of a later one, which begins anew, an early one. Without a disk, each life
-            // has one that begins anew, and dies by what happens outside.
+            // Of the first disk any position; of a later one, which begins anew, an early one. Without a disk it dies by what
+            // happens outside.
             let position = match (self.has_disk, death) {
-                (false, _) => rng.usize(..60),
+                (false, _) => 0,
                 (true, 0) => rng.usize(..position.max(2)),
                 (true, _) => rng.usize(..position.max(4) / 3),
             };
@@ -441,6 +474,10 @@ impl Explore {
         }
         shortest
     }
+}
+
+fn unopenable(error: &Error) -> Violation {
+    Violation { kind: Broken::Unopenable, what: chain(error) }
 }
 
 /// The moments just before a sync, and the end.
@@ -568,6 +605,13 @@ struct Played {
     verdict: Result<(), Violation>,
     /// The last crash, in words.
     crash: String,
+    /// Without a disk: what each life left.
+    left: Vec<Image>,
+}
+
+/// Attachments streamed at once, in the schedules of a seed.
+fn streams(seed: u64) -> usize {
+    if seed.is_multiple_of(2) { STREAMS } else { 1 }
 }
 
 impl<'a, F, E> Play<'a, F>
@@ -605,6 +649,15 @@ where
             self.disk.inject(Fault::SyncsIgnored);
         }
         loop {
+            // Without a disk, who dies after a life was over dies before the next one does anything.
+            if !self.settings.has_disk
+                && self.dies_at().is_some_and(|(changes, _)| self.world.changes() >= changes)
+            {
+                self.world.died();
+                report.deaths += 1;
+                crash = self.start_again();
+                continue;
+            }
             let overtakes = self.world.lock().may_overtake() && self.nothing_is_sealed();
             let event = self.world.lock().next_event(overtakes);
             let Some(event) = event else { break };
@@ -625,10 +678,17 @@ where
                 self.world.died();
                 report.deaths += 1;
                 crash = self.start_again();
+                verdict = self.settings.check(&self.disk.image().disk());
+                if verdict.is_err() {
+                    break;
+                }
             }
             if !self.settings.has_disk {
                 self.left.push(self.disk.image());
             }
+        }
+        if verdict.is_ok() {
+            verdict = self.settings.check(&self.disk.image().disk());
         }
         report.lives += lives;
         let world = self.world.lock();
@@ -636,16 +696,17 @@ where
             *report.faults.entry(fault.clone()).or_default() += times;
         }
         // Without a disk, whatever was uploaded since the last checkpoint is uploaded again.
-        let at_once = if self.settings.has_disk { (LANES + STREAMS) as u64 } else { 64 };
+        let at_once = if self.settings.has_disk { (LANES + streams(world.seed)) as u64 } else { 64 };
         let verdict = verdict.and_then(|()| world.verdict(at_once));
-        Played { verdict, crash }
+        drop(world);
+        Played { verdict, crash, left: self.left }
     }
 
     /// Whether no message waits to be accepted, by what the store holds, or without a disk the checkpoint.
     fn nothing_is_sealed(&self) -> bool {
         let unit = self.world.lock().unit();
         let sealed = if self.settings.has_disk {
-            let store = self.settings.open(&self.disk.image().disk(), super::world::still_clock());
+            let store = self.settings.open(&self.disk.image().disk(), still_clock());
             store.and_then(|store| SyncUnitId::new(unit).and_then(|unit| store.any_unit(unit).has_sealed()))
         } else {
             self.world.lock().sealed_in_checkpoint(&unit)
@@ -671,16 +732,27 @@ where
         }
     }
 
+    /// The number of changes outside, and the position of the disk, at which it dies next. Without a disk it is the first
+    /// alone that counts.
+    fn dies_at(&self) -> Option<(usize, usize)> {
+        let (changes, position) = match self.crashes.last()? {
+            Act::Crash { changes, point } => (*changes, point.position),
+            Act::Kill { changes, position } => (*changes, *position),
+            _ => return None,
+        };
+        Some((changes, if self.settings.has_disk { position } else { 0 }))
+    }
+
     /// One life: the real store and the real runtime, given one event.
     fn live(&self, event: &SentEvent, report: &mut Report) -> Result<(), Violation> {
-        let dies_at = self.crashes.last().and_then(|crash| match crash {
-            Act::Crash { changes, point } => Some((*changes, point.position)),
-            Act::Kill { changes, position } => Some((*changes, *position)),
-            _ => None,
-        });
-        if let Some((_, position)) = dies_at {
+        let dies_at = self.dies_at();
+        if let Some((_, position)) = dies_at
+            && self.settings.has_disk
+        {
             self.disk.inject(Fault::Dies { position });
         }
+        // Delivered again, it may hear what an earlier life had sealed.
+        let first = !self.world.lock().sent.iter().any(|sent| sent.request == event.request);
         self.world.send(event.clone());
         let life = self.world.begin_life(&self.disk, dies_at);
         let before = {
@@ -697,8 +769,9 @@ where
                     _ => {}
                 }
             }
-            world.accepted_count()
+            (world.accepted_count(), world.advanced(), world.failed_calls)
         };
+        let (accepted_before, advanced_before, failed_before) = before;
         let faults_before = self.disk.fault_counts();
         let result = self.serve(event, &life);
         let faults = self.disk.fault_counts();
@@ -750,7 +823,12 @@ where
             },
         }
         let world = self.world.lock();
-        if event.stray && world.accepted_count() > before && !world.reuses_ids() {
+        let untroubled = !failed && world.failed_calls == failed_before;
+        if first && untroubled && world.advanced() == advanced_before && world.only_says_progress() {
+            let what = format!("{} was answered with PROGRESS, and nothing was done", event.event_type);
+            return Err(Violation { kind: Broken::Stuck, what });
+        }
+        if event.stray && world.accepted_count() > accepted_before && !world.reuses_ids() {
             let what = format!("{} delivered again was given a new answer", event.request);
             return Err(Violation { kind: Broken::Conversation, what });
         }
@@ -764,7 +842,7 @@ where
         let event = Event::from_json(&event.json)?;
         let mut watched = Watched { extractor: (self.make)(life), life: life.clone(), violation: None };
         let seed = life.seed() ^ self.world.changes() as u64;
-        let streams = if life.seed().is_multiple_of(2) { STREAMS } else { 1 };
+        let streams = streams(life.seed());
         let mut serve = Serve::new().budget(BUDGET).lanes(LANES).streams(streams).inline(seed);
         if !self.settings.has_disk {
             serve = serve.checkpoints();
@@ -776,7 +854,7 @@ where
     /// Starts the machine, or the process, again after a death.
     fn start_again(&mut self) -> String {
         let recording = self.disk.recording();
-        if let Some(Act::Crash { point, .. }) = self.crashes.pop() {
+        let crash = if let Some(Act::Crash { point, .. }) = self.crashes.pop() {
             // Nothing is recorded after a death, so it happened where the recording ends.
             let point = CrashPoint { position: recording.end(), ..point };
             let image = recording.image(&point).map(|crash| crash.image);
@@ -785,7 +863,11 @@ where
         } else {
             self.disk = recording.killed_at(recording.end());
             format!("killed at position {}, everything written is there", recording.end())
+        };
+        if self.settings.syncs_ignored {
+            self.disk.inject(Fault::SyncsIgnored);
         }
+        crash
     }
 }
 
@@ -828,7 +910,11 @@ impl fmt::Display for Report {
         for (fault, times) in &self.faults {
             writeln!(f, "fault {fault}: {times}")?;
         }
-        writeln!(f, "seed={} deaths={} second_crashes={}", self.seed, self.deaths, self.second_crashes)?;
+        writeln!(
+            f,
+            "seed={} deaths={} second_crashes={} other={}",
+            self.seed, self.deaths, self.second_crashes, self.other
+        )?;
         if let Some(failure) = &self.failure {
             writeln!(f, "BROKEN {:?}: {}", failure.violation.kind, failure.violation.what)?;
             writeln!(f, "shortest schedule: {}", failure.schedule)?;
@@ -838,15 +924,14 @@ impl fmt::Display for Report {
         }
         write!(
             f,
-            "states={} continuations={} lives={} faults={} lost={} duplicated={} unopenable={} other={}",
+            "states={} continuations={} lives={} faults={} lost={} duplicated={} unopenable={}",
             self.states,
             self.continuations,
             self.lives,
             self.faults.values().sum::<u64>(),
             self.lost,
             self.duplicated,
-            self.unopenable,
-            self.other
+            self.unopenable
         )
     }
 }

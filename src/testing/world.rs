@@ -114,7 +114,7 @@ pub(super) struct World {
 
 #[derive(Debug)]
 pub(super) struct Inner {
-    seed: u64,
+    pub(super) seed: u64,
     has_disk: bool,
     clock: VirtualClock,
     journal: Vec<Entry>,
@@ -143,6 +143,8 @@ pub(super) struct Inner {
     streams: BTreeMap<(String, Named), Streamed>,
     pub(super) deaths: u64,
     /// Calls that were not answered as asked.
+    /// Calls that failed, of any kind; and those of an upload's way.
+    pub(super) failed_calls: u64,
     failures: u64,
     changed_message: Option<String>,
 }
@@ -271,6 +273,7 @@ impl World {
                 runs: Vec::new(),
                 streams: BTreeMap::new(),
                 deaths: 0,
+                failed_calls: 0,
                 failures: 0,
                 changed_message: None,
             })),
@@ -314,6 +317,11 @@ impl World {
     /// For each change from `from` on, the position of the disk when it happened.
     pub(super) fn positions(&self, from: usize) -> Vec<usize> {
         self.lock().journal.iter().skip(from).map(|entry| entry.position).collect()
+    }
+
+    /// How many lives have begun.
+    pub(super) fn lives(&self) -> usize {
+        self.lock().sent.len()
     }
 
     pub(super) fn send(&self, event: SentEvent) {
@@ -369,7 +377,9 @@ impl Inner {
                 self.sent.push(Arc::clone(event));
             }
             Change::Called { call, effect, failed, late } => {
-                self.failures += u64::from(*failed);
+                self.failed_calls += u64::from(*failed);
+                let uploads = matches!(call, Call::Prepare | Call::Upload | Call::Confirm);
+                self.failures += u64::from(*failed && uploads);
                 if let Some((unit, state)) = self.late.take() {
                     self.states.insert(unit, state);
                 }
@@ -417,16 +427,12 @@ impl Inner {
             Change::Read(page) => {
                 self.reads += 1;
                 let pages = self.pages.entry((page.run.clone(), page.stream.clone())).or_default();
-                // The one before was not kept if the same cursor is read again.
                 // Read again: what came of the reading before, and of all after it, was not kept.
                 let again = pages.iter().rposition(|before| before.cursor == page.cursor);
-                let before = again.and_then(|again| pages.drain(again..).next());
-                pages.push(Arc::clone(page));
-                if let Some(before) = before {
-                    let what =
-                        if page.lines.len() < before.lines.len() { "page-shrank" } else { "page-changed" };
-                    *self.fired.entry(format!("source/{what}")).or_default() += 1;
+                if let Some(again) = again {
+                    pages.truncate(again);
                 }
+                pages.push(Arc::clone(page));
                 if let Some(run) = self.runs.iter_mut().find(|run| run.id == page.run) {
                     run.read = true;
                     run.since = page.since;
@@ -460,6 +466,20 @@ impl Inner {
     /// The accepted message that answered the `at`-th sent event.
     pub(super) fn answer_to(&self, at: usize) -> Option<Arc<Accepted>> {
         self.answers.get(&at).and_then(|&message| self.accepted.get(message)).cloned()
+    }
+
+    /// A number that grows with every page that is read, every attachment that is opened, and every upload and confirm.
+    pub(super) fn advanced(&self) -> u64 {
+        [Call::Page, Call::Open, Call::Upload, Call::Confirm]
+            .iter()
+            .filter_map(|call| self.calls.get(call))
+            .sum()
+    }
+
+    /// Whether the newest message says PROGRESS and announces nothing.
+    pub(super) fn only_says_progress(&self) -> bool {
+        let last = self.accepted.last();
+        last.is_some_and(|last| last.event_type.ends_with("PROGRESS") && last.artifacts.is_empty())
     }
 
     /// Whether the checkpoint of a unit holds a message that is to be sent, or one that does may land yet.

@@ -82,15 +82,18 @@ pub fn check(path: impl AsRef<Path>) -> Result<CheckReport> {
     if let Some(problem) = snapshot.verify()? {
         return Ok(damaged(Some(snapshot.source), problem));
     }
-    let (units, rows, findings) = snapshot.look(|view| {
-        let mut check = Check { view, rows: 0, findings: Vec::new() };
-        let units = check.tables()?;
-        for (id, unit) in &units {
-            check.unit(id, unit)?;
-        }
-        Ok((units.len() as u64, check.rows, check.findings))
-    })?;
+    let (units, rows, findings) = snapshot.look(check_rows)?;
     Ok(CheckReport { source: Some(snapshot.source), units, rows, findings })
+}
+
+/// Checks every row, and what the rows say of one another; returns the number of units and of rows, and what was found.
+pub(in crate::store) fn check_rows(view: &View<'_>) -> Result<(u64, u64, Vec<Finding>)> {
+    let mut check = Check { view, rows: 0, findings: Vec::new() };
+    let units = check.tables()?;
+    for (id, unit) in &units {
+        check.unit(id, unit)?;
+    }
+    Ok((units.len() as u64, check.rows, check.findings))
 }
 
 struct Check<'a> {

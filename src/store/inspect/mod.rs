@@ -59,6 +59,8 @@ use super::tables::{Rows, Tables, View, check_start, guarded, is_open_elsewhere}
 
 use overlay::{Base, Overlay};
 
+#[cfg(feature = "testing")]
+pub(in crate::store) use check::check_rows;
 pub use check::{CheckReport, Finding, check};
 pub use report::{
     Answer, AttachmentsReport, BatchCounts, BatchReport, BatchStage, BookmarkReport, FailedAttachmentReport,

@@ -89,6 +89,13 @@ impl Inner {
                 self.clock.advance(Duration::from_secs(answer.delay));
             }
         }
+        if goes_on {
+            self.count(if answer.delay > 0 {
+                "event/continue-after-delay"
+            } else {
+                "event/continue-after-progress"
+            });
+        }
         let next = match answer.event_type.as_str() {
             "EXTRACTION_METADATA_DONE" => "EXTRACTION_DATA_START",
             "EXTRACTION_DATA_DONE" => "EXTRACTION_ATTACHMENTS_START",
@@ -121,9 +128,7 @@ impl Inner {
             return None;
         }
         self.clock.advance(Duration::from_secs(3600));
-        if syncs == 3 {
-            self.count("unit/two");
-        }
+        self.count(if syncs == 3 { "unit/two" } else { "run/incremental" });
         Some(self.first_event(self.runs.len()))
     }
 

@@ -99,6 +99,13 @@ impl<E: Extractor> Extractor for Watched<E> {
         };
         let mut inner = self.life.world.lock();
         inner.record(Change::Called { call: Call::Page, effect: None, failed: false, late: false });
+        let pages = inner.pages.get(&(handed.run.clone(), handed.stream.clone()));
+        let before = pages.and_then(|pages| pages.iter().rfind(|before| before.cursor == handed.cursor));
+        match before.map(|before| (&before.lines, &handed.lines)) {
+            Some((before, now)) if now.len() < before.len() => inner.count("source/page-shrank"),
+            Some((before, now)) if now != before => inner.count("source/page-changed"),
+            _ => {}
+        }
         inner.record(Change::Read(Arc::new(handed)));
         Ok(page)
     }
