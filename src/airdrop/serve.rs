@@ -269,9 +269,23 @@ impl Context<'_> {
         self.run.started_at()
     }
 
-    /// What was modified at or after this is wanted; `None`: everything. See [`Run::since`].
+    /// What was modified at or after this is wanted; `None`: everything. This is [`Run::since`], or the start of the
+    /// [`Context::window`] where that is earlier: after a reset, an initial import of a unit that was synced before, or
+    /// a start that the platform named. The same in every life of the run.
     pub fn since(&self) -> Option<DateTime<Utc>> {
-        self.run.since()
+        match self.window {
+            Some(window) if self.reaches_back() => window.from,
+            _ => self.run.since(),
+        }
+    }
+
+    /// Whether more is asked for than what came since the last finished run. A window that nobody asked for starts
+    /// where [`Run::since`] does.
+    fn reaches_back(&self) -> bool {
+        match (self.window, self.run.since()) {
+            (Some(window), Some(since)) => window.from.is_none_or(|from| from < since),
+            _ => false,
+        }
     }
 
     /// What the platform asks for, by its own settings: resolved when the run's first phase began, and the same ever
@@ -280,11 +294,15 @@ impl Context<'_> {
         self.window
     }
 
-    /// The bookmark that the last finished run left for a stream.
+    /// The bookmark that the last finished run left for a stream. `None` in every life of a run whose
+    /// [`Context::window`] reaches back behind [`Run::since`]: what lies before the bookmark is to be read again.
     ///
     /// # Errors
     /// As [`Run::bookmark`].
     pub fn bookmark<B: DeserializeOwned>(&self, stream: &str) -> Result<Option<B>> {
+        if self.reaches_back() {
+            return Ok(None);
+        }
         self.run.bookmark(stream)
     }
 
