@@ -827,10 +827,8 @@ impl Invocation<'_> {
                 let keeper = self.settings.checkpoints.then(take_over).transpose()?;
                 if *self.event.event_type() == EventType::DeleteAttachments {
                     unit.delete_attachments()?;
-                    if let Some((keeper, _)) = keeper
-                        && let Some(run) = unit.newest_run()?
-                    {
-                        keeper.save_standing(&run)?;
+                    if let Some((keeper, _)) = keeper {
+                        keeper.forget_attachments(unit.newest_run()?.as_ref())?;
                     }
                 } else {
                     if let Some((keeper, _)) = keeper {
