@@ -617,14 +617,20 @@ impl Invocation<'_> {
             Ok(None) => return Ok(None),
             Err(ending) => return Ok(Some(ending)),
         };
+        let not_installed = |reason: String| {
+            failed(&format!(
+                "the initial domain mapping of snap-in version {version} could not be installed: {reason}"
+            ))
+        };
+        if let Err(reason) = self.attempt(|| self.platform.check_mapping(&mapping)) {
+            return Ok(Some(not_installed(reason)));
+        }
         let blueprint = self.attempt(|| self.platform.create_blueprint(&mapping)).unwrap_or_else(|reason| {
             warn!(reason, "the recipe blueprint was not created; the mapping is installed without");
             None
         });
         if let Err(reason) = self.attempt(|| self.platform.install_mapping(&mapping, blueprint.as_deref())) {
-            return Ok(Some(failed(&format!(
-                "the initial domain mapping of snap-in version {version} could not be installed: {reason}"
-            ))));
+            return Ok(Some(not_installed(reason)));
         }
         run.set_connector_version(&version)?;
         info!(version, blueprint = blueprint.is_some(), "initial domain mapping installed");
