@@ -47,8 +47,9 @@ pub(crate) struct Keeper<'a> {
 }
 
 impl<'a> Keeper<'a> {
-    /// Takes a unit over: makes the disk current, and stores the token that the first save will write. Says whether all
-    /// that the store now knows of the unit comes from the checkpoint. Nothing is saved with the platform yet.
+    /// Takes a unit over: makes the disk current, and stores the token that the first save will write: `token`, which
+    /// must be no other holder's. Says whether all that the store now knows of the unit comes from the checkpoint.
+    /// Nothing is saved with the platform yet.
     ///
     /// # Errors
     /// `NotSaved` if the worker state could not be read; `Corrupt`, `Io`.
@@ -59,9 +60,10 @@ impl<'a> Keeper<'a> {
         seed: u64,
         hard: Duration,
         settle: Option<Duration>,
+        token: u64,
     ) -> Result<(Self, bool)> {
         let sync_unit = unit.id().to_string();
-        let token = format!("{:016x}", fastrand::Rng::with_seed(seed).u64(..));
+        let token = format!("{token:016x}");
         let standing = RefCell::default();
         let found = WorkerState::default();
         let mut this = Self { platform, clock, sync_unit, seed, hard, token, standing, found };

@@ -10,6 +10,7 @@
 //! it is an event in that span. What an extractor's error says is in none of them: it may hold anything.
 
 use std::fmt;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
@@ -133,7 +134,8 @@ impl Serve {
         self
     }
 
-    /// Makes the calls one after the other on this thread, in an order that the seed decides: a run can be replayed.
+    /// Makes the calls one after the other on this thread, in an order that the seed decides, as it does the holder token
+    /// of a checkpoint: a run can be replayed.
     pub fn inline(mut self, seed: u64) -> Self {
         self.inline_seed = Some(seed);
         self
@@ -382,6 +384,14 @@ impl Invocation<'_> {
         self.started.saturating_add(self.settings.hard)
     }
 
+    /// A holder token: random, for two workers may start in the same microsecond; from the seed where one is set.
+    fn token(&self) -> u64 {
+        match self.settings.inline_seed {
+            Some(seed) => fastrand::Rng::with_seed(seed).u64(..),
+            None => RandomState::new().build_hasher().finish(),
+        }
+    }
+
     fn converse<E: Extractor>(
         &self,
         store: &Store,
@@ -397,7 +407,7 @@ impl Invocation<'_> {
         // External sync units have no sync unit to keep a checkpoint under.
         let held = if self.settings.checkpoints && phase != Phase::ExternalSyncUnits {
             let settle = self.settings.settle;
-            Some(Keeper::take_over(&unit, self.platform, self.clock, self.seed, hard, settle)?)
+            Some(Keeper::take_over(&unit, self.platform, self.clock, self.seed, hard, settle, self.token())?)
         } else {
             None
         };
@@ -829,7 +839,9 @@ impl Invocation<'_> {
             Ok(unit) => {
                 let unit = store.any_unit(unit);
                 let hard = self.hard_at();
-                let take_over = || Keeper::take_over(&unit, self.platform, self.clock, self.seed, hard, None);
+                let take_over = || {
+                    Keeper::take_over(&unit, self.platform, self.clock, self.seed, hard, None, self.token())
+                };
                 let keeper = self.settings.checkpoints.then(take_over).transpose()?;
                 if *self.event.event_type() == EventType::DeleteAttachments {
                     unit.delete_attachments()?;
