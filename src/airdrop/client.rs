@@ -13,7 +13,7 @@
 use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Cursor, Read, Seek, Write};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use chrono::{DateTime, NaiveDateTime, Utc};
@@ -72,6 +72,14 @@ pub struct Client {
     callback_url: Uri,
     /// The headers by which a message says who sends it.
     sender: Vec<(&'static str, HeaderValue)>,
+    snap_in: OnceLock<SnapIn>,
+}
+
+/// What a mapping is installed for: names that do not change while an event is answered, so they are asked for once.
+#[derive(Clone)]
+struct SnapIn {
+    import: String,
+    version: String,
 }
 
 impl fmt::Debug for Client {
@@ -116,6 +124,7 @@ impl Client {
             token,
             callback_url,
             sender,
+            snap_in: OnceLock::new(),
         })
     }
 
@@ -316,6 +325,33 @@ impl Client {
             fields: form_fields(answer.get("form_data")).ok_or_else(|| malformed(step, "a form_data"))?,
         })
     }
+
+    fn snap_in(&self) -> Attempt<SnapIn> {
+        if let Some(snap_in) = self.snap_in.get() {
+            return Ok(snap_in.clone());
+        }
+        let step = "asking for the snap-in";
+        let address = self.endpoint("/internal/snap-ins.get")?;
+        let id = needed("context.snap_in_id", self.event.snap_in_id())?;
+        let request = self.get(&address, &[("id", &id)]).header("Authorization", self.token.expose());
+        let answer = self.call(step, request)?;
+        let name = |pointer: &str, what: &str| {
+            let name = answer.pointer(pointer).and_then(Value::as_str);
+            name.map(str::to_owned).ok_or_else(|| malformed(step, what))
+        };
+        let import = name("/snap_in/imports/0/name", "the name of an import")?;
+        let version = name("/snap_in/snap_in_version/slug", "the slug of its version")?;
+        Ok(self.snap_in.get_or_init(|| SnapIn { import, version }).clone())
+    }
+}
+
+/// What of an initial domain mapping goes into the install itself.
+fn additional_mappings(mapping: &Value) -> Attempt<Map<String, Value>> {
+    match mapping.get("additional_mappings") {
+        None | Some(Value::Null) => Ok(Map::new()),
+        Some(Value::Object(additional)) => Ok(additional.clone()),
+        Some(_) => Err(not_sent("the additional_mappings of the initial domain mapping must be an object")),
+    }
 }
 
 impl Platform for Client {
@@ -345,6 +381,11 @@ impl Platform for Client {
         self.tell("saving the worker state", request, &json!({ "state": state }).to_string())
     }
 
+    fn check_mapping(&self, mapping: &Value) -> Attempt<()> {
+        additional_mappings(mapping)?;
+        self.snap_in().map(drop)
+    }
+
     fn create_blueprint(&self, mapping: &Value) -> Attempt<Option<String>> {
         let step = "creating the recipe blueprint";
         let blueprint = mapping.get("starting_recipe_blueprint").and_then(Value::as_object);
@@ -360,30 +401,12 @@ impl Platform for Client {
     }
 
     fn install_mapping(&self, mapping: &Value, blueprint: Option<&str>) -> Attempt<()> {
-        let additional = match mapping.get("additional_mappings") {
-            None | Some(Value::Null) => Map::new(),
-            Some(Value::Object(additional)) => additional.clone(),
-            Some(_) => {
-                return Err(not_sent(
-                    "the additional_mappings of the initial domain mapping must be an object",
-                ));
-            }
-        };
-        let step = "asking for the snap-in";
-        let address = self.endpoint("/internal/snap-ins.get")?;
-        let snap_in = needed("context.snap_in_id", self.event.snap_in_id())?;
-        let request = self.get(&address, &[("id", &snap_in)]).header("Authorization", self.token.expose());
-        let answer = self.call(step, request)?;
-        let name = |pointer: &str, what: &str| {
-            let name = answer.pointer(pointer).and_then(Value::as_str);
-            name.map(str::to_owned).ok_or_else(|| malformed(step, what))
-        };
+        let additional = additional_mappings(mapping)?;
+        let snap_in = self.snap_in()?;
         let mut body = Map::new();
         body.insert("external_system_type".to_owned(), "ADaaS".into());
-        let import = name("/snap_in/imports/0/name", "the name of an import")?;
-        body.insert("import_slug".to_owned(), import.into());
-        let version = name("/snap_in/snap_in_version/slug", "the slug of its version")?;
-        body.insert("snap_in_slug".to_owned(), version.into());
+        body.insert("import_slug".to_owned(), snap_in.import.into());
+        body.insert("snap_in_slug".to_owned(), snap_in.version.into());
         if let Some(blueprint) = blueprint {
             body.insert("starting_recipe_blueprint".to_owned(), blueprint.into());
         }

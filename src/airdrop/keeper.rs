@@ -47,8 +47,9 @@ pub(crate) struct Keeper<'a> {
 }
 
 impl<'a> Keeper<'a> {
-    /// Takes a unit over: makes the disk current, and stores the token that the first save will write. Says whether all
-    /// that the store now knows of the unit comes from the checkpoint. Nothing is saved with the platform yet.
+    /// Takes a unit over: makes the disk current, and stores the token that the first save will write: `token`, which
+    /// must be no other holder's. Says whether all that the store now knows of the unit comes from the checkpoint.
+    /// Nothing is saved with the platform yet.
     ///
     /// # Errors
     /// `NotSaved` if the worker state could not be read; `Corrupt`, `Io`.
@@ -59,9 +60,10 @@ impl<'a> Keeper<'a> {
         seed: u64,
         hard: Duration,
         settle: Option<Duration>,
+        token: u64,
     ) -> Result<(Self, bool)> {
         let sync_unit = unit.id().to_string();
-        let token = format!("{:016x}", fastrand::Rng::with_seed(seed).u64(..));
+        let token = format!("{token:016x}");
         let standing = RefCell::default();
         let found = WorkerState::default();
         let mut this = Self { platform, clock, sync_unit, seed, hard, token, standing, found };
@@ -106,24 +108,45 @@ impl<'a> Keeper<'a> {
     pub(crate) fn save(&self, run: &Run, position: Option<&Position>) -> Result<usize> {
         let fresh = if position.is_none() && run.has_no_position()? { run.position()? } else { None };
         let position = position.or(fresh.as_ref());
-        let bytes = self.put(Some(&run.checkpoint(&self.token, position)?))?;
+        let bytes = self.put(Some(&run.checkpoint(&self.token, position)?), |_| ())?;
         if let Some(position) = position {
             run.saved(position)?;
         }
         Ok(bytes)
     }
 
-    /// Saves what changed, but for the position: that a run is over, or that its attachments are forgotten.
+    /// Saves what changed, but for the position: that a run is over.
     pub(crate) fn save_standing(&self, run: &Run) -> Result<()> {
-        self.put(Some(&run.checkpoint(&self.token, None)?)).map(drop)
+        self.put(Some(&run.checkpoint(&self.token, None)?), |_| ()).map(drop)
+    }
+
+    /// Saves that the unit's attachments are forgotten, those that the SDK had left to do too. Of a unit that has had
+    /// no run here, nothing but that.
+    pub(crate) fn forget_attachments(&self, run: Option<&Run>) -> Result<()> {
+        let checkpoint = run.map(|run| run.checkpoint(&self.token, None)).transpose()?;
+        if checkpoint.is_none() && !sdk::forget_attachments(&mut self.document(self.found.state.as_deref())?)
+        {
+            return Ok(());
+        }
+        self.put(checkpoint.as_ref(), |document| {
+            sdk::forget_attachments(document);
+        })?;
+        Ok(())
     }
 
     /// Removes what is kept of the unit.
     pub(crate) fn remove(&self) -> Result<()> {
-        self.put(None).map(drop)
+        self.put(None, |document| {
+            // Left behind, the SDK's keys would be what the unit inherits when it comes again.
+            document.shift_remove(KEY);
+            sdk::remove(document);
+        })?;
+        self.standing.replace(None);
+        Ok(())
     }
 
-    fn put(&self, checkpoint: Option<&Checkpoint>) -> Result<usize> {
+    /// Saves the worker state with this checkpoint in it, or with the one that is there, and changed in this way.
+    fn put(&self, checkpoint: Option<&Checkpoint>, change: impl FnOnce(&mut Document)) -> Result<usize> {
         let state = self.state()?.state;
         let found = checkpoint_in(state.as_deref(), &self.sync_unit)?.map(|found| found.token);
         // A first save whose answer was lost may have been applied.
@@ -137,14 +160,13 @@ impl<'a> Keeper<'a> {
         if let Some(checkpoint) = checkpoint {
             document.insert(KEY.to_owned(), serde_json::to_value(checkpoint).map_err(odd)?);
             sdk::write(&mut document, &checkpoint.standing());
-        } else {
-            // Left behind, the SDK's keys would be what the unit inherits when it comes again.
-            document.shift_remove(KEY);
-            sdk::remove(&mut document);
         }
+        change(&mut document);
         let text = to_json(&self.what(), &document, CHECKPOINT_BYTES_MAX)?;
         self.attempt(|| self.platform.save_worker_state(&text))?;
-        self.standing.replace(checkpoint.map(|checkpoint| checkpoint.token.clone()));
+        if let Some(checkpoint) = checkpoint {
+            self.standing.replace(Some(checkpoint.token.clone()));
+        }
         debug!(bytes = text.len(), "checkpoint saved");
         Ok(text.len())
     }

@@ -61,6 +61,16 @@ pub trait Platform: Sync {
         Err(PlatformError::Refused { status: 501, reason })
     }
 
+    /// Sees that an initial domain mapping makes sense, and asks for what its install needs. Called before its blueprint
+    /// is created, which nobody would remove again if the install then could not even be tried.
+    ///
+    /// # Errors
+    /// What became of the attempt.
+    fn check_mapping(&self, mapping: &Value) -> Result<(), PlatformError> {
+        let _ = mapping;
+        Ok(())
+    }
+
     /// Creates the starting recipe blueprint that an initial domain mapping holds, and says its id; none if it holds
     /// none. A mapping can be installed without, so a failure is a reason for a warning only.
     ///

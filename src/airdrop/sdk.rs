@@ -24,7 +24,7 @@ use serde_json::{Map, Value, json};
 use crate::error::{Error, Result};
 use crate::model::{ItemType, Micros, Phase, Step};
 use crate::record::Attachment;
-use crate::store::{Incoming, Inherited, InheritedRun, Run, Standing, WindowRow};
+use crate::store::{Incoming, Inherited, InheritedRun, LEFT_ATTACHMENTS, Run, Standing, WindowRow};
 
 const SDK_STATE: &str = "sdkState";
 const CONNECTOR_STATE: &str = "connectorState";
@@ -52,9 +52,6 @@ const KEYS: [&str; 9] = [
     "fromDevRev",
 ];
 
-/// The note of a run that the SDK began: what of its attachments is left to do.
-const NOTE: &str = "sdk";
-
 /// A worker state that is read or about to be written.
 pub(crate) type Document = Map<String, Value>;
 
@@ -71,6 +68,7 @@ pub(crate) struct SdkState {
 
 /// What was left to do of the attachments of a run that the SDK began.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct SdkAttachments {
     /// The metadata artifacts still to be worked off, in order.
     pub(crate) artifact_ids: Vec<String>,
@@ -136,7 +134,7 @@ impl SdkState {
         let run = if continues {
             // Without its start, when it vouches from is not known.
             self.sync_started.map(|started_at| {
-                let note = serde_json::to_string(&self.attachments).ok().map(|json| (NOTE, json));
+                let note = serde_json::to_string(&self.attachments).ok().map(|json| (LEFT_ATTACHMENTS, json));
                 InheritedRun { started_at: Some(started_at), window: self.window(), note }
             })
         } else {
@@ -171,7 +169,7 @@ impl Run {
     /// # Errors
     /// `Corrupt`, `Io`.
     pub(crate) fn sdk_attachments(&self) -> Result<Option<SdkAttachments>> {
-        self.note(NOTE)
+        self.note(LEFT_ATTACHMENTS)
     }
 }
 
@@ -201,12 +199,26 @@ pub(crate) fn write(document: &mut Document, standing: &Standing) {
             None => drop(keys.entry(key).or_insert_with(|| "".into())),
         }
     }
-    let nothing_left =
-        || json!({ "artifactIds": [], "lastProcessed": 0, "lastProcessedAttachmentsIdsList": [] });
     if let Value::Object(to_devrev) = keys.entry(TO_DEVREV).or_insert_with(|| Map::new().into())
         && (started.is_none() || !to_devrev.contains_key(ATTACHMENTS))
     {
         to_devrev.insert(ATTACHMENTS.to_owned(), nothing_left());
+    }
+}
+
+fn nothing_left() -> Value {
+    json!({ "artifactIds": [], "lastProcessed": 0, "lastProcessedAttachmentsIdsList": [] })
+}
+
+/// Empties what the SDK's keys say of attachments; says whether they said something.
+pub(crate) fn forget_attachments(document: &mut Document) -> bool {
+    let keys = match document.get_mut(SDK_STATE) {
+        Some(Value::Object(nested)) => nested,
+        _ => document,
+    };
+    match keys.get_mut(TO_DEVREV).and_then(|to_devrev| to_devrev.get_mut(ATTACHMENTS)) {
+        Some(metadata) => std::mem::replace(metadata, nothing_left()) != nothing_left(),
+        None => false,
     }
 }
 

@@ -10,6 +10,7 @@
 //! it is an event in that span. What an extractor's error says is in none of them: it may hold anything.
 
 use std::fmt;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
@@ -133,7 +134,8 @@ impl Serve {
         self
     }
 
-    /// Makes the calls one after the other on this thread, in an order that the seed decides: a run can be replayed.
+    /// Makes the calls one after the other on this thread, in an order that the seed decides, as it does the holder token
+    /// of a checkpoint: a run can be replayed.
     pub fn inline(mut self, seed: u64) -> Self {
         self.inline_seed = Some(seed);
         self
@@ -269,9 +271,23 @@ impl Context<'_> {
         self.run.started_at()
     }
 
-    /// What was modified at or after this is wanted; `None`: everything. See [`Run::since`].
+    /// What was modified at or after this is wanted; `None`: everything. This is [`Run::since`], or the start of the
+    /// [`Context::window`] where that is earlier: after a reset, an initial import of a unit that was synced before, or
+    /// a start that the platform named. The same in every life of the run.
     pub fn since(&self) -> Option<DateTime<Utc>> {
-        self.run.since()
+        match self.window {
+            Some(window) if self.reaches_back() => window.from,
+            _ => self.run.since(),
+        }
+    }
+
+    /// Whether more is asked for than what came since the last finished run. A window that nobody asked for starts
+    /// where [`Run::since`] does.
+    fn reaches_back(&self) -> bool {
+        match (self.window, self.run.since()) {
+            (Some(window), Some(since)) => window.from.is_none_or(|from| from < since),
+            _ => false,
+        }
     }
 
     /// What the platform asks for, by its own settings: resolved when the run's first phase began, and the same ever
@@ -280,11 +296,15 @@ impl Context<'_> {
         self.window
     }
 
-    /// The bookmark that the last finished run left for a stream.
+    /// The bookmark that the last finished run left for a stream. `None` in every life of a run whose
+    /// [`Context::window`] reaches back behind [`Run::since`]: what lies before the bookmark is to be read again.
     ///
     /// # Errors
     /// As [`Run::bookmark`].
     pub fn bookmark<B: DeserializeOwned>(&self, stream: &str) -> Result<Option<B>> {
+        if self.reaches_back() {
+            return Ok(None);
+        }
         self.run.bookmark(stream)
     }
 
@@ -364,6 +384,14 @@ impl Invocation<'_> {
         self.started.saturating_add(self.settings.hard)
     }
 
+    /// A holder token: random, for two workers may start in the same microsecond; from the seed where one is set.
+    fn token(&self) -> u64 {
+        match self.settings.inline_seed {
+            Some(seed) => fastrand::Rng::with_seed(seed).u64(..),
+            None => RandomState::new().build_hasher().finish(),
+        }
+    }
+
     fn converse<E: Extractor>(
         &self,
         store: &Store,
@@ -379,7 +407,7 @@ impl Invocation<'_> {
         // External sync units have no sync unit to keep a checkpoint under.
         let held = if self.settings.checkpoints && phase != Phase::ExternalSyncUnits {
             let settle = self.settings.settle;
-            Some(Keeper::take_over(&unit, self.platform, self.clock, self.seed, hard, settle)?)
+            Some(Keeper::take_over(&unit, self.platform, self.clock, self.seed, hard, settle, self.token())?)
         } else {
             None
         };
@@ -599,14 +627,20 @@ impl Invocation<'_> {
             Ok(None) => return Ok(None),
             Err(ending) => return Ok(Some(ending)),
         };
+        let not_installed = |reason: String| {
+            failed(&format!(
+                "the initial domain mapping of snap-in version {version} could not be installed: {reason}"
+            ))
+        };
+        if let Err(reason) = self.attempt(|| self.platform.check_mapping(&mapping)) {
+            return Ok(Some(not_installed(reason)));
+        }
         let blueprint = self.attempt(|| self.platform.create_blueprint(&mapping)).unwrap_or_else(|reason| {
             warn!(reason, "the recipe blueprint was not created; the mapping is installed without");
             None
         });
         if let Err(reason) = self.attempt(|| self.platform.install_mapping(&mapping, blueprint.as_deref())) {
-            return Ok(Some(failed(&format!(
-                "the initial domain mapping of snap-in version {version} could not be installed: {reason}"
-            ))));
+            return Ok(Some(not_installed(reason)));
         }
         run.set_connector_version(&version)?;
         info!(version, blueprint = blueprint.is_some(), "initial domain mapping installed");
@@ -805,14 +839,14 @@ impl Invocation<'_> {
             Ok(unit) => {
                 let unit = store.any_unit(unit);
                 let hard = self.hard_at();
-                let take_over = || Keeper::take_over(&unit, self.platform, self.clock, self.seed, hard, None);
+                let take_over = || {
+                    Keeper::take_over(&unit, self.platform, self.clock, self.seed, hard, None, self.token())
+                };
                 let keeper = self.settings.checkpoints.then(take_over).transpose()?;
                 if *self.event.event_type() == EventType::DeleteAttachments {
                     unit.delete_attachments()?;
-                    if let Some((keeper, _)) = keeper
-                        && let Some(run) = unit.newest_run()?
-                    {
-                        keeper.save_standing(&run)?;
+                    if let Some((keeper, _)) = keeper {
+                        keeper.forget_attachments(unit.newest_run()?.as_ref())?;
                     }
                 } else {
                     if let Some((keeper, _)) = keeper {

@@ -34,6 +34,7 @@ use super::SyncUnit;
 use super::batches::{Lines, UnsettledBatch};
 use super::checkpoint::forget_attachments;
 use super::codec::DecodeError;
+use super::notes::forget_left_attachments;
 use super::rows::{
     ATTACHMENTS, AttachmentRow, FAILED, FILES, FailedRow, FileRow, Key, LEDGER, LedgerAttachments, QUEUES,
     QueueRow, REQUEUED, RUN_IDS, RunStatus, SEEN, SeenRow, UNITS, name_hash, number_of,
@@ -820,6 +821,7 @@ impl SyncUnit {
             let queues = change.all(&QUEUES, &key)?;
             remove_attachments(change, &key)?;
             forget_attachments(change, &key)?;
+            forget_left_attachments(change, unit.no)?;
             // The lines that a run has staged stay, and so does how many they are.
             for (tail, QueueRow { lines, .. }) in queues {
                 let run = run_key(unit.no, self.attachment_run(&tail)?);

@@ -36,7 +36,7 @@ pub(crate) use checkpoint::{Checkpoint, Position};
 pub(crate) use conversation::{Accepted, Incoming, Sealing, StoredMessage};
 #[doc(hidden)]
 pub use disk::Disk;
-pub(crate) use notes::{Inherited, InheritedRun, Standing};
+pub(crate) use notes::{Inherited, InheritedRun, LEFT_ATTACHMENTS, Standing};
 pub use page::Page;
 pub(crate) use page::to_json;
 pub(crate) use rows::{MessageKind, WindowRow};

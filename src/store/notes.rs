@@ -4,14 +4,15 @@
 //! values and with their life: it is part of the checkpoint's position, so a run that goes on from a checkpoint finds
 //! the notes that it had there. Unlike those it belongs to one run, and is gone when that run is over.
 
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::model::{Micros, Phase, Phases, RESERVED_VALUE_PREFIX};
 
 use super::conversation::Incoming;
-use super::rows::{Json, Key, RunRow, RunStatus, UNITS, UnitRow, VALUES, WindowRow};
+use super::rows::{Json, Key, POSITIONS, RunRow, RunStatus, UNITS, UnitRow, VALUES, WindowRow, number_of};
 use super::run::Run;
 use super::tables::{Change, Rows};
 
@@ -37,6 +38,9 @@ pub(crate) struct InheritedRun {
     /// A note, by its name and as JSON text.
     pub(crate) note: Option<(&'static str, String)>,
 }
+
+/// The note that says what other software had left to do of a run's attachments. `{}`: nothing.
+pub(crate) const LEFT_ATTACHMENTS: &str = "sdk";
 
 /// What is stored of a note.
 #[derive(Serialize, Deserialize)]
@@ -89,6 +93,35 @@ impl InheritedRun {
 
 fn note_key(unit: u64, name: &str) -> Key {
     Key::unit(unit).and_name(&format!("{RESERVED_VALUE_PREFIX}{name}"))
+}
+
+/// Empties the note about attachments that other software had left to do, also in the positions of the unit's
+/// checkpoints. The note itself stays: it tells that the run was begun by other software.
+pub(super) fn forget_left_attachments(change: &Change<'_>, unit: u64) -> Result<()> {
+    let key = note_key(unit, LEFT_ATTACHMENTS);
+    let emptied = |json: &str| {
+        let note = serde_json::from_str(json).map(|Note { run, .. }: Note<IgnoredAny>| run);
+        note.and_then(|run| serde_json::to_string(&Note { run, note: serde_json::Map::new() }))
+    };
+    if let Some(Json(json)) = change.get(&VALUES, &key)? {
+        let damaged =
+            |error: serde_json::Error| change.tables().damaged(VALUES.name, &key, error.to_string());
+        change.put(&VALUES, &key, &Json(emptied(&json).map_err(damaged)?))?;
+    }
+    let prefix = Key::unit(unit);
+    for (tail, Json(json)) in change.all(&POSITIONS, &prefix)? {
+        let damaged = |reason: String| change.tables().damaged(POSITIONS.name, &prefix, reason);
+        let mut position: Value = serde_json::from_str(&json).map_err(|error| damaged(error.to_string()))?;
+        let name = format!("{RESERVED_VALUE_PREFIX}{LEFT_ATTACHMENTS}");
+        let Some(Value::String(note)) = position.get_mut("values").and_then(|values| values.get_mut(name))
+        else {
+            continue;
+        };
+        *note = emptied(note).map_err(|error| damaged(error.to_string()))?;
+        let run = number_of(&tail).map_err(|error| damaged(error.to_string()))?;
+        change.put(&POSITIONS, &prefix.clone().and_number(run), &Json(position.to_string()))?;
+    }
+    Ok(())
 }
 
 /// Drops the notes of a unit's run.

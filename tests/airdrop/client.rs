@@ -679,21 +679,22 @@ fn an_artifact_is_downloaded_as_it_is() {
 }
 
 #[test]
-fn an_initial_domain_mapping_is_installed_with_its_blueprint() {
+fn an_initial_domain_mapping_is_installed_with_its_blueprint_once_the_snap_in_is_known() {
     let server = Server::start();
     let client = server.client();
     let mapping = json!({
         "starting_recipe_blueprint": { "name": "b", "steps": [1] },
         "additional_mappings": { "record_type_mappings": { "issues": {} }, "import_slug": "own" }
     });
+    client.check_mapping(&mapping).unwrap();
     let blueprint = client.create_blueprint(&mapping).unwrap();
     assert_eq!(blueprint.as_deref(), Some("blueprint-1"));
     client.install_mapping(&mapping, blueprint.as_deref()).unwrap();
-    let [create, snap_in, install] = server.requests().try_into().unwrap();
-    create.check("POST", "/internal/airdrop.recipe.blueprints.create");
-    assert_eq!(create.json(), json!({ "name": "b", "steps": [1] }));
+    let [snap_in, create, install] = server.requests().try_into().unwrap();
     snap_in.check("GET", "/internal/snap-ins.get");
     assert_eq!(snap_in.query(), [("id", "don:snap_in/2")]);
+    create.check("POST", "/internal/airdrop.recipe.blueprints.create");
+    assert_eq!(create.json(), json!({ "name": "b", "steps": [1] }));
     install.check("POST", "/internal/airdrop.recipe.initial-domain-mappings.install");
     assert_eq!(
         install.json(),
@@ -702,11 +703,12 @@ fn an_initial_domain_mapping_is_installed_with_its_blueprint() {
             "starting_recipe_blueprint": "blueprint-1", "record_type_mappings": { "issues": {} }
         })
     );
-    for request in [create, snap_in, install] {
+    for request in [snap_in, create, install] {
         assert_eq!(request.header("Authorization"), Some(TOKEN), "no Bearer: {}", request.path);
     }
 
     for bare in [json!({}), json!({ "starting_recipe_blueprint": {}, "additional_mappings": null })] {
+        let client = server.client();
         assert_eq!(client.create_blueprint(&bare).unwrap(), None);
         client.install_mapping(&bare, None).unwrap();
         let [_, install] = server.requests().try_into().unwrap();
@@ -714,12 +716,22 @@ fn an_initial_domain_mapping_is_installed_with_its_blueprint() {
             json!({ "external_system_type": "ADaaS", "import_slug": "import-1", "snap_in_slug": "slug-1" });
         assert_eq!(install.json(), body);
     }
-    server.fault("/internal/snap-ins.get", answer(200, &json!({ "snap_in": { "imports": [] } })));
-    assert!(
-        client.install_mapping(&mapping, None).unwrap_err().to_string().contains("the name of an import")
-    );
-    let odd = json!({ "additional_mappings": [] });
-    assert!(client.install_mapping(&odd, None).unwrap_err().to_string().contains("must be an object"));
+    for installs in [false, true] {
+        let client = server.client();
+        let call = |mapping: &Value| {
+            if installs { client.install_mapping(mapping, None) } else { client.check_mapping(mapping) }
+        };
+        server.fault("/internal/snap-ins.get", answer(200, &json!({ "snap_in": { "imports": [] } })));
+        let error = call(&mapping).unwrap_err().to_string();
+        assert!(error.contains("the name of an import"), "{error}");
+        server.requests();
+        let error = call(&json!({ "additional_mappings": [] })).unwrap_err().to_string();
+        assert!(error.contains("must be an object"), "{error}");
+        assert!(server.requests().is_empty());
+        // What was answered wrong is asked for again.
+        call(&mapping).unwrap();
+        server.requests();
+    }
 }
 
 fn xml(code: &str) -> Vec<u8> {

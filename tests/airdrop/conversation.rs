@@ -1,6 +1,7 @@
 //! Exactly one message answers an event: which event is a new one, which was seen before, what each is answered in each
 //! phase, and when an invocation comes to its end. (How artifacts come into a message is in `delivery`.)
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -127,6 +128,26 @@ fn every_phase_is_answered_in_the_spelling_of_its_event_or_the_one_that_is_set()
         assert_eq!(world.airdrop.messages().len(), SPELLINGS[spelled].len());
         assert_eq!(world.airdrop.announced("run").len(), 14 + 2);
     }
+}
+
+#[test]
+fn a_holder_token_is_random_unless_a_seed_makes_it() {
+    let tokens = |serve: &Serve| -> BTreeSet<String> {
+        let token = |_: u32| {
+            // The clocks of all of them stand still at the same moment.
+            let mut world = World::new(5);
+            world.serve = serve.clone().checkpoints();
+            done(&world, &mut paged(1, 1), &event(DATA, "run", "1"));
+            world.airdrop.state()["highwater"]["token"].as_str().unwrap().to_owned()
+        };
+        (0..8).map(token).collect()
+    };
+    let random = tokens(&Serve::new());
+    assert_eq!(random.len(), 8, "{random:?}");
+    assert!(random.iter().all(|token| token.len() == 16), "{random:?}");
+    let seeded = tokens(&Serve::new().inline(7));
+    assert_eq!(seeded.len(), 1, "a run can be replayed");
+    assert!(seeded.is_disjoint(&tokens(&Serve::new().inline(8))));
 }
 
 #[test]

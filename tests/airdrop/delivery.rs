@@ -96,6 +96,27 @@ fn an_upload_of_unknown_fate_is_made_anew_and_only_the_new_one_is_announced() {
 }
 
 #[test]
+fn an_upload_that_is_unavailable_three_times_ends_with_nothing_lost() {
+    for checkpoints in [false, true] {
+        let mut world = World::new(5);
+        if checkpoints {
+            world.serve = world.serve.clone().checkpoints();
+        }
+        for skip in 0..3 {
+            world.airdrop.answer(Call::Upload, skip, Answer::Unavailable);
+        }
+        let mut source = paged(1, 3);
+        let started = world.clock.now();
+        assert_eq!(start(&world, &mut source).kind, OutcomeKind::Done, "checkpoints: {checkpoints}");
+        assert!(world.clock.now() > started, "it is left alone in between");
+        assert_all(&world, &all_of("issues", 1, 3));
+        assert_eq!((world.airdrop.calls(Call::Upload), world.airdrop.uploads()), (4, 1));
+        assert_eq!((world.airdrop.calls(Call::Confirm), world.airdrop.named().len()), (1, 1));
+        assert_eq!((source.asked.len(), world.airdrop.messages().len()), (1, 1));
+    }
+}
+
+#[test]
 fn a_call_that_fails_too_often_is_an_error_and_the_next_event_delivers() {
     for (call, name) in [(Call::Upload, "upload"), (Call::Confirm, "confirm")] {
         let mut world = World::new(5);

@@ -86,6 +86,31 @@ fn a_mapping_comes_before_anything_else_of_the_run() {
 }
 
 #[test]
+fn a_mapping_that_cannot_be_installed_leaves_no_blueprint_behind() {
+    let world = World::new(2);
+    let mut source = with_mapping(1);
+    let mut request = 0;
+    let mut next = || {
+        request += 1;
+        let event = of_version("v1", "METADATA_START", "run", &request.to_string());
+        world.serve(&mut source, &event).unwrap().kind
+    };
+    for answer in [Answer::Unavailable, Answer::Refused(404)] {
+        world.airdrop.always(Call::CheckMapping, Some(answer));
+        assert_eq!(next(), OutcomeKind::Error);
+        let error = world.airdrop.last().error();
+        assert!(error.contains("initial domain mapping of snap-in version v1"), "{error}");
+    }
+    assert_eq!((world.airdrop.calls(Call::Blueprint), world.airdrop.calls(Call::Mapping)), (0, 0));
+    // Once it can be, there is one.
+    world.airdrop.always(Call::CheckMapping, None);
+    world.airdrop.answer(Call::CheckMapping, 0, Answer::Unavailable);
+    assert_eq!(next(), OutcomeKind::Done);
+    assert_eq!(world.airdrop.calls(Call::Blueprint), 1);
+    assert_eq!(world.airdrop.mappings(), [(mapping(), Some("blueprint".to_owned()))]);
+}
+
+#[test]
 fn a_blueprint_that_fails_is_no_reason_to_stop() {
     for answer in [Answer::Refused(422), Answer::Unavailable] {
         let world = World::new(2);
@@ -145,6 +170,7 @@ fn a_version_that_the_sdk_has_installed_is_not_installed_again() {
 fn a_local_airdrop_records_what_was_installed() {
     let dir = tempfile::tempdir().unwrap();
     let local = Local::open(dir.path()).unwrap();
+    local.check_mapping(&mapping()).unwrap();
     let blueprint = local.create_blueprint(&mapping()).unwrap();
     assert!(blueprint.is_some() && local.create_blueprint(&json!({})).unwrap().is_none());
     local.install_mapping(&json!({}), None).unwrap();

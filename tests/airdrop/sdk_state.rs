@@ -164,7 +164,8 @@ fn a_finished_state_of_the_sdk_is_the_watermark_and_the_bounds_of_the_next_run()
         );
         let window = Some(Window { from: Some(at(NEWEST)), to: started });
         for told in ear.lock().unwrap().iter() {
-            let since = Some(at(EARLIER));
+            // Asked for by the event: the last run ended before the moment of the watermark.
+            let since = Some(at(NEWEST));
             assert_eq!(*told, Told { since, started_at: started, window, connector: None });
         }
         assert_eq!(world.airdrop.announced("run"), all_of("issues", 4, 1));
@@ -193,7 +194,7 @@ fn a_run_that_the_sdk_was_in_the_middle_of_goes_on_as_that_run() {
         let told = ear.lock().unwrap().clone();
         assert_eq!(told.len(), 4, "each page in a life of its own");
         let expected = Told {
-            since: Some(at(EARLIER)),
+            since: Some(at(PENDING_OLDEST)),
             started_at: at(STARTED),
             window: Some(Window { from: Some(at(PENDING_OLDEST)), to: at(PENDING_NEWEST) }),
             connector: Some(connector),
@@ -247,6 +248,92 @@ fn an_attachments_start_of_a_run_that_the_sdk_began_ends_that_run() {
     assert_eq!(state["toDevRev"]["attachmentsMetadata"]["artifactIds"], json!([]), "nothing is left to do");
 }
 
+/// What the SDK had left to do of the attachments of one artifact, and that artifact.
+fn attachments_left(world: &World, layout: fn(&Value) -> Value) {
+    let mut state = in_the_middle();
+    state["toDevRev"] = json!({
+        "attachmentsMetadata": {
+            "artifactIds": ["one"],
+            "lastProcessed": 1,
+            "lastProcessedAttachmentsIdsList": [{ "id": "2", "parent_id": "p", "status": "success" }],
+        },
+        "of a later version": 1.5,
+    });
+    world.airdrop.set_state(&layout(&state));
+    let named = |id: u32| json!({ "id": id.to_string(), "url": "", "file_name": "f", "parent_id": "p" });
+    world.airdrop.keep("one", &[1, 2, 3].map(named));
+}
+
+/// The attachments that the SDK's keys name, and the count of those that were given up: the source opens none.
+fn attachments_of(state: &Value, layout: fn(&Value) -> Value) -> (Value, usize) {
+    let keys = if layout(&json!({})).get("sdkState").is_some() { &state["sdkState"] } else { state };
+    let failed = state.pointer("/highwater/position/queue/failed").and_then(Value::as_array);
+    assert_eq!(keys["toDevRev"]["of a later version"], 1.5);
+    (keys["toDevRev"]["attachmentsMetadata"].clone(), failed.map_or(0, Vec::len))
+}
+
+#[test]
+fn attachments_that_the_sdk_left_are_forgotten_with_the_others() {
+    let nothing_left =
+        json!({ "artifactIds": [], "lastProcessed": 0, "lastProcessedAttachmentsIdsList": [] });
+    let delete = event("EXTRACTION_ATTACHMENTS_DELETE", "delete", "800");
+    let end = event("EXTRACTION_ATTACHMENTS_START", "run of the SDK", "900");
+    for layout in [flat as fn(&Value) -> Value, nested] {
+        // Kept as they are, they are worked off.
+        let (mut world, ear) = (world(), Ear::default());
+        attachments_left(&world, layout);
+        assert_eq!(serve(&mut world, &ear, &end), OutcomeKind::Done);
+        assert_eq!(attachments_of(&world.airdrop.state(), layout), (nothing_left.clone(), 1));
+
+        // Before anything of the unit is known here.
+        let (mut world, ear) = (self::world(), Ear::default());
+        attachments_left(&world, layout);
+        let before = world.airdrop.state();
+        for _ in 0..2 {
+            assert_eq!(serve(&mut world, &ear, &delete), OutcomeKind::Done);
+            let mut expected = before.clone();
+            let nested = expected.get("sdkState").is_some();
+            let keys = if nested { &mut expected["sdkState"] } else { &mut expected };
+            keys["toDevRev"]["attachmentsMetadata"] = nothing_left.clone();
+            assert_eq!(world.airdrop.state().to_string(), expected.to_string(), "and nothing else");
+        }
+        assert_eq!(world.airdrop.calls(Call::SaveState), 1, "there was nothing left to forget");
+        assert_eq!(serve(&mut world, &ear, &end), OutcomeKind::Done);
+        assert_eq!(attachments_of(&world.airdrop.state(), layout), (nothing_left.clone(), 0));
+
+        // In the middle of the run that goes on here, whether the disk is kept or not.
+        for keeps_disk in [false, true] {
+            let (mut world, ear) = (self::world(), Ear::default());
+            attachments_left(&world, layout);
+            let serve = |world: &mut World, event: &Event| {
+                if keeps_disk {
+                    world.restart();
+                } else {
+                    world.lose_disk();
+                }
+                let mut source = source(&world.clock, &ear);
+                world.serve(&mut source, event).unwrap().kind
+            };
+            let go_on = |request: &str| event("EXTRACTION_DATA_CONTINUE", "run of the SDK", request);
+            assert_eq!(serve(&mut world, &go_on("1")), OutcomeKind::Progress);
+            assert_ne!(attachments_of(&world.airdrop.state(), layout).0, nothing_left);
+            assert_eq!(serve(&mut world, &delete), OutcomeKind::Done);
+            assert_eq!(attachments_of(&world.airdrop.state(), layout).0, nothing_left);
+            assert_eq!(serve(&mut world, &go_on("2")), OutcomeKind::Progress);
+            data_to_the_end(&mut world, &ear, "run of the SDK");
+            assert_eq!(serve(&mut world, &end), OutcomeKind::Done);
+            assert_eq!(attachments_of(&world.airdrop.state(), layout), (nothing_left.clone(), 0));
+            assert_eq!(world.airdrop.state().pointer("/highwater/run/1/status"), Some(&json!("Finished")));
+            assert_eq!(world.airdrop.announced("run of the SDK"), all_of("issues", 4, 1));
+            let told = ear.lock().unwrap().clone();
+            assert!(
+                told.iter().all(|told| told.connector.is_some()),
+                "the connector's keys are no attachments"
+            );
+        }
+    }
+}
+
 #[test]
 fn a_start_begins_a_run_whatever_was_left_unfinished() {
     let (mut world, ear) = (world(), Ear::default());
@@ -264,7 +351,8 @@ fn a_start_begins_a_run_whatever_was_left_unfinished() {
     serve(&mut world, &ear, &event("EXTRACTION_DATA_START", "run", "2"));
     let told = ear.lock().unwrap()[0].clone();
     let window = Some(Window { from: Some(at(PENDING_OLDEST)), to: at(PENDING_NEWEST) });
-    assert_eq!(told, Told { since: Some(at(EARLIER)), started_at: at(STARTED), window, connector: None });
+    let since = Some(at(PENDING_OLDEST));
+    assert_eq!(told, Told { since, started_at: at(STARTED), window, connector: None });
 }
 
 #[test]

@@ -4,13 +4,14 @@
 use std::path::Path;
 use std::time::Duration;
 
-use crate::world::{Source, World, event_of, page_of};
+use crate::world::{Source, World, event_of, event_with, page_of};
 use chrono::{DateTime, TimeDelta, Utc};
-use highwater::airdrop::{Context, OutcomeKind};
+use highwater::airdrop::{Context, OutcomeKind, Serve};
 use highwater::{Clock, Error, Page, Run, Store, VirtualClock, limits};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
+use serde_json::{Value, json};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -226,6 +227,111 @@ fn two_imports_of_one_project_do_not_share_a_watermark() {
     assert_eq!(sync("import-a", "run-3"), Some(started));
     let watermark = |unit: &str| world.store.sync_unit(unit).unwrap().watermark().unwrap().unwrap();
     assert!(watermark("import-a") > watermark("import-b"));
+}
+
+/// What an extractor is told of where to begin: since, bookmark, start of the window.
+type Told = (Option<DateTime<Utc>>, Option<String>, Option<DateTime<Utc>>);
+
+/// Serves one event whose context has these members too, and gives what each page was told. Two pages of a stream, the
+/// last with a bookmark; an invocation has time for one.
+fn told(world: &World, event_type: &str, run: &str, asked: &Value) -> (OutcomeKind, Vec<Told>) {
+    let mut heard = Vec::new();
+    let mut source = Source::new(|context: &Context<'_>, stream: &str, cursor: Option<u32>| {
+        let from = context.window().and_then(|window| window.from);
+        heard.push((context.since(), context.bookmark(stream).unwrap(), from));
+        let page = page_of(stream, cursor.unwrap_or(0), 2, 1);
+        Ok(if cursor.is_some() { page.bookmark(&run) } else { page })
+    });
+    let request = format!("{run}-{event_type}");
+    let mut context = json!({
+        "run_id": run, "request_id": request, "sequence_version": request, "sync_unit_id": "unit",
+    });
+    for (key, value) in asked.as_object().unwrap() {
+        context[key] = value.clone();
+    }
+    let kind = world.serve(&mut source, &event_with(event_type, &context)).unwrap().kind;
+    drop(source);
+    (kind, heard)
+}
+
+#[test]
+fn a_run_that_is_asked_for_more_than_the_watermark_is_told_so_in_every_life() {
+    const START: &str = "EXTRACTION_DATA_START";
+    const CONTINUE: &str = "EXTRACTION_DATA_CONTINUE";
+    const END: &str = "EXTRACTION_ATTACHMENTS_START";
+    let early = at(-10_000);
+    let absolute = |at: DateTime<Utc>| json!({ "type": "absolute_time", "value": at.to_rfc3339() });
+    let incremental = |mut more: Value| {
+        more["mode"] = json!("INCREMENTAL");
+        more
+    };
+    // What is asked for, and since when something is wanted; none where it is since the watermark.
+    let cases = [
+        (json!({}), None),
+        (incremental(json!({})), None),
+        (incremental(json!({ "reset_extract_from": true })), Some(None)),
+        (
+            incremental(json!({ "reset_extract_from": true, "extract_from": early.to_rfc3339() })),
+            Some(Some(early)),
+        ),
+        (json!({ "mode": "INITIAL" }), Some(None)),
+        (json!({ "mode": "INITIAL", "extract_from": early.to_rfc3339() }), Some(Some(early))),
+        (incremental(json!({ "extraction_start_time": absolute(early) })), Some(Some(early))),
+        (
+            incremental(json!({ "extraction_start_time": { "type": "unbounded" } })),
+            Some(Some(DateTime::UNIX_EPOCH)),
+        ),
+        // Where an import began is said with every event: without a reset it does not count any more.
+        (incremental(json!({ "extract_from": early.to_rfc3339() })), None),
+    ];
+    for (asked, back) in cases {
+        for disk in ["kept", "killed", "lost"] {
+            let mut world = World::new(5);
+            let serve = Serve::new().inline(7).budget(Duration::ZERO);
+            world.serve = if disk == "lost" { serve.checkpoints() } else { serve };
+            let nothing = json!({});
+            let run_of = |world: &mut World, run: &str, asked: &Value| {
+                let (kind, mut heard) = told(world, START, run, asked);
+                assert_eq!((kind, heard.len()), (OutcomeKind::Progress, 1));
+                match disk {
+                    "killed" => world.restart(),
+                    "lost" => world.lose_disk(),
+                    _ => {}
+                }
+                world.clock.advance(MINUTE);
+                // What asked for it is not repeated.
+                let (kind, more) = told(world, CONTINUE, run, &nothing);
+                assert_eq!((kind, more.len()), (OutcomeKind::Done, 1));
+                heard.extend(more);
+                assert_eq!(told(world, END, run, &nothing), (OutcomeKind::Done, Vec::new()));
+                assert_eq!(heard[0], heard[1], "{asked}, disk {disk}");
+                heard.remove(0)
+            };
+            let first = world.clock.now();
+            assert_eq!(run_of(&mut world, "run-1", &nothing), (None, None, None));
+            let second = world.clock.now();
+            let expected = match back {
+                None => (Some(first), Some("run-1".to_owned()), Some(first)),
+                Some(from) => (from, None, from),
+            };
+            assert_eq!(run_of(&mut world, "run-2", &asked), expected, "{asked}, disk {disk}");
+            // And the run after it goes on from there.
+            let expected = (Some(second), Some("run-2".to_owned()), Some(second));
+            assert_eq!(run_of(&mut world, "run-3", &nothing), expected, "{asked}, disk {disk}");
+        }
+    }
+    // A start after the watermark leaves nothing out, and a first run wants everything whatever its window.
+    let world = World::new(5);
+    let late = json!({ "extraction_start_time": absolute(at(-1)) });
+    assert_eq!(told(&world, START, "run-1", &late).1[0], (None, None, Some(at(-1))));
+    told(&world, END, "run-1", &json!({}));
+    let watermark = world.clock.now();
+    world.clock.advance(10 * MINUTE);
+    let late = json!({ "extraction_start_time": absolute(at(5)) });
+    assert_eq!(
+        told(&world, START, "run-2", &late).1[0],
+        (Some(watermark), Some("run-1".to_owned()), Some(at(5)))
+    );
 }
 
 /// What happens to a unit, in whichever order.

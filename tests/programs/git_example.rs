@@ -950,6 +950,40 @@ fn an_event_sent_again_gets_its_message_again_and_a_first_event_of_any_phase_is_
 }
 
 #[test]
+fn a_reset_extracts_everything_anew_and_the_next_sync_what_came_since() {
+    let fixture = Fixture::new();
+    let mut source = Source::new(fixture.path("source"));
+    let out = fixture.path("out");
+    source.commit(line(7));
+    let mut seen = 0;
+    let mut sync = |run: &str, reset: bool| {
+        // A process for each page; only the first is told.
+        let mut name = "EXTRACTION_DATA_START";
+        for request in 0..20 {
+            let mut context = json!({ "external_sync_unit_id": "a", "run_id": run });
+            context["request_id"] = json!(format!("{run}-{request}"));
+            if reset && request == 0 {
+                context["reset_extract_from"] = json!(true);
+            }
+            let options = [&ONE_PAGE[..], &["--page-size", "3"]].concat();
+            let output = fixture.invoke(&source.path, &out, &event(name, &context), &options);
+            assert!(output.status.success(), "{}", said(&output));
+            name = match *Received::read(&out, seen).event_types().last().unwrap() {
+                "EXTRACTION_DATA_PROGRESS" => "EXTRACTION_DATA_CONTINUE",
+                "EXTRACTION_DATA_DONE" => "EXTRACTION_ATTACHMENTS_START",
+                "EXTRACTION_ATTACHMENTS_DONE" => break,
+                other => panic!("{other}"),
+            };
+        }
+        let received = Received::read(&out, seen);
+        seen += received.messages.len();
+        received.ids("commits").len()
+    };
+    assert_eq!((sync("1", false), sync("2", false)), (7, 0));
+    assert_eq!((sync("3", true), sync("4", false)), (7, 0));
+}
+
+#[test]
 fn bad_input_is_a_clear_error_and_leaves_everything_as_it_was() {
     let fixture = Fixture::new();
     let mut source = Source::new(fixture.path("source"));

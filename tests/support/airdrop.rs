@@ -26,6 +26,7 @@ pub(crate) enum Call {
     Send,
     LoadState,
     SaveState,
+    CheckMapping,
     Blueprint,
     Mapping,
 }
@@ -296,6 +297,10 @@ impl Platform for Airdrop {
             inner.state.state = Some(state.to_owned());
         }
         result
+    }
+
+    fn check_mapping(&self, _: &Value) -> Result<(), PlatformError> {
+        self.lock().call(Call::CheckMapping).1
     }
 
     fn create_blueprint(&self, mapping: &Value) -> Result<Option<String>, PlatformError> {
