@@ -13,7 +13,8 @@ use std::fmt::{Debug, Write as _};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use highwater::airdrop::{Event, Outcome};
+use highwater::airdrop::{AttachmentError, Event, Outcome, OutcomeKind};
+use highwater::record::Attachment;
 use serde_json::json;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -254,4 +255,62 @@ fn no_secret_is_ever_said() {
     }
     assert!(text.contains("the unit") && text.contains("as told"), "{text}");
     assert!(!text.contains("SECRET"), "{text}");
+}
+
+/// Nor is it told to the platform or stored: what a source says may quote the key that it was asked with.
+#[test]
+fn no_secret_that_a_source_says_is_told_or_kept() {
+    const SAYS: &str = "GET https://example.org/?key=SECRET-key as SECRET-token: 401";
+    let mut world = World::new(1);
+    world.serve = world.serve.clone().checkpoints().attachment_tries(2);
+    let page = |_: &highwater::airdrop::Context<'_>, stream: &str, at: Option<u32>| {
+        if at.is_some() {
+            return Err(SAYS.into());
+        }
+        let mut page = page_of(stream, 0, 2, 1);
+        for id in ["gone", "denied", "temporary", "panics", "panics too"] {
+            page.push("attachments", Attachment::new(id, "url", "name", "parent").to_record()?);
+        }
+        Ok(page)
+    };
+    let mut source = Source::new(page);
+    source.open = Some(|attachment| match attachment.id.as_str() {
+        "gone" => Err(AttachmentError::Gone { reason: SAYS.to_owned() }),
+        "denied" => Err(AttachmentError::Denied { reason: SAYS.to_owned() }),
+        "temporary" => Err(SAYS.into()),
+        _ => panic!("{SAYS}"),
+    });
+    let hidden = "GET https://example.org/?key=(hidden) as (hidden): 401";
+    let kept = |world: &World| {
+        let told: String = world.airdrop.attempts().iter().map(|message| message.body.as_str()).collect();
+        // The event's context comes back whole, with the addresses in it.
+        told.replace("SECRET-callback", "").replace("SECRET-worker", "")
+            + &world.airdrop.state_text().replace("SECRET-callback", "").replace("SECRET-worker", "")
+    };
+
+    let outcome = world.serve(&mut source, &event("DATA_START", "1")).unwrap();
+    assert_eq!(outcome.kind, OutcomeKind::Error);
+    assert!(world.airdrop.last().error().ends_with(hidden), "{}", world.airdrop.last().error());
+    assert!(world.airdrop.state_text().contains("(hidden)"), "the checkpoint has the message");
+    assert!(!kept(&world).contains("SECRET"), "{}", kept(&world));
+
+    let mut panics =
+        Source::new(|_: &highwater::airdrop::Context<'_>, _: &str, _: Option<u32>| panic!("{SAYS}"));
+    done(world.serve(&mut panics, &event("DATA_CONTINUE", "2")));
+    assert!(world.airdrop.last().error().ends_with(hidden), "{}", world.airdrop.last().error());
+
+    let mut last = Source::new(|_: &highwater::airdrop::Context<'_>, _: &str, _: Option<u32>| {
+        Ok(highwater::Page::last())
+    });
+    last.open = source.open;
+    assert_eq!(world.serve(&mut last, &event("DATA_CONTINUE", "3")).unwrap().kind, OutcomeKind::Done);
+    let outcome = world.serve(&mut last, &event("ATTACHMENTS_START", "4")).unwrap();
+    assert_eq!((outcome.kind, outcome.attachments.failed), (OutcomeKind::Done, 5));
+    let unit = world.store.sync_unit("the unit").unwrap();
+    let failed: Vec<_> = unit.failed_attachments().map(Result::unwrap).collect();
+    assert_eq!(failed.len(), 5);
+    for failed in failed {
+        assert!(failed.reason.ends_with(hidden), "{failed:?}");
+    }
+    assert!(!kept(&world).contains("SECRET"), "{}", kept(&world));
 }

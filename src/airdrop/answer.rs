@@ -156,7 +156,9 @@ impl Invocation<'_> {
                     (MessageKind::Delay, asked.then_some(*seconds), AnswerKind::Delay { seconds: *seconds })
                 }
                 Ending::Failed { code, message } => {
-                    (MessageKind::Error, None, AnswerKind::Error { code: *code, message: message.clone() })
+                    // It may be what the extractor said.
+                    let message = self.event.hide_secrets(message);
+                    (MessageKind::Error, None, AnswerKind::Error { code: *code, message })
                 }
             };
             let mut answer = Answer::new(says);
@@ -282,7 +284,10 @@ impl Invocation<'_> {
     /// Answers an event that has no run to seal its message in.
     pub(super) fn answer_statelessly(&self, ending: Ending) -> Result<Outcome> {
         let (kind, says) = match ending {
-            Ending::Failed { code, message } => (MessageKind::Error, AnswerKind::Error { code, message }),
+            Ending::Failed { code, message } => {
+                let message = self.event.hide_secrets(&message);
+                (MessageKind::Error, AnswerKind::Error { code, message })
+            }
             Ending::Done | Ending::Progress | Ending::Delay { .. } => (MessageKind::Done, AnswerKind::Done),
         };
         let composed = compose(self.event, self.settings.spelling, &Answer::new(says))?;

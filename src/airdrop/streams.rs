@@ -25,6 +25,7 @@ use crate::record::{Attachment, Record};
 use crate::store::{Pending, Run, Settling, UNSETTLED_MAX};
 
 use super::answer::{Ending, Outcome, Said, failed};
+use super::event::Event;
 use super::extractor::{AttachmentError, Extractor};
 use super::keeper::Keeper;
 use super::lanes::{Lanes, guarded};
@@ -75,7 +76,7 @@ impl Invocation<'_> {
         };
         let attempt = |job: &StreamJob| attempt(extractor, context, self.platform, self.clock, abort_at, job);
         let work_off = |lanes: Lanes<'_, StreamJob, StreamDone>| {
-            let ending = Streams::new(run, self.clock, lanes, settings).work_off(&mut outbox);
+            let ending = Streams::new(self.event, run, self.clock, lanes, settings).work_off(&mut outbox);
             self.settle(run, keeper, Phase::Attachments, outbox, ending, said)
         };
         match self.settings.inline_seed {
@@ -297,6 +298,7 @@ struct StreamSettings {
 /// The attachments that are on their way in one invocation.
 #[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 struct Streams<'a> {
+    event: &'a Event,
     run: &'a Run,
     clock: &'a dyn Clock,
     lanes: Lanes<'a, StreamJob, StreamDone>,
@@ -347,12 +349,14 @@ enum Step {
 
 impl<'a> Streams<'a> {
     fn new(
+        event: &'a Event,
         run: &'a Run,
         clock: &'a dyn Clock,
         lanes: Lanes<'a, StreamJob, StreamDone>,
         settings: StreamSettings,
     ) -> Self {
         Self {
+            event,
             run,
             clock,
             lanes,
@@ -573,7 +577,7 @@ impl<'a> Streams<'a> {
             }
             (Step::Confirm { artifact, .. }, Ok(_)) => match line(&task.attachment, &artifact) {
                 Ok(line) => self.settled.push((number, Settling::Settled(Some(line)))),
-                Err(error) => self.settled.push((number, Settling::Failed(chain(&error)))),
+                Err(error) => self.give_up(number, &chain(&error)),
             },
             (Step::Confirm { artifact, unknown, allowed }, Err(Failure::Platform(error))) => {
                 self.confirm_failed(
@@ -599,23 +603,23 @@ impl<'a> Streams<'a> {
                 self.asked_to_wait = self.asked_to_wait.max(Some(after));
             }
             Failure::Source(AttachmentError::Gone { reason }) => {
-                self.give_up(number, format!("gone: {reason}"));
+                self.give_up(number, &format!("gone: {reason}"));
             }
             Failure::Source(AttachmentError::Denied { reason }) => {
-                self.give_up(number, format!("denied: {reason}"));
+                self.give_up(number, &format!("denied: {reason}"));
             }
             Failure::Source(AttachmentError::Temporary { source }) => {
-                self.count(number, task, chain(source.as_ref()));
+                self.count(number, task, &chain(source.as_ref()));
             }
             // Who had most of an invocation, and did not come to an end, would have no more of the next.
             Failure::Body(flaw @ Flaw::Aborted) => {
                 let now = self.clock.elapsed();
                 if now.saturating_sub(task.begun_at) * 2 >= now.saturating_sub(self.started) {
-                    self.count(number, task, flaw.text());
+                    self.count(number, task, &flaw.text());
                 }
             }
-            Failure::Body(flaw @ (Flaw::Empty | Flaw::TooLarge)) => self.give_up(number, flaw.text()),
-            Failure::Body(flaw) => self.count(number, task, flaw.text()),
+            Failure::Body(flaw @ (Flaw::Empty | Flaw::TooLarge)) => self.give_up(number, &flaw.text()),
+            Failure::Body(flaw) => self.count(number, task, &flaw.text()),
             Failure::Platform(error) => {
                 self.failures_in_a_row += 1;
                 let reason = format!("the upload failed: {error}");
@@ -633,7 +637,7 @@ impl<'a> Streams<'a> {
                         self.failures_in_a_row - 1
                     ));
                 } else if counts {
-                    self.count(number, task, reason);
+                    self.count(number, task, &reason);
                 } else {
                     self.again(number, task, after);
                 }
@@ -665,7 +669,7 @@ impl<'a> Streams<'a> {
                 let reason = format!(
                     "the confirm of artifact {artifact} was refused with {status}: {reason}; {history}"
                 );
-                self.give_up(number, reason);
+                self.give_up(number, &reason);
             }
             PlatformError::Retry { fate, after, reason } => {
                 let unknown = unknown || fate == Fate::Unknown;
@@ -683,18 +687,20 @@ impl<'a> Streams<'a> {
         }
     }
 
-    fn give_up(&mut self, number: u64, reason: String) {
-        self.settled.push((number, Settling::Failed(reason)));
+    /// The reason is stored and listed, and may be what the source said.
+    fn give_up(&mut self, number: u64, reason: &str) {
+        self.settled.push((number, Settling::Failed(self.event.hide_secrets(reason))));
     }
 
     /// Counts a failure against an attachment: it is tried again, or given up.
-    fn count(&mut self, number: u64, mut task: Task, reason: String) {
+    fn count(&mut self, number: u64, mut task: Task, reason: &str) {
         task.tries += 1;
         if task.tries >= self.settings.tries_max {
             self.give_up(number, reason);
             return;
         }
         let wait = back_off(task.tries, None, &mut self.chance);
+        let reason = self.event.hide_secrets(reason);
         self.settled.push((number, Settling::Retry { reason, wait }));
         task.call_tries = 0;
         task.ready_at = self.clock.elapsed().saturating_add(wait);

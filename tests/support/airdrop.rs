@@ -11,9 +11,10 @@ use std::time::Duration;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use highwater::airdrop::{
-    Body, CheckPolicy, Context, Event, ExternalSyncUnit, Extractor, Fate, Outcome, Platform, PlatformError,
-    SealedMessage, Serve, SourceError, Upload, WorkerState,
+    AttachmentBody, AttachmentError, Body, CheckPolicy, Context, Event, ExternalSyncUnit, Extractor, Fate,
+    Outcome, Platform, PlatformError, SealedMessage, Serve, SourceError, Upload, WorkerState,
 };
+use highwater::record::Attachment;
 use highwater::testing::SimDisk;
 use highwater::{ArtifactId, Level, Page, Record, Store, VirtualClock};
 use serde_json::{Value, json};
@@ -333,7 +334,11 @@ pub(crate) struct Source<F> {
     /// How often the mapping was asked for.
     pub(crate) mapping_asked: u32,
     pub(crate) policy: CheckPolicy,
+    /// What becomes of an attachment that is opened; it is denied if this is not set.
+    pub(crate) open: Option<Open>,
 }
+
+type Open = fn(&Attachment) -> Result<AttachmentBody, AttachmentError>;
 
 impl<F: FnMut(&Context<'_>, &str, Option<u32>) -> Fetched + Sync> Source<F> {
     pub(crate) fn new(page: F) -> Self {
@@ -346,6 +351,7 @@ impl<F: FnMut(&Context<'_>, &str, Option<u32>) -> Fetched + Sync> Source<F> {
             mapping: None,
             mapping_asked: 0,
             policy: CheckPolicy::Off,
+            open: None,
         }
     }
 
@@ -387,6 +393,15 @@ impl<F: Pages> Extractor for Source<F> {
     ) -> Result<Page<u32>, SourceError> {
         self.asked.push((stream.to_owned(), cursor));
         (self.page)(context, stream, cursor)
+    }
+
+    fn open_attachment(
+        &self,
+        _: &Context<'_>,
+        attachment: &Attachment,
+    ) -> Result<AttachmentBody, AttachmentError> {
+        let denied = || AttachmentError::Denied { reason: "it is not to be opened".to_owned() };
+        self.open.ok_or_else(denied)?(attachment)
     }
 }
 
