@@ -803,6 +803,7 @@ impl Invocation<'_> {
     fn delete(&self, store: &Store) -> Result<Outcome> {
         match self.event.unit_key() {
             Ok(unit) => {
+                Span::current().record("unit", display(&unit));
                 let unit = store.any_unit(unit);
                 let hard = self.hard_at();
                 let take_over = || Keeper::take_over(&unit, self.platform, self.clock, self.seed, hard, None);

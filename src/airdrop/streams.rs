@@ -16,6 +16,7 @@ use std::io::{self, Read};
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
+use tracing::{debug, info, warn};
 
 use crate::artifact::decompress;
 use crate::clock::Clock;
@@ -29,7 +30,7 @@ use super::event::Event;
 use super::extractor::{AttachmentError, Extractor};
 use super::keeper::Keeper;
 use super::lanes::{Lanes, guarded};
-use super::outbox::{Outbox, TRIES, Trouble, back_off};
+use super::outbox::{Outbox, TRIES, Trouble, back_off, millis};
 use super::platform::{Body, Fate, Platform, PlatformError, Upload};
 use super::serve::{Context, Invocation, caught};
 
@@ -315,6 +316,8 @@ struct Streams<'a> {
     /// None of this number or a higher one was begun.
     position: u64,
     begun_any: bool,
+    /// It was said that the soft deadline is over.
+    late: bool,
     uploaded_any: bool,
     failures_in_a_row: u32,
     /// What came to an end and is not stored.
@@ -370,6 +373,7 @@ impl<'a> Streams<'a> {
             over: false,
             position: 0,
             begun_any: false,
+            late: false,
             uploaded_any: false,
             failures_in_a_row: 0,
             settled: Vec::new(),
@@ -386,6 +390,9 @@ impl<'a> Streams<'a> {
             outbox.step()?;
             self.full |= outbox.message_full();
             let stopped = self.stopped(outbox);
+            if self.is_late() && !std::mem::replace(&mut self.late, true) {
+                info!(unsettled = self.tasks.len(), "deadline reached");
+            }
             if !stopped {
                 self.take_up()?;
             }
@@ -440,7 +447,12 @@ impl<'a> Streams<'a> {
             || self.trouble.is_some()
             || self.asked_to_wait.is_some()
             || outbox.trouble().is_some()
-            || (self.begun_any && self.clock.elapsed() >= self.settings.soft)
+            || self.is_late()
+    }
+
+    /// Whether the soft deadline is over, for all but the first stream.
+    fn is_late(&self) -> bool {
+        self.begun_any && self.clock.elapsed() >= self.settings.soft
     }
 
     /// Takes attachments out of the queue, as many as the lanes can soon take.
@@ -570,14 +582,22 @@ impl<'a> Streams<'a> {
             (Step::Upload, Ok(Some(artifact))) => {
                 self.uploaded_any = true;
                 self.failures_in_a_row = 0;
+                debug!(attachment = task.attachment.id, artifact = artifact.as_str(), "attachment uploaded");
                 self.settled.push((number, Settling::Uploaded(artifact.clone())));
                 task.step = Step::Confirm { artifact, unknown: false, allowed: false };
                 task.call_tries = 0;
                 self.tasks.insert(number, task);
             }
             (Step::Confirm { artifact, .. }, Ok(_)) => match line(&task.attachment, &artifact) {
-                Ok(line) => self.settled.push((number, Settling::Settled(Some(line)))),
-                Err(error) => self.give_up(number, &chain(&error)),
+                Ok(line) => {
+                    debug!(
+                        attachment = task.attachment.id,
+                        artifact = artifact.as_str(),
+                        "attachment settled"
+                    );
+                    self.settled.push((number, Settling::Settled(Some(line))));
+                }
+                Err(error) => self.give_up(number, &task.attachment, task.tries, &chain(&error)),
             },
             (Step::Confirm { artifact, unknown, allowed }, Err(Failure::Platform(error))) => {
                 self.confirm_failed(
@@ -603,10 +623,10 @@ impl<'a> Streams<'a> {
                 self.asked_to_wait = self.asked_to_wait.max(Some(after));
             }
             Failure::Source(AttachmentError::Gone { reason }) => {
-                self.give_up(number, &format!("gone: {reason}"));
+                self.give_up(number, &task.attachment, task.tries, &format!("gone: {reason}"));
             }
             Failure::Source(AttachmentError::Denied { reason }) => {
-                self.give_up(number, &format!("denied: {reason}"));
+                self.give_up(number, &task.attachment, task.tries, &format!("denied: {reason}"));
             }
             Failure::Source(AttachmentError::Temporary { source }) => {
                 self.count(number, task, &chain(source.as_ref()));
@@ -618,7 +638,9 @@ impl<'a> Streams<'a> {
                     self.count(number, task, &flaw.text());
                 }
             }
-            Failure::Body(flaw @ (Flaw::Empty | Flaw::TooLarge)) => self.give_up(number, &flaw.text()),
+            Failure::Body(flaw @ (Flaw::Empty | Flaw::TooLarge)) => {
+                self.give_up(number, &task.attachment, task.tries, &flaw.text())
+            }
             Failure::Body(flaw) => self.count(number, task, &flaw.text()),
             Failure::Platform(error) => {
                 self.failures_in_a_row += 1;
@@ -639,7 +661,7 @@ impl<'a> Streams<'a> {
                 } else if counts {
                     self.count(number, task, &reason);
                 } else {
-                    self.again(number, task, after);
+                    self.again(number, task, after, &error.to_string());
                 }
             }
         }
@@ -655,10 +677,10 @@ impl<'a> Streams<'a> {
         error: PlatformError,
     ) {
         match error {
-            PlatformError::Refused { .. } if !unknown && task.given_up == 0 => {
+            PlatformError::Refused { status, reason } if !unknown && task.given_up == 0 => {
                 self.settled.push((number, Settling::GivenUp));
                 task.given_up += 1;
-                self.again(number, task, None);
+                self.again(number, task, None, &format!("refused with {status}: {reason}"));
             }
             PlatformError::Refused { status, reason } => {
                 let history = if unknown {
@@ -669,7 +691,7 @@ impl<'a> Streams<'a> {
                 let reason = format!(
                     "the confirm of artifact {artifact} was refused with {status}: {reason}; {history}"
                 );
-                self.give_up(number, &reason);
+                self.give_up(number, &task.attachment, task.tries, &reason);
             }
             PlatformError::Retry { fate, after, reason } => {
                 let unknown = unknown || fate == Fate::Unknown;
@@ -681,14 +703,15 @@ impl<'a> Streams<'a> {
                         self.run.sync_unit()
                     ));
                 } else {
-                    self.again(number, task, after);
+                    self.again(number, task, after, &reason);
                 }
             }
         }
     }
 
     /// The reason is stored and listed, and may be what the source said.
-    fn give_up(&mut self, number: u64, reason: &str) {
+    fn give_up(&mut self, number: u64, attachment: &Attachment, tries: u32, reason: &str) {
+        warn!(attachment = attachment.id, tries, "attachment given up");
         self.settled.push((number, Settling::Failed(self.event.hide_secrets(reason))));
     }
 
@@ -696,10 +719,16 @@ impl<'a> Streams<'a> {
     fn count(&mut self, number: u64, mut task: Task, reason: &str) {
         task.tries += 1;
         if task.tries >= self.settings.tries_max {
-            self.give_up(number, reason);
+            self.give_up(number, &task.attachment, task.tries, reason);
             return;
         }
         let wait = back_off(task.tries, None, &mut self.chance);
+        warn!(
+            attachment = task.attachment.id,
+            tries = task.tries,
+            wait_ms = millis(wait),
+            "attachment is tried again"
+        );
         let reason = self.event.hide_secrets(reason);
         self.settled.push((number, Settling::Retry { reason, wait }));
         task.call_tries = 0;
@@ -707,9 +736,16 @@ impl<'a> Streams<'a> {
         self.tasks.insert(number, task);
     }
 
-    /// Makes the call again after a while, unless that is after the invocation.
-    fn again(&mut self, number: u64, mut task: Task, after: Option<Duration>) {
+    /// Makes the call again after a while, unless that is after the invocation. `reason`: what the platform said.
+    fn again(&mut self, number: u64, mut task: Task, after: Option<Duration>, reason: &str) {
         let wait = back_off(task.call_tries.max(1), after, &mut self.chance);
+        warn!(
+            attachment = task.attachment.id,
+            tries = task.call_tries,
+            wait_ms = millis(wait),
+            reason,
+            "call about an attachment is tried again"
+        );
         task.ready_at = self.clock.elapsed().saturating_add(wait);
         if task.ready_at < self.settings.hard {
             self.tasks.insert(number, task);

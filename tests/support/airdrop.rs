@@ -243,13 +243,22 @@ impl Inner {
 
 impl Platform for Airdrop {
     fn upload(&self, upload: Upload<'_>) -> Result<ArtifactId, PlatformError> {
-        let Body::Batch(bytes) = upload.body else { panic!("a batch is no stream") };
-        assert_eq!(upload.content_type, "application/x-gzip");
+        let lines = match upload.body {
+            Body::Batch(bytes) => {
+                assert_eq!(upload.content_type, "application/x-gzip");
+                crate::support::lines(bytes)
+            }
+            Body::Stream { reader, .. } => {
+                let read = std::io::copy(reader, &mut std::io::sink()).map(|_| Vec::new());
+                let failed =
+                    |error: std::io::Error| PlatformError::Refused { status: 400, reason: error.to_string() };
+                read.map_err(failed)?
+            }
+        };
         let mut inner = self.lock();
         let (applies, result) = inner.call(Call::Upload);
         let id = format!("{}artifact-{}", self.id_prefix, inner.uploads.len());
         if applies {
-            let lines = crate::support::lines(bytes);
             inner.uploads.insert(id.clone(), (upload.file_name.to_owned(), lines));
         }
         result.map(|()| ArtifactId::new(id).unwrap())
@@ -338,7 +347,7 @@ pub(crate) struct Source<F> {
     pub(crate) open: Option<Open>,
 }
 
-type Open = fn(&Attachment) -> Result<AttachmentBody, AttachmentError>;
+type Open = Box<dyn Fn(&Attachment) -> Result<AttachmentBody, AttachmentError> + Sync>;
 
 impl<F: FnMut(&Context<'_>, &str, Option<u32>) -> Fetched + Sync> Source<F> {
     pub(crate) fn new(page: F) -> Self {
@@ -401,7 +410,7 @@ impl<F: Pages> Extractor for Source<F> {
         attachment: &Attachment,
     ) -> Result<AttachmentBody, AttachmentError> {
         let denied = || AttachmentError::Denied { reason: "it is not to be opened".to_owned() };
-        self.open.ok_or_else(denied)?(attachment)
+        self.open.as_ref().ok_or_else(denied)?(attachment)
     }
 }
 
