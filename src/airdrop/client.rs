@@ -59,6 +59,9 @@ type Attempt<T> = Result<T, PlatformError>;
 /// Airdrop over HTTP: the [`Platform`] of one event.
 ///
 /// It keeps connections open from call to call and may be used from many threads. Making one sends nothing.
+///
+/// What HTTP it speaks is logged through the `log` crate by `ureq` and `ureq_proto`. At TRACE `ureq_proto` logs every byte
+/// of a request, its header with the token among them: keep both below TRACE.
 pub struct Client {
     event: Event,
     clock: Arc<dyn Clock>,
