@@ -346,9 +346,17 @@ impl Api {
     fn state(&self, request: &mut Request<'_>, _: &str) -> Result<Answer, Answer> {
         needed(request, "request_id")?;
         let unit = needed(request, "sync_unit")?;
-        match self.local.worker_state_of(unit).map_err(failed)? {
-            Some(state) => Ok(Answer::json(200, &json!({ "state": state, "objects": "{}" }))),
-            None => Err(Answer::refused(404, format!("there is no state of the sync unit {unit} yet"))),
+        // The scope is one for all units of the directory.
+        let objects = self.local.worker_state().map_err(failed)?.and_then(|kept| kept.objects);
+        match (self.local.worker_state_of(unit).map_err(failed)?, objects) {
+            (None, None) => {
+                Err(Answer::refused(404, format!("there is no state of the sync unit {unit} yet")))
+            }
+            (state, objects) => {
+                let empty = || "{}".to_owned();
+                let (state, objects) = (state.unwrap_or_else(empty), objects.unwrap_or_else(empty));
+                Ok(Answer::json(200, &json!({ "state": state, "objects": objects })))
+            }
         }
     }
 
