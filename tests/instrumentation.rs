@@ -13,7 +13,8 @@ use std::fmt::{Debug, Write as _};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use highwater::airdrop::{Event, Outcome};
+use highwater::airdrop::{AttachmentBody, AttachmentError, Event, Outcome, OutcomeKind};
+use highwater::record::Attachment;
 use serde_json::json;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -254,4 +255,133 @@ fn no_secret_is_ever_said() {
     }
     assert!(text.contains("the unit") && text.contains("as told"), "{text}");
     assert!(!text.contains("SECRET"), "{text}");
+}
+
+/// Nor is it told to the platform or stored: what a source says may quote the key that it was asked with.
+#[test]
+fn no_secret_that_a_source_says_is_told_or_kept() {
+    const SAYS: &str = "GET https://example.org/?key=SECRET-key as SECRET-token: 401";
+    let mut world = World::new(1);
+    world.serve = world.serve.clone().checkpoints().attachment_tries(2);
+    let page = |_: &highwater::airdrop::Context<'_>, stream: &str, at: Option<u32>| {
+        if at.is_some() {
+            return Err(SAYS.into());
+        }
+        let mut page = page_of(stream, 0, 2, 1);
+        for id in ["gone", "denied", "temporary", "panics", "panics too"] {
+            page.push("attachments", Attachment::new(id, "url", "name", "parent").to_record()?);
+        }
+        Ok(page)
+    };
+    let mut source = Source::new(page);
+    let open: fn(&Attachment) -> Result<AttachmentBody, AttachmentError> =
+        |attachment| match attachment.id.as_str() {
+            "gone" => Err(AttachmentError::Gone { reason: SAYS.to_owned() }),
+            "denied" => Err(AttachmentError::Denied { reason: SAYS.to_owned() }),
+            "temporary" => Err(SAYS.into()),
+            _ => panic!("{SAYS}"),
+        };
+    let hidden = "GET https://example.org/?key=(hidden) as (hidden): 401";
+    let kept = |world: &World| {
+        let told: String = world.airdrop.attempts().iter().map(|message| message.body.as_str()).collect();
+        // The event's context comes back whole, with the addresses in it.
+        told.replace("SECRET-callback", "").replace("SECRET-worker", "")
+            + &world.airdrop.state_text().replace("SECRET-callback", "").replace("SECRET-worker", "")
+    };
+
+    let outcome = world.serve(&mut source, &event("DATA_START", "1")).unwrap();
+    assert_eq!(outcome.kind, OutcomeKind::Error);
+    assert!(world.airdrop.last().error().ends_with(hidden), "{}", world.airdrop.last().error());
+    assert!(world.airdrop.state_text().contains("(hidden)"), "the checkpoint has the message");
+    assert!(!kept(&world).contains("SECRET"), "{}", kept(&world));
+
+    let mut panics =
+        Source::new(|_: &highwater::airdrop::Context<'_>, _: &str, _: Option<u32>| panic!("{SAYS}"));
+    done(world.serve(&mut panics, &event("DATA_CONTINUE", "2")));
+    assert!(world.airdrop.last().error().ends_with(hidden), "{}", world.airdrop.last().error());
+
+    let mut last = Source::new(|_: &highwater::airdrop::Context<'_>, _: &str, _: Option<u32>| {
+        Ok(highwater::Page::last())
+    });
+    last.open = Some(Box::new(open));
+    assert_eq!(world.serve(&mut last, &event("DATA_CONTINUE", "3")).unwrap().kind, OutcomeKind::Done);
+    let outcome = world.serve(&mut last, &event("ATTACHMENTS_START", "4")).unwrap();
+    assert_eq!((outcome.kind, outcome.attachments.failed), (OutcomeKind::Done, 5));
+    let unit = world.store.sync_unit("the unit").unwrap();
+    let failed: Vec<_> = unit.failed_attachments().map(Result::unwrap).collect();
+    assert_eq!(failed.len(), 5);
+    for failed in failed {
+        assert!(failed.reason.ends_with(hidden), "{failed:?}");
+    }
+    assert!(!kept(&world).contains("SECRET"), "{}", kept(&world));
+}
+
+/// What becomes of attachments is said, but for what the source says of them.
+#[test]
+fn each_attachment_can_be_followed_and_so_can_a_deletion() {
+    let mut world = World::new(2);
+    world.serve = world.serve.clone().attachment_tries(3);
+    let clock = world.clock.clone();
+    let mut source = Source::new(|_: &highwater::airdrop::Context<'_>, stream: &str, _: Option<u32>| {
+        let mut page = page_of(stream, 0, 1, 1);
+        for id in ["fails", "is gone", "is whole"] {
+            page.push("attachments", Attachment::new(id, "url", "name", "parent").to_record()?);
+        }
+        Ok(page)
+    });
+    source.open = Some(Box::new(move |attachment| {
+        if attachment.id == "is whole" {
+            clock.advance(Duration::from_secs(11 * 60));
+        }
+        match attachment.id.as_str() {
+            "fails" => Err("SOURCE".into()),
+            "is gone" => Err(AttachmentError::Gone { reason: "SOURCE".to_owned() }),
+            _ => Ok(AttachmentBody::new(&b"bytes"[..])),
+        }
+    }));
+    done(world.serve(&mut source, &event("DATA_START", "1")));
+    world.airdrop.answer(Call::Confirm, 0, Answer::Lost);
+    let mut said = Vec::new();
+    for request in 2..9 {
+        let step = if request == 2 { "ATTACHMENTS_START" } else { "ATTACHMENTS_CONTINUE" };
+        let (outcome, more) = listen(|| world.serve(&mut source, &event(step, &request.to_string())));
+        said.extend(more);
+        if outcome.unwrap().kind == OutcomeKind::Done {
+            break;
+        }
+        world.clock.advance(Duration::from_secs(60));
+    }
+    let of = |said: &Said, field: &str| said.fields[field].clone();
+    let again = find(&said, "attachment is tried again");
+    let tries: Vec<String> = again.iter().map(|said| of(said, "tries")).collect();
+    assert_eq!(tries, ["1", "2"]);
+    for said in again {
+        assert_eq!((said.level, of(said, "attachment").as_str()), (Level::WARN, "fails"));
+        assert!(of(said, "wait_ms").parse::<u64>().unwrap() >= 250);
+    }
+    let mut given_up: Vec<_> = find(&said, "attachment given up")
+        .iter()
+        .map(|said| (of(said, "attachment"), of(said, "tries")))
+        .collect();
+    given_up.sort();
+    assert_eq!(
+        given_up,
+        [("fails", "3"), ("is gone", "0")].map(|(id, tries)| (id.to_owned(), tries.to_owned()))
+    );
+    let call = one(&said, "call about an attachment is tried again");
+    assert_eq!(
+        (call.level, of(call, "attachment").as_str(), of(call, "tries").as_str()),
+        (Level::WARN, "is whole", "1")
+    );
+    assert_eq!(of(call, "reason"), "as told");
+    for message in ["attachment uploaded", "attachment settled"] {
+        let one = one(&said, message);
+        assert_eq!((one.level, of(one, "attachment").as_str()), (Level::DEBUG, "is whole"));
+    }
+    assert_eq!(one(&said, "deadline reached").level, Level::INFO);
+    assert!(said.iter().all(|said| said.fields.values().all(|value| !value.contains("SOURCE"))), "{said:#?}");
+
+    let (outcome, said) = listen(|| world.serve(&mut source, &event("DATA_DELETE", "9")));
+    done(outcome);
+    assert_eq!(one(&said, "message delivered").span["unit"], "the unit");
 }

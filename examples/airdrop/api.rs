@@ -1,7 +1,7 @@
 //! Airdrop's addresses, and what is refused at each: the strictest reading of the protocol, so that what passes here
 //! passes there.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
@@ -168,6 +168,8 @@ pub(crate) struct Api {
     /// What addresses in answers begin with.
     base: String,
     taken: Mutex<Taken>,
+    /// The contexts of the events that were given to the worker, by request id, where this process gives them.
+    given: Mutex<HashMap<String, Value>>,
     /// Held while a list of the directory grows.
     lists: Mutex<()>,
 }
@@ -175,7 +177,8 @@ pub(crate) struct Api {
 #[allow(clippy::unused_self, clippy::unnecessary_wraps, reason = "every address has the same signature")]
 impl Api {
     pub(crate) fn new(local: Local, base: String, faults: &[Fault]) -> Self {
-        Self { local, faults: Faults::new(faults), base, taken: Mutex::default(), lists: Mutex::new(()) }
+        let (taken, given) = (Mutex::default(), Mutex::default());
+        Self { local, faults: Faults::new(faults), base, taken, given, lists: Mutex::new(()) }
     }
 
     pub(crate) fn local(&self) -> &Local {
@@ -194,6 +197,29 @@ impl Api {
     /// The messages that were taken so far.
     pub(crate) fn taken(&self) -> Taken {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes the context of an event that is given to the worker: its message must echo it whole.
+    pub(crate) fn give(&self, request_id: &str, context: &Value) {
+        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        given.entry(request_id.to_owned()).or_insert_with(|| context.clone());
+    }
+
+    /// Compares the context of a message with that of its event, where that is known: any field of the event that is
+    /// missing or another is refused by name. What a worker adds is let pass.
+    fn check_echo(&self, request_id: &str, echoed: &Value) -> Result<(), Answer> {
+        let given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(context) = given.get(request_id).and_then(Value::as_object) else { return Ok(()) };
+        let Some((field, value)) = context.iter().find(|(field, value)| echoed.get(field) != Some(value))
+        else {
+            return Ok(());
+        };
+        let found = match echoed.get(field) {
+            Some(found) => format!("is {found}, and was {value} in the event"),
+            None => "is missing".to_owned(),
+        };
+        let reason = format!("event_context.{field} {found}: the message echoes event_context whole");
+        Err(Answer::refused(400, reason))
     }
 
     /// What becomes of a request.
@@ -346,9 +372,17 @@ impl Api {
     fn state(&self, request: &mut Request<'_>, _: &str) -> Result<Answer, Answer> {
         needed(request, "request_id")?;
         let unit = needed(request, "sync_unit")?;
-        match self.local.worker_state_of(unit).map_err(failed)? {
-            Some(state) => Ok(Answer::json(200, &json!({ "state": state, "objects": "{}" }))),
-            None => Err(Answer::refused(404, format!("there is no state of the sync unit {unit} yet"))),
+        // The scope is one for all units of the directory.
+        let objects = self.local.worker_state().map_err(failed)?.and_then(|kept| kept.objects);
+        match (self.local.worker_state_of(unit).map_err(failed)?, objects) {
+            (None, None) => {
+                Err(Answer::refused(404, format!("there is no state of the sync unit {unit} yet")))
+            }
+            (state, objects) => {
+                let empty = || "{}".to_owned();
+                let (state, objects) = (state.unwrap_or_else(empty), objects.unwrap_or_else(empty));
+                Ok(Answer::json(200, &json!({ "state": state, "objects": objects })))
+            }
         }
     }
 
@@ -374,6 +408,7 @@ impl Api {
         let key = key.ok_or_else(|| {
             refused("event_context.request_id is missing: the message echoes event_context whole".to_owned())
         })?;
+        self.check_echo(key, &message["event_context"])?;
         let event_type = check_message(&message).map_err(refused)?;
         let (key, event_type) = (key.to_owned(), event_type.to_owned());
         let artifacts = message.pointer("/event_data/artifacts").and_then(Value::as_array);

@@ -124,7 +124,7 @@ impl Drive {
             } else {
                 (given, times) = (Some(event.request_id.clone()), 0);
             }
-            check_address(api, &event)?;
+            give(api, &event)?;
             let wait = self.delay_max.map_or(event.wait, |most| event.wait.min(most));
             if !wait.is_zero() {
                 eprintln!("{}: in {}", event.event_type, humantime::format_duration(wait));
@@ -201,11 +201,12 @@ impl Drive {
     }
 }
 
-/// The event that waits for its answer may be of an earlier server, at another port.
-fn check_address(api: &Api, event: &LocalEvent) -> Result<(), Failure> {
+/// Tells the server which event waits for its answer. It may be of an earlier server, at another port: an error.
+fn give(api: &Api, event: &LocalEvent) -> Result<(), Failure> {
     let json: Value = serde_json::from_str(&event.json)?;
-    let callback =
-        json.pointer("/payload/event_context/callback_url").and_then(Value::as_str).unwrap_or_default();
+    let context = json.pointer("/payload/event_context").unwrap_or(&Value::Null);
+    api.give(&event.request_id, context);
+    let callback = context.get("callback_url").and_then(Value::as_str).unwrap_or_default();
     let rest = callback.strip_prefix(api.base());
     if rest.is_some_and(|rest| rest.starts_with('/')) {
         return Ok(());

@@ -155,9 +155,7 @@ impl Invocation<'_> {
                 Ending::Delay { seconds, asked } => {
                     (MessageKind::Delay, asked.then_some(*seconds), AnswerKind::Delay { seconds: *seconds })
                 }
-                Ending::Failed { code, message } => {
-                    (MessageKind::Error, None, AnswerKind::Error { code: *code, message: message.clone() })
-                }
+                Ending::Failed { code, message } => (MessageKind::Error, None, self.error_of(*code, message)),
             };
             let mut answer = Answer::new(says);
             answer.artifacts = artifacts;
@@ -282,7 +280,7 @@ impl Invocation<'_> {
     /// Answers an event that has no run to seal its message in.
     pub(super) fn answer_statelessly(&self, ending: Ending) -> Result<Outcome> {
         let (kind, says) = match ending {
-            Ending::Failed { code, message } => (MessageKind::Error, AnswerKind::Error { code, message }),
+            Ending::Failed { code, message } => (MessageKind::Error, self.error_of(code, &message)),
             Ending::Done | Ending::Progress | Ending::Delay { .. } => (MessageKind::Done, AnswerKind::Done),
         };
         let composed = compose(self.event, self.settings.spelling, &Answer::new(says))?;
@@ -310,6 +308,11 @@ impl Invocation<'_> {
                 Err(not_delivered(&message, &format!("refused with {status}: {reason}")))
             }
         }
+    }
+
+    /// What an ERROR says; it may be what the extractor said, so the event's secrets are not in it.
+    fn error_of(&self, code: Option<ErrorCode>, message: &str) -> AnswerKind {
+        AnswerKind::Error { code, message: self.event.hide_secrets(message) }
     }
 
     /// Bytes of the message before any artifact is in it, with room for an error's text.

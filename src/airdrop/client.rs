@@ -59,6 +59,9 @@ type Attempt<T> = Result<T, PlatformError>;
 /// Airdrop over HTTP: the [`Platform`] of one event.
 ///
 /// It keeps connections open from call to call and may be used from many threads. Making one sends nothing.
+///
+/// What HTTP it speaks is logged through the `log` crate by `ureq` and `ureq_proto`. At TRACE `ureq_proto` logs every byte
+/// of a request, its header with the token among them: keep both below TRACE.
 pub struct Client {
     event: Event,
     clock: Arc<dyn Clock>,
@@ -300,9 +303,9 @@ impl Client {
         serde_json::from_slice(&text).map_err(|_| malformed(step, "JSON"))
     }
 
-    /// What somebody else said, fit to be shown: cut, on one line, without the token and without URLs.
+    /// What somebody else said, fit to be shown: cut, on one line, without secrets and without URLs.
     fn clean(&self, said: &str) -> String {
-        clean(said, self.token.expose())
+        clean(&self.event.hide_secrets(said))
     }
 
     /// Asks for a place to upload to.
@@ -746,10 +749,9 @@ fn gist(said: &str) -> String {
     said.to_owned()
 }
 
-fn clean(said: &str, token: &str) -> String {
-    let said = if token.is_empty() { said.to_owned() } else { said.replace(token, "(hidden)") };
+fn clean(said: &str) -> String {
     let mut text = String::new();
-    let mut rest = said.as_str();
+    let mut rest = said;
     while let Some(at) = rest.find("://") {
         let (before, after) = rest.split_at(at);
         text.push_str(before.trim_end_matches(|c: char| c.is_ascii_alphanumeric()));
@@ -809,11 +811,11 @@ mod tests {
     }
 
     #[test]
-    fn what_others_say_is_shown_without_secrets_urls_and_line_breaks() {
-        let said = "bad key s3cr3t at https://files.example/put?sig=abc \"http://x/y\"\nand HTTPS://z done";
-        assert_eq!(clean(said, "s3cr3t"), "bad key (hidden) at (url) \"(url)\" and (url) done");
-        assert_eq!(clean("https://a", ""), "(url)");
-        let long = clean(&"\u{e9}".repeat(1000), "x");
+    fn what_others_say_is_shown_without_urls_and_line_breaks() {
+        let said = "bad key 17 at https://files.example/put?sig=abc \"http://x/y\"\nand HTTPS://z done";
+        assert_eq!(clean(said), "bad key 17 at (url) \"(url)\" and (url) done");
+        assert_eq!(clean("https://a"), "(url)");
+        let long = clean(&"\u{e9}".repeat(1000));
         assert_eq!(long.chars().count(), SAID_CHARS_MAX + 3);
         assert_eq!(gist(r#" {"code":1,"message":"no such sync"} "#), "no such sync");
         assert_eq!(

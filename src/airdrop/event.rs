@@ -7,6 +7,7 @@
 //!
 //! Secrets leave only as a [`Secret`]; neither `Debug` nor any error shows the value of a field that could be one.
 
+use std::cmp::Reverse;
 use std::fmt;
 
 use chrono::{DateTime, SubsecRound, Utc};
@@ -178,6 +179,9 @@ impl WindowEnd {
         }
     }
 }
+
+/// Bytes of the shortest secret that is looked for in a text.
+const HIDDEN_BYTES_MIN: usize = 4;
 
 /// A value that must not be seen: it has no `Display`, its `Debug` hides it, and it is never stored.
 #[derive(Clone, PartialEq, Eq)]
@@ -510,6 +514,21 @@ impl Event {
     /// `Event` if it is of the wrong type.
     pub fn service_account_token(&self) -> Result<Option<Secret>> {
         Ok(self.text("context.secrets.service_account_token")?.map(Secret))
+    }
+
+    /// What somebody else said, its two secrets replaced by `(hidden)`, in the one form in which the event has them. A
+    /// secret of fewer than 4 bytes cannot be told from other text, and stays.
+    pub(crate) fn hide_secrets(&self, said: &str) -> String {
+        let secrets = [self.service_account_token(), self.connection_key()];
+        let mut secrets: Vec<Secret> =
+            secrets.into_iter().filter_map(|secret| secret.ok().flatten()).collect();
+        // One may be a part of the other.
+        secrets.sort_by_key(|secret| Reverse(secret.0.len()));
+        let hide = |said: String, secret: &Secret| match secret.expose() {
+            short if short.len() < HIDDEN_BYTES_MIN => said,
+            secret => said.replace(secret, "(hidden)"),
+        };
+        secrets.iter().fold(said.to_owned(), hide)
     }
 
     /// The key under which everything is kept: `sync_unit_id`, else `external_sync_unit_id`; the

@@ -6,7 +6,7 @@
 //! Beside the checkpoint stand the keys that the TypeScript SDK writes (see `sdk`), and those of the connector.
 //!
 //! The platform keeps one JSON document per sync unit, last writer wins, with no compare-and-set. So a holder writes a
-//! token of its own when it takes the unit over, and compares it before each save: another's there means that this
+//! token of its own when it takes the unit over, and compares it before each attempt at a save: another's there means that this
 //! holder is no longer the live one, and it stops. Between that look and the save is a window that the platform gives
 //! no means to close; [`Serve::settle_after_takeover`](super::Serve::settle_after_takeover) waits it out.
 
@@ -145,30 +145,54 @@ impl<'a> Keeper<'a> {
         Ok(())
     }
 
-    /// Saves the worker state with this checkpoint in it, or with the one that is there, and changed in this way.
-    fn put(&self, checkpoint: Option<&Checkpoint>, change: impl FnOnce(&mut Document)) -> Result<usize> {
-        let state = self.state()?.state;
-        let found = checkpoint_in(state.as_deref(), &self.sync_unit)?.map(|found| found.token);
-        // A first save whose answer was lost may have been applied.
-        let ours = found == *self.standing.borrow() || found.as_deref() == Some(&self.token);
+    /// Saves the worker state with this checkpoint in it, or with the one that is there, and changed in this way. Each
+    /// attempt looks, compares and saves: who was overtaken while it waited must not save.
+    fn put(&self, checkpoint: Option<&Checkpoint>, change: impl Fn(&mut Document)) -> Result<usize> {
+        let mut tried = false;
+        let saved = self.attempt(|| {
+            let state = self.platform.worker_state()?.unwrap_or_default().state;
+            let text = match self.compose(state.as_deref(), checkpoint, &change, tried) {
+                Ok(text) => text,
+                Err(error) => return Ok(Err(error)),
+            };
+            tried = true;
+            self.platform.save_worker_state(&text)?;
+            Ok(Ok(text.len()))
+        });
+        let bytes = saved??;
+        if let Some(checkpoint) = checkpoint {
+            self.standing.replace(Some(checkpoint.token.clone()));
+        }
+        debug!(bytes, "checkpoint saved");
+        Ok(bytes)
+    }
+
+    /// The worker state to be saved in place of what stands there, if that is ours. `tried`: a save of the same may have
+    /// been applied already.
+    fn compose(
+        &self,
+        state: Option<&str>,
+        checkpoint: Option<&Checkpoint>,
+        change: impl Fn(&mut Document),
+        tried: bool,
+    ) -> Result<String> {
+        let found = checkpoint_in(state, &self.sync_unit)?.map(|found| found.token);
+        // A first save, or a removal, whose answer was lost may have been applied.
+        let ours = found == *self.standing.borrow()
+            || found.as_deref() == Some(&self.token)
+            || (tried && checkpoint.is_none() && found.is_none());
         if !ours {
             return Err(Error::Fenced { sync_unit: self.sync_unit.clone(), run: "at hand".to_owned() });
         }
         let odd = |error: serde_json::Error| Error::Corrupt { what: self.what(), reason: error.to_string() };
         // Keys that are neither ours nor the SDK's stay as they are, and where they are.
-        let mut document = self.document(state.as_deref())?;
+        let mut document = self.document(state)?;
         if let Some(checkpoint) = checkpoint {
             document.insert(KEY.to_owned(), serde_json::to_value(checkpoint).map_err(odd)?);
             sdk::write(&mut document, &checkpoint.standing());
         }
         change(&mut document);
-        let text = to_json(&self.what(), &document, CHECKPOINT_BYTES_MAX)?;
-        self.attempt(|| self.platform.save_worker_state(&text))?;
-        if let Some(checkpoint) = checkpoint {
-            self.standing.replace(Some(checkpoint.token.clone()));
-        }
-        debug!(bytes = text.len(), "checkpoint saved");
-        Ok(text.len())
+        to_json(&self.what(), &document, CHECKPOINT_BYTES_MAX)
     }
 
     /// The connector's own keys, as they were when the unit was taken over.

@@ -44,7 +44,7 @@ pub(crate) fn back_off(tries: u32, after: Option<Duration>, chance: &mut fastran
     doubled.mul_f64(0.5 + chance.f64()).max(after.unwrap_or_default())
 }
 
-fn millis(wait: Duration) -> u64 {
+pub(crate) fn millis(wait: Duration) -> u64 {
     u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)
 }
 

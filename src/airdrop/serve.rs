@@ -837,6 +837,7 @@ impl Invocation<'_> {
     fn delete(&self, store: &Store) -> Result<Outcome> {
         match self.event.unit_key() {
             Ok(unit) => {
+                Span::current().record("unit", display(&unit));
                 let unit = store.any_unit(unit);
                 let hard = self.hard_at();
                 let take_over = || {

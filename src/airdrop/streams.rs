@@ -16,6 +16,7 @@ use std::io::{self, Read};
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
+use tracing::{debug, info, warn};
 
 use crate::artifact::decompress;
 use crate::clock::Clock;
@@ -25,10 +26,11 @@ use crate::record::{Attachment, Record};
 use crate::store::{Pending, Run, Settling, UNSETTLED_MAX};
 
 use super::answer::{Ending, Outcome, Said, failed};
+use super::event::Event;
 use super::extractor::{AttachmentError, Extractor};
 use super::keeper::Keeper;
 use super::lanes::{Lanes, guarded};
-use super::outbox::{Outbox, TRIES, Trouble, back_off};
+use super::outbox::{Outbox, TRIES, Trouble, back_off, millis};
 use super::platform::{Body, Fate, Platform, PlatformError, Upload};
 use super::serve::{Context, Invocation, caught};
 
@@ -75,7 +77,7 @@ impl Invocation<'_> {
         };
         let attempt = |job: &StreamJob| attempt(extractor, context, self.platform, self.clock, abort_at, job);
         let work_off = |lanes: Lanes<'_, StreamJob, StreamDone>| {
-            let ending = Streams::new(run, self.clock, lanes, settings).work_off(&mut outbox);
+            let ending = Streams::new(self.event, run, self.clock, lanes, settings).work_off(&mut outbox);
             self.settle(run, keeper, Phase::Attachments, outbox, ending, said)
         };
         match self.settings.inline_seed {
@@ -297,6 +299,7 @@ struct StreamSettings {
 /// The attachments that are on their way in one invocation.
 #[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 struct Streams<'a> {
+    event: &'a Event,
     run: &'a Run,
     clock: &'a dyn Clock,
     lanes: Lanes<'a, StreamJob, StreamDone>,
@@ -313,6 +316,8 @@ struct Streams<'a> {
     /// None of this number or a higher one was begun.
     position: u64,
     begun_any: bool,
+    /// It was said that the soft deadline is over.
+    late: bool,
     uploaded_any: bool,
     failures_in_a_row: u32,
     /// What came to an end and is not stored.
@@ -347,12 +352,14 @@ enum Step {
 
 impl<'a> Streams<'a> {
     fn new(
+        event: &'a Event,
         run: &'a Run,
         clock: &'a dyn Clock,
         lanes: Lanes<'a, StreamJob, StreamDone>,
         settings: StreamSettings,
     ) -> Self {
         Self {
+            event,
             run,
             clock,
             lanes,
@@ -366,6 +373,7 @@ impl<'a> Streams<'a> {
             over: false,
             position: 0,
             begun_any: false,
+            late: false,
             uploaded_any: false,
             failures_in_a_row: 0,
             settled: Vec::new(),
@@ -382,6 +390,9 @@ impl<'a> Streams<'a> {
             outbox.step()?;
             self.full |= outbox.message_full();
             let stopped = self.stopped(outbox);
+            if self.is_late() && !std::mem::replace(&mut self.late, true) {
+                info!(unsettled = self.tasks.len(), "deadline reached");
+            }
             if !stopped {
                 self.take_up()?;
             }
@@ -436,7 +447,12 @@ impl<'a> Streams<'a> {
             || self.trouble.is_some()
             || self.asked_to_wait.is_some()
             || outbox.trouble().is_some()
-            || (self.begun_any && self.clock.elapsed() >= self.settings.soft)
+            || self.is_late()
+    }
+
+    /// Whether the soft deadline is over, for all but the first stream.
+    fn is_late(&self) -> bool {
+        self.begun_any && self.clock.elapsed() >= self.settings.soft
     }
 
     /// Takes attachments out of the queue, as many as the lanes can soon take.
@@ -566,14 +582,22 @@ impl<'a> Streams<'a> {
             (Step::Upload, Ok(Some(artifact))) => {
                 self.uploaded_any = true;
                 self.failures_in_a_row = 0;
+                debug!(attachment = task.attachment.id, artifact = artifact.as_str(), "attachment uploaded");
                 self.settled.push((number, Settling::Uploaded(artifact.clone())));
                 task.step = Step::Confirm { artifact, unknown: false, allowed: false };
                 task.call_tries = 0;
                 self.tasks.insert(number, task);
             }
             (Step::Confirm { artifact, .. }, Ok(_)) => match line(&task.attachment, &artifact) {
-                Ok(line) => self.settled.push((number, Settling::Settled(Some(line)))),
-                Err(error) => self.settled.push((number, Settling::Failed(chain(&error)))),
+                Ok(line) => {
+                    debug!(
+                        attachment = task.attachment.id,
+                        artifact = artifact.as_str(),
+                        "attachment settled"
+                    );
+                    self.settled.push((number, Settling::Settled(Some(line))));
+                }
+                Err(error) => self.give_up(number, &task.attachment, task.tries, &chain(&error)),
             },
             (Step::Confirm { artifact, unknown, allowed }, Err(Failure::Platform(error))) => {
                 self.confirm_failed(
@@ -599,23 +623,25 @@ impl<'a> Streams<'a> {
                 self.asked_to_wait = self.asked_to_wait.max(Some(after));
             }
             Failure::Source(AttachmentError::Gone { reason }) => {
-                self.give_up(number, format!("gone: {reason}"));
+                self.give_up(number, &task.attachment, task.tries, &format!("gone: {reason}"));
             }
             Failure::Source(AttachmentError::Denied { reason }) => {
-                self.give_up(number, format!("denied: {reason}"));
+                self.give_up(number, &task.attachment, task.tries, &format!("denied: {reason}"));
             }
             Failure::Source(AttachmentError::Temporary { source }) => {
-                self.count(number, task, chain(source.as_ref()));
+                self.count(number, task, &chain(source.as_ref()));
             }
             // Who had most of an invocation, and did not come to an end, would have no more of the next.
             Failure::Body(flaw @ Flaw::Aborted) => {
                 let now = self.clock.elapsed();
                 if now.saturating_sub(task.begun_at) * 2 >= now.saturating_sub(self.started) {
-                    self.count(number, task, flaw.text());
+                    self.count(number, task, &flaw.text());
                 }
             }
-            Failure::Body(flaw @ (Flaw::Empty | Flaw::TooLarge)) => self.give_up(number, flaw.text()),
-            Failure::Body(flaw) => self.count(number, task, flaw.text()),
+            Failure::Body(flaw @ (Flaw::Empty | Flaw::TooLarge)) => {
+                self.give_up(number, &task.attachment, task.tries, &flaw.text());
+            }
+            Failure::Body(flaw) => self.count(number, task, &flaw.text()),
             Failure::Platform(error) => {
                 self.failures_in_a_row += 1;
                 let reason = format!("the upload failed: {error}");
@@ -633,9 +659,9 @@ impl<'a> Streams<'a> {
                         self.failures_in_a_row - 1
                     ));
                 } else if counts {
-                    self.count(number, task, reason);
+                    self.count(number, task, &reason);
                 } else {
-                    self.again(number, task, after);
+                    self.again(number, task, after, &error.to_string());
                 }
             }
         }
@@ -651,10 +677,10 @@ impl<'a> Streams<'a> {
         error: PlatformError,
     ) {
         match error {
-            PlatformError::Refused { .. } if !unknown && task.given_up == 0 => {
+            PlatformError::Refused { status, reason } if !unknown && task.given_up == 0 => {
                 self.settled.push((number, Settling::GivenUp));
                 task.given_up += 1;
-                self.again(number, task, None);
+                self.again(number, task, None, &format!("refused with {status}: {reason}"));
             }
             PlatformError::Refused { status, reason } => {
                 let history = if unknown {
@@ -665,7 +691,7 @@ impl<'a> Streams<'a> {
                 let reason = format!(
                     "the confirm of artifact {artifact} was refused with {status}: {reason}; {history}"
                 );
-                self.give_up(number, reason);
+                self.give_up(number, &task.attachment, task.tries, &reason);
             }
             PlatformError::Retry { fate, after, reason } => {
                 let unknown = unknown || fate == Fate::Unknown;
@@ -677,33 +703,49 @@ impl<'a> Streams<'a> {
                         self.run.sync_unit()
                     ));
                 } else {
-                    self.again(number, task, after);
+                    self.again(number, task, after, &reason);
                 }
             }
         }
     }
 
-    fn give_up(&mut self, number: u64, reason: String) {
-        self.settled.push((number, Settling::Failed(reason)));
+    /// The reason is stored and listed, and may be what the source said.
+    fn give_up(&mut self, number: u64, attachment: &Attachment, tries: u32, reason: &str) {
+        warn!(attachment = attachment.id, tries, "attachment given up");
+        self.settled.push((number, Settling::Failed(self.event.hide_secrets(reason))));
     }
 
     /// Counts a failure against an attachment: it is tried again, or given up.
-    fn count(&mut self, number: u64, mut task: Task, reason: String) {
+    fn count(&mut self, number: u64, mut task: Task, reason: &str) {
         task.tries += 1;
         if task.tries >= self.settings.tries_max {
-            self.give_up(number, reason);
+            self.give_up(number, &task.attachment, task.tries, reason);
             return;
         }
         let wait = back_off(task.tries, None, &mut self.chance);
+        warn!(
+            attachment = task.attachment.id,
+            tries = task.tries,
+            wait_ms = millis(wait),
+            "attachment is tried again"
+        );
+        let reason = self.event.hide_secrets(reason);
         self.settled.push((number, Settling::Retry { reason, wait }));
         task.call_tries = 0;
         task.ready_at = self.clock.elapsed().saturating_add(wait);
         self.tasks.insert(number, task);
     }
 
-    /// Makes the call again after a while, unless that is after the invocation.
-    fn again(&mut self, number: u64, mut task: Task, after: Option<Duration>) {
+    /// Makes the call again after a while, unless that is after the invocation. `reason`: what the platform said.
+    fn again(&mut self, number: u64, mut task: Task, after: Option<Duration>, reason: &str) {
         let wait = back_off(task.call_tries.max(1), after, &mut self.chance);
+        warn!(
+            attachment = task.attachment.id,
+            tries = task.call_tries,
+            wait_ms = millis(wait),
+            reason,
+            "call about an attachment is tried again"
+        );
         task.ready_at = self.clock.elapsed().saturating_add(wait);
         if task.ready_at < self.settings.hard {
             self.tasks.insert(number, task);

@@ -10,7 +10,7 @@ use crate::world::{Airdrop, Answer, Call, Pages, Source, World, all_of, event, p
 use chrono::{DateTime, FixedOffset};
 use highwater::airdrop::{
     Context, ExternalSyncUnit, Fate, Outcome, OutcomeKind, Platform, PlatformError, SealedMessage, Serve,
-    SourceError, Upload,
+    SourceError, Upload, WorkerState,
 };
 use highwater::testing::Fault;
 use highwater::{ArtifactId, Clock, ErrorKind, Page, Record, limits};
@@ -454,4 +454,104 @@ fn lanes_of_threads_deliver_every_record_once_however_badly_the_platform_behaves
     println!("{outcomes:?}: {} uploads, {at_once} calls at once, {failed} failed", world.airdrop.uploads());
     assert!((2..=6).contains(&at_once), "{at_once} calls at once");
     assert!(failed > 50 && world.airdrop.named().len() > 150);
+}
+
+/// The platform as one worker without a disk sees it: the answer to one of its saves is told here.
+struct SavesMeet<'a, F> {
+    airdrop: &'a Airdrop,
+    saves: AtomicUsize,
+    at: usize,
+    meet: F,
+}
+
+impl<F: Fn(&str) -> Result<(), PlatformError> + Sync> Platform for SavesMeet<'_, F> {
+    fn upload(&self, upload: Upload<'_>) -> Result<ArtifactId, PlatformError> {
+        self.airdrop.upload(upload)
+    }
+
+    fn confirm(&self, artifact: &ArtifactId) -> Result<(), PlatformError> {
+        self.airdrop.confirm(artifact)
+    }
+
+    fn send(&self, message: &SealedMessage) -> Result<(), PlatformError> {
+        self.airdrop.send(message)
+    }
+
+    fn worker_state(&self) -> Result<Option<WorkerState>, PlatformError> {
+        self.airdrop.worker_state()
+    }
+
+    fn save_worker_state(&self, state: &str) -> Result<(), PlatformError> {
+        if self.saves.fetch_add(1, Ordering::Relaxed) == self.at {
+            return (self.meet)(state);
+        }
+        self.airdrop.save_worker_state(state)
+    }
+}
+
+/// The answer 503 to a save that was applied or not.
+fn unavailable() -> PlatformError {
+    PlatformError::Retry { fate: Fate::Unknown, after: None, reason: "503".to_owned() }
+}
+
+/// A save that fails is tried again, and while it waits another holder may take the unit over: the next attempt looks
+/// first.
+#[test]
+fn a_save_that_is_tried_again_is_fenced_if_another_holder_took_over_meanwhile() {
+    for at in 0..3 {
+        let mut world = World::new(2);
+        world.serve = world.serve.clone().checkpoints();
+        let mut other = World::new(2);
+        other.serve = Serve::new().inline(8).checkpoints();
+        let theirs = Mutex::new(None);
+        let platform = SavesMeet {
+            airdrop: &world.airdrop,
+            saves: AtomicUsize::new(0),
+            at,
+            meet: |_: &str| {
+                let event = event(DATA, "run", "1");
+                let taken = other.serve.serve(&other.store, &world.airdrop, &mut paged(2, 2), &event);
+                assert_eq!(taken.unwrap().kind, OutcomeKind::Done);
+                *theirs.lock().unwrap() = Some(world.airdrop.state_text());
+                Err(unavailable())
+            },
+        };
+        let error = world
+            .serve
+            .serve(&world.store, &platform, &mut paged(2, 2), &event(DATA, "run", "1"))
+            .expect_err("another holder is live");
+        assert_eq!(error.kind(), ErrorKind::Fenced, "save {at}: {error:?}");
+        let theirs = theirs.into_inner().unwrap().expect("the other took over");
+        assert_eq!(world.airdrop.state_text(), theirs, "save {at}: the other's checkpoint stays");
+    }
+}
+
+#[test]
+fn a_save_or_a_removal_whose_answer_was_lost_is_made_again_by_its_own_holder() {
+    for at in 0..3 {
+        let mut world = World::new(2);
+        world.serve = world.serve.clone().checkpoints();
+        world.airdrop.answer(Call::SaveState, at, Answer::Lost);
+        assert_eq!(start(&world, &mut paged(2, 2)).kind, OutcomeKind::Done);
+        assert_all(&world, &all_of("issues", 2, 2));
+
+        world.airdrop.answer(Call::SaveState, 0, Answer::Lost);
+        let outcome = world.serve(&mut paged(2, 2), &event("EXTRACTION_DATA_DELETE", "run", "2")).unwrap();
+        assert_eq!(outcome.kind, OutcomeKind::Done);
+        assert_eq!(world.airdrop.state().get("highwater"), None);
+    }
+}
+
+/// Each attempt at a save is a look and a save, and a look that fails is an attempt.
+#[test]
+fn a_look_that_fails_counts_as_an_attempt_at_the_save() {
+    let mut world = World::new(2);
+    world.serve = world.serve.clone().checkpoints();
+    // The first look takes the unit over.
+    for skip in 1..6 {
+        world.airdrop.answer(Call::LoadState, skip, Answer::Unavailable);
+    }
+    let error = world.serve(&mut paged(2, 2), &event(DATA, "run", "1")).unwrap_err();
+    assert!(error.to_string().contains("tried 5 times"), "{error}");
+    assert_eq!((world.airdrop.calls(Call::LoadState), world.airdrop.calls(Call::SaveState)), (6, 0));
 }

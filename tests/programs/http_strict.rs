@@ -451,6 +451,19 @@ fn a_worker_state_is_json_of_at_most_a_megabyte_for_each_unit() {
 }
 
 #[test]
+fn the_extraction_scope_of_the_directory_is_given_with_a_state_or_without_one() {
+    let airdrop = Airdrop::new();
+    airdrop.refused(&state_get(), 404, "no state of the sync unit unit/1");
+    let scope = r#"{"users":{"extract":false}}"#;
+    fs::write(airdrop.dir.join("objects.json"), scope).unwrap();
+    assert_eq!(airdrop.taken(&state_get()), json!({ "state": "{}", "objects": scope }));
+    airdrop.taken(&state_update("{\"a\":1}"));
+    assert_eq!(airdrop.taken(&state_get()), json!({ "state": "{\"a\":1}", "objects": scope }));
+    fs::remove_file(airdrop.dir.join("objects.json")).unwrap();
+    assert_eq!(airdrop.taken(&state_get())["objects"], "{}");
+}
+
+#[test]
 fn a_message_names_its_event_and_only_what_is_confirmed_and_there_is_one_of_it() {
     let airdrop = Airdrop::new();
     let (confirmed, unconfirmed) = (airdrop.confirmed(), airdrop.uploaded());

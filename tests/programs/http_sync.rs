@@ -51,6 +51,30 @@ fn answer_to(event: &Value, verdict: &str) -> Value {
 
 /// Sends a message, as any program would.
 fn send(event: &Value, message: &Value) {
+    let answer = answer_to_message(event, message);
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+}
+
+/// Sends messages that do not echo the event's context whole: each is refused, and the field named.
+fn send_crooked(event: &Value) {
+    let refused = |field: &str, how: &str, crooked: &dyn Fn(&mut Value)| {
+        let mut message = answer_to(event, "DONE");
+        crooked(&mut message["event_context"]);
+        let answer = answer_to_message(event, &message);
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{field}: {answer}");
+        assert!(answer.contains(&format!("event_context.{field} {how}")), "{field}: {answer}");
+    };
+    let context = event["payload"]["event_context"].as_object().unwrap();
+    assert!(context.len() > 10, "{event}");
+    for field in context.keys() {
+        refused(field, "is missing", &|context| drop(context.as_object_mut().unwrap().shift_remove(field)));
+        if field != "request_id" {
+            refused(field, "is {", &|context| context[field] = json!({ "another": 1 }));
+        }
+    }
+}
+
+fn answer_to_message(event: &Value, message: &Value) -> String {
     let callback = event["payload"]["event_context"]["callback_url"].as_str().unwrap();
     let (host, path) = callback.strip_prefix("http://").unwrap().split_once('/').unwrap();
     let token = event["context"]["secrets"]["service_account_token"].as_str().unwrap();
@@ -65,7 +89,7 @@ fn send(event: &Value, message: &Value) {
     .unwrap();
     let mut answer = String::new();
     connection.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    answer
 }
 
 /// Not a test of its own: one invocation of a worker, its event in the file that the last argument names.
@@ -85,6 +109,12 @@ fn worker() {
         "say-and-die" => {
             send(&event, &answer_to(&event, "DONE"));
             std::process::abort();
+        }
+        "crooked" => {
+            send_crooked(&event);
+            let mut message = answer_to(&event, "DONE");
+            message["event_context"]["added"] = json!("by the worker");
+            send(&event, &message);
         }
         verdict => send(&event, &answer_to(&event, verdict)),
     }
@@ -171,6 +201,13 @@ fn a_first_sync_has_every_phase_and_the_next_no_units_and_full_asks_for_everythi
     assert_eq!(event_types(&world.events()), &all[1..3]);
     let units = world.sync("DONE", &["--phases", "units"]);
     assert!(said(&units).contains("none that an incremental sync has"), "{}", said(&units));
+}
+
+#[test]
+fn a_message_that_does_not_echo_the_context_of_its_event_whole_is_refused_by_the_field() {
+    let world = World::new();
+    let report = world.report("crooked", &[], 0);
+    assert_eq!((&report["messages"], &report["restarts"]), (&json!(4), &json!(0)), "{report}");
 }
 
 #[test]

@@ -11,9 +11,10 @@ use std::time::Duration;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use highwater::airdrop::{
-    Body, CheckPolicy, Context, Event, ExternalSyncUnit, Extractor, Fate, Outcome, Platform, PlatformError,
-    SealedMessage, Serve, SourceError, Upload, WorkerState,
+    AttachmentBody, AttachmentError, Body, CheckPolicy, Context, Event, ExternalSyncUnit, Extractor, Fate,
+    Outcome, Platform, PlatformError, SealedMessage, Serve, SourceError, Upload, WorkerState,
 };
+use highwater::record::Attachment;
 use highwater::testing::SimDisk;
 use highwater::{ArtifactId, Level, Page, Record, Store, VirtualClock};
 use serde_json::{Value, json};
@@ -243,13 +244,22 @@ impl Inner {
 
 impl Platform for Airdrop {
     fn upload(&self, upload: Upload<'_>) -> Result<ArtifactId, PlatformError> {
-        let Body::Batch(bytes) = upload.body else { panic!("a batch is no stream") };
-        assert_eq!(upload.content_type, "application/x-gzip");
+        let lines = match upload.body {
+            Body::Batch(bytes) => {
+                assert_eq!(upload.content_type, "application/x-gzip");
+                crate::support::lines(bytes)
+            }
+            Body::Stream { reader, .. } => {
+                let read = std::io::copy(reader, &mut std::io::sink()).map(|_| Vec::new());
+                let failed =
+                    |error: std::io::Error| PlatformError::Refused { status: 400, reason: error.to_string() };
+                read.map_err(failed)?
+            }
+        };
         let mut inner = self.lock();
         let (applies, result) = inner.call(Call::Upload);
         let id = format!("{}artifact-{}", self.id_prefix, inner.uploads.len());
         if applies {
-            let lines = crate::support::lines(bytes);
             inner.uploads.insert(id.clone(), (upload.file_name.to_owned(), lines));
         }
         result.map(|()| ArtifactId::new(id).unwrap())
@@ -338,7 +348,11 @@ pub(crate) struct Source<F> {
     /// How often the mapping was asked for.
     pub(crate) mapping_asked: u32,
     pub(crate) policy: CheckPolicy,
+    /// What becomes of an attachment that is opened; it is denied if this is not set.
+    pub(crate) open: Option<Open>,
 }
+
+type Open = Box<dyn Fn(&Attachment) -> Result<AttachmentBody, AttachmentError> + Sync>;
 
 impl<F: FnMut(&Context<'_>, &str, Option<u32>) -> Fetched + Sync> Source<F> {
     pub(crate) fn new(page: F) -> Self {
@@ -351,6 +365,7 @@ impl<F: FnMut(&Context<'_>, &str, Option<u32>) -> Fetched + Sync> Source<F> {
             mapping: None,
             mapping_asked: 0,
             policy: CheckPolicy::Off,
+            open: None,
         }
     }
 
@@ -392,6 +407,15 @@ impl<F: Pages> Extractor for Source<F> {
     ) -> Result<Page<u32>, SourceError> {
         self.asked.push((stream.to_owned(), cursor));
         (self.page)(context, stream, cursor)
+    }
+
+    fn open_attachment(
+        &self,
+        _: &Context<'_>,
+        attachment: &Attachment,
+    ) -> Result<AttachmentBody, AttachmentError> {
+        let denied = || AttachmentError::Denied { reason: "it is not to be opened".to_owned() };
+        self.open.as_ref().ok_or_else(denied)?(attachment)
     }
 }
 
