@@ -155,11 +155,7 @@ impl Invocation<'_> {
                 Ending::Delay { seconds, asked } => {
                     (MessageKind::Delay, asked.then_some(*seconds), AnswerKind::Delay { seconds: *seconds })
                 }
-                Ending::Failed { code, message } => {
-                    // It may be what the extractor said.
-                    let message = self.event.hide_secrets(message);
-                    (MessageKind::Error, None, AnswerKind::Error { code: *code, message })
-                }
+                Ending::Failed { code, message } => (MessageKind::Error, None, self.error(*code, message)),
             };
             let mut answer = Answer::new(says);
             answer.artifacts = artifacts;
@@ -284,10 +280,7 @@ impl Invocation<'_> {
     /// Answers an event that has no run to seal its message in.
     pub(super) fn answer_statelessly(&self, ending: Ending) -> Result<Outcome> {
         let (kind, says) = match ending {
-            Ending::Failed { code, message } => {
-                let message = self.event.hide_secrets(&message);
-                (MessageKind::Error, AnswerKind::Error { code, message })
-            }
+            Ending::Failed { code, message } => (MessageKind::Error, self.error(code, &message)),
             Ending::Done | Ending::Progress | Ending::Delay { .. } => (MessageKind::Done, AnswerKind::Done),
         };
         let composed = compose(self.event, self.settings.spelling, &Answer::new(says))?;
@@ -315,6 +308,11 @@ impl Invocation<'_> {
                 Err(not_delivered(&message, &format!("refused with {status}: {reason}")))
             }
         }
+    }
+
+    /// What an ERROR says. It may be what the extractor said: the event's secrets are hidden in it.
+    fn error(&self, code: Option<ErrorCode>, message: &str) -> AnswerKind {
+        AnswerKind::Error { code, message: self.event.hide_secrets(message) }
     }
 
     /// Bytes of the message before any artifact is in it, with room for an error's text.

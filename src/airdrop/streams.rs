@@ -639,7 +639,7 @@ impl<'a> Streams<'a> {
                 }
             }
             Failure::Body(flaw @ (Flaw::Empty | Flaw::TooLarge)) => {
-                self.give_up(number, &task.attachment, task.tries, &flaw.text())
+                self.give_up(number, &task.attachment, task.tries, &flaw.text());
             }
             Failure::Body(flaw) => self.count(number, task, &flaw.text()),
             Failure::Platform(error) => {
