@@ -52,11 +52,13 @@ What a connector does at the addresses of its event; whatever else is refused wi
   GET  /internal/airdrop.artifacts.download-url
        Bearer; request_id, artifact_id
   GET  WORKER_DATA_URL.get, POST WORKER_DATA_URL.update
-       Authorization: TOKEN; sync_unit, request_id (404: none yet; 413: over 1 MB of state)
+       Authorization: TOKEN; sync_unit, request_id (404: none yet; 413: over 1 MB of state);
+       the extraction scope is objects.json in the directory, if that is there
   POST CALLBACK_URL
        Authorization: TOKEN; a message (413: over 200,000 bytes; 400: it names an artifact that is
-       not uploaded and confirmed, or an `ssor_attachment` artifact a line of which does; 409: the
-       event has another already; the same bytes again: 200)
+       not uploaded and confirmed, or an `ssor_attachment` artifact a line of which does, or, in a
+       `sync`, does not echo all of its event's event_context; 409: the event has another already;
+       the same bytes again: 200)
   GET  /internal/snap-ins.get, POST /internal/airdrop.recipe.blueprints.create
   POST /internal/airdrop.recipe.initial-domain-mappings.install
        Authorization: TOKEN
