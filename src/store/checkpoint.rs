@@ -21,6 +21,7 @@ use crate::model::{Micros, Phase, Rule};
 use super::SyncUnit;
 use super::attachments::{QueuePart, restore_queue};
 use super::batches::BatchInfo;
+use super::codec;
 use super::findings::FindingPart;
 use super::notes::Standing;
 use super::rows::{
@@ -43,6 +44,9 @@ const LEDGER_MAX: u64 = 8;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Checkpoint {
     version: u32,
+    /// CRC-32 of all the rest as this version writes it. Who reads the worker state and writes it again may change spaces
+    /// and order, but no value.
+    crc: u32,
     /// Names the holder that saved it.
     pub(crate) token: String,
     unit: UnitRow,
@@ -111,7 +115,18 @@ impl Checkpoint {
         if version > VERSION {
             return Err(Error::NewerFormat { what: what(), found: version, supported: VERSION });
         }
-        serde_json::from_str(json).map_err(damaged)
+        let checkpoint: Self = serde_json::from_str(json).map_err(damaged)?;
+        let (says, found) = (checkpoint.crc, checkpoint.checksum().map_err(damaged)?);
+        if says != found {
+            let reason =
+                format!("its checksum is {found:08x}, expected {says:08x}: it was changed by somebody else");
+            return Err(Error::Corrupt { what: what(), reason });
+        }
+        Ok(checkpoint)
+    }
+
+    fn checksum(&self) -> serde_json::Result<u32> {
+        serde_json::to_vec(&Self { crc: 0, ..self.clone() }).map(|json| codec::checksum(&json))
     }
 
     /// The body of the sealed message, if there is one that may have to be sent.
@@ -399,8 +414,9 @@ impl Run {
             }
             let files = self.files_needed(rows, &position.queue, position.next_seq)?;
             let message = run.message.map(|no| self.message_part(rows, no, sealed)).transpose()?;
-            Ok(Checkpoint {
+            let mut checkpoint = Checkpoint {
                 version: VERSION,
+                crc: 0,
                 token: token.to_owned(),
                 unit: UnitRow { holder: (None, None), ..unit },
                 run: Some((self.no, run)),
@@ -413,7 +429,9 @@ impl Run {
                 artifacts,
                 files,
                 message,
-            })
+            };
+            checkpoint.crc = checkpoint.checksum().map_err(|error| self.odd(error.to_string()))?;
+            Ok(checkpoint)
         })
     }
 
@@ -494,4 +512,92 @@ impl Run {
     fn odd(&self, reason: String) -> Error {
         Error::Corrupt { what: format!("what is stored of run {} of {}", self.id, self.unit), reason }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::VirtualClock;
+    use crate::record::Record;
+    use crate::store::{Page, Store};
+
+    /// A checkpoint that stands after the one page of a run.
+    fn checkpoint() -> Checkpoint {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = VirtualClock::at(chrono::DateTime::from_timestamp(1_750_000_000, 0).unwrap());
+        let level = crate::artifact::Level::new(0).unwrap();
+        let store = Store::options().clock(clock).level(level).open(dir.path().join("state.redb")).unwrap();
+        let run = store.sync_unit("acme/tickets").unwrap().begin().unwrap();
+        let page = |_: Option<u32>| -> Result<Page<u32>> {
+            let issue = Record::new("I-1", &serde_json::json!({ "title": "a crash" }))?;
+            Ok(Page::last().record("issues", issue).bookmark(&7).value("seen", &[1, 2]))
+        };
+        for batch in run.batches("issues", page) {
+            batch.unwrap().uploaded("artifact-1").unwrap();
+        }
+        let position = run.position().unwrap().unwrap();
+        run.checkpoint("the token", Some(&position)).unwrap()
+    }
+
+    fn text(checkpoint: &Checkpoint) -> String {
+        serde_json::to_string(checkpoint).unwrap()
+    }
+
+    #[test]
+    fn a_checkpoint_is_written_as_ever_and_read_back() {
+        let written = text(&checkpoint());
+        assert_eq!(written, GOLDEN);
+        // Who writes the worker state again may order and space it otherwise.
+        let value: serde_json::Value = serde_json::from_str(&written).unwrap();
+        let members: serde_json::Map<_, _> = value.as_object().unwrap().clone().into_iter().rev().collect();
+        for json in [written.clone(), serde_json::to_string_pretty(&members).unwrap()] {
+            assert_eq!(text(&Checkpoint::from_json(&json, "acme/tickets").unwrap()), written);
+        }
+    }
+
+    #[test]
+    fn any_byte_changed_or_cut_is_an_error_and_never_another_checkpoint() {
+        for at in 0..GOLDEN.len() {
+            assert!(Checkpoint::from_json(&GOLDEN[..at], "acme/tickets").is_err(), "cut at {at}");
+            for bit in [1, 2, 8] {
+                let mut bytes = GOLDEN.as_bytes().to_vec();
+                bytes[at] ^= bit;
+                let Ok(changed) = String::from_utf8(bytes) else { continue };
+                if let Ok(read) = Checkpoint::from_json(&changed, "acme/tickets") {
+                    assert_eq!(text(&read), GOLDEN, "byte {at}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_number_that_was_rounded_and_a_newer_form_are_told() {
+        let (hash, _) = GOLDEN.split_once("\"run_ids\":[[").unwrap().1.split_once(',').unwrap();
+        let rounded = GOLDEN.replace(hash, &format!("{}000", &hash[..hash.len() - 3]));
+        let error = Checkpoint::from_json(&rounded, "acme/tickets").unwrap_err().to_string();
+        assert!(error.contains("acme/tickets"), "{error}");
+        let newer = GOLDEN.replacen("\"version\":1", "\"version\":2", 1);
+        let error = Checkpoint::from_json(&newer, "acme/tickets").unwrap_err();
+        assert!(matches!(error, Error::NewerFormat { found: 2, supported: 1, .. }), "{error}");
+    }
+
+    const GOLDEN: &str = concat!(
+        r#"{"version":1,"crc":3846999088,"token":"the token","unit":{"no":1,"created_at":1750000000000000,"#,
+        r#""run":1,"next_run":2,"next_message":1,"watermark":null,"#,
+        r#""bounds":[null,null],"holder":[null,null],"inherited":null,"connector_version":null},"#,
+        r#""run":[1,{"id":"20250615T150640.000000Z","status":"Open","started_at":1750000000000000,"ended_at":null,"#,
+        r#""since":null,"since_ignored":null,"window":null,"epoch":1,"lost":false,"#,
+        r#""phase":null,"done":0,"pages":1,"next_seq":2,"next_chunk":2,"#,
+        r#""open_batches":1,"not_before":null,"progress":null,"#,
+        r#""events":0,"event":null,"events_reused":0,"first_message":1,"#,
+        r#""message":null,"artifacts_max":null}],"run_ids":[[14877297092257956352,1]],"#,
+        r#""events":[],"bookmarks":{},"ledger":[],"position":{"pages":1,"next_seq":2,"progress":null,"#,
+        r#""streams":{"issues":{"phase":"data","cursor":null,"exhausted":true,"pages":1,"items":1,"bookmark":"7"}},"#,
+        r#""types":{"issues":[1,1,0]},"values":{"seen":"[1,2]"}},"announced":{"issues":[0,0]},"#,
+        r#""artifacts":[[1,{"item_type":"issues","#,
+        r#""stream":"","epoch":1,"items":1,"line_bytes":40,"gzip_bytes":63,"dates":{"created":null,"modified":null},"#,
+        r#""cursor_after":null,"#,
+        r#""state":"Uploaded","artifact":"artifact-1","uploaded_in":0,"given_up":0,"saved":true}]],"#,
+        r#""message":null}"#,
+    );
 }

@@ -44,3 +44,14 @@ fn the_table_of_limits_has_every_limit_at_its_value() {
         assert!(constants.contains_key(name), "{name} is not in the README");
     }
 }
+
+#[test]
+fn the_exploration_of_the_git_extractor_stands_in_its_test() {
+    let readme = include_str!("../../README.md");
+    let (_, shown) = readme.split_once("```rust,ignore\n").expect("the README shows it");
+    let (shown, _) = shown.split_once("```").expect("its end");
+    let test = include_str!("../programs/git_explore.rs");
+    let test: Vec<&str> = test.lines().map(str::trim).collect();
+    let shown: Vec<&str> = shown.lines().map(str::trim).collect();
+    assert!(test.windows(shown.len()).any(|lines| lines == shown), "{shown:?}");
+}

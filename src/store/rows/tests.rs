@@ -719,3 +719,28 @@ fn the_end_of_a_range_carries_and_the_last_range_has_none() {
     assert!(number_of(&[0; 7]).is_err() && number_of(&[0; 9]).is_err());
     assert!(name_of(&[0xff]).is_err());
 }
+
+/// What rows are found by stays as it is, too.
+#[test]
+fn keys_and_hashes_of_names_stay_as_they_are() {
+    let keys = [
+        Key::unit(1),
+        Key::unit(1).and_number(2),
+        Key::unit(1).and_number(2).and_number(3),
+        Key::name("acme/tickets"),
+        Key::unit(1).and_name("issues"),
+        Key::unit(1).and_hash("run-1"),
+    ];
+    let shown =
+        |key: &Key| key.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat();
+    let expected = [
+        "0000000000000001",
+        "00000000000000010000000000000002",
+        "000000000000000100000000000000020000000000000003",
+        "61636d652f7469636b657473",
+        "0000000000000001697373756573",
+        "00000000000000019065911b4ee53c08",
+    ]
+    .map(str::to_owned);
+    assert_eq!((keys.each_ref().map(shown), name_hash("run-1")), (expected, 0x9065_911b_4ee5_3c08));
+}
