@@ -260,6 +260,11 @@ fn no_secret_is_ever_said() {
 /// Nor is it told to the platform or stored: what a source says may quote the key that it was asked with.
 #[test]
 fn no_secret_that_a_source_says_is_told_or_kept() {
+    // Every invocation of this process is listened to, or others may not be heard.
+    listen(secrets_of_a_source);
+}
+
+fn secrets_of_a_source() {
     const SAYS: &str = "GET https://example.org/?key=SECRET-key as SECRET-token: 401";
     let mut world = World::new(1);
     world.serve = world.serve.clone().checkpoints().attachment_tries(2);
@@ -339,7 +344,7 @@ fn each_attachment_can_be_followed_and_so_can_a_deletion() {
             _ => Ok(AttachmentBody::new(&b"bytes"[..])),
         }
     }));
-    done(world.serve(&mut source, &event("DATA_START", "1")));
+    done(listen(|| world.serve(&mut source, &event("DATA_START", "1"))).0);
     world.airdrop.answer(Call::Confirm, 0, Answer::Lost);
     let mut said = Vec::new();
     for request in 2..9 {
