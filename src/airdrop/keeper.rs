@@ -6,9 +6,9 @@
 //! Beside the checkpoint stand the keys that the TypeScript SDK writes (see `sdk`), and those of the connector.
 //!
 //! The platform keeps one JSON document per sync unit, last writer wins, with no compare-and-set. So a holder writes a
-//! token of its own when it takes the unit over, and compares it before each attempt at a save: another's there means that this
-//! holder is no longer the live one, and it stops. Between that look and the save is a window that the platform gives
-//! no means to close; [`Serve::settle_after_takeover`](super::Serve::settle_after_takeover) waits it out.
+//! token of its own when it takes the unit over, and compares it before each attempt at a save: another's there means
+//! that this holder is no longer the live one, and it stops. Between that look and the save is a window that the platform
+//! gives no means to close; [`Serve::settle_after_takeover`](super::Serve::settle_after_takeover) waits it out.
 
 use std::cell::RefCell;
 use std::time::Duration;

@@ -44,7 +44,7 @@ const LEDGER_MAX: u64 = 8;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Checkpoint {
     version: u32,
-    /// CRC-32 of all the rest as this version writes it. Who reads the worker state and writes it again may change spaces
+    /// CRC-32 of the whole as this version writes it, with 0 in this place. Who reads the worker state and writes it again may change spaces
     /// and order, but no value.
     crc: u32,
     /// Names the holder that saved it.
@@ -115,8 +115,10 @@ impl Checkpoint {
         if version > VERSION {
             return Err(Error::NewerFormat { what: what(), found: version, supported: VERSION });
         }
-        let checkpoint: Self = serde_json::from_str(json).map_err(damaged)?;
-        let (says, found) = (checkpoint.crc, checkpoint.checksum().map_err(damaged)?);
+        let mut checkpoint: Self = serde_json::from_str(json).map_err(damaged)?;
+        let says = std::mem::take(&mut checkpoint.crc);
+        checkpoint.seal().map_err(damaged)?;
+        let found = checkpoint.crc;
         if says != found {
             let reason =
                 format!("its checksum is {found:08x}, expected {says:08x}: it was changed by somebody else");
@@ -125,8 +127,10 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    fn checksum(&self) -> serde_json::Result<u32> {
-        serde_json::to_vec(&Self { crc: 0, ..self.clone() }).map(|json| codec::checksum(&json))
+    /// Sets the checksum, which is 0 until then.
+    fn seal(&mut self) -> serde_json::Result<()> {
+        self.crc = codec::checksum(&serde_json::to_vec(self)?);
+        Ok(())
     }
 
     /// The body of the sealed message, if there is one that may have to be sent.
@@ -430,7 +434,7 @@ impl Run {
                 files,
                 message,
             };
-            checkpoint.crc = checkpoint.checksum().map_err(|error| self.odd(error.to_string()))?;
+            checkpoint.seal().map_err(|error| self.odd(error.to_string()))?;
             Ok(checkpoint)
         })
     }

@@ -226,9 +226,12 @@ impl Store {
     /// The first thing that does not fit: of the pages, the rows, or what the rows say of one another.
     #[cfg(feature = "testing")]
     pub(crate) fn check(&mut self) -> Result<Option<String>> {
-        let pages = Arc::get_mut(&mut self.inner).map_or(Ok(true), |inner| inner.tables.verify())?;
-        if !pages {
-            return Ok(Some("the pages in use are not those that are recorded as such".to_owned()));
+        let problem = match Arc::get_mut(&mut self.inner) {
+            Some(inner) => inner.tables.verify()?,
+            None => Some("it is in use, so its pages cannot be looked at"),
+        };
+        if let Some(problem) = problem {
+            return Ok(Some(problem.to_owned()));
         }
         let (_, _, findings) = self.inner.tables.view(inspect::check_rows)?;
         Ok(findings

@@ -185,10 +185,11 @@ impl Tables {
         Ok(no)
     }
 
-    /// Verifies every page of the file against its checksum; true if all were as they should be.
-    pub(crate) fn verify(&mut self) -> Result<bool> {
+    /// Verifies every page of the file against its checksum; says what is wrong, if it is not damage that is an error.
+    pub(crate) fn verify(&mut self) -> Result<Option<&'static str>> {
         let path = self.path.clone();
-        guard(&path, || self.db.check_integrity())
+        let whole = guard(&path, || self.db.check_integrity())?;
+        Ok((!whole).then_some("the pages in use are not those that are recorded as such"))
     }
 
     /// A number for all rows of all tables: the same for the same rows.

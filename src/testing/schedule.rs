@@ -306,3 +306,104 @@ impl FromStr for Schedule {
         Ok(Self { seed, acts })
     }
 }
+
+/// What befalls schedule number `number`: nothing but a rate limit in the first, then one of everything in turn, and
+/// some at random.
+pub(super) fn acts_of(number: u64, has_disk: bool, rng: &mut fastrand::Rng) -> Vec<Act> {
+    let mut acts = vec![Act::Call { call: Call::Page, number: 3, answer: Answer::Busy(Some(40)) }];
+    if number == 0 {
+        return acts;
+    }
+    let answers = [
+        Answer::Lost,
+        Answer::ErrorBefore,
+        Answer::ErrorAfter,
+        Answer::TimedOut,
+        Answer::Busy(None),
+        Answer::Busy(Some(3)),
+        Answer::Busy(Some(3000)),
+        Answer::Refused(400),
+        Answer::Refused(413),
+    ];
+    let mut all: Vec<Vec<Act>> = Vec::new();
+    let mut calls = vec![Call::Prepare, Call::Upload, Call::Confirm, Call::Message, Call::Page, Call::Open];
+    if !has_disk {
+        calls.extend([Call::LoadState, Call::SaveState, Call::SaveState, Call::Download]);
+        all.extend(
+            (0..4).map(|_| {
+                vec![Act::Call { call: Call::SaveState, number: rng.u64(..12), answer: Answer::Late }]
+            }),
+        );
+        for _ in 0..12 {
+            let life = rng.u64(1..9);
+            all.push(vec![Act::StaleDisk { life, of: rng.u64(..life) }]);
+        }
+    }
+    for call in calls {
+        // Those of attachments come after those of the data.
+        let (early, late) = match call {
+            Call::Message => (4, 8),
+            Call::Open | Call::Download => (3, 6),
+            Call::Page => (6, 12),
+            _ => (8, 24),
+        };
+        for answer in answers {
+            let numbers = [rng.u64(..early), rng.u64(early..late)];
+            all.push(numbers.map(|number| Act::Call { call, number, answer }).to_vec());
+        }
+    }
+    for operation in [DiskOperation::Read, DiskOperation::Write, DiskOperation::SetLen, DiskOperation::Sync] {
+        all.push(vec![Act::DiskFails { life: rng.u64(..6), operation, after: rng.u64(..20) }]);
+    }
+    let others = [
+        Act::DiskFull { life: rng.u64(..6), writes: rng.u64(..5) },
+        Act::Again { event: rng.u64(..7) },
+        Act::Late { event: rng.u64(..5) },
+        Act::Early { event: 2 },
+        Act::GiveUp { event: 2 },
+        Act::ReuseIds { event: 2 },
+        Act::ClockSteps { event: rng.u64(1..6), seconds: -100_000 },
+        Act::ClockSteps { event: rng.u64(1..6), seconds: 100_000_000 },
+        Act::TwoUnits,
+    ];
+    all.extend(others.map(|act| vec![act]));
+    let every = all.len();
+    let turn = usize::try_from(number).unwrap_or(0);
+    // What by chance alone might miss its moment is laid in wait at many.
+    let fails = |operation| (0..12).map(move |life| Act::DiskFails { life, operation, after: 0 });
+    let stale = |of: fn(u64) -> u64| (1..12).map(move |life| Act::StaleDisk { life, of: of(life) });
+    match number {
+        1 if !has_disk => acts.extend(stale(|life| life - 1)),
+        2 if !has_disk => acts.extend(stale(|life| life / 2)),
+        3 if !has_disk => acts.extend(stale(|life| life.saturating_sub(3))),
+        1 => acts.extend(fails(DiskOperation::SetLen)),
+        2 => acts.extend(fails(DiskOperation::Sync)),
+        3 => acts.extend(fails(DiskOperation::Write).chain(fails(DiskOperation::Read))),
+        4 => acts.extend((0..12).map(|event| Act::Early { event })),
+        5 => acts.extend((2..5).map(|life| Act::DiskFull { life, writes: life })),
+        14 => acts.extend((0..12).map(|event| Act::Overtake { event })),
+        6..=13 if number < 12 || !has_disk => {
+            // Every answer in turn, with one that is as asked between them.
+            let each = [
+                Call::Page,
+                Call::Open,
+                Call::Prepare,
+                Call::Upload,
+                Call::Confirm,
+                Call::Message,
+                Call::LoadState,
+                Call::SaveState,
+            ];
+            let call = each.get(turn - 6).copied().unwrap_or(Call::Page);
+            let numbers = (0..).step_by(2);
+            acts.extend(numbers.zip(answers).map(|(number, answer)| Act::Call { call, number, answer }));
+        }
+        _ => {}
+    }
+    // The catalogue in turn, two by two, so that each is met early; and two by chance.
+    let by_chance: Vec<usize> = (0..rng.usize(..3)).map(|_| rng.usize(..every)).collect();
+    for at in [turn * 2, turn * 2 + 1].into_iter().chain(by_chance) {
+        acts.extend(all.get(at % every).into_iter().flatten());
+    }
+    acts
+}

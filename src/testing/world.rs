@@ -484,10 +484,8 @@ impl Inner {
 
     /// Whether the checkpoint of a unit holds a message that is to be sent, or one that does may land yet.
     pub(super) fn sealed_in_checkpoint(&self, unit: &str) -> Result<bool> {
-        let Some(state) = self.states.get(unit).filter(|_| self.late.is_none()) else {
-            return Ok(self.late.is_some());
-        };
-        Ok(checkpoint_in(Some(state), unit)?.is_some_and(|checkpoint| checkpoint.sealed_body().is_some()))
+        let saved = checkpoint_in(self.states.get(unit).map(AsRef::as_ref), unit)?;
+        Ok(self.late.is_some() || saved.is_some_and(|checkpoint| checkpoint.sealed_body().is_some()))
     }
 
     /// The unit of the event that was sent last.

@@ -39,6 +39,14 @@ impl Fixture {
         self.dir.path().join(name)
     }
 
+    /// A clone that has only the last commits of a source.
+    fn shallow_clone(&self, source: &Source, depth: u32) -> PathBuf {
+        let clone = self.path("clone");
+        let (depth, url) = (format!("--depth={depth}"), format!("file://{}", source.path.display()));
+        git(&source.path, &["clone", "--quiet", &depth, &url, clone.to_str().unwrap()]);
+        clone
+    }
+
     fn sync(&self, repo: &Path, out: &Path, options: &[&str]) -> Output {
         let mut args: Vec<&dyn AsRef<OsStr>> = vec![&"sync", &"--repo", &repo, &"--out", &out];
         args.extend(options.iter().map(|option| option as &dyn AsRef<OsStr>));
@@ -831,9 +839,7 @@ fn a_shallow_clone_is_extracted_with_a_warning_and_anew_when_it_is_deepened() {
     let mut source = Source::new(fixture.path("source"));
     let out = fixture.path("out");
     source.commit(line(50));
-    let url = format!("file://{}", source.path.display());
-    let clone = fixture.path("clone");
-    git(&source.path, &["clone", "--quiet", "--depth=10", &url, clone.to_str().unwrap()]);
+    let clone = fixture.shallow_clone(&source, 10);
     let output = fixture.synced(&clone, &out, &[]);
     assert!(String::from_utf8_lossy(&output.stderr).contains("shallow clone"), "{}", said(&output));
     let first = Received::read(&out, 0);
@@ -852,9 +858,7 @@ fn a_history_that_changes_under_a_run_is_an_error_and_the_next_sync_is_whole() {
     let mut source = Source::new(fixture.path("source"));
     let out = fixture.path("out");
     source.commit(line(50));
-    let url = format!("file://{}", source.path.display());
-    let clone = fixture.path("clone");
-    git(&source.path, &["clone", "--quiet", "--depth=30", &url, clone.to_str().unwrap()]);
+    let clone = fixture.shallow_clone(&source, 30);
     let options = [&ONE_PAGE[..], &["--page-size", "10"]].concat();
     let (airdrop, clock, settings) =
         (Local::open(&out).unwrap(), SystemClock::new(), SyncSettings::new("acme/clone").newer_names(true));

@@ -333,10 +333,7 @@ impl Snapshot {
             let verified = guarded(&self.path, || tables.verify());
             if self.is_untouched()? {
                 return match verified {
-                    Ok(true) => Ok(None),
-                    Ok(false) => {
-                        Ok(Some("the pages in use are not those that are recorded as such".to_owned()))
-                    }
+                    Ok(problem) => Ok(problem.map(str::to_owned)),
                     Err(Error::Corrupt { reason, .. }) => Ok(Some(reason)),
                     Err(error) => Err(error),
                 };
