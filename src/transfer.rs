@@ -187,6 +187,7 @@ impl Rules {
         events.iter().try_fold(state, |state, &event| self.next(state, event).map(|(after, _)| after))
     }
 
+    #[allow(clippy::match_same_arms, reason = "one line for each of the table's")]
     fn after(self, state: State, event: Event) -> Option<State> {
         use Event as E;
         use State as S;
@@ -306,8 +307,9 @@ impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Why::UploadRefused => f.write_str("the upload was refused"),
-            Why::StorageRefused => write!(f, "it was uploaded anew {ANEW_MAX} times, with the same result"),
-            Why::IdsUsed => write!(f, "it was uploaded anew {ANEW_MAX} times, with the same result"),
+            Why::StorageRefused | Why::IdsUsed => {
+                write!(f, "it was uploaded anew {ANEW_MAX} times, with the same result")
+            }
             Why::RefusedInDoubt => {
                 f.write_str("an earlier attempt may have taken effect, so it is not uploaded again")
             }
@@ -448,6 +450,7 @@ mod tests {
     #[test]
     fn on_no_way_can_the_platform_know_two_ids_of_one_upload() {
         /// What is true of the world, whatever the process knows.
+        #[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         struct World {
             state: State,
