@@ -640,7 +640,9 @@ fn artifact_id(id: &str) -> Result<ArtifactId, Answer> {
 fn failed(error: PlatformError) -> Answer {
     match error {
         PlatformError::Refused { status, reason } => Answer::refused(status, reason),
-        PlatformError::Retry { reason, .. } => Answer::refused(503, reason),
+        PlatformError::Retry { reason, .. } | PlatformError::StorageRefused { reason, .. } => {
+            Answer::refused(503, reason)
+        }
     }
 }
 

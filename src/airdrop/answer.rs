@@ -19,8 +19,9 @@ use super::keeper::Keeper;
 use super::message::{
     ARTIFACTS_FIELD_BYTES, Answer, AnswerKind, ERROR_MESSAGE_BYTES_MAX, ErrorCode, WorkerMetadata, compose,
 };
-use super::outbox::{GaveUp, attempts, entry};
+use super::outbox::entry;
 use super::platform::SealedMessage;
+use super::retry::{GaveUp, attempts};
 use super::serve::Invocation;
 use super::window::Window;
 

@@ -24,8 +24,8 @@ use crate::error::{Error, Result};
 use crate::model::{CHECKPOINT_BYTES_MAX, Micros, Rule};
 use crate::store::{BatchInfo, Checkpoint, Position, Run, SyncUnit, to_json};
 
-use super::outbox::attempts;
 use super::platform::{Platform, PlatformError, WorkerState};
+use super::retry::attempts;
 use super::sdk::{self, Document, Scope, SdkState};
 
 /// Where a checkpoint stands in the worker state, beside keys that are not ours.

@@ -12,6 +12,7 @@ mod local;
 mod message;
 mod outbox;
 mod platform;
+mod retry;
 mod sdk;
 mod serve;
 mod streams;

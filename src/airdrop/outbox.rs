@@ -11,7 +11,6 @@
 //! - Every batch is tried at least once in an invocation; no retry outlives the invocation's hard limit.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::time::Duration;
 
 use tracing::{debug, info, warn};
@@ -25,73 +24,13 @@ use super::keeper::Keeper;
 use super::lanes::{Call, Done, Job, Lanes};
 use super::message::ArtifactEntry;
 use super::platform::{Fate, PlatformError};
+use super::retry::{TRIES, back_off, millis};
 
-/// Attempts at one call in one invocation.
-pub(crate) const TRIES: u32 = 5;
-const BACK_OFF_FIRST: Duration = Duration::from_millis(500);
-const BACK_OFF_MAX: Duration = Duration::from_secs(30);
 /// Uploads, and time, after which a checkpoint is to be saved.
 const SAVE_UPLOADS: u32 = 20;
 const SAVE_AFTER: Duration = Duration::from_secs(30);
 /// How long the loop waits for a lane before it looks at the clock again.
 const POLL: Duration = Duration::from_millis(50);
-
-/// The wait before another try: doubled each time, halved or half as much again by chance, and never less than the
-/// platform asked for.
-pub(crate) fn back_off(tries: u32, after: Option<Duration>, chance: &mut fastrand::Rng) -> Duration {
-    let doubled =
-        BACK_OFF_FIRST.saturating_mul(2_u32.saturating_pow(tries.saturating_sub(1))).min(BACK_OFF_MAX);
-    doubled.mul_f64(0.5 + chance.f64()).max(after.unwrap_or_default())
-}
-
-pub(crate) fn millis(wait: Duration) -> u64 {
-    u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Why a call was not made to succeed.
-pub(crate) enum GaveUp {
-    Refused {
-        status: u16,
-        reason: String,
-    },
-    /// It failed too often, or for too long; it may have taken effect.
-    Tried(String),
-}
-
-impl fmt::Display for GaveUp {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            GaveUp::Refused { status, reason } => write!(f, "refused with {status}: {reason}"),
-            GaveUp::Tried(reason) => f.write_str(reason),
-        }
-    }
-}
-
-/// Makes a call until it succeeds or is refused, it was tried too often, or there is no time left.
-pub(crate) fn attempts<T>(
-    clock: &dyn Clock,
-    hard: Duration,
-    seed: u64,
-    mut call: impl FnMut() -> Result<T, PlatformError>,
-) -> Result<T, GaveUp> {
-    let mut chance = fastrand::Rng::with_seed(seed);
-    let mut tries = 0;
-    loop {
-        tries += 1;
-        match call() {
-            Ok(answer) => return Ok(answer),
-            Err(PlatformError::Refused { status, reason }) => return Err(GaveUp::Refused { status, reason }),
-            Err(error @ PlatformError::Retry { after, .. }) => {
-                let wait = back_off(tries, after, &mut chance);
-                if tries >= TRIES || clock.elapsed().saturating_add(wait) >= hard {
-                    return Err(GaveUp::Tried(format!("{error}; tried {tries} times")));
-                }
-                warn!(tries, reason = %error, wait_ms = millis(wait), "call to the platform is tried again");
-                clock.sleep(wait);
-            }
-        }
-    }
-}
 
 /// Why the outbox could not deliver something.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -452,7 +391,16 @@ impl<'a> Outbox<'a> {
                     "the confirm of artifact {artifact} ({name}) was refused with {status}: {reason}; {history}"
                 )));
             }
-            (mut step, Err(PlatformError::Retry { fate, after, reason })) => {
+            (mut step, Err(error)) => {
+                let (fate, after) = match &error {
+                    PlatformError::Retry { fate, after, .. } => (*fate, *after),
+                    PlatformError::StorageRefused { after, .. } => (Fate::NotApplied, *after),
+                    PlatformError::Refused { .. } => (Fate::NotApplied, None),
+                };
+                let reason = match error {
+                    PlatformError::Retry { reason, .. } => reason,
+                    other => other.to_string(),
+                };
                 if let (Step::Confirm { unknown, .. }, Fate::Unknown) = (&mut step, fate) {
                     *unknown = true;
                 }

@@ -158,6 +158,17 @@ pub enum PlatformError {
         /// What went wrong, for people. Holds no secret.
         reason: String,
     },
+    /// The storage behind an upload's URL refused the bytes for a passing reason: the URL had expired, the bytes came too
+    /// slowly, or too many came at once. It had no effect, and the same bytes may be taken under another URL. Only
+    /// [`Platform::upload`] says so.
+    StorageRefused {
+        /// The HTTP status, or its like.
+        status: u16,
+        /// How long the storage asked to be left alone.
+        after: Option<Duration>,
+        /// What the storage said, for people. Holds no secret.
+        reason: String,
+    },
     /// A definite no: it had no effect, and the same attempt would be refused again.
     Refused {
         /// The HTTP status, or its like.
@@ -183,6 +194,9 @@ impl fmt::Display for PlatformError {
                 Fate::NotApplied => write!(f, "{reason}"),
                 Fate::Unknown => write!(f, "{reason} (it may have taken effect)"),
             },
+            PlatformError::StorageRefused { status, reason, .. } => {
+                write!(f, "the storage refused it with {status}: {reason}")
+            }
             PlatformError::Refused { status, reason } => write!(f, "refused with {status}: {reason}"),
         }
     }

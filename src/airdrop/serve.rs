@@ -33,8 +33,9 @@ use super::event::{Event, EventType, Spelling};
 use super::extractor::{Extractor, SourceError};
 use super::keeper::Keeper;
 use super::lanes::{Done, Job, Lanes, attempt};
-use super::outbox::{Outbox, OutboxSettings, Trouble, attempts};
+use super::outbox::{Outbox, OutboxSettings, Trouble};
 use super::platform::{Platform, PlatformError};
+use super::retry::attempts;
 use super::sdk::Scope;
 use super::window::{Bounds, Window, resolve};
 

@@ -30,8 +30,9 @@ use super::event::Event;
 use super::extractor::{AttachmentError, Extractor};
 use super::keeper::Keeper;
 use super::lanes::{Lanes, guarded};
-use super::outbox::{Outbox, TRIES, Trouble, back_off, millis};
+use super::outbox::{Outbox, Trouble};
 use super::platform::{Body, Fate, Platform, PlatformError, Upload};
+use super::retry::{TRIES, back_off, millis};
 use super::serve::{Context, Invocation, caught};
 
 /// The item type of the lines that say which attachments were uploaded.
@@ -647,6 +648,7 @@ impl<'a> Streams<'a> {
                 let reason = format!("the upload failed: {error}");
                 let (after, refused) = match &error {
                     PlatformError::Retry { after, .. } => (*after, false),
+                    PlatformError::StorageRefused { after, .. } => (*after, true),
                     PlatformError::Refused { .. } => (None, true),
                 };
                 // Nothing is wrong with what is only to be sent later.
@@ -693,7 +695,12 @@ impl<'a> Streams<'a> {
                 );
                 self.give_up(number, &task.attachment, task.tries, &reason);
             }
-            PlatformError::Retry { fate, after, reason } => {
+            PlatformError::StorageRefused { .. } | PlatformError::Retry { .. } => {
+                let (fate, after) = match &error {
+                    PlatformError::Retry { fate, after, .. } => (*fate, *after),
+                    _ => (Fate::NotApplied, None),
+                };
+                let reason = error.to_string();
                 let unknown = unknown || fate == Fate::Unknown;
                 task.step = Step::Confirm { artifact, unknown, allowed };
                 if task.call_tries >= TRIES {

@@ -22,7 +22,7 @@ use crate::model::{Rule, SyncUnitId};
 use crate::store::Store;
 
 use super::crash::{CrashPoint, Kept, Moment, Recording, Sampling};
-use super::disk::{DiskOperation, Fault, SimDisk};
+use super::disk::{Fault, SimDisk};
 use super::image::Image;
 use super::schedule::{Act, Schedule, acts_of};
 use super::world::{BUDGET, Broken, Life, SentEvent, Violation, Watched, World, still_clock};

@@ -757,6 +757,9 @@ type Told = Result<(Fate, Option<u64>), u16>;
 fn told(error: &PlatformError) -> Told {
     match error {
         PlatformError::Retry { fate, after, .. } => Ok((*fate, after.map(|after| after.as_secs()))),
+        PlatformError::StorageRefused { after, .. } => {
+            Ok((Fate::NotApplied, after.map(|after| after.as_secs())))
+        }
         PlatformError::Refused { status, .. } => Err(*status),
     }
 }
