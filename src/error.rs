@@ -173,6 +173,25 @@ pub enum Error {
         /// What was expected there.
         expected: String,
     },
+    /// What the platform keeps for a sync unit does not make sense, so nothing is guessed from it and nothing was changed.
+    #[error(
+        "{what} cannot be read: {reason}; to start over, let the platform delete the data state of the sync unit \
+         (EXTRACTION_DATA_DELETE)"
+    )]
+    WorkerState {
+        /// The worker state, or the key of it.
+        what: String,
+        /// What does not fit.
+        reason: String,
+    },
+    /// The platform did not hand out the worker state. Nothing was sent or changed; the same event starts anew.
+    #[error("the worker state of {sync_unit} could not be fetched: {reason}")]
+    NotFetched {
+        /// The sync unit.
+        sync_unit: String,
+        /// What the platform said.
+        reason: String,
+    },
     /// The platform did not take a checkpoint. Nothing was sent that it would have held; the same event resumes.
     #[error("the checkpoint of {sync_unit} was not saved: {reason}")]
     NotSaved {
@@ -245,7 +264,8 @@ pub enum ErrorKind {
     InUse,
     /// Mend the call, the event or the extractor.
     Invalid,
-    /// Look with `highwater-dump check`; the file, or its version, is not what we can read.
+    /// What is stored (a file, or what the platform keeps), or its version, is not what we can read: look at a file with
+    /// `highwater-dump check`.
     Corrupt,
     /// Mend the disk (full, missing, no permission).
     Io,
@@ -261,6 +281,7 @@ impl Error {
             Error::NotAStore { .. }
             | Error::NewerFormat { .. }
             | Error::Corrupt { .. }
+            | Error::WorkerState { .. }
             | Error::NotALocal { .. } => ErrorKind::Corrupt,
             Error::Io { .. } => ErrorKind::Io,
             Error::TooLarge { .. }
@@ -274,9 +295,10 @@ impl Error {
             | Error::NotAnswered { .. } => ErrorKind::Invalid,
             Error::Fetch { .. } | Error::Worker { .. } => ErrorKind::Fetch,
             Error::Fenced { .. } | Error::StaleEvent { .. } => ErrorKind::Fenced,
-            Error::NotDelivered { .. } | Error::NotSaved { .. } | Error::SyncFailed { .. } => {
-                ErrorKind::Retry
-            }
+            Error::NotDelivered { .. }
+            | Error::NotFetched { .. }
+            | Error::NotSaved { .. }
+            | Error::SyncFailed { .. } => ErrorKind::Retry,
         }
     }
 

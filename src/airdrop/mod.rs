@@ -4,6 +4,7 @@ mod answer;
 mod check;
 #[cfg(feature = "http")]
 mod client;
+mod document;
 mod event;
 mod extractor;
 mod keeper;

@@ -120,6 +120,11 @@ impl Airdrop {
         serde_json::from_str(&self.state_text()).expect("a worker state is JSON")
     }
 
+    /// What the checkpoint in the worker state says; null if there is none.
+    pub(crate) fn checkpoint(&self) -> Value {
+        crate::support::checkpoint(&self.state())
+    }
+
     /// Sets the extraction scope, as text.
     pub(crate) fn set_objects(&self, objects: Option<&str>) {
         self.lock().state.objects = objects.map(str::to_owned);

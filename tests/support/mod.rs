@@ -11,8 +11,17 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use flate2::read::GzDecoder;
 use serde_json::Value;
+
+/// What the checkpoint in a worker state says; null if there is none.
+pub(crate) fn checkpoint(state: &Value) -> Value {
+    let Some(body) = state["highwater"]["body"].as_str() else { return Value::Null };
+    let member = STANDARD.decode(body).expect("a body is base64");
+    serde_json::from_reader(GzDecoder::new(&*member)).expect("a body is the gzip member of JSON")
+}
 
 /// The program that an example was built to. Never skipped: a missing or stale one is a failure that says what to do.
 pub(crate) fn example(name: &str) -> PathBuf {
