@@ -577,7 +577,7 @@ fn killed_for_real_it_keeps_what_it_answered_and_repeats_nothing() {
     let mut kills = 0;
     for life in 0..15_usize {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "local::child_that_is_killed", "--nocapture", "--test-threads=1"])
+            .args(["--exact", "child_that_is_killed", "--nocapture", "--test-threads=1"])
             .env("HIGHWATER_LOCAL_CHILD", dir.path())
             .env("HIGHWATER_LOCAL_FROM", next_message.to_string())
             .stdout(Stdio::piped())

@@ -143,7 +143,7 @@ impl World {
             .arg("--")
             .arg(std::env::current_exe().unwrap())
             // What follows the two dashes is for the worker alone; the test harness takes it for one more filter.
-            .args(["--exact", "http_sync::worker", "--nocapture", "{event}"])
+            .args(["--exact", "sync::worker", "--nocapture", "{event}"])
             .env(PLAN, plan)
             .env(NOTES, self.dir.path().join("notes"))
             .stdin(Stdio::null())
