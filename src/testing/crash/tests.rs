@@ -61,8 +61,7 @@ fn apply(done: &Done, bytes: &mut Vec<u8>) {
 
 /// Every image at a position, by the book.
 fn by_the_book(done: &[Done], position: usize) -> BTreeSet<Vec<u8>> {
-    let durable =
-        done[..position].iter().rposition(|done| matches!(done, Done::Sync)).map_or(0, |at| at + 1);
+    let durable = done[..position].iter().rposition(|done| matches!(done, Done::Sync)).map_or(0, |at| at + 1);
     let mut base = Vec::new();
     done[..durable].iter().for_each(|done| apply(done, &mut base));
     let open = &done[durable..position];
@@ -178,8 +177,7 @@ fn points_are_replayed_from_their_text() {
         let sampling = Sampling { subsets: 50, torn: 50, ..Sampling::new(6) };
         for position in [run.end(), 5] {
             let images: Vec<_> = run.images_at(position, &sampling).collect();
-            let again: Vec<_> =
-                run.images_at(position, &sampling).map(|crash| crash.image.hash()).collect();
+            let again: Vec<_> = run.images_at(position, &sampling).map(|crash| crash.image.hash()).collect();
             assert_eq!(images.iter().map(|crash| crash.image.hash()).collect::<Vec<_>>(), again);
             for crash in images {
                 let text = crash.point.to_string();
