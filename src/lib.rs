@@ -122,6 +122,7 @@
 //! | 1 | `artifact` | JSON Lines and gzip | `flate2` |
 //! | 1 | `store/rows/` | what is stored, under which key | `serde_bytes` |
 //! | 1 | `store/codec` | the envelope of every stored value | `bincode`, `flate2`, `thiserror` |
+//! | 1 | `store/digest` | what stands for an id where there is no room for it | `sha2` |
 //! | 0 | `model`, `transfer`, `clock`, `store/disk` | ids, limits, phases and pure transitions; the life of an upload; time; the disk as a seam | |
 //! | 0 | `error` | the one error type | `thiserror` |
 

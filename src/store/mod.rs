@@ -6,6 +6,7 @@ mod batches;
 mod checkpoint;
 mod codec;
 mod conversation;
+mod digest;
 mod disk;
 mod findings;
 pub mod inspect;
