@@ -28,6 +28,17 @@ pub enum Error {
         /// What gave it away.
         reason: String,
     },
+    /// The store file was deleted or replaced while it was open, so another worker may be using what stands there now.
+    /// Nothing was sent or changed since that was found.
+    #[error(
+        "{} was deleted or replaced while it was open: stop this worker, as another one may be using what is there \
+             now; nothing was sent",
+        path.display()
+    )]
+    Replaced {
+        /// The store file.
+        path: PathBuf,
+    },
     /// The file, or a row in it, was written by a newer version of this crate.
     #[error(
         "{what} has format {found}, newer than {supported}, the newest this version reads: upgrade highwater"
@@ -198,7 +209,7 @@ pub enum Error {
 pub enum ErrorKind {
     /// Try again later; nothing was lost.
     Retry,
-    /// Stop: another holder is live, or the event is of the past.
+    /// Stop: another holder is live or may be, or the event is of the past.
     Fenced,
     /// Somebody else has the store open: wait for it.
     InUse,
@@ -228,7 +239,7 @@ impl Error {
             | Error::TooManyOpen { .. }
             | Error::Event { .. } => ErrorKind::Invalid,
             Error::Fetch { .. } => ErrorKind::Fetch,
-            Error::Fenced { .. } | Error::StaleEvent { .. } => ErrorKind::Fenced,
+            Error::Fenced { .. } | Error::StaleEvent { .. } | Error::Replaced { .. } => ErrorKind::Fenced,
             Error::NotDelivered { .. } | Error::NotSaved { .. } => ErrorKind::Retry,
         }
     }
