@@ -8,7 +8,10 @@ use std::io::Write;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use flate2::Compression;
+use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
 use highwater::airdrop::{
     AttachmentBody, AttachmentError, Body, CheckPolicy, Context, Event, ExternalSyncUnit, Extractor, Fate,
@@ -18,6 +21,13 @@ use highwater::record::Attachment;
 use highwater::testing::SimDisk;
 use highwater::{ArtifactId, Level, Page, Record, Store, VirtualClock};
 use serde_json::{Value, json};
+
+/// What the checkpoint in a worker state says; null if there is none.
+pub(crate) fn checkpoint(state: &Value) -> Value {
+    let Some(body) = state["highwater"]["body"].as_str() else { return Value::Null };
+    let member = STANDARD.decode(body).expect("a body is base64");
+    serde_json::from_reader(GzDecoder::new(&*member)).expect("a body is the gzip member of JSON")
+}
 
 /// A call to the platform.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -122,7 +132,7 @@ impl Airdrop {
 
     /// What the checkpoint in the worker state says; null if there is none.
     pub(crate) fn checkpoint(&self) -> Value {
-        crate::support::checkpoint(&self.state())
+        checkpoint(&self.state())
     }
 
     /// Sets the extraction scope, as text.
