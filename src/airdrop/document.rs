@@ -100,12 +100,10 @@ impl Document {
     pub(crate) fn set(&mut self, name: &str, value: &impl Serialize) {
         // What we write are strings, and values that were read as JSON: neither can fail.
         let Ok(value) = serde_json::value::to_raw_value(value) else { return };
-        match self.members.iter_mut().find(|member| member.name.as_deref() == Some(name)) {
-            Some(member) => member.value = value,
-            None => {
-                let Ok(raw_name) = serde_json::value::to_raw_value(name) else { return };
-                self.members.push(Member { name: Some(name.to_owned()), raw_name, value });
-            }
+        if let Some(member) = self.members.iter_mut().find(|member| member.name.as_deref() == Some(name)) {
+            member.value = value;
+        } else if let Ok(raw_name) = serde_json::value::to_raw_value(name) {
+            self.members.push(Member { name: Some(name.to_owned()), raw_name, value });
         }
     }
 
