@@ -211,7 +211,15 @@ impl Invocation<'_> {
             if let Some(keeper) = keeper
                 && !run.breaks(Rule::SendAfterSave)
             {
-                keeper.save(run, run.position()?.as_ref())?;
+                match keeper.save_sealed(run, kind) {
+                    // It was not sent, so nothing keeps an ERROR from taking its place.
+                    Err(error @ Error::TooLarge { .. }) if kind != MessageKind::Error => {
+                        run.refused(message.no, None)?;
+                        ending = failed(&chain(&error));
+                        continue;
+                    }
+                    saved => saved?,
+                }
             }
             let sent = if sent_unsealed { Sent::Accepted } else { self.send(&message)? };
             match sent {

@@ -23,7 +23,7 @@ use tracing::{debug, info};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::model::{CHECKPOINT_BYTES_MAX, Micros, Rule, StreamName};
-use crate::store::{BatchInfo, CHECKPOINT_KEY, Checkpoint, Page, Position, Room, Run, SyncUnit};
+use crate::store::{BatchInfo, CHECKPOINT_KEY, Checkpoint, MessageKind, Page, Position, Room, Run, SyncUnit};
 
 use super::document::{Document, posted_bytes};
 use super::platform::{Platform, WorkerState};
@@ -118,6 +118,18 @@ impl<'a> Keeper<'a> {
             run.saved(position)?;
         }
         Ok(bytes)
+    }
+
+    /// Saves a message that was just sealed, where the run stands now. An ERROR is saved where the last checkpoint stood if
+    /// it does not fit otherwise: it fitted there, and names all that is confirmed.
+    ///
+    /// # Errors
+    /// As [`Keeper::save`].
+    pub(crate) fn save_sealed(&self, run: &Run, kind: MessageKind) -> Result<()> {
+        match self.save(run, run.position()?.as_ref()) {
+            Err(Error::TooLarge { .. }) if kind == MessageKind::Error => self.save(run, None).map(drop),
+            saved => saved.map(drop),
+        }
     }
 
     /// Counts a page in that is about to be staged: the checkpoints from then on must hold what it sets.

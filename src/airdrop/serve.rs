@@ -434,7 +434,13 @@ impl Invocation<'_> {
             | Accepted::AnsweredEarlier(run),
         ) = (keeper, &accepted)
         {
-            keeper.save(run, None)?;
+            match keeper.save(run, None) {
+                // What others keep in the worker state leaves no room for ours.
+                Err(error @ Error::TooLarge { .. }) => {
+                    return self.answer_statelessly(failed(&chain(&error)));
+                }
+                saved => saved?,
+            };
         }
         accepted_as(&accepted);
         let attempt = |job: &Job| attempt(self.platform, job);
@@ -508,7 +514,7 @@ impl Invocation<'_> {
                     self.external_sync_units(extractor, &context, &mut outbox, &mut said.units)
                 }
                 Phase::Metadata => self.metadata(extractor, &context, &mut outbox),
-                Phase::Data => self.data(extractor, &context, &mut outbox, &mut said.item_type),
+                Phase::Data => self.data(extractor, &context, keeper, &mut outbox, &mut said.item_type),
                 Phase::Attachments => return self.attachments(extractor, &context, keeper, outbox, &said),
             },
             Ok(Some(ending)) => Ok(ending),
@@ -728,6 +734,7 @@ impl Invocation<'_> {
         &self,
         extractor: &mut E,
         context: &Context<'_>,
+        keeper: Option<&Keeper<'_>>,
         outbox: &mut Outbox<'_>,
         last_item_type: &mut Option<String>,
     ) -> Result<Ending> {
@@ -780,6 +787,9 @@ impl Invocation<'_> {
                     && let Err(reason) = checks.page(stream.as_str(), &mut page)
                 {
                     return Ok(failed(&reason));
+                }
+                if let Some(keeper) = keeper {
+                    keeper.admit(run, &stream, &page)?;
                 }
                 outbox.add(run.stage_data(&stream, page)?);
                 debug!(stream = stream.as_str(), items, ?by_type, more, "page staged");
