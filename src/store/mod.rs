@@ -73,6 +73,9 @@ struct Settings {
     level: Level,
     overlap: Duration,
     broken: Option<Rule>,
+    /// Another table of what uploads do, for a negative control.
+    #[cfg(feature = "testing")]
+    transfer_table: Option<crate::transfer::Table>,
 }
 
 /// How to open a [`Store`]; made by [`Store::options`].
@@ -127,6 +130,13 @@ impl StoreOptions {
     #[doc(hidden)]
     pub fn break_rule(mut self, rule: Option<Rule>) -> Self {
         self.settings.broken = rule;
+        self
+    }
+
+    /// Has uploads do what another table says, for a negative control.
+    #[cfg(feature = "testing")]
+    pub(crate) fn transfer_table(mut self, table: Option<crate::transfer::Table>) -> Self {
+        self.settings.transfer_table = table;
         self
     }
 
@@ -186,6 +196,8 @@ impl Store {
                 level: Level::default(),
                 overlap: Duration::ZERO,
                 broken: None,
+                #[cfg(feature = "testing")]
+                transfer_table: None,
             },
             cache_bytes: CACHE_BYTES,
             clock: Arc::new(SystemClock::new()),

@@ -21,6 +21,7 @@ use crate::error::{Error, ErrorKind, Result, chain};
 use crate::model::{Rule, SyncUnitId};
 use crate::store::Store;
 
+use super::controls::table_without;
 use super::crash::{CrashPoint, Kept, Moment, Recording, Sampling};
 use super::disk::{Fault, SimDisk};
 use super::image::Image;
@@ -413,6 +414,7 @@ impl Explore {
             .cache_bytes(1024 * 1024)
             .clock(clock)
             .break_rule(self.broken)
+            .transfer_table(self.broken.and_then(table_without))
             .open_on(Box::new(disk.clone()), "the simulated store")
     }
 

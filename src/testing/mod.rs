@@ -5,6 +5,7 @@
 //! ([`Recording::images_at`]); each is a disk again ([`Image::disk`]), on which the next life runs, and may crash
 //! again. Everything random comes from a seed that the caller gives.
 
+mod controls;
 mod crash;
 mod disk;
 mod explore;
