@@ -182,8 +182,7 @@ impl<'q, 'a> Queue<'q, 'a> {
     fn work_off(mut self) -> Result<Ending> {
         loop {
             let stopped = self.begin()?;
-            self.take_in()?;
-            if self.delivery.attachments_in_flight() > 0 {
+            if self.take_in()? {
                 if self.delivery.unsaved_attachments() > 0 && self.delivery.save_due() {
                     self.delivery.save()?;
                 }
@@ -220,11 +219,13 @@ impl<'q, 'a> Queue<'q, 'a> {
         Ok(stopped)
     }
 
-    /// Takes in what has come to an end, and stores it.
-    fn take_in(&mut self) -> Result<()> {
-        let wait = if self.delivery.attachments_in_flight() > 0 { POLL } else { Duration::ZERO };
-        self.delivery.gather(wait);
-        for (number, result) in self.delivery.take_streamed() {
+    /// Takes in what has come to an end, and stores it. Says whether anything had, or may.
+    fn take_in(&mut self) -> Result<bool> {
+        let in_flight = self.delivery.attachments_in_flight() > 0;
+        self.delivery.gather(if in_flight { POLL } else { Duration::ZERO });
+        let streamed = self.delivery.take_streamed();
+        let any = in_flight || !streamed.is_empty();
+        for (number, result) in streamed {
             match result {
                 Ok(()) => {
                     self.uploaded_any = true;
@@ -233,7 +234,8 @@ impl<'q, 'a> Queue<'q, 'a> {
                 Err(failure) => self.judge(number, failure),
             }
         }
-        self.delivery.commit()
+        self.delivery.commit()?;
+        Ok(any)
     }
 
     fn ending(&self) -> Ending {

@@ -742,13 +742,17 @@ impl<'a> Delivery<'a> {
 
     /// What the store is told of an attachment.
     fn settling(&mut self, number: u64, change: Change) -> Option<(u64, Settling)> {
-        let upload = self.uploads.get_mut(&UploadNo::Attachment(number))?;
+        let no = UploadNo::Attachment(number);
+        let upload = self.uploads.get_mut(&no)?;
         let settling = match change {
             Change::Id => Settling::Uploaded(upload.artifact.clone()?),
             Change::Confirmed => Settling::Settled(upload.line.take()),
             Change::GivingUp => Settling::GivenUp,
             Change::Retry { reason, wait } => Settling::Retry { reason, wait },
-            Change::Failed(reason) => Settling::Failed(reason),
+            Change::Failed(reason) => {
+                self.uploads.remove(&no);
+                Settling::Failed(reason)
+            }
         };
         Some((number, settling))
     }
