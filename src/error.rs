@@ -28,6 +28,17 @@ pub enum Error {
         /// What gave it away.
         reason: String,
     },
+    /// The store file was deleted or replaced while it was open, so another worker may be using what stands there now.
+    /// Nothing was sent or changed since that was found.
+    #[error(
+        "{} was deleted or replaced while it was open: stop this worker, as another one may be using what is there \
+             now; nothing was sent",
+        path.display()
+    )]
+    Replaced {
+        /// The store file.
+        path: PathBuf,
+    },
     /// The file, or a row in it, was written by a newer version of this crate.
     #[error(
         "{what} has format {found}, newer than {supported}, the newest this version reads: upgrade highwater"
@@ -190,47 +201,6 @@ pub enum Error {
         /// What the platform said.
         reason: String,
     },
-    /// A directory holds what no [`airdrop::Local`](crate::airdrop::Local) wrote there.
-    #[error("{} is not as a local Airdrop left it: {reason}", path.display())]
-    NotALocal {
-        /// The file.
-        path: PathBuf,
-        /// What does not fit.
-        reason: String,
-    },
-    /// The worker of a local sync failed; its own error is the source, intact. The next sync sends the same event
-    /// again, unless it was answered nevertheless.
-    #[error("the worker failed on event {event} (request {request})")]
-    Worker {
-        /// The event type.
-        event: String,
-        /// Its request id.
-        request: String,
-        /// The worker's error.
-        #[source]
-        source: BoxError,
-    },
-    /// The worker of a local sync came back, but no accepted message, or more than one, or a wrong one, answers the
-    /// event.
-    #[error("event {event} (request {request}) was not answered: {reason}")]
-    NotAnswered {
-        /// The event type.
-        event: String,
-        /// Its request id.
-        request: String,
-        /// What was found instead.
-        reason: String,
-    },
-    /// A local sync ended with an ERROR. The next one begins a new run.
-    #[error("run {run} ended with {answer}: {message}")]
-    SyncFailed {
-        /// The run.
-        run: String,
-        /// The event type of the last message.
-        answer: String,
-        /// What the extractor said, cut to 2,000 characters.
-        message: String,
-    },
 }
 
 /// What a caller can do about an [`Error`].
@@ -239,7 +209,7 @@ pub enum Error {
 pub enum ErrorKind {
     /// Try again later; nothing was lost.
     Retry,
-    /// Stop: another holder is live, or the event is of the past.
+    /// Stop: another holder is live or may be, or the event is of the past.
     Fenced,
     /// Somebody else has the store open: wait for it.
     InUse,
@@ -258,10 +228,7 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Error::InUse { .. } => ErrorKind::InUse,
-            Error::NotAStore { .. }
-            | Error::NewerFormat { .. }
-            | Error::Corrupt { .. }
-            | Error::NotALocal { .. } => ErrorKind::Corrupt,
+            Error::NotAStore { .. } | Error::NewerFormat { .. } | Error::Corrupt { .. } => ErrorKind::Corrupt,
             Error::Io { .. } => ErrorKind::Io,
             Error::TooLarge { .. }
             | Error::Invalid { .. }
@@ -270,13 +237,10 @@ impl Error {
             | Error::Record { .. }
             | Error::Unfinished { .. }
             | Error::TooManyOpen { .. }
-            | Error::Event { .. }
-            | Error::NotAnswered { .. } => ErrorKind::Invalid,
-            Error::Fetch { .. } | Error::Worker { .. } => ErrorKind::Fetch,
-            Error::Fenced { .. } | Error::StaleEvent { .. } => ErrorKind::Fenced,
-            Error::NotDelivered { .. } | Error::NotSaved { .. } | Error::SyncFailed { .. } => {
-                ErrorKind::Retry
-            }
+            | Error::Event { .. } => ErrorKind::Invalid,
+            Error::Fetch { .. } => ErrorKind::Fetch,
+            Error::Fenced { .. } | Error::StaleEvent { .. } | Error::Replaced { .. } => ErrorKind::Fenced,
+            Error::NotDelivered { .. } | Error::NotSaved { .. } => ErrorKind::Retry,
         }
     }
 

@@ -113,14 +113,15 @@
 //! | 5 | `testing/` | simulated disk, platform, source and clock; the explorer that kills an extractor at every step | |
 //! | 4 | `airdrop`, `airdrop/serve`, `airdrop/answer`, `airdrop/extractor`, `airdrop/check`, `airdrop/attachments`, `airdrop/body`, `airdrop/delivery`, `airdrop/lanes`, `airdrop/keeper`, `airdrop/sdk` | drives an [`Extractor`](airdrop::Extractor) through an event | |
 //! | 4 | `airdrop/client` | speaks HTTP | `ureq` |
-//! | 4 | `airdrop/local/` | plays Airdrop over a directory | |
 //! | 3 | `store`, `store/run`, `store/conversation`, `store/notes`, `store/batches`, `store/attachments/`, `store/findings`, `store/checkpoint`, `store/inspect/` | what is remembered, the iterators over it, its portable form, a look from outside | |
 //! | 2 | `store/tables` | every method is one atomic change | `redb` |
+//! | 1 | `store/backend/` | where the bytes of a store are | |
 //! | 1 | `airdrop/event`, `airdrop/message`, `airdrop/platform`, `airdrop/retry`, `airdrop/window` | what is said, to whom, how often, and of which time | |
 //! | 1 | `record/`, `store/page` | what a record is, what metadata says of it, and what a page is | |
 //! | 1 | `artifact` | JSON Lines and gzip | `flate2` |
 //! | 1 | `store/rows/` | what is stored, under which key | `serde_bytes` |
 //! | 1 | `store/codec` | the envelope of every stored value | `bincode`, `flate2`, `thiserror` |
+//! | 1 | `store/digest` | what stands for an id where there is no room for it | `sha2` |
 //! | 0 | `model`, `transfer`, `clock`, `store/disk` | ids, limits, phases and pure transitions; the life of an upload; time; the disk as a seam | |
 //! | 0 | `error` | the one error type | `thiserror` |
 

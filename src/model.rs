@@ -315,6 +315,9 @@ pub enum Rule {
     CutAtPages,
     /// Without a disk: the holder's token is compared for equality, not for being newer.
     HolderToken,
+    /// What an opened store shows is durable, also what an owner that was killed had not synced. Taken away, nothing is
+    /// synced between opening a store and its first change, which syncs all of it.
+    DurableAtOpen,
 }
 
 #[cfg(test)]

@@ -11,7 +11,6 @@ mod event;
 mod extractor;
 mod keeper;
 mod lanes;
-mod local;
 mod message;
 mod platform;
 mod retry;
@@ -28,10 +27,6 @@ pub use event::{Event, EventType, Mode, Secret, Spelling, TimeSetting, WindowEnd
 pub use extractor::{AttachmentBody, AttachmentError, ExternalSyncUnit, Extractor, SourceError};
 #[cfg(feature = "testing")]
 pub(crate) use keeper::checkpoint_in;
-pub use local::{
-    ItemTotals, Local, LocalEvent, Messages, SyncReport, SyncSettings, SyncStep, UPLOAD_BYTES_MAX,
-    WORKER_STATE_BYTES_MAX,
-};
 pub use message::ErrorCode;
 #[doc(hidden)]
 pub use message::{

@@ -45,4 +45,12 @@ pub trait Disk: Debug + Send + Sync + 'static {
     /// # Errors
     /// Any I/O error.
     fn sync(&self) -> io::Result<()>;
+
+    /// Whether it is still the one that others find who open a store of its name: it was not deleted or replaced.
+    ///
+    /// # Errors
+    /// Any I/O error.
+    fn is_in_place(&self) -> io::Result<bool> {
+        Ok(true)
+    }
 }

@@ -1,10 +1,12 @@
 //! What is remembered: sync units, their runs, and the iterators over them.
 
 mod attachments;
+mod backend;
 mod batches;
 mod checkpoint;
 mod codec;
 mod conversation;
+mod digest;
 mod disk;
 mod findings;
 pub mod inspect;
@@ -26,7 +28,7 @@ use crate::error::{Error, Result};
 use crate::model::{BATCH_ITEMS, RESERVED_UNIT_PREFIX, Rule, SyncUnitId};
 
 use rows::{Key, UNITS};
-use tables::{Rows, Tables};
+use tables::{Rows, Syncs, Tables};
 
 pub use attachments::{AttachmentCounts, Attachments, FailedAttachment, QueuedAttachment};
 pub(crate) use attachments::{Pending, Settling, UNSETTLED_MAX};
@@ -63,7 +65,7 @@ pub(crate) struct Inner {
 impl Inner {
     /// Whether a rule is taken away, for a negative control. Nobody can without the `testing` feature.
     pub(crate) fn breaks(&self, rule: Rule) -> bool {
-        cfg!(feature = "testing") && self.settings.broken == Some(rule)
+        self.settings.breaks(rule)
     }
 }
 
@@ -76,6 +78,16 @@ struct Settings {
     /// Another table of what uploads do, for a negative control.
     #[cfg(feature = "testing")]
     transfer_table: Option<crate::transfer::Table>,
+}
+
+impl Settings {
+    fn breaks(&self, rule: Rule) -> bool {
+        cfg!(feature = "testing") && self.broken == Some(rule)
+    }
+
+    fn syncs(&self) -> Syncs {
+        Syncs::new(self.breaks(Rule::DurableAtOpen))
+    }
 }
 
 /// How to open a [`Store`]; made by [`Store::options`].
@@ -144,18 +156,20 @@ impl StoreOptions {
     ///
     /// # Durability
     /// When this returns, the file is there after a power loss. A kill at any moment of a creation leaves no file or
-    /// a whole one. What a killed owner left is recovered here, before anything is read.
+    /// a whole one. What a killed owner left is made durable and recovered here, before anything is read: the file and
+    /// the directory that it is in are synced.
     ///
     /// Every page is verified against its checksum, so this takes time in proportion to the file: well under a second for
     /// 500 MiB on a local disk.
     ///
     /// # Errors
-    /// `InUse`, `NotAStore`, `NewerFormat`, `Corrupt`, `Io`; the file is as it was.
+    /// `InUse`, `NotAStore` (anything but a regular file, too, at once), `NewerFormat`, `Corrupt`, `Io`; the file is as
+    /// it was.
     pub fn open(self, path: impl AsRef<Path>) -> Result<Store> {
         let path = path.as_ref();
         let started = self.clock.elapsed();
         loop {
-            match Tables::open(path, self.cache_bytes) {
+            match Tables::open(path, self.cache_bytes, self.settings.syncs()) {
                 Err(Error::InUse { .. }) if self.clock.elapsed().saturating_sub(started) < self.wait => {
                     self.clock.sleep(Duration::from_millis(50));
                 }
@@ -170,7 +184,7 @@ impl StoreOptions {
     /// As [`StoreOptions::open`].
     #[doc(hidden)]
     pub fn open_on(self, disk: Box<dyn Disk>, name: impl AsRef<Path>) -> Result<Store> {
-        let tables = Tables::open_on(disk, name.as_ref(), self.cache_bytes)?;
+        let tables = Tables::open_on(disk.into(), name.as_ref(), self.cache_bytes, self.settings.syncs())?;
         Ok(self.with_tables(tables))
     }
 

@@ -350,6 +350,16 @@ impl Run {
         self.inner.breaks(rule)
     }
 
+    /// Fails if the store file was deleted or replaced since it was opened. To be called before anything is confirmed
+    /// or sent; every change of the store looks by itself.
+    ///
+    /// # Errors
+    /// `Replaced`: stop, and send nothing. `Io` if the path cannot be looked at.
+    #[allow(dead_code, reason = "for those who confirm and send")]
+    pub(crate) fn ensure_in_place(&self) -> Result<()> {
+        self.inner.tables.ensure_in_place()
+    }
+
     /// Makes a change to the run, unless a later life has taken it up.
     pub(super) fn change<T>(&self, body: impl FnOnce(&Change<'_>, &mut RunRow) -> Result<T>) -> Result<T> {
         self.inner.tables.change(|change| {

@@ -6,15 +6,16 @@
 //! Durability: two-phase commits, each `fdatasync`ed before `change` returns; no quick-repair (redb's
 //! `docs/design.md` has both). A change whose closure fails, or unwinds, leaves nothing.
 //!
-//! Crash-safe creation: redb killed while it creates a file can leave one that it never opens again. So a new store
-//! is written under a temporary name in the same directory, closed, given its own name (never over a file that is
-//! there), and the directory is synced. What a killed creator leaves is swept by the next one.
+//! A killed owner leaves writes that are not synced: the next one reads them, and a power failure takes them back. So
+//! nothing of a file is read before it, and the name that leads to it, are synced.
 
 use std::fs::{File, TryLockError};
-use std::io;
+use std::io::{self, Read};
 use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use redb::backends::FileBackend;
 use redb::{
@@ -24,6 +25,7 @@ use redb::{
 
 use crate::error::{Error, Result};
 
+use super::backend::file::{self, Place};
 use super::codec::DecodeError;
 use super::disk::Disk;
 use super::rows::{ALL_TABLES, FormatRow, Key, META, Row, Table};
@@ -36,14 +38,23 @@ const MAGIC: [u8; 9] = *b"redb\x1A\x0A\xA9\x0D\x0A";
 /// Set in the byte after them from when a file is opened until it is closed.
 const LEFT_OPEN: u8 = 2;
 const FORMAT_KEY: &str = "format";
-/// Tries at creating a store beside others who do.
-const CREATE_TRIES: u32 = 20;
+/// Tries at opening or creating a file that others create, delete or replace meanwhile.
+const OPEN_TRIES: u32 = 20;
 
 /// An open file of tables.
 #[derive(Debug)]
 pub(crate) struct Tables {
     db: Database,
     path: PathBuf,
+    location: Location,
+    syncs: Syncs,
+}
+
+/// Where the bytes are, and are to be found by others.
+#[derive(Debug)]
+enum Location {
+    Path(Place),
+    Disk(Arc<dyn Disk>),
 }
 
 type Bytes = TableDefinition<'static, &'static [u8], &'static [u8]>;
@@ -54,63 +65,74 @@ fn definition<R>(table: &Table<R>) -> Bytes {
 
 impl Tables {
     /// Opens the file, or creates it if there is none.
-    pub(crate) fn open(path: &Path, cache_bytes: usize) -> Result<Self> {
+    pub(crate) fn open(path: &Path, cache_bytes: usize, syncs: Syncs) -> Result<Self> {
         let shown = path.display();
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            match std::fs::metadata(path) {
-                Ok(_) => {
-                    check_magic(path)?;
-                    // Every page against its checksum, also of a file that was closed well: of one that was damaged since,
-                    // redb would panic, abort or read wrong values (seen with 4.5), and we must do neither.
-                    let open = || builder(cache_bytes).set_check_integrity_on_open(true).open(path);
-                    return Self::adopt(path, guard(path, open)?);
+        let failed = |error| Error::io(format!("open the store {shown}"), error);
+        for _ in 0..OPEN_TRIES {
+            let Some(mut file) = file::open(path)? else {
+                match create(path, cache_bytes) {
+                    // Somebody else's new store stands there now, or a sweeper took ours for a dead one's. Or
+                    // the path is one where nothing can be: a link that leads nowhere.
+                    Err(error)
+                        if matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound)
+                            && file::parent(path).is_dir() => {}
+                    Err(error) => return Err(Error::io(format!("create the store {shown}"), error)),
+                    Ok(()) => {}
                 }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    if let Err(error) = create(path, cache_bytes) {
-                        // Somebody else's new store stands there now, or a sweeper took ours for a dead one's. Or
-                        // the path is one where nothing can be: a link that leads nowhere.
-                        if !matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound)
-                            || !parent(path).is_dir()
-                            || tries >= CREATE_TRIES
-                        {
-                            return Err(Error::io(format!("create the store {shown}"), error));
-                        }
-                    }
-                }
-                Err(error) => return Err(Error::io(format!("open the store {shown}"), error)),
+                continue;
+            };
+            let mut start = Vec::new();
+            let read = Read::take(&mut file, MAGIC.len() as u64).read_to_end(&mut start);
+            read.map_err(|error| Error::io(format!("read the store {shown}"), error))?;
+            check_start(path, &start)?;
+            let place = Place::of(path, &file).map_err(failed)?;
+            let storage = Storage::of_file(file, &place, syncs.clone()).map_err(failed)?;
+            // Every page against its checksum, also of a file that was closed well: of one that was damaged since,
+            // redb would panic, abort or read wrong values (seen with 4.5), and we must do neither.
+            let open = || builder(cache_bytes).set_check_integrity_on_open(true).create_with_backend(storage);
+            let db = guard(path, open)?;
+            match place.ensure() {
+                Ok(()) => return Self::adopt(path, db, Location::Path(place), syncs),
+                // Between opening it and locking it.
+                Err(Error::Replaced { .. }) => {}
+                Err(error) => return Err(error),
             }
         }
+        Err(failed(io::Error::other(
+            "it is created, deleted or replaced over and over, or its link leads nowhere",
+        )))
     }
 
     /// Opens a store on a disk of another kind. `path` is what errors call it.
-    pub(crate) fn open_on(disk: Box<dyn Disk>, path: &Path, cache_bytes: usize) -> Result<Self> {
+    pub(crate) fn open_on(
+        disk: Arc<dyn Disk>,
+        path: &Path,
+        cache_bytes: usize,
+        syncs: Syncs,
+    ) -> Result<Self> {
         let new = disk.is_empty().map_err(|error| Error::io(format!("open {}", path.display()), error))?;
-        let create = || builder(cache_bytes).create_with_backend(Backend(disk));
-        let db = guard(path, create)?;
+        let storage = Storage::of_disk(Arc::clone(&disk), syncs.clone());
+        let db = guard(path, || builder(cache_bytes).create_with_backend(storage))?;
+        let location = Location::Disk(disk);
         if new {
-            let this = Self { db, path: path.to_owned() };
+            let this = Self { db, path: path.to_owned(), location, syncs };
             this.initialise()?;
             return Ok(this);
         }
-        Self::adopt(path, db)
+        Self::adopt(path, db, location, syncs)
     }
 
     /// Opens a file to look at it, on a disk that keeps what is written to itself. With `verified`, every page is
     /// checked against its checksum before anything is read; without, [`Tables::verify`] is to be called first.
-    pub(crate) fn look(disk: Box<dyn Disk>, path: &Path, cache_bytes: usize, verified: bool) -> Result<Self> {
-        let open = || {
-            let mut builder = builder(cache_bytes);
-            builder.set_check_integrity_on_open(verified);
-            builder.create_with_backend(Backend(disk))
-        };
-        Self::adopt(path, guard(path, open)?)
+    pub(crate) fn look(disk: Arc<dyn Disk>, path: &Path, cache_bytes: usize, verified: bool) -> Result<Self> {
+        let storage = Storage::of_disk(Arc::clone(&disk), Syncs::default());
+        let open = || builder(cache_bytes).set_check_integrity_on_open(verified).create_with_backend(storage);
+        Self::adopt(path, guard(path, open)?, Location::Disk(disk), Syncs::default())
     }
 
     /// Takes an opened file for ours only if it says so.
-    fn adopt(path: &Path, db: Database) -> Result<Self> {
-        let this = Self { db, path: path.to_owned() };
+    fn adopt(path: &Path, db: Database, location: Location, syncs: Syncs) -> Result<Self> {
+        let this = Self { db, path: path.to_owned(), location, syncs };
         let foreign = || Error::NotAStore {
             path: path.to_owned(),
             reason: "it is a redb file without our format row".to_owned(),
@@ -152,6 +174,7 @@ impl Tables {
     ///
     /// The path of the store is the only thing that the change may be told of a failure before it.
     pub(crate) fn change<T>(&self, body: impl FnOnce(&Change<'_>) -> Result<T>) -> Result<T> {
+        self.syncs.begin();
         let mut transaction =
             self.db.begin_write().map_err(|error| self.storage_error("begin a change of", &error.into()))?;
         transaction
@@ -160,6 +183,7 @@ impl Tables {
         transaction.set_two_phase_commit(true);
         let change = Change { tables: self, transaction };
         let result = body(&change)?;
+        self.ensure_in_place()?;
         change
             .transaction
             .commit()
@@ -171,6 +195,20 @@ impl Tables {
     pub(crate) fn view<T>(&self, body: impl FnOnce(&View<'_>) -> Result<T>) -> Result<T> {
         let transaction = self.db.begin_read().map_err(|error| self.storage_error("read", &error.into()))?;
         body(&View { tables: self, transaction })
+    }
+
+    /// Fails if the file was deleted or replaced since it was opened.
+    ///
+    /// Nothing may be confirmed or sent then: another worker may already do so on behalf of what stands there now.
+    pub(crate) fn ensure_in_place(&self) -> Result<()> {
+        match &self.location {
+            Location::Path(place) => place.ensure(),
+            Location::Disk(disk) => match disk.is_in_place() {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(Error::Replaced { path: self.path.clone() }),
+                Err(error) => Err(Error::io(format!("look for the store {}", self.path.display()), error)),
+            },
+        }
     }
 
     /// Takes the number of a new unit.
@@ -399,25 +437,156 @@ impl Change<'_> {
     }
 }
 
-/// A [`Disk`] as redb wants it. It takes no locks: whoever hands us a disk owns it.
+/// A file or a [`Disk`], as redb wants it. Whoever hands us a disk owns it, so only a file is locked.
 #[derive(Debug)]
-struct Backend(Box<dyn Disk>);
+struct Storage {
+    medium: Medium,
+    /// What an earlier owner wrote is durable.
+    synced: AtomicBool,
+    syncs: Syncs,
+}
 
-impl StorageBackend for Backend {
+/// Whether syncs reach the disk: always, unless a negative control takes away the rule that what is read is durable.
+/// Then they do so from the first change on.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Syncs {
+    #[cfg(feature = "testing")]
+    from_the_first_change: Option<Arc<AtomicBool>>,
+}
+
+#[cfg(feature = "testing")]
+impl Syncs {
+    pub(crate) fn new(only_from_the_first_change: bool) -> Self {
+        Self { from_the_first_change: only_from_the_first_change.then(Arc::default) }
+    }
+
+    fn begin(&self) {
+        if let Some(begun) = &self.from_the_first_change {
+            begun.store(true, Ordering::Release);
+        }
+    }
+
+    fn are_off(&self) -> bool {
+        self.from_the_first_change.as_ref().is_some_and(|begun| !begun.load(Ordering::Acquire))
+    }
+}
+
+#[cfg(not(feature = "testing"))]
+impl Syncs {
+    pub(crate) fn new(_: bool) -> Self {
+        Self {}
+    }
+
+    #[inline]
+    fn begin(&self) {}
+
+    #[inline]
+    fn are_off(&self) -> bool {
+        false
+    }
+}
+
+#[derive(Debug)]
+enum Medium {
+    File { backend: FileBackend, file: File, directory: PathBuf },
+    Disk(Arc<dyn Disk>),
+}
+
+impl Storage {
+    fn of_file(file: File, place: &Place, syncs: Syncs) -> io::Result<Self> {
+        let backend = FileBackend::new(file.try_clone()?).map_err(io::Error::other)?;
+        let medium = Medium::File { backend, file, directory: place.directory()? };
+        Ok(Self { medium, synced: AtomicBool::new(false), syncs })
+    }
+
+    fn of_disk(disk: Arc<dyn Disk>, syncs: Syncs) -> Self {
+        Self { medium: Medium::Disk(disk), synced: AtomicBool::new(false), syncs }
+    }
+
+    /// Makes durable whatever an earlier owner wrote. redb locks a file before it asks for anything of it, so that owner
+    /// writes no more.
+    fn sync_first(&self) -> io::Result<()> {
+        if self.synced.load(Ordering::Acquire) || self.syncs.are_off() {
+            return Ok(());
+        }
+        match &self.medium {
+            Medium::File { file, directory, .. } => {
+                file.sync_all()?;
+                file::sync_directory(directory)?;
+            }
+            Medium::Disk(disk) => disk.sync()?,
+        }
+        self.synced.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    fn file(&self) -> Result<&FileBackend, BackendError> {
+        match &self.medium {
+            Medium::File { backend, .. } => Ok(backend),
+            Medium::Disk(_) => Err(BackendError::Unsupported),
+        }
+    }
+}
+
+impl StorageBackend for Storage {
     fn len(&self) -> io::Result<u64> {
-        self.0.len()
+        self.sync_first()?;
+        match &self.medium {
+            Medium::File { backend, .. } => backend.len(),
+            Medium::Disk(disk) => disk.len(),
+        }
     }
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.0.read(offset, out)
+        self.sync_first()?;
+        match &self.medium {
+            Medium::File { backend, .. } => backend.read(offset, out),
+            Medium::Disk(disk) => disk.read(offset, out),
+        }
     }
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
+        match &self.medium {
+            Medium::File { backend, .. } => backend.set_len(len),
+            Medium::Disk(disk) => disk.set_len(len),
+        }
     }
     fn sync_data(&self) -> io::Result<()> {
-        self.0.sync()
+        if self.syncs.are_off() {
+            return Ok(());
+        }
+        match &self.medium {
+            Medium::File { backend, .. } => backend.sync_data(),
+            Medium::Disk(disk) => disk.sync(),
+        }
     }
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.0.write(offset, data)
+        match &self.medium {
+            Medium::File { backend, .. } => backend.write(offset, data),
+            Medium::Disk(disk) => disk.write(offset, data),
+        }
+    }
+    fn close(&self) -> io::Result<()> {
+        match &self.medium {
+            Medium::File { backend, .. } => backend.close(),
+            Medium::Disk(_) => Ok(()),
+        }
+    }
+    fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.file()?.try_lock_range(start, end)
+    }
+    fn try_lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.file()?.try_lock_shared_range(start, end)
+    }
+    fn lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.file()?.lock_range(start, end)
+    }
+    fn lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.file()?.lock_shared_range(start, end)
+    }
+    fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.file()?.unlock_range(start, end)
+    }
+    fn query_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.file()?.query_lock_range(start, end)
     }
 }
 
@@ -427,54 +596,16 @@ fn builder(cache_bytes: usize) -> Builder {
     builder
 }
 
-fn parent(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
-}
-
-/// Creates a store where there is none, so that a kill at any moment leaves none or a whole one.
+/// Creates a store where there is none.
 fn create(path: &Path, cache_bytes: usize) -> io::Result<()> {
-    let directory = parent(path);
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let prefix = format!(".{name}.new-");
-    sweep(directory, &prefix);
-    let file = tempfile::Builder::new().prefix(&prefix).tempfile_in(directory)?;
-    let other = |error: Error| io::Error::other(crate::error::chain(&error));
-    let db = guard(path, || builder(cache_bytes).create(file.path())).map_err(other)?;
-    let tables = Tables { db, path: path.to_owned() };
-    tables.initialise().map_err(other)?;
-    tables.db.close().map_err(io::Error::other)?;
-    file.as_file().sync_all()?;
-    file.persist_noclobber(path).map_err(|error| error.error)?;
-    sync_directory(directory)
-}
-
-/// Removes what killed creators left: files of this prefix that nobody has locked.
-fn sweep(directory: &Path, prefix: &str) {
-    let Ok(entries) = std::fs::read_dir(directory) else { return };
-    for entry in entries.flatten() {
-        if entry.file_name().to_string_lossy().starts_with(prefix)
-            && File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok())
-        {
-            // If it cannot be removed it is only in the way of nobody.
-            drop(std::fs::remove_file(entry.path()));
-        }
-    }
-}
-
-/// Makes the names in a directory durable.
-fn sync_directory(directory: &Path) -> io::Result<()> {
-    if cfg!(unix) { File::open(directory)?.sync_all() } else { Ok(()) }
-}
-
-fn check_magic(path: &Path) -> Result<()> {
-    let mut start = Vec::new();
-    let read =
-        File::open(path).and_then(|file| io::Read::read_to_end(&mut io::Read::take(file, 9), &mut start));
-    read.map_err(|error| Error::io(format!("read the store {}", path.display()), error))?;
-    check_start(path, &start).map(drop)
+    file::create(path, |new| {
+        let other = |error: Error| io::Error::other(crate::error::chain(&error));
+        let location = Location::Path(Place::of(new, &File::open(new)?)?);
+        let db = guard(path, || builder(cache_bytes).create(new)).map_err(other)?;
+        let tables = Tables { db, path: path.to_owned(), location, syncs: Syncs::default() };
+        tables.initialise().map_err(other)?;
+        tables.db.close().map_err(io::Error::other)
+    })
 }
 
 /// Whether a file that starts so may be a store; says whether its last owner left it open.

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::store::Disk;
 
-use super::crash::Recording;
-use super::image::{Image, Piece, pieces};
+use super::crash::{Recorded, Recording};
+use super::image::{Image, pieces};
 
 /// No simulated disk is longer: 16 GiB (what is not written costs no memory).
 pub const SIM_DISK_BYTES_MAX: u64 = 16 << 30;
@@ -43,52 +43,10 @@ pub struct SimDisk {
 struct Inner {
     initial: Image,
     live: Image,
-    log: Vec<Entry>,
+    log: Vec<Recorded>,
     faults: Vec<Fault>,
     counts: FaultCounts,
     dead: bool,
-}
-
-/// One recorded operation.
-#[derive(Clone)]
-pub(super) enum Entry {
-    Write {
-        at: u64,
-        bytes: u64,
-        pieces: Arc<[Piece]>,
-    },
-    SetLen(u64),
-    /// What was durable from then on.
-    Sync(Image),
-    IgnoredSync,
-}
-
-impl Entry {
-    /// Does it to `image`.
-    pub(super) fn apply(&self, image: &mut Image) {
-        match self {
-            Entry::Write { pieces, .. } => pieces.iter().for_each(|piece| image.apply(piece)),
-            Entry::SetLen(len) => image.set_len(*len),
-            Entry::Sync(_) | Entry::IgnoredSync => {}
-        }
-    }
-}
-
-impl fmt::Display for Entry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Entry::Write { at, bytes, .. } => write!(f, "write of {bytes} bytes at {at}"),
-            Entry::SetLen(len) => write!(f, "length {len}"),
-            Entry::Sync(_) => f.write_str("sync"),
-            Entry::IgnoredSync => f.write_str("ignored sync"),
-        }
-    }
-}
-
-impl fmt::Debug for Entry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
 }
 
 /// What a process does with a disk, as far as it can be made to fail.
@@ -202,7 +160,7 @@ impl SimDisk {
     }
 
     /// A disk that held `initial`, and to which all of `log` was done.
-    pub(super) fn from_log(initial: Image, log: Vec<Entry>) -> Self {
+    pub(super) fn from_log(initial: Image, log: Vec<Recorded>) -> Self {
         let mut live = initial.clone();
         for entry in &log {
             entry.apply(&mut live);
@@ -268,6 +226,36 @@ impl SimDisk {
     }
 }
 
+impl Image {
+    /// A disk with this content, without faults, which records anew: a process that starts on it is in its next
+    /// life, and may crash in its recovery too.
+    pub fn disk(&self) -> SimDisk {
+        SimDisk::from_image(self.clone())
+    }
+}
+
+impl Recording {
+    /// The disk that the next process finds if this one was killed at `position` and the machine lives on: all that was
+    /// written is there, and what was not synced is still not durable. It records on from `position`.
+    ///
+    /// ```
+    /// use highwater::Disk;
+    /// use highwater::testing::{Sampling, SimDisk};
+    ///
+    /// let disk = SimDisk::new();
+    /// disk.set_len(7)?; // not synced
+    /// let next = disk.recording().killed_at(1);
+    /// assert_eq!(next.len()?, 7);
+    /// let lost = next.recording().images_at(1, &Sampling::new(1)).any(|crash| crash.image.is_empty());
+    /// assert!(lost, "power failed before the next process made it durable");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn killed_at(&self, position: usize) -> SimDisk {
+        let log = self.log().get(..position).unwrap_or(self.log());
+        SimDisk::from_log(self.initial().clone(), log.to_vec())
+    }
+}
+
 impl Default for SimDisk {
     fn default() -> Self {
         Self::new()
@@ -304,7 +292,7 @@ impl Inner {
     }
 
     /// Does what is recorded and records it.
-    fn record(&mut self, entry: Entry) -> io::Result<()> {
+    fn record(&mut self, entry: Recorded) -> io::Result<()> {
         self.live()?;
         entry.apply(&mut self.live);
         self.log.push(entry);
@@ -318,9 +306,9 @@ impl Inner {
         // A write past the end is two things to a file system: a new length, and bytes.
         let end = at.saturating_add(bytes.len() as u64);
         if end > self.live.len() {
-            self.record(Entry::SetLen(end))?;
+            self.record(Recorded::SetLen(end))?;
         }
-        self.record(Entry::Write { at, bytes: bytes.len() as u64, pieces: pieces(at, bytes).into() })
+        self.record(Recorded::Write { at, bytes: bytes.len() as u64, pieces: pieces(at, bytes).into() })
     }
 
     /// Whether an operation of this kind fails now.
@@ -425,7 +413,7 @@ impl Disk for SimDisk {
         if len > inner.live.len() && (len > inner.capacity() || inner.full(false)) {
             return Err(inner.no_space());
         }
-        inner.record(Entry::SetLen(len))
+        inner.record(Recorded::SetLen(len))
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -437,9 +425,9 @@ impl Disk for SimDisk {
         }
         let entry = if inner.faults.contains(&Fault::SyncsIgnored) {
             inner.counts.syncs_ignored += 1;
-            Entry::IgnoredSync
+            Recorded::IgnoredSync
         } else {
-            Entry::Sync(inner.live.clone())
+            Recorded::Sync(inner.live.clone())
         };
         inner.record(entry)
     }

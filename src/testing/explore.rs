@@ -10,30 +10,29 @@
 //! A schedule that fails is made shorter, act by act, for as long as it still fails. What remains is printed as one
 //! line, which [`Explore::replay`] plays again.
 
-use std::collections::{BTreeMap, HashSet};
-use std::fmt;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use crate::airdrop::{Event, Extractor, Serve};
-use crate::artifact::Level;
-use crate::error::{Error, ErrorKind, Result, chain};
-use crate::model::{Rule, SyncUnitId};
-use crate::store::Store;
+use crate::airdrop::Extractor;
+use crate::error::Result;
+use crate::model::Rule;
 
+<<<<<<< HEAD
 use super::controls::table_without;
 use super::crash::{CrashPoint, Kept, Moment, Recording, Sampling};
 use super::disk::{Fault, SimDisk};
+=======
+use super::catalogue::acts_of;
+use super::crash::{CrashImage, CrashPoint, Kept, Moment, Recording, Sampling};
+use super::disk::SimDisk;
+>>>>>>> main
 use super::image::Image;
-use super::schedule::{Act, Schedule, acts_of};
-use super::world::{BUDGET, Broken, Life, SentEvent, Violation, Watched, World, still_clock};
-
-/// Lives after which a schedule is stuck: each makes at least one page of progress, and no sync has so many.
-const LIVES_MAX: u64 = 400;
-/// Calls to the platform at once.
-const LANES: usize = 2;
-/// Attachments streamed at once, in every other schedule; one in the rest.
-const STREAMS: usize = 10;
+use super::play::Play;
+use super::report::{Broken, Failure, Report, Violation};
+use super::schedule::{Act, Schedule};
+use super::setup::{Make, Setup};
+use super::world::{Life, World};
 
 /// What to explore, and how far; made by [`Explore::new`].
 #[derive(Debug, Clone)]
@@ -42,52 +41,8 @@ pub struct Explore {
     seed: u64,
     states: u64,
     threads: usize,
-    batch_items: u32,
-    broken: Option<Rule>,
-    syncs_ignored: bool,
-    has_disk: bool,
+    setup: Setup,
     only: Vec<Act>,
-}
-
-/// What was explored and what was found.
-#[derive(Debug, Clone, Default)]
-#[non_exhaustive]
-pub struct Report {
-    /// Crash states that were opened and checked.
-    pub states: u64,
-    /// Those that were continued to the end.
-    pub continuations: u64,
-    /// Lives of the extractor in all.
-    pub lives: u64,
-    /// Deaths, in all schedules with more than the one crash of a state.
-    pub deaths: u64,
-    /// Images that were left by a second crash, during the recovery from the first.
-    pub second_crashes: u64,
-    /// How often each fault fired.
-    pub faults: BTreeMap<String, u64>,
-    /// Schedules that lost a record.
-    pub lost: u64,
-    /// Schedules that announced one twice, or one that was never staged.
-    pub duplicated: u64,
-    /// States that did not open or did not pass the store's own check.
-    pub unopenable: u64,
-    /// Schedules that broke any other promise.
-    pub other: u64,
-    /// The seed of all of it.
-    pub seed: u64,
-    /// The shortest schedule found that breaks a promise, and how.
-    pub failure: Option<Failure>,
-}
-
-/// A schedule that breaks a promise.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
-    /// How.
-    pub violation: Violation,
-    /// What befell the extractor: for [`Explore::replay`].
-    pub schedule: Schedule,
-    /// The crash in words, operation by operation.
-    pub crash: String,
 }
 
 impl Default for Explore {
@@ -103,10 +58,7 @@ impl Explore {
             seed: 1,
             states: 20_000,
             threads: 2,
-            batch_items: 5,
-            broken: None,
-            syncs_ignored: false,
-            has_disk: true,
+            setup: Setup { batch_items: 5, broken: None, syncs_ignored: false, has_disk: true },
             only: Vec::new(),
         }
     }
@@ -131,26 +83,26 @@ impl Explore {
 
     /// Records in a batch: small ones make many.
     pub fn batch_items(mut self, items: u32) -> Self {
-        self.batch_items = items.max(1);
+        self.setup.batch_items = items.max(1);
         self
     }
 
     /// A negative control: takes away a rule of the runtime, which the exploration must then notice.
     pub fn without_rule(mut self, rule: Rule) -> Self {
-        self.broken = Some(rule);
+        self.setup.broken = Some(rule);
         self
     }
 
     /// A negative control: the disk ignores syncs.
     pub fn without_syncs(mut self) -> Self {
-        self.syncs_ignored = true;
+        self.setup.syncs_ignored = true;
         self
     }
 
     /// Explores a worker without a disk: every life finds an empty one, or, as the schedule has it, a stale one that an
     /// earlier life left. The platform keeps its checkpoint.
     pub fn without_disk(mut self) -> Self {
-        self.has_disk = false;
+        self.setup.has_disk = false;
         self
     }
 
@@ -182,7 +134,7 @@ impl Explore {
                                 return;
                             }
                         }
-                        let found = self.explore_one(number, &make);
+                        let found = Exploration::of(self, number, &make).run();
                         total.lock().unwrap_or_else(PoisonError::into_inner).add(found);
                     }
                 });
@@ -202,13 +154,14 @@ impl Explore {
     pub fn replay<E: Extractor>(&self, schedule: &str, make: impl Fn(&Life) -> E + Sync) -> Result<Report> {
         let schedule: Schedule = schedule.parse()?;
         let mut report = Report { seed: schedule.seed, ..Report::default() };
-        let played = Play::of(self, &schedule, &make).play(&mut report);
+        let played = Play::of(&self.setup, &schedule, &make).play(&mut report);
         if let Err(violation) = played.verdict {
             report.note(Failure { violation, schedule, crash: played.crash });
         }
         Ok(report)
     }
 
+<<<<<<< HEAD
     /// Explores the crashes of one schedule, then plays a few with several crashes.
     fn explore_one<E: Extractor>(&self, number: u64, make: &(impl Fn(&Life) -> E + Sync)) -> Report {
         let mut rng = fastrand::Rng::with_seed(self.seed.wrapping_mul(0x1_0001).wrapping_add(number));
@@ -459,14 +412,16 @@ impl Explore {
         }
     }
 
+=======
+>>>>>>> main
     /// Takes acts away for as long as what is left breaks the same promise.
-    fn shorten<E: Extractor>(&self, failure: Failure, make: &(impl Fn(&Life) -> E + Sync)) -> Failure {
+    fn shorten<M: Make>(&self, failure: Failure, make: &M) -> Failure {
         let mut shortest = failure;
         let mut at = 0;
         while at < shortest.schedule.acts.len() {
             let mut schedule = shortest.schedule.clone();
             schedule.acts.remove(at);
-            let played = Play::of(self, &schedule, make).play(&mut Report::default());
+            let played = Play::of(&self.setup, &schedule, make).play(&mut Report::default());
             match played.verdict {
                 Err(violation) if violation.kind == shortest.violation.kind => {
                     shortest = Failure { violation, schedule, crash: played.crash };
@@ -479,361 +434,215 @@ impl Explore {
     }
 }
 
-fn unopenable(error: &Error) -> Violation {
-    Violation { kind: Broken::Unopenable, what: chain(error) }
-}
-
-/// The moments just before a sync, and the end.
-fn recording_ends(recording: &Recording) -> Vec<usize> {
-    recording.moments(&[]).into_iter().map(|moment| moment.position).collect()
-}
-
-/// One schedule being played.
-struct Play<'a, F> {
+/// The crashes of one schedule, being explored.
+struct Exploration<'a, M> {
     settings: &'a Explore,
-    world: World,
-    disk: SimDisk,
-    /// Where a store was just created: one is created under another name and renamed when it is whole, so no crash is
-    /// inside of that.
-    fresh: Image,
-    /// Without a disk: what each life left, for a later one to find.
-    left: Vec<Image>,
-    /// Where it dies, death by death, the next last.
-    crashes: Vec<Act>,
-    make: &'a F,
+    make: &'a M,
+    /// Which schedule it is.
+    number: u64,
+    schedule: Schedule,
+    rng: fastrand::Rng,
+    report: Report,
 }
 
-struct Played {
-    verdict: Result<(), Violation>,
-    /// The last crash, in words.
-    crash: String,
-    /// Without a disk: what each life left.
-    left: Vec<Image>,
-}
-
-/// Attachments streamed at once, in the schedules of a seed.
-fn streams(seed: u64) -> usize {
-    if seed.is_multiple_of(2) { STREAMS } else { 1 }
-}
-
-impl<'a, F, E> Play<'a, F>
-where
-    E: Extractor,
-    F: Fn(&Life) -> E,
-{
-    /// A schedule at its beginning: on a disk where the store was just created.
-    fn of(settings: &'a Explore, schedule: &Schedule, make: &'a F) -> Self {
-        let world = World::new(schedule.seed, schedule.acts.clone().into(), settings.has_disk);
-        let fresh = settings.fresh_disk();
-        Self::on(settings, world, fresh.disk(), fresh, &schedule.acts, make)
+impl<'a, M: Make> Exploration<'a, M> {
+    fn of(settings: &'a Explore, number: u64, make: &'a M) -> Self {
+        let mut rng = fastrand::Rng::with_seed(settings.seed.wrapping_mul(0x1_0001).wrapping_add(number));
+        let mut acts = settings.only.clone();
+        acts.extend(acts_of(number, settings.setup.has_disk, &mut rng));
+        let schedule = Schedule { seed: rng.u64(..1 << 32), acts };
+        Self { settings, make, number, schedule, rng, report: Report::default() }
     }
 
-    /// A world that goes on, on a disk that it finds.
-    fn on(
-        settings: &'a Explore,
-        world: World,
-        disk: SimDisk,
-        fresh: Image,
-        acts: &[Act],
-        make: &'a F,
-    ) -> Self {
-        let mut crashes: Vec<Act> = acts.iter().filter(|act| is_crash(act)).copied().collect();
-        crashes.reverse();
-        Self { settings, world, disk, fresh, left: Vec::new(), crashes, make }
-    }
-
-    /// Plays until every sync is done, or a promise is broken.
-    fn play(mut self, report: &mut Report) -> Played {
-        let mut crash = String::new();
-        let mut verdict = Ok(());
-        let mut lives = 0;
-        if self.settings.syncs_ignored {
-            self.disk.inject(Fault::SyncsIgnored);
+    /// Explores the crashes of the schedule, then plays it a few times with several crashes.
+    fn run(mut self) -> Report {
+        let base = Play::of(&self.settings.setup, &self.schedule, self.make);
+        let disk = base.disk.clone();
+        let world = base.world.clone();
+        let played = base.play(&mut self.report);
+        if let Err(violation) = played.verdict {
+            self.note(violation, [], played.crash);
+            return self.report;
         }
-        loop {
-            // Without a disk, who dies after a life was over dies before the next one does anything.
-            if !self.settings.has_disk
-                && self.dies_at().is_some_and(|(changes, _)| self.world.changes() >= changes)
-            {
-                self.world.died();
-                report.deaths += 1;
-                crash = self.start_again();
-                continue;
-            }
-            let overtakes = self.world.lock().may_overtake() && self.nothing_is_sealed();
-            let event = self.world.lock().next_event(overtakes);
-            let Some(event) = event else { break };
-            lives += 1;
-            if lives > LIVES_MAX {
-                let what = format!("no end after {lives} lives, at {}", event.event_type);
-                verdict = Err(Violation { kind: Broken::Stuck, what });
-                break;
-            }
-            if !self.settings.has_disk {
-                self.disk = self.found_disk();
-            }
-            verdict = self.live(&event, report);
-            if verdict.is_err() {
-                break;
-            }
-            if self.disk.is_dead() {
-                self.world.died();
-                report.deaths += 1;
-                crash = self.start_again();
-                verdict = self.settings.check(&self.disk.image().disk());
-                if verdict.is_err() {
-                    break;
-                }
-            }
-            if !self.settings.has_disk {
-                self.left.push(self.disk.image());
-            }
-        }
-        if verdict.is_ok() {
-            verdict = self.settings.check(&self.disk.image().disk());
-        }
-        report.lives += lives;
-        let world = self.world.lock();
-        for (fault, times) in &world.fired {
-            *report.faults.entry(fault.clone()).or_default() += times;
-        }
-        // Without a disk, whatever was uploaded since the last checkpoint is uploaded again.
-        let at_once = if self.settings.has_disk { (LANES + streams(world.seed)) as u64 } else { 64 };
-        let verdict = verdict.and_then(|()| world.verdict(at_once));
-        drop(world);
-        Played { verdict, crash, left: self.left }
-    }
-
-    /// Whether no message waits to be accepted, by what the store holds, or without a disk the checkpoint.
-    fn nothing_is_sealed(&self) -> bool {
-        let unit = self.world.lock().unit();
-        let sealed = if self.settings.has_disk {
-            let store = self.settings.open(&self.disk.image().disk(), still_clock());
-            store.and_then(|store| SyncUnitId::new(unit).and_then(|unit| store.any_unit(unit).has_sealed()))
+        let seed = self.rng.u64(..);
+        if self.settings.setup.has_disk {
+            // A life that ended on a failing disk is followed by one on the same disk: the recording goes on.
+            self.crashes(&disk.recording(), &world, seed);
         } else {
-            self.world.lock().sealed_in_checkpoint(&unit)
-        };
-        // What cannot be read now is for the next life to find out.
-        sealed.is_ok_and(|sealed| !sealed)
-    }
-
-    /// The disk that the next life finds: an empty one, or what an earlier life left.
-    fn found_disk(&self) -> SimDisk {
-        let mut world = self.world.lock();
-        let number = world.sent.len() as u64;
-        let stale = world.acts.iter().find_map(|act| match act {
-            Act::StaleDisk { life, of } if *life == number => usize::try_from(*of).ok(),
-            _ => None,
-        });
-        match stale.and_then(|of| self.left.get(of)) {
-            Some(image) => {
-                world.count("disk/stale");
-                image.disk()
+            self.lost_disks(&world, &played.left);
+        }
+        for _ in 0..12 {
+            if self.report.failure.is_some() {
+                break;
             }
-            None => self.fresh.disk(),
+            self.deaths(world.changes(), disk.position());
         }
+        self.report
     }
 
-    /// The number of changes outside, and the position of the disk, at which it dies next. Without a disk it is the first
-    /// alone that counts.
-    fn dies_at(&self) -> Option<(usize, usize)> {
-        let (changes, position) = match self.crashes.last()? {
-            Act::Crash { changes, point } => (*changes, point.position),
-            Act::Kill { changes, position } => (*changes, *position),
-            _ => return None,
-        };
-        Some((changes, if self.settings.has_disk { position } else { 0 }))
+    fn note(&mut self, violation: Violation, acts: impl IntoIterator<Item = Act>, crash: String) {
+        let mut schedule = self.schedule.clone();
+        schedule.acts.extend(acts);
+        self.report.note(Failure { violation, schedule, crash });
     }
 
-    /// One life: the real store and the real runtime, given one event.
-    fn live(&self, event: &SentEvent, report: &mut Report) -> Result<(), Violation> {
-        let dies_at = self.dies_at();
-        if let Some((_, position)) = dies_at
-            && self.settings.has_disk
-        {
-            self.disk.inject(Fault::Dies { position });
-        }
-        // Delivered again, it may hear what an earlier life had sealed.
-        let first = !self.world.lock().sent.iter().any(|sent| sent.request == event.request);
-        self.world.send(event.clone());
-        let life = self.world.begin_life(&self.disk, dies_at);
-        let before = {
-            let world = self.world.lock();
-            let number = world.sent.len() as u64 - 1;
-            for act in world.acts.iter() {
-                match act {
-                    Act::DiskFull { life, writes } if *life == number => {
-                        self.disk.inject(Fault::FullAfter { writes: *writes });
-                    }
-                    Act::DiskFails { life, operation, after } if *life == number => {
-                        self.disk.inject(Fault::Fails { operation: *operation, after: *after });
-                    }
-                    _ => {}
+    /// Opens states that one crash of the schedule can leave, and continues the distinct ones: the moments in a random
+    /// order, each with all its images, until there were as many states as the schedule is to have.
+    fn crashes(&mut self, recording: &Recording, world: &World, seed: u64) {
+        let mut moments = recording.moments(&world.positions(0));
+        let (sampling, states) = self.budget(moments.len(), seed);
+        let mut known = Known::default();
+        self.rng.shuffle(&mut moments);
+        for moment in moments {
+            if self.report.states >= states {
+                return;
+            }
+            for crash in recording.images_at(moment.position, &sampling) {
+                if let Err((violation, second)) = self.crash(&crash, moment, world, &mut known) {
+                    let points = [Some(crash.point), second].into_iter().flatten();
+                    let acts = points.map(|point| Act::Crash { changes: moment.outside, point });
+                    self.note(violation, acts, recording.describe(&crash.point));
+                    return;
                 }
             }
-            (world.accepted_count(), world.advanced(), world.failed_calls)
-        };
-        let (accepted_before, advanced_before, failed_before) = before;
-        let faults_before = self.disk.fault_counts();
-        let result = self.serve(event, &life);
-        let faults = self.disk.fault_counts();
-        let failed = faults != faults_before;
-        for (name, times) in [
-            ("disk/full", faults.no_space - faults_before.no_space),
-            ("disk/read-failed", faults.reads - faults_before.reads),
-            ("disk/write-failed", faults.writes - faults_before.writes),
-            ("disk/set-len-failed", faults.set_lens - faults_before.set_lens),
-            ("disk/sync-failed", faults.syncs - faults_before.syncs),
-        ] {
-            if times > 0 {
-                *report.faults.entry(name.to_owned()).or_default() += times;
+        }
+    }
+
+    /// How closely to look at each moment, and after how many states to stop. The first schedule has the most of the
+    /// budget for its crashes, and of as many unsynced operations as the budget allows every subset; the others are for
+    /// what befalls besides.
+    fn budget(&self, moments: usize, seed: u64) -> (Sampling, u64) {
+        let sampling = Sampling { exhaustive_max: 5, subsets: 24, torn: 4, seed };
+        match self.number {
+            0 => {
+                let states = self.settings.states / 3;
+                let each = states / (moments as u64).max(1);
+                let exhaustive_max = each.checked_ilog2().unwrap_or(0).clamp(7, 12);
+                (Sampling { exhaustive_max, ..sampling }, states)
             }
+            _ => (sampling, (self.settings.states / 60).max(50)),
         }
-        self.disk.heal();
-        if self.settings.syncs_ignored {
-            self.disk.inject(Fault::SyncsIgnored);
+    }
+
+    /// Opens what one crash left, checks it, and continues it if the like was not seen before. What is wrong is told with
+    /// the crash during recovery that showed it, if it was one.
+    fn crash(
+        &mut self,
+        crash: &CrashImage,
+        moment: Moment,
+        world: &World,
+        known: &mut Known,
+    ) -> Result<(), (Violation, Option<CrashPoint>)> {
+        let setup = &self.settings.setup;
+        let first = |violation| (violation, None);
+        self.report.states += 1;
+        let second = self.rng.u8(..50) == 0;
+        let disk = crash.image.disk();
+        let fingerprint = setup.fingerprint(&disk).map_err(first)?;
+        if second {
+            self.second_crashes(&disk, fingerprint)?;
         }
-        let (outcome, violation) = match result {
-            Ok(done) => done,
-            Err(error) => (Err(error), None),
-        };
-        if let Some(violation) = violation {
-            return Err(violation);
+        // The same rows were checked once.
+        if known.checked.insert(fingerprint) {
+            setup.check(&crash.image.disk()).map_err(first)?;
         }
-        if self.disk.is_dead() {
+        let new = known.continued.insert((fingerprint, moment.outside));
+        if !new && self.rng.u8(..20) > 0 {
             return Ok(());
         }
-        match outcome {
-            Ok(()) => self.world.served(&event.request),
-            Err(error) => match error.kind() {
-                // The disk failed, and the process ended: that is what it is for.
-                ErrorKind::Io | ErrorKind::Corrupt if failed => self.world.died(),
-                // The platform would not take the message; it will hear it again.
-                ErrorKind::Retry => {}
-                ErrorKind::Fenced if event.stray => {}
-                // A save of its own landed late, and it could not tell it from another holder's.
-                ErrorKind::Fenced if !self.settings.has_disk => {}
-                _ => {
-                    let what = format!("{} was not answered: {}", event.event_type, chain(&error));
-                    let kind = if error.kind() == ErrorKind::Corrupt {
-                        Broken::Unopenable
-                    } else {
-                        Broken::Conversation
-                    };
-                    return Err(Violation { kind, what });
+        self.report.continuations += 1;
+        let world = world.at(moment.outside);
+        world.died();
+        let play = Play::on(setup, world, crash.image.disk(), Image::default(), &[], self.make);
+        play.play(&mut self.report).verdict.map_err(first)
+    }
+
+    /// Crashes again while a disk is recovered, which must change nothing of what is stored.
+    fn second_crashes(
+        &mut self,
+        disk: &SimDisk,
+        fingerprint: u64,
+    ) -> Result<(), (Violation, Option<CrashPoint>)> {
+        let recovery = disk.recording();
+        let sampling = Sampling { exhaustive_max: 3, subsets: 4, torn: 1, seed: self.rng.u64(..) };
+        for moment in recovery.moments(&[]) {
+            for crash in recovery.images_at(moment.position, &sampling) {
+                self.report.second_crashes += 1;
+                self.report.states += 1;
+                let wrong = |violation| (violation, Some(crash.point));
+                let again = self.settings.setup.fingerprint(&crash.image.disk()).map_err(wrong)?;
+                if again != fingerprint {
+                    let what = format!("a crash during recovery, {}, changed what is stored", crash.point);
+                    return Err(wrong(Violation { kind: Broken::Lost, what }));
                 }
-            },
-        }
-        let world = self.world.lock();
-        let untroubled = !failed && world.failed_calls == failed_before;
-        if first && untroubled && world.advanced() == advanced_before && world.only_says_progress() {
-            let what = format!("{} was answered with PROGRESS, and nothing was done", event.event_type);
-            return Err(Violation { kind: Broken::Stuck, what });
-        }
-        if event.stray && world.accepted_count() > accepted_before && !world.reuses_ids() {
-            let what = format!("{} delivered again was given a new answer", event.request);
-            return Err(Violation { kind: Broken::Conversation, what });
+            }
         }
         Ok(())
     }
 
-    /// What a process does: opens the store, serves the event, and ends.
-    #[allow(clippy::type_complexity)]
-    fn serve(&self, event: &SentEvent, life: &Life) -> Result<(Result<()>, Option<Violation>)> {
-        let store = self.settings.open(&self.disk, self.world.clock())?;
-        let event = Event::from_json(&event.json)?;
-        let mut watched = Watched { extractor: (self.make)(life), life: life.clone(), violation: None };
-        let seed = life.seed() ^ self.world.changes() as u64;
-        let streams = streams(life.seed());
-        let mut serve = Serve::new().budget(BUDGET).lanes(LANES).streams(streams).inline(seed);
-        if !self.settings.has_disk {
-            serve = serve.checkpoints();
+    /// Without a disk: dies before a change outside (each of them in the first schedule, some in the others), and goes on
+    /// from nothing but what is outside, or, as the schedule has it, what a life before had `left`.
+    fn lost_disks(&mut self, world: &World, left: &[Image]) {
+        let setup = &self.settings.setup;
+        let fresh = setup.fresh_disk();
+        let mut moments: Vec<usize> = (1..=world.changes()).collect();
+        if self.number > 0 {
+            self.rng.shuffle(&mut moments);
+            moments.truncate(usize::try_from(self.settings.states / 60).unwrap_or(usize::MAX).max(8));
         }
-        let outcome = serve.serve(&store, &self.world, &mut watched, &event).map(drop);
-        Ok((outcome, watched.violation))
-    }
-
-    /// Starts the machine, or the process, again after a death.
-    fn start_again(&mut self) -> String {
-        let recording = self.disk.recording();
-        let crash = if let Some(Act::Crash { point, .. }) = self.crashes.pop() {
-            // Nothing is recorded after a death, so it happened where the recording ends.
-            let point = CrashPoint { position: recording.end(), ..point };
-            let image = recording.image(&point).map(|crash| crash.image);
-            self.disk = image.unwrap_or_else(|| self.disk.image()).disk();
-            recording.describe(&point)
-        } else {
-            self.disk = recording.killed_at(recording.end());
-            format!("killed at position {}, everything written is there", recording.end())
-        };
-        if self.settings.syncs_ignored {
-            self.disk.inject(Fault::SyncsIgnored);
-        }
-        crash
-    }
-}
-
-fn is_crash(act: &Act) -> bool {
-    matches!(act, Act::Crash { .. } | Act::Kill { .. })
-}
-
-impl Report {
-    fn add(&mut self, other: Report) {
-        self.states += other.states;
-        self.continuations += other.continuations;
-        self.lives += other.lives;
-        self.deaths += other.deaths;
-        self.second_crashes += other.second_crashes;
-        for (fault, times) in other.faults {
-            *self.faults.entry(fault).or_default() += times;
-        }
-        self.lost += other.lost;
-        self.duplicated += other.duplicated;
-        self.unopenable += other.unopenable;
-        self.other += other.other;
-        if self.failure.is_none() {
-            self.failure = other.failure;
-        }
-    }
-
-    fn note(&mut self, failure: Failure) {
-        match failure.violation.kind {
-            Broken::Lost => self.lost += 1,
-            Broken::Duplicated => self.duplicated += 1,
-            Broken::Unopenable => self.unopenable += 1,
-            _ => self.other += 1,
-        }
-        self.failure.get_or_insert(failure);
-    }
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (fault, times) in &self.faults {
-            writeln!(f, "fault {fault}: {times}")?;
-        }
-        writeln!(
-            f,
-            "seed={} deaths={} second_crashes={} other={}",
-            self.seed, self.deaths, self.second_crashes, self.other
-        )?;
-        if let Some(failure) = &self.failure {
-            writeln!(f, "BROKEN {:?}: {}", failure.violation.kind, failure.violation.what)?;
-            writeln!(f, "shortest schedule: {}", failure.schedule)?;
-            if !failure.crash.is_empty() {
-                writeln!(f, "its crash: {}", failure.crash)?;
+        for changes in moments {
+            self.report.states += 1;
+            self.report.continuations += 1;
+            let after = world.at(changes);
+            after.died();
+            // What the life that died here had on its disk is not known: it left an empty one.
+            let lives = after.lives();
+            let mut play = Play::on(setup, after, fresh.disk(), fresh.clone(), &[], self.make);
+            play.left.extend(left.iter().take(lives.saturating_sub(1)).cloned());
+            play.left.resize(lives, fresh.clone());
+            if let Err(violation) = play.play(&mut self.report).verdict {
+                let crash = format!("the process and its disk are gone after {changes} changes outside");
+                self.note(violation, [Act::Kill { changes, position: 0 }], crash);
+                return;
             }
         }
-        write!(
-            f,
-            "states={} continuations={} lives={} faults={} lost={} duplicated={} unopenable={}",
-            self.states,
-            self.continuations,
-            self.lives,
-            self.faults.values().sum::<u64>(),
-            self.lost,
-            self.duplicated,
-            self.unopenable
-        )
     }
+
+    /// Plays the schedule with one to three deaths at random, each of which any later life may meet again.
+    fn deaths(&mut self, changes: usize, position: usize) {
+        let mut acts = Vec::new();
+        let mut at = 0;
+        let rng = &mut self.rng;
+        for death in 0..rng.u8(1..=3) {
+            at += rng.usize(..changes.max(2) * 2 / 3);
+            // Of the first disk any position; of a later one, which begins anew, an early one. Without a disk it dies by what
+            // happens outside.
+            let position = match (self.settings.setup.has_disk, death) {
+                (false, _) => 0,
+                (true, 0) => rng.usize(..position.max(2)),
+                (true, _) => rng.usize(..position.max(4) / 3),
+            };
+            let point = |kept| CrashPoint { position, kept };
+            acts.push(match rng.u8(..4) {
+                0 => Act::Kill { changes: at, position },
+                1 => Act::Crash { changes: at, point: point(Kept::Torn(rng.u64(..))) },
+                _ => Act::Crash { changes: at, point: point(Kept::Random(rng.u64(..))) },
+            });
+        }
+        let mut schedule = self.schedule.clone();
+        schedule.acts.extend(acts.iter().copied());
+        let played = Play::of(&self.settings.setup, &schedule, self.make).play(&mut self.report);
+        if let Err(violation) = played.verdict {
+            self.note(violation, acts, played.crash);
+        }
+    }
+}
+
+/// The states of one schedule that were seen.
+#[derive(Default)]
+struct Known {
+    /// The rows that the store has checked.
+    checked: HashSet<u64>,
+    /// The rows, each with the world before which they stand, from which a run went on.
+    continued: HashSet<(u64, usize)>,
 }

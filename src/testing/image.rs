@@ -10,8 +10,6 @@ use std::sync::Arc;
 
 use twox_hash::XxHash3_128;
 
-use super::disk::SimDisk;
-
 /// The unit of copy-on-write.
 const PAGE_BYTES: usize = 4096;
 const PAGE_BYTES_U64: u64 = PAGE_BYTES as u64;
@@ -41,7 +39,7 @@ impl Page {
 
 type Chunk = [Option<Arc<Page>>; CHUNK_PAGES];
 
-/// The content of a [`SimDisk`] at one moment: cheap to copy, cheap to compare by [`Image::hash`].
+/// The content of a [`SimDisk`](super::SimDisk) at one moment: cheap to copy, cheap to compare by [`Image::hash`].
 #[derive(Clone, Default)]
 pub struct Image {
     len: u64,
@@ -96,12 +94,6 @@ impl Image {
     /// ```
     pub fn hash(&self) -> u128 {
         self.sum.wrapping_add(XxHash3_128::oneshot(&self.len.to_le_bytes()))
-    }
-
-    /// A disk with this content, without faults, which records anew: a process that starts on it is in its next
-    /// life, and may crash in its recovery too.
-    pub fn disk(&self) -> SimDisk {
-        SimDisk::from_image(self.clone())
     }
 
     /// Fills `out` from `at`; `false`, and nothing filled, where that is past the end.

@@ -5,20 +5,29 @@
 //! ([`Recording::images_at`]); each is a disk again ([`Image::disk`]), on which the next life runs, and may crash
 //! again. Everything random comes from a seed that the caller gives.
 
+mod catalogue;
 mod controls;
+mod conversation;
 mod crash;
 mod disk;
 mod explore;
 mod image;
+mod oracle;
+mod platform;
+mod play;
+mod report;
 mod schedule;
+mod setup;
 mod source;
+mod watched;
 mod world;
 
 pub use crate::model::Rule;
 pub use crash::{CrashImage, CrashImages, CrashPoint, Kept, Moment, Recording, Sampling};
 pub use disk::{DiskOperation, Fault, FaultCounts, SIM_DISK_BYTES_MAX, SimDisk};
-pub use explore::{Explore, Failure, Report};
+pub use explore::Explore;
 pub use image::Image;
-pub use schedule::{Act, Answer, Call, Schedule};
+pub use report::{Broken, Failure, Report, Violation};
+pub use schedule::{Act, Call, CallFault, Schedule};
 pub use source::{Shape, SimCursor, SimSource};
-pub use world::{Broken, Life, Violation};
+pub use world::Life;

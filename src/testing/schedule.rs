@@ -33,7 +33,7 @@ pub enum Call {
 
 /// How a call is answered, if not as asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Answer {
+pub enum CallFault {
     /// It takes effect, and the answer is lost. Of a page or an attachment: the extractor panics.
     Lost,
     /// 5xx, and it did not take effect. Of a page: it fails midway.
@@ -61,7 +61,7 @@ pub enum Act {
         /// Which of them.
         number: u64,
         /// How.
-        answer: Answer,
+        fault: CallFault,
     },
     /// The disk has room for so many more writes in one life.
     DiskFull {
@@ -170,35 +170,35 @@ impl fmt::Display for Call {
     }
 }
 
-impl fmt::Display for Answer {
+impl fmt::Display for CallFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Answer::Lost => f.write_str("lost"),
-            Answer::ErrorBefore => f.write_str("500-before"),
-            Answer::ErrorAfter => f.write_str("500-after"),
-            Answer::TimedOut => f.write_str("timed-out"),
-            Answer::Busy(None) => f.write_str("429"),
-            Answer::Busy(Some(seconds)) => write!(f, "429-after-{seconds}"),
-            Answer::Refused(status) => write!(f, "refused-{status}"),
-            Answer::Late => f.write_str("late"),
+            CallFault::Lost => f.write_str("lost"),
+            CallFault::ErrorBefore => f.write_str("500-before"),
+            CallFault::ErrorAfter => f.write_str("500-after"),
+            CallFault::TimedOut => f.write_str("timed-out"),
+            CallFault::Busy(None) => f.write_str("429"),
+            CallFault::Busy(Some(seconds)) => write!(f, "429-after-{seconds}"),
+            CallFault::Refused(status) => write!(f, "refused-{status}"),
+            CallFault::Late => f.write_str("late"),
         }
     }
 }
 
-impl FromStr for Answer {
+impl FromStr for CallFault {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
         Ok(match text {
-            "lost" => Answer::Lost,
-            "late" => Answer::Late,
-            "500-before" => Answer::ErrorBefore,
-            "500-after" => Answer::ErrorAfter,
-            "timed-out" => Answer::TimedOut,
-            "429" => Answer::Busy(None),
+            "lost" => CallFault::Lost,
+            "late" => CallFault::Late,
+            "500-before" => CallFault::ErrorBefore,
+            "500-after" => CallFault::ErrorAfter,
+            "timed-out" => CallFault::TimedOut,
+            "429" => CallFault::Busy(None),
             _ => match (text.strip_prefix("429-after-"), text.strip_prefix("refused-")) {
-                (Some(seconds), _) => Answer::Busy(Some(seconds.parse().map_err(drop)?)),
-                (_, Some(status)) => Answer::Refused(status.parse().map_err(drop)?),
+                (Some(seconds), _) => CallFault::Busy(Some(seconds.parse().map_err(drop)?)),
+                (_, Some(status)) => CallFault::Refused(status.parse().map_err(drop)?),
                 _ => return Err(()),
             },
         })
@@ -215,7 +215,7 @@ const OPERATIONS: [(DiskOperation, &str); 4] = [
 impl fmt::Display for Act {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Act::Call { call, number, answer } => write!(f, "call={call}/{number}/{answer}"),
+            Act::Call { call, number, fault } => write!(f, "call={call}/{number}/{fault}"),
             Act::DiskFull { life, writes } => write!(f, "disk-full={life}/{writes}"),
             Act::DiskFails { life, operation, after } => {
                 let name = OPERATIONS.iter().find(|(of, _)| of == operation).map_or("", |(_, name)| name);
@@ -252,7 +252,7 @@ impl FromStr for Act {
             "call" => {
                 let call = part()?;
                 let call = Call::ALL.iter().find(|(_, name)| *name == call).ok_or(())?.0;
-                Act::Call { call, number: number(part()?)?, answer: part()?.parse()? }
+                Act::Call { call, number: number(part()?)?, fault: part()?.parse()? }
             }
             "disk-full" => Act::DiskFull { life: number(part()?)?, writes: number(part()?)? },
             "disk-fails" => {
@@ -305,105 +305,4 @@ impl FromStr for Schedule {
         let acts = parts.map(|part| part.parse().map_err(|()| wrong(part))).collect::<Result<_, _>>()?;
         Ok(Self { seed, acts })
     }
-}
-
-/// What befalls schedule number `number`: nothing but a rate limit in the first, then one of everything in turn, and
-/// some at random.
-pub(super) fn acts_of(number: u64, has_disk: bool, rng: &mut fastrand::Rng) -> Vec<Act> {
-    let mut acts = vec![Act::Call { call: Call::Page, number: 3, answer: Answer::Busy(Some(40)) }];
-    if number == 0 {
-        return acts;
-    }
-    let answers = [
-        Answer::Lost,
-        Answer::ErrorBefore,
-        Answer::ErrorAfter,
-        Answer::TimedOut,
-        Answer::Busy(None),
-        Answer::Busy(Some(3)),
-        Answer::Busy(Some(3000)),
-        Answer::Refused(400),
-        Answer::Refused(413),
-    ];
-    let mut all: Vec<Vec<Act>> = Vec::new();
-    let mut calls = vec![Call::Prepare, Call::Upload, Call::Confirm, Call::Message, Call::Page, Call::Open];
-    if !has_disk {
-        calls.extend([Call::LoadState, Call::SaveState, Call::SaveState, Call::Download]);
-        all.extend(
-            (0..4).map(|_| {
-                vec![Act::Call { call: Call::SaveState, number: rng.u64(..12), answer: Answer::Late }]
-            }),
-        );
-        for _ in 0..12 {
-            let life = rng.u64(1..9);
-            all.push(vec![Act::StaleDisk { life, of: rng.u64(..life) }]);
-        }
-    }
-    for call in calls {
-        // Those of attachments come after those of the data.
-        let (early, late) = match call {
-            Call::Message => (4, 8),
-            Call::Open | Call::Download => (3, 6),
-            Call::Page => (6, 12),
-            _ => (8, 24),
-        };
-        for answer in answers {
-            let numbers = [rng.u64(..early), rng.u64(early..late)];
-            all.push(numbers.map(|number| Act::Call { call, number, answer }).to_vec());
-        }
-    }
-    for operation in [DiskOperation::Read, DiskOperation::Write, DiskOperation::SetLen, DiskOperation::Sync] {
-        all.push(vec![Act::DiskFails { life: rng.u64(..6), operation, after: rng.u64(..20) }]);
-    }
-    let others = [
-        Act::DiskFull { life: rng.u64(..6), writes: rng.u64(..5) },
-        Act::Again { event: rng.u64(..7) },
-        Act::Late { event: rng.u64(..5) },
-        Act::Early { event: 2 },
-        Act::GiveUp { event: 2 },
-        Act::ReuseIds { event: 2 },
-        Act::ClockSteps { event: rng.u64(1..6), seconds: -100_000 },
-        Act::ClockSteps { event: rng.u64(1..6), seconds: 100_000_000 },
-        Act::TwoUnits,
-    ];
-    all.extend(others.map(|act| vec![act]));
-    let every = all.len();
-    let turn = usize::try_from(number).unwrap_or(0);
-    // What by chance alone might miss its moment is laid in wait at many.
-    let fails = |operation| (0..12).map(move |life| Act::DiskFails { life, operation, after: 0 });
-    let stale = |of: fn(u64) -> u64| (1..12).map(move |life| Act::StaleDisk { life, of: of(life) });
-    match number {
-        1 if !has_disk => acts.extend(stale(|life| life - 1)),
-        2 if !has_disk => acts.extend(stale(|life| life / 2)),
-        3 if !has_disk => acts.extend(stale(|life| life.saturating_sub(3))),
-        1 => acts.extend(fails(DiskOperation::SetLen)),
-        2 => acts.extend(fails(DiskOperation::Sync)),
-        3 => acts.extend(fails(DiskOperation::Write).chain(fails(DiskOperation::Read))),
-        4 => acts.extend((0..12).map(|event| Act::Early { event })),
-        5 => acts.extend((2..5).map(|life| Act::DiskFull { life, writes: life })),
-        14 => acts.extend((0..12).map(|event| Act::Overtake { event })),
-        6..=13 if number < 12 || !has_disk => {
-            // Every answer in turn, with one that is as asked between them.
-            let each = [
-                Call::Page,
-                Call::Open,
-                Call::Prepare,
-                Call::Upload,
-                Call::Confirm,
-                Call::Message,
-                Call::LoadState,
-                Call::SaveState,
-            ];
-            let call = each.get(turn - 6).copied().unwrap_or(Call::Page);
-            let numbers = (0..).step_by(2);
-            acts.extend(numbers.zip(answers).map(|(number, answer)| Act::Call { call, number, answer }));
-        }
-        _ => {}
-    }
-    // The catalogue in turn, two by two, so that each is met early; and two by chance.
-    let by_chance: Vec<usize> = (0..rng.usize(..3)).map(|_| rng.usize(..every)).collect();
-    for at in [turn * 2, turn * 2 + 1].into_iter().chain(by_chance) {
-        acts.extend(all.get(at % every).into_iter().flatten());
-    }
-    acts
 }

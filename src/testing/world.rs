@@ -8,74 +8,28 @@
 //! told: a page counts as staged when the source is asked for the page after it, or when the phase is over; a page
 //! that was asked for again counts as its last reading.
 
-mod driver;
-mod oracle;
-mod watched;
-
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use serde_json::Value;
 
-use crate::airdrop::{
-    Body, Fate, Platform, PlatformError, SealedMessage, Upload, WorkerState, checkpoint_in,
-};
-use crate::artifact::{Level, compress_all};
+use crate::airdrop::checkpoint_in;
 use crate::clock::{Clock, VirtualClock};
 use crate::error::Result;
-use crate::model::ArtifactId;
 
 use super::disk::SimDisk;
-use super::schedule::{Act, Answer, Call};
+use super::schedule::{Act, Call};
 
-pub(super) use watched::Watched;
-
-/// How long a page takes in the simulated world. With [`BUDGET`], an invocation has two or three pages.
-const PAGE_TAKES: Duration = Duration::from_secs(2);
-/// What an invocation is given for pages.
+/// What an invocation is given for pages: two or three of them.
 pub(super) const BUDGET: Duration = Duration::from_secs(7);
-const CALL_TAKES: Duration = Duration::from_millis(20);
-/// How long it takes to open an attachment.
-const OPEN_TAKES: Duration = Duration::from_secs(1);
-/// Streams that end badly before an attachment may be given up: as many as `Serve` has it.
-const TRIES: u64 = 5;
-
-/// What a promise was broken by.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Violation {
-    /// Which promise.
-    pub kind: Broken,
-    /// What was seen.
-    pub what: String,
-}
-
-/// A promise, broken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Broken {
-    /// A staged record is in no accepted message.
-    Lost,
-    /// A record is in two, or an artifact is, or a record is announced that was never staged.
-    Duplicated,
-    /// The store did not open after a crash, or did not pass its own check.
-    Unopenable,
-    /// Confirmed is not what is announced; or too many uploads were left unconfirmed.
-    Unconfirmed,
-    /// `since`, a bookmark or a value is not what the last finished run left.
-    Watermark,
-    /// One event, two messages; or a message that changed when it was sent again.
-    Conversation,
-    /// Nothing goes on.
-    Stuck,
-}
+/// What the one line of an upload that is no batch begins with.
+pub(super) const STREAM: &str = "stream: ";
 
 /// What an extractor that is explored is made for.
 #[derive(Debug, Clone)]
 pub struct Life {
-    world: World,
+    pub(super) world: World,
 }
 
 impl Life {
@@ -109,48 +63,47 @@ impl Life {
 /// A shared handle of the world.
 #[derive(Debug, Clone)]
 pub(super) struct World {
-    inner: Arc<Mutex<Inner>>,
+    inner: Arc<Mutex<Outside>>,
 }
 
 #[derive(Debug)]
-pub(super) struct Inner {
+pub(super) struct Outside {
     pub(super) seed: u64,
-    has_disk: bool,
-    clock: VirtualClock,
-    journal: Vec<Entry>,
+    pub(super) has_disk: bool,
+    pub(super) clock: VirtualClock,
+    pub(super) journal: Vec<JournalEntry>,
     /// Of the present life: where it dies, and its disk.
-    disk: SimDisk,
-    dies_at: Option<(usize, usize)>,
+    pub(super) disk: SimDisk,
+    pub(super) dies_at: Option<(usize, usize)>,
     pub(super) acts: Arc<[Act]>,
     pub(super) fired: BTreeMap<String, u64>,
     // What follows from the journal.
-    reads: u64,
-    calls: BTreeMap<Call, u64>,
-    states: BTreeMap<String, Arc<str>>,
+    pub(super) reads: u64,
+    pub(super) calls: BTreeMap<Call, u64>,
+    pub(super) states: BTreeMap<String, Arc<str>>,
     /// A save whose answer was lost, and that has not landed yet.
-    late: Option<(String, Arc<str>)>,
-    uploads: BTreeMap<String, Arc<Vec<String>>>,
-    confirmed: BTreeSet<String>,
-    accepted: Vec<Arc<Accepted>>,
-    by_key: BTreeMap<String, usize>,
+    pub(super) late: Option<(String, Arc<str>)>,
+    pub(super) uploads: BTreeMap<String, Arc<Vec<String>>>,
+    pub(super) confirmed: BTreeSet<String>,
+    pub(super) accepted: Vec<Arc<Accepted>>,
+    pub(super) by_key: BTreeMap<String, usize>,
     pub(super) sent: Vec<Arc<SentEvent>>,
     /// For each sent event: the accepted message that answered it, when it did.
-    answers: BTreeMap<usize, usize>,
-    recorded: BTreeSet<String>,
-    pages: BTreeMap<(String, String), Vec<Arc<HandOut>>>,
-    runs: Vec<RunSeen>,
+    pub(super) answers: BTreeMap<usize, usize>,
+    pub(super) recorded: BTreeSet<String>,
+    pub(super) pages: BTreeMap<(String, String), Vec<Arc<HandOut>>>,
+    pub(super) runs: Vec<RunSeen>,
     /// How the streams of attachments ended, by run, parent and id.
-    streams: BTreeMap<(String, Named), Streamed>,
+    pub(super) streams: BTreeMap<(String, Named), StreamEnds>,
     pub(super) deaths: u64,
-    /// Calls that were not answered as asked.
     /// Calls that failed, of any kind; and those of an upload's way.
     pub(super) failed_calls: u64,
-    failures: u64,
-    changed_message: Option<String>,
+    pub(super) failures: u64,
+    pub(super) changed_message: Option<String>,
 }
 
 #[derive(Debug, Clone)]
-struct Entry {
+pub(super) struct JournalEntry {
     change: Change,
     /// Operations that the disk of the life had recorded.
     position: usize,
@@ -160,7 +113,7 @@ struct Entry {
 
 /// Something that happened outside.
 #[derive(Debug, Clone)]
-enum Change {
+pub(super) enum Change {
     Sent(Arc<SentEvent>),
     Called { call: Call, effect: Option<Effect>, failed: bool, late: bool },
     Read(Arc<HandOut>),
@@ -170,11 +123,11 @@ enum Change {
 }
 
 /// What an attachment is known by: its parent's id, and its own.
-type Named = (String, String);
+pub(super) type Named = (String, String);
 
 /// How the source's side of a stream ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum StreamEnd {
+pub(super) enum StreamEnd {
     Whole,
     /// Not as it should have, and it may another time.
     Broken,
@@ -184,13 +137,13 @@ enum StreamEnd {
 
 /// How often the streams of an attachment ended badly.
 #[derive(Debug, Clone, Copy, Default)]
-struct Streamed {
-    broken: u64,
-    last: u64,
+pub(super) struct StreamEnds {
+    pub(super) broken: u64,
+    pub(super) last: u64,
 }
 
 #[derive(Debug, Clone)]
-enum Effect {
+pub(super) enum Effect {
     Upload { id: String, lines: Arc<Vec<String>> },
     Confirm { id: String },
     Accept(Arc<Accepted>),
@@ -217,39 +170,39 @@ pub(super) struct Accepted {
     pub(super) event_type: String,
     pub(super) request: String,
     pub(super) run: String,
-    artifacts: Vec<String>,
+    pub(super) artifacts: Vec<String>,
     pub(super) delay: u64,
 }
 
 /// One page, as the source handed it over.
 #[derive(Debug)]
-struct HandOut {
-    run: String,
-    stream: String,
-    cursor: Option<String>,
-    next: Option<String>,
-    bookmark: Option<String>,
-    since: Option<DateTime<Utc>>,
-    read_at: DateTime<Utc>,
-    lines: Vec<String>,
+pub(super) struct HandOut {
+    pub(super) run: String,
+    pub(super) stream: String,
+    pub(super) cursor: Option<String>,
+    pub(super) next: Option<String>,
+    pub(super) bookmark: Option<String>,
+    pub(super) since: Option<DateTime<Utc>>,
+    pub(super) read_at: DateTime<Utc>,
+    pub(super) lines: Vec<String>,
 }
 
 #[derive(Debug, Clone)]
-struct RunSeen {
-    id: String,
-    unit: String,
-    sent_at: DateTime<Utc>,
+pub(super) struct RunSeen {
+    pub(super) id: String,
+    pub(super) unit: String,
+    pub(super) sent_at: DateTime<Utc>,
     /// Whether a page was read in it, and the `since` that it was given then.
-    read: bool,
-    since: Option<DateTime<Utc>>,
-    finished: bool,
-    abandoned: bool,
+    pub(super) read: bool,
+    pub(super) since: Option<DateTime<Utc>>,
+    pub(super) finished: bool,
+    pub(super) abandoned: bool,
 }
 
 impl World {
     pub(super) fn new(seed: u64, acts: Arc<[Act]>, has_disk: bool) -> Self {
         Self {
-            inner: Arc::new(Mutex::new(Inner {
+            inner: Arc::new(Mutex::new(Outside {
                 seed,
                 has_disk,
                 clock: still_clock(),
@@ -280,7 +233,7 @@ impl World {
         }
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Outside> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -338,9 +291,9 @@ impl World {
     }
 }
 
-impl Inner {
-    fn record(&mut self, change: Change) {
-        let entry = Entry {
+impl Outside {
+    pub(super) fn record(&mut self, change: Change) {
+        let entry = JournalEntry {
             change,
             position: self.disk.position(),
             now: self.clock.now(),
@@ -349,33 +302,12 @@ impl Inner {
         self.apply(&entry);
     }
 
-    fn apply(&mut self, entry: &Entry) {
+    fn apply(&mut self, entry: &JournalEntry) {
         // Time first: another world's clock stands where this entry's did.
         self.clock.advance(entry.elapsed.saturating_sub(self.clock.elapsed()));
         self.clock.step_to(entry.now);
         match &entry.change {
-            Change::Sent(event) => {
-                if !event.stray && !self.runs.iter().any(|run| run.id == event.run) {
-                    for run in &mut self.runs {
-                        // The platform has moved on: whatever the older run had not finished is given up.
-                        run.abandoned |= run.unit == event.unit && !run.finished;
-                    }
-                    self.runs.push(RunSeen {
-                        id: event.run.clone(),
-                        unit: event.unit.clone(),
-                        sent_at: event.at,
-                        read: false,
-                        since: None,
-                        finished: false,
-                        abandoned: false,
-                    });
-                }
-                if !event.stray {
-                    // Ids that are used again are answered anew.
-                    self.recorded.remove(&event.request);
-                }
-                self.sent.push(Arc::clone(event));
-            }
+            Change::Sent(event) => self.event_sent(event),
             Change::Called { call, effect, failed, late } => {
                 self.failed_calls += u64::from(*failed);
                 let uploads = matches!(call, Call::Prepare | Call::Upload | Call::Confirm);
@@ -384,66 +316,17 @@ impl Inner {
                     self.states.insert(unit, state);
                 }
                 *self.calls.entry(*call).or_default() += 1;
-                match effect {
-                    Some(Effect::Upload { id, lines }) => {
-                        self.uploads.insert(id.clone(), Arc::clone(lines));
-                    }
-                    Some(Effect::Confirm { id }) => {
-                        self.confirmed.insert(id.clone());
-                    }
-                    Some(Effect::Accept(message)) => {
-                        let known = self.by_key.get(&message.key).copied();
-                        let at = known.unwrap_or(self.accepted.len());
-                        if let Some(before) = known.and_then(|known| self.accepted.get(known))
-                            && before.body != message.body
-                        {
-                            let what = format!("message {} changed when it was sent again", message.key);
-                            self.changed_message = Some(what);
-                        }
-                        if known.is_none() {
-                            self.by_key.insert(message.key.clone(), at);
-                            self.accepted.push(Arc::clone(message));
-                            if message.event_type == "EXTRACTION_ATTACHMENTS_DONE"
-                                && let Some(run) = self.runs.iter_mut().find(|run| run.id == message.run)
-                            {
-                                run.finished = true;
-                            }
-                        }
-                        // It answers the event that was sent last with its request id.
-                        let sent = self.sent.iter().rposition(|event| event.request == message.request);
-                        if let Some(sent) = sent {
-                            self.answers.insert(sent, at);
-                        }
-                    }
-                    Some(Effect::Save { unit, state }) if *late => {
-                        self.late = Some((unit.clone(), Arc::clone(state)));
-                    }
-                    Some(Effect::Save { unit, state }) => {
-                        self.states.insert(unit.clone(), Arc::clone(state));
-                    }
-                    None => {}
+                if let Some(effect) = effect {
+                    self.take_effect(effect, *late);
                 }
             }
-            Change::Read(page) => {
-                self.reads += 1;
-                let pages = self.pages.entry((page.run.clone(), page.stream.clone())).or_default();
-                // Read again: what came of the reading before, and of all after it, was not kept.
-                let again = pages.iter().rposition(|before| before.cursor == page.cursor);
-                if let Some(again) = again {
-                    pages.truncate(again);
-                }
-                pages.push(Arc::clone(page));
-                if let Some(run) = self.runs.iter_mut().find(|run| run.id == page.run) {
-                    run.read = true;
-                    run.since = page.since;
-                }
-            }
+            Change::Read(page) => self.page_read(page),
             Change::Streamed { run, named, end } => {
-                let streamed = self.streams.entry((run.clone(), named.clone())).or_default();
+                let ends = self.streams.entry((run.clone(), named.clone())).or_default();
                 match end {
                     StreamEnd::Whole => {}
-                    StreamEnd::Broken => streamed.broken += 1,
-                    StreamEnd::Final => streamed.last += 1,
+                    StreamEnd::Broken => ends.broken += 1,
+                    StreamEnd::Final => ends.last += 1,
                 }
             }
             Change::Served { request } => {
@@ -454,8 +337,82 @@ impl Inner {
         self.journal.push(entry.clone());
     }
 
-    pub(super) fn accepted_count(&self) -> usize {
-        self.accepted.len()
+    fn event_sent(&mut self, event: &Arc<SentEvent>) {
+        if !event.stray && !self.runs.iter().any(|run| run.id == event.run) {
+            for run in &mut self.runs {
+                // The platform has moved on: whatever the older run had not finished is given up.
+                run.abandoned |= run.unit == event.unit && !run.finished;
+            }
+            self.runs.push(RunSeen {
+                id: event.run.clone(),
+                unit: event.unit.clone(),
+                sent_at: event.at,
+                read: false,
+                since: None,
+                finished: false,
+                abandoned: false,
+            });
+        }
+        if !event.stray {
+            // Ids that are used again are answered anew.
+            self.recorded.remove(&event.request);
+        }
+        self.sent.push(Arc::clone(event));
+    }
+
+    fn take_effect(&mut self, effect: &Effect, late: bool) {
+        match effect {
+            Effect::Upload { id, lines } => {
+                self.uploads.insert(id.clone(), Arc::clone(lines));
+            }
+            Effect::Confirm { id } => {
+                self.confirmed.insert(id.clone());
+            }
+            Effect::Accept(message) => self.message_accepted(message),
+            Effect::Save { unit, state } if late => self.late = Some((unit.clone(), Arc::clone(state))),
+            Effect::Save { unit, state } => {
+                self.states.insert(unit.clone(), Arc::clone(state));
+            }
+        }
+    }
+
+    fn message_accepted(&mut self, message: &Arc<Accepted>) {
+        let known = self.by_key.get(&message.key).copied();
+        let at = known.unwrap_or(self.accepted.len());
+        if let Some(before) = known.and_then(|known| self.accepted.get(known))
+            && before.body != message.body
+        {
+            self.changed_message = Some(format!("message {} changed when it was sent again", message.key));
+        }
+        if known.is_none() {
+            self.by_key.insert(message.key.clone(), at);
+            self.accepted.push(Arc::clone(message));
+            if message.event_type == "EXTRACTION_ATTACHMENTS_DONE"
+                && let Some(run) = self.runs.iter_mut().find(|run| run.id == message.run)
+            {
+                run.finished = true;
+            }
+        }
+        // It answers the event that was sent last with its request id.
+        let sent = self.sent.iter().rposition(|event| event.request == message.request);
+        if let Some(sent) = sent {
+            self.answers.insert(sent, at);
+        }
+    }
+
+    fn page_read(&mut self, page: &Arc<HandOut>) {
+        self.reads += 1;
+        let pages = self.pages.entry((page.run.clone(), page.stream.clone())).or_default();
+        // Read again: what came of the reading before, and of all after it, was not kept.
+        let again = pages.iter().rposition(|before| before.cursor == page.cursor);
+        if let Some(again) = again {
+            pages.truncate(again);
+        }
+        pages.push(Arc::clone(page));
+        if let Some(run) = self.runs.iter_mut().find(|run| run.id == page.run) {
+            run.read = true;
+            run.since = page.since;
+        }
     }
 
     /// Whether the platform may use ids again, so that one of them stands for several events.
@@ -493,79 +450,13 @@ impl Inner {
         self.sent.last().map(|event| event.unit.clone()).unwrap_or_default()
     }
 
-    /// Whether the process dies before the next change.
-    fn dies_now(&mut self) -> bool {
-        if let Some((changes, position)) = self.dies_at
-            && self.journal.len() >= changes
-            && self.disk.position() >= position
-        {
-            self.disk.kill();
-        }
-        self.disk.is_dead()
-    }
-
-    /// What a call is answered with, by the schedule; counts what fires.
-    fn fault(&mut self, call: Call) -> Option<Answer> {
-        let number = self.calls.get(&call).copied().unwrap_or(0);
-        let acts = Arc::clone(&self.acts);
-        let answer = acts.iter().find_map(|act| match act {
-            Act::Call { call: of, number: nth, answer } if *of == call && *nth == number => Some(*answer),
-            _ => None,
-        });
-        if let Some(answer) = answer {
-            self.count(&format!("{call}/{answer}"));
-        }
-        answer
-    }
-
     pub(super) fn count(&mut self, what: &str) {
         *self.fired.entry(what.to_owned()).or_default() += 1;
     }
 
-    /// Makes a call: dies, fails, or has its effect, as the schedule has it.
-    fn call(&mut self, call: Call, effect: Option<Effect>) -> Result<(), PlatformError> {
-        if self.dies_now() {
-            return Err(gone());
-        }
-        let fault = self.fault(call);
-        self.clock.advance(CALL_TAKES);
-        let unknown = |reason: &str| PlatformError::Retry {
-            fate: Fate::Unknown,
-            after: None,
-            reason: format!("simulated: {reason}"),
-        };
-        let (applies, result) = match fault {
-            None => (true, Ok(())),
-            Some(Answer::Lost) => (true, Err(unknown("answer lost"))),
-            Some(Answer::Late) => (call == Call::SaveState, Err(unknown("answer lost"))),
-            Some(Answer::ErrorBefore) => (false, Err(unknown("500 before"))),
-            Some(Answer::ErrorAfter) => (true, Err(unknown("500 after"))),
-            Some(Answer::TimedOut) => {
-                self.clock.advance(Duration::from_secs(30));
-                (false, Err(unknown("timed out")))
-            }
-            Some(Answer::Busy(seconds)) => {
-                let after = seconds.map(|seconds| Duration::from_secs(seconds.into()));
-                let reason = "simulated: 429".to_owned();
-                (false, Err(PlatformError::Retry { fate: Fate::NotApplied, after, reason }))
-            }
-            Some(Answer::Refused(status)) => {
-                (false, Err(PlatformError::Refused { status, reason: "simulated".to_owned() }))
-            }
-        };
-        let failed = result.is_err();
-        self.record(Change::Called {
-            call,
-            effect: effect.filter(|_| applies),
-            failed,
-            late: fault == Some(Answer::Late),
-        });
-        result
-    }
-
     /// What the last finished run left for the next of its unit; several, where the extractor could not know whether
     /// the last message was accepted.
-    fn watermarks(&self, of: &RunSeen) -> Vec<Option<&RunSeen>> {
+    pub(super) fn watermarks(&self, of: &RunSeen) -> Vec<Option<&RunSeen>> {
         let mut possible = Vec::new();
         for run in self.runs.iter().rev().skip_while(|run| run.id != of.id).skip(1) {
             if run.unit != of.unit || !run.finished {
@@ -582,15 +473,15 @@ impl Inner {
     }
 }
 
-impl Inner {
+impl Outside {
     /// When the first page of a run was read, of those whose reading was kept.
-    fn first_read(&self, run: &RunSeen) -> DateTime<Utc> {
+    pub(super) fn first_read(&self, run: &RunSeen) -> DateTime<Utc> {
         let pages = self.pages.iter().filter(|((id, _), _)| *id == run.id).flat_map(|(_, pages)| pages);
         pages.map(|page| page.read_at).min().unwrap_or(DateTime::<Utc>::MAX_UTC)
     }
 
     /// The bookmark that a run, or, if it left none, a finished one before it, left for a stream.
-    fn bookmark_left(&self, run: Option<&RunSeen>, stream: &str) -> Option<String> {
+    pub(super) fn bookmark_left(&self, run: Option<&RunSeen>, stream: &str) -> Option<String> {
         let run = run?;
         let pages = self.pages.get(&(run.id.clone(), stream.to_owned()));
         let own = pages.and_then(|pages| pages.iter().rev().find_map(|page| page.bookmark.clone()));
@@ -607,119 +498,4 @@ impl Inner {
 /// A clock for looking at a store: nothing that is looked at depends on it.
 pub(super) fn still_clock() -> VirtualClock {
     VirtualClock::at(DateTime::from_timestamp(1_750_000_000, 0).unwrap_or_default())
-}
-
-/// What the one line of an upload that is no batch begins with.
-const STREAM: &str = "stream: ";
-
-fn is_stream(lines: &[String]) -> bool {
-    lines.first().is_some_and(|line| line.starts_with(STREAM))
-}
-
-fn gone() -> PlatformError {
-    PlatformError::Retry {
-        fate: Fate::Unknown,
-        after: None,
-        reason: "simulated: the process is dead".to_owned(),
-    }
-}
-
-/// The lines of a gzipped JSON Lines artifact, read by a reader that shares nothing with the writer but the format.
-fn lines_of(bytes: &[u8]) -> Vec<String> {
-    let mut text = String::new();
-    match crate::artifact::reader(bytes).and_then(|mut reader| reader.read_to_string(&mut text)) {
-        Ok(_) => text.lines().map(str::to_owned).collect(),
-        Err(error) => vec![format!("unreadable: {error}")],
-    }
-}
-
-impl Platform for World {
-    fn upload(&self, upload: Upload<'_>) -> Result<ArtifactId, PlatformError> {
-        let lines = match upload.body {
-            Body::Batch(bytes) => lines_of(bytes),
-            Body::Stream { reader, .. } => {
-                let mut bytes = Vec::new();
-                let read = reader.read_to_end(&mut bytes);
-                read.map_err(|error| PlatformError::Retry {
-                    fate: Fate::NotApplied,
-                    after: None,
-                    reason: error.to_string(),
-                })?;
-                vec![format!("{STREAM}{}", String::from_utf8_lossy(&bytes))]
-            }
-        };
-        let mut inner = self.lock();
-        inner.call(Call::Prepare, None)?;
-        let id = format!("artifact-{}", inner.journal.len());
-        let lines = Arc::new(lines);
-        inner.call(Call::Upload, Some(Effect::Upload { id: id.clone(), lines }))?;
-        ArtifactId::new(id).map_err(|error| PlatformError::Refused { status: 500, reason: error.to_string() })
-    }
-
-    fn confirm(&self, artifact: &ArtifactId) -> Result<(), PlatformError> {
-        let mut inner = self.lock();
-        if !inner.disk.is_dead() && !inner.uploads.contains_key(artifact.as_str()) {
-            return Err(PlatformError::Refused {
-                status: 404,
-                reason: format!("{artifact} was never uploaded"),
-            });
-        }
-        inner.call(Call::Confirm, Some(Effect::Confirm { id: artifact.to_string() }))
-    }
-
-    fn send(&self, message: &SealedMessage) -> Result<(), PlatformError> {
-        let body: Value = serde_json::from_str(&message.body).unwrap_or_default();
-        let text = |path: &str| body.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
-        let artifacts = body.pointer("/event_data/artifacts").and_then(Value::as_array);
-        let accepted = Accepted {
-            key: message.key.clone(),
-            event_type: text("/event_type"),
-            request: text("/event_context/request_id"),
-            run: text("/event_context/run_id"),
-            artifacts: artifacts
-                .into_iter()
-                .flatten()
-                .map(|artifact| artifact.get("id").and_then(Value::as_str).unwrap_or_default().to_owned())
-                .collect(),
-            delay: body.pointer("/event_data/delay").and_then(Value::as_u64).unwrap_or(0),
-            body: message.body.clone(),
-        };
-        self.lock().call(Call::Message, Some(Effect::Accept(Arc::new(accepted))))
-    }
-
-    fn download(&self, artifact: &ArtifactId) -> Result<Vec<u8>, PlatformError> {
-        let mut inner = self.lock();
-        inner.call(Call::Download, None)?;
-        let refused = |reason: String| PlatformError::Refused { status: 404, reason };
-        let lines = inner.uploads.get(artifact.as_str());
-        let lines = lines.ok_or_else(|| refused(format!("{artifact} was never uploaded")))?;
-        let text: String = lines.iter().flat_map(|line| [line, "\n"]).collect();
-        let members = Level::new(0).and_then(|level| compress_all(&[vec![text.as_bytes()]], level));
-        let mut members = members.map_err(|error| refused(error.to_string()))?;
-        Ok(members.pop().unwrap_or_default())
-    }
-
-    fn worker_state(&self) -> Result<Option<WorkerState>, PlatformError> {
-        let mut inner = self.lock();
-        inner.call(Call::LoadState, None)?;
-        let unit = inner.unit();
-        let state = inner.states.get(&unit).map(ToString::to_string);
-        Ok(state.map(|state| WorkerState { state: Some(state), objects: None }))
-    }
-
-    fn install_mapping(&self, _: &Value, _: Option<&str>) -> Result<(), PlatformError> {
-        let mut inner = self.lock();
-        if inner.dies_now() {
-            return Err(gone());
-        }
-        inner.clock.advance(CALL_TAKES);
-        inner.count("mapping/installed");
-        Ok(())
-    }
-
-    fn save_worker_state(&self, state: &str) -> Result<(), PlatformError> {
-        let mut inner = self.lock();
-        let unit = inner.unit();
-        inner.call(Call::SaveState, Some(Effect::Save { unit, state: state.into() }))
-    }
 }

@@ -13,15 +13,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use highwater::airdrop::{
-    AttachmentBody, AttachmentError, Body, Context, Event, ExternalSyncUnit, Extractor, Fate, Local, Outcome,
-    OutcomeKind, Platform, PlatformError, SealedMessage, Serve, SourceError, SyncReport, SyncSettings,
-    Upload,
+    AttachmentBody, AttachmentError, Body, Context, Event, ExternalSyncUnit, Extractor, Fate, Outcome,
+    OutcomeKind, Platform, PlatformError, SealedMessage, Serve, SourceError, Upload,
 };
 use highwater::record::Attachment;
 use highwater::{
     ArtifactId, AttachmentCounts, BoxError, Clock, FailedAttachment, Page, Phase, Record, Store, SyncUnit,
     VirtualClock,
 };
+use highwater_airdrop::{Local, SyncReport, SyncSettings};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 

@@ -7,8 +7,6 @@ mod client;
 mod conversation;
 mod delivery;
 mod domain_mapping;
-mod local;
-mod local_sync;
 mod scope;
 mod sdk_state;
 #[path = "../support/mod.rs"]

@@ -50,7 +50,7 @@ fn the_exploration_of_the_git_extractor_stands_in_its_test() {
     let readme = include_str!("../../README.md");
     let (_, shown) = readme.split_once("```rust,ignore\n").expect("the README shows it");
     let (shown, _) = shown.split_once("```").expect("its end");
-    let test = include_str!("../programs/git_explore.rs");
+    let test = include_str!("../../examples/git/tests/explore.rs");
     let test: Vec<&str> = test.lines().map(str::trim).collect();
     let shown: Vec<&str> = shown.lines().map(str::trim).collect();
     assert!(test.windows(shown.len()).any(|lines| lines == shown), "{shown:?}");

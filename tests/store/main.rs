@@ -2,6 +2,7 @@
 
 mod attachment_loop;
 mod exactly_once;
+mod opening;
 mod simulated_disk;
 #[path = "../support/mod.rs"]
 mod support;

@@ -44,6 +44,7 @@ mod tests;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::artifact::decompress;
@@ -51,6 +52,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, Result};
 
 use super::CACHE_BYTES;
+use super::backend::file::open_to_read;
 use super::rows::{
     BATCHES, BatchState, Key, LEDGER, MESSAGES, PAYLOADS, Payload, RUNS, UNITS, name_of, number_of,
 };
@@ -157,7 +159,7 @@ impl Snapshot {
     }
 
     fn open_with(path: &Path, pages: Pages) -> Result<Self> {
-        let file = open_file(path)?;
+        let file = open_to_read(path)?;
         let reading = |error| Error::io(format!("read the store {}", path.display()), error);
         let base = Base::new(file);
         let stamp = Stamp::of(&base).map_err(reading)?;
@@ -183,7 +185,7 @@ impl Snapshot {
         let clock = SystemClock::new();
         let mut settled = None;
         for copies in 1..=COPIES_MAX {
-            let base = Base::new(open_file(path)?);
+            let base = Base::new(open_to_read(path)?);
             let before = Stamp::of(&base).map_err(reading)?;
             let copy = Base::new(copy_of(path, &base)?);
             match look_at(copy, path, Pages::Verified) {
@@ -395,17 +397,6 @@ impl Iterator for Units<'_> {
     }
 }
 
-/// Opens a file for reading. Anything but a regular file is refused: a pipe would wait for its writer.
-fn open_file(path: &Path) -> Result<File> {
-    let reading = |error| Error::io(format!("read the store {}", path.display()), error);
-    let about = std::fs::metadata(path).map_err(reading)?;
-    if !about.is_file() {
-        let reason = if about.is_dir() { "it is a directory" } else { "it is not a regular file" };
-        return Err(Error::NotAStore { path: path.to_owned(), reason: reason.to_owned() });
-    }
-    File::open(path).map_err(reading)
-}
-
 /// A copy without a name, which is gone with its last reader.
 fn copy_of(path: &Path, base: &Base) -> Result<File> {
     let copying = |error| {
@@ -428,7 +419,7 @@ fn look_at(base: Base, path: &Path, pages: Pages) -> Result<Tables> {
     guarded(path, || {
         let overlay = Overlay::over(base)
             .map_err(|error| Error::io(format!("read the store {}", path.display()), error))?;
-        Tables::look(Box::new(overlay), path, CACHE_BYTES, pages == Pages::Verified)
+        Tables::look(Arc::new(overlay), path, CACHE_BYTES, pages == Pages::Verified)
     })
 }
 

@@ -10,10 +10,10 @@ use std::sync::{Mutex, PoisonError};
 use flate2::read::MultiGzDecoder;
 use highwater::ArtifactId;
 use highwater::airdrop::{
-    AnswerKind, Body, EventType, Fate, Local, Platform, PlatformError, SealedMessage, Spelling,
-    UPLOAD_BYTES_MAX, Upload, answer_name,
+    AnswerKind, Body, EventType, Fate, Platform, PlatformError, SealedMessage, Spelling, Upload, answer_name,
 };
 use highwater::limits::MESSAGE_BYTES_MAX;
+use highwater_airdrop::{Local, UPLOAD_BYTES_MAX};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use twox_hash::XxHash3_64;

@@ -12,10 +12,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use crate::AIRDROP;
 use crate::served::{Served, Verdict};
-use crate::support::{example, said};
+use crate::support::{program, said};
 use highwater::SystemClock;
-use highwater::airdrop::{Local, SyncSettings};
+use highwater_airdrop::{Local, SyncSettings};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -135,14 +136,14 @@ impl World {
 
     /// A sync of the worker above, by a plan.
     fn sync(&self, plan: &str, options: &[&str]) -> Output {
-        Command::new(example("airdrop"))
+        Command::new(AIRDROP)
             .args(["sync", "--json", "--dir"])
             .arg(self.platform())
             .args(options)
             .arg("--")
             .arg(std::env::current_exe().unwrap())
             // What follows the two dashes is for the worker alone; the test harness takes it for one more filter.
-            .args(["--exact", "http_sync::worker", "--nocapture", "{event}"])
+            .args(["--exact", "sync::worker", "--nocapture", "{event}"])
             .env(PLAN, plan)
             .env(NOTES, self.dir.path().join("notes"))
             .stdin(Stdio::null())
@@ -320,7 +321,7 @@ fn a_function_is_posted_each_event_and_waited_for_if_it_says_202() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/extract", listener.local_addr().unwrap());
         std::thread::spawn(move || function(&listener, later));
-        let output = Command::new(example("airdrop"))
+        let output = Command::new(AIRDROP)
             .args(["sync", "--json", "--function", &url, "--dir"])
             .arg(world.platform())
             .stdin(Stdio::null())
@@ -337,7 +338,7 @@ fn invoke(dir: &Path, event: &str, disk: Option<&Path>) -> Output {
     let (file, temporary) = (dir.join("event.json"), dir.join("temporary"));
     fs::create_dir_all(&temporary).unwrap();
     fs::write(&file, event).unwrap();
-    let mut command = Command::new(example("synthetic"));
+    let mut command = Command::new(program("synthetic-extractor"));
     command.args([
         "invoke",
         "--items",
@@ -364,7 +365,7 @@ fn the_synthetic_worker_answers_an_event_once_and_forgets_when_it_is_told_to() {
         let world = World::new();
         let (platform, dir) = (world.platform(), world.dir.path());
         let disk = store.then(|| dir.join("disk"));
-        let served = Served::start(&example("airdrop"), &platform, &[]);
+        let served = Served::start(Path::new(AIRDROP), &platform, &[]);
         let settings = SyncSettings::new("synthetic").sync_unit_id("import").endpoint(&served.base);
         let (local, clock) = (Local::open(&platform).unwrap(), SystemClock::new());
         local.begin_sync(&settings, &clock).unwrap();
@@ -410,7 +411,7 @@ fn the_synthetic_worker_answers_an_event_once_and_forgets_when_it_is_told_to() {
 fn a_server_that_is_started_again_on_its_directory_goes_on_at_the_same_address() {
     let world = World::new();
     let (platform, disk) = (world.platform(), world.dir.path().join("disk"));
-    let mut served = Served::start(&example("airdrop"), &platform, &[]);
+    let mut served = Served::start(Path::new(AIRDROP), &platform, &[]);
     let base = served.base.clone();
     let settings = SyncSettings::new("synthetic").endpoint(&base);
     let (local, clock) = (Local::open(&platform).unwrap(), SystemClock::new());
@@ -421,14 +422,14 @@ fn a_server_that_is_started_again_on_its_directory_goes_on_at_the_same_address()
         assert!(output.status.success(), "{}", said(&output));
         invocations += 1;
         drop(served);
-        served = Served::start(&example("airdrop"), &platform, &[]);
+        served = Served::start(Path::new(AIRDROP), &platform, &[]);
         assert_eq!(served.base, base);
     }
     assert!(invocations > 10, "{invocations}");
     let verdict = Verdict::read(&platform, run.as_str(), 2_000);
     assert_eq!(verdict, Verdict { announced: 2_000, ..Verdict::default() });
     // The port is taken: that is said, and not another one chosen, at which nobody would look.
-    let output = Command::new(example("airdrop")).args(["serve", "--dir"]).arg(&platform).output().unwrap();
+    let output = Command::new(AIRDROP).args(["serve", "--dir"]).arg(&platform).output().unwrap();
     assert!(
         !output.status.success() && said(&output).contains("--port chooses another"),
         "{}",

@@ -11,12 +11,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::{Planned, Received, Source, Who, check_confirmed, example, git, list, run, said};
+#[path = "../../../tests/support/mod.rs"]
+mod support;
+
 use chrono::DateTime;
-use highwater::airdrop::{Local, SyncSettings};
 use highwater::inspect::Snapshot;
 use highwater::{Store, SystemClock};
+use highwater_airdrop::{Local, SyncSettings};
 use serde_json::{Value, json};
+use support::{Planned, Received, Source, Who, check_confirmed, git, list, run, said};
 use tempfile::TempDir;
 
 /// The calls to the platform that the library makes at once.
@@ -32,7 +35,7 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), program: example("git") }
+        Self { dir: tempfile::tempdir().unwrap(), program: env!("CARGO_BIN_EXE_git-extractor").into() }
     }
 
     fn path(&self, name: &str) -> PathBuf {

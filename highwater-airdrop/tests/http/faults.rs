@@ -8,10 +8,11 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use crate::AIRDROP;
 use crate::served::{Files, Served, Verdict, calls, came_true};
-use crate::support::{example, said};
+use crate::support::{program, said};
 use highwater::SystemClock;
-use highwater::airdrop::{Local, SyncSettings};
+use highwater_airdrop::{Local, SyncSettings};
 use serde_json::Value;
 
 const ITEMS: u64 = 4_000;
@@ -24,12 +25,12 @@ const UPLOADS_OF_A_CHECKPOINT: u64 = 20 + 4;
 fn sync(dir: &Path, store: bool, faults: &[&str], source: &[&str]) -> (Value, String) {
     let (platform, temporary, disk) = (dir.join("platform"), dir.join("temporary"), dir.join("disk"));
     fs::create_dir_all(&temporary).unwrap();
-    let mut command = Command::new(example("airdrop"));
+    let mut command = Command::new(AIRDROP);
     command.args(["sync", "--json", "--retry-errors", "1", "--dir"]).arg(&platform);
     for fault in faults {
         command.args(["--fault", fault]);
     }
-    command.arg("--").arg(example("synthetic")).args(["invoke", "--event", "{event}"]).args(source);
+    command.arg("--").arg(program("synthetic-extractor")).args(["invoke", "--event", "{event}"]).args(source);
     if store {
         command.arg("--store").arg(disk);
     }
@@ -152,7 +153,7 @@ fn whatever_fails_once_nothing_is_lost_and_nothing_is_announced_twice() {
 fn invoke(event: &str, dir: &Path, store: bool) -> Output {
     let file = dir.join("event.json");
     fs::write(&file, event).unwrap();
-    let mut command = Command::new(example("synthetic"));
+    let mut command = Command::new(program("synthetic-extractor"));
     command.args(["invoke", "--event"]).arg(&file).args(SOURCE);
     if store {
         command.arg("--store").arg(dir.join("disk"));
@@ -172,7 +173,7 @@ fn a_message_that_is_not_taken_for_long_is_the_same_bytes_when_it_is_taken_at_la
 fn refused_for_long(store: bool) {
     let dir = tempfile::tempdir().unwrap();
     let platform = dir.path().join("platform");
-    let served = Served::start(&example("airdrop"), &platform, &[]);
+    let served = Served::start(Path::new(AIRDROP), &platform, &[]);
     let settings = SyncSettings::new("synthetic").endpoint(&served.base);
     let (local, clock) = (Local::open(&platform).unwrap(), SystemClock::new());
     let run = local.begin_sync(&settings, &clock).unwrap();

@@ -2,16 +2,16 @@
 //! with faults by setting, and with all that it was given in a directory.
 //!
 //! ```text
-//! cargo run --release --example airdrop -- serve --dir out
-//! cargo run --release --example airdrop -- sync --dir out -- COMMAND ARGS... {event}
+//! highwater-airdrop serve --dir out
+//! highwater-airdrop sync --dir out -- COMMAND ARGS... {event}
 //! ```
 //!
-//! `serve` is the addresses alone; `sync` also sends the events. See [`highwater::airdrop::Local`] for what is in the
+//! `serve` is the addresses alone; `sync` also sends the events. See [`highwater_airdrop::Local`] for what is in the
 //! directory, which can be looked at while it runs, and outlives it; beside that, `calls.jsonl` has a line for each call
 //! and how it was answered, and `blueprints.jsonl` and `mappings.jsonl` what a connector installed.
 
 mod api;
-#[path = "../common/mod.rs"]
+#[path = "../../examples/common/mod.rs"]
 mod common;
 mod drive;
 mod external;
@@ -30,7 +30,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use highwater::Phase;
-use highwater::airdrop::{Local, SyncSettings};
+use highwater_airdrop::{Local, SyncSettings};
 
 use crate::api::Api;
 use crate::common::{Failure, chain, finish, print};
@@ -87,7 +87,7 @@ blueprint, mapping or attachment. Say:
 
 /// A local Airdrop over HTTP: strict in what it accepts, with faults by setting.
 #[derive(Debug, Parser)]
-#[command(bin_name = "cargo run --release --example airdrop --", after_help = AFTER_HELP, max_term_width = 100)]
+#[command(version, after_help = AFTER_HELP, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Action,

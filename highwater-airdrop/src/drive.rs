@@ -6,8 +6,8 @@ use std::io::{self, Write as _};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use highwater::airdrop::{LocalEvent, SyncReport, SyncSettings};
 use highwater::{Clock, SystemClock};
+use highwater_airdrop::{LocalEvent, SyncReport, SyncSettings};
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 use ureq::Agent;

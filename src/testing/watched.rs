@@ -13,14 +13,20 @@ use crate::clock::Clock;
 use crate::record::Attachment;
 use crate::store::Page;
 
-use super::super::schedule::{Act, Answer, Call};
-use super::{Broken, Change, HandOut, Life, Named, OPEN_TAKES, PAGE_TAKES, StreamEnd, Violation, World};
+use super::report::{Broken, Violation};
+use super::schedule::{Act, Call, CallFault};
+use super::world::{Change, HandOut, Life, Named, StreamEnd, World};
+
+/// How long a page takes in the simulated world.
+const PAGE_TAKES: Duration = Duration::from_secs(2);
+/// How long it takes to open an attachment.
+const OPEN_TAKES: Duration = Duration::from_secs(1);
 
 /// An extractor, watched: what it hands over is noted, and the schedule's faults befall it.
-pub(in crate::testing) struct Watched<E> {
-    pub(in crate::testing) extractor: E,
-    pub(in crate::testing) life: Life,
-    pub(in crate::testing) violation: Option<Violation>,
+pub(super) struct Watched<E> {
+    pub(super) extractor: E,
+    pub(super) life: Life,
+    pub(super) violation: Option<Violation>,
 }
 
 impl<E: Extractor> Extractor for Watched<E> {
@@ -68,12 +74,14 @@ impl<E: Extractor> Extractor for Watched<E> {
                 inner.record(Change::Called { call: Call::Page, effect: None, failed: true, late: false });
                 drop(inner);
                 return Err(match fault {
-                    Answer::Busy(seconds) => {
+                    CallFault::Busy(seconds) => {
                         SourceError::RateLimited { after: Duration::from_secs(seconds.unwrap_or(1).into()) }
                     }
                     // Unwinds without a word on stderr: it is one of thousands.
-                    Answer::Lost => std::panic::resume_unwind(Box::new("simulated panic of the extractor")),
-                    Answer::Refused(_) => "simulated: the cursor expired".into(),
+                    CallFault::Lost => {
+                        std::panic::resume_unwind(Box::new("simulated panic of the extractor"))
+                    }
+                    CallFault::Refused(_) => "simulated: the cursor expired".into(),
                     _ => "simulated: failed midway".into(),
                 });
             }
@@ -136,12 +144,12 @@ impl<E: Extractor> Extractor for Watched<E> {
             drop(inner);
             match fault {
                 None => {}
-                Some(Answer::Busy(seconds)) => {
+                Some(CallFault::Busy(seconds)) => {
                     return Err(AttachmentError::RateLimited {
                         after: Duration::from_secs(seconds.unwrap_or(1).into()),
                     });
                 }
-                Some(Answer::Refused(status)) => {
+                Some(CallFault::Refused(status)) => {
                     stream.ended(StreamEnd::Final);
                     let reason = format!("simulated: {status}");
                     return Err(match status {
@@ -151,7 +159,7 @@ impl<E: Extractor> Extractor for Watched<E> {
                 }
                 Some(fault) => {
                     stream.ended(StreamEnd::Broken);
-                    if fault == Answer::Lost {
+                    if fault == CallFault::Lost {
                         std::panic::resume_unwind(Box::new("simulated panic of the extractor"));
                     }
                     return Err("simulated: not opened".into());

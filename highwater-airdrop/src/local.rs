@@ -57,14 +57,15 @@ use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use highwater::airdrop::{Body, Fate, Platform, PlatformError, SealedMessage, Upload, WorkerState};
+use highwater::limits::{ID_BYTES_MAX, MESSAGE_BYTES_MAX};
+use highwater::{ArtifactId, Phase};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tempfile::NamedTempFile;
 
 use self::lines::Lines;
-use crate::airdrop::platform::{Body, Fate, Platform, PlatformError, SealedMessage, Upload, WorkerState};
 use crate::error::{Error, Result, chain};
-use crate::model::{ArtifactId, ID_BYTES_MAX, MESSAGE_BYTES_MAX, Phase};
 
 pub use self::driver::{ItemTotals, LocalEvent, SyncReport, SyncSettings, SyncStep};
 
@@ -89,7 +90,8 @@ const COPY_BYTES: usize = 64 * 1024;
 /// [`PlatformError::Retry`] with [`Fate::Unknown`].
 ///
 /// ```
-/// use highwater::airdrop::{Body, Local, Platform, SealedMessage, Upload};
+/// use highwater::airdrop::{Body, Platform, SealedMessage, Upload};
+/// use highwater_airdrop::Local;
 ///
 /// # let dir = tempfile::tempdir()?;
 /// let airdrop = Local::open(dir.path())?;
@@ -179,7 +181,7 @@ impl Local {
         let lock = lock_file(&dir.join("local.lock"))?;
         lock.lock()
             .map_err(|error| Error::io(format!("lock {}", dir.join("local.lock").display()), error))?;
-        let opened = (|| {
+        let opened: Result<State> = (|| {
             let mut state = State {
                 confirmed: Lines::open(dir.join("confirmed.txt"))?,
                 confirmed_ids: HashSet::new(),
@@ -222,7 +224,7 @@ impl Local {
         let whole = text.split_inclusive(|byte| *byte == b'\n').filter_map(|line| line.strip_suffix(b"\n"));
         whole
             .map(|line| match artifact_name(line) {
-                Some(id) => ArtifactId::new(id),
+                Some(id) => Ok(ArtifactId::new(id)?),
                 None => Err(Error::NotALocal {
                     path: path.clone(),
                     reason: format!("{:?} is no artifact id", String::from_utf8_lossy(line)),
@@ -350,7 +352,7 @@ impl Local {
             let id = format!("artifact-{uploader:04}-{:06}", held.uploads);
             // One is there only where `uploaders.txt` was removed by hand.
             if self.uploaded(&id).is_none() {
-                return ArtifactId::new(id);
+                return Ok(ArtifactId::new(id)?);
             }
         }
     }

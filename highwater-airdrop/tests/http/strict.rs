@@ -6,8 +6,8 @@ use std::fs;
 use std::io::Write as _;
 use std::path::PathBuf;
 
+use crate::AIRDROP;
 use crate::served::{Served, file};
-use crate::support::example;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -105,7 +105,7 @@ impl Airdrop {
     fn new() -> Self {
         let scratch = tempfile::tempdir().unwrap();
         let dir = scratch.path().join("platform");
-        let served = Served::start(&example("airdrop"), &dir, &[]);
+        let served = Served::start(AIRDROP.as_ref(), &dir, &[]);
         Self { _scratch: scratch, dir, served }
     }
 

@@ -1,15 +1,15 @@
 //! An extractor of generated issues, as a worker that speaks HTTP to the addresses in its event.
 //!
 //! ```text
-//! cargo run --release --example synthetic -- invoke --event event.json --store out --items 400000
+//! cargo run --release -p synthetic-extractor -- invoke --event event.json --store out --items 400000
 //! ```
 //!
 //! With `--store` it remembers what it needs in `DIR/state.redb`. Without, it has no disk: its state is a checkpoint that
 //! it keeps with the platform, and the next invocation may run on another machine. Who plays the platform is the
-//! example `airdrop`.
+//! program `highwater-airdrop`.
 
 mod attachment;
-#[path = "../common/mod.rs"]
+#[path = "../../common/mod.rs"]
 mod common;
 mod extractor;
 mod issue;
@@ -41,12 +41,12 @@ JSON; 400,000 of them are 309,596,078 bytes. They never change, so a sync after 
 the platform asks for everything.
 
 The first issues have an attachment each, as many as --attachments says. Their bytes are fetched in the attachments \
-phase from DEVREV_ENDPOINT/ext/attachment/N?bytes=B, where the example `airdrop` has a file for each N. What is gone \
+phase from DEVREV_ENDPOINT/ext/attachment/N?bytes=B, where `highwater-airdrop` has a file for each N. What is gone \
 (404, 410) or denied (401, 403) there is given up; 429 ends the invocation with DELAY; anything else is tried again.";
 
 /// Extracts generated issues, in as many invocations as it takes, each issue exactly once.
 #[derive(Debug, Parser)]
-#[command(bin_name = "cargo run --release --example synthetic --", after_help = AFTER_HELP, max_term_width = 100)]
+#[command(bin_name = "cargo run --release -p synthetic-extractor --", after_help = AFTER_HELP, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Action,

@@ -1,16 +1,16 @@
 //! A real extractor of a real system: the commits of any Git repository on disk, and who made them.
 //!
 //! ```text
-//! cargo run --release --example git -- sync --repo . --out out
-//! cargo run --release --example git -- invoke --repo . --out out --event event.json
+//! cargo run --release -p git-extractor -- sync --repo . --out out
+//! cargo run --release -p git-extractor -- invoke --repo . --out out --event event.json
 //! ```
 //!
 //! `sync` plays the platform: it sends one event after another, and answers each as a worker would, until the sync is
 //! over. `invoke` is one invocation of that worker: one event in, one message out. Both keep what they remember in
-//! `DIR/state.redb`, and play the rest of the platform over the directory `DIR`; see [`highwater::airdrop::Local`]
+//! `DIR/state.redb`, and play the rest of the platform over the directory `DIR`; see [`highwater_airdrop::Local`]
 //! for what is in it.
 
-#[path = "../common/mod.rs"]
+#[path = "../../common/mod.rs"]
 mod common;
 mod extractor;
 mod repository;
@@ -22,8 +22,9 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
-use highwater::airdrop::{Event, Local, Outcome, OutcomeKind, Serve, SyncReport, SyncSettings, SyncStep};
+use highwater::airdrop::{Event, Outcome, OutcomeKind, Serve};
 use highwater::{Store, SystemClock};
+use highwater_airdrop::{Local, SyncReport, SyncSettings, SyncStep};
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 
@@ -48,7 +49,7 @@ Files of HEAD that match --attach are attachments of the commit that touched the
 
 /// Extracts the commits of a Git repository, in as many invocations as it takes, each commit exactly once.
 #[derive(Debug, Parser)]
-#[command(bin_name = "cargo run --release --example git --", after_help = AFTER_HELP, max_term_width = 100)]
+#[command(bin_name = "cargo run --release -p git-extractor --", after_help = AFTER_HELP, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Action,

@@ -6,13 +6,14 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use serde_json::json;
 
-use super::super::schedule::Act;
-use super::{Inner, SentEvent};
 use crate::clock::Clock;
 
-impl Inner {
+use super::schedule::Act;
+use super::world::{Accepted, Outside, SentEvent};
+
+impl Outside {
     /// Whether the life that was given the newest event may be followed by CONTINUE, if it died with nothing sealed.
-    pub(in crate::testing) fn may_overtake(&self) -> bool {
+    pub(super) fn may_overtake(&self) -> bool {
         let Some(last) = self.sent.iter().rposition(|event| !event.stray) else { return false };
         let Some(event) = self.sent.get(last) else { return false };
         let number = event_number(&event.request);
@@ -20,8 +21,8 @@ impl Inner {
         continue_of(event).is_some() && self.answer_to(last).is_none() && self.acts.iter().any(overtaken)
     }
 
-    /// The event that the platform sends next; none when every sync is done. `overtakes`: see [`Inner::may_overtake`].
-    pub(in crate::testing) fn next_event(&mut self, overtakes: bool) -> Option<SentEvent> {
+    /// The event that the platform sends next; none when every sync is done. `overtakes`: see [`Outside::may_overtake`].
+    pub(super) fn next_event(&mut self, overtakes: bool) -> Option<SentEvent> {
         let acts = Arc::clone(&self.acts);
         let Some(last) = self.sent.iter().rposition(|event| !event.stray) else {
             return Some(self.first_event(0));
@@ -35,44 +36,16 @@ impl Inner {
             return Some(SentEvent { at: current.at, ..(*current).clone() });
         };
         let number = event_number(&current.request);
-        let stray = |inner: &Self, event: &SentEvent| {
-            let sent_so = |other: &&Arc<SentEvent>| other.stray && other.request == event.request;
-            (!inner.sent.iter().any(|other| sent_so(&other)))
-                .then(|| SentEvent { stray: true, ..event.clone() })
-        };
-        for act in acts.iter() {
-            let (which, name) = match act {
-                Act::Again { event } if *event == number => (Some(*event), "event/again"),
-                Act::Late { event } if event + 1 == number => (Some(*event), "event/late"),
-                _ => (None, ""),
-            };
-            let first = which.and_then(|which| {
-                let request = format!("request-{which}");
-                self.sent.iter().find(|event| event.request == request && !event.stray).cloned()
-            });
-            if let Some(again) = first.and_then(|event| stray(self, &event)) {
-                self.count(name);
-                return Some(again);
-            }
+        if let Some(again) = self.delivered_again(number) {
+            return Some(again);
         }
-        let given_up = acts.iter().any(|act| matches!(act, Act::GiveUp { event } if *event == number));
         let goes_on = ["PROGRESS", "DELAY"].iter().any(|end| answer.event_type.ends_with(end));
-        if given_up && goes_on {
+        if goes_on && acts.iter().any(|act| matches!(act, Act::GiveUp { event } if *event == number)) {
             self.count("run/given-up");
             return Some(self.first_event(self.runs.len()));
         }
-        if let Some(old) = self.runs.iter().rev().find(|run| run.abandoned).map(|run| run.id.clone())
-            && !self.sent.iter().any(|event| event.stray && event.run == old)
-            && let Some(event) = self.sent.iter().rev().find(|event| event.run == old).cloned()
-        {
-            self.count("event/of-abandoned-run");
-            let json = event.json.replace(&event.request, "request-of-the-past");
-            return Some(SentEvent {
-                json,
-                request: "request-of-the-past".to_owned(),
-                stray: true,
-                ..(*event).clone()
-            });
+        if let Some(old) = self.of_abandoned_run() {
+            return Some(old);
         }
         if goes_on
             && acts.iter().any(|act| matches!(act, Act::ReuseIds { event } if *event <= number))
@@ -82,8 +55,49 @@ impl Inner {
             self.clock.advance(Duration::from_secs(answer.delay));
             return Some(SentEvent { at: self.clock.now(), ..(*current).clone() });
         }
+        self.wait(number, &answer, goes_on);
+        self.follows(&current, &answer)
+    }
+
+    /// An older event, delivered again where the schedule has it, or again after the next one.
+    fn delivered_again(&mut self, newest: u64) -> Option<SentEvent> {
+        let acts = Arc::clone(&self.acts);
+        for act in acts.iter() {
+            let (which, name) = match act {
+                Act::Again { event } if *event == newest => (*event, "event/again"),
+                Act::Late { event } if event + 1 == newest => (*event, "event/late"),
+                _ => continue,
+            };
+            let request = format!("request-{which}");
+            let first = self.sent.iter().find(|event| event.request == request && !event.stray).cloned();
+            let sent_again = |event: &Arc<SentEvent>| event.stray && event.request == request;
+            if let Some(event) = first
+                && !self.sent.iter().any(sent_again)
+            {
+                self.count(name);
+                return Some(SentEvent { stray: true, ..(*event).clone() });
+            }
+        }
+        None
+    }
+
+    /// One more event of a run that the platform gave up, once.
+    fn of_abandoned_run(&mut self) -> Option<SentEvent> {
+        let old = self.runs.iter().rev().find(|run| run.abandoned)?.id.clone();
+        if self.sent.iter().any(|event| event.stray && event.run == old) {
+            return None;
+        }
+        let event = self.sent.iter().rev().find(|event| event.run == old).cloned()?;
+        self.count("event/of-abandoned-run");
+        let json = event.json.replace(&event.request, "request-of-the-past");
+        let request = "request-of-the-past".to_owned();
+        Some(SentEvent { json, request, stray: true, ..(*event).clone() })
+    }
+
+    /// Lets the time go by for which DELAY asked, unless the platform does not wait.
+    fn wait(&mut self, number: u64, answer: &Accepted, goes_on: bool) {
         if answer.delay > 0 {
-            if acts.iter().any(|act| matches!(act, Act::Early { event } if *event == number)) {
+            if self.acts.iter().any(|act| matches!(act, Act::Early { event } if *event == number)) {
                 self.count("event/early");
             } else {
                 self.clock.advance(Duration::from_secs(answer.delay));
@@ -96,6 +110,10 @@ impl Inner {
                 "event/continue-after-progress"
             });
         }
+    }
+
+    /// What follows an event that was answered so; none when every sync is done.
+    fn follows(&mut self, current: &SentEvent, answer: &Accepted) -> Option<SentEvent> {
         let next = match answer.event_type.as_str() {
             "EXTRACTION_METADATA_DONE" => "EXTRACTION_DATA_START",
             "EXTRACTION_DATA_DONE" => "EXTRACTION_ATTACHMENTS_START",

@@ -1,5 +1,14 @@
 //! The README's example of the explorer: the Git extractor is killed at every step of two syncs of a repository.
 
+#[allow(dead_code, reason = "the program uses the rest")]
+#[path = "../src/extractor.rs"]
+mod extractor;
+#[allow(dead_code, reason = "the program uses the rest")]
+#[path = "../src/repository.rs"]
+mod repository;
+#[path = "../../../tests/support/mod.rs"]
+mod support;
+
 use std::time::Duration;
 
 use highwater::testing::Explore;

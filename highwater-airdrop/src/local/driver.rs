@@ -21,13 +21,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::time::Duration;
 
+use highwater::{BoxError, Clock, Phase, RunId, SyncUnitId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{Held, Local, lock_file};
-use crate::clock::Clock;
-use crate::error::{BoxError, Error, Result};
-use crate::model::{Micros, Phase, RunId, SyncUnitId};
+use crate::error::{Error, Result};
 
 const FILE: &str = "platform.json";
 /// The format of `platform.json`.
@@ -40,8 +39,9 @@ const INVOCATIONS_MAX: u64 = 100_000;
 /// What the platform is to say in a sync: of which sync unit, in which spelling, under which names.
 ///
 /// ```
-/// use highwater::airdrop::{Local, Platform, SealedMessage, SyncSettings};
+/// use highwater::airdrop::{Platform, SealedMessage};
 /// use highwater::{Phase, SystemClock};
+/// use highwater_airdrop::{Local, SyncSettings};
 ///
 /// # let dir = tempfile::tempdir()?;
 /// let airdrop = Local::open(dir.path())?;
@@ -283,8 +283,8 @@ struct Pending {
     event: String,
     /// Where in `messages.jsonl` its answer is to be looked for.
     messages_from: u64,
-    /// When it may be sent, and how many seconds the DELAY asked for: a clock that stepped back waits no longer.
-    not_before: Option<Micros>,
+    /// When it may be sent, in microseconds since 1970, and how many seconds the DELAY asked for: a clock that stepped back waits no longer.
+    not_before: Option<i64>,
     delay_seconds: u64,
 }
 
@@ -348,7 +348,7 @@ impl Local {
     ///
     /// # Errors
     /// `Worker` with the error of `invoke`; `NotAnswered` if it left no answer, two, or one that cannot be;
-    /// `SyncFailed` if the answer was ERROR; `TooLarge` at more invocations than the settings allow; `InUse` if
+    /// `SyncFailed` if the answer was ERROR; `NoEnd` at more invocations than the settings allow; `InUse` if
     /// another sync is driven in this directory; `Invalid` for settings that cannot be; `Io`, `NewerFormat` and
     /// `NotALocal` as [`Local::open`].
     pub fn sync<E: Into<BoxError>>(
@@ -471,11 +471,7 @@ impl<'a> Turn<'a> {
                 let format: Value = serde_json::from_slice(&text).map_err(damaged)?;
                 match format.get("format").and_then(Value::as_u64) {
                     Some(found) if found > u64::from(FORMAT) => {
-                        return Err(Error::NewerFormat {
-                            what: path.display().to_string(),
-                            found: u32::try_from(found).unwrap_or(u32::MAX),
-                            supported: FORMAT,
-                        });
+                        return Err(Error::NewerFormat { path, found, supported: FORMAT });
                     }
                     _ => serde_json::from_value(format).map_err(damaged)?,
                 }
@@ -503,7 +499,7 @@ impl<'a> Turn<'a> {
     }
 
     fn run_id(&self) -> Result<RunId> {
-        RunId::new(self.run().map(|run| run.id.clone()).unwrap_or_default())
+        Ok(RunId::new(self.run().map(|run| run.id.clone()).unwrap_or_default())?)
     }
 
     /// Begins a run, in place of the last one.
@@ -617,11 +613,10 @@ impl<'a> Turn<'a> {
     fn make_event(&mut self, mut run: Run, phase: Phase, goes_on: bool, delay_seconds: u64) -> Result<()> {
         let made: u64 = run.invocations.values().sum();
         if made >= self.settings.invocations_max {
-            return Err(Error::TooLarge {
-                what: format!("run {} of {}, which has come to no end,", run.id, self.settings.sync_unit_id),
-                found: made.saturating_add(1),
+            return Err(Error::NoEnd {
+                run: run.id,
+                sync_unit: self.settings.sync_unit_id.clone(),
                 limit: self.settings.invocations_max,
-                unit: "invocations",
             });
         }
         *run.invocations.entry(phase).or_default() += 1;
@@ -638,7 +633,9 @@ impl<'a> Turn<'a> {
             request_id,
             event: event.to_string(),
             messages_from: self.held.messages.end(),
-            not_before: (!delay.is_zero()).then(|| Micros::from_time(self.clock.now()).plus(delay)),
+            not_before: (!delay.is_zero()).then(|| {
+                micros(self.clock).saturating_add(i64::try_from(delay.as_micros()).unwrap_or(i64::MAX))
+            }),
             delay_seconds,
         });
         self.unit().run = Some(run);
@@ -648,7 +645,7 @@ impl<'a> Turn<'a> {
     fn pending(&self) -> Option<LocalEvent> {
         let Standing::Pending(pending) = &self.run()?.standing else { return None };
         let wait = pending.not_before.map_or(Duration::ZERO, |not_before| {
-            let left = not_before.0.saturating_sub(Micros::from_time(self.clock.now()).0);
+            let left = not_before.saturating_sub(micros(self.clock));
             Duration::from_micros(u64::try_from(left).unwrap_or(0))
                 .min(Duration::from_secs(pending.delay_seconds))
         });
@@ -669,7 +666,7 @@ impl<'a> Turn<'a> {
             return format!("{seed}-{number}");
         }
         // A UUID of version 8 (RFC 9562): the microsecond in 48 + 12 bits, the number in 62.
-        let now = u64::try_from(Micros::from_time(self.clock.now()).0).unwrap_or(0);
+        let now = u64::try_from(micros(self.clock)).unwrap_or(0);
         format!(
             "{:08x}-{:04x}-8{:03x}-{:04x}-{:012x}",
             (now >> 28) & 0xffff_ffff,
@@ -711,6 +708,11 @@ impl<'a> Turn<'a> {
         }
         Ok(report)
     }
+}
+
+/// Microseconds since 1970.
+fn micros(clock: &dyn Clock) -> i64 {
+    clock.now().timestamp_micros()
 }
 
 /// Whether the answer echoes `event_context` whole, as it must.

@@ -1,0 +1,3 @@
+//! Where the bytes of a store are.
+
+pub(crate) mod file;

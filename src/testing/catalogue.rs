@@ -1,0 +1,123 @@
+//! What befalls each schedule of an exploration: nothing but a rate limit in the first, then one of everything in turn,
+//! and some at random.
+
+use super::disk::DiskOperation;
+use super::schedule::{Act, Call, CallFault};
+
+/// What may come of any call.
+const FAULTS: [CallFault; 9] = [
+    CallFault::Lost,
+    CallFault::ErrorBefore,
+    CallFault::ErrorAfter,
+    CallFault::TimedOut,
+    CallFault::Busy(None),
+    CallFault::Busy(Some(3)),
+    CallFault::Busy(Some(3000)),
+    CallFault::Refused(400),
+    CallFault::Refused(413),
+];
+
+/// What befalls schedule number `number`.
+pub(super) fn acts_of(number: u64, has_disk: bool, rng: &mut fastrand::Rng) -> Vec<Act> {
+    let mut acts = vec![Act::Call { call: Call::Page, number: 3, fault: CallFault::Busy(Some(40)) }];
+    if number == 0 {
+        return acts;
+    }
+    let all = catalogue(has_disk, rng);
+    let turn = usize::try_from(number).unwrap_or(0);
+    acts.extend(in_wait(turn, has_disk));
+    // The catalogue in turn, two by two, so that each is met early; and two by chance.
+    let by_chance: Vec<usize> = (0..rng.usize(..3)).map(|_| rng.usize(..all.len())).collect();
+    for at in [turn * 2, turn * 2 + 1].into_iter().chain(by_chance) {
+        acts.extend(all.get(at % all.len()).into_iter().flatten());
+    }
+    acts
+}
+
+/// Everything that may befall a schedule, each with what it goes together with.
+fn catalogue(has_disk: bool, rng: &mut fastrand::Rng) -> Vec<Vec<Act>> {
+    let mut all = Vec::new();
+    if !has_disk {
+        all.extend((0..4).map(|_| {
+            vec![Act::Call { call: Call::SaveState, number: rng.u64(..12), fault: CallFault::Late }]
+        }));
+        for _ in 0..12 {
+            let life = rng.u64(1..9);
+            all.push(vec![Act::StaleDisk { life, of: rng.u64(..life) }]);
+        }
+    }
+    all.extend(failing_calls(has_disk, rng));
+    for operation in [DiskOperation::Read, DiskOperation::Write, DiskOperation::SetLen, DiskOperation::Sync] {
+        all.push(vec![Act::DiskFails { life: rng.u64(..6), operation, after: rng.u64(..20) }]);
+    }
+    let others = [
+        Act::DiskFull { life: rng.u64(..6), writes: rng.u64(..5) },
+        Act::Again { event: rng.u64(..7) },
+        Act::Late { event: rng.u64(..5) },
+        Act::Early { event: 2 },
+        Act::GiveUp { event: 2 },
+        Act::ReuseIds { event: 2 },
+        Act::ClockSteps { event: rng.u64(1..6), seconds: -100_000 },
+        Act::ClockSteps { event: rng.u64(1..6), seconds: 100_000_000 },
+        Act::TwoUnits,
+    ];
+    all.extend(others.map(|act| vec![act]));
+    all
+}
+
+/// Every fault of every call, once early and once late.
+fn failing_calls(has_disk: bool, rng: &mut fastrand::Rng) -> Vec<Vec<Act>> {
+    let mut calls = vec![Call::Prepare, Call::Upload, Call::Confirm, Call::Message, Call::Page, Call::Open];
+    if !has_disk {
+        calls.extend([Call::LoadState, Call::SaveState, Call::SaveState, Call::Download]);
+    }
+    let mut all = Vec::new();
+    for call in calls {
+        // Those of attachments come after those of the data.
+        let (early, late) = match call {
+            Call::Message => (4, 8),
+            Call::Open | Call::Download => (3, 6),
+            Call::Page => (6, 12),
+            _ => (8, 24),
+        };
+        for fault in FAULTS {
+            let numbers = [rng.u64(..early), rng.u64(early..late)];
+            all.push(numbers.map(|number| Act::Call { call, number, fault }).to_vec());
+        }
+    }
+    all
+}
+
+/// What by chance alone might miss its moment is laid in wait at many, in the first schedules.
+fn in_wait(turn: usize, has_disk: bool) -> Vec<Act> {
+    let fails = |operation| (0..12).map(move |life| Act::DiskFails { life, operation, after: 0 });
+    let stale = |of: fn(u64) -> u64| (1..12).map(move |life| Act::StaleDisk { life, of: of(life) }).collect();
+    match turn {
+        1 if !has_disk => stale(|life| life - 1),
+        2 if !has_disk => stale(|life| life / 2),
+        3 if !has_disk => stale(|life| life.saturating_sub(3)),
+        1 => fails(DiskOperation::SetLen).collect(),
+        2 => fails(DiskOperation::Sync).collect(),
+        3 => fails(DiskOperation::Write).chain(fails(DiskOperation::Read)).collect(),
+        4 => (0..12).map(|event| Act::Early { event }).collect(),
+        5 => (2..5).map(|life| Act::DiskFull { life, writes: life }).collect(),
+        14 => (0..12).map(|event| Act::Overtake { event }).collect(),
+        6..=13 if turn < 12 || !has_disk => {
+            // Every fault in turn, with a call that is answered as asked between them.
+            let each = [
+                Call::Page,
+                Call::Open,
+                Call::Prepare,
+                Call::Upload,
+                Call::Confirm,
+                Call::Message,
+                Call::LoadState,
+                Call::SaveState,
+            ];
+            let call = each.get(turn - 6).copied().unwrap_or(Call::Page);
+            let numbers = (0..).step_by(2);
+            numbers.zip(FAULTS).map(|(number, fault)| Act::Call { call, number, fault }).collect()
+        }
+        _ => Vec::new(),
+    }
+}

@@ -1,0 +1,265 @@
+//! The oracle: whether what the platform was told is what the source handed over.
+//!
+//! It asks the store nothing. A record counts as staged as the world has it; an attachment is to be announced once, by a
+//! line that names a confirmed upload of its bytes, unless its streams gave a reason to give it up.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use crate::record::Attachment;
+
+use super::report::{Broken, Violation};
+use super::schedule::{Act, Call, CallFault};
+use super::world::{HandOut, Named, Outside, RunSeen, STREAM};
+
+/// Streams that end badly before an attachment may be given up: as many as `Serve` has it.
+const TRIES: u64 = 5;
+
+/// What the accepted messages said.
+#[derive(Default)]
+struct Announced<'a> {
+    /// Every artifact that one of them, or a line of attachments, names.
+    named: BTreeSet<&'a str>,
+    /// By run: the lines of its artifacts, but for metadata.
+    lines: BTreeMap<&'a str, Vec<&'a str>>,
+    /// By unit: the url under which each attachment was delivered last.
+    delivered: BTreeMap<(&'a str, Named), String>,
+}
+
+fn broken<T>(kind: Broken, what: String) -> Result<T, Violation> {
+    Err(Violation { kind, what })
+}
+
+impl Outside {
+    /// Whether everything that was promised was kept, once all syncs are done. A life leaves at most `at_once` uploads
+    /// unconfirmed.
+    pub(super) fn verdict(&self, at_once: u64) -> Result<(), Violation> {
+        if let Some(what) = &self.changed_message {
+            return broken(Broken::Conversation, what.clone());
+        }
+        let mut announced = self.announced()?;
+        for run in &self.runs {
+            self.records_of(run, &mut announced)?;
+        }
+        self.confirmed_is_announced(&announced)?;
+        self.few_are_unconfirmed(at_once)?;
+        self.one_message_answers_an_event()
+    }
+
+    /// What the messages announce: each artifact once, uploaded and confirmed.
+    fn announced(&self) -> Result<Announced<'_>, Violation> {
+        let mut announced = Announced::default();
+        for message in &self.accepted {
+            if self.has_disk && message.body.contains("is not known here") {
+                return broken(
+                    Broken::Conversation,
+                    format!("{} was forgotten, with its disk there", message.run),
+                );
+            }
+            for id in &message.artifacts {
+                if !announced.named.insert(id.as_str()) {
+                    return broken(Broken::Duplicated, format!("artifact {id} is in two messages"));
+                }
+                let Some(lines) = self.uploads.get(id) else {
+                    let what = format!("artifact {id} is announced and was never uploaded");
+                    return broken(Broken::Lost, what);
+                };
+                if !self.confirmed.contains(id) {
+                    let what = format!("artifact {id} is announced and not confirmed");
+                    return broken(Broken::Unconfirmed, what);
+                }
+                if !message.event_type.contains("METADATA") {
+                    let of_run = announced.lines.entry(&message.run).or_default();
+                    of_run.extend(lines.iter().map(String::as_str));
+                }
+            }
+        }
+        Ok(announced)
+    }
+
+    /// Whether each record of a run is announced once, and nothing else is.
+    fn records_of<'a>(&'a self, run: &'a RunSeen, announced: &mut Announced<'a>) -> Result<(), Violation> {
+        let found = announced.lines.remove(run.id.as_str()).unwrap_or_default();
+        let (links, mut found): (Vec<&str>, Vec<&str>) =
+            found.into_iter().partition(|line| line.starts_with(r#"{"id":{"devrev""#));
+        self.attachments_of(run, &links, announced)?;
+        found.sort_unstable();
+        let mut expected: Vec<&str> =
+            self.pages_of(run).flat_map(|page| page.lines.iter().map(String::as_str)).collect();
+        expected.sort_unstable();
+        let (missing, extra) = (without(&expected, &found), without(&found, &expected));
+        // Also of a run that was given up: what it had announced of a page is of the last reading that was kept.
+        if let Some(twice) = extra.iter().find(|line| expected.binary_search(*line).is_ok()) {
+            return broken(Broken::Duplicated, format!("announced twice in run {}: {twice}", run.id));
+        }
+        if run.abandoned || !run.finished {
+            return Ok(());
+        }
+        if let Some(first) = missing.first() {
+            let (count, id) = (missing.len(), &run.id);
+            let what = format!("{count} records of run {id} are in no message, the first {first}");
+            return broken(Broken::Lost, what);
+        }
+        if let Some(first) = extra.first() {
+            let (count, id) = (extra.len(), &run.id);
+            let what = format!("{count} records of run {id} were never staged, the first {first}");
+            return broken(Broken::Duplicated, what);
+        }
+        Ok(())
+    }
+
+    /// The pages of a run, of each the last reading.
+    fn pages_of<'a>(&'a self, run: &'a RunSeen) -> impl Iterator<Item = &'a HandOut> {
+        let pages = self.pages.range((run.id.clone(), String::new())..);
+        let pages = pages.take_while(|((of, _), _)| *of == run.id).flat_map(|(_, pages)| pages);
+        pages.map(AsRef::as_ref)
+    }
+
+    /// Whether whatever is confirmed is in a message, unless the platform gave a run up.
+    fn confirmed_is_announced(&self, announced: &Announced<'_>) -> Result<(), Violation> {
+        if self.runs.iter().any(|run| run.abandoned) {
+            return Ok(());
+        }
+        // What could not be confirmed for sure is given up, and may be confirmed.
+        let in_doubt = self.refuses_confirms();
+        let unannounced = self.confirmed.iter().find(|id| !announced.named.contains(id.as_str()));
+        match unannounced {
+            Some(id) if !(in_doubt && self.uploads.get(id).is_some_and(|lines| is_stream(lines))) => {
+                broken(Broken::Unconfirmed, format!("artifact {id} is confirmed and in no message"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether no more uploads were left unconfirmed than deaths and failed calls account for.
+    fn few_are_unconfirmed(&self, at_once: u64) -> Result<(), Violation> {
+        let unconfirmed = self.uploads.keys().filter(|id| !self.confirmed.contains(*id)).count() as u64;
+        // Without a disk, an invocation that ends early loses what it uploaded since the last checkpoint, as a death does.
+        let of_failures = if self.has_disk { self.failures } else { at_once * self.failures };
+        if unconfirmed <= at_once * self.deaths + of_failures {
+            return Ok(());
+        }
+        let (deaths, failures) = (self.deaths, self.failures);
+        broken(
+            Broken::Unconfirmed,
+            format!(
+                "{unconfirmed} uploads are unconfirmed after {deaths} deaths and {failures} failed calls"
+            ),
+        )
+    }
+
+    fn one_message_answers_an_event(&self) -> Result<(), Violation> {
+        if self.reuses_ids() {
+            return Ok(());
+        }
+        let mut requests = BTreeSet::new();
+        match self.accepted.iter().find(|message| !requests.insert(&message.request)) {
+            Some(twice) => {
+                broken(Broken::Conversation, format!("two messages answer event {}", twice.request))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the attachments of a run are each announced once, by a line that names a confirmed upload of their bytes,
+    /// or may have been given up.
+    fn attachments_of<'a>(
+        &'a self,
+        run: &'a RunSeen,
+        links: &[&'a str],
+        announced: &mut Announced<'a>,
+    ) -> Result<(), Violation> {
+        let mut wanted: BTreeMap<Named, BTreeSet<String>> = BTreeMap::new();
+        for line in self.pages_of(run).flat_map(|page| &page.lines) {
+            if let Ok(attachment) = Attachment::from_line(line) {
+                let urls = wanted.entry((attachment.parent_id, attachment.id)).or_default();
+                urls.insert(attachment.url);
+            }
+        }
+        let mut linked = BTreeSet::new();
+        for line in links {
+            let line: Value = serde_json::from_str(line).unwrap_or_default();
+            let text = |path: &str| line.pointer(path).and_then(Value::as_str).unwrap_or_default();
+            let of = (text("/parent_id/external").to_owned(), text("/id/external").to_owned());
+            let (id, url) = self.delivery(run, &of, text("/id/devrev"), wanted.get(&of))?;
+            if !announced.named.insert(id) || !linked.insert(of.clone()) {
+                let what = format!("attachment {of:?} of run {} is announced twice", run.id);
+                return broken(Broken::Duplicated, what);
+            }
+            announced.delivered.insert((run.unit.as_str(), of), url);
+        }
+        if run.abandoned || !run.finished {
+            return Ok(());
+        }
+        // What an earlier run settled is known by a disk that was there then.
+        let remembers = self.has_disk || self.acts.iter().any(|act| matches!(act, Act::StaleDisk { .. }));
+        for (of, urls) in wanted {
+            let ends = self.streams.get(&(run.id.clone(), of.clone())).copied().unwrap_or_default();
+            let given_up = ends.last > 0 || ends.broken >= TRIES || self.refuses_confirms();
+            let before = announced.delivered.get(&(run.unit.as_str(), of.clone()));
+            let unchanged = remembers && before.is_some_and(|before| urls.contains(before));
+            if !linked.contains(&of) && !given_up && !unchanged {
+                let what = format!("attachment {of:?} of run {} is in no message, and had no reason", run.id);
+                return broken(Broken::Lost, what);
+            }
+        }
+        Ok(())
+    }
+
+    /// The artifact under which an attachment is announced, which must be a confirmed upload of its bytes; and the url
+    /// that those came from.
+    fn delivery<'a>(
+        &'a self,
+        run: &RunSeen,
+        of: &Named,
+        artifact: &str,
+        urls: Option<&BTreeSet<String>>,
+    ) -> Result<(&'a str, String), Violation> {
+        let Some((id, bytes)) = self.uploads.get_key_value(artifact) else {
+            return broken(Broken::Lost, format!("attachment {of:?} is announced and was never uploaded"));
+        };
+        if !self.confirmed.contains(id) {
+            let what = format!("attachment {of:?} is announced and not confirmed");
+            return broken(Broken::Unconfirmed, what);
+        }
+        let url = urls.into_iter().flatten().find(|url| {
+            let content = format!("{STREAM}{}|{}|{url}", of.1, of.0);
+            // An extractor of another source has bytes of its own.
+            bytes.iter().all(|line| *line == content || !line.contains("|simulated:"))
+        });
+        if let Some(url) = url {
+            return Ok((id, url.clone()));
+        }
+        let what = format!("attachment {of:?} of run {} is announced with the bytes {bytes:?}", run.id);
+        broken(Broken::Lost, what)
+    }
+
+    /// Whether the schedule has confirms that are refused for good.
+    fn refuses_confirms(&self) -> bool {
+        let refuses =
+            |act: &Act| matches!(act, Act::Call { call: Call::Confirm, fault: CallFault::Refused(_), .. });
+        self.acts.iter().any(refuses)
+    }
+}
+
+fn is_stream(lines: &[String]) -> bool {
+    lines.first().is_some_and(|line| line.starts_with(STREAM))
+}
+
+/// What of `lines` is not in `others`; both sorted.
+fn without<'a>(lines: &[&'a str], others: &[&str]) -> Vec<&'a str> {
+    let mut rest = others.iter().peekable();
+    let mut left = Vec::new();
+    for line in lines {
+        while rest.peek().is_some_and(|other| *other < line) {
+            rest.next();
+        }
+        if rest.peek() == Some(&line) {
+            rest.next();
+        } else {
+            left.push(*line);
+        }
+    }
+    left
+}

@@ -1,0 +1,193 @@
+//! The platform: each call has its effect on the world, or fails as the schedule has it.
+
+use std::io::Read;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::airdrop::{Body, Fate, Platform, PlatformError, SealedMessage, Upload, WorkerState};
+use crate::artifact::{Level, compress_all};
+use crate::model::ArtifactId;
+
+use super::schedule::{Act, Call, CallFault};
+use super::world::{Accepted, Change, Effect, Outside, STREAM, World};
+
+/// How long a call takes.
+const CALL_TAKES: Duration = Duration::from_millis(20);
+
+impl Outside {
+    /// Whether the process dies before the next change.
+    pub(super) fn dies_now(&mut self) -> bool {
+        if let Some((changes, position)) = self.dies_at
+            && self.journal.len() >= changes
+            && self.disk.position() >= position
+        {
+            self.disk.kill();
+        }
+        self.disk.is_dead()
+    }
+
+    /// What a call is answered with, by the schedule; counts what fires.
+    pub(super) fn fault(&mut self, call: Call) -> Option<CallFault> {
+        let number = self.calls.get(&call).copied().unwrap_or(0);
+        let acts = Arc::clone(&self.acts);
+        let fault = acts.iter().find_map(|act| match act {
+            Act::Call { call: of, number: nth, fault } if *of == call && *nth == number => Some(*fault),
+            _ => None,
+        });
+        if let Some(fault) = fault {
+            self.count(&format!("{call}/{fault}"));
+        }
+        fault
+    }
+
+    /// Makes a call: dies, fails, or has its effect, as the schedule has it.
+    fn call(&mut self, call: Call, effect: Option<Effect>) -> Result<(), PlatformError> {
+        if self.dies_now() {
+            return Err(gone());
+        }
+        let fault = self.fault(call);
+        self.clock.advance(CALL_TAKES);
+        let unknown = |reason: &str| PlatformError::Retry {
+            fate: Fate::Unknown,
+            after: None,
+            reason: format!("simulated: {reason}"),
+        };
+        let (applies, result) = match fault {
+            None => (true, Ok(())),
+            Some(CallFault::Lost) => (true, Err(unknown("answer lost"))),
+            Some(CallFault::Late) => (call == Call::SaveState, Err(unknown("answer lost"))),
+            Some(CallFault::ErrorBefore) => (false, Err(unknown("500 before"))),
+            Some(CallFault::ErrorAfter) => (true, Err(unknown("500 after"))),
+            Some(CallFault::TimedOut) => {
+                self.clock.advance(Duration::from_secs(30));
+                (false, Err(unknown("timed out")))
+            }
+            Some(CallFault::Busy(seconds)) => {
+                let after = seconds.map(|seconds| Duration::from_secs(seconds.into()));
+                let reason = "simulated: 429".to_owned();
+                (false, Err(PlatformError::Retry { fate: Fate::NotApplied, after, reason }))
+            }
+            Some(CallFault::Refused(status)) => {
+                (false, Err(PlatformError::Refused { status, reason: "simulated".to_owned() }))
+            }
+        };
+        let failed = result.is_err();
+        self.record(Change::Called {
+            call,
+            effect: effect.filter(|_| applies),
+            failed,
+            late: fault == Some(CallFault::Late),
+        });
+        result
+    }
+}
+
+fn gone() -> PlatformError {
+    PlatformError::Retry {
+        fate: Fate::Unknown,
+        after: None,
+        reason: "simulated: the process is dead".to_owned(),
+    }
+}
+
+/// The lines of a gzipped JSON Lines artifact, read by a reader that shares nothing with the writer but the format.
+fn lines_of(bytes: &[u8]) -> Vec<String> {
+    let mut text = String::new();
+    match crate::artifact::reader(bytes).and_then(|mut reader| reader.read_to_string(&mut text)) {
+        Ok(_) => text.lines().map(str::to_owned).collect(),
+        Err(error) => vec![format!("unreadable: {error}")],
+    }
+}
+
+impl Platform for World {
+    fn upload(&self, upload: Upload<'_>) -> Result<ArtifactId, PlatformError> {
+        let lines = match upload.body {
+            Body::Batch(bytes) => lines_of(bytes),
+            Body::Stream { reader, .. } => {
+                let mut bytes = Vec::new();
+                let read = reader.read_to_end(&mut bytes);
+                read.map_err(|error| PlatformError::Retry {
+                    fate: Fate::NotApplied,
+                    after: None,
+                    reason: error.to_string(),
+                })?;
+                vec![format!("{STREAM}{}", String::from_utf8_lossy(&bytes))]
+            }
+        };
+        let mut inner = self.lock();
+        inner.call(Call::Prepare, None)?;
+        let id = format!("artifact-{}", inner.journal.len());
+        let lines = Arc::new(lines);
+        inner.call(Call::Upload, Some(Effect::Upload { id: id.clone(), lines }))?;
+        ArtifactId::new(id).map_err(|error| PlatformError::Refused { status: 500, reason: error.to_string() })
+    }
+
+    fn confirm(&self, artifact: &ArtifactId) -> Result<(), PlatformError> {
+        let mut inner = self.lock();
+        if !inner.disk.is_dead() && !inner.uploads.contains_key(artifact.as_str()) {
+            return Err(PlatformError::Refused {
+                status: 404,
+                reason: format!("{artifact} was never uploaded"),
+            });
+        }
+        inner.call(Call::Confirm, Some(Effect::Confirm { id: artifact.to_string() }))
+    }
+
+    fn send(&self, message: &SealedMessage) -> Result<(), PlatformError> {
+        let body: Value = serde_json::from_str(&message.body).unwrap_or_default();
+        let text = |path: &str| body.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let artifacts = body.pointer("/event_data/artifacts").and_then(Value::as_array);
+        let accepted = Accepted {
+            key: message.key.clone(),
+            event_type: text("/event_type"),
+            request: text("/event_context/request_id"),
+            run: text("/event_context/run_id"),
+            artifacts: artifacts
+                .into_iter()
+                .flatten()
+                .map(|artifact| artifact.get("id").and_then(Value::as_str).unwrap_or_default().to_owned())
+                .collect(),
+            delay: body.pointer("/event_data/delay").and_then(Value::as_u64).unwrap_or(0),
+            body: message.body.clone(),
+        };
+        self.lock().call(Call::Message, Some(Effect::Accept(Arc::new(accepted))))
+    }
+
+    fn download(&self, artifact: &ArtifactId) -> Result<Vec<u8>, PlatformError> {
+        let mut inner = self.lock();
+        inner.call(Call::Download, None)?;
+        let refused = |reason: String| PlatformError::Refused { status: 404, reason };
+        let lines = inner.uploads.get(artifact.as_str());
+        let lines = lines.ok_or_else(|| refused(format!("{artifact} was never uploaded")))?;
+        let text: String = lines.iter().flat_map(|line| [line, "\n"]).collect();
+        let members = Level::new(0).and_then(|level| compress_all(&[vec![text.as_bytes()]], level));
+        let mut members = members.map_err(|error| refused(error.to_string()))?;
+        Ok(members.pop().unwrap_or_default())
+    }
+
+    fn worker_state(&self) -> Result<Option<WorkerState>, PlatformError> {
+        let mut inner = self.lock();
+        inner.call(Call::LoadState, None)?;
+        let unit = inner.unit();
+        let state = inner.states.get(&unit).map(ToString::to_string);
+        Ok(state.map(|state| WorkerState { state: Some(state), objects: None }))
+    }
+
+    fn install_mapping(&self, _: &Value, _: Option<&str>) -> Result<(), PlatformError> {
+        let mut inner = self.lock();
+        if inner.dies_now() {
+            return Err(gone());
+        }
+        inner.clock.advance(CALL_TAKES);
+        inner.count("mapping/installed");
+        Ok(())
+    }
+
+    fn save_worker_state(&self, state: &str) -> Result<(), PlatformError> {
+        let mut inner = self.lock();
+        let unit = inner.unit();
+        inner.call(Call::SaveState, Some(Effect::Save { unit, state: state.into() }))
+    }
+}

@@ -1,0 +1,336 @@
+//! Plays one schedule: life after life of the real store and the real runtime, until every sync is done or a promise is
+//! broken.
+
+use crate::airdrop::{Event, Serve};
+use crate::error::{ErrorKind, Result, chain};
+use crate::model::SyncUnitId;
+
+use super::crash::CrashPoint;
+use super::disk::{Fault, FaultCounts, SimDisk};
+use super::image::Image;
+use super::report::{Broken, Report, Violation};
+use super::schedule::{Act, Schedule};
+use super::setup::{Make, Setup};
+use super::watched::Watched;
+use super::world::{BUDGET, Life, SentEvent, World, still_clock};
+
+/// Lives after which a schedule is stuck: each makes at least one page of progress, and no sync has so many.
+const LIVES_MAX: u64 = 400;
+/// Calls to the platform at once.
+const LANES: usize = 2;
+/// Attachments streamed at once, in every other schedule; one in the rest.
+const STREAMS: usize = 10;
+
+/// One schedule being played.
+pub(super) struct Play<'a, M> {
+    setup: &'a Setup,
+    pub(super) world: World,
+    pub(super) disk: SimDisk,
+    /// Where a store was just created: one is created under another name and renamed when it is whole, so no crash is
+    /// inside of that.
+    fresh: Image,
+    /// Without a disk: what each life left, for a later one to find.
+    pub(super) left: Vec<Image>,
+    /// Where it dies, death by death, the next last.
+    crashes: Vec<Act>,
+    make: &'a M,
+}
+
+pub(super) struct Played {
+    pub(super) verdict: Result<(), Violation>,
+    /// The last crash, in words.
+    pub(super) crash: String,
+    /// Without a disk: what each life left.
+    pub(super) left: Vec<Image>,
+}
+
+/// What the world had seen when a life began.
+struct Before {
+    accepted: usize,
+    advanced: u64,
+    failed_calls: u64,
+    faults: FaultCounts,
+    /// Whether its event was never sent before: delivered again, it may hear what an earlier life had sealed.
+    first: bool,
+}
+
+/// Attachments streamed at once, in the schedules of a seed.
+fn streams(seed: u64) -> usize {
+    if seed.is_multiple_of(2) { STREAMS } else { 1 }
+}
+
+impl<'a, M: Make> Play<'a, M> {
+    /// A schedule at its beginning: on a disk where the store was just created.
+    pub(super) fn of(setup: &'a Setup, schedule: &Schedule, make: &'a M) -> Self {
+        let world = World::new(schedule.seed, schedule.acts.clone().into(), setup.has_disk);
+        let fresh = setup.fresh_disk();
+        Self::on(setup, world, fresh.disk(), fresh, &schedule.acts, make)
+    }
+
+    /// A world that goes on, on a disk that it finds.
+    pub(super) fn on(
+        setup: &'a Setup,
+        world: World,
+        disk: SimDisk,
+        fresh: Image,
+        acts: &[Act],
+        make: &'a M,
+    ) -> Self {
+        let mut crashes: Vec<Act> = acts.iter().filter(|act| is_crash(act)).copied().collect();
+        crashes.reverse();
+        Self { setup, world, disk, fresh, left: Vec::new(), crashes, make }
+    }
+
+    /// Plays until every sync is done, or a promise is broken.
+    pub(super) fn play(mut self, report: &mut Report) -> Played {
+        if self.setup.syncs_ignored {
+            self.disk.inject(Fault::SyncsIgnored);
+        }
+        let mut crash = String::new();
+        let verdict = self.lives(&mut crash, report);
+        let world = self.world.lock();
+        for (fault, times) in &world.fired {
+            *report.faults.entry(fault.clone()).or_default() += times;
+        }
+        // Without a disk, whatever was uploaded since the last checkpoint is uploaded again.
+        let at_once = if self.setup.has_disk { (LANES + streams(world.seed)) as u64 } else { 64 };
+        let verdict = verdict.and_then(|()| world.verdict(at_once));
+        drop(world);
+        Played { verdict, crash, left: self.left }
+    }
+
+    /// Life after life, until the platform has no more events; says what the last crash was.
+    fn lives(&mut self, crash: &mut String, report: &mut Report) -> Result<(), Violation> {
+        let mut lives = 0;
+        loop {
+            // Without a disk, who dies after a life was over dies before the next one does anything.
+            if !self.setup.has_disk
+                && self.dies_at().is_some_and(|(changes, _)| self.world.changes() >= changes)
+            {
+                self.world.died();
+                report.deaths += 1;
+                *crash = self.start_again();
+                continue;
+            }
+            let overtakes = self.world.lock().may_overtake() && self.nothing_is_sealed();
+            let event = self.world.lock().next_event(overtakes);
+            let Some(event) = event else { break };
+            lives += 1;
+            report.lives += 1;
+            if lives > LIVES_MAX {
+                let what = format!("no end after {lives} lives, at {}", event.event_type);
+                return Err(Violation { kind: Broken::Stuck, what });
+            }
+            if !self.setup.has_disk {
+                self.disk = self.found_disk();
+            }
+            self.live(&event, report)?;
+            if self.disk.is_dead() {
+                self.world.died();
+                report.deaths += 1;
+                *crash = self.start_again();
+                self.setup.check(&self.disk.image().disk())?;
+            }
+            if !self.setup.has_disk {
+                self.left.push(self.disk.image());
+            }
+        }
+        self.setup.check(&self.disk.image().disk())
+    }
+
+    /// Whether no message waits to be accepted, by what the store holds, or without a disk the checkpoint.
+    fn nothing_is_sealed(&self) -> bool {
+        let unit = self.world.lock().unit();
+        let sealed = if self.setup.has_disk {
+            let store = self.setup.open(&self.disk.image().disk(), still_clock());
+            store.and_then(|store| SyncUnitId::new(unit).and_then(|unit| store.any_unit(unit).has_sealed()))
+        } else {
+            self.world.lock().sealed_in_checkpoint(&unit)
+        };
+        // What cannot be read now is for the next life to find out.
+        sealed.is_ok_and(|sealed| !sealed)
+    }
+
+    /// The disk that the next life finds: an empty one, or what an earlier life left.
+    fn found_disk(&self) -> SimDisk {
+        let mut world = self.world.lock();
+        let number = world.sent.len() as u64;
+        let stale = world.acts.iter().find_map(|act| match act {
+            Act::StaleDisk { life, of } if *life == number => usize::try_from(*of).ok(),
+            _ => None,
+        });
+        match stale.and_then(|of| self.left.get(of)) {
+            Some(image) => {
+                world.count("disk/stale");
+                image.disk()
+            }
+            None => self.fresh.disk(),
+        }
+    }
+
+    /// The number of changes outside, and the position of the disk, at which it dies next. Without a disk it is the first
+    /// alone that counts.
+    fn dies_at(&self) -> Option<(usize, usize)> {
+        let (changes, position) = match self.crashes.last()? {
+            Act::Crash { changes, point } => (*changes, point.position),
+            Act::Kill { changes, position } => (*changes, *position),
+            _ => return None,
+        };
+        Some((changes, if self.setup.has_disk { position } else { 0 }))
+    }
+
+    /// One life: the real store and the real runtime, given one event.
+    fn live(&self, event: &SentEvent, report: &mut Report) -> Result<(), Violation> {
+        let dies_at = self.dies_at();
+        if let Some((_, position)) = dies_at
+            && self.setup.has_disk
+        {
+            self.disk.inject(Fault::Dies { position });
+        }
+        let first = !self.world.lock().sent.iter().any(|sent| sent.request == event.request);
+        self.world.send(event.clone());
+        let life = self.world.begin_life(&self.disk, dies_at);
+        self.inject_faults();
+        let before = self.before(first);
+        let result = self.serve(event, &life);
+        let disk_failed = self.count_faults(before.faults, report);
+        self.disk.heal();
+        if self.setup.syncs_ignored {
+            self.disk.inject(Fault::SyncsIgnored);
+        }
+        let (outcome, violation) = match result {
+            Ok(done) => done,
+            Err(error) => (Err(error), None),
+        };
+        if let Some(violation) = violation {
+            return Err(violation);
+        }
+        if self.disk.is_dead() {
+            return Ok(());
+        }
+        self.ended(event, outcome, disk_failed)?;
+        self.went_on(event, &before, disk_failed)
+    }
+
+    /// Lets the disk fail in this life as the schedule has it.
+    fn inject_faults(&self) {
+        let world = self.world.lock();
+        let number = world.sent.len() as u64 - 1;
+        for act in world.acts.iter() {
+            match act {
+                Act::DiskFull { life, writes } if *life == number => {
+                    self.disk.inject(Fault::FullAfter { writes: *writes });
+                }
+                Act::DiskFails { life, operation, after } if *life == number => {
+                    self.disk.inject(Fault::Fails { operation: *operation, after: *after });
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn before(&self, first: bool) -> Before {
+        let world = self.world.lock();
+        Before {
+            accepted: world.accepted.len(),
+            advanced: world.advanced(),
+            failed_calls: world.failed_calls,
+            faults: self.disk.fault_counts(),
+            first,
+        }
+    }
+
+    /// Counts how often the disk failed since; whether it did.
+    fn count_faults(&self, before: FaultCounts, report: &mut Report) -> bool {
+        let faults = self.disk.fault_counts();
+        for (name, times) in [
+            ("disk/full", faults.no_space - before.no_space),
+            ("disk/read-failed", faults.reads - before.reads),
+            ("disk/write-failed", faults.writes - before.writes),
+            ("disk/set-len-failed", faults.set_lens - before.set_lens),
+            ("disk/sync-failed", faults.syncs - before.syncs),
+        ] {
+            if times > 0 {
+                *report.faults.entry(name.to_owned()).or_default() += times;
+            }
+        }
+        faults != before
+    }
+
+    /// Whether a life that was not killed ended as it may.
+    fn ended(&self, event: &SentEvent, outcome: Result<()>, disk_failed: bool) -> Result<(), Violation> {
+        let Err(error) = outcome else {
+            self.world.served(&event.request);
+            return Ok(());
+        };
+        match error.kind() {
+            // The disk failed, and the process ended: that is what it is for.
+            ErrorKind::Io | ErrorKind::Corrupt if disk_failed => self.world.died(),
+            // The platform would not take the message; it will hear it again.
+            ErrorKind::Retry => {}
+            ErrorKind::Fenced if event.stray => {}
+            // A save of its own landed late, and it could not tell it from another holder's.
+            ErrorKind::Fenced if !self.setup.has_disk => {}
+            kind => {
+                let what = format!("{} was not answered: {}", event.event_type, chain(&error));
+                let kind = if kind == ErrorKind::Corrupt { Broken::Unopenable } else { Broken::Conversation };
+                return Err(Violation { kind, what });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a life did something, and a stray event nothing.
+    fn went_on(&self, event: &SentEvent, before: &Before, disk_failed: bool) -> Result<(), Violation> {
+        let world = self.world.lock();
+        let untroubled = !disk_failed && world.failed_calls == before.failed_calls;
+        if before.first && untroubled && world.advanced() == before.advanced && world.only_says_progress() {
+            let what = format!("{} was answered with PROGRESS, and nothing was done", event.event_type);
+            return Err(Violation { kind: Broken::Stuck, what });
+        }
+        if event.stray && world.accepted.len() > before.accepted && !world.reuses_ids() {
+            let what = format!("{} delivered again was given a new answer", event.request);
+            return Err(Violation { kind: Broken::Conversation, what });
+        }
+        Ok(())
+    }
+
+    /// What a process does: opens the store, serves the event, and ends.
+    #[allow(clippy::type_complexity)]
+    fn serve(&self, event: &SentEvent, life: &Life) -> Result<(Result<()>, Option<Violation>)> {
+        let store = self.setup.open(&self.disk, self.world.clock())?;
+        let event = Event::from_json(&event.json)?;
+        let mut watched = Watched { extractor: self.make.make(life), life: life.clone(), violation: None };
+        let seed = life.seed() ^ self.world.changes() as u64;
+        let streams = streams(life.seed());
+        let mut serve = Serve::new().budget(BUDGET).lanes(LANES).streams(streams).inline(seed);
+        if !self.setup.has_disk {
+            serve = serve.checkpoints();
+        }
+        let outcome = serve.serve(&store, &self.world, &mut watched, &event).map(drop);
+        Ok((outcome, watched.violation))
+    }
+
+    /// Starts the machine, or the process, again after a death.
+    fn start_again(&mut self) -> String {
+        let recording = self.disk.recording();
+        let crash = if let Some(Act::Crash { point, .. }) = self.crashes.pop() {
+            // Nothing is recorded after a death, so it happened where the recording ends.
+            let point = CrashPoint { position: recording.end(), ..point };
+            let image = recording.image(&point).map(|crash| crash.image);
+            self.disk = image.unwrap_or_else(|| self.disk.image()).disk();
+            recording.describe(&point)
+        } else {
+            self.disk = recording.killed_at(recording.end());
+            format!("killed at position {}, everything written is there", recording.end())
+        };
+        if self.setup.syncs_ignored {
+            self.disk.inject(Fault::SyncsIgnored);
+        }
+        crash
+    }
+}
+
+fn is_crash(act: &Act) -> bool {
+    matches!(act, Act::Crash { .. } | Act::Kill { .. })
+}

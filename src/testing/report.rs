@@ -1,0 +1,137 @@
+//! What an exploration found: figures, and the shortest schedule that breaks a promise.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use super::schedule::Schedule;
+
+/// What was explored and what was found.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct Report {
+    /// Crash states that were opened and checked.
+    pub states: u64,
+    /// Those that were continued to the end.
+    pub continuations: u64,
+    /// Lives of the extractor in all.
+    pub lives: u64,
+    /// Deaths, in all schedules with more than the one crash of a state.
+    pub deaths: u64,
+    /// Images that were left by a second crash, during the recovery from the first.
+    pub second_crashes: u64,
+    /// How often each fault fired.
+    pub faults: BTreeMap<String, u64>,
+    /// Schedules that lost a record.
+    pub lost: u64,
+    /// Schedules that announced one twice, or one that was never staged.
+    pub duplicated: u64,
+    /// States that did not open or did not pass the store's own check.
+    pub unopenable: u64,
+    /// Schedules that broke any other promise.
+    pub other: u64,
+    /// The seed of all of it.
+    pub seed: u64,
+    /// The shortest schedule found that breaks a promise, and how.
+    pub failure: Option<Failure>,
+}
+
+/// A schedule that breaks a promise.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// How.
+    pub violation: Violation,
+    /// What befell the extractor: for [`Explore::replay`].
+    pub schedule: Schedule,
+    /// The crash in words, operation by operation.
+    pub crash: String,
+}
+
+/// What a promise was broken by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// Which promise.
+    pub kind: Broken,
+    /// What was seen.
+    pub what: String,
+}
+
+/// A promise, broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Broken {
+    /// A staged record is in no accepted message.
+    Lost,
+    /// A record is in two, or an artifact is, or a record is announced that was never staged.
+    Duplicated,
+    /// The store did not open after a crash, or did not pass its own check.
+    Unopenable,
+    /// Confirmed is not what is announced; or too many uploads were left unconfirmed.
+    Unconfirmed,
+    /// `since`, a bookmark or a value is not what the last finished run left.
+    Watermark,
+    /// One event, two messages; or a message that changed when it was sent again.
+    Conversation,
+    /// Nothing goes on.
+    Stuck,
+}
+
+impl Report {
+    pub(super) fn add(&mut self, other: Report) {
+        self.states += other.states;
+        self.continuations += other.continuations;
+        self.lives += other.lives;
+        self.deaths += other.deaths;
+        self.second_crashes += other.second_crashes;
+        for (fault, times) in other.faults {
+            *self.faults.entry(fault).or_default() += times;
+        }
+        self.lost += other.lost;
+        self.duplicated += other.duplicated;
+        self.unopenable += other.unopenable;
+        self.other += other.other;
+        if self.failure.is_none() {
+            self.failure = other.failure;
+        }
+    }
+
+    pub(super) fn note(&mut self, failure: Failure) {
+        match failure.violation.kind {
+            Broken::Lost => self.lost += 1,
+            Broken::Duplicated => self.duplicated += 1,
+            Broken::Unopenable => self.unopenable += 1,
+            _ => self.other += 1,
+        }
+        self.failure.get_or_insert(failure);
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (fault, times) in &self.faults {
+            writeln!(f, "fault {fault}: {times}")?;
+        }
+        writeln!(
+            f,
+            "seed={} deaths={} second_crashes={} other={}",
+            self.seed, self.deaths, self.second_crashes, self.other
+        )?;
+        if let Some(failure) = &self.failure {
+            writeln!(f, "BROKEN {:?}: {}", failure.violation.kind, failure.violation.what)?;
+            writeln!(f, "shortest schedule: {}", failure.schedule)?;
+            if !failure.crash.is_empty() {
+                writeln!(f, "its crash: {}", failure.crash)?;
+            }
+        }
+        write!(
+            f,
+            "states={} continuations={} lives={} faults={} lost={} duplicated={} unopenable={}",
+            self.states,
+            self.continuations,
+            self.lives,
+            self.faults.values().sum::<u64>(),
+            self.lost,
+            self.duplicated,
+            self.unopenable
+        )
+    }
+}

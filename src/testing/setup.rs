@@ -1,0 +1,88 @@
+//! The store of every schedule of an exploration: how it is opened on a simulated disk, and how it is looked at.
+
+use crate::airdrop::Extractor;
+use crate::artifact::Level;
+use crate::clock::VirtualClock;
+use crate::error::{Error, Result, chain};
+use crate::model::Rule;
+use crate::store::Store;
+
+use super::disk::SimDisk;
+use super::image::Image;
+use super::report::{Broken, Violation};
+use super::world::{Life, still_clock};
+
+/// What holds for every schedule of an exploration.
+#[derive(Debug, Clone)]
+pub(super) struct Setup {
+    /// Records in a batch.
+    pub(super) batch_items: u32,
+    /// A rule of the runtime that is taken away.
+    pub(super) broken: Option<Rule>,
+    /// Whether the disk ignores syncs.
+    pub(super) syncs_ignored: bool,
+    /// Whether a life finds the disk of the one before it.
+    pub(super) has_disk: bool,
+}
+
+/// Makes the extractor of a life.
+pub(super) trait Make: Sync {
+    /// The extractor.
+    type Extractor: Extractor;
+
+    fn make(&self, life: &Life) -> Self::Extractor;
+}
+
+impl<E: Extractor, F: Fn(&Life) -> E + Sync> Make for F {
+    type Extractor = E;
+
+    fn make(&self, life: &Life) -> E {
+        self(life)
+    }
+}
+
+impl Setup {
+    pub(super) fn open(&self, disk: &SimDisk, clock: VirtualClock) -> Result<Store> {
+        Store::options()
+            .batch_items(self.batch_items)
+            .level(Level::new(0)?)
+            .cache_bytes(1024 * 1024)
+            .clock(clock)
+            .break_rule(self.broken)
+            .open_on(Box::new(disk.clone()), "the simulated store")
+    }
+
+    /// A disk where a store was just created.
+    pub(super) fn fresh_disk(&self) -> Image {
+        let disk = SimDisk::new();
+        drop(self.open(&disk, still_clock()));
+        disk.image()
+    }
+
+    /// A number for what a disk holds, as the store reads it.
+    pub(super) fn fingerprint(&self, disk: &SimDisk) -> Result<u64, Violation> {
+        self.open(disk, still_clock())
+            .and_then(|store| store.fingerprint())
+            .map_err(|error| unopenable(&error))
+    }
+
+    /// Lets the store on a disk check itself, every page and every row. (With a rule taken away its rows need not agree:
+    /// then it is for the oracle to see what came of that.)
+    pub(super) fn check(&self, disk: &SimDisk) -> Result<(), Violation> {
+        if self.broken.is_some() || self.syncs_ignored {
+            return Ok(());
+        }
+        let found = self.open(disk, still_clock()).and_then(|mut store| store.check());
+        match found.map_err(|error| unopenable(&error))? {
+            None => Ok(()),
+            Some(finding) => {
+                let what = format!("the store does not pass its own check: {finding}");
+                Err(Violation { kind: Broken::Unopenable, what })
+            }
+        }
+    }
+}
+
+fn unopenable(error: &Error) -> Violation {
+    Violation { kind: Broken::Unopenable, what: chain(error) }
+}
