@@ -184,6 +184,25 @@ pub enum Error {
         /// What was expected there.
         expected: String,
     },
+    /// What the platform keeps for a sync unit does not make sense, so nothing is guessed from it and nothing was changed.
+    #[error(
+        "{what} cannot be read: {reason}; to start over, let the platform delete the data state of the sync unit \
+         (EXTRACTION_DATA_DELETE)"
+    )]
+    WorkerState {
+        /// The worker state, or the key of it.
+        what: String,
+        /// What does not fit.
+        reason: String,
+    },
+    /// The platform did not hand out the worker state. Nothing was sent or changed; the same event starts anew.
+    #[error("the worker state of {sync_unit} could not be fetched: {reason}")]
+    NotFetched {
+        /// The sync unit.
+        sync_unit: String,
+        /// What the platform said.
+        reason: String,
+    },
     /// The platform did not take a checkpoint. Nothing was sent that it would have held; the same event resumes.
     #[error("the checkpoint of {sync_unit} was not saved: {reason}")]
     NotSaved {
@@ -215,7 +234,8 @@ pub enum ErrorKind {
     InUse,
     /// Mend the call, the event or the extractor.
     Invalid,
-    /// Look with `highwater-dump check`; the file, or its version, is not what we can read.
+    /// What is stored (a file, or what the platform keeps), or its version, is not what we can read: look at a file with
+    /// `highwater-dump check`.
     Corrupt,
     /// Mend the disk (full, missing, no permission).
     Io,
@@ -228,7 +248,10 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Error::InUse { .. } => ErrorKind::InUse,
-            Error::NotAStore { .. } | Error::NewerFormat { .. } | Error::Corrupt { .. } => ErrorKind::Corrupt,
+            Error::NotAStore { .. }
+            | Error::NewerFormat { .. }
+            | Error::Corrupt { .. }
+            | Error::WorkerState { .. } => ErrorKind::Corrupt,
             Error::Io { .. } => ErrorKind::Io,
             Error::TooLarge { .. }
             | Error::Invalid { .. }
@@ -240,7 +263,9 @@ impl Error {
             | Error::Event { .. } => ErrorKind::Invalid,
             Error::Fetch { .. } => ErrorKind::Fetch,
             Error::Fenced { .. } | Error::StaleEvent { .. } | Error::Replaced { .. } => ErrorKind::Fenced,
-            Error::NotDelivered { .. } | Error::NotSaved { .. } => ErrorKind::Retry,
+            Error::NotDelivered { .. } | Error::NotFetched { .. } | Error::NotSaved { .. } => {
+                ErrorKind::Retry
+            }
         }
     }
 

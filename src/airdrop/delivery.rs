@@ -542,11 +542,13 @@ impl<'a> Delivery<'a> {
         }
         match (done.result, no) {
             (Ok(Some(artifact)), _) => {
-                debug!(upload = ?no, artifact = artifact.as_str(), "uploaded");
-                upload.artifact = Some(artifact);
-                if let UploadNo::Attachment(number) = no {
+                if let (UploadNo::Attachment(number), What::Attachment { attachment, .. }) =
+                    (no, &upload.what)
+                {
+                    debug!(attachment = attachment.id, artifact = artifact.as_str(), "attachment uploaded");
                     self.streamed.push((number, Ok(())));
                 }
+                upload.artifact = Some(artifact);
                 self.happened(no, Event::Uploaded, "");
             }
             (Ok(None), _) => self.happened(no, Event::Confirmed, ""),
@@ -675,7 +677,19 @@ impl<'a> Delivery<'a> {
                 self.meet(Halt::AskedToWait(after));
             }
         } else {
-            warn!(upload = ?no, call, tries, reason, wait_ms = millis(wait), "call is made again");
+            let wait_ms = millis(wait);
+            match &upload.what {
+                What::Batch(info) => {
+                    warn!(seq = info.seq, call, tries, reason, wait_ms, "batch is tried again");
+                }
+                What::Attachment { attachment, .. } => {
+                    let attachment = &attachment.id;
+                    warn!(
+                        attachment,
+                        call, tries, reason, wait_ms, "call about an attachment is tried again"
+                    );
+                }
+            }
         }
     }
 
@@ -734,7 +748,6 @@ impl<'a> Delivery<'a> {
                     // It is announced unconfirmed.
                     self.message.add(entry(info, artifact.as_str()).bytes()?);
                 }
-                debug!(seq, artifact = artifact.as_str(), "batch confirmed");
             }
         }
         Ok(())
@@ -761,6 +774,15 @@ impl<'a> Delivery<'a> {
     fn stored(&mut self, no: UploadNo, event: Event) {
         self.happened(no, event, "");
         let Some(upload) = self.uploads.get_mut(&no) else { return };
+        if event == Event::ConfirmStored {
+            let artifact = upload.artifact.as_ref().map_or("", ArtifactId::as_str);
+            match &upload.what {
+                What::Batch(info) => debug!(seq = info.seq, artifact, "batch confirmed"),
+                What::Attachment { attachment, .. } => {
+                    debug!(attachment = attachment.id, artifact, "attachment settled");
+                }
+            }
+        }
         // Whatever it is, the next call is another one.
         upload.call_tries = 0;
         match self.rules.to_do(upload.state) {

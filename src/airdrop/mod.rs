@@ -7,6 +7,7 @@ mod check;
 #[cfg(feature = "http")]
 mod client;
 mod delivery;
+mod document;
 mod event;
 mod extractor;
 mod keeper;

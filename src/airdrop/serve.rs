@@ -406,22 +406,24 @@ impl Invocation<'_> {
         let unit = store.any_unit(unit);
         let hard = self.hard_at();
         // External sync units have no sync unit to keep a checkpoint under.
-        let held = if self.settings.checkpoints && phase != Phase::ExternalSyncUnits {
+        let (held, inherited) = if self.settings.checkpoints && phase != Phase::ExternalSyncUnits {
             let settle = self.settings.settle;
-            Some(Keeper::take_over(&unit, self.platform, self.clock, self.seed, hard, settle, self.token())?)
+            let taken =
+                Keeper::take_over(&unit, self.platform, self.clock, self.seed, hard, settle, self.token())
+                    .and_then(|held| Ok((held.0.sdk_state()?, held)));
+            match taken {
+                Ok((sdk, held)) => (Some(held), sdk.map(|sdk| sdk.inherited(incoming))),
+                // A state that makes no sense is not ours to overwrite: the platform is told.
+                Err(error @ Error::WorkerState { .. }) => {
+                    return self.answer_statelessly(failed(&chain(&error)));
+                }
+                Err(error) => return Err(error),
+            }
         } else {
-            None
+            (None, None)
         };
         let restored = held.as_ref().is_some_and(|(_, restored)| *restored);
         let keeper = held.as_ref().map(|(keeper, _)| keeper);
-        let inherited = match keeper.map(Keeper::sdk_state).transpose() {
-            Ok(sdk) => sdk.flatten().map(|sdk| sdk.inherited(incoming)),
-            // A state that makes no sense is not ours to overwrite: the platform is told.
-            Err(error) if error.kind() == ErrorKind::Invalid => {
-                return self.answer_statelessly(failed(&chain(&error)));
-            }
-            Err(error) => return Err(error),
-        };
         let accepted = unit.accept(incoming, restored, inherited.as_ref())?;
         if let (
             Some(keeper),
@@ -845,17 +847,29 @@ impl Invocation<'_> {
                 let take_over = || {
                     Keeper::take_over(&unit, self.platform, self.clock, self.seed, hard, None, self.token())
                 };
-                let keeper = self.settings.checkpoints.then(take_over).transpose()?;
-                if *self.event.event_type() == EventType::DeleteAttachments {
-                    unit.delete_attachments()?;
-                    if let Some((keeper, _)) = keeper {
-                        keeper.forget_attachments(unit.newest_run()?.as_ref())?;
+                let deletes_all = *self.event.event_type() != EventType::DeleteAttachments;
+                let keeper = match self.settings.checkpoints.then(take_over).transpose() {
+                    Ok(held) => held.map(|(keeper, _)| keeper),
+                    // Whoever starts over need not be able to read what was there.
+                    Err(Error::WorkerState { .. }) if deletes_all => {
+                        Keeper::start_over(&unit, self.platform, self.clock, self.seed, hard)?;
+                        None
                     }
-                } else {
-                    if let Some((keeper, _)) = keeper {
+                    Err(error @ Error::WorkerState { .. }) => {
+                        return self.answer_statelessly(failed(&chain(&error)));
+                    }
+                    Err(error) => return Err(error),
+                };
+                if deletes_all {
+                    if let Some(keeper) = keeper {
                         keeper.remove()?;
                     }
                     unit.delete()?;
+                } else {
+                    unit.delete_attachments()?;
+                    if let Some(keeper) = keeper {
+                        keeper.forget_attachments(unit.newest_run()?.as_ref())?;
+                    }
                 }
                 self.answer_statelessly(Ending::Done)
             }

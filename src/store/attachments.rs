@@ -24,7 +24,7 @@ mod queued;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::model::{ArtifactId, ItemType, Micros, RunId};
@@ -32,12 +32,12 @@ use crate::record::{Attachment, Record};
 
 use super::SyncUnit;
 use super::batches::{Lines, UnsettledBatch};
-use super::checkpoint::forget_attachments;
+use super::checkpoint::{FailedPart, Position, QueueCountsPart, QueuePart, UnsettledPart};
 use super::codec::DecodeError;
 use super::notes::forget_left_attachments;
 use super::rows::{
-    ATTACHMENTS, AttachmentRow, FAILED, FILES, FailedRow, FileRow, Key, LEDGER, LedgerAttachments, QUEUES,
-    QueueRow, REQUEUED, RUN_IDS, RunStatus, SEEN, SeenRow, UNITS, name_hash, number_of,
+    ATTACHMENTS, AttachmentRow, FAILED, FILES, FailedRow, FileRow, Json, Key, LEDGER, LedgerAttachments,
+    POSITIONS, QUEUES, QueueRow, REQUEUED, RUN_IDS, RunStatus, SEEN, SeenRow, UNITS, name_hash, number_of,
 };
 use super::run::{Run, run_key};
 use super::tables::{Change, Rows};
@@ -129,34 +129,6 @@ pub struct FailedAttachment {
     pub failed_at: DateTime<Utc>,
     /// The run that gave it up; not known where a checkpoint brought it back.
     pub run: Option<RunId>,
-}
-
-/// What a checkpoint says of attachments, at its position.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct QueuePart {
-    queue: QueueRow,
-    unsettled: Vec<Unsettled>,
-    /// Runs and numbers of those given up and those queued again.
-    failed: Vec<(u64, u64, FailedRow)>,
-    requeued: Vec<(u64, u64, FailedRow)>,
-}
-
-/// Number, artifact id, ids given up, tries, when the next is due; and the line, where no artifact of ours holds it.
-type Unsettled = (u64, Option<String>, u32, u32, Option<Micros>, Option<String>);
-
-impl QueuePart {
-    pub(crate) fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-
-    /// Whether a file of lines is still needed by what is not settled here.
-    fn needs(&self, file: &FileRow) -> bool {
-        let end = file.first + u64::from(file.items);
-        // Of an inherited one it is not known before it is loaded.
-        file.items == 0
-            || end > self.queue.position
-            || self.unsettled.iter().any(|(number, ..)| (file.first..end).contains(number))
-    }
 }
 
 impl Run {
@@ -556,7 +528,7 @@ impl Run {
     pub(super) fn queue_part(&self, rows: &impl Rows) -> Result<QueuePart> {
         let queue = rows.get(&QUEUES, &self.run_key())?.unwrap_or_default();
         let prefix = self.run_key();
-        let mut unsettled = Vec::new();
+        let mut unsettled: Vec<UnsettledPart> = Vec::new();
         let mut take = |tail: &[u8], row: AttachmentRow| {
             let number = self.attachment_number(tail)?;
             let line = (number >= REQUEUED_FROM).then_some(row.json);
@@ -575,6 +547,7 @@ impl Run {
             take(tail, row)?;
             Ok(true)
         })?;
+        let queue = QueueCountsPart::of(&queue);
         Ok(QueuePart { queue, unsettled, ..self.failed_part(rows)? })
     }
 
@@ -582,13 +555,13 @@ impl Run {
     pub(super) fn failed_part(&self, rows: &impl Rows) -> Result<QueuePart> {
         let unit = Key::unit(self.unit_no);
         let mut bytes = 0;
-        let mut kept = |table| -> Result<Vec<(u64, u64, FailedRow)>> {
+        let mut kept = |table| -> Result<Vec<(u64, u64, FailedPart)>> {
             let mut kept = Vec::new();
             rows.scan(table, &unit, &unit, |tail, row: FailedRow| {
                 let (run, number) = self.run_and_number(tail)?;
                 bytes += row.json.len() + row.reason.len() + 60;
                 if bytes <= FAILED_BYTES_MAX {
-                    kept.push((run, number, row));
+                    kept.push((run, number, FailedPart::of(row)));
                 }
                 Ok(bytes <= FAILED_BYTES_MAX)
             })?;
@@ -657,11 +630,12 @@ pub(super) fn restore_queue(
     run: u64,
     is_open: bool,
     part: &QueuePart,
-    files: &[(u64, FileRow)],
+    files: impl Iterator<Item = (u64, FileRow)>,
 ) -> Result<()> {
     for (table, rows) in [(&FAILED, &part.failed), (&REQUEUED, &part.requeued)] {
-        for (run, number, row) in rows {
-            change.put(table, &run_key(unit, *run).and_number(*number), row)?;
+        for (run, number, part) in rows {
+            let row = part.row();
+            change.put(table, &run_key(unit, *run).and_number(*number), &row)?;
             if let Ok(attachment) = Attachment::from_line(&row.json) {
                 note_seen(change, unit, *run, *number, &attachment, true)?;
             }
@@ -683,11 +657,13 @@ pub(super) fn restore_queue(
         }
         change.put(&ATTACHMENTS, &prefix.clone().and_number(*number), &row)?;
     }
+    let mut any = !part.is_empty();
     for (seq, file) in files {
-        change.put(&FILES, &prefix.clone().and_number(*seq), &FileRow { loaded: false, ..file.clone() })?;
+        change.put(&FILES, &prefix.clone().and_number(seq), &file)?;
+        any = true;
     }
-    if is_open && (!part.is_empty() || !files.is_empty()) {
-        change.put(&QUEUES, &prefix, &QueueRow { rebuild: true, ..part.queue.clone() })?;
+    if is_open && any {
+        change.put(&QUEUES, &prefix, &part.queue.row())?;
     }
     Ok(())
 }
@@ -820,7 +796,13 @@ impl SyncUnit {
             let key = Key::unit(unit.no);
             let queues = change.all(&QUEUES, &key)?;
             remove_attachments(change, &key)?;
-            forget_attachments(change, &key)?;
+            for (tail, Json(json)) in change.all(&POSITIONS, &key)? {
+                let damaged = |error: String| change.tables().damaged(POSITIONS.name, &key, error);
+                let json =
+                    Position::without_attachments(&json).map_err(|error| damaged(error.to_string()))?;
+                let run = number_of(&tail).map_err(|error| damaged(error.to_string()))?;
+                change.put(&POSITIONS, &run_key(unit.no, run), &Json(json))?;
+            }
             forget_left_attachments(change, unit.no)?;
             // The lines that a run has staged stay, and so does how many they are.
             for (tail, QueueRow { lines, .. }) in queues {

@@ -34,13 +34,12 @@ pub use attachments::{AttachmentCounts, Attachments, FailedAttachment, QueuedAtt
 pub(crate) use attachments::{Pending, Settling, UNSETTLED_MAX};
 pub use batches::{Batch, BatchKey, Batches};
 pub(crate) use batches::{BatchInfo, Unsettled, UnsettledBatch};
-pub(crate) use checkpoint::{Checkpoint, Position};
+pub(crate) use checkpoint::{CHECKPOINT_KEY, Checkpoint, Position};
 pub(crate) use conversation::{Accepted, Incoming, Sealing, StoredMessage};
 #[doc(hidden)]
 pub use disk::Disk;
 pub(crate) use notes::{Inherited, InheritedRun, LEFT_ATTACHMENTS, Standing};
 pub use page::Page;
-pub(crate) use page::to_json;
 pub(crate) use rows::{MessageKind, WindowRow};
 pub use run::Run;
 

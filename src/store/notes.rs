@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::model::{Micros, Phase, Phases, RESERVED_VALUE_PREFIX};
 
 use super::conversation::Incoming;
-use super::rows::{Json, Key, POSITIONS, RunRow, RunStatus, UNITS, UnitRow, VALUES, WindowRow, number_of};
+use super::rows::{Json, Key, POSITIONS, RunRow, UNITS, UnitRow, VALUES, WindowRow, number_of};
 use super::run::Run;
 use super::tables::{Change, Rows};
 
@@ -196,16 +196,4 @@ pub(crate) struct Standing {
     pub(crate) connector_version: Option<String>,
     /// The start and the window of the run that is not over.
     pub(crate) open: Option<(Micros, Option<WindowRow>)>,
-}
-
-impl Standing {
-    pub(super) fn of(unit: &UnitRow, run: Option<&RunRow>) -> Self {
-        let open = run.filter(|run| run.status == RunStatus::Open).map(|run| (run.started_at, run.window));
-        Self {
-            watermark: unit.watermark,
-            bounds: unit.bounds,
-            connector_version: unit.connector_version.clone(),
-            open,
-        }
-    }
 }

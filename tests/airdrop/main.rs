@@ -3,6 +3,7 @@
 mod attachments;
 mod bad_input;
 mod check_policy;
+mod checkpoint;
 mod client;
 mod conversation;
 mod delivery;
