@@ -41,13 +41,20 @@ use std::fmt;
 pub(crate) const ANEW_MAX: u8 = 3;
 
 /// Which parts of the way the uploads of a phase go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Rules {
     /// An upload is confirmed before it is announced: all but external sync units.
-    pub(crate) confirms: bool,
+    confirms: bool,
     /// An upload is confirmed only when a saved checkpoint names it: where checkpoints are kept.
-    pub(crate) saves: bool,
+    saves: bool,
+    /// What is done instead, in a negative control.
+    #[cfg(feature = "testing")]
+    table: Option<Table>,
 }
+
+/// Another table in place of the one in this room: the state after an event; none if the move is illegal.
+#[cfg(feature = "testing")]
+pub(crate) type Table = fn(Rules, State, Event) -> Option<State>;
 
 /// Where an upload is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -176,9 +183,28 @@ pub(crate) struct Illegal {
 }
 
 impl Rules {
+    pub(crate) fn new(confirms: bool, saves: bool) -> Self {
+        Self {
+            confirms,
+            saves,
+            #[cfg(feature = "testing")]
+            table: None,
+        }
+    }
+
+    /// Has uploads do what another table says, for a negative control.
+    #[cfg(feature = "testing")]
+    pub(crate) fn with_table(self, table: Option<Table>) -> Self {
+        Self { table, ..self }
+    }
+
     /// The state after `event`, and what is to be done in it.
     pub(crate) fn next(self, state: State, event: Event) -> Result<(State, ToDo), Illegal> {
-        let after = self.after(state, event).ok_or(Illegal { state, event })?;
+        #[cfg(feature = "testing")]
+        let after = self.table.map_or_else(|| self.after(state, event), |table| table(self, state, event));
+        #[cfg(not(feature = "testing"))]
+        let after = self.after(state, event);
+        let after = after.ok_or(Illegal { state, event })?;
         Ok((after, self.to_do(after)))
     }
 
@@ -188,7 +214,7 @@ impl Rules {
     }
 
     #[allow(clippy::match_same_arms, reason = "one line for each of the table's")]
-    fn after(self, state: State, event: Event) -> Option<State> {
+    pub(crate) fn after(self, state: State, event: Event) -> Option<State> {
         use Event as E;
         use State as S;
         let tried = self.to_do(state) == ToDo::Confirm;
@@ -354,7 +380,7 @@ mod tests {
     fn rules() -> impl Iterator<Item = Rules> {
         [(true, false), (true, true), (false, false)]
             .into_iter()
-            .map(|(confirms, saves)| Rules { confirms, saves })
+            .map(|(confirms, saves)| Rules::new(confirms, saves))
     }
 
     fn states() -> Vec<State> {

@@ -14,12 +14,12 @@ use crate::model::{MESSAGE_BYTES_SOFT, Phase, Rule, RunId};
 use crate::record::FindingCounts;
 use crate::store::{AttachmentCounts, MessageKind, Run, Sealing, StoredMessage, message_key_text};
 
+use super::delivery::entry;
 use super::event::{Event, Spelling};
 use super::keeper::Keeper;
 use super::message::{
     ARTIFACTS_FIELD_BYTES, Answer, AnswerKind, ERROR_MESSAGE_BYTES_MAX, ErrorCode, WorkerMetadata, compose,
 };
-use super::outbox::entry;
 use super::platform::SealedMessage;
 use super::retry::{GaveUp, attempts};
 use super::serve::Invocation;

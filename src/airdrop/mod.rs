@@ -1,21 +1,22 @@
 //! Airdrop: its events and messages, and the loop that drives an extractor through them.
 
 mod answer;
+mod attachments;
+mod body;
 mod check;
 #[cfg(feature = "http")]
 mod client;
+mod delivery;
 mod document;
 mod event;
 mod extractor;
 mod keeper;
 mod lanes;
 mod message;
-mod outbox;
 mod platform;
 mod retry;
 mod sdk;
 mod serve;
-mod streams;
 mod window;
 
 pub use crate::model::Step;

@@ -29,11 +29,11 @@ use crate::store::{Accepted, Incoming, Page, Run, Store, WindowRow};
 
 use super::answer::{Ending, Outcome, OutcomeKind, Said, failed};
 use super::check::{CheckPolicy, Checks};
+use super::delivery::{Attempt, Delivery, DeliverySettings, Done, Halt, attempt};
 use super::event::{Event, EventType, Spelling};
 use super::extractor::{Extractor, SourceError};
 use super::keeper::Keeper;
-use super::lanes::{Done, Job, Lanes, attempt};
-use super::outbox::{Outbox, OutboxSettings, Trouble};
+use super::lanes::Lanes;
 use super::platform::{Platform, PlatformError};
 use super::retry::attempts;
 use super::sdk::Scope;
@@ -67,7 +67,7 @@ pub fn serve<E: Extractor>(
 pub struct Serve {
     soft: Duration,
     pub(super) hard: Duration,
-    lanes: usize,
+    pub(super) lanes: usize,
     pub(super) streams: usize,
     pub(super) attachment_tries: u32,
     pub(super) inline_seed: Option<u64>,
@@ -443,7 +443,7 @@ impl Invocation<'_> {
             };
         }
         accepted_as(&accepted);
-        let attempt = |job: &Job| attempt(self.platform, job);
+        let attempt = |call: &Attempt| attempt(self.platform, None, call);
         match accepted {
             Accepted::AnsweredEarlier(run) => Ok(Outcome {
                 kind: OutcomeKind::AnsweredEarlier,
@@ -478,18 +478,19 @@ impl Invocation<'_> {
         run: &Run,
         keeper: Option<&Keeper<'_>>,
         phase: Phase,
-        lanes: Lanes<'_, Job, Done>,
+        lanes: Lanes<'_, Attempt, Done>,
     ) -> Result<Outcome> {
         let (_, artifacts_max) = run.progress_and_artifacts_max()?;
-        let settings = OutboxSettings {
-            lanes_max: self.settings.lanes,
+        let settings = DeliverySettings {
+            batches_at_once: self.settings.lanes,
+            attachments_at_once: self.settings.streams,
             seed: self.seed,
             hard: self.hard_at(),
             confirms: phase != Phase::ExternalSyncUnits,
             base_bytes: self.base_bytes()?,
             artifacts_max,
         };
-        let mut outbox = Outbox::new(run, self.clock, lanes, keeper, &settings)?;
+        let mut delivery = Delivery::new(run, self.clock, lanes, keeper, &settings)?;
         let window = match self.window(run, phase) {
             Err(error) if error.kind() == ErrorKind::Invalid => {
                 return self.answer(run, keeper, phase, failed(&chain(&error)), &Said::default());
@@ -511,16 +512,16 @@ impl Invocation<'_> {
         let ending = match self.domain_mapping(extractor, &context, phase) {
             Ok(None) => match phase {
                 Phase::ExternalSyncUnits => {
-                    self.external_sync_units(extractor, &context, &mut outbox, &mut said.units)
+                    self.external_sync_units(extractor, &context, &mut delivery, &mut said.units)
                 }
-                Phase::Metadata => self.metadata(extractor, &context, &mut outbox),
-                Phase::Data => self.data(extractor, &context, keeper, &mut outbox, &mut said.item_type),
-                Phase::Attachments => return self.attachments(extractor, &context, keeper, outbox, &said),
+                Phase::Metadata => self.metadata(extractor, &context, &mut delivery),
+                Phase::Data => self.data(extractor, &context, keeper, &mut delivery, &mut said.item_type),
+                Phase::Attachments => return self.attachments(extractor, &context, keeper, delivery, &said),
             },
             Ok(Some(ending)) => Ok(ending),
             Err(error) => Err(error),
         };
-        self.settle(run, keeper, phase, outbox, ending, &said)
+        self.settle(run, keeper, phase, delivery, ending, &said)
     }
 
     /// Delivers what was extracted, and answers.
@@ -529,7 +530,7 @@ impl Invocation<'_> {
         run: &Run,
         keeper: Option<&Keeper<'_>>,
         phase: Phase,
-        mut outbox: Outbox<'_>,
+        mut delivery: Delivery<'_>,
         ending: Result<Ending>,
         said: &Said,
     ) -> Result<Outcome> {
@@ -541,15 +542,15 @@ impl Invocation<'_> {
             }
             Err(error) => return Err(error),
         };
-        outbox.add(run.close_open()?);
-        outbox.drain()?;
+        delivery.add(run.close_open()?);
+        delivery.drain()?;
         if !matches!(ending, Ending::Failed { .. }) {
-            match outbox.trouble() {
-                Some(Trouble::Failed(reason)) => ending = failed(reason),
-                Some(Trouble::AskedToWait(wait)) => {
+            match delivery.halt() {
+                Some(Halt::Failed(reason)) => ending = failed(reason),
+                Some(Halt::AskedToWait(wait)) => {
                     ending = Ending::asked_to_wait(*wait);
                 }
-                None if outbox.left_over() && matches!(ending, Ending::Done) => ending = Ending::Progress,
+                None if delivery.left_over() && matches!(ending, Ending::Done) => ending = Ending::Progress,
                 None => {}
             }
         }
@@ -668,7 +669,7 @@ impl Invocation<'_> {
         &self,
         extractor: &mut E,
         context: &Context<'_>,
-        outbox: &mut Outbox<'_>,
+        delivery: &mut Delivery<'_>,
         inline: &mut Option<Vec<Box<RawValue>>>,
     ) -> Result<Ending> {
         let stream = StreamName::new(EXTERNAL_SYNC_UNITS)?;
@@ -697,7 +698,7 @@ impl Invocation<'_> {
             *inline = Some(lines);
             return Ok(Ending::Done);
         }
-        outbox.add(context.run.stage(
+        delivery.add(context.run.stage(
             &stream,
             Phase::ExternalSyncUnits,
             EXTERNAL_SYNC_UNIT_BATCH_ITEMS,
@@ -710,7 +711,7 @@ impl Invocation<'_> {
         &self,
         extractor: &mut E,
         context: &Context<'_>,
-        outbox: &mut Outbox<'_>,
+        delivery: &mut Delivery<'_>,
     ) -> Result<Ending> {
         let stream = StreamName::new(METADATA)?;
         if context.run.stream_cursor::<()>(&stream)?.is_none() {
@@ -726,7 +727,7 @@ impl Invocation<'_> {
             Ok(None) => {}
             Err(reason) => return Ok(failed(&reason)),
         }
-        outbox.add(context.run.stage(&stream, Phase::Metadata, 1, page)?);
+        delivery.add(context.run.stage(&stream, Phase::Metadata, 1, page)?);
         Ok(Ending::Done)
     }
 
@@ -735,7 +736,7 @@ impl Invocation<'_> {
         extractor: &mut E,
         context: &Context<'_>,
         keeper: Option<&Keeper<'_>>,
-        outbox: &mut Outbox<'_>,
+        delivery: &mut Delivery<'_>,
         last_item_type: &mut Option<String>,
     ) -> Result<Ending> {
         let run = context.run;
@@ -748,10 +749,10 @@ impl Invocation<'_> {
         for stream in extractor.streams() {
             let stream = StreamName::new(stream)?;
             while let Some(cursor) = run.stream_cursor::<E::Cursor>(&stream)? {
-                while outbox.crowded() && outbox.trouble().is_none() && !outbox.message_full() {
-                    outbox.wait()?;
+                while delivery.crowded() && delivery.halt().is_none() && !delivery.message_full() {
+                    delivery.wait()?;
                 }
-                if outbox.trouble().is_some() || outbox.message_full() {
+                if delivery.halt().is_some() || delivery.message_full() {
                     return Ok(Ending::Progress);
                 }
                 if pages > 0 && longest_page >= context.time_left() {
@@ -791,11 +792,11 @@ impl Invocation<'_> {
                 if let Some(keeper) = keeper {
                     keeper.admit(run, &stream, &page)?;
                 }
-                outbox.add(run.stage_data(&stream, page)?);
+                delivery.add(run.stage_data(&stream, page)?);
                 debug!(stream = stream.as_str(), items, ?by_type, more, "page staged");
-                outbox.step()?;
-                if outbox.save_due() {
-                    outbox.save()?;
+                delivery.step()?;
+                if delivery.save_due() {
+                    delivery.save()?;
                 }
                 pages += 1;
                 longest_page = longest_page.max(self.clock.elapsed().saturating_sub(page_started));

@@ -74,6 +74,9 @@ struct Settings {
     level: Level,
     overlap: Duration,
     broken: Option<Rule>,
+    /// Another table of what uploads do, for a negative control.
+    #[cfg(feature = "testing")]
+    transfer_table: Option<crate::transfer::Table>,
 }
 
 impl Settings {
@@ -141,6 +144,13 @@ impl StoreOptions {
         self
     }
 
+    /// Has uploads do what another table says, for a negative control.
+    #[cfg(feature = "testing")]
+    pub(crate) fn transfer_table(mut self, table: Option<crate::transfer::Table>) -> Self {
+        self.settings.transfer_table = table;
+        self
+    }
+
     /// Opens the store, or creates it.
     ///
     /// # Durability
@@ -199,6 +209,8 @@ impl Store {
                 level: Level::default(),
                 overlap: Duration::ZERO,
                 broken: None,
+                #[cfg(feature = "testing")]
+                transfer_table: None,
             },
             cache_bytes: CACHE_BYTES,
             clock: Arc::new(SystemClock::new()),

@@ -23,6 +23,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
 use crate::model::{CLOCK_AHEAD_MAX, LEDGER_RUNS_MAX, Micros, Phase, Phases, Rule, RunId, SyncUnitId};
+use crate::transfer::Rules;
 
 use super::attachments::{drop_queue, remove_attachments};
 use super::notes::drop_notes;
@@ -335,6 +336,14 @@ impl Run {
             close_run(change, &mut unit, self.no, row, RunStatus::Finished, now)?;
             change.put(&UNITS, &Key::name(self.unit.as_str()), &unit)
         })
+    }
+
+    /// How the uploads of a phase move.
+    pub(crate) fn transfer_rules(&self, confirms: bool, saves: bool) -> Rules {
+        let rules = Rules::new(confirms, saves);
+        #[cfg(feature = "testing")]
+        let rules = rules.with_table(self.inner.settings.transfer_table);
+        rules
     }
 
     pub(crate) fn breaks(&self, rule: Rule) -> bool {

@@ -6,6 +6,7 @@
 //! again. Everything random comes from a seed that the caller gives.
 
 mod catalogue;
+mod controls;
 mod conversation;
 mod crash;
 mod disk;

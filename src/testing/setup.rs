@@ -7,6 +7,7 @@ use crate::error::{Error, Result, chain};
 use crate::model::Rule;
 use crate::store::Store;
 
+use super::controls::table_without;
 use super::disk::SimDisk;
 use super::image::Image;
 use super::report::{Broken, Violation};
@@ -49,6 +50,7 @@ impl Setup {
             .cache_bytes(1024 * 1024)
             .clock(clock)
             .break_rule(self.broken)
+            .transfer_table(self.broken.and_then(table_without))
             .open_on(Box::new(disk.clone()), "the simulated store")
     }
 

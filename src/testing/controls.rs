@@ -1,0 +1,50 @@
+//! Tables of what uploads do, each with one rule taken away: a negative control is an exploration with one of them.
+
+use crate::model::Rule;
+use crate::transfer::{Event, Held, Past, Rules, State, Table};
+
+/// The table without a rule; none if the rule is not about uploads.
+pub(crate) fn table_without(rule: Rule) -> Option<Table> {
+    match rule {
+        Rule::CommitBeforeConfirm => Some(id_stored_after_the_confirm),
+        Rule::AnnounceConfirmed => Some(announced_unconfirmed),
+        Rule::ConfirmAfterSave => Some(confirmed_unsaved),
+        _ => None,
+    }
+}
+
+/// What is uploaded is confirmed at once; its id is stored after that.
+fn id_stored_after_the_confirm(rules: Rules, state: State, event: Event) -> Option<State> {
+    match (state, event) {
+        (State::Staged(Past { given_up, .. }), Event::Uploaded) => {
+            Some(State::Uploaded(Held { given_up, saved: true, in_doubt: false }))
+        }
+        (State::Uploaded(Held { given_up, .. }), Event::Confirmed) => {
+            Some(State::Named(Past { given_up, anew: 0 }))
+        }
+        (State::Named(Past { given_up, .. }), Event::IdStored) => {
+            Some(State::Known(Held { given_up, saved: true, in_doubt: false }))
+        }
+        _ => rules.after(state, event),
+    }
+}
+
+/// What is uploaded counts as confirmed.
+fn announced_unconfirmed(rules: Rules, state: State, event: Event) -> Option<State> {
+    match (state, event) {
+        (State::Named(Past { given_up, .. }), Event::IdStored) => {
+            Some(State::Known(Held { given_up, saved: false, in_doubt: false }))
+        }
+        _ => rules.after(state, event),
+    }
+}
+
+/// What is uploaded counts as named by a saved checkpoint.
+fn confirmed_unsaved(rules: Rules, state: State, event: Event) -> Option<State> {
+    match (state, event) {
+        (State::Named(Past { given_up, .. }), Event::IdStored) => {
+            Some(State::Uploaded(Held { given_up, saved: true, in_doubt: false }))
+        }
+        _ => rules.after(state, event),
+    }
+}
