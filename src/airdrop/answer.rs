@@ -177,11 +177,6 @@ impl Invocation<'_> {
                 }
                 Err(error) => return Err(error),
             };
-            let finishes = match phase {
-                Phase::ExternalSyncUnits | Phase::Attachments => true,
-                Phase::Data => !self.settings.attachments_phase,
-                Phase::Metadata => false,
-            };
             let sent_unsealed = run.breaks(Rule::SealBeforeSend);
             if sent_unsealed {
                 let key = message_key_text(&incoming_name(self.event), &composed.body);
@@ -195,7 +190,7 @@ impl Invocation<'_> {
                 event_type: composed.event_type.to_owned(),
                 batches: &batches,
                 body: composed.body,
-                finishes,
+                finishes: self.finishes(phase),
                 delay_seconds,
             });
             let message = match sealed {
@@ -235,6 +230,15 @@ impl Invocation<'_> {
                     return Err(not_delivered(&message, &format!("refused with {status}: {reason}")));
                 }
             }
+        }
+    }
+
+    /// Whether the phase's DONE ends the run.
+    fn finishes(&self, phase: Phase) -> bool {
+        match phase {
+            Phase::ExternalSyncUnits | Phase::Attachments => true,
+            Phase::Data => !self.settings.attachments_phase,
+            Phase::Metadata => false,
         }
     }
 

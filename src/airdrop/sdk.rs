@@ -231,8 +231,9 @@ fn nothing_left() -> Value {
 /// Empties what the SDK's keys say of attachments; says whether they said something.
 ///
 /// # Errors
-/// `WorkerState` if they cannot be read.
+/// `WorkerState`, naming the first of them that makes no sense.
 pub(crate) fn forget_attachments(document: &mut Document, what: &str) -> Result<bool> {
+    SdkState::read(document, what)?;
     let Some((_, mut keys)) = sdk_keys(document, what)? else { return Ok(false) };
     let metadata = keys.get_mut(TO_DEVREV).and_then(|to_devrev| to_devrev.get_mut(ATTACHMENTS));
     let Some(metadata) = metadata else { return Ok(false) };

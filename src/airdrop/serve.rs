@@ -25,7 +25,7 @@ use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result, chain, panic_text};
 use crate::model::{EXTERNAL_SYNC_UNIT_BATCH_ITEMS, Micros, Phase, Rule, RunId, StreamName, SyncUnitId};
 use crate::record::Record;
-use crate::store::{Accepted, Incoming, Page, Run, Store, WindowRow};
+use crate::store::{Accepted, Incoming, Page, Run, Store, SyncUnit, WindowRow};
 
 use super::answer::{Ending, Outcome, OutcomeKind, Said, failed};
 use super::check::{CheckPolicy, Checks};
@@ -404,13 +404,10 @@ impl Invocation<'_> {
         let span = Span::current();
         span.record("unit", display(&unit)).record("phase", display(phase));
         let unit = store.any_unit(unit);
-        let hard = self.hard_at();
         // External sync units have no sync unit to keep a checkpoint under.
         let (held, inherited) = if self.settings.checkpoints && phase != Phase::ExternalSyncUnits {
-            let settle = self.settings.settle;
             let taken =
-                Keeper::take_over(&unit, self.platform, self.clock, self.seed, hard, settle, self.token())
-                    .and_then(|held| Ok((held.0.sdk_state()?, held)));
+                self.take_over(&unit, self.settings.settle).and_then(|held| Ok((held.0.sdk_state()?, held)));
             match taken {
                 Ok((sdk, held)) => (Some(held), sdk.map(|sdk| sdk.inherited(incoming))),
                 // A state that makes no sense is not ours to overwrite: the platform is told.
@@ -849,42 +846,50 @@ impl Invocation<'_> {
 
     /// Forgets the unit. The message is the same whenever it is composed, so nothing needs to be sealed.
     fn delete(&self, store: &Store) -> Result<Outcome> {
-        match self.event.unit_key() {
-            Ok(unit) => {
-                Span::current().record("unit", display(&unit));
-                let unit = store.any_unit(unit);
-                let hard = self.hard_at();
-                let take_over = || {
-                    Keeper::take_over(&unit, self.platform, self.clock, self.seed, hard, None, self.token())
-                };
-                let deletes_all = *self.event.event_type() != EventType::DeleteAttachments;
-                let keeper = match self.settings.checkpoints.then(take_over).transpose() {
-                    Ok(held) => held.map(|(keeper, _)| keeper),
-                    // Whoever starts over need not be able to read what was there.
-                    Err(Error::WorkerState { .. }) if deletes_all => {
-                        Keeper::start_over(&unit, self.platform, self.clock, self.seed, hard)?;
-                        None
-                    }
-                    Err(error @ Error::WorkerState { .. }) => {
-                        return self.answer_statelessly(failed(&chain(&error)));
-                    }
-                    Err(error) => return Err(error),
-                };
-                if deletes_all {
-                    if let Some(keeper) = keeper {
-                        keeper.remove()?;
-                    }
-                    unit.delete()?;
-                } else {
-                    unit.delete_attachments()?;
-                    if let Some(keeper) = keeper {
-                        keeper.forget_attachments(unit.newest_run()?.as_ref())?;
-                    }
-                }
-                self.answer_statelessly(Ending::Done)
-            }
-            Err(error) => self.answer_statelessly(failed(&chain(&error))),
+        let unit = match self.event.unit_key() {
+            Ok(unit) => store.any_unit(unit),
+            Err(error) => return self.answer_statelessly(failed(&chain(&error))),
+        };
+        Span::current().record("unit", display(unit.id()));
+        let deleted = match self.event.event_type() {
+            EventType::DeleteAttachments => self.delete_attachments(&unit),
+            _ => self.delete_data(&unit),
+        };
+        match deleted {
+            Ok(()) => self.answer_statelessly(Ending::Done),
+            // A state that makes no sense is not ours to overwrite: the platform is told.
+            Err(error @ Error::WorkerState { .. }) => self.answer_statelessly(failed(&chain(&error))),
+            Err(error) => Err(error),
         }
+    }
+
+    fn delete_data(&self, unit: &SyncUnit) -> Result<()> {
+        if self.settings.checkpoints {
+            match self.take_over(unit, None) {
+                Ok((keeper, _)) => keeper.remove()?,
+                // Whoever starts over need not be able to read what was there.
+                Err(Error::WorkerState { .. }) => {
+                    Keeper::start_over(unit, self.platform, self.clock, self.seed, self.hard_at())?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        unit.delete()
+    }
+
+    fn delete_attachments(&self, unit: &SyncUnit) -> Result<()> {
+        let held = self.settings.checkpoints.then(|| self.take_over(unit, None)).transpose()?;
+        unit.delete_attachments()?;
+        match held {
+            Some((keeper, _)) => keeper.forget_attachments(unit.newest_run()?.as_ref()),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes a unit over for this invocation; see [`Keeper::take_over`].
+    fn take_over(&self, unit: &SyncUnit, settle: Option<Duration>) -> Result<(Keeper<'_>, bool)> {
+        let hard = self.hard_at();
+        Keeper::take_over(unit, self.platform, self.clock, self.seed, hard, settle, self.token())
     }
 }
 

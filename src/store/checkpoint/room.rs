@@ -157,3 +157,50 @@ fn cost(part: &Part, bytes: usize) -> u64 {
     };
     (name + bytes) as u64 + PART_BYTES
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+
+    #[test]
+    fn what_is_replaced_or_removed_makes_room_and_what_is_refused_takes_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let run =
+            Store::open(dir.path().join("state.redb")).unwrap().sync_unit("unit").unwrap().begin().unwrap();
+        let taken = CHECKPOINT_STATE_BYTES_MAX as u64 - 1_000;
+        let mut room = run.room(taken).unwrap();
+        let page = |key: &str, bytes: usize| Page::<u8>::last().value(key, &"x".repeat(bytes));
+        room.admit("s", &page("a", 600)).unwrap();
+        let Err(Error::NoRoom { what, found, left, limit, .. }) = room.admit("s", &page("b", 600)) else {
+            panic!("it fits")
+        };
+        // The text's quotation marks, the name and what every part takes.
+        assert_eq!((what.as_str(), found, left, limit), ("the value b", 643, 1_000 - 643 - 41, 1_000));
+        room.admit("s", &page("b", 100)).unwrap();
+        room.admit("s", &page("a", 700)).unwrap();
+        assert!(room.admit("s", &page("a", 900)).is_err());
+        room.admit("s", &page("b", 800).without_value("a")).unwrap();
+        let used = room.used;
+        assert!(room.admit("s", &page("a", 200)).is_err());
+        assert!(room.admit("t", &page("c", 1).value("d", &"x".repeat(200))).is_err());
+        assert_eq!(room.used, used, "nothing of it is counted");
+        assert_eq!(room.parts.values().sum::<u64>(), used);
+    }
+
+    #[test]
+    fn a_room_that_is_over_its_limit_takes_what_is_not_larger() {
+        let dir = tempfile::tempdir().unwrap();
+        let run =
+            Store::open(dir.path().join("state.redb")).unwrap().sync_unit("unit").unwrap().begin().unwrap();
+        let mut room = run.room(CHECKPOINT_STATE_BYTES_MAX as u64).unwrap();
+        for (name, bytes) in [("a", 10), ("b", 20)] {
+            room.put(Part::Value(name.to_owned()), bytes);
+        }
+        room.put(Part::Stream("s".to_owned()), 0);
+        room.put(Part::Cursor("s".to_owned()), 1);
+        room.admit("s", &Page::more(2_u8).value("a", &"x".repeat(8))).unwrap();
+        assert!(room.admit("s", &Page::more(2_u8).value("a", &"x".repeat(9))).is_err());
+        assert!(room.admit("s", &Page::more(20_u8)).is_err());
+    }
+}
