@@ -128,6 +128,7 @@ pub(crate) enum Event {
     /// The id is stored.
     IdStored,
     /// The run has used the id before, for this upload or another: it is not stored.
+    #[allow(dead_code, reason = "until the store knows the ids that a run has used")]
     IdUsed,
     /// A saved checkpoint names it under its id.
     Saved,
@@ -290,7 +291,8 @@ impl State {
     }
 
     /// Whether it may be stored; other states live in a process alone.
-    pub(crate) fn is_stored(self) -> bool {
+    #[cfg(test)]
+    fn is_stored(self) -> bool {
         !matches!(self, State::Named(_) | State::Known(_) | State::Rejected(_) | State::Stuck(_))
     }
 

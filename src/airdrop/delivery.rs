@@ -3,6 +3,8 @@
 //! What may be done with an upload, and when its id may be given up, is decided by [`transfer`](crate::transfer) and
 //! nowhere else. This room makes the calls that it asks for, several at once in lanes, tells it what came of them, and
 //! has the store store what it says. Beside that, it knows how much there may be:
+//! - Before each confirm, the store's path must still be the file that is open: what another process confirms is not
+//!   confirmed here, too.
 //! - Each upload is tried at least once in an invocation; no retry outlives the invocation's hard limit.
 //! - No more is confirmed than one message can carry.
 //! - Where checkpoints are kept, one is to be saved after 30 seconds, 20 batches or 200 attachments. A save first closes
@@ -24,8 +26,8 @@ use crate::clock::Clock;
 use crate::error::{Error, Result, chain};
 use crate::model::{ArtifactId, CHECKPOINT_BYTES_SOFT, MESSAGE_BYTES_SOFT};
 use crate::record::{Attachment, Record};
-use crate::store::{BatchInfo, Pending, Run, Settling, Unsettled, UnsettledBatch};
-use crate::transfer::{Event, Held, Past, Rules, State, ToDo, Why};
+use crate::store::{BatchInfo, Pending, Run, Settling, UnsettledBatch};
+use crate::transfer::{Event, Rules, State, ToDo, Why};
 
 use super::body::Failure;
 use super::keeper::Keeper;
@@ -274,9 +276,7 @@ impl<'a> Delivery<'a> {
 
     /// Takes in batches that were just closed, or that an earlier life left.
     pub(crate) fn add(&mut self, batches: Vec<UnsettledBatch>) {
-        for batch in batches {
-            let (state, artifact) = state_of_batch(&batch);
-            let info = batch.info;
+        for UnsettledBatch { info, state, artifact } in batches {
             let no = UploadNo::Batch(info.seq);
             if self.rules.to_do(state) == ToDo::Upload {
                 let (seq, items) = (info.seq, info.items);
@@ -288,8 +288,7 @@ impl<'a> Delivery<'a> {
 
     /// Takes in an attachment out of the queue.
     pub(crate) fn add_attachment(&mut self, pending: Pending) {
-        let (state, artifact) = state_of_attachment(&pending);
-        let Pending { number, attachment, tries, wait, .. } = pending;
+        let Pending { number, attachment, state, artifact, tries, wait } = pending;
         self.position = number + 1;
         let ready_at = self.clock.elapsed().saturating_add(wait);
         let what = What::Attachment { attachment, tries };
@@ -475,6 +474,7 @@ impl<'a> Delivery<'a> {
                         held_back = true;
                         continue;
                     }
+                    self.run.ensure_in_place()?;
                     Call::Confirm(artifact.clone())
                 }
                 _ => continue,
@@ -491,7 +491,7 @@ impl<'a> Delivery<'a> {
 
     /// Makes the calls about attachments that can be made now. Confirms go on when no stream may `begin`. Says whether a
     /// call was made.
-    pub(crate) fn start_attachments(&mut self, begin: bool) -> bool {
+    pub(crate) fn start_attachments(&mut self, begin: bool) -> Result<bool> {
         let now = self.clock.elapsed();
         let mut any = false;
         for (&no, upload) in self.uploads.range_mut(UploadNo::Attachment(0)..) {
@@ -517,6 +517,7 @@ impl<'a> Delivery<'a> {
                             continue;
                         }
                     }
+                    self.run.ensure_in_place()?;
                     Call::Confirm(artifact.clone())
                 }
                 _ => continue,
@@ -526,7 +527,7 @@ impl<'a> Delivery<'a> {
             self.attachments.in_flight += 1;
             self.lanes.submit(Attempt { no, call });
         }
-        any
+        Ok(any)
     }
 
     /// Takes in what has come to an end: waits for the first, not for the others.
@@ -942,26 +943,4 @@ fn line(attachment: &Attachment, artifact: &ArtifactId) -> Result<Record> {
         line.insert("inline".to_owned(), Value::Bool(inline));
     }
     Record::flat(&line)
-}
-
-fn state_of_batch(batch: &UnsettledBatch) -> (State, Option<ArtifactId>) {
-    let given_up = batch.given_up > 0;
-    match &batch.state {
-        Unsettled::Staged => (State::Staged(Past { given_up, anew: 0 }), None),
-        Unsettled::Uploaded { artifact, earlier } => {
-            let held = Held { given_up, saved: batch.saved, in_doubt: *earlier };
-            (State::Uploaded(held), Some(artifact.clone()))
-        }
-    }
-}
-
-fn state_of_attachment(pending: &Pending) -> (State, Option<ArtifactId>) {
-    let given_up = pending.given_up > 0;
-    match &pending.artifact {
-        None => (State::Staged(Past { given_up, anew: 0 }), None),
-        Some((artifact, earlier)) => {
-            let held = Held { given_up, saved: pending.saved, in_doubt: *earlier };
-            (State::Uploaded(held), Some(artifact.clone()))
-        }
-    }
 }

@@ -29,6 +29,7 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::model::{ArtifactId, ItemType, Micros, RunId};
 use crate::record::{Attachment, Record};
+use crate::transfer::{Event, State, recount};
 
 use super::SyncUnit;
 use super::batches::{Lines, UnsettledBatch};
@@ -66,10 +67,9 @@ const REASON_CHARS_MAX: usize = 300;
 pub(crate) struct Pending {
     pub(crate) number: u64,
     pub(crate) attachment: Attachment,
-    /// The id under which the platform has its bytes, and whether an earlier life stored that.
-    pub(crate) artifact: Option<(ArtifactId, bool)>,
-    pub(crate) saved: bool,
-    pub(crate) given_up: u32,
+    pub(crate) state: State,
+    /// The id under which the platform has its bytes.
+    pub(crate) artifact: Option<ArtifactId>,
     pub(crate) tries: u32,
     /// How long it is to be left alone still.
     pub(crate) wait: Duration,
@@ -213,16 +213,13 @@ impl Run {
             let prefix = self.run_key();
             rows.scan(&ATTACHMENTS, &prefix, &prefix.clone().and_number(from), |tail, row| {
                 let number = self.attachment_number(tail)?;
-                let artifact = match row.artifact {
-                    Some((id, epoch)) => Some((ArtifactId::new(id)?, epoch != self.epoch)),
-                    None => None,
-                };
+                let state = row.transfer_state(self.epoch);
+                let artifact = row.artifact.map(|(id, _)| ArtifactId::new(id)).transpose()?;
                 pending.push(Pending {
                     number,
                     attachment: self.read_line(number, &row.json)?,
+                    state,
                     artifact,
-                    saved: row.saved,
-                    given_up: row.given_up,
                     tries: row.tries,
                     wait: row.ready_at.map_or(Duration::ZERO, |at| at.since(now)),
                 });
@@ -282,54 +279,74 @@ impl Run {
                 reason: "it was settled before".to_owned(),
             });
         };
-        match settling {
+        let events: &[Event] = match &settling {
             Settling::Uploaded(artifact) => {
-                if let Some((stored, _)) = &row.artifact
-                    && stored != artifact.as_str()
-                {
-                    return Err(Error::Invalid {
-                        what: format!("the artifact id {artifact} of attachment {number}"),
-                        reason: format!("it was uploaded as {stored}"),
-                    });
+                match &row.artifact {
+                    Some((stored, _)) if stored == artifact.as_str() => return Ok(None),
+                    Some((stored, _)) => {
+                        return Err(Error::Invalid {
+                            what: format!("the artifact id {artifact} of attachment {number}"),
+                            reason: format!("it was uploaded as {stored}"),
+                        });
+                    }
+                    None => {}
                 }
-                row.artifact = Some((artifact.to_string(), self.epoch));
-                row.saved = false;
+                &[Event::Uploaded, Event::IdStored]
             }
-            Settling::GivenUp => {
-                row.artifact = None;
-                row.saved = false;
-                row.given_up += 1;
-            }
+            Settling::GivenUp => &[Event::ConfirmRefused, Event::GivingUpStored],
+            Settling::Retry { .. } => &[],
+            Settling::Settled(None) => &[Event::Acknowledged],
+            Settling::Settled(Some(_)) => &[Event::Confirmed, Event::ConfirmStored, Event::LineStaged],
+            Settling::Failed(_) => &[Event::GivenUp],
+        };
+        let state = row.transfer_state(self.epoch);
+        let after = self.moved(state, events, || format!("attachment {number}"))?;
+        let (was, is) = (state.counts(), after.counts());
+        recount(&mut queue.counts.settled, was.announced, is.announced, 1);
+        recount(&mut queue.counts.failed, was.failed, is.failed, 1);
+        row.set_transfer_state(after);
+        if is.announced || is.failed {
+            change.remove(&ATTACHMENTS, &key)?;
+        }
+        match settling {
+            Settling::Uploaded(artifact) => row.artifact = Some((artifact.to_string(), self.epoch)),
+            Settling::GivenUp => {}
             Settling::Retry { reason, wait } => {
                 row.tries += 1;
                 row.ready_at = Some(Micros::from_time(self.inner.clock.now()).plus(wait));
                 row.reason = Some(cut(&reason));
             }
-            Settling::Settled(line) => {
-                queue.counts.settled += 1;
-                change.remove(&ATTACHMENTS, &key)?;
-                return Ok(line);
-            }
+            Settling::Settled(line) => return Ok(line),
             Settling::Failed(reason) => {
-                queue.counts.failed += 1;
-                let attachment = self.read_line(number, &row.json)?;
-                note_seen(change, self.unit_no, self.no, number, &attachment, true)?;
-                let failed = FailedRow {
-                    json: row.json,
-                    reason: cut(&reason),
-                    tries: row.tries + 1,
-                    failed_at: Micros::from_time(self.inner.clock.now()),
-                };
-                change.put(&FAILED, &key, &failed)?;
-                change.remove(&ATTACHMENTS, &key)?;
-                if number >= REQUEUED_FROM {
-                    change.remove(&REQUEUED, &self.kept_key(number))?;
-                }
+                self.list_as_failed(change, number, row, &reason)?;
                 return Ok(None);
             }
         }
         change.put(&ATTACHMENTS, &key, &row)?;
         Ok(None)
+    }
+
+    /// Lists an attachment that was given up.
+    fn list_as_failed(
+        &self,
+        change: &Change<'_>,
+        number: u64,
+        row: AttachmentRow,
+        reason: &str,
+    ) -> Result<()> {
+        let attachment = self.read_line(number, &row.json)?;
+        note_seen(change, self.unit_no, self.no, number, &attachment, true)?;
+        let failed = FailedRow {
+            json: row.json,
+            reason: cut(reason),
+            tries: row.tries + 1,
+            failed_at: Micros::from_time(self.inner.clock.now()),
+        };
+        change.put(&FAILED, &self.run_key().and_number(number), &failed)?;
+        if number >= REQUEUED_FROM {
+            change.remove(&REQUEUED, &self.kept_key(number))?;
+        }
+        Ok(())
     }
 
     /// Queues some of what [`SyncUnit::requeue_failed`] named; says how many it looked at.
@@ -350,7 +367,14 @@ impl Run {
                     continue;
                 }
                 if run == self.no {
-                    queue.counts.failed -= 1;
+                    let after =
+                        self.moved(State::Failed, &[Event::QueuedAgain], || format!("attachment {number}"))?;
+                    recount(
+                        &mut queue.counts.failed,
+                        State::Failed.counts().failed,
+                        after.counts().failed,
+                        1,
+                    );
                 } else {
                     queue.counts.queued += 1;
                 }
@@ -604,8 +628,9 @@ impl Run {
                 Ok(number < queue.position || from > 0)
             })?;
         }
-        for (number, row) in named {
-            let row = AttachmentRow { saved: true, ..row };
+        for (number, mut row) in named {
+            let state = row.transfer_state(self.epoch);
+            row.set_transfer_state(self.moved(state, &[Event::Saved], || format!("attachment {number}"))?);
             change.put(&ATTACHMENTS, &prefix.clone().and_number(number), &row)?;
         }
         Ok(())

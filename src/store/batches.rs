@@ -24,6 +24,7 @@ use crate::model::{
     StreamName, SyncUnitId,
 };
 use crate::record::{ATTACHMENTS, Record};
+use crate::transfer::{Event, State, recount};
 
 use super::page::{Page, PageParts, to_json};
 use super::rows::{
@@ -251,21 +252,9 @@ impl BatchInfo {
 #[derive(Debug, Clone)]
 pub(crate) struct UnsettledBatch {
     pub(crate) info: BatchInfo,
-    pub(crate) state: Unsettled,
-    /// How often its id was given up after a refused confirm.
-    pub(crate) given_up: u32,
-    /// A saved checkpoint names it under its id.
-    pub(crate) saved: bool,
-}
-
-#[derive(Debug, Clone)]
-pub(crate) enum Unsettled {
-    Staged,
-    Uploaded {
-        artifact: ArtifactId,
-        /// In an earlier life: whether a confirm was tried there is not known.
-        earlier: bool,
-    },
+    pub(crate) state: State,
+    /// The id that is stored.
+    pub(crate) artifact: Option<ArtifactId>,
 }
 
 /// Where a stream stands.
@@ -499,7 +488,7 @@ impl Run {
         for (at, (batch, member)) in full.iter().zip(members).enumerate() {
             let seq = row.next_seq;
             row.next_seq += 1;
-            row.open_batches += 1;
+            recount(&mut row.open_batches, false, State::NEW.counts().open, 1);
             let mut before = 0;
             self.count(change, batch.item_type.as_str(), |counts| {
                 before = counts.batched;
@@ -528,9 +517,8 @@ impl Run {
             change.put(&PAYLOADS, &self.batch_key(seq), &Payload(member))?;
             closed.push(UnsettledBatch {
                 info: BatchInfo::of(seq, &stored),
-                state: Unsettled::Staged,
-                given_up: 0,
-                saved: false,
+                state: State::NEW,
+                artifact: None,
             });
         }
         Ok(closed)
@@ -622,19 +610,17 @@ impl Run {
         for (tail, row) in rows {
             let seq = self.seq_of(&tail)?;
             let info = BatchInfo::of(seq, &row);
-            let state = match (row.state, row.artifact) {
-                (BatchState::Staged, _) => Unsettled::Staged,
-                (BatchState::Uploaded, Some(artifact)) => Unsettled::Uploaded {
-                    artifact: ArtifactId::new(artifact)?,
-                    earlier: row.uploaded_in != self.epoch,
-                },
-                (BatchState::Uploaded, None) => {
+            let state = row.transfer_state(self.epoch);
+            let artifact = match (state, row.artifact) {
+                (State::Staged(_), _) => None,
+                (State::Uploaded(_), Some(artifact)) => Some(ArtifactId::new(artifact)?),
+                (State::Uploaded(_), None) => {
                     let key = self.batch_key(seq);
                     return Err(self.inner.tables.damaged(BATCHES.name, &key, "it is uploaded under no id"));
                 }
-                (BatchState::Confirmed | BatchState::Announced(_), _) => continue,
+                _ => continue,
             };
-            unsettled.push(UnsettledBatch { info, state, given_up: row.given_up, saved: row.saved });
+            unsettled.push(UnsettledBatch { info, state, artifact });
         }
         Ok(unsettled)
     }
@@ -655,76 +641,94 @@ impl Run {
     /// # Durability
     /// When this returns `Ok`, the id survives power loss, so it may be confirmed.
     pub(crate) fn uploaded(&self, seq: u64, artifact: &ArtifactId) -> Result<()> {
-        self.change(|change, _| {
-            let key = self.batch_key(seq);
+        self.change(|change, row| {
             let mut batch = self.need_batch(change, seq)?;
-            if batch.state != BatchState::Staged && batch.artifact.as_deref() != Some(artifact.as_str()) {
-                let held = batch.artifact.unwrap_or_default();
-                return Err(Error::Invalid {
-                    what: format!("the artifact id {artifact} of batch {seq}"),
-                    reason: format!("the batch was uploaded as {held}"),
-                });
+            let state = batch.transfer_state(self.epoch);
+            if !matches!(state, State::Staged(_)) {
+                return match batch.artifact {
+                    Some(held) if held == artifact.as_str() => Ok(()),
+                    held => Err(Error::Invalid {
+                        what: format!("the artifact id {artifact} of batch {seq}"),
+                        reason: format!("the batch was uploaded as {}", held.unwrap_or_default()),
+                    }),
+                };
             }
-            batch.state = BatchState::Uploaded;
-            batch.saved = false;
             batch.artifact = Some(artifact.to_string());
             batch.uploaded_in = self.epoch;
-            change.put(&BATCHES, &key, &batch)
+            self.move_batch(change, row, seq, batch, &[Event::Uploaded, Event::IdStored], 0).map(drop)
         })
     }
 
     /// Records that the platform confirmed an upload; its bytes are dropped.
     pub(crate) fn confirm(&self, seq: u64) -> Result<()> {
         self.change(|change, row| {
-            let key = self.batch_key(seq);
-            let mut batch = self.need_batch(change, seq)?;
-            let uncommitted =
-                self.inner.breaks(Rule::CommitBeforeConfirm) || self.inner.breaks(Rule::AnnounceConfirmed);
-            assert!(
-                batch.state == BatchState::Uploaded || uncommitted,
-                "only an upload whose id is stored is confirmed"
-            );
-            batch.state = BatchState::Confirmed;
-            change.remove(&PAYLOADS, &key)?;
-            self.count(change, &batch.item_type, |counts| counts.confirmed += u64::from(batch.items))?;
-            if self.inner.breaks(Rule::OutboxUntilAnnounced) {
-                row.open_batches -= 1;
-                self.count(change, &batch.item_type, |counts| counts.announced += u64::from(batch.items))?;
-                return change.remove(&BATCHES, &key);
-            }
-            change.put(&BATCHES, &key, &batch)
+            let batch = self.need_batch(change, seq)?;
+            self.move_batch(change, row, seq, batch, &[Event::Confirmed, Event::ConfirmStored], 0).map(drop)
         })
     }
 
     /// Gives up the id of an upload whose confirm was refused for good: it is to be uploaded anew.
     pub(crate) fn give_up_id(&self, seq: u64) -> Result<()> {
-        self.change(|change, _| {
-            let key = self.batch_key(seq);
-            let mut batch = self.need_batch(change, seq)?;
-            assert!(batch.state == BatchState::Uploaded, "only an upload has an id to give up");
-            // The id stays for a checkpoint that is saved before there is another: the bytes are on this disk alone.
-            batch.state = BatchState::Staged;
-            batch.saved = false;
-            batch.given_up += 1;
-            change.put(&BATCHES, &key, &batch)
+        self.change(|change, row| {
+            let batch = self.need_batch(change, seq)?;
+            let events = [Event::ConfirmRefused, Event::GivingUpStored];
+            self.move_batch(change, row, seq, batch, &events, 0).map(drop)
         })
     }
 
     /// Records that a batch is where it belongs; no message will name it.
     fn acknowledge(&self, seq: u64, artifact: &ArtifactId) -> Result<()> {
         self.change(|change, row| {
-            let key = self.batch_key(seq);
             let batch = self.need_batch(change, seq)?;
-            row.open_batches -= 1;
-            self.count(change, &batch.item_type, |counts| {
-                counts.confirmed += u64::from(batch.items);
-                counts.announced += u64::from(batch.items);
-                counts.artifacts_announced += 1;
-                counts.last_artifact = Some(artifact.to_string());
-            })?;
-            change.remove(&PAYLOADS, &key)?;
-            change.remove(&BATCHES, &key)
+            let batch = self.move_batch(change, row, seq, batch, &[Event::Acknowledged], 0)?;
+            self.count(change, &batch.item_type, |counts| counts.last_artifact = Some(artifact.to_string()))
         })
+    }
+
+    /// Moves a batch on, in its row and in the figures of its run. Its bytes go when the platform has them for good, and
+    /// its row when it is delivered. `message`: the one that names it, if one does.
+    pub(super) fn move_batch(
+        &self,
+        change: &Change<'_>,
+        row: &mut RunRow,
+        seq: u64,
+        mut batch: BatchRow,
+        events: &[Event],
+        message: u64,
+    ) -> Result<BatchRow> {
+        let key = self.batch_key(seq);
+        let state = batch.transfer_state(self.epoch);
+        let after = self.moved(state, events, || format!("batch {seq}"))?;
+        batch.set_transfer_state(after, message);
+        let (was, is) = (state.counts(), after.counts());
+        recount(&mut row.open_batches, was.open, is.open, 1);
+        if (was.confirmed, was.announced) != (is.confirmed, is.announced) {
+            let items = u64::from(batch.items);
+            self.count(change, &batch.item_type, |counts| {
+                recount(&mut counts.confirmed, was.confirmed, is.confirmed, items);
+                recount(&mut counts.announced, was.announced, is.announced, items);
+                recount(&mut counts.artifacts_announced, was.announced, is.announced, 1);
+            })?;
+        }
+        if is.confirmed && !was.confirmed {
+            change.remove(&PAYLOADS, &key)?;
+        }
+        if after == State::Delivered {
+            change.remove(&BATCHES, &key)?;
+        } else {
+            change.put(&BATCHES, &key, &batch)?;
+        }
+        Ok(batch)
+    }
+
+    /// Records that a saved checkpoint names what is uploaded.
+    pub(super) fn batches_saved(&self, change: &Change<'_>, row: &mut RunRow) -> Result<()> {
+        for (seq, batch) in self.batches_in(change, BatchState::Uploaded)? {
+            if !batch.saved {
+                self.move_batch(change, row, seq, batch, &[Event::Saved], 0)?;
+            }
+        }
+        Ok(())
     }
 
     fn need_batch(&self, change: &Change<'_>, seq: u64) -> Result<BatchRow> {

@@ -484,12 +484,8 @@ impl Run {
     /// When this returns `Ok`, the next checkpoint stands there or further on, also after power loss.
     pub(crate) fn saved(&self, position: &Position) -> Result<()> {
         let json = serde_json::to_string(position).map_err(|error| self.odd(error.to_string()))?;
-        self.change(|change, _| {
-            for (seq, batch) in self.batches_in(change, BatchState::Uploaded)? {
-                if !batch.saved {
-                    change.put(&BATCHES, &self.batch_key(seq), &BatchRow { saved: true, ..batch })?;
-                }
-            }
+        self.change(|change, row| {
+            self.batches_saved(change, row)?;
             self.attachments_saved(change)?;
             // Of older events a checkpoint tells nothing, so this disk need not either.
             let mut events = change.all(&EVENTS, &self.run_key())?;

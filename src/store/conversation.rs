@@ -17,6 +17,7 @@
 
 use crate::error::{Error, Result};
 use crate::model::{Micros, Move, Phase, Rule, RunId, Step, phase_move};
+use crate::transfer::Event;
 
 use super::SyncUnit;
 use super::notes::Inherited;
@@ -26,6 +27,7 @@ use super::rows::{
 };
 use super::run::{Run, close_run, current_run, message_key, run_key};
 use super::tables::{Change, Rows};
+use super::uploads::batches_accepted;
 
 /// An event, as far as a store needs to know it.
 #[derive(Debug, Clone)]
@@ -120,7 +122,7 @@ impl SyncUnit {
             row.lost |=
                 restored && row.status == RunStatus::Open && row.event.is_some() && row.message.is_none();
             if let Some(message) = row.message {
-                settle(change, &mut unit, no, &mut row, message, MessageFate::Proven, self.now())?;
+                message_accepted(change, &mut unit, no, &mut row, message, MessageFate::Proven, self.now())?;
                 change.put(&UNITS, &self.key(), &unit)?;
             }
             if row.status != RunStatus::Open {
@@ -319,18 +321,10 @@ impl Run {
             let no = unit.next_message;
             unit.next_message += 1;
             for &seq in sealing.batches {
-                let key = self.batch_key(seq);
-                let mut batch = change.need(&BATCHES, &key)?;
-                assert!(batch.state == BatchState::Confirmed, "only what is confirmed is announced");
-                batch.state = BatchState::Announced(no);
+                let batch = change.need(&BATCHES, &self.batch_key(seq))?;
                 self.name_file(change, seq, batch.artifact.as_ref())?;
-                change.put(&BATCHES, &key, &batch)?;
-                self.count(change, &batch.item_type, |counts| {
-                    counts.announced += u64::from(batch.items);
-                    counts.artifacts_announced += 1;
-                })?;
+                self.move_batch(change, row, seq, batch, &[Event::Sealed], no)?;
             }
-            row.open_batches -= sealing.batches.len() as u64;
             if sealing.kind == MessageKind::Done && !row.done.contains(sealing.phase) {
                 self.check_exhausted(change, Some(sealing.phase))?;
                 if row.open_batches > 0 {
@@ -395,7 +389,8 @@ impl Run {
             if self.inner.breaks(Rule::WatermarkFromStart) {
                 row.started_at = now;
             }
-            settle(change, &mut unit, self.no, &mut row, message, MessageFate::Delivered { times }, now)?;
+            let fate = MessageFate::Delivered { times };
+            message_accepted(change, &mut unit, self.no, &mut row, message, fate, now)?;
             change.put(&RUNS, &run_key(self.unit_no, self.no), &row)?;
             change.put(&UNITS, &unit_key, &unit)?;
             Ok(row.status != RunStatus::Open)
@@ -412,14 +407,8 @@ impl Run {
             let message_key = message_key(self.unit_no, message);
             let sealed = change.need(&MESSAGES, &message_key)?;
             assert!(row.message == Some(message), "only the newest message can be unsealed");
-            for (seq, mut batch) in self.batches_in(change, BatchState::Announced(message))? {
-                batch.state = BatchState::Confirmed;
-                change.put(&BATCHES, &self.batch_key(seq), &batch)?;
-                self.count(change, &batch.item_type, |counts| {
-                    counts.announced -= u64::from(batch.items);
-                    counts.artifacts_announced -= 1;
-                })?;
-                row.open_batches += 1;
+            for (seq, batch) in self.batches_in(change, BatchState::Announced(message))? {
+                self.move_batch(change, row, seq, batch, &[Event::MessageRefused], 0)?;
             }
             if sealed.kind == MessageKind::Done {
                 row.done.remove(sealed.phase);
@@ -485,7 +474,7 @@ fn event_key(unit: u64, run: u64, hash: u64) -> Key {
 }
 
 /// Records that a message was accepted: its batches are gone, and the run is finished if the message ends it.
-fn settle(
+fn message_accepted(
     change: &Change<'_>,
     unit: &mut UnitRow,
     no: u64,
@@ -504,13 +493,7 @@ fn settle(
     if !first {
         return Ok(());
     }
-    for (tail, batch) in change.all(&BATCHES, &run_key(unit.no, no))? {
-        if batch.state == BatchState::Announced(message_no) {
-            let seq = super::rows::number_of(&tail)
-                .map_err(|error| change.tables().damaged(BATCHES.name, &key, error.to_string()))?;
-            change.remove(&BATCHES, &run_key(unit.no, no).and_number(seq))?;
-        }
-    }
+    batches_accepted(change, &run_key(unit.no, no), message_no)?;
     if message.finishes && row.status == RunStatus::Open {
         close_run(change, unit, no, row, RunStatus::Finished, now)?;
     }

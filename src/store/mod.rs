@@ -15,6 +15,7 @@ mod page;
 mod rows;
 mod run;
 mod tables;
+mod uploads;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -33,7 +34,7 @@ use tables::{Rows, Syncs, Tables};
 pub use attachments::{AttachmentCounts, Attachments, FailedAttachment, QueuedAttachment};
 pub(crate) use attachments::{Pending, Settling, UNSETTLED_MAX};
 pub use batches::{Batch, BatchKey, Batches};
-pub(crate) use batches::{BatchInfo, Unsettled, UnsettledBatch};
+pub(crate) use batches::{BatchInfo, UnsettledBatch};
 pub(crate) use checkpoint::{CHECKPOINT_KEY, Checkpoint, Position, Room};
 pub(crate) use conversation::{Accepted, Incoming, Sealing, StoredMessage};
 #[doc(hidden)]

@@ -355,7 +355,6 @@ impl Run {
     ///
     /// # Errors
     /// `Replaced`: stop, and send nothing. `Io` if the path cannot be looked at.
-    #[allow(dead_code, reason = "for those who confirm and send")]
     pub(crate) fn ensure_in_place(&self) -> Result<()> {
         self.inner.tables.ensure_in_place()
     }

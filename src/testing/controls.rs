@@ -9,6 +9,7 @@ pub(crate) fn table_without(rule: Rule) -> Option<Table> {
         Rule::CommitBeforeConfirm => Some(id_stored_after_the_confirm),
         Rule::AnnounceConfirmed => Some(announced_unconfirmed),
         Rule::ConfirmAfterSave => Some(confirmed_unsaved),
+        Rule::OutboxUntilAnnounced => Some(gone_once_confirmed),
         _ => None,
     }
 }
@@ -25,6 +26,9 @@ fn id_stored_after_the_confirm(rules: Rules, state: State, event: Event) -> Opti
         (State::Named(Past { given_up, .. }), Event::IdStored) => {
             Some(State::Known(Held { given_up, saved: true, in_doubt: false }))
         }
+        // As the store has it, which takes in several events at once.
+        (State::Uploaded(_), Event::IdStored) => Some(state),
+        (State::Named(_), Event::ConfirmStored) => Some(State::Confirmed),
         _ => rules.after(state, event),
     }
 }
@@ -45,6 +49,14 @@ fn confirmed_unsaved(rules: Rules, state: State, event: Event) -> Option<State> 
         (State::Named(Past { given_up, .. }), Event::IdStored) => {
             Some(State::Uploaded(Held { given_up, saved: true, in_doubt: false }))
         }
+        _ => rules.after(state, event),
+    }
+}
+
+/// What is confirmed is forgotten.
+fn gone_once_confirmed(rules: Rules, state: State, event: Event) -> Option<State> {
+    match (state, event) {
+        (State::Known(_), Event::ConfirmStored) => Some(State::Delivered),
         _ => rules.after(state, event),
     }
 }
