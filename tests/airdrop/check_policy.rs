@@ -132,7 +132,7 @@ fn report_counts_what_it_finds_keeps_the_first_of_each_kind_and_delivers_all() {
     assert_eq!((metadata.kind, metadata.findings.errors), (OutcomeKind::Done, 0));
     let outcome = place.serve(&mut source, DATA, 2);
     assert_eq!(outcome.kind, OutcomeKind::Done);
-    assert_eq!((outcome.findings.errors, outcome.findings.warnings), (14, 7));
+    assert_eq!((outcome.findings.errors, outcome.findings.warnings), (14, 1), "a field is one warning");
     assert_eq!((place.airdrop.announced("run").len(), announced_bad(&place.airdrop)), (7 * 5, 14));
     let findings = place.findings();
     let of: Vec<_> = findings
@@ -149,10 +149,10 @@ fn report_counts_what_it_finds_keeps_the_first_of_each_kind_and_delivers_all() {
     }
     // The end of the run leaves the sums.
     let over = place.serve(&mut source, ATTACHMENTS, 3);
-    assert_eq!((over.findings.errors, over.findings.warnings), (14, 7));
+    assert_eq!((over.findings.errors, over.findings.warnings), (14, 1));
     assert!(place.findings().is_empty());
     let report = Snapshot::open(place.path()).unwrap().unit("unit", 5).unwrap().unwrap();
-    assert_eq!((report.ledger[0].findings.errors, report.ledger[0].findings.warnings), (14, 7));
+    assert_eq!((report.ledger[0].findings.errors, report.ledger[0].findings.warnings), (14, 1));
     let again = place.serve(&mut source, ATTACHMENTS, 3);
     assert!(again.replayed && again.findings == over.findings);
 }
@@ -199,7 +199,7 @@ fn warnings_and_ids_that_stand_twice_on_a_page_are_counted_and_not_refused() {
     });
     let outcome = place.serve(&mut source, DATA, 1);
     assert_eq!(outcome.kind, OutcomeKind::Done, "{:?}", outcome.message);
-    assert_eq!((outcome.findings.errors, outcome.findings.warnings), (1, 2));
+    assert_eq!((outcome.findings.errors, outcome.findings.warnings), (1, 1));
     assert_eq!(place.findings()[0].rule, "duplicate_id");
     assert_eq!(place.airdrop.announced("run"), ["twice", "twice"]);
 }
@@ -385,8 +385,8 @@ fn what_is_kept_is_bounded_and_so_is_its_part_of_a_checkpoint() {
     });
     source.metadata = Ok(serde_json::to_value(types).unwrap());
     let outcome = place.serve(&mut source, DATA, 1);
-    assert_eq!((outcome.kind, outcome.findings.warnings), (OutcomeKind::Done, 2_000));
     let findings = place.findings();
+    assert_eq!((outcome.kind, outcome.findings.warnings), (OutcomeKind::Done, findings.len() as u64));
     assert_eq!(findings.iter().map(|f| f.count).sum::<u64>(), 2_000, "what is not told apart is counted");
     assert!(findings.len() > 2 * FINDING_KINDS_MAX && findings.len() <= 2 * FINDING_KINDS_MAX + 72);
     for of in &findings {
