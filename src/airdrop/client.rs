@@ -813,6 +813,11 @@ mod tests {
     }
 
     #[test]
+    fn no_control_character_of_a_file_name_is_in_the_header() {
+        assert_eq!(in_quotes("a\0\r\n\"\u{7f}\u{85}b \u{e9}.png"), "a%00%0D%0A%22%7F%C2%85b \u{e9}.png");
+    }
+
+    #[test]
     fn a_long_file_name_keeps_its_end() {
         assert_eq!(short_file_name("issues.jsonl.gz"), "issues.jsonl.gz");
         let name = "\u{e9}".repeat(256);

@@ -14,7 +14,7 @@ use super::path::{FieldPath, Step};
 /// Flaws of one text that are told one by one.
 const FLAWS_MAX: usize = 1_000;
 
-/// Levels of arrays and objects in one line: serde_json, and so [`Checker`](super::Checker), reads no more.
+/// Levels of arrays and objects in one line: `serde_json`, and so [`Checker`](super::Checker), reads no more.
 pub(super) const DEPTH_MAX: usize = 127;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,8 +52,9 @@ pub(super) fn may_be_flawed(text: &[u8]) -> bool {
     let mut rest = text;
     while let Some(at) = memchr3(b'\\', 0xc2, 0x7f, rest) {
         match (rest.get(at), rest.get(at + 1)) {
-            (Some(0x7f), _) | (Some(b'\\'), Some(b'u' | b'b' | b'f')) => return true,
-            (Some(0xc2), Some(0x80..=0x9f)) => return true,
+            (Some(0x7f), _) | (Some(b'\\'), Some(b'u' | b'b' | b'f')) | (Some(0xc2), Some(0x80..=0x9f)) => {
+                return true;
+            }
             // An escaped backslash is two bytes.
             (Some(b'\\'), _) => rest = rest.get(at + 2..).unwrap_or_default(),
             _ => rest = rest.get(at + 1..).unwrap_or_default(),
