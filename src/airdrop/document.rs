@@ -112,6 +112,11 @@ impl Document {
         Some(self.members.remove(at).value)
     }
 
+    /// Adds the members of another, at the end, none of whose names is here.
+    pub(crate) fn extend(&mut self, other: Self) {
+        self.members.extend(other.members);
+    }
+
     /// Keeps the members whose name is wanted; of one that no Rust string holds that is `None`.
     pub(crate) fn retain(&mut self, mut wanted: impl FnMut(Option<&str>) -> bool) {
         self.members.retain(|member| wanted(member.name.as_deref()));

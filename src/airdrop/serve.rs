@@ -409,7 +409,7 @@ impl Invocation<'_> {
             let taken =
                 self.take_over(&unit, self.settings.settle).and_then(|held| Ok((held.0.sdk_state()?, held)));
             match taken {
-                Ok((sdk, held)) => (Some(held), sdk.map(|sdk| sdk.inherited(incoming))),
+                Ok((inherited, held)) => (Some(held), inherited),
                 // A state that makes no sense is not ours to overwrite: the platform is told.
                 Err(error @ Error::WorkerState { .. }) => {
                     return self.answer_statelessly(failed(&chain(&error)));
