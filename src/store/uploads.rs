@@ -76,20 +76,18 @@ fn uploaded(given_up: u32, saved: bool, in_this_life: bool) -> State {
     if in_this_life { state } else { state.taken_up() }
 }
 
-impl Run {
-    /// The state after some events that are stored at once; `name` is what they befall.
-    pub(super) fn moved(
-        &self,
-        state: State,
-        events: &[Event],
-        name: impl FnOnce() -> String,
-    ) -> Result<State> {
-        // Whether a checkpoint is to be saved first is for those who confirm to know.
-        self.transfer_rules(true, false).through(state, events).map_err(|illegal: Illegal| Error::Invalid {
-            what: format!("{} of run {} of {}", name(), self.id, self.unit),
-            reason: illegal.to_string(),
-        })
-    }
+/// The state after some events that are stored at once; `name` is what they befall.
+pub(super) fn moved(
+    run: &Run,
+    state: State,
+    events: &[Event],
+    name: impl FnOnce() -> String,
+) -> Result<State> {
+    // Whether a checkpoint is to be saved first is for those who confirm to know.
+    run.transfer_rules(true, false).through(state, events).map_err(|illegal: Illegal| Error::Invalid {
+        what: format!("{} of run {} of {}", name(), run.id, run.unit),
+        reason: illegal.to_string(),
+    })
 }
 
 /// Moves on what an accepted message names. The figures of the run are as they were when it was sealed.

@@ -51,18 +51,16 @@ use crate::artifact::decompress;
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, Result};
 
-use super::CACHE_BYTES;
 use super::backend::file::open_to_read;
+use super::open::CACHE_BYTES;
 use super::rows::{
-    BATCHES, BatchState, Key, LEDGER, MESSAGES, PAYLOADS, Payload, RUNS, UNITS, name_of, number_of,
+    BATCHES, BatchState, Key, LEDGER, MESSAGES, PAYLOADS, Payload, RUNS, UNITS, message_key, name_of,
+    number_of, run_key,
 };
-use super::run::{message_key, run_key};
 use super::tables::{Rows, Tables, View, check_start, guarded, is_open_elsewhere};
 
 use overlay::{Base, Overlay};
 
-#[cfg(feature = "testing")]
-pub(in crate::store) use check::check_rows;
 pub use check::{CheckReport, Finding, check};
 pub use report::{
     Answer, AttachmentsReport, BatchCounts, BatchReport, BatchStage, BookmarkReport, FailedAttachmentReport,
