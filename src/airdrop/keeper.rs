@@ -23,7 +23,10 @@ use tracing::{debug, info};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::model::{CHECKPOINT_BYTES_MAX, Micros, Rule, StreamName};
-use crate::store::{BatchInfo, CHECKPOINT_KEY, Checkpoint, Incoming, Inherited, MessageKind, Page, Position, Room, Run, SyncUnit};
+use crate::store::{
+    BatchInfo, CHECKPOINT_KEY, Checkpoint, Incoming, Inherited, MessageKind, Page, Position, Room, Run,
+    SyncUnit,
+};
 
 use super::document::{Document, posted_bytes};
 use super::platform::{Platform, WorkerState};

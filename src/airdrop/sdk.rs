@@ -33,7 +33,8 @@ use crate::error::{Error, Result};
 use crate::model::{ItemType, Micros, Phase, Step, VALUE_BYTES_MAX};
 use crate::record::Attachment;
 use crate::store::{
-    CHECKPOINT_KEY, Incoming, Inherited, InheritedRun, InheritedStart, LEFT_ATTACHMENTS, Run, Standing, WindowRow,
+    CHECKPOINT_KEY, Incoming, Inherited, InheritedRun, InheritedStart, LEFT_ATTACHMENTS, Run, Standing,
+    WindowRow,
 };
 
 use super::document::{Document, kind_of, lossy_value};
@@ -174,7 +175,8 @@ impl SdkState {
         let cut = |at: Micros| Micros(at.0.div_euclid(1_000) * 1_000);
         let (started, window) = standing.open.unzip();
         let window = window.flatten();
-        let is_another = |theirs: Option<Micros>, ours: Option<Micros>| theirs.is_some() && theirs != ours.map(cut);
+        let is_another =
+            |theirs: Option<Micros>, ours: Option<Micros>| theirs.is_some() && theirs != ours.map(cut);
         self.successful_started > standing.watermark.map(cut)
             || self.bounds.1 > standing.bounds.1.map(cut)
             || is_another(self.sync_started, started)

@@ -3,7 +3,9 @@
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::model::{CONNECTOR_STATE_VALUE, CURSOR_BYTES_MAX, ItemType, RESERVED_VALUE_PREFIX, VALUE_BYTES_MAX, ValueKey};
+use crate::model::{
+    CONNECTOR_STATE_VALUE, CURSOR_BYTES_MAX, ItemType, RESERVED_VALUE_PREFIX, VALUE_BYTES_MAX, ValueKey,
+};
 use crate::record::{Record, Tally};
 
 /// What one fetch of the source returned: records, and where the next fetch starts.
