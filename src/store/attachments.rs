@@ -300,7 +300,7 @@ impl Run {
             Settling::Failed(_) => &[Event::GivenUp],
         };
         let state = row.transfer_state(self.epoch);
-        let after = self.moved(state, events, || format!("attachment {number}"))?;
+        let after = self.attachment_moved(number, state, events)?;
         let (was, is) = (state.counts(), after.counts());
         recount(&mut queue.counts.settled, was.announced, is.announced, 1);
         recount(&mut queue.counts.failed, was.failed, is.failed, 1);
@@ -367,8 +367,7 @@ impl Run {
                     continue;
                 }
                 if run == self.no {
-                    let after =
-                        self.moved(State::Failed, &[Event::QueuedAgain], || format!("attachment {number}"))?;
+                    let after = self.attachment_moved(number, State::Failed, &[Event::QueuedAgain])?;
                     recount(
                         &mut queue.counts.failed,
                         State::Failed.counts().failed,
@@ -630,7 +629,7 @@ impl Run {
         }
         for (number, mut row) in named {
             let state = row.transfer_state(self.epoch);
-            row.set_transfer_state(self.moved(state, &[Event::Saved], || format!("attachment {number}"))?);
+            row.set_transfer_state(self.attachment_moved(number, state, &[Event::Saved])?);
             change.put(&ATTACHMENTS, &prefix.clone().and_number(number), &row)?;
         }
         Ok(())

@@ -698,7 +698,7 @@ impl Run {
     ) -> Result<BatchRow> {
         let key = self.batch_key(seq);
         let state = batch.transfer_state(self.epoch);
-        let after = self.moved(state, events, || format!("batch {seq}"))?;
+        let after = self.batch_moved(seq, state, events)?;
         batch.set_transfer_state(after, message);
         let (was, is) = (state.counts(), after.counts());
         recount(&mut row.open_batches, was.open, is.open, 1);

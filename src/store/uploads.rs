@@ -77,18 +77,24 @@ fn uploaded(given_up: u32, saved: bool, in_this_life: bool) -> State {
 }
 
 impl Run {
-    /// The state after some events that are stored at once; `name` is what they befall.
-    pub(super) fn moved(
-        &self,
-        state: State,
-        events: &[Event],
-        name: impl FnOnce() -> String,
-    ) -> Result<State> {
+    /// Where a batch is after some events that are stored at once.
+    pub(super) fn batch_moved(&self, seq: u64, state: State, events: &[Event]) -> Result<State> {
         // Whether a checkpoint is to be saved first is for those who confirm to know.
-        self.transfer_rules(true, false).through(state, events).map_err(|illegal: Illegal| Error::Invalid {
-            what: format!("{} of run {} of {}", name(), self.id, self.unit),
+        let rules = self.batch_rules(true, false);
+        rules.through(state, events).map_err(|illegal| self.illegal(&format!("batch {seq}"), illegal))
+    }
+
+    /// Where an attachment is after some events that are stored at once.
+    pub(super) fn attachment_moved(&self, number: u64, state: State, events: &[Event]) -> Result<State> {
+        let rules = self.attachment_rules(false);
+        rules.through(state, events).map_err(|illegal| self.illegal(&format!("attachment {number}"), illegal))
+    }
+
+    fn illegal(&self, name: &str, illegal: Illegal) -> Error {
+        Error::Invalid {
+            what: format!("{name} of run {} of {}", self.id, self.unit),
             reason: illegal.to_string(),
-        })
+        }
     }
 }
 
