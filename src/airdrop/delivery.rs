@@ -23,7 +23,7 @@ use tracing::{debug, info, warn};
 
 use crate::artifact;
 use crate::clock::Clock;
-use crate::error::{Result, chain};
+use crate::error::{Error, Result, chain};
 use crate::model::{ArtifactId, CHECKPOINT_BYTES_SOFT, MESSAGE_BYTES_SOFT};
 use crate::record::{Attachment, Record};
 use crate::store::{BatchInfo, Pending, Run, Settling, UnsettledBatch};
@@ -412,7 +412,15 @@ impl<'a> Delivery<'a> {
             self.wait()?;
         }
         let Some(position) = self.run.position()? else { return Ok(false) };
-        self.message.full |= keeper.save(self.run, Some(&position))? >= CHECKPOINT_BYTES_SOFT;
+        let bytes = match keeper.save(self.run, Some(&position)) {
+            // What it would have named is not confirmed, and the platform is told.
+            Err(error @ Error::TooLarge { .. }) => {
+                self.meet(Halt::Failed(chain(&error)));
+                return Ok(false);
+            }
+            saved => saved?,
+        };
+        self.message.full |= bytes >= CHECKPOINT_BYTES_SOFT;
         for upload in self.uploads.values_mut() {
             if let Ok((state, _)) = upload.rules.next(upload.state, Event::Saved) {
                 upload.state = state;

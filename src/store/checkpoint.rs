@@ -13,6 +13,7 @@
 //! the one that it found there, or as the one that it was about to write. Otherwise it is a stale one, and discarded.
 
 mod form;
+mod room;
 mod version_1;
 
 use std::collections::BTreeMap;
@@ -40,6 +41,7 @@ use form::{
 };
 pub(crate) use form::{Checkpoint, Position};
 pub(super) use form::{FailedPart, QueueCountsPart, QueuePart, UnsettledPart};
+pub(crate) use room::Room;
 
 /// Events of a run, and runs of a unit, that a checkpoint names.
 const EVENTS_MAX: usize = 256;

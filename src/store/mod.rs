@@ -35,7 +35,7 @@ pub use attachments::{AttachmentCounts, Attachments, FailedAttachment, QueuedAtt
 pub(crate) use attachments::{Pending, Settling, UNSETTLED_MAX};
 pub use batches::{Batch, BatchKey, Batches};
 pub(crate) use batches::{BatchInfo, UnsettledBatch};
-pub(crate) use checkpoint::{CHECKPOINT_KEY, Checkpoint, Position};
+pub(crate) use checkpoint::{CHECKPOINT_KEY, Checkpoint, Position, Room};
 pub(crate) use conversation::{Accepted, Incoming, Sealing, StoredMessage};
 #[doc(hidden)]
 pub use disk::Disk;
