@@ -13,6 +13,7 @@
 //! the one that it found there, or as the one that it was about to write. Otherwise it is a stale one, and discarded.
 
 pub(super) mod form;
+mod room;
 mod version_1;
 
 use std::collections::BTreeMap;
@@ -42,6 +43,7 @@ use form::{
     MessagePart, RunIdPart, RunPart, StatusPart, StreamPart, UnitPart, WindowPart,
 };
 pub(crate) use form::{Checkpoint, Position};
+pub(crate) use room::Room;
 
 /// Events of a run, and runs of a unit, that a checkpoint names.
 const EVENTS_MAX: usize = 256;

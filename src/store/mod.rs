@@ -23,7 +23,7 @@ pub use attachments::{AttachmentCounts, Attachments, FailedAttachment, QueuedAtt
 pub(crate) use attachments::{Pending, Settling, UNSETTLED_MAX};
 pub(crate) use batches::states::{BatchInfo, UnsettledBatch};
 pub use batches::{Batch, BatchKey, Batches};
-pub(crate) use checkpoint::{CHECKPOINT_KEY, Checkpoint, Position};
+pub(crate) use checkpoint::{CHECKPOINT_KEY, Checkpoint, Position, Room};
 pub(crate) use conversation::{Accepted, Incoming, Sealing, StoredMessage, message_key_text};
 #[doc(hidden)]
 pub use disk::Disk;
