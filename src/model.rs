@@ -306,6 +306,8 @@ pub enum Rule {
     StartKept,
     /// Only what is confirmed is announced.
     AnnounceConfirmed,
+    /// An id is given up only if no attempt of unknown fate came before the refusal of its confirm.
+    IdKeptInDoubt,
     /// Events that were seen are remembered.
     EventsRemembered,
     /// An abandoned run does not move the watermark.

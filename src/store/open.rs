@@ -46,9 +46,9 @@ pub(super) struct Settings {
     pub(super) level: Level,
     pub(super) overlap: Duration,
     pub(super) broken: Option<Rule>,
-    /// Another table of what uploads do, for a negative control.
+    /// Other tables of what uploads do, for a negative control.
     #[cfg(feature = "testing")]
-    pub(super) transfer_table: Option<crate::transfer::Table>,
+    pub(super) transfer_tables: crate::transfer::Tables,
 }
 
 impl Settings {
@@ -116,10 +116,10 @@ impl StoreOptions {
         self
     }
 
-    /// Has uploads do what another table says, for a negative control.
+    /// Has uploads do what other tables say, for a negative control.
     #[cfg(feature = "testing")]
-    pub(crate) fn transfer_table(mut self, table: Option<crate::transfer::Table>) -> Self {
-        self.settings.transfer_table = table;
+    pub(crate) fn transfer_tables(mut self, tables: crate::transfer::Tables) -> Self {
+        self.settings.transfer_tables = tables;
         self
     }
 
@@ -182,7 +182,7 @@ impl Store {
                 overlap: Duration::ZERO,
                 broken: None,
                 #[cfg(feature = "testing")]
-                transfer_table: None,
+                transfer_tables: crate::transfer::Tables { batches: None, attachments: None },
             },
             cache_bytes: CACHE_BYTES,
             clock: Arc::new(SystemClock::new()),

@@ -118,11 +118,19 @@ impl Run {
         })
     }
 
-    /// How the uploads of a phase move.
-    pub(crate) fn transfer_rules(&self, confirms: bool, saves: bool) -> Rules {
+    /// How batches move that go these parts of the way.
+    pub(crate) fn batch_rules(&self, confirms: bool, saves: bool) -> Rules {
         let rules = Rules::new(confirms, saves);
         #[cfg(feature = "testing")]
-        let rules = rules.with_table(self.inner.settings.transfer_table);
+        let rules = rules.with_table(self.inner.settings.transfer_tables.batches);
+        rules
+    }
+
+    /// How attachments move.
+    pub(crate) fn attachment_rules(&self, saves: bool) -> Rules {
+        let rules = Rules::new(true, saves);
+        #[cfg(feature = "testing")]
+        let rules = rules.with_table(self.inner.settings.transfer_tables.attachments);
         rules
     }
 

@@ -14,7 +14,7 @@ use super::super::rows::{
 };
 use super::super::run::Run;
 use super::super::tables::{Rows, Tables};
-use super::super::uploads::moved;
+use super::super::uploads::attachment_moved;
 use super::queue::{GROUP, REQUEUED_FROM, kept_key, note_seen, read_line};
 
 /// An attachment that was settled as failed.
@@ -151,8 +151,7 @@ impl Run {
                     continue;
                 }
                 if run == self.no {
-                    let after =
-                        moved(self, State::Failed, &[Event::QueuedAgain], || format!("attachment {number}"))?;
+                    let after = attachment_moved(self, number, State::Failed, &[Event::QueuedAgain])?;
                     recount(
                         &mut queue.counts.failed,
                         State::Failed.counts().failed,

@@ -14,7 +14,7 @@ use super::super::rows::{
 };
 use super::super::run::Run;
 use super::super::tables::{Change, Rows};
-use super::super::uploads::moved;
+use super::super::uploads::attachment_moved;
 use super::queue::{GROUP, REQUEUED_FROM, kept_key, note_seen, read_line};
 
 /// Attachments that were begun and are not settled, at most: what a checkpoint has to name.
@@ -141,7 +141,7 @@ pub(super) fn move_attachment(
         Settling::Failed(_) => &[Event::GivenUp],
     };
     let state = row.transfer_state(run.epoch);
-    let after = moved(run, state, events, || format!("attachment {number}"))?;
+    let after = attachment_moved(run, number, state, events)?;
     let (was, is) = (state.counts(), after.counts());
     recount(&mut queue.counts.settled, was.announced, is.announced, 1);
     recount(&mut queue.counts.failed, was.failed, is.failed, 1);
@@ -206,7 +206,7 @@ pub(in crate::store) fn attachments_saved(run: &Run, change: &Change<'_>) -> Res
     }
     for (number, mut row) in named {
         let state = row.transfer_state(run.epoch);
-        row.set_transfer_state(moved(run, state, &[Event::Saved], || format!("attachment {number}"))?);
+        row.set_transfer_state(attachment_moved(run, number, state, &[Event::Saved])?);
         change.put(&ATTACHMENTS, &prefix.clone().and_number(number), &row)?;
     }
     Ok(())

@@ -7,7 +7,7 @@ use crate::transfer::{Event, State, recount};
 use super::super::rows::{BATCHES, BatchRow, BatchState, Dates, PAYLOADS, Payload, RunRow, TYPES, TypeRow};
 use super::super::run::Run;
 use super::super::tables::{Change, Rows};
-use super::super::uploads::moved;
+use super::super::uploads::batch_moved;
 
 /// What a message says of a batch, but for its artifact id.
 #[derive(Debug, Clone)]
@@ -148,7 +148,7 @@ pub(in crate::store) fn move_batch(
 ) -> Result<BatchRow> {
     let key = run.batch_key(seq);
     let state = batch.transfer_state(run.epoch);
-    let after = moved(run, state, events, || format!("batch {seq}"))?;
+    let after = batch_moved(run, seq, state, events)?;
     batch.set_transfer_state(after, message);
     let (was, is) = (state.counts(), after.counts());
     recount(&mut row.open_batches, was.open, is.open, 1);

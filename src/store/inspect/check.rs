@@ -36,7 +36,7 @@ use crate::store::rows::{
 };
 use crate::store::tables::View;
 
-use super::{Pages, Snapshot, Source};
+use super::snapshot::{Pages, Snapshot, Source};
 
 /// What a [`check`] found.
 #[derive(Debug, Clone)]
@@ -81,10 +81,10 @@ pub fn check(path: impl AsRef<Path>) -> Result<CheckReport> {
         Err(error) => return Err(error),
     };
     if let Some(problem) = snapshot.verify()? {
-        return Ok(damaged(Some(snapshot.source), problem));
+        return Ok(damaged(Some(snapshot.source()), problem));
     }
     let (units, rows, findings) = snapshot.look(check_rows)?;
-    Ok(CheckReport { source: Some(snapshot.source), units, rows, findings })
+    Ok(CheckReport { source: Some(snapshot.source()), units, rows, findings })
 }
 
 /// Checks every row, and what the rows say of one another; returns the number of units and of rows, and what was found.
