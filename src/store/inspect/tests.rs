@@ -586,7 +586,7 @@ const BROKEN: &[Broken] = &[
         alter(change, &RUN_IDS, &Key::unit(1).and_hash("first"), |row| row.run = 2);
     }),
     ("ledger: run first: it has a watermark and was not finished, or is not over", |change| {
-        alter_ledger(change, |run| run.status = RunStatus::Abandoned);
+        alter_ledger(change, |run| run.status = Status::Abandoned);
     }),
     ("units: its watermark is not that of its last finished run", |change| {
         alter_ledger(change, |run| run.watermark = None);
