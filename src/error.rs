@@ -80,6 +80,24 @@ pub enum Error {
         /// What size counts: bytes or items.
         unit: &'static str,
     },
+    /// What the extractor sets does not fit into the checkpoint any more. Nothing of its page is stored.
+    #[error(
+        "{what} takes {found} bytes of the checkpoint of {sync_unit}, and {left} are left of {limit}: without a disk, all \
+         cursors, bookmarks and values together must fit"
+    )]
+    NoRoom {
+        /// The cursor, bookmark, value, stream or item type.
+        what: String,
+        /// The sync unit.
+        sync_unit: String,
+        /// Bytes that it takes, as JSON with its name.
+        found: u64,
+        /// Bytes that are left for it.
+        left: u64,
+        /// Bytes that all of them may take: [`CHECKPOINT_STATE_BYTES_MAX`](crate::limits::CHECKPOINT_STATE_BYTES_MAX), less
+        /// what others keep in the same worker state.
+        limit: u64,
+    },
     /// A value given by the caller is not allowed.
     #[error("{what} is not allowed: {reason}")]
     Invalid {
@@ -254,6 +272,7 @@ impl Error {
             | Error::WorkerState { .. } => ErrorKind::Corrupt,
             Error::Io { .. } => ErrorKind::Io,
             Error::TooLarge { .. }
+            | Error::NoRoom { .. }
             | Error::Invalid { .. }
             | Error::Cursor { .. }
             | Error::Value { .. }

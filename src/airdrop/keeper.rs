@@ -15,15 +15,15 @@ use std::cell::RefCell;
 use std::time::Duration;
 
 use chrono::DateTime;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use tracing::{debug, info};
 
 use crate::clock::Clock;
 use crate::error::{Error, Result};
-use crate::model::{CHECKPOINT_BYTES_MAX, Micros, Rule};
-use crate::store::{BatchInfo, CHECKPOINT_KEY, Checkpoint, Position, Run, SyncUnit};
+use crate::model::{CHECKPOINT_BYTES_MAX, Micros, Rule, StreamName};
+use crate::store::{BatchInfo, CHECKPOINT_KEY, Checkpoint, MessageKind, Page, Position, Room, Run, SyncUnit};
 
 use super::document::{Document, posted_bytes};
 use super::platform::{Platform, WorkerState};
@@ -43,6 +43,8 @@ pub(crate) struct Keeper<'a> {
     standing: RefCell<Option<String>>,
     /// The worker state as it was read when the unit was taken over.
     found: WorkerState,
+    /// What the extractor may still set, once it sets something.
+    room: RefCell<Option<Room>>,
 }
 
 impl<'a> Keeper<'a> {
@@ -65,7 +67,8 @@ impl<'a> Keeper<'a> {
         let token = format!("{token:016x}");
         let standing = RefCell::default();
         let found = WorkerState::default();
-        let mut this = Self { platform, clock, sync_unit, seed, hard, token, standing, found };
+        let room = RefCell::default();
+        let mut this = Self { platform, clock, sync_unit, seed, hard, token, standing, found, room };
         let mut found = this.look()?;
         let holder = unit.holder()?;
         let is_current = |found: &Option<Checkpoint>| {
@@ -115,6 +118,32 @@ impl<'a> Keeper<'a> {
             run.saved(position)?;
         }
         Ok(bytes)
+    }
+
+    /// Saves a message that was just sealed, where the run stands now. An ERROR is saved where the last checkpoint stood if
+    /// it does not fit otherwise: it fitted there, and names all that is confirmed.
+    ///
+    /// # Errors
+    /// As [`Keeper::save`].
+    pub(crate) fn save_sealed(&self, run: &Run, kind: MessageKind) -> Result<()> {
+        match self.save(run, run.position()?.as_ref()) {
+            Err(Error::TooLarge { .. }) if kind == MessageKind::Error => self.save(run, None).map(drop),
+            saved => saved.map(drop),
+        }
+    }
+
+    /// Counts a page in that is about to be staged: the checkpoints from then on must hold what it sets.
+    ///
+    /// # Errors
+    /// `NoRoom`, naming what of it does not fit; the page must not be staged. `Corrupt`, `Io`.
+    pub(crate) fn admit<C: Serialize>(&self, run: &Run, stream: &StreamName, page: &Page<C>) -> Result<()> {
+        let mut room = self.room.borrow_mut();
+        if room.is_none() {
+            let mut others = self.document()?;
+            others.remove(CHECKPOINT_KEY);
+            *room = Some(run.room(posted_bytes(&others.to_text()) as u64)?);
+        }
+        room.as_mut().map_or(Ok(()), |room| room.admit(stream.as_str(), page))
     }
 
     /// Saves what changed, but for the position: that a run is over.

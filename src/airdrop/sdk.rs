@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
-use crate::model::{ItemType, Micros, Phase, Step};
+use crate::model::{ItemType, Micros, Phase, Step, VALUE_BYTES_MAX};
 use crate::record::Attachment;
 use crate::store::{Incoming, Inherited, InheritedRun, LEFT_ATTACHMENTS, Run, Standing, WindowRow};
 
@@ -231,8 +231,9 @@ fn nothing_left() -> Value {
 /// Empties what the SDK's keys say of attachments; says whether they said something.
 ///
 /// # Errors
-/// `WorkerState` if they cannot be read.
+/// `WorkerState`, naming the first of them that makes no sense.
 pub(crate) fn forget_attachments(document: &mut Document, what: &str) -> Result<bool> {
+    SdkState::read(document, what)?;
     let Some((_, mut keys)) = sdk_keys(document, what)? else { return Ok(false) };
     let metadata = keys.get_mut(TO_DEVREV).and_then(|to_devrev| to_devrev.get_mut(ATTACHMENTS));
     let Some(metadata) = metadata else { return Ok(false) };
@@ -405,6 +406,15 @@ impl Scope {
                 Some(Value::Bool(false)) => drop(left_out.insert(item_type)),
                 Some(_) => return Err(invalid(&format!("{item_type}.extract"), "it must be true or false")),
             }
+        }
+        let bytes: usize = left_out.iter().map(|name| name.len() + 3).sum();
+        if bytes > VALUE_BYTES_MAX {
+            return Err(Error::TooLarge {
+                what: what(&format!("a list of {} item types that are left out", left_out.len())),
+                found: bytes as u64,
+                limit: VALUE_BYTES_MAX as u64,
+                unit: "bytes",
+            });
         }
         Ok(Self { left_out })
     }

@@ -25,7 +25,7 @@ use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result, chain, panic_text};
 use crate::model::{EXTERNAL_SYNC_UNIT_BATCH_ITEMS, Micros, Phase, Rule, RunId, StreamName, SyncUnitId};
 use crate::record::Record;
-use crate::store::{Accepted, Incoming, Page, Run, Store, WindowRow};
+use crate::store::{Accepted, Incoming, Page, Run, Store, SyncUnit, WindowRow};
 
 use super::answer::{Ending, Outcome, OutcomeKind, Said, failed};
 use super::check::{CheckPolicy, Checks};
@@ -404,13 +404,10 @@ impl Invocation<'_> {
         let span = Span::current();
         span.record("unit", display(&unit)).record("phase", display(phase));
         let unit = store.any_unit(unit);
-        let hard = self.hard_at();
         // External sync units have no sync unit to keep a checkpoint under.
         let (held, inherited) = if self.settings.checkpoints && phase != Phase::ExternalSyncUnits {
-            let settle = self.settings.settle;
             let taken =
-                Keeper::take_over(&unit, self.platform, self.clock, self.seed, hard, settle, self.token())
-                    .and_then(|held| Ok((held.0.sdk_state()?, held)));
+                self.take_over(&unit, self.settings.settle).and_then(|held| Ok((held.0.sdk_state()?, held)));
             match taken {
                 Ok((sdk, held)) => (Some(held), sdk.map(|sdk| sdk.inherited(incoming))),
                 // A state that makes no sense is not ours to overwrite: the platform is told.
@@ -434,7 +431,13 @@ impl Invocation<'_> {
             | Accepted::AnsweredEarlier(run),
         ) = (keeper, &accepted)
         {
-            keeper.save(run, None)?;
+            match keeper.save(run, None) {
+                // What others keep in the worker state leaves no room for ours.
+                Err(error @ Error::TooLarge { .. }) => {
+                    return self.answer_statelessly(failed(&chain(&error)));
+                }
+                saved => saved?,
+            };
         }
         accepted_as(&accepted);
         let attempt = |call: &Attempt| attempt(self.platform, None, call);
@@ -509,7 +512,7 @@ impl Invocation<'_> {
                     self.external_sync_units(extractor, &context, &mut delivery, &mut said.units)
                 }
                 Phase::Metadata => self.metadata(extractor, &context, &mut delivery),
-                Phase::Data => self.data(extractor, &context, &mut delivery, &mut said.item_type),
+                Phase::Data => self.data(extractor, &context, keeper, &mut delivery, &mut said.item_type),
                 Phase::Attachments => return self.attachments(extractor, &context, keeper, delivery, &said),
             },
             Ok(Some(ending)) => Ok(ending),
@@ -729,6 +732,7 @@ impl Invocation<'_> {
         &self,
         extractor: &mut E,
         context: &Context<'_>,
+        keeper: Option<&Keeper<'_>>,
         delivery: &mut Delivery<'_>,
         last_item_type: &mut Option<String>,
     ) -> Result<Ending> {
@@ -781,6 +785,9 @@ impl Invocation<'_> {
                     && let Err(reason) = checks.page(stream.as_str(), &mut page)
                 {
                     return Ok(failed(&reason));
+                }
+                if let Some(keeper) = keeper {
+                    keeper.admit(run, &stream, &page)?;
                 }
                 delivery.add(run.stage_data(&stream, page)?);
                 debug!(stream = stream.as_str(), items, ?by_type, more, "page staged");
@@ -839,42 +846,50 @@ impl Invocation<'_> {
 
     /// Forgets the unit. The message is the same whenever it is composed, so nothing needs to be sealed.
     fn delete(&self, store: &Store) -> Result<Outcome> {
-        match self.event.unit_key() {
-            Ok(unit) => {
-                Span::current().record("unit", display(&unit));
-                let unit = store.any_unit(unit);
-                let hard = self.hard_at();
-                let take_over = || {
-                    Keeper::take_over(&unit, self.platform, self.clock, self.seed, hard, None, self.token())
-                };
-                let deletes_all = *self.event.event_type() != EventType::DeleteAttachments;
-                let keeper = match self.settings.checkpoints.then(take_over).transpose() {
-                    Ok(held) => held.map(|(keeper, _)| keeper),
-                    // Whoever starts over need not be able to read what was there.
-                    Err(Error::WorkerState { .. }) if deletes_all => {
-                        Keeper::start_over(&unit, self.platform, self.clock, self.seed, hard)?;
-                        None
-                    }
-                    Err(error @ Error::WorkerState { .. }) => {
-                        return self.answer_statelessly(failed(&chain(&error)));
-                    }
-                    Err(error) => return Err(error),
-                };
-                if deletes_all {
-                    if let Some(keeper) = keeper {
-                        keeper.remove()?;
-                    }
-                    unit.delete()?;
-                } else {
-                    unit.delete_attachments()?;
-                    if let Some(keeper) = keeper {
-                        keeper.forget_attachments(unit.newest_run()?.as_ref())?;
-                    }
-                }
-                self.answer_statelessly(Ending::Done)
-            }
-            Err(error) => self.answer_statelessly(failed(&chain(&error))),
+        let unit = match self.event.unit_key() {
+            Ok(unit) => store.any_unit(unit),
+            Err(error) => return self.answer_statelessly(failed(&chain(&error))),
+        };
+        Span::current().record("unit", display(unit.id()));
+        let deleted = match self.event.event_type() {
+            EventType::DeleteAttachments => self.delete_attachments(&unit),
+            _ => self.delete_data(&unit),
+        };
+        match deleted {
+            Ok(()) => self.answer_statelessly(Ending::Done),
+            // A state that makes no sense is not ours to overwrite: the platform is told.
+            Err(error @ Error::WorkerState { .. }) => self.answer_statelessly(failed(&chain(&error))),
+            Err(error) => Err(error),
         }
+    }
+
+    fn delete_data(&self, unit: &SyncUnit) -> Result<()> {
+        if self.settings.checkpoints {
+            match self.take_over(unit, None) {
+                Ok((keeper, _)) => keeper.remove()?,
+                // Whoever starts over need not be able to read what was there.
+                Err(Error::WorkerState { .. }) => {
+                    Keeper::start_over(unit, self.platform, self.clock, self.seed, self.hard_at())?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        unit.delete()
+    }
+
+    fn delete_attachments(&self, unit: &SyncUnit) -> Result<()> {
+        let held = self.settings.checkpoints.then(|| self.take_over(unit, None)).transpose()?;
+        unit.delete_attachments()?;
+        match held {
+            Some((keeper, _)) => keeper.forget_attachments(unit.newest_run()?.as_ref()),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes a unit over for this invocation; see [`Keeper::take_over`].
+    fn take_over(&self, unit: &SyncUnit, settle: Option<Duration>) -> Result<(Keeper<'_>, bool)> {
+        let hard = self.hard_at();
+        Keeper::take_over(unit, self.platform, self.clock, self.seed, hard, settle, self.token())
     }
 }
 

@@ -7,7 +7,7 @@ use std::io::Cursor;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::world::{Call, Pages, Source, World, all_of, event, event_of, page_of, records_of};
+use crate::world::{Call, Pages, Source, World, all_of, event, event_of, letters, page_of, records_of};
 use highwater::airdrop::{AttachmentBody, AttachmentError, Context, Event, OutcomeKind};
 use highwater::record::Attachment;
 use highwater::{Page, Record};
@@ -57,17 +57,6 @@ fn the_emulation_of_javascript_rounds_and_sorts() {
     );
 }
 
-/// Letters that do not compress, other ones for each seed.
-fn letters(bytes: usize, mut seed: u64) -> String {
-    let mut text = String::with_capacity(bytes);
-    while text.len() < bytes {
-        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let at = usize::try_from(seed >> 58).unwrap();
-        text.push(char::from(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"[at]));
-    }
-    text
-}
-
 /// Six pages, each an invocation of its own; each sets one value of so many bytes.
 fn source(world: &World, value_bytes: usize) -> Source<impl Pages + use<>> {
     let clock = world.clock.clone();
@@ -81,7 +70,7 @@ fn source(world: &World, value_bytes: usize) -> Source<impl Pages + use<>> {
 
 #[test]
 fn a_worker_state_that_javascript_wrote_again_restores_at_any_size() {
-    for value_bytes in [0, 1_000, 60_000] {
+    for value_bytes in [0, 1_000, 65_000] {
         let mut world = World::new(2);
         world.serve = world.serve.clone().checkpoints();
         let (mut largest, mut changed) = (0, 0);

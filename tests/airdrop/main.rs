@@ -10,10 +10,12 @@ mod delivery;
 mod domain_mapping;
 mod scope;
 mod sdk_state;
+mod state_full;
 #[path = "../support/mod.rs"]
 mod support;
 mod units_unconfirmed;
 mod watermark;
 mod wire;
+mod worker_state;
 #[path = "../support/airdrop.rs"]
 mod world;

@@ -18,6 +18,7 @@ fn the_table_of_limits_has_every_limit_at_its_value() {
         ("MESSAGE_BYTES_MAX", limits::MESSAGE_BYTES_MAX as u64),
         ("CHECKPOINT_BYTES_SOFT", limits::CHECKPOINT_BYTES_SOFT as u64),
         ("CHECKPOINT_BYTES_MAX", limits::CHECKPOINT_BYTES_MAX as u64),
+        ("CHECKPOINT_STATE_BYTES_MAX", limits::CHECKPOINT_STATE_BYTES_MAX as u64),
         ("FINDINGS_KEPT", limits::FINDINGS_KEPT),
         ("FINDING_BYTES_MAX", limits::FINDING_BYTES_MAX as u64),
         ("FINDING_KINDS_MAX", limits::FINDING_KINDS_MAX as u64),

@@ -61,6 +61,8 @@ pub(crate) struct Airdrop {
     inner: Mutex<Inner>,
     /// What artifact ids begin with.
     pub(crate) id_prefix: String,
+    /// Letters in each artifact id that no other has.
+    pub(crate) id_letters: usize,
 }
 
 #[derive(Debug, Default)]
@@ -305,7 +307,8 @@ impl Platform for Airdrop {
         };
         let mut inner = self.lock();
         let (applies, result) = inner.call(Call::Upload);
-        let id = format!("{}artifact-{}", self.id_prefix, inner.uploads.len());
+        let no = inner.uploads.len();
+        let id = format!("{}artifact-{no}{}", self.id_prefix, letters(self.id_letters, no as u64));
         if applies {
             inner.uploads.insert(id.clone(), (upload.file_name.to_owned(), lines));
         }
@@ -486,6 +489,17 @@ pub(crate) fn is(line: &Value) -> String {
 
 pub(crate) fn records_of(stream: &str, at: u32, items: u32) -> Vec<String> {
     (0..items).map(|item| format!("{stream}-{at}-{item}")).collect()
+}
+
+/// Letters that do not compress, other ones for each seed.
+pub(crate) fn letters(bytes: usize, mut seed: u64) -> String {
+    let mut text = String::with_capacity(bytes);
+    while text.len() < bytes {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let at = usize::try_from(seed >> 58).unwrap();
+        text.push(char::from(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"[at]));
+    }
+    text
 }
 
 /// All records of a stream.
