@@ -56,6 +56,14 @@ pub(crate) struct Rules {
 #[cfg(feature = "testing")]
 pub(crate) type Table = fn(Rules, State, Event) -> Option<State>;
 
+/// Tables for batches and for attachments.
+#[cfg(feature = "testing")]
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Tables {
+    pub(crate) batches: Option<Table>,
+    pub(crate) attachments: Option<Table>,
+}
+
 /// Where an upload is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum State {

@@ -123,6 +123,7 @@ pub(crate) struct DeliverySettings {
 /// An upload that is on its way.
 pub(crate) struct InFlight {
     pub(crate) what: What,
+    rules: Rules,
     state: State,
     /// The id under which the platform has it, or had it, last.
     artifact: Option<ArtifactId>,
@@ -203,7 +204,8 @@ pub(crate) struct Delivery<'a> {
     clock: &'a dyn Clock,
     lanes: Lanes<'a, Attempt, Done>,
     keeper: Option<&'a Keeper<'a>>,
-    rules: Rules,
+    batch_rules: Rules,
+    attachment_rules: Rules,
     /// Elapsed time after which no retry starts.
     hard: Duration,
     chance: fastrand::Rng,
@@ -238,7 +240,8 @@ impl<'a> Delivery<'a> {
             clock,
             lanes,
             keeper,
-            rules: run.transfer_rules(settings.confirms, keeper.is_some()),
+            batch_rules: run.batch_rules(settings.confirms, keeper.is_some()),
+            attachment_rules: run.attachment_rules(keeper.is_some()),
             hard: settings.hard,
             chance: fastrand::Rng::with_seed(settings.seed),
             uploads: BTreeMap::new(),
@@ -278,7 +281,7 @@ impl<'a> Delivery<'a> {
     pub(crate) fn add(&mut self, batches: Vec<UnsettledBatch>) {
         for UnsettledBatch { info, state, artifact } in batches {
             let no = UploadNo::Batch(info.seq);
-            if self.rules.to_do(state) == ToDo::Upload {
+            if self.batch_rules.to_do(state) == ToDo::Upload {
                 let (seq, items) = (info.seq, info.items);
                 debug!(seq, item_type = info.item_type, items, "batch closed");
             }
@@ -303,8 +306,13 @@ impl<'a> Delivery<'a> {
         artifact: Option<ArtifactId>,
         ready_at: Duration,
     ) {
+        let rules = match no {
+            UploadNo::Batch(_) => self.batch_rules,
+            UploadNo::Attachment(_) => self.attachment_rules,
+        };
         let upload = InFlight {
             what,
+            rules,
             state,
             artifact,
             call_tries: 0,
@@ -320,7 +328,7 @@ impl<'a> Delivery<'a> {
 
     /// More batches wait than the lanes can soon take: the source may pause.
     pub(crate) fn crowded(&self) -> bool {
-        let moving = |upload: &InFlight| self.rules.to_do(upload.state) != ToDo::Save;
+        let moving = |upload: &InFlight| upload.to_do() != ToDo::Save;
         self.of_batches().filter(|upload| moving(upload)).count() > self.batches.at_once.saturating_mul(2)
     }
 
@@ -371,8 +379,7 @@ impl<'a> Delivery<'a> {
             if self.of_batches().next().is_none() && !in_flight {
                 return Ok(());
             }
-            let all_wait =
-                !in_flight && self.of_batches().all(|upload| self.rules.to_do(upload.state) == ToDo::Save);
+            let all_wait = !in_flight && self.of_batches().all(|upload| upload.to_do() == ToDo::Save);
             if all_wait && !self.save()? {
                 // Something before them could not be uploaded, so no checkpoint can name them.
                 self.leave_batches(|_, _| true);
@@ -384,7 +391,7 @@ impl<'a> Delivery<'a> {
 
     /// Whether a checkpoint is to be saved now.
     pub(crate) fn save_due(&self) -> bool {
-        let awaits = |upload: &&InFlight| self.rules.to_do(upload.state) == ToDo::Save;
+        let awaits = |upload: &&InFlight| upload.to_do() == ToDo::Save;
         self.keeper.is_some()
             && (self.of_batches().filter(awaits).count() >= SAVE_BATCHES
                 || self.unsaved_attachments() >= SAVE_ATTACHMENTS
@@ -395,7 +402,7 @@ impl<'a> Delivery<'a> {
     pub(crate) fn save(&mut self) -> Result<bool> {
         let Some(keeper) = self.keeper else { return Ok(false) };
         self.add(self.run.close_open()?);
-        while self.of_batches().any(|upload| self.rules.to_do(upload.state) == ToDo::Upload) {
+        while self.of_batches().any(|upload| upload.to_do() == ToDo::Upload) {
             if self.halt.is_some() {
                 self.leave_batches(|_, to_do| to_do == ToDo::Upload);
                 if self.batches.in_flight == 0 {
@@ -415,7 +422,7 @@ impl<'a> Delivery<'a> {
         };
         self.message.full |= bytes >= CHECKPOINT_BYTES_SOFT;
         for upload in self.uploads.values_mut() {
-            if let Ok((state, _)) = self.rules.next(upload.state, Event::Saved) {
+            if let Ok((state, _)) = upload.rules.next(upload.state, Event::Saved) {
                 upload.state = state;
             }
         }
@@ -435,16 +442,15 @@ impl<'a> Delivery<'a> {
     /// Leaves batches about which no call is being made to the next invocation.
     fn leave_batches(&mut self, which: impl Fn(&InFlight, ToDo) -> bool) {
         let before = self.uploads.len();
-        let rules = self.rules;
         self.uploads.retain(|no, upload| {
-            let left = !upload.called && which(upload, rules.to_do(upload.state));
+            let left = !upload.called && which(upload, upload.to_do());
             matches!(no, UploadNo::Attachment(_)) || !left
         });
         self.left_over |= self.uploads.len() < before;
     }
 
     fn next_batch_ready(&self) -> Option<Duration> {
-        let waits = |upload: &&InFlight| self.rules.to_do(upload.state) != ToDo::Save;
+        let waits = |upload: &&InFlight| upload.to_do() != ToDo::Save;
         self.of_batches().filter(waits).map(|upload| upload.ready_at).min()
     }
 
@@ -461,7 +467,7 @@ impl<'a> Delivery<'a> {
             if upload.called || upload.ready_at > now {
                 continue;
             }
-            let call = match (self.rules.to_do(upload.state), &upload.artifact) {
+            let call = match (upload.to_do(), &upload.artifact) {
                 (ToDo::Upload, _) => Call::Batch {
                     file_name: format!("{}.jsonl.gz", info.item_type),
                     bytes: self.run.payload(info.seq)?,
@@ -505,7 +511,7 @@ impl<'a> Delivery<'a> {
             if upload.called || upload.ready_at > now {
                 continue;
             }
-            let call = match (self.rules.to_do(upload.state), &upload.artifact) {
+            let call = match (upload.to_do(), &upload.artifact) {
                 (ToDo::Upload, _) if begin => Call::Attachment(attachment.clone()),
                 (ToDo::Confirm, Some(artifact)) => {
                     // What cannot be announced is not confirmed.
@@ -591,7 +597,7 @@ impl<'a> Delivery<'a> {
             PlatformError::Refused { .. } => return,
         };
         let Some(upload) = self.uploads.get(&no) else { return };
-        if matches!(self.rules.to_do(upload.state), ToDo::Upload | ToDo::Confirm) {
+        if matches!(upload.to_do(), ToDo::Upload | ToDo::Confirm) {
             self.again(no, after, &reason);
         }
     }
@@ -599,7 +605,7 @@ impl<'a> Delivery<'a> {
     /// Moves an upload on; `said` is what the platform said.
     fn happened(&mut self, no: UploadNo, event: Event, said: &str) {
         let Some(upload) = self.uploads.get_mut(&no) else { return };
-        let (state, to_do) = match self.rules.next(upload.state, event) {
+        let (state, to_do) = match upload.rules.next(upload.state, event) {
             Ok(next) => next,
             Err(illegal) => return self.stop(no, &illegal.to_string()),
         };
@@ -613,7 +619,7 @@ impl<'a> Delivery<'a> {
     /// Notes what of an upload is to be stored, if anything is.
     fn note_what_to_store(&mut self, no: UploadNo) {
         let Some(upload) = self.uploads.get(&no) else { return };
-        let change = match self.rules.to_do(upload.state) {
+        let change = match upload.to_do() {
             ToDo::StoreId => Change::Id,
             ToDo::StoreConfirmed => Change::Confirmed,
             ToDo::StoreGivingUp => Change::GivingUp,
@@ -794,7 +800,7 @@ impl<'a> Delivery<'a> {
         }
         // Whatever it is, the next call is another one.
         upload.call_tries = 0;
-        match self.rules.to_do(upload.state) {
+        match upload.to_do() {
             ToDo::Upload => {
                 if let Some(bytes) = upload.place.take() {
                     self.message.give_back(bytes);
@@ -845,7 +851,7 @@ impl<'a> Delivery<'a> {
         if let What::Attachment { attachment, tries } = &upload.what {
             warn!(attachment = attachment.id, tries, "attachment given up");
         }
-        match self.rules.next(upload.state, Event::GivenUp) {
+        match upload.rules.next(upload.state, Event::GivenUp) {
             Ok((state, _)) => {
                 upload.state = state;
                 self.unstored.push((no, Change::Failed(reason)));
@@ -877,7 +883,7 @@ impl<'a> Delivery<'a> {
 
     /// As [`Delivery::next_attachment`], of those for which a call may be made if no stream may `begin`.
     pub(crate) fn next_attachment_call(&self, begin: bool) -> Option<Duration> {
-        let may = |upload: &&InFlight| match self.rules.to_do(upload.state) {
+        let may = |upload: &&InFlight| match upload.to_do() {
             ToDo::Upload => begin,
             to_do => to_do == ToDo::Confirm,
         };
@@ -886,7 +892,7 @@ impl<'a> Delivery<'a> {
 
     /// Attachments that are uploaded, and that no saved checkpoint names.
     pub(crate) fn unsaved_attachments(&self) -> usize {
-        self.of_attachments().filter(|upload| self.rules.to_do(upload.state) == ToDo::Save).count()
+        self.of_attachments().filter(|upload| upload.to_do() == ToDo::Save).count()
     }
 
     /// Leaves all attachments to the next invocation, also those about which a call is being made.
@@ -897,6 +903,10 @@ impl<'a> Delivery<'a> {
 }
 
 impl InFlight {
+    fn to_do(&self) -> ToDo {
+        self.rules.to_do(self.state)
+    }
+
     fn begin(&mut self, now: Duration) {
         self.called = true;
         self.begun_at = now;

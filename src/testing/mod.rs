@@ -23,6 +23,7 @@ mod watched;
 mod world;
 
 pub use crate::model::Rule;
+pub use controls::Uploads;
 pub use crash::{CrashImage, CrashImages, CrashPoint, Kept, Moment, Recording, Sampling};
 pub use disk::{DiskOperation, Fault, FaultCounts, SIM_DISK_BYTES_MAX, SimDisk};
 pub use explore::Explore;

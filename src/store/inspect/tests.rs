@@ -15,7 +15,15 @@ use crate::store::rows::{
 use crate::store::tables::Change;
 use crate::store::{Accepted, Incoming, Run, Sealing, Store, SyncUnit};
 
+use super::super::rows::{
+    BATCHES, BatchState, Key, LEDGER, MESSAGES, PAYLOADS, Payload, RUNS, UNITS, message_key, run_key,
+};
+use super::super::tables::Rows;
 use super::*;
+use crate::error::{Error, Result};
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom, Write};
+use std::path::PathBuf;
 
 const UNIT: &str = "acme/tickets";
 
@@ -577,7 +585,10 @@ const BROKEN: &[Broken] = &[
     ("ledger: run first: its id does not lead to it", |change| {
         alter(change, &RUN_IDS, &Key::unit(1).and_hash("first"), |row| row.run = 2);
     }),
-    ("ledger: run first: it has a watermark exactly if it was not finished", |change| {
+    ("ledger: run first: it has a watermark and was not finished, or is not over", |change| {
+        alter_ledger(change, |run| run.status = Status::Abandoned);
+    }),
+    ("units: its watermark is not that of its last finished run", |change| {
         alter_ledger(change, |run| run.watermark = None);
     }),
     ("ledger: run first: it was finished, and not all that it read was announced", |change| {
