@@ -115,8 +115,8 @@
 //! | 4 | `airdrop/client` | speaks HTTP | `ureq` |
 //! | 4 | `airdrop/local/` | plays Airdrop over a directory | |
 //! | 3 | `store`, `store/run`, `store/conversation`, `store/notes`, `store/batches`, `store/attachments/`, `store/findings`, `store/checkpoint`, `store/inspect/` | what is remembered, the iterators over it, its portable form, a look from outside | |
-//! | 2 | `store/tables` | every method is one atomic change | `redb` |
-//! | 1 | `store/backend/` | where the bytes of a store are | |
+//! | 2 | `store/tables` | every method is one atomic change | |
+//! | 1 | `store/backend/` | where the bytes of a store are: what is asked of them, and who keeps them | `redb` |
 //! | 1 | `airdrop/event`, `airdrop/message`, `airdrop/platform`, `airdrop/retry`, `airdrop/window` | what is said, to whom, how often, and of which time | |
 //! | 1 | `record/`, `store/page` | what a record is, what metadata says of it, and what a page is | |
 //! | 1 | `artifact` | JSON Lines and gzip | `flate2` |

@@ -1,7 +1,7 @@
 //! What is remembered: sync units, their runs, and the iterators over them.
 
 mod attachments;
-mod backend;
+pub(crate) mod backend;
 mod batches;
 mod checkpoint;
 mod codec;
@@ -27,8 +27,9 @@ use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, Result};
 use crate::model::{BATCH_ITEMS, RESERVED_UNIT_PREFIX, Rule, SyncUnitId};
 
+use backend::redb::Syncs;
 use rows::{Key, UNITS};
-use tables::{Rows, Syncs, Tables};
+use tables::{Rows, Tables};
 
 pub use attachments::{AttachmentCounts, Attachments, FailedAttachment, QueuedAttachment};
 pub(crate) use attachments::{Pending, Settling, UNSETTLED_MAX};
@@ -159,7 +160,7 @@ impl StoreOptions {
         let path = path.as_ref();
         let started = self.clock.elapsed();
         loop {
-            match Tables::open(path, self.cache_bytes, self.settings.syncs()) {
+            match Tables::open(path, self.cache_bytes, &self.settings.syncs()) {
                 Err(Error::InUse { .. }) if self.clock.elapsed().saturating_sub(started) < self.wait => {
                     self.clock.sleep(Duration::from_millis(50));
                 }
@@ -175,6 +176,20 @@ impl StoreOptions {
     #[doc(hidden)]
     pub fn open_on(self, disk: Box<dyn Disk>, name: impl AsRef<Path>) -> Result<Store> {
         let tables = Tables::open_on(disk.into(), name.as_ref(), self.cache_bytes, self.settings.syncs())?;
+        Ok(self.with_tables(tables))
+    }
+
+    /// Opens the store in a backend of any kind, or begins one there if it is empty; `name` is what errors call it.
+    ///
+    /// # Errors
+    /// As [`StoreOptions::open`].
+    #[cfg(feature = "testing")]
+    pub fn open_in(
+        self,
+        backend: impl backend::contract::Backend + 'static,
+        name: impl AsRef<Path>,
+    ) -> Result<Store> {
+        let tables = Tables::open_in(Box::new(backend), name.as_ref())?;
         Ok(self.with_tables(tables))
     }
 

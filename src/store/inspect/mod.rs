@@ -53,11 +53,12 @@ use crate::error::{Error, Result};
 
 use super::CACHE_BYTES;
 use super::backend::file::open_to_read;
+use super::backend::redb::{check_start, guarded, is_open_elsewhere};
 use super::rows::{
     BATCHES, BatchState, Key, LEDGER, MESSAGES, PAYLOADS, Payload, RUNS, UNITS, name_of, number_of,
 };
 use super::run::{message_key, run_key};
-use super::tables::{Rows, Tables, View, check_start, guarded, is_open_elsewhere};
+use super::tables::{Rows, Tables, View};
 
 use overlay::{Base, Overlay};
 
