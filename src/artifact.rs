@@ -64,7 +64,7 @@ impl Default for Level {
 }
 
 /// Puts pieces of JSON Lines into one gzip member.
-fn compress(pieces: &[&[u8]], level: Level) -> Result<Vec<u8>> {
+pub(crate) fn compress(pieces: &[&[u8]], level: Level) -> Result<Vec<u8>> {
     let bytes: usize = pieces.iter().map(|piece| piece.len()).sum();
     let mut encoder = GzEncoder::new(Vec::with_capacity(bytes / 3 + 64), Compression::new(level.0));
     let mut write = || -> io::Result<()> {

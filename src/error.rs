@@ -80,6 +80,24 @@ pub enum Error {
         /// What size counts: bytes or items.
         unit: &'static str,
     },
+    /// What the extractor sets does not fit into the checkpoint any more. Nothing of its page is stored.
+    #[error(
+        "{what} takes {found} bytes of the checkpoint of {sync_unit}, and {left} are left of {limit}: without a disk, all \
+         cursors, bookmarks and values together must fit"
+    )]
+    NoRoom {
+        /// The cursor, bookmark, value, stream or item type.
+        what: String,
+        /// The sync unit.
+        sync_unit: String,
+        /// Bytes that it takes, as JSON with its name.
+        found: u64,
+        /// Bytes that are left for it.
+        left: u64,
+        /// Bytes that all of them may take: [`CHECKPOINT_STATE_BYTES_MAX`](crate::limits::CHECKPOINT_STATE_BYTES_MAX), less
+        /// what others keep in the same worker state.
+        limit: u64,
+    },
     /// A value given by the caller is not allowed.
     #[error("{what} is not allowed: {reason}")]
     Invalid {
@@ -184,6 +202,25 @@ pub enum Error {
         /// What was expected there.
         expected: String,
     },
+    /// What the platform keeps for a sync unit does not make sense, so nothing is guessed from it and nothing was changed.
+    #[error(
+        "{what} cannot be read: {reason}; to start over, let the platform delete the data state of the sync unit \
+         (EXTRACTION_DATA_DELETE)"
+    )]
+    WorkerState {
+        /// The worker state, or the key of it.
+        what: String,
+        /// What does not fit.
+        reason: String,
+    },
+    /// The platform did not hand out the worker state. Nothing was sent or changed; the same event starts anew.
+    #[error("the worker state of {sync_unit} could not be fetched: {reason}")]
+    NotFetched {
+        /// The sync unit.
+        sync_unit: String,
+        /// What the platform said.
+        reason: String,
+    },
     /// The platform did not take a checkpoint. Nothing was sent that it would have held; the same event resumes.
     #[error("the checkpoint of {sync_unit} was not saved: {reason}")]
     NotSaved {
@@ -201,47 +238,6 @@ pub enum Error {
         /// What the platform said.
         reason: String,
     },
-    /// A directory holds what no [`airdrop::Local`](crate::airdrop::Local) wrote there.
-    #[error("{} is not as a local Airdrop left it: {reason}", path.display())]
-    NotALocal {
-        /// The file.
-        path: PathBuf,
-        /// What does not fit.
-        reason: String,
-    },
-    /// The worker of a local sync failed; its own error is the source, intact. The next sync sends the same event
-    /// again, unless it was answered nevertheless.
-    #[error("the worker failed on event {event} (request {request})")]
-    Worker {
-        /// The event type.
-        event: String,
-        /// Its request id.
-        request: String,
-        /// The worker's error.
-        #[source]
-        source: BoxError,
-    },
-    /// The worker of a local sync came back, but no accepted message, or more than one, or a wrong one, answers the
-    /// event.
-    #[error("event {event} (request {request}) was not answered: {reason}")]
-    NotAnswered {
-        /// The event type.
-        event: String,
-        /// Its request id.
-        request: String,
-        /// What was found instead.
-        reason: String,
-    },
-    /// A local sync ended with an ERROR. The next one begins a new run.
-    #[error("run {run} ended with {answer}: {message}")]
-    SyncFailed {
-        /// The run.
-        run: String,
-        /// The event type of the last message.
-        answer: String,
-        /// What the extractor said, cut to 2,000 characters.
-        message: String,
-    },
 }
 
 /// What a caller can do about an [`Error`].
@@ -256,7 +252,8 @@ pub enum ErrorKind {
     InUse,
     /// Mend the call, the event or the extractor.
     Invalid,
-    /// Look with `highwater-dump check`; the file, or its version, is not what we can read.
+    /// What is stored (a file, or what the platform keeps), or its version, is not what we can read: look at a file with
+    /// `highwater-dump check`.
     Corrupt,
     /// Mend the disk (full, missing, no permission).
     Io,
@@ -272,20 +269,20 @@ impl Error {
             Error::NotAStore { .. }
             | Error::NewerFormat { .. }
             | Error::Corrupt { .. }
-            | Error::NotALocal { .. } => ErrorKind::Corrupt,
+            | Error::WorkerState { .. } => ErrorKind::Corrupt,
             Error::Io { .. } => ErrorKind::Io,
             Error::TooLarge { .. }
+            | Error::NoRoom { .. }
             | Error::Invalid { .. }
             | Error::Cursor { .. }
             | Error::Value { .. }
             | Error::Record { .. }
             | Error::Unfinished { .. }
             | Error::TooManyOpen { .. }
-            | Error::Event { .. }
-            | Error::NotAnswered { .. } => ErrorKind::Invalid,
-            Error::Fetch { .. } | Error::Worker { .. } => ErrorKind::Fetch,
+            | Error::Event { .. } => ErrorKind::Invalid,
+            Error::Fetch { .. } => ErrorKind::Fetch,
             Error::Fenced { .. } | Error::StaleEvent { .. } | Error::Replaced { .. } => ErrorKind::Fenced,
-            Error::NotDelivered { .. } | Error::NotSaved { .. } | Error::SyncFailed { .. } => {
+            Error::NotDelivered { .. } | Error::NotFetched { .. } | Error::NotSaved { .. } => {
                 ErrorKind::Retry
             }
         }

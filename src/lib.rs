@@ -111,10 +111,9 @@
 //! | --- | --- | --- | --- |
 //! | 6 | `bin/highwater-dump/` | shows a store to a person or a script | `clap`, `comfy_table` |
 //! | 5 | `testing/` | simulated disk, platform, source and clock; the explorer that kills an extractor at every step | |
-//! | 4 | `airdrop`, `airdrop/serve`, `airdrop/answer`, `airdrop/extractor`, `airdrop/check`, `airdrop/outbox`, `airdrop/streams`, `airdrop/lanes`, `airdrop/keeper`, `airdrop/sdk` | drives an [`Extractor`](airdrop::Extractor) through an event | |
+//! | 4 | `airdrop`, `airdrop/serve`, `airdrop/answer`, `airdrop/extractor`, `airdrop/check`, `airdrop/attachments`, `airdrop/body`, `airdrop/delivery`, `airdrop/lanes`, `airdrop/keeper`, `airdrop/sdk`, `airdrop/document` | drives an [`Extractor`](airdrop::Extractor) through an event | |
 //! | 4 | `airdrop/client` | speaks HTTP | `ureq` |
-//! | 4 | `airdrop/local/` | plays Airdrop over a directory | |
-//! | 3 | `store`, `store/run`, `store/conversation`, `store/notes`, `store/batches`, `store/attachments/`, `store/findings`, `store/checkpoint`, `store/inspect/` | what is remembered, the iterators over it, its portable form, a look from outside | |
+//! | 3 | `store`, `store/open`, `store/run`, `store/lifecycle`, `store/conversation`, `store/notes`, `store/batches/`, `store/uploads`, `store/attachments/`, `store/findings`, `store/checkpoint/`, `store/inspect/` | what is remembered, the iterators over it, its portable form, a look from outside | `base64` |
 //! | 2 | `store/tables` | every method is one atomic change | |
 //! | 1 | `store/backend/` | where the bytes of a store are: what is asked of them, and who keeps them | `redb` |
 //! | 1 | `airdrop/event`, `airdrop/message`, `airdrop/platform`, `airdrop/retry`, `airdrop/window` | what is said, to whom, how often, and of which time | |
@@ -143,7 +142,6 @@
 mod clock;
 mod error;
 mod model;
-#[allow(dead_code, reason = "its engine is being moved onto it")]
 mod transfer;
 
 // Layer 1: what a record is; JSON Lines and gzip.
@@ -176,10 +174,10 @@ pub use store::{
 /// The limits of everything that is stored or sent.
 pub mod limits {
     pub use crate::model::{
-        BATCH_BYTES_MAX, BATCH_ITEMS, CHECKPOINT_BYTES_MAX, CHECKPOINT_BYTES_SOFT, CLOCK_AHEAD_MAX,
-        CURSOR_BYTES_MAX, EXTERNAL_SYNC_UNIT_BATCH_ITEMS, FINDING_BYTES_MAX, FINDING_KINDS_MAX,
-        FINDINGS_KEPT, ID_BYTES_MAX, LEDGER_RUNS_MAX, MESSAGE_BYTES_MAX, MESSAGE_BYTES_SOFT,
-        OPEN_BATCHES_MAX, VALUE_BYTES_MAX,
+        BATCH_BYTES_MAX, BATCH_ITEMS, CHECKPOINT_BYTES_MAX, CHECKPOINT_BYTES_SOFT,
+        CHECKPOINT_STATE_BYTES_MAX, CLOCK_AHEAD_MAX, CURSOR_BYTES_MAX, EXTERNAL_SYNC_UNIT_BATCH_ITEMS,
+        FINDING_BYTES_MAX, FINDING_KINDS_MAX, FINDINGS_KEPT, ID_BYTES_MAX, LEDGER_RUNS_MAX,
+        MESSAGE_BYTES_MAX, MESSAGE_BYTES_SOFT, OPEN_BATCHES_MAX, VALUE_BYTES_MAX,
     };
 }
 

@@ -26,10 +26,13 @@ pub const ID_BYTES_MAX: usize = 512;
 pub const OPEN_BATCHES_MAX: u64 = 256;
 /// Bytes of a message at which no more artifacts are taken in.
 pub const MESSAGE_BYTES_SOFT: usize = 160_000;
-/// Bytes of a checkpoint at which an invocation ends.
+/// Bytes of a worker state, as it is posted, at which an invocation ends.
 pub const CHECKPOINT_BYTES_SOFT: usize = 600_000;
-/// Bytes of a checkpoint over which it is not saved.
+/// Bytes of a worker state, as it is posted, over which it is not saved.
 pub const CHECKPOINT_BYTES_MAX: usize = 900_000;
+/// Bytes that the cursors, bookmarks and values of a unit may take together where checkpoints are kept, as JSON with their
+/// names; less what others keep in the same worker state.
+pub const CHECKPOINT_STATE_BYTES_MAX: usize = 450_000;
 /// Bytes of a message that the platform's queue carries at most.
 pub const MESSAGE_BYTES_MAX: usize = 200_000;
 /// Findings of one kind that a run keeps as text; what is beyond is counted.
@@ -301,6 +304,8 @@ pub enum Rule {
     StartKept,
     /// Only what is confirmed is announced.
     AnnounceConfirmed,
+    /// An id is given up only if no attempt of unknown fate came before the refusal of its confirm.
+    IdKeptInDoubt,
     /// Events that were seen are remembered.
     EventsRemembered,
     /// An abandoned run does not move the watermark.

@@ -1,7 +1,7 @@
 //! Negative controls: with a rule taken away, the same exploration must see a promise broken. A check that cannot fail
 //! is no check.
 
-use highwater::testing::{Act, Broken, Explore, Report, Rule, SimSource};
+use highwater::testing::{Act, Broken, Explore, Report, Rule, SimSource, Uploads};
 
 /// Explores without a rule, and asserts that the promise that it holds up is found broken.
 fn broken_without(rule: Rule, acts: impl IntoIterator<Item = Act>) -> Report {
@@ -78,4 +78,25 @@ fn a_unit_keyed_without_its_own_id_is_found() {
 #[test]
 fn a_disk_that_ignores_syncs_is_found() {
     broken(&Explore::new().without_syncs(), "syncs");
+}
+
+/// Explores with a rule about uploads taken away from those of one kind.
+fn broken_of(uploads: Uploads, rule: Rule) -> Report {
+    broken(&Explore::new().without_rule_of(uploads, rule), &format!("{rule:?} of {uploads:?}"))
+}
+
+#[test]
+fn a_rule_taken_from_batches_alone_is_missed() {
+    for rule in
+        [Rule::CommitBeforeConfirm, Rule::AnnounceConfirmed, Rule::OutboxUntilAnnounced, Rule::IdKeptInDoubt]
+    {
+        broken_of(Uploads::Batches, rule);
+    }
+}
+
+#[test]
+fn a_rule_taken_from_attachments_alone_is_missed() {
+    for rule in [Rule::CommitBeforeConfirm, Rule::AnnounceConfirmed] {
+        broken_of(Uploads::Attachments, rule);
+    }
 }

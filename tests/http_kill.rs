@@ -22,11 +22,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use highwater::airdrop::{Local, SyncSettings};
 use highwater::{Phase, SystemClock};
+use highwater_airdrop::{Local, SyncSettings};
 use serde_json::{Value, json};
 use served::{Files, Served, Verdict};
-use support::example;
+use support::program;
 
 /// Calls to the platform that a worker makes at once.
 const LANES: u64 = 4;
@@ -209,10 +209,10 @@ fn one_sync<'a>(
 ) -> Workers<'a> {
     let Setup { store, items, streams, .. } = *setup;
     let platform = scratch.join("platform");
-    let served = Served::start(&example("airdrop"), &platform, &[]);
+    let served = Served::start(&program("highwater-airdrop"), &platform, &[]);
     let settings = SyncSettings::new("synthetic").sync_unit_id("import").id_seed("id").endpoint(&served.base);
     let (local, clock) = (Local::open(&platform).unwrap(), SystemClock::new());
-    let (dir, program) = (scratch.to_path_buf(), example("synthetic"));
+    let (dir, program) = (scratch.to_path_buf(), program("synthetic-extractor"));
     let mut workers =
         Workers { dir, setup, program, kills: 0, kills_among_files: 0, lives: 0, memory_kib: [0, 0] };
     let run = local.begin_sync(&settings, &clock).unwrap();
@@ -299,11 +299,11 @@ const FILES: u64 = 5;
 /// A small sync that nobody disturbs, for the oracle to look at: its folder, and its run.
 fn small_sync(scratch: &Path) -> (PathBuf, String) {
     let platform = scratch.join("platform");
-    let output = Command::new(example("airdrop"))
+    let output = Command::new(program("highwater-airdrop"))
         .args(["sync", "--json", "--dir"])
         .arg(&platform)
         .arg("--")
-        .arg(example("synthetic"))
+        .arg(program("synthetic-extractor"))
         .args(["invoke", "--items", "600", "--page-size", "100", "--batch-items", "100"])
         .args(["--attachments", "5", "--attachment-bytes", "1000", "--event"])
         .env("TMPDIR", scratch)

@@ -291,13 +291,19 @@ fn secrets_of_a_source() {
         let told: String = world.airdrop.attempts().iter().map(|message| message.body.as_str()).collect();
         // The event's context comes back whole, with the addresses in it.
         told.replace("SECRET-callback", "").replace("SECRET-worker", "")
-            + &world.airdrop.state_text().replace("SECRET-callback", "").replace("SECRET-worker", "")
+            + &world
+                .airdrop
+                .checkpoint()
+                .to_string()
+                .replace("SECRET-callback", "")
+                .replace("SECRET-worker", "")
+            + &world.airdrop.state_text()
     };
 
     let outcome = world.serve(&mut source, &event("DATA_START", "1")).unwrap();
     assert_eq!(outcome.kind, OutcomeKind::Error);
     assert!(world.airdrop.last().error().ends_with(hidden), "{}", world.airdrop.last().error());
-    assert!(world.airdrop.state_text().contains("(hidden)"), "the checkpoint has the message");
+    assert!(world.airdrop.checkpoint().to_string().contains("(hidden)"), "the checkpoint has the message");
     assert!(!kept(&world).contains("SECRET"), "{}", kept(&world));
 
     let mut panics =

@@ -14,10 +14,9 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use highwater::airdrop::{
-    Context, Event, ExternalSyncUnit, Extractor, Local, OutcomeKind, Serve, SourceError, SyncSettings,
-};
+use highwater::airdrop::{Context, Event, ExternalSyncUnit, Extractor, OutcomeKind, Serve, SourceError};
 use highwater::{Clock, Page, Record, Store, SystemClock};
+use highwater_airdrop::{Local, SyncSettings};
 use serde_json::{Value, json};
 
 const DIR: &str = "HIGHWATER_TEST_DIR";

@@ -14,12 +14,12 @@ use crate::model::{MESSAGE_BYTES_SOFT, Phase, Rule, RunId};
 use crate::record::FindingCounts;
 use crate::store::{AttachmentCounts, MessageKind, Run, Sealing, StoredMessage, message_key_text};
 
+use super::delivery::entry;
 use super::event::{Event, Spelling};
 use super::keeper::Keeper;
 use super::message::{
     ARTIFACTS_FIELD_BYTES, Answer, AnswerKind, ERROR_MESSAGE_BYTES_MAX, ErrorCode, WorkerMetadata, compose,
 };
-use super::outbox::entry;
 use super::platform::SealedMessage;
 use super::retry::{GaveUp, attempts};
 use super::serve::Invocation;
@@ -177,11 +177,6 @@ impl Invocation<'_> {
                 }
                 Err(error) => return Err(error),
             };
-            let finishes = match phase {
-                Phase::ExternalSyncUnits | Phase::Attachments => true,
-                Phase::Data => !self.settings.attachments_phase,
-                Phase::Metadata => false,
-            };
             let sent_unsealed = run.breaks(Rule::SealBeforeSend);
             if sent_unsealed {
                 let key = message_key_text(&incoming_name(self.event), &composed.body);
@@ -195,7 +190,7 @@ impl Invocation<'_> {
                 event_type: composed.event_type.to_owned(),
                 batches: &batches,
                 body: composed.body,
-                finishes,
+                finishes: self.finishes(phase),
                 delay_seconds,
             });
             let message = match sealed {
@@ -211,7 +206,15 @@ impl Invocation<'_> {
             if let Some(keeper) = keeper
                 && !run.breaks(Rule::SendAfterSave)
             {
-                keeper.save(run, run.position()?.as_ref())?;
+                match keeper.save_sealed(run, kind) {
+                    // It was not sent, so nothing keeps an ERROR from taking its place.
+                    Err(error @ Error::TooLarge { .. }) if kind != MessageKind::Error => {
+                        run.refused(message.no, None)?;
+                        ending = failed(&chain(&error));
+                        continue;
+                    }
+                    saved => saved?,
+                }
             }
             let sent = if sent_unsealed { Sent::Accepted } else { self.send(&message)? };
             match sent {
@@ -227,6 +230,15 @@ impl Invocation<'_> {
                     return Err(not_delivered(&message, &format!("refused with {status}: {reason}")));
                 }
             }
+        }
+    }
+
+    /// Whether the phase's DONE ends the run.
+    fn finishes(&self, phase: Phase) -> bool {
+        match phase {
+            Phase::ExternalSyncUnits | Phase::Attachments => true,
+            Phase::Data => !self.settings.attachments_phase,
+            Phase::Metadata => false,
         }
     }
 

@@ -3,7 +3,8 @@
 //! The order of saves is what the promise rests on: upload, save, confirm; seal, save, send; and after a run's last
 //! message, delivered, save. Nothing is confirmed or sent that the saved checkpoint does not hold.
 //!
-//! Beside the checkpoint stand the keys that the TypeScript SDK writes (see `sdk`), and those of the connector.
+//! Beside the checkpoint stand the keys that the TypeScript SDK writes (see `sdk`), and those of the connector, which are
+//! kept as they are (see `document`). How large all of it is, is measured as it is posted: as a string in a JSON document.
 //!
 //! The platform keeps one JSON document per sync unit, last writer wins, with no compare-and-set. So a holder writes a
 //! token of its own when it takes the unit over, and compares it before each attempt at a save: another's there means
@@ -14,22 +15,20 @@ use std::cell::RefCell;
 use std::time::Duration;
 
 use chrono::DateTime;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use tracing::{debug, info};
 
 use crate::clock::Clock;
 use crate::error::{Error, Result};
-use crate::model::{CHECKPOINT_BYTES_MAX, Micros, Rule};
-use crate::store::{BatchInfo, Checkpoint, Position, Run, SyncUnit, to_json};
+use crate::model::{CHECKPOINT_BYTES_MAX, Micros, Rule, StreamName};
+use crate::store::{BatchInfo, CHECKPOINT_KEY, Checkpoint, MessageKind, Page, Position, Room, Run, SyncUnit};
 
-use super::platform::{Platform, PlatformError, WorkerState};
-use super::retry::attempts;
-use super::sdk::{self, Document, Scope, SdkState};
-
-/// Where a checkpoint stands in the worker state, beside keys that are not ours.
-const KEY: &str = "highwater";
+use super::document::{Document, posted_bytes};
+use super::platform::{Platform, WorkerState};
+use super::retry::{GaveUp, attempts};
+use super::sdk::{self, Scope, SdkState};
 
 /// The holder of a unit, for one invocation.
 pub(crate) struct Keeper<'a> {
@@ -44,6 +43,8 @@ pub(crate) struct Keeper<'a> {
     standing: RefCell<Option<String>>,
     /// The worker state as it was read when the unit was taken over.
     found: WorkerState,
+    /// What the extractor may still set, once it sets something.
+    room: RefCell<Option<Room>>,
 }
 
 impl<'a> Keeper<'a> {
@@ -52,7 +53,7 @@ impl<'a> Keeper<'a> {
     /// Nothing is saved with the platform yet.
     ///
     /// # Errors
-    /// `NotSaved` if the worker state could not be read; `Corrupt`, `Io`.
+    /// `NotFetched`, or `WorkerState` if what was fetched makes no sense; `Corrupt`, `Io`.
     pub(crate) fn take_over(
         unit: &SyncUnit,
         platform: &'a dyn Platform,
@@ -66,7 +67,8 @@ impl<'a> Keeper<'a> {
         let token = format!("{token:016x}");
         let standing = RefCell::default();
         let found = WorkerState::default();
-        let mut this = Self { platform, clock, sync_unit, seed, hard, token, standing, found };
+        let room = RefCell::default();
+        let mut this = Self { platform, clock, sync_unit, seed, hard, token, standing, found, room };
         let mut found = this.look()?;
         let holder = unit.holder()?;
         let is_current = |found: &Option<Checkpoint>| {
@@ -84,7 +86,10 @@ impl<'a> Keeper<'a> {
             }
             match &found {
                 Some(checkpoint) => {
-                    let sealed = checkpoint.sealed_body().map(announced).transpose()?.unwrap_or_default();
+                    let sealed = match checkpoint.sealed_body() {
+                        Some(body) => announced(body, unit.id().as_str())?,
+                        None => Vec::new(),
+                    };
                     unit.restore(checkpoint, &sealed)?;
                     restored = true;
                 }
@@ -108,29 +113,53 @@ impl<'a> Keeper<'a> {
     pub(crate) fn save(&self, run: &Run, position: Option<&Position>) -> Result<usize> {
         let fresh = if position.is_none() && run.has_no_position()? { run.position()? } else { None };
         let position = position.or(fresh.as_ref());
-        let bytes = self.put(Some(&run.checkpoint(&self.token, position)?), |_| ())?;
+        let bytes = self.put(Some(&run.checkpoint(&self.token, position)?), |_| Ok(()))?;
         if let Some(position) = position {
             run.saved(position)?;
         }
         Ok(bytes)
     }
 
+    /// Saves a message that was just sealed, where the run stands now. An ERROR is saved where the last checkpoint stood if
+    /// it does not fit otherwise: it fitted there, and names all that is confirmed.
+    ///
+    /// # Errors
+    /// As [`Keeper::save`].
+    pub(crate) fn save_sealed(&self, run: &Run, kind: MessageKind) -> Result<()> {
+        match self.save(run, run.position()?.as_ref()) {
+            Err(Error::TooLarge { .. }) if kind == MessageKind::Error => self.save(run, None).map(drop),
+            saved => saved.map(drop),
+        }
+    }
+
+    /// Counts a page in that is about to be staged: the checkpoints from then on must hold what it sets.
+    ///
+    /// # Errors
+    /// `NoRoom`, naming what of it does not fit; the page must not be staged. `Corrupt`, `Io`.
+    pub(crate) fn admit<C: Serialize>(&self, run: &Run, stream: &StreamName, page: &Page<C>) -> Result<()> {
+        let mut room = self.room.borrow_mut();
+        if room.is_none() {
+            let mut others = self.document()?;
+            others.remove(CHECKPOINT_KEY);
+            *room = Some(run.room(posted_bytes(&others.to_text()) as u64)?);
+        }
+        room.as_mut().map_or(Ok(()), |room| room.admit(stream.as_str(), page))
+    }
+
     /// Saves what changed, but for the position: that a run is over.
     pub(crate) fn save_standing(&self, run: &Run) -> Result<()> {
-        self.put(Some(&run.checkpoint(&self.token, None)?), |_| ()).map(drop)
+        self.put(Some(&run.checkpoint(&self.token, None)?), |_| Ok(())).map(drop)
     }
 
     /// Saves that the unit's attachments are forgotten, those that the SDK had left to do too. Of a unit that has had
     /// no run here, nothing but that.
     pub(crate) fn forget_attachments(&self, run: Option<&Run>) -> Result<()> {
         let checkpoint = run.map(|run| run.checkpoint(&self.token, None)).transpose()?;
-        if checkpoint.is_none() && !sdk::forget_attachments(&mut self.document(self.found.state.as_deref())?)
-        {
+        let what = self.what();
+        if checkpoint.is_none() && !sdk::forget_attachments(&mut self.document()?, &what)? {
             return Ok(());
         }
-        self.put(checkpoint.as_ref(), |document| {
-            sdk::forget_attachments(document);
-        })?;
+        self.put(checkpoint.as_ref(), |document| sdk::forget_attachments(document, &what).map(drop))?;
         Ok(())
     }
 
@@ -138,28 +167,53 @@ impl<'a> Keeper<'a> {
     pub(crate) fn remove(&self) -> Result<()> {
         self.put(None, |document| {
             // Left behind, the SDK's keys would be what the unit inherits when it comes again.
-            document.shift_remove(KEY);
+            document.remove(CHECKPOINT_KEY);
             sdk::remove(document);
+            Ok(())
         })?;
         self.standing.replace(None);
         Ok(())
     }
 
+    /// Removes what is kept of a unit whose worker state cannot be read: what of it can be read and is nobody's that we
+    /// know stays. Nobody can be compared with, so nobody is.
+    pub(crate) fn start_over(
+        unit: &SyncUnit,
+        platform: &dyn Platform,
+        clock: &dyn Clock,
+        seed: u64,
+        hard: Duration,
+    ) -> Result<()> {
+        let sync_unit = unit.id().as_str();
+        let fetched = attempts(clock, hard, seed, || platform.worker_state());
+        let state = fetched.map_err(|gave_up| not_fetched(sync_unit, &gave_up))?.unwrap_or_default().state;
+        let mut document = Document::read(state.as_deref(), &what(sync_unit)).unwrap_or_default();
+        document.remove(CHECKPOINT_KEY);
+        sdk::remove(&mut document);
+        let text = document.to_text();
+        attempts(clock, hard, seed, || platform.save_worker_state(&text))
+            .map_err(|gave_up| not_saved(sync_unit, &gave_up))
+    }
+
     /// Saves the worker state with this checkpoint in it, or with the one that is there, and changed in this way. Each
     /// attempt looks, compares and saves: who was overtaken while it waited must not save.
-    fn put(&self, checkpoint: Option<&Checkpoint>, change: impl Fn(&mut Document)) -> Result<usize> {
+    fn put(
+        &self,
+        checkpoint: Option<&Checkpoint>,
+        change: impl Fn(&mut Document) -> Result<()>,
+    ) -> Result<usize> {
         let mut tried = false;
-        let saved = self.attempt(|| {
+        let saved = attempts(self.clock, self.hard, self.seed, || {
             let state = self.platform.worker_state()?.unwrap_or_default().state;
-            let text = match self.compose(state.as_deref(), checkpoint, &change, tried) {
-                Ok(text) => text,
+            let (text, bytes) = match self.compose(state.as_deref(), checkpoint, &change, tried) {
+                Ok(composed) => composed,
                 Err(error) => return Ok(Err(error)),
             };
             tried = true;
             self.platform.save_worker_state(&text)?;
-            Ok(Ok(text.len()))
+            Ok(Ok(bytes))
         });
-        let bytes = saved??;
+        let bytes = saved.map_err(|gave_up| not_saved(&self.sync_unit, &gave_up))??;
         if let Some(checkpoint) = checkpoint {
             self.standing.replace(Some(checkpoint.token.clone()));
         }
@@ -167,16 +221,19 @@ impl<'a> Keeper<'a> {
         Ok(bytes)
     }
 
-    /// The worker state to be saved in place of what stands there, if that is ours. `tried`: a save of the same may have
-    /// been applied already.
+    /// The worker state to be saved in place of what stands there, if that is ours, and its bytes as it is posted.
+    /// `tried`: a save of the same may have been applied already.
     fn compose(
         &self,
         state: Option<&str>,
         checkpoint: Option<&Checkpoint>,
-        change: impl Fn(&mut Document),
+        change: impl Fn(&mut Document) -> Result<()>,
         tried: bool,
-    ) -> Result<String> {
-        let found = checkpoint_in(state, &self.sync_unit)?.map(|found| found.token);
+    ) -> Result<(String, usize)> {
+        let what = self.what();
+        // Keys that are neither ours nor the SDK's stay as they are, and where they are.
+        let mut document = Document::read(state, &what)?;
+        let found = checkpoint_of(&document, &self.sync_unit)?.map(|found| found.token);
         // A first save, or a removal, whose answer was lost may have been applied.
         let ours = found == *self.standing.borrow()
             || found.as_deref() == Some(&self.token)
@@ -184,20 +241,30 @@ impl<'a> Keeper<'a> {
         if !ours {
             return Err(Error::Fenced { sync_unit: self.sync_unit.clone(), run: "at hand".to_owned() });
         }
-        let odd = |error: serde_json::Error| Error::Corrupt { what: self.what(), reason: error.to_string() };
-        // Keys that are neither ours nor the SDK's stay as they are, and where they are.
-        let mut document = self.document(state)?;
         if let Some(checkpoint) = checkpoint {
-            document.insert(KEY.to_owned(), serde_json::to_value(checkpoint).map_err(odd)?);
-            sdk::write(&mut document, &checkpoint.standing());
+            let json = RawValue::from_string(checkpoint.to_json(&self.sync_unit)?);
+            let json =
+                json.map_err(|error| Error::WorkerState { what: self.what(), reason: error.to_string() })?;
+            document.set(CHECKPOINT_KEY, &json);
+            sdk::write(&mut document, &what, &checkpoint.standing())?;
         }
-        change(&mut document);
-        to_json(&self.what(), &document, CHECKPOINT_BYTES_MAX)
+        change(&mut document)?;
+        let text = document.to_text();
+        let bytes = posted_bytes(&text);
+        if bytes > CHECKPOINT_BYTES_MAX {
+            return Err(Error::TooLarge {
+                what,
+                found: bytes as u64,
+                limit: CHECKPOINT_BYTES_MAX as u64,
+                unit: "bytes as posted",
+            });
+        }
+        Ok((text, bytes))
     }
 
     /// The connector's own keys, as they were when the unit was taken over.
     pub(crate) fn connector_state(&self) -> Result<Option<Value>> {
-        Ok(sdk::connector_state(self.document(self.found.state.as_deref())?, KEY))
+        sdk::connector_state(self.document()?, CHECKPOINT_KEY, &self.what())
     }
 
     /// The extraction scope, as it was then.
@@ -208,35 +275,24 @@ impl<'a> Keeper<'a> {
     /// What the TypeScript SDK left, where there was no checkpoint of ours when the unit was taken over.
     ///
     /// # Errors
-    /// `Invalid`, naming the key that makes no sense; `Corrupt`.
+    /// `WorkerState`, naming the key that makes no sense.
     pub(crate) fn sdk_state(&self) -> Result<Option<SdkState>> {
-        let document = self.document(self.found.state.as_deref())?;
-        if document.contains_key(KEY) {
+        let document = self.document()?;
+        if document.contains(CHECKPOINT_KEY) {
             return Ok(None);
         }
-        SdkState::read(&document, &self.sync_unit)
+        SdkState::read(&document, &self.what())
     }
 
     fn look(&mut self) -> Result<Option<Checkpoint>> {
-        self.found = self.state()?;
-        checkpoint_in(self.found.state.as_deref(), &self.sync_unit)
+        let fetched = attempts(self.clock, self.hard, self.seed, || self.platform.worker_state());
+        self.found = fetched.map_err(|gave_up| not_fetched(&self.sync_unit, &gave_up))?.unwrap_or_default();
+        checkpoint_of(&self.document()?, &self.sync_unit)
     }
 
-    fn state(&self) -> Result<WorkerState> {
-        Ok(self.attempt(|| self.platform.worker_state())?.unwrap_or_default())
-    }
-
-    fn document(&self, state: Option<&str>) -> Result<Document> {
-        let Some(state) = state.filter(|state| !state.trim().is_empty()) else { return Ok(Document::new()) };
-        serde_json::from_str(state)
-            .map_err(|error| Error::Corrupt { what: self.what(), reason: error.to_string() })
-    }
-
-    fn attempt<T>(&self, call: impl FnMut() -> Result<T, PlatformError>) -> Result<T> {
-        attempts(self.clock, self.hard, self.seed, call).map_err(|gave_up| Error::NotSaved {
-            sync_unit: self.sync_unit.clone(),
-            reason: gave_up.to_string(),
-        })
+    /// The worker state as it was when the unit was taken over.
+    fn document(&self) -> Result<Document> {
+        Document::read(self.found.state.as_deref(), &self.what())
     }
 
     fn what(&self) -> String {
@@ -248,24 +304,30 @@ fn what(sync_unit: &str) -> String {
     format!("the worker state of {sync_unit}")
 }
 
+fn not_fetched(sync_unit: &str, gave_up: &GaveUp) -> Error {
+    Error::NotFetched { sync_unit: sync_unit.to_owned(), reason: gave_up.to_string() }
+}
+
+fn not_saved(sync_unit: &str, gave_up: &GaveUp) -> Error {
+    Error::NotSaved { sync_unit: sync_unit.to_owned(), reason: gave_up.to_string() }
+}
+
 /// The checkpoint that a worker state holds.
+#[cfg(feature = "testing")]
 pub(crate) fn checkpoint_in(state: Option<&str>, sync_unit: &str) -> Result<Option<Checkpoint>> {
-    #[derive(Deserialize)]
-    struct Document<'a> {
-        #[serde(borrow)]
-        highwater: Option<&'a RawValue>,
-    }
-    let Some(state) = state.filter(|state| !state.trim().is_empty()) else { return Ok(None) };
-    let document: Document<'_> = serde_json::from_str(state)
-        .map_err(|error| Error::Corrupt { what: what(sync_unit), reason: error.to_string() })?;
-    document.highwater.map(|json| Checkpoint::from_json(json.get(), sync_unit)).transpose()
+    checkpoint_of(&Document::read(state, &what(sync_unit))?, sync_unit)
+}
+
+fn checkpoint_of(document: &Document, sync_unit: &str) -> Result<Option<Checkpoint>> {
+    let json = document.get(CHECKPOINT_KEY).map(RawValue::get).filter(|json| *json != "null");
+    json.map(|json| Checkpoint::from_json(json, sync_unit)).transpose()
 }
 
 /// What a message that we composed announces, in its order: each batch, but for its seq, with its artifact.
 ///
 /// # Errors
-/// `Corrupt` if it is none of ours.
-fn announced(body: &str) -> Result<Vec<(BatchInfo, String)>> {
+/// `WorkerState` if it is none of ours.
+fn announced(body: &str, sync_unit: &str) -> Result<Vec<(BatchInfo, String)>> {
     #[derive(Deserialize)]
     struct Body {
         event_data: Data,
@@ -290,9 +352,9 @@ fn announced(body: &str) -> Result<Vec<(BatchInfo, String)>> {
             |text: String| DateTime::parse_from_rfc3339(&text).ok().map(|at| Micros::from_time(at.to_utc()));
         Some((moment(oldest?)?, moment(newest?)?))
     };
-    let body: Body = serde_json::from_str(body).map_err(|error| Error::Corrupt {
-        what: "the sealed message in the checkpoint".to_owned(),
-        reason: error.to_string(),
+    let body: Body = serde_json::from_str(body).map_err(|error| Error::WorkerState {
+        what: format!("{CHECKPOINT_KEY} in {}", what(sync_unit)),
+        reason: format!("its sealed message is none of ours: {error}"),
     })?;
     let entries = body.event_data.artifacts.into_iter();
     Ok(entries

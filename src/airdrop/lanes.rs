@@ -10,11 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Scope;
 use std::time::Duration;
 
-use crate::artifact;
 use crate::error::panic_text;
-use crate::model::ArtifactId;
 
-use super::platform::{Body, Fate, Platform, PlatformError, Upload};
+use super::platform::{Fate, PlatformError};
 
 /// What makes one attempt at a job.
 pub(crate) type Attempt<'a, J, D> = &'a (dyn Fn(&J) -> D + Sync);
@@ -89,36 +87,6 @@ impl<'a, J: Send + 'a, D: Send + 'a> Lanes<'a, J, D> {
             Lanes::Pool { done, .. } => done.recv_timeout(wait).ok(),
         }
     }
-}
-
-/// One attempt to be made at a batch.
-pub(crate) struct Job {
-    /// The batch that it is about.
-    pub(crate) seq: u64,
-    pub(crate) call: Call,
-}
-
-pub(crate) enum Call {
-    Upload { file_name: String, bytes: Vec<u8> },
-    Confirm { artifact: ArtifactId },
-}
-
-/// What came of an attempt.
-pub(crate) struct Done {
-    pub(crate) seq: u64,
-    /// The new artifact of an upload; nothing of a confirm.
-    pub(crate) result: Result<Option<ArtifactId>, PlatformError>,
-}
-
-/// Makes one attempt at a batch.
-pub(crate) fn attempt(platform: &dyn Platform, job: &Job) -> Done {
-    let result = guarded(|| match &job.call {
-        Call::Upload { file_name, bytes } => platform
-            .upload(Upload { file_name, content_type: artifact::CONTENT_TYPE, body: Body::Batch(bytes) })
-            .map(Some),
-        Call::Confirm { artifact } => platform.confirm(artifact).map(|()| None),
-    });
-    Done { seq: job.seq, result }
 }
 
 /// Makes a call; a panic of the platform is a failure of unknown fate.

@@ -1,21 +1,22 @@
 //! Airdrop: its events and messages, and the loop that drives an extractor through them.
 
 mod answer;
+mod attachments;
+mod body;
 mod check;
 #[cfg(feature = "http")]
 mod client;
+mod delivery;
+mod document;
 mod event;
 mod extractor;
 mod keeper;
 mod lanes;
-mod local;
 mod message;
-mod outbox;
 mod platform;
 mod retry;
 mod sdk;
 mod serve;
-mod streams;
 mod window;
 
 pub use crate::model::Step;
@@ -27,10 +28,6 @@ pub use event::{Event, EventType, Mode, Secret, Spelling, TimeSetting, WindowEnd
 pub use extractor::{AttachmentBody, AttachmentError, ExternalSyncUnit, Extractor, SourceError};
 #[cfg(feature = "testing")]
 pub(crate) use keeper::checkpoint_in;
-pub use local::{
-    ItemTotals, Local, LocalEvent, Messages, SyncReport, SyncSettings, SyncStep, UPLOAD_BYTES_MAX,
-    WORKER_STATE_BYTES_MAX,
-};
 pub use message::ErrorCode;
 #[doc(hidden)]
 pub use message::{

@@ -22,9 +22,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
-use crate::model::{ItemType, Micros, Phase, Step};
+use crate::model::{ItemType, Micros, Phase, Step, VALUE_BYTES_MAX};
 use crate::record::Attachment;
 use crate::store::{Incoming, Inherited, InheritedRun, LEFT_ATTACHMENTS, Run, Standing, WindowRow};
+
+use super::document::{Document, kind_of, lossy_value};
 
 const SDK_STATE: &str = "sdkState";
 const CONNECTOR_STATE: &str = "connectorState";
@@ -51,9 +53,6 @@ const KEYS: [&str; 9] = [
     TO_DEVREV,
     "fromDevRev",
 ];
-
-/// A worker state that is read or about to be written.
-pub(crate) type Document = Map<String, Value>;
 
 /// What the SDK knew of a unit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,20 +89,10 @@ impl SdkState {
     /// Reads the SDK's keys; `None` if there are none.
     ///
     /// # Errors
-    /// `Invalid`, naming the first key that makes no sense.
-    pub(crate) fn read(document: &Document, sync_unit: &str) -> Result<Option<Self>> {
-        let keys = Keys {
-            sync_unit,
-            prefix: if document.contains_key(SDK_STATE) { "sdkState." } else { "" },
-            keys: match document.get(SDK_STATE) {
-                None => document,
-                Some(Value::Object(nested)) => nested,
-                Some(other) => return Err(odd(sync_unit, SDK_STATE, "an object", other)),
-            },
-        };
-        if keys.prefix.is_empty() && !KEYS.iter().any(|key| document.contains_key(*key)) {
-            return Ok(None);
-        }
+    /// `WorkerState`, naming the first key that makes no sense.
+    pub(crate) fn read(document: &Document, what: &str) -> Result<Option<Self>> {
+        let Some((prefix, keys)) = sdk_keys(document, what)? else { return Ok(None) };
+        let keys = Keys { what, prefix, keys: &keys };
         let this = Self {
             sync_started: keys.moment(SYNC_STARTED)?,
             successful_started: keys.moment(SUCCESSFUL_STARTED)?,
@@ -116,8 +105,8 @@ impl SdkState {
             && oldest >= newest
         {
             let name = keys.path(PENDING_OLDEST);
-            return Err(Error::Invalid {
-                what: format!("{name} in the worker state of {sync_unit}"),
+            return Err(Error::WorkerState {
+                what: format!("{name} in {what}"),
                 reason: format!("it must be before {PENDING_NEWEST}"),
             });
         }
@@ -173,12 +162,39 @@ impl Run {
     }
 }
 
+/// The SDK's keys, and what stands before their names in errors; `None` if there are none.
+fn sdk_keys(document: &Document, what: &str) -> Result<Option<(&'static str, Map<String, Value>)>> {
+    match document.value(SDK_STATE, what)? {
+        Some(Value::Object(nested)) => return Ok(Some(("sdkState.", nested))),
+        Some(other) => return Err(odd(what, SDK_STATE, "an object", &other)),
+        None => {}
+    }
+    let mut flat = Map::new();
+    for key in KEYS {
+        if let Some(value) = document.value(key, what)? {
+            flat.insert(key.to_owned(), value);
+        }
+    }
+    Ok(Some(("", flat)).filter(|(_, flat)| !flat.is_empty()))
+}
+
+/// Puts changed keys of the SDK back where they stand; at the top where there are none.
+fn put_sdk_keys(document: &mut Document, keys: Map<String, Value>) {
+    if document.contains(SDK_STATE) {
+        document.set(SDK_STATE, &keys);
+        return;
+    }
+    for (key, value) in keys {
+        document.set(&key, &value);
+    }
+}
+
 /// Brings the SDK's keys up to date, where they stand; at the top where there are none.
-pub(crate) fn write(document: &mut Document, standing: &Standing) {
-    let keys = match document.get_mut(SDK_STATE) {
-        Some(Value::Object(nested)) => nested,
-        _ => document,
-    };
+///
+/// # Errors
+/// `WorkerState` if they cannot be read.
+pub(crate) fn write(document: &mut Document, what: &str, standing: &Standing) -> Result<()> {
+    let mut keys = sdk_keys(document, what)?.map(|(_, keys)| keys).unwrap_or_default();
     let (started, window) = standing.open.unzip();
     let window = window.flatten();
     // A window without a beginning reaches back for ever.
@@ -204,6 +220,8 @@ pub(crate) fn write(document: &mut Document, standing: &Standing) {
     {
         to_devrev.insert(ATTACHMENTS.to_owned(), nothing_left());
     }
+    put_sdk_keys(document, keys);
+    Ok(())
 }
 
 fn nothing_left() -> Value {
@@ -211,33 +229,46 @@ fn nothing_left() -> Value {
 }
 
 /// Empties what the SDK's keys say of attachments; says whether they said something.
-pub(crate) fn forget_attachments(document: &mut Document) -> bool {
-    let keys = match document.get_mut(SDK_STATE) {
-        Some(Value::Object(nested)) => nested,
-        _ => document,
-    };
-    match keys.get_mut(TO_DEVREV).and_then(|to_devrev| to_devrev.get_mut(ATTACHMENTS)) {
-        Some(metadata) => std::mem::replace(metadata, nothing_left()) != nothing_left(),
-        None => false,
-    }
+///
+/// # Errors
+/// `WorkerState`, naming the first of them that makes no sense.
+pub(crate) fn forget_attachments(document: &mut Document, what: &str) -> Result<bool> {
+    SdkState::read(document, what)?;
+    let Some((_, mut keys)) = sdk_keys(document, what)? else { return Ok(false) };
+    let metadata = keys.get_mut(TO_DEVREV).and_then(|to_devrev| to_devrev.get_mut(ATTACHMENTS));
+    let Some(metadata) = metadata else { return Ok(false) };
+    let said = std::mem::replace(metadata, nothing_left()) != nothing_left();
+    put_sdk_keys(document, keys);
+    Ok(said)
 }
 
 /// Removes the SDK's keys, in either layout.
 pub(crate) fn remove(document: &mut Document) {
-    document.shift_remove(SDK_STATE);
-    for key in KEYS {
-        document.shift_remove(key);
-    }
+    document.retain(|name| name.is_none_or(|name| name != SDK_STATE && !KEYS.contains(&name)));
 }
 
-/// The connector's own keys: all that are neither the SDK's nor `ours`. `None` if there are none.
-pub(crate) fn connector_state(mut document: Document, ours: &str) -> Option<Value> {
-    if document.contains_key(SDK_STATE) {
-        return document.shift_remove(CONNECTOR_STATE);
-    }
-    document.shift_remove(ours);
-    remove(&mut document);
-    (!document.is_empty()).then_some(Value::Object(document))
+/// The connector's own keys: all that are neither the SDK's nor `ours`. `None` if there are none. Half a character in
+/// them is replaced.
+///
+/// # Errors
+/// `WorkerState` if they are no JSON.
+pub(crate) fn connector_state(mut document: Document, ours: &str, what: &str) -> Result<Option<Value>> {
+    let raw = if document.contains(SDK_STATE) {
+        document.remove(CONNECTOR_STATE)
+    } else {
+        document.remove(ours);
+        remove(&mut document);
+        if document.is_empty() {
+            None
+        } else {
+            serde_json::value::RawValue::from_string(document.to_text()).ok()
+        }
+    };
+    let value = raw.map(|raw| lossy_value(&raw)).transpose();
+    value.map_err(|error| Error::WorkerState {
+        what: format!("the connector's own keys in {what}"),
+        reason: error.to_string(),
+    })
 }
 
 /// As the SDK writes a time.
@@ -247,9 +278,10 @@ fn text(at: Micros) -> String {
 
 /// The keys of the SDK, where they stand.
 struct Keys<'a> {
-    sync_unit: &'a str,
+    /// What errors call the whole.
+    what: &'a str,
     prefix: &'static str,
-    keys: &'a Document,
+    keys: &'a Map<String, Value>,
 }
 
 impl<'a> Keys<'a> {
@@ -258,7 +290,7 @@ impl<'a> Keys<'a> {
     }
 
     fn odd(&self, key: &str, expected: &str, found: &Value) -> Error {
-        odd(self.sync_unit, &self.path(key), expected, found)
+        odd(self.what, &self.path(key), expected, found)
     }
 
     fn text(&self, key: &str) -> Result<Option<&'a str>> {
@@ -271,8 +303,8 @@ impl<'a> Keys<'a> {
 
     fn moment(&self, key: &str) -> Result<Option<Micros>> {
         let Some(text) = self.text(key)? else { return Ok(None) };
-        let moment = DateTime::parse_from_rfc3339(text).map_err(|_| Error::Invalid {
-            what: format!("{} in the worker state of {}", self.path(key), self.sync_unit),
+        let moment = DateTime::parse_from_rfc3339(text).map_err(|_| Error::WorkerState {
+            what: format!("{} in {}", self.path(key), self.what),
             reason: "it must be a time as 2026-01-02T12:00:00.000Z, or empty".to_owned(),
         })?;
         Ok(Some(Micros::from_time(moment.to_utc())))
@@ -321,7 +353,7 @@ impl<'a> Keys<'a> {
         })
     }
 
-    fn part(&self, value: Option<&'a Value>, path: &str) -> Result<Option<&'a Document>> {
+    fn part(&self, value: Option<&'a Value>, path: &str) -> Result<Option<&'a Map<String, Value>>> {
         match value {
             None | Some(Value::Null) => Ok(None),
             Some(Value::Object(part)) => Ok(Some(part)),
@@ -331,18 +363,10 @@ impl<'a> Keys<'a> {
 }
 
 /// What is wrong with a key. Its value is not shown: it may be anything.
-fn odd(sync_unit: &str, path: &str, expected: &str, found: &Value) -> Error {
-    let found = match found {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    };
-    Error::Invalid {
-        what: format!("{path} in the worker state of {sync_unit}"),
-        reason: format!("it must be {expected}, it is or holds {found}"),
+fn odd(what: &str, path: &str, expected: &str, found: &Value) -> Error {
+    Error::WorkerState {
+        what: format!("{path} in {what}"),
+        reason: format!("it must be {expected}, it is or holds {}", kind_of(found)),
     }
 }
 
@@ -383,6 +407,15 @@ impl Scope {
                 Some(_) => return Err(invalid(&format!("{item_type}.extract"), "it must be true or false")),
             }
         }
+        let bytes: usize = left_out.iter().map(|name| name.len() + 3).sum();
+        if bytes > VALUE_BYTES_MAX {
+            return Err(Error::TooLarge {
+                what: what(&format!("a list of {} item types that are left out", left_out.len())),
+                found: bytes as u64,
+                limit: VALUE_BYTES_MAX as u64,
+                unit: "bytes",
+            });
+        }
         Ok(Self { left_out })
     }
 
@@ -398,9 +431,8 @@ mod tests {
     use crate::model::RunId;
     use crate::store::{Accepted, Store};
 
-    fn document(json: Value) -> Document {
-        let Value::Object(document) = json else { panic!("{json} is no object") };
-        document
+    fn document(json: &Value) -> Document {
+        Document::read(Some(&json.to_string()), "the worker state of unit").unwrap()
     }
 
     fn event(phase: Phase, step: Step) -> Incoming {
@@ -408,22 +440,22 @@ mod tests {
         Incoming { identity: format!("{phase}/{step:?}"), has_ids: true, run_id, phase, step }
     }
 
-    fn left() -> Document {
-        document(json!({
+    fn left() -> Value {
+        json!({
             "lastSyncStarted": "2026-01-02T11:00:00Z",
             "toDevRev": { "attachmentsMetadata": {
                 "artifactIds": ["one", "two"],
                 "lastProcessed": 7,
                 "lastProcessedAttachmentsIdsList": ["old", { "id": "a", "parent_id": "p", "status": "failed" }],
             }},
-        }))
+        })
     }
 
     #[test]
     fn what_was_left_of_the_attachments_is_kept_until_the_run_is_over() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.redb");
-        let sdk = SdkState::read(&left(), "unit").unwrap().unwrap();
+        let sdk = SdkState::read(&document(&left()), "unit").unwrap().unwrap();
         let expected = SdkAttachments {
             artifact_ids: vec!["one".to_owned(), "two".to_owned()],
             last_processed: 7,
@@ -465,33 +497,38 @@ mod tests {
     #[test]
     fn a_document_without_the_keys_of_the_sdk_is_none_of_its_states() {
         for json in [json!({}), json!({ "page": 3 }), json!({ "connectorState": { "page": 3 } })] {
-            assert_eq!(SdkState::read(&document(json), "unit").unwrap(), None);
+            assert_eq!(SdkState::read(&document(&json), "unit").unwrap(), None);
         }
         for key in KEYS {
-            let state = document(json!({ key: null }));
+            let state = document(&json!({ key: null }));
             assert!(SdkState::read(&state, "unit").unwrap().is_some(), "{key}");
         }
     }
 
     #[test]
     fn the_connectors_own_keys_are_all_but_those_of_others() {
+        let own = |state: &Value| connector_state(document(state), "ours", "the state").unwrap();
         let mut flat = left();
-        assert_eq!(connector_state(flat.clone(), "ours"), None);
-        flat.insert("ours".to_owned(), json!({}));
-        flat.insert("b".to_owned(), json!(1));
-        flat.insert("a".to_owned(), json!(2));
-        assert_eq!(connector_state(flat, "ours").unwrap().to_string(), r#"{"b":1,"a":2}"#);
-        let nested = document(json!({ "connectorState": 7, "sdkState": {}, "ours": 1 }));
-        assert_eq!(connector_state(nested, "ours"), Some(json!(7)));
+        assert_eq!(own(&flat), None);
+        flat["ours"] = json!({});
+        flat["b"] = json!(1);
+        flat["a"] = json!(2);
+        assert_eq!(own(&flat).unwrap().to_string(), r#"{"b":1,"a":2}"#);
+        assert_eq!(own(&json!({ "connectorState": 7, "sdkState": {}, "ours": 1 })), Some(json!(7)));
+        // Half a character in them does not matter.
+        let half = r#"{"lastSyncStarted":"","a":"\ud83d","\ud83d":1}"#;
+        let half = Document::read(Some(half), "the state").unwrap();
+        let own = connector_state(half, "ours", "the state").unwrap().unwrap();
+        assert_eq!(own, json!({ "a": "\u{fffd}", "\u{fffd}": 1 }));
     }
 
     #[test]
     fn a_window_that_is_half_known_is_that_of_the_run() {
         let window = |from: &str, to: &str| {
             let mut state = left();
-            state.insert(PENDING_OLDEST.to_owned(), from.into());
-            state.insert(PENDING_NEWEST.to_owned(), to.into());
-            SdkState::read(&state, "unit").unwrap().unwrap().window()
+            state[PENDING_OLDEST] = from.into();
+            state[PENDING_NEWEST] = to.into();
+            SdkState::read(&document(&state), "unit").unwrap().unwrap().window()
         };
         let micros = |text: &str| Micros::from_time(text.parse().unwrap());
         let (early, started) = ("2026-01-01T00:00:00Z", "2026-01-02T11:00:00Z");

@@ -25,15 +25,15 @@ use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result, chain, panic_text};
 use crate::model::{EXTERNAL_SYNC_UNIT_BATCH_ITEMS, Micros, Phase, Rule, RunId, StreamName, SyncUnitId};
 use crate::record::Record;
-use crate::store::{Accepted, Incoming, Page, Run, Store, WindowRow};
+use crate::store::{Accepted, Incoming, Page, Run, Store, SyncUnit, WindowRow};
 
 use super::answer::{Ending, Outcome, OutcomeKind, Said, failed};
 use super::check::{CheckPolicy, Checks};
+use super::delivery::{Attempt, Delivery, DeliverySettings, Done, Halt, attempt};
 use super::event::{Event, EventType, Spelling};
 use super::extractor::{Extractor, SourceError};
 use super::keeper::Keeper;
-use super::lanes::{Done, Job, Lanes, attempt};
-use super::outbox::{Outbox, OutboxSettings, Trouble};
+use super::lanes::Lanes;
 use super::platform::{Platform, PlatformError};
 use super::retry::attempts;
 use super::sdk::Scope;
@@ -67,7 +67,7 @@ pub fn serve<E: Extractor>(
 pub struct Serve {
     soft: Duration,
     pub(super) hard: Duration,
-    lanes: usize,
+    pub(super) lanes: usize,
     pub(super) streams: usize,
     pub(super) attachment_tries: u32,
     pub(super) inline_seed: Option<u64>,
@@ -404,24 +404,23 @@ impl Invocation<'_> {
         let span = Span::current();
         span.record("unit", display(&unit)).record("phase", display(phase));
         let unit = store.any_unit(unit);
-        let hard = self.hard_at();
         // External sync units have no sync unit to keep a checkpoint under.
-        let held = if self.settings.checkpoints && phase != Phase::ExternalSyncUnits {
-            let settle = self.settings.settle;
-            Some(Keeper::take_over(&unit, self.platform, self.clock, self.seed, hard, settle, self.token())?)
+        let (held, inherited) = if self.settings.checkpoints && phase != Phase::ExternalSyncUnits {
+            let taken =
+                self.take_over(&unit, self.settings.settle).and_then(|held| Ok((held.0.sdk_state()?, held)));
+            match taken {
+                Ok((sdk, held)) => (Some(held), sdk.map(|sdk| sdk.inherited(incoming))),
+                // A state that makes no sense is not ours to overwrite: the platform is told.
+                Err(error @ Error::WorkerState { .. }) => {
+                    return self.answer_statelessly(failed(&chain(&error)));
+                }
+                Err(error) => return Err(error),
+            }
         } else {
-            None
+            (None, None)
         };
         let restored = held.as_ref().is_some_and(|(_, restored)| *restored);
         let keeper = held.as_ref().map(|(keeper, _)| keeper);
-        let inherited = match keeper.map(Keeper::sdk_state).transpose() {
-            Ok(sdk) => sdk.flatten().map(|sdk| sdk.inherited(incoming)),
-            // A state that makes no sense is not ours to overwrite: the platform is told.
-            Err(error) if error.kind() == ErrorKind::Invalid => {
-                return self.answer_statelessly(failed(&chain(&error)));
-            }
-            Err(error) => return Err(error),
-        };
         let accepted = unit.accept(incoming, restored, inherited.as_ref())?;
         if let (
             Some(keeper),
@@ -432,10 +431,16 @@ impl Invocation<'_> {
             | Accepted::AnsweredEarlier(run),
         ) = (keeper, &accepted)
         {
-            keeper.save(run, None)?;
+            match keeper.save(run, None) {
+                // What others keep in the worker state leaves no room for ours.
+                Err(error @ Error::TooLarge { .. }) => {
+                    return self.answer_statelessly(failed(&chain(&error)));
+                }
+                saved => saved?,
+            };
         }
         accepted_as(&accepted);
-        let attempt = |job: &Job| attempt(self.platform, job);
+        let attempt = |call: &Attempt| attempt(self.platform, None, call);
         match accepted {
             Accepted::AnsweredEarlier(run) => Ok(Outcome {
                 kind: OutcomeKind::AnsweredEarlier,
@@ -470,18 +475,19 @@ impl Invocation<'_> {
         run: &Run,
         keeper: Option<&Keeper<'_>>,
         phase: Phase,
-        lanes: Lanes<'_, Job, Done>,
+        lanes: Lanes<'_, Attempt, Done>,
     ) -> Result<Outcome> {
         let (_, artifacts_max) = run.progress_and_artifacts_max()?;
-        let settings = OutboxSettings {
-            lanes_max: self.settings.lanes,
+        let settings = DeliverySettings {
+            batches_at_once: self.settings.lanes,
+            attachments_at_once: self.settings.streams,
             seed: self.seed,
             hard: self.hard_at(),
             confirms: phase != Phase::ExternalSyncUnits,
             base_bytes: self.base_bytes()?,
             artifacts_max,
         };
-        let mut outbox = Outbox::new(run, self.clock, lanes, keeper, &settings)?;
+        let mut delivery = Delivery::new(run, self.clock, lanes, keeper, &settings)?;
         let window = match self.window(run, phase) {
             Err(error) if error.kind() == ErrorKind::Invalid => {
                 return self.answer(run, keeper, phase, failed(&chain(&error)), &Said::default());
@@ -503,16 +509,16 @@ impl Invocation<'_> {
         let ending = match self.domain_mapping(extractor, &context, phase) {
             Ok(None) => match phase {
                 Phase::ExternalSyncUnits => {
-                    self.external_sync_units(extractor, &context, &mut outbox, &mut said.units)
+                    self.external_sync_units(extractor, &context, &mut delivery, &mut said.units)
                 }
-                Phase::Metadata => self.metadata(extractor, &context, &mut outbox),
-                Phase::Data => self.data(extractor, &context, &mut outbox, &mut said.item_type),
-                Phase::Attachments => return self.attachments(extractor, &context, keeper, outbox, &said),
+                Phase::Metadata => self.metadata(extractor, &context, &mut delivery),
+                Phase::Data => self.data(extractor, &context, keeper, &mut delivery, &mut said.item_type),
+                Phase::Attachments => return self.attachments(extractor, &context, keeper, delivery, &said),
             },
             Ok(Some(ending)) => Ok(ending),
             Err(error) => Err(error),
         };
-        self.settle(run, keeper, phase, outbox, ending, &said)
+        self.settle(run, keeper, phase, delivery, ending, &said)
     }
 
     /// Delivers what was extracted, and answers.
@@ -521,7 +527,7 @@ impl Invocation<'_> {
         run: &Run,
         keeper: Option<&Keeper<'_>>,
         phase: Phase,
-        mut outbox: Outbox<'_>,
+        mut delivery: Delivery<'_>,
         ending: Result<Ending>,
         said: &Said,
     ) -> Result<Outcome> {
@@ -533,15 +539,15 @@ impl Invocation<'_> {
             }
             Err(error) => return Err(error),
         };
-        outbox.add(run.close_open()?);
-        outbox.drain()?;
+        delivery.add(run.close_open()?);
+        delivery.drain()?;
         if !matches!(ending, Ending::Failed { .. }) {
-            match outbox.trouble() {
-                Some(Trouble::Failed(reason)) => ending = failed(reason),
-                Some(Trouble::AskedToWait(wait)) => {
+            match delivery.halt() {
+                Some(Halt::Failed(reason)) => ending = failed(reason),
+                Some(Halt::AskedToWait(wait)) => {
                     ending = Ending::asked_to_wait(*wait);
                 }
-                None if outbox.left_over() && matches!(ending, Ending::Done) => ending = Ending::Progress,
+                None if delivery.left_over() && matches!(ending, Ending::Done) => ending = Ending::Progress,
                 None => {}
             }
         }
@@ -660,7 +666,7 @@ impl Invocation<'_> {
         &self,
         extractor: &mut E,
         context: &Context<'_>,
-        outbox: &mut Outbox<'_>,
+        delivery: &mut Delivery<'_>,
         inline: &mut Option<Vec<Box<RawValue>>>,
     ) -> Result<Ending> {
         let stream = StreamName::new(EXTERNAL_SYNC_UNITS)?;
@@ -689,7 +695,7 @@ impl Invocation<'_> {
             *inline = Some(lines);
             return Ok(Ending::Done);
         }
-        outbox.add(context.run.stage(
+        delivery.add(context.run.stage(
             &stream,
             Phase::ExternalSyncUnits,
             EXTERNAL_SYNC_UNIT_BATCH_ITEMS,
@@ -702,7 +708,7 @@ impl Invocation<'_> {
         &self,
         extractor: &mut E,
         context: &Context<'_>,
-        outbox: &mut Outbox<'_>,
+        delivery: &mut Delivery<'_>,
     ) -> Result<Ending> {
         let stream = StreamName::new(METADATA)?;
         if context.run.stream_cursor::<()>(&stream)?.is_none() {
@@ -718,7 +724,7 @@ impl Invocation<'_> {
             Ok(None) => {}
             Err(reason) => return Ok(failed(&reason)),
         }
-        outbox.add(context.run.stage(&stream, Phase::Metadata, 1, page)?);
+        delivery.add(context.run.stage(&stream, Phase::Metadata, 1, page)?);
         Ok(Ending::Done)
     }
 
@@ -726,7 +732,8 @@ impl Invocation<'_> {
         &self,
         extractor: &mut E,
         context: &Context<'_>,
-        outbox: &mut Outbox<'_>,
+        keeper: Option<&Keeper<'_>>,
+        delivery: &mut Delivery<'_>,
         last_item_type: &mut Option<String>,
     ) -> Result<Ending> {
         let run = context.run;
@@ -739,10 +746,10 @@ impl Invocation<'_> {
         for stream in extractor.streams() {
             let stream = StreamName::new(stream)?;
             while let Some(cursor) = run.stream_cursor::<E::Cursor>(&stream)? {
-                while outbox.crowded() && outbox.trouble().is_none() && !outbox.message_full() {
-                    outbox.wait()?;
+                while delivery.crowded() && delivery.halt().is_none() && !delivery.message_full() {
+                    delivery.wait()?;
                 }
-                if outbox.trouble().is_some() || outbox.message_full() {
+                if delivery.halt().is_some() || delivery.message_full() {
                     return Ok(Ending::Progress);
                 }
                 if pages > 0 && longest_page >= context.time_left() {
@@ -779,11 +786,14 @@ impl Invocation<'_> {
                 {
                     return Ok(failed(&reason));
                 }
-                outbox.add(run.stage_data(&stream, page)?);
+                if let Some(keeper) = keeper {
+                    keeper.admit(run, &stream, &page)?;
+                }
+                delivery.add(run.stage_data(&stream, page)?);
                 debug!(stream = stream.as_str(), items, ?by_type, more, "page staged");
-                outbox.step()?;
-                if outbox.save_due() {
-                    outbox.save()?;
+                delivery.step()?;
+                if delivery.save_due() {
+                    delivery.save()?;
                 }
                 pages += 1;
                 longest_page = longest_page.max(self.clock.elapsed().saturating_sub(page_started));
@@ -836,30 +846,50 @@ impl Invocation<'_> {
 
     /// Forgets the unit. The message is the same whenever it is composed, so nothing needs to be sealed.
     fn delete(&self, store: &Store) -> Result<Outcome> {
-        match self.event.unit_key() {
-            Ok(unit) => {
-                Span::current().record("unit", display(&unit));
-                let unit = store.any_unit(unit);
-                let hard = self.hard_at();
-                let take_over = || {
-                    Keeper::take_over(&unit, self.platform, self.clock, self.seed, hard, None, self.token())
-                };
-                let keeper = self.settings.checkpoints.then(take_over).transpose()?;
-                if *self.event.event_type() == EventType::DeleteAttachments {
-                    unit.delete_attachments()?;
-                    if let Some((keeper, _)) = keeper {
-                        keeper.forget_attachments(unit.newest_run()?.as_ref())?;
-                    }
-                } else {
-                    if let Some((keeper, _)) = keeper {
-                        keeper.remove()?;
-                    }
-                    unit.delete()?;
-                }
-                self.answer_statelessly(Ending::Done)
-            }
-            Err(error) => self.answer_statelessly(failed(&chain(&error))),
+        let unit = match self.event.unit_key() {
+            Ok(unit) => store.any_unit(unit),
+            Err(error) => return self.answer_statelessly(failed(&chain(&error))),
+        };
+        Span::current().record("unit", display(unit.id()));
+        let deleted = match self.event.event_type() {
+            EventType::DeleteAttachments => self.delete_attachments(&unit),
+            _ => self.delete_data(&unit),
+        };
+        match deleted {
+            Ok(()) => self.answer_statelessly(Ending::Done),
+            // A state that makes no sense is not ours to overwrite: the platform is told.
+            Err(error @ Error::WorkerState { .. }) => self.answer_statelessly(failed(&chain(&error))),
+            Err(error) => Err(error),
         }
+    }
+
+    fn delete_data(&self, unit: &SyncUnit) -> Result<()> {
+        if self.settings.checkpoints {
+            match self.take_over(unit, None) {
+                Ok((keeper, _)) => keeper.remove()?,
+                // Whoever starts over need not be able to read what was there.
+                Err(Error::WorkerState { .. }) => {
+                    Keeper::start_over(unit, self.platform, self.clock, self.seed, self.hard_at())?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        unit.delete()
+    }
+
+    fn delete_attachments(&self, unit: &SyncUnit) -> Result<()> {
+        let held = self.settings.checkpoints.then(|| self.take_over(unit, None)).transpose()?;
+        unit.delete_attachments()?;
+        match held {
+            Some((keeper, _)) => keeper.forget_attachments(unit.newest_run()?.as_ref()),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes a unit over for this invocation; see [`Keeper::take_over`].
+    fn take_over(&self, unit: &SyncUnit, settle: Option<Duration>) -> Result<(Keeper<'_>, bool)> {
+        let hard = self.hard_at();
+        Keeper::take_over(unit, self.platform, self.clock, self.seed, hard, settle, self.token())
     }
 }
 

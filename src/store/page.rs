@@ -47,6 +47,16 @@ pub(crate) struct PageParts<C> {
     pub(crate) findings: Vec<(String, Tally)>,
 }
 
+/// Bytes of JSON of what a page sets, and the item types that it has records of.
+#[derive(Debug)]
+pub(crate) struct Sizes {
+    pub(crate) cursor: Option<usize>,
+    pub(crate) bookmark: Option<usize>,
+    /// `None`: it is removed.
+    pub(crate) values: Vec<(String, Option<usize>)>,
+    pub(crate) item_types: Vec<String>,
+}
+
 #[cfg(feature = "testing")]
 impl<C: Serialize> Page<C> {
     /// The cursor after it, for the explorer's oracle.
@@ -145,6 +155,21 @@ impl<C> Page<C> {
     /// Its records by item type, in the order in which the types were first added.
     pub(crate) fn records(&self) -> impl Iterator<Item = (&str, &[Record])> {
         self.records.iter().map(|(item_type, records)| (item_type.as_str(), records.as_slice()))
+    }
+
+    /// Bytes of JSON of what it sets that a checkpoint holds. What cannot be stored counts for nothing: staging it says so.
+    pub(crate) fn sizes(&self) -> Sizes
+    where
+        C: Serialize,
+    {
+        let bytes = |json: &Result<String>| json.as_ref().map_or(0, String::len);
+        let kept = self.records.iter().map(|(name, _)| name);
+        Sizes {
+            cursor: self.next.as_ref().map(|next| serde_json::to_string(next).map_or(0, |json| json.len())),
+            bookmark: self.bookmark.as_ref().map(bytes),
+            values: self.values.iter().map(|(key, value)| (key.clone(), value.as_ref().map(bytes))).collect(),
+            item_types: kept.chain(self.skipped.iter().map(|(name, _)| name)).cloned().collect(),
+        }
     }
 
     /// Adds what was found in its records of a type, to be counted in the transaction that stages it.

@@ -19,6 +19,7 @@ use crate::error::Result;
 use crate::model::Rule;
 
 use super::catalogue::acts_of;
+use super::controls::Uploads;
 use super::crash::{CrashImage, CrashPoint, Kept, Moment, Recording, Sampling};
 use super::disk::SimDisk;
 use super::image::Image;
@@ -52,7 +53,13 @@ impl Explore {
             seed: 1,
             states: 20_000,
             threads: 2,
-            setup: Setup { batch_items: 5, broken: None, syncs_ignored: false, has_disk: true },
+            setup: Setup {
+                batch_items: 5,
+                broken: None,
+                broken_of: None,
+                syncs_ignored: false,
+                has_disk: true,
+            },
             only: Vec::new(),
         }
     }
@@ -84,6 +91,13 @@ impl Explore {
     /// A negative control: takes away a rule of the runtime, which the exploration must then notice.
     pub fn without_rule(mut self, rule: Rule) -> Self {
         self.setup.broken = Some(rule);
+        self
+    }
+
+    /// A negative control: takes a rule about uploads away from those of one kind only.
+    pub fn without_rule_of(mut self, uploads: Uploads, rule: Rule) -> Self {
+        self.setup.broken = Some(rule);
+        self.setup.broken_of = Some(uploads);
         self
     }
 

@@ -7,6 +7,7 @@
 
 mod catalogue;
 pub mod conformance;
+mod controls;
 mod conversation;
 mod crash;
 mod disk;
@@ -28,6 +29,7 @@ pub use crate::store::backend::contract::{
 };
 pub use crate::store::backend::memory::{LostAnswer, Memory};
 pub use crate::store::backend::redb::{redb_on_disk, redb_on_file};
+pub use controls::Uploads;
 pub use crash::{CrashImage, CrashImages, CrashPoint, Kept, Moment, Recording, Sampling};
 pub use disk::{DiskOperation, Fault, FaultCounts, SIM_DISK_BYTES_MAX, SimDisk};
 pub use explore::Explore;

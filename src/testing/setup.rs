@@ -6,7 +6,9 @@ use crate::clock::VirtualClock;
 use crate::error::{Error, Result, chain};
 use crate::model::Rule;
 use crate::store::Store;
+use crate::transfer::Tables;
 
+use super::controls::{Uploads, tables_without};
 use super::disk::SimDisk;
 use super::image::Image;
 use super::report::{Broken, Violation};
@@ -19,6 +21,8 @@ pub(super) struct Setup {
     pub(super) batch_items: u32,
     /// A rule of the runtime that is taken away.
     pub(super) broken: Option<Rule>,
+    /// The uploads that it is taken from, if not from all.
+    pub(super) broken_of: Option<Uploads>,
     /// Whether the disk ignores syncs.
     pub(super) syncs_ignored: bool,
     /// Whether a life finds the disk of the one before it.
@@ -49,6 +53,9 @@ impl Setup {
             .cache_bytes(1024 * 1024)
             .clock(clock)
             .break_rule(self.broken)
+            .transfer_tables(
+                self.broken.map_or_else(Tables::default, |rule| tables_without(rule, self.broken_of)),
+            )
             .open_on(Box::new(disk.clone()), "the simulated store")
     }
 

@@ -393,9 +393,7 @@ fn what_is_kept_is_bounded_and_so_is_its_part_of_a_checkpoint() {
         assert!(of.kept.len() <= 10 && of.kept.iter().all(|text| text.len() <= FINDING_BYTES_MAX));
         assert!(of.path.len() <= 120);
     }
-    let state = place.airdrop.state_text();
-    let part =
-        serde_json::from_str::<Value>(&state).unwrap()["highwater"]["position"]["findings"].to_string();
+    let part = place.airdrop.checkpoint()["position"]["findings"].to_string();
     assert!((10_000..40_000).contains(&part.len()), "{} bytes", part.len());
     // It is all in there: another machine knows the same counts.
     place.lose_disk();

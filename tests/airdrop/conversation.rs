@@ -138,7 +138,7 @@ fn a_holder_token_is_random_unless_a_seed_makes_it() {
             let mut world = World::new(5);
             world.serve = serve.clone().checkpoints();
             done(&world, &mut paged(1, 1), &event(DATA, "run", "1"));
-            world.airdrop.state()["highwater"]["token"].as_str().unwrap().to_owned()
+            world.airdrop.checkpoint()["token"].as_str().unwrap().to_owned()
         };
         (0..8).map(token).collect()
     };

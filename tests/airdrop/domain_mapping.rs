@@ -1,7 +1,8 @@
 //! The initial domain mapping is installed once per version of the snap-in, before anything else of a run.
 
 use crate::world::{Answer, Call, Pages, Source, World, all_of, event, paged};
-use highwater::airdrop::{Event, Local, OutcomeKind, Platform};
+use highwater::airdrop::{Event, OutcomeKind, Platform};
+use highwater_airdrop::Local;
 use serde_json::{Value, json};
 
 fn mapping() -> Value {

@@ -3,18 +3,19 @@
 mod attachments;
 mod bad_input;
 mod check_policy;
+mod checkpoint;
 mod client;
 mod conversation;
 mod delivery;
 mod domain_mapping;
-mod local;
-mod local_sync;
 mod scope;
 mod sdk_state;
+mod state_full;
 #[path = "../support/mod.rs"]
 mod support;
 mod units_unconfirmed;
 mod watermark;
 mod wire;
+mod worker_state;
 #[path = "../support/airdrop.rs"]
 mod world;

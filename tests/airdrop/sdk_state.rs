@@ -239,7 +239,8 @@ fn an_attachments_start_of_a_run_that_the_sdk_began_ends_that_run() {
     assert_eq!(serve(&mut world, &ear, &start), OutcomeKind::Done);
     let state = world.airdrop.state();
     // The extractor opens none, so what was left of them is now listed as given up.
-    let failed = state.pointer("/highwater/position/queue/failed").and_then(Value::as_array).unwrap();
+    let checkpoint = world.airdrop.checkpoint();
+    let failed = checkpoint.pointer("/position/queue/failed").and_then(Value::as_array).unwrap();
     let failed: Vec<Value> =
         failed.iter().map(|row| serde_json::from_str(row[2]["json"].as_str().unwrap()).unwrap()).collect();
     let left = [first[7].clone(), first[8].clone(), named("a".to_owned(), "another")];
@@ -265,9 +266,10 @@ fn attachments_left(world: &World, layout: fn(&Value) -> Value) {
 }
 
 /// The attachments that the SDK's keys name, and the count of those that were given up: the source opens none.
-fn attachments_of(state: &Value, layout: fn(&Value) -> Value) -> (Value, usize) {
+fn attachments_of(world: &World, layout: fn(&Value) -> Value) -> (Value, usize) {
+    let (state, checkpoint) = (&world.airdrop.state(), world.airdrop.checkpoint());
     let keys = if layout(&json!({})).get("sdkState").is_some() { &state["sdkState"] } else { state };
-    let failed = state.pointer("/highwater/position/queue/failed").and_then(Value::as_array);
+    let failed = checkpoint.pointer("/position/queue/failed").and_then(Value::as_array);
     assert_eq!(keys["toDevRev"]["of a later version"], 1.5);
     (keys["toDevRev"]["attachmentsMetadata"].clone(), failed.map_or(0, Vec::len))
 }
@@ -283,7 +285,7 @@ fn attachments_that_the_sdk_left_are_forgotten_with_the_others() {
         let (mut world, ear) = (world(), Ear::default());
         attachments_left(&world, layout);
         assert_eq!(serve(&mut world, &ear, &end), OutcomeKind::Done);
-        assert_eq!(attachments_of(&world.airdrop.state(), layout), (nothing_left.clone(), 1));
+        assert_eq!(attachments_of(&world, layout), (nothing_left.clone(), 1));
 
         // Before anything of the unit is known here.
         let (mut world, ear) = (self::world(), Ear::default());
@@ -299,7 +301,7 @@ fn attachments_that_the_sdk_left_are_forgotten_with_the_others() {
         }
         assert_eq!(world.airdrop.calls(Call::SaveState), 1, "there was nothing left to forget");
         assert_eq!(serve(&mut world, &ear, &end), OutcomeKind::Done);
-        assert_eq!(attachments_of(&world.airdrop.state(), layout), (nothing_left.clone(), 0));
+        assert_eq!(attachments_of(&world, layout), (nothing_left.clone(), 0));
 
         // In the middle of the run that goes on here, whether the disk is kept or not.
         for keeps_disk in [false, true] {
@@ -316,14 +318,14 @@ fn attachments_that_the_sdk_left_are_forgotten_with_the_others() {
             };
             let go_on = |request: &str| event("EXTRACTION_DATA_CONTINUE", "run of the SDK", request);
             assert_eq!(serve(&mut world, &go_on("1")), OutcomeKind::Progress);
-            assert_ne!(attachments_of(&world.airdrop.state(), layout).0, nothing_left);
+            assert_ne!(attachments_of(&world, layout).0, nothing_left);
             assert_eq!(serve(&mut world, &delete), OutcomeKind::Done);
-            assert_eq!(attachments_of(&world.airdrop.state(), layout).0, nothing_left);
+            assert_eq!(attachments_of(&world, layout).0, nothing_left);
             assert_eq!(serve(&mut world, &go_on("2")), OutcomeKind::Progress);
             data_to_the_end(&mut world, &ear, "run of the SDK");
             assert_eq!(serve(&mut world, &end), OutcomeKind::Done);
-            assert_eq!(attachments_of(&world.airdrop.state(), layout), (nothing_left.clone(), 0));
-            assert_eq!(world.airdrop.state().pointer("/highwater/run/1/status"), Some(&json!("Finished")));
+            assert_eq!(attachments_of(&world, layout), (nothing_left.clone(), 0));
+            assert_eq!(world.airdrop.checkpoint().pointer("/run/status"), Some(&json!("finished")));
             assert_eq!(world.airdrop.announced("run of the SDK"), all_of("issues", 4, 1));
             let told = ear.lock().unwrap().clone();
             assert!(

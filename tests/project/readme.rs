@@ -18,6 +18,7 @@ fn the_table_of_limits_has_every_limit_at_its_value() {
         ("MESSAGE_BYTES_MAX", limits::MESSAGE_BYTES_MAX as u64),
         ("CHECKPOINT_BYTES_SOFT", limits::CHECKPOINT_BYTES_SOFT as u64),
         ("CHECKPOINT_BYTES_MAX", limits::CHECKPOINT_BYTES_MAX as u64),
+        ("CHECKPOINT_STATE_BYTES_MAX", limits::CHECKPOINT_STATE_BYTES_MAX as u64),
         ("FINDINGS_KEPT", limits::FINDINGS_KEPT),
         ("FINDING_BYTES_MAX", limits::FINDING_BYTES_MAX as u64),
         ("FINDING_KINDS_MAX", limits::FINDING_KINDS_MAX as u64),
@@ -50,7 +51,7 @@ fn the_exploration_of_the_git_extractor_stands_in_its_test() {
     let readme = include_str!("../../README.md");
     let (_, shown) = readme.split_once("```rust,ignore\n").expect("the README shows it");
     let (shown, _) = shown.split_once("```").expect("its end");
-    let test = include_str!("../programs/git_explore.rs");
+    let test = include_str!("../../examples/git/tests/explore.rs");
     let test: Vec<&str> = test.lines().map(str::trim).collect();
     let shown: Vec<&str> = shown.lines().map(str::trim).collect();
     assert!(test.windows(shown.len()).any(|lines| lines == shown), "{shown:?}");

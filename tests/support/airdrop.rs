@@ -8,7 +8,10 @@ use std::io::Write;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use flate2::Compression;
+use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
 use highwater::airdrop::{
     AttachmentBody, AttachmentError, Body, CheckPolicy, Context, Event, ExternalSyncUnit, Extractor, Fate,
@@ -18,6 +21,13 @@ use highwater::record::Attachment;
 use highwater::testing::SimDisk;
 use highwater::{ArtifactId, Level, Page, Record, Store, VirtualClock};
 use serde_json::{Value, json};
+
+/// What the checkpoint in a worker state says; null if there is none.
+pub(crate) fn checkpoint(state: &Value) -> Value {
+    let Some(body) = state["highwater"]["body"].as_str() else { return Value::Null };
+    let member = STANDARD.decode(body).expect("a body is base64");
+    serde_json::from_reader(GzDecoder::new(&*member)).expect("a body is the gzip member of JSON")
+}
 
 /// A call to the platform.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,6 +61,8 @@ pub(crate) struct Airdrop {
     inner: Mutex<Inner>,
     /// What artifact ids begin with.
     pub(crate) id_prefix: String,
+    /// Letters in each artifact id that no other has.
+    pub(crate) id_letters: usize,
 }
 
 #[derive(Debug, Default)]
@@ -108,7 +120,11 @@ impl Airdrop {
 
     /// Puts this worker state there, as somebody else left it.
     pub(crate) fn set_state(&self, state: &Value) {
-        self.lock().state.state = Some(state.to_string());
+        self.set_state_text(&state.to_string());
+    }
+
+    pub(crate) fn set_state_text(&self, state: &str) {
+        self.lock().state.state = Some(state.to_owned());
     }
 
     /// The worker state that is kept, as text.
@@ -118,6 +134,11 @@ impl Airdrop {
 
     pub(crate) fn state(&self) -> Value {
         serde_json::from_str(&self.state_text()).expect("a worker state is JSON")
+    }
+
+    /// What the checkpoint in the worker state says; null if there is none.
+    pub(crate) fn checkpoint(&self) -> Value {
+        checkpoint(&self.state())
     }
 
     /// Sets the extraction scope, as text.
@@ -150,6 +171,34 @@ impl Airdrop {
             writeln!(member, "{line}").unwrap();
         }
         self.lock().kept.insert(id.to_owned(), member.finish().unwrap());
+    }
+
+    /// Goes on from what another platform had: its uploads with their lines, what was confirmed, accepted messages.
+    pub(crate) fn take_over(&self, platform: &Value) {
+        for (id, upload) in platform["uploads"].as_object().unwrap() {
+            let lines = upload["lines"].as_array().unwrap();
+            self.keep(id, lines);
+            let file = (upload["file_name"].as_str().unwrap().to_owned(), lines.clone());
+            self.lock().uploads.insert(id.clone(), file);
+        }
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let accepted = platform["accepted"].as_array().unwrap().iter().map(|message| SealedMessage {
+            key: text(&message["key"]),
+            event_type: text(&message["event_type"]),
+            body: text(&message["body"]),
+        });
+        let mut inner = self.lock();
+        inner.confirmed.extend(platform["confirmed"].as_array().unwrap().iter().map(text));
+        inner.accepted.extend(accepted);
+    }
+
+    /// The lines of an item type that a run announced.
+    pub(crate) fn lines_of(&self, run: &str, item_type: &str) -> Vec<Value> {
+        let messages =
+            self.messages().into_iter().filter(|message| message.body["event_context"]["run_id"] == run);
+        let artifacts = messages.flat_map(|message| message.artifacts());
+        let of_type = artifacts.filter(|artifact| artifact["item_type"] == item_type);
+        of_type.flat_map(|artifact| self.artifact(artifact["id"].as_str().unwrap()).1).collect()
     }
 
     pub(crate) fn uploads(&self) -> usize {
@@ -258,7 +307,8 @@ impl Platform for Airdrop {
         };
         let mut inner = self.lock();
         let (applies, result) = inner.call(Call::Upload);
-        let id = format!("{}artifact-{}", self.id_prefix, inner.uploads.len());
+        let no = inner.uploads.len();
+        let id = format!("{}artifact-{no}{}", self.id_prefix, letters(self.id_letters, no as u64));
         if applies {
             inner.uploads.insert(id.clone(), (upload.file_name.to_owned(), lines));
         }
@@ -290,6 +340,10 @@ impl Platform for Airdrop {
 
     fn download(&self, artifact: &ArtifactId) -> Result<Vec<u8>, PlatformError> {
         let reason = format!("{artifact} was never uploaded");
+        let uploaded = self.lock().uploads.get(artifact.as_str()).cloned();
+        if let Some((_, lines)) = uploaded.filter(|_| !self.lock().kept.contains_key(artifact.as_str())) {
+            self.keep(artifact.as_str(), &lines);
+        }
         self.lock().kept.get(artifact.as_str()).cloned().ok_or(PlatformError::Refused { status: 404, reason })
     }
 
@@ -435,6 +489,17 @@ pub(crate) fn is(line: &Value) -> String {
 
 pub(crate) fn records_of(stream: &str, at: u32, items: u32) -> Vec<String> {
     (0..items).map(|item| format!("{stream}-{at}-{item}")).collect()
+}
+
+/// Letters that do not compress, other ones for each seed.
+pub(crate) fn letters(bytes: usize, mut seed: u64) -> String {
+    let mut text = String::with_capacity(bytes);
+    while text.len() < bytes {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let at = usize::try_from(seed >> 58).unwrap();
+        text.push(char::from(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"[at]));
+    }
+    text
 }
 
 /// All records of a stream.

@@ -1,4 +1,4 @@
-//! What several tests share: the examples as programs, Git repositories made to order, and a reader of what a local
+//! What several tests share: the programs of the workspace, Git repositories made to order, and a reader of what a local
 //! Airdrop was given that is independent of the code under test.
 
 #![allow(dead_code, reason = "each test uses a part of it")]
@@ -14,13 +14,13 @@ use std::process::{Command, Output, Stdio};
 use flate2::read::GzDecoder;
 use serde_json::Value;
 
-/// The program that an example was built to. Never skipped: a missing or stale one is a failure that says what to do.
-pub(crate) fn example(name: &str) -> PathBuf {
+/// The program that a member of the workspace was built to. Never skipped: a missing or stale one is a failure that says what to do.
+pub(crate) fn program(name: &str) -> PathBuf {
     let this = std::env::current_exe().unwrap();
     // target/<profile>/deps/<this>
     let profile = this.parent().and_then(Path::parent).unwrap();
-    let program = profile.join("examples").join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
-    let mend = format!("run `cargo build --example {name}` first, or `cargo test` without `--test`");
+    let program = profile.join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
+    let mend = format!("run `cargo build -p {name}` first, or `cargo test` at the root, without `--test`");
     let built = fs::metadata(&program).and_then(|metadata| metadata.modified());
     let built = built.unwrap_or_else(|error| panic!("{}: {error}: {mend}", program.display()));
     // Beside it cargo lists, as make does, what it was made of.

@@ -56,18 +56,18 @@ enum Location {
 }
 
 impl Redb {
-    /// Opens the file; creates it if there is none, with what `fill` puts there.
+    /// Opens the file; creates it if there is none, with what `initialise` puts there.
     pub(crate) fn open(
         path: &Path,
         cache_bytes: usize,
         syncs: &Syncs,
-        fill: impl Fn(&dyn Backend) -> Result<()>,
+        initialise: impl Fn(&dyn Backend) -> Result<()>,
     ) -> Result<Self> {
         let shown = path.display();
         let failed = |error| Error::io(format!("open the store {shown}"), error);
         for _ in 0..OPEN_TRIES {
             let Some(mut file) = file::open(path)? else {
-                match create(path, cache_bytes, &fill) {
+                match create(path, cache_bytes, &initialise) {
                     // Somebody else's new store stands there now, or a sweeper took ours for a dead one's. Or
                     // the path is one where nothing can be: a link that leads nowhere.
                     Err(error)
@@ -99,20 +99,20 @@ impl Redb {
         Err(failed(io::Error::other(reason)))
     }
 
-    /// Opens a disk of another kind, filled as [`Redb::open`] does if it is empty. `path` is what errors call it.
+    /// Opens a disk of another kind, initialised as [`Redb::open`] does if it is empty. `path` is what errors call it.
     pub(crate) fn open_on(
         disk: Arc<dyn Disk>,
         path: &Path,
         cache_bytes: usize,
         syncs: Syncs,
-        fill: impl Fn(&dyn Backend) -> Result<()>,
+        initialise: impl Fn(&dyn Backend) -> Result<()>,
     ) -> Result<Self> {
         let new = disk.is_empty().map_err(|error| Error::io(format!("open {}", path.display()), error))?;
         let storage = Storage::of_disk(Arc::clone(&disk), syncs.clone());
         let db = guard(path, || builder(cache_bytes).create_with_backend(storage))?;
         let this = Self::new(db, path, Location::Disk(disk), syncs);
         if new {
-            fill(&this)?;
+            initialise(&this)?;
         }
         Ok(this)
     }
@@ -478,13 +478,17 @@ fn builder(cache_bytes: usize) -> Builder {
 }
 
 /// Creates a store where there is none.
-fn create(path: &Path, cache_bytes: usize, fill: impl Fn(&dyn Backend) -> Result<()>) -> io::Result<()> {
+fn create(
+    path: &Path,
+    cache_bytes: usize,
+    initialise: impl Fn(&dyn Backend) -> Result<()>,
+) -> io::Result<()> {
     file::create(path, |new| {
         let other = |error: Error| io::Error::other(crate::error::chain(&error));
         let location = Location::Path(Place::of(new, &File::open(new)?)?);
         let db = guard(path, || builder(cache_bytes).create(new)).map_err(other)?;
         let this = Redb::new(db, path, location, Syncs::default());
-        fill(&this).map_err(other)?;
+        initialise(&this).map_err(other)?;
         this.db.close().map_err(io::Error::other)
     })
 }

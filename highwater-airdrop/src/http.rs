@@ -1,0 +1,514 @@
+//! HTTP/1.1 as a server speaks it to few clients: a thread for each connection, requests one after the other.
+//!
+//! A body has the length that its `Content-Length` says, or there is none. Chunks are refused, as the file store behind
+//! Airdrop does; a request that cannot be understood is answered with a JSON reason, and its connection closed, as
+//! where the next one begins is not known.
+//!
+//! There is room for [`CONNECTIONS_MAX`] connections, or for as many as the process may have files open. When it is
+//! full, the one that has waited longest for its next request is closed for the next that comes, as any server may.
+
+use std::collections::HashMap;
+use std::hash::Hasher as _;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use twox_hash::XxHash3_64;
+
+/// Bytes of a request's head at most.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// Headers of a request at most.
+const HEADERS_MAX: usize = 100;
+/// How long a connection may be idle, or a client take over the next piece of its body.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+/// Bytes of a body that nobody wants, and how long, that are read so that the client sees the answer.
+const REST_BYTES_MAX: u64 = 8 * 1024 * 1024;
+const REST_MAX: Duration = Duration::from_secs(2);
+/// Bytes that are sent at a time of an answer that is streamed.
+const CHUNK_BYTES: usize = 64 * 1024;
+/// Connections at once.
+const CONNECTIONS_MAX: usize = 500;
+/// How long a new connection waits for a place before it is looked again.
+const FULL_WAIT: Duration = Duration::from_millis(10);
+
+/// A request whose head was read.
+pub(crate) struct Request<'c> {
+    pub(crate) method: String,
+    /// Without the query, as it came.
+    pub(crate) path: String,
+    query: Vec<(String, String)>,
+    headers: Vec<(String, String)>,
+    pub(crate) body: Body<'c>,
+}
+
+impl Request<'_> {
+    /// A parameter of the query.
+    pub(crate) fn parameter(&self, name: &str) -> Option<&str> {
+        self.query.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// A header.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        find(&self.headers, name)
+    }
+}
+
+fn find<'h>(headers: &'h [(String, String)], name: &str) -> Option<&'h str> {
+    headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+}
+
+/// The body of a request, as far as it was not read yet.
+pub(crate) struct Body<'c> {
+    connection: &'c mut BufReader<Shared>,
+    length: u64,
+    left: u64,
+    /// The client waits for a word before it sends it.
+    asks_first: bool,
+    hash: XxHash3_64,
+}
+
+impl Body<'_> {
+    /// All of it, if it is no longer than allowed.
+    pub(crate) fn read_all(&mut self, bytes_max: u64, what: &str) -> Result<Vec<u8>, Answer> {
+        if self.length > bytes_max {
+            let reason = format!("{what} is {} bytes, the limit is {bytes_max}", self.length);
+            return Err(Answer::refused(413, reason));
+        }
+        let mut bytes = Vec::new();
+        match self.read_to_end(&mut bytes) {
+            Ok(_) => Ok(bytes),
+            Err(error) => Err(Answer::refused(400, error.to_string())),
+        }
+    }
+
+    /// How many bytes of it were read, and a hash of them that stays the same.
+    pub(crate) fn heard(&self) -> (u64, u64) {
+        (self.length - self.left, self.hash.clone().finish())
+    }
+
+    /// Reads what is left of it, within reason, and says whether that was all.
+    fn pass_over(&mut self) -> bool {
+        if self.left > REST_BYTES_MAX || self.asks_first {
+            return self.left == 0;
+        }
+        io::copy(self, &mut io::sink()).is_ok()
+    }
+}
+
+impl Read for Body<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.left == 0 || buffer.is_empty() {
+            return Ok(0);
+        }
+        if std::mem::take(&mut self.asks_first) {
+            self.connection.get_mut().write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+        }
+        let wanted = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
+        let read = self.connection.read(&mut buffer[..wanted])?;
+        if read == 0 {
+            let (found, length) = (self.length - self.left, self.length);
+            let reason =
+                format!("the body ended after {found} of the {length} bytes that Content-Length says");
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, reason));
+        }
+        self.left -= read as u64;
+        self.hash.write(&buffer[..read]);
+        Ok(read)
+    }
+}
+
+/// What is answered.
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    /// Why it is a refusal.
+    reason: Option<String>,
+    headers: Vec<(&'static str, String)>,
+    body: Content,
+}
+
+enum Content {
+    Bytes(Vec<u8>),
+    /// Its length, if the client is to be told.
+    Stream(Box<dyn Read>, Option<u64>),
+}
+
+impl Answer {
+    pub(crate) fn json(status: u16, value: &Value) -> Self {
+        let headers = vec![("Content-Type", "application/json".to_owned())];
+        Self { status, reason: None, headers, body: Content::Bytes(format!("{value}\n").into_bytes()) }
+    }
+
+    /// A reason why not, for people.
+    pub(crate) fn refused(status: u16, reason: impl Into<String>) -> Self {
+        let reason = reason.into();
+        let answer = Self::json(status, &json!({ "message": reason }));
+        Self { reason: Some(reason), ..answer }
+    }
+
+    /// A success with nothing to say.
+    pub(crate) fn empty() -> Self {
+        Self { status: 204, reason: None, headers: Vec::new(), body: Content::Bytes(Vec::new()) }
+    }
+
+    /// Bytes of this length; if `told` is not set, the client has to find out.
+    pub(crate) fn stream(reader: impl Read + 'static, length: u64, told: bool) -> Self {
+        let headers = vec![("Content-Type", "application/octet-stream".to_owned())];
+        let body = Content::Stream(Box::new(reader.take(length)), told.then_some(length));
+        Self { status: 200, reason: None, headers, body }
+    }
+
+    /// Why it is a refusal, for people.
+    pub(crate) fn reason(&self) -> Option<&str> {
+        self.reason.as_deref()
+    }
+
+    /// Whether the same request may succeed later: what the SDK of the platform tries again.
+    pub(crate) fn is_passing(&self) -> bool {
+        let has_after = self.headers.iter().any(|(name, _)| *name == "Retry-After");
+        matches!(self.status, 408 | 425 | 500..600) || (self.status == 429 && has_after)
+    }
+
+    pub(crate) fn with(mut self, header: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((header, value.into()));
+        self
+    }
+
+    fn write(self, connection: &mut Shared, keeps: bool) -> io::Result<()> {
+        let mut head = Vec::new();
+        write!(head, "HTTP/1.1 {} {}\r\n", self.status, phrase(self.status))?;
+        for (name, value) in &self.headers {
+            write!(head, "{name}: {value}\r\n")?;
+        }
+        if !keeps {
+            write!(head, "Connection: close\r\n")?;
+        }
+        match self.body {
+            Content::Bytes(bytes) => {
+                if self.status != 204 {
+                    write!(head, "Content-Length: {}\r\n", bytes.len())?;
+                }
+                write!(head, "\r\n")?;
+                head.extend(bytes);
+                connection.write_all(&head)
+            }
+            Content::Stream(mut reader, Some(length)) => {
+                write!(head, "Content-Length: {length}\r\n\r\n")?;
+                connection.write_all(&head)?;
+                io::copy(&mut reader, connection).map(drop)
+            }
+            Content::Stream(mut reader, None) => {
+                write!(head, "Transfer-Encoding: chunked\r\n\r\n")?;
+                connection.write_all(&head)?;
+                let mut buffer = vec![0; CHUNK_BYTES];
+                loop {
+                    let read = reader.read(&mut buffer)?;
+                    let mut chunk = format!("{read:x}\r\n").into_bytes();
+                    chunk.extend(&buffer[..read]);
+                    chunk.extend(b"\r\n");
+                    connection.write_all(&chunk)?;
+                    if read == 0 {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What becomes of a request.
+pub(crate) enum Reply {
+    Answer(Answer),
+    /// The connection is closed without a word.
+    HangUp,
+}
+
+/// A connection that its thread and the list of all share.
+struct Shared(Arc<TcpStream>);
+
+impl Read for Shared {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        (&*self.0).read(buffer)
+    }
+}
+
+impl Write for Shared {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        (&*self.0).write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        (&*self.0).flush()
+    }
+}
+
+/// Connections by a number of their own, and since when each has waited for its next request, if it has.
+type Open = HashMap<u64, (Arc<TcpStream>, Option<Instant>)>;
+
+/// All connections.
+#[derive(Debug, Default)]
+struct Connections {
+    open: Mutex<Open>,
+}
+
+impl Connections {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_full(&self) -> bool {
+        self.lock().len() >= CONNECTIONS_MAX
+    }
+
+    /// Closes the connection that has waited longest for a request.
+    fn make_room(&self) {
+        let mut open = self.lock();
+        let longest = open.iter().filter_map(|(id, (_, idle))| Some((idle.as_ref()?, *id))).min();
+        let Some((_, id)) = longest else { return };
+        if let Some((stream, idle)) = open.get_mut(&id) {
+            // Its thread sees the end of it; whoever is no longer there is closed already.
+            let _ = stream.shutdown(Shutdown::Both);
+            *idle = None;
+        }
+    }
+
+    fn close_all(&self) {
+        for (stream, _) in self.lock().values() {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+/// A connection's place among all: given up when it is dropped.
+struct Place {
+    id: u64,
+    all: Arc<Connections>,
+}
+
+impl Place {
+    fn is_idle(&self, idle: bool) {
+        if let Some((_, since)) = self.all.lock().get_mut(&self.id) {
+            *since = idle.then(Instant::now);
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.all.lock().remove(&self.id);
+    }
+}
+
+/// A server that answers in threads of its own until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Server {
+    address: SocketAddr,
+    over: Arc<AtomicBool>,
+    connections: Arc<Connections>,
+    accepting: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Server {
+    /// Answers connections, each in a thread of its own.
+    pub(crate) fn start<H>(listener: TcpListener, handle: H) -> io::Result<Self>
+    where
+        H: Fn(&mut Request<'_>) -> Reply + Send + Sync + 'static,
+    {
+        let address = listener.local_addr()?;
+        let (over, connections) = (Arc::new(AtomicBool::new(false)), Arc::new(Connections::default()));
+        let (ends, all, handle) = (Arc::clone(&over), Arc::clone(&connections), Arc::new(handle));
+        let accepting = std::thread::Builder::new().spawn(move || accept(&listener, &ends, &all, &handle))?;
+        Ok(Self { address, over, connections, accepting: Some(accepting) })
+    }
+
+    /// Answers for as long as the process lives.
+    pub(crate) fn wait(mut self) {
+        if let Some(accepting) = self.accepting.take() {
+            let _ = accepting.join();
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::SeqCst);
+        let Some(accepting) = self.accepting.take() else { return };
+        // So that it looks.
+        let woken = TcpStream::connect_timeout(&self.address, Duration::from_secs(1));
+        self.connections.close_all();
+        if woken.is_ok() {
+            let _ = accepting.join();
+        }
+    }
+}
+
+/// Takes connections until it is over. Neither a client nor a full table of open files ends it.
+fn accept<H>(listener: &TcpListener, over: &AtomicBool, all: &Arc<Connections>, handle: &Arc<H>)
+where
+    H: Fn(&mut Request<'_>) -> Reply + Send + Sync + 'static,
+{
+    let mut next = 0_u64;
+    while !over.load(Ordering::SeqCst) {
+        if all.is_full() {
+            all.make_room();
+            std::thread::sleep(FULL_WAIT);
+            continue;
+        }
+        let Ok((stream, _)) = listener.accept() else {
+            // Out of open files, most often; or the client went away meanwhile.
+            all.make_room();
+            std::thread::sleep(FULL_WAIT);
+            continue;
+        };
+        if over.load(Ordering::SeqCst) {
+            return;
+        }
+        let stream = Arc::new(stream);
+        next += 1;
+        all.lock().insert(next, (Arc::clone(&stream), Some(Instant::now())));
+        let (place, handle) = (Place { id: next, all: Arc::clone(all) }, Arc::clone(handle));
+        // Whatever ends a connection concerns nobody but its client. Where no thread can be had, it is closed.
+        let _ = std::thread::Builder::new().spawn(move || drop(converse(stream, &place, &*handle)));
+    }
+}
+
+fn converse(
+    connection: Arc<TcpStream>,
+    place: &Place,
+    handle: &dyn Fn(&mut Request<'_>) -> Reply,
+) -> io::Result<()> {
+    connection.set_nodelay(true)?;
+    connection.set_read_timeout(Some(IDLE_MAX))?;
+    connection.set_write_timeout(Some(IDLE_MAX))?;
+    let mut connection = BufReader::new(Shared(connection));
+    loop {
+        place.is_idle(true);
+        let head = read_head(&mut connection);
+        place.is_idle(false);
+        let head = match head {
+            Ok(Some(head)) => head,
+            Ok(None) => return Ok(()),
+            Err(Unread::Refused(answer)) => return close_with(answer, connection),
+            Err(Unread::Lost(error)) => return Err(error),
+        };
+        let Head { method, path, query, headers, length, keeps, asks_first } = head;
+        let body =
+            Body { connection: &mut connection, length, left: length, asks_first, hash: XxHash3_64::new() };
+        let mut request = Request { method, path, query, headers, body };
+        let reply = handle(&mut request);
+        let whole = request.body.pass_over();
+        match reply {
+            Reply::HangUp => return connection.get_ref().0.shutdown(Shutdown::Both),
+            Reply::Answer(answer) if keeps && whole => answer.write(connection.get_mut(), true)?,
+            Reply::Answer(answer) => return close_with(answer, connection),
+        }
+    }
+}
+
+/// Answers and closes, in a way that lets the client read the answer even if it is still writing.
+fn close_with(answer: Answer, mut connection: BufReader<Shared>) -> io::Result<()> {
+    answer.write(connection.get_mut(), false)?;
+    connection.get_ref().0.shutdown(Shutdown::Write)?;
+    connection.get_ref().0.set_read_timeout(Some(REST_MAX))?;
+    io::copy(&mut connection.take(REST_BYTES_MAX), &mut io::sink()).map(drop)
+}
+
+struct Head {
+    method: String,
+    path: String,
+    query: Vec<(String, String)>,
+    headers: Vec<(String, String)>,
+    length: u64,
+    keeps: bool,
+    asks_first: bool,
+}
+
+/// Why there is no request.
+enum Unread {
+    Refused(Answer),
+    Lost(io::Error),
+}
+
+/// Reads the head of the next request; `None` if the client has no other.
+fn read_head(connection: &mut BufReader<Shared>) -> Result<Option<Head>, Unread> {
+    let refused = |status, reason: String| Err(Unread::Refused(Answer::refused(status, reason)));
+    let mut text = Vec::new();
+    while !text.ends_with(b"\r\n\r\n") {
+        let room = (HEAD_BYTES_MAX - text.len()) as u64;
+        if room == 0 {
+            return refused(431, format!("the head of a request has at most {HEAD_BYTES_MAX} bytes"));
+        }
+        match connection.by_ref().take(room).read_until(b'\n', &mut text) {
+            Ok(0) if text.is_empty() => return Ok(None),
+            Ok(0) => return refused(400, "the request ended within its head".to_owned()),
+            Ok(_) => {}
+            Err(error) => return Err(Unread::Lost(error)),
+        }
+    }
+    let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    let mut parsed = httparse::Request::new(&mut headers);
+    match parsed.parse(&text) {
+        Ok(httparse::Status::Complete(_)) => {}
+        Ok(httparse::Status::Partial) => {
+            return refused(400, "the head of the request is not whole".to_owned());
+        }
+        Err(error) => return refused(400, format!("this is no HTTP request: {error}")),
+    }
+    let headers: Vec<(String, String)> = parsed
+        .headers
+        .iter()
+        .map(|header| (header.name.to_owned(), String::from_utf8_lossy(header.value).trim().to_owned()))
+        .collect();
+    let method = parsed.method.unwrap_or_default().to_owned();
+    let target = parsed.path.unwrap_or_default();
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let query = form_urlencoded::parse(query.as_bytes()).into_owned().collect();
+    if find(&headers, "Transfer-Encoding").is_some() {
+        let reason = "a body in chunks is not taken: send a Content-Length, by way of a file if need be";
+        return refused(411, reason.to_owned());
+    }
+    let mut lengths = headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("Content-Length"));
+    let length = match (lengths.next(), lengths.next()) {
+        (None, _) if matches!(method.as_str(), "POST" | "PUT" | "PATCH") => {
+            return refused(411, format!("a {method} needs a Content-Length"));
+        }
+        (None, _) => 0,
+        (Some((_, text)), None) if text.bytes().all(|byte| byte.is_ascii_digit()) => match text.parse() {
+            Ok(length) => length,
+            Err(_) => return refused(400, format!("Content-Length: {text:?} is no length")),
+        },
+        (Some((_, text)), None) => return refused(400, format!("Content-Length: {text:?} is no length")),
+        (Some(_), Some(_)) => return refused(400, "a request has one Content-Length".to_owned()),
+    };
+    let says = |name: &str, word: &str| {
+        let value = find(&headers, name).unwrap_or_default();
+        value.split(',').any(|part| part.trim().eq_ignore_ascii_case(word))
+    };
+    let newer = parsed.version == Some(1);
+    let keeps = if newer { !says("Connection", "close") } else { says("Connection", "keep-alive") };
+    let asks_first = newer && length > 0 && says("Expect", "100-continue");
+    Ok(Some(Head { method, path: path.to_owned(), query, headers, length, keeps, asks_first }))
+}
+
+fn phrase(status: u16) -> &'static str {
+    match status {
+        200 => "OK",
+        204 => "No Content",
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        409 => "Conflict",
+        411 => "Length Required",
+        413 => "Content Too Large",
+        415 => "Unsupported Media Type",
+        429 => "Too Many Requests",
+        431 => "Request Header Fields Too Large",
+        500 => "Internal Server Error",
+        503 => "Service Unavailable",
+        _ => "Other",
+    }
+}

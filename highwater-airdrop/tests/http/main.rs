@@ -1,0 +1,12 @@
+//! The program over HTTP, with the synthetic worker and with workers of the tests' own.
+
+mod faults;
+#[path = "../../../tests/support/served.rs"]
+mod served;
+mod strict;
+#[path = "../../../tests/support/mod.rs"]
+mod support;
+mod sync;
+
+/// The program under test.
+const AIRDROP: &str = env!("CARGO_BIN_EXE_highwater-airdrop");

@@ -1,0 +1,360 @@
+//! The attachments phase: works off the queue that the data phase left, and decides what a failure means.
+//!
+//! How an attachment gets to the platform, and what is stored of it when, is the delivery's. Here it is decided which is
+//! begun when, and what is done about one that could not be uploaded:
+//! - A failure of the source counts against the attachment; after so many it is given up, and listed. What cannot
+//!   change (gone, denied, empty, too large) is given up at once.
+//! - A failure of the platform counts against the attachment only if another got through in this invocation; if none
+//!   does, it is the platform's, and the phase ends with an error that gives nothing up.
+//! - A source that asks to be left alone ends the phase with a delay: the longest that any stream was asked for.
+//! - After the soft deadline no stream begins but the first. One that runs is aborted before the hard one; that counts
+//!   against it only if it had most of the invocation.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tracing::info;
+
+use crate::artifact::decompress;
+use crate::clock::Clock;
+use crate::error::{ErrorKind, Result, chain};
+use crate::model::{BATCH_BYTES_MAX, Phase};
+use crate::store::{Pending, Run, UNSETTLED_MAX};
+
+use super::answer::{Ending, Outcome, Said, failed};
+use super::body::{Failure, Flaw, stream};
+use super::delivery::{Attempt, Delivery, Done, Halt, POLL, UploadNo, attempt};
+use super::event::Event;
+use super::extractor::{AttachmentError, Extractor};
+use super::keeper::Keeper;
+use super::lanes::Lanes;
+use super::platform::PlatformError;
+use super::retry::TRIES;
+use super::serve::{Context, Invocation, caught};
+
+/// Refusals and failures of the platform, one after the other, from which on it is not about the attachments.
+const FAILURES_IN_A_ROW: u32 = 20;
+
+impl Invocation<'_> {
+    /// Streams the attachments that the data phase queued, and answers: while the lanes are there, so that a stream which
+    /// cannot be aborted does not keep the answer back.
+    pub(super) fn attachments<E: Extractor>(
+        &self,
+        extractor: &E,
+        context: &Context<'_>,
+        keeper: Option<&Keeper<'_>>,
+        delivery: Delivery<'_>,
+        said: &Said,
+    ) -> Result<Outcome> {
+        let run = context.run;
+        let early = match run.delay_left_seconds()? {
+            Some(seconds) => Some(Ending::Delay { seconds, asked: false }),
+            None => self.rebuild_queue(context)?,
+        };
+        if let Some(ending) = early {
+            return self.settle(run, keeper, Phase::Attachments, delivery, Ok(ending), said);
+        }
+        let hard = self.hard_at();
+        // What is left after it is for the last batch, the confirms and the message.
+        let abort_at = context.soft_at + hard.saturating_sub(context.soft_at).mul_f64(0.75);
+        let streams_max = self.settings.streams;
+        let settings = QueueSettings {
+            streams_max,
+            tries_max: self.settings.attachment_tries,
+            soft: context.soft_at,
+            hard,
+        };
+        let streamed = |attachment: &_| {
+            let open = || caught(|| extractor.open_attachment(context, attachment));
+            stream(attachment, open, self.platform, self.clock, abort_at)
+        };
+        let attempt = |call: &Attempt| attempt(self.platform, Some(&streamed), call);
+        let work_off = |lanes: Lanes<'_, Attempt, Done>| {
+            let mut delivery = delivery.in_lanes(lanes);
+            let ending = Queue::new(self.event, run, self.clock, &mut delivery, settings).work_off();
+            delivery.leave_attachments();
+            self.settle(run, keeper, Phase::Attachments, delivery, ending, said)
+        };
+        match self.settings.inline_seed {
+            Some(seed) => work_off(Lanes::inline(&attempt, seed)),
+            None => std::thread::scope(|scope| {
+                work_off(Lanes::pool(scope, &attempt, self.settings.lanes + streams_max))
+            }),
+        }
+    }
+
+    /// Makes the queue of attachments again, where a checkpoint or a state of the TypeScript SDK brought the run back,
+    /// from the artifacts that announced them. Says how the invocation ends, if it cannot go on.
+    fn rebuild_queue(&self, context: &Context<'_>) -> Result<Option<Ending>> {
+        let inherited = context.run.sdk_attachments()?.unwrap_or_default();
+        context.run.inherit_files(&inherited.artifact_ids)?;
+        for (seq, artifact) in context.run.files_to_load()? {
+            if context.time_left().is_zero() {
+                return Ok(Some(Ending::Progress));
+            }
+            let loaded = self.attempt(|| self.platform.download(&artifact)).and_then(|member| {
+                let mut lines = Vec::new();
+                decompress(&member, 2 * BATCH_BYTES_MAX, &mut lines).map_err(|error| error.to_string())?;
+                Ok(lines)
+            });
+            let load = |lines: Vec<u8>| {
+                context.run.load_file(seq, &lines, |place, at, attachment| {
+                    inherited.is_settled(place, at, attachment)
+                })
+            };
+            let reason = match loaded.map(load) {
+                Ok(Ok(())) => continue,
+                Ok(Err(error)) if error.kind() == ErrorKind::Invalid => chain(&error),
+                Ok(Err(error)) => return Err(error),
+                Err(reason) => reason,
+            };
+            let unit = context.run.sync_unit();
+            let what = format!("artifact {artifact}, which names attachments of {unit}, cannot be read back");
+            return Ok(Some(failed(&format!("{what}: {reason}"))));
+        }
+        context.run.queue_rebuilt()?;
+        Ok(None)
+    }
+}
+
+struct QueueSettings {
+    streams_max: usize,
+    tries_max: u32,
+    /// Elapsed times: after which no stream begins, and no retry of a call.
+    soft: Duration,
+    hard: Duration,
+}
+
+/// The queue of attachments, as it is worked off in one invocation.
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
+struct Queue<'q, 'a> {
+    event: &'q Event,
+    run: &'q Run,
+    clock: &'q dyn Clock,
+    delivery: &'q mut Delivery<'a>,
+    settings: QueueSettings,
+    /// Read from the queue and not begun; from `next` on nothing was read.
+    upcoming: VecDeque<Pending>,
+    next: u64,
+    /// There is nothing from `next` on.
+    over: bool,
+    started: Duration,
+    begun_any: bool,
+    /// It was said that the soft deadline is over.
+    late: bool,
+    /// Whether the platform took any, and how often it failed since.
+    uploaded_any: bool,
+    failures_in_a_row: u32,
+    /// What the source asked for, and what went wrong with the platform.
+    asked_to_wait: Option<Duration>,
+    trouble: Option<String>,
+}
+
+impl<'q, 'a> Queue<'q, 'a> {
+    fn new(
+        event: &'q Event,
+        run: &'q Run,
+        clock: &'q dyn Clock,
+        delivery: &'q mut Delivery<'a>,
+        settings: QueueSettings,
+    ) -> Self {
+        Self {
+            event,
+            run,
+            clock,
+            delivery,
+            settings,
+            upcoming: VecDeque::new(),
+            next: 0,
+            over: false,
+            started: clock.elapsed(),
+            begun_any: false,
+            late: false,
+            uploaded_any: false,
+            failures_in_a_row: 0,
+            asked_to_wait: None,
+            trouble: None,
+        }
+    }
+
+    /// Works off the queue, until it is empty or there is a reason to stop. What was uploaded is confirmed, if that can
+    /// be had at all; what is still running when the invocation has to end is left to the next.
+    fn work_off(mut self) -> Result<Ending> {
+        loop {
+            let stopped = self.begin()?;
+            if self.take_in()? {
+                if self.delivery.unsaved_attachments() > 0 && self.delivery.save_due() {
+                    self.delivery.save()?;
+                }
+                if self.delivery.attachments_in_flight() > 0 && self.clock.elapsed() >= self.settings.hard {
+                    return Ok(self.ending());
+                }
+            } else if self.delivery.unsaved_attachments() > 0 {
+                if !self.delivery.save()? {
+                    return Ok(self.ending());
+                }
+            } else if let Some(ready_at) = self.next_ready(stopped)
+                && ready_at < self.settings.hard
+            {
+                self.clock.sleep(ready_at.saturating_sub(self.clock.elapsed()));
+            } else if stopped || self.delivery.attachments() > 0 {
+                return Ok(self.ending());
+            } else if self.run.take_up_requeued()? == 0 {
+                return Ok(Ending::Done);
+            }
+        }
+    }
+
+    /// Begins what may begin. Says whether no stream may.
+    fn begin(&mut self) -> Result<bool> {
+        self.delivery.step()?;
+        let stopped = self.is_stopped();
+        if self.is_late() && !std::mem::replace(&mut self.late, true) {
+            info!(unsettled = self.delivery.attachments(), "deadline reached");
+        }
+        if !stopped {
+            self.take_up()?;
+        }
+        self.begun_any |= self.delivery.start_attachments(!stopped)?;
+        Ok(stopped)
+    }
+
+    /// Takes in what has come to an end, and stores it. Says whether anything had, or may.
+    fn take_in(&mut self) -> Result<bool> {
+        let in_flight = self.delivery.attachments_in_flight() > 0;
+        self.delivery.gather(if in_flight { POLL } else { Duration::ZERO });
+        let streamed = self.delivery.take_streamed();
+        let any = in_flight || !streamed.is_empty();
+        for (number, result) in streamed {
+            match result {
+                Ok(()) => {
+                    self.uploaded_any = true;
+                    self.failures_in_a_row = 0;
+                }
+                Err(failure) => self.judge(number, failure),
+            }
+        }
+        self.delivery.commit()?;
+        Ok(any)
+    }
+
+    fn ending(&self) -> Ending {
+        match (&self.trouble, self.delivery.halt(), self.asked_to_wait) {
+            (Some(reason), ..) | (None, Some(Halt::Failed(reason)), _) => failed(reason),
+            (_, Some(Halt::AskedToWait(platform)), source) => {
+                Ending::asked_to_wait((*platform).max(source.unwrap_or_default()))
+            }
+            (_, _, Some(wait)) => Ending::asked_to_wait(wait),
+            (None, None, None) => self.idle().map_or(Ending::Progress, Ending::asked_to_wait),
+        }
+    }
+
+    /// How long there is nothing to do but to wait; none if there is something.
+    fn idle(&self) -> Option<Duration> {
+        let more = !self.upcoming.is_empty() || (!self.over && self.delivery.attachments() < UNSETTLED_MAX);
+        let wait = self.delivery.next_attachment()?.saturating_sub(self.clock.elapsed());
+        (!more && !self.is_full() && !wait.is_zero()).then_some(wait)
+    }
+
+    /// Whether no stream may begin.
+    fn is_stopped(&self) -> bool {
+        self.is_full()
+            || self.trouble.is_some()
+            || self.asked_to_wait.is_some()
+            || self.delivery.halt().is_some()
+            || self.is_late()
+    }
+
+    /// Whether this invocation can take in no more.
+    fn is_full(&self) -> bool {
+        self.delivery.message_full() || self.delivery.left_over()
+    }
+
+    /// Whether the soft deadline is over, for all but the first stream.
+    fn is_late(&self) -> bool {
+        self.begun_any && self.clock.elapsed() >= self.settings.soft
+    }
+
+    /// Takes attachments out of the queue, as many as the lanes can soon take.
+    fn take_up(&mut self) -> Result<()> {
+        let mut ready = self.delivery.attachments_ready();
+        let mut begun = self.delivery.attachments();
+        while ready < self.settings.streams_max && begun < UNSETTLED_MAX {
+            if self.upcoming.is_empty() {
+                self.upcoming.extend(self.run.pending(self.next)?);
+            }
+            self.over = self.upcoming.is_empty();
+            let Some(pending) = self.upcoming.pop_front() else { break };
+            self.next = pending.number + 1;
+            ready += usize::from(pending.wait.is_zero());
+            begun += 1;
+            self.delivery.add_attachment(pending);
+        }
+        Ok(())
+    }
+
+    /// When the next thing that waits is due; none if nothing waits that may still begin.
+    fn next_ready(&self, stopped: bool) -> Option<Duration> {
+        let ready_at = self.delivery.next_attachment_call(!stopped)?;
+        // The soft deadline is a reason to look again, once a stream was begun.
+        Some(if stopped || !self.begun_any { ready_at } else { ready_at.min(self.settings.soft) })
+    }
+
+    /// Decides what is done about an attachment that could not be uploaded.
+    fn judge(&mut self, number: u64, failure: Failure) {
+        let reason = self.event.hide_secrets(&failure.to_string());
+        match failure {
+            Failure::Source(AttachmentError::RateLimited { after }) => {
+                self.asked_to_wait = self.asked_to_wait.max(Some(after));
+                self.delivery.leave(UploadNo::Attachment(number));
+            }
+            Failure::Body(Flaw::Aborted) if !self.had_most_of_it(number) => {
+                self.delivery.leave(UploadNo::Attachment(number));
+            }
+            Failure::Source(AttachmentError::Gone { .. } | AttachmentError::Denied { .. })
+            | Failure::Body(Flaw::Empty | Flaw::TooLarge)
+            | Failure::Final(_) => self.delivery.give_up(number, reason),
+            Failure::Source(AttachmentError::Temporary { .. }) | Failure::Body(_) => {
+                self.count(number, reason);
+            }
+            Failure::Platform(error) => self.judge_platform(number, &error, reason),
+        }
+    }
+
+    /// Who had most of an invocation, and did not come to an end, would have no more of the next.
+    fn had_most_of_it(&self, number: u64) -> bool {
+        let now = self.clock.elapsed();
+        let begun_at = self.delivery.attachment(number).map_or(now, |(_, upload)| upload.begun_at);
+        now.saturating_sub(begun_at) * 2 >= now.saturating_sub(self.started)
+    }
+
+    /// The platform did not take an attachment: is it about that one, or about the platform?
+    fn judge_platform(&mut self, number: u64, error: &PlatformError, reason: String) {
+        let Some((attachment, upload)) = self.delivery.attachment(number) else { return };
+        self.failures_in_a_row += 1;
+        let (after, refused) = match error {
+            PlatformError::Retry { after, .. } => (*after, false),
+            PlatformError::StorageRefused { after, .. } => (*after, true),
+            PlatformError::Refused { .. } => (None, true),
+        };
+        // Nothing is wrong with what is only to be sent later.
+        let counts = (self.uploaded_any || refused) && after.is_none();
+        if self.failures_in_a_row >= FAILURES_IN_A_ROW || (!counts && upload.call_tries >= TRIES) {
+            self.trouble.get_or_insert(format!(
+                "the upload of attachment {} of {} failed, as did {} before it: {error}",
+                attachment.id,
+                self.run.sync_unit(),
+                self.failures_in_a_row - 1
+            ));
+            self.delivery.leave(UploadNo::Attachment(number));
+        } else if counts {
+            self.count(number, reason);
+        } else {
+            self.delivery.again(UploadNo::Attachment(number), after, &error.to_string());
+        }
+    }
+
+    fn count(&mut self, number: u64, reason: String) {
+        self.delivery.count(number, reason, self.settings.tries_max);
+    }
+}

@@ -1,0 +1,956 @@
+//! What is on its way to the platform in one invocation: batches and attachments, each an upload with a life of its own.
+//!
+//! What may be done with an upload, and when its id may be given up, is decided by [`transfer`](crate::transfer) and
+//! nowhere else. This room makes the calls that it asks for, several at once in lanes, tells it what came of them, and
+//! has the store store what it says. Beside that, it knows how much there may be:
+//! - Before each confirm, the store's path must still be the file that is open: what another process confirms is not
+//!   confirmed here, too.
+//! - Each upload is tried at least once in an invocation; no retry outlives the invocation's hard limit.
+//! - No more is confirmed than one message can carry.
+//! - Where checkpoints are kept, one is to be saved after 30 seconds, 20 batches or 200 attachments. A save first closes
+//!   what is open, and waits for all batches to be uploaded.
+//! - What came to an end since the last commit is stored in one transaction where it is about attachments, together with
+//!   the lines that name them.
+//!
+//! What it means that the source failed is not decided here: such an upload is handed to the caller of
+//! [`Delivery::take_streamed`].
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+use tracing::{debug, info, warn};
+
+use crate::artifact;
+use crate::clock::Clock;
+use crate::error::{Error, Result, chain};
+use crate::model::{ArtifactId, CHECKPOINT_BYTES_SOFT, MESSAGE_BYTES_SOFT};
+use crate::record::{Attachment, Record};
+use crate::store::{BatchInfo, Pending, Run, Settling, UnsettledBatch};
+use crate::transfer::{Event, Rules, State, ToDo, Why};
+
+use super::body::Failure;
+use super::keeper::Keeper;
+use super::lanes::{Lanes, guarded};
+use super::message::ArtifactEntry;
+use super::platform::{Body, Fate, Platform, PlatformError, Upload};
+use super::retry::{TRIES, back_off, millis};
+
+/// Uploads, and time, after which a checkpoint is to be saved.
+const SAVE_BATCHES: usize = 20;
+const SAVE_ATTACHMENTS: usize = 200;
+const SAVE_AFTER: Duration = Duration::from_secs(30);
+/// How long the loop waits for a lane before it looks at the clock again.
+pub(crate) const POLL: Duration = Duration::from_millis(50);
+/// When an attachment whose failure is not judged is tried again.
+const UNJUDGED: Duration = Duration::MAX;
+/// The item type of the lines that say which attachments were uploaded.
+const LINES: &str = "ssor_attachment";
+
+/// Names an upload: a batch by its seq, an attachment by its number in the queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum UploadNo {
+    Batch(u64),
+    Attachment(u64),
+}
+
+/// One attempt at a call, to be made in a lane.
+pub(crate) struct Attempt {
+    no: UploadNo,
+    call: Call,
+}
+
+enum Call {
+    Batch { file_name: String, bytes: Vec<u8> },
+    Attachment(Attachment),
+    Confirm(ArtifactId),
+}
+
+/// What came of an attempt.
+pub(crate) struct Done {
+    no: UploadNo,
+    /// The new artifact of an upload; nothing of a confirm.
+    result: Result<Option<ArtifactId>, Failure>,
+}
+
+/// Opens an attachment and streams it to the platform: one attempt.
+pub(crate) type Stream<'a> = dyn Fn(&Attachment) -> Result<ArtifactId, Failure> + Sync + 'a;
+
+/// Makes one attempt; attachments are streamed by `stream`.
+pub(crate) fn attempt(platform: &dyn Platform, stream: Option<&Stream<'_>>, attempt: &Attempt) -> Done {
+    let result = match (&attempt.call, stream) {
+        (Call::Batch { file_name, bytes }, _) => guarded(|| {
+            let body = Body::Batch(bytes);
+            platform.upload(Upload { file_name, content_type: artifact::CONTENT_TYPE, body }).map(Some)
+        })
+        .map_err(Failure::Platform),
+        (Call::Confirm(artifact), _) => {
+            guarded(|| platform.confirm(artifact).map(|()| None)).map_err(Failure::Platform)
+        }
+        (Call::Attachment(attachment), Some(stream)) => stream(attachment).map(Some),
+        (Call::Attachment(attachment), None) => Err(Failure::Final(format!(
+            "attachment {} is streamed in the attachments phase only",
+            attachment.id
+        ))),
+    };
+    Done { no: attempt.no, result }
+}
+
+/// Why nothing more is uploaded in this invocation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Halt {
+    /// It cannot be mended by going on.
+    Failed(String),
+    /// The platform asked to be left alone for longer than this invocation has.
+    AskedToWait(Duration),
+}
+
+/// What a delivery needs to know of its invocation.
+pub(crate) struct DeliverySettings {
+    /// Calls about batches, and about attachments, at once.
+    pub(crate) batches_at_once: usize,
+    pub(crate) attachments_at_once: usize,
+    pub(crate) seed: u64,
+    /// Elapsed time after which no retry starts.
+    pub(crate) hard: Duration,
+    /// Whether uploads are confirmed; external sync units are not.
+    pub(crate) confirms: bool,
+    /// Bytes of the message without artifacts.
+    pub(crate) base_bytes: usize,
+    pub(crate) artifacts_max: Option<u64>,
+}
+
+/// An upload that is on its way.
+pub(crate) struct InFlight {
+    pub(crate) what: What,
+    rules: Rules,
+    state: State,
+    /// The id under which the platform has it, or had it, last.
+    artifact: Option<ArtifactId>,
+    /// Attempts at its present call.
+    pub(crate) call_tries: u32,
+    ready_at: Duration,
+    pub(crate) begun_at: Duration,
+    /// An attempt is being made.
+    called: bool,
+    /// Bytes that are kept free for it in the message.
+    place: Option<usize>,
+    /// The line that will name an attachment.
+    line: Option<Record>,
+}
+
+pub(crate) enum What {
+    Batch(BatchInfo),
+    Attachment {
+        attachment: Attachment,
+        /// Failures that count against it, in all lives.
+        tries: u32,
+    },
+}
+
+/// A change that is to be stored.
+enum Change {
+    Id,
+    Confirmed,
+    GivingUp,
+    /// An attachment is to be tried again.
+    Retry {
+        reason: String,
+        wait: Duration,
+    },
+    /// An attachment is not tried any more.
+    Failed(String),
+}
+
+/// Calls of one kind.
+struct Calls {
+    at_once: usize,
+    in_flight: usize,
+}
+
+/// The message, were it sealed now with all that is confirmed or being confirmed.
+struct Message {
+    bytes: usize,
+    artifacts: u64,
+    artifacts_max: u64,
+    full: bool,
+}
+
+impl Message {
+    /// Keeps so many bytes free for an artifact, if there are.
+    fn take(&mut self, bytes: usize) -> Option<usize> {
+        if self.bytes + bytes > MESSAGE_BYTES_SOFT || self.artifacts >= self.artifacts_max {
+            self.full = true;
+            return None;
+        }
+        self.add(bytes);
+        Some(bytes)
+    }
+
+    fn add(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        self.artifacts += 1;
+    }
+
+    fn give_back(&mut self, bytes: usize) {
+        self.bytes -= bytes;
+        self.artifacts -= 1;
+    }
+}
+
+/// What is on its way in one invocation.
+pub(crate) struct Delivery<'a> {
+    run: &'a Run,
+    clock: &'a dyn Clock,
+    lanes: Lanes<'a, Attempt, Done>,
+    keeper: Option<&'a Keeper<'a>>,
+    batch_rules: Rules,
+    attachment_rules: Rules,
+    /// Elapsed time after which no retry starts.
+    hard: Duration,
+    chance: fastrand::Rng,
+    uploads: BTreeMap<UploadNo, InFlight>,
+    batches: Calls,
+    attachments: Calls,
+    message: Message,
+    /// None of the attachments of this number or a higher one was begun.
+    position: u64,
+    /// When a checkpoint was last saved.
+    saved_at: Duration,
+    /// What came to an end and is not stored.
+    unstored: Vec<(UploadNo, Change)>,
+    /// What came of attempts to upload attachments, and of what cannot be delivered, in that order.
+    streamed: Vec<(u64, Result<(), Failure>)>,
+    left_over: bool,
+    halt: Option<Halt>,
+}
+
+impl<'a> Delivery<'a> {
+    /// Takes up what earlier lives left of the batches.
+    pub(crate) fn new(
+        run: &'a Run,
+        clock: &'a dyn Clock,
+        lanes: Lanes<'a, Attempt, Done>,
+        keeper: Option<&'a Keeper<'a>>,
+        settings: &DeliverySettings,
+    ) -> Result<Self> {
+        let calls = |at_once: usize| Calls { at_once: at_once.max(1), in_flight: 0 };
+        let mut this = Self {
+            run,
+            clock,
+            lanes,
+            keeper,
+            batch_rules: run.batch_rules(settings.confirms, keeper.is_some()),
+            attachment_rules: run.attachment_rules(keeper.is_some()),
+            hard: settings.hard,
+            chance: fastrand::Rng::with_seed(settings.seed),
+            uploads: BTreeMap::new(),
+            batches: calls(settings.batches_at_once),
+            attachments: calls(settings.attachments_at_once),
+            message: Message {
+                bytes: settings.base_bytes,
+                artifacts: 0,
+                artifacts_max: settings.artifacts_max.unwrap_or(u64::MAX),
+                full: false,
+            },
+            position: 0,
+            saved_at: clock.elapsed(),
+            unstored: Vec::new(),
+            streamed: Vec::new(),
+            left_over: false,
+            halt: None,
+        };
+        for (info, artifact) in run.confirmed()? {
+            this.message.add(entry(&info, &artifact).bytes()?);
+        }
+        this.add(run.unsettled()?);
+        // Of what is not confirmed, a life that was killed between two commits left the second to do.
+        this.commit()?;
+        Ok(this)
+    }
+
+    /// Makes its calls in these lanes from now on.
+    pub(crate) fn in_lanes<'b>(self, lanes: Lanes<'b, Attempt, Done>) -> Delivery<'b>
+    where
+        'a: 'b,
+    {
+        Delivery { lanes, ..self }
+    }
+
+    /// Takes in batches that were just closed, or that an earlier life left.
+    pub(crate) fn add(&mut self, batches: Vec<UnsettledBatch>) {
+        for UnsettledBatch { info, state, artifact } in batches {
+            let no = UploadNo::Batch(info.seq);
+            if self.batch_rules.to_do(state) == ToDo::Upload {
+                let (seq, items) = (info.seq, info.items);
+                debug!(seq, item_type = info.item_type, items, "batch closed");
+            }
+            self.take_up(no, What::Batch(info), state, artifact, Duration::ZERO);
+        }
+    }
+
+    /// Takes in an attachment out of the queue.
+    pub(crate) fn add_attachment(&mut self, pending: Pending) {
+        let Pending { number, attachment, state, artifact, tries, wait } = pending;
+        self.position = number + 1;
+        let ready_at = self.clock.elapsed().saturating_add(wait);
+        let what = What::Attachment { attachment, tries };
+        self.take_up(UploadNo::Attachment(number), what, state, artifact, ready_at);
+    }
+
+    fn take_up(
+        &mut self,
+        no: UploadNo,
+        what: What,
+        state: State,
+        artifact: Option<ArtifactId>,
+        ready_at: Duration,
+    ) {
+        let rules = match no {
+            UploadNo::Batch(_) => self.batch_rules,
+            UploadNo::Attachment(_) => self.attachment_rules,
+        };
+        let upload = InFlight {
+            what,
+            rules,
+            state,
+            artifact,
+            call_tries: 0,
+            ready_at,
+            begun_at: self.clock.elapsed(),
+            called: false,
+            place: None,
+            line: None,
+        };
+        self.uploads.insert(no, upload);
+        self.note_what_to_store(no);
+    }
+
+    /// More batches wait than the lanes can soon take: the source may pause.
+    pub(crate) fn crowded(&self) -> bool {
+        let moving = |upload: &InFlight| upload.to_do() != ToDo::Save;
+        self.of_batches().filter(|upload| moving(upload)).count() > self.batches.at_once.saturating_mul(2)
+    }
+
+    /// Whether the message can take no more.
+    pub(crate) fn message_full(&self) -> bool {
+        self.message.full
+    }
+
+    pub(crate) fn halt(&self) -> Option<&Halt> {
+        self.halt.as_ref()
+    }
+
+    /// Whether something is left for the next invocation.
+    pub(crate) fn left_over(&self) -> bool {
+        self.left_over
+    }
+
+    /// Makes the calls about batches that can be made and takes in what has come to an end, without waiting.
+    pub(crate) fn step(&mut self) -> Result<()> {
+        self.start()?;
+        self.gather(Duration::ZERO);
+        self.commit()?;
+        self.start()
+    }
+
+    /// Waits until something has come to an end, or a batch is to be tried again.
+    pub(crate) fn wait(&mut self) -> Result<()> {
+        self.start()?;
+        if self.batches.in_flight > 0 {
+            if let Some(done) = self.lanes.poll(POLL) {
+                self.take_in(done);
+            }
+            self.commit()?;
+        } else if let Some(ready_at) = self.next_batch_ready() {
+            self.clock.sleep(ready_at.saturating_sub(self.clock.elapsed()));
+        }
+        Ok(())
+    }
+
+    /// Goes on until all batches that can be delivered in this invocation are. After a halt nothing more is uploaded,
+    /// but what was uploaded is confirmed.
+    pub(crate) fn drain(&mut self) -> Result<()> {
+        loop {
+            if self.halt.is_some() {
+                self.leave_batches(|_, to_do| to_do == ToDo::Upload);
+            }
+            let in_flight = self.batches.in_flight > 0;
+            if self.of_batches().next().is_none() && !in_flight {
+                return Ok(());
+            }
+            let all_wait = !in_flight && self.of_batches().all(|upload| upload.to_do() == ToDo::Save);
+            if all_wait && !self.save()? {
+                // Something before them could not be uploaded, so no checkpoint can name them.
+                self.leave_batches(|_, _| true);
+            } else if !all_wait {
+                self.wait()?;
+            }
+        }
+    }
+
+    /// Whether a checkpoint is to be saved now.
+    pub(crate) fn save_due(&self) -> bool {
+        let awaits = |upload: &&InFlight| upload.to_do() == ToDo::Save;
+        self.keeper.is_some()
+            && (self.of_batches().filter(awaits).count() >= SAVE_BATCHES
+                || self.unsaved_attachments() >= SAVE_ATTACHMENTS
+                || self.clock.elapsed().saturating_sub(self.saved_at) >= SAVE_AFTER)
+    }
+
+    /// Closes what is open, waits until it is uploaded, and saves a checkpoint. Says whether one could be saved.
+    pub(crate) fn save(&mut self) -> Result<bool> {
+        let Some(keeper) = self.keeper else { return Ok(false) };
+        self.add(self.run.close_open()?);
+        while self.of_batches().any(|upload| upload.to_do() == ToDo::Upload) {
+            if self.halt.is_some() {
+                self.leave_batches(|_, to_do| to_do == ToDo::Upload);
+                if self.batches.in_flight == 0 {
+                    break;
+                }
+            }
+            self.wait()?;
+        }
+        let Some(position) = self.run.position()? else { return Ok(false) };
+        let bytes = match keeper.save(self.run, Some(&position)) {
+            // What it would have named is not confirmed, and the platform is told.
+            Err(error @ Error::TooLarge { .. }) => {
+                self.meet(Halt::Failed(chain(&error)));
+                return Ok(false);
+            }
+            saved => saved?,
+        };
+        self.message.full |= bytes >= CHECKPOINT_BYTES_SOFT;
+        for upload in self.uploads.values_mut() {
+            if let Ok((state, _)) = upload.rules.next(upload.state, Event::Saved) {
+                upload.state = state;
+            }
+        }
+        self.saved_at = self.clock.elapsed();
+        Ok(true)
+    }
+
+    fn of_batches(&self) -> impl Iterator<Item = &InFlight> {
+        let batches = UploadNo::Batch(0)..UploadNo::Attachment(0);
+        self.uploads.range(batches).map(|(_, upload)| upload)
+    }
+
+    fn of_attachments(&self) -> impl Iterator<Item = &InFlight> {
+        self.uploads.range(UploadNo::Attachment(0)..).map(|(_, upload)| upload)
+    }
+
+    /// Leaves batches about which no call is being made to the next invocation.
+    fn leave_batches(&mut self, which: impl Fn(&InFlight, ToDo) -> bool) {
+        let before = self.uploads.len();
+        self.uploads.retain(|no, upload| {
+            let left = !upload.called && which(upload, upload.to_do());
+            matches!(no, UploadNo::Attachment(_)) || !left
+        });
+        self.left_over |= self.uploads.len() < before;
+    }
+
+    fn next_batch_ready(&self) -> Option<Duration> {
+        let waits = |upload: &&InFlight| upload.to_do() != ToDo::Save;
+        self.of_batches().filter(waits).map(|upload| upload.ready_at).min()
+    }
+
+    /// Makes the calls about batches that can be made now.
+    fn start(&mut self) -> Result<()> {
+        let now = self.clock.elapsed();
+        let mut held_back = false;
+        let batches = UploadNo::Batch(0)..UploadNo::Attachment(0);
+        for (&no, upload) in self.uploads.range_mut(batches) {
+            if self.batches.in_flight >= self.batches.at_once {
+                break;
+            }
+            let What::Batch(info) = &upload.what else { continue };
+            if upload.called || upload.ready_at > now {
+                continue;
+            }
+            let call = match (upload.to_do(), &upload.artifact) {
+                (ToDo::Upload, _) => Call::Batch {
+                    file_name: format!("{}.jsonl.gz", info.item_type),
+                    bytes: self.run.payload(info.seq)?,
+                },
+                (ToDo::Confirm, Some(artifact)) => {
+                    if upload.place.is_none() {
+                        upload.place = self.message.take(entry(info, artifact.as_str()).bytes()?);
+                    }
+                    if upload.place.is_none() {
+                        held_back = true;
+                        continue;
+                    }
+                    self.run.ensure_in_place()?;
+                    Call::Confirm(artifact.clone())
+                }
+                _ => continue,
+            };
+            upload.begin(now);
+            self.batches.in_flight += 1;
+            self.lanes.submit(Attempt { no, call });
+        }
+        if held_back {
+            self.leave_batches(|upload, to_do| to_do == ToDo::Confirm && upload.place.is_none());
+        }
+        Ok(())
+    }
+
+    /// Makes the calls about attachments that can be made now. Confirms go on when no stream may `begin`. Says whether a
+    /// call was made.
+    pub(crate) fn start_attachments(&mut self, begin: bool) -> Result<bool> {
+        let now = self.clock.elapsed();
+        let mut any = false;
+        for (&no, upload) in self.uploads.range_mut(UploadNo::Attachment(0)..) {
+            if self.attachments.in_flight >= self.attachments.at_once {
+                break;
+            }
+            let (UploadNo::Attachment(number), What::Attachment { attachment, .. }) = (no, &upload.what)
+            else {
+                continue;
+            };
+            if upload.called || upload.ready_at > now {
+                continue;
+            }
+            let call = match (upload.to_do(), &upload.artifact) {
+                (ToDo::Upload, _) if begin => Call::Attachment(attachment.clone()),
+                (ToDo::Confirm, Some(artifact)) => {
+                    // What cannot be announced is not confirmed.
+                    match line(attachment, artifact) {
+                        Ok(line) => upload.line = Some(line),
+                        Err(error) => {
+                            upload.ready_at = UNJUDGED;
+                            self.streamed.push((number, Err(Failure::Final(chain(&error)))));
+                            continue;
+                        }
+                    }
+                    self.run.ensure_in_place()?;
+                    Call::Confirm(artifact.clone())
+                }
+                _ => continue,
+            };
+            any = true;
+            upload.begin(now);
+            self.attachments.in_flight += 1;
+            self.lanes.submit(Attempt { no, call });
+        }
+        Ok(any)
+    }
+
+    /// Takes in what has come to an end: waits for the first, not for the others.
+    pub(crate) fn gather(&mut self, mut wait: Duration) {
+        while self.batches.in_flight + self.attachments.in_flight > 0
+            && let Some(done) = self.lanes.poll(wait)
+        {
+            self.take_in(done);
+            wait = Duration::ZERO;
+        }
+    }
+
+    fn take_in(&mut self, done: Done) {
+        let no = done.no;
+        // Otherwise it was left to the next invocation while the call was made.
+        let Some(upload) = self.uploads.get_mut(&no) else { return };
+        upload.called = false;
+        match no {
+            UploadNo::Batch(_) => self.batches.in_flight -= 1,
+            UploadNo::Attachment(_) => self.attachments.in_flight -= 1,
+        }
+        match (done.result, no) {
+            (Ok(Some(artifact)), _) => {
+                if let (UploadNo::Attachment(number), What::Attachment { attachment, .. }) =
+                    (no, &upload.what)
+                {
+                    debug!(attachment = attachment.id, artifact = artifact.as_str(), "attachment uploaded");
+                    self.streamed.push((number, Ok(())));
+                }
+                upload.artifact = Some(artifact);
+                self.happened(no, Event::Uploaded, "");
+            }
+            (Ok(None), _) => self.happened(no, Event::Confirmed, ""),
+            (Err(failure), UploadNo::Attachment(number)) if upload.is_staged() => {
+                upload.ready_at = UNJUDGED;
+                self.streamed.push((number, Err(failure)));
+            }
+            (Err(Failure::Platform(error)), _) => self.call_failed(no, error),
+            (Err(failure), _) => self.stop(no, &failure.to_string()),
+        }
+    }
+
+    /// Takes in that a call about an upload failed, and sees to its being made again.
+    fn call_failed(&mut self, no: UploadNo, error: PlatformError) {
+        let Some(upload) = self.uploads.get(&no) else { return };
+        let confirming = !upload.is_staged();
+        let event = match (confirming, &error) {
+            (true, PlatformError::Refused { .. }) => Some(Event::ConfirmRefused),
+            (true, PlatformError::Retry { fate: Fate::Unknown, .. }) => Some(Event::ConfirmLost),
+            (false, PlatformError::Refused { .. }) => Some(Event::UploadRefused),
+            (false, PlatformError::StorageRefused { .. }) => Some(Event::StorageRefused),
+            _ => None,
+        };
+        let said = error.to_string();
+        if let Some(event) = event {
+            self.happened(no, event, &said);
+        }
+        let (after, reason) = match error {
+            PlatformError::Retry { after, reason, .. } => (after, reason),
+            PlatformError::StorageRefused { after, .. } => (after, said),
+            PlatformError::Refused { .. } => return,
+        };
+        let Some(upload) = self.uploads.get(&no) else { return };
+        if matches!(upload.to_do(), ToDo::Upload | ToDo::Confirm) {
+            self.again(no, after, &reason);
+        }
+    }
+
+    /// Moves an upload on; `said` is what the platform said.
+    fn happened(&mut self, no: UploadNo, event: Event, said: &str) {
+        let Some(upload) = self.uploads.get_mut(&no) else { return };
+        let (state, to_do) = match upload.rules.next(upload.state, event) {
+            Ok(next) => next,
+            Err(illegal) => return self.stop(no, &illegal.to_string()),
+        };
+        upload.state = state;
+        match to_do {
+            ToDo::Report(why) => self.stuck(no, why, said),
+            _ => self.note_what_to_store(no),
+        }
+    }
+
+    /// Notes what of an upload is to be stored, if anything is.
+    fn note_what_to_store(&mut self, no: UploadNo) {
+        let Some(upload) = self.uploads.get(&no) else { return };
+        let change = match upload.to_do() {
+            ToDo::StoreId => Change::Id,
+            ToDo::StoreConfirmed => Change::Confirmed,
+            ToDo::StoreGivingUp => Change::GivingUp,
+            _ => return,
+        };
+        self.unstored.push((no, change));
+    }
+
+    /// An upload cannot go on. A batch is left as it is stored, and halts the delivery; an attachment is handed over, to
+    /// be given up, unless it is not about the attachment.
+    fn stuck(&mut self, no: UploadNo, why: Why, said: &str) {
+        let Some(upload) = self.uploads.get_mut(&no) else { return };
+        let artifact = upload.artifact.as_ref().map_or("", ArtifactId::as_str);
+        let name = name(self.run, &upload.what);
+        match (why, no) {
+            (Why::UploadRefused, _) => {
+                let reason = format!("the upload of {name} was {said}");
+                self.stop(no, &reason);
+            }
+            (Why::StorageRefused, _) => {
+                let reason = format!("the upload of {name} failed: {said}; {why}");
+                self.stop(no, &reason);
+            }
+            (Why::IdsUsed, _) => {
+                let reason = format!(
+                    "{name} was given the artifact id {artifact}, which this run has used before; {why}"
+                );
+                self.stop(no, &reason);
+            }
+            (Why::RefusedInDoubt | Why::RefusedTwice, UploadNo::Batch(_)) => {
+                let reason = format!("the confirm of artifact {artifact} ({name}) was {said}; {why}");
+                self.stop(no, &reason);
+            }
+            (Why::RefusedInDoubt | Why::RefusedTwice, UploadNo::Attachment(number)) => {
+                let reason = format!("the confirm of artifact {artifact} was {said}; {why}");
+                upload.ready_at = UNJUDGED;
+                self.streamed.push((number, Err(Failure::Final(reason))));
+            }
+        }
+    }
+
+    /// Leaves an upload to the next invocation, and ends this one with an error.
+    fn stop(&mut self, no: UploadNo, reason: &str) {
+        self.leave(no);
+        self.meet(Halt::Failed(reason.to_owned()));
+    }
+
+    /// Leaves an upload to the next invocation, as it is stored.
+    pub(crate) fn leave(&mut self, no: UploadNo) {
+        let Some(upload) = self.uploads.remove(&no) else { return };
+        if let Some(bytes) = upload.place {
+            self.message.give_back(bytes);
+        }
+        self.left_over = true;
+    }
+
+    /// Makes a call again after a while, unless it was made too often, or that is after the invocation.
+    pub(crate) fn again(&mut self, no: UploadNo, after: Option<Duration>, reason: &str) {
+        let Some(upload) = self.uploads.get_mut(&no) else { return };
+        let call = if upload.is_staged() { "upload" } else { "confirm" };
+        let tries = upload.call_tries;
+        let wait = back_off(tries.max(1), after, &mut self.chance);
+        upload.ready_at = self.clock.elapsed().saturating_add(wait);
+        if tries >= TRIES {
+            let name = name(self.run, &upload.what);
+            self.stop(no, &format!("the {call} of {name} failed {TRIES} times: {reason}"));
+        } else if upload.ready_at >= self.hard {
+            self.leave(no);
+            if let Some(after) = after {
+                self.meet(Halt::AskedToWait(after));
+            }
+        } else {
+            let wait_ms = millis(wait);
+            match &upload.what {
+                What::Batch(info) => {
+                    warn!(seq = info.seq, call, tries, reason, wait_ms, "batch is tried again");
+                }
+                What::Attachment { attachment, .. } => {
+                    let attachment = &attachment.id;
+                    warn!(
+                        attachment,
+                        call, tries, reason, wait_ms, "call about an attachment is tried again"
+                    );
+                }
+            }
+        }
+    }
+
+    /// Keeps the first failure, or else the longest wait.
+    fn meet(&mut self, halt: Halt) {
+        match &halt {
+            Halt::Failed(reason) => warn!(reason, "delivery failed"),
+            Halt::AskedToWait(wait) => info!(wait_ms = millis(*wait), "the platform asked to wait"),
+        }
+        self.halt = Some(match (self.halt.take(), halt) {
+            (Some(Halt::Failed(reason)), _) => Halt::Failed(reason),
+            (Some(Halt::AskedToWait(one)), Halt::AskedToWait(other)) => Halt::AskedToWait(one.max(other)),
+            (_, halt) => halt,
+        });
+    }
+
+    /// Stores what has come to an end, and takes note that it is stored.
+    pub(crate) fn commit(&mut self) -> Result<()> {
+        while !self.unstored.is_empty() {
+            let changes = std::mem::take(&mut self.unstored);
+            let mut stored = Vec::new();
+            let mut group = Vec::new();
+            for (no, change) in changes {
+                let event = match change {
+                    Change::Id => Some(Event::IdStored),
+                    Change::Confirmed => Some(Event::ConfirmStored),
+                    Change::GivingUp => Some(Event::GivingUpStored),
+                    Change::Retry { .. } | Change::Failed(_) => None,
+                };
+                match no {
+                    UploadNo::Batch(seq) => self.store_batch(seq, &change)?,
+                    UploadNo::Attachment(number) => group.extend(self.settling(number, change)),
+                }
+                stored.extend(event.map(|event| (no, event)));
+            }
+            if !group.is_empty() {
+                let closed = self.run.settle_attachments(group, LINES, self.position)?;
+                self.add(closed);
+            }
+            for (no, event) in stored {
+                self.stored(no, event);
+            }
+        }
+        Ok(())
+    }
+
+    fn store_batch(&mut self, seq: u64, change: &Change) -> Result<()> {
+        let Some(upload) = self.uploads.get_mut(&UploadNo::Batch(seq)) else { return Ok(()) };
+        let (What::Batch(info), Some(artifact)) = (&upload.what, &upload.artifact) else { return Ok(()) };
+        match change {
+            Change::Id => self.run.uploaded(seq, artifact)?,
+            Change::GivingUp => self.run.give_up_id(seq)?,
+            Change::Confirmed | Change::Retry { .. } | Change::Failed(_) => {
+                self.run.confirm(seq)?;
+                if upload.place.is_none() {
+                    // It is announced unconfirmed.
+                    self.message.add(entry(info, artifact.as_str()).bytes()?);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What the store is told of an attachment.
+    fn settling(&mut self, number: u64, change: Change) -> Option<(u64, Settling)> {
+        let no = UploadNo::Attachment(number);
+        let upload = self.uploads.get_mut(&no)?;
+        let settling = match change {
+            Change::Id => Settling::Uploaded(upload.artifact.clone()?),
+            Change::Confirmed => Settling::Settled(upload.line.take()),
+            Change::GivingUp => Settling::GivenUp,
+            Change::Retry { reason, wait } => Settling::Retry { reason, wait },
+            Change::Failed(reason) => {
+                self.uploads.remove(&no);
+                Settling::Failed(reason)
+            }
+        };
+        Some((number, settling))
+    }
+
+    /// Takes note that something is stored.
+    fn stored(&mut self, no: UploadNo, event: Event) {
+        self.happened(no, event, "");
+        let Some(upload) = self.uploads.get_mut(&no) else { return };
+        if event == Event::ConfirmStored {
+            let artifact = upload.artifact.as_ref().map_or("", ArtifactId::as_str);
+            match &upload.what {
+                What::Batch(info) => debug!(seq = info.seq, artifact, "batch confirmed"),
+                What::Attachment { attachment, .. } => {
+                    debug!(attachment = attachment.id, artifact, "attachment settled");
+                }
+            }
+        }
+        // Whatever it is, the next call is another one.
+        upload.call_tries = 0;
+        match upload.to_do() {
+            ToDo::Upload => {
+                if let Some(bytes) = upload.place.take() {
+                    self.message.give_back(bytes);
+                }
+            }
+            // A message or a line names it: that is not done here.
+            ToDo::Announce | ToDo::Nothing => drop(self.uploads.remove(&no)),
+            _ => {}
+        }
+    }
+
+    // What is asked, and decided, about attachments by whoever works off their queue.
+
+    /// What came of attachments since this was asked last: that the platform took the bytes, or why it did not. None that
+    /// failed is tried again unless one of the methods below says so.
+    pub(crate) fn take_streamed(&mut self) -> Vec<(u64, Result<(), Failure>)> {
+        std::mem::take(&mut self.streamed)
+    }
+
+    /// An attachment that is on its way.
+    pub(crate) fn attachment(&self, number: u64) -> Option<(&Attachment, &InFlight)> {
+        let upload = self.uploads.get(&UploadNo::Attachment(number))?;
+        match &upload.what {
+            What::Attachment { attachment, .. } => Some((attachment, upload)),
+            What::Batch(_) => None,
+        }
+    }
+
+    /// Counts a failure against an attachment. It is tried again after a while, or given up after `tries_max` of them.
+    pub(crate) fn count(&mut self, number: u64, reason: String, tries_max: u32) {
+        let Some(upload) = self.uploads.get_mut(&UploadNo::Attachment(number)) else { return };
+        let What::Attachment { attachment, tries } = &mut upload.what else { return };
+        *tries += 1;
+        if *tries >= tries_max {
+            return self.give_up(number, reason);
+        }
+        let (tries, wait) = (*tries, back_off(*tries, None, &mut self.chance));
+        warn!(attachment = attachment.id, tries, wait_ms = millis(wait), "attachment is tried again");
+        upload.call_tries = 0;
+        upload.ready_at = self.clock.elapsed().saturating_add(wait);
+        self.unstored.push((UploadNo::Attachment(number), Change::Retry { reason, wait }));
+    }
+
+    /// Gives an attachment up. The reason is stored, and listed.
+    pub(crate) fn give_up(&mut self, number: u64, reason: String) {
+        let no = UploadNo::Attachment(number);
+        let Some(upload) = self.uploads.get_mut(&no) else { return };
+        if let What::Attachment { attachment, tries } = &upload.what {
+            warn!(attachment = attachment.id, tries, "attachment given up");
+        }
+        match upload.rules.next(upload.state, Event::GivenUp) {
+            Ok((state, _)) => {
+                upload.state = state;
+                self.unstored.push((no, Change::Failed(reason)));
+            }
+            Err(illegal) => self.stop(no, &illegal.to_string()),
+        }
+    }
+
+    /// Attachments that are on their way.
+    pub(crate) fn attachments(&self) -> usize {
+        self.of_attachments().count()
+    }
+
+    /// Calls about attachments that are being made.
+    pub(crate) fn attachments_in_flight(&self) -> usize {
+        self.attachments.in_flight
+    }
+
+    /// Attachments for which a call may be made now.
+    pub(crate) fn attachments_ready(&self) -> usize {
+        let now = self.clock.elapsed();
+        self.of_attachments().filter(|upload| upload.ready_at <= now).count()
+    }
+
+    /// When the next of them is.
+    pub(crate) fn next_attachment(&self) -> Option<Duration> {
+        self.of_attachments().map(|upload| upload.ready_at).min()
+    }
+
+    /// As [`Delivery::next_attachment`], of those for which a call may be made if no stream may `begin`.
+    pub(crate) fn next_attachment_call(&self, begin: bool) -> Option<Duration> {
+        let may = |upload: &&InFlight| match upload.to_do() {
+            ToDo::Upload => begin,
+            to_do => to_do == ToDo::Confirm,
+        };
+        self.of_attachments().filter(may).map(|upload| upload.ready_at).min()
+    }
+
+    /// Attachments that are uploaded, and that no saved checkpoint names.
+    pub(crate) fn unsaved_attachments(&self) -> usize {
+        self.of_attachments().filter(|upload| upload.to_do() == ToDo::Save).count()
+    }
+
+    /// Leaves all attachments to the next invocation, also those about which a call is being made.
+    pub(crate) fn leave_attachments(&mut self) {
+        self.uploads.retain(|no, _| matches!(no, UploadNo::Batch(_)));
+        self.attachments.in_flight = 0;
+    }
+}
+
+impl InFlight {
+    fn to_do(&self) -> ToDo {
+        self.rules.to_do(self.state)
+    }
+
+    fn begin(&mut self, now: Duration) {
+        self.called = true;
+        self.begun_at = now;
+        self.call_tries += 1;
+    }
+
+    /// The platform has no id for it that is stored.
+    fn is_staged(&self) -> bool {
+        matches!(self.state, State::Staged(_))
+    }
+}
+
+fn name(run: &Run, what: &What) -> String {
+    let unit = run.sync_unit();
+    match what {
+        What::Batch(info) => format!("batch {} of {unit} ({} {})", info.seq, info.items, info.item_type),
+        What::Attachment { attachment, .. } => format!("attachment {} of {unit}", attachment.id),
+    }
+}
+
+/// A batch as a message names it.
+pub(crate) fn entry(info: &BatchInfo, artifact: &str) -> ArtifactEntry {
+    let (created, modified) = (info.dates.created, info.dates.modified);
+    ArtifactEntry {
+        id: artifact.to_owned(),
+        item_type: info.item_type.clone(),
+        item_count: info.items.into(),
+        oldest_created: created.map(|(oldest, _)| oldest.to_time()),
+        newest_created: created.map(|(_, newest)| newest.to_time()),
+        oldest_modified: modified.map(|(oldest, _)| oldest.to_time()),
+        newest_modified: modified.map(|(_, newest)| newest.to_time()),
+    }
+}
+
+/// An attachment as a line names it.
+fn line(attachment: &Attachment, artifact: &ArtifactId) -> Result<Record> {
+    let mut line = Map::new();
+    line.insert("id".to_owned(), json!({ "devrev": artifact.as_str(), "external": attachment.id }));
+    line.insert("parent_id".to_owned(), json!({ "external": attachment.parent_id }));
+    if let Some(author) = &attachment.author_id {
+        line.insert("actor_id".to_owned(), json!({ "external": author }));
+    }
+    if let Some(inline) = attachment.inline {
+        line.insert("inline".to_owned(), Value::Bool(inline));
+    }
+    Record::flat(&line)
+}

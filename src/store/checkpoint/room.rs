@@ -1,0 +1,206 @@
+//! How much of a worker state an extractor may still take.
+//!
+//! A checkpoint must always fit, and the message of an ERROR with it: a worker whose state does not fit could tell nobody.
+//! So the cursors, bookmarks and values of a unit may take [`CHECKPOINT_STATE_BYTES_MAX`] bytes together, less what
+//! others keep in the same worker state. What would go over it is refused before it is staged. The rest of a worker
+//! state ([`CHECKPOINT_BYTES_MAX`](crate::limits::CHECKPOINT_BYTES_MAX)) is for a sealed message, artifacts that are not
+//! announced yet, events, findings and attachments, each of which is bounded by itself.
+//!
+//! Counted are bytes of JSON before they are compressed. A gzip member in base64 is seldom larger than the JSON text in
+//! it, and by a tenth at most; so what is admitted fits whatever it holds.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::model::CHECKPOINT_STATE_BYTES_MAX;
+
+use super::super::page::Page;
+use super::super::rows::{BOOKMARKS, Json, Key, STREAMS, TYPES, VALUES};
+use super::super::run::Run;
+use super::super::tables::Rows;
+
+/// Bytes that a stream, an item type, a bookmark or a value takes beside its name and its text.
+const PART_BYTES: u64 = 40;
+
+/// Something of the extractor's that a checkpoint holds.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Part {
+    Stream(String),
+    Cursor(String),
+    /// Of the run at hand; it takes the place of the kept one when the run is finished.
+    Bookmark(String),
+    KeptBookmark(String),
+    Value(String),
+    ItemType(String),
+}
+
+impl Part {
+    fn text(&self) -> String {
+        match self {
+            Part::Stream(name) => format!("stream {name}"),
+            Part::Cursor(name) => format!("the cursor of stream {name}"),
+            Part::Bookmark(name) | Part::KeptBookmark(name) => format!("the bookmark of stream {name}"),
+            Part::Value(key) => format!("the value {key}"),
+            Part::ItemType(name) => format!("item type {name}"),
+        }
+    }
+}
+
+/// What the parts of a unit's checkpoint take, and how much they may.
+#[derive(Debug)]
+pub(crate) struct Room {
+    sync_unit: String,
+    limit: u64,
+    used: u64,
+    parts: BTreeMap<Part, u64>,
+}
+
+impl Run {
+    /// The room that the extractor has, of which others take `taken` bytes.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    pub(crate) fn room(&self, taken: u64) -> Result<Room> {
+        self.inner.tables.view(|rows| {
+            let limit = (CHECKPOINT_STATE_BYTES_MAX as u64).saturating_sub(taken);
+            let mut room = Room { sync_unit: self.unit.to_string(), limit, used: 0, parts: BTreeMap::new() };
+            let unit = Key::unit(self.unit_no);
+            for (name, row) in rows.all(&BOOKMARKS, &unit)? {
+                room.put(Part::KeptBookmark(self.name(&name)?), row.json.len());
+            }
+            for (key, Json(json)) in rows.all(&VALUES, &unit)? {
+                room.put(Part::Value(self.name(&key)?), json.len());
+            }
+            for (name, row) in rows.all(&STREAMS, &self.run_key())? {
+                let name = self.name(&name)?;
+                room.put(Part::Cursor(name.clone()), row.cursor.map_or(0, |json| json.len()));
+                room.put(Part::Bookmark(name.clone()), row.bookmark.map_or(0, |json| json.len()));
+                room.put(Part::Stream(name), 0);
+            }
+            for (name, _) in rows.all(&TYPES, &self.run_key())? {
+                room.put(Part::ItemType(self.name(&name)?), 0);
+            }
+            Ok(room)
+        })
+    }
+}
+
+impl Room {
+    /// Counts a page in that is about to be staged.
+    ///
+    /// # Errors
+    /// `NoRoom`, naming what of the page does not fit; nothing of it is counted.
+    pub(crate) fn admit<C: Serialize>(&mut self, stream: &str, page: &Page<C>) -> Result<()> {
+        let name = || stream.to_owned();
+        let sizes = page.sizes();
+        let mut changes = vec![(Part::Stream(name()), 0), (Part::Cursor(name()), sizes.cursor.unwrap_or(0))];
+        changes.extend(sizes.item_types.into_iter().map(|name| (Part::ItemType(name), 0)));
+        changes.extend(sizes.bookmark.map(|bytes| (Part::Bookmark(name()), bytes)));
+        let mut removed = Vec::new();
+        for (key, bytes) in sizes.values {
+            match bytes {
+                Some(bytes) => changes.push((Part::Value(key), bytes)),
+                None => removed.push(Part::Value(key)),
+            }
+        }
+        // What a page takes out makes room for what it puts in.
+        let freed: u64 = removed.iter().filter_map(|part| self.parts.get(part)).sum();
+        let mut used = self.used.saturating_sub(freed);
+        let mut counted: BTreeMap<&Part, u64> = BTreeMap::new();
+        for (part, bytes) in &changes {
+            let bytes = cost(part, *bytes);
+            let before = counted.get(part).or_else(|| self.parts.get(part)).copied().unwrap_or(0);
+            let left = self.limit.saturating_sub(used.saturating_sub(before));
+            if bytes > left && bytes > before {
+                return Err(Error::NoRoom {
+                    what: part.text(),
+                    sync_unit: self.sync_unit.clone(),
+                    found: bytes,
+                    left,
+                    limit: self.limit,
+                });
+            }
+            used = used.saturating_sub(before).saturating_add(bytes);
+            counted.insert(part, bytes);
+        }
+        for part in removed {
+            self.remove(&part);
+        }
+        for (part, bytes) in changes {
+            self.put(part, bytes);
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, part: Part, bytes: usize) {
+        self.remove(&part);
+        let bytes = cost(&part, bytes);
+        self.used = self.used.saturating_add(bytes);
+        self.parts.insert(part, bytes);
+    }
+
+    fn remove(&mut self, part: &Part) {
+        self.used = self.used.saturating_sub(self.parts.remove(part).unwrap_or(0));
+    }
+}
+
+/// Bytes that a part takes whose text has so many.
+fn cost(part: &Part, bytes: usize) -> u64 {
+    let name = match part {
+        // They stand in the stream's row, with its name.
+        Part::Cursor(_) | Part::Bookmark(_) => return bytes as u64,
+        // Counted twice: as read, and as announced.
+        Part::ItemType(name) => 2 * name.len(),
+        Part::Stream(name) | Part::KeptBookmark(name) | Part::Value(name) => name.len(),
+    };
+    (name + bytes) as u64 + PART_BYTES
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+
+    #[test]
+    fn what_is_replaced_or_removed_makes_room_and_what_is_refused_takes_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let run =
+            Store::open(dir.path().join("state.redb")).unwrap().sync_unit("unit").unwrap().begin().unwrap();
+        let taken = CHECKPOINT_STATE_BYTES_MAX as u64 - 1_000;
+        let mut room = run.room(taken).unwrap();
+        let page = |key: &str, bytes: usize| Page::<u8>::last().value(key, &"x".repeat(bytes));
+        room.admit("s", &page("a", 600)).unwrap();
+        let Err(Error::NoRoom { what, found, left, limit, .. }) = room.admit("s", &page("b", 600)) else {
+            panic!("it fits")
+        };
+        // The text's quotation marks, the name and what every part takes.
+        assert_eq!((what.as_str(), found, left, limit), ("the value b", 643, 1_000 - 643 - 41, 1_000));
+        room.admit("s", &page("b", 100)).unwrap();
+        room.admit("s", &page("a", 700)).unwrap();
+        assert!(room.admit("s", &page("a", 900)).is_err());
+        room.admit("s", &page("b", 800).without_value("a")).unwrap();
+        let used = room.used;
+        assert!(room.admit("s", &page("a", 200)).is_err());
+        assert!(room.admit("t", &page("c", 1).value("d", &"x".repeat(200))).is_err());
+        assert_eq!(room.used, used, "nothing of it is counted");
+        assert_eq!(room.parts.values().sum::<u64>(), used);
+    }
+
+    #[test]
+    fn a_room_that_is_over_its_limit_takes_what_is_not_larger() {
+        let dir = tempfile::tempdir().unwrap();
+        let run =
+            Store::open(dir.path().join("state.redb")).unwrap().sync_unit("unit").unwrap().begin().unwrap();
+        let mut room = run.room(CHECKPOINT_STATE_BYTES_MAX as u64).unwrap();
+        for (name, bytes) in [("a", 10), ("b", 20)] {
+            room.put(Part::Value(name.to_owned()), bytes);
+        }
+        room.put(Part::Stream("s".to_owned()), 0);
+        room.put(Part::Cursor("s".to_owned()), 1);
+        room.admit("s", &Page::more(2_u8).value("a", &"x".repeat(8))).unwrap();
+        assert!(room.admit("s", &Page::more(2_u8).value("a", &"x".repeat(9))).is_err());
+        assert!(room.admit("s", &Page::more(20_u8)).is_err());
+    }
+}

@@ -1,0 +1,87 @@
+//! Tables of what uploads do, each with one rule taken away: a negative control is an exploration with one of them.
+
+use crate::model::Rule;
+use crate::transfer::{Event, Held, Past, Rules, State, Table, Tables};
+
+/// What the platform takes of us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Uploads {
+    /// Records.
+    Batches,
+    /// The files that they name.
+    Attachments,
+}
+
+/// The tables without a rule; those of the real thing if it is not about uploads. `of`: the uploads that it is taken
+/// from; unless told, all.
+pub(crate) fn tables_without(rule: Rule, of: Option<Uploads>) -> Tables {
+    let table = |uploads| table_without(rule).filter(|_| of.is_none_or(|of| of == uploads));
+    Tables { batches: table(Uploads::Batches), attachments: table(Uploads::Attachments) }
+}
+
+/// The table without a rule; none if the rule is not about uploads.
+fn table_without(rule: Rule) -> Option<Table> {
+    match rule {
+        Rule::CommitBeforeConfirm => Some(id_stored_after_the_confirm),
+        Rule::AnnounceConfirmed => Some(announced_unconfirmed),
+        Rule::ConfirmAfterSave => Some(confirmed_unsaved),
+        Rule::OutboxUntilAnnounced => Some(gone_once_confirmed),
+        Rule::IdKeptInDoubt => Some(given_up_in_doubt),
+        _ => None,
+    }
+}
+
+/// What is uploaded is confirmed at once; its id is stored after that.
+fn id_stored_after_the_confirm(rules: Rules, state: State, event: Event) -> Option<State> {
+    match (state, event) {
+        (State::Staged(Past { given_up, .. }), Event::Uploaded) => {
+            Some(State::Uploaded(Held { given_up, saved: true, in_doubt: false }))
+        }
+        (State::Uploaded(Held { given_up, .. }), Event::Confirmed) => {
+            Some(State::Named(Past { given_up, anew: 0 }))
+        }
+        (State::Named(Past { given_up, .. }), Event::IdStored) => {
+            Some(State::Known(Held { given_up, saved: true, in_doubt: false }))
+        }
+        // As the store has it, which takes in several events at once.
+        (State::Uploaded(_), Event::IdStored) => Some(state),
+        (State::Named(_), Event::ConfirmStored) => Some(State::Confirmed),
+        _ => rules.after(state, event),
+    }
+}
+
+/// What is uploaded counts as confirmed.
+fn announced_unconfirmed(rules: Rules, state: State, event: Event) -> Option<State> {
+    match (state, event) {
+        (State::Named(Past { given_up, .. }), Event::IdStored) => {
+            Some(State::Known(Held { given_up, saved: false, in_doubt: false }))
+        }
+        _ => rules.after(state, event),
+    }
+}
+
+/// What is uploaded counts as named by a saved checkpoint.
+fn confirmed_unsaved(rules: Rules, state: State, event: Event) -> Option<State> {
+    match (state, event) {
+        (State::Named(Past { given_up, .. }), Event::IdStored) => {
+            Some(State::Uploaded(Held { given_up, saved: true, in_doubt: false }))
+        }
+        _ => rules.after(state, event),
+    }
+}
+
+/// What is confirmed is forgotten.
+fn gone_once_confirmed(rules: Rules, state: State, event: Event) -> Option<State> {
+    match (state, event) {
+        (State::Known(_), Event::ConfirmStored) => Some(State::Delivered),
+        _ => rules.after(state, event),
+    }
+}
+
+/// An id whose confirm is refused is given up, whatever came of the attempts before.
+fn given_up_in_doubt(rules: Rules, state: State, event: Event) -> Option<State> {
+    match (state, event) {
+        (State::Uploaded(held), Event::ConfirmRefused) => Some(State::Rejected(held)),
+        _ => rules.after(state, event),
+    }
+}
