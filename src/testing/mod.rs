@@ -35,6 +35,6 @@ pub use disk::{DiskOperation, Fault, FaultCounts, SIM_DISK_BYTES_MAX, SimDisk};
 pub use explore::Explore;
 pub use image::Image;
 pub use report::{Broken, Failure, Report, Violation};
-pub use schedule::{Act, Call, CallFault, Schedule};
+pub use schedule::{Act, Call, CallFault, Schedule, Setting};
 pub use source::{Shape, SimCursor, SimSource};
 pub use world::Life;
