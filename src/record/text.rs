@@ -14,6 +14,9 @@ use super::path::{FieldPath, Step};
 /// Flaws of one text that are told one by one.
 const FLAWS_MAX: usize = 1_000;
 
+/// Bytes of a key that are read for a path: enough for all the characters that a path shows, each a pair of escapes.
+const KEY_BYTES: usize = 4 * 1_024;
+
 /// Levels of arrays and objects in one line: `serde_json`, and so [`Checker`](super::Checker), reads no more.
 pub(super) const DEPTH_MAX: usize = 127;
 
@@ -247,15 +250,23 @@ impl Scan<'_> {
         self.found.push(Flawed { flaw, range, path });
     }
 
-    /// A key as a reader has it.
+    /// A key as a reader has it: of a long one the beginning, which is more than a path shows, so that many flaws in or
+    /// under it cost no more than they are many.
     fn key(&self, range: Range<usize>) -> String {
+        let key = self.text.get(range).unwrap_or_default();
         let mut quoted = vec![b'"'];
-        quoted.extend_from_slice(self.text.get(range.clone()).unwrap_or_default());
-        quoted.push(b'"');
-        replace_surrogates(&mut quoted);
-        serde_json::from_slice(&quoted).unwrap_or_else(|_| {
-            String::from_utf8_lossy(self.text.get(range).unwrap_or_default()).into_owned()
-        })
+        quoted.extend_from_slice(key.get(..KEY_BYTES).unwrap_or(key));
+        // The cut may go through an escape, or a pair of them, or a character.
+        for _ in 0..12 {
+            let mut whole = quoted.clone();
+            whole.push(b'"');
+            replace_surrogates(&mut whole);
+            if let Ok(key) = serde_json::from_slice(&whole) {
+                return key;
+            }
+            quoted.pop();
+        }
+        String::from_utf8_lossy(quoted.get(1..).unwrap_or_default()).into_owned()
     }
 }
 

@@ -324,3 +324,39 @@ fn bytes_that_are_no_text_are_found_wherever_they_stand() {
         }
     }
 }
+
+/// Nothing here may panic, and nothing may take time that grows with the square of the text.
+#[test]
+fn text_made_to_break_a_reader_is_answered() {
+    let long = "k".repeat(1_000_000);
+    let keys = |key: &dyn Fn(u32) -> String| (0..200_000).map(key).collect::<Vec<_>>().join(",");
+    let (wide, same) = (keys(&|n| format!("\"k{n}\":1")), keys(&|_| "\"size\":\"x\"".to_owned()));
+    let halves = r"\ud83d".repeat(200_000);
+    let datas = [
+        format!("{{{wide}}}"),
+        format!("{{{same}}}"),
+        format!("{{\"home\":{{{wide}}}}}"),
+        format!("{{\"x\":{{{wide}}}}}"),
+        format!("{{\"{long}\":{{\"{long}\":[\"{halves}\"]}}}}"),
+        format!("{{\"{halves}\":\"{halves}\"}}"),
+        format!("{{\"tags\":[{}]}}", vec![r#""\ud83d\u0000""#; 100_000].join(",")),
+        format!("{{\"size\":{}}}", "9".repeat(1_000_000)),
+        format!("{{\"size\":1e{}}}", "9".repeat(1_000_000)),
+        "{".repeat(1_000_000),
+        "{\"a\":[".repeat(200_000),
+        format!("{{\"a\":\"{}", "\\".repeat(1_000_001)),
+        "{\"a\":\"\\u".to_owned(),
+        "{\"a\":\"\\ud83d\\u".to_owned(),
+    ];
+    for data in &datas {
+        for line in [format!("{{\"id\":\"1\",\"data\":{data}}}"), data.clone()] {
+            let checker = Checker::new(&metadata(), "issues").unwrap();
+            assert!(!checker.check_line(&line).is_empty());
+            assert!(checker.stream(line.as_bytes()).unwrap().map(Result::unwrap).count() > 0);
+            let _ = normalizer().normalize_json(&line);
+        }
+        if let Ok(record) = Record::from_raw("1", data) {
+            strict(&record.to_line());
+        }
+    }
+}
