@@ -6,6 +6,7 @@
 //! again. Everything random comes from a seed that the caller gives.
 
 mod catalogue;
+pub mod conformance;
 mod controls;
 mod conversation;
 mod crash;
@@ -23,6 +24,11 @@ mod watched;
 mod world;
 
 pub use crate::model::Rule;
+pub use crate::store::backend::contract::{
+    Backend, CommitError, KeyRange, Limit, ReadTransaction, RowPage, WriteTransaction,
+};
+pub use crate::store::backend::memory::{LostAnswer, Memory};
+pub use crate::store::backend::redb::{redb_on_disk, redb_on_file};
 pub use controls::Uploads;
 pub use crash::{CrashImage, CrashImages, CrashPoint, Kept, Moment, Recording, Sampling};
 pub use disk::{DiskOperation, Fault, FaultCounts, SIM_DISK_BYTES_MAX, SimDisk};
