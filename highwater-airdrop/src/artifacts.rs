@@ -209,13 +209,17 @@ struct Counted<R> {
     lines: Option<MultiGzDecoder<Lines>>,
 }
 
-/// Counts line breaks.
+/// Counts lines; the last one may end without a line break, as the SDK of the platform writes it.
 #[derive(Default)]
-struct Lines(u64);
+struct Lines {
+    ended: u64,
+    is_open: bool,
+}
 
 impl io::Write for Lines {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0 += bytes.split(|byte| *byte == b'\n').skip(1).count() as u64;
+        self.ended += bytes.split(|byte| *byte == b'\n').skip(1).count() as u64;
+        self.is_open = bytes.last().map_or(self.is_open, |byte| *byte != b'\n');
         Ok(bytes.len())
     }
 
@@ -234,7 +238,7 @@ impl<R: Read> Counted<R> {
         Content {
             bytes: self.bytes,
             hash: format!("{:016x}", self.hash.finish()),
-            lines: lines.map(|lines| lines.0),
+            lines: lines.map(|lines| lines.ended + u64::from(lines.is_open)),
         }
     }
 }

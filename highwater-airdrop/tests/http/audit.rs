@@ -84,9 +84,9 @@ impl Sdk {
         write!(form, "--{boundary}\r\nContent-Disposition: form-data; name=\"file\"\r\n").ok()?;
         write!(form, "Content-Type: application/octet-stream\r\n\r\n").ok()?;
         let mut gzip = GzEncoder::new(&mut form, Compression::default());
-        for line in lines {
-            writeln!(gzip, "{line}").ok()?;
-        }
+        // The last line ends without a line break.
+        let lines: Vec<String> = lines.iter().map(Value::to_string).collect();
+        write!(gzip, "{}", lines.join("\n")).ok()?;
         gzip.finish().ok()?;
         write!(form, "\r\n--{boundary}--\r\n").ok()?;
         let content_type = format!("multipart/form-data; boundary={boundary}");
