@@ -107,7 +107,7 @@ impl SdkAttachments {
             _ if place == 0 && at < self.last_processed => InheritedLine::Settled,
             Ok((attachment, _)) if named(&self.processed, &attachment) => InheritedLine::Settled,
             Ok((_, json)) => InheritedLine::Queued(json),
-            Err((id, parent_id, reason)) => {
+            Err(Senseless { id, parent_id, reason }) => {
                 let id = id.unwrap_or_else(|| format!("(line {} of artifact {})", at + 1, place + 1));
                 let parent_id = parent_id.unwrap_or_else(|| "(unknown)".to_owned());
                 let json = json!({ "id": id, "url": "", "file_name": "(unknown)", "parent_id": parent_id });
@@ -117,11 +117,20 @@ impl SdkAttachments {
     }
 }
 
-/// A line of attachments' metadata that the SDK announced, as one of ours: an id that is a number is its text. What makes
-/// no sense is told, with its id and its parent's as far as they can be had.
-fn inherited_line(line: &str) -> Result<(Attachment, String), (Option<String>, Option<String>, String)> {
-    let mut fields: Map<String, Value> = serde_json::from_str(line)
-        .map_err(|error| (None, None, format!("its line makes no sense: {error}")))?;
+/// A line that names no attachment: its id and its parent's as far as they can be had, and what is wrong with it.
+struct Senseless {
+    id: Option<String>,
+    parent_id: Option<String>,
+    reason: String,
+}
+
+/// A line of attachments' metadata that the SDK announced, as one of ours: an id that is a number is its text.
+fn inherited_line(line: &str) -> Result<(Attachment, String), Senseless> {
+    let mut fields: Map<String, Value> = serde_json::from_str(line).map_err(|error| Senseless {
+        id: None,
+        parent_id: None,
+        reason: format!("its line makes no sense: {error}"),
+    })?;
     for name in ["id", "parent_id", "grand_parent_id", "author_id"] {
         if let Some(field) = fields.get_mut(name)
             && let Some(text) = id_text(field)
@@ -136,7 +145,7 @@ fn inherited_line(line: &str) -> Result<(Attachment, String), (Option<String>, O
             let text = fields.get(name).and_then(id_text)?;
             (1..=ID_BYTES_MAX).contains(&text.len()).then_some(text)
         };
-        (id("id"), id("parent_id"), error.to_string())
+        Senseless { id: id("id"), parent_id: id("parent_id"), reason: error.to_string() }
     })
 }
 
