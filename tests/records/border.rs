@@ -48,7 +48,7 @@ fn strict(line: &str) -> Value {
 const HALVES: [&str; 6] =
     [r"\ud83d", r"\uDE00", r"\ud83d\ud83d", r"\ude00\ud83d", r"\ud83dx\ude00", r"\uD83D\\ude00"];
 
-/// `JSON.stringify` escapes a lone surrogate: https://tc39.es/ecma262/#sec-quotejsonstring, and strict readers refuse
+/// `JSON.stringify` escapes a lone surrogate: <https://tc39.es/ecma262/#sec-quotejsonstring>, and strict readers refuse
 /// it: RFC 8259, section 8.2.
 #[test]
 fn half_a_character_is_found_at_its_place() {
@@ -219,7 +219,7 @@ fn control_characters_in_text_keys_and_ids_are_warnings() {
     strict(&odd.to_record().unwrap().to_line());
 }
 
-/// The platform's own example declares it: https://developer.devrev.ai/airdrop/metadata-extraction
+/// The platform's own example declares it: <https://developer.devrev.ai/airdrop/metadata-extraction>
 #[test]
 fn an_id_may_be_declared_and_dates_are_warned_of() {
     let cards = RecordType::new()
