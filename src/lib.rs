@@ -116,7 +116,7 @@
 //! | 3 | `store`, `store/run`, `store/conversation`, `store/notes`, `store/batches`, `store/uploads`, `store/attachments/`, `store/findings`, `store/checkpoint/`, `store/inspect/` | what is remembered, the iterators over it, its portable form, a look from outside | `base64` |
 //! | 2 | `store/tables` | every method is one atomic change | `redb` |
 //! | 1 | `store/backend/` | where the bytes of a store are | |
-//! | 1 | `airdrop/event`, `airdrop/message`, `airdrop/platform`, `airdrop/retry`, `airdrop/window` | what is said, to whom, how often, and of which time | |
+//! | 1 | `airdrop/event`, `airdrop/message`, `airdrop/platform`, `airdrop/retry`, `airdrop/status`, `airdrop/window` | what is said, to whom, how often, and of which time | |
 //! | 1 | `record/`, `store/page` | what a record is, what metadata says of it, and what a page is | |
 //! | 1 | `artifact` | JSON Lines and gzip | `flate2` |
 //! | 1 | `store/rows/` | what is stored, under which key | `serde_bytes` |

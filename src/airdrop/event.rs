@@ -406,13 +406,10 @@ impl Event {
         let path = end.path();
         match self.field(path)? {
             None => Ok(None),
-            Some(Value::Object(_)) => {
-                let kind_path = format!("{path}.type");
-                let Some(kind) = self.text(&kind_path)? else {
-                    return Err(wrong(&kind_path, "is missing: it says how to find the moment"));
-                };
-                Ok(Some(TimeSetting { kind, value: self.text(&format!("{path}.value"))? }))
-            }
+            Some(Value::Object(_)) => match self.text(&format!("{path}.type"))? {
+                Some(kind) => Ok(Some(TimeSetting { kind, value: self.text(&format!("{path}.value"))? })),
+                None => Ok(None),
+            },
             Some(other) => Err(wrong(path, format!("must be an object, it is {}", type_name(other)))),
         }
     }
