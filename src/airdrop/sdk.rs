@@ -264,7 +264,7 @@ pub(crate) fn connector_state(mut document: Document, ours: &str, what: &str) ->
             serde_json::value::RawValue::from_string(document.to_text()).ok()
         }
     };
-    let value = raw.map(|raw| lossy_value(&raw)).transpose();
+    let value = raw.map(|raw| lossy_value(raw.get())).transpose();
     value.map_err(|error| Error::WorkerState {
         what: format!("the connector's own keys in {what}"),
         reason: error.to_string(),
