@@ -34,12 +34,11 @@ impl CursorWatch {
             );
             return Err(refused(stream, next, reason));
         }
-        if self.pages == self.span {
+        self.pages += 1;
+        if self.pages >= self.span {
             self.earlier = Some(next.to_owned());
             self.span = (self.span * 2).max(1);
             self.pages = 0;
-        } else {
-            self.pages += 1;
         }
         Ok(())
     }
