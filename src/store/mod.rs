@@ -1,7 +1,7 @@
 //! What is remembered: sync units, their runs, and the iterators over them.
 
 mod attachments;
-mod backend;
+pub(crate) mod backend;
 mod batches;
 mod checkpoint;
 mod codec;
@@ -29,7 +29,7 @@ pub(crate) use conversation::{Accepted, Incoming, Sealing, StoredMessage, messag
 pub(crate) use cursors::CursorWatch;
 #[doc(hidden)]
 pub use disk::Disk;
-pub(crate) use notes::{Inherited, InheritedRun, LEFT_ATTACHMENTS, Standing};
+pub(crate) use notes::{Inherited, InheritedRun, InheritedStart, LEFT_ATTACHMENTS, Standing};
 pub use open::{Store, StoreOptions, SyncUnit};
 pub use page::Page;
 pub(crate) use rows::{MessageKind, WindowRow};
