@@ -76,8 +76,7 @@ fn verdict(call: Call, status: u16, code: &str) -> Verdict {
     );
     let passing = match status {
         400 => code.contains("RequestTimeout"),
-        403 => true,
-        503 => true,
+        403 | 503 => true,
         500..600 => code.contains("SlowDown"),
         _ => false,
     };
