@@ -111,13 +111,13 @@
 //! | --- | --- | --- | --- |
 //! | 6 | `bin/highwater-dump/` | shows a store to a person or a script | `clap`, `comfy_table` |
 //! | 5 | `testing/` | simulated disk, platform, source and clock; the explorer that kills an extractor at every step | |
-//! | 4 | `airdrop`, `airdrop/serve`, `airdrop/answer`, `airdrop/extractor`, `airdrop/check`, `airdrop/attachments`, `airdrop/body`, `airdrop/delivery`, `airdrop/lanes`, `airdrop/keeper`, `airdrop/sdk`, `airdrop/document` | drives an [`Extractor`](airdrop::Extractor) through an event | |
+//! | 4 | `airdrop`, `airdrop/serve`, `airdrop/answer`, `airdrop/extractor`, `airdrop/check`, `airdrop/attachments`, `airdrop/body`, `airdrop/delivery`, `airdrop/lanes`, `airdrop/keeper`, `airdrop/sdk` | drives an [`Extractor`](airdrop::Extractor) through an event | |
 //! | 4 | `airdrop/client` | speaks HTTP | `ureq` |
 //! | 3 | `store`, `store/open`, `store/run`, `store/lifecycle`, `store/conversation`, `store/notes`, `store/batches/`, `store/uploads`, `store/attachments/`, `store/findings`, `store/checkpoint/`, `store/inspect/` | what is remembered, the iterators over it, its portable form, a look from outside | `base64` |
 //! | 2 | `store/tables` | every method is one atomic change | |
 //! | 1 | `store/backend/` | where the bytes of a store are: what is asked of them, and who keeps them | `redb` |
-//! | 1 | `airdrop/event`, `airdrop/message`, `airdrop/platform`, `airdrop/retry`, `airdrop/window` | what is said, to whom, how often, and of which time | |
-//! | 1 | `record/`, `store/page` | what a record is, what metadata says of it, and what a page is | |
+//! | 1 | `airdrop/document`, `airdrop/event`, `airdrop/message`, `airdrop/platform`, `airdrop/retry`, `airdrop/status`, `airdrop/window` | what is said, to whom, how often, and of which time | |
+//! | 1 | `record/`, `store/page`, `store/cursors` | what a record is, what metadata says of it, what a page is, and where it leads | |
 //! | 1 | `artifact` | JSON Lines and gzip | `flate2` |
 //! | 1 | `store/rows/` | what is stored, under which key | `serde_bytes` |
 //! | 1 | `store/codec` | the envelope of every stored value | `bincode`, `flate2`, `thiserror` |

@@ -2,9 +2,8 @@
 //!
 //! Each method makes one attempt and says what became of it; to wait, to try again and to give up is the caller's.
 //! A request that changes something is of *unknown* fate once its last byte was handed to the connection and no
-//! answer came; before that it cannot have been acted on, since its `Content-Length` was not met. A 5xx is of
-//! unknown fate as well, 429 is *not applied*, any other 4xx is a definite no. A redirect is not followed (it would
-//! carry the token elsewhere) and counts as unknown.
+//! answer came; before that it cannot have been acted on, since its `Content-Length` was not met. What a status proves
+//! is in the table of the room `status`. A redirect is not followed: it would carry the token elsewhere.
 //!
 //! An upload always has a true `Content-Length`, for the file store refuses chunks: the form around the file is
 //! made beforehand, and a stream of unknown length goes through a temporary file. Upload URLs and form fields are
@@ -13,6 +12,7 @@
 use std::fmt::{self, Write as _};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Cursor, Read, Seek, Write};
+use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ use ureq::{Agent, SendBody};
 use crate::airdrop::event::{Event, Secret, wrong};
 use crate::airdrop::message::LIBRARY_VERSION;
 use crate::airdrop::platform::{Body, Fate, Platform, PlatformError, SealedMessage, Upload, WorkerState};
+use crate::airdrop::status::Call;
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, Result};
 use crate::model::{ArtifactId, BATCH_BYTES_MAX};
@@ -59,6 +60,10 @@ type Attempt<T> = Result<T, PlatformError>;
 /// Airdrop over HTTP: the [`Platform`] of one event.
 ///
 /// It keeps connections open from call to call and may be used from many threads. Making one sends nothing.
+///
+/// A proxy is used where `ALL_PROXY`, `HTTPS_PROXY` or `HTTP_PROXY` (or the same in lower case; the first that is set, for
+/// http and https alike) names one, and `NO_PROXY` excepts hosts from it. A loopback address (`localhost`, 127.0.0.0/8,
+/// `::1`) is never asked for through a proxy.
 ///
 /// What HTTP it speaks is logged through the `log` crate by `ureq` and `ureq_proto`. At TRACE `ureq_proto` logs every byte
 /// of a request, its header with the token among them: keep both below TRACE.
@@ -185,44 +190,47 @@ impl Client {
         address: &Uri,
         query: &[(&str, &str)],
     ) -> ureq::RequestBuilder<ureq::typestate::WithoutBody> {
-        self.calls.get(address).query_pairs(query.iter().copied())
+        direct_if_loopback(address, self.calls.get(address)).query_pairs(query.iter().copied())
     }
 
     fn post(&self, address: &Uri, query: &[(&str, &str)]) -> ureq::RequestBuilder<ureq::typestate::WithBody> {
-        self.calls.post(address).query_pairs(query.iter().copied())
+        direct_if_loopback(address, self.calls.post(address)).query_pairs(query.iter().copied())
     }
 
     /// Asks for something; nothing changes by it.
     fn call(
         &self,
+        call: Call,
         step: &str,
         request: ureq::RequestBuilder<ureq::typestate::WithoutBody>,
     ) -> Attempt<Value> {
         let answer = request.call().map_err(|error| self.lost(step, &error, Fate::NotApplied));
-        let response = self.succeeded(step, answer)?;
+        let response = self.succeeded(call, step, answer)?;
         self.json(step, response, ANSWER_BYTES_MAX)
     }
 
     /// Tells something, where the status is all the answer.
     fn tell(
         &self,
+        call: Call,
         step: &str,
         request: ureq::RequestBuilder<ureq::typestate::WithBody>,
         body: &str,
     ) -> Attempt<()> {
-        drain(self.post_json(step, request, body)?);
+        drain(self.post_json(call, step, request, body)?);
         Ok(())
     }
 
     fn post_json(
         &self,
+        call: Call,
         step: &str,
         request: ureq::RequestBuilder<ureq::typestate::WithBody>,
         body: &str,
     ) -> Attempt<Response<ureq::Body>> {
         let request = request.header("Content-Type", "application/json");
         let answer = self.send_body(step, request, &mut Cursor::new(body), body.len() as u64);
-        self.succeeded(step, answer)
+        self.succeeded(call, step, answer)
     }
 
     /// Sends a body of this many bytes. Its fate is unknown only if all of it was taken.
@@ -258,8 +266,13 @@ impl Client {
         PlatformError::Retry { fate, after: None, reason: format!("{step}: {}", self.clean(&what)) }
     }
 
-    /// Sorts answers: only a 2xx is a success.
-    fn succeeded(&self, step: &str, answer: Attempt<Response<ureq::Body>>) -> Attempt<Response<ureq::Body>> {
+    /// Sorts answers by the table of the room `status`.
+    fn succeeded(
+        &self,
+        call: Call,
+        step: &str,
+        answer: Attempt<Response<ureq::Body>>,
+    ) -> Attempt<Response<ureq::Body>> {
         let mut response = answer?;
         let status = response.status();
         if status.is_success() {
@@ -272,25 +285,10 @@ impl Client {
         let _ = response.body_mut().as_reader().take(ANSWER_BYTES_MAX).read_to_end(&mut said);
         let said = self.clean(&gist(&String::from_utf8_lossy(&said)));
         let colon = if said.is_empty() { "" } else { ": " };
-        let status = status.as_u16();
-        Err(match status {
-            429 => PlatformError::Retry {
-                fate: Fate::NotApplied,
-                after,
-                reason: format!("{step}: answered 429, too many requests{colon}{said}"),
-            },
-            400..500 => PlatformError::Refused { status, reason: format!("{step}{colon}{said}") },
-            300..400 => PlatformError::Retry {
-                fate: Fate::Unknown,
-                after,
-                reason: format!("{step}: answered {status}, a redirect, which is not followed"),
-            },
-            _ => PlatformError::Retry {
-                fate: Fate::Unknown,
-                after,
-                reason: format!("{step}: answered {status}{colon}{said}"),
-            },
-        })
+        match PlatformError::from_status(call, status.as_u16(), after, format!("{step}{colon}{said}")) {
+            Some(error) => Err(error),
+            None => Ok(response),
+        }
     }
 
     fn json(&self, step: &str, mut response: Response<ureq::Body>, bytes_max: u64) -> Attempt<Value> {
@@ -319,7 +317,11 @@ impl Client {
             ("file_name", file_name),
             ("file_size", &bytes),
         ];
-        let answer = self.call(step, self.get(&address, &query).header("Authorization", self.bearer()))?;
+        let answer = self.call(
+            Call::Prepare,
+            step,
+            self.get(&address, &query).header("Authorization", self.bearer()),
+        )?;
         let text = |name: &str| answer.get(name).and_then(Value::as_str);
         let artifact = text("artifact_id").and_then(|id| ArtifactId::new(id).ok());
         Ok(Prepared {
@@ -337,7 +339,7 @@ impl Client {
         let address = self.endpoint("/internal/snap-ins.get")?;
         let id = needed("context.snap_in_id", self.event.snap_in_id())?;
         let request = self.get(&address, &[("id", &id)]).header("Authorization", self.token.expose());
-        let answer = self.call(step, request)?;
+        let answer = self.call(Call::SnapIn, step, request)?;
         let name = |pointer: &str, what: &str| {
             let name = answer.pointer(pointer).and_then(Value::as_str);
             name.map(str::to_owned).ok_or_else(|| malformed(step, what))
@@ -364,11 +366,19 @@ impl Platform for Client {
         let query = query.each_ref().map(|(name, value)| (*name, value.as_str()));
         let request = self.get(&address, &query).header("Authorization", self.token.expose());
         let answer = request.call();
-        let response = match self.succeeded(step, answer.map_err(|e| self.lost(step, &e, Fate::NotApplied))) {
+        let response = match self.succeeded(
+            Call::WorkerState,
+            step,
+            answer.map_err(|e| self.lost(step, &e, Fate::NotApplied)),
+        ) {
             Err(PlatformError::Refused { status: 404, .. }) => return Ok(None),
             response => response?,
         };
         let mut answer = self.json(step, response, STATE_ANSWER_BYTES_MAX)?;
+        // Taken for an empty one it would start the sync unit over.
+        if !answer.is_object() {
+            return Err(malformed(step, "an object with a state"));
+        }
         let mut text = |name: &str| match answer.get_mut(name).map(Value::take) {
             None | Some(Value::Null) => None,
             Some(Value::String(text)) => Some(text),
@@ -381,7 +391,12 @@ impl Platform for Client {
         let (address, query) = self.worker_data(".update")?;
         let query = query.each_ref().map(|(name, value)| (*name, value.as_str()));
         let request = self.post(&address, &query).header("Authorization", self.token.expose());
-        self.tell("saving the worker state", request, &json!({ "state": state }).to_string())
+        self.tell(
+            Call::SaveWorkerState,
+            "saving the worker state",
+            request,
+            &json!({ "state": state }).to_string(),
+        )
     }
 
     fn check_mapping(&self, mapping: &Value) -> Attempt<()> {
@@ -398,7 +413,8 @@ impl Platform for Client {
         let address = self.endpoint("/internal/airdrop.recipe.blueprints.create")?;
         let request = self.post(&address, &[]).header("Authorization", self.token.expose());
         let body = Value::Object(blueprint.clone()).to_string();
-        let answer = self.json(step, self.post_json(step, request, &body)?, ANSWER_BYTES_MAX)?;
+        let answer =
+            self.json(step, self.post_json(Call::CreateBlueprint, step, request, &body)?, ANSWER_BYTES_MAX)?;
         let id = answer.pointer("/recipe_blueprint/id").and_then(Value::as_str);
         Ok(Some(id.ok_or_else(|| malformed(step, "a recipe_blueprint with an id"))?.to_owned()))
     }
@@ -416,7 +432,12 @@ impl Platform for Client {
         body.extend(additional);
         let address = self.endpoint("/internal/airdrop.recipe.initial-domain-mappings.install")?;
         let request = self.post(&address, &[]).header("Authorization", self.token.expose());
-        self.tell("installing the initial domain mapping", request, &Value::Object(body).to_string())
+        self.tell(
+            Call::InstallMapping,
+            "installing the initial domain mapping",
+            request,
+            &Value::Object(body).to_string(),
+        )
     }
 
     fn upload(&self, upload: Upload<'_>) -> Attempt<ArtifactId> {
@@ -461,12 +482,10 @@ impl Platform for Client {
         let bytes = bytes + head.len() as u64 + tail.len() as u64;
         let mut form = head.as_bytes().chain(&mut file).chain(tail.as_bytes());
         let step = "uploading";
-        let request = self.transfers.post(&prepared.address);
+        let request = direct_if_loopback(&prepared.address, self.transfers.post(&prepared.address));
         let request = request.header("Content-Type", format!("multipart/form-data; boundary={boundary}"));
-        match self.send_body(step, request, &mut form, bytes) {
-            Ok(response) if streamed && response.status().is_redirection() => drain(response),
-            answer => drain(self.succeeded(step, answer)?),
-        }
+        let call = if streamed { Call::UploadAttachment } else { Call::UploadBatch };
+        drain(self.succeeded(call, step, self.send_body(step, request, &mut form, bytes))?);
         Ok(prepared.artifact)
     }
 
@@ -474,7 +493,7 @@ impl Platform for Client {
         let address = self.endpoint("/internal/airdrop.artifacts.confirm-upload")?;
         let request = self.post(&address, &[]).header("Authorization", self.bearer());
         let body = json!({ "request_id": self.request_id()?, "artifact_id": artifact.as_str() });
-        self.tell("confirming an upload", request, &body.to_string())
+        self.tell(Call::Confirm, "confirming an upload", request, &body.to_string())
     }
 
     /// `Refused` too if it is over [`BATCH_BYTES_MAX`] bytes.
@@ -483,14 +502,21 @@ impl Platform for Client {
         let address = self.endpoint("/internal/airdrop.artifacts.download-url")?;
         let request_id = self.request_id()?;
         let query = [("request_id", request_id.as_str()), ("artifact_id", artifact.as_str())];
-        let answer = self.call(step, self.get(&address, &query).header("Authorization", self.bearer()))?;
+        let answer = self.call(
+            Call::DownloadUrl,
+            step,
+            self.get(&address, &query).header("Authorization", self.bearer()),
+        )?;
         let address = answer.get("download_url").and_then(Value::as_str).and_then(url);
         let address = address.ok_or_else(|| malformed(step, "a download_url"))?;
 
         let step = "downloading an artifact";
-        let answer = self.transfers.get(&address).call();
-        let mut response =
-            self.succeeded(step, answer.map_err(|error| self.lost(step, &error, Fate::NotApplied)))?;
+        let answer = direct_if_loopback(&address, self.transfers.get(&address)).call();
+        let mut response = self.succeeded(
+            Call::Download,
+            step,
+            answer.map_err(|error| self.lost(step, &error, Fate::NotApplied)),
+        )?;
         let mut bytes = Vec::new();
         let mut body = response.body_mut().as_reader().take(BATCH_BYTES_MAX + 1);
         body.read_to_end(&mut bytes).map_err(|error| self.lost(step, &error.into(), Fate::NotApplied))?;
@@ -502,12 +528,12 @@ impl Platform for Client {
     }
 
     fn send(&self, message: &SealedMessage) -> Attempt<()> {
-        let mut request = self.calls.post(&self.callback_url).header("Authorization", self.token.expose());
+        let mut request = self.post(&self.callback_url, &[]).header("Authorization", self.token.expose());
         for (name, value) in &self.sender {
             request = request.header(*name, value);
         }
         request = request.header("Idempotency-Key", in_header(&message.key));
-        self.tell("sending the message", request, &message.body)
+        self.tell(Call::Send, "sending the message", request, &message.body)
     }
 }
 
@@ -622,6 +648,21 @@ fn transfers_agent(stall: Duration, whole: Duration) -> Agent {
         .new_agent()
 }
 
+/// Keeps a request to this machine itself from going through a proxy, which would look for it on another one.
+fn direct_if_loopback<B>(address: &Uri, request: ureq::RequestBuilder<B>) -> ureq::RequestBuilder<B> {
+    if is_loopback(address) { request.config().proxy(None).build() } else { request }
+}
+
+fn is_loopback(address: &Uri) -> bool {
+    let host = address.host().unwrap_or_default();
+    let host = host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.');
+    if let Ok(ip) = host.parse::<IpAddr>() {
+        return ip.to_canonical().is_loopback();
+    }
+    let host = host.to_ascii_lowercase();
+    host == "localhost" || host.ends_with(".localhost")
+}
+
 fn agent() -> ureq::config::ConfigBuilder<ureq::typestate::AgentScope> {
     Agent::config_builder()
         .http_status_as_error(false)
@@ -733,15 +774,22 @@ fn boundary() -> String {
     format!("highwater-{:016x}{:016x}", random(), random())
 }
 
-/// `Retry-After`: whole seconds, or a date in any of the three forms of HTTP.
+/// `Retry-After`: seconds, whole by RFC 9110 and with a fraction by some servers, or a date in any of the three forms of
+/// HTTP, of which each may end in `UTC` in place of `GMT`.
 fn retry_after(text: &str, now: DateTime<Utc>) -> Option<Duration> {
     let text = text.trim();
-    if let Ok(seconds) = text.parse() {
-        return Some(Duration::from_secs(seconds).min(RETRY_AFTER_MAX));
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
+        // More than fits is more than anybody waits for.
+        let seconds = text.parse::<f64>().ok()?;
+        return Some(Duration::try_from_secs_f64(seconds).unwrap_or(RETRY_AFTER_MAX).min(RETRY_AFTER_MAX));
     }
-    let naive = |form| NaiveDateTime::parse_from_str(text, form).ok().map(|at| at.and_utc());
+    let without_zone = text.strip_suffix("GMT").or_else(|| text.strip_suffix("UTC")).map(str::trim_end);
+    let naive = |text: &str, form| NaiveDateTime::parse_from_str(text, form).ok().map(|at| at.and_utc());
     let at = DateTime::parse_from_rfc2822(text).ok().map(|at| at.to_utc());
-    let at = at.or_else(|| naive("%A, %d-%b-%y %H:%M:%S GMT")).or_else(|| naive("%a %b %e %H:%M:%S %Y"))?;
+    let at = at
+        .or_else(|| naive(without_zone?, "%a, %d %b %Y %H:%M:%S"))
+        .or_else(|| naive(without_zone?, "%A, %d-%b-%y %H:%M:%S"))
+        .or_else(|| naive(without_zone.unwrap_or(text), "%a %b %e %H:%M:%S %Y"))?;
     Some((at - now).to_std().unwrap_or(Duration::ZERO).min(RETRY_AFTER_MAX))
 }
 
@@ -797,6 +845,10 @@ mod tests {
         for text in [
             "30",
             " 30 ",
+            "30.0",
+            "Sun, 06 Nov 1994 08:49:37 UTC",
+            "Sunday, 06-Nov-94 08:49:37 UTC",
+            "Sun Nov  6 08:49:37 1994 GMT",
             "Sun, 06 Nov 1994 08:49:37 GMT",
             "Sunday, 06-Nov-94 08:49:37 GMT",
             "Sun Nov  6 08:49:37 1994",
@@ -805,10 +857,34 @@ mod tests {
         }
         assert_eq!(retry_after("Sun, 06 Nov 1994 08:49:00 GMT", now), Some(Duration::ZERO), "in the past");
         assert_eq!(retry_after("0", now), Some(Duration::ZERO));
+        assert_eq!(retry_after("1.5", now), Some(Duration::from_millis(1500)));
+        assert_eq!(retry_after("0.25", now), Some(Duration::from_millis(250)));
+        for absurd in ["99999999999999999999", "9".repeat(400).as_str()] {
+            assert_eq!(retry_after(absurd, now), Some(RETRY_AFTER_MAX), "{absurd}");
+        }
         assert_eq!(retry_after("99999999999", now), Some(RETRY_AFTER_MAX));
         assert_eq!(retry_after("Sun, 06 Nov 9994 08:49:37 GMT", now), Some(RETRY_AFTER_MAX));
-        for text in ["", "soon", "-1", "1.5", "Sun, 06 Nov 1994", "99999999999999999999"] {
+        for text in ["", "soon", "-1", "1.2.3", ".", "1e3", "NaN", "inf", "Sun, 06 Nov 1994"] {
             assert_eq!(retry_after(text, now), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_loopback_address_is_known_in_each_of_its_spellings() {
+        for (address, expected) in [
+            ("http://127.0.0.1:8080/a", true),
+            ("http://127.255.3.4/", true),
+            ("http://[::1]:1/", true),
+            ("http://[::ffff:127.0.0.1]/", true),
+            ("https://localhost/", true),
+            ("http://LocalHost:80/", true),
+            ("http://files.localhost/", true),
+            ("http://128.0.0.1/", false),
+            ("http://[::2]/", false),
+            ("http://localhost.example/", false),
+            ("http://notlocalhost/", false),
+        ] {
+            assert_eq!(is_loopback(&url(address).unwrap()), expected, "{address}");
         }
     }
 

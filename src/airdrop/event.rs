@@ -15,6 +15,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use crate::airdrop::document::lossy_value;
 use crate::error::{Error, Result};
 use crate::model::{ID_BYTES_MAX, Phase, RESERVED_UNIT_PREFIX, RunId, Step, SyncUnitId};
 
@@ -246,7 +247,8 @@ impl Event {
     /// none: it is answered.
     pub fn from_json(text: &str) -> Result<Self> {
         let unreadable = |error: serde_json::Error| wrong("the event", format!("is not JSON: {error}"));
-        let whole: Value = serde_json::from_str(text).map_err(unreadable)?;
+        // Half a character is echoed as it came; to us it is U+FFFD.
+        let whole = lossy_value(text).map_err(unreadable)?;
         if let Value::Array(list) = &whole {
             if list.len() != 1 {
                 let count = list.len();
@@ -398,21 +400,19 @@ impl Event {
         }
     }
 
-    /// One end of the window as the platform asked for it.
+    /// One end of the window as the platform asked for it; none if it has no `type`, which older platforms leave out or
+    /// empty where they ask for nothing.
     ///
     /// # Errors
-    /// `Event` if it is there but is no object with a `type`.
+    /// `Event` if it is there but is no object, or its parts are no texts.
     pub fn time_setting(&self, end: WindowEnd) -> Result<Option<TimeSetting>> {
         let path = end.path();
         match self.field(path)? {
             None => Ok(None),
-            Some(Value::Object(_)) => {
-                let kind_path = format!("{path}.type");
-                let Some(kind) = self.text(&kind_path)? else {
-                    return Err(wrong(&kind_path, "is missing: it says how to find the moment"));
-                };
-                Ok(Some(TimeSetting { kind, value: self.text(&format!("{path}.value"))? }))
-            }
+            Some(Value::Object(_)) => match self.text(&format!("{path}.type"))? {
+                Some(kind) => Ok(Some(TimeSetting { kind, value: self.text(&format!("{path}.value"))? })),
+                None => Ok(None),
+            },
             Some(other) => Err(wrong(path, format!("must be an object, it is {}", type_name(other)))),
         }
     }

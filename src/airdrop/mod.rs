@@ -17,6 +17,7 @@ mod platform;
 mod retry;
 mod sdk;
 mod serve;
+mod status;
 mod window;
 
 pub use crate::model::Step;
@@ -36,4 +37,5 @@ pub use message::{
 };
 pub use platform::{Body, Fate, Platform, PlatformError, SealedMessage, Upload, WorkerState};
 pub use serve::{Context, Serve, serve};
+pub use status::Call;
 pub use window::{Bounds, Window};

@@ -390,7 +390,7 @@ pub(crate) fn connector_state(mut document: Document, what: &str) -> Result<Opti
         remove(&mut document);
         if document.is_empty() { None } else { RawValue::from_string(document.to_text()).ok() }
     };
-    let value = raw.map(|raw| lossy_value(&raw)).transpose();
+    let value = raw.map(|raw| lossy_value(raw.get())).transpose();
     value.map_err(|error| Error::WorkerState {
         what: format!("the connector's own keys in {what}"),
         reason: error.to_string(),

@@ -25,7 +25,7 @@ use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result, chain, panic_text};
 use crate::model::{EXTERNAL_SYNC_UNIT_BATCH_ITEMS, Micros, Phase, Rule, RunId, StreamName, SyncUnitId};
 use crate::record::Record;
-use crate::store::{Accepted, Incoming, Page, Run, Store, SyncUnit, WindowRow};
+use crate::store::{Accepted, CursorWatch, Incoming, Page, Run, Store, SyncUnit, WindowRow};
 
 use super::answer::{Ending, Outcome, OutcomeKind, Said, failed};
 use super::check::{CheckPolicy, Checks};
@@ -746,6 +746,7 @@ impl Invocation<'_> {
         let mut pages = 0_u64;
         for stream in extractor.streams() {
             let stream = StreamName::new(stream)?;
+            let mut watch = CursorWatch::default();
             while let Some(cursor) = run.stream_cursor::<E::Cursor>(&stream)? {
                 while delivery.crowded() && delivery.halt().is_none() && !delivery.message_full() {
                     delivery.wait()?;
@@ -790,7 +791,7 @@ impl Invocation<'_> {
                 if let Some(keeper) = keeper {
                     keeper.admit(run, &stream, &page)?;
                 }
-                delivery.add(run.stage_data(&stream, page)?);
+                delivery.add(run.stage_data(&stream, page, &mut watch)?);
                 debug!(stream = stream.as_str(), items, ?by_type, more, "page staged");
                 delivery.step()?;
                 if delivery.save_due() {

@@ -533,7 +533,6 @@ mod tests {
                 json!({start: {"type": "yesterday"}}),
                 "extraction_start_time.type must be absolute_time, current_time",
             ),
-            (json!({start: {}}), "extraction_start_time.type is missing"),
             (
                 json!({start: {"type": "absolute_time"}}),
                 "extraction_start_time.value is missing: absolute_time needs",

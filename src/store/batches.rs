@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use crate::error::{BoxError, Error, Result};
 use crate::model::{ArtifactId, ItemType, OPEN_BATCHES_MAX, RunId, StreamName, SyncUnitId};
 
+use super::cursors::CursorWatch;
 use super::page::Page;
 use super::rows::{BATCHES, BatchRow, BatchState};
 use super::run::Run;
@@ -156,6 +157,7 @@ pub struct Batches<'a, C, F> {
     /// Batches up to this seq were yielded, or are held by somebody else.
     yielded: u64,
     over: bool,
+    watch: CursorWatch,
     cursor: std::marker::PhantomData<fn(C)>,
 }
 
@@ -209,7 +211,7 @@ where
                     stream: stream.to_string(),
                     source: error.into(),
                 })?;
-                self.run.stage_data(&stream, page)?;
+                self.run.stage_data(&stream, page, &mut self.watch)?;
             } else if self.run.close_open()?.is_empty() {
                 return Ok(None);
             }
@@ -268,6 +270,7 @@ impl Run {
             fetch,
             yielded: 0,
             over: false,
+            watch: CursorWatch::default(),
             cursor: std::marker::PhantomData,
         }
     }

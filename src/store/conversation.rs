@@ -109,13 +109,7 @@ impl SyncUnit {
                 change.put(&UNITS, &self.key(), &unit)?;
             }
             let Some((no, mut row)) = self.find_run(change, &unit, event)? else {
-                // A store that does not know the run cannot know what of it was extracted before.
-                let lost = event.step == Step::Continue || event.phase == Phase::Attachments;
-                let (no, mut row) = new_run(self, change, &mut unit, event.run_id.as_ref(), lost)?;
-                if let Some(run) = inherits.and_then(|inherited| inherited.run.as_ref()) {
-                    run.to_run(change, &unit, no, &mut row, (event.phase, event.step))?;
-                }
-                return Ok(Ok(self.enter(change, &unit, no, row, event, false)?));
+                return Ok(Ok(self.enter_new(change, &mut unit, event, inherits)?));
             };
             if let Some(seen) = change.get(&EVENTS, &event_key(unit.no, no, name_hash(&event.identity)))?
                 && !self.inner.breaks(Rule::EventsRemembered)
@@ -131,10 +125,31 @@ impl SyncUnit {
             }
             if row.status != RunStatus::Open {
                 change.put(&RUNS, &run_key(unit.no, no), &row)?;
+                // Without a run id it was taken for this run's only while the run's last message was in doubt.
+                if event.run_id.is_none() {
+                    return Ok(Ok(self.enter_new(change, &mut unit, event, None)?));
+                }
                 return Ok(Err(self.stale(&row, "which is over")));
             }
             Ok(Ok(self.enter(change, &unit, no, row, event, true)?))
         })?
+    }
+
+    /// Begins a run, and makes the event its first.
+    fn enter_new(
+        &self,
+        change: &Change<'_>,
+        unit: &mut UnitRow,
+        event: &Incoming,
+        inherits: Option<&Inherited>,
+    ) -> Result<Accepted> {
+        // A store that does not know the run cannot know what of it was extracted before.
+        let lost = event.step == Step::Continue || event.phase == Phase::Attachments;
+        let (no, mut row) = new_run(self, change, unit, event.run_id.as_ref(), lost)?;
+        if let Some(run) = inherits.and_then(|inherited| inherited.run.as_ref()) {
+            run.to_run(change, unit, no, &mut row, (event.phase, event.step))?;
+        }
+        self.enter(change, unit, no, row, event, false)
     }
 
     /// The run that an event belongs to; `None` if that is a new one.

@@ -6,6 +6,7 @@ mod batches;
 mod checkpoint;
 mod codec;
 mod conversation;
+mod cursors;
 mod digest;
 mod disk;
 mod findings;
@@ -26,6 +27,7 @@ pub(crate) use batches::states::{BatchInfo, UnsettledBatch};
 pub use batches::{Batch, BatchKey, Batches};
 pub(crate) use checkpoint::{CHECKPOINT_KEY, Checkpoint, Position, Room};
 pub(crate) use conversation::{Accepted, Incoming, Sealing, StoredMessage, message_key_text};
+pub(crate) use cursors::CursorWatch;
 #[doc(hidden)]
 pub use disk::Disk;
 pub(crate) use notes::{Inherited, InheritedRun, InheritedStart, LEFT_ATTACHMENTS, Standing};

@@ -70,6 +70,10 @@ impl<C: Serialize> Page<C> {
 
 impl<C> Page<C> {
     /// A page after which there are more: the next fetch of this stream gets `next`.
+    ///
+    /// It must lead on: where `next` is the cursor that this page was fetched with, or one that this invocation came by
+    /// before, the page is refused with an error. Whoever wants to wait for the source ends the invocation instead:
+    /// [`SourceError::RateLimited`](crate::airdrop::SourceError::RateLimited).
     pub fn more(next: C) -> Self {
         Self::with(Some(next))
     }

@@ -571,8 +571,10 @@ fn a_redirect_is_success_for_a_stream_only_and_is_never_followed() {
             client.send(&message("{}")).unwrap_err(),
             client.save_worker_state("{}").unwrap_err(),
         ];
-        for error in errors {
-            assert!(matches!(error, PlatformError::Retry { fate: Fate::Unknown, .. }), "{error:?}");
+        // The first did not get farther than to ask where to upload to, which changes nothing.
+        let fates = [Fate::NotApplied, Fate::Unknown, Fate::Unknown, Fate::Unknown];
+        for (error, expected) in errors.into_iter().zip(fates) {
+            assert!(matches!(error, PlatformError::Retry { fate, .. } if fate == expected), "{error:?}");
             assert!(error.to_string().contains("a redirect, which is not followed"), "{error}");
         }
     }
@@ -675,7 +677,8 @@ fn an_artifact_is_downloaded_as_it_is() {
     );
     server.fault("/files/get", Reply::Answer(403, Vec::new(), xml("AccessDenied")));
     let error = client.download(&id()).unwrap_err();
-    assert_eq!(error.to_string(), "refused with 403: downloading an artifact: AccessDenied");
+    // Its address had expired: the next attempt asks for another.
+    assert_eq!(error.to_string(), "downloading an artifact: AccessDenied (answered 403)");
 }
 
 #[test]
@@ -775,7 +778,7 @@ fn each_fault_has_its_fate() {
     let later = |status, after: &str| Reply::Answer(status, vec![("Retry-After", after.to_owned())], body());
     let unknown = Ok((Fate::Unknown, None));
     let not_applied = |after| Ok((Fate::NotApplied, after));
-    let faults: [(Reply, Told); 15] = [
+    let faults: [(Reply, Told); 20] = [
         (Reply::CutHeader, unknown),
         // All of a small body is on its way by then.
         (Reply::HangUp, unknown),
@@ -791,7 +794,12 @@ fn each_fault_has_its_fate() {
         (status(401), Err(401)),
         (status(403), Err(403)),
         (status(404), Err(404)),
+        (status(409), Err(409)),
         (status(413), Err(413)),
+        (status(408), unknown),
+        (later(408, "1.5"), Ok((Fate::Unknown, Some(1)))),
+        (status(425), not_applied(None)),
+        (later(429, "99999999999999999999"), not_applied(Some(24 * 60 * 60))),
     ];
     for (path, call) in CALLS {
         for (fault, expected) in &faults {
@@ -802,12 +810,61 @@ fn each_fault_has_its_fate() {
             server.fault(path, fault.clone());
             let silent = matches!(fault, Reply::Silence);
             let error = call(if silent { &hasty } else { &client }).unwrap_err();
-            assert_eq!(told(&error), *expected, "{path}, {fault:?}: {error}");
+            // The storage says so for passing reasons.
+            let passing = path == "/files/put" && matches!(fault, Reply::Answer(403 | 503, ..));
+            assert_eq!(
+                matches!(error, PlatformError::StorageRefused { .. }),
+                passing,
+                "{path}, {fault:?}: {error:?}"
+            );
+            let expected = match expected {
+                Ok((_, after)) if passing => not_applied(*after),
+                Err(_) if passing => not_applied(None),
+                expected => *expected,
+            };
+            assert_eq!(told(&error), expected, "{path}, {fault:?}: {error}");
             assert_eq!(error.to_string().contains("no answer in time"), silent, "{error}");
             // The next attempt is not hindered by it.
             call(&client).unwrap_or_else(|error| panic!("{path} after {fault:?}: {error}"));
             server.requests();
         }
+    }
+}
+
+/// <https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html>
+#[test]
+fn what_the_storage_refuses_for_a_passing_reason_is_told_from_a_definite_no() {
+    let server = Server::start();
+    let client = server.client();
+    for (status, code, passing) in [
+        (400, "RequestTimeout", true),
+        (400, "EntityTooLarge", false),
+        (403, "AccessDenied", true),
+        (403, "RequestTimeTooSkewed", true),
+        (503, "SlowDown", true),
+        (500, "SlowDown", true),
+        (404, "NoSuchBucket", false),
+    ] {
+        server.fault("/files/put", Reply::Answer(status, Vec::new(), xml(code)));
+        let error = client.upload(batch(b"abc")).unwrap_err();
+        assert_eq!(
+            matches!(error, PlatformError::StorageRefused { .. }),
+            passing,
+            "{status} {code}: {error:?}"
+        );
+        assert_eq!(matches!(error, PlatformError::Refused { .. }), !passing, "{status} {code}: {error:?}");
+        assert!(error.to_string().contains(code), "{error}");
+    }
+}
+
+/// Taken for "nothing is kept yet" it would start the sync unit over.
+#[test]
+fn a_worker_state_answer_that_is_no_object_is_no_empty_state() {
+    let server = Server::start();
+    for body in [json!("ok"), json!([]), json!(null), json!(1)] {
+        server.fault("/worker_data.get", answer(200, &body));
+        let error = server.client().worker_state().unwrap_err();
+        assert!(matches!(error, PlatformError::Retry { .. }), "{body}: {error:?}");
     }
 }
 

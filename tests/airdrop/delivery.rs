@@ -1,7 +1,7 @@
 //! The way of a batch into a message: uploaded, its id stored, confirmed, announced in exactly one message; whatever
 //! the platform refuses, loses or cannot take in at once, and from however many threads.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -554,4 +554,126 @@ fn a_look_that_fails_counts_as_an_attempt_at_the_save() {
     let error = world.serve(&mut paged(2, 2), &event(DATA, "run", "1")).unwrap_err();
     assert!(error.to_string().contains("tried 5 times"), "{error}");
     assert_eq!((world.airdrop.calls(Call::LoadState), world.airdrop.calls(Call::SaveState)), (6, 0));
+}
+
+/// A platform that speaks HTTP of its own maps its statuses by the table.
+struct Timid<'a> {
+    airdrop: &'a Airdrop,
+    /// The status of the first answer to each message, which was applied before it.
+    status: u16,
+    sent: Mutex<BTreeMap<String, Vec<String>>>,
+}
+
+impl Platform for Timid<'_> {
+    fn upload(&self, upload: Upload<'_>) -> Result<ArtifactId, PlatformError> {
+        self.airdrop.upload(upload)
+    }
+
+    fn confirm(&self, artifact: &ArtifactId) -> Result<(), PlatformError> {
+        self.airdrop.confirm(artifact)
+    }
+
+    fn send(&self, message: &SealedMessage) -> Result<(), PlatformError> {
+        let mut sent = self.sent.lock().unwrap();
+        let bodies = sent.entry(message.key.clone()).or_default();
+        bodies.push(message.body.clone());
+        self.airdrop.send(message)?;
+        if bodies.len() == 1 {
+            let error = PlatformError::from_status(
+                highwater::airdrop::Call::Send,
+                self.status,
+                None,
+                "sending".to_owned(),
+            );
+            return Err(error.expect("it is no success"));
+        }
+        Ok(())
+    }
+}
+
+/// RFC 9110 section 15.5.9: after 408 a client may repeat the request; a proxy sends it for what it has passed on.
+#[test]
+fn a_message_answered_408_425_or_5xx_is_sent_again_with_the_same_bytes_and_stays_sealed() {
+    for status in [408, 425, 429, 500, 502, 503, 504] {
+        let world = World::new(4);
+        let timid = Timid { airdrop: &world.airdrop, status, sent: Mutex::default() };
+        let outcome = Serve::new()
+            .inline(1)
+            .serve(&world.store, &timid, &mut paged(3, 2), &event(DATA, "run", "1"))
+            .unwrap();
+        assert_eq!(outcome.kind, OutcomeKind::Done, "{status}");
+        let sent = timid.sent.into_inner().unwrap();
+        let bodies: Vec<_> = sent.values().collect();
+        assert_eq!(bodies.len(), 1, "{status}: one message");
+        assert!(bodies[0].len() == 2 && bodies[0][0] == bodies[0][1], "{status}: the same bytes twice");
+        assert_all(&world, &all_of("issues", 3, 2));
+    }
+}
+
+/// Each page is handed out with the cursor after it, and how often each was asked for is counted.
+fn refused_cursor(next: impl Fn(u32) -> u32 + Sync) -> (World, String) {
+    let world = World::new(4);
+    let mut source = Source::new(|_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+        let at = cursor.unwrap_or(0);
+        let record =
+            Record::new(format!("{stream}-{at}"), &json!({ "is": format!("{stream}-{at}") })).unwrap();
+        Ok(Page::more(next(at)).record(stream, record))
+    });
+    let outcome = start(&world, &mut source);
+    // What was staged before it goes out first, in a PROGRESS where it does not fit beside the error.
+    assert_eq!(outcome.kind, OutcomeKind::Error);
+    let said = world.airdrop.last().body["event_data"]["error"]["message"].as_str().unwrap().to_owned();
+    (world, said)
+}
+
+#[test]
+fn a_cursor_that_stands_still_is_an_error_and_its_page_is_announced_never() {
+    let (world, said) = refused_cursor(|at| if at < 3 { at + 1 } else { at });
+    assert!(said.contains("the cursor 3 of stream issues is not allowed"), "{said}");
+    assert!(said.contains("RateLimited"), "{said}");
+    let announced = world.airdrop.announced("run");
+    assert_eq!(announced, ["issues-0", "issues-1", "issues-2"], "page 3 led nowhere");
+    // Nor does it get anywhere in a later invocation.
+    let mut source =
+        Source::new(|_: &Context<'_>, _: &str, cursor: Option<u32>| Ok(Page::more(cursor.unwrap_or(0))));
+    let outcome = go_on(&world, &mut source, "2");
+    assert_eq!((outcome.kind, outcome.artifacts), (OutcomeKind::Error, 0));
+}
+
+#[test]
+fn a_cycle_of_cursors_is_an_error_within_one_invocation() {
+    for (before, cycle) in [(0, 2), (1, 3), (5, 7), (20, 2)] {
+        let next = move |at: u32| if at + 1 < before + cycle { at + 1 } else { before };
+        let (world, said) = refused_cursor(next);
+        assert!(said.contains("leads in a circle"), "{before}, {cycle}: {said}");
+        let pages = world.airdrop.announced("run").len();
+        let most = 2 * before.max(cycle) + cycle + 2;
+        assert!(pages <= most as usize, "{before}, {cycle}: {pages} pages, at most {most}");
+    }
+}
+
+#[test]
+fn a_cursor_that_stands_still_is_an_error_of_the_plain_loop() {
+    let world = World::new(4);
+    let run = world.store.sync_unit("plain").unwrap().begin().unwrap();
+    let mut fetched = 0;
+    let result: Result<Vec<_>, _> = run
+        .batches("issues", |cursor: Option<u32>| {
+            fetched += 1;
+            Ok::<_, std::io::Error>(Page::more(cursor.unwrap_or(7)))
+        })
+        .collect();
+    let error = result.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    assert!(error.to_string().contains("the cursor 7 of stream issues"), "{error}");
+    assert_eq!(fetched, 2);
+    let mut at = 0;
+    let result: Result<Vec<_>, _> = run
+        .batches("users", |_: Option<u32>| {
+            at += 1;
+            Ok::<_, std::io::Error>(Page::more(at % 5))
+        })
+        .collect();
+    assert!(result.unwrap_err().to_string().contains("leads in a circle"));
+    assert!(at < 20, "{at} pages");
 }

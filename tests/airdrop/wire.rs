@@ -437,6 +437,39 @@ fn with(path: &str, value: Value) -> Event {
     event(&whole)
 }
 
+/// Older platforms send these where they ask for nothing.
+#[test]
+fn a_time_setting_without_a_type_is_none() {
+    for setting in
+        [json!({}), json!({ "value": "5h" }), json!({ "type": "" }), json!({ "type": null, "value": "" })]
+    {
+        let event = with_context(
+            "EXTRACTION_METADATA_START",
+            &json!({ "extraction_start_time": setting, "extraction_end_time": setting }),
+        );
+        for end in [WindowEnd::Start, WindowEnd::End] {
+            assert_eq!(event.time_setting(end).unwrap(), None, "{setting}");
+        }
+    }
+}
+
+/// `JSON.stringify` writes a character that was cut in half as the escape of a lone surrogate (ECMA-262,
+/// `QuoteJSONString`).
+#[test]
+fn half_a_character_in_an_event_is_echoed_as_it_came() {
+    let context = r#"{"external_sync_unit_id":"u","external_sync_unit_name":"cut \ud83d","\udc00":["\ud800x"],"run_id":"r"}"#;
+    let event = format!(
+        r#"{{"payload":{{"event_type":"EXTRACTION_DATA_START","event_context":{context},"other":"\ud83d"}}}}"#
+    );
+    for text in [event.clone(), format!("[{event}]")] {
+        let event = Event::from_json(&text).unwrap();
+        assert_eq!(event.run_id().unwrap().unwrap().as_str(), "r");
+        let composed = compose(&event, None, &Answer::new(AnswerKind::Done)).unwrap();
+        assert!(composed.body.contains(&format!(r#""event_context":{context}"#)), "{}", composed.body);
+    }
+    assert!(Event::from_json(r#"{"payload":{"event_type":"\ud83d""#).is_err(), "cut JSON stays an error");
+}
+
 #[test]
 fn a_field_of_the_wrong_type_is_an_error_that_names_its_path_when_it_is_asked_for() {
     type Ask = fn(&Event) -> Option<Error>;

@@ -16,6 +16,7 @@ use crate::record::{ATTACHMENTS, Record};
 use crate::transfer::{State, recount};
 
 use super::super::attachments::queue::{put_file, queue_lines};
+use super::super::cursors::{CursorWatch, check_moves};
 use super::super::findings::add_findings;
 use super::super::page::{Page, PageParts, to_json};
 use super::super::rows::{
@@ -29,13 +30,26 @@ use super::states::{BatchInfo, UnsettledBatch, count};
 /// Where a stream stands.
 pub(super) type NextCursor<C> = Option<Option<C>>;
 
+/// How an error names a cursor.
+fn cursor_of(stream: &StreamName) -> String {
+    format!("the cursor of stream {stream}")
+}
+
 impl Run {
-    /// Stores a page of the data phase, in batches of the size that the store is set to.
+    /// Stores a page of the data phase, in batches of the size that the store is set to. `watch`: the cursors of its
+    /// stream so far, in this invocation.
+    ///
+    /// # Errors
+    /// `Invalid` if the page leads nowhere; nothing of it was stored.
     pub(crate) fn stage_data<C: Serialize>(
         &self,
         stream: &StreamName,
         page: Page<C>,
+        watch: &mut CursorWatch,
     ) -> Result<Vec<UnsettledBatch>> {
+        if let Some(next) = &page.next {
+            watch.advance(stream, &to_json(&cursor_of(stream), next, CURSOR_BYTES_MAX)?)?;
+        }
         self.stage(stream, Phase::Data, self.inner.settings.batch_items, page)
     }
 
@@ -51,8 +65,7 @@ impl Run {
         page: Page<C>,
     ) -> Result<Vec<UnsettledBatch>> {
         let PageParts { next, records, skipped, bookmark, values, progress, findings } = page.into_parts()?;
-        let what = format!("the cursor of stream {stream}");
-        let cursor = next.map(|cursor| to_json(&what, &cursor, CURSOR_BYTES_MAX)).transpose()?;
+        let cursor = next.map(|cursor| to_json(&cursor_of(stream), &cursor, CURSOR_BYTES_MAX)).transpose()?;
         let lines: Vec<(ItemType, Lines)> = records
             .into_iter()
             .map(|(name, records)| Ok((name, Lines::of(&records)?)))
@@ -60,6 +73,7 @@ impl Run {
         self.change(|change, row| {
             let stream_key = self.run_key().and_name(stream.as_str());
             let mut position = change.get(&STREAMS, &stream_key)?.unwrap_or_else(|| StreamRow::new(phase));
+            check_moves(stream, position.cursor.as_deref(), cursor.as_deref())?;
             let mut full = Vec::new();
             let lines = if self.inner.breaks(Rule::RowsWithCursor) { Vec::new() } else { lines };
             for (item_type, lines) in lines {

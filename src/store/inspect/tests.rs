@@ -646,12 +646,12 @@ fn a_look_in_place_is_not_disturbed_by_another_look() {
 fn an_owner_that_opens_the_file_under_a_look_is_noticed_and_not_turned_away() {
     for (closes, changes) in [(false, true), (true, true), (false, false)] {
         let mut place = Place::new();
-        let more = |place: &Place, unit: &str| {
+        let more = |place: &Place, unit: &str, next: u32| {
             let run = place.store.as_ref().unwrap().sync_unit(unit).unwrap().begin().unwrap();
-            stage(&run, Phase::Data, 5, Some(1));
+            stage(&run, Phase::Data, 5, Some(next));
         };
-        more(&place, "a");
-        more(&place, "b");
+        more(&place, "a", 1);
+        more(&place, "b", 1);
         place.close();
 
         let mut snapshot = Snapshot::open(&place.path).unwrap();
@@ -663,8 +663,8 @@ fn an_owner_that_opens_the_file_under_a_look_is_noticed_and_not_turned_away() {
         place.reopen();
         if changes {
             // Enough for pages of the moment that is looked at to be used again.
-            for _ in 0..20 {
-                more(&place, "b");
+            for next in 2..22 {
+                more(&place, "b", next);
             }
         }
         if closes {

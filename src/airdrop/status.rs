@@ -1,0 +1,211 @@
+//! What an HTTP status proves about a call, and whether the call is made again: one table for every call.
+//!
+//! A *definite refusal* says that the request was looked at and turned down: it had no effect, and the same request would
+//! be turned down again. Of an *unknown fate* is what may have been applied although no success was reported. A proxy
+//! answers 408 for what it has already passed on, so 408 proves nothing; 425 and 429 say that the request was put off
+//! before anything was done.
+//!
+//! | call | success | absent | definite refusal | storage refuses | again, not applied | again, fate unknown |
+//! | --- | --- | --- | --- | --- | --- | --- |
+//! | `Prepare`, `DownloadUrl`, `SnapIn` | 2xx | | other 4xx | | everything else | |
+//! | `WorkerState` | 2xx | 404 | other 4xx | | everything else | |
+//! | `Download` | 2xx | | other 4xx | | 400 `RequestTimeout`, 403, everything else | |
+//! | `UploadBatch` | 2xx | | other 4xx | 400 `RequestTimeout`, 403, 503, 5xx `SlowDown` | 425, 429 | 408, 1xx, 3xx, other 5xx |
+//! | `UploadAttachment` | 2xx, 3xx | | other 4xx | as above | 425, 429 | 408, 1xx, other 5xx |
+//! | `Confirm`, `Send`, `SaveWorkerState`, `CreateBlueprint`, `InstallMapping` | 2xx | | other 4xx | | 425, 429 | 408, 1xx, 3xx, 5xx |
+//!
+//! "Other 4xx" are all but 408, 425 and 429 and those named in the row. What is made again is made with the same bytes:
+//! five times in an invocation, and never after its hard limit. What the storage refuses is prepared and uploaded anew,
+//! under a new id, three times. A success whose body is not what was expected is made again too; it is not a success.
+//!
+//! Sources: RFC 9110 section 15 (408, 4xx, 5xx), RFC 8470 section 5.2 (425), RFC 6585 section 4 (429); the storage's codes
+//! are those of S3 (<https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html>): `RequestTimeout` is sent with
+//! 400, `SlowDown` with 503, an expired URL is answered with 403.
+
+use std::time::Duration;
+
+use super::platform::{Fate, PlatformError};
+
+/// The calls that are made to a platform and to the storage behind its URLs, as far as the same status proves different
+/// things of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Call {
+    /// Asks for a place to upload to.
+    Prepare,
+    /// Uploads a batch to the storage.
+    UploadBatch,
+    /// Streams an attachment to the storage.
+    UploadAttachment,
+    /// Confirms an upload.
+    Confirm,
+    /// Hands over the message that answers an event.
+    Send,
+    /// Fetches the worker state.
+    WorkerState,
+    /// Saves the worker state.
+    SaveWorkerState,
+    /// Asks where an artifact can be downloaded.
+    DownloadUrl,
+    /// Downloads an artifact from the storage.
+    Download,
+    /// Asks for the snap-in that a mapping is installed for.
+    SnapIn,
+    /// Creates a recipe blueprint.
+    CreateBlueprint,
+    /// Installs an initial domain mapping.
+    InstallMapping,
+}
+
+/// What a status proves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Success,
+    Refused,
+    StorageRefused,
+    Again(Fate),
+}
+
+/// The table of the module's doc. `code`: what the storage calls the error.
+fn verdict(call: Call, status: u16, code: &str) -> Verdict {
+    use Verdict::{Again, Refused, StorageRefused, Success};
+    let upload = matches!(call, Call::UploadBatch | Call::UploadAttachment);
+    let changes = !matches!(
+        call,
+        Call::Prepare | Call::DownloadUrl | Call::SnapIn | Call::WorkerState | Call::Download
+    );
+    let passing = match status {
+        400 => code.contains("RequestTimeout"),
+        403 | 503 => true,
+        500..600 => code.contains("SlowDown"),
+        _ => false,
+    };
+    match status {
+        200..300 => Success,
+        300..400 if call == Call::UploadAttachment => Success,
+        _ if upload && passing => StorageRefused,
+        400..500 if call == Call::Download && passing => Again(Fate::NotApplied),
+        425 | 429 => Again(Fate::NotApplied),
+        400..500 if status != 408 => Refused,
+        _ if changes => Again(Fate::Unknown),
+        _ => Again(Fate::NotApplied),
+    }
+}
+
+impl PlatformError {
+    /// What an answer with this HTTP status is to `serve`; `None` if it is a success. A [`Platform`](super::Platform) of
+    /// your own that speaks HTTP maps its answers with it, and then tries, gives up and tells refusals apart as
+    /// [`Client`](super::Client) does.
+    ///
+    /// `reason` says what was done and what the other side said to it: it is shown to people, so no secret may be in it.
+    /// Of the storage behind an upload's URL it must hold the error's code (`RequestTimeout`, `SlowDown`). `after`: how
+    /// long was asked to be waited.
+    ///
+    /// 2xx is a success, and so is 3xx where an attachment was uploaded. 408, 5xx and redirects leave the fate of a call
+    /// that changes something unknown; 425 and 429 say that it was not applied; what the storage refuses for a passing
+    /// reason (400 `RequestTimeout`, 403, 503, 5xx `SlowDown`) is uploaded anew under another URL; every other 4xx is a
+    /// definite refusal. To `WorkerState` 404 says that nothing is kept yet: that is `Ok(None)`, not an error.
+    #[must_use]
+    pub fn from_status(call: Call, status: u16, after: Option<Duration>, reason: String) -> Option<Self> {
+        match verdict(call, status, &reason) {
+            Verdict::Success => None,
+            Verdict::Refused => Some(Self::Refused { status, reason }),
+            Verdict::StorageRefused => Some(Self::StorageRefused { status, after, reason }),
+            Verdict::Again(fate) => {
+                let what = match status {
+                    300..400 => ", a redirect, which is not followed",
+                    408 => ", request timeout",
+                    425 => ", too early",
+                    429 => ", too many requests",
+                    _ => "",
+                };
+                Some(Self::Retry { fate, after, reason: format!("{reason} (answered {status}{what})") })
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const READS: [Call; 5] =
+        [Call::Prepare, Call::DownloadUrl, Call::SnapIn, Call::WorkerState, Call::Download];
+    const CHANGES: [Call; 5] =
+        [Call::Confirm, Call::Send, Call::SaveWorkerState, Call::CreateBlueprint, Call::InstallMapping];
+    const UPLOADS: [Call; 2] = [Call::UploadBatch, Call::UploadAttachment];
+
+    /// Every call with every status, against the rows written out as ranges of statuses.
+    #[test]
+    fn every_call_and_every_status_is_in_the_table() {
+        use Verdict::{Again, Refused, StorageRefused, Success};
+        let refused = |status: u16| (400..=499).contains(&status) && ![408, 425, 429].contains(&status);
+        for status in 0..=u16::MAX {
+            let success = (200..=299).contains(&status);
+            for call in READS {
+                let expected = if success {
+                    Success
+                } else if refused(status) && !(call == Call::Download && status == 403) {
+                    Refused
+                } else {
+                    Again(Fate::NotApplied)
+                };
+                assert_eq!(verdict(call, status, "Other"), expected, "{call:?} {status}");
+            }
+            let change = match status {
+                _ if success => Success,
+                _ if refused(status) => Refused,
+                425 | 429 => Again(Fate::NotApplied),
+                _ => Again(Fate::Unknown),
+            };
+            for call in CHANGES {
+                assert_eq!(verdict(call, status, "Other"), change, "{call:?} {status}");
+                // What storage says is not looked for where no storage is.
+                for code in ["RequestTimeout", "SlowDown"] {
+                    assert_eq!(verdict(call, status, code), change, "{call:?} {status} {code}");
+                }
+            }
+            for call in UPLOADS {
+                let redirect = (300..=399).contains(&status);
+                for (code, passing) in [
+                    ("Other", vec![403, 503]),
+                    ("RequestTimeout", vec![400, 403, 503]),
+                    ("SlowDown", [vec![403], (500..=599).collect()].concat()),
+                ] {
+                    let expected = if redirect && call == Call::UploadAttachment {
+                        Success
+                    } else if passing.contains(&status) {
+                        StorageRefused
+                    } else {
+                        change
+                    };
+                    assert_eq!(verdict(call, status, code), expected, "{call:?} {status} {code}");
+                }
+            }
+        }
+        assert_eq!(verdict(Call::Download, 400, "RequestTimeout"), Again(Fate::NotApplied));
+    }
+
+    #[test]
+    fn a_status_becomes_the_error_that_it_stands_for() {
+        let after = Some(Duration::from_secs(7));
+        let error = |call, status| PlatformError::from_status(call, status, after, "sending: no".to_owned());
+        assert_eq!(error(Call::Send, 204), None);
+        assert_eq!(
+            error(Call::Send, 408),
+            Some(PlatformError::Retry {
+                fate: Fate::Unknown,
+                after,
+                reason: "sending: no (answered 408, request timeout)".to_owned()
+            })
+        );
+        assert_eq!(
+            error(Call::Send, 409),
+            Some(PlatformError::Refused { status: 409, reason: "sending: no".to_owned() })
+        );
+        assert_eq!(
+            error(Call::UploadBatch, 403),
+            Some(PlatformError::StorageRefused { status: 403, after, reason: "sending: no".to_owned() })
+        );
+    }
+}
