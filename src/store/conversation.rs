@@ -21,14 +21,16 @@ use crate::transfer::Event;
 
 use super::attachments::queue::{check_attachments, name_file};
 use super::batches::states::{batches_in, move_batch};
-use super::lifecycle::{check_balance, check_exhausted, close_run, current_run, get_or_create, new_run};
+use super::lifecycle::{
+    check_balance, check_exhausted, close_run, current_run, find_run_id, get_or_create, new_run,
+};
 use super::notes::Inherited;
 use super::open::SyncUnit;
 use super::rows::{
     BATCHES, BatchState, EVENTS, EventRow, Key, MESSAGES, MessageFate, MessageKind, MessageRow, NotBefore,
-    RUN_IDS, RUNS, RunRow, RunStatus, UNITS, UnitRow, WindowRow, event_key, message_key, name_hash, run_key,
+    RUNS, RunRow, RunStatus, UNITS, UnitRow, WindowRow, event_key, message_key, run_key,
 };
-use super::run::Run;
+use super::run::{Run, find_by_id};
 use super::tables::{Change, Rows};
 use super::uploads::batches_accepted;
 
@@ -116,7 +118,7 @@ impl SyncUnit {
                 }
                 return Ok(Ok(self.enter(change, &unit, no, row, event, false)?));
             };
-            if let Some(seen) = change.get(&EVENTS, &event_key(unit.no, no, name_hash(&event.identity)))?
+            if let (_, Some(seen)) = find_event(change, unit.no, no, &event.identity)?
                 && !self.inner.breaks(Rule::EventsRemembered)
                 && let Some(answer) = self.seen(change, &unit, no, &mut row, event, &seen)?
             {
@@ -156,8 +158,7 @@ impl SyncUnit {
                 undelivered || (row.status == RunStatus::Open && !repeats)
             }));
         };
-        let key = Key::unit(unit.no).and_hash(id.as_str());
-        match (change.get(&RUN_IDS, &key)?, current) {
+        match (find_run_id(change, unit.no, id.as_str())?.1, current) {
             (Some(known), Some((no, row))) if known.run == no => Ok(Some((no, row))),
             (Some(_), _) => Err(Error::StaleEvent {
                 sync_unit: self.id.to_string(),
@@ -178,7 +179,7 @@ impl SyncUnit {
         event: &Incoming,
         seen: &EventRow,
     ) -> Result<Option<Result<Accepted>>> {
-        let latest = row.event == Some(name_hash(&event.identity));
+        let latest = row.event == Some(find_event(change, unit.no, no, &event.identity)?.0);
         let Some(message_no) = seen.message else {
             if latest && row.status == RunStatus::Open {
                 row.epoch += 1;
@@ -241,11 +242,12 @@ impl SyncUnit {
         if resumed && self.inner.breaks(Rule::StartKept) {
             row.started_at = self.now();
         }
-        row.event = Some(name_hash(&event.identity));
+        let (number, _) = find_event(change, unit.no, no, &event.identity)?;
+        row.event = Some(number);
         row.message = None;
         let identity = Some(event.identity.clone());
         let seen = EventRow { identity, order: row.events, accepted_at: self.now(), message: None };
-        change.put(&EVENTS, &event_key(unit.no, no, name_hash(&event.identity)), &seen)?;
+        change.put(&EVENTS, &event_key(unit.no, no, number), &seen)?;
         let answer = self.work(unit, no, &mut row, event, resumed)?;
         change.put(&RUNS, &run_key(unit.no, no), &row)?;
         Ok(answer)
@@ -470,6 +472,11 @@ impl Run {
         let row = self.inner.tables.view(|rows| rows.need(&RUNS, &run_key(self.unit_no, self.no)))?;
         Ok((row.progress, row.artifacts_max))
     }
+}
+
+/// What a run knows of an event, and the number under which that is or would be kept.
+fn find_event(rows: &impl Rows, unit: u64, run: u64, identity: &str) -> Result<(u64, Option<EventRow>)> {
+    find_by_id(rows, &EVENTS, &run_key(unit, run), identity, |row| row.identity.as_deref())
 }
 
 /// Records that a message was accepted: its batches are gone, and the run is finished if the message ends it.

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::model::{BATCH_ITEMS, Micros, RESERVED_UNIT_PREFIX, Rule, SyncUnitId};
 
 use super::disk::Disk;
+use super::migrate::migrate;
 use super::rows::{Key, UNITS};
 use super::tables::{Rows, Syncs, Tables};
 
@@ -144,7 +145,7 @@ impl StoreOptions {
                 Err(Error::InUse { .. }) if self.clock.elapsed().saturating_sub(started) < self.wait => {
                     self.clock.sleep(Duration::from_millis(50));
                 }
-                tables => return Ok(self.with_tables(tables?)),
+                tables => return self.with_tables(tables?),
             }
         }
     }
@@ -156,11 +157,12 @@ impl StoreOptions {
     #[doc(hidden)]
     pub fn open_on(self, disk: Box<dyn Disk>, name: impl AsRef<Path>) -> Result<Store> {
         let tables = Tables::open_on(disk.into(), name.as_ref(), self.cache_bytes, self.settings.syncs())?;
-        Ok(self.with_tables(tables))
+        self.with_tables(tables)
     }
 
-    fn with_tables(self, tables: Tables) -> Store {
-        Store { inner: Arc::new(Inner { tables, clock: self.clock, settings: self.settings }) }
+    fn with_tables(self, tables: Tables) -> Result<Store> {
+        migrate(&tables)?;
+        Ok(Store { inner: Arc::new(Inner { tables, clock: self.clock, settings: self.settings }) })
     }
 }
 

@@ -31,13 +31,13 @@ use super::disk::Disk;
 use super::rows::{ALL_TABLES, FormatRow, Key, META, Row, Table};
 
 /// The newest format that this version writes and reads.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
 
 /// The first bytes of every redb file (redb `docs/design.md`, "Super-header").
 const MAGIC: [u8; 9] = *b"redb\x1A\x0A\xA9\x0D\x0A";
 /// Set in the byte after them from when a file is opened until it is closed.
 const LEFT_OPEN: u8 = 2;
-const FORMAT_KEY: &str = "format";
+pub(crate) const FORMAT_KEY: &str = "format";
 /// Tries at opening or creating a file that others create, delete or replace meanwhile.
 const OPEN_TRIES: u32 = 20;
 
@@ -331,7 +331,10 @@ impl View<'_> {
         mut each: impl FnMut(&[u8], &[u8]) -> Result<()>,
     ) -> Result<()> {
         let fail = |error: redb::Error| self.tables.storage_error("read", &error);
-        let open = self.transaction.open_table(definition(table)).map_err(|error| fail(error.into()))?;
+        let open = match self.transaction.open_table(definition(table)) {
+            Err(TableError::TableDoesNotExist(_)) => return Ok(()),
+            open => open.map_err(|error| fail(error.into()))?,
+        };
         let end = prefix.end();
         let end = end.as_ref().map_or(Bound::Unbounded, |end| Bound::Excluded(end.as_bytes()));
         let range = (Bound::Included(prefix.as_bytes()), end);
@@ -358,8 +361,11 @@ macro_rules! rows {
 
             fn get<R: Row>(&self, table: &Table<R>, key: &Key) -> Result<Option<R>> {
                 let fail = |error: redb::Error| self.tables.storage_error("read", &error);
-                let open =
-                    self.transaction.open_table(definition(table)).map_err(|error| fail(error.into()))?;
+                // A table of a newer format is empty in a file of an older one.
+                let open = match self.transaction.open_table(definition(table)) {
+                    Err(TableError::TableDoesNotExist(_)) => return Ok(None),
+                    open => open.map_err(|error| fail(error.into()))?,
+                };
                 match open.get(key.as_bytes()).map_err(|error| fail(error.into()))? {
                     Some(bytes) => Ok(Some(self.tables.decode(table, key.as_bytes(), bytes.value())?)),
                     None => Ok(None),
@@ -374,8 +380,10 @@ macro_rules! rows {
                 mut each: impl FnMut(&[u8], R) -> Result<bool>,
             ) -> Result<()> {
                 let fail = |error: redb::Error| self.tables.storage_error("read", &error);
-                let open =
-                    self.transaction.open_table(definition(table)).map_err(|error| fail(error.into()))?;
+                let open = match self.transaction.open_table(definition(table)) {
+                    Err(TableError::TableDoesNotExist(_)) => return Ok(()),
+                    open => open.map_err(|error| fail(error.into()))?,
+                };
                 let end = prefix.end();
                 let end = end.as_ref().map_or(Bound::Unbounded, |end| Bound::Excluded(end.as_bytes()));
                 let range = (Bound::Included(from.max(prefix).as_bytes()), end);
