@@ -521,3 +521,131 @@ pub(crate) fn message_key_text(name: &str, body: &str) -> String {
     let _ = write!(key, "-{:08x}", super::codec::checksum(body.as_bytes()));
     key
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Store, open};
+    use super::*;
+
+    /// Their XXH3 of 64 bits is the same.
+    const TWINS: [&str; 2] = ["cgacponhdmlhpbcg", "ihganlcdfnnmgpck"];
+
+    fn event(identity: &str, run: &str, step: Step) -> Incoming {
+        Incoming {
+            identity: identity.to_owned(),
+            has_ids: true,
+            run_id: Some(RunId::new(run).unwrap()),
+            phase: Phase::Data,
+            step,
+        }
+    }
+
+    fn work(accepted: Result<Accepted>) -> Run {
+        match accepted {
+            Ok(Accepted::Work(run)) => run,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn unit() -> (tempfile::TempDir, open::SyncUnit) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path().join("state.redb")).unwrap();
+        let unit = store.sync_unit("acme/tickets").unwrap();
+        (dir, unit)
+    }
+
+    #[test]
+    fn two_runs_whose_ids_have_one_hash_are_two() {
+        let (_dir, unit) = unit();
+        let [one, other] = TWINS;
+        let first = work(unit.accept(&event("1", one, Step::Start), false, None));
+        // A new run, in place of the first, and the first is over.
+        let second = work(unit.accept(&event("2", other, Step::Start), false, None));
+        assert_ne!((first.no, first.id().as_str()), (second.no, second.id().as_str()));
+        assert!(matches!(
+            unit.accept(&event("3", one, Step::Continue), false, None),
+            Err(Error::StaleEvent { .. })
+        ));
+        assert!(work(unit.accept(&event("2", other, Step::Start), false, None)).resumed());
+        // Both outlive the unit's state.
+        unit.delete_for("4").unwrap();
+        assert!(unit.deleted_for("4").unwrap() && !unit.deleted_for("5").unwrap());
+        for id in TWINS {
+            assert!(unit.is_past_run(&RunId::new(id).unwrap()).unwrap());
+        }
+        assert!(!unit.is_past_run(&RunId::new("third").unwrap()).unwrap());
+    }
+
+    #[test]
+    fn two_events_whose_identities_have_one_hash_are_two() {
+        let (_dir, unit) = unit();
+        let [one, other] = TWINS;
+        let run = work(unit.accept(&event(one, "run", Step::Start), false, None));
+        let sealing = |body: &str| Sealing {
+            phase: Phase::Data,
+            kind: MessageKind::Progress,
+            event_type: "PROGRESS".to_owned(),
+            batches: &[],
+            body: body.to_owned(),
+            finishes: false,
+            delay_seconds: None,
+        };
+        let sealed = run.seal(&sealing("{}")).unwrap();
+        run.delivered(sealed.no).unwrap();
+        // Not taken for the one that was answered.
+        let run = work(unit.accept(&event(other, "run", Step::Continue), false, None));
+        let sealed = run.seal(&sealing("[]")).unwrap();
+        for (identity, body) in [(one, "{}"), (other, "[]")] {
+            match unit.accept(&event(identity, "run", Step::Continue), false, None).unwrap() {
+                Accepted::Replay(_, message) => assert_eq!(message.body, body),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(run.is_undelivered(sealed.no).unwrap());
+    }
+
+    #[test]
+    fn the_last_64_run_ids_and_deletions_outlive_the_state() {
+        let (_dir, unit) = unit();
+        for number in 1..=70 {
+            work(unit.accept(&event("1", &format!("run-{number}"), Step::Start), false, None));
+            if number == 40 {
+                unit.delete().unwrap();
+            }
+        }
+        for number in 1..=70 {
+            unit.delete_for(&format!("deletion-{number}")).unwrap();
+        }
+        for number in 1..=70 {
+            let id = RunId::new(format!("run-{number}")).unwrap();
+            assert_eq!(unit.is_past_run(&id).unwrap(), number > 6, "{number}");
+            assert_eq!(unit.deleted_for(&format!("deletion-{number}")).unwrap(), number > 6, "{number}");
+        }
+    }
+
+    #[test]
+    fn what_a_stream_read_in_a_finished_run_is_known_to_the_next() {
+        use super::super::Page;
+        use crate::record::Record;
+        let (_dir, unit) = unit();
+        assert_eq!(unit.most_read("issues").unwrap(), None);
+        for items in [3, 7, 5] {
+            let run = unit.begin().unwrap();
+            let fetch = |_: Option<u8>| {
+                let mut page = Page::last();
+                for item in 0..items {
+                    page.push("issues", Record::new(item.to_string(), &serde_json::json!({}))?);
+                }
+                Ok::<_, Error>(page)
+            };
+            for batch in run.batches("issues", fetch) {
+                let batch = batch.unwrap();
+                let id = batch.key().to_string();
+                batch.acknowledge(id).unwrap();
+            }
+            run.finish().unwrap();
+        }
+        assert_eq!(unit.most_read("issues").unwrap(), Some(7));
+        assert_eq!(unit.most_read("issue").unwrap(), None);
+    }
+}

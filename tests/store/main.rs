@@ -2,6 +2,8 @@
 
 mod attachment_loop;
 mod exactly_once;
+mod format;
+mod ids;
 mod opening;
 mod simulated_disk;
 #[path = "../support/mod.rs"]
