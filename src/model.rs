@@ -51,6 +51,8 @@ pub const CLOCK_AHEAD_MAX: Duration = Duration::from_secs(5 * 60);
 pub(crate) const RESERVED_UNIT_PREFIX: &str = "@external-sync-units/";
 /// The start of a value key that is ours: what a run keeps beside its rows.
 pub(crate) const RESERVED_VALUE_PREFIX: &str = "@highwater/";
+/// The value key under which the connector's own keys of the worker state are kept, where the extractor sets them.
+pub(crate) const CONNECTOR_STATE_VALUE: &str = "@highwater.connector";
 
 /// Checks a name that becomes part of a key, a file name or a line on a terminal.
 fn check_name(what: &str, name: &str) -> Result<()> {

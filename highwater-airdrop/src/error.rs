@@ -66,6 +66,42 @@ pub enum Error {
         /// The invocations that a run may have.
         limit: u64,
     },
+    /// The worker cannot be started.
+    #[error("cannot start the worker {program}: is it there, and may it be executed?")]
+    Start {
+        /// The program.
+        program: String,
+        /// The cause.
+        #[source]
+        source: BoxError,
+    },
+    /// The port cannot be served at.
+    #[error("cannot serve at port {port}; --port chooses another, --port 0 any that is free")]
+    Port {
+        /// The port.
+        port: u16,
+        /// The cause.
+        #[source]
+        source: BoxError,
+    },
+    /// An event that waits for its answer names another address than the one that is served now.
+    #[error("{event} waits for its answer at {callback}: give --port the port in it to go on")]
+    Elsewhere {
+        /// The event type.
+        event: String,
+        /// The address in the event.
+        callback: String,
+    },
+    /// The worker was given an event again and again, and never answered it.
+    #[error("{event} was given {times} times and never answered{}", reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default())]
+    NeverAnswered {
+        /// The event type.
+        event: String,
+        /// How often it was given.
+        times: u64,
+        /// What was wrong the last time: how the worker ended, or why its message was refused.
+        reason: Option<String>,
+    },
     /// The worker failed; its own error is the source, intact. The next sync sends the same event again, unless it was
     /// answered nevertheless.
     #[error("the worker failed on event {event} (request {request})")]
@@ -107,7 +143,7 @@ impl Error {
 }
 
 /// An error and its causes on one line.
-pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(source) = cause {

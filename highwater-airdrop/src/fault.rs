@@ -3,81 +3,99 @@
 use std::fmt;
 use std::str::FromStr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
-/// What can be called.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Call {
-    Prepare,
-    Upload,
-    Confirm,
-    DownloadUrl,
-    Download,
-    StateGet,
-    State,
-    Message,
-    SnapIn,
-    Blueprint,
-    Mapping,
-    Attachment,
-}
+use crate::call::Call;
 
-impl Call {
-    const ALL: [(Call, &'static str); 12] = [
-        (Call::Prepare, "prepare"),
-        (Call::Upload, "upload"),
-        (Call::Confirm, "confirm"),
-        (Call::DownloadUrl, "download-url"),
-        (Call::Download, "download"),
-        (Call::StateGet, "state-get"),
-        (Call::State, "state"),
-        (Call::Message, "message"),
-        (Call::SnapIn, "snap-in"),
-        (Call::Blueprint, "blueprint"),
-        (Call::Mapping, "mapping"),
-        (Call::Attachment, "attachment"),
-    ];
+/// How long a slow answer takes, where nothing else is said.
+const SLOW: Duration = Duration::from_secs(10);
 
-    pub(crate) fn name(self) -> &'static str {
-        Self::ALL.iter().find(|(call, _)| *call == self).map_or("", |(_, name)| name)
-    }
-
-    fn named(name: &str) -> Result<Self, String> {
-        let found = Self::ALL.iter().find(|(_, known)| *known == name);
-        found.map(|(call, _)| *call).ok_or_else(|| {
-            let known: Vec<&str> = Self::ALL.iter().map(|(_, name)| *name).collect();
-            format!("{name:?} is no call: it is one of {}", known.join(", "))
-        })
-    }
-}
-
-/// How a call is answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Act {
-    /// With this status; nothing takes effect.
-    Status { status: u16, retry_after_seconds: Option<u64> },
-    /// Not at all, after it took effect.
-    Lost,
-    /// With half of the file, after which the connection is closed.
+/// What becomes of a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Act {
+    /// It is answered with a status.
+    Status {
+        /// 400 to 599.
+        status: u16,
+        /// The `Retry-After` of the answer: seconds, or an HTTP date.
+        retry_after: Option<String>,
+        /// Whether it takes effect before.
+        applied: bool,
+    },
+    /// The connection is closed without an answer.
+    HangUp {
+        /// Whether it takes effect before.
+        applied: bool,
+    },
+    /// It takes effect, and its answer comes so late.
+    Slow(Duration),
+    /// The worker's process group is killed, and the connection closed.
+    Kill {
+        /// Whether it takes effect before.
+        applied: bool,
+    },
+    /// Half of a file is sent, after which the connection is closed. Of files of the external system only.
     Short,
 }
 
 /// What a fault befalls.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum On {
-    /// Calls of a kind: the first one, from 1, and how many from there on; `None`: all, until it is lifted.
-    Calls { call: Call, befalls: Option<(u64, u64)> },
+    /// Calls of a kind, or of any: the first one, from 1, and how many from there on; `None`: all, until it is lifted.
+    Calls { call: Option<Call>, befalls: Option<(u64, u64)> },
     /// A file of the external system, the first times that it is asked for; `None`: always, until it is lifted.
     File { number: u64, times: Option<u64> },
 }
 
-/// A fault, as it is written.
+/// A fault: one call, or several, of which something becomes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Fault {
+pub struct Fault {
     text: String,
     on: On,
     act: Act,
+}
+
+impl Fault {
+    /// A fault of the call with this number among all calls, from 1.
+    pub fn at(number: u64, act: Act) -> Self {
+        let word = match &act {
+            Act::Status { status, retry_after, applied } => {
+                let after =
+                    retry_after.as_deref().map(|after| format!(" Retry-After {after}")).unwrap_or_default();
+                format!("{status}{}{after}", if *applied { "-applied" } else { "" })
+            }
+            Act::HangUp { applied: true } => "lost".to_owned(),
+            Act::HangUp { applied: false } => "hangup".to_owned(),
+            Act::Slow(time) => format!("slow {}", humantime::format_duration(*time)),
+            Act::Kill { applied: true } => "kill-after".to_owned(),
+            Act::Kill { applied: false } => "kill-before".to_owned(),
+            Act::Short => "short".to_owned(),
+        };
+        Self {
+            text: format!("any-{word}:{number}"),
+            on: On::Calls { call: None, befalls: Some((number, 1)) },
+            act,
+        }
+    }
+}
+
+/// What a word says that becomes of a call.
+fn act_of(word: &str) -> Option<Act> {
+    let (status, applied) = word.strip_suffix("-applied").map_or((word, false), |status| (status, true));
+    if let Ok(status @ 400..600) = status.parse() {
+        return Some(Act::Status { status, retry_after: None, applied });
+    }
+    match word {
+        "lost" => Some(Act::HangUp { applied: true }),
+        "hangup" => Some(Act::HangUp { applied: false }),
+        "slow" => Some(Act::Slow(SLOW)),
+        "kill-before" => Some(Act::Kill { applied: false }),
+        "kill-after" => Some(Act::Kill { applied: true }),
+        _ => None,
+    }
 }
 
 impl FromStr for Fault {
@@ -86,27 +104,47 @@ impl FromStr for Fault {
     fn from_str(text: &str) -> Result<Self, String> {
         let (name, arguments) = text.split_once(':').map_or((text, None), |(name, rest)| (name, Some(rest)));
         let mut arguments = arguments.into_iter().flat_map(|arguments| arguments.split(',')).map(str::trim);
-        // No call: it is the file that is told by its number.
-        let (call, action, limited) = if name == "429" {
-            let call = arguments.next().ok_or("429 needs to know which call: 429:upload,3,1")?;
-            (Some(call), "429", true)
-        } else if let Some(action) = name.strip_prefix("ext-") {
-            (None, action, action == "429")
-        } else {
-            let parts = name.rsplit_once('-');
-            let (call, action) =
-                parts.ok_or_else(|| format!("{name:?} is no fault: write upload-503:2, say"))?;
-            (Some(call), action, false)
+        let known = || {
+            let known: Vec<&str> = Call::ALL.into_iter().map(Call::name).collect();
+            format!("one of {}, or any", known.join(", "))
         };
-        let call = call.map(Call::named).transpose()?;
+        let call_named = |call: &str| match call {
+            "any" => Ok(None),
+            call => {
+                Call::named(call).map(Some).ok_or_else(|| format!("{call:?} is no call: it is {}", known()))
+            }
+        };
+        let of_file = name.strip_prefix("ext-");
+        let limited = name == "429" || name == "ext-429";
+        // No call: it is the file that is told by its number.
+        let (call, action) = if name == "429" {
+            let call = arguments.next().ok_or("429 needs to know which call: 429:upload,3,1")?;
+            (Some(call_named(call)?), "429")
+        } else if let Some(action) = of_file {
+            (None, action)
+        } else {
+            // Names of calls have hyphens, too: the longest that fits is meant.
+            let called = Call::ALL.into_iter().map(Call::name).chain(["any"]);
+            let longest = called
+                .filter_map(|call| name.strip_prefix(call)?.strip_prefix('-').map(|action| (call, action)))
+                .max_by_key(|(call, _)| call.len());
+            let (call, action) = match longest {
+                Some(found) => found,
+                None => name
+                    .rsplit_once('-')
+                    .ok_or_else(|| format!("{name:?} is no fault: write upload-503:2, say"))?,
+            };
+            (Some(call_named(call)?), action)
+        };
         let mut number = |what: &str| {
             let Some(text) = arguments.next() else { return Ok(None) };
             let parsed = text.parse::<u64>().ok();
             parsed.map(Some).ok_or_else(|| format!("{what} is a whole number, not {text:?}"))
         };
         let first = number(if call.is_some() { "which call" } else { "which file" })?;
-        let (times, retry_after_seconds) =
+        let (times, seconds) =
             if limited { (Some(1), number("the seconds to wait")?) } else { (number("how often")?, None) };
+        let is_call = call.is_some();
         let on = match (call, first) {
             (Some(_), Some(0)) => return Err("calls are counted from 1".to_owned()),
             (Some(call), first) => {
@@ -121,13 +159,20 @@ impl FromStr for Fault {
         if let Some(more) = arguments.next() {
             return Err(format!("{more:?} is one argument too many"));
         }
-        let (word, word_act) = if call.is_some() { ("lost", Act::Lost) } else { ("short", Act::Short) };
-        let act = match action {
-            action if action == word => word_act,
-            status => match status.parse() {
-                Ok(status @ 400..600) => Act::Status { status, retry_after_seconds },
-                _ => return Err(format!("{status:?} is neither `{word}` nor a status from 400 to 599")),
-            },
+        let act = match act_of(action) {
+            Some(Act::Status { status, applied, .. }) if is_call || !applied => {
+                let retry_after = seconds.map(|seconds| seconds.to_string());
+                Act::Status { status, retry_after, applied }
+            }
+            Some(act) if is_call => act,
+            None if !is_call && action == "short" => Act::Short,
+            _ if is_call => {
+                return Err(format!(
+                    "{action:?} is neither `lost`, `hangup`, `slow`, `kill-before`, `kill-after` nor a status \
+                     from 400 to 599"
+                ));
+            }
+            _ => return Err(format!("{action:?} is neither `short` nor a status from 400 to 599")),
         };
         Ok(Self { text: text.to_owned(), on, act })
     }
@@ -139,6 +184,14 @@ impl fmt::Display for Fault {
     }
 }
 
+/// What befell a call.
+#[derive(Debug, Clone)]
+pub(crate) struct Befallen {
+    /// The fault, as it is written.
+    pub(crate) fault: String,
+    pub(crate) act: Act,
+}
+
 /// The faults that are set, and how often each came true.
 #[derive(Debug, Default)]
 pub(crate) struct Faults(Mutex<State>);
@@ -148,15 +201,17 @@ struct State {
     faults: Vec<(Fault, u64)>,
     /// Calls so far, by their place in [`Call::ALL`].
     calls: [u64; Call::ALL.len()],
+    /// Calls so far, but for those of files.
+    all: u64,
 }
 
 impl State {
     /// The first fault that this is true of, with how often it came true, comes true once more.
-    fn come_true(&mut self, is_it: impl Fn(&On, u64) -> bool) -> Option<Act> {
+    fn come_true(&mut self, is_it: impl Fn(&On, u64) -> bool) -> Option<Befallen> {
         let (fault, came_true) =
             self.faults.iter_mut().find(|(fault, came_true)| is_it(&fault.on, *came_true))?;
         *came_true += 1;
-        Some(fault.act)
+        Some(Befallen { fault: fault.text.clone(), act: fault.act.clone() })
     }
 }
 
@@ -170,28 +225,36 @@ impl Faults {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts a call, and says what befalls it.
-    pub(crate) fn befall(&self, call: Call) -> Option<Act> {
+    /// Counts a call: its number among all, and what befalls it.
+    pub(crate) fn befall(&self, call: Call) -> (u64, Option<Befallen>) {
         let mut state = self.lock();
-        let place = Call::ALL.iter().position(|(known, _)| *known == call)?;
-        state.calls[place] += 1;
-        let number = state.calls[place];
-        state.come_true(|on, _| match on {
+        let place = Call::ALL.iter().position(|known| *known == call).unwrap_or(0);
+        let Some(calls) = state.calls.get_mut(place) else { return (0, None) };
+        *calls += 1;
+        let of_kind = *calls;
+        let is_platform = call != Call::Attachment;
+        state.all += u64::from(is_platform);
+        let of_all = state.all;
+        let befallen = state.come_true(|on, _| match on {
             On::Calls { call: on, befalls } => {
+                let number = if on.is_some() { of_kind } else { of_all };
+                let is_meant = on.map_or(is_platform, |on| on == call);
                 let now = befalls
                     .is_none_or(|(first, times)| (first..first.saturating_add(times)).contains(&number));
-                *on == call && now
+                is_meant && now
             }
             On::File { .. } => false,
-        })
+        });
+        (if is_platform { of_all } else { 0 }, befallen)
     }
 
     /// Says what befalls who asks for a file of the external system.
     pub(crate) fn befall_file(&self, file: u64) -> Option<Act> {
-        self.lock().come_true(|on, came_true| match on {
+        let befallen = self.lock().come_true(|on, came_true| match on {
             On::File { number, times } => *number == file && times.is_none_or(|times| came_true < times),
             On::Calls { .. } => false,
-        })
+        });
+        befallen.map(|befallen| befallen.act)
     }
 
     pub(crate) fn add(&self, faults: Vec<Fault>) {
@@ -212,9 +275,9 @@ impl Faults {
             .map(|(fault, came_true)| json!({ "fault": fault.to_string(), "came_true": came_true }))
             .collect();
         let calls: serde_json::Map<String, Value> = Call::ALL
-            .iter()
+            .into_iter()
             .zip(state.calls)
-            .map(|((_, name), calls)| ((*name).to_owned(), calls.into()))
+            .map(|(call, calls)| (call.name().to_owned(), calls.into()))
             .collect();
         json!({ "faults": faults, "calls": calls })
     }
@@ -224,21 +287,28 @@ impl Faults {
 mod tests {
     use super::*;
 
+    fn befall(faults: &Faults, call: Call) -> Option<Act> {
+        faults.befall(call).1.map(|befallen| befallen.act)
+    }
+
     #[test]
     fn a_fault_befalls_the_calls_that_it_says_and_no_other() {
         let fault = |text: &str| text.parse::<Fault>().unwrap();
         let faults = Faults::new(&[fault("upload-503:2,2"), fault("429:confirm,1,7"), fault("message-500")]);
-        let status = |status, retry_after_seconds| Some(Act::Status { status, retry_after_seconds });
-        let uploads: Vec<_> = (0..5).map(|_| faults.befall(Call::Upload)).collect();
+        let status = |status, seconds: Option<u64>| {
+            let retry_after = seconds.map(|seconds| seconds.to_string());
+            Some(Act::Status { status, retry_after, applied: false })
+        };
+        let uploads: Vec<_> = (0..5).map(|_| befall(&faults, Call::Upload)).collect();
         assert_eq!(uploads, [None, status(503, None), status(503, None), None, None]);
-        assert_eq!(faults.befall(Call::Confirm), status(429, Some(7)));
-        assert_eq!(faults.befall(Call::Confirm), None);
-        assert_eq!(faults.befall(Call::Message), status(500, None));
-        assert_eq!(faults.befall(Call::Message), status(500, None));
+        assert_eq!(befall(&faults, Call::Confirm), status(429, Some(7)));
+        assert_eq!(befall(&faults, Call::Confirm), None);
+        assert_eq!(befall(&faults, Call::Message), status(500, None));
+        assert_eq!(befall(&faults, Call::Message), status(500, None));
         faults.lift(Some("message-500"));
-        assert_eq!(faults.befall(Call::Message), None);
+        assert_eq!(befall(&faults, Call::Message), None);
         faults.add(vec![fault("message-lost:4")]);
-        assert_eq!(faults.befall(Call::Message), Some(Act::Lost));
+        assert_eq!(befall(&faults, Call::Message), Some(Act::HangUp { applied: true }));
         let report = faults.report();
         assert_eq!(report["calls"]["upload"], 5);
         assert_eq!(report["faults"][0], json!({ "fault": "upload-503:2,2", "came_true": 2 }));
@@ -249,10 +319,13 @@ mod tests {
         let fault = |text: &str| text.parse::<Fault>().unwrap();
         let texts = ["ext-404:0", "ext-429:2,3", "ext-short:2,2", "attachment-500:1"];
         let faults = Faults::new(&texts.map(fault));
-        let status = |status, retry_after_seconds| Some(Act::Status { status, retry_after_seconds });
-        assert_eq!(faults.befall(Call::Attachment), status(500, None));
+        let status = |status, seconds: Option<u64>| {
+            let retry_after = seconds.map(|seconds| seconds.to_string());
+            Some(Act::Status { status, retry_after, applied: false })
+        };
+        assert_eq!(befall(&faults, Call::Attachment), status(500, None));
         for _ in 0..3 {
-            assert_eq!(faults.befall(Call::Attachment), None, "faults of files are no faults of calls");
+            assert_eq!(befall(&faults, Call::Attachment), None, "faults of files are no faults of calls");
             assert_eq!(faults.befall_file(0), status(404, None));
             assert_eq!(faults.befall_file(1), None);
         }
@@ -261,10 +334,24 @@ mod tests {
     }
 
     #[test]
+    fn a_fault_of_any_call_is_told_by_its_number_among_all_and_files_are_none() {
+        let kill = Fault::at(3, Act::Kill { applied: true });
+        assert_eq!(kill.to_string().parse::<Fault>().unwrap(), kill);
+        let faults = Faults::new(&[kill, "state-get-503-applied:2".parse().unwrap()]);
+        assert_eq!(faults.befall(Call::StateGet).0, 1);
+        assert_eq!(faults.befall(Call::Attachment).0, 0);
+        let applied = Act::Status { status: 503, retry_after: None, applied: true };
+        assert_eq!(befall(&faults, Call::StateGet), Some(applied));
+        assert_eq!(befall(&faults, Call::Attachment), None);
+        assert_eq!(befall(&faults, Call::Message), Some(Act::Kill { applied: true }));
+        assert_eq!(befall(&faults, Call::Message), None);
+    }
+
+    #[test]
     fn what_is_no_fault_says_why() {
         for (text, reason) in [
             ("upload", "is no fault"),
-            ("download-200", "neither `lost` nor a status"),
+            ("download-200", "neither `lost`,"),
             ("dance-500", "is no call"),
             ("upload-503:x", "which call is a whole number"),
             ("upload-503:0", "counted from 1"),
@@ -272,7 +359,7 @@ mod tests {
             ("429", "needs to know which call"),
             ("429:upload,1,soon", "the seconds to wait is a whole number"),
             ("upload-503:1,0", "once or more often"),
-            ("upload-short:1", "neither `lost` nor a status"),
+            ("upload-short:1", "neither `lost`,"),
             ("ext-404", "needs to know which file"),
             ("ext-lost:1", "neither `short` nor a status"),
             ("ext-429:x", "which file is a whole number"),

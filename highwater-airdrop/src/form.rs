@@ -42,7 +42,10 @@ impl<R: Read> Form<R> {
         loop {
             let name = source.part_name()?;
             if name == "file" {
-                return Ok(Self { fields, file: File { source, delimiter, over: false } });
+                return Ok(Self {
+                    fields,
+                    file: File { source, delimiter, over: false, followed: false, must_be_last: false },
+                });
             }
             let mut value = Vec::new();
             while let ready @ 1.. = source.content(&delimiter)? {
@@ -65,6 +68,10 @@ pub(crate) struct File<R> {
     source: Source<R>,
     delimiter: Vec<u8>,
     over: bool,
+    /// Whether something came behind the file, which the file store ignores. Known when the file was read to its end.
+    pub(crate) followed: bool,
+    /// Whether that is an error instead.
+    pub(crate) must_be_last: bool,
 }
 
 impl<R: Read> Read for File<R> {
@@ -79,9 +86,15 @@ impl<R: Read> Read for File<R> {
                     break;
                 }
             }
-            if !matches!(self.source.unread(), b"--" | b"--\r\n") {
+            if !self.source.unread().starts_with(b"--") && !self.source.unread().starts_with(b"\r\n") {
+                return unfit("the form ends without the boundary that ends it");
+            }
+            self.followed = !matches!(self.source.unread(), b"--" | b"--\r\n");
+            if self.followed && self.must_be_last {
                 return unfit("something follows the file, which must be the last part of the form");
             }
+            // What follows is no part of the file; it is heard, so that the client can speak to its end.
+            io::copy(&mut self.source.inner, &mut io::sink())?;
             self.over = true;
             return Ok(0);
         }
@@ -234,8 +247,7 @@ mod tests {
     fn what_is_wrong_with_a_form_is_said() {
         for (text, reason) in [
             (format!("{FILE}abc"), "before the boundary that ends it"),
-            (format!("{FILE}abc\r\n--b7"), "something follows the file"),
-            (format!("{FILE}abc\r\n{FIELD}--b7--\r\n"), "something follows the file"),
+            (format!("{FILE}abc\r\n--b7"), "without the boundary that ends it"),
             (format!("{FIELD}--b7--\r\n"), "without the part `file`"),
             (FILE.replace("b7", "b8"), "does not begin with the boundary"),
             (FILE.replace("; name=\"file\"", ""), "has no name"),
@@ -243,6 +255,22 @@ mod tests {
         ] {
             let said = read(&text, 7).unwrap_err();
             assert!(said.contains(reason), "{said}, not {reason}");
+        }
+    }
+
+    #[test]
+    fn what_follows_the_file_is_no_part_of_it_and_is_told() {
+        for (text, followed) in [
+            (format!("{FILE}abc\r\n--b7--\r\n"), false),
+            (format!("{FILE}abc\r\n{FIELD}--b7--\r\n"), true),
+            (format!("{FILE}abc\r\n--b7--\r\nan epilogue"), true),
+        ] {
+            for at_a_time in [1, 7, text.len()] {
+                let mut form = Form::read(Slow(text.as_bytes(), at_a_time), "b7").unwrap();
+                let mut content = String::new();
+                form.file.read_to_string(&mut content).unwrap();
+                assert_eq!((content.as_str(), form.file.followed), ("abc", followed));
+            }
         }
     }
 

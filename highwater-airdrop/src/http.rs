@@ -3,12 +3,17 @@
 //! A body has the length that its `Content-Length` says, or there is none. Chunks are refused, as the file store behind
 //! Airdrop does; a request that cannot be understood is answered with a JSON reason, and its connection closed, as
 //! where the next one begins is not known.
+//!
+//! There is room for [`CONNECTIONS_MAX`] connections, or for as many as the process may have files open. When it is
+//! full, the one that has waited longest for its next request is closed for the next that comes, as any server may.
 
+use std::collections::HashMap;
 use std::hash::Hasher as _;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::time::Duration;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use twox_hash::XxHash3_64;
@@ -24,6 +29,10 @@ const REST_BYTES_MAX: u64 = 8 * 1024 * 1024;
 const REST_MAX: Duration = Duration::from_secs(2);
 /// Bytes that are sent at a time of an answer that is streamed.
 const CHUNK_BYTES: usize = 64 * 1024;
+/// Connections at once.
+const CONNECTIONS_MAX: usize = 500;
+/// How long a new connection waits for a place before it is looked again.
+const FULL_WAIT: Duration = Duration::from_millis(10);
 
 /// A request whose head was read.
 pub(crate) struct Request<'c> {
@@ -53,7 +62,7 @@ fn find<'h>(headers: &'h [(String, String)], name: &str) -> Option<&'h str> {
 
 /// The body of a request, as far as it was not read yet.
 pub(crate) struct Body<'c> {
-    connection: &'c mut BufReader<TcpStream>,
+    connection: &'c mut BufReader<Shared>,
     length: u64,
     left: u64,
     /// The client waits for a word before it sends it.
@@ -114,6 +123,8 @@ impl Read for Body<'_> {
 /// What is answered.
 pub(crate) struct Answer {
     pub(crate) status: u16,
+    /// Why it is a refusal.
+    reason: Option<String>,
     headers: Vec<(&'static str, String)>,
     body: Content,
 }
@@ -127,24 +138,37 @@ enum Content {
 impl Answer {
     pub(crate) fn json(status: u16, value: &Value) -> Self {
         let headers = vec![("Content-Type", "application/json".to_owned())];
-        Self { status, headers, body: Content::Bytes(format!("{value}\n").into_bytes()) }
+        Self { status, reason: None, headers, body: Content::Bytes(format!("{value}\n").into_bytes()) }
     }
 
     /// A reason why not, for people.
     pub(crate) fn refused(status: u16, reason: impl Into<String>) -> Self {
-        Self::json(status, &json!({ "message": reason.into() }))
+        let reason = reason.into();
+        let answer = Self::json(status, &json!({ "message": reason }));
+        Self { reason: Some(reason), ..answer }
     }
 
     /// A success with nothing to say.
     pub(crate) fn empty() -> Self {
-        Self { status: 204, headers: Vec::new(), body: Content::Bytes(Vec::new()) }
+        Self { status: 204, reason: None, headers: Vec::new(), body: Content::Bytes(Vec::new()) }
     }
 
     /// Bytes of this length; if `told` is not set, the client has to find out.
     pub(crate) fn stream(reader: impl Read + 'static, length: u64, told: bool) -> Self {
         let headers = vec![("Content-Type", "application/octet-stream".to_owned())];
         let body = Content::Stream(Box::new(reader.take(length)), told.then_some(length));
-        Self { status: 200, headers, body }
+        Self { status: 200, reason: None, headers, body }
+    }
+
+    /// Why it is a refusal, for people.
+    pub(crate) fn reason(&self) -> Option<&str> {
+        self.reason.as_deref()
+    }
+
+    /// Whether the same request may succeed later: what the SDK of the platform tries again.
+    pub(crate) fn is_passing(&self) -> bool {
+        let has_after = self.headers.iter().any(|(name, _)| *name == "Retry-After");
+        matches!(self.status, 408 | 425 | 500..600) || (self.status == 429 && has_after)
     }
 
     pub(crate) fn with(mut self, header: &'static str, value: impl Into<String>) -> Self {
@@ -152,7 +176,7 @@ impl Answer {
         self
     }
 
-    fn write(self, connection: &mut TcpStream, keeps: bool) -> io::Result<()> {
+    fn write(self, connection: &mut Shared, keeps: bool) -> io::Result<()> {
         let mut head = Vec::new();
         write!(head, "HTTP/1.1 {} {}\r\n", self.status, phrase(self.status))?;
         for (name, value) in &self.headers {
@@ -201,32 +225,169 @@ pub(crate) enum Reply {
     HangUp,
 }
 
-/// Answers connections, each in a thread of its own, for as long as the process lives.
-pub(crate) fn serve<H>(listener: &TcpListener, handle: &Arc<H>) -> io::Error
-where
-    H: Fn(&mut Request<'_>) -> Reply + Send + Sync + 'static,
-{
-    loop {
-        match listener.accept() {
-            Ok((connection, _)) => {
-                let handle = Arc::clone(handle);
-                // Whatever ends a connection concerns nobody but its client.
-                std::thread::spawn(move || drop(converse(connection, &*handle)));
-            }
-            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return error,
+/// A connection that its thread and the list of all share.
+struct Shared(Arc<TcpStream>);
+
+impl Read for Shared {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        (&*self.0).read(buffer)
+    }
+}
+
+impl Write for Shared {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        (&*self.0).write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        (&*self.0).flush()
+    }
+}
+
+/// Connections by a number of their own, and since when each has waited for its next request, if it has.
+type Open = HashMap<u64, (Arc<TcpStream>, Option<Instant>)>;
+
+/// All connections.
+#[derive(Debug, Default)]
+struct Connections {
+    open: Mutex<Open>,
+}
+
+impl Connections {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_full(&self) -> bool {
+        self.lock().len() >= CONNECTIONS_MAX
+    }
+
+    /// Closes the connection that has waited longest for a request.
+    fn make_room(&self) {
+        let mut open = self.lock();
+        let longest = open.iter().filter_map(|(id, (_, idle))| Some((idle.as_ref()?, *id))).min();
+        let Some((_, id)) = longest else { return };
+        if let Some((stream, idle)) = open.get_mut(&id) {
+            // Its thread sees the end of it; whoever is no longer there is closed already.
+            let _ = stream.shutdown(Shutdown::Both);
+            *idle = None;
+        }
+    }
+
+    fn close_all(&self) {
+        for (stream, _) in self.lock().values() {
+            let _ = stream.shutdown(Shutdown::Both);
         }
     }
 }
 
-fn converse(connection: TcpStream, handle: &dyn Fn(&mut Request<'_>) -> Reply) -> io::Result<()> {
+/// A connection's place among all: given up when it is dropped.
+struct Place {
+    id: u64,
+    all: Arc<Connections>,
+}
+
+impl Place {
+    fn is_idle(&self, idle: bool) {
+        if let Some((_, since)) = self.all.lock().get_mut(&self.id) {
+            *since = idle.then(Instant::now);
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.all.lock().remove(&self.id);
+    }
+}
+
+/// A server that answers in threads of its own until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Server {
+    address: SocketAddr,
+    over: Arc<AtomicBool>,
+    connections: Arc<Connections>,
+    accepting: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Server {
+    /// Answers connections, each in a thread of its own.
+    pub(crate) fn start<H>(listener: TcpListener, handle: H) -> io::Result<Self>
+    where
+        H: Fn(&mut Request<'_>) -> Reply + Send + Sync + 'static,
+    {
+        let address = listener.local_addr()?;
+        let (over, connections) = (Arc::new(AtomicBool::new(false)), Arc::new(Connections::default()));
+        let (ends, all, handle) = (Arc::clone(&over), Arc::clone(&connections), Arc::new(handle));
+        let accepting = std::thread::Builder::new().spawn(move || accept(&listener, &ends, &all, &handle))?;
+        Ok(Self { address, over, connections, accepting: Some(accepting) })
+    }
+
+    /// Answers for as long as the process lives.
+    pub(crate) fn wait(mut self) {
+        if let Some(accepting) = self.accepting.take() {
+            let _ = accepting.join();
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::SeqCst);
+        let Some(accepting) = self.accepting.take() else { return };
+        // So that it looks.
+        let woken = TcpStream::connect_timeout(&self.address, Duration::from_secs(1));
+        self.connections.close_all();
+        if woken.is_ok() {
+            let _ = accepting.join();
+        }
+    }
+}
+
+/// Takes connections until it is over. Neither a client nor a full table of open files ends it.
+fn accept<H>(listener: &TcpListener, over: &AtomicBool, all: &Arc<Connections>, handle: &Arc<H>)
+where
+    H: Fn(&mut Request<'_>) -> Reply + Send + Sync + 'static,
+{
+    let mut next = 0_u64;
+    while !over.load(Ordering::SeqCst) {
+        if all.is_full() {
+            all.make_room();
+            std::thread::sleep(FULL_WAIT);
+            continue;
+        }
+        let Ok((stream, _)) = listener.accept() else {
+            // Out of open files, most often; or the client went away meanwhile.
+            all.make_room();
+            std::thread::sleep(FULL_WAIT);
+            continue;
+        };
+        if over.load(Ordering::SeqCst) {
+            return;
+        }
+        let stream = Arc::new(stream);
+        next += 1;
+        all.lock().insert(next, (Arc::clone(&stream), Some(Instant::now())));
+        let (place, handle) = (Place { id: next, all: Arc::clone(all) }, Arc::clone(handle));
+        // Whatever ends a connection concerns nobody but its client. Where no thread can be had, it is closed.
+        let _ = std::thread::Builder::new().spawn(move || drop(converse(stream, &place, &*handle)));
+    }
+}
+
+fn converse(
+    connection: Arc<TcpStream>,
+    place: &Place,
+    handle: &dyn Fn(&mut Request<'_>) -> Reply,
+) -> io::Result<()> {
     connection.set_nodelay(true)?;
     connection.set_read_timeout(Some(IDLE_MAX))?;
     connection.set_write_timeout(Some(IDLE_MAX))?;
-    let mut connection = BufReader::new(connection);
+    let mut connection = BufReader::new(Shared(connection));
     loop {
-        let head = match read_head(&mut connection) {
+        place.is_idle(true);
+        let head = read_head(&mut connection);
+        place.is_idle(false);
+        let head = match head {
             Ok(Some(head)) => head,
             Ok(None) => return Ok(()),
             Err(Unread::Refused(answer)) => return close_with(answer, connection),
@@ -239,7 +400,7 @@ fn converse(connection: TcpStream, handle: &dyn Fn(&mut Request<'_>) -> Reply) -
         let reply = handle(&mut request);
         let whole = request.body.pass_over();
         match reply {
-            Reply::HangUp => return connection.get_ref().shutdown(Shutdown::Both),
+            Reply::HangUp => return connection.get_ref().0.shutdown(Shutdown::Both),
             Reply::Answer(answer) if keeps && whole => answer.write(connection.get_mut(), true)?,
             Reply::Answer(answer) => return close_with(answer, connection),
         }
@@ -247,10 +408,10 @@ fn converse(connection: TcpStream, handle: &dyn Fn(&mut Request<'_>) -> Reply) -
 }
 
 /// Answers and closes, in a way that lets the client read the answer even if it is still writing.
-fn close_with(answer: Answer, mut connection: BufReader<TcpStream>) -> io::Result<()> {
+fn close_with(answer: Answer, mut connection: BufReader<Shared>) -> io::Result<()> {
     answer.write(connection.get_mut(), false)?;
-    connection.get_ref().shutdown(Shutdown::Write)?;
-    connection.get_ref().set_read_timeout(Some(REST_MAX))?;
+    connection.get_ref().0.shutdown(Shutdown::Write)?;
+    connection.get_ref().0.set_read_timeout(Some(REST_MAX))?;
     io::copy(&mut connection.take(REST_BYTES_MAX), &mut io::sink()).map(drop)
 }
 
@@ -271,7 +432,7 @@ enum Unread {
 }
 
 /// Reads the head of the next request; `None` if the client has no other.
-fn read_head(connection: &mut BufReader<TcpStream>) -> Result<Option<Head>, Unread> {
+fn read_head(connection: &mut BufReader<Shared>) -> Result<Option<Head>, Unread> {
     let refused = |status, reason: String| Err(Unread::Refused(Answer::refused(status, reason)));
     let mut text = Vec::new();
     while !text.ends_with(b"\r\n\r\n") {

@@ -67,6 +67,8 @@ use tempfile::NamedTempFile;
 use self::lines::Lines;
 use crate::error::{Error, Result, chain};
 
+#[cfg(feature = "program")]
+pub(crate) use self::driver::UNKNOWN_EVENT;
 pub use self::driver::{ItemTotals, LocalEvent, SyncReport, SyncSettings, SyncStep};
 
 /// Bytes of worker state that the platform keeps at most.
@@ -366,6 +368,25 @@ impl Local {
     /// # Durability
     /// When this returns `Ok`, the bytes survive power loss; a kill before leaves no artifact.
     pub fn upload_as(&self, artifact: &ArtifactId, upload: Upload<'_>) -> Result<(), PlatformError> {
+        self.place_upload(artifact, upload, false)
+    }
+
+    /// As [`Local::upload_as`], but in place of what was uploaded before, as a file store has it.
+    #[cfg(feature = "program")]
+    pub(crate) fn upload_again(
+        &self,
+        artifact: &ArtifactId,
+        upload: Upload<'_>,
+    ) -> Result<(), PlatformError> {
+        self.place_upload(artifact, upload, true)
+    }
+
+    fn place_upload(
+        &self,
+        artifact: &ArtifactId,
+        upload: Upload<'_>,
+        again: bool,
+    ) -> Result<(), PlatformError> {
         let id = artifact.as_str();
         let Some(name) = artifact_name(id.as_bytes()) else {
             return refuse(400, format!("{id:?} is no artifact id"));
@@ -373,13 +394,40 @@ impl Local {
         let file = self.take(upload)?;
         let _held = self.hold().map_err(|error| unknown(&error))?;
         let dir = self.dir.join("artifacts");
-        match file.persist_noclobber(dir.join(name)) {
+        let path = dir.join(name);
+        match if again { file.persist(path) } else { file.persist_noclobber(path) } {
             Ok(_) => sync_dir(&dir).map_err(|error| unknown(&error)),
             Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
                 refuse(409, format!("artifact {id} was uploaded before"))
             }
             Err(error) => Err(unknown(&Error::io(format!("make {}", dir.join(name).display()), error.error))),
         }
+    }
+
+    /// Keeps a message that nobody looked at: what it names need not be there.
+    #[cfg(feature = "program")]
+    pub(crate) fn keep_message(&self, message: &SealedMessage) -> Result<(), PlatformError> {
+        let mut held = self.hold().map_err(|error| unknown(&error))?;
+        let line = line_of(message);
+        held.accept(&message.key, &line).map_err(|error| unknown(&error))
+    }
+
+    /// As [`Local::keep_message`], under a key of its own, where its key has a message already.
+    #[cfg(feature = "program")]
+    pub(crate) fn keep_message_beside(&self, message: &SealedMessage) -> Result<(), PlatformError> {
+        let mut held = self.hold().map_err(|error| unknown(&error))?;
+        let line = line_of(message);
+        let keys = (2_u64..).map(|number| format!("{} (message {number})", message.key));
+        let free = keys.into_iter().find(|key| !held.spans.contains_key(key));
+        held.accept(free.as_deref().unwrap_or(&message.key), &line).map_err(|error| unknown(&error))
+    }
+
+    /// Whether a message is kept under this key, and whether it is the same.
+    #[cfg(feature = "program")]
+    pub(crate) fn is_kept(&self, message: &SealedMessage) -> Result<Option<bool>> {
+        let mut held = self.hold()?;
+        let Some(span) = held.spans.get(&message.key).copied() else { return Ok(None) };
+        Ok(Some(held.messages.bytes(span.at, span.bytes)? == line_of(message)))
     }
 
     /// What was saved last for a sync unit, where the directory serves several.
@@ -499,9 +547,7 @@ impl Platform for Local {
 
     fn send(&self, message: &SealedMessage) -> Result<(), PlatformError> {
         let mut held = self.hold().map_err(|error| unknown(&error))?;
-        // Outside of strings, where JSON has no raw line break, one is as good as a space.
-        let mut line = message.body.replace(['\n', '\r'], " ").into_bytes();
-        line.push(b'\n');
+        let line = line_of(message);
         if let Some(span) = held.spans.get(&message.key).copied() {
             let accepted = held.messages.bytes(span.at, span.bytes).map_err(|error| unknown(&error))?;
             if accepted == line {
@@ -725,6 +771,14 @@ impl Iterator for Messages {
         self.over = !matches!(message, Some(Ok(_)));
         message
     }
+}
+
+/// A message as it is kept.
+fn line_of(message: &SealedMessage) -> Vec<u8> {
+    // Outside of strings, where JSON has no raw line break, one is as good as a space.
+    let mut line = message.body.replace(['\n', '\r'], " ").into_bytes();
+    line.push(b'\n');
+    line
 }
 
 /// An id of ours, or one that could be: it becomes a file name.

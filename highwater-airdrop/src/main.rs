@@ -1,50 +1,41 @@
-//! A local Airdrop, for who writes a connector in any language: over HTTP on this machine, strict in what it accepts,
-//! with faults by setting, and with all that it was given in a directory.
+//! A local Airdrop, for who writes a connector in any language: over HTTP on this machine, with faults by setting, with
+//! all that it was given in a directory, and with an audit of what was lost.
 //!
 //! ```text
 //! highwater-airdrop serve --dir out
 //! highwater-airdrop sync --dir out -- COMMAND ARGS... {event}
 //! ```
 //!
-//! `serve` is the addresses alone; `sync` also sends the events. See [`highwater_airdrop::Local`] for what is in the
-//! directory, which can be looked at while it runs, and outlives it; beside that, `calls.jsonl` has a line for each call
-//! and how it was answered, and `blueprints.jsonl` and `mappings.jsonl` what a connector installed.
-
-mod api;
-#[path = "../../examples/common/mod.rs"]
-mod common;
-mod drive;
-mod external;
-mod fault;
-mod form;
-mod http;
+//! `serve` is the addresses alone; `sync` also sends the events. See [`highwater_airdrop`] for how it is made.
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io;
-use std::net::{Ipv4Addr, TcpListener};
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use highwater::Phase;
-use highwater_airdrop::{Local, SyncSettings};
+use highwater_airdrop::{
+    Airdrop, AirdropOptions, Audit, Call, CallRecord, Fault, Invocation, Outcome, Progress, SyncOptions,
+    SyncSettings, Verdict, Worker, audit, chain, time_setting,
+};
+use serde_json::{Value, json};
 
-use crate::api::Api;
-use crate::common::{Failure, chain, finish, print};
-use crate::drive::{Drive, Driven, Worker};
-use crate::fault::Fault;
-use crate::http::Request;
+type Failure = highwater::BoxError;
 
 // Lines of at most 98 characters: clap would break longer ones where it is narrow.
 const AFTER_HELP: &str = "\
-Exit codes: 0 the run ended DONE (sync); 1 it did not, or something failed; 2 wrong usage.
+Exit codes: 0 the run ended DONE and the audit is clean (sync); 1 it did not, or something failed;
+2 wrong usage; 3 the run ended DONE, and the audit is suspicious, or something was lost.
 
-What a connector does at the addresses of its event; whatever else is refused with a reason:
+What a connector does at the addresses of its event. What is not so is refused with a reason where
+the platform, or the file store behind it, is known to refuse it, or noted as a lint (--strict
+refuses that, too):
   GET  /internal/airdrop.artifacts.upload-url
-       Authorization: Bearer TOKEN; request_id, file_type, file_name, file_size
+       Authorization: Bearer TOKEN; request_id, file_type, file_name [, file_size]
   POST /upload/ID
        no token; a form of every field of form_data, then the part `file`, as long as was told
   POST /internal/airdrop.artifacts.confirm-upload
@@ -55,10 +46,10 @@ What a connector does at the addresses of its event; whatever else is refused wi
        Authorization: TOKEN; sync_unit, request_id (404: none yet; 413: over 1 MB of state);
        the extraction scope is objects.json in the directory, if that is there
   POST CALLBACK_URL
-       Authorization: TOKEN; a message (413: over 200,000 bytes; 400: it names an artifact that is
+       Authorization: TOKEN; a message (413: over 200,000 bytes; lints: it names an artifact that is
        not uploaded and confirmed, or an `ssor_attachment` artifact a line of which does, or, in a
-       `sync`, does not echo all of its event's event_context; 409: the event has another already;
-       the same bytes again: 200)
+       `sync`, does not echo all of its event's event_context; the event has another already). The
+       same bytes again are the same message if they come with an Idempotency-Key
   GET  /internal/snap-ins.get, POST /internal/airdrop.recipe.blueprints.create
   POST /internal/airdrop.recipe.initial-domain-mappings.install
        Authorization: TOKEN
@@ -75,13 +66,17 @@ Faults (--fault). Calls of a kind are counted from 1 since the server was starte
   CALL-STATUS         every CALL is answered STATUS, 400 to 599, without effect; until lifted
   CALL-STATUS:N       the N-th CALL
   CALL-STATUS:N,K     the N-th and those after it, K in all
+  CALL-STATUS-applied[:N[,K]]   it takes effect, and is answered STATUS
   CALL-lost[:N[,K]]   it takes effect, and the connection is closed without an answer
+  CALL-hangup[:N[,K]] the connection is closed without an answer, and without effect
+  CALL-slow[:N[,K]]   it takes effect, and is answered after 10 seconds
+  CALL-kill-before, CALL-kill-after[:N[,K]]   the worker is killed before or after it takes effect
   429:CALL,N,SECONDS  the N-th CALL is answered 429, with Retry-After
   ext-STATUS:N[,K]    file N to extract is answered STATUS, the first K times; until lifted
   ext-short:N[,K]     the connection is closed in the middle of file N
   ext-429:N,SECONDS   once, with Retry-After
 CALL is prepare, upload, confirm, download-url, download, state-get, state, message, snap-in,
-blueprint, mapping or attachment. Say:
+blueprint, mapping or attachment; or `any`, where N counts all calls but those of files. Say:
   --fault upload-403:2 --fault upload-503:5,3 --fault message-lost:1 --fault 429:confirm,4,2
   --fault ext-404:7 --fault ext-429:8,2";
 
@@ -113,6 +108,9 @@ struct Serve {
     /// A fault, see below; may be given again and again
     #[arg(long = "fault", value_name = "FAULT")]
     faults: Vec<Fault>,
+    /// Refuse what only looks wrong
+    #[arg(long)]
+    strict: bool,
 }
 
 #[derive(Debug, Args)]
@@ -121,7 +119,7 @@ struct Sync {
     #[command(flatten)]
     serve: Serve,
     /// The worker: a command, started for each event, which is in a file whose path takes the place of `{event}` in
-    /// ARGS, or is appended to them
+    /// ARGS, or is appended to them. `{dir}` in ARGS, and HIGHWATER_DIR in its environment, is a folder of its own
     #[arg(
         value_name = "COMMAND",
         last = true,
@@ -142,9 +140,29 @@ struct Sync {
     /// unfinished [default: all; units are listed by a first sync only]
     #[arg(long, value_name = "PHASE", value_delimiter = ',')]
     phases: Vec<PhaseName>,
-    /// Spell events the newer way: `START_EXTRACTING_DATA` for `EXTRACTION_DATA_START`
-    #[arg(long)]
-    newer_names: bool,
+    /// How events are spelled: `EXTRACTION_DATA_START` (seed) or `START_EXTRACTING_DATA` (newer). A worker that does not
+    /// know them answers UNKNOWN_EVENT_TYPE, or nothing
+    #[arg(long, value_name = "SPELLING", value_enum, default_value_t = Spelled::Seed)]
+    names: Spelled,
+    /// The event's `connection_data`: where the external system is, and the key to it. As JSON, or @FILE with it;
+    /// arguments can be read by everybody on this machine (`ps`), a file only by whom you let
+    #[arg(long, value_name = "JSON|@FILE")]
+    connection_data: Option<String>,
+    /// Fields that are merged into the `event_context` of every event, as a JSON object or @FILE
+    #[arg(long, value_name = "JSON|@FILE")]
+    event_context: Option<String>,
+    /// `extraction_start_time`: a moment, the word of a type (unbounded, workers_newest), or a JSON object
+    #[arg(long, value_name = "WHEN", value_parser = time_setting)]
+    extraction_start: Option<Value>,
+    /// `extraction_end_time`, likewise
+    #[arg(long, value_name = "WHEN", value_parser = time_setting)]
+    extraction_end: Option<Value>,
+    /// The mode of the sync [default: initial, until one of the unit was finished]
+    #[arg(long, value_name = "MODE", value_enum)]
+    mode: Option<ModeName>,
+    /// An environment variable of the worker; may be given again and again
+    #[arg(long = "env", value_name = "NAME=VALUE", value_parser = variable)]
+    env: Vec<(String, String)>,
     /// How long an invocation may take before it is killed
     #[arg(long, value_name = "TIME", default_value = "13m", value_parser = humantime::parse_duration)]
     budget: Duration,
@@ -157,9 +175,24 @@ struct Sync {
     /// How often the phase is started again, in the same run, after an ERROR
     #[arg(long, value_name = "N", default_value_t = 0)]
     retry_errors: u64,
+    /// Do not print what the worker prints: it is in worker.log of the directory in any case
+    #[arg(long)]
+    quiet: bool,
     /// Print the report as one JSON object
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Spelled {
+    Seed,
+    Newer,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ModeName {
+    Initial,
+    Incremental,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -186,72 +219,209 @@ fn main() -> ExitCode {
         Action::Serve(serve) => serve.forever(),
         Action::Sync(sync) => sync.run(),
     };
-    finish(done)
+    done.unwrap_or_else(|failure| {
+        eprintln!("error: {}", chain(failure.as_ref()));
+        ExitCode::FAILURE
+    })
+}
+
+/// Prints to standard output; that nobody reads on is no failure.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(format!("cannot write to standard output: {error}").into())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn variable(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
+    if name.is_empty() {
+        Err("the name is empty".to_owned())
+    } else {
+        Ok((name.to_owned(), value.to_owned()))
+    }
+}
+
+/// The JSON object of an argument, or of the file that it names behind an `@`. Its value is in no error: it may hold a
+/// key.
+fn object(option: &str, argument: &str) -> Result<serde_json::Map<String, Value>, Failure> {
+    let text = match argument.strip_prefix('@') {
+        Some(path) => {
+            fs::read_to_string(path).map_err(|error| format!("cannot read {path} ({option}): {error}"))?
+        }
+        None => argument.to_owned(),
+    };
+    match serde_json::from_str(&text) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(_) => Err(format!("{option} takes a JSON object, or @FILE with one").into()),
+        Err(error) => {
+            Err(format!("{option} is not JSON, at line {} column {}", error.line(), error.column()).into())
+        }
+    }
 }
 
 impl Serve {
-    /// Opens the directory and the port. The port is remembered: events that wait for their answer name it.
-    fn open(&self) -> Result<(TcpListener, Arc<Api>), Failure> {
-        let local = Local::open(&self.dir)?;
-        let path = self.dir.join("port.txt");
-        let last = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
-        let port = self.port.or(last).unwrap_or(0);
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map_err(|error| {
-            format!("cannot serve at port {port}: {error}; --port chooses another, --port 0 any that is free")
-        })?;
-        let port = listener.local_addr()?.port();
-        fs::write(&path, format!("{port}\n"))
-            .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
-        let api = Api::new(local, format!("http://127.0.0.1:{port}"), &self.faults);
-        Ok((listener, Arc::new(api)))
+    fn open(&self) -> Result<Airdrop, Failure> {
+        let mut options = AirdropOptions::default();
+        options.port = self.port;
+        options.faults.clone_from(&self.faults);
+        options.strict = self.strict;
+        let teller = Mutex::new(Teller::default());
+        options.observer = Some(Arc::new(move |call: &CallRecord| {
+            teller.lock().unwrap_or_else(PoisonError::into_inner).tell(call);
+        }));
+        Ok(Airdrop::start(&self.dir, options)?)
     }
 
     fn forever(&self) -> Result<ExitCode, Failure> {
-        let (listener, api) = self.open()?;
-        print(&format!("{}\n", api.base()))?;
-        Err(answer(&listener, api).into())
+        let airdrop = self.open()?;
+        print(&format!("{}\n", airdrop.base()))?;
+        airdrop.wait();
+        Err("no more requests are taken".into())
     }
 }
 
-/// Answers requests; returns when none can be had any more.
-fn answer(listener: &TcpListener, api: Arc<Api>) -> io::Error {
-    http::serve(listener, &Arc::new(move |request: &mut Request<'_>| api.handle(request)))
+/// Tells of what was refused, and of what looks wrong, on standard error: of each kind the first ones.
+#[derive(Debug, Default)]
+struct Teller {
+    told: std::collections::BTreeMap<String, u64>,
+}
+
+impl Teller {
+    /// Of each kind, so many are told.
+    const TOLD_MAX: u64 = 5;
+
+    fn tell(&mut self, call: &CallRecord) {
+        let is_no_state = call.call == Call::StateGet && call.status == Some(404);
+        if let (Some(status), Some(reason), false) = (call.status, &call.reason, is_no_state) {
+            self.say(
+                format!("{} refused", call.call),
+                &format!("{} refused with {status}: {reason}", call.call),
+            );
+        }
+        for lint in &call.lints {
+            self.say(lint.rule.clone(), &format!("{} looks wrong [{}]: {}", call.call, lint.rule, lint.text));
+        }
+    }
+
+    fn say(&mut self, kind: String, text: &str) {
+        let times = self.told.entry(kind).or_default();
+        *times += 1;
+        match *times {
+            ..=Self::TOLD_MAX => eprintln!("{text}"),
+            times if times == Self::TOLD_MAX + 1 => eprintln!("{text} (more of these are in calls.jsonl)"),
+            _ => {}
+        }
+    }
 }
 
 impl Sync {
-    fn run(self) -> Result<ExitCode, Failure> {
-        let (listener, api) = self.serve.open()?;
-        eprintln!("{}", api.base());
-        let server = Arc::clone(&api);
-        std::thread::spawn(move || eprintln!("error: no more requests: {}", answer(&listener, server)));
-        let mut settings = SyncSettings::new(self.unit)
-            .endpoint(api.base())
-            .newer_names(self.newer_names)
+    fn settings(&self) -> Result<SyncSettings, Failure> {
+        let mut settings = SyncSettings::new(&self.unit)
+            .newer_names(self.names == Spelled::Newer)
             .error_retries(self.retry_errors);
         if !self.phases.is_empty() {
-            settings = settings.phases(self.phases.into_iter().map(Phase::from));
+            settings = settings.phases(self.phases.iter().copied().map(Phase::from));
         }
         if self.full {
             settings = settings.context("reset_extract_from", true);
         }
-        let worker = self.function.map_or(Worker::Command(self.command), Worker::Function);
-        let (budget, restarts_max, delay_max) = (self.budget, self.restarts, self.fast_delays);
-        let driven = Drive { settings, worker, budget, restarts_max, delay_max }.run(&api);
-        print(&if self.json { format!("{}\n", driven.to_json()) } else { summary(&driven) })?;
-        match &driven.failure {
-            None => Ok(ExitCode::SUCCESS),
-            Some(failure) => {
-                eprintln!("error: {}", chain(failure.as_ref()));
-                Ok(ExitCode::FAILURE)
+        if let Some(mode) = self.mode {
+            settings = settings.initial(mode == ModeName::Initial);
+        }
+        if let Some(data) = &self.connection_data {
+            settings = settings.connection_data(object("--connection-data", data)?);
+        }
+        let times = [
+            ("extraction_start_time", &self.extraction_start),
+            ("extraction_end_time", &self.extraction_end),
+        ];
+        for (field, time) in times {
+            if let Some(time) = time {
+                settings = settings.context(field, time.clone());
             }
         }
+        if let Some(context) = &self.event_context {
+            for (field, value) in object("--event-context", context)? {
+                settings = settings.context(field, value);
+            }
+        }
+        Ok(settings)
+    }
+
+    fn run(self) -> Result<ExitCode, Failure> {
+        let settings = self.settings()?;
+        let airdrop = self.serve.open()?;
+        eprintln!("{}", airdrop.base());
+        end_with_signals(&airdrop)?;
+        let mut options = SyncOptions::new(settings);
+        options.budget = self.budget;
+        options.restarts_max = self.restarts;
+        options.delay_max = self.fast_delays;
+        options.env = self.env;
+        options.echo = !self.quiet;
+        let worker = self.function.map_or(Worker::Command(self.command), Worker::Function);
+        let outcome = airdrop.sync(&options, &worker, &mut |progress| match progress {
+            Progress::Run(run) => eprintln!("run {run}"),
+            Progress::Waiting(event, time) => eprintln!("{event}: in {}", humantime::format_duration(*time)),
+            Progress::Ended(invocation, says) => eprintln!("{}", ended(invocation, says)),
+            _ => {}
+        });
+        let audited = match &outcome.report {
+            Some(report) => Some(audit(airdrop.local(), report, outcome.is_done())?),
+            None => None,
+        };
+        print(&if self.json {
+            to_json(&outcome, audited.as_ref())
+        } else {
+            summary(&outcome, audited.as_ref())
+        })?;
+        if let Some(failure) = &outcome.failure {
+            eprintln!("error: {}", chain(failure));
+            return Ok(ExitCode::FAILURE);
+        }
+        let clean = audited.is_none_or(|audit| audit.verdict == Verdict::Clean);
+        Ok(if clean { ExitCode::SUCCESS } else { ExitCode::from(3) })
     }
 }
 
-fn summary(driven: &Driven) -> String {
-    let Some(report) = &driven.report else { return String::new() };
+/// The worker has a process group of its own: what ends this program ends it as well.
+fn end_with_signals(airdrop: &Airdrop) -> Result<(), Failure> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM])?;
+    let stopper = airdrop.stopper();
+    std::thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            stopper.stop();
+            eprintln!("ended by a signal; the same command goes on with the sync");
+            std::process::exit(128 + signal);
+        }
+    });
+    Ok(())
+}
+
+/// How an invocation ended, for people.
+fn ended(invocation: &Invocation, says: &str) -> String {
+    let trouble = invocation.trouble.as_ref().map(|trouble| format!(" ({trouble})")).unwrap_or_default();
+    format!("{}: {says} after {:.1} s{trouble}", invocation.event_type, invocation.seconds)
+}
+
+fn to_json(outcome: &Outcome, audit: Option<&Audit>) -> String {
+    let mut value = outcome.to_json();
+    if let (Value::Object(object), Some(audit)) = (&mut value, audit) {
+        object.insert("verdict".to_owned(), json!(audit.verdict));
+        object.insert("audit".to_owned(), json!(audit));
+    }
+    format!("{value}\n")
+}
+
+fn summary(outcome: &Outcome, audit: Option<&Audit>) -> String {
+    let Some(report) = &outcome.report else { return String::new() };
     let kind = if report.initial { "first" } else { "incremental" };
-    let end = if driven.failure.is_none() { "done" } else { "not done" };
+    let end = if outcome.is_done() { "done" } else { "not done" };
     let mut text = format!(
         "run {}: {kind} sync, {end}\n\n{:<26}{:>12}{:>12}\n",
         report.run, "item type", "records", "artifacts"
@@ -261,10 +431,13 @@ fn summary(driven: &Driven) -> String {
         let _ = writeln!(text, "{item_type:<26}{:>12}{:>12}", totals.records, totals.artifacts);
     }
     let invocations: u64 = report.invocations.values().sum();
-    let (messages, restarts, seconds) = (report.messages, driven.restarts, driven.took.as_secs_f64());
+    let (messages, restarts, seconds) = (report.messages, outcome.restarts, outcome.took.as_secs_f64());
     let _ = writeln!(
         text,
         "\n{invocations} invocations, {restarts} restarts, {messages} messages, {seconds:.2} s"
     );
+    if let Some(audit) = audit {
+        let _ = writeln!(text, "\n{audit}");
+    }
     text
 }

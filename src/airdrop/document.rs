@@ -10,7 +10,6 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
-use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -112,6 +111,11 @@ impl Document {
         Some(self.members.remove(at).value)
     }
 
+    /// Adds the members of another, at the end, none of whose names is here.
+    pub(crate) fn extend(&mut self, other: Self) {
+        self.members.extend(other.members);
+    }
+
     /// Keeps the members whose name is wanted; of one that no Rust string holds that is `None`.
     pub(crate) fn retain(&mut self, mut wanted: impl FnMut(Option<&str>) -> bool) {
         self.members.retain(|member| wanted(member.name.as_deref()));
@@ -120,11 +124,8 @@ impl Document {
 
 impl Serialize for Document {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(self.members.len()))?;
-        for member in &self.members {
-            map.serialize_entry(&member.raw_name, &member.value)?;
-        }
-        map.end()
+        // A name that no Rust string holds is a key for no serializer, so the text is written whole.
+        RawValue::from_string(self.to_text()).map_err(serde::ser::Error::custom)?.serialize(serializer)
     }
 }
 
@@ -229,6 +230,7 @@ mod tests {
         let text = r#"{"half":"\ud83d and \uDE00","\ud800":[1,{"a":1e400}],"big":123456789012345678901234567890,"e":"\u00e9"}"#;
         let mut document = read(text);
         assert_eq!(document.to_text(), text);
+        assert_eq!(serde_json::to_string(&document).unwrap(), text);
         document.set("ours", &"x");
         assert_eq!(document.to_text(), format!("{},\"ours\":\"x\"}}", &text[..text.len() - 1]));
         assert!(document.remove("ours").is_some());

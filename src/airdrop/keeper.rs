@@ -23,7 +23,10 @@ use tracing::{debug, info};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::model::{CHECKPOINT_BYTES_MAX, Micros, Rule, StreamName};
-use crate::store::{BatchInfo, CHECKPOINT_KEY, Checkpoint, MessageKind, Page, Position, Room, Run, SyncUnit};
+use crate::store::{
+    BatchInfo, CHECKPOINT_KEY, Checkpoint, Incoming, Inherited, MessageKind, Page, Position, Room, Run,
+    SyncUnit,
+};
 
 use super::document::{Document, posted_bytes};
 use super::platform::{Platform, WorkerState};
@@ -137,10 +140,17 @@ impl<'a> Keeper<'a> {
     /// # Errors
     /// `NoRoom`, naming what of it does not fit; the page must not be staged. `Corrupt`, `Io`.
     pub(crate) fn admit<C: Serialize>(&self, run: &Run, stream: &StreamName, page: &Page<C>) -> Result<()> {
+        if let Some(own) = page.connector_state_json() {
+            sdk::check_connector_state(own)?;
+        }
         let mut room = self.room.borrow_mut();
         if room.is_none() {
             let mut others = self.document()?;
             others.remove(CHECKPOINT_KEY);
+            if run.has_connector_state()? {
+                // It counts as what the extractor sets.
+                sdk::remove_connector_state(&mut others);
+            }
             *room = Some(run.room(posted_bytes(&others.to_text()) as u64)?);
         }
         room.as_mut().map_or(Ok(()), |room| room.admit(stream.as_str(), page))
@@ -187,7 +197,7 @@ impl<'a> Keeper<'a> {
         let sync_unit = unit.id().as_str();
         let fetched = attempts(clock, hard, seed, || platform.worker_state());
         let state = fetched.map_err(|gave_up| not_fetched(sync_unit, &gave_up))?.unwrap_or_default().state;
-        let mut document = Document::read(state.as_deref(), &what(sync_unit)).unwrap_or_default();
+        let mut document = read(state.as_deref(), &what(sync_unit)).unwrap_or_default();
         document.remove(CHECKPOINT_KEY);
         sdk::remove(&mut document);
         let text = document.to_text();
@@ -232,7 +242,7 @@ impl<'a> Keeper<'a> {
     ) -> Result<(String, usize)> {
         let what = self.what();
         // Keys that are neither ours nor the SDK's stay as they are, and where they are.
-        let mut document = Document::read(state, &what)?;
+        let mut document = read(state, &what)?;
         let found = checkpoint_of(&document, &self.sync_unit)?.map(|found| found.token);
         // A first save, or a removal, whose answer was lost may have been applied.
         let ours = found == *self.standing.borrow()
@@ -247,6 +257,9 @@ impl<'a> Keeper<'a> {
                 json.map_err(|error| Error::WorkerState { what: self.what(), reason: error.to_string() })?;
             document.set(CHECKPOINT_KEY, &json);
             sdk::write(&mut document, &what, &checkpoint.standing())?;
+            if let Some(own) = checkpoint.connector_state() {
+                sdk::write_connector_state(&mut document, own);
+            }
         }
         change(&mut document)?;
         let text = document.to_text();
@@ -264,7 +277,7 @@ impl<'a> Keeper<'a> {
 
     /// The connector's own keys, as they were when the unit was taken over.
     pub(crate) fn connector_state(&self) -> Result<Option<Value>> {
-        sdk::connector_state(self.document()?, CHECKPOINT_KEY, &self.what())
+        sdk::connector_state(self.document()?, &self.what())
     }
 
     /// The extraction scope, as it was then.
@@ -272,16 +285,26 @@ impl<'a> Keeper<'a> {
         Scope::read(self.found.objects.as_deref(), &self.sync_unit)
     }
 
-    /// What the TypeScript SDK left, where there was no checkpoint of ours when the unit was taken over.
+    /// What the unit of an event inherits from the TypeScript SDK: where there was no checkpoint of ours when the unit was
+    /// taken over, or where the SDK had the unit since it was saved.
     ///
     /// # Errors
     /// `WorkerState`, naming the key that makes no sense.
-    pub(crate) fn sdk_state(&self) -> Result<Option<SdkState>> {
-        let document = self.document()?;
-        if document.contains(CHECKPOINT_KEY) {
+    pub(crate) fn inherited(&self, event: &Incoming) -> Result<Option<Inherited>> {
+        let mut document = Document::read(self.found.state.as_deref(), &self.what())?;
+        let carried = sdk::lift(&mut document);
+        let checkpoint = checkpoint_of(&document, &self.sync_unit)?;
+        let Some(sdk) = SdkState::read(&document, &self.what())? else { return Ok(None) };
+        let rewritten =
+            checkpoint.as_ref().is_some_and(|found| carried || sdk.is_newer_than(&found.standing()));
+        if checkpoint.is_some() && !rewritten {
             return Ok(None);
         }
-        SdkState::read(&document, &self.what())
+        if rewritten {
+            info!("the TypeScript SDK had the unit in between");
+        }
+        let now = Micros::from_time(self.clock.now());
+        Ok(Some(sdk.inherited(event, now, rewritten)))
     }
 
     fn look(&mut self) -> Result<Option<Checkpoint>> {
@@ -292,7 +315,7 @@ impl<'a> Keeper<'a> {
 
     /// The worker state as it was when the unit was taken over.
     fn document(&self) -> Result<Document> {
-        Document::read(self.found.state.as_deref(), &self.what())
+        read(self.found.state.as_deref(), &self.what())
     }
 
     fn what(&self) -> String {
@@ -315,7 +338,14 @@ fn not_saved(sync_unit: &str, gave_up: &GaveUp) -> Error {
 /// The checkpoint that a worker state holds.
 #[cfg(feature = "testing")]
 pub(crate) fn checkpoint_in(state: Option<&str>, sync_unit: &str) -> Result<Option<Checkpoint>> {
-    checkpoint_of(&Document::read(state, &what(sync_unit))?, sync_unit)
+    checkpoint_of(&read(state, &what(sync_unit))?, sync_unit)
+}
+
+/// A worker state, the checkpoint in it in its place.
+fn read(state: Option<&str>, what: &str) -> Result<Document> {
+    let mut document = Document::read(state, what)?;
+    sdk::lift(&mut document);
+    Ok(document)
 }
 
 fn checkpoint_of(document: &Document, sync_unit: &str) -> Result<Option<Checkpoint>> {

@@ -8,23 +8,34 @@
 //! { "connectorState": { "the connector's own": 1 }, "sdkState": { "lastSyncStarted": "" } }
 //! ```
 //!
+//! The first is that of the SDK 1.x, the second that of 2.x, which reads the first and writes the second. 2.x keeps no
+//! start times; those that stand in its layout were left by 1.x or by us, so they may be older than its last run. It does
+//! not keep keys beside those two; of a flat state that it takes over, it keeps what it does not know, a checkpoint of
+//! ours too, among the connector's own.
+//!
 //! *Read*, they are what a unit inherits that has nothing of ours, so that a connector can move over without starting
-//! again. A key that is missing, `null` or an empty string is unset. What is of another type is an error that names the
-//! key: to guess would be to skip records.
+//! again; and what a unit of ours learns when the SDK had it in between. A key that is missing, `null` or an empty string is
+//! unset. What is of another type is an error that names the key: to guess would be to skip records. Where the start of a
+//! run is not known, the watermark does not move with it: its window is extracted twice rather than skipped.
 //!
 //! *Written*, they are kept current in the layout in which they were found, so that a connector can move back between two
-//! runs. Times are cut to milliseconds, as the SDK writes them: a watermark is then never later than ours.
+//! runs; so are the connector's own keys, where the extractor sets them. Times are cut to milliseconds, as the SDK writes
+//! them: a watermark is then never later than ours.
 
 use std::collections::BTreeSet;
 
 use chrono::{DateTime, SecondsFormat};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
 use crate::model::{ItemType, Micros, Phase, Step, VALUE_BYTES_MAX};
 use crate::record::Attachment;
-use crate::store::{Incoming, Inherited, InheritedRun, LEFT_ATTACHMENTS, Run, Standing, WindowRow};
+use crate::store::{
+    CHECKPOINT_KEY, Incoming, Inherited, InheritedRun, InheritedStart, LEFT_ATTACHMENTS, Run, Standing,
+    WindowRow,
+};
 
 use super::document::{Document, kind_of, lossy_value};
 
@@ -57,6 +68,8 @@ const KEYS: [&str; 9] = [
 /// What the SDK knew of a unit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SdkState {
+    /// Of the layout of 2.x, which keeps no start times.
+    nested: bool,
     sync_started: Option<Micros>,
     successful_started: Option<Micros>,
     pending: (Option<Micros>, Option<Micros>),
@@ -94,6 +107,7 @@ impl SdkState {
         let Some((prefix, keys)) = sdk_keys(document, what)? else { return Ok(None) };
         let keys = Keys { what, prefix, keys: &keys };
         let this = Self {
+            nested: !prefix.is_empty(),
             sync_started: keys.moment(SYNC_STARTED)?,
             successful_started: keys.moment(SUCCESSFUL_STARTED)?,
             pending: (keys.moment(PENDING_OLDEST)?, keys.moment(PENDING_NEWEST)?),
@@ -115,30 +129,58 @@ impl SdkState {
 
     /// What the unit of an event inherits. A CONTINUE, or an attachments START, goes on with a run that the SDK began; so
     /// does a data START if it left one unfinished. A metadata START begins a run, whatever was left.
-    pub(crate) fn inherited(&self, event: &Incoming) -> Inherited {
+    ///
+    /// `rewritten`: the unit is known here, and the SDK had it since.
+    pub(crate) fn inherited(&self, event: &Incoming, now: Micros, rewritten: bool) -> Inherited {
         let continues = event.step == Step::Continue || event.phase == Phase::Attachments;
         let unfinished = self.sync_started > self.successful_started
             || self.pending.0.is_some()
             || self.pending.1.is_some();
         let run = if continues {
-            // Without its start, when it vouches from is not known.
-            self.sync_started.map(|started_at| {
-                let note = serde_json::to_string(&self.attachments).ok().map(|json| (LEFT_ATTACHMENTS, json));
-                InheritedRun { started_at: Some(started_at), window: self.window(), note }
-            })
+            let note = serde_json::to_string(&self.attachments).ok().map(|json| (LEFT_ATTACHMENTS, json));
+            let start = match self.sync_started {
+                Some(started_at) => Some(InheritedStart::At(started_at)),
+                None if self.nested => Some(InheritedStart::Unknown),
+                // 1.x notes when a run starts, so it began none.
+                None => None,
+            };
+            start.map(|start| InheritedRun { start, window: self.window(), note })
         } else {
+            let started_at = self.sync_started.filter(|_| self.sync_started > self.successful_started);
             (event.phase == Phase::Data && unfinished).then(|| InheritedRun {
-                started_at: self.sync_started.filter(|_| self.sync_started > self.successful_started),
+                // Without a start it counts from now: nothing was extracted yet.
+                start: started_at.map_or(InheritedStart::Now, InheritedStart::At),
                 window: self.window(),
                 note: None,
             })
         };
         Inherited {
-            watermark: self.successful_started,
+            watermark: self.watermark(now),
             bounds: self.bounds,
             connector_version: self.version.clone(),
             run,
+            rewritten,
         }
+    }
+
+    /// Up to when a finished run of the SDK vouches. 2.x says no more than the end of the window that it finished; one
+    /// in the future says nothing of what was there yet.
+    fn watermark(&self, now: Micros) -> Option<Micros> {
+        let finished = self.bounds.1.filter(|&newest| self.nested && newest <= now);
+        self.successful_started.max(finished)
+    }
+
+    /// Whether the SDK has run since a unit of ours that stood so was saved beside its keys.
+    pub(crate) fn is_newer_than(&self, standing: &Standing) -> bool {
+        let cut = |at: Micros| Micros(at.0.div_euclid(1_000) * 1_000);
+        let (started, window) = standing.open.unzip();
+        let window = window.flatten();
+        let is_another =
+            |theirs: Option<Micros>, ours: Option<Micros>| theirs.is_some() && theirs != ours.map(cut);
+        self.successful_started > standing.watermark.map(cut)
+            || self.bounds.1 > standing.bounds.1.map(cut)
+            || is_another(self.sync_started, started)
+            || is_another(self.pending.1, window.map(|window| window.to))
     }
 
     /// The window that the SDK had resolved for its run.
@@ -221,6 +263,10 @@ pub(crate) fn write(document: &mut Document, what: &str, standing: &Standing) ->
         to_devrev.insert(ATTACHMENTS.to_owned(), nothing_left());
     }
     put_sdk_keys(document, keys);
+    // With one half of its layout, 2.x would not start.
+    if document.contains(SDK_STATE) && !document.contains(CONNECTOR_STATE) {
+        document.set(CONNECTOR_STATE, &Map::new());
+    }
     Ok(())
 }
 
@@ -247,28 +293,80 @@ pub(crate) fn remove(document: &mut Document) {
     document.retain(|name| name.is_none_or(|name| name != SDK_STATE && !KEYS.contains(&name)));
 }
 
-/// The connector's own keys: all that are neither the SDK's nor `ours`. `None` if there are none. Half a character in
-/// them is replaced.
+/// Puts a checkpoint of ours that 2.x took for a key of the connector's back in its place. Says whether there was one.
+pub(crate) fn lift(document: &mut Document) -> bool {
+    if !document.contains(SDK_STATE) {
+        return false;
+    }
+    let own = document.get(CONNECTOR_STATE).map(RawValue::get).unwrap_or_default();
+    let Ok(mut own) = Document::read(Some(own), CONNECTOR_STATE) else { return false };
+    let Some(ours) = own.remove(CHECKPOINT_KEY) else { return false };
+    document.set(CONNECTOR_STATE, &own);
+    if !document.contains(CHECKPOINT_KEY) {
+        document.set(CHECKPOINT_KEY, &ours);
+    }
+    true
+}
+
+/// The connector's own keys: all that are neither the SDK's nor ours. `None` if there are none. Half a character in them
+/// is replaced.
 ///
 /// # Errors
 /// `WorkerState` if they are no JSON.
-pub(crate) fn connector_state(mut document: Document, ours: &str, what: &str) -> Result<Option<Value>> {
+pub(crate) fn connector_state(mut document: Document, what: &str) -> Result<Option<Value>> {
     let raw = if document.contains(SDK_STATE) {
         document.remove(CONNECTOR_STATE)
     } else {
-        document.remove(ours);
+        document.remove(CHECKPOINT_KEY);
         remove(&mut document);
-        if document.is_empty() {
-            None
-        } else {
-            serde_json::value::RawValue::from_string(document.to_text()).ok()
-        }
+        if document.is_empty() { None } else { RawValue::from_string(document.to_text()).ok() }
     };
     let value = raw.map(|raw| lossy_value(&raw)).transpose();
     value.map_err(|error| Error::WorkerState {
         what: format!("the connector's own keys in {what}"),
         reason: error.to_string(),
     })
+}
+
+/// Puts the connector's own keys, all of them, in place of those that stand there; `json` is an object.
+pub(crate) fn write_connector_state(document: &mut Document, json: &str) {
+    let Ok(own) = Document::read(Some(json), CONNECTOR_STATE) else { return };
+    if document.contains(SDK_STATE) {
+        document.set(CONNECTOR_STATE, &own);
+        return;
+    }
+    remove_connector_state(document);
+    document.extend(own);
+}
+
+/// Removes the connector's own keys.
+pub(crate) fn remove_connector_state(document: &mut Document) {
+    if document.contains(SDK_STATE) {
+        document.remove(CONNECTOR_STATE);
+    } else {
+        document.retain(|name| name.is_some_and(is_reserved));
+    }
+}
+
+/// Whether a key of the worker state is not the connector's.
+fn is_reserved(name: &str) -> bool {
+    KEYS.contains(&name) || [SDK_STATE, CONNECTOR_STATE, CHECKPOINT_KEY].contains(&name)
+}
+
+/// Sees that what an extractor sets as the connector's own keys can stand beside the others.
+///
+/// # Errors
+/// `Invalid`, naming the key.
+pub(crate) fn check_connector_state(json: &str) -> Result<()> {
+    let invalid = |reason: String| Error::Invalid { what: "the connector's own state".to_owned(), reason };
+    let own: Value = serde_json::from_str(json).map_err(|error| invalid(error.to_string()))?;
+    let Value::Object(own) = own else {
+        return Err(invalid(format!("it must be an object, it is {}", kind_of(&own))));
+    };
+    match own.keys().find(|name| is_reserved(name)) {
+        Some(name) => Err(invalid(format!("the key {name} is not the connector's"))),
+        None => Ok(()),
+    }
 }
 
 /// As the SDK writes a time.
@@ -440,6 +538,8 @@ mod tests {
         Incoming { identity: format!("{phase}/{step:?}"), has_ids: true, run_id, phase, step }
     }
 
+    const NOW: Micros = Micros(1_800_000_000_000_000);
+
     fn left() -> Value {
         json!({
             "lastSyncStarted": "2026-01-02T11:00:00Z",
@@ -469,7 +569,7 @@ mod tests {
             let unit = Store::open(&path).unwrap().sync_unit("unit").unwrap();
             unit.delete().unwrap();
             let incoming = event(phase, step);
-            let inherited = sdk.inherited(&incoming);
+            let inherited = sdk.inherited(&incoming, NOW, false);
             drop(unit.accept(&incoming, false, Some(&inherited)).unwrap());
             drop(unit);
             // In another life, and through a checkpoint.
@@ -490,8 +590,8 @@ mod tests {
             assert!(inherited.is_err() || unit.watermark().unwrap().is_none(), "a unit inherits once");
         }
         // A data START fetches everything of its window again, so nothing is left of the attachments.
-        assert!(sdk.inherited(&event(Phase::Data, Step::Start)).run.unwrap().note.is_none());
-        assert!(sdk.inherited(&event(Phase::Metadata, Step::Start)).run.is_none());
+        assert!(sdk.inherited(&event(Phase::Data, Step::Start), NOW, false).run.unwrap().note.is_none());
+        assert!(sdk.inherited(&event(Phase::Metadata, Step::Start), NOW, false).run.is_none());
     }
 
     #[test]
@@ -507,18 +607,18 @@ mod tests {
 
     #[test]
     fn the_connectors_own_keys_are_all_but_those_of_others() {
-        let own = |state: &Value| connector_state(document(state), "ours", "the state").unwrap();
+        let own = |state: &Value| connector_state(document(state), "the state").unwrap();
         let mut flat = left();
         assert_eq!(own(&flat), None);
-        flat["ours"] = json!({});
+        flat["highwater"] = json!({});
         flat["b"] = json!(1);
         flat["a"] = json!(2);
         assert_eq!(own(&flat).unwrap().to_string(), r#"{"b":1,"a":2}"#);
-        assert_eq!(own(&json!({ "connectorState": 7, "sdkState": {}, "ours": 1 })), Some(json!(7)));
+        assert_eq!(own(&json!({ "connectorState": 7, "sdkState": {}, "highwater": 1 })), Some(json!(7)));
         // Half a character in them does not matter.
         let half = r#"{"lastSyncStarted":"","a":"\ud83d","\ud83d":1}"#;
         let half = Document::read(Some(half), "the state").unwrap();
-        let own = connector_state(half, "ours", "the state").unwrap().unwrap();
+        let own = connector_state(half, "the state").unwrap().unwrap();
         assert_eq!(own, json!({ "a": "\u{fffd}", "\u{fffd}": 1 }));
     }
 

@@ -406,10 +406,11 @@ impl Invocation<'_> {
         let unit = store.any_unit(unit);
         // External sync units have no sync unit to keep a checkpoint under.
         let (held, inherited) = if self.settings.checkpoints && phase != Phase::ExternalSyncUnits {
-            let taken =
-                self.take_over(&unit, self.settings.settle).and_then(|held| Ok((held.0.sdk_state()?, held)));
+            let taken = self
+                .take_over(&unit, self.settings.settle)
+                .and_then(|held| Ok((held.0.inherited(incoming)?, held)));
             match taken {
-                Ok((sdk, held)) => (Some(held), sdk.map(|sdk| sdk.inherited(incoming))),
+                Ok((inherited, held)) => (Some(held), inherited),
                 // A state that makes no sense is not ours to overwrite: the platform is told.
                 Err(error @ Error::WorkerState { .. }) => {
                     return self.answer_statelessly(failed(&chain(&error)));

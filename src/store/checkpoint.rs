@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
-use crate::model::{Micros, Rule};
+use crate::model::{CONNECTOR_STATE_VALUE, Micros, Rule};
 
 use super::attachments::rebuild::{failed_part, files_needed, queue_part, restore_queue};
 use super::attachments::settle::attachments_saved;
@@ -112,6 +112,11 @@ impl Checkpoint {
             connector_version: self.unit.connector_version.clone(),
             open: open.map(|run| (run.started_at, run.window.map(WindowPart::row))),
         }
+    }
+
+    /// The connector's own keys of the worker state, if the extractor sets them: a JSON object.
+    pub(crate) fn connector_state(&self) -> Option<&str> {
+        self.position.values.get(CONNECTOR_STATE_VALUE).map(String::as_str)
     }
 
     /// The life of the run that saved it.
@@ -502,6 +507,12 @@ impl Run {
             }
             change.put(&POSITIONS, &self.run_key(), &Json(json))
         })
+    }
+
+    /// Whether the extractor sets the connector's own keys of the worker state.
+    pub(crate) fn has_connector_state(&self) -> Result<bool> {
+        let key = Key::unit(self.unit_no).and_name(CONNECTOR_STATE_VALUE);
+        self.inner.tables.view(|rows| Ok(rows.get(&VALUES, &key)?.is_some()))
     }
 
     /// Whether no checkpoint of the run was saved yet.

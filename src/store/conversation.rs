@@ -105,9 +105,10 @@ impl SyncUnit {
     ) -> Result<Accepted> {
         self.inner.tables.change(|change| {
             let mut unit = get_or_create(self, change)?;
-            let inherits = inherits.filter(|_| unit.run.is_none() && unit.watermark.is_none());
+            let inherits = inherits.filter(|inherited| inherited.is_news_to(&unit));
             if let Some(inherited) = inherits {
                 inherited.to_unit(&mut unit);
+                change.put(&UNITS, &self.key(), &unit)?;
             }
             let Some((no, mut row)) = self.find_run(change, &unit, event)? else {
                 // A store that does not know the run cannot know what of it was extracted before.

@@ -20,7 +20,7 @@ use crate::model::{CLOCK_AHEAD_MAX, LEDGER_RUNS_MAX, Micros, Phase, Phases, Rule
 
 use super::attachments::queue::{check_attachments, drop_queue, remove_attachments};
 use super::findings::sums;
-use super::notes::drop_notes;
+use super::notes::{drop_notes, start_is_unknown};
 use super::open::SyncUnit;
 use super::rows::{
     ARTIFACT_IDS, BATCHES, BOOKMARKS, BookmarkRow, CHUNKS, EVENTS, FINDINGS, Key, LEDGER, LEDGER_STREAMS,
@@ -350,7 +350,12 @@ pub(super) fn close_run(
     assert!(row.status == RunStatus::Open, "a run ends once");
     let run = run_key(unit.no, no);
     let finished = status == RunStatus::Finished;
-    let watermark = finished.then(|| row.started_at.min(now));
+    let watermark = match finished {
+        // A run that other software began vouches for nothing where its start is not known.
+        true if start_is_unknown(change, unit.no)? => unit.watermark,
+        true => Some(row.started_at.min(now)),
+        false => None,
+    };
     if finished {
         unit.watermark = watermark;
         if let Some(window) = row.window {

@@ -28,7 +28,7 @@ pub(crate) use checkpoint::{CHECKPOINT_KEY, Checkpoint, Position, Room};
 pub(crate) use conversation::{Accepted, Incoming, Sealing, StoredMessage, message_key_text};
 #[doc(hidden)]
 pub use disk::Disk;
-pub(crate) use notes::{Inherited, InheritedRun, LEFT_ATTACHMENTS, Standing};
+pub(crate) use notes::{Inherited, InheritedRun, InheritedStart, LEFT_ATTACHMENTS, Standing};
 pub use open::{Store, StoreOptions, SyncUnit};
 pub use page::Page;
 pub(crate) use rows::{MessageKind, WindowRow};

@@ -15,7 +15,8 @@ use super::rows::{Json, Key, POSITIONS, RunRow, UNITS, UnitRow, VALUES, WindowRo
 use super::run::Run;
 use super::tables::{Change, Rows};
 
-/// What a unit that is not known here is begun from: the state that other software kept of it.
+/// What a unit is begun from that is not known here, and what one that is known learns: the state that other software
+/// kept of it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Inherited {
     /// When the last run that was finished had started.
@@ -26,13 +27,24 @@ pub(crate) struct Inherited {
     pub(crate) connector_version: Option<String>,
     /// The run that the event at hand belongs to, if the other software was in the middle of it.
     pub(crate) run: Option<InheritedRun>,
+    /// The unit is known here, and other software had it since.
+    pub(crate) rewritten: bool,
+}
+
+/// When a run that other software began had started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum InheritedStart {
+    At(Micros),
+    /// It counts from now, for the run has extracted nothing yet.
+    Now,
+    /// Nobody knows: the watermark does not move with this run.
+    Unknown,
 }
 
 /// A run that other software began.
 #[derive(Debug, Clone)]
 pub(crate) struct InheritedRun {
-    /// `None`: its start counts from now, for it has extracted nothing yet.
-    pub(crate) started_at: Option<Micros>,
+    pub(crate) start: InheritedStart,
     pub(crate) window: Option<WindowRow>,
     /// A note, by its name and as JSON text.
     pub(crate) note: Option<(&'static str, String)>,
@@ -40,6 +52,9 @@ pub(crate) struct InheritedRun {
 
 /// The note that says what other software had left to do of a run's attachments. `{}`: nothing.
 pub(crate) const LEFT_ATTACHMENTS: &str = "sdk";
+
+/// The note of a run whose start is not known.
+const START_UNKNOWN: &str = "start-unknown";
 
 /// What is stored of a note.
 #[derive(Serialize, Deserialize)]
@@ -49,12 +64,23 @@ struct Note<T> {
 }
 
 impl Inherited {
-    /// Gives a unit that has nothing of its own what it inherits.
+    /// Whether it is news to a unit.
+    pub(super) fn is_news_to(&self, unit: &UnitRow) -> bool {
+        self.rewritten || (unit.run.is_none() && unit.watermark.is_none())
+    }
+
+    /// Gives a unit what it inherits: what it has of its own is kept where it is later, or reaches further.
     pub(super) fn to_unit(&self, unit: &mut UnitRow) {
-        unit.watermark = self.watermark;
-        unit.inherited = self.watermark;
-        unit.bounds = self.bounds;
-        unit.connector_version.clone_from(&self.connector_version);
+        if self.watermark > unit.watermark {
+            unit.watermark = self.watermark;
+            unit.inherited = self.watermark;
+        }
+        let (oldest, newest) = unit.bounds;
+        let earliest = [oldest, self.bounds.0].into_iter().flatten().min();
+        unit.bounds = (earliest, newest.max(self.bounds.1));
+        if self.connector_version.is_some() {
+            unit.connector_version.clone_from(&self.connector_version);
+        }
     }
 }
 
@@ -69,7 +95,9 @@ impl InheritedRun {
         (phase, step): (Phase, Step),
     ) -> Result<()> {
         row.lost = false;
-        row.started_at = self.started_at.unwrap_or(row.started_at);
+        if let InheritedStart::At(started_at) = self.start {
+            row.started_at = started_at;
+        }
         row.window = self.window;
         let mut done = Phases::default();
         for before in [Phase::Metadata, Phase::Data] {
@@ -86,8 +114,17 @@ impl InheritedRun {
             let json = format!(r#"{{"run":{no},"note":{json}}}"#);
             change.put(&VALUES, &note_key(unit.no, name), &Json(json))?;
         }
+        if self.start == InheritedStart::Unknown {
+            let json = format!(r#"{{"run":{no},"note":true}}"#);
+            change.put(&VALUES, &note_key(unit.no, START_UNKNOWN), &Json(json))?;
+        }
         Ok(())
     }
+}
+
+/// Whether the start of a unit's newest run is not known.
+pub(super) fn start_is_unknown(change: &Change<'_>, unit: u64) -> Result<bool> {
+    Ok(change.get(&VALUES, &note_key(unit, START_UNKNOWN))?.is_some())
 }
 
 /// Empties the note about attachments that other software had left to do, also in the positions of the unit's

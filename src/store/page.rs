@@ -3,7 +3,9 @@
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::model::{CURSOR_BYTES_MAX, ItemType, RESERVED_VALUE_PREFIX, VALUE_BYTES_MAX, ValueKey};
+use crate::model::{
+    CONNECTOR_STATE_VALUE, CURSOR_BYTES_MAX, ItemType, RESERVED_VALUE_PREFIX, VALUE_BYTES_MAX, ValueKey,
+};
 use crate::record::{Record, Tally};
 
 /// What one fetch of the source returned: records, and where the next fetch starts.
@@ -123,6 +125,22 @@ impl<C> Page<C> {
         self
     }
 
+    /// Sets the connector's own keys of the worker state, all of them, where checkpoints are kept: a JSON object of at most
+    /// [`VALUE_BYTES_MAX`](crate::limits::VALUE_BYTES_MAX) bytes, as a connector that is written with the TypeScript SDK
+    /// keeps them. It is part of the checkpoint, and stands beside it where the SDK looks for it, so that a connector can
+    /// move back between two runs and repeats nothing.
+    pub fn connector_state(mut self, state: &impl Serialize) -> Self {
+        let json = to_json("the connector's own state", state, VALUE_BYTES_MAX);
+        self.values.push((CONNECTOR_STATE_VALUE.to_owned(), Some(json)));
+        self
+    }
+
+    /// What it sets as the connector's own keys.
+    pub(crate) fn connector_state_json(&self) -> Option<&str> {
+        let set = self.values.iter().rev().find(|(key, _)| key == CONNECTOR_STATE_VALUE);
+        set.and_then(|(_, json)| json.as_ref()?.as_deref().ok())
+    }
+
     /// Estimates how much of the phase is done, in percent (over 100 counts as 100). People see it; nothing depends
     /// on it.
     pub fn progress(mut self, percent: u8) -> Self {
@@ -222,6 +240,9 @@ impl<C> Page<C> {
 
 /// A key that an extractor may use.
 fn own_key(key: String) -> Result<ValueKey> {
+    if key == CONNECTOR_STATE_VALUE {
+        return ValueKey::new(key);
+    }
     if key.starts_with(RESERVED_VALUE_PREFIX) {
         let reason = format!("keys that start with {RESERVED_VALUE_PREFIX} are not the extractor's own");
         return Err(Error::Invalid { what: format!("the value key {key:?}"), reason });

@@ -459,10 +459,15 @@ fn what_a_unit_of_ours_leaves_is_what_the_sdk_and_we_begin_with() {
     // The SDK has it for a run, in its newer layout, which has no place for what is not its own.
     let mut sdk = expected;
     sdk["lastSuccessfulSyncStarted"] = STARTED.into();
+    let sdk_workers_newest = sdk["workersNewest"].as_str().unwrap().to_owned();
     world.airdrop.set_state(&json!({ "connectorState": { "page": 1 }, "sdkState": sdk }));
     ear.lock().unwrap().clear();
     whole_run(&mut world, &ear, "after the SDK");
-    assert_eq!(ear.lock().unwrap()[0].since, Some(at(STARTED)));
+    assert_eq!(
+        ear.lock().unwrap()[0].since,
+        Some(at(&sdk_workers_newest)),
+        "later than the start that 1.x left"
+    );
     assert!(ear.lock().unwrap()[0].started_at > started);
     let state = world.airdrop.state();
     assert_eq!(state["connectorState"], json!({ "page": 1 }));
@@ -540,4 +545,232 @@ fn a_worker_killed_at_any_save_takes_the_state_over_all_the_same() {
         }
     }
     assert!(kills >= 6, "an invocation has three saves or more, each with and without a disk: {kills}");
+}
+
+/// A state as the SDK 2.x writes it: no start times.
+fn of_version_2(changes: &Value) -> Value {
+    let mut state = json!({
+        "connectorState": { "issues": { "completed": false, "page": 3 }, "cursor": "b2" },
+        "sdkState": {
+            "pendingWorkersOldest": "",
+            "pendingWorkersNewest": "",
+            "workersOldest": "",
+            "workersNewest": "",
+            "snapInVersionId": "version-1",
+            "toDevRev": {
+                "attachmentsMetadata": { "artifactIds": [], "lastProcessed": 0, "lastProcessedAttachmentsIdsList": [] },
+            },
+        },
+    });
+    for (key, value) in changes.as_object().unwrap() {
+        state["sdkState"][key] = value.clone();
+    }
+    state
+}
+
+#[test]
+fn what_version_2_finished_is_the_watermark_unless_it_lies_in_the_future() {
+    for (newest, since) in [(NEWEST, Some(at(NEWEST))), ("2026-01-02T12:00:00.001Z", None), ("", None)] {
+        let (mut world, ear) = (world(), Ear::default());
+        world.airdrop.set_state(&of_version_2(&json!({ "workersOldest": OLDEST, "workersNewest": newest })));
+        whole_run(&mut world, &ear, "run");
+        assert!(ear.lock().unwrap().iter().all(|told| told.since == since), "{newest}");
+        assert_eq!(world.airdrop.announced("run"), all_of("issues", 4, 1));
+    }
+}
+
+#[test]
+fn a_run_of_version_2_goes_on_and_does_not_move_the_watermark() {
+    let pending = json!({
+        "pendingWorkersOldest": PENDING_OLDEST, "pendingWorkersNewest": PENDING_NEWEST,
+        "workersOldest": OLDEST, "workersNewest": NEWEST,
+    });
+    for (state, since) in [(pending, Some(at(NEWEST))), (json!({}), None)] {
+        let known = since.is_some();
+        for first in ["EXTRACTION_DATA_CONTINUE", "EXTRACTION_ATTACHMENTS_START"] {
+            let (mut world, ear) = (world(), Ear::default());
+            world.airdrop.set_state(&of_version_2(&state));
+            if first == "EXTRACTION_DATA_CONTINUE" {
+                data_to_the_end(&mut world, &ear, "run of the SDK");
+                assert_eq!(world.airdrop.announced("run of the SDK"), all_of("issues", 4, 1));
+                let told = ear.lock().unwrap()[0].clone();
+                assert_eq!(told.connector.unwrap()["cursor"], "b2", "the cursors of the SDK are at hand");
+                if known {
+                    assert_eq!(told.since, Some(at(PENDING_OLDEST)), "its window reaches back behind that");
+                    let window = Window { from: Some(at(PENDING_OLDEST)), to: at(PENDING_NEWEST) };
+                    assert_eq!(told.window, Some(window), "its window is kept");
+                }
+            }
+            let end = event("EXTRACTION_ATTACHMENTS_START", "run of the SDK", "900");
+            assert_eq!(serve(&mut world, &ear, &end), OutcomeKind::Done, "{first}");
+            let state = world.airdrop.state();
+            assert_eq!(state["sdkState"]["pendingWorkersNewest"], "", "nothing is under way");
+            if known {
+                assert_eq!(state["sdkState"]["workersNewest"], PENDING_NEWEST);
+            }
+            // The next run asks for the same window again: nothing is skipped.
+            ear.lock().unwrap().clear();
+            whole_run(&mut world, &ear, "next");
+            assert_eq!(ear.lock().unwrap()[0].since, since);
+            // Which moves the watermark, as any run does.
+            let started = ear.lock().unwrap()[0].started_at;
+            ear.lock().unwrap().clear();
+            whole_run(&mut world, &ear, "after that");
+            assert_eq!(ear.lock().unwrap()[0].since, Some(started));
+        }
+    }
+}
+
+#[test]
+fn a_state_that_the_sdk_rewrote_in_between_is_read_and_its_newer_start_counts() {
+    let later = "2026-06-01T00:00:00.000Z";
+    for keeps_disk in [true, false] {
+        let (mut world, ear) = (world(), Ear::default());
+        whole_run(&mut world, &ear, "ours");
+        let ours = world.airdrop.state();
+        // 1.x finishes a run, and leaves what it does not know where it is.
+        let mut state = ours.clone();
+        state["lastSuccessfulSyncStarted"] = later.into();
+        state["workersNewest"] = later.into();
+        world.airdrop.set_state(&state);
+        world.clock.advance(Duration::from_secs(365 * 86_400));
+        ear.lock().unwrap().clear();
+        if keeps_disk {
+            let start = event("EXTRACTION_METADATA_START", "next", "1");
+            world.serve(&mut source(&world.clock, &ear), &start).unwrap();
+        }
+        whole_run(&mut world, &ear, "next");
+        assert_eq!(ear.lock().unwrap()[0].since, Some(at(later)), "keeps its disk: {keeps_disk}");
+        assert_eq!(
+            world.airdrop.checkpoint()["ledger"].as_array().unwrap().len(),
+            2,
+            "ours is not forgotten"
+        );
+        let written = world.airdrop.state()["lastSuccessfulSyncStarted"].as_str().unwrap().to_owned();
+        assert!(at(&written) > at(later), "{written}");
+
+        // An older one, as of a state that somebody put back, changes nothing.
+        let mut state = world.airdrop.state();
+        state["lastSuccessfulSyncStarted"] = EARLIER.into();
+        world.airdrop.set_state(&state);
+        ear.lock().unwrap().clear();
+        whole_run(&mut world, &ear, "after that");
+        assert_eq!(ear.lock().unwrap()[0].since.map(in_millis), Some(written));
+    }
+}
+
+#[test]
+fn a_run_that_the_sdk_began_in_between_goes_on_here() {
+    let (mut world, ear) = (world(), Ear::default());
+    whole_run(&mut world, &ear, "ours");
+    let mut state = world.airdrop.state();
+    world.clock.advance(Duration::from_secs(86_400));
+    let started = in_millis(world.clock.now());
+    state["lastSyncStarted"] = started.clone().into();
+    state["cursor"] = "c7".into();
+    world.airdrop.set_state(&state);
+    world.clock.advance(Duration::from_secs(600));
+    ear.lock().unwrap().clear();
+    data_to_the_end(&mut world, &ear, "run of the SDK");
+    let told = ear.lock().unwrap()[0].clone();
+    assert_eq!((told.started_at, told.connector.unwrap()), (at(&started), json!({ "cursor": "c7" })));
+    let end = event("EXTRACTION_ATTACHMENTS_START", "run of the SDK", "900");
+    assert_eq!(serve(&mut world, &ear, &end), OutcomeKind::Done);
+    assert_eq!(world.airdrop.state()["lastSuccessfulSyncStarted"], started);
+}
+
+#[test]
+fn a_checkpoint_that_version_2_took_for_a_key_of_the_connectors_is_found_again() {
+    for keeps_disk in [true, false] {
+        let (mut world, ear) = (world(), Ear::default());
+        world.airdrop.set_state(&flat(&at_rest()));
+        whole_run(&mut world, &ear, "ours");
+        // What 2.x makes of a flat state: the keys that it knows, and all others as the connector's.
+        let Value::Object(members) = world.airdrop.state() else { panic!("no object") };
+        let sdk_keys = ["lastSyncStarted", "lastSuccessfulSyncStarted", "toDevRev", "snapInVersionId"];
+        let is_sdk = |name: &str| sdk_keys.contains(&name) || name.to_lowercase().contains("workers");
+        let (sdk, own): (serde_json::Map<_, _>, _) = members.into_iter().partition(|(name, _)| is_sdk(name));
+        assert!(own.contains_key("highwater") && own.contains_key("cursor"));
+        world.clock.advance(Duration::from_secs(86_400));
+        let finished = in_millis(world.clock.now());
+        let mut state = json!({ "connectorState": Value::Object(own), "sdkState": Value::Object(sdk) });
+        state["sdkState"]["workersNewest"] = finished.clone().into();
+        world.airdrop.set_state(&state);
+        world.clock.advance(Duration::from_secs(600));
+        ear.lock().unwrap().clear();
+        if keeps_disk {
+            let start = event("EXTRACTION_METADATA_START", "next", "1");
+            world.serve(&mut source(&world.clock, &ear), &start).unwrap();
+        }
+        whole_run(&mut world, &ear, "next");
+        assert_eq!(ear.lock().unwrap()[0].since, Some(at(&finished)), "the newer end of a window");
+        assert_eq!(
+            world.airdrop.checkpoint()["ledger"].as_array().unwrap().len(),
+            2,
+            "ours is not forgotten"
+        );
+        let state = world.airdrop.state();
+        let own = json!({ "issues": { "completed": false, "page": 3 }, "cursor": "b2" });
+        assert_eq!(state["connectorState"], own, "it is in its own place again");
+    }
+}
+
+#[test]
+fn the_connectors_own_keys_are_written_with_the_page_that_sets_them() {
+    for layout in [flat as fn(&Value) -> Value, nested, of_version_2] {
+        let mut world = world();
+        world.airdrop.set_state(&layout(&at_rest()));
+        let clock = world.clock.clone();
+        let mut pages = Source::new(move |_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+            clock.advance(Duration::from_secs(11 * 60));
+            let at = cursor.unwrap_or(0);
+            Ok(page_of(stream, at, 4, 1).connector_state(&json!({ "issues": { "page": at, "of": "us" } })))
+        });
+        let own = |world: &World| {
+            let mut state = world.airdrop.state();
+            if let Some(nested) = state.get("connectorState") {
+                assert!(state.get("sdkState").is_some(), "2.x takes both halves or none");
+                return nested.clone();
+            }
+            let known = flat(&json!({}));
+            let sdk = |name: &str| known.get(name).is_some() && !["issues", "cursor"].contains(&name);
+            state.as_object_mut().unwrap().retain(|name, _| !sdk(name) && name != "highwater");
+            state
+        };
+        let serve = |world: &mut World, pages: &mut Source<_>, event_type: &str, request: &str| {
+            world.lose_disk();
+            world.serve(pages, &event(event_type, "run", request)).unwrap().kind
+        };
+        let before = own(&world);
+        assert_eq!(serve(&mut world, &mut pages, "EXTRACTION_METADATA_START", "1"), OutcomeKind::Done);
+        assert_eq!(own(&world), before, "until a page sets them");
+        serve(&mut world, &mut pages, "EXTRACTION_DATA_START", "2");
+        for page in 0..4_u32 {
+            assert_eq!(own(&world), json!({ "issues": { "page": page, "of": "us" } }), "all of them");
+            serve(&mut world, &mut pages, "EXTRACTION_DATA_CONTINUE", &(page + 3).to_string());
+        }
+        assert_eq!(serve(&mut world, &mut pages, "EXTRACTION_ATTACHMENTS_START", "9"), OutcomeKind::Done);
+        assert_eq!(own(&world), json!({ "issues": { "page": 3, "of": "us" } }), "also when the run is over");
+        assert_eq!(world.airdrop.announced("run"), all_of("issues", 4, 1));
+    }
+}
+
+#[test]
+fn what_cannot_stand_among_the_connectors_own_keys_is_refused() {
+    for (state, says) in [
+        (json!(7), "it must be an object, it is a number"),
+        (json!({ "lastSyncStarted": "" }), "the key lastSyncStarted is not the connector's"),
+        (json!({ "sdkState": {} }), "the key sdkState is not the connector's"),
+        (json!({ "highwater": {} }), "the key highwater is not the connector's"),
+        (json!({ "own": "x".repeat(70_000) }), "over the limit of 65536"),
+    ] {
+        let world = world();
+        let mut source = Source::new(move |_: &Context<'_>, stream: &str, _: Option<u32>| {
+            Ok(page_of(stream, 0, 1, 1).connector_state(&state))
+        });
+        world.serve(&mut source, &event("EXTRACTION_METADATA_START", "run", "1")).unwrap();
+        let outcome = world.serve(&mut source, &event("EXTRACTION_DATA_START", "run", "2")).unwrap();
+        assert_eq!(outcome.kind, OutcomeKind::Error);
+        assert!(world.airdrop.last().error().contains(says), "{}", world.airdrop.last().error());
+    }
 }

@@ -319,7 +319,7 @@ pub(crate) struct Served {
 impl Served {
     pub(crate) fn start(program: &Path, dir: &Path, faults: &[&str]) -> Self {
         let mut command = Command::new(program);
-        command.args(["serve", "--dir"]).arg(dir);
+        command.args(["serve", "--strict", "--dir"]).arg(dir);
         for fault in faults {
             command.args(["--fault", fault]);
         }

@@ -33,6 +33,10 @@ const FILE: &str = "platform.json";
 const FORMAT: u32 = 1;
 /// Characters of an extractor's error text that are kept.
 const ERROR_CHARS_MAX: usize = 2_000;
+/// What the SDK of the platform answers to an event that it does not know.
+pub(crate) const UNKNOWN_EVENT: &str = "UNKNOWN_EVENT_TYPE";
+/// Seconds of a delay that is not written as it should be.
+const DELAY_SECONDS_MAX: f64 = 1_000_000.0;
 /// Invocations of one run, unless set otherwise.
 const INVOCATIONS_MAX: u64 = 100_000;
 
@@ -74,6 +78,9 @@ pub struct SyncSettings {
     external_sync_unit_id: String,
     sync_unit_id: String,
     newer_names: bool,
+    strict: bool,
+    initial: Option<bool>,
+    connection_data: Option<Value>,
     phases: Vec<Phase>,
     error_retries: u64,
     invocations_max: u64,
@@ -91,6 +98,9 @@ impl SyncSettings {
             sync_unit_id: id.clone(),
             external_sync_unit_id: id,
             newer_names: false,
+            strict: true,
+            initial: None,
+            connection_data: None,
             phases: Phase::ALL.to_vec(),
             error_retries: 0,
             invocations_max: INVOCATIONS_MAX,
@@ -111,6 +121,30 @@ impl SyncSettings {
     #[must_use]
     pub fn newer_names(mut self, newer: bool) -> Self {
         self.newer_names = newer;
+        self
+    }
+
+    /// Sets whether an answer must be as it should be; it must, unless set. Else a field of the context that it does not
+    /// echo, a delay that is no number of whole seconds and a second answer are overlooked: the first answer counts, and
+    /// a delay that cannot be read is none.
+    #[must_use]
+    pub fn strict(mut self, strict: bool) -> Self {
+        self.strict = strict;
+        self
+    }
+
+    /// Sets whether the sync is a first one (`INITIAL`) or not (`INCREMENTAL`); unless set, it is until one of the unit
+    /// was finished.
+    #[must_use]
+    pub fn initial(mut self, initial: bool) -> Self {
+        self.initial = Some(initial);
+        self
+    }
+
+    /// Sets the event's `connection_data`: where the external system is, and the key to it.
+    #[must_use]
+    pub fn connection_data(mut self, data: impl Into<Value>) -> Self {
+        self.connection_data = Some(data.into());
         self
     }
 
@@ -507,8 +541,9 @@ impl<'a> Turn<'a> {
         let id = self.fresh_id();
         RunId::new(&id)?;
         let messages_from = self.held.messages.end();
+        let asked = self.settings.initial;
         let unit = self.unit();
-        let initial = unit.finished_syncs == 0;
+        let initial = asked.unwrap_or(unit.finished_syncs == 0);
         unit.run = None;
         let (invocations, standing) = (BTreeMap::new(), Standing::Begun);
         let run = Run { id, initial, messages_from, invocations, errors: 0, standing };
@@ -542,9 +577,19 @@ impl<'a> Turn<'a> {
         let answer = message.get("event_type").and_then(Value::as_str).unwrap_or_default();
         let verdict = match answer_of(answer) {
             Some((answered, verdict)) if answered == phase => verdict,
+            None if answer == UNKNOWN_EVENT => {
+                let (spelled, other) =
+                    if self.settings.newer_names { ("newer", "seed") } else { ("seed", "newer") };
+                return Err(wrong(format!(
+                    "the worker does not know {}: events are spelled the {spelled} way, try --names {other}",
+                    pending.event_type
+                )));
+            }
             _ => return Err(wrong(format!("{answer} is no answer to it"))),
         };
-        check_echo(&pending, &message).map_err(&wrong)?;
+        if self.settings.strict {
+            check_echo(&pending, &message).map_err(&wrong)?;
+        }
         match verdict {
             Verdict::Done => {
                 let next = self.settings.phases.iter().copied().find(|next| *next > phase);
@@ -561,9 +606,15 @@ impl<'a> Turn<'a> {
             Verdict::Progress => self.make_event(run, phase, true, 0)?,
             Verdict::Delay => {
                 let delay = message.pointer("/event_data/delay").unwrap_or(&Value::Null);
-                let seconds = delay.as_u64().ok_or_else(|| {
-                    wrong(format!("{answer} has to carry event_data.delay in whole seconds, found {delay}"))
-                })?;
+                let seconds = match delay.as_u64() {
+                    Some(seconds) => seconds,
+                    None if !self.settings.strict => lenient_seconds(delay),
+                    None => {
+                        let reason =
+                            format!("{answer} has to carry event_data.delay in whole seconds, found {delay}");
+                        return Err(wrong(reason));
+                    }
+                };
                 self.make_event(run, phase, true, seconds)?;
             }
             Verdict::Error => {
@@ -596,10 +647,10 @@ impl<'a> Turn<'a> {
             let echoed = message.pointer("/event_context/request_id").and_then(Value::as_str);
             if echoed == Some(&pending.request_id) {
                 count += 1;
-                answer = Some(message);
+                answer.get_or_insert(message);
             }
         }
-        if count > 1 {
+        if count > 1 && self.settings.strict {
             return Err(Error::NotAnswered {
                 event: pending.event_type.clone(),
                 request: pending.request_id.clone(),
@@ -710,6 +761,22 @@ impl<'a> Turn<'a> {
     }
 }
 
+/// The seconds of a delay that is no number of whole ones: a text of one, or one with a fraction, rounded up.
+fn lenient_seconds(delay: &Value) -> u64 {
+    let seconds = match delay {
+        Value::String(text) => text.trim().parse::<f64>().ok(),
+        delay => delay.as_f64(),
+    };
+    let seconds = seconds.filter(|seconds| (0.0..=DELAY_SECONDS_MAX).contains(seconds)).unwrap_or(0.0);
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "it is between 0 and a million"
+    )]
+    let seconds = seconds.ceil() as u64;
+    seconds
+}
+
 /// Microseconds since 1970.
 fn micros(clock: &dyn Clock) -> i64 {
     clock.now().timestamp_micros()
@@ -785,6 +852,14 @@ fn event_json(
         set(field, request_id.into());
     }
     set("sequence_version", sequence.to_string().into());
+    let connection_data = settings.connection_data.clone().unwrap_or_else(|| {
+        json!({
+            "org_id": "local",
+            "org_name": "Local organisation",
+            "key": "no-key-is-needed",
+            "key_type": "none",
+        })
+    });
     json!({
         "context": {
             "secrets": { "service_account_token": "no-token-is-needed" },
@@ -798,12 +873,7 @@ fn event_json(
         },
         "payload": {
             "event_type": event_type,
-            "connection_data": {
-                "org_id": "local",
-                "org_name": "Local organisation",
-                "key": "no-key-is-needed",
-                "key_type": "none",
-            },
+            "connection_data": connection_data,
             "event_context": context,
             "event_data": {},
         },

@@ -35,9 +35,16 @@ fn sync(dir: &Path, store: bool, faults: &[&str], source: &[&str]) -> (Value, St
         command.arg("--store").arg(disk);
     }
     let output: Output = command.env("TMPDIR", &temporary).stdin(Stdio::null()).output().unwrap();
-    assert!(output.status.success(), "{faults:?}, store {store}: {}", said(&output));
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|error| panic!("{faults:?}, store {store}: {error}: {}", said(&output)));
     assert_eq!(report["done"], true, "{report}");
+    // What the audit may say: that a call was refused for good, and that attachments were given up.
+    let findings = report["audit"]["findings"].as_array().unwrap();
+    let allowed =
+        ["attachment-given-up", "prepare-failed", "message-failed", "state-failed", "state-get-failed"];
+    let odd = findings.iter().filter(|finding| !allowed.contains(&finding["rule"].as_str().unwrap())).count();
+    assert_eq!(odd, 0, "{faults:?}, store {store}: {report}");
+    assert_eq!(output.status.code(), Some(if findings.is_empty() { 0 } else { 3 }), "{report}");
     // Who has no disk leaves nothing on it.
     assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0, "{faults:?}, store {store}");
     (report, String::from_utf8(output.stderr).unwrap())

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::model::CHECKPOINT_STATE_BYTES_MAX;
+use crate::model::{CHECKPOINT_STATE_BYTES_MAX, CONNECTOR_STATE_VALUE};
 
 use super::super::page::Page;
 use super::super::rows::{BOOKMARKS, Json, Key, STREAMS, TYPES, VALUES};
@@ -42,6 +42,7 @@ impl Part {
             Part::Stream(name) => format!("stream {name}"),
             Part::Cursor(name) => format!("the cursor of stream {name}"),
             Part::Bookmark(name) | Part::KeptBookmark(name) => format!("the bookmark of stream {name}"),
+            Part::Value(key) if key == CONNECTOR_STATE_VALUE => "the connector's own state".to_owned(),
             Part::Value(key) => format!("the value {key}"),
             Part::ItemType(name) => format!("item type {name}"),
         }
@@ -153,6 +154,8 @@ fn cost(part: &Part, bytes: usize) -> u64 {
         Part::Cursor(_) | Part::Bookmark(_) => return bytes as u64,
         // Counted twice: as read, and as announced.
         Part::ItemType(name) => 2 * name.len(),
+        // It stands in the worker state, too, where quotation marks take two bytes.
+        Part::Value(name) if name == CONNECTOR_STATE_VALUE => 2 * bytes,
         Part::Stream(name) | Part::KeptBookmark(name) | Part::Value(name) => name.len(),
     };
     (name + bytes) as u64 + PART_BYTES

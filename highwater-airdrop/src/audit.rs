@@ -1,0 +1,648 @@
+//! What a run came to, from what the platform saw: whether everything that was handed over is announced, and what looks
+//! wrong.
+//!
+//! Read are the files of the directory: `calls.jsonl`, `invocations.jsonl`, `messages.jsonl`, `confirmed.txt` and the
+//! artifacts. What the connector never handed over (a page that it did not fetch, an upload that it never prepared)
+//! cannot be seen here; comparing with a clean sync can show it.
+//!
+//! An upload is told from another by its bytes: one that was refused, or never confirmed, or that no message names, is
+//! made good if the same bytes, or all the records in it, are in an artifact that a message names. A call that was
+//! refused for a passing reason (5xx, 408, 425, 429 with `Retry-After`, no answer) is made good if the same call
+//! succeeds later in the run; one that was refused for good, and that no bytes can be told from, is not known to be.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fmt::{self, Write as _};
+use std::fs::{self, File};
+use std::io::{self, BufRead as _};
+use std::path::Path;
+
+use highwater::ArtifactId;
+use highwater::limits::MESSAGE_BYTES_MAX;
+use highwater::record::{Checker, Metadata, Severity, reader};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::call::{Call, CallRecord};
+use crate::error::{Error, Result};
+use crate::local::{Local, SyncReport, WORKER_STATE_BYTES_MAX};
+use crate::message::UPLOADED;
+use crate::sync::{Invocation, Totals, invocations};
+
+/// Examples of a finding.
+const EXAMPLES_MAX: usize = 5;
+/// Of a limit, what is near it, in percent.
+const NEAR_PERCENT: u64 = 80;
+/// The item type of the metadata.
+const METADATA: &str = "external_domain_metadata";
+/// The item type of what can be synced.
+const UNITS: &str = "external_sync_units";
+/// The item type that names attachments.
+const ATTACHMENTS: &str = "attachments";
+
+/// What is to be thought of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Nothing is missing, and nothing looks wrong.
+    Clean,
+    /// Something looks wrong.
+    Suspicious,
+    /// Something that was handed over is not announced.
+    Lost,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Verdict::Clean => "clean",
+            Verdict::Suspicious => "suspicious",
+            Verdict::Lost => "lost",
+        })
+    }
+}
+
+/// Something that was found.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct AuditFinding {
+    /// What it makes of the verdict.
+    pub verdict: Verdict,
+    /// A few words with hyphens, always the same.
+    pub rule: String,
+    /// How many: of what, the text says.
+    pub count: u64,
+    /// What was found.
+    pub text: String,
+    /// Ids, or reasons, of some of them.
+    pub examples: Vec<String>,
+}
+
+/// Time and bytes of one invocation.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct InvocationFigures {
+    /// Its number in the run.
+    pub number: u64,
+    /// The event.
+    pub event_type: String,
+    /// The message.
+    pub answer: Option<String>,
+    /// Calls that came.
+    pub calls: u64,
+    /// Bytes that were uploaded and kept.
+    pub uploaded_bytes: u64,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// What a run came to.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct Audit {
+    /// The run.
+    pub run: String,
+    /// The worst of the findings.
+    pub verdict: Verdict,
+    /// What was found, the worst first.
+    pub findings: Vec<AuditFinding>,
+    /// Records that are announced, by item type; each id once.
+    pub records: Totals,
+    /// Attachments that were named, and those that are linked to an upload.
+    pub attachments: (u64, u64),
+    /// Bytes of the largest message and of the largest worker state.
+    pub largest_bytes: (u64, u64),
+    /// Calls that failed.
+    pub calls_failed: u64,
+    /// Time and bytes by invocation.
+    pub invocations: Vec<InvocationFigures>,
+}
+
+/// Every line of a file that is one JSON value of this kind; the last one may be torn, and no file is none.
+pub(crate) fn lines_of<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
+    let text = match fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::io(format!("read {}", path.display()), error)),
+    };
+    let lines = text.split_inclusive(|byte| *byte == b'\n').filter_map(|line| line.strip_suffix(b"\n"));
+    lines
+        .enumerate()
+        .map(|(at, line)| {
+            serde_json::from_slice(line).map_err(|error| Error::NotALocal {
+                path: path.to_path_buf(),
+                reason: format!("line {}: {error}", at + 1),
+            })
+        })
+        .collect()
+}
+
+/// The calls of a run, in the order of their answers.
+///
+/// # Errors
+/// `Io` if the disk refuses; `NotALocal` if a line makes no sense.
+pub fn calls(dir: &Path, run: &str) -> Result<Vec<CallRecord>> {
+    let mut calls: Vec<CallRecord> = lines_of(&dir.join("calls.jsonl"))?;
+    calls.retain(|call| call.run.as_deref() == Some(run));
+    Ok(calls)
+}
+
+/// An artifact that messages name.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Named {
+    /// Its id.
+    pub id: String,
+    /// Its item type.
+    pub item_type: String,
+    /// Its records, as the message says.
+    pub item_count: u64,
+    /// How often messages name it.
+    pub times: u64,
+}
+
+/// The artifacts that the messages of a run name, in their order, each once.
+///
+/// # Errors
+/// `Io` and `NotALocal` as [`Local::messages`].
+pub fn named(local: &Local, invocations: &[Invocation]) -> Result<Vec<Named>> {
+    let requests: HashSet<&str> =
+        invocations.iter().map(|invocation| invocation.request_id.as_str()).collect();
+    let mut all: Vec<Named> = Vec::new();
+    let mut places: HashMap<String, usize> = HashMap::new();
+    for message in local.messages()? {
+        let message = message?;
+        let text = |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or_default().to_owned();
+        let request = text(message.pointer("/event_context/request_id"));
+        if !requests.contains(request.as_str()) {
+            continue;
+        }
+        let artifacts = message.pointer("/event_data/artifacts").and_then(Value::as_array);
+        for artifact in artifacts.into_iter().flatten() {
+            let id = text(artifact.get("id"));
+            if let Some(named) = places.get(&id).and_then(|at| all.get_mut(*at)) {
+                named.times += 1;
+                continue;
+            }
+            places.insert(id.clone(), all.len());
+            let item_count = artifact.get("item_count").and_then(Value::as_u64).unwrap_or(0);
+            all.push(Named { id, item_type: text(artifact.get("item_type")), item_count, times: 1 });
+        }
+    }
+    Ok(all)
+}
+
+/// Calls `each` with every line of an artifact; what is no gzipped text ends it with what is wrong.
+///
+/// # Errors
+/// What is wrong with the artifact, for people.
+pub fn each_line(local: &Local, id: &str, mut each: impl FnMut(&[u8])) -> Result<(), String> {
+    let id = ArtifactId::new(id).map_err(|error| error.to_string())?;
+    let path = local.artifact_path(&id).map_err(|error| error.to_string())?;
+    let file = File::open(&path).map_err(|error| error.to_string())?;
+    let mut lines = reader(file).map_err(|error| error.to_string())?;
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        match lines.read_until(b'\n', &mut line) {
+            Ok(0) => return Ok(()),
+            Ok(_) => each(line.strip_suffix(b"\n").unwrap_or(&line)),
+            Err(error) => return Err(format!("it is no gzipped text: {error}")),
+        }
+    }
+}
+
+/// The id of a record, by its line: its `id`, or what an uploaded attachment is called outside.
+pub fn record_id(line: &[u8]) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Outline {
+        id: Value,
+    }
+    match serde_json::from_slice::<Outline>(line).ok()?.id {
+        Value::String(id) => Some(id),
+        Value::Number(id) => Some(id.to_string()),
+        Value::Object(id) => id.get("external")?.as_str().map(str::to_owned),
+        _ => None,
+    }
+}
+
+/// Looks at a run.
+///
+/// # Errors
+/// `Io` if the disk refuses; `NotALocal` if the files of the directory make no sense.
+pub fn audit(local: &Local, report: &SyncReport, done: bool) -> Result<Audit> {
+    let run = report.run.to_string();
+    let calls = calls(local.dir(), &run)?;
+    let invocations = invocations(local.dir(), &run)?;
+    let named = named(local, &invocations)?;
+    let confirmed: HashSet<String> = local.confirmed()?.into_iter().map(|id| id.to_string()).collect();
+    let mut look = Look { local, done, calls: &calls, findings: Vec::new() };
+    let delivered = look.delivered(&named, &confirmed);
+    look.uploads(&delivered, &confirmed);
+    look.failed_calls();
+    look.attachments(&delivered, report);
+    look.metadata(&named, &delivered);
+    look.lints();
+    let largest_bytes = look.sizes();
+    let figures = look.invocations(&invocations);
+    let mut findings = look.findings;
+    findings.sort_by(|a, b| b.verdict.cmp(&a.verdict).then_with(|| a.rule.cmp(&b.rule)));
+    Ok(Audit {
+        run,
+        verdict: findings.iter().map(|finding| finding.verdict).max().unwrap_or(Verdict::Clean),
+        findings,
+        records: delivered.ids.iter().map(|(item_type, ids)| (item_type.clone(), ids.len() as u64)).collect(),
+        attachments: (
+            delivered.ids.get(ATTACHMENTS).map_or(0, BTreeSet::len) as u64,
+            delivered.ids.get(UPLOADED).map_or(0, BTreeSet::len) as u64,
+        ),
+        largest_bytes,
+        calls_failed: calls.iter().filter(|call| is_failure(call)).count() as u64,
+        invocations: figures,
+    })
+}
+
+/// Whether the connector was told that a call failed, or nothing.
+fn is_failure(call: &CallRecord) -> bool {
+    // That there is no state yet is an answer.
+    let is_no_state = call.call == Call::StateGet && call.status == Some(404);
+    !call.succeeded() && !is_no_state
+}
+
+/// What messages say is delivered.
+#[derive(Debug, Default)]
+struct Delivered {
+    /// Ids of records by item type.
+    ids: BTreeMap<String, BTreeSet<String>>,
+    /// Artifacts that a message names, or a line on attachments.
+    artifacts: HashSet<String>,
+}
+
+/// One look at a run.
+struct Look<'a> {
+    local: &'a Local,
+    done: bool,
+    calls: &'a [CallRecord],
+    findings: Vec<AuditFinding>,
+}
+
+impl Look<'_> {
+    fn find(&mut self, verdict: Verdict, rule: &str, count: u64, text: String, examples: Vec<String>) {
+        if count > 0 {
+            self.findings.push(AuditFinding { verdict, rule: rule.to_owned(), count, text, examples });
+        }
+    }
+
+    /// What is missing is lost once the run is done; until then it may follow.
+    fn missing(&self) -> Verdict {
+        if self.done { Verdict::Lost } else { Verdict::Suspicious }
+    }
+
+    /// Reads what is named.
+    fn delivered(&mut self, named: &[Named], confirmed: &HashSet<String>) -> Delivered {
+        let mut delivered = Delivered::default();
+        let mut twice = Examples::default();
+        let (mut absent, mut unconfirmed, mut again) =
+            (Examples::default(), Examples::default(), Examples::default());
+        let (mut unreadable, mut miscounted) = (Examples::default(), Examples::default());
+        for Named { id, item_type, item_count, times } in named {
+            delivered.artifacts.insert(id.clone());
+            if *times > 1 {
+                again.add(
+                    item_count * (times - 1),
+                    format!("{id} of {item_count} {item_type}, {times} times"),
+                );
+            }
+            let is_there = ArtifactId::new(id).is_ok_and(|id| self.local.artifact_path(&id).is_ok());
+            if !is_there {
+                absent.add(*item_count, format!("{id} of {item_count} {item_type}"));
+                continue;
+            }
+            if item_type != UNITS && !confirmed.contains(id) {
+                unconfirmed.add(*item_count, format!("{id} of {item_count} {item_type}"));
+            }
+            let ids = delivered.ids.entry(item_type.clone()).or_default();
+            let (mut lines, mut linked) = (0_u64, Vec::new());
+            let read = each_line(self.local, id, |line| {
+                lines += 1;
+                if item_type == UPLOADED
+                    && let Ok(line) = serde_json::from_slice::<Value>(line)
+                    && let Some(upload) = line.pointer("/id/devrev").and_then(Value::as_str)
+                {
+                    linked.push(upload.to_owned());
+                }
+                // Metadata has no id.
+                if item_type != METADATA
+                    && let Some(record) = record_id(line)
+                    && !ids.insert(record.clone())
+                {
+                    twice.add(1, format!("{item_type} {record}"));
+                }
+            });
+            delivered.artifacts.extend(linked);
+            if let Err(reason) = read {
+                unreadable.add(1, format!("{id}: {reason}"));
+            } else if lines != *item_count {
+                miscounted
+                    .add(1, format!("{id} of {item_type} has {lines} lines, its item_count is {item_count}"));
+            }
+        }
+        let lost = Verdict::Lost;
+        self.take(lost, "named-not-uploaded", &absent, |n| {
+            format!("{n} records are in artifacts that a message names and that were never uploaded")
+        });
+        self.take(lost, "named-not-confirmed", &unconfirmed, |n| {
+            format!("{n} records are in artifacts that a message names and that were never confirmed")
+        });
+        let odd = Verdict::Suspicious;
+        self.take(odd, "artifact-twice", &again, |n| {
+            format!("{n} records are announced once more, in an artifact that is named more than once")
+        });
+        self.take(odd, "record-twice", &twice, |n| format!("{n} times a record has the id of one before it"));
+        self.take(lost, "artifact-unreadable", &unreadable, |n| {
+            format!("{n} announced artifacts cannot be read")
+        });
+        self.take(odd, "item-count", &miscounted, |n| {
+            format!("{n} artifacts have another number of lines than their item_count")
+        });
+        delivered
+    }
+
+    fn take(&mut self, verdict: Verdict, rule: &str, found: &Examples, text: impl FnOnce(u64) -> String) {
+        self.find(verdict, rule, found.count, text(found.count), found.some.clone());
+    }
+
+    /// Uploads of batches whose records did not arrive.
+    fn uploads(&mut self, delivered: &Delivered, confirmed: &HashSet<String>) {
+        let names: HashMap<&str, &str> = self
+            .calls
+            .iter()
+            .filter(|call| call.call == Call::Prepare)
+            .filter_map(|call| Some((call.artifact.as_deref()?, call.file_name.as_deref()?)))
+            .collect();
+        let uploads = || self.calls.iter().filter(|call| call.call == Call::Upload);
+        let arrived: HashSet<&str> = uploads()
+            .filter(|call| {
+                call.applied && call.artifact.as_ref().is_some_and(|id| delivered.artifacts.contains(id))
+            })
+            .filter_map(|call| Some(call.content.as_ref()?.hash.as_str()))
+            .collect();
+        let (mut seen, mut refused, mut unconfirmed, mut unnamed) =
+            (HashSet::new(), Examples::default(), Examples::default(), Examples::default());
+        for upload in uploads() {
+            let (Some(id), Some(content)) = (&upload.artifact, &upload.content) else { continue };
+            // What is no gzip is no batch; attachments are looked at by their lines.
+            let Some(lines) = content.lines else { continue };
+            let name = names.get(id.as_str()).copied().unwrap_or("a batch");
+            let stem = name.split('.').next().unwrap_or_default();
+            let is_batch =
+                delivered.ids.contains_key(stem) || name.ends_with(".jsonl.gz") || name.ends_with(".json.gz");
+            if !is_batch || arrived.contains(content.hash.as_str()) || !seen.insert(content.hash.clone()) {
+                continue;
+            }
+            let (missing, mut ids) = self.missing_of(id, stem, lines, delivered);
+            if missing == 0 {
+                continue;
+            }
+            ids.truncate(3);
+            let ids = if ids.is_empty() { String::new() } else { format!(": {}, ...", ids.join(", ")) };
+            let which = if !upload.applied {
+                &mut refused
+            } else if confirmed.contains(id) {
+                &mut unnamed
+            } else {
+                &mut unconfirmed
+            };
+            which.add(missing, format!("{missing} records of {name} ({id}){ids}"));
+        }
+        let verdict = self.missing();
+        self.take(verdict, "upload-refused", &refused, |n| {
+            format!("{n} records were in uploads that failed and were never made good")
+        });
+        self.take(verdict, "never-confirmed", &unconfirmed, |n| {
+            format!("{n} records are in uploads that were never confirmed, and in no announced artifact")
+        });
+        self.take(verdict, "confirmed-not-named", &unnamed, |n| {
+            format!("{n} records are in confirmed artifacts that no message names")
+        });
+    }
+
+    /// The records of an upload that are in nothing that is delivered.
+    fn missing_of(&self, id: &str, item_type: &str, lines: u64, delivered: &Delivered) -> (u64, Vec<String>) {
+        let (mut read, mut ids) = (0_u64, Vec::new());
+        let none = BTreeSet::new();
+        let known = delivered.ids.get(item_type).unwrap_or(&none);
+        let whole = each_line(self.local, id, |line| {
+            read += 1;
+            match record_id(line) {
+                Some(record) if known.contains(&record) => {}
+                record => ids.push(record.unwrap_or_default()),
+            }
+        });
+        if whole.is_ok() && read > 0 {
+            // The metadata of a run are the same however often they are sent.
+            let missing = if item_type == METADATA && !known.is_empty() { 0 } else { ids.len() as u64 };
+            (missing, ids)
+        } else {
+            (lines, Vec::new())
+        }
+    }
+
+    /// Calls that failed and that no bytes can be told from.
+    fn failed_calls(&mut self) {
+        let key = |call: &CallRecord| match call.call {
+            Call::Prepare => (call.call, call.file_name.clone()),
+            Call::Message => (call.call, call.request_id.clone()),
+            _ => (call.call, None),
+        };
+        let mut open: BTreeMap<(Call, Option<String>), Vec<&CallRecord>> = BTreeMap::new();
+        for call in self.calls {
+            // Uploads and confirms are told by the bytes; a download is the connector's own affair, as is a file of its
+            // source.
+            let counts = matches!(
+                call.call,
+                Call::Prepare | Call::Message | Call::State | Call::StateGet | Call::Unknown
+            );
+            if !counts {
+                continue;
+            }
+            if is_failure(call) {
+                open.entry(key(call)).or_default().push(call);
+            } else if let Some(failed) = open.get_mut(&key(call)) {
+                // A batch that was refused a place cannot be told from the next one that is given one.
+                failed.retain(|failed| call.call == Call::Prepare && !failed.passing);
+            }
+        }
+        let mut found: BTreeMap<Call, Examples> = BTreeMap::new();
+        for failed in open.into_values().flatten() {
+            // One message that was refused for good may be followed by another, of which the artifacts tell.
+            let status = failed.status.map_or("no answer".to_owned(), |status| status.to_string());
+            let reason = failed.reason.as_deref().unwrap_or("no reason");
+            let what = failed.file_name.as_deref().or(failed.artifact.as_deref()).unwrap_or_default();
+            let example = format!("invocation {}, {what} {status}: {reason}", failed.invocation);
+            found.entry(failed.call).or_default().add(1, example);
+        }
+        for (call, found) in found {
+            self.take(Verdict::Suspicious, &format!("{call}-failed"), &found, |n| {
+                format!("{n} {call} calls failed, and were not seen made good")
+            });
+        }
+    }
+
+    fn attachments(&mut self, delivered: &Delivered, report: &SyncReport) {
+        let ended = report
+            .answers
+            .iter()
+            .any(|(phase, answer)| *phase == highwater::Phase::Attachments && answer.ends_with("_DONE"));
+        let none = BTreeSet::new();
+        let named = delivered.ids.get(ATTACHMENTS).unwrap_or(&none);
+        let linked = delivered.ids.get(UPLOADED).unwrap_or(&none);
+        if !ended {
+            return;
+        }
+        let given_up: Vec<&String> = named.difference(linked).collect();
+        let examples = given_up.iter().take(EXAMPLES_MAX).map(|id| (*id).clone()).collect();
+        let (count, of) = (given_up.len() as u64, named.len());
+        let text =
+            format!("{count} of {of} attachments that were named are linked to no upload: given up, or lost");
+        self.find(Verdict::Suspicious, "attachment-given-up", count, text, examples);
+    }
+
+    /// What is announced, against the metadata of the run.
+    fn metadata(&mut self, named: &[Named], delivered: &Delivered) {
+        let Some(of_run) = named.iter().rfind(|named| named.item_type == METADATA) else { return };
+        let mut text = Vec::new();
+        if each_line(self.local, &of_run.id, |line| text.extend_from_slice(line)).is_err() {
+            return;
+        }
+        let metadata = match Metadata::from_slice(&text) {
+            Ok(metadata) => metadata,
+            Err(findings) => {
+                let text = format!("the metadata cannot be used: {findings}");
+                return self.find(Verdict::Suspicious, "metadata", 1, text, Vec::new());
+            }
+        };
+        let declared: HashSet<&str> = metadata.record_types().collect();
+        let known = [METADATA, UNITS, ATTACHMENTS, UPLOADED];
+        let undeclared: Vec<String> = delivered
+            .ids
+            .keys()
+            .filter(|item_type| {
+                !declared.contains(item_type.as_str()) && !known.contains(&item_type.as_str())
+            })
+            .cloned()
+            .collect();
+        let count = undeclared.len() as u64;
+        let text = format!("{count} item types are announced that the metadata do not declare");
+        self.find(Verdict::Suspicious, "undeclared-item-type", count, text, undeclared);
+        let mut found: BTreeMap<&str, Examples> = BTreeMap::new();
+        for artifact in named.iter().filter(|named| declared.contains(named.item_type.as_str())) {
+            let Ok(checker) = Checker::new(&metadata, &artifact.item_type) else { continue };
+            let path = ArtifactId::new(&artifact.id).ok().and_then(|id| self.local.artifact_path(&id).ok());
+            let Some(Ok(file)) = path.map(File::open) else { continue };
+            let Ok(findings) = checker.stream(file) else { continue };
+            for finding in findings.filter_map(std::result::Result::ok) {
+                if finding.severity == Severity::Error {
+                    found.entry(&artifact.item_type).or_default().add(1, finding.to_string());
+                }
+            }
+        }
+        for (item_type, found) in found {
+            self.take(Verdict::Suspicious, "record-not-as-declared", &found, |n| {
+                format!("{n} times a record of {item_type} is not as the metadata declare it")
+            });
+        }
+    }
+
+    fn lints(&mut self) {
+        let mut found: BTreeMap<&str, Examples> = BTreeMap::new();
+        for lint in self.calls.iter().flat_map(|call| &call.lints) {
+            // The files tell of these with their records.
+            if !matches!(lint.rule.as_str(), "not-uploaded" | "not-confirmed") {
+                found.entry(&lint.rule).or_default().add(1, lint.text.clone());
+            }
+        }
+        for (rule, found) in found {
+            self.take(Verdict::Suspicious, rule, &found, |n| {
+                format!("{n} requests look wrong and were let through")
+            });
+        }
+    }
+
+    /// The largest message and worker state, and what is near a limit.
+    fn sizes(&mut self) -> (u64, u64) {
+        let largest = |call: Call| {
+            let bytes = self.calls.iter().filter(|of| of.call == call).map(|call| call.bytes);
+            bytes.max().unwrap_or(0)
+        };
+        let (message, state) = (largest(Call::Message), largest(Call::State));
+        for (what, bytes, limit) in [
+            ("message", message, MESSAGE_BYTES_MAX as u64),
+            ("worker state", state, WORKER_STATE_BYTES_MAX as u64),
+        ] {
+            let near = u64::from(bytes.saturating_mul(100) > limit.saturating_mul(NEAR_PERCENT));
+            let text = format!("the largest {what} has {bytes} bytes, the limit is {limit}");
+            self.find(Verdict::Suspicious, "near-limit", near, text, Vec::new());
+        }
+        (message, state)
+    }
+
+    fn invocations(&mut self, invocations: &[Invocation]) -> Vec<InvocationFigures> {
+        let mut figures = Vec::new();
+        let (mut idle, mut last_state) = (Examples::default(), None);
+        for invocation in invocations {
+            let calls = || self.calls.iter().filter(|call| call.invocation == invocation.number);
+            let applied = |call: Call| calls().filter(move |of| of.call == call && of.applied);
+            let uploaded_bytes =
+                applied(Call::Upload).filter_map(|call| Some(call.content.as_ref()?.bytes)).sum();
+            let state = applied(Call::State).next_back().map(|call| call.hash.clone());
+            let moved = uploaded_bytes > 0 || (state.is_some() && state != last_state);
+            let goes_on = invocation.answer.as_deref().is_some_and(|answer| answer.ends_with("_PROGRESS"));
+            if goes_on && !moved {
+                idle.add(1, format!("invocation {}, {}", invocation.number, invocation.event_type));
+            }
+            last_state = state.or(last_state);
+            figures.push(InvocationFigures {
+                number: invocation.number,
+                event_type: invocation.event_type.clone(),
+                answer: invocation.answer.clone(),
+                calls: calls().count() as u64,
+                uploaded_bytes,
+                seconds: invocation.seconds,
+            });
+        }
+        self.take(Verdict::Suspicious, "no-progress", &idle, |n| {
+            format!("{n} invocations ended with PROGRESS, uploaded nothing and changed no state")
+        });
+        figures
+    }
+}
+
+/// A count, and some of what was counted.
+#[derive(Debug, Default)]
+struct Examples {
+    count: u64,
+    some: Vec<String>,
+}
+
+impl Examples {
+    fn add(&mut self, count: u64, example: String) {
+        self.count += count;
+        if self.some.len() < EXAMPLES_MAX {
+            self.some.push(example);
+        }
+    }
+}
+
+impl fmt::Display for Audit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = String::new();
+        for finding in &self.findings {
+            writeln!(text, "{}: {} [{}]", finding.verdict, finding.text, finding.rule)?;
+            for example in &finding.examples {
+                writeln!(text, "    {example}")?;
+            }
+        }
+        write!(f, "{text}verdict: {}", self.verdict)
+    }
+}

@@ -1,0 +1,329 @@
+//! The worker that is given events: a program, started for each, or a function that is served at an address.
+//!
+//! A program runs in a process group of its own. Whatever ends it (its end, its budget, a fault, our own end by a
+//! signal) ends the group, so nothing that it started stays behind. What it prints goes to `worker.log` in the
+//! directory, and, if asked for, to standard error; what is over [`OUTPUT_BYTES_MAX`] in an invocation is dropped.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read, Write as _};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tempfile::NamedTempFile;
+use ureq::Agent;
+
+use crate::error::{Error, Result};
+
+/// What stands for the path of the event's file among the words of a command.
+pub const EVENT_PLACE: &str = "{event}";
+/// What stands for the worker's own folder there.
+pub const DIR_PLACE: &str = "{dir}";
+/// The environment variable that holds that folder.
+pub const DIR_VARIABLE: &str = "HIGHWATER_DIR";
+/// Bytes that a worker prints in an invocation and that are kept.
+pub const OUTPUT_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// How often a worker is looked at.
+const POLL: Duration = Duration::from_millis(2);
+/// How long the rest of what a dead worker printed is waited for.
+const OUTPUT_REST: Duration = Duration::from_secs(2);
+
+/// Who is given the events.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Worker {
+    /// A program, started for each event, with its words. The event's file takes the place of `{event}` in them, or is
+    /// appended; the worker's own folder takes the place of `{dir}`.
+    Command(Vec<String>),
+    /// An address that each event is posted to. It answers when its message was sent, or 202 before.
+    Function(String),
+}
+
+/// How a worker is run.
+#[derive(Debug, Clone)]
+pub(crate) struct Limits {
+    /// What an invocation has before it is killed.
+    pub(crate) budget: Duration,
+    /// What it has to end after its message was taken.
+    pub(crate) linger: Duration,
+    /// Killed so long after its start, as a fault.
+    pub(crate) kill_after: Option<Duration>,
+}
+
+/// How an invocation ended that did not end well, for people.
+pub(crate) type Trouble = Option<String>;
+
+/// The hold on a worker that runs now: whoever has it may kill it.
+#[derive(Debug, Default)]
+pub(crate) struct Leash(Mutex<Held>);
+
+#[derive(Debug, Default)]
+struct Held {
+    running: Option<u32>,
+    /// Set while it runs by whoever killed it.
+    killed: Option<String>,
+    /// Set for good when this process ends.
+    closed: bool,
+}
+
+impl Leash {
+    /// Kills the worker, if one runs, with everything that it started; for what reason, for people.
+    pub(crate) fn kill(&self, reason: &str) {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(process) = held.running {
+            held.killed.get_or_insert_with(|| reason.to_owned());
+            kill_group(process);
+        }
+    }
+
+    /// Kills the worker, and lets no other start.
+    pub(crate) fn close(&self, reason: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
+        self.kill(reason);
+    }
+
+    fn start(&self, command: &mut Command) -> io::Result<Child> {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.closed {
+            return Err(io::Error::other("this program is ending"));
+        }
+        let child = command.spawn()?;
+        held.running = Some(child.id());
+        held.killed = None;
+        Ok(child)
+    }
+
+    /// Whether the worker has ended; then its group is ended, too, and the reason of a kill returned.
+    fn ended(&self, child: &mut Child) -> io::Result<Option<(std::process::ExitStatus, Option<String>)>> {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !has_exited(child)? {
+            return Ok(None);
+        }
+        // It is not reaped yet, so no other process has its number.
+        kill_group(child.id());
+        held.running = None;
+        Ok(Some((child.wait()?, held.killed.take())))
+    }
+}
+
+#[cfg(unix)]
+fn pid(process: u32) -> Option<rustix::process::Pid> {
+    rustix::process::Pid::from_raw(i32::try_from(process).ok()?)
+}
+
+#[cfg(unix)]
+fn kill_group(process: u32) {
+    if let Some(group) = pid(process) {
+        // It may have ended just now.
+        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+    }
+}
+
+#[cfg(not(unix))]
+fn kill_group(_process: u32) {}
+
+#[cfg(unix)]
+fn has_exited(child: &mut Child) -> io::Result<bool> {
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+    let Some(process) = pid(child.id()) else { return Err(io::Error::other("it has no process id")) };
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    Ok(waitid(WaitId::Pid(process), options)?.is_some())
+}
+
+#[cfg(not(unix))]
+fn has_exited(child: &mut Child) -> io::Result<bool> {
+    child.try_wait().map(|status| status.is_some())
+}
+
+/// A place to run workers at: a folder for what they print, and the leash.
+#[derive(Debug)]
+pub(crate) struct Runner<'a> {
+    pub(crate) leash: &'a Arc<Leash>,
+    /// Where `worker.log` is.
+    pub(crate) dir: &'a Path,
+    /// The worker's own folder.
+    pub(crate) worker_dir: &'a Path,
+    /// Its environment, beside our own.
+    pub(crate) env: &'a [(String, String)],
+    /// Whether what it prints goes to standard error as well.
+    pub(crate) echo: bool,
+}
+
+impl Runner<'_> {
+    /// Gives the worker an event, and waits for it to end; `answered` says whether its message was taken.
+    ///
+    /// # Errors
+    /// `Start` if it cannot be started at all; `Io` if it cannot be watched.
+    pub(crate) fn run(
+        &self,
+        worker: &Worker,
+        event: &str,
+        limits: &Limits,
+        answered: &dyn Fn() -> bool,
+    ) -> Result<Trouble> {
+        match worker {
+            Worker::Command(words) => self.run_command(words, event, limits, answered),
+            Worker::Function(url) => Ok(call_function(url, event, limits, answered)),
+        }
+    }
+
+    fn run_command(
+        &self,
+        words: &[String],
+        event: &str,
+        limits: &Limits,
+        answered: &dyn Fn() -> bool,
+    ) -> Result<Trouble> {
+        let written = NamedTempFile::with_prefix("event-").and_then(|mut file| {
+            file.write_all(event.as_bytes())?;
+            file.flush()?;
+            Ok(file)
+        });
+        let file = written.map_err(|error| Error::io("write the event to a temporary file", error))?;
+        let path = file.path().to_string_lossy();
+        let dir = self.worker_dir.to_string_lossy();
+        let (program, arguments) = words.split_first().ok_or_else(|| Error::Invalid {
+            what: "a worker without a command".to_owned(),
+            reason: "give it behind `--`: -- COMMAND ARGS... {event}".to_owned(),
+        })?;
+        let mut command = Command::new(program);
+        command.args(arguments.iter().map(|word| word.replace(EVENT_PLACE, &path).replace(DIR_PLACE, &dir)));
+        if !arguments.iter().any(|word| word.contains(EVENT_PLACE)) {
+            command.arg(file.path());
+        }
+        command.env(DIR_VARIABLE, self.worker_dir).envs(self.env.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        #[cfg(unix)]
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        let mut child = self
+            .leash
+            .start(&mut command)
+            .map_err(|source| Error::Start { program: program.clone(), source: source.into() })?;
+        let output = Output::collect(self, &mut child)?;
+        let began = Instant::now();
+        let mut answered_at = None;
+        let (status, killed) = loop {
+            match self.leash.ended(&mut child) {
+                Ok(Some(ended)) => break ended,
+                Ok(None) => {}
+                Err(error) => {
+                    self.leash.kill("it cannot be watched");
+                    return Err(Error::io(format!("wait for {program}"), error));
+                }
+            }
+            if began.elapsed() >= limits.budget {
+                self.leash.kill(&format!("after its {}", humantime::format_duration(limits.budget)));
+            } else if limits.kill_after.is_some_and(|after| began.elapsed() >= after) {
+                self.leash.kill("by a fault");
+            } else if answered_at.is_none() && answered() {
+                answered_at = Some(Instant::now());
+            }
+            if answered_at.is_some_and(|at: Instant| at.elapsed() >= limits.linger) {
+                let linger = humantime::format_duration(limits.linger);
+                self.leash.kill(&format!("{linger} after its message, as it did not end"));
+            }
+            std::thread::sleep(POLL);
+        };
+        output.finish();
+        Ok(match killed {
+            Some(reason) => Some(format!("killed {reason}")),
+            None => (!status.success()).then(|| format!("the worker ended with {status}")),
+        })
+    }
+}
+
+/// What a worker prints, on its way to where it is kept.
+struct Output(Vec<Receiver<()>>);
+
+impl Output {
+    fn collect(runner: &Runner<'_>, child: &mut Child) -> Result<Self> {
+        let path = runner.dir.join("worker.log");
+        let log = File::options().create(true).append(true).open(&path);
+        let log = Arc::new(log.map_err(|error| Error::io(format!("open {}", path.display()), error))?);
+        let left = Arc::new(Mutex::new(OUTPUT_BYTES_MAX));
+        let sources: [Option<Box<dyn Read + Send>>; 2] = [
+            child.stdout.take().map(|source| Box::new(source) as Box<dyn Read + Send>),
+            child.stderr.take().map(|source| Box::new(source) as Box<dyn Read + Send>),
+        ];
+        let echo = runner.echo;
+        let started = sources.into_iter().flatten().map(|mut source| {
+            let (log, left, (done, over)) = (Arc::clone(&log), Arc::clone(&left), channel());
+            std::thread::spawn(move || {
+                let mut buffer = vec![0; 16 * 1024];
+                // A worker must be able to print on, whatever becomes of it here.
+                while let Ok(count @ 1..) = source.read(&mut buffer) {
+                    let mut left = left.lock().unwrap_or_else(PoisonError::into_inner);
+                    let kept = usize::try_from(*left).unwrap_or(usize::MAX).min(count);
+                    let Some(bytes) = buffer.get(..kept).filter(|bytes| !bytes.is_empty()) else { continue };
+                    *left -= kept as u64;
+                    let _ = (&*log).write_all(bytes);
+                    if echo {
+                        let _ = io::stderr().lock().write_all(bytes);
+                    }
+                    if *left == 0 {
+                        let _ = (&*log).write_all(b"\n... more was printed than is kept\n");
+                    }
+                }
+                let _ = done.send(());
+            });
+            over
+        });
+        Ok(Self(started.collect()))
+    }
+
+    /// Waits for the rest. A process that left the group may hold the pipe open: it is not waited for.
+    fn finish(self) {
+        let until = Instant::now() + OUTPUT_REST;
+        for over in self.0 {
+            if let Err(RecvTimeoutError::Timeout) =
+                over.recv_timeout(until.saturating_duration_since(Instant::now()))
+            {
+                return;
+            }
+        }
+    }
+}
+
+/// Posts the event, and says what was wrong with the answer. A function that answers 202 goes on by itself, and is
+/// waited for.
+fn call_function(url: &str, event: &str, limits: &Limits, answered: &dyn Fn() -> bool) -> Trouble {
+    let agent: Agent = Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_global(Some(limits.budget))
+        .build()
+        .into();
+    let over = Instant::now() + limits.budget;
+    match agent.post(url).header("Content-Type", "application/json").send(event) {
+        Ok(response) if response.status().as_u16() == 202 => {
+            while !answered() {
+                if Instant::now() >= over {
+                    let budget = humantime::format_duration(limits.budget);
+                    return Some(format!("the function answered 202, and sent no message in {budget}"));
+                }
+                std::thread::sleep(POLL);
+            }
+            None
+        }
+        Ok(response) if response.status().is_success() => None,
+        Ok(response) => Some(format!("the function answered {}", response.status().as_u16())),
+        Err(error) => Some(format!("the function cannot be called: {error}; is it served at {url}?")),
+    }
+}
+
+/// The words of a worker, for a report.
+impl std::fmt::Display for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Worker::Command(words) => f.write_str(&words.join(" ")),
+            Worker::Function(url) => f.write_str(url),
+        }
+    }
+}
+
+/// Whether a name can be that of an environment variable.
+pub(crate) fn is_variable(name: &str) -> bool {
+    !name.is_empty() && !name.contains(['=', '\0']) && OsStr::new(name) != DIR_VARIABLE
+}
