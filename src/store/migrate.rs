@@ -1,6 +1,6 @@
 //! A store of format 1 becomes one of format 2.
 //!
-//! Format 2 adds tables and changes no row. `attachment_ids` has by their whole ids what `seen_attachments` has by hashes
+//! Format 2 adds tables, which are empty where they are not there, and changes no row. `attachment_ids` has by their whole ids what `seen_attachments` has by hashes
 //! of them: a row moves over when its attachment is named again, and until then the hash leads to it. So however many
 //! attachments a unit has seen, opening its store moves none of them. `artifact_ids` gets what the unfinished runs have
 //! uploaded; that is bounded by what may be unsettled at a time.
@@ -11,8 +11,8 @@
 use crate::error::Result;
 
 use super::rows::{
-    ARTIFACT_IDS, ATTACHMENTS, ArtifactIdRow, ArtifactUser, BATCHES, FormatRow, Key, LEDGER_STREAMS, META,
-    PAST, SEEN, UNITS, number_of, run_key,
+    ARTIFACT_IDS, ATTACHMENTS, ArtifactIdRow, ArtifactUser, BATCHES, FormatRow, Key, META, UNITS, number_of,
+    run_key,
 };
 use super::tables::{Change, FORMAT, FORMAT_KEY, Rows, Tables};
 
@@ -28,11 +28,6 @@ pub(super) fn migrate(tables: &Tables) -> Result<()> {
     }
     tables.change(|change| {
         let none = Key::name("");
-        // So that they are there.
-        change.remove_all(&SEEN, &none)?;
-        change.remove_all(&ARTIFACT_IDS, &none)?;
-        change.remove_all(&LEDGER_STREAMS, &none)?;
-        change.remove_all(&PAST, &none)?;
         for (_, unit) in change.all(&UNITS, &none)? {
             if let Some(run) = unit.run {
                 note_artifacts(change, &run_key(unit.no, run))?;
