@@ -114,8 +114,8 @@
 //! | 4 | `airdrop`, `airdrop/serve`, `airdrop/answer`, `airdrop/extractor`, `airdrop/check`, `airdrop/attachments`, `airdrop/body`, `airdrop/delivery`, `airdrop/lanes`, `airdrop/keeper`, `airdrop/sdk`, `airdrop/document` | drives an [`Extractor`](airdrop::Extractor) through an event | |
 //! | 4 | `airdrop/client` | speaks HTTP | `ureq` |
 //! | 3 | `store`, `store/open`, `store/run`, `store/lifecycle`, `store/migrate`, `store/conversation`, `store/notes`, `store/batches/`, `store/uploads`, `store/attachments/`, `store/findings`, `store/checkpoint/`, `store/inspect/` | what is remembered, the iterators over it, its portable form, a look from outside | `base64` |
-//! | 2 | `store/tables` | every method is one atomic change | `redb` |
-//! | 1 | `store/backend/` | where the bytes of a store are | |
+//! | 2 | `store/tables` | every method is one atomic change | |
+//! | 1 | `store/backend/` | where the bytes of a store are: what is asked of them, and who keeps them | `redb` |
 //! | 1 | `airdrop/event`, `airdrop/message`, `airdrop/platform`, `airdrop/retry`, `airdrop/window` | what is said, to whom, how often, and of which time | |
 //! | 1 | `record/`, `store/page` | what a record is, what metadata says of it, and what a page is | |
 //! | 1 | `artifact` | JSON Lines and gzip | `flate2` |

@@ -26,7 +26,7 @@ fn kind(report: &Report) -> Broken {
 
 #[test]
 fn confirming_before_the_commit_is_found() {
-    broken_without(Rule::CommitBeforeConfirm, []);
+    assert_eq!(kind(&broken_without(Rule::CommitBeforeConfirm, [])), Broken::Unconfirmed);
 }
 
 #[test]
@@ -41,7 +41,7 @@ fn an_outbox_row_dropped_at_acknowledge_is_found() {
 
 #[test]
 fn a_message_that_is_not_sealed_is_found() {
-    broken_without(Rule::SealBeforeSend, []);
+    assert_eq!(kind(&broken_without(Rule::SealBeforeSend, [])), Broken::Duplicated);
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn an_unconfirmed_artifact_in_a_message_is_found() {
 
 #[test]
 fn forgetting_seen_events_is_found() {
-    broken_without(Rule::EventsRemembered, []);
+    assert_eq!(kind(&broken_without(Rule::EventsRemembered, [])), Broken::Unconfirmed);
 }
 
 #[test]
@@ -77,7 +77,14 @@ fn a_unit_keyed_without_its_own_id_is_found() {
 
 #[test]
 fn a_disk_that_ignores_syncs_is_found() {
-    broken(&Explore::new().without_syncs(), "syncs");
+    assert_eq!(kind(&broken(&Explore::new().without_syncs(), "syncs")), Broken::Watermark);
+}
+
+#[test]
+fn what_is_read_at_open_and_is_not_durable_is_found() {
+    let report = broken_without(Rule::DurableAtOpen, []);
+    assert_eq!(kind(&report), Broken::Lost);
+    assert!(report.failure.unwrap().violation.what.contains("taken back by a power failure"));
 }
 
 /// Explores with a rule about uploads taken away from those of one kind.

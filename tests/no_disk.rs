@@ -1,11 +1,11 @@
 //! The promise without a disk: a worker that finds nothing, or a stale disk, goes on from the checkpoint that the platform
 //! keeps, and every staged record is announced exactly once all the same.
 
-use highwater::testing::{Explore, Report, Rule, SimSource};
+use highwater::testing::{Broken, Explore, Rule, SimSource};
 
 fn states() -> u64 {
     std::env::var("HIGHWATER_EXPLORE_NO_DISK_STATES")
-        .map_or(450, |states| states.parse().expect("a number of states"))
+        .map_or(500, |states| states.parse().expect("a number of states"))
 }
 
 #[test]
@@ -13,25 +13,36 @@ fn every_record_is_announced_exactly_once_without_a_disk() {
     let report = Explore::new().without_disk().states(states()).run(SimSource::new);
     println!("{report}");
     assert!(report.failure.is_none(), "{report}");
+    assert!(report.outside > 0, "{report}");
     for fault in [
         "disk/stale",
         "event/continue-after-kill",
+        "load-state/408-before",
         "load-state/500-before",
+        "load-state/bad-body",
+        "load-state/stale",
         "load-state/refused-400",
+        "save-state/408-after",
+        "save-state/408-before",
+        "save-state/425-before",
         "save-state/429",
         "save-state/429-after-3",
         "save-state/500-after",
         "save-state/500-before",
+        "save-state/dropped",
         "save-state/late",
         "save-state/lost",
         "save-state/refused-400",
+        "save-state/reset-after",
         "save-state/timed-out",
+        "worker/second",
+        "worker/settles",
     ] {
         assert!(report.faults.get(fault).is_some_and(|&times| times > 0), "{fault} never happened\n{report}");
     }
 }
 
-fn broken_without(rule: Rule) -> Report {
+fn broken_without(rule: Rule, kind: Broken) {
     let explore = Explore::new().without_disk().states(6_000).without_rule(rule);
     let report = explore.run(SimSource::new);
     let failure = report.failure.as_ref().unwrap_or_else(|| panic!("nobody noticed: {rule:?}\n{report}"));
@@ -41,25 +52,25 @@ fn broken_without(rule: Rule) -> Report {
         again.failure.unwrap_or_else(|| panic!("the replay of a failing schedule fails\n{report}"));
     assert_eq!(replayed.violation.kind, failure.violation.kind, "{report}");
     println!("{rule:?}: {report}");
-    report
+    assert_eq!(failure.violation.kind, kind, "{report}");
 }
 
 #[test]
 fn confirming_before_the_save_is_found() {
-    broken_without(Rule::ConfirmAfterSave);
+    broken_without(Rule::ConfirmAfterSave, Broken::Unconfirmed);
 }
 
 #[test]
 fn sending_before_the_save_is_found() {
-    broken_without(Rule::SendAfterSave);
+    broken_without(Rule::SendAfterSave, Broken::Stuck);
 }
 
 #[test]
 fn a_checkpoint_cut_inside_a_page_is_found() {
-    broken_without(Rule::CutAtPages);
+    broken_without(Rule::CutAtPages, Broken::Unopenable);
 }
 
 #[test]
 fn taking_the_newer_disk_instead_of_the_holders_is_found() {
-    broken_without(Rule::HolderToken);
+    broken_without(Rule::HolderToken, Broken::Watermark);
 }

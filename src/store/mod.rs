@@ -1,7 +1,7 @@
 //! What is remembered: sync units, their runs, and the iterators over them.
 
 mod attachments;
-mod backend;
+pub(crate) mod backend;
 mod batches;
 mod checkpoint;
 mod codec;

@@ -11,10 +11,11 @@ use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, Result};
 use crate::model::{BATCH_ITEMS, Micros, RESERVED_UNIT_PREFIX, Rule, SyncUnitId};
 
+use super::backend::redb::Syncs;
 use super::disk::Disk;
 use super::migrate::migrate;
 use super::rows::{Key, UNITS};
-use super::tables::{Rows, Syncs, Tables};
+use super::tables::{Rows, Tables};
 
 /// Bytes of the page cache. redb's own default of 1 GiB would be taken from the extractor.
 pub(super) const CACHE_BYTES: usize = 16 * 1024 * 1024;
@@ -141,7 +142,7 @@ impl StoreOptions {
         let path = path.as_ref();
         let started = self.clock.elapsed();
         loop {
-            match Tables::open(path, self.cache_bytes, self.settings.syncs()) {
+            match Tables::open(path, self.cache_bytes, &self.settings.syncs()) {
                 Err(Error::InUse { .. }) if self.clock.elapsed().saturating_sub(started) < self.wait => {
                     self.clock.sleep(Duration::from_millis(50));
                 }
@@ -157,6 +158,20 @@ impl StoreOptions {
     #[doc(hidden)]
     pub fn open_on(self, disk: Box<dyn Disk>, name: impl AsRef<Path>) -> Result<Store> {
         let tables = Tables::open_on(disk.into(), name.as_ref(), self.cache_bytes, self.settings.syncs())?;
+        self.with_tables(tables)
+    }
+
+    /// Opens the store in a backend of any kind, or begins one there if it is empty; `name` is what errors call it.
+    ///
+    /// # Errors
+    /// As [`StoreOptions::open`].
+    #[cfg(feature = "testing")]
+    pub fn open_in(
+        self,
+        backend: impl super::backend::contract::Backend + 'static,
+        name: impl AsRef<Path>,
+    ) -> Result<Store> {
+        let tables = Tables::open_in(Box::new(backend), name.as_ref())?;
         self.with_tables(tables)
     }
 

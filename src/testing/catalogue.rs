@@ -2,7 +2,7 @@
 //! and some at random.
 
 use super::disk::DiskOperation;
-use super::schedule::{Act, Call, CallFault};
+use super::schedule::{Act, Call, CallFault, Setting};
 
 /// What may come of any call.
 const FAULTS: [CallFault; 9] = [
@@ -17,6 +17,20 @@ const FAULTS: [CallFault; 9] = [
     CallFault::Refused(413),
 ];
 
+/// What may come of a call beside: what proxies, storages and broken connections say.
+const MORE_FAULTS: [CallFault; 10] = [
+    CallFault::Status { code: 408, applied: true },
+    CallFault::Status { code: 408, applied: false },
+    CallFault::Status { code: 425, applied: false },
+    CallFault::Status { code: 302, applied: false },
+    CallFault::Reset { applied: true },
+    CallFault::Reset { applied: false },
+    CallFault::BadBody,
+    CallFault::Storage(400),
+    CallFault::Storage(403),
+    CallFault::Storage(503),
+];
+
 /// What befalls schedule number `number`.
 pub(super) fn acts_of(number: u64, has_disk: bool, rng: &mut fastrand::Rng) -> Vec<Act> {
     let mut acts = vec![Act::Call { call: Call::Page, number: 3, fault: CallFault::Busy(Some(40)) }];
@@ -26,6 +40,7 @@ pub(super) fn acts_of(number: u64, has_disk: bool, rng: &mut fastrand::Rng) -> V
     let all = catalogue(has_disk, rng);
     let turn = usize::try_from(number).unwrap_or(0);
     acts.extend(in_wait(turn, has_disk));
+    acts.extend(set_up(turn, has_disk, rng));
     // The catalogue in turn, two by two, so that each is met early; and two by chance.
     let by_chance: Vec<usize> = (0..rng.usize(..3)).map(|_| rng.usize(..all.len())).collect();
     for at in [turn * 2, turn * 2 + 1].into_iter().chain(by_chance) {
@@ -120,4 +135,56 @@ fn in_wait(turn: usize, has_disk: bool) -> Vec<Act> {
         }
         _ => Vec::new(),
     }
+}
+
+/// What is set up otherwise than usual, or happens once in a sync: one of them in each schedule after the first ones.
+fn set_up(turn: usize, has_disk: bool, rng: &mut fastrand::Rng) -> Vec<Act> {
+    let with = |settings: &[Setting]| settings.iter().map(|setting| Act::With(*setting)).collect();
+    let mut all: Vec<Vec<Act>> = vec![
+        with(&[Setting::NewerNames, Setting::Mapping]),
+        with(&[Setting::NoAttachments]),
+        with(&[Setting::Units]),
+        with(&[Setting::UnitsInline, Setting::NewerNames]),
+        with(&[Setting::ChecksReport]),
+        with(&[Setting::ChecksRefuse]),
+        with(&[Setting::DeleteData]),
+        with(&[Setting::DeleteAttachments]),
+    ];
+    let first = if has_disk {
+        all.extend([
+            with(&[Setting::Scope]),
+            vec![Act::ReuseIds { event: 2 }],
+            more_faults(Call::Message, 0),
+            more_faults(Call::Upload, 0),
+            more_faults(Call::Confirm, 0),
+            more_faults(Call::Prepare, 0),
+            more_faults(Call::Message, 5),
+            (0..12).map(|life| Act::DiskForgets { life, after: rng.u64(..6) }).collect(),
+        ]);
+        15
+    } else {
+        let state = |call, number, fault| vec![Act::Call { call, number, fault }];
+        let without_disk = [
+            with(&[Setting::Settle]),
+            with(&[Setting::SdkState]),
+            more_faults(Call::LoadState, 1),
+            more_faults(Call::SaveState, 1),
+        ];
+        all.splice(..0, without_disk);
+        // Outside of the promise.
+        all.extend([
+            state(Call::SaveState, rng.u64(..30), CallFault::Dropped),
+            state(Call::LoadState, rng.u64(2..30), CallFault::Stale),
+            vec![Act::SecondWorker { changes: rng.usize(3..90) }],
+        ]);
+        8
+    };
+    let at = turn.checked_sub(first).map(|at| at % all.len());
+    at.map(|at| all.swap_remove(at)).unwrap_or_default()
+}
+
+/// What else may come of a call, each in turn from the `from`-th on, with one that is answered as asked between them.
+fn more_faults(call: Call, from: usize) -> Vec<Act> {
+    let faults = MORE_FAULTS.iter().cycle().skip(from).take(MORE_FAULTS.len());
+    (0..).step_by(2).zip(faults).map(|(number, fault)| Act::Call { call, number, fault: *fault }).collect()
 }

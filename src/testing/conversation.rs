@@ -4,12 +4,58 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::TimeDelta;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use crate::clock::Clock;
 
-use super::schedule::Act;
+use super::schedule::{Act, Setting};
 use super::world::{Accepted, Outside, SentEvent};
+
+/// The unit of the phase that lists units: the external system's.
+const SYSTEM_UNIT: &str = "@external-sync-units/system";
+
+/// The deletions, and when there is one.
+const DELETIONS: [(Setting, &str); 2] = [
+    (Setting::DeleteAttachments, "EXTRACTION_ATTACHMENTS_DELETE"),
+    (Setting::DeleteData, "EXTRACTION_DATA_DELETE"),
+];
+
+/// The seed's name and the newer one, of events and of what answers them.
+const NAMES: [(&str, &str); 24] = [
+    ("EXTRACTION_EXTERNAL_SYNC_UNITS_START", "START_EXTRACTING_EXTERNAL_SYNC_UNITS"),
+    ("EXTRACTION_METADATA_START", "START_EXTRACTING_METADATA"),
+    ("EXTRACTION_DATA_START", "START_EXTRACTING_DATA"),
+    ("EXTRACTION_DATA_CONTINUE", "CONTINUE_EXTRACTING_DATA"),
+    ("EXTRACTION_ATTACHMENTS_START", "START_EXTRACTING_ATTACHMENTS"),
+    ("EXTRACTION_ATTACHMENTS_CONTINUE", "CONTINUE_EXTRACTING_ATTACHMENTS"),
+    ("EXTRACTION_DATA_DELETE", "START_DELETING_EXTRACTOR_STATE"),
+    ("EXTRACTION_ATTACHMENTS_DELETE", "START_DELETING_EXTRACTOR_ATTACHMENTS_STATE"),
+    ("EXTRACTION_EXTERNAL_SYNC_UNITS_DONE", "EXTERNAL_SYNC_UNIT_EXTRACTION_DONE"),
+    ("EXTRACTION_EXTERNAL_SYNC_UNITS_ERROR", "EXTERNAL_SYNC_UNIT_EXTRACTION_ERROR"),
+    ("EXTRACTION_METADATA_DONE", "METADATA_EXTRACTION_DONE"),
+    ("EXTRACTION_METADATA_ERROR", "METADATA_EXTRACTION_ERROR"),
+    ("EXTRACTION_DATA_DONE", "DATA_EXTRACTION_DONE"),
+    ("EXTRACTION_DATA_PROGRESS", "DATA_EXTRACTION_PROGRESS"),
+    ("EXTRACTION_DATA_DELAY", "DATA_EXTRACTION_DELAYED"),
+    ("EXTRACTION_DATA_ERROR", "DATA_EXTRACTION_ERROR"),
+    ("EXTRACTION_ATTACHMENTS_DONE", "ATTACHMENT_EXTRACTION_DONE"),
+    ("EXTRACTION_ATTACHMENTS_PROGRESS", "ATTACHMENT_EXTRACTION_PROGRESS"),
+    ("EXTRACTION_ATTACHMENTS_DELAY", "ATTACHMENT_EXTRACTION_DELAYED"),
+    ("EXTRACTION_ATTACHMENTS_ERROR", "ATTACHMENT_EXTRACTION_ERROR"),
+    ("EXTRACTION_DATA_DELETE_DONE", "EXTRACTOR_STATE_DELETION_DONE"),
+    ("EXTRACTION_DATA_DELETE_ERROR", "EXTRACTOR_STATE_DELETION_ERROR"),
+    ("EXTRACTION_ATTACHMENTS_DELETE_DONE", "EXTRACTOR_ATTACHMENTS_STATE_DELETION_DONE"),
+    ("EXTRACTION_ATTACHMENTS_DELETE_ERROR", "EXTRACTOR_ATTACHMENTS_STATE_DELETION_ERROR"),
+];
+
+fn newer_name(name: &str) -> &str {
+    NAMES.iter().find(|(seed, _)| *seed == name).map_or(name, |(_, newer)| newer)
+}
+
+/// The seed's name of what may have the newer one.
+pub(super) fn seed_name(name: &str) -> String {
+    NAMES.iter().find(|(_, newer)| *newer == name).map_or(name, |(seed, _)| seed).to_owned()
+}
 
 impl Outside {
     /// Whether the life that was given the newest event may be followed by CONTINUE, if it died with nothing sealed.
@@ -25,6 +71,10 @@ impl Outside {
     pub(super) fn next_event(&mut self, overtakes: bool) -> Option<SentEvent> {
         let acts = Arc::clone(&self.acts);
         let Some(last) = self.sent.iter().rposition(|event| !event.stray) else {
+            if self.is(Setting::Units) || self.is(Setting::UnitsInline) {
+                self.count("phase/external-sync-units");
+                return Some(self.event("EXTRACTION_EXTERNAL_SYNC_UNITS_START", SYSTEM_UNIT, "run-0"));
+            }
             return Some(self.first_event(0));
         };
         let current = Arc::clone(self.sent.get(last)?);
@@ -115,13 +165,20 @@ impl Outside {
     /// What follows an event that was answered so; none when every sync is done.
     fn follows(&mut self, current: &SentEvent, answer: &Accepted) -> Option<SentEvent> {
         let next = match answer.event_type.as_str() {
+            "EXTRACTION_EXTERNAL_SYNC_UNITS_DONE" => return Some(self.first_event(0)),
             "EXTRACTION_METADATA_DONE" => "EXTRACTION_DATA_START",
+            "EXTRACTION_DATA_DONE" if self.is(Setting::NoAttachments) => {
+                self.count("run/without-attachments-phase");
+                return self.next_sync(current);
+            }
             "EXTRACTION_DATA_DONE" => "EXTRACTION_ATTACHMENTS_START",
             "EXTRACTION_DATA_PROGRESS" | "EXTRACTION_DATA_DELAY" => "EXTRACTION_DATA_CONTINUE",
             "EXTRACTION_ATTACHMENTS_PROGRESS" | "EXTRACTION_ATTACHMENTS_DELAY" => {
                 "EXTRACTION_ATTACHMENTS_CONTINUE"
             }
-            "EXTRACTION_ATTACHMENTS_DONE" => return self.next_sync(),
+            "EXTRACTION_ATTACHMENTS_DONE"
+            | "EXTRACTION_DATA_DELETE_DONE"
+            | "EXTRACTION_ATTACHMENTS_DELETE_DONE" => return self.next_sync(current),
             // Of a run that says ERROR again and again nothing more is to be had.
             _ if self.errors_in_a_row() >= 3 => return Some(self.first_event(self.runs.len())),
             // After an ERROR, whoever set up the sync mends it and lets the platform go on.
@@ -139,7 +196,14 @@ impl Outside {
     }
 
     /// Whose sync comes next, once one is finished.
-    fn next_sync(&mut self) -> Option<SentEvent> {
+    fn next_sync(&mut self, current: &SentEvent) -> Option<SentEvent> {
+        for (setting, deletion) in DELETIONS {
+            let deleted = self.sent.iter().any(|event| event.event_type == deletion);
+            if self.is(setting) && !deleted {
+                self.count(&format!("event/{setting}"));
+                return Some(self.event(deletion, &current.unit, &current.run));
+            }
+        }
         let finished = self.runs.iter().filter(|run| run.finished).count();
         let syncs = if self.acts.contains(&Act::TwoUnits) { 3 } else { 2 };
         if finished >= syncs {
@@ -172,15 +236,33 @@ impl Outside {
             }
         }
         let request = format!("request-{number}");
+        let newer = self.is(Setting::NewerNames);
+        let name = if newer { newer_name(event_type) } else { event_type };
+        if newer {
+            self.count("event/newer-names");
+        }
+        // What it is known by here, whatever ids it has.
+        let mut context = Map::from_iter([
+            ("simulated_run".to_owned(), Value::from(run)),
+            ("simulated_request".to_owned(), Value::from(request.as_str())),
+            ("external_system_id".to_owned(), Value::from("system")),
+        ]);
+        let mut put = |key: &str, value: Value| context.insert(key.to_owned(), value);
+        if unit != SYSTEM_UNIT {
+            put("sync_unit_id", unit.into());
+            put("external_sync_unit_id", "external".into());
+        }
+        if self.is(Setting::NoIds) {
+            self.count("event/without-ids");
+        } else {
+            put("run_id", run.into());
+            put("request_id", request.as_str().into());
+            put("sequence_version", number.to_string().into());
+        }
         let json = json!({
+            "context": { "snap_in_version_id": "version-1" },
             "execution_metadata": { "request_id": request },
-            "payload": {
-                "event_type": event_type,
-                "event_context": {
-                    "run_id": run, "request_id": request, "sequence_version": number.to_string(),
-                    "sync_unit_id": unit, "external_sync_unit_id": "external",
-                }
-            }
+            "payload": { "event_type": name, "event_context": context },
         });
         SentEvent {
             json: json.to_string(),

@@ -47,6 +47,7 @@ struct Inner {
     faults: Vec<Fault>,
     counts: FaultCounts,
     dead: bool,
+    replaced: bool,
 }
 
 /// What a process does with a disk, as far as it can be made to fail.
@@ -81,11 +82,17 @@ pub enum Fault {
     },
     /// So many more operations of a kind succeed; the next fails, once, as on a broken sector. A write that fails
     /// has written the first half of its sectors. A sync that fails has made nothing durable, and the next one
-    /// that succeeds does: systems that forget the writes of a failed sync are not simulated.
+    /// that succeeds does; see [`Fault::Forgets`] for systems that drop them.
     Fails {
         /// The kind of operation.
         operation: DiskOperation,
         /// How many more of them succeed.
+        after: u64,
+    },
+    /// So many more syncs succeed; the next fails, and what was written since the last one that succeeded is gone, as on
+    /// systems that drop the pages that they could not write. (That a sync succeeds afterwards says nothing of them.)
+    Forgets {
+        /// How many more syncs succeed.
         after: u64,
     },
     /// The process dies when so many operations are recorded ([`SimDisk::position`]), in the middle of a write if
@@ -114,6 +121,8 @@ pub struct FaultCounts {
     pub set_lens: u64,
     /// Syncs that failed.
     pub syncs: u64,
+    /// Syncs that failed and dropped what was not yet durable.
+    pub syncs_forgotten: u64,
     /// Syncs that were ignored.
     pub syncs_ignored: u64,
     /// Deaths of the process.
@@ -127,6 +136,7 @@ impl AddAssign for FaultCounts {
         self.writes += other.writes;
         self.set_lens += other.set_lens;
         self.syncs += other.syncs;
+        self.syncs_forgotten += other.syncs_forgotten;
         self.syncs_ignored += other.syncs_ignored;
         self.deaths += other.deaths;
     }
@@ -136,12 +146,13 @@ impl fmt::Display for FaultCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "no_space={} reads={} writes={} set_lens={} syncs={} syncs_ignored={} deaths={}",
+            "no_space={} reads={} writes={} set_lens={} syncs={} syncs_forgotten={} syncs_ignored={} deaths={}",
             self.no_space,
             self.reads,
             self.writes,
             self.set_lens,
             self.syncs,
+            self.syncs_forgotten,
             self.syncs_ignored,
             self.deaths
         )
@@ -166,7 +177,17 @@ impl SimDisk {
             entry.apply(&mut live);
         }
         let (faults, counts) = (Vec::new(), FaultCounts::default());
-        Self { inner: Arc::new(Mutex::new(Inner { initial, live, log, faults, counts, dead: false })) }
+        Self {
+            inner: Arc::new(Mutex::new(Inner {
+                initial,
+                live,
+                log,
+                faults,
+                counts,
+                dead: false,
+                replaced: false,
+            })),
+        }
     }
 
     /// Makes the disk fail from now on; counts in `fault` begin now. Faults add up, until [`SimDisk::heal`].
@@ -193,6 +214,11 @@ impl SimDisk {
     /// Lets the process die now: from now on everything fails and nothing is recorded.
     pub fn kill(&self) {
         self.lock().die();
+    }
+
+    /// Somebody puts another file in its place: it is still open, and nobody else will find it.
+    pub fn replace(&self) {
+        self.lock().replaced = true;
     }
 
     /// Whether the process has died, by [`Fault::Dies`] or [`SimDisk::kill`].
@@ -291,6 +317,15 @@ impl Inner {
         if self.dead { Err(io::Error::other("simulated: the process is dead")) } else { Ok(()) }
     }
 
+    /// What the last sync made durable.
+    fn durable(&self) -> Image {
+        let synced = self.log.iter().rev().find_map(|entry| match entry {
+            Recorded::Sync(image) => Some(image),
+            _ => None,
+        });
+        synced.unwrap_or(&self.initial).clone()
+    }
+
     /// Does what is recorded and records it.
     fn record(&mut self, entry: Recorded) -> io::Result<()> {
         self.live()?;
@@ -309,6 +344,19 @@ impl Inner {
             self.record(Recorded::SetLen(end))?;
         }
         self.record(Recorded::Write { at, bytes: bytes.len() as u64, pieces: pieces(at, bytes).into() })
+    }
+
+    /// Whether a sync fails now and forgets what was written.
+    fn forgets(&mut self) -> bool {
+        let mut forgets = false;
+        self.faults.retain_mut(|fault| {
+            let Fault::Forgets { after } = fault else { return true };
+            let fires = *after == 0;
+            *after = after.saturating_sub(1);
+            forgets |= fires;
+            !fires
+        });
+        forgets
     }
 
     /// Whether an operation of this kind fails now.
@@ -423,6 +471,14 @@ impl Disk for SimDisk {
             inner.counts.syncs += 1;
             return Err(broken("sync"));
         }
+        if inner.forgets() {
+            inner.counts.syncs_forgotten += 1;
+            let durable = inner.durable();
+            inner.live = durable.clone();
+            // From here on nothing of what was forgotten can be kept.
+            inner.log.push(Recorded::Sync(durable));
+            return Err(broken("sync, and has dropped what it could not write"));
+        }
         let entry = if inner.faults.contains(&Fault::SyncsIgnored) {
             inner.counts.syncs_ignored += 1;
             Recorded::IgnoredSync
@@ -430,6 +486,10 @@ impl Disk for SimDisk {
             Recorded::Sync(inner.live.clone())
         };
         inner.record(entry)
+    }
+
+    fn is_in_place(&self) -> io::Result<bool> {
+        Ok(!self.lock().replaced)
     }
 }
 
@@ -546,7 +606,7 @@ mod tests {
         total += disk.fault_counts();
         assert_eq!(
             total.to_string(),
-            "no_space=0 reads=0 writes=0 set_lens=0 syncs=0 syncs_ignored=2 deaths=2"
+            "no_space=0 reads=0 writes=0 set_lens=0 syncs=0 syncs_forgotten=0 syncs_ignored=2 deaths=2"
         );
     }
 }

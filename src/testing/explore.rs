@@ -130,6 +130,7 @@ impl Explore {
     /// ```
     pub fn run<E: Extractor>(&self, make: impl Fn(&Life) -> E + Sync) -> Report {
         let total = Mutex::new(Report { seed: self.seed, ..Report::default() });
+        let first = Mutex::new(None);
         let next = AtomicU64::new(0);
         std::thread::scope(|scope| {
             for _ in 0..self.threads {
@@ -138,20 +139,29 @@ impl Explore {
                         let number = next.fetch_add(1, Ordering::Relaxed);
                         {
                             let total = total.lock().unwrap_or_else(PoisonError::into_inner);
-                            if total.failure.is_some() || total.states >= self.states {
+                            let failed = total.lost + total.duplicated + total.unopenable + total.other > 0;
+                            if failed || total.states >= self.states {
                                 return;
                             }
                         }
-                        let found = Exploration::of(self, number, &make).run();
-                        total.lock().unwrap_or_else(PoisonError::into_inner).add(found);
+                        let mut found = Exploration::of(self, number, &make).run();
+                        let failure = found.failure.take();
+                        let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
+                        total.add(found);
+                        // Of several, that of the first schedule: the same, however many threads there are.
+                        let mut first = first.lock().unwrap_or_else(PoisonError::into_inner);
+                        if let Some(failure) = failure
+                            && first.as_ref().is_none_or(|(other, _)| *other > number)
+                        {
+                            *first = Some((number, failure));
+                        }
                     }
                 });
             }
         });
+        let first = first.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut report = total.into_inner().unwrap_or_else(PoisonError::into_inner);
-        if let Some(failure) = report.failure.take() {
-            report.failure = Some(self.shorten(failure, &make));
-        }
+        report.failure = first.map(|(_, failure)| self.shorten(failure, &make));
         report
     }
 
@@ -251,6 +261,16 @@ impl<'a, M: Make> Exploration<'a, M> {
         for moment in moments {
             if self.report.states >= states {
                 return;
+            }
+            // Killed here, on a machine that lives on: what the next life reads of it must be durable.
+            if self.number == 0 || self.rng.u8(..4) == 0 {
+                let killed = recording.killed_at(moment.position);
+                if let Err(violation) = self.settings.setup.durable_at_open(&killed) {
+                    let Moment { outside: changes, position } = moment;
+                    let crash = format!("killed at position {position}, everything written is there");
+                    self.note(violation, [Act::Kill { changes, position }], crash);
+                    return;
+                }
             }
             for crash in recording.images_at(moment.position, &sampling) {
                 if let Err((violation, second)) = self.crash(&crash, moment, world, &mut known) {
@@ -378,11 +398,17 @@ impl<'a, M: Make> Exploration<'a, M> {
                 (true, _) => rng.usize(..position.max(4) / 3),
             };
             let point = |kept| CrashPoint { position, kept };
-            acts.push(match rng.u8(..4) {
-                0 => Act::Kill { changes: at, position },
+            let kind = rng.u8(..5);
+            acts.push(match kind {
+                0 | 4 => Act::Kill { changes: at, position },
                 1 => Act::Crash { changes: at, point: point(Kept::Torn(rng.u64(..))) },
                 _ => Act::Crash { changes: at, point: point(Kept::Random(rng.u64(..))) },
             });
+            if kind == 4 {
+                // The next life acts, and power fails with as little of its own done as may be.
+                let point = CrashPoint { position: 0, kept: Kept::Random(rng.u64(..)) };
+                acts.push(Act::Crash { changes: at + rng.usize(1..4), point });
+            }
         }
         let mut schedule = self.schedule.clone();
         schedule.acts.extend(acts.iter().copied());

@@ -6,6 +6,7 @@
 //! again. Everything random comes from a seed that the caller gives.
 
 mod catalogue;
+pub mod conformance;
 mod controls;
 mod conversation;
 mod crash;
@@ -23,12 +24,17 @@ mod watched;
 mod world;
 
 pub use crate::model::Rule;
+pub use crate::store::backend::contract::{
+    Backend, CommitError, KeyRange, Limit, ReadTransaction, RowPage, WriteTransaction,
+};
+pub use crate::store::backend::memory::{LostAnswer, Memory};
+pub use crate::store::backend::redb::{redb_on_disk, redb_on_file};
 pub use controls::Uploads;
 pub use crash::{CrashImage, CrashImages, CrashPoint, Kept, Moment, Recording, Sampling};
 pub use disk::{DiskOperation, Fault, FaultCounts, SIM_DISK_BYTES_MAX, SimDisk};
 pub use explore::Explore;
 pub use image::Image;
 pub use report::{Broken, Failure, Report, Violation};
-pub use schedule::{Act, Call, CallFault, Schedule};
+pub use schedule::{Act, Call, CallFault, Schedule, Setting};
 pub use source::{Shape, SimCursor, SimSource};
 pub use world::Life;

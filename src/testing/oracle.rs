@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::record::Attachment;
 
 use super::report::{Broken, Violation};
-use super::schedule::{Act, Call, CallFault};
+use super::schedule::{Act, Call, CallFault, Setting};
 use super::world::{HandOut, Named, Outside, RunSeen, STREAM};
 
 /// Streams that end badly before an attachment may be given up: as many as `Serve` has it.
@@ -43,7 +43,7 @@ impl Outside {
             self.records_of(run, &mut announced)?;
         }
         self.confirmed_is_announced(&announced)?;
-        self.few_are_unconfirmed(at_once)?;
+        self.few_are_unconfirmed(&announced, at_once)?;
         self.one_message_answers_an_event()
     }
 
@@ -51,7 +51,13 @@ impl Outside {
     fn announced(&self) -> Result<Announced<'_>, Violation> {
         let mut announced = Announced::default();
         for message in &self.accepted {
-            if self.has_disk && message.body.contains("is not known here") {
+            let newer = !message.body.contains(r#""event_type":"EXTRACTION_"#);
+            if newer != self.is(Setting::NewerNames) {
+                let what = format!("the answer {} is not spelled as its event", message.event_type);
+                return broken(Broken::Conversation, what);
+            }
+            let known = self.has_disk && !self.second_worker && !self.runs.iter().any(|run| run.deleted);
+            if known && message.body.contains("is not known here") {
                 return broken(
                     Broken::Conversation,
                     format!("{} was forgotten, with its disk there", message.run),
@@ -65,11 +71,13 @@ impl Outside {
                     let what = format!("artifact {id} is announced and was never uploaded");
                     return broken(Broken::Lost, what);
                 };
-                if !self.confirmed.contains(id) {
+                // By the protocol, external sync units are announced unconfirmed.
+                let units = message.event_type.contains("SYNC_UNITS");
+                if !units && !self.confirmed.contains(id) {
                     let what = format!("artifact {id} is announced and not confirmed");
                     return broken(Broken::Unconfirmed, what);
                 }
-                if !message.event_type.contains("METADATA") {
+                if !units && !message.event_type.contains("METADATA") {
                     let of_run = announced.lines.entry(&message.run).or_default();
                     of_run.extend(lines.iter().map(String::as_str));
                 }
@@ -118,7 +126,8 @@ impl Outside {
 
     /// Whether whatever is confirmed is in a message, unless the platform gave a run up.
     fn confirmed_is_announced(&self, announced: &Announced<'_>) -> Result<(), Violation> {
-        if self.runs.iter().any(|run| run.abandoned) {
+        // Who finds another store in the place of its own leaves what it has confirmed.
+        if self.second_worker || self.runs.iter().any(|run| run.abandoned) {
             return Ok(());
         }
         // What could not be confirmed for sure is given up, and may be confirmed.
@@ -133,8 +142,9 @@ impl Outside {
     }
 
     /// Whether no more uploads were left unconfirmed than deaths and failed calls account for.
-    fn few_are_unconfirmed(&self, at_once: u64) -> Result<(), Violation> {
-        let unconfirmed = self.uploads.keys().filter(|id| !self.confirmed.contains(*id)).count() as u64;
+    fn few_are_unconfirmed(&self, announced: &Announced<'_>, at_once: u64) -> Result<(), Violation> {
+        let settled = |id: &str| self.confirmed.contains(id) || announced.named.contains(id);
+        let unconfirmed = self.uploads.keys().filter(|id| !settled(id)).count() as u64;
         // Without a disk, an invocation that ends early loses what it uploaded since the last checkpoint, as a death does.
         let of_failures = if self.has_disk { self.failures } else { at_once * self.failures };
         if unconfirmed <= at_once * self.deaths + of_failures {
@@ -187,9 +197,11 @@ impl Outside {
                 let what = format!("attachment {of:?} of run {} is announced twice", run.id);
                 return broken(Broken::Duplicated, what);
             }
-            announced.delivered.insert((run.unit.as_str(), of), url);
+            if !run.deleted && !run.attachments_deleted {
+                announced.delivered.insert((run.unit.as_str(), of), url);
+            }
         }
-        if run.abandoned || !run.finished {
+        if run.abandoned || !run.finished || self.is(Setting::NoAttachments) {
             return Ok(());
         }
         // What an earlier run settled is known by a disk that was there then.

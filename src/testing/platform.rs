@@ -4,14 +4,15 @@ use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::airdrop::{Body, Fate, Platform, PlatformError, SealedMessage, Upload, WorkerState};
 use crate::artifact::{Level, compress_all};
 use crate::model::ArtifactId;
 
-use super::schedule::{Act, Call, CallFault};
-use super::world::{Accepted, Change, Effect, Outside, STREAM, World};
+use super::conversation::seed_name;
+use super::schedule::{Act, Call, CallFault, Setting};
+use super::world::{Accepted, Change, Effect, OUT_OF_SCOPE, Outside, STREAM, World};
 
 /// How long a call takes.
 const CALL_TAKES: Duration = Duration::from_millis(20);
@@ -42,45 +43,66 @@ impl Outside {
         fault
     }
 
-    /// Makes a call: dies, fails, or has its effect, as the schedule has it.
-    fn call(&mut self, call: Call, effect: Option<Effect>) -> Result<(), PlatformError> {
+    /// Makes a call: dies, fails, or has its effect, as the schedule has it. Of a call that succeeds all the same: in which
+    /// way it was answered otherwise than asked.
+    fn call(&mut self, call: Call, effect: Option<Effect>) -> Result<Option<CallFault>, PlatformError> {
         if self.dies_now() {
             return Err(gone());
         }
-        let fault = self.fault(call);
+        // A message that it has accepted it knows by its key (N1), and does not refuse.
+        let known =
+            matches!(&effect, Some(Effect::Accept(message)) if self.by_key.contains_key(&message.key));
+        let fault = self.fault(call).filter(|fault| !(known && matches!(fault, CallFault::Refused(_))));
         self.clock.advance(CALL_TAKES);
-        let unknown = |reason: &str| PlatformError::Retry {
-            fate: Fate::Unknown,
-            after: None,
-            reason: format!("simulated: {reason}"),
-        };
+        if fault == Some(CallFault::TimedOut) {
+            self.clock.advance(Duration::from_secs(30));
+        }
         let (applies, result) = match fault {
             None => (true, Ok(())),
-            Some(CallFault::Lost) => (true, Err(unknown("answer lost"))),
-            Some(CallFault::Late) => (call == Call::SaveState, Err(unknown("answer lost"))),
-            Some(CallFault::ErrorBefore) => (false, Err(unknown("500 before"))),
-            Some(CallFault::ErrorAfter) => (true, Err(unknown("500 after"))),
-            Some(CallFault::TimedOut) => {
-                self.clock.advance(Duration::from_secs(30));
-                (false, Err(unknown("timed out")))
-            }
-            Some(CallFault::Busy(seconds)) => {
-                let after = seconds.map(|seconds| Duration::from_secs(seconds.into()));
-                let reason = "simulated: 429".to_owned();
-                (false, Err(PlatformError::Retry { fate: Fate::NotApplied, after, reason }))
-            }
-            Some(CallFault::Refused(status)) => {
-                (false, Err(PlatformError::Refused { status, reason: "simulated".to_owned() }))
-            }
+            Some(fault) => fate_of(call, fault),
         };
-        let failed = result.is_err();
-        self.record(Change::Called {
-            call,
-            effect: effect.filter(|_| applies),
-            failed,
-            late: fault == Some(CallFault::Late),
-        });
-        result
+        let effect = effect.filter(|_| applies);
+        self.record(Change::Called { call, effect, failed: result.is_err(), fault });
+        result.map(|()| fault)
+    }
+}
+
+/// Whether a call takes effect that is answered so, and what the extractor hears.
+fn fate_of(call: Call, fault: CallFault) -> (bool, Result<(), PlatformError>) {
+    let retry = |fate: Fate, after: Option<u32>, reason: String| {
+        let after = after.map(|seconds| Duration::from_secs(seconds.into()));
+        Err(PlatformError::Retry { fate, after, reason: format!("simulated: {reason}") })
+    };
+    let unknown = |reason: &str| retry(Fate::Unknown, None, reason.to_owned());
+    // There is a storage behind an upload's URL alone.
+    let fault = match fault {
+        CallFault::Storage(code) if call != Call::Upload => CallFault::Status { code, applied: false },
+        fault => fault,
+    };
+    match fault {
+        CallFault::Lost => (true, unknown("answer lost")),
+        CallFault::Late => (call == Call::SaveState, unknown("answer lost")),
+        CallFault::ErrorBefore => (false, unknown("500 before")),
+        CallFault::ErrorAfter => (true, unknown("500 after")),
+        CallFault::TimedOut => (false, unknown("timed out")),
+        CallFault::Busy(seconds) => (false, retry(Fate::NotApplied, seconds, "429".to_owned())),
+        CallFault::Refused(status) => {
+            (false, Err(PlatformError::Refused { status, reason: "simulated".to_owned() }))
+        }
+        CallFault::Status { code: 425, .. } => (false, retry(Fate::NotApplied, None, "425".to_owned())),
+        CallFault::Status { code, applied } => (applied, unknown(&code.to_string())),
+        CallFault::Reset { applied } => (applied, unknown("connection reset in mid-body")),
+        CallFault::BadBody => match call {
+            Call::Prepare | Call::LoadState => (true, unknown("200 with a body that is none")),
+            // Of the others no body is read, but for what is downloaded.
+            _ => (true, Ok(())),
+        },
+        CallFault::Storage(status) => {
+            let reason = "simulated: the storage".to_owned();
+            (false, Err(PlatformError::StorageRefused { status, after: None, reason }))
+        }
+        CallFault::Dropped => (call != Call::SaveState, Ok(())),
+        CallFault::SameId | CallFault::Stale | CallFault::Truncated => (true, Ok(())),
     }
 }
 
@@ -117,8 +139,9 @@ impl Platform for World {
             }
         };
         let mut inner = self.lock();
-        inner.call(Call::Prepare, None)?;
-        let id = format!("artifact-{}", inner.journal.len());
+        let same = inner.call(Call::Prepare, None)? == Some(CallFault::SameId);
+        let earlier = inner.uploads.keys().next_back().filter(|_| same).cloned();
+        let id = earlier.unwrap_or_else(|| format!("artifact-{}", inner.journal.len()));
         let lines = Arc::new(lines);
         inner.call(Call::Upload, Some(Effect::Upload { id: id.clone(), lines }))?;
         ArtifactId::new(id).map_err(|error| PlatformError::Refused { status: 500, reason: error.to_string() })
@@ -132,7 +155,7 @@ impl Platform for World {
                 reason: format!("{artifact} was never uploaded"),
             });
         }
-        inner.call(Call::Confirm, Some(Effect::Confirm { id: artifact.to_string() }))
+        inner.call(Call::Confirm, Some(Effect::Confirm { id: artifact.to_string() })).map(drop)
     }
 
     fn send(&self, message: &SealedMessage) -> Result<(), PlatformError> {
@@ -141,9 +164,9 @@ impl Platform for World {
         let artifacts = body.pointer("/event_data/artifacts").and_then(Value::as_array);
         let accepted = Accepted {
             key: message.key.clone(),
-            event_type: text("/event_type"),
-            request: text("/event_context/request_id"),
-            run: text("/event_context/run_id"),
+            event_type: seed_name(&text("/event_type")),
+            request: text("/event_context/simulated_request"),
+            run: text("/event_context/simulated_run"),
             artifacts: artifacts
                 .into_iter()
                 .flatten()
@@ -152,12 +175,14 @@ impl Platform for World {
             delay: body.pointer("/event_data/delay").and_then(Value::as_u64).unwrap_or(0),
             body: message.body.clone(),
         };
-        self.lock().call(Call::Message, Some(Effect::Accept(Arc::new(accepted))))
+        self.lock().call(Call::Message, Some(Effect::Accept(Arc::new(accepted)))).map(drop)
     }
 
     fn download(&self, artifact: &ArtifactId) -> Result<Vec<u8>, PlatformError> {
         let mut inner = self.lock();
-        inner.call(Call::Download, None)?;
+        if inner.call(Call::Download, None)? == Some(CallFault::BadBody) {
+            return Ok(b"no gzip".to_vec());
+        }
         let refused = |reason: String| PlatformError::Refused { status: 404, reason };
         let lines = inner.uploads.get(artifact.as_str());
         let lines = lines.ok_or_else(|| refused(format!("{artifact} was never uploaded")))?;
@@ -169,10 +194,22 @@ impl Platform for World {
 
     fn worker_state(&self) -> Result<Option<WorkerState>, PlatformError> {
         let mut inner = self.lock();
-        inner.call(Call::LoadState, None)?;
+        let fault = inner.call(Call::LoadState, None)?;
         let unit = inner.unit();
-        let state = inner.states.get(&unit).map(ToString::to_string);
-        Ok(state.map(|state| WorkerState { state: Some(state), objects: None }))
+        let state = match fault {
+            Some(CallFault::Stale) => inner.states_before.get(&unit),
+            _ => inner.states.get(&unit),
+        };
+        let state = state.map(|state| match fault {
+            Some(CallFault::Truncated) => state.get(..state.len() / 2).unwrap_or_default().to_owned(),
+            _ => state.to_string(),
+        });
+        let scope = inner.is(Setting::Scope);
+        if scope {
+            inner.count("platform/scope");
+        }
+        let objects = scope.then(|| json!({ OUT_OF_SCOPE: { "extract": false } }).to_string());
+        Ok((state.is_some() || objects.is_some()).then_some(WorkerState { state, objects }))
     }
 
     fn install_mapping(&self, _: &Value, _: Option<&str>) -> Result<(), PlatformError> {
@@ -188,6 +225,6 @@ impl Platform for World {
     fn save_worker_state(&self, state: &str) -> Result<(), PlatformError> {
         let mut inner = self.lock();
         let unit = inner.unit();
-        inner.call(Call::SaveState, Some(Effect::Save { unit, state: state.into() }))
+        inner.call(Call::SaveState, Some(Effect::Save { unit, state: state.into() })).map(drop)
     }
 }

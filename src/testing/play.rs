@@ -1,15 +1,20 @@
 //! Plays one schedule: life after life of the real store and the real runtime, until every sync is done or a promise is
 //! broken.
 
-use crate::airdrop::{Event, Serve};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::airdrop::{Event, Platform, PlatformError, SealedMessage, Serve, Upload, WorkerState};
 use crate::error::{ErrorKind, Result, chain};
-use crate::model::SyncUnitId;
+use crate::model::{ArtifactId, SyncUnitId};
 
 use super::crash::CrashPoint;
 use super::disk::{Fault, FaultCounts, SimDisk};
 use super::image::Image;
 use super::report::{Broken, Report, Violation};
-use super::schedule::{Act, Schedule};
+use super::schedule::{Act, Schedule, Setting};
 use super::setup::{Make, Setup};
 use super::watched::Watched;
 use super::world::{BUDGET, Life, SentEvent, World, still_clock};
@@ -20,6 +25,8 @@ const LIVES_MAX: u64 = 400;
 const LANES: usize = 2;
 /// Attachments streamed at once, in every other schedule; one in the rest.
 const STREAMS: usize = 10;
+/// How long who takes over waits, where it does.
+const SETTLE: Duration = Duration::from_secs(1);
 
 /// One schedule being played.
 pub(super) struct Play<'a, M> {
@@ -33,6 +40,8 @@ pub(super) struct Play<'a, M> {
     pub(super) left: Vec<Image>,
     /// Where it dies, death by death, the next last.
     crashes: Vec<Act>,
+    /// Where somebody put another store in the place of the one that was open.
+    in_place: Mutex<Option<SimDisk>>,
     make: &'a M,
 }
 
@@ -78,7 +87,7 @@ impl<'a, M: Make> Play<'a, M> {
     ) -> Self {
         let mut crashes: Vec<Act> = acts.iter().filter(|act| is_crash(act)).copied().collect();
         crashes.reverse();
-        Self { setup, world, disk, fresh, left: Vec::new(), crashes, make }
+        Self { setup, world, disk, fresh, left: Vec::new(), crashes, in_place: Mutex::default(), make }
     }
 
     /// Plays until every sync is done, or a promise is broken.
@@ -94,7 +103,17 @@ impl<'a, M: Make> Play<'a, M> {
         }
         // Without a disk, whatever was uploaded since the last checkpoint is uploaded again.
         let at_once = if self.setup.has_disk { (LANES + streams(world.seed)) as u64 } else { 64 };
-        let verdict = verdict.and_then(|()| world.verdict(at_once));
+        let mut verdict = verdict.and_then(|()| world.verdict(at_once));
+        if world.outside_the_promise {
+            report.outside += 1;
+            // Of what lies outside of the promise, loss and repetition may come: that is counted, and is no failure.
+            if let Err(violation) = &verdict
+                && !matches!(violation.kind, Broken::Unopenable | Broken::Stuck)
+            {
+                *report.outside_broken.entry(violation.kind).or_default() += 1;
+                verdict = Ok(());
+            }
+        }
         drop(world);
         Played { verdict, crash, left: self.left }
     }
@@ -109,7 +128,7 @@ impl<'a, M: Make> Play<'a, M> {
             {
                 self.world.died();
                 report.deaths += 1;
-                *crash = self.start_again();
+                *crash = self.start_again()?;
                 continue;
             }
             let overtakes = self.world.lock().may_overtake() && self.nothing_is_sealed();
@@ -125,10 +144,15 @@ impl<'a, M: Make> Play<'a, M> {
                 self.disk = self.found_disk();
             }
             self.live(&event, report)?;
+            if let Some(disk) = lock(&self.in_place).take()
+                && !self.disk.is_dead()
+            {
+                self.disk = disk;
+            }
             if self.disk.is_dead() {
                 self.world.died();
                 report.deaths += 1;
-                *crash = self.start_again();
+                *crash = self.start_again()?;
                 self.setup.check(&self.disk.image().disk())?;
             }
             if !self.setup.has_disk {
@@ -188,7 +212,7 @@ impl<'a, M: Make> Play<'a, M> {
             self.disk.inject(Fault::Dies { position });
         }
         let first = !self.world.lock().sent.iter().any(|sent| sent.request == event.request);
-        self.world.send(event.clone());
+        self.world.event_comes(event.clone());
         let life = self.world.begin_life(&self.disk, dies_at);
         self.inject_faults();
         let before = self.before(first);
@@ -221,6 +245,9 @@ impl<'a, M: Make> Play<'a, M> {
                 Act::DiskFull { life, writes } if *life == number => {
                     self.disk.inject(Fault::FullAfter { writes: *writes });
                 }
+                Act::DiskForgets { life, after } if *life == number => {
+                    self.disk.inject(Fault::Forgets { after: *after });
+                }
                 Act::DiskFails { life, operation, after } if *life == number => {
                     self.disk.inject(Fault::Fails { operation: *operation, after: *after });
                 }
@@ -249,6 +276,7 @@ impl<'a, M: Make> Play<'a, M> {
             ("disk/write-failed", faults.writes - before.writes),
             ("disk/set-len-failed", faults.set_lens - before.set_lens),
             ("disk/sync-failed", faults.syncs - before.syncs),
+            ("disk/sync-forgot", faults.syncs_forgotten - before.syncs_forgotten),
         ] {
             if times > 0 {
                 *report.faults.entry(name.to_owned()).or_default() += times;
@@ -269,6 +297,8 @@ impl<'a, M: Make> Play<'a, M> {
             // The platform would not take the message; it will hear it again.
             ErrorKind::Retry => {}
             ErrorKind::Fenced if event.stray => {}
+            // Another worker, or another store, has taken its place.
+            ErrorKind::Fenced if self.world.lock().second_worker => {}
             // A save of its own landed late, and it could not tell it from another holder's.
             ErrorKind::Fenced if !self.setup.has_disk => {}
             kind => {
@@ -284,7 +314,13 @@ impl<'a, M: Make> Play<'a, M> {
     fn went_on(&self, event: &SentEvent, before: &Before, disk_failed: bool) -> Result<(), Violation> {
         let world = self.world.lock();
         let untroubled = !disk_failed && world.failed_calls == before.failed_calls;
-        if before.first && untroubled && world.advanced() == before.advanced && world.only_says_progress() {
+        // Without ids, a new event may be taken for the one before, whose answer nobody knows to have been accepted.
+        if before.first
+            && !world.is(Setting::NoIds)
+            && untroubled
+            && world.advanced() == before.advanced
+            && world.only_says_progress()
+        {
             let what = format!("{} was answered with PROGRESS, and nothing was done", event.event_type);
             return Err(Violation { kind: Broken::Stuck, what });
         }
@@ -295,24 +331,59 @@ impl<'a, M: Make> Play<'a, M> {
         Ok(())
     }
 
-    /// What a process does: opens the store, serves the event, and ends.
-    #[allow(clippy::type_complexity)]
+    /// What a process does: opens the store, serves the event, and ends. While it is at work, a second worker may come.
     fn serve(&self, event: &SentEvent, life: &Life) -> Result<(Result<()>, Option<Violation>)> {
-        let store = self.setup.open(&self.disk, self.world.clock())?;
+        let crowd = Crowd { play: self, event, found: Mutex::default() };
+        let (outcome, mut violation) = self.work(&self.disk, &crowd, event, life)?;
+        if let Some(of_second) = lock(&crowd.found).take() {
+            violation = violation.or(of_second.violation);
+            if self.setup.has_disk {
+                *lock(&self.in_place) = Some(of_second.disk);
+            }
+        }
+        Ok((outcome, violation))
+    }
+
+    /// One worker, on its disk.
+    #[allow(clippy::type_complexity)]
+    fn work(
+        &self,
+        disk: &SimDisk,
+        platform: &dyn Platform,
+        event: &SentEvent,
+        life: &Life,
+    ) -> Result<(Result<()>, Option<Violation>)> {
+        let store = self.setup.open(disk, self.world.clock())?;
         let event = Event::from_json(&event.json)?;
         let mut watched = Watched { extractor: self.make.make(life), life: life.clone(), violation: None };
         let seed = life.seed() ^ self.world.changes() as u64;
-        let streams = streams(life.seed());
-        let mut serve = Serve::new().budget(BUDGET).lanes(LANES).streams(streams).inline(seed);
-        if !self.setup.has_disk {
-            serve = serve.checkpoints();
-        }
-        let outcome = serve.serve(&store, &self.world, &mut watched, &event).map(drop);
+        let outcome = self.settings(seed, life).serve(&store, platform, &mut watched, &event).map(drop);
         Ok((outcome, watched.violation))
     }
 
+    fn settings(&self, seed: u64, life: &Life) -> Serve {
+        let mut serve = Serve::new().budget(BUDGET).lanes(LANES).streams(streams(life.seed())).inline(seed);
+        if !self.setup.has_disk {
+            serve = serve.checkpoints();
+        }
+        if life.is(Setting::NoAttachments) {
+            serve = serve.without_attachments_phase();
+        }
+        if life.is(Setting::UnitsInline) {
+            serve = serve.external_sync_units_inline();
+        }
+        if life.is(Setting::Scope) {
+            serve = serve.extraction_scope();
+        }
+        if life.is(Setting::Settle) {
+            life.count("worker/settles");
+            serve = serve.settle_after_takeover(SETTLE);
+        }
+        serve
+    }
+
     /// Starts the machine, or the process, again after a death.
-    fn start_again(&mut self) -> String {
+    fn start_again(&mut self) -> Result<String, Violation> {
         let recording = self.disk.recording();
         let crash = if let Some(Act::Crash { point, .. }) = self.crashes.pop() {
             // Nothing is recorded after a death, so it happened where the recording ends.
@@ -322,13 +393,84 @@ impl<'a, M: Make> Play<'a, M> {
             recording.describe(&point)
         } else {
             self.disk = recording.killed_at(recording.end());
+            if self.setup.has_disk {
+                self.setup.durable_at_open(&recording.killed_at(recording.end()))?;
+                self.world.lock().count("disk/read-of-a-killed-life");
+            }
             format!("killed at position {}, everything written is there", recording.end())
         };
         if self.setup.syncs_ignored {
             self.disk.inject(Fault::SyncsIgnored);
         }
-        crash
+        Ok(crash)
     }
+}
+
+/// What a second worker left.
+struct Second {
+    disk: SimDisk,
+    violation: Option<Violation>,
+}
+
+/// The platform, as a worker sees it in whose midst a second one may come: before one of its calls, that is given the same
+/// event, and does all that it can do.
+struct Crowd<'p, 'a, M> {
+    play: &'p Play<'a, M>,
+    event: &'p SentEvent,
+    found: Mutex<Option<Second>>,
+}
+
+impl<M: Make> Crowd<'_, '_, M> {
+    fn world(&self) -> &World {
+        let (play, world) = (self.play, &self.play.world);
+        if world.second_worker_comes() {
+            if play.setup.has_disk {
+                play.disk.replace();
+            }
+            let disk = play.fresh.disk();
+            let before = world.works_on(disk.clone(), None);
+            let life = Life::of(world);
+            let outcome = play.work(&disk, world, self.event, &life);
+            let violation = outcome.ok().and_then(|(_, violation)| violation);
+            world.works_on(before.0, before.1);
+            *lock(&self.found) = Some(Second { disk, violation });
+        }
+        world
+    }
+}
+
+impl<M: Make> Platform for Crowd<'_, '_, M> {
+    fn upload(&self, upload: Upload<'_>) -> Result<ArtifactId, PlatformError> {
+        self.world().upload(upload)
+    }
+
+    fn confirm(&self, artifact: &ArtifactId) -> Result<(), PlatformError> {
+        self.world().confirm(artifact)
+    }
+
+    fn send(&self, message: &SealedMessage) -> Result<(), PlatformError> {
+        self.world().send(message)
+    }
+
+    fn download(&self, artifact: &ArtifactId) -> Result<Vec<u8>, PlatformError> {
+        self.world().download(artifact)
+    }
+
+    fn worker_state(&self) -> Result<Option<WorkerState>, PlatformError> {
+        self.world().worker_state()
+    }
+
+    fn save_worker_state(&self, state: &str) -> Result<(), PlatformError> {
+        self.world().save_worker_state(state)
+    }
+
+    fn install_mapping(&self, mapping: &Value, blueprint: Option<&str>) -> Result<(), PlatformError> {
+        self.world().install_mapping(mapping, blueprint)
+    }
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn is_crash(act: &Act) -> bool {

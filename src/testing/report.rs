@@ -29,6 +29,11 @@ pub struct Report {
     pub unopenable: u64,
     /// Schedules that broke any other promise.
     pub other: u64,
+    /// Schedules in which something happened that lies outside of the promise
+    /// ([`Act::is_outside_the_promise`](super::Act::is_outside_the_promise)).
+    pub outside: u64,
+    /// Those of them that came to more than `Fenced` or an ERROR: by what they would have broken.
+    pub outside_broken: BTreeMap<Broken, u64>,
     /// The seed of all of it.
     pub seed: u64,
     /// The shortest schedule found that breaks a promise, and how.
@@ -56,7 +61,7 @@ pub struct Violation {
 }
 
 /// A promise, broken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Broken {
     /// A staged record is in no accepted message.
@@ -89,6 +94,10 @@ impl Report {
         self.duplicated += other.duplicated;
         self.unopenable += other.unopenable;
         self.other += other.other;
+        self.outside += other.outside;
+        for (kind, times) in other.outside_broken {
+            *self.outside_broken.entry(kind).or_default() += times;
+        }
         if self.failure.is_none() {
             self.failure = other.failure;
         }
@@ -115,6 +124,9 @@ impl fmt::Display for Report {
             "seed={} deaths={} second_crashes={} other={}",
             self.seed, self.deaths, self.second_crashes, self.other
         )?;
+        if self.outside > 0 {
+            writeln!(f, "outside={} of which broken: {:?}", self.outside, self.outside_broken)?;
+        }
         if let Some(failure) = &self.failure {
             writeln!(f, "BROKEN {:?}: {}", failure.violation.kind, failure.violation.what)?;
             writeln!(f, "shortest schedule: {}", failure.schedule)?;

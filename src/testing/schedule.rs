@@ -48,6 +48,30 @@ pub enum CallFault {
     Refused(u16),
     /// The answer is lost, and it takes effect later: before the next call. Of a page: it fails midway.
     Late,
+    /// A status that says neither yes nor a definite no, such as 408 or 425, or a redirect, which is not followed.
+    Status {
+        /// The status.
+        code: u16,
+        /// Whether it took effect all the same.
+        applied: bool,
+    },
+    /// The connection is reset in the middle of a body, after it took effect or before.
+    Reset {
+        /// Whether it took effect.
+        applied: bool,
+    },
+    /// It takes effect, and the body of the 2xx is not what it should be.
+    BadBody,
+    /// The storage behind an upload's URL refuses the bytes for a passing reason.
+    Storage(u16),
+    /// An upload is given the artifact id that an earlier one was given.
+    SameId,
+    /// A save of the worker state is acknowledged and never lands. Outside of the promise.
+    Dropped,
+    /// The worker state as it was before the newest save is given back. Outside of the promise.
+    Stale,
+    /// The worker state is given back cut in half.
+    Truncated,
 }
 
 /// One thing that befalls it. Numbers count from 0: calls of their kind, events sent, and so on.
@@ -116,6 +140,28 @@ pub enum Act {
         /// By how much, ahead or back.
         seconds: i64,
     },
+    /// In one life, after so many syncs that succeed, one fails, and what was written since the last sync is gone: the
+    /// system has dropped its pages.
+    DiskForgets {
+        /// Which life.
+        life: u64,
+        /// Syncs that still succeed.
+        after: u64,
+    },
+    /// With a disk: before this change outside, somebody deletes the store's file and puts a new one in its place, and a
+    /// second worker is given the same event.
+    StoreReplaced {
+        /// How many changes the world outside had seen.
+        changes: usize,
+    },
+    /// Without a disk: before this change outside, a second worker is given the event that the first is still at work on.
+    /// Outside of the promise.
+    SecondWorker {
+        /// How many changes the world outside had seen.
+        changes: usize,
+    },
+    /// A setting of the platform, of the runtime or of the source, for all of the schedule.
+    With(Setting),
     /// Without a disk: a life finds the disk that an earlier one left.
     StaleDisk {
         /// Which life.
@@ -139,6 +185,74 @@ pub enum Act {
         /// What the disk had recorded, since it was started last.
         position: usize,
     },
+}
+
+/// What can be set up otherwise than usual.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Setting {
+    /// Events and answers have the newer names.
+    NewerNames,
+    /// The platform has no attachments phase: a run ends with its data phase.
+    NoAttachments,
+    /// The first sync begins with the list of external sync units, in an artifact.
+    Units,
+    /// The same, with the units in the message itself.
+    UnitsInline,
+    /// Records of the item type `users` are out of scope.
+    Scope,
+    /// The source has an initial domain mapping.
+    Mapping,
+    /// The source's records are checked, and what is found is counted.
+    ChecksReport,
+    /// The source's records are checked, and a page with an error is refused.
+    ChecksRefuse,
+    /// After the first sync its state is deleted, and, amid the next, the same event is delivered again.
+    DeleteData,
+    /// After the first sync the state of its attachments is deleted, and, amid the next, the same event is delivered
+    /// again.
+    DeleteAttachments,
+    /// Events have neither a run id nor a request id nor a number.
+    NoIds,
+    /// Without a disk: who takes over waits and looks again.
+    Settle,
+    /// Without a disk: the TypeScript SDK has left a state.
+    SdkState,
+}
+
+impl Setting {
+    const ALL: [(Setting, &'static str); 13] = [
+        (Setting::NewerNames, "newer-names"),
+        (Setting::NoAttachments, "no-attachments-phase"),
+        (Setting::Units, "units"),
+        (Setting::UnitsInline, "units-inline"),
+        (Setting::Scope, "scope"),
+        (Setting::Mapping, "mapping"),
+        (Setting::ChecksReport, "checks-report"),
+        (Setting::ChecksRefuse, "checks-refuse"),
+        (Setting::DeleteData, "delete-data"),
+        (Setting::DeleteAttachments, "delete-attachments"),
+        (Setting::NoIds, "no-ids"),
+        (Setting::Settle, "settle"),
+        (Setting::SdkState, "sdk-state"),
+    ];
+}
+
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(Self::ALL.iter().find(|(setting, _)| setting == self).map_or("", |(_, name)| name))
+    }
+}
+
+impl Act {
+    /// Whether it lies outside of what is promised (N6 of the crate doc): two live workers without a disk, and saves that
+    /// land late or never.
+    pub fn is_outside_the_promise(&self) -> bool {
+        matches!(
+            self,
+            Act::SecondWorker { .. } | Act::Call { fault: CallFault::Dropped | CallFault::Stale, .. }
+        )
+    }
 }
 
 /// A seed and acts: everything that a replay needs. Its text form reads back as the same.
@@ -181,6 +295,16 @@ impl fmt::Display for CallFault {
             CallFault::Busy(Some(seconds)) => write!(f, "429-after-{seconds}"),
             CallFault::Refused(status) => write!(f, "refused-{status}"),
             CallFault::Late => f.write_str("late"),
+            CallFault::Status { code, applied: false } => write!(f, "{code}-before"),
+            CallFault::Status { code, applied: true } => write!(f, "{code}-after"),
+            CallFault::Reset { applied: false } => f.write_str("reset-before"),
+            CallFault::Reset { applied: true } => f.write_str("reset-after"),
+            CallFault::BadBody => f.write_str("bad-body"),
+            CallFault::Storage(status) => write!(f, "storage-{status}"),
+            CallFault::SameId => f.write_str("same-id"),
+            CallFault::Dropped => f.write_str("dropped"),
+            CallFault::Stale => f.write_str("stale"),
+            CallFault::Truncated => f.write_str("truncated"),
         }
     }
 }
@@ -196,11 +320,27 @@ impl FromStr for CallFault {
             "500-after" => CallFault::ErrorAfter,
             "timed-out" => CallFault::TimedOut,
             "429" => CallFault::Busy(None),
-            _ => match (text.strip_prefix("429-after-"), text.strip_prefix("refused-")) {
-                (Some(seconds), _) => CallFault::Busy(Some(seconds.parse().map_err(drop)?)),
-                (_, Some(status)) => CallFault::Refused(status.parse().map_err(drop)?),
-                _ => return Err(()),
-            },
+            "reset-before" => CallFault::Reset { applied: false },
+            "reset-after" => CallFault::Reset { applied: true },
+            "bad-body" => CallFault::BadBody,
+            "same-id" => CallFault::SameId,
+            "dropped" => CallFault::Dropped,
+            "stale" => CallFault::Stale,
+            "truncated" => CallFault::Truncated,
+            _ => {
+                if let Some(seconds) = text.strip_prefix("429-after-") {
+                    CallFault::Busy(Some(number(seconds)?))
+                } else if let Some(status) = text.strip_prefix("refused-") {
+                    CallFault::Refused(number(status)?)
+                } else if let Some(status) = text.strip_prefix("storage-") {
+                    CallFault::Storage(number(status)?)
+                } else if let Some(code) = text.strip_suffix("-before") {
+                    CallFault::Status { code: number(code)?, applied: false }
+                } else {
+                    let code = text.strip_suffix("-after").ok_or(())?;
+                    CallFault::Status { code: number(code)?, applied: true }
+                }
+            }
         })
     }
 }
@@ -228,6 +368,10 @@ impl fmt::Display for Act {
             Act::GiveUp { event } => write!(f, "give-up={event}"),
             Act::ReuseIds { event } => write!(f, "reuse-ids={event}"),
             Act::ClockSteps { event, seconds } => write!(f, "clock={event}/{seconds}"),
+            Act::DiskForgets { life, after } => write!(f, "disk-forgets={life}/{after}"),
+            Act::StoreReplaced { changes } => write!(f, "store-replaced={changes}"),
+            Act::SecondWorker { changes } => write!(f, "second-worker={changes}"),
+            Act::With(setting) => write!(f, "with={setting}"),
             Act::StaleDisk { life, of } => write!(f, "stale-disk={life}/{of}"),
             Act::TwoUnits => f.write_str("two-units"),
             Act::Crash { changes, point } => write!(f, "crash={changes}@{point}"),
@@ -268,6 +412,13 @@ impl FromStr for Act {
             "give-up" => Act::GiveUp { event: number(rest)? },
             "reuse-ids" => Act::ReuseIds { event: number(rest)? },
             "clock" => Act::ClockSteps { event: number(part()?)?, seconds: number(part()?)? },
+            "disk-forgets" => Act::DiskForgets { life: number(part()?)?, after: number(part()?)? },
+            "store-replaced" => Act::StoreReplaced { changes: number(rest)? },
+            "second-worker" => Act::SecondWorker { changes: number(rest)? },
+            "with" => {
+                let setting = Setting::ALL.iter().find(|(_, name)| *name == rest).ok_or(())?.0;
+                Act::With(setting)
+            }
             "stale-disk" => Act::StaleDisk { life: number(part()?)?, of: number(part()?)? },
             "two-units" => Act::TwoUnits,
             "crash" => {

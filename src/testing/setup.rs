@@ -9,6 +9,7 @@ use crate::store::Store;
 use crate::transfer::Tables;
 
 use super::controls::{Uploads, tables_without};
+use super::crash::Sampling;
 use super::disk::SimDisk;
 use super::image::Image;
 use super::report::{Broken, Violation};
@@ -71,6 +72,28 @@ impl Setup {
         self.open(disk, still_clock())
             .and_then(|store| store.fingerprint())
             .map_err(|error| unopenable(&error))
+    }
+
+    /// Whether what a life has read of a killed one, once it has opened the store on this disk, is still there if power
+    /// fails at that moment.
+    pub(super) fn durable_at_open(&self, disk: &SimDisk) -> Result<(), Violation> {
+        if self.syncs_ignored {
+            return Ok(());
+        }
+        let store = self.open(disk, still_clock()).map_err(|error| unopenable(&error))?;
+        let read = store.fingerprint().map_err(|error| unopenable(&error))?;
+        let recording = disk.recording();
+        let sampling = Sampling { exhaustive_max: 2, subsets: 2, torn: 1, seed: read };
+        for crash in recording.images_at(recording.end(), &sampling) {
+            if self.fingerprint(&crash.image.disk())? != read {
+                let what = format!(
+                    "what a life had read when it opened the store of a killed one was taken back by a power failure: {}",
+                    recording.describe(&crash.point)
+                );
+                return Err(Violation { kind: Broken::Lost, what });
+            }
+        }
+        Ok(())
     }
 
     /// Lets the store on a disk check itself, every page and every row. (With a rule taken away its rows need not agree:

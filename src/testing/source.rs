@@ -3,10 +3,13 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::airdrop::{AttachmentBody, AttachmentError, Context, ExternalSyncUnit, Extractor, SourceError};
+use crate::airdrop::{
+    AttachmentBody, AttachmentError, CheckPolicy, Context, ExternalSyncUnit, Extractor, SourceError,
+};
 use crate::record::{Attachment, Record};
 use crate::store::Page;
 
+use super::schedule::Setting;
 use super::world::Life;
 
 /// An extractor of a made-up source: several streams, pages of several item types, from empty to several batches.
@@ -60,6 +63,17 @@ impl SimSource {
         Self::with_shape(life, Shape::default())
     }
 
+    /// How the records are checked.
+    fn checks(&self) -> CheckPolicy {
+        if self.life.is(Setting::ChecksReport) {
+            CheckPolicy::Report
+        } else if self.life.is(Setting::ChecksRefuse) {
+            CheckPolicy::Refuse
+        } else {
+            CheckPolicy::Off
+        }
+    }
+
     /// A source of a given shape.
     pub fn with_shape(life: &Life, shape: Shape) -> Self {
         Self { life: life.clone(), shape }
@@ -92,7 +106,22 @@ impl Extractor for SimSource {
     }
 
     fn metadata(&mut self, _: &Context<'_>) -> Result<Value, SourceError> {
-        Ok(json!({ "schema_version": "v0.2.0", "record_types": {}, "reading": self.life.reads() }))
+        if self.checks() == CheckPolicy::Off {
+            return Ok(
+                json!({ "schema_version": "v0.2.0", "record_types": {}, "reading": self.life.reads() }),
+            );
+        }
+        let ordinal = json!({ "fields": { "ordinal": { "name": "Ordinal", "type": "text" } } });
+        let types = ITEM_TYPES.map(|item_type| (item_type.to_owned(), ordinal.clone()));
+        Ok(json!({ "schema_version": "v0.2.0", "record_types": Value::from_iter(types) }))
+    }
+
+    fn initial_domain_mapping(&mut self, _: &Context<'_>) -> Result<Option<Value>, SourceError> {
+        Ok(self.life.is(Setting::Mapping).then(|| json!({ "additional_mappings": {} })))
+    }
+
+    fn check_policy(&self) -> CheckPolicy {
+        self.checks()
     }
 
     fn streams(&self) -> Vec<String> {
@@ -133,10 +162,22 @@ impl Extractor for SimSource {
                 if !ids.insert(id.clone()) {
                     self.life.count("source/id-repeated");
                 }
+                // Of another type than declared: what the checks are to find.
+                let wrong = self.checks() != CheckPolicy::Off && item == 0 && reading % 5 == 3;
+                if wrong {
+                    self.life.count("source/wrong-record");
+                }
                 let ordinal = format!("{run:x}-{stream}-{at}-{reading}-{item_type}-{item}");
                 let created =
                     chrono::DateTime::from_timestamp(1_700_000_000 - i64::from(item), 0).unwrap_or_default();
-                page.push(item_type, Record::new(id, &json!({ "ordinal": ordinal }))?.created(created));
+                page.push(
+                    item_type,
+                    Record::new(
+                        id,
+                        &if wrong { json!({ "ordinal": [ordinal] }) } else { json!({ "ordinal": ordinal }) },
+                    )?
+                    .created(created),
+                );
             }
         }
         for (happened, what) in [

@@ -4,6 +4,7 @@ use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use serde_json::Value;
 
 use crate::airdrop::{
@@ -14,8 +15,8 @@ use crate::record::Attachment;
 use crate::store::Page;
 
 use super::report::{Broken, Violation};
-use super::schedule::{Act, Call, CallFault};
-use super::world::{Change, HandOut, Life, Named, StreamEnd, World};
+use super::schedule::{Act, Call, CallFault, Setting};
+use super::world::{Change, HandOut, Life, Named, OUT_OF_SCOPE, SDK_START, StreamEnd, World};
 
 /// How long a page takes in the simulated world.
 const PAGE_TAKES: Duration = Duration::from_secs(2);
@@ -71,7 +72,12 @@ impl<E: Extractor> Extractor for Watched<E> {
             let fault = inner.fault(Call::Page);
             inner.clock.advance(PAGE_TAKES);
             if let Some(fault) = fault {
-                inner.record(Change::Called { call: Call::Page, effect: None, failed: true, late: false });
+                inner.record(Change::Called {
+                    call: Call::Page,
+                    effect: None,
+                    failed: true,
+                    fault: Some(fault),
+                });
                 drop(inner);
                 return Err(match fault {
                     CallFault::Busy(seconds) => {
@@ -95,18 +101,19 @@ impl<E: Extractor> Extractor for Watched<E> {
             page => page?,
         };
         let next = page.next_json()?;
+        let scope = self.life.is(Setting::Scope);
         let handed = HandOut {
-            run: context.run_id().to_string(),
+            run: self.life.run(context),
             stream: stream.to_owned(),
             cursor: at,
             next,
             bookmark: page.bookmark_json().map(str::to_owned),
             since: context.since(),
             read_at: self.life.clock().now(),
-            lines: page.lines(),
+            lines: page.lines(|item_type| !(scope && item_type == OUT_OF_SCOPE)),
         };
         let mut inner = self.life.world.lock();
-        inner.record(Change::Called { call: Call::Page, effect: None, failed: false, late: false });
+        inner.record(Change::Called { call: Call::Page, effect: None, failed: false, fault: None });
         let pages = inner.pages.get(&(handed.run.clone(), handed.stream.clone()));
         let before = pages.and_then(|pages| pages.iter().rfind(|before| before.cursor == handed.cursor));
         match before.map(|before| (&before.lines, &handed.lines)) {
@@ -125,7 +132,7 @@ impl<E: Extractor> Extractor for Watched<E> {
     ) -> Result<AttachmentBody, AttachmentError> {
         let stream = Stream {
             world: self.life.world.clone(),
-            run: context.run_id().to_string(),
+            run: self.life.run(context),
             named: (attachment.parent_id.clone(), attachment.id.clone()),
         };
         {
@@ -135,12 +142,7 @@ impl<E: Extractor> Extractor for Watched<E> {
             }
             let fault = inner.fault(Call::Open);
             inner.clock.advance(OPEN_TAKES);
-            inner.record(Change::Called {
-                call: Call::Open,
-                effect: None,
-                failed: fault.is_some(),
-                late: false,
-            });
+            inner.record(Change::Called { call: Call::Open, effect: None, failed: fault.is_some(), fault });
             drop(inner);
             match fault {
                 None => {}
@@ -183,6 +185,17 @@ impl<E: Extractor> Extractor for Watched<E> {
                 }
                 Err(error)
             }
+        }
+    }
+}
+
+impl Life {
+    /// The run at hand, as it is known here: an event may have no id of a run.
+    fn run(&self, context: &Context<'_>) -> String {
+        let inner = self.world.lock();
+        match inner.sent.last() {
+            Some(event) if inner.is(Setting::NoIds) => event.run.clone(),
+            _ => context.run_id().to_string(),
         }
     }
 }
@@ -238,12 +251,13 @@ impl Drop for WatchedBody {
 impl<E> Watched<E> {
     /// What the extractor is told, against what the world has seen.
     fn check(&self, context: &Context<'_>, stream: &str, at: Option<&String>) -> Result<(), Violation> {
+        let id = &self.life.run(context);
         let inner = self.life.world.lock();
-        let id = context.run_id().as_str();
         if let Some(pages) = inner.pages.get(&(id.to_owned(), stream.to_owned())) {
             let last = pages.last();
             // Without a disk, what followed the last checkpoint is read again.
-            let mut back = pages.iter().rev().take(if inner.has_disk { 1 } else { usize::MAX });
+            let mut back =
+                pages.iter().rev().take(if inner.has_disk && !inner.second_worker { 1 } else { usize::MAX });
             let again = back.any(|page| page.cursor.as_ref() == at);
             let on = last.is_some_and(|last| last.next.as_ref() == at && at.is_some());
             if !again && !on {
@@ -257,7 +271,7 @@ impl<E> Watched<E> {
             return Err(Violation { kind: Broken::Lost, what });
         }
         let since = context.since();
-        let Some(place) = inner.runs.iter().position(|run| run.id == id) else { return Ok(()) };
+        let Some(place) = inner.runs.iter().position(|run| run.id == *id) else { return Ok(()) };
         let Some(run) = inner.runs.get(place).cloned() else { return Ok(()) };
         if run.read && run.since != since {
             let what = format!("since of run {id} was {:?} and is now {since:?}", run.since);
@@ -265,8 +279,15 @@ impl<E> Watched<E> {
         }
         let stepped = inner.acts.iter().any(|act| matches!(act, Act::ClockSteps { .. }));
         let possible = inner.watermarks(&run);
+        // What the SDK left counts until a run of ours is finished, or it is deleted with all the rest.
+        let inherits = inner.is(Setting::SdkState)
+            && !inner.has_disk
+            && run.unit == "unit-a"
+            && !inner.runs.iter().any(|run| run.deleted);
+        let sdk_start: DateTime<Utc> = SDK_START.parse().unwrap_or_default();
         let fits = possible.iter().any(|finished| match (finished, since) {
-            (None, None) => true,
+            (None, None) => !inherits,
+            (None, Some(since)) if inherits => since == sdk_start,
             // A run starts when its first event is accepted: after that was sent, and before anything of it was read.
             (Some(finished), Some(since)) => {
                 stepped || (finished.sent_at <= since && since <= inner.first_read(finished))

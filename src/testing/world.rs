@@ -13,13 +13,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use serde_json::json;
 
 use crate::airdrop::checkpoint_in;
 use crate::clock::{Clock, VirtualClock};
 use crate::error::Result;
 
 use super::disk::SimDisk;
-use super::schedule::{Act, Call};
+use super::schedule::{Act, Call, CallFault, Setting};
 
 /// What an invocation is given for pages: two or three of them.
 pub(super) const BUDGET: Duration = Duration::from_secs(7);
@@ -33,6 +34,11 @@ pub struct Life {
 }
 
 impl Life {
+    /// A life in this world.
+    pub(super) fn of(world: &World) -> Self {
+        Self { world: world.clone() }
+    }
+
     /// Pages that were read in all lives before, and in this one so far. A source that changes with it changes
     /// between reads, and yet the same at every replay.
     pub fn reads(&self) -> u64 {
@@ -47,6 +53,11 @@ impl Life {
     /// The seed of the schedule.
     pub fn seed(&self) -> u64 {
         self.world.lock().seed
+    }
+
+    /// Whether the schedule has something set up otherwise than usual.
+    pub fn is(&self, setting: Setting) -> bool {
+        self.world.lock().is(setting)
     }
 
     /// Counts that the source did something that an extractor must bear, for the report.
@@ -81,6 +92,8 @@ pub(super) struct Outside {
     pub(super) reads: u64,
     pub(super) calls: BTreeMap<Call, u64>,
     pub(super) states: BTreeMap<String, Arc<str>>,
+    /// What stood there before the newest save.
+    pub(super) states_before: BTreeMap<String, Arc<str>>,
     /// A save whose answer was lost, and that has not landed yet.
     pub(super) late: Option<(String, Arc<str>)>,
     pub(super) uploads: BTreeMap<String, Arc<Vec<String>>>,
@@ -100,6 +113,10 @@ pub(super) struct Outside {
     pub(super) failed_calls: u64,
     pub(super) failures: u64,
     pub(super) changed_message: Option<String>,
+    /// Whether a second worker came while one was at work.
+    pub(super) second_worker: bool,
+    /// Whether something happened that lies outside of the promise.
+    pub(super) outside_the_promise: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -115,10 +132,23 @@ pub(super) struct JournalEntry {
 #[derive(Debug, Clone)]
 pub(super) enum Change {
     Sent(Arc<SentEvent>),
-    Called { call: Call, effect: Option<Effect>, failed: bool, late: bool },
+    Called {
+        call: Call,
+        effect: Option<Effect>,
+        failed: bool,
+        fault: Option<CallFault>,
+    },
     Read(Arc<HandOut>),
-    Streamed { run: String, named: Named, end: StreamEnd },
-    Served { request: String },
+    Streamed {
+        run: String,
+        named: Named,
+        end: StreamEnd,
+    },
+    Served {
+        request: String,
+    },
+    /// A second worker came, and, with a disk, put another store in the place of the first one's.
+    SecondWorker,
     Died,
 }
 
@@ -187,6 +217,7 @@ pub(super) struct HandOut {
     pub(super) lines: Vec<String>,
 }
 
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[derive(Debug, Clone)]
 pub(super) struct RunSeen {
     pub(super) id: String,
@@ -197,10 +228,37 @@ pub(super) struct RunSeen {
     pub(super) since: Option<DateTime<Utc>>,
     pub(super) finished: bool,
     pub(super) abandoned: bool,
+    /// Whether the platform had the unit's state deleted after it.
+    pub(super) deleted: bool,
+    /// Whether it had the state of the unit's attachments deleted after it.
+    pub(super) attachments_deleted: bool,
+}
+
+/// The item type that is out of scope, where the platform has a scope.
+pub(super) const OUT_OF_SCOPE: &str = "users";
+
+/// The time of the last successful start in a state that the TypeScript SDK has left.
+pub(super) const SDK_START: &str = "2020-02-03T04:05:06.000Z";
+
+/// What the platform keeps at the beginning.
+fn first_states(acts: &[Act], has_disk: bool) -> BTreeMap<String, Arc<str>> {
+    let mut states = BTreeMap::new();
+    if !has_disk && acts.contains(&Act::With(Setting::SdkState)) {
+        let state = json!({
+            "issues": { "cursor": 7 },
+            "lastSyncStarted": SDK_START, "lastSuccessfulSyncStarted": SDK_START,
+            "snapInVersionId": "version-0",
+            "toDevRev": { "attachmentsMetadata": {
+                "artifactIds": [], "lastProcessed": 0, "lastProcessedAttachmentsIdsList": [] } },
+        });
+        states.insert("unit-a".to_owned(), state.to_string().into());
+    }
+    states
 }
 
 impl World {
     pub(super) fn new(seed: u64, acts: Arc<[Act]>, has_disk: bool) -> Self {
+        let states = first_states(&acts, has_disk);
         Self {
             inner: Arc::new(Mutex::new(Outside {
                 seed,
@@ -213,7 +271,8 @@ impl World {
                 fired: BTreeMap::new(),
                 reads: 0,
                 calls: BTreeMap::new(),
-                states: BTreeMap::new(),
+                states,
+                states_before: BTreeMap::new(),
                 late: None,
                 uploads: BTreeMap::new(),
                 confirmed: BTreeSet::new(),
@@ -229,6 +288,8 @@ impl World {
                 failed_calls: 0,
                 failures: 0,
                 changed_message: None,
+                second_worker: false,
+                outside_the_promise: false,
             })),
         }
     }
@@ -277,13 +338,40 @@ impl World {
         self.lock().sent.len()
     }
 
-    pub(super) fn send(&self, event: SentEvent) {
+    pub(super) fn event_comes(&self, event: SentEvent) {
         self.lock().record(Change::Sent(Arc::new(event)));
     }
 
     /// The extractor returned as one does that has answered.
     pub(super) fn served(&self, request: &str) {
         self.lock().record(Change::Served { request: request.to_owned() });
+    }
+
+    /// Whether a second worker comes now, by the schedule; it comes once.
+    pub(super) fn second_worker_comes(&self) -> bool {
+        let mut inner = self.lock();
+        let changes = inner.journal.len();
+        let comes = |act: &Act| match act {
+            Act::SecondWorker { changes: at } | Act::StoreReplaced { changes: at } => *at <= changes,
+            _ => false,
+        };
+        if inner.second_worker || inner.disk.is_dead() || !inner.acts.iter().any(comes) {
+            return false;
+        }
+        inner.record(Change::SecondWorker);
+        let what = if inner.has_disk { "store/replaced" } else { "worker/second" };
+        inner.count(what);
+        true
+    }
+
+    /// Puts the disk of the worker that is at work in the place of the other's, with the moment at which it dies.
+    pub(super) fn works_on(
+        &self,
+        disk: SimDisk,
+        dies_at: Option<(usize, usize)>,
+    ) -> (SimDisk, Option<(usize, usize)>) {
+        let mut inner = self.lock();
+        (std::mem::replace(&mut inner.disk, disk), std::mem::replace(&mut inner.dies_at, dies_at))
     }
 
     pub(super) fn died(&self) {
@@ -308,16 +396,19 @@ impl Outside {
         self.clock.step_to(entry.now);
         match &entry.change {
             Change::Sent(event) => self.event_sent(event),
-            Change::Called { call, effect, failed, late } => {
+            Change::Called { call, effect, failed, fault } => {
+                self.outside_the_promise |= matches!(fault, Some(CallFault::Dropped | CallFault::Stale));
                 self.failed_calls += u64::from(*failed);
-                let uploads = matches!(call, Call::Prepare | Call::Upload | Call::Confirm);
+                // Without a disk, an invocation that cannot save leaves what it uploaded since the last save.
+                let uploads = matches!(call, Call::Prepare | Call::Upload | Call::Confirm)
+                    || (!self.has_disk && matches!(call, Call::LoadState | Call::SaveState));
                 self.failures += u64::from(*failed && uploads);
                 if let Some((unit, state)) = self.late.take() {
                     self.states.insert(unit, state);
                 }
                 *self.calls.entry(*call).or_default() += 1;
                 if let Some(effect) = effect {
-                    self.take_effect(effect, *late);
+                    self.take_effect(effect, *fault == Some(CallFault::Late));
                 }
             }
             Change::Read(page) => self.page_read(page),
@@ -332,13 +423,20 @@ impl Outside {
             Change::Served { request } => {
                 self.recorded.insert(request.clone());
             }
+            Change::SecondWorker => {
+                self.second_worker = true;
+                self.outside_the_promise |= !self.has_disk;
+                // One of the two ends early, as a death does.
+                self.deaths += 1;
+            }
             Change::Died => self.deaths += 1,
         }
         self.journal.push(entry.clone());
     }
 
     fn event_sent(&mut self, event: &Arc<SentEvent>) {
-        if !event.stray && !self.runs.iter().any(|run| run.id == event.run) {
+        let of_run = !event.event_type.contains("SYNC_UNITS") && !event.event_type.contains("DELETE");
+        if of_run && !event.stray && !self.runs.iter().any(|run| run.id == event.run) {
             for run in &mut self.runs {
                 // The platform has moved on: whatever the older run had not finished is given up.
                 run.abandoned |= run.unit == event.unit && !run.finished;
@@ -351,6 +449,8 @@ impl Outside {
                 since: None,
                 finished: false,
                 abandoned: false,
+                deleted: false,
+                attachments_deleted: false,
             });
         }
         if !event.stray {
@@ -371,7 +471,10 @@ impl Outside {
             Effect::Accept(message) => self.message_accepted(message),
             Effect::Save { unit, state } if late => self.late = Some((unit.clone(), Arc::clone(state))),
             Effect::Save { unit, state } => {
-                self.states.insert(unit.clone(), Arc::clone(state));
+                let before = self.states.insert(unit.clone(), Arc::clone(state));
+                if let Some(before) = before {
+                    self.states_before.insert(unit.clone(), before);
+                }
             }
         }
     }
@@ -387,10 +490,15 @@ impl Outside {
         if known.is_none() {
             self.by_key.insert(message.key.clone(), at);
             self.accepted.push(Arc::clone(message));
-            if message.event_type == "EXTRACTION_ATTACHMENTS_DONE"
+            let last = if self.is(Setting::NoAttachments) { "DATA" } else { "ATTACHMENTS" };
+            if message.event_type == format!("EXTRACTION_{last}_DONE")
                 && let Some(run) = self.runs.iter_mut().find(|run| run.id == message.run)
             {
                 run.finished = true;
+            }
+            for run in &mut self.runs {
+                run.deleted |= message.event_type == "EXTRACTION_DATA_DELETE_DONE";
+                run.attachments_deleted |= message.event_type == "EXTRACTION_ATTACHMENTS_DELETE_DONE";
             }
         }
         // It answers the event that was sent last with its request id.
@@ -413,6 +521,11 @@ impl Outside {
             run.read = true;
             run.since = page.since;
         }
+    }
+
+    /// Whether something is set up otherwise than usual.
+    pub(super) fn is(&self, setting: Setting) -> bool {
+        self.acts.contains(&Act::With(setting))
     }
 
     /// Whether the platform may use ids again, so that one of them stands for several events.
@@ -462,8 +575,14 @@ impl Outside {
             if run.unit != of.unit || !run.finished {
                 continue;
             }
+            if run.deleted {
+                break;
+            }
             possible.push(Some(run));
-            let last = self.sent.iter().rev().find(|event| event.run == run.id && !event.stray);
+            let of_run = |event: &&Arc<SentEvent>| {
+                event.run == run.id && !event.stray && !event.event_type.contains("DELETE")
+            };
+            let last = self.sent.iter().rev().find(of_run);
             if last.is_some_and(|event| self.recorded.contains(&event.request)) {
                 return possible;
             }

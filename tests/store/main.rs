@@ -1,6 +1,7 @@
 //! The store by itself: what is durable, and what is read back.
 
 mod attachment_loop;
+mod backends;
 mod exactly_once;
 mod format;
 mod ids;

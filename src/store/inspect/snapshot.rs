@@ -11,12 +11,13 @@ use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, Result};
 
 use super::super::backend::file::open_to_read;
+use super::super::backend::redb::{check_start, guarded, is_open_elsewhere};
 use super::super::open::CACHE_BYTES;
 use super::super::rows::{
     BATCHES, BatchState, Key, LEDGER, MESSAGES, PAYLOADS, Payload, RUNS, UNITS, message_key, name_of,
     number_of, run_key,
 };
-use super::super::tables::{Rows, Tables, View, check_start, guarded, is_open_elsewhere};
+use super::super::tables::{Rows, Tables, View};
 
 use super::overlay::{Base, Overlay};
 use super::report::{self, BatchReport, MessageReport, Report};

@@ -1,0 +1,575 @@
+//! Bytes in a redb database: a file, or a [`Disk`].
+//!
+//! Durability: two-phase commits, each `fdatasync`ed before it returns; no quick-repair (redb's `docs/design.md` has
+//! both). A killed owner leaves writes that are not synced: the next one reads them, and a power failure takes them
+//! back. So nothing of a file is read before it, and the name that leads to it, are synced.
+//!
+//! A failed commit leaves the database as redb cannot know it: after an error of the disk, redb refuses every later
+//! change, and [`Redb`] refuses every later view as well.
+
+use std::fs::{File, TryLockError};
+use std::io::{self, Read};
+use std::ops::Bound;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use redb::backends::FileBackend;
+use redb::{
+    BackendError, Builder, Database, DatabaseError, Durability, ReadableDatabase, ReadableTable,
+    StorageBackend, TableDefinition, TableError,
+};
+
+use crate::error::{Error, Result};
+use crate::store::disk::Disk;
+
+use super::contract::{Backend, CommitError, KeyRange, Limit, ReadTransaction, RowPage, WriteTransaction};
+use super::file::{self, Place};
+
+/// The first bytes of every redb file (redb `docs/design.md`, "Super-header").
+const MAGIC: [u8; 9] = *b"redb\x1A\x0A\xA9\x0D\x0A";
+/// Set in the byte after them from when a file is opened until it is closed.
+const LEFT_OPEN: u8 = 2;
+/// Tries at opening or creating a file that others create, delete or replace meanwhile.
+const OPEN_TRIES: u32 = 20;
+
+type Table<'a> = TableDefinition<'a, &'static [u8], &'static [u8]>;
+
+/// An open database.
+#[derive(Debug)]
+pub(crate) struct Redb {
+    db: Database,
+    /// What errors call it.
+    path: PathBuf,
+    location: Location,
+    syncs: Syncs,
+    /// A commit was of unknown fate.
+    failed: AtomicBool,
+}
+
+/// Where the bytes are, and are to be found by others.
+#[derive(Debug)]
+enum Location {
+    Path(Place),
+    Disk(Arc<dyn Disk>),
+}
+
+impl Redb {
+    /// Opens the file; creates it if there is none, with what `initialise` puts there.
+    pub(crate) fn open(
+        path: &Path,
+        cache_bytes: usize,
+        syncs: &Syncs,
+        initialise: impl Fn(&dyn Backend) -> Result<()>,
+    ) -> Result<Self> {
+        let shown = path.display();
+        let failed = |error| Error::io(format!("open the store {shown}"), error);
+        for _ in 0..OPEN_TRIES {
+            let Some(mut file) = file::open(path)? else {
+                match create(path, cache_bytes, &initialise) {
+                    // Somebody else's new store stands there now, or a sweeper took ours for a dead one's. Or
+                    // the path is one where nothing can be: a link that leads nowhere.
+                    Err(error)
+                        if matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound)
+                            && file::parent(path).is_dir() => {}
+                    Err(error) => return Err(Error::io(format!("create the store {shown}"), error)),
+                    Ok(()) => {}
+                }
+                continue;
+            };
+            let mut start = Vec::new();
+            let read = Read::take(&mut file, MAGIC.len() as u64).read_to_end(&mut start);
+            read.map_err(|error| Error::io(format!("read the store {shown}"), error))?;
+            check_start(path, &start)?;
+            let place = Place::of(path, &file).map_err(failed)?;
+            let storage = Storage::of_file(file, &place, syncs.clone()).map_err(failed)?;
+            // Every page against its checksum, also of a file that was closed well: of one that was damaged since,
+            // redb would panic, abort or read wrong values (seen with 4.5), and we must do neither.
+            let open = || builder(cache_bytes).set_check_integrity_on_open(true).create_with_backend(storage);
+            let db = guard(path, open)?;
+            match place.ensure() {
+                Ok(()) => return Ok(Self::new(db, path, Location::Path(place), syncs.clone())),
+                // Between opening it and locking it.
+                Err(Error::Replaced { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let reason = "it is created, deleted or replaced over and over, or its link leads nowhere";
+        Err(failed(io::Error::other(reason)))
+    }
+
+    /// Opens a disk of another kind, initialised as [`Redb::open`] does if it is empty. `path` is what errors call it.
+    pub(crate) fn open_on(
+        disk: Arc<dyn Disk>,
+        path: &Path,
+        cache_bytes: usize,
+        syncs: Syncs,
+        initialise: impl Fn(&dyn Backend) -> Result<()>,
+    ) -> Result<Self> {
+        let new = disk.is_empty().map_err(|error| Error::io(format!("open {}", path.display()), error))?;
+        let storage = Storage::of_disk(Arc::clone(&disk), syncs.clone());
+        let db = guard(path, || builder(cache_bytes).create_with_backend(storage))?;
+        let this = Self::new(db, path, Location::Disk(disk), syncs);
+        if new {
+            initialise(&this)?;
+        }
+        Ok(this)
+    }
+
+    /// Opens a file to look at it, on a disk that keeps what is written to itself. With `verified`, every page is
+    /// checked against its checksum before anything is read; without, [`Backend::verify`] is to be called first.
+    pub(crate) fn look(disk: Arc<dyn Disk>, path: &Path, cache_bytes: usize, verified: bool) -> Result<Self> {
+        let storage = Storage::of_disk(Arc::clone(&disk), Syncs::default());
+        let open = || builder(cache_bytes).set_check_integrity_on_open(verified).create_with_backend(storage);
+        Ok(Self::new(guard(path, open)?, path, Location::Disk(disk), Syncs::default()))
+    }
+
+    fn new(db: Database, path: &Path, location: Location, syncs: Syncs) -> Self {
+        Self { db, path: path.to_owned(), location, syncs, failed: AtomicBool::new(false) }
+    }
+
+    fn error(&self, action: &str, error: &redb::Error) -> Error {
+        storage_error(&self.path, action, error)
+    }
+
+    fn check(&self, action: &str) -> Result<()> {
+        if self.failed.load(Ordering::Acquire) {
+            Err(self.error(action, &redb::Error::PreviousIo))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// redb on a file, or on a new one, without anything of a store in it: for the suite that all backends pass.
+///
+/// # Errors
+/// As a store's.
+#[cfg(feature = "testing")]
+pub fn redb_on_file(path: impl AsRef<Path>) -> Result<Box<dyn Backend>> {
+    Ok(Box::new(Redb::open(path.as_ref(), 1024 * 1024, &Syncs::default(), |_| Ok(()))?))
+}
+
+/// As [`redb_on_file`], on a disk of another kind.
+///
+/// # Errors
+/// As a store's.
+#[cfg(feature = "testing")]
+pub fn redb_on_disk(disk: impl Disk) -> Result<Box<dyn Backend>> {
+    let (disk, name) = (Arc::new(disk), Path::new("a disk"));
+    Ok(Box::new(Redb::open_on(disk, name, 1024 * 1024, Syncs::default(), |_| Ok(()))?))
+}
+
+impl Backend for Redb {
+    fn read(&self) -> Result<Box<dyn ReadTransaction + '_>> {
+        self.check("read")?;
+        let transaction = self.db.begin_read().map_err(|error| self.error("read", &error.into()))?;
+        Ok(Box::new(View { redb: self, transaction }))
+    }
+
+    fn write(&self) -> Result<Box<dyn WriteTransaction + '_>> {
+        let failed = |error: &redb::Error| self.error("begin a change of", error);
+        self.check("begin a change of")?;
+        self.syncs.begin();
+        let mut transaction = self.db.begin_write().map_err(|error| failed(&error.into()))?;
+        transaction.set_durability(Durability::Immediate).map_err(|error| failed(&error.into()))?;
+        transaction.set_two_phase_commit(true);
+        Ok(Box::new(Change { redb: self, transaction }))
+    }
+
+    fn ensure_in_place(&self) -> Result<()> {
+        match &self.location {
+            Location::Path(place) => place.ensure(),
+            Location::Disk(disk) => match disk.is_in_place() {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(Error::Replaced { path: self.path.clone() }),
+                Err(error) => Err(Error::io(format!("look for the store {}", self.path.display()), error)),
+            },
+        }
+    }
+
+    fn verify(&mut self) -> Result<Option<&'static str>> {
+        let whole = guard(&self.path, || self.db.check_integrity())?;
+        Ok((!whole).then_some("the pages in use are not those that are recorded as such"))
+    }
+}
+
+struct View<'a> {
+    redb: &'a Redb,
+    transaction: redb::ReadTransaction,
+}
+
+struct Change<'a> {
+    redb: &'a Redb,
+    transaction: redb::WriteTransaction,
+}
+
+impl ReadTransaction for View<'_> {
+    fn get(&self, table: &str, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        match self.transaction.open_table(Table::new(table)) {
+            Ok(open) => self.redb.get(&open, key),
+            Err(error) => self.redb.if_missing(error, None),
+        }
+    }
+
+    fn scan(&self, table: &str, range: KeyRange<'_>, limit: Limit) -> Result<RowPage> {
+        match self.transaction.open_table(Table::new(table)) {
+            Ok(open) => self.redb.scan(&open, range, limit),
+            Err(error) => self.redb.if_missing(error, RowPage::default()),
+        }
+    }
+}
+
+impl Redb {
+    fn get(
+        &self,
+        table: &impl ReadableTable<&'static [u8], &'static [u8]>,
+        key: &[u8],
+    ) -> Result<Option<Vec<u8>>> {
+        let value = table.get(key).map_err(|error| self.error("read", &error.into()))?;
+        Ok(value.map(|value| value.value().to_vec()))
+    }
+
+    fn scan(
+        &self,
+        table: &impl ReadableTable<&'static [u8], &'static [u8]>,
+        range: KeyRange<'_>,
+        limit: Limit,
+    ) -> Result<RowPage> {
+        if range.is_empty() {
+            return Ok(RowPage::default());
+        }
+        let fail = |error: redb::StorageError| self.error("read", &error.into());
+        let rows = table.range::<&[u8]>(bounds(range)).map_err(fail)?;
+        let copied = rows.map(|row| {
+            let (key, value) = row.map_err(fail)?;
+            Ok((key.value().to_vec(), value.value().to_vec()))
+        });
+        RowPage::collect(copied, limit)
+    }
+
+    /// A table that was never written is empty.
+    fn if_missing<T>(&self, error: TableError, empty: T) -> Result<T> {
+        match error {
+            TableError::TableDoesNotExist(_) => Ok(empty),
+            TableError::TableTypeMismatch { table, .. } | TableError::TableIsMultimap(table) => {
+                let reason = format!("it is a redb file, and its table {table} is none of ours");
+                Err(Error::NotAStore { path: self.path.clone(), reason })
+            }
+            error => Err(self.error("read", &error.into())),
+        }
+    }
+}
+
+impl Change<'_> {
+    fn table(&self, table: &str, action: &str) -> Result<redb::Table<'_, &'static [u8], &'static [u8]>> {
+        self.transaction.open_table(Table::new(table)).map_err(|error| self.redb.error(action, &error.into()))
+    }
+}
+
+impl ReadTransaction for Change<'_> {
+    fn get(&self, table: &str, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        self.redb.get(&self.table(table, "read")?, key)
+    }
+
+    fn scan(&self, table: &str, range: KeyRange<'_>, limit: Limit) -> Result<RowPage> {
+        self.redb.scan(&self.table(table, "read")?, range, limit)
+    }
+}
+
+impl WriteTransaction for Change<'_> {
+    fn put(&self, table: &str, key: &[u8], value: &[u8]) -> Result<()> {
+        let mut table = self.table(table, "write")?;
+        let put = table.insert(key, value);
+        put.map(drop).map_err(|error| self.redb.error("write", &error.into()))
+    }
+
+    fn remove(&self, table: &str, key: &[u8]) -> Result<()> {
+        let mut table = self.table(table, "write")?;
+        let removed = table.remove(key);
+        removed.map(drop).map_err(|error| self.redb.error("write", &error.into()))
+    }
+
+    fn remove_range(&self, table: &str, range: KeyRange<'_>) -> Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let mut table = self.table(table, "write")?;
+        let removed = table.retain_in::<&[u8], _>(bounds(range), |_, _| false);
+        removed.map_err(|error| self.redb.error("write", &error.into()))
+    }
+
+    fn commit(self: Box<Self>) -> Result<(), CommitError> {
+        let redb = self.redb;
+        self.transaction.commit().map_err(|error| {
+            let is_known = matches!(error, redb::CommitError::TransactionPoisoned);
+            let error = redb.error("commit a change to", &error.into());
+            if is_known {
+                return CommitError::NotApplied(error);
+            }
+            redb.failed.store(true, Ordering::Release);
+            CommitError::Unknown(error)
+        })
+    }
+}
+
+fn bounds(range: KeyRange<'_>) -> (Bound<&[u8]>, Bound<&[u8]>) {
+    (Bound::Included(range.from), range.end.map_or(Bound::Unbounded, Bound::Excluded))
+}
+
+/// A file or a [`Disk`], as redb wants it. Whoever hands us a disk owns it, so only a file is locked.
+#[derive(Debug)]
+struct Storage {
+    medium: Medium,
+    /// What an earlier owner wrote is durable.
+    synced: AtomicBool,
+    syncs: Syncs,
+}
+
+/// Whether syncs reach the disk: always, unless a negative control takes away the rule that what is read is durable.
+/// Then they do so from the first change on.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Syncs {
+    #[cfg(feature = "testing")]
+    from_the_first_change: Option<Arc<AtomicBool>>,
+}
+
+#[cfg(feature = "testing")]
+impl Syncs {
+    pub(crate) fn new(only_from_the_first_change: bool) -> Self {
+        Self { from_the_first_change: only_from_the_first_change.then(Arc::default) }
+    }
+
+    fn begin(&self) {
+        if let Some(begun) = &self.from_the_first_change {
+            begun.store(true, Ordering::Release);
+        }
+    }
+
+    fn are_off(&self) -> bool {
+        self.from_the_first_change.as_ref().is_some_and(|begun| !begun.load(Ordering::Acquire))
+    }
+}
+
+#[cfg(not(feature = "testing"))]
+impl Syncs {
+    pub(crate) fn new(_: bool) -> Self {
+        Self {}
+    }
+
+    #[inline]
+    fn begin(&self) {}
+
+    #[inline]
+    fn are_off(&self) -> bool {
+        false
+    }
+}
+
+#[derive(Debug)]
+enum Medium {
+    File { backend: FileBackend, file: File, directory: PathBuf },
+    Disk(Arc<dyn Disk>),
+}
+
+impl Storage {
+    fn of_file(file: File, place: &Place, syncs: Syncs) -> io::Result<Self> {
+        let backend = FileBackend::new(file.try_clone()?).map_err(io::Error::other)?;
+        let medium = Medium::File { backend, file, directory: place.directory()? };
+        Ok(Self { medium, synced: AtomicBool::new(false), syncs })
+    }
+
+    fn of_disk(disk: Arc<dyn Disk>, syncs: Syncs) -> Self {
+        Self { medium: Medium::Disk(disk), synced: AtomicBool::new(false), syncs }
+    }
+
+    /// Makes durable whatever an earlier owner wrote. redb locks a file before it asks for anything of it, so that owner
+    /// writes no more.
+    fn sync_first(&self) -> io::Result<()> {
+        if self.synced.load(Ordering::Acquire) || self.syncs.are_off() {
+            return Ok(());
+        }
+        match &self.medium {
+            Medium::File { file, directory, .. } => {
+                file.sync_all()?;
+                file::sync_directory(directory)?;
+            }
+            Medium::Disk(disk) => disk.sync()?,
+        }
+        self.synced.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    fn file(&self) -> Result<&FileBackend, BackendError> {
+        match &self.medium {
+            Medium::File { backend, .. } => Ok(backend),
+            Medium::Disk(_) => Err(BackendError::Unsupported),
+        }
+    }
+}
+
+impl StorageBackend for Storage {
+    fn len(&self) -> io::Result<u64> {
+        self.sync_first()?;
+        match &self.medium {
+            Medium::File { backend, .. } => backend.len(),
+            Medium::Disk(disk) => disk.len(),
+        }
+    }
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.sync_first()?;
+        match &self.medium {
+            Medium::File { backend, .. } => backend.read(offset, out),
+            Medium::Disk(disk) => disk.read(offset, out),
+        }
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        match &self.medium {
+            Medium::File { backend, .. } => backend.set_len(len),
+            Medium::Disk(disk) => disk.set_len(len),
+        }
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        if self.syncs.are_off() {
+            return Ok(());
+        }
+        match &self.medium {
+            Medium::File { backend, .. } => backend.sync_data(),
+            Medium::Disk(disk) => disk.sync(),
+        }
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        match &self.medium {
+            Medium::File { backend, .. } => backend.write(offset, data),
+            Medium::Disk(disk) => disk.write(offset, data),
+        }
+    }
+    fn close(&self) -> io::Result<()> {
+        match &self.medium {
+            Medium::File { backend, .. } => backend.close(),
+            Medium::Disk(_) => Ok(()),
+        }
+    }
+    fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.file()?.try_lock_range(start, end)
+    }
+    fn try_lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.file()?.try_lock_shared_range(start, end)
+    }
+    fn lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.file()?.lock_range(start, end)
+    }
+    fn lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.file()?.lock_shared_range(start, end)
+    }
+    fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.file()?.unlock_range(start, end)
+    }
+    fn query_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.file()?.query_lock_range(start, end)
+    }
+}
+
+fn builder(cache_bytes: usize) -> Builder {
+    let mut builder = Builder::new();
+    builder.set_cache_size(cache_bytes);
+    builder
+}
+
+/// Creates a store where there is none.
+fn create(
+    path: &Path,
+    cache_bytes: usize,
+    initialise: impl Fn(&dyn Backend) -> Result<()>,
+) -> io::Result<()> {
+    file::create(path, |new| {
+        let other = |error: Error| io::Error::other(crate::error::chain(&error));
+        let location = Location::Path(Place::of(new, &File::open(new)?)?);
+        let db = guard(path, || builder(cache_bytes).create(new)).map_err(other)?;
+        let this = Redb::new(db, path, location, Syncs::default());
+        initialise(&this).map_err(other)?;
+        this.db.close().map_err(io::Error::other)
+    })
+}
+
+/// Whether a file that starts so may be a store; says whether its last owner left it open.
+pub(crate) fn check_start(path: &Path, start: &[u8]) -> Result<bool> {
+    match start.strip_prefix(&MAGIC) {
+        Some(rest) => Ok(rest.first().is_some_and(|flags| flags & LEFT_OPEN != 0)),
+        None => Err(Error::NotAStore {
+            path: path.to_owned(),
+            reason: if start.is_empty() {
+                "it is empty; remove it to begin anew"
+            } else {
+                "it does not start as a redb file does"
+            }
+            .to_owned(),
+        }),
+    }
+}
+
+/// Whether somebody has the file open as a store; `None` where the system does not tell.
+///
+/// It asks for the lock of an owner where that can be asked for without taking it, so that an owner who opens the
+/// file at this moment is not turned away. Where only whole files can be locked, it holds a shared lock for a moment.
+pub(crate) fn is_open_elsewhere(file: &File) -> io::Result<Option<bool>> {
+    let backend = FileBackend::new(file.try_clone()?).map_err(io::Error::other)?;
+    match backend.query_lock_range(Bound::Included(0), Bound::Included(0)) {
+        Ok(held) => return Ok(Some(held)),
+        Err(BackendError::Unsupported) => {}
+        // As a network disk may answer that has lost its lock service.
+        Err(_) => return Ok(None),
+    }
+    match file.try_lock_shared() {
+        Ok(()) => file.unlock().map(|()| Some(false)),
+        Err(TryLockError::WouldBlock) => Ok(Some(true)),
+        Err(TryLockError::Error(_)) => Ok(None),
+    }
+}
+
+/// Runs what reads a file that may be damaged: redb may panic on one that was altered behind its back.
+fn guard<T>(path: &Path, open: impl FnOnce() -> Result<T, DatabaseError>) -> Result<T> {
+    guarded(path, || match open() {
+        Ok(opened) => Ok(opened),
+        Err(DatabaseError::DatabaseAlreadyOpen) => Err(Error::InUse { path: path.to_owned() }),
+        Err(DatabaseError::UpgradeRequired(found)) => Err(Error::NotAStore {
+            path: path.to_owned(),
+            reason: format!("it is a redb file of format {found}, which we never wrote"),
+        }),
+        Err(error) => Err(storage_error(path, "open", &error.into())),
+    })
+}
+
+/// Runs a look at a file that may be damaged, or may change meanwhile; a panic is an error.
+pub(crate) fn guarded<T>(path: &Path, look: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(look)).unwrap_or_else(|panic| {
+        Err(Error::Corrupt {
+            what: path.display().to_string(),
+            reason: format!("reading it failed: {}", crate::error::panic_text(panic.as_ref())),
+        })
+    })
+}
+
+fn storage_error(path: &Path, action: &str, error: &redb::Error) -> Error {
+    let shown = path.display();
+    match error {
+        redb::Error::Corrupted(reason) => Error::Corrupt { what: shown.to_string(), reason: reason.clone() },
+        // Every read is of bytes that must be there.
+        redb::Error::Io(cause) if cause.kind() == io::ErrorKind::UnexpectedEof => Error::Corrupt {
+            what: shown.to_string(),
+            reason: "it ends before what it should hold: it was cut short".to_owned(),
+        },
+        redb::Error::Io(cause) => {
+            Error::io(format!("{action} the store {shown}"), io::Error::new(cause.kind(), cause.to_string()))
+        }
+        redb::Error::PreviousIo => Error::io(
+            format!("{action} the store {shown}"),
+            io::Error::other("an earlier operation on the disk failed; open the store again"),
+        ),
+        redb::Error::TableDoesNotExist(name) => {
+            Error::Corrupt { what: shown.to_string(), reason: format!("table {name} is missing") }
+        }
+        other => Error::io(format!("{action} the store {shown}"), io::Error::other(other.to_string())),
+    }
+}
