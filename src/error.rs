@@ -106,20 +106,6 @@ pub enum Error {
         /// Why, and what would be.
         reason: String,
     },
-    /// The platform gave an artifact id that this run has used before. Nothing was stored: prepare an upload anew.
-    #[error(
-        "the artifact id {artifact} was used by {by} of run {run} of {sync_unit} before: prepare an upload anew"
-    )]
-    ArtifactIdUsed {
-        /// The id.
-        artifact: String,
-        /// The batch or attachment that it was stored for.
-        by: String,
-        /// The run.
-        run: String,
-        /// The sync unit.
-        sync_unit: String,
-    },
     /// The stored cursor of a stream is not of the type asked for.
     #[error(
         "the cursor of stream {stream} of {sync_unit} does not decode: {cursor}; \
@@ -288,7 +274,6 @@ impl Error {
             Error::TooLarge { .. }
             | Error::NoRoom { .. }
             | Error::Invalid { .. }
-            | Error::ArtifactIdUsed { .. }
             | Error::Cursor { .. }
             | Error::Value { .. }
             | Error::Record { .. }

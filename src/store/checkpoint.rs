@@ -31,9 +31,9 @@ use super::lifecycle::get_or_create;
 use super::notes::Standing;
 use super::open::SyncUnit;
 use super::rows::{
-    ARTIFACT_IDS, ArtifactIdRow, ArtifactUser, BATCHES, BOOKMARKS, BatchRow, BatchState, BookmarkRow, CHUNKS,
-    EVENTS, EventRow, FINDINGS, Json, Key, LEDGER, MESSAGES, MessageRow, POSITIONS, RUN_IDS, RUNS, RunIdRow,
-    STREAMS, TYPES, TypeRow, UNITS, VALUES, message_key, name_of, number_of, run_key,
+    BATCHES, BOOKMARKS, BatchRow, BatchState, BookmarkRow, CHUNKS, EVENTS, EventRow, FINDINGS, Json, Key,
+    LEDGER, MESSAGES, MessageRow, POSITIONS, RUN_IDS, RUNS, RunIdRow, STREAMS, TYPES, TypeRow, UNITS, VALUES,
+    message_key, name_of, number_of, run_key,
 };
 use super::run::Run;
 use super::tables::{Change, Rows, Tables};
@@ -233,12 +233,7 @@ impl Restoring<'_> {
             change.put(&FINDINGS, &part.kind.key(&prefix), &part.row())?;
         }
         for part in &checkpoint.artifacts {
-            let row = part.row();
-            if let Some(artifact) = &row.artifact {
-                let by = ArtifactUser::Batch(part.seq);
-                change.put(&ARTIFACT_IDS, &prefix.clone().and_name(artifact), &ArtifactIdRow { by })?;
-            }
-            change.put(&BATCHES, &prefix.clone().and_number(part.seq), &row)?;
+            change.put(&BATCHES, &prefix.clone().and_number(part.seq), &part.row())?;
         }
         self.counts(&prefix)?;
         let message = checkpoint.message.as_ref().filter(|_| newest.is_some());

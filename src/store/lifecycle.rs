@@ -23,9 +23,9 @@ use super::findings::sums;
 use super::notes::{drop_notes, start_is_unknown};
 use super::open::SyncUnit;
 use super::rows::{
-    ARTIFACT_IDS, BATCHES, BOOKMARKS, BookmarkRow, CHUNKS, EVENTS, FINDINGS, Key, LEDGER, LEDGER_STREAMS,
-    LedgerRow, LedgerStreamRow, LedgerType, MESSAGES, PAST, PAYLOADS, POSITIONS, PastRow, RUN_IDS, RUNS,
-    RunIdRow, RunRow, RunStatus, STREAMS, TYPES, UNITS, UnitRow, VALUES, message_key, name_of, run_key,
+    BATCHES, BOOKMARKS, BookmarkRow, CHUNKS, EVENTS, FINDINGS, Key, LEDGER, LEDGER_STREAMS, LedgerRow,
+    LedgerStreamRow, LedgerType, MESSAGES, PAST, PAYLOADS, POSITIONS, PastRow, RUN_IDS, RUNS, RunIdRow,
+    RunRow, RunStatus, STREAMS, TYPES, UNITS, UnitRow, VALUES, message_key, name_of, run_key,
 };
 use super::run::{Run, find_by_id};
 use super::tables::{Change, Rows, Tables};
@@ -155,7 +155,6 @@ impl SyncUnit {
         change.remove_all(&FINDINGS, &prefix)?;
         change.remove_all(&POSITIONS, &prefix)?;
         change.remove_all(&LEDGER_STREAMS, &prefix)?;
-        change.remove_all(&ARTIFACT_IDS, &prefix)?;
         remove_attachments(change, &prefix)?;
         change.remove(&UNITS, &self.key())
     }
@@ -412,7 +411,6 @@ pub(super) fn close_run(
     change.remove_all(&CHUNKS, &run)?;
     change.remove_all(&BATCHES, &run)?;
     change.remove_all(&PAYLOADS, &run)?;
-    change.remove_all(&ARTIFACT_IDS, &run)?;
     change.remove_all(&FINDINGS, &run)?;
     change.remove(&POSITIONS, &run)?;
     drop_notes(change, unit.no)?;

@@ -27,7 +27,6 @@
 //! | `attachments` | run, number | [`AttachmentRow`] |
 //! | `attachment_ids` | the parent's id, the id, each after its length in bytes as `u32 big-endian` | [`SeenRow`] |
 //! | `seen_attachments` | hash of the parent's id, hash of the id | [`SeenRow`], as format 1 had it, until the attachment is named again |
-//! | `artifact_ids` | run, artifact id | [`ArtifactIdRow`] |
 //! | `ledger_streams` | run, stream name | [`LedgerStreamRow`] |
 //! | `past_runs` | the sync unit id, alone | [`PastRow`] |
 //! | `attachment_files` | run, seq | [`FileRow`] |
@@ -89,7 +88,6 @@ tables! {
     ATTACHMENTS: AttachmentRow = "attachments";
     SEEN: SeenRow = "attachment_ids";
     SEEN_BY_HASH: SeenRow = "seen_attachments";
-    ARTIFACT_IDS: ArtifactIdRow = "artifact_ids";
     LEDGER_STREAMS: LedgerStreamRow = "ledger_streams";
     PAST: PastRow = "past_runs";
     FILES: FileRow = "attachment_files";
@@ -236,7 +234,6 @@ bincode_rows! {
     QueueRow = 1;
     AttachmentRow = 1;
     SeenRow = 1;
-    ArtifactIdRow = 1;
     LedgerStreamRow = 1;
     PastRow = 1;
     FileRow = 1;
@@ -613,19 +610,6 @@ pub(crate) struct SeenRow {
     pub(crate) fingerprint: u64,
     /// It was settled as failed.
     pub(crate) failed: bool,
-}
-
-/// What an artifact id was stored for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum ArtifactUser {
-    Batch(u64),
-    Attachment(u64),
-}
-
-/// An artifact id that a run has used, whatever came of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ArtifactIdRow {
-    pub(crate) by: ArtifactUser,
 }
 
 /// What a stream read in a run that is over.

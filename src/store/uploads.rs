@@ -6,12 +6,9 @@
 //! A row tells in which life of the run its id was stored. To every later one it is in doubt whether a confirm was tried.
 
 use crate::error::{Error, Result};
-use crate::model::ArtifactId;
 use crate::transfer::{Event, Held, Illegal, Past, Rules, State};
 
-use super::rows::{
-    ARTIFACT_IDS, ArtifactIdRow, ArtifactUser, AttachmentRow, BATCHES, BatchRow, BatchState, Key, number_of,
-};
+use super::rows::{AttachmentRow, BATCHES, BatchRow, BatchState, Key, number_of};
 use super::run::Run;
 use super::tables::{Change, Rows};
 
@@ -96,32 +93,6 @@ pub(super) fn attachment_moved(run: &Run, number: u64, state: State, events: &[E
 
 fn illegal_move(run: &Run, name: &str, illegal: &Illegal) -> Error {
     Error::Invalid { what: format!("{name} of run {} of {}", run.id, run.unit), reason: illegal.to_string() }
-}
-
-/// Notes that the run uses an artifact id, which it must not have used for anything yet, not even for the same thing:
-/// that id was given up.
-///
-/// # Errors
-/// `ArtifactIdUsed`.
-pub(super) fn use_artifact_id(
-    run: &Run,
-    change: &Change<'_>,
-    artifact: &ArtifactId,
-    by: ArtifactUser,
-) -> Result<()> {
-    let key = run.run_key().and_name(artifact.as_str());
-    match change.get(&ARTIFACT_IDS, &key)? {
-        None => change.put(&ARTIFACT_IDS, &key, &ArtifactIdRow { by }),
-        Some(ArtifactIdRow { by }) => Err(Error::ArtifactIdUsed {
-            artifact: artifact.to_string(),
-            by: match by {
-                ArtifactUser::Batch(seq) => format!("batch {seq}"),
-                ArtifactUser::Attachment(number) => format!("attachment {number}"),
-            },
-            run: run.id.to_string(),
-            sync_unit: run.unit.to_string(),
-        }),
-    }
 }
 
 /// Moves on what an accepted message names. The figures of the run are as they were when it was sealed.

@@ -12,8 +12,8 @@ use super::super::checkpoint::form::{FailedPart, Position, QueueCountsPart, Queu
 use super::super::notes::forget_left_attachments;
 use super::super::open::SyncUnit;
 use super::super::rows::{
-    ARTIFACT_IDS, ATTACHMENTS, ArtifactIdRow, ArtifactUser, AttachmentRow, FAILED, FILES, FailedRow, FileRow,
-    Json, Key, POSITIONS, QUEUES, QueueRow, REQUEUED, UNITS, number_of, run_key,
+    ATTACHMENTS, AttachmentRow, FAILED, FILES, FailedRow, FileRow, Json, Key, POSITIONS, QUEUES, QueueRow,
+    REQUEUED, UNITS, number_of, run_key,
 };
 use super::super::run::Run;
 use super::super::tables::{Change, Rows};
@@ -251,10 +251,6 @@ pub(in crate::store) fn restore_queue(
         };
         if let Some(attachment) = line.as_deref().and_then(|line| Attachment::from_line(line).ok()) {
             note_seen(change, unit, run, *number, &attachment, false)?;
-        }
-        if let Some((id, _)) = &row.artifact {
-            let by = ArtifactUser::Attachment(*number);
-            change.put(&ARTIFACT_IDS, &prefix.clone().and_name(id), &ArtifactIdRow { by })?;
         }
         change.put(&ATTACHMENTS, &prefix.clone().and_number(*number), &row)?;
     }

@@ -10,12 +10,11 @@ use crate::transfer::{Event, State, recount};
 use super::super::batches::staging::{Lines, add_lines, put_batches};
 use super::super::batches::states::UnsettledBatch;
 use super::super::rows::{
-    ATTACHMENTS, ArtifactUser, AttachmentRow, FAILED, FailedRow, LedgerAttachments, QUEUES, QueueRow,
-    REQUEUED,
+    ATTACHMENTS, AttachmentRow, FAILED, FailedRow, LedgerAttachments, QUEUES, QueueRow, REQUEUED,
 };
 use super::super::run::Run;
 use super::super::tables::{Change, Rows};
-use super::super::uploads::{attachment_moved, use_artifact_id};
+use super::super::uploads::attachment_moved;
 use super::queue::{GROUP, REQUEUED_FROM, kept_key, note_seen, read_line};
 
 /// Attachments that were begun and are not settled, at most: what a checkpoint has to name.
@@ -131,7 +130,7 @@ pub(super) fn move_attachment(
                         reason: format!("it was uploaded as {stored}"),
                     });
                 }
-                None => use_artifact_id(run, change, artifact, ArtifactUser::Attachment(number))?,
+                None => {}
             }
             &[Event::Uploaded, Event::IdStored]
         }

@@ -4,12 +4,10 @@ use crate::error::{Error, Result};
 use crate::model::{ArtifactId, Micros};
 use crate::transfer::{Event, State, recount};
 
-use super::super::rows::{
-    ArtifactUser, BATCHES, BatchRow, BatchState, Dates, PAYLOADS, Payload, RunRow, TYPES, TypeRow,
-};
+use super::super::rows::{BATCHES, BatchRow, BatchState, Dates, PAYLOADS, Payload, RunRow, TYPES, TypeRow};
 use super::super::run::Run;
 use super::super::tables::{Change, Rows};
-use super::super::uploads::{batch_moved, use_artifact_id};
+use super::super::uploads::batch_moved;
 
 /// What a message says of a batch, but for its artifact id.
 #[derive(Debug, Clone)]
@@ -104,7 +102,6 @@ impl Run {
                     }),
                 };
             }
-            use_artifact_id(self, change, artifact, ArtifactUser::Batch(seq))?;
             batch.artifact = Some(artifact.to_string());
             batch.uploaded_in = self.epoch;
             move_batch(self, change, row, seq, batch, &[Event::Uploaded, Event::IdStored], 0).map(drop)

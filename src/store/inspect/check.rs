@@ -29,11 +29,11 @@ use crate::store::findings::FindingKind;
 #[cfg(feature = "testing")]
 use crate::store::open::Store;
 use crate::store::rows::{
-    ARTIFACT_IDS, ATTACHMENTS, AttachmentRow, BATCHES, BOOKMARKS, BatchRow, BatchState, CHUNKS, EVENTS,
-    EventRow, FAILED, FILES, FINDINGS, FormatRow, Json, Key, LEDGER, LEDGER_STREAMS, LedgerRow, MESSAGES,
-    META, MessageFate, MessageKind, MessageRow, PAST, PAYLOADS, POSITIONS, Payload, QUEUES, QueueRow,
-    REQUEUED, RUN_IDS, RUNS, Row, RunIdRow, RunRow, RunStatus, SEEN, SEEN_BY_HASH, STREAMS, TYPES, Table,
-    TypeRow, UNITS, UnitRow, VALUES, name_hash, name_of, run_key,
+    ATTACHMENTS, AttachmentRow, BATCHES, BOOKMARKS, BatchRow, BatchState, CHUNKS, EVENTS, EventRow, FAILED,
+    FILES, FINDINGS, FormatRow, Json, Key, LEDGER, LEDGER_STREAMS, LedgerRow, MESSAGES, META, MessageFate,
+    MessageKind, MessageRow, PAST, PAYLOADS, POSITIONS, Payload, QUEUES, QueueRow, REQUEUED, RUN_IDS, RUNS,
+    Row, RunIdRow, RunRow, RunStatus, SEEN, SEEN_BY_HASH, STREAMS, TYPES, Table, TypeRow, UNITS, UnitRow,
+    VALUES, name_hash, name_of, run_key,
 };
 use crate::store::tables::View;
 
@@ -184,7 +184,6 @@ impl Check<'_> {
         self.owned(&ATTACHMENTS, &numbers)?;
         self.owned(&SEEN, &numbers)?;
         self.owned(&SEEN_BY_HASH, &numbers)?;
-        self.owned(&ARTIFACT_IDS, &numbers)?;
         self.owned(&LEDGER_STREAMS, &numbers)?;
         self.table(&PAST, |_, _, _| Ok(()))?;
         self.owned(&FILES, &numbers)?;

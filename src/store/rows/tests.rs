@@ -362,12 +362,6 @@ fn golden_bytes_of_rows_about_attachments() {
             ("reason", "01 01 72"),
         ],
     );
-    golden(
-        &ArtifactIdRow { by: ArtifactUser::Attachment(1 << 62) },
-        0x54ae_604f,
-        &[("by", "01 fd 0000000000000040")],
-    );
-    golden(&ArtifactIdRow { by: ArtifactUser::Batch(3) }, 0x678a_e29f, &[("by", "00 03")]);
     golden(&LedgerStreamRow { pages: 300, items: 4 }, 0x8504_05d7, &[("pages", "fb 2c01"), ("items", "04")]);
     golden(
         &PastRow { run_ids: vec!["r".to_owned()], deletions: vec!["d".to_owned(), "e".to_owned()] },
@@ -660,8 +654,6 @@ proptest! {
             flip,
             noise,
         );
-        survives(&ArtifactIdRow { by: ArtifactUser::Batch(a) }, flip, noise);
-        survives(&ArtifactIdRow { by: ArtifactUser::Attachment(b) }, flip, noise);
         survives(&LedgerStreamRow { pages: a, items: b }, flip, noise);
         survives(&PastRow { run_ids: vec![one.clone(), one.clone()], deletions: vec![one.clone()] }, flip, noise);
         survives(&SeenRow { run: a, number: b, fingerprint: c, failed: exhausted }, flip, noise);
