@@ -28,7 +28,10 @@ fn expected(name: &str) -> Vec<(String, Value)> {
     let name = name.trim_end_matches("-closed");
     let text = fs::read_to_string(folder().join(format!("{name}.shown.json"))).unwrap();
     let shown: serde_json::Map<String, Value> = serde_json::from_str(&text).unwrap();
-    shown.into_iter().map(|(unit, shown)| (unit, shown["report"].clone())).collect()
+    let mut expected: Vec<_> =
+        shown.into_iter().map(|(unit, shown)| (unit, shown["report"].clone())).collect();
+    expected.sort_by(|(one, _), (other, _)| one.cmp(other));
+    expected
 }
 
 /// By sync unit, the report of this version.
