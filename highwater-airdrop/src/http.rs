@@ -22,8 +22,10 @@ use twox_hash::XxHash3_64;
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Headers of a request at most.
 const HEADERS_MAX: usize = 100;
-/// How long a connection may be idle, or a client take over the next piece of its body.
+/// How long a connection may be idle.
 const IDLE_MAX: Duration = Duration::from_secs(60);
+/// How long the next piece of a body may take. The file store answers `RequestTimeout` (400) after about as long.
+const BODY_IDLE_MAX: Duration = Duration::from_secs(20);
 /// Bytes of a body that nobody wants, and how long, that are read so that the client sees the answer.
 const REST_BYTES_MAX: u64 = 8 * 1024 * 1024;
 const REST_MAX: Duration = Duration::from_secs(2);
@@ -107,7 +109,17 @@ impl Read for Body<'_> {
             self.connection.get_mut().write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
         }
         let wanted = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
-        let read = self.connection.read(&mut buffer[..wanted])?;
+        let read = self.connection.read(&mut buffer[..wanted]).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                let (found, length) = (self.length - self.left, self.length);
+                let seconds = BODY_IDLE_MAX.as_secs();
+                io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("RequestTimeout: after {found} of {length} bytes nothing came for {seconds} s"),
+                )
+            }
+            _ => error,
+        })?;
         if read == 0 {
             let (found, length) = (self.length - self.left, self.length);
             let reason =
@@ -384,9 +396,11 @@ fn converse(
     connection.set_write_timeout(Some(IDLE_MAX))?;
     let mut connection = BufReader::new(Shared(connection));
     loop {
+        connection.get_ref().0.set_read_timeout(Some(IDLE_MAX))?;
         place.is_idle(true);
         let head = read_head(&mut connection);
         place.is_idle(false);
+        connection.get_ref().0.set_read_timeout(Some(BODY_IDLE_MAX))?;
         let head = match head {
             Ok(Some(head)) => head,
             Ok(None) => return Ok(()),

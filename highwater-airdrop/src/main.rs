@@ -119,7 +119,7 @@ struct Sync {
     #[command(flatten)]
     serve: Serve,
     /// The worker: a command, started for each event, which is in a file whose path takes the place of `{event}` in
-    /// ARGS, or is appended to them. `{dir}` in ARGS, and HIGHWATER_DIR in its environment, is a folder of its own
+    /// ARGS, or is appended to them. `{dir}` in ARGS, and `HIGHWATER_DIR` in its environment, is a folder of its own
     #[arg(
         value_name = "COMMAND",
         last = true,
@@ -141,7 +141,7 @@ struct Sync {
     #[arg(long, value_name = "PHASE", value_delimiter = ',')]
     phases: Vec<PhaseName>,
     /// How events are spelled: `EXTRACTION_DATA_START` (seed) or `START_EXTRACTING_DATA` (newer). A worker that does not
-    /// know them answers UNKNOWN_EVENT_TYPE, or nothing
+    /// know them answers `UNKNOWN_EVENT_TYPE`, or nothing
     #[arg(long, value_name = "SPELLING", value_enum, default_value_t = Spelled::Seed)]
     names: Spelled,
     /// The event's `connection_data`: where the external system is, and the key to it. As JSON, or @FILE with it;
@@ -151,7 +151,7 @@ struct Sync {
     /// Fields that are merged into the `event_context` of every event, as a JSON object or @FILE
     #[arg(long, value_name = "JSON|@FILE")]
     event_context: Option<String>,
-    /// `extraction_start_time`: a moment, the word of a type (unbounded, workers_newest), or a JSON object
+    /// `extraction_start_time`: a moment, the word of a type (`unbounded`, `workers_newest`), or a JSON object
     #[arg(long, value_name = "WHEN", value_parser = time_setting)]
     extraction_start: Option<Value>,
     /// `extraction_end_time`, likewise

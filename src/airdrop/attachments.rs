@@ -98,9 +98,7 @@ impl Invocation<'_> {
                 Ok(lines)
             });
             let load = |lines: Vec<u8>| {
-                context.run.load_file(seq, &lines, |place, at, attachment| {
-                    inherited.is_settled(place, at, attachment)
-                })
+                context.run.load_file(seq, &lines, |place, at, line| inherited.judge(place, at, line))
             };
             let reason = match loaded.map(load) {
                 Ok(Ok(())) => continue,

@@ -10,7 +10,7 @@
 //! made beforehand, and a stream of unknown length goes through a temporary file. Upload URLs and form fields are
 //! credentials: they live only as long as one call, and no reason quotes one, nor the token.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Cursor, Read, Seek, Write};
 use std::sync::{Arc, OnceLock};
@@ -694,9 +694,22 @@ fn short_file_name(name: &str) -> String {
     start.chain("...".chars()).chain(name.chars().skip(chars - FILE_NAME_CHARS_KEPT)).collect()
 }
 
-/// A name between the quotes of a form's header, escaped as browsers do.
+/// A name between the quotes of a form's header, escaped as browsers escape quotes and line breaks, and so the other
+/// control characters.
 fn in_quotes(name: &str) -> String {
-    name.replace('"', "%22").replace('\r', "%0D").replace('\n', "%0A")
+    let mut quoted = String::with_capacity(name.len());
+    for c in name.chars() {
+        if c == '"' || c.is_control() {
+            let mut bytes = [0; 4];
+            for byte in c.encode_utf8(&mut bytes).bytes() {
+                // A string takes every write.
+                let _ = write!(quoted, "%{byte:02X}");
+            }
+        } else {
+            quoted.push(c);
+        }
+    }
+    quoted
 }
 
 /// A key as a header can carry it: what is not plain ASCII is percent-encoded, so no two become one.
@@ -797,6 +810,11 @@ mod tests {
         for text in ["", "soon", "-1", "1.5", "Sun, 06 Nov 1994", "99999999999999999999"] {
             assert_eq!(retry_after(text, now), None, "{text}");
         }
+    }
+
+    #[test]
+    fn no_control_character_of_a_file_name_is_in_the_header() {
+        assert_eq!(in_quotes("a\0\r\n\"\u{7f}\u{85}b \u{e9}.png"), "a%00%0D%0A%22%7F%C2%85b \u{e9}.png");
     }
 
     #[test]

@@ -300,6 +300,7 @@ impl<'a> Keeper<'a> {
         if checkpoint.is_some() && !rewritten {
             return Ok(None);
         }
+        sdk.check_window(&self.what())?;
         if rewritten {
             info!("the TypeScript SDK had the unit in between");
         }

@@ -30,11 +30,11 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
-use crate::model::{ItemType, Micros, Phase, Step, VALUE_BYTES_MAX};
+use crate::model::{ID_BYTES_MAX, ItemType, Micros, Phase, Step, VALUE_BYTES_MAX};
 use crate::record::Attachment;
 use crate::store::{
-    CHECKPOINT_KEY, Incoming, Inherited, InheritedRun, InheritedStart, LEFT_ATTACHMENTS, Run, Standing,
-    WindowRow,
+    CHECKPOINT_KEY, Incoming, Inherited, InheritedLine, InheritedRun, InheritedStart, LEFT_ATTACHMENTS, Run,
+    Standing, WindowRow,
 };
 
 use super::document::{Document, kind_of, lossy_value};
@@ -88,13 +88,65 @@ pub(crate) struct SdkAttachments {
     pub(crate) last_processed: u64,
     /// Attachment id and parent id of those after that which are settled; the parent is empty in an older state.
     pub(crate) processed: BTreeSet<(String, String)>,
+    /// Those among them that it gave up.
+    pub(crate) failed: BTreeSet<(String, String)>,
 }
 
 impl SdkAttachments {
-    /// Whether the SDK had worked off an attachment that stands in the `at`-th line of the `place`-th artifact.
-    pub(crate) fn is_settled(&self, place: u64, at: u64, attachment: &Attachment) -> bool {
-        let named = |parent: &str| self.processed.contains(&(attachment.id.clone(), parent.to_owned()));
-        (place == 0 && at < self.last_processed) || named(&attachment.parent_id) || named("")
+    /// What is to become of the `at`-th line of the `place`-th artifact.
+    pub(crate) fn judge(&self, place: u64, at: u64, line: &str) -> InheritedLine {
+        let line = inherited_line(line);
+        let named = |set: &BTreeSet<(String, String)>, attachment: &Attachment| {
+            let is_in = |parent: &str| set.contains(&(attachment.id.clone(), parent.to_owned()));
+            is_in(&attachment.parent_id) || is_in("")
+        };
+        match line {
+            Ok((attachment, json)) if named(&self.failed, &attachment) => {
+                InheritedLine::Failed { json, reason: "the TypeScript SDK gave it up".to_owned() }
+            }
+            _ if place == 0 && at < self.last_processed => InheritedLine::Settled,
+            Ok((attachment, _)) if named(&self.processed, &attachment) => InheritedLine::Settled,
+            Ok((_, json)) => InheritedLine::Queued(json),
+            Err((id, parent_id, reason)) => {
+                let id = id.unwrap_or_else(|| format!("(line {} of artifact {})", at + 1, place + 1));
+                let parent_id = parent_id.unwrap_or_else(|| "(unknown)".to_owned());
+                let json = json!({ "id": id, "url": "", "file_name": "(unknown)", "parent_id": parent_id });
+                InheritedLine::Failed { json: json.to_string(), reason }
+            }
+        }
+    }
+}
+
+/// A line of attachments' metadata that the SDK announced, as one of ours: an id that is a number is its text. What makes
+/// no sense is told, with its id and its parent's as far as they can be had.
+fn inherited_line(line: &str) -> Result<(Attachment, String), (Option<String>, Option<String>, String)> {
+    let mut fields: Map<String, Value> = serde_json::from_str(line)
+        .map_err(|error| (None, None, format!("its line makes no sense: {error}")))?;
+    for name in ["id", "parent_id", "grand_parent_id", "author_id"] {
+        if let Some(field) = fields.get_mut(name)
+            && let Some(text) = id_text(field)
+        {
+            *field = text.into();
+        }
+    }
+    // What was read as JSON can be written as such.
+    let json = serde_json::to_string(&fields).unwrap_or_default();
+    Attachment::from_line(&json).map(|attachment| (attachment, json)).map_err(|error| {
+        let id = |name: &str| {
+            let text = fields.get(name).and_then(id_text)?;
+            (1..=ID_BYTES_MAX).contains(&text.len()).then_some(text)
+        };
+        (id("id"), id("parent_id"), error.to_string())
+    })
+}
+
+/// An id that is a text, or a number, which is written as JavaScript writes it.
+fn id_text(id: &Value) -> Option<String> {
+    match id {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) if number.is_f64() => number.as_f64().map(|number| number.to_string()),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
     }
 }
 
@@ -106,7 +158,7 @@ impl SdkState {
     pub(crate) fn read(document: &Document, what: &str) -> Result<Option<Self>> {
         let Some((prefix, keys)) = sdk_keys(document, what)? else { return Ok(None) };
         let keys = Keys { what, prefix, keys: &keys };
-        let this = Self {
+        Ok(Some(Self {
             nested: !prefix.is_empty(),
             sync_started: keys.moment(SYNC_STARTED)?,
             successful_started: keys.moment(SUCCESSFUL_STARTED)?,
@@ -114,17 +166,25 @@ impl SdkState {
             bounds: (keys.moment(OLDEST)?, keys.moment(NEWEST)?),
             version: keys.text(VERSION)?.map(str::to_owned),
             attachments: keys.attachments()?,
-        };
-        if let (Some(oldest), Some(newest)) = this.pending
+        }))
+    }
+
+    /// Sees that the window of a run under way makes sense. One of ours that is shorter than a millisecond does not, as
+    /// the SDK writes it.
+    ///
+    /// # Errors
+    /// `WorkerState`, naming the key.
+    pub(crate) fn check_window(&self, what: &str) -> Result<()> {
+        if let (Some(oldest), Some(newest)) = self.pending
             && oldest >= newest
         {
-            let name = keys.path(PENDING_OLDEST);
+            let prefix = if self.nested { "sdkState." } else { "" };
             return Err(Error::WorkerState {
-                what: format!("{name} in {what}"),
+                what: format!("{prefix}{PENDING_OLDEST} in {what}"),
                 reason: format!("it must be before {PENDING_NEWEST}"),
             });
         }
-        Ok(Some(this))
+        Ok(())
     }
 
     /// What the unit of an event inherits. A CONTINUE, or an attachments START, goes on with a run that the SDK began; so
@@ -433,21 +493,30 @@ impl<'a> Keys<'a> {
             })?,
         };
         let key = "lastProcessedAttachmentsIdsList";
-        let processed = list(key)?.iter().map(|entry| {
-            let field = |name: &str| entry.get(name).and_then(Value::as_str).map(str::to_owned);
-            match (entry, field("id"), field("parent_id")) {
-                // Before it told parents apart, the SDK kept ids alone.
-                (Value::String(id), ..) => Ok((id.clone(), String::new())),
-                (_, Some(id), Some(parent)) => Ok((id, parent)),
+        let (mut processed, mut failed) = (BTreeSet::new(), BTreeSet::new());
+        for entry in list(key)? {
+            // Before it told parents apart, the SDK kept ids alone.
+            let one = match (
+                id_text(entry),
+                entry.get("id").and_then(id_text),
+                entry.get("parent_id").and_then(id_text),
+            ) {
+                (Some(id), ..) => (id, String::new()),
+                (_, Some(id), Some(parent)) => (id, parent),
                 _ => {
-                    Err(self.odd(&format!("{path}.{key}"), "a list of objects with id and parent_id", entry))
+                    let expected = "a list of objects with id and parent_id";
+                    return Err(self.odd(&format!("{path}.{key}"), expected, entry));
                 }
-            }
-        });
+            };
+            let set =
+                if entry.get("status") == Some(&json!("failed")) { &mut failed } else { &mut processed };
+            set.insert(one);
+        }
         Ok(SdkAttachments {
             artifact_ids: artifact_ids.collect::<Result<_>>()?,
             last_processed,
-            processed: processed.collect::<Result<_>>()?,
+            processed,
+            failed,
         })
     }
 
@@ -559,7 +628,8 @@ mod tests {
         let expected = SdkAttachments {
             artifact_ids: vec!["one".to_owned(), "two".to_owned()],
             last_processed: 7,
-            processed: [("old".to_owned(), String::new()), ("a".to_owned(), "p".to_owned())].into(),
+            processed: [("old".to_owned(), String::new())].into(),
+            failed: [("a".to_owned(), "p".to_owned())].into(),
         };
         for (phase, step) in [
             (Phase::Data, Step::Continue),
@@ -592,6 +662,44 @@ mod tests {
         // A data START fetches everything of its window again, so nothing is left of the attachments.
         assert!(sdk.inherited(&event(Phase::Data, Step::Start), NOW, false).run.unwrap().note.is_none());
         assert!(sdk.inherited(&event(Phase::Metadata, Step::Start), NOW, false).run.is_none());
+    }
+
+    #[test]
+    fn a_line_of_the_sdk_is_read_as_one_of_ours_or_costs_its_attachment() {
+        let left = SdkState::read(&document(&left()), "unit").unwrap().unwrap().attachments;
+        let numbers = r#"{"id":7,"url":"u","file_name":"f","parent_id":8.0,"author_id":-1,"grand_parent_id":1e3,"more":[1]}"#;
+        let texts = r#"{"id":"7","url":"u","file_name":"f","parent_id":"8","author_id":"-1","grand_parent_id":"1000","more":[1]}"#;
+        assert_eq!(left.judge(0, 7, numbers), InheritedLine::Queued(texts.to_owned()));
+        let line = |id: &str, parent: &str| {
+            json!({ "id": id, "url": "", "file_name": "f", "parent_id": parent }).to_string()
+        };
+        assert_eq!(
+            left.judge(0, 6, &line("x", "y")),
+            InheritedLine::Settled,
+            "before the place it had come to"
+        );
+        assert_eq!(left.judge(1, 6, &line("x", "y")), InheritedLine::Queued(line("x", "y")));
+        assert_eq!(left.judge(1, 9, &line("old", "any")), InheritedLine::Settled);
+        for (place, at) in [(0, 0), (0, 9), (1, 0)] {
+            let failed = left.judge(place, at, &line("a", "p"));
+            assert!(matches!(failed, InheritedLine::Failed { json, .. } if json == line("a", "p")));
+        }
+        for (line, id, parent, says) in [
+            ("{", "(line 8 of artifact 2)", "(unknown)", "makes no sense"),
+            ("[1]", "(line 8 of artifact 2)", "(unknown)", "makes no sense"),
+            (r#"{"id":3,"parent_id":"p","file_name":"f"}"#, "3", "p", "`url`"),
+            (
+                r#"{"id":"","url":"","file_name":"f","parent_id":{}}"#,
+                "(line 8 of artifact 2)",
+                "(unknown)",
+                "`id`",
+            ),
+        ] {
+            let InheritedLine::Failed { json, reason } = left.judge(1, 7, line) else { panic!("{line}") };
+            let listed = Attachment::from_line(&json).unwrap();
+            assert_eq!((listed.id.as_str(), listed.parent_id.as_str()), (id, parent));
+            assert!(reason.contains(says), "{reason}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use crate::error::Result;
 use crate::model::ID_BYTES_MAX;
 
-use super::{Record, refused};
+use super::line::{Record, refused};
 
 /// The item type under which the metadata of attachments is staged in the data phase.
 pub(crate) const ITEM_TYPE: &str = "attachments";

@@ -13,14 +13,18 @@ use std::sync::Arc;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
-use super::finding::{At, Finding, Findings, Rule, Severity, quoted, shown};
+use super::broken::not_json;
+use super::finding::{Finding, Findings, Rule, Severity};
 use super::hints::nearest;
+use super::line::Record;
 use super::metadata::Metadata;
+use super::path::{At, FieldPath, quoted, shown};
 use super::schema::{Fields, Schema};
+use super::text::{self, DEPTH_MAX, Flaw, Flawed, Look};
 use super::values::{
-    Cx, DataWalk, Loose, TIMESTAMP_EXPECTED, Walk, check_timestamp, duplicate_key, nothing_but_an_object,
+    AnyWalk, Cx, DataWalk, Loose, Seen, TIMESTAMP_EXPECTED, Walk, check_timestamp, duplicate_key,
+    nothing_but_an_object,
 };
-use super::{Record, not_json};
 use crate::model::ID_BYTES_MAX;
 
 /// Checks records of one record type. Cheap to clone, and may be used from several threads.
@@ -108,21 +112,61 @@ impl Checker {
         walk.sink.clear();
         walk.id.clear();
         walk.seen.clear();
+        if text::may_be_flawed(text) {
+            let found = text::flaws(text, Look::Controls, DEPTH_MAX);
+            let is_cut = found.iter().any(|found| found.flaw == Flaw::Surrogate);
+            for found in found {
+                walk.sink.extend(told(found, text));
+            }
+            if is_cut {
+                let mut mended = text.to_vec();
+                text::replace_surrogates(&mut mended);
+                return self.walk_whole(&mended, walk);
+            }
+        }
+        self.walk_whole(text, walk)
+    }
+
+    /// Walks text in which no character is cut in half.
+    fn walk_whole(&self, text: &[u8], walk: &mut Walk) -> Result<(), serde_json::Error> {
         // To look through the whole text at once is cheaper than string by string, as `from_slice` does.
-        if let Ok(text) = std::str::from_utf8(text) {
-            let mut json = serde_json::Deserializer::from_str(text);
-            RecordWalk { checker: self, walk }.deserialize(&mut json)?;
-            json.end()
-        } else {
+        let Ok(text) = std::str::from_utf8(text) else {
             let mut json = serde_json::Deserializer::from_slice(text);
             RecordWalk { checker: self, walk }.deserialize(&mut json)?;
-            json.end()
-        }
+            json.end()?;
+            // Where nothing is made of a string, it is passed over as bytes.
+            return Err(serde::de::Error::custom("invalid unicode code point"));
+        };
+        let mut json = serde_json::Deserializer::from_str(text);
+        RecordWalk { checker: self, walk }.deserialize(&mut json)?;
+        json.end()
     }
 
     fn fields(&self) -> Option<&Fields> {
         self.schema.record_types.get(self.record_type).map(|declared| &declared.fields)
     }
+}
+
+/// What is said of a flaw in the text of a record. What the walk itself refuses is not said twice.
+fn told(Flawed { flaw, range, path }: Flawed, text: &[u8]) -> Option<Finding> {
+    let as_written = || String::from_utf8_lossy(text.get(range).unwrap_or_default()).into_owned();
+    match flaw {
+        Flaw::Surrogate => {
+            let message = format!("unpaired surrogate, a character cut in half: {}", as_written());
+            Some(
+                Finding::new(Severity::Error, Rule::Surrogate, path, message)
+                    .expecting("write whole characters: strict JSON readers refuse the whole text"),
+            )
+        }
+        Flaw::Control(control) => Some(control_character(path, control)),
+        Flaw::TooDeep | Flaw::TooLarge => None,
+    }
+}
+
+fn control_character(path: FieldPath, control: char) -> Finding {
+    let message = format!("the control character U+{:04X} is in the text", u32::from(control));
+    Finding::new(Severity::Warning, Rule::ControlCharacter, path, message)
+        .expecting("remove it: no text is made of it, and some databases refuse U+0000")
 }
 
 pub(super) fn name_record(findings: &mut [Finding], id: &str) {
@@ -218,6 +262,7 @@ impl RecordWalk<'_> {
     fn id(&mut self, id: &Loose<'_>) {
         let at = At::ROOT.key("id");
         let sink = &mut self.walk.sink;
+        self.walk.id.clear();
         match id {
             Loose::Text(id) if id.is_empty() => {
                 sink.error(&at, Rule::Id, "the id is empty", "expected what names the record in the source");
@@ -226,7 +271,13 @@ impl RecordWalk<'_> {
                 let message = format!("the id has {} bytes", id.len());
                 sink.error(&at, Rule::Id, message, format!("expected at most {ID_BYTES_MAX}"));
             }
-            Loose::Text(id) => self.walk.id.push_str(id),
+            Loose::Text(id) => {
+                let line_break = id.chars().find(|c| matches!(c, '\n' | '\r' | '\t'));
+                if let Some(control) = line_break {
+                    sink.add(control_character(at.path(), control));
+                }
+                self.walk.id.push_str(id);
+            }
             Loose::Other(Value::Number(number)) => {
                 let expected = format!("ids are strings: write \"{number}\"");
                 sink.error(&at, Rule::Id, format!("the id is the number {number}"), expected);
@@ -289,6 +340,9 @@ impl RecordWalk<'_> {
                 self.walk.sink.error(&at, Rule::Envelope, message, "move it under \"data\"");
             } else {
                 const KNOWN: [&str; 5] = ["id", "created_date", "modified_date", "operation", "data"];
+                if self.walk.sink.is_full(Severity::Warning) {
+                    continue;
+                }
                 let message =
                     format!("the key {} means nothing beside \"data\", and is passed over", quoted(key));
                 let expected = match nearest(key, KNOWN) {
@@ -319,7 +373,8 @@ impl<'de> Visitor<'de> for RecordWalk<'_> {
 
     fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Self::Value, A::Error> {
         let checker = self.checker;
-        let mut strays = Vec::new();
+        let mut strays: Vec<String> = Vec::new();
+        let mut seen_strays = Seen::default();
         let mut given = [false; 5];
         while let Some(key) = map.next_key_seed(EnvelopeKey)? {
             let position = match &key {
@@ -343,7 +398,7 @@ impl<'de> Visitor<'de> for RecordWalk<'_> {
                 Envelope::Data => {
                     let at = At::ROOT.key("data");
                     let Some(fields) = checker.fields() else {
-                        map.next_value::<IgnoredAny>()?;
+                        map.next_value_seed(AnyWalk { sink: &mut self.walk.sink, at: &at, keep: false })?;
                         continue;
                     };
                     let mut cx =
@@ -351,8 +406,15 @@ impl<'de> Visitor<'de> for RecordWalk<'_> {
                     map.next_value_seed(DataWalk { cx: &mut cx, fields, at: &at })?;
                 }
                 Envelope::Stray(key) => {
-                    map.next_value::<IgnoredAny>()?;
-                    strays.push(key);
+                    let at = At::ROOT.key(&key);
+                    let twice = seen_strays.twice(&key);
+                    if twice {
+                        duplicate_key(&mut self.walk.sink, &at);
+                    }
+                    map.next_value_seed(AnyWalk { sink: &mut self.walk.sink, at: &at, keep: false })?;
+                    if !twice {
+                        strays.push(key);
+                    }
                 }
             }
         }

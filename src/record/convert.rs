@@ -2,9 +2,9 @@
 
 use serde_json::{Map, Number, Value, json};
 
-use super::finding::{quoted, shown};
 use super::hints::{list, meant_or_one_of};
 use super::moment::{self, Reading, Why};
+use super::path::{quoted, shown};
 use super::schema::{By, EnumDecl, Kind, Targets};
 
 /// The pieces between separators, without space around; those in double quotes are whole.
@@ -139,7 +139,7 @@ fn to_bool(value: &Value) -> Result<Value, Why> {
 }
 
 /// Whole numbers beyond this are not exact as floats.
-const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
+pub(super) const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
 
 fn to_int(value: &Value) -> Result<Value, Why> {
     let no = || {

@@ -5,11 +5,13 @@
 //! can be shown on a terminal and put into a log as it is.
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Write as _};
-use std::ops::{Deref, Range};
+use std::fmt;
+use std::ops::Deref;
 
-use serde::{Serialize, Serializer};
-use serde_json::Value;
+use serde::Serialize;
+
+pub use super::path::Excerpt;
+use super::path::{At, FieldPath, quoted};
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -54,8 +56,12 @@ macro_rules! rules {
 rules! {
     /// The text is not JSON, or not UTF-8.
     Json = "json";
-    /// A key stands twice in one object: JSON keeps only one of them.
+    /// A key stands twice in one object: readers take the last one.
     DuplicateKey = "duplicate_key";
+    /// Half of a character: an unpaired surrogate, which strict readers refuse.
+    Surrogate = "surrogate";
+    /// A control character in text, in a key or in an id.
+    ControlCharacter = "control_character";
     /// Over a limit of this crate.
     Limit = "limit";
 
@@ -69,7 +75,7 @@ rules! {
     RecordType = "record_type";
     /// Metadata: a field type that does not exist, or settings of another type.
     FieldType = "field_type";
-    /// Metadata: a field that every record has anyway is declared.
+    /// Metadata: a date that every record has anyway is declared.
     ReservedField = "reserved_field";
     /// Metadata: a reference to what is not declared.
     Reference = "reference";
@@ -116,6 +122,22 @@ rules! {
     Undeclared = "undeclared";
     /// A value that cannot be converted without guessing.
     Conversion = "conversion";
+    /// A value that stands for "none", and became `null`.
+    StandIn = "stand_in";
+    /// An int that not every reader keeps: over 64 bits with a sign, or one that JavaScript rounds.
+    Precision = "precision";
+}
+
+impl Rule {
+    /// Whether a warning by this rule is one however many records have it: a field that is not declared is in most.
+    fn is_once_a_field(self) -> bool {
+        self == Rule::Undeclared
+    }
+
+    /// How many warnings a number of findings of one kind are in a sum, by the rule's name.
+    pub(crate) fn warnings(rule: &str, findings: u64) -> u64 {
+        if rule == Rule::Undeclared.as_str() { findings.min(1) } else { findings }
+    }
 }
 
 impl fmt::Display for Rule {
@@ -167,18 +189,6 @@ impl Finding {
     pub(super) fn expecting(mut self, expected: impl Into<String>) -> Self {
         self.expected = Some(expected.into());
         self
-    }
-
-    /// Finds it in the text of the document: the line, counted from `first_line`, and an excerpt.
-    fn locate(&mut self, text: &str, first_line: u64) {
-        let about_a_key = matches!(
-            self.rule,
-            Rule::UnknownKey | Rule::Undeclared | Rule::ReservedField | Rule::DuplicateKey
-        );
-        let range = super::locate::range_of(text, &self.path, about_a_key);
-        let before = text.get(..range.start).unwrap_or_default();
-        self.line = Some(first_line + before.bytes().filter(|&b| b == b'\n').count() as u64);
-        self.excerpt = Some(Excerpt::of(text, range));
     }
 }
 
@@ -266,7 +276,7 @@ impl std::error::Error for Findings {}
 pub struct FindingCounts {
     /// Those against the rules.
     pub errors: u64,
-    /// Those that the platform takes all the same.
+    /// Those that the platform takes all the same. A field that is not declared is one, however many records have it.
     pub warnings: u64,
 }
 
@@ -319,16 +329,17 @@ impl Tally {
 
     /// Counts a finding. Returns it again if it is one of the first of its kind, which are also kept.
     pub fn add(&mut self, finding: Finding) -> Option<&Finding> {
-        match finding.severity {
-            Severity::Error => self.errors += 1,
-            Severity::Warning => self.warnings += 1,
-        }
         let mut key = (finding.severity, finding.rule, finding.path.without_positions());
         if self.kinds.len() >= KINDS_MAX && !self.kinds.contains_key(&key) {
             key.2.clear();
         }
         let kind = self.kinds.entry(key).or_default();
         kind.count += 1;
+        match finding.severity {
+            Severity::Error => self.errors += 1,
+            Severity::Warning if kind.count > 1 && finding.rule.is_once_a_field() => {}
+            Severity::Warning => self.warnings += 1,
+        }
         if kind.count > self.keep {
             return None;
         }
@@ -341,7 +352,8 @@ impl Tally {
         self.errors
     }
 
-    /// Warnings so far.
+    /// Warnings so far. A field that is not declared is one, however many records have it: [`Tally::counts`] says how
+    /// many do.
     pub fn warnings(&self) -> u64 {
         self.warnings
     }
@@ -371,243 +383,6 @@ impl Tally {
         self.kinds.iter().map(|((severity, rule, path), kind)| {
             (*severity, *rule, path.as_str(), kind.count, kind.kept.as_slice())
         })
-    }
-}
-
-/// A place in a JSON document: `record_types.issue.fields.owner`, `data.tags[2]`, `data["odd key"]`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct FieldPath(Vec<Step>);
-
-/// Bytes that may be looked through to find where the findings of one document stand.
-const LOCATE_BYTES_MAX: usize = 16 * 1024 * 1024;
-
-/// Finds each finding in the text of the document: of very many in a very long one, only the first.
-pub(super) fn locate_all(findings: &mut [Finding], text: &str, first_line: u64) {
-    let affordable = (LOCATE_BYTES_MAX / text.len().max(1)).max(10);
-    for (index, finding) in findings.iter_mut().enumerate() {
-        if index < affordable {
-            finding.locate(text, first_line);
-        } else {
-            finding.line = Some(first_line);
-        }
-    }
-}
-
-/// One step into a JSON document.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Step {
-    Key(String),
-    Position(usize),
-}
-
-impl FieldPath {
-    /// Whether it is the document as a whole.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    pub(super) fn steps(&self) -> &[Step] {
-        &self.0
-    }
-
-    /// Whether it is the place `outer`, or inside of it.
-    pub(super) fn is_within(&self, outer: &FieldPath) -> bool {
-        self.0.starts_with(&outer.0)
-    }
-
-    pub(super) fn from_steps(steps: Vec<Step>) -> Self {
-        Self(steps)
-    }
-
-    /// The path as text with `[]` for each position.
-    fn without_positions(&self) -> String {
-        let mut text = String::new();
-        // A string takes every write.
-        let written = write_steps(&mut text, &self.0, false);
-        debug_assert!(written.is_ok());
-        text
-    }
-}
-
-impl fmt::Display for FieldPath {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write_steps(f, &self.0, true)
-    }
-}
-
-impl Serialize for FieldPath {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-fn write_steps(out: &mut impl fmt::Write, steps: &[Step], positions: bool) -> fmt::Result {
-    for (index, step) in steps.iter().enumerate() {
-        match step {
-            Step::Position(position) if positions => write!(out, "[{position}]")?,
-            Step::Position(_) => out.write_str("[]")?,
-            Step::Key(key) if is_plain(key) => {
-                if index > 0 {
-                    out.write_char('.')?;
-                }
-                out.write_str(key)?;
-            }
-            Step::Key(key) => write!(out, "[{}]", quoted(key))?,
-        }
-    }
-    Ok(())
-}
-
-fn is_plain(key: &str) -> bool {
-    !key.is_empty()
-        && key.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '-' | '#' | ':' | '@' | '$'))
-}
-
-/// A place while walking a document: a list on the stack, made into a [`FieldPath`] only when something is found.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct At<'a> {
-    up: Option<&'a At<'a>>,
-    key: Option<&'a str>,
-    position: usize,
-}
-
-impl<'a> At<'a> {
-    pub(super) const ROOT: At<'static> = At { up: None, key: None, position: 0 };
-
-    pub(super) fn key(&'a self, key: &'a str) -> At<'a> {
-        At { up: Some(self), key: Some(key), position: 0 }
-    }
-
-    pub(super) fn position(&'a self, position: usize) -> At<'a> {
-        At { up: Some(self), key: None, position }
-    }
-
-    /// The last step of it, for a message.
-    pub(super) fn name(&self) -> String {
-        match self.key {
-            Some(key) => quoted(key),
-            None if self.up.is_some() => format!("element {}", self.position),
-            None => "the document".to_owned(),
-        }
-    }
-
-    pub(super) fn path(&self) -> FieldPath {
-        let mut steps = Vec::new();
-        let mut at = self;
-        while let Some(up) = at.up {
-            steps.push(match at.key {
-                Some(key) => Step::Key(key.to_owned()),
-                None => Step::Position(at.position),
-            });
-            at = up;
-        }
-        steps.reverse();
-        FieldPath(steps)
-    }
-}
-
-/// The text around a finding, on one line: what stands before it, the value, and what stands after.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Excerpt {
-    /// The text before the value, cut.
-    pub before: String,
-    /// The value, cut, and ended at the end of its line.
-    pub value: String,
-    /// The text after the value, cut.
-    pub after: String,
-}
-
-impl Excerpt {
-    const BEFORE_CHARS: usize = 40;
-    const VALUE_CHARS: usize = 60;
-    const AFTER_CHARS: usize = 20;
-
-    pub(super) fn of(text: &str, range: Range<usize>) -> Self {
-        // Lines may be long: no more is looked at than is shown.
-        let before = text.get(..range.start).unwrap_or_default();
-        let from = floor_boundary(before, before.len().saturating_sub(8 * Self::BEFORE_CHARS));
-        let before = before.get(from..).unwrap_or_default();
-        let before = before.rsplit(['\n', '\r']).next().unwrap_or_default().trim_start();
-        let rest = text.get(range.start..).unwrap_or_default();
-        let to = floor_boundary(rest, 8 * (Self::VALUE_CHARS + Self::AFTER_CHARS));
-        let rest = rest.get(..to).unwrap_or_default();
-        let rest = rest.split(['\n', '\r']).next().unwrap_or_default().trim_end();
-        let (value, after) = rest.split_at_checked(range.len()).unwrap_or((rest, ""));
-        let skipped = before.chars().count().saturating_sub(Self::BEFORE_CHARS);
-        let before: String = before.chars().skip(skipped).collect();
-        let value_cut = cut(value, Self::VALUE_CHARS);
-        Self {
-            before: if skipped > 0 { format!("...{before}") } else { before },
-            after: if value_cut.len() == value.len() { cut(after, Self::AFTER_CHARS) } else { String::new() },
-            value: value_cut,
-        }
-    }
-}
-
-/// The last place at or before `at` where a character begins or the text ends.
-fn floor_boundary(text: &str, at: usize) -> usize {
-    (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
-}
-
-impl Serialize for Excerpt {
-    /// As one string.
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl fmt::Display for Excerpt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}{}", self.before, self.value, self.after)
-    }
-}
-
-/// The first `chars` characters, with three dots if there are more.
-fn cut(text: &str, chars: usize) -> String {
-    match text.char_indices().nth(chars) {
-        Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default()),
-        None => text.to_owned(),
-    }
-}
-
-/// Characters of a value in a message.
-const SHOWN_CHARS: usize = 60;
-
-/// Text in quotes, cut, with everything escaped that could confuse a terminal or a reader.
-pub(super) fn quoted(text: &str) -> String {
-    let mut out = String::from('"');
-    for c in cut(text, SHOWN_CHARS).chars() {
-        match c {
-            '"' | '\\' => out.extend(['\\', c]),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            c if is_unsafe(c) => {
-                // A string takes every write.
-                let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
-            }
-            c => out.push(c),
-        }
-    }
-    out.push('"');
-    out
-}
-
-/// Control characters, and those that turn the direction of the text around them or are not seen at all.
-pub(super) fn is_unsafe(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
-}
-
-/// A JSON value as it stands in a message: what it is, and the value itself where that is short.
-pub(super) fn shown(value: &Value) -> String {
-    match value {
-        Value::Null => "null".to_owned(),
-        Value::Bool(value) => value.to_string(),
-        Value::Number(number) => format!("the number {number}"),
-        Value::String(text) => format!("the string {}", quoted(text)),
-        Value::Array(items) => format!("an array of {}", items.len()),
-        Value::Object(_) => "an object".to_owned(),
     }
 }
 
@@ -644,14 +419,30 @@ impl Sink {
         findings
     }
 
+    /// Puts in what there is.
+    pub(super) fn extend(&mut self, findings: impl IntoIterator<Item = Finding>) {
+        findings.into_iter().for_each(|finding| self.add(finding));
+    }
+
     pub(super) fn add(&mut self, finding: Finding) {
         if !self.is_full(finding.severity) {
             self.findings.push(finding);
         }
     }
 
+    /// Takes back what was found at a place, but what no reader would take: another value of the key follows.
+    pub(super) fn forget(&mut self, at: &At<'_>) {
+        if self.findings.is_empty() || self.findings.len() >= FINDINGS_MAX {
+            return;
+        }
+        let path = at.path();
+        self.findings.retain(|finding| {
+            matches!(finding.rule, Rule::Surrogate | Rule::ControlCharacter) || !finding.path.is_within(&path)
+        });
+    }
+
     /// Whether a finding is only counted.
-    fn is_full(&mut self, severity: Severity) -> bool {
+    pub(super) fn is_full(&mut self, severity: Severity) -> bool {
         let full = self.findings.len() >= FINDINGS_MAX;
         if full {
             self.more += 1;

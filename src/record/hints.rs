@@ -4,10 +4,17 @@ use std::fmt::Write as _;
 
 use serde_json::{Map, Value};
 
-use super::finding::quoted;
+use super::path::quoted;
+
+/// Bytes of a name that is compared with others.
+const NAME_BYTES: usize = 128;
 
 /// The name nearest to a misspelt one, if it is near enough to have been meant.
 pub(super) fn nearest<'n>(name: &str, known: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
+    // Of a name this long, nothing that is near is a misspelling; and to compare costs the product of the lengths.
+    if name.len() > NAME_BYTES {
+        return None;
+    }
     let lower = name.to_lowercase();
     let near_enough = |candidate: &str| {
         let (given, known) = (lower.chars().count(), candidate.chars().count());
@@ -15,6 +22,7 @@ pub(super) fn nearest<'n>(name: &str, known: impl IntoIterator<Item = &'n str>) 
     };
     known
         .into_iter()
+        .filter(|candidate| candidate.len() <= NAME_BYTES)
         .map(|candidate| (strsim::osa_distance(&lower, &candidate.to_lowercase()), candidate))
         .filter(|(distance, candidate)| *distance <= near_enough(candidate))
         .min_by_key(|(distance, _)| *distance)

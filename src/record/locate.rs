@@ -6,11 +6,35 @@ use std::ops::Range;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::finding::{FieldPath, Finding, Rule, Severity, Step, quoted};
+use super::finding::{Finding, Rule};
+use super::path::{Excerpt, FieldPath, Step};
+
+/// Bytes that may be looked through to find where the findings of one document stand.
+const LOCATE_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Finds each finding in the text of the document, the line, counted from `first_line`, and an excerpt: of very many in
+/// a very long one, only the first.
+pub(super) fn locate_all(findings: &mut [Finding], text: &str, first_line: u64) {
+    let affordable = (LOCATE_BYTES_MAX / text.len().max(1)).max(10);
+    for (index, finding) in findings.iter_mut().enumerate() {
+        if index < affordable {
+            let about_a_key = matches!(
+                finding.rule,
+                Rule::UnknownKey | Rule::Undeclared | Rule::ReservedField | Rule::DuplicateKey
+            );
+            let range = range_of(text, &finding.path, about_a_key);
+            let before = text.get(..range.start).unwrap_or_default();
+            finding.line = Some(first_line + before.bytes().filter(|&b| b == b'\n').count() as u64);
+            finding.excerpt = Some(Excerpt::of(text, range));
+        } else {
+            finding.line = Some(first_line);
+        }
+    }
+}
 
 /// The bytes of what stands at `path`, or of the innermost thing around it that exists: a scalar itself; of an object
 /// or an array its key, which says more than a bracket does. With `key`, the key in any case.
-pub(super) fn range_of(text: &str, path: &FieldPath, key: bool) -> Range<usize> {
+fn range_of(text: &str, path: &FieldPath, key: bool) -> Range<usize> {
     let Ok(mut value) = serde_json::from_str::<&RawValue>(text) else {
         return 0..text.len();
     };
@@ -65,73 +89,5 @@ impl<'de> Visitor<'de> for Pick<'_> {
             position += 1;
         }
         Ok(found)
-    }
-}
-
-/// Depth of a document up to which keys that stand twice are looked for: that of the parser itself.
-const DEPTH_MAX: usize = 128;
-
-/// Finds every key that stands twice in one object.
-pub(super) fn duplicate_keys(text: &str) -> Vec<Finding> {
-    let mut found = Vec::new();
-    if let Ok(value) = serde_json::from_str::<&RawValue>(text) {
-        duplicates_in(value, &mut Vec::new(), &mut found);
-    }
-    found
-}
-
-fn duplicates_in(value: &RawValue, path: &mut Vec<Step>, found: &mut Vec<Finding>) {
-    if path.len() >= DEPTH_MAX {
-        return;
-    }
-    let Ok(members) = serde_json::Deserializer::from_str(value.get()).deserialize_any(Members) else {
-        return;
-    };
-    let mut seen = std::collections::HashSet::new();
-    for (step, inner) in members {
-        path.push(step);
-        if let Some(Step::Key(key)) = path.last()
-            && !seen.insert(key.clone())
-        {
-            let message = format!("the key {} stands twice in this object", quoted(key));
-            found.push(
-                Finding::new(
-                    Severity::Error,
-                    Rule::DuplicateKey,
-                    FieldPath::from_steps(path.clone()),
-                    message,
-                )
-                .expecting("keep one of the two: of the others, JSON readers lose all but the last"),
-            );
-        }
-        duplicates_in(inner, path, found);
-        path.pop();
-    }
-}
-
-/// The members of an object or an array; nothing for a scalar.
-struct Members;
-
-impl<'de> Visitor<'de> for Members {
-    type Value = Vec<(Step, &'de RawValue)>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object or an array")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut members = Vec::new();
-        while let Some((key, value)) = map.next_entry::<String, &RawValue>()? {
-            members.push((Step::Key(key), value));
-        }
-        Ok(members)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-        let mut members = Vec::new();
-        while let Some(value) = seq.next_element::<&RawValue>()? {
-            members.push((Step::Position(members.len()), value));
-        }
-        Ok(members)
     }
 }

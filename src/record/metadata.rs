@@ -8,10 +8,13 @@ use std::sync::Arc;
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
-use super::finding::{FieldPath, Finding, Findings, Rule, Severity, locate_all, quoted};
+use super::broken::not_json;
+use super::finding::{Finding, Findings, Rule, Severity};
 use super::hints::meant_or_one_of;
+use super::locate::locate_all;
+use super::path::{FieldPath, quoted};
 use super::schema::{SCHEMA_VERSION, Schema};
-use super::{locate, read};
+use super::{read, values};
 
 /// The external domain metadata of an extractor: the document that its metadata phase delivers.
 ///
@@ -79,7 +82,7 @@ impl Metadata {
     pub fn from_json(text: &str) -> Result<Self, Findings> {
         match serde_json::from_str(text) {
             Ok(document) => Ok(Self { document, text: Some(text.into()) }),
-            Err(error) => Err(Findings::one(super::not_json(text.as_bytes(), &error, 1))),
+            Err(error) => Err(Findings::one(not_json(text.as_bytes(), &error, 1))),
         }
     }
 
@@ -143,7 +146,7 @@ impl Metadata {
     pub fn check(&self) -> Vec<Finding> {
         let (_, mut findings) = read::read(&self.document);
         if let Some(text) = &self.text {
-            findings.extend(locate::duplicate_keys(text));
+            findings.extend(values::duplicate_keys(text));
             locate_all(&mut findings, text, 1);
             findings.sort_by_key(|finding| finding.line);
         }

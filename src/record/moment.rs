@@ -12,7 +12,7 @@ use chrono::{
     Timelike,
 };
 
-use super::finding::quoted;
+use super::path::quoted;
 
 /// Whether it is a day: `2020-12-31`.
 pub(super) fn is_date(text: &str) -> bool {

@@ -8,10 +8,11 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value};
 
-use super::finding::{At, Finding, Rule, Sink, quoted, shown};
+use super::finding::{Finding, Rule, Sink};
 use super::hints::{
     example_of, list, meant_key, meant_or_one_of, nearest, settings_with, type_of_another_system,
 };
+use super::path::{At, quoted, shown};
 use super::schema::{
     By, EnumDecl, EnumValue, FIELD_TYPES, FieldDecl, Fields, Kind, RESERVED, Range, RecordDecl,
     SCHEMA_VERSION, Schema, StructDecl, Targets, types_with_block,
@@ -217,11 +218,17 @@ impl<'v, 's> Reader<'v, 's> {
             self.boolean(&at, attachments, "is_loadable");
         }
         read.fields = self.fields(at, declared);
-        for key in RESERVED {
-            if read.fields.find(key).is_some() {
-                let message = format!("{} is declared as a field", quoted(key));
-                let expected = "remove it: every record has it beside its data, and it is never declared";
-                self.sink.error(&at.key("fields").key(key), Rule::ReservedField, message, expected);
+        for field in &mut read.fields.list {
+            if !RESERVED.contains(&field.key.as_str()) {
+                continue;
+            }
+            // What stands beside the data is there, whether the data have it or not.
+            field.required = false;
+            if field.key != "id" {
+                let message = format!("{} is declared as a field", quoted(&field.key));
+                let expected = "remove it: every record has it beside its data, where the platform reads it";
+                let at = at.key("fields");
+                self.sink.warning(&at.key(&field.key), Rule::ReservedField, message, expected);
             }
         }
         if let Some(conditions) = self.block(at, declared, "conditions") {
@@ -623,14 +630,17 @@ impl<'v, 's> Reader<'v, 's> {
 
     /// A reference by another field than the id needs that field in every target, marked as an identifier.
     fn by_field(&mut self, at: &At<'_>, field: &str, types: &[&'v str]) {
-        if field == "id" {
-            let expected = "leave by_field out: references are by the id unless another field is named";
-            self.sink.error(at, Rule::Reference, "the reference is by \"id\", which is no field", expected);
-            return;
-        }
         for name in types {
             let fields = member(member(self.record_types, name), "fields");
             match fields.get(field) {
+                // Every record has an id, declared or not.
+                _ if field == "id" && !fields.contains_key(field) => {
+                    let expected =
+                        "leave by_field out: references are by the id unless another field is named";
+                    let message = "the reference is by \"id\", which is no field";
+                    self.sink.error(at, Rule::Reference, message, expected);
+                    return;
+                }
                 None => {
                     let message = format!("the record type {} has no field {}", quoted(name), quoted(field));
                     let expected = meant_or_one_of(field, "fields of it", fields.keys().map(String::as_str));

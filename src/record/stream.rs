@@ -11,9 +11,11 @@ use std::io::{self, BufRead, Read};
 
 use serde_json::value::RawValue;
 
+use super::broken::not_json;
 use super::check::{Checker, Ids, name_record};
-use super::finding::{Excerpt, FieldPath, Finding, Rule, Severity, locate_all};
-use super::not_json;
+use super::finding::{Finding, Rule, Severity};
+use super::locate::locate_all;
+use super::path::{Excerpt, FieldPath};
 use super::values::Walk;
 use crate::error::{Error, Result};
 use crate::model::BATCH_BYTES_MAX;

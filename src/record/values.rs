@@ -3,6 +3,7 @@
 //! The walk is a serde visitor: it is driven by the parser, sees each value once, and keeps none.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::fmt;
 
 use chrono::Offset;
@@ -10,9 +11,10 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess
 use serde_json::{Map, Value};
 
 use super::convert::{convert, is_natural, to_enum};
-use super::finding::{At, Finding, Rule, Severity, Sink, quoted, shown};
+use super::finding::{Finding, Rule, Severity, Sink};
 use super::hints::{meant_or_one_of, nearest};
 use super::moment::{self, Reading};
+use super::path::{At, quoted, shown};
 use super::schema::{EnumDecl, FieldDecl, Fields, ITEM_URL, Kind, RESERVED, Range, Schema};
 
 /// What is used again from record to record.
@@ -97,19 +99,133 @@ impl<'de> serde::Deserialize<'de> for Loose<'de> {
                 Ok(Loose::Other(Value::Array(items)))
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                Ok(Loose::Other(Value::Object(collect(&mut map)?)))
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(Loose::Other(Value::Object(Map::new())))
             }
         }
         deserializer.deserialize_any(LooseVisitor)
     }
 }
 
-fn collect<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Map<String, Value>, A::Error> {
-    let mut collected = Map::new();
-    while let Some((key, value)) = map.next_entry::<String, Value>()? {
-        collected.insert(key, value);
+/// Walks any value, looking for keys that stand twice in one object; makes a value of it where that is asked for.
+pub(super) struct AnyWalk<'a> {
+    pub(super) sink: &'a mut Sink,
+    pub(super) at: &'a At<'a>,
+    pub(super) keep: bool,
+}
+
+impl AnyWalk<'_> {
+    fn kept(&self, value: impl Into<Value>) -> Value {
+        if self.keep { value.into() } else { Value::Null }
     }
-    Ok(collected)
+
+    /// The members of an object.
+    fn members<'de, A: MapAccess<'de>>(self, mut map: A) -> Result<Map<String, Value>, A::Error> {
+        let Self { sink, at, keep } = self;
+        let mut members = Map::new();
+        let mut seen = Seen::default();
+        while let Some(Key(key)) = map.next_key()? {
+            let at = at.key(&key);
+            if seen.twice(&key) {
+                duplicate_key(sink, &at);
+            }
+            let value = map.next_value_seed(AnyWalk { sink, at: &at, keep })?;
+            if keep {
+                members.insert(key.into_owned(), value);
+            }
+        }
+        Ok(members)
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for AnyWalk<'_> {
+    type Value = Value;
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for AnyWalk<'_> {
+    type Value = Value;
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any value")
+    }
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(self.kept(value))
+    }
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(self.kept(value))
+    }
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(self.kept(value))
+    }
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(self.kept(value))
+    }
+    fn visit_str<E>(self, text: &str) -> Result<Value, E> {
+        Ok(if self.keep { Value::from(text) } else { Value::Null })
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+        let mut items = Vec::new();
+        let mut position = 0;
+        loop {
+            let at = self.at.position(position);
+            match seq.next_element_seed(AnyWalk { sink: self.sink, at: &at, keep: self.keep })? {
+                Some(item) if self.keep => items.push(item),
+                Some(_) => {}
+                None => return Ok(Value::Array(items)),
+            }
+            position += 1;
+        }
+    }
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Value, A::Error> {
+        self.members(map).map(Value::Object)
+    }
+}
+
+/// A key, borrowed where the text has it as it is.
+#[derive(serde::Deserialize)]
+struct Key<'k>(#[serde(borrow)] Cow<'k, str>);
+
+/// The keys of an object so far: few are compared, many are looked up.
+#[derive(Default)]
+pub(super) struct Seen {
+    few: Vec<String>,
+    many: HashSet<String>,
+}
+
+impl Seen {
+    const FEW: usize = 8;
+
+    /// Adds a key; whether it was there before.
+    pub(super) fn twice(&mut self, key: &str) -> bool {
+        if self.many.is_empty() {
+            if self.few.iter().any(|seen| seen == key) {
+                return true;
+            }
+            if self.few.len() < Self::FEW {
+                self.few.push(key.to_owned());
+                return false;
+            }
+            self.many.extend(self.few.drain(..));
+        }
+        !self.many.insert(key.to_owned())
+    }
+}
+
+/// Every key of a document that stands twice in one object, as errors: what only one of the two says is lost.
+pub(super) fn duplicate_keys(text: &str) -> Vec<Finding> {
+    let mut sink = Sink::default();
+    let mut json = serde_json::Deserializer::from_str(text);
+    let walked = AnyWalk { sink: &mut sink, at: &At::ROOT, keep: false }.deserialize(&mut json);
+    let mut findings = if walked.is_ok() { sink.take() } else { Vec::new() };
+    for finding in &mut findings {
+        finding.severity = Severity::Error;
+    }
+    findings
 }
 
 pub(super) const TIMESTAMP_EXPECTED: &str =
@@ -149,9 +265,11 @@ fn suggestion(kind: &Kind, value: &Value) -> Option<String> {
     })
 }
 
+/// A key stands twice: readers take the last one, so what was found at the others is void.
 pub(super) fn duplicate_key(sink: &mut Sink, at: &At<'_>) {
-    let expected = "keep one of the two: JSON readers lose all but the last";
-    sink.error(at, Rule::DuplicateKey, "the key stands twice in this object", expected);
+    sink.forget(at);
+    let expected = "keep one of the two: JSON readers take the last, and lose the others";
+    sink.warning(at, Rule::DuplicateKey, "the key stands twice in this object", expected);
 }
 
 /// The visitor methods of whatever can only be an object, for what is none; they call `self.other(what it is)`.
@@ -240,16 +358,12 @@ impl<'c> Cx<'c> {
         let base = self.walk.seen.len();
         self.walk.seen.resize(base + fields.list.len(), false);
         let mut expected = 0;
+        let mut others = Seen::default();
         while let Some(key) = map.next_key_seed(FieldKey { fields, expected })? {
             let position = match key {
                 Named::Declared(position) => position,
-                Named::ItemUrl => {
-                    map.next_value::<IgnoredAny>()?;
-                    continue;
-                }
                 Named::Undeclared(key) => {
-                    map.next_value::<IgnoredAny>()?;
-                    self.undeclared(fields, &key, at);
+                    self.undeclared(fields, &key, at, &mut others, map)?;
                     continue;
                 }
             };
@@ -283,15 +397,36 @@ impl<'c> Cx<'c> {
         Ok(())
     }
 
-    fn undeclared(&mut self, fields: &Fields, key: &str, at: &At<'_>) {
-        let Some(severity) = self.undeclared else { return };
-        let message = format!("the field {} is not declared", quoted(key));
-        let expected = match nearest(key, fields.keys()) {
-            Some(near) => format!("did you mean {}?", quoted(near)),
-            None if RESERVED.contains(&key) => format!("{key} stands beside \"data\", not in it"),
-            None => "declare it in the metadata, or leave it out of the records".to_owned(),
-        };
-        self.walk.sink.put(severity, &at.key(key), Rule::Undeclared, message, expected);
+    /// Walks the value of a field that is not declared. `others` are those that were there before.
+    fn undeclared<'de, A: MapAccess<'de>>(
+        &mut self,
+        fields: &Fields,
+        key: &str,
+        at: &At<'_>,
+        others: &mut Seen,
+        map: &mut A,
+    ) -> Result<(), A::Error> {
+        let at = at.key(key);
+        let sink = &mut self.walk.sink;
+        if others.twice(key) {
+            duplicate_key(sink, &at);
+            map.next_value_seed(AnyWalk { sink, at: &at, keep: false })?;
+            return Ok(());
+        }
+        map.next_value_seed(AnyWalk { sink, at: &at, keep: false })?;
+        if let Some(severity) = self.undeclared
+            && key != ITEM_URL
+            && !sink.is_full(severity)
+        {
+            let message = format!("the field {} is not declared", quoted(key));
+            let expected = match nearest(key, fields.keys()) {
+                Some(near) => format!("did you mean {}?", quoted(near)),
+                None if RESERVED.contains(&key) => format!("{key} stands beside \"data\", not in it"),
+                None => "declare it in the metadata, or leave it out of the records".to_owned(),
+            };
+            sink.put(severity, &at, Rule::Undeclared, message, expected);
+        }
+        Ok(())
     }
 }
 
@@ -300,7 +435,6 @@ const REQUIRED_EXPECTED: &str =
 
 enum Named {
     Declared(usize),
-    ItemUrl,
     Undeclared(String),
 }
 
@@ -329,7 +463,6 @@ impl Visitor<'_> for FieldKey<'_> {
         }
         Ok(match self.fields.find(key) {
             Some((position, _)) => Named::Declared(position),
-            None if key == ITEM_URL => Named::ItemUrl,
             None => Named::Undeclared(key.to_owned()),
         })
     }
@@ -349,6 +482,9 @@ struct FieldWalk<'a, 'c> {
     element: bool,
     at: &'a At<'a>,
 }
+
+/// The greatest whole number up to which all are exact as floats, JavaScript's only numbers.
+const EXACT_INT_MAX: u128 = 1 << 53;
 
 /// A value that is no array and no object.
 #[derive(Clone, Copy)]
@@ -410,7 +546,7 @@ impl FieldWalk<'_, '_> {
             | (Kind::RichText, Scalar::Text(_))
             | (Kind::Any, _)
             | (Kind::Float(Range { min: None, max: None }), Scalar::Int(_) | Scalar::Float(_)) => {}
-            (Kind::Int(range), Scalar::Int(value)) => self.bounds(range, value, &value.to_string()),
+            (Kind::Int(range), Scalar::Int(value)) => self.int(range, value),
             #[expect(clippy::cast_precision_loss, reason = "bounds of a float are floats")]
             (Kind::Float(range), Scalar::Int(value)) => self.bounds(range, value as f64, &value.to_string()),
             (Kind::Float(range), Scalar::Float(value)) => self.bounds(range, value, &value.to_string()),
@@ -443,6 +579,21 @@ impl FieldWalk<'_, '_> {
             (_, other) => self.mismatch(&other.to_value()),
         }
         Given::Value
+    }
+
+    fn int(self, range: &Range<i128>, value: i128) {
+        if !range.contains(value) {
+            return self.bounds(range, value, &value.to_string());
+        }
+        let why = if i64::try_from(value).is_err() {
+            "does not fit 64 bits with a sign, which most readers use"
+        } else if value.unsigned_abs() > EXACT_INT_MAX {
+            "is over 2^53, where JavaScript rounds"
+        } else {
+            return;
+        };
+        let expected = "declare the field as text, and write it in quotes, if every digit counts";
+        self.cx.walk.sink.warning(self.at, Rule::Precision, format!("the number {value} {why}"), expected);
     }
 
     fn bounds<T: PartialOrd + Copy + fmt::Display>(self, range: &Range<T>, value: T, shown: &str) {
@@ -569,12 +720,14 @@ impl FieldWalk<'_, '_> {
     /// An array of strings and mentions.
     fn rich_text<'de, A: SeqAccess<'de>>(mut self, mut seq: A) -> Result<Given, A::Error> {
         let mut position = 0;
-        while let Some(part) = seq.next_element::<Loose<'de>>()? {
+        loop {
             let at = self.at.position(position);
+            let seed = AnyWalk { sink: &mut self.cx.walk.sink, at: &at, keep: true };
+            let Some(part) = seq.next_element_seed(seed)? else { break };
             position += 1;
             match part {
-                Loose::Text(_) => {}
-                Loose::Other(Value::Object(mention)) => {
+                Value::String(_) => {}
+                Value::Object(mention) => {
                     check_ref(&mut self.cx.walk.sink, &at, &mention, "mention");
                     if let Some(Value::String(ref_type)) = mention.get("ref_type") {
                         self.mention_type(&at, ref_type);
@@ -583,7 +736,7 @@ impl FieldWalk<'_, '_> {
                 other => {
                     let message = format!(
                         "a part of rich text is a string or a mention, and this is {}",
-                        other.shown()
+                        shown(&other)
                     );
                     let expected = "expected \"text\", or {\"ref_type\": \"users\", \"id\": \"7\"}";
                     self.cx.walk.sink.error(&at, Rule::Type, message, expected);
@@ -603,21 +756,23 @@ impl FieldWalk<'_, '_> {
         }
     }
 
-    fn object<'de, A: MapAccess<'de>>(self, mut map: A) -> Result<Given, A::Error> {
+    fn object<'de, A: MapAccess<'de>>(mut self, map: A) -> Result<Given, A::Error> {
         if self.is_whole_collection() {
-            return Ok(self.object_mismatch(&collect(&mut map)?));
+            let members = self.members(map)?;
+            return Ok(self.object_mismatch(&members));
         }
         match &self.field.kind {
             Kind::Struct(Some(index)) => {
                 if let Some(declared) = self.cx.schema.structs.get(*index) {
+                    let mut map = map;
                     self.cx.fields(&declared.fields, self.at, &mut map)?;
                 }
             }
             Kind::Struct(None) | Kind::Privilege(_) | Kind::Participation | Kind::Any => {
-                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                AnyWalk { sink: &mut self.cx.walk.sink, at: self.at, keep: false }.visit_map(map)?;
             }
             Kind::TypedReference(targets) => {
-                let members = collect(&mut map)?;
+                let members = self.members(map)?;
                 check_ref(&mut self.cx.walk.sink, self.at, &members, "typed reference");
                 if let Some(Value::String(ref_type)) = members.get("ref_type")
                     && !ref_type.is_empty()
@@ -632,12 +787,20 @@ impl FieldWalk<'_, '_> {
                 }
             }
             Kind::Permission { role, .. } => {
-                let members = collect(&mut map)?;
+                let members = self.members(map)?;
                 self.permission(&members, role.as_ref());
             }
-            _ => return Ok(self.object_mismatch(&collect(&mut map)?)),
+            _ => {
+                let members = self.members(map)?;
+                return Ok(self.object_mismatch(&members));
+            }
         }
         Ok(Given::Value)
+    }
+
+    /// The members of an object, as they are.
+    fn members<'de, A: MapAccess<'de>>(&mut self, map: A) -> Result<Map<String, Value>, A::Error> {
+        AnyWalk { sink: &mut self.cx.walk.sink, at: self.at, keep: true }.members(map)
     }
 
     fn permission(self, members: &Map<String, Value>, role: Option<&EnumDecl>) {
@@ -829,7 +992,12 @@ impl<'de> Visitor<'de> for FieldWalk<'_, '_> {
             _ => {}
         }
         let mut elements = 0;
-        while seq.next_element::<IgnoredAny>()?.is_some() {
+        loop {
+            let at = self.at.position(elements);
+            let seed = AnyWalk { sink: &mut self.cx.walk.sink, at: &at, keep: false };
+            if seq.next_element_seed(seed)?.is_none() {
+                break;
+            }
             elements += 1;
         }
         if matches!(self.field.kind, Kind::Any) {

@@ -3,8 +3,9 @@
 
 use serde_json::{Map, Value};
 
-use super::finding::{At, Rule, quoted, shown};
+use super::finding::Rule;
 use super::hints::{list, meant_or_one_of};
+use super::path::{At, quoted, shown};
 use super::read::Reader;
 use super::schema::{EnumDecl, FieldDecl, Fields, Kind};
 

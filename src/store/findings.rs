@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 use crate::model::{FINDING_BYTES_MAX, FINDING_KINDS_MAX, FINDINGS_KEPT};
-use crate::record::{FindingCounts, Severity, Tally};
+use crate::record::{FindingCounts, Rule, Severity, Tally};
 
 use super::codec::DecodeError;
 use super::rows::{FINDINGS, FindingRow, Key, LEDGER, LedgerRow, name_of};
@@ -146,8 +146,11 @@ pub(super) fn findings_part(run: &Run, rows: &impl Rows) -> Result<Vec<FindingPa
 pub(super) fn sums(rows: &impl Rows, run: &Key) -> Result<FindingCounts> {
     let mut counts = FindingCounts::default();
     for (kind, row) in all(rows, run)? {
-        let sum = if kind.is_error() { &mut counts.errors } else { &mut counts.warnings };
-        *sum = sum.saturating_add(row.count);
+        if kind.is_error() {
+            counts.errors = counts.errors.saturating_add(row.count);
+        } else {
+            counts.warnings = counts.warnings.saturating_add(Rule::warnings(&kind.rule, row.count));
+        }
     }
     Ok(counts)
 }

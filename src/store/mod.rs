@@ -20,6 +20,7 @@ mod run;
 mod tables;
 mod uploads;
 
+pub(crate) use attachments::rebuild::InheritedLine;
 pub use attachments::{AttachmentCounts, Attachments, FailedAttachment, QueuedAttachment};
 pub(crate) use attachments::{Pending, Settling, UNSETTLED_MAX};
 pub(crate) use batches::states::{BatchInfo, UnsettledBatch};

@@ -4,7 +4,8 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::model::{
-    CONNECTOR_STATE_VALUE, CURSOR_BYTES_MAX, ItemType, RESERVED_VALUE_PREFIX, VALUE_BYTES_MAX, ValueKey,
+    CONNECTOR_STATE_VALUE, CURSOR_BYTES_MAX, FINDINGS_KEPT, ItemType, RESERVED_VALUE_PREFIX, VALUE_BYTES_MAX,
+    ValueKey,
 };
 use crate::record::{Record, Tally};
 
@@ -213,8 +214,22 @@ impl<C> Page<C> {
         self.bookmark.as_ref().and_then(|json| json.as_deref().ok())
     }
 
+    /// Counts what was changed in its records before they became records, with what was found in them.
+    fn count_changes(&mut self) {
+        for (item_type, records) in &self.records {
+            let mut tally = Tally::keeping(FINDINGS_KEPT);
+            for change in records.iter().flat_map(Record::changes) {
+                tally.add(change.clone());
+            }
+            if !tally.is_empty() {
+                self.findings.push((item_type.clone(), tally));
+            }
+        }
+    }
+
     /// Checks every name and value; the first that cannot be stored is the error.
-    pub(crate) fn into_parts(self) -> Result<PageParts<C>> {
+    pub(crate) fn into_parts(mut self) -> Result<PageParts<C>> {
+        self.count_changes();
         Ok(PageParts {
             next: self.next,
             records: self

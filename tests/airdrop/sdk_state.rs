@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use crate::world::{Call, Pages, Source, World, all_of, event, event_with, page_of};
 use chrono::{DateTime, Utc};
-use highwater::airdrop::{Context, Event, OutcomeKind, Window};
+use highwater::airdrop::{AttachmentBody, Context, Event, OutcomeKind, Window};
 use highwater::inspect::check;
+use highwater::record::Attachment;
 use highwater::{Clock, Store, VirtualClock};
 use serde_json::{Value, json};
 
@@ -247,6 +248,78 @@ fn an_attachments_start_of_a_run_that_the_sdk_began_ends_that_run() {
     assert_eq!(failed, left);
     assert_eq!(state["lastSuccessfulSyncStarted"], STARTED);
     assert_eq!(state["toDevRev"]["attachmentsMetadata"]["artifactIds"], json!([]), "nothing is left to do");
+}
+
+#[test]
+fn what_the_sdk_left_of_attachments_costs_no_more_than_the_attachment_that_makes_no_sense() {
+    for version in ["1", "2"] {
+        let (mut world, ear) = (world(), Ear::default());
+        let left = json!({ "attachmentsMetadata": {
+            "artifactIds": ["one"],
+            "lastProcessed": 0,
+            "lastProcessedAttachmentsIdsList": [
+                { "id": 1, "parent_id": 10, "status": "success" },
+                { "id": "2", "parent_id": "10", "status": "failed" },
+            ],
+        }});
+        let state = if version == "1" {
+            let mut state = in_the_middle();
+            state["toDevRev"] = left;
+            flat(&state)
+        } else {
+            of_version_2(&json!({ "toDevRev": left }))
+        };
+        world.airdrop.set_state(&state);
+        let line =
+            |id: Value, parent: Value| json!({ "id": id, "url": "", "file_name": "f", "parent_id": parent });
+        let mut whole = line(json!(4), json!(10));
+        whole["author_id"] = json!(99);
+        whole["grand_parent_id"] = json!(5);
+        let lines = [
+            line(json!(1), json!("10")),
+            line(json!("2"), json!(10)),
+            line(json!({}), json!(10)),
+            whole,
+            json!("no object"),
+            line(json!("5"), json!("10")),
+        ];
+        world.airdrop.keep("one", &lines);
+        for (event_type, request) in [("START", "900"), ("CONTINUE", "901")] {
+            world.lose_disk();
+            let mut source = source(&world.clock, &ear);
+            source.open = Some(Box::new(|attachment: &Attachment| {
+                assert!(["4", "5"].contains(&attachment.id.as_str()), "{attachment:?}");
+                Ok(AttachmentBody::new(std::io::Cursor::new(b"bytes".to_vec())))
+            }));
+            let event = event(&format!("EXTRACTION_ATTACHMENTS_{event_type}"), "run of the SDK", request);
+            let outcome = world.serve(&mut source, &event);
+            if event_type == "START" {
+                let outcome = outcome.unwrap();
+                assert_eq!(outcome.kind, OutcomeKind::Done, "version {version}");
+                assert_eq!((outcome.attachments.settled, outcome.attachments.failed), (2, 3));
+            }
+        }
+        let mut settled = world.airdrop.lines_of("run of the SDK", "ssor_attachment");
+        settled.sort_by_key(|line| line["id"]["external"].to_string());
+        let told: Vec<_> = settled
+            .iter()
+            .map(|line| {
+                (&line["id"]["external"], &line["parent_id"]["external"], &line["actor_id"]["external"])
+            })
+            .collect();
+        let (four, five, ten, none) = (json!("4"), json!("5"), json!("10"), Value::Null);
+        assert_eq!(told, [(&four, &ten, &json!("99")), (&five, &ten, &none)]);
+        let failed: Vec<_> =
+            world.store.sync_unit("unit").unwrap().failed_attachments().map(Result::unwrap).collect();
+        let listed: Vec<_> =
+            failed.iter().map(|failed| (failed.attachment.id.as_str(), failed.reason.as_str())).collect();
+        assert_eq!(listed[0], ("2", "the TypeScript SDK gave it up"));
+        assert!(listed[1].0 == "(line 3 of artifact 1)" && listed[1].1.contains("`id`"), "{listed:?}");
+        assert!(
+            listed[2].0 == "(line 5 of artifact 1)" && listed[2].1.contains("makes no sense"),
+            "{listed:?}"
+        );
+    }
 }
 
 /// What the SDK had left to do of the attachments of one artifact, and that artifact.

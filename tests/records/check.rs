@@ -157,7 +157,7 @@ fn a_bool_is_true_or_false() {
 
 #[test]
 fn an_int_is_a_number_without_decimals_within_its_bounds() {
-    passes("int", &[json!(0), json!(-7), json!(i64::MIN), json!(u64::MAX)]);
+    passes("int", &[json!(0), json!(-7), json!(1_u64 << 53)]);
     assert_eq!(checker("issues").check_line(r#"{"id":"1","data":{"int":-0}}"#), []);
     fails("int", json!(1.5), Rule::Type, "", &["1.5", "round it"]);
     fails("int", json!(3.0), Rule::Type, "", &["3.0", "write 3"]);
@@ -565,7 +565,7 @@ fn a_line_that_is_no_json_is_one_finding() {
     assert_eq!(checker("issues").check_line(&deep)[0].rule, Rule::Json);
     let deep =
         format!("{{\"id\":\"1\",\"data\":{{\"nobody\":{}{}}}}}", "[".repeat(100_000), "]".repeat(100_000));
-    assert_eq!(checker("issues").check_line(&deep)[0].rule, Rule::Undeclared);
+    assert_eq!(checker("issues").check_line(&deep)[0].rule, Rule::Json);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Records: normalised by the metadata, and checked.
 
+mod border;
 mod check;
 mod metadata;
 mod normalize;

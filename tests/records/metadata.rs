@@ -168,7 +168,7 @@ fn everything_is_found_at_once_in_the_order_of_the_document() {
   "record_types": {
     "issues": {
       "fields": {
-        "id": {"type": "text"},
+        "created_date": {"type": "text"},
         "owner": {"type": "reference", "reference": {"refers_to": {"#record:user": {}}}},
         "prio": {"type": "enum", "enum": {"values": []}}
       }
@@ -182,7 +182,7 @@ fn everything_is_found_at_once_in_the_order_of_the_document() {
         places,
         [
             (2, "schema_version".to_owned()),
-            (6, "record_types.issues.fields.id".to_owned()),
+            (6, "record_types.issues.fields.created_date".to_owned()),
             (7, "record_types.issues.fields.owner.reference.refers_to.#record:user".to_owned()),
             (8, "record_types.issues.fields.prio.enum".to_owned()),
             (11, "record_types.users.nmae".to_owned()),
@@ -356,12 +356,13 @@ fn an_unknown_field_type_is_an_error_that_names_the_nearest() {
 }
 
 #[test]
-fn reserved_fields_are_not_declared() {
-    for key in ["id", "created_date", "modified_date"] {
+fn dates_that_every_record_has_need_no_declaration() {
+    for key in ["created_date", "modified_date"] {
         let path = format!("record_types.issues.fields.{key}");
-        error(
+        one(
             &format!("{ISSUES}/fields/{key}"),
             json!({"type": "text"}),
+            Severity::Warning,
             Rule::ReservedField,
             &path,
             &["remove it"],

@@ -187,37 +187,30 @@ fn floats_are_read_by_the_grammar_of_json() {
 }
 
 #[test]
-fn a_stand_in_is_no_value_unless_it_is_one_of_the_fields_own() {
-    for field in [
-        "int", "float", "bool", "owner", "prio", "day", "at", "about", "home", "tags", "owners", "sizes",
-        "homes",
-    ] {
-        for stand_in in [
-            json!(""),
-            json!("  "),
-            json!("null"),
-            json!("NULL"),
-            json!("N/A"),
-            json!("n/a"),
-            json!(-1),
-            json!("-1"),
-        ] {
-            becomes(field, &[(stand_in, json!(null))]);
+fn a_stand_in_is_no_value_only_where_the_type_cannot_hold_it() {
+    for field in ["int", "float", "bool", "prio", "day", "at", "home", "tags", "sizes", "homes", "days"] {
+        for stand_in in ["", "  ", "null", "NULL", "N/A", "n/a"] {
+            becomes(field, &[(json!(stand_in), json!(null))]);
         }
     }
-    // An empty text is a text, and so is a number that becomes one.
-    becomes(
-        "text",
-        &[
-            (json!(""), json!("")),
-            (json!(" "), json!(" ")),
-            (json!(-1), json!("-1")),
-            (json!("-1"), json!("-1")),
-            (json!("N/A"), json!(null)),
-            (json!("null"), json!(null)),
-        ],
-    );
-    becomes("rich", &[(json!(""), json!("")), (json!("N/A"), json!(null))]);
+    // No id is blank; anything else may be one.
+    for field in ["owner", "about", "owners"] {
+        becomes(field, &[(json!(""), json!(null)), (json!("  "), json!(null))]);
+    }
+    becomes("owner", &[(json!("null"), json!("null")), (json!(-1), json!("-1"))]);
+    becomes("owners", &[(json!("N/A"), json!(["N/A"])), (json!(-1), json!(["-1"]))]);
+    // -1 is a number, and no word for none.
+    becomes("int", &[(json!(-1), json!(-1)), (json!("-1"), json!(-1))]);
+    becomes("float", &[(json!(-1), json!(-1))]);
+    becomes("sizes", &[(json!(-1), json!([-1]))]);
+    refused("bool", &[(json!(-1), "the number -1")]);
+    refused("at", &[(json!(-1), "seconds, milliseconds, or no moment")]);
+    refused("prio", &[(json!("-1"), "\"-1\"")]);
+    // A text holds any text.
+    for text in ["", " ", "-1", "N/A", "Null"] {
+        becomes("text", &[(json!(text), json!(text))]);
+        becomes("rich", &[(json!(text), json!(text))]);
+    }
     // Own values: the keys of an enum, numbers within bounds that are below 0, the default.
     becomes(
         "answer",
@@ -232,7 +225,7 @@ fn a_stand_in_is_no_value_unless_it_is_one_of_the_fields_own() {
     becomes("degrees", &[(json!(-1), json!(-1)), (json!("-1"), json!(-1))]);
     let rules = normalizer().rule("balance", FieldRule::new().null_if([-1, -999]));
     becomes_with(&rules, "balance", &[(json!(-1), json!(-1)), (json!(-999), json!(null))]);
-    becomes("none_is_none", &[(json!("N/A"), json!("N/A")), (json!("null"), json!(null))]);
+    becomes("none_is_none", &[(json!("N/A"), json!("N/A")), (json!("null"), json!("null"))]);
 }
 
 #[test]
@@ -509,7 +502,7 @@ fn lists_in_a_string_become_arrays() {
     refused("owners", &[(json!("1,2;3"), "both ';' and ','")]);
     becomes(
         "sizes",
-        &[(json!("1;2;3"), json!([1, 2, 3])), (json!("12"), json!([12])), (json!([-1, "4"]), json!([4]))],
+        &[(json!("1;2;3"), json!([1, 2, 3])), (json!("12"), json!([12])), (json!(["N/A", "4"]), json!([4]))],
     );
     refused("sizes", &[(json!("1,x"), "\"x\"")]);
     becomes(
@@ -680,7 +673,7 @@ fn the_id_and_the_dates_are_converted_like_fields() {
         line(json!({"created_date": 1_577_836_800, "id": "7", "modified_date": ""})).unwrap(),
         r#"{"id":"7","created_date":"2020-01-01T00:00:00Z","data":{}}"#
     );
-    for raw in [json!({}), json!({"id": null}), json!({"id": ""}), json!({"id": "N/A"})] {
+    for raw in [json!({}), json!({"id": null}), json!({"id": ""}), json!({"id": " "})] {
         let findings = line(raw).unwrap_err();
         assert_eq!(findings.iter().next().unwrap().rule, Rule::Id, "{findings}");
         assert_eq!(findings.len(), 1, "{findings}");
@@ -701,7 +694,8 @@ fn what_is_converted_is_checked_too() {
     let strict = Normalizer::from_metadata(&metadata(), "strict").unwrap();
     let rule = |raw: Value| strict.normalize(&raw).unwrap_err().iter().next().unwrap().rule;
     assert_eq!(rule(json!({"id": "1"})), Rule::Required);
-    assert_eq!(rule(json!({"id": "1", "title": "N/A"})), Rule::Required);
+    let said = strict.clone().null_if(["N/A"]).normalize(&json!({"id": "1", "title": "N/A"}));
+    assert_eq!(said.unwrap_err().iter().next().unwrap().rule, Rule::Required);
     assert_eq!(rule(json!({"id": "1", "title": ""})), Rule::Bounds);
     // A value that could not be converted is one finding, not two.
     assert_eq!(strict.normalize(&json!({"id": "1", "title": {}})).unwrap_err().len(), 1);
@@ -1148,7 +1142,10 @@ proptest! {
         let metadata = metadata_of(&shapes);
         prop_assert_eq!(metadata.check(), vec![]);
         let line = line_of(&values);
-        prop_assert_eq!(Checker::new(&metadata, "things").unwrap().check_line(&line), vec![]);
+        // Ints that JavaScript rounds are right, and warned of.
+        let mut findings = Checker::new(&metadata, "things").unwrap().check_line(&line);
+        findings.retain(|finding| finding.rule != Rule::Precision);
+        prop_assert_eq!(findings, vec![]);
         let record = Normalizer::from_metadata(&metadata, "things").unwrap().normalize_json(&line);
         prop_assert_eq!(record.map(|record| record.to_line()), Ok(line));
     }
@@ -1165,6 +1162,7 @@ proptest! {
         let place = format!("data.f{index}");
         let error_there = findings.iter().any(|finding| finding.is_error() && finding.path.to_string().starts_with(&place));
         prop_assert!(error_there, "{findings:?}");
-        prop_assert!(findings.iter().all(|finding| finding.path.to_string().starts_with(&place)), "{findings:?}");
+        let mut told = findings.iter().filter(|finding| finding.rule != Rule::Precision);
+        prop_assert!(told.all(|finding| finding.path.to_string().starts_with(&place)), "{findings:?}");
     }
 }

@@ -1,5 +1,6 @@
 //! The program over HTTP, with the synthetic worker and with workers of the tests' own.
 
+mod audit;
 mod faults;
 #[path = "../../../tests/support/served.rs"]
 mod served;

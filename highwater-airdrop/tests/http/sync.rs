@@ -105,6 +105,30 @@ fn worker() {
     let plan: Vec<&str> = plan.split(' ').collect();
     match plan[life.min(plan.len() - 1)] {
         "die" => std::process::abort(),
+        "babble" => {
+            let noise = vec![b'x'; 64 * 1024];
+            for _ in 0..512 {
+                std::io::stdout().write_all(&noise).unwrap();
+            }
+            send(&event, &answer_to(&event, "DONE"));
+        }
+        "orphan" => {
+            #[allow(clippy::zombie_processes, reason = "it is left behind on purpose")]
+            let child = Command::new("sleep").arg("600").spawn().unwrap();
+            fs::write(format!("{notes}.orphan"), child.id().to_string()).unwrap();
+            send(&event, &answer_to(&event, "DONE"));
+        }
+        "twice" => {
+            send(&event, &answer_to(&event, "DONE"));
+            let mut other = answer_to(&event, "DONE");
+            other["event_data"] = json!({ "artifacts": [] });
+            send(&event, &other);
+        }
+        "unknown" => {
+            let mut message = answer_to(&event, "DONE");
+            message["event_type"] = json!("UNKNOWN_EVENT_TYPE");
+            send(&event, &message);
+        }
         "fail" => panic!("on purpose"),
         "sleep" => std::thread::sleep(Duration::from_secs(600)),
         "say-and-die" => {
@@ -271,6 +295,85 @@ fn an_error_ends_the_sync_unless_the_phase_may_be_started_again() {
     let runs: Vec<_> = events.iter().map(|event| &event["payload"]["event_context"]["run_id"]).collect();
     assert!(runs.iter().all(|run| *run == runs[0]), "{runs:?}");
     world.report("DONE DONE ERROR DONE", &["--retry-errors", "1"], 0);
+}
+
+#[test]
+fn whatever_a_worker_does_is_told_and_nothing_of_it_stays_behind() {
+    let world = World::new();
+    let report = world.report("babble orphan twice DONE", &["--quiet"], 3);
+    let rules: Vec<_> = report["audit"]["findings"].as_array().unwrap().iter().map(|f| &f["rule"]).collect();
+    assert_eq!(rules, ["answered-twice"], "{report}");
+    let log = fs::metadata(world.platform().join("worker.log")).unwrap().len();
+    assert!(log < 17 * 1024 * 1024, "{log} bytes of what it printed are kept");
+    let orphan = fs::read_to_string(world.dir.path().join("notes.orphan")).unwrap();
+    let state = fs::read_to_string(format!("/proc/{orphan}/stat")).unwrap_or_default();
+    assert!(!state.contains("(sleep) S"), "it lives: {state}");
+
+    let world = World::new();
+    let output = world.sync("unknown", &[]);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("try --names newer"), "{}", said(&output));
+    let output = Command::new(AIRDROP)
+        .args(["sync", "--dir"])
+        .arg(world.dir.path().join("other"))
+        .args(["--", "/nowhere/worker", "{event}"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said(&output).contains("cannot start the worker /nowhere/worker"), "{}", said(&output));
+}
+
+#[test]
+fn what_an_event_says_can_be_set_and_a_key_in_a_file_is_told_to_nobody_else() {
+    let world = World::new();
+    let key = world.dir.path().join("key.json");
+    fs::write(&key, r#"{"org_id":"acme","key":"a secret"}"#).unwrap();
+    let at_key = format!("@{}", key.display());
+    let options = [
+        &["--connection-data", &at_key, "--event-context", r#"{"import_slug":"mine","added":7}"#][..],
+        &["--extraction-start", "2026-01-02T00:00:00Z", "--extraction-end", "unbounded"],
+        &["--mode", "incremental", "--env", "WHO=me"],
+    ]
+    .concat();
+    let report = world.report("DONE", &options, 0);
+    assert_eq!((&report["initial"], &report["messages"]), (&json!(false), &json!(3)));
+    let payload = &world.events()[1]["payload"];
+    assert_eq!(payload["connection_data"], json!({ "org_id": "acme", "key": "a secret" }));
+    let context = &payload["event_context"];
+    assert_eq!((&context["mode"], &context["added"]), (&json!("INCREMENTAL"), &json!(7)));
+    assert_eq!(context["import_slug"], "mine");
+    let start = json!({ "type": "absolute_time", "value": "2026-01-02T00:00:00Z" });
+    assert_eq!(context["extraction_start_time"], start);
+    assert_eq!(context["extraction_end_time"], json!({ "type": "unbounded" }));
+    let wrong = world.sync("DONE", &["--connection-data", "a secret"]);
+    assert_eq!(wrong.status.code(), Some(1));
+    assert!(!said(&wrong).contains("a secret"), "{}", said(&wrong));
+}
+
+#[test]
+fn a_full_table_of_open_files_does_not_end_the_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = Command::new("sh")
+        .args(["-c", "ulimit -n 128; exec \"$0\" serve --dir \"$1\"", AIRDROP])
+        .arg(dir.path())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut base = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut base).unwrap();
+    let host = base.trim_end().strip_prefix("http://").unwrap().to_owned();
+    let idle: Vec<TcpStream> = (0..400).map(|_| TcpStream::connect(&host).unwrap()).collect();
+    for _ in 0..3 {
+        let mut connection = TcpStream::connect(&host).unwrap();
+        write!(connection, "GET /faults HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+    drop(idle);
+    assert!(child.try_wait().unwrap().is_none(), "it serves on");
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 #[test]

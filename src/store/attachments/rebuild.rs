@@ -5,7 +5,7 @@
 //! them; so what lies before the checkpoint's position need not be known again, but for the unsettled few that it names.
 
 use crate::error::{Error, Result};
-use crate::model::ArtifactId;
+use crate::model::{ArtifactId, Micros};
 use crate::record::Attachment;
 
 use super::super::checkpoint::form::{FailedPart, Position, QueueCountsPart, QueuePart, UnsettledPart};
@@ -28,6 +28,17 @@ const INHERITED_LINES_MAX: u64 = 1 << 40;
 
 /// Bytes of failed attachments that a checkpoint keeps; of more, the oldest are left out.
 const FAILED_BYTES_MAX: usize = 20_000;
+
+/// What is to become of a line that another library had announced when it left the run to us.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum InheritedLine {
+    /// Its attachment was worked off.
+    Settled,
+    /// Its attachment is still to be worked off: the line, as one of ours.
+    Queued(String),
+    /// Its attachment is given up: a line to list it by, and why.
+    Failed { json: String, reason: String },
+}
 
 impl Run {
     /// The artifacts whose lines are still to be queued here, by seq; none unless a checkpoint brought the run back.
@@ -76,13 +87,13 @@ impl Run {
         })
     }
 
-    /// Queues the lines of an artifact again. Of one that was inherited, `settled` says which were worked off before: by
-    /// the place of the artifact, that of the line in it, the attachment's id and its parent's.
+    /// Queues the lines of an artifact again. Of one that was inherited, `judge` says what is to become of each: by the place
+    /// of the artifact, that of the line in it, and the line.
     pub(crate) fn load_file(
         &self,
         seq: u64,
         lines: &[u8],
-        settled: impl Fn(u64, u64, &Attachment) -> bool,
+        judge: impl Fn(u64, u64, &str) -> InheritedLine,
     ) -> Result<()> {
         self.change(|change, _| {
             let mut file = change.need(&FILES, &self.batch_key(seq))?;
@@ -100,21 +111,13 @@ impl Run {
             for (at, line) in (0..).zip(lines) {
                 let number = file.first + at;
                 let line = String::from_utf8_lossy(line);
-                let key = self.run_key().and_number(number);
-                if let Some(place) = inherited
-                    && settled(place, at, &Attachment::from_line(&line)?)
-                {
-                    continue;
-                }
-                match change.get(&ATTACHMENTS, &key)? {
-                    // The checkpoint told only its number.
-                    Some(row) if row.json.is_empty() => {
-                        let attachment = Attachment::from_line(&line)?;
-                        note_seen(change, self.unit_no, self.no, number, &attachment, false)?;
-                        change.put(&ATTACHMENTS, &key, &AttachmentRow { json: line.into_owned(), ..row })?;
+                match inherited.map(|place| judge(place, at, &line)) {
+                    None => self.load_line(change, &mut queue, number, &line)?,
+                    Some(InheritedLine::Queued(line)) => self.load_line(change, &mut queue, number, &line)?,
+                    Some(InheritedLine::Settled) => {}
+                    Some(InheritedLine::Failed { json, reason }) => {
+                        self.fail_inherited(change, &mut queue, number, json, reason)?;
                     }
-                    None if number >= queue.position => queue_line(self, change, &mut queue, number, &line)?,
-                    _ => {}
                 }
             }
             file.items = items;
@@ -122,6 +125,41 @@ impl Run {
             change.put(&FILES, &self.batch_key(seq), &file)?;
             change.put(&QUEUES, &self.run_key(), &queue)
         })
+    }
+
+    fn load_line(&self, change: &Change<'_>, queue: &mut QueueRow, number: u64, line: &str) -> Result<()> {
+        let key = self.run_key().and_number(number);
+        match change.get(&ATTACHMENTS, &key)? {
+            // The checkpoint told only its number.
+            Some(row) if row.json.is_empty() => {
+                let attachment = Attachment::from_line(line)?;
+                note_seen(change, self.unit_no, self.no, number, &attachment, false)?;
+                change.put(&ATTACHMENTS, &key, &AttachmentRow { json: line.to_owned(), ..row })
+            }
+            None if number >= queue.position => queue_line(self, change, queue, number, line),
+            _ => Ok(()),
+        }
+    }
+
+    /// Lists an inherited attachment as given up, unless a life before this one did.
+    fn fail_inherited(
+        &self,
+        change: &Change<'_>,
+        queue: &mut QueueRow,
+        number: u64,
+        json: String,
+        reason: String,
+    ) -> Result<()> {
+        let key = self.run_key().and_number(number);
+        if number < queue.position || change.get(&FAILED, &key)?.is_some() {
+            return Ok(());
+        }
+        queue.counts.queued += 1;
+        queue.counts.failed += 1;
+        let attachment = Attachment::from_line(&json)?;
+        note_seen(change, self.unit_no, self.no, number, &attachment, true)?;
+        let failed_at = Micros::from_time(self.inner.clock.now());
+        change.put(&FAILED, &key, &FailedRow { json, reason, tries: 0, failed_at })
     }
 
     /// Records that the queue is whole again.

@@ -1,0 +1,339 @@
+//! A record: one JSON object that becomes one line of an artifact.
+
+use chrono::{DateTime, FixedOffset, SecondsFormat};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::finding::{Finding, Rule, Severity};
+use super::moment;
+use super::path::FieldPath;
+use super::text::{self, DEPTH_MAX, Flaw, Flawed, Look};
+use crate::error::{Error, Result};
+use crate::model::{BATCH_BYTES_MAX, ID_BYTES_MAX, Micros};
+
+/// A date beside `data`: the moment, and how it is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Date {
+    at: Micros,
+    text: Box<str>,
+}
+
+impl Date {
+    fn new(at: DateTime<FixedOffset>) -> Self {
+        let text = at.to_rfc3339_opts(SecondsFormat::AutoSi, true).into_boxed_str();
+        Self { at: Micros::from_time(at.to_utc()), text }
+    }
+
+    /// Keeps the text as it is, if it is RFC 3339 with offset.
+    fn from_text(text: String) -> Option<Self> {
+        let at = DateTime::parse_from_rfc3339(&text).ok()?;
+        Some(Self { at: Micros::from_time(at.to_utc()), text: text.into_boxed_str() })
+    }
+}
+
+/// One record, ready to be a line of an artifact.
+#[derive(Debug, Clone)]
+pub struct Record {
+    id: Option<String>,
+    created: Option<Date>,
+    modified: Option<Date>,
+    operation: Option<String>,
+    /// A JSON object on one line: the record's `data`, or, without an id, the whole line.
+    object: Box<str>,
+    /// What was changed in it on the way here.
+    changes: Vec<Finding>,
+}
+
+/// Two records are equal if their lines are, whatever was changed on the way.
+impl PartialEq for Record {
+    fn eq(&self, other: &Self) -> bool {
+        let parts = |record: &Self| {
+            (record.id.clone(), record.created.clone(), record.modified.clone(), record.operation.clone())
+        };
+        self.object == other.object && parts(self) == parts(other)
+    }
+}
+
+impl Eq for Record {}
+
+impl Record {
+    /// A record with `data` from anything that serialises to a JSON object.
+    ///
+    /// ```
+    /// use highwater::Record;
+    /// #[derive(serde::Serialize)]
+    /// struct Issue { title: String }
+    /// let record = Record::new("ISSUE-1", &Issue { title: "a crash".into() })?;
+    /// assert_eq!(record.to_line(), r#"{"id":"ISSUE-1","data":{"title":"a crash"}}"#);
+    /// # Ok::<(), highwater::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `Record` if the data is no JSON object, or the id is empty, or over [`ID_BYTES_MAX`]
+    /// bytes, or the record is over [`BATCH_BYTES_MAX`] bytes.
+    pub fn new(id: impl Into<String>, data: &impl Serialize) -> Result<Self> {
+        let id = checked_id(id.into())?;
+        let object = serde_json::to_string(data).map_err(|error| refused(&id, error.to_string()))?;
+        Self::with_object(Some(id), object)
+    }
+
+    /// A record whose `data` is JSON text already; it is checked, not rewritten.
+    ///
+    /// # Errors
+    /// As [`Record::new`]; also if the text is not JSON.
+    pub fn from_raw(id: impl Into<String>, data: &str) -> Result<Self> {
+        let id = checked_id(id.into())?;
+        let object = checked_json(&id, data)?;
+        Self::with_object(Some(id), object)
+    }
+
+    /// A line that is no id-and-data record: the whole JSON object is the line.
+    ///
+    /// # Errors
+    /// As [`Record::new`].
+    pub fn flat(line: &impl Serialize) -> Result<Self> {
+        let object = serde_json::to_string(line).map_err(|error| refused("(flat)", error.to_string()))?;
+        Self::with_object(None, object)
+    }
+
+    /// As [`Record::flat`], from JSON text, which is checked, not rewritten.
+    ///
+    /// # Errors
+    /// As [`Record::new`]; also if the text is not JSON.
+    pub fn flat_raw(line: &str) -> Result<Self> {
+        let object = checked_json("(flat)", line)?;
+        Self::with_object(None, object)
+    }
+
+    /// Sets when the source says that it was created. The offset is kept as given.
+    #[must_use]
+    pub fn created(mut self, at: impl Into<DateTime<FixedOffset>>) -> Self {
+        self.created = Some(Date::new(at.into()));
+        self
+    }
+
+    /// Sets when the source says that it was last modified. The offset is kept as given.
+    #[must_use]
+    pub fn modified(mut self, at: impl Into<DateTime<FixedOffset>>) -> Self {
+        self.modified = Some(Date::new(at.into()));
+        self
+    }
+
+    /// As [`Record::created`], in the source's own words: RFC 3339 with offset and seconds, kept to the last digit.
+    ///
+    /// ```
+    /// use highwater::Record;
+    /// let record = Record::new("ISSUE-1", &serde_json::json!({}))?.created_text("2020-01-01T00:00:00.000Z")?;
+    /// assert_eq!(record.to_line(), r#"{"id":"ISSUE-1","created_date":"2020-01-01T00:00:00.000Z","data":{}}"#);
+    /// assert!(record.modified_text("yesterday").is_err());
+    /// # Ok::<(), highwater::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `Record` if the text is no such moment.
+    pub fn created_text(mut self, text: &str) -> Result<Self> {
+        self.created = Some(self.date("created_date", text)?);
+        Ok(self)
+    }
+
+    /// As [`Record::modified`], in the source's own words: see [`Record::created_text`].
+    ///
+    /// # Errors
+    /// `Record` if the text is no such moment.
+    pub fn modified_text(mut self, text: &str) -> Result<Self> {
+        self.modified = Some(self.date("modified_date", text)?);
+        Ok(self)
+    }
+
+    fn date(&self, field: &str, text: &str) -> Result<Date> {
+        let date = if moment::is_timestamp(text) { Date::from_text(text.to_owned()) } else { None };
+        date.ok_or_else(|| {
+            let found: String = text.chars().take(40).collect();
+            let reason = format!("{field} is {found:?}, expected RFC 3339 with offset: 2020-12-31T23:59:59Z");
+            refused(self.id.as_deref().unwrap_or("(flat)"), reason)
+        })
+    }
+
+    /// Sets what happened to it: `created`, `updated`, `deleted`.
+    #[must_use]
+    pub fn operation(mut self, operation: impl Into<String>) -> Self {
+        self.operation = Some(operation.into());
+        self
+    }
+
+    /// Sets the dates as they were written; what is no RFC 3339 with offset is left out.
+    pub(super) fn with_dates(mut self, created: Option<String>, modified: Option<String>) -> Self {
+        self.created = created.and_then(Date::from_text);
+        self.modified = modified.and_then(Date::from_text);
+        self
+    }
+
+    pub(super) fn with_changes(mut self, mut changes: Vec<Finding>) -> Self {
+        changes.append(&mut self.changes);
+        self.changes = changes;
+        self
+    }
+
+    pub(super) fn with_operation(mut self, operation: Option<String>) -> Self {
+        self.operation = operation;
+        self
+    }
+
+    /// What was changed in it before it became this record, as warnings: halves of characters that became U+FFFD, and,
+    /// if a [`Normalizer`](super::Normalizer) made it, stand-ins that became `null` and undeclared fields that were left
+    /// out. Staged with a page, they are counted with the findings of the run, by field.
+    ///
+    /// ```
+    /// use highwater::Record;
+    /// let record = Record::from_raw("7", r#"{"title":"cut \ud83d"}"#)?;
+    /// assert_eq!(record.to_line(), r#"{"id":"7","data":{"title":"cut \ufffd"}}"#);
+    /// assert_eq!(record.changes()[0].path.to_string(), "data.title");
+    /// # Ok::<(), highwater::Error>(())
+    /// ```
+    pub fn changes(&self) -> &[Finding] {
+        &self.changes
+    }
+
+    /// The id, unless the record is flat.
+    pub fn id(&self) -> Option<&str> {
+        self.id.as_deref()
+    }
+
+    pub(crate) fn created_micros(&self) -> Option<Micros> {
+        self.created.as_ref().map(|date| date.at)
+    }
+
+    pub(crate) fn modified_micros(&self) -> Option<Micros> {
+        self.modified.as_ref().map(|date| date.at)
+    }
+
+    /// The record as one line of JSON, without the newline.
+    pub fn to_line(&self) -> String {
+        let mut line = Vec::with_capacity(self.object.len() + 160);
+        self.write_line(&mut line);
+        // Every part is text.
+        String::from_utf8_lossy(&line).into_owned()
+    }
+
+    /// Appends the line, without the newline.
+    pub(crate) fn write_line(&self, out: &mut Vec<u8>) {
+        let Some(id) = &self.id else {
+            out.extend_from_slice(self.object.as_bytes());
+            return;
+        };
+        out.extend_from_slice(b"{\"id\":");
+        write_string(out, id);
+        for (key, date) in [("created_date", &self.created), ("modified_date", &self.modified)] {
+            if let Some(date) = date {
+                out.extend_from_slice(b",\"");
+                out.extend_from_slice(key.as_bytes());
+                out.extend_from_slice(b"\":\"");
+                out.extend_from_slice(date.text.as_bytes());
+                out.push(b'"');
+            }
+        }
+        if let Some(operation) = &self.operation {
+            out.extend_from_slice(b",\"operation\":");
+            write_string(out, operation);
+        }
+        out.extend_from_slice(b",\"data\":");
+        out.extend_from_slice(self.object.as_bytes());
+        out.push(b'}');
+    }
+
+    fn with_object(id: Option<String>, object: String) -> Result<Self> {
+        let name = id.as_deref().unwrap_or("(flat)");
+        if !object.starts_with('{') {
+            let found: String = object.chars().take(40).collect();
+            return Err(refused(name, format!("expected a JSON object, found {found}")));
+        }
+        if object.len() as u64 > BATCH_BYTES_MAX {
+            return Err(refused(
+                name,
+                format!("it is {} bytes, over the limit of {BATCH_BYTES_MAX}", object.len()),
+            ));
+        }
+        let (object, changes) = strict(id.as_deref(), object)?;
+        Ok(Self {
+            id,
+            created: None,
+            modified: None,
+            operation: None,
+            object: object.into_boxed_str(),
+            changes,
+        })
+    }
+}
+
+/// Makes JSON text what every reader takes: half a character becomes U+FFFD, byte for byte.
+///
+/// # Errors
+/// `Record`, if it is nested deeper, or has a number greater, than readers hold.
+fn strict(id: Option<&str>, object: String) -> Result<(String, Vec<Finding>)> {
+    // With an id, it stands under "data".
+    let levels = DEPTH_MAX - usize::from(id.is_some());
+    let found = text::flaws(object.as_bytes(), Look::Strict, levels);
+    let mut changes = Vec::new();
+    for Flawed { flaw, range, path } in found {
+        let path = if id.is_some() { path.under("data") } else { path };
+        let reason = match flaw {
+            Flaw::Surrogate => {
+                let mut finding = surrogate_replaced(path);
+                finding.record = id.map(str::to_owned);
+                changes.push(finding);
+                continue;
+            }
+            Flaw::Control(_) => continue,
+            Flaw::TooDeep => format!("it is nested deeper than {levels} levels at {}", cut_path(&path)),
+            Flaw::TooLarge => {
+                let number: String = object.get(range).unwrap_or_default().chars().take(40).collect();
+                format!("the number {number} at {} is greater than readers hold, 1.8e308", cut_path(&path))
+            }
+        };
+        return Err(refused(id.unwrap_or("(flat)"), reason));
+    }
+    if changes.is_empty() {
+        return Ok((object, changes));
+    }
+    let mut bytes = object.into_bytes();
+    text::replace_surrogates(&mut bytes);
+    // An escape was replaced by an escape, so it is text as before.
+    Ok((String::from_utf8_lossy(&bytes).into_owned(), changes))
+}
+
+/// The beginning of a place, for a message.
+fn cut_path(path: &FieldPath) -> String {
+    path.to_string().chars().take(120).collect()
+}
+
+/// What is said of half a character that was replaced.
+pub(super) fn surrogate_replaced(path: FieldPath) -> Finding {
+    let message = "an unpaired surrogate, a character cut in half, became U+FFFD".to_owned();
+    Finding::new(Severity::Warning, Rule::Surrogate, path, message)
+        .expecting("cut text between characters, not between UTF-16 code units")
+}
+
+pub(super) fn refused(id: &str, reason: String) -> Error {
+    Error::Record { id: id.chars().take(80).collect(), reason }
+}
+
+fn checked_id(id: String) -> Result<String> {
+    if id.is_empty() || id.len() > ID_BYTES_MAX {
+        let reason = format!("an id has 1 to {ID_BYTES_MAX} bytes, this one {}", id.len());
+        return Err(refused(&id, reason));
+    }
+    Ok(id)
+}
+
+/// Checks JSON text; what stands on several lines is put on one (a newline cannot be inside a JSON string).
+fn checked_json(id: &str, text: &str) -> Result<String> {
+    let value: &RawValue = serde_json::from_str(text).map_err(|error| refused(id, error.to_string()))?;
+    let text = value.get();
+    Ok(if text.contains(['\n', '\r']) { text.replace(['\n', '\r'], " ") } else { text.to_owned() })
+}
+
+fn write_string(out: &mut Vec<u8>, text: &str) {
+    // A string always serialises, and a vector takes every write.
+    let written = serde_json::to_writer(&mut *out, text);
+    debug_assert!(written.is_ok());
+}

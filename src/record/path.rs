@@ -1,0 +1,245 @@
+//! Places in a JSON document, and how what stands there is shown: cut and escaped.
+
+use std::fmt::{self, Write as _};
+use std::ops::Range;
+
+use serde::{Serialize, Serializer};
+use serde_json::Value;
+
+/// A place in a JSON document: `record_types.issue.fields.owner`, `data.tags[2]`, `data["odd key"]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FieldPath(Vec<Step>);
+
+/// One step into a JSON document.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Step {
+    Key(String),
+    Position(usize),
+}
+
+impl Step {
+    /// The step to a member. Of a long key, the beginning is enough to find it by.
+    pub(super) fn key(key: &str) -> Self {
+        Step::Key(cut(key, KEY_CHARS))
+    }
+}
+
+/// Characters of a key in a path.
+const KEY_CHARS: usize = 200;
+
+impl FieldPath {
+    /// Whether it is the document as a whole.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn steps(&self) -> &[Step] {
+        &self.0
+    }
+
+    /// Whether it is the place `outer`, or inside of it.
+    pub(super) fn is_within(&self, outer: &FieldPath) -> bool {
+        self.0.starts_with(&outer.0)
+    }
+
+    pub(super) fn from_steps(steps: Vec<Step>) -> Self {
+        Self(steps)
+    }
+
+    /// The same place, in a document in which this one is the member `key`.
+    pub(super) fn under(mut self, key: &str) -> Self {
+        self.0.insert(0, Step::key(key));
+        self
+    }
+
+    /// The path as text with `[]` for each position.
+    pub(super) fn without_positions(&self) -> String {
+        let mut text = String::new();
+        // A string takes every write.
+        let written = write_steps(&mut text, &self.0, false);
+        debug_assert!(written.is_ok());
+        text
+    }
+}
+
+impl fmt::Display for FieldPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_steps(f, &self.0, true)
+    }
+}
+
+impl Serialize for FieldPath {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+fn write_steps(out: &mut impl fmt::Write, steps: &[Step], positions: bool) -> fmt::Result {
+    for (index, step) in steps.iter().enumerate() {
+        match step {
+            Step::Position(position) if positions => write!(out, "[{position}]")?,
+            Step::Position(_) => out.write_str("[]")?,
+            Step::Key(key) if is_plain(key) => {
+                if index > 0 {
+                    out.write_char('.')?;
+                }
+                out.write_str(key)?;
+            }
+            Step::Key(key) => write!(out, "[{}]", quoted(key))?,
+        }
+    }
+    Ok(())
+}
+
+fn is_plain(key: &str) -> bool {
+    !key.is_empty()
+        && key.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '-' | '#' | ':' | '@' | '$'))
+}
+
+/// A place while walking a document: a list on the stack, made into a [`FieldPath`] only when something is found.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct At<'a> {
+    up: Option<&'a At<'a>>,
+    key: Option<&'a str>,
+    position: usize,
+}
+
+impl<'a> At<'a> {
+    pub(super) const ROOT: At<'static> = At { up: None, key: None, position: 0 };
+
+    pub(super) fn key(&'a self, key: &'a str) -> At<'a> {
+        At { up: Some(self), key: Some(key), position: 0 }
+    }
+
+    pub(super) fn position(&'a self, position: usize) -> At<'a> {
+        At { up: Some(self), key: None, position }
+    }
+
+    /// The last step of it, for a message.
+    pub(super) fn name(&self) -> String {
+        match self.key {
+            Some(key) => quoted(key),
+            None if self.up.is_some() => format!("element {}", self.position),
+            None => "the document".to_owned(),
+        }
+    }
+
+    pub(super) fn path(&self) -> FieldPath {
+        let mut steps = Vec::new();
+        let mut at = self;
+        while let Some(up) = at.up {
+            steps.push(match at.key {
+                Some(key) => Step::key(key),
+                None => Step::Position(at.position),
+            });
+            at = up;
+        }
+        steps.reverse();
+        FieldPath(steps)
+    }
+}
+
+/// The text around a finding, on one line: what stands before it, the value, and what stands after.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Excerpt {
+    /// The text before the value, cut.
+    pub before: String,
+    /// The value, cut, and ended at the end of its line.
+    pub value: String,
+    /// The text after the value, cut.
+    pub after: String,
+}
+
+impl Excerpt {
+    const BEFORE_CHARS: usize = 40;
+    const VALUE_CHARS: usize = 60;
+    const AFTER_CHARS: usize = 20;
+
+    pub(super) fn of(text: &str, range: Range<usize>) -> Self {
+        // Lines may be long: no more is looked at than is shown.
+        let before = text.get(..range.start).unwrap_or_default();
+        let from = floor_boundary(before, before.len().saturating_sub(8 * Self::BEFORE_CHARS));
+        let before = before.get(from..).unwrap_or_default();
+        let before = before.rsplit(['\n', '\r']).next().unwrap_or_default().trim_start();
+        let rest = text.get(range.start..).unwrap_or_default();
+        let to = floor_boundary(rest, 8 * (Self::VALUE_CHARS + Self::AFTER_CHARS));
+        let rest = rest.get(..to).unwrap_or_default();
+        let rest = rest.split(['\n', '\r']).next().unwrap_or_default().trim_end();
+        let (value, after) = rest.split_at_checked(range.len()).unwrap_or((rest, ""));
+        let skipped = before.chars().count().saturating_sub(Self::BEFORE_CHARS);
+        let before: String = before.chars().skip(skipped).collect();
+        let value_cut = cut(value, Self::VALUE_CHARS);
+        Self {
+            before: if skipped > 0 { format!("...{before}") } else { before },
+            after: if value_cut.len() == value.len() { cut(after, Self::AFTER_CHARS) } else { String::new() },
+            value: value_cut,
+        }
+    }
+}
+
+/// The last place at or before `at` where a character begins or the text ends.
+fn floor_boundary(text: &str, at: usize) -> usize {
+    (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
+}
+
+impl Serialize for Excerpt {
+    /// As one string.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl fmt::Display for Excerpt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}{}", self.before, self.value, self.after)
+    }
+}
+
+/// The first `chars` characters, with three dots if there are more.
+fn cut(text: &str, chars: usize) -> String {
+    match text.char_indices().nth(chars) {
+        Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default()),
+        None => text.to_owned(),
+    }
+}
+
+/// Characters of a value in a message.
+const SHOWN_CHARS: usize = 60;
+
+/// Text in quotes, cut, with everything escaped that could confuse a terminal or a reader.
+pub(super) fn quoted(text: &str) -> String {
+    let mut out = String::from('"');
+    for c in cut(text, SHOWN_CHARS).chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if is_unsafe(c) => {
+                // A string takes every write.
+                let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
+            }
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
+
+/// Control characters, and those that turn the direction of the text around them or are not seen at all.
+pub(super) fn is_unsafe(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+/// A JSON value as it stands in a message: what it is, and the value itself where that is short.
+pub(super) fn shown(value: &Value) -> String {
+    match value {
+        Value::Null => "null".to_owned(),
+        Value::Bool(value) => value.to_string(),
+        Value::Number(number) => format!("the number {number}"),
+        Value::String(text) => format!("the string {}", quoted(text)),
+        Value::Array(items) => format!("an array of {}", items.len()),
+        Value::Object(_) => "an object".to_owned(),
+    }
+}
