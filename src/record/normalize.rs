@@ -354,7 +354,7 @@ impl Normalizer {
     }
 
     /// The record of these parts, flat where its type has no ids.
-    fn line(&self, parts: Parts, failed: &[FieldPath], sink: &mut Sink) -> crate::Result<Record> {
+    fn line(&self, parts: Parts, failed: &[FieldPath], sink: &mut Sink) -> crate::error::Result<Record> {
         let no_identifier = self.plan.record_decl().is_some_and(|declared| declared.no_identifier);
         if parts.id.is_none() && no_identifier {
             let mut line = Map::new();
