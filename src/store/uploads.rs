@@ -80,7 +80,7 @@ fn uploaded(given_up: u32, saved: bool, in_this_life: bool) -> State {
 pub(super) fn batch_moved(run: &Run, seq: u64, state: State, events: &[Event]) -> Result<State> {
     // Whether a checkpoint is to be saved first is for those who confirm to know.
     let rules = run.batch_rules(true, false);
-    rules.through(state, events).map_err(|illegal| illegal_move(run, &format!("batch {seq}"), &illegal))
+    rules.through(state, events).map_err(|illegal| illegal_move(run, &format!("batch {seq}"), illegal))
 }
 
 /// Where an attachment is after some events that are stored at once.
@@ -88,10 +88,10 @@ pub(super) fn attachment_moved(run: &Run, number: u64, state: State, events: &[E
     let rules = run.attachment_rules(false);
     rules
         .through(state, events)
-        .map_err(|illegal| illegal_move(run, &format!("attachment {number}"), &illegal))
+        .map_err(|illegal| illegal_move(run, &format!("attachment {number}"), illegal))
 }
 
-fn illegal_move(run: &Run, name: &str, illegal: &Illegal) -> Error {
+fn illegal_move(run: &Run, name: &str, illegal: Illegal) -> Error {
     Error::Invalid { what: format!("{name} of run {} of {}", run.id, run.unit), reason: illegal.to_string() }
 }
 
