@@ -21,14 +21,16 @@ use crate::transfer::Event;
 
 use super::attachments::queue::{check_attachments, name_file};
 use super::batches::states::{batches_in, move_batch};
-use super::lifecycle::{check_balance, check_exhausted, close_run, current_run, get_or_create, new_run};
+use super::lifecycle::{
+    check_balance, check_exhausted, close_run, current_run, find_run_id, get_or_create, new_run,
+};
 use super::notes::Inherited;
 use super::open::SyncUnit;
 use super::rows::{
     BATCHES, BatchState, EVENTS, EventRow, Key, MESSAGES, MessageFate, MessageKind, MessageRow, NotBefore,
-    RUN_IDS, RUNS, RunRow, RunStatus, UNITS, UnitRow, WindowRow, event_key, message_key, name_hash, run_key,
+    RUNS, RunRow, RunStatus, UNITS, UnitRow, WindowRow, event_key, message_key, run_key,
 };
-use super::run::Run;
+use super::run::{Run, find_by_id};
 use super::tables::{Change, Rows};
 use super::uploads::batches_accepted;
 
@@ -111,7 +113,7 @@ impl SyncUnit {
             let Some((no, mut row)) = self.find_run(change, &unit, event)? else {
                 return Ok(Ok(self.enter_new(change, &mut unit, event, inherits)?));
             };
-            if let Some(seen) = change.get(&EVENTS, &event_key(unit.no, no, name_hash(&event.identity)))?
+            if let (_, Some(seen)) = find_event(change, unit.no, no, &event.identity)?
                 && !self.inner.breaks(Rule::EventsRemembered)
                 && let Some(answer) = self.seen(change, &unit, no, &mut row, event, &seen)?
             {
@@ -172,8 +174,7 @@ impl SyncUnit {
                 undelivered || (row.status == RunStatus::Open && !repeats)
             }));
         };
-        let key = Key::unit(unit.no).and_hash(id.as_str());
-        match (change.get(&RUN_IDS, &key)?, current) {
+        match (find_run_id(change, unit.no, id.as_str())?.1, current) {
             (Some(known), Some((no, row))) if known.run == no => Ok(Some((no, row))),
             (Some(_), _) => Err(Error::StaleEvent {
                 sync_unit: self.id.to_string(),
@@ -194,7 +195,7 @@ impl SyncUnit {
         event: &Incoming,
         seen: &EventRow,
     ) -> Result<Option<Result<Accepted>>> {
-        let latest = row.event == Some(name_hash(&event.identity));
+        let latest = row.event == Some(find_event(change, unit.no, no, &event.identity)?.0);
         let Some(message_no) = seen.message else {
             if latest && row.status == RunStatus::Open {
                 row.epoch += 1;
@@ -257,11 +258,12 @@ impl SyncUnit {
         if resumed && self.inner.breaks(Rule::StartKept) {
             row.started_at = self.now();
         }
-        row.event = Some(name_hash(&event.identity));
+        let (number, _) = find_event(change, unit.no, no, &event.identity)?;
+        row.event = Some(number);
         row.message = None;
         let identity = Some(event.identity.clone());
         let seen = EventRow { identity, order: row.events, accepted_at: self.now(), message: None };
-        change.put(&EVENTS, &event_key(unit.no, no, name_hash(&event.identity)), &seen)?;
+        change.put(&EVENTS, &event_key(unit.no, no, number), &seen)?;
         let answer = self.work(unit, no, &mut row, event, resumed)?;
         change.put(&RUNS, &run_key(unit.no, no), &row)?;
         Ok(answer)
@@ -488,6 +490,11 @@ impl Run {
     }
 }
 
+/// What a run knows of an event, and the number under which that is or would be kept.
+fn find_event(rows: &impl Rows, unit: u64, run: u64, identity: &str) -> Result<(u64, Option<EventRow>)> {
+    find_by_id(rows, &EVENTS, &run_key(unit, run), identity, |row| row.identity.as_deref())
+}
+
 /// Records that a message was accepted: its batches are gone, and the run is finished if the message ends it.
 fn message_accepted(
     change: &Change<'_>,
@@ -529,4 +536,132 @@ pub(crate) fn message_key_text(name: &str, body: &str) -> String {
     }
     let _ = write!(key, "-{:08x}", super::codec::checksum(body.as_bytes()));
     key
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Store, open};
+    use super::*;
+
+    /// Their XXH3 of 64 bits is the same.
+    const TWINS: [&str; 2] = ["cgacponhdmlhpbcg", "ihganlcdfnnmgpck"];
+
+    fn event(identity: &str, run: &str, step: Step) -> Incoming {
+        Incoming {
+            identity: identity.to_owned(),
+            has_ids: true,
+            run_id: Some(RunId::new(run).unwrap()),
+            phase: Phase::Data,
+            step,
+        }
+    }
+
+    fn work(accepted: Result<Accepted>) -> Run {
+        match accepted {
+            Ok(Accepted::Work(run)) => run,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn unit() -> (tempfile::TempDir, open::SyncUnit) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path().join("state.redb")).unwrap();
+        let unit = store.sync_unit("acme/tickets").unwrap();
+        (dir, unit)
+    }
+
+    #[test]
+    fn two_runs_whose_ids_have_one_hash_are_two() {
+        let (_dir, unit) = unit();
+        let [one, other] = TWINS;
+        let first = work(unit.accept(&event("1", one, Step::Start), false, None));
+        // A new run, in place of the first, and the first is over.
+        let second = work(unit.accept(&event("2", other, Step::Start), false, None));
+        assert_ne!((first.no, first.id().as_str()), (second.no, second.id().as_str()));
+        assert!(matches!(
+            unit.accept(&event("3", one, Step::Continue), false, None),
+            Err(Error::StaleEvent { .. })
+        ));
+        assert!(work(unit.accept(&event("2", other, Step::Start), false, None)).resumed());
+        // Both outlive the unit's state.
+        unit.delete_for("4").unwrap();
+        assert!(unit.deleted_for("4").unwrap() && !unit.deleted_for("5").unwrap());
+        for id in TWINS {
+            assert!(unit.is_past_run(&RunId::new(id).unwrap()).unwrap());
+        }
+        assert!(!unit.is_past_run(&RunId::new("third").unwrap()).unwrap());
+    }
+
+    #[test]
+    fn two_events_whose_identities_have_one_hash_are_two() {
+        let (_dir, unit) = unit();
+        let [one, other] = TWINS;
+        let run = work(unit.accept(&event(one, "run", Step::Start), false, None));
+        let sealing = |body: &str| Sealing {
+            phase: Phase::Data,
+            kind: MessageKind::Progress,
+            event_type: "PROGRESS".to_owned(),
+            batches: &[],
+            body: body.to_owned(),
+            finishes: false,
+            delay_seconds: None,
+        };
+        let sealed = run.seal(&sealing("{}")).unwrap();
+        run.delivered(sealed.no).unwrap();
+        // Not taken for the one that was answered.
+        let run = work(unit.accept(&event(other, "run", Step::Continue), false, None));
+        let sealed = run.seal(&sealing("[]")).unwrap();
+        for (identity, body) in [(one, "{}"), (other, "[]")] {
+            match unit.accept(&event(identity, "run", Step::Continue), false, None).unwrap() {
+                Accepted::Replay(_, message) => assert_eq!(message.body, body),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(run.is_undelivered(sealed.no).unwrap());
+    }
+
+    #[test]
+    fn the_last_64_run_ids_and_deletions_outlive_the_state() {
+        let (_dir, unit) = unit();
+        for number in 1..=70 {
+            work(unit.accept(&event("1", &format!("run-{number}"), Step::Start), false, None));
+            if number == 40 {
+                unit.delete().unwrap();
+            }
+        }
+        for number in 1..=70 {
+            unit.delete_for(&format!("deletion-{number}")).unwrap();
+        }
+        for number in 1..=70 {
+            let id = RunId::new(format!("run-{number}")).unwrap();
+            assert_eq!(unit.is_past_run(&id).unwrap(), number > 6, "{number}");
+            assert_eq!(unit.deleted_for(&format!("deletion-{number}")).unwrap(), number > 6, "{number}");
+        }
+    }
+
+    #[test]
+    fn what_a_stream_read_in_a_finished_run_is_known_to_the_next() {
+        use super::super::Page;
+        use crate::record::Record;
+        let (_dir, unit) = unit();
+        assert_eq!(unit.most_read("issues").unwrap(), None);
+        for items in [3, 7, 5] {
+            let run = unit.begin().unwrap();
+            let fetch = |_: Option<u8>| {
+                let mut page = Page::last();
+                for item in 0..items {
+                    page.push("issues", Record::new(item.to_string(), &serde_json::json!({}))?);
+                }
+                Ok::<_, Error>(page)
+            };
+            for batch in run.batches("issues", fetch) {
+                let batch = batch.unwrap();
+                let id = batch.key().to_string();
+                batch.acknowledge(id).unwrap();
+            }
+            run.finish().unwrap();
+        }
+        assert_eq!(unit.most_read("issues").unwrap(), Some(7));
+        assert_eq!(unit.most_read("issue").unwrap(), None);
+    }
 }

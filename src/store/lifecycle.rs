@@ -23,12 +23,15 @@ use super::findings::sums;
 use super::notes::{drop_notes, start_is_unknown};
 use super::open::SyncUnit;
 use super::rows::{
-    BATCHES, BOOKMARKS, BookmarkRow, CHUNKS, EVENTS, FINDINGS, Key, LEDGER, LedgerRow, LedgerType, MESSAGES,
-    PAYLOADS, POSITIONS, RUN_IDS, RUNS, RunIdRow, RunRow, RunStatus, STREAMS, TYPES, UNITS, UnitRow, VALUES,
-    message_key, name_of, run_key,
+    BATCHES, BOOKMARKS, BookmarkRow, CHUNKS, EVENTS, FINDINGS, Key, LEDGER, LEDGER_STREAMS, LedgerRow,
+    LedgerStreamRow, LedgerType, MESSAGES, PAST, PAYLOADS, POSITIONS, PastRow, RUN_IDS, RUNS, RunIdRow,
+    RunRow, RunStatus, STREAMS, TYPES, UNITS, UnitRow, VALUES, message_key, name_of, run_key,
 };
-use super::run::Run;
+use super::run::{Run, find_by_id};
 use super::tables::{Change, Rows, Tables};
+
+/// Run ids, and deletions, of a unit that outlive its state.
+const PAST_MAX: usize = 64;
 
 impl SyncUnit {
     /// Begins a run, or takes up the one that is not finished.
@@ -84,7 +87,7 @@ impl SyncUnit {
     }
 
     /// Forgets everything about the unit: runs, watermark, bookmarks, values, ledger. Doing it twice is the same as
-    /// once.
+    /// once. Only the ids of its last 64 runs are kept, so that a late event of one of them is known for what it is.
     ///
     /// # Durability
     /// When this returns `Ok`, it survives power loss.
@@ -92,25 +95,84 @@ impl SyncUnit {
     /// # Errors
     /// `Corrupt` or `Io`; nothing was changed.
     pub fn delete(&self) -> Result<()> {
+        self.inner.tables.change(|change| self.delete_in(change))
+    }
+
+    /// As [`SyncUnit::delete`], because an event asked for it that is known by `identity`. The last 64 of these are kept.
+    ///
+    /// # Durability
+    /// When this returns `Ok`, it survives power loss.
+    #[allow(dead_code, reason = "for the conversation about a deletion")]
+    pub(crate) fn delete_for(&self, identity: &str) -> Result<()> {
         self.inner.tables.change(|change| {
-            let Some(unit) = change.get(&UNITS, &self.key())? else { return Ok(()) };
+            self.delete_in(change)?;
+            let mut past = change.get(&PAST, &self.key())?.unwrap_or_default();
+            keep_newest(&mut past.deletions, identity.to_owned());
+            change.put(&PAST, &self.key(), &past)
+        })
+    }
+
+    /// Whether the state was deleted because of the event with this identity.
+    #[allow(dead_code, reason = "for the conversation about a deletion")]
+    pub(crate) fn deleted_for(&self, identity: &str) -> Result<bool> {
+        let past = self.inner.tables.view(|rows| rows.get(&PAST, &self.key()))?;
+        Ok(past.is_some_and(|past| past.deletions.iter().any(|other| other == identity)))
+    }
+
+    /// Whether a run with this id was among the last 64 when the unit's state was deleted.
+    #[allow(dead_code, reason = "for the conversation about a deletion")]
+    pub(crate) fn is_past_run(&self, id: &RunId) -> Result<bool> {
+        let past = self.inner.tables.view(|rows| rows.get(&PAST, &self.key()))?;
+        Ok(past.is_some_and(|past| past.run_ids.iter().any(|other| other == id.as_str())))
+    }
+
+    fn keep_run_ids(&self, change: &Change<'_>, unit: &Key) -> Result<()> {
+        let mut past = change.get(&PAST, &self.key())?.unwrap_or_default();
+        let mut rows: Vec<RunIdRow> = change.all(&RUN_IDS, unit)?.into_iter().map(|(_, row)| row).collect();
+        rows.sort_unstable_by_key(|row| row.run);
+        for id in rows.into_iter().filter_map(|row| row.id) {
+            keep_newest(&mut past.run_ids, id);
+        }
+        if past == PastRow::default() { Ok(()) } else { change.put(&PAST, &self.key(), &past) }
+    }
+
+    fn delete_in(&self, change: &Change<'_>) -> Result<()> {
+        let Some(unit) = change.get(&UNITS, &self.key())? else { return Ok(()) };
+        let prefix = Key::unit(unit.no);
+        self.keep_run_ids(change, &prefix)?;
+        change.remove_all(&RUNS, &prefix)?;
+        change.remove_all(&RUN_IDS, &prefix)?;
+        change.remove_all(&STREAMS, &prefix)?;
+        change.remove_all(&TYPES, &prefix)?;
+        change.remove_all(&CHUNKS, &prefix)?;
+        change.remove_all(&BATCHES, &prefix)?;
+        change.remove_all(&PAYLOADS, &prefix)?;
+        change.remove_all(&BOOKMARKS, &prefix)?;
+        change.remove_all(&VALUES, &prefix)?;
+        change.remove_all(&EVENTS, &prefix)?;
+        change.remove_all(&MESSAGES, &prefix)?;
+        change.remove_all(&LEDGER, &prefix)?;
+        change.remove_all(&FINDINGS, &prefix)?;
+        change.remove_all(&POSITIONS, &prefix)?;
+        change.remove_all(&LEDGER_STREAMS, &prefix)?;
+        remove_attachments(change, &prefix)?;
+        change.remove(&UNITS, &self.key())
+    }
+
+    /// The most records that a stream gave in any finished run that the ledger has; `None` if there is none.
+    #[allow(dead_code, reason = "for who tells a stream that reads far more than ever")]
+    pub(crate) fn most_read(&self, stream: &str) -> Result<Option<u64>> {
+        self.inner.tables.view(|rows| {
+            let Some(unit) = rows.get(&UNITS, &self.key())? else { return Ok(None) };
+            let mut most = None;
             let prefix = Key::unit(unit.no);
-            change.remove_all(&RUNS, &prefix)?;
-            change.remove_all(&RUN_IDS, &prefix)?;
-            change.remove_all(&STREAMS, &prefix)?;
-            change.remove_all(&TYPES, &prefix)?;
-            change.remove_all(&CHUNKS, &prefix)?;
-            change.remove_all(&BATCHES, &prefix)?;
-            change.remove_all(&PAYLOADS, &prefix)?;
-            change.remove_all(&BOOKMARKS, &prefix)?;
-            change.remove_all(&VALUES, &prefix)?;
-            change.remove_all(&EVENTS, &prefix)?;
-            change.remove_all(&MESSAGES, &prefix)?;
-            change.remove_all(&LEDGER, &prefix)?;
-            change.remove_all(&FINDINGS, &prefix)?;
-            change.remove_all(&POSITIONS, &prefix)?;
-            remove_attachments(change, &prefix)?;
-            change.remove(&UNITS, &self.key())
+            rows.scan(&LEDGER_STREAMS, &prefix, &prefix, |tail, row| {
+                if tail.get(8..) == Some(stream.as_bytes()) {
+                    most = most.max(Some(row.items));
+                }
+                Ok(true)
+            })?;
+            Ok(most)
         })
     }
 
@@ -223,7 +285,8 @@ pub(super) fn new_run(
         message: None,
         artifacts_max: None,
     };
-    change.put(&RUN_IDS, &Key::unit(unit.no).and_hash(&id), &RunIdRow { run: no, id: Some(id) })?;
+    let (number, _) = find_run_id(change, unit.no, &id)?;
+    change.put(&RUN_IDS, &Key::unit(unit.no).and_number(number), &RunIdRow { run: no, id: Some(id) })?;
     change.put(&RUNS, &run_key(unit.no, no), &row)?;
     change.put(&UNITS, &sync_unit.key(), unit)?;
     Ok((no, row))
@@ -236,12 +299,26 @@ pub(super) fn current_run(change: &Change<'_>, unit: &UnitRow) -> Result<Option<
     }
 }
 
+/// Adds what is not there yet to the end of the newest [`PAST_MAX`].
+fn keep_newest(kept: &mut Vec<String>, new: String) {
+    if kept.contains(&new) {
+        return;
+    }
+    kept.push(new);
+    kept.drain(..kept.len().saturating_sub(PAST_MAX));
+}
+
+/// The run of a unit that has an id, and the number under which that is or would be kept.
+pub(super) fn find_run_id(rows: &impl Rows, unit: u64, id: &str) -> Result<(u64, Option<RunIdRow>)> {
+    find_by_id(rows, &RUN_IDS, &Key::unit(unit), id, |row| row.id.as_deref())
+}
+
 /// A run id from the start time, other than any that the unit has had.
 fn unused_run_id(change: &Change<'_>, unit: &UnitRow, now: Micros) -> Result<String> {
     let base = now.to_time().format("%Y%m%dT%H%M%S%.6fZ").to_string();
     let mut id = base.clone();
     let mut tries = 1_u64;
-    while change.get(&RUN_IDS, &Key::unit(unit.no).and_hash(&id))?.is_some() {
+    while find_run_id(change, unit.no, &id)?.1.is_some() {
         tries += 1;
         id = format!("{base}-{tries}");
     }
@@ -290,6 +367,8 @@ pub(super) fn close_run(
         for (name, stream) in change.all(&STREAMS, &run)? {
             let name = name_of(&name)
                 .map_err(|error| change.tables().damaged(STREAMS.name, &run, error.to_string()))?;
+            let read = LedgerStreamRow { pages: stream.pages, items: stream.items };
+            change.put(&LEDGER_STREAMS, &run.clone().and_name(name), &read)?;
             if let Some(json) = stream.bookmark {
                 change.put(&BOOKMARKS, &Key::unit(unit.no).and_name(name), &BookmarkRow { json, run: no })?;
             }
@@ -325,6 +404,7 @@ pub(super) fn close_run(
     change.put(&LEDGER, &run_key(unit.no, no), &entry)?;
     if let Some(old) = no.checked_sub(LEDGER_RUNS_MAX) {
         change.remove(&LEDGER, &run_key(unit.no, old))?;
+        change.remove_all(&LEDGER_STREAMS, &run_key(unit.no, old))?;
     }
     change.remove_all(&STREAMS, &run)?;
     change.remove_all(&TYPES, &run)?;

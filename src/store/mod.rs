@@ -12,6 +12,7 @@ mod disk;
 mod findings;
 pub mod inspect;
 mod lifecycle;
+mod migrate;
 mod notes;
 mod open;
 mod page;

@@ -13,6 +13,7 @@ use crate::model::{BATCH_ITEMS, Micros, RESERVED_UNIT_PREFIX, Rule, SyncUnitId};
 
 use super::backend::redb::Syncs;
 use super::disk::Disk;
+use super::migrate::migrate;
 use super::rows::{Key, UNITS};
 use super::tables::{Rows, Tables};
 
@@ -145,7 +146,7 @@ impl StoreOptions {
                 Err(Error::InUse { .. }) if self.clock.elapsed().saturating_sub(started) < self.wait => {
                     self.clock.sleep(Duration::from_millis(50));
                 }
-                tables => return Ok(self.with_tables(tables?)),
+                tables => return self.with_tables(tables?),
             }
         }
     }
@@ -157,7 +158,7 @@ impl StoreOptions {
     #[doc(hidden)]
     pub fn open_on(self, disk: Box<dyn Disk>, name: impl AsRef<Path>) -> Result<Store> {
         let tables = Tables::open_on(disk.into(), name.as_ref(), self.cache_bytes, self.settings.syncs())?;
-        Ok(self.with_tables(tables))
+        self.with_tables(tables)
     }
 
     /// Opens the store in a backend of any kind, or begins one there if it is empty; `name` is what errors call it.
@@ -171,11 +172,12 @@ impl StoreOptions {
         name: impl AsRef<Path>,
     ) -> Result<Store> {
         let tables = Tables::open_in(Box::new(backend), name.as_ref())?;
-        Ok(self.with_tables(tables))
+        self.with_tables(tables)
     }
 
-    fn with_tables(self, tables: Tables) -> Store {
-        Store { inner: Arc::new(Inner { tables, clock: self.clock, settings: self.settings }) }
+    fn with_tables(self, tables: Tables) -> Result<Store> {
+        migrate(&tables)?;
+        Ok(Store { inner: Arc::new(Inner { tables, clock: self.clock, settings: self.settings }) })
     }
 }
 

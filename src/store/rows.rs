@@ -3,7 +3,7 @@
 //! A key is `unit: u64 big-endian`, then, where the row belongs to a run, `run: u64 big-endian`, then the rest: a
 //! name as UTF-8 or a number as `u64 big-endian`. So a unit, and a run in it, is one range scan. Units are numbered
 //! once and never again, so that a deleted unit's rows cannot be taken for those of its successor. A hash is XXH3 of
-//! 64 bits, so that a checkpoint, which has room for no more, can bring a row back.
+//! 64 bits; it may lead to the row of another id, so whoever looks by it compares the id in the row.
 //!
 //! | table | key after unit (and run) | value |
 //! | --- | --- | --- |
@@ -25,7 +25,10 @@
 //! | `positions` | run | JSON text: where the last saved checkpoint stands |
 //! | `queues` | run | [`QueueRow`] |
 //! | `attachments` | run, number | [`AttachmentRow`] |
-//! | `seen_attachments` | hash of the parent's id, hash of the id | [`SeenRow`] |
+//! | `attachment_ids` | the parent's id, the id, each after its length in bytes as `u32 big-endian` | [`SeenRow`] |
+//! | `seen_attachments` | hash of the parent's id, hash of the id | [`SeenRow`], as format 1 had it, until the attachment is named again |
+//! | `ledger_streams` | run, stream name | [`LedgerStreamRow`] |
+//! | `past_runs` | the sync unit id, alone | [`PastRow`] |
 //! | `attachment_files` | run, seq | [`FileRow`] |
 //! | `failed_attachments`, `requeued_attachments` | run, number | [`FailedRow`] |
 
@@ -83,7 +86,10 @@ tables! {
     POSITIONS: Json = "positions";
     QUEUES: QueueRow = "queues";
     ATTACHMENTS: AttachmentRow = "attachments";
-    SEEN: SeenRow = "seen_attachments";
+    SEEN: SeenRow = "attachment_ids";
+    SEEN_BY_HASH: SeenRow = "seen_attachments";
+    LEDGER_STREAMS: LedgerStreamRow = "ledger_streams";
+    PAST: PastRow = "past_runs";
     FILES: FileRow = "attachment_files";
     FAILED: FailedRow = "failed_attachments";
     REQUEUED: FailedRow = "requeued_attachments";
@@ -111,6 +117,14 @@ impl Key {
     /// For a name of which a checkpoint keeps no more than its hash.
     pub(crate) fn and_hash(self, name: &str) -> Self {
         self.and_number(name_hash(name))
+    }
+    /// For an id of any length and content, which may be followed by more.
+    pub(crate) fn and_id(mut self, id: &str) -> Self {
+        // An id is part of a row of less than 4 GiB.
+        let bytes = u32::try_from(id.len()).unwrap_or(u32::MAX);
+        self.0.extend_from_slice(&bytes.to_be_bytes());
+        self.0.extend_from_slice(id.as_bytes());
+        self
     }
     /// For a name that is not the last part. Names hold no control characters, so a zero byte ends one.
     pub(crate) fn and_inner_name(mut self, name: &str) -> Self {
@@ -149,6 +163,11 @@ pub(crate) fn event_key(unit: u64, run: u64, hash: u64) -> Key {
 
 /// Attachments of one parent stand together.
 pub(crate) fn seen_key(unit: u64, parent_id: &str, id: &str) -> Key {
+    Key::unit(unit).and_id(parent_id).and_id(id)
+}
+
+/// Where format 1 had what [`seen_key`] leads to. Two attachments can share it.
+pub(crate) fn seen_hash_key(unit: u64, parent_id: &str, id: &str) -> Key {
     Key::unit(unit).and_hash(parent_id).and_hash(id)
 }
 
@@ -215,6 +234,8 @@ bincode_rows! {
     QueueRow = 1;
     AttachmentRow = 1;
     SeenRow = 1;
+    LedgerStreamRow = 1;
+    PastRow = 1;
     FileRow = 1;
     FailedRow = 1;
 }
@@ -589,6 +610,22 @@ pub(crate) struct SeenRow {
     pub(crate) fingerprint: u64,
     /// It was settled as failed.
     pub(crate) failed: bool,
+}
+
+/// What a stream read in a run that is over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LedgerStreamRow {
+    pub(crate) pages: u64,
+    pub(crate) items: u64,
+}
+
+/// What outlives the deletion of a unit's state, the newest last.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PastRow {
+    /// Ids of runs.
+    pub(crate) run_ids: Vec<String>,
+    /// Identities of the events that asked for the deletion, and were answered.
+    pub(crate) deletions: Vec<String>,
 }
 
 /// A batch of attachments' metadata: the queue can be made again from its artifact.

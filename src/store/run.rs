@@ -15,7 +15,8 @@ use crate::transfer::Rules;
 
 use super::open::{Inner, SyncUnit};
 use super::rows::{
-    BOOKMARKS, Json, Key, RUNS, RunRow, RunStatus, UNITS, UnitRow, VALUES, number_of, run_key,
+    BOOKMARKS, Json, Key, RUNS, Row, RunRow, RunStatus, Table, UNITS, UnitRow, VALUES, name_hash, number_of,
+    run_key,
 };
 use super::tables::{Change, Rows, View};
 
@@ -211,6 +212,25 @@ impl Run {
             held: Arc::clone(&self.held),
             held_attachments: Arc::clone(&self.held_attachments),
             ..*self
+        }
+    }
+}
+
+/// Where a table that is keyed by hashes of ids has the row of an id: under its hash, or, where that is another id's,
+/// under the next number that is free or its own. A row whose id is not known (a checkpoint brought it back by its hash)
+/// counts as any's with that hash.
+pub(super) fn find_by_id<R: Row>(
+    rows: &impl Rows,
+    table: &Table<R>,
+    prefix: &Key,
+    id: &str,
+    id_of: impl Fn(&R) -> Option<&str>,
+) -> Result<(u64, Option<R>)> {
+    let mut number = name_hash(id);
+    loop {
+        match rows.get(table, &prefix.clone().and_number(number))? {
+            Some(row) if id_of(&row).is_some_and(|other| other != id) => number = number.wrapping_add(1),
+            row => return Ok((number, row)),
         }
     }
 }

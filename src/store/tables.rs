@@ -16,9 +16,9 @@ use super::disk::Disk;
 use super::rows::{ALL_TABLES, FormatRow, Key, META, Row, Table};
 
 /// The newest format that this version writes and reads.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
 
-const FORMAT_KEY: &str = "format";
+pub(crate) const FORMAT_KEY: &str = "format";
 /// Rows of the first page of a scan, which is often all that is wanted, and of any; and bytes of any.
 const FIRST_ROWS: usize = 8;
 const PAGE_ROWS: usize = 1_000;

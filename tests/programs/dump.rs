@@ -430,13 +430,17 @@ fn envelope(version: u8, row: impl serde::Serialize) -> Vec<u8> {
 #[test]
 fn a_newer_format_is_refused_by_name_and_is_no_damage() {
     let place = Place::new();
-    for bytes in [envelope(1, (2_u32, 1_u64)), envelope(2, (2_u32, 1_u64, "something new"))] {
+    let newer = [
+        (envelope(1, (3_u32, 1_u64)), "has format 3, newer than 2"),
+        (envelope(2, (2_u32, 1_u64, "something new")), "has format 2, newer than 1"),
+    ];
+    for (bytes, problem) in newer {
         store_amid_work(&place.store());
         with_table(&place.store(), "meta", |table| drop(table.insert(&b"format"[..], &bytes[..]).unwrap()));
         for args in [&["state.redb"][..], &["check", "state.redb"]] {
             let (code, stdout, stderr) = place.says(args);
             assert_eq!((code, stdout.as_str()), (Some(1), ""));
-            assert!(stderr.contains("has format 2, newer than 1") && stderr.contains("upgrade"), "{stderr}");
+            assert!(stderr.contains(problem) && stderr.contains("upgrade"), "{stderr}");
         }
         std::fs::remove_file(place.store()).unwrap();
     }

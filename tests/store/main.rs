@@ -3,6 +3,8 @@
 mod attachment_loop;
 mod backends;
 mod exactly_once;
+mod format;
+mod ids;
 mod opening;
 mod simulated_disk;
 #[path = "../support/mod.rs"]

@@ -9,13 +9,13 @@ use crate::transfer::{Event, State, recount};
 
 use super::super::open::SyncUnit;
 use super::super::rows::{
-    ATTACHMENTS, AttachmentRow, FAILED, FailedRow, KEPT_FROM, Key, LEDGER, QUEUES, REQUEUED, RUN_IDS, SEEN,
-    UNITS, run_and_number, run_key, seen_key,
+    ATTACHMENTS, AttachmentRow, FAILED, FailedRow, KEPT_FROM, Key, LEDGER, QUEUES, REQUEUED, RUN_IDS, UNITS,
+    run_and_number, run_key,
 };
 use super::super::run::Run;
 use super::super::tables::{Rows, Tables};
 use super::super::uploads::attachment_moved;
-use super::queue::{GROUP, REQUEUED_FROM, kept_key, note_seen, read_line};
+use super::queue::{GROUP, REQUEUED_FROM, find_seen, kept_key, note_seen, read_line};
 
 /// An attachment that was settled as failed.
 #[derive(Debug, Clone)]
@@ -144,8 +144,7 @@ impl Run {
             for ((run, number), failed) in rows {
                 change.remove(&REQUEUED, &run_key(self.unit_no, run).and_number(number))?;
                 let attachment = read_line(self, number, &failed.json)?;
-                let seen =
-                    change.get(&SEEN, &seen_key(self.unit_no, &attachment.parent_id, &attachment.id))?;
+                let seen = find_seen(change, self.unit_no, &attachment)?;
                 // Taken up by a run that was abandoned, and named by this one.
                 if seen.is_some_and(|seen| seen.run == self.no && !seen.failed) {
                     continue;

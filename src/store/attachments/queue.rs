@@ -7,7 +7,7 @@ use crate::record::Attachment;
 
 use super::super::rows::{
     ATTACHMENTS, AttachmentRow, FAILED, FILES, FileRow, KEPT_FROM, Key, LEDGER, LedgerAttachments, QUEUES,
-    QueueRow, REQUEUED, RunStatus, SEEN, SeenRow, name_hash, run_key, seen_key,
+    QueueRow, REQUEUED, RunStatus, SEEN, SEEN_BY_HASH, SeenRow, name_hash, run_key, seen_hash_key, seen_key,
 };
 use super::super::run::Run;
 use super::super::tables::{Change, Rows};
@@ -87,7 +87,7 @@ pub(super) fn queue_line(
     line: &str,
 ) -> Result<()> {
     let attachment = Attachment::from_line(line)?;
-    if let Some(seen) = change.get(&SEEN, &seen_key(run.unit_no, &attachment.parent_id, &attachment.id))? {
+    if let Some(seen) = find_seen(change, run.unit_no, &attachment)? {
         let place = run_key(run.unit_no, seen.run).and_number(seen.number);
         if seen.run == run.no {
             let before = change.get(&ATTACHMENTS, &place)?;
@@ -190,6 +190,7 @@ pub(in crate::store) fn remove_attachments(change: &Change<'_>, unit: &Key) -> R
     change.remove_all(&QUEUES, unit)?;
     change.remove_all(&ATTACHMENTS, unit)?;
     change.remove_all(&SEEN, unit)?;
+    change.remove_all(&SEEN_BY_HASH, unit)?;
     change.remove_all(&FILES, unit)?;
     change.remove_all(&FAILED, unit)?;
     change.remove_all(&REQUEUED, unit)
@@ -205,7 +206,37 @@ pub(super) fn note_seen(
     failed: bool,
 ) -> Result<()> {
     let seen = SeenRow { run, number, fingerprint: fingerprint(attachment), failed };
-    change.put(&SEEN, &seen_key(unit, &attachment.parent_id, &attachment.id), &seen)
+    let Attachment { parent_id, id, .. } = attachment;
+    if find_seen_by_hash(change, unit, attachment)?.is_some() {
+        change.remove(&SEEN_BY_HASH, &seen_hash_key(unit, parent_id, id))?;
+    }
+    change.put(&SEEN, &seen_key(unit, parent_id, id), &seen)
+}
+
+/// What is known of an attachment.
+pub(super) fn find_seen(rows: &impl Rows, unit: u64, attachment: &Attachment) -> Result<Option<SeenRow>> {
+    match rows.get(&SEEN, &seen_key(unit, &attachment.parent_id, &attachment.id))? {
+        None => find_seen_by_hash(rows, unit, attachment),
+        seen => Ok(seen),
+    }
+}
+
+/// What format 1 noted of an attachment. That it was another with the same hash is known only as long as a row tells its
+/// ids: while it is queued, or listed as failed.
+fn find_seen_by_hash(rows: &impl Rows, unit: u64, attachment: &Attachment) -> Result<Option<SeenRow>> {
+    let key = seen_hash_key(unit, &attachment.parent_id, &attachment.id);
+    let Some(seen) = rows.get(&SEEN_BY_HASH, &key)? else { return Ok(None) };
+    let place = run_key(unit, seen.run).and_number(seen.number);
+    let line = match rows.get(&ATTACHMENTS, &place)?.map(|row| row.json) {
+        None => match rows.get(&FAILED, &place)?.map(|row| row.json) {
+            None => rows.get(&REQUEUED, &place)?.map(|row| row.json),
+            line => line,
+        },
+        line => line,
+    };
+    let told = line.as_deref().and_then(|line| Attachment::from_line(line).ok());
+    let same = |told: Attachment| told.id == attachment.id && told.parent_id == attachment.parent_id;
+    Ok(told.is_none_or(same).then_some(seen))
 }
 
 /// The same as long as the source says the same of where it is, what it is called and when it was changed.

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::model::{ArtifactId, Micros};
 use crate::record::Attachment;
 
-use super::super::rows::{ATTACHMENTS, AttachmentRow, Key, QUEUES, SEEN};
+use super::super::rows::{ATTACHMENTS, AttachmentRow, Key, QUEUES, SEEN, SEEN_BY_HASH};
 use super::super::run::Run;
 use super::super::tables::Rows;
 use super::queue::read_line;
@@ -204,14 +204,19 @@ impl Run {
     /// `Fenced`, `Corrupt`, `Io`.
     pub fn attachments_of(&self, parent_id: &str) -> Result<Vec<QueuedAttachment>> {
         let numbers = self.look(|rows, _| {
-            let prefix = Key::unit(self.unit_no).and_hash(parent_id);
+            let unit = Key::unit(self.unit_no);
             let mut numbers = Vec::new();
-            rows.scan(&SEEN, &prefix, &prefix, |_, seen| {
-                if seen.run == self.no && !seen.failed {
-                    numbers.push(seen.number);
-                }
-                Ok(true)
-            })?;
+            for (table, prefix) in
+                [(&SEEN, unit.clone().and_id(parent_id)), (&SEEN_BY_HASH, unit.and_hash(parent_id))]
+            {
+                rows.scan(table, &prefix, &prefix, |_, seen| {
+                    if seen.run == self.no && !seen.failed {
+                        numbers.push(seen.number);
+                    }
+                    Ok(true)
+                })?;
+            }
+            numbers.sort_unstable();
             Ok(numbers)
         })?;
         let mut found = Vec::new();
@@ -219,6 +224,7 @@ impl Run {
             let key = self.run_key().and_number(number);
             if let Some(row) = self.look(|rows, _| rows.get(&ATTACHMENTS, &key))?
                 && self.is_due(&row)
+                && read_line(self, number, &row.json)?.parent_id == parent_id
             {
                 found.extend(self.hold(number, row)?);
             }

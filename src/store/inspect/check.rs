@@ -30,9 +30,10 @@ use crate::store::findings::FindingKind;
 use crate::store::open::Store;
 use crate::store::rows::{
     ATTACHMENTS, AttachmentRow, BATCHES, BOOKMARKS, BatchRow, BatchState, CHUNKS, EVENTS, EventRow, FAILED,
-    FILES, FINDINGS, FormatRow, Json, Key, LEDGER, LedgerRow, MESSAGES, META, MessageFate, MessageKind,
-    MessageRow, PAYLOADS, POSITIONS, Payload, QUEUES, QueueRow, REQUEUED, RUN_IDS, RUNS, Row, RunRow,
-    RunStatus, SEEN, STREAMS, TYPES, Table, TypeRow, UNITS, UnitRow, VALUES, name_hash, name_of, run_key,
+    FILES, FINDINGS, FormatRow, Json, Key, LEDGER, LEDGER_STREAMS, LedgerRow, MESSAGES, META, MessageFate,
+    MessageKind, MessageRow, PAST, PAYLOADS, POSITIONS, Payload, QUEUES, QueueRow, REQUEUED, RUN_IDS, RUNS,
+    Row, RunIdRow, RunRow, RunStatus, SEEN, SEEN_BY_HASH, STREAMS, TYPES, Table, TypeRow, UNITS, UnitRow,
+    VALUES, name_hash, name_of, run_key,
 };
 use crate::store::tables::View;
 
@@ -182,6 +183,9 @@ impl Check<'_> {
         self.owned(&QUEUES, &numbers)?;
         self.owned(&ATTACHMENTS, &numbers)?;
         self.owned(&SEEN, &numbers)?;
+        self.owned(&SEEN_BY_HASH, &numbers)?;
+        self.owned(&LEDGER_STREAMS, &numbers)?;
+        self.table(&PAST, |_, _, _| Ok(()))?;
         self.owned(&FILES, &numbers)?;
         self.owned(&FAILED, &numbers)?;
         self.owned(&REQUEUED, &numbers)?;
@@ -263,7 +267,8 @@ impl Check<'_> {
 
         let mut numbers = BTreeSet::new();
         for (&hash, row) in &run_ids {
-            let of_another = row.id.as_ref().is_some_and(|run_id| name_hash(run_id) != hash);
+            let id_at = |number| Some(run_ids.get(&number)?.id.as_deref());
+            let of_another = row.id.as_ref().is_some_and(|run_id| number_for(run_id, id_at) != hash);
             if of_another || row.run >= unit.next_run || !numbers.insert(row.run) {
                 let run_id = row.id.clone().unwrap_or_else(|| format!("of hash {hash:016x}"));
                 self.found(RUN_IDS.name, Some(id), format!("the id {run_id} is of no run, or of another's"));
@@ -287,14 +292,16 @@ impl Check<'_> {
                 id,
                 no,
                 run,
-                run_ids.get(&name_hash(&run.id)).map(|row| row.run),
+                run_ids
+                    .get(&number_for(&run.id, |number| Some(run_ids.get(&number)?.id.as_deref())))
+                    .map(|row| row.run),
                 ledger.get(&no),
             );
             self.conversation(id, no, run, &messages, &events);
             self.extraction(id, unit, no, run, &messages)?;
         }
         self.strays(id, unit, &runs)?;
-        self.ledger(id, unit, &ledger, &run_ids.iter().map(|(&hash, row)| (hash, row.run)).collect());
+        self.ledger(id, unit, &ledger, &run_ids);
         self.kept_messages(id, unit, &messages, &events);
         self.kept_values(id, unit)
     }
@@ -722,18 +729,13 @@ impl Check<'_> {
         }
     }
 
-    fn ledger(
-        &mut self,
-        id: &str,
-        unit: &UnitRow,
-        ledger: &Of<u64, LedgerRow>,
-        run_ids: &BTreeMap<u64, u64>,
-    ) {
+    fn ledger(&mut self, id: &str, unit: &UnitRow, ledger: &Of<u64, LedgerRow>, run_ids: &Of<u64, RunIdRow>) {
         let mut last = None;
         for (&no, row) in ledger {
             let mut found =
                 |problem: &str| self.found(LEDGER.name, Some(id), format!("run {}: {problem}", row.id));
-            if no >= unit.next_run || run_ids.get(&name_hash(&row.id)) != Some(&no) {
+            let known = run_ids.get(&number_for(&row.id, |number| Some(run_ids.get(&number)?.id.as_deref())));
+            if no >= unit.next_run || known.is_none_or(|known| known.run != no) {
                 found("its id does not lead to it");
             }
             // A finished one has none if its start is not known, and the unit had none.
@@ -783,7 +785,9 @@ impl Check<'_> {
         }
         for ((run, hash), event) in events {
             let identity = event.identity.clone().unwrap_or_else(|| format!("of hash {hash:016x}"));
-            let of_another = event.identity.as_ref().is_some_and(|identity| name_hash(identity) != *hash);
+            let id_at = |number| Some(events.get(&(*run, number))?.identity.as_deref());
+            let of_another =
+                event.identity.as_ref().is_some_and(|identity| number_for(identity, id_at) != *hash);
             let mut found =
                 |problem: &str| self.found(EVENTS.name, Some(id), format!("event {identity}: {problem}"));
             if of_another || *run >= unit.next_run || event.order == 0 {
@@ -817,6 +821,15 @@ impl Check<'_> {
         }
         Ok(())
     }
+}
+
+/// The number under which an id is kept: its hash, or the next that is not another id's.
+fn number_for<'a>(id: &str, id_at: impl Fn(u64) -> Option<Option<&'a str>>) -> u64 {
+    let mut number = name_hash(id);
+    while id_at(number).flatten().is_some_and(|other| other != id) {
+        number = number.wrapping_add(1);
+    }
+    number
 }
 
 fn short() -> DecodeError {

@@ -124,7 +124,11 @@ fn stage(run: &Run, phase: Phase, records: u32, next: Option<u32>) {
 }
 
 fn upload(run: &Run, seq: u64) {
-    run.uploaded(seq, &ArtifactId::new(format!("artifact-{seq}")).unwrap()).unwrap();
+    upload_as(run, seq, &format!("artifact-{seq}"));
+}
+
+fn upload_as(run: &Run, seq: u64, artifact: &str) {
+    run.uploaded(seq, &ArtifactId::new(artifact).unwrap()).unwrap();
 }
 
 fn seal(run: &Run, phase: Phase, kind: MessageKind, batches: &[u64], delay_seconds: Option<u64>) -> u64 {
@@ -197,7 +201,7 @@ fn every_step_of_a_conversation_is_whole_and_shown_as_it_is() {
     assert_eq!((counts.batches_staged.items, counts.batches_uploaded.items), (2, 2));
     run.give_up_id(1).unwrap();
     place.is_whole();
-    upload(&run, 1);
+    upload_as(&run, 1, "artifact-1-anew");
     run.confirm(1).unwrap();
     place.is_whole();
     let counts = &place.report().item_types[0];
@@ -292,10 +296,11 @@ fn every_step_of_an_acknowledging_loop_is_whole() {
         };
         for batch in run.batches("issues", fetch) {
             let batch = batch.unwrap();
+            let id = batch.key().to_string();
             place.is_whole();
-            batch.uploaded("id").unwrap();
+            batch.uploaded(&id).unwrap();
             place.is_whole();
-            batch.acknowledge("id").unwrap();
+            batch.acknowledge(&id).unwrap();
             place.is_whole();
         }
         run.finish().unwrap();

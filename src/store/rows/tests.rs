@@ -362,6 +362,12 @@ fn golden_bytes_of_rows_about_attachments() {
             ("reason", "01 01 72"),
         ],
     );
+    golden(&LedgerStreamRow { pages: 300, items: 4 }, 0x8504_05d7, &[("pages", "fb 2c01"), ("items", "04")]);
+    golden(
+        &PastRow { run_ids: vec!["r".to_owned()], deletions: vec!["d".to_owned(), "e".to_owned()] },
+        0x7424_5462,
+        &[("run_ids", "01 01 72"), ("deletions", "02 01 64 01 65")],
+    );
     golden(
         &SeenRow { run: 1, number: 1 << 62, fingerprint: 2, failed: true },
         0x3ebb_26d7,
@@ -648,6 +654,8 @@ proptest! {
             flip,
             noise,
         );
+        survives(&LedgerStreamRow { pages: a, items: b }, flip, noise);
+        survives(&PastRow { run_ids: vec![one.clone(), one.clone()], deletions: vec![one.clone()] }, flip, noise);
         survives(&SeenRow { run: a, number: b, fingerprint: c, failed: exhausted }, flip, noise);
         survives(
             &FileRow { artifact: Some(one.clone()), first: a, items: small, loaded: exhausted },
@@ -743,4 +751,13 @@ fn keys_and_hashes_of_names_stay_as_they_are() {
     ]
     .map(str::to_owned);
     assert_eq!((keys.each_ref().map(shown), name_hash("run-1")), (expected, 0x9065_911b_4ee5_3c08));
+}
+
+#[test]
+fn golden_bytes_of_a_key_of_whole_ids() {
+    let key = seen_key(1, "ab", "c");
+    assert_eq!(key.as_bytes(), b"\0\0\0\0\0\0\0\x01\0\0\0\x02ab\0\0\0\x01c");
+    assert_ne!(key, seen_key(1, "a", "bc"));
+    assert!(seen_key(1, "ab", "\u{e9}").as_bytes().starts_with(Key::unit(1).and_id("ab").as_bytes()));
+    assert!(!seen_key(1, "abc", "").as_bytes().starts_with(Key::unit(1).and_id("ab").as_bytes()));
 }

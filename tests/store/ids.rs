@@ -1,0 +1,73 @@
+//! Ids are compared whole.
+//!
+//! Two names whose XXH3 of 64 bits is the same are two: a hash says where to look, and nothing more.
+
+use highwater::record::Attachment;
+use highwater::testing::SimDisk;
+use highwater::{Page, Run, Store, VirtualClock};
+
+/// Their XXH3 of 64 bits is the same.
+const TWINS: [&str; 2] = ["cgacponhdmlhpbcg", "ihganlcdfnnmgpck"];
+
+fn store(disk: &SimDisk) -> Store {
+    let clock = VirtualClock::at("2026-01-02T12:00:00Z".parse().unwrap());
+    Store::options().batch_items(1).clock(clock).open_on(Box::new(disk.clone()), "state.redb").unwrap()
+}
+
+/// Stages a page of attachments as a stream of its own.
+fn stage(run: &Run, stream: &str, attachments: &[Attachment]) {
+    let mut page = Page::<u8>::last();
+    for attachment in attachments {
+        page.push("attachments", attachment.to_record().unwrap());
+    }
+    let mut page = Some(page);
+    for batch in run.batches(stream, |_: Option<u8>| page.take().ok_or("there is one page")) {
+        let batch = batch.unwrap();
+        let id = batch.key().to_string();
+        batch.acknowledge(id).unwrap();
+    }
+}
+
+fn attachment(id: &str, parent: &str) -> Attachment {
+    Attachment::new(id, format!("https://files.example/{id}"), "a.png", parent)
+}
+
+#[test]
+fn two_attachments_with_one_hash_are_two() {
+    assert_eq!(
+        twox_hash::XxHash3_64::oneshot(TWINS[0].as_bytes()),
+        twox_hash::XxHash3_64::oneshot(TWINS[1].as_bytes())
+    );
+    let disk = SimDisk::new();
+    let store = store(&disk);
+    let unit = store.sync_unit("acme/files").unwrap();
+    let [one, other] = TWINS;
+    let named = [
+        // As ids, as parents, and where a boundary between the two would be the only difference.
+        attachment(one, "P"),
+        attachment(other, "P"),
+        attachment("A", one),
+        attachment("A", other),
+        attachment("bc", "a"),
+        attachment("c", "ab"),
+    ];
+    let run = unit.begin().unwrap();
+    stage(&run, "issues", &named);
+    assert_eq!(run.attachment_counts().unwrap().queued, 6);
+    let parents: Vec<usize> =
+        ["P", one, other, "a", "ab", "b"].map(|parent| run.attachments_of(parent).unwrap().len()).into();
+    assert_eq!(parents, [2, 1, 1, 1, 1, 0]);
+    let mut seen = Vec::new();
+    for queued in run.attachments() {
+        let queued = queued.unwrap();
+        seen.push((queued.id.clone(), queued.parent_id.clone()));
+        queued.acknowledge().unwrap();
+    }
+    assert_eq!(seen, named.map(|named| (named.id, named.parent_id)));
+    run.finish().unwrap();
+
+    // The next run knows each of them.
+    let run = unit.begin().unwrap();
+    stage(&run, "issues", &[attachment(one, "P"), attachment(other, "P"), attachment("new", "P")]);
+    assert_eq!(run.attachment_counts().unwrap().queued, 1);
+}
