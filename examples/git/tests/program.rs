@@ -424,12 +424,19 @@ fn every_commit_is_announced_once_by_dozens_of_invocations_and_later_syncs_annou
     assert_eq!(first.ids("commits"), listed);
     check_records(&first, &source, &everything);
     check_metadata(&first);
-    // Its policy is to refuse, and there was nothing to refuse, nor to warn of.
+    // Its policy is to refuse, and there was nothing to refuse; each text with a control character is warned of.
+    let commits = first.records("commits");
+    let texts = commits.flat_map(|record| record["data"].as_object().unwrap().values());
+    let is_warned_of = |text: &str| text.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\r' | '\t'));
+    let warned_of = texts.filter(|value| value.as_str().is_some_and(is_warned_of)).count() as u64;
+    assert!(warned_of > 0);
+    let mut found = (0, 0);
     for report in Snapshot::open(out.join("state.redb")).unwrap().units(5) {
         for run in report.unwrap().ledger {
-            assert_eq!((run.findings.errors, run.findings.warnings), (0, 0), "{}", run.sync_unit);
+            found = (found.0 + run.findings.errors, found.1 + run.findings.warnings);
         }
     }
+    assert_eq!(found, (0, warned_of));
     assert_eq!(check_confirmed(&out), 0, "nothing is uploaded in vain");
     let types = first.event_types();
     let pages = source.hashes.len().div_ceil(100);
