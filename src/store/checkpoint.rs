@@ -12,7 +12,7 @@
 //! A *holder token* names the one live holder of the unit. A disk is used only if it knows the platform's token: as
 //! the one that it found there, or as the one that it was about to write. Otherwise it is a stale one, and discarded.
 
-mod form;
+pub(super) mod form;
 mod room;
 mod version_1;
 
@@ -23,16 +23,19 @@ use serde::Deserialize;
 use crate::error::{Error, Result};
 use crate::model::{Micros, Rule};
 
-use super::SyncUnit;
-use super::attachments::restore_queue;
-use super::batches::BatchInfo;
+use super::attachments::rebuild::{failed_part, files_needed, queue_part, restore_queue};
+use super::attachments::settle::attachments_saved;
+use super::batches::states::{BatchInfo, batches_saved};
+use super::findings::findings_part;
+use super::lifecycle::get_or_create;
 use super::notes::Standing;
+use super::open::SyncUnit;
 use super::rows::{
     BATCHES, BOOKMARKS, BatchRow, BatchState, BookmarkRow, CHUNKS, EVENTS, EventRow, FINDINGS, Json, Key,
     LEDGER, MESSAGES, MessageRow, POSITIONS, RUN_IDS, RUNS, RunIdRow, STREAMS, TYPES, TypeRow, UNITS, VALUES,
-    name_of, number_of,
+    message_key, name_of, number_of, run_key,
 };
-use super::run::{Run, message_key, run_key};
+use super::run::Run;
 use super::tables::{Change, Rows, Tables};
 
 use form::{
@@ -40,7 +43,6 @@ use form::{
     MessagePart, RunIdPart, RunPart, StatusPart, StreamPart, UnitPart, WindowPart,
 };
 pub(crate) use form::{Checkpoint, Position};
-pub(super) use form::{FailedPart, QueueCountsPart, QueuePart, UnsettledPart};
 pub(crate) use room::Room;
 
 /// Events of a run, and runs of a unit, that a checkpoint names.
@@ -149,7 +151,7 @@ impl SyncUnit {
     /// When this returns `Ok`, this disk is known to be current if either token is found.
     pub(crate) fn intend(&self, found: Option<&str>, intended: &str) -> Result<()> {
         self.inner.tables.change(|change| {
-            let mut unit = self.get_or_create(change)?;
+            let mut unit = get_or_create(self, change)?;
             unit.holder = (found.map(str::to_owned), Some(intended.to_owned()));
             change.put(&UNITS, &self.key(), &unit)
         })
@@ -369,8 +371,8 @@ impl Run {
                 next_seq: row.next_seq,
                 progress: row.progress,
                 values: self.values(rows)?,
-                findings: self.findings_part(rows)?,
-                queue: self.queue_part(rows)?,
+                findings: findings_part(self, rows)?,
+                queue: queue_part(self, rows)?,
                 ..Position::default()
             };
             for (name, stream) in rows.all(&STREAMS, &prefix)? {
@@ -403,7 +405,7 @@ impl Run {
                 let part = AnnouncedPart { records: counts.announced, artifacts: counts.artifacts_announced };
                 announced.insert(self.name(&name)?, part);
             }
-            let files = self.files_needed(rows, &position.queue, position.next_seq)?;
+            let files = files_needed(self, rows, &position.queue, position.next_seq)?;
             Ok(Checkpoint {
                 token: token.to_owned(),
                 unit: UnitPart::of(&unit),
@@ -485,8 +487,8 @@ impl Run {
     pub(crate) fn saved(&self, position: &Position) -> Result<()> {
         let json = serde_json::to_string(position).map_err(|error| self.odd(error.to_string()))?;
         self.change(|change, row| {
-            self.batches_saved(change, row)?;
-            self.attachments_saved(change)?;
+            batches_saved(self, change, row)?;
+            attachments_saved(self, change)?;
             // Of older events a checkpoint tells nothing, so this disk need not either.
             let mut events = change.all(&EVENTS, &self.run_key())?;
             events.sort_unstable_by_key(|(_, event)| std::cmp::Reverse(event.order));
@@ -509,7 +511,7 @@ impl Run {
             None => Ok(Position {
                 next_seq: 1,
                 values: self.values(rows)?,
-                queue: self.failed_part(rows)?,
+                queue: failed_part(self, rows)?,
                 ..Position::default()
             }),
         }

@@ -19,13 +19,16 @@ use crate::error::{Error, Result};
 use crate::model::{Micros, Move, Phase, Rule, RunId, Step, phase_move};
 use crate::transfer::Event;
 
-use super::SyncUnit;
+use super::attachments::queue::{check_attachments, name_file};
+use super::batches::states::{batches_in, move_batch};
+use super::lifecycle::{check_balance, check_exhausted, close_run, current_run, get_or_create, new_run};
 use super::notes::Inherited;
+use super::open::SyncUnit;
 use super::rows::{
     BATCHES, BatchState, EVENTS, EventRow, Key, MESSAGES, MessageFate, MessageKind, MessageRow, NotBefore,
-    RUN_IDS, RUNS, RunRow, RunStatus, UNITS, UnitRow, WindowRow, name_hash,
+    RUN_IDS, RUNS, RunRow, RunStatus, UNITS, UnitRow, WindowRow, event_key, message_key, name_hash, run_key,
 };
-use super::run::{Run, close_run, current_run, message_key, run_key};
+use super::run::Run;
 use super::tables::{Change, Rows};
 use super::uploads::batches_accepted;
 
@@ -99,7 +102,7 @@ impl SyncUnit {
         inherits: Option<&Inherited>,
     ) -> Result<Accepted> {
         self.inner.tables.change(|change| {
-            let mut unit = self.get_or_create(change)?;
+            let mut unit = get_or_create(self, change)?;
             let inherits = inherits.filter(|_| unit.run.is_none() && unit.watermark.is_none());
             if let Some(inherited) = inherits {
                 inherited.to_unit(&mut unit);
@@ -107,9 +110,9 @@ impl SyncUnit {
             let Some((no, mut row)) = self.find_run(change, &unit, event)? else {
                 // A store that does not know the run cannot know what of it was extracted before.
                 let lost = event.step == Step::Continue || event.phase == Phase::Attachments;
-                let (no, mut row) = self.new_run(change, &mut unit, event.run_id.as_ref(), lost)?;
+                let (no, mut row) = new_run(self, change, &mut unit, event.run_id.as_ref(), lost)?;
                 if let Some(run) = inherits.and_then(|inherited| inherited.run.as_ref()) {
-                    run.to_run(change, &unit, no, &mut row, event)?;
+                    run.to_run(change, &unit, no, &mut row, (event.phase, event.step))?;
                 }
                 return Ok(Ok(self.enter(change, &unit, no, row, event, false)?));
             };
@@ -189,7 +192,7 @@ impl SyncUnit {
             return Ok(event.has_ids.then(|| Err(self.stale(row, "and a newer event has followed it"))));
         };
         let Some(message) = change.get(&MESSAGES, &message_key(unit.no, message_no))? else {
-            let run = self.handle(unit, no, row, true)?;
+            let run = Run::new(self, unit.no, no, row, true)?;
             return Ok(event.has_ids.then_some(Ok(Accepted::AnsweredEarlier(run))));
         };
         if let MessageFate::Delivered { times } = message.fate {
@@ -203,7 +206,7 @@ impl SyncUnit {
         if !event.has_ids && message.fate != MessageFate::Sealed {
             return Ok(None);
         }
-        let run = self.handle(unit, no, row, true)?;
+        let run = Run::new(self, unit.no, no, row, true)?;
         if message.body.is_empty() {
             // A checkpoint does not keep what was delivered. That it is asked for counts as if it had been said again.
             if let MessageFate::Delivered { times } = message.fate {
@@ -261,7 +264,7 @@ impl SyncUnit {
         if next == Move::Work {
             row.phase = Some(phase);
         }
-        let run = self.handle(unit, no, row, resumed)?;
+        let run = Run::new(self, unit.no, no, row, resumed)?;
         Ok(match next {
             Move::Work => Accepted::Work(run),
             Move::Repeat => Accepted::Repeat(run),
@@ -322,17 +325,17 @@ impl Run {
             unit.next_message += 1;
             for &seq in sealing.batches {
                 let batch = change.need(&BATCHES, &self.batch_key(seq))?;
-                self.name_file(change, seq, batch.artifact.as_ref())?;
-                self.move_batch(change, row, seq, batch, &[Event::Sealed], no)?;
+                name_file(self, change, seq, batch.artifact.as_ref())?;
+                move_batch(self, change, row, seq, batch, &[Event::Sealed], no)?;
             }
             if sealing.kind == MessageKind::Done && !row.done.contains(sealing.phase) {
-                self.check_exhausted(change, Some(sealing.phase))?;
+                check_exhausted(self, change, Some(sealing.phase))?;
                 if row.open_batches > 0 {
                     return Err(self.unfinished(format!("{} batches are in no message", row.open_batches)));
                 }
-                self.check_balance(change)?;
+                check_balance(self, change)?;
                 if sealing.phase == Phase::Attachments {
-                    self.check_attachments(change)?;
+                    check_attachments(self, change)?;
                 }
                 row.done.insert(sealing.phase);
             }
@@ -353,7 +356,7 @@ impl Run {
                 sealed_at: now,
                 artifacts: sealing.batches.len() as u64,
                 finishes: sealing.finishes && sealing.kind == MessageKind::Done,
-                key: super::message_key_text(&format!("{}/{}/{no}", self.unit, self.id), &sealing.body),
+                key: message_key_text(&format!("{}/{}/{no}", self.unit, self.id), &sealing.body),
                 body: sealing.body.clone().into_bytes(),
             };
             change.put(&EVENTS, &event_key, &seen)?;
@@ -407,8 +410,8 @@ impl Run {
             let message_key = message_key(self.unit_no, message);
             let sealed = change.need(&MESSAGES, &message_key)?;
             assert!(row.message == Some(message), "only the newest message can be unsealed");
-            for (seq, batch) in self.batches_in(change, BatchState::Announced(message))? {
-                self.move_batch(change, row, seq, batch, &[Event::MessageRefused], 0)?;
+            for (seq, batch) in batches_in(self, change, BatchState::Announced(message))? {
+                move_batch(self, change, row, seq, batch, &[Event::MessageRefused], 0)?;
             }
             if sealed.kind == MessageKind::Done {
                 row.done.remove(sealed.phase);
@@ -469,10 +472,6 @@ impl Run {
     }
 }
 
-fn event_key(unit: u64, run: u64, hash: u64) -> Key {
-    run_key(unit, run).and_number(hash)
-}
-
 /// Records that a message was accepted: its batches are gone, and the run is finished if the message ends it.
 fn message_accepted(
     change: &Change<'_>,
@@ -498,4 +497,20 @@ fn message_accepted(
         close_run(change, unit, no, row, RunStatus::Finished, now)?;
     }
     Ok(())
+}
+
+/// The idempotency key of a message: visible ASCII, as it becomes a header, and never the same for other bytes.
+pub(crate) fn message_key_text(name: &str, body: &str) -> String {
+    use std::fmt::Write;
+    let mut key = String::new();
+    for byte in name.bytes() {
+        if byte.is_ascii_graphic() && byte != b'%' {
+            key.push(char::from(byte));
+        } else {
+            // Writing to a string does not fail.
+            let _ = write!(key, "%{byte:02X}");
+        }
+    }
+    let _ = write!(key, "-{:08x}", super::codec::checksum(body.as_bytes()));
+    key
 }

@@ -93,53 +93,53 @@ impl Run {
             None => sums(rows, &self.run_key()),
         })
     }
+}
 
-    /// Counts what was found in a page that is being staged.
-    pub(super) fn add_findings(&self, change: &Change<'_>, findings: &[(String, Tally)]) -> Result<()> {
-        if findings.iter().all(|(_, tally)| tally.is_empty()) {
-            return Ok(());
-        }
-        let run = self.run_key();
-        let mut rows = all(change, &run)?;
-        let mut touched = BTreeSet::new();
-        for (item_type, tally) in findings {
-            for (severity, rule, path, count, kept) in tally.kinds() {
-                let kind = FindingKind {
-                    item_type: item_type.clone(),
-                    severity: severity.to_string(),
-                    rule: rule.to_string(),
-                    path: cut(path, PATH_BYTES_MAX),
-                };
-                let kind = counted_as(&rows, kind);
-                let row = rows.entry(kind.clone()).or_default();
-                row.count = row.count.saturating_add(count);
-                for finding in kept {
-                    if row.kept.len() as u64 >= FINDINGS_KEPT {
-                        break;
-                    }
-                    row.kept.push(cut(&finding.to_string(), FINDING_BYTES_MAX));
+/// Counts what was found in a page that is being staged.
+pub(super) fn add_findings(run: &Run, change: &Change<'_>, findings: &[(String, Tally)]) -> Result<()> {
+    if findings.iter().all(|(_, tally)| tally.is_empty()) {
+        return Ok(());
+    }
+    let key = run.run_key();
+    let mut rows = all(change, &key)?;
+    let mut touched = BTreeSet::new();
+    for (item_type, tally) in findings {
+        for (severity, rule, path, count, kept) in tally.kinds() {
+            let kind = FindingKind {
+                item_type: item_type.clone(),
+                severity: severity.to_string(),
+                rule: rule.to_string(),
+                path: cut(path, PATH_BYTES_MAX),
+            };
+            let kind = counted_as(&rows, kind);
+            let row = rows.entry(kind.clone()).or_default();
+            row.count = row.count.saturating_add(count);
+            for finding in kept {
+                if row.kept.len() as u64 >= FINDINGS_KEPT {
+                    break;
                 }
-                touched.insert(kind);
+                row.kept.push(cut(&finding.to_string(), FINDING_BYTES_MAX));
             }
+            touched.insert(kind);
         }
-        for kind in touched {
-            if let Some(row) = rows.get(&kind) {
-                change.put(&FINDINGS, &kind.key(&run), row)?;
-            }
-        }
-        Ok(())
     }
+    for kind in touched {
+        if let Some(row) = rows.get(&kind) {
+            change.put(&FINDINGS, &kind.key(&key), row)?;
+        }
+    }
+    Ok(())
+}
 
-    /// The findings so far, for a checkpoint.
-    pub(super) fn findings_part(&self, rows: &impl Rows) -> Result<Vec<FindingPart>> {
-        let mut room = CHECKPOINT_TEXT_BYTES_MAX;
-        let part = |(kind, row): (FindingKind, FindingRow)| {
-            let first = row.kept.into_iter().next().filter(|text| text.len() <= room);
-            room -= first.as_ref().map_or(0, String::len);
-            FindingPart { kind, count: row.count, first }
-        };
-        Ok(all(rows, &self.run_key())?.into_iter().map(part).collect())
-    }
+/// The findings so far, for a checkpoint.
+pub(super) fn findings_part(run: &Run, rows: &impl Rows) -> Result<Vec<FindingPart>> {
+    let mut room = CHECKPOINT_TEXT_BYTES_MAX;
+    let part = |(kind, row): (FindingKind, FindingRow)| {
+        let first = row.kept.into_iter().next().filter(|text| text.len() <= room);
+        room -= first.as_ref().map_or(0, String::len);
+        FindingPart { kind, count: row.count, first }
+    };
+    Ok(all(rows, &run.run_key())?.into_iter().map(part).collect())
 }
 
 /// The findings of a run by how bad they are.

@@ -9,10 +9,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::model::{Micros, Phase, Phases, RESERVED_VALUE_PREFIX};
+use crate::model::{Micros, Phase, Phases, RESERVED_VALUE_PREFIX, Step};
 
-use super::conversation::Incoming;
-use super::rows::{Json, Key, POSITIONS, RunRow, UNITS, UnitRow, VALUES, WindowRow, number_of};
+use super::rows::{Json, Key, POSITIONS, RunRow, UNITS, UnitRow, VALUES, WindowRow, note_key, number_of};
 use super::run::Run;
 use super::tables::{Change, Rows};
 
@@ -67,21 +66,21 @@ impl InheritedRun {
         unit: &UnitRow,
         no: u64,
         row: &mut RunRow,
-        event: &Incoming,
+        (phase, step): (Phase, Step),
     ) -> Result<()> {
         row.lost = false;
         row.started_at = self.started_at.unwrap_or(row.started_at);
         row.window = self.window;
         let mut done = Phases::default();
-        for phase in [Phase::Metadata, Phase::Data] {
-            if phase < event.phase {
-                done.insert(phase);
-                row.phase = Some(phase);
+        for before in [Phase::Metadata, Phase::Data] {
+            if before < phase {
+                done.insert(before);
+                row.phase = Some(before);
             }
         }
         row.done = done;
-        if event.step == crate::model::Step::Continue {
-            row.phase = Some(event.phase);
+        if step == Step::Continue {
+            row.phase = Some(phase);
         }
         if let Some((name, json)) = &self.note {
             let json = format!(r#"{{"run":{no},"note":{json}}}"#);
@@ -89,10 +88,6 @@ impl InheritedRun {
         }
         Ok(())
     }
-}
-
-fn note_key(unit: u64, name: &str) -> Key {
-    Key::unit(unit).and_name(&format!("{RESERVED_VALUE_PREFIX}{name}"))
 }
 
 /// Empties the note about attachments that other software had left to do, also in the positions of the unit's

@@ -33,7 +33,7 @@ use std::marker::PhantomData;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Micros, Phase, Phases};
+use crate::model::{Micros, Phase, Phases, RESERVED_VALUE_PREFIX};
 
 use super::codec::{self, DecodeError};
 
@@ -132,6 +132,39 @@ impl Key {
         }
         None
     }
+}
+
+/// The key of a run, which all its rows start with.
+pub(crate) fn run_key(unit: u64, run: u64) -> Key {
+    Key::unit(unit).and_number(run)
+}
+
+pub(crate) fn message_key(unit: u64, message: u64) -> Key {
+    Key::unit(unit).and_number(message)
+}
+
+pub(crate) fn event_key(unit: u64, run: u64, hash: u64) -> Key {
+    run_key(unit, run).and_number(hash)
+}
+
+/// Attachments of one parent stand together.
+pub(crate) fn seen_key(unit: u64, parent_id: &str, id: &str) -> Key {
+    Key::unit(unit).and_hash(parent_id).and_hash(id)
+}
+
+/// The key of a note, which no extractor can set.
+pub(crate) fn note_key(unit: u64, name: &str) -> Key {
+    Key::unit(unit).and_name(&format!("{RESERVED_VALUE_PREFIX}{name}"))
+}
+
+/// What a run queued again is kept in `requeued_attachments` from this number on, until the run is finished, so that
+/// nothing is lost with an abandoned one.
+pub(crate) const KEPT_FROM: u64 = 1 << 63;
+
+/// A run and a number at the end of a key.
+pub(crate) fn run_and_number(tail: &[u8]) -> Result<(u64, u64), DecodeError> {
+    let (run, number) = tail.split_at(tail.len().min(8));
+    Ok((number_of(run)?, number_of(number)?))
 }
 
 /// XXH3 of 64 bits: the same for the same name, on every machine and in every version.

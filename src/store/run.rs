@@ -1,19 +1,7 @@
-//! The life of a run: begun, resumed, finished or given up.
+//! A run as its holder has it: what it is called, one change to it, one look at it.
 //!
-//! # What a crash leaves
-//!
-//! Every line is one transaction (those of events and messages are in the room `conversation`, those of attachments in
-//! `attachments`); a kill leaves the store as it was before or after it.
-//!
-//! | step | stored by it | killed right after it, the next life |
-//! | --- | --- | --- |
-//! | `begin` | the run, its start, `since`; the raised epoch | resumes the run: same start, same `since`; older lives are fenced |
-//! | stage | a page's lines, closed batches, the cursor after it, bookmark, values | goes on with the page after it |
-//! | close | open lines as batches | uploads them |
-//! | uploaded | the artifact id of a batch | confirms that id, uploads nothing |
-//! | confirmed | that the platform knows it | announces it |
-//! | acknowledge | a batch gone, counted | never yields it again |
-//! | finish | watermark, bookmarks, a ledger row; the run's rows gone | begins a new run, from the new watermark |
+//! The rooms above work on a run in a change or a look of its handle, which is refused to a life that a later one has
+//! taken over. How a run begins and ends is in the room `lifecycle`.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -22,18 +10,14 @@ use chrono::{DateTime, Utc};
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
-use crate::model::{CLOCK_AHEAD_MAX, LEDGER_RUNS_MAX, Micros, Phase, Phases, Rule, RunId, SyncUnitId};
+use crate::model::{Micros, Rule, RunId, SyncUnitId};
 use crate::transfer::Rules;
 
-use super::attachments::{drop_queue, remove_attachments};
-use super::notes::drop_notes;
+use super::open::{Inner, SyncUnit};
 use super::rows::{
-    BATCHES, BOOKMARKS, BookmarkRow, CHUNKS, EVENTS, FINDINGS, Json, Key, LEDGER, LedgerRow, LedgerType,
-    MESSAGES, PAYLOADS, POSITIONS, RUN_IDS, RUNS, RunIdRow, RunRow, RunStatus, STREAMS, TYPES, UNITS,
-    UnitRow, VALUES, name_of,
+    BOOKMARKS, Json, Key, RUNS, RunRow, RunStatus, UNITS, UnitRow, VALUES, number_of, run_key,
 };
-use super::tables::{Change, Rows, Tables, View};
-use super::{Inner, SyncUnit};
+use super::tables::{Change, Rows, View};
 
 /// One extraction of a sync unit, from its start until it is finished, in this life.
 ///
@@ -55,191 +39,13 @@ pub struct Run {
     pub(super) held_attachments: Arc<Mutex<BTreeSet<u64>>>,
 }
 
-impl SyncUnit {
-    /// Begins a run, or takes up the one that is not finished.
-    ///
-    /// A run that is taken up keeps its start and its [`Run::since`]. Any [`Run`] of an earlier `begin` is fenced:
-    /// whatever it tries is [`Error::Fenced`] and changes nothing.
-    ///
-    /// # Durability
-    /// When this returns `Ok`, the run and its start survive power loss.
-    ///
-    /// # Errors
-    /// `Corrupt` or `Io`; nothing was begun.
-    pub fn begin(&self) -> Result<Run> {
-        self.inner.tables.change(|change| {
-            let mut unit = self.get_or_create(change)?;
-            let run = match current_run(change, &unit)? {
-                Some((no, mut row)) if row.status == RunStatus::Open => {
-                    row.epoch += 1;
-                    change.put(&RUNS, &run_key(unit.no, no), &row)?;
-                    self.handle(&unit, no, &row, true)?
-                }
-                _ => {
-                    let (no, row) = self.new_run(change, &mut unit, None, false)?;
-                    self.handle(&unit, no, &row, false)?
-                }
-            };
-            Ok(run)
-        })
-    }
-
-    /// Gives up the run that is not finished, if there is one; says whether there was.
-    ///
-    /// What it had staged is dropped; the watermark stays, so the next run fetches it again.
-    ///
-    /// # Durability
-    /// When this returns `Ok`, it survives power loss.
-    ///
-    /// # Errors
-    /// `Corrupt` or `Io`; nothing was changed.
-    pub fn abandon(&self) -> Result<bool> {
-        self.inner.tables.change(|change| {
-            let Some(mut unit) = change.get(&UNITS, &self.key())? else { return Ok(false) };
-            match current_run(change, &unit)? {
-                Some((no, mut row)) if row.status == RunStatus::Open => {
-                    close_run(change, &mut unit, no, &mut row, RunStatus::Abandoned, self.now())?;
-                    change.put(&RUNS, &run_key(unit.no, no), &row)?;
-                    change.put(&UNITS, &self.key(), &unit)?;
-                    Ok(true)
-                }
-                _ => Ok(false),
-            }
-        })
-    }
-
-    /// Forgets everything about the unit: runs, watermark, bookmarks, values, ledger. Doing it twice is the same as
-    /// once.
-    ///
-    /// # Durability
-    /// When this returns `Ok`, it survives power loss.
-    ///
-    /// # Errors
-    /// `Corrupt` or `Io`; nothing was changed.
-    pub fn delete(&self) -> Result<()> {
-        self.inner.tables.change(|change| {
-            let Some(unit) = change.get(&UNITS, &self.key())? else { return Ok(()) };
-            let prefix = Key::unit(unit.no);
-            change.remove_all(&RUNS, &prefix)?;
-            change.remove_all(&RUN_IDS, &prefix)?;
-            change.remove_all(&STREAMS, &prefix)?;
-            change.remove_all(&TYPES, &prefix)?;
-            change.remove_all(&CHUNKS, &prefix)?;
-            change.remove_all(&BATCHES, &prefix)?;
-            change.remove_all(&PAYLOADS, &prefix)?;
-            change.remove_all(&BOOKMARKS, &prefix)?;
-            change.remove_all(&VALUES, &prefix)?;
-            change.remove_all(&EVENTS, &prefix)?;
-            change.remove_all(&MESSAGES, &prefix)?;
-            change.remove_all(&LEDGER, &prefix)?;
-            change.remove_all(&FINDINGS, &prefix)?;
-            change.remove_all(&POSITIONS, &prefix)?;
-            remove_attachments(change, &prefix)?;
-            change.remove(&UNITS, &self.key())
-        })
-    }
-
-    /// The newest run, over or not, as its last life has it.
-    pub(crate) fn newest_run(&self) -> Result<Option<Run>> {
-        let newest = self.inner.tables.view(|rows| {
-            let Some(unit) = rows.get(&UNITS, &self.key())? else { return Ok(None) };
-            let Some(no) = unit.run else { return Ok(None) };
-            let row = rows.need(&RUNS, &run_key(unit.no, no))?;
-            Ok(Some((unit, no, row)))
-        })?;
-        newest.map(|(unit, no, row)| self.handle(&unit, no, &row, true)).transpose()
-    }
-
-    pub(super) fn key(&self) -> Key {
-        Key::name(self.id.as_str())
-    }
-
-    pub(super) fn now(&self) -> Micros {
-        Micros::from_time(self.inner.clock.now())
-    }
-
-    pub(super) fn get_or_create(&self, change: &Change<'_>) -> Result<UnitRow> {
-        if let Some(unit) = change.get(&UNITS, &self.key())? {
-            return Ok(unit);
-        }
-        let unit = UnitRow {
-            no: Tables::new_unit_no(change)?,
-            created_at: self.now(),
-            run: None,
-            next_run: 1,
-            next_message: 1,
-            watermark: None,
-            bounds: (None, None),
-            holder: (None, None),
-            inherited: None,
-            connector_version: None,
-        };
-        change.put(&UNITS, &self.key(), &unit)?;
-        Ok(unit)
-    }
-
-    /// Begins a run, in place of the unfinished one if there is one.
-    pub(super) fn new_run(
-        &self,
-        change: &Change<'_>,
-        unit: &mut UnitRow,
-        id: Option<&RunId>,
-        lost: bool,
-    ) -> Result<(u64, RunRow)> {
-        let now = self.now();
-        if let Some((no, mut old)) = current_run(change, unit)? {
-            if old.status == RunStatus::Open {
-                if self.inner.breaks(Rule::AbandonedLeavesWatermark) {
-                    unit.watermark = Some(old.started_at);
-                }
-                close_run(change, unit, no, &mut old, RunStatus::Abandoned, now)?;
-            }
-            change.remove(&RUNS, &run_key(unit.no, no))?;
-        }
-        let no = unit.next_run;
-        unit.next_run += 1;
-        unit.run = Some(no);
-        let id = match id {
-            Some(id) => id.to_string(),
-            None => unused_run_id(change, unit, now)?,
-        };
-        let since = usable_watermark(change, unit, now)?;
-        let row = RunRow {
-            id: id.clone(),
-            status: RunStatus::Open,
-            started_at: now,
-            ended_at: None,
-            since: since.map(|since| since.minus(self.inner.settings.overlap)),
-            since_ignored: unit.watermark.filter(|_| since != unit.watermark),
-            window: None,
-            epoch: 1,
-            lost,
-            phase: None,
-            done: Phases::default(),
-            pages: 0,
-            next_seq: 1,
-            next_chunk: 1,
-            open_batches: 0,
-            not_before: None,
-            progress: None,
-            events: 0,
-            event: None,
-            events_reused: 0,
-            first_message: unit.next_message,
-            message: None,
-            artifacts_max: None,
-        };
-        change.put(&RUN_IDS, &Key::unit(unit.no).and_hash(&id), &RunIdRow { run: no, id: Some(id) })?;
-        change.put(&RUNS, &run_key(unit.no, no), &row)?;
-        change.put(&UNITS, &self.key(), unit)?;
-        Ok((no, row))
-    }
-
-    pub(super) fn handle(&self, unit: &UnitRow, no: u64, row: &RunRow, resumed: bool) -> Result<Run> {
-        Ok(Run {
-            inner: Arc::clone(&self.inner),
-            unit: self.id.clone(),
-            unit_no: unit.no,
+impl Run {
+    /// The handle of a run in the life that its row has.
+    pub(super) fn new(unit: &SyncUnit, unit_no: u64, no: u64, row: &RunRow, resumed: bool) -> Result<Self> {
+        Ok(Self {
+            inner: Arc::clone(&unit.inner),
+            unit: unit.id.clone(),
+            unit_no,
             no,
             id: RunId::new(row.id.clone())?,
             epoch: row.epoch,
@@ -251,9 +57,7 @@ impl SyncUnit {
             held_attachments: Arc::default(),
         })
     }
-}
 
-impl Run {
     /// Its id: the platform's, or, of a run begun without one, made from its start.
     pub fn id(&self) -> &RunId {
         &self.id
@@ -311,30 +115,6 @@ impl Run {
             what: what.to_owned(),
             sync_unit: self.unit.to_string(),
             source: error.into(),
-        })
-    }
-
-    /// Finishes the run: what was there when it started is extracted.
-    ///
-    /// # Durability
-    /// When this returns `Ok`, the watermark (the start of this run, or now if the clock stepped back behind it) and
-    /// the bookmarks survive power loss, and the next `begin` starts a new run.
-    ///
-    /// # Errors
-    /// `Unfinished` while a stream of this run is not exhausted (also one whose first page could not be fetched), a
-    /// batch not acknowledged or an attachment neither settled nor given up; `Fenced`; `Corrupt` or `Io`. The run goes on.
-    pub fn finish(self) -> Result<()> {
-        self.change(|change, row| {
-            self.check_exhausted(change, None)?;
-            if row.open_batches > 0 {
-                return Err(self.unfinished(format!("{} batches are not acknowledged", row.open_batches)));
-            }
-            self.check_balance(change)?;
-            self.check_attachments(change)?;
-            let mut unit = change.need(&UNITS, &Key::name(self.unit.as_str()))?;
-            let now = Micros::from_time(self.inner.clock.now());
-            close_run(change, &mut unit, self.no, row, RunStatus::Finished, now)?;
-            change.put(&UNITS, &Key::name(self.unit.as_str()), &unit)
         })
     }
 
@@ -413,6 +193,15 @@ impl Run {
         run_key(self.unit_no, self.no)
     }
 
+    pub(super) fn batch_key(&self, seq: u64) -> Key {
+        self.run_key().and_number(seq)
+    }
+
+    /// The number at the end of a key of this run.
+    pub(super) fn number_in(&self, table: &str, tail: &[u8]) -> Result<u64> {
+        number_of(tail).map_err(|error| self.inner.tables.damaged(table, &self.run_key(), error.to_string()))
+    }
+
     /// Another handle of the same life, for a batch to hold.
     pub(super) fn another(&self) -> Self {
         Self {
@@ -424,145 +213,4 @@ impl Run {
             ..*self
         }
     }
-
-    /// Every stream that was begun, of one phase or all, has given its last page.
-    pub(super) fn check_exhausted(&self, change: &Change<'_>, phase: Option<Phase>) -> Result<()> {
-        for (name, stream) in change.all(&STREAMS, &self.run_key())? {
-            if !stream.exhausted && phase.is_none_or(|phase| stream.phase == phase) {
-                let name = String::from_utf8_lossy(&name).into_owned();
-                return Err(self.unfinished(format!("stream {name} is not exhausted")));
-            }
-        }
-        Ok(())
-    }
-
-    /// What was read was confirmed and announced, record for record.
-    pub(super) fn check_balance(&self, change: &Change<'_>) -> Result<()> {
-        for (name, counts) in change.all(&TYPES, &self.run_key())? {
-            let staged = counts.read.saturating_sub(counts.skipped);
-            if staged != counts.batched || staged != counts.confirmed || staged != counts.announced {
-                let name = String::from_utf8_lossy(&name).into_owned();
-                return Err(self.unfinished(format!(
-                    "of {} {name} read, {} were skipped, {} are in batches, {} confirmed and {} announced",
-                    counts.read, counts.skipped, counts.batched, counts.confirmed, counts.announced
-                )));
-            }
-        }
-        Ok(())
-    }
-}
-
-pub(super) fn run_key(unit: u64, run: u64) -> Key {
-    Key::unit(unit).and_number(run)
-}
-
-pub(super) fn message_key(unit: u64, message: u64) -> Key {
-    Key::unit(unit).and_number(message)
-}
-
-pub(super) fn current_run(change: &Change<'_>, unit: &UnitRow) -> Result<Option<(u64, RunRow)>> {
-    match unit.run {
-        Some(no) => Ok(Some((no, change.need(&RUNS, &run_key(unit.no, no))?))),
-        None => Ok(None),
-    }
-}
-
-/// A run id from the start time, other than any that the unit has had.
-fn unused_run_id(change: &Change<'_>, unit: &UnitRow, now: Micros) -> Result<String> {
-    let base = now.to_time().format("%Y%m%dT%H%M%S%.6fZ").to_string();
-    let mut id = base.clone();
-    let mut tries = 1_u64;
-    while change.get(&RUN_IDS, &Key::unit(unit.no).and_hash(&id))?.is_some() {
-        tries += 1;
-        id = format!("{base}-{tries}");
-    }
-    Ok(id)
-}
-
-/// The unit's watermark, unless it lies too far in the future: then the latest of the past that the ledger knows.
-fn usable_watermark(change: &Change<'_>, unit: &UnitRow, now: Micros) -> Result<Option<Micros>> {
-    match unit.watermark {
-        Some(watermark) if watermark > now.plus(CLOCK_AHEAD_MAX) => {
-            let ledger = change.all(&LEDGER, &Key::unit(unit.no))?;
-            Ok(ledger.into_iter().filter_map(|(_, row)| row.watermark).filter(|&past| past <= now).max())
-        }
-        watermark => Ok(watermark),
-    }
-}
-
-/// Ends a run: a finished one moves the watermark and the bookmarks, either leaves a row in the ledger. What only a
-/// live run needs is dropped; its events and messages stay until the next run ends.
-pub(super) fn close_run(
-    change: &Change<'_>,
-    unit: &mut UnitRow,
-    no: u64,
-    row: &mut RunRow,
-    status: RunStatus,
-    now: Micros,
-) -> Result<()> {
-    assert!(row.status == RunStatus::Open, "a run ends once");
-    let run = run_key(unit.no, no);
-    let finished = status == RunStatus::Finished;
-    let watermark = finished.then(|| row.started_at.min(now));
-    if finished {
-        unit.watermark = watermark;
-        if let Some(window) = row.window {
-            let (oldest, newest) = unit.bounds;
-            // Without a beginning it reaches back for ever.
-            let from = window.from.unwrap_or(Micros(0));
-            unit.bounds =
-                (Some(oldest.unwrap_or(from).min(from)), Some(newest.unwrap_or(window.to).max(window.to)));
-        }
-        for (name, stream) in change.all(&STREAMS, &run)? {
-            let name = name_of(&name)
-                .map_err(|error| change.tables().damaged(STREAMS.name, &run, error.to_string()))?;
-            if let Some(json) = stream.bookmark {
-                change.put(&BOOKMARKS, &Key::unit(unit.no).and_name(name), &BookmarkRow { json, run: no })?;
-            }
-        }
-    }
-    let mut types = Vec::new();
-    for (name, counts) in change.all(&TYPES, &run)? {
-        types.push(LedgerType {
-            item_type: String::from_utf8_lossy(&name).into_owned(),
-            read: counts.read,
-            skipped: counts.skipped,
-            announced: counts.announced,
-            artifacts: counts.artifacts_announced,
-        });
-    }
-    let findings = super::findings::sums(change, &run)?;
-    let entry = LedgerRow {
-        id: row.id.clone(),
-        status,
-        started_at: row.started_at,
-        ended_at: now,
-        since: row.since,
-        watermark,
-        epochs: row.epoch,
-        pages: row.pages,
-        events: row.events,
-        events_reused: row.events_reused,
-        errors: findings.errors,
-        warnings: findings.warnings,
-        types,
-        attachments: drop_queue(change, &run, finished)?,
-    };
-    change.put(&LEDGER, &run_key(unit.no, no), &entry)?;
-    if let Some(old) = no.checked_sub(LEDGER_RUNS_MAX) {
-        change.remove(&LEDGER, &run_key(unit.no, old))?;
-    }
-    change.remove_all(&STREAMS, &run)?;
-    change.remove_all(&TYPES, &run)?;
-    change.remove_all(&CHUNKS, &run)?;
-    change.remove_all(&BATCHES, &run)?;
-    change.remove_all(&PAYLOADS, &run)?;
-    change.remove_all(&FINDINGS, &run)?;
-    change.remove(&POSITIONS, &run)?;
-    drop_notes(change, unit.no)?;
-    change.remove_range(&EVENTS, &Key::unit(unit.no), &run)?;
-    change.remove_range(&MESSAGES, &Key::unit(unit.no), &message_key(unit.no, row.first_message))?;
-    row.status = status;
-    row.ended_at = Some(now);
-    Ok(())
 }

@@ -76,26 +76,23 @@ fn uploaded(given_up: u32, saved: bool, in_this_life: bool) -> State {
     if in_this_life { state } else { state.taken_up() }
 }
 
-impl Run {
-    /// Where a batch is after some events that are stored at once.
-    pub(super) fn batch_moved(&self, seq: u64, state: State, events: &[Event]) -> Result<State> {
-        // Whether a checkpoint is to be saved first is for those who confirm to know.
-        let rules = self.batch_rules(true, false);
-        rules.through(state, events).map_err(|illegal| self.illegal(&format!("batch {seq}"), illegal))
-    }
+/// Where a batch is after some events that are stored at once.
+pub(super) fn batch_moved(run: &Run, seq: u64, state: State, events: &[Event]) -> Result<State> {
+    // Whether a checkpoint is to be saved first is for those who confirm to know.
+    let rules = run.batch_rules(true, false);
+    rules.through(state, events).map_err(|illegal| illegal_move(run, &format!("batch {seq}"), &illegal))
+}
 
-    /// Where an attachment is after some events that are stored at once.
-    pub(super) fn attachment_moved(&self, number: u64, state: State, events: &[Event]) -> Result<State> {
-        let rules = self.attachment_rules(false);
-        rules.through(state, events).map_err(|illegal| self.illegal(&format!("attachment {number}"), illegal))
-    }
+/// Where an attachment is after some events that are stored at once.
+pub(super) fn attachment_moved(run: &Run, number: u64, state: State, events: &[Event]) -> Result<State> {
+    let rules = run.attachment_rules(false);
+    rules
+        .through(state, events)
+        .map_err(|illegal| illegal_move(run, &format!("attachment {number}"), &illegal))
+}
 
-    fn illegal(&self, name: &str, illegal: Illegal) -> Error {
-        Error::Invalid {
-            what: format!("{name} of run {} of {}", self.id, self.unit),
-            reason: illegal.to_string(),
-        }
-    }
+fn illegal_move(run: &Run, name: &str, illegal: &Illegal) -> Error {
+    Error::Invalid { what: format!("{name} of run {} of {}", run.id, run.unit), reason: illegal.to_string() }
 }
 
 /// Moves on what an accepted message names. The figures of the run are as they were when it was sealed.

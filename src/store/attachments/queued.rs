@@ -11,7 +11,8 @@ use crate::record::Attachment;
 use super::super::rows::{ATTACHMENTS, AttachmentRow, Key, QUEUES, SEEN};
 use super::super::run::Run;
 use super::super::tables::Rows;
-use super::Settling;
+use super::queue::read_line;
+use super::settle::{Settling, move_attachment};
 
 /// An attachment that the caller works off by itself; made by [`Run::attachments`].
 ///
@@ -104,7 +105,7 @@ impl QueuedAttachment {
         self.run.change(|change, _| {
             let mut queue = change.need(&QUEUES, &self.run.run_key())?;
             queue.position = queue.position.max(self.number + 1);
-            self.run.settle(change, &mut queue, self.number, settling)?;
+            move_attachment(&self.run, change, &mut queue, self.number, settling)?;
             change.put(&QUEUES, &self.run.run_key(), &queue)
         })
     }
@@ -231,7 +232,7 @@ impl Run {
             let prefix = self.run_key();
             rows.scan(&ATTACHMENTS, &prefix, &prefix.clone().and_number(from), |tail, row| {
                 if self.is_due(&row) {
-                    found = Some((self.attachment_number(tail)?, row));
+                    found = Some((self.number_in(ATTACHMENTS.name, tail)?, row));
                 }
                 Ok(found.is_none())
             })?;
@@ -245,7 +246,7 @@ impl Run {
 
     /// Hands an attachment to the caller, unless it holds it already.
     fn hold(&self, number: u64, row: AttachmentRow) -> Result<Option<QueuedAttachment>> {
-        let attachment = self.read_line(number, &row.json)?;
+        let attachment = read_line(self, number, &row.json)?;
         let mut held = self.held_attachments.lock().unwrap_or_else(PoisonError::into_inner);
         if !held.insert(number) {
             return Ok(None);

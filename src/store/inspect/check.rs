@@ -26,16 +26,17 @@ use crate::error::{Error, Result};
 use crate::model::{FINDINGS_KEPT, ItemType, LEDGER_RUNS_MAX, RunId, StreamName, SyncUnitId, ValueKey};
 use crate::store::codec::DecodeError;
 use crate::store::findings::FindingKind;
+#[cfg(feature = "testing")]
+use crate::store::open::Store;
 use crate::store::rows::{
     ATTACHMENTS, AttachmentRow, BATCHES, BOOKMARKS, BatchRow, BatchState, CHUNKS, EVENTS, EventRow, FAILED,
     FILES, FINDINGS, FormatRow, Json, Key, LEDGER, LedgerRow, MESSAGES, META, MessageFate, MessageKind,
     MessageRow, PAYLOADS, POSITIONS, Payload, QUEUES, QueueRow, REQUEUED, RUN_IDS, RUNS, Row, RunRow,
-    RunStatus, SEEN, STREAMS, TYPES, Table, TypeRow, UNITS, UnitRow, VALUES, name_hash, name_of,
+    RunStatus, SEEN, STREAMS, TYPES, Table, TypeRow, UNITS, UnitRow, VALUES, name_hash, name_of, run_key,
 };
-use crate::store::run::run_key;
 use crate::store::tables::View;
 
-use super::{Pages, Snapshot, Source};
+use super::snapshot::{Pages, Snapshot, Source};
 
 /// What a [`check`] found.
 #[derive(Debug, Clone)]
@@ -80,20 +81,38 @@ pub fn check(path: impl AsRef<Path>) -> Result<CheckReport> {
         Err(error) => return Err(error),
     };
     if let Some(problem) = snapshot.verify()? {
-        return Ok(damaged(Some(snapshot.source), problem));
+        return Ok(damaged(Some(snapshot.source()), problem));
     }
     let (units, rows, findings) = snapshot.look(check_rows)?;
-    Ok(CheckReport { source: Some(snapshot.source), units, rows, findings })
+    Ok(CheckReport { source: Some(snapshot.source()), units, rows, findings })
 }
 
 /// Checks every row, and what the rows say of one another; returns the number of units and of rows, and what was found.
-pub(in crate::store) fn check_rows(view: &View<'_>) -> Result<(u64, u64, Vec<Finding>)> {
+fn check_rows(view: &View<'_>) -> Result<(u64, u64, Vec<Finding>)> {
     let mut check = Check { view, rows: 0, findings: Vec::new() };
     let units = check.tables()?;
     for (id, unit) in &units {
         check.unit(id, unit)?;
     }
     Ok((units.len() as u64, check.rows, check.findings))
+}
+
+#[cfg(feature = "testing")]
+impl Store {
+    /// The first thing that does not fit: of the pages, the rows, or what the rows say of one another.
+    pub(crate) fn check(&mut self) -> Result<Option<String>> {
+        let problem = match std::sync::Arc::get_mut(&mut self.inner) {
+            Some(inner) => inner.tables.verify()?,
+            None => Some("it is in use, so its pages cannot be looked at"),
+        };
+        if let Some(problem) = problem {
+            return Ok(Some(problem.to_owned()));
+        }
+        let (_, _, findings) = self.inner.tables.view(check_rows)?;
+        Ok(findings
+            .first()
+            .map(|finding| format!("{}: {}", finding.table.unwrap_or("the file"), finding.problem)))
+    }
 }
 
 struct Check<'a> {

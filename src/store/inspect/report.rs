@@ -15,14 +15,12 @@ use serde_json::value::RawValue;
 use crate::error::Result;
 use crate::model::{Micros, Phase};
 use crate::record::{Attachment, FindingCounts};
-use crate::store::attachments::{KEPT_FROM, run_and_number};
 use crate::store::findings::FindingKind;
 use crate::store::rows::{
-    self, BATCHES, BOOKMARKS, BatchRow, EVENTS, FAILED, FINDINGS, FailedRow, Json, Key, LEDGER, LedgerRow,
-    MESSAGES, MessageRow, QUEUES, REQUEUED, RUNS, Row, RunRow, STREAMS, TYPES, Table, UnitRow, VALUES,
-    name_of, number_of,
+    self, BATCHES, BOOKMARKS, BatchRow, EVENTS, FAILED, FINDINGS, FailedRow, Json, KEPT_FROM, Key, LEDGER,
+    LedgerRow, MESSAGES, MessageRow, QUEUES, REQUEUED, RUNS, Row, RunRow, STREAMS, TYPES, Table, UnitRow,
+    VALUES, name_of, number_of, run_and_number, run_key,
 };
-use crate::store::run::run_key;
 use crate::store::tables::{Rows, View};
 
 macro_rules! words {

@@ -15,7 +15,15 @@ use crate::store::rows::{
 use crate::store::tables::Change;
 use crate::store::{Accepted, Incoming, Run, Sealing, Store, SyncUnit};
 
+use super::super::rows::{
+    BATCHES, BatchState, Key, LEDGER, MESSAGES, PAYLOADS, Payload, RUNS, UNITS, message_key, run_key,
+};
+use super::super::tables::Rows;
 use super::*;
+use crate::error::{Error, Result};
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom, Write};
+use std::path::PathBuf;
 
 const UNIT: &str = "acme/tickets";
 

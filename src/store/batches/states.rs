@@ -1,0 +1,214 @@
+//! Where batches are on their way to the platform: each move of one is a change of its row and of the run's figures.
+
+use crate::error::{Error, Result};
+use crate::model::{ArtifactId, Micros};
+use crate::transfer::{Event, State, recount};
+
+use super::super::rows::{BATCHES, BatchRow, BatchState, Dates, PAYLOADS, Payload, RunRow, TYPES, TypeRow};
+use super::super::run::Run;
+use super::super::tables::{Change, Rows};
+use super::super::uploads::batch_moved;
+
+/// What a message says of a batch, but for its artifact id.
+#[derive(Debug, Clone)]
+pub(crate) struct BatchInfo {
+    pub(crate) seq: u64,
+    pub(crate) item_type: String,
+    pub(crate) items: u32,
+    pub(crate) dates: Dates,
+}
+
+impl BatchInfo {
+    /// One whose seq its holder knows.
+    pub(crate) fn new(
+        item_type: String,
+        items: u32,
+        created: Option<(Micros, Micros)>,
+        modified: Option<(Micros, Micros)>,
+    ) -> Self {
+        Self { seq: 0, item_type, items, dates: Dates { created, modified } }
+    }
+
+    pub(super) fn of(seq: u64, row: &BatchRow) -> Self {
+        Self { seq, item_type: row.item_type.clone(), items: row.items, dates: row.dates }
+    }
+}
+
+/// A batch on its way to the platform.
+#[derive(Debug, Clone)]
+pub(crate) struct UnsettledBatch {
+    pub(crate) info: BatchInfo,
+    pub(crate) state: State,
+    /// The id that is stored.
+    pub(crate) artifact: Option<ArtifactId>,
+}
+
+impl Run {
+    /// The gzip member of a batch.
+    pub(crate) fn payload(&self, seq: u64) -> Result<Vec<u8>> {
+        self.look(|rows, _| rows.need(&PAYLOADS, &self.batch_key(seq))).map(|Payload(bytes)| bytes)
+    }
+
+    /// The batches that are staged or uploaded, in order.
+    pub(crate) fn unsettled(&self) -> Result<Vec<UnsettledBatch>> {
+        let rows = self.look(|rows, _| rows.all(&BATCHES, &self.run_key()))?;
+        let mut unsettled = Vec::new();
+        for (tail, row) in rows {
+            let seq = self.number_in(BATCHES.name, &tail)?;
+            let info = BatchInfo::of(seq, &row);
+            let state = row.transfer_state(self.epoch);
+            let artifact = match (state, row.artifact) {
+                (State::Staged(_), _) => None,
+                (State::Uploaded(_), Some(artifact)) => Some(ArtifactId::new(artifact)?),
+                (State::Uploaded(_), None) => {
+                    let key = self.batch_key(seq);
+                    return Err(self.inner.tables.damaged(BATCHES.name, &key, "it is uploaded under no id"));
+                }
+                _ => continue,
+            };
+            unsettled.push(UnsettledBatch { info, state, artifact });
+        }
+        Ok(unsettled)
+    }
+
+    /// What is confirmed and in no message, in order.
+    pub(crate) fn confirmed(&self) -> Result<Vec<(BatchInfo, String)>> {
+        let rows = self.look(|rows, _| rows.all(&BATCHES, &self.run_key()))?;
+        rows.into_iter()
+            .filter(|(_, row)| row.state == BatchState::Confirmed)
+            .map(|(tail, row)| {
+                Ok((
+                    BatchInfo::of(self.number_in(BATCHES.name, &tail)?, &row),
+                    row.artifact.unwrap_or_default(),
+                ))
+            })
+            .collect()
+    }
+
+    /// Stores the id of an upload.
+    ///
+    /// # Durability
+    /// When this returns `Ok`, the id survives power loss, so it may be confirmed.
+    pub(crate) fn uploaded(&self, seq: u64, artifact: &ArtifactId) -> Result<()> {
+        self.change(|change, row| {
+            let mut batch = need_batch(self, change, seq)?;
+            let state = batch.transfer_state(self.epoch);
+            if !matches!(state, State::Staged(_)) {
+                return match batch.artifact {
+                    Some(held) if held == artifact.as_str() => Ok(()),
+                    held => Err(Error::Invalid {
+                        what: format!("the artifact id {artifact} of batch {seq}"),
+                        reason: format!("the batch was uploaded as {}", held.unwrap_or_default()),
+                    }),
+                };
+            }
+            batch.artifact = Some(artifact.to_string());
+            batch.uploaded_in = self.epoch;
+            move_batch(self, change, row, seq, batch, &[Event::Uploaded, Event::IdStored], 0).map(drop)
+        })
+    }
+
+    /// Records that the platform confirmed an upload; its bytes are dropped.
+    pub(crate) fn confirm(&self, seq: u64) -> Result<()> {
+        self.change(|change, row| {
+            let batch = need_batch(self, change, seq)?;
+            move_batch(self, change, row, seq, batch, &[Event::Confirmed, Event::ConfirmStored], 0).map(drop)
+        })
+    }
+
+    /// Gives up the id of an upload whose confirm was refused for good: it is to be uploaded anew.
+    pub(crate) fn give_up_id(&self, seq: u64) -> Result<()> {
+        self.change(|change, row| {
+            let batch = need_batch(self, change, seq)?;
+            let events = [Event::ConfirmRefused, Event::GivingUpStored];
+            move_batch(self, change, row, seq, batch, &events, 0).map(drop)
+        })
+    }
+}
+
+/// Records that a batch is where it belongs; no message will name it.
+pub(super) fn acknowledge(run: &Run, seq: u64, artifact: &ArtifactId) -> Result<()> {
+    run.change(|change, row| {
+        let batch = need_batch(run, change, seq)?;
+        let batch = move_batch(run, change, row, seq, batch, &[Event::Acknowledged], 0)?;
+        count(run, change, &batch.item_type, |counts| counts.last_artifact = Some(artifact.to_string()))
+    })
+}
+
+/// Moves a batch on, in its row and in the figures of its run. Its bytes go when the platform has them for good, and
+/// its row when it is delivered. `message`: the one that names it, if one does.
+pub(in crate::store) fn move_batch(
+    run: &Run,
+    change: &Change<'_>,
+    row: &mut RunRow,
+    seq: u64,
+    mut batch: BatchRow,
+    events: &[Event],
+    message: u64,
+) -> Result<BatchRow> {
+    let key = run.batch_key(seq);
+    let state = batch.transfer_state(run.epoch);
+    let after = batch_moved(run, seq, state, events)?;
+    batch.set_transfer_state(after, message);
+    let (was, is) = (state.counts(), after.counts());
+    recount(&mut row.open_batches, was.open, is.open, 1);
+    if (was.confirmed, was.announced) != (is.confirmed, is.announced) {
+        let items = u64::from(batch.items);
+        count(run, change, &batch.item_type, |counts| {
+            recount(&mut counts.confirmed, was.confirmed, is.confirmed, items);
+            recount(&mut counts.announced, was.announced, is.announced, items);
+            recount(&mut counts.artifacts_announced, was.announced, is.announced, 1);
+        })?;
+    }
+    if is.confirmed && !was.confirmed {
+        change.remove(&PAYLOADS, &key)?;
+    }
+    if after == State::Delivered {
+        change.remove(&BATCHES, &key)?;
+    } else {
+        change.put(&BATCHES, &key, &batch)?;
+    }
+    Ok(batch)
+}
+
+/// Records that a saved checkpoint names what is uploaded.
+pub(in crate::store) fn batches_saved(run: &Run, change: &Change<'_>, row: &mut RunRow) -> Result<()> {
+    for (seq, batch) in batches_in(run, change, BatchState::Uploaded)? {
+        if !batch.saved {
+            move_batch(run, change, row, seq, batch, &[Event::Saved], 0)?;
+        }
+    }
+    Ok(())
+}
+
+fn need_batch(run: &Run, change: &Change<'_>, seq: u64) -> Result<BatchRow> {
+    change.get(&BATCHES, &run.batch_key(seq))?.ok_or_else(|| Error::Invalid {
+        what: format!("batch {seq} of run {} of {}", run.id, run.unit),
+        reason: "it was acknowledged before".to_owned(),
+    })
+}
+
+pub(in crate::store) fn batches_in(
+    run: &Run,
+    change: &Change<'_>,
+    state: BatchState,
+) -> Result<Vec<(u64, BatchRow)>> {
+    let rows = change.all(&BATCHES, &run.run_key())?;
+    rows.into_iter()
+        .filter(|(_, row)| row.state == state)
+        .map(|(tail, row)| Ok((run.number_in(BATCHES.name, &tail)?, row)))
+        .collect()
+}
+
+/// Changes the counts of an item type.
+pub(super) fn count(
+    run: &Run,
+    change: &Change<'_>,
+    item_type: &str,
+    by: impl FnOnce(&mut TypeRow),
+) -> Result<()> {
+    let key = run.run_key().and_name(item_type);
+    let mut counts = change.get(&TYPES, &key)?.unwrap_or_default();
+    by(&mut counts);
+    change.put(&TYPES, &key, &counts)
+}

@@ -1,0 +1,384 @@
+//! A store that is looked at: opened in place or from a copy, and read again if it changed meanwhile.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use crate::artifact::decompress;
+use crate::clock::{Clock, SystemClock};
+use crate::error::{Error, Result};
+
+use super::super::backend::file::open_to_read;
+use super::super::open::CACHE_BYTES;
+use super::super::rows::{
+    BATCHES, BatchState, Key, LEDGER, MESSAGES, PAYLOADS, Payload, RUNS, UNITS, message_key, name_of,
+    number_of, run_key,
+};
+use super::super::tables::{Rows, Tables, View, check_start, guarded, is_open_elsewhere};
+
+use super::overlay::{Base, Overlay};
+use super::report::{self, BatchReport, MessageReport, Report};
+
+/// Copies of a file that is open elsewhere before it is given up as too busy.
+const COPIES_MAX: u32 = 20;
+/// A file that was not written to for so long shows the next write by its time: file systems round to a few
+/// milliseconds.
+const SETTLED: Duration = Duration::from_millis(20);
+/// Bytes at the start of a file that every commit changes (redb `docs/design.md`, "Super-header").
+const HEADER_BYTES: u64 = 512;
+
+/// Which way a store was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Source {
+    /// In place; its last owner closed it.
+    Closed,
+    /// In place; its last owner did not close it: it was killed, or lost power.
+    LeftOpen,
+    /// From a copy, as somebody has it open.
+    Copy {
+        /// Copies made until one was of a single moment.
+        copies: u32,
+    },
+}
+
+/// A store that is looked at and not owned.
+#[derive(Debug)]
+pub struct Snapshot {
+    path: PathBuf,
+    /// `None` only while it is dropped.
+    tables: Option<Tables>,
+    source: Source,
+    /// The file itself and how it was, if it is read in place.
+    watched: Option<Watched>,
+}
+
+/// How much is made sure of before rows are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pages {
+    /// Every page has its checksum, or the file is refused.
+    Verified,
+    /// It is for the caller to verify them.
+    Unverified,
+}
+
+/// What a change of the file would change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stamp {
+    bytes: u64,
+    modified: Option<SystemTime>,
+    header: Vec<u8>,
+}
+
+impl Stamp {
+    fn of(base: &Base) -> io::Result<Self> {
+        base.with(|mut file| {
+            let about = file.metadata()?;
+            let mut header = Vec::new();
+            file.seek(SeekFrom::Start(0))?;
+            file.take(HEADER_BYTES).read_to_end(&mut header)?;
+            Ok(Self { bytes: about.len(), modified: about.modified().ok(), header })
+        })
+    }
+}
+
+/// A file that nobody had open.
+#[derive(Debug)]
+struct Watched {
+    base: Base,
+    stamp: Stamp,
+}
+
+impl Watched {
+    /// Whether nobody has opened it, and nothing of it has changed.
+    fn is_untouched(&self) -> io::Result<bool> {
+        // In this order: an owner that ends between the two has changed the header.
+        Ok(self.base.with(is_open_elsewhere)? == Some(false) && Stamp::of(&self.base)? == self.stamp)
+    }
+}
+
+impl Snapshot {
+    /// Opens a store to look at it, whether its owner has closed it, was killed, or has it open.
+    ///
+    /// # Errors
+    /// `Io` if it cannot be read, or not be copied to the directory for temporary files; `NotAStore`, `NewerFormat`,
+    /// `Corrupt`; `InUse` if its owner changed it under each of many copies.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::open_with(path.as_ref(), Pages::Verified)
+    }
+
+    pub(super) fn open_with(path: &Path, pages: Pages) -> Result<Self> {
+        let file = open_to_read(path)?;
+        let reading = |error| Error::io(format!("read the store {}", path.display()), error);
+        let base = Base::new(file);
+        let stamp = Stamp::of(&base).map_err(reading)?;
+        let left_open = check_start(path, &stamp.header)?;
+        let watched = Watched { base: base.clone(), stamp };
+        if watched.is_untouched().map_err(reading)? {
+            let tables = look_at(base, path, pages);
+            if watched.is_untouched().map_err(reading)? {
+                return Ok(Self {
+                    path: path.to_owned(),
+                    tables: Some(tables?),
+                    source: if left_open { Source::LeftOpen } else { Source::Closed },
+                    watched: Some(watched),
+                });
+            }
+            drop_tables(path, tables.ok());
+        }
+        Self::open_copy(path)
+    }
+
+    fn open_copy(path: &Path) -> Result<Self> {
+        let reading = |error| Error::io(format!("read the store {}", path.display()), error);
+        let clock = SystemClock::new();
+        let mut settled = None;
+        for copies in 1..=COPIES_MAX {
+            let base = Base::new(open_to_read(path)?);
+            let before = Stamp::of(&base).map_err(reading)?;
+            let copy = Base::new(copy_of(path, &base)?);
+            match look_at(copy, path, Pages::Verified) {
+                Ok(tables) => {
+                    return Ok(Self {
+                        path: path.to_owned(),
+                        tables: Some(tables),
+                        source: Source::Copy { copies },
+                        watched: None,
+                    });
+                }
+                // It is damaged only if a copy that was surely made of one moment is.
+                Err(error @ Error::Corrupt { .. }) => {
+                    let after = Stamp::of(&base).map_err(reading)?;
+                    if after == before && settled.as_ref() == Some(&before) {
+                        return Err(error);
+                    }
+                    if after == before {
+                        clock.sleep(SETTLED);
+                    }
+                    settled = (after == before).then_some(after);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(Error::InUse { path: path.to_owned() })
+    }
+
+    /// Which way it was read. It becomes [`Source::Copy`] when somebody opens the file while it is looked at.
+    pub fn source(&self) -> Source {
+        self.source
+    }
+
+    /// The sync units, in the order of their ids, each with the newest `last` of its messages and of the ledger.
+    ///
+    /// They are read one by one, so the memory this takes does not grow with their number. Each report is of one
+    /// moment; should an owner open the file meanwhile, later units may be of a later one.
+    pub fn units(&mut self, last: usize) -> Units<'_> {
+        Units { snapshot: self, last, next: Some(Key::name("")) }
+    }
+
+    /// One sync unit; `None` if the store does not know it.
+    ///
+    /// # Errors
+    /// As [`Snapshot::open`].
+    pub fn unit(&mut self, sync_unit: &str, last: usize) -> Result<Option<Report>> {
+        self.look(|view| match view.get(&UNITS, &Key::name(sync_unit))? {
+            Some(unit) => report::read(view, sync_unit, &unit, last).map(Some),
+            None => Ok(None),
+        })
+    }
+
+    /// The batches of a unit's newest run that are stored, in order; `None` if the store does not know the unit.
+    ///
+    /// # Errors
+    /// As [`Snapshot::open`].
+    pub fn batches(&mut self, sync_unit: &str) -> Result<Option<Vec<BatchReport>>> {
+        self.look(|view| {
+            let Some(unit) = view.get(&UNITS, &Key::name(sync_unit))? else { return Ok(None) };
+            let mut batches = Vec::new();
+            if let Some(no) = unit.run {
+                let run = view.need(&RUNS, &run_key(unit.no, no))?;
+                report::each(view, &BATCHES, &run_key(unit.no, no), number_of, |seq, row| {
+                    batches.push(report::batch_report(sync_unit, &run.id, seq, row));
+                })?;
+            }
+            Ok(Some(batches))
+        })
+    }
+
+    /// Writes the JSON Lines of a batch that is staged or uploaded; says how many there were. `None`, and nothing is
+    /// written, if there is no such batch, or its bytes are not stored any more, as it is confirmed.
+    ///
+    /// # Errors
+    /// `Io` with the error of `out` as its source; as [`Snapshot::open`].
+    pub fn batch_lines(&mut self, sync_unit: &str, seq: u64, out: &mut dyn Write) -> Result<Option<u64>> {
+        let found = self.look(|view| {
+            let unit = view.get(&UNITS, &Key::name(sync_unit))?;
+            let Some((unit, run)) = unit.and_then(|unit| unit.run.map(|run| (unit.no, run))) else {
+                return Ok(None);
+            };
+            let key = run_key(unit, run).and_number(seq);
+            match view.get(&BATCHES, &key)? {
+                Some(row) if matches!(row.state, BatchState::Staged | BatchState::Uploaded) => {
+                    Ok(Some((row.line_bytes, view.need(&PAYLOADS, &key)?)))
+                }
+                _ => Ok(None),
+            }
+        })?;
+        let Some((line_bytes, Payload(member))) = found else { return Ok(None) };
+        let contents = decompress(&member, line_bytes, out).map_err(|error| match error.kind() {
+            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => Error::Corrupt {
+                what: format!("{}, batch {seq} of {sync_unit}", self.path.display()),
+                reason: error.to_string(),
+            },
+            _ => Error::io(format!("write the lines of batch {seq} of {sync_unit}"), error),
+        })?;
+        Ok(Some(contents.lines))
+    }
+
+    /// A sealed message and its body; the newest without a number. `None` if it is not stored, or the store does not
+    /// know the unit.
+    ///
+    /// # Errors
+    /// As [`Snapshot::open`].
+    pub fn message(
+        &mut self,
+        sync_unit: &str,
+        message: Option<u64>,
+    ) -> Result<Option<(MessageReport, Vec<u8>)>> {
+        self.look(|view| {
+            let Some(unit) = view.get(&UNITS, &Key::name(sync_unit))? else { return Ok(None) };
+            let mut newest = None;
+            if let Some(no) = message {
+                newest = view.get(&MESSAGES, &message_key(unit.no, no))?.map(|row| (no, row));
+            } else {
+                report::each(view, &MESSAGES, &Key::unit(unit.no), number_of, |no, row| {
+                    newest = Some((no, row));
+                })?;
+            }
+            let Some((no, row)) = newest else { return Ok(None) };
+            let run = match view.get(&RUNS, &run_key(unit.no, row.run))? {
+                Some(run) => Some(run.id),
+                None => view.get(&LEDGER, &run_key(unit.no, row.run))?.map(|run| run.id),
+            };
+            let report = report::message_report(view, sync_unit, unit.no, no, &row, run.as_ref())?;
+            Ok(Some((report, row.body)))
+        })
+    }
+
+    /// Looks at one moment of the store; again, at a copy, if the file was opened or changed meanwhile.
+    pub(super) fn look<T>(&mut self, body: impl Fn(&View<'_>) -> Result<T>) -> Result<T> {
+        loop {
+            let Some(tables) = &self.tables else { return Err(Error::InUse { path: self.path.clone() }) };
+            let result = guarded(&self.path, || tables.view(&body));
+            if self.is_untouched()? {
+                return result;
+            }
+            *self = Self::open_copy(&self.path)?;
+        }
+    }
+
+    /// Checks every page against its checksum; says what is wrong.
+    pub(super) fn verify(&mut self) -> Result<Option<String>> {
+        loop {
+            let Some(tables) = &mut self.tables else { return Err(Error::InUse { path: self.path.clone() }) };
+            let verified = guarded(&self.path, || tables.verify());
+            if self.is_untouched()? {
+                return match verified {
+                    Ok(problem) => Ok(problem.map(str::to_owned)),
+                    Err(Error::Corrupt { reason, .. }) => Ok(Some(reason)),
+                    Err(error) => Err(error),
+                };
+            }
+            *self = Self::open_copy(&self.path)?;
+        }
+    }
+
+    /// Whether the file that is read in place, if it is, is as it was when it was opened.
+    fn is_untouched(&self) -> Result<bool> {
+        self.watched
+            .as_ref()
+            .map_or(Ok(true), Watched::is_untouched)
+            .map_err(|error| Error::io(format!("read the store {}", self.path.display()), error))
+    }
+}
+
+impl Drop for Snapshot {
+    fn drop(&mut self) {
+        drop_tables(&self.path, self.tables.take());
+    }
+}
+
+/// The sync units of a [`Snapshot`]; made by [`Snapshot::units`]. After an error it yields no more.
+#[derive(Debug)]
+pub struct Units<'a> {
+    snapshot: &'a mut Snapshot,
+    last: usize,
+    /// The next unit has this key or a later one.
+    next: Option<Key>,
+}
+
+impl Iterator for Units<'_> {
+    type Item = Result<Report>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let from = self.next.take()?;
+        let last = self.last;
+        let found = self.snapshot.look(|view| {
+            let mut found = None;
+            view.scan(&UNITS, &Key::name(""), &from, |id, unit| {
+                found = Some((id.to_vec(), unit));
+                Ok(false)
+            })?;
+            let Some((id, unit)) = found else { return Ok(None) };
+            let id =
+                name_of(&id).map_err(|error| view.tables().damaged(UNITS.name, &from, error.to_string()))?;
+            report::read(view, id, &unit, last).map(Some)
+        });
+        match found {
+            Ok(Some(report)) => {
+                // The least key behind this one.
+                self.next = Some(Key::name(&report.unit.sync_unit).and_name("\0"));
+                Some(Ok(report))
+            }
+            Ok(None) => None,
+            Err(error) => Some(Err(error)),
+        }
+    }
+}
+
+/// A copy without a name, which is gone with its last reader.
+fn copy_of(path: &Path, base: &Base) -> Result<File> {
+    let copying = |error| {
+        let (path, directory) = (path.display(), std::env::temp_dir());
+        Error::io(
+            format!("copy the store {path}, which is open elsewhere, to {}", directory.display()),
+            error,
+        )
+    };
+    let mut copy = tempfile::tempfile().map_err(copying)?;
+    base.with(|mut file| {
+        file.seek(SeekFrom::Start(0))?;
+        io::copy(&mut file, &mut copy)
+    })
+    .map_err(copying)?;
+    Ok(copy)
+}
+
+fn look_at(base: Base, path: &Path, pages: Pages) -> Result<Tables> {
+    guarded(path, || {
+        let overlay = Overlay::over(base)
+            .map_err(|error| Error::io(format!("read the store {}", path.display()), error))?;
+        Tables::look(Arc::new(overlay), path, CACHE_BYTES, pages == Pages::Verified)
+    })
+}
+
+/// Lets go of tables that may be of a damaged file.
+fn drop_tables(path: &Path, tables: Option<Tables>) {
+    // What closing it says is of no use: nothing was to be written.
+    drop(guarded(path, || {
+        drop(tables);
+        Ok(())
+    }));
+}

@@ -1,0 +1,257 @@
+//! A store, how it is opened, and one sync unit in it: the ground that every room of the store stands on.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+
+use crate::artifact::Level;
+use crate::clock::{Clock, SystemClock};
+use crate::error::{Error, Result};
+use crate::model::{BATCH_ITEMS, Micros, RESERVED_UNIT_PREFIX, Rule, SyncUnitId};
+
+use super::disk::Disk;
+use super::rows::{Key, UNITS};
+use super::tables::{Rows, Syncs, Tables};
+
+/// Bytes of the page cache. redb's own default of 1 GiB would be taken from the extractor.
+pub(super) const CACHE_BYTES: usize = 16 * 1024 * 1024;
+
+/// A file that remembers, for any number of sync units, how far each has been extracted.
+///
+/// Clones are the same open store. One process at a time has a file open.
+#[derive(Debug, Clone)]
+pub struct Store {
+    pub(super) inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(super) tables: Tables,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) settings: Settings,
+}
+
+impl Inner {
+    /// Whether a rule is taken away, for a negative control. Nobody can without the `testing` feature.
+    pub(crate) fn breaks(&self, rule: Rule) -> bool {
+        self.settings.breaks(rule)
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Settings {
+    pub(super) batch_items: u32,
+    pub(super) level: Level,
+    pub(super) overlap: Duration,
+    pub(super) broken: Option<Rule>,
+    /// Other tables of what uploads do, for a negative control.
+    #[cfg(feature = "testing")]
+    pub(super) transfer_tables: crate::transfer::Tables,
+}
+
+impl Settings {
+    fn breaks(&self, rule: Rule) -> bool {
+        cfg!(feature = "testing") && self.broken == Some(rule)
+    }
+
+    fn syncs(&self) -> Syncs {
+        Syncs::new(self.breaks(Rule::DurableAtOpen))
+    }
+}
+
+/// How to open a [`Store`]; made by [`Store::options`].
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct StoreOptions {
+    settings: Settings,
+    cache_bytes: usize,
+    clock: Arc<dyn Clock>,
+    wait: Duration,
+}
+
+impl StoreOptions {
+    /// Items that close a batch: 1 to 1,000,000, [`BATCH_ITEMS`] unless set. Zero counts as 1.
+    pub fn batch_items(mut self, items: u32) -> Self {
+        self.settings.batch_items = items.clamp(1, 1_000_000);
+        self
+    }
+
+    /// How hard batches are compressed.
+    pub fn level(mut self, level: Level) -> Self {
+        self.settings.level = level;
+        self
+    }
+
+    /// Subtracted from `since` for sources whose listing lags behind. None unless set.
+    pub fn overlap(mut self, overlap: Duration) -> Self {
+        self.settings.overlap = overlap;
+        self
+    }
+
+    /// Bytes of page cache, 16 MiB unless set; at least 1 MiB.
+    pub fn cache_bytes(mut self, bytes: usize) -> Self {
+        self.cache_bytes = bytes.max(1024 * 1024);
+        self
+    }
+
+    /// Where times come from: the machine, unless set.
+    pub fn clock(mut self, clock: impl Clock + 'static) -> Self {
+        self.clock = Arc::new(clock);
+        self
+    }
+
+    /// How long to wait for another process to let go of the file; not at all unless set.
+    pub fn wait(mut self, wait: Duration) -> Self {
+        self.wait = wait;
+        self
+    }
+
+    /// Takes a rule away, for a negative control.
+    #[cfg(feature = "testing")]
+    #[doc(hidden)]
+    pub fn break_rule(mut self, rule: Option<Rule>) -> Self {
+        self.settings.broken = rule;
+        self
+    }
+
+    /// Has uploads do what other tables say, for a negative control.
+    #[cfg(feature = "testing")]
+    pub(crate) fn transfer_tables(mut self, tables: crate::transfer::Tables) -> Self {
+        self.settings.transfer_tables = tables;
+        self
+    }
+
+    /// Opens the store, or creates it.
+    ///
+    /// # Durability
+    /// When this returns, the file is there after a power loss. A kill at any moment of a creation leaves no file or
+    /// a whole one. What a killed owner left is made durable and recovered here, before anything is read: the file and
+    /// the directory that it is in are synced.
+    ///
+    /// Every page is verified against its checksum, so this takes time in proportion to the file: well under a second for
+    /// 500 MiB on a local disk.
+    ///
+    /// # Errors
+    /// `InUse`, `NotAStore` (anything but a regular file, too, at once), `NewerFormat`, `Corrupt`, `Io`; the file is as
+    /// it was.
+    pub fn open(self, path: impl AsRef<Path>) -> Result<Store> {
+        let path = path.as_ref();
+        let started = self.clock.elapsed();
+        loop {
+            match Tables::open(path, self.cache_bytes, self.settings.syncs()) {
+                Err(Error::InUse { .. }) if self.clock.elapsed().saturating_sub(started) < self.wait => {
+                    self.clock.sleep(Duration::from_millis(50));
+                }
+                tables => return Ok(self.with_tables(tables?)),
+            }
+        }
+    }
+
+    /// Opens a store on a disk of another kind; `name` is what errors call it.
+    ///
+    /// # Errors
+    /// As [`StoreOptions::open`].
+    #[doc(hidden)]
+    pub fn open_on(self, disk: Box<dyn Disk>, name: impl AsRef<Path>) -> Result<Store> {
+        let tables = Tables::open_on(disk.into(), name.as_ref(), self.cache_bytes, self.settings.syncs())?;
+        Ok(self.with_tables(tables))
+    }
+
+    fn with_tables(self, tables: Tables) -> Store {
+        Store { inner: Arc::new(Inner { tables, clock: self.clock, settings: self.settings }) }
+    }
+}
+
+impl Store {
+    /// Opens the store at `path` with the default options, or creates it.
+    ///
+    /// # Errors
+    /// As [`StoreOptions::open`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::options().open(path)
+    }
+
+    /// Options to open a store with.
+    pub fn options() -> StoreOptions {
+        StoreOptions {
+            settings: Settings {
+                batch_items: BATCH_ITEMS,
+                level: Level::default(),
+                overlap: Duration::ZERO,
+                broken: None,
+                #[cfg(feature = "testing")]
+                transfer_tables: crate::transfer::Tables { batches: None, attachments: None },
+            },
+            cache_bytes: CACHE_BYTES,
+            clock: Arc::new(SystemClock::new()),
+            wait: Duration::ZERO,
+        }
+    }
+
+    /// The state of one sync unit. Nothing is stored until a run begins.
+    ///
+    /// # Errors
+    /// `TooLarge` or `Invalid` if the id is not allowed.
+    pub fn sync_unit(&self, id: impl Into<String>) -> Result<SyncUnit> {
+        let id = SyncUnitId::new(id)?;
+        if id.as_str().starts_with(RESERVED_UNIT_PREFIX) {
+            return Err(Error::Invalid {
+                what: format!("the sync unit id {id}"),
+                reason: format!("ids that start with {RESERVED_UNIT_PREFIX} are reserved"),
+            });
+        }
+        Ok(self.any_unit(id))
+    }
+
+    /// A unit by its id, ours included.
+    pub(crate) fn any_unit(&self, id: SyncUnitId) -> SyncUnit {
+        SyncUnit { inner: Arc::clone(&self.inner), id }
+    }
+
+    pub(crate) fn breaks(&self, rule: Rule) -> bool {
+        self.inner.breaks(rule)
+    }
+
+    /// A number for everything that is stored: the same for the same rows.
+    #[cfg(feature = "testing")]
+    pub(crate) fn fingerprint(&self) -> Result<u64> {
+        self.inner.tables.fingerprint()
+    }
+
+    pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
+        &self.inner.clock
+    }
+}
+
+/// One sync unit in a store.
+#[derive(Debug, Clone)]
+pub struct SyncUnit {
+    pub(super) inner: Arc<Inner>,
+    pub(super) id: SyncUnitId,
+}
+
+impl SyncUnit {
+    /// Its id.
+    pub fn id(&self) -> &SyncUnitId {
+        &self.id
+    }
+
+    /// Time up to which a finished run vouches: the start of the last one. `None` before the first.
+    ///
+    /// # Errors
+    /// `Corrupt` or `Io`.
+    pub fn watermark(&self) -> Result<Option<DateTime<Utc>>> {
+        let row = self.inner.tables.view(|rows| rows.get(&UNITS, &Key::name(self.id.as_str())))?;
+        Ok(row.and_then(|unit| unit.watermark).map(crate::model::Micros::to_time))
+    }
+
+    pub(super) fn key(&self) -> Key {
+        Key::name(self.id.as_str())
+    }
+
+    pub(super) fn now(&self) -> Micros {
+        Micros::from_time(self.inner.clock.now())
+    }
+}
