@@ -24,8 +24,8 @@ use super::notes::drop_notes;
 use super::open::SyncUnit;
 use super::rows::{
     BATCHES, BOOKMARKS, BookmarkRow, CHUNKS, EVENTS, FINDINGS, Key, LEDGER, LedgerRow, LedgerType, MESSAGES,
-    PAYLOADS, POSITIONS, RUN_IDS, RUNS, RunIdRow, RunRow, RunStatus, STREAMS, TYPES, UNITS, UnitRow, VALUES,
-    message_key, name_of, run_key,
+    PAYLOADS, POSITIONS, RUN_IDS, RUNS, RunIdRow, RunRow, RunStatus, STREAMS, TYPES, UNITS, USED, UnitRow,
+    VALUES, message_key, name_of, run_key,
 };
 use super::run::Run;
 use super::tables::{Change, Rows, Tables};
@@ -108,6 +108,7 @@ impl SyncUnit {
             change.remove_all(&MESSAGES, &prefix)?;
             change.remove_all(&LEDGER, &prefix)?;
             change.remove_all(&FINDINGS, &prefix)?;
+            change.remove_all(&USED, &prefix)?;
             change.remove_all(&POSITIONS, &prefix)?;
             remove_attachments(change, &prefix)?;
             change.remove(&UNITS, &self.key())
@@ -327,6 +328,7 @@ pub(super) fn close_run(
     change.remove_all(&BATCHES, &run)?;
     change.remove_all(&PAYLOADS, &run)?;
     change.remove_all(&FINDINGS, &run)?;
+    change.remove_all(&USED, &run)?;
     change.remove(&POSITIONS, &run)?;
     drop_notes(change, unit.no)?;
     change.remove_range(&EVENTS, &Key::unit(unit.no), &run)?;

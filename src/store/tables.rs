@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use redb::backends::FileBackend;
 use redb::{
     BackendError, Builder, Database, DatabaseError, Durability, ReadTransaction, ReadableDatabase,
-    ReadableTable, StorageBackend, TableDefinition, TableError, WriteTransaction,
+    ReadableTable, StorageBackend, TableDefinition, TableError, TableHandle, WriteTransaction,
 };
 
 use crate::error::{Error, Result};
@@ -28,7 +28,7 @@ use crate::error::{Error, Result};
 use super::backend::file::{self, Place};
 use super::codec::DecodeError;
 use super::disk::Disk;
-use super::rows::{ALL_TABLES, FormatRow, Key, META, Row, Table};
+use super::rows::{ALL_TABLES, FormatRow, Key, META, Row, Table, USED};
 
 /// The newest format that this version writes and reads.
 pub(crate) const FORMAT: u32 = 1;
@@ -38,6 +38,8 @@ const MAGIC: [u8; 9] = *b"redb\x1A\x0A\xA9\x0D\x0A";
 /// Set in the byte after them from when a file is opened until it is closed.
 const LEFT_OPEN: u8 = 2;
 const FORMAT_KEY: &str = "format";
+/// Tables that the first stores did not have.
+const NEW_TABLES: &[&str] = &[USED.name];
 /// Tries at opening or creating a file that others create, delete or replace meanwhile.
 const OPEN_TRIES: u32 = 20;
 
@@ -151,21 +153,31 @@ impl Tables {
         let newer = |found| Error::NewerFormat { what: path.display().to_string(), found, supported: FORMAT };
         match format {
             Ok(Some(row)) if row.format > FORMAT => Err(newer(row.format)),
-            Ok(Some(_)) => Ok(this),
+            Ok(Some(_)) => {
+                this.add_tables()?;
+                Ok(this)
+            }
             Ok(None) => Err(foreign()),
             Err(error) => Err(error),
         }
     }
 
+    /// Adds the tables that came after those which an older store has.
+    fn add_tables(&self) -> Result<()> {
+        let fail = |error: redb::Error| self.storage_error("read", &error);
+        let transaction = self.db.begin_read().map_err(|error| fail(error.into()))?;
+        let there = transaction.list_tables().map_err(|error| fail(error.into()))?;
+        let there: Vec<String> = there.map(|table| table.name().to_owned()).collect();
+        drop(transaction);
+        if NEW_TABLES.iter().all(|new| there.iter().any(|name| name == new)) {
+            return Ok(());
+        }
+        self.change(|change| change.create(NEW_TABLES))
+    }
+
     fn initialise(&self) -> Result<()> {
         self.change(|change| {
-            for name in ALL_TABLES {
-                let table: Bytes = TableDefinition::new(name);
-                change
-                    .transaction
-                    .open_table(table)
-                    .map_err(|error| self.storage_error("create", &error.into()))?;
-            }
+            change.create(ALL_TABLES)?;
             change.put(&META, &Key::name(FORMAT_KEY), &FormatRow { format: FORMAT, next_unit: 1 })
         })
     }
@@ -396,6 +408,16 @@ rows!(View<'_>);
 rows!(Change<'_>);
 
 impl Change<'_> {
+    /// Creates tables that are not there.
+    fn create(&self, names: &[&'static str]) -> Result<()> {
+        for name in names {
+            let table: Bytes = TableDefinition::new(name);
+            let opened = self.transaction.open_table(table);
+            opened.map_err(|error| self.tables.storage_error("create a table of", &error.into()))?;
+        }
+        Ok(())
+    }
+
     /// Puts a row, in place of the one that is there.
     pub(crate) fn put<R: Row>(&self, table: &Table<R>, key: &Key, row: &R) -> Result<()> {
         let bytes =

@@ -6,9 +6,10 @@
 //! A row tells in which life of the run its id was stored. To every later one it is in doubt whether a confirm was tried.
 
 use crate::error::{Error, Result};
+use crate::model::{ArtifactId, Micros};
 use crate::transfer::{Event, Held, Illegal, Past, Rules, State};
 
-use super::rows::{AttachmentRow, BATCHES, BatchRow, BatchState, Key, number_of};
+use super::rows::{AttachmentRow, BATCHES, BatchRow, BatchState, Key, USED, UsedRow, number_of};
 use super::run::Run;
 use super::tables::{Change, Rows};
 
@@ -76,11 +77,30 @@ fn uploaded(given_up: u32, saved: bool, in_this_life: bool) -> State {
     if in_this_life { state } else { state.taken_up() }
 }
 
+/// Takes an artifact id for an upload, in the transaction that stores it; false if the run has used it before, for this
+/// upload or another. Two uploads under one id would be announced as one artifact, and one of them lost.
+pub(super) fn take_id(run: &Run, change: &Change<'_>, artifact: &ArtifactId) -> Result<bool> {
+    let key = run.run_key().and_name(artifact.as_str());
+    if change.get(&USED, &key)?.is_some() {
+        return Ok(false);
+    }
+    change.put(&USED, &key, &UsedRow { used_at: Micros::from_time(run.inner.clock.now()) })?;
+    Ok(true)
+}
+
+/// The error for whoever stores an id by themselves.
+pub(super) fn id_used(run: &Run, artifact: &ArtifactId, name: &str) -> Error {
+    Error::Invalid {
+        what: format!("the artifact id {artifact} of {name} of {}", run.unit),
+        reason: "this run has used it for another upload; upload anew, under an id of its own".to_owned(),
+    }
+}
+
 /// Where a batch is after some events that are stored at once.
 pub(super) fn batch_moved(run: &Run, seq: u64, state: State, events: &[Event]) -> Result<State> {
     // Whether a checkpoint is to be saved first is for those who confirm to know.
     let rules = run.batch_rules(true, false);
-    rules.through(state, events).map_err(|illegal| illegal_move(run, &format!("batch {seq}"), &illegal))
+    rules.through(state, events).map_err(|illegal| illegal_move(run, &format!("batch {seq}"), illegal))
 }
 
 /// Where an attachment is after some events that are stored at once.
@@ -88,10 +108,10 @@ pub(super) fn attachment_moved(run: &Run, number: u64, state: State, events: &[E
     let rules = run.attachment_rules(false);
     rules
         .through(state, events)
-        .map_err(|illegal| illegal_move(run, &format!("attachment {number}"), &illegal))
+        .map_err(|illegal| illegal_move(run, &format!("attachment {number}"), illegal))
 }
 
-fn illegal_move(run: &Run, name: &str, illegal: &Illegal) -> Error {
+fn illegal_move(run: &Run, name: &str, illegal: Illegal) -> Error {
     Error::Invalid { what: format!("{name} of run {} of {}", run.id, run.unit), reason: illegal.to_string() }
 }
 

@@ -659,7 +659,7 @@ fn an_artifact_id_that_an_earlier_message_announced_is_not_taken_either() {
     let repeats = |given: &[ArtifactId], id: ArtifactId| if given.len() == 1 { given[0].clone() } else { id };
     let platform = Between::new(&world.airdrop, &repeats, &|| Ok(()));
     let mut source = paged(2, 5);
-    let serve = |source: &mut Source<_>, event_type, request| {
+    let serve = |source: &mut Source<_>, event_type: &str, request: &str| {
         world.serve.serve(&world.store, &platform, source, &event(event_type, "run", request)).unwrap().kind
     };
     assert_eq!(serve(&mut source, DATA, "1"), OutcomeKind::Progress);

@@ -32,7 +32,8 @@ use crate::store::rows::{
     ATTACHMENTS, AttachmentRow, BATCHES, BOOKMARKS, BatchRow, BatchState, CHUNKS, EVENTS, EventRow, FAILED,
     FILES, FINDINGS, FormatRow, Json, Key, LEDGER, LedgerRow, MESSAGES, META, MessageFate, MessageKind,
     MessageRow, PAYLOADS, POSITIONS, Payload, QUEUES, QueueRow, REQUEUED, RUN_IDS, RUNS, Row, RunRow,
-    RunStatus, SEEN, STREAMS, TYPES, Table, TypeRow, UNITS, UnitRow, VALUES, name_hash, name_of, run_key,
+    RunStatus, SEEN, STREAMS, TYPES, Table, TypeRow, UNITS, USED, UnitRow, VALUES, name_hash, name_of,
+    run_key,
 };
 use crate::store::tables::View;
 
@@ -185,6 +186,7 @@ impl Check<'_> {
         self.owned(&FILES, &numbers)?;
         self.owned(&FAILED, &numbers)?;
         self.owned(&REQUEUED, &numbers)?;
+        self.owned(&USED, &numbers)?;
         Ok(units)
     }
 
