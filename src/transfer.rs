@@ -136,7 +136,6 @@ pub(crate) enum Event {
     /// The id is stored.
     IdStored,
     /// The run has used the id before, for this upload or another: it is not stored.
-    #[allow(dead_code, reason = "until the store knows the ids that a run has used")]
     IdUsed,
     /// A saved checkpoint names it under its id.
     Saved,
@@ -481,73 +480,107 @@ mod tests {
         assert!(legal > 100, "{legal}");
     }
 
-    /// Every way through the life of an upload, with a death of the process after any step: no id is confirmed before
-    /// it is stored and, where checkpoints are kept, saved; and no two ids can both be known to the platform as ours.
+    /// What is true of the world, whatever the process knows.
+    #[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+    struct World {
+        state: State,
+        /// The platform knows, or may know, an id as ours that was given up; and the present one.
+        known_of_given_up: bool,
+        known: bool,
+        stored: bool,
+        saved: bool,
+    }
+
+    impl World {
+        /// The world after something that happened; none if the process should never have let it.
+        fn after(self, rules: Rules, state: State, event: Event) -> Option<World> {
+            let mut after = World { state, ..self };
+            match event {
+                Event::Uploaded => after = World { known: false, stored: false, saved: false, ..after },
+                Event::IdStored => after.stored = true,
+                Event::Saved => after.saved = true,
+                Event::Confirmed | Event::ConfirmLost if !self.stored || (rules.saves && !self.saved) => {
+                    return None;
+                }
+                Event::Confirmed | Event::ConfirmLost => after.known = true,
+                Event::GivingUpStored => {
+                    after.known_of_given_up |= self.known;
+                    after.known = false;
+                }
+                _ => {}
+            }
+            (!(after.known && after.known_of_given_up)).then_some(after)
+        }
+
+        /// The world after a death: of what is not stored the state before it is left, and the call made in that one may
+        /// have taken effect.
+        fn after_death(self, rules: Rules) -> World {
+            let before = match self.state {
+                State::Named(past) => State::Staged(past),
+                State::Known(held) | State::Rejected(held) => State::Uploaded(held),
+                stored => stored,
+            };
+            let called = before != self.state && rules.to_do(before) == ToDo::Confirm;
+            World { state: before.taken_up(), known: self.known || called, ..self }
+        }
+    }
+
+    /// Goes every way through the life of an upload, with a death of the process after any step. Says where an id is
+    /// confirmed before it is stored and, where checkpoints are kept, saved, or where the platform may know two ids of one
+    /// upload as ours; and how many worlds it saw.
+    fn go_every_way(rules: Rules) -> (Option<(World, Event)>, usize) {
+        let first =
+            World { state: State::NEW, known_of_given_up: false, known: false, stored: false, saved: false };
+        let mut seen = std::collections::HashSet::from([first]);
+        let mut left = vec![first];
+        while let Some(world) = left.pop() {
+            let mut next = vec![world.after_death(rules)];
+            for event in EVENTS {
+                let Ok((state, _)) = rules.next(world.state, event) else { continue };
+                match world.after(rules, state, event) {
+                    Some(after) => next.push(after),
+                    None => return (Some((world, event)), seen.len()),
+                }
+            }
+            left.extend(next.into_iter().filter(|world| seen.insert(*world)));
+        }
+        (None, seen.len())
+    }
+
     #[test]
     fn on_no_way_can_the_platform_know_two_ids_of_one_upload() {
-        /// What is true of the world, whatever the process knows.
-        #[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        struct World {
-            state: State,
-            /// Ids that the platform knows, or may know, as ours, of those that were given up.
-            known_of_given_up: bool,
-            /// The present id is, or may be, known as ours.
-            known: bool,
-            stored: bool,
-            saved: bool,
-        }
         for rules in rules() {
-            let first = World {
-                state: State::NEW,
-                known_of_given_up: false,
-                known: false,
-                stored: false,
-                saved: false,
-            };
-            let mut seen = std::collections::HashSet::from([first]);
-            let mut left = vec![first];
-            while let Some(world) = left.pop() {
-                let mut go = |world: World| {
-                    assert!(!(world.known && world.known_of_given_up), "{rules:?}: {world:?}");
-                    if seen.insert(world) {
-                        left.push(world);
-                    }
-                };
-                for event in EVENTS {
-                    let Ok((state, _)) = rules.next(world.state, event) else { continue };
-                    let mut after = World { state, ..world };
-                    match event {
-                        Event::Uploaded => {
-                            after = World { known: false, stored: false, saved: false, ..after }
-                        }
-                        Event::IdStored => after.stored = true,
-                        Event::Saved => after.saved = true,
-                        Event::Confirmed | Event::ConfirmLost => {
-                            assert!(world.stored && (world.saved || !rules.saves), "{rules:?}: {world:?}");
-                            after.known = true;
-                        }
-                        Event::GivingUpStored => {
-                            after.known_of_given_up |= world.known;
-                            after.known = false;
-                        }
-                        _ => {}
-                    }
-                    go(after);
-                }
-                // A death: of what is not stored, the state before it; the call made in it may have taken effect.
-                let before = match world.state {
-                    State::Named(past) => State::Staged(past),
-                    State::Known(held) | State::Rejected(held) => State::Uploaded(held),
-                    State::Stuck(_) => continue,
-                    stored => stored,
-                };
-                let may_be_known =
-                    world.known || rules.to_do(before) == ToDo::Confirm && before != world.state;
-                go(World { state: before.taken_up(), known: may_be_known, ..world });
-            }
-            assert!(seen.len() > 20, "{}", seen.len());
+            let (broken, worlds) = go_every_way(rules);
+            assert_eq!(broken, None, "{rules:?}");
+            assert!(worlds > 20, "{worlds}");
         }
+    }
+
+    #[cfg(feature = "testing")]
+    #[test]
+    fn with_a_rule_taken_away_there_is_a_way_on_which_it_can() {
+        let given_up_in_doubt: Table = |rules, state, event| match (state, event) {
+            (State::Uploaded(held), Event::ConfirmRefused) => Some(State::Rejected(held)),
+            _ => rules.after(state, event),
+        };
+        let confirmed_unstored: Table = |rules, state, event| match (state, event) {
+            (State::Staged(_), Event::Uploaded) => {
+                Some(State::Uploaded(Held { saved: true, ..Held::default() }))
+            }
+            _ => rules.after(state, event),
+        };
+        let confirmed_unsaved: Table = |rules, state, event| match (state, event) {
+            (State::Named(_), Event::IdStored) => {
+                Some(State::Uploaded(Held { saved: true, ..Held::default() }))
+            }
+            _ => rules.after(state, event),
+        };
+        let found = |table, saves| go_every_way(Rules::new(true, saves).with_table(Some(table))).0;
+        assert!(found(given_up_in_doubt, false).is_some());
+        assert!(found(confirmed_unstored, false).is_some());
+        assert!(found(confirmed_unsaved, true).is_some());
+        assert!(found(confirmed_unsaved, false).is_none(), "nothing is saved there");
     }
 
     #[test]

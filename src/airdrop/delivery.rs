@@ -728,21 +728,30 @@ impl<'a> Delivery<'a> {
             let mut stored = Vec::new();
             let mut group = Vec::new();
             for (no, change) in changes {
-                let event = match change {
+                let mut event = match change {
                     Change::Id => Some(Event::IdStored),
                     Change::Confirmed => Some(Event::ConfirmStored),
                     Change::GivingUp => Some(Event::GivingUpStored),
                     Change::Retry { .. } | Change::Failed(_) => None,
                 };
                 match no {
-                    UploadNo::Batch(seq) => self.store_batch(seq, &change)?,
+                    UploadNo::Batch(seq) => {
+                        if !self.store_batch(seq, &change)? {
+                            event = Some(Event::IdUsed);
+                        }
+                    }
                     UploadNo::Attachment(number) => group.extend(self.settling(number, change)),
                 }
                 stored.extend(event.map(|event| (no, event)));
             }
             if !group.is_empty() {
-                let closed = self.run.settle_attachments(group, LINES, self.position)?;
+                let (closed, used) = self.run.settle_attachments(group, LINES, self.position)?;
                 self.add(closed);
+                for (no, event) in &mut stored {
+                    if used.iter().any(|&number| *no == UploadNo::Attachment(number)) {
+                        *event = Event::IdUsed;
+                    }
+                }
             }
             for (no, event) in stored {
                 self.stored(no, event);
@@ -751,11 +760,12 @@ impl<'a> Delivery<'a> {
         Ok(())
     }
 
-    fn store_batch(&mut self, seq: u64, change: &Change) -> Result<()> {
-        let Some(upload) = self.uploads.get_mut(&UploadNo::Batch(seq)) else { return Ok(()) };
-        let (What::Batch(info), Some(artifact)) = (&upload.what, &upload.artifact) else { return Ok(()) };
+    /// Stores what came of a batch; false if it is an id that the run has used before.
+    fn store_batch(&mut self, seq: u64, change: &Change) -> Result<bool> {
+        let Some(upload) = self.uploads.get_mut(&UploadNo::Batch(seq)) else { return Ok(true) };
+        let (What::Batch(info), Some(artifact)) = (&upload.what, &upload.artifact) else { return Ok(true) };
         match change {
-            Change::Id => self.run.uploaded(seq, artifact)?,
+            Change::Id => return self.run.uploaded(seq, artifact),
             Change::GivingUp => self.run.give_up_id(seq)?,
             Change::Confirmed | Change::Retry { .. } | Change::Failed(_) => {
                 self.run.confirm(seq)?;
@@ -765,7 +775,7 @@ impl<'a> Delivery<'a> {
                 }
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// What the store is told of an attachment.
@@ -789,6 +799,10 @@ impl<'a> Delivery<'a> {
     fn stored(&mut self, no: UploadNo, event: Event) {
         self.happened(no, event, "");
         let Some(upload) = self.uploads.get_mut(&no) else { return };
+        if event == Event::IdUsed {
+            let artifact = upload.artifact.as_ref().map_or("", ArtifactId::as_str);
+            warn!(upload = ?no, artifact, "the platform gave an artifact id that the run has used before");
+        }
         if event == Event::ConfirmStored {
             let artifact = upload.artifact.as_ref().map_or("", ArtifactId::as_str);
             match &upload.what {

@@ -21,6 +21,7 @@ use super::page::Page;
 use super::rows::{BATCHES, BatchRow, BatchState};
 use super::run::Run;
 use super::tables::Rows;
+use super::uploads::id_used;
 
 use staging::{begin_stream, read_cursor};
 use states::acknowledge;
@@ -107,10 +108,12 @@ impl Batch {
     /// When this returns `Ok`, the id survives power loss.
     ///
     /// # Errors
-    /// `Invalid` if another id was stored, or the id is not allowed; `Fenced`, `Corrupt`, `Io`. Nothing was stored.
+    /// `Invalid` if another id was stored, if the run has used the id before, or if it is not allowed; `Fenced`, `Corrupt`, `Io`. Nothing was stored.
     pub fn uploaded(&self, artifact_id: impl AsRef<str>) -> Result<()> {
         let artifact = self.checked_artifact(artifact_id.as_ref())?;
-        self.run.uploaded(self.key.seq, &artifact)?;
+        if !self.run.uploaded(self.key.seq, &artifact)? {
+            return Err(id_used(&self.run, &artifact, &format!("batch {}", self.key.seq)));
+        }
         *self.artifact.lock().unwrap_or_else(PoisonError::into_inner) = Some(artifact.to_string());
         Ok(())
     }

@@ -31,6 +31,7 @@
 //! | `past_runs` | the sync unit id, alone | [`PastRow`] |
 //! | `attachment_files` | run, seq | [`FileRow`] |
 //! | `failed_attachments`, `requeued_attachments` | run, number | [`FailedRow`] |
+//! | `used_ids` | run, artifact id | [`UsedRow`] |
 
 use std::marker::PhantomData;
 
@@ -93,6 +94,7 @@ tables! {
     FILES: FileRow = "attachment_files";
     FAILED: FailedRow = "failed_attachments";
     REQUEUED: FailedRow = "requeued_attachments";
+    USED: UsedRow = "used_ids";
 }
 
 /// A key, part by part.
@@ -238,6 +240,7 @@ bincode_rows! {
     PastRow = 1;
     FileRow = 1;
     FailedRow = 1;
+    UsedRow = 1;
 }
 
 /// Bytes of others, as they are: a gzip member.
@@ -638,6 +641,12 @@ pub(crate) struct FileRow {
     pub(crate) items: u32,
     /// Its lines are in the queue.
     pub(crate) loaded: bool,
+}
+
+/// An artifact id that the run has used, for whatever upload: it is not accepted again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct UsedRow {
+    pub(crate) used_at: Micros,
 }
 
 /// An attachment that was settled as failed.

@@ -677,3 +677,136 @@ fn a_cursor_that_stands_still_is_an_error_of_the_plain_loop() {
     assert!(result.unwrap_err().to_string().contains("leads in a circle"));
     assert!(at < 20, "{at} pages");
 }
+
+/// A platform that something is done to on the way to it.
+struct Between<'a> {
+    airdrop: &'a Airdrop,
+    /// Says which id an upload is given, by those that were given before it and its own.
+    names: &'a (dyn Fn(&[ArtifactId], ArtifactId) -> ArtifactId + Sync),
+    /// Says what a confirm comes to before it is made.
+    before_confirm: &'a (dyn Fn() -> Result<(), PlatformError> + Sync),
+    given: Mutex<Vec<ArtifactId>>,
+}
+
+impl<'a> Between<'a> {
+    fn new(
+        airdrop: &'a Airdrop,
+        names: &'a (dyn Fn(&[ArtifactId], ArtifactId) -> ArtifactId + Sync),
+        before_confirm: &'a (dyn Fn() -> Result<(), PlatformError> + Sync),
+    ) -> Self {
+        Self { airdrop, names, before_confirm, given: Mutex::default() }
+    }
+}
+
+impl Platform for Between<'_> {
+    fn upload(&self, upload: Upload<'_>) -> Result<ArtifactId, PlatformError> {
+        let id = self.airdrop.upload(upload)?;
+        let mut given = self.given.lock().unwrap();
+        let id = (self.names)(&given, id);
+        given.push(id.clone());
+        Ok(id)
+    }
+    fn confirm(&self, artifact: &ArtifactId) -> Result<(), PlatformError> {
+        (self.before_confirm)()?;
+        self.airdrop.confirm(artifact)
+    }
+    fn send(&self, message: &SealedMessage) -> Result<(), PlatformError> {
+        self.airdrop.send(message)
+    }
+    fn worker_state(&self) -> Result<Option<WorkerState>, PlatformError> {
+        self.airdrop.worker_state()
+    }
+    fn save_worker_state(&self, state: &str) -> Result<(), PlatformError> {
+        self.airdrop.save_worker_state(state)
+    }
+}
+
+#[test]
+fn a_store_that_was_replaced_is_noticed_before_a_confirm_and_nothing_is_confirmed_twice_or_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.redb");
+    let open = || highwater::Store::options().batch_items(2).open(&path).unwrap();
+    let serve = Serve::new().inline(7);
+    let airdrop = Airdrop::default();
+    let start = event(DATA, "run", "1");
+    let confirms = AtomicUsize::new(0);
+    // Amid the first confirm of the first worker somebody deletes its store, and another worker does the whole run.
+    let replace = || {
+        if confirms.fetch_add(1, Ordering::SeqCst) > 0 {
+            return Ok(());
+        }
+        std::fs::remove_file(&path).unwrap();
+        let outcome = serve.serve(&open(), &airdrop, &mut paged(2, 2), &start).unwrap();
+        assert_eq!(outcome.kind, OutcomeKind::Done);
+        let reason = "as told".to_owned();
+        Err(PlatformError::Retry { fate: Fate::NotApplied, after: None, reason })
+    };
+    let store = open();
+    let platform = Between::new(&airdrop, &|_, id| id, &replace);
+    let error = serve.serve(&store, &platform, &mut paged(2, 2), &start).unwrap_err();
+    assert!(matches!(error, highwater::Error::Replaced { .. }), "{error:?}");
+    assert!(error.to_string().contains("state.redb"), "{error}");
+    assert_eq!(confirms.load(Ordering::SeqCst), 1, "no confirm follows the one amid which it was replaced");
+    let mut announced = airdrop.announced("run");
+    announced.sort();
+    assert_eq!(announced, all_of("issues", 2, 2));
+    assert_eq!((airdrop.confirmed(), airdrop.messages().len()), (airdrop.named(), 1));
+}
+
+#[test]
+fn an_artifact_id_that_is_given_twice_is_not_taken_and_the_upload_is_made_anew() {
+    for checkpoints in [false, true] {
+        let mut world = World::new(5);
+        if checkpoints {
+            world.serve = world.serve.clone().checkpoints();
+        }
+        // Every other upload is given the very first id.
+        let repeats = |given: &[ArtifactId], id: ArtifactId| match given {
+            [first, ..] if given.len() % 2 == 1 => first.clone(),
+            _ => id,
+        };
+        let platform = Between::new(&world.airdrop, &repeats, &|| Ok(()));
+        let mut source = paged(4, 5);
+        let outcome = world.serve.serve(&world.store, &platform, &mut source, &event(DATA, "run", "1"));
+        assert_eq!(outcome.unwrap().kind, OutcomeKind::Done, "checkpoints: {checkpoints}");
+        assert_all(&world, &all_of("issues", 4, 5));
+        assert!(platform.given.lock().unwrap().len() > 4, "some were made anew");
+    }
+}
+
+#[test]
+fn an_artifact_id_that_an_earlier_message_announced_is_not_taken_either() {
+    let mut world = World::new(5);
+    world.serve = world.serve.clone().budget(Duration::ZERO);
+    let repeats = |given: &[ArtifactId], id: ArtifactId| if given.len() == 1 { given[0].clone() } else { id };
+    let platform = Between::new(&world.airdrop, &repeats, &|| Ok(()));
+    let mut source = paged(2, 5);
+    let serve = |source: &mut Source<_>, event_type: &str, request: &str| {
+        world.serve.serve(&world.store, &platform, source, &event(event_type, "run", request)).unwrap().kind
+    };
+    assert_eq!(serve(&mut source, DATA, "1"), OutcomeKind::Progress);
+    assert_eq!(world.airdrop.named().len(), 1);
+    let mut request = 2;
+    while serve(&mut source, DATA_ON, &request.to_string()) != OutcomeKind::Done {
+        request += 1;
+    }
+    assert_all(&world, &all_of("issues", 2, 5));
+}
+
+#[test]
+fn an_artifact_id_that_is_given_over_and_over_is_an_error_that_names_it() {
+    let world = World::new(5);
+    let repeats = |given: &[ArtifactId], id: ArtifactId| given.first().cloned().unwrap_or(id);
+    let platform = Between::new(&world.airdrop, &repeats, &|| Ok(()));
+    let mut source = paged(2, 5);
+    let outcome = world.serve.serve(&world.store, &platform, &mut source, &event(DATA, "run", "1")).unwrap();
+    assert_eq!(outcome.kind, OutcomeKind::Error);
+    let text = world.airdrop.last().error();
+    let first = platform.given.lock().unwrap()[0].clone();
+    assert!(text.contains(first.as_str()) && text.contains("used before"), "{text}");
+    assert_eq!(world.airdrop.confirmed(), world.airdrop.named(), "confirmed = announced");
+    assert_eq!(platform.given.lock().unwrap().len(), 1 + 4, "it is made anew three times");
+    // When the platform has mended itself, nothing is lost.
+    assert_eq!(go_on(&world, &mut source, "2").kind, OutcomeKind::Done);
+    assert_all(&world, &all_of("issues", 2, 5));
+}

@@ -11,8 +11,9 @@ use crate::record::Attachment;
 use super::super::rows::{ATTACHMENTS, AttachmentRow, Key, QUEUES, SEEN, SEEN_BY_HASH};
 use super::super::run::Run;
 use super::super::tables::Rows;
+use super::super::uploads::id_used;
 use super::queue::read_line;
-use super::settle::{Settling, move_attachment};
+use super::settle::{Settling, move_attachment, takes_id};
 
 /// An attachment that the caller works off by itself; made by [`Run::attachments`].
 ///
@@ -59,7 +60,7 @@ impl QueuedAttachment {
     /// When this returns `Ok`, the id survives power loss.
     ///
     /// # Errors
-    /// `Invalid` if another id was stored, or the id is not allowed; `Fenced`, `Corrupt`, `Io`. Nothing was stored.
+    /// `Invalid` if another id was stored, if the run has used the id before, or if it is not allowed; `Fenced`, `Corrupt`, `Io`. Nothing was stored.
     pub fn uploaded(&self, artifact_id: impl AsRef<str>) -> Result<()> {
         let artifact = ArtifactId::new(artifact_id.as_ref())?;
         self.store(Settling::Uploaded(artifact.clone()))?;
@@ -105,6 +106,11 @@ impl QueuedAttachment {
         self.run.change(|change, _| {
             let mut queue = change.need(&QUEUES, &self.run.run_key())?;
             queue.position = queue.position.max(self.number + 1);
+            if let Settling::Uploaded(artifact) = &settling
+                && !takes_id(&self.run, change, self.number, artifact)?
+            {
+                return Err(id_used(&self.run, artifact, &format!("attachment {}", self.attachment.id)));
+            }
             move_attachment(&self.run, change, &mut queue, self.number, settling)?;
             change.put(&QUEUES, &self.run.run_key(), &queue)
         })

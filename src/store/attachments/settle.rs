@@ -14,7 +14,7 @@ use super::super::rows::{
 };
 use super::super::run::Run;
 use super::super::tables::{Change, Rows};
-use super::super::uploads::attachment_moved;
+use super::super::uploads::{attachment_moved, take_id};
 use super::queue::{GROUP, REQUEUED_FROM, kept_key, note_seen, read_line};
 
 /// Attachments that were begun and are not settled, at most: what a checkpoint has to name.
@@ -86,14 +86,20 @@ impl Run {
         group: Vec<(u64, Settling)>,
         line_type: &str,
         position: u64,
-    ) -> Result<Vec<UnsettledBatch>> {
+    ) -> Result<(Vec<UnsettledBatch>, Vec<u64>)> {
         let line_type = ItemType::new(line_type)?;
         let batch_items = self.inner.settings.batch_items;
         self.change(|change, row| {
             let mut queue = change.need(&QUEUES, &self.run_key())?;
             queue.position = queue.position.max(position);
-            let mut lines = Vec::new();
+            let (mut lines, mut used) = (Vec::new(), Vec::new());
             for (number, settling) in group {
+                if let Settling::Uploaded(artifact) = &settling
+                    && !takes_id(self, change, number, artifact)?
+                {
+                    used.push(number);
+                    continue;
+                }
                 lines.extend(move_attachment(self, change, &mut queue, number, settling)?);
             }
             queue.lines += lines.len() as u64;
@@ -101,8 +107,18 @@ impl Run {
             row.not_before = None;
             row.progress = Some(percent(queue.counts));
             let full = add_lines(self, change, row, &line_type, &Lines::of(&lines)?, batch_items)?;
-            put_batches(self, change, row, "", &full, None)
+            Ok((put_batches(self, change, row, "", &full, None)?, used))
         })
+    }
+}
+
+/// Takes the id of an upload, unless it is stored already; false if the run has used it for another.
+pub(super) fn takes_id(run: &Run, change: &Change<'_>, number: u64, artifact: &ArtifactId) -> Result<bool> {
+    let row = change.get(&ATTACHMENTS, &run.run_key().and_number(number))?;
+    match row.and_then(|row| row.artifact) {
+        None => take_id(run, change, artifact),
+        // Under which it was uploaded is seen when it is moved on.
+        Some(_) => Ok(true),
     }
 }
 

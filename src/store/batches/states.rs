@@ -7,7 +7,7 @@ use crate::transfer::{Event, State, recount};
 use super::super::rows::{BATCHES, BatchRow, BatchState, Dates, PAYLOADS, Payload, RunRow, TYPES, TypeRow};
 use super::super::run::Run;
 use super::super::tables::{Change, Rows};
-use super::super::uploads::batch_moved;
+use super::super::uploads::{batch_moved, take_id};
 
 /// What a message says of a batch, but for its artifact id.
 #[derive(Debug, Clone)]
@@ -85,26 +85,30 @@ impl Run {
             .collect()
     }
 
-    /// Stores the id of an upload.
+    /// Stores the id of an upload; false, and nothing is stored, if the run has used it before.
     ///
     /// # Durability
     /// When this returns `Ok`, the id survives power loss, so it may be confirmed.
-    pub(crate) fn uploaded(&self, seq: u64, artifact: &ArtifactId) -> Result<()> {
+    pub(crate) fn uploaded(&self, seq: u64, artifact: &ArtifactId) -> Result<bool> {
         self.change(|change, row| {
             let mut batch = need_batch(self, change, seq)?;
             let state = batch.transfer_state(self.epoch);
             if !matches!(state, State::Staged(_)) {
                 return match batch.artifact {
-                    Some(held) if held == artifact.as_str() => Ok(()),
+                    Some(held) if held == artifact.as_str() => Ok(true),
                     held => Err(Error::Invalid {
                         what: format!("the artifact id {artifact} of batch {seq}"),
                         reason: format!("the batch was uploaded as {}", held.unwrap_or_default()),
                     }),
                 };
             }
+            if !take_id(self, change, artifact)? {
+                return Ok(false);
+            }
             batch.artifact = Some(artifact.to_string());
             batch.uploaded_in = self.epoch;
-            move_batch(self, change, row, seq, batch, &[Event::Uploaded, Event::IdStored], 0).map(drop)
+            move_batch(self, change, row, seq, batch, &[Event::Uploaded, Event::IdStored], 0)?;
+            Ok(true)
         })
     }
 

@@ -32,8 +32,8 @@ use crate::store::rows::{
     ATTACHMENTS, AttachmentRow, BATCHES, BOOKMARKS, BatchRow, BatchState, CHUNKS, EVENTS, EventRow, FAILED,
     FILES, FINDINGS, FormatRow, Json, Key, LEDGER, LEDGER_STREAMS, LedgerRow, MESSAGES, META, MessageFate,
     MessageKind, MessageRow, PAST, PAYLOADS, POSITIONS, Payload, QUEUES, QueueRow, REQUEUED, RUN_IDS, RUNS,
-    Row, RunIdRow, RunRow, RunStatus, SEEN, SEEN_BY_HASH, STREAMS, TYPES, Table, TypeRow, UNITS, UnitRow,
-    VALUES, name_hash, name_of, run_key,
+    Row, RunIdRow, RunRow, RunStatus, SEEN, SEEN_BY_HASH, STREAMS, TYPES, Table, TypeRow, UNITS, USED,
+    UnitRow, VALUES, name_hash, name_of, run_key,
 };
 use crate::store::tables::View;
 
@@ -189,6 +189,7 @@ impl Check<'_> {
         self.owned(&FILES, &numbers)?;
         self.owned(&FAILED, &numbers)?;
         self.owned(&REQUEUED, &numbers)?;
+        self.owned(&USED, &numbers)?;
         Ok(units)
     }
 

@@ -128,7 +128,7 @@ fn upload(run: &Run, seq: u64) {
 }
 
 fn upload_as(run: &Run, seq: u64, artifact: &str) {
-    run.uploaded(seq, &ArtifactId::new(artifact).unwrap()).unwrap();
+    assert!(run.uploaded(seq, &ArtifactId::new(artifact).unwrap()).unwrap());
 }
 
 fn seal(run: &Run, phase: Phase, kind: MessageKind, batches: &[u64], delay_seconds: Option<u64>) -> u64 {

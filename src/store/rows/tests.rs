@@ -383,6 +383,7 @@ fn golden_bytes_of_rows_about_attachments() {
         0xbb09_082a,
         &[("json", "02 7b7d"), ("reason", "01 72"), ("tries", "05"), ("failed_at", "01")],
     );
+    golden(&UsedRow { used_at: Micros(1) }, 0xb6cc_4292, &[("used_at", "02")]);
 }
 
 fn micros() -> impl Strategy<Value = Micros> {
