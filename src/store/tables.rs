@@ -318,16 +318,6 @@ impl Rows for Change<'_> {
 }
 
 impl Change<'_> {
-    /// Creates tables that are not there.
-    fn create(&self, names: &[&'static str]) -> Result<()> {
-        for name in names {
-            let table: Bytes = TableDefinition::new(name);
-            let opened = self.transaction.open_table(table);
-            opened.map_err(|error| self.tables.storage_error("create a table of", &error.into()))?;
-        }
-        Ok(())
-    }
-
     /// Puts a row, in place of the one that is there.
     pub(crate) fn put<R: Row>(&self, table: &Table<R>, key: &Key, row: &R) -> Result<()> {
         let bytes = row
