@@ -61,7 +61,7 @@ fn an_unconfirmed_artifact_in_a_message_is_found() {
 
 #[test]
 fn forgetting_seen_events_is_found() {
-    assert_eq!(kind(&broken_without(Rule::EventsRemembered, [])), Broken::Unconfirmed);
+    assert_eq!(kind(&broken_without(Rule::EventsRemembered, [])), Broken::Conversation);
 }
 
 #[test]

@@ -29,8 +29,9 @@ fn fetch(cursor: Option<u32>) -> Result<Page<u32>, BoxError> {
 fn work(run: &Run, batches: usize) -> highwater::Result<()> {
     for batch in run.batches("issues", fetch).take(batches) {
         let batch = batch?;
-        batch.uploaded("an-id")?;
-        batch.acknowledge("an-id")?;
+        let id = format!("artifact of {}", batch.key());
+        batch.uploaded(&id)?;
+        batch.acknowledge(id)?;
     }
     Ok(())
 }

@@ -121,7 +121,9 @@ fn whatever_fails_once_nothing_is_lost_and_nothing_is_announced_twice() {
     let plain = |fault, times| Expected { fault, times, restarts: 0, error: false, unnamed_uploads_max: 0 };
     // The first two uploads are the list of units and the metadata; the first two messages announce them.
     let all = [
-        Expected { error: true, ..plain("upload-403:7", 1) },
+        Expected { error: true, ..plain("prepare-403:7", 1) },
+        // The URL may have expired: the upload is prepared anew.
+        plain("upload-403:7", 1),
         // One upload under a new id takes the place of the one that cannot be confirmed.
         Expected { unnamed_uploads_max: 1, ..plain("confirm-400:5", 1) },
         plain("upload-503:6,3", 3),
@@ -142,7 +144,7 @@ fn whatever_fails_once_nothing_is_lost_and_nothing_is_announced_twice() {
                     // It was made, and nobody knows its id.
                     ("upload-lost:8", _) => 1,
                     // No checkpoint can stand behind the one that was refused, so what was uploaded after it is lost.
-                    ("upload-403:7", false) => UPLOADS_OF_A_CHECKPOINT,
+                    ("prepare-403:7", false) => UPLOADS_OF_A_CHECKPOINT,
                     _ => expected.unnamed_uploads_max,
                 };
                 let expected = Expected { unnamed_uploads_max: given_up, ..*expected };
