@@ -37,7 +37,7 @@ use super::rows::{
 };
 use super::run::Run;
 use super::tables::{Change, Rows, Tables};
-use super::uploads::take_ids_of_rows;
+use super::used_ids::take_those_of_rows;
 
 use form::{
     AnnouncedPart, ArtifactPart, Envelope, EventPart, FatePart, FilePart, IdHash, KindPart, LedgerPart,
@@ -245,7 +245,7 @@ impl Restoring<'_> {
         }
         let is_open = run.status == StatusPart::Open;
         restore_queue(change, self.no, run.no, is_open, &position.queue, self.files())?;
-        take_ids_of_rows(change, &prefix, row.started_at)?;
+        take_those_of_rows(change, &prefix, row.started_at)?;
         change.put(&RUNS, &prefix, &row)?;
         let json = serde_json::to_string(position).map_err(|error| self.damaged(error.to_string()))?;
         change.put(&POSITIONS, &prefix, &Json(json))

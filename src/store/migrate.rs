@@ -12,7 +12,7 @@ use crate::error::Result;
 
 use super::rows::{FormatRow, Key, META, RUNS, UNITS, run_key};
 use super::tables::{FORMAT, FORMAT_KEY, Rows, Tables};
-use super::uploads::take_ids_of_rows;
+use super::used_ids::take_those_of_rows;
 
 /// Brings a store up to the newest format.
 ///
@@ -29,7 +29,7 @@ pub(super) fn migrate(tables: &Tables) -> Result<()> {
             if let Some(no) = unit.run {
                 let run = run_key(unit.no, no);
                 let started_at = change.need(&RUNS, &run)?.started_at;
-                take_ids_of_rows(change, &run, started_at)?;
+                take_those_of_rows(change, &run, started_at)?;
             }
         }
         change.put(&META, &key, &FormatRow { format: FORMAT, ..row })

@@ -20,6 +20,7 @@ mod rows;
 mod run;
 mod tables;
 mod uploads;
+mod used_ids;
 
 pub(crate) use attachments::rebuild::InheritedLine;
 pub use attachments::{AttachmentCounts, Attachments, FailedAttachment, QueuedAttachment};

@@ -6,10 +6,10 @@
 //! A row tells in which life of the run its id was stored. To every later one it is in doubt whether a confirm was tried.
 
 use crate::error::{Error, Result};
-use crate::model::{ArtifactId, Micros};
+use crate::model::ArtifactId;
 use crate::transfer::{Event, Held, Illegal, Past, Rules, State};
 
-use super::rows::{ATTACHMENTS, AttachmentRow, BATCHES, BatchRow, BatchState, Key, USED, UsedRow, number_of};
+use super::rows::{AttachmentRow, BATCHES, BatchRow, BatchState, Key, number_of};
 use super::run::Run;
 use super::tables::{Change, Rows};
 
@@ -75,35 +75,6 @@ fn staged(given_up: u32) -> State {
 fn uploaded(given_up: u32, saved: bool, in_this_life: bool) -> State {
     let state = State::Uploaded(Held { given_up: given_up > 0, saved, in_doubt: false });
     if in_this_life { state } else { state.taken_up() }
-}
-
-/// Takes an artifact id for an upload, in the transaction that stores it; false if the run has used it before, for this
-/// upload or another. Two uploads under one id would be announced as one artifact, and one of them lost.
-pub(super) fn take_id(run: &Run, change: &Change<'_>, artifact: &ArtifactId) -> Result<bool> {
-    let key = run.run_key().and_name(artifact.as_str());
-    if change.get(&USED, &key)?.is_some() {
-        return Ok(false);
-    }
-    change.put(&USED, &key, &UsedRow { used_at: Micros::from_time(run.inner.clock.now()) })?;
-    Ok(true)
-}
-
-/// Takes the ids under which the rows of a run have uploads: of a run that was begun without the table of used ids, or
-/// that a checkpoint brought back.
-pub(super) fn take_ids_of_rows(change: &Change<'_>, run: &Key, used_at: Micros) -> Result<()> {
-    let mut ids = Vec::new();
-    change.scan(&BATCHES, run, run, |_, batch| {
-        ids.extend(batch.artifact);
-        Ok(true)
-    })?;
-    change.scan(&ATTACHMENTS, run, run, |_, attachment| {
-        ids.extend(attachment.artifact.map(|(id, _)| id));
-        Ok(true)
-    })?;
-    for id in ids {
-        change.put(&USED, &run.clone().and_name(&id), &UsedRow { used_at })?;
-    }
-    Ok(())
 }
 
 /// The error for whoever stores an id by themselves.

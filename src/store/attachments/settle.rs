@@ -14,7 +14,8 @@ use super::super::rows::{
 };
 use super::super::run::Run;
 use super::super::tables::{Change, Rows};
-use super::super::uploads::{attachment_moved, take_id};
+use super::super::uploads::attachment_moved;
+use super::super::used_ids;
 use super::queue::{GROUP, REQUEUED_FROM, kept_key, note_seen, read_line};
 
 /// Attachments that were begun and are not settled, at most: what a checkpoint has to name.
@@ -116,7 +117,7 @@ impl Run {
 pub(super) fn takes_id(run: &Run, change: &Change<'_>, number: u64, artifact: &ArtifactId) -> Result<bool> {
     let row = change.get(&ATTACHMENTS, &run.run_key().and_number(number))?;
     match row.and_then(|row| row.artifact) {
-        None => take_id(run, change, artifact),
+        None => used_ids::take(change, &run.run_key(), artifact, Micros::from_time(run.inner.clock.now())),
         // Under which it was uploaded is seen when it is moved on.
         Some(_) => Ok(true),
     }

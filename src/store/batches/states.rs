@@ -7,7 +7,8 @@ use crate::transfer::{Event, State, recount};
 use super::super::rows::{BATCHES, BatchRow, BatchState, Dates, PAYLOADS, Payload, RunRow, TYPES, TypeRow};
 use super::super::run::Run;
 use super::super::tables::{Change, Rows};
-use super::super::uploads::{batch_moved, take_id};
+use super::super::uploads::batch_moved;
+use super::super::used_ids;
 
 /// What a message says of a batch, but for its artifact id.
 #[derive(Debug, Clone)]
@@ -102,7 +103,8 @@ impl Run {
                     }),
                 };
             }
-            if !take_id(self, change, artifact)? {
+            let now = Micros::from_time(self.inner.clock.now());
+            if !used_ids::take(change, &self.run_key(), artifact, now)? {
                 return Ok(false);
             }
             batch.artifact = Some(artifact.to_string());
