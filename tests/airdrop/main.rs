@@ -8,6 +8,9 @@ mod client;
 mod conversation;
 mod delivery;
 mod domain_mapping;
+#[path = "../support/fixtures.rs"]
+mod fixtures;
+mod formats;
 mod saves;
 mod scope;
 mod sdk_state;
