@@ -6,6 +6,8 @@ use std::ops::Range;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
+use crate::cut;
+
 /// A place in a JSON document: `record_types.issue.fields.owner`, `data.tags[2]`, `data["odd key"]`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FieldPath(Vec<Step>);
@@ -20,7 +22,7 @@ pub(super) enum Step {
 impl Step {
     /// The step to a member. Of a long key, the beginning is enough to find it by.
     pub(super) fn key(key: &str) -> Self {
-        Step::Key(cut(key, KEY_CHARS))
+        Step::Key(cut::to_chars(key, KEY_CHARS))
     }
 }
 
@@ -158,28 +160,27 @@ impl Excerpt {
     pub(super) fn of(text: &str, range: Range<usize>) -> Self {
         // Lines may be long: no more is looked at than is shown.
         let before = text.get(..range.start).unwrap_or_default();
-        let from = floor_boundary(before, before.len().saturating_sub(8 * Self::BEFORE_CHARS));
+        let from = cut::floor_boundary(before, before.len().saturating_sub(8 * Self::BEFORE_CHARS));
         let before = before.get(from..).unwrap_or_default();
         let before = before.rsplit(['\n', '\r']).next().unwrap_or_default().trim_start();
         let rest = text.get(range.start..).unwrap_or_default();
-        let to = floor_boundary(rest, 8 * (Self::VALUE_CHARS + Self::AFTER_CHARS));
+        let to = cut::floor_boundary(rest, 8 * (Self::VALUE_CHARS + Self::AFTER_CHARS));
         let rest = rest.get(..to).unwrap_or_default();
         let rest = rest.split(['\n', '\r']).next().unwrap_or_default().trim_end();
         let (value, after) = rest.split_at_checked(range.len()).unwrap_or((rest, ""));
         let skipped = before.chars().count().saturating_sub(Self::BEFORE_CHARS);
         let before: String = before.chars().skip(skipped).collect();
-        let value_cut = cut(value, Self::VALUE_CHARS);
+        let value_cut = cut::to_chars(value, Self::VALUE_CHARS);
         Self {
             before: if skipped > 0 { format!("...{before}") } else { before },
-            after: if value_cut.len() == value.len() { cut(after, Self::AFTER_CHARS) } else { String::new() },
+            after: if value_cut.len() == value.len() {
+                cut::to_chars(after, Self::AFTER_CHARS)
+            } else {
+                String::new()
+            },
             value: value_cut,
         }
     }
-}
-
-/// The last place at or before `at` where a character begins or the text ends.
-fn floor_boundary(text: &str, at: usize) -> usize {
-    (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
 }
 
 impl Serialize for Excerpt {
@@ -195,21 +196,13 @@ impl fmt::Display for Excerpt {
     }
 }
 
-/// The first `chars` characters, with three dots if there are more.
-fn cut(text: &str, chars: usize) -> String {
-    match text.char_indices().nth(chars) {
-        Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default()),
-        None => text.to_owned(),
-    }
-}
-
 /// Characters of a value in a message.
 const SHOWN_CHARS: usize = 60;
 
 /// Text in quotes, cut, with everything escaped that could confuse a terminal or a reader.
 pub(super) fn quoted(text: &str) -> String {
     let mut out = String::from('"');
-    for c in cut(text, SHOWN_CHARS).chars() {
+    for c in cut::to_chars(text, SHOWN_CHARS).chars() {
         match c {
             '"' | '\\' => out.extend(['\\', c]),
             '\n' => out.push_str("\\n"),

@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::artifact::compress_all;
+use crate::cut;
 use crate::error::{Error, Result};
 use crate::model::{BATCH_BYTES_MAX, CURSOR_BYTES_MAX, ItemType, Phase, Rule, StreamName};
 use crate::record::{ATTACHMENTS, Record};
@@ -159,7 +160,7 @@ pub(super) fn read_cursor<C: DeserializeOwned>(run: &Run, stream: &str, json: &s
     serde_json::from_str(json).map_err(|error| Error::Cursor {
         sync_unit: run.unit.to_string(),
         stream: stream.to_owned(),
-        cursor: json.chars().take(200).collect(),
+        cursor: cut::to_chars(json, 200),
         source: error.into(),
     })
 }
