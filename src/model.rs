@@ -295,7 +295,7 @@ pub(crate) fn phase_move(current: Option<Phase>, done: Phases, step: Step, phase
 )]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Rule {
+pub enum Safeguard {
     /// An upload's id is committed before it is confirmed.
     CommitBeforeConfirm,
     /// A cursor is committed with the rows before it.

@@ -10,19 +10,19 @@ use crate::cut;
 
 /// A place in a JSON document: `record_types.issue.fields.owner`, `data.tags[2]`, `data["odd key"]`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct FieldPath(Vec<Step>);
+pub struct FieldPath(Vec<PathStep>);
 
 /// One step into a JSON document.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Step {
+pub(super) enum PathStep {
     Key(String),
     Position(usize),
 }
 
-impl Step {
+impl PathStep {
     /// The step to a member. Of a long key, the beginning is enough to find it by.
     pub(super) fn key(key: &str) -> Self {
-        Step::Key(cut::to_chars(key, KEY_CHARS))
+        PathStep::Key(cut::to_chars(key, KEY_CHARS))
     }
 }
 
@@ -35,7 +35,7 @@ impl FieldPath {
         self.0.is_empty()
     }
 
-    pub(super) fn steps(&self) -> &[Step] {
+    pub(super) fn steps(&self) -> &[PathStep] {
         &self.0
     }
 
@@ -44,13 +44,13 @@ impl FieldPath {
         self.0.starts_with(&outer.0)
     }
 
-    pub(super) fn from_steps(steps: Vec<Step>) -> Self {
+    pub(super) fn from_steps(steps: Vec<PathStep>) -> Self {
         Self(steps)
     }
 
     /// The same place, in a document in which this one is the member `key`.
     pub(super) fn under(mut self, key: &str) -> Self {
-        self.0.insert(0, Step::key(key));
+        self.0.insert(0, PathStep::key(key));
         self
     }
 
@@ -76,18 +76,18 @@ impl Serialize for FieldPath {
     }
 }
 
-fn write_steps(out: &mut impl fmt::Write, steps: &[Step], positions: bool) -> fmt::Result {
+fn write_steps(out: &mut impl fmt::Write, steps: &[PathStep], positions: bool) -> fmt::Result {
     for (index, step) in steps.iter().enumerate() {
         match step {
-            Step::Position(position) if positions => write!(out, "[{position}]")?,
-            Step::Position(_) => out.write_str("[]")?,
-            Step::Key(key) if is_plain(key) => {
+            PathStep::Position(position) if positions => write!(out, "[{position}]")?,
+            PathStep::Position(_) => out.write_str("[]")?,
+            PathStep::Key(key) if is_plain(key) => {
                 if index > 0 {
                     out.write_char('.')?;
                 }
                 out.write_str(key)?;
             }
-            Step::Key(key) => write!(out, "[{}]", quoted(key))?,
+            PathStep::Key(key) => write!(out, "[{}]", quoted(key))?,
         }
     }
     Ok(())
@@ -131,8 +131,8 @@ impl<'a> At<'a> {
         let mut at = self;
         while let Some(up) = at.up {
             steps.push(match at.key {
-                Some(key) => Step::key(key),
-                None => Step::Position(at.position),
+                Some(key) => PathStep::key(key),
+                None => PathStep::Position(at.position),
             });
             at = up;
         }

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use crate::artifact::compress_all;
 use crate::cut;
 use crate::error::{Error, Result};
-use crate::model::{BATCH_BYTES_MAX, CURSOR_BYTES_MAX, ItemType, Phase, Rule, StreamName};
+use crate::model::{BATCH_BYTES_MAX, CURSOR_BYTES_MAX, ItemType, Phase, Safeguard, StreamName};
 use crate::record::{ATTACHMENTS, Record};
 use crate::transfer::{State, recount};
 
@@ -76,7 +76,7 @@ impl Run {
             let mut position = change.get(&STREAMS, &stream_key)?.unwrap_or_else(|| StreamRow::new(phase));
             check_moves(stream, position.cursor.as_deref(), cursor.as_deref())?;
             let mut full = Vec::new();
-            let lines = if self.inner.breaks(Rule::RowsWithCursor) { Vec::new() } else { lines };
+            let lines = if self.inner.breaks(Safeguard::RowsWithCursor) { Vec::new() } else { lines };
             for (item_type, lines) in lines {
                 position.items += lines.ends.len() as u64;
                 if phase == Phase::Data && item_type.as_str() == ATTACHMENTS {
