@@ -8,6 +8,7 @@ mod client;
 mod conversation;
 mod delivery;
 mod domain_mapping;
+mod past;
 mod saves;
 mod scope;
 mod sdk_state;
