@@ -166,9 +166,13 @@ fn an_event_of_a_run_before_a_deletion_changes_nothing() {
             event(DATA_ON, "second", "second-3"),
             event(ATTACHMENTS, "second", "second-10"),
         ];
-        late.iter().for_each(|late| unit.is_late(late));
+        for late in &late {
+            unit.is_late(late);
+        }
         unit.begin("third");
-        late.iter().for_each(|late| unit.is_late(late));
+        for late in &late {
+            unit.is_late(late);
+        }
         unit.end("third");
         assert_eq!(unit.since(), None);
     }
