@@ -49,7 +49,7 @@ impl SyncUnit {
     /// Begins a run, or takes up the one that is not finished.
     ///
     /// A run that is taken up keeps its start and its [`Run::since`]. Any [`Run`] of an earlier `begin` is fenced:
-    /// whatever it tries is [`Error::Fenced`] and changes nothing.
+    /// whatever it tries is [`Error::Fenced`](crate::Error::Fenced) and changes nothing.
     ///
     /// # Durability
     /// When this returns `Ok`, the run and its start survive power loss.

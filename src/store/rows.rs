@@ -64,7 +64,8 @@ impl<R: Row> Table<R> {
 macro_rules! tables {
     ($($table:ident: $row:ty = $name:literal;)*) => {
         $(pub(crate) const $table: Table<$row> = Table::new($name);)*
-        /// Every table, so that a new store has them all.
+        /// Every table, to look at all that is stored.
+        #[cfg(feature = "testing")]
         pub(crate) const ALL_TABLES: &[&str] = &[$($name),*];
     };
 }

@@ -120,6 +120,7 @@ impl Run {
     }
 
     /// How batches move that go these parts of the way.
+    #[cfg_attr(not(feature = "testing"), allow(clippy::unused_self, reason = "a control sets another table"))]
     pub(crate) fn batch_rules(&self, confirms: bool, saves: bool) -> Rules {
         let rules = Rules::new(confirms, saves);
         #[cfg(feature = "testing")]
@@ -128,6 +129,7 @@ impl Run {
     }
 
     /// How attachments move.
+    #[cfg_attr(not(feature = "testing"), allow(clippy::unused_self, reason = "a control sets another table"))]
     pub(crate) fn attachment_rules(&self, saves: bool) -> Rules {
         let rules = Rules::new(true, saves);
         #[cfg(feature = "testing")]

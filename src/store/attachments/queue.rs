@@ -27,7 +27,7 @@ pub struct AttachmentCounts {
     pub queued: u64,
     /// The platform has them.
     pub settled: u64,
-    /// Given up, and listed: see [`SyncUnit::failed_attachments`].
+    /// Given up, and listed: see [`SyncUnit::failed_attachments`](crate::SyncUnit::failed_attachments).
     pub failed: u64,
 }
 
