@@ -111,10 +111,10 @@ impl KnownId {
     /// For people: its text, or what there is in its place.
     pub(crate) fn shown(&self, number: u64) -> String {
         match self {
-            KnownId::Number => format!("of hash {number:016x}"),
+            KnownId::Number => format!("hash {number:016x}"),
             KnownId::Whole(id) => id.clone(),
-            KnownId::Digest(digest) => format!("of digest {digest}"),
-            KnownId::Short(hash) => format!("of hash {hash:016x}"),
+            KnownId::Digest(digest) => format!("digest {digest}"),
+            KnownId::Short(hash) => format!("hash {hash:016x}"),
         }
     }
 
