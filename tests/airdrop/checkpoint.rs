@@ -155,7 +155,7 @@ fn a_body_that_was_changed_is_an_error_to_the_platform_and_a_deletion_starts_ove
     // As it says.
     let delete = event("EXTRACTION_DATA_DELETE", "run", "5");
     assert_eq!(world.serve(&mut source(&world, 10), &delete).unwrap().kind, OutcomeKind::Done);
-    assert_eq!(world.airdrop.state(), json!({ "own": "kept" }));
+    assert_eq!(world.airdrop.state_after_deletion(), json!({ "own": "kept" }));
     world.lose_disk();
     let start = event("EXTRACTION_METADATA_START", "next", "1");
     assert_eq!(world.serve(&mut source(&world, 10), &start).unwrap().kind, OutcomeKind::Done);

@@ -136,6 +136,14 @@ impl Airdrop {
         serde_json::from_str(&self.state_text()).expect("a worker state is JSON")
     }
 
+    /// What others keep in the worker state, where what we keep says of the unit only what outlives a deletion.
+    pub(crate) fn state_after_deletion(&self) -> Value {
+        assert_eq!(self.checkpoint().get("run"), Some(&Value::Null), "{}", self.checkpoint());
+        let mut state = self.state();
+        state.as_object_mut().expect("an object").remove("highwater");
+        state
+    }
+
     /// What the checkpoint in the worker state says; null if there is none.
     pub(crate) fn checkpoint(&self) -> Value {
         checkpoint(&self.state())
