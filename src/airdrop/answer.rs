@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use tracing::{info, warn};
 
 use crate::error::{Error, Result, chain};
-use crate::model::{MESSAGE_BYTES_SOFT, Phase, Rule, RunId};
+use crate::model::{MESSAGE_BYTES_SOFT, Phase, RunId, Safeguard};
 use crate::record::FindingCounts;
 use crate::store::{AttachmentCounts, MessageKind, Run, Sealing, StoredMessage, message_key_text};
 
@@ -171,7 +171,7 @@ impl Invocation<'_> {
             Ending::Failed { code, message } => (MessageKind::Error, None, self.error_of(*code, message)),
         };
         let composed = self.composed(kind, says, artifacts, details).map_err(|error| instead(error, kind))?;
-        let sent_unsealed = run.breaks(Rule::SealBeforeSend);
+        let sent_unsealed = run.breaks(Safeguard::SealBeforeSend);
         if sent_unsealed {
             self.send(&self.unsealed(kind, &composed, batches.len() as u64))?;
         }
@@ -188,7 +188,7 @@ impl Invocation<'_> {
             .map_err(|error| instead(error, kind))?;
         log_sealed(&message);
         if let Some(keeper) = keeper
-            && !run.breaks(Rule::SendAfterSave)
+            && !run.breaks(Safeguard::SendAfterSave)
             && let Err(error) = keeper.save_sealed(run, kind)
         {
             let stop = instead(error, kind);

@@ -14,8 +14,8 @@ use tracing::field::{Empty, display};
 use tracing::{Span, info, info_span};
 
 use crate::error::{Error, Result, chain};
-use crate::model::{Phase, Rule, RunId, SyncUnitId};
-use crate::store::{Accepted, Incoming, Run, Store, SyncUnit};
+use crate::model::{Phase, RunId, Safeguard, SyncUnitId};
+use crate::store::{Accepted, Deletion, Incoming, Run, Store, SyncUnit};
 
 use super::answer::{MessageDetails, Outcome, OutcomeKind};
 use super::context::Context;
@@ -85,7 +85,7 @@ impl Serve {
             | EventType::Metadata
             | EventType::Data { .. }
             | EventType::Attachments { .. } => match incoming(event) {
-                Ok((_, incoming)) if store.breaks(Rule::KeyedBySyncUnit) => {
+                Ok((_, incoming)) if store.breaks(Safeguard::KeyedBySyncUnit) => {
                     let unit = SyncUnitId::new(event.external_sync_unit_id()?.unwrap_or_default())?;
                     invocation.converse(extractor, unit, &incoming)
                 }
@@ -268,10 +268,10 @@ impl Invocation<'_> {
             Err(error) => return self.answer_statelessly(Ending::failed(&chain(&error))),
         };
         Span::current().record("unit", display(unit.id()));
-        let deleted = match self.event.event_type() {
-            EventType::DeleteAttachments => self.delete_attachments(&unit),
-            _ => self.delete_data(&unit),
-        };
+        let deleted = self.deletion().and_then(|deletion| match self.event.event_type() {
+            EventType::DeleteAttachments => self.delete_attachments(&unit, &deletion),
+            _ => self.delete_data(&unit, &deletion),
+        });
         match deleted {
             Ok(()) => self.answer_statelessly(Ending::Done),
             // A state that makes no sense is not ours to overwrite: the platform is told.
@@ -280,27 +280,42 @@ impl Invocation<'_> {
         }
     }
 
-    fn delete_data(&self, unit: &SyncUnit) -> Result<()> {
-        if self.settings.checkpoints {
-            match self.take_over(unit, None) {
-                Ok((keeper, _)) => keeper.remove()?,
-                // Whoever starts over need not be able to read what was there.
-                Err(Error::WorkerState { .. }) => {
-                    Keeper::start_over(unit, self.platform, self.clock, self.seed, self.hard_at())?;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        unit.delete()
+    /// What a store is to know of an event that asks for a deletion.
+    fn deletion(&self) -> Result<Deletion> {
+        let run_id = self.event.run_id()?;
+        let told_apart = self.event.has_ids()? || run_id.is_some();
+        Ok(Deletion { identity: self.event.identity()?, told_apart, run_id })
     }
 
-    fn delete_attachments(&self, unit: &SyncUnit) -> Result<()> {
-        let held = self.settings.checkpoints.then(|| self.take_over(unit, None)).transpose()?;
-        unit.delete_attachments()?;
-        match held {
-            Some((keeper, _)) => keeper.forget_attachments(unit.newest_run()?.as_ref()),
-            None => Ok(()),
+    fn delete_data(&self, unit: &SyncUnit, deletion: &Deletion) -> Result<()> {
+        let held = self.settings.checkpoints.then(|| self.take_over(unit, None)).transpose();
+        if came_late(unit, deletion)? {
+            return Ok(());
         }
+        match held {
+            Ok(Some((keeper, _))) => keeper.remove(unit, deletion)?,
+            Ok(None) => {}
+            // Whoever starts over need not be able to read what was there.
+            Err(Error::WorkerState { .. }) => {
+                let (token, hard) = (self.token(), self.hard_at());
+                Keeper::start_over(unit, deletion, token, self.platform, self.clock, self.seed, hard)?;
+            }
+            Err(error) => return Err(error),
+        }
+        unit.delete_for(deletion)
+    }
+
+    fn delete_attachments(&self, unit: &SyncUnit, deletion: &Deletion) -> Result<()> {
+        let held = self.settings.checkpoints.then(|| self.take_over(unit, None)).transpose()?;
+        if came_late(unit, deletion)? {
+            return Ok(());
+        }
+        if let Some((keeper, _)) = held {
+            // The event counts as answered here once it does there.
+            unit.delete_attachments()?;
+            keeper.forget_attachments(unit, deletion)?;
+        }
+        unit.delete_attachments_for(deletion)
     }
 
     /// Takes a unit over for this invocation; see [`Keeper::take_over`].
@@ -308,4 +323,13 @@ impl Invocation<'_> {
         let hard = self.hard_at();
         Keeper::take_over(unit, self.platform, self.clock, self.seed, hard, wait, self.token())
     }
+}
+
+/// Whether a deletion was asked for by an event that was answered before, or that is of a past run: it changes nothing.
+fn came_late(unit: &SyncUnit, deletion: &Deletion) -> Result<bool> {
+    let late = unit.came_late(deletion)?;
+    if late {
+        info!("the deletion was asked for before, or by a past run: nothing is deleted");
+    }
+    Ok(late)
 }

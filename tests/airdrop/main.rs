@@ -11,6 +11,7 @@ mod domain_mapping;
 #[path = "../support/fixtures.rs"]
 mod fixtures;
 mod formats;
+mod past;
 mod saves;
 mod scope;
 mod sdk_state;
