@@ -7,7 +7,8 @@
 //! - A failure of the platform counts against the attachment only if another got through in this invocation; if none
 //!   does, it is the platform's, and the phase ends with an error that gives nothing up.
 //! - A source that asks to be left alone ends the phase with a delay: the longest that any stream was asked for.
-//! - After the soft deadline no stream begins but the first. One that runs is aborted before the hard one; that counts
+//! - After the soft deadline no stream begins but the first: it always does, however long the invocation waited before,
+//!   and however long it took to have the queue ready. One that runs is aborted before the hard one; that counts
 //!   against it only if it had most of the invocation.
 
 use std::collections::VecDeque;
@@ -51,14 +52,13 @@ impl Invocation<'_> {
         if let Err(stop) = self.take_up_queue(context) {
             return self.conclude(run, keeper, Phase::Attachments, delivery, Err(stop), details);
         }
-        let hard = self.hard_at();
-        // What is left after it is for the last batch, the confirms and the message.
-        let abort_at = context.soft_at + hard.saturating_sub(context.soft_at).mul_f64(0.75);
+        let (abort_at, hard) = (self.abort_at(), self.hard_at());
         let streams_max = self.settings.streams;
         let settings = QueueSettings {
             streams_max,
             tries_max: self.settings.attachment_tries,
             soft: context.soft_at,
+            abort_at,
             hard,
         };
         let streamed = |attachment: &_| {
@@ -80,6 +80,12 @@ impl Invocation<'_> {
         }
     }
 
+    /// Elapsed time from which on no stream is read any further: what is left after it is for the last batch, the confirms
+    /// and the message.
+    fn abort_at(&self) -> Duration {
+        self.soft_at() + self.hard_at().saturating_sub(self.soft_at()).mul_f64(0.75)
+    }
+
     /// Has the queue of attachments ready to be worked off. Where a checkpoint or a state of the TypeScript SDK brought the
     /// run back, it is made again from the artifacts that announced them.
     fn take_up_queue(&self, context: &Context<'_>) -> Result<(), Stop> {
@@ -89,7 +95,7 @@ impl Invocation<'_> {
         let inherited = context.run.sdk_attachments()?.unwrap_or_default();
         context.run.inherit_files(&inherited.artifact_ids)?;
         for (seq, artifact) in context.run.files_to_load()? {
-            if context.time_left().is_zero() {
+            if self.clock.elapsed() >= self.abort_at() {
                 return Err(Ending::Progress.into());
             }
             let unreadable = |reason: &str| {
@@ -119,8 +125,9 @@ impl Invocation<'_> {
 struct QueueSettings {
     streams_max: usize,
     tries_max: u32,
-    /// Elapsed times: after which no stream begins, and no retry of a call.
+    /// Elapsed times: after which no stream begins but the first, no stream at all, and no retry of a call.
     soft: Duration,
+    abort_at: Duration,
     hard: Duration,
 }
 
@@ -262,6 +269,8 @@ impl<'q, 'a> Queue<'q, 'a> {
             || self.asked_to_wait.is_some()
             || self.delivery.halt().is_some()
             || self.is_late()
+            // It would be aborted at once.
+            || self.clock.elapsed() >= self.settings.abort_at
     }
 
     /// Whether this invocation can take in no more.
