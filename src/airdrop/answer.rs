@@ -206,7 +206,7 @@ impl Invocation<'_> {
                 Err(Stop::Ending(ending))
             }
             Sent::Refused { status, reason } => {
-                self.take_back(run, keeper, &message, None)?;
+                take_back(run, keeper, &message, None)?;
                 Err(refused(&message, status, &reason).into())
             }
         }
@@ -269,26 +269,11 @@ impl Invocation<'_> {
                 if run.is_undelivered(message.no)? {
                     let artifacts_max =
                         (status == 413 && message.artifacts > 1).then_some(message.artifacts / 2);
-                    self.take_back(run, keeper, &message, artifacts_max)?;
+                    take_back(run, keeper, &message, artifacts_max)?;
                 }
                 Err(refused(&message, status, &reason))
             }
         }
-    }
-
-    /// Undoes the seal of a message that was refused: its artifacts go into the next.
-    fn take_back(
-        &self,
-        run: &Run,
-        keeper: Option<&Keeper<'_>>,
-        message: &StoredMessage,
-        artifacts_max: Option<u64>,
-    ) -> Result<()> {
-        run.refused(message.no, artifacts_max)?;
-        if let Some(keeper) = keeper {
-            keeper.save(run, None)?;
-        }
-        Ok(())
     }
 
     /// Tries to hand over a message until it is accepted or refused, or the invocation is over. Before each attempt the
@@ -360,6 +345,20 @@ impl Invocation<'_> {
         let empty = compose(self.event, self.settings.spelling, &Answer::new(says))?;
         Ok(empty.body.len() + ARTIFACTS_FIELD_BYTES + ERROR_MESSAGE_BYTES_MAX)
     }
+}
+
+/// Undoes the seal of a message that was refused: its artifacts go into the next.
+fn take_back(
+    run: &Run,
+    keeper: Option<&Keeper<'_>>,
+    message: &StoredMessage,
+    artifacts_max: Option<u64>,
+) -> Result<()> {
+    run.refused(message.no, artifacts_max)?;
+    if let Some(keeper) = keeper {
+        keeper.save(run, None)?;
+    }
+    Ok(())
 }
 
 enum Sent {

@@ -77,15 +77,14 @@ impl Invocation<'_> {
         if phase != Phase::Data {
             return Ok(Scope::default());
         }
-        let scope = match keeper {
-            Some(keeper) => keeper.scope(),
-            None => {
-                let state = self.attempt(|| self.platform.worker_state()).map_err(|gave_up| {
-                    Stop::failed(&format!("the extraction scope could not be read: {gave_up}"))
-                })?;
-                let objects = state.and_then(|state| state.objects);
-                Scope::read(objects.as_deref(), run.sync_unit().as_str())
-            }
+        let scope = if let Some(keeper) = keeper {
+            keeper.scope()
+        } else {
+            let state = self.attempt(|| self.platform.worker_state()).map_err(|gave_up| {
+                Stop::failed(&format!("the extraction scope could not be read: {gave_up}"))
+            })?;
+            let objects = state.and_then(|state| state.objects);
+            Scope::read(objects.as_deref(), run.sync_unit().as_str())
         };
         let scope = scope.map_err(|error| Stop::failed(&chain(&error)))?;
         run.set_note(SCOPE, &scope)?;
