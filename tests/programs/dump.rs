@@ -224,7 +224,7 @@ fn store_with_attachments(path: &Path) {
     let run = unit.begin().unwrap();
     named(&run, 0, 3);
     let mut attachments = run.attachments().map(Result::unwrap);
-    attachments.next().unwrap().acknowledge().unwrap();
+    attachments.next().unwrap().acknowledge("upload").unwrap();
     attachments.next().unwrap().retry_later("busy", Duration::ZERO).unwrap();
     attachments.next().unwrap().fail("denied").unwrap();
     drop(attachments);
@@ -236,7 +236,7 @@ fn store_with_attachments(path: &Path) {
     named(&run, 10, 40);
     for (number, attachment) in run.attachments().map(Result::unwrap).enumerate().take(27) {
         match number {
-            0 => attachment.acknowledge().unwrap(),
+            0 => attachment.acknowledge("another upload").unwrap(),
             1 => drop(attachment),
             _ => attachment.fail(format!("410 {number}")).unwrap(),
         }
