@@ -121,7 +121,7 @@
 //! | 1 | `artifact` | JSON Lines and gzip | `flate2` |
 //! | 1 | `store/rows/` | what is stored, under which key | `serde_bytes` |
 //! | 1 | `store/codec` | the envelope of every stored value | `bincode`, `flate2`, `thiserror` |
-//! | 1 | `store/digest` | what stands for an id where there is no room for it | `sha2` |
+//! | 1 | `store/digest` | what an id is known by: whole, by a digest, by a number | `sha2` |
 //! | 0 | `model`, `transfer`, `clock`, `store/disk` | ids, limits, phases and pure transitions; the life of an upload; time; the disk as a seam | |
 //! | 0 | `error` | the one error type | `thiserror` |
 

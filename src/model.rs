@@ -288,7 +288,10 @@ pub(crate) fn phase_move(current: Option<Phase>, done: Phases, step: Step, phase
 }
 
 /// A rule of ours that a negative control can take away, so that a check shows that it would see it broken.
-#[cfg_attr(not(feature = "testing"), allow(unreachable_pub, reason = "`testing` shows it to the world"))]
+#[cfg_attr(
+    not(feature = "testing"),
+    allow(dead_code, unreachable_pub, reason = "`testing` takes them away, and shows them to the world")
+)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Rule {

@@ -24,8 +24,8 @@ use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::model::{CHECKPOINT_BYTES_MAX, Micros, Rule, StreamName};
 use crate::store::{
-    BatchInfo, CHECKPOINT_KEY, Checkpoint, Incoming, Inherited, MessageKind, Page, Position, Room, Run,
-    SyncUnit,
+    BatchInfo, CHECKPOINT_KEY, Checkpoint, Deletion, Incoming, Inherited, MessageKind, Page, Position, Room,
+    Run, SyncUnit,
 };
 
 use super::document::{Document, posted_bytes};
@@ -96,7 +96,7 @@ impl<'a> Keeper<'a> {
                     unit.restore(checkpoint, &sealed)?;
                     restored = true;
                 }
-                None => unit.delete()?,
+                None => unit.forget_stale()?,
             }
         }
         let standing = found.map(|found| found.token);
@@ -116,7 +116,7 @@ impl<'a> Keeper<'a> {
     pub(crate) fn save(&self, run: &Run, position: Option<&Position>) -> Result<usize> {
         let fresh = if position.is_none() && run.has_no_position()? { run.position()? } else { None };
         let position = position.or(fresh.as_ref());
-        let bytes = self.put(Some(&run.checkpoint(&self.token, position)?), |_| Ok(()))?;
+        let bytes = self.put(&run.checkpoint(&self.token, position)?, |_| Ok(()))?;
         if let Some(position) = position {
             run.saved(position)?;
         }
@@ -158,37 +158,41 @@ impl<'a> Keeper<'a> {
 
     /// Saves what changed, but for the position: that a run is over.
     pub(crate) fn save_standing(&self, run: &Run) -> Result<()> {
-        self.put(Some(&run.checkpoint(&self.token, None)?), |_| Ok(())).map(drop)
+        self.put(&run.checkpoint(&self.token, None)?, |_| Ok(())).map(drop)
     }
 
-    /// Saves that the unit's attachments are forgotten, those that the SDK had left to do too. Of a unit that has had
-    /// no run here, nothing but that.
-    pub(crate) fn forget_attachments(&self, run: Option<&Run>) -> Result<()> {
-        let checkpoint = run.map(|run| run.checkpoint(&self.token, None)).transpose()?;
+    /// Saves that the unit's attachments, which the store has forgotten, are forgotten, those that the SDK had left to do
+    /// too; and that this event asked for it.
+    pub(crate) fn forget_attachments(&self, unit: &SyncUnit, deletion: &Deletion) -> Result<()> {
+        let checkpoint = match unit.newest_run()? {
+            Some(run) => run.checkpoint(&self.token, None)?.after(deletion),
+            None => unit.checkpoint_without_run(&self.token, deletion)?,
+        };
         let what = self.what();
-        if checkpoint.is_none() && !sdk::forget_attachments(&mut self.document()?, &what)? {
-            return Ok(());
-        }
-        self.put(checkpoint.as_ref(), |document| sdk::forget_attachments(document, &what).map(drop))?;
+        self.put(&checkpoint, |document| sdk::forget_attachments(document, &what).map(drop))?;
         Ok(())
     }
 
-    /// Removes what is kept of the unit.
-    pub(crate) fn remove(&self) -> Result<()> {
-        self.put(None, |document| {
-            // Left behind, the SDK's keys would be what the unit inherits when it comes again.
-            document.remove(CHECKPOINT_KEY);
+    /// Removes what is kept of the unit, but for what outlives a deletion.
+    ///
+    /// It is saved under a token that no disk knows. So a disk that was not yet emptied when its process died is not taken
+    /// for the unit's.
+    pub(crate) fn remove(&self, unit: &SyncUnit, deletion: &Deletion) -> Result<()> {
+        let checkpoint = unit.checkpoint_without_run(&deletion_token(&self.token), deletion)?;
+        // Left behind, the SDK's keys would be what the unit inherits when it comes again.
+        self.put(&checkpoint, |document| {
             sdk::remove(document);
             Ok(())
         })?;
-        self.standing.replace(None);
         Ok(())
     }
 
     /// Removes what is kept of a unit whose worker state cannot be read: what of it can be read and is nobody's that we
-    /// know stays. Nobody can be compared with, so nobody is.
+    /// know stays. Nobody can be compared with, so nobody is. `token` must be no other holder's.
     pub(crate) fn start_over(
         unit: &SyncUnit,
+        deletion: &Deletion,
+        token: u64,
         platform: &dyn Platform,
         clock: &dyn Clock,
         seed: u64,
@@ -198,20 +202,17 @@ impl<'a> Keeper<'a> {
         let fetched = attempts(clock, hard, seed, || platform.worker_state());
         let state = fetched.map_err(|gave_up| not_fetched(sync_unit, &gave_up))?.unwrap_or_default().state;
         let mut document = read(state.as_deref(), &what(sync_unit)).unwrap_or_default();
-        document.remove(CHECKPOINT_KEY);
+        let checkpoint = unit.checkpoint_without_run(&deletion_token(&format!("{token:016x}")), deletion)?;
+        set_checkpoint(&mut document, &checkpoint, sync_unit)?;
         sdk::remove(&mut document);
         let text = document.to_text();
         attempts(clock, hard, seed, || platform.save_worker_state(&text))
             .map_err(|gave_up| not_saved(sync_unit, &gave_up))
     }
 
-    /// Saves the worker state with this checkpoint in it, or with the one that is there, and changed in this way. Each
-    /// attempt looks, compares and saves: who was overtaken while it waited must not save.
-    fn put(
-        &self,
-        checkpoint: Option<&Checkpoint>,
-        change: impl Fn(&mut Document) -> Result<()>,
-    ) -> Result<usize> {
+    /// Saves the worker state with this checkpoint in it, and changed in this way. Each attempt looks, compares and saves:
+    /// who was overtaken while it waited must not save.
+    fn put(&self, checkpoint: &Checkpoint, change: impl Fn(&mut Document) -> Result<()>) -> Result<usize> {
         let mut tried = false;
         let saved = attempts(self.clock, self.hard, self.seed, || {
             let state = self.platform.worker_state()?.unwrap_or_default().state;
@@ -224,9 +225,7 @@ impl<'a> Keeper<'a> {
             Ok(Ok(bytes))
         });
         let bytes = saved.map_err(|gave_up| not_saved(&self.sync_unit, &gave_up))??;
-        if let Some(checkpoint) = checkpoint {
-            self.standing.replace(Some(checkpoint.token.clone()));
-        }
+        self.standing.replace(Some(checkpoint.token.clone()));
         debug!(bytes, "checkpoint saved");
         Ok(bytes)
     }
@@ -236,7 +235,7 @@ impl<'a> Keeper<'a> {
     fn compose(
         &self,
         state: Option<&str>,
-        checkpoint: Option<&Checkpoint>,
+        checkpoint: &Checkpoint,
         change: impl Fn(&mut Document) -> Result<()>,
         tried: bool,
     ) -> Result<(String, usize)> {
@@ -244,18 +243,16 @@ impl<'a> Keeper<'a> {
         // Keys that are neither ours nor the SDK's stay as they are, and where they are.
         let mut document = read(state, &what)?;
         let found = checkpoint_of(&document, &self.sync_unit)?.map(|found| found.token);
-        // A first save, or a removal, whose answer was lost may have been applied.
+        // A save whose answer was lost may have been applied.
         let ours = found == *self.standing.borrow()
             || found.as_deref() == Some(&self.token)
-            || (tried && checkpoint.is_none() && found.is_none());
+            || (tried && found.as_ref() == Some(&checkpoint.token));
         if !ours {
             return Err(Error::Fenced { sync_unit: self.sync_unit.clone(), run: "at hand".to_owned() });
         }
-        if let Some(checkpoint) = checkpoint {
-            let json = RawValue::from_string(checkpoint.to_json(&self.sync_unit)?);
-            let json =
-                json.map_err(|error| Error::WorkerState { what: self.what(), reason: error.to_string() })?;
-            document.set(CHECKPOINT_KEY, &json);
+        set_checkpoint(&mut document, checkpoint, &self.sync_unit)?;
+        // Of a unit without a run there is nothing to be told.
+        if !checkpoint.has_no_run() {
             sdk::write(&mut document, &what, &checkpoint.standing())?;
             if let Some(own) = checkpoint.connector_state() {
                 sdk::write_connector_state(&mut document, own);
@@ -264,7 +261,8 @@ impl<'a> Keeper<'a> {
         change(&mut document)?;
         let text = document.to_text();
         let bytes = posted_bytes(&text);
-        if bytes > CHECKPOINT_BYTES_MAX {
+        // What outlives a deletion takes a few kB, and a deletion is the way out of a state that is too large.
+        if bytes > CHECKPOINT_BYTES_MAX && !checkpoint.has_no_run() {
             return Err(Error::TooLarge {
                 what,
                 found: bytes as u64,
@@ -293,7 +291,8 @@ impl<'a> Keeper<'a> {
     pub(crate) fn inherited(&self, event: &Incoming) -> Result<Option<Inherited>> {
         let mut document = Document::read(self.found.state.as_deref(), &self.what())?;
         let carried = sdk::lift(&mut document);
-        let checkpoint = checkpoint_of(&document, &self.sync_unit)?;
+        // One without a run tells no more than what outlived a deletion.
+        let checkpoint = checkpoint_of(&document, &self.sync_unit)?.filter(|found| !found.has_no_run());
         let Some(sdk) = SdkState::read(&document, &self.what())? else { return Ok(None) };
         let rewritten =
             checkpoint.as_ref().is_some_and(|found| carried || sdk.is_newer_than(&found.standing()));
@@ -334,6 +333,20 @@ fn not_fetched(sync_unit: &str, gave_up: &GaveUp) -> Error {
 
 fn not_saved(sync_unit: &str, gave_up: &GaveUp) -> Error {
     Error::NotSaved { sync_unit: sync_unit.to_owned(), reason: gave_up.to_string() }
+}
+
+/// The token of what is saved when a unit's state is deleted: that of its holder, so that it is no other's.
+fn deletion_token(holder: &str) -> String {
+    format!("{holder}-deleted")
+}
+
+/// Puts a checkpoint into a worker state.
+fn set_checkpoint(document: &mut Document, checkpoint: &Checkpoint, sync_unit: &str) -> Result<()> {
+    let json = RawValue::from_string(checkpoint.to_json(sync_unit)?);
+    let json =
+        json.map_err(|error| Error::WorkerState { what: what(sync_unit), reason: error.to_string() })?;
+    document.set(CHECKPOINT_KEY, &json);
+    Ok(())
 }
 
 /// The checkpoint that a worker state holds.

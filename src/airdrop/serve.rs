@@ -25,7 +25,7 @@ use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result, chain, panic_text};
 use crate::model::{EXTERNAL_SYNC_UNIT_BATCH_ITEMS, Micros, Phase, Rule, RunId, StreamName, SyncUnitId};
 use crate::record::Record;
-use crate::store::{Accepted, CursorWatch, Incoming, Page, Run, Store, SyncUnit, WindowRow};
+use crate::store::{Accepted, CursorWatch, Deletion, Incoming, Page, Run, Store, SyncUnit, WindowRow};
 
 use super::answer::{Ending, Outcome, OutcomeKind, Said, failed};
 use super::check::{CheckPolicy, Checks};
@@ -853,10 +853,10 @@ impl Invocation<'_> {
             Err(error) => return self.answer_statelessly(failed(&chain(&error))),
         };
         Span::current().record("unit", display(unit.id()));
-        let deleted = match self.event.event_type() {
-            EventType::DeleteAttachments => self.delete_attachments(&unit),
-            _ => self.delete_data(&unit),
-        };
+        let deleted = self.deletion().and_then(|deletion| match self.event.event_type() {
+            EventType::DeleteAttachments => self.delete_attachments(&unit, &deletion),
+            _ => self.delete_data(&unit, &deletion),
+        });
         match deleted {
             Ok(()) => self.answer_statelessly(Ending::Done),
             // A state that makes no sense is not ours to overwrite: the platform is told.
@@ -865,27 +865,42 @@ impl Invocation<'_> {
         }
     }
 
-    fn delete_data(&self, unit: &SyncUnit) -> Result<()> {
-        if self.settings.checkpoints {
-            match self.take_over(unit, None) {
-                Ok((keeper, _)) => keeper.remove()?,
-                // Whoever starts over need not be able to read what was there.
-                Err(Error::WorkerState { .. }) => {
-                    Keeper::start_over(unit, self.platform, self.clock, self.seed, self.hard_at())?;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        unit.delete()
+    /// What a store is to know of an event that asks for a deletion.
+    fn deletion(&self) -> Result<Deletion> {
+        let run_id = self.event.run_id()?;
+        let told_apart = self.event.has_ids()? || run_id.is_some();
+        Ok(Deletion { identity: self.event.identity()?, told_apart, run_id })
     }
 
-    fn delete_attachments(&self, unit: &SyncUnit) -> Result<()> {
-        let held = self.settings.checkpoints.then(|| self.take_over(unit, None)).transpose()?;
-        unit.delete_attachments()?;
-        match held {
-            Some((keeper, _)) => keeper.forget_attachments(unit.newest_run()?.as_ref()),
-            None => Ok(()),
+    fn delete_data(&self, unit: &SyncUnit, deletion: &Deletion) -> Result<()> {
+        let held = self.settings.checkpoints.then(|| self.take_over(unit, None)).transpose();
+        if came_late(unit, deletion)? {
+            return Ok(());
         }
+        match held {
+            Ok(Some((keeper, _))) => keeper.remove(unit, deletion)?,
+            Ok(None) => {}
+            // Whoever starts over need not be able to read what was there.
+            Err(Error::WorkerState { .. }) => {
+                let (token, hard) = (self.token(), self.hard_at());
+                Keeper::start_over(unit, deletion, token, self.platform, self.clock, self.seed, hard)?;
+            }
+            Err(error) => return Err(error),
+        }
+        unit.delete_for(deletion)
+    }
+
+    fn delete_attachments(&self, unit: &SyncUnit, deletion: &Deletion) -> Result<()> {
+        let held = self.settings.checkpoints.then(|| self.take_over(unit, None)).transpose()?;
+        if came_late(unit, deletion)? {
+            return Ok(());
+        }
+        if let Some((keeper, _)) = held {
+            // The event counts as answered here once it does there.
+            unit.delete_attachments()?;
+            keeper.forget_attachments(unit, deletion)?;
+        }
+        unit.delete_attachments_for(deletion)
     }
 
     /// Takes a unit over for this invocation; see [`Keeper::take_over`].
@@ -893,6 +908,15 @@ impl Invocation<'_> {
         let hard = self.hard_at();
         Keeper::take_over(unit, self.platform, self.clock, self.seed, hard, settle, self.token())
     }
+}
+
+/// Whether a deletion was asked for by an event that was answered before, or that is of a past run: it changes nothing.
+fn came_late(unit: &SyncUnit, deletion: &Deletion) -> Result<bool> {
+    let late = unit.came_late(deletion)?;
+    if late {
+        info!("the deletion was asked for before, or by a past run: nothing is deleted");
+    }
+    Ok(late)
 }
 
 /// The checks of an extractor whose metadata are these, if it wants any; or what to answer.

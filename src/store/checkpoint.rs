@@ -26,14 +26,15 @@ use crate::model::{CONNECTOR_STATE_VALUE, Micros, Rule};
 use super::attachments::rebuild::{failed_part, files_needed, queue_part, restore_queue};
 use super::attachments::settle::attachments_saved;
 use super::batches::states::{BatchInfo, batches_saved};
+use super::digest::{Digest, KnownId};
 use super::findings::findings_part;
-use super::lifecycle::get_or_create;
+use super::lifecycle::{Deletion, PAST_MAX, get_or_create, keep_deletion, new_unit};
 use super::notes::Standing;
 use super::open::SyncUnit;
 use super::rows::{
     BATCHES, BOOKMARKS, BatchRow, BatchState, BookmarkRow, CHUNKS, EVENTS, EventRow, FINDINGS, Json, Key,
-    LEDGER, MESSAGES, MessageRow, POSITIONS, RUN_IDS, RUNS, RunIdRow, STREAMS, TYPES, TypeRow, UNITS, VALUES,
-    message_key, name_of, number_of, run_key,
+    LEDGER, MESSAGES, MessageRow, PAST, POSITIONS, PastRow, RUN_IDS, RUNS, Row, RunIdRow, STREAMS, TYPES,
+    Table, TypeRow, UNITS, VALUES, message_key, name_of, number_of, run_key,
 };
 use super::run::Run;
 use super::tables::{Change, Rows, Tables};
@@ -120,6 +121,21 @@ impl Checkpoint {
         self.position.values.get(CONNECTOR_STATE_VALUE).map(String::as_str)
     }
 
+    /// Names an event that asked for a deletion, too.
+    pub(crate) fn after(mut self, deletion: &Deletion) -> Self {
+        let digest = IdHash::Digest(Digest::of(&deletion.identity));
+        if deletion.told_apart && !self.deletions.contains(&digest) {
+            self.deletions.push(digest);
+            self.deletions.drain(..self.deletions.len().saturating_sub(PAST_MAX));
+        }
+        self
+    }
+
+    /// Whether it says no more of the unit than what outlived its deletion.
+    pub(crate) fn has_no_run(&self) -> bool {
+        self.run.is_none()
+    }
+
     /// The life of the run that saved it.
     pub(crate) fn epoch(&self) -> u64 {
         self.run.as_ref().map_or(0, |run| run.epoch)
@@ -169,13 +185,55 @@ impl SyncUnit {
     /// # Errors
     /// `WorkerState` if the checkpoint does not make sense in itself; then nothing of the unit is stored.
     pub(crate) fn restore(&self, checkpoint: &Checkpoint, sealed: &[(BatchInfo, String)]) -> Result<()> {
-        self.delete()?;
+        self.inner.tables.change(|change| self.discard(change))?;
         self.inner.tables.change(|change| {
+            let past = |ids: &[IdHash]| ids.iter().map(|id| id.known()).collect();
+            let past =
+                PastRow { run_ids: past(&checkpoint.past_runs), deletions: past(&checkpoint.deletions) };
+            if past != PastRow::default() {
+                change.put(&PAST, &self.key(), &past)?;
+            }
             let no = Tables::new_unit_no(change)?;
             change.put(&UNITS, &self.key(), &checkpoint.unit.row(no))?;
             let restoring = Restoring { unit: self.id().as_str(), no, checkpoint, change };
             restoring.unit_rows()?;
             checkpoint.run.as_ref().map_or(Ok(()), |run| restoring.run(run, sealed))
+        })
+    }
+}
+
+impl SyncUnit {
+    /// Forgets what is stored of the unit, for the platform knows nothing of it: it is a stale disk's.
+    ///
+    /// # Durability
+    /// When this returns `Ok`, it survives power loss.
+    pub(crate) fn forget_stale(&self) -> Result<()> {
+        self.inner.tables.change(|change| self.discard(change))
+    }
+
+    /// The checkpoint of a unit that has no run: what outlives a deletion of its state, this one among it.
+    ///
+    /// # Errors
+    /// `Corrupt` or `Io`.
+    pub(crate) fn checkpoint_without_run(&self, token: &str, deletion: &Deletion) -> Result<Checkpoint> {
+        let mut past = self.inner.tables.view(|rows| self.past_with_runs(rows))?;
+        keep_deletion(&mut past, deletion);
+        let hashes = |ids: &[KnownId]| ids.iter().map(|id| IdHash::of(id, 0)).collect();
+        Ok(Checkpoint {
+            token: token.to_owned(),
+            unit: UnitPart::of(&new_unit(0, self.now())),
+            run: None,
+            run_ids: Vec::new(),
+            events: Vec::new(),
+            bookmarks: BTreeMap::new(),
+            ledger: Vec::new(),
+            position: Position::default(),
+            announced: BTreeMap::new(),
+            artifacts: Vec::new(),
+            files: Vec::new(),
+            message: None,
+            past_runs: hashes(&past.run_ids),
+            deletions: hashes(&past.deletions),
         })
     }
 }
@@ -198,7 +256,9 @@ impl Restoring<'_> {
         let Self { change, checkpoint, .. } = self;
         let unit = Key::unit(self.no);
         for part in &checkpoint.run_ids {
-            change.put(&RUN_IDS, &self.hashed(&unit, part.id)?, &RunIdRow { run: part.run, id: None })?;
+            let number = self.free_number(&RUN_IDS, &unit, part.id)?;
+            let row = RunIdRow { run: part.run, id: part.id.known() };
+            change.put(&RUN_IDS, &unit.clone().and_number(number), &row)?;
         }
         for (stream, json) in &checkpoint.bookmarks {
             let row = BookmarkRow { json: json.clone(), run: 0 };
@@ -213,12 +273,13 @@ impl Restoring<'_> {
         Ok(())
     }
 
-    /// The key of a row that is known by the hash of an id.
-    fn hashed(&self, prefix: &Key, id: IdHash) -> Result<Key> {
-        match id {
-            IdHash::Short(hash) => Ok(prefix.clone().and_number(hash)),
-            IdHash::Digest(digest) => Err(self.damaged(format!("no row is known by {digest}"))),
+    /// The number under which the row of an id is to be kept.
+    fn free_number<R: Row>(&self, table: &Table<R>, prefix: &Key, id: IdHash) -> Result<u64> {
+        let mut number = id.number();
+        while self.change.get(table, &prefix.clone().and_number(number))?.is_some() {
+            number = number.wrapping_add(1);
         }
+        Ok(number)
     }
 
     /// The unit's newest run.
@@ -255,13 +316,16 @@ impl Restoring<'_> {
     fn events(&self, run: &RunPart, prefix: &Key) -> Result<Option<u64>> {
         let mut newest = None;
         for part in &self.checkpoint.events {
-            let row =
-                EventRow { identity: None, order: part.order, accepted_at: Micros(0), message: part.message };
-            self.change.put(&EVENTS, &self.hashed(prefix, part.id)?, &row)?;
-            if let IdHash::Short(hash) = part.id
-                && part.order == run.events
-            {
-                newest = Some(hash);
+            let number = self.free_number(&EVENTS, prefix, part.id)?;
+            let row = EventRow {
+                identity: part.id.known(),
+                order: part.order,
+                accepted_at: Micros(0),
+                message: part.message,
+            };
+            self.change.put(&EVENTS, &prefix.clone().and_number(number), &row)?;
+            if part.order == run.events {
+                newest = Some(number);
             }
         }
         Ok(newest)
@@ -413,6 +477,8 @@ impl Run {
                 announced.insert(self.name(&name)?, part);
             }
             let files = files_needed(self, rows, &position.queue, position.next_seq)?;
+            let past = rows.get(&PAST, &Key::name(self.unit.as_str()))?.unwrap_or_default();
+            let hashes = |ids: &[KnownId]| ids.iter().map(|id| IdHash::of(id, 0)).collect();
             Ok(Checkpoint {
                 token: token.to_owned(),
                 unit: UnitPart::of(&unit),
@@ -426,6 +492,8 @@ impl Run {
                 artifacts,
                 files: files.into_iter().map(|(seq, file)| FilePart::of(seq, file)).collect(),
                 message: run.message.map(|no| self.message_part(rows, no, sealed)).transpose()?,
+                past_runs: hashes(&past.run_ids),
+                deletions: hashes(&past.deletions),
             })
         })
     }
@@ -433,7 +501,7 @@ impl Run {
     fn event_parts(&self, rows: &impl Rows) -> Result<Vec<EventPart>> {
         let mut events = Vec::new();
         for (tail, row) in rows.all(&EVENTS, &self.run_key())? {
-            let id = IdHash::Short(self.number(&tail)?);
+            let id = IdHash::of(&row.identity, self.number(&tail)?);
             events.push(EventPart { id, order: row.order, message: row.message });
         }
         events.sort_unstable_by_key(|part| std::cmp::Reverse(part.order));
@@ -444,7 +512,7 @@ impl Run {
     fn run_id_parts(&self, rows: &impl Rows) -> Result<Vec<RunIdPart>> {
         let mut run_ids = Vec::new();
         for (tail, row) in rows.all(&RUN_IDS, &Key::unit(self.unit_no))? {
-            run_ids.push(RunIdPart { id: IdHash::Short(self.number(&tail)?), run: row.run });
+            run_ids.push(RunIdPart { id: IdHash::of(&row.id, self.number(&tail)?), run: row.run });
         }
         run_ids.sort_unstable_by_key(|part| std::cmp::Reverse(part.run));
         run_ids.truncate(RUNS_MAX);
@@ -492,7 +560,7 @@ impl Run {
     /// # Durability
     /// When this returns `Ok`, the next checkpoint stands there or further on, also after power loss.
     pub(crate) fn saved(&self, position: &Position) -> Result<()> {
-        let json = serde_json::to_string(position).map_err(|error| self.odd(error.to_string()))?;
+        let json = serde_json::to_string(position).map_err(|error| self.unreadable(error.to_string()))?;
         self.change(|change, row| {
             batches_saved(self, change, row)?;
             attachments_saved(self, change)?;
@@ -519,7 +587,9 @@ impl Run {
 
     fn saved_position(&self, rows: &impl Rows) -> Result<Position> {
         match rows.get(&POSITIONS, &self.run_key())? {
-            Some(Json(json)) => serde_json::from_str(&json).map_err(|error| self.odd(error.to_string())),
+            Some(Json(json)) => {
+                serde_json::from_str(&json).map_err(|error| self.unreadable(error.to_string()))
+            }
             // A run that is over, or of which nothing was saved yet.
             None => Ok(Position {
                 next_seq: 1,
@@ -556,22 +626,25 @@ impl Run {
     }
 
     fn name(&self, tail: &[u8]) -> Result<String> {
-        name_of(tail).map(str::to_owned).map_err(|error| self.odd(error.to_string()))
+        name_of(tail).map(str::to_owned).map_err(|error| self.unreadable(error.to_string()))
     }
 
     fn number(&self, tail: &[u8]) -> Result<u64> {
-        number_of(tail).map_err(|error| self.odd(error.to_string()))
+        number_of(tail).map_err(|error| self.unreadable(error.to_string()))
     }
 
-    fn odd(&self, reason: String) -> Error {
+    fn unreadable(&self, reason: String) -> Error {
         Error::Corrupt { what: format!("what is stored of run {} of {}", self.id, self.unit), reason }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::conversation::{Accepted, Incoming};
+    use super::super::digest::name_hash;
     use super::*;
     use crate::clock::VirtualClock;
+    use crate::model::{Phase, RunId, Step};
     use crate::record::Record;
     use crate::store::{Page, Store};
 
@@ -603,8 +676,11 @@ mod tests {
         assert_eq!(serde_json::to_string(&checkpoint).unwrap(), GOLDEN);
         let written = checkpoint.to_json("acme/tickets").unwrap();
         assert_eq!(Checkpoint::from_json(&written, "acme/tickets").unwrap(), checkpoint);
-        // The bytes of the body are the compressor's; that they are read is ours.
-        assert_eq!(Checkpoint::from_json(GOLDEN_SAVED, "acme/tickets").unwrap(), checkpoint);
+        // The bytes of the body are the compressor's; that they are read is ours. It names its run by 64 bits.
+        let mut saved = Checkpoint::from_json(GOLDEN_SAVED, "acme/tickets").unwrap();
+        assert_eq!(saved.run_ids[0].id, IdHash::Short(0xce76_c6e1_d1fc_c200));
+        saved.run_ids.clone_from(&checkpoint.run_ids);
+        assert_eq!(saved, checkpoint);
     }
 
     #[test]
@@ -643,6 +719,63 @@ mod tests {
         }
     }
 
+    /// Every row that is known by an id, through a checkpoint and back.
+    #[test]
+    fn ids_whose_64_bit_hashes_are_one_are_two_after_a_checkpoint_and_hashes_of_64_bits_still_restore() {
+        let dir = tempfile::tempdir().unwrap();
+        let open =
+            |name: &str| Store::open(dir.path().join(name)).unwrap().sync_unit("acme/tickets").unwrap();
+        // The one run's id, and the one event's identity, have the hash of the other's.
+        let [one, other] = ["cgacponhdmlhpbcg", "ihganlcdfnnmgpck"];
+        let event = |identity: &str, run: &str| Incoming {
+            identity: identity.to_owned(),
+            has_ids: true,
+            run_id: Some(RunId::new(run).unwrap()),
+            phase: Phase::Data,
+            step: Step::Start,
+        };
+        let unit = open("a.redb");
+        let Accepted::Work(_) = unit.accept(&event("1", one), false, None).unwrap() else {
+            panic!("no work")
+        };
+        let Accepted::Work(run) = unit.accept(&event(one, "second"), false, None).unwrap() else {
+            panic!("no work")
+        };
+        let whole = run.checkpoint("the token", None).unwrap();
+        let is_known = |checkpoint: &Checkpoint, name: &str| {
+            let unit = open(name);
+            unit.restore(checkpoint, &[]).unwrap();
+            // The same event again is resumed; one with its hash is another.
+            let event = |identity: &str| event(identity, "second");
+            let events = |unit: &SyncUnit| {
+                let run = unit.newest_run().unwrap().unwrap();
+                unit.inner.tables.view(|rows| Ok(rows.all(&EVENTS, &run.run_key())?.len())).unwrap()
+            };
+            unit.accept(&event(one), false, None).unwrap();
+            assert_eq!(events(&unit), 1);
+            let late = |run: &str| {
+                let run_id = Some(RunId::new(run).unwrap());
+                unit.came_late(&Deletion { identity: String::new(), told_apart: false, run_id }).unwrap()
+            };
+            let runs = (late(one), late(other));
+            unit.accept(&event(other), false, None).unwrap();
+            // What was restored, and what is whole now, is named anew.
+            let run = unit.newest_run().unwrap().unwrap();
+            let again = run.checkpoint("the token", None).unwrap();
+            assert_eq!(again.run_ids, checkpoint.run_ids);
+            (runs, events(&unit))
+        };
+        assert_eq!(is_known(&whole, "b.redb"), ((true, false), 2));
+        // Where no more than the hash was kept, one cannot be told from the other.
+        let mut short = whole;
+        for id in short.run_ids.iter_mut().map(|part| &mut part.id) {
+            *id =
+                IdHash::Short(name_hash(if *id == IdHash::Digest(Digest::of(one)) { one } else { "second" }));
+        }
+        short.events.iter_mut().for_each(|part| part.id = IdHash::Short(name_hash(one)));
+        assert_eq!(is_known(&short, "c.redb"), ((true, true), 1));
+    }
+
     #[test]
     fn version_1_is_read_and_a_value_of_it_that_was_changed_is_found() {
         let read = Checkpoint::from_json(VERSION_1, "acme/tickets").unwrap();
@@ -674,8 +807,8 @@ mod tests {
         r#"termark":null,"bounds":[null,null],"inherited":null,"connector_version":null},"run":{"no":1,"id":"20"#,
         r#"250615T150640.000000Z","status":"open","started_at":1750000000000000,"ended_at":null,"since":null,"s"#,
         r#"ince_ignored":null,"window":null,"epoch":1,"lost":false,"phase":null,"done":0,"not_before":null,"eve"#,
-        r#"nts":0,"events_reused":0,"first_message":1,"artifacts_max":null},"run_ids":[{"id":"ce76c6e1d1fcc200""#,
-        r#","run":1}],"events":[],"bookmarks":{},"ledger":[],"position":{"pages":1,"next_seq":2,"progress":null"#,
+        r#"nts":0,"events_reused":0,"first_message":1,"artifacts_max":null},"run_ids":[{"id":"8a3273e996df2960"#,
+        r#"fa123288c6ff7d9d","run":1}],"events":[],"bookmarks":{},"ledger":[],"position":{"pages":1,"next_seq":2,"progress":null"#,
         r#","streams":{"issues":{"phase":"data","cursor":null,"exhausted":true,"pages":1,"items":1,"bookmark":""#,
         r#"7"}},"types":{"issues":[1,1,0]},"values":{"seen":"[1,2]"}},"announced":{"issues":{"records":0,"artif"#,
         r#"acts":0}},"artifacts":[{"seq":1,"item_type":"issues","stream":"","epoch":1,"items":1,"line_bytes":40"#,
@@ -683,7 +816,7 @@ mod tests {
         r#"ssage":null}"#,
     );
 
-    /// The same as a checkpoint, compressed by another program.
+    /// The same as a checkpoint, with a run id of 64 bits as it was before, compressed by another program.
     const GOLDEN_SAVED: &str = concat!(
         r#"{"version":2,"checksum":"e55747649a2cfb70481f719a3e770f3e","body":"H4sIAAAAAAACA3VTy46jMBD8lVWf2RWwk"#,
         r#"0TKd+xpImQ5pgErYDN+JJlF+fdt27xy2BySLpquqn5kAqdvqOAMrsMfKc7AK+ngPIEwyB3WjBMqTod8/8nAeKorMlD4dCyCcgYDW"#,

@@ -21,6 +21,7 @@ use crate::transfer::Event;
 
 use super::attachments::queue::{check_attachments, name_file};
 use super::batches::states::{batches_in, move_batch};
+use super::digest::KnownId;
 use super::lifecycle::{
     check_balance, check_exhausted, close_run, current_run, find_run_id, get_or_create, new_run,
 };
@@ -131,7 +132,7 @@ impl SyncUnit {
                 if event.run_id.is_none() {
                     return Ok(Ok(self.enter_new(change, &mut unit, event, None)?));
                 }
-                return Ok(Err(self.stale(&row, "which is over")));
+                return Ok(Err(self.stale(&row.id, "which is over")));
             }
             Ok(Ok(self.enter(change, &unit, no, row, event, true)?))
         })?
@@ -176,11 +177,10 @@ impl SyncUnit {
         };
         match (find_run_id(change, unit.no, id.as_str())?.1, current) {
             (Some(known), Some((no, row))) if known.run == no => Ok(Some((no, row))),
-            (Some(_), _) => Err(Error::StaleEvent {
-                sync_unit: self.id.to_string(),
-                run: id.to_string(),
-                reason: "which a newer run has followed".to_owned(),
-            }),
+            (Some(_), _) => Err(self.stale(id.as_str(), "which a newer run has followed")),
+            (None, _) if self.is_past_run(change, id)? => {
+                Err(self.stale(id.as_str(), "after which the unit's state was deleted"))
+            }
             (None, _) => Ok(None),
         }
     }
@@ -206,7 +206,7 @@ impl SyncUnit {
                 return Ok(Some(Ok(self.work(unit, no, row, event, true)?)));
             }
             // Without an id an event is not known to be the one that was overtaken.
-            return Ok(event.has_ids.then(|| Err(self.stale(row, "and a newer event has followed it"))));
+            return Ok(event.has_ids.then(|| Err(self.stale(&row.id, "and a newer event has followed it"))));
         };
         let Some(message) = change.get(&MESSAGES, &message_key(unit.no, message_no))? else {
             let run = Run::new(self, unit.no, no, row, true)?;
@@ -261,7 +261,7 @@ impl SyncUnit {
         let (number, _) = find_event(change, unit.no, no, &event.identity)?;
         row.event = Some(number);
         row.message = None;
-        let identity = Some(event.identity.clone());
+        let identity = KnownId::Whole(event.identity.clone());
         let seen = EventRow { identity, order: row.events, accepted_at: self.now(), message: None };
         change.put(&EVENTS, &event_key(unit.no, no, number), &seen)?;
         let answer = self.work(unit, no, &mut row, event, resumed)?;
@@ -322,8 +322,8 @@ impl SyncUnit {
         })
     }
 
-    fn stale(&self, row: &RunRow, reason: &str) -> Error {
-        Error::StaleEvent { sync_unit: self.id.to_string(), run: row.id.clone(), reason: reason.to_owned() }
+    fn stale(&self, run: &str, reason: &str) -> Error {
+        Error::StaleEvent { sync_unit: self.id.to_string(), run: run.to_owned(), reason: reason.to_owned() }
     }
 }
 
@@ -492,7 +492,7 @@ impl Run {
 
 /// What a run knows of an event, and the number under which that is or would be kept.
 fn find_event(rows: &impl Rows, unit: u64, run: u64, identity: &str) -> Result<(u64, Option<EventRow>)> {
-    find_by_id(rows, &EVENTS, &run_key(unit, run), identity, |row| row.identity.as_deref())
+    find_by_id(rows, &EVENTS, &run_key(unit, run), identity, |row| &row.identity)
 }
 
 /// Records that a message was accepted: its batches are gone, and the run is finished if the message ends it.
@@ -540,6 +540,7 @@ pub(crate) fn message_key_text(name: &str, body: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::lifecycle::Deletion;
     use super::super::{Store, open};
     use super::*;
 
@@ -563,6 +564,19 @@ mod tests {
         }
     }
 
+    /// The run that an event is late for.
+    fn stale(accepted: Result<Accepted>) -> String {
+        match accepted {
+            Err(Error::StaleEvent { run, .. }) => run,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn deletion(identity: &str, run: Option<&str>) -> Deletion {
+        let run_id = run.map(|run| RunId::new(run).unwrap());
+        Deletion { identity: identity.to_owned(), told_apart: true, run_id }
+    }
+
     fn unit() -> (tempfile::TempDir, open::SyncUnit) {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path().join("state.redb")).unwrap();
@@ -584,12 +598,17 @@ mod tests {
         ));
         assert!(work(unit.accept(&event("2", other, Step::Start), false, None)).resumed());
         // Both outlive the unit's state.
-        unit.delete_for("4").unwrap();
-        assert!(unit.deleted_for("4").unwrap() && !unit.deleted_for("5").unwrap());
+        unit.delete_for(&deletion("4", None)).unwrap();
         for id in TWINS {
-            assert!(unit.is_past_run(&RunId::new(id).unwrap()).unwrap());
+            assert_eq!(stale(unit.accept(&event("5", id, Step::Start), false, None)), id);
+            assert!(unit.came_late(&deletion("6", Some(id))).unwrap());
         }
-        assert!(!unit.is_past_run(&RunId::new("third").unwrap()).unwrap());
+        assert!(!unit.came_late(&deletion("6", Some("third"))).unwrap());
+        assert!(
+            unit.came_late(&deletion("4", None)).unwrap() && !unit.came_late(&deletion("6", None)).unwrap()
+        );
+        let third = work(unit.accept(&event("7", "third", Step::Start), false, None));
+        assert_eq!(third.no, 1, "nothing was left of the unit but that");
     }
 
     #[test]
@@ -630,13 +649,66 @@ mod tests {
             }
         }
         for number in 1..=70 {
-            unit.delete_for(&format!("deletion-{number}")).unwrap();
+            unit.delete_for(&deletion(&format!("deletion-{number}"), None)).unwrap();
         }
         for number in 1..=70 {
-            let id = RunId::new(format!("run-{number}")).unwrap();
-            assert_eq!(unit.is_past_run(&id).unwrap(), number > 6, "{number}");
-            assert_eq!(unit.deleted_for(&format!("deletion-{number}")).unwrap(), number > 6, "{number}");
+            let run = format!("run-{number}");
+            assert_eq!(unit.came_late(&deletion("other", Some(&run))).unwrap(), number > 6, "{number}");
+            let again = deletion(&format!("deletion-{number}"), None);
+            assert_eq!(unit.came_late(&again).unwrap(), number > 6, "{number}");
         }
+    }
+
+    #[test]
+    fn a_deletion_is_late_by_its_run_and_by_itself_and_not_where_neither_is_known() {
+        let (_dir, unit) = unit();
+        work(unit.accept(&event("1", "first", Step::Start), false, None));
+        // The run at hand may ask for it; one that another has followed may not.
+        assert!(!unit.came_late(&deletion("2", Some("first"))).unwrap());
+        work(unit.accept(&event("3", "second", Step::Start), false, None));
+        assert!(unit.came_late(&deletion("2", Some("first"))).unwrap());
+        assert!(!unit.came_late(&deletion("2", Some("second"))).unwrap());
+        // What cannot be told from another is never taken for it.
+        let without = Deletion { told_apart: false, ..deletion("any", None) };
+        unit.delete_for(&without).unwrap();
+        assert!(!unit.came_late(&without).unwrap());
+        unit.delete_attachments_for(&deletion("4", Some("of its own"))).unwrap();
+        assert!(unit.came_late(&deletion("4", Some("of its own"))).unwrap());
+        assert!(!unit.came_late(&deletion("5", Some("of its own"))).unwrap());
+    }
+
+    #[test]
+    fn an_event_without_an_id_that_comes_after_the_last_done_begins_a_run_though_its_acceptance_was_not_recorded()
+     {
+        let (_dir, unit) = unit();
+        let without_ids = |phase, step| Incoming {
+            identity: format!("{phase}/{step:?}"),
+            has_ids: false,
+            run_id: None,
+            phase,
+            step,
+        };
+        let start = without_ids(Phase::Data, Step::Start);
+        let first = work(unit.accept(&start, false, None));
+        let sealing = Sealing {
+            phase: Phase::Data,
+            kind: MessageKind::Done,
+            event_type: "DONE".to_owned(),
+            batches: &[],
+            body: "{}".to_owned(),
+            finishes: true,
+            delay_seconds: None,
+        };
+        // Sent and accepted; the process dies before it records that.
+        let sealed = first.seal(&sealing).unwrap();
+        assert!(first.is_undelivered(sealed.no).unwrap());
+        let next = work(unit.accept(&without_ids(Phase::Metadata, Step::Start), false, None));
+        assert_eq!((next.no, next.resumed()), (first.no + 1, false));
+        assert!(!first.is_undelivered(sealed.no).unwrap(), "the event proved it");
+        assert_eq!(next.since(), Some(first.started_at()), "and so the run is finished");
+        // Of an event with the run's id it is still said.
+        let late = Incoming { run_id: Some(first.id().clone()), ..start };
+        assert_eq!(stale(unit.accept(&late, false, None)), first.id().as_str());
     }
 
     #[test]

@@ -1,8 +1,11 @@
-//! What stands for an id where there is no room for it: the first 128 bits of its SHA-256.
+//! What an id is known by: its text, or, where there was no room for that, the first 128 bits of its SHA-256.
 //!
-//! A checkpoint names the events of a run, the runs of a unit and artifacts by it. Nobody can make two ids that share
+//! A checkpoint names the events of a run and the runs of a unit by this [`Digest`]. Nobody can make two ids that share
 //! these bits, so they count as the id itself. Written as 32 hexadecimal digits: a number of 128 bits does not survive a
 //! program that reads numbers as doubles.
+//!
+//! Rows are kept under a number of 64 bits ([`number_of_id`]), which two ids can share. So whoever looks for an id
+//! compares the [`KnownId`] in the row.
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,7 +19,6 @@ pub(crate) struct Digest([u8; 16]);
 
 impl Digest {
     /// The same for the same text, on every machine and in every version.
-    #[allow(dead_code, reason = "the next form of a checkpoint names ids by it")]
     pub(crate) fn of(text: &str) -> Self {
         let whole = Sha256::digest(text.as_bytes());
         let mut first = [0; 16];
@@ -24,9 +26,11 @@ impl Digest {
         Self(first)
     }
 
-    #[allow(dead_code, reason = "rows that a checkpoint brings back are keyed by it")]
-    pub(crate) fn as_bytes(&self) -> &[u8; 16] {
-        &self.0
+    /// Under which number a row is kept of which no more than this is known, or under a later one.
+    pub(crate) fn number(&self) -> u64 {
+        let mut first = [0; 8];
+        first.iter_mut().zip(self.0).for_each(|(to, from)| *to = from);
+        u64::from_be_bytes(first)
     }
 }
 
@@ -66,8 +70,92 @@ impl<'de> Deserialize<'de> for Digest {
     }
 }
 
+/// XXH3 of 64 bits: the same for the same name, on every machine and in every version.
+pub(crate) fn name_hash(name: &str) -> u64 {
+    twox_hash::XxHash3_64::oneshot(name.as_bytes())
+}
+
+/// What is known of an id.
+///
+/// A row of format 1 holds an `Option<String>` in its place. The first two variants are written as that is, so such a row
+/// is read as it stands; their order never changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum KnownId {
+    /// XXH3 of 64 bits, which is the number that the row is kept under: a checkpoint of an earlier version brought it.
+    Number,
+    Whole(String),
+    Digest(Digest),
+    /// XXH3 of 64 bits, in a row that is not kept under it.
+    Short(u64),
+}
+
+impl KnownId {
+    /// Whether the row under `number` is that of an id.
+    pub(crate) fn is(&self, id: &str, number: u64) -> bool {
+        match self {
+            KnownId::Number => number == name_hash(id),
+            KnownId::Whole(other) => other == id,
+            KnownId::Digest(digest) => *digest == Digest::of(id),
+            KnownId::Short(hash) => *hash == name_hash(id),
+        }
+    }
+
+    /// The same, for a row that is not kept under `number`.
+    pub(crate) fn without_number(self, number: u64) -> Self {
+        match self {
+            KnownId::Number => KnownId::Short(number),
+            known => known,
+        }
+    }
+
+    /// For people: its text, or what there is in its place.
+    pub(crate) fn shown(&self, number: u64) -> String {
+        match self {
+            KnownId::Number => format!("hash {number:016x}"),
+            KnownId::Whole(id) => id.clone(),
+            KnownId::Digest(digest) => format!("digest {digest}"),
+            KnownId::Short(hash) => format!("hash {hash:016x}"),
+        }
+    }
+
+    /// Its text, if that is known.
+    pub(crate) fn whole(&self) -> Option<&str> {
+        match self {
+            KnownId::Whole(id) => Some(id),
+            _ => None,
+        }
+    }
+}
+
+/// Under which number the row of an id is kept, and whether it is there. `is_at` says whether the row under a number is
+/// that of the id; `None` if there is no row.
+///
+/// A row whose id is known whole is kept under its [`name_hash`], one of which only a digest is known under
+/// [`Digest::number`]; where that is another id's, under the next number that is free. A row that is to be made belongs
+/// under the first.
+pub(crate) fn number_of_id<E>(
+    id: &str,
+    mut is_at: impl FnMut(u64) -> Result<Option<bool>, E>,
+) -> Result<(u64, bool), E> {
+    let mut from = |mut number: u64| loop {
+        match is_at(number)? {
+            Some(false) => number = number.wrapping_add(1),
+            found => return Ok((number, found.is_some())),
+        }
+    };
+    let first = from(name_hash(id))?;
+    if first.1 {
+        return Ok(first);
+    }
+    let second = from(Digest::of(id).number())?;
+    Ok(if second.1 { second } else { first })
+}
+
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::convert::Infallible;
+
     use super::*;
 
     #[test]
@@ -97,5 +185,41 @@ mod tests {
             twox_hash::XxHash3_64::oneshot(other.as_bytes())
         );
         assert_ne!(Digest::of(one), Digest::of(other));
+    }
+
+    /// Where an id is among some rows.
+    fn look(rows: &BTreeMap<u64, KnownId>, id: &str) -> (u64, bool) {
+        let at = |number| Ok::<_, Infallible>(rows.get(&number).map(|known| known.is(id, number)));
+        let Ok(found) = number_of_id(id, at);
+        found
+    }
+
+    #[test]
+    fn an_id_is_found_by_whatever_is_known_of_it_and_never_taken_for_another_with_its_hash() {
+        let (one, other) = ("cgacponhdmlhpbcg", "ihganlcdfnnmgpck");
+        let hash = name_hash(one);
+        let digest = Digest::of(one);
+        for (number, known) in
+            [(hash, KnownId::Whole(one.to_owned())), (digest.number(), KnownId::Digest(digest))]
+        {
+            let mut rows = BTreeMap::from([(number, known)]);
+            assert_eq!(look(&rows, one), (number, true));
+            let (free, found) = look(&rows, other);
+            assert!(!found && !rows.contains_key(&free));
+            rows.insert(free, KnownId::Whole(other.to_owned()));
+            assert_eq!((look(&rows, one), look(&rows, other)), ((number, true), (free, true)));
+        }
+        // No more than the hash is known: it may be either.
+        let rows = BTreeMap::from([(hash, KnownId::Number)]);
+        assert_eq!((look(&rows, one), look(&rows, other)), ((hash, true), (hash, true)));
+        assert!(KnownId::Number.without_number(hash).is(one, 1) && !KnownId::Short(hash).is("a", hash));
+        // Another's row stands where it would be.
+        let rows = BTreeMap::from([
+            (hash, KnownId::Whole("a".to_owned())),
+            (digest.number(), KnownId::Whole("b".to_owned())),
+            (digest.number().wrapping_add(1), KnownId::Digest(digest)),
+        ]);
+        assert_eq!(look(&rows, one), (digest.number().wrapping_add(1), true));
+        assert_eq!(look(&rows, other), (hash.wrapping_add(1), false));
     }
 }

@@ -19,25 +19,37 @@ use crate::error::Result;
 use crate::model::{CLOCK_AHEAD_MAX, LEDGER_RUNS_MAX, Micros, Phase, Phases, Rule, RunId};
 
 use super::attachments::queue::{check_attachments, drop_queue, remove_attachments};
+use super::digest::KnownId;
 use super::findings::sums;
 use super::notes::{drop_notes, start_is_unknown};
 use super::open::SyncUnit;
 use super::rows::{
     BATCHES, BOOKMARKS, BookmarkRow, CHUNKS, EVENTS, FINDINGS, Key, LEDGER, LEDGER_STREAMS, LedgerRow,
     LedgerStreamRow, LedgerType, MESSAGES, PAST, PAYLOADS, POSITIONS, PastRow, RUN_IDS, RUNS, RunIdRow,
-    RunRow, RunStatus, STREAMS, TYPES, UNITS, USED, UnitRow, VALUES, message_key, name_of, run_key,
+    RunRow, RunStatus, STREAMS, TYPES, UNITS, USED, UnitRow, VALUES, message_key, name_of, number_of,
+    run_key,
 };
 use super::run::{Run, find_by_id};
 use super::tables::{Change, Rows, Tables};
 
 /// Run ids, and deletions, of a unit that outlive its state.
-const PAST_MAX: usize = 64;
+pub(super) const PAST_MAX: usize = 64;
+
+/// An event that asks for a deletion, as far as a store needs to know it.
+#[derive(Debug, Clone)]
+pub(crate) struct Deletion {
+    /// The same for the same event, however often it is delivered.
+    pub(crate) identity: String,
+    /// Whether the identity tells it from other deletions: it holds an id of the event, or of a run.
+    pub(crate) told_apart: bool,
+    pub(crate) run_id: Option<RunId>,
+}
 
 impl SyncUnit {
     /// Begins a run, or takes up the one that is not finished.
     ///
     /// A run that is taken up keeps its start and its [`Run::since`]. Any [`Run`] of an earlier `begin` is fenced:
-    /// whatever it tries is [`Error::Fenced`] and changes nothing.
+    /// whatever it tries is [`Error::Fenced`](crate::Error::Fenced) and changes nothing.
     ///
     /// # Durability
     /// When this returns `Ok`, the run and its start survive power loss.
@@ -87,7 +99,8 @@ impl SyncUnit {
     }
 
     /// Forgets everything about the unit: runs, watermark, bookmarks, values, ledger. Doing it twice is the same as
-    /// once. Only the ids of its last 64 runs are kept, so that a late event of one of them is known for what it is.
+    /// once. Only the ids of its last 64 runs are kept, and the last 64 events that asked for a deletion, so that a late
+    /// event is known for what it is.
     ///
     /// # Durability
     /// When this returns `Ok`, it survives power loss.
@@ -98,48 +111,108 @@ impl SyncUnit {
         self.inner.tables.change(|change| self.delete_in(change))
     }
 
-    /// As [`SyncUnit::delete`], because an event asked for it that is known by `identity`. The last 64 of these are kept.
+    /// As [`SyncUnit::delete`], because this event asked for it.
     ///
     /// # Durability
-    /// When this returns `Ok`, it survives power loss.
-    #[allow(dead_code, reason = "for the conversation about a deletion")]
-    pub(crate) fn delete_for(&self, identity: &str) -> Result<()> {
+    /// When this returns `Ok`, it survives power loss, and the event [came late](SyncUnit::came_late) from now on.
+    pub(crate) fn delete_for(&self, deletion: &Deletion) -> Result<()> {
         self.inner.tables.change(|change| {
             self.delete_in(change)?;
-            let mut past = change.get(&PAST, &self.key())?.unwrap_or_default();
-            keep_newest(&mut past.deletions, identity.to_owned());
-            change.put(&PAST, &self.key(), &past)
+            self.keep_deletion(change, deletion)
         })
     }
 
-    /// Whether the state was deleted because of the event with this identity.
-    #[allow(dead_code, reason = "for the conversation about a deletion")]
-    pub(crate) fn deleted_for(&self, identity: &str) -> Result<bool> {
-        let past = self.inner.tables.view(|rows| rows.get(&PAST, &self.key()))?;
-        Ok(past.is_some_and(|past| past.deletions.iter().any(|other| other == identity)))
+    /// Forgets all that is known of the unit's attachments, because this event asked for it.
+    ///
+    /// # Durability
+    /// As of [`SyncUnit::delete_for`].
+    pub(crate) fn delete_attachments_for(&self, deletion: &Deletion) -> Result<()> {
+        self.inner.tables.change(|change| {
+            self.delete_attachments_in(change)?;
+            self.keep_deletion(change, deletion)
+        })
     }
 
-    /// Whether a run with this id was among the last 64 when the unit's state was deleted.
-    #[allow(dead_code, reason = "for the conversation about a deletion")]
-    pub(crate) fn is_past_run(&self, id: &RunId) -> Result<bool> {
-        let past = self.inner.tables.view(|rows| rows.get(&PAST, &self.key()))?;
-        Ok(past.is_some_and(|past| past.run_ids.iter().any(|other| other == id.as_str())))
+    /// Forgets all that is known of the unit's attachments. Doing it twice is the same as once.
+    ///
+    /// # Durability
+    /// When this returns `Ok`, it survives power loss.
+    pub(crate) fn delete_attachments(&self) -> Result<()> {
+        self.inner.tables.change(|change| self.delete_attachments_in(change))
     }
 
-    fn keep_run_ids(&self, change: &Change<'_>, unit: &Key) -> Result<()> {
-        let mut past = change.get(&PAST, &self.key())?.unwrap_or_default();
-        let mut rows: Vec<RunIdRow> = change.all(&RUN_IDS, unit)?.into_iter().map(|(_, row)| row).collect();
-        rows.sort_unstable_by_key(|row| row.run);
-        for id in rows.into_iter().filter_map(|row| row.id) {
+    /// Forgets the unit as if it had never been here, past runs and deletions too: what is known of it elsewhere counts.
+    pub(super) fn discard(&self, change: &Change<'_>) -> Result<()> {
+        self.delete_in(change)?;
+        change.remove(&PAST, &self.key())
+    }
+
+    /// Whether an event that asks for a deletion did so before, or is one of a past run. It changes nothing then.
+    ///
+    /// # Errors
+    /// `Corrupt` or `Io`.
+    pub(crate) fn came_late(&self, deletion: &Deletion) -> Result<bool> {
+        self.inner.tables.view(|rows| {
+            let past = self.past(rows)?;
+            if deletion.told_apart && past.deletions.iter().any(|other| other.is(&deletion.identity, 0)) {
+                return Ok(true);
+            }
+            let Some(id) = &deletion.run_id else { return Ok(false) };
+            match rows.get(&UNITS, &self.key())? {
+                Some(unit) => match find_run_id(rows, unit.no, id.as_str())?.1 {
+                    Some(known) => Ok(unit.run != Some(known.run)),
+                    None => self.is_past_run(rows, id),
+                },
+                None => self.is_past_run(rows, id),
+            }
+        })
+    }
+
+    /// Whether a run with this id was among the last 64 when the unit's state was deleted. (Which run of the same unit
+    /// has it since, if one does, is another question.)
+    pub(super) fn is_past_run(&self, rows: &impl Rows, id: &RunId) -> Result<bool> {
+        Ok(self.past(rows)?.run_ids.iter().any(|other| other.is(id.as_str(), 0)))
+    }
+
+    /// What outlived the deletions of the unit's state.
+    pub(super) fn past(&self, rows: &impl Rows) -> Result<PastRow> {
+        Ok(rows.get(&PAST, &self.key())?.unwrap_or_default())
+    }
+
+    /// What will outlive a deletion of the unit's state: the ids of its runs, and the deletions.
+    pub(super) fn past_with_runs(&self, rows: &impl Rows) -> Result<PastRow> {
+        let mut past = self.past(rows)?;
+        let Some(unit) = rows.get(&UNITS, &self.key())? else { return Ok(past) };
+        let prefix = Key::unit(unit.no);
+        let mut runs = Vec::new();
+        for (tail, row) in rows.all(&RUN_IDS, &prefix)? {
+            let number = number_of(&tail)
+                .map_err(|error| self.inner.tables.damaged(RUN_IDS.name, &prefix, error.to_string()))?;
+            runs.push((row.run, row.id.without_number(number)));
+        }
+        runs.sort_unstable_by_key(|(run, _)| *run);
+        for (_, id) in runs {
             keep_newest(&mut past.run_ids, id);
         }
-        if past == PastRow::default() { Ok(()) } else { change.put(&PAST, &self.key(), &past) }
+        Ok(past)
+    }
+
+    fn keep_deletion(&self, change: &Change<'_>, deletion: &Deletion) -> Result<()> {
+        if !deletion.told_apart {
+            return Ok(());
+        }
+        let mut past = self.past(change)?;
+        keep_deletion(&mut past, deletion);
+        change.put(&PAST, &self.key(), &past)
     }
 
     fn delete_in(&self, change: &Change<'_>) -> Result<()> {
         let Some(unit) = change.get(&UNITS, &self.key())? else { return Ok(()) };
         let prefix = Key::unit(unit.no);
-        self.keep_run_ids(change, &prefix)?;
+        let past = self.past_with_runs(change)?;
+        if past != PastRow::default() {
+            change.put(&PAST, &self.key(), &past)?;
+        }
         change.remove_all(&RUNS, &prefix)?;
         change.remove_all(&RUN_IDS, &prefix)?;
         change.remove_all(&STREAMS, &prefix)?;
@@ -219,9 +292,16 @@ pub(super) fn get_or_create(sync_unit: &SyncUnit, change: &Change<'_>) -> Result
     if let Some(unit) = change.get(&UNITS, &sync_unit.key())? {
         return Ok(unit);
     }
-    let unit = UnitRow {
-        no: Tables::new_unit_no(change)?,
-        created_at: sync_unit.now(),
+    let unit = new_unit(Tables::new_unit_no(change)?, sync_unit.now());
+    change.put(&UNITS, &sync_unit.key(), &unit)?;
+    Ok(unit)
+}
+
+/// A unit of which nothing is known yet.
+pub(super) fn new_unit(no: u64, created_at: Micros) -> UnitRow {
+    UnitRow {
+        no,
+        created_at,
         run: None,
         next_run: 1,
         next_message: 1,
@@ -230,9 +310,7 @@ pub(super) fn get_or_create(sync_unit: &SyncUnit, change: &Change<'_>) -> Result
         holder: (None, None),
         inherited: None,
         connector_version: None,
-    };
-    change.put(&UNITS, &sync_unit.key(), &unit)?;
-    Ok(unit)
+    }
 }
 
 /// Begins a run, in place of the unfinished one if there is one.
@@ -287,7 +365,11 @@ pub(super) fn new_run(
         artifacts_max: None,
     };
     let (number, _) = find_run_id(change, unit.no, &id)?;
-    change.put(&RUN_IDS, &Key::unit(unit.no).and_number(number), &RunIdRow { run: no, id: Some(id) })?;
+    change.put(
+        &RUN_IDS,
+        &Key::unit(unit.no).and_number(number),
+        &RunIdRow { run: no, id: KnownId::Whole(id) },
+    )?;
     change.put(&RUNS, &run_key(unit.no, no), &row)?;
     change.put(&UNITS, &sync_unit.key(), unit)?;
     Ok((no, row))
@@ -301,7 +383,7 @@ pub(super) fn current_run(change: &Change<'_>, unit: &UnitRow) -> Result<Option<
 }
 
 /// Adds what is not there yet to the end of the newest [`PAST_MAX`].
-fn keep_newest(kept: &mut Vec<String>, new: String) {
+fn keep_newest(kept: &mut Vec<KnownId>, new: KnownId) {
     if kept.contains(&new) {
         return;
     }
@@ -309,9 +391,16 @@ fn keep_newest(kept: &mut Vec<String>, new: String) {
     kept.drain(..kept.len().saturating_sub(PAST_MAX));
 }
 
+/// Adds a deletion to those that are kept.
+pub(super) fn keep_deletion(past: &mut PastRow, deletion: &Deletion) {
+    if deletion.told_apart && !past.deletions.iter().any(|other| other.is(&deletion.identity, 0)) {
+        keep_newest(&mut past.deletions, KnownId::Whole(deletion.identity.clone()));
+    }
+}
+
 /// The run of a unit that has an id, and the number under which that is or would be kept.
 pub(super) fn find_run_id(rows: &impl Rows, unit: u64, id: &str) -> Result<(u64, Option<RunIdRow>)> {
-    find_by_id(rows, &RUN_IDS, &Key::unit(unit), id, |row| row.id.as_deref())
+    find_by_id(rows, &RUN_IDS, &Key::unit(unit), id, |row| &row.id)
 }
 
 /// A run id from the start time, other than any that the unit has had.

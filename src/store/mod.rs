@@ -32,6 +32,7 @@ pub(crate) use conversation::{Accepted, Incoming, Sealing, StoredMessage, messag
 pub(crate) use cursors::CursorWatch;
 #[doc(hidden)]
 pub use disk::Disk;
+pub(crate) use lifecycle::Deletion;
 pub(crate) use notes::{Inherited, InheritedRun, InheritedStart, LEFT_ATTACHMENTS, Standing};
 pub use open::{Store, StoreOptions, SyncUnit};
 pub use page::Page;

@@ -2,15 +2,15 @@
 //!
 //! A key is `unit: u64 big-endian`, then, where the row belongs to a run, `run: u64 big-endian`, then the rest: a
 //! name as UTF-8 or a number as `u64 big-endian`. So a unit, and a run in it, is one range scan. Units are numbered
-//! once and never again, so that a deleted unit's rows cannot be taken for those of its successor. A hash is XXH3 of
-//! 64 bits; it may lead to the row of another id, so whoever looks by it compares the id in the row.
+//! once and never again, so that a deleted unit's rows cannot be taken for those of its successor. A number that stands
+//! for an id may lead to the row of another, so whoever looks by it compares the id in the row (`digest`).
 //!
 //! | table | key after unit (and run) | value |
 //! | --- | --- | --- |
 //! | `meta` | `format`, alone | [`FormatRow`] |
 //! | `units` | the sync unit id, alone | [`UnitRow`] |
 //! | `runs` | run | [`RunRow`] |
-//! | `run_ids` | hash of the run id | [`RunIdRow`] |
+//! | `run_ids` | number of the run id | [`RunIdRow`] |
 //! | `streams` | run, stream name | [`StreamRow`] |
 //! | `types` | run, item type | [`TypeRow`] |
 //! | `chunks` | run, item type, a zero byte, number | [`ChunkRow`]: lines of a batch that is still open |
@@ -18,7 +18,7 @@
 //! | `payloads` | run, seq | one gzip member |
 //! | `bookmarks` | stream name | [`BookmarkRow`] |
 //! | `values` | key; `@highwater/` and a name for a note of ours | JSON text |
-//! | `events` | run, hash of the identity | [`EventRow`] |
+//! | `events` | run, number of the identity | [`EventRow`] |
 //! | `messages` | message number | [`MessageRow`] |
 //! | `ledger` | run | [`LedgerRow`] |
 //! | `findings` | run, item type, a zero byte, severity, a zero byte, rule, a zero byte, place | [`FindingRow`] |
@@ -40,6 +40,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::{Micros, Phase, Phases, RESERVED_VALUE_PREFIX};
 
 use super::codec::{self, DecodeError};
+use super::digest::{KnownId, name_hash};
 
 /// A value of a table.
 pub(crate) trait Row: Sized {
@@ -63,7 +64,8 @@ impl<R: Row> Table<R> {
 macro_rules! tables {
     ($($table:ident: $row:ty = $name:literal;)*) => {
         $(pub(crate) const $table: Table<$row> = Table::new($name);)*
-        /// Every table, so that a new store has them all.
+        /// Every table, to look at all that is stored.
+        #[cfg(feature = "testing")]
         pub(crate) const ALL_TABLES: &[&str] = &[$($name),*];
     };
 }
@@ -186,11 +188,6 @@ pub(crate) const KEPT_FROM: u64 = 1 << 63;
 pub(crate) fn run_and_number(tail: &[u8]) -> Result<(u64, u64), DecodeError> {
     let (run, number) = tail.split_at(tail.len().min(8));
     Ok((number_of(run)?, number_of(number)?))
-}
-
-/// XXH3 of 64 bits: the same for the same name, on every machine and in every version.
-pub(crate) fn name_hash(name: &str) -> u64 {
-    twox_hash::XxHash3_64::oneshot(name.as_bytes())
 }
 
 /// A number at the end of a key.
@@ -368,8 +365,7 @@ pub(crate) struct NotBefore {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RunIdRow {
     pub(crate) run: u64,
-    /// Not known of a run that a checkpoint brought back.
-    pub(crate) id: Option<String>,
+    pub(crate) id: KnownId,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -481,8 +477,7 @@ pub(crate) struct BookmarkRow {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct EventRow {
-    /// Not known of an event that a checkpoint brought back.
-    pub(crate) identity: Option<String>,
+    pub(crate) identity: KnownId,
     /// Its place among the events of its run, from 1.
     pub(crate) order: u64,
     pub(crate) accepted_at: Micros,
@@ -626,9 +621,9 @@ pub(crate) struct LedgerStreamRow {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PastRow {
     /// Ids of runs.
-    pub(crate) run_ids: Vec<String>,
-    /// Identities of the events that asked for the deletion, and were answered.
-    pub(crate) deletions: Vec<String>,
+    pub(crate) run_ids: Vec<KnownId>,
+    /// Identities of the events that asked for a deletion, of all or of what is known of attachments.
+    pub(crate) deletions: Vec<KnownId>,
 }
 
 /// A batch of attachments' metadata: the queue can be made again from its artifact.

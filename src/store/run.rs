@@ -13,10 +13,10 @@ use crate::error::{Error, Result};
 use crate::model::{Micros, Rule, RunId, SyncUnitId};
 use crate::transfer::Rules;
 
+use super::digest::{KnownId, number_of_id};
 use super::open::{Inner, SyncUnit};
 use super::rows::{
-    BOOKMARKS, Json, Key, RUNS, Row, RunRow, RunStatus, Table, UNITS, UnitRow, VALUES, name_hash, number_of,
-    run_key,
+    BOOKMARKS, Json, Key, RUNS, Row, RunRow, RunStatus, Table, UNITS, UnitRow, VALUES, number_of, run_key,
 };
 use super::tables::{Change, Rows, View};
 
@@ -120,6 +120,7 @@ impl Run {
     }
 
     /// How batches move that go these parts of the way.
+    #[cfg_attr(not(feature = "testing"), allow(clippy::unused_self, reason = "a control sets another table"))]
     pub(crate) fn batch_rules(&self, confirms: bool, saves: bool) -> Rules {
         let rules = Rules::new(confirms, saves);
         #[cfg(feature = "testing")]
@@ -128,6 +129,7 @@ impl Run {
     }
 
     /// How attachments move.
+    #[cfg_attr(not(feature = "testing"), allow(clippy::unused_self, reason = "a control sets another table"))]
     pub(crate) fn attachment_rules(&self, saves: bool) -> Rules {
         let rules = Rules::new(true, saves);
         #[cfg(feature = "testing")]
@@ -216,21 +218,18 @@ impl Run {
     }
 }
 
-/// Where a table that is keyed by hashes of ids has the row of an id: under its hash, or, where that is another id's,
-/// under the next number that is free or its own. A row whose id is not known (a checkpoint brought it back by its hash)
-/// counts as any's with that hash.
+/// The row of an id in a table that is keyed by numbers of ids, and the number under which it is or would be kept.
 pub(super) fn find_by_id<R: Row>(
     rows: &impl Rows,
     table: &Table<R>,
     prefix: &Key,
     id: &str,
-    id_of: impl Fn(&R) -> Option<&str>,
+    id_of: impl Fn(&R) -> &KnownId,
 ) -> Result<(u64, Option<R>)> {
-    let mut number = name_hash(id);
-    loop {
-        match rows.get(table, &prefix.clone().and_number(number))? {
-            Some(row) if id_of(&row).is_some_and(|other| other != id) => number = number.wrapping_add(1),
-            row => return Ok((number, row)),
-        }
-    }
+    let key = |number| prefix.clone().and_number(number);
+    let (number, found) = number_of_id(id, |number| {
+        let row = rows.get(table, &key(number))?;
+        Ok::<_, Error>(row.map(|row| id_of(&row).is(id, number)))
+    })?;
+    Ok((number, if found { rows.get(table, &key(number))? } else { None }))
 }

@@ -13,7 +13,9 @@ use super::backend::contract::{Backend, CommitError, KeyRange, Limit, ReadTransa
 use super::backend::redb::{Redb, Syncs};
 use super::codec::DecodeError;
 use super::disk::Disk;
-use super::rows::{ALL_TABLES, FormatRow, Key, META, Row, Table};
+#[cfg(feature = "testing")]
+use super::rows::ALL_TABLES;
+use super::rows::{FormatRow, Key, META, Row, Table};
 
 /// The newest format that this version writes and reads.
 pub(crate) const FORMAT: u32 = 2;

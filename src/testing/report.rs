@@ -45,7 +45,7 @@ pub struct Report {
 pub struct Failure {
     /// How.
     pub violation: Violation,
-    /// What befell the extractor: for [`Explore::replay`].
+    /// What befell the extractor: for [`Explore::replay`](super::Explore::replay).
     pub schedule: Schedule,
     /// The crash in words, operation by operation.
     pub crash: String,

@@ -1,16 +1,11 @@
-//! A checkpoint lives among others: a platform or a program parses the worker state and writes it again, an earlier
-//! version saved it. It restores all the same, and one that was damaged is told, never guessed from.
+//! A checkpoint lives among others: a platform or a program parses the worker state and writes it again. It restores all
+//! the same, and one that was damaged is told, never guessed from. (Those of earlier versions are in `formats`.)
 
 use std::fmt::Write as _;
-use std::fs;
-use std::io::Cursor;
-use std::path::Path;
 use std::time::Duration;
 
-use crate::world::{Call, Pages, Source, World, all_of, event, event_of, letters, page_of, records_of};
-use highwater::airdrop::{AttachmentBody, AttachmentError, Context, Event, OutcomeKind};
-use highwater::record::Attachment;
-use highwater::{Page, Record};
+use crate::world::{Call, Pages, Source, World, all_of, event, letters, page_of};
+use highwater::airdrop::{Context, Event, OutcomeKind};
 use serde_json::{Value, json};
 
 /// What a program in JavaScript makes of a JSON text that it parses and writes again: numbers become doubles, and, to be
@@ -160,106 +155,8 @@ fn a_body_that_was_changed_is_an_error_to_the_platform_and_a_deletion_starts_ove
     // As it says.
     let delete = event("EXTRACTION_DATA_DELETE", "run", "5");
     assert_eq!(world.serve(&mut source(&world, 10), &delete).unwrap().kind, OutcomeKind::Done);
-    assert_eq!(world.airdrop.state(), json!({ "own": "kept" }));
+    assert_eq!(world.airdrop.state_after_deletion(), json!({ "own": "kept" }));
     world.lose_disk();
     let start = event("EXTRACTION_METADATA_START", "next", "1");
     assert_eq!(world.serve(&mut source(&world, 10), &start).unwrap().kind, OutcomeKind::Done);
-}
-
-/// What version 0.1.0 left: see the fixtures' README.
-fn fixture(name: &str) -> (Value, Value) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/format-1");
-    let read = |kind: &str| {
-        let text = fs::read_to_string(path.join(format!("{name}.{kind}.json"))).unwrap();
-        serde_json::from_str(&text).unwrap()
-    };
-    (read("state"), read("platform"))
-}
-
-/// The source of the fixtures: six pages of three issues and two attachments, of which some are denied and one is busy.
-fn files(run: &'static str) -> Source<impl Pages> {
-    let mut source = Source::new(move |_: &Context<'_>, stream: &str, cursor: Option<u32>| {
-        let at = cursor.unwrap_or(0);
-        let mut page =
-            if at < 5 { Page::more(at + 1) } else { Page::last().bookmark(&json!({ "tail": run })) };
-        for is in records_of(stream, at, 3) {
-            page.push(stream, Record::new(is.clone(), &json!({ "is": is })).unwrap());
-        }
-        for item in 0..2 {
-            let id = format!("{run}-{at}-{item}");
-            let url = format!("https://files.example/{id}");
-            let attachment =
-                Attachment::new(id.clone(), url, format!("{id}.bin"), format!("issues-{at}-{item}"));
-            page.push("attachments", attachment.to_record().unwrap());
-        }
-        Ok(page.value("seen", &json!({ "run": run, "page": at })))
-    });
-    source.metadata = Ok(json!({
-        "schema_version": "v0.2.0", "record_types": { "issues": { "fields": { "is": { "type": "text" } } } },
-    }));
-    source.open = Some(Box::new(|attachment: &Attachment| {
-        let (_, of) = attachment.id.split_once('-').unwrap();
-        match of {
-            "1-0" | "3-1" | "4-0" => Err(AttachmentError::Denied { reason: "403".into() }),
-            "2-1" => Err("the line is busy".into()),
-            _ => Ok(AttachmentBody::new(Cursor::new(attachment.id.clone().into_bytes()))),
-        }
-    }));
-    source
-}
-
-#[test]
-fn a_checkpoint_of_version_1_goes_on_in_the_middle_of_its_run() {
-    for name in ["finished", "data", "data-restored-sealed", "attachments", "attachments-restored"] {
-        let (state, platform) = fixture(name);
-        let mut world = World::new(4);
-        world.serve = world.serve.clone().checkpoints().streams(2).attachment_tries(2);
-        world.airdrop.set_state(&state);
-        world.airdrop.take_over(&platform);
-        let at: chrono::DateTime<chrono::Utc> = platform["at"].as_str().unwrap().parse().unwrap();
-        world.clock.advance((at - highwater::Clock::now(&world.clock)).to_std().unwrap());
-
-        let serve = |world: &mut World, event_type: &str, request: &str| {
-            world.lose_disk();
-            let event = event_of("acme/files", &format!("EXTRACTION_{event_type}"), "second", request);
-            let outcome = world.serve(&mut files("second"), &event).unwrap();
-            assert_eq!(world.airdrop.state()["highwater"]["version"], 2);
-            world.clock.advance(Duration::from_secs(60));
-            outcome.kind
-        };
-        if name == "finished" {
-            assert_eq!(serve(&mut world, "METADATA_START", "METADATA-1"), OutcomeKind::Done);
-        }
-        if !name.starts_with("attachments") {
-            // The event that died: begun, amid its pages, or sealed and delivered.
-            assert_eq!(serve(&mut world, "DATA_START", "DATA-1"), OutcomeKind::Done, "{name}");
-        }
-        let (event_type, request) = match name {
-            "attachments" | "attachments-restored" => ("ATTACHMENTS_CONTINUE", 2),
-            _ => ("ATTACHMENTS_START", 1),
-        };
-        let mut kind = serve(&mut world, event_type, &format!("ATTACHMENTS-{request}"));
-        for request in request + 1..request + 20 {
-            if kind == OutcomeKind::Done {
-                break;
-            }
-            kind = serve(&mut world, "ATTACHMENTS_CONTINUE", &format!("ATTACHMENTS-{request}"));
-        }
-        assert_eq!(kind, OutcomeKind::Done, "{name}");
-
-        let announced = world.airdrop.announced("second");
-        let mut issues: Vec<_> = announced.iter().filter(|is| is.starts_with("issues")).cloned().collect();
-        issues.sort();
-        assert_eq!(issues, all_of("issues", 6, 3), "{name}: each once");
-        let mut lines = world.airdrop.lines_of("second", "ssor_attachment");
-        let external = |line: &Value| line["id"]["external"].as_str().unwrap().to_owned();
-        lines.sort_by_key(external);
-        let uploaded =
-            ["0-0", "0-1", "1-1", "2-0", "3-0", "4-1", "5-0", "5-1"].map(|of| format!("second-{of}"));
-        let settled: Vec<_> = lines.iter().map(external).filter(|id| id.starts_with("second")).collect();
-        assert_eq!(settled, uploaded, "{name}: each once");
-        let checkpoint = world.airdrop.checkpoint();
-        assert_eq!(checkpoint["run"]["status"], "finished", "{name}");
-        assert_eq!(checkpoint["bookmarks"]["issues"], r#"{"tail":"second"}"#, "{name}");
-    }
 }

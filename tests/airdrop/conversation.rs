@@ -720,7 +720,7 @@ fn deleting_the_data_state_forgets_the_unit_and_no_other() {
         assert_eq!(context.since(), None);
         Ok(page_of(stream, 0, 1, 1))
     });
-    done(&world, &mut source, &event(DATA, "run", "5"));
+    done(&world, &mut source, &event(DATA, "next", "5"));
 }
 
 #[test]

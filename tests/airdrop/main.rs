@@ -8,6 +8,10 @@ mod client;
 mod conversation;
 mod delivery;
 mod domain_mapping;
+#[path = "../support/fixtures.rs"]
+mod fixtures;
+mod formats;
+mod past;
 mod saves;
 mod scope;
 mod sdk_state;

@@ -89,7 +89,7 @@ fn half_a_character_in_what_is_others_does_not_matter_and_stays_as_it_is() {
         let delete = event("EXTRACTION_DATA_DELETE", "run", "9");
         assert_eq!(world.serve(&mut paged(1, 1), &delete).unwrap().kind, OutcomeKind::Done);
         assert!(world.airdrop.state_text().contains(own), "{}", world.airdrop.state_text());
-        assert!(!world.airdrop.state_text().contains("highwater"));
+        assert!(!world.airdrop.state_text().contains("lastSyncStarted"));
     }
 }
 

@@ -3,6 +3,8 @@
 mod attachment_loop;
 mod backends;
 mod exactly_once;
+#[path = "../support/fixtures.rs"]
+mod fixtures;
 mod format;
 mod ids;
 mod opening;

@@ -136,6 +136,14 @@ impl Airdrop {
         serde_json::from_str(&self.state_text()).expect("a worker state is JSON")
     }
 
+    /// What others keep in the worker state, where what we keep says of the unit only what outlives a deletion.
+    pub(crate) fn state_after_deletion(&self) -> Value {
+        assert_eq!(self.checkpoint().get("run"), Some(&Value::Null), "{}", self.checkpoint());
+        let mut state = self.state();
+        state.as_object_mut().expect("an object").remove("highwater");
+        state
+    }
+
     /// What the checkpoint in the worker state says; null if there is none.
     pub(crate) fn checkpoint(&self) -> Value {
         checkpoint(&self.state())
@@ -190,6 +198,23 @@ impl Airdrop {
         let mut inner = self.lock();
         inner.confirmed.extend(platform["confirmed"].as_array().unwrap().iter().map(text));
         inner.accepted.extend(accepted);
+    }
+
+    /// All that [`Airdrop::take_over`] goes on from, and beside it the key of each attempt to send.
+    pub(crate) fn to_take_over(&self) -> Value {
+        let inner = self.lock();
+        let upload = |(id, (file_name, lines)): (&String, &(String, Vec<Value>))| {
+            (id.clone(), json!({ "file_name": file_name, "lines": lines }))
+        };
+        let accepted = inner.accepted.iter().map(
+            |message| json!({ "key": message.key, "event_type": message.event_type, "body": message.body }),
+        );
+        json!({
+            "uploads": inner.uploads.iter().map(upload).collect::<serde_json::Map<_, _>>(),
+            "confirmed": inner.confirmed,
+            "accepted": accepted.collect::<Vec<_>>(),
+            "sent": inner.attempts.iter().map(|message| &message.key).collect::<Vec<_>>(),
+        })
     }
 
     /// The lines of an item type that a run announced.
@@ -571,14 +596,18 @@ impl World {
 
     /// A new process on a new machine: nothing of the disk is there.
     pub(crate) fn lose_disk(&mut self) {
-        self.disk = SimDisk::new();
-        self.store = open(&self.disk, &self.clock, self.batch_items);
+        self.start_on(SimDisk::new());
     }
 
     /// A new process, after the old one came to its end: by itself, or by [`SimDisk::kill`].
     pub(crate) fn restart(&mut self) {
-        self.disk = self.disk.image().disk();
-        self.store = open(&self.disk, &self.clock, self.batch_items);
+        self.start_on(self.disk.image().disk());
+    }
+
+    /// A new process, on a disk that is there.
+    pub(crate) fn start_on(&mut self, disk: SimDisk) {
+        self.store = open(&disk, &self.clock, self.batch_items);
+        self.disk = disk;
     }
 }
 

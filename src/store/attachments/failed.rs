@@ -120,7 +120,8 @@ fn failed_attachment(sync_unit: &SyncUnit, run: u64, row: FailedRow) -> Result<F
             return Ok(Some(entry.id));
         }
         let ids = rows.all(&RUN_IDS, &Key::unit(unit.no))?;
-        Ok(ids.into_iter().find(|(_, row)| row.run == run).and_then(|(_, row)| row.id))
+        let row = ids.into_iter().map(|(_, row)| row).find(|row| row.run == run);
+        Ok(row.and_then(|row| row.id.whole().map(str::to_owned)))
     })?;
     Ok(FailedAttachment {
         attachment: Attachment::from_line(&row.json)?,

@@ -5,9 +5,10 @@ use serde::Serialize;
 use crate::error::Result;
 use crate::record::Attachment;
 
+use super::super::digest::name_hash;
 use super::super::rows::{
     ATTACHMENTS, AttachmentRow, FAILED, FILES, FileRow, KEPT_FROM, Key, LEDGER, LedgerAttachments, QUEUES,
-    QueueRow, REQUEUED, RunStatus, SEEN, SEEN_BY_HASH, SeenRow, name_hash, run_key, seen_hash_key, seen_key,
+    QueueRow, REQUEUED, RunStatus, SEEN, SEEN_BY_HASH, SeenRow, run_key, seen_hash_key, seen_key,
 };
 use super::super::run::Run;
 use super::super::tables::{Change, Rows};
@@ -26,7 +27,7 @@ pub struct AttachmentCounts {
     pub queued: u64,
     /// The platform has them.
     pub settled: u64,
-    /// Given up, and listed: see [`SyncUnit::failed_attachments`].
+    /// Given up, and listed: see [`SyncUnit::failed_attachments`](crate::SyncUnit::failed_attachments).
     pub failed: u64,
 }
 

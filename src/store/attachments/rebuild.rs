@@ -305,30 +305,27 @@ pub(in crate::store) fn restore_queue(
 
 impl SyncUnit {
     /// Forgets all that is known of the unit's attachments. Doing it twice is the same as once.
-    pub(crate) fn delete_attachments(&self) -> Result<()> {
-        self.inner.tables.change(|change| {
-            let Some(unit) = change.get(&UNITS, &self.key())? else { return Ok(()) };
-            let key = Key::unit(unit.no);
-            let queues = change.all(&QUEUES, &key)?;
-            remove_attachments(change, &key)?;
-            for (tail, Json(json)) in change.all(&POSITIONS, &key)? {
-                let damaged = |error: String| change.tables().damaged(POSITIONS.name, &key, error);
-                let json =
-                    Position::without_attachments(&json).map_err(|error| damaged(error.to_string()))?;
-                let run = number_of(&tail).map_err(|error| damaged(error.to_string()))?;
-                change.put(&POSITIONS, &run_key(unit.no, run), &Json(json))?;
-            }
-            forget_left_attachments(change, unit.no)?;
-            // The lines that a run has staged stay, and so does how many they are.
-            for (tail, QueueRow { lines, .. }) in queues {
-                let run = run_key(
-                    unit.no,
-                    number_of(&tail)
-                        .map_err(|error| self.inner.tables.damaged(QUEUES.name, &key, error.to_string()))?,
-                );
-                change.put(&QUEUES, &run, &QueueRow { lines, ..QueueRow::default() })?;
-            }
-            Ok(())
-        })
+    pub(in crate::store) fn delete_attachments_in(&self, change: &Change<'_>) -> Result<()> {
+        let Some(unit) = change.get(&UNITS, &self.key())? else { return Ok(()) };
+        let key = Key::unit(unit.no);
+        let queues = change.all(&QUEUES, &key)?;
+        remove_attachments(change, &key)?;
+        for (tail, Json(json)) in change.all(&POSITIONS, &key)? {
+            let damaged = |error: String| change.tables().damaged(POSITIONS.name, &key, error);
+            let json = Position::without_attachments(&json).map_err(|error| damaged(error.to_string()))?;
+            let run = number_of(&tail).map_err(|error| damaged(error.to_string()))?;
+            change.put(&POSITIONS, &run_key(unit.no, run), &Json(json))?;
+        }
+        forget_left_attachments(change, unit.no)?;
+        // The lines that a run has staged stay, and so does how many they are.
+        for (tail, QueueRow { lines, .. }) in queues {
+            let run = run_key(
+                unit.no,
+                number_of(&tail)
+                    .map_err(|error| self.inner.tables.damaged(QUEUES.name, &key, error.to_string()))?,
+            );
+            change.put(&QUEUES, &run, &QueueRow { lines, ..QueueRow::default() })?;
+        }
+        Ok(())
     }
 }

@@ -89,6 +89,7 @@ pub struct KeyRange<'a> {
 
 impl<'a> KeyRange<'a> {
     /// Every key.
+    #[cfg(feature = "testing")]
     pub const ALL: KeyRange<'static> = KeyRange { from: &[], end: None };
 
     /// Whether it holds no key at all.
@@ -192,6 +193,10 @@ pub trait WriteTransaction: ReadTransaction {
 #[non_exhaustive]
 pub enum CommitError {
     /// Nothing of it happened, as another change came between. Made anew, it may succeed.
+    #[cfg_attr(
+        not(feature = "testing"),
+        allow(dead_code, reason = "the backends here have one writer at a time")
+    )]
     Conflict,
     /// Nothing of it happened.
     NotApplied(Error),

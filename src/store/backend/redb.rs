@@ -353,6 +353,7 @@ impl Syncs {
 }
 
 #[cfg(not(feature = "testing"))]
+#[allow(clippy::unused_self, reason = "as above, where there is something to look at")]
 impl Syncs {
     pub(crate) fn new(_: bool) -> Self {
         Self {}

@@ -27,7 +27,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::artifact::{Level, compress, decompress};
 use crate::model::{Micros, Phase, Phases};
 
-use super::super::digest::Digest;
+use super::super::digest::{Digest, KnownId};
 use super::super::findings::FindingPart;
 use super::super::rows::{
     BatchRow, BatchState, Dates, FailedRow, FileRow, LedgerAttachments, LedgerRow, LedgerType, MessageFate,
@@ -96,14 +96,46 @@ pub(crate) struct Checkpoint {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) files: Vec<FilePart>,
     pub(super) message: Option<MessagePart>,
+    /// Of what outlived the deletions of the unit's state: ids of runs, and the events that asked for a deletion.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) past_runs: Vec<IdHash>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) deletions: Vec<IdHash>,
 }
 
 /// An id of which only a hash is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum IdHash {
     Digest(Digest),
-    /// XXH3 of 64 bits, of an id that a checkpoint of version 1 brought.
+    /// XXH3 of 64 bits, of an id that an earlier checkpoint brought.
     Short(u64),
+}
+
+impl IdHash {
+    /// What is known of an id whose row is kept under `number`.
+    pub(super) fn of(id: &KnownId, number: u64) -> Self {
+        match id {
+            KnownId::Number => Self::Short(number),
+            KnownId::Whole(id) => Self::Digest(Digest::of(id)),
+            KnownId::Digest(digest) => Self::Digest(*digest),
+            KnownId::Short(hash) => Self::Short(*hash),
+        }
+    }
+
+    /// The number from which on its row is kept, under the first that is free.
+    pub(super) fn number(self) -> u64 {
+        match self {
+            Self::Digest(digest) => digest.number(),
+            Self::Short(hash) => hash,
+        }
+    }
+
+    pub(super) fn known(self) -> KnownId {
+        match self {
+            Self::Digest(digest) => KnownId::Digest(digest),
+            Self::Short(hash) => KnownId::Short(hash),
+        }
+    }
 }
 
 impl fmt::Display for IdHash {

@@ -247,6 +247,8 @@ impl From<Whole> for Checkpoint {
             artifacts: whole.artifacts.into_iter().map(|(seq, row)| row.into_part(seq)).collect(),
             files: whole.files.into_iter().map(|(seq, row)| row.into_part(seq)).collect(),
             message: whole.message.filter(|message| event == Some(message.event)).map(Message::into_part),
+            past_runs: Vec::new(),
+            deletions: Vec::new(),
         }
     }
 }

@@ -15,6 +15,7 @@
 //! - the watermark is that of the last finished run, and a run that is over has left its row in the ledger.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::io;
 use std::path::Path;
 
@@ -25,6 +26,7 @@ use crate::artifact::{decompress, line_count};
 use crate::error::{Error, Result};
 use crate::model::{FINDINGS_KEPT, ItemType, LEDGER_RUNS_MAX, RunId, StreamName, SyncUnitId, ValueKey};
 use crate::store::codec::DecodeError;
+use crate::store::digest::{KnownId, number_of_id};
 use crate::store::findings::FindingKind;
 #[cfg(feature = "testing")]
 use crate::store::open::Store;
@@ -33,7 +35,7 @@ use crate::store::rows::{
     FILES, FINDINGS, FormatRow, Json, Key, LEDGER, LEDGER_STREAMS, LedgerRow, MESSAGES, META, MessageFate,
     MessageKind, MessageRow, PAST, PAYLOADS, POSITIONS, Payload, QUEUES, QueueRow, REQUEUED, RUN_IDS, RUNS,
     Row, RunIdRow, RunRow, RunStatus, SEEN, SEEN_BY_HASH, STREAMS, TYPES, Table, TypeRow, UNITS, USED,
-    UnitRow, VALUES, name_hash, name_of, run_key,
+    UnitRow, VALUES, name_of, run_key,
 };
 use crate::store::tables::View;
 
@@ -268,10 +270,10 @@ impl Check<'_> {
 
         let mut numbers = BTreeSet::new();
         for (&hash, row) in &run_ids {
-            let id_at = |number| Some(run_ids.get(&number)?.id.as_deref());
-            let of_another = row.id.as_ref().is_some_and(|run_id| number_for(run_id, id_at) != hash);
+            let leads_to = |run_id| row_of(run_id, &run_ids, |row| &row.id).map(|(number, _)| number);
+            let of_another = row.id.whole().is_some_and(|run_id| leads_to(run_id) != Some(hash));
             if of_another || row.run >= unit.next_run || !numbers.insert(row.run) {
-                let run_id = row.id.clone().unwrap_or_else(|| format!("of hash {hash:016x}"));
+                let run_id = row.id.shown(hash);
                 self.found(RUN_IDS.name, Some(id), format!("the id {run_id} is of no run, or of another's"));
             }
         }
@@ -293,9 +295,7 @@ impl Check<'_> {
                 id,
                 no,
                 run,
-                run_ids
-                    .get(&number_for(&run.id, |number| Some(run_ids.get(&number)?.id.as_deref())))
-                    .map(|row| row.run),
+                row_of(&run.id, &run_ids, |row| &row.id).map(|(_, row)| row.run),
                 ledger.get(&no),
             );
             self.conversation(id, no, run, &messages, &events);
@@ -735,8 +735,8 @@ impl Check<'_> {
         for (&no, row) in ledger {
             let mut found =
                 |problem: &str| self.found(LEDGER.name, Some(id), format!("run {}: {problem}", row.id));
-            let known = run_ids.get(&number_for(&row.id, |number| Some(run_ids.get(&number)?.id.as_deref())));
-            if no >= unit.next_run || known.is_none_or(|known| known.run != no) {
+            let known = row_of(&row.id, run_ids, |row| &row.id);
+            if no >= unit.next_run || known.is_none_or(|(_, known)| known.run != no) {
                 found("its id does not lead to it");
             }
             // A finished one has none if its start is not known, and the unit had none.
@@ -785,10 +785,10 @@ impl Check<'_> {
             }
         }
         for ((run, hash), event) in events {
-            let identity = event.identity.clone().unwrap_or_else(|| format!("of hash {hash:016x}"));
-            let id_at = |number| Some(events.get(&(*run, number))?.identity.as_deref());
-            let of_another =
-                event.identity.as_ref().is_some_and(|identity| number_for(identity, id_at) != *hash);
+            let identity = event.identity.shown(*hash);
+            let leads_to =
+                |identity: &str| number_in(identity, |number| Some(&events.get(&(*run, number))?.identity));
+            let of_another = event.identity.whole().is_some_and(|identity| leads_to(identity) != Some(*hash));
             let mut found =
                 |problem: &str| self.found(EVENTS.name, Some(id), format!("event {identity}: {problem}"));
             if of_another || *run >= unit.next_run || event.order == 0 {
@@ -797,7 +797,7 @@ impl Check<'_> {
             if let Some(number) = event.message {
                 match messages.get(&number) {
                     // Of older events a checkpoint brings back which message answered, and not the message.
-                    None if event.identity.is_none() => {}
+                    None if event.identity.whole().is_none() => {}
                     None => found(&format!("message {number}, which answers it, is missing")),
                     Some(message) if message.run != *run || message.event != *hash => {
                         found(&format!("message {number}, which answers it, answers another"));
@@ -824,13 +824,17 @@ impl Check<'_> {
     }
 }
 
-/// The number under which an id is kept: its hash, or the next that is not another id's.
-fn number_for<'a>(id: &str, id_at: impl Fn(u64) -> Option<Option<&'a str>>) -> u64 {
-    let mut number = name_hash(id);
-    while id_at(number).flatten().is_some_and(|other| other != id) {
-        number = number.wrapping_add(1);
-    }
-    number
+/// The number under which an id is found.
+fn number_in<'a>(id: &str, known_at: impl Fn(u64) -> Option<&'a KnownId>) -> Option<u64> {
+    let is_at = |number| Ok::<_, Infallible>(known_at(number).map(|known| known.is(id, number)));
+    let Ok((number, found)) = number_of_id(id, is_at);
+    found.then_some(number)
+}
+
+/// The row of an id, and its number.
+fn row_of<'a, R>(id: &str, rows: &'a Of<u64, R>, id_of: impl Fn(&R) -> &KnownId) -> Option<(u64, &'a R)> {
+    let number = number_in(id, |number| rows.get(&number).map(&id_of))?;
+    Some((number, rows.get(&number)?))
 }
 
 fn short() -> DecodeError {

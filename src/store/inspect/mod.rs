@@ -11,7 +11,7 @@
 //!   else it is made again, a bounded number of times.
 //!
 //! Every page is checked so before anything is read from a file, also in place: figures from a damaged file would be
-//! guesses, so it is refused with [`Error::Corrupt`], and [`check`] says what is wrong with it.
+//! guesses, so it is refused with [`Error::Corrupt`](crate::Error::Corrupt), and [`check`] says what is wrong with it.
 //!
 //! ```
 //! use highwater::{Page, Record, Store, inspect::Snapshot};

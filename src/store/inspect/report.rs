@@ -823,7 +823,7 @@ fn run_report(id: &str, row: RunRow, event: Option<String>, attachments: Attachm
 /// What an event is known by: its identity, or, where only its hash is kept, that.
 fn event_name(view: &View<'_>, unit: u64, run: u64, hash: u64) -> Result<String> {
     let event = view.get(&EVENTS, &run_key(unit, run).and_number(hash))?;
-    Ok(event.and_then(|event| event.identity).unwrap_or_else(|| format!("hash {hash:016x}")))
+    Ok(event.map_or_else(|| format!("hash {hash:016x}"), |event| event.identity.shown(hash)))
 }
 
 fn ledger_report(id: &str, row: LedgerRow) -> LedgerReport {

@@ -5,6 +5,7 @@ use serde_json::json;
 
 use crate::model::{ArtifactId, Micros, Phase, RunId, Step, StreamName};
 use crate::record::{Checker, Metadata, Record, RecordType, Tally};
+use crate::store::digest::KnownId;
 use crate::store::findings::FindingKind;
 use crate::store::page::Page;
 use crate::store::rows::{
@@ -404,7 +405,7 @@ const BROKEN: &[Broken] = &[
             .put(
                 &RUN_IDS,
                 &Key::unit(1).and_hash("other"),
-                &RunIdRow { run: 2, id: Some("other".to_owned()) },
+                &RunIdRow { run: 2, id: KnownId::Whole("other".to_owned()) },
             )
             .unwrap();
     }),

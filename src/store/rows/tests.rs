@@ -7,6 +7,7 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 
+use super::super::digest::Digest;
 use super::*;
 
 /// CRC-32 as it is defined (polynomial edb88320), a bit at a time.
@@ -79,7 +80,7 @@ fn golden_bytes_of_rows_about_the_file_and_its_units() {
         ],
     );
     golden(
-        &RunIdRow { run: 250, id: Some("r".to_owned()) },
+        &RunIdRow { run: 250, id: KnownId::Whole("r".to_owned()) },
         0xb44b_6308,
         &[("run", "fa"), ("id", "01 01 72")],
     );
@@ -236,7 +237,7 @@ fn golden_bytes_of_chunks_and_batches() {
 #[test]
 fn golden_bytes_of_the_conversation() {
     golden(
-        &EventRow { identity: None, order: 1, accepted_at: Micros(2), message: None },
+        &EventRow { identity: KnownId::Number, order: 1, accepted_at: Micros(2), message: None },
         0x9eec_719e,
         &[("identity", "00"), ("order", "01"), ("accepted_at", "04"), ("message", "00")],
     );
@@ -364,9 +365,15 @@ fn golden_bytes_of_rows_about_attachments() {
     );
     golden(&LedgerStreamRow { pages: 300, items: 4 }, 0x8504_05d7, &[("pages", "fb 2c01"), ("items", "04")]);
     golden(
-        &PastRow { run_ids: vec!["r".to_owned()], deletions: vec!["d".to_owned(), "e".to_owned()] },
-        0x7424_5462,
-        &[("run_ids", "01 01 72"), ("deletions", "02 01 64 01 65")],
+        &PastRow {
+            run_ids: vec![KnownId::Whole("r".to_owned()), KnownId::Short(2)],
+            deletions: vec![KnownId::Digest(Digest::of("abc"))],
+        },
+        0xef82_2bdf,
+        &[
+            ("run_ids", "02 01 01 72 03 02"),
+            ("deletions", "01 02 20 6261373831366266386630316366656134313431343064653564616532323233"),
+        ],
     );
     golden(
         &SeenRow { run: 1, number: 1 << 62, fingerprint: 2, failed: true },
@@ -614,7 +621,7 @@ proptest! {
             flip,
             noise,
         );
-        survives(&RunIdRow { run: a, id: Some(one.clone()) }, flip, noise);
+        survives(&RunIdRow { run: a, id: KnownId::Whole(one.clone()) }, flip, noise);
         survives(
             &StreamRow { phase, cursor: Some(one.clone()), exhausted, pages: a, items: b, bookmark: None },
             flip,
@@ -638,7 +645,7 @@ proptest! {
         );
         survives(&ChunkRow { items: small, dates, lines: bytes.clone() }, flip, noise);
         survives(&BookmarkRow { json: two, run: h }, flip, noise);
-        survives(&EventRow { identity: Some(one.clone()), order: a, accepted_at: created_at, message: Some(b) }, flip, noise);
+        survives(&EventRow { identity: KnownId::Whole(one.clone()), order: a, accepted_at: created_at, message: Some(b) }, flip, noise);
         survives(&FindingRow { count: a, kept: vec![one.clone(), three.clone()] }, flip, noise);
         let counts = LedgerAttachments { queued: a, settled: b, failed: c };
         survives(&QueueRow { counts, position: d, requeued: e, lines: f, rebuild: exhausted }, flip, noise);
@@ -656,7 +663,7 @@ proptest! {
             noise,
         );
         survives(&LedgerStreamRow { pages: a, items: b }, flip, noise);
-        survives(&PastRow { run_ids: vec![one.clone(), one.clone()], deletions: vec![one.clone()] }, flip, noise);
+        survives(&PastRow { run_ids: vec![KnownId::Short(a), KnownId::Digest(Digest::of(&one))], deletions: vec![KnownId::Whole(one.clone())] }, flip, noise);
         survives(&SeenRow { run: a, number: b, fingerprint: c, failed: exhausted }, flip, noise);
         survives(
             &FileRow { artifact: Some(one.clone()), first: a, items: small, loaded: exhausted },
