@@ -392,8 +392,10 @@ impl Api {
         let (number, befallen) = self.faults.befall(call);
         let (reply, applied) = self.befall(route, rest, &mut exchange, befallen.as_ref());
         let noted = self.note(&exchange, (call, number), befallen.as_ref(), &reply, applied, came);
-        if let Some(Befallen { act: Act::Kill { .. }, .. }) = befallen {
-            self.leash.kill("by a fault");
+        match befallen {
+            Some(Befallen { act: Act::Kill { .. }, .. }) => self.leash.kill("by a fault"),
+            Some(Befallen { act: Act::KillLater(after), .. }) => self.leash.kill_later(after, "by a fault"),
+            _ => {}
         }
         match noted {
             Err(answer) => Reply::Answer(answer),
@@ -420,7 +422,7 @@ impl Api {
         befallen: Option<&Befallen>,
     ) -> (Reply, bool) {
         let applied = match befallen.map(|befallen| &befallen.act) {
-            None | Some(Act::Slow(_) | Act::Short) => true,
+            None | Some(Act::Slow(_) | Act::KillLater(_) | Act::Short) => true,
             Some(Act::Status { applied, .. } | Act::HangUp { applied } | Act::Kill { applied }) => *applied,
         };
         let handled = if applied {
@@ -444,7 +446,7 @@ impl Api {
                 std::thread::sleep(*time);
                 Reply::Answer(answer)
             }
-            (None, Some(Ok(answer))) => Reply::Answer(answer),
+            (None | Some(Act::KillLater(_)), Some(Ok(answer))) => Reply::Answer(answer),
         };
         (reply, took_effect)
     }

@@ -34,9 +34,9 @@ const EXAMPLES_MAX: usize = 5;
 /// Of a limit, what is near it, in percent.
 const NEAR_PERCENT: u64 = 80;
 /// The item type of the metadata.
-const METADATA: &str = "external_domain_metadata";
+pub(crate) const METADATA: &str = "external_domain_metadata";
 /// The item type of what can be synced.
-const UNITS: &str = "external_sync_units";
+pub(crate) const UNITS: &str = "external_sync_units";
 /// The item type that names attachments.
 const ATTACHMENTS: &str = "attachments";
 

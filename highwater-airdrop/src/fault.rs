@@ -11,6 +11,8 @@ use crate::call::Call;
 
 /// How long a slow answer takes, where nothing else is said.
 const SLOW: Duration = Duration::from_secs(10);
+/// How long after an answer the worker is killed, where nothing else is said.
+const KILL_LATER: Duration = Duration::from_millis(10);
 
 /// What becomes of a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +39,8 @@ pub enum Act {
         /// Whether it takes effect before.
         applied: bool,
     },
+    /// It takes effect and is answered; so long after, the worker's process group is killed if it still runs.
+    KillLater(Duration),
     /// Half of a file is sent, after which the connection is closed. Of files of the external system only.
     Short,
 }
@@ -58,27 +62,36 @@ pub struct Fault {
     act: Act,
 }
 
-impl Fault {
-    /// A fault of the call with this number among all calls, from 1.
-    pub fn at(number: u64, act: Act) -> Self {
-        let word = match &act {
+impl Act {
+    /// As faults are written. Durations are not part of it where a fault that is read has one of its own.
+    pub fn word(&self) -> String {
+        match self {
             Act::Status { status, retry_after, applied } => {
-                let after =
-                    retry_after.as_deref().map(|after| format!(" Retry-After {after}")).unwrap_or_default();
+                let after = retry_after.as_deref().map(|after| format!("-after-{after}")).unwrap_or_default();
                 format!("{status}{}{after}", if *applied { "-applied" } else { "" })
             }
             Act::HangUp { applied: true } => "lost".to_owned(),
             Act::HangUp { applied: false } => "hangup".to_owned(),
-            Act::Slow(time) => format!("slow {}", humantime::format_duration(*time)),
+            Act::Slow(_) => "slow".to_owned(),
             Act::Kill { applied: true } => "kill-after".to_owned(),
             Act::Kill { applied: false } => "kill-before".to_owned(),
+            Act::KillLater(_) => "kill-later".to_owned(),
             Act::Short => "short".to_owned(),
-        };
-        Self {
-            text: format!("any-{word}:{number}"),
-            on: On::Calls { call: None, befalls: Some((number, 1)) },
-            act,
         }
+    }
+}
+
+impl Fault {
+    /// A fault of the call with this number among all calls, from 1.
+    pub fn at(number: u64, act: Act) -> Self {
+        let on = On::Calls { call: None, befalls: Some((number, 1)) };
+        Self { text: format!("any-{}:{number}", act.word()), on, act }
+    }
+
+    /// A fault of the call with this number among those of its kind, from 1.
+    pub fn of(call: Call, number: u64, act: Act) -> Self {
+        let on = On::Calls { call: Some(call), befalls: Some((number, 1)) };
+        Self { text: format!("{call}-{}:{number}", act.word()), on, act }
     }
 }
 
@@ -94,6 +107,7 @@ fn act_of(word: &str) -> Option<Act> {
         "slow" => Some(Act::Slow(SLOW)),
         "kill-before" => Some(Act::Kill { applied: false }),
         "kill-after" => Some(Act::Kill { applied: true }),
+        "kill-later" => Some(Act::KillLater(KILL_LATER)),
         _ => None,
     }
 }
@@ -168,7 +182,7 @@ impl FromStr for Fault {
             None if !is_call && action == "short" => Act::Short,
             _ if is_call => {
                 return Err(format!(
-                    "{action:?} is neither `lost`, `hangup`, `slow`, `kill-before`, `kill-after` nor a status \
+                    "{action:?} is neither `lost`, `hangup`, `slow`, `kill-before`, `kill-after`, `kill-later` nor a status \
                      from 400 to 599"
                 ));
             }

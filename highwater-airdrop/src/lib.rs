@@ -15,6 +15,10 @@
 //! | `api`, `artifacts`, `message` | Airdrop's addresses: what is refused, and what is only noted as a [`Lint`] |
 //! | `sync` | [`Airdrop`]: a directory that is served; [`Airdrop::sync`]: a whole sync with a worker |
 //! | `audit` | [`audit()`]: what a run came to, from the files |
+//! | `verify/compare` | what was delivered, record by record, and what two syncs differ in |
+//! | `verify/cases` | what can go wrong, and where; and which of it is tried |
+//! | `verify/report`, `verify/html` | [`VerifyReport`]: what the cases came to, as text, JSON, or a page for a browser |
+//! | `verify` | [`verify()`]: a clean sync, and then one after another in which one thing goes wrong |
 //!
 //! The binary adds the command line. Without the feature `program` there is `Local` alone, which an extractor that is
 //! linked with `highwater` can use in place of HTTP.
@@ -82,6 +86,8 @@ mod message;
 #[cfg(feature = "program")]
 mod sync;
 #[cfg(feature = "program")]
+mod verify;
+#[cfg(feature = "program")]
 mod worker;
 
 pub use error::{Error, Result, chain};
@@ -99,8 +105,15 @@ pub use {
     call::{Call, CallRecord, Content, Lint},
     fault::{Act, Fault},
     sync::{
-        Airdrop, AirdropOptions, BUDGET, Disturbance, Invocation, LINGER, Names, Outcome, Progress, Stopper,
-        SyncOptions, invocations, time_setting,
+        AfterDeath, Airdrop, AirdropOptions, BUDGET, Disturbance, Invocation, LINGER, Names, Outcome,
+        Progress, Stopper, SyncOptions, invocations, time_setting,
+    },
+    verify::{
+        CallObserver, StopAll, VerifyOptions, VerifyProgress,
+        cases::Which,
+        compare::{RecordKey, SetAside},
+        report::{CaseResult, CaseVerdict, CleanFigures, End, Place, TimelineCall, VerifyReport},
+        verify,
     },
     worker::{DIR_PLACE, DIR_VARIABLE, EVENT_PLACE, OUTPUT_BYTES_MAX, Worker},
 };

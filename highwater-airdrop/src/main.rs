@@ -4,9 +4,13 @@
 //! ```text
 //! highwater-airdrop serve --dir out
 //! highwater-airdrop sync --dir out -- COMMAND ARGS... {event}
+//! highwater-airdrop verify --dir out -- COMMAND ARGS... {event}
 //! ```
 //!
-//! `serve` is the addresses alone; `sync` also sends the events. See [`highwater_airdrop`] for how it is made.
+//! `serve` is the addresses alone; `sync` also sends the events; `verify` does so many times, with one thing going wrong
+//! each time. See [`highwater_airdrop`] for how it is made.
+
+mod verifying;
 
 use std::fmt::Write as _;
 use std::fs;
@@ -19,10 +23,12 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use highwater::Phase;
 use highwater_airdrop::{
-    Airdrop, AirdropOptions, Audit, Call, CallRecord, Fault, Invocation, Outcome, Progress, SyncOptions,
-    SyncSettings, Verdict, Worker, audit, chain, time_setting,
+    AfterDeath, Airdrop, AirdropOptions, Audit, Call, CallRecord, Fault, Invocation, Outcome, Progress,
+    SyncOptions, SyncSettings, Verdict, Worker, audit, chain, time_setting,
 };
 use serde_json::{Value, json};
+
+use crate::verifying::Verify;
 
 type Failure = highwater::BoxError;
 
@@ -71,6 +77,7 @@ Faults (--fault). Calls of a kind are counted from 1 since the server was starte
   CALL-hangup[:N[,K]] the connection is closed without an answer, and without effect
   CALL-slow[:N[,K]]   it takes effect, and is answered after 10 seconds
   CALL-kill-before, CALL-kill-after[:N[,K]]   the worker is killed before or after it takes effect
+  CALL-kill-later[:N[,K]]   it is answered, and the worker is killed 10 ms after
   429:CALL,N,SECONDS  the N-th CALL is answered 429, with Retry-After
   ext-STATUS:N[,K]    file N to extract is answered STATUS, the first K times; until lifted
   ext-short:N[,K]     the connection is closed in the middle of file N
@@ -94,6 +101,8 @@ enum Action {
     Serve(Serve),
     /// Serve them, and play a whole sync with a worker; one that did not come to its end is gone on with
     Sync(Box<Sync>),
+    /// Hunt for losses: a clean sync first, then many in which one thing goes wrong, compared record by record
+    Verify(Box<Verify>),
 }
 
 #[derive(Debug, Args)]
@@ -118,6 +127,31 @@ struct Serve {
 struct Sync {
     #[command(flatten)]
     serve: Serve,
+    #[command(flatten)]
+    worker: Worked,
+    /// Ask for everything anew (`reset_extract_from`), where a sync of the unit was finished before
+    #[arg(long)]
+    full: bool,
+    /// The mode of the sync [default: initial, until one of the unit was finished]
+    #[arg(long, value_name = "MODE", value_enum)]
+    mode: Option<ModeName>,
+    /// How long an invocation may take before it is killed
+    #[arg(long, value_name = "TIME", default_value = "13m", value_parser = humantime::parse_duration)]
+    budget: Duration,
+    /// How often the phase is started again, in the same run, after an ERROR
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    retry_errors: u64,
+    /// Do not print what the worker prints: it is in worker.log of the directory in any case
+    #[arg(long)]
+    quiet: bool,
+    /// Print the report as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// The worker, and what it is told: the same in `sync` and in `verify`.
+#[derive(Debug, Args)]
+pub(crate) struct Worked {
     /// The worker: a command, started for each event, which is in a file whose path takes the place of `{event}` in
     /// ARGS, or is appended to them. `{dir}` in ARGS, and `HIGHWATER_DIR` in its environment, is a folder of its own
     #[arg(
@@ -133,9 +167,6 @@ struct Sync {
     /// The external system's id of what is synced
     #[arg(long, value_name = "ID", default_value = "local-unit")]
     unit: String,
-    /// Ask for everything anew (`reset_extract_from`), where a sync of the unit was finished before
-    #[arg(long)]
-    full: bool,
     /// The phases of the sync, in their own order; a worker that waits for a phase that never comes takes the run for
     /// unfinished [default: all; units are listed by a first sync only]
     #[arg(long, value_name = "PHASE", value_delimiter = ',')]
@@ -157,30 +188,36 @@ struct Sync {
     /// `extraction_end_time`, likewise
     #[arg(long, value_name = "WHEN", value_parser = time_setting)]
     extraction_end: Option<Value>,
-    /// The mode of the sync [default: initial, until one of the unit was finished]
-    #[arg(long, value_name = "MODE", value_enum)]
-    mode: Option<ModeName>,
     /// An environment variable of the worker; may be given again and again
     #[arg(long = "env", value_name = "NAME=VALUE", value_parser = variable)]
     env: Vec<(String, String)>,
-    /// How long an invocation may take before it is killed
-    #[arg(long, value_name = "TIME", default_value = "13m", value_parser = humantime::parse_duration)]
-    budget: Duration,
     /// The longest that a DELAY is waited out, say 1s. (A worker that comes too early may ask for the rest again)
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     fast_delays: Option<Duration>,
     /// How often an event is given again to a worker that ended without a message
     #[arg(long, value_name = "N", default_value_t = 5)]
     restarts: u64,
-    /// How often the phase is started again, in the same run, after an ERROR
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    retry_errors: u64,
-    /// Do not print what the worker prints: it is in worker.log of the directory in any case
-    #[arg(long)]
-    quiet: bool,
-    /// Print the report as one JSON object
-    #[arg(long)]
-    json: bool,
+    /// What the platform does when an invocation ended without a message: it gives the same event again, sends CONTINUE, or
+    /// gives the run up
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = Death::Again)]
+    after_death: Death,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Death {
+    Again,
+    Continue,
+    GiveUp,
+}
+
+impl From<Death> for AfterDeath {
+    fn from(death: Death) -> Self {
+        match death {
+            Death::Again => AfterDeath::Again,
+            Death::Continue => AfterDeath::Continue,
+            Death::GiveUp => AfterDeath::GiveUp,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -218,6 +255,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Action::Serve(serve) => serve.forever(),
         Action::Sync(sync) => sync.run(),
+        Action::Verify(verify) => verify.run(),
     };
     done.unwrap_or_else(|failure| {
         eprintln!("error: {}", chain(failure.as_ref()));
@@ -318,19 +356,12 @@ impl Teller {
     }
 }
 
-impl Sync {
-    fn settings(&self) -> Result<SyncSettings, Failure> {
-        let mut settings = SyncSettings::new(&self.unit)
-            .newer_names(self.names == Spelled::Newer)
-            .error_retries(self.retry_errors);
+impl Worked {
+    /// What a sync says.
+    pub(crate) fn settings(&self) -> Result<SyncSettings, Failure> {
+        let mut settings = SyncSettings::new(&self.unit).newer_names(self.names == Spelled::Newer);
         if !self.phases.is_empty() {
             settings = settings.phases(self.phases.iter().copied().map(Phase::from));
-        }
-        if self.full {
-            settings = settings.context("reset_extract_from", true);
-        }
-        if let Some(mode) = self.mode {
-            settings = settings.initial(mode == ModeName::Initial);
         }
         if let Some(data) = &self.connection_data {
             settings = settings.connection_data(object("--connection-data", data)?);
@@ -352,19 +383,41 @@ impl Sync {
         Ok(settings)
     }
 
+    /// How a sync with these settings is run.
+    pub(crate) fn options(&self, settings: SyncSettings) -> SyncOptions {
+        let mut options = SyncOptions::new(settings);
+        options.restarts_max = self.restarts;
+        options.after_death = self.after_death.into();
+        options.delay_max = self.fast_delays;
+        options.env.clone_from(&self.env);
+        options
+    }
+
+    pub(crate) fn worker(&self) -> Worker {
+        match &self.function {
+            Some(url) => Worker::Function(url.clone()),
+            None => Worker::Command(self.command.clone()),
+        }
+    }
+}
+
+impl Sync {
     fn run(self) -> Result<ExitCode, Failure> {
-        let settings = self.settings()?;
+        let mut settings = self.worker.settings()?.error_retries(self.retry_errors);
+        if self.full {
+            settings = settings.context("reset_extract_from", true);
+        }
+        if let Some(mode) = self.mode {
+            settings = settings.initial(mode == ModeName::Initial);
+        }
         let airdrop = self.serve.open()?;
         eprintln!("{}", airdrop.base());
-        end_with_signals(&airdrop)?;
-        let mut options = SyncOptions::new(settings);
+        let stopper = airdrop.stopper();
+        end_with_signals(move || stopper.stop(), "the same command goes on with the sync")?;
+        let mut options = self.worker.options(settings);
         options.budget = self.budget;
-        options.restarts_max = self.restarts;
-        options.delay_max = self.fast_delays;
-        options.env = self.env;
         options.echo = !self.quiet;
-        let worker = self.function.map_or(Worker::Command(self.command), Worker::Function);
-        let outcome = airdrop.sync(&options, &worker, &mut |progress| match progress {
+        let outcome = airdrop.sync(&options, &self.worker.worker(), &mut |progress| match progress {
             Progress::Run(run) => eprintln!("run {run}"),
             Progress::Waiting(event, time) => eprintln!("{event}: in {}", humantime::format_duration(*time)),
             Progress::Ended(invocation, says) => eprintln!("{}", ended(invocation, says)),
@@ -389,14 +442,13 @@ impl Sync {
 }
 
 /// The worker has a process group of its own: what ends this program ends it as well.
-fn end_with_signals(airdrop: &Airdrop) -> Result<(), Failure> {
+fn end_with_signals(stop: impl Fn() + Send + 'static, then: &'static str) -> Result<(), Failure> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM])?;
-    let stopper = airdrop.stopper();
     std::thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
-            stopper.stop();
-            eprintln!("ended by a signal; the same command goes on with the sync");
+            stop();
+            eprintln!("ended by a signal; {then}");
             std::process::exit(128 + signal);
         }
     });

@@ -81,8 +81,23 @@ pub enum Disturbance {
     Twice,
     /// The worker is killed so long after its start.
     KillAfter(Duration),
-    /// It has so much less time.
+    /// It has this time, and no more.
     Budget(Duration),
+    /// The DELAY before it is waited out for this long instead.
+    Delay(Duration),
+}
+
+/// What the platform does after an invocation that ended without a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum AfterDeath {
+    /// It gives the same event again.
+    #[default]
+    Again,
+    /// It sends CONTINUE under another request id, where the phase has one; else the same event.
+    Continue,
+    /// It gives the run up. The next sync begins another.
+    GiveUp,
 }
 
 /// What a sync is, and how its worker is run.
@@ -95,7 +110,9 @@ pub struct SyncOptions {
     pub budget: Duration,
     /// What a worker has to end after its message was taken.
     pub linger: Duration,
-    /// How often an event is given again to a worker that ended without a message.
+    /// What follows an invocation that ended without a message.
+    pub after_death: AfterDeath,
+    /// How often in a row that is done before the sync ends.
     pub restarts_max: u64,
     /// No DELAY is waited out for longer.
     pub delay_max: Option<Duration>,
@@ -118,6 +135,7 @@ impl SyncOptions {
             settings,
             budget: BUDGET,
             linger: LINGER,
+            after_death: AfterDeath::default(),
             restarts_max: 5,
             delay_max: None,
             env: Vec::new(),
@@ -315,18 +333,33 @@ impl Drive<'_> {
         (self.progress)(&Progress::Run(&run));
         let mut number = invocations(local.dir(), &run)?.last().map_or(0, |last| last.number);
         let (mut given, mut again, mut trouble) = (None, 0, None);
-        while let Some(event) = local.next_event(settings, self.clock)? {
+        while let Some(mut event) = local.next_event(settings, self.clock)? {
             if given.as_ref() == Some(&event.request_id) {
                 again += 1;
-                if again > self.options.restarts_max {
+                let gives_up = self.options.after_death == AfterDeath::GiveUp;
+                if gives_up || again > self.options.restarts_max {
+                    if gives_up {
+                        local.give_up_sync(settings, self.clock)?;
+                    }
                     let reason = self.airdrop.api.taken().refused.or(trouble);
                     return Err(Error::NeverAnswered { event: event.event_type, times: again, reason });
                 }
                 *restarts += 1;
+                if self.options.after_death == AfterDeath::Continue && event.phase.continues() {
+                    local.continue_sync(settings, self.clock)?;
+                    let Some(next) = local.next_event(settings, self.clock)? else { break };
+                    event = next;
+                }
             } else {
-                (given, again) = (Some(event.request_id.clone()), 0);
+                again = 0;
             }
-            let wait = self.options.delay_max.map_or(event.wait, |most| event.wait.min(most));
+            given = Some(event.request_id.clone());
+            let mut wait = self.options.delay_max.map_or(event.wait, |most| event.wait.min(most));
+            if let Some((at, Disturbance::Delay(other))) = &self.options.disturbance
+                && *at == number + 1
+            {
+                wait = *other;
+            }
             if !wait.is_zero() {
                 (self.progress)(&Progress::Waiting(&event.event_type, wait));
                 self.clock.sleep(wait);
@@ -407,12 +440,22 @@ impl Drive<'_> {
 }
 
 /// One sync at a time in a directory.
-fn lock_sync(dir: &Path) -> Result<File> {
+struct SyncLock(File);
+
+impl Drop for SyncLock {
+    fn drop(&mut self) {
+        // To close the file is not enough: a worker that another thread starts just now has it open, too, until it is
+        // another program.
+        let _ = self.0.unlock();
+    }
+}
+
+fn lock_sync(dir: &Path) -> Result<SyncLock> {
     let path = dir.join("sync.lock");
     let opened = File::options().write(true).create(true).truncate(false).open(&path);
     let lock = opened.map_err(|error| Error::io(format!("open {}", path.display()), error))?;
     match lock.try_lock() {
-        Ok(()) => Ok(lock),
+        Ok(()) => Ok(SyncLock(lock)),
         Err(TryLockError::WouldBlock) => Err(Error::InUse { path }),
         Err(TryLockError::Error(error)) => Err(Error::io(format!("lock {}", path.display()), error)),
     }

@@ -10,7 +10,7 @@ use std::io::{self, Read, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tempfile::NamedTempFile;
@@ -77,6 +77,23 @@ impl Leash {
             held.killed.get_or_insert_with(|| reason.to_owned());
             kill_group(process);
         }
+    }
+
+    /// Kills the worker that runs now after a while, if it is still the one that runs.
+    pub(crate) fn kill_later(self: &Arc<Self>, after: Duration, reason: &'static str) {
+        let (leash, meant) = (Arc::clone(self), self.lock().running);
+        std::thread::spawn(move || {
+            std::thread::sleep(after);
+            let mut held = leash.lock();
+            if let (Some(process), true) = (held.running, held.running == meant) {
+                held.killed.get_or_insert_with(|| reason.to_owned());
+                kill_group(process);
+            }
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Kills the worker, and lets no other start.

@@ -13,6 +13,7 @@ mod findings;
 pub mod inspect;
 mod lifecycle;
 mod migrate;
+mod most_read;
 mod notes;
 mod open;
 mod page;

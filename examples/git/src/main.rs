@@ -22,7 +22,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
-use highwater::airdrop::{Event, Outcome, OutcomeKind, Serve};
+use highwater::airdrop::{Client, Event, Outcome, OutcomeKind, Platform, Serve};
 use highwater::{Store, SystemClock};
 use highwater_airdrop::{Local, SyncReport, SyncSettings, SyncStep};
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -69,6 +69,9 @@ enum Action {
         /// A file that holds the event as JSON; `-` is standard input
         #[arg(long, value_name = "FILE")]
         event: PathBuf,
+        /// The platform is at the addresses in the event, as `highwater-airdrop` serves them, and not in DIR
+        #[arg(long)]
+        http: bool,
     },
 }
 
@@ -113,7 +116,7 @@ impl Common {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Action::Sync { common } => sync(&common),
-        Action::Invoke { common, event } => invoke(&common, &event),
+        Action::Invoke { common, event, http } => invoke(&common, &event, http),
     };
     finish(done.map(|()| ExitCode::SUCCESS))
 }
@@ -122,7 +125,7 @@ fn main() -> ExitCode {
 fn answer(
     common: &Common,
     repository: &Repository,
-    airdrop: &Local,
+    airdrop: &dyn Platform,
     bar: &ProgressBar,
     event: &Event,
 ) -> Result<Outcome, Failure> {
@@ -153,11 +156,18 @@ fn answer(
     Ok(outcome)
 }
 
-fn invoke(common: &Common, event: &Path) -> Result<(), Failure> {
+fn invoke(common: &Common, event: &Path, http: bool) -> Result<(), Failure> {
     let event = read_event(event)?;
     let repository = Repository::open(&common.repo)?;
-    let airdrop = Local::open(&common.out)?;
-    let outcome = answer(common, &repository, &airdrop, &ProgressBar::hidden(), &event)?;
+    let airdrop: Box<dyn Platform> = if http {
+        std::fs::create_dir_all(&common.out).map_err(|error| {
+            format!("cannot make the directory {} (--out): {error}", common.out.display())
+        })?;
+        Box::new(Client::new(&event)?)
+    } else {
+        Box::new(Local::open(&common.out)?)
+    };
+    let outcome = answer(common, &repository, airdrop.as_ref(), &ProgressBar::hidden(), &event)?;
     went_well(&outcome)?;
     outcome.message.map_or(Ok(()), |message| print(&format!("{message}\n")))
 }

@@ -402,6 +402,19 @@ impl Local {
                 return Err(Error::io(format!("lock {}", path.display()), error));
             }
         }
+        let report = self.sync_locked(settings, clock, &mut invoke, &mut observe);
+        // A process that another thread starts just now has the file open, too, for a moment: to close it is not enough.
+        let _ = lock.unlock();
+        report
+    }
+
+    fn sync_locked<E: Into<BoxError>>(
+        &self,
+        settings: &SyncSettings,
+        clock: &dyn Clock,
+        invoke: &mut impl FnMut(&str) -> Result<(), E>,
+        observe: &mut impl FnMut(&SyncStep<'_>),
+    ) -> Result<SyncReport> {
         self.begin_sync(settings, clock)?;
         let mut unanswered = None;
         loop {
@@ -471,6 +484,42 @@ impl Local {
         let mut turn = Turn::take(self, settings, clock)?;
         turn.settle()?;
         Ok(turn.pending())
+    }
+
+    /// Puts a CONTINUE under another request id in the place of the event that waits for its answer: what a platform may
+    /// do when an invocation ended without one. A message that answers the event still is kept, and not looked at.
+    ///
+    /// # Errors
+    /// As [`Local::sync`].
+    pub fn continue_sync(&self, settings: &SyncSettings, clock: &dyn Clock) -> Result<()> {
+        let mut turn = Turn::take(self, settings, clock)?;
+        turn.settle()?;
+        match turn.run().cloned() {
+            Some(run) => match run.standing.clone() {
+                Standing::Pending(pending) if pending.phase.continues() => {
+                    turn.make_event(run, pending.phase, true, 0)
+                }
+                _ => Ok(()),
+            },
+            None => Ok(()),
+        }
+    }
+
+    /// Gives an unfinished sync of the unit up, if there is one: the next begins another run.
+    ///
+    /// # Errors
+    /// `Io`, `NewerFormat` and `NotALocal` as [`Local::open`].
+    pub fn give_up_sync(&self, settings: &SyncSettings, clock: &dyn Clock) -> Result<()> {
+        let mut turn = Turn::take(self, settings, clock)?;
+        match turn.run().cloned() {
+            Some(mut run) if matches!(run.standing, Standing::Pending(_)) => {
+                let message = "the platform gave the run up".to_owned();
+                run.standing = Standing::Failed { answer: "no message".to_owned(), message };
+                turn.unit().run = Some(run);
+                turn.save()
+            }
+            _ => Ok(()),
+        }
     }
 
     /// What the run of the unit that was begun last has come to so far; `None` if there is none.

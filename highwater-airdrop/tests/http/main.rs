@@ -2,12 +2,14 @@
 
 mod audit;
 mod faults;
+mod naive;
 #[path = "../../../tests/support/served.rs"]
 mod served;
 mod strict;
 #[path = "../../../tests/support/mod.rs"]
 mod support;
 mod sync;
+mod verify;
 
 /// The program under test.
 const AIRDROP: &str = env!("CARGO_BIN_EXE_highwater-airdrop");

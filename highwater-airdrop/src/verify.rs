@@ -1,0 +1,571 @@
+//! Hunts for losses: a clean sync first, then one sync after another in which one thing goes wrong, each compared with
+//! the clean one record by record.
+//!
+//! # What a case is
+//!
+//! A folder of its own; in it a platform and the worker's own folder. A case of the first sync begins with nothing, a
+//! case of the next one with a copy of what the clean first sync left. The sync with the fault is followed by a sync
+//! without one. What both delivered is compared with what the clean syncs delivered:
+//!
+//! | word | what it means |
+//! |---|---|
+//! | lost | a record of the clean sync that neither of the two delivered |
+//! | altered | a record that was delivered last with another content |
+//! | repeated | a record that one run delivered more often than the clean one does |
+//! | stuck | the sync that followed, without a fault, did not end with DONE |
+//! | stopped | the sync with the fault did not end with DONE, and the one that followed delivered everything: not a finding |
+//!
+//! The clean sync is made twice. What the two differ in is reported, and not looked at in the cases.
+//!
+//! # On disk
+//!
+//! `clean/1` and `clean/2` are the clean syncs, `clean/first` is what the first one of the two left, and `case/ID` is a
+//! case: the directory of a platform, see [`Local`](crate::Local), with the worker's folder in `worker`. The folder of
+//! a case without findings is removed. All is made anew each time.
+
+pub(crate) mod cases;
+pub(crate) mod compare;
+mod html;
+pub(crate) mod report;
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use highwater::SystemClock;
+
+use crate::api::Observer;
+use crate::error::{Error, Result, chain};
+use crate::fault::Fault;
+use crate::local::SyncReport;
+use crate::sync::{Airdrop, AirdropOptions, Outcome, Stopper, SyncOptions};
+use crate::worker::{DIR_PLACE, Worker};
+use cases::{Case, Menu, Shape, Which, Wrong, sample};
+use compare::{Delivered, Ran, SetAside};
+use report::{CaseResult, CleanFigures, End, Place, VerifyReport};
+
+/// How long a slow answer takes, unless set.
+const SLOW: Duration = Duration::from_secs(3);
+/// Cases that are run, unless set.
+const CASES: usize = 200;
+/// No DELAY is waited out for longer, unless set.
+const DELAY_MAX: Duration = Duration::from_secs(1);
+
+/// What is verified, and how much of it.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct VerifyOptions {
+    /// Each sync.
+    pub sync: SyncOptions,
+    /// Whether what looks wrong is refused.
+    pub strict: bool,
+    /// How many cases are run at most; they are chosen evenly over what goes wrong and where.
+    pub cases: usize,
+    /// No case is begun after this time.
+    pub budget: Option<Duration>,
+    /// Which cases are chosen.
+    pub seed: u64,
+    /// How many cases run at once.
+    pub jobs: usize,
+    /// The cases that are run, by their ids; if there are none, they are chosen.
+    pub only: Vec<String>,
+    /// Whether the worker's folder is there again at each invocation where it really runs: then there is no case with a
+    /// fresh one.
+    pub keeps_disk: bool,
+    /// How long a slow answer takes.
+    pub slow: Duration,
+    /// Whether the folders of cases without findings are kept.
+    pub keep: bool,
+    /// Is told of each call of the cases.
+    pub observer: Option<CallObserver>,
+}
+
+/// An [`Observer`] that can be shown.
+#[derive(Clone)]
+pub struct CallObserver(pub Observer);
+
+impl std::fmt::Debug for CallObserver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("CallObserver")
+    }
+}
+
+impl VerifyOptions {
+    /// 200 cases of such syncs, two at once for each core.
+    pub fn new(mut sync: SyncOptions) -> Self {
+        sync.delay_max.get_or_insert(DELAY_MAX);
+        Self {
+            sync,
+            strict: false,
+            cases: CASES,
+            budget: None,
+            seed: 0,
+            // Most of a case is waiting: for a worker that waits before it tries again.
+            jobs: std::thread::available_parallelism().map_or(2, |cores| cores.get() * 2),
+            only: Vec::new(),
+            keeps_disk: false,
+            slow: SLOW,
+            keep: false,
+            observer: None,
+        }
+    }
+}
+
+/// What is going on, for who watches.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum VerifyProgress<'a> {
+    /// A clean sync begins: which, from 1 to 4.
+    Clean(u8),
+    /// So many cases are there, and so many are run.
+    Chosen(usize, usize),
+    /// A case is over.
+    Case {
+        /// The case.
+        result: &'a CaseResult,
+        /// Cases that are over.
+        done: usize,
+        /// Cases that are run.
+        of: usize,
+        /// How long the others will take, about.
+        left: Duration,
+    },
+}
+
+/// All workers that run now.
+#[derive(Debug, Clone, Default)]
+pub struct StopAll(Arc<Mutex<Running>>);
+
+#[derive(Debug, Default)]
+struct Running {
+    stopped: bool,
+    next: u64,
+    stoppers: HashMap<u64, Stopper>,
+}
+
+impl StopAll {
+    /// Kills all workers, and lets no other start.
+    pub fn stop(&self) {
+        let mut running = self.lock();
+        running.stopped = true;
+        for stopper in running.stoppers.values() {
+            stopper.stop();
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Running> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has it stopped with the others, until the number is given back.
+    fn add(&self, stopper: Stopper) -> u64 {
+        let mut running = self.lock();
+        if running.stopped {
+            stopper.stop();
+        }
+        running.next += 1;
+        let number = running.next;
+        running.stoppers.insert(number, stopper);
+        number
+    }
+}
+
+/// Verifies a worker in a folder; what is in the way there from an earlier time is removed.
+///
+/// # Errors
+/// `Invalid` if a clean sync does not end with DONE, if it cannot be compared with, or if there is no such case; `Io` if
+/// the disk refuses; and as [`Airdrop::start`].
+pub fn verify(
+    dir: &Path,
+    options: &VerifyOptions,
+    worker: &Worker,
+    stop: &StopAll,
+    progress: &(dyn Fn(&VerifyProgress<'_>) + Sync),
+) -> Result<VerifyReport> {
+    let began = Instant::now();
+    let verify = Verify { dir: absolute(dir)?, options, worker, stop };
+    for folder in ["clean", "case"] {
+        remove(&verify.dir.join(folder))?;
+    }
+    let clean = verify.clean(progress)?;
+    let menu = Menu {
+        kills: matches!(worker, Worker::Command(_)),
+        fresh_disk: matches!(worker, Worker::Command(_)) && !options.keeps_disk,
+        slow: options.slow,
+    };
+    let all: Vec<Case> =
+        [&clean.first, &clean.next].into_iter().flat_map(|ran| menu.cases(&ran.shape)).collect();
+    let count = all.len();
+    let chosen = if options.only.is_empty() {
+        sample(all, options.cases, options.seed)
+    } else {
+        named(&all, &options.only)?
+    };
+    progress(&VerifyProgress::Chosen(count, chosen.len()));
+    let cases = verify.run_all(&chosen, &clean, progress)?;
+    Ok(VerifyReport {
+        worker: worker.to_string(),
+        clean: vec![clean.first.figures, clean.next.figures],
+        set_aside: clean.aside,
+        notes: clean.notes,
+        known: (count, chosen.len()),
+        cases,
+        seed: options.seed,
+        after_death: options.sync.after_death,
+        took: began.elapsed(),
+    })
+}
+
+/// The cases that are called so.
+fn named(all: &[Case], ids: &[String]) -> Result<Vec<Case>> {
+    ids.iter()
+        .map(|id| {
+            all.iter().find(|case| case.id == *id).cloned().ok_or_else(|| {
+                let some: Vec<&str> = all.iter().take(3).map(|case| case.id.as_str()).collect();
+                Error::Invalid {
+                    what: format!("the case {id:?}"),
+                    reason: format!("a case is called like one of these: {}", some.join(", ")),
+                }
+            })
+        })
+        .collect()
+}
+
+struct Verify<'a> {
+    dir: PathBuf,
+    options: &'a VerifyOptions,
+    worker: &'a Worker,
+    stop: &'a StopAll,
+}
+
+/// A clean sync.
+struct CleanSync {
+    shape: Shape,
+    delivered: Delivered,
+    figures: CleanFigures,
+}
+
+/// The clean syncs.
+struct Clean {
+    first: CleanSync,
+    next: CleanSync,
+    /// What both delivered.
+    delivered: Delivered,
+    aside: SetAside,
+    /// What else the two differ in.
+    notes: Vec<String>,
+    /// What the first sync left.
+    snapshot: PathBuf,
+}
+
+impl Verify<'_> {
+    /// Makes the clean syncs, twice.
+    fn clean(&self, progress: &(dyn Fn(&VerifyProgress<'_>) + Sync)) -> Result<Clean> {
+        let mut number = 0;
+        let mut sync = |folder: &str, which| {
+            number += 1;
+            progress(&VerifyProgress::Clean(number));
+            self.clean_sync(folder, which)
+        };
+        let first = sync("clean/1", Which::First)?;
+        let snapshot = self.dir.join("clean/first");
+        copy(&self.dir.join("clean/1"), &snapshot)?;
+        let next = sync("clean/1", Which::Next)?;
+        let first_again = sync("clean/2", Which::First)?;
+        let next_again = sync("clean/2", Which::Next)?;
+        if !first.delivered.is_empty() && first_again.delivered.is_empty() {
+            return Err(Error::Invalid {
+                what: "a worker whose second first sync delivers nothing".to_owned(),
+                reason: "it remembers the one before outside of its own folder: give it that folder by {dir} in its \
+                         words or HIGHWATER_DIR in its environment"
+                    .to_owned(),
+            });
+        }
+        let both = |first: &CleanSync, next: &CleanSync| {
+            let mut both = first.delivered.clone();
+            both.extend(&next.delivered);
+            both
+        };
+        let delivered = both(&first, &next);
+        let mut aside = delivered.set_aside(&both(&first_again, &next_again));
+        // A record may move from one of the two syncs to the other.
+        for (one, other) in [(&first, &first_again), (&next, &next_again)] {
+            let more = one.delivered.set_aside(&other.delivered);
+            aside.in_one_only.extend(more.in_one_only);
+            aside.content_differs.extend(more.content_differs);
+        }
+        let mut notes = Vec::new();
+        for (which, one, other) in [("first", &first, &first_again), ("next", &next, &next_again)] {
+            let (calls, again) = (one.shape.calls.len(), other.shape.calls.len());
+            if calls != again {
+                notes.push(format!(
+                    "the {which} sync made {calls} calls one time and {again} the other: what befalls a call may \
+                     befall another one than is said here"
+                ));
+            }
+            notes.extend(one.figures.notes.iter().cloned());
+        }
+        if self.may_remember_elsewhere() {
+            notes.push(
+                "no word of the worker holds {dir}, and it left nothing in HIGHWATER_DIR: if it keeps anything on \
+                 disk, the cases disturb each other"
+                    .to_owned(),
+            );
+        }
+        Ok(Clean { first, next, delivered, aside, notes, snapshot })
+    }
+
+    /// Whether nothing shows that the worker keeps what it remembers in its own folder, if it does at all.
+    fn may_remember_elsewhere(&self) -> bool {
+        let Worker::Command(words) = self.worker else { return false };
+        let own = self.dir.join("clean/1/worker");
+        let is_empty = fs::read_dir(&own).map_or(true, |mut entries| entries.next().is_none());
+        is_empty && !words.iter().any(|word| word.contains(DIR_PLACE))
+    }
+
+    fn clean_sync(&self, folder: &str, which: Which) -> Result<CleanSync> {
+        let dir = self.dir.join(folder);
+        let unit = folder.replace('/', "-");
+        let (outcome, ran) = self.sync(&dir, &unit, &[], None)?;
+        if let Some(failure) = &outcome.failure {
+            return Err(Error::Invalid {
+                what: format!("a worker whose clean sync ({which}) does not end with DONE"),
+                reason: format!(
+                    "{}; what it printed is in {}",
+                    chain(failure),
+                    dir.join("worker.log").display()
+                ),
+            });
+        }
+        let figures = CleanFigures::new(which, &outcome, &ran);
+        let Ran { delivered, calls, invocations, .. } = ran;
+        Ok(CleanSync { shape: Shape { which, calls, invocations }, delivered, figures })
+    }
+
+    /// One sync in a folder, and what it came to.
+    fn sync(
+        &self,
+        dir: &Path,
+        unit: &str,
+        faults: &[Fault],
+        wrong: Option<&Wrong>,
+    ) -> Result<(Outcome, Ran)> {
+        let serve = AirdropOptions {
+            port: Some(0),
+            faults: faults.to_vec(),
+            strict: self.options.strict,
+            observer: self.options.observer.as_ref().map(|observer| Arc::clone(&observer.0)),
+        };
+        let mut sync = self.options.sync.clone();
+        match wrong {
+            Some(Wrong::Invocation(number, disturbance)) => {
+                sync.disturbance = Some((*number, disturbance.clone()));
+            }
+            Some(Wrong::FreshDisk) => sync.fresh_disk = true,
+            Some(Wrong::Call(_)) | None => {}
+        }
+        if matches!(self.worker, Worker::Function(_)) {
+            // Its state is with the unit, wherever it is.
+            sync.settings = sync.settings.sync_unit_id(format!("verify-{unit}"));
+        }
+        let airdrop = Airdrop::start(dir, serve)?;
+        let number = self.stop.add(airdrop.stopper());
+        let outcome = airdrop.sync(&sync, self.worker, &mut |_| {});
+        self.stop.lock().stoppers.remove(&number);
+        if self.stop.lock().stopped {
+            return Err(Error::Invalid {
+                what: "to go on".to_owned(),
+                reason: "this program was told to end".to_owned(),
+            });
+        }
+        if let Some(error @ (Error::Start { .. } | Error::Io { .. } | Error::Invalid { .. })) =
+            outcome.failure
+        {
+            return Err(error);
+        }
+        let ran = match &outcome.report {
+            Some(SyncReport { run, .. }) => Ran::read(airdrop.local(), run.as_str(), airdrop.base())?,
+            None => Ran::default(),
+        };
+        if !outcome.is_done() {
+            // What follows is another run.
+            airdrop.local().give_up_sync(&sync.settings, &SystemClock::new())?;
+        }
+        Ok((outcome, ran))
+    }
+
+    fn run_all(
+        &self,
+        chosen: &[Case],
+        clean: &Clean,
+        progress: &(dyn Fn(&VerifyProgress<'_>) + Sync),
+    ) -> Result<Vec<CaseResult>> {
+        let (next, began) = (AtomicUsize::new(0), Instant::now());
+        let over = Mutex::new((Vec::new(), None));
+        std::thread::scope(|scope| {
+            for _ in 0..self.options.jobs.clamp(1, chosen.len().max(1)) {
+                scope.spawn(|| {
+                    loop {
+                        let at = next.fetch_add(1, Ordering::Relaxed);
+                        let is_late = self.options.budget.is_some_and(|budget| began.elapsed() >= budget);
+                        let Some(case) = chosen.get(at).filter(|_| !is_late) else { return };
+                        let result = self.run(case, clean);
+                        let mut over = over.lock().unwrap_or_else(PoisonError::into_inner);
+                        let (results, failed) = &mut *over;
+                        match result {
+                            Ok(result) => {
+                                let done = results.len() + 1;
+                                let rest = u32::try_from(chosen.len() - done).unwrap_or(u32::MAX);
+                                let each = began.elapsed() / u32::try_from(done).unwrap_or(u32::MAX);
+                                let mut left = each.saturating_mul(rest);
+                                if let Some(budget) = self.options.budget {
+                                    left = left.min(budget.saturating_sub(began.elapsed()));
+                                }
+                                progress(&VerifyProgress::Case {
+                                    result: &result,
+                                    done,
+                                    of: chosen.len(),
+                                    left,
+                                });
+                                results.push((at, result));
+                            }
+                            Err(error) => {
+                                failed.get_or_insert(error);
+                                next.store(chosen.len(), Ordering::Relaxed);
+                                return;
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        let (mut results, failed) = over.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        results.sort_by_key(|(at, _)| *at);
+        Ok(results.into_iter().map(|(_, result)| result).collect())
+    }
+
+    /// Runs a case.
+    fn run(&self, case: &Case, clean: &Clean) -> Result<CaseResult> {
+        let began = Instant::now();
+        let name = case.id.replace(':', "-");
+        let dir = self.dir.join("case").join(&name);
+        let usual = match case.which {
+            Which::First => &clean.first,
+            Which::Next => {
+                if matches!(self.worker, Worker::Function(_)) {
+                    // What it remembers is not ours to copy.
+                    self.sync(&dir, &name, &[], None)?;
+                } else {
+                    copy(&clean.snapshot, &dir)?;
+                }
+                &clean.next
+            }
+        };
+        let faults: Vec<Fault> = match &case.wrong {
+            Wrong::Call(fault) => vec![fault.clone()],
+            _ => Vec::new(),
+        };
+        let (outcome, ran) = self.sync(&dir, &name, &faults, Some(&case.wrong))?;
+        let fresh = matches!(case.wrong, Wrong::FreshDisk).then_some(&Wrong::FreshDisk);
+        let (then, ran_then) = self.sync(&dir, &name, &[], fresh)?;
+        let mut delivered = ran.delivered.clone();
+        delivered.extend(&ran_then.delivered);
+        let wanted = match case.which {
+            Which::First => &clean.delivered,
+            Which::Next => &clean.next.delivered,
+        };
+        let difference = wanted.difference(&delivered, &clean.aside);
+        let mut repeated = ran.delivered.repeated(&usual.delivered);
+        repeated.extend(ran_then.delivered.repeated(&clean.delivered));
+        let befallen = faults.first().and_then(|fault| {
+            let text = fault.to_string();
+            ran.calls.iter().find(|call| call.fault.as_deref() == Some(&text))
+        });
+        let came_true = match &case.wrong {
+            Wrong::Call(_) => befallen.is_some(),
+            Wrong::Invocation(number, _) => ran.invocations.iter().any(|of| of.number == *number),
+            Wrong::FreshDisk => true,
+        };
+        let invocation = match (&case.wrong, befallen) {
+            (Wrong::Invocation(number, _), _) => *number,
+            (_, Some(call)) => call.invocation,
+            _ => 0,
+        };
+        let event = ran.invocations.iter().find(|of| of.number == invocation);
+        let place = Place {
+            call: befallen.map_or(0, |call| call.number),
+            invocation,
+            event_type: event.map(|event| event.event_type.clone()).unwrap_or_default(),
+        };
+        let mut result = CaseResult {
+            id: case.id.clone(),
+            which: case.which,
+            kind: case.kind.clone(),
+            place: case.place.clone(),
+            at: place,
+            came_true,
+            end: End::of(&outcome),
+            then: End::of(&then),
+            lost: difference.lost,
+            altered: difference.altered,
+            repeated,
+            wasted_uploads: ran.wasted_uploads.saturating_sub(usual.figures.wasted_uploads),
+            extra_invocations: (ran.invocations.len() as u64).saturating_sub(usual.figures.invocations),
+            seconds: began.elapsed().as_secs_f64(),
+            dir: Some(dir.clone()),
+            timeline: Vec::new(),
+        };
+        if result.verdict().is_finding() {
+            result.timeline = report::timeline(&ran);
+        }
+        if !result.verdict().is_finding() && !self.options.keep && self.options.only.is_empty() {
+            remove(&dir)?;
+            result.dir = None;
+        }
+        Ok(result)
+    }
+}
+
+/// A worker may be started in another directory than ours.
+fn absolute(dir: &Path) -> Result<PathBuf> {
+    fs::create_dir_all(dir)
+        .and_then(|()| fs::canonicalize(dir))
+        .map_err(|error| Error::io(format!("make the directory {}", dir.display()), error))
+}
+
+fn remove(dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::io(format!("remove {}", dir.display()), error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Copies a folder. Artifacts never change, so they are linked where that can be done.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fn copy_into(from: &Path, to: &Path, links: bool) -> io::Result<()> {
+        fs::create_dir_all(to)?;
+        for entry in fs::read_dir(from)? {
+            let entry = entry?;
+            let (path, copied) = (entry.path(), to.join(entry.file_name()));
+            let kind = entry.file_type()?;
+            if kind.is_dir() {
+                copy_into(&path, &copied, links || entry.file_name() == "artifacts")?;
+            } else if kind.is_file() && !(links && fs::hard_link(&path, &copied).is_ok()) {
+                fs::copy(&path, &copied)?;
+            }
+        }
+        Ok(())
+    }
+    remove(to)?;
+    copy_into(from, to, false)
+        .map_err(|error| Error::io(format!("copy {} to {}", from.display(), to.display()), error))
+}

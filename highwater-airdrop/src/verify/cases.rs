@@ -1,0 +1,243 @@
+//! The cases: one thing that goes wrong, at one place of a clean sync; and which of them are run if not all are.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::call::{Call, CallRecord};
+use crate::fault::{Act, Fault};
+use crate::sync::{Disturbance, Invocation};
+
+/// The shortest time after an answer at which a worker is killed between two calls.
+const KILL_LATER_MIN: Duration = Duration::from_millis(1);
+/// What a `Retry-After` asks for, in seconds.
+const RETRY_AFTER: &str = "1";
+
+/// Which of the two syncs something goes wrong in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Which {
+    /// The first, of an empty folder.
+    First,
+    /// The incremental one after it.
+    Next,
+}
+
+impl fmt::Display for Which {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Which::First => "first",
+            Which::Next => "next",
+        })
+    }
+}
+
+/// What the platform saw of a clean sync: where something can go wrong.
+#[derive(Debug, Clone)]
+pub(super) struct Shape {
+    pub(super) which: Which,
+    pub(super) calls: Vec<CallRecord>,
+    pub(super) invocations: Vec<Invocation>,
+}
+
+/// What goes wrong in a case.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Wrong {
+    Call(Fault),
+    Invocation(u64, Disturbance),
+    /// Each invocation finds its folder empty.
+    FreshDisk,
+}
+
+/// One thing that goes wrong, at one place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Case {
+    /// Always the same for the same worker, as long as its clean sync is.
+    pub(super) id: String,
+    pub(super) which: Which,
+    /// What goes wrong, in a word.
+    pub(super) kind: String,
+    /// Where: the kind of call, or the event.
+    pub(super) place: String,
+    pub(super) wrong: Wrong,
+}
+
+/// What can go wrong at all.
+#[derive(Debug, Clone)]
+pub(super) struct Menu {
+    /// Whether the worker can be killed.
+    pub(super) kills: bool,
+    /// Whether it can be given an empty folder.
+    pub(super) fresh_disk: bool,
+    /// How long a slow answer takes.
+    pub(super) slow: Duration,
+}
+
+impl Menu {
+    /// All cases of a clean sync, in its order.
+    pub(super) fn cases(&self, shape: &Shape) -> Vec<Case> {
+        let which = shape.which;
+        let mut cases = Vec::new();
+        let mut of_kind: BTreeMap<Call, u64> = BTreeMap::new();
+        for (at, call) in shape.calls.iter().enumerate() {
+            if call.call == Call::Unknown {
+                continue;
+            }
+            let number = of_kind.entry(call.call).or_default();
+            *number += 1;
+            for act in self.acts(call, shape.calls.get(at + 1)) {
+                let fault = Fault::of(call.call, *number, act.clone());
+                cases.push(Case {
+                    id: format!("{which}:{fault}"),
+                    which,
+                    kind: act.word(),
+                    place: call.call.to_string(),
+                    wrong: Wrong::Call(fault),
+                });
+            }
+        }
+        let mut was_delayed = false;
+        for invocation in &shape.invocations {
+            let half = Duration::from_secs_f64(invocation.seconds / 2.0);
+            let mut disturb = |kind: &str, disturbance| {
+                cases.push(Case {
+                    id: format!("{which}:invocation-{kind}:{}", invocation.number),
+                    which,
+                    kind: kind.to_owned(),
+                    place: invocation.event_type.clone(),
+                    wrong: Wrong::Invocation(invocation.number, disturbance),
+                });
+            };
+            disturb("twice", Disturbance::Twice);
+            if self.kills {
+                disturb("half-time", Disturbance::Budget(half));
+            }
+            if was_delayed {
+                disturb("delay-early", Disturbance::Delay(Duration::ZERO));
+                disturb("delay-late", Disturbance::Delay(self.slow));
+            }
+            was_delayed = invocation.answer.as_deref().is_some_and(|answer| answer.contains("_DELAY"));
+        }
+        if self.fresh_disk {
+            cases.push(Case {
+                id: format!("{which}:fresh-disk"),
+                which,
+                kind: "fresh-disk".to_owned(),
+                place: "every invocation".to_owned(),
+                wrong: Wrong::FreshDisk,
+            });
+        }
+        cases
+    }
+
+    /// What can become of a call.
+    fn acts(&self, call: &CallRecord, next: Option<&CallRecord>) -> Vec<Act> {
+        let status = |status, retry_after: Option<&str>, applied| Act::Status {
+            status,
+            retry_after: retry_after.map(str::to_owned),
+            applied,
+        };
+        let mut acts = vec![
+            status(500, None, false),
+            status(503, None, false),
+            status(429, None, false),
+            status(429, Some(RETRY_AFTER), false),
+            Act::HangUp { applied: false },
+            Act::Slow(self.slow),
+        ];
+        // What is only read is not applied; a file that its source refuses for good is rightly given up.
+        if call.call != Call::Attachment {
+            acts.extend([400, 403, 408, 413].map(|refusal| status(refusal, None, false)));
+        }
+        let changes = matches!(
+            call.call,
+            Call::Prepare | Call::Upload | Call::Confirm | Call::State | Call::Message | Call::Mapping
+        );
+        if changes {
+            acts.extend([status(500, None, true), status(503, None, true), Act::HangUp { applied: true }]);
+        }
+        if self.kills {
+            acts.extend([Act::Kill { applied: false }, Act::Kill { applied: true }]);
+            let answered = call.at_ms.saturating_add(call.took_ms);
+            let pause = next
+                .filter(|next| next.invocation == call.invocation)
+                .map_or(0, |next| next.at_ms.saturating_sub(answered));
+            acts.push(Act::KillLater(KILL_LATER_MIN.max(Duration::from_millis(pause / 2))));
+        }
+        acts
+    }
+}
+
+/// Takes so many cases, evenly over what goes wrong and where; in an order in which any beginning is as even.
+pub(super) fn sample(cases: Vec<Case>, most: usize, seed: u64) -> Vec<Case> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut by_kind: BTreeMap<String, BTreeMap<(Which, String), Vec<Case>>> = BTreeMap::new();
+    for case in cases {
+        let places = by_kind.entry(case.kind.clone()).or_default();
+        places.entry((case.which, case.place.clone())).or_default().push(case);
+    }
+    // Of each kind a queue in which the places take turns.
+    let mut queues: Vec<std::vec::IntoIter<Case>> = Vec::new();
+    for places in by_kind.into_values() {
+        let mut places: Vec<Vec<Case>> = places.into_values().collect();
+        random.shuffle(&mut places);
+        for place in &mut places {
+            random.shuffle(place);
+        }
+        let mut queue = Vec::new();
+        while places.iter().any(|place| !place.is_empty()) {
+            queue.extend(places.iter_mut().filter_map(Vec::pop));
+        }
+        queues.push(queue.into_iter());
+    }
+    let mut taken = Vec::new();
+    loop {
+        let before = taken.len();
+        random.shuffle(&mut queues);
+        taken.extend(queues.iter_mut().filter_map(Iterator::next));
+        if taken.len() == before || taken.len() >= most {
+            taken.truncate(most);
+            return taken;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    fn case(kind: &str, place: &str, number: usize) -> Case {
+        Case {
+            id: format!("{kind}:{place}:{number}"),
+            which: Which::First,
+            kind: kind.to_owned(),
+            place: place.to_owned(),
+            wrong: Wrong::FreshDisk,
+        }
+    }
+
+    #[test]
+    fn a_sample_is_even_over_kinds_and_places_and_the_same_for_the_same_seed() {
+        // One kind and place has a hundred times the cases of the others.
+        let mut all: Vec<Case> = (0..1000).map(|number| case("a", "often", number)).collect();
+        for kind in ["a", "b", "c", "d"] {
+            all.extend((0..10).map(|number| case(kind, "rare", number)));
+        }
+        let taken = sample(all.clone(), 40, 7);
+        assert_eq!(taken, sample(all.clone(), 40, 7));
+        assert_ne!(taken, sample(all.clone(), 40, 8));
+        for kind in ["a", "b", "c", "d"] {
+            assert_eq!(taken.iter().filter(|case| case.kind == kind).count(), 10, "{kind}");
+        }
+        let rare = taken.iter().filter(|case| case.kind == "a" && case.place == "rare").count();
+        assert_eq!(rare, 5);
+        // All, each once, if there is room.
+        let every = sample(all.clone(), usize::MAX, 7);
+        let ids: BTreeSet<&str> = every.iter().map(|case| case.id.as_str()).collect();
+        assert_eq!((every.len(), ids.len()), (all.len(), all.len()));
+    }
+}

@@ -1,0 +1,238 @@
+//! What the platform was given, record by record, and what two syncs differ in.
+//!
+//! A record counts as delivered if a message names the artifact that it is in, and that artifact is uploaded and
+//! confirmed (external sync units are not confirmed, by protocol). It is known by item type and id; its content is the
+//! hash of its line. In the line of an uploaded attachment the artifact's id is the platform's own: in its place stands
+//! the hash of what was uploaded, so that the bytes of attachments are compared as well. The address of this platform,
+//! which is another one in each sync, counts for nothing.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use serde::Serialize;
+use serde_json::Value;
+use twox_hash::XxHash3_64;
+
+use crate::audit::{METADATA, UNITS, calls, each_line, named, record_id};
+use crate::call::{Call, CallRecord};
+use crate::error::Result;
+use crate::local::Local;
+use crate::message::UPLOADED;
+use crate::sync::{Invocation, invocations};
+
+/// A record: its item type and id.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[non_exhaustive]
+pub struct RecordKey {
+    /// Its item type.
+    pub item_type: String,
+    /// Its id; of an uploaded attachment, what it is called outside.
+    pub id: String,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    content: u64,
+    times: u64,
+}
+
+/// What was delivered.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Delivered {
+    records: BTreeMap<String, HashMap<String, Seen>>,
+}
+
+/// What a run came to, from the files of its platform.
+#[derive(Debug, Default)]
+pub(super) struct Ran {
+    pub(super) delivered: Delivered,
+    pub(super) calls: Vec<CallRecord>,
+    pub(super) invocations: Vec<Invocation>,
+    /// Uploads that were kept, and that nothing names.
+    pub(super) wasted_uploads: u64,
+}
+
+impl Ran {
+    /// Reads a run; `base` is what the addresses of its platform begin with.
+    ///
+    /// # Errors
+    /// `Io` if the disk refuses; `NotALocal` if the files make no sense.
+    pub(super) fn read(local: &Local, run: &str, base: &str) -> Result<Self> {
+        let host = base.trim_start_matches("http://");
+        let calls = calls(local.dir(), run)?;
+        let invocations = invocations(local.dir(), run)?;
+        let confirmed: HashSet<String> = local.confirmed()?.into_iter().map(|id| id.to_string()).collect();
+        let kept = || calls.iter().filter(|call| call.call == Call::Upload && call.applied);
+        let contents: HashMap<&str, &str> = kept()
+            .filter_map(|call| Some((call.artifact.as_deref()?, call.content.as_ref()?.hash.as_str())))
+            .collect();
+        let mut delivered = Delivered::default();
+        let mut used: HashSet<String> = HashSet::new();
+        for artifact in named(local, &invocations)? {
+            used.insert(artifact.id.clone());
+            if artifact.item_type != UNITS && !confirmed.contains(&artifact.id) {
+                continue;
+            }
+            let records = delivered.records.entry(artifact.item_type.clone()).or_default();
+            // What cannot be read is not delivered.
+            let _ = each_line(local, &artifact.id, |line| {
+                let (id, content) = match artifact.item_type.as_str() {
+                    METADATA => (String::new(), hash_without(line, host)),
+                    UPLOADED => {
+                        let Some((id, upload, content)) = link(line, &confirmed, &contents) else { return };
+                        used.insert(upload);
+                        (id, content)
+                    }
+                    _ => {
+                        let Some(id) = record_id(line) else { return };
+                        (id, hash_without(line, host))
+                    }
+                };
+                let seen = records.entry(id).or_insert(Seen { content, times: 0 });
+                seen.content = content;
+                seen.times += artifact.times;
+            });
+        }
+        let wasted_uploads =
+            kept().filter(|call| call.artifact.as_ref().is_none_or(|id| !used.contains(id))).count() as u64;
+        Ok(Self { delivered, calls, invocations, wasted_uploads })
+    }
+}
+
+/// The hash of a line in which this host counts for nothing.
+fn hash_without(line: &[u8], host: &str) -> u64 {
+    match std::str::from_utf8(line) {
+        Ok(text) if text.contains(host) => XxHash3_64::oneshot(text.replace(host, "").as_bytes()),
+        _ => XxHash3_64::oneshot(line),
+    }
+}
+
+/// A line on an uploaded attachment: what it is called outside, the artifact, and a hash of the rest with the content.
+/// `None` if nothing is uploaded and confirmed under it.
+fn link(
+    line: &[u8],
+    confirmed: &HashSet<String>,
+    contents: &HashMap<&str, &str>,
+) -> Option<(String, String, u64)> {
+    let mut value: Value = serde_json::from_slice(line).ok()?;
+    let id = value.get_mut("id")?.as_object_mut()?;
+    let upload = id.get("devrev")?.as_str()?.to_owned();
+    let content = contents.get(upload.as_str()).filter(|_| confirmed.contains(&upload))?;
+    id.insert("devrev".to_owned(), Value::from(*content));
+    let outside = record_id(line)?;
+    Some((outside, upload, XxHash3_64::oneshot(value.to_string().as_bytes())))
+}
+
+/// What two clean syncs differ in: it is not looked at in the cases.
+#[derive(Debug, Clone, Default, Serialize)]
+#[non_exhaustive]
+pub struct SetAside {
+    /// Records that only one of the two delivered.
+    pub in_one_only: BTreeSet<RecordKey>,
+    /// Records of which the content differs.
+    pub content_differs: BTreeSet<RecordKey>,
+}
+
+impl SetAside {
+    /// Whether the two are the same.
+    pub fn is_empty(&self) -> bool {
+        self.in_one_only.is_empty() && self.content_differs.is_empty()
+    }
+}
+
+/// What a case differs in from the clean sync.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(super) struct Difference {
+    pub(super) lost: Vec<RecordKey>,
+    pub(super) altered: Vec<RecordKey>,
+}
+
+impl Delivered {
+    /// Records, by item type.
+    pub(super) fn totals(&self) -> BTreeMap<String, u64> {
+        self.records.iter().map(|(item_type, records)| (item_type.clone(), records.len() as u64)).collect()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.records.iter().all(|(item_type, records)| is_apart(item_type) || records.is_empty())
+    }
+
+    /// Adds what a later sync delivered.
+    pub(super) fn extend(&mut self, later: &Delivered) {
+        for (item_type, records) in &later.records {
+            let all = self.records.entry(item_type.clone()).or_default();
+            for (id, seen) in records {
+                let before = all.get(id).map_or(0, |before| before.times);
+                all.insert(id.clone(), Seen { content: seen.content, times: seen.times.max(before) });
+            }
+        }
+    }
+
+    fn get(&self, item_type: &str, id: &str) -> Option<&Seen> {
+        self.records.get(item_type)?.get(id)
+    }
+
+    fn each(&self) -> impl Iterator<Item = (&str, &str, &Seen)> {
+        self.records.iter().flat_map(|(item_type, records)| {
+            records.iter().map(move |(id, seen)| (item_type.as_str(), id.as_str(), seen))
+        })
+    }
+
+    /// What another clean sync differs in.
+    pub(super) fn set_aside(&self, other: &Delivered) -> SetAside {
+        let mut aside = SetAside::default();
+        for (item_type, id, seen) in self.each() {
+            match other.get(item_type, id) {
+                None => drop(aside.in_one_only.insert(key(item_type, id))),
+                Some(also) if also.content != seen.content => {
+                    aside.content_differs.insert(key(item_type, id));
+                }
+                Some(_) => {}
+            }
+        }
+        let only_there = other.each().filter(|(item_type, id, _)| self.get(item_type, id).is_none());
+        aside.in_one_only.extend(only_there.map(|(item_type, id, _)| key(item_type, id)));
+        aside
+    }
+
+    /// What `found` lacks of this, and what it has otherwise.
+    pub(super) fn difference(&self, found: &Delivered, aside: &SetAside) -> Difference {
+        let mut difference = Difference::default();
+        for (item_type, id, seen) in self.each() {
+            match found.get(item_type, id) {
+                Some(found) if found.content == seen.content => {}
+                found => {
+                    let key = key(item_type, id);
+                    if aside.in_one_only.contains(&key) {
+                    } else if found.is_none() {
+                        difference.lost.push(key);
+                    } else if !aside.content_differs.contains(&key) {
+                        difference.altered.push(key);
+                    }
+                }
+            }
+        }
+        difference.lost.sort();
+        difference.altered.sort();
+        difference
+    }
+
+    /// The records of one run that it delivered more often than a clean one does; each as often as it is too many.
+    pub(super) fn repeated(&self, clean: &Delivered) -> Vec<RecordKey> {
+        let mut repeated: Vec<RecordKey> = Vec::new();
+        for (item_type, id, seen) in self.each().filter(|(item_type, ..)| !is_apart(item_type)) {
+            let usual = clean.get(item_type, id).map_or(1, |seen| seen.times.max(1));
+            repeated.extend((usual..seen.times).map(|_| key(item_type, id)));
+        }
+        repeated.sort();
+        repeated
+    }
+}
+
+/// What describes the source, and may be said as often as one likes.
+fn is_apart(item_type: &str) -> bool {
+    matches!(item_type, METADATA | UNITS)
+}
+
+fn key(item_type: &str, id: &str) -> RecordKey {
+    RecordKey { item_type: item_type.to_owned(), id: id.to_owned() }
+}

@@ -1,0 +1,534 @@
+//! What verifying came to: by case, and as a table of what went wrong by where.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::{self, Write as _};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::cases::Which;
+use super::compare::{Delivered, Ran, RecordKey, SetAside};
+use crate::error::chain;
+use crate::sync::{AfterDeath, Outcome};
+
+/// Ids of a case that are told in text.
+const IDS_TOLD_MAX: usize = 5;
+/// Ids of a case that are told in JSON.
+const IDS_JSON_MAX: usize = 1_000;
+/// Cases that are told one by one in text.
+const CASES_TOLD_MAX: usize = 40;
+
+/// What is to be thought of a case, or of all: the worst.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum CaseVerdict {
+    /// All was delivered, and nothing twice.
+    Clean,
+    /// What was to go wrong did not come to pass: this says nothing.
+    NotReached,
+    /// The sync did not end with DONE, and the one that followed delivered everything.
+    Stopped,
+    /// Something was delivered more than once in a run.
+    Repeated,
+    /// The sync that followed did not end with DONE.
+    Stuck,
+    /// Something was delivered with another content.
+    Altered,
+    /// Something was not delivered.
+    Lost,
+}
+
+impl CaseVerdict {
+    /// Whether it is the worker's fault.
+    pub fn is_finding(self) -> bool {
+        self >= CaseVerdict::Repeated
+    }
+
+    /// As tables name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            CaseVerdict::Clean => "clean",
+            CaseVerdict::NotReached => "not reached",
+            CaseVerdict::Stopped => "stopped",
+            CaseVerdict::Repeated => "repeated",
+            CaseVerdict::Stuck => "stuck",
+            CaseVerdict::Altered => "altered",
+            CaseVerdict::Lost => "lost",
+        }
+    }
+}
+
+impl fmt::Display for CaseVerdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// How a sync ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum End {
+    /// With DONE.
+    Done,
+    /// Not; why, for people.
+    Stopped(String),
+}
+
+impl End {
+    pub(super) fn of(outcome: &Outcome) -> Self {
+        match &outcome.failure {
+            None => End::Done,
+            Some(failure) => End::Stopped(chain(failure)),
+        }
+    }
+}
+
+/// Where something went wrong.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Place {
+    /// The call's number among all of the sync; 0: it was no call.
+    pub call: u64,
+    /// The invocation's number; 0: it was all of them.
+    pub invocation: u64,
+    /// Its event.
+    pub event_type: String,
+}
+
+/// A call, as a timeline shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct TimelineCall {
+    /// The invocation.
+    pub invocation: u64,
+    /// Its event.
+    pub event_type: String,
+    /// What was called.
+    pub call: String,
+    /// The records that it was about, if that is known.
+    pub records: u64,
+    /// How it was answered; `None`: not at all.
+    pub status: Option<u16>,
+    /// What was made to go wrong with it.
+    pub fault: Option<String>,
+    /// When, in milliseconds since the sync began.
+    pub at_ms: u64,
+}
+
+pub(super) fn timeline(ran: &Ran) -> Vec<TimelineCall> {
+    let events: BTreeMap<u64, &str> = ran
+        .invocations
+        .iter()
+        .map(|invocation| (invocation.number, invocation.event_type.as_str()))
+        .collect();
+    let calls = ran.calls.iter().map(|call| TimelineCall {
+        invocation: call.invocation,
+        event_type: events.get(&call.invocation).copied().unwrap_or_default().to_owned(),
+        call: call.call.to_string(),
+        records: call.content.as_ref().and_then(|content| content.lines).unwrap_or(call.records),
+        status: call.status,
+        fault: call.fault.clone(),
+        at_ms: call.at_ms,
+    });
+    calls.collect()
+}
+
+/// What a case came to.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct CaseResult {
+    /// Its name.
+    pub id: String,
+    /// The sync in which something went wrong.
+    pub which: Which,
+    /// What went wrong.
+    pub kind: String,
+    /// The kind of call, or the event.
+    pub place: String,
+    /// Where that was.
+    pub at: Place,
+    /// Whether it did go wrong.
+    pub came_true: bool,
+    /// How the sync ended.
+    pub end: End,
+    /// How the one that followed ended.
+    pub then: End,
+    /// Records that were not delivered.
+    pub lost: Vec<RecordKey>,
+    /// Records that were delivered with another content.
+    pub altered: Vec<RecordKey>,
+    /// Records that were delivered once too often; each as often as that.
+    pub repeated: Vec<RecordKey>,
+    /// Uploads that nothing names, beyond those of the clean sync.
+    pub wasted_uploads: u64,
+    /// Invocations beyond those of the clean sync.
+    pub extra_invocations: u64,
+    /// How long it took.
+    pub seconds: f64,
+    /// Its folder, if it is kept.
+    pub dir: Option<PathBuf>,
+    /// The calls of the sync, where there is a finding.
+    pub timeline: Vec<TimelineCall>,
+}
+
+impl CaseResult {
+    /// What is to be thought of it.
+    pub fn verdict(&self) -> CaseVerdict {
+        if !self.lost.is_empty() {
+            CaseVerdict::Lost
+        } else if !self.altered.is_empty() {
+            CaseVerdict::Altered
+        } else if self.then != End::Done {
+            CaseVerdict::Stuck
+        } else if !self.repeated.is_empty() {
+            CaseVerdict::Repeated
+        } else if !self.came_true {
+            CaseVerdict::NotReached
+        } else if self.end != End::Done {
+            CaseVerdict::Stopped
+        } else {
+            CaseVerdict::Clean
+        }
+    }
+
+    /// Whether something is lost, and the worker said DONE all the same.
+    pub fn said_done(&self) -> bool {
+        self.end == End::Done && !self.lost.is_empty()
+    }
+
+    fn to_json(&self) -> Value {
+        let some = |keys: &[RecordKey]| json!({ "count": keys.len(), "records": keys.iter().take(IDS_JSON_MAX).collect::<Vec<_>>() });
+        json!({
+            "id": self.id,
+            "sync": self.which,
+            "fault": self.kind,
+            "place": self.place,
+            "at": self.at,
+            "came_true": self.came_true,
+            "verdict": self.verdict(),
+            "end": self.end,
+            "then": self.then,
+            "lost": some(&self.lost),
+            "altered": some(&self.altered),
+            "repeated": some(&self.repeated),
+            "wasted_uploads": self.wasted_uploads,
+            "extra_invocations": self.extra_invocations,
+            "said_done": self.said_done(),
+            "seconds": self.seconds,
+            "dir": self.dir,
+        })
+    }
+}
+
+/// A clean sync in figures.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct CleanFigures {
+    /// Which of the two.
+    pub sync: Which,
+    /// Records, by item type.
+    pub records: BTreeMap<String, u64>,
+    /// Calls.
+    pub calls: u64,
+    /// Invocations.
+    pub invocations: u64,
+    /// Uploads that nothing names.
+    pub wasted_uploads: u64,
+    /// How long it took.
+    pub seconds: f64,
+    #[serde(skip)]
+    pub(super) notes: Vec<String>,
+}
+
+impl CleanFigures {
+    pub(super) fn new(sync: Which, outcome: &Outcome, ran: &Ran) -> Self {
+        let mut notes = Vec::new();
+        let repeated = ran.delivered.repeated(&Delivered::default()).len();
+        if repeated > 0 {
+            notes.push(format!("the clean {sync} sync delivers {repeated} records more than once by itself"));
+        }
+        if ran.wasted_uploads > 0 {
+            notes.push(format!(
+                "the clean {sync} sync makes {} uploads that nothing names",
+                ran.wasted_uploads
+            ));
+        }
+        Self {
+            sync,
+            records: ran.delivered.totals(),
+            calls: ran.calls.len() as u64,
+            invocations: ran.invocations.len() as u64,
+            wasted_uploads: ran.wasted_uploads,
+            seconds: outcome.took.as_secs_f64(),
+            notes,
+        }
+    }
+}
+
+/// What verifying a worker came to.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct VerifyReport {
+    /// The worker, in words.
+    pub worker: String,
+    /// The clean syncs.
+    pub clean: Vec<CleanFigures>,
+    /// What two clean syncs differ in.
+    pub set_aside: SetAside,
+    /// What else is to be known of the clean syncs.
+    pub notes: Vec<String>,
+    /// Cases that there are, and those that were chosen.
+    pub known: (usize, usize),
+    /// Those that were run.
+    pub cases: Vec<CaseResult>,
+    /// By which they were chosen.
+    pub seed: u64,
+    /// What the platform did after a worker's death.
+    pub after_death: AfterDeath,
+    /// How long all took.
+    pub took: Duration,
+}
+
+/// A line of the table: what the cases of one fault at one place came to.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Row {
+    pub(super) cases: u64,
+    pub(super) lost: u64,
+    pub(super) lost_cases: u64,
+    pub(super) altered: u64,
+    pub(super) repeated: u64,
+    pub(super) stuck: u64,
+    pub(super) stopped: u64,
+    pub(super) wasted: u64,
+    pub(super) extra: u64,
+    pub(super) said_done: u64,
+}
+
+impl VerifyReport {
+    /// The worst of all cases; of those that say nothing, none.
+    pub fn verdict(&self) -> CaseVerdict {
+        let worst = self.cases.iter().map(CaseResult::verdict).filter(|verdict| verdict.is_finding()).max();
+        worst.unwrap_or(CaseVerdict::Clean)
+    }
+
+    /// The cases with findings, the worst first.
+    pub fn findings(&self) -> Vec<&CaseResult> {
+        let mut findings: Vec<&CaseResult> =
+            self.cases.iter().filter(|case| case.verdict().is_finding()).collect();
+        findings.sort_by(|a, b| {
+            let by = |case: &CaseResult| (case.verdict(), case.lost.len(), case.repeated.len());
+            by(b).cmp(&by(a)).then_with(|| a.id.cmp(&b.id))
+        });
+        findings
+    }
+
+    /// How often each verdict was come to.
+    pub fn count(&self, verdict: CaseVerdict) -> usize {
+        self.cases.iter().filter(|case| case.verdict() == verdict).count()
+    }
+
+    /// By place and fault, those with something to tell; and how many have nothing.
+    pub(super) fn rows(&self) -> (BTreeMap<(String, String), Row>, usize) {
+        let mut rows: BTreeMap<(String, String), Row> = BTreeMap::new();
+        for case in &self.cases {
+            let row = rows.entry((case.place.clone(), case.kind.clone())).or_default();
+            row.cases += 1;
+            row.lost += case.lost.len() as u64;
+            row.lost_cases += u64::from(!case.lost.is_empty());
+            row.altered += case.altered.len() as u64;
+            row.repeated += case.repeated.len() as u64;
+            row.stuck += u64::from(case.then != End::Done);
+            row.stopped += u64::from(case.end != End::Done);
+            row.wasted += case.wasted_uploads;
+            row.extra += case.extra_invocations;
+            row.said_done += u64::from(case.said_done());
+        }
+        let all = rows.len();
+        rows.retain(|_, row| row.lost + row.altered + row.repeated + row.stuck > 0);
+        let clean = all - rows.len();
+        (rows, clean)
+    }
+
+    /// One JSON object, for scripts.
+    pub fn to_json(&self) -> Value {
+        let clean = self.set_aside.is_empty();
+        json!({
+            "kind": "verify",
+            "verdict": self.verdict(),
+            "worker": self.worker,
+            "after_death": after_death(self.after_death),
+            "seed": self.seed,
+            "seconds": self.took.as_secs_f64(),
+            "clean": self.clean,
+            "deterministic": clean,
+            "set_aside": self.set_aside,
+            "notes": self.notes,
+            "cases_known": self.known.0,
+            "cases_chosen": self.known.1,
+            "cases_run": self.cases.len(),
+            "cases": self.cases.iter().map(CaseResult::to_json).collect::<Vec<_>>(),
+        })
+    }
+
+    /// For people; `again` is the command that runs a case again.
+    pub fn to_text(&self, again: &dyn Fn(&str) -> String) -> String {
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        let _ = self.write(&mut text, again);
+        text
+    }
+
+    fn write(&self, text: &mut String, again: &dyn Fn(&str) -> String) -> fmt::Result {
+        for clean in &self.clean {
+            let records: Vec<String> =
+                clean.records.iter().map(|(item_type, count)| format!("{count} {item_type}")).collect();
+            let records = if records.is_empty() { "nothing".to_owned() } else { records.join(", ") };
+            writeln!(
+                text,
+                "clean {} sync: {records}; {} calls, {} invocations, {:.2} s",
+                clean.sync, clean.calls, clean.invocations, clean.seconds
+            )?;
+        }
+        for note in &self.notes {
+            writeln!(text, "note: {note}")?;
+        }
+        for (what, keys) in [
+            ("are in one of two clean syncs only", &self.set_aside.in_one_only),
+            ("have another content in each clean sync", &self.set_aside.content_differs),
+        ] {
+            if !keys.is_empty() {
+                writeln!(text, "set aside: {} records {what}: {}", keys.len(), told(keys.iter()))?;
+            }
+        }
+        let (known, chosen) = self.known;
+        writeln!(
+            text,
+            "after a death: {}\n{} of {known} cases, seed {}, {:.0} s{}\n",
+            after_death(self.after_death),
+            self.cases.len(),
+            self.seed,
+            self.took.as_secs_f64(),
+            if self.cases.len() < chosen {
+                format!("; the budget was over before the other {}", chosen - self.cases.len())
+            } else {
+                String::new()
+            }
+        )?;
+        self.write_table(text)?;
+        let findings = self.findings();
+        for case in findings.iter().take(CASES_TOLD_MAX) {
+            writeln!(text, "\n{}: {}", case.id, case.summary())?;
+            for (what, keys) in
+                [("lost", &case.lost), ("altered", &case.altered), ("repeated", &case.repeated)]
+            {
+                if !keys.is_empty() {
+                    writeln!(text, "  {what}: {}", told(keys.iter().collect::<BTreeSet<_>>().into_iter()))?;
+                }
+            }
+            if let End::Stopped(reason) = &case.then {
+                writeln!(text, "  the sync that followed: {reason}")?;
+            }
+            writeln!(text, "  {}", again(&case.id))?;
+        }
+        if findings.len() > CASES_TOLD_MAX {
+            writeln!(text, "\n{} more cases with findings: --json has all", findings.len() - CASES_TOLD_MAX)?;
+        }
+        let counts: Vec<String> = [
+            CaseVerdict::Lost,
+            CaseVerdict::Altered,
+            CaseVerdict::Stuck,
+            CaseVerdict::Repeated,
+            CaseVerdict::Stopped,
+            CaseVerdict::NotReached,
+            CaseVerdict::Clean,
+        ]
+        .into_iter()
+        .map(|verdict| (verdict, self.count(verdict)))
+        .filter(|(_, count)| *count > 0)
+        .map(|(verdict, count)| format!("{count} {verdict}"))
+        .collect();
+        writeln!(text, "\ncases: {}\nverdict: {}", counts.join(", "), self.verdict())
+    }
+
+    fn write_table(&self, text: &mut String) -> fmt::Result {
+        let (rows, clean) = self.rows();
+        if !rows.is_empty() {
+            let wide = rows.keys().map(|(place, _)| place.len()).max().unwrap_or(0).max(5);
+            writeln!(
+                text,
+                "{:<wide$} {:<14} {:>5} {:>8} {:>8} {:>8} {:>5} {:>6} {:>6} {:>9}",
+                "place",
+                "fault",
+                "cases",
+                "lost",
+                "altered",
+                "repeated",
+                "stuck",
+                "wasted",
+                "extra",
+                "said DONE"
+            )?;
+            for ((place, kind), row) in &rows {
+                writeln!(
+                    text,
+                    "{place:<wide$} {kind:<14} {:>5} {:>8} {:>8} {:>8} {:>5} {:>6} {:>6} {:>9}",
+                    row.cases,
+                    row.lost,
+                    row.altered,
+                    row.repeated,
+                    row.stuck,
+                    row.wasted,
+                    row.extra,
+                    row.said_done
+                )?;
+            }
+        }
+        writeln!(text, "{clean} other pairs of place and fault: nothing lost, altered, repeated or stuck")
+    }
+}
+
+impl CaseResult {
+    /// What it came to, in a sentence.
+    pub(super) fn summary(&self) -> String {
+        let mut parts = Vec::new();
+        for (keys, what) in [(&self.lost, "lost"), (&self.altered, "altered"), (&self.repeated, "repeated")] {
+            if !keys.is_empty() {
+                parts.push(format!("{} {what}", keys.len()));
+            }
+        }
+        if self.then != End::Done {
+            parts.push("stuck".to_owned());
+        }
+        parts.push(match (&self.end, self.lost.is_empty()) {
+            (End::Done, false) => "and the worker said DONE".to_owned(),
+            (End::Done, true) => "the worker said DONE".to_owned(),
+            (End::Stopped(reason), _) => format!("the sync stopped: {reason}"),
+        });
+        let at = match (self.at.invocation, self.at.call) {
+            (0, _) => String::new(),
+            (invocation, 0) => format!(" (invocation {invocation}, {})", self.at.event_type),
+            (invocation, call) => format!(" (call {call}, invocation {invocation}, {})", self.at.event_type),
+        };
+        parts.join(", ") + &at
+    }
+}
+
+pub(super) fn after_death(after: AfterDeath) -> &'static str {
+    match after {
+        AfterDeath::Again => "the same event is given again",
+        AfterDeath::Continue => "CONTINUE is sent",
+        AfterDeath::GiveUp => "the run is given up, and another begun",
+    }
+}
+
+fn told<'k>(keys: impl ExactSizeIterator<Item = &'k RecordKey>) -> String {
+    let count = keys.len();
+    let some: Vec<String> =
+        keys.take(IDS_TOLD_MAX).map(|key| format!("{} {}", key.item_type, key.id)).collect();
+    let more = if count > some.len() { format!(" and {} more", count - some.len()) } else { String::new() };
+    some.join(", ") + &more
+}

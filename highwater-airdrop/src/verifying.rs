@@ -1,0 +1,251 @@
+//! The command line of `verify`.
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use highwater_airdrop::{
+    CallObserver, CallRecord, CaseVerdict, StopAll, VerifyOptions, VerifyProgress, verify,
+};
+
+use crate::{Failure, Worked, end_with_signals, print};
+
+// Lines of at most 98 characters: clap would break longer ones where it is narrow.
+const AFTER_HELP: &str = "\
+A clean sync is made first, then an incremental one; both twice, as they must deliver the same: what
+the two differ in is told, and not looked at any further. Then one case after another: a sync in
+which one thing goes wrong, and one more in which nothing does. What the two delivered is compared
+with the clean syncs, record by record, by id and content, attachments and their bytes included.
+
+What goes wrong:
+  500, 503           the call fails, without effect; -applied: it takes effect and fails
+  400, 403, 408, 413 the call is refused
+  429, 429-after-1   it is refused for now, without and with Retry-After
+  hangup, lost       the connection is closed without an answer, without or with effect
+  slow               the answer is late
+  kill-before, kill-after, kill-later   SIGKILL before or after a call takes effect, or between calls
+  twice              the event is given again after it was answered
+  half-time          the worker is killed after half the time that it needs
+  delay-early, delay-late   a DELAY is not waited out, or too long
+  fresh-disk         each invocation finds the worker's folder empty
+
+What is said of it:
+  lost       a record is in neither of the two syncs: nobody will ever see it
+  altered    it was delivered last with another content
+  repeated   a run delivered it more often than the clean one does
+  stuck      the sync that followed did not end with DONE either
+  stopped    the sync did not end with DONE, but the one that followed delivered all: no finding
+  said DONE  the worker said DONE, and records are lost all the same
+
+The worker is started in many syncs at once. What it remembers belongs in a folder of its own: `{dir}`
+in its words, HIGHWATER_DIR in its environment. A function (--function) is told apart by the id of
+the sync unit, and is not killed.
+
+Exit codes: 0 nothing was found; 1 it could not be verified; 2 wrong usage; 3 records were lost,
+altered or repeated, or the worker was stuck.
+
+  highwater-airdrop verify --dir out/verify --names newer -- node run.js {event}
+  highwater-airdrop verify --dir out/verify --cases 1000 --budget 10m -- ./worker {event} {dir}
+  highwater-airdrop verify --dir out/verify --case first:upload-403:3 -- node run.js {event}";
+
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+#[allow(clippy::struct_excessive_bools, reason = "each is an option of the command line")]
+pub(crate) struct Verify {
+    /// The directory for the syncs: made if it is not there. What an earlier `verify` left in it is removed
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+    #[command(flatten)]
+    worker: Worked,
+    /// Cases that are run at most, chosen evenly over what goes wrong and where
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    cases: usize,
+    /// No case is begun after this time, say 10m
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    budget: Option<Duration>,
+    /// Another number chooses other cases
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Cases that run at once [default: two for each core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    jobs: Option<u16>,
+    /// A case to run, with every call and all that the worker prints on standard error; may be given again and again
+    #[arg(long = "case", value_name = "ID")]
+    only: Vec<String>,
+    /// Where the worker really runs, its disk is still there at the next invocation: no case has a fresh one
+    #[arg(long)]
+    keeps_disk: bool,
+    /// How late a slow answer is
+    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = humantime::parse_duration)]
+    slow: Duration,
+    /// How long an invocation may take before it is killed
+    #[arg(long, value_name = "TIME", default_value = "13m", value_parser = humantime::parse_duration)]
+    invocation_budget: Duration,
+    /// Refuse what only looks wrong
+    #[arg(long)]
+    strict: bool,
+    /// Keep the folders of all cases, not only of those with findings
+    #[arg(long)]
+    keep: bool,
+    /// Write the report as a page for a browser, too: one file that needs no other
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Print the report as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+impl Verify {
+    pub(crate) fn run(self) -> Result<ExitCode, Failure> {
+        let mut sync = self.worker.options(self.worker.settings()?);
+        sync.budget = self.invocation_budget;
+        sync.echo = !self.only.is_empty();
+        let mut options = VerifyOptions::new(sync);
+        options.strict = self.strict;
+        options.cases = self.cases;
+        options.budget = self.budget;
+        options.seed = self.seed;
+        if let Some(jobs) = self.jobs {
+            options.jobs = jobs.into();
+        }
+        options.keeps_disk = self.keeps_disk;
+        options.slow = self.slow;
+        options.keep = self.keep;
+        if !self.only.is_empty() {
+            // One after the other: what is printed is of one case.
+            options.jobs = 1;
+            options.observer = Some(CallObserver(Arc::new(tell_call)));
+        }
+        options.only.clone_from(&self.only);
+        let stop = StopAll::default();
+        let stopper = stop.clone();
+        end_with_signals(move || stopper.stop(), "begin again, or run one case with --case")?;
+        let told = Mutex::new(Told::default());
+        let report = verify(&self.dir, &options, &self.worker.worker(), &stop, &|progress| {
+            told.lock().unwrap_or_else(PoisonError::into_inner).tell(progress);
+        })?;
+        Told::end();
+        if let Some(path) = &self.html {
+            std::fs::write(path, report.to_html(&again))
+                .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+        }
+        print(&if self.json { format!("{}\n", report.to_json()) } else { report.to_text(&again) })?;
+        Ok(if report.verdict() == CaseVerdict::Clean { ExitCode::SUCCESS } else { ExitCode::from(3) })
+    }
+}
+
+fn tell_call(call: &CallRecord) {
+    let status = call.status.map_or("no answer".to_owned(), |status| status.to_string());
+    let fault = call.fault.as_ref().map(|fault| format!(" [{fault}]")).unwrap_or_default();
+    let reason = call.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    let applied = if call.applied { "" } else { ", without effect" };
+    eprintln!("{:>8} ms  {} {status}{applied}{fault}{reason}", call.at_ms, call.call);
+}
+
+/// The command that runs a case again: this one, without what chooses cases.
+fn again(case: &str) -> String {
+    let mut words = vec![std::env::args().next().unwrap_or_default()];
+    let mut given = std::env::args().skip(1).peekable();
+    while let Some(word) = given.next() {
+        if word == "--" {
+            words.extend(["--case".to_owned(), case.to_owned(), word]);
+            words.extend(given);
+            return quoted(&words);
+        }
+        let (name, value) =
+            word.split_once('=').map_or((word.as_str(), None), |(name, value)| (name, Some(value)));
+        match name {
+            "--cases" | "--budget" | "--case" | "--jobs" | "--seed" | "--html" => {
+                if value.is_none() {
+                    given.next();
+                }
+            }
+            "--json" => {}
+            // It may hold a key.
+            "--connection-data" => {
+                let value = value.map_or_else(|| given.next().unwrap_or_default(), str::to_owned);
+                let value = if value.starts_with('@') { value } else { "@FILE".to_owned() };
+                words.extend(["--connection-data".to_owned(), value]);
+            }
+            _ => words.push(word),
+        }
+    }
+    words.extend(["--case".to_owned(), case.to_owned()]);
+    quoted(&words)
+}
+
+/// Words as a shell takes them.
+fn quoted(words: &[String]) -> String {
+    let plain = |word: &str| {
+        !word.is_empty()
+            && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_./:=@,{}".contains(&byte))
+    };
+    let quoted: Vec<String> = words
+        .iter()
+        .map(|word| if plain(word) { word.clone() } else { format!("'{}'", word.replace('\'', r"'\''")) })
+        .collect();
+    quoted.join(" ")
+}
+
+/// Tells how far it is, on standard error: on a terminal in one line, elsewhere in a line now and then.
+#[derive(Debug, Default)]
+struct Told {
+    last: Option<Instant>,
+    found: usize,
+}
+
+impl Told {
+    /// How often it is told where there is no terminal.
+    const PAUSE: Duration = Duration::from_secs(10);
+
+    fn tell(&mut self, progress: &VerifyProgress<'_>) {
+        match progress {
+            VerifyProgress::Clean(number) => self.line(&format!("clean sync {number} of 4"), true),
+            VerifyProgress::Chosen(known, chosen) => {
+                self.line(&format!("{known} cases are known, {chosen} are run"), true);
+                Self::end();
+            }
+            VerifyProgress::Case { result, done, of, left } => {
+                if result.verdict().is_finding() {
+                    self.found += 1;
+                }
+                let left = humantime::format_duration(Duration::from_secs(left.as_secs()));
+                let text = format!("{done} of {of} cases, {} with findings, {left} left", self.found);
+                self.line(&text, done == of);
+            }
+            _ => {}
+        }
+    }
+
+    fn line(&mut self, text: &str, always: bool) {
+        let mut error = io::stderr().lock();
+        if error.is_terminal() {
+            // The rest of a longer line before it is cleared.
+            let _ = write!(error, "\r{text}\x1b[K");
+            let _ = error.flush();
+        } else if always || self.last.is_none_or(|last| last.elapsed() >= Self::PAUSE) {
+            self.last = Some(Instant::now());
+            let _ = writeln!(error, "{text}");
+        }
+    }
+
+    fn end() {
+        if io::stderr().is_terminal() {
+            eprintln!();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_as_a_shell_takes_them() {
+        let words = ["node", "run it.js", "{event}", "don't", ""].map(str::to_owned);
+        assert_eq!(quoted(&words), r"node 'run it.js' {event} 'don'\''t' ''");
+    }
+}

@@ -1,0 +1,161 @@
+//! `verify` finds what a worker loses, with the right number of records, and finds nothing at a worker that loses nothing.
+#![cfg(unix)]
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use highwater::Phase;
+use highwater_airdrop::{
+    CaseResult, CaseVerdict, End, StopAll, SyncOptions, SyncSettings, VerifyOptions, VerifyReport, verify,
+};
+use serde_json::Value;
+
+use crate::AIRDROP;
+use crate::naive::{BATCH_ITEMS, BATCHES, NAIVE, STEP, worker};
+use crate::support::{program, said};
+
+/// Verifies the naive worker, whose invocations end after so many batches.
+fn naive(dir: &Path, step: u64, only: &[&str]) -> VerifyReport {
+    let settings = SyncSettings::new("tickets").newer_names(true).phases([Phase::Metadata, Phase::Data]);
+    let mut sync = SyncOptions::new(settings);
+    sync.env = vec![(NAIVE.to_owned(), "1".to_owned()), (STEP.to_owned(), step.to_string())];
+    let mut options = VerifyOptions::new(sync);
+    options.slow = std::time::Duration::from_millis(50);
+    options.only = only.iter().map(|id| (*id).to_owned()).collect();
+    verify(dir, &options, &worker(), &StopAll::default(), &|_| {}).unwrap()
+}
+
+fn case<'r>(report: &'r VerifyReport, id: &str) -> &'r CaseResult {
+    report.cases.iter().find(|case| case.id == id).unwrap_or_else(|| panic!("there is no case {id}"))
+}
+
+#[test]
+fn each_loss_of_a_naive_worker_is_found_with_its_number_of_records() {
+    let dir = tempfile::tempdir().unwrap();
+    let all = BATCHES * BATCH_ITEMS;
+    // The first upload, confirm, state and message are of the metadata.
+    let expected = [
+        ("first:upload-403:3", CaseVerdict::Lost, BATCH_ITEMS, 0),
+        ("first:upload-503:4", CaseVerdict::Lost, BATCH_ITEMS, 0),
+        ("first:prepare-429:3", CaseVerdict::Lost, BATCH_ITEMS, 0),
+        ("first:confirm-400:2", CaseVerdict::Lost, BATCH_ITEMS, 0),
+        ("first:message-413:2", CaseVerdict::Lost, all, 0),
+        ("first:message-kill-before:2", CaseVerdict::Lost, all, 0),
+        ("first:state-kill-after:2", CaseVerdict::Lost, all, 0),
+        ("first:message-lost:2", CaseVerdict::Repeated, 0, all),
+        // Killed before its state was saved, it extracts all anew.
+        ("first:confirm-kill-before:3", CaseVerdict::Clean, 0, 0),
+        ("first:message-kill-after:2", CaseVerdict::Clean, 0, 0),
+        ("first:message-slow:2", CaseVerdict::Clean, 0, 0),
+        // Nothing of a sync that finds nothing new is lost.
+        ("next:message-403:2", CaseVerdict::Clean, 0, 0),
+    ];
+    let report = naive(dir.path(), BATCHES, &expected.map(|(id, ..)| id));
+    assert!(report.set_aside.is_empty() && report.notes.len() == 1, "{report:?}");
+    assert_eq!(report.verdict(), CaseVerdict::Lost);
+    for (id, verdict, lost, repeated) in expected {
+        let case = case(&report, id);
+        assert_eq!(case.verdict(), verdict, "{id}: {case:?}");
+        assert_eq!((case.lost.len() as u64, case.repeated.len() as u64), (lost, repeated), "{id}");
+        assert!(case.came_true, "{id}");
+        assert!(case.dir.as_ref().is_some_and(|dir| dir.is_dir()), "{id}: a case that is asked for is kept");
+        assert_eq!(case.timeline.iter().any(|call| call.fault.is_some()), verdict.is_finding(), "{id}");
+    }
+    let lost = case(&report, "first:upload-403:3");
+    assert!(lost.said_done() && lost.lost[0].item_type == "issues" && lost.lost[0].id == "issue-100");
+    assert_eq!(case(&report, "first:message-413:2").wasted_uploads, BATCHES, "uploads that nothing names");
+    // The text tells how to run it again, and so does the JSON.
+    let text = report.to_text(&|case| format!("again {case}"));
+    assert!(text.contains("again first:upload-403:3") && text.contains("verdict: lost"), "{text}");
+    let row = text.lines().find(|line| line.starts_with("upload ") && line.contains(" 403 ")).unwrap();
+    assert_eq!(row.split_whitespace().collect::<Vec<_>>()[..4], ["upload", "403", "1", "100"], "{row}");
+    let json = report.to_json();
+    assert_eq!((&json["verdict"], &json["deterministic"]), (&"lost".into(), &true.into()));
+    assert_eq!(json["cases_run"], expected.len());
+    let html = report.to_html(&|case| format!("again <{case}>"));
+    assert!(html.contains("issues issue-100") && html.contains("again &lt;first:upload-403:3&gt;"), "{html}");
+    assert_eq!(html.matches("class=\"fault\"").count(), 8, "the fault of each finding is marked");
+    assert!(
+        !html.contains("http://") && !html.contains("https://") && !html.contains("src="),
+        "it needs no other file"
+    );
+}
+
+#[test]
+fn a_kill_between_state_and_message_loses_before_progress_too_and_one_case_runs_alone() {
+    // One batch in each invocation: three of data, the first two of which end with PROGRESS.
+    for (id, lost) in
+        [("first:message-kill-before:2", BATCH_ITEMS), ("first:message-kill-before:4", BATCH_ITEMS)]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let report = naive(dir.path(), 1, &[id]);
+        assert_eq!(report.cases.len(), 1);
+        assert_eq!(report.cases[0].lost.len() as u64, lost, "{report:?}");
+        assert_eq!(report.cases[0].end, End::Done);
+    }
+}
+
+fn program_verify(dir: &Path, options: &[&str], worker: &[&str]) -> Output {
+    Command::new(AIRDROP)
+        .args(["verify", "--json", "--slow", "50ms", "--dir"])
+        .arg(dir)
+        .args(options)
+        .arg("--")
+        .args(worker)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn a_worker_that_loses_nothing_is_clean_with_a_disk_and_without() {
+    let synthetic = program("synthetic-extractor");
+    let synthetic = synthetic.to_str().unwrap();
+    let source =
+        ["invoke", "--items", "300", "--batch-items", "100", "--attachments", "3", "--event", "{event}"];
+    for disk in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut words = vec![synthetic];
+        words.extend(source);
+        let mut options = vec!["--cases", "12"];
+        if disk {
+            words.extend(["--store", "{dir}"]);
+            options.push("--keeps-disk");
+        }
+        let output = program_verify(dir.path(), &options, &words);
+        assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["cases_run"], 12);
+        assert_eq!(report["deterministic"], true, "addresses of the platform count for nothing: {report}");
+        assert_eq!(
+            std::fs::read_dir(dir.path().join("case")).unwrap().count(),
+            0,
+            "what is clean is not kept"
+        );
+        let reached = report["cases"].as_array().unwrap().iter().filter(|case| case["came_true"] == true);
+        assert!(reached.count() >= 10, "{report}");
+    }
+}
+
+#[test]
+fn what_cannot_be_verified_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let synthetic = program("synthetic-extractor");
+    let synthetic = synthetic.to_str().unwrap();
+    for (options, worker, reason) in [
+        (&[][..], &["/nowhere/worker"][..], "cannot start the worker"),
+        (&["--restarts", "0"], &["true"], "does not end with DONE"),
+        (
+            &["--case", "first:dance:1"],
+            &[synthetic, "invoke", "--items", "10", "--event", "{event}"],
+            "is called like",
+        ),
+    ] {
+        let output = program_verify(&dir.path().join("verify"), options, worker);
+        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+        assert!(said(&output).contains(reason), "{reason}: {}", said(&output));
+    }
+    // A worker is no option.
+    let none = Command::new(AIRDROP).args(["verify", "--dir", "x"]).output().unwrap();
+    assert_eq!(none.status.code(), Some(2), "{}", said(&none));
+}
