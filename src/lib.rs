@@ -122,7 +122,7 @@
 //! | 1 | `store/rows/` | what is stored, under which key | `serde_bytes` |
 //! | 1 | `store/codec` | the envelope of every stored value | `bincode`, `flate2`, `thiserror` |
 //! | 1 | `store/digest` | what an id is known by: whole, by a digest, by a number | `sha2` |
-//! | 0 | `model`, `transfer`, `clock`, `store/disk` | ids, limits, phases and pure transitions; the life of an upload; time; the disk as a seam | |
+//! | 0 | `model`, `transfer`, `clock`, `cut`, `store/disk` | ids, limits, phases and pure transitions; the life of an upload; time; text cut to a limit; the disk as a seam | |
 //! | 0 | `error` | the one error type | `thiserror` |
 
 #![cfg_attr(
@@ -140,6 +140,7 @@
 
 // Layer 0: ids, limits and pure transitions; time; the one error type.
 mod clock;
+mod cut;
 mod error;
 mod model;
 mod transfer;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use chrono::{DateTime, SubsecRound, Utc};
 use serde::{Deserialize, Serialize};
 
+use crate::cut;
 use crate::error::{Error, Result};
 
 /// Items of a batch, unless set otherwise: the platform's own batch size.
@@ -58,7 +59,7 @@ pub(crate) const CONNECTOR_STATE_VALUE: &str = "@highwater.connector";
 fn check_name(what: &str, name: &str) -> Result<()> {
     if name.len() > ID_BYTES_MAX {
         return Err(Error::TooLarge {
-            what: format!("{what} {:?}...", name.chars().take(40).collect::<String>()),
+            what: format!("{what} {:?}", cut::to_chars(name, 40)),
             found: name.len() as u64,
             limit: ID_BYTES_MAX as u64,
             unit: "bytes",
@@ -294,7 +295,7 @@ pub(crate) fn phase_move(current: Option<Phase>, done: Phases, step: Step, phase
 )]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Rule {
+pub enum Safeguard {
     /// An upload's id is committed before it is confirmed.
     CommitBeforeConfirm,
     /// A cursor is committed with the rows before it.

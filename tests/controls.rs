@@ -1,10 +1,10 @@
 //! Negative controls: with a rule taken away, the same exploration must see a promise broken. A check that cannot fail
 //! is no check.
 
-use highwater::testing::{Act, Broken, Explore, Report, Rule, SimSource, Uploads};
+use highwater::testing::{Act, Broken, Explore, Report, Safeguard, SimSource, Uploads};
 
 /// Explores without a rule, and asserts that the promise that it holds up is found broken.
-fn broken_without(rule: Rule, acts: impl IntoIterator<Item = Act>) -> Report {
+fn broken_without(rule: Safeguard, acts: impl IntoIterator<Item = Act>) -> Report {
     broken(&Explore::new().without_rule(rule).with_acts(acts), &format!("{rule:?}"))
 }
 
@@ -26,53 +26,53 @@ fn kind(report: &Report) -> Broken {
 
 #[test]
 fn confirming_before_the_commit_is_found() {
-    assert_eq!(kind(&broken_without(Rule::CommitBeforeConfirm, [])), Broken::Unconfirmed);
+    assert_eq!(kind(&broken_without(Safeguard::CommitBeforeConfirm, [])), Broken::Unconfirmed);
 }
 
 #[test]
 fn a_cursor_committed_without_its_rows_is_found() {
-    assert_eq!(kind(&broken_without(Rule::RowsWithCursor, [])), Broken::Lost);
+    assert_eq!(kind(&broken_without(Safeguard::RowsWithCursor, [])), Broken::Lost);
 }
 
 #[test]
 fn an_outbox_row_dropped_at_acknowledge_is_found() {
-    assert_eq!(kind(&broken_without(Rule::OutboxUntilAnnounced, [])), Broken::Lost);
+    assert_eq!(kind(&broken_without(Safeguard::OutboxUntilAnnounced, [])), Broken::Lost);
 }
 
 #[test]
 fn a_message_that_is_not_sealed_is_found() {
-    assert_eq!(kind(&broken_without(Rule::SealBeforeSend, [])), Broken::Duplicated);
+    assert_eq!(kind(&broken_without(Safeguard::SealBeforeSend, [])), Broken::Duplicated);
 }
 
 #[test]
 fn a_watermark_taken_at_the_finish_is_found() {
-    assert_eq!(kind(&broken_without(Rule::WatermarkFromStart, [])), Broken::Watermark);
+    assert_eq!(kind(&broken_without(Safeguard::WatermarkFromStart, [])), Broken::Watermark);
 }
 
 #[test]
 fn a_start_taken_anew_on_resume_is_found() {
-    assert_eq!(kind(&broken_without(Rule::StartKept, [])), Broken::Watermark);
+    assert_eq!(kind(&broken_without(Safeguard::StartKept, [])), Broken::Watermark);
 }
 
 #[test]
 fn an_unconfirmed_artifact_in_a_message_is_found() {
-    assert_eq!(kind(&broken_without(Rule::AnnounceConfirmed, [])), Broken::Unconfirmed);
+    assert_eq!(kind(&broken_without(Safeguard::AnnounceConfirmed, [])), Broken::Unconfirmed);
 }
 
 #[test]
 fn forgetting_seen_events_is_found() {
-    assert_eq!(kind(&broken_without(Rule::EventsRemembered, [])), Broken::Unconfirmed);
+    assert_eq!(kind(&broken_without(Safeguard::EventsRemembered, [])), Broken::Unconfirmed);
 }
 
 #[test]
 fn a_watermark_moved_by_a_new_start_is_found() {
-    let report = broken_without(Rule::AbandonedLeavesWatermark, [Act::GiveUp { event: 2 }]);
+    let report = broken_without(Safeguard::AbandonedLeavesWatermark, [Act::GiveUp { event: 2 }]);
     assert_eq!(kind(&report), Broken::Watermark);
 }
 
 #[test]
 fn a_unit_keyed_without_its_own_id_is_found() {
-    assert_eq!(kind(&broken_without(Rule::KeyedBySyncUnit, [Act::TwoUnits])), Broken::Watermark);
+    assert_eq!(kind(&broken_without(Safeguard::KeyedBySyncUnit, [Act::TwoUnits])), Broken::Watermark);
 }
 
 #[test]
@@ -82,28 +82,31 @@ fn a_disk_that_ignores_syncs_is_found() {
 
 #[test]
 fn what_is_read_at_open_and_is_not_durable_is_found() {
-    let report = broken_without(Rule::DurableAtOpen, []);
+    let report = broken_without(Safeguard::DurableAtOpen, []);
     assert_eq!(kind(&report), Broken::Lost);
     assert!(report.failure.unwrap().violation.what.contains("taken back by a power failure"));
 }
 
 /// Explores with a rule about uploads taken away from those of one kind.
-fn broken_of(uploads: Uploads, rule: Rule) -> Report {
+fn broken_of(uploads: Uploads, rule: Safeguard) -> Report {
     broken(&Explore::new().without_rule_of(uploads, rule), &format!("{rule:?} of {uploads:?}"))
 }
 
 #[test]
 fn a_rule_taken_from_batches_alone_is_missed() {
-    for rule in
-        [Rule::CommitBeforeConfirm, Rule::AnnounceConfirmed, Rule::OutboxUntilAnnounced, Rule::IdKeptInDoubt]
-    {
+    for rule in [
+        Safeguard::CommitBeforeConfirm,
+        Safeguard::AnnounceConfirmed,
+        Safeguard::OutboxUntilAnnounced,
+        Safeguard::IdKeptInDoubt,
+    ] {
         broken_of(Uploads::Batches, rule);
     }
 }
 
 #[test]
 fn a_rule_taken_from_attachments_alone_is_missed() {
-    for rule in [Rule::CommitBeforeConfirm, Rule::AnnounceConfirmed] {
+    for rule in [Safeguard::CommitBeforeConfirm, Safeguard::AnnounceConfirmed] {
         broken_of(Uploads::Attachments, rule);
     }
 }

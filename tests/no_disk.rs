@@ -1,7 +1,7 @@
 //! The promise without a disk: a worker that finds nothing, or a stale disk, goes on from the checkpoint that the platform
 //! keeps, and every staged record is announced exactly once all the same.
 
-use highwater::testing::{Broken, Explore, Rule, SimSource};
+use highwater::testing::{Broken, Explore, Safeguard, SimSource};
 
 fn states() -> u64 {
     std::env::var("HIGHWATER_EXPLORE_NO_DISK_STATES")
@@ -42,7 +42,7 @@ fn every_record_is_announced_exactly_once_without_a_disk() {
     }
 }
 
-fn broken_without(rule: Rule, kind: Broken) {
+fn broken_without(rule: Safeguard, kind: Broken) {
     let explore = Explore::new().without_disk().states(6_000).without_rule(rule);
     let report = explore.run(SimSource::new);
     let failure = report.failure.as_ref().unwrap_or_else(|| panic!("nobody noticed: {rule:?}\n{report}"));
@@ -57,20 +57,20 @@ fn broken_without(rule: Rule, kind: Broken) {
 
 #[test]
 fn confirming_before_the_save_is_found() {
-    broken_without(Rule::ConfirmAfterSave, Broken::Unconfirmed);
+    broken_without(Safeguard::ConfirmAfterSave, Broken::Unconfirmed);
 }
 
 #[test]
 fn sending_before_the_save_is_found() {
-    broken_without(Rule::SendAfterSave, Broken::Stuck);
+    broken_without(Safeguard::SendAfterSave, Broken::Stuck);
 }
 
 #[test]
 fn a_checkpoint_cut_inside_a_page_is_found() {
-    broken_without(Rule::CutAtPages, Broken::Unopenable);
+    broken_without(Safeguard::CutAtPages, Broken::Unopenable);
 }
 
 #[test]
 fn taking_the_newer_disk_instead_of_the_holders_is_found() {
-    broken_without(Rule::HolderToken, Broken::Watermark);
+    broken_without(Safeguard::HolderToken, Broken::Watermark);
 }

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use tracing::{info, warn};
 
 use crate::error::{Error, Result, chain};
-use crate::model::{MESSAGE_BYTES_SOFT, Phase, Rule, RunId};
+use crate::model::{MESSAGE_BYTES_SOFT, Phase, RunId, Safeguard};
 use crate::record::FindingCounts;
 use crate::store::{AttachmentCounts, MessageKind, Run, Sealing, StoredMessage, message_key_text};
 
@@ -177,7 +177,7 @@ impl Invocation<'_> {
                 }
                 Err(error) => return Err(error),
             };
-            let sent_unsealed = run.breaks(Rule::SealBeforeSend);
+            let sent_unsealed = run.breaks(Safeguard::SealBeforeSend);
             if sent_unsealed {
                 let key = message_key_text(&incoming_name(self.event), &composed.body);
                 let event_type = composed.event_type.to_owned();
@@ -204,7 +204,7 @@ impl Invocation<'_> {
             };
             say_sealed(&message);
             if let Some(keeper) = keeper
-                && !run.breaks(Rule::SendAfterSave)
+                && !run.breaks(Safeguard::SendAfterSave)
             {
                 match keeper.save_sealed(run, kind) {
                     // It was not sent, so nothing keeps an ERROR from taking its place.

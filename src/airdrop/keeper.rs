@@ -22,7 +22,7 @@ use tracing::{debug, info};
 
 use crate::clock::Clock;
 use crate::error::{Error, Result};
-use crate::model::{CHECKPOINT_BYTES_MAX, Micros, Rule, StreamName};
+use crate::model::{CHECKPOINT_BYTES_MAX, Micros, Safeguard, StreamName};
 use crate::store::{
     BatchInfo, CHECKPOINT_KEY, Checkpoint, Deletion, Incoming, Inherited, MessageKind, Page, Position, Room,
     Run, SyncUnit,
@@ -75,7 +75,7 @@ impl<'a> Keeper<'a> {
         let mut found = this.look()?;
         let holder = unit.holder()?;
         let is_current = |found: &Option<Checkpoint>| {
-            if unit.breaks(Rule::HolderToken) {
+            if unit.breaks(Safeguard::HolderToken) {
                 return holder.epoch >= found.as_ref().map_or(0, Checkpoint::epoch);
             }
             let token = found.as_ref().map(|found| &found.token);

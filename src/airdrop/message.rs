@@ -11,6 +11,7 @@ use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use crate::airdrop::event::{Event, EventType, Spelling};
+use crate::cut;
 use crate::error::{Error, Result};
 use crate::model::{MESSAGE_BYTES_MAX, Phase};
 
@@ -359,20 +360,7 @@ fn error_text(code: Option<ErrorCode>, message: &str) -> String {
         Some(code) if message.is_empty() => code.to_string(),
         Some(code) => format!("{code} {message}"),
     };
-    cut(text, ERROR_MESSAGE_BYTES_MAX)
-}
-
-/// At most `bytes_max` bytes of `text`, at a character's boundary; what was cut shows by its `...`.
-fn cut(mut text: String, bytes_max: usize) -> String {
-    if text.len() > bytes_max {
-        let mut end = bytes_max.saturating_sub(3);
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        text.truncate(end);
-        text.push_str("...");
-    }
-    text
+    cut::to_bytes(&text, ERROR_MESSAGE_BYTES_MAX)
 }
 
 fn to_json(what: &str, value: &impl Serialize) -> Result<String> {
@@ -392,15 +380,6 @@ fn date<S: Serializer>(moment: &Option<DateTime<Utc>>, serializer: S) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_cut_text_ends_at_a_character_and_shows_that_it_was_cut() {
-        assert_eq!(cut("abcdef".to_owned(), 6), "abcdef");
-        assert_eq!(cut("abcdefg".to_owned(), 6), "abc...");
-        // Two bytes each: the fourth byte is inside the second.
-        assert_eq!(cut("\u{e9}\u{e9}\u{e9}\u{e9}".to_owned(), 6), "\u{e9}...");
-        assert_eq!(cut("abcd".to_owned(), 2), "...");
-    }
 
     #[test]
     fn the_error_code_comes_first_and_survives_the_cut() {

@@ -631,8 +631,6 @@ mod tests {
 
     #[test]
     fn what_was_left_of_the_attachments_is_kept_until_the_run_is_over() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("state.redb");
         let sdk = SdkState::read(&document(&left()), "unit").unwrap().unwrap();
         let expected = SdkAttachments {
             artifact_ids: vec!["one".to_owned(), "two".to_owned()],
@@ -645,8 +643,9 @@ mod tests {
             (Phase::Attachments, Step::Start),
             (Phase::Attachments, Step::Continue),
         ] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("state.redb");
             let unit = Store::open(&path).unwrap().sync_unit("unit").unwrap();
-            unit.delete().unwrap();
             let incoming = event(phase, step);
             let inherited = sdk.inherited(&incoming, NOW, false);
             drop(unit.accept(&incoming, false, Some(&inherited)).unwrap());

@@ -23,7 +23,7 @@ use tracing::{Span, debug, info, info_span, warn};
 
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result, chain, panic_text};
-use crate::model::{EXTERNAL_SYNC_UNIT_BATCH_ITEMS, Micros, Phase, Rule, RunId, StreamName, SyncUnitId};
+use crate::model::{EXTERNAL_SYNC_UNIT_BATCH_ITEMS, Micros, Phase, RunId, Safeguard, StreamName, SyncUnitId};
 use crate::record::Record;
 use crate::store::{Accepted, CursorWatch, Deletion, Incoming, Page, Run, Store, SyncUnit, WindowRow};
 
@@ -228,7 +228,7 @@ impl Serve {
             | EventType::Metadata
             | EventType::Data { .. }
             | EventType::Attachments { .. } => match incoming(event) {
-                Ok((_, incoming)) if store.breaks(Rule::KeyedBySyncUnit) => {
+                Ok((_, incoming)) if store.breaks(Safeguard::KeyedBySyncUnit) => {
                     let unit = SyncUnitId::new(event.external_sync_unit_id()?.unwrap_or_default())?;
                     invocation.converse(store, extractor, unit, &incoming)
                 }

@@ -89,8 +89,8 @@ impl Checker {
     }
 
     /// A batch of records, in which no id may stand twice.
-    pub fn batch(&self) -> Batch<'_> {
-        Batch { checker: self, walk: Walk::default(), ids: Ids::default(), records: 0 }
+    pub fn batch(&self) -> BatchChecker<'_> {
+        BatchChecker { checker: self, walk: Walk::default(), ids: Ids::default(), records: 0 }
     }
 
     fn walk_line(&self, line: &[u8], walk: &mut Walk) -> Vec<Finding> {
@@ -190,14 +190,14 @@ pub(super) fn name_record(findings: &mut [Finding], id: &str) {
 /// # Ok::<(), highwater::record::Findings>(())
 /// ```
 #[derive(Debug)]
-pub struct Batch<'c> {
+pub struct BatchChecker<'c> {
     checker: &'c Checker,
     walk: Walk,
     ids: Ids,
     records: u64,
 }
 
-impl Batch<'_> {
+impl BatchChecker<'_> {
     /// Checks the next record, as the line of an artifact that it is. The lines of the findings are those of the
     /// batch, from 1.
     pub fn check_line(&mut self, line: &(impl AsRef<[u8]> + ?Sized)) -> Vec<Finding> {

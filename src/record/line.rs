@@ -8,6 +8,7 @@ use super::finding::{Finding, Rule, Severity};
 use super::moment;
 use super::path::FieldPath;
 use super::text::{self, DEPTH_MAX, Flaw, Flawed, Look};
+use crate::cut;
 use crate::error::{Error, Result};
 use crate::model::{BATCH_BYTES_MAX, ID_BYTES_MAX, Micros};
 
@@ -148,7 +149,7 @@ impl Record {
     fn date(&self, field: &str, text: &str) -> Result<Date> {
         let date = if moment::is_timestamp(text) { Date::from_text(text.to_owned()) } else { None };
         date.ok_or_else(|| {
-            let found: String = text.chars().take(40).collect();
+            let found = cut::to_chars(text, 40);
             let reason = format!("{field} is {found:?}, expected RFC 3339 with offset: 2020-12-31T23:59:59Z");
             refused(self.id.as_deref().unwrap_or("(flat)"), reason)
         })
@@ -244,7 +245,7 @@ impl Record {
     fn with_object(id: Option<String>, object: String) -> Result<Self> {
         let name = id.as_deref().unwrap_or("(flat)");
         if !object.starts_with('{') {
-            let found: String = object.chars().take(40).collect();
+            let found = cut::to_chars(&object, 40);
             return Err(refused(name, format!("expected a JSON object, found {found}")));
         }
         if object.len() as u64 > BATCH_BYTES_MAX {
@@ -284,10 +285,16 @@ fn strict(id: Option<&str>, object: String) -> Result<(String, Vec<Finding>)> {
                 continue;
             }
             Flaw::Control(_) => continue,
-            Flaw::TooDeep => format!("it is nested deeper than {levels} levels at {}", cut_path(&path)),
+            Flaw::TooDeep => format!(
+                "it is nested deeper than {levels} levels at {}",
+                cut::to_chars(&path.to_string(), 120)
+            ),
             Flaw::TooLarge => {
-                let number: String = object.get(range).unwrap_or_default().chars().take(40).collect();
-                format!("the number {number} at {} is greater than readers hold, 1.8e308", cut_path(&path))
+                let number = cut::to_chars(object.get(range).unwrap_or_default(), 40);
+                format!(
+                    "the number {number} at {} is greater than readers hold, 1.8e308",
+                    cut::to_chars(&path.to_string(), 120)
+                )
             }
         };
         return Err(refused(id.unwrap_or("(flat)"), reason));
@@ -301,11 +308,6 @@ fn strict(id: Option<&str>, object: String) -> Result<(String, Vec<Finding>)> {
     Ok((String::from_utf8_lossy(&bytes).into_owned(), changes))
 }
 
-/// The beginning of a place, for a message.
-fn cut_path(path: &FieldPath) -> String {
-    path.to_string().chars().take(120).collect()
-}
-
 /// What is said of half a character that was replaced.
 pub(super) fn surrogate_replaced(path: FieldPath) -> Finding {
     let message = "an unpaired surrogate, a character cut in half, became U+FFFD".to_owned();
@@ -314,7 +316,7 @@ pub(super) fn surrogate_replaced(path: FieldPath) -> Finding {
 }
 
 pub(super) fn refused(id: &str, reason: String) -> Error {
-    Error::Record { id: id.chars().take(80).collect(), reason }
+    Error::Record { id: cut::to_chars(id, 80), reason }
 }
 
 fn checked_id(id: String) -> Result<String> {

@@ -7,7 +7,7 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::finding::{Finding, Rule};
-use super::path::{Excerpt, FieldPath, Step};
+use super::path::{Excerpt, FieldPath, PathStep};
 
 /// Bytes that may be looked through to find where the findings of one document stand.
 const LOCATE_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -55,7 +55,7 @@ fn range_of(text: &str, path: &FieldPath, key: bool) -> Range<usize> {
 
 /// Takes one member of an object, with its key, or one of an array; of a key that stands twice, the last, as JSON
 /// readers do.
-struct Pick<'s>(&'s Step);
+struct Pick<'s>(&'s PathStep);
 
 impl<'de> Visitor<'de> for Pick<'_> {
     type Value = Option<(Option<&'de RawValue>, &'de RawValue)>;
@@ -67,7 +67,7 @@ impl<'de> Visitor<'de> for Pick<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut found = None;
         while let Some((key, value)) = map.next_entry::<&RawValue, &RawValue>()? {
-            if let Step::Key(wanted) = self.0
+            if let PathStep::Key(wanted) = self.0
                 && serde_json::from_str::<String>(key.get()).is_ok_and(|key| key == *wanted)
             {
                 found = Some((Some(key), value));
@@ -80,7 +80,7 @@ impl<'de> Visitor<'de> for Pick<'_> {
         let mut found = None;
         let mut position = 0;
         loop {
-            if *self.0 == Step::Position(position) {
+            if *self.0 == PathStep::Position(position) {
                 let Some(value) = seq.next_element::<&RawValue>()? else { break };
                 found = Some((None, value));
             } else if seq.next_element::<IgnoredAny>()?.is_none() {

@@ -2,7 +2,7 @@
 //!
 //! [`Metadata`] declares record types, built up or read from JSON, and checks itself. A [`Normalizer`] makes records
 //! of what a source says, by the metadata. A [`Checker`] checks records against their record type: one at a time, in
-//! a [`Batch`], or as a [`Stream`] of a whole file. What any of them finds is a [`Finding`].
+//! a [`BatchChecker`], or as a [`RecordStream`] of a whole file. What any of them finds is a [`Finding`].
 //!
 //! A line is `{"id":"...","created_date":"...","modified_date":"...","data":{...}}`: id first, then the dates, then
 //! everything else under `data`; or, for the few item types that the platform wants flat (attachments, external sync
@@ -32,7 +32,7 @@ mod workflow;
 
 pub use attachment::Attachment;
 pub(crate) use attachment::ITEM_TYPE as ATTACHMENTS;
-pub use check::{Batch, Checker};
+pub use check::{BatchChecker, Checker};
 pub use finding::{Excerpt, Finding, FindingCounts, Findings, Rule, Severity, Tally};
 pub use line::Record;
 pub use metadata::{EnumValue, Field, Metadata, RecordType, StageDiagram};
@@ -40,4 +40,4 @@ pub use moment::TimeFormat;
 pub use normalize::Normalizer;
 pub use path::FieldPath;
 pub use rules::{FieldRule, Undeclared};
-pub use stream::{Stream, reader};
+pub use stream::{RecordStream, reader};

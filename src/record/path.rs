@@ -6,21 +6,23 @@ use std::ops::Range;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
+use crate::cut;
+
 /// A place in a JSON document: `record_types.issue.fields.owner`, `data.tags[2]`, `data["odd key"]`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct FieldPath(Vec<Step>);
+pub struct FieldPath(Vec<PathStep>);
 
 /// One step into a JSON document.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Step {
+pub(super) enum PathStep {
     Key(String),
     Position(usize),
 }
 
-impl Step {
+impl PathStep {
     /// The step to a member. Of a long key, the beginning is enough to find it by.
     pub(super) fn key(key: &str) -> Self {
-        Step::Key(cut(key, KEY_CHARS))
+        PathStep::Key(cut::to_chars(key, KEY_CHARS))
     }
 }
 
@@ -33,7 +35,7 @@ impl FieldPath {
         self.0.is_empty()
     }
 
-    pub(super) fn steps(&self) -> &[Step] {
+    pub(super) fn steps(&self) -> &[PathStep] {
         &self.0
     }
 
@@ -42,13 +44,13 @@ impl FieldPath {
         self.0.starts_with(&outer.0)
     }
 
-    pub(super) fn from_steps(steps: Vec<Step>) -> Self {
+    pub(super) fn from_steps(steps: Vec<PathStep>) -> Self {
         Self(steps)
     }
 
     /// The same place, in a document in which this one is the member `key`.
     pub(super) fn under(mut self, key: &str) -> Self {
-        self.0.insert(0, Step::key(key));
+        self.0.insert(0, PathStep::key(key));
         self
     }
 
@@ -74,18 +76,18 @@ impl Serialize for FieldPath {
     }
 }
 
-fn write_steps(out: &mut impl fmt::Write, steps: &[Step], positions: bool) -> fmt::Result {
+fn write_steps(out: &mut impl fmt::Write, steps: &[PathStep], positions: bool) -> fmt::Result {
     for (index, step) in steps.iter().enumerate() {
         match step {
-            Step::Position(position) if positions => write!(out, "[{position}]")?,
-            Step::Position(_) => out.write_str("[]")?,
-            Step::Key(key) if is_plain(key) => {
+            PathStep::Position(position) if positions => write!(out, "[{position}]")?,
+            PathStep::Position(_) => out.write_str("[]")?,
+            PathStep::Key(key) if is_plain(key) => {
                 if index > 0 {
                     out.write_char('.')?;
                 }
                 out.write_str(key)?;
             }
-            Step::Key(key) => write!(out, "[{}]", quoted(key))?,
+            PathStep::Key(key) => write!(out, "[{}]", quoted(key))?,
         }
     }
     Ok(())
@@ -129,8 +131,8 @@ impl<'a> At<'a> {
         let mut at = self;
         while let Some(up) = at.up {
             steps.push(match at.key {
-                Some(key) => Step::key(key),
-                None => Step::Position(at.position),
+                Some(key) => PathStep::key(key),
+                None => PathStep::Position(at.position),
             });
             at = up;
         }
@@ -158,28 +160,27 @@ impl Excerpt {
     pub(super) fn of(text: &str, range: Range<usize>) -> Self {
         // Lines may be long: no more is looked at than is shown.
         let before = text.get(..range.start).unwrap_or_default();
-        let from = floor_boundary(before, before.len().saturating_sub(8 * Self::BEFORE_CHARS));
+        let from = cut::floor_boundary(before, before.len().saturating_sub(8 * Self::BEFORE_CHARS));
         let before = before.get(from..).unwrap_or_default();
         let before = before.rsplit(['\n', '\r']).next().unwrap_or_default().trim_start();
         let rest = text.get(range.start..).unwrap_or_default();
-        let to = floor_boundary(rest, 8 * (Self::VALUE_CHARS + Self::AFTER_CHARS));
+        let to = cut::floor_boundary(rest, 8 * (Self::VALUE_CHARS + Self::AFTER_CHARS));
         let rest = rest.get(..to).unwrap_or_default();
         let rest = rest.split(['\n', '\r']).next().unwrap_or_default().trim_end();
         let (value, after) = rest.split_at_checked(range.len()).unwrap_or((rest, ""));
         let skipped = before.chars().count().saturating_sub(Self::BEFORE_CHARS);
         let before: String = before.chars().skip(skipped).collect();
-        let value_cut = cut(value, Self::VALUE_CHARS);
+        let value_cut = cut::to_chars(value, Self::VALUE_CHARS);
         Self {
             before: if skipped > 0 { format!("...{before}") } else { before },
-            after: if value_cut.len() == value.len() { cut(after, Self::AFTER_CHARS) } else { String::new() },
+            after: if value_cut.len() == value.len() {
+                cut::to_chars(after, Self::AFTER_CHARS)
+            } else {
+                String::new()
+            },
             value: value_cut,
         }
     }
-}
-
-/// The last place at or before `at` where a character begins or the text ends.
-fn floor_boundary(text: &str, at: usize) -> usize {
-    (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
 }
 
 impl Serialize for Excerpt {
@@ -195,21 +196,13 @@ impl fmt::Display for Excerpt {
     }
 }
 
-/// The first `chars` characters, with three dots if there are more.
-fn cut(text: &str, chars: usize) -> String {
-    match text.char_indices().nth(chars) {
-        Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default()),
-        None => text.to_owned(),
-    }
-}
-
 /// Characters of a value in a message.
 const SHOWN_CHARS: usize = 60;
 
 /// Text in quotes, cut, with everything escaped that could confuse a terminal or a reader.
 pub(super) fn quoted(text: &str) -> String {
     let mut out = String::from('"');
-    for c in cut(text, SHOWN_CHARS).chars() {
+    for c in cut::to_chars(text, SHOWN_CHARS).chars() {
         match c {
             '"' | '\\' => out.extend(['\\', c]),
             '\n' => out.push_str("\\n"),

@@ -43,8 +43,8 @@ impl Checker {
     ///
     /// # Errors
     /// `Io`, if the first bytes cannot be read.
-    pub fn stream<'c>(&'c self, input: impl Read + 'c) -> Result<Stream<'c>> {
-        Ok(Stream {
+    pub fn stream<'c>(&'c self, input: impl Read + 'c) -> Result<RecordStream<'c>> {
+        Ok(RecordStream {
             checker: self,
             input: crate::artifact::reader(input).map_err(read_failed)?,
             text: Vec::new(),
@@ -71,7 +71,7 @@ fn read_failed(error: io::Error) -> Error {
 }
 
 /// The findings of records that are read one after the other.
-pub struct Stream<'c> {
+pub struct RecordStream<'c> {
     checker: &'c Checker,
     input: Box<dyn BufRead + 'c>,
     /// The document that is read, up to the end of the last line.
@@ -85,16 +85,16 @@ pub struct Stream<'c> {
     ended: bool,
 }
 
-impl fmt::Debug for Stream<'_> {
+impl fmt::Debug for RecordStream<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Stream")
+        f.debug_struct("RecordStream")
             .field("line", &self.line)
             .field("records", &self.records)
             .finish_non_exhaustive()
     }
 }
 
-impl Iterator for Stream<'_> {
+impl Iterator for RecordStream<'_> {
     type Item = Result<Finding>;
 
     /// Reads on until something is found.
@@ -117,7 +117,7 @@ impl Iterator for Stream<'_> {
     }
 }
 
-impl Stream<'_> {
+impl RecordStream<'_> {
     /// Documents read so far, right or wrong.
     pub fn records(&self) -> u64 {
         self.records

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use memchr::{memchr, memchr2, memchr3};
 
-use super::path::{FieldPath, Step};
+use super::path::{FieldPath, PathStep};
 
 /// Flaws of one text that are told one by one.
 const FLAWS_MAX: usize = 1_000;
@@ -241,10 +241,10 @@ impl Scan<'_> {
             return;
         }
         let steps = self.open.iter().filter_map(|open| match open {
-            Open::Array { position } => Some(Step::Position(*position)),
+            Open::Array { position } => Some(PathStep::Position(*position)),
             // What stands before the first key is the object's own affair.
             Open::Object { key, .. } if key.start == 0 => None,
-            Open::Object { key, .. } => Some(Step::key(&self.key(key.clone()))),
+            Open::Object { key, .. } => Some(PathStep::key(&self.key(key.clone()))),
         });
         let path = FieldPath::from_steps(steps.collect());
         self.found.push(Flawed { flaw, range, path });

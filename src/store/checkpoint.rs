@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
-use crate::model::{CONNECTOR_STATE_VALUE, Micros, Rule};
+use crate::model::{CONNECTOR_STATE_VALUE, Micros, Safeguard};
 
 use super::attachments::rebuild::{failed_part, files_needed, queue_part, restore_queue};
 use super::attachments::settle::attachments_saved;
@@ -152,7 +152,7 @@ pub(crate) struct Holder {
 }
 
 impl SyncUnit {
-    pub(crate) fn breaks(&self, rule: Rule) -> bool {
+    pub(crate) fn breaks(&self, rule: Safeguard) -> bool {
         self.inner.breaks(rule)
     }
 
@@ -433,7 +433,7 @@ impl Run {
                 between &= batch.state != BatchState::Staged;
                 Ok(between)
             })?;
-            if !between && !self.breaks(Rule::CutAtPages) {
+            if !between && !self.breaks(Safeguard::CutAtPages) {
                 return Ok(None);
             }
             let row = rows.need(&RUNS, &prefix)?;

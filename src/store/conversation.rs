@@ -16,7 +16,7 @@
 //! | refused | the seal undone: artifacts confirmed again | seals a new message |
 
 use crate::error::{Error, Result};
-use crate::model::{Micros, Move, Phase, Rule, RunId, Step, phase_move};
+use crate::model::{Micros, Move, Phase, RunId, Safeguard, Step, phase_move};
 use crate::transfer::Event;
 
 use super::attachments::queue::{check_attachments, name_file};
@@ -115,7 +115,7 @@ impl SyncUnit {
                 return Ok(Ok(self.enter_new(change, &mut unit, event, inherits)?));
             };
             if let (_, Some(seen)) = find_event(change, unit.no, no, &event.identity)?
-                && !self.inner.breaks(Rule::EventsRemembered)
+                && !self.inner.breaks(Safeguard::EventsRemembered)
                 && let Some(answer) = self.seen(change, &unit, no, &mut row, event, &seen)?
             {
                 return Ok(answer);
@@ -199,7 +199,7 @@ impl SyncUnit {
         let Some(message_no) = seen.message else {
             if latest && row.status == RunStatus::Open {
                 row.epoch += 1;
-                if self.inner.breaks(Rule::StartKept) {
+                if self.inner.breaks(Safeguard::StartKept) {
                     row.started_at = self.now();
                 }
                 change.put(&RUNS, &run_key(unit.no, no), row)?;
@@ -255,7 +255,7 @@ impl SyncUnit {
     ) -> Result<Accepted> {
         row.events += 1;
         row.epoch += 1;
-        if resumed && self.inner.breaks(Rule::StartKept) {
+        if resumed && self.inner.breaks(Safeguard::StartKept) {
             row.started_at = self.now();
         }
         let (number, _) = find_event(change, unit.no, no, &event.identity)?;
@@ -407,7 +407,7 @@ impl Run {
                 MessageFate::Sealed | MessageFate::Proven => 1,
             };
             let now = Micros::from_time(self.inner.clock.now());
-            if self.inner.breaks(Rule::WatermarkFromStart) {
+            if self.inner.breaks(Safeguard::WatermarkFromStart) {
                 row.started_at = now;
             }
             let fate = MessageFate::Delivered { times };

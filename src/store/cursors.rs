@@ -8,6 +8,7 @@
 //! `2 * max(m, n) + n`th page is staged. Cursors are compared whole, as JSON: two different ones are never taken for the
 //! same. (A cursor that is written differently each time, a map in random order, is not recognised.)
 
+use crate::cut;
 use crate::error::{Error, Result};
 use crate::model::StreamName;
 
@@ -62,7 +63,7 @@ pub(super) fn check_moves(stream: &StreamName, cursor: Option<&str>, next: Optio
 }
 
 fn refused(stream: &StreamName, cursor: &str, reason: String) -> Error {
-    let shown: String = cursor.chars().take(200).collect();
+    let shown = cut::to_chars(cursor, 200);
     Error::Invalid { what: format!("the cursor {shown} of stream {stream}"), reason }
 }
 

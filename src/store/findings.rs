@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::cut;
 use crate::error::Result;
 use crate::model::{FINDING_BYTES_MAX, FINDING_KINDS_MAX, FINDINGS_KEPT};
 use crate::record::{FindingCounts, Rule, Severity, Tally};
@@ -109,7 +110,7 @@ pub(super) fn add_findings(run: &Run, change: &Change<'_>, findings: &[(String, 
                 item_type: item_type.clone(),
                 severity: severity.to_string(),
                 rule: rule.to_string(),
-                path: cut(path, PATH_BYTES_MAX),
+                path: cut::to_bytes(path, PATH_BYTES_MAX),
             };
             let kind = counted_as(&rows, kind);
             let row = rows.entry(kind.clone()).or_default();
@@ -118,7 +119,7 @@ pub(super) fn add_findings(run: &Run, change: &Change<'_>, findings: &[(String, 
                 if row.kept.len() as u64 >= FINDINGS_KEPT {
                     break;
                 }
-                row.kept.push(cut(&finding.to_string(), FINDING_BYTES_MAX));
+                row.kept.push(cut::to_bytes(&finding.to_string(), FINDING_BYTES_MAX));
             }
             touched.insert(kind);
         }
@@ -176,18 +177,6 @@ fn counted_as(rows: &BTreeMap<FindingKind, FindingRow>, kind: FindingKind) -> Fi
     if has_room(2 * FINDING_KINDS_MAX, &wider) { wider } else { kind.without_item_type() }
 }
 
-/// At most `bytes_max` bytes of a text, at a character's boundary; what was cut shows by its dots.
-fn cut(text: &str, bytes_max: usize) -> String {
-    if text.len() <= bytes_max {
-        return text.to_owned();
-    }
-    let mut end = bytes_max.saturating_sub(3);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    format!("{}...", text.get(..end).unwrap_or_default())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -225,12 +214,5 @@ mod tests {
         rows.extend((0..FINDING_KINDS_MAX).map(|at| (kind(&format!("type-{at}"), ""), row())));
         assert_eq!(counted_as(&rows, kind("type-3", "data.new")), kind("type-3", ""));
         assert_eq!(counted_as(&rows, kind("another", "data.new")), kind("", ""));
-    }
-
-    #[test]
-    fn a_text_is_cut_at_a_character() {
-        assert_eq!(cut("abcdef", 6), "abcdef");
-        assert_eq!(cut("abcdefg", 6), "abc...");
-        assert_eq!(cut("\u{e9}\u{e9}\u{e9}\u{e9}", 6), "\u{e9}...");
     }
 }

@@ -16,7 +16,7 @@
 //! | finish | watermark, bookmarks, a ledger row; the run's rows gone | begins a new run, from the new watermark |
 
 use crate::error::Result;
-use crate::model::{CLOCK_AHEAD_MAX, LEDGER_RUNS_MAX, Micros, Phase, Phases, Rule, RunId};
+use crate::model::{CLOCK_AHEAD_MAX, LEDGER_RUNS_MAX, Micros, Phase, Phases, RunId, Safeguard};
 
 use super::attachments::queue::{check_attachments, drop_queue, remove_attachments};
 use super::digest::KnownId;
@@ -324,7 +324,7 @@ pub(super) fn new_run(
     let now = sync_unit.now();
     if let Some((no, mut old)) = current_run(change, unit)? {
         if old.status == RunStatus::Open {
-            if sync_unit.inner.breaks(Rule::AbandonedLeavesWatermark) {
+            if sync_unit.inner.breaks(Safeguard::AbandonedLeavesWatermark) {
                 unit.watermark = Some(old.started_at);
             }
             close_run(change, unit, no, &mut old, RunStatus::Abandoned, now)?;

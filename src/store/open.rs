@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 use crate::artifact::Level;
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, Result};
-use crate::model::{BATCH_ITEMS, Micros, RESERVED_UNIT_PREFIX, Rule, SyncUnitId};
+use crate::model::{BATCH_ITEMS, Micros, RESERVED_UNIT_PREFIX, Safeguard, SyncUnitId};
 
 use super::backend::redb::Syncs;
 use super::disk::Disk;
@@ -37,7 +37,7 @@ pub(crate) struct Inner {
 
 impl Inner {
     /// Whether a rule is taken away, for a negative control. Nobody can without the `testing` feature.
-    pub(crate) fn breaks(&self, rule: Rule) -> bool {
+    pub(crate) fn breaks(&self, rule: Safeguard) -> bool {
         self.settings.breaks(rule)
     }
 }
@@ -47,19 +47,19 @@ pub(super) struct Settings {
     pub(super) batch_items: u32,
     pub(super) level: Level,
     pub(super) overlap: Duration,
-    pub(super) broken: Option<Rule>,
+    pub(super) broken: Option<Safeguard>,
     /// Other tables of what uploads do, for a negative control.
     #[cfg(feature = "testing")]
     pub(super) transfer_tables: crate::transfer::Tables,
 }
 
 impl Settings {
-    fn breaks(&self, rule: Rule) -> bool {
+    fn breaks(&self, rule: Safeguard) -> bool {
         cfg!(feature = "testing") && self.broken == Some(rule)
     }
 
     fn syncs(&self) -> Syncs {
-        Syncs::new(self.breaks(Rule::DurableAtOpen))
+        Syncs::new(self.breaks(Safeguard::DurableAtOpen))
     }
 }
 
@@ -113,7 +113,7 @@ impl StoreOptions {
     /// Takes a rule away, for a negative control.
     #[cfg(feature = "testing")]
     #[doc(hidden)]
-    pub fn break_rule(mut self, rule: Option<Rule>) -> Self {
+    pub fn break_rule(mut self, rule: Option<Safeguard>) -> Self {
         self.settings.broken = rule;
         self
     }
@@ -227,7 +227,7 @@ impl Store {
         SyncUnit { inner: Arc::clone(&self.inner), id }
     }
 
-    pub(crate) fn breaks(&self, rule: Rule) -> bool {
+    pub(crate) fn breaks(&self, rule: Safeguard) -> bool {
         self.inner.breaks(rule)
     }
 

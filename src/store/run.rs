@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
-use crate::model::{Micros, Rule, RunId, SyncUnitId};
+use crate::model::{Micros, RunId, Safeguard, SyncUnitId};
 use crate::transfer::Rules;
 
 use super::digest::{KnownId, number_of_id};
@@ -137,7 +137,7 @@ impl Run {
         rules
     }
 
-    pub(crate) fn breaks(&self, rule: Rule) -> bool {
+    pub(crate) fn breaks(&self, rule: Safeguard) -> bool {
         self.inner.breaks(rule)
     }
 

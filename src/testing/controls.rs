@@ -1,6 +1,6 @@
 //! Tables of what uploads do, each with one rule taken away: a negative control is an exploration with one of them.
 
-use crate::model::Rule;
+use crate::model::Safeguard;
 use crate::transfer::{Event, Held, Past, Rules, State, Table, Tables};
 
 /// What the platform takes of us.
@@ -14,19 +14,19 @@ pub enum Uploads {
 
 /// The tables without a rule; those of the real thing if it is not about uploads. `of`: the uploads that it is taken
 /// from; unless told, all.
-pub(crate) fn tables_without(rule: Rule, of: Option<Uploads>) -> Tables {
+pub(crate) fn tables_without(rule: Safeguard, of: Option<Uploads>) -> Tables {
     let table = |uploads| table_without(rule).filter(|_| of.is_none_or(|of| of == uploads));
     Tables { batches: table(Uploads::Batches), attachments: table(Uploads::Attachments) }
 }
 
 /// The table without a rule; none if the rule is not about uploads.
-fn table_without(rule: Rule) -> Option<Table> {
+fn table_without(rule: Safeguard) -> Option<Table> {
     match rule {
-        Rule::CommitBeforeConfirm => Some(id_stored_after_the_confirm),
-        Rule::AnnounceConfirmed => Some(announced_unconfirmed),
-        Rule::ConfirmAfterSave => Some(confirmed_unsaved),
-        Rule::OutboxUntilAnnounced => Some(gone_once_confirmed),
-        Rule::IdKeptInDoubt => Some(given_up_in_doubt),
+        Safeguard::CommitBeforeConfirm => Some(id_stored_after_the_confirm),
+        Safeguard::AnnounceConfirmed => Some(announced_unconfirmed),
+        Safeguard::ConfirmAfterSave => Some(confirmed_unsaved),
+        Safeguard::OutboxUntilAnnounced => Some(gone_once_confirmed),
+        Safeguard::IdKeptInDoubt => Some(given_up_in_doubt),
         _ => None,
     }
 }

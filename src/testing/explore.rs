@@ -16,7 +16,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::airdrop::Extractor;
 use crate::error::Result;
-use crate::model::Rule;
+use crate::model::Safeguard;
 
 use super::catalogue::acts_of;
 use super::controls::Uploads;
@@ -89,13 +89,13 @@ impl Explore {
     }
 
     /// A negative control: takes away a rule of the runtime, which the exploration must then notice.
-    pub fn without_rule(mut self, rule: Rule) -> Self {
+    pub fn without_rule(mut self, rule: Safeguard) -> Self {
         self.setup.broken = Some(rule);
         self
     }
 
     /// A negative control: takes a rule about uploads away from those of one kind only.
-    pub fn without_rule_of(mut self, uploads: Uploads, rule: Rule) -> Self {
+    pub fn without_rule_of(mut self, uploads: Uploads, rule: Safeguard) -> Self {
         self.setup.broken = Some(rule);
         self.setup.broken_of = Some(uploads);
         self
@@ -312,7 +312,7 @@ impl<'a, M: Make> Exploration<'a, M> {
         let first = |violation| (violation, None);
         self.report.states += 1;
         // Where opening syncs nothing, a recovery can leave anything; what that rule is there for is looked at above.
-        let second = self.rng.u8(..50) == 0 && setup.broken != Some(Rule::DurableAtOpen);
+        let second = self.rng.u8(..50) == 0 && setup.broken != Some(Safeguard::DurableAtOpen);
         let disk = crash.image.disk();
         let fingerprint = setup.fingerprint(&disk).map_err(first)?;
         if second {

@@ -23,7 +23,7 @@ mod source;
 mod watched;
 mod world;
 
-pub use crate::model::Rule;
+pub use crate::model::Safeguard;
 pub use crate::store::backend::contract::{
     Backend, CommitError, KeyRange, Limit, ReadTransaction, RowPage, WriteTransaction,
 };

@@ -4,7 +4,7 @@ use crate::airdrop::Extractor;
 use crate::artifact::Level;
 use crate::clock::VirtualClock;
 use crate::error::{Error, Result, chain};
-use crate::model::Rule;
+use crate::model::Safeguard;
 use crate::store::Store;
 use crate::transfer::Tables;
 
@@ -21,7 +21,7 @@ pub(super) struct Setup {
     /// Records in a batch.
     pub(super) batch_items: u32,
     /// A rule of the runtime that is taken away.
-    pub(super) broken: Option<Rule>,
+    pub(super) broken: Option<Safeguard>,
     /// The uploads that it is taken from, if not from all.
     pub(super) broken_of: Option<Uploads>,
     /// Whether the disk ignores syncs.

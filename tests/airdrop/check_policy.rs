@@ -41,13 +41,13 @@ fn page(stream: &str, at: u32, pages: u32, is_bad: impl Fn(u32) -> bool) -> Page
 }
 
 /// A source of pages, the first two records of each bad.
-fn half_bad(pages: u32, policy: CheckPolicy) -> Source<impl Pages> {
+fn half_bad(pages: u32, policy: CheckPolicy) -> Source<'static> {
     checked(policy, move |_: &Context<'_>, stream: &str, at: Option<u32>| {
         Ok(page(stream, at.unwrap_or(0), pages, |item| item < 2))
     })
 }
 
-fn checked<F: Pages>(policy: CheckPolicy, page: F) -> Source<F> {
+fn checked<'a>(policy: CheckPolicy, page: impl Pages + 'a) -> Source<'a> {
     let mut source = Source::new(page);
     source.metadata = Ok(metadata());
     source.policy = policy;
@@ -80,7 +80,7 @@ impl Place {
     }
 
     /// One invocation, in a process of its own.
-    fn serve(&self, source: &mut Source<impl Pages>, event_type: &str, request: u32) -> Outcome {
+    fn serve(&self, source: &mut Source<'_>, event_type: &str, request: u32) -> Outcome {
         let store = Store::options().batch_items(3).clock(self.clock.clone()).open(self.path()).unwrap();
         let event = event(event_type, "run", &request.to_string());
         let outcome = self.serve.serve(&store, &self.airdrop, source, &event).unwrap();
@@ -302,7 +302,7 @@ fn metadata_that_fail_in_the_data_phase_fail_as_a_page_does() {
 }
 
 /// Serves events until the data phase is done, in a new process after each death; says how many there were.
-fn to_done(world: &mut World, source: &mut Source<impl Pages>) -> (Outcome, u32) {
+fn to_done(world: &mut World, source: &mut Source<'_>) -> (Outcome, u32) {
     let (mut request, mut event_type, mut deaths) = (1, DATA, 0);
     loop {
         assert!(request < 50 && deaths < 50, "it does not come to an end");

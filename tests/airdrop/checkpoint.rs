@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use crate::world::{Call, Pages, Source, World, all_of, event, letters, page_of};
+use crate::world::{Call, Source, World, all_of, event, letters, page_of};
 use highwater::airdrop::{Context, Event, OutcomeKind};
 use serde_json::{Value, json};
 
@@ -53,7 +53,7 @@ fn the_emulation_of_javascript_rounds_and_sorts() {
 }
 
 /// Six pages, each an invocation of its own; each sets one value of so many bytes.
-fn source(world: &World, value_bytes: usize) -> Source<impl Pages + use<>> {
+fn source(world: &World, value_bytes: usize) -> Source<'static> {
     let clock = world.clock.clone();
     Source::new(move |_: &Context<'_>, stream: &str, cursor: Option<u32>| {
         clock.advance(Duration::from_secs(11 * 60));

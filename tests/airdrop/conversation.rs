@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::world::{
-    Answer, Call, Pages, Source, World, all_of, event, event_of, event_with, is, page_of, paged, records_of,
+    Answer, Call, Source, World, all_of, event, event_of, event_with, is, page_of, paged, records_of,
 };
 use chrono::TimeDelta;
 use highwater::airdrop::{
@@ -28,7 +28,7 @@ fn page_by_page() -> World {
     world
 }
 
-fn done(world: &World, source: &mut Source<impl Pages>, event: &Event) -> Outcome {
+fn done(world: &World, source: &mut Source<'_>, event: &Event) -> Outcome {
     let outcome = world.serve(source, event).unwrap();
     assert_eq!(outcome.kind, OutcomeKind::Done, "{:?}", outcome.message);
     outcome
@@ -50,7 +50,7 @@ fn whole_run(world: &World, run: &str, pages: u32) {
 }
 
 /// Serving this says that it is of the past, and nothing is sent.
-fn assert_stale(world: &World, source: &mut Source<impl Pages>, event: &Event, reason: &str) {
+fn assert_stale(world: &World, source: &mut Source<'_>, event: &Event, reason: &str) {
     let (sent, asked) = (world.airdrop.attempts().len(), source.asked.len());
     let error = world.serve(source, event).unwrap_err();
     assert!(matches!(error, Error::StaleEvent { .. }), "{error:?}");
@@ -319,7 +319,7 @@ fn an_event_of_a_past_run_is_an_error_and_nothing_is_sent() {
 }
 
 /// A source that dies at its `dies_at`-th page: the process with it.
-fn dying(world: &World, pages: u32, dies_at: u32) -> Source<impl Pages + '_> {
+fn dying(world: &World, pages: u32, dies_at: u32) -> Source<'_> {
     let number = AtomicU32::new(0);
     Source::new(move |_: &Context<'_>, stream: &str, cursor: Option<u32>| {
         if number.fetch_add(1, Ordering::Relaxed) == dies_at {
@@ -563,7 +563,7 @@ fn pages_stop_where_the_next_would_outlive_the_budget_but_never_before_the_first
 }
 
 /// Pages, the second of which the source refuses until its time has come.
-fn limited(world: &World, after: Duration) -> Source<impl Pages + '_> {
+fn limited(world: &World, after: Duration) -> Source<'_> {
     let ready = world.clock.elapsed() + after;
     Source::new(move |_: &Context<'_>, stream: &str, cursor: Option<u32>| {
         let at = cursor.unwrap_or(0);

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::world::{Airdrop, Answer, Call, Pages, Source, World, all_of, event, page_of, paged, records_of};
+use crate::world::{Airdrop, Answer, Call, Source, World, all_of, event, page_of, paged, records_of};
 use chrono::{DateTime, FixedOffset};
 use highwater::airdrop::{
     Context, ExternalSyncUnit, Fate, Outcome, OutcomeKind, Platform, PlatformError, SealedMessage, Serve,
@@ -19,11 +19,11 @@ use serde_json::{Value, json};
 const DATA: &str = "EXTRACTION_DATA_START";
 const DATA_ON: &str = "EXTRACTION_DATA_CONTINUE";
 
-fn start(world: &World, source: &mut Source<impl Pages>) -> Outcome {
+fn start(world: &World, source: &mut Source<'_>) -> Outcome {
     world.serve(source, &event(DATA, "run", "1")).unwrap()
 }
 
-fn go_on(world: &World, source: &mut Source<impl Pages>, request: &str) -> Outcome {
+fn go_on(world: &World, source: &mut Source<'_>, request: &str) -> Outcome {
     world.serve(source, &event(DATA_ON, "run", request)).unwrap()
 }
 
@@ -781,7 +781,7 @@ fn an_artifact_id_that_an_earlier_message_announced_is_not_taken_either() {
     let repeats = |given: &[ArtifactId], id: ArtifactId| if given.len() == 1 { given[0].clone() } else { id };
     let platform = Between::new(&world.airdrop, &repeats, &|| Ok(()));
     let mut source = paged(2, 5);
-    let serve = |source: &mut Source<_>, event_type: &str, request: &str| {
+    let serve = |source: &mut Source<'_>, event_type: &str, request: &str| {
         world.serve.serve(&world.store, &platform, source, &event(event_type, "run", request)).unwrap().kind
     };
     assert_eq!(serve(&mut source, DATA, "1"), OutcomeKind::Progress);

@@ -1,6 +1,6 @@
 //! The initial domain mapping is installed once per version of the snap-in, before anything else of a run.
 
-use crate::world::{Answer, Call, Pages, Source, World, all_of, event, paged};
+use crate::world::{Answer, Call, Source, World, all_of, event, paged};
 use highwater::airdrop::{Event, OutcomeKind, Platform};
 use highwater_airdrop::Local;
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ fn mapping() -> Value {
     json!({ "starting_recipe_blueprint": { "name": "b" }, "additional_mappings": { "kept": [1, 2.5] } })
 }
 
-fn with_mapping(pages: u32) -> Source<impl Pages> {
+fn with_mapping(pages: u32) -> Source<'static> {
     let mut source = paged(pages, 1);
     source.mapping = Some(mapping());
     source

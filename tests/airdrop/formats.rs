@@ -7,7 +7,7 @@ use std::io::Cursor;
 use std::time::Duration;
 
 use crate::fixtures;
-use crate::world::{Call, Pages, Source, World, all_of, event_of, records_of};
+use crate::world::{Call, Source, World, all_of, event_of, records_of};
 use chrono::{DateTime, Utc};
 use highwater::airdrop::{AttachmentBody, AttachmentError, Context, Event, OutcomeKind};
 use highwater::record::Attachment;
@@ -20,7 +20,7 @@ const MOMENTS: [&str; 5] =
 
 /// Six pages of three issues and two attachments, of which some are denied and one is always busy. A page takes a
 /// while, and so does an attachment.
-fn files(run: &'static str, clock: &VirtualClock, takes: Duration) -> Source<impl Pages + use<>> {
+fn files(run: &'static str, clock: &VirtualClock, takes: Duration) -> Source<'static> {
     let (clock, clock_of_files) = (clock.clone(), clock.clone());
     let mut source = Source::new(move |_: &Context<'_>, stream: &str, cursor: Option<u32>| {
         clock.advance(takes);

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use crate::world::{Answer, Call, Pages, Source, World, all_of, event, page_of, paged};
+use crate::world::{Answer, Call, Source, World, all_of, event, page_of, paged};
 use highwater::airdrop::{Context, OutcomeKind};
 use highwater::{Clock, Error, ErrorKind};
 
@@ -19,7 +19,7 @@ fn world() -> World {
 }
 
 /// A source of four pages, one in each invocation.
-fn slow(world: &World) -> Source<impl Pages + use<>> {
+fn slow(world: &World) -> Source<'static> {
     let clock = world.clock.clone();
     Source::new(move |_: &Context<'_>, stream: &str, cursor: Option<u32>| {
         clock.advance(Duration::from_secs(9 * 60));

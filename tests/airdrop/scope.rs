@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::world::{Airdrop, Answer, Call, Pages, Source, World, all_of, event, page_of};
+use crate::world::{Airdrop, Answer, Call, Source, World, all_of, event, page_of};
 use highwater::airdrop::{Context, OutcomeKind, Serve};
 use highwater::inspect::{Snapshot, check};
 use highwater::{Record, Store, VirtualClock};
@@ -12,7 +12,7 @@ use serde_json::json;
 const NO_COMMENTS: &str = r#"{"comments":{"extract":false},"issues":{"extract":true}}"#;
 
 /// Three pages, each with two issues and three comments; each takes the whole budget.
-fn source(clock: &VirtualClock) -> Source<impl Pages + use<>> {
+fn source(clock: &VirtualClock) -> Source<'static> {
     let clock = clock.clone();
     Source::new(move |_: &Context<'_>, stream: &str, cursor: Option<u32>| {
         clock.advance(Duration::from_secs(11 * 60));

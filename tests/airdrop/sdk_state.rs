@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::world::{Call, Pages, Source, World, all_of, event, event_with, page_of};
+use crate::world::{Call, Source, World, all_of, event, event_with, page_of};
 use chrono::{DateTime, Utc};
 use highwater::airdrop::{AttachmentBody, Context, Event, OutcomeKind, Window};
 use highwater::inspect::check;
@@ -88,7 +88,7 @@ struct Told {
 type Ear = Arc<Mutex<Vec<Told>>>;
 
 /// Four pages of one record; a page takes the whole budget.
-fn source(clock: &VirtualClock, ear: &Ear) -> Source<impl Pages + use<>> {
+fn source(clock: &VirtualClock, ear: &Ear) -> Source<'static> {
     let (clock, ear) = (clock.clone(), Arc::clone(ear));
     Source::new(move |context: &Context<'_>, stream: &str, cursor: Option<u32>| {
         ear.lock().unwrap().push(Told {
@@ -811,7 +811,7 @@ fn the_connectors_own_keys_are_written_with_the_page_that_sets_them() {
             state.as_object_mut().unwrap().retain(|name, _| !sdk(name) && name != "highwater");
             state
         };
-        let serve = |world: &mut World, pages: &mut Source<_>, event_type: &str, request: &str| {
+        let serve = |world: &mut World, pages: &mut Source<'_>, event_type: &str, request: &str| {
             world.lose_disk();
             world.serve(pages, &event(event_type, "run", request)).unwrap().kind
         };

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::world::{Pages, Source, World, all_of, event, event_with, letters, page_of};
+use crate::world::{Source, World, all_of, event, event_with, letters, page_of};
 use highwater::airdrop::{Context, Event, OutcomeKind};
 use highwater::limits::{CHECKPOINT_BYTES_MAX, CHECKPOINT_STATE_BYTES_MAX};
 use highwater::{Page, Record};
@@ -21,7 +21,7 @@ fn world() -> World {
 }
 
 /// Answers an event on a new machine.
-fn serve(world: &mut World, source: &mut Source<impl Pages>, event: &Event) -> OutcomeKind {
+fn serve(world: &mut World, source: &mut Source<'_>, event: &Event) -> OutcomeKind {
     world.lose_disk();
     let outcome = world.serve(source, event).unwrap();
     let bytes = posted(world);
@@ -30,7 +30,7 @@ fn serve(world: &mut World, source: &mut Source<impl Pages>, event: &Event) -> O
 }
 
 /// Goes through a run's data phase, to its DONE or ERROR; says which.
-fn data(world: &mut World, source: &mut Source<impl Pages>, run: &str) -> OutcomeKind {
+fn data(world: &mut World, source: &mut Source<'_>, run: &str) -> OutcomeKind {
     let start = event("EXTRACTION_METADATA_START", run, "1");
     assert_eq!(serve(world, source, &start), OutcomeKind::Done);
     let mut kind = serve(world, source, &event("EXTRACTION_DATA_START", run, "2"));

@@ -12,7 +12,7 @@ use std::ops::Bound;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use highwater::testing::{CrashPoint, Fault, Image, Kept, Rule, SimDisk};
+use highwater::testing::{CrashPoint, Fault, Image, Kept, Safeguard, SimDisk};
 use highwater::{
     Batch, BatchKey, Clock, Error, ErrorKind, ItemType, Level, Page, Record, Run, RunId, Store, SyncUnit,
     VirtualClock, limits,
@@ -307,7 +307,7 @@ fn open(
     disk: &SimDisk,
     clock: &VirtualClock,
     batch_items: u32,
-    broken: Option<Rule>,
+    broken: Option<Safeguard>,
 ) -> Result<Store, Error> {
     Store::options()
         .batch_items(batch_items)
@@ -824,7 +824,7 @@ fn live(
     disk: &SimDisk,
     clock: &VirtualClock,
     model: &mut Model,
-    (seed, broken): (u64, Option<Rule>),
+    (seed, broken): (u64, Option<Safeguard>),
     life: &Life,
 ) -> SimDisk {
     model.seen.lives += 1;
@@ -872,7 +872,7 @@ fn live(
 }
 
 /// Lives life after life, on a disk where a store was just created.
-fn live_all(seed: u64, lives: &[Life], broken: Option<Rule>) -> Seen {
+fn live_all(seed: u64, lives: &[Life], broken: Option<Safeguard>) -> Seen {
     let clock = VirtualClock::at("2026-01-02T12:00:00Z".parse().unwrap());
     let disk = SimDisk::new();
     // A store's file gets its name when it is whole, so no crash is inside of its creation.
@@ -891,7 +891,7 @@ fn case_seed() -> u64 {
 }
 
 /// Plays cases until one fails.
-fn play(cases: u32, broken: Option<Rule>) -> (Seen, Result<(), String>) {
+fn play(cases: u32, broken: Option<Safeguard>) -> (Seen, Result<(), String>) {
     let config = ProptestConfig {
         cases,
         rng_seed: RngSeed::Fixed(case_seed()),
@@ -925,7 +925,7 @@ fn every_staged_record_is_in_exactly_one_batch_whatever_crashes() {
 
 /// A process was killed inside of a call at the operation `killed`; the next one read what that had written and not
 /// synced, did what `acts` say, and lost power as `end` has it.
-fn killed_then(killed: u16, acts: &[Act], end: End, broken: Option<Rule>) {
+fn killed_then(killed: u16, acts: &[Act], end: End, broken: Option<Safeguard>) {
     let first = [Act::Batches { stream: 0, take: 0, fates: vec![Fate::Acknowledge] }];
     let life = |acts: &[Act], end| Life { batch_items: 1, acts: acts.to_vec(), end };
     live_all(1, &[life(&first, End::Killed(killed)), life(acts, end)], broken);
@@ -954,7 +954,7 @@ fn the_reference_notices_that_opening_syncs_nothing() {
     let noticed = (0..60).any(|killed| {
         (0..8).any(|seed| {
             let end = End::PowerLost { after: u16::MAX, torn: false, seed };
-            let case = || killed_then(killed, &[], end.clone(), Some(Rule::DurableAtOpen));
+            let case = || killed_then(killed, &[], end.clone(), Some(Safeguard::DurableAtOpen));
             std::panic::catch_unwind(case).is_err()
         })
     });
@@ -964,7 +964,7 @@ fn the_reference_notices_that_opening_syncs_nothing() {
 /// The check can fail.
 #[test]
 fn the_reference_notices_a_cursor_committed_without_its_rows() {
-    let (seen, result) = play(100, Some(Rule::RowsWithCursor));
+    let (seen, result) = play(100, Some(Safeguard::RowsWithCursor));
     result.expect_err(&format!("nobody noticed: {seen:?}"));
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use highwater::inspect::{Snapshot, check};
-use highwater::testing::{CrashPoint, Fault, Image, Kept, Rule, SimDisk};
+use highwater::testing::{CrashPoint, Fault, Image, Kept, Safeguard, SimDisk};
 use highwater::{BoxError, Error, ErrorKind, Page, Record, Run, Store, VirtualClock};
 use serde_json::json;
 use tempfile::TempDir;
@@ -49,7 +49,7 @@ fn shown(image: &Image) -> String {
 
 /// A first life is killed at every operation, the second opens what it left, and the power fails: how often that takes
 /// back what the second life read.
-fn read_and_lost(rule: Option<Rule>) -> (usize, usize) {
+fn read_and_lost(rule: Option<Safeguard>) -> (usize, usize) {
     let open =
         |disk: &SimDisk, rule| options().break_rule(rule).open_on(Box::new(disk.clone()), "state.redb");
     let new = SimDisk::new();
@@ -85,7 +85,7 @@ fn what_was_read_after_a_kill_is_still_there_after_a_power_failure() {
 
 #[test]
 fn without_a_sync_at_open_it_is_not() {
-    let (killed, lost) = read_and_lost(Some(Rule::DurableAtOpen));
+    let (killed, lost) = read_and_lost(Some(Safeguard::DurableAtOpen));
     assert!(lost > 0, "killed {killed} times, and nothing that was read was lost");
 }
 

@@ -415,10 +415,11 @@ pub(crate) trait Pages: FnMut(&Context<'_>, &str, Option<u32>) -> Fetched + Sync
 
 impl<F: FnMut(&Context<'_>, &str, Option<u32>) -> Fetched + Sync> Pages for F {}
 
-/// A source whose pages come from a closure.
-pub(crate) struct Source<F> {
+/// A source whose pages come from a closure, which is boxed: all sources are one type, and the conversation is compiled
+/// once.
+pub(crate) struct Source<'a> {
     pub(crate) streams: Vec<&'static str>,
-    pub(crate) page: F,
+    page: Box<dyn Pages + 'a>,
     /// Every page that was asked for.
     pub(crate) asked: Vec<(String, Option<u32>)>,
     pub(crate) metadata: Result<Value, Duration>,
@@ -433,11 +434,11 @@ pub(crate) struct Source<F> {
 
 type Open = Box<dyn Fn(&Attachment) -> Result<AttachmentBody, AttachmentError> + Sync>;
 
-impl<F: FnMut(&Context<'_>, &str, Option<u32>) -> Fetched + Sync> Source<F> {
-    pub(crate) fn new(page: F) -> Self {
+impl<'a> Source<'a> {
+    pub(crate) fn new(page: impl Pages + 'a) -> Self {
         Self {
             streams: vec!["issues"],
-            page,
+            page: Box::new(page),
             asked: Vec::new(),
             metadata: Ok(json!({ "schema_version": "v0.2.0", "record_types": {} })),
             units: Vec::new(),
@@ -454,7 +455,7 @@ impl<F: FnMut(&Context<'_>, &str, Option<u32>) -> Fetched + Sync> Source<F> {
     }
 }
 
-impl<F: Pages> Extractor for Source<F> {
+impl Extractor for Source<'_> {
     type Cursor = u32;
 
     fn external_sync_units(&mut self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
@@ -533,7 +534,7 @@ pub(crate) fn all_of(stream: &str, pages: u32, items: u32) -> Vec<String> {
 }
 
 /// A source of one stream of that many pages.
-pub(crate) fn paged(pages: u32, items: u32) -> Source<impl Pages> {
+pub(crate) fn paged(pages: u32, items: u32) -> Source<'static> {
     Source::new(move |_: &Context<'_>, stream: &str, cursor: Option<u32>| {
         Ok(page_of(stream, cursor.unwrap_or(0), pages, items))
     })
@@ -590,7 +591,7 @@ impl World {
         Self { disk, clock, store, airdrop, serve: Serve::new().inline(7), batch_items }
     }
 
-    pub(crate) fn serve(&self, source: &mut Source<impl Pages>, event: &Event) -> highwater::Result<Outcome> {
+    pub(crate) fn serve(&self, source: &mut Source<'_>, event: &Event) -> highwater::Result<Outcome> {
         self.serve.serve(&self.store, &self.airdrop, source, event)
     }
 

@@ -11,7 +11,7 @@ use std::path::Path;
 use chrono::{DateTime, SecondsFormat, Utc};
 use comfy_table::{CellAlignment, Table, presets};
 use highwater::inspect::{
-    AttachmentsReport, BatchCounts, BatchReport, CheckReport, FailedAttachmentReport, Fate, Finding,
+    AttachmentsReport, BatchCounts, BatchReport, CheckFinding, CheckReport, FailedAttachmentReport, Fate,
     FindingsReport, LedgerReport, MessageReport, Report, RunReport, RunStatus, Source, TypeReport,
 };
 use serde::Serialize;
@@ -585,7 +585,7 @@ pub(crate) fn check(out: &mut impl Write, report: &CheckReport, json: bool) -> i
     #[derive(Serialize)]
     #[serde(tag = "kind", rename_all = "snake_case")]
     enum Line<'a> {
-        Finding(&'a Finding),
+        Finding(&'a CheckFinding),
         Check { source: Option<&'static str>, units: u64, rows: u64, findings: u64 },
     }
     let findings = report.findings.len() as u64;

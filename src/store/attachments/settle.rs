@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::cut;
 use crate::error::{Error, Result};
 use crate::model::{ArtifactId, ItemType, Micros};
 use crate::record::{Attachment, Record};
@@ -172,7 +173,7 @@ pub(super) fn move_attachment(
         Settling::Retry { reason, wait } => {
             row.tries += 1;
             row.ready_at = Some(Micros::from_time(run.inner.clock.now()).plus(wait));
-            row.reason = Some(cut(&reason));
+            row.reason = Some(cut::to_chars(&reason, REASON_CHARS_MAX));
         }
         Settling::Settled(line) => return Ok(line),
         Settling::Failed(reason) => {
@@ -196,7 +197,7 @@ fn list_as_failed(
     note_seen(change, run.unit_no, run.no, number, &attachment, true)?;
     let failed = FailedRow {
         json: row.json,
-        reason: cut(reason),
+        reason: cut::to_chars(reason, REASON_CHARS_MAX),
         tries: row.tries + 1,
         failed_at: Micros::from_time(run.inner.clock.now()),
     };
@@ -233,8 +234,4 @@ pub(in crate::store) fn attachments_saved(run: &Run, change: &Change<'_>) -> Res
 fn percent(counts: LedgerAttachments) -> u8 {
     let over = counts.settled + counts.failed;
     u8::try_from((over * 100).checked_div(counts.queued).unwrap_or(100)).unwrap_or(100)
-}
-
-fn cut(reason: &str) -> String {
-    reason.chars().take(REASON_CHARS_MAX).collect()
 }

@@ -10,8 +10,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::artifact::compress_all;
+use crate::cut;
 use crate::error::{Error, Result};
-use crate::model::{BATCH_BYTES_MAX, CURSOR_BYTES_MAX, ItemType, Phase, Rule, StreamName};
+use crate::model::{BATCH_BYTES_MAX, CURSOR_BYTES_MAX, ItemType, Phase, Safeguard, StreamName};
 use crate::record::{ATTACHMENTS, Record};
 use crate::transfer::{State, recount};
 
@@ -75,7 +76,7 @@ impl Run {
             let mut position = change.get(&STREAMS, &stream_key)?.unwrap_or_else(|| StreamRow::new(phase));
             check_moves(stream, position.cursor.as_deref(), cursor.as_deref())?;
             let mut full = Vec::new();
-            let lines = if self.inner.breaks(Rule::RowsWithCursor) { Vec::new() } else { lines };
+            let lines = if self.inner.breaks(Safeguard::RowsWithCursor) { Vec::new() } else { lines };
             for (item_type, lines) in lines {
                 position.items += lines.ends.len() as u64;
                 if phase == Phase::Data && item_type.as_str() == ATTACHMENTS {
@@ -159,7 +160,7 @@ pub(super) fn read_cursor<C: DeserializeOwned>(run: &Run, stream: &str, json: &s
     serde_json::from_str(json).map_err(|error| Error::Cursor {
         sync_unit: run.unit.to_string(),
         stream: stream.to_owned(),
-        cursor: json.chars().take(200).collect(),
+        cursor: cut::to_chars(json, 200),
         source: error.into(),
     })
 }

@@ -52,13 +52,13 @@ pub struct CheckReport {
     /// Rows read, of every table.
     pub rows: u64,
     /// Everything that does not fit; none, and the store is whole.
-    pub findings: Vec<Finding>,
+    pub findings: Vec<CheckFinding>,
 }
 
 /// Something that does not fit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
-pub struct Finding {
+pub struct CheckFinding {
     /// The table, unless it is the file as a whole.
     pub table: Option<&'static str>,
     /// The sync unit, if the row is known to be one's.
@@ -75,7 +75,7 @@ pub struct Finding {
 /// `Io`, `NotAStore`, `NewerFormat` or `InUse`, as [`Snapshot::open`].
 pub fn check(path: impl AsRef<Path>) -> Result<CheckReport> {
     let damaged = |source, problem| {
-        let findings = vec![Finding { table: None, sync_unit: None, problem }];
+        let findings = vec![CheckFinding { table: None, sync_unit: None, problem }];
         CheckReport { source, units: 0, rows: 0, findings }
     };
     let mut snapshot = match Snapshot::open_with(path.as_ref(), Pages::Unverified) {
@@ -91,7 +91,7 @@ pub fn check(path: impl AsRef<Path>) -> Result<CheckReport> {
 }
 
 /// Checks every row, and what the rows say of one another; returns the number of units and of rows, and what was found.
-fn check_rows(view: &View<'_>) -> Result<(u64, u64, Vec<Finding>)> {
+fn check_rows(view: &View<'_>) -> Result<(u64, u64, Vec<CheckFinding>)> {
     let mut check = Check { view, rows: 0, findings: Vec::new() };
     let units = check.tables()?;
     for (id, unit) in &units {
@@ -121,7 +121,7 @@ impl Store {
 struct Check<'a> {
     view: &'a View<'a>,
     rows: u64,
-    findings: Vec<Finding>,
+    findings: Vec<CheckFinding>,
 }
 
 /// The rows of one table of one unit, by what their keys end in.
@@ -138,7 +138,7 @@ struct Sums {
 
 impl Check<'_> {
     fn found(&mut self, table: &'static str, unit: Option<&str>, problem: impl Into<String>) {
-        self.findings.push(Finding {
+        self.findings.push(CheckFinding {
             table: Some(table),
             sync_unit: unit.map(str::to_owned),
             problem: problem.into(),

@@ -42,7 +42,7 @@ mod snapshot;
 #[cfg(test)]
 mod tests;
 
-pub use check::{CheckReport, Finding, check};
+pub use check::{CheckFinding, CheckReport, check};
 pub use report::{
     Answer, AttachmentsReport, BatchCounts, BatchReport, BatchStage, BookmarkReport, FailedAttachmentReport,
     Fate, FindingsReport, LedgerReport, LedgerTypeReport, Line, MessageReport, Report, RunReport, RunStatus,
