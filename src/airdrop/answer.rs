@@ -3,8 +3,6 @@
 //! In every case exactly one message answers an event, and it is sealed before it is sent: sent again, by this life or a
 //! later one, it is the same bytes under the same key. A definite refusal undoes the seal.
 
-use std::time::Duration;
-
 use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 use tracing::{info, warn};
@@ -14,15 +12,16 @@ use crate::model::{MESSAGE_BYTES_SOFT, Phase, RunId, Safeguard};
 use crate::record::FindingCounts;
 use crate::store::{AttachmentCounts, MessageKind, Run, Sealing, StoredMessage, message_key_text};
 
-use super::delivery::entry;
-use super::event::{Event, Spelling};
+use super::delivery::{Delivery, Halt, entry};
+use super::event::Spelling;
+use super::invocation::{Ending, Invocation, Stop};
 use super::keeper::Keeper;
 use super::message::{
-    ARTIFACTS_FIELD_BYTES, Answer, AnswerKind, ERROR_MESSAGE_BYTES_MAX, ErrorCode, WorkerMetadata, compose,
+    ARTIFACTS_FIELD_BYTES, Answer, AnswerKind, ArtifactEntry, Composed, ERROR_MESSAGE_BYTES_MAX, ErrorCode,
+    WorkerMetadata, compose,
 };
 use super::platform::SealedMessage;
-use super::retry::{GaveUp, attempts};
-use super::serve::Invocation;
+use super::retry::{GaveUp, attempts_while};
 use super::window::Window;
 
 /// What came of an event.
@@ -78,38 +77,9 @@ impl From<MessageKind> for OutcomeKind {
     }
 }
 
-/// How the work of an invocation ended.
-#[derive(Debug)]
-pub(super) enum Ending {
-    Done,
-    Progress,
-    /// `asked` says that the source asked for it just now; otherwise it is what is left of an earlier wait.
-    Delay {
-        seconds: u64,
-        asked: bool,
-    },
-    Failed {
-        code: Option<ErrorCode>,
-        message: String,
-    },
-}
-
-impl Ending {
-    /// The source asked to be left alone for so long.
-    pub(super) fn asked_to_wait(wait: Duration) -> Self {
-        // Whole seconds that are not less.
-        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-        Self::Delay { seconds, asked: true }
-    }
-}
-
-pub(super) fn failed(message: &str) -> Ending {
-    Ending::Failed { code: None, message: message.to_owned() }
-}
-
 /// What the message says beside how it ended.
 #[derive(Debug, Default)]
-pub(super) struct Said {
+pub(super) struct MessageDetails {
     /// The item type extracted last.
     pub(super) item_type: Option<String>,
     pub(super) window: Option<Window>,
@@ -117,7 +87,49 @@ pub(super) struct Said {
     pub(super) units: Option<Vec<Box<RawValue>>>,
 }
 
+/// What one message can announce of what is confirmed.
+struct Announced {
+    batches: Vec<u64>,
+    artifacts: Vec<ArtifactEntry>,
+    all: bool,
+}
+
 impl Invocation<'_> {
+    /// Delivers what was extracted, and answers.
+    pub(super) fn conclude(
+        &self,
+        run: &Run,
+        keeper: Option<&Keeper<'_>>,
+        phase: Phase,
+        mut delivery: Delivery<'_>,
+        worked: Result<(), Stop>,
+        details: &MessageDetails,
+    ) -> Result<Outcome> {
+        let mut ending = Stop::ending(worked)?;
+        delivery.add(run.close_open()?);
+        delivery.drain()?;
+        if !matches!(ending, Ending::Failed { .. }) {
+            match delivery.halt() {
+                Some(Halt::Failed(reason)) => ending = Ending::failed(reason),
+                Some(Halt::AskedToWait(wait)) => ending = Ending::asked_to_wait(*wait),
+                None if delivery.left_over() && matches!(ending, Ending::Done) => ending = Ending::Progress,
+                None => {}
+            }
+        }
+        if !phase.continues() {
+            ending = match ending {
+                Ending::Progress => Ending::failed(&format!(
+                    "not all of the {phase} could be uploaded in this invocation, and its phase has no CONTINUE"
+                )),
+                Ending::Delay { seconds, .. } => {
+                    Ending::failed(&format!("asked to wait {seconds} s, and the {phase} phase has no DELAY"))
+                }
+                other => other,
+            };
+        }
+        self.answer(run, keeper, phase, ending, details)
+    }
+
     /// Seals the message and sends it. What does not fit goes into the next: then it is PROGRESS, if the phase has it.
     pub(super) fn answer(
         &self,
@@ -125,66 +137,46 @@ impl Invocation<'_> {
         keeper: Option<&Keeper<'_>>,
         phase: Phase,
         mut ending: Ending,
-        said: &Said,
+        details: &MessageDetails,
     ) -> Result<Outcome> {
         loop {
-            let (percent, artifacts_max) = run.progress_and_artifacts_max()?;
-            let mut bytes = self.base_bytes()?;
-            let mut batches = Vec::new();
-            let mut artifacts = Vec::new();
-            let confirmed = run.confirmed()?;
-            for (info, artifact) in &confirmed {
-                let entry = entry(info, artifact);
-                bytes += entry.bytes()?;
-                // One always goes, or nothing ever would.
-                if !artifacts.is_empty()
-                    && (bytes > MESSAGE_BYTES_SOFT
-                        || artifacts.len() as u64 >= artifacts_max.unwrap_or(u64::MAX))
-                {
-                    break;
-                }
-                batches.push(info.seq);
-                artifacts.push(entry);
+            match self.try_to_answer(run, keeper, phase, ending, details) {
+                Ok(outcome) => return Ok(outcome),
+                Err(Stop::Ending(instead)) => ending = instead,
+                Err(Stop::Error(error)) => return Err(error),
             }
-            let all = artifacts.len() == confirmed.len();
-            if !all && phase.continues() && matches!(ending, Ending::Done | Ending::Failed { .. }) {
-                ending = Ending::Progress;
+        }
+    }
+
+    /// Composes, seals, saves and sends one message. Stops where another is to be sent instead of it.
+    fn try_to_answer(
+        &self,
+        run: &Run,
+        keeper: Option<&Keeper<'_>>,
+        phase: Phase,
+        mut ending: Ending,
+        details: &MessageDetails,
+    ) -> Result<Outcome, Stop> {
+        let (percent, artifacts_max) = run.progress_and_artifacts_max()?;
+        let Announced { batches, artifacts, all } = self.announced(run, artifacts_max)?;
+        if !all && phase.continues() && matches!(ending, Ending::Done | Ending::Failed { .. }) {
+            ending = Ending::Progress;
+        }
+        let (kind, delay_seconds, says) = match &ending {
+            Ending::Done => (MessageKind::Done, None, AnswerKind::Done),
+            Ending::Progress => (MessageKind::Progress, None, AnswerKind::Progress { percent }),
+            Ending::Delay { seconds, asked } => {
+                (MessageKind::Delay, asked.then_some(*seconds), AnswerKind::Delay { seconds: *seconds })
             }
-            let (kind, delay_seconds, says) = match &ending {
-                Ending::Done => (MessageKind::Done, None, AnswerKind::Done),
-                Ending::Progress => (MessageKind::Progress, None, AnswerKind::Progress { percent }),
-                Ending::Delay { seconds, asked } => {
-                    (MessageKind::Delay, asked.then_some(*seconds), AnswerKind::Delay { seconds: *seconds })
-                }
-                Ending::Failed { code, message } => (MessageKind::Error, None, self.error_of(*code, message)),
-            };
-            let mut answer = Answer::new(says);
-            answer.artifacts = artifacts;
-            // An ERROR carries no units: it may be for them that the message was too large.
-            if kind != MessageKind::Error {
-                answer.external_sync_units.clone_from(&said.units);
-            }
-            answer.worker = WorkerMetadata {
-                item_type: said.item_type.clone(),
-                oldest_state: said.window.and_then(|window| window.from),
-                newest_state: said.window.map(|window| window.to),
-            };
-            let composed = match compose(self.event, self.settings.spelling, &answer) {
-                Ok(composed) => composed,
-                Err(error @ Error::TooLarge { .. }) if !matches!(ending, Ending::Failed { .. }) => {
-                    ending = failed(&chain(&error));
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            let sent_unsealed = run.breaks(Safeguard::SealBeforeSend);
-            if sent_unsealed {
-                let key = message_key_text(&incoming_name(self.event), &composed.body);
-                let event_type = composed.event_type.to_owned();
-                let (body, artifacts) = (composed.body.clone(), batches.len() as u64);
-                self.send(&StoredMessage { no: 0, key, event_type, body, kind, artifacts })?;
-            }
-            let sealed = run.seal(&Sealing {
+            Ending::Failed { code, message } => (MessageKind::Error, None, self.error_of(*code, message)),
+        };
+        let composed = self.composed(kind, says, artifacts, details).map_err(|error| instead(error, kind))?;
+        let sent_unsealed = run.breaks(Safeguard::SealBeforeSend);
+        if sent_unsealed {
+            self.send(&self.unsealed(kind, &composed, batches.len() as u64))?;
+        }
+        let message = run
+            .seal(&Sealing {
                 phase,
                 kind,
                 event_type: composed.event_type.to_owned(),
@@ -192,54 +184,74 @@ impl Invocation<'_> {
                 body: composed.body,
                 finishes: self.finishes(phase),
                 delay_seconds,
-            });
-            let message = match sealed {
-                Ok(message) => message,
-                // DONE balances or is not sent.
-                Err(error @ Error::Unfinished { .. }) if kind == MessageKind::Done => {
-                    ending = failed(&chain(&error));
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            say_sealed(&message);
-            if let Some(keeper) = keeper
-                && !run.breaks(Safeguard::SendAfterSave)
-            {
-                match keeper.save_sealed(run, kind) {
-                    // It was not sent, so nothing keeps an ERROR from taking its place.
-                    Err(error @ Error::TooLarge { .. }) if kind != MessageKind::Error => {
-                        run.refused(message.no, None)?;
-                        ending = failed(&chain(&error));
-                        continue;
-                    }
-                    saved => saved?,
-                }
+            })
+            .map_err(|error| instead(error, kind))?;
+        log_sealed(&message);
+        if let Some(keeper) = keeper
+            && !run.breaks(Safeguard::SendAfterSave)
+            && let Err(error) = keeper.save_sealed(run, kind)
+        {
+            let stop = instead(error, kind);
+            if matches!(stop, Stop::Ending(_)) {
+                // It was not sent, so nothing keeps an ERROR from taking its place.
+                run.refused(message.no, None)?;
             }
-            let sent = if sent_unsealed { Sent::Accepted } else { self.send(&message)? };
-            match sent {
-                Sent::Accepted => return accepted(run, keeper, message, false),
-                Sent::Refused { status: 413, .. } if batches.len() > 1 => {
-                    run.refused(message.no, Some(batches.len() as u64 / 2))?;
-                }
-                Sent::Refused { status, reason } => {
-                    run.refused(message.no, None)?;
-                    if let Some(keeper) = keeper {
-                        keeper.save(run, None)?;
-                    }
-                    return Err(not_delivered(&message, &format!("refused with {status}: {reason}")));
-                }
+            return Err(stop);
+        }
+        let sent = if sent_unsealed { Sent::Accepted } else { self.send(&message)? };
+        match sent {
+            Sent::Accepted => Ok(accepted(run, keeper, message, false)?),
+            Sent::Refused { status: 413, .. } if batches.len() > 1 => {
+                run.refused(message.no, Some(batches.len() as u64 / 2))?;
+                Err(Stop::Ending(ending))
+            }
+            Sent::Refused { status, reason } => {
+                take_back(run, keeper, &message, None)?;
+                Err(refused(&message, status, &reason).into())
             }
         }
     }
 
-    /// Whether the phase's DONE ends the run.
-    fn finishes(&self, phase: Phase) -> bool {
-        match phase {
-            Phase::ExternalSyncUnits | Phase::Attachments => true,
-            Phase::Data => !self.settings.attachments_phase,
-            Phase::Metadata => false,
+    /// What the next message announces: what is confirmed, as far as it fits.
+    fn announced(&self, run: &Run, artifacts_max: Option<u64>) -> Result<Announced> {
+        let mut bytes = self.base_bytes()?;
+        let mut batches = Vec::new();
+        let mut artifacts = Vec::new();
+        let confirmed = run.confirmed()?;
+        for (info, artifact) in &confirmed {
+            let entry = entry(info, artifact);
+            bytes += entry.bytes()?;
+            let too_many = artifacts.len() as u64 >= artifacts_max.unwrap_or(u64::MAX);
+            // One always goes, or nothing ever would.
+            if !artifacts.is_empty() && (bytes > MESSAGE_BYTES_SOFT || too_many) {
+                break;
+            }
+            batches.push(info.seq);
+            artifacts.push(entry);
         }
+        let all = artifacts.len() == confirmed.len();
+        Ok(Announced { batches, artifacts, all })
+    }
+
+    fn composed(
+        &self,
+        kind: MessageKind,
+        says: AnswerKind,
+        artifacts: Vec<ArtifactEntry>,
+        details: &MessageDetails,
+    ) -> Result<Composed> {
+        let mut answer = Answer::new(says);
+        answer.artifacts = artifacts;
+        // An ERROR carries no units: it may be for them that the message was too large.
+        if kind != MessageKind::Error {
+            answer.external_sync_units.clone_from(&details.units);
+        }
+        answer.worker = WorkerMetadata {
+            item_type: details.item_type.clone(),
+            oldest_state: details.window.and_then(|window| window.from),
+            newest_state: details.window.map(|window| window.to),
+        };
+        compose(self.event, self.settings.spelling, &answer)
     }
 
     /// Sends a message that was sealed earlier.
@@ -257,24 +269,23 @@ impl Invocation<'_> {
                 if run.is_undelivered(message.no)? {
                     let artifacts_max =
                         (status == 413 && message.artifacts > 1).then_some(message.artifacts / 2);
-                    run.refused(message.no, artifacts_max)?;
-                    if let Some(keeper) = keeper {
-                        keeper.save(run, None)?;
-                    }
+                    take_back(run, keeper, &message, artifacts_max)?;
                 }
-                Err(not_delivered(&message, &format!("refused with {status}: {reason}")))
+                Err(refused(&message, status, &reason))
             }
         }
     }
 
-    /// Tries to hand over a message until it is accepted or refused, or the invocation is over.
+    /// Tries to hand over a message until it is accepted or refused, or the invocation is over. Before each attempt the
+    /// store's path must still be the file that is open: what another process answers is not answered here, too.
     fn send(&self, message: &StoredMessage) -> Result<Sent> {
         let sealed = SealedMessage {
             key: message.key.clone(),
             event_type: message.event_type.clone(),
             body: message.body.clone(),
         };
-        match attempts(self.clock, self.hard_at(), self.seed, || self.platform.send(&sealed)) {
+        let may = || self.store.ensure_in_place();
+        match attempts_while(self.clock, self.hard_at(), self.seed, may, || self.platform.send(&sealed)) {
             Ok(()) => {
                 info!(event_type = message.event_type, artifacts = message.artifacts, "message delivered");
                 Ok(Sent::Accepted)
@@ -283,6 +294,7 @@ impl Invocation<'_> {
                 warn!(event_type = message.event_type, status, reason, "message refused");
                 Ok(Sent::Refused { status, reason })
             }
+            Err(GaveUp::Stopped(error)) => Err(error),
             Err(GaveUp::Tried(reason)) => {
                 warn!(event_type = message.event_type, reason, "message not delivered");
                 Err(not_delivered(message, &reason))
@@ -297,14 +309,7 @@ impl Invocation<'_> {
             Ending::Done | Ending::Progress | Ending::Delay { .. } => (MessageKind::Done, AnswerKind::Done),
         };
         let composed = compose(self.event, self.settings.spelling, &Answer::new(says))?;
-        let message = StoredMessage {
-            no: 0,
-            key: message_key_text(&incoming_name(self.event), &composed.body),
-            event_type: composed.event_type.to_owned(),
-            body: composed.body,
-            kind,
-            artifacts: 0,
-        };
+        let message = self.unsealed(kind, &composed, 0);
         match self.send(&message)? {
             Sent::Accepted => Ok(Outcome {
                 kind: kind.into(),
@@ -317,10 +322,16 @@ impl Invocation<'_> {
                 ignored_watermark: None,
                 findings: FindingCounts::default(),
             }),
-            Sent::Refused { status, reason } => {
-                Err(not_delivered(&message, &format!("refused with {status}: {reason}")))
-            }
+            Sent::Refused { status, reason } => Err(refused(&message, status, &reason)),
         }
+    }
+
+    /// A message that no run seals.
+    fn unsealed(&self, kind: MessageKind, composed: &Composed, artifacts: u64) -> StoredMessage {
+        let (event_type, body) = (composed.event_type.to_owned(), composed.body.clone());
+        let identity = self.event.identity();
+        let event = identity.unwrap_or_else(|_| self.event.event_type().name(Spelling::Seed).to_owned());
+        StoredMessage { no: 0, key: message_key_text(&event, &body), event_type, body, kind, artifacts }
     }
 
     /// What an ERROR says; it may be what the extractor said, so the event's secrets are not in it.
@@ -336,9 +347,18 @@ impl Invocation<'_> {
     }
 }
 
-/// What a message that no run seals is keyed by.
-fn incoming_name(event: &Event) -> String {
-    event.identity().unwrap_or_else(|_| event.event_type().name(Spelling::Seed).to_owned())
+/// Undoes the seal of a message that was refused: its artifacts go into the next.
+fn take_back(
+    run: &Run,
+    keeper: Option<&Keeper<'_>>,
+    message: &StoredMessage,
+    artifacts_max: Option<u64>,
+) -> Result<()> {
+    run.refused(message.no, artifacts_max)?;
+    if let Some(keeper) = keeper {
+        keeper.save(run, None)?;
+    }
+    Ok(())
 }
 
 enum Sent {
@@ -346,7 +366,7 @@ enum Sent {
     Refused { status: u16, reason: String },
 }
 
-fn say_sealed(message: &StoredMessage) {
+fn log_sealed(message: &StoredMessage) {
     let (bytes, artifacts) = (message.body.len(), message.artifacts);
     info!(event_type = message.event_type, kind = ?message.kind, artifacts, bytes, "message sealed");
 }
@@ -376,6 +396,19 @@ fn accepted(
         ignored_watermark: run.ignored_watermark(),
         findings: run.finding_counts()?,
     })
+}
+
+/// A message that would be too large, or a DONE that does not balance, is not sent, but an ERROR that says so.
+fn instead(error: Error, kind: MessageKind) -> Stop {
+    match (&error, kind) {
+        (Error::TooLarge { .. }, MessageKind::Done | MessageKind::Progress | MessageKind::Delay)
+        | (Error::Unfinished { .. }, MessageKind::Done) => Stop::failed(&chain(&error)),
+        _ => error.into(),
+    }
+}
+
+fn refused(message: &StoredMessage, status: u16, reason: &str) -> Error {
+    not_delivered(message, &format!("refused with {status}: {reason}"))
 }
 
 fn not_delivered(message: &StoredMessage, reason: &str) -> Error {

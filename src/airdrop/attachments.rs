@@ -7,7 +7,8 @@
 //! - A failure of the platform counts against the attachment only if another got through in this invocation; if none
 //!   does, it is the platform's, and the phase ends with an error that gives nothing up.
 //! - A source that asks to be left alone ends the phase with a delay: the longest that any stream was asked for.
-//! - After the soft deadline no stream begins but the first. One that runs is aborted before the hard one; that counts
+//! - After the soft deadline no stream begins but the first: it always does, however long the invocation waited before,
+//!   and however long it took to have the queue ready. One that runs is aborted before the hard one; that counts
 //!   against it only if it had most of the invocation.
 
 use std::collections::VecDeque;
@@ -21,16 +22,17 @@ use crate::error::{ErrorKind, Result, chain};
 use crate::model::{BATCH_BYTES_MAX, Phase};
 use crate::store::{Pending, Run, UNSETTLED_MAX};
 
-use super::answer::{Ending, Outcome, Said, failed};
+use super::answer::{MessageDetails, Outcome};
 use super::body::{Failure, Flaw, stream};
+use super::context::Context;
 use super::delivery::{Attempt, Delivery, Done, Halt, POLL, UploadNo, attempt};
 use super::event::Event;
-use super::extractor::{AttachmentError, Extractor};
+use super::extractor::{AttachmentError, Extractor, caught};
+use super::invocation::{Ending, Invocation, Stop};
 use super::keeper::Keeper;
 use super::lanes::Lanes;
 use super::platform::PlatformError;
 use super::retry::TRIES;
-use super::serve::{Context, Invocation, caught};
 
 /// Refusals and failures of the platform, one after the other, from which on it is not about the attachments.
 const FAILURES_IN_A_ROW: u32 = 20;
@@ -44,24 +46,19 @@ impl Invocation<'_> {
         context: &Context<'_>,
         keeper: Option<&Keeper<'_>>,
         delivery: Delivery<'_>,
-        said: &Said,
+        details: &MessageDetails,
     ) -> Result<Outcome> {
         let run = context.run;
-        let early = match run.delay_left_seconds()? {
-            Some(seconds) => Some(Ending::Delay { seconds, asked: false }),
-            None => self.rebuild_queue(context)?,
-        };
-        if let Some(ending) = early {
-            return self.settle(run, keeper, Phase::Attachments, delivery, Ok(ending), said);
+        if let Err(stop) = self.take_up_queue(context) {
+            return self.conclude(run, keeper, Phase::Attachments, delivery, Err(stop), details);
         }
-        let hard = self.hard_at();
-        // What is left after it is for the last batch, the confirms and the message.
-        let abort_at = context.soft_at + hard.saturating_sub(context.soft_at).mul_f64(0.75);
+        let (abort_at, hard) = (self.abort_at(), self.hard_at());
         let streams_max = self.settings.streams;
         let settings = QueueSettings {
             streams_max,
             tries_max: self.settings.attachment_tries,
             soft: context.soft_at,
+            abort_at,
             hard,
         };
         let streamed = |attachment: &_| {
@@ -71,9 +68,9 @@ impl Invocation<'_> {
         let attempt = |call: &Attempt| attempt(self.platform, Some(&streamed), call);
         let work_off = |lanes: Lanes<'_, Attempt, Done>| {
             let mut delivery = delivery.in_lanes(lanes);
-            let ending = Queue::new(self.event, run, self.clock, &mut delivery, settings).work_off();
+            let worked = Queue::new(self.event, run, self.clock, &mut delivery, settings).work_off();
             delivery.leave_attachments();
-            self.settle(run, keeper, Phase::Attachments, delivery, ending, said)
+            self.conclude(run, keeper, Phase::Attachments, delivery, worked, details)
         };
         match self.settings.inline_seed {
             Some(seed) => work_off(Lanes::inline(&attempt, seed)),
@@ -83,43 +80,54 @@ impl Invocation<'_> {
         }
     }
 
-    /// Makes the queue of attachments again, where a checkpoint or a state of the TypeScript SDK brought the run back,
-    /// from the artifacts that announced them. Says how the invocation ends, if it cannot go on.
-    fn rebuild_queue(&self, context: &Context<'_>) -> Result<Option<Ending>> {
+    /// Elapsed time from which on no stream is read any further: what is left after it is for the last batch, the confirms
+    /// and the message.
+    fn abort_at(&self) -> Duration {
+        self.soft_at() + self.hard_at().saturating_sub(self.soft_at()).mul_f64(0.75)
+    }
+
+    /// Has the queue of attachments ready to be worked off. Where a checkpoint or a state of the TypeScript SDK brought the
+    /// run back, it is made again from the artifacts that announced them.
+    fn take_up_queue(&self, context: &Context<'_>) -> Result<(), Stop> {
+        if let Some(seconds) = context.run.delay_left_seconds()? {
+            return Err(Ending::Delay { seconds, asked: false }.into());
+        }
         let inherited = context.run.sdk_attachments()?.unwrap_or_default();
         context.run.inherit_files(&inherited.artifact_ids)?;
         for (seq, artifact) in context.run.files_to_load()? {
-            if context.time_left().is_zero() {
-                return Ok(Some(Ending::Progress));
+            if self.clock.elapsed() >= self.abort_at() {
+                return Err(Ending::Progress.into());
             }
-            let loaded = self.attempt(|| self.platform.download(&artifact)).and_then(|member| {
-                let mut lines = Vec::new();
-                decompress(&member, 2 * BATCH_BYTES_MAX, &mut lines).map_err(|error| error.to_string())?;
-                Ok(lines)
-            });
-            let load = |lines: Vec<u8>| {
-                context.run.load_file(seq, &lines, |place, at, line| inherited.judge(place, at, line))
+            let unreadable = |reason: &str| {
+                let unit = context.run.sync_unit();
+                let what =
+                    format!("artifact {artifact}, which names attachments of {unit}, cannot be read back");
+                Stop::failed(&format!("{what}: {reason}"))
             };
-            let reason = match loaded.map(load) {
-                Ok(Ok(())) => continue,
-                Ok(Err(error)) if error.kind() == ErrorKind::Invalid => chain(&error),
-                Ok(Err(error)) => return Err(error),
-                Err(reason) => reason,
-            };
-            let unit = context.run.sync_unit();
-            let what = format!("artifact {artifact}, which names attachments of {unit}, cannot be read back");
-            return Ok(Some(failed(&format!("{what}: {reason}"))));
+            let member = self
+                .attempt(|| self.platform.download(&artifact))
+                .map_err(|gave_up| unreadable(&gave_up.to_string()))?;
+            let mut lines = Vec::new();
+            decompress(&member, 2 * BATCH_BYTES_MAX, &mut lines)
+                .map_err(|error| unreadable(&error.to_string()))?;
+            context.run.load_file(seq, &lines, |place, at, line| inherited.judge(place, at, line)).map_err(
+                |error| match error.kind() {
+                    ErrorKind::Invalid => unreadable(&chain(&error)),
+                    _ => error.into(),
+                },
+            )?;
         }
         context.run.queue_rebuilt()?;
-        Ok(None)
+        Ok(())
     }
 }
 
 struct QueueSettings {
     streams_max: usize,
     tries_max: u32,
-    /// Elapsed times: after which no stream begins, and no retry of a call.
+    /// Elapsed times: after which no stream begins but the first, no stream at all, and no retry of a call.
     soft: Duration,
+    abort_at: Duration,
     hard: Duration,
 }
 
@@ -177,7 +185,7 @@ impl<'q, 'a> Queue<'q, 'a> {
 
     /// Works off the queue, until it is empty or there is a reason to stop. What was uploaded is confirmed, if that can
     /// be had at all; what is still running when the invocation has to end is left to the next.
-    fn work_off(mut self) -> Result<Ending> {
+    fn work_off(mut self) -> Result<(), Stop> {
         loop {
             let stopped = self.begin()?;
             if self.take_in()? {
@@ -185,20 +193,20 @@ impl<'q, 'a> Queue<'q, 'a> {
                     self.delivery.save()?;
                 }
                 if self.delivery.attachments_in_flight() > 0 && self.clock.elapsed() >= self.settings.hard {
-                    return Ok(self.ending());
+                    return Err(self.ending().into());
                 }
             } else if self.delivery.unsaved_attachments() > 0 {
                 if !self.delivery.save()? {
-                    return Ok(self.ending());
+                    return Err(self.ending().into());
                 }
             } else if let Some(ready_at) = self.next_ready(stopped)
                 && ready_at < self.settings.hard
             {
                 self.clock.sleep(ready_at.saturating_sub(self.clock.elapsed()));
             } else if stopped || self.delivery.attachments() > 0 {
-                return Ok(self.ending());
+                return Err(self.ending().into());
             } else if self.run.take_up_requeued()? == 0 {
-                return Ok(Ending::Done);
+                return Ok(());
             }
         }
     }
@@ -238,7 +246,7 @@ impl<'q, 'a> Queue<'q, 'a> {
 
     fn ending(&self) -> Ending {
         match (&self.trouble, self.delivery.halt(), self.asked_to_wait) {
-            (Some(reason), ..) | (None, Some(Halt::Failed(reason)), _) => failed(reason),
+            (Some(reason), ..) | (None, Some(Halt::Failed(reason)), _) => Ending::failed(reason),
             (_, Some(Halt::AskedToWait(platform)), source) => {
                 Ending::asked_to_wait((*platform).max(source.unwrap_or_default()))
             }
@@ -261,6 +269,8 @@ impl<'q, 'a> Queue<'q, 'a> {
             || self.asked_to_wait.is_some()
             || self.delivery.halt().is_some()
             || self.is_late()
+            // It would be aborted at once.
+            || self.clock.elapsed() >= self.settings.abort_at
     }
 
     /// Whether this invocation can take in no more.

@@ -2,19 +2,20 @@
 
 use std::fmt;
 use std::io::Read;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::error::BoxError;
+use crate::error::{BoxError, panic_text};
 use crate::record::Attachment;
 use crate::store::Page;
 
 use super::check::CheckPolicy;
+use super::context::Context;
 use super::message::ErrorCode;
-use super::serve::Context;
 
 /// A source of records, as `serve` drives it.
 ///
@@ -213,4 +214,11 @@ impl<E: Into<BoxError>> From<E> for SourceError {
     fn from(source: E) -> Self {
         SourceError::Failed { code: None, source: source.into() }
     }
+}
+
+/// Calls the extractor; a panic in it is its failure.
+pub(super) fn caught<T, E: From<String>>(call: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
+        Err(E::from(format!("the extractor panicked: {}", panic_text(panic.as_ref()))))
+    })
 }

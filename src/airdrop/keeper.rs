@@ -116,9 +116,10 @@ impl<'a> Keeper<'a> {
     pub(crate) fn save(&self, run: &Run, position: Option<&Position>) -> Result<usize> {
         let fresh = if position.is_none() && run.has_no_position()? { run.position()? } else { None };
         let position = position.or(fresh.as_ref());
-        let bytes = self.put(&run.checkpoint(&self.token, position)?, |_| Ok(()))?;
-        if let Some(position) = position {
-            run.saved(position)?;
+        let checkpoint = run.checkpoint(&self.token, position)?;
+        let bytes = self.put(&checkpoint, |_| Ok(()))?;
+        if position.is_some() {
+            run.saved(&checkpoint)?;
         }
         Ok(bytes)
     }

@@ -6,17 +6,21 @@ mod body;
 mod check;
 #[cfg(feature = "http")]
 mod client;
+mod context;
 mod delivery;
 mod document;
 mod event;
 mod extractor;
+mod invocation;
 mod keeper;
 mod lanes;
 mod message;
+mod phases;
 mod platform;
 mod retry;
 mod sdk;
 mod serve;
+mod settings;
 mod status;
 mod window;
 
@@ -25,6 +29,7 @@ pub use answer::{Outcome, OutcomeKind};
 pub use check::CheckPolicy;
 #[cfg(feature = "http")]
 pub use client::Client;
+pub use context::Context;
 pub use event::{Event, EventType, Mode, Secret, Spelling, TimeSetting, WindowEnd};
 pub use extractor::{AttachmentBody, AttachmentError, ExternalSyncUnit, Extractor, SourceError};
 #[cfg(feature = "testing")]
@@ -36,6 +41,7 @@ pub use message::{
     WorkerMetadata, answer_name, compose,
 };
 pub use platform::{Body, Fate, Platform, PlatformError, SealedMessage, Upload, WorkerState};
-pub use serve::{Context, Serve, serve};
+pub use serve::serve;
+pub use settings::Serve;
 pub use status::Call;
 pub use window::{Bounds, Window};

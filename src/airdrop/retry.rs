@@ -10,7 +10,7 @@ use std::time::Duration;
 use tracing::warn;
 
 use crate::clock::Clock;
-use crate::error::Result;
+use crate::error::{Error, Result, chain};
 
 use super::platform::PlatformError;
 
@@ -39,6 +39,8 @@ pub(crate) enum GaveUp {
     },
     /// It failed too often, or for too long; it may have taken effect.
     Tried(String),
+    /// It was not made once more, for this.
+    Stopped(Error),
 }
 
 impl fmt::Display for GaveUp {
@@ -46,6 +48,7 @@ impl fmt::Display for GaveUp {
         match self {
             GaveUp::Refused { status, reason } => write!(f, "refused with {status}: {reason}"),
             GaveUp::Tried(reason) => f.write_str(reason),
+            GaveUp::Stopped(error) => f.write_str(&chain(error)),
         }
     }
 }
@@ -55,12 +58,24 @@ pub(crate) fn attempts<T>(
     clock: &dyn Clock,
     hard: Duration,
     seed: u64,
+    call: impl FnMut() -> Result<T, PlatformError>,
+) -> Result<T, GaveUp> {
+    attempts_while(clock, hard, seed, || Ok(()), call)
+}
+
+/// As [`attempts`], and `may` is asked before each: if that is an error, the call is not made.
+pub(crate) fn attempts_while<T>(
+    clock: &dyn Clock,
+    hard: Duration,
+    seed: u64,
+    mut may: impl FnMut() -> Result<()>,
     mut call: impl FnMut() -> Result<T, PlatformError>,
 ) -> Result<T, GaveUp> {
     let mut chance = fastrand::Rng::with_seed(seed);
     let mut tries = 0;
     loop {
         tries += 1;
+        may().map_err(GaveUp::Stopped)?;
         match call() {
             Ok(answer) => return Ok(answer),
             Err(PlatformError::Refused { status, reason }) => return Err(GaveUp::Refused { status, reason }),

@@ -38,11 +38,11 @@ use super::rows::{
 };
 use super::run::Run;
 use super::tables::{Change, Rows, Tables};
-use super::used_ids::take_those_of_rows;
+use super::used_ids::{self, take_those_of_rows};
 
 use form::{
     AnnouncedPart, ArtifactPart, Envelope, EventPart, FatePart, FilePart, IdHash, KindPart, LedgerPart,
-    MessagePart, RunIdPart, RunPart, StatusPart, StreamPart, UnitPart, WindowPart,
+    MessagePart, RunIdPart, RunPart, StatusPart, StreamPart, UnitPart, UsedPart, WindowPart,
 };
 pub(crate) use form::{Checkpoint, Position};
 pub(crate) use room::Room;
@@ -142,6 +142,17 @@ impl Checkpoint {
     }
 }
 
+/// Artifacts of a run as a checkpoint tells of them.
+#[derive(Debug, Default)]
+struct Artifacts {
+    /// What is uploaded at the position, and not announced.
+    unannounced: Vec<ArtifactPart>,
+    /// The batches that the sealed message announces.
+    sealed: Vec<u64>,
+    /// The ids under which it does so.
+    announced_ids: Vec<String>,
+}
+
 /// What a disk knows of who holds its unit.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Holder {
@@ -232,6 +243,7 @@ impl SyncUnit {
             artifacts: Vec::new(),
             files: Vec::new(),
             message: None,
+            used: UsedPart::default(),
             past_runs: hashes(&past.run_ids),
             deletions: hashes(&past.deletions),
         })
@@ -307,6 +319,7 @@ impl Restoring<'_> {
         let is_open = run.status == StatusPart::Open;
         restore_queue(change, self.no, run.no, is_open, &position.queue, self.files())?;
         take_those_of_rows(change, &prefix, row.started_at)?;
+        used_ids::keep_newest(change, &prefix, &checkpoint.used.0)?;
         change.put(&RUNS, &prefix, &row)?;
         let json = serde_json::to_string(position).map_err(|error| self.damaged(error.to_string()))?;
         change.put(&POSITIONS, &prefix, &Json(json))
@@ -466,7 +479,8 @@ impl Run {
                 Some(position) => position.clone(),
                 None => self.saved_position(rows)?,
             };
-            let (artifacts, sealed) = self.artifact_parts(rows, position.next_seq)?;
+            let Artifacts { unannounced: artifacts, sealed, announced_ids } =
+                self.artifact_parts(rows, position.next_seq)?;
             let mut bookmarks = BTreeMap::new();
             for (name, row) in rows.all(&BOOKMARKS, &Key::unit(self.unit_no))? {
                 bookmarks.insert(self.name(&name)?, row.json);
@@ -477,6 +491,11 @@ impl Run {
                 announced.insert(self.name(&name)?, part);
             }
             let files = files_needed(self, rows, &position.queue, position.next_seq)?;
+            let batches = artifacts.iter().filter_map(|part| part.artifact.as_deref());
+            let attachments = position.queue.unsettled.iter().filter_map(|part| part.1.as_deref());
+            let announced_ids = announced_ids.iter().map(String::as_str);
+            let used =
+                UsedPart(used_ids::newest(rows, &prefix, announced_ids.chain(batches).chain(attachments))?);
             let past = rows.get(&PAST, &Key::name(self.unit.as_str()))?.unwrap_or_default();
             let hashes = |ids: &[KnownId]| ids.iter().map(|id| IdHash::of(id, 0)).collect();
             Ok(Checkpoint {
@@ -492,6 +511,7 @@ impl Run {
                 artifacts,
                 files: files.into_iter().map(|(seq, file)| FilePart::of(seq, file)).collect(),
                 message: run.message.map(|no| self.message_part(rows, no, sealed)).transpose()?,
+                used,
                 past_runs: hashes(&past.run_ids),
                 deletions: hashes(&past.deletions),
             })
@@ -537,30 +557,32 @@ impl Run {
         Ok(ledger)
     }
 
-    /// What is uploaded before batch `next_seq` and not announced; and the batches that the sealed message announces.
-    fn artifact_parts(&self, rows: &impl Rows, next_seq: u64) -> Result<(Vec<ArtifactPart>, Vec<u64>)> {
-        let mut artifacts = Vec::new();
-        let mut sealed = Vec::new();
+    fn artifact_parts(&self, rows: &impl Rows, next_seq: u64) -> Result<Artifacts> {
+        let mut artifacts = Artifacts::default();
         for (tail, batch) in rows.all(&BATCHES, &self.run_key())? {
             let seq = self.number(&tail)?;
             match batch.state {
                 // Staged behind the position is what the platform would not confirm: it was uploaded all the same.
                 BatchState::Staged | BatchState::Uploaded | BatchState::Confirmed if seq < next_seq => {
-                    artifacts.push(ArtifactPart::of(seq, batch));
+                    artifacts.unannounced.push(ArtifactPart::of(seq, batch));
                 }
-                BatchState::Announced(_) => sealed.push(seq),
+                BatchState::Announced(_) => {
+                    artifacts.sealed.push(seq);
+                    artifacts.announced_ids.extend(batch.artifact);
+                }
                 _ => {}
             }
         }
-        Ok((artifacts, sealed))
+        Ok(artifacts)
     }
 
-    /// Records that a checkpoint with this position was saved: what it names may be confirmed.
+    /// Records that a checkpoint was saved that stands at its own position: what it names may be confirmed.
     ///
     /// # Durability
     /// When this returns `Ok`, the next checkpoint stands there or further on, also after power loss.
-    pub(crate) fn saved(&self, position: &Position) -> Result<()> {
-        let json = serde_json::to_string(position).map_err(|error| self.unreadable(error.to_string()))?;
+    pub(crate) fn saved(&self, checkpoint: &Checkpoint) -> Result<()> {
+        let json = serde_json::to_string(&checkpoint.position)
+            .map_err(|error| self.unreadable(error.to_string()))?;
         self.change(|change, row| {
             batches_saved(self, change, row)?;
             attachments_saved(self, change)?;
@@ -570,6 +592,7 @@ impl Run {
             for (tail, _) in events.iter().skip(EVENTS_MAX) {
                 change.remove(&EVENTS, &self.run_key().and_number(self.number(tail)?))?;
             }
+            used_ids::keep_newest(change, &self.run_key(), &checkpoint.used.0)?;
             change.put(&POSITIONS, &self.run_key(), &Json(json))
         })
     }
@@ -640,8 +663,9 @@ impl Run {
 
 #[cfg(test)]
 mod tests {
-    use super::super::conversation::{Accepted, Incoming};
+    use super::super::conversation::{Accepted, Incoming, Sealing};
     use super::super::digest::name_hash;
+    use super::super::rows::MessageKind;
     use super::*;
     use crate::clock::VirtualClock;
     use crate::model::{Phase, RunId, Step};
@@ -676,10 +700,12 @@ mod tests {
         assert_eq!(serde_json::to_string(&checkpoint).unwrap(), GOLDEN);
         let written = checkpoint.to_json("acme/tickets").unwrap();
         assert_eq!(Checkpoint::from_json(&written, "acme/tickets").unwrap(), checkpoint);
-        // The bytes of the body are the compressor's; that they are read is ours. It names its run by 64 bits.
+        // The bytes of the body are the compressor's; that they are read is ours. It names its run by 64 bits, and no
+        // artifact ids that were used.
         let mut saved = Checkpoint::from_json(GOLDEN_SAVED, "acme/tickets").unwrap();
         assert_eq!(saved.run_ids[0].id, IdHash::Short(0xce76_c6e1_d1fc_c200));
         saved.run_ids.clone_from(&checkpoint.run_ids);
+        saved.used.clone_from(&checkpoint.used);
         assert_eq!(saved, checkpoint);
     }
 
@@ -776,6 +802,42 @@ mod tests {
         assert_eq!(is_known(&short, "c.redb"), ((true, true), 1));
     }
 
+    /// External sync units are announced unconfirmed, without a checkpoint between upload and message.
+    #[test]
+    fn an_artifact_id_that_is_announced_at_once_is_named_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let unit = Store::open(dir.path().join("state.redb")).unwrap().sync_unit("acme/tickets").unwrap();
+        let start = Incoming {
+            identity: "1".to_owned(),
+            has_ids: true,
+            run_id: Some(RunId::new("run").unwrap()),
+            phase: Phase::ExternalSyncUnits,
+            step: Step::Start,
+        };
+        let Accepted::Work(run) = unit.accept(&start, false, None).unwrap() else { panic!("no work") };
+        let page = |_: Option<u32>| -> Result<Page<u32>> {
+            Ok(Page::last().record("issues", Record::new("I-1", &serde_json::json!({}))?))
+        };
+        for batch in run.batches("issues", page) {
+            batch.unwrap().uploaded("artifact-1").unwrap();
+        }
+        run.confirm(1).unwrap();
+        let sealing = Sealing {
+            phase: Phase::ExternalSyncUnits,
+            kind: MessageKind::Progress,
+            event_type: "PROGRESS".to_owned(),
+            batches: &[1],
+            body: "{}".to_owned(),
+            finishes: false,
+            delay_seconds: None,
+        };
+        run.seal(&sealing).unwrap();
+        let position = run.position().unwrap();
+        let named = run.checkpoint("the token", position.as_ref()).unwrap().used;
+        assert_eq!(named, checkpoint().used);
+        assert_eq!(named.0.len(), 1);
+    }
+
     #[test]
     fn version_1_is_read_and_a_value_of_it_that_was_changed_is_found() {
         let read = Checkpoint::from_json(VERSION_1, "acme/tickets").unwrap();
@@ -785,6 +847,7 @@ mod tests {
             Checkpoint::from_json(&read.to_json("acme/tickets").unwrap(), "acme/tickets").unwrap()
         );
         let expected = checkpoint();
+        assert_eq!(read.used, UsedPart::default());
         assert_eq!((read.unit, read.run, read.bookmarks), (expected.unit, expected.run, expected.bookmarks));
         assert_eq!((read.position, read.artifacts), (expected.position, expected.artifacts));
         // Whoever wrote it again may have ordered and spaced it otherwise.
@@ -813,10 +876,11 @@ mod tests {
         r#"7"}},"types":{"issues":[1,1,0]},"values":{"seen":"[1,2]"}},"announced":{"issues":{"records":0,"artif"#,
         r#"acts":0}},"artifacts":[{"seq":1,"item_type":"issues","stream":"","epoch":1,"items":1,"line_bytes":40"#,
         r#","gzip_bytes":63,"dates":{"created":null,"modified":null},"artifact":"artifact-1","given_up":0}],"me"#,
-        r#"ssage":null}"#,
+        r#"ssage":null,"used":"7r101w=="}"#,
     );
 
-    /// The same as a checkpoint, with a run id of 64 bits as it was before, compressed by another program.
+    /// The same as a checkpoint, with a run id of 64 bits and without artifact ids as it was before, compressed by another
+    /// program.
     const GOLDEN_SAVED: &str = concat!(
         r#"{"version":2,"checksum":"e55747649a2cfb70481f719a3e770f3e","body":"H4sIAAAAAAACA3VTy46jMBD8lVWf2RWwk"#,
         r#"0TKd+xpImQ5pgErYDN+JJlF+fdt27xy2BySLpquqn5kAqdvqOAMrsMfKc7AK+ngPIEwyB3WjBMqTod8/8nAeKorMlD4dCyCcgYDW"#,

@@ -26,8 +26,8 @@ use super::open::SyncUnit;
 use super::rows::{
     BATCHES, BOOKMARKS, BookmarkRow, CHUNKS, EVENTS, FINDINGS, Key, LEDGER, LEDGER_STREAMS, LedgerRow,
     LedgerStreamRow, LedgerType, MESSAGES, PAST, PAYLOADS, POSITIONS, PastRow, RUN_IDS, RUNS, RunIdRow,
-    RunRow, RunStatus, STREAMS, TYPES, UNITS, USED, UnitRow, VALUES, message_key, name_of, number_of,
-    run_key,
+    RunRow, RunStatus, STREAMS, TYPES, UNITS, USED, USED_NEWEST, UnitRow, VALUES, message_key, name_of,
+    number_of, run_key,
 };
 use super::run::{Run, find_by_id};
 use super::tables::{Change, Rows, Tables};
@@ -227,6 +227,7 @@ impl SyncUnit {
         change.remove_all(&LEDGER, &prefix)?;
         change.remove_all(&FINDINGS, &prefix)?;
         change.remove_all(&USED, &prefix)?;
+        change.remove_all(&USED_NEWEST, &prefix)?;
         change.remove_all(&POSITIONS, &prefix)?;
         change.remove_all(&LEDGER_STREAMS, &prefix)?;
         remove_attachments(change, &prefix)?;
@@ -503,6 +504,7 @@ pub(super) fn close_run(
     change.remove_all(&PAYLOADS, &run)?;
     change.remove_all(&FINDINGS, &run)?;
     change.remove_all(&USED, &run)?;
+    change.remove(&USED_NEWEST, &run)?;
     change.remove(&POSITIONS, &run)?;
     drop_notes(change, unit.no)?;
     change.remove_range(&EVENTS, &Key::unit(unit.no), &run)?;

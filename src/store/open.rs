@@ -231,6 +231,11 @@ impl Store {
         self.inner.breaks(rule)
     }
 
+    /// Sees that the path is still the file that is open.
+    pub(crate) fn ensure_in_place(&self) -> Result<()> {
+        self.inner.tables.ensure_in_place()
+    }
+
     /// A number for everything that is stored: the same for the same rows.
     #[cfg(feature = "testing")]
     pub(crate) fn fingerprint(&self) -> Result<u64> {

@@ -32,6 +32,7 @@
 //! | `attachment_files` | run, seq | [`FileRow`] |
 //! | `failed_attachments`, `requeued_attachments` | run, number | [`FailedRow`] |
 //! | `used_ids` | run, artifact id | [`UsedRow`] |
+//! | `used_ids_newest` | run | [`UsedNewestRow`], where checkpoints are kept |
 
 use std::marker::PhantomData;
 
@@ -97,6 +98,7 @@ tables! {
     FAILED: FailedRow = "failed_attachments";
     REQUEUED: FailedRow = "requeued_attachments";
     USED: UsedRow = "used_ids";
+    USED_NEWEST: UsedNewestRow = "used_ids_newest";
 }
 
 /// A key, part by part.
@@ -238,6 +240,7 @@ bincode_rows! {
     FileRow = 1;
     FailedRow = 1;
     UsedRow = 1;
+    UsedNewestRow = 1;
 }
 
 /// Bytes of others, as they are: a gzip member.
@@ -642,6 +645,12 @@ pub(crate) struct FileRow {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct UsedRow {
     pub(crate) used_at: Micros,
+}
+
+/// The artifact ids that the last saved checkpoint of a run says it has used: the newest last, each by 32 bits of its XXH3.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct UsedNewestRow {
+    pub(crate) hashes: Vec<u32>,
 }
 
 /// An attachment that was settled as failed.

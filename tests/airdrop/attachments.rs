@@ -1022,6 +1022,69 @@ fn without_a_disk_the_queue_is_made_again_and_each_is_announced_once() {
     assert_eq!((counts.queued, counts.left()), (90, 0));
 }
 
+/// Each life waits longer than its budget before it takes over, and has its queue to make again then. It once answered
+/// PROGRESS with nothing done, for ever.
+#[test]
+fn a_takeover_that_waits_longer_than_the_budget_leaves_each_invocation_its_first_attachment() {
+    let mut fixture = Fixture::new();
+    fixture.diskless = true;
+    let wait = Duration::from_secs(40);
+    fixture.serve = fixture
+        .serve
+        .checkpoints()
+        .streams(1)
+        .budget(Duration::from_secs(7))
+        .hard_limit(Duration::from_secs(300))
+        .settle_after_takeover(wait);
+    let mut source = Files::new(&fixture.clock, pages(5, 2));
+    let until_done = |source: &mut Files, phase: &str| {
+        (0..10).find(|request| {
+            let step = if *request == 0 { "START" } else { "CONTINUE" };
+            let event_type = format!("EXTRACTION_{phase}_{step}");
+            fixture.event(source, &event_type, "run", &format!("{phase}-{request}")).kind == OutcomeKind::Done
+        })
+    };
+    until_done(&mut source, "DATA").expect("the data phase ends");
+    let before = fixture.clock.elapsed();
+    let invocations = until_done(&mut source, "ATTACHMENTS").expect("the attachments phase ends") + 1;
+    assert_eq!(invocations, 5 + 1, "one attachment each, and one that finds nothing left");
+    assert!(fixture.clock.elapsed() >= before + wait * 5, "each waited");
+    fixture.check(0, &source.expected().0);
+}
+
+/// A stream that begins when it would have to be aborted at once had no chance: five such invocations, and the attachment
+/// would be given up.
+#[test]
+fn an_invocation_without_time_for_a_stream_counts_against_no_attachment() {
+    let mut fixture = Fixture::new();
+    fixture.diskless = true;
+    let waiting = |serve: Serve, wait: u64| {
+        serve
+            .checkpoints()
+            .hard_limit(Duration::from_secs(300))
+            .settle_after_takeover(Duration::from_secs(wait))
+    };
+    let plain = fixture.serve.clone().budget(Duration::from_secs(7));
+    fixture.serve = waiting(plain.clone(), 0);
+    let mut source = Files::new(&fixture.clock, pages(2, 2));
+    assert_eq!(fixture.event(&mut source, DATA, "run", "data").kind, OutcomeKind::Done);
+    fixture.serve = waiting(plain.clone(), 250);
+    for number in 0..8 {
+        let event_type =
+            if number == 0 { "EXTRACTION_ATTACHMENTS_START" } else { "EXTRACTION_ATTACHMENTS_CONTINUE" };
+        let outcome = fixture.event(&mut source, event_type, "run", &format!("late-{number}"));
+        assert_eq!((outcome.kind, outcome.attachments.failed), (OutcomeKind::Progress, 0));
+    }
+    assert!(source.opened.lock().unwrap().is_empty());
+    fixture.serve = waiting(plain, 0);
+    let done = (0..5).any(|number| {
+        let event_type = "EXTRACTION_ATTACHMENTS_CONTINUE";
+        fixture.event(&mut source, event_type, "run", &format!("timely-{number}")).kind == OutcomeKind::Done
+    });
+    assert!(done);
+    fixture.check(0, &source.expected().0);
+}
+
 #[test]
 fn a_page_with_a_record_that_is_no_attachment_is_refused_whole() {
     for (record, expected) in [

@@ -685,6 +685,9 @@ struct Between<'a> {
     names: &'a (dyn Fn(&[ArtifactId], ArtifactId) -> ArtifactId + Sync),
     /// Says what a confirm comes to before it is made.
     before_confirm: &'a (dyn Fn() -> Result<(), PlatformError> + Sync),
+    /// The same of a message, and of a worker state that is saved.
+    before_send: &'a (dyn Fn() -> Result<(), PlatformError> + Sync),
+    before_save: &'a (dyn Fn(&str) -> Result<(), PlatformError> + Sync),
     given: Mutex<Vec<ArtifactId>>,
 }
 
@@ -694,7 +697,8 @@ impl<'a> Between<'a> {
         names: &'a (dyn Fn(&[ArtifactId], ArtifactId) -> ArtifactId + Sync),
         before_confirm: &'a (dyn Fn() -> Result<(), PlatformError> + Sync),
     ) -> Self {
-        Self { airdrop, names, before_confirm, given: Mutex::default() }
+        let (before_send, before_save) = (&|| Ok(()), &|_: &str| Ok(()));
+        Self { airdrop, names, before_confirm, before_send, before_save, given: Mutex::default() }
     }
 }
 
@@ -711,12 +715,14 @@ impl Platform for Between<'_> {
         self.airdrop.confirm(artifact)
     }
     fn send(&self, message: &SealedMessage) -> Result<(), PlatformError> {
+        (self.before_send)()?;
         self.airdrop.send(message)
     }
     fn worker_state(&self) -> Result<Option<WorkerState>, PlatformError> {
         self.airdrop.worker_state()
     }
     fn save_worker_state(&self, state: &str) -> Result<(), PlatformError> {
+        (self.before_save)(state)?;
         self.airdrop.save_worker_state(state)
     }
 }
@@ -751,6 +757,53 @@ fn a_store_that_was_replaced_is_noticed_before_a_confirm_and_nothing_is_confirme
     announced.sort();
     assert_eq!(announced, all_of("issues", 2, 2));
     assert_eq!((airdrop.confirmed(), airdrop.messages().len()), (airdrop.named(), 1));
+}
+
+/// Somebody deletes the first worker's store while its message is sealed and not sent, and another worker does the whole
+/// run: between the seal and the first attempt (while the checkpoint is saved), or between two attempts.
+#[test]
+fn a_store_that_was_replaced_between_seal_and_send_is_noticed_and_nothing_is_sent() {
+    for between_attempts in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.redb");
+        let open = || highwater::Store::options().batch_items(2).open(&path).unwrap();
+        let airdrop = Airdrop::default();
+        let start = event(DATA, "run", "1");
+        let replaced = AtomicUsize::new(0);
+        let replace = || {
+            assert_eq!(replaced.fetch_add(1, Ordering::SeqCst), 0, "it is replaced once");
+            std::fs::remove_file(&path).unwrap();
+            let outcome = Serve::new().inline(7).serve(&open(), &airdrop, &mut paged(2, 2), &start).unwrap();
+            assert_eq!(outcome.kind, OutcomeKind::Done);
+        };
+        let serve = if between_attempts { Serve::new() } else { Serve::new().checkpoints() };
+        let store = open();
+        let sends = AtomicUsize::new(0);
+        let before_send = || {
+            if sends.fetch_add(1, Ordering::SeqCst) > 0 || !between_attempts {
+                return Ok(());
+            }
+            replace();
+            let reason = "as told".to_owned();
+            Err(PlatformError::Retry { fate: Fate::NotApplied, after: None, reason })
+        };
+        // A checkpoint is saved when the unit is taken over, before the confirms, and when the message is sealed.
+        let saves = AtomicUsize::new(0);
+        let before_save = |_: &str| {
+            if saves.fetch_add(1, Ordering::SeqCst) == 2 {
+                replace();
+            }
+            Ok(())
+        };
+        let mut platform = Between::new(&airdrop, &|_, id| id, &|| Ok(()));
+        platform.before_send = &before_send;
+        platform.before_save = &before_save;
+        let error = serve.inline(7).serve(&store, &platform, &mut paged(2, 2), &start).unwrap_err();
+        assert!(matches!(error, highwater::Error::Replaced { .. }), "{error:?}");
+        assert_eq!(replaced.load(Ordering::SeqCst), 1);
+        assert_eq!(sends.load(Ordering::SeqCst), usize::from(between_attempts), "nothing is sent after it");
+        assert_eq!(airdrop.messages().len(), 1, "the other worker's");
+    }
 }
 
 #[test]

@@ -96,11 +96,42 @@ pub(crate) struct Checkpoint {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) files: Vec<FilePart>,
     pub(super) message: Option<MessagePart>,
+    /// The newest artifact ids that the run has used.
+    #[serde(default, skip_serializing_if = "UsedPart::is_empty")]
+    pub(super) used: UsedPart,
     /// Of what outlived the deletions of the unit's state: ids of runs, and the events that asked for a deletion.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) past_runs: Vec<IdHash>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) deletions: Vec<IdHash>,
+}
+
+/// Hashes of 32 bits, the newest last. Written as base64 of their bytes, big-endian: as numbers they would take twice the
+/// room.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct UsedPart(pub(super) Vec<u32>);
+
+impl UsedPart {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Serialize for UsedPart {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let bytes: Vec<u8> = self.0.iter().flat_map(|hash| hash.to_be_bytes()).collect();
+        serializer.serialize_str(&STANDARD.encode(bytes))
+    }
+}
+
+impl<'de> Deserialize<'de> for UsedPart {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let bytes = STANDARD.decode(String::deserialize(deserializer)?).map_err(serde::de::Error::custom)?;
+        let (hashes, []) = bytes.as_chunks() else {
+            return Err(serde::de::Error::custom("hashes of 4 bytes each are cut"));
+        };
+        Ok(Self(hashes.iter().map(|bytes| u32::from_be_bytes(*bytes)).collect()))
+    }
 }
 
 /// An id of which only a hash is kept.

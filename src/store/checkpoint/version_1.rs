@@ -14,7 +14,7 @@ use super::super::codec;
 use super::form::{
     AnnouncedPart, ArtifactPart, Checkpoint, CountsPart, DatesPart, EventPart, FatePart, FilePart, IdHash,
     KindPart, LedgerPart, LedgerTypePart, MessagePart, NotBeforePart, Position, RunIdPart, RunPart,
-    StatusPart, UnitPart, WindowPart,
+    StatusPart, UnitPart, UsedPart, WindowPart,
 };
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -247,6 +247,7 @@ impl From<Whole> for Checkpoint {
             artifacts: whole.artifacts.into_iter().map(|(seq, row)| row.into_part(seq)).collect(),
             files: whole.files.into_iter().map(|(seq, row)| row.into_part(seq)).collect(),
             message: whole.message.filter(|message| event == Some(message.event)).map(Message::into_part),
+            used: UsedPart::default(),
             past_runs: Vec::new(),
             deletions: Vec::new(),
         }

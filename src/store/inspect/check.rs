@@ -35,7 +35,7 @@ use crate::store::rows::{
     FILES, FINDINGS, FormatRow, Json, Key, LEDGER, LEDGER_STREAMS, LedgerRow, MESSAGES, META, MessageFate,
     MessageKind, MessageRow, PAST, PAYLOADS, POSITIONS, Payload, QUEUES, QueueRow, REQUEUED, RUN_IDS, RUNS,
     Row, RunIdRow, RunRow, RunStatus, SEEN, SEEN_BY_HASH, STREAMS, TYPES, Table, TypeRow, UNITS, USED,
-    UnitRow, VALUES, name_of, run_key,
+    USED_NEWEST, UnitRow, VALUES, name_of, run_key,
 };
 use crate::store::tables::View;
 
@@ -192,6 +192,7 @@ impl Check<'_> {
         self.owned(&FAILED, &numbers)?;
         self.owned(&REQUEUED, &numbers)?;
         self.owned(&USED, &numbers)?;
+        self.owned(&USED_NEWEST, &numbers)?;
         Ok(units)
     }
 

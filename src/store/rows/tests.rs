@@ -391,6 +391,7 @@ fn golden_bytes_of_rows_about_attachments() {
         &[("json", "02 7b7d"), ("reason", "01 72"), ("tries", "05"), ("failed_at", "01")],
     );
     golden(&UsedRow { used_at: Micros(1) }, 0xb6cc_4292, &[("used_at", "02")]);
+    golden(&UsedNewestRow { hashes: vec![7, u32::MAX] }, 0x706d_63d9, &[("hashes", "02 07 fc ffffffff")]);
 }
 
 fn micros() -> impl Strategy<Value = Micros> {
@@ -662,6 +663,7 @@ proptest! {
             flip,
             noise,
         );
+        survives(&UsedNewestRow { hashes: vec![small, 0] }, flip, noise);
         survives(&LedgerStreamRow { pages: a, items: b }, flip, noise);
         survives(&PastRow { run_ids: vec![KnownId::Short(a), KnownId::Digest(Digest::of(&one))], deletions: vec![KnownId::Whole(one.clone())] }, flip, noise);
         survives(&SeenRow { run: a, number: b, fingerprint: c, failed: exhausted }, flip, noise);

@@ -1,0 +1,134 @@
+//! One invocation: the event that it answers, with what, and until when; and how its work ends.
+//!
+//! The steps of an invocation are `Result<_, Stop>`: `?` ends the work early, be it with an answer other than DONE or
+//! with an error of which the platform is not told.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::time::Duration;
+
+use crate::clock::Clock;
+use crate::error::{Error, ErrorKind, Result, chain};
+use crate::model::Phase;
+use crate::store::Store;
+
+use super::event::Event;
+use super::message::ErrorCode;
+use super::platform::{Platform, PlatformError};
+use super::retry::{GaveUp, attempts};
+use super::settings::Serve;
+
+/// What stays the same from the event to its answer.
+pub(super) struct Invocation<'a> {
+    pub(super) settings: &'a Serve,
+    pub(super) store: &'a Store,
+    pub(super) clock: &'a dyn Clock,
+    pub(super) platform: &'a dyn Platform,
+    pub(super) event: &'a Event,
+    /// Elapsed time.
+    pub(super) started: Duration,
+    pub(super) seed: u64,
+}
+
+impl Invocation<'_> {
+    /// Elapsed time at which no page is fetched any more.
+    pub(super) fn soft_at(&self) -> Duration {
+        self.started.saturating_add(self.settings.soft)
+    }
+
+    /// Elapsed time at which the platform kills the extractor.
+    pub(super) fn hard_at(&self) -> Duration {
+        self.started.saturating_add(self.settings.hard)
+    }
+
+    /// A holder token: random, for two workers may start in the same microsecond; from the seed where one is set.
+    pub(super) fn token(&self) -> u64 {
+        match self.settings.inline_seed {
+            Some(seed) => fastrand::Rng::with_seed(seed).u64(..),
+            None => RandomState::new().build_hasher().finish(),
+        }
+    }
+
+    /// Makes a call to the platform until it succeeds, is refused, or the invocation is over.
+    pub(super) fn attempt<T>(&self, call: impl FnMut() -> Result<T, PlatformError>) -> Result<T, GaveUp> {
+        attempts(self.clock, self.hard_at(), self.seed, call)
+    }
+
+    /// Whether the phase's DONE ends the run.
+    pub(super) fn finishes(&self, phase: Phase) -> bool {
+        match phase {
+            Phase::ExternalSyncUnits | Phase::Attachments => true,
+            Phase::Data => !self.settings.attachments_phase,
+            Phase::Metadata => false,
+        }
+    }
+}
+
+/// How the work of an invocation ended, as the platform is told.
+#[derive(Debug)]
+pub(super) enum Ending {
+    Done,
+    Progress,
+    /// `asked` says that the source asked for it just now; otherwise it is what is left of an earlier wait.
+    Delay {
+        seconds: u64,
+        asked: bool,
+    },
+    Failed {
+        code: Option<ErrorCode>,
+        message: String,
+    },
+}
+
+impl Ending {
+    pub(super) fn failed(message: &str) -> Self {
+        Self::Failed { code: None, message: message.to_owned() }
+    }
+
+    /// The source asked to be left alone for so long.
+    pub(super) fn asked_to_wait(wait: Duration) -> Self {
+        // Whole seconds that are not less.
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        Self::Delay { seconds, asked: true }
+    }
+}
+
+/// Why the work of an invocation stops before its phase is done.
+#[derive(Debug)]
+pub(super) enum Stop {
+    /// The platform is told so.
+    Ending(Ending),
+    Error(Error),
+}
+
+impl Stop {
+    pub(super) fn failed(message: &str) -> Self {
+        Self::Ending(Ending::failed(message))
+    }
+
+    /// How the work ended.
+    ///
+    /// # Errors
+    /// Those of which the platform is not told. It is told if what the extractor handed over cannot be stored.
+    pub(super) fn ending(worked: Result<(), Self>) -> Result<Ending> {
+        match worked {
+            Ok(()) => Ok(Ending::Done),
+            Err(Self::Ending(ending)) => Ok(ending),
+            Err(Self::Error(error)) if matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Fetch) => {
+                Ok(Ending::failed(&chain(&error)))
+            }
+            Err(Self::Error(error)) => Err(error),
+        }
+    }
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl From<Ending> for Stop {
+    fn from(ending: Ending) -> Self {
+        Self::Ending(ending)
+    }
+}

@@ -1,0 +1,133 @@
+//! How events are answered: what an author, or whoever operates an extractor, may set.
+
+use std::time::Duration;
+
+use super::event::Spelling;
+
+/// How to answer events.
+#[derive(Debug, Clone)]
+#[must_use]
+#[allow(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
+pub struct Serve {
+    pub(super) soft: Duration,
+    pub(super) hard: Duration,
+    pub(super) lanes: usize,
+    pub(super) streams: usize,
+    pub(super) attachment_tries: u32,
+    pub(super) inline_seed: Option<u64>,
+    pub(super) spelling: Option<Spelling>,
+    pub(super) attachments_phase: bool,
+    pub(super) units_inline: bool,
+    pub(super) checkpoints: bool,
+    pub(super) scope: bool,
+    pub(super) takeover_wait: Option<Duration>,
+}
+
+impl Default for Serve {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Serve {
+    /// 10 minutes of pages, 12 minutes in all, 4 lanes; the answer spelled as the event.
+    pub fn new() -> Self {
+        Self {
+            soft: Duration::from_secs(10 * 60),
+            hard: Duration::from_secs(12 * 60),
+            lanes: 4,
+            streams: 10,
+            attachment_tries: 5,
+            inline_seed: None,
+            spelling: None,
+            attachments_phase: true,
+            units_inline: false,
+            checkpoints: false,
+            scope: false,
+            takeover_wait: None,
+        }
+    }
+
+    /// How long pages are fetched: no page starts that is likely to end after it, but for the first. What is staged
+    /// is then uploaded, and the answer is PROGRESS.
+    pub fn budget(mut self, soft: Duration) -> Self {
+        self.soft = soft;
+        self
+    }
+
+    /// When the platform kills the extractor: no retry starts after it.
+    pub fn hard_limit(mut self, hard: Duration) -> Self {
+        self.hard = hard;
+        self
+    }
+
+    /// Calls to the platform at once: 1 to 64.
+    pub fn lanes(mut self, lanes: usize) -> Self {
+        self.lanes = lanes.clamp(1, 64);
+        self
+    }
+
+    /// Attachments streamed at once: 1 to 50, 10 unless set.
+    pub fn streams(mut self, streams: usize) -> Self {
+        self.streams = streams.clamp(1, 50);
+        self
+    }
+
+    /// Failures after which an attachment is given up and listed, in however many invocations: at least 1, 5 unless set.
+    pub fn attachment_tries(mut self, tries: u32) -> Self {
+        self.attachment_tries = tries.max(1);
+        self
+    }
+
+    /// Makes the calls one after the other on this thread, in an order that the seed decides, as it does the holder token
+    /// of a checkpoint: a run can be replayed.
+    pub fn inline(mut self, seed: u64) -> Self {
+        self.inline_seed = Some(seed);
+        self
+    }
+
+    /// Spells answers so, however the event is spelled.
+    pub fn spelling(mut self, spelling: Spelling) -> Self {
+        self.spelling = Some(spelling);
+        self
+    }
+
+    /// Ends a run with the data phase, for a platform that never starts the attachments phase.
+    pub fn without_attachments_phase(mut self) -> Self {
+        self.attachments_phase = false;
+        self
+    }
+
+    /// Keeps a checkpoint of the sync unit with the platform, for a worker whose disk does not survive it: what the store
+    /// lacks is restored from there, and nothing is confirmed or sent that a saved checkpoint does not hold.
+    ///
+    /// A state that the TypeScript SDK left there is taken up: its last successful start is the watermark, and a run in
+    /// the middle of which it was goes on as that run. The SDK's keys are then kept current beside the checkpoint, so that
+    /// a connector can go back between two runs; all other keys stay as they are. The extraction scope is read, too.
+    ///
+    /// The promise then holds for one live invocation per sync unit whose saves land in order.
+    pub fn checkpoints(mut self) -> Self {
+        self.checkpoints = true;
+        self
+    }
+
+    /// Asks the platform, when the data phase begins, which item types are wanted, also where no checkpoints are kept.
+    /// Records of the others are counted and staged nowhere. The answer holds for the whole run.
+    pub fn extraction_scope(mut self) -> Self {
+        self.scope = true;
+        self
+    }
+
+    /// Waits so long when another holder's checkpoint is found, reads it again and only then takes over: for a platform
+    /// where a save of the holder before may land late. Not at all unless set.
+    pub fn settle_after_takeover(mut self, wait: Duration) -> Self {
+        self.takeover_wait = Some(wait);
+        self
+    }
+
+    /// Puts external sync units into the message itself instead of an artifact.
+    pub fn external_sync_units_inline(mut self) -> Self {
+        self.units_inline = true;
+        self
+    }
+}
