@@ -388,7 +388,7 @@ impl Verify<'_> {
             return Err(error);
         }
         let ran = match &outcome.report {
-            Some(SyncReport { run, .. }) => Ran::read(airdrop.local(), run.as_str())?,
+            Some(SyncReport { run, .. }) => Ran::read(airdrop.local(), run.as_str(), airdrop.base())?,
             None => Ran::default(),
         };
         if !outcome.is_done() {

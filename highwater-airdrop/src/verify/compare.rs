@@ -3,7 +3,8 @@
 //! A record counts as delivered if a message names the artifact that it is in, and that artifact is uploaded and
 //! confirmed (external sync units are not confirmed, by protocol). It is known by item type and id; its content is the
 //! hash of its line. In the line of an uploaded attachment the artifact's id is the platform's own: in its place stands
-//! the hash of what was uploaded, so that the bytes of attachments are compared as well.
+//! the hash of what was uploaded, so that the bytes of attachments are compared as well. The address of this platform,
+//! which is another one in each sync, counts for nothing.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -51,11 +52,12 @@ pub(super) struct Ran {
 }
 
 impl Ran {
-    /// Reads a run.
+    /// Reads a run; `base` is what the addresses of its platform begin with.
     ///
     /// # Errors
     /// `Io` if the disk refuses; `NotALocal` if the files make no sense.
-    pub(super) fn read(local: &Local, run: &str) -> Result<Self> {
+    pub(super) fn read(local: &Local, run: &str, base: &str) -> Result<Self> {
+        let host = base.trim_start_matches("http://");
         let calls = calls(local.dir(), run)?;
         let invocations = invocations(local.dir(), run)?;
         let confirmed: HashSet<String> = local.confirmed()?.into_iter().map(|id| id.to_string()).collect();
@@ -74,7 +76,7 @@ impl Ran {
             // What cannot be read is not delivered.
             let _ = each_line(local, &artifact.id, |line| {
                 let (id, content) = match artifact.item_type.as_str() {
-                    METADATA => (String::new(), XxHash3_64::oneshot(line)),
+                    METADATA => (String::new(), hash_without(line, host)),
                     UPLOADED => {
                         let Some((id, upload, content)) = link(line, &confirmed, &contents) else { return };
                         used.insert(upload);
@@ -82,7 +84,7 @@ impl Ran {
                     }
                     _ => {
                         let Some(id) = record_id(line) else { return };
-                        (id, XxHash3_64::oneshot(line))
+                        (id, hash_without(line, host))
                     }
                 };
                 let seen = records.entry(id).or_insert(Seen { content, times: 0 });
@@ -93,6 +95,14 @@ impl Ran {
         let wasted_uploads =
             kept().filter(|call| call.artifact.as_ref().is_none_or(|id| !used.contains(id))).count() as u64;
         Ok(Self { delivered, calls, invocations, wasted_uploads })
+    }
+}
+
+/// The hash of a line in which this host counts for nothing.
+fn hash_without(line: &[u8], host: &str) -> u64 {
+    match std::str::from_utf8(line) {
+        Ok(text) if text.contains(host) => XxHash3_64::oneshot(text.replace(host, "").as_bytes()),
+        _ => XxHash3_64::oneshot(line),
     }
 }
 

@@ -126,6 +126,7 @@ fn a_worker_that_loses_nothing_is_clean_with_a_disk_and_without() {
         assert_eq!(output.status.code(), Some(0), "{}", said(&output));
         let report: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(report["cases_run"], 12);
+        assert_eq!(report["deterministic"], true, "addresses of the platform count for nothing: {report}");
         assert_eq!(
             std::fs::read_dir(dir.path().join("case")).unwrap().count(),
             0,
