@@ -19,7 +19,7 @@ use tracing::info;
 use crate::artifact::decompress;
 use crate::clock::Clock;
 use crate::error::{ErrorKind, Result, chain};
-use crate::model::{BATCH_BYTES_MAX, Phase};
+use crate::model::{ArtifactId, BATCH_BYTES_MAX, Phase};
 use crate::store::{Pending, Run, UNSETTLED_MAX};
 
 use super::answer::{MessageDetails, Outcome};
@@ -31,7 +31,7 @@ use super::extractor::{AttachmentError, Extractor, caught};
 use super::invocation::{Ending, Invocation, Stop};
 use super::keeper::Keeper;
 use super::lanes::Lanes;
-use super::platform::PlatformError;
+use super::platform::{Fate, PlatformError};
 use super::retry::TRIES;
 
 /// Refusals and failures of the platform, one after the other, from which on it is not about the attachments.
@@ -104,12 +104,9 @@ impl Invocation<'_> {
                     format!("artifact {artifact}, which names attachments of {unit}, cannot be read back");
                 Stop::failed(&format!("{what}: {reason}"))
             };
-            let member = self
-                .attempt(|| self.platform.download(&artifact))
+            let lines = self
+                .attempt(|| self.lines_of(&artifact))
                 .map_err(|gave_up| unreadable(&gave_up.to_string()))?;
-            let mut lines = Vec::new();
-            decompress(&member, 2 * BATCH_BYTES_MAX, &mut lines)
-                .map_err(|error| unreadable(&error.to_string()))?;
             context.run.load_file(seq, &lines, |place, at, line| inherited.judge(place, at, line)).map_err(
                 |error| match error.kind() {
                     ErrorKind::Invalid => unreadable(&chain(&error)),
@@ -119,6 +116,19 @@ impl Invocation<'_> {
         }
         context.run.queue_rebuilt()?;
         Ok(())
+    }
+
+    /// The lines of an artifact, fetched once. Where a connection may end before the body does, a cut artifact looks like a
+    /// whole one until it is decompressed.
+    fn lines_of(&self, artifact: &ArtifactId) -> Result<Vec<u8>, PlatformError> {
+        let member = self.platform.download(artifact)?;
+        let mut lines = Vec::new();
+        decompress(&member, 2 * BATCH_BYTES_MAX, &mut lines).map_err(|error| PlatformError::Retry {
+            fate: Fate::NotApplied,
+            after: None,
+            reason: format!("what was downloaded is no whole gzip member: {error}"),
+        })?;
+        Ok(lines)
     }
 }
 
