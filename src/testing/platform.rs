@@ -79,7 +79,7 @@ impl Outside {
     fn confirmed_in_this_run(&self) -> Option<String> {
         let run = &self.sent.last()?.run;
         let of_run = |id: &&String| self.uploads.get(*id).is_some_and(|uploaded| uploaded.run == *run);
-        self.confirmed.iter().filter(of_run).next_back().cloned()
+        self.confirmed.iter().rfind(of_run).cloned()
     }
 }
 
