@@ -118,13 +118,15 @@ impl Batch {
         Ok(())
     }
 
-    /// Records that the platform has it, under that id: it is never yielded again, and its bytes are dropped.
+    /// Records that the platform has it, under that id: it is never yielded again, and its bytes are dropped. The id is
+    /// this batch's alone, also where the platform has no confirm step.
     ///
     /// # Durability
     /// When this returns `Ok`, it survives power loss.
     ///
     /// # Errors
-    /// `Invalid` if [`Batch::uploaded`] stored another id, or the id is not allowed; `Fenced`, `Corrupt`, `Io`. It is
+    /// `Invalid` if [`Batch::uploaded`] stored another id, if the run has used the id for another upload, or if it is not
+    /// allowed; `Fenced`, `Corrupt`, `Io`. It is
     /// not acknowledged.
     pub fn acknowledge(self, artifact_id: impl AsRef<str>) -> Result<()> {
         let artifact = self.checked_artifact(artifact_id.as_ref())?;

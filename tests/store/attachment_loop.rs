@@ -58,7 +58,9 @@ fn stage(run: &Run, stream: &str, attachments: impl IntoIterator<Item = Attachme
     }
     let mut page = Some(page);
     for batch in run.batches(stream, |_: Option<u8>| page.take().ok_or("there is one page")) {
-        batch.unwrap().acknowledge("artifact").unwrap();
+        let batch = batch.unwrap();
+        let id = batch.key().to_string();
+        batch.acknowledge(id).unwrap();
     }
 }
 
