@@ -7,14 +7,14 @@ use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 use tracing::{info, warn};
 
-use crate::error::{Error, Result, chain};
+use crate::error::{Error, Result};
 use crate::model::{MESSAGE_BYTES_SOFT, Phase, RunId, Safeguard};
 use crate::record::FindingCounts;
 use crate::store::{AttachmentCounts, MessageKind, Run, Sealing, StoredMessage, message_key_text};
 
 use super::delivery::{Delivery, Halt, entry};
 use super::event::Spelling;
-use super::invocation::{Ending, Invocation, Stop};
+use super::invocation::{Ending, Invocation, Stop, is_told};
 use super::keeper::Keeper;
 use super::message::{
     ARTIFACTS_FIELD_BYTES, Answer, AnswerKind, ArtifactEntry, Composed, ERROR_MESSAGE_BYTES_MAX, ErrorCode,
@@ -106,8 +106,16 @@ impl Invocation<'_> {
         details: &MessageDetails,
     ) -> Result<Outcome> {
         let mut ending = Stop::ending(worked)?;
-        delivery.add(run.close_open()?);
-        delivery.drain()?;
+        let drained = run.close_open().and_then(|closed| {
+            delivery.add(closed);
+            delivery.drain()
+        });
+        if let Err(error) = drained {
+            let instead = Stop::ending(Err(error.into()))?;
+            if !matches!(ending, Ending::Failed { .. }) {
+                ending = instead;
+            }
+        }
         if !matches!(ending, Ending::Failed { .. }) {
             match delivery.halt() {
                 Some(Halt::Failed(reason)) => ending = Ending::failed(reason),
@@ -170,33 +178,37 @@ impl Invocation<'_> {
             }
             Ending::Failed { code, message } => (MessageKind::Error, None, self.error_of(*code, message)),
         };
-        let composed = self.composed(kind, says, artifacts, details).map_err(|error| instead(error, kind))?;
+        let composed = match self.composed(kind, says, artifacts, details) {
+            Ok(composed) => composed,
+            Err(error) => return self.answer_instead(error, kind),
+        };
         let sent_unsealed = run.breaks(Safeguard::SealBeforeSend);
         if sent_unsealed {
             self.send(&self.unsealed(kind, &composed, batches.len() as u64))?;
         }
-        let message = run
-            .seal(&Sealing {
-                phase,
-                kind,
-                event_type: composed.event_type.to_owned(),
-                batches: &batches,
-                body: composed.body,
-                finishes: self.finishes(phase),
-                delay_seconds,
-            })
-            .map_err(|error| instead(error, kind))?;
+        let sealed = run.seal(&Sealing {
+            phase,
+            kind,
+            event_type: composed.event_type.to_owned(),
+            batches: &batches,
+            body: composed.body,
+            finishes: self.finishes(phase),
+            delay_seconds,
+        });
+        let message = match sealed {
+            Ok(message) => message,
+            Err(error) => return self.answer_instead(error, kind),
+        };
         log_sealed(&message);
         if let Some(keeper) = keeper
             && !run.breaks(Safeguard::SendAfterSave)
             && let Err(error) = keeper.save_sealed(run, kind)
         {
-            let stop = instead(error, kind);
-            if matches!(stop, Stop::Ending(_)) {
+            if is_told(&error) {
                 // It was not sent, so nothing keeps an ERROR from taking its place.
                 run.refused(message.no, None)?;
             }
-            return Err(stop);
+            return self.answer_instead(error, kind);
         }
         let sent = if sent_unsealed { Sent::Accepted } else { self.send(&message)? };
         match sent {
@@ -209,6 +221,16 @@ impl Invocation<'_> {
                 take_back(run, keeper, &message, None)?;
                 Err(refused(&message, status, &reason).into())
             }
+        }
+    }
+
+    /// What takes the place of a message that could not be composed, sealed or saved: too large, a DONE that does not
+    /// balance, a worker state that somebody broke in between. It is an ERROR that says so; if it was one already, then
+    /// one that no run seals, and which announces nothing.
+    fn answer_instead(&self, error: Error, kind: MessageKind) -> Result<Outcome, Stop> {
+        match Stop::told(error) {
+            Stop::Ending(ending) if kind == MessageKind::Error => Ok(self.answer_statelessly(ending)?),
+            stop => Err(stop),
         }
     }
 
@@ -396,15 +418,6 @@ fn accepted(
         ignored_watermark: run.ignored_watermark(),
         findings: run.finding_counts()?,
     })
-}
-
-/// A message that would be too large, or a DONE that does not balance, is not sent, but an ERROR that says so.
-fn instead(error: Error, kind: MessageKind) -> Stop {
-    match (&error, kind) {
-        (Error::TooLarge { .. }, MessageKind::Done | MessageKind::Progress | MessageKind::Delay)
-        | (Error::Unfinished { .. }, MessageKind::Done) => Stop::failed(&chain(&error)),
-        _ => error.into(),
-    }
 }
 
 fn refused(message: &StoredMessage, status: u16, reason: &str) -> Error {

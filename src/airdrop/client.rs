@@ -23,7 +23,9 @@ use ureq::{Agent, SendBody};
 
 use crate::airdrop::event::{Event, Secret, wrong};
 use crate::airdrop::message::LIBRARY_VERSION;
-use crate::airdrop::platform::{Body, Fate, Platform, PlatformError, SealedMessage, Upload, WorkerState};
+use crate::airdrop::platform::{
+    Body, Fate, Platform, PlatformError, SealedMessage, Upload, WAIT_MAX, WorkerState,
+};
 use crate::airdrop::status::Call;
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, Result};
@@ -50,8 +52,6 @@ const ANSWER_BYTES_MAX: u64 = 256 * 1024;
 const STATE_ANSWER_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// Characters of what a platform says that go into a reason.
 const SAID_CHARS_MAX: usize = 300;
-/// Nobody waits longer than this, whatever a `Retry-After` says.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// The status of what was not even sent.
 const NOT_SENT: u16 = 400;
 
@@ -781,7 +781,7 @@ fn retry_after(text: &str, now: DateTime<Utc>) -> Option<Duration> {
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
         // More than fits is more than anybody waits for.
         let seconds = text.parse::<f64>().ok()?;
-        return Some(Duration::try_from_secs_f64(seconds).unwrap_or(RETRY_AFTER_MAX).min(RETRY_AFTER_MAX));
+        return Some(Duration::try_from_secs_f64(seconds).unwrap_or(WAIT_MAX).min(WAIT_MAX));
     }
     let without_zone = text.strip_suffix("GMT").or_else(|| text.strip_suffix("UTC")).map(str::trim_end);
     let naive = |text: &str, form| NaiveDateTime::parse_from_str(text, form).ok().map(|at| at.and_utc());
@@ -790,7 +790,7 @@ fn retry_after(text: &str, now: DateTime<Utc>) -> Option<Duration> {
         .or_else(|| naive(without_zone?, "%a, %d %b %Y %H:%M:%S"))
         .or_else(|| naive(without_zone?, "%A, %d-%b-%y %H:%M:%S"))
         .or_else(|| naive(without_zone.unwrap_or(text), "%a %b %e %H:%M:%S %Y"))?;
-    Some((at - now).to_std().unwrap_or(Duration::ZERO).min(RETRY_AFTER_MAX))
+    Some((at - now).to_std().unwrap_or(Duration::ZERO).min(WAIT_MAX))
 }
 
 /// What an answer says: the message of a JSON error; of the file store's XML only the code, since the rest may hold
@@ -860,10 +860,10 @@ mod tests {
         assert_eq!(retry_after("1.5", now), Some(Duration::from_millis(1500)));
         assert_eq!(retry_after("0.25", now), Some(Duration::from_millis(250)));
         for absurd in ["99999999999999999999", "9".repeat(400).as_str()] {
-            assert_eq!(retry_after(absurd, now), Some(RETRY_AFTER_MAX), "{absurd}");
+            assert_eq!(retry_after(absurd, now), Some(WAIT_MAX), "{absurd}");
         }
-        assert_eq!(retry_after("99999999999", now), Some(RETRY_AFTER_MAX));
-        assert_eq!(retry_after("Sun, 06 Nov 9994 08:49:37 GMT", now), Some(RETRY_AFTER_MAX));
+        assert_eq!(retry_after("99999999999", now), Some(WAIT_MAX));
+        assert_eq!(retry_after("Sun, 06 Nov 9994 08:49:37 GMT", now), Some(WAIT_MAX));
         for text in ["", "soon", "-1", "1.2.3", ".", "1e3", "NaN", "inf", "Sun, 06 Nov 1994"] {
             assert_eq!(retry_after(text, now), None, "{text}");
         }

@@ -30,7 +30,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
-use crate::model::{ID_BYTES_MAX, ItemType, Micros, Phase, Step, VALUE_BYTES_MAX};
+use crate::model::{ArtifactId, ID_BYTES_MAX, ItemType, Micros, Phase, Step, VALUE_BYTES_MAX};
 use crate::record::Attachment;
 use crate::store::{
     CHECKPOINT_KEY, Incoming, Inherited, InheritedLine, InheritedRun, InheritedStart, LEFT_ATTACHMENTS, Run,
@@ -492,7 +492,13 @@ impl<'a> Keys<'a> {
             Some(other) => Err(self.odd(&format!("{path}.{key}"), "a list", other)),
         };
         let artifact_ids = list("artifactIds")?.iter().map(|id| match id {
-            Value::String(id) => Ok(id.clone()),
+            Value::String(id) => match ArtifactId::new(id) {
+                Ok(id) => Ok(id.to_string()),
+                Err(error) => Err(Error::WorkerState {
+                    what: format!("{} in {}", self.path(&format!("{path}.artifactIds")), self.what),
+                    reason: error.to_string(),
+                }),
+            },
             other => Err(self.odd(&format!("{path}.artifactIds"), "a list of strings", other)),
         });
         let last_processed = match metadata.get("lastProcessed") {

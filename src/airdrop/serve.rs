@@ -137,15 +137,6 @@ fn log_accepted(accepted: &Accepted) {
     info!(decision, resumed = run.resumed(), started_at = %run.started_at(), "event accepted");
 }
 
-/// The platform is told of a worker state that makes no sense, which is not ours to overwrite, and of one in which others
-/// leave no room for ours.
-fn told(error: Error) -> Stop {
-    match error {
-        Error::WorkerState { .. } | Error::TooLarge { .. } => Stop::failed(&chain(&error)),
-        error => error.into(),
-    }
-}
-
 impl Invocation<'_> {
     fn converse<E: Extractor>(
         &self,
@@ -197,12 +188,12 @@ impl Invocation<'_> {
     fn accept(&self, unit: &SyncUnit, incoming: &Incoming) -> Result<(Option<Keeper<'_>>, Accepted), Stop> {
         // External sync units have no sync unit to keep a checkpoint under.
         if !self.settings.checkpoints || incoming.phase == Phase::ExternalSyncUnits {
-            return Ok((None, unit.accept(incoming, false, None)?));
+            return Ok((None, unit.accept(incoming, false, None).map_err(Stop::told)?));
         }
-        let (keeper, restored) = self.take_over(unit, self.settings.takeover_wait).map_err(told)?;
-        let inherited = keeper.inherited(incoming).map_err(told)?;
-        let accepted = unit.accept(incoming, restored, inherited.as_ref())?;
-        keeper.save(run_of(&accepted), None).map_err(told)?;
+        let (keeper, restored) = self.take_over(unit, self.settings.takeover_wait).map_err(Stop::told)?;
+        let inherited = keeper.inherited(incoming).map_err(Stop::told)?;
+        let accepted = unit.accept(incoming, restored, inherited.as_ref()).map_err(Stop::told)?;
+        keeper.save(run_of(&accepted), None).map_err(Stop::told)?;
         Ok((Some(keeper), accepted))
     }
 
@@ -225,8 +216,13 @@ impl Invocation<'_> {
             base_bytes: self.base_bytes()?,
             artifacts_max,
         };
-        let mut delivery = Delivery::new(run, self.clock, lanes, keeper, &settings)?;
         let mut details = MessageDetails::default();
+        let mut delivery = match Delivery::new(run, self.clock, lanes, keeper, &settings) {
+            Ok(delivery) => delivery,
+            Err(error) => {
+                return self.answer(run, keeper, phase, Stop::ending(Err(error.into()))?, &details);
+            }
+        };
         let worked = match self.begin(extractor, run, keeper, phase) {
             Ok(context) => {
                 details.window = context.window();
@@ -274,9 +270,7 @@ impl Invocation<'_> {
         });
         match deleted {
             Ok(()) => self.answer_statelessly(Ending::Done),
-            // A state that makes no sense is not ours to overwrite: the platform is told.
-            Err(error @ Error::WorkerState { .. }) => self.answer_statelessly(Ending::failed(&chain(&error))),
-            Err(error) => Err(error),
+            Err(error) => self.answer_statelessly(Stop::ending(Err(error.into()))?),
         }
     }
 

@@ -575,6 +575,28 @@ fn limited(world: &World, after: Duration) -> Source<'_> {
 }
 
 #[test]
+fn an_absurd_rate_limit_is_a_delay_of_a_day() {
+    const DAY: u64 = 24 * 60 * 60;
+    for (after, seconds) in [
+        (Duration::MAX, DAY),
+        (Duration::from_secs(u64::MAX), DAY),
+        (Duration::from_secs(DAY) + Duration::from_nanos(1), DAY),
+        (Duration::from_secs(DAY - 1) + Duration::from_nanos(1), DAY),
+        (Duration::from_secs(DAY - 1), DAY - 1),
+    ] {
+        let world = World::new(5);
+        let mut source = Source::new(|_: &Context<'_>, stream: &str, cursor: Option<u32>| match cursor {
+            None => Ok(page_of(stream, 0, 3, 5)),
+            Some(_) => Err(SourceError::RateLimited { after }),
+        });
+        assert_eq!(world.serve(&mut source, &event(DATA, "run", "1")).unwrap().kind, OutcomeKind::Delay);
+        assert_eq!(world.airdrop.last().body["event_data"]["delay"], json!(seconds), "{after:?}");
+        world.clock.advance(Duration::from_secs(seconds));
+        done(&world, &mut paged(3, 5), &event(DATA_ON, "run", "2"));
+    }
+}
+
+#[test]
 fn a_rate_limit_is_a_delay_in_whole_seconds_and_an_early_continue_hears_what_is_left() {
     let mut world = World::new(5);
     let after = Duration::from_millis(2500);
@@ -697,6 +719,14 @@ fn an_event_of_unknown_type_or_without_a_sync_unit_is_an_error_and_touches_nothi
     }
     let missing = event_with("EXTRACTION_DATA_DELETE", &json!({}));
     assert_eq!(world.serve(&mut source, &missing).unwrap().event_type, "EXTRACTION_DATA_DELETE_ERROR");
+    for (run_id, field) in [(json!({}), "payload.event_context.run_id"), (json!("x".repeat(600)), "run_id")] {
+        let context = json!({ "sync_unit_id": "unit", "run_id": run_id, "request_id": "5" });
+        for event_type in ["EXTRACTION_DATA_DELETE", "EXTRACTION_ATTACHMENTS_DELETE"] {
+            let outcome = world.serve(&mut source, &event_with(event_type, &context)).unwrap();
+            assert_eq!(outcome.event_type, format!("{event_type}_ERROR"));
+            assert!(world.airdrop.last().error().contains(field), "{}", world.airdrop.last().error());
+        }
+    }
     assert!(source.asked.is_empty());
     done(&world, &mut source, &event(DATA, "run", "1"));
 }

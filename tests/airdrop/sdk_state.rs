@@ -470,6 +470,9 @@ fn a_key_of_a_wrong_type_is_an_error_that_names_it_and_nothing_is_overwritten() 
         (metadata(json!([])), "toDevRev.attachmentsMetadata"),
         (metadata(json!({ "artifactIds": "one" })), "toDevRev.attachmentsMetadata.artifactIds"),
         (metadata(json!({ "artifactIds": [1] })), "toDevRev.attachmentsMetadata.artifactIds"),
+        (metadata(json!({ "artifactIds": ["one", ""] })), "toDevRev.attachmentsMetadata.artifactIds"),
+        (metadata(json!({ "artifactIds": ["a\nb"] })), "toDevRev.attachmentsMetadata.artifactIds"),
+        (metadata(json!({ "artifactIds": ["x".repeat(600)] })), "toDevRev.attachmentsMetadata.artifactIds"),
         (metadata(json!({ "lastProcessed": -1 })), "toDevRev.attachmentsMetadata.lastProcessed"),
         (
             metadata(json!({ "lastProcessedAttachmentsIdsList": [{ "id": "a" }] })),
