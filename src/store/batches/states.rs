@@ -7,7 +7,7 @@ use crate::transfer::{Event, State, recount};
 use super::super::rows::{BATCHES, BatchRow, BatchState, Dates, PAYLOADS, Payload, RunRow, TYPES, TypeRow};
 use super::super::run::Run;
 use super::super::tables::{Change, Rows};
-use super::super::uploads::{batch_moved, id_used};
+use super::super::uploads::batch_moved;
 use super::super::used_ids;
 
 /// What a message says of a batch, but for its artifact id.
@@ -132,19 +132,18 @@ impl Run {
     }
 }
 
-/// Records that a batch is where it belongs; no message will name it. Its id is taken now, if it was not when it was
-/// uploaded.
-pub(super) fn acknowledge(run: &Run, seq: u64, artifact: &ArtifactId) -> Result<()> {
+/// Records that a batch is where it belongs; no message will name it. False if the run has used the id before, and nothing
+/// is stored then.
+pub(super) fn acknowledge(run: &Run, seq: u64, artifact: &ArtifactId) -> Result<bool> {
     run.change(|change, row| {
         let batch = need_batch(run, change, seq)?;
-        if matches!(batch.transfer_state(run.epoch), State::Staged(_)) {
-            let now = Micros::from_time(run.inner.clock.now());
-            if !used_ids::take(change, &run.run_key(), artifact, now)? {
-                return Err(id_used(run, artifact, &format!("batch {seq}")));
-            }
+        let used_at = Micros::from_time(run.inner.clock.now());
+        if batch.artifact.is_none() && !used_ids::take(change, &run.run_key(), artifact, used_at)? {
+            return Ok(false);
         }
         let batch = move_batch(run, change, row, seq, batch, &[Event::Acknowledged], 0)?;
-        count(run, change, &batch.item_type, |counts| counts.last_artifact = Some(artifact.to_string()))
+        count(run, change, &batch.item_type, |counts| counts.last_artifact = Some(artifact.to_string()))?;
+        Ok(true)
     })
 }
 
