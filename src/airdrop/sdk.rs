@@ -126,7 +126,8 @@ struct Senseless {
 
 /// A line of attachments' metadata that the SDK announced, as one of ours: an id that is a number is its text.
 fn inherited_line(line: &str) -> Result<(Attachment, String), Senseless> {
-    let mut fields: Map<String, Value> = serde_json::from_str(line).map_err(|error| Senseless {
+    let fields = lossy_value(line).and_then(serde_json::from_value);
+    let mut fields: Map<String, Value> = fields.map_err(|error| Senseless {
         id: None,
         parent_id: None,
         reason: format!("its line makes no sense: {error}"),
@@ -149,13 +150,37 @@ fn inherited_line(line: &str) -> Result<(Attachment, String), Senseless> {
     })
 }
 
-/// An id that is a text, or a number, which is written as JavaScript writes it.
+/// An id that is a text, or a number, which is written as JavaScript has and writes it: every number is a float there.
 fn id_text(id: &Value) -> Option<String> {
     match id {
         Value::String(text) => Some(text.clone()),
-        Value::Number(number) if number.is_f64() => number.as_f64().map(|number| number.to_string()),
-        Value::Number(number) => Some(number.to_string()),
+        Value::Number(number) => number.as_f64().map(js_number_text),
         _ => None,
+    }
+}
+
+/// A number as text, as JavaScript's `String` makes it: <https://tc39.es/ecma262/#sec-numeric-types-number-tostring>.
+fn js_number_text(number: f64) -> String {
+    if number == 0.0 {
+        return "0".to_owned();
+    }
+    let sign = if number < 0.0 { "-" } else { "" };
+    // Both write the shortest digits that are read as this float again.
+    let scientific = format!("{:e}", number.abs());
+    let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
+    let digits = mantissa.replace('.', "");
+    let exponent: i32 = exponent.parse().unwrap_or(0);
+    // Digits before the point, as the specification calls it.
+    let n = usize::try_from(exponent + 1).unwrap_or(0);
+    let (whole, fraction) = digits.split_at_checked(n).unwrap_or((&digits, ""));
+    match exponent {
+        0..=20 if fraction.is_empty() => format!("{sign}{digits:0<n$}"),
+        0..=20 => format!("{sign}{whole}.{fraction}"),
+        -6..=-1 => {
+            let zeroes = "0".repeat(usize::try_from(-exponent - 1).unwrap_or(0));
+            format!("{sign}0.{zeroes}{digits}")
+        }
+        _ => format!("{sign}{mantissa}e{exponent:+}"),
     }
 }
 
@@ -698,6 +723,14 @@ mod tests {
             let failed = left.judge(place, at, &line("a", "p"));
             assert!(matches!(failed, InheritedLine::Failed { json, .. } if json == line("a", "p")));
         }
+        // The SDK has rounded ids, and half a character does not keep it from uploading.
+        let mut rounded = left.clone();
+        rounded.processed.insert(("9007199254740992".to_owned(), "1e+21".to_owned()));
+        let line = r#"{"id":9007199254740993,"url":"","file_name":"f","parent_id":1e21}"#;
+        assert_eq!(rounded.judge(1, 9, line), InheritedLine::Settled);
+        let half = r#"{"id":"h","url":"u","file_name":"cut \ud83d.png","parent_id":"p"}"#;
+        let whole = "{\"id\":\"h\",\"url\":\"u\",\"file_name\":\"cut \u{fffd}.png\",\"parent_id\":\"p\"}";
+        assert_eq!(left.judge(0, 7, half), InheritedLine::Queued(whole.to_owned()));
         for (line, id, parent, says) in [
             ("{", "(line 8 of artifact 2)", "(unknown)", "makes no sense"),
             ("[1]", "(line 8 of artifact 2)", "(unknown)", "makes no sense"),
@@ -713,6 +746,42 @@ mod tests {
             let listed = Attachment::from_line(&json).unwrap();
             assert_eq!((listed.id.as_str(), listed.parent_id.as_str()), (id, parent));
             assert!(reason.contains(says), "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_number_is_written_as_javascript_writes_it() {
+        // As `String(number)` gives them in Node.js.
+        for (number, text) in [
+            ("0", "0"),
+            ("-0", "0"),
+            ("-0.0", "0"),
+            ("7", "7"),
+            ("8.0", "8"),
+            ("-1", "-1"),
+            ("1e3", "1000"),
+            ("0.1", "0.1"),
+            ("123.456", "123.456"),
+            ("-123.456", "-123.456"),
+            ("9007199254740993", "9007199254740992"),
+            ("-9007199254740993", "-9007199254740992"),
+            ("9007199254740995", "9007199254740996"),
+            ("18446744073709551615", "18446744073709552000"),
+            ("123456789012345678901", "123456789012345680000"),
+            ("1e20", "100000000000000000000"),
+            ("999999999999999900000", "999999999999999900000"),
+            ("1e21", "1e+21"),
+            ("1000000000000000000000", "1e+21"),
+            ("-1.5e21", "-1.5e+21"),
+            ("1.7976931348623157e308", "1.7976931348623157e+308"),
+            ("5e-324", "5e-324"),
+            ("0.000001", "0.000001"),
+            ("0.00000123", "0.00000123"),
+            ("1e-7", "1e-7"),
+            ("-1.25e-7", "-1.25e-7"),
+        ] {
+            let value: Value = serde_json::from_str(number).unwrap();
+            assert_eq!(id_text(&value).as_deref(), Some(text), "{number}");
         }
     }
 
