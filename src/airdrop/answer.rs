@@ -1,7 +1,8 @@
 //! The answer to an event: composed of what is confirmed, sealed, sent, and recorded as accepted or refused.
 //!
 //! In every case exactly one message answers an event, and it is sealed before it is sent: sent again, by this life or a
-//! later one, it is the same bytes under the same key. A definite refusal undoes the seal.
+//! later one, it is the same bytes under the same key. A definite refusal undoes the seal, unless an attempt just before it
+//! may have been accepted.
 
 use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
@@ -23,6 +24,9 @@ use super::message::{
 use super::platform::SealedMessage;
 use super::retry::{GaveUp, attempts_while};
 use super::window::Window;
+
+/// The status of what is refused for its size.
+const TOO_LARGE: u16 = 413;
 
 /// What came of an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -197,7 +201,7 @@ impl Invocation<'_> {
         let sent = if sent_unsealed { Sent::Accepted } else { self.send(&message)? };
         match sent {
             Sent::Accepted => Ok(accepted(run, keeper, message, false)?),
-            Sent::Refused { status: 413, .. } if batches.len() > 1 => {
+            Sent::Refused { status: TOO_LARGE, .. } if batches.len() > 1 => {
                 run.refused(message.no, Some(batches.len() as u64 / 2))?;
                 Err(Stop::Ending(ending))
             }
@@ -274,7 +278,7 @@ impl Invocation<'_> {
                 // Only the newest, and only if it was never accepted, can still be taken back.
                 if run.is_undelivered(message.no)? {
                     let artifacts_max =
-                        (status == 413 && message.artifacts > 1).then_some(message.artifacts / 2);
+                        (status == TOO_LARGE && message.artifacts > 1).then_some(message.artifacts / 2);
                     take_back(run, keeper, &message, artifacts_max)?;
                 }
                 Err(refused(&message, status, &reason))
@@ -296,7 +300,16 @@ impl Invocation<'_> {
                 info!(event_type = message.event_type, artifacts = message.artifacts, "message delivered");
                 Ok(Sent::Accepted)
             }
-            Err(GaveUp::Refused { status, reason }) => {
+            // Who accepted it, and whose answer was lost, refuses it the second time. It stays sealed: the next event proves
+            // it, or the same one sends the same bytes. What is too large was never accepted.
+            Err(GaveUp::Refused { status, reason, in_doubt: true }) if status != TOO_LARGE => {
+                warn!(event_type = message.event_type, status, reason, "message refused, or accepted before");
+                let reason = format!(
+                    "refused with {status}: {reason}, after an attempt that may have been accepted; it stays sealed"
+                );
+                Err(not_delivered(message, &reason))
+            }
+            Err(GaveUp::Refused { status, reason, .. }) => {
                 warn!(event_type = message.event_type, status, reason, "message refused");
                 Ok(Sent::Refused { status, reason })
             }

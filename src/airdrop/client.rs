@@ -52,6 +52,9 @@ const ANSWER_BYTES_MAX: u64 = 256 * 1024;
 const STATE_ANSWER_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// Characters of what a platform says that go into a reason.
 const SAID_CHARS_MAX: usize = 300;
+/// Where ureq finds a proxy, in its order.
+const PROXY_VARIABLES: [&str; 6] =
+    ["ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"];
 /// The status of what was not even sent.
 const NOT_SENT: u16 = 400;
 
@@ -61,9 +64,10 @@ type Attempt<T> = Result<T, PlatformError>;
 ///
 /// It keeps connections open from call to call and may be used from many threads. Making one sends nothing.
 ///
-/// A proxy is used where `ALL_PROXY`, `HTTPS_PROXY` or `HTTP_PROXY` (or the same in lower case; the first that is set, for
-/// http and https alike) names one, and `NO_PROXY` excepts hosts from it. A loopback address (`localhost`, 127.0.0.0/8,
-/// `::1`) is never asked for through a proxy.
+/// A proxy is used where `ALL_PROXY`, `HTTPS_PROXY` or `HTTP_PROXY` (or the same in lower case; the first that is set and
+/// not empty, for http and https alike) names one, and `NO_PROXY` excepts hosts from it. Its URL begins with `http`,
+/// `https` (both are asked to `CONNECT`), `socks4`, `socks4a`, `socks5` or `socks5h`. A loopback address (`localhost`,
+/// 127.0.0.0/8, `::1`) is never asked for through a proxy.
 ///
 /// What HTTP it speaks is logged through the `log` crate by `ureq` and `ureq_proto`. At TRACE `ureq_proto` logs every byte
 /// of a request, its header with the token among them: keep both below TRACE.
@@ -104,9 +108,10 @@ impl Client {
     /// A client that answers `event`, with the addresses and the token that are in it.
     ///
     /// # Errors
-    /// `Event` if it has no token or no callback URL, or one of the fields that go into a header cannot. What else
-    /// is missing is said by the call that needs it.
+    /// `Event` if it has no token or no callback URL, or one of the fields that go into a header cannot; `Invalid` if a
+    /// variable names a proxy that makes no sense. What else is missing is said by the call that needs it.
     pub fn new(event: &Event) -> Result<Self> {
+        check_proxies()?;
         let token = event
             .service_account_token()?
             .ok_or_else(|| wrong("context.secrets.service_account_token", "is missing"))?;
@@ -646,6 +651,24 @@ fn transfers_agent(stall: Duration, whole: Duration) -> Agent {
         .timeout_per_write(Some(stall))
         .build()
         .new_agent()
+}
+
+/// Refuses what ureq would pass over, to go out directly: a worker behind a proxy must not.
+///
+/// # Errors
+/// `Invalid`, naming the variable. Its value is not shown: it may hold a password.
+fn check_proxies() -> Result<()> {
+    for name in PROXY_VARIABLES {
+        let Some(value) = std::env::var_os(name).filter(|value| !value.is_empty()) else { continue };
+        if value.to_str().is_none_or(|value| ureq::Proxy::new(value).is_err()) {
+            return Err(Error::Invalid {
+                what: format!("the environment variable {name}"),
+                reason: "it must be the URL of a proxy, as http://proxy.example:3128 or socks5h://proxy.example:1080"
+                    .to_owned(),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Keeps a request to this machine itself from going through a proxy, which would look for it on another one.

@@ -223,6 +223,50 @@ fn a_definite_refusal_unseals_and_the_artifacts_go_into_the_next_message() {
     }
 }
 
+/// "Answered already" is what a receiver may say that knows a message by its key, and the first answer may have been lost.
+#[test]
+fn a_refusal_after_an_attempt_that_may_have_been_accepted_does_not_unseal() {
+    for (first, checkpoints) in [
+        (Answer::Lost, false),
+        (Answer::Lost, true),
+        (Answer::Unavailable, false),
+        (Answer::Unavailable, true),
+    ] {
+        let mut world = World::new(5);
+        if checkpoints {
+            world.serve = world.serve.clone().checkpoints();
+        }
+        let mut source = paged(2, 5);
+        done(&world, &mut source, &event(METADATA, "run", "0"));
+        let sent = world.airdrop.calls(Call::Send);
+        world.airdrop.answer(Call::Send, sent, first);
+        world.airdrop.answer(Call::Send, sent + 1, Answer::Refused(409));
+        let start = event(DATA, "run", "1");
+        let error = world.serve(&mut source, &start).unwrap_err();
+        assert!(matches!(error, Error::NotDelivered { .. }), "{error:?}");
+        assert!(error.to_string().contains("it stays sealed"), "{error}");
+        if first == Answer::Unavailable {
+            // The platform has not got it, so it delivers the same event again, and gets the same bytes.
+            assert!(done(&world, &mut source, &start).replayed);
+        }
+        done(&world, &mut source, &event(ATTACHMENTS, "run", "2"));
+        assert_eq!(world.airdrop.announced("run"), all_of("issues", 2, 5));
+    }
+    // What is too large was never accepted.
+    let world = World::new(1);
+    let mut source = paged(1, 8);
+    world.airdrop.answer(Call::Send, 0, Answer::Unavailable);
+    world.airdrop.answer(Call::Send, 1, Answer::Refused(413));
+    let outcome = world.serve(&mut source, &event(DATA, "run", "1")).unwrap();
+    assert_eq!((outcome.kind, outcome.artifacts), (OutcomeKind::Progress, 4));
+    // A refusal after one that surely had no effect is as definite as the first.
+    let world = World::new(5);
+    world.airdrop.answer(Call::Send, 0, Answer::Busy(1));
+    world.airdrop.answer(Call::Send, 1, Answer::Refused(400));
+    world.serve(&mut paged(1, 5), &event(DATA, "run", "1")).unwrap_err();
+    assert!(!done(&world, &mut paged(1, 5), &event(DATA, "run", "1")).replayed);
+}
+
 #[test]
 fn a_message_too_large_is_said_again_with_half_of_its_artifacts() {
     let mut world = World::new(1);
