@@ -277,7 +277,7 @@ impl Run {
 fn sdk_keys(document: &Document, what: &str) -> Result<Option<(&'static str, Map<String, Value>)>> {
     match document.value(SDK_STATE, what)? {
         Some(Value::Object(nested)) => return Ok(Some(("sdkState.", nested))),
-        Some(other) => return Err(odd(what, SDK_STATE, "an object", &other)),
+        Some(other) => return Err(unexpected(what, SDK_STATE, "an object", &other)),
         None => {}
     }
     let mut flat = Map::new();
@@ -343,18 +343,18 @@ fn nothing_left() -> Value {
     json!({ "artifactIds": [], "lastProcessed": 0, "lastProcessedAttachmentsIdsList": [] })
 }
 
-/// Empties what the SDK's keys say of attachments; says whether they said something.
+/// Empties what the SDK's keys say of attachments.
 ///
 /// # Errors
 /// `WorkerState`, naming the first of them that makes no sense.
-pub(crate) fn forget_attachments(document: &mut Document, what: &str) -> Result<bool> {
+pub(crate) fn forget_attachments(document: &mut Document, what: &str) -> Result<()> {
     SdkState::read(document, what)?;
-    let Some((_, mut keys)) = sdk_keys(document, what)? else { return Ok(false) };
+    let Some((_, mut keys)) = sdk_keys(document, what)? else { return Ok(()) };
     let metadata = keys.get_mut(TO_DEVREV).and_then(|to_devrev| to_devrev.get_mut(ATTACHMENTS));
-    let Some(metadata) = metadata else { return Ok(false) };
-    let said = std::mem::replace(metadata, nothing_left()) != nothing_left();
+    let Some(metadata) = metadata else { return Ok(()) };
+    *metadata = nothing_left();
     put_sdk_keys(document, keys);
-    Ok(said)
+    Ok(())
 }
 
 /// Removes the SDK's keys, in either layout.
@@ -456,15 +456,15 @@ impl<'a> Keys<'a> {
         format!("{}{key}", self.prefix)
     }
 
-    fn odd(&self, key: &str, expected: &str, found: &Value) -> Error {
-        odd(self.what, &self.path(key), expected, found)
+    fn unexpected(&self, key: &str, expected: &str, found: &Value) -> Error {
+        unexpected(self.what, &self.path(key), expected, found)
     }
 
     fn text(&self, key: &str) -> Result<Option<&'a str>> {
         match self.keys.get(key) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) => Ok(Some(text.as_str()).filter(|text| !text.is_empty())),
-            Some(other) => Err(self.odd(key, "a string", other)),
+            Some(other) => Err(self.unexpected(key, "a string", other)),
         }
     }
 
@@ -489,16 +489,16 @@ impl<'a> Keys<'a> {
         let list = |key: &str| match metadata.get(key) {
             None | Some(Value::Null) => Ok([].as_slice()),
             Some(Value::Array(list)) => Ok(list.as_slice()),
-            Some(other) => Err(self.odd(&format!("{path}.{key}"), "a list", other)),
+            Some(other) => Err(self.unexpected(&format!("{path}.{key}"), "a list", other)),
         };
         let artifact_ids = list("artifactIds")?.iter().map(|id| match id {
             Value::String(id) => Ok(id.clone()),
-            other => Err(self.odd(&format!("{path}.artifactIds"), "a list of strings", other)),
+            other => Err(self.unexpected(&format!("{path}.artifactIds"), "a list of strings", other)),
         });
         let last_processed = match metadata.get("lastProcessed") {
             None | Some(Value::Null) => 0,
             Some(number) => number.as_u64().ok_or_else(|| {
-                self.odd(&format!("{path}.lastProcessed"), "a whole number from 0 on", number)
+                self.unexpected(&format!("{path}.lastProcessed"), "a whole number from 0 on", number)
             })?,
         };
         let key = "lastProcessedAttachmentsIdsList";
@@ -514,7 +514,7 @@ impl<'a> Keys<'a> {
                 (_, Some(id), Some(parent)) => (id, parent),
                 _ => {
                     let expected = "a list of objects with id and parent_id";
-                    return Err(self.odd(&format!("{path}.{key}"), expected, entry));
+                    return Err(self.unexpected(&format!("{path}.{key}"), expected, entry));
                 }
             };
             let set =
@@ -533,13 +533,13 @@ impl<'a> Keys<'a> {
         match value {
             None | Some(Value::Null) => Ok(None),
             Some(Value::Object(part)) => Ok(Some(part)),
-            Some(other) => Err(self.odd(path, "an object", other)),
+            Some(other) => Err(self.unexpected(path, "an object", other)),
         }
     }
 }
 
 /// What is wrong with a key. Its value is not shown: it may be anything.
-fn odd(what: &str, path: &str, expected: &str, found: &Value) -> Error {
+fn unexpected(what: &str, path: &str, expected: &str, found: &Value) -> Error {
     Error::WorkerState {
         what: format!("{path} in {what}"),
         reason: format!("it must be {expected}, it is or holds {}", kind_of(found)),

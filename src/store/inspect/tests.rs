@@ -183,11 +183,12 @@ fn every_step_of_a_conversation_is_whole_and_shown_as_it_is() {
     let report = place.report();
     assert_eq!(report.run.as_ref().unwrap().phases_done, [Phase::Metadata]);
     assert_eq!((report.unit.messages, report.unit.messages_undelivered), (1, 1));
-    assert_eq!((report.messages[0].fate, report.messages[0].run.as_deref()), (Fate::Sealed, Some("a")));
-    assert_eq!((report.messages[0].answer, report.messages[0].artifacts), (Answer::Done, 0));
+    let shown = &report.messages[0];
+    assert_eq!((shown.fate, shown.run.as_deref()), (report::MessageFate::Sealed, Some("a")));
+    assert_eq!((shown.answer, shown.artifacts), (report::MessageKind::Done, 0));
     run.delivered(message).unwrap();
     place.is_whole();
-    assert_eq!(place.report().messages[0].fate, Fate::Delivered);
+    assert_eq!(place.report().messages[0].fate, report::MessageFate::Delivered);
 
     // Its predecessor's fate is proven by the next event where it was not recorded.
     let run = work(&unit, &event("a", 2, Phase::Data, Step::Start));
@@ -227,8 +228,8 @@ fn every_step_of_a_conversation_is_whole_and_shown_as_it_is() {
 
     let run = work(&unit, &event("a", 3, Phase::Data, Step::Continue));
     place.is_whole();
-    let fates: Vec<Fate> = place.report().messages.iter().map(|message| message.fate).collect();
-    assert_eq!(fates, [Fate::Delivered, Fate::Proven]);
+    let fates: Vec<_> = place.report().messages.iter().map(|message| message.fate).collect();
+    assert_eq!(fates, [report::MessageFate::Delivered, report::MessageFate::Proven]);
     assert_eq!(place.report().item_types[0].batches_announced, BatchCounts::default());
     stage(&run, Phase::Data, 1, None);
     run.close_open().unwrap();
