@@ -162,8 +162,9 @@ pub mod testing;
 pub use artifact::Level;
 pub use clock::{Clock, SystemClock, VirtualClock};
 pub use error::{BoxError, Error, ErrorKind, Result};
-pub use model::{ArtifactId, ItemType, Phase, RunId, StreamName, SyncUnitId, ValueKey};
+pub use model::{ArtifactId, ItemType, Phase, RunId, SyncUnitId};
 pub use record::Record;
+#[cfg(feature = "testing")]
 #[doc(hidden)]
 pub use store::Disk;
 pub use store::inspect;

@@ -269,6 +269,11 @@ impl Airdrop {
         &self.api.local
     }
 
+    /// Sets what goes wrong from now on, in the place of what was set before. Calls are counted anew.
+    pub fn set_faults(&self, faults: &[Fault]) {
+        self.api.faults().set(faults);
+    }
+
     /// Serves for as long as the process lives.
     pub fn wait(self) {
         self.server.wait();

@@ -225,10 +225,13 @@ fn named(all: &[Case], ids: &[String]) -> Result<Vec<Case>> {
     ids.iter()
         .map(|id| {
             all.iter().find(|case| case.id == *id).cloned().ok_or_else(|| {
-                let some: Vec<&str> = all.iter().take(3).map(|case| case.id.as_str()).collect();
+                let alike = |case: &Case| case.id.bytes().zip(id.bytes()).take_while(|(a, b)| a == b).count();
+                let mut near: Vec<&Case> = all.iter().collect();
+                near.sort_by_key(|case| std::cmp::Reverse(alike(case)));
+                let near: Vec<&str> = near.iter().take(5).map(|case| case.id.as_str()).collect();
                 Error::Invalid {
                     what: format!("the case {id:?}"),
-                    reason: format!("a case is called like one of these: {}", some.join(", ")),
+                    reason: format!("this sync has no such case; it has {}", near.join(", ")),
                 }
             })
         })
@@ -240,6 +243,23 @@ struct Verify<'a> {
     options: &'a VerifyOptions,
     worker: &'a Worker,
     stop: &'a StopAll,
+}
+
+/// A folder that is served, for the syncs in it.
+struct Served<'a> {
+    airdrop: Airdrop,
+    /// Tells a function's syncs apart.
+    unit: String,
+    /// Whether its calls are told, and what the worker prints, if that is asked for.
+    is_told: bool,
+    number: u64,
+    stop: &'a StopAll,
+}
+
+impl Drop for Served<'_> {
+    fn drop(&mut self) {
+        self.stop.lock().stoppers.remove(&self.number);
+    }
 }
 
 /// A clean sync.
@@ -329,8 +349,9 @@ impl Verify<'_> {
 
     fn clean_sync(&self, folder: &str, which: Which) -> Result<CleanSync> {
         let dir = self.dir.join(folder);
-        let unit = folder.replace('/', "-");
-        let (outcome, ran) = self.sync(&dir, &unit, &[], None)?;
+        // What is printed by request is of the cases.
+        let served = self.serve(&dir, &folder.replace('/', "-"), false)?;
+        let (outcome, ran) = self.sync(&served, &[], None)?;
         if let Some(failure) = &outcome.failure {
             return Err(Error::Invalid {
                 what: format!("a worker whose clean sync ({which}) does not end with DONE"),
@@ -346,20 +367,32 @@ impl Verify<'_> {
         Ok(CleanSync { shape: Shape { which, calls, invocations }, delivered, figures })
     }
 
-    /// One sync in a folder, and what it came to.
-    fn sync(
-        &self,
-        dir: &Path,
-        unit: &str,
-        faults: &[Fault],
-        wrong: Option<&Wrong>,
-    ) -> Result<(Outcome, Ran)> {
-        let serve = AirdropOptions {
-            port: Some(0),
-            faults: faults.to_vec(),
-            strict: self.options.strict,
-            observer: self.options.observer.as_ref().map(|observer| Arc::clone(&observer.0)),
+    /// Serves a folder, at the address of an earlier time if that is free: what the worker remembers may name it.
+    fn serve(&self, dir: &Path, unit: &str, is_told: bool) -> Result<Served<'_>> {
+        let start = |port| {
+            let observer = self.options.observer.as_ref().filter(|_| is_told);
+            Airdrop::start(
+                dir,
+                AirdropOptions {
+                    port,
+                    faults: Vec::new(),
+                    strict: self.options.strict,
+                    observer: observer.map(|observer| Arc::clone(&observer.0)),
+                },
+            )
         };
+        let airdrop = match start(None) {
+            Err(Error::Port { .. }) => start(Some(0))?,
+            started => started?,
+        };
+        let number = self.stop.add(airdrop.stopper());
+        Ok(Served { airdrop, unit: unit.to_owned(), is_told, number, stop: self.stop })
+    }
+
+    /// One sync in a folder, and what it came to.
+    fn sync(&self, served: &Served<'_>, faults: &[Fault], wrong: Option<&Wrong>) -> Result<(Outcome, Ran)> {
+        let airdrop = &served.airdrop;
+        airdrop.set_faults(faults);
         let mut sync = self.options.sync.clone();
         match wrong {
             Some(Wrong::Invocation(number, disturbance)) => {
@@ -370,12 +403,10 @@ impl Verify<'_> {
         }
         if matches!(self.worker, Worker::Function(_)) {
             // Its state is with the unit, wherever it is.
-            sync.settings = sync.settings.sync_unit_id(format!("verify-{unit}"));
+            sync.settings = sync.settings.sync_unit_id(format!("verify-{}", served.unit));
         }
-        let airdrop = Airdrop::start(dir, serve)?;
-        let number = self.stop.add(airdrop.stopper());
+        sync.echo &= served.is_told;
         let outcome = airdrop.sync(&sync, self.worker, &mut |_| {});
-        self.stop.lock().stoppers.remove(&number);
         if self.stop.lock().stopped {
             return Err(Error::Invalid {
                 what: "to go on".to_owned(),
@@ -458,26 +489,32 @@ impl Verify<'_> {
         let dir = self.dir.join("case").join(&name);
         let usual = match case.which {
             Which::First => &clean.first,
-            Which::Next => {
-                if matches!(self.worker, Worker::Function(_)) {
-                    // What it remembers is not ours to copy.
-                    self.sync(&dir, &name, &[], None)?;
-                } else {
-                    copy(&clean.snapshot, &dir)?;
-                }
-                &clean.next
-            }
+            Which::Next => &clean.next,
         };
+        let is_copied = !matches!(self.worker, Worker::Function(_));
+        if case.which == Which::Next && is_copied {
+            copy(&clean.snapshot, &dir)?;
+        }
+        // One address for both syncs: what is left of the first one may name it.
+        let served = self.serve(&dir, &name, true)?;
+        if case.which == Which::Next && !is_copied {
+            // What a function remembers is not ours to copy.
+            self.sync(&served, &[], None)?;
+        }
         let faults: Vec<Fault> = match &case.wrong {
             Wrong::Call(fault) => vec![fault.clone()],
             _ => Vec::new(),
         };
-        let (outcome, ran) = self.sync(&dir, &name, &faults, Some(&case.wrong))?;
+        let (outcome, ran) = self.sync(&served, &faults, Some(&case.wrong))?;
         let fresh = matches!(case.wrong, Wrong::FreshDisk).then_some(&Wrong::FreshDisk);
-        let (then, ran_then) = self.sync(&dir, &name, &[], fresh)?;
+        let (then, ran_then) = self.sync(&served, &[], fresh)?;
         let mut delivered = ran.delivered.clone();
         delivered.extend(&ran_then.delivered);
         let wanted = match case.which {
+            // After a first sync that stopped comes another first one.
+            Which::First if then.report.as_ref().is_some_and(|report| report.initial) => {
+                &clean.first.delivered
+            }
             Which::First => &clean.delivered,
             Which::Next => &clean.next.delivered,
         };

@@ -258,7 +258,7 @@ fn store_with_attachments(path: &Path) {
     let run = unit.begin().unwrap();
     named(&run, 0, 3);
     let mut attachments = run.attachments().map(Result::unwrap);
-    attachments.next().unwrap().acknowledge().unwrap();
+    attachments.next().unwrap().acknowledge("upload").unwrap();
     attachments.next().unwrap().retry_later("busy", Duration::ZERO).unwrap();
     attachments.next().unwrap().fail("denied").unwrap();
     drop(attachments);
@@ -270,7 +270,7 @@ fn store_with_attachments(path: &Path) {
     named(&run, 10, 40);
     for (number, attachment) in run.attachments().map(Result::unwrap).enumerate().take(27) {
         match number {
-            0 => attachment.acknowledge().unwrap(),
+            0 => attachment.acknowledge("another upload").unwrap(),
             1 => drop(attachment),
             _ => attachment.fail(format!("410 {number}")).unwrap(),
         }
@@ -634,7 +634,7 @@ fn check_reports_every_row_that_cannot_be_right() {
     table payloads, acme/tickets: the bytes of batch 2: they are 0 bytes instead of 371
     table payloads, acme/tickets: the bytes of batch 2: they are no whole gzip member: unexpected end of file
     table payloads, acme/tickets: the bytes of batch 3 are missing
-    damaged: 8 findings (2 units, 23 rows read)
+    damaged: 8 findings (2 units, 24 rows read)
     "###);
     let (code, stdout, _) = place.says(&["check", "state.redb", "--json"]);
     assert_eq!(code, Some(3));
