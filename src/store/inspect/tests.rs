@@ -184,8 +184,8 @@ fn every_step_of_a_conversation_is_whole_and_shown_as_it_is() {
     assert_eq!(report.run.as_ref().unwrap().phases_done, [Phase::Metadata]);
     assert_eq!((report.unit.messages, report.unit.messages_undelivered), (1, 1));
     let shown = &report.messages[0];
-    assert_eq!((shown.fate, shown.run.as_deref()), (report::MessageFate::Sealed, Some("a")));
-    assert_eq!((shown.answer, shown.artifacts), (report::MessageKind::Done, 0));
+    let is = (shown.answer, shown.fate, shown.run.as_deref(), shown.artifacts);
+    assert_eq!(is, (report::MessageKind::Done, report::MessageFate::Sealed, Some("a"), 0));
     run.delivered(message).unwrap();
     place.is_whole();
     assert_eq!(place.report().messages[0].fate, report::MessageFate::Delivered);
