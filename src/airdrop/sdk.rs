@@ -96,9 +96,11 @@ impl SdkAttachments {
     /// What is to become of the `at`-th line of the `place`-th artifact.
     pub(crate) fn judge(&self, place: u64, at: u64, line: &str) -> InheritedLine {
         let line = inherited_line(line);
+        let is_in = |set: &BTreeSet<(String, String)>, id: &str, parent: &str| {
+            [parent, ""].iter().any(|parent| set.contains(&(id.to_owned(), (*parent).to_owned())))
+        };
         let named = |set: &BTreeSet<(String, String)>, attachment: &Attachment| {
-            let is_in = |parent: &str| set.contains(&(attachment.id.clone(), parent.to_owned()));
-            is_in(&attachment.parent_id) || is_in("")
+            is_in(set, &attachment.id, &attachment.parent_id)
         };
         match line {
             Ok((attachment, json)) if named(&self.failed, &attachment) => {
@@ -107,6 +109,11 @@ impl SdkAttachments {
             _ if place == 0 && at < self.last_processed => InheritedLine::Settled,
             Ok((attachment, _)) if named(&self.processed, &attachment) => InheritedLine::Settled,
             Ok((_, json)) => InheritedLine::Queued(json),
+            Err(Senseless { id: Some(id), parent_id, .. })
+                if is_in(&self.processed, &id, parent_id.as_deref().unwrap_or_default()) =>
+            {
+                InheritedLine::Settled
+            }
             Err(Senseless { id, parent_id, reason }) => {
                 let id = id.unwrap_or_else(|| format!("(line {} of artifact {})", at + 1, place + 1));
                 let parent_id = parent_id.unwrap_or_else(|| "(unknown)".to_owned());
@@ -504,19 +511,17 @@ impl<'a> Keys<'a> {
         let key = "lastProcessedAttachmentsIdsList";
         let (mut processed, mut failed) = (BTreeSet::new(), BTreeSet::new());
         for entry in list(key)? {
-            // Before it told parents apart, the SDK kept ids alone.
-            let one = match (
-                id_text(entry),
-                entry.get("id").and_then(id_text),
-                entry.get("parent_id").and_then(id_text),
-            ) {
-                (Some(id), ..) => (id, String::new()),
-                (_, Some(id), Some(parent)) => (id, parent),
-                _ => {
-                    let expected = "a list of objects with id and parent_id";
-                    return Err(self.unexpected(&format!("{path}.{key}"), expected, entry));
-                }
+            // Before it told parents apart, the SDK kept ids alone; of an attachment without a parent it keeps none.
+            let id = id_text(entry).or_else(|| entry.get("id").and_then(id_text));
+            let parent = match entry.get("parent_id") {
+                None | Some(Value::Null) => Some(String::new()),
+                Some(parent) => id_text(parent),
             };
+            let (Some(id), Some(parent)) = (id, parent) else {
+                let expected = "a list of objects with id and parent_id";
+                return Err(self.unexpected(&format!("{path}.{key}"), expected, entry));
+            };
+            let one = (id, parent);
             let set =
                 if entry.get("status") == Some(&json!("failed")) { &mut failed } else { &mut processed };
             set.insert(one);
@@ -692,6 +697,8 @@ mod tests {
             let failed = left.judge(place, at, &line("a", "p"));
             assert!(matches!(failed, InheritedLine::Failed { json, .. } if json == line("a", "p")));
         }
+        // An attachment without a parent makes no sense, but the SDK uploaded it.
+        assert_eq!(left.judge(1, 9, r#"{"id":"old","url":"","file_name":"f"}"#), InheritedLine::Settled);
         for (line, id, parent, says) in [
             ("{", "(line 8 of artifact 2)", "(unknown)", "makes no sense"),
             ("[1]", "(line 8 of artifact 2)", "(unknown)", "makes no sense"),

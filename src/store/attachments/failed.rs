@@ -17,6 +17,9 @@ use super::super::tables::{Rows, Tables};
 use super::super::uploads::attachment_moved;
 use super::queue::{GROUP, REQUEUED_FROM, find_seen, kept_key, note_seen, read_line};
 
+/// Bytes of lines that are taken up at once: a checkpoint has each of them until it is settled.
+const TAKEN_UP_BYTES: usize = 20_000;
+
 /// An attachment that was settled as failed.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -174,17 +177,20 @@ impl Run {
     }
 }
 
-/// What is to be queued again, at most so much, without what this run keeps of it: that comes last.
+/// What is to be queued again, at most so many of [`TAKEN_UP_BYTES`], and one in any case; without what this run keeps of it: that comes last.
 fn first_requeued(run: &Run, rows: &impl Rows, most: usize) -> Result<Vec<((u64, u64), FailedRow)>> {
     let unit = Key::unit(run.unit_no);
-    let mut found = Vec::new();
+    let (mut found, mut bytes) = (Vec::new(), 0);
     rows.scan(&REQUEUED, &unit, &unit, |tail, row| {
         let place = place_in(&run.inner.tables, FAILED.name, tail)?;
         if place >= (run.no, KEPT_FROM) {
             return Ok(false);
         }
-        found.push((place, row));
-        Ok(found.len() < most)
+        bytes += row.json.len();
+        if found.is_empty() || bytes <= TAKEN_UP_BYTES {
+            found.push((place, row));
+        }
+        Ok(found.len() < most && bytes < TAKEN_UP_BYTES)
     })?;
     Ok(found)
 }
@@ -192,4 +198,55 @@ fn first_requeued(run: &Run, rows: &impl Rows, most: usize) -> Result<Vec<((u64,
 /// The run and the number at the end of a key.
 pub(super) fn place_in(tables: &Tables, table: &str, tail: &[u8]) -> Result<(u64, u64)> {
     run_and_number(tail).map_err(|error| tables.damaged(table, &Key::name(""), error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Record;
+    use crate::store::{Page, Store};
+
+    #[test]
+    fn what_is_queued_again_is_taken_up_by_little_and_all_of_it_in_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let unit = Store::open(dir.path().join("state.redb")).unwrap().sync_unit("acme/files").unwrap();
+        let run = unit.begin().unwrap();
+        // Addresses of some length, one of which alone is more than is taken up at once.
+        let bytes = |at: usize| if at == 7 { 50_000 } else { 10 + at * 60 };
+        let fetch = |_: Option<u8>| -> Result<Page<u8>> {
+            let mut page = Page::last();
+            for at in 0..60 {
+                let url = "u".repeat(bytes(at));
+                let line = serde_json::json!({ "id": at.to_string(), "url": url, "file_name": "f", "parent_id": "1" });
+                page.push("attachments", Record::flat(&line)?);
+            }
+            Ok(page)
+        };
+        for batch in run.batches("files", fetch) {
+            let batch = batch.unwrap();
+            let id = batch.key().to_string();
+            batch.acknowledge(id).unwrap();
+        }
+        for file in run.attachments() {
+            file.unwrap().fail("busy").unwrap();
+        }
+        run.finish().unwrap();
+        assert_eq!(unit.requeue_failed(|_| true).unwrap(), 60);
+        let run = unit.begin().unwrap();
+        let mut taken = Vec::new();
+        loop {
+            let before = taken.len();
+            let more = run.take_up_requeued().unwrap();
+            if more == 0 {
+                break;
+            }
+            let rows = run.look(|rows, _| rows.all(&ATTACHMENTS, &run.run_key())).unwrap();
+            taken = rows.into_iter().map(|(_, row)| row.json.len()).collect();
+            assert_eq!(taken.len(), before + more);
+            let bytes: usize = taken[before..].iter().sum();
+            assert!(more == 1 || bytes <= TAKEN_UP_BYTES, "{more}: {bytes}");
+        }
+        assert_eq!(taken.len(), 60);
+        assert!(taken.iter().any(|bytes| *bytes > 50_000));
+    }
 }

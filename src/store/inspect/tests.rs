@@ -60,6 +60,7 @@ impl Place {
     }
 
     fn report(&self) -> Report {
+        self.is_whole();
         Snapshot::open(&self.path).unwrap().unit(UNIT, 5).unwrap().unwrap()
     }
 
@@ -187,7 +188,6 @@ fn every_step_of_a_conversation_is_whole_and_shown_as_it_is() {
     let is = (shown.answer, shown.fate, shown.run.as_deref(), shown.artifacts);
     assert_eq!(is, (report::MessageKind::Done, report::MessageFate::Sealed, Some("a"), 0));
     run.delivered(message).unwrap();
-    place.is_whole();
     assert_eq!(place.report().messages[0].fate, report::MessageFate::Delivered);
 
     // Its predecessor's fate is proven by the next event where it was not recorded.
@@ -733,7 +733,7 @@ fn json_text_is_shown_on_one_line_as_exact_as_it_is_stored() {
         change.put(&VALUES, &Key::unit(1).and_name("odd"), &Json(json.to_owned())).unwrap();
         change.put(&VALUES, &Key::unit(1).and_name("none"), &Json("{\n".to_owned())).unwrap();
     });
-    let report = place.report();
+    let report = Snapshot::open(&place.path).unwrap().unit(UNIT, 5).unwrap().unwrap();
     let lines: Vec<String> = report.lines().map(|line| serde_json::to_string(&line).unwrap()).collect();
     assert!(lines.iter().all(|line| !line.contains('\n')));
     let odd = lines.iter().find(|line| line.contains("\"odd\"")).unwrap();
