@@ -96,9 +96,11 @@ impl SdkAttachments {
     /// What is to become of the `at`-th line of the `place`-th artifact.
     pub(crate) fn judge(&self, place: u64, at: u64, line: &str) -> InheritedLine {
         let line = inherited_line(line);
+        let is_in = |set: &BTreeSet<(String, String)>, id: &str, parent: &str| {
+            [parent, ""].iter().any(|parent| set.contains(&(id.to_owned(), (*parent).to_owned())))
+        };
         let named = |set: &BTreeSet<(String, String)>, attachment: &Attachment| {
-            let is_in = |parent: &str| set.contains(&(attachment.id.clone(), parent.to_owned()));
-            is_in(&attachment.parent_id) || is_in("")
+            is_in(set, &attachment.id, &attachment.parent_id)
         };
         match line {
             Ok((attachment, json)) if named(&self.failed, &attachment) => {
@@ -107,6 +109,11 @@ impl SdkAttachments {
             _ if place == 0 && at < self.last_processed => InheritedLine::Settled,
             Ok((attachment, _)) if named(&self.processed, &attachment) => InheritedLine::Settled,
             Ok((_, json)) => InheritedLine::Queued(json),
+            Err(Senseless { id: Some(id), parent_id, .. })
+                if is_in(&self.processed, &id, parent_id.as_deref().unwrap_or_default()) =>
+            {
+                InheritedLine::Settled
+            }
             Err(Senseless { id, parent_id, reason }) => {
                 let id = id.unwrap_or_else(|| format!("(line {} of artifact {})", at + 1, place + 1));
                 let parent_id = parent_id.unwrap_or_else(|| "(unknown)".to_owned());
@@ -302,7 +309,7 @@ impl Run {
 fn sdk_keys(document: &Document, what: &str) -> Result<Option<(&'static str, Map<String, Value>)>> {
     match document.value(SDK_STATE, what)? {
         Some(Value::Object(nested)) => return Ok(Some(("sdkState.", nested))),
-        Some(other) => return Err(odd(what, SDK_STATE, "an object", &other)),
+        Some(other) => return Err(unexpected(what, SDK_STATE, "an object", &other)),
         None => {}
     }
     let mut flat = Map::new();
@@ -368,18 +375,18 @@ fn nothing_left() -> Value {
     json!({ "artifactIds": [], "lastProcessed": 0, "lastProcessedAttachmentsIdsList": [] })
 }
 
-/// Empties what the SDK's keys say of attachments; says whether they said something.
+/// Empties what the SDK's keys say of attachments.
 ///
 /// # Errors
 /// `WorkerState`, naming the first of them that makes no sense.
-pub(crate) fn forget_attachments(document: &mut Document, what: &str) -> Result<bool> {
+pub(crate) fn forget_attachments(document: &mut Document, what: &str) -> Result<()> {
     SdkState::read(document, what)?;
-    let Some((_, mut keys)) = sdk_keys(document, what)? else { return Ok(false) };
+    let Some((_, mut keys)) = sdk_keys(document, what)? else { return Ok(()) };
     let metadata = keys.get_mut(TO_DEVREV).and_then(|to_devrev| to_devrev.get_mut(ATTACHMENTS));
-    let Some(metadata) = metadata else { return Ok(false) };
-    let said = std::mem::replace(metadata, nothing_left()) != nothing_left();
+    let Some(metadata) = metadata else { return Ok(()) };
+    *metadata = nothing_left();
     put_sdk_keys(document, keys);
-    Ok(said)
+    Ok(())
 }
 
 /// Removes the SDK's keys, in either layout.
@@ -481,15 +488,15 @@ impl<'a> Keys<'a> {
         format!("{}{key}", self.prefix)
     }
 
-    fn odd(&self, key: &str, expected: &str, found: &Value) -> Error {
-        odd(self.what, &self.path(key), expected, found)
+    fn unexpected(&self, key: &str, expected: &str, found: &Value) -> Error {
+        unexpected(self.what, &self.path(key), expected, found)
     }
 
     fn text(&self, key: &str) -> Result<Option<&'a str>> {
         match self.keys.get(key) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) => Ok(Some(text.as_str()).filter(|text| !text.is_empty())),
-            Some(other) => Err(self.odd(key, "a string", other)),
+            Some(other) => Err(self.unexpected(key, "a string", other)),
         }
     }
 
@@ -514,7 +521,7 @@ impl<'a> Keys<'a> {
         let list = |key: &str| match metadata.get(key) {
             None | Some(Value::Null) => Ok([].as_slice()),
             Some(Value::Array(list)) => Ok(list.as_slice()),
-            Some(other) => Err(self.odd(&format!("{path}.{key}"), "a list", other)),
+            Some(other) => Err(self.unexpected(&format!("{path}.{key}"), "a list", other)),
         };
         let artifact_ids = list("artifactIds")?.iter().map(|id| match id {
             Value::String(id) => match ArtifactId::new(id) {
@@ -524,30 +531,28 @@ impl<'a> Keys<'a> {
                     reason: error.to_string(),
                 }),
             },
-            other => Err(self.odd(&format!("{path}.artifactIds"), "a list of strings", other)),
+            other => Err(self.unexpected(&format!("{path}.artifactIds"), "a list of strings", other)),
         });
         let last_processed = match metadata.get("lastProcessed") {
             None | Some(Value::Null) => 0,
             Some(number) => number.as_u64().ok_or_else(|| {
-                self.odd(&format!("{path}.lastProcessed"), "a whole number from 0 on", number)
+                self.unexpected(&format!("{path}.lastProcessed"), "a whole number from 0 on", number)
             })?,
         };
         let key = "lastProcessedAttachmentsIdsList";
         let (mut processed, mut failed) = (BTreeSet::new(), BTreeSet::new());
         for entry in list(key)? {
-            // Before it told parents apart, the SDK kept ids alone.
-            let one = match (
-                id_text(entry),
-                entry.get("id").and_then(id_text),
-                entry.get("parent_id").and_then(id_text),
-            ) {
-                (Some(id), ..) => (id, String::new()),
-                (_, Some(id), Some(parent)) => (id, parent),
-                _ => {
-                    let expected = "a list of objects with id and parent_id";
-                    return Err(self.odd(&format!("{path}.{key}"), expected, entry));
-                }
+            // Before it told parents apart, the SDK kept ids alone; of an attachment without a parent it keeps none.
+            let id = id_text(entry).or_else(|| entry.get("id").and_then(id_text));
+            let parent = match entry.get("parent_id") {
+                None | Some(Value::Null) => Some(String::new()),
+                Some(parent) => id_text(parent),
             };
+            let (Some(id), Some(parent)) = (id, parent) else {
+                let expected = "a list of objects with id and parent_id";
+                return Err(self.unexpected(&format!("{path}.{key}"), expected, entry));
+            };
+            let one = (id, parent);
             let set =
                 if entry.get("status") == Some(&json!("failed")) { &mut failed } else { &mut processed };
             set.insert(one);
@@ -564,13 +569,13 @@ impl<'a> Keys<'a> {
         match value {
             None | Some(Value::Null) => Ok(None),
             Some(Value::Object(part)) => Ok(Some(part)),
-            Some(other) => Err(self.odd(path, "an object", other)),
+            Some(other) => Err(self.unexpected(path, "an object", other)),
         }
     }
 }
 
 /// What is wrong with a key. Its value is not shown: it may be anything.
-fn odd(what: &str, path: &str, expected: &str, found: &Value) -> Error {
+fn unexpected(what: &str, path: &str, expected: &str, found: &Value) -> Error {
     Error::WorkerState {
         what: format!("{path} in {what}"),
         reason: format!("it must be {expected}, it is or holds {}", kind_of(found)),
@@ -731,6 +736,8 @@ mod tests {
         let half = r#"{"id":"h","url":"u","file_name":"cut \ud83d.png","parent_id":"p"}"#;
         let whole = "{\"id\":\"h\",\"url\":\"u\",\"file_name\":\"cut \u{fffd}.png\",\"parent_id\":\"p\"}";
         assert_eq!(left.judge(0, 7, half), InheritedLine::Queued(whole.to_owned()));
+        // An attachment without a parent makes no sense, but the SDK uploaded it.
+        assert_eq!(left.judge(1, 9, r#"{"id":"old","url":"","file_name":"f"}"#), InheritedLine::Settled);
         for (line, id, parent, says) in [
             ("{", "(line 8 of artifact 2)", "(unknown)", "makes no sense"),
             ("[1]", "(line 8 of artifact 2)", "(unknown)", "makes no sense"),

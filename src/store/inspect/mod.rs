@@ -48,8 +48,8 @@ mod tests;
 
 pub use check::{CheckFinding, CheckReport, check};
 pub use report::{
-    Answer, AttachmentsReport, BatchCounts, BatchReport, BatchStage, BookmarkReport, FailedAttachmentReport,
-    Fate, FindingsReport, LedgerReport, LedgerTypeReport, Line, MessageReport, MostReadReport, Report,
-    RunReport, RunStatus, StreamReport, TypeReport, UnitReport, ValueReport,
+    AttachmentsReport, BatchCounts, BatchReport, BatchStage, BookmarkReport, FailedAttachmentReport,
+    FindingsReport, LedgerReport, LedgerTypeReport, Line, MessageFate, MessageKind, MessageReport,
+    MostReadReport, Report, RunReport, RunStatus, StreamReport, TypeReport, UnitReport, ValueReport,
 };
 pub use snapshot::{Snapshot, Source, Units};
