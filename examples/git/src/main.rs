@@ -22,7 +22,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
-use highwater::airdrop::{Client, Event, Outcome, OutcomeKind, Platform, Serve};
+use highwater::airdrop::{Event, Outcome, OutcomeKind, Platform, Serve};
 use highwater::{Store, SystemClock};
 use highwater_airdrop::{Local, SyncReport, SyncSettings, SyncStep};
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -69,7 +69,8 @@ enum Action {
         /// A file that holds the event as JSON; `-` is standard input
         #[arg(long, value_name = "FILE")]
         event: PathBuf,
-        /// The platform is at the addresses in the event, as `highwater-airdrop` serves them, and not in DIR
+        /// The platform is at the addresses in the event, as `highwater-airdrop` serves them, and not in DIR: for a build
+        /// with `--features http`
         #[arg(long)]
         http: bool,
     },
@@ -159,17 +160,24 @@ fn answer(
 fn invoke(common: &Common, event: &Path, http: bool) -> Result<(), Failure> {
     let event = read_event(event)?;
     let repository = Repository::open(&common.repo)?;
-    let airdrop: Box<dyn Platform> = if http {
-        std::fs::create_dir_all(&common.out).map_err(|error| {
-            format!("cannot make the directory {} (--out): {error}", common.out.display())
-        })?;
-        Box::new(Client::new(&event)?)
-    } else {
-        Box::new(Local::open(&common.out)?)
-    };
+    let airdrop: Box<dyn Platform> =
+        if http { over_http(&common.out, &event)? } else { Box::new(Local::open(&common.out)?) };
     let outcome = answer(common, &repository, airdrop.as_ref(), &ProgressBar::hidden(), &event)?;
     went_well(&outcome)?;
     outcome.message.map_or(Ok(()), |message| print(&format!("{message}\n")))
+}
+
+/// The platform at the addresses in the event.
+#[cfg(feature = "http")]
+fn over_http(out: &Path, event: &Event) -> Result<Box<dyn Platform>, Failure> {
+    std::fs::create_dir_all(out)
+        .map_err(|error| format!("cannot make the directory {} (--out): {error}", out.display()))?;
+    Ok(Box::new(highwater::airdrop::Client::new(event)?))
+}
+
+#[cfg(not(feature = "http"))]
+fn over_http(_out: &Path, _event: &Event) -> Result<Box<dyn Platform>, Failure> {
+    Err("--http: this program was built without HTTP; build it with `--features http`".into())
 }
 
 /// What the invocations of this process came to that announced records of an item type.
