@@ -231,8 +231,15 @@ impl State {
 
 impl Faults {
     pub(crate) fn new(faults: &[Fault]) -> Self {
+        let set = Self::default();
+        set.set(faults);
+        set
+    }
+
+    /// These, in the place of those before, and calls are counted anew.
+    pub(crate) fn set(&self, faults: &[Fault]) {
         let faults = faults.iter().map(|fault| (fault.clone(), 0)).collect();
-        Self(Mutex::new(State { faults, ..State::default() }))
+        *self.lock() = State { faults, ..State::default() };
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

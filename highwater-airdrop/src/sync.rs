@@ -269,6 +269,17 @@ impl Airdrop {
         &self.api.local
     }
 
+    /// Sets what goes wrong from now on, in the place of what was set before. Calls are counted anew.
+    pub fn set_faults(&self, faults: &[Fault]) {
+        self.api.faults().set(faults);
+    }
+
+    /// Tells the number of the invocation that goes on, or was the last.
+    pub(crate) fn invocation(&self) -> Box<dyn Fn() -> u64 + Send + Sync> {
+        let api = Arc::clone(&self.api);
+        Box::new(move || api.invocation())
+    }
+
     /// Serves for as long as the process lives.
     pub fn wait(self) {
         self.server.wait();

@@ -8,15 +8,16 @@ use highwater::record::Attachment;
 use ureq::Agent;
 
 use crate::issue::Issue;
+use crate::source::Tracker;
 
 /// The item type under which attachments are staged.
 pub(crate) const ITEM_TYPE: &str = "attachments";
 
 /// How long the external system may take to begin its answer, and to go on with it: a stream that stands still would
 /// hold up the invocation.
-const STALL: Duration = Duration::from_secs(30);
+pub(crate) const STALL: Duration = Duration::from_secs(30);
 /// How long to leave it alone where it does not say.
-const RETRY_AFTER: Duration = Duration::from_secs(60);
+pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(60);
 /// Nobody waits longer than this, whatever the external system says.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -45,22 +46,28 @@ impl Files {
         Self { count, bytes, agent }
     }
 
-    /// The attachment of issue number `key`, if it has one.
+    /// The attachment of issue number `key`, if it has one; from the platform's stand-in, where there is no tracker.
     pub(crate) fn of_issue(
         &self,
         context: &Context<'_>,
+        tracker: Option<&Tracker>,
         key: u32,
         issue: &Issue,
     ) -> Result<Option<Attachment>, SourceError> {
         if key >= self.count {
             return Ok(None);
         }
-        let endpoint = context.event().devrev_endpoint()?.ok_or(
-            "the event has no execution_metadata.devrev_endpoint, from which attachments are fetched",
-        )?;
+        let url = if let Some(tracker) = tracker {
+            tracker.file(key, self.bytes)
+        } else {
+            let endpoint = context.event().devrev_endpoint()?.ok_or(
+                "the event has no execution_metadata.devrev_endpoint, from which attachments are fetched",
+            )?;
+            format!("{endpoint}/ext/attachment/{key}?bytes={}", self.bytes)
+        };
         let mut attachment = Attachment::new(
             format!("attachment-{key}"),
-            format!("{endpoint}/ext/attachment/{key}?bytes={}", self.bytes),
+            url,
             format!("issue-{key}.bin"),
             format!("issue-{key}"),
         );
@@ -94,7 +101,7 @@ impl Files {
 }
 
 /// `Retry-After`: whole seconds, or a date.
-fn retry_after(text: &str, now: DateTime<Utc>) -> Option<Duration> {
+pub(crate) fn retry_after(text: &str, now: DateTime<Utc>) -> Option<Duration> {
     let text = text.trim();
     let after = if text.bytes().all(|byte| byte.is_ascii_digit()) {
         Duration::from_secs(text.parse().ok()?)
