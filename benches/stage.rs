@@ -71,7 +71,7 @@ fn highwater(group: &mut BenchmarkGroup<'_, WallTime>, path: &std::path::Path, r
                 let batch = batches.next().unwrap().unwrap();
                 spent += started.elapsed();
                 assert_eq!(batch.items(), items);
-                batch.acknowledge("artifact").unwrap();
+                batch.acknowledge(format!("artifact {cursor}")).unwrap();
             }
             spent
         });

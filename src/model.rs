@@ -81,24 +81,24 @@ fn check_name(what: &str, name: &str) -> Result<()> {
 }
 
 macro_rules! names {
-    ($($(#[$doc:meta])* $type:ident = $what:literal;)*) => {$(
+    ($($(#[$doc:meta])* $seen:vis $type:ident = $what:literal;)*) => {$(
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $type(String);
+        $seen struct $type(String);
 
         impl $type {
             /// Takes a name of 1 to [`ID_BYTES_MAX`] bytes without control characters.
             ///
             /// # Errors
             /// `TooLarge` or `Invalid`, naming it.
-            pub fn new(name: impl Into<String>) -> Result<Self> {
+            $seen fn new(name: impl Into<String>) -> Result<Self> {
                 let name = name.into();
                 check_name($what, &name)?;
                 Ok(Self(name))
             }
 
             /// The name as text.
-            pub fn as_str(&self) -> &str {
+            $seen fn as_str(&self) -> &str {
                 &self.0
             }
         }
@@ -113,15 +113,15 @@ macro_rules! names {
 
 names! {
     /// The independently synced container (a project, a repository, a board); owner of all state.
-    SyncUnitId = "the sync unit id";
+    pub SyncUnitId = "the sync unit id";
     /// One extraction of a sync unit, from its start to `finish`, across any number of process lives.
-    RunId = "the run id";
+    pub RunId = "the run id";
     /// One cursor through one listing of the source.
-    StreamName = "the stream name";
+    pub(crate) StreamName = "the stream name";
     /// What the platform calls an uploaded batch.
-    ArtifactId = "the artifact id";
+    pub ArtifactId = "the artifact id";
     /// The name of a small value of the extractor's own.
-    ValueKey = "the value key";
+    pub(crate) ValueKey = "the value key";
 }
 
 /// The kind of a record within a sync unit. It becomes a file name, so it holds no slash either.

@@ -220,6 +220,24 @@ fn what_went_wrong_is_a_warning_with_its_reason() {
 }
 
 #[test]
+fn a_stream_that_reads_far_more_than_ever_is_told_once_in_an_invocation() {
+    let mut world = World::new(2_000);
+    world.serve = world.serve.clone().without_attachments_phase();
+    for (run, pages, told) in [("1", 1, 0), ("2", 2, 0), ("3", 25, 1)] {
+        let event = world::event("EXTRACTION_DATA_START", run, run);
+        let (outcome, said) = listen(|| world.serve(&mut paged(pages, 1_000), &event).unwrap());
+        assert_eq!(outcome.kind, OutcomeKind::Done);
+        let found = find(&said, "stream reads far more than in any finished run before");
+        assert_eq!(found.len(), told, "{run}");
+        for said in found {
+            let figures = ["stream", "items", "pages", "items_most", "pages_most"]
+                .map(|name| said.fields[name].as_str());
+            assert_eq!((said.level, figures), (Level::WARN, ["issues", "21000", "21", "2000", "2"]));
+        }
+    }
+}
+
+#[test]
 fn no_secret_is_ever_said() {
     let mut world = World::new(1);
     world.serve = world.serve.clone().checkpoints();

@@ -45,7 +45,7 @@ impl Extractor for Generated {
 
     fn external_sync_units(&mut self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
         let (id, name) = ("project".to_owned(), "Project".to_owned());
-        Ok(vec![ExternalSyncUnit { id, name, description: String::new(), item_count: None, item_type: None }])
+        Ok(vec![ExternalSyncUnit::new(id, name, "")])
     }
 
     fn metadata(&mut self, _: &Context<'_>) -> Result<Value, SourceError> {

@@ -671,6 +671,7 @@ pub(crate) fn failed(error: PlatformError) -> Answer {
             Answer::refused(status, reason)
         }
         PlatformError::Retry { reason, .. } => Answer::refused(503, reason),
+        other => Answer::refused(503, other.to_string()),
     }
 }
 

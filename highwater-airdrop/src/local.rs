@@ -568,8 +568,7 @@ impl Platform for Local {
 
     // Nobody says of which unit, so there is one state.
     fn worker_state(&self) -> Result<Option<WorkerState>, PlatformError> {
-        let state =
-            WorkerState { state: self.saved_state(STATE_FILE)?, objects: self.saved_state(SCOPE_FILE)? };
+        let state = WorkerState::new(self.saved_state(STATE_FILE)?, self.saved_state(SCOPE_FILE)?);
         Ok((state != WorkerState::default()).then_some(state))
     }
 

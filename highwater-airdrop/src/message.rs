@@ -5,7 +5,7 @@ use std::io::{BufRead as _, BufReader};
 
 use flate2::read::MultiGzDecoder;
 use highwater::ArtifactId;
-use highwater::airdrop::{AnswerKind, EventType, Platform as _, SealedMessage, Spelling, answer_name};
+use highwater::airdrop::{EventType, OutcomeKind, Platform as _, SealedMessage, Spelling};
 use highwater::limits::MESSAGE_BYTES_MAX;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -212,11 +212,11 @@ fn check_shape(exchange: &mut Exchange<'_, '_>, event_type: &str, message: &Valu
     match kind {
         None if event_type == UNKNOWN_EVENT => {}
         None => exchange.lint("event-type", 400, format!("{event_type:?} is the name of no message"))?,
-        Some(AnswerKind::Delay { .. }) if !field("delay").is_u64() => {
+        Some(OutcomeKind::Delay) if !field("delay").is_u64() => {
             let text = format!("event_data.delay must be whole seconds, it is {}", field("delay"));
             exchange.lint("delay", 400, text)?;
         }
-        Some(AnswerKind::Error { .. }) if field("error").get("message").and_then(Value::as_str).is_none() => {
+        Some(OutcomeKind::Error) if field("error").get("message").and_then(Value::as_str).is_none() => {
             let text = "event_data.error.message is missing: it says what went wrong";
             exchange.lint("error-message", 400, text)?;
         }
@@ -290,7 +290,7 @@ impl UploadedAttachment {
 }
 
 /// The names of all messages, in both spellings, with what they say.
-fn answers() -> Vec<(&'static str, AnswerKind)> {
+fn answers() -> Vec<(&'static str, OutcomeKind)> {
     let event_types = [
         "EXTRACTION_EXTERNAL_SYNC_UNITS_START",
         "EXTRACTION_METADATA_START",
@@ -300,18 +300,13 @@ fn answers() -> Vec<(&'static str, AnswerKind)> {
         "EXTRACTION_ATTACHMENTS_DELETE",
         "UNKNOWN",
     ];
-    let kinds = [
-        AnswerKind::Done,
-        AnswerKind::Progress { percent: None },
-        AnswerKind::Delay { seconds: 0 },
-        AnswerKind::Error { code: None, message: String::new() },
-    ];
+    let kinds = [OutcomeKind::Done, OutcomeKind::Progress, OutcomeKind::Delay, OutcomeKind::Error];
     let mut all = Vec::new();
     for (event_type, _) in event_types.map(EventType::parse) {
-        for kind in &kinds {
+        for kind in kinds {
             for spelling in [Spelling::Seed, Spelling::Newer] {
                 // What an event has no such answer to has no name.
-                all.extend(answer_name(&event_type, kind, spelling).ok().map(|name| (name, kind.clone())));
+                all.extend(event_type.answer(kind, spelling).map(|name| (name, kind)));
             }
         }
     }

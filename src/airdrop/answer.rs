@@ -18,7 +18,7 @@ use super::invocation::{Ending, Invocation, Stop};
 use super::keeper::Keeper;
 use super::message::{
     ARTIFACTS_FIELD_BYTES, Answer, AnswerKind, ArtifactEntry, Composed, ERROR_MESSAGE_BYTES_MAX, ErrorCode,
-    WorkerMetadata, compose,
+    OutcomeKind, WorkerMetadata, compose,
 };
 use super::platform::SealedMessage;
 use super::retry::{GaveUp, attempts_while};
@@ -48,22 +48,6 @@ pub struct Outcome {
     /// What was found in the run's records so far, and in its metadata: see
     /// [`CheckPolicy`](super::CheckPolicy). A page that was refused is not in it.
     pub findings: FindingCounts,
-}
-
-/// What the message that answered an event says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum OutcomeKind {
-    /// The phase is over.
-    Done,
-    /// There is more, at once.
-    Progress,
-    /// There is more, after a while.
-    Delay,
-    /// It went wrong; the message says how.
-    Error,
-    /// The event was answered by an earlier life, and its message is no longer kept: nothing was sent.
-    AnsweredEarlier,
 }
 
 impl From<MessageKind> for OutcomeKind {

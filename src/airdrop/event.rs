@@ -405,6 +405,7 @@ impl Event {
     ///
     /// # Errors
     /// `Event` if it is there but is no object, or its parts are no texts.
+    #[doc(hidden)]
     pub fn time_setting(&self, end: WindowEnd) -> Result<Option<TimeSetting>> {
         let path = end.path();
         match self.field(path)? {

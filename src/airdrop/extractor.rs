@@ -97,6 +97,7 @@ pub trait Extractor: Sync {
 }
 
 /// The bytes of an attachment.
+#[non_exhaustive]
 pub struct AttachmentBody {
     /// The bytes, from the first to the last.
     pub reader: Box<dyn Read + Send>,
@@ -170,6 +171,7 @@ impl<E: Into<BoxError>> From<E> for AttachmentError {
 
 /// One container that a user can choose to sync.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ExternalSyncUnit {
     /// Its id in the external system.
     pub id: String,
@@ -183,6 +185,22 @@ pub struct ExternalSyncUnit {
     /// The item type that is counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub item_type: Option<String>,
+}
+
+impl ExternalSyncUnit {
+    /// One of which is not known how many items it holds.
+    pub fn new(id: impl Into<String>, name: impl Into<String>, description: impl Into<String>) -> Self {
+        let (id, name, description) = (id.into(), name.into(), description.into());
+        Self { id, name, description, item_count: None, item_type: None }
+    }
+
+    /// Says about how many items of which type it holds.
+    #[must_use]
+    pub fn items(mut self, count: u64, item_type: impl Into<String>) -> Self {
+        self.item_count = Some(count);
+        self.item_type = Some(item_type.into());
+        self
+    }
 }
 
 /// Why the source gave no page. Any error turns into [`SourceError::Failed`] with `?`.

@@ -4,6 +4,11 @@
 //! its size beforehand: composed without artifacts, plus [`ARTIFACTS_FIELD_BYTES`], plus [`ArtifactEntry::bytes`]
 //! of each, is never less than what comes out, and more by at most that constant.
 
+#![cfg_attr(
+    not(feature = "testing"),
+    allow(unreachable_pub, reason = "`testing` shows how messages are composed to the tests of the wire")
+)]
+
 use std::fmt;
 
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -23,6 +28,22 @@ pub const ARTIFACTS_FIELD_BYTES: usize = r#""artifacts":[],"#.len();
 
 /// The version that this library gives of itself to the platform.
 pub(crate) const LIBRARY_VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// What the message that answered an event says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum OutcomeKind {
+    /// The phase is over.
+    Done,
+    /// There is more, at once.
+    Progress,
+    /// There is more, after a while.
+    Delay,
+    /// It went wrong; the message says how.
+    Error,
+    /// The event was answered by an earlier life, and its message is no longer kept: nothing was sent.
+    AnsweredEarlier,
+}
 
 /// An error that the platform knows by name and shows in its own words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -103,12 +124,12 @@ pub enum AnswerKind {
 }
 
 impl AnswerKind {
-    fn word(&self) -> &'static str {
+    fn outcome(&self) -> OutcomeKind {
         match self {
-            Self::Done => "DONE",
-            Self::Progress { .. } => "PROGRESS",
-            Self::Delay { .. } => "DELAY",
-            Self::Error { .. } => "ERROR",
+            Self::Done => OutcomeKind::Done,
+            Self::Progress { .. } => OutcomeKind::Progress,
+            Self::Delay { .. } => OutcomeKind::Delay,
+            Self::Error { .. } => OutcomeKind::Error,
         }
     }
 }
@@ -244,7 +265,7 @@ pub fn compose(event: &Event, spelling: Option<Spelling>, answer: &Answer) -> Re
         known: &'a WorkerMetadata,
     }
 
-    let event_type = answer_name(event.event_type(), &answer.kind, spelling.unwrap_or(event.spelling()))?;
+    let event_type = answer_name(event, &answer.kind, spelling.unwrap_or(event.spelling()))?;
     let phase = event.event_type().phase();
     let misplaced = |what: &str| Error::Invalid {
         what: format!("{what} in {event_type}"),
@@ -295,61 +316,70 @@ pub fn compose(event: &Event, spelling: Option<Spelling>, answer: &Answer) -> Re
     Ok(Composed { event_type, body })
 }
 
-/// The name of the message that says `kind` of an event of this type.
-///
-/// # Errors
-/// `Invalid` if there is no such message.
-pub fn answer_name(event_type: &EventType, kind: &AnswerKind, spelling: Spelling) -> Result<&'static str> {
-    use AnswerKind::{Delay, Done, Error as Failed, Progress};
-    use EventType::{Attachments, Data, DeleteAttachments, DeleteData, ExternalSyncUnits, Metadata, Unknown};
-    let (seed, newer) = match (event_type, kind) {
-        (ExternalSyncUnits, Done) => {
-            ("EXTRACTION_EXTERNAL_SYNC_UNITS_DONE", "EXTERNAL_SYNC_UNIT_EXTRACTION_DONE")
-        }
-        (ExternalSyncUnits, Failed { .. }) => {
-            ("EXTRACTION_EXTERNAL_SYNC_UNITS_ERROR", "EXTERNAL_SYNC_UNIT_EXTRACTION_ERROR")
-        }
-        (Metadata, Done) => ("EXTRACTION_METADATA_DONE", "METADATA_EXTRACTION_DONE"),
-        (Metadata, Failed { .. }) => ("EXTRACTION_METADATA_ERROR", "METADATA_EXTRACTION_ERROR"),
-        (Data { .. }, Done) => ("EXTRACTION_DATA_DONE", "DATA_EXTRACTION_DONE"),
-        (Data { .. }, Progress { .. }) => ("EXTRACTION_DATA_PROGRESS", "DATA_EXTRACTION_PROGRESS"),
-        (Data { .. }, Delay { .. }) => ("EXTRACTION_DATA_DELAY", "DATA_EXTRACTION_DELAYED"),
-        (Data { .. }, Failed { .. }) => ("EXTRACTION_DATA_ERROR", "DATA_EXTRACTION_ERROR"),
-        (Attachments { .. }, Done) => ("EXTRACTION_ATTACHMENTS_DONE", "ATTACHMENT_EXTRACTION_DONE"),
-        (Attachments { .. }, Progress { .. }) => {
-            ("EXTRACTION_ATTACHMENTS_PROGRESS", "ATTACHMENT_EXTRACTION_PROGRESS")
-        }
-        (Attachments { .. }, Delay { .. }) => {
-            ("EXTRACTION_ATTACHMENTS_DELAY", "ATTACHMENT_EXTRACTION_DELAYED")
-        }
-        (Attachments { .. }, Failed { .. }) => {
-            ("EXTRACTION_ATTACHMENTS_ERROR", "ATTACHMENT_EXTRACTION_ERROR")
-        }
-        (DeleteData, Done) => ("EXTRACTION_DATA_DELETE_DONE", "EXTRACTOR_STATE_DELETION_DONE"),
-        (DeleteData, Failed { .. }) => ("EXTRACTION_DATA_DELETE_ERROR", "EXTRACTOR_STATE_DELETION_ERROR"),
-        (DeleteAttachments, Done) => {
-            ("EXTRACTION_ATTACHMENTS_DELETE_DONE", "EXTRACTOR_ATTACHMENTS_STATE_DELETION_DONE")
-        }
-        (DeleteAttachments, Failed { .. }) => {
-            ("EXTRACTION_ATTACHMENTS_DELETE_ERROR", "EXTRACTOR_ATTACHMENTS_STATE_DELETION_ERROR")
-        }
-        (Unknown(_), Failed { .. }) => ("UNKNOWN_EVENT_TYPE", "UNKNOWN_EVENT_TYPE"),
-        (Unknown(_), _) => {
-            return Err(Error::Invalid {
-                what: format!("{} as the answer to an event of unknown type", kind.word()),
-                reason: "it can only be answered ERROR".to_owned(),
-            });
-        }
-        (ExternalSyncUnits | Metadata | DeleteData | DeleteAttachments, Progress { .. } | Delay { .. }) => {
-            return Err(Error::Invalid {
-                what: format!("{} as the answer to {}", kind.word(), event_type.name(spelling)),
-                reason: "it cannot be continued: answer DONE or ERROR".to_owned(),
-            });
-        }
-    };
-    Ok(match spelling {
-        Spelling::Seed => seed,
-        Spelling::Newer => newer,
+impl EventType {
+    /// The event type of the message that gives an event of this type such an answer; `None` where the protocol has none:
+    /// only data and attachments can be continued, and an unknown type can only be answered ERROR.
+    ///
+    /// ```
+    /// use highwater::airdrop::{EventType, OutcomeKind, Spelling};
+    /// let answer = |kind| EventType::Metadata.answer(kind, Spelling::Seed);
+    /// assert_eq!(answer(OutcomeKind::Done), Some("EXTRACTION_METADATA_DONE"));
+    /// assert_eq!(answer(OutcomeKind::Delay), None);
+    /// ```
+    pub fn answer(&self, kind: OutcomeKind, spelling: Spelling) -> Option<&'static str> {
+        use EventType::{
+            Attachments, Data, DeleteAttachments, DeleteData, ExternalSyncUnits, Metadata, Unknown,
+        };
+        use OutcomeKind::{Delay, Done, Error as Failed, Progress};
+        let (seed, newer) = match (self, kind) {
+            (ExternalSyncUnits, Done) => {
+                ("EXTRACTION_EXTERNAL_SYNC_UNITS_DONE", "EXTERNAL_SYNC_UNIT_EXTRACTION_DONE")
+            }
+            (ExternalSyncUnits, Failed) => {
+                ("EXTRACTION_EXTERNAL_SYNC_UNITS_ERROR", "EXTERNAL_SYNC_UNIT_EXTRACTION_ERROR")
+            }
+            (Metadata, Done) => ("EXTRACTION_METADATA_DONE", "METADATA_EXTRACTION_DONE"),
+            (Metadata, Failed) => ("EXTRACTION_METADATA_ERROR", "METADATA_EXTRACTION_ERROR"),
+            (Data { .. }, Done) => ("EXTRACTION_DATA_DONE", "DATA_EXTRACTION_DONE"),
+            (Data { .. }, Progress) => ("EXTRACTION_DATA_PROGRESS", "DATA_EXTRACTION_PROGRESS"),
+            (Data { .. }, Delay) => ("EXTRACTION_DATA_DELAY", "DATA_EXTRACTION_DELAYED"),
+            (Data { .. }, Failed) => ("EXTRACTION_DATA_ERROR", "DATA_EXTRACTION_ERROR"),
+            (Attachments { .. }, Done) => ("EXTRACTION_ATTACHMENTS_DONE", "ATTACHMENT_EXTRACTION_DONE"),
+            (Attachments { .. }, Progress) => {
+                ("EXTRACTION_ATTACHMENTS_PROGRESS", "ATTACHMENT_EXTRACTION_PROGRESS")
+            }
+            (Attachments { .. }, Delay) => ("EXTRACTION_ATTACHMENTS_DELAY", "ATTACHMENT_EXTRACTION_DELAYED"),
+            (Attachments { .. }, Failed) => ("EXTRACTION_ATTACHMENTS_ERROR", "ATTACHMENT_EXTRACTION_ERROR"),
+            (DeleteData, Done) => ("EXTRACTION_DATA_DELETE_DONE", "EXTRACTOR_STATE_DELETION_DONE"),
+            (DeleteData, Failed) => ("EXTRACTION_DATA_DELETE_ERROR", "EXTRACTOR_STATE_DELETION_ERROR"),
+            (DeleteAttachments, Done) => {
+                ("EXTRACTION_ATTACHMENTS_DELETE_DONE", "EXTRACTOR_ATTACHMENTS_STATE_DELETION_DONE")
+            }
+            (DeleteAttachments, Failed) => {
+                ("EXTRACTION_ATTACHMENTS_DELETE_ERROR", "EXTRACTOR_ATTACHMENTS_STATE_DELETION_ERROR")
+            }
+            (Unknown(_), Failed) => ("UNKNOWN_EVENT_TYPE", "UNKNOWN_EVENT_TYPE"),
+            (Unknown(_), Done | Progress | Delay)
+            | (ExternalSyncUnits | Metadata | DeleteData | DeleteAttachments, Progress | Delay)
+            | (_, OutcomeKind::AnsweredEarlier) => return None,
+        };
+        Some(match spelling {
+            Spelling::Seed => seed,
+            Spelling::Newer => newer,
+        })
+    }
+}
+
+/// The name of the message that gives an event this answer.
+fn answer_name(event: &Event, kind: &AnswerKind, spelling: Spelling) -> Result<&'static str> {
+    let event_type = event.event_type();
+    event_type.answer(kind.outcome(), spelling).ok_or_else(|| {
+        let reason = match event_type {
+            EventType::Unknown(_) => "an unknown event type can only be answered ERROR",
+            _ => "it cannot be continued: answer DONE or ERROR",
+        };
+        let what = format!("{:?} as the answer to {}", kind.outcome(), event_type.name(spelling));
+        Error::Invalid { what, reason: reason.to_owned() }
     })
 }
 

@@ -25,23 +25,27 @@ mod status;
 mod window;
 
 pub use crate::model::Step;
-pub use answer::{Outcome, OutcomeKind};
+pub use answer::Outcome;
 pub use check::CheckPolicy;
 #[cfg(feature = "http")]
 pub use client::Client;
 pub use context::Context;
-pub use event::{Event, EventType, Mode, Secret, Spelling, TimeSetting, WindowEnd};
+pub use event::{Event, EventType, Mode, Secret, Spelling};
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub use event::{TimeSetting, WindowEnd};
 pub use extractor::{AttachmentBody, AttachmentError, ExternalSyncUnit, Extractor, SourceError};
 #[cfg(feature = "testing")]
 pub(crate) use keeper::checkpoint_in;
-pub use message::ErrorCode;
+#[cfg(feature = "testing")]
 #[doc(hidden)]
 pub use message::{
     ARTIFACTS_FIELD_BYTES, Answer, AnswerKind, ArtifactEntry, Composed, ERROR_MESSAGE_BYTES_MAX,
-    WorkerMetadata, answer_name, compose,
+    WorkerMetadata, compose,
 };
+pub use message::{ErrorCode, OutcomeKind};
 pub use platform::{Body, Fate, Platform, PlatformError, SealedMessage, Upload, WorkerState};
 pub use serve::serve;
 pub use settings::Serve;
 pub use status::Call;
-pub use window::{Bounds, Window};
+pub use window::Window;

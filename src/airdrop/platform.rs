@@ -12,6 +12,31 @@ use serde_json::Value;
 use crate::model::ArtifactId;
 
 /// A platform: over HTTP, over a directory, or simulated.
+///
+/// # Errors
+/// A method that did not succeed says what is known of its fate, for the promise rests on that:
+///
+/// - [`PlatformError::Refused`]: a definite no. It had no effect, and the same attempt would be refused again. An artifact
+///   id is given up, and a message is unsealed, only after it.
+/// - [`PlatformError::StorageRefused`], of [`Platform::upload`] alone: it had no effect, and the bytes are uploaded anew
+///   under another id, three times.
+/// - [`PlatformError::Retry`]: made again with the same bytes, five times in an invocation. [`Fate::Unknown`] unless it is
+///   sure that nothing reached the platform; where in doubt, this is the error.
+///
+/// Over HTTP, [`PlatformError::from_status`] decides; this is its table. "Other 4xx" are all but 408, 425, 429 and what the
+/// row names.
+///
+/// | method | `Ok` | `Refused` | `StorageRefused` | `Retry`, `NotApplied` | `Retry`, `Unknown` |
+/// | --- | --- | --- | --- | --- | --- |
+/// | `upload`: prepare | 2xx | other 4xx | | everything else | |
+/// | `upload`: the bytes of a batch | 2xx | other 4xx | 400 `RequestTimeout`, 403, 503, 5xx `SlowDown` | 425, 429 | 408, 3xx, other 5xx |
+/// | `upload`: the bytes of an attachment | 2xx, 3xx | other 4xx | as above | 425, 429 | 408, other 5xx |
+/// | `confirm`, `send`, `save_worker_state`, `create_blueprint`, `install_mapping` | 2xx | other 4xx | | 425, 429 | 408, 3xx, 5xx |
+/// | `worker_state` | 2xx, and 404: `None` | other 4xx | | everything else | |
+/// | `download` | 2xx | other 4xx | | 400 `RequestTimeout`, 403, everything else | |
+///
+/// Without a status: what could not be connected is `NotApplied`; a connection that was lost or timed out later, and a 2xx
+/// whose body is not what was expected, are `Unknown` where the call changes something.
 pub trait Platform: Sync {
     /// Makes an artifact of `upload`: prepares it and uploads its bytes, unconfirmed. Each call makes a new one.
     ///
@@ -95,11 +120,19 @@ pub trait Platform: Sync {
 
 /// What the platform keeps for a sync unit.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct WorkerState {
     /// JSON text, as it was saved last.
     pub state: Option<String>,
     /// JSON text: the extraction scope, by item type.
     pub objects: Option<String>,
+}
+
+impl WorkerState {
+    /// What a [`Platform`] found: the state that was saved last, and the extraction scope, each if there is one.
+    pub fn new(state: Option<String>, objects: Option<String>) -> Self {
+        Self { state, objects }
+    }
 }
 
 /// One file on its way to the platform.
@@ -148,6 +181,7 @@ pub struct SealedMessage {
 
 /// What became of an attempt that did not succeed.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum PlatformError {
     /// It may succeed later.
     Retry {

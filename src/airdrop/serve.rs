@@ -17,7 +17,7 @@ use crate::error::{Error, Result, chain};
 use crate::model::{Phase, RunId, Safeguard, SyncUnitId};
 use crate::store::{Accepted, Deletion, Incoming, Run, Store, SyncUnit};
 
-use super::answer::{MessageDetails, Outcome, OutcomeKind};
+use super::answer::{MessageDetails, Outcome};
 use super::context::Context;
 use super::delivery::{Attempt, Delivery, DeliverySettings, Done, attempt};
 use super::event::{Event, EventType};
@@ -25,6 +25,7 @@ use super::extractor::Extractor;
 use super::invocation::{Ending, Invocation, Stop};
 use super::keeper::Keeper;
 use super::lanes::Lanes;
+use super::message::OutcomeKind;
 use super::platform::Platform;
 use super::settings::Serve;
 

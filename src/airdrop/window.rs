@@ -27,11 +27,11 @@ pub struct Window {
 
 /// How far the finished runs of a sync unit reach.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Bounds {
+pub(crate) struct Bounds {
     /// The earliest start of a window.
-    pub oldest: Option<DateTime<Utc>>,
+    pub(crate) oldest: Option<DateTime<Utc>>,
     /// The latest end of one.
-    pub newest: Option<DateTime<Utc>>,
+    pub(crate) newest: Option<DateTime<Utc>>,
 }
 
 /// Resolves the window that an event asks for.

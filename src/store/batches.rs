@@ -28,6 +28,7 @@ use states::acknowledge;
 
 /// What names a batch, the same after any restart: an upload that is keyed by it is idempotent.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
 pub struct BatchKey {
     /// The sync unit.
     pub sync_unit: SyncUnitId,
@@ -108,12 +109,11 @@ impl Batch {
     /// When this returns `Ok`, the id survives power loss.
     ///
     /// # Errors
-    /// `Invalid` if another id was stored, if the run has used the id before, or if it is not allowed; `Fenced`, `Corrupt`, `Io`. Nothing was stored.
+    /// `Invalid` if another id was stored, if the run has used the id before, or if it is not allowed; `Fenced`, `Corrupt`,
+    /// `Io`. Nothing was stored.
     pub fn uploaded(&self, artifact_id: impl AsRef<str>) -> Result<()> {
         let artifact = self.checked_artifact(artifact_id.as_ref())?;
-        if !self.run.uploaded(self.key.seq, &artifact)? {
-            return Err(id_used(&self.run, &artifact, &format!("batch {}", self.key.seq)));
-        }
+        self.ensure_new(self.run.uploaded(self.key.seq, &artifact)?, &artifact)?;
         *self.artifact.lock().unwrap_or_else(PoisonError::into_inner) = Some(artifact.to_string());
         Ok(())
     }
@@ -124,11 +124,17 @@ impl Batch {
     /// When this returns `Ok`, it survives power loss.
     ///
     /// # Errors
-    /// `Invalid` if [`Batch::uploaded`] stored another id, or the id is not allowed; `Fenced`, `Corrupt`, `Io`. It is
-    /// not acknowledged.
+    /// `Invalid` if [`Batch::uploaded`] stored another id, if the run has used the id before, or if it is not allowed;
+    /// `Fenced`, `Corrupt`, `Io`. It is not acknowledged.
     pub fn acknowledge(self, artifact_id: impl AsRef<str>) -> Result<()> {
         let artifact = self.checked_artifact(artifact_id.as_ref())?;
-        acknowledge(&self.run, self.key.seq, &artifact)
+        self.ensure_new(acknowledge(&self.run, self.key.seq, &artifact)?, &artifact)
+    }
+
+    /// An id that the run has used before is an error.
+    fn ensure_new(&self, new: bool, artifact: &ArtifactId) -> Result<()> {
+        let used = || id_used(&self.run, artifact, &format!("batch {}", self.key.seq));
+        if new { Ok(()) } else { Err(used()) }
     }
 
     fn checked_artifact(&self, id: &str) -> Result<ArtifactId> {

@@ -29,12 +29,13 @@ use super::batches::states::{BatchInfo, batches_saved};
 use super::digest::{Digest, KnownId};
 use super::findings::findings_part;
 use super::lifecycle::{Deletion, PAST_MAX, get_or_create, keep_deletion, new_unit};
+use super::most_read;
 use super::notes::Standing;
 use super::open::SyncUnit;
 use super::rows::{
     BATCHES, BOOKMARKS, BatchRow, BatchState, BookmarkRow, CHUNKS, EVENTS, EventRow, FINDINGS, Json, Key,
-    LEDGER, MESSAGES, MessageRow, PAST, POSITIONS, PastRow, RUN_IDS, RUNS, Row, RunIdRow, STREAMS, TYPES,
-    Table, TypeRow, UNITS, VALUES, message_key, name_of, number_of, run_key,
+    LEDGER, MESSAGES, MOST_READ, MessageRow, MostReadRow, PAST, POSITIONS, PastRow, RUN_IDS, RUNS, Row,
+    RunIdRow, STREAMS, TYPES, Table, TypeRow, UNITS, VALUES, message_key, name_of, number_of, run_key,
 };
 use super::run::Run;
 use super::tables::{Change, Rows, Tables};
@@ -244,6 +245,7 @@ impl SyncUnit {
             files: Vec::new(),
             message: None,
             used: UsedPart::default(),
+            most_read: BTreeMap::new(),
             past_runs: hashes(&past.run_ids),
             deletions: hashes(&past.deletions),
         })
@@ -278,6 +280,9 @@ impl Restoring<'_> {
         }
         for (key, json) in &checkpoint.position.values {
             change.put(&VALUES, &unit.clone().and_name(key), &Json(json.clone()))?;
+        }
+        for (stream, &(pages, items)) in &checkpoint.most_read {
+            change.put(&MOST_READ, &unit.clone().and_name(stream), &MostReadRow { pages, items })?;
         }
         for part in &checkpoint.ledger {
             change.put(&LEDGER, &run_key(self.no, part.run), &part.row())?;
@@ -512,6 +517,7 @@ impl Run {
                 files: files.into_iter().map(|(seq, file)| FilePart::of(seq, file)).collect(),
                 message: run.message.map(|no| self.message_part(rows, no, sealed)).transpose()?,
                 used,
+                most_read: most_read::part(rows, self.unit_no)?,
                 past_runs: hashes(&past.run_ids),
                 deletions: hashes(&past.deletions),
             })

@@ -651,11 +651,16 @@ mod tests {
         for number in 1..=70 {
             unit.delete_for(&deletion(&format!("deletion-{number}"), None)).unwrap();
         }
-        for number in 1..=70 {
-            let run = format!("run-{number}");
-            assert_eq!(unit.came_late(&deletion("other", Some(&run))).unwrap(), number > 6, "{number}");
-            let again = deletion(&format!("deletion-{number}"), None);
-            assert_eq!(unit.came_late(&again).unwrap(), number > 6, "{number}");
+        let (_there, restored) = self::unit();
+        let checkpoint = unit.checkpoint_without_run("token", &deletion("deletion-70", None)).unwrap();
+        restored.restore(&checkpoint, &[]).unwrap();
+        for unit in [unit, restored] {
+            for number in 1..=70 {
+                let run = format!("run-{number}");
+                assert_eq!(unit.came_late(&deletion("other", Some(&run))).unwrap(), number > 6, "{number}");
+                let again = deletion(&format!("deletion-{number}"), None);
+                assert_eq!(unit.came_late(&again).unwrap(), number > 6, "{number}");
+            }
         }
     }
 
@@ -709,31 +714,5 @@ mod tests {
         // Of an event with the run's id it is still said.
         let late = Incoming { run_id: Some(first.id().clone()), ..start };
         assert_eq!(stale(unit.accept(&late, false, None)), first.id().as_str());
-    }
-
-    #[test]
-    fn what_a_stream_read_in_a_finished_run_is_known_to_the_next() {
-        use super::super::Page;
-        use crate::record::Record;
-        let (_dir, unit) = unit();
-        assert_eq!(unit.most_read("issues").unwrap(), None);
-        for items in [3, 7, 5] {
-            let run = unit.begin().unwrap();
-            let fetch = |_: Option<u8>| {
-                let mut page = Page::last();
-                for item in 0..items {
-                    page.push("issues", Record::new(item.to_string(), &serde_json::json!({}))?);
-                }
-                Ok::<_, Error>(page)
-            };
-            for batch in run.batches("issues", fetch) {
-                let batch = batch.unwrap();
-                let id = batch.key().to_string();
-                batch.acknowledge(id).unwrap();
-            }
-            run.finish().unwrap();
-        }
-        assert_eq!(unit.most_read("issues").unwrap(), Some(7));
-        assert_eq!(unit.most_read("issue").unwrap(), None);
     }
 }

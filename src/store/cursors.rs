@@ -20,6 +20,8 @@ pub(crate) struct CursorWatch {
     /// Pages since then, and after how many the next one takes its place.
     pages: u64,
     span: u64,
+    /// It was told that the stream reads far more than ever.
+    pub(super) is_told: bool,
 }
 
 impl CursorWatch {

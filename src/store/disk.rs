@@ -6,7 +6,10 @@ use std::io;
 /// What a store needs of a disk: a file that can be read, written, cut and synced.
 ///
 /// A write is durable only after the next [`Disk::sync`] has returned; until then a crash may keep any part of it.
-#[doc(hidden)]
+#[cfg_attr(
+    not(feature = "testing"),
+    allow(dead_code, unreachable_pub, reason = "`testing` opens stores on it, and hands it to the tests")
+)]
 pub trait Disk: Debug + Send + Sync + 'static {
     /// Bytes of the file.
     ///

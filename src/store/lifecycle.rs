@@ -21,13 +21,13 @@ use crate::model::{CLOCK_AHEAD_MAX, LEDGER_RUNS_MAX, Micros, Phase, Phases, RunI
 use super::attachments::queue::{check_attachments, drop_queue, remove_attachments};
 use super::digest::KnownId;
 use super::findings::sums;
+use super::most_read;
 use super::notes::{drop_notes, start_is_unknown};
 use super::open::SyncUnit;
 use super::rows::{
-    BATCHES, BOOKMARKS, BookmarkRow, CHUNKS, EVENTS, FINDINGS, Key, LEDGER, LEDGER_STREAMS, LedgerRow,
-    LedgerStreamRow, LedgerType, MESSAGES, PAST, PAYLOADS, POSITIONS, PastRow, RUN_IDS, RUNS, RunIdRow,
-    RunRow, RunStatus, STREAMS, TYPES, UNITS, USED, USED_NEWEST, UnitRow, VALUES, message_key, name_of,
-    number_of, run_key,
+    BATCHES, BOOKMARKS, BookmarkRow, CHUNKS, EVENTS, FINDINGS, Key, LEDGER, LedgerRow, LedgerType, MESSAGES,
+    MOST_READ, PAST, PAYLOADS, POSITIONS, PastRow, RUN_IDS, RUNS, RunIdRow, RunRow, RunStatus, STREAMS,
+    TYPES, UNITS, USED, USED_NEWEST, UnitRow, VALUES, message_key, name_of, number_of, run_key,
 };
 use super::run::{Run, find_by_id};
 use super::tables::{Change, Rows, Tables};
@@ -229,26 +229,9 @@ impl SyncUnit {
         change.remove_all(&USED, &prefix)?;
         change.remove_all(&USED_NEWEST, &prefix)?;
         change.remove_all(&POSITIONS, &prefix)?;
-        change.remove_all(&LEDGER_STREAMS, &prefix)?;
+        change.remove_all(&MOST_READ, &prefix)?;
         remove_attachments(change, &prefix)?;
         change.remove(&UNITS, &self.key())
-    }
-
-    /// The most records that a stream gave in any finished run that the ledger has; `None` if there is none.
-    #[allow(dead_code, reason = "for who tells a stream that reads far more than ever")]
-    pub(crate) fn most_read(&self, stream: &str) -> Result<Option<u64>> {
-        self.inner.tables.view(|rows| {
-            let Some(unit) = rows.get(&UNITS, &self.key())? else { return Ok(None) };
-            let mut most = None;
-            let prefix = Key::unit(unit.no);
-            rows.scan(&LEDGER_STREAMS, &prefix, &prefix, |tail, row| {
-                if tail.get(8..) == Some(stream.as_bytes()) {
-                    most = most.max(Some(row.items));
-                }
-                Ok(true)
-            })?;
-            Ok(most)
-        })
     }
 
     /// The newest run, over or not, as its last life has it.
@@ -458,8 +441,7 @@ pub(super) fn close_run(
         for (name, stream) in change.all(&STREAMS, &run)? {
             let name = name_of(&name)
                 .map_err(|error| change.tables().damaged(STREAMS.name, &run, error.to_string()))?;
-            let read = LedgerStreamRow { pages: stream.pages, items: stream.items };
-            change.put(&LEDGER_STREAMS, &run.clone().and_name(name), &read)?;
+            most_read::keep(change, unit.no, name, &stream)?;
             if let Some(json) = stream.bookmark {
                 change.put(&BOOKMARKS, &Key::unit(unit.no).and_name(name), &BookmarkRow { json, run: no })?;
             }
@@ -495,7 +477,6 @@ pub(super) fn close_run(
     change.put(&LEDGER, &run_key(unit.no, no), &entry)?;
     if let Some(old) = no.checked_sub(LEDGER_RUNS_MAX) {
         change.remove(&LEDGER, &run_key(unit.no, old))?;
-        change.remove_all(&LEDGER_STREAMS, &run_key(unit.no, old))?;
     }
     change.remove_all(&STREAMS, &run)?;
     change.remove_all(&TYPES, &run)?;

@@ -13,6 +13,7 @@ mod findings;
 pub mod inspect;
 mod lifecycle;
 mod migrate;
+mod most_read;
 mod notes;
 mod open;
 mod page;
@@ -30,7 +31,7 @@ pub use batches::{Batch, BatchKey, Batches};
 pub(crate) use checkpoint::{CHECKPOINT_KEY, Checkpoint, Position, Room};
 pub(crate) use conversation::{Accepted, Incoming, Sealing, StoredMessage, message_key_text};
 pub(crate) use cursors::CursorWatch;
-#[doc(hidden)]
+#[cfg(feature = "testing")]
 pub use disk::Disk;
 pub(crate) use lifecycle::Deletion;
 pub(crate) use notes::{Inherited, InheritedRun, InheritedStart, LEFT_ATTACHMENTS, Standing};

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::model::{BATCH_ITEMS, Micros, RESERVED_UNIT_PREFIX, Safeguard, SyncUnitId};
 
 use super::backend::redb::Syncs;
+#[cfg(feature = "testing")]
 use super::disk::Disk;
 use super::migrate::migrate;
 use super::rows::{Key, UNITS};
@@ -155,6 +156,7 @@ impl StoreOptions {
     ///
     /// # Errors
     /// As [`StoreOptions::open`].
+    #[cfg(feature = "testing")]
     #[doc(hidden)]
     pub fn open_on(self, disk: Box<dyn Disk>, name: impl AsRef<Path>) -> Result<Store> {
         let tables = Tables::open_on(disk.into(), name.as_ref(), self.cache_bytes, self.settings.syncs())?;

@@ -27,7 +27,7 @@
 //! | `attachments` | run, number | [`AttachmentRow`] |
 //! | `attachment_ids` | the parent's id, the id, each after its length in bytes as `u32 big-endian` | [`SeenRow`] |
 //! | `seen_attachments` | hash of the parent's id, hash of the id | [`SeenRow`], as format 1 had it, until the attachment is named again |
-//! | `ledger_streams` | run, stream name | [`LedgerStreamRow`] |
+//! | `most_read` | unit, stream name | [`MostReadRow`] |
 //! | `past_runs` | the sync unit id, alone | [`PastRow`] |
 //! | `attachment_files` | run, seq | [`FileRow`] |
 //! | `failed_attachments`, `requeued_attachments` | run, number | [`FailedRow`] |
@@ -92,7 +92,7 @@ tables! {
     ATTACHMENTS: AttachmentRow = "attachments";
     SEEN: SeenRow = "attachment_ids";
     SEEN_BY_HASH: SeenRow = "seen_attachments";
-    LEDGER_STREAMS: LedgerStreamRow = "ledger_streams";
+    MOST_READ: MostReadRow = "most_read";
     PAST: PastRow = "past_runs";
     FILES: FileRow = "attachment_files";
     FAILED: FailedRow = "failed_attachments";
@@ -235,7 +235,7 @@ bincode_rows! {
     QueueRow = 1;
     AttachmentRow = 1;
     SeenRow = 1;
-    LedgerStreamRow = 1;
+    MostReadRow = 1;
     PastRow = 1;
     FileRow = 1;
     FailedRow = 1;
@@ -613,9 +613,9 @@ pub(crate) struct SeenRow {
     pub(crate) failed: bool,
 }
 
-/// What a stream read in a run that is over.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct LedgerStreamRow {
+/// The most that a stream has read in a finished run: pages of one, and records of one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MostReadRow {
     pub(crate) pages: u64,
     pub(crate) items: u64,
 }

@@ -40,6 +40,7 @@ impl Tables {
     }
 
     /// Opens a store on a disk of another kind. `path` is what errors call it.
+    #[cfg(feature = "testing")]
     pub(crate) fn open_on(
         disk: Arc<dyn Disk>,
         path: &Path,

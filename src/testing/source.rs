@@ -96,13 +96,7 @@ impl Extractor for SimSource {
     type Cursor = SimCursor;
 
     fn external_sync_units(&mut self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
-        Ok(vec![ExternalSyncUnit {
-            id: "simulated".to_owned(),
-            name: "Simulated".to_owned(),
-            description: "made up".to_owned(),
-            item_count: None,
-            item_type: None,
-        }])
+        Ok(vec![ExternalSyncUnit::new("simulated", "Simulated", "made up")])
     }
 
     fn metadata(&mut self, _: &Context<'_>) -> Result<Value, SourceError> {

@@ -270,7 +270,9 @@ fn refused(what: &str, spoil: impl Fn(Page<u32>) -> Page<u32>) -> Error {
     let mended =
         |cursor: Option<u32>| -> Result<Page<u32>, Error> { Ok(page_of("issues", cursor.unwrap(), 3, 10)) };
     for batch in run.batches("issues", mended) {
-        batch.unwrap().acknowledge("a").unwrap();
+        let batch = batch.unwrap();
+        let id = batch.key().to_string();
+        batch.acknowledge(id).unwrap();
     }
     run.finish().unwrap();
     error
@@ -449,7 +451,9 @@ fn a_closure_that_fails_or_panics_stores_nothing_and_its_own_error_is_the_source
     let mended =
         |cursor: Option<u32>| -> Result<Page<u32>, Error> { Ok(page_of("issues", cursor.unwrap(), 3, 10)) };
     for batch in run.batches("issues", mended) {
-        batch.unwrap().acknowledge("a").unwrap();
+        let batch = batch.unwrap();
+        let id = batch.key().to_string();
+        batch.acknowledge(id).unwrap();
     }
     run.finish().unwrap();
 }

@@ -764,6 +764,7 @@ fn told(error: &PlatformError) -> Told {
             Ok((Fate::NotApplied, after.map(|after| after.as_secs())))
         }
         PlatformError::Refused { status, .. } => Err(*status),
+        other => panic!("{other}"),
     }
 }
 

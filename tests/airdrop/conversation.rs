@@ -79,13 +79,7 @@ const SPELLINGS: [[[&str; 2]; 7]; 2] = [
 ];
 
 fn units(count: usize) -> Vec<ExternalSyncUnit> {
-    let unit = |at: usize| ExternalSyncUnit {
-        id: format!("unit-{at}"),
-        name: format!("Unit {at}"),
-        description: String::new(),
-        item_count: None,
-        item_type: None,
-    };
+    let unit = |at: usize| ExternalSyncUnit::new(format!("unit-{at}"), format!("Unit {at}"), "");
     (0..count).map(unit).collect()
 }
 

@@ -238,13 +238,7 @@ fn external_sync_units_are_never_confirmed_wherever_the_process_dies() {
     for operations in 0.. {
         let mut world = World::new(5);
         let mut source = paged(1, 1);
-        source.units = vec![ExternalSyncUnit {
-            id: "unit".to_owned(),
-            name: "Unit".to_owned(),
-            description: String::new(),
-            item_count: None,
-            item_type: None,
-        }];
+        source.units = vec![ExternalSyncUnit::new("unit", "Unit", "")];
         world.disk.inject(Fault::Dies { position: world.disk.position() + operations });
         let survived = world.serve(&mut source, &list).is_ok();
         uploads.insert(world.airdrop.uploads());

@@ -89,7 +89,7 @@ impl Extractor for Source {
     fn external_sync_units(&mut self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
         let text = "tickets".to_owned();
         let (id, name, description) = (text.clone(), text.clone(), text);
-        Ok(vec![ExternalSyncUnit { id, name, description, item_count: None, item_type: None }])
+        Ok(vec![ExternalSyncUnit::new(id, name, description)])
     }
     fn metadata(&mut self, _: &Context<'_>) -> Result<Value, SourceError> {
         Ok(json!({}))

@@ -188,6 +188,40 @@ fn tables_show_what_was_done() {
 }
 
 #[test]
+fn a_stream_that_reads_far_more_than_ever_is_shown_first() {
+    let place = Place::new();
+    let store = Store::open(place.store()).unwrap();
+    let unit = store.sync_unit("acme/tickets").unwrap();
+    let read = |items: u32| {
+        let run = unit.begin().unwrap();
+        let fetch = |_: Option<u32>| -> highwater::Result<Page<u32>> {
+            let mut page = Page::last();
+            for item in 0..items {
+                page.push("issues", Record::new(item.to_string(), &json!({}))?);
+            }
+            Ok(page)
+        };
+        for batch in run.batches("issues", fetch) {
+            let batch = batch.unwrap();
+            let id = batch.key().to_string();
+            batch.acknowledge(id).unwrap();
+        }
+        run
+    };
+    read(900).finish().unwrap();
+    for (items, is_told) in [(9_009, false), (12_000, true)] {
+        drop(read(items));
+        let (_, stdout, _) = place.says(&["state.redb"]);
+        let says = "  ! stream issues reads far more than in any finished run before: 12000 records in 1 page, at most 900 \
+                    records in 1 page until now\n";
+        assert_eq!(stdout.contains(says), is_told, "{stdout}");
+        let (_, json, _) = place.says(&["state.redb", "--json"]);
+        assert_eq!(json.contains(r#""far_more_than":{"pages":1,"items":900}"#), is_told, "{json}");
+        unit.abandon().unwrap();
+    }
+}
+
+#[test]
 fn json_shows_what_was_done() {
     let place = Place::new();
     store_amid_work(&place.store());
@@ -224,7 +258,7 @@ fn store_with_attachments(path: &Path) {
     let run = unit.begin().unwrap();
     named(&run, 0, 3);
     let mut attachments = run.attachments().map(Result::unwrap);
-    attachments.next().unwrap().acknowledge().unwrap();
+    attachments.next().unwrap().acknowledge("upload").unwrap();
     attachments.next().unwrap().retry_later("busy", Duration::ZERO).unwrap();
     attachments.next().unwrap().fail("denied").unwrap();
     drop(attachments);
@@ -236,7 +270,7 @@ fn store_with_attachments(path: &Path) {
     named(&run, 10, 40);
     for (number, attachment) in run.attachments().map(Result::unwrap).enumerate().take(27) {
         match number {
-            0 => attachment.acknowledge().unwrap(),
+            0 => attachment.acknowledge("another upload").unwrap(),
             1 => drop(attachment),
             _ => attachment.fail(format!("410 {number}")).unwrap(),
         }
@@ -600,7 +634,7 @@ fn check_reports_every_row_that_cannot_be_right() {
     table payloads, acme/tickets: the bytes of batch 2: they are 0 bytes instead of 371
     table payloads, acme/tickets: the bytes of batch 2: they are no whole gzip member: unexpected end of file
     table payloads, acme/tickets: the bytes of batch 3 are missing
-    damaged: 8 findings (2 units, 23 rows read)
+    damaged: 8 findings (2 units, 24 rows read)
     "###);
     let (code, stdout, _) = place.says(&["check", "state.redb", "--json"]);
     assert_eq!(code, Some(3));

@@ -58,7 +58,9 @@ fn stage(run: &Run, stream: &str, attachments: impl IntoIterator<Item = Attachme
     }
     let mut page = Some(page);
     for batch in run.batches(stream, |_: Option<u8>| page.take().ok_or("there is one page")) {
-        batch.unwrap().acknowledge("artifact").unwrap();
+        let batch = batch.unwrap();
+        let id = batch.key().to_string();
+        batch.acknowledge(id).unwrap();
     }
 }
 
@@ -96,7 +98,7 @@ fn they_come_in_the_order_of_staging_and_those_of_a_parent_together() {
     assert_eq!(ids(&held), ["A2", "A3"]);
     assert_eq!(ids(&all(&run)), ["A4", "A5", "A1"]);
     assert_eq!(run.attachments_of("P1").unwrap().len(), 2);
-    held.remove(0).acknowledge().unwrap();
+    held.remove(0).acknowledge("artifact").unwrap();
     drop(held);
     assert_eq!(ids(&all(&run)), ["A3", "A4", "A5", "A1"]);
     drop(run);
@@ -126,6 +128,44 @@ fn one_to_be_left_alone_comes_when_it_is_due_and_counts_its_tries() {
     assert_eq!((found[0].tries(), found[1].tries()), (1, 0));
 }
 
+/// Two uploads under one id are one artifact to the platform, and one of them would be lost.
+#[test]
+fn an_artifact_id_is_acknowledged_once_in_a_run_be_it_of_a_batch_or_an_attachment() {
+    let world = World::new();
+    let run = world.unit().begin().unwrap();
+    stage(&run, "one", [of(1, 1), of(2, 1)]);
+    let page = |_: Option<u8>| -> highwater::Result<Page<u8>> {
+        let record = |n: u32| highwater::Record::new(format!("ISSUE-{n}"), &serde_json::json!({}));
+        Ok(Page::last().record("issues", record(1)?).record("comments", record(2)?))
+    };
+    let mut batches = run.batches("two", page).map(Result::unwrap);
+    let refused = |error: Error, what: &str| {
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+        let text = error.to_string();
+        assert!(text.contains("used") && text.contains(what), "{text}");
+    };
+    batches.next().unwrap().acknowledge("artifact-1").unwrap();
+    let batch = batches.next().unwrap();
+    refused(batch.uploaded("artifact-1").unwrap_err(), "artifact-1");
+    refused(batch.acknowledge("artifact-1").unwrap_err(), "artifact-1");
+    drop(batches);
+    refused(all(&run).remove(0).acknowledge("artifact-1").unwrap_err(), "artifact-1");
+    // Nothing of what was refused is stored: each is there still, and is taken under an id of its own.
+    assert_eq!(counts(&run), (2, 0, 0, 2));
+    let again = run.batches("two", |_: Option<u8>| Err("it was read to its end")).next().unwrap().unwrap();
+    again.acknowledge("artifact-2").unwrap();
+    let mut attachments = all(&run).into_iter();
+    attachments.next().unwrap().acknowledge("artifact-3").unwrap();
+    let last = attachments.next().unwrap();
+    last.uploaded("artifact-4").unwrap();
+    last.acknowledge("artifact-4").unwrap();
+    assert_eq!(counts(&run), (2, 2, 0, 0));
+    run.finish().unwrap();
+    // The next run may use them again.
+    let run = world.unit().begin().unwrap();
+    run.batches("two", page).next().unwrap().unwrap().acknowledge("artifact-1").unwrap();
+}
+
 #[test]
 fn an_id_is_stored_between_upload_and_confirm_and_another_is_refused() {
     let mut world = World::new();
@@ -143,7 +183,9 @@ fn an_id_is_stored_between_upload_and_confirm_and_another_is_refused() {
     let run = world.unit().begin().unwrap();
     let attachment = run.attachments().next().unwrap().unwrap();
     assert_eq!(attachment.artifact_id().as_deref(), Some("artifact-1"));
-    attachment.acknowledge().unwrap();
+    let error = attachment.acknowledge("artifact-2").unwrap_err();
+    assert!(error.to_string().contains("uploaded as artifact-1"), "{error}");
+    run.attachments().next().unwrap().unwrap().acknowledge("artifact-1").unwrap();
     assert_eq!(counts(&run), (1, 1, 0, 0));
 }
 
@@ -160,7 +202,7 @@ fn a_run_is_not_finished_while_one_is_neither_settled_nor_given_up() {
         let attachment = run.attachments().next().unwrap().unwrap();
         match settle {
             0 => attachment.fail("410 Gone").unwrap(),
-            _ => attachment.acknowledge().unwrap(),
+            _ => attachment.acknowledge(format!("artifact {left}")).unwrap(),
         }
     }
     run.finish().unwrap();
@@ -178,7 +220,7 @@ fn a_later_life_fences_what_an_earlier_one_holds() {
     stage(&run, "one", [of(1, 1)]);
     let held = run.attachments().next().unwrap().unwrap();
     let later = world.unit().begin().unwrap();
-    assert_eq!(held.acknowledge().unwrap_err().kind(), ErrorKind::Fenced);
+    assert_eq!(held.acknowledge("artifact").unwrap_err().kind(), ErrorKind::Fenced);
     assert_eq!(counts(&later), (1, 0, 0, 1));
     assert_eq!(ids(&all(&later)), ["A1"]);
 }
@@ -196,7 +238,7 @@ fn what_was_queued_again_outlives_a_run_that_is_abandoned() {
     // One is settled, one failed again, one was begun, by a run of which nothing came.
     let run = world.unit().begin().unwrap();
     let mut found = all(&run).into_iter();
-    found.next().unwrap().acknowledge().unwrap();
+    found.next().unwrap().acknowledge("artifact 1").unwrap();
     found.next().unwrap().fail("denied again").unwrap();
     found.next().unwrap().uploaded("artifact").unwrap();
     drop((found, run));
@@ -209,7 +251,8 @@ fn what_was_queued_again_outlives_a_run_that_is_abandoned() {
     assert_eq!((failed.len(), failed[0].reason.as_str()), (1, "denied again"));
     for attachment in all(&run) {
         assert_eq!((attachment.tries(), attachment.artifact_id()), (0, None));
-        attachment.acknowledge().unwrap();
+        let id = format!("artifact of {}", attachment.id);
+        attachment.acknowledge(id).unwrap();
     }
     assert_eq!(counts(&run), (2, 2, 0, 0));
     run.finish().unwrap();
@@ -425,11 +468,11 @@ impl Model {
 fn settle(attachment: QueuedAttachment, number: u64, fate: Fate) -> Option<QueuedAttachment> {
     let artifact = format!("artifact-{number}");
     match fate {
-        Fate::Acknowledge => attachment.acknowledge().unwrap(),
+        Fate::Acknowledge => attachment.acknowledge(artifact).unwrap(),
         Fate::UploadAndDrop => attachment.uploaded(artifact).unwrap(),
         Fate::UploadAndAcknowledge => {
-            attachment.uploaded(artifact).unwrap();
-            attachment.acknowledge().unwrap();
+            attachment.uploaded(&artifact).unwrap();
+            attachment.acknowledge(artifact).unwrap();
         }
         Fate::Fail => attachment.fail(format!("no such luck with {number}")).unwrap(),
         Fate::RetryLater(wait) => attachment.retry_later("later", Duration::from_secs(wait)).unwrap(),

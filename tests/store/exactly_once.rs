@@ -530,7 +530,7 @@ impl Living<'_> {
                 .into_iter()
                 .map(|batch| {
                     scope.spawn(move || {
-                        let artifact = batch.artifact_id().unwrap_or_else(|| "in a thread".to_owned());
+                        let artifact = batch.artifact_id().unwrap_or_else(|| batch.key().to_string());
                         (batch.key().seq, batch.acknowledge(artifact))
                     })
                 })
@@ -1020,7 +1020,8 @@ fn too_many_open_batches_fetch_nothing_and_change_nothing() {
     assert_eq!(cursors.into_inner(), [Some(1)], "the refusals have not moved the cursor");
     assert_eq!(held.len(), limit);
     for batch in held {
-        batch.acknowledge("c").unwrap();
+        let id = batch.key().to_string();
+        batch.acknowledge(id).unwrap();
     }
     // The stream that was refused was not begun either.
     run.finish().unwrap();

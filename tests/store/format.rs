@@ -179,7 +179,11 @@ fn goes_on(
     records.sort();
     assert_eq!(records, left, "{format}");
     let count = run.attachment_counts().unwrap().left();
-    assert_eq!(run.attachments().map(|file| file.unwrap().acknowledge().unwrap()).count() as u64, count);
+    let acknowledge = |file: highwater::QueuedAttachment| {
+        let id = file.artifact_id().unwrap_or_else(|| format!("upload of {}", file.id));
+        file.acknowledge(id).unwrap();
+    };
+    assert_eq!(run.attachments().map(Result::unwrap).map(acknowledge).count() as u64, count);
     assert_eq!(count, 2, "{format}");
     run.finish().unwrap();
     assert!(unit.watermark().unwrap() >= before);
@@ -225,8 +229,9 @@ fn writes_the_newest_format() {
             if file.id.ends_with("-1") {
                 file.fail("410 Gone").unwrap();
             } else {
-                file.uploaded(format!("upload of {}", file.id)).unwrap();
-                file.acknowledge().unwrap();
+                let id = format!("upload of {}", file.id);
+                file.uploaded(&id).unwrap();
+                file.acknowledge(id).unwrap();
             }
         }
         run.finish().unwrap();

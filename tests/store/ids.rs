@@ -61,7 +61,8 @@ fn two_attachments_with_one_hash_are_two() {
     for queued in run.attachments() {
         let queued = queued.unwrap();
         seen.push((queued.id.clone(), queued.parent_id.clone()));
-        queued.acknowledge().unwrap();
+        let id = format!("upload {}", seen.len());
+        queued.acknowledge(id).unwrap();
     }
     assert_eq!(seen, named.map(|named| (named.id, named.parent_id)));
     run.finish().unwrap();

@@ -205,13 +205,9 @@ impl Extractor for GitExtractor<'_> {
             Err(GitError::Empty { .. }) => 0,
             Err(error) => return Err(error.into()),
         };
-        Ok(vec![ExternalSyncUnit {
-            id: repository.id().to_owned(),
-            name: repository.name().to_owned(),
-            description: format!("Git repository, {}", repository.head_name()?),
-            item_count: Some(commits),
-            item_type: Some(COMMITS.to_owned()),
-        }])
+        let description = format!("Git repository, {}", repository.head_name()?);
+        let unit = ExternalSyncUnit::new(repository.id(), repository.name(), description);
+        Ok(vec![unit.items(commits, COMMITS)])
     }
 
     fn metadata(&mut self, _: &Context<'_>) -> Result<Value, SourceError> {

@@ -32,13 +32,9 @@ impl Extractor for Synthetic {
     type Cursor = u32;
 
     fn external_sync_units(&mut self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
-        Ok(vec![ExternalSyncUnit {
-            id: "synthetic".to_owned(),
-            name: "Synthetic tracker".to_owned(),
-            description: "Issues that are made up, the same ones every time".to_owned(),
-            item_count: Some(self.items.into()),
-            item_type: Some(ITEM_TYPE.to_owned()),
-        }])
+        let description = "Issues that are made up, the same ones every time";
+        let unit = ExternalSyncUnit::new("synthetic", "Synthetic tracker", description);
+        Ok(vec![unit.items(self.items.into(), ITEM_TYPE)])
     }
 
     fn metadata(&mut self, _: &Context<'_>) -> Result<Value, SourceError> {

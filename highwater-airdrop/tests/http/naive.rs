@@ -1,7 +1,7 @@
 //! A worker that sends the requests that the platform's SDK for TypeScript sends (1.20.0, recorded against a stand-in): no
 //! `file_size` of a batch, a part `file` without a file name, the bare token at some addresses, no `Idempotency-Key`. It
-//! treats what fails as the SDK does: a batch whose upload fails is dropped, the state is saved before the message, and
-//! the artifacts are in memory only.
+//! treats what fails as the SDK does: a batch whose upload fails is dropped, the state is saved before the message, the
+//! artifacts are in memory only, and a message that is refused is followed by ERROR.
 //!
 //! It is this binary once more.
 #![cfg(unix)]
@@ -48,6 +48,12 @@ fn call(method: &str, url: &str, headers: &[(&str, &str)], body: &[u8]) -> Optio
 fn post(url: &str, token: &str, body: &Value) -> Option<u16> {
     let headers = [("Content-Type", "application/json"), ("Authorization", token)];
     call("POST", url, &headers, body.to_string().as_bytes()).map(|(status, _)| status)
+}
+
+fn issue(name: impl std::fmt::Display) -> Value {
+    let date = "2026-01-02T00:00:00.000Z";
+    let fields = json!({ "title": format!("issue {name}") });
+    json!({ "id": format!("issue-{name}"), "created_date": date, "modified_date": date, "data": fields })
 }
 
 struct Sdk {
@@ -108,50 +114,52 @@ impl Sdk {
     fn invoke(&mut self) {
         let token = self.text("/context/secrets/service_account_token").to_owned();
         let event_type = self.text("/payload/event_type").to_owned();
+        let endpoint = self.text("/execution_metadata/devrev_endpoint").to_owned();
         let state = match call("GET", &self.state_url("get"), &[("Authorization", &token)], b"") {
             Some((200, body)) => serde_json::from_str(body["state"].as_str().unwrap()).unwrap(),
-            Some((404, _)) => json!({ "cursor": 0 }),
+            Some((404, _)) => json!({ "cursor": 0, "endpoint": endpoint }),
             other => panic!("{other:?}"),
         };
         let mut cursor = state["cursor"].as_u64().unwrap();
-        if self.text("/payload/event_context/mode") == "INCREMENTAL" {
-            cursor = BATCHES;
-        }
+        let is_first = self.text("/payload/event_context/mode") == "INITIAL";
+        // What a stopped sync left names the address of then, as do the addresses of files that are still to be read.
+        assert!(!is_first || state["endpoint"] == *endpoint, "{state}");
         if event_type == "START_EXTRACTING_METADATA" {
             let fields = json!({ "title": { "type": "text", "name": "Title" } });
             let types = json!({ "issues": { "name": "Issue", "fields": fields } });
             let metadata = json!({ "schema_version": "v0.2.0", "record_types": types });
             let _ = self.upload("external_domain_metadata", &[metadata]);
+        } else if !is_first {
+            let _ = self.upload("issues", &[issue("new")]);
         } else {
             let step: u64 = std::env::var(STEP).map_or(BATCHES, |step| step.parse().unwrap());
             let until = BATCHES.min(cursor + step);
             while cursor < until {
                 let from = cursor * BATCH_ITEMS;
-                let date = "2026-01-02T00:00:00.000Z";
-                let items: Vec<Value> = (from..from + BATCH_ITEMS)
-                    .map(|n| {
-                        let fields = json!({ "title": format!("issue {n}") });
-                        json!({ "id": format!("issue-{n}"), "created_date": date, "modified_date": date, "data": fields })
-                    })
-                    .collect();
+                let items: Vec<Value> = (from..from + BATCH_ITEMS).map(issue).collect();
                 let _ = self.upload("issues", &items);
                 cursor += 1;
             }
         }
-        let state = json!({ "state": json!({ "cursor": cursor }).to_string() });
+        let state = json!({ "state": json!({ "cursor": cursor, "endpoint": endpoint }).to_string() });
         let _ = post(&self.state_url("update"), &token, &state);
         let (_, answer) = event_type.split_once("_EXTRACTING_").unwrap();
-        let verdict = if answer == "DATA" && cursor < BATCHES { "PROGRESS" } else { "DONE" };
-        let message = json!({
-            "event_type": format!("{answer}_EXTRACTION_{verdict}"),
-            "event_context": self.event["payload"]["event_context"],
-            "event_data": { "artifacts": self.artifacts },
-            "worker_metadata": { "adaas_library_version": "1.20.0" },
-        });
+        let verdict = if is_first && answer == "DATA" && cursor < BATCHES { "PROGRESS" } else { "DONE" };
+        let message = |verdict: &str, data: Value| {
+            json!({
+                "event_type": format!("{answer}_EXTRACTION_{verdict}"),
+                "event_context": self.event["payload"]["event_context"],
+                "event_data": data,
+                "worker_metadata": { "adaas_library_version": "1.20.0" },
+            })
+        };
+        let done = message(verdict, json!({ "artifacts": self.artifacts }));
         let url = self.text("/payload/event_context/callback_url");
         // No answer is tried again; a 4xx is not.
-        if post(url, &token, &message).is_none() {
-            let _ = post(url, &token, &message);
+        let status = post(url, &token, &done).or_else(|| post(url, &token, &done));
+        if status.is_some_and(|status| status >= 400) {
+            let error = json!({ "message": "Worker exited without emitting event." });
+            let _ = post(url, &token, &message("ERROR", json!({ "error": error })));
         }
     }
 }

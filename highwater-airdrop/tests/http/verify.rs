@@ -40,6 +40,8 @@ fn each_loss_of_a_naive_worker_is_found_with_its_number_of_records() {
         ("first:prepare-429:3", CaseVerdict::Lost, BATCH_ITEMS, 0),
         ("first:confirm-400:2", CaseVerdict::Lost, BATCH_ITEMS, 0),
         ("first:message-413:2", CaseVerdict::Lost, all, 0),
+        // It stops before its first batch. What follows is a first sync, too, which finds no newer records.
+        ("first:message-413:1", CaseVerdict::Stopped, 0, 0),
         ("first:message-kill-before:2", CaseVerdict::Lost, all, 0),
         ("first:state-kill-after:2", CaseVerdict::Lost, all, 0),
         ("first:message-lost:2", CaseVerdict::Repeated, 0, all),
@@ -47,8 +49,8 @@ fn each_loss_of_a_naive_worker_is_found_with_its_number_of_records() {
         ("first:confirm-kill-before:3", CaseVerdict::Clean, 0, 0),
         ("first:message-kill-after:2", CaseVerdict::Clean, 0, 0),
         ("first:message-slow:2", CaseVerdict::Clean, 0, 0),
-        // Nothing of a sync that finds nothing new is lost.
-        ("next:message-403:2", CaseVerdict::Clean, 0, 0),
+        // What follows a next sync that stopped delivers its records.
+        ("next:message-403:2", CaseVerdict::Stopped, 0, 0),
     ];
     let report = naive(dir.path(), BATCHES, &expected.map(|(id, ..)| id));
     assert!(report.set_aside.is_empty() && report.notes.len() == 1, "{report:?}");
@@ -148,7 +150,7 @@ fn what_cannot_be_verified_says_why() {
         (
             &["--case", "first:dance:1"],
             &[synthetic, "invoke", "--items", "10", "--event", "{event}"],
-            "is called like",
+            "this sync has no such case; it has first:",
         ),
     ] {
         let output = program_verify(&dir.path().join("verify"), options, worker);

@@ -301,6 +301,17 @@ fn warnings(report: &Report) -> Vec<String> {
             count(seconds, "second", "seconds")
         ));
     }
+    for stream in &report.streams {
+        let Some(most) = stream.far_more_than else { continue };
+        warnings.push(format!(
+            "stream {} reads far more than in any finished run before: {} in {}, at most {} in {} until now",
+            stream.stream,
+            count(stream.items, "record", "records"),
+            count(stream.pages, "page", "pages"),
+            count(most.items, "record", "records"),
+            count(most.pages, "page", "pages"),
+        ));
+    }
     if run.lost {
         warnings.push("the run cannot go on: what it extracted before is not known here".to_owned());
     }

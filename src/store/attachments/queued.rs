@@ -60,23 +60,26 @@ impl QueuedAttachment {
     /// When this returns `Ok`, the id survives power loss.
     ///
     /// # Errors
-    /// `Invalid` if another id was stored, if the run has used the id before, or if it is not allowed; `Fenced`, `Corrupt`, `Io`. Nothing was stored.
+    /// `Invalid` if another id was stored, if the run has used the id before, or if it is not allowed; `Fenced`, `Corrupt`,
+    /// `Io`. Nothing was stored.
     pub fn uploaded(&self, artifact_id: impl AsRef<str>) -> Result<()> {
         let artifact = ArtifactId::new(artifact_id.as_ref())?;
-        self.store(Settling::Uploaded(artifact.clone()))?;
+        self.store([Settling::Uploaded(artifact.clone())])?;
         *self.artifact.lock().unwrap_or_else(PoisonError::into_inner) = Some(artifact.to_string());
         Ok(())
     }
 
-    /// Records that the platform has it: it is never yielded again.
+    /// Records that the platform has it, under that id: it is never yielded again.
     ///
     /// # Durability
     /// When this returns `Ok`, it survives power loss.
     ///
     /// # Errors
-    /// `Fenced`, `Corrupt`, `Io`: it is not acknowledged.
-    pub fn acknowledge(self) -> Result<()> {
-        self.store(Settling::Settled(None))
+    /// `Invalid` if [`QueuedAttachment::uploaded`] stored another id, if the run has used the id before, or if it is not
+    /// allowed; `Fenced`, `Corrupt`, `Io`. It is not acknowledged.
+    pub fn acknowledge(self, artifact_id: impl AsRef<str>) -> Result<()> {
+        let artifact = ArtifactId::new(artifact_id.as_ref())?;
+        self.store([Settling::Uploaded(artifact), Settling::Settled(None)])
     }
 
     /// Gives it up, for a reason that [`SyncUnit::failed_attachments`](crate::SyncUnit::failed_attachments) then tells. The
@@ -88,7 +91,7 @@ impl QueuedAttachment {
     /// # Errors
     /// `Fenced`, `Corrupt`, `Io`: it is in the queue still.
     pub fn fail(self, reason: impl Into<String>) -> Result<()> {
-        self.store(Settling::Failed(reason.into()))
+        self.store([Settling::Failed(reason.into())])
     }
 
     /// Leaves it alone for so long; a [`Run::attachments`] that is begun after that yields it again.
@@ -99,19 +102,22 @@ impl QueuedAttachment {
     /// # Errors
     /// `Fenced`, `Corrupt`, `Io`: it may be yielded at once.
     pub fn retry_later(self, reason: impl Into<String>, wait: Duration) -> Result<()> {
-        self.store(Settling::Retry { reason: reason.into(), wait })
+        self.store([Settling::Retry { reason: reason.into(), wait }])
     }
 
-    fn store(&self, settling: Settling) -> Result<()> {
+    /// Stores what came of it, one after the other in one transaction.
+    fn store(&self, came: impl IntoIterator<Item = Settling>) -> Result<()> {
         self.run.change(|change, _| {
             let mut queue = change.need(&QUEUES, &self.run.run_key())?;
             queue.position = queue.position.max(self.number + 1);
-            if let Settling::Uploaded(artifact) = &settling
-                && !takes_id(&self.run, change, self.number, artifact)?
-            {
-                return Err(id_used(&self.run, artifact, &format!("attachment {}", self.attachment.id)));
+            for settling in came {
+                if let Settling::Uploaded(artifact) = &settling
+                    && !takes_id(&self.run, change, self.number, artifact)?
+                {
+                    return Err(id_used(&self.run, artifact, &format!("attachment {}", self.attachment.id)));
+                }
+                move_attachment(&self.run, change, &mut queue, self.number, settling)?;
             }
-            move_attachment(&self.run, change, &mut queue, self.number, settling)?;
             change.put(&QUEUES, &self.run.run_key(), &queue)
         })
     }
@@ -169,6 +175,7 @@ impl Run {
     /// # use std::time::Duration;
     /// # let dir = tempfile::tempdir()?;
     /// # let store = Store::open(dir.path().join("state.redb"))?;
+    /// # let upload = |url: String| format!("artifact of {url}");
     /// # let fetch = |url: &str| if url.ends_with('2') { Err("410 Gone") } else { Ok(url.to_owned()) };
     /// let run = store.sync_unit("acme/tickets")?.begin()?;
     /// let page = |_: Option<u8>| -> highwater::Result<Page<u8>> {
@@ -185,7 +192,7 @@ impl Run {
     /// for attachment in run.attachments() {
     ///     let attachment = attachment?;
     ///     match fetch(&attachment.url) {
-    ///         Ok(_bytes) => attachment.acknowledge()?,
+    ///         Ok(bytes) => attachment.acknowledge(upload(bytes))?,
     ///         Err("429 Too Many Requests") => attachment.retry_later("rate-limited", Duration::from_secs(30))?,
     ///         Err(gone) => attachment.fail(gone)?,
     ///     }

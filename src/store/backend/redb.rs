@@ -100,6 +100,7 @@ impl Redb {
     }
 
     /// Opens a disk of another kind, initialised as [`Redb::open`] does if it is empty. `path` is what errors call it.
+    #[cfg(feature = "testing")]
     pub(crate) fn open_on(
         disk: Arc<dyn Disk>,
         path: &Path,

@@ -19,6 +19,7 @@ use crate::transfer::{State, recount};
 use super::super::attachments::queue::{put_file, queue_lines};
 use super::super::cursors::{CursorWatch, check_moves};
 use super::super::findings::add_findings;
+use super::super::most_read;
 use super::super::page::{Page, PageParts, to_json};
 use super::super::rows::{
     BATCHES, BatchRow, BatchState, CHUNKS, ChunkRow, Dates, Json, Key, PAYLOADS, Payload, RunRow, STREAMS,
@@ -51,7 +52,9 @@ impl Run {
         if let Some(next) = &page.next {
             watch.advance(stream, &to_json(&cursor_of(stream), next, CURSOR_BYTES_MAX)?)?;
         }
-        self.stage(stream, Phase::Data, self.inner.settings.batch_items, page)
+        let closed = self.stage(stream, Phase::Data, self.inner.settings.batch_items, page)?;
+        watch.is_told = watch.is_told || most_read::tell(self, stream)?;
+        Ok(closed)
     }
 
     /// Stores a page and where its stream goes on, closing the batches that it fills.

@@ -132,12 +132,18 @@ impl Run {
     }
 }
 
-/// Records that a batch is where it belongs; no message will name it.
-pub(super) fn acknowledge(run: &Run, seq: u64, artifact: &ArtifactId) -> Result<()> {
+/// Records that a batch is where it belongs; no message will name it. False if the run has used the id before, and nothing
+/// is stored then.
+pub(super) fn acknowledge(run: &Run, seq: u64, artifact: &ArtifactId) -> Result<bool> {
     run.change(|change, row| {
         let batch = need_batch(run, change, seq)?;
+        let used_at = Micros::from_time(run.inner.clock.now());
+        if batch.artifact.is_none() && !used_ids::take(change, &run.run_key(), artifact, used_at)? {
+            return Ok(false);
+        }
         let batch = move_batch(run, change, row, seq, batch, &[Event::Acknowledged], 0)?;
-        count(run, change, &batch.item_type, |counts| counts.last_artifact = Some(artifact.to_string()))
+        count(run, change, &batch.item_type, |counts| counts.last_artifact = Some(artifact.to_string()))?;
+        Ok(true)
     })
 }
 

@@ -99,6 +99,9 @@ pub(crate) struct Checkpoint {
     /// The newest artifact ids that the run has used.
     #[serde(default, skip_serializing_if = "UsedPart::is_empty")]
     pub(super) used: UsedPart,
+    /// The most that streams have read in a finished run: pages and records.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) most_read: BTreeMap<String, (u64, u64)>,
     /// Of what outlived the deletions of the unit's state: ids of runs, and the events that asked for a deletion.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) past_runs: Vec<IdHash>,

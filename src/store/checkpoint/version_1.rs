@@ -248,6 +248,7 @@ impl From<Whole> for Checkpoint {
             files: whole.files.into_iter().map(|(seq, row)| row.into_part(seq)).collect(),
             message: whole.message.filter(|message| event == Some(message.event)).map(Message::into_part),
             used: UsedPart::default(),
+            most_read: BTreeMap::new(),
             past_runs: Vec::new(),
             deletions: Vec::new(),
         }

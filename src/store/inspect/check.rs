@@ -32,7 +32,7 @@ use crate::store::findings::FindingKind;
 use crate::store::open::Store;
 use crate::store::rows::{
     ATTACHMENTS, AttachmentRow, BATCHES, BOOKMARKS, BatchRow, BatchState, CHUNKS, EVENTS, EventRow, FAILED,
-    FILES, FINDINGS, FormatRow, Json, Key, LEDGER, LEDGER_STREAMS, LedgerRow, MESSAGES, META, MessageFate,
+    FILES, FINDINGS, FormatRow, Json, Key, LEDGER, LedgerRow, MESSAGES, META, MOST_READ, MessageFate,
     MessageKind, MessageRow, PAST, PAYLOADS, POSITIONS, Payload, QUEUES, QueueRow, REQUEUED, RUN_IDS, RUNS,
     Row, RunIdRow, RunRow, RunStatus, SEEN, SEEN_BY_HASH, STREAMS, TYPES, Table, TypeRow, UNITS, USED,
     USED_NEWEST, UnitRow, VALUES, name_of, run_key,
@@ -186,7 +186,7 @@ impl Check<'_> {
         self.owned(&ATTACHMENTS, &numbers)?;
         self.owned(&SEEN, &numbers)?;
         self.owned(&SEEN_BY_HASH, &numbers)?;
-        self.owned(&LEDGER_STREAMS, &numbers)?;
+        self.owned(&MOST_READ, &numbers)?;
         self.table(&PAST, |_, _, _| Ok(()))?;
         self.owned(&FILES, &numbers)?;
         self.owned(&FAILED, &numbers)?;

@@ -45,7 +45,7 @@ mod tests;
 pub use check::{CheckFinding, CheckReport, check};
 pub use report::{
     Answer, AttachmentsReport, BatchCounts, BatchReport, BatchStage, BookmarkReport, FailedAttachmentReport,
-    Fate, FindingsReport, LedgerReport, LedgerTypeReport, Line, MessageReport, Report, RunReport, RunStatus,
-    StreamReport, TypeReport, UnitReport, ValueReport,
+    Fate, FindingsReport, LedgerReport, LedgerTypeReport, Line, MessageReport, MostReadReport, Report,
+    RunReport, RunStatus, StreamReport, TypeReport, UnitReport, ValueReport,
 };
 pub use snapshot::{Snapshot, Source, Units};

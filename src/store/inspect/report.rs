@@ -16,10 +16,11 @@ use crate::error::Result;
 use crate::model::{Micros, Phase};
 use crate::record::{Attachment, FindingCounts};
 use crate::store::findings::FindingKind;
+use crate::store::most_read::far_more_than;
 use crate::store::rows::{
     self, BATCHES, BOOKMARKS, BatchRow, EVENTS, FAILED, FINDINGS, FailedRow, Json, KEPT_FROM, Key, LEDGER,
-    LedgerRow, MESSAGES, MessageRow, QUEUES, REQUEUED, RUNS, Row, RunRow, STREAMS, TYPES, Table, UnitRow,
-    VALUES, name_of, number_of, run_and_number, run_key,
+    LedgerRow, MESSAGES, MessageRow, MostReadRow, QUEUES, REQUEUED, RUNS, Row, RunRow, STREAMS, TYPES, Table,
+    UnitRow, VALUES, name_of, number_of, run_and_number, run_key,
 };
 use crate::store::tables::{Rows, View};
 
@@ -242,6 +243,20 @@ pub struct StreamReport {
     /// What it leaves to the next run, as JSON text.
     #[serde(serialize_with = "optional_raw")]
     pub bookmark: Option<String>,
+    /// The most that it has read in a finished run before, if it has read far more than that by now: ten times as many
+    /// records, and 10,000, or as many pages, and 1,000. Not there otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub far_more_than: Option<MostReadReport>,
+}
+
+/// The most that a stream has read in a finished run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct MostReadReport {
+    /// Pages of one run.
+    pub pages: u64,
+    /// Records of one run.
+    pub items: u64,
 }
 
 /// Batches in one state.
@@ -598,19 +613,7 @@ pub(super) fn read(view: &View<'_>, id: &str, unit: &UnitRow, last: usize) -> Re
     if let Some((no, row)) = current {
         run_ids.insert(no, row.id.clone());
         let key = run_key(unit.no, no);
-        each(view, &STREAMS, &key, name, |stream, stored| {
-            report.streams.push(StreamReport {
-                sync_unit: id.to_owned(),
-                run: row.id.clone(),
-                stream,
-                phase: stored.phase,
-                pages: stored.pages,
-                items: stored.items,
-                exhausted: stored.exhausted,
-                cursor: stored.cursor,
-                bookmark: stored.bookmark,
-            });
-        })?;
+        report.streams = streams(view, id, unit.no, &row.id, &key)?;
         report.item_types = item_types(view, id, &row.id, &key)?;
         each(view, &FINDINGS, &key, FindingKind::of_key, |kind, stored| {
             let FindingKind { item_type, severity, rule, path } = kind;
@@ -687,6 +690,28 @@ pub(super) fn each<R: Row, T>(
         each(tail, row);
         Ok(true)
     })
+}
+
+fn streams(view: &View<'_>, id: &str, unit: u64, run: &str, key: &Key) -> Result<Vec<StreamReport>> {
+    let mut rows = Vec::new();
+    each(view, &STREAMS, key, name, |stream, row| rows.push((stream, row)))?;
+    rows.into_iter()
+        .map(|(stream, row)| {
+            let most = far_more_than(view, unit, &stream, &row)?;
+            Ok(StreamReport {
+                sync_unit: id.to_owned(),
+                run: run.to_owned(),
+                stream,
+                phase: row.phase,
+                pages: row.pages,
+                items: row.items,
+                exhausted: row.exhausted,
+                cursor: row.cursor,
+                bookmark: row.bookmark,
+                far_more_than: most.map(|MostReadRow { pages, items }| MostReadReport { pages, items }),
+            })
+        })
+        .collect()
 }
 
 fn name(tail: &[u8]) -> Result<String, crate::store::codec::DecodeError> {

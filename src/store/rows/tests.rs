@@ -363,7 +363,7 @@ fn golden_bytes_of_rows_about_attachments() {
             ("reason", "01 01 72"),
         ],
     );
-    golden(&LedgerStreamRow { pages: 300, items: 4 }, 0x8504_05d7, &[("pages", "fb 2c01"), ("items", "04")]);
+    golden(&MostReadRow { pages: 300, items: 4 }, 0x8504_05d7, &[("pages", "fb 2c01"), ("items", "04")]);
     golden(
         &PastRow {
             run_ids: vec![KnownId::Whole("r".to_owned()), KnownId::Short(2)],
@@ -664,7 +664,7 @@ proptest! {
             noise,
         );
         survives(&UsedNewestRow { hashes: vec![small, 0] }, flip, noise);
-        survives(&LedgerStreamRow { pages: a, items: b }, flip, noise);
+        survives(&MostReadRow { pages: a, items: b }, flip, noise);
         survives(&PastRow { run_ids: vec![KnownId::Short(a), KnownId::Digest(Digest::of(&one))], deletions: vec![KnownId::Whole(one.clone())] }, flip, noise);
         survives(&SeenRow { run: a, number: b, fingerprint: c, failed: exhausted }, flip, noise);
         survives(
