@@ -244,7 +244,7 @@ pub fn verify(
     }
     let clean = verify.clean(progress)?;
     let menu = Menu {
-        kills: matches!(worker, Worker::Command(_)),
+        kills: matches!(worker, Worker::Command(_)) || options.sync.kill.is_some(),
         fresh_disk: matches!(worker, Worker::Command(_)) && !options.keeps_disk,
         slow: options.slow,
         recording: verify.recording.clone(),
@@ -586,7 +586,9 @@ impl Verify<'_> {
         let (next, began) = (AtomicUsize::new(0), Instant::now());
         let over = Mutex::new((Vec::new(), None));
         std::thread::scope(|scope| {
-            for _ in 0..self.options.jobs.clamp(1, chosen.len().max(1)) {
+            // A kill of a function ends what it does for all cases.
+            let jobs = if self.options.sync.kill.is_some() { 1 } else { self.options.jobs };
+            for _ in 0..jobs.clamp(1, chosen.len().max(1)) {
                 scope.spawn(|| {
                     loop {
                         let at = next.fetch_add(1, Ordering::Relaxed);

@@ -48,8 +48,9 @@ What is said of it:
   not recorded   the worker asked for what is not in the recording: the case says nothing
 
 The worker is started in many syncs at once. What it remembers belongs in a folder of its own: `{dir}`
-in its words, HIGHWATER_DIR in its environment. A function (--function) is told apart by the id of
-the sync unit, and is not killed.
+in its words, HIGHWATER_DIR in its environment. The cases of a function (--function) are told apart
+by the id of the sync unit; it is killed by the command of --kill only, and then runs one case after
+the other.
 
 Exit codes: 0 nothing was found; 1 it could not be verified; 2 wrong usage; 3 records were lost,
 altered or repeated, or the worker was stuck.
@@ -85,7 +86,7 @@ pub(crate) struct Verify {
     /// Where the worker really runs, its disk is still there at the next invocation: no case has a fresh one
     #[arg(long)]
     keeps_disk: bool,
-    /// The connector's external system, say https://api.example.com. What it answers is recorded once, by a proxy whose
+    /// The connector's external system, say `https://api.example.com`. What it answers is recorded once, by a proxy whose
     /// address takes the place of `{source}` in ARGS, in the values of --env and in --connection-data; from then on it is
     /// replayed, with no network, and faults of the source are tried, too
     #[arg(long, value_name = "UPSTREAM")]

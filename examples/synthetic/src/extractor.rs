@@ -58,12 +58,11 @@ impl Extractor for Synthetic {
     ) -> Result<Page<u32>, SourceError> {
         std::thread::sleep(self.page_delay);
         let first = cursor.unwrap_or(0);
-        let numbers = match &self.tracker {
-            Some(tracker) => tracker.page(first, self.page_size)?,
-            None => {
-                let next = first.saturating_add(self.page_size).min(self.items);
-                Numbers { issues: (first..next).collect(), next: (next < self.items).then_some(next) }
-            }
+        let numbers = if let Some(tracker) = &self.tracker {
+            tracker.page(first, self.page_size)?
+        } else {
+            let next = first.saturating_add(self.page_size).min(self.items);
+            Numbers { issues: (first..next).collect(), next: (next < self.items).then_some(next) }
         };
         let mut page = numbers.next.map_or_else(Page::last, Page::more);
         let window = context.window();

@@ -106,6 +106,9 @@ struct Invoke {
     /// What each page takes longer than it needs, to play a slow source, say 5ms [default: none]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     page_delay: Option<Duration>,
+    /// How long a source that refuses for now is left alone, if it does not say
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
+    retry_after: Duration,
     /// How hard artifacts are compressed, 1 (fast) to 9 (small)
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=9))]
     level: u8,
@@ -127,8 +130,9 @@ impl Invoke {
     /// The source.
     fn extractor(&self) -> Synthetic {
         let page_delay = self.page_delay.unwrap_or_default();
-        let files = Files::new(self.attachments, self.attachment_bytes, self.streams.into());
-        let tracker = self.source.as_deref().map(Tracker::new);
+        let files =
+            Files::new(self.attachments, self.attachment_bytes, self.streams.into(), self.retry_after);
+        let tracker = self.source.as_deref().map(|url| Tracker::new(url, self.retry_after));
         Synthetic { items: self.items, page_size: self.page_size, page_delay, tracker, files }
     }
 

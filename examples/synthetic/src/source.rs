@@ -17,7 +17,7 @@ use serde::Deserialize;
 use serde_json::json;
 use ureq::Agent;
 
-use crate::attachment::{RETRY_AFTER, STALL, retry_after};
+use crate::attachment::{STALL, retry_after};
 use crate::common::{Failure, print};
 
 /// Issues of a page at most.
@@ -37,18 +37,20 @@ pub(crate) struct Numbers {
 #[derive(Debug)]
 pub(crate) struct Tracker {
     url: String,
+    /// How long to leave it alone where it does not say.
+    retry_after: Duration,
     agent: Agent,
 }
 
 impl Tracker {
-    pub(crate) fn new(url: &str) -> Self {
+    pub(crate) fn new(url: &str, retry_after: Duration) -> Self {
         let agent = Agent::config_builder()
             .http_status_as_error(false)
             .timeout_connect(Some(STALL))
             .timeout_global(Some(STALL))
             .build()
             .into();
-        Self { url: url.trim_end_matches('/').to_owned(), agent }
+        Self { url: url.trim_end_matches('/').to_owned(), retry_after, agent }
     }
 
     /// Where the file of an issue is.
@@ -64,7 +66,7 @@ impl Tracker {
             200 => Ok(serde_json::from_str(&response.body_mut().read_to_string()?)?),
             429 => {
                 let said = response.headers().get("Retry-After").and_then(|value| value.to_str().ok());
-                let after = said.and_then(|said| retry_after(said, Utc::now())).unwrap_or(RETRY_AFTER);
+                let after = said.and_then(|said| retry_after(said, Utc::now())).unwrap_or(self.retry_after);
                 Err(SourceError::RateLimited { after })
             }
             status => Err(format!("the tracker answered {status}").into()),

@@ -233,18 +233,21 @@ impl Answered {
     }
 }
 
-/// Puts `REDACTED` in the place of fields that are credentials; whether there was one.
-fn redact_fields(value: &mut Value) -> bool {
+/// Puts `REDACTED` in the place of fields that are credentials; how many there were.
+fn redact_fields(value: &mut Value) -> usize {
     match value {
-        Value::Array(values) => values.iter_mut().fold(false, |any, value| redact_fields(value) || any),
-        Value::Object(fields) => fields.iter_mut().fold(false, |any, (name, value)| {
-            let is_secret = value.is_string() && SECRET_FIELDS.contains(&name.to_ascii_lowercase().as_str());
-            if is_secret {
-                *value = REDACTED.into();
-            }
-            (!is_secret && redact_fields(value)) || is_secret || any
-        }),
-        _ => false,
+        Value::Array(values) => values.iter_mut().map(redact_fields).sum(),
+        Value::Object(fields) => fields
+            .iter_mut()
+            .map(|(name, value)| {
+                if value.is_string() && SECRET_FIELDS.contains(&name.to_ascii_lowercase().as_str()) {
+                    *value = REDACTED.into();
+                    return 1;
+                }
+                redact_fields(value)
+            })
+            .sum(),
+        _ => 0,
     }
 }
 
@@ -291,7 +294,7 @@ impl Recording {
         secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
         for answer in &mut answers {
             if let Some(mut value) = answer.json()
-                && redact_fields(&mut value)
+                && redact_fields(&mut value) > 0
             {
                 answer.text = value.to_string();
             }
@@ -391,7 +394,7 @@ impl Recording {
                     differ.next().filter(|_| differ.next().is_none() && here.len() == there.len())?;
                 (one.0 == other.0 && tells(&page, &other.1)).then(|| (other.1.clone(), one.1.clone()))
             })?;
-        (empty(&mut page) && lead(&mut page, &from, &to)).then(|| page.to_string().into_bytes())
+        (empty(&mut page) && lead(&mut page, &from, &to) > 0).then(|| page.to_string().into_bytes())
     }
 }
 
@@ -418,19 +421,19 @@ fn empty(page: &mut Value) -> bool {
     any
 }
 
-/// Has it lead to another page; whether it did to this one.
-fn lead(page: &mut Value, from: &str, to: &str) -> bool {
+/// Has it lead to another page; at how many places it does to this one.
+fn lead(page: &mut Value, from: &str, to: &str) -> usize {
     match page {
-        Value::Object(fields) => fields.values_mut().fold(false, |any, value| lead(value, from, to) || any),
+        Value::Object(fields) => fields.values_mut().map(|value| lead(value, from, to)).sum(),
         Value::String(value) if value == from => {
             to.clone_into(value);
-            true
+            1
         }
         Value::Number(value) if value.to_string() == from => {
             *page = serde_json::from_str(to).unwrap_or_else(|_| to.into());
-            true
+            1
         }
-        _ => false,
+        _ => 0,
     }
 }
 
