@@ -124,6 +124,8 @@ pub struct SyncOptions {
     pub fresh_disk: bool,
     /// Whether what the worker prints goes to standard error, beside `worker.log`.
     pub echo: bool,
+    /// The command, for `sh -c`, that kills a worker that is a function, and starts it again.
+    pub kill: Option<String>,
     /// What goes wrong with the invocation of this number, from 1.
     pub disturbance: Option<(u64, Disturbance)>,
 }
@@ -142,6 +144,7 @@ impl SyncOptions {
             worker_dir: None,
             fresh_disk: false,
             echo: false,
+            kill: None,
             disturbance: None,
         }
     }
@@ -272,6 +275,12 @@ impl Airdrop {
     /// Sets what goes wrong from now on, in the place of what was set before. Calls are counted anew.
     pub fn set_faults(&self, faults: &[Fault]) {
         self.api.faults().set(faults);
+    }
+
+    /// Tells the number of the invocation that goes on, or was the last.
+    pub(crate) fn invocation(&self) -> Box<dyn Fn() -> u64 + Send + Sync> {
+        let api = Arc::clone(&self.api);
+        Box::new(move || api.invocation())
     }
 
     /// Serves for as long as the process lives.
@@ -408,6 +417,7 @@ impl Drive<'_> {
             worker_dir: &worker_dir,
             env: &self.options.env,
             echo: self.options.echo,
+            kill: self.options.kill.as_deref(),
         };
         let (began, before) = (Instant::now(), api.taken().count);
         let trouble = runner.run(self.worker, &event.json, &limits, &|| api.taken().count > before)?;

@@ -5,6 +5,7 @@ mod faults;
 mod naive;
 #[path = "../../../tests/support/served.rs"]
 mod served;
+mod source;
 mod strict;
 #[path = "../../../tests/support/mod.rs"]
 mod support;
