@@ -1,7 +1,7 @@
 //! Negative controls: with a rule taken away, the same exploration must see a promise broken. A check that cannot fail
 //! is no check.
 
-use highwater::testing::{Act, Broken, Explore, Report, Safeguard, SimSource, Uploads};
+use highwater::testing::{Act, Broken, Call, CallFault, Explore, Report, Safeguard, SimSource, Uploads};
 
 /// Explores without a rule, and asserts that the promise that it holds up is found broken.
 fn broken_without(rule: Safeguard, acts: impl IntoIterator<Item = Act>) -> Report {
@@ -109,4 +109,21 @@ fn a_rule_taken_from_attachments_alone_is_missed() {
     for rule in [Safeguard::CommitBeforeConfirm, Safeguard::AnnounceConfirmed] {
         broken_of(Uploads::Attachments, rule);
     }
+}
+
+/// A confirm that took effect, its answer lost, and then refused: the artifact of an attachment is given up, though the
+/// platform has it as ours, and the attachment is announced under another.
+#[test]
+fn an_id_of_an_attachment_given_up_in_doubt_is_found() {
+    let of = |number, fault| Act::Call { call: Call::Confirm, number, fault };
+    let lost = (9..14).map(|number| of(number, CallFault::Lost));
+    let refused = (14..18).map(|number| of(number, CallFault::Refused(400)));
+    let explore = Explore::new().without_rule_of(Uploads::Attachments, Safeguard::IdKeptInDoubt);
+    let report = broken(&explore.with_acts(lost.chain(refused)), "IdKeptInDoubt of attachments");
+    assert_eq!(kind(&report), Broken::Unconfirmed);
+    let failure = report.failure.unwrap();
+    assert!(failure.violation.what.ends_with("is confirmed and in no message"));
+    // With the rule, the attachment is given up: what was confirmed of it may be left in no message.
+    let kept = Explore::new().replay(&failure.schedule.to_string(), SimSource::new).unwrap();
+    assert!(kept.failure.is_none(), "{kept}");
 }

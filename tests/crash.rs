@@ -55,6 +55,7 @@ const FAULTS: &[&str] = &[
     "event/late",
     "event/newer-names",
     "event/of-abandoned-run",
+    "event/without-ids",
     "mapping/installed",
     "message/302-before",
     "message/408-after",
@@ -71,6 +72,7 @@ const FAULTS: &[&str] = &[
     "message/reset-after",
     "message/reset-before",
     "message/timed-out",
+    "message/units-inline",
     "open/429-after-3",
     "open/500-before",
     "open/lost",
@@ -81,6 +83,7 @@ const FAULTS: &[&str] = &[
     "page/lost",
     "page/refused-400",
     "phase/external-sync-units",
+    "platform/id-repeated",
     "platform/scope",
     "prepare/429",
     "prepare/429-after-3",
@@ -103,6 +106,7 @@ const FAULTS: &[&str] = &[
     "source/page-under-a-batch",
     "source/several-item-types",
     "source/wrong-record",
+    "store/replaced",
     "unit/two",
     "upload/302-before",
     "upload/408-after",
@@ -119,3 +123,15 @@ const FAULTS: &[&str] = &[
     "upload/storage-503",
     "upload/timed-out",
 ];
+
+/// An attachment that the platform's storage refused, or whose upload got lost, five times is given up for a reason.
+#[test]
+fn an_attachment_that_the_platform_did_not_take_five_times_may_be_given_up() {
+    let schedule = "seed=1374952719 call=upload/0/408-after call=upload/2/408-before call=upload/4/425-before \
+        call=upload/6/302-before call=upload/8/reset-after call=upload/10/reset-before call=upload/14/storage-400 \
+        call=upload/16/storage-403 call=upload/18/storage-503 call=upload/20/refused-413 call=confirm/2/lost \
+        crash=68@460:subset:1";
+    let report = Explore::new().replay(schedule, SimSource::new).unwrap();
+    assert!(report.failure.is_none(), "{report}");
+    assert_eq!(report.faults.get("upload/storage-503"), Some(&1), "{report}");
+}

@@ -17,11 +17,15 @@ fn every_record_is_announced_exactly_once_without_a_disk() {
     for fault in [
         "disk/stale",
         "event/continue-after-kill",
+        "event/without-ids",
         "load-state/408-before",
         "load-state/500-before",
         "load-state/bad-body",
         "load-state/stale",
         "load-state/refused-400",
+        "load-state/truncated",
+        "message/units-inline",
+        "platform/scope",
         "save-state/408-after",
         "save-state/408-before",
         "save-state/425-before",
@@ -35,6 +39,7 @@ fn every_record_is_announced_exactly_once_without_a_disk() {
         "save-state/refused-400",
         "save-state/reset-after",
         "save-state/timed-out",
+        "state/of-the-sdk",
         "worker/second",
         "worker/settles",
     ] {
@@ -73,4 +78,18 @@ fn a_checkpoint_cut_inside_a_page_is_found() {
 #[test]
 fn taking_the_newer_disk_instead_of_the_holders_is_found() {
     broken_without(Safeguard::HolderToken, Broken::Watermark);
+}
+
+/// An attachment whose source failed four times, and whose upload the platform lost once, is given up for a reason: the
+/// fifth failure is one of the platform's side.
+#[test]
+fn an_attachment_that_the_platform_lost_once_and_the_source_failed_four_times_may_be_given_up() {
+    let schedule = "seed=4091442843 call=page/3/429-after-40 call=load-state/0/lost call=load-state/2/500-before \
+        call=load-state/4/500-after call=load-state/6/timed-out call=load-state/8/429 call=load-state/10/429-after-3 \
+        call=load-state/12/429-after-3000 call=load-state/14/refused-400 call=load-state/16/refused-413 with=scope \
+        call=prepare/2/refused-413 call=prepare/10/refused-413 call=upload/5/lost call=upload/20/lost again=4 \
+        call=save-state/7/late kill=80@0 crash=82@0:random:c71a027fad1d677";
+    let report = Explore::new().without_disk().replay(schedule, SimSource::new).unwrap();
+    assert!(report.failure.is_none(), "{report}");
+    assert_eq!(report.faults.get("upload/lost"), Some(&2), "{report}");
 }

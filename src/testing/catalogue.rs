@@ -149,10 +149,14 @@ fn set_up(turn: usize, has_disk: bool, rng: &mut fastrand::Rng) -> Vec<Act> {
         with(&[Setting::ChecksRefuse]),
         with(&[Setting::DeleteData]),
         with(&[Setting::DeleteAttachments]),
+        with(&[Setting::Scope]),
+        with(&[Setting::NoIds]),
     ];
     let first = if has_disk {
         all.extend([
-            with(&[Setting::Scope]),
+            vec![Act::StoreReplaced { changes: rng.usize(3..90) }],
+            // Without a disk no checkpoint names the ids of what is announced.
+            same_ids(rng),
             vec![Act::ReuseIds { event: 2 }],
             more_faults(Call::Message, 0),
             more_faults(Call::Upload, 0),
@@ -169,6 +173,10 @@ fn set_up(turn: usize, has_disk: bool, rng: &mut fastrand::Rng) -> Vec<Act> {
             with(&[Setting::SdkState]),
             more_faults(Call::LoadState, 1),
             more_faults(Call::SaveState, 1),
+            [2, 5, 11]
+                .iter()
+                .flat_map(|number| state(Call::LoadState, *number, CallFault::Truncated))
+                .collect(),
         ];
         all.splice(..0, without_disk);
         // Outside of the promise.
@@ -181,6 +189,13 @@ fn set_up(turn: usize, has_disk: bool, rng: &mut fastrand::Rng) -> Vec<Act> {
     };
     let at = turn.checked_sub(first).map(|at| at % all.len());
     at.map(|at| all.swap_remove(at)).unwrap_or_default()
+}
+
+/// Ids that were given before: now and then, and as often as makes an upload fail.
+fn same_ids(rng: &mut fastrand::Rng) -> Vec<Act> {
+    let from = rng.u64(20..30);
+    let numbers = (2..from).step_by(3).chain(from..from + 8);
+    numbers.map(|number| Act::Call { call: Call::Prepare, number, fault: CallFault::SameId }).collect()
 }
 
 /// What else may come of a call, each in turn from the `from`-th on, with one that is answered as asked between them.

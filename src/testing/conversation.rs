@@ -111,6 +111,10 @@ impl Outside {
 
     /// An older event, delivered again where the schedule has it, or again after the next one.
     fn delivered_again(&mut self, newest: u64) -> Option<SentEvent> {
+        // Without ids it would be a new one.
+        if self.is(Setting::NoIds) {
+            return None;
+        }
         let acts = Arc::clone(&self.acts);
         for act in acts.iter() {
             let (which, name) = match act {
@@ -134,7 +138,7 @@ impl Outside {
     /// One more event of a run that the platform gave up, once.
     fn of_abandoned_run(&mut self) -> Option<SentEvent> {
         let old = self.runs.iter().rev().find(|run| run.abandoned)?.id.clone();
-        if self.sent.iter().any(|event| event.stray && event.run == old) {
+        if self.is(Setting::NoIds) || self.sent.iter().any(|event| event.stray && event.run == old) {
             return None;
         }
         let event = self.sent.iter().rev().find(|event| event.run == old).cloned()?;

@@ -255,6 +255,9 @@ impl<'a, M: Make> Exploration<'a, M> {
     /// order, each with all its images, until there were as many states as the schedule is to have.
     fn crashes(&mut self, recording: &Recording, world: &World, seed: u64) {
         let mut moments = recording.moments(&world.positions(0));
+        // Of the disk of a store that was replaced, nobody finds what it had then.
+        let replaced = world.replaced_at().unwrap_or(usize::MAX);
+        moments.retain(|moment| moment.outside < replaced);
         let (sampling, states) = self.budget(moments.len(), seed);
         let mut known = Known::default();
         self.rng.shuffle(&mut moments);

@@ -10,8 +10,8 @@ use serde_json::Value;
 use crate::record::Attachment;
 
 use super::report::{Broken, Violation};
-use super::schedule::{Act, Call, CallFault, Setting};
-use super::world::{HandOut, Named, Outside, RunSeen, STREAM};
+use super::schedule::{Act, Setting};
+use super::world::{HandOut, Named, OfRun, Outside, RunSeen, STREAM, Uploaded};
 
 /// Streams that end badly before an attachment may be given up: as many as `Serve` has it.
 const TRIES: u64 = 5;
@@ -23,6 +23,8 @@ struct Announced<'a> {
     named: BTreeSet<&'a str>,
     /// By run: the lines of its artifacts, but for metadata.
     lines: BTreeMap<&'a str, Vec<&'a str>>,
+    /// The attachments that a line names.
+    linked: BTreeSet<OfRun>,
     /// By unit: the url under which each attachment was delivered last.
     delivered: BTreeMap<(&'a str, Named), String>,
 }
@@ -67,7 +69,7 @@ impl Outside {
                 if !announced.named.insert(id.as_str()) {
                     return broken(Broken::Duplicated, format!("artifact {id} is in two messages"));
                 }
-                let Some(lines) = self.uploads.get(id) else {
+                let Some(uploaded) = self.uploads.get(id) else {
                     let what = format!("artifact {id} is announced and was never uploaded");
                     return broken(Broken::Lost, what);
                 };
@@ -79,7 +81,7 @@ impl Outside {
                 }
                 if !units && !message.event_type.contains("METADATA") {
                     let of_run = announced.lines.entry(&message.run).or_default();
-                    of_run.extend(lines.iter().map(String::as_str));
+                    of_run.extend(uploaded.lines.iter().map(String::as_str));
                 }
             }
         }
@@ -130,14 +132,19 @@ impl Outside {
         if self.second_worker || self.runs.iter().any(|run| run.abandoned) {
             return Ok(());
         }
-        // What could not be confirmed for sure is given up, and may be confirmed.
-        let in_doubt = self.refuses_confirms();
-        let unannounced = self.confirmed.iter().find(|id| !announced.named.contains(id.as_str()));
-        match unannounced {
-            Some(id) if !(in_doubt && self.uploads.get(id).is_some_and(|lines| is_stream(lines))) => {
-                broken(Broken::Unconfirmed, format!("artifact {id} is confirmed and in no message"))
-            }
-            _ => Ok(()),
+        // An attachment whose confirm was refused in doubt is given up, and may be confirmed: then it is announced under no
+        // other id.
+        let given_up = |id: &str| {
+            let uploaded = self.uploads.get(id);
+            uploaded.is_some_and(|uploaded| {
+                let of = uploaded.of.as_ref();
+                uploaded.refused() == Some(true) && of.is_some_and(|of| !announced.linked.contains(of))
+            })
+        };
+        let left_out = |id: &&String| !announced.named.contains(id.as_str()) && !given_up(id);
+        match self.confirmed.iter().find(left_out) {
+            Some(id) => broken(Broken::Unconfirmed, format!("artifact {id} is confirmed and in no message")),
+            None => Ok(()),
         }
     }
 
@@ -187,13 +194,12 @@ impl Outside {
                 urls.insert(attachment.url);
             }
         }
-        let mut linked = BTreeSet::new();
         for line in links {
             let line: Value = serde_json::from_str(line).unwrap_or_default();
             let text = |path: &str| line.pointer(path).and_then(Value::as_str).unwrap_or_default();
             let of = (text("/parent_id/external").to_owned(), text("/id/external").to_owned());
             let (id, url) = self.delivery(run, &of, text("/id/devrev"), wanted.get(&of))?;
-            if !announced.named.insert(id) || !linked.insert(of.clone()) {
+            if !announced.named.insert(id) || !announced.linked.insert((run.id.clone(), of.clone())) {
                 let what = format!("attachment {of:?} of run {} is announced twice", run.id);
                 return broken(Broken::Duplicated, what);
             }
@@ -207,11 +213,12 @@ impl Outside {
         // What an earlier run settled is known by a disk that was there then.
         let remembers = self.has_disk || self.acts.iter().any(|act| matches!(act, Act::StaleDisk { .. }));
         for (of, urls) in wanted {
-            let ends = self.streams.get(&(run.id.clone(), of.clone())).copied().unwrap_or_default();
-            let given_up = ends.last > 0 || ends.broken >= TRIES || self.refuses_confirms();
+            let of_run = (run.id.clone(), of.clone());
+            let ends = self.streams.get(&of_run).copied().unwrap_or_default();
+            let given_up = ends.last > 0 || ends.broken >= TRIES || self.cannot_be_confirmed(&of_run);
             let before = announced.delivered.get(&(run.unit.as_str(), of.clone()));
             let unchanged = remembers && before.is_some_and(|before| urls.contains(before));
-            if !linked.contains(&of) && !given_up && !unchanged {
+            if !announced.linked.contains(&of_run) && !given_up && !unchanged {
                 let what = format!("attachment {of:?} of run {} is in no message, and had no reason", run.id);
                 return broken(Broken::Lost, what);
             }
@@ -228,7 +235,7 @@ impl Outside {
         artifact: &str,
         urls: Option<&BTreeSet<String>>,
     ) -> Result<(&'a str, String), Violation> {
-        let Some((id, bytes)) = self.uploads.get_key_value(artifact) else {
+        let Some((id, Uploaded { lines: bytes, .. })) = self.uploads.get_key_value(artifact) else {
             return broken(Broken::Lost, format!("attachment {of:?} is announced and was never uploaded"));
         };
         if !self.confirmed.contains(id) {
@@ -247,16 +254,13 @@ impl Outside {
         broken(Broken::Lost, what)
     }
 
-    /// Whether the schedule has confirms that are refused for good.
-    fn refuses_confirms(&self) -> bool {
-        let refuses =
-            |act: &Act| matches!(act, Act::Call { call: Call::Confirm, fault: CallFault::Refused(_), .. });
-        self.acts.iter().any(refuses)
+    /// Whether the confirms of an attachment's uploads gave a reason to give it up: one was refused in doubt, or two were
+    /// refused.
+    fn cannot_be_confirmed(&self, of: &OfRun) -> bool {
+        let of_it = self.uploads.values().filter(|uploaded| uploaded.of.as_ref() == Some(of));
+        let refused: Vec<bool> = of_it.filter_map(Uploaded::refused).collect();
+        refused.len() > 1 || refused.contains(&true)
     }
-}
-
-fn is_stream(lines: &[String]) -> bool {
-    lines.first().is_some_and(|line| line.starts_with(STREAM))
 }
 
 /// What of `lines` is not in `others`; both sorted.

@@ -12,7 +12,7 @@ use crate::model::ArtifactId;
 
 use super::conversation::seed_name;
 use super::schedule::{Act, Call, CallFault, Setting};
-use super::world::{Accepted, Change, Effect, OUT_OF_SCOPE, Outside, STREAM, World};
+use super::world::{About, Accepted, Change, Effect, OUT_OF_SCOPE, Outside, STREAM, World};
 
 /// How long a call takes.
 const CALL_TAKES: Duration = Duration::from_millis(20);
@@ -45,7 +45,12 @@ impl Outside {
 
     /// Makes a call: dies, fails, or has its effect, as the schedule has it. Of a call that succeeds all the same: in which
     /// way it was answered otherwise than asked.
-    fn call(&mut self, call: Call, effect: Option<Effect>) -> Result<Option<CallFault>, PlatformError> {
+    fn call(
+        &mut self,
+        call: Call,
+        effect: Option<Effect>,
+        about: About,
+    ) -> Result<Option<CallFault>, PlatformError> {
         if self.dies_now() {
             return Err(gone());
         }
@@ -62,8 +67,19 @@ impl Outside {
             Some(fault) => fate_of(call, fault),
         };
         let effect = effect.filter(|_| applies);
-        self.record(Change::Called { call, effect, failed: result.is_err(), fault });
+        // A worker state that is cut in half is as good as none that came.
+        let failed = result.is_err() || fault == Some(CallFault::Truncated);
+        self.record(Change::Called { call, effect, failed, fault, about });
         result.map(|()| fault)
+    }
+}
+
+impl Outside {
+    /// The newest artifact that was confirmed in the run at hand: an id that it has used.
+    fn confirmed_in_this_run(&self) -> Option<String> {
+        let run = &self.sent.last()?.run;
+        let of_run = |id: &&String| self.uploads.get(*id).is_some_and(|uploaded| uploaded.run == *run);
+        self.confirmed.iter().rfind(of_run).cloned()
     }
 }
 
@@ -125,6 +141,7 @@ fn lines_of(bytes: &[u8]) -> Vec<String> {
 
 impl Platform for World {
     fn upload(&self, upload: Upload<'_>) -> Result<ArtifactId, PlatformError> {
+        let is_stream = matches!(upload.body, Body::Stream { .. });
         let lines = match upload.body {
             Body::Batch(bytes) => lines_of(bytes),
             Body::Stream { reader, .. } => {
@@ -139,11 +156,16 @@ impl Platform for World {
             }
         };
         let mut inner = self.lock();
-        let same = inner.call(Call::Prepare, None)? == Some(CallFault::SameId);
-        let earlier = inner.uploads.keys().next_back().filter(|_| same).cloned();
+        let of = inner.open_streams.last().filter(|_| is_stream).cloned();
+        let about = || of.clone().map_or(About::Nothing, About::Stream);
+        let same = inner.call(Call::Prepare, None, about())? == Some(CallFault::SameId);
+        let earlier = inner.confirmed_in_this_run().filter(|_| same);
+        if earlier.is_some() {
+            inner.count("platform/id-repeated");
+        }
         let id = earlier.unwrap_or_else(|| format!("artifact-{}", inner.journal.len()));
-        let lines = Arc::new(lines);
-        inner.call(Call::Upload, Some(Effect::Upload { id: id.clone(), lines }))?;
+        let upload = Effect::Upload { id: id.clone(), lines: Arc::new(lines), of: of.clone() };
+        inner.call(Call::Upload, Some(upload), about())?;
         ArtifactId::new(id).map_err(|error| PlatformError::Refused { status: 500, reason: error.to_string() })
     }
 
@@ -155,7 +177,9 @@ impl Platform for World {
                 reason: format!("{artifact} was never uploaded"),
             });
         }
-        inner.call(Call::Confirm, Some(Effect::Confirm { id: artifact.to_string() })).map(drop)
+        let id = artifact.to_string();
+        let about = About::Artifact(id.clone());
+        inner.call(Call::Confirm, Some(Effect::Confirm { id }), about).map(drop)
     }
 
     fn send(&self, message: &SealedMessage) -> Result<(), PlatformError> {
@@ -175,18 +199,21 @@ impl Platform for World {
             delay: body.pointer("/event_data/delay").and_then(Value::as_u64).unwrap_or(0),
             body: message.body.clone(),
         };
-        self.lock().call(Call::Message, Some(Effect::Accept(Arc::new(accepted)))).map(drop)
+        if body.pointer("/event_data/external_sync_units/0").is_some() {
+            self.lock().count("message/units-inline");
+        }
+        self.lock().call(Call::Message, Some(Effect::Accept(Arc::new(accepted))), About::Nothing).map(drop)
     }
 
     fn download(&self, artifact: &ArtifactId) -> Result<Vec<u8>, PlatformError> {
         let mut inner = self.lock();
-        if inner.call(Call::Download, None)? == Some(CallFault::BadBody) {
+        if inner.call(Call::Download, None, About::Nothing)? == Some(CallFault::BadBody) {
             return Ok(b"no gzip".to_vec());
         }
         let refused = |reason: String| PlatformError::Refused { status: 404, reason };
-        let lines = inner.uploads.get(artifact.as_str());
-        let lines = lines.ok_or_else(|| refused(format!("{artifact} was never uploaded")))?;
-        let text: String = lines.iter().flat_map(|line| [line, "\n"]).collect();
+        let uploaded = inner.uploads.get(artifact.as_str());
+        let uploaded = uploaded.ok_or_else(|| refused(format!("{artifact} was never uploaded")))?;
+        let text: String = uploaded.lines.iter().flat_map(|line| [line, "\n"]).collect();
         let members = Level::new(0).and_then(|level| compress_all(&[vec![text.as_bytes()]], level));
         let mut members = members.map_err(|error| refused(error.to_string()))?;
         Ok(members.pop().unwrap_or_default())
@@ -194,14 +221,18 @@ impl Platform for World {
 
     fn worker_state(&self) -> Result<Option<WorkerState>, PlatformError> {
         let mut inner = self.lock();
-        let fault = inner.call(Call::LoadState, None)?;
+        let fault = inner.call(Call::LoadState, None, About::Nothing)?;
         let unit = inner.unit();
         let state = match fault {
             Some(CallFault::Stale) => inner.states_before.get(&unit),
             _ => inner.states.get(&unit),
         };
         let state = state.map(|state| match fault {
-            Some(CallFault::Truncated) => state.get(..state.len() / 2).unwrap_or_default().to_owned(),
+            Some(CallFault::Truncated) => {
+                // At least its first half, up to where a character ends.
+                let cut = (state.len() / 2..=state.len()).find_map(|at| state.get(..at));
+                cut.unwrap_or_default().to_owned()
+            }
             _ => state.to_string(),
         });
         let scope = inner.is(Setting::Scope);
@@ -225,6 +256,8 @@ impl Platform for World {
     fn save_worker_state(&self, state: &str) -> Result<(), PlatformError> {
         let mut inner = self.lock();
         let unit = inner.unit();
-        inner.call(Call::SaveState, Some(Effect::Save { unit, state: state.into() })).map(drop)
+        inner
+            .call(Call::SaveState, Some(Effect::Save { unit, state: state.into() }), About::Nothing)
+            .map(drop)
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::airdrop::{Event, Platform, PlatformError, SealedMessage, Serve, Upload, WorkerState};
-use crate::error::{ErrorKind, Result, chain};
+use crate::error::{Error, ErrorKind, Result, chain};
 use crate::model::{ArtifactId, SyncUnitId};
 
 use super::crash::CrashPoint;
@@ -144,10 +144,14 @@ impl<'a, M: Make> Play<'a, M> {
                 self.disk = self.found_disk();
             }
             self.live(&event, report)?;
-            if let Some(disk) = lock(&self.in_place).take()
-                && !self.disk.is_dead()
-            {
-                self.disk = disk;
+            if let Some(disk) = lock(&self.in_place).take() {
+                // Whether or not it died: what the next life finds is the other store.
+                let before = std::mem::replace(&mut self.disk, disk);
+                if before.is_dead() {
+                    self.world.died();
+                    report.deaths += 1;
+                    self.crashes.pop();
+                }
             }
             if self.disk.is_dead() {
                 self.world.died();
@@ -291,12 +295,16 @@ impl<'a, M: Make> Play<'a, M> {
             self.world.served(&event.request);
             return Ok(());
         };
+        let state_unreadable = self.world.lock().is_cut_short();
         match error.kind() {
             // The disk failed, and the process ended: that is what it is for.
             ErrorKind::Io | ErrorKind::Corrupt if disk_failed => self.world.died(),
             // The platform would not take the message; it will hear it again.
             ErrorKind::Retry => {}
             ErrorKind::Fenced if event.stray => {}
+            // The worker state came cut in half amid the invocation, so nothing could be saved, nor sent: the next life is told, and
+            // tells the platform, if it still is.
+            ErrorKind::Corrupt if state_unreadable && matches!(error, Error::WorkerState { .. }) => {}
             // Another worker, or another store, has taken its place.
             ErrorKind::Fenced if self.world.lock().second_worker => {}
             // A save of its own landed late, and it could not tell it from another holder's.
@@ -324,7 +332,9 @@ impl<'a, M: Make> Play<'a, M> {
             let what = format!("{} was answered with PROGRESS, and nothing was done", event.event_type);
             return Err(Violation { kind: Broken::Stuck, what });
         }
-        if event.stray && world.accepted.len() > before.accepted && !world.reuses_ids() {
+        // A store that was put in the place of another knows no event that came before.
+        let forgotten = world.store_replaced();
+        if event.stray && world.accepted.len() > before.accepted && !world.reuses_ids() && !forgotten {
             let what = format!("{} delivered again was given a new answer", event.request);
             return Err(Violation { kind: Broken::Conversation, what });
         }
@@ -362,7 +372,8 @@ impl<'a, M: Make> Play<'a, M> {
     }
 
     fn settings(&self, seed: u64, life: &Life) -> Serve {
-        let mut serve = Serve::new().budget(BUDGET).lanes(LANES).streams(streams(life.seed())).inline(seed);
+        let mut serve =
+            Serve::new().budget(BUDGET).lanes(LANES).attachments_at_once(streams(life.seed())).inline(seed);
         if !self.setup.has_disk {
             serve = serve.checkpoints();
         }
@@ -414,6 +425,9 @@ struct Second {
 
 /// The platform, as a worker sees it in whose midst a second one may come: before one of its calls, that is given the same
 /// event, and does all that it can do.
+///
+/// With a disk, where the second one has replaced the store, it comes before an upload: between the look whether the store
+/// is still in its place and the confirm or the message that follows at once, nothing could be done about it.
 struct Crowd<'p, 'a, M> {
     play: &'p Play<'a, M>,
     event: &'p SentEvent,
@@ -421,6 +435,11 @@ struct Crowd<'p, 'a, M> {
 }
 
 impl<M: Make> Crowd<'_, '_, M> {
+    /// Before a call that is preceded by a look whether the store is still in its place.
+    fn looked(&self) -> &World {
+        if self.play.setup.has_disk { &self.play.world } else { self.world() }
+    }
+
     fn world(&self) -> &World {
         let (play, world) = (self.play, &self.play.world);
         if world.second_worker_comes() {
@@ -445,11 +464,11 @@ impl<M: Make> Platform for Crowd<'_, '_, M> {
     }
 
     fn confirm(&self, artifact: &ArtifactId) -> Result<(), PlatformError> {
-        self.world().confirm(artifact)
+        self.looked().confirm(artifact)
     }
 
     fn send(&self, message: &SealedMessage) -> Result<(), PlatformError> {
-        self.world().send(message)
+        self.looked().send(message)
     }
 
     fn download(&self, artifact: &ArtifactId) -> Result<Vec<u8>, PlatformError> {

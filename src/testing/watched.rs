@@ -16,7 +16,7 @@ use crate::store::Page;
 
 use super::report::{Broken, Violation};
 use super::schedule::{Act, Call, CallFault, Setting};
-use super::world::{Change, HandOut, Life, Named, OUT_OF_SCOPE, SDK_START, StreamEnd, World};
+use super::world::{About, Change, HandOut, Life, OUT_OF_SCOPE, OfRun, SDK_START, StreamEnd, World};
 
 /// How long a page takes in the simulated world.
 const PAGE_TAKES: Duration = Duration::from_secs(2);
@@ -77,6 +77,7 @@ impl<E: Extractor> Extractor for Watched<E> {
                     effect: None,
                     failed: true,
                     fault: Some(fault),
+                    about: About::Nothing,
                 });
                 drop(inner);
                 return Err(match fault {
@@ -113,7 +114,13 @@ impl<E: Extractor> Extractor for Watched<E> {
             lines: page.lines(|item_type| !(scope && item_type == OUT_OF_SCOPE)),
         };
         let mut inner = self.life.world.lock();
-        inner.record(Change::Called { call: Call::Page, effect: None, failed: false, fault: None });
+        inner.record(Change::Called {
+            call: Call::Page,
+            effect: None,
+            failed: false,
+            fault: None,
+            about: About::Nothing,
+        });
         let pages = inner.pages.get(&(handed.run.clone(), handed.stream.clone()));
         let before = pages.and_then(|pages| pages.iter().rfind(|before| before.cursor == handed.cursor));
         match before.map(|before| (&before.lines, &handed.lines)) {
@@ -130,11 +137,8 @@ impl<E: Extractor> Extractor for Watched<E> {
         context: &Context<'_>,
         attachment: &Attachment,
     ) -> Result<AttachmentBody, AttachmentError> {
-        let stream = Stream {
-            world: self.life.world.clone(),
-            run: self.life.run(context),
-            named: (attachment.parent_id.clone(), attachment.id.clone()),
-        };
+        let named = (attachment.parent_id.clone(), attachment.id.clone());
+        let stream = Stream { world: self.life.world.clone(), of: (self.life.run(context), named) };
         {
             let mut inner = self.life.world.lock();
             if inner.dies_now() {
@@ -142,7 +146,13 @@ impl<E: Extractor> Extractor for Watched<E> {
             }
             let fault = inner.fault(Call::Open);
             inner.clock.advance(OPEN_TAKES);
-            inner.record(Change::Called { call: Call::Open, effect: None, failed: fault.is_some(), fault });
+            inner.record(Change::Called {
+                call: Call::Open,
+                effect: None,
+                failed: fault.is_some(),
+                fault,
+                about: About::Nothing,
+            });
             drop(inner);
             match fault {
                 None => {}
@@ -170,6 +180,7 @@ impl<E: Extractor> Extractor for Watched<E> {
         }
         match self.extractor.open_attachment(context, attachment) {
             Ok(body) => {
+                self.life.world.lock().open_streams.push(stream.of.clone());
                 let (found, broken) = (0, false);
                 let watched =
                     WatchedBody { reader: body.reader, declared: body.length_bytes, found, broken, stream };
@@ -203,8 +214,7 @@ impl Life {
 /// Which stream it was that ended.
 struct Stream {
     world: World,
-    run: String,
-    named: Named,
+    of: OfRun,
 }
 
 impl Stream {
@@ -212,7 +222,7 @@ impl Stream {
         let mut inner = self.world.lock();
         // The dead tell nothing.
         if !inner.disk.is_dead() {
-            inner.record(Change::Streamed { run: self.run.clone(), named: self.named.clone(), end });
+            inner.record(Change::Streamed { of: self.of.clone(), end });
         }
     }
 }
@@ -239,6 +249,7 @@ impl Read for WatchedBody {
 
 impl Drop for WatchedBody {
     fn drop(&mut self) {
+        self.stream.world.lock().open_streams.pop();
         let as_declared = self.declared.is_none_or(|declared| declared == self.found);
         self.stream.ended(match (self.found, self.broken) {
             (0, false) => StreamEnd::Final,
@@ -252,7 +263,7 @@ impl<E> Watched<E> {
     /// What the extractor is told, against what the world has seen.
     fn check(&self, context: &Context<'_>, stream: &str, at: Option<&String>) -> Result<(), Violation> {
         let id = &self.life.run(context);
-        let inner = self.life.world.lock();
+        let mut inner = self.life.world.lock();
         if let Some(pages) = inner.pages.get(&(id.to_owned(), stream.to_owned())) {
             let last = pages.last();
             // Without a disk, what followed the last checkpoint is read again.
@@ -273,7 +284,7 @@ impl<E> Watched<E> {
         let since = context.since();
         let Some(place) = inner.runs.iter().position(|run| run.id == *id) else { return Ok(()) };
         let Some(run) = inner.runs.get(place).cloned() else { return Ok(()) };
-        if run.read && run.since != since {
+        if run.read && run.since != since && !inner.store_replaced() {
             let what = format!("since of run {id} was {:?} and is now {since:?}", run.since);
             return Err(Violation { kind: Broken::Watermark, what });
         }
@@ -300,12 +311,16 @@ impl<E> Watched<E> {
                 format!("run {id} is told since {since:?}, but the finished runs before it left {left:?}");
             return Err(Violation { kind: Broken::Watermark, what });
         }
+        let of_sdk = since == Some(sdk_start);
         let bookmark = context.bookmark::<Value>(stream).ok().flatten().map(|bookmark| bookmark.to_string());
         let expected: Vec<_> = possible.iter().map(|run| inner.bookmark_left(*run, stream)).collect();
         if !expected.contains(&bookmark) {
             let what =
                 format!("run {id} finds the bookmark {bookmark:?} of {stream}, expected one of {expected:?}");
             return Err(Violation { kind: Broken::Watermark, what });
+        }
+        if of_sdk {
+            inner.count("state/of-the-sdk");
         }
         Ok(())
     }

@@ -96,7 +96,7 @@ pub(super) struct Outside {
     pub(super) states_before: BTreeMap<String, Arc<str>>,
     /// A save whose answer was lost, and that has not landed yet.
     pub(super) late: Option<(String, Arc<str>)>,
-    pub(super) uploads: BTreeMap<String, Arc<Vec<String>>>,
+    pub(super) uploads: BTreeMap<String, Uploaded>,
     pub(super) confirmed: BTreeSet<String>,
     pub(super) accepted: Vec<Arc<Accepted>>,
     pub(super) by_key: BTreeMap<String, usize>,
@@ -107,7 +107,9 @@ pub(super) struct Outside {
     pub(super) pages: BTreeMap<(String, String), Vec<Arc<HandOut>>>,
     pub(super) runs: Vec<RunSeen>,
     /// How the streams of attachments ended, by run, parent and id.
-    pub(super) streams: BTreeMap<(String, Named), StreamEnds>,
+    pub(super) streams: BTreeMap<OfRun, StreamEnds>,
+    /// Those that are being read, the newest last. Not in the journal: no stream outlives its life.
+    pub(super) open_streams: Vec<OfRun>,
     pub(super) deaths: u64,
     /// Calls that failed, of any kind; and those of an upload's way.
     pub(super) failed_calls: u64,
@@ -137,11 +139,11 @@ pub(super) enum Change {
         effect: Option<Effect>,
         failed: bool,
         fault: Option<CallFault>,
+        about: About,
     },
     Read(Arc<HandOut>),
     Streamed {
-        run: String,
-        named: Named,
+        of: OfRun,
         end: StreamEnd,
     },
     Served {
@@ -155,6 +157,61 @@ pub(super) enum Change {
 /// What an attachment is known by: its parent's id, and its own.
 pub(super) type Named = (String, String);
 
+/// An attachment of a run.
+pub(super) type OfRun = (String, Named);
+
+/// What a call to the platform was about, where that matters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum About {
+    Nothing,
+    /// The upload of an attachment.
+    Stream(OfRun),
+    /// The artifact that is confirmed.
+    Artifact(String),
+}
+
+/// An upload that the platform has.
+#[derive(Debug, Clone)]
+pub(super) struct Uploaded {
+    pub(super) lines: Arc<Vec<String>>,
+    /// The run at whose event it was made.
+    pub(super) run: String,
+    /// The attachment whose bytes these are.
+    pub(super) of: Option<OfRun>,
+    /// The confirms that were tried, in that order.
+    pub(super) confirms: Vec<Confirm>,
+    /// In which life it was uploaded.
+    pub(super) life: usize,
+}
+
+/// A confirm that was tried: in which life, and what came of it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Confirm {
+    life: usize,
+    fate: ConfirmFate,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ConfirmFate {
+    /// It has no effect, for sure, and may have another time.
+    NotApplied,
+    /// Turned down for good.
+    Refused,
+    /// Confirmed, or nobody knows.
+    Other,
+}
+
+impl Uploaded {
+    /// Whether a confirm of it was refused for good; and whether that was *in doubt*: when another attempt may have
+    /// confirmed it, or, to a later life, may have been made at all.
+    pub(super) fn refused(&self) -> Option<bool> {
+        let at = self.confirms.iter().position(|confirm| confirm.fate == ConfirmFate::Refused)?;
+        let before = self.confirms.get(..at).unwrap_or_default();
+        let later = self.confirms.get(at).is_some_and(|refused| refused.life > self.life);
+        Some(later || before.iter().any(|confirm| confirm.fate == ConfirmFate::Other))
+    }
+}
+
 /// How the source's side of a stream ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StreamEnd {
@@ -165,7 +222,7 @@ pub(super) enum StreamEnd {
     Final,
 }
 
-/// How often the streams of an attachment ended badly.
+/// How often the streams of an attachment ended badly, on the source's side or the platform's.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct StreamEnds {
     pub(super) broken: u64,
@@ -174,7 +231,7 @@ pub(super) struct StreamEnds {
 
 #[derive(Debug, Clone)]
 pub(super) enum Effect {
-    Upload { id: String, lines: Arc<Vec<String>> },
+    Upload { id: String, lines: Arc<Vec<String>>, of: Option<OfRun> },
     Confirm { id: String },
     Accept(Arc<Accepted>),
     Save { unit: String, state: Arc<str> },
@@ -284,6 +341,7 @@ impl World {
                 pages: BTreeMap::new(),
                 runs: Vec::new(),
                 streams: BTreeMap::new(),
+                open_streams: Vec::new(),
                 deaths: 0,
                 failed_calls: 0,
                 failures: 0,
@@ -328,6 +386,13 @@ impl World {
         self.lock().journal.len()
     }
 
+    /// The number of changes before somebody put another store in the place of the one that was open.
+    pub(super) fn replaced_at(&self) -> Option<usize> {
+        let inner = self.lock();
+        let replaced = |entry: &JournalEntry| matches!(entry.change, Change::SecondWorker);
+        inner.journal.iter().position(replaced).filter(|_| inner.has_disk)
+    }
+
     /// For each change from `from` on, the position of the disk when it happened.
     pub(super) fn positions(&self, from: usize) -> Vec<usize> {
         self.lock().journal.iter().skip(from).map(|entry| entry.position).collect()
@@ -335,7 +400,7 @@ impl World {
 
     /// How many lives have begun.
     pub(super) fn lives(&self) -> usize {
-        self.lock().sent.len()
+        self.lock().lives()
     }
 
     pub(super) fn event_comes(&self, event: SentEvent) {
@@ -396,7 +461,7 @@ impl Outside {
         self.clock.step_to(entry.now);
         match &entry.change {
             Change::Sent(event) => self.event_sent(event),
-            Change::Called { call, effect, failed, fault } => {
+            Change::Called { call, effect, failed, fault, about } => {
                 self.outside_the_promise |= matches!(fault, Some(CallFault::Dropped | CallFault::Stale));
                 self.failed_calls += u64::from(*failed);
                 // Without a disk, an invocation that cannot save leaves what it uploaded since the last save.
@@ -407,13 +472,14 @@ impl Outside {
                     self.states.insert(unit, state);
                 }
                 *self.calls.entry(*call).or_default() += 1;
+                self.came_of(about, *failed, *fault);
                 if let Some(effect) = effect {
                     self.take_effect(effect, *fault == Some(CallFault::Late));
                 }
             }
             Change::Read(page) => self.page_read(page),
-            Change::Streamed { run, named, end } => {
-                let ends = self.streams.entry((run.clone(), named.clone())).or_default();
+            Change::Streamed { of, end } => {
+                let ends = self.streams.entry(of.clone()).or_default();
                 match end {
                     StreamEnd::Whole => {}
                     StreamEnd::Broken => ends.broken += 1,
@@ -460,10 +526,42 @@ impl Outside {
         self.sent.push(Arc::clone(event));
     }
 
+    /// Notes what came of a call for the upload that it was about.
+    fn came_of(&mut self, about: &About, failed: bool, fault: Option<CallFault>) {
+        let life = self.lives();
+        match about {
+            // What the platform has not taken counts against an attachment as a stream does that broke off; unless it was
+            // only to be sent later.
+            About::Stream(of) if failed && !matches!(fault, Some(CallFault::Busy(Some(_)))) => {
+                self.streams.entry(of.clone()).or_default().broken += 1;
+            }
+            About::Artifact(id) => {
+                let fate = match fault {
+                    Some(CallFault::Refused(_)) => ConfirmFate::Refused,
+                    Some(CallFault::Busy(_) | CallFault::Status { code: 425, .. }) => ConfirmFate::NotApplied,
+                    _ => ConfirmFate::Other,
+                };
+                if let Some(uploaded) = self.uploads.get_mut(id) {
+                    uploaded.confirms.push(Confirm { life, fate });
+                }
+            }
+            About::Stream(_) | About::Nothing => {}
+        }
+    }
+
+    /// Lives that have begun.
+    fn lives(&self) -> usize {
+        self.sent.len()
+    }
+
     fn take_effect(&mut self, effect: &Effect, late: bool) {
         match effect {
-            Effect::Upload { id, lines } => {
-                self.uploads.insert(id.clone(), Arc::clone(lines));
+            // What is confirmed stays as it is, whatever is sent to its address.
+            Effect::Upload { id, .. } if self.confirmed.contains(id) => {}
+            Effect::Upload { id, lines, of } => {
+                let run = self.sent.last().map(|event| event.run.clone()).unwrap_or_default();
+                let (lines, of, life) = (Arc::clone(lines), of.clone(), self.lives());
+                self.uploads.insert(id.clone(), Uploaded { lines, run, of, confirms: Vec::new(), life });
             }
             Effect::Confirm { id } => {
                 self.confirmed.insert(id.clone());
@@ -528,6 +626,17 @@ impl Outside {
         self.acts.contains(&Act::With(setting))
     }
 
+    /// Whether somebody put another store in the place of the one that was open: it knows nothing of what came before.
+    pub(super) fn store_replaced(&self) -> bool {
+        self.has_disk && self.second_worker
+    }
+
+    /// Whether the schedule has worker states that are cut in half.
+    pub(super) fn is_cut_short(&self) -> bool {
+        let cut = |act: &Act| matches!(act, Act::Call { fault: CallFault::Truncated, .. });
+        self.acts.iter().any(cut)
+    }
+
     /// Whether the platform may use ids again, so that one of them stands for several events.
     pub(super) fn reuses_ids(&self) -> bool {
         self.acts.iter().any(|act| matches!(act, Act::ReuseIds { .. }))
@@ -571,6 +680,10 @@ impl Outside {
     /// the last message was accepted.
     pub(super) fn watermarks(&self, of: &RunSeen) -> Vec<Option<&RunSeen>> {
         let mut possible = Vec::new();
+        // A store that somebody put in the place of another knows nothing of the runs before.
+        if self.store_replaced() {
+            possible.push(None);
+        }
         for run in self.runs.iter().rev().skip_while(|run| run.id != of.id).skip(1) {
             if run.unit != of.unit || !run.finished {
                 continue;

@@ -105,18 +105,21 @@ fn a_last_message_that_is_proven_finishes_its_run() {
     assert_eq!(since.lock().unwrap().get(), Some(started));
 }
 
-/// Killed between a save and knowing of it: the disk's intended token stands with the platform, so the disk is current and
-/// keeps what no checkpoint has: the bytes of what was delivered.
+/// Killed between a save at the platform and the commit after it: the intended token, which stands with the platform, says
+/// that the disk is current. It keeps what no checkpoint has any more: the bytes of a message before the last one.
 #[test]
 fn a_disk_whose_intended_token_was_saved_is_kept() {
     let mut world = world();
     let mut source = slow(&world);
     world.serve(&mut source, &event(DATA, "run", "1")).unwrap();
     let first = world.airdrop.attempts()[0].clone();
+    world.serve(&mut source, &event(DATA_ON, "run", "2")).unwrap();
     world.airdrop.kill_at(Call::SaveState, 0, &world.disk);
-    world.serve(&mut source, &event(DATA_ON, "run", "2")).unwrap_err();
+    world.serve(&mut source, &event(DATA_ON, "run", "3")).unwrap_err();
     world.restart();
+    let sent = world.airdrop.attempts().len();
     let outcome = world.serve(&mut source, &event(DATA, "run", "1")).unwrap();
     assert!(outcome.replayed);
+    assert_eq!(world.airdrop.attempts().len(), sent + 1, "it is sent again");
     assert_eq!(world.airdrop.attempts().last(), Some(&first), "the same bytes, which only the disk has");
 }
