@@ -439,6 +439,15 @@ impl Sync {
         })?;
         if let Some(failure) = &outcome.failure {
             eprintln!("error: {}", chain(failure));
+            if self.worker.function.is_none()
+                && self.quiet
+                && airdrop.local().dir().join("worker.log").exists()
+            {
+                eprintln!(
+                    "what the worker printed is in {}",
+                    airdrop.local().dir().join("worker.log").display()
+                );
+            }
             return Ok(ExitCode::FAILURE);
         }
         let clean = audited.is_none_or(|audit| audit.verdict == Verdict::Clean);
@@ -493,8 +502,10 @@ fn summary(outcome: &Outcome, audit: Option<&Audit>) -> String {
         text,
         "\n{invocations} invocations, {restarts} restarts, {messages} messages, {seconds:.2} s"
     );
-    if let Some(audit) = audit {
-        let _ = writeln!(text, "\n{audit}");
+    match audit {
+        Some(audit) if outcome.is_done() => drop(writeln!(text, "\n{audit}")),
+        Some(audit) => drop(writeln!(text, "\nuntil then, as the sync is not done:\n{audit}")),
+        None => {}
     }
     text
 }

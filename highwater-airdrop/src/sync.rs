@@ -341,7 +341,7 @@ impl Drive<'_> {
             });
         }
         let local = self.airdrop.local();
-        let _lock = lock_sync(local.dir())?;
+        let _lock = lock(local.dir(), "sync.lock")?;
         let settings = &self.options.settings;
         let run = local.begin_sync(settings, self.clock)?.to_string();
         (self.progress)(&Progress::Run(&run));
@@ -454,10 +454,10 @@ impl Drive<'_> {
     }
 }
 
-/// One sync at a time in a directory.
-struct SyncLock(File);
+/// A file of a directory that one holds at a time.
+pub(crate) struct DirLock(File);
 
-impl Drop for SyncLock {
+impl Drop for DirLock {
     fn drop(&mut self) {
         // To close the file is not enough: a worker that another thread starts just now has it open, too, until it is
         // another program.
@@ -465,12 +465,13 @@ impl Drop for SyncLock {
     }
 }
 
-fn lock_sync(dir: &Path) -> Result<SyncLock> {
-    let path = dir.join("sync.lock");
+/// Takes the lock of a directory that is called so.
+pub(crate) fn lock(dir: &Path, name: &str) -> Result<DirLock> {
+    let path = dir.join(name);
     let opened = File::options().write(true).create(true).truncate(false).open(&path);
     let lock = opened.map_err(|error| Error::io(format!("open {}", path.display()), error))?;
     match lock.try_lock() {
-        Ok(()) => Ok(SyncLock(lock)),
+        Ok(()) => Ok(DirLock(lock)),
         Err(TryLockError::WouldBlock) => Err(Error::InUse { path }),
         Err(TryLockError::Error(error)) => Err(Error::io(format!("lock {}", path.display()), error)),
     }

@@ -24,7 +24,8 @@
 //! `source.jsonl` is the recording of the external system, if there is one, and `record` what was synced meanwhile.
 //! `clean/1` and `clean/2` are the clean syncs, `clean/first` is what the first one of the two left, and `case/ID` is a
 //! case: the directory of a platform, see [`Local`](crate::Local), with the worker's folder in `worker`. The folder of
-//! a case without findings is removed. All but the recording is made anew each time.
+//! a case without findings is removed. All but the recording is made anew each time; `verify.lock` says that what is there was made so, and
+//! is held by the one who works in it.
 
 pub(crate) mod cases;
 pub(crate) mod compare;
@@ -47,7 +48,7 @@ use crate::api::Observer;
 use crate::error::{Error, Result, chain};
 use crate::fault::Fault;
 use crate::local::SyncReport;
-use crate::sync::{Airdrop, AirdropOptions, Outcome, Stopper, SyncOptions};
+use crate::sync::{Airdrop, AirdropOptions, Outcome, Stopper, SyncOptions, lock};
 use crate::worker::{DIR_PLACE, Worker};
 use cases::{Case, Menu, Shape, Which, Wrong, sample};
 use compare::{Delivered, Ran, SetAside};
@@ -61,6 +62,13 @@ const SLOW: Duration = Duration::from_secs(3);
 const CASES: usize = 200;
 /// No DELAY is waited out for longer, unless set.
 const DELAY_MAX: Duration = Duration::from_secs(1);
+
+/// Held by who works in a directory; without it, nothing there is removed.
+const LOCK: &str = "verify.lock";
+/// An invocation of a case is killed after so many times what the longest of the clean syncs took, and [`CASE_MORE`]: the
+/// platform's SDK for TypeScript tries a call again for 62 seconds.
+const CASE_TIMES: u32 = 10;
+const CASE_MORE: Duration = Duration::from_secs(120);
 
 /// What is verified, and how much of it.
 #[derive(Debug, Clone)]
@@ -236,8 +244,15 @@ pub fn verify(
 ) -> Result<VerifyReport> {
     let began = Instant::now();
     let mut verify = Verify { dir: absolute(dir)?, options, worker, stop, recording: None };
-    for folder in ["clean", "case", "record"] {
-        remove(&verify.dir.join(folder))?;
+    let folders = ["clean", "case", "record"].map(|folder| verify.dir.join(folder));
+    if let Some(other) = folders.iter().find(|folder| folder.exists() && !verify.dir.join(LOCK).exists()) {
+        return Err(Error::Unverified {
+            reason: format!("{} is there, and no verify made it: take another directory", other.display()),
+        });
+    }
+    let _lock = lock(&verify.dir, LOCK)?;
+    for folder in &folders {
+        remove(folder)?;
     }
     if let Some(source) = &options.source {
         verify.recording = Some(Arc::new(verify.recording(source, progress)?));
@@ -309,6 +324,8 @@ struct Served<'a> {
     is_told: bool,
     number: u64,
     stop: &'a StopAll,
+    /// Where it is known how long an invocation takes: what it may take.
+    budget: Option<Duration>,
 }
 
 impl Drop for Served<'_> {
@@ -337,6 +354,15 @@ struct Clean {
     snapshot: PathBuf,
 }
 
+impl Clean {
+    /// How long an invocation took at most.
+    fn longest(&self) -> Duration {
+        let syncs = [&self.first, &self.next].into_iter();
+        let seconds = syncs.flat_map(|sync| &sync.shape.invocations).map(|invocation| invocation.seconds);
+        Duration::from_secs_f64(seconds.fold(0.0, f64::max))
+    }
+}
+
 impl Verify<'_> {
     /// Makes the clean syncs, twice.
     fn clean(&self, progress: &(dyn Fn(&VerifyProgress<'_>) + Sync)) -> Result<Clean> {
@@ -353,10 +379,10 @@ impl Verify<'_> {
         let first_again = sync("clean/2", Which::First)?;
         let next_again = sync("clean/2", Which::Next)?;
         if !first.delivered.is_empty() && first_again.delivered.is_empty() {
-            return Err(Error::Invalid {
-                what: "a worker whose second first sync delivers nothing".to_owned(),
-                reason: "it remembers the one before outside of its own folder: give it that folder by {dir} in its \
-                         words or HIGHWATER_DIR in its environment"
+            return Err(Error::Unverified {
+                reason: "a first sync that follows another one delivers nothing, as the worker remembers the one before \
+                         outside of its own folder: give it that folder by {dir} in its words or HIGHWATER_DIR in its \
+                         environment"
                     .to_owned(),
             });
         }
@@ -409,8 +435,7 @@ impl Verify<'_> {
         let (outcome, ran) = self.sync(&served, which, None)?;
         let asked = ran.source.len();
         if let Some(call) = ran.source.iter().find(|call| call.answer.is_none()) {
-            return Err(Error::Invalid {
-                what: "a recording in which something is missing".to_owned(),
+            return Err(Error::Unverified {
                 reason: format!(
                     "the clean sync asks for {}, which was never recorded: if it is another one each time, \
                      --ignore-param sets a parameter aside; if the recording is older than the worker, or of another \
@@ -423,10 +448,10 @@ impl Verify<'_> {
             return Err(never_asked());
         }
         if let Some(failure) = &outcome.failure {
-            return Err(Error::Invalid {
-                what: format!("a worker whose clean sync ({which}) does not end with DONE"),
+            return Err(Error::Unverified {
                 reason: format!(
-                    "{}; what it printed is in {}",
+                    "the clean {which} sync, in which nothing goes wrong, does not end with DONE: {}; what the worker \
+                     printed is in {}",
                     chain(failure),
                     dir.join("worker.log").display()
                 ),
@@ -462,16 +487,18 @@ impl Verify<'_> {
         let Some(proxy) = &served.source else { return Err(never_asked()) };
         let recorded = proxy.recorded();
         if let Some(reason) = recorded.unreached {
-            return Err(Error::Invalid {
-                what: format!("the source {} (--source), which gave no answer", source.upstream),
-                reason: format!("{reason}; see that it is there, then begin again: nothing is recorded yet"),
+            return Err(Error::Unverified {
+                reason: format!(
+                    "the source {} (--source) gave no answer: {reason}; see that it is there, then begin again: nothing \
+                     is recorded yet",
+                    source.upstream
+                ),
             });
         }
         if let Some(failure) = failed {
-            return Err(Error::Invalid {
-                what: "a worker that does not end with DONE while its source is recorded".to_owned(),
+            return Err(Error::Unverified {
                 reason: format!(
-                    "{}; what it printed is in {}",
+                    "the sync in which the source is recorded does not end with DONE: {}; what the worker printed is in {}",
                     chain(&failure),
                     self.dir.join("record/worker.log").display()
                 ),
@@ -522,7 +549,7 @@ impl Verify<'_> {
             (recorder, ..) => recorder,
         };
         let number = self.stop.add(airdrop.stopper());
-        Ok(Served { airdrop, source, unit: unit.to_owned(), is_told, number, stop: self.stop })
+        Ok(Served { airdrop, source, unit: unit.to_owned(), is_told, number, stop: self.stop, budget: None })
     }
 
     /// One sync in a folder, and what it came to.
@@ -534,6 +561,7 @@ impl Verify<'_> {
         };
         airdrop.set_faults(&faults);
         let mut sync = self.options.sync.clone();
+        sync.budget = served.budget.map_or(sync.budget, |budget| budget.min(sync.budget));
         match wrong {
             Some(Wrong::Invocation(number, disturbance)) => {
                 sync.disturbance = Some((*number, disturbance.clone()));
@@ -553,13 +581,11 @@ impl Verify<'_> {
         sync.echo &= served.is_told;
         let outcome = airdrop.sync(&sync, &worker, &mut |_| {});
         if self.stop.lock().stopped {
-            return Err(Error::Invalid {
-                what: "to go on".to_owned(),
-                reason: "this program was told to end".to_owned(),
-            });
+            return Err(Error::Unverified { reason: "this program was told to end".to_owned() });
         }
-        if let Some(error @ (Error::Start { .. } | Error::Io { .. } | Error::Invalid { .. })) =
-            outcome.failure
+        if let Some(
+            error @ (Error::Start { .. } | Error::Io { .. } | Error::Invalid { .. } | Error::InUse { .. }),
+        ) = outcome.failure
         {
             return Err(error);
         }
@@ -646,7 +672,8 @@ impl Verify<'_> {
             copy(&clean.snapshot, &dir)?;
         }
         // One address for both syncs: what is left of the first one may name it.
-        let served = self.serve(&dir, &name, true)?;
+        let mut served = self.serve(&dir, &name, true)?;
+        served.budget = Some(clean.longest() * CASE_TIMES + CASE_MORE);
         if case.which == Which::Next && !is_copied {
             // What a function remembers is not ours to copy.
             self.sync(&served, Which::First, None)?;
@@ -723,10 +750,9 @@ fn matching(source: &SourceOptions) -> Matching {
 }
 
 fn never_asked() -> Error {
-    Error::Invalid {
-        what: "a worker that never asks the source that --source names".to_owned(),
+    Error::Unverified {
         reason: format!(
-            "tell it the address by {SOURCE_PLACE} in its words, in --env NAME=VALUE or in --connection-data"
+            "the worker never asks the source that --source names: tell it the address by {SOURCE_PLACE} in its words, in --env NAME=VALUE or in --connection-data"
         ),
     }
 }

@@ -101,7 +101,8 @@ pub(crate) struct Verify {
     /// How late a slow answer is
     #[arg(long, value_name = "TIME", default_value = "3s", value_parser = humantime::parse_duration)]
     slow: Duration,
-    /// How long an invocation may take before it is killed
+    /// How long an invocation may take before it is killed; in a case, never longer than ten times what it takes in a clean
+    /// sync, and two minutes
     #[arg(long, value_name = "TIME", default_value = "13m", value_parser = humantime::parse_duration)]
     invocation_budget: Duration,
     /// Refuse what only looks wrong
@@ -155,6 +156,14 @@ impl Verify {
             options.observer = Some(CallObserver(Arc::new(tell_call)));
         }
         options.only.clone_from(&self.only);
+        if let Some(path) = &self.html {
+            // An earlier report is left alone until there is another.
+            std::fs::File::options()
+                .append(true)
+                .create(true)
+                .open(path)
+                .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+        }
         let stop = StopAll::default();
         let stopper = stop.clone();
         end_with_signals(move || stopper.stop(), "begin again, or run one case with --case")?;

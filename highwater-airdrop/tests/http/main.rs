@@ -1,6 +1,7 @@
 //! The program over HTTP, with the synthetic worker and with workers of the tests' own.
 
 mod audit;
+mod bad;
 mod faults;
 mod naive;
 #[path = "../../../tests/support/served.rs"]
