@@ -87,27 +87,32 @@ fn what_is_read_at_open_and_is_not_durable_is_found() {
     assert!(report.failure.unwrap().violation.what.contains("taken back by a power failure"));
 }
 
-/// Explores with a rule about uploads taken away from those of one kind.
-fn broken_of(uploads: Uploads, rule: Safeguard) -> Report {
-    broken(&Explore::new().without_rule_of(uploads, rule), &format!("{rule:?} of {uploads:?}"))
+/// Explores with a rule about uploads taken away from those of one kind, and asserts that it finds what follows from it.
+fn broken_of(uploads: Uploads, rule: Safeguard, found: Broken) {
+    let report = broken(&Explore::new().without_rule_of(uploads, rule), &format!("{rule:?} of {uploads:?}"));
+    assert_eq!(kind(&report), found, "{rule:?} of {uploads:?}: {report}");
 }
 
 #[test]
 fn a_rule_taken_from_batches_alone_is_missed() {
-    for rule in [
-        Safeguard::CommitBeforeConfirm,
-        Safeguard::AnnounceConfirmed,
-        Safeguard::OutboxUntilAnnounced,
-        Safeguard::IdKeptInDoubt,
+    for (rule, found) in [
+        (Safeguard::CommitBeforeConfirm, Broken::Unconfirmed),
+        (Safeguard::AnnounceConfirmed, Broken::Unconfirmed),
+        (Safeguard::OutboxUntilAnnounced, Broken::Lost),
+        (Safeguard::IdKeptInDoubt, Broken::Unconfirmed),
     ] {
-        broken_of(Uploads::Batches, rule);
+        broken_of(Uploads::Batches, rule, found);
     }
 }
 
 #[test]
 fn a_rule_taken_from_attachments_alone_is_missed() {
-    for rule in [Safeguard::CommitBeforeConfirm, Safeguard::AnnounceConfirmed] {
-        broken_of(Uploads::Attachments, rule);
+    for (rule, found) in [
+        (Safeguard::CommitBeforeConfirm, Broken::Unconfirmed),
+        (Safeguard::AnnounceConfirmed, Broken::Unconfirmed),
+        (Safeguard::OutboxUntilAnnounced, Broken::Lost),
+    ] {
+        broken_of(Uploads::Attachments, rule, found);
     }
 }
 

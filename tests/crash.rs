@@ -53,6 +53,7 @@ const FAULTS: &[&str] = &[
     "event/early",
     "event/ids-reused",
     "event/late",
+    "event/late-deletion",
     "event/newer-names",
     "event/of-abandoned-run",
     "event/without-ids",

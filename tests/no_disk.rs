@@ -1,7 +1,7 @@
 //! The promise without a disk: a worker that finds nothing, or a stale disk, goes on from the checkpoint that the platform
 //! keeps, and every staged record is announced exactly once all the same.
 
-use highwater::testing::{Broken, Explore, Safeguard, SimSource};
+use highwater::testing::{Broken, Explore, Safeguard, SimSource, Uploads};
 
 fn states() -> u64 {
     std::env::var("HIGHWATER_EXPLORE_NO_DISK_STATES")
@@ -17,6 +17,7 @@ fn every_record_is_announced_exactly_once_without_a_disk() {
     for fault in [
         "disk/stale",
         "event/continue-after-kill",
+        "event/late-deletion",
         "event/without-ids",
         "load-state/408-before",
         "load-state/500-before",
@@ -25,6 +26,7 @@ fn every_record_is_announced_exactly_once_without_a_disk() {
         "load-state/refused-400",
         "load-state/truncated",
         "message/units-inline",
+        "platform/id-repeated",
         "platform/scope",
         "save-state/408-after",
         "save-state/408-before",
@@ -48,21 +50,33 @@ fn every_record_is_announced_exactly_once_without_a_disk() {
 }
 
 fn broken_without(rule: Safeguard, kind: Broken) {
-    let explore = Explore::new().without_disk().states(6_000).without_rule(rule);
+    broken(&Explore::new().without_rule(rule), &format!("{rule:?}"), kind);
+}
+
+fn broken(explore: &Explore, what: &str, kind: Broken) {
+    let explore = explore.clone().without_disk().states(6_000);
     let report = explore.run(SimSource::new);
-    let failure = report.failure.as_ref().unwrap_or_else(|| panic!("nobody noticed: {rule:?}\n{report}"));
+    let failure = report.failure.as_ref().unwrap_or_else(|| panic!("nobody noticed: {what}\n{report}"));
     // The shortest schedule is a real one: it fails again, in the same way.
     let again = explore.replay(&failure.schedule.to_string(), SimSource::new).unwrap();
     let replayed =
         again.failure.unwrap_or_else(|| panic!("the replay of a failing schedule fails\n{report}"));
     assert_eq!(replayed.violation.kind, failure.violation.kind, "{report}");
-    println!("{rule:?}: {report}");
+    println!("{what}: {report}");
     assert_eq!(failure.violation.kind, kind, "{report}");
 }
 
 #[test]
 fn confirming_before_the_save_is_found() {
     broken_without(Safeguard::ConfirmAfterSave, Broken::Unconfirmed);
+}
+
+#[test]
+fn confirming_batches_or_attachments_alone_before_the_save_is_found() {
+    for uploads in [Uploads::Batches, Uploads::Attachments] {
+        let explore = Explore::new().without_rule_of(uploads, Safeguard::ConfirmAfterSave);
+        broken(&explore, &format!("ConfirmAfterSave of {uploads:?}"), Broken::Unconfirmed);
+    }
 }
 
 #[test]

@@ -233,6 +233,9 @@ struct FieldWalk<'a, 'c> {
 
 /// The greatest whole number up to which all are exact as floats, JavaScript's only numbers.
 const EXACT_INT_MAX: u128 = 1 << 53;
+const TWO_TO_63: f64 = 9_223_372_036_854_775_808.0;
+
+const OVER_64_BITS: &str = "does not fit 64 bits with a sign, which most readers use";
 
 /// A value that is no array and no object.
 #[derive(Clone, Copy)]
@@ -295,6 +298,10 @@ impl FieldWalk<'_, '_> {
             | (Kind::Any, _)
             | (Kind::Float(Range { min: None, max: None }), Scalar::Int(_) | Scalar::Float(_)) => {}
             (Kind::Int(range), Scalar::Int(value)) => self.int(range, value),
+            // How whole numbers beyond 64 bits come out of JSON, and all that are this large are whole.
+            (Kind::Int(range), Scalar::Float(value)) if value.abs() >= TWO_TO_63 => {
+                self.huge_int(range, value);
+            }
             #[expect(clippy::cast_precision_loss, reason = "bounds of a float are floats")]
             (Kind::Float(range), Scalar::Int(value)) => self.bounds(range, value as f64, &value.to_string()),
             (Kind::Float(range), Scalar::Float(value)) => self.bounds(range, value, &value.to_string()),
@@ -333,15 +340,29 @@ impl FieldWalk<'_, '_> {
         if !range.contains(value) {
             return self.bounds(range, value, &value.to_string());
         }
-        let why = if i64::try_from(value).is_err() {
-            "does not fit 64 bits with a sign, which most readers use"
+        if i64::try_from(value).is_err() {
+            self.imprecise(&format!("the number {value} {OVER_64_BITS}"));
         } else if value.unsigned_abs() > EXACT_INT_MAX {
-            "is over 2^53, where JavaScript rounds"
+            self.imprecise(&format!("the number {value} is over 2^53, where JavaScript rounds"));
+        }
+    }
+
+    /// A whole number beyond 64 bits, of which only the float next to it is known: its digits are not shown.
+    fn huge_int(self, range: &Range<i128>, value: f64) {
+        let shown = format!("of about {value:e}");
+        // Saturates: a number beyond every bound is beyond them still.
+        #[expect(clippy::cast_possible_truncation, reason = "saturates")]
+        let whole = value as i128;
+        if range.contains(whole) {
+            self.imprecise(&format!("a whole number {shown} {OVER_64_BITS}"));
         } else {
-            return;
-        };
+            self.bounds(range, whole, &shown);
+        }
+    }
+
+    fn imprecise(self, message: &str) {
         let expected = "declare the field as text, and write it in quotes, if every digit counts";
-        self.cx.walk.sink.warning(self.at, Rule::Precision, format!("the number {value} {why}"), expected);
+        self.cx.walk.sink.warning(self.at, Rule::Precision, message.to_owned(), expected);
     }
 
     fn bounds<T: PartialOrd + Copy + fmt::Display>(self, range: &Range<T>, value: T, shown: &str) {
@@ -375,11 +396,6 @@ impl FieldWalk<'_, '_> {
         let kind = &self.field.kind;
         let message = format!("{}, and this is {}", wanted(kind), shown(found));
         let expected = suggestion(kind, found).unwrap_or_else(|| match (kind, found) {
-            (Kind::Int(_), Value::Number(number))
-                if number.as_f64().is_some_and(|number| number.abs() >= 9e18) =>
-            {
-                "it does not fit 64 bits: declare the field as text".to_owned()
-            }
             (Kind::Int(_), Value::Number(_)) => "round it, or declare the field as float".to_owned(),
             (Kind::Enum(values), _) => meant_or_one_of("", "keys", values.keys()),
             (Kind::TypedReference(targets), _) => {

@@ -239,13 +239,13 @@ impl<'v> Reader<'v, '_> {
         own_states: Option<&'v Map<String, Value>>,
     ) {
         const DEFAULTS: [&str; 3] = ["open", "in_progress", "closed"];
-        let Some(state) = self.string(at, stage, "state") else { return };
+        let Some(named) = self.string(at, stage, "state") else { return };
         let declared = own_states.into_iter().flat_map(|declared| declared.keys().map(String::as_str));
         let known: Vec<&str> = declared.chain(DEFAULTS).collect();
-        if !known.contains(&state) {
+        if !known.contains(&named) {
             let message =
-                format!("the state {} is not declared under states, nor one of the defaults", quoted(state));
-            let expected = meant_or_one_of(state, "states", known);
+                format!("the state {} is not declared under states, nor one of the defaults", quoted(named));
+            let expected = meant_or_one_of(named, "states", known);
             self.sink.error(&at.key("state"), Rule::StageDiagram, message, expected);
         }
     }

@@ -37,7 +37,8 @@ pub(crate) struct Inner {
 }
 
 impl Inner {
-    /// Whether a rule is taken away, for a negative control. Nobody can without the `testing` feature.
+    /// Whether a rule is taken away, for a negative control. Without the feature `testing` none can be: this is `false` when
+    /// it is compiled, and what stands behind it is left out.
     pub(crate) fn breaks(&self, rule: Safeguard) -> bool {
         self.settings.breaks(rule)
     }
@@ -48,6 +49,8 @@ pub(super) struct Settings {
     pub(super) batch_items: u32,
     pub(super) level: Level,
     pub(super) overlap: Duration,
+    /// The rule that is taken away, for a negative control.
+    #[cfg(feature = "testing")]
     pub(super) broken: Option<Safeguard>,
     /// Other tables of what uploads do, for a negative control.
     #[cfg(feature = "testing")]
@@ -55,8 +58,15 @@ pub(super) struct Settings {
 }
 
 impl Settings {
+    #[cfg(feature = "testing")]
     fn breaks(&self, rule: Safeguard) -> bool {
-        cfg!(feature = "testing") && self.broken == Some(rule)
+        self.broken == Some(rule)
+    }
+
+    #[cfg(not(feature = "testing"))]
+    #[allow(clippy::unused_self, reason = "a control takes a rule away")]
+    const fn breaks(&self, _: Safeguard) -> bool {
+        false
     }
 
     fn syncs(&self) -> Syncs {
@@ -199,6 +209,7 @@ impl Store {
                 batch_items: BATCH_ITEMS,
                 level: Level::default(),
                 overlap: Duration::ZERO,
+                #[cfg(feature = "testing")]
                 broken: None,
                 #[cfg(feature = "testing")]
                 transfer_tables: crate::transfer::Tables { batches: None, attachments: None },

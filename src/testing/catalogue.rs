@@ -155,7 +155,6 @@ fn set_up(turn: usize, has_disk: bool, rng: &mut fastrand::Rng) -> Vec<Act> {
     let first = if has_disk {
         all.extend([
             vec![Act::StoreReplaced { changes: rng.usize(3..90) }],
-            // Without a disk no checkpoint names the ids of what is announced.
             same_ids(rng),
             vec![Act::ReuseIds { event: 2 }],
             more_faults(Call::Message, 0),
@@ -173,6 +172,7 @@ fn set_up(turn: usize, has_disk: bool, rng: &mut fastrand::Rng) -> Vec<Act> {
             with(&[Setting::SdkState]),
             more_faults(Call::LoadState, 1),
             more_faults(Call::SaveState, 1),
+            same_ids(rng),
             [2, 5, 11]
                 .iter()
                 .flat_map(|number| state(Call::LoadState, *number, CallFault::Truncated))
@@ -185,7 +185,7 @@ fn set_up(turn: usize, has_disk: bool, rng: &mut fastrand::Rng) -> Vec<Act> {
             state(Call::LoadState, rng.u64(2..30), CallFault::Stale),
             vec![Act::SecondWorker { changes: rng.usize(3..90) }],
         ]);
-        8
+        7
     };
     let at = turn.checked_sub(first).map(|at| at % all.len());
     at.map(|at| all.swap_remove(at)).unwrap_or_default()

@@ -89,6 +89,9 @@ impl Outside {
         if let Some(again) = self.delivered_again(number) {
             return Some(again);
         }
+        if let Some(late) = self.late_deletion() {
+            return Some(late);
+        }
         let goes_on = ["PROGRESS", "DELAY"].iter().any(|end| answer.event_type.ends_with(end));
         if goes_on && acts.iter().any(|act| matches!(act, Act::GiveUp { event } if *event == number)) {
             self.count("run/given-up");
@@ -133,6 +136,24 @@ impl Outside {
             }
         }
         None
+    }
+
+    /// An event that asked for a deletion, delivered again amid the run that followed, once.
+    fn late_deletion(&mut self) -> Option<SentEvent> {
+        let current = self.sent.iter().rfind(|event| !event.stray)?;
+        // Without ids it would be a new one.
+        if self.is(Setting::NoIds) || !current.event_type.starts_with("EXTRACTION_DATA") {
+            return None;
+        }
+        let delivered_again = |deletion: &SentEvent| {
+            self.sent.iter().any(|event| event.stray && event.request == deletion.request)
+        };
+        let comes_late = |event: &&Arc<SentEvent>| {
+            event.event_type.ends_with("_DELETE") && event.run != current.run && !delivered_again(event)
+        };
+        let deletion = SentEvent { stray: true, ..SentEvent::clone(self.sent.iter().find(comes_late)?) };
+        self.count("event/late-deletion");
+        Some(deletion)
     }
 
     /// One more event of a run that the platform gave up, once.

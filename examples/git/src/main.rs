@@ -73,6 +73,9 @@ enum Action {
         /// with `--features http`
         #[arg(long)]
         http: bool,
+        /// The state is kept with the platform, in checkpoints: DIR may be another one, or empty, in each invocation
+        #[arg(long, requires = "http")]
+        checkpoints: bool,
     },
 }
 
@@ -117,7 +120,7 @@ impl Common {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Action::Sync { common } => sync(&common),
-        Action::Invoke { common, event, http } => invoke(&common, &event, http),
+        Action::Invoke { common, event, http, checkpoints } => invoke(&common, &event, http, checkpoints),
     };
     finish(done.map(|()| ExitCode::SUCCESS))
 }
@@ -129,6 +132,7 @@ fn answer(
     airdrop: &dyn Platform,
     bar: &ProgressBar,
     event: &Event,
+    checkpoints: bool,
 ) -> Result<Outcome, Failure> {
     let patience = common.budget.map_or(PATIENCE, |budget| budget.min(PATIENCE));
     let store = Store::options()
@@ -141,6 +145,9 @@ fn answer(
     let mut serve = Serve::new();
     if let Some(budget) = common.budget {
         serve = serve.budget(budget).hard_limit(budget.saturating_add(HAND_OVER));
+    }
+    if checkpoints {
+        serve = serve.checkpoints();
     }
     let outcome = serve.serve(&store, airdrop, &mut extractor, event)?;
     if let Some(watermark) = outcome.ignored_watermark {
@@ -157,12 +164,12 @@ fn answer(
     Ok(outcome)
 }
 
-fn invoke(common: &Common, event: &Path, http: bool) -> Result<(), Failure> {
+fn invoke(common: &Common, event: &Path, http: bool, checkpoints: bool) -> Result<(), Failure> {
     let event = read_event(event)?;
     let repository = Repository::open(&common.repo)?;
     let airdrop: Box<dyn Platform> =
         if http { over_http(&common.out, &event)? } else { Box::new(Local::open(&common.out)?) };
-    let outcome = answer(common, &repository, airdrop.as_ref(), &ProgressBar::hidden(), &event)?;
+    let outcome = answer(common, &repository, airdrop.as_ref(), &ProgressBar::hidden(), &event, checkpoints)?;
     went_well(&outcome)?;
     outcome.message.map_or(Ok(()), |message| print(&format!("{message}\n")))
 }
@@ -201,7 +208,7 @@ fn sync(common: &Common) -> Result<(), Failure> {
     let report = airdrop.sync(
         &settings,
         &clock,
-        |event| answer(common, &repository, &airdrop, &bar, &Event::from_json(event)?).map(|_| ()),
+        |event| answer(common, &repository, &airdrop, &bar, &Event::from_json(event)?, false).map(|_| ()),
         |step| match step {
             SyncStep::Waiting(event) => bar.set_message(format!("waiting {:.0?}", event.wait)),
             SyncStep::Sending(event) => {
