@@ -180,7 +180,7 @@ fn event(event_type: &str, number: u64) -> Event {
 /// Serves a phase to its end.
 fn phase(store: &Store, sink: &Sink, source: &mut Source, phase: &str, requests: &RefCell<u64>) {
     let hour = Duration::from_secs(3_600);
-    let serve = Serve::new().inline(7).streams(STREAMS).budget(hour).hard_limit(2 * hour);
+    let serve = Serve::new().inline(7).attachments_at_once(STREAMS).budget(hour).hard_limit(2 * hour);
     let mut step = "START";
     loop {
         *requests.borrow_mut() += 1;

@@ -12,8 +12,9 @@ use crate::model::{MESSAGE_BYTES_SOFT, Phase, RunId, Safeguard};
 use crate::record::FindingCounts;
 use crate::store::{AttachmentCounts, MessageKind, Run, Sealing, StoredMessage, message_key_text};
 
-use super::delivery::{Delivery, Halt, entry};
+use super::delivery::{Delivery, Halt};
 use super::event::Spelling;
+use super::in_flight::entry;
 use super::invocation::{Ending, Invocation, Stop};
 use super::keeper::Keeper;
 use super::message::{

@@ -6,8 +6,8 @@
 //!   change (gone, denied, empty, too large) is given up at once.
 //! - A failure of the platform counts against the attachment only if another got through in this invocation; if none
 //!   does, it is the platform's, and the phase ends with an error that gives nothing up.
-//! - A source that asks to be left alone ends the phase with a delay: the longest that any stream was asked for.
-//! - After the soft deadline no stream begins but the first: it always does, however long the invocation waited before,
+//! - A source that asks to be left alone ends the phase with a delay: the longest that was asked for.
+//! - After the soft deadline no attachment is begun but the first: it always does, however long the invocation waited before,
 //!   and however long it took to have the queue ready. One that runs is aborted before the hard one; that counts
 //!   against it only if it had most of the invocation.
 
@@ -19,19 +19,21 @@ use tracing::info;
 use crate::artifact::decompress;
 use crate::clock::Clock;
 use crate::error::{ErrorKind, Result, chain};
-use crate::model::{BATCH_BYTES_MAX, Phase};
+use crate::model::{ArtifactId, BATCH_BYTES_MAX, Phase};
 use crate::store::{Pending, Run, UNSETTLED_MAX};
 
 use super::answer::{MessageDetails, Outcome};
-use super::body::{Failure, Flaw, stream};
+use super::attempt::{Attempt, AttemptResult, attempt};
+use super::body::{Failure, Flaw, upload_attachment};
 use super::context::Context;
-use super::delivery::{Attempt, Delivery, Done, Halt, POLL, UploadNo, attempt};
+use super::delivery::{Delivery, Halt, POLL};
 use super::event::Event;
 use super::extractor::{AttachmentError, Extractor, caught};
+use super::in_flight::UploadNo;
 use super::invocation::{Ending, Invocation, Stop};
 use super::keeper::Keeper;
 use super::lanes::Lanes;
-use super::platform::PlatformError;
+use super::platform::{Fate, PlatformError};
 use super::retry::TRIES;
 
 /// Refusals and failures of the platform, one after the other, from which on it is not about the attachments.
@@ -53,20 +55,20 @@ impl Invocation<'_> {
             return self.conclude(run, keeper, Phase::Attachments, delivery, Err(stop), details);
         }
         let (abort_at, hard) = (self.abort_at(), self.hard_at());
-        let streams_max = self.settings.streams;
+        let at_once = self.settings.attachments_at_once;
         let settings = QueueSettings {
-            streams_max,
+            at_once,
             tries_max: self.settings.attachment_tries,
             soft: context.soft_at,
             abort_at,
             hard,
         };
-        let streamed = |attachment: &_| {
+        let upload = |attachment: &_| {
             let open = || caught(|| extractor.open_attachment(context, attachment));
-            stream(attachment, open, self.platform, self.clock, abort_at)
+            upload_attachment(attachment, open, self.platform, self.clock, abort_at)
         };
-        let attempt = |call: &Attempt| attempt(self.platform, Some(&streamed), call);
-        let work_off = |lanes: Lanes<'_, Attempt, Done>| {
+        let attempt = |call: &Attempt| attempt(self.platform, Some(&upload), call);
+        let work_off = |lanes: Lanes<'_, Attempt, AttemptResult>| {
             let mut delivery = delivery.in_lanes(lanes);
             let worked = Queue::new(self.event, run, self.clock, &mut delivery, settings).work_off();
             delivery.leave_attachments();
@@ -75,12 +77,12 @@ impl Invocation<'_> {
         match self.settings.inline_seed {
             Some(seed) => work_off(Lanes::inline(&attempt, seed)),
             None => std::thread::scope(|scope| {
-                work_off(Lanes::pool(scope, &attempt, self.settings.lanes + streams_max))
+                work_off(Lanes::pool(scope, &attempt, self.settings.lanes + at_once))
             }),
         }
     }
 
-    /// Elapsed time from which on no stream is read any further: what is left after it is for the last batch, the confirms
+    /// Elapsed time from which on no attachment is read any further: what is left after it is for the last batch, the confirms
     /// and the message.
     fn abort_at(&self) -> Duration {
         self.soft_at() + self.hard_at().saturating_sub(self.soft_at()).mul_f64(0.75)
@@ -104,12 +106,9 @@ impl Invocation<'_> {
                     format!("artifact {artifact}, which names attachments of {unit}, cannot be read back");
                 Stop::failed(&format!("{what}: {reason}"))
             };
-            let member = self
-                .attempt(|| self.platform.download(&artifact))
+            let lines = self
+                .attempt(|| self.lines_of(&artifact))
                 .map_err(|gave_up| unreadable(&gave_up.to_string()))?;
-            let mut lines = Vec::new();
-            decompress(&member, 2 * BATCH_BYTES_MAX, &mut lines)
-                .map_err(|error| unreadable(&error.to_string()))?;
             context.run.load_file(seq, &lines, |place, at, line| inherited.judge(place, at, line)).map_err(
                 |error| match error.kind() {
                     ErrorKind::Invalid => unreadable(&chain(&error)),
@@ -120,12 +119,25 @@ impl Invocation<'_> {
         context.run.queue_rebuilt()?;
         Ok(())
     }
+
+    /// The lines of an artifact, fetched once. Where a connection may end before the body does, a cut artifact looks like a
+    /// whole one until it is decompressed.
+    fn lines_of(&self, artifact: &ArtifactId) -> Result<Vec<u8>, PlatformError> {
+        let member = self.platform.download(artifact)?;
+        let mut lines = Vec::new();
+        decompress(&member, 2 * BATCH_BYTES_MAX, &mut lines).map_err(|error| PlatformError::Retry {
+            fate: Fate::NotApplied,
+            after: None,
+            reason: format!("what was downloaded is no whole gzip member: {error}"),
+        })?;
+        Ok(lines)
+    }
 }
 
 struct QueueSettings {
-    streams_max: usize,
+    at_once: usize,
     tries_max: u32,
-    /// Elapsed times: after which no stream begins but the first, no stream at all, and no retry of a call.
+    /// Elapsed times: after which no attachment is begun but the first, none at all, and no call is tried again.
     soft: Duration,
     abort_at: Duration,
     hard: Duration,
@@ -211,7 +223,7 @@ impl<'q, 'a> Queue<'q, 'a> {
         }
     }
 
-    /// Begins what may begin. Says whether no stream may.
+    /// Begins what may begin. Says whether no attachment may.
     fn begin(&mut self) -> Result<bool> {
         self.delivery.step()?;
         let stopped = self.is_stopped();
@@ -229,9 +241,9 @@ impl<'q, 'a> Queue<'q, 'a> {
     fn take_in(&mut self) -> Result<bool> {
         let in_flight = self.delivery.attachments_in_flight() > 0;
         self.delivery.gather(if in_flight { POLL } else { Duration::ZERO });
-        let streamed = self.delivery.take_streamed();
-        let any = in_flight || !streamed.is_empty();
-        for (number, result) in streamed {
+        let attempted = self.delivery.take_attempted();
+        let any = in_flight || !attempted.is_empty();
+        for (number, result) in attempted {
             match result {
                 Ok(()) => {
                     self.uploaded_any = true;
@@ -262,7 +274,7 @@ impl<'q, 'a> Queue<'q, 'a> {
         (!more && !self.is_full() && !wait.is_zero()).then_some(wait)
     }
 
-    /// Whether no stream may begin.
+    /// Whether no attachment may begin.
     fn is_stopped(&self) -> bool {
         self.is_full()
             || self.trouble.is_some()
@@ -278,7 +290,7 @@ impl<'q, 'a> Queue<'q, 'a> {
         self.delivery.message_full() || self.delivery.left_over()
     }
 
-    /// Whether the soft deadline is over, for all but the first stream.
+    /// Whether the soft deadline is over, for all but the first attachment.
     fn is_late(&self) -> bool {
         self.begun_any && self.clock.elapsed() >= self.settings.soft
     }
@@ -287,7 +299,7 @@ impl<'q, 'a> Queue<'q, 'a> {
     fn take_up(&mut self) -> Result<()> {
         let mut ready = self.delivery.attachments_ready();
         let mut begun = self.delivery.attachments();
-        while ready < self.settings.streams_max && begun < UNSETTLED_MAX {
+        while ready < self.settings.at_once && begun < UNSETTLED_MAX {
             if self.upcoming.is_empty() {
                 self.upcoming.extend(self.run.pending(self.next)?);
             }
@@ -304,7 +316,7 @@ impl<'q, 'a> Queue<'q, 'a> {
     /// When the next thing that waits is due; none if nothing waits that may still begin.
     fn next_ready(&self, stopped: bool) -> Option<Duration> {
         let ready_at = self.delivery.next_attachment_call(!stopped)?;
-        // The soft deadline is a reason to look again, once a stream was begun.
+        // The soft deadline is a reason to look again, once an attachment was begun.
         Some(if stopped || !self.begun_any { ready_at } else { ready_at.min(self.settings.soft) })
     }
 

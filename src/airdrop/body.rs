@@ -75,7 +75,7 @@ impl fmt::Display for Flaw {
 }
 
 /// Opens an attachment and streams it to the platform. From `abort_at` on, elapsed time, it is read no further.
-pub(crate) fn stream(
+pub(crate) fn upload_attachment(
     attachment: &Attachment,
     open: impl FnOnce() -> Result<AttachmentBody, AttachmentError>,
     platform: &dyn Platform,

@@ -21,6 +21,7 @@ use serde_json::{Map, Value, json};
 use ureq::http::{HeaderValue, Response, Uri};
 use ureq::{Agent, SendBody};
 
+use crate::airdrop::document::lossy_value;
 use crate::airdrop::event::{Event, Secret, wrong};
 use crate::airdrop::message::LIBRARY_VERSION;
 use crate::airdrop::platform::{Body, Fate, Platform, PlatformError, SealedMessage, Upload, WorkerState};
@@ -259,6 +260,7 @@ impl Client {
             ureq::Error::Protocol(error) => format!("the answer is not HTTP: {error}"),
             ureq::Error::Tls(_) | ureq::Error::Rustls(_) => format!("no secure connection: {error}"),
             ureq::Error::LargeResponseHeader(..) => "the answer's header is too large".to_owned(),
+            ureq::Error::ConnectProxyFailed(_) => "the proxy made no connection".to_owned(),
             ureq::Error::TooManyRedirects | ureq::Error::RedirectFailed => "too many redirects".to_owned(),
             // The others may quote a URL.
             _ => "the request cannot be made".to_owned(),
@@ -298,7 +300,9 @@ impl Client {
         if text.len() as u64 > bytes_max {
             return Err(malformed(step, &format!("at most {bytes_max} bytes")));
         }
-        serde_json::from_slice(&text).map_err(|_| malformed(step, "JSON"))
+        // Half a character in somebody else's text is no reason to know nothing of the rest.
+        let text = String::from_utf8(text).map_err(|_| malformed(step, "JSON"))?;
+        lossy_value(&text).map_err(|_| malformed(step, "JSON"))
     }
 
     /// What somebody else said, fit to be shown: cut, on one line, without secrets and without URLs.
@@ -375,8 +379,8 @@ impl Platform for Client {
             response => response?,
         };
         let mut answer = self.json(step, response, STATE_ANSWER_BYTES_MAX)?;
-        // Taken for an empty one it would start the sync unit over.
-        if !answer.is_object() {
+        // Taken for an empty one it would start the sync unit over: an error page, say, that came with 200.
+        if answer.get("state").or(answer.get("objects")).is_none() {
             return Err(malformed(step, "an object with a state"));
         }
         let mut text = |name: &str| match answer.get_mut(name).map(Value::take) {

@@ -13,27 +13,26 @@
 //!   the lines that name them.
 //!
 //! What it means that the source failed is not decided here: such an upload is handed to the caller of
-//! [`Delivery::take_streamed`].
+//! [`Delivery::take_attempted`].
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde_json::{Map, Value, json};
 use tracing::{debug, info, warn};
 
-use crate::artifact;
 use crate::clock::Clock;
 use crate::error::{Error, Result, chain};
-use crate::model::{ArtifactId, CHECKPOINT_BYTES_SOFT, MESSAGE_BYTES_SOFT};
-use crate::record::{Attachment, Record};
-use crate::store::{BatchInfo, Pending, Run, Settling, UnsettledBatch};
+use crate::model::{ArtifactId, CHECKPOINT_BYTES_SOFT};
+use crate::record::Attachment;
+use crate::store::{Pending, Run, Settling, UnsettledBatch};
 use crate::transfer::{Event, Rules, State, ToDo, Why};
 
+use super::attempt::{Attempt, AttemptResult, Call};
 use super::body::Failure;
+use super::in_flight::{InFlight, MessageSize, UploadNo, What, entry, line, name};
 use super::keeper::Keeper;
-use super::lanes::{Lanes, guarded};
-use super::message::ArtifactEntry;
-use super::platform::{Body, Fate, Platform, PlatformError, Upload};
+use super::lanes::Lanes;
+use super::platform::{Fate, PlatformError};
 use super::retry::{TRIES, back_off, millis};
 
 /// Uploads, and time, after which a checkpoint is to be saved.
@@ -46,55 +45,6 @@ pub(crate) const POLL: Duration = Duration::from_millis(50);
 const UNJUDGED: Duration = Duration::MAX;
 /// The item type of the lines that say which attachments were uploaded.
 const LINES: &str = "ssor_attachment";
-
-/// Names an upload: a batch by its seq, an attachment by its number in the queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum UploadNo {
-    Batch(u64),
-    Attachment(u64),
-}
-
-/// One attempt at a call, to be made in a lane.
-pub(crate) struct Attempt {
-    no: UploadNo,
-    call: Call,
-}
-
-enum Call {
-    Batch { file_name: String, bytes: Vec<u8> },
-    Attachment(Attachment),
-    Confirm(ArtifactId),
-}
-
-/// What came of an attempt.
-pub(crate) struct Done {
-    no: UploadNo,
-    /// The new artifact of an upload; nothing of a confirm.
-    result: Result<Option<ArtifactId>, Failure>,
-}
-
-/// Opens an attachment and streams it to the platform: one attempt.
-pub(crate) type Stream<'a> = dyn Fn(&Attachment) -> Result<ArtifactId, Failure> + Sync + 'a;
-
-/// Makes one attempt; attachments are streamed by `stream`.
-pub(crate) fn attempt(platform: &dyn Platform, stream: Option<&Stream<'_>>, attempt: &Attempt) -> Done {
-    let result = match (&attempt.call, stream) {
-        (Call::Batch { file_name, bytes }, _) => guarded(|| {
-            let body = Body::Batch(bytes);
-            platform.upload(Upload { file_name, content_type: artifact::CONTENT_TYPE, body }).map(Some)
-        })
-        .map_err(Failure::Platform),
-        (Call::Confirm(artifact), _) => {
-            guarded(|| platform.confirm(artifact).map(|()| None)).map_err(Failure::Platform)
-        }
-        (Call::Attachment(attachment), Some(stream)) => stream(attachment).map(Some),
-        (Call::Attachment(attachment), None) => Err(Failure::Final(format!(
-            "attachment {} is streamed in the attachments phase only",
-            attachment.id
-        ))),
-    };
-    Done { no: attempt.no, result }
-}
 
 /// Why nothing more is uploaded in this invocation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,34 +70,6 @@ pub(crate) struct DeliverySettings {
     pub(crate) artifacts_max: Option<u64>,
 }
 
-/// An upload that is on its way.
-pub(crate) struct InFlight {
-    pub(crate) what: What,
-    rules: Rules,
-    state: State,
-    /// The id under which the platform has it, or had it, last.
-    artifact: Option<ArtifactId>,
-    /// Attempts at its present call.
-    pub(crate) call_tries: u32,
-    ready_at: Duration,
-    pub(crate) begun_at: Duration,
-    /// An attempt is being made.
-    called: bool,
-    /// Bytes that are kept free for it in the message.
-    place: Option<usize>,
-    /// The line that will name an attachment.
-    line: Option<Record>,
-}
-
-pub(crate) enum What {
-    Batch(BatchInfo),
-    Attachment {
-        attachment: Attachment,
-        /// Failures that count against it, in all lives.
-        tries: u32,
-    },
-}
-
 /// A change that is to be stored.
 enum Change {
     Id,
@@ -168,41 +90,11 @@ struct Calls {
     in_flight: usize,
 }
 
-/// The message, were it sealed now with all that is confirmed or being confirmed.
-struct Message {
-    bytes: usize,
-    artifacts: u64,
-    artifacts_max: u64,
-    full: bool,
-}
-
-impl Message {
-    /// Keeps so many bytes free for an artifact, if there are.
-    fn take(&mut self, bytes: usize) -> Option<usize> {
-        if self.bytes + bytes > MESSAGE_BYTES_SOFT || self.artifacts >= self.artifacts_max {
-            self.full = true;
-            return None;
-        }
-        self.add(bytes);
-        Some(bytes)
-    }
-
-    fn add(&mut self, bytes: usize) {
-        self.bytes += bytes;
-        self.artifacts += 1;
-    }
-
-    fn give_back(&mut self, bytes: usize) {
-        self.bytes -= bytes;
-        self.artifacts -= 1;
-    }
-}
-
 /// What is on its way in one invocation.
 pub(crate) struct Delivery<'a> {
     run: &'a Run,
     clock: &'a dyn Clock,
-    lanes: Lanes<'a, Attempt, Done>,
+    lanes: Lanes<'a, Attempt, AttemptResult>,
     keeper: Option<&'a Keeper<'a>>,
     batch_rules: Rules,
     attachment_rules: Rules,
@@ -212,7 +104,7 @@ pub(crate) struct Delivery<'a> {
     uploads: BTreeMap<UploadNo, InFlight>,
     batches: Calls,
     attachments: Calls,
-    message: Message,
+    message: MessageSize,
     /// None of the attachments of this number or a higher one was begun.
     position: u64,
     /// When a checkpoint was last saved.
@@ -220,7 +112,7 @@ pub(crate) struct Delivery<'a> {
     /// What came to an end and is not stored.
     unstored: Vec<(UploadNo, Change)>,
     /// What came of attempts to upload attachments, and of what cannot be delivered, in that order.
-    streamed: Vec<(u64, Result<(), Failure>)>,
+    attempted: Vec<(u64, Result<(), Failure>)>,
     left_over: bool,
     halt: Option<Halt>,
 }
@@ -230,7 +122,7 @@ impl<'a> Delivery<'a> {
     pub(crate) fn new(
         run: &'a Run,
         clock: &'a dyn Clock,
-        lanes: Lanes<'a, Attempt, Done>,
+        lanes: Lanes<'a, Attempt, AttemptResult>,
         keeper: Option<&'a Keeper<'a>>,
         settings: &DeliverySettings,
     ) -> Result<Self> {
@@ -247,7 +139,7 @@ impl<'a> Delivery<'a> {
             uploads: BTreeMap::new(),
             batches: calls(settings.batches_at_once),
             attachments: calls(settings.attachments_at_once),
-            message: Message {
+            message: MessageSize {
                 bytes: settings.base_bytes,
                 artifacts: 0,
                 artifacts_max: settings.artifacts_max.unwrap_or(u64::MAX),
@@ -256,7 +148,7 @@ impl<'a> Delivery<'a> {
             position: 0,
             saved_at: clock.elapsed(),
             unstored: Vec::new(),
-            streamed: Vec::new(),
+            attempted: Vec::new(),
             left_over: false,
             halt: None,
         };
@@ -270,7 +162,7 @@ impl<'a> Delivery<'a> {
     }
 
     /// Makes its calls in these lanes from now on.
-    pub(crate) fn in_lanes<'b>(self, lanes: Lanes<'b, Attempt, Done>) -> Delivery<'b>
+    pub(crate) fn in_lanes<'b>(self, lanes: Lanes<'b, Attempt, AttemptResult>) -> Delivery<'b>
     where
         'a: 'b,
     {
@@ -495,7 +387,7 @@ impl<'a> Delivery<'a> {
         Ok(())
     }
 
-    /// Makes the calls about attachments that can be made now. Confirms go on when no stream may `begin`. Says whether a
+    /// Makes the calls about attachments that can be made now. Confirms go on when no attachment may `begin`. Says whether a
     /// call was made.
     pub(crate) fn start_attachments(&mut self, begin: bool) -> Result<bool> {
         let now = self.clock.elapsed();
@@ -519,7 +411,7 @@ impl<'a> Delivery<'a> {
                         Ok(line) => upload.line = Some(line),
                         Err(error) => {
                             upload.ready_at = UNJUDGED;
-                            self.streamed.push((number, Err(Failure::Final(chain(&error)))));
+                            self.attempted.push((number, Err(Failure::Final(chain(&error)))));
                             continue;
                         }
                     }
@@ -546,7 +438,7 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    fn take_in(&mut self, done: Done) {
+    fn take_in(&mut self, done: AttemptResult) {
         let no = done.no;
         // Otherwise it was left to the next invocation while the call was made.
         let Some(upload) = self.uploads.get_mut(&no) else { return };
@@ -561,7 +453,7 @@ impl<'a> Delivery<'a> {
                     (no, &upload.what)
                 {
                     debug!(attachment = attachment.id, artifact = artifact.as_str(), "attachment uploaded");
-                    self.streamed.push((number, Ok(())));
+                    self.attempted.push((number, Ok(())));
                 }
                 upload.artifact = Some(artifact);
                 self.happened(no, Event::Uploaded, "");
@@ -569,7 +461,7 @@ impl<'a> Delivery<'a> {
             (Ok(None), _) => self.happened(no, Event::Confirmed, ""),
             (Err(failure), UploadNo::Attachment(number)) if upload.is_staged() => {
                 upload.ready_at = UNJUDGED;
-                self.streamed.push((number, Err(failure)));
+                self.attempted.push((number, Err(failure)));
             }
             (Err(Failure::Platform(error)), _) => self.call_failed(no, error),
             (Err(failure), _) => self.stop(no, &failure.to_string()),
@@ -656,7 +548,7 @@ impl<'a> Delivery<'a> {
             (Why::RefusedInDoubt | Why::RefusedTwice, UploadNo::Attachment(number)) => {
                 let reason = format!("the confirm of artifact {artifact} was {said}; {why}");
                 upload.ready_at = UNJUDGED;
-                self.streamed.push((number, Err(Failure::Final(reason))));
+                self.attempted.push((number, Err(Failure::Final(reason))));
             }
         }
     }
@@ -830,8 +722,8 @@ impl<'a> Delivery<'a> {
 
     /// What came of attachments since this was asked last: that the platform took the bytes, or why it did not. None that
     /// failed is tried again unless one of the methods below says so.
-    pub(crate) fn take_streamed(&mut self) -> Vec<(u64, Result<(), Failure>)> {
-        std::mem::take(&mut self.streamed)
+    pub(crate) fn take_attempted(&mut self) -> Vec<(u64, Result<(), Failure>)> {
+        std::mem::take(&mut self.attempted)
     }
 
     /// An attachment that is on its way.
@@ -895,7 +787,7 @@ impl<'a> Delivery<'a> {
         self.of_attachments().map(|upload| upload.ready_at).min()
     }
 
-    /// As [`Delivery::next_attachment`], of those for which a call may be made if no stream may `begin`.
+    /// As [`Delivery::next_attachment`], of those for which a call may be made if no attachment may `begin`.
     pub(crate) fn next_attachment_call(&self, begin: bool) -> Option<Duration> {
         let may = |upload: &&InFlight| match upload.to_do() {
             ToDo::Upload => begin,
@@ -914,57 +806,4 @@ impl<'a> Delivery<'a> {
         self.uploads.retain(|no, _| matches!(no, UploadNo::Batch(_)));
         self.attachments.in_flight = 0;
     }
-}
-
-impl InFlight {
-    fn to_do(&self) -> ToDo {
-        self.rules.to_do(self.state)
-    }
-
-    fn begin(&mut self, now: Duration) {
-        self.called = true;
-        self.begun_at = now;
-        self.call_tries += 1;
-    }
-
-    /// The platform has no id for it that is stored.
-    fn is_staged(&self) -> bool {
-        matches!(self.state, State::Staged(_))
-    }
-}
-
-fn name(run: &Run, what: &What) -> String {
-    let unit = run.sync_unit();
-    match what {
-        What::Batch(info) => format!("batch {} of {unit} ({} {})", info.seq, info.items, info.item_type),
-        What::Attachment { attachment, .. } => format!("attachment {} of {unit}", attachment.id),
-    }
-}
-
-/// A batch as a message names it.
-pub(crate) fn entry(info: &BatchInfo, artifact: &str) -> ArtifactEntry {
-    let (created, modified) = (info.dates.created, info.dates.modified);
-    ArtifactEntry {
-        id: artifact.to_owned(),
-        item_type: info.item_type.clone(),
-        item_count: info.items.into(),
-        oldest_created: created.map(|(oldest, _)| oldest.to_time()),
-        newest_created: created.map(|(_, newest)| newest.to_time()),
-        oldest_modified: modified.map(|(oldest, _)| oldest.to_time()),
-        newest_modified: modified.map(|(_, newest)| newest.to_time()),
-    }
-}
-
-/// An attachment as a line names it.
-fn line(attachment: &Attachment, artifact: &ArtifactId) -> Result<Record> {
-    let mut line = Map::new();
-    line.insert("id".to_owned(), json!({ "devrev": artifact.as_str(), "external": attachment.id }));
-    line.insert("parent_id".to_owned(), json!({ "external": attachment.parent_id }));
-    if let Some(author) = &attachment.author_id {
-        line.insert("actor_id".to_owned(), json!({ "external": author }));
-    }
-    if let Some(inline) = attachment.inline {
-        line.insert("inline".to_owned(), Value::Bool(inline));
-    }
-    Record::flat(&line)
 }

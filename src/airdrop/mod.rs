@@ -2,6 +2,7 @@
 
 mod answer;
 mod attachments;
+mod attempt;
 mod body;
 mod check;
 #[cfg(feature = "http")]
@@ -11,6 +12,7 @@ mod delivery;
 mod document;
 mod event;
 mod extractor;
+mod in_flight;
 mod invocation;
 mod keeper;
 mod lanes;

@@ -18,8 +18,9 @@ use crate::model::{Phase, RunId, Safeguard, SyncUnitId};
 use crate::store::{Accepted, Deletion, Incoming, Run, Store, SyncUnit};
 
 use super::answer::{MessageDetails, Outcome};
+use super::attempt::{Attempt, AttemptResult, attempt};
 use super::context::Context;
-use super::delivery::{Attempt, Delivery, DeliverySettings, Done, attempt};
+use super::delivery::{Delivery, DeliverySettings};
 use super::event::{Event, EventType};
 use super::extractor::Extractor;
 use super::invocation::{Ending, Invocation, Stop};
@@ -214,12 +215,12 @@ impl Invocation<'_> {
         run: &Run,
         keeper: Option<&Keeper<'_>>,
         phase: Phase,
-        lanes: Lanes<'_, Attempt, Done>,
+        lanes: Lanes<'_, Attempt, AttemptResult>,
     ) -> Result<Outcome> {
         let (_, artifacts_max) = run.progress_and_artifacts_max()?;
         let settings = DeliverySettings {
             batches_at_once: self.settings.lanes,
-            attachments_at_once: self.settings.streams,
+            attachments_at_once: self.settings.attachments_at_once,
             seed: self.seed,
             hard: self.hard_at(),
             confirms: phase != Phase::ExternalSyncUnits,

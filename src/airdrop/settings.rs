@@ -12,7 +12,7 @@ pub struct Serve {
     pub(super) soft: Duration,
     pub(super) hard: Duration,
     pub(super) lanes: usize,
-    pub(super) streams: usize,
+    pub(super) attachments_at_once: usize,
     pub(super) attachment_tries: u32,
     pub(super) inline_seed: Option<u64>,
     pub(super) spelling: Option<Spelling>,
@@ -36,7 +36,7 @@ impl Serve {
             soft: Duration::from_secs(10 * 60),
             hard: Duration::from_secs(12 * 60),
             lanes: 4,
-            streams: 10,
+            attachments_at_once: 10,
             attachment_tries: 5,
             inline_seed: None,
             spelling: None,
@@ -68,8 +68,8 @@ impl Serve {
     }
 
     /// Attachments streamed at once: 1 to 50, 10 unless set.
-    pub fn streams(mut self, streams: usize) -> Self {
-        self.streams = streams.clamp(1, 50);
+    pub fn attachments_at_once(mut self, attachments: usize) -> Self {
+        self.attachments_at_once = attachments.clamp(1, 50);
         self
     }
 

@@ -372,7 +372,8 @@ impl<'a, M: Make> Play<'a, M> {
     }
 
     fn settings(&self, seed: u64, life: &Life) -> Serve {
-        let mut serve = Serve::new().budget(BUDGET).lanes(LANES).streams(streams(life.seed())).inline(seed);
+        let mut serve =
+            Serve::new().budget(BUDGET).lanes(LANES).attachments_at_once(streams(life.seed())).inline(seed);
         if !self.setup.has_disk {
             serve = serve.checkpoints();
         }

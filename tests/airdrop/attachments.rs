@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use highwater::airdrop::{
     AttachmentBody, AttachmentError, Body, Context, Event, ExternalSyncUnit, Extractor, Fate, Outcome,
-    OutcomeKind, Platform, PlatformError, SealedMessage, Serve, SourceError, Upload,
+    OutcomeKind, Platform, PlatformError, SealedMessage, Serve, SourceError, Upload, WorkerState,
 };
 use highwater::record::Attachment;
 use highwater::{
@@ -405,7 +405,7 @@ impl Fixture {
             airdrop,
             dir,
             clock: VirtualClock::at("2026-01-02T12:00:00Z".parse().unwrap()),
-            serve: Serve::new().streams(10).attachment_tries(TRIES),
+            serve: Serve::new().attachments_at_once(10).attachment_tries(TRIES),
             diskless: false,
             disks: AtomicUsize::new(0),
             batch_items: 20,
@@ -523,8 +523,11 @@ fn in_every_way(clock: &VirtualClock, count: usize, seed: u64) -> Files {
 
 fn each_is_announced_or_listed(streams: usize, count: usize) {
     let mut fixture = Fixture::new();
-    fixture.serve =
-        fixture.serve.streams(streams).budget(Duration::from_secs(15)).hard_limit(Duration::from_secs(600));
+    fixture.serve = fixture
+        .serve
+        .attachments_at_once(streams)
+        .budget(Duration::from_secs(15))
+        .hard_limit(Duration::from_secs(600));
     let mut source = in_every_way(&fixture.clock, count, 11);
     source.read_takes = Duration::from_secs(1);
     let (delivered, failed) = source.expected();
@@ -653,7 +656,7 @@ fn no_stream_but_the_first_begins_after_the_soft_deadline() {
         let mut fixture = Fixture::new();
         fixture.serve = fixture
             .serve
-            .streams(streams)
+            .attachments_at_once(streams)
             .budget(Duration::from_secs(budget))
             .hard_limit(Duration::from_secs(10_000));
         let mut source = Files::new(&fixture.clock, pages(40, 50));
@@ -706,7 +709,7 @@ impl Read for Endless {
 fn a_stream_without_end_is_aborted_before_the_hard_limit_costs_nothing_settled_and_is_given_up_in_the_end() {
     let (soft, hard) = (Duration::from_secs(100), Duration::from_secs(200));
     let mut fixture = Fixture::new();
-    fixture.serve = fixture.serve.streams(4).budget(soft).hard_limit(hard);
+    fixture.serve = fixture.serve.attachments_at_once(4).budget(soft).hard_limit(hard);
     let mut source = Files::new(&fixture.clock, pages(12, 50));
     source.on_open = Some(Box::new(|files, attachment, body| {
         if attachment.id != "A3" {
@@ -756,7 +759,7 @@ fn a_stream_without_end_is_aborted_before_the_hard_limit_costs_nothing_settled_a
 #[test]
 fn a_rate_limited_stream_makes_delay_by_the_longest_wait_and_an_early_continue_waits_on() {
     let mut fixture = Fixture::new();
-    fixture.serve = fixture.serve.streams(4);
+    fixture.serve = fixture.serve.attachments_at_once(4);
     let mut source = Files::new(&fixture.clock, pages(12, 50));
     source.on_open = Some(Box::new(|files, attachment, body| {
         let after = match attachment.id.as_str() {
@@ -804,6 +807,14 @@ struct Recorder<'a> {
     airdrop: &'a Local,
     told: Mutex<Vec<Told>>,
     busy: Mutex<Vec<&'static str>>,
+    /// How many downloads end early.
+    cut: AtomicUsize,
+}
+
+impl<'a> Recorder<'a> {
+    fn new(airdrop: &'a Local) -> Self {
+        Self { airdrop, told: Mutex::default(), busy: Mutex::default(), cut: AtomicUsize::default() }
+    }
 }
 
 impl Platform for Recorder<'_> {
@@ -829,12 +840,48 @@ impl Platform for Recorder<'_> {
     fn send(&self, message: &SealedMessage) -> Result<(), PlatformError> {
         self.airdrop.send(message)
     }
+    fn worker_state(&self) -> Result<Option<WorkerState>, PlatformError> {
+        self.airdrop.worker_state()
+    }
+    fn save_worker_state(&self, state: &str) -> Result<(), PlatformError> {
+        self.airdrop.save_worker_state(state)
+    }
+    fn download(&self, artifact: &ArtifactId) -> Result<Vec<u8>, PlatformError> {
+        let mut bytes = self.airdrop.download(artifact)?;
+        if self.cut.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
+            bytes.truncate(bytes.len() / 2);
+        }
+        Ok(bytes)
+    }
+}
+
+/// A body without a length ends where the connection does, also where that broke. It once was an ERROR at the first.
+#[test]
+fn an_artifact_that_was_cut_on_its_way_back_is_fetched_again() {
+    for (cut, kind) in [(2, OutcomeKind::Done), (100, OutcomeKind::Error)] {
+        let mut fixture = Fixture::new();
+        fixture.diskless = true;
+        fixture.serve = fixture.serve.checkpoints().attachments_at_once(1);
+        let mut source = Files::new(&fixture.clock, pages(2, 2));
+        assert_eq!(fixture.event(&mut source, DATA, "run", "data").kind, OutcomeKind::Done);
+        let mut recorder = Recorder::new(&fixture.airdrop);
+        recorder.cut = AtomicUsize::new(cut);
+        let event = crate::world::event_of(UNIT, "EXTRACTION_ATTACHMENTS_START", "run", "files");
+        let outcome = fixture.serve.serve(&fixture.next_store(), &recorder, &mut source, &event).unwrap();
+        assert_eq!(outcome.kind, kind, "{outcome:?}");
+        if kind == OutcomeKind::Done {
+            assert_eq!(recorder.cut.into_inner(), 0);
+            fixture.check(0, &source.expected().0);
+        } else {
+            assert!(outcome.message.unwrap().contains("cannot be read back"));
+        }
+    }
 }
 
 #[test]
 fn the_platform_is_told_name_and_type_and_each_line_is_as_the_protocol_has_it() {
     let mut fixture = Fixture::new();
-    fixture.serve = fixture.serve.streams(2);
+    fixture.serve = fixture.serve.attachments_at_once(2);
     let mut all: Vec<_> = (0..4).map(|number| Attachment::new(format!("A{number}"), "u", "", "P")).collect();
     for (attachment, file_name) in all.iter_mut().zip(["a b.png", "\u{e9}.html", "c", "d.txt"]) {
         attachment.file_name = file_name.into();
@@ -849,7 +896,7 @@ fn the_platform_is_told_name_and_type_and_each_line_is_as_the_protocol_has_it() 
         Ok(if attachment.id == "A1" { body.content_type("text/html") } else { body })
     }));
     source.hows.insert(("A3".into(), "P".into()), How::Unknown);
-    let recorder = Recorder { airdrop: &fixture.airdrop, told: Mutex::default(), busy: Mutex::default() };
+    let recorder = Recorder::new(&fixture.airdrop);
     for (event_type, request) in [(DATA, "1"), (ATTACHMENTS, "2")] {
         let event = crate::world::event_of(UNIT, event_type, "run", request);
         let outcome = fixture.serve.serve(&fixture.next_store(), &recorder, &mut source, &event).unwrap();
@@ -902,8 +949,7 @@ fn the_platform_is_told_name_and_type_and_each_line_is_as_the_protocol_has_it() 
 fn what_waits_for_longer_than_the_invocation_makes_delay() {
     let fixture = Fixture::new();
     let mut source = Files::new(&fixture.clock, pages(5, 50));
-    let recorder =
-        Recorder { airdrop: &fixture.airdrop, told: Mutex::default(), busy: Mutex::new(vec!["3.bin"]) };
+    let recorder = Recorder { busy: Mutex::new(vec!["3.bin"]), ..Recorder::new(&fixture.airdrop) };
     let mut number = 0;
     let mut serve = |event_type: &str, source: &mut Files| {
         number += 1;
@@ -970,7 +1016,7 @@ fn deleting_the_attachments_state_of_a_worker_without_a_disk_leaves_none_of_it_w
 #[test]
 fn deleting_the_attachments_state_in_the_middle_of_them_leaves_what_is_settled_to_be_announced() {
     let mut fixture = Fixture::new();
-    fixture.serve = fixture.serve.streams(1).budget(Duration::from_secs(4));
+    fixture.serve = fixture.serve.attachments_at_once(1).budget(Duration::from_secs(4));
     let mut source = Files::new(&fixture.clock, pages(10, 4));
     source.read_takes = Duration::from_secs(1);
     fixture.event(&mut source, DATA, "run", "1");
@@ -1001,7 +1047,7 @@ fn without_a_disk_the_queue_is_made_again_and_each_is_announced_once() {
     fixture.serve = fixture
         .serve
         .checkpoints()
-        .streams(3)
+        .attachments_at_once(3)
         .budget(Duration::from_secs(10))
         .hard_limit(Duration::from_secs(300));
     let mut source = in_every_way(&fixture.clock, 90, 3);
@@ -1032,7 +1078,7 @@ fn a_takeover_that_waits_longer_than_the_budget_leaves_each_invocation_its_first
     fixture.serve = fixture
         .serve
         .checkpoints()
-        .streams(1)
+        .attachments_at_once(1)
         .budget(Duration::from_secs(7))
         .hard_limit(Duration::from_secs(300))
         .settle_after_takeover(wait);

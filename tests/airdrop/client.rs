@@ -79,6 +79,8 @@ enum Reply {
     Silence,
     /// Says 200, and the first byte of a body that never ends.
     Stall,
+    /// Says this, and hangs up.
+    Raw(String),
 }
 
 fn answer(status: u16, body: &Value) -> Reply {
@@ -265,6 +267,10 @@ fn send(stream: &mut TcpStream, reply: Reply) -> bool {
             false
         }
         Reply::HangUp => false,
+        Reply::Raw(text) => {
+            let _ = stream.write_all(text.as_bytes());
+            false
+        }
         Reply::Silence => {
             let _ = io::copy(stream, &mut io::sink());
             false
@@ -862,11 +868,45 @@ fn what_the_storage_refuses_for_a_passing_reason_is_told_from_a_definite_no() {
 #[test]
 fn a_worker_state_answer_that_is_no_object_is_no_empty_state() {
     let server = Server::start();
-    for body in [json!("ok"), json!([]), json!(null), json!(1)] {
+    let page = json!({ "message": "the service is busy" });
+    for body in [json!("ok"), json!([]), json!(null), json!(1), json!({}), page] {
         server.fault("/worker_data.get", answer(200, &body));
         let error = server.client().worker_state().unwrap_err();
         assert!(matches!(error, PlatformError::Retry { .. }), "{body}: {error:?}");
     }
+}
+
+/// It was no JSON to us, so the worker state was never fetched, and no event of the sync unit was ever answered.
+#[test]
+fn half_a_character_in_a_worker_state_keeps_nobody_from_reading_it() {
+    let server = Server::start();
+    let found = |body: &str| {
+        server.fault("/worker_data.get", Reply::Answer(200, Vec::new(), body.as_bytes().to_vec()));
+        server.client().worker_state().unwrap().unwrap().state
+    };
+    // In a state that is JSON within a string the escape is escaped, so it stays as it is.
+    assert_eq!(found(r#"{"state":"{\"own\":\"\\ud83d\"}"}"#).unwrap(), r#"{"own":"\ud83d"}"#);
+    let repaired = found(r#"{"state":{"own":"a\ud83d","n":1}}"#).unwrap();
+    assert_eq!(repaired, "{\"own\":\"a\u{fffd}\",\"n\":1}");
+    assert_eq!(found(r#"{"state":null,"objects":null}"#), None);
+}
+
+/// RFC 9110, section 15.2: any number of them may come before the answer.
+#[test]
+fn an_interim_answer_is_not_the_answer() {
+    let server = Server::start();
+    let interim = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n";
+    for (status, accepted) in [(200, true), (409, false)] {
+        let text = format!("{interim}HTTP/1.1 {status} Some Reason\r\nContent-Length: 0\r\n\r\n");
+        server.fault("/callback", Reply::Raw(text));
+        let sent = server.client().send(&message("{}"));
+        match sent {
+            Ok(()) => assert!(accepted),
+            Err(PlatformError::Refused { status: 409, .. }) => assert!(!accepted),
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+    assert_eq!(server.requests().len(), 2, "each was sent once");
 }
 
 #[test]

@@ -57,7 +57,7 @@ fn files(run: &'static str, clock: &VirtualClock, takes: Duration) -> Source<'st
 /// The worker of the fixtures.
 fn world() -> World {
     let mut world = World::new(4);
-    world.serve = world.serve.clone().checkpoints().streams(2).attachment_tries(2);
+    world.serve = world.serve.clone().checkpoints().attachments_at_once(2).attachment_tries(2);
     world
 }
 

@@ -99,7 +99,7 @@ struct Invoke {
 impl Invoke {
     /// How events are answered.
     fn serve(&self) -> Serve {
-        let mut serve = Serve::new().streams(self.streams.into());
+        let mut serve = Serve::new().attachments_at_once(self.streams.into());
         if let Some(budget) = self.budget {
             serve = serve.budget(budget).hard_limit(budget.saturating_add(HAND_OVER));
         }
