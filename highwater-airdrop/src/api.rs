@@ -20,7 +20,7 @@ use crate::artifacts::hear_upload;
 use crate::call::{Call, CallRecord, Content, Lint};
 use crate::external;
 use crate::fault::{Act, Befallen, Fault, Faults};
-use crate::http::{Answer, Reply, Request};
+use crate::http::{Answer, BreaksOff, Reply, Request};
 use crate::local::Local;
 use crate::message::hear_message;
 use crate::worker::Leash;
@@ -364,6 +364,11 @@ impl Api {
         lock(&self.given).entry(request_id.to_owned()).or_insert_with(|| context.clone());
     }
 
+    /// The invocation that goes on, or was the last.
+    pub(crate) fn invocation(&self) -> u64 {
+        lock(&self.current).invocation
+    }
+
     /// The context of an event that was given.
     pub(crate) fn given(&self, request_id: &str) -> Option<Value> {
         lock(&self.given).get(request_id).cloned()
@@ -600,7 +605,7 @@ impl Api {
         let (file, told) = (external::Attachment::new(number), external::tells_length(number));
         match self.faults.befall_file(number) {
             Some(Act::Status { status, retry_after, .. }) => Err(fault(status, retry_after.as_deref())),
-            Some(_) => Ok(Answer::stream(file.take(bytes / 2).chain(external::BreaksOff), bytes, told)),
+            Some(_) => Ok(Answer::stream(file.take(bytes / 2).chain(BreaksOff), bytes, told)),
             None => Ok(Answer::stream(file, bytes, told)),
         }
     }

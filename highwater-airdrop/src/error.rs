@@ -12,7 +12,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// Another sync is driven in this directory: wait for it, or take another directory.
-    #[error("another sync is driven in this directory: {} is locked; wait for it to end", path.display())]
+    #[error("another program is at work in this directory: {} is locked; wait for it to end, or take another directory", path.display())]
     InUse {
         /// The file that is locked.
         path: PathBuf,
@@ -51,6 +51,12 @@ pub enum Error {
         /// The value.
         what: String,
         /// Why, and what would be.
+        reason: String,
+    },
+    /// A worker cannot be verified, as one that fails without a fault cannot.
+    #[error("it cannot be verified: {reason}")]
+    Unverified {
+        /// Why, and what to do.
         reason: String,
     },
     /// An id is not one that the library takes.
@@ -93,7 +99,7 @@ pub enum Error {
         callback: String,
     },
     /// The worker was given an event again and again, and never answered it.
-    #[error("{event} was given {times} times and never answered{}", reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default())]
+    #[error("{event} was given {} and never answered: {}", often(*times), reason.as_deref().unwrap_or("the worker ended well, and sent no message"))]
     NeverAnswered {
         /// The event type.
         event: String,
@@ -140,6 +146,10 @@ impl Error {
     pub(crate) fn io(action: impl Into<String>, source: impl Into<BoxError>) -> Self {
         Error::Io { action: action.into(), source: source.into() }
     }
+}
+
+fn often(times: u64) -> String {
+    if times == 1 { "once".to_owned() } else { format!("{times} times") }
 }
 
 /// An error and its causes on one line.

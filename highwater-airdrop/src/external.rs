@@ -39,12 +39,3 @@ impl Read for Attachment {
         Ok(buffer.len())
     }
 }
-
-/// Where the connection breaks off: a read that fails.
-pub(crate) struct BreaksOff;
-
-impl Read for BreaksOff {
-    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
-        Err(io::Error::new(io::ErrorKind::BrokenPipe, "a fault was set"))
-    }
-}

@@ -7,6 +7,7 @@
 //! There is room for [`CONNECTIONS_MAX`] connections, or for as many as the process may have files open. When it is
 //! full, the one that has waited longest for its next request is closed for the next that comes, as any server may.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::hash::Hasher as _;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -55,6 +56,16 @@ impl Request<'_> {
     /// A header.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         find(&self.headers, name)
+    }
+
+    /// All headers, as they came.
+    pub(crate) fn headers(&self) -> &[(String, String)] {
+        &self.headers
+    }
+
+    /// All parameters of the query, in their order.
+    pub(crate) fn parameters(&self) -> &[(String, String)] {
+        &self.query
     }
 }
 
@@ -137,7 +148,7 @@ pub(crate) struct Answer {
     pub(crate) status: u16,
     /// Why it is a refusal.
     reason: Option<String>,
-    headers: Vec<(&'static str, String)>,
+    headers: Vec<(Cow<'static, str>, String)>,
     body: Content,
 }
 
@@ -149,7 +160,7 @@ enum Content {
 
 impl Answer {
     pub(crate) fn json(status: u16, value: &Value) -> Self {
-        let headers = vec![("Content-Type", "application/json".to_owned())];
+        let headers = vec![("Content-Type".into(), "application/json".to_owned())];
         Self { status, reason: None, headers, body: Content::Bytes(format!("{value}\n").into_bytes()) }
     }
 
@@ -167,7 +178,7 @@ impl Answer {
 
     /// Bytes of this length; if `told` is not set, the client has to find out.
     pub(crate) fn stream(reader: impl Read + 'static, length: u64, told: bool) -> Self {
-        let headers = vec![("Content-Type", "application/octet-stream".to_owned())];
+        let headers = vec![("Content-Type".into(), "application/octet-stream".to_owned())];
         let body = Content::Stream(Box::new(reader.take(length)), told.then_some(length));
         Self { status: 200, reason: None, headers, body }
     }
@@ -179,12 +190,28 @@ impl Answer {
 
     /// Whether the same request may succeed later: what the SDK of the platform tries again.
     pub(crate) fn is_passing(&self) -> bool {
-        let has_after = self.headers.iter().any(|(name, _)| *name == "Retry-After");
+        let has_after = self.headers.iter().any(|(name, _)| name == "Retry-After");
         matches!(self.status, 408 | 425 | 500..600) || (self.status == 429 && has_after)
     }
 
     pub(crate) fn with(mut self, header: &'static str, value: impl Into<String>) -> Self {
-        self.headers.push((header, value.into()));
+        self.headers.push((header.into(), value.into()));
+        self
+    }
+
+    /// What another server answered: a status, headers and a body.
+    pub(crate) fn of(status: u16, headers: &[(String, String)], body: Vec<u8>) -> Self {
+        let headers = headers.iter().map(|(name, value)| (name.clone().into(), value.clone())).collect();
+        Self { status, reason: None, headers, body: Content::Bytes(body) }
+    }
+
+    /// The same, but that the connection breaks off in the middle of its body.
+    pub(crate) fn cut(mut self) -> Self {
+        if let Content::Bytes(bytes) = self.body {
+            let length = bytes.len() as u64;
+            let half = io::Cursor::new(bytes).take(length / 2);
+            self.body = Content::Stream(Box::new(half.chain(BreaksOff)), Some(length));
+        }
         self
     }
 
@@ -199,7 +226,7 @@ impl Answer {
         }
         match self.body {
             Content::Bytes(bytes) => {
-                if self.status != 204 {
+                if !matches!(self.status, 204 | 304) {
                     write!(head, "Content-Length: {}\r\n", bytes.len())?;
                 }
                 write!(head, "\r\n")?;
@@ -227,6 +254,15 @@ impl Answer {
                 }
             }
         }
+    }
+}
+
+/// Where a connection breaks off: a read that fails.
+pub(crate) struct BreaksOff;
+
+impl Read for BreaksOff {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Err(io::Error::new(io::ErrorKind::BrokenPipe, "a fault was set"))
     }
 }
 
@@ -509,6 +545,7 @@ fn read_head(connection: &mut BufReader<Shared>) -> Result<Option<Head>, Unread>
 fn phrase(status: u16) -> &'static str {
     match status {
         200 => "OK",
+        201 => "Created",
         204 => "No Content",
         400 => "Bad Request",
         401 => "Unauthorized",

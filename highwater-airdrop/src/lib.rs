@@ -15,6 +15,7 @@
 //! | `api`, `artifacts`, `message` | Airdrop's addresses: what is refused, and what is only noted as a [`Lint`] |
 //! | `sync` | [`Airdrop`]: a directory that is served; [`Airdrop::sync`]: a whole sync with a worker |
 //! | `audit` | [`audit()`]: what a run came to, from the files |
+//! | `verify/recording`, `verify/source` | what a connector's external system answered, and a proxy that records and replays it |
 //! | `verify/compare` | what was delivered, record by record, and what two syncs differ in |
 //! | `verify/cases` | what can go wrong, and where; and which of it is tried |
 //! | `verify/report`, `verify/html` | [`VerifyReport`]: what the cases came to, as text, JSON, or a page for a browser |
@@ -109,10 +110,11 @@ pub use {
         Progress, Stopper, SyncOptions, invocations, time_setting,
     },
     verify::{
-        CallObserver, StopAll, VerifyOptions, VerifyProgress,
+        CallObserver, SourceOptions, StopAll, VerifyOptions, VerifyProgress,
         cases::Which,
         compare::{RecordKey, SetAside},
         report::{CaseResult, CaseVerdict, CleanFigures, End, Place, TimelineCall, VerifyReport},
+        source::SOURCE_PLACE,
         verify,
     },
     worker::{DIR_PLACE, DIR_VARIABLE, EVENT_PLACE, OUTPUT_BYTES_MAX, Worker},

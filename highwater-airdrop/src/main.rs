@@ -164,6 +164,10 @@ pub(crate) struct Worked {
     /// The worker: an address that each event is posted to. It answers when it has sent its message, or 202 before
     #[arg(long, value_name = "URL")]
     function: Option<String>,
+    /// What kills the function and starts it again: a command for `sh`, which ends when the function is served again. Faults
+    /// that kill the worker need it
+    #[arg(long, value_name = "CMD", requires = "function")]
+    kill: Option<String>,
     /// The external system's id of what is synced
     #[arg(long, value_name = "ID", default_value = "local-unit")]
     unit: String,
@@ -390,6 +394,7 @@ impl Worked {
         options.after_death = self.after_death.into();
         options.delay_max = self.fast_delays;
         options.env.clone_from(&self.env);
+        options.kill.clone_from(&self.kill);
         options
     }
 
@@ -434,6 +439,15 @@ impl Sync {
         })?;
         if let Some(failure) = &outcome.failure {
             eprintln!("error: {}", chain(failure));
+            if self.worker.function.is_none()
+                && self.quiet
+                && airdrop.local().dir().join("worker.log").exists()
+            {
+                eprintln!(
+                    "what the worker printed is in {}",
+                    airdrop.local().dir().join("worker.log").display()
+                );
+            }
             return Ok(ExitCode::FAILURE);
         }
         let clean = audited.is_none_or(|audit| audit.verdict == Verdict::Clean);
@@ -488,8 +502,10 @@ fn summary(outcome: &Outcome, audit: Option<&Audit>) -> String {
         text,
         "\n{invocations} invocations, {restarts} restarts, {messages} messages, {seconds:.2} s"
     );
-    if let Some(audit) = audit {
-        let _ = writeln!(text, "\n{audit}");
+    match audit {
+        Some(audit) if outcome.is_done() => drop(writeln!(text, "\n{audit}")),
+        Some(audit) => drop(writeln!(text, "\nuntil then, as the sync is not done:\n{audit}")),
+        None => {}
     }
     text
 }

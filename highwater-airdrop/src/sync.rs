@@ -124,6 +124,8 @@ pub struct SyncOptions {
     pub fresh_disk: bool,
     /// Whether what the worker prints goes to standard error, beside `worker.log`.
     pub echo: bool,
+    /// The command, for `sh -c`, that kills a worker that is a function, and starts it again.
+    pub kill: Option<String>,
     /// What goes wrong with the invocation of this number, from 1.
     pub disturbance: Option<(u64, Disturbance)>,
 }
@@ -142,6 +144,7 @@ impl SyncOptions {
             worker_dir: None,
             fresh_disk: false,
             echo: false,
+            kill: None,
             disturbance: None,
         }
     }
@@ -274,6 +277,12 @@ impl Airdrop {
         self.api.faults().set(faults);
     }
 
+    /// Tells the number of the invocation that goes on, or was the last.
+    pub(crate) fn invocation(&self) -> Box<dyn Fn() -> u64 + Send + Sync> {
+        let api = Arc::clone(&self.api);
+        Box::new(move || api.invocation())
+    }
+
     /// Serves for as long as the process lives.
     pub fn wait(self) {
         self.server.wait();
@@ -332,7 +341,7 @@ impl Drive<'_> {
             });
         }
         let local = self.airdrop.local();
-        let _lock = lock_sync(local.dir())?;
+        let _lock = lock(local.dir(), "sync.lock")?;
         let settings = &self.options.settings;
         let run = local.begin_sync(settings, self.clock)?.to_string();
         (self.progress)(&Progress::Run(&run));
@@ -408,6 +417,7 @@ impl Drive<'_> {
             worker_dir: &worker_dir,
             env: &self.options.env,
             echo: self.options.echo,
+            kill: self.options.kill.as_deref(),
         };
         let (began, before) = (Instant::now(), api.taken().count);
         let trouble = runner.run(self.worker, &event.json, &limits, &|| api.taken().count > before)?;
@@ -444,10 +454,10 @@ impl Drive<'_> {
     }
 }
 
-/// One sync at a time in a directory.
-struct SyncLock(File);
+/// A file of a directory that one holds at a time.
+pub(crate) struct DirLock(File);
 
-impl Drop for SyncLock {
+impl Drop for DirLock {
     fn drop(&mut self) {
         // To close the file is not enough: a worker that another thread starts just now has it open, too, until it is
         // another program.
@@ -455,12 +465,13 @@ impl Drop for SyncLock {
     }
 }
 
-fn lock_sync(dir: &Path) -> Result<SyncLock> {
-    let path = dir.join("sync.lock");
+/// Takes the lock of a directory that is called so.
+pub(crate) fn lock(dir: &Path, name: &str) -> Result<DirLock> {
+    let path = dir.join(name);
     let opened = File::options().write(true).create(true).truncate(false).open(&path);
     let lock = opened.map_err(|error| Error::io(format!("open {}", path.display()), error))?;
     match lock.try_lock() {
-        Ok(()) => Ok(SyncLock(lock)),
+        Ok(()) => Ok(DirLock(lock)),
         Err(TryLockError::WouldBlock) => Err(Error::InUse { path }),
         Err(TryLockError::Error(error)) => Err(Error::io(format!("lock {}", path.display()), error)),
     }

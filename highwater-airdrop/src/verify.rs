@@ -15,20 +15,26 @@
 //! | stuck | the sync that followed, without a fault, did not end with DONE |
 //! | stopped | the sync with the fault did not end with DONE, and the one that followed delivered everything: not a finding |
 //!
+//! A request to the external system that was never recorded is no finding: the case says nothing, and that is told.
+//!
 //! The clean sync is made twice. What the two differ in is reported, and not looked at in the cases.
 //!
 //! # On disk
 //!
+//! `source.jsonl` is the recording of the external system, if there is one, and `record` what was synced meanwhile.
 //! `clean/1` and `clean/2` are the clean syncs, `clean/first` is what the first one of the two left, and `case/ID` is a
 //! case: the directory of a platform, see [`Local`](crate::Local), with the worker's folder in `worker`. The folder of
-//! a case without findings is removed. All is made anew each time.
+//! a case without findings is removed. All but the recording is made anew each time; `verify.lock` says that what is there was made so, and
+//! is held by the one who works in it.
 
 pub(crate) mod cases;
 pub(crate) mod compare;
 mod html;
+mod recording;
 pub(crate) mod report;
+pub(crate) mod source;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -42,11 +48,13 @@ use crate::api::Observer;
 use crate::error::{Error, Result, chain};
 use crate::fault::Fault;
 use crate::local::SyncReport;
-use crate::sync::{Airdrop, AirdropOptions, Outcome, Stopper, SyncOptions};
+use crate::sync::{Airdrop, AirdropOptions, Outcome, Stopper, SyncOptions, lock};
 use crate::worker::{DIR_PLACE, Worker};
 use cases::{Case, Menu, Shape, Which, Wrong, sample};
 use compare::{Delivered, Ran, SetAside};
+use recording::{Matching, Recording, is_credential};
 use report::{CaseResult, CleanFigures, End, Place, VerifyReport};
+use source::{SOURCE_PLACE, Source, SourceCall, SourceFault};
 
 /// How long a slow answer takes, unless set.
 const SLOW: Duration = Duration::from_secs(3);
@@ -54,6 +62,13 @@ const SLOW: Duration = Duration::from_secs(3);
 const CASES: usize = 200;
 /// No DELAY is waited out for longer, unless set.
 const DELAY_MAX: Duration = Duration::from_secs(1);
+
+/// Held by who works in a directory; without it, nothing there is removed.
+const LOCK: &str = "verify.lock";
+/// An invocation of a case is killed after so many times what the longest of the clean syncs took, and [`CASE_MORE`]: the
+/// platform's SDK for TypeScript tries a call again for 62 seconds.
+const CASE_TIMES: u32 = 10;
+const CASE_MORE: Duration = Duration::from_secs(120);
 
 /// What is verified, and how much of it.
 #[derive(Debug, Clone)]
@@ -78,10 +93,48 @@ pub struct VerifyOptions {
     pub keeps_disk: bool,
     /// How long a slow answer takes.
     pub slow: Duration,
+    /// The external system, if what it answers is recorded, and then replayed.
+    pub source: Option<SourceOptions>,
     /// Whether the folders of cases without findings are kept.
     pub keep: bool,
     /// Is told of each call of the cases.
     pub observer: Option<CallObserver>,
+}
+
+/// A worker's external system, and where what it answers is kept. A worker is told the address of the proxy by
+/// `{source}` in its words, its environment or its connection data.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct SourceOptions {
+    /// What its addresses begin with, without a slash at its end.
+    pub upstream: String,
+    /// The file of the recording; `source.jsonl` in the folder of all syncs, unless set. If it is there, the external
+    /// system is not asked.
+    pub recording: Option<PathBuf>,
+    /// Parameters of a query by which requests are not told apart.
+    pub ignored: Vec<String>,
+    /// What must not be in the recording, beside what a header or a parameter says is a credential.
+    pub secrets: Vec<String>,
+}
+
+impl SourceOptions {
+    /// The external system at this address.
+    pub fn new(upstream: impl Into<String>) -> Self {
+        let upstream = upstream.into().trim_end_matches('/').to_owned();
+        Self { upstream, recording: None, ignored: Vec::new(), secrets: Vec::new() }
+    }
+
+    /// Adds what is a credential by its name in connection data to the secrets.
+    pub fn hide(&mut self, connection_data: &serde_json::Value) {
+        let Some(fields) = connection_data.as_object() else { return };
+        for (name, value) in fields {
+            match value.as_str() {
+                Some(text) if is_credential(name) => self.secrets.push(text.to_owned()),
+                Some(_) => {}
+                None => self.hide(value),
+            }
+        }
+    }
 }
 
 /// An [`Observer`] that can be shown.
@@ -109,6 +162,7 @@ impl VerifyOptions {
             only: Vec::new(),
             keeps_disk: false,
             slow: SLOW,
+            source: None,
             keep: false,
             observer: None,
         }
@@ -119,6 +173,8 @@ impl VerifyOptions {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum VerifyProgress<'a> {
+    /// What the external system answers is being recorded.
+    Recording,
     /// A clean sync begins: which, from 1 to 4.
     Clean(u8),
     /// So many cases are there, and so many are run.
@@ -187,15 +243,26 @@ pub fn verify(
     progress: &(dyn Fn(&VerifyProgress<'_>) + Sync),
 ) -> Result<VerifyReport> {
     let began = Instant::now();
-    let verify = Verify { dir: absolute(dir)?, options, worker, stop };
-    for folder in ["clean", "case"] {
-        remove(&verify.dir.join(folder))?;
+    let mut verify = Verify { dir: absolute(dir)?, options, worker, stop, recording: None };
+    let folders = ["clean", "case", "record"].map(|folder| verify.dir.join(folder));
+    if let Some(other) = folders.iter().find(|folder| folder.exists() && !verify.dir.join(LOCK).exists()) {
+        return Err(Error::Unverified {
+            reason: format!("{} is there, and no verify made it: take another directory", other.display()),
+        });
+    }
+    let _lock = lock(&verify.dir, LOCK)?;
+    for folder in &folders {
+        remove(folder)?;
+    }
+    if let Some(source) = &options.source {
+        verify.recording = Some(Arc::new(verify.recording(source, progress)?));
     }
     let clean = verify.clean(progress)?;
     let menu = Menu {
-        kills: matches!(worker, Worker::Command(_)),
+        kills: matches!(worker, Worker::Command(_)) || options.sync.kill.is_some(),
         fresh_disk: matches!(worker, Worker::Command(_)) && !options.keeps_disk,
         slow: options.slow,
+        recording: verify.recording.clone(),
     };
     let all: Vec<Case> =
         [&clean.first, &clean.next].into_iter().flat_map(|ran| menu.cases(&ran.shape)).collect();
@@ -243,17 +310,22 @@ struct Verify<'a> {
     options: &'a VerifyOptions,
     worker: &'a Worker,
     stop: &'a StopAll,
+    recording: Option<Arc<Recording>>,
 }
 
 /// A folder that is served, for the syncs in it.
 struct Served<'a> {
     airdrop: Airdrop,
+    /// The external system, if it is not the worker's own matter.
+    source: Option<Source>,
     /// Tells a function's syncs apart.
     unit: String,
     /// Whether its calls are told, and what the worker prints, if that is asked for.
     is_told: bool,
     number: u64,
     stop: &'a StopAll,
+    /// Where it is known how long an invocation takes: what it may take.
+    budget: Option<Duration>,
 }
 
 impl Drop for Served<'_> {
@@ -282,6 +354,15 @@ struct Clean {
     snapshot: PathBuf,
 }
 
+impl Clean {
+    /// How long an invocation took at most.
+    fn longest(&self) -> Duration {
+        let syncs = [&self.first, &self.next].into_iter();
+        let seconds = syncs.flat_map(|sync| &sync.shape.invocations).map(|invocation| invocation.seconds);
+        Duration::from_secs_f64(seconds.fold(0.0, f64::max))
+    }
+}
+
 impl Verify<'_> {
     /// Makes the clean syncs, twice.
     fn clean(&self, progress: &(dyn Fn(&VerifyProgress<'_>) + Sync)) -> Result<Clean> {
@@ -298,10 +379,10 @@ impl Verify<'_> {
         let first_again = sync("clean/2", Which::First)?;
         let next_again = sync("clean/2", Which::Next)?;
         if !first.delivered.is_empty() && first_again.delivered.is_empty() {
-            return Err(Error::Invalid {
-                what: "a worker whose second first sync delivers nothing".to_owned(),
-                reason: "it remembers the one before outside of its own folder: give it that folder by {dir} in its \
-                         words or HIGHWATER_DIR in its environment"
+            return Err(Error::Unverified {
+                reason: "a first sync that follows another one delivers nothing, as the worker remembers the one before \
+                         outside of its own folder: give it that folder by {dir} in its words or HIGHWATER_DIR in its \
+                         environment"
                     .to_owned(),
             });
         }
@@ -351,24 +432,97 @@ impl Verify<'_> {
         let dir = self.dir.join(folder);
         // What is printed by request is of the cases.
         let served = self.serve(&dir, &folder.replace('/', "-"), false)?;
-        let (outcome, ran) = self.sync(&served, &[], None)?;
-        if let Some(failure) = &outcome.failure {
-            return Err(Error::Invalid {
-                what: format!("a worker whose clean sync ({which}) does not end with DONE"),
+        let (outcome, ran) = self.sync(&served, which, None)?;
+        let asked = ran.source.len();
+        if let Some(call) = ran.source.iter().find(|call| call.answer.is_none()) {
+            return Err(Error::Unverified {
                 reason: format!(
-                    "{}; what it printed is in {}",
+                    "the clean sync asks for {}, which was never recorded: if it is another one each time, \
+                     --ignore-param sets a parameter aside; if the recording is older than the worker, or of another \
+                     one, remove it to record anew",
+                    call.request
+                ),
+            });
+        }
+        if self.options.source.is_some() && which == Which::First && asked == 0 {
+            return Err(never_asked());
+        }
+        if let Some(failure) = &outcome.failure {
+            return Err(Error::Unverified {
+                reason: format!(
+                    "the clean {which} sync, in which nothing goes wrong, does not end with DONE: {}; what the worker \
+                     printed is in {}",
                     chain(failure),
                     dir.join("worker.log").display()
                 ),
             });
         }
         let figures = CleanFigures::new(which, &outcome, &ran);
-        let Ran { delivered, calls, invocations, .. } = ran;
-        Ok(CleanSync { shape: Shape { which, calls, invocations }, delivered, figures })
+        let Ran { delivered, calls, invocations, source, .. } = ran;
+        Ok(CleanSync { shape: Shape { which, calls, invocations, source }, delivered, figures })
+    }
+
+    /// Reads the recording of the external system, or makes it.
+    fn recording(
+        &self,
+        source: &SourceOptions,
+        progress: &(dyn Fn(&VerifyProgress<'_>) + Sync),
+    ) -> Result<Recording> {
+        let path = source.recording.clone().unwrap_or_else(|| self.dir.join("source.jsonl"));
+        if let Some(recording) = Recording::read(&path, &source.upstream)? {
+            return Ok(recording);
+        }
+        progress(&VerifyProgress::Recording);
+        let secrets: BTreeSet<String> = source.secrets.iter().cloned().collect();
+        let proxy = Source::record(&source.upstream, matching(source), secrets)?;
+        let served = self.serve_with(&self.dir.join("record"), "record", false, Some(proxy))?;
+        let mut failed = None;
+        for which in [Which::First, Which::Next] {
+            let (outcome, _) = self.sync(&served, which, None)?;
+            failed = outcome.failure.filter(|_| failed.is_none());
+            if failed.is_some() {
+                break;
+            }
+        }
+        let Some(proxy) = &served.source else { return Err(never_asked()) };
+        let recorded = proxy.recorded();
+        if let Some(reason) = recorded.unreached {
+            return Err(Error::Unverified {
+                reason: format!(
+                    "the source {} (--source) gave no answer: {reason}; see that it is there, then begin again: nothing \
+                     is recorded yet",
+                    source.upstream
+                ),
+            });
+        }
+        if let Some(failure) = failed {
+            return Err(Error::Unverified {
+                reason: format!(
+                    "the sync in which the source is recorded does not end with DONE: {}; what the worker printed is in {}",
+                    chain(&failure),
+                    self.dir.join("record/worker.log").display()
+                ),
+            });
+        }
+        if recorded.answers.is_empty() {
+            return Err(never_asked());
+        }
+        Recording::save(&path, &source.upstream, &recorded.secrets, recorded.answers)
     }
 
     /// Serves a folder, at the address of an earlier time if that is free: what the worker remembers may name it.
     fn serve(&self, dir: &Path, unit: &str, is_told: bool) -> Result<Served<'_>> {
+        self.serve_with(dir, unit, is_told, None)
+    }
+
+    /// The same; with a proxy that records, or else one that replays what is recorded.
+    fn serve_with(
+        &self,
+        dir: &Path,
+        unit: &str,
+        is_told: bool,
+        recorder: Option<Source>,
+    ) -> Result<Served<'_>> {
         let start = |port| {
             let observer = self.options.observer.as_ref().filter(|_| is_told);
             Airdrop::start(
@@ -385,43 +539,63 @@ impl Verify<'_> {
             Err(Error::Port { .. }) => start(Some(0))?,
             started => started?,
         };
+        let source = match (recorder, &self.recording, &self.options.source) {
+            (None, Some(recording), Some(source)) => Some(Source::replay(
+                Arc::clone(recording),
+                matching(source),
+                source.secrets.iter().cloned().collect(),
+                airdrop.invocation(),
+            )?),
+            (recorder, ..) => recorder,
+        };
         let number = self.stop.add(airdrop.stopper());
-        Ok(Served { airdrop, unit: unit.to_owned(), is_told, number, stop: self.stop })
+        Ok(Served { airdrop, source, unit: unit.to_owned(), is_told, number, stop: self.stop, budget: None })
     }
 
     /// One sync in a folder, and what it came to.
-    fn sync(&self, served: &Served<'_>, faults: &[Fault], wrong: Option<&Wrong>) -> Result<(Outcome, Ran)> {
+    fn sync(&self, served: &Served<'_>, which: Which, wrong: Option<&Wrong>) -> Result<(Outcome, Ran)> {
         let airdrop = &served.airdrop;
-        airdrop.set_faults(faults);
+        let faults: Vec<Fault> = match wrong {
+            Some(Wrong::Call(fault)) => vec![fault.clone()],
+            _ => Vec::new(),
+        };
+        airdrop.set_faults(&faults);
         let mut sync = self.options.sync.clone();
+        sync.budget = served.budget.map_or(sync.budget, |budget| budget.min(sync.budget));
         match wrong {
             Some(Wrong::Invocation(number, disturbance)) => {
                 sync.disturbance = Some((*number, disturbance.clone()));
             }
             Some(Wrong::FreshDisk) => sync.fresh_disk = true,
-            Some(Wrong::Call(_)) | None => {}
+            Some(Wrong::Call(_) | Wrong::Source(_)) | None => {}
+        }
+        let mut worker = self.worker.clone();
+        if let Some(source) = &served.source {
+            source.begin(which == Which::First, source_fault(wrong));
+            tell_source(source.base(), &mut sync, &mut worker);
         }
         if matches!(self.worker, Worker::Function(_)) {
             // Its state is with the unit, wherever it is.
             sync.settings = sync.settings.sync_unit_id(format!("verify-{}", served.unit));
         }
         sync.echo &= served.is_told;
-        let outcome = airdrop.sync(&sync, self.worker, &mut |_| {});
+        let outcome = airdrop.sync(&sync, &worker, &mut |_| {});
         if self.stop.lock().stopped {
-            return Err(Error::Invalid {
-                what: "to go on".to_owned(),
-                reason: "this program was told to end".to_owned(),
-            });
+            return Err(Error::Unverified { reason: "this program was told to end".to_owned() });
         }
-        if let Some(error @ (Error::Start { .. } | Error::Io { .. } | Error::Invalid { .. })) =
-            outcome.failure
+        if let Some(
+            error @ (Error::Start { .. } | Error::Io { .. } | Error::Invalid { .. } | Error::InUse { .. }),
+        ) = outcome.failure
         {
             return Err(error);
         }
-        let ran = match &outcome.report {
-            Some(SyncReport { run, .. }) => Ran::read(airdrop.local(), run.as_str(), airdrop.base())?,
+        let source = served.source.as_ref();
+        let hosts: Vec<&str> = [airdrop.base()].into_iter().chain(source.map(Source::base)).collect();
+        let mut ran = match &outcome.report {
+            Some(SyncReport { run, .. }) => Ran::read(airdrop.local(), run.as_str(), &hosts)?,
             None => Ran::default(),
         };
+        ran.source = source.map(Source::calls).unwrap_or_default();
         if !outcome.is_done() {
             // What follows is another run.
             airdrop.local().give_up_sync(&sync.settings, &SystemClock::new())?;
@@ -438,7 +612,9 @@ impl Verify<'_> {
         let (next, began) = (AtomicUsize::new(0), Instant::now());
         let over = Mutex::new((Vec::new(), None));
         std::thread::scope(|scope| {
-            for _ in 0..self.options.jobs.clamp(1, chosen.len().max(1)) {
+            // A kill of a function ends what it does for all cases.
+            let jobs = if self.options.sync.kill.is_some() { 1 } else { self.options.jobs };
+            for _ in 0..jobs.clamp(1, chosen.len().max(1)) {
                 scope.spawn(|| {
                     loop {
                         let at = next.fetch_add(1, Ordering::Relaxed);
@@ -496,18 +672,17 @@ impl Verify<'_> {
             copy(&clean.snapshot, &dir)?;
         }
         // One address for both syncs: what is left of the first one may name it.
-        let served = self.serve(&dir, &name, true)?;
+        let mut served = self.serve(&dir, &name, true)?;
+        served.budget = Some(clean.longest() * CASE_TIMES + CASE_MORE);
         if case.which == Which::Next && !is_copied {
             // What a function remembers is not ours to copy.
-            self.sync(&served, &[], None)?;
+            self.sync(&served, Which::First, None)?;
         }
-        let faults: Vec<Fault> = match &case.wrong {
-            Wrong::Call(fault) => vec![fault.clone()],
-            _ => Vec::new(),
-        };
-        let (outcome, ran) = self.sync(&served, &faults, Some(&case.wrong))?;
+        let (outcome, ran) = self.sync(&served, case.which, Some(&case.wrong))?;
         let fresh = matches!(case.wrong, Wrong::FreshDisk).then_some(&Wrong::FreshDisk);
-        let (then, ran_then) = self.sync(&served, &[], fresh)?;
+        // After a first sync that stopped comes another first one.
+        let follows = if outcome.is_done() { Which::Next } else { case.which };
+        let (then, ran_then) = self.sync(&served, follows, fresh)?;
         let mut delivered = ran.delivered.clone();
         delivered.extend(&ran_then.delivered);
         let wanted = match case.which {
@@ -521,19 +696,18 @@ impl Verify<'_> {
         let difference = wanted.difference(&delivered, &clean.aside);
         let mut repeated = ran.delivered.repeated(&usual.delivered);
         repeated.extend(ran_then.delivered.repeated(&clean.delivered));
-        let befallen = faults.first().and_then(|fault| {
-            let text = fault.to_string();
-            ran.calls.iter().find(|call| call.fault.as_deref() == Some(&text))
-        });
+        let befallen = ran.calls.iter().find(|call| call.fault.is_some());
+        let source_befallen = ran.source.iter().find(|call| call.fault.is_some());
         let came_true = match &case.wrong {
             Wrong::Call(_) => befallen.is_some(),
+            Wrong::Source(_) => source_befallen.is_some(),
             Wrong::Invocation(number, _) => ran.invocations.iter().any(|of| of.number == *number),
             Wrong::FreshDisk => true,
         };
         let invocation = match (&case.wrong, befallen) {
             (Wrong::Invocation(number, _), _) => *number,
             (_, Some(call)) => call.invocation,
-            _ => 0,
+            _ => source_befallen.map_or(0, |call| call.invocation),
         };
         let event = ran.invocations.iter().find(|of| of.number == invocation);
         let place = Place {
@@ -556,6 +730,7 @@ impl Verify<'_> {
             wasted_uploads: ran.wasted_uploads.saturating_sub(usual.figures.wasted_uploads),
             extra_invocations: (ran.invocations.len() as u64).saturating_sub(usual.figures.invocations),
             seconds: began.elapsed().as_secs_f64(),
+            unrecorded: unrecorded(ran.source.iter().chain(&ran_then.source)),
             dir: Some(dir.clone()),
             timeline: Vec::new(),
         };
@@ -568,6 +743,44 @@ impl Verify<'_> {
         }
         Ok(result)
     }
+}
+
+fn matching(source: &SourceOptions) -> Matching {
+    Matching { ignored: source.ignored.clone() }
+}
+
+fn never_asked() -> Error {
+    Error::Unverified {
+        reason: format!(
+            "the worker never asks the source that --source names: tell it the address by {SOURCE_PLACE} in its words, in --env NAME=VALUE or in --connection-data"
+        ),
+    }
+}
+
+fn source_fault(wrong: Option<&Wrong>) -> Option<SourceFault> {
+    match wrong {
+        Some(Wrong::Source(fault)) => Some(fault.clone()),
+        _ => None,
+    }
+}
+
+/// The worker is told the address of its source wherever `{source}` stands.
+fn tell_source(base: &str, sync: &mut SyncOptions, worker: &mut Worker) {
+    if let Worker::Command(words) = worker {
+        for word in words {
+            *word = word.replace(SOURCE_PLACE, base);
+        }
+    }
+    for (_, value) in &mut sync.env {
+        *value = value.replace(SOURCE_PLACE, base);
+    }
+    sync.settings = sync.settings.clone().told(SOURCE_PLACE, base);
+}
+
+/// What was asked for and never recorded, each once.
+fn unrecorded<'c>(calls: impl Iterator<Item = &'c SourceCall>) -> Vec<String> {
+    let missing = calls.filter(|call| call.answer.is_none()).map(|call| call.request.clone());
+    missing.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// A worker may be started in another directory than ours.

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use highwater_airdrop::{
-    CallObserver, CallRecord, CaseVerdict, StopAll, VerifyOptions, VerifyProgress, verify,
+    CallObserver, CallRecord, CaseVerdict, SourceOptions, StopAll, VerifyOptions, VerifyProgress, verify,
 };
 
-use crate::{Failure, Worked, end_with_signals, print};
+use crate::{Failure, Worked, end_with_signals, object, print};
 
 // Lines of at most 98 characters: clap would break longer ones where it is narrow.
 const AFTER_HELP: &str = "\
@@ -31,6 +31,12 @@ What goes wrong:
   half-time          the worker is killed after half the time that it needs
   delay-early, delay-late   a DELAY is not waited out, or too long
   fresh-disk         each invocation finds the worker's folder empty
+Of the external system (--source):
+  429, 429-after-1, 429-after-date   it refuses for now: without Retry-After, with seconds, a date
+  500, 401           it fails, or refuses
+  cut                the connection breaks off in the middle of the answer
+  empty-page         a page has no items, and leads to the same page once more
+  slow               the answer is late
 
 What is said of it:
   lost       a record is in neither of the two syncs: nobody will ever see it
@@ -39,10 +45,12 @@ What is said of it:
   stuck      the sync that followed did not end with DONE either
   stopped    the sync did not end with DONE, but the one that followed delivered all: no finding
   said DONE  the worker said DONE, and records are lost all the same
+  not recorded   the worker asked for what is not in the recording: the case says nothing
 
 The worker is started in many syncs at once. What it remembers belongs in a folder of its own: `{dir}`
-in its words, HIGHWATER_DIR in its environment. A function (--function) is told apart by the id of
-the sync unit, and is not killed.
+in its words, HIGHWATER_DIR in its environment. The cases of a function (--function) are told apart
+by the id of the sync unit; it is killed by the command of --kill only, and then runs one case after
+the other.
 
 Exit codes: 0 nothing was found; 1 it could not be verified; 2 wrong usage; 3 records were lost,
 altered or repeated, or the worker was stuck.
@@ -78,10 +86,23 @@ pub(crate) struct Verify {
     /// Where the worker really runs, its disk is still there at the next invocation: no case has a fresh one
     #[arg(long)]
     keeps_disk: bool,
+    /// The connector's external system, say `https://api.example.com`. What it answers is recorded once, by a proxy whose
+    /// address takes the place of `{source}` in ARGS, in the values of --env and in --connection-data; from then on it is
+    /// replayed, with no network, and faults of the source are tried, too
+    #[arg(long, value_name = "UPSTREAM")]
+    source: Option<String>,
+    /// Where the recording is: a file that its owner alone can read, with credentials left out [default: source.jsonl in
+    /// DIR]
+    #[arg(long, value_name = "FILE", requires = "source")]
+    recording: Option<PathBuf>,
+    /// A parameter by which requests to the source are not told apart; may be given again and again
+    #[arg(long = "ignore-param", value_name = "NAME", requires = "source")]
+    ignored: Vec<String>,
     /// How late a slow answer is
     #[arg(long, value_name = "TIME", default_value = "3s", value_parser = humantime::parse_duration)]
     slow: Duration,
-    /// How long an invocation may take before it is killed
+    /// How long an invocation may take before it is killed; in a case, never longer than ten times what it takes in a clean
+    /// sync, and two minutes
     #[arg(long, value_name = "TIME", default_value = "13m", value_parser = humantime::parse_duration)]
     invocation_budget: Duration,
     /// Refuse what only looks wrong
@@ -114,12 +135,35 @@ impl Verify {
         options.keeps_disk = self.keeps_disk;
         options.slow = self.slow;
         options.keep = self.keep;
+        if let Some(upstream) = &self.source {
+            if !upstream.starts_with("http://") && !upstream.starts_with("https://") {
+                return Err(format!(
+                    "--source takes an address like https://api.example.com, not {upstream:?}"
+                )
+                .into());
+            }
+            let mut source = SourceOptions::new(upstream);
+            source.recording.clone_from(&self.recording);
+            source.ignored.clone_from(&self.ignored);
+            if let Some(data) = &self.worker.connection_data {
+                source.hide(&object("--connection-data", data)?.into());
+            }
+            options.source = Some(source);
+        }
         if !self.only.is_empty() {
             // One after the other: what is printed is of one case.
             options.jobs = 1;
             options.observer = Some(CallObserver(Arc::new(tell_call)));
         }
         options.only.clone_from(&self.only);
+        if let Some(path) = &self.html {
+            // An earlier report is left alone until there is another.
+            std::fs::File::options()
+                .append(true)
+                .create(true)
+                .open(path)
+                .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+        }
         let stop = StopAll::default();
         let stopper = stop.clone();
         end_with_signals(move || stopper.stop(), "begin again, or run one case with --case")?;
@@ -203,6 +247,7 @@ impl Told {
 
     fn tell(&mut self, progress: &VerifyProgress<'_>) {
         match progress {
+            VerifyProgress::Recording => self.line("recording what the source answers", true),
             VerifyProgress::Clean(number) => self.line(&format!("clean sync {number} of 4"), true),
             VerifyProgress::Chosen(known, chosen) => {
                 self.line(&format!("{known} cases are known, {chosen} are run"), true);

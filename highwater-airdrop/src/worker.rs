@@ -7,6 +7,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write as _};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -26,6 +27,8 @@ pub const DIR_PLACE: &str = "{dir}";
 pub const DIR_VARIABLE: &str = "HIGHWATER_DIR";
 /// Bytes that a worker prints in an invocation and that are kept.
 pub const OUTPUT_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// How long a function that was killed may take until it is served again.
+const FUNCTION_BACK: Duration = Duration::from_secs(30);
 /// How often a worker is looked at.
 const POLL: Duration = Duration::from_millis(2);
 /// How long the rest of what a dead worker printed is waited for.
@@ -62,32 +65,79 @@ pub(crate) struct Leash(Mutex<Held>);
 
 #[derive(Debug, Default)]
 struct Held {
-    running: Option<u32>,
+    running: Option<Running>,
+    /// How many were started: which one runs.
+    number: u64,
     /// Set while it runs by whoever killed it.
     killed: Option<String>,
     /// Set for good when this process ends.
     closed: bool,
 }
 
+/// What can be killed.
+#[derive(Debug)]
+enum Running {
+    /// A process group.
+    Group(u32),
+    /// A function that a command kills, and starts again.
+    Function { url: String, kill: String },
+}
+
+impl Held {
+    /// Kills what runs, if anything does.
+    fn kill(&mut self, reason: &str) {
+        let mut failed = None;
+        match &self.running {
+            Some(Running::Group(process)) => kill_group(*process),
+            Some(Running::Function { url, kill }) => failed = kill_function(kill, url).err(),
+            None => return,
+        }
+        self.killed.get_or_insert_with(|| match failed {
+            Some(failed) => format!("{reason}, but {failed}"),
+            None => reason.to_owned(),
+        });
+    }
+}
+
+/// Runs the command that kills a function, and waits for the function to be served again. Says what was wrong.
+fn kill_function(kill: &str, url: &str) -> std::result::Result<(), String> {
+    let status = Command::new("sh")
+        .args(["-c", kill])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .map_err(|error| format!("its command cannot be run: {error}"))?;
+    if !status.success() {
+        return Err(format!("its command ended with {status}"));
+    }
+    let uri: ureq::http::Uri = url.parse().map_err(|error| format!("{url} is no address: {error}"))?;
+    let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
+    let until = Instant::now() + FUNCTION_BACK;
+    while TcpStream::connect((uri.host().unwrap_or_default(), port)).is_err() {
+        if Instant::now() >= until {
+            let seconds = FUNCTION_BACK.as_secs();
+            return Err(format!("it was not served again in {seconds} s"));
+        }
+        std::thread::sleep(POLL);
+    }
+    Ok(())
+}
+
 impl Leash {
     /// Kills the worker, if one runs, with everything that it started; for what reason, for people.
     pub(crate) fn kill(&self, reason: &str) {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(process) = held.running {
-            held.killed.get_or_insert_with(|| reason.to_owned());
-            kill_group(process);
-        }
+        self.lock().kill(reason);
     }
 
     /// Kills the worker that runs now after a while, if it is still the one that runs.
     pub(crate) fn kill_later(self: &Arc<Self>, after: Duration, reason: &'static str) {
-        let (leash, meant) = (Arc::clone(self), self.lock().running);
+        let (leash, meant) = (Arc::clone(self), self.lock().number);
         std::thread::spawn(move || {
             std::thread::sleep(after);
             let mut held = leash.lock();
-            if let (Some(process), true) = (held.running, held.running == meant) {
-                held.killed.get_or_insert_with(|| reason.to_owned());
-                kill_group(process);
+            if held.number == meant {
+                held.kill(reason);
             }
         });
     }
@@ -96,10 +146,32 @@ impl Leash {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Kills the worker, and lets no other start.
+    /// Kills the worker, and lets no other start. A function is not ours to end.
     pub(crate) fn close(&self, reason: &str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
-        self.kill(reason);
+        let mut held = self.lock();
+        held.closed = true;
+        if matches!(held.running, Some(Running::Group(_))) {
+            held.kill(reason);
+        }
+    }
+
+    /// A function is called that this command kills; why not, if this program is ending.
+    fn call(&self, url: &str, kill: Option<&str>) -> Trouble {
+        let mut held = self.lock();
+        if held.closed {
+            return Some("this program is ending".to_owned());
+        }
+        held.running = kill.map(|kill| Running::Function { url: url.to_owned(), kill: kill.to_owned() });
+        held.number += 1;
+        held.killed = None;
+        None
+    }
+
+    /// It was called; why it was killed, if it was. A kill that goes on is waited for.
+    fn called(&self) -> Option<String> {
+        let mut held = self.lock();
+        held.running = None;
+        held.killed.take()
     }
 
     fn start(&self, command: &mut Command) -> io::Result<Child> {
@@ -108,7 +180,8 @@ impl Leash {
             return Err(io::Error::other("this program is ending"));
         }
         let child = command.spawn()?;
-        held.running = Some(child.id());
+        held.running = Some(Running::Group(child.id()));
+        held.number += 1;
         held.killed = None;
         Ok(child)
     }
@@ -167,6 +240,8 @@ pub(crate) struct Runner<'a> {
     pub(crate) env: &'a [(String, String)],
     /// Whether what it prints goes to standard error as well.
     pub(crate) echo: bool,
+    /// The command that kills a function.
+    pub(crate) kill: Option<&'a str>,
 }
 
 impl Runner<'_> {
@@ -183,8 +258,20 @@ impl Runner<'_> {
     ) -> Result<Trouble> {
         match worker {
             Worker::Command(words) => self.run_command(words, event, limits, answered),
-            Worker::Function(url) => Ok(call_function(url, event, limits, answered)),
+            Worker::Function(url) => Ok(self.run_function(url, event, limits, answered)),
         }
+    }
+
+    fn run_function(&self, url: &str, event: &str, limits: &Limits, answered: &dyn Fn() -> bool) -> Trouble {
+        if let Some(ending) = self.leash.call(url, self.kill) {
+            return Some(ending);
+        }
+        let began = Instant::now();
+        let trouble = call_function(url, event, limits, answered);
+        if trouble.is_some() && began.elapsed() >= limits.budget {
+            self.leash.kill(&format!("after its {}", humantime::format_duration(limits.budget)));
+        }
+        self.leash.called().map(|reason| format!("killed {reason}")).or(trouble)
     }
 
     fn run_command(

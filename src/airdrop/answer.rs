@@ -1,13 +1,14 @@
 //! The answer to an event: composed of what is confirmed, sealed, sent, and recorded as accepted or refused.
 //!
 //! In every case exactly one message answers an event, and it is sealed before it is sent: sent again, by this life or a
-//! later one, it is the same bytes under the same key. A definite refusal undoes the seal.
+//! later one, it is the same bytes under the same key. A definite refusal undoes the seal, unless an attempt just before it
+//! may have been accepted.
 
 use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 use tracing::{info, warn};
 
-use crate::error::{Error, Result, chain};
+use crate::error::{Error, Result};
 use crate::model::{MESSAGE_BYTES_SOFT, Phase, RunId, Safeguard};
 use crate::record::FindingCounts;
 use crate::store::{AttachmentCounts, MessageKind, Run, Sealing, StoredMessage, message_key_text};
@@ -15,7 +16,7 @@ use crate::store::{AttachmentCounts, MessageKind, Run, Sealing, StoredMessage, m
 use super::delivery::{Delivery, Halt};
 use super::event::Spelling;
 use super::in_flight::entry;
-use super::invocation::{Ending, Invocation, Stop};
+use super::invocation::{Ending, Invocation, Stop, is_told};
 use super::keeper::Keeper;
 use super::message::{
     ARTIFACTS_FIELD_BYTES, Answer, AnswerKind, ArtifactEntry, Composed, ERROR_MESSAGE_BYTES_MAX, ErrorCode,
@@ -24,6 +25,9 @@ use super::message::{
 use super::platform::SealedMessage;
 use super::retry::{GaveUp, attempts_while};
 use super::window::Window;
+
+/// The status of what is refused for its size.
+const TOO_LARGE: u16 = 413;
 
 /// What came of an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,8 +95,16 @@ impl Invocation<'_> {
         details: &MessageDetails,
     ) -> Result<Outcome> {
         let mut ending = Stop::ending(worked)?;
-        delivery.add(run.close_open()?);
-        delivery.drain()?;
+        let drained = run.close_open().and_then(|closed| {
+            delivery.add(closed);
+            delivery.drain()
+        });
+        if let Err(error) = drained {
+            let instead = Stop::ending(Err(error.into()))?;
+            if !matches!(ending, Ending::Failed { .. }) {
+                ending = instead;
+            }
+        }
         if !matches!(ending, Ending::Failed { .. }) {
             match delivery.halt() {
                 Some(Halt::Failed(reason)) => ending = Ending::failed(reason),
@@ -155,38 +167,42 @@ impl Invocation<'_> {
             }
             Ending::Failed { code, message } => (MessageKind::Error, None, self.error_of(*code, message)),
         };
-        let composed = self.composed(kind, says, artifacts, details).map_err(|error| instead(error, kind))?;
+        let composed = match self.composed(kind, says, artifacts, details) {
+            Ok(composed) => composed,
+            Err(error) => return self.answer_instead(error, kind),
+        };
         let sent_unsealed = run.breaks(Safeguard::SealBeforeSend);
         if sent_unsealed {
             self.send(&self.unsealed(kind, &composed, batches.len() as u64))?;
         }
-        let message = run
-            .seal(&Sealing {
-                phase,
-                kind,
-                event_type: composed.event_type.to_owned(),
-                batches: &batches,
-                body: composed.body,
-                finishes: self.finishes(phase),
-                delay_seconds,
-            })
-            .map_err(|error| instead(error, kind))?;
+        let sealed = run.seal(&Sealing {
+            phase,
+            kind,
+            event_type: composed.event_type.to_owned(),
+            batches: &batches,
+            body: composed.body,
+            finishes: self.finishes(phase),
+            delay_seconds,
+        });
+        let message = match sealed {
+            Ok(message) => message,
+            Err(error) => return self.answer_instead(error, kind),
+        };
         log_sealed(&message);
         if let Some(keeper) = keeper
             && !run.breaks(Safeguard::SendAfterSave)
             && let Err(error) = keeper.save_sealed(run, kind)
         {
-            let stop = instead(error, kind);
-            if matches!(stop, Stop::Ending(_)) {
+            if is_told(&error) {
                 // It was not sent, so nothing keeps an ERROR from taking its place.
                 run.refused(message.no, None)?;
             }
-            return Err(stop);
+            return self.answer_instead(error, kind);
         }
         let sent = if sent_unsealed { Sent::Accepted } else { self.send(&message)? };
         match sent {
             Sent::Accepted => Ok(accepted(run, keeper, message, false)?),
-            Sent::Refused { status: 413, .. } if batches.len() > 1 => {
+            Sent::Refused { status: TOO_LARGE, .. } if batches.len() > 1 => {
                 run.refused(message.no, Some(batches.len() as u64 / 2))?;
                 Err(Stop::Ending(ending))
             }
@@ -194,6 +210,16 @@ impl Invocation<'_> {
                 take_back(run, keeper, &message, None)?;
                 Err(refused(&message, status, &reason).into())
             }
+        }
+    }
+
+    /// What takes the place of a message that could not be composed, sealed or saved: too large, a DONE that does not
+    /// balance, a worker state that somebody broke in between. It is an ERROR that says so; if it was one already, then
+    /// one that no run seals, and which announces nothing.
+    fn answer_instead(&self, error: Error, kind: MessageKind) -> Result<Outcome, Stop> {
+        match Stop::told(error) {
+            Stop::Ending(ending) if kind == MessageKind::Error => Ok(self.answer_statelessly(ending)?),
+            stop => Err(stop),
         }
     }
 
@@ -253,7 +279,7 @@ impl Invocation<'_> {
                 // Only the newest, and only if it was never accepted, can still be taken back.
                 if run.is_undelivered(message.no)? {
                     let artifacts_max =
-                        (status == 413 && message.artifacts > 1).then_some(message.artifacts / 2);
+                        (status == TOO_LARGE && message.artifacts > 1).then_some(message.artifacts / 2);
                     take_back(run, keeper, &message, artifacts_max)?;
                 }
                 Err(refused(&message, status, &reason))
@@ -275,7 +301,16 @@ impl Invocation<'_> {
                 info!(event_type = message.event_type, artifacts = message.artifacts, "message delivered");
                 Ok(Sent::Accepted)
             }
-            Err(GaveUp::Refused { status, reason }) => {
+            // Who accepted it, and whose answer was lost, refuses it the second time. It stays sealed: the next event proves
+            // it, or the same one sends the same bytes. What is too large was never accepted.
+            Err(GaveUp::Refused { status, reason, in_doubt: true }) if status != TOO_LARGE => {
+                warn!(event_type = message.event_type, status, reason, "message refused, or accepted before");
+                let reason = format!(
+                    "refused with {status}: {reason}, after an attempt that may have been accepted; it stays sealed"
+                );
+                Err(not_delivered(message, &reason))
+            }
+            Err(GaveUp::Refused { status, reason, .. }) => {
                 warn!(event_type = message.event_type, status, reason, "message refused");
                 Ok(Sent::Refused { status, reason })
             }
@@ -381,15 +416,6 @@ fn accepted(
         ignored_watermark: run.ignored_watermark(),
         findings: run.finding_counts()?,
     })
-}
-
-/// A message that would be too large, or a DONE that does not balance, is not sent, but an ERROR that says so.
-fn instead(error: Error, kind: MessageKind) -> Stop {
-    match (&error, kind) {
-        (Error::TooLarge { .. }, MessageKind::Done | MessageKind::Progress | MessageKind::Delay)
-        | (Error::Unfinished { .. }, MessageKind::Done) => Stop::failed(&chain(&error)),
-        _ => error.into(),
-    }
 }
 
 fn refused(message: &StoredMessage, status: u16, reason: &str) -> Error {

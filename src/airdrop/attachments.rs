@@ -217,7 +217,7 @@ impl<'q, 'a> Queue<'q, 'a> {
                 self.clock.sleep(ready_at.saturating_sub(self.clock.elapsed()));
             } else if stopped || self.delivery.attachments() > 0 {
                 return Err(self.ending().into());
-            } else if self.run.take_up_requeued()? == 0 {
+            } else if self.run.take_up_requeued(self.delivery.keeps_checkpoints())? == 0 {
                 return Ok(());
             }
         }

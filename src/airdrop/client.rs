@@ -24,7 +24,9 @@ use ureq::{Agent, SendBody};
 use crate::airdrop::document::lossy_value;
 use crate::airdrop::event::{Event, Secret, wrong};
 use crate::airdrop::message::LIBRARY_VERSION;
-use crate::airdrop::platform::{Body, Fate, Platform, PlatformError, SealedMessage, Upload, WorkerState};
+use crate::airdrop::platform::{
+    Body, Fate, Platform, PlatformError, SealedMessage, Upload, WAIT_MAX, WorkerState,
+};
 use crate::airdrop::status::Call;
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, Result};
@@ -51,8 +53,9 @@ const ANSWER_BYTES_MAX: u64 = 256 * 1024;
 const STATE_ANSWER_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// Characters of what a platform says that go into a reason.
 const SAID_CHARS_MAX: usize = 300;
-/// Nobody waits longer than this, whatever a `Retry-After` says.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+/// Where ureq finds a proxy, in its order.
+const PROXY_VARIABLES: [&str; 6] =
+    ["ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"];
 /// The status of what was not even sent.
 const NOT_SENT: u16 = 400;
 
@@ -62,9 +65,10 @@ type Attempt<T> = Result<T, PlatformError>;
 ///
 /// It keeps connections open from call to call and may be used from many threads. Making one sends nothing.
 ///
-/// A proxy is used where `ALL_PROXY`, `HTTPS_PROXY` or `HTTP_PROXY` (or the same in lower case; the first that is set, for
-/// http and https alike) names one, and `NO_PROXY` excepts hosts from it. A loopback address (`localhost`, 127.0.0.0/8,
-/// `::1`) is never asked for through a proxy.
+/// A proxy is used where `ALL_PROXY`, `HTTPS_PROXY` or `HTTP_PROXY` (or the same in lower case; the first that is set and
+/// not empty, for http and https alike) names one, and `NO_PROXY` excepts hosts from it. Its URL begins with `http`,
+/// `https` (both are asked to `CONNECT`), `socks4`, `socks4a`, `socks5` or `socks5h`. A loopback address (`localhost`,
+/// 127.0.0.0/8, `::1`) is never asked for through a proxy.
 ///
 /// What HTTP it speaks is logged through the `log` crate by `ureq` and `ureq_proto`. At TRACE `ureq_proto` logs every byte
 /// of a request, its header with the token among them: keep both below TRACE.
@@ -105,9 +109,10 @@ impl Client {
     /// A client that answers `event`, with the addresses and the token that are in it.
     ///
     /// # Errors
-    /// `Event` if it has no token or no callback URL, or one of the fields that go into a header cannot. What else
-    /// is missing is said by the call that needs it.
+    /// `Event` if it has no token or no callback URL, or one of the fields that go into a header cannot; `Invalid` if a
+    /// variable names a proxy that makes no sense. What else is missing is said by the call that needs it.
     pub fn new(event: &Event) -> Result<Self> {
+        check_proxies()?;
         let token = event
             .service_account_token()?
             .ok_or_else(|| wrong("context.secrets.service_account_token", "is missing"))?;
@@ -652,6 +657,24 @@ fn transfers_agent(stall: Duration, whole: Duration) -> Agent {
         .new_agent()
 }
 
+/// Refuses what ureq would pass over, to go out directly: a worker behind a proxy must not.
+///
+/// # Errors
+/// `Invalid`, naming the variable. Its value is not shown: it may hold a password.
+fn check_proxies() -> Result<()> {
+    for name in PROXY_VARIABLES {
+        let Some(value) = std::env::var_os(name).filter(|value| !value.is_empty()) else { continue };
+        if value.to_str().is_none_or(|value| ureq::Proxy::new(value).is_err()) {
+            return Err(Error::Invalid {
+                what: format!("the environment variable {name}"),
+                reason: "it must be the URL of a proxy, as http://proxy.example:3128 or socks5h://proxy.example:1080"
+                    .to_owned(),
+            });
+        }
+    }
+    Ok(())
+}
+
 /// Keeps a request to this machine itself from going through a proxy, which would look for it on another one.
 fn direct_if_loopback<B>(address: &Uri, request: ureq::RequestBuilder<B>) -> ureq::RequestBuilder<B> {
     if is_loopback(address) { request.config().proxy(None).build() } else { request }
@@ -785,7 +808,7 @@ fn retry_after(text: &str, now: DateTime<Utc>) -> Option<Duration> {
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
         // More than fits is more than anybody waits for.
         let seconds = text.parse::<f64>().ok()?;
-        return Some(Duration::try_from_secs_f64(seconds).unwrap_or(RETRY_AFTER_MAX).min(RETRY_AFTER_MAX));
+        return Some(Duration::try_from_secs_f64(seconds).unwrap_or(WAIT_MAX).min(WAIT_MAX));
     }
     let without_zone = text.strip_suffix("GMT").or_else(|| text.strip_suffix("UTC")).map(str::trim_end);
     let naive = |text: &str, form| NaiveDateTime::parse_from_str(text, form).ok().map(|at| at.and_utc());
@@ -794,7 +817,7 @@ fn retry_after(text: &str, now: DateTime<Utc>) -> Option<Duration> {
         .or_else(|| naive(without_zone?, "%a, %d %b %Y %H:%M:%S"))
         .or_else(|| naive(without_zone?, "%A, %d-%b-%y %H:%M:%S"))
         .or_else(|| naive(without_zone.unwrap_or(text), "%a %b %e %H:%M:%S %Y"))?;
-    Some((at - now).to_std().unwrap_or(Duration::ZERO).min(RETRY_AFTER_MAX))
+    Some((at - now).to_std().unwrap_or(Duration::ZERO).min(WAIT_MAX))
 }
 
 /// What an answer says: the message of a JSON error; of the file store's XML only the code, since the rest may hold
@@ -864,10 +887,10 @@ mod tests {
         assert_eq!(retry_after("1.5", now), Some(Duration::from_millis(1500)));
         assert_eq!(retry_after("0.25", now), Some(Duration::from_millis(250)));
         for absurd in ["99999999999999999999", "9".repeat(400).as_str()] {
-            assert_eq!(retry_after(absurd, now), Some(RETRY_AFTER_MAX), "{absurd}");
+            assert_eq!(retry_after(absurd, now), Some(WAIT_MAX), "{absurd}");
         }
-        assert_eq!(retry_after("99999999999", now), Some(RETRY_AFTER_MAX));
-        assert_eq!(retry_after("Sun, 06 Nov 9994 08:49:37 GMT", now), Some(RETRY_AFTER_MAX));
+        assert_eq!(retry_after("99999999999", now), Some(WAIT_MAX));
+        assert_eq!(retry_after("Sun, 06 Nov 9994 08:49:37 GMT", now), Some(WAIT_MAX));
         for text in ["", "soon", "-1", "1.2.3", ".", "1e3", "NaN", "inf", "Sun, 06 Nov 1994"] {
             assert_eq!(retry_after(text, now), None, "{text}");
         }

@@ -290,6 +290,10 @@ impl<'a> Delivery<'a> {
                 || self.clock.elapsed().saturating_sub(self.saved_at) >= SAVE_AFTER)
     }
 
+    pub(crate) fn keeps_checkpoints(&self) -> bool {
+        self.keeper.is_some()
+    }
+
     /// Closes what is open, waits until it is uploaded, and saves a checkpoint. Says whether one could be saved.
     pub(crate) fn save(&mut self) -> Result<bool> {
         let Some(keeper) = self.keeper else { return Ok(false) };

@@ -143,7 +143,7 @@ impl fmt::Debug for AttachmentBody {
 pub enum AttachmentError {
     /// The source asked to be left alone: the phase ends with DELAY, and this counts against no attachment.
     RateLimited {
-        /// For how long.
+        /// For how long; more than 24 hours counts as 24 hours.
         after: Duration,
     },
     /// It is not there any more: given up, and listed as failed.
@@ -209,7 +209,7 @@ impl ExternalSyncUnit {
 pub enum SourceError {
     /// The source asked to be left alone for so long.
     RateLimited {
-        /// How long.
+        /// How long; more than 24 hours counts as 24 hours.
         after: Duration,
     },
     /// Anything else.

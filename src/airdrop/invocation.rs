@@ -13,7 +13,7 @@ use crate::store::Store;
 
 use super::event::Event;
 use super::message::ErrorCode;
-use super::platform::{Platform, PlatformError};
+use super::platform::{Platform, PlatformError, WAIT_MAX};
 use super::retry::{GaveUp, attempts};
 use super::settings::Serve;
 
@@ -86,6 +86,7 @@ impl Ending {
 
     /// The source asked to be left alone for so long.
     pub(super) fn asked_to_wait(wait: Duration) -> Self {
+        let wait = wait.min(WAIT_MAX);
         // Whole seconds that are not less.
         let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
         Self::Delay { seconds, asked: true }
@@ -105,20 +106,35 @@ impl Stop {
         Self::Ending(Ending::failed(message))
     }
 
+    /// An error, and that the platform is told of it if [`is_told`].
+    pub(super) fn told(error: Error) -> Self {
+        if is_told(&error) { Self::failed(&chain(&error)) } else { Self::Error(error) }
+    }
+
     /// How the work ended.
     ///
     /// # Errors
-    /// Those of which the platform is not told. It is told if what the extractor handed over cannot be stored.
+    /// Those of which the platform is not told; see [`is_told`].
     pub(super) fn ending(worked: Result<(), Self>) -> Result<Ending> {
         match worked {
             Ok(()) => Ok(Ending::Done),
             Err(Self::Ending(ending)) => Ok(ending),
-            Err(Self::Error(error)) if matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Fetch) => {
-                Ok(Ending::failed(&chain(&error)))
-            }
-            Err(Self::Error(error)) => Err(error),
+            Err(Self::Error(error)) => match Self::told(error) {
+                Self::Ending(ending) => Ok(ending),
+                Self::Error(error) => Err(error),
+            },
         }
     }
+}
+
+/// Whether the platform is told of an error: if the event, the worker state or what the extractor handed over makes no
+/// sense or does not fit. The same event would meet it again, so without a message nobody would ever know.
+///
+/// Of all others it is not told: this disk or its store is broken, another worker has the unit, or the same event may go
+/// through when it is delivered again.
+pub(super) fn is_told(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Fetch)
+        || matches!(error, Error::WorkerState { .. })
 }
 
 impl From<Error> for Stop {

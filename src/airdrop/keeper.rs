@@ -170,7 +170,7 @@ impl<'a> Keeper<'a> {
             None => unit.checkpoint_without_run(&self.token, deletion)?,
         };
         let what = self.what();
-        self.put(&checkpoint, |document| sdk::forget_attachments(document, &what).map(drop))?;
+        self.put(&checkpoint, |document| sdk::forget_attachments(document, &what))?;
         Ok(())
     }
 

@@ -179,6 +179,10 @@ pub struct SealedMessage {
     pub body: String,
 }
 
+/// Nobody waits longer than this, whatever a source or a platform asks for: a DELAY of years is a mistake, and a platform
+/// may refuse a number that no integer of its own holds.
+pub(super) const WAIT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// What became of an attempt that did not succeed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -187,7 +191,7 @@ pub enum PlatformError {
     Retry {
         /// Whether it can have taken effect.
         fate: Fate,
-        /// How long the platform asked to be left alone.
+        /// How long the platform asked to be left alone; more than 24 hours counts as 24 hours.
         after: Option<Duration>,
         /// What went wrong, for people. Holds no secret.
         reason: String,

@@ -12,7 +12,7 @@ use tracing::warn;
 use crate::clock::Clock;
 use crate::error::{Error, Result, chain};
 
-use super::platform::PlatformError;
+use super::platform::{Fate, PlatformError};
 
 /// Attempts at one call in one invocation.
 pub(crate) const TRIES: u32 = 5;
@@ -33,10 +33,8 @@ pub(crate) fn millis(wait: Duration) -> u64 {
 
 /// Why a call was not made to succeed.
 pub(crate) enum GaveUp {
-    Refused {
-        status: u16,
-        reason: String,
-    },
+    /// `in_doubt`: an attempt before it may have taken effect, so the refusal may be of what was done already.
+    Refused { status: u16, reason: String, in_doubt: bool },
     /// It failed too often, or for too long; it may have taken effect.
     Tried(String),
     /// It was not made once more, for this.
@@ -46,7 +44,7 @@ pub(crate) enum GaveUp {
 impl fmt::Display for GaveUp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            GaveUp::Refused { status, reason } => write!(f, "refused with {status}: {reason}"),
+            GaveUp::Refused { status, reason, .. } => write!(f, "refused with {status}: {reason}"),
             GaveUp::Tried(reason) => f.write_str(reason),
             GaveUp::Stopped(error) => f.write_str(&chain(error)),
         }
@@ -73,15 +71,19 @@ pub(crate) fn attempts_while<T>(
 ) -> Result<T, GaveUp> {
     let mut chance = fastrand::Rng::with_seed(seed);
     let mut tries = 0;
+    let mut in_doubt = false;
     loop {
         tries += 1;
         may().map_err(GaveUp::Stopped)?;
         match call() {
             Ok(answer) => return Ok(answer),
-            Err(PlatformError::Refused { status, reason }) => return Err(GaveUp::Refused { status, reason }),
+            Err(PlatformError::Refused { status, reason }) => {
+                return Err(GaveUp::Refused { status, reason, in_doubt });
+            }
             Err(
                 error @ (PlatformError::Retry { after, .. } | PlatformError::StorageRefused { after, .. }),
             ) => {
+                in_doubt |= matches!(error, PlatformError::Retry { fate: Fate::Unknown, .. });
                 let wait = back_off(tries, after, &mut chance);
                 if tries >= TRIES || clock.elapsed().saturating_add(wait) >= hard {
                     return Err(GaveUp::Tried(format!("{error}; tried {tries} times")));

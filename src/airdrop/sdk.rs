@@ -30,7 +30,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
-use crate::model::{ID_BYTES_MAX, ItemType, Micros, Phase, Step, VALUE_BYTES_MAX};
+use crate::model::{ArtifactId, ID_BYTES_MAX, ItemType, Micros, Phase, Step, VALUE_BYTES_MAX};
 use crate::record::Attachment;
 use crate::store::{
     CHECKPOINT_KEY, Incoming, Inherited, InheritedLine, InheritedRun, InheritedStart, LEFT_ATTACHMENTS, Run,
@@ -96,9 +96,11 @@ impl SdkAttachments {
     /// What is to become of the `at`-th line of the `place`-th artifact.
     pub(crate) fn judge(&self, place: u64, at: u64, line: &str) -> InheritedLine {
         let line = inherited_line(line);
+        let is_in = |set: &BTreeSet<(String, String)>, id: &str, parent: &str| {
+            [parent, ""].iter().any(|parent| set.contains(&(id.to_owned(), (*parent).to_owned())))
+        };
         let named = |set: &BTreeSet<(String, String)>, attachment: &Attachment| {
-            let is_in = |parent: &str| set.contains(&(attachment.id.clone(), parent.to_owned()));
-            is_in(&attachment.parent_id) || is_in("")
+            is_in(set, &attachment.id, &attachment.parent_id)
         };
         match line {
             Ok((attachment, json)) if named(&self.failed, &attachment) => {
@@ -107,6 +109,11 @@ impl SdkAttachments {
             _ if place == 0 && at < self.last_processed => InheritedLine::Settled,
             Ok((attachment, _)) if named(&self.processed, &attachment) => InheritedLine::Settled,
             Ok((_, json)) => InheritedLine::Queued(json),
+            Err(Senseless { id: Some(id), parent_id, .. })
+                if is_in(&self.processed, &id, parent_id.as_deref().unwrap_or_default()) =>
+            {
+                InheritedLine::Settled
+            }
             Err(Senseless { id, parent_id, reason }) => {
                 let id = id.unwrap_or_else(|| format!("(line {} of artifact {})", at + 1, place + 1));
                 let parent_id = parent_id.unwrap_or_else(|| "(unknown)".to_owned());
@@ -126,7 +133,8 @@ struct Senseless {
 
 /// A line of attachments' metadata that the SDK announced, as one of ours: an id that is a number is its text.
 fn inherited_line(line: &str) -> Result<(Attachment, String), Senseless> {
-    let mut fields: Map<String, Value> = serde_json::from_str(line).map_err(|error| Senseless {
+    let fields = lossy_value(line).and_then(serde_json::from_value);
+    let mut fields: Map<String, Value> = fields.map_err(|error| Senseless {
         id: None,
         parent_id: None,
         reason: format!("its line makes no sense: {error}"),
@@ -149,13 +157,37 @@ fn inherited_line(line: &str) -> Result<(Attachment, String), Senseless> {
     })
 }
 
-/// An id that is a text, or a number, which is written as JavaScript writes it.
+/// An id that is a text, or a number, which is written as JavaScript has and writes it: every number is a float there.
 fn id_text(id: &Value) -> Option<String> {
     match id {
         Value::String(text) => Some(text.clone()),
-        Value::Number(number) if number.is_f64() => number.as_f64().map(|number| number.to_string()),
-        Value::Number(number) => Some(number.to_string()),
+        Value::Number(number) => number.as_f64().map(js_number_text),
         _ => None,
+    }
+}
+
+/// A number as text, as JavaScript's `String` makes it: <https://tc39.es/ecma262/#sec-numeric-types-number-tostring>.
+fn js_number_text(number: f64) -> String {
+    if number == 0.0 {
+        return "0".to_owned();
+    }
+    let sign = if number < 0.0 { "-" } else { "" };
+    // Both write the shortest digits that are read as this float again.
+    let scientific = format!("{:e}", number.abs());
+    let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
+    let digits = mantissa.replace('.', "");
+    let exponent: i32 = exponent.parse().unwrap_or(0);
+    // Digits before the point, as the specification calls it.
+    let n = usize::try_from(exponent + 1).unwrap_or(0);
+    let (whole, fraction) = digits.split_at_checked(n).unwrap_or((&digits, ""));
+    match exponent {
+        0..=20 if fraction.is_empty() => format!("{sign}{digits:0<n$}"),
+        0..=20 => format!("{sign}{whole}.{fraction}"),
+        -6..=-1 => {
+            let zeroes = "0".repeat(usize::try_from(-exponent - 1).unwrap_or(0));
+            format!("{sign}0.{zeroes}{digits}")
+        }
+        _ => format!("{sign}{mantissa}e{exponent:+}"),
     }
 }
 
@@ -277,7 +309,7 @@ impl Run {
 fn sdk_keys(document: &Document, what: &str) -> Result<Option<(&'static str, Map<String, Value>)>> {
     match document.value(SDK_STATE, what)? {
         Some(Value::Object(nested)) => return Ok(Some(("sdkState.", nested))),
-        Some(other) => return Err(odd(what, SDK_STATE, "an object", &other)),
+        Some(other) => return Err(unexpected(what, SDK_STATE, "an object", &other)),
         None => {}
     }
     let mut flat = Map::new();
@@ -343,18 +375,18 @@ fn nothing_left() -> Value {
     json!({ "artifactIds": [], "lastProcessed": 0, "lastProcessedAttachmentsIdsList": [] })
 }
 
-/// Empties what the SDK's keys say of attachments; says whether they said something.
+/// Empties what the SDK's keys say of attachments.
 ///
 /// # Errors
 /// `WorkerState`, naming the first of them that makes no sense.
-pub(crate) fn forget_attachments(document: &mut Document, what: &str) -> Result<bool> {
+pub(crate) fn forget_attachments(document: &mut Document, what: &str) -> Result<()> {
     SdkState::read(document, what)?;
-    let Some((_, mut keys)) = sdk_keys(document, what)? else { return Ok(false) };
+    let Some((_, mut keys)) = sdk_keys(document, what)? else { return Ok(()) };
     let metadata = keys.get_mut(TO_DEVREV).and_then(|to_devrev| to_devrev.get_mut(ATTACHMENTS));
-    let Some(metadata) = metadata else { return Ok(false) };
-    let said = std::mem::replace(metadata, nothing_left()) != nothing_left();
+    let Some(metadata) = metadata else { return Ok(()) };
+    *metadata = nothing_left();
     put_sdk_keys(document, keys);
-    Ok(said)
+    Ok(())
 }
 
 /// Removes the SDK's keys, in either layout.
@@ -456,15 +488,15 @@ impl<'a> Keys<'a> {
         format!("{}{key}", self.prefix)
     }
 
-    fn odd(&self, key: &str, expected: &str, found: &Value) -> Error {
-        odd(self.what, &self.path(key), expected, found)
+    fn unexpected(&self, key: &str, expected: &str, found: &Value) -> Error {
+        unexpected(self.what, &self.path(key), expected, found)
     }
 
     fn text(&self, key: &str) -> Result<Option<&'a str>> {
         match self.keys.get(key) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) => Ok(Some(text.as_str()).filter(|text| !text.is_empty())),
-            Some(other) => Err(self.odd(key, "a string", other)),
+            Some(other) => Err(self.unexpected(key, "a string", other)),
         }
     }
 
@@ -489,34 +521,38 @@ impl<'a> Keys<'a> {
         let list = |key: &str| match metadata.get(key) {
             None | Some(Value::Null) => Ok([].as_slice()),
             Some(Value::Array(list)) => Ok(list.as_slice()),
-            Some(other) => Err(self.odd(&format!("{path}.{key}"), "a list", other)),
+            Some(other) => Err(self.unexpected(&format!("{path}.{key}"), "a list", other)),
         };
         let artifact_ids = list("artifactIds")?.iter().map(|id| match id {
-            Value::String(id) => Ok(id.clone()),
-            other => Err(self.odd(&format!("{path}.artifactIds"), "a list of strings", other)),
+            Value::String(id) => match ArtifactId::new(id) {
+                Ok(id) => Ok(id.to_string()),
+                Err(error) => Err(Error::WorkerState {
+                    what: format!("{} in {}", self.path(&format!("{path}.artifactIds")), self.what),
+                    reason: error.to_string(),
+                }),
+            },
+            other => Err(self.unexpected(&format!("{path}.artifactIds"), "a list of strings", other)),
         });
         let last_processed = match metadata.get("lastProcessed") {
             None | Some(Value::Null) => 0,
             Some(number) => number.as_u64().ok_or_else(|| {
-                self.odd(&format!("{path}.lastProcessed"), "a whole number from 0 on", number)
+                self.unexpected(&format!("{path}.lastProcessed"), "a whole number from 0 on", number)
             })?,
         };
         let key = "lastProcessedAttachmentsIdsList";
         let (mut processed, mut failed) = (BTreeSet::new(), BTreeSet::new());
         for entry in list(key)? {
-            // Before it told parents apart, the SDK kept ids alone.
-            let one = match (
-                id_text(entry),
-                entry.get("id").and_then(id_text),
-                entry.get("parent_id").and_then(id_text),
-            ) {
-                (Some(id), ..) => (id, String::new()),
-                (_, Some(id), Some(parent)) => (id, parent),
-                _ => {
-                    let expected = "a list of objects with id and parent_id";
-                    return Err(self.odd(&format!("{path}.{key}"), expected, entry));
-                }
+            // Before it told parents apart, the SDK kept ids alone; of an attachment without a parent it keeps none.
+            let id = id_text(entry).or_else(|| entry.get("id").and_then(id_text));
+            let parent = match entry.get("parent_id") {
+                None | Some(Value::Null) => Some(String::new()),
+                Some(parent) => id_text(parent),
             };
+            let (Some(id), Some(parent)) = (id, parent) else {
+                let expected = "a list of objects with id and parent_id";
+                return Err(self.unexpected(&format!("{path}.{key}"), expected, entry));
+            };
+            let one = (id, parent);
             let set =
                 if entry.get("status") == Some(&json!("failed")) { &mut failed } else { &mut processed };
             set.insert(one);
@@ -533,13 +569,13 @@ impl<'a> Keys<'a> {
         match value {
             None | Some(Value::Null) => Ok(None),
             Some(Value::Object(part)) => Ok(Some(part)),
-            Some(other) => Err(self.odd(path, "an object", other)),
+            Some(other) => Err(self.unexpected(path, "an object", other)),
         }
     }
 }
 
 /// What is wrong with a key. Its value is not shown: it may be anything.
-fn odd(what: &str, path: &str, expected: &str, found: &Value) -> Error {
+fn unexpected(what: &str, path: &str, expected: &str, found: &Value) -> Error {
     Error::WorkerState {
         what: format!("{path} in {what}"),
         reason: format!("it must be {expected}, it is or holds {}", kind_of(found)),
@@ -692,6 +728,16 @@ mod tests {
             let failed = left.judge(place, at, &line("a", "p"));
             assert!(matches!(failed, InheritedLine::Failed { json, .. } if json == line("a", "p")));
         }
+        // The SDK has rounded ids, and half a character does not keep it from uploading.
+        let mut rounded = left.clone();
+        rounded.processed.insert(("9007199254740992".to_owned(), "1e+21".to_owned()));
+        let line = r#"{"id":9007199254740993,"url":"","file_name":"f","parent_id":1e21}"#;
+        assert_eq!(rounded.judge(1, 9, line), InheritedLine::Settled);
+        let half = r#"{"id":"h","url":"u","file_name":"cut \ud83d.png","parent_id":"p"}"#;
+        let whole = "{\"id\":\"h\",\"url\":\"u\",\"file_name\":\"cut \u{fffd}.png\",\"parent_id\":\"p\"}";
+        assert_eq!(left.judge(0, 7, half), InheritedLine::Queued(whole.to_owned()));
+        // An attachment without a parent makes no sense, but the SDK uploaded it.
+        assert_eq!(left.judge(1, 9, r#"{"id":"old","url":"","file_name":"f"}"#), InheritedLine::Settled);
         for (line, id, parent, says) in [
             ("{", "(line 8 of artifact 2)", "(unknown)", "makes no sense"),
             ("[1]", "(line 8 of artifact 2)", "(unknown)", "makes no sense"),
@@ -707,6 +753,42 @@ mod tests {
             let listed = Attachment::from_line(&json).unwrap();
             assert_eq!((listed.id.as_str(), listed.parent_id.as_str()), (id, parent));
             assert!(reason.contains(says), "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_number_is_written_as_javascript_writes_it() {
+        // As `String(number)` gives them in Node.js.
+        for (number, text) in [
+            ("0", "0"),
+            ("-0", "0"),
+            ("-0.0", "0"),
+            ("7", "7"),
+            ("8.0", "8"),
+            ("-1", "-1"),
+            ("1e3", "1000"),
+            ("0.1", "0.1"),
+            ("123.456", "123.456"),
+            ("-123.456", "-123.456"),
+            ("9007199254740993", "9007199254740992"),
+            ("-9007199254740993", "-9007199254740992"),
+            ("9007199254740995", "9007199254740996"),
+            ("18446744073709551615", "18446744073709552000"),
+            ("123456789012345678901", "123456789012345680000"),
+            ("1e20", "100000000000000000000"),
+            ("999999999999999900000", "999999999999999900000"),
+            ("1e21", "1e+21"),
+            ("1000000000000000000000", "1e+21"),
+            ("-1.5e21", "-1.5e+21"),
+            ("1.7976931348623157e308", "1.7976931348623157e+308"),
+            ("5e-324", "5e-324"),
+            ("0.000001", "0.000001"),
+            ("0.00000123", "0.00000123"),
+            ("1e-7", "1e-7"),
+            ("-1.25e-7", "-1.25e-7"),
+        ] {
+            let value: Value = serde_json::from_str(number).unwrap();
+            assert_eq!(id_text(&value).as_deref(), Some(text), "{number}");
         }
     }
 

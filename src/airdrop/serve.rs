@@ -2,8 +2,9 @@
 //!
 //! One single-threaded loop decides and stores; calls to the platform are made in lanes.
 //!
-//! Who cannot open the store, is fenced, or gets an event of a past run, gets an error and nothing is sent. In every
-//! other case exactly one message answers the event; it is sealed before it is sent.
+//! If this disk or its store is broken, another worker has the unit, the event is of a past run, or the platform does not
+//! hand out or take what it keeps of the unit, `serve` returns an error and sends nothing. In every other case exactly one
+//! message answers the event; it is sealed before it is sent.
 //!
 //! An invocation is one `tracing` span, `invocation`, with the event type, the unit, the phase and the run; each step of
 //! it is an event in that span. What an extractor's error says is in none of them: it may hold anything.
@@ -52,9 +53,21 @@ impl Serve {
     /// is announced for good.
     ///
     /// # Errors
-    /// Nothing was sent: `StaleEvent`, `Fenced`, `Corrupt`, `Io`. The message was not accepted: `NotDelivered`; it is
-    /// sealed, and serving the same event again sends it again. What an extractor does wrong is no error here: the
-    /// platform is told with ERROR.
+    /// - `StaleEvent`, `Fenced`: the event is of a past run, or another worker has the unit. Nothing was sent or changed.
+    /// - `Replaced`: the store file is another one. Nothing more is sent: stop this worker.
+    /// - `Corrupt`, `NewerFormat`, `Io`: the store cannot be read or written. Nothing was sent; what was stored before
+    ///   stays.
+    /// - `NotFetched`, `NotSaved`, with [`Serve::checkpoints`]: the platform did not hand out the worker state, or did not
+    ///   take a checkpoint. Nothing was sent that it would have held. After `NotFetched` nothing has changed; after
+    ///   `NotSaved` what was extracted is stored on this disk, and the message may be sealed. Deliver the same event again:
+    ///   it resumes there. Where a message was accepted and only the checkpoint after it was not saved, the same event
+    ///   sends the same bytes again.
+    /// - `NotDelivered`: the message was not accepted. It is sealed, and serving the same event again sends it again; if it
+    ///   was refused, what it announced is in the next message.
+    /// - `TooLarge`: the event's context leaves no room for any answer.
+    ///
+    /// What an extractor does wrong, or what the event or the worker state holds that makes no sense, is no error here:
+    /// the platform is told with ERROR.
     pub fn serve<E: Extractor>(
         &self,
         store: &Store,
@@ -139,15 +152,6 @@ fn log_accepted(accepted: &Accepted) {
     info!(decision, resumed = run.resumed(), started_at = %run.started_at(), "event accepted");
 }
 
-/// The platform is told of a worker state that makes no sense, which is not ours to overwrite, and of one in which others
-/// leave no room for ours.
-fn told(error: Error) -> Stop {
-    match error {
-        Error::WorkerState { .. } | Error::TooLarge { .. } => Stop::failed(&chain(&error)),
-        error => error.into(),
-    }
-}
-
 impl Invocation<'_> {
     fn converse<E: Extractor>(
         &self,
@@ -199,12 +203,12 @@ impl Invocation<'_> {
     fn accept(&self, unit: &SyncUnit, incoming: &Incoming) -> Result<(Option<Keeper<'_>>, Accepted), Stop> {
         // External sync units have no sync unit to keep a checkpoint under.
         if !self.settings.checkpoints || incoming.phase == Phase::ExternalSyncUnits {
-            return Ok((None, unit.accept(incoming, false, None)?));
+            return Ok((None, unit.accept(incoming, false, None).map_err(Stop::told)?));
         }
-        let (keeper, restored) = self.take_over(unit, self.settings.takeover_wait).map_err(told)?;
-        let inherited = keeper.inherited(incoming).map_err(told)?;
-        let accepted = unit.accept(incoming, restored, inherited.as_ref())?;
-        keeper.save(run_of(&accepted), None).map_err(told)?;
+        let (keeper, restored) = self.take_over(unit, self.settings.takeover_wait).map_err(Stop::told)?;
+        let inherited = keeper.inherited(incoming).map_err(Stop::told)?;
+        let accepted = unit.accept(incoming, restored, inherited.as_ref()).map_err(Stop::told)?;
+        keeper.save(run_of(&accepted), None).map_err(Stop::told)?;
         Ok((Some(keeper), accepted))
     }
 
@@ -227,8 +231,13 @@ impl Invocation<'_> {
             base_bytes: self.base_bytes()?,
             artifacts_max,
         };
-        let mut delivery = Delivery::new(run, self.clock, lanes, keeper, &settings)?;
         let mut details = MessageDetails::default();
+        let mut delivery = match Delivery::new(run, self.clock, lanes, keeper, &settings) {
+            Ok(delivery) => delivery,
+            Err(error) => {
+                return self.answer(run, keeper, phase, Stop::ending(Err(error.into()))?, &details);
+            }
+        };
         let worked = match self.begin(extractor, run, keeper, phase) {
             Ok(context) => {
                 details.window = context.window();
@@ -276,9 +285,7 @@ impl Invocation<'_> {
         });
         match deleted {
             Ok(()) => self.answer_statelessly(Ending::Done),
-            // A state that makes no sense is not ours to overwrite: the platform is told.
-            Err(error @ Error::WorkerState { .. }) => self.answer_statelessly(Ending::failed(&chain(&error))),
-            Err(error) => Err(error),
+            Err(error) => self.answer_statelessly(Stop::ending(Err(error.into()))?),
         }
     }
 

@@ -13,7 +13,9 @@ use std::sync::Arc;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
+use super::any::{AnyWalk, Loose, Seen, duplicate_key, nothing_but_an_object};
 use super::broken::not_json;
+use super::expected::TIMESTAMP_EXPECTED;
 use super::finding::{Finding, Findings, Rule, Severity};
 use super::hints::nearest;
 use super::line::Record;
@@ -21,10 +23,7 @@ use super::metadata::Metadata;
 use super::path::{At, FieldPath, quoted, shown};
 use super::schema::{Fields, Schema};
 use super::text::{self, DEPTH_MAX, Flaw, Flawed, Look};
-use super::values::{
-    AnyWalk, Cx, DataWalk, Loose, Seen, TIMESTAMP_EXPECTED, Walk, check_timestamp, duplicate_key,
-    nothing_but_an_object,
-};
+use super::values::{Cx, DataWalk, Walk, check_timestamp};
 use crate::model::ID_BYTES_MAX;
 
 /// Checks records of one record type. Cheap to clone, and may be used from several threads.

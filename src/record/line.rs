@@ -274,14 +274,12 @@ fn strict(id: Option<&str>, object: String) -> Result<(String, Vec<Finding>)> {
     // With an id, it stands under "data".
     let levels = DEPTH_MAX - usize::from(id.is_some());
     let found = text::flaws(object.as_bytes(), Look::Strict, levels);
-    let mut changes = Vec::new();
+    let mut halves = Vec::new();
     for Flawed { flaw, range, path } in found {
         let path = if id.is_some() { path.under("data") } else { path };
         let reason = match flaw {
             Flaw::Surrogate => {
-                let mut finding = surrogate_replaced(path);
-                finding.record = id.map(str::to_owned);
-                changes.push(finding);
+                halves.push(path);
                 continue;
             }
             Flaw::Control(_) => continue,
@@ -299,20 +297,33 @@ fn strict(id: Option<&str>, object: String) -> Result<(String, Vec<Finding>)> {
         };
         return Err(refused(id.unwrap_or("(flat)"), reason));
     }
-    if changes.is_empty() {
-        return Ok((object, changes));
+    if halves.is_empty() {
+        return Ok((object, Vec::new()));
     }
     let mut bytes = object.into_bytes();
-    text::replace_surrogates(&mut bytes);
+    let replaced = text::replace_surrogates(&mut bytes);
+    let mut changes = surrogates_replaced(halves, replaced);
+    for change in &mut changes {
+        change.record = id.map(str::to_owned);
+    }
     // An escape was replaced by an escape, so it is text as before.
     Ok((String::from_utf8_lossy(&bytes).into_owned(), changes))
 }
 
-/// What is said of half a character that was replaced.
-pub(super) fn surrogate_replaced(path: FieldPath) -> Finding {
-    let message = "an unpaired surrogate, a character cut in half, became U+FFFD".to_owned();
-    Finding::new(Severity::Warning, Rule::Surrogate, path, message)
-        .expecting("cut text between characters, not between UTF-16 code units")
+/// What is said of halves of characters that were replaced: each of those whose path is known, and how many more there
+/// were.
+pub(super) fn surrogates_replaced(paths: Vec<FieldPath>, replaced: u64) -> Vec<Finding> {
+    let more = replaced.saturating_sub(paths.len() as u64);
+    let one = |path| {
+        let message = "an unpaired surrogate, a character cut in half, became U+FFFD".to_owned();
+        Finding::new(Severity::Warning, Rule::Surrogate, path, message)
+            .expecting("cut text between characters, not between UTF-16 code units")
+    };
+    let mut findings: Vec<_> = paths.into_iter().map(one).collect();
+    if let Some(last) = findings.last_mut().filter(|_| more > 0) {
+        last.message = format!("{}, and {more} more after it", last.message);
+    }
+    findings
 }
 
 pub(super) fn refused(id: &str, reason: String) -> Error {

@@ -14,7 +14,7 @@ use super::hints::meant_or_one_of;
 use super::locate::locate_all;
 use super::path::{FieldPath, quoted};
 use super::schema::{SCHEMA_VERSION, Schema};
-use super::{read, values};
+use super::{any, read};
 
 /// The external domain metadata of an extractor: the document that its metadata phase delivers.
 ///
@@ -146,7 +146,7 @@ impl Metadata {
     pub fn check(&self) -> Vec<Finding> {
         let (_, mut findings) = read::read(&self.document);
         if let Some(text) = &self.text {
-            findings.extend(values::duplicate_keys(text));
+            findings.extend(any::duplicate_keys(text));
             locate_all(&mut findings, text, 1);
             findings.sort_by_key(|finding| finding.line);
         }

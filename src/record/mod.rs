@@ -9,15 +9,18 @@
 //! units, the metadata document), any JSON object as it is. Source:
 //! <https://developer.devrev.ai/airdrop/data-extraction>.
 
+mod any;
 mod attachment;
 mod broken;
 mod check;
 mod convert;
 mod converter;
+mod expected;
 mod finding;
 mod hints;
 mod line;
 mod locate;
+mod members;
 mod metadata;
 mod moment;
 mod normalize;
@@ -26,6 +29,7 @@ mod read;
 mod rules;
 mod schema;
 mod stream;
+mod targets;
 mod text;
 mod values;
 mod workflow;

@@ -14,7 +14,7 @@ use super::convert::{not, plain_id, text_of};
 use super::converter::{Converter, became_null, is_said_none, is_usual_none, undeclared};
 use super::finding::{Finding, Findings, Rule, Severity, Sink};
 use super::hints::meant_or_one_of;
-use super::line::{Record, surrogate_replaced};
+use super::line::{Record, surrogates_replaced};
 use super::metadata::Metadata;
 use super::moment;
 use super::path::{At, FieldPath, quoted, shown};
@@ -177,19 +177,21 @@ impl Normalizer {
         } else {
             Vec::new()
         };
-        let halves: Vec<_> = flaws.into_iter().filter(|found| found.flaw == Flaw::Surrogate).collect();
+        let halves = flaws.into_iter().filter(|found| found.flaw == Flaw::Surrogate);
+        let halves: Vec<_> = halves.map(|found| found.path).collect();
+        let mut replaced = 0;
         let read = if halves.is_empty() {
             serde_json::from_str(raw)
         } else {
             let mut mended = raw.as_bytes().to_vec();
-            text::replace_surrogates(&mut mended);
+            replaced = text::replace_surrogates(&mut mended);
             serde_json::from_slice(&mended)
         };
         let record = match read {
             Ok(value) => self.normalize(&value)?,
             Err(error) => return Err(Findings::one(not_json(raw.as_bytes(), &error, 1))),
         };
-        let mut changes: Vec<_> = halves.into_iter().map(|found| surrogate_replaced(found.path)).collect();
+        let mut changes = surrogates_replaced(halves, replaced);
         name_record(&mut changes, record.id().unwrap_or_default());
         Ok(record.with_changes(changes))
     }

@@ -9,13 +9,11 @@ use std::collections::HashMap;
 use serde_json::{Map, Value};
 
 use super::finding::{Finding, Rule, Sink};
-use super::hints::{
-    example_of, list, meant_key, meant_or_one_of, nearest, settings_with, type_of_another_system,
-};
+use super::hints::{meant_or_one_of, nearest, type_of_another_system};
 use super::path::{At, quoted, shown};
 use super::schema::{
-    By, EnumDecl, EnumValue, FIELD_TYPES, FieldDecl, Fields, Kind, RESERVED, Range, RecordDecl,
-    SCHEMA_VERSION, Schema, StructDecl, Targets, types_with_block,
+    EnumDecl, EnumValue, FIELD_TYPES, FieldDecl, Fields, Kind, RESERVED, Range, RecordDecl, SCHEMA_VERSION,
+    Schema, StructDecl, Targets, types_with_block,
 };
 use crate::model::ItemType;
 
@@ -40,10 +38,10 @@ pub(super) fn read(document: &Value) -> (Schema, Vec<Finding>) {
 
 /// What is declared, by its keys, so that a reference can be looked up before its target was read.
 pub(super) struct Reader<'v, 's> {
-    record_types: &'v Map<String, Value>,
-    categories: &'v Map<String, Value>,
+    pub(super) record_types: &'v Map<String, Value>,
+    pub(super) categories: &'v Map<String, Value>,
     structs: &'v Map<String, Value>,
-    categories_unreadable: bool,
+    pub(super) categories_unreadable: bool,
     structs_unreadable: bool,
     pub(super) sink: &'s mut Sink,
 }
@@ -55,7 +53,7 @@ fn is_unreadable(document: &Map<String, Value>, key: &str) -> bool {
     document.get(key).is_some_and(|group| !group.is_object())
 }
 
-fn member<'v>(map: &'v Map<String, Value>, key: &str) -> &'v Map<String, Value> {
+pub(super) fn member<'v>(map: &'v Map<String, Value>, key: &str) -> &'v Map<String, Value> {
     map.get(key).and_then(Value::as_object).unwrap_or(&NONE)
 }
 
@@ -517,150 +515,6 @@ impl<'v, 's> Reader<'v, 's> {
         }
     }
 
-    /// Reads `refers_to`, and looks up what it names.
-    fn targets(&mut self, at: &At<'_>, block: &'v Map<String, Value>, keys: &[&str]) -> Option<Targets> {
-        self.known_keys(at, block, keys);
-        if keys.contains(&"reference_type") {
-            self.one_of(at, block, "reference_type", &["parent", "child"]);
-        }
-        let refers_to = match block.get("refers_to") {
-            Some(Value::Object(refers_to)) if !refers_to.is_empty() => refers_to,
-            Some(value) => {
-                let message = if value.is_object() {
-                    "the reference refers to nothing".to_owned()
-                } else {
-                    format!("refers_to is {}", shown(value))
-                };
-                let expected = "expected {\"#record:users\": {}} or {\"#category:people\": {}}";
-                self.sink.error(&at.key("refers_to"), Rule::Reference, message, expected);
-                return None;
-            }
-            None => {
-                let expected = "add \"refers_to\": {\"#record:users\": {}} or {\"#category:people\": {}}";
-                self.sink.error(
-                    at,
-                    Rule::Reference,
-                    "the reference does not say what it refers to",
-                    expected,
-                );
-                return None;
-            }
-        };
-        let mut targets = Targets::default();
-        let mut bys = Vec::new();
-        let mut broken = false;
-        let at = at.key("refers_to");
-        for (key, detail) in refers_to {
-            let at = at.key(key);
-            let found = self.target(&at, key);
-            broken |= found.is_none();
-            let types = found.unwrap_or_default();
-            let mut by = By::Id;
-            if let Some(detail) = self.object(&at, detail, "an object: {}, or {\"by_field\": \"email\"}") {
-                self.known_keys(&at, detail, &["by_field"]);
-                if let Some(field) = self.string(&at, detail, "by_field") {
-                    self.by_field(&at.key("by_field"), field, &types);
-                    by = By::Field(field.to_owned());
-                }
-            }
-            bys.push(by);
-            targets.types.extend(types.into_iter().map(str::to_owned));
-        }
-        targets.types.sort_unstable();
-        targets.types.dedup();
-        bys.dedup();
-        targets.by = bys.pop().filter(|_| bys.is_empty());
-        if broken { None } else { Some(targets) }
-    }
-
-    /// The record types that a target key stands for; `None`, with a finding, if it stands for none that is declared.
-    fn target(&mut self, at: &At<'_>, key: &str) -> Option<Vec<&'v str>> {
-        let record_types = || self.record_types.keys().map(String::as_str);
-        let categories = || self.categories.keys().map(String::as_str);
-        if let Some(name) = key.strip_prefix("#record:") {
-            if let Some((name, _)) = self.record_types.get_key_value(name) {
-                return Some(vec![name.as_str()]);
-            }
-            let expected = if self.categories.contains_key(name) {
-                format!("it is a category: write \"#category:{name}\"")
-            } else {
-                meant_or_one_of(name, "declared record types", record_types())
-            };
-            let message = format!("the record type {} is not declared under record_types", quoted(name));
-            self.sink.error(at, Rule::Reference, message, expected);
-        } else if let Some(name) = key.strip_prefix("#category:") {
-            if self.categories_unreadable {
-                return None;
-            }
-            if self.categories.contains_key(name) {
-                let of_it = |(_, value): &(&String, &Value)| {
-                    value.get("category").and_then(Value::as_str) == Some(name)
-                };
-                let types: Vec<_> =
-                    self.record_types.iter().filter(of_it).map(|(key, _)| key.as_str()).collect();
-                if types.is_empty() {
-                    let message = format!("no record type is in the category {}", quoted(name));
-                    let expected = format!("give at least one record type \"category\": {}", quoted(name));
-                    self.sink.warning(at, Rule::Reference, message, expected);
-                }
-                return Some(types);
-            }
-            let expected = if self.record_types.contains_key(name) {
-                format!("it is a record type: write \"#record:{name}\"")
-            } else {
-                meant_or_one_of(name, "declared categories", categories())
-            };
-            let message =
-                format!("the category {} is not declared under record_type_categories", quoted(name));
-            self.sink.error(at, Rule::Reference, message, expected);
-        } else {
-            let name = key.trim_start_matches('#');
-            let expected = if self.record_types.contains_key(name) {
-                format!("write \"#record:{name}\"")
-            } else if self.categories.contains_key(name) {
-                format!("write \"#category:{name}\"")
-            } else {
-                "write \"#record:<record type>\" or \"#category:<category>\"".to_owned()
-            };
-            let message = format!("{} says neither record type nor category", quoted(key));
-            self.sink.error(at, Rule::Reference, message, expected);
-        }
-        None
-    }
-
-    /// A reference by another field than the id needs that field in every target, marked as an identifier.
-    fn by_field(&mut self, at: &At<'_>, field: &str, types: &[&'v str]) {
-        for name in types {
-            let fields = member(member(self.record_types, name), "fields");
-            match fields.get(field) {
-                // Every record has an id, declared or not.
-                _ if field == "id" && !fields.contains_key(field) => {
-                    let expected =
-                        "leave by_field out: references are by the id unless another field is named";
-                    let message = "the reference is by \"id\", which is no field";
-                    self.sink.error(at, Rule::Reference, message, expected);
-                    return;
-                }
-                None => {
-                    let message = format!("the record type {} has no field {}", quoted(name), quoted(field));
-                    let expected = meant_or_one_of(field, "fields of it", fields.keys().map(String::as_str));
-                    self.sink.error(at, Rule::Reference, message, expected);
-                }
-                Some(target) if target.get("is_identifier") != Some(&Value::Bool(true)) => {
-                    let message = format!(
-                        "the field {} of the record type {} is no identifier",
-                        quoted(field),
-                        quoted(name)
-                    );
-                    let expected =
-                        format!("add \"is_identifier\": true to record_types.{name}.fields.{field}");
-                    self.sink.error(at, Rule::Reference, message, expected);
-                }
-                Some(_) => {}
-            }
-        }
-    }
-
     fn enumeration(&mut self, at: &At<'_>, block: &'v Map<String, Value>) -> Option<EnumDecl> {
         self.known_keys(at, block, &["values"]);
         let values = match block.get("values") {
@@ -793,127 +647,6 @@ impl<'v, 's> Reader<'v, 's> {
                     );
                 }
             }
-        }
-    }
-
-    // The JSON types of members.
-
-    pub(super) fn object(
-        &mut self,
-        at: &At<'_>,
-        value: &'v Value,
-        expected: &str,
-    ) -> Option<&'v Map<String, Value>> {
-        match value {
-            Value::Object(map) => Some(map),
-            other => {
-                self.sink.error(
-                    at,
-                    Rule::Shape,
-                    format!("{} is {}, not an object", at.name(), shown(other)),
-                    format!("expected {expected}"),
-                );
-                None
-            }
-        }
-    }
-
-    /// An object that may be left out, or be `null`.
-    pub(super) fn block(
-        &mut self,
-        at: &At<'_>,
-        map: &'v Map<String, Value>,
-        key: &str,
-    ) -> Option<&'v Map<String, Value>> {
-        match map.get(key) {
-            None | Some(Value::Null) => None,
-            Some(value) => self.object(&at.key(key), value, example_of(key)),
-        }
-    }
-
-    pub(super) fn string(&mut self, at: &At<'_>, map: &'v Map<String, Value>, key: &str) -> Option<&'v str> {
-        match map.get(key)? {
-            Value::String(text) => Some(text),
-            other => {
-                let expected = "expected a string; leave it out if there is none";
-                self.sink.error(&at.key(key), Rule::Shape, format!("{key} is {}", shown(other)), expected);
-                None
-            }
-        }
-    }
-
-    /// `true` if it says so; `null` and nothing say no.
-    pub(super) fn boolean(&mut self, at: &At<'_>, map: &'v Map<String, Value>, key: &str) -> bool {
-        match map.get(key) {
-            None | Some(Value::Null) => false,
-            Some(Value::Bool(value)) => *value,
-            Some(other) => {
-                let expected = "expected true or false, without quotes";
-                self.sink.error(&at.key(key), Rule::Shape, format!("{key} is {}", shown(other)), expected);
-                false
-            }
-        }
-    }
-
-    pub(super) fn one_of(&mut self, at: &At<'_>, map: &'v Map<String, Value>, key: &str, allowed: &[&str]) {
-        if let Some(value) = self.string(at, map, key)
-            && !allowed.contains(&value)
-        {
-            let expected = match nearest(value, allowed.iter().copied()) {
-                Some(near) => format!("did you mean {}?", quoted(near)),
-                None => format!("expected one of {}", list(allowed)),
-            };
-            self.sink.error(&at.key(key), Rule::Shape, format!("{key} is {}", quoted(value)), expected);
-        }
-    }
-
-    fn lengths(&mut self, at: &At<'_>, block: &'v Map<String, Value>) -> Range<u64> {
-        self.known_keys(at, block, &["min_length", "max_length"]);
-        self.range(at, block, "min_length", "max_length", "a whole number, 0 or more", Value::as_u64)
-    }
-
-    fn range<T: PartialOrd + Copy + std::fmt::Display>(
-        &mut self,
-        at: &At<'_>,
-        block: &'v Map<String, Value>,
-        min_key: &str,
-        max_key: &str,
-        expected: &str,
-        read: impl Fn(&Value) -> Option<T>,
-    ) -> Range<T> {
-        let mut bound = |key: &str| {
-            let value = block.get(key).filter(|value| !value.is_null())?;
-            let bound = read(value);
-            if bound.is_none() {
-                let message = format!("{key} is {}", shown(value));
-                self.sink.error(&at.key(key), Rule::Bounds, message, format!("expected {expected}"));
-            }
-            bound
-        };
-        let (min, max) = (bound(min_key), bound(max_key));
-        if let (Some(low), Some(high)) = (min, max)
-            && low > high
-        {
-            let message = format!("{min_key} is {low}, above {max_key}, which is {high}: nothing is within");
-            self.sink.error(at, Rule::Bounds, message, "swap the two, or mend one");
-            return Range { min: None, max: None };
-        }
-        Range { min, max }
-    }
-
-    /// Unknown keys are only warned of: the platform's format grows.
-    pub(super) fn known_keys(&mut self, at: &At<'_>, map: &'v Map<String, Value>, known: &[&str]) {
-        for key in map.keys().filter(|key| !known.contains(&key.as_str())) {
-            let expected =
-                if let Some(near) = nearest(key, known.iter().copied()).or_else(|| meant_key(key, known)) {
-                    format!("did you mean {}?", quoted(near))
-                } else if let Some((block, example)) = settings_with(key, map) {
-                    format!("it stands one level deeper: \"{block}\": {example}")
-                } else {
-                    format!("known here: {}", list(known))
-                };
-            let message = format!("the key {} means nothing here, and is passed over", quoted(key));
-            self.sink.warning(&at.key(key), Rule::UnknownKey, message, expected);
         }
     }
 }

@@ -11,7 +11,8 @@ use memchr::{memchr, memchr2, memchr3};
 
 use super::path::{FieldPath, PathStep};
 
-/// Flaws of one text that are told one by one.
+/// Flaws of one kind in one text that are told one by one. Each kind has a bound of its own, so that many of one hide none
+/// of another.
 const FLAWS_MAX: usize = 1_000;
 
 /// Bytes of a key that are read for a path: enough for all the characters that a path shows, each a pair of escapes.
@@ -66,9 +67,9 @@ pub(super) fn may_be_flawed(text: &[u8]) -> bool {
     false
 }
 
-/// Finds the flaws of a text, in its order: of very many, only the first. It may be nested `levels` deep.
+/// Finds the flaws of a text, in its order: of very many of a kind, only the first. It may be nested `levels` deep.
 pub(super) fn flaws(text: &[u8], look: Look, levels: usize) -> Vec<Flawed> {
-    let mut scan = Scan { text, at: 0, open: Vec::new(), look, levels, found: Vec::new() };
+    let mut scan = Scan { text, at: 0, open: Vec::new(), look, levels, found: Vec::new(), counts: [0; 4] };
     scan.run();
     scan.found
 }
@@ -129,6 +130,8 @@ struct Scan<'t> {
     look: Look,
     levels: usize,
     found: Vec<Flawed>,
+    /// How many of each kind are among them.
+    counts: [usize; 4],
 }
 
 impl Scan<'_> {
@@ -237,9 +240,17 @@ impl Scan<'_> {
     }
 
     fn add(&mut self, flaw: Flaw, range: Range<usize>) {
-        if self.found.len() >= FLAWS_MAX {
+        let [surrogates, controls, too_deep, too_large] = &mut self.counts;
+        let of_kind = match flaw {
+            Flaw::Surrogate => surrogates,
+            Flaw::Control(_) => controls,
+            Flaw::TooDeep => too_deep,
+            Flaw::TooLarge => too_large,
+        };
+        if *of_kind >= FLAWS_MAX {
             return;
         }
+        *of_kind += 1;
         let steps = self.open.iter().filter_map(|open| match open {
             Open::Array { position } => Some(PathStep::Position(*position)),
             // What stands before the first key is the object's own affair.

@@ -2,15 +2,17 @@
 //!
 //! The walk is a serde visitor: it is driven by the parser, sees each value once, and keeps none.
 
-use std::borrow::Cow;
-use std::collections::HashSet;
 use std::fmt;
 
 use chrono::Offset;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-use super::convert::{convert, is_natural, to_enum};
+use super::any::{AnyWalk, Seen, duplicate_key, nothing_but_an_object};
+use super::convert::is_natural;
+use super::expected::{
+    DATE_EXPECTED, NULL_EXPECTED, TIMESTAMP_EXPECTED, enum_expected, form, rule_of, span, suggestion, wanted,
+};
 use super::finding::{Finding, Rule, Severity, Sink};
 use super::hints::{meant_or_one_of, nearest};
 use super::moment::{self, Reading};
@@ -45,194 +47,6 @@ pub(super) fn check_value(schema: &Schema, field: &FieldDecl, value: &Value, ele
     walk.sink.take()
 }
 
-/// A value that is looked at, not walked into.
-pub(super) enum Loose<'de> {
-    Null,
-    Text(Cow<'de, str>),
-    Other(Value),
-}
-
-impl Loose<'_> {
-    pub(super) fn shown(&self) -> String {
-        match self {
-            Loose::Null => "null".to_owned(),
-            Loose::Text(text) => format!("the string {}", quoted(text)),
-            Loose::Other(value) => shown(value),
-        }
-    }
-}
-
-impl<'de> serde::Deserialize<'de> for Loose<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct LooseVisitor;
-        impl<'de> Visitor<'de> for LooseVisitor {
-            type Value = Loose<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("any value")
-            }
-            fn visit_unit<E>(self) -> Result<Self::Value, E> {
-                Ok(Loose::Null)
-            }
-            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
-                Ok(Loose::Text(Cow::Borrowed(text)))
-            }
-            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-                Ok(Loose::Text(Cow::Owned(text.to_owned())))
-            }
-            fn visit_bool<E>(self, value: bool) -> Result<Self::Value, E> {
-                Ok(Loose::Other(Value::Bool(value)))
-            }
-            fn visit_i64<E>(self, value: i64) -> Result<Self::Value, E> {
-                Ok(Loose::Other(Value::from(value)))
-            }
-            fn visit_u64<E>(self, value: u64) -> Result<Self::Value, E> {
-                Ok(Loose::Other(Value::from(value)))
-            }
-            fn visit_f64<E>(self, value: f64) -> Result<Self::Value, E> {
-                Ok(Loose::Other(Value::from(value)))
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-                let mut items = Vec::new();
-                while seq.next_element::<IgnoredAny>()?.is_some() {
-                    items.push(Value::Null);
-                }
-                Ok(Loose::Other(Value::Array(items)))
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-                Ok(Loose::Other(Value::Object(Map::new())))
-            }
-        }
-        deserializer.deserialize_any(LooseVisitor)
-    }
-}
-
-/// Walks any value, looking for keys that stand twice in one object; makes a value of it where that is asked for.
-pub(super) struct AnyWalk<'a> {
-    pub(super) sink: &'a mut Sink,
-    pub(super) at: &'a At<'a>,
-    pub(super) keep: bool,
-}
-
-impl AnyWalk<'_> {
-    fn kept(&self, value: impl Into<Value>) -> Value {
-        if self.keep { value.into() } else { Value::Null }
-    }
-
-    /// The members of an object.
-    fn members<'de, A: MapAccess<'de>>(self, mut map: A) -> Result<Map<String, Value>, A::Error> {
-        let Self { sink, at, keep } = self;
-        let mut members = Map::new();
-        let mut seen = Seen::default();
-        while let Some(Key(key)) = map.next_key()? {
-            let at = at.key(&key);
-            if seen.twice(&key) {
-                duplicate_key(sink, &at);
-            }
-            let value = map.next_value_seed(AnyWalk { sink, at: &at, keep })?;
-            if keep {
-                members.insert(key.into_owned(), value);
-            }
-        }
-        Ok(members)
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for AnyWalk<'_> {
-    type Value = Value;
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for AnyWalk<'_> {
-    type Value = Value;
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("any value")
-    }
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
-    }
-    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-        Ok(self.kept(value))
-    }
-    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-        Ok(self.kept(value))
-    }
-    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-        Ok(self.kept(value))
-    }
-    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
-        Ok(self.kept(value))
-    }
-    fn visit_str<E>(self, text: &str) -> Result<Value, E> {
-        Ok(if self.keep { Value::from(text) } else { Value::Null })
-    }
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
-        let mut items = Vec::new();
-        let mut position = 0;
-        loop {
-            let at = self.at.position(position);
-            match seq.next_element_seed(AnyWalk { sink: self.sink, at: &at, keep: self.keep })? {
-                Some(item) if self.keep => items.push(item),
-                Some(_) => {}
-                None => return Ok(Value::Array(items)),
-            }
-            position += 1;
-        }
-    }
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Value, A::Error> {
-        self.members(map).map(Value::Object)
-    }
-}
-
-/// A key, borrowed where the text has it as it is.
-#[derive(serde::Deserialize)]
-struct Key<'k>(#[serde(borrow)] Cow<'k, str>);
-
-/// The keys of an object so far: few are compared, many are looked up.
-#[derive(Default)]
-pub(super) struct Seen {
-    few: Vec<String>,
-    many: HashSet<String>,
-}
-
-impl Seen {
-    const FEW: usize = 8;
-
-    /// Adds a key; whether it was there before.
-    pub(super) fn twice(&mut self, key: &str) -> bool {
-        if self.many.is_empty() {
-            if self.few.iter().any(|seen| seen == key) {
-                return true;
-            }
-            if self.few.len() < Self::FEW {
-                self.few.push(key.to_owned());
-                return false;
-            }
-            self.many.extend(self.few.drain(..));
-        }
-        !self.many.insert(key.to_owned())
-    }
-}
-
-/// Every key of a document that stands twice in one object, as errors: what only one of the two says is lost.
-pub(super) fn duplicate_keys(text: &str) -> Vec<Finding> {
-    let mut sink = Sink::default();
-    let mut json = serde_json::Deserializer::from_str(text);
-    let walked = AnyWalk { sink: &mut sink, at: &At::ROOT, keep: false }.deserialize(&mut json);
-    let mut findings = if walked.is_ok() { sink.take() } else { Vec::new() };
-    for finding in &mut findings {
-        finding.severity = Severity::Error;
-    }
-    findings
-}
-
-pub(super) const TIMESTAMP_EXPECTED: &str =
-    "expected RFC 3339 with offset, such as \"1972-03-29T22:04:47+01:00\"";
-const NULL_EXPECTED: &str = "write null, or leave it out, if there is none";
-const DATE_EXPECTED: &str = "expected a day such as \"2020-12-31\"";
-
 pub(super) fn check_timestamp(sink: &mut Sink, at: &At<'_>, text: &str) {
     if !moment::is_timestamp(text) {
         let message = format!("{} is no timestamp: {}", quoted(text), moment::why_no_timestamp(text));
@@ -244,72 +58,6 @@ pub(super) fn check_timestamp(sink: &mut Sink, at: &At<'_>, text: &str) {
         sink.error(at, Rule::Timestamp, message, expected);
     }
 }
-
-/// What to write instead, where that can be told from the value without guessing.
-fn suggestion(kind: &Kind, value: &Value) -> Option<String> {
-    if value.as_str().is_some_and(|text| text.trim().is_empty()) {
-        return Some(NULL_EXPECTED.to_owned());
-    }
-    if is_natural(kind, value) || matches!(kind, Kind::Any) {
-        return None;
-    }
-    let written = convert(kind, value, &Reading::default(), false).ok()?;
-    Some(match (kind, value, &written) {
-        (Kind::Reference(_), Value::Number(_), _) => {
-            format!("write {written}, or null if it refers to nothing")
-        }
-        (_, Value::String(_), Value::Bool(_) | Value::Number(_)) => {
-            format!("write {written}, without quotes")
-        }
-        _ => format!("write {written}"),
-    })
-}
-
-/// A key stands twice: readers take the last one, so what was found at the others is void.
-pub(super) fn duplicate_key(sink: &mut Sink, at: &At<'_>) {
-    sink.forget(at);
-    let expected = "keep one of the two: JSON readers take the last, and lose the others";
-    sink.warning(at, Rule::DuplicateKey, "the key stands twice in this object", expected);
-}
-
-/// The visitor methods of whatever can only be an object, for what is none; they call `self.other(what it is)`.
-macro_rules! nothing_but_an_object {
-    () => {
-        fn visit_unit<E>(self) -> Result<(), E> {
-            self.other("null");
-            Ok(())
-        }
-        fn visit_bool<E>(self, value: bool) -> Result<(), E> {
-            self.other(&value.to_string());
-            Ok(())
-        }
-        fn visit_i64<E>(self, value: i64) -> Result<(), E> {
-            self.other(&format!("the number {value}"));
-            Ok(())
-        }
-        fn visit_u64<E>(self, value: u64) -> Result<(), E> {
-            self.other(&format!("the number {value}"));
-            Ok(())
-        }
-        fn visit_f64<E>(self, value: f64) -> Result<(), E> {
-            self.other(&format!("the number {value}"));
-            Ok(())
-        }
-        fn visit_str<E>(self, text: &str) -> Result<(), E> {
-            self.other(&format!("the string {}", quoted(text)));
-            Ok(())
-        }
-        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-            let mut items = 0;
-            while seq.next_element::<IgnoredAny>()?.is_some() {
-                items += 1;
-            }
-            self.other(&format!("an array of {items}"));
-            Ok(())
-        }
-    };
-}
-pub(super) use nothing_but_an_object;
 
 /// Walks `data`: an object with the record type's fields.
 pub(super) struct DataWalk<'a, 'c> {
@@ -485,6 +233,9 @@ struct FieldWalk<'a, 'c> {
 
 /// The greatest whole number up to which all are exact as floats, JavaScript's only numbers.
 const EXACT_INT_MAX: u128 = 1 << 53;
+const TWO_TO_63: f64 = 9_223_372_036_854_775_808.0;
+
+const OVER_64_BITS: &str = "does not fit 64 bits with a sign, which most readers use";
 
 /// A value that is no array and no object.
 #[derive(Clone, Copy)]
@@ -547,6 +298,10 @@ impl FieldWalk<'_, '_> {
             | (Kind::Any, _)
             | (Kind::Float(Range { min: None, max: None }), Scalar::Int(_) | Scalar::Float(_)) => {}
             (Kind::Int(range), Scalar::Int(value)) => self.int(range, value),
+            // How whole numbers beyond 64 bits come out of JSON, and all that are this large are whole.
+            (Kind::Int(range), Scalar::Float(value)) if value.abs() >= TWO_TO_63 => {
+                self.huge_int(range, value);
+            }
             #[expect(clippy::cast_precision_loss, reason = "bounds of a float are floats")]
             (Kind::Float(range), Scalar::Int(value)) => self.bounds(range, value as f64, &value.to_string()),
             (Kind::Float(range), Scalar::Float(value)) => self.bounds(range, value, &value.to_string()),
@@ -585,15 +340,29 @@ impl FieldWalk<'_, '_> {
         if !range.contains(value) {
             return self.bounds(range, value, &value.to_string());
         }
-        let why = if i64::try_from(value).is_err() {
-            "does not fit 64 bits with a sign, which most readers use"
+        if i64::try_from(value).is_err() {
+            self.imprecise(&format!("the number {value} {OVER_64_BITS}"));
         } else if value.unsigned_abs() > EXACT_INT_MAX {
-            "is over 2^53, where JavaScript rounds"
+            self.imprecise(&format!("the number {value} is over 2^53, where JavaScript rounds"));
+        }
+    }
+
+    /// A whole number beyond 64 bits, of which only the float next to it is known: its digits are not shown.
+    fn huge_int(self, range: &Range<i128>, value: f64) {
+        let shown = format!("of about {value:e}");
+        // Saturates: a number beyond every bound is beyond them still.
+        #[expect(clippy::cast_possible_truncation, reason = "saturates")]
+        let whole = value as i128;
+        if range.contains(whole) {
+            self.imprecise(&format!("a whole number {shown} {OVER_64_BITS}"));
         } else {
-            return;
-        };
+            self.bounds(range, whole, &shown);
+        }
+    }
+
+    fn imprecise(self, message: &str) {
         let expected = "declare the field as text, and write it in quotes, if every digit counts";
-        self.cx.walk.sink.warning(self.at, Rule::Precision, format!("the number {value} {why}"), expected);
+        self.cx.walk.sink.warning(self.at, Rule::Precision, message.to_owned(), expected);
     }
 
     fn bounds<T: PartialOrd + Copy + fmt::Display>(self, range: &Range<T>, value: T, shown: &str) {
@@ -627,11 +396,6 @@ impl FieldWalk<'_, '_> {
         let kind = &self.field.kind;
         let message = format!("{}, and this is {}", wanted(kind), shown(found));
         let expected = suggestion(kind, found).unwrap_or_else(|| match (kind, found) {
-            (Kind::Int(_), Value::Number(number))
-                if number.as_f64().is_some_and(|number| number.abs() >= 9e18) =>
-            {
-                "it does not fit 64 bits: declare the field as text".to_owned()
-            }
             (Kind::Int(_), Value::Number(_)) => "round it, or declare the field as float".to_owned(),
             (Kind::Enum(values), _) => meant_or_one_of("", "keys", values.keys()),
             (Kind::TypedReference(targets), _) => {
@@ -875,76 +639,6 @@ fn unknown_members(sink: &mut Sink, at: &At<'_>, members: &Map<String, Value>, w
             message,
             meant_or_one_of(key, "keys", known.iter().copied()),
         );
-    }
-}
-
-fn enum_expected(values: &EnumDecl, given: &str) -> String {
-    if given.is_empty() {
-        return NULL_EXPECTED.to_owned();
-    }
-    match to_enum(values, &Value::from(given)) {
-        Ok(key) if values.values.iter().any(|value| value.name.as_deref() == Some(given)) => {
-            format!("it is the name of a value: write its key, {}", quoted(&key))
-        }
-        Ok(key) => format!("write {}", quoted(&key)),
-        Err(_) => meant_or_one_of(given, "keys", values.keys()),
-    }
-}
-
-fn rule_of(kind: &Kind) -> Rule {
-    match kind {
-        Kind::Enum(_) => Rule::EnumValue,
-        Kind::Date => Rule::Date,
-        Kind::Timestamp => Rule::Timestamp,
-        Kind::Reference(_) | Kind::TypedReference(_) | Kind::Permission { .. } | Kind::Participation => {
-            Rule::ReferenceForm
-        }
-        _ => Rule::Type,
-    }
-}
-
-fn wanted(kind: &Kind) -> &'static str {
-    match kind {
-        Kind::Bool => "a bool is true or false",
-        Kind::Int(_) => "an int is a number without decimals",
-        Kind::Float(_) => "a float is a number",
-        Kind::Text(_) => "text is a string",
-        Kind::RichText => "rich text is a string or an array",
-        Kind::Reference(_) => "a reference is a string",
-        Kind::TypedReference(_) => "a typed reference is an object",
-        Kind::Enum(_) => "an enum value is a string",
-        Kind::Date => "a date is a string",
-        Kind::Timestamp => "a timestamp is a string",
-        Kind::Struct(_) => "a struct is an object",
-        Kind::Permission { .. } => "a permission is an object",
-        Kind::Privilege(_) => "a privilege is an object",
-        Kind::Participation => "a participation is a string or an object",
-        Kind::Any => "anything goes",
-    }
-}
-
-fn form(kind: &Kind) -> &'static str {
-    match kind {
-        Kind::Bool => "write true or false, without quotes",
-        Kind::Int(_) => "write a number such as 12, or declare the field as text",
-        Kind::Float(_) => "write a number such as 1.5, or declare the field as text",
-        Kind::Text(_) => "write one text, in quotes, or declare the field as what it is",
-        Kind::RichText => "write \"...\", or [\"...\", {\"ref_type\": \"users\", \"id\": \"7\"}]",
-        Kind::Reference(_) => "write the id of the record, in quotes, or null if it refers to nothing",
-        Kind::Date => DATE_EXPECTED,
-        Kind::Timestamp => TIMESTAMP_EXPECTED,
-        Kind::Permission { .. } => "write {\"member_id\": \"...\", \"role\": \"...\"}",
-        _ => "write {...} with its fields, or null if there is none",
-    }
-}
-
-/// Bounds in words.
-fn span<T: fmt::Display + Copy>(range: &Range<T>) -> String {
-    match (range.min, range.max) {
-        (Some(min), Some(max)) => format!("{min} to {max}"),
-        (Some(min), None) => format!("{min} or more"),
-        (None, Some(max)) => format!("at most {max}"),
-        (None, None) => "anything".to_owned(),
     }
 }
 

@@ -153,7 +153,6 @@ impl<'v> Reader<'v, '_> {
                 if stages.is_empty() { "the diagram has no stages" } else { "the diagram has one stage" };
             self.sink.warning(&stages_at, rule, message, "a diagram has at least two");
         }
-        let stage_keys = || stages.keys().map(String::as_str);
         let mut has_transitions = false;
         for (key, stage) in stages {
             let at = stages_at.key(key);
@@ -165,19 +164,7 @@ impl<'v> Reader<'v, '_> {
             }
             let Some(stage) = self.object(&at, stage, "an object, which may be empty: {}") else { continue };
             self.known_keys(&at, stage, &["state", "transitions_to"]);
-            if let Some(state) = self.string(&at, stage, "state") {
-                const DEFAULTS: [&str; 3] = ["open", "in_progress", "closed"];
-                let declared =
-                    own_states.into_iter().flat_map(|declared| declared.keys().map(String::as_str));
-                let known: Vec<&str> = declared.chain(DEFAULTS).collect();
-                if !known.contains(&state) {
-                    let message = format!(
-                        "the state {} is not declared under states, nor one of the defaults",
-                        quoted(state)
-                    );
-                    self.sink.error(&at.key("state"), rule, message, meant_or_one_of(state, "states", known));
-                }
-            }
+            self.state_of_stage(&at, stage, own_states);
             has_transitions |= self.transitions(&at, stage, stages);
         }
         if all_allowed && has_transitions {
@@ -192,7 +179,7 @@ impl<'v> Reader<'v, '_> {
                     &at.key("starting_stage"),
                     rule,
                     message,
-                    meant_or_one_of(starting, "stages", stage_keys()),
+                    meant_or_one_of(starting, "stages", stages.keys().map(String::as_str)),
                 );
             }
             None if !diagram.contains_key("starting_stage") && (has_transitions || own_states.is_some()) => {
@@ -202,23 +189,28 @@ impl<'v> Reader<'v, '_> {
             }
             _ => {}
         }
-        if let Some((field, values)) = controlling {
-            let missing: Vec<&str> = values
-                .values
-                .iter()
-                .filter(|value| !value.deprecated && !stages.contains_key(&value.key))
-                .map(|value| value.key.as_str())
-                .collect();
-            if !missing.is_empty() {
-                let message =
-                    format!("no stage for these values of the enum {}: {}", quoted(field), list(&missing));
-                self.sink.warning(
-                    &stages_at,
-                    rule,
-                    message,
-                    "add a stage for each, or mark the value is_deprecated",
-                );
-            }
+        if let Some(controlling) = controlling {
+            self.values_without_stage(&stages_at, controlling, stages);
+        }
+    }
+
+    fn values_without_stage(
+        &mut self,
+        at: &At<'_>,
+        (field, values): (&str, &EnumDecl),
+        stages: &Map<String, Value>,
+    ) {
+        let missing: Vec<&str> = values
+            .values
+            .iter()
+            .filter(|value| !value.deprecated && !stages.contains_key(&value.key))
+            .map(|value| value.key.as_str())
+            .collect();
+        if !missing.is_empty() {
+            let message =
+                format!("no stage for these values of the enum {}: {}", quoted(field), list(&missing));
+            let expected = "add a stage for each, or mark the value is_deprecated";
+            self.sink.warning(at, Rule::StageDiagram, message, expected);
         }
     }
 
@@ -236,6 +228,25 @@ impl<'v> Reader<'v, '_> {
                 let message = format!("ordinal is {}", shown(ordinal));
                 self.sink.error(&at.key("ordinal"), Rule::Shape, message, "expected a whole number");
             }
+        }
+    }
+
+    /// The state that a stage is in is declared by the diagram, or one that there always is.
+    fn state_of_stage(
+        &mut self,
+        at: &At<'_>,
+        stage: &'v Map<String, Value>,
+        own_states: Option<&'v Map<String, Value>>,
+    ) {
+        const DEFAULTS: [&str; 3] = ["open", "in_progress", "closed"];
+        let Some(named) = self.string(at, stage, "state") else { return };
+        let declared = own_states.into_iter().flat_map(|declared| declared.keys().map(String::as_str));
+        let known: Vec<&str> = declared.chain(DEFAULTS).collect();
+        if !known.contains(&named) {
+            let message =
+                format!("the state {} is not declared under states, nor one of the defaults", quoted(named));
+            let expected = meant_or_one_of(named, "states", known);
+            self.sink.error(&at.key("state"), Rule::StageDiagram, message, expected);
         }
     }
 

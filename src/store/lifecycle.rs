@@ -421,32 +421,9 @@ pub(super) fn close_run(
     now: Micros,
 ) -> Result<()> {
     assert!(row.status == RunStatus::Open, "a run ends once");
-    let run = run_key(unit.no, no);
     let finished = status == RunStatus::Finished;
-    let watermark = match finished {
-        // A run that other software began vouches for nothing where its start is not known.
-        true if start_is_unknown(change, unit.no)? => unit.watermark,
-        true => Some(row.started_at.min(now)),
-        false => None,
-    };
-    if finished {
-        unit.watermark = watermark;
-        if let Some(window) = row.window {
-            let (oldest, newest) = unit.bounds;
-            // Without a beginning it reaches back for ever.
-            let from = window.from.unwrap_or(Micros(0));
-            unit.bounds =
-                (Some(oldest.unwrap_or(from).min(from)), Some(newest.unwrap_or(window.to).max(window.to)));
-        }
-        for (name, stream) in change.all(&STREAMS, &run)? {
-            let name = name_of(&name)
-                .map_err(|error| change.tables().damaged(STREAMS.name, &run, error.to_string()))?;
-            most_read::keep(change, unit.no, name, &stream)?;
-            if let Some(json) = stream.bookmark {
-                change.put(&BOOKMARKS, &Key::unit(unit.no).and_name(name), &BookmarkRow { json, run: no })?;
-            }
-        }
-    }
+    let watermark = if finished { vouch(change, unit, no, row, now)? } else { None };
+    let run = run_key(unit.no, no);
     let mut types = Vec::new();
     for (name, counts) in change.all(&TYPES, &run)? {
         types.push(LedgerType {
@@ -478,21 +455,57 @@ pub(super) fn close_run(
     if let Some(old) = no.checked_sub(LEDGER_RUNS_MAX) {
         change.remove(&LEDGER, &run_key(unit.no, old))?;
     }
-    change.remove_all(&STREAMS, &run)?;
-    change.remove_all(&TYPES, &run)?;
-    change.remove_all(&CHUNKS, &run)?;
-    change.remove_all(&BATCHES, &run)?;
-    change.remove_all(&PAYLOADS, &run)?;
-    change.remove_all(&FINDINGS, &run)?;
-    change.remove_all(&USED, &run)?;
-    change.remove(&USED_NEWEST, &run)?;
-    change.remove(&POSITIONS, &run)?;
+    drop_rows(change, &run)?;
     drop_notes(change, unit.no)?;
     change.remove_range(&EVENTS, &Key::unit(unit.no), &run)?;
     change.remove_range(&MESSAGES, &Key::unit(unit.no), &message_key(unit.no, row.first_message))?;
     row.status = status;
     row.ended_at = Some(now);
     Ok(())
+}
+
+/// Moves the watermark, the bounds and the bookmarks to where a finished run leaves them; says which watermark it vouches for.
+fn vouch(
+    change: &Change<'_>,
+    unit: &mut UnitRow,
+    no: u64,
+    row: &RunRow,
+    now: Micros,
+) -> Result<Option<Micros>> {
+    // A run that other software began vouches for nothing where its start is not known.
+    if !start_is_unknown(change, unit.no)? {
+        unit.watermark = Some(row.started_at.min(now));
+    }
+    if let Some(window) = row.window {
+        let (oldest, newest) = unit.bounds;
+        // Without a beginning it reaches back for ever.
+        let from = window.from.unwrap_or(Micros(0));
+        unit.bounds =
+            (Some(oldest.unwrap_or(from).min(from)), Some(newest.unwrap_or(window.to).max(window.to)));
+    }
+    let run = run_key(unit.no, no);
+    for (name, stream) in change.all(&STREAMS, &run)? {
+        let name =
+            name_of(&name).map_err(|error| change.tables().damaged(STREAMS.name, &run, error.to_string()))?;
+        most_read::keep(change, unit.no, name, &stream)?;
+        if let Some(json) = stream.bookmark {
+            change.put(&BOOKMARKS, &Key::unit(unit.no).and_name(name), &BookmarkRow { json, run: no })?;
+        }
+    }
+    Ok(unit.watermark)
+}
+
+/// Drops what only a live run needs, but for its attachments.
+fn drop_rows(change: &Change<'_>, run: &Key) -> Result<()> {
+    change.remove_all(&STREAMS, run)?;
+    change.remove_all(&TYPES, run)?;
+    change.remove_all(&CHUNKS, run)?;
+    change.remove_all(&BATCHES, run)?;
+    change.remove_all(&PAYLOADS, run)?;
+    change.remove_all(&FINDINGS, run)?;
+    change.remove_all(&USED, run)?;
+    change.remove(&USED_NEWEST, run)?;
+    change.remove(&POSITIONS, run)
 }
 
 /// Every stream that was begun, of one phase or all, has given its last page.

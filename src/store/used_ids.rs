@@ -1,7 +1,8 @@
 //! The artifact ids that a run has used, for whatever upload: each is accepted once.
 //!
 //! Two uploads under one id would be announced as one artifact, and one of them lost. So the transaction that stores the id
-//! of an upload takes it here, `unit, run, artifact id -> when`, or is told that it is taken. The rows go with their run.
+//! of an upload, or acknowledges one whose id was not stored before, takes it here, `unit, run, artifact id -> when`, or is
+//! told that it is taken. The rows go with their run.
 //!
 //! A checkpoint has no room for all of them: it names the newest [`NEWEST_MAX`], each by 32 bits of a hash. A false match
 //! (one in two million uploads) only has the upload prepared anew. A checkpoint is saved before an id is confirmed or

@@ -1068,6 +1068,36 @@ fn without_a_disk_the_queue_is_made_again_and_each_is_announced_once() {
     assert_eq!((counts.queued, counts.left()), (90, 0));
 }
 
+/// A checkpoint holds the lines of what is queued again. All of them at once were over its limit, in this run and in every
+/// later one.
+#[test]
+fn what_is_queued_again_fits_into_a_checkpoint_whatever_its_lines_are() {
+    let mut fixture = Fixture::new();
+    fixture.serve = fixture.serve.checkpoints();
+    let mut pages = pages(201, 20);
+    for (number, file) in (0..).zip(pages.iter_mut().flatten()) {
+        let signature = if number == 7 { 200_000 } else { 5_000 };
+        file.url = format!("{}?{}", file.url, crate::world::letters(signature, number));
+    }
+    let huge = name_of(&pages[0][7]);
+    let mut source = Files::new(&fixture.clock, pages);
+    let named = source.named();
+    source.hows.extend(named.keys().map(|name| (name.clone(), How::Gone)));
+    fixture.sync(&mut source);
+    assert_eq!(fixture.failed().len(), 201);
+    assert_eq!(fixture.unit().requeue_failed(|_| true).unwrap(), 201);
+
+    let seen = fixture.messages().len();
+    source.pages = vec![Vec::new()];
+    source.hows.clear();
+    let (_, counts) = fixture.sync(&mut source);
+    let again = named.iter().filter(|(name, _)| **name != huge);
+    fixture.check(seen, &again.map(|(name, file)| (name.clone(), bytes_of(file))).collect());
+    assert_eq!((counts.queued, counts.settled, counts.failed), (200, 200, 0));
+    fixture.check_failed(&[(huge, ("may take 100000", 1))].into());
+    fixture.check_store();
+}
+
 /// Each life waits longer than its budget before it takes over, and has its queue to make again then. It once answered
 /// PROGRESS with nothing done, for ever.
 #[test]

@@ -2,10 +2,11 @@
 //!
 //! The server here reads raw HTTP from its sockets, so that it sees the framing itself.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt::Debug;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -1174,4 +1175,161 @@ fn the_server_sees_chunks_and_wrong_lengths() {
     assert_eq!(requests[0].header("Transfer-Encoding"), Some("chunked"));
     assert!(requests.iter().any(|request| !request.complete));
     assert!(std::panic::catch_unwind(|| requests[0].check("POST", "/callback")).is_err());
+}
+
+/// A proxy on a loopback port: HTTP (`CONNECT`) and SOCKS 5 (RFC 1928). Whatever host it is asked for, it leads to `platform`.
+struct Proxy {
+    address: SocketAddr,
+    asked_for: Arc<Mutex<BTreeSet<String>>>,
+}
+
+impl Proxy {
+    fn start(platform: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let proxy = Self { address: listener.local_addr().unwrap(), asked_for: Arc::default() };
+        let asked_for = proxy.asked_for.clone();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (mut stream, asked_for) = (stream.unwrap(), asked_for.clone());
+                thread::spawn(move || {
+                    let mut first = [0];
+                    stream.read_exact(&mut first).unwrap();
+                    let target = if first == [5] { socks(&mut stream) } else { connect(&mut stream) };
+                    asked_for.lock().unwrap().insert(target);
+                    let mut there = TcpStream::connect(platform).unwrap();
+                    let (mut back, mut to) = (stream.try_clone().unwrap(), there.try_clone().unwrap());
+                    thread::spawn(move || io::copy(&mut stream, &mut to));
+                    let _ = io::copy(&mut there, &mut back);
+                });
+            }
+        });
+        proxy
+    }
+
+    /// What it was asked for since the last time.
+    fn asked_for(&self) -> Vec<String> {
+        std::mem::take(&mut *self.asked_for.lock().unwrap()).into_iter().collect()
+    }
+}
+
+/// Takes `CONNECT host:port`, but for its first letter.
+fn connect(stream: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        head.push(byte[0]);
+    }
+    stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+    let head = String::from_utf8(head).unwrap();
+    head.strip_prefix("ONNECT ").unwrap().split(' ').next().unwrap().to_owned()
+}
+
+/// Takes a greeting of SOCKS 5, but for its first byte, and a request for a host by its name.
+fn socks(stream: &mut TcpStream) -> String {
+    let mut take = |count: usize| {
+        let mut bytes = vec![0; count];
+        stream.read_exact(&mut bytes).unwrap();
+        bytes
+    };
+    let methods = take(1)[0];
+    take(methods.into());
+    stream.write_all(&[5, 0]).unwrap();
+    let mut take = |count: usize| {
+        let mut bytes = vec![0; count];
+        stream.read_exact(&mut bytes).unwrap();
+        bytes
+    };
+    assert_eq!(take(4), [5, 1, 0, 3], "a connection to a host that is named");
+    let length = take(1)[0];
+    let host = String::from_utf8(take(length.into())).unwrap();
+    let port = take(2);
+    let port = u16::from_be_bytes([port[0], port[1]]);
+    stream.write_all(&[5, 0, 0, 1, 0, 0, 0, 0, 0, 0]).unwrap();
+    format!("{host}:{port}")
+}
+
+const CHILD_EVENT: &str = "HIGHWATER_TEST_EVENT";
+
+/// What a child process does, with the proxies in its environment: each kind of call once.
+#[test]
+fn each_call_in_a_child() {
+    let Ok(event) = std::env::var(CHILD_EVENT) else { return };
+    let client = Client::new(&Event::from_json(&event).unwrap()).unwrap();
+    client.worker_state().unwrap();
+    client.upload(batch(b"bytes")).unwrap();
+    client.confirm(&id()).unwrap();
+    client.download(&id()).unwrap();
+    client.send(&message("{}")).unwrap();
+}
+
+/// Makes each call in a process with these variables; what it said if one failed.
+fn in_a_child(event: &Value, variables: &[(&str, &str)]) -> Result<(), String> {
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", "client::each_call_in_a_child", "--nocapture"]);
+    for name in ["ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"] {
+        child.env_remove(name).env_remove(name.to_lowercase());
+    }
+    let output = child.env(CHILD_EVENT, event.to_string()).envs(variables.iter().copied()).output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert!(said.contains("running 1 test"), "{said}");
+    if output.status.success() { Ok(()) } else { Err(said) }
+}
+
+/// Has the server name itself by this host wherever it gives out an address, and gives an event that does the same.
+fn named(server: &Server, base: &str) -> Value {
+    let json = server.event().to_string().replace(&format!("http://{}", server.address), base);
+    let upload_url = json!({ "artifact_id": "don:artifact/7", "upload_url": format!("{base}/files/put"), "form_data": {} });
+    server.fault("/internal/airdrop.artifacts.upload-url", answer(200, &upload_url));
+    let download_url = json!({ "download_url": format!("{base}/files/get") });
+    server.fault("/internal/airdrop.artifacts.download-url", answer(200, &download_url));
+    serde_json::from_str(&json).unwrap()
+}
+
+#[test]
+fn a_proxy_is_asked_for_what_is_elsewhere_and_never_for_this_machine() {
+    let server = Server::start();
+    let proxy = Proxy::start(server.address);
+    let (http, socks) = (format!("http://{}", proxy.address), format!("socks5h://{}", proxy.address));
+    // Names that no resolver knows: RFC 2606.
+    for variable in
+        [("ALL_PROXY", &socks), ("HTTPS_PROXY", &http), ("HTTP_PROXY", &http), ("http_proxy", &socks)]
+    {
+        let variable = (variable.0, variable.1.as_str());
+        let event = named(&server, "http://platform.invalid");
+        in_a_child(&event, &[variable]).unwrap();
+        assert_eq!(proxy.asked_for(), ["platform.invalid:80"], "{variable:?}");
+        assert_eq!(server.requests().len(), 7, "{variable:?}");
+        for host in ["127.0.0.1", "localhost"] {
+            let event = named(&server, &format!("http://{host}:{}", server.address.port()));
+            in_a_child(&event, &[variable]).unwrap();
+            assert!(proxy.asked_for().is_empty(), "{variable:?}: {host}");
+            assert_eq!(server.requests().len(), 7, "{variable:?}: {host}");
+        }
+        for excepted in ["platform.invalid", ".invalid", "other.invalid,platform.invalid", "*"] {
+            let mut event = server.event();
+            event["payload"]["event_context"]["worker_data_url"] = json!("http://platform.invalid/worker");
+            in_a_child(&event, &[variable, ("NO_PROXY", excepted)]).unwrap_err();
+            assert!(proxy.asked_for().is_empty() && server.requests().is_empty(), "{variable:?}: {excepted}");
+        }
+    }
+}
+
+/// Else the first call would go out directly, from a worker that must not.
+#[test]
+fn a_proxy_that_makes_no_sense_is_refused_by_the_name_of_its_variable() {
+    let server = Server::start();
+    for (name, value) in [
+        ("ALL_PROXY", "socks6://user:sig-that-nobody-may-see@proxy.invalid:1080"),
+        ("https_proxy", "http://"),
+        ("HTTP_PROXY", "ftp://user:sig-that-nobody-may-see@proxy.invalid"),
+    ] {
+        let said = in_a_child(&server.event(), &[(name, value)]).unwrap_err();
+        assert!(said.contains(&format!("the environment variable {name}")), "{said}");
+        assert!(!said.contains(SIGNATURE), "{said}");
+        assert!(server.requests().is_empty());
+    }
+    in_a_child(&server.event(), &[("ALL_PROXY", ""), ("HTTP_PROXY", "")]).unwrap();
+    assert_eq!(server.requests().len(), 7);
 }

@@ -223,6 +223,49 @@ fn a_definite_refusal_unseals_and_the_artifacts_go_into_the_next_message() {
     }
 }
 
+/// "Answered already" is what a receiver may say that knows a message by its key, and the first answer may have been lost.
+#[test]
+fn a_refusal_after_an_attempt_that_may_have_been_accepted_does_not_unseal() {
+    for (first, checkpoints) in [
+        (Answer::Lost, false),
+        (Answer::Lost, true),
+        (Answer::Unavailable, false),
+        (Answer::Unavailable, true),
+    ] {
+        let mut world = World::new(5);
+        if checkpoints {
+            world.serve = world.serve.clone().checkpoints();
+        }
+        let mut source = paged(2, 5);
+        done(&world, &mut source, &event(METADATA, "run", "0"));
+        world.airdrop.answer(Call::Send, 0, first);
+        world.airdrop.answer(Call::Send, 1, Answer::Refused(409));
+        let start = event(DATA, "run", "1");
+        let error = world.serve(&mut source, &start).unwrap_err();
+        assert!(matches!(error, Error::NotDelivered { .. }), "{error:?}");
+        assert!(error.to_string().contains("it stays sealed"), "{error}");
+        if first == Answer::Unavailable {
+            // The platform has not got it, so it delivers the same event again, and gets the same bytes.
+            assert!(done(&world, &mut source, &start).replayed);
+        }
+        done(&world, &mut source, &event(ATTACHMENTS, "run", "2"));
+        assert_eq!(world.airdrop.announced("run"), all_of("issues", 2, 5));
+    }
+    // What is too large was never accepted.
+    let world = World::new(1);
+    let mut source = paged(1, 8);
+    world.airdrop.answer(Call::Send, 0, Answer::Unavailable);
+    world.airdrop.answer(Call::Send, 1, Answer::Refused(413));
+    let outcome = world.serve(&mut source, &event(DATA, "run", "1")).unwrap();
+    assert_eq!((outcome.kind, outcome.artifacts), (OutcomeKind::Progress, 4));
+    // A refusal after one that surely had no effect is as definite as the first.
+    let world = World::new(5);
+    world.airdrop.answer(Call::Send, 0, Answer::Busy(1));
+    world.airdrop.answer(Call::Send, 1, Answer::Refused(400));
+    world.serve(&mut paged(1, 5), &event(DATA, "run", "1")).unwrap_err();
+    assert!(!done(&world, &mut paged(1, 5), &event(DATA, "run", "1")).replayed);
+}
+
 #[test]
 fn a_message_too_large_is_said_again_with_half_of_its_artifacts() {
     let mut world = World::new(1);
@@ -569,6 +612,28 @@ fn limited(world: &World, after: Duration) -> Source<'_> {
 }
 
 #[test]
+fn an_absurd_rate_limit_is_a_delay_of_a_day() {
+    const DAY: u64 = 24 * 60 * 60;
+    for (after, seconds) in [
+        (Duration::MAX, DAY),
+        (Duration::from_secs(u64::MAX), DAY),
+        (Duration::from_secs(DAY) + Duration::from_nanos(1), DAY),
+        (Duration::from_secs(DAY - 1) + Duration::from_nanos(1), DAY),
+        (Duration::from_secs(DAY - 1), DAY - 1),
+    ] {
+        let world = World::new(5);
+        let mut source = Source::new(|_: &Context<'_>, stream: &str, cursor: Option<u32>| match cursor {
+            None => Ok(page_of(stream, 0, 3, 5)),
+            Some(_) => Err(SourceError::RateLimited { after }),
+        });
+        assert_eq!(world.serve(&mut source, &event(DATA, "run", "1")).unwrap().kind, OutcomeKind::Delay);
+        assert_eq!(world.airdrop.last().body["event_data"]["delay"], json!(seconds), "{after:?}");
+        world.clock.advance(Duration::from_secs(seconds));
+        done(&world, &mut paged(3, 5), &event(DATA_ON, "run", "2"));
+    }
+}
+
+#[test]
 fn a_rate_limit_is_a_delay_in_whole_seconds_and_an_early_continue_hears_what_is_left() {
     let mut world = World::new(5);
     let after = Duration::from_millis(2500);
@@ -691,6 +756,14 @@ fn an_event_of_unknown_type_or_without_a_sync_unit_is_an_error_and_touches_nothi
     }
     let missing = event_with("EXTRACTION_DATA_DELETE", &json!({}));
     assert_eq!(world.serve(&mut source, &missing).unwrap().event_type, "EXTRACTION_DATA_DELETE_ERROR");
+    for (run_id, field) in [(json!({}), "payload.event_context.run_id"), (json!("x".repeat(600)), "run_id")] {
+        let context = json!({ "sync_unit_id": "unit", "run_id": run_id, "request_id": "5" });
+        for event_type in ["EXTRACTION_DATA_DELETE", "EXTRACTION_ATTACHMENTS_DELETE"] {
+            let outcome = world.serve(&mut source, &event_with(event_type, &context)).unwrap();
+            assert_eq!(outcome.event_type, format!("{event_type}_ERROR"));
+            assert!(world.airdrop.last().error().contains(field), "{}", world.airdrop.last().error());
+        }
+    }
     assert!(source.asked.is_empty());
     done(&world, &mut source, &event(DATA, "run", "1"));
 }

@@ -259,6 +259,7 @@ fn what_the_sdk_left_of_attachments_costs_no_more_than_the_attachment_that_makes
             "lastProcessed": 0,
             "lastProcessedAttachmentsIdsList": [
                 { "id": 1, "parent_id": 10, "status": "success" },
+                { "id": 6, "status": "success" },
                 { "id": "2", "parent_id": "10", "status": "failed" },
             ],
         }});
@@ -282,6 +283,9 @@ fn what_the_sdk_left_of_attachments_costs_no_more_than_the_attachment_that_makes
             whole,
             json!("no object"),
             line(json!("5"), json!("10")),
+            line(json!("6"), json!(10)),
+            // As the SDK announced it, and uploaded it.
+            json!({ "id": 6, "url": "", "file_name": "f" }),
         ];
         world.airdrop.keep("one", &lines);
         for (event_type, request) in [("START", "900"), ("CONTINUE", "901")] {
@@ -470,9 +474,12 @@ fn a_key_of_a_wrong_type_is_an_error_that_names_it_and_nothing_is_overwritten() 
         (metadata(json!([])), "toDevRev.attachmentsMetadata"),
         (metadata(json!({ "artifactIds": "one" })), "toDevRev.attachmentsMetadata.artifactIds"),
         (metadata(json!({ "artifactIds": [1] })), "toDevRev.attachmentsMetadata.artifactIds"),
+        (metadata(json!({ "artifactIds": ["one", ""] })), "toDevRev.attachmentsMetadata.artifactIds"),
+        (metadata(json!({ "artifactIds": ["a\nb"] })), "toDevRev.attachmentsMetadata.artifactIds"),
+        (metadata(json!({ "artifactIds": ["x".repeat(600)] })), "toDevRev.attachmentsMetadata.artifactIds"),
         (metadata(json!({ "lastProcessed": -1 })), "toDevRev.attachmentsMetadata.lastProcessed"),
         (
-            metadata(json!({ "lastProcessedAttachmentsIdsList": [{ "id": "a" }] })),
+            metadata(json!({ "lastProcessedAttachmentsIdsList": [{ "parent_id": "a" }] })),
             "toDevRev.attachmentsMetadata.lastProcessedAttachmentsIdsList",
         ),
     ];

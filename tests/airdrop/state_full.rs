@@ -182,6 +182,80 @@ fn what_others_keep_counts_and_is_told() {
 }
 
 #[test]
+fn a_deletion_for_which_others_leave_no_room_is_told() {
+    let mut world = world();
+    let mut source = Source::new(|_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+        Ok(page_of(stream, cursor.unwrap_or(0), 2, 3))
+    });
+    let start = event("EXTRACTION_METADATA_START", "run", "1");
+    assert_eq!(serve(&mut world, &mut source, &start), OutcomeKind::Done);
+    let mut state = world.airdrop.state();
+    state["own"] = letters(CHECKPOINT_BYTES_MAX, 1).into();
+    world.airdrop.set_state(&state);
+    let delete = event("EXTRACTION_ATTACHMENTS_DELETE", "run", "2");
+    for _ in 0..2 {
+        world.lose_disk();
+        assert_eq!(world.serve(&mut source, &delete).unwrap().kind, OutcomeKind::Error);
+        let error = world.airdrop.last().error();
+        assert!(error.contains("bytes as posted, over the limit of 900000"), "{error}");
+        assert_eq!(world.airdrop.state(), state, "nothing was saved");
+    }
+    state["own"] = json!(1);
+    world.airdrop.set_state(&state);
+    assert_eq!(serve(&mut world, &mut source, &delete), OutcomeKind::Done);
+}
+
+#[test]
+fn a_state_that_others_fill_or_break_while_a_page_is_fetched_is_told_at_once() {
+    for (key, value, cut, says) in [
+        ("/own", json!(letters(CHECKPOINT_BYTES_MAX, 1)), 0, "bytes as posted, over the limit of 900000"),
+        ("/highwater/checksum", json!("00"), 0, "highwater in the worker state of unit"),
+        ("/own", json!(1), 1, "in the worker state of unit cannot be read: it is not JSON"),
+    ] {
+        for keeps_disk in [true, false] {
+            let mut world = world();
+            let mut source = Source::new(|_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+                Ok(page_of(stream, cursor.unwrap_or(0), 3, 3))
+            });
+            let start = event("EXTRACTION_METADATA_START", "run", "1");
+            assert_eq!(serve(&mut world, &mut source, &start), OutcomeKind::Done);
+            let before = world.airdrop.state_text();
+            let data = event("EXTRACTION_DATA_START", "run", "2");
+            let outcome = {
+                let mut breaking = Source::new(|_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+                    if cursor == Some(1) {
+                        let mut state = world.airdrop.state();
+                        state["own"] = json!(1);
+                        *state.pointer_mut(key).unwrap() = value.clone();
+                        let text = state.to_string();
+                        world.airdrop.set_state_text(&text[..text.len() - cut]);
+                    }
+                    Ok(page_of(stream, cursor.unwrap_or(0), 3, 3))
+                });
+                world.serve(&mut breaking, &data).unwrap()
+            };
+            assert_eq!(outcome.kind, OutcomeKind::Error, "{says}");
+            let error = world.airdrop.last().error();
+            assert!(error.contains(says), "{error}");
+            // Whoever mends it goes on with the same event.
+            world.airdrop.set_state_text(&before);
+            if !keeps_disk {
+                world.lose_disk();
+            }
+            let mut source = Source::new(|_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+                Ok(page_of(stream, cursor.unwrap_or(0), 3, 3))
+            });
+            let mut kind = world.serve(&mut source, &data).unwrap().kind;
+            if kind == OutcomeKind::Progress {
+                kind = world.serve(&mut source, &event("EXTRACTION_DATA_CONTINUE", "run", "3")).unwrap().kind;
+            }
+            assert_eq!(kind, OutcomeKind::Done);
+            assert_eq!(world.airdrop.announced("run"), all_of("issues", 3, 3));
+        }
+    }
+}
+
+#[test]
 fn a_scope_that_does_not_fit_is_an_error_that_says_so() {
     let mut world = world();
     let scope: Value = (0..20_000).map(|at| (format!("type-{at}"), json!({ "extract": false }))).collect();

@@ -79,6 +79,23 @@ fn a_state_that_cannot_be_read_is_an_error_that_names_the_key_and_says_how_to_st
 }
 
 #[test]
+fn keys_of_the_connectors_that_cannot_be_read_are_told_to_the_run_that_is_to_go_on_from_them() {
+    let deep = format!("{}1{}", "[".repeat(130), "]".repeat(130));
+    for own in [deep.as_str(), "1e400"] {
+        let mut world = world(&format!(r#"{{"lastSyncStarted":"2026-01-02T11:00:00Z","own":{own}}}"#));
+        for request in ["1", "2"] {
+            world.lose_disk();
+            let go_on = event("EXTRACTION_DATA_CONTINUE", "run", request);
+            assert_eq!(world.serve(&mut paged(1, 1), &go_on).unwrap().kind, OutcomeKind::Error);
+            let error = world.airdrop.last().error();
+            assert!(error.starts_with("the connector's own keys in the worker state of unit"), "{error}");
+            assert!(error.contains("EXTRACTION_DATA_DELETE"), "{error}");
+            assert!(world.airdrop.state_text().contains(own), "they stay as they are");
+        }
+    }
+}
+
+#[test]
 fn half_a_character_in_what_is_others_does_not_matter_and_stays_as_it_is() {
     let own = r#""text":"cut \ud83d","\udc00":["\ud800"],"big":12345678901234567890123"#;
     for state in [format!("{{{own}}}"), format!(r#"{{"sdkState":{{}},"connectorState":{{{own}}}}}"#)] {

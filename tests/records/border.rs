@@ -138,6 +138,38 @@ fn raw_json_that_is_nested_or_counts_beyond_readers_is_refused_by_name() {
 }
 
 #[test]
+fn many_halves_of_characters_hide_nothing_and_all_are_counted() {
+    for count in [999, 1_000, 1_001, 1_500] {
+        let halves = r"\ud83d".repeat(count);
+        for (bad, says) in [
+            ("1e400".to_owned(), "greater than readers hold"),
+            (format!("{}1{}", "[".repeat(200), "]".repeat(200)), "nested deeper"),
+        ] {
+            let object = format!(r#"{{"t":"{halves}","n":{bad}}}"#);
+            for refused in [Record::from_raw("1", &object), Record::flat_raw(&object)] {
+                let error = refused.unwrap_err().to_string();
+                assert!(error.contains(says), "{count}: {error}");
+            }
+        }
+        let object = format!(r#"{{"id":"1","title":"{halves}","size":1}}"#);
+        for record in [Record::from_raw("1", &object).unwrap(), normalizer().normalize_json(&object).unwrap()]
+        {
+            strict(&record.to_line());
+            assert_eq!(record.changes().len(), count.min(1_000));
+            assert!(record.changes().iter().all(|change| change.record.as_deref() == Some("1")));
+            let told = record.changes().last().unwrap().message.contains("and 500 more");
+            assert_eq!(told, count == 1_500, "{}", record.changes().last().unwrap());
+        }
+    }
+    // Nor do control characters hide half a character from the check.
+    let fields: Vec<_> = (0..1_001).map(|at| format!(r#""f{at}":"\u0000""#)).collect();
+    let line = format!(r#"{{"id":"1","data":{{{},"title":"\ud83d"}}}}"#, fields.join(","));
+    let found = found(&line);
+    assert_eq!(found.last(), Some(&(String::new(), Rule::Limit, Severity::Error)));
+    assert!(found.iter().any(|(_, rule, _)| *rule == Rule::ControlCharacter), "{:?}", found[0]);
+}
+
+#[test]
 fn the_normaliser_puts_a_replacement_character_and_counts_it() {
     for half in HALVES {
         let raw = format!(r#"{{"id":"1","title":"a {half}","tags":["x","{half}"]}}"#);
@@ -299,9 +331,27 @@ fn an_int_that_readers_round_or_cannot_hold_is_a_warning() {
     for fine in ["9007199254740992", "-9007199254740992", "0"] {
         assert_eq!(found(line(fine)), [], "{fine}");
     }
-    for rounded in ["9007199254740993", "-9007199254740993", "9223372036854775808", "18446744073709551615"] {
+    let nines = "9".repeat(300);
+    for rounded in [
+        "9007199254740993",
+        "-9007199254740993",
+        "9223372036854775808",
+        "18446744073709551615",
+        "18446744073709551616",
+        "-9223372036854775809",
+        nines.as_str(),
+    ] {
         let found = found(line(rounded));
         assert_eq!(found, [("data.size".to_owned(), Rule::Precision, Severity::Warning)], "{rounded}");
+    }
+    let told = checker().check_line(&line("18446744073709551616")).remove(0);
+    assert!(told.message.starts_with("a whole number of about 1.8446744073709552e19 does"), "{told}");
+    // Bounds count first, and what has decimals is no int.
+    let bounded = RecordType::new().field("size", Field::int().max(7));
+    let checker = Checker::new(&Metadata::new().record_type("issues", bounded), "issues").unwrap();
+    for (size, rule) in [("18446744073709551616", Rule::Bounds), ("1.5", Rule::Type)] {
+        let found = checker.check_line(&line(size));
+        assert_eq!((found[0].rule, found[0].severity), (rule, Severity::Error), "{size}");
     }
 }
 

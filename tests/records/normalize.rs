@@ -854,7 +854,11 @@ fn is_right(kind: Kind, value: &Value) -> bool {
     match kind {
         Kind::Bool => value.is_boolean(),
         // JSON readers tell -0 and -0.0 apart no more than we do.
-        Kind::Int => value.is_i64() || value.is_u64() || is_minus_zero(value),
+        // Beyond 64 bits a reader of JSON has floats, all of them whole.
+        Kind::Int => {
+            let is_huge = value.as_f64().is_some_and(|number| number.abs() >= 2_f64.powi(63));
+            value.is_i64() || value.is_u64() || is_minus_zero(value) || is_huge
+        }
         Kind::SmallInt => value.as_u64().is_some_and(|number| number <= 9) || is_minus_zero(value),
         Kind::Float => value.is_number(),
         Kind::Text => value.is_string(),

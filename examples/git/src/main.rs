@@ -22,7 +22,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
-use highwater::airdrop::{Client, Event, Outcome, OutcomeKind, Platform, Serve};
+use highwater::airdrop::{Event, Outcome, OutcomeKind, Platform, Serve};
 use highwater::{Store, SystemClock};
 use highwater_airdrop::{Local, SyncReport, SyncSettings, SyncStep};
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -69,9 +69,13 @@ enum Action {
         /// A file that holds the event as JSON; `-` is standard input
         #[arg(long, value_name = "FILE")]
         event: PathBuf,
-        /// The platform is at the addresses in the event, as `highwater-airdrop` serves them, and not in DIR
+        /// The platform is at the addresses in the event, as `highwater-airdrop` serves them, and not in DIR: for a build
+        /// with `--features http`
         #[arg(long)]
         http: bool,
+        /// The state is kept with the platform, in checkpoints: DIR may be another one, or empty, in each invocation
+        #[arg(long, requires = "http")]
+        checkpoints: bool,
     },
 }
 
@@ -116,7 +120,7 @@ impl Common {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Action::Sync { common } => sync(&common),
-        Action::Invoke { common, event, http } => invoke(&common, &event, http),
+        Action::Invoke { common, event, http, checkpoints } => invoke(&common, &event, http, checkpoints),
     };
     finish(done.map(|()| ExitCode::SUCCESS))
 }
@@ -128,6 +132,7 @@ fn answer(
     airdrop: &dyn Platform,
     bar: &ProgressBar,
     event: &Event,
+    checkpoints: bool,
 ) -> Result<Outcome, Failure> {
     let patience = common.budget.map_or(PATIENCE, |budget| budget.min(PATIENCE));
     let store = Store::options()
@@ -140,6 +145,9 @@ fn answer(
     let mut serve = Serve::new();
     if let Some(budget) = common.budget {
         serve = serve.budget(budget).hard_limit(budget.saturating_add(HAND_OVER));
+    }
+    if checkpoints {
+        serve = serve.checkpoints();
     }
     let outcome = serve.serve(&store, airdrop, &mut extractor, event)?;
     if let Some(watermark) = outcome.ignored_watermark {
@@ -156,20 +164,27 @@ fn answer(
     Ok(outcome)
 }
 
-fn invoke(common: &Common, event: &Path, http: bool) -> Result<(), Failure> {
+fn invoke(common: &Common, event: &Path, http: bool, checkpoints: bool) -> Result<(), Failure> {
     let event = read_event(event)?;
     let repository = Repository::open(&common.repo)?;
-    let airdrop: Box<dyn Platform> = if http {
-        std::fs::create_dir_all(&common.out).map_err(|error| {
-            format!("cannot make the directory {} (--out): {error}", common.out.display())
-        })?;
-        Box::new(Client::new(&event)?)
-    } else {
-        Box::new(Local::open(&common.out)?)
-    };
-    let outcome = answer(common, &repository, airdrop.as_ref(), &ProgressBar::hidden(), &event)?;
+    let airdrop: Box<dyn Platform> =
+        if http { over_http(&common.out, &event)? } else { Box::new(Local::open(&common.out)?) };
+    let outcome = answer(common, &repository, airdrop.as_ref(), &ProgressBar::hidden(), &event, checkpoints)?;
     went_well(&outcome)?;
     outcome.message.map_or(Ok(()), |message| print(&format!("{message}\n")))
+}
+
+/// The platform at the addresses in the event.
+#[cfg(feature = "http")]
+fn over_http(out: &Path, event: &Event) -> Result<Box<dyn Platform>, Failure> {
+    std::fs::create_dir_all(out)
+        .map_err(|error| format!("cannot make the directory {} (--out): {error}", out.display()))?;
+    Ok(Box::new(highwater::airdrop::Client::new(event)?))
+}
+
+#[cfg(not(feature = "http"))]
+fn over_http(_out: &Path, _event: &Event) -> Result<Box<dyn Platform>, Failure> {
+    Err("--http: this program was built without HTTP; build it with `--features http`".into())
 }
 
 /// What the invocations of this process came to that announced records of an item type.
@@ -193,7 +208,7 @@ fn sync(common: &Common) -> Result<(), Failure> {
     let report = airdrop.sync(
         &settings,
         &clock,
-        |event| answer(common, &repository, &airdrop, &bar, &Event::from_json(event)?).map(|_| ()),
+        |event| answer(common, &repository, &airdrop, &bar, &Event::from_json(event)?, false).map(|_| ()),
         |step| match step {
             SyncStep::Waiting(event) => bar.set_message(format!("waiting {:.0?}", event.wait)),
             SyncStep::Sending(event) => {

@@ -8,15 +8,14 @@ use highwater::record::Attachment;
 use ureq::Agent;
 
 use crate::issue::Issue;
+use crate::source::Tracker;
 
 /// The item type under which attachments are staged.
 pub(crate) const ITEM_TYPE: &str = "attachments";
 
 /// How long the external system may take to begin its answer, and to go on with it: a stream that stands still would
 /// hold up the invocation.
-const STALL: Duration = Duration::from_secs(30);
-/// How long to leave it alone where it does not say.
-const RETRY_AFTER: Duration = Duration::from_secs(60);
+pub(crate) const STALL: Duration = Duration::from_secs(30);
 /// Nobody waits longer than this, whatever the external system says.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -27,12 +26,14 @@ pub(crate) struct Files {
     count: u32,
     /// Bytes of each.
     bytes: u64,
+    /// How long to leave the external system alone where it does not say.
+    retry_after: Duration,
     agent: Agent,
 }
 
 impl Files {
     /// `count` files of so many bytes, of which as many are fetched at once as there are streams.
-    pub(crate) fn new(count: u32, bytes: u64, streams: usize) -> Self {
+    pub(crate) fn new(count: u32, bytes: u64, streams: usize, retry_after: Duration) -> Self {
         let agent = Agent::config_builder()
             .http_status_as_error(false)
             .timeout_connect(Some(STALL))
@@ -42,25 +43,31 @@ impl Files {
             .max_idle_connections_per_host(streams)
             .build()
             .into();
-        Self { count, bytes, agent }
+        Self { count, bytes, retry_after, agent }
     }
 
-    /// The attachment of issue number `key`, if it has one.
+    /// The attachment of issue number `key`, if it has one; from the platform's stand-in, where there is no tracker.
     pub(crate) fn of_issue(
         &self,
         context: &Context<'_>,
+        tracker: Option<&Tracker>,
         key: u32,
         issue: &Issue,
     ) -> Result<Option<Attachment>, SourceError> {
         if key >= self.count {
             return Ok(None);
         }
-        let endpoint = context.event().devrev_endpoint()?.ok_or(
-            "the event has no execution_metadata.devrev_endpoint, from which attachments are fetched",
-        )?;
+        let url = if let Some(tracker) = tracker {
+            tracker.file(key, self.bytes)
+        } else {
+            let endpoint = context.event().devrev_endpoint()?.ok_or(
+                "the event has no execution_metadata.devrev_endpoint, from which attachments are fetched",
+            )?;
+            format!("{endpoint}/ext/attachment/{key}?bytes={}", self.bytes)
+        };
         let mut attachment = Attachment::new(
             format!("attachment-{key}"),
-            format!("{endpoint}/ext/attachment/{key}?bytes={}", self.bytes),
+            url,
             format!("issue-{key}.bin"),
             format!("issue-{key}"),
         );
@@ -79,7 +86,7 @@ impl Files {
             404 | 410 => return Err(AttachmentError::Gone { reason }),
             429 => {
                 let said = response.headers().get("Retry-After").and_then(|value| value.to_str().ok());
-                let after = said.and_then(|said| retry_after(said, Utc::now())).unwrap_or(RETRY_AFTER);
+                let after = said.and_then(|said| retry_after(said, Utc::now())).unwrap_or(self.retry_after);
                 return Err(AttachmentError::RateLimited { after });
             }
             _ => return Err(reason.into()),
@@ -94,7 +101,7 @@ impl Files {
 }
 
 /// `Retry-After`: whole seconds, or a date.
-fn retry_after(text: &str, now: DateTime<Utc>) -> Option<Duration> {
+pub(crate) fn retry_after(text: &str, now: DateTime<Utc>) -> Option<Duration> {
     let text = text.trim();
     let after = if text.bytes().all(|byte| byte.is_ascii_digit()) {
         Duration::from_secs(text.parse().ok()?)

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::attachment::{self, Files};
 use crate::issue::{ITEM_TYPE, Issue, metadata};
+use crate::source::{Numbers, Tracker};
 
 /// A source of issues that never change.
 #[derive(Debug)]
@@ -21,6 +22,8 @@ pub(crate) struct Synthetic {
     pub(crate) page_size: u32,
     /// What a page takes longer than it needs.
     pub(crate) page_delay: Duration,
+    /// Where the issues come from; if from nowhere, they are made up on the spot.
+    pub(crate) tracker: Option<Tracker>,
     /// The files that are attached to issues.
     pub(crate) files: Files,
 }
@@ -55,10 +58,15 @@ impl Extractor for Synthetic {
     ) -> Result<Page<u32>, SourceError> {
         std::thread::sleep(self.page_delay);
         let first = cursor.unwrap_or(0);
-        let next = first.saturating_add(self.page_size).min(self.items);
-        let mut page = if next < self.items { Page::more(next) } else { Page::last() };
+        let numbers = if let Some(tracker) = &self.tracker {
+            tracker.page(first, self.page_size)?
+        } else {
+            let next = first.saturating_add(self.page_size).min(self.items);
+            Numbers { issues: (first..next).collect(), next: (next < self.items).then_some(next) }
+        };
+        let mut page = numbers.next.map_or_else(Page::last, Page::more);
         let window = context.window();
-        for key in first..next {
+        for key in numbers.issues {
             let issue = Issue::generate(key);
             let modified = issue.updated_at()?;
             if window
@@ -67,10 +75,11 @@ impl Extractor for Synthetic {
                 continue;
             }
             page.push(ITEM_TYPE, issue.to_record()?);
-            if let Some(attachment) = self.files.of_issue(context, key, &issue)? {
+            if let Some(attachment) = self.files.of_issue(context, self.tracker.as_ref(), key, &issue)? {
                 page.push(attachment::ITEM_TYPE, attachment.to_record()?);
             }
         }
+        let next = numbers.next.unwrap_or(self.items);
         let percent = u64::from(next) * 100 / u64::from(self.items.max(1));
         Ok(page.progress(u8::try_from(percent).unwrap_or(100)))
     }

@@ -13,6 +13,7 @@ mod attachment;
 mod common;
 mod extractor;
 mod issue;
+mod source;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -26,6 +27,7 @@ use tempfile::TempDir;
 use crate::attachment::Files;
 use crate::common::{Failure, finish, read_event, went_well};
 use crate::extractor::Synthetic;
+use crate::source::Tracker;
 
 /// How long to wait for another process to let go of the store, if the budget is not shorter.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -56,6 +58,16 @@ struct Cli {
 enum Action {
     /// Answer one event, as a worker does: the message goes to the event's callback URL
     Invoke(Invoke),
+    /// Serve the issues as an external system, for `invoke --source`, until killed; the first line on standard output is
+    /// what its addresses begin with
+    Source {
+        /// The port, on 127.0.0.1 only; 0 is any that is free
+        #[arg(long, value_name = "PORT", default_value_t = 0)]
+        port: u16,
+        /// Issues in the source
+        #[arg(long, value_name = "N", default_value_t = 10_000)]
+        items: u32,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -67,6 +79,9 @@ struct Invoke {
     /// The directory for the state: made if it is not there. Without it, the state is kept with the platform
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
+    /// Fetch the issues, and their files, from this address, as `synthetic-extractor source` serves them
+    #[arg(long, value_name = "URL")]
+    source: Option<String>,
     /// Issues in the source
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     items: u32,
@@ -91,6 +106,9 @@ struct Invoke {
     /// What each page takes longer than it needs, to play a slow source, say 5ms [default: none]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     page_delay: Option<Duration>,
+    /// How long a source that refuses for now is left alone, if it does not say
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
+    retry_after: Duration,
     /// How hard artifacts are compressed, 1 (fast) to 9 (small)
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=9))]
     level: u8,
@@ -112,8 +130,10 @@ impl Invoke {
     /// The source.
     fn extractor(&self) -> Synthetic {
         let page_delay = self.page_delay.unwrap_or_default();
-        let files = Files::new(self.attachments, self.attachment_bytes, self.streams.into());
-        Synthetic { items: self.items, page_size: self.page_size, page_delay, files }
+        let files =
+            Files::new(self.attachments, self.attachment_bytes, self.streams.into(), self.retry_after);
+        let tracker = self.source.as_deref().map(|url| Tracker::new(url, self.retry_after));
+        Synthetic { items: self.items, page_size: self.page_size, page_delay, tracker, files }
     }
 
     /// The store, and the folder that it is in if that goes with the invocation.
@@ -135,8 +155,11 @@ impl Invoke {
 }
 
 fn main() -> ExitCode {
-    let Action::Invoke(invoke) = Cli::parse().command;
-    finish(answer(&invoke).map(|()| ExitCode::SUCCESS))
+    let done = match Cli::parse().command {
+        Action::Invoke(invoke) => answer(&invoke),
+        Action::Source { port, items } => source::serve(port, items),
+    };
+    finish(done.map(|()| ExitCode::SUCCESS))
 }
 
 /// Answers the event with nothing in memory but what it, and the state, say.

@@ -205,6 +205,24 @@ impl SyncSettings {
     }
 }
 
+#[cfg(feature = "program")]
+impl SyncSettings {
+    /// The same, with a word in the connection data and the context replaced by another.
+    pub(crate) fn told(mut self, word: &str, by: &str) -> Self {
+        fn tell(value: &mut Value, word: &str, by: &str) {
+            match value {
+                Value::String(text) => *text = text.replace(word, by),
+                Value::Array(values) => values.iter_mut().for_each(|value| tell(value, word, by)),
+                Value::Object(fields) => fields.values_mut().for_each(|value| tell(value, word, by)),
+                _ => {}
+            }
+        }
+        self.connection_data.iter_mut().for_each(|value| tell(value, word, by));
+        self.context.values_mut().for_each(|value| tell(value, word, by));
+        self
+    }
+}
+
 /// An event that waits for its answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]

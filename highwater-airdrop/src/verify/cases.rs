@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 
+use super::recording::Recording;
+use super::source::{SourceAct, SourceCall, SourceFault};
 use crate::call::{Call, CallRecord};
 use crate::fault::{Act, Fault};
 use crate::sync::{Disturbance, Invocation};
@@ -41,12 +44,15 @@ pub(super) struct Shape {
     pub(super) which: Which,
     pub(super) calls: Vec<CallRecord>,
     pub(super) invocations: Vec<Invocation>,
+    /// What was asked of the source.
+    pub(super) source: Vec<SourceCall>,
 }
 
 /// What goes wrong in a case.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Wrong {
     Call(Fault),
+    Source(SourceFault),
     Invocation(u64, Disturbance),
     /// Each invocation finds its folder empty.
     FreshDisk,
@@ -74,6 +80,8 @@ pub(super) struct Menu {
     pub(super) fresh_disk: bool,
     /// How long a slow answer takes.
     pub(super) slow: Duration,
+    /// What the source answers, if it is recorded.
+    pub(super) recording: Option<Arc<Recording>>,
 }
 
 impl Menu {
@@ -96,6 +104,19 @@ impl Menu {
                     kind: act.word(),
                     place: call.call.to_string(),
                     wrong: Wrong::Call(fault),
+                });
+            }
+        }
+        for (at, call) in shape.source.iter().enumerate() {
+            let Some(answer) = call.answer else { continue };
+            for act in self.source_acts(answer) {
+                let text = format!("source-{}:{}", act.word(), at + 1);
+                cases.push(Case {
+                    id: format!("{which}:{text}"),
+                    which,
+                    kind: act.word(),
+                    place: format!("source {}", call.place),
+                    wrong: Wrong::Source(SourceFault { text, answer, nth: call.nth, act }),
                 });
             }
         }
@@ -131,6 +152,28 @@ impl Menu {
             });
         }
         cases
+    }
+
+    /// What can become of a request to the source.
+    fn source_acts(&self, at: usize) -> Vec<SourceAct> {
+        let Some(recording) = &self.recording else { return Vec::new() };
+        let Some(answer) = recording.answer(at) else { return Vec::new() };
+        let mut acts = vec![
+            SourceAct::Status(500),
+            SourceAct::Status(429),
+            SourceAct::TooMany { dated: false },
+            SourceAct::TooMany { dated: true },
+            SourceAct::Cut,
+            SourceAct::Slow(self.slow),
+        ];
+        // A file that its source refuses for good is rightly given up.
+        if answer.json().is_some() {
+            acts.push(SourceAct::Status(401));
+        }
+        if recording.empty_page(at).is_some() {
+            acts.push(SourceAct::Empty);
+        }
+        acts
     }
 
     /// What can become of a call.

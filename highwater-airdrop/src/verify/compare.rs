@@ -3,15 +3,17 @@
 //! A record counts as delivered if a message names the artifact that it is in, and that artifact is uploaded and
 //! confirmed (external sync units are not confirmed, by protocol). It is known by item type and id; its content is the
 //! hash of its line. In the line of an uploaded attachment the artifact's id is the platform's own: in its place stands
-//! the hash of what was uploaded, so that the bytes of attachments are compared as well. The address of this platform,
-//! which is another one in each sync, counts for nothing.
+//! the hash of what was uploaded, so that the bytes of attachments are compared as well. The addresses of this
+//! platform and of the source, which are others in each sync, count for nothing.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use serde::Serialize;
 use serde_json::Value;
 use twox_hash::XxHash3_64;
 
+use super::source::SourceCall;
 use crate::audit::{METADATA, UNITS, calls, each_line, named, record_id};
 use crate::call::{Call, CallRecord};
 use crate::error::Result;
@@ -49,15 +51,17 @@ pub(super) struct Ran {
     pub(super) invocations: Vec<Invocation>,
     /// Uploads that were kept, and that nothing names.
     pub(super) wasted_uploads: u64,
+    /// What was asked of the source; it is not among the files.
+    pub(super) source: Vec<SourceCall>,
 }
 
 impl Ran {
-    /// Reads a run; `base` is what the addresses of its platform begin with.
+    /// Reads a run; `bases` are what the addresses of its platform and its source begin with.
     ///
     /// # Errors
     /// `Io` if the disk refuses; `NotALocal` if the files make no sense.
-    pub(super) fn read(local: &Local, run: &str, base: &str) -> Result<Self> {
-        let host = base.trim_start_matches("http://");
+    pub(super) fn read(local: &Local, run: &str, bases: &[&str]) -> Result<Self> {
+        let hosts: Vec<&str> = bases.iter().map(|base| base.trim_start_matches("http://")).collect();
         let calls = calls(local.dir(), run)?;
         let invocations = invocations(local.dir(), run)?;
         let confirmed: HashSet<String> = local.confirmed()?.into_iter().map(|id| id.to_string()).collect();
@@ -76,7 +80,7 @@ impl Ran {
             // What cannot be read is not delivered.
             let _ = each_line(local, &artifact.id, |line| {
                 let (id, content) = match artifact.item_type.as_str() {
-                    METADATA => (String::new(), hash_without(line, host)),
+                    METADATA => (String::new(), hash_without(line, &hosts)),
                     UPLOADED => {
                         let Some((id, upload, content)) = link(line, &confirmed, &contents) else { return };
                         used.insert(upload);
@@ -84,7 +88,7 @@ impl Ran {
                     }
                     _ => {
                         let Some(id) = record_id(line) else { return };
-                        (id, hash_without(line, host))
+                        (id, hash_without(line, &hosts))
                     }
                 };
                 let seen = records.entry(id).or_insert(Seen { content, times: 0 });
@@ -94,16 +98,20 @@ impl Ran {
         }
         let wasted_uploads =
             kept().filter(|call| call.artifact.as_ref().is_none_or(|id| !used.contains(id))).count() as u64;
-        Ok(Self { delivered, calls, invocations, wasted_uploads })
+        Ok(Self { delivered, calls, invocations, wasted_uploads, source: Vec::new() })
     }
 }
 
-/// The hash of a line in which this host counts for nothing.
-fn hash_without(line: &[u8], host: &str) -> u64 {
-    match std::str::from_utf8(line) {
-        Ok(text) if text.contains(host) => XxHash3_64::oneshot(text.replace(host, "").as_bytes()),
-        _ => XxHash3_64::oneshot(line),
+/// The hash of a line in which these hosts count for nothing.
+fn hash_without(line: &[u8], hosts: &[&str]) -> u64 {
+    let Ok(text) = std::str::from_utf8(line) else { return XxHash3_64::oneshot(line) };
+    let mut text = Cow::Borrowed(text);
+    for host in hosts {
+        if text.contains(host) {
+            text = Cow::Owned(text.replace(host, ""));
+        }
     }
+    XxHash3_64::oneshot(text.as_bytes())
 }
 
 /// A line on an uploaded attachment: what it is called outside, the artifact, and a hash of the rest with the content.

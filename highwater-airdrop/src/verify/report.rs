@@ -29,6 +29,8 @@ pub enum CaseVerdict {
     Clean,
     /// What was to go wrong did not come to pass: this says nothing.
     NotReached,
+    /// The worker asked its source for what was never recorded: this says nothing.
+    NotRecorded,
     /// The sync did not end with DONE, and the one that followed delivered everything.
     Stopped,
     /// Something was delivered more than once in a run.
@@ -52,6 +54,7 @@ impl CaseVerdict {
         match self {
             CaseVerdict::Clean => "clean",
             CaseVerdict::NotReached => "not reached",
+            CaseVerdict::NotRecorded => "not recorded",
             CaseVerdict::Stopped => "stopped",
             CaseVerdict::Repeated => "repeated",
             CaseVerdict::Stuck => "stuck",
@@ -134,7 +137,18 @@ pub(super) fn timeline(ran: &Ran) -> Vec<TimelineCall> {
         fault: call.fault.clone(),
         at_ms: call.at_ms,
     });
-    calls.collect()
+    let mut calls: Vec<TimelineCall> = calls.collect();
+    calls.extend(ran.source.iter().map(|call| TimelineCall {
+        invocation: call.invocation,
+        event_type: events.get(&call.invocation).copied().unwrap_or_default().to_owned(),
+        call: format!("source {}", call.request),
+        records: 0,
+        status: call.status,
+        fault: call.fault.clone(),
+        at_ms: call.at_ms,
+    }));
+    calls.sort_by_key(|call| (call.invocation, call.at_ms));
+    calls
 }
 
 /// What a case came to.
@@ -169,6 +183,8 @@ pub struct CaseResult {
     pub extra_invocations: u64,
     /// How long it took.
     pub seconds: f64,
+    /// What was asked of the source, and was never recorded.
+    pub unrecorded: Vec<String>,
     /// Its folder, if it is kept.
     pub dir: Option<PathBuf>,
     /// The calls of the sync, where there is a finding.
@@ -178,7 +194,9 @@ pub struct CaseResult {
 impl CaseResult {
     /// What is to be thought of it.
     pub fn verdict(&self) -> CaseVerdict {
-        if !self.lost.is_empty() {
+        if !self.unrecorded.is_empty() {
+            CaseVerdict::NotRecorded
+        } else if !self.lost.is_empty() {
             CaseVerdict::Lost
         } else if !self.altered.is_empty() {
             CaseVerdict::Altered
@@ -219,6 +237,7 @@ impl CaseResult {
             "extra_invocations": self.extra_invocations,
             "said_done": self.said_done(),
             "seconds": self.seconds,
+            "unrecorded": self.unrecorded,
             "dir": self.dir,
         })
     }
@@ -334,7 +353,7 @@ impl VerifyReport {
     /// By place and fault, those with something to tell; and how many have nothing.
     pub(super) fn rows(&self) -> (BTreeMap<(String, String), Row>, usize) {
         let mut rows: BTreeMap<(String, String), Row> = BTreeMap::new();
-        for case in &self.cases {
+        for case in self.cases.iter().filter(|case| case.unrecorded.is_empty()) {
             let row = rows.entry((case.place.clone(), case.kind.clone())).or_default();
             row.cases += 1;
             row.lost += case.lost.len() as u64;
@@ -419,6 +438,15 @@ impl VerifyReport {
             }
         )?;
         self.write_table(text)?;
+        let unrecorded: BTreeSet<&String> = self.cases.iter().flat_map(|case| &case.unrecorded).collect();
+        if let Some(request) = unrecorded.first() {
+            writeln!(
+                text,
+                "{} cases say nothing: the worker asked for {} requests that were never recorded, {request} say",
+                self.count(CaseVerdict::NotRecorded),
+                unrecorded.len()
+            )?;
+        }
         let findings = self.findings();
         for case in findings.iter().take(CASES_TOLD_MAX) {
             writeln!(text, "\n{}: {}", case.id, case.summary())?;
@@ -443,6 +471,7 @@ impl VerifyReport {
             CaseVerdict::Stuck,
             CaseVerdict::Repeated,
             CaseVerdict::Stopped,
+            CaseVerdict::NotRecorded,
             CaseVerdict::NotReached,
             CaseVerdict::Clean,
         ]

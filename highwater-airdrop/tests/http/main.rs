@@ -1,10 +1,12 @@
 //! The program over HTTP, with the synthetic worker and with workers of the tests' own.
 
 mod audit;
+mod bad;
 mod faults;
 mod naive;
 #[path = "../../../tests/support/served.rs"]
 mod served;
+mod source;
 mod strict;
 #[path = "../../../tests/support/mod.rs"]
 mod support;

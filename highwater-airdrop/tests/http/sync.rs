@@ -503,11 +503,13 @@ fn the_synthetic_worker_answers_an_event_once_and_forgets_when_it_is_told_to() {
         }
         let state = || local.worker_state_of("import").unwrap().unwrap_or_default();
         assert_eq!(state().contains("highwater"), !store);
+        let before = state().len();
         let output = invoke(dir, &event.to_string(), disk.as_deref());
         assert!(output.status.success(), "{}", said(&output));
         let text = fs::read_to_string(platform.join("messages.jsonl")).unwrap();
         assert!(text.lines().last().unwrap().contains("EXTRACTION_DATA_DELETE_DONE"), "{text}");
-        assert!(!state().contains("highwater"), "{}", state());
+        // Which runs and deletions are past is not forgotten; without a disk, that is in the state of the worker.
+        assert!(if store { state().is_empty() } else { state().len() < before }, "{}", state());
         // What no event can be made of is not answered, and that is told.
         for event in ["{", "{\"payload\":{\"event_type\":\"EXTRACTION_DATA_START\"}}"] {
             let output = invoke(dir, event, disk.as_deref());

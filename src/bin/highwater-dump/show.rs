@@ -11,8 +11,9 @@ use std::path::Path;
 use chrono::{DateTime, SecondsFormat, Utc};
 use comfy_table::{CellAlignment, Table, presets};
 use highwater::inspect::{
-    AttachmentsReport, BatchCounts, BatchReport, CheckFinding, CheckReport, FailedAttachmentReport, Fate,
-    FindingsReport, LedgerReport, MessageReport, Report, RunReport, RunStatus, Source, TypeReport,
+    AttachmentsReport, BatchCounts, BatchReport, CheckFinding, CheckReport, FailedAttachmentReport,
+    FindingsReport, LedgerReport, MessageFate, MessageReport, Report, RunReport, RunStatus, Source,
+    TypeReport,
 };
 use serde::Serialize;
 
@@ -251,7 +252,7 @@ pub(crate) fn unit(out: &mut impl Write, report: &Report, style: Style) -> io::R
 /// What somebody who looks because something is wrong wants to see first.
 fn warnings(report: &Report) -> Vec<String> {
     let mut warnings = Vec::new();
-    for message in report.messages.iter().filter(|message| message.fate == Fate::Sealed) {
+    for message in report.messages.iter().filter(|message| message.fate == MessageFate::Sealed) {
         warnings.push(format!(
             "message {} is sealed and not known to be delivered: {}, {}, sealed at {}",
             message.message,
@@ -464,7 +465,7 @@ fn messages(messages: &[MessageReport]) -> Listing {
     let mut table = Listing::new(&["#no", "event type", "fate", "sealed at", "#artifacts", "#bytes", "key"]);
     for message in messages {
         let fate = match (message.fate, message.delivered_times) {
-            (Fate::Sealed, _) => "NOT DELIVERED".to_owned(),
+            (MessageFate::Sealed, _) => "NOT DELIVERED".to_owned(),
             (fate, times) if times > 1 => format!("{fate} {times} times"),
             (fate, _) => fate.to_string(),
         };

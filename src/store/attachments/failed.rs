@@ -17,6 +17,10 @@ use super::super::tables::{Rows, Tables};
 use super::super::uploads::attachment_moved;
 use super::queue::{GROUP, REQUEUED_FROM, find_seen, kept_key, note_seen, read_line};
 
+/// Bytes of lines that are queued again at once where checkpoints are kept, as they stand in one: of these it holds the
+/// lines whole, since no artifact of the run has them.
+const REQUEUED_BYTES_MAX: usize = 100_000;
+
 /// An attachment that was settled as failed.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -133,17 +137,36 @@ fn failed_attachment(sync_unit: &SyncUnit, run: u64, row: FailedRow) -> Result<F
 }
 
 impl Run {
-    /// Queues some of what [`SyncUnit::requeue_failed`] named; says how many it looked at.
-    pub(crate) fn take_up_requeued(&self) -> Result<usize> {
+    /// Queues some of what [`SyncUnit::requeue_failed`] named; says how many it looked at. Where checkpoints are kept, as
+    /// many as one has room for; what is too large for that alone is listed as failed again.
+    pub(crate) fn take_up_requeued(&self, checkpoints: bool) -> Result<usize> {
         if self.look(|rows, _| first_requeued(self, rows, 1))?.is_empty() {
             return Ok(0);
         }
         self.change(|change, _| {
             let mut queue = change.get(&QUEUES, &self.run_key())?.unwrap_or_default();
             let rows = first_requeued(self, change, GROUP)?;
-            let taken = rows.len();
+            let (mut taken, mut bytes) = (0, 0);
             for ((run, number), failed) in rows {
-                change.remove(&REQUEUED, &run_key(self.unit_no, run).and_number(number))?;
+                let key = run_key(self.unit_no, run).and_number(number);
+                if checkpoints {
+                    let line = serde_json::to_string(&failed.json).map_or(usize::MAX, |json| json.len());
+                    if line > REQUEUED_BYTES_MAX {
+                        let reason = format!(
+                            "what names it takes {line} bytes of a checkpoint, and what is queued again may take {REQUEUED_BYTES_MAX}"
+                        );
+                        change.remove(&REQUEUED, &key)?;
+                        change.put(&FAILED, &key, &FailedRow { reason, ..failed })?;
+                        taken += 1;
+                        continue;
+                    }
+                    bytes += line;
+                    if bytes > REQUEUED_BYTES_MAX {
+                        break;
+                    }
+                }
+                taken += 1;
+                change.remove(&REQUEUED, &key)?;
                 let attachment = read_line(self, number, &failed.json)?;
                 let seen = find_seen(change, self.unit_no, &attachment)?;
                 // Taken up by a run that was abandoned, and named by this one.

@@ -152,7 +152,7 @@ impl Attachments<'_> {
         loop {
             let from = self.next;
             let Some((number, row)) = self.run.next_due(from)? else {
-                if self.run.take_up_requeued()? == 0 {
+                if self.run.take_up_requeued(false)? == 0 {
                     return Ok(None);
                 }
                 continue;

@@ -100,7 +100,8 @@ impl Room {
         changes.extend(sizes.item_types.into_iter().map(|name| (Part::ItemType(name), 0)));
         changes.extend(sizes.bookmark.map(|bytes| (Part::Bookmark(name()), bytes)));
         let mut removed = Vec::new();
-        for (key, bytes) in sizes.values {
+        // Of values of one key the last counts, as where they are staged.
+        for (key, bytes) in sizes.values.into_iter().collect::<BTreeMap<_, _>>() {
             match bytes {
                 Some(bytes) => changes.push((Part::Value(key), bytes)),
                 None => removed.push(Part::Value(key)),
@@ -186,6 +187,16 @@ mod tests {
         room.admit("s", &page("b", 800).without_value("a")).unwrap();
         let used = room.used;
         assert!(room.admit("s", &page("a", 200)).is_err());
+        // What is removed and set again is set; the other way round it is removed.
+        assert!(
+            room.admit("s", &Page::<u8>::last().without_value("b").value("b", &"x".repeat(990))).is_err()
+        );
+        let again = Page::<u8>::last().without_value("b").value("b", &"x".repeat(800));
+        assert!(room.admit("s", &again.value("c", &"x".repeat(200))).is_err(), "it makes room once");
+        room.admit("s", &Page::<u8>::last().without_value("b").value("b", &"x".repeat(800))).unwrap();
+        assert_eq!(room.used, used);
+        room.admit("s", &Page::<u8>::last().value("huge", &"x".repeat(5_000)).without_value("huge")).unwrap();
+        assert_eq!(room.used, used);
         assert!(room.admit("t", &page("c", 1).value("d", &"x".repeat(200))).is_err());
         assert_eq!(room.used, used, "nothing of it is counted");
         assert_eq!(room.parts.values().sum::<u64>(), used);

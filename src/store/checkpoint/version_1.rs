@@ -30,7 +30,7 @@ struct Whole {
     ledger: Vec<(u64, Ledger)>,
     position: Position,
     announced: BTreeMap<String, (u64, u64)>,
-    artifacts: Vec<(u64, Batch)>,
+    artifacts: Vec<(u64, StoredBatch)>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     files: Vec<(u64, File)>,
     message: Option<Message>,
@@ -132,7 +132,7 @@ enum BatchState {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Batch {
+struct StoredBatch {
     item_type: String,
     stream: String,
     epoch: u64,
@@ -165,7 +165,7 @@ enum Kind {
 }
 
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-enum Fate {
+enum MessageFate {
     Sealed,
     Delivered { times: u32 },
     Proven,
@@ -178,7 +178,7 @@ struct Message {
     phase: Phase,
     kind: Kind,
     event_type: String,
-    fate: Fate,
+    fate: MessageFate,
     sealed_at: Micros,
     finishes: bool,
     key: String,
@@ -310,7 +310,7 @@ impl Ledger {
     }
 }
 
-impl Batch {
+impl StoredBatch {
     fn into_part(self, seq: u64) -> ArtifactPart {
         ArtifactPart {
             seq,
@@ -346,9 +346,9 @@ impl Message {
             },
             event_type: self.event_type,
             fate: match self.fate {
-                Fate::Sealed => FatePart::Sealed,
-                Fate::Delivered { times } => FatePart::Delivered { times },
-                Fate::Proven => FatePart::Proven,
+                MessageFate::Sealed => FatePart::Sealed,
+                MessageFate::Delivered { times } => FatePart::Delivered { times },
+                MessageFate::Proven => FatePart::Proven,
             },
             sealed_at: self.sealed_at,
             finishes: self.finishes,

@@ -416,42 +416,54 @@ impl Check<'_> {
         self.payloads(id, &key, &batches)?;
         self.findings(id, run, &key, &types)?;
         self.attachments(id, run, &key)?;
-
-        let mut sums: BTreeMap<&str, Sums> = BTreeMap::new();
-        let mut announced: BTreeMap<u64, u64> = BTreeMap::new();
         for (&seq, batch) in &batches {
-            let mut found = |problem: &str| {
-                self.found(BATCHES.name, Some(id), format!("batch {seq} of run {}: {problem}", run.id));
-            };
-            if !(1..run.next_seq).contains(&seq) {
-                found("its number was never given out");
+            self.batch(id, run, seq, batch, &types);
+        }
+        self.announced(id, run, no, &batches, messages);
+        self.counts(id, run, &types, &batches);
+        Ok(())
+    }
+
+    /// Whether a batch is one that the run can have made, in a state that it can be in.
+    fn batch(&mut self, id: &str, run: &RunRow, seq: u64, batch: &BatchRow, types: &Of<String, TypeRow>) {
+        let mut found = |problem: &str| {
+            self.found(BATCHES.name, Some(id), format!("batch {seq} of run {}: {problem}", run.id));
+        };
+        if !(1..run.next_seq).contains(&seq) {
+            found("its number was never given out");
+        }
+        if batch.items == 0 || !(1..=run.epoch).contains(&batch.epoch) || batch.uploaded_in > run.epoch {
+            found("it is empty, or of no life of the run");
+        }
+        if !types.contains_key(&batch.item_type) {
+            found(&format!("its item type {} has no counts", batch.item_type));
+        }
+        if batch.artifact.is_some() == (batch.state == BatchState::Staged && batch.given_up == 0) {
+            found("it has an artifact id exactly if it was not uploaded");
+        }
+    }
+
+    /// Whether each sealed message of the run names as many batches as it says, and each named batch a sealed message.
+    fn announced(
+        &mut self,
+        id: &str,
+        run: &RunRow,
+        no: u64,
+        batches: &Of<u64, BatchRow>,
+        messages: &Of<u64, MessageRow>,
+    ) {
+        let mut announced: BTreeMap<u64, u64> = BTreeMap::new();
+        for (&seq, batch) in batches {
+            let BatchState::Announced(message) = batch.state else { continue };
+            *announced.entry(message).or_default() += 1;
+            let of = messages.get(&message);
+            if of.is_none_or(|of| of.run != no || of.fate != MessageFate::Sealed) {
+                let problem = format!(
+                    "batch {seq} of run {}: it is announced by message {message}, which is not there to be sent",
+                    run.id
+                );
+                self.found(BATCHES.name, Some(id), problem);
             }
-            if batch.items == 0 || !(1..=run.epoch).contains(&batch.epoch) || batch.uploaded_in > run.epoch {
-                found("it is empty, or of no life of the run");
-            }
-            if !types.contains_key(&batch.item_type) {
-                found(&format!("its item type {} has no counts", batch.item_type));
-            }
-            if batch.artifact.is_some() == (batch.state == BatchState::Staged && batch.given_up == 0) {
-                found("it has an artifact id exactly if it was not uploaded");
-            }
-            let sums = sums.entry(batch.item_type.as_str()).or_default();
-            let sum = match batch.state {
-                BatchState::Staged | BatchState::Uploaded => &mut sums.with_bytes,
-                BatchState::Confirmed => &mut sums.confirmed,
-                BatchState::Announced(message) => {
-                    *announced.entry(message).or_default() += 1;
-                    let of = messages.get(&message);
-                    if of.is_none_or(|of| of.run != no || of.fate != MessageFate::Sealed) {
-                        found(&format!(
-                            "it is announced by message {message}, which is not there to be sent"
-                        ));
-                    }
-                    continue;
-                }
-            };
-            sum.0 += 1;
-            sum.1 += u64::from(batch.items);
         }
         for (&number, message) in messages.iter().filter(|(_, message)| message.run == no) {
             let names = announced.get(&number).copied().unwrap_or_default();
@@ -464,7 +476,22 @@ impl Check<'_> {
                 );
             }
         }
-        for (item_type, counts) in &types {
+    }
+
+    /// Whether what the run and its item types count is what is there.
+    fn counts(&mut self, id: &str, run: &RunRow, types: &Of<String, TypeRow>, batches: &Of<u64, BatchRow>) {
+        let mut sums: BTreeMap<&str, Sums> = BTreeMap::new();
+        for batch in batches.values() {
+            let sums = sums.entry(batch.item_type.as_str()).or_default();
+            let sum = match batch.state {
+                BatchState::Staged | BatchState::Uploaded => &mut sums.with_bytes,
+                BatchState::Confirmed => &mut sums.confirmed,
+                BatchState::Announced(_) => continue,
+            };
+            sum.0 += 1;
+            sum.1 += u64::from(batch.items);
+        }
+        for (item_type, counts) in types {
             let sums = sums.remove(item_type.as_str()).unwrap_or_default();
             self.balance(id, run, item_type, counts, &sums);
         }
@@ -487,7 +514,6 @@ impl Check<'_> {
                 format!("run {}: {given} batch numbers are given out, {closed} batches are counted", run.id),
             );
         }
-        Ok(())
     }
 
     /// Whether the counts of an item type agree with one another and with its batches.

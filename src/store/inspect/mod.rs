@@ -10,6 +10,10 @@
 //!   every page that its root leads to has the checksum that the root implies, which makes it one committed moment;
 //!   else it is made again, a bounded number of times.
 //!
+//! What is shown of a file that was left open, or is open, may not be durable yet: a power failure can take back what its
+//! owner had written and not synced. So open the store before acting on it; [`Store::open`](crate::Store::open) syncs
+//! the file first.
+//!
 //! Every page is checked so before anything is read from a file, also in place: figures from a damaged file would be
 //! guesses, so it is refused with [`Error::Corrupt`](crate::Error::Corrupt), and [`check`] says what is wrong with it.
 //!
@@ -44,8 +48,8 @@ mod tests;
 
 pub use check::{CheckFinding, CheckReport, check};
 pub use report::{
-    Answer, AttachmentsReport, BatchCounts, BatchReport, BatchStage, BookmarkReport, FailedAttachmentReport,
-    Fate, FindingsReport, LedgerReport, LedgerTypeReport, Line, MessageReport, MostReadReport, Report,
-    RunReport, RunStatus, StreamReport, TypeReport, UnitReport, ValueReport,
+    AttachmentsReport, BatchCounts, BatchReport, BatchStage, BookmarkReport, FailedAttachmentReport,
+    FindingsReport, LedgerReport, LedgerTypeReport, Line, MessageFate, MessageKind, MessageReport,
+    MostReadReport, Report, RunReport, RunStatus, StreamReport, TypeReport, UnitReport, ValueReport,
 };
 pub use snapshot::{Snapshot, Source, Units};

@@ -55,7 +55,7 @@ words! {
         Abandoned = "abandoned",
     }
     /// What a message says of the event that it answers.
-    Answer {
+    MessageKind {
         /// The phase is over.
         Done = "DONE",
         /// There is more; go on at once.
@@ -66,7 +66,7 @@ words! {
         Error = "ERROR",
     }
     /// What became of a sealed message.
-    Fate {
+    MessageFate {
         /// It is not known to have been accepted: it will be sent again, byte for byte, until it is.
         Sealed = "not delivered",
         /// Its acceptance was recorded.
@@ -379,9 +379,9 @@ pub struct MessageReport {
     /// Its event type, as it is spelled in its body.
     pub event_type: String,
     /// What that says.
-    pub answer: Answer,
+    pub answer: MessageKind,
     /// What became of it.
-    pub fate: Fate,
+    pub fate: MessageFate,
     /// How often its acceptance was recorded.
     pub delivered_times: u32,
     /// When it was sealed.
@@ -572,7 +572,6 @@ impl Report {
 }
 
 /// Reads everything of a unit, and of messages and the ledger the newest `last`.
-#[allow(clippy::too_many_lines, reason = "one look, table by table")]
 pub(super) fn read(view: &View<'_>, id: &str, unit: &UnitRow, last: usize) -> Result<Report> {
     let prefix = Key::unit(unit.no);
     let current = match unit.run {
@@ -615,19 +614,7 @@ pub(super) fn read(view: &View<'_>, id: &str, unit: &UnitRow, last: usize) -> Re
         let key = run_key(unit.no, no);
         report.streams = streams(view, id, unit.no, &row.id, &key)?;
         report.item_types = item_types(view, id, &row.id, &key)?;
-        each(view, &FINDINGS, &key, FindingKind::of_key, |kind, stored| {
-            let FindingKind { item_type, severity, rule, path } = kind;
-            report.findings.push(FindingsReport {
-                sync_unit: id.to_owned(),
-                run: row.id.clone(),
-                item_type: Some(item_type).filter(|item_type| !item_type.is_empty()),
-                severity,
-                rule,
-                path,
-                count: stored.count,
-                kept: stored.kept,
-            });
-        })?;
+        report.findings = findings(view, id, &row.id, &key)?;
         let event = row.event.map(|hash| event_name(view, unit.no, no, hash)).transpose()?;
         let counts = view.get(&QUEUES, &key)?.unwrap_or_default().counts;
         report.run = Some(run_report(id, row, event, counts.into()));
@@ -654,26 +641,35 @@ pub(super) fn read(view: &View<'_>, id: &str, unit: &UnitRow, last: usize) -> Re
     each(view, &VALUES, &prefix, name, |key, Json(value)| {
         report.values.push(ValueReport { sync_unit: id.to_owned(), key, bytes: value.len() as u64, value });
     })?;
+    add_messages(view, &mut report, unit.no, &run_ids, last)?;
+    Ok(report)
+}
+
+/// Adds the newest `last` messages, and any older one that is not delivered; counts all.
+fn add_messages(
+    view: &View<'_>,
+    report: &mut Report,
+    unit: u64,
+    run_ids: &BTreeMap<u64, String>,
+    last: usize,
+) -> Result<()> {
+    let prefix = Key::unit(unit);
     let mut newest = VecDeque::new();
-    let mut failed = None;
-    each(view, &MESSAGES, &prefix, number_of, |no, row| {
+    view.scan(&MESSAGES, &prefix, &prefix, |tail, row| {
+        let no = number_of(tail)
+            .map_err(|error| view.tables().damaged(MESSAGES.name, &prefix, error.to_string()))?;
+        let message = message_report(view, &report.unit.sync_unit, unit, no, &row, run_ids.get(&row.run))?;
         report.unit.messages_kept += 1;
-        let message = match message_report(view, id, unit.no, no, &row, run_ids.get(&row.run)) {
-            Ok(message) => message,
-            Err(error) => {
-                failed.get_or_insert(error);
-                return;
-            }
-        };
-        report.unit.messages_undelivered += u64::from(message.fate == Fate::Sealed);
+        report.unit.messages_undelivered += u64::from(message.fate == MessageFate::Sealed);
         if let Some(older) = push_last(&mut newest, last, message)
-            && older.fate == Fate::Sealed
+            && older.fate == MessageFate::Sealed
         {
             report.messages.push(older);
         }
+        Ok(true)
     })?;
     report.messages.extend(newest);
-    failed.map_or(Ok(report), Err)
+    Ok(())
 }
 
 /// Calls `each` with every row under `prefix`, and what its key ends in.
@@ -712,6 +708,24 @@ fn streams(view: &View<'_>, id: &str, unit: u64, run: &str, key: &Key) -> Result
             })
         })
         .collect()
+}
+
+fn findings(view: &View<'_>, id: &str, run: &str, key: &Key) -> Result<Vec<FindingsReport>> {
+    let mut findings = Vec::new();
+    each(view, &FINDINGS, key, FindingKind::of_key, |kind, row| {
+        let FindingKind { item_type, severity, rule, path } = kind;
+        findings.push(FindingsReport {
+            sync_unit: id.to_owned(),
+            run: run.to_owned(),
+            item_type: Some(item_type).filter(|item_type| !item_type.is_empty()),
+            severity,
+            rule,
+            path,
+            count: row.count,
+            kept: row.kept,
+        });
+    })?;
+    Ok(findings)
 }
 
 fn name(tail: &[u8]) -> Result<String, crate::store::codec::DecodeError> {
@@ -889,9 +903,9 @@ pub(super) fn message_report(
     run: Option<&String>,
 ) -> Result<MessageReport> {
     let (fate, delivered_times) = match row.fate {
-        rows::MessageFate::Sealed => (Fate::Sealed, 0),
-        rows::MessageFate::Delivered { times } => (Fate::Delivered, times),
-        rows::MessageFate::Proven => (Fate::Proven, 0),
+        rows::MessageFate::Sealed => (MessageFate::Sealed, 0),
+        rows::MessageFate::Delivered { times } => (MessageFate::Delivered, times),
+        rows::MessageFate::Proven => (MessageFate::Proven, 0),
     };
     Ok(MessageReport {
         sync_unit: id.to_owned(),
@@ -900,10 +914,10 @@ pub(super) fn message_report(
         phase: row.phase,
         event_type: row.event_type.clone(),
         answer: match row.kind {
-            rows::MessageKind::Done => Answer::Done,
-            rows::MessageKind::Progress => Answer::Progress,
-            rows::MessageKind::Delay => Answer::Delay,
-            rows::MessageKind::Error => Answer::Error,
+            rows::MessageKind::Done => MessageKind::Done,
+            rows::MessageKind::Progress => MessageKind::Progress,
+            rows::MessageKind::Delay => MessageKind::Delay,
+            rows::MessageKind::Error => MessageKind::Error,
         },
         fate,
         delivered_times,

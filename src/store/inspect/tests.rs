@@ -60,6 +60,7 @@ impl Place {
     }
 
     fn report(&self) -> Report {
+        self.is_whole();
         Snapshot::open(&self.path).unwrap().unit(UNIT, 5).unwrap().unwrap()
     }
 
@@ -183,11 +184,11 @@ fn every_step_of_a_conversation_is_whole_and_shown_as_it_is() {
     let report = place.report();
     assert_eq!(report.run.as_ref().unwrap().phases_done, [Phase::Metadata]);
     assert_eq!((report.unit.messages, report.unit.messages_undelivered), (1, 1));
-    assert_eq!((report.messages[0].fate, report.messages[0].run.as_deref()), (Fate::Sealed, Some("a")));
-    assert_eq!((report.messages[0].answer, report.messages[0].artifacts), (Answer::Done, 0));
+    let shown = &report.messages[0];
+    let is = (shown.answer, shown.fate, shown.run.as_deref(), shown.artifacts);
+    assert_eq!(is, (report::MessageKind::Done, report::MessageFate::Sealed, Some("a"), 0));
     run.delivered(message).unwrap();
-    place.is_whole();
-    assert_eq!(place.report().messages[0].fate, Fate::Delivered);
+    assert_eq!(place.report().messages[0].fate, report::MessageFate::Delivered);
 
     // Its predecessor's fate is proven by the next event where it was not recorded.
     let run = work(&unit, &event("a", 2, Phase::Data, Step::Start));
@@ -227,8 +228,8 @@ fn every_step_of_a_conversation_is_whole_and_shown_as_it_is() {
 
     let run = work(&unit, &event("a", 3, Phase::Data, Step::Continue));
     place.is_whole();
-    let fates: Vec<Fate> = place.report().messages.iter().map(|message| message.fate).collect();
-    assert_eq!(fates, [Fate::Delivered, Fate::Proven]);
+    let fates: Vec<_> = place.report().messages.iter().map(|message| message.fate).collect();
+    assert_eq!(fates, [report::MessageFate::Delivered, report::MessageFate::Proven]);
     assert_eq!(place.report().item_types[0].batches_announced, BatchCounts::default());
     stage(&run, Phase::Data, 1, None);
     run.close_open().unwrap();
@@ -732,7 +733,7 @@ fn json_text_is_shown_on_one_line_as_exact_as_it_is_stored() {
         change.put(&VALUES, &Key::unit(1).and_name("odd"), &Json(json.to_owned())).unwrap();
         change.put(&VALUES, &Key::unit(1).and_name("none"), &Json("{\n".to_owned())).unwrap();
     });
-    let report = place.report();
+    let report = Snapshot::open(&place.path).unwrap().unit(UNIT, 5).unwrap().unwrap();
     let lines: Vec<String> = report.lines().map(|line| serde_json::to_string(&line).unwrap()).collect();
     assert!(lines.iter().all(|line| !line.contains('\n')));
     let odd = lines.iter().find(|line| line.contains("\"odd\"")).unwrap();

@@ -1,0 +1,527 @@
+//! What the external system answered, once: so that every sync after it has the same source, with no network.
+//!
+//! A request is known by its method, path and query, and by a hash of its body. A parameter whose value is a time is
+//! looked at only if that finds something: `since=now` is another one in each sync, a page's `before=TIME` is not. Named
+//! parameters ([`Matching::ignored`]) are not looked at at all.
+//!
+//! # On disk
+//!
+//! JSON Lines, readable by the owner alone (mode 0600), replaced as a whole when the recording is complete, so that one
+//! that broke off leaves the last one. The first line is a [`Head`], each other an [`Answered`]. Of a request neither
+//! headers nor the body are kept. What is a credential by its name, or by being in a header that carries one, is
+//! replaced by `REDACTED` wherever it stands. The address of the source is replaced by another that leads nowhere, and
+//! that one by the address of the one who replays it.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use chrono::DateTime;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tempfile::NamedTempFile;
+use twox_hash::XxHash3_64;
+
+use crate::error::{Error, Result};
+
+/// The format of a recording.
+const FORMAT: u32 = 1;
+/// What stands for a credential.
+const REDACTED: &str = "REDACTED";
+/// What stands for the address of the source.
+const SOURCE: &str = "http://source.invalid";
+/// A credential that is shorter is too likely to be another word.
+const SECRET_BYTES_MIN: usize = 6;
+/// Names of parameters and headers that carry a credential.
+const CREDENTIALS: [&str; 21] = [
+    "access_token",
+    "api_key",
+    "api-key",
+    "api_token",
+    "apikey",
+    "auth",
+    "authorization",
+    "client_secret",
+    "cookie",
+    "key",
+    "oauth_token",
+    "password",
+    "private-token",
+    "proxy-authorization",
+    "refresh_token",
+    "secret",
+    "sig",
+    "signature",
+    "token",
+    "x-api-key",
+    "x-auth-token",
+];
+/// Names of JSON fields of an answer that carry one. A bare `token` may be the place of the next page.
+const SECRET_FIELDS: [&str; 6] =
+    ["access_token", "client_secret", "id_token", "password", "private_key", "refresh_token"];
+/// Headers of an answer that are about its connection, or say who asks, and are not kept.
+const DROPPED_HEADERS: [&str; 10] = [
+    "connection",
+    "content-encoding",
+    "content-length",
+    "date",
+    "keep-alive",
+    "server",
+    "set-cookie",
+    "strict-transport-security",
+    "trailer",
+    "transfer-encoding",
+];
+
+/// Whether a name is that of a credential.
+pub(super) fn is_credential(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    CREDENTIALS.contains(&name.as_str()) || name.starts_with("x-amz-")
+}
+
+/// The first line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Head {
+    format: u32,
+    /// What was recorded.
+    source: String,
+}
+
+/// What was asked, as it is looked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Asked {
+    /// Method and path, and the query but for what is ignored.
+    pub(super) request: String,
+    /// The same, without the values of times.
+    timeless: String,
+    body: u64,
+}
+
+/// How requests are told apart.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Matching {
+    /// Parameters that are not looked at.
+    pub(super) ignored: Vec<String>,
+}
+
+impl Matching {
+    pub(super) fn asked(&self, method: &str, path: &str, query: &[(String, String)], body: &[u8]) -> Asked {
+        let (mut request, mut timeless) = (format!("{method} {path}"), format!("{method} {path}"));
+        let looked_at = query.iter().filter(|(name, _)| !self.ignored.contains(name));
+        for (at, (name, value)) in looked_at.enumerate() {
+            let value = if is_credential(name) { REDACTED } else { value };
+            let add = |to: &mut String, value: &str| {
+                to.push(if at == 0 { '?' } else { '&' });
+                to.push_str(
+                    &form_urlencoded::Serializer::new(String::new()).append_pair(name, value).finish(),
+                );
+            };
+            add(&mut request, value);
+            add(&mut timeless, if is_time(name, value) { "*" } else { value });
+        }
+        Asked { request, timeless, body: XxHash3_64::oneshot(body) }
+    }
+}
+
+/// Whether a parameter says when: a date, a moment, or seconds or milliseconds since 1970 under a name of time.
+fn is_time(name: &str, value: &str) -> bool {
+    let bytes = value.as_bytes();
+    let is_date = bytes.len() >= 10
+        && bytes.iter().take(10).enumerate().all(|(at, byte)| match at {
+            4 | 7 => *byte == b'-',
+            _ => byte.is_ascii_digit(),
+        })
+        && (bytes.len() == 10 || matches!(bytes.get(10), Some(b'T' | b't' | b' ')));
+    if is_date {
+        return true;
+    }
+    let name = name.to_ascii_lowercase();
+    let of_time = ["since", "time", "date", "modified", "created", "_at", "until"];
+    let seconds = value.parse::<i64>().ok().map(|number| match bytes.len() {
+        10 => number,
+        13 => number / 1000,
+        _ => 0,
+    });
+    let in_this_century = seconds.and_then(|seconds| DateTime::from_timestamp(seconds, 0));
+    of_time.iter().any(|word| name.contains(word))
+        && in_this_century.is_some_and(|at| at.timestamp() >= 978_307_200)
+}
+
+/// A request, and its answer: a line of the file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Answered {
+    /// Whether it was in the first sync.
+    pub(super) initial: bool,
+    request: String,
+    timeless: String,
+    request_hash: u64,
+    pub(super) status: u16,
+    pub(super) headers: Vec<(String, String)>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    text: String,
+    /// A body that is no UTF-8.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    base64: String,
+}
+
+impl Answered {
+    pub(super) fn new(
+        initial: bool,
+        asked: Asked,
+        status: u16,
+        headers: Vec<(String, String)>,
+        body: Vec<u8>,
+    ) -> Self {
+        let headers = headers
+            .into_iter()
+            .filter(|(name, _)| !DROPPED_HEADERS.contains(&name.to_ascii_lowercase().as_str()))
+            .collect();
+        let (text, base64) = match String::from_utf8(body) {
+            Ok(text) => (text, String::new()),
+            Err(error) => (String::new(), STANDARD.encode(error.as_bytes())),
+        };
+        let Asked { request, timeless, body: request_hash } = asked;
+        Self { initial, request, timeless, request_hash, status, headers, text, base64 }
+    }
+
+    /// Its headers and body, with the address of whoever replays it.
+    pub(super) fn replayed(&self, base: &str) -> (Vec<(String, String)>, Vec<u8>) {
+        let here = |text: &str| text.replace(SOURCE, base);
+        let headers = self.headers.iter().map(|(name, value)| (name.clone(), here(value))).collect();
+        // It was encoded by us: what cannot be decoded was refused when the file was read.
+        let body = if self.base64.is_empty() {
+            here(&self.text).into_bytes()
+        } else {
+            STANDARD.decode(&self.base64).unwrap_or_default()
+        };
+        (headers, body)
+    }
+
+    /// Whether it is a page: JSON.
+    pub(super) fn json(&self) -> Option<Value> {
+        serde_json::from_str(&self.text).ok().filter(|value: &Value| value.is_object() || value.is_array())
+    }
+
+    /// Method and path, with what is likely an id left out: requests that ask for the same kind of thing.
+    pub(super) fn place(&self) -> String {
+        let (method, target) = self.request.split_once(' ').unwrap_or(("", &self.request));
+        let path = target.split('?').next().unwrap_or_default();
+        let parts: Vec<&str> = path
+            .split('/')
+            .map(|part| if part.bytes().any(|byte| byte.is_ascii_digit()) { "*" } else { part })
+            .collect();
+        format!("{method} {}", parts.join("/"))
+    }
+
+    fn parameters(&self) -> Vec<(String, String)> {
+        let query = self.request.split_once('?').map_or("", |(_, query)| query);
+        form_urlencoded::parse(query.as_bytes()).into_owned().collect()
+    }
+
+    fn replace(&mut self, what: &str, by: &str) {
+        for text in [&mut self.request, &mut self.timeless, &mut self.text] {
+            if text.contains(what) {
+                *text = text.replace(what, by);
+            }
+        }
+        for (_, value) in &mut self.headers {
+            *value = value.replace(what, by);
+        }
+    }
+}
+
+/// Puts `REDACTED` in the place of fields that are credentials; how many there were.
+fn redact_fields(value: &mut Value) -> usize {
+    match value {
+        Value::Array(values) => values.iter_mut().map(redact_fields).sum(),
+        Value::Object(fields) => fields
+            .iter_mut()
+            .map(|(name, value)| {
+                if value.is_string() && SECRET_FIELDS.contains(&name.to_ascii_lowercase().as_str()) {
+                    *value = REDACTED.into();
+                    return 1;
+                }
+                redact_fields(value)
+            })
+            .sum(),
+        _ => 0,
+    }
+}
+
+/// Answers by what they answer.
+type Index = HashMap<(String, u64), Vec<usize>>;
+
+/// A recording, to be replayed.
+#[derive(Debug, Default)]
+pub(super) struct Recording {
+    answers: Vec<Answered>,
+    /// By sync (the first one first) and request.
+    exact: [Index; 2],
+    /// The same, where times are not looked at; of any body.
+    timeless: [Index; 2],
+}
+
+impl Recording {
+    pub(super) fn new(answers: Vec<Answered>) -> Self {
+        let mut recording = Self { answers, ..Self::default() };
+        for (at, answer) in recording.answers.iter().enumerate() {
+            let [first, next] = &mut recording.exact;
+            let exact = if answer.initial { first } else { next };
+            exact.entry((answer.request.clone(), answer.request_hash)).or_default().push(at);
+            let [first, next] = &mut recording.timeless;
+            let timeless = if answer.initial { first } else { next };
+            timeless.entry((answer.timeless.clone(), 0)).or_default().push(at);
+        }
+        recording
+    }
+
+    /// Writes it for good: the secrets are in none of it, and the address of the source is none.
+    ///
+    /// # Errors
+    /// `Io` if the disk refuses.
+    pub(super) fn save(
+        path: &Path,
+        source: &str,
+        secrets: &BTreeSet<String>,
+        mut answers: Vec<Answered>,
+    ) -> Result<Self> {
+        // The longest first: one may be a part of another.
+        let mut secrets: Vec<&String> =
+            secrets.iter().filter(|secret| secret.len() >= SECRET_BYTES_MIN).collect();
+        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+        for answer in &mut answers {
+            if let Some(mut value) = answer.json()
+                && redact_fields(&mut value) > 0
+            {
+                answer.text = value.to_string();
+            }
+            for secret in &secrets {
+                answer.replace(secret, REDACTED);
+            }
+            answer.replace(source, SOURCE);
+        }
+        let written = (|| {
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+            // A file of its own, mode 0600, that takes the place of the last one when it is whole.
+            let mut file = NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?;
+            let head = Head { format: FORMAT, source: source.to_owned() };
+            writeln!(file, "{}", serde_json::to_string(&head)?)?;
+            for answer in &answers {
+                writeln!(file, "{}", serde_json::to_string(answer)?)?;
+            }
+            file.as_file().sync_all()?;
+            file.persist(path).map_err(|error| error.error).map(drop)
+        })();
+        written.map_err(|error: std::io::Error| {
+            Error::io(format!("write the recording {}", path.display()), error)
+        })?;
+        Ok(Self::new(answers))
+    }
+
+    /// Reads one; `None` if there is none.
+    ///
+    /// # Errors
+    /// `Invalid` if it is of another source, or no recording; `Io` if the disk refuses.
+    pub(super) fn read(path: &Path, source: &str) -> Result<Option<Self>> {
+        let file = match fs::File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::io(format!("read the recording {}", path.display()), error)),
+        };
+        let unusable = |reason: String| Error::Invalid {
+            what: format!("the recording {}", path.display()),
+            reason: format!("{reason}; take another with --recording, or remove it to record anew"),
+        };
+        let mut lines = BufReader::new(file).lines();
+        let first =
+            lines.next().transpose().map_err(|error| unusable(format!("it cannot be read: {error}")))?;
+        let head: Head = serde_json::from_str(&first.unwrap_or_default())
+            .map_err(|_| unusable("it does not begin as a recording does".to_owned()))?;
+        if head.format != FORMAT {
+            return Err(unusable(format!("it has format {}, this version reads {FORMAT}", head.format)));
+        }
+        if head.source != source {
+            return Err(unusable(format!("it is of {}, not of {source}", head.source)));
+        }
+        let mut answers = Vec::new();
+        for (number, line) in lines.enumerate() {
+            let answer = line
+                .map_err(|error| error.to_string())
+                .and_then(|line| serde_json::from_str(&line).map_err(|error| error.to_string()))
+                .and_then(|answer: Answered| match STANDARD.decode(&answer.base64) {
+                    Ok(_) => Ok(answer),
+                    Err(error) => Err(error.to_string()),
+                });
+            answers.push(answer.map_err(|error| unusable(format!("line {}: {error}", number + 2)))?);
+        }
+        Ok(Some(Self::new(answers)))
+    }
+
+    pub(super) fn answer(&self, at: usize) -> Option<&Answered> {
+        self.answers.get(at)
+    }
+
+    /// The answers to a request, in their order: those of this sync, or else of the other one.
+    pub(super) fn answers_to(&self, initial: bool, asked: &Asked) -> &[usize] {
+        let exact = (asked.request.clone(), asked.body);
+        let timeless = (asked.timeless.clone(), 0);
+        let [first, next] = &self.exact;
+        let [first_timeless, next_timeless] = &self.timeless;
+        let in_order = if initial {
+            [(first, &exact), (first_timeless, &timeless), (next, &exact), (next_timeless, &timeless)]
+        } else {
+            [(next, &exact), (next_timeless, &timeless), (first, &exact), (first_timeless, &timeless)]
+        };
+        in_order.into_iter().find_map(|(index, key)| index.get(key)).map_or(&[], Vec::as_slice)
+    }
+
+    /// This answer without its items, so that it leads to the same page once more; `None` if it is no page that leads
+    /// to another one by a parameter.
+    pub(super) fn empty_page(&self, at: usize) -> Option<Vec<u8>> {
+        let answer = self.answer(at)?;
+        let mut page = answer.json().filter(Value::is_object)?;
+        let here = answer.parameters();
+        let beginning = |answer: &Answered| answer.request.split('?').next().map(str::to_owned);
+        // The page after it: a request that differs in one parameter, whose value this answer tells.
+        let (from, to) =
+            self.answers.iter().filter(|other| beginning(other) == beginning(answer)).find_map(|other| {
+                let there = other.parameters();
+                let mut differ = here.iter().zip(&there).filter(|(one, other)| one != other);
+                let (one, other) =
+                    differ.next().filter(|_| differ.next().is_none() && here.len() == there.len())?;
+                (one.0 == other.0 && tells(&page, &other.1)).then(|| (other.1.clone(), one.1.clone()))
+            })?;
+        (empty(&mut page) && lead(&mut page, &from, &to) > 0).then(|| page.to_string().into_bytes())
+    }
+}
+
+/// Whether a text or number of this value is somewhere in it, but not among items.
+fn tells(page: &Value, text: &str) -> bool {
+    match page {
+        Value::Object(fields) => fields.values().any(|value| tells(value, text)),
+        Value::String(value) => value == text,
+        Value::Number(value) => value.to_string() == text,
+        _ => false,
+    }
+}
+
+/// Takes the items away; whether there were any.
+fn empty(page: &mut Value) -> bool {
+    let Value::Object(fields) = page else { return false };
+    let mut any = false;
+    for value in fields.values_mut() {
+        if let Value::Array(items) = value {
+            any |= !items.is_empty();
+            items.clear();
+        }
+    }
+    any
+}
+
+/// Has it lead to another page; at how many places it does to this one.
+fn lead(page: &mut Value, from: &str, to: &str) -> usize {
+    match page {
+        Value::Object(fields) => fields.values_mut().map(|value| lead(value, from, to)).sum(),
+        Value::String(value) if value == from => {
+            to.clone_into(value);
+            1
+        }
+        Value::Number(value) if value.to_string() == from => {
+            *page = serde_json::from_str(to).unwrap_or_else(|_| to.into());
+            1
+        }
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn query(text: &str) -> Vec<(String, String)> {
+        form_urlencoded::parse(text.as_bytes()).into_owned().collect()
+    }
+
+    fn answered(initial: bool, target: &str, text: &str) -> Answered {
+        let (path, parameters) = target.split_once('?').unwrap_or((target, ""));
+        let asked = Matching::default().asked("GET", path, &query(parameters), b"");
+        Answered::new(initial, asked, 200, Vec::new(), text.as_bytes().to_vec())
+    }
+
+    fn found<'r>(recording: &'r Recording, initial: bool, target: &str) -> Vec<&'r str> {
+        let (path, parameters) = target.split_once('?').unwrap_or((target, ""));
+        let asked = Matching::default().asked("GET", path, &query(parameters), b"");
+        let at = recording.answers_to(initial, &asked);
+        at.iter().map(|at| recording.answer(*at).unwrap().text.as_str()).collect()
+    }
+
+    #[test]
+    fn a_time_is_set_aside_only_where_it_is_another_one() {
+        let recording = Recording::new(vec![
+            answered(true, "/t?before=2026-01-02T00:00:00Z", "1"),
+            answered(true, "/t?before=2026-01-01T00:00:00Z", "2"),
+            answered(true, "/t", "3"),
+            answered(false, "/t?modified_since=1767225600", "4"),
+        ]);
+        assert_eq!(found(&recording, true, "/t?before=2026-01-01T00:00:00Z"), ["2"]);
+        assert_eq!(found(&recording, true, "/t?before=2025-01-01T00:00:00Z"), ["1", "2"]);
+        assert_eq!(found(&recording, true, "/t"), ["3"]);
+        assert_eq!(found(&recording, false, "/t?modified_since=1767229999"), ["4"]);
+        // What only the other sync asked for is answered as there.
+        assert_eq!(found(&recording, false, "/t"), ["3"]);
+        assert!(found(&recording, true, "/t?limit=1767229999").is_empty(), "a number is no time by itself");
+        assert!(found(&recording, true, "/u").is_empty());
+    }
+
+    #[test]
+    fn an_ignored_parameter_and_the_value_of_a_credential_count_for_nothing() {
+        let matching = Matching { ignored: vec!["nonce".to_owned()] };
+        let one = matching.asked("GET", "/t", &query("nonce=1&token=one&page=2"), b"");
+        assert_eq!(one, matching.asked("GET", "/t", &query("token=other&page=2&nonce=7"), b""));
+        assert!(!one.request.contains("one"), "{}", one.request);
+        assert_ne!(one, matching.asked("GET", "/t", &query("token=one&page=3"), b""));
+    }
+
+    #[test]
+    fn no_credential_is_in_the_file_which_its_owner_alone_can_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("source.jsonl");
+        let body = r#"{"access_token":"very-secret-1","echo":"Bearer very-secret-2","next":"https://api.example/p/2"}"#;
+        let secrets = BTreeSet::from(["very-secret-2".to_owned(), "a".to_owned()]);
+        let mut answer = answered(true, "/p?key=very-secret-3", body);
+        answer.headers.push(("X-Echo".to_owned(), "very-secret-2".to_owned()));
+        Recording::save(&path, "https://api.example", &secrets, vec![answer]).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(!text.contains("very-secret") && text.contains("Bearer REDACTED"), "{text}");
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt as _;
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        }
+        let read = Recording::read(&path, "https://api.example").unwrap().unwrap();
+        let (headers, body) = read.answer(0).unwrap().replayed("http://127.0.0.1:1");
+        assert!(String::from_utf8(body).unwrap().contains("\"http://127.0.0.1:1/p/2\""));
+        assert_eq!(headers, [("X-Echo".to_owned(), REDACTED.to_owned())]);
+        let other = Recording::read(&path, "https://other.example").unwrap_err().to_string();
+        assert!(other.contains("it is of https://api.example") && other.contains("--recording"), "{other}");
+        fs::write(&path, "{}\n").unwrap();
+        assert!(Recording::read(&path, "x").unwrap_err().to_string().contains("does not begin"));
+        assert!(Recording::read(&dir.path().join("none"), "x").unwrap().is_none());
+    }
+
+    #[test]
+    fn an_empty_page_leads_to_the_same_page_again() {
+        let recording = Recording::new(vec![
+            answered(true, "/t?limit=2&offset=0", r#"{"items":[1,2],"next":{"offset":2}}"#),
+            answered(true, "/t?limit=2&offset=2", r#"{"items":[3],"next":null}"#),
+            answered(true, "/list", "[1,2,3]"),
+        ]);
+        let page: Value = serde_json::from_slice(&recording.empty_page(0).unwrap()).unwrap();
+        assert_eq!(page, serde_json::json!({ "items": [], "next": { "offset": 0 } }));
+        // An end that is a lie would lose records of any worker.
+        assert_eq!((recording.empty_page(1), recording.empty_page(2)), (None, None));
+    }
+}

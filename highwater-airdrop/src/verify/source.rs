@@ -1,0 +1,400 @@
+//! A proxy between a worker and its external system: records what that answers, and from then on answers in its place,
+//! with one thing going wrong.
+
+use std::collections::{BTreeSet, HashMap};
+use std::io::Read as _;
+use std::net::{Ipv4Addr, TcpListener};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use chrono::{TimeDelta, Utc};
+use ureq::Agent;
+
+use super::recording::{Answered, Asked, Matching, Recording, is_credential};
+use crate::error::{Error, Result};
+use crate::http::{Answer, Reply, Request, Server};
+
+/// Bytes of a request's body at most.
+const REQUEST_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Bytes of an answer that is recorded at most.
+const ANSWER_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// How long the external system may take.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// What `Retry-After` asks for.
+const RETRY_AFTER_SECONDS: i64 = 1;
+/// Headers of a request that are about its connection.
+const OF_CONNECTION: [&str; 9] = [
+    "accept-encoding",
+    "connection",
+    "content-length",
+    "expect",
+    "host",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "transfer-encoding",
+];
+
+/// What stands for the address of the proxy in what a worker is told.
+pub const SOURCE_PLACE: &str = "{source}";
+
+/// What becomes of a request to the external system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SourceAct {
+    Status(u16),
+    /// 429 with `Retry-After` in seconds, or as a date.
+    TooMany {
+        dated: bool,
+    },
+    /// The connection breaks off in the middle of the body.
+    Cut,
+    /// There are no items, and the next page is the same page once more.
+    Empty,
+    Slow(Duration),
+}
+
+impl SourceAct {
+    pub(super) fn word(self) -> String {
+        match self {
+            SourceAct::Status(status) => status.to_string(),
+            SourceAct::TooMany { dated: false } => format!("429-after-{RETRY_AFTER_SECONDS}"),
+            SourceAct::TooMany { dated: true } => "429-after-date".to_owned(),
+            SourceAct::Cut => "cut".to_owned(),
+            SourceAct::Empty => "empty-page".to_owned(),
+            SourceAct::Slow(_) => "slow".to_owned(),
+        }
+    }
+}
+
+/// What goes wrong: the K-th time that a recorded answer is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct SourceFault {
+    /// As reports name it.
+    pub(super) text: String,
+    pub(super) answer: usize,
+    pub(super) nth: u64,
+    pub(super) act: SourceAct,
+}
+
+/// A request that was made, and how it was answered.
+#[derive(Debug, Clone)]
+pub(super) struct SourceCall {
+    /// Which answer it got, if there is one.
+    pub(super) answer: Option<usize>,
+    /// How often that was asked for by then, from 1.
+    pub(super) nth: u64,
+    /// What it asked for, without credentials.
+    pub(super) request: String,
+    pub(super) place: String,
+    pub(super) status: Option<u16>,
+    pub(super) fault: Option<String>,
+    pub(super) invocation: u64,
+    pub(super) at_ms: u64,
+}
+
+/// Whether it records or replays.
+enum Mode {
+    Record { upstream: String, agent: Agent },
+    Replay(Arc<Recording>),
+}
+
+/// What is going on in a sync.
+#[derive(Default)]
+struct Now {
+    initial: bool,
+    fault: Option<SourceFault>,
+    /// How often each answer was asked for, and how often it was given.
+    asked: HashMap<usize, u64>,
+    given: HashMap<(String, bool), usize>,
+    calls: Vec<SourceCall>,
+    recorded: Vec<Answered>,
+    /// What no recording may hold.
+    secrets: BTreeSet<String>,
+    unreached: Option<String>,
+}
+
+/// A source in the place of the external system, at an address of its own, until it is dropped.
+pub(super) struct Source {
+    shared: Arc<Shared>,
+    _server: Server,
+    base: String,
+}
+
+struct Shared {
+    mode: Mode,
+    matching: Matching,
+    base: String,
+    now: Mutex<Now>,
+    started: Instant,
+    /// The invocation that goes on.
+    invocation: Box<dyn Fn() -> u64 + Send + Sync>,
+}
+
+/// What was recorded.
+pub(super) struct Recorded {
+    pub(super) answers: Vec<Answered>,
+    pub(super) secrets: BTreeSet<String>,
+    /// Why the external system gave no answer, if once it gave none.
+    pub(super) unreached: Option<String>,
+}
+
+impl Source {
+    /// Passes requests on, and keeps what is answered.
+    pub(super) fn record(upstream: &str, matching: Matching, secrets: BTreeSet<String>) -> Result<Self> {
+        let agent = Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .timeout_global(Some(PATIENCE))
+            .build()
+            .into();
+        let mode = Mode::Record { upstream: upstream.to_owned(), agent };
+        Self::start(mode, matching, secrets, Box::new(|| 0))
+    }
+
+    /// Answers as recorded.
+    pub(super) fn replay(
+        recording: Arc<Recording>,
+        matching: Matching,
+        secrets: BTreeSet<String>,
+        invocation: Box<dyn Fn() -> u64 + Send + Sync>,
+    ) -> Result<Self> {
+        Self::start(Mode::Replay(recording), matching, secrets, invocation)
+    }
+
+    fn start(
+        mode: Mode,
+        matching: Matching,
+        secrets: BTreeSet<String>,
+        invocation: Box<dyn Fn() -> u64 + Send + Sync>,
+    ) -> Result<Self> {
+        let unserved = |source: std::io::Error| Error::Port { port: 0, source: source.into() };
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(unserved)?;
+        let base = format!("http://{}", listener.local_addr().map_err(unserved)?);
+        let now = Mutex::new(Now { secrets, ..Now::default() });
+        let shared =
+            Arc::new(Shared { mode, matching, base: base.clone(), now, started: Instant::now(), invocation });
+        let answering = Arc::clone(&shared);
+        let server = Server::start(listener, move |request| answering.handle(request)).map_err(unserved)?;
+        Ok(Self { shared, _server: server, base })
+    }
+
+    /// What its addresses begin with.
+    pub(super) fn base(&self) -> &str {
+        &self.base
+    }
+
+    /// A sync begins: whether it is a first one, and what goes wrong in it.
+    pub(super) fn begin(&self, initial: bool, fault: Option<SourceFault>) {
+        let mut now = self.shared.now();
+        now.initial = initial;
+        now.fault = fault;
+        now.asked.clear();
+        now.given.clear();
+        now.calls.clear();
+    }
+
+    /// What was asked for since it began.
+    pub(super) fn calls(&self) -> Vec<SourceCall> {
+        self.shared.now().calls.clone()
+    }
+
+    /// What was recorded, over all syncs.
+    pub(super) fn recorded(&self) -> Recorded {
+        let mut now = self.shared.now();
+        Recorded {
+            answers: std::mem::take(&mut now.recorded),
+            secrets: now.secrets.clone(),
+            unreached: now.unreached.take(),
+        }
+    }
+}
+
+impl Shared {
+    fn now(&self) -> MutexGuard<'_, Now> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn handle(&self, request: &mut Request<'_>) -> Reply {
+        let body = match request.body.read_all(REQUEST_BYTES_MAX, "the request") {
+            Ok(body) => body,
+            Err(refused) => return Reply::Answer(refused),
+        };
+        let at_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        match &self.mode {
+            Mode::Record { upstream, agent } => self.pass_on(upstream, agent, request, &body),
+            Mode::Replay(recording) => self.replay(recording, request, &body, at_ms),
+        }
+    }
+
+    /// What is asked for, as far as it can be told anybody.
+    fn asked(&self, secrets: &BTreeSet<String>, request: &Request<'_>, body: &[u8]) -> Asked {
+        let open = |text: &str| {
+            secrets.iter().filter(|secret| secret.len() >= 6).fold(text.to_owned(), |text, secret| {
+                if text.contains(secret.as_str()) { text.replace(secret.as_str(), "REDACTED") } else { text }
+            })
+        };
+        let query: Vec<(String, String)> =
+            request.parameters().iter().map(|(name, value)| (name.clone(), open(value))).collect();
+        self.matching.asked(&request.method, &open(&request.path), &query, body)
+    }
+
+    fn pass_on(&self, upstream: &str, agent: &Agent, request: &Request<'_>, body: &[u8]) -> Reply {
+        let (initial, secrets) = {
+            let mut now = self.now();
+            for (name, value) in request.headers().iter().filter(|(name, _)| is_credential(name)) {
+                now.secrets.insert(value.clone());
+                if name.eq_ignore_ascii_case("authorization") {
+                    now.secrets.extend(value.split_once(' ').map(|(_, token)| token.trim().to_owned()));
+                }
+            }
+            let named = request.parameters().iter().filter(|(name, _)| is_credential(name));
+            now.secrets.extend(named.map(|(_, value)| value.clone()).collect::<Vec<_>>());
+            (now.initial, now.secrets.clone())
+        };
+        let asked = self.asked(&secrets, request, body);
+        match fetch(upstream, &self.base, agent, request, body) {
+            Ok((status, headers, bytes)) => {
+                let answered = Answered::new(initial, asked, status, headers.clone(), bytes.clone());
+                self.now().recorded.push(answered);
+                // Its links lead back here.
+                let here = |text: &str| text.replace(upstream, &self.base);
+                let headers: Vec<(String, String)> = headers
+                    .into_iter()
+                    .filter(|(name, _)| !is_framing(name))
+                    .map(|(name, value)| (name, here(&value)))
+                    .collect();
+                let bytes = match String::from_utf8(bytes) {
+                    Ok(text) => here(&text).into_bytes(),
+                    Err(error) => error.into_bytes(),
+                };
+                Reply::Answer(Answer::of(status, &headers, bytes))
+            }
+            Err(reason) => {
+                let reason = format!("{} {}: {reason}", request.method, request.path);
+                self.now().unreached.get_or_insert_with(|| reason.clone());
+                Reply::Answer(Answer::refused(502, reason))
+            }
+        }
+    }
+
+    fn replay(&self, recording: &Recording, request: &Request<'_>, body: &[u8], at_ms: u64) -> Reply {
+        let mut now = self.now();
+        let asked = self.asked(&now.secrets, request, body);
+        let candidates = recording.answers_to(now.initial, &asked);
+        let turn = (asked.request.clone(), now.initial);
+        // Those after the last one are answered as that one.
+        let given = now.given.get(&turn).copied().unwrap_or(0).min(candidates.len().saturating_sub(1));
+        let found = candidates.get(given).and_then(|at| Some((*at, recording.answer(*at)?)));
+        let mut call = SourceCall {
+            answer: found.map(|(at, _)| at),
+            nth: 0,
+            request: asked.request.clone(),
+            place: found.map(|(_, answer)| answer.place()).unwrap_or_default(),
+            status: None,
+            fault: None,
+            invocation: (self.invocation)(),
+            at_ms,
+        };
+        let Some((at, answer)) = found else {
+            call.status = Some(501);
+            now.calls.push(call);
+            return Reply::Answer(Answer::refused(501, format!("{} was never recorded", asked.request)));
+        };
+        let times = now.asked.entry(at).or_default();
+        *times += 1;
+        call.nth = *times;
+        let fault = now.fault.clone().filter(|fault| fault.answer == at && fault.nth == call.nth);
+        call.fault = fault.as_ref().map(|fault| fault.text.clone());
+        let (headers, bytes) = answer.replayed(&self.base);
+        let act = fault.map(|fault| fault.act);
+        let reply = match act {
+            None | Some(SourceAct::Slow(_)) => {
+                now.given.insert(turn, given + 1);
+                Answer::of(answer.status, &headers, bytes)
+            }
+            Some(SourceAct::Status(status)) => Answer::refused(status, "a fault was set"),
+            Some(SourceAct::TooMany { dated }) => {
+                let after = if dated {
+                    // Dates have whole seconds.
+                    let at = Utc::now() + TimeDelta::seconds(RETRY_AFTER_SECONDS + 1);
+                    at.format("%a, %d %b %Y %H:%M:%S GMT").to_string()
+                } else {
+                    RETRY_AFTER_SECONDS.to_string()
+                };
+                Answer::refused(429, "a fault was set").with("Retry-After", after)
+            }
+            Some(SourceAct::Cut) => Answer::of(answer.status, &headers, bytes).cut(),
+            Some(SourceAct::Empty) => {
+                Answer::of(answer.status, &headers, recording.empty_page(at).unwrap_or(bytes))
+            }
+        };
+        call.status = Some(reply.status);
+        now.calls.push(call);
+        drop(now);
+        if let Some(SourceAct::Slow(time)) = act {
+            std::thread::sleep(time);
+        }
+        Reply::Answer(reply)
+    }
+}
+
+/// Whether a header says how a body is sent.
+fn is_framing(name: &str) -> bool {
+    ["connection", "content-length", "content-encoding", "keep-alive", "transfer-encoding"]
+        .iter()
+        .any(|known| name.eq_ignore_ascii_case(known))
+}
+
+type Fetched = (u16, Vec<(String, String)>, Vec<u8>);
+
+/// Asks the external system; an error is for people.
+fn fetch(
+    upstream: &str,
+    base: &str,
+    agent: &Agent,
+    request: &Request<'_>,
+    body: &[u8],
+) -> std::result::Result<Fetched, String> {
+    let mut url = format!("{upstream}{}", request.path);
+    if !request.parameters().is_empty() {
+        let mut query = form_urlencoded::Serializer::new(String::new());
+        query.extend_pairs(
+            request.parameters().iter().map(|(name, value)| (name.clone(), value.replace(base, upstream))),
+        );
+        url = format!("{url}?{}", query.finish());
+    }
+    let mut builder = ureq::http::Request::builder().method(request.method.as_str()).uri(url);
+    for (name, value) in request.headers() {
+        if !OF_CONNECTION.iter().any(|known| name.eq_ignore_ascii_case(known)) {
+            builder = builder.header(name, value);
+        }
+    }
+    builder = builder.header("Accept-Encoding", "identity");
+    let sent = if body.is_empty() && matches!(request.method.as_str(), "GET" | "HEAD" | "DELETE" | "OPTIONS")
+    {
+        builder
+            .body(())
+            .map_err(|error| error.to_string())
+            .and_then(|request| agent.run(request).map_err(|error| error.to_string()))
+    } else {
+        builder
+            .body(body)
+            .map_err(|error| error.to_string())
+            .and_then(|request| agent.run(request).map_err(|error| error.to_string()))
+    };
+    let response = sent?;
+    let status = response.status().as_u16();
+    let headers = response
+        .headers()
+        .iter()
+        .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
+        .collect();
+    let mut bytes = Vec::new();
+    let mut reader = response.into_body().into_reader().take(ANSWER_BYTES_MAX + 1);
+    reader.read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+    if bytes.len() as u64 > ANSWER_BYTES_MAX {
+        return Err(format!("its answer has more than {ANSWER_BYTES_MAX} bytes"));
+    }
+    Ok((status, headers, bytes))
+}

@@ -1,0 +1,214 @@
+//! `verify` with faults of the external system, by what it answered once; and of a worker that is served as a function.
+#![cfg(unix)]
+
+use std::io::{BufRead as _, BufReader};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use highwater::Phase;
+use highwater_airdrop::{
+    CaseVerdict, End, SourceOptions, StopAll, SyncOptions, SyncSettings, VerifyOptions, VerifyReport, Worker,
+    verify,
+};
+
+use crate::naive::{BATCH_ITEMS, BATCHES, NAIVE, TRACKER, worker};
+use crate::support::program;
+
+/// The tracker of the synthetic worker.
+struct Tracker {
+    child: Child,
+    url: String,
+}
+
+impl Tracker {
+    fn start(items: u64) -> Self {
+        let mut child = Command::new(program("synthetic-extractor"))
+            .args(["source", "--items", &items.to_string()])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut url = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut url).unwrap();
+        Self { child, url: url.trim().to_owned() }
+    }
+}
+
+impl Drop for Tracker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn options(sync: SyncOptions, url: &str, only: &[&str]) -> VerifyOptions {
+    let mut options = VerifyOptions::new(sync);
+    options.slow = Duration::from_millis(50);
+    options.only = only.iter().map(|id| (*id).to_owned()).collect();
+    options.source = Some(SourceOptions::new(url));
+    options
+}
+
+fn run(dir: &Path, options: &VerifyOptions, worker: &Worker) -> highwater_airdrop::Result<VerifyReport> {
+    verify(dir, options, worker, &StopAll::default(), &|_| {})
+}
+
+fn naive_sync() -> SyncOptions {
+    let settings = SyncSettings::new("tickets").newer_names(true).phases([Phase::Metadata, Phase::Data]);
+    let mut sync = SyncOptions::new(settings);
+    sync.env = vec![(NAIVE.to_owned(), "1".to_owned())];
+    sync
+}
+
+/// Of a worker that takes a refusal for an empty page.
+fn naive(dir: &Path, url: &str, only: &[&str]) -> highwater_airdrop::Result<VerifyReport> {
+    let mut sync = naive_sync();
+    sync.env.push((TRACKER.to_owned(), "{source}".to_owned()));
+    run(dir, &options(sync, url, only), &worker())
+}
+
+#[test]
+fn a_page_that_is_lost_when_the_source_refuses_once_is_found_offline_with_its_number_of_records() {
+    let dir = tempfile::tempdir().unwrap();
+    let tracker = Tracker::start(BATCHES * BATCH_ITEMS);
+    let url = tracker.url.clone();
+    let expected = [
+        ("first:source-429:2", BATCH_ITEMS),
+        ("first:source-429-after-date:1", BATCH_ITEMS),
+        ("first:source-500:3", BATCH_ITEMS),
+        ("first:source-cut:1", BATCH_ITEMS),
+        ("first:source-empty-page:2", BATCH_ITEMS),
+        ("first:source-slow:2", 0),
+    ];
+    let ids = expected.map(|(id, _)| id);
+    // It is there while it is recorded, and not after.
+    naive(dir.path(), &url, &ids[..1]).unwrap();
+    drop(tracker);
+    let report = naive(dir.path(), &url, &ids).unwrap();
+    for (case, (id, lost)) in report.cases.iter().zip(expected) {
+        assert_eq!((case.id.as_str(), case.lost.len() as u64), (id, lost), "{case:?}");
+        assert!(case.came_true && case.end == End::Done && case.unrecorded.is_empty(), "{case:?}");
+        assert_eq!(case.said_done(), lost > 0, "{id}");
+        assert_eq!(case.timeline.iter().any(|call| call.fault.is_some()), lost > 0, "{id}");
+    }
+    let text = report.to_text(&|case| case.to_owned());
+    assert!(text.contains("source GET /issues 429 "), "{text}");
+    // The recording tells nobody else, and not the key.
+    let recording = dir.path().join("source.jsonl");
+    assert_eq!(std::fs::metadata(&recording).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(!std::fs::read_to_string(&recording).unwrap().contains("the-key-of-the-tracker"));
+    // One of another source is left as it is.
+    let before = std::fs::read(&recording).unwrap();
+    let other = naive(dir.path(), "http://127.0.0.1:9", &[]).unwrap_err().to_string();
+    assert!(other.contains(&format!("it is of {url}")) && other.contains("--recording"), "{other}");
+    assert_eq!(std::fs::read(&recording).unwrap(), before);
+}
+
+#[test]
+fn our_worker_loses_nothing_whatever_its_source_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let tracker = Tracker::start(1_000);
+    let synthetic = program("synthetic-extractor");
+    let words = [
+        synthetic.to_str().unwrap(),
+        "invoke",
+        "--items=1000",
+        "--page-size=300",
+        "--batch-items=300",
+        "--attachments=2",
+        "--retry-after=1s",
+        "--source={source}",
+        "--event={event}",
+    ];
+    let words = Worker::Command(words.map(str::to_owned).into());
+    let only = [
+        "first:source-429:2",
+        "first:source-429-after-1:3",
+        "first:source-429-after-date:1",
+        "first:source-500:2",
+        "first:source-401:4",
+        "first:source-cut:2",
+        "first:source-cut:5",
+        "first:source-empty-page:2",
+        "first:source-slow:1",
+        "next:source-500:2",
+    ];
+    let options = options(SyncOptions::new(SyncSettings::new("synthetic")), &tracker.url, &only);
+    let report = run(dir.path(), &options, &words).unwrap();
+    assert!(report.set_aside.is_empty(), "{:?}", report.set_aside);
+    assert_eq!(
+        (report.cases.len(), report.verdict()),
+        (only.len(), CaseVerdict::Clean),
+        "{:?}",
+        report.cases
+    );
+    assert!(report.cases.iter().all(|case| case.came_true), "{:?}", report.cases);
+    // The same faults make it stop: they did come true.
+    assert!(report.cases.iter().any(|case| case.verdict() == CaseVerdict::Stopped));
+}
+
+#[test]
+fn a_source_that_is_not_there_or_not_asked_is_told_and_nothing_is_recorded() {
+    let dir = tempfile::tempdir().unwrap();
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let gone = naive(dir.path(), &format!("http://{free}"), &[]).unwrap_err().to_string();
+    assert!(gone.contains("gave no answer") && gone.contains("nothing is recorded yet"), "{gone}");
+    let deaf = run(dir.path(), &options(naive_sync(), "http://127.0.0.1:9", &[]), &worker());
+    let deaf = deaf.unwrap_err().to_string();
+    assert!(deaf.contains("never asks the source") && deaf.contains("{source}"), "{deaf}");
+    assert!(!dir.path().join("source.jsonl").exists());
+}
+
+#[test]
+fn what_was_never_recorded_is_told_and_no_finding() {
+    // A source that leads the worker elsewhere each time it is asked: to what the recording cannot have.
+    let dir = tempfile::tempdir().unwrap();
+    let tracker = Tracker::start(BATCHES * BATCH_ITEMS);
+    naive(dir.path(), &tracker.url, &["first:source-slow:1"]).unwrap();
+    let path = dir.path().join("source.jsonl");
+    let kept: Vec<String> = std::fs::read_to_string(&path)
+        .unwrap()
+        .lines()
+        .filter(|line| !line.contains("first=200"))
+        .map(str::to_owned)
+        .collect();
+    std::fs::write(&path, kept.join("\n")).unwrap();
+    let missing = naive(dir.path(), &tracker.url, &[]).unwrap_err().to_string();
+    assert!(
+        missing.contains("GET /issues?first=200&count=100, which was never recorded")
+            && missing.contains("--ignore-param"),
+        "{missing}"
+    );
+}
+
+#[test]
+fn a_function_is_killed_by_the_command_that_says_how() {
+    let dir = tempfile::tempdir().unwrap();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let pid = dir.path().join("pid");
+    let this = std::env::current_exe().unwrap();
+    let start = format!(
+        "{NAIVE}=1 '{}' --exact naive::naive_function --nocapture {port} </dev/null >/dev/null 2>&1 & echo $! >'{}'",
+        this.display(),
+        pid.display()
+    );
+    let kill = format!("kill -9 $(cat '{}'); {start}", pid.display());
+    assert!(Command::new("sh").args(["-c", &start]).status().unwrap().success());
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let mut sync = naive_sync();
+    sync.kill = Some(kill);
+    let mut options = VerifyOptions::new(sync);
+    options.only = ["first:message-kill-before:2", "first:message-kill-after:2"].map(str::to_owned).into();
+    let url = format!("http://127.0.0.1:{port}/");
+    let report = run(&dir.path().join("verify"), &options, &Worker::Function(url));
+    let last: String = std::fs::read_to_string(&pid).unwrap();
+    assert!(Command::new("kill").args(["-9", last.trim()]).status().unwrap().success());
+    let report = report.unwrap();
+    assert_eq!(report.cases[0].lost.len() as u64, BATCHES * BATCH_ITEMS, "{report:?}");
+    assert_eq!(report.cases[1].verdict(), CaseVerdict::Clean, "{report:?}");
+    assert!(report.cases.iter().all(|case| case.came_true), "{report:?}");
+}
