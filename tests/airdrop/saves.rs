@@ -114,6 +114,8 @@ fn a_disk_whose_intended_token_was_saved_is_kept() {
     world.serve(&mut source, &event(DATA, "run", "1")).unwrap();
     let first = world.airdrop.attempts()[0].clone();
     world.serve(&mut source, &event(DATA_ON, "run", "2")).unwrap();
+    // Another invocation's token is another.
+    world.serve = world.serve.clone().inline(8);
     world.airdrop.kill_at(Call::SaveState, 0, &world.disk);
     world.serve(&mut source, &event(DATA_ON, "run", "3")).unwrap_err();
     world.restart();

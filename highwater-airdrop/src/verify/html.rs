@@ -16,20 +16,37 @@ const IDS_MAX: usize = 50;
 /// Calls before and after the fault that are shown.
 const CALLS_AROUND: usize = 40;
 
+/// Heads of the table's columns.
+const HEADS: [&str; 10] = [
+    "Place",
+    "Fault",
+    "Cases",
+    "Lost",
+    "Altered",
+    "Repeated",
+    "Stuck",
+    "Wasted uploads",
+    "Extra invocations",
+    "Said DONE",
+];
+
 const STYLE: &str = "\
 :root{color-scheme:light dark;--line:#8888;--soft:#8882;--bad:#b00020;--badtext:#fff}\
 body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:0 auto;padding:1rem}\
 h1{font-size:1.6rem;margin:.5rem 0}h2{font-size:1.25rem;margin:2rem 0 .5rem}h3{font-size:1rem;margin:1.5rem 0 .25rem;overflow-wrap:anywhere}\
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem;margin:.5rem 0}dt{font-weight:600}dd{margin:0;overflow-wrap:anywhere}\
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}\
-caption{text-align:left;padding:.25rem 0}th,td{padding:.2rem .6rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}\
-th:nth-child(-n+2),td:nth-child(-n+2){text-align:left}\
+caption{text-align:left;padding:.25rem 0}th,td{padding:.2rem .6rem;border-bottom:1px solid var(--line);text-align:right}\
+th:nth-child(-n+2),td:nth-child(-n+2){text-align:left}tbody th{overflow-wrap:anywhere}td:nth-child(2){white-space:nowrap}thead th{vertical-align:bottom}\
 code{font:0.85em ui-monospace,monospace;overflow-wrap:anywhere}pre{background:var(--soft);padding:.5rem;margin:.5rem 0;white-space:pre-wrap;overflow-wrap:anywhere;font:0.8rem ui-monospace,monospace}\
 .run{margin:.4rem 0;padding:0;list-style:none}.run>li{margin:.3rem 0}.event{font-weight:600;font-size:.8rem}\
 .calls{display:flex;flex-wrap:wrap;gap:.2rem;margin:.1rem 0;padding:0;list-style:none}\
 .calls li{border:1px solid var(--line);border-radius:.25rem;padding:0 .35rem;font-size:.75rem;line-height:1.5}\
 .calls li.failed{border-style:dashed}.calls li.fault{background:var(--bad);color:var(--badtext);border-color:var(--bad);font-weight:700}\
 .calls li.gap{border:0}.verdict{font-weight:700}\
+@media(max-width:40rem){dl{display:block}dd{margin:0 0 .4rem}thead{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}\
+tr{display:block;padding:.3rem 0;border-bottom:1px solid var(--line)}td,tbody th{display:inline-block;border:0;padding:0 .8rem 0 0}\
+td[data-head]::before{content:attr(data-head) \" \"}td.none{display:none}}\
 @media print{body{font-size:10pt;max-width:none;padding:0}section{break-inside:avoid}.wide{overflow:visible}\
 .calls li.fault{background:none;color:inherit;border:2px solid currentcolor}}";
 
@@ -126,24 +143,13 @@ impl VerifyReport {
                  <caption>Records that were lost, altered or repeated, by the place and the fault</caption>\
                  <thead><tr>"
             )?;
-            for head in [
-                "Place",
-                "Fault",
-                "Cases",
-                "Lost",
-                "Altered",
-                "Repeated",
-                "Stuck",
-                "Wasted uploads",
-                "Extra invocations",
-                "Said DONE",
-            ] {
+            for head in HEADS {
                 write!(page, "<th scope=\"col\">{head}</th>")?;
             }
             writeln!(page, "</tr></thead><tbody>")?;
             for ((place, kind), row) in &rows {
                 write!(page, "<tr><th scope=\"row\">{}</th><td>{}</td>", escaped(place), escaped(kind))?;
-                for figure in [
+                let figures = [
                     row.cases,
                     row.lost,
                     row.altered,
@@ -152,8 +158,11 @@ impl VerifyReport {
                     row.wasted,
                     row.extra,
                     row.said_done,
-                ] {
-                    write!(page, "<td>{figure}</td>")?;
+                ];
+                for (head, figure) in HEADS.iter().skip(2).zip(figures) {
+                    // Where there is no room for columns, each figure has its head, and those of nothing are left out.
+                    let none = if figure == 0 { " class=\"none\"" } else { "" };
+                    write!(page, "<td data-head=\"{head}\"{none}>{figure}</td>")?;
                 }
                 writeln!(page, "</tr>")?;
             }

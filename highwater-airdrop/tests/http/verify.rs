@@ -75,6 +75,10 @@ fn each_loss_of_a_naive_worker_is_found_with_its_number_of_records() {
     assert_eq!((&json["verdict"], &json["deterministic"]), (&"lost".into(), &true.into()));
     assert_eq!(json["cases_run"], expected.len());
     let html = report.to_html(&|case| format!("again <{case}>"));
+    // For who looks at it in a browser.
+    if let Some(path) = std::env::var_os("HIGHWATER_TEST_HTML") {
+        std::fs::write(path, &html).unwrap();
+    }
     assert!(html.contains("issues issue-100") && html.contains("again &lt;first:upload-403:3&gt;"), "{html}");
     assert_eq!(html.matches("class=\"fault\"").count(), 8, "the fault of each finding is marked");
     assert!(
