@@ -103,9 +103,10 @@ enum Mode {
 struct Now {
     initial: bool,
     fault: Option<SourceFault>,
-    /// How often each answer was asked for, and how often it was given.
+    /// How often each answer was asked for.
     asked: HashMap<usize, u64>,
-    given: HashMap<(String, bool), usize>,
+    /// How many answers were given to a request, by the first that was recorded for it.
+    given: HashMap<usize, usize>,
     calls: Vec<SourceCall>,
     recorded: Vec<Answered>,
     /// What no recording may hold.
@@ -282,7 +283,8 @@ impl Shared {
         let mut now = self.now();
         let asked = self.asked(&now.secrets, request, body);
         let candidates = recording.answers_to(now.initial, &asked);
-        let turn = (asked.request.clone(), now.initial);
+        // Other bodies are other requests; the same at another time is the same one.
+        let turn = candidates.first().copied().unwrap_or(usize::MAX);
         // Those after the last one are answered as that one.
         let given = now.given.get(&turn).copied().unwrap_or(0).min(candidates.len().saturating_sub(1));
         let found = candidates.get(given).and_then(|at| Some((*at, recording.answer(*at)?)));
@@ -397,4 +399,62 @@ fn fetch(
         return Err(format!("its answer has more than {ANSWER_BYTES_MAX} bytes"));
     }
     Ok((status, headers, bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Answers in the order in which they were recorded: method, target, body of the request, body of the answer.
+    fn replaying(recorded: &[(&str, &str, &str, &str)]) -> Source {
+        let answers = recorded.iter().map(|(method, target, body, text)| {
+            let (path, query) = target.split_once('?').unwrap_or((target, ""));
+            let query: Vec<_> = form_urlencoded::parse(query.as_bytes()).into_owned().collect();
+            let asked = Matching::default().asked(method, path, &query, body.as_bytes());
+            Answered::new(true, asked, 200, Vec::new(), text.as_bytes().to_vec())
+        });
+        let recording = Arc::new(Recording::new(answers.collect()));
+        let source = Source::replay(recording, Matching::default(), BTreeSet::new(), Box::new(|| 0)).unwrap();
+        source.begin(true, None);
+        source
+    }
+
+    fn get(source: &Source, target: &str) -> String {
+        let response = ureq::get(format!("{}{target}", source.base())).call().unwrap();
+        response.into_body().read_to_string().unwrap()
+    }
+
+    fn post(source: &Source, target: &str, body: &str) -> String {
+        let response = ureq::post(format!("{}{target}", source.base())).send(body).unwrap();
+        response.into_body().read_to_string().unwrap()
+    }
+
+    #[test]
+    fn answers_to_one_body_are_given_in_their_order_whatever_other_bodies_ask() {
+        let source = replaying(&[
+            ("POST", "/search", "job", "pending"),
+            ("POST", "/search", "job", "done"),
+            ("POST", "/search", "users", "all users"),
+        ]);
+        for _ in 0..2 {
+            assert_eq!(post(&source, "/search", "users"), "all users");
+        }
+        assert_eq!(post(&source, "/search", "job"), "pending");
+        assert_eq!(post(&source, "/search", "users"), "all users");
+        assert_eq!([post(&source, "/search", "job"), post(&source, "/search", "job")], ["done", "done"]);
+        // Another sync begins with the first one.
+        source.begin(true, None);
+        assert_eq!(post(&source, "/search", "job"), "pending");
+    }
+
+    #[test]
+    fn whoever_asks_for_changes_since_now_until_there_are_none_comes_to_an_end() {
+        let source = replaying(&[
+            ("GET", "/changes?since=2026-01-01T00:00:00Z", "", "some"),
+            ("GET", "/changes?since=2026-01-01T00:00:09Z", "", "none"),
+        ]);
+        let days = ["2026-02-01", "2026-02-02", "2026-02-03"];
+        let told = days.map(|day| get(&source, &format!("/changes?since={day}")));
+        assert_eq!(told, ["some", "none", "none"]);
+    }
 }
