@@ -1,8 +1,9 @@
 //! What the external system answered, once: so that every sync after it has the same source, with no network.
 //!
-//! A request is known by its method, path and query, and by a hash of its body. A parameter whose value is a time is
-//! looked at only if that finds something: `since=now` is another one in each sync, a page's `before=TIME` is not. Named
-//! parameters ([`Matching::ignored`]) are not looked at at all.
+//! A request is known by its method, path and query, and by a hash of its body. A time, be it the value of a parameter
+//! or of a field of the body, is looked at only if that finds something: `since=now` is another one in each sync, a
+//! page's `before=TIME` is not. So are credentials in a body. Named parameters ([`Matching::ignored`]) are not looked at
+//! at all. A body is never answered as another one: in GraphQL all requests have one address.
 //!
 //! # On disk
 //!
@@ -59,7 +60,7 @@ const CREDENTIALS: [&str; 21] = [
     "x-api-key",
     "x-auth-token",
 ];
-/// Names of JSON fields of an answer that carry one. A bare `token` may be the place of the next page.
+/// Names of JSON fields that carry one. A bare `token` may be the place of the next page.
 const SECRET_FIELDS: [&str; 6] =
     ["access_token", "client_secret", "id_token", "password", "private_key", "refresh_token"];
 /// Headers of an answer that are about its connection, or say who asks, and are not kept.
@@ -82,6 +83,11 @@ pub(super) fn is_credential(name: &str) -> bool {
     CREDENTIALS.contains(&name.as_str()) || name.starts_with("x-amz-")
 }
 
+/// Whether a JSON field is a credential by its name.
+fn is_secret_field(name: &str) -> bool {
+    SECRET_FIELDS.contains(&name.to_ascii_lowercase().as_str())
+}
+
 /// The first line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Head {
@@ -98,6 +104,7 @@ pub(super) struct Asked {
     /// The same, without the values of times.
     timeless: String,
     body: u64,
+    timeless_body: u64,
 }
 
 /// How requests are told apart.
@@ -122,7 +129,43 @@ impl Matching {
             add(&mut request, value);
             add(&mut timeless, if is_time(name, value) { "*" } else { value });
         }
-        Asked { request, timeless, body: XxHash3_64::oneshot(body) }
+        Asked { request, timeless, body: XxHash3_64::oneshot(body), timeless_body: timeless_hash(body) }
+    }
+}
+
+/// A hash of a body in which the values of times and credentials do not count: fields of JSON, or parameters of a form.
+/// It is 0 if there is no body.
+fn timeless_hash(body: &[u8]) -> u64 {
+    if body.is_empty() {
+        return 0;
+    }
+    if let Ok(mut value) = serde_json::from_slice::<Value>(body) {
+        blank("", &mut value);
+        return XxHash3_64::oneshot(value.to_string().as_bytes());
+    }
+    // What is no text is no form: decoded, two bodies could become the same.
+    if std::str::from_utf8(body).is_err() {
+        return XxHash3_64::oneshot(body);
+    }
+    let mut form = form_urlencoded::Serializer::new(String::new());
+    for (name, value) in form_urlencoded::parse(body) {
+        let counts = !is_time(&name, &value) && !is_credential(&name);
+        form.append_pair(&name, if counts { &value } else { "*" });
+    }
+    XxHash3_64::oneshot(form.finish().as_bytes())
+}
+
+/// Puts `*` in the place of times and credentials; of what is in a list, the name is that of the list.
+fn blank(name: &str, value: &mut Value) {
+    let counts = match value {
+        Value::Array(values) => return values.iter_mut().for_each(|value| blank(name, value)),
+        Value::Object(fields) => return fields.iter_mut().for_each(|(name, value)| blank(name, value)),
+        Value::String(text) => !is_time(name, text) && !is_secret_field(name),
+        Value::Number(number) => !is_time(name, &number.to_string()),
+        Value::Null | Value::Bool(_) => true,
+    };
+    if !counts {
+        *value = "*".into();
     }
 }
 
@@ -158,6 +201,9 @@ pub(super) struct Answered {
     request: String,
     timeless: String,
     request_hash: u64,
+    /// Of the body, where times and credentials are not looked at; 0 if there is none.
+    #[serde(default)]
+    timeless_hash: u64,
     pub(super) status: u16,
     pub(super) headers: Vec<(String, String)>,
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -183,8 +229,8 @@ impl Answered {
             Ok(text) => (text, String::new()),
             Err(error) => (String::new(), STANDARD.encode(error.as_bytes())),
         };
-        let Asked { request, timeless, body: request_hash } = asked;
-        Self { initial, request, timeless, request_hash, status, headers, text, base64 }
+        let Asked { request, timeless, body: request_hash, timeless_body: timeless_hash } = asked;
+        Self { initial, request, timeless, request_hash, timeless_hash, status, headers, text, base64 }
     }
 
     /// Its headers and body, with the address of whoever replays it.
@@ -240,7 +286,7 @@ fn redact_fields(value: &mut Value) -> usize {
         Value::Object(fields) => fields
             .iter_mut()
             .map(|(name, value)| {
-                if value.is_string() && SECRET_FIELDS.contains(&name.to_ascii_lowercase().as_str()) {
+                if value.is_string() && is_secret_field(name) {
                     *value = REDACTED.into();
                     return 1;
                 }
@@ -260,7 +306,7 @@ pub(super) struct Recording {
     answers: Vec<Answered>,
     /// By sync (the first one first) and request.
     exact: [Index; 2],
-    /// The same, where times are not looked at; of any body.
+    /// The same, where times are not looked at.
     timeless: [Index; 2],
 }
 
@@ -273,7 +319,7 @@ impl Recording {
             exact.entry((answer.request.clone(), answer.request_hash)).or_default().push(at);
             let [first, next] = &mut recording.timeless;
             let timeless = if answer.initial { first } else { next };
-            timeless.entry((answer.timeless.clone(), 0)).or_default().push(at);
+            timeless.entry((answer.timeless.clone(), answer.timeless_hash)).or_default().push(at);
         }
         recording
     }
@@ -367,7 +413,7 @@ impl Recording {
     /// The answers to a request, in their order: those of this sync, or else of the other one.
     pub(super) fn answers_to(&self, initial: bool, asked: &Asked) -> &[usize] {
         let exact = (asked.request.clone(), asked.body);
-        let timeless = (asked.timeless.clone(), 0);
+        let timeless = (asked.timeless.clone(), asked.timeless_body);
         let [first, next] = &self.exact;
         let [first_timeless, next_timeless] = &self.timeless;
         let in_order = if initial {
@@ -474,6 +520,50 @@ mod tests {
         assert_eq!(found(&recording, false, "/t"), ["3"]);
         assert!(found(&recording, true, "/t?limit=1767229999").is_empty(), "a number is no time by itself");
         assert!(found(&recording, true, "/u").is_empty());
+    }
+
+    #[test]
+    fn a_body_is_answered_as_one_that_differs_in_times_and_credentials_and_as_no_other() {
+        let asked = |body: &[u8]| Matching::default().asked("POST", "/graphql", &[], body);
+        let bodies: [&[u8]; 5] = [
+            br#"{"query":"issues","first":50,"since":"2026-01-01T00:00:00Z","access_token":"one"}"#,
+            br#"{"query":"users","ids":["2","3"],"modified":[1767225600]}"#,
+            b"method=list&page=1&since=1767225600&token=one",
+            b"\xff\x01",
+            b"",
+        ];
+        let answers = bodies
+            .iter()
+            .zip(0_u8..)
+            .map(|(body, at)| Answered::new(true, asked(body), 200, Vec::new(), at.to_string().into_bytes()));
+        // As it is once it was written and read.
+        let lines: Vec<String> = answers.map(|answer| serde_json::to_string(&answer).unwrap()).collect();
+        let recording =
+            Recording::new(lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect());
+        for (at, body) in bodies.iter().enumerate() {
+            assert_eq!(recording.answers_to(true, &asked(body)), [at]);
+        }
+        let known: [(&[u8], usize); 3] = [
+            (br#"{"query":"issues","first":50,"since":"2026-02-02","access_token":"other"}"#, 0),
+            (br#"{"query":"users","ids":["2","3"],"modified":[1767229999]}"#, 1),
+            (b"method=list&page=1&since=1767229999&token=other", 2),
+        ];
+        for (body, at) in known {
+            assert_eq!(recording.answers_to(false, &asked(body)), [at], "{}", String::from_utf8_lossy(body));
+        }
+        let unknown: [&[u8]; 7] = [
+            // A smaller page, another question, a time less.
+            br#"{"query":"issues","first":10,"since":"2026-01-01T00:00:00Z","access_token":"one"}"#,
+            br#"{"query":"rateLimit"}"#,
+            br#"{"query":"issues","first":50,"access_token":"one"}"#,
+            br#"{"query":"users","ids":["2","4"],"modified":[1767225600]}"#,
+            b"method=list&page=2&since=1767225600&token=one",
+            b"method=list&page=1&token=one",
+            b"\xfe\x01",
+        ];
+        for body in unknown {
+            assert!(recording.answers_to(true, &asked(body)).is_empty(), "{}", String::from_utf8_lossy(body));
+        }
     }
 
     #[test]

@@ -35,6 +35,9 @@ const OF_CONNECTION: [&str; 9] = [
     "transfer-encoding",
 ];
 
+/// The reason of a refusal that was set.
+const FAULT: &str = "a fault was set";
+
 /// What stands for the address of the proxy in what a worker is told.
 pub const SOURCE_PLACE: &str = "{source}";
 
@@ -103,9 +106,10 @@ enum Mode {
 struct Now {
     initial: bool,
     fault: Option<SourceFault>,
-    /// How often each answer was asked for, and how often it was given.
+    /// How often each answer was asked for.
     asked: HashMap<usize, u64>,
-    given: HashMap<(String, bool), usize>,
+    /// How many answers were given to a request, by the first that was recorded for it.
+    given: HashMap<usize, usize>,
     calls: Vec<SourceCall>,
     recorded: Vec<Answered>,
     /// What no recording may hold.
@@ -273,7 +277,7 @@ impl Shared {
             Err(reason) => {
                 let reason = format!("{} {}: {reason}", request.method, request.path);
                 self.now().unreached.get_or_insert_with(|| reason.clone());
-                Reply::Answer(Answer::refused(502, reason))
+                Reply::Answer(refused(request, 502, reason))
             }
         }
     }
@@ -282,7 +286,8 @@ impl Shared {
         let mut now = self.now();
         let asked = self.asked(&now.secrets, request, body);
         let candidates = recording.answers_to(now.initial, &asked);
-        let turn = (asked.request.clone(), now.initial);
+        // Other bodies are other requests; the same at another time is the same one.
+        let turn = candidates.first().copied().unwrap_or(usize::MAX);
         // Those after the last one are answered as that one.
         let given = now.given.get(&turn).copied().unwrap_or(0).min(candidates.len().saturating_sub(1));
         let found = candidates.get(given).and_then(|at| Some((*at, recording.answer(*at)?)));
@@ -299,7 +304,8 @@ impl Shared {
         let Some((at, answer)) = found else {
             call.status = Some(501);
             now.calls.push(call);
-            return Reply::Answer(Answer::refused(501, format!("{} was never recorded", asked.request)));
+            let reason = format!("{} was never recorded", asked.request);
+            return Reply::Answer(refused(request, 501, reason));
         };
         let times = now.asked.entry(at).or_default();
         *times += 1;
@@ -313,7 +319,7 @@ impl Shared {
                 now.given.insert(turn, given + 1);
                 Answer::of(answer.status, &headers, bytes)
             }
-            Some(SourceAct::Status(status)) => Answer::refused(status, "a fault was set"),
+            Some(SourceAct::Status(status)) => refused(request, status, FAULT),
             Some(SourceAct::TooMany { dated }) => {
                 let after = if dated {
                     // Dates have whole seconds.
@@ -322,7 +328,7 @@ impl Shared {
                 } else {
                     RETRY_AFTER_SECONDS.to_string()
                 };
-                Answer::refused(429, "a fault was set").with("Retry-After", after)
+                refused(request, 429, FAULT).with("Retry-After", after)
             }
             Some(SourceAct::Cut) => Answer::of(answer.status, &headers, bytes).cut(),
             Some(SourceAct::Empty) => {
@@ -336,6 +342,15 @@ impl Shared {
             std::thread::sleep(time);
         }
         Reply::Answer(reply)
+    }
+}
+
+/// A refusal. To a `HEAD` it has no body: the client would take that for the beginning of its next answer.
+fn refused(request: &Request<'_>, status: u16, reason: impl Into<String>) -> Answer {
+    if request.method == "HEAD" {
+        Answer::of(status, &[], Vec::new())
+    } else {
+        Answer::refused(status, reason)
     }
 }
 
@@ -397,4 +412,103 @@ fn fetch(
         return Err(format!("its answer has more than {ANSWER_BYTES_MAX} bytes"));
     }
     Ok((status, headers, bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::net::TcpStream;
+
+    use super::*;
+
+    /// Answers in the order in which they were recorded: method, target, body of the request, body of the answer.
+    fn replaying(recorded: &[(&str, &str, &str, &str)]) -> Source {
+        let answers = recorded.iter().map(|(method, target, body, text)| {
+            let (path, query) = target.split_once('?').unwrap_or((target, ""));
+            let query: Vec<_> = form_urlencoded::parse(query.as_bytes()).into_owned().collect();
+            let asked = Matching::default().asked(method, path, &query, body.as_bytes());
+            Answered::new(true, asked, 200, Vec::new(), text.as_bytes().to_vec())
+        });
+        let recording = Arc::new(Recording::new(answers.collect()));
+        let source = Source::replay(recording, Matching::default(), BTreeSet::new(), Box::new(|| 0)).unwrap();
+        source.begin(true, None);
+        source
+    }
+
+    fn get(source: &Source, target: &str) -> String {
+        let response = ureq::get(format!("{}{target}", source.base())).call().unwrap();
+        response.into_body().read_to_string().unwrap()
+    }
+
+    fn post(source: &Source, target: &str, body: &str) -> String {
+        let response = ureq::post(format!("{}{target}", source.base())).send(body).unwrap();
+        response.into_body().read_to_string().unwrap()
+    }
+
+    /// What comes over one connection when `/file` is asked for by this method, and then by `GET`.
+    fn and_then_get(source: &Source, method: &str) -> String {
+        let mut connection = TcpStream::connect(source.base().trim_start_matches("http://")).unwrap();
+        write!(connection, "{method} /file HTTP/1.1\r\n\r\nGET /file HTTP/1.1\r\nConnection: close\r\n\r\n")
+            .unwrap();
+        let mut text = String::new();
+        connection.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    #[test]
+    fn whatever_a_head_is_answered_the_next_request_of_its_connection_gets_its_own_answer() {
+        let file = ("GET", "/file", "", "a file");
+        let source = replaying(&[file, ("HEAD", "/file", "", "")]);
+        let fault = |act| SourceFault { text: String::new(), answer: 1, nth: 1, act };
+        let acts =
+            [SourceAct::Status(500), SourceAct::TooMany { dated: false }, SourceAct::TooMany { dated: true }];
+        for (act, status) in acts.map(Some).into_iter().chain([None]).zip([500, 429, 429, 200]) {
+            source.begin(true, act.map(fault));
+            let text = and_then_get(&source, "HEAD");
+            let (first, next) = text.split_once("\r\n\r\n").unwrap();
+            assert!(first.starts_with(&format!("HTTP/1.1 {status} ")), "{text}");
+            assert_eq!(first.contains("Retry-After: "), status == 429, "{text}");
+            assert!(next.starts_with("HTTP/1.1 200 ") && next.ends_with("\r\n\r\na file"), "{text}");
+        }
+        // What was never recorded; to another method it says so.
+        let source = replaying(&[file]);
+        let text = and_then_get(&source, "HEAD");
+        assert!(text.starts_with("HTTP/1.1 501 ") && text.contains("\r\n\r\nHTTP/1.1 200 "), "{text}");
+        let text = and_then_get(&source, "DELETE");
+        assert!(text.contains("DELETE /file was never recorded\"}\nHTTP/1.1 200 "), "{text}");
+        // An external system that is not there.
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let source = Source::record(&format!("http://{free}"), Matching::default(), BTreeSet::new()).unwrap();
+        let text = and_then_get(&source, "HEAD");
+        assert!(text.starts_with("HTTP/1.1 502 ") && text.contains("\r\n\r\nHTTP/1.1 502 "), "{text}");
+    }
+
+    #[test]
+    fn answers_to_one_body_are_given_in_their_order_whatever_other_bodies_ask() {
+        let source = replaying(&[
+            ("POST", "/search", "job", "pending"),
+            ("POST", "/search", "job", "done"),
+            ("POST", "/search", "users", "all users"),
+        ]);
+        for _ in 0..2 {
+            assert_eq!(post(&source, "/search", "users"), "all users");
+        }
+        assert_eq!(post(&source, "/search", "job"), "pending");
+        assert_eq!(post(&source, "/search", "users"), "all users");
+        assert_eq!([post(&source, "/search", "job"), post(&source, "/search", "job")], ["done", "done"]);
+        // Another sync begins with the first one.
+        source.begin(true, None);
+        assert_eq!(post(&source, "/search", "job"), "pending");
+    }
+
+    #[test]
+    fn whoever_asks_for_changes_since_now_until_there_are_none_comes_to_an_end() {
+        let source = replaying(&[
+            ("GET", "/changes?since=2026-01-01T00:00:00Z", "", "some"),
+            ("GET", "/changes?since=2026-01-01T00:00:09Z", "", "none"),
+        ]);
+        let days = ["2026-02-01", "2026-02-02", "2026-02-03"];
+        let told = days.map(|day| get(&source, &format!("/changes?since={day}")));
+        assert_eq!(told, ["some", "none", "none"]);
+    }
 }
