@@ -36,6 +36,7 @@ pub(crate) mod source;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
+use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -243,7 +244,8 @@ pub fn verify(
     progress: &(dyn Fn(&VerifyProgress<'_>) + Sync),
 ) -> Result<VerifyReport> {
     let began = Instant::now();
-    let mut verify = Verify { dir: absolute(dir)?, options, worker, stop, recording: None };
+    let nonce = RandomState::new().hash_one(std::process::id());
+    let mut verify = Verify { dir: absolute(dir)?, options, worker, stop, recording: None, nonce };
     let folders = ["clean", "case", "record"].map(|folder| verify.dir.join(folder));
     if let Some(other) = folders.iter().find(|folder| folder.exists() && !verify.dir.join(LOCK).exists()) {
         return Err(Error::Unverified {
@@ -311,6 +313,8 @@ struct Verify<'a> {
     worker: &'a Worker,
     stop: &'a StopAll,
     recording: Option<Arc<Recording>>,
+    /// Tells the sync units of this verify from those of an earlier one, which a function may remember.
+    nonce: u64,
 }
 
 /// A folder that is served, for the syncs in it.
@@ -373,12 +377,20 @@ impl Verify<'_> {
             self.clean_sync(folder, which)
         };
         let first = sync("clean/1", Which::First)?;
+        if first.delivered.is_empty() {
+            return Err(Error::Unverified {
+                reason: "the clean first sync delivers no record, so none could be lost: see that its source has some, \
+                         and that the worker does not remember an earlier verify outside of its own folder ({dir} in \
+                         its words, HIGHWATER_DIR in its environment)"
+                    .to_owned(),
+            });
+        }
         let snapshot = self.dir.join("clean/first");
         copy(&self.dir.join("clean/1"), &snapshot)?;
         let next = sync("clean/1", Which::Next)?;
         let first_again = sync("clean/2", Which::First)?;
         let next_again = sync("clean/2", Which::Next)?;
-        if !first.delivered.is_empty() && first_again.delivered.is_empty() {
+        if first_again.delivered.is_empty() {
             return Err(Error::Unverified {
                 reason: "a first sync that follows another one delivers nothing, as the worker remembers the one before \
                          outside of its own folder: give it that folder by {dir} in its words or HIGHWATER_DIR in its \
@@ -576,7 +588,7 @@ impl Verify<'_> {
         }
         if matches!(self.worker, Worker::Function(_)) {
             // Its state is with the unit, wherever it is.
-            sync.settings = sync.settings.sync_unit_id(format!("verify-{}", served.unit));
+            sync.settings = sync.settings.sync_unit_id(format!("verify-{:x}-{}", self.nonce, served.unit));
         }
         sync.echo &= served.is_told;
         let outcome = airdrop.sync(&sync, &worker, &mut |_| {});

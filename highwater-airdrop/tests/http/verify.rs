@@ -11,7 +11,7 @@ use highwater_airdrop::{
 use serde_json::Value;
 
 use crate::AIRDROP;
-use crate::naive::{BATCH_ITEMS, BATCHES, NAIVE, STEP, worker};
+use crate::naive::{BATCH_ITEMS, BATCHES, NAIVE, STEP, TRACKER, worker};
 use crate::support::{program, said};
 
 /// Verifies the naive worker, whose invocations end after so many batches.
@@ -99,6 +99,19 @@ fn a_kill_between_state_and_message_loses_before_progress_too_and_one_case_runs_
         assert_eq!(report.cases[0].lost.len() as u64, lost, "{report:?}");
         assert_eq!(report.cases[0].end, End::Done);
     }
+}
+
+#[test]
+fn a_worker_that_delivers_nothing_even_where_nothing_goes_wrong_is_not_called_clean() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = SyncSettings::new("tickets").newer_names(true).phases([Phase::Metadata, Phase::Data]);
+    let mut sync = SyncOptions::new(settings);
+    // It takes a tracker that is not there for one without issues.
+    sync.env =
+        vec![(NAIVE.to_owned(), "1".to_owned()), (TRACKER.to_owned(), "http://127.0.0.1:9".to_owned())];
+    let options = VerifyOptions::new(sync);
+    let error = verify(dir.path(), &options, &worker(), &StopAll::default(), &|_| {}).unwrap_err();
+    assert!(error.to_string().contains("the clean first sync delivers no record"), "{error}");
 }
 
 fn program_verify(dir: &Path, options: &[&str], worker: &[&str]) -> Output {
