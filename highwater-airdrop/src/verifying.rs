@@ -52,8 +52,8 @@ in its words, HIGHWATER_DIR in its environment. The cases of a function (--funct
 by the id of the sync unit; it is killed by the command of --kill only, and then runs one case after
 the other.
 
-Exit codes: 0 nothing was found; 1 it could not be verified; 2 wrong usage; 3 records were lost,
-altered or repeated, or the worker was stuck.
+Exit codes: 0 nothing was found; 1 it could not be verified, or no case says anything; 2 wrong
+usage; 3 records were lost, altered or repeated, or the worker was stuck.
 
   highwater-airdrop verify --dir out/verify --names newer -- node run.js {event}
   highwater-airdrop verify --dir out/verify --cases 1000 --budget 10m -- ./worker {event} {dir}
@@ -177,7 +177,14 @@ impl Verify {
                 .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
         }
         print(&if self.json { format!("{}\n", report.to_json()) } else { report.to_text(&again) })?;
-        Ok(if report.verdict() == CaseVerdict::Clean { ExitCode::SUCCESS } else { ExitCode::from(3) })
+        Ok(match report.verdict() {
+            CaseVerdict::Clean => ExitCode::SUCCESS,
+            verdict if verdict.is_finding() => ExitCode::from(3),
+            _ => {
+                eprintln!("error: no case says anything of the worker");
+                ExitCode::FAILURE
+            }
+        })
     }
 }
 

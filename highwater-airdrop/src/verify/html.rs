@@ -116,10 +116,17 @@ impl VerifyReport {
 
     fn sentence(&self) -> String {
         let lost = self.count(CaseVerdict::Lost);
-        let said_done = self.cases.iter().filter(|case| case.said_done()).count();
+        let is_lost = |case: &&CaseResult| case.verdict() == CaseVerdict::Lost;
+        let said_done = self.cases.iter().filter(is_lost).filter(|case| case.said_done()).count();
+        let telling = self.telling();
         match self.verdict() {
             CaseVerdict::Clean => {
-                format!("No: in {} cases nothing was lost, altered or repeated.", self.cases.len())
+                let nothing = self.cases.len() - telling;
+                let more = if nothing > 0 { format!(" {nothing} more say nothing.") } else { String::new() };
+                format!("No: in {telling} cases nothing was lost, altered or repeated.{more}")
+            }
+            CaseVerdict::NotRecorded | CaseVerdict::NotReached => {
+                "Not known: no case says anything.".to_owned()
             }
             CaseVerdict::Lost => format!(
                 "Yes: records were lost in {lost} of {} cases; in {said_done} of them it said DONE all the same.",
