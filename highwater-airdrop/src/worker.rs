@@ -174,8 +174,19 @@ impl Leash {
         held.killed.take()
     }
 
+    /// Ends a worker that cannot be watched, with everything that it started.
+    fn abandon(&self, child: &mut Child) {
+        let mut held = self.lock();
+        kill_group(child.id());
+        // It may have ended just now.
+        let _ = child.kill();
+        let _ = child.wait();
+        held.running = None;
+        held.killed = None;
+    }
+
     fn start(&self, command: &mut Command) -> io::Result<Child> {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.lock();
         if held.closed {
             return Err(io::Error::other("this program is ending"));
         }
@@ -188,7 +199,7 @@ impl Leash {
 
     /// Whether the worker has ended; then its group is ended, too, and the reason of a kill returned.
     fn ended(&self, child: &mut Child) -> io::Result<Option<(std::process::ExitStatus, Option<String>)>> {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.lock();
         if !has_exited(child)? {
             return Ok(None);
         }
@@ -306,7 +317,13 @@ impl Runner<'_> {
             .leash
             .start(&mut command)
             .map_err(|source| Error::Start { program: program.clone(), source: source.into() })?;
-        let output = Output::collect(self, &mut child)?;
+        let output = match Output::collect(self, &mut child) {
+            Ok(output) => output,
+            Err(error) => {
+                self.leash.abandon(&mut child);
+                return Err(error);
+            }
+        };
         let began = Instant::now();
         let mut answered_at = None;
         let (status, killed) = loop {
@@ -314,7 +331,7 @@ impl Runner<'_> {
                 Ok(Some(ended)) => break ended,
                 Ok(None) => {}
                 Err(error) => {
-                    self.leash.kill("it cannot be watched");
+                    self.leash.abandon(&mut child);
                     return Err(Error::io(format!("wait for {program}"), error));
                 }
             }

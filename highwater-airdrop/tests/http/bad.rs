@@ -122,3 +122,20 @@ fn a_report_that_cannot_be_written_is_told_before_the_work() {
     assert!(said(&output).contains("cannot write"), "{}", said(&output));
     assert!(!dir.path().join("clean").exists(), "no sync was made");
 }
+
+#[test]
+fn a_worker_of_which_the_output_cannot_be_kept_is_not_left_running() {
+    let dir = tempfile::tempdir().unwrap();
+    let note = dir.path().join("process");
+    // The folder of its second sync has another place for what it prints: none.
+    let script = format!(
+        r#"echo $$ >>'{note}'; mkdir -p "$HIGHWATER_DIR/.."; rm -rf "$HIGHWATER_DIR/../worker.log"; mkdir "$HIGHWATER_DIR/../worker.log"; [ $(wc -l <'{note}') = 1 ] || sleep 600"#,
+        note = note.display()
+    );
+    let output = verify(&dir.path().join("verify"), &["--restarts", "1"], &script).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("worker.log"), "{}", said(&output));
+    for process in fs::read_to_string(&note).unwrap().lines() {
+        assert!(!runs(process), "{process} is left");
+    }
+}
