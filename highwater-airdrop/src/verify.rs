@@ -44,6 +44,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use highwater::SystemClock;
+use serde_json::Value;
 
 use crate::api::Observer;
 use crate::error::{Error, Result, chain};
@@ -53,7 +54,7 @@ use crate::sync::{Airdrop, AirdropOptions, Outcome, Stopper, SyncOptions, lock};
 use crate::worker::{DIR_PLACE, Worker};
 use cases::{Case, Menu, Shape, Which, Wrong, sample};
 use compare::{Delivered, Ran, SetAside};
-use recording::{Matching, Recording, is_credential};
+use recording::{Matching, Recording, is_credential_of};
 use report::{CaseResult, CleanFigures, End, Place, VerifyReport};
 use source::{SOURCE_PLACE, Source, SourceCall, SourceFault};
 
@@ -125,15 +126,29 @@ impl SourceOptions {
         Self { upstream, recording: None, ignored: Vec::new(), secrets: Vec::new() }
     }
 
-    /// Adds what is a credential by its name in connection data to the secrets.
-    pub fn hide(&mut self, connection_data: &serde_json::Value) {
-        let Some(fields) = connection_data.as_object() else { return };
-        for (name, value) in fields {
-            match value.as_str() {
-                Some(text) if is_credential(name) => self.secrets.push(text.to_owned()),
-                Some(_) => {}
-                None => self.hide(value),
+    /// Adds what is a credential by its name, in connection data or in an event's context, to the secrets.
+    pub fn hide(&mut self, value: &Value) {
+        match value {
+            Value::Array(values) => values.iter().for_each(|value| self.hide(value)),
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    match value.as_str() {
+                        Some(text) if is_credential_of(name, text) => self.secrets.push(text.to_owned()),
+                        Some(_) => {}
+                        None => self.hide(value),
+                    }
+                }
             }
+            _ => {}
+        }
+    }
+
+    /// Adds the value of an environment variable to the secrets, if it is a credential by its name.
+    pub fn hide_variable(&mut self, name: &str, value: &str) {
+        // `TRELLO_KEY` is a credential, and `PROJECT_KEY=PROJ` is none.
+        let is_key = name.to_ascii_lowercase().ends_with("key") && is_credential_of("key", value);
+        if (is_key || is_credential_of(name, value)) && !value.contains(SOURCE_PLACE) {
+            self.secrets.push(value.to_owned());
         }
     }
 }
@@ -830,4 +845,26 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     remove(to)?;
     copy_into(from, to, false)
         .map_err(|error| Error::io(format!("copy {} to {}", from.display(), to.display()), error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_a_credential_by_its_name_is_hidden_wherever_it_stands() {
+        let mut source = SourceOptions::new("https://api.example.com");
+        source.hide(&serde_json::json!({
+            "accounts": [{ "personal_token": "one" }, { "clientSecret": "two", "name": "open" }],
+            "project": { "key": "PROJ-1" },
+            "key": "0123456789abcdef",
+        }));
+        source.hide_variable("TRELLO_TOKEN", "three");
+        source.hide_variable("TRELLO_KEY", "fedcba9876543210");
+        source.hide_variable("PROJECT_KEY", "PROJ");
+        source.hide_variable("NODE_ENV", "open");
+        source.hide_variable("TOKEN_URL", "open");
+        source.secrets.sort();
+        assert_eq!(source.secrets, ["0123456789abcdef", "fedcba9876543210", "one", "three", "two"]);
+    }
 }
