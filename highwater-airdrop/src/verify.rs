@@ -826,30 +826,56 @@ fn remove(dir: &Path) -> Result<()> {
     }
 }
 
-/// Copies a folder. Artifacts never change, so they are linked where that can be done.
+/// Copies a folder of a platform. Its artifacts never change, so they are linked where that can be done; whatever is in
+/// the worker's folder is the worker's to change.
 fn copy(from: &Path, to: &Path) -> Result<()> {
-    fn copy_into(from: &Path, to: &Path, links: bool) -> io::Result<()> {
+    fn copy_into(from: &Path, to: &Path, links: impl Fn(&Path) -> bool + Copy) -> io::Result<()> {
         fs::create_dir_all(to)?;
         for entry in fs::read_dir(from)? {
             let entry = entry?;
             let (path, copied) = (entry.path(), to.join(entry.file_name()));
             let kind = entry.file_type()?;
             if kind.is_dir() {
-                copy_into(&path, &copied, links || entry.file_name() == "artifacts")?;
-            } else if kind.is_file() && !(links && fs::hard_link(&path, &copied).is_ok()) {
+                copy_into(&path, &copied, links)?;
+            } else if kind.is_file() && !(links(&path) && fs::hard_link(&path, &copied).is_ok()) {
                 fs::copy(&path, &copied)?;
+            } else if kind.is_symlink() {
+                #[cfg(unix)]
+                std::os::unix::fs::symlink(fs::read_link(&path)?, &copied)?;
             }
         }
         Ok(())
     }
     remove(to)?;
-    copy_into(from, to, false)
+    let artifacts = from.join("artifacts");
+    copy_into(from, to, |path| path.starts_with(&artifacts))
         .map_err(|error| Error::io(format!("copy {} to {}", from.display(), to.display()), error))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn a_copy_shares_nothing_of_the_workers_and_keeps_its_links() {
+        use std::os::unix::fs::{MetadataExt as _, symlink};
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        for folder in ["artifacts", "worker/artifacts"] {
+            fs::create_dir_all(from.join(folder)).unwrap();
+            fs::write(from.join(folder).join("a"), "before").unwrap();
+        }
+        symlink("artifacts/a", from.join("worker/current")).unwrap();
+        symlink("nowhere", from.join("worker/broken")).unwrap();
+        copy(&from, &to).unwrap();
+        let file = |dir: &Path, file: &str| fs::metadata(dir.join(file)).unwrap().ino();
+        assert_eq!(file(&from, "artifacts/a"), file(&to, "artifacts/a"), "what never changes is linked");
+        fs::write(to.join("worker/artifacts/a"), "after").unwrap();
+        assert_eq!(fs::read_to_string(from.join("worker/artifacts/a")).unwrap(), "before");
+        assert_eq!(fs::read_to_string(to.join("worker/current")).unwrap(), "after");
+        assert_eq!(fs::read_link(to.join("worker/broken")).unwrap(), Path::new("nowhere"));
+    }
 
     #[test]
     fn what_is_a_credential_by_its_name_is_hidden_wherever_it_stands() {
