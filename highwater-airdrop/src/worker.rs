@@ -27,7 +27,7 @@ pub const DIR_PLACE: &str = "{dir}";
 pub const DIR_VARIABLE: &str = "HIGHWATER_DIR";
 /// Bytes that a worker prints in an invocation and that are kept.
 pub const OUTPUT_BYTES_MAX: u64 = 16 * 1024 * 1024;
-/// How long a function that was killed may take until it is served again.
+/// How long the command that kills a function may take, and the function until it is served again.
 const FUNCTION_BACK: Duration = Duration::from_secs(30);
 /// How often a worker is looked at.
 const POLL: Duration = Duration::from_millis(2);
@@ -89,7 +89,7 @@ impl Held {
         let mut failed = None;
         match &self.running {
             Some(Running::Group(process)) => kill_group(*process),
-            Some(Running::Function { url, kill }) => failed = kill_function(kill, url).err(),
+            Some(Running::Function { url, kill }) => failed = kill_function(kill, url, FUNCTION_BACK).err(),
             None => return,
         }
         self.killed.get_or_insert_with(|| match failed {
@@ -100,24 +100,42 @@ impl Held {
 }
 
 /// Runs the command that kills a function, and waits for the function to be served again. Says what was wrong.
-fn kill_function(kill: &str, url: &str) -> std::result::Result<(), String> {
-    let status = Command::new("sh")
-        .args(["-c", kill])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .map_err(|error| format!("its command cannot be run: {error}"))?;
+fn kill_function(kill: &str, url: &str, limit: Duration) -> std::result::Result<(), String> {
+    let mut command = Command::new("sh");
+    command.args(["-c", kill]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    // A group of its own can be ended; a function that it starts behind it (`&`) is left to run.
+    #[cfg(unix)]
+    std::os::unix::process::CommandExt::process_group(&mut command, 0);
+    let mut child = command.spawn().map_err(|error| format!("its command cannot be run: {error}"))?;
+    let until = Instant::now() + limit;
+    let status = loop {
+        match child.try_wait() {
+            Ok(Some(status)) => break status,
+            Ok(None) if Instant::now() < until => std::thread::sleep(POLL),
+            waited => {
+                kill_group(child.id());
+                // It may have ended just now.
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(match waited {
+                    Err(error) => format!("its command cannot be watched: {error}"),
+                    Ok(_) => format!(
+                        "its command did not end in {}: it must start the function behind it, with `&`",
+                        humantime::format_duration(limit)
+                    ),
+                });
+            }
+        }
+    };
     if !status.success() {
         return Err(format!("its command ended with {status}"));
     }
     let uri: ureq::http::Uri = url.parse().map_err(|error| format!("{url} is no address: {error}"))?;
     let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
-    let until = Instant::now() + FUNCTION_BACK;
+    let until = Instant::now() + limit;
     while TcpStream::connect((uri.host().unwrap_or_default(), port)).is_err() {
         if Instant::now() >= until {
-            let seconds = FUNCTION_BACK.as_secs();
-            return Err(format!("it was not served again in {seconds} s"));
+            return Err(format!("it was not served again in {}", humantime::format_duration(limit)));
         }
         std::thread::sleep(POLL);
     }
@@ -447,4 +465,18 @@ impl std::fmt::Display for Worker {
 /// Whether a name can be that of an environment variable.
 pub(crate) fn is_variable(name: &str) -> bool {
     !name.is_empty() && !name.contains(['=', '\0']) && OsStr::new(name) != DIR_VARIABLE
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_that_serves_the_function_itself_is_ended_and_told() {
+        let limit = Duration::from_millis(200);
+        let error = kill_function("sleep 600", "http://127.0.0.1:9/", limit).unwrap_err();
+        assert!(error.contains("did not end in 200ms") && error.contains('&'), "{error}");
+        let error = kill_function("exit 7", "http://127.0.0.1:9/", limit).unwrap_err();
+        assert!(error.contains("exit status: 7"), "{error}");
+    }
 }
