@@ -8,7 +8,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write as _};
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -68,6 +68,8 @@ struct Held {
     running: Option<Running>,
     /// How many were started: which one runs.
     number: u64,
+    /// The file with its event, which has keys in it.
+    event: Option<PathBuf>,
     /// Set while it runs by whoever killed it.
     killed: Option<String>,
     /// Set for good when this process ends.
@@ -164,12 +166,16 @@ impl Leash {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Kills the worker, and lets no other start. A function is not ours to end.
+    /// Kills the worker, removes its event, and lets no other start. A function is not ours to end.
     pub(crate) fn close(&self, reason: &str) {
         let mut held = self.lock();
         held.closed = true;
         if matches!(held.running, Some(Running::Group(_))) {
             held.kill(reason);
+            // This process may end before whoever made the file can remove it.
+            if let Some(event) = held.event.take() {
+                let _ = std::fs::remove_file(event);
+            }
         }
     }
 
@@ -200,16 +206,18 @@ impl Leash {
         let _ = child.kill();
         let _ = child.wait();
         held.running = None;
+        held.event = None;
         held.killed = None;
     }
 
-    fn start(&self, command: &mut Command) -> io::Result<Child> {
+    fn start(&self, command: &mut Command, event: &Path) -> io::Result<Child> {
         let mut held = self.lock();
         if held.closed {
             return Err(io::Error::other("this program is ending"));
         }
         let child = command.spawn()?;
         held.running = Some(Running::Group(child.id()));
+        held.event = Some(event.to_owned());
         held.number += 1;
         held.killed = None;
         Ok(child)
@@ -224,6 +232,7 @@ impl Leash {
         // It is not reaped yet, so no other process has its number.
         kill_group(child.id());
         held.running = None;
+        held.event = None;
         Ok(Some((child.wait()?, held.killed.take())))
     }
 }
@@ -333,7 +342,7 @@ impl Runner<'_> {
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let mut child = self
             .leash
-            .start(&mut command)
+            .start(&mut command, file.path())
             .map_err(|source| Error::Start { program: program.clone(), source: source.into() })?;
         let output = match Output::collect(self, &mut child) {
             Ok(output) => output,

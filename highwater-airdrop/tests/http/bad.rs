@@ -41,7 +41,7 @@ fn deaf_processes(dir: &Path) -> Vec<String> {
 }
 
 fn started(dir: &Path, options: &[&str]) -> Child {
-    let child = verify(dir, options, DEAF).spawn().unwrap();
+    let child = verify(dir, options, DEAF).env("TMPDIR", dir).spawn().unwrap();
     until("the worker starts", || deaf_processes(dir).iter().all(|process| runs(process)));
     child
 }
@@ -71,7 +71,7 @@ fn a_worker_that_cannot_be_verified_is_told_with_what_it_did() {
 }
 
 #[test]
-fn no_process_is_left_behind_by_a_budget_or_by_a_signal() {
+fn no_process_and_no_event_is_left_behind_by_a_budget_or_by_a_signal() {
     let dir = tempfile::tempdir().unwrap();
     let output =
         verify(dir.path(), &["--restarts", "0", "--invocation-budget", "2s"], DEAF).output().unwrap();
@@ -82,10 +82,17 @@ fn no_process_is_left_behind_by_a_budget_or_by_a_signal() {
         let dir = tempfile::tempdir().unwrap();
         let child = started(dir.path(), &[]);
         let processes = deaf_processes(dir.path());
+        // They hold the keys to the external system and the platform.
+        let events = || {
+            let entries = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
+            entries.filter(|name| name.to_string_lossy().starts_with("event-")).count()
+        };
+        assert_eq!(events(), 1);
         Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
         let output = child.wait_with_output().unwrap();
         assert!(output.status.code().is_some_and(|code| code > 128), "{signal}: {}", said(&output));
         assert!(said(&output).contains("begin again"), "{}", said(&output));
+        assert_eq!(events(), 0, "{signal}");
         until("they end", || !processes.iter().any(|process| runs(process)));
     }
 }
