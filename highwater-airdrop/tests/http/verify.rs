@@ -6,7 +6,8 @@ use std::process::{Command, Output, Stdio};
 
 use highwater::Phase;
 use highwater_airdrop::{
-    CaseResult, CaseVerdict, End, StopAll, SyncOptions, SyncSettings, VerifyOptions, VerifyReport, verify,
+    CaseResult, CaseVerdict, End, StopAll, SyncOptions, SyncSettings, VerifyOptions, VerifyReport, Worker,
+    verify,
 };
 use serde_json::Value;
 
@@ -124,6 +125,32 @@ fn program_verify(dir: &Path, options: &[&str], worker: &[&str]) -> Output {
         .stdin(Stdio::null())
         .output()
         .unwrap()
+}
+
+#[test]
+fn the_report_is_printed_whatever_the_words_are_and_holds_no_key() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let html = dir.path().join(std::ffi::OsStr::from_bytes(b"report-\xff.html"));
+    let Worker::Command(words) = worker() else { panic!("it is a command") };
+    let output = Command::new(AIRDROP)
+        .args(["verify", "--names", "newer", "--phases", "metadata,data", "--case", "first:upload-403:3"])
+        .args(["--env", &format!("{NAIVE}=1"), "--env", "TRELLO_TOKEN=very-secret-1"])
+        .args(["--event-context", r#"{"extra":"very-secret-2"}"#, "--dir"])
+        .arg(dir.path().join("verify"))
+        .arg("--html")
+        .arg(&html)
+        .arg("--")
+        .args(words)
+        .output()
+        .unwrap();
+    let page = std::fs::read_to_string(&html).unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(3), "{}", said(&output));
+    for report in [&*text, &page] {
+        assert!(report.contains("TRELLO_TOKEN=...") && report.contains("--event-context @FILE"), "{report}");
+        assert!(!report.contains("very-secret"), "{report}");
+    }
 }
 
 #[test]
