@@ -167,11 +167,13 @@ impl Verify {
         }
         options.only.clone_from(&self.only);
         if let Some(path) = &self.html {
-            // An earlier report is left alone until there is another.
+            // An earlier report is left alone until there is another, and none is there before.
+            let is_new = !path.exists();
             std::fs::File::options()
                 .append(true)
                 .create(true)
                 .open(path)
+                .and_then(|_| if is_new { std::fs::remove_file(path) } else { Ok(()) })
                 .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
         }
         let stop = StopAll::default();

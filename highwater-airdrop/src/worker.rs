@@ -29,6 +29,8 @@ pub const DIR_VARIABLE: &str = "HIGHWATER_DIR";
 pub const OUTPUT_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// How long the command that kills a function may take, and the function until it is served again.
 const FUNCTION_BACK: Duration = Duration::from_secs(30);
+/// How long the answer of a function is waited for, however large its budget: a year.
+const CALL_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// How often a worker is looked at.
 const POLL: Duration = Duration::from_millis(2);
 /// How long the rest of what a dead worker printed is waited for.
@@ -438,17 +440,16 @@ impl Output {
 /// Posts the event, and says what was wrong with the answer. A function that answers 202 goes on by itself, and is
 /// waited for.
 fn call_function(url: &str, event: &str, limits: &Limits, answered: &dyn Fn() -> bool) -> Trouble {
-    let agent: Agent = Agent::config_builder()
-        .http_status_as_error(false)
-        .timeout_global(Some(limits.budget))
-        .build()
-        .into();
-    let over = Instant::now() + limits.budget;
+    // A moment that is too far away cannot be told.
+    let budget = limits.budget.min(CALL_MAX);
+    let agent: Agent =
+        Agent::config_builder().http_status_as_error(false).timeout_global(Some(budget)).build().into();
+    let over = Instant::now() + budget;
     match agent.post(url).header("Content-Type", "application/json").send(event) {
         Ok(response) if response.status().as_u16() == 202 => {
             while !answered() {
                 if Instant::now() >= over {
-                    let budget = humantime::format_duration(limits.budget);
+                    let budget = humantime::format_duration(budget);
                     return Some(format!("the function answered 202, and sent no message in {budget}"));
                 }
                 std::thread::sleep(POLL);

@@ -86,12 +86,16 @@ impl VerifyReport {
         let (known, _) = self.known;
         write!(
             page,
-            "<dt>Cases</dt><dd>{} of {known}, seed {}, {:.0} s</dd><dt>After a death</dt><dd>{}</dd>",
+            "<dt>Cases</dt><dd>{} of {known}, seed {}, {:.0} s{}</dd><dt>After a death</dt><dd>{}</dd>",
             self.cases.len(),
             self.seed,
             self.took.as_secs_f64(),
+            self.cut(),
             after_death(self.after_death)
         )?;
+        if let Some(unrecorded) = self.unrecorded() {
+            write!(page, "<dt>Not recorded</dt><dd>{}</dd>", escaped(&unrecorded))?;
+        }
         for note in &self.notes {
             write!(page, "<dt>Note</dt><dd>{}</dd>", escaped(note))?;
         }

@@ -386,6 +386,26 @@ impl VerifyReport {
         (rows, clean)
     }
 
+    /// What the budget left out, behind the number of cases.
+    pub(super) fn cut(&self) -> String {
+        match self.known.1.saturating_sub(self.cases.len()) {
+            0 => String::new(),
+            rest => format!("; the budget was over before the other {rest}"),
+        }
+    }
+
+    /// What was asked of the source and never recorded, in a sentence.
+    pub(super) fn unrecorded(&self) -> Option<String> {
+        let unrecorded: BTreeSet<&String> = self.cases.iter().flat_map(|case| &case.unrecorded).collect();
+        unrecorded.first().map(|request| {
+            format!(
+                "{} cases say nothing: the worker asked for {} requests that were never recorded, {request} say",
+                self.count(CaseVerdict::NotRecorded),
+                unrecorded.len()
+            )
+        })
+    }
+
     /// One JSON object, for scripts.
     pub fn to_json(&self) -> Value {
         let clean = self.set_aside.is_empty();
@@ -437,7 +457,7 @@ impl VerifyReport {
                 writeln!(text, "set aside: {} records {what}: {}", keys.len(), told(keys.iter()))?;
             }
         }
-        let (known, chosen) = self.known;
+        let (known, _) = self.known;
         writeln!(
             text,
             "after a death: {}\n{} of {known} cases, seed {}, {:.0} s{}\n",
@@ -445,21 +465,11 @@ impl VerifyReport {
             self.cases.len(),
             self.seed,
             self.took.as_secs_f64(),
-            if self.cases.len() < chosen {
-                format!("; the budget was over before the other {}", chosen - self.cases.len())
-            } else {
-                String::new()
-            }
+            self.cut()
         )?;
         self.write_table(text)?;
-        let unrecorded: BTreeSet<&String> = self.cases.iter().flat_map(|case| &case.unrecorded).collect();
-        if let Some(request) = unrecorded.first() {
-            writeln!(
-                text,
-                "{} cases say nothing: the worker asked for {} requests that were never recorded, {request} say",
-                self.count(CaseVerdict::NotRecorded),
-                unrecorded.len()
-            )?;
+        if let Some(unrecorded) = self.unrecorded() {
+            writeln!(text, "{unrecorded}")?;
         }
         let findings = self.findings();
         for case in findings.iter().take(CASES_TOLD_MAX) {
@@ -642,6 +652,15 @@ mod tests {
             let report = report(cases);
             assert_eq!((report.verdict(), report.telling()), (verdict, 0));
             assert!(page(&report).contains("Not known: no case says anything."));
+        }
+        let mut cut = report(vec![unknown()]);
+        cut.known = (9, 4);
+        for text in [page(&cut), cut.to_text(&str::to_owned)] {
+            assert!(
+                text.contains("1 of 9") && text.contains("the budget was over before the other 3"),
+                "{text}"
+            );
+            assert!(text.contains("never recorded, GET /smaller-page say"), "{text}");
         }
         let mixed = report(vec![unknown(), case(true, &[], &[])]);
         assert_eq!((mixed.verdict(), mixed.telling()), (CaseVerdict::Clean, 1));

@@ -128,6 +128,11 @@ fn a_report_that_cannot_be_written_is_told_before_the_work() {
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
     assert!(said(&output).contains("cannot write"), "{}", said(&output));
     assert!(!dir.path().join("clean").exists(), "no sync was made");
+    // Where there is no report in the end, there is no empty one.
+    let html = dir.path().join("report.html");
+    let output = verify(dir.path(), &["--restarts", "0", "--html", html.to_str().unwrap()], "true").output();
+    assert_eq!(output.unwrap().status.code(), Some(1));
+    assert!(!html.exists());
 }
 
 #[test]
