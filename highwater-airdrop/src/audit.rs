@@ -309,17 +309,15 @@ impl Look<'_> {
             delivered.artifacts.insert(id.clone());
             if *times > 1 {
                 again.add(
-                    item_count * (times - 1),
+                    (*item_count).max(1).saturating_mul(times - 1),
                     format!("{id} of {item_count} {item_type}, {times} times"),
                 );
             }
             let is_there = ArtifactId::new(id).is_ok_and(|id| self.local.artifact_path(&id).is_ok());
             if !is_there {
-                absent.add(*item_count, format!("{id} of {item_count} {item_type}"));
+                // It may hold records, whatever the message says.
+                absent.add((*item_count).max(1), format!("{id} of {item_count} {item_type}"));
                 continue;
-            }
-            if item_type != UNITS && !confirmed.contains(id) {
-                unconfirmed.add(*item_count, format!("{id} of {item_count} {item_type}"));
             }
             let ids = delivered.ids.entry(item_type.clone()).or_default();
             let (mut lines, mut linked) = (0_u64, Vec::new());
@@ -340,6 +338,10 @@ impl Look<'_> {
                 }
             });
             delivered.artifacts.extend(linked);
+            if item_type != UNITS && !confirmed.contains(id) {
+                let records = lines.max(*item_count).max(1);
+                unconfirmed.add(records, format!("{id} of {records} {item_type}"));
+            }
             if let Err(reason) = read {
                 unreadable.add(1, format!("{id}: {reason}"));
             } else if lines != *item_count {
@@ -627,7 +629,7 @@ struct Examples {
 
 impl Examples {
     fn add(&mut self, count: u64, example: String) {
-        self.count += count;
+        self.count = self.count.saturating_add(count);
         if self.some.len() < EXAMPLES_MAX {
             self.some.push(example);
         }

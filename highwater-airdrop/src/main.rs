@@ -455,13 +455,22 @@ impl Sync {
     }
 }
 
+/// How long a signal waits for the workers to be ended.
+const STOP: Duration = Duration::from_secs(5);
+
 /// The worker has a process group of its own: what ends this program ends it as well.
 fn end_with_signals(stop: impl Fn() + Send + 'static, then: &'static str) -> Result<(), Failure> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM])?;
     std::thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
-            stop();
+            // The command that kills a function may take longer.
+            let (done, over) = std::sync::mpsc::channel();
+            std::thread::spawn(move || {
+                stop();
+                let _ = done.send(());
+            });
+            let _ = over.recv_timeout(STOP);
             eprintln!("ended by a signal; {then}");
             std::process::exit(128 + signal);
         }

@@ -201,7 +201,8 @@ fn look(exchange: &mut Exchange<'_, '_>, message: &Value) {
     seen.event_type = text("/event_type");
     seen.artifacts =
         artifacts.iter().filter_map(|artifact| Some(artifact.get("id")?.as_str()?.to_owned())).collect();
-    seen.records = artifacts.iter().filter_map(|artifact| artifact.get("item_count")?.as_u64()).sum();
+    let counts = artifacts.iter().filter_map(|artifact| artifact.get("item_count")?.as_u64());
+    seen.records = counts.fold(0, u64::saturating_add);
 }
 
 /// Looks at what a message must have of its own.

@@ -36,6 +36,7 @@ pub(crate) mod source;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
+use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -43,6 +44,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use highwater::SystemClock;
+use serde_json::Value;
 
 use crate::api::Observer;
 use crate::error::{Error, Result, chain};
@@ -52,7 +54,7 @@ use crate::sync::{Airdrop, AirdropOptions, Outcome, Stopper, SyncOptions, lock};
 use crate::worker::{DIR_PLACE, Worker};
 use cases::{Case, Menu, Shape, Which, Wrong, sample};
 use compare::{Delivered, Ran, SetAside};
-use recording::{Matching, Recording, is_credential};
+use recording::{Matching, Recording, is_credential_of};
 use report::{CaseResult, CleanFigures, End, Place, VerifyReport};
 use source::{SOURCE_PLACE, Source, SourceCall, SourceFault};
 
@@ -124,15 +126,29 @@ impl SourceOptions {
         Self { upstream, recording: None, ignored: Vec::new(), secrets: Vec::new() }
     }
 
-    /// Adds what is a credential by its name in connection data to the secrets.
-    pub fn hide(&mut self, connection_data: &serde_json::Value) {
-        let Some(fields) = connection_data.as_object() else { return };
-        for (name, value) in fields {
-            match value.as_str() {
-                Some(text) if is_credential(name) => self.secrets.push(text.to_owned()),
-                Some(_) => {}
-                None => self.hide(value),
+    /// Adds what is a credential by its name, in connection data or in an event's context, to the secrets.
+    pub fn hide(&mut self, value: &Value) {
+        match value {
+            Value::Array(values) => values.iter().for_each(|value| self.hide(value)),
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    match value.as_str() {
+                        Some(text) if is_credential_of(name, text) => self.secrets.push(text.to_owned()),
+                        Some(_) => {}
+                        None => self.hide(value),
+                    }
+                }
             }
+            _ => {}
+        }
+    }
+
+    /// Adds the value of an environment variable to the secrets, if it is a credential by its name.
+    pub fn hide_variable(&mut self, name: &str, value: &str) {
+        // `TRELLO_KEY` is a credential, and `PROJECT_KEY=PROJ` is none.
+        let is_key = name.to_ascii_lowercase().ends_with("key") && is_credential_of("key", value);
+        if (is_key || is_credential_of(name, value)) && !value.contains(SOURCE_PLACE) {
+            self.secrets.push(value.to_owned());
         }
     }
 }
@@ -243,7 +259,8 @@ pub fn verify(
     progress: &(dyn Fn(&VerifyProgress<'_>) + Sync),
 ) -> Result<VerifyReport> {
     let began = Instant::now();
-    let mut verify = Verify { dir: absolute(dir)?, options, worker, stop, recording: None };
+    let nonce = RandomState::new().hash_one(std::process::id());
+    let mut verify = Verify { dir: absolute(dir)?, options, worker, stop, recording: None, nonce };
     let folders = ["clean", "case", "record"].map(|folder| verify.dir.join(folder));
     if let Some(other) = folders.iter().find(|folder| folder.exists() && !verify.dir.join(LOCK).exists()) {
         return Err(Error::Unverified {
@@ -311,6 +328,8 @@ struct Verify<'a> {
     worker: &'a Worker,
     stop: &'a StopAll,
     recording: Option<Arc<Recording>>,
+    /// Tells the sync units of this verify from those of an earlier one, which a function may remember.
+    nonce: u64,
 }
 
 /// A folder that is served, for the syncs in it.
@@ -372,13 +391,21 @@ impl Verify<'_> {
             progress(&VerifyProgress::Clean(number));
             self.clean_sync(folder, which)
         };
-        let first = sync("clean/1", Which::First)?;
+        let mut first = sync("clean/1", Which::First)?;
+        if first.delivered.is_empty() {
+            return Err(Error::Unverified {
+                reason: "the clean first sync delivers no record, so none could be lost: see that its source has some, \
+                         and that the worker does not remember an earlier verify outside of its own folder ({dir} in \
+                         its words, HIGHWATER_DIR in its environment)"
+                    .to_owned(),
+            });
+        }
         let snapshot = self.dir.join("clean/first");
         copy(&self.dir.join("clean/1"), &snapshot)?;
-        let next = sync("clean/1", Which::Next)?;
+        let mut next = sync("clean/1", Which::Next)?;
         let first_again = sync("clean/2", Which::First)?;
         let next_again = sync("clean/2", Which::Next)?;
-        if !first.delivered.is_empty() && first_again.delivered.is_empty() {
+        if first_again.delivered.is_empty() {
             return Err(Error::Unverified {
                 reason: "a first sync that follows another one delivers nothing, as the worker remembers the one before \
                          outside of its own folder: give it that folder by {dir} in its words or HIGHWATER_DIR in its \
@@ -386,6 +413,8 @@ impl Verify<'_> {
                     .to_owned(),
             });
         }
+        first.delivered.as_often_as(&first_again.delivered);
+        next.delivered.as_often_as(&next_again.delivered);
         let both = |first: &CleanSync, next: &CleanSync| {
             let mut both = first.delivered.clone();
             both.extend(&next.delivered);
@@ -576,7 +605,7 @@ impl Verify<'_> {
         }
         if matches!(self.worker, Worker::Function(_)) {
             // Its state is with the unit, wherever it is.
-            sync.settings = sync.settings.sync_unit_id(format!("verify-{}", served.unit));
+            sync.settings = sync.settings.sync_unit_id(format!("verify-{:x}-{}", self.nonce, served.unit));
         }
         sync.echo &= served.is_told;
         let outcome = airdrop.sync(&sync, &worker, &mut |_| {});
@@ -799,23 +828,71 @@ fn remove(dir: &Path) -> Result<()> {
     }
 }
 
-/// Copies a folder. Artifacts never change, so they are linked where that can be done.
+/// Copies a folder of a platform. Its artifacts never change, so they are linked where that can be done; whatever is in
+/// the worker's folder is the worker's to change.
 fn copy(from: &Path, to: &Path) -> Result<()> {
-    fn copy_into(from: &Path, to: &Path, links: bool) -> io::Result<()> {
+    fn copy_into(from: &Path, to: &Path, links: impl Fn(&Path) -> bool + Copy) -> io::Result<()> {
         fs::create_dir_all(to)?;
         for entry in fs::read_dir(from)? {
             let entry = entry?;
             let (path, copied) = (entry.path(), to.join(entry.file_name()));
             let kind = entry.file_type()?;
             if kind.is_dir() {
-                copy_into(&path, &copied, links || entry.file_name() == "artifacts")?;
-            } else if kind.is_file() && !(links && fs::hard_link(&path, &copied).is_ok()) {
+                copy_into(&path, &copied, links)?;
+            } else if kind.is_file() && !(links(&path) && fs::hard_link(&path, &copied).is_ok()) {
                 fs::copy(&path, &copied)?;
+            } else if kind.is_symlink() {
+                #[cfg(unix)]
+                std::os::unix::fs::symlink(fs::read_link(&path)?, &copied)?;
             }
         }
         Ok(())
     }
     remove(to)?;
-    copy_into(from, to, false)
+    let artifacts = from.join("artifacts");
+    copy_into(from, to, |path| path.starts_with(&artifacts))
         .map_err(|error| Error::io(format!("copy {} to {}", from.display(), to.display()), error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn a_copy_shares_nothing_of_the_workers_and_keeps_its_links() {
+        use std::os::unix::fs::{MetadataExt as _, symlink};
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        for folder in ["artifacts", "worker/artifacts"] {
+            fs::create_dir_all(from.join(folder)).unwrap();
+            fs::write(from.join(folder).join("a"), "before").unwrap();
+        }
+        symlink("artifacts/a", from.join("worker/current")).unwrap();
+        symlink("nowhere", from.join("worker/broken")).unwrap();
+        copy(&from, &to).unwrap();
+        let file = |dir: &Path, file: &str| fs::metadata(dir.join(file)).unwrap().ino();
+        assert_eq!(file(&from, "artifacts/a"), file(&to, "artifacts/a"), "what never changes is linked");
+        fs::write(to.join("worker/artifacts/a"), "after").unwrap();
+        assert_eq!(fs::read_to_string(from.join("worker/artifacts/a")).unwrap(), "before");
+        assert_eq!(fs::read_to_string(to.join("worker/current")).unwrap(), "after");
+        assert_eq!(fs::read_link(to.join("worker/broken")).unwrap(), Path::new("nowhere"));
+    }
+
+    #[test]
+    fn what_is_a_credential_by_its_name_is_hidden_wherever_it_stands() {
+        let mut source = SourceOptions::new("https://api.example.com");
+        source.hide(&serde_json::json!({
+            "accounts": [{ "personal_token": "one" }, { "clientSecret": "two", "name": "open" }],
+            "project": { "key": "PROJ-1" },
+            "key": "0123456789abcdef",
+        }));
+        source.hide_variable("TRELLO_TOKEN", "three");
+        source.hide_variable("TRELLO_KEY", "fedcba9876543210");
+        source.hide_variable("PROJECT_KEY", "PROJ");
+        source.hide_variable("NODE_ENV", "open");
+        source.hide_variable("TOKEN_URL", "open");
+        source.secrets.sort();
+        assert_eq!(source.secrets, ["0123456789abcdef", "fedcba9876543210", "one", "three", "two"]);
+    }
 }

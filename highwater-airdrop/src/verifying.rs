@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use highwater_airdrop::{
-    CallObserver, CallRecord, CaseVerdict, SourceOptions, StopAll, VerifyOptions, VerifyProgress, verify,
+    CallObserver, CallRecord, CaseVerdict, SOURCE_PLACE, SourceOptions, StopAll, VerifyOptions,
+    VerifyProgress, verify,
 };
 
 use crate::{Failure, Worked, end_with_signals, object, print};
@@ -47,13 +48,16 @@ What is said of it:
   said DONE  the worker said DONE, and records are lost all the same
   not recorded   the worker asked for what is not in the recording: the case says nothing
 
+The report shows the words of the worker, and the names of --env without their values. A key belongs
+in --env or --connection-data @FILE, not in ARGS.
+
 The worker is started in many syncs at once. What it remembers belongs in a folder of its own: `{dir}`
 in its words, HIGHWATER_DIR in its environment. The cases of a function (--function) are told apart
 by the id of the sync unit; it is killed by the command of --kill only, and then runs one case after
 the other.
 
-Exit codes: 0 nothing was found; 1 it could not be verified; 2 wrong usage; 3 records were lost,
-altered or repeated, or the worker was stuck.
+Exit codes: 0 nothing was found; 1 it could not be verified, or no case says anything; 2 wrong
+usage; 3 records were lost, altered or repeated, or the worker was stuck.
 
   highwater-airdrop verify --dir out/verify --names newer -- node run.js {event}
   highwater-airdrop verify --dir out/verify --cases 1000 --budget 10m -- ./worker {event} {dir}
@@ -148,6 +152,12 @@ impl Verify {
             if let Some(data) = &self.worker.connection_data {
                 source.hide(&object("--connection-data", data)?.into());
             }
+            if let Some(context) = &self.worker.event_context {
+                source.hide(&object("--event-context", context)?.into());
+            }
+            for (name, value) in &self.worker.env {
+                source.hide_variable(name, value);
+            }
             options.source = Some(source);
         }
         if !self.only.is_empty() {
@@ -157,11 +167,13 @@ impl Verify {
         }
         options.only.clone_from(&self.only);
         if let Some(path) = &self.html {
-            // An earlier report is left alone until there is another.
+            // An earlier report is left alone until there is another, and none is there before.
+            let is_new = !path.exists();
             std::fs::File::options()
                 .append(true)
                 .create(true)
                 .open(path)
+                .and_then(|_| if is_new { std::fs::remove_file(path) } else { Ok(()) })
                 .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
         }
         let stop = StopAll::default();
@@ -177,7 +189,14 @@ impl Verify {
                 .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
         }
         print(&if self.json { format!("{}\n", report.to_json()) } else { report.to_text(&again) })?;
-        Ok(if report.verdict() == CaseVerdict::Clean { ExitCode::SUCCESS } else { ExitCode::from(3) })
+        Ok(match report.verdict() {
+            CaseVerdict::Clean => ExitCode::SUCCESS,
+            verdict if verdict.is_finding() => ExitCode::from(3),
+            _ => {
+                eprintln!("error: no case says anything of the worker");
+                ExitCode::FAILURE
+            }
+        })
     }
 }
 
@@ -189,10 +208,14 @@ fn tell_call(call: &CallRecord) {
     eprintln!("{:>8} ms  {} {status}{applied}{fault}{reason}", call.at_ms, call.call);
 }
 
-/// The command that runs a case again: this one, without what chooses cases.
+/// The command that runs a case again: this one, without what chooses cases, and without what may hold a key.
 fn again(case: &str) -> String {
-    let mut words = vec![std::env::args().next().unwrap_or_default()];
-    let mut given = std::env::args().skip(1).peekable();
+    // A word that is no UTF-8 must not cost the report.
+    again_of(std::env::args_os().map(|word| word.to_string_lossy().into_owned()), case)
+}
+
+fn again_of(mut given: impl Iterator<Item = String>, case: &str) -> String {
+    let mut words = vec![given.next().unwrap_or_default()];
     while let Some(word) = given.next() {
         if word == "--" {
             words.extend(["--case".to_owned(), case.to_owned(), word]);
@@ -201,18 +224,21 @@ fn again(case: &str) -> String {
         }
         let (name, value) =
             word.split_once('=').map_or((word.as_str(), None), |(name, value)| (name, Some(value)));
+        let mut taken = || value.map_or_else(|| given.next().unwrap_or_default(), str::to_owned);
         match name {
-            "--cases" | "--budget" | "--case" | "--jobs" | "--seed" | "--html" => {
-                if value.is_none() {
-                    given.next();
-                }
-            }
+            "--cases" | "--budget" | "--case" | "--jobs" | "--seed" | "--html" => drop(taken()),
             "--json" => {}
-            // It may hold a key.
-            "--connection-data" => {
-                let value = value.map_or_else(|| given.next().unwrap_or_default(), str::to_owned);
+            "--connection-data" | "--event-context" => {
+                let value = taken();
                 let value = if value.starts_with('@') { value } else { "@FILE".to_owned() };
-                words.extend(["--connection-data".to_owned(), value]);
+                words.extend([name.to_owned(), value]);
+            }
+            "--env" => {
+                let value = taken();
+                let variable = value.split('=').next().unwrap_or_default();
+                let shown =
+                    if value.contains(SOURCE_PLACE) { value.clone() } else { format!("{variable}=...") };
+                words.extend([name.to_owned(), shown]);
             }
             _ => words.push(word),
         }
@@ -287,6 +313,22 @@ impl Told {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_may_hold_a_key_is_not_in_the_command_that_runs_a_case_again() {
+        let given = [
+            "highwater-airdrop verify --env TRELLO_TOKEN=very-secret --env=KEY=very-secret --env URL={source}",
+            "--event-context {\"a\":\"very-secret\"} --connection-data=very-secret --connection-data @data.json",
+            "--cases 3 --json --seed=4 --dir out -- node run.js --env A=1 {event}",
+        ];
+        let words = given.iter().flat_map(|line| line.split(' ')).map(str::to_owned);
+        assert_eq!(
+            again_of(words, "first:slow:1"),
+            "highwater-airdrop verify --env TRELLO_TOKEN=... --env KEY=... --env URL={source} --event-context @FILE \
+             --connection-data @FILE --connection-data @data.json --dir out --case first:slow:1 -- node run.js --env \
+             A=1 {event}"
+        );
+    }
 
     #[test]
     fn words_are_quoted_as_a_shell_takes_them() {

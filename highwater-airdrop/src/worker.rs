@@ -8,7 +8,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write as _};
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,8 +27,10 @@ pub const DIR_PLACE: &str = "{dir}";
 pub const DIR_VARIABLE: &str = "HIGHWATER_DIR";
 /// Bytes that a worker prints in an invocation and that are kept.
 pub const OUTPUT_BYTES_MAX: u64 = 16 * 1024 * 1024;
-/// How long a function that was killed may take until it is served again.
+/// How long the command that kills a function may take, and the function until it is served again.
 const FUNCTION_BACK: Duration = Duration::from_secs(30);
+/// How long the answer of a function is waited for, however large its budget: a year.
+const CALL_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// How often a worker is looked at.
 const POLL: Duration = Duration::from_millis(2);
 /// How long the rest of what a dead worker printed is waited for.
@@ -68,6 +70,8 @@ struct Held {
     running: Option<Running>,
     /// How many were started: which one runs.
     number: u64,
+    /// The file with its event, which has keys in it.
+    event: Option<PathBuf>,
     /// Set while it runs by whoever killed it.
     killed: Option<String>,
     /// Set for good when this process ends.
@@ -89,7 +93,7 @@ impl Held {
         let mut failed = None;
         match &self.running {
             Some(Running::Group(process)) => kill_group(*process),
-            Some(Running::Function { url, kill }) => failed = kill_function(kill, url).err(),
+            Some(Running::Function { url, kill }) => failed = kill_function(kill, url, FUNCTION_BACK).err(),
             None => return,
         }
         self.killed.get_or_insert_with(|| match failed {
@@ -100,24 +104,42 @@ impl Held {
 }
 
 /// Runs the command that kills a function, and waits for the function to be served again. Says what was wrong.
-fn kill_function(kill: &str, url: &str) -> std::result::Result<(), String> {
-    let status = Command::new("sh")
-        .args(["-c", kill])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .map_err(|error| format!("its command cannot be run: {error}"))?;
+fn kill_function(kill: &str, url: &str, limit: Duration) -> std::result::Result<(), String> {
+    let mut command = Command::new("sh");
+    command.args(["-c", kill]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    // A group of its own can be ended; a function that it starts behind it (`&`) is left to run.
+    #[cfg(unix)]
+    std::os::unix::process::CommandExt::process_group(&mut command, 0);
+    let mut child = command.spawn().map_err(|error| format!("its command cannot be run: {error}"))?;
+    let until = Instant::now() + limit;
+    let status = loop {
+        match child.try_wait() {
+            Ok(Some(status)) => break status,
+            Ok(None) if Instant::now() < until => std::thread::sleep(POLL),
+            waited => {
+                kill_group(child.id());
+                // It may have ended just now.
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(match waited {
+                    Err(error) => format!("its command cannot be watched: {error}"),
+                    Ok(_) => format!(
+                        "its command did not end in {}: it must start the function behind it, with `&`",
+                        humantime::format_duration(limit)
+                    ),
+                });
+            }
+        }
+    };
     if !status.success() {
         return Err(format!("its command ended with {status}"));
     }
     let uri: ureq::http::Uri = url.parse().map_err(|error| format!("{url} is no address: {error}"))?;
     let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
-    let until = Instant::now() + FUNCTION_BACK;
+    let until = Instant::now() + limit;
     while TcpStream::connect((uri.host().unwrap_or_default(), port)).is_err() {
         if Instant::now() >= until {
-            let seconds = FUNCTION_BACK.as_secs();
-            return Err(format!("it was not served again in {seconds} s"));
+            return Err(format!("it was not served again in {}", humantime::format_duration(limit)));
         }
         std::thread::sleep(POLL);
     }
@@ -146,12 +168,16 @@ impl Leash {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Kills the worker, and lets no other start. A function is not ours to end.
+    /// Kills the worker, removes its event, and lets no other start. A function is not ours to end.
     pub(crate) fn close(&self, reason: &str) {
         let mut held = self.lock();
         held.closed = true;
         if matches!(held.running, Some(Running::Group(_))) {
             held.kill(reason);
+            // This process may end before whoever made the file can remove it.
+            if let Some(event) = held.event.take() {
+                let _ = std::fs::remove_file(event);
+            }
         }
     }
 
@@ -174,13 +200,26 @@ impl Leash {
         held.killed.take()
     }
 
-    fn start(&self, command: &mut Command) -> io::Result<Child> {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Ends a worker that cannot be watched, with everything that it started.
+    fn abandon(&self, child: &mut Child) {
+        let mut held = self.lock();
+        kill_group(child.id());
+        // It may have ended just now.
+        let _ = child.kill();
+        let _ = child.wait();
+        held.running = None;
+        held.event = None;
+        held.killed = None;
+    }
+
+    fn start(&self, command: &mut Command, event: &Path) -> io::Result<Child> {
+        let mut held = self.lock();
         if held.closed {
             return Err(io::Error::other("this program is ending"));
         }
         let child = command.spawn()?;
         held.running = Some(Running::Group(child.id()));
+        held.event = Some(event.to_owned());
         held.number += 1;
         held.killed = None;
         Ok(child)
@@ -188,13 +227,14 @@ impl Leash {
 
     /// Whether the worker has ended; then its group is ended, too, and the reason of a kill returned.
     fn ended(&self, child: &mut Child) -> io::Result<Option<(std::process::ExitStatus, Option<String>)>> {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.lock();
         if !has_exited(child)? {
             return Ok(None);
         }
         // It is not reaped yet, so no other process has its number.
         kill_group(child.id());
         held.running = None;
+        held.event = None;
         Ok(Some((child.wait()?, held.killed.take())))
     }
 }
@@ -304,9 +344,15 @@ impl Runner<'_> {
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let mut child = self
             .leash
-            .start(&mut command)
+            .start(&mut command, file.path())
             .map_err(|source| Error::Start { program: program.clone(), source: source.into() })?;
-        let output = Output::collect(self, &mut child)?;
+        let output = match Output::collect(self, &mut child) {
+            Ok(output) => output,
+            Err(error) => {
+                self.leash.abandon(&mut child);
+                return Err(error);
+            }
+        };
         let began = Instant::now();
         let mut answered_at = None;
         let (status, killed) = loop {
@@ -314,7 +360,7 @@ impl Runner<'_> {
                 Ok(Some(ended)) => break ended,
                 Ok(None) => {}
                 Err(error) => {
-                    self.leash.kill("it cannot be watched");
+                    self.leash.abandon(&mut child);
                     return Err(Error::io(format!("wait for {program}"), error));
                 }
             }
@@ -394,17 +440,16 @@ impl Output {
 /// Posts the event, and says what was wrong with the answer. A function that answers 202 goes on by itself, and is
 /// waited for.
 fn call_function(url: &str, event: &str, limits: &Limits, answered: &dyn Fn() -> bool) -> Trouble {
-    let agent: Agent = Agent::config_builder()
-        .http_status_as_error(false)
-        .timeout_global(Some(limits.budget))
-        .build()
-        .into();
-    let over = Instant::now() + limits.budget;
+    // A moment that is too far away cannot be told.
+    let budget = limits.budget.min(CALL_MAX);
+    let agent: Agent =
+        Agent::config_builder().http_status_as_error(false).timeout_global(Some(budget)).build().into();
+    let over = Instant::now() + budget;
     match agent.post(url).header("Content-Type", "application/json").send(event) {
         Ok(response) if response.status().as_u16() == 202 => {
             while !answered() {
                 if Instant::now() >= over {
-                    let budget = humantime::format_duration(limits.budget);
+                    let budget = humantime::format_duration(budget);
                     return Some(format!("the function answered 202, and sent no message in {budget}"));
                 }
                 std::thread::sleep(POLL);
@@ -430,4 +475,18 @@ impl std::fmt::Display for Worker {
 /// Whether a name can be that of an environment variable.
 pub(crate) fn is_variable(name: &str) -> bool {
     !name.is_empty() && !name.contains(['=', '\0']) && OsStr::new(name) != DIR_VARIABLE
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_that_serves_the_function_itself_is_ended_and_told() {
+        let limit = Duration::from_millis(200);
+        let error = kill_function("sleep 600", "http://127.0.0.1:9/", limit).unwrap_err();
+        assert!(error.contains("did not end in 200ms") && error.contains('&'), "{error}");
+        let error = kill_function("exit 7", "http://127.0.0.1:9/", limit).unwrap_err();
+        assert!(error.contains("exit status: 7"), "{error}");
+    }
 }

@@ -821,7 +821,8 @@ impl<'a> Turn<'a> {
                 let item_type = artifact.get("item_type").and_then(Value::as_str).unwrap_or_default();
                 let totals = report.items.entry(item_type.to_owned()).or_default();
                 totals.artifacts += 1;
-                totals.records += artifact.get("item_count").and_then(Value::as_u64).unwrap_or(0);
+                let records = artifact.get("item_count").and_then(Value::as_u64).unwrap_or(0);
+                totals.records = totals.records.saturating_add(records);
             }
         }
         Ok(report)

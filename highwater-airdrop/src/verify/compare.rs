@@ -14,7 +14,7 @@ use serde_json::Value;
 use twox_hash::XxHash3_64;
 
 use super::source::SourceCall;
-use crate::audit::{METADATA, UNITS, calls, each_line, named, record_id};
+use crate::audit::{METADATA, UNITS, each_line, lines_of, named, record_id};
 use crate::call::{Call, CallRecord};
 use crate::error::Result;
 use crate::local::Local;
@@ -62,13 +62,17 @@ impl Ran {
     /// `Io` if the disk refuses; `NotALocal` if the files make no sense.
     pub(super) fn read(local: &Local, run: &str, bases: &[&str]) -> Result<Self> {
         let hosts: Vec<&str> = bases.iter().map(|base| base.trim_start_matches("http://")).collect();
-        let calls = calls(local.dir(), run)?;
+        let mut calls: Vec<CallRecord> = lines_of(&local.dir().join("calls.jsonl"))?;
+        let is_kept = |call: &&CallRecord| call.call == Call::Upload && call.applied;
+        // A line may name an upload of an earlier run.
+        let contents: HashMap<String, String> = calls
+            .iter()
+            .filter(is_kept)
+            .filter_map(|call| Some((call.artifact.clone()?, call.content.as_ref()?.hash.clone())))
+            .collect();
+        calls.retain(|call| call.run.as_deref() == Some(run));
         let invocations = invocations(local.dir(), run)?;
         let confirmed: HashSet<String> = local.confirmed()?.into_iter().map(|id| id.to_string()).collect();
-        let kept = || calls.iter().filter(|call| call.call == Call::Upload && call.applied);
-        let contents: HashMap<&str, &str> = kept()
-            .filter_map(|call| Some((call.artifact.as_deref()?, call.content.as_ref()?.hash.as_str())))
-            .collect();
         let mut delivered = Delivered::default();
         let mut used: HashSet<String> = HashSet::new();
         for artifact in named(local, &invocations)? {
@@ -96,8 +100,8 @@ impl Ran {
                 seen.times += artifact.times;
             });
         }
-        let wasted_uploads =
-            kept().filter(|call| call.artifact.as_ref().is_none_or(|id| !used.contains(id))).count() as u64;
+        let is_named = |call: &&CallRecord| call.artifact.as_ref().is_some_and(|id| used.contains(id));
+        let wasted_uploads = calls.iter().filter(is_kept).filter(|call| !is_named(call)).count() as u64;
         Ok(Self { delivered, calls, invocations, wasted_uploads, source: Vec::new() })
     }
 }
@@ -119,13 +123,13 @@ fn hash_without(line: &[u8], hosts: &[&str]) -> u64 {
 fn link(
     line: &[u8],
     confirmed: &HashSet<String>,
-    contents: &HashMap<&str, &str>,
+    contents: &HashMap<String, String>,
 ) -> Option<(String, String, u64)> {
     let mut value: Value = serde_json::from_slice(line).ok()?;
     let id = value.get_mut("id")?.as_object_mut()?;
     let upload = id.get("devrev")?.as_str()?.to_owned();
     let content = contents.get(upload.as_str()).filter(|_| confirmed.contains(&upload))?;
-    id.insert("devrev".to_owned(), Value::from(*content));
+    id.insert("devrev".to_owned(), Value::from(content.as_str()));
     let outside = record_id(line)?;
     Some((outside, upload, XxHash3_64::oneshot(value.to_string().as_bytes())))
 }
@@ -171,6 +175,15 @@ impl Delivered {
             for (id, seen) in records {
                 let before = all.get(id).map_or(0, |before| before.times);
                 all.insert(id.clone(), Seen { content: seen.content, times: seen.times.max(before) });
+            }
+        }
+    }
+
+    /// What another clean sync delivers more often may be delivered so often.
+    pub(super) fn as_often_as(&mut self, other: &Delivered) {
+        for (item_type, records) in &mut self.records {
+            for (id, seen) in records {
+                seen.times = seen.times.max(other.get(item_type, id).map_or(0, |also| also.times));
             }
         }
     }
@@ -243,4 +256,25 @@ fn is_apart(item_type: &str) -> bool {
 
 fn key(item_type: &str, id: &str) -> RecordKey {
     RecordKey { item_type: item_type.to_owned(), id: id.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn delivered(ids: &[(&str, u64)]) -> Delivered {
+        let seen = |(id, times): &(&str, u64)| ((*id).to_owned(), Seen { content: 1, times: *times });
+        Delivered { records: BTreeMap::from([("issues".to_owned(), ids.iter().map(seen).collect())]) }
+    }
+
+    #[test]
+    fn what_one_of_two_clean_syncs_repeats_is_not_repeated_in_a_case() {
+        let mut clean = delivered(&[("a", 1), ("b", 3)]);
+        let case = delivered(&[("a", 2), ("b", 3), ("c", 2)]);
+        let repeated =
+            |clean: &Delivered| case.repeated(clean).iter().map(|key| key.id.clone()).collect::<Vec<_>>();
+        assert_eq!(repeated(&clean), ["a", "c"]);
+        clean.as_often_as(&delivered(&[("a", 2), ("b", 1)]));
+        assert_eq!(repeated(&clean), ["c"]);
+    }
 }

@@ -86,12 +86,16 @@ impl VerifyReport {
         let (known, _) = self.known;
         write!(
             page,
-            "<dt>Cases</dt><dd>{} of {known}, seed {}, {:.0} s</dd><dt>After a death</dt><dd>{}</dd>",
+            "<dt>Cases</dt><dd>{} of {known}, seed {}, {:.0} s{}</dd><dt>After a death</dt><dd>{}</dd>",
             self.cases.len(),
             self.seed,
             self.took.as_secs_f64(),
+            self.cut(),
             after_death(self.after_death)
         )?;
+        if let Some(unrecorded) = self.unrecorded() {
+            write!(page, "<dt>Not recorded</dt><dd>{}</dd>", escaped(&unrecorded))?;
+        }
         for note in &self.notes {
             write!(page, "<dt>Note</dt><dd>{}</dd>", escaped(note))?;
         }
@@ -116,10 +120,17 @@ impl VerifyReport {
 
     fn sentence(&self) -> String {
         let lost = self.count(CaseVerdict::Lost);
-        let said_done = self.cases.iter().filter(|case| case.said_done()).count();
+        let is_lost = |case: &&CaseResult| case.verdict() == CaseVerdict::Lost;
+        let said_done = self.cases.iter().filter(is_lost).filter(|case| case.said_done()).count();
+        let telling = self.telling();
         match self.verdict() {
             CaseVerdict::Clean => {
-                format!("No: in {} cases nothing was lost, altered or repeated.", self.cases.len())
+                let nothing = self.cases.len() - telling;
+                let more = if nothing > 0 { format!(" {nothing} more say nothing.") } else { String::new() };
+                format!("No: in {telling} cases nothing was lost, altered or repeated.{more}")
+            }
+            CaseVerdict::NotRecorded | CaseVerdict::NotReached => {
+                "Not known: no case says anything.".to_owned()
             }
             CaseVerdict::Lost => format!(
                 "Yes: records were lost in {lost} of {} cases; in {said_done} of them it said DONE all the same.",

@@ -36,29 +36,23 @@ const REDACTED: &str = "REDACTED";
 const SOURCE: &str = "http://source.invalid";
 /// A credential that is shorter is too likely to be another word.
 const SECRET_BYTES_MIN: usize = 6;
-/// Names of parameters and headers that carry a credential.
-const CREDENTIALS: [&str; 21] = [
-    "access_token",
-    "api_key",
-    "api-key",
-    "api_token",
+/// A value under the mere name `key` is a credential from this length on: `key=PROJ-1` is the name of a thing.
+const KEY_BYTES_MIN: usize = 16;
+/// What names of parameters and headers that carry a credential have in them, without case, `-` and `_`.
+const CREDENTIALS: [&str; 13] = [
+    "accesskey",
     "apikey",
-    "auth",
     "authorization",
-    "client_secret",
+    "bearer",
     "cookie",
-    "key",
-    "oauth_token",
+    "credential",
+    "jwt",
+    "passwd",
     "password",
-    "private-token",
-    "proxy-authorization",
-    "refresh_token",
+    "privatekey",
     "secret",
-    "sig",
+    "session",
     "signature",
-    "token",
-    "x-api-key",
-    "x-auth-token",
 ];
 /// Names of JSON fields that carry one. A bare `token` may be the place of the next page.
 const SECRET_FIELDS: [&str; 6] =
@@ -77,10 +71,20 @@ const DROPPED_HEADERS: [&str; 10] = [
     "transfer-encoding",
 ];
 
-/// Whether a name is that of a credential.
+/// Whether a name is that of a credential. A token that says which page comes next is none.
 pub(super) fn is_credential(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    CREDENTIALS.contains(&name.as_str()) || name.starts_with("x-amz-")
+    let name = name.to_ascii_lowercase().replace(|char: char| !char.is_ascii_alphanumeric(), "");
+    let of_page = ["page", "next", "continu", "cursor", "sync", "skip", "prev"];
+    let is_token = name.ends_with("token") && !of_page.iter().any(|word| name.contains(word));
+    is_token
+        || matches!(name.as_str(), "auth" | "hapikey" | "key" | "pat" | "sig")
+        || name.starts_with("xamz")
+        || CREDENTIALS.iter().any(|part| name.contains(part))
+}
+
+/// The same, of a name with its value.
+pub(super) fn is_credential_of(name: &str, value: &str) -> bool {
+    is_credential(name) && (!name.eq_ignore_ascii_case("key") || value.len() >= KEY_BYTES_MIN)
 }
 
 /// Whether a JSON field is a credential by its name.
@@ -119,7 +123,7 @@ impl Matching {
         let (mut request, mut timeless) = (format!("{method} {path}"), format!("{method} {path}"));
         let looked_at = query.iter().filter(|(name, _)| !self.ignored.contains(name));
         for (at, (name, value)) in looked_at.enumerate() {
-            let value = if is_credential(name) { REDACTED } else { value };
+            let value = if is_credential_of(name, value) { REDACTED } else { value };
             let add = |to: &mut String, value: &str| {
                 to.push(if at == 0 { '?' } else { '&' });
                 to.push_str(
@@ -576,12 +580,40 @@ mod tests {
     }
 
     #[test]
+    fn names_of_credentials_are_known_however_they_are_written() {
+        for name in [
+            "auth_token",
+            "hapikey",
+            "api-token",
+            "accessToken",
+            "apiKey",
+            "secret_key",
+            "client-secret",
+            "session_id",
+            "X-Goog-Signature",
+            "X-Shopify-Access-Token",
+            "X-Amz-Credential",
+            "Authorization",
+        ] {
+            assert!(is_credential(name), "{name}");
+        }
+        for name in
+            ["pageToken", "next_page_token", "sync-token", "continuation_token", "path", "author", "tokens"]
+        {
+            assert!(!is_credential(name), "{name}");
+        }
+        let asked = |key: &str| Matching::default().asked("GET", "/t", &query(&format!("key={key}")), b"");
+        assert_ne!(asked("PROJ-1"), asked("PROJ-2"), "the key of a project is none");
+        assert_eq!(asked("0123456789abcdef"), asked("fedcba9876543210"));
+    }
+
+    #[test]
     fn no_credential_is_in_the_file_which_its_owner_alone_can_read() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("source.jsonl");
         let body = r#"{"access_token":"very-secret-1","echo":"Bearer very-secret-2","next":"https://api.example/p/2"}"#;
         let secrets = BTreeSet::from(["very-secret-2".to_owned(), "a".to_owned()]);
-        let mut answer = answered(true, "/p?key=very-secret-3", body);
+        let mut answer = answered(true, "/p?key=very-secret-3-of-the-source", body);
         answer.headers.push(("X-Echo".to_owned(), "very-secret-2".to_owned()));
         Recording::save(&path, "https://api.example", &secrets, vec![answer]).unwrap();
         let text = fs::read_to_string(&path).unwrap();

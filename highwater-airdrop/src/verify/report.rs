@@ -49,6 +49,11 @@ impl CaseVerdict {
         self >= CaseVerdict::Repeated
     }
 
+    /// Whether it says anything of the worker.
+    pub fn says_something(self) -> bool {
+        !matches!(self, CaseVerdict::NotReached | CaseVerdict::NotRecorded)
+    }
+
     /// As tables name it.
     pub fn name(self) -> &'static str {
         match self {
@@ -328,10 +333,19 @@ pub(super) struct Row {
 }
 
 impl VerifyReport {
-    /// The worst of all cases; of those that say nothing, none.
+    /// The worst of all findings. Where there is none it is clean, unless no case says anything: then why they do not.
     pub fn verdict(&self) -> CaseVerdict {
         let worst = self.cases.iter().map(CaseResult::verdict).filter(|verdict| verdict.is_finding()).max();
-        worst.unwrap_or(CaseVerdict::Clean)
+        worst.unwrap_or_else(|| match self.count(CaseVerdict::NotRecorded) {
+            _ if self.telling() > 0 || self.cases.is_empty() => CaseVerdict::Clean,
+            0 => CaseVerdict::NotReached,
+            _ => CaseVerdict::NotRecorded,
+        })
+    }
+
+    /// How many cases say something.
+    pub fn telling(&self) -> usize {
+        self.cases.iter().filter(|case| case.verdict().says_something()).count()
     }
 
     /// The cases with findings, the worst first.
@@ -370,6 +384,26 @@ impl VerifyReport {
         rows.retain(|_, row| row.lost + row.altered + row.repeated + row.stuck > 0);
         let clean = all - rows.len();
         (rows, clean)
+    }
+
+    /// What the budget left out, behind the number of cases.
+    pub(super) fn cut(&self) -> String {
+        match self.known.1.saturating_sub(self.cases.len()) {
+            0 => String::new(),
+            rest => format!("; the budget was over before the other {rest}"),
+        }
+    }
+
+    /// What was asked of the source and never recorded, in a sentence.
+    pub(super) fn unrecorded(&self) -> Option<String> {
+        let unrecorded: BTreeSet<&String> = self.cases.iter().flat_map(|case| &case.unrecorded).collect();
+        unrecorded.first().map(|request| {
+            format!(
+                "{} cases say nothing: the worker asked for {} requests that were never recorded, {request} say",
+                self.count(CaseVerdict::NotRecorded),
+                unrecorded.len()
+            )
+        })
     }
 
     /// One JSON object, for scripts.
@@ -423,7 +457,7 @@ impl VerifyReport {
                 writeln!(text, "set aside: {} records {what}: {}", keys.len(), told(keys.iter()))?;
             }
         }
-        let (known, chosen) = self.known;
+        let (known, _) = self.known;
         writeln!(
             text,
             "after a death: {}\n{} of {known} cases, seed {}, {:.0} s{}\n",
@@ -431,21 +465,11 @@ impl VerifyReport {
             self.cases.len(),
             self.seed,
             self.took.as_secs_f64(),
-            if self.cases.len() < chosen {
-                format!("; the budget was over before the other {}", chosen - self.cases.len())
-            } else {
-                String::new()
-            }
+            self.cut()
         )?;
         self.write_table(text)?;
-        let unrecorded: BTreeSet<&String> = self.cases.iter().flat_map(|case| &case.unrecorded).collect();
-        if let Some(request) = unrecorded.first() {
-            writeln!(
-                text,
-                "{} cases say nothing: the worker asked for {} requests that were never recorded, {request} say",
-                self.count(CaseVerdict::NotRecorded),
-                unrecorded.len()
-            )?;
+        if let Some(unrecorded) = self.unrecorded() {
+            writeln!(text, "{unrecorded}")?;
         }
         let findings = self.findings();
         for case in findings.iter().take(CASES_TOLD_MAX) {
@@ -554,10 +578,105 @@ pub(super) fn after_death(after: AfterDeath) -> &'static str {
     }
 }
 
+/// A text of the worker, without what a terminal would obey.
+fn printable(text: &str) -> String {
+    let mut printed = String::with_capacity(text.len());
+    for char in text.chars() {
+        if char.is_control() {
+            printed.extend(char.escape_debug());
+        } else {
+            printed.push(char);
+        }
+    }
+    printed
+}
+
 fn told<'k>(keys: impl ExactSizeIterator<Item = &'k RecordKey>) -> String {
     let count = keys.len();
     let some: Vec<String> =
-        keys.take(IDS_TOLD_MAX).map(|key| format!("{} {}", key.item_type, key.id)).collect();
+        keys.take(IDS_TOLD_MAX).map(|key| printable(&format!("{} {}", key.item_type, key.id))).collect();
     let more = if count > some.len() { format!(" and {} more", count - some.len()) } else { String::new() };
     some.join(", ") + &more
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn case(came_true: bool, unrecorded: &[&str], lost: &[&str]) -> CaseResult {
+        let key = |id: &&str| RecordKey { item_type: "issues".to_owned(), id: (*id).to_owned() };
+        CaseResult {
+            id: "first:source-429:1".to_owned(),
+            which: Which::First,
+            kind: "429".to_owned(),
+            place: "source".to_owned(),
+            at: Place::default(),
+            came_true,
+            end: End::Done,
+            then: End::Done,
+            lost: lost.iter().map(key).collect(),
+            altered: Vec::new(),
+            repeated: Vec::new(),
+            wasted_uploads: 0,
+            extra_invocations: 0,
+            seconds: 0.0,
+            unrecorded: unrecorded.iter().map(|request| (*request).to_owned()).collect(),
+            dir: None,
+            timeline: Vec::new(),
+        }
+    }
+
+    fn report(cases: Vec<CaseResult>) -> VerifyReport {
+        VerifyReport {
+            worker: "worker".to_owned(),
+            clean: Vec::new(),
+            set_aside: SetAside::default(),
+            notes: Vec::new(),
+            known: (cases.len(), cases.len()),
+            cases,
+            seed: 0,
+            after_death: AfterDeath::Again,
+            took: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn cases_that_say_nothing_make_no_clean_worker() {
+        let unknown = || case(true, &["GET /smaller-page"], &["1"]);
+        let page = |report: &VerifyReport| report.to_html(&str::to_owned);
+        for (cases, verdict) in [
+            (vec![unknown(), unknown()], CaseVerdict::NotRecorded),
+            (vec![case(false, &[], &[])], CaseVerdict::NotReached),
+            (vec![case(false, &[], &[]), unknown()], CaseVerdict::NotRecorded),
+        ] {
+            let report = report(cases);
+            assert_eq!((report.verdict(), report.telling()), (verdict, 0));
+            assert!(page(&report).contains("Not known: no case says anything."));
+        }
+        let mut cut = report(vec![unknown()]);
+        cut.known = (9, 4);
+        for text in [page(&cut), cut.to_text(&str::to_owned)] {
+            assert!(
+                text.contains("1 of 9") && text.contains("the budget was over before the other 3"),
+                "{text}"
+            );
+            assert!(text.contains("never recorded, GET /smaller-page say"), "{text}");
+        }
+        let mixed = report(vec![unknown(), case(true, &[], &[])]);
+        assert_eq!((mixed.verdict(), mixed.telling()), (CaseVerdict::Clean, 1));
+        assert!(
+            page(&mixed)
+                .contains("No: in 1 cases nothing was lost, altered or repeated. 1 more say nothing.")
+        );
+        let lost = report(vec![unknown(), case(true, &[], &["1"])]);
+        assert_eq!(lost.verdict(), CaseVerdict::Lost);
+        assert!(page(&lost).contains("records were lost in 1 of 2 cases; in 1 of them it said DONE"));
+    }
+
+    #[test]
+    fn an_id_cannot_write_into_the_text_what_it_likes() {
+        let report = report(vec![case(true, &[], &["1\n\u{1b}[2Jverdict: clean"])]);
+        let text = report.to_text(&str::to_owned);
+        assert!(text.contains(r"issues 1\n\u{1b}[2Jverdict: clean"), "{text}");
+    }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use chrono::{TimeDelta, Utc};
 use ureq::Agent;
 
-use super::recording::{Answered, Asked, Matching, Recording, is_credential};
+use super::recording::{Answered, Asked, Matching, Recording, is_credential, is_credential_of};
 use crate::error::{Error, Result};
 use crate::http::{Answer, Reply, Request, Server};
 
@@ -252,7 +252,7 @@ impl Shared {
                     now.secrets.extend(value.split_once(' ').map(|(_, token)| token.trim().to_owned()));
                 }
             }
-            let named = request.parameters().iter().filter(|(name, _)| is_credential(name));
+            let named = request.parameters().iter().filter(|(name, value)| is_credential_of(name, value));
             now.secrets.extend(named.map(|(_, value)| value.clone()).collect::<Vec<_>>());
             (now.initial, now.secrets.clone())
         };

@@ -5,12 +5,17 @@ use std::path::Path;
 
 use highwater::Phase;
 use highwater_airdrop::{
-    Airdrop, AirdropOptions, Audit, Fault, SyncOptions, SyncSettings, Verdict, audit, calls,
+    Airdrop, AirdropOptions, Audit, Fault, Outcome, SyncOptions, SyncSettings, Verdict, audit, calls,
 };
 
 use crate::naive::{BATCH_ITEMS, BATCHES, NAIVE, worker};
 
 fn sync(dir: &Path, faults: &[&str]) -> Audit {
+    let (airdrop, outcome) = synced(dir, faults);
+    audit(airdrop.local(), outcome.report.as_ref().unwrap(), outcome.is_done()).unwrap()
+}
+
+fn synced(dir: &Path, faults: &[&str]) -> (Airdrop, Outcome) {
     let mut options = AirdropOptions::default();
     options.port = Some(0);
     options.faults = faults.iter().map(|fault| fault.parse::<Fault>().unwrap()).collect();
@@ -24,7 +29,36 @@ fn sync(dir: &Path, faults: &[&str]) -> Audit {
     for (at, fault) in faults.iter().enumerate() {
         assert_eq!(outcome.faults["faults"][at]["came_true"], 1, "{fault}");
     }
-    audit(airdrop.local(), outcome.report.as_ref().unwrap(), outcome.is_done()).unwrap()
+    (airdrop, outcome)
+}
+
+#[test]
+fn an_artifact_that_is_missing_is_lost_whatever_its_item_count_says() {
+    for (count, records) in [("0", 1), ("18446744073709551615", u64::MAX)] {
+        // Not there at all; or there, and not confirmed.
+        for (rule, records) in
+            [("named-not-uploaded", records), ("named-not-confirmed", records.max(BATCH_ITEMS))]
+        {
+            let dir = tempfile::tempdir().unwrap();
+            let (airdrop, outcome) = synced(dir.path(), &[]);
+            let path = dir.path().join("messages.jsonl");
+            let messages = std::fs::read_to_string(&path).unwrap();
+            let changed = messages
+                .replace(&format!("\"item_count\":{BATCH_ITEMS}"), &format!("\"item_count\":{count}"));
+            assert_ne!(messages, changed);
+            std::fs::write(&path, changed).unwrap();
+            if rule == "named-not-confirmed" {
+                std::fs::write(dir.path().join("confirmed.txt"), "").unwrap();
+            } else {
+                std::fs::remove_dir_all(dir.path().join("artifacts")).unwrap();
+            }
+            let audit = audit(airdrop.local(), outcome.report.as_ref().unwrap(), outcome.is_done()).unwrap();
+            assert_eq!(audit.verdict, Verdict::Lost, "{audit}");
+            let found = audit.findings.iter().find(|finding| finding.rule == rule).unwrap();
+            // One more is of the metadata.
+            assert_eq!(found.count, records.saturating_mul(BATCHES).saturating_add(1), "{audit}");
+        }
+    }
 }
 
 #[test]

@@ -41,7 +41,7 @@ fn deaf_processes(dir: &Path) -> Vec<String> {
 }
 
 fn started(dir: &Path, options: &[&str]) -> Child {
-    let child = verify(dir, options, DEAF).spawn().unwrap();
+    let child = verify(dir, options, DEAF).env("TMPDIR", dir).spawn().unwrap();
     until("the worker starts", || deaf_processes(dir).iter().all(|process| runs(process)));
     child
 }
@@ -71,7 +71,7 @@ fn a_worker_that_cannot_be_verified_is_told_with_what_it_did() {
 }
 
 #[test]
-fn no_process_is_left_behind_by_a_budget_or_by_a_signal() {
+fn no_process_and_no_event_is_left_behind_by_a_budget_or_by_a_signal() {
     let dir = tempfile::tempdir().unwrap();
     let output =
         verify(dir.path(), &["--restarts", "0", "--invocation-budget", "2s"], DEAF).output().unwrap();
@@ -82,10 +82,17 @@ fn no_process_is_left_behind_by_a_budget_or_by_a_signal() {
         let dir = tempfile::tempdir().unwrap();
         let child = started(dir.path(), &[]);
         let processes = deaf_processes(dir.path());
+        // They hold the keys to the external system and the platform.
+        let events = || {
+            let entries = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
+            entries.filter(|name| name.to_string_lossy().starts_with("event-")).count()
+        };
+        assert_eq!(events(), 1);
         Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
         let output = child.wait_with_output().unwrap();
         assert!(output.status.code().is_some_and(|code| code > 128), "{signal}: {}", said(&output));
         assert!(said(&output).contains("begin again"), "{}", said(&output));
+        assert_eq!(events(), 0, "{signal}");
         until("they end", || !processes.iter().any(|process| runs(process)));
     }
 }
@@ -121,4 +128,26 @@ fn a_report_that_cannot_be_written_is_told_before_the_work() {
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
     assert!(said(&output).contains("cannot write"), "{}", said(&output));
     assert!(!dir.path().join("clean").exists(), "no sync was made");
+    // Where there is no report in the end, there is no empty one.
+    let html = dir.path().join("report.html");
+    let output = verify(dir.path(), &["--restarts", "0", "--html", html.to_str().unwrap()], "true").output();
+    assert_eq!(output.unwrap().status.code(), Some(1));
+    assert!(!html.exists());
+}
+
+#[test]
+fn a_worker_of_which_the_output_cannot_be_kept_is_not_left_running() {
+    let dir = tempfile::tempdir().unwrap();
+    let note = dir.path().join("process");
+    // The folder of its second sync has another place for what it prints: none.
+    let script = format!(
+        r#"echo $$ >>'{note}'; mkdir -p "$HIGHWATER_DIR/.."; rm -rf "$HIGHWATER_DIR/../worker.log"; mkdir "$HIGHWATER_DIR/../worker.log"; [ $(wc -l <'{note}') = 1 ] || sleep 600"#,
+        note = note.display()
+    );
+    let output = verify(&dir.path().join("verify"), &["--restarts", "1"], &script).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("worker.log"), "{}", said(&output));
+    for process in fs::read_to_string(&note).unwrap().lines() {
+        assert!(!runs(process), "{process} is left");
+    }
 }

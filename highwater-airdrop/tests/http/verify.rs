@@ -6,12 +6,13 @@ use std::process::{Command, Output, Stdio};
 
 use highwater::Phase;
 use highwater_airdrop::{
-    CaseResult, CaseVerdict, End, StopAll, SyncOptions, SyncSettings, VerifyOptions, VerifyReport, verify,
+    CaseResult, CaseVerdict, End, StopAll, SyncOptions, SyncSettings, VerifyOptions, VerifyReport, Worker,
+    verify,
 };
 use serde_json::Value;
 
 use crate::AIRDROP;
-use crate::naive::{BATCH_ITEMS, BATCHES, NAIVE, STEP, worker};
+use crate::naive::{BATCH_ITEMS, BATCHES, NAIVE, STEP, TRACKER, worker};
 use crate::support::{program, said};
 
 /// Verifies the naive worker, whose invocations end after so many batches.
@@ -101,6 +102,19 @@ fn a_kill_between_state_and_message_loses_before_progress_too_and_one_case_runs_
     }
 }
 
+#[test]
+fn a_worker_that_delivers_nothing_even_where_nothing_goes_wrong_is_not_called_clean() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = SyncSettings::new("tickets").newer_names(true).phases([Phase::Metadata, Phase::Data]);
+    let mut sync = SyncOptions::new(settings);
+    // It takes a tracker that is not there for one without issues.
+    sync.env =
+        vec![(NAIVE.to_owned(), "1".to_owned()), (TRACKER.to_owned(), "http://127.0.0.1:9".to_owned())];
+    let options = VerifyOptions::new(sync);
+    let error = verify(dir.path(), &options, &worker(), &StopAll::default(), &|_| {}).unwrap_err();
+    assert!(error.to_string().contains("the clean first sync delivers no record"), "{error}");
+}
+
 fn program_verify(dir: &Path, options: &[&str], worker: &[&str]) -> Output {
     Command::new(AIRDROP)
         .args(["verify", "--json", "--slow", "50ms", "--dir"])
@@ -111,6 +125,32 @@ fn program_verify(dir: &Path, options: &[&str], worker: &[&str]) -> Output {
         .stdin(Stdio::null())
         .output()
         .unwrap()
+}
+
+#[test]
+fn the_report_is_printed_whatever_the_words_are_and_holds_no_key() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let html = dir.path().join(std::ffi::OsStr::from_bytes(b"report-\xff.html"));
+    let Worker::Command(words) = worker() else { panic!("it is a command") };
+    let output = Command::new(AIRDROP)
+        .args(["verify", "--names", "newer", "--phases", "metadata,data", "--case", "first:upload-403:3"])
+        .args(["--env", &format!("{NAIVE}=1"), "--env", "TRELLO_TOKEN=very-secret-1"])
+        .args(["--event-context", r#"{"extra":"very-secret-2"}"#, "--dir"])
+        .arg(dir.path().join("verify"))
+        .arg("--html")
+        .arg(&html)
+        .arg("--")
+        .args(words)
+        .output()
+        .unwrap();
+    let page = std::fs::read_to_string(&html).unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(3), "{}", said(&output));
+    for report in [&*text, &page] {
+        assert!(report.contains("TRELLO_TOKEN=...") && report.contains("--event-context @FILE"), "{report}");
+        assert!(!report.contains("very-secret"), "{report}");
+    }
 }
 
 #[test]
