@@ -1,7 +1,7 @@
 //! The promise without a disk: a worker that finds nothing, or a stale disk, goes on from the checkpoint that the platform
 //! keeps, and every staged record is announced exactly once all the same.
 
-use highwater::testing::{Broken, Explore, Safeguard, SimSource, Uploads};
+use highwater::testing::{Act, Broken, Call, CallFault, Explore, Safeguard, SimSource, Uploads};
 
 fn states() -> u64 {
     std::env::var("HIGHWATER_EXPLORE_NO_DISK_STATES")
@@ -86,7 +86,13 @@ fn sending_before_the_save_is_found() {
 
 #[test]
 fn a_checkpoint_cut_inside_a_page_is_found() {
-    broken_without(Safeguard::CutAtPages, Broken::Unopenable);
+    // A prepare that is refused ends an invocation, now and then amid a page.
+    let refused = [14, 16].map(|number| {
+        let fault = CallFault::Refused(413);
+        Act::Call { call: Call::Prepare, number, fault }
+    });
+    let explore = Explore::new().without_rule(Safeguard::CutAtPages).with_acts(refused);
+    broken(&explore, "CutAtPages", Broken::Unopenable);
 }
 
 #[test]

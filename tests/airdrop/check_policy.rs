@@ -510,16 +510,23 @@ impl Extractor for Checked {
 }
 
 #[test]
-fn what_is_checked_is_announced_exactly_once_too() {
-    for policy in [CheckPolicy::Report, CheckPolicy::Refuse] {
-        for explore in [Explore::new(), Explore::new().without_disk()] {
-            let report = explore.states(40).run(|life| Checked {
-                source: SimSource::new(life),
-                life: life.clone(),
-                policy,
-            });
-            assert!(report.failure.is_none(), "{policy:?}: {report}");
-            assert!(report.faults.get("metadata/asked").is_some_and(|&asked| asked > 20), "{report}");
-        }
+fn what_is_checked_and_reported_is_announced_exactly_once_too() {
+    explored(CheckPolicy::Report);
+}
+
+#[test]
+fn what_is_checked_and_refused_is_announced_exactly_once_too() {
+    explored(CheckPolicy::Refuse);
+}
+
+fn explored(policy: CheckPolicy) {
+    for explore in [Explore::new(), Explore::new().without_disk()] {
+        let report = explore.states(40).run(|life| Checked {
+            source: SimSource::new(life),
+            life: life.clone(),
+            policy,
+        });
+        assert!(report.failure.is_none(), "{policy:?}: {report}");
+        assert!(report.faults.get("metadata/asked").is_some_and(|&asked| asked > 20), "{report}");
     }
 }
