@@ -54,9 +54,9 @@ const CREDENTIALS: [&str; 13] = [
     "session",
     "signature",
 ];
-/// Names of JSON fields that carry one. A bare `token` may be the place of the next page.
-const SECRET_FIELDS: [&str; 6] =
-    ["access_token", "client_secret", "id_token", "password", "private_key", "refresh_token"];
+/// Names of JSON fields that carry one, without case, `-` and `_`. A bare `token` may be the place of the next page.
+const SECRET_FIELDS: [&str; 7] =
+    ["accesstoken", "apikey", "clientsecret", "idtoken", "password", "privatekey", "refreshtoken"];
 /// Headers of an answer that are about its connection, or say who asks, and are not kept.
 const DROPPED_HEADERS: [&str; 10] = [
     "connection",
@@ -73,7 +73,7 @@ const DROPPED_HEADERS: [&str; 10] = [
 
 /// Whether a name is that of a credential. A token that says which page comes next is none.
 pub(super) fn is_credential(name: &str) -> bool {
-    let name = name.to_ascii_lowercase().replace(|char: char| !char.is_ascii_alphanumeric(), "");
+    let name = plain(name);
     let of_page = ["page", "next", "continu", "cursor", "sync", "skip", "prev"];
     let is_token = name.ends_with("token") && !of_page.iter().any(|word| name.contains(word));
     is_token
@@ -89,7 +89,12 @@ pub(super) fn is_credential_of(name: &str, value: &str) -> bool {
 
 /// Whether a JSON field is a credential by its name.
 fn is_secret_field(name: &str) -> bool {
-    SECRET_FIELDS.contains(&name.to_ascii_lowercase().as_str())
+    SECRET_FIELDS.contains(&plain(name).as_str())
+}
+
+/// A name without case, `-` and `_`.
+fn plain(name: &str) -> String {
+    name.to_ascii_lowercase().replace(|char: char| !char.is_ascii_alphanumeric(), "")
 }
 
 /// The first line.
@@ -153,7 +158,7 @@ fn timeless_hash(body: &[u8]) -> u64 {
     }
     let mut form = form_urlencoded::Serializer::new(String::new());
     for (name, value) in form_urlencoded::parse(body) {
-        let counts = !is_time(&name, &value) && !is_credential(&name);
+        let counts = !is_time(&name, &value) && !is_credential_of(&name, &value);
         form.append_pair(&name, if counts { &value } else { "*" });
     }
     XxHash3_64::oneshot(form.finish().as_bytes())
