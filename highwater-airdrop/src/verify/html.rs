@@ -160,17 +160,7 @@ impl VerifyReport {
             writeln!(page, "</tr></thead><tbody>")?;
             for ((place, kind), row) in &rows {
                 write!(page, "<tr><th scope=\"row\">{}</th><td>{}</td>", escaped(place), escaped(kind))?;
-                let figures = [
-                    row.cases,
-                    row.lost,
-                    row.altered,
-                    row.repeated,
-                    row.stuck,
-                    row.wasted,
-                    row.extra,
-                    row.said_done,
-                ];
-                for (head, figure) in HEADS.iter().skip(2).zip(figures) {
+                for (head, figure) in HEADS.iter().skip(2).zip(row.figures()) {
                     // Where there is no room for columns, each figure has its head, and those of nothing are left out.
                     let none = if figure == 0 { " class=\"none\"" } else { "" };
                     write!(page, "<td data-head=\"{head}\"{none}>{figure}</td>")?;

@@ -332,6 +332,22 @@ pub(super) struct Row {
     pub(super) said_done: u64,
 }
 
+impl Row {
+    /// The figures of the table, in the order of its columns.
+    pub(super) fn figures(&self) -> [u64; 8] {
+        [
+            self.cases,
+            self.lost,
+            self.altered,
+            self.repeated,
+            self.stuck,
+            self.wasted,
+            self.extra,
+            self.said_done,
+        ]
+    }
+}
+
 impl VerifyReport {
     /// The worst of all findings. Where there is none it is clean, unless no case says anything: then why they do not.
     pub fn verdict(&self) -> CaseVerdict {
@@ -526,17 +542,10 @@ impl VerifyReport {
                 "said DONE"
             )?;
             for ((place, kind), row) in &rows {
+                let [cases, lost, altered, repeated, stuck, wasted, extra, said_done] = row.figures();
                 writeln!(
                     text,
-                    "{place:<wide$} {kind:<14} {:>5} {:>8} {:>8} {:>8} {:>5} {:>6} {:>6} {:>9}",
-                    row.cases,
-                    row.lost,
-                    row.altered,
-                    row.repeated,
-                    row.stuck,
-                    row.wasted,
-                    row.extra,
-                    row.said_done
+                    "{place:<wide$} {kind:<14} {cases:>5} {lost:>8} {altered:>8} {repeated:>8} {stuck:>5} {wasted:>6} {extra:>6} {said_done:>9}"
                 )?;
             }
         }
