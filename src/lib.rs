@@ -59,6 +59,7 @@
 //! | sync unit | what is synced on its own (a project, a repository, a board); owner of all state |
 //! | run | one extraction of a sync unit, from `begin` to `finish`, in any number of lives of the process |
 //! | stream, page, cursor | one listing of the source; what one fetch of it returns; where the next one starts |
+//! | reject | leave a bad record out, and have the next run ask for it again |
 //! | stage | the one transaction that stores a page's records and the cursor after it |
 //! | batch, artifact | records of one item type as gzipped JSON Lines; the same, once the platform has an id for it |
 //! | confirm, announce, acknowledge | the platform knows an artifact is ours; a message names it; both, in the caller's loop |
@@ -111,13 +112,13 @@
 //! | --- | --- | --- | --- |
 //! | 6 | `bin/highwater-dump/` | shows a store to a person or a script | `clap`, `comfy_table` |
 //! | 5 | `testing/` | simulated disk, platform, source and clock; the explorer that kills an extractor at every step | |
-//! | 4 | `airdrop`, `airdrop/serve`, `airdrop/phases`, `airdrop/attachments`, `airdrop/answer`, `airdrop/delivery`, `airdrop/in_flight`, `airdrop/attempt`, `airdrop/body`, `airdrop/invocation`, `airdrop/settings`, `airdrop/extractor`, `airdrop/context`, `airdrop/check`, `airdrop/lanes`, `airdrop/keeper`, `airdrop/sdk` | drives an [`Extractor`](airdrop::Extractor) through an event | |
+//! | 4 | `airdrop`, `airdrop/serve`, `airdrop/phases`, `airdrop/attachments`, `airdrop/answer`, `airdrop/delivery`, `airdrop/in_flight`, `airdrop/attempt`, `airdrop/body`, `airdrop/invocation`, `airdrop/settings`, `airdrop/extractor`, `airdrop/context`, `airdrop/check`, `airdrop/rejected`, `airdrop/lanes`, `airdrop/keeper`, `airdrop/sdk` | drives an [`Extractor`](airdrop::Extractor) through an event | |
 //! | 4 | `airdrop/client` | speaks HTTP | `ureq` |
-//! | 3 | `store`, `store/open`, `store/run`, `store/lifecycle`, `store/migrate`, `store/conversation`, `store/notes`, `store/batches/`, `store/uploads`, `store/used_ids`, `store/most_read`, `store/attachments/`, `store/findings`, `store/checkpoint/`, `store/inspect/` | what is remembered, the iterators over it, its portable form, a look from outside | `base64` |
+//! | 3 | `store`, `store/open`, `store/run`, `store/lifecycle`, `store/migrate`, `store/conversation`, `store/notes`, `store/batches/`, `store/uploads`, `store/used_ids`, `store/most_read`, `store/attachments/`, `store/findings`, `store/rejected`, `store/checkpoint/`, `store/inspect/` | what is remembered, the iterators over it, its portable form, a look from outside | `base64` |
 //! | 2 | `store/tables` | every method is one atomic change | |
 //! | 1 | `store/backend/` | where the bytes of a store are: what is asked of them, and who keeps them | `redb` |
 //! | 1 | `airdrop/document`, `airdrop/event`, `airdrop/message`, `airdrop/platform`, `airdrop/retry`, `airdrop/status`, `airdrop/window` | what is said, to whom, how often, and of which time | |
-//! | 1 | `record/`, `store/page`, `store/cursors` | what a record is, what metadata says of it, what a page is, and where it leads | |
+//! | 1 | `record/`, `store/rejection`, `store/page`, `store/cursors` | what a record is, what metadata says of it, what a page is, and where it leads | |
 //! | 1 | `artifact` | JSON Lines and gzip | `flate2` |
 //! | 1 | `store/rows/` | what is stored, under which key | `serde_bytes` |
 //! | 1 | `store/codec` | the envelope of every stored value | `bincode`, `flate2`, `thiserror` |
@@ -169,8 +170,8 @@ pub use record::Record;
 pub use store::Disk;
 pub use store::inspect;
 pub use store::{
-    AttachmentCounts, Attachments, Batch, BatchKey, Batches, FailedAttachment, Page, QueuedAttachment, Run,
-    Store, StoreOptions, SyncUnit,
+    AttachmentCounts, Attachments, Batch, BatchKey, Batches, FailedAttachment, Page, QueuedAttachment,
+    RejectedRecord, Run, Store, StoreOptions, SyncUnit,
 };
 
 /// The limits of everything that is stored or sent.
@@ -179,7 +180,8 @@ pub mod limits {
         BATCH_BYTES_MAX, BATCH_ITEMS, CHECKPOINT_BYTES_MAX, CHECKPOINT_BYTES_SOFT,
         CHECKPOINT_STATE_BYTES_MAX, CLOCK_AHEAD_MAX, CURSOR_BYTES_MAX, EXTERNAL_SYNC_UNIT_BATCH_ITEMS,
         FINDING_BYTES_MAX, FINDING_KINDS_MAX, FINDINGS_KEPT, ID_BYTES_MAX, LEDGER_RUNS_MAX,
-        MESSAGE_BYTES_MAX, MESSAGE_BYTES_SOFT, OPEN_BATCHES_MAX, VALUE_BYTES_MAX,
+        MESSAGE_BYTES_MAX, MESSAGE_BYTES_SOFT, OPEN_BATCHES_MAX, REFETCH_IDS, REJECTED_FEW, REJECTED_IDS_MAX,
+        REJECTED_JSON_BYTES_MAX, REJECTED_KEPT_MAX, REJECTED_PERCENT_MAX, VALUE_BYTES_MAX,
     };
 }
 

@@ -19,6 +19,7 @@ mod lanes;
 mod message;
 mod phases;
 mod platform;
+mod rejected;
 mod retry;
 mod sdk;
 mod serve;

@@ -16,7 +16,7 @@ use crate::clock::Clock;
 use crate::error::{Error, Result, chain};
 use crate::model::{EXTERNAL_SYNC_UNIT_BATCH_ITEMS, Micros, Phase, StreamName};
 use crate::record::Record;
-use crate::store::{CursorWatch, Page, Run, WindowRow};
+use crate::store::{CursorWatch, Page, Run, WindowRow, refetched};
 
 use super::check::{CheckPolicy, Checks};
 use super::context::Context;
@@ -24,6 +24,7 @@ use super::delivery::Delivery;
 use super::extractor::{ExternalSyncUnit, Extractor, SourceError, caught};
 use super::invocation::{Ending, Invocation, Stop};
 use super::keeper::Keeper;
+use super::rejected;
 use super::sdk::Scope;
 use super::window::{Bounds, Window, resolve};
 
@@ -192,16 +193,23 @@ impl Invocation<'_> {
         }
         let mut pages = Pages::new(context, keeper, delivery);
         let mut checks = None;
+        while let Some((item_type, ids)) = run.next_rejected(|item_type| context.extracts(item_type))? {
+            pages.wait_for_room()?;
+            pages.ensure_time()?;
+            let checks = self.loaded(&mut checks, extractor, context)?;
+            pages.started = self.clock.elapsed();
+            let mut page = rejected::refetch(extractor, context, &item_type, &ids)?;
+            self.settle(extractor, context, refetched()?.as_str(), &mut page, checks)?;
+            pages.stage_refetched(page)?;
+            pages.deliver()?;
+        }
         for stream in extractor.streams() {
             let stream = StreamName::new(stream)?;
             let mut watch = CursorWatch::default();
             while let Some(cursor) = run.stream_cursor::<E::Cursor>(&stream)? {
                 pages.wait_for_room()?;
                 pages.ensure_time()?;
-                let checks = match &mut checks {
-                    Some(checks) => checks,
-                    None => checks.insert(self.checks(extractor, context)?),
-                };
+                let checks = self.loaded(&mut checks, extractor, context)?;
                 pages.started = self.clock.elapsed();
                 let mut page =
                     caught(|| extractor.page(context, stream.as_str(), cursor)).map_err(|error| {
@@ -212,16 +220,44 @@ impl Invocation<'_> {
                     *last_item_type = Some(item_type.to_owned());
                 }
                 let (items, by_type, more) = (page.items(), page.items_by_type(), page.next.is_some());
-                page.leave_out(|item_type| !context.extracts(item_type));
-                if let Some(checks) = checks {
-                    checks.page(stream.as_str(), &mut page).map_err(|reason| Stop::failed(&reason))?;
-                }
+                self.settle(extractor, context, stream.as_str(), &mut page, checks)?;
                 pages.stage(&stream, page, &mut watch)?;
                 debug!(stream = stream.as_str(), items, ?by_type, more, "page staged");
                 pages.deliver()?;
             }
         }
-        Ok(())
+        rejected::check_part(run, self.settings.rejected_percent)
+    }
+
+    /// What pages are checked by, asked for once.
+    fn loaded<'l, E: Extractor>(
+        &self,
+        checks: &'l mut Option<Option<Checks>>,
+        extractor: &mut E,
+        context: &Context<'_>,
+    ) -> Result<Option<&'l mut Checks>, Stop> {
+        let checks = match checks {
+            Some(checks) => checks,
+            None => checks.insert(self.checks(extractor, context)?),
+        };
+        Ok(checks.as_mut())
+    }
+
+    /// Decides which records of a page are staged: those that are wanted and not rejected.
+    fn settle<E: Extractor>(
+        &self,
+        extractor: &E,
+        context: &Context<'_>,
+        stream: &str,
+        page: &mut Page<E::Cursor>,
+        checks: Option<&mut Checks>,
+    ) -> Result<(), Stop> {
+        page.leave_out(|item_type| !context.extracts(item_type));
+        if let Some(checks) = checks {
+            checks.page(stream, page).map_err(|reason| Stop::failed(&reason))?;
+        }
+        page.rejected_max(self.settings.rejected_max);
+        rejected::check_refetchable(extractor, context.run, stream, page)
     }
 
     /// What pages are checked by in this invocation; `None`: they are not checked.
@@ -308,6 +344,16 @@ impl<'p, 'd> Pages<'p, 'd> {
         Ok(())
     }
 
+    /// Stores what was fetched of rejected records.
+    fn stage_refetched<C: Serialize>(&mut self, page: Page<C>) -> Result<()> {
+        let run = self.context.run;
+        if let Some(keeper) = self.keeper {
+            keeper.admit(run, &refetched()?, &page)?;
+        }
+        self.delivery.add(run.stage_refetched(page)?);
+        Ok(())
+    }
+
     /// Moves what is closed on towards the platform, and saves a checkpoint if one is due.
     fn deliver(&mut self) -> Result<()> {
         self.delivery.step()?;
@@ -322,7 +368,7 @@ impl<'p, 'd> Pages<'p, 'd> {
 
 impl Stop {
     /// Says what was being done when something failed.
-    fn while_doing(self, what: &str) -> Self {
+    pub(super) fn while_doing(self, what: &str) -> Self {
         match self {
             Self::Ending(Ending::Failed { code, message }) => {
                 Self::Ending(Ending::Failed { code, message: format!("{what}: {message}") })

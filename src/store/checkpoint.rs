@@ -32,6 +32,7 @@ use super::lifecycle::{Deletion, PAST_MAX, get_or_create, keep_deletion, new_uni
 use super::most_read;
 use super::notes::Standing;
 use super::open::SyncUnit;
+use super::rejected::{self, RejectedPart};
 use super::rows::{
     BATCHES, BOOKMARKS, BatchRow, BatchState, BookmarkRow, CHUNKS, EVENTS, EventRow, FINDINGS, Json, Key,
     LEDGER, MESSAGES, MOST_READ, MessageRow, MostReadRow, PAST, POSITIONS, PastRow, RUN_IDS, RUNS, Row,
@@ -246,6 +247,7 @@ impl SyncUnit {
             message: None,
             used: UsedPart::default(),
             most_read: BTreeMap::new(),
+            rejected: RejectedPart::default(),
             past_runs: hashes(&past.run_ids),
             deletions: hashes(&past.deletions),
         })
@@ -284,6 +286,7 @@ impl Restoring<'_> {
         for (stream, &(pages, items)) in &checkpoint.most_read {
             change.put(&MOST_READ, &unit.clone().and_name(stream), &MostReadRow { pages, items })?;
         }
+        rejected::restore_unit(change, self.no, &checkpoint.rejected)?;
         for part in &checkpoint.ledger {
             change.put(&LEDGER, &run_key(self.no, part.run), &part.row())?;
         }
@@ -311,6 +314,7 @@ impl Restoring<'_> {
         for part in &position.findings {
             change.put(&FINDINGS, &part.kind.key(&prefix), &part.row())?;
         }
+        rejected::restore_run(change, self.no, run.no, &position.rejected)?;
         for part in &checkpoint.artifacts {
             change.put(&BATCHES, &prefix.clone().and_number(part.seq), &part.row())?;
         }
@@ -355,20 +359,20 @@ impl Restoring<'_> {
         for part in &self.checkpoint.artifacts {
             *uploaded.entry(&part.item_type).or_default() += u64::from(part.items);
         }
-        for (name, &(read, batches, skipped)) in &self.checkpoint.position.types {
+        for (name, &(read, batches, left_out)) in &self.checkpoint.position.types {
             let announced = self.checkpoint.announced.get(name).copied().unwrap_or_default();
             let unannounced = uploaded.remove(name.as_str()).unwrap_or(0);
             if u128::from(read)
-                != u128::from(announced.records) + u128::from(unannounced) + u128::from(skipped)
+                != u128::from(announced.records) + u128::from(unannounced) + u128::from(left_out)
             {
                 let AnnouncedPart { records, .. } = announced;
                 return Err(self.damaged(format!(
-                    "of {read} {name} read, {skipped} were skipped, {records} are announced and {unannounced} uploaded"
+                    "of {read} {name} read, {left_out} were left out, {records} are announced and {unannounced} uploaded"
                 )));
             }
             let counts = TypeRow {
                 read,
-                skipped,
+                left_out,
                 batched: announced.records + unannounced,
                 confirmed: announced.records,
                 announced: announced.records,
@@ -462,13 +466,14 @@ impl Run {
                 values: self.values(rows)?,
                 findings: findings_part(self, rows)?,
                 queue: queue_part(self, rows)?,
+                rejected: rejected::part_of_run(rows, &prefix)?,
                 ..Position::default()
             };
             for (name, stream) in rows.all(&STREAMS, &prefix)? {
                 position.streams.insert(self.name(&name)?, StreamPart::of(stream));
             }
             for (name, counts) in rows.all(&TYPES, &prefix)? {
-                position.types.insert(self.name(&name)?, (counts.read, counts.batches, counts.skipped));
+                position.types.insert(self.name(&name)?, (counts.read, counts.batches, counts.left_out));
             }
             Ok(Some(position))
         })
@@ -518,6 +523,7 @@ impl Run {
                 message: run.message.map(|no| self.message_part(rows, no, sealed)).transpose()?,
                 used,
                 most_read: most_read::part(rows, self.unit_no)?,
+                rejected: rejected::part_of_unit(rows, self.unit_no, LEDGER_MAX)?,
                 past_runs: hashes(&past.run_ids),
                 deletions: hashes(&past.deletions),
             })

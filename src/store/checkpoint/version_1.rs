@@ -249,6 +249,7 @@ impl From<Whole> for Checkpoint {
             message: whole.message.filter(|message| event == Some(message.event)).map(Message::into_part),
             used: UsedPart::default(),
             most_read: BTreeMap::new(),
+            rejected: super::RejectedPart::default(),
             past_runs: Vec::new(),
             deletions: Vec::new(),
         }

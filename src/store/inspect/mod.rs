@@ -41,12 +41,14 @@
 
 mod check;
 mod overlay;
+mod rejected;
 mod report;
 mod snapshot;
 #[cfg(test)]
 mod tests;
 
 pub use check::{CheckFinding, CheckReport, check};
+pub use rejected::{RejectedReport, RejectedStage};
 pub use report::{
     AttachmentsReport, BatchCounts, BatchReport, BatchStage, BookmarkReport, FailedAttachmentReport,
     FindingsReport, LedgerReport, LedgerTypeReport, Line, MessageFate, MessageKind, MessageReport,

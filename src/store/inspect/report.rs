@@ -17,6 +17,7 @@ use crate::model::{Micros, Phase};
 use crate::record::{Attachment, FindingCounts};
 use crate::store::findings::FindingKind;
 use crate::store::most_read::far_more_than;
+use crate::store::rejected;
 use crate::store::rows::{
     self, BATCHES, BOOKMARKS, BatchRow, EVENTS, FAILED, FINDINGS, FailedRow, Json, KEPT_FROM, Key, LEDGER,
     LedgerRow, MESSAGES, MessageRow, MostReadRow, QUEUES, REQUEUED, RUNS, Row, RunRow, STREAMS, TYPES, Table,
@@ -285,6 +286,8 @@ pub struct TypeReport {
     pub read: u64,
     /// Those that the platform does not want: they were staged nowhere.
     pub skipped: u64,
+    /// Those that were rejected, which were staged nowhere either. Records that were asked for again in vain are not read.
+    pub rejected: u64,
     /// Those in closed batches.
     pub batched: u64,
     /// Those in the batch that is still open.
@@ -472,6 +475,8 @@ pub struct LedgerTypeReport {
     pub read: u64,
     /// Those that the platform did not want.
     pub skipped: u64,
+    /// Those that were rejected.
+    pub rejected: u64,
     /// Those that were announced, or acknowledged.
     pub announced: u64,
     /// Artifacts that they were in.
@@ -606,9 +611,11 @@ pub(super) fn read(view: &View<'_>, id: &str, unit: &UnitRow, last: usize) -> Re
     each(view, &LEDGER, &prefix, number_of, |no, row| {
         report.unit.ledger_runs += 1;
         run_ids.insert(no, row.id.clone());
-        push_last(&mut ledger, last, ledger_report(id, row));
+        push_last(&mut ledger, last, (no, row));
     })?;
-    report.ledger = ledger.into();
+    for (no, row) in ledger {
+        report.ledger.push(ledger_report(id, row, &rejected::counts(view, &run_key(unit.no, no))?));
+    }
     if let Some((no, row)) = current {
         run_ids.insert(no, row.id.clone());
         let key = run_key(unit.no, no);
@@ -740,8 +747,10 @@ fn push_last<T>(newest: &mut VecDeque<T>, last: usize, item: T) -> Option<T> {
 
 fn item_types(view: &View<'_>, id: &str, run: &str, key: &Key) -> Result<Vec<TypeReport>> {
     let mut types = BTreeMap::new();
+    let rejected = rejected::counts(view, key)?;
     each(view, &TYPES, key, name, |item_type, row| {
         let none = BatchCounts::default();
+        let rejected = rejected.get(&item_type).copied().unwrap_or(0);
         types.insert(
             item_type.clone(),
             TypeReport {
@@ -749,7 +758,8 @@ fn item_types(view: &View<'_>, id: &str, run: &str, key: &Key) -> Result<Vec<Typ
                 run: run.to_owned(),
                 item_type,
                 read: row.read,
-                skipped: row.skipped,
+                skipped: row.left_out.saturating_sub(rejected),
+                rejected,
                 batched: row.batched,
                 open_items: row.open_items.into(),
                 open_bytes: row.open_bytes,
@@ -865,7 +875,8 @@ fn event_name(view: &View<'_>, unit: u64, run: u64, hash: u64) -> Result<String>
     Ok(event.map_or_else(|| format!("hash {hash:016x}"), |event| event.identity.shown(hash)))
 }
 
-fn ledger_report(id: &str, row: LedgerRow) -> LedgerReport {
+fn ledger_report(id: &str, row: LedgerRow, rejected: &BTreeMap<String, u64>) -> LedgerReport {
+    let rejected_of = |item_type: &str| rejected.get(item_type).copied().unwrap_or(0);
     LedgerReport {
         sync_unit: id.to_owned(),
         run: row.id,
@@ -883,11 +894,12 @@ fn ledger_report(id: &str, row: LedgerRow) -> LedgerReport {
             .types
             .into_iter()
             .map(|counts| LedgerTypeReport {
-                item_type: counts.item_type,
                 read: counts.read,
-                skipped: counts.skipped,
+                skipped: counts.left_out.saturating_sub(rejected_of(&counts.item_type)),
+                rejected: rejected_of(&counts.item_type),
                 announced: counts.announced,
                 artifacts: counts.artifacts,
+                item_type: counts.item_type,
             })
             .collect(),
         attachments: row.attachments.into(),
@@ -969,7 +981,7 @@ fn status_of(status: rows::RunStatus) -> RunStatus {
     }
 }
 
-fn time<S: Serializer>(moment: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn time<S: Serializer>(moment: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&moment.to_rfc3339_opts(SecondsFormat::AutoSi, true))
 }
 

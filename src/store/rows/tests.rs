@@ -173,7 +173,7 @@ fn golden_bytes_of_a_run() {
     golden(
         &TypeRow {
             read: 1,
-            skipped: 9,
+            left_out: 9,
             batched: 2,
             confirmed: 3,
             announced: 4,
@@ -185,7 +185,7 @@ fn golden_bytes_of_a_run() {
         },
         0x5aa1_3d12,
         &[
-            ("read, skipped, batched, confirmed, announced", "01 09 02 03 04"),
+            ("read, left_out, batched, confirmed, announced", "01 09 02 03 04"),
             ("batches, artifacts_announced", "05 06"),
             ("open_items, open_bytes", "07 08"),
             ("last_artifact", "01 01 61"),
@@ -293,7 +293,7 @@ fn golden_bytes_of_the_conversation() {
             types: vec![LedgerType {
                 item_type: "t".to_owned(),
                 read: 8,
-                skipped: 11,
+                left_out: 11,
                 announced: 9,
                 artifacts: 10,
             }],
@@ -309,7 +309,7 @@ fn golden_bytes_of_the_conversation() {
             ("epochs, pages, events, events_reused", "04 05 06 07"),
             ("errors, warnings", "08 09"),
             ("types: how many", "01"),
-            ("item_type, read, skipped, announced, artifacts", "01 74 08 0b 09 0a"),
+            ("item_type, read, left_out, announced, artifacts", "01 74 08 0b 09 0a"),
             ("attachments: queued, settled, failed", "0b 0c 0d"),
         ],
     );
@@ -523,10 +523,10 @@ fn message_row() -> impl Strategy<Value = MessageRow> {
 
 fn ledger_row() -> impl Strategy<Value = LedgerRow> {
     let types = vec((any::<String>(), any::<[u64; 4]>()), 0..4).prop_map(|types| {
-        let of = |(item_type, [read, skipped, announced, artifacts]): (String, [u64; 4])| LedgerType {
+        let of = |(item_type, [read, left_out, announced, artifacts]): (String, [u64; 4])| LedgerType {
             item_type,
             read,
-            skipped,
+            left_out,
             announced,
             artifacts,
         };
@@ -631,7 +631,7 @@ proptest! {
         survives(
             &TypeRow {
                 read: a,
-                skipped: h,
+                left_out: h,
                 batched: b,
                 confirmed: c,
                 announced: d,
