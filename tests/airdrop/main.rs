@@ -12,6 +12,7 @@ mod domain_mapping;
 mod fixtures;
 mod formats;
 mod past;
+mod rejected;
 mod repeated_ids;
 mod saves;
 mod scope;

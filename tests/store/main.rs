@@ -8,6 +8,7 @@ mod fixtures;
 mod format;
 mod ids;
 mod opening;
+mod rejected;
 mod simulated_disk;
 #[path = "../support/mod.rs"]
 mod support;
