@@ -22,6 +22,7 @@ use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::common::tell;
 use crate::repository::{Commit, FileAtHead, GitError, Log, Repository, Signature, start_of};
 
 const COMMITS: &str = "commits";
@@ -187,7 +188,7 @@ impl<'a> GitExtractor<'a> {
     }
 
     fn warn(&self, text: &str) {
-        self.bar.suspend(|| eprintln!("warning: {text}"));
+        self.bar.suspend(|| tell(&format!("warning: {text}")));
     }
 }
 
