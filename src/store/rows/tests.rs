@@ -159,6 +159,10 @@ fn golden_bytes_of_a_run() {
             ("activity: changed_at, deaths", "01 20 11"),
         ],
     );
+}
+
+#[test]
+fn golden_bytes_of_streams_and_item_types() {
     golden_of(
         2,
         &StreamRow {
