@@ -11,6 +11,7 @@
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
+use std::io::{self, Write as _};
 use std::time::Duration;
 
 use highwater::airdrop::{
@@ -22,7 +23,6 @@ use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::common::tell;
 use crate::repository::{Commit, FileAtHead, GitError, Log, Repository, Signature, start_of};
 
 const COMMITS: &str = "commits";
@@ -188,7 +188,8 @@ impl<'a> GitExtractor<'a> {
     }
 
     fn warn(&self, text: &str) {
-        self.bar.suspend(|| tell(&format!("warning: {text}")));
+        // That nobody reads it is no failure.
+        self.bar.suspend(|| drop(writeln!(io::stderr(), "warning: {text}")));
     }
 }
 
