@@ -371,7 +371,7 @@ fn checkpoint_of(document: &Document, sync_unit: &str) -> Result<Option<Checkpoi
 /// What a message that we composed announces, in its order: each batch, but for its seq, with its artifact.
 ///
 /// # Errors
-/// `WorkerState` if it is none of ours.
+/// `WorkerState` if it is not one of ours.
 fn announced(body: &str, sync_unit: &str) -> Result<Vec<(BatchInfo, String)>> {
     #[derive(Deserialize)]
     struct Body {
@@ -399,7 +399,7 @@ fn announced(body: &str, sync_unit: &str) -> Result<Vec<(BatchInfo, String)>> {
     };
     let body: Body = serde_json::from_str(body).map_err(|error| Error::WorkerState {
         what: format!("{CHECKPOINT_KEY} in {}", what(sync_unit)),
-        reason: format!("its sealed message is none of ours: {error}"),
+        reason: format!("its sealed message cannot be read: {error}"),
     })?;
     let entries = body.event_data.artifacts.into_iter();
     Ok(entries

@@ -24,15 +24,17 @@ use serde::de::IgnoredAny;
 
 use crate::artifact::{decompress, line_count};
 use crate::error::{Error, Result};
-use crate::model::{FINDINGS_KEPT, ItemType, LEDGER_RUNS_MAX, RunId, StreamName, SyncUnitId, ValueKey};
+use crate::model::{
+    FINDINGS_KEPT, ItemType, LEDGER_RUNS_MAX, Micros, RunId, StreamName, SyncUnitId, ValueKey,
+};
 use crate::store::codec::DecodeError;
 use crate::store::digest::{KnownId, number_of_id};
 use crate::store::findings::FindingKind;
 #[cfg(feature = "testing")]
 use crate::store::open::Store;
 use crate::store::rows::{
-    ATTACHMENTS, AttachmentRow, BATCHES, BOOKMARKS, BatchRow, BatchState, CHUNKS, EVENTS, EventRow, FAILED,
-    FILES, FINDINGS, FormatRow, Json, Key, LEDGER, LedgerRow, MESSAGES, META, MOST_READ, MessageFate,
+    ATTACHMENTS, AttachmentRow, BATCHES, BOOKMARKS, BatchRow, BatchState, CHUNKS, DEATHS, EVENTS, EventRow,
+    FAILED, FILES, FINDINGS, FormatRow, Json, Key, LEDGER, LedgerRow, MESSAGES, META, MOST_READ, MessageFate,
     MessageKind, MessageRow, PAST, PAYLOADS, POSITIONS, Payload, QUEUES, QueueRow, REJECTED, REJECTED_COUNTS,
     REJECTED_IN_RUN, REQUEUED, RUN_IDS, RUNS, Row, RunIdRow, RunRow, RunStatus, SEEN, SEEN_BY_HASH, STREAMS,
     TYPES, Table, TypeRow, UNITS, USED, USED_NEWEST, UnitRow, VALUES, name_of, run_key,
@@ -197,6 +199,7 @@ impl Check<'_> {
         self.owned(&REQUEUED, &numbers)?;
         self.owned(&USED, &numbers)?;
         self.owned(&USED_NEWEST, &numbers)?;
+        self.owned(&DEATHS, &numbers)?;
         Ok(units)
     }
 
@@ -326,7 +329,7 @@ impl Check<'_> {
         let mut found =
             |problem: String| self.found(RUNS.name, Some(id), format!("run {}: {problem}", run.id));
         if RunId::new(run.id.as_str()).is_err() {
-            found("its id is none".to_owned());
+            found("invalid run id".to_owned());
         }
         if known_as != Some(no) {
             found("its id does not lead to it".to_owned());
@@ -344,7 +347,7 @@ impl Check<'_> {
             (_, None) => found("it is over, and the ledger does not have it".to_owned()),
             (status, Some(entry)) => {
                 if entry.status != status || entry.id != run.id || run.ended_at != Some(entry.ended_at) {
-                    found("the ledger says otherwise of it".to_owned());
+                    found("the ledger disagrees with it".to_owned());
                 }
             }
         }
@@ -547,7 +550,7 @@ impl Check<'_> {
                 self.found(STREAMS.name, Some(id), format!("stream {stream} of run {}: {problem}", run.id));
             };
             if StreamName::new(stream.as_str()).is_err() {
-                found("its name is none");
+                found("invalid stream name");
             }
             if row.pages > 0 && row.exhausted == row.cursor.is_some() {
                 found("it has a cursor exactly if it is exhausted");
@@ -607,7 +610,7 @@ impl Check<'_> {
                 self.found(TYPES.name, Some(id), problem);
             }
             if ItemType::new(item_type.as_str()).is_err() {
-                self.found(TYPES.name, Some(id), format!("the item type {item_type:?} is none"));
+                self.found(TYPES.name, Some(id), format!("invalid item type {item_type:?}"));
             }
         }
         Ok(())
@@ -832,7 +835,7 @@ impl Check<'_> {
             if let Some(number) = event.message {
                 match messages.get(&number) {
                     // Of older events a checkpoint brings back which message answered, and not the message.
-                    None if event.identity.whole().is_none() => {}
+                    None if event.accepted_at == Micros(0) => {}
                     None => found(&format!("message {number}, which answers it, is missing")),
                     Some(message) if message.run != *run || message.event != *hash => {
                         found(&format!("message {number}, which answers it, answers another"));
@@ -847,12 +850,12 @@ impl Check<'_> {
         let prefix = Key::unit(unit.no);
         for (stream, row) in self.rows(&BOOKMARKS, &prefix, name)? {
             if StreamName::new(stream.as_str()).is_err() || !is_json(&row.json) || row.run >= unit.next_run {
-                self.found(BOOKMARKS.name, Some(id), format!("the bookmark of stream {stream} is none"));
+                self.found(BOOKMARKS.name, Some(id), format!("invalid bookmark of stream {stream}"));
             }
         }
         for (key, Json(value)) in self.rows(&VALUES, &prefix, name)? {
             if ValueKey::new(key.as_str()).is_err() || !is_json(&value) {
-                self.found(VALUES.name, Some(id), format!("the value {key} is none"));
+                self.found(VALUES.name, Some(id), format!("invalid value {key}"));
             }
         }
         Ok(())

@@ -15,7 +15,8 @@ use crate::store::rows::{
 };
 use crate::store::tables::{Rows, View};
 
-use super::report::{each, time};
+use super::scan::each;
+use super::words::time;
 
 /// Where a rejected record stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
