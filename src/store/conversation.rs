@@ -21,6 +21,7 @@ use crate::transfer::Event;
 
 use super::attachments::queue::{check_attachments, name_file};
 use super::batches::states::{batches_in, move_batch};
+use super::deaths::note_death;
 use super::digest::KnownId;
 use super::lifecycle::{
     check_balance, check_exhausted, close_run, current_run, find_run_id, get_or_create, new_run,
@@ -198,6 +199,7 @@ impl SyncUnit {
         let latest = row.event == Some(find_event(change, unit.no, no, &event.identity)?.0);
         let Some(message_no) = seen.message else {
             if latest && row.status == RunStatus::Open {
+                note_death(change, &run_key(unit.no, no), row, self.now())?;
                 row.epoch += 1;
                 if self.inner.breaks(Safeguard::StartKept) {
                     row.started_at = self.now();
@@ -253,8 +255,12 @@ impl SyncUnit {
         event: &Incoming,
         resumed: bool,
     ) -> Result<Accepted> {
+        if row.event.is_some() && row.message.is_none() {
+            note_death(change, &run_key(unit.no, no), &mut row, self.now())?;
+        }
         row.events += 1;
         row.epoch += 1;
+        row.activity.changed_at = Some(self.now());
         if resumed && self.inner.breaks(Safeguard::StartKept) {
             row.started_at = self.now();
         }

@@ -30,8 +30,8 @@ use crate::model::{Micros, Phase, Phases};
 use super::super::digest::{Digest, KnownId};
 use super::super::findings::FindingPart;
 use super::super::rows::{
-    BatchRow, BatchState, Dates, FailedRow, FileRow, LedgerAttachments, LedgerRow, LedgerType, MessageFate,
-    MessageKind, NotBefore, QueueRow, RunRow, RunStatus, StreamRow, UnitRow, WindowRow,
+    Activity, BatchRow, BatchState, Dates, FailedRow, FileRow, LedgerAttachments, LedgerRow, LedgerType,
+    MessageFate, MessageKind, NotBefore, Pace, QueueRow, RunRow, RunStatus, StreamRow, UnitRow, WindowRow,
 };
 
 /// The newest form that this version writes and reads.
@@ -386,6 +386,7 @@ impl RunPart {
             first_message: self.first_message,
             message,
             artifacts_max: self.artifacts_max,
+            activity: Activity::default(),
         }
     }
 }
@@ -469,6 +470,7 @@ impl LedgerPart {
             warnings: self.warnings,
             types: self.types.iter().map(row_of).collect(),
             attachments: self.attachments.row(),
+            deaths: 0,
         }
     }
 
@@ -704,6 +706,7 @@ impl StreamPart {
             pages: self.pages,
             items: self.items,
             bookmark: self.bookmark.clone(),
+            pace: Pace::default(),
         }
     }
 }

@@ -31,8 +31,8 @@ use crate::store::findings::FindingKind;
 #[cfg(feature = "testing")]
 use crate::store::open::Store;
 use crate::store::rows::{
-    ATTACHMENTS, AttachmentRow, BATCHES, BOOKMARKS, BatchRow, BatchState, CHUNKS, EVENTS, EventRow, FAILED,
-    FILES, FINDINGS, FormatRow, Json, Key, LEDGER, LedgerRow, MESSAGES, META, MOST_READ, MessageFate,
+    ATTACHMENTS, AttachmentRow, BATCHES, BOOKMARKS, BatchRow, BatchState, CHUNKS, DEATHS, EVENTS, EventRow,
+    FAILED, FILES, FINDINGS, FormatRow, Json, Key, LEDGER, LedgerRow, MESSAGES, META, MOST_READ, MessageFate,
     MessageKind, MessageRow, PAST, PAYLOADS, POSITIONS, Payload, QUEUES, QueueRow, REQUEUED, RUN_IDS, RUNS,
     Row, RunIdRow, RunRow, RunStatus, SEEN, SEEN_BY_HASH, STREAMS, TYPES, Table, TypeRow, UNITS, USED,
     USED_NEWEST, UnitRow, VALUES, name_of, run_key,
@@ -193,6 +193,7 @@ impl Check<'_> {
         self.owned(&REQUEUED, &numbers)?;
         self.owned(&USED, &numbers)?;
         self.owned(&USED_NEWEST, &numbers)?;
+        self.owned(&DEATHS, &numbers)?;
         Ok(units)
     }
 
