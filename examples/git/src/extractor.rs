@@ -11,6 +11,7 @@
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
+use std::io::{self, Write as _};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -193,7 +194,8 @@ impl<'a> GitExtractor<'a> {
     }
 
     fn warn(&self, text: &str) {
-        self.bar.suspend(|| eprintln!("warning: {text}"));
+        // That nobody reads it is no failure.
+        self.bar.suspend(|| drop(writeln!(io::stderr(), "warning: {text}")));
     }
 }
 
