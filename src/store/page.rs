@@ -410,11 +410,10 @@ impl<C> Page<C> {
         self.records.last().map(|(item_type, _)| item_type.as_str())
     }
 
-    /// The lines of its records of the item types that are wanted, for the explorer's oracle.
+    /// Item types and ids of the records that it rejects, for the explorer's oracle.
     #[cfg(feature = "testing")]
-    pub(crate) fn lines(&self, wanted: impl Fn(&str) -> bool) -> Vec<String> {
-        let records = self.records.iter().filter(|(item_type, _)| wanted(item_type));
-        records.flat_map(|(_, records)| records.iter().map(Record::to_line)).collect()
+    pub(crate) fn rejected_ids(&self) -> impl Iterator<Item = (String, String)> {
+        self.rejected.iter().map(|(item_type, rejection)| (item_type.clone(), rejection.id.clone()))
     }
 
     /// The bookmark, for the explorer's oracle.

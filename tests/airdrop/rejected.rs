@@ -69,7 +69,7 @@ impl Way {
 fn source<'a>(
     way: Way,
     pages: u32,
-    is_bad: impl Fn(&str) -> bool + Sync + 'a,
+    is_bad: impl Fn(&str) -> bool + Send + Sync + 'a,
     refetch: Option<&'a (dyn Fn(&str) -> Again + Sync)>,
     asked: &'a Mutex<Vec<Vec<String>>>,
 ) -> Source<'a> {
@@ -382,7 +382,7 @@ fn more_than_the_limit_of_ids_is_an_error_at_once_and_nothing_of_the_page_is_sto
             assert_eq!(serve(&mut world, loses_disk, &mut second, name, "b", no), OutcomeKind::Error);
             let error = world.airdrop.last().error();
             assert!(error.contains("the limit is 5 ids") && error.contains("b-2-0 of issues"), "{error}");
-            assert_eq!(second.asked.last(), Some(&("issues".to_owned(), Some(2))), "it is fetched again");
+            assert_eq!(second.asked().last(), Some(&("issues".to_owned(), Some(2))), "it is fetched again");
         }
         assert_eq!(asked.lock().unwrap().concat().len(), 4, "they are asked for once in a run");
         world.serve = world.serve.clone().rejected_max(6);
@@ -419,7 +419,7 @@ fn more_than_the_part_of_a_run_is_an_error_once_everything_is_read() {
         world.serve = world.serve.clone().rejected_percent(5);
         let mut on = source(Way::Author, 11, bad, Some(&passes), &asked);
         assert_eq!(serve(&mut world, loses_disk, &mut on, DATA_ON, "a", 3), OutcomeKind::Done);
-        assert_eq!(on.asked, [], "nothing is read again");
+        assert_eq!(on.asked(), [], "nothing is read again");
         // A small run with a few bad ones is none to stop for.
         world.serve = world.serve.clone().rejected_percent(0);
         let few = |id: &str| id.ends_with("-7") || id.ends_with("-8");
@@ -496,7 +496,8 @@ fn what_is_out_of_scope_is_not_rejected_and_not_asked_for_until_it_is_wanted_aga
 fn left_out_is_one_record_and_never_an_item_type_that_is_not_declared_or_a_record_without_an_id() {
     let unknown = || Page::last().record("epics", Record::new("E-1", &json!({})).unwrap());
     let without_id = || Page::last().record("issues", Record::flat(&json!({ "size": 7 })).unwrap());
-    for (page, says) in [(&unknown as &(dyn Fn() -> Page<u32> + Sync), "epics"), (&without_id, "data")] {
+    for (page, says) in [(&unknown as &(dyn Fn() -> Page<u32> + Send + Sync), "epics"), (&without_id, "data")]
+    {
         let world = World::new(7);
         let asked = Mutex::default();
         let mut source = source(Way::Policy, 1, |_| false, Some(&|_: &str| Again::Passes), &asked);

@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 use crate::model::{Micros, Phase, Phases};
 
 use super::super::codec;
-use super::super::rejected::RejectedPart;
 use super::form::{
     AnnouncedPart, ArtifactPart, Checkpoint, CountsPart, DatesPart, EventPart, FatePart, FilePart, IdHash,
     KindPart, LedgerPart, LedgerTypePart, MessagePart, NotBeforePart, Position, RunIdPart, RunPart,
