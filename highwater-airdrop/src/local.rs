@@ -68,9 +68,9 @@ use tempfile::NamedTempFile;
 use self::lines::Lines;
 use crate::error::{Error, Result, chain};
 
-#[cfg(feature = "program")]
 pub use self::driver::{ItemTotals, LocalEvent, SyncReport, SyncStep};
 pub use self::events::SyncSettings;
+#[cfg(feature = "program")]
 pub(crate) use self::events::UNKNOWN_EVENT;
 
 /// Bytes of worker state that the platform keeps at most.
