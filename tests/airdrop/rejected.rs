@@ -13,6 +13,7 @@ use highwater::airdrop::{CheckPolicy, Context, OutcomeKind, SourceError};
 use highwater::inspect::{RejectedStage, Snapshot};
 use highwater::limits::{REFETCH_IDS, REJECTED_FEW, REJECTED_IDS_MAX};
 use highwater::record::{Field, Metadata, Normalizer, RecordType};
+use highwater::testing::{Act, Explore, Setting, SimSource};
 use highwater::{Page, Record};
 use serde_json::{Value, json};
 
@@ -559,4 +560,20 @@ fn the_first_of_a_kind_are_kept_whole_up_to_a_limit_and_shown_on_request() {
     assert_eq!(whole, json!({ "id": "I-01", "is": ["secret"], "size": "big" }));
     assert!(shown.iter().all(|one| one.first_run.as_deref() == Some("a") && !one.reason.is_empty()));
     assert!(rejected(&world, false).iter().all(|one| one.json.is_none()));
+}
+
+/// The explorer's own oracle: what it saw handed over is announced or was bad, and each run asks for what those before it
+/// left, wherever the process dies.
+#[test]
+fn wherever_the_process_dies_what_was_rejected_is_asked_for_and_what_passes_is_announced_once() {
+    for explore in [Explore::new().states(600), Explore::new().states(50).without_disk()] {
+        let rejects = Act::With(Setting::Rejects);
+        let report = explore.with_acts([rejects]).run(SimSource::new);
+        println!("{report}");
+        assert!(report.failure.is_none(), "{report}");
+        for what in ["asked-again", "mended", "bad-still", "gone"] {
+            let times = report.faults.get(&format!("source/{what}")).copied();
+            assert!(times.is_some_and(|times| times > 20), "{what}: {times:?}\n{report}");
+        }
+    }
 }
