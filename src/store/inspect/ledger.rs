@@ -10,7 +10,7 @@ use crate::record::FindingCounts;
 use crate::store::rows::LedgerRow;
 
 use super::attachments::AttachmentsReport;
-use super::words::{RunStatus, optional_time, time};
+use super::words::{RunStatus, is_zero, optional_time, time};
 
 /// What remains of a run that is over.
 #[derive(Debug, Clone, Serialize)]
@@ -61,6 +61,7 @@ pub struct LedgerTypeReport {
     /// Those that the platform did not want.
     pub skipped: u64,
     /// Those that were rejected.
+    #[serde(skip_serializing_if = "is_zero")]
     pub rejected: u64,
     /// Those that were announced, or acknowledged.
     pub announced: u64,

@@ -11,7 +11,7 @@ use crate::store::rows::{self, BATCHES, BatchRow, FINDINGS, Key, TYPES, number_o
 use crate::store::tables::{Rows, View};
 
 use super::scan::{each, name};
-use super::words::{BatchStage, optional_raw};
+use super::words::{BatchStage, is_zero, optional_raw};
 
 /// Batches in one state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -40,6 +40,7 @@ pub struct TypeReport {
     /// Those that the platform does not want: they were staged nowhere.
     pub skipped: u64,
     /// Those that were rejected, which were staged nowhere either. Records that were asked for again in vain are not read.
+    #[serde(skip_serializing_if = "is_zero")]
     pub rejected: u64,
     /// Those in closed batches.
     pub batched: u64,
