@@ -379,6 +379,35 @@ fn golden_bytes_of_findings() {
 }
 
 #[test]
+fn golden_bytes_of_rejected_records() {
+    golden(
+        &RejectedRow {
+            fate: RejectedFate::Passed,
+            run: 251,
+            rejected_at: Micros(1),
+            asked: 2,
+            kind: "k".to_owned(),
+            reason: "why".to_owned(),
+            json: Some(("{}".to_owned(), 3)),
+        },
+        0xe357_8a89,
+        &[
+            ("fate", "01"),
+            ("run", "fb fb00"),
+            ("rejected_at", "02"),
+            ("asked", "02"),
+            ("kind, reason", "01 6b 03 776879"),
+            ("json: text, bytes of the whole", "01 02 7b7d 03"),
+        ],
+    );
+    golden(&RejectedCountRow { records: 251 }, 0xd721_1c3e, &[("records", "fb fb00")]);
+    let key = run_key(1, 2).and_rejected("issues", "a\0b");
+    assert_eq!(key.as_bytes(), b"\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02issues\0a\0b");
+    assert_eq!(rejected_of(b"issues\0a\0b"), Ok(("issues", "a\0b")));
+    assert!(rejected_of(b"issues").is_err());
+}
+
+#[test]
 fn golden_bytes_of_rows_about_attachments() {
     golden(
         &QueueRow {
@@ -722,6 +751,20 @@ proptest! {
                 tries: small,
                 ready_at: created,
                 reason: None,
+            },
+            flip,
+            noise,
+        );
+        survives(&RejectedCountRow { records: a }, flip, noise);
+        survives(
+            &RejectedRow {
+                fate: RejectedFate::Gone,
+                run: a,
+                rejected_at: created_at,
+                asked: small,
+                kind: one.clone(),
+                reason: three.clone(),
+                json: Some((one.clone(), b)),
             },
             flip,
             noise,
