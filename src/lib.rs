@@ -111,9 +111,9 @@
 //! | --- | --- | --- | --- |
 //! | 6 | `bin/highwater-dump/` | shows a store to a person or a script | `clap`, `comfy_table` |
 //! | 5 | `testing/` | simulated disk, platform, source and clock; the explorer that kills an extractor at every step | |
-//! | 4 | `airdrop`, `airdrop/serve`, `airdrop/phases`, `airdrop/attachments`, `airdrop/answer`, `airdrop/delivery`, `airdrop/in_flight`, `airdrop/attempt`, `airdrop/body`, `airdrop/invocation`, `airdrop/settings`, `airdrop/extractor`, `airdrop/context`, `airdrop/check`, `airdrop/lanes`, `airdrop/keeper`, `airdrop/sdk` | drives an [`Extractor`](airdrop::Extractor) through an event | |
+//! | 4 | `airdrop`, `airdrop/serve`, `airdrop/phases`, `airdrop/attachments`, `airdrop/answer`, `airdrop/delivery`, `airdrop/in_flight`, `airdrop/attempt`, `airdrop/body`, `airdrop/invocation`, `airdrop/settings`, `airdrop/extractor`, `airdrop/context`, `airdrop/check`, `airdrop/lanes`, `airdrop/keeper`, `airdrop/saved`, `airdrop/sdk` | drives an [`Extractor`](airdrop::Extractor) through an event | |
 //! | 4 | `airdrop/client` | speaks HTTP | `ureq` |
-//! | 3 | `store`, `store/open`, `store/run`, `store/lifecycle`, `store/migrate`, `store/conversation`, `store/notes`, `store/batches/`, `store/uploads`, `store/used_ids`, `store/most_read`, `store/attachments/`, `store/findings`, `store/checkpoint/`, `store/inspect/` | what is remembered, the iterators over it, its portable form, a look from outside | `base64` |
+//! | 3 | `store`, `store/open`, `store/run`, `store/lifecycle`, `store/mend/`, `store/migrate`, `store/conversation`, `store/notes`, `store/batches/`, `store/uploads`, `store/used_ids`, `store/most_read`, `store/attachments/`, `store/findings`, `store/checkpoint/`, `store/inspect/` | what is remembered, the iterators over it, its portable form, a look from outside | `base64` |
 //! | 2 | `store/tables` | every method is one atomic change | |
 //! | 1 | `store/backend/` | where the bytes of a store are: what is asked of them, and who keeps them | `redb` |
 //! | 1 | `airdrop/document`, `airdrop/event`, `airdrop/message`, `airdrop/platform`, `airdrop/retry`, `airdrop/status`, `airdrop/window` | what is said, to whom, how often, and of which time | |
@@ -168,6 +168,7 @@ pub use record::Record;
 #[doc(hidden)]
 pub use store::Disk;
 pub use store::inspect;
+pub use store::mend;
 pub use store::{
     AttachmentCounts, Attachments, Batch, BatchKey, Batches, FailedAttachment, Page, QueuedAttachment, Run,
     Store, StoreOptions, SyncUnit,

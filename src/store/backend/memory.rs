@@ -1,5 +1,5 @@
-//! Bytes in memory, gone with the process: for tests that need no disk, and the second backend that the conformance suite
-//! is held against. The explorer uses it nowhere: its workers without a disk of their own die in the middle of what they
+//! Bytes in memory, gone with the process: for a worker state that is mended, for tests that need no disk, and the second
+//! backend that the conformance suite is held against. The explorer uses it nowhere: its workers without a disk of their own die in the middle of what they
 //! write, too.
 //!
 //! Changes are made one at a time. Of each, what it writes is kept beside the tables until it is committed; a table is
