@@ -102,28 +102,10 @@
 //! - **N7.** Once per run is not once for ever: what was modified after the last finished run *started* is announced
 //!   again by the next one.
 //!
-//! # Rooms
+//! # Where to read on
 //!
-//! A room uses rooms of its own layer and of those below. `tests/project/layering.rs` reads this table, and the source, and
-//! fails where one is not true of the other; a room with a slash at its end has everything in that folder.
-//!
-//! | layer | rooms | what they are for | alone in using |
-//! | --- | --- | --- | --- |
-//! | 6 | `bin/highwater-dump/` | shows a store to a person or a script | `clap`, `comfy_table` |
-//! | 5 | `testing/` | simulated disk, platform, source and clock; the explorer that kills an extractor at every step | |
-//! | 4 | `airdrop`, `airdrop/serve`, `airdrop/phases`, `airdrop/attachments`, `airdrop/answer`, `airdrop/delivery`, `airdrop/in_flight`, `airdrop/attempt`, `airdrop/body`, `airdrop/invocation`, `airdrop/settings`, `airdrop/extractor`, `airdrop/context`, `airdrop/check`, `airdrop/lanes`, `airdrop/keeper`, `airdrop/saved`, `airdrop/sdk` | drives an [`Extractor`](airdrop::Extractor) through an event | |
-//! | 4 | `airdrop/client` | speaks HTTP | `ureq` |
-//! | 3 | `store`, `store/open`, `store/run`, `store/lifecycle`, `store/mend/`, `store/migrate`, `store/conversation`, `store/notes`, `store/batches/`, `store/uploads`, `store/used_ids`, `store/most_read`, `store/attachments/`, `store/findings`, `store/checkpoint/`, `store/inspect/` | what is remembered, the iterators over it, its portable form, a look from outside | `base64` |
-//! | 2 | `store/tables` | every method is one atomic change | |
-//! | 1 | `store/backend/` | where the bytes of a store are: what is asked of them, and who keeps them | `redb` |
-//! | 1 | `airdrop/document`, `airdrop/event`, `airdrop/message`, `airdrop/platform`, `airdrop/retry`, `airdrop/status`, `airdrop/window` | what is said, to whom, how often, and of which time | |
-//! | 1 | `record/`, `store/page`, `store/cursors` | what a record is, what metadata says of it, what a page is, and where it leads | |
-//! | 1 | `artifact` | JSON Lines and gzip | `flate2` |
-//! | 1 | `store/rows/` | what is stored, under which key | `serde_bytes` |
-//! | 1 | `store/codec` | the envelope of every stored value | `bincode`, `flate2`, `thiserror` |
-//! | 1 | `store/digest` | what an id is known by: whole, by a digest, by a number | `sha2` |
-//! | 0 | `model`, `transfer`, `clock`, `cut`, `store/disk` | ids, limits, phases and pure transitions; the life of an upload; time; text cut to a limit; the disk as a seam | |
-//! | 0 | `error` | the one error type | `thiserror` |
+//! [`airdrop`] is the conversation with Airdrop, [`record`] what a record is, `testing` the crash explorer. The guide, the
+//! reasons behind the design and the table of rooms are pages in the folder `docs` of the repository.
 
 #![cfg_attr(
     not(test),
@@ -184,7 +166,8 @@ pub mod limits {
     };
 }
 
-/// The README's examples are tests, too.
+/// The examples of the README and of the pages that need no crate beside this one are tests, too.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
-mod readme {}
+#[doc = include_str!("../docs/attachments.md")]
+mod pages {}

@@ -171,7 +171,7 @@ impl Api {
                 break;
             }
             if artifact.get("item_count").and_then(Value::as_u64) != Some(lines) {
-                let text = format!("artifact {id} has {lines} lines, and its item_count says otherwise");
+                let text = format!("artifact {id} has {lines} lines, and its item_count disagrees");
                 exchange.lint("item-count", 400, text)?;
             }
         }

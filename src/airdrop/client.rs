@@ -215,7 +215,7 @@ impl Client {
         self.json(step, response, ANSWER_BYTES_MAX)
     }
 
-    /// Tells something, where the status is all the answer.
+    /// Sends a request; only the status of the answer matters.
     fn tell(
         &self,
         call: Call,

@@ -371,7 +371,7 @@ pub(super) fn checkpoint_of(document: &Document, sync_unit: &str) -> Result<Opti
 /// What a message that we composed announces, in its order: each batch, but for its seq, with its artifact.
 ///
 /// # Errors
-/// `WorkerState` if it is none of ours.
+/// `WorkerState` if it is not one of ours.
 pub(super) fn announced(body: &str, sync_unit: &str) -> Result<Vec<(BatchInfo, String)>> {
     #[derive(Deserialize)]
     struct Body {
@@ -399,7 +399,7 @@ pub(super) fn announced(body: &str, sync_unit: &str) -> Result<Vec<(BatchInfo, S
     };
     let body: Body = serde_json::from_str(body).map_err(|error| Error::WorkerState {
         what: format!("{CHECKPOINT_KEY} in {}", what(sync_unit)),
-        reason: format!("its sealed message is none of ours: {error}"),
+        reason: format!("its sealed message cannot be read: {error}"),
     })?;
     let entries = body.event_data.artifacts.into_iter();
     Ok(entries

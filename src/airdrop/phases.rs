@@ -66,7 +66,7 @@ impl Invocation<'_> {
         Ok(Some(Window { from: window.from.map(Micros::to_time), to: window.to.to_time() }))
     }
 
-    /// What of the data is wanted: resolved when the data phase begins, and the same until the run is over.
+    /// The extraction scope: resolved when the data phase begins, and fixed until the run is over.
     fn scope(&self, run: &Run, keeper: Option<&Keeper<'_>>, phase: Phase) -> Result<Scope, Stop> {
         if phase < Phase::Data || (keeper.is_none() && !self.settings.scope) {
             return Ok(Scope::default());

@@ -86,8 +86,8 @@ pub trait Platform: Sync {
         Err(PlatformError::Refused { status: 501, reason })
     }
 
-    /// Sees that an initial domain mapping makes sense, and asks for what its install needs. Called before its blueprint
-    /// is created, which nobody would remove again if the install then could not even be tried.
+    /// Validates an initial domain mapping, and fetches what its install needs. Called before its blueprint is created: a
+    /// blueprint whose install cannot even be tried would be left behind.
     ///
     /// # Errors
     /// What became of the attempt.

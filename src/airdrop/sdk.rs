@@ -210,8 +210,8 @@ impl SdkState {
         }))
     }
 
-    /// Sees that the window of a run under way makes sense. One of ours that is shorter than a millisecond does not, as
-    /// the SDK writes it.
+    /// Validates the window of a run under way: it must not be empty. One of ours that is shorter than a millisecond is
+    /// empty once the SDK has written it.
     ///
     /// # Errors
     /// `WorkerState`, naming the key.
@@ -469,7 +469,7 @@ fn is_reserved(name: &str) -> bool {
     KEYS.contains(&name) || [SDK_STATE, CONNECTOR_STATE, CHECKPOINT_KEY].contains(&name)
 }
 
-/// Sees that what an extractor sets as the connector's own keys can stand beside the others.
+/// Validates what an extractor sets as the connector's own keys: an object without a key that is ours or the SDK's.
 ///
 /// # Errors
 /// `Invalid`, naming the key.

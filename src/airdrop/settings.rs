@@ -86,7 +86,7 @@ impl Serve {
         self
     }
 
-    /// Spells answers so, however the event is spelled.
+    /// Overrides the spelling of the answers' event types. Unless set, an answer is spelled as its event is.
     pub fn spelling(mut self, spelling: Spelling) -> Self {
         self.spelling = Some(spelling);
         self

@@ -109,7 +109,7 @@ fn fate_of(call: Call, fault: CallFault) -> (bool, Result<(), PlatformError>) {
         CallFault::Status { code, applied } => (applied, unknown(&code.to_string())),
         CallFault::Reset { applied } => (applied, unknown("connection reset in mid-body")),
         CallFault::BadBody => match call {
-            Call::Prepare | Call::LoadState => (true, unknown("200 with a body that is none")),
+            Call::Prepare | Call::LoadState => (true, unknown("200 with an unreadable body")),
             // Of the others no body is read, but for what is downloaded.
             _ => (true, Ok(())),
         },

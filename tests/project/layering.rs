@@ -1,7 +1,7 @@
-//! The rooms of the crate are where its doc says: a room uses only its own layer and those below, and a crate that one
-//! room is to be alone with is used nowhere else.
+//! The rooms of the crate are where `docs/design.md` says: a room uses only its own layer and those below, and a crate
+//! that one room is to be alone with is used nowhere else.
 //!
-//! The table under "Rooms" in `src/lib.rs` is what is held true, against every path in every file of `src/`. The
+//! The table under "Rooms" in `docs/design.md` is what is held true, against every path in every file of `src/`. The
 //! source is read as tokens: comments, doc comments and strings name nothing, and paths inside of macros count.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +29,10 @@ type Sources = BTreeMap<String, Vec<Named>>;
 
 fn lib() -> String {
     fs::read_to_string(src().join("lib.rs")).unwrap()
+}
+
+fn design() -> String {
+    fs::read_to_string(src().join("../docs/design.md")).unwrap()
 }
 
 fn src() -> PathBuf {
@@ -64,8 +68,8 @@ fn named(module: &str, source: &str) -> Vec<Named> {
     found
 }
 
-/// The table of the crate doc.
-fn rooms(lib: &str) -> Vec<Room> {
+/// The table of the page on the design.
+fn rooms(design: &str) -> Vec<Room> {
     let names = |cell: &str| -> Vec<String> {
         cell.split(',')
             .map(str::trim)
@@ -78,9 +82,9 @@ fn rooms(lib: &str) -> Vec<Room> {
             })
             .collect()
     };
-    let (_, section) = lib.split_once("//! # Rooms\n").expect("the crate doc has its table of rooms");
-    let rows = section.lines().take_while(|line| line.starts_with("//!")).filter_map(|line| {
-        let row = line.strip_prefix("//! |")?.strip_suffix('|')?;
+    let (_, section) = design.split_once("\n## Rooms\n").expect("docs/design.md has its table of rooms");
+    let rows = section.lines().take_while(|line| !line.starts_with('#')).filter_map(|line| {
+        let row = line.strip_prefix('|')?.strip_suffix('|')?;
         let cells: Vec<&str> = row.split('|').map(str::trim).collect();
         let [layer, rooms, _, crates] = cells[..] else { panic!("{line:?} has not four columns") };
         Some((layer.parse().ok()?, names(rooms), names(crates)))
@@ -216,7 +220,7 @@ fn target(path: &[String], module: &[String], modules: &BTreeSet<String>) -> Opt
 /// Everything in the source that the table of rooms does not allow.
 fn findings(sources: &Sources) -> Vec<String> {
     let mut findings = Vec::new();
-    let rooms = rooms(&lib());
+    let rooms = rooms(&design());
     let modules: BTreeSet<String> =
         sources.keys().filter(|name| !name.starts_with("bin/")).cloned().collect();
     let alone: BTreeSet<&String> = rooms.iter().flat_map(|room| &room.crates).collect();
@@ -228,7 +232,7 @@ fn findings(sources: &Sources) -> Vec<String> {
     for (name, named) in sources {
         let in_bin = name.starts_with("bin/");
         let Some(room) = room_of(&rooms, name) else {
-            findings.push(format!("{name} is in no layer: give it a place in the table"));
+            findings.push(format!("{name} is in no layer: give it a place in the table of docs/design.md"));
             continue;
         };
         for (path, module) in named {
@@ -350,7 +354,7 @@ fn a_circle_of_files_is_found() {
 #[test]
 fn lib_rs_lists_the_rooms_layer_by_layer() {
     let sources = sources();
-    let rooms = rooms(&lib());
+    let rooms = rooms(&design());
     let tokens: Vec<_> = TokenStream::from_str(&lib()).unwrap().into_iter().collect();
     let listed: Vec<String> = tokens
         .windows(3)

@@ -296,7 +296,7 @@ fn every_replaced_stand_in_is_told_by_field_and_an_id_of_minus_one_is_an_id() {
         json!({"id": "-1", "data": {"size": null, "due": null, "title": null, "home": {"city": null}, "tags": []}})
     );
     assert_eq!(changes(&record).len(), 5);
-    // A rule of its own says otherwise, for a field and for the id.
+    // A rule of its own overrides it, for a field and for the id.
     let own = normalizer().null_if([-1]).rule("size", FieldRule::new().null_if([0]));
     assert_eq!(
         strict(&own.normalize(&json!({"id": "1", "size": -1})).unwrap().to_line())["data"]["size"],

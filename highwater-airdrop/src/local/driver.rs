@@ -90,8 +90,8 @@ pub struct SyncSettings {
 }
 
 impl SyncSettings {
-    /// A sync of the unit that the external system knows under this id; the platform calls it the same, unless
-    /// [`SyncSettings::sync_unit_id`] says otherwise.
+    /// A sync of the unit that the external system knows under this id. The platform's own id is the same, unless
+    /// [`SyncSettings::sync_unit_id`] sets another.
     pub fn new(external_sync_unit_id: impl Into<String>) -> Self {
         let id = external_sync_unit_id.into();
         Self {
@@ -618,7 +618,7 @@ impl<'a> Turn<'a> {
         let first = phases.find(|phase| initial || *phase != Phase::ExternalSyncUnits);
         let first = first.ok_or_else(|| Error::Invalid {
             what: format!("a sync of {} in these phases", self.settings.sync_unit_id),
-            reason: "there is none that an incremental sync has: metadata, data or attachments".to_owned(),
+            reason: "an incremental sync needs at least one of metadata, data and attachments".to_owned(),
         })?;
         self.make_event(run, first, false, 0)
     }

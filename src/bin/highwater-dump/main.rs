@@ -1,6 +1,7 @@
 //! `highwater-dump`: shows a store to a person or a script, and checks what an extractor is to deliver. Every command
 //! looks and none writes.
 
+mod mend;
 mod show;
 mod validate;
 
@@ -103,6 +104,8 @@ enum Command {
         #[arg(long, conflicts_with = "seq")]
         json: bool,
     },
+    #[command(flatten)]
+    Mend(mend::Mending),
     ValidateMetadata(validate::ValidateMetadata),
     ValidateData(validate::ValidateData),
 }
@@ -173,6 +176,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
         (Some(Command::Message { store, unit, number }), _) => message(&store, &unit, number),
         (Some(Command::Batch { store, unit, seq: Some(seq), .. }), _) => batch_lines(&store, &unit, seq),
         (Some(Command::Batch { store, unit, seq: None, json }), _) => batches(&store, &unit, json),
+        (Some(Command::Mend(mending)), _) => mending.run(),
         (Some(Command::ValidateMetadata(args)), _) => return Ok(args.run()),
         (Some(Command::ValidateData(args)), _) => return Ok(args.run()),
         (None, None) => Ok(Exit::Usage),

@@ -261,7 +261,7 @@ impl Redb {
         match error {
             TableError::TableDoesNotExist(_) => Ok(empty),
             TableError::TableTypeMismatch { table, .. } | TableError::TableIsMultimap(table) => {
-                let reason = format!("it is a redb file, and its table {table} is none of ours");
+                let reason = format!("it is a redb file, and its table {table} is of another type");
                 Err(Error::NotAStore { path: self.path.clone(), reason })
             }
             error => Err(self.error("read", &error.into())),

@@ -325,7 +325,7 @@ impl Check<'_> {
         let mut found =
             |problem: String| self.found(RUNS.name, Some(id), format!("run {}: {problem}", run.id));
         if RunId::new(run.id.as_str()).is_err() {
-            found("its id is none".to_owned());
+            found("invalid run id".to_owned());
         }
         if known_as != Some(no) {
             found("its id does not lead to it".to_owned());
@@ -343,7 +343,7 @@ impl Check<'_> {
             (_, None) => found("it is over, and the ledger does not have it".to_owned()),
             (status, Some(entry)) => {
                 if entry.status != status || entry.id != run.id || run.ended_at != Some(entry.ended_at) {
-                    found("the ledger says otherwise of it".to_owned());
+                    found("the ledger disagrees with it".to_owned());
                 }
             }
         }
@@ -546,7 +546,7 @@ impl Check<'_> {
                 self.found(STREAMS.name, Some(id), format!("stream {stream} of run {}: {problem}", run.id));
             };
             if StreamName::new(stream.as_str()).is_err() {
-                found("its name is none");
+                found("invalid stream name");
             }
             if row.pages > 0 && row.exhausted == row.cursor.is_some() {
                 found("it has a cursor exactly if it is exhausted");
@@ -606,7 +606,7 @@ impl Check<'_> {
                 self.found(TYPES.name, Some(id), problem);
             }
             if ItemType::new(item_type.as_str()).is_err() {
-                self.found(TYPES.name, Some(id), format!("the item type {item_type:?} is none"));
+                self.found(TYPES.name, Some(id), format!("invalid item type {item_type:?}"));
             }
         }
         Ok(())
@@ -857,7 +857,7 @@ impl Check<'_> {
         let prefix = Key::unit(unit.no);
         for (stream, row) in self.rows(&BOOKMARKS, &prefix, name)? {
             if StreamName::new(stream.as_str()).is_err() || !is_json(&row.json) || row.run >= unit.next_run {
-                self.found(BOOKMARKS.name, Some(id), format!("the bookmark of stream {stream} is none"));
+                self.found(BOOKMARKS.name, Some(id), format!("invalid bookmark of stream {stream}"));
             }
         }
         for (stream, row) in self.rows(&NEXT_CURSORS, &prefix, name)? {
@@ -875,7 +875,7 @@ impl Check<'_> {
         }
         for (key, Json(value)) in self.rows(&VALUES, &prefix, name)? {
             if ValueKey::new(key.as_str()).is_err() || !is_json(&value) {
-                self.found(VALUES.name, Some(id), format!("the value {key} is none"));
+                self.found(VALUES.name, Some(id), format!("invalid value {key}"));
             }
         }
         Ok(())

@@ -413,7 +413,7 @@ const BROKEN: &[Broken] = &[
     ("runs: run second: its id does not lead to it", |change| {
         change.remove(&RUN_IDS, &Key::unit(1).and_hash("second")).unwrap();
     }),
-    ("runs: run : its id is none", |change| alter_run(change, |run| run.id = String::new())),
+    ("runs: run : invalid run id", |change| alter_run(change, |run| run.id = String::new())),
     ("runs: run second: it counts from 0", |change| alter_run(change, |run| run.epoch = 0)),
     ("runs: run second: it is open and has an end", |change| {
         alter_run(change, |run| run.ended_at = Some(Micros(1)));
@@ -425,7 +425,7 @@ const BROKEN: &[Broken] = &[
     ("runs: run second: it is over, and the ledger does not have it", |change| {
         alter_run(change, |run| run.status = Status::Finished);
     }),
-    ("runs: run second: the ledger says otherwise of it", |change| {
+    ("runs: run second: the ledger disagrees with it", |change| {
         alter_run(change, |run| run.status = Status::Finished);
         let entry = change.get(&LEDGER, &run_key(1, 1)).unwrap().unwrap();
         change.put(&LEDGER, &second(), &entry).unwrap();
@@ -470,11 +470,11 @@ const BROKEN: &[Broken] = &[
     ("streams: stream issues of run second: its bookmark is no JSON", |change| {
         alter_stream(change, |stream| stream.bookmark = Some("{".to_owned()));
     }),
-    ("streams: stream  of run second: its name is none", |change| {
+    ("streams: stream  of run second: invalid stream name", |change| {
         let row = change.get(&STREAMS, &issues()).unwrap().unwrap();
         change.put(&STREAMS, &second(), &row).unwrap();
     }),
-    ("types: the item type \"a/b\" is none", |change| {
+    ("types: invalid item type \"a/b\"", |change| {
         change.put(&TYPES, &second().and_name("a/b"), &TypeRow::default()).unwrap();
     }),
     ("runs: run second: 4 batches are open, there are 3", |change| {
@@ -605,11 +605,11 @@ const BROKEN: &[Broken] = &[
         let entry = change.get(&LEDGER, &run_key(1, 1)).unwrap().unwrap();
         (3..1_004).for_each(|no| change.put(&LEDGER, &run_key(1, no), &entry).unwrap());
     }),
-    ("bookmarks: the bookmark of stream issues is none", |change| {
+    ("bookmarks: invalid bookmark of stream issues", |change| {
         let row = BookmarkRow { json: "{".to_owned(), run: 1 };
         change.put(&BOOKMARKS, &Key::unit(1).and_name("issues"), &row).unwrap();
     }),
-    ("values: the value key is none", |change| {
+    ("values: invalid value key", |change| {
         change.put(&VALUES, &Key::unit(1).and_name("key"), &Json("{".to_owned())).unwrap();
     }),
     ("values: key \\x07: its key is too short", |change| {

@@ -16,8 +16,8 @@ use super::super::backend::file::open_to_read;
 use super::super::backend::redb::is_open_elsewhere;
 use super::super::open::Store;
 use super::super::rows::ActRow;
-use super::invalid;
 use super::kept::keep_act;
+use super::plan::invalid;
 
 /// What compacting a store saves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

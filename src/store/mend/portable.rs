@@ -38,7 +38,8 @@ use super::super::rows::{
 use super::super::tables::{Change, FORMAT, Rows, Tables};
 
 use super::kept::acts_of;
-use super::{Known, Plan, PlannedChange, changed_since, invalid, note, shown};
+use super::plan::{Plan, PlannedChange, changed_since, invalid, shown};
+use super::unit::{Known, note};
 
 /// The newest form that this version writes and reads.
 const VERSION: u32 = 1;
