@@ -342,7 +342,11 @@ fn deletion_token(holder: &str) -> String {
 }
 
 /// Puts a checkpoint into a worker state.
-pub(super) fn set_checkpoint(document: &mut Document, checkpoint: &Checkpoint, sync_unit: &str) -> Result<()> {
+pub(super) fn set_checkpoint(
+    document: &mut Document,
+    checkpoint: &Checkpoint,
+    sync_unit: &str,
+) -> Result<()> {
     let json = RawValue::from_string(checkpoint.to_json(sync_unit)?);
     let json =
         json.map_err(|error| Error::WorkerState { what: what(sync_unit), reason: error.to_string() })?;

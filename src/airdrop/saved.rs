@@ -115,5 +115,6 @@ impl SavedState {
 /// What a state stands in that was saved as the platform answered it.
 fn answer_around(text: &str) -> Option<Map<String, Value>> {
     let answer: Map<String, Value> = serde_json::from_str(text).ok()?;
-    (answer.get(STATE).is_some_and(Value::is_string) && !answer.contains_key(CHECKPOINT_KEY)).then_some(answer)
+    (answer.get(STATE).is_some_and(Value::is_string) && !answer.contains_key(CHECKPOINT_KEY))
+        .then_some(answer)
 }

@@ -26,9 +26,9 @@ use super::most_read;
 use super::notes::{drop_notes, start_is_unknown};
 use super::open::SyncUnit;
 use super::rows::{
-    ACTS, BATCHES, BOOKMARKS, BookmarkRow, CHUNKS, EVENTS, FINDINGS, Key, LEDGER, LedgerRow, LedgerType, MESSAGES,
-    MOST_READ, PAST, PAYLOADS, POSITIONS, PastRow, RUN_IDS, RUNS, RunIdRow, RunRow, RunStatus, STREAMS,
-    TYPES, UNITS, USED, USED_NEWEST, UnitRow, VALUES, message_key, name_of, number_of, run_key,
+    ACTS, BATCHES, BOOKMARKS, BookmarkRow, CHUNKS, EVENTS, FINDINGS, Key, LEDGER, LedgerRow, LedgerType,
+    MESSAGES, MOST_READ, PAST, PAYLOADS, POSITIONS, PastRow, RUN_IDS, RUNS, RunIdRow, RunRow, RunStatus,
+    STREAMS, TYPES, UNITS, USED, USED_NEWEST, UnitRow, VALUES, message_key, name_of, number_of, run_key,
 };
 use super::run::{Run, find_by_id};
 use super::tables::{Change, Rows, Tables};

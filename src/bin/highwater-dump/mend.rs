@@ -236,7 +236,12 @@ fn rewind_to(text: &str) -> RewindTo {
     let time = DateTime::parse_from_rfc3339(text)
         .map(|at| at.to_utc())
         .ok()
-        .or_else(|| naive.iter().find_map(|form| NaiveDateTime::parse_from_str(text, form).ok()).map(|at| at.and_utc()))
+        .or_else(|| {
+            naive
+                .iter()
+                .find_map(|form| NaiveDateTime::parse_from_str(text, form).ok())
+                .map(|at| at.and_utc())
+        })
         .or_else(|| Some(NaiveDate::parse_from_str(text, "%Y-%m-%d").ok()?.and_hms_opt(0, 0, 0)?.and_utc()));
     time.map_or_else(|| RewindTo::Run(text.to_owned()), RewindTo::Time)
 }
@@ -417,7 +422,9 @@ impl How {
         } else {
             words(&mut out, act, lines)?;
             match backup {
-                Some(path) => writeln!(out, "done; as it was before: {}", visible(&path.display().to_string()))?,
+                Some(path) => {
+                    writeln!(out, "done; as it was before: {}", visible(&path.display().to_string()))?
+                }
                 None if done => writeln!(out, "done")?,
                 None => writeln!(out, "nothing was changed")?,
             }
@@ -454,8 +461,9 @@ fn fold(out: &mut impl Write, indent: &str, line: &str) -> io::Result<()> {
 
 /// Puts a text in the place of a file: all of it, or none.
 fn replace(path: &Path, text: &str) -> Result<(), Failure> {
-    let mut write = || -> io::Result<()> {
-        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let write = || -> io::Result<()> {
+        let directory =
+            path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let mut new = tempfile::NamedTempFile::new_in(directory)?;
         new.write_all(text.as_bytes())?;
         new.as_file().set_permissions(fs::metadata(path)?.permissions())?;

@@ -31,11 +31,12 @@ use crate::store::findings::FindingKind;
 #[cfg(feature = "testing")]
 use crate::store::open::Store;
 use crate::store::rows::{
-    ACTS, ATTACHMENTS, AttachmentRow, BATCHES, BOOKMARKS, BatchRow, BatchState, CHUNKS, EVENTS, EventRow, FAILED,
-    FILES, FINDINGS, FormatRow, Json, Key, LAST_CURSORS, LEDGER, LedgerRow, MESSAGES, META, MOST_READ, MessageFate,
-    MessageKind, MessageRow, NEXT_CURSORS, PAST, PAYLOADS, POSITIONS, Payload, QUEUES, QueueRow, REQUEUED, REWOUND, RUN_IDS, RUNS,
-    Row, RunIdRow, RunRow, RunStatus, SEEN, SEEN_BY_HASH, STANDING_BOOKMARKS, STANDINGS, STREAMS, TYPES, Table, TypeRow, UNITS, USED,
-    USED_NEWEST, UnitRow, VALUES, name_of, run_key,
+    ACTS, ATTACHMENTS, AttachmentRow, BATCHES, BOOKMARKS, BatchRow, BatchState, CHUNKS, EVENTS, EventRow,
+    FAILED, FILES, FINDINGS, FormatRow, Json, Key, LAST_CURSORS, LEDGER, LedgerRow, MESSAGES, META,
+    MOST_READ, MessageFate, MessageKind, MessageRow, NEXT_CURSORS, PAST, PAYLOADS, POSITIONS, Payload,
+    QUEUES, QueueRow, REQUEUED, REWOUND, RUN_IDS, RUNS, Row, RunIdRow, RunRow, RunStatus, SEEN, SEEN_BY_HASH,
+    STANDING_BOOKMARKS, STANDINGS, STREAMS, TYPES, Table, TypeRow, UNITS, USED, USED_NEWEST, UnitRow, VALUES,
+    name_of, run_key,
 };
 use crate::store::tables::View;
 
@@ -861,8 +862,15 @@ impl Check<'_> {
             }
         }
         for (stream, row) in self.rows(&NEXT_CURSORS, &prefix, name)? {
-            if StreamName::new(stream.as_str()).is_err() || !is_json(&row.json) || row.from_run > unit.next_run {
-                self.found(NEXT_CURSORS.name, Some(id), format!("the next cursor of stream {stream} is none"));
+            if StreamName::new(stream.as_str()).is_err()
+                || !is_json(&row.json)
+                || row.from_run > unit.next_run
+            {
+                self.found(
+                    NEXT_CURSORS.name,
+                    Some(id),
+                    format!("the next cursor of stream {stream} is none"),
+                );
             }
         }
         for (run, row) in self.rows(&STANDINGS, &prefix, number)? {

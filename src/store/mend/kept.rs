@@ -216,7 +216,8 @@ impl KeptPart {
         let mut part = Self::default();
         let mut bytes = 0;
         for ActRow { at, by, act, changes } in acts(rows, sync_unit)?.into_iter().rev() {
-            bytes += PART_BYTES + by.len() + act.len() + changes.iter().map(|line| line.len() + 8).sum::<usize>();
+            bytes +=
+                PART_BYTES + by.len() + act.len() + changes.iter().map(|line| line.len() + 8).sum::<usize>();
             if bytes > ACTS_BYTES {
                 break;
             }
@@ -236,7 +237,12 @@ impl KeptPart {
             if bytes > STANDINGS_BYTES {
                 break;
             }
-            part.standings.push(StandingPart { run, watermark: row.watermark, bounds: row.bounds, bookmarks });
+            part.standings.push(StandingPart {
+                run,
+                watermark: row.watermark,
+                bounds: row.bounds,
+                bookmarks,
+            });
         }
         part.rewound = rows.get(&REWOUND, &prefix)?.map(|row| RewoundPart {
             at: row.at,

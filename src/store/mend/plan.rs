@@ -228,8 +228,10 @@ pub(super) fn shown_json(value: &Value) -> String {
 /// A few names, and how many more.
 pub(super) fn some_of(names: &[String]) -> String {
     const SHOWN: usize = 8;
-    let mut text = names.iter().take(SHOWN).map(|name| cut::to_chars(name, 80)).collect::<Vec<_>>().join(", ");
+    let mut text =
+        names.iter().take(SHOWN).map(|name| cut::to_chars(name, 80)).collect::<Vec<_>>().join(", ");
     if names.len() > SHOWN {
+        // A `String` takes whatever is written to it.
         let _ = write!(text, " and {} more", names.len() - SHOWN);
     }
     text
@@ -302,7 +304,9 @@ impl fmt::Display for PlannedChange {
                 }
                 Ok(())
             }
-            Self::DropValues { keys } => write!(f, "values of the extractor's own are dropped: {}", some_of(keys)),
+            Self::DropValues { keys } => {
+                write!(f, "values of the extractor's own are dropped: {}", some_of(keys))
+            }
             Self::ForgetUnit { runs, ledger_runs, attachments } => write!(
                 f,
                 "all of it is forgotten: {runs} runs begun, {ledger_runs} of them in the ledger, {attachments} attachments"
@@ -333,16 +337,21 @@ impl Plan {
             for NextStream { stream, bookmark, cursor } in &next.streams {
                 let mut line = format!("the next run begins stream {stream}");
                 match cursor {
-                    Some(cursor) => let _ = write!(line, " with the cursor {}", shown_json(cursor))),
+                    Some(cursor) => {
+                        let _ = write!(line, " with the cursor {}", shown_json(cursor));
+                    }
                     None => line.push_str(" at its beginning"),
                 }
                 if let Some(bookmark) = bookmark {
-                    line.push_str(&format!(", with the bookmark {}", shown_json(bookmark));
+                    let _ = write!(line, ", with the bookmark {}", shown_json(bookmark));
                 }
                 lines.push(line);
             }
             if next.attachments_requeued > 0 {
-                lines.push(format!("the next run tries {} failed attachments again", next.attachments_requeued));
+                lines.push(format!(
+                    "the next run tries {} failed attachments again",
+                    next.attachments_requeued
+                ));
             }
         }
         lines.extend(self.notes.iter().map(|note| format!("note: {note}")));

@@ -144,14 +144,15 @@ fn read(
         }
     };
     let first = next()?.ok_or_else(|| wrong("it is empty".to_owned()))?;
-    let header: Header =
-        serde_json::from_str(&first).map_err(|_| wrong("`highwater-dump export` did not write it".to_owned()))?;
+    let header: Header = serde_json::from_str(&first)
+        .map_err(|_| wrong("`highwater-dump export` did not write it".to_owned()))?;
     if header.kind != KIND {
         return Err(wrong(format!("it says that it is {:?}, not {KIND:?}", header.kind)));
     }
-    for (what, found, supported) in
-        [("the unit file", header.version, VERSION), ("the store of the unit file", header.store_format, FORMAT)]
-    {
+    for (what, found, supported) in [
+        ("the unit file", header.version, VERSION),
+        ("the store of the unit file", header.store_format, FORMAT),
+    ] {
         if found > supported {
             return Err(Error::NewerFormat { what: format!("{what} {shown}"), found, supported });
         }
@@ -223,7 +224,11 @@ fn write(rows: &impl Rows, sync_unit: &str, path: &Path, now: DateTime<Utc>) -> 
     for &table in ALL_TABLES {
         // The rows of these stand under the id of the unit.
         if table == UNITS.name || table == PAST.name {
-            rows.scan_raw(table, &by_name, |tail, row| if tail.is_empty() { put_row(table, tail, row) } else { Ok(()) })?;
+            rows.scan_raw(
+                table,
+                &by_name,
+                |tail, row| if tail.is_empty() { put_row(table, tail, row) } else { Ok(()) },
+            )?;
         } else if table == ACTS.name {
             rows.scan_raw(table, &acts_of(sync_unit), |tail, row| put_row(table, tail, row))?;
         } else if table != META.name {
@@ -289,8 +294,10 @@ impl Store {
         let unit = self.any_unit(SyncUnitId::new(file.sync_unit())?);
         let now = unit.now();
         self.inner.tables.change(|change| {
-            let replaces =
-                plan.changes.iter().any(|change| matches!(change, PlannedChange::Import { replaces: true, .. }));
+            let replaces = plan
+                .changes
+                .iter()
+                .any(|change| matches!(change, PlannedChange::Import { replaces: true, .. }));
             if self::plan(change, file, replaces)? != *plan {
                 return Err(changed_since(plan));
             }
@@ -362,7 +369,9 @@ fn plan(rows: &impl Rows, file: &UnitFile, replace: bool) -> Result<Plan> {
         replaces,
     });
     plan.notes.push(match &file.header.watermark {
-        Some(watermark) => format!("the next run asks for what was modified since {watermark}, or goes by the bookmarks"),
+        Some(watermark) => {
+            format!("the next run asks for what was modified since {watermark}, or goes by the bookmarks")
+        }
         None => "the next run asks for everything".to_owned(),
     });
     plan.notes.push(

@@ -16,16 +16,16 @@ use super::super::lifecycle::{close_run, usable_watermark};
 use super::super::open::{Store, SyncUnit};
 use super::super::rows::{
     ActRow, BOOKMARKS, BookmarkRow, FAILED, FailedRow, Json, Key, LEDGER, LedgerRow, MESSAGES, MOST_READ,
-    MessageFate, NEXT_CURSORS, NextCursorRow, QUEUES, REQUEUED, REWOUND, RUNS, RewoundRow, Row, RunRow, RunStatus,
-    SEEN, SEEN_BY_HASH, STREAMS, TYPES, Table, UNITS, UnitRow, VALUES, message_key, name_of, number_of,
-    run_key,
+    MessageFate, NEXT_CURSORS, NextCursorRow, QUEUES, REQUEUED, REWOUND, RUNS, RewoundRow, Row, RunRow,
+    RunStatus, SEEN, SEEN_BY_HASH, STREAMS, TYPES, Table, UNITS, UnitRow, VALUES, message_key, name_of,
+    number_of, run_key,
 };
 use super::super::tables::{Change, Rows};
 
 use super::kept::{STANDINGS_MAX, keep_act, last_cursor, remove_next_cursors, standing};
 use super::plan::{
-    Mend, NextRun, NextStream, Plan, PlannedChange, Requeue, RewindTo, SHOWN_CHARS, changed_since, invalid, shown,
-    shown_json, some_of, value,
+    Mend, NextRun, NextStream, Plan, PlannedChange, Requeue, RewindTo, SHOWN_CHARS, changed_since, invalid,
+    shown, shown_json, some_of, value,
 };
 
 /// Reasons that a plan to queue attachments again names.
@@ -57,7 +57,10 @@ impl Store {
         let now = unit.now();
         self.inner.tables.change(|change| {
             let Some(mend) = &plan.mend else {
-                return Err(invalid(format!("the plan to {}", plan.act), "it needs its file: `Store::import`".to_owned()));
+                return Err(invalid(
+                    format!("the plan to {}", plan.act),
+                    "it needs its file: `Store::import`".to_owned(),
+                ));
             };
             if plan_act(change, &unit.id, mend, now)? != *plan {
                 return Err(changed_since(plan));
@@ -279,8 +282,9 @@ impl<'a, R: Rows> Known<'a, R> {
             ),
             _ => "no run of it was finished yet".to_owned(),
         };
-        let no_run =
-            |what: &str, reason: &str| Err(invalid(format!("a rewind of {} to {what}", self.id), reason.to_owned()));
+        let no_run = |what: &str, reason: &str| {
+            Err(invalid(format!("a rewind of {} to {what}", self.id), reason.to_owned()))
+        };
         let found = match to {
             RewindTo::Run(id) => {
                 let found = runs.into_iter().rev().find(|(_, row)| row.id == *id);
@@ -300,7 +304,10 @@ impl<'a, R: Rows> Known<'a, R> {
             }
             RewindTo::Time(at) => {
                 let by_then = |row: &LedgerRow| row.ended_at.to_time() <= *at;
-                let found = runs.into_iter().filter(|(_, row)| by_then(row)).max_by_key(|(no, row)| (row.ended_at, *no));
+                let found = runs
+                    .into_iter()
+                    .filter(|(_, row)| by_then(row))
+                    .max_by_key(|(no, row)| (row.ended_at, *no));
                 match found {
                     Some(found) => found,
                     None => {
@@ -361,9 +368,7 @@ impl<'a, R: Rows> Known<'a, R> {
             row.id
         ));
         if newest.is_some() {
-            notes.push(
-                "how far back runs had reached by then is not kept: it stays as it is now".to_owned(),
-            );
+            notes.push("how far back runs had reached by then is not kept: it stays as it is now".to_owned());
         }
         Ok((unit, BTreeMap::new()))
     }
@@ -380,7 +385,8 @@ impl<'a, R: Rows> Known<'a, R> {
         self.plan_standing(&unit, &bookmarks, plan)?;
         if unit.watermark > self.unit.watermark {
             plan.notes.push(
-                "the watermark moves forward: what was to be extracted again since the last rewind is not".to_owned(),
+                "the watermark moves forward: what was to be extracted again since the last rewind is not"
+                    .to_owned(),
             );
         }
         plan.notes.push(self.values_stay()?);
@@ -528,8 +534,9 @@ impl<'a, R: Rows> Known<'a, R> {
     fn plan_cursor(&self, stream: &str, cursor: &str, force: bool, plan: &mut Plan) -> Result<()> {
         let stream = StreamName::new(stream)?;
         let what = format!("the cursor of stream {stream} of {}", self.id);
-        let given: Value = serde_json::from_str(cursor)
-            .map_err(|error| invalid(what.clone(), format!("it is not JSON: {error}; a text is \"quoted\"")))?;
+        let given: Value = serde_json::from_str(cursor).map_err(|error| {
+            invalid(what.clone(), format!("it is not JSON: {error}; a text is \"quoted\""))
+        })?;
         let clears = given.is_null();
         plan.act = if clears {
             format!("have stream {stream} of {} begin at its beginning", self.id)
@@ -546,7 +553,10 @@ impl<'a, R: Rows> Known<'a, R> {
                     [] => "no stream of this unit is known yet".to_owned(),
                     known => format!("known are {}", some_of(known)),
                 };
-                return Err(invalid(what, format!("no run has read such a stream; {known}; force it if it is right")));
+                return Err(invalid(
+                    what,
+                    format!("no run has read such a stream; {known}; force it if it is right"),
+                ));
             }
             match &last {
                 None if !force => {
@@ -613,7 +623,9 @@ impl<'a, R: Rows> Known<'a, R> {
                 self.id,
                 cut::to_chars(reason, SHOWN_CHARS)
             ),
-            (ids, None) => format!("queue failed attachments of {} again, with the ids {}", self.id, some_of(ids)),
+            (ids, None) => {
+                format!("queue failed attachments of {} again, with the ids {}", self.id, some_of(ids))
+            }
             (ids, Some(reason)) => format!(
                 "queue failed attachments of {} again, with the ids {} and a reason that holds {:?}",
                 self.id,
@@ -656,7 +668,8 @@ impl<'a, R: Rows> Known<'a, R> {
         {
             plan.notes.push(format!("run {} takes them up if it comes to its attachments yet", row.id));
         }
-        plan.next_run = Some(self.next_run(&self.unit, &self.bookmarks()?, &self.next_cursors()?, attachments)?);
+        plan.next_run =
+            Some(self.next_run(&self.unit, &self.bookmarks()?, &self.next_cursors()?, attachments)?);
         Ok(())
     }
 }
@@ -720,8 +733,9 @@ fn carry_out(unit: &SyncUnit, change: &Change<'_>, mend: &Mend) -> Result<()> {
             if *drop_values {
                 for (key, Json(_)) in change.all(&VALUES, &Key::unit(row.no))? {
                     if !key.starts_with(RESERVED_VALUE_PREFIX.as_bytes()) {
-                        let key = name_of(&key)
-                            .map_err(|error| change.tables().damaged(VALUES.name, &unit.key(), error.to_string()))?;
+                        let key = name_of(&key).map_err(|error| {
+                            change.tables().damaged(VALUES.name, &unit.key(), error.to_string())
+                        })?;
                         change.remove(&VALUES, &Key::unit(row.no).and_name(key))?;
                     }
                 }
@@ -733,7 +747,11 @@ fn carry_out(unit: &SyncUnit, change: &Change<'_>, mend: &Mend) -> Result<()> {
             if json == "null" {
                 change.remove(&NEXT_CURSORS, &key)?;
             } else {
-                change.put(&NEXT_CURSORS, &key, &NextCursorRow { json, from_run: row.next_run, set_at: now })?;
+                change.put(
+                    &NEXT_CURSORS,
+                    &key,
+                    &NextCursorRow { json, from_run: row.next_run, set_at: now },
+                )?;
             }
         }
         Mend::Requeue(which) => requeue(change, row.no, which)?,
@@ -783,17 +801,18 @@ fn requeue(change: &Change<'_>, unit: u64, which: &Requeue) -> Result<()> {
 fn same_shape(at: &str, last: &Value, given: &Value) -> Result<(), String> {
     let place = || if at.is_empty() { "it".to_owned() } else { at.to_owned() };
     match (last, given) {
-        (Value::Null, _) | (_, Value::Null) | (Value::Bool(_), Value::Bool(_)) | (Value::String(_), Value::String(_)) => {
-            Ok(())
-        }
+        (Value::Null, _)
+        | (_, Value::Null)
+        | (Value::Bool(_), Value::Bool(_))
+        | (Value::String(_), Value::String(_)) => Ok(()),
         (Value::Number(one), Value::Number(other)) if one.is_f64() == other.is_f64() => Ok(()),
         (Value::Number(_), Value::Number(_)) => {
             Err(format!("{} is a whole number in one and has a fraction in the other", place()))
         }
         (Value::Array(one), Value::Array(other)) => match one.first() {
-            Some(first) => {
-                (0..).zip(other).try_for_each(|(index, item)| same_shape(&format!("{at}[{index}]"), first, item))
-            }
+            Some(first) => (0..)
+                .zip(other)
+                .try_for_each(|(index, item)| same_shape(&format!("{at}[{index}]"), first, item)),
             None => Ok(()),
         },
         (Value::Object(one), Value::Object(other)) => {
@@ -822,4 +841,3 @@ fn kind(value: &Value) -> &'static str {
         Value::Object(_) => "an object",
     }
 }
-
