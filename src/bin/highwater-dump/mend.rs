@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use chrono::{DateTime, NaiveDate, NaiveDateTime, Utc};
 use clap::{Args, Subcommand};
 use highwater::airdrop::SavedState;
-use highwater::inspect::Snapshot;
+use highwater::inspect::{Snapshot, Source};
 use highwater::mend::{Compaction, Mend, Plan, Requeue, RewindTo, UnitFile};
 use highwater::{Error, Store};
 use serde::Serialize;
@@ -232,8 +232,10 @@ impl Mending {
 
 /// A time where it is one, else the id of a run.
 fn rewind_to(text: &str) -> RewindTo {
-    let naive = ["%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f"];
-    let time = DateTime::parse_from_rfc3339(text)
+    let naive = ["%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%MZ", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f"];
+    let with_zone = DateTime::parse_from_rfc3339(text)
+        .or_else(|_| DateTime::parse_from_str(text, "%Y-%m-%dT%H:%M%:z"));
+    let time = with_zone
         .map(|at| at.to_utc())
         .ok()
         .or_else(|| {
@@ -281,25 +283,23 @@ impl Unit {
             return self.mend_worker_state(how, command, act, &text);
         }
         let creates = matches!(act, Act::Import(..)) && !self.store.exists();
-        if how.dry_run {
-            let plan = if creates {
-                let dir = tempfile::tempdir()?;
-                act.plan(&Store::open(dir.path().join("state.redb"))?, &self.unit)?
-            } else {
-                act.look(&mut open(&self.store)?, &self.unit)?
-            };
+        // Planned by a look, so that a store which is not mended after all is left as it is.
+        let (plan, is_open) = if creates {
+            let dir = tempfile::tempdir()?;
+            (act.plan(&Store::open(dir.path().join("state.redb"))?, &self.unit)?, false)
+        } else {
+            let mut snapshot = open(&self.store)?;
+            let plan = act.look(&mut snapshot, &self.unit)?;
+            (plan, matches!(snapshot.source(), Source::Copy { .. }))
+        };
+        if how.dry_run || plan.changes.is_empty() {
             return how.say(&plan, &plan.act, &plan.lines(), false, None);
         }
-        if !creates {
-            // A store that is not there is not to be created.
-            fs::metadata(&self.store).map_err(|error| cannot("read the store", &self.store, error))?;
-        }
-        let store = Store::open(&self.store)?;
-        let plan = act.plan(&store, &self.unit)?;
-        if plan.changes.is_empty() {
-            return how.say(&plan, &plan.act, &plan.lines(), false, None);
+        if is_open {
+            return Err(Error::InUse { path: self.store.clone() }.into());
         }
         how.ask(&plan.act, &plan.lines())?;
+        let store = Store::open(&self.store)?;
         let backup = if creates { None } else { Some(how.back_up(&self.store, command)?) };
         act.carry_out(&store, &plan, &how.by())?;
         how.say(&plan, &plan.act, &plan.lines(), true, backup.as_deref())
