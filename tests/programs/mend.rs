@@ -47,7 +47,10 @@ impl Place {
     fn issues(&self, since: Option<DateTime<Utc>>) -> Vec<u32> {
         use highwater::Clock;
         let now = self.clock.now();
-        (0..).take_while(|n| modified(*n) <= now).filter(|n| since.is_none_or(|since| modified(*n) >= since)).collect()
+        (0..)
+            .take_while(|n| modified(*n) <= now)
+            .filter(|n| since.is_none_or(|since| modified(*n) >= since))
+            .collect()
     }
 
     /// A page of five issues of a run; the last leaves a bookmark.
@@ -78,7 +81,9 @@ impl Place {
 
     fn read_all(&self, run: &Run) {
         let issues = self.issues(run.since());
-        for batch in run.batches("issues", |cursor| Ok::<_, highwater::Error>(self.page(run, &issues, cursor))) {
+        for batch in
+            run.batches("issues", |cursor| Ok::<_, highwater::Error>(self.page(run, &issues, cursor)))
+        {
             let batch = batch.unwrap();
             let key = batch.key().to_string();
             batch.acknowledge(key).unwrap();
@@ -143,7 +148,8 @@ impl Place {
             (std::fs::read(self.store()).unwrap(), names)
         };
         let before = untouched();
-        let said: Value = serde_json::from_str(&self.shows(&[args, &["--dry-run", "--json"]].concat())).unwrap();
+        let said: Value =
+            serde_json::from_str(&self.shows(&[args, &["--dry-run", "--json"]].concat())).unwrap();
         assert!(before == untouched(), "{args:?} --dry-run changed something");
         assert_eq!((&said["done"], &said["backup"]), (&json!(false), &json!(null)));
         said["plan"].clone()
@@ -182,7 +188,10 @@ impl Place {
 fn shown_of(path: &std::path::Path) -> Vec<Value> {
     let mut snapshot = Snapshot::open(path).unwrap();
     let reports: Vec<_> = snapshot.units(1_000).map(Result::unwrap).collect();
-    reports.iter().flat_map(|report| report.lines().map(|line| serde_json::to_value(line).unwrap()).collect::<Vec<_>>()).collect()
+    reports
+        .iter()
+        .flat_map(|report| report.lines().map(|line| serde_json::to_value(line).unwrap()).collect::<Vec<_>>())
+        .collect()
 }
 
 fn modified(n: u32) -> DateTime<Utc> {
@@ -269,7 +278,11 @@ fn a_rewind_can_be_taken_back_and_said_twice_it_changes_nothing_more() {
     place.mends(&["rewind", "state.redb", UNIT, "--to", &runs[1]]);
     let plan = place.plan(&["rewind", "state.redb", UNIT, "--to", &runs[1]]);
     assert_eq!(plan["changes"], json!([]));
-    assert!(place.shows(&["rewind", "state.redb", UNIT, "--to", &runs[1], "--yes"]).contains("nothing was changed"));
+    assert!(
+        place
+            .shows(&["rewind", "state.redb", UNIT, "--to", &runs[1], "--yes"])
+            .contains("nothing was changed")
+    );
     let (plan, _) = place.mends(&["rewind", "state.redb", UNIT, "--to", &runs[3]]);
     assert!(plan["notes"].to_string().contains("moves forward"), "{plan}");
     let run = place.open().sync_unit(UNIT).unwrap().begin().unwrap();
@@ -359,7 +372,8 @@ fn attachments(run: &Run, count: u32) {
     let fetch = |_: Option<u8>| {
         let mut page = Page::<u8>::last();
         for n in 0..count {
-            let attachment = Attachment::new(format!("A{n}"), format!("https://files.example/{n}"), "a.png", "P1");
+            let attachment =
+                Attachment::new(format!("A{n}"), format!("https://files.example/{n}"), "a.png", "P1");
             page.push("attachments", attachment.to_record()?);
         }
         Ok::<_, highwater::Error>(page)
@@ -389,7 +403,8 @@ fn failed_attachments_are_queued_again_by_id_by_reason_and_all() {
     assert_eq!((&plan["changes"], &plan["next_run"]["attachments_requeued"]), (&json!([]), &json!(29)));
     place.clock.advance(HOUR);
     let run = place.open().sync_unit(UNIT).unwrap().begin().unwrap();
-    let again: BTreeSet<String> = run.attachments().map(|attachment| attachment.unwrap().id.clone()).collect();
+    let again: BTreeSet<String> =
+        run.attachments().map(|attachment| attachment.unwrap().id.clone()).collect();
     assert_eq!(again, (1..30).map(|n| format!("A{n}")).collect());
 }
 
@@ -421,7 +436,10 @@ fn after_a_reset_the_next_run_extracts_everything() {
         // A rewind goes back behind the reset.
         drop((run, unit, store));
         place.mends(&["rewind", "state.redb", UNIT, "--to", &runs[2]]);
-        assert_eq!(place.open().sync_unit(UNIT).unwrap().watermark().unwrap(), Some(start() + TimeDelta::hours(3)));
+        assert_eq!(
+            place.open().sync_unit(UNIT).unwrap().watermark().unwrap(),
+            Some(start() + TimeDelta::hours(3))
+        );
     }
 }
 
@@ -492,7 +510,8 @@ fn a_unit_moves_to_another_store_whole_and_is_not_taken_in_twice() {
     let stderr = place.refuses(&["export", "state.redb", UNIT, "unit.jsonl"]);
     assert!(stderr.contains("write the unit file unit.jsonl"), "{stderr}");
     // Other units are where it comes to.
-    let other = Store::options().clock(place.clock.clone()).open(place.dir.path().join("other.redb")).unwrap();
+    let other =
+        Store::options().clock(place.clock.clone()).open(place.dir.path().join("other.redb")).unwrap();
     other.sync_unit("another").unwrap().begin().unwrap();
     drop(other);
     place.shows(&["import", "other.redb", "unit.jsonl", "--dry-run"]);
@@ -530,7 +549,10 @@ fn a_unit_moves_to_another_store_whole_and_is_not_taken_in_twice() {
             changed
         }] {
             std::fs::write(place.dir.path().join("damaged.jsonl"), damaged).unwrap();
-            assert!(highwater::mend::UnitFile::open(place.dir.path().join("damaged.jsonl")).is_err(), "byte {at}");
+            assert!(
+                highwater::mend::UnitFile::open(place.dir.path().join("damaged.jsonl")).is_err(),
+                "byte {at}"
+            );
             found += 1;
         }
     }

@@ -13,8 +13,9 @@ use highwater::mend::{Compaction, Mend, Plan, Requeue, RewindTo, UnitFile};
 use highwater::{Error, Store};
 use serde::Serialize;
 
-use super::show::{json_line, visible};
-use super::{Exit, Failure, complain, open, stdout};
+use crate::ending::{Exit, Failure, complain};
+use crate::stores::open;
+use crate::text::{json_line, stdout, visible};
 
 /// Columns that words take at most.
 const COLUMNS: usize = 98;
@@ -232,9 +233,15 @@ impl Mending {
 
 /// A time where it is one, else the id of a run.
 fn rewind_to(text: &str) -> RewindTo {
-    let naive = ["%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%MZ", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f"];
-    let with_zone = DateTime::parse_from_rfc3339(text)
-        .or_else(|_| DateTime::parse_from_str(text, "%Y-%m-%dT%H:%M%:z"));
+    let naive = [
+        "%Y-%m-%dT%H:%M",
+        "%Y-%m-%dT%H:%MZ",
+        "%Y-%m-%d %H:%M",
+        "%Y-%m-%dT%H:%M:%S%.f",
+        "%Y-%m-%d %H:%M:%S%.f",
+    ];
+    let with_zone =
+        DateTime::parse_from_rfc3339(text).or_else(|_| DateTime::parse_from_str(text, "%Y-%m-%dT%H:%M%:z"));
     let time = with_zone
         .map(|at| at.to_utc())
         .ok()

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use crate::artifact::compress_all;
 use crate::cut;
 use crate::error::{Error, Result};
-use crate::model::{BATCH_BYTES_MAX, CURSOR_BYTES_MAX, ItemType, Phase, Safeguard, StreamName};
+use crate::model::{BATCH_BYTES_MAX, CURSOR_BYTES_MAX, ItemType, Micros, Phase, Safeguard, StreamName};
 use crate::record::{ATTACHMENTS, Record};
 use crate::transfer::{State, recount};
 
@@ -82,6 +82,7 @@ impl Run {
                 None => new_stream(change, self.unit_no, self.no, stream.as_str(), phase)?,
             };
             check_moves(stream, position.cursor.as_deref(), cursor.as_deref())?;
+            let items_before = position.items;
             let mut full = Vec::new();
             let lines = if self.inner.breaks(Safeguard::RowsWithCursor) { Vec::new() } else { lines };
             for (item_type, lines) in lines {
@@ -102,6 +103,7 @@ impl Run {
             row.not_before = None;
             row.progress = progress.or(row.progress);
             position.pages += 1;
+            position.pace.add(Micros::from_time(self.inner.clock.now()), position.items - items_before);
             position.exhausted = cursor.is_none();
             if let Some(last) = position.cursor.take().filter(|_| position.exhausted) {
                 keep_last_cursor(change, &self.run_key(), stream.as_str(), last)?;

@@ -24,15 +24,17 @@ use serde::de::IgnoredAny;
 
 use crate::artifact::{decompress, line_count};
 use crate::error::{Error, Result};
-use crate::model::{FINDINGS_KEPT, ItemType, LEDGER_RUNS_MAX, RunId, StreamName, SyncUnitId, ValueKey};
+use crate::model::{
+    FINDINGS_KEPT, ItemType, LEDGER_RUNS_MAX, Micros, RunId, StreamName, SyncUnitId, ValueKey,
+};
 use crate::store::codec::DecodeError;
 use crate::store::digest::{KnownId, number_of_id};
 use crate::store::findings::FindingKind;
 #[cfg(feature = "testing")]
 use crate::store::open::Store;
 use crate::store::rows::{
-    ACTS, ATTACHMENTS, AttachmentRow, BATCHES, BOOKMARKS, BatchRow, BatchState, CHUNKS, EVENTS, EventRow,
-    FAILED, FILES, FINDINGS, FormatRow, Json, Key, LAST_CURSORS, LEDGER, LedgerRow, MESSAGES, META,
+    ACTS, ATTACHMENTS, AttachmentRow, BATCHES, BOOKMARKS, BatchRow, BatchState, CHUNKS, DEATHS, EVENTS,
+    EventRow, FAILED, FILES, FINDINGS, FormatRow, Json, Key, LAST_CURSORS, LEDGER, LedgerRow, MESSAGES, META,
     MOST_READ, MessageFate, MessageKind, MessageRow, NEXT_CURSORS, PAST, PAYLOADS, POSITIONS, Payload,
     QUEUES, QueueRow, REQUEUED, REWOUND, RUN_IDS, RUNS, Row, RunIdRow, RunRow, RunStatus, SEEN, SEEN_BY_HASH,
     STANDING_BOOKMARKS, STANDINGS, STREAMS, TYPES, Table, TypeRow, UNITS, USED, USED_NEWEST, UnitRow, VALUES,
@@ -200,6 +202,7 @@ impl Check<'_> {
         self.owned(&LAST_CURSORS, &numbers)?;
         self.owned(&NEXT_CURSORS, &numbers)?;
         self.table(&ACTS, |_, _, _| Ok(()))?;
+        self.owned(&DEATHS, &numbers)?;
         Ok(units)
     }
 
@@ -843,7 +846,7 @@ impl Check<'_> {
             if let Some(number) = event.message {
                 match messages.get(&number) {
                     // Of older events a checkpoint brings back which message answered, and not the message.
-                    None if event.identity.whole().is_none() => {}
+                    None if event.accepted_at == Micros(0) => {}
                     None => found(&format!("message {number}, which answers it, is missing")),
                     Some(message) if message.run != *run || message.event != *hash => {
                         found(&format!("message {number}, which answers it, answers another"));

@@ -20,9 +20,9 @@ use crate::error::Result;
 use crate::model::{Micros, Phase};
 
 use super::super::rows::{
-    ACTS, ActRow, BOOKMARKS, BookmarkRow, Json, Key, LAST_CURSORS, NEXT_CURSORS, NextCursorRow, REWOUND,
-    RewoundRow, STANDING_BOOKMARKS, STANDINGS, STREAMS, StandingRow, StreamRow, UnitRow, name_of, number_of,
-    run_key,
+    ACTS, ActRow, BOOKMARKS, BookmarkRow, Json, Key, LAST_CURSORS, NEXT_CURSORS, NextCursorRow, Pace,
+    REWOUND, RewoundRow, STANDING_BOOKMARKS, STANDINGS, STREAMS, StandingRow, StreamRow, UnitRow, name_of,
+    number_of, run_key,
 };
 use super::super::tables::{Change, Rows};
 
@@ -99,7 +99,15 @@ pub(in crate::store) fn new_stream(
 ) -> Result<StreamRow> {
     let set = rows.get(&NEXT_CURSORS, &Key::unit(unit).and_name(stream))?;
     let cursor = set.filter(|set| set.from_run <= run).map(|set| set.json);
-    Ok(StreamRow { phase, cursor, exhausted: false, pages: 0, items: 0, bookmark: None })
+    Ok(StreamRow {
+        phase,
+        cursor,
+        exhausted: false,
+        pages: 0,
+        items: 0,
+        bookmark: None,
+        pace: Pace::default(),
+    })
 }
 
 /// How a run left its unit, and its bookmarks by stream; `None` if that is not kept.
