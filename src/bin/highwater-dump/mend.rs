@@ -307,7 +307,7 @@ impl Unit {
         }
         how.ask(&plan.act, &plan.lines())?;
         let store = Store::open(&self.store)?;
-        let backup = if creates { None } else { Some(how.back_up(&self.store, command)?) };
+        let backup = if creates { None } else { Some(how.back_up(&self.store, command, true)?) };
         act.carry_out(&store, &plan, &how.by())?;
         how.say(&plan, &plan.act, &plan.lines(), true, backup.as_deref())
     }
@@ -322,7 +322,7 @@ impl Unit {
         how.ask(&plan.act, &plan.lines())?;
         act.carry_out(state.store(), &plan, &how.by())?;
         let mended = state.to_text()?;
-        let backup = how.back_up(&self.store, command)?;
+        let backup = how.back_up(&self.store, command, false)?;
         replace(&self.store, &mended)?;
         complain(&format!(
             "{}: put it back as the worker state of {}; a worker that holds the unit now stops at its next save",
@@ -383,7 +383,7 @@ impl How {
     }
 
     /// Copies a file before it is changed; says where to.
-    fn back_up(&self, path: &Path, command: &str) -> Result<PathBuf, Failure> {
+    fn back_up(&self, path: &Path, command: &str, is_store: bool) -> Result<PathBuf, Failure> {
         let failed = |to: &Path, error: io::Error| {
             let action = format!("copy {} to {}, so nothing was changed", path.display(), to.display());
             Failure::Store(Error::Io { action, source: error.into() })
@@ -407,6 +407,10 @@ impl How {
             copy.as_file().sync_all()
         };
         copied().map_err(|error| failed(&to, error))?;
+        if is_store {
+            // Every page of the copy is verified, and it is closed as a store is.
+            drop(Store::open(copy.path())?);
+        }
         copy.persist_noclobber(&to).map_err(|error| failed(&to, error.error))?;
         // Where a directory cannot be synced, the file is there all the same.
         drop(fs::File::open(directory).and_then(|directory| directory.sync_all()));
@@ -508,7 +512,7 @@ fn compact(path: &Path, how: &How) -> Result<Exit, Failure> {
     }
     how.ask(&act, std::slice::from_ref(&line))?;
     let mut store = Store::open(path)?;
-    let backup = how.back_up(path, "compact")?;
+    let backup = how.back_up(path, "compact", true)?;
     store.compact(&how.by())?;
     drop(store);
     how.say(&measured, &act, &[line], true, Some(&backup))

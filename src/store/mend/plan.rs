@@ -241,6 +241,11 @@ pub(super) fn shown(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(SecondsFormat::AutoSi, true)
 }
 
+/// One thing, or several.
+fn count(number: u64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
 fn shown_time(at: Option<&DateTime<Utc>>) -> String {
     at.map_or_else(|| "none".to_owned(), |at| shown(*at))
 }
@@ -267,12 +272,14 @@ impl fmt::Display for PlannedChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::AbandonRun { run, started_at, pages, records_dropped, attachments_left, .. } => {
-                write!(f, "run {run}, started {}, {pages} pages, is abandoned", shown(*started_at))?;
+                let pages = count(*pages, "page");
+                write!(f, "run {run}, started {}, {pages}, is abandoned", shown(*started_at))?;
                 if *records_dropped > 0 {
-                    write!(f, "; {records_dropped} records that no message has announced are dropped")?;
+                    let records = count(*records_dropped, "record");
+                    write!(f, "; {records} that no message has announced: dropped here, and fetched again")?;
                 }
                 if *attachments_left > 0 {
-                    write!(f, "; {attachments_left} attachments are not worked off")?;
+                    write!(f, "; not worked off: {}", count(*attachments_left, "attachment"))?;
                 }
                 Ok(())
             }
