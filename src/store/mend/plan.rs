@@ -104,6 +104,8 @@ pub enum PlannedChange {
         attachments_left: u64,
         /// A sealed message of which it is not known whether the platform accepted it.
         message_undelivered: Option<u64>,
+        /// Records that this message announces.
+        records_undelivered: u64,
     },
     /// Up to when finished runs vouch.
     Watermark {
@@ -271,12 +273,27 @@ fn times<S: Serializer>(at: &[Option<DateTime<Utc>>; 2], serializer: S) -> Resul
 impl fmt::Display for PlannedChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::AbandonRun { run, started_at, pages, records_dropped, attachments_left, .. } => {
+            Self::AbandonRun {
+                run,
+                started_at,
+                pages,
+                records_dropped,
+                attachments_left,
+                message_undelivered,
+                records_undelivered,
+            } => {
                 let pages = count(*pages, "page");
                 write!(f, "run {run}, started {}, {pages}, is abandoned", shown(*started_at))?;
                 if *records_dropped > 0 {
                     let records = count(*records_dropped, "record");
                     write!(f, "; {records} that no message has announced: dropped here, and fetched again")?;
+                }
+                if let Some(message) = message_undelivered {
+                    let records = count(*records_undelivered, "record");
+                    write!(
+                        f,
+                        "; message {message}, of which it is not known whether it was accepted, has {records}"
+                    )?;
                 }
                 if *attachments_left > 0 {
                     write!(f, "; not worked off: {}", count(*attachments_left, "attachment"))?;

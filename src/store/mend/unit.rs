@@ -15,10 +15,10 @@ use super::super::inspect::Snapshot;
 use super::super::lifecycle::{close_run, usable_watermark};
 use super::super::open::{Store, SyncUnit};
 use super::super::rows::{
-    ActRow, BOOKMARKS, BookmarkRow, FAILED, FailedRow, Json, Key, LEDGER, LedgerRow, MESSAGES, MOST_READ,
-    MessageFate, NEXT_CURSORS, NextCursorRow, QUEUES, REQUEUED, REWOUND, RUNS, RewoundRow, Row, RunRow,
-    RunStatus, SEEN, SEEN_BY_HASH, STREAMS, TYPES, Table, UNITS, UnitRow, VALUES, message_key, name_of,
-    number_of, run_key,
+    ActRow, BATCHES, BOOKMARKS, BatchState, BookmarkRow, FAILED, FailedRow, Json, Key, LEDGER, LedgerRow,
+    MESSAGES, MOST_READ, MessageFate, MessageRow, NEXT_CURSORS, NextCursorRow, QUEUES, REQUEUED, REWOUND,
+    RUNS, RewoundRow, Row, RunRow, RunStatus, SEEN, SEEN_BY_HASH, STREAMS, TYPES, Table, UNITS, UnitRow,
+    VALUES, message_key, name_of, number_of, run_key,
 };
 use super::super::tables::{Change, Rows};
 
@@ -220,6 +220,13 @@ impl<'a, R: Rows> Known<'a, R> {
             }
             None => None,
         };
+        let mut records_undelivered = 0;
+        self.rows.scan(&BATCHES, &key, &key, |_, batch| {
+            if undelivered.is_some_and(|message| batch.state == BatchState::Announced(message)) {
+                records_undelivered += u64::from(batch.items);
+            }
+            Ok(true)
+        })?;
         plan.changes.push(PlannedChange::AbandonRun {
             run: row.id.clone(),
             started_at: row.started_at.to_time(),
@@ -227,6 +234,7 @@ impl<'a, R: Rows> Known<'a, R> {
             records_dropped,
             attachments_left: queue.queued.saturating_sub(queue.settled).saturating_sub(queue.failed),
             message_undelivered: undelivered,
+            records_undelivered,
         });
         if row.event.is_some() {
             plan.notes.push(format!(
@@ -236,8 +244,8 @@ impl<'a, R: Rows> Known<'a, R> {
         }
         if let Some(message) = undelivered {
             plan.notes.push(format!(
-                "message {message} is sealed and not known to be accepted: if the platform has it, what it announces is \
-                 announced once more by the next run"
+                "message {message} is sealed and not known to be accepted; it is not sent again: if the platform has it, what \
+                 it announces is announced once more by the next run"
             ));
         }
         Ok(())
@@ -703,6 +711,7 @@ fn carry_out(unit: &SyncUnit, change: &Change<'_>, mend: &Mend) -> Result<()> {
         let Some(no) = row.run else { return Ok(()) };
         let mut run = change.need(&RUNS, &run_key(row.no, no))?;
         if run.status == RunStatus::Open {
+            give_up_message(change, row.no, &run)?;
             close_run(change, row, no, &mut run, RunStatus::Abandoned, now)?;
             change.put(&RUNS, &run_key(row.no, no), &run)?;
         }
@@ -759,6 +768,20 @@ fn carry_out(unit: &SyncUnit, change: &Change<'_>, mend: &Mend) -> Result<()> {
         Mend::Forget => return unit.delete_in(change),
     }
     change.put(&UNITS, &unit.key(), &row)
+}
+
+/// A sealed message of a run that is abandoned, and that is not known to be accepted, is not sent again: what it announces
+/// is fetched anew.
+fn give_up_message(change: &Change<'_>, unit: u64, run: &RunRow) -> Result<()> {
+    let Some(message) = run.message else { return Ok(()) };
+    let key = message_key(unit, message);
+    match change.need(&MESSAGES, &key)? {
+        sealed if sealed.fate == MessageFate::Sealed => {
+            let fate = MessageFate::Delivered { times: 0 };
+            change.put(&MESSAGES, &key, &MessageRow { fate, body: Vec::new(), ..sealed })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Has a unit stand where it was set back to: without bookmarks and set cursors.
