@@ -1,7 +1,7 @@
 //! Mending is all or nothing: a kill or a loss of power at any step of any act leaves a store that is whole, as before the
 //! act or as after it, and the act can be done again.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -66,9 +66,9 @@ fn runs(unit: &SyncUnit, clock: &VirtualClock, count: usize) -> Vec<String> {
         for (n, attachment) in run.attachments().enumerate() {
             let attachment = attachment.unwrap();
             if n % 2 == 0 {
-                attachment.fail("status 503").unwrap()
+                attachment.fail("status 503").unwrap();
             } else {
-                attachment.acknowledge(format!("{}-{n}", run.id())).unwrap()
+                attachment.acknowledge(format!("{}-{n}", run.id())).unwrap();
             }
         }
         ids.push(run.id().to_string());
@@ -131,11 +131,11 @@ fn crashes(image: &Image, sampling: &Sampling, syncs_ignored: bool, act: impl Fn
     let recording = disk.recording();
     let after = state(&disk.image(), &path).unwrap();
     let mut left = Left::default();
-    let mut seen: HashMap<u128, ()> = HashMap::new();
+    let mut seen: HashSet<u128> = HashSet::new();
     let mut again = BTreeSet::new();
     for moment in recording.moments(&[]).into_iter().filter(|moment| moment.position >= from) {
         for crash in recording.images_at(moment.position, sampling) {
-            if seen.insert(crash.image.hash(), ()).is_some() {
+            if !seen.insert(crash.image.hash()) {
                 continue;
             }
             left.images += 1;

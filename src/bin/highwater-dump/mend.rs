@@ -434,7 +434,7 @@ impl How {
             words(&mut out, act, lines)?;
             match backup {
                 Some(path) => {
-                    writeln!(out, "done; as it was before: {}", visible(&path.display().to_string()))?
+                    writeln!(out, "done; as it was before: {}", visible(&path.display().to_string()))?;
                 }
                 None if done => writeln!(out, "done")?,
                 None => writeln!(out, "nothing was changed")?,

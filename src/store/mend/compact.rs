@@ -78,12 +78,10 @@ impl Store {
 
     fn compact_pages(&mut self) -> Result<()> {
         let path = self.inner.tables.path().to_owned();
-        match Arc::get_mut(&mut self.inner) {
-            Some(inner) => inner.tables.compact(),
-            None => {
-                let reason = "it is in use in this process: drop its clones, units and runs first".to_owned();
-                Err(invalid(format!("compacting {}", path.display()), reason))
-            }
+        if let Some(inner) = Arc::get_mut(&mut self.inner) {
+            return inner.tables.compact();
         }
+        let reason = "it is in use in this process: drop its clones, units and runs first".to_owned();
+        Err(invalid(format!("compacting {}", path.display()), reason))
     }
 }

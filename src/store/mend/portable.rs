@@ -417,7 +417,8 @@ fn take_in(sync_unit: &SyncUnit, change: &Change<'_>, file: &UnitFile) -> Result
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    digits.filter_map(|digit| char::from_digit(digit.into(), 16)).collect()
 }
 
 fn bytes_of_hex(text: &str) -> Option<Vec<u8>> {

@@ -316,14 +316,13 @@ impl<'a, R: Rows> Known<'a, R> {
                     .into_iter()
                     .filter(|(_, row)| by_then(row))
                     .max_by_key(|(no, row)| (row.ended_at, *no));
-                match found {
-                    Some(found) => found,
-                    None => {
-                        let reason = format!(
-                            "no run was finished by then; {span}; `reset` has the next run extract everything"
-                        );
-                        return no_run(&shown(*at), &reason);
-                    }
+                if let Some(found) = found {
+                    found
+                } else {
+                    let reason = format!(
+                        "no run was finished by then; {span}; `reset` has the next run extract everything"
+                    );
+                    return no_run(&shown(*at), &reason);
                 }
             }
         };
