@@ -601,8 +601,8 @@ fn the_words_of_a_plan() {
     let said = place.shows(&["rewind", "state.redb", UNIT, "--to", &runs[0], "--dry-run"]);
     insta::assert_snapshot!(said, @r#"
     rewind acme/tickets to run 20240102T040000.000000Z
-      run 20240102T060000.000000Z, started 2024-01-02T06:00:00Z, 1 page, is abandoned; 5 records that no
-        message has announced: dropped here, and fetched again
+      run 20240102T060000.000000Z, started 2024-01-02T06:00:00Z, 1 page, is abandoned; 5 records that
+        no message has announced: dropped here, and fetched again
       watermark: 2024-01-02T05:00:00Z -> 2024-01-02T04:00:00Z
       bookmark of stream issues: {"token":"20240102T050000.000000Z"} ->
         {"token":"20240102T040000.000000Z"}
