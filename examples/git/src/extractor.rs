@@ -11,6 +11,7 @@
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
+use std::io::{self, Write as _};
 use std::time::Duration;
 
 use highwater::airdrop::{
@@ -187,7 +188,8 @@ impl<'a> GitExtractor<'a> {
     }
 
     fn warn(&self, text: &str) {
-        self.bar.suspend(|| eprintln!("warning: {text}"));
+        // That nobody reads it is no failure.
+        self.bar.suspend(|| drop(writeln!(io::stderr(), "warning: {text}")));
     }
 }
 

@@ -10,6 +10,9 @@
 //! `DIR/state.redb`, and play the rest of the platform over the directory `DIR`; see [`highwater_airdrop::Local`]
 //! for what is in it.
 
+// They panic where nobody reads on: see `tell` and `print`.
+#![deny(clippy::print_stderr, clippy::print_stdout)]
+
 #[path = "../../common/mod.rs"]
 mod common;
 mod extractor;
@@ -28,7 +31,7 @@ use highwater_airdrop::{Local, SyncReport, SyncSettings, SyncStep};
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 
-use crate::common::{Failure, finish, print, read_event, went_well};
+use crate::common::{Failure, finish, print, read_event, tell, went_well};
 use crate::extractor::GitExtractor;
 use crate::repository::Repository;
 
@@ -151,15 +154,15 @@ fn answer(
     }
     let outcome = serve.serve(&store, airdrop, &mut extractor, event)?;
     if let Some(watermark) = outcome.ignored_watermark {
-        bar.suspend(|| eprintln!("warning: the last sync was at {watermark}, by a clock that was wrong"));
+        let text = format!("warning: the last sync was at {watermark}, by a clock that was wrong");
+        bar.suspend(|| tell(&text));
     }
     let failed = outcome.attachments.failed;
     if failed > 0 && outcome.kind == OutcomeKind::Done {
         let state = common.out.join("state.redb");
         let state = state.display();
-        bar.suspend(|| {
-            eprintln!("warning: attachments that failed: {failed}; highwater-dump {state} lists them");
-        });
+        let text = format!("warning: attachments that failed: {failed}; highwater-dump {state} lists them");
+        bar.suspend(|| tell(&text));
     }
     Ok(outcome)
 }
