@@ -302,8 +302,8 @@ impl Invocation<'_> {
                 info!(event_type = message.event_type, artifacts = message.artifacts, "message delivered");
                 Ok(Sent::Accepted)
             }
-            // Who accepted it, and whose answer was lost, refuses it the second time. It stays sealed: the next event proves
-            // it, or the same one sends the same bytes. What is too large was never accepted.
+            // A platform that accepted it, and whose answer was lost, may refuse it the second time. So it stays sealed: a
+            // new event proves it accepted, the same event sends the same bytes. What is too large was never accepted.
             Err(GaveUp::Refused { status, reason, in_doubt: true }) if status != TOO_LARGE => {
                 warn!(event_type = message.event_type, status, reason, "message refused, or accepted before");
                 let reason = format!(

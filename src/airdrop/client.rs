@@ -359,7 +359,7 @@ impl Client {
     }
 }
 
-/// What of an initial domain mapping goes into the install itself.
+/// The part of an initial domain mapping that goes into the install itself.
 fn additional_mappings(mapping: &Value) -> Attempt<Map<String, Value>> {
     match mapping.get("additional_mappings") {
         None | Some(Value::Null) => Ok(Map::new()),

@@ -124,9 +124,9 @@ impl SyncSettings {
         self
     }
 
-    /// Sets whether an answer must be as it should be; it must, unless set. Else a field of the context that it does not
-    /// echo, a delay that is no number of whole seconds and a second answer are overlooked: the first answer counts, and
-    /// a delay that cannot be read is none.
+    /// Sets whether an answer must be as it should be; it must, unless set. Else a field of the context that it does
+    /// not echo, a delay that is not a whole number of seconds and a second answer are ignored: the first answer
+    /// counts, and an unreadable delay counts as no delay.
     #[must_use]
     pub fn strict(mut self, strict: bool) -> Self {
         self.strict = strict;
@@ -540,7 +540,7 @@ impl Local {
         }
     }
 
-    /// What the run of the unit that was begun last has come to so far; `None` if there is none.
+    /// How far the unit's newest run has come; `None` if there is no run.
     ///
     /// # Errors
     /// `Io`, `NewerFormat` and `NotALocal` as [`Local::open`].
@@ -829,7 +829,7 @@ impl<'a> Turn<'a> {
     }
 }
 
-/// The seconds of a delay that is no number of whole ones: a text of one, or one with a fraction, rounded up.
+/// The seconds of a delay that is not a whole number: a number as text, or one with a fraction, rounded up.
 fn lenient_seconds(delay: &Value) -> u64 {
     let seconds = match delay {
         Value::String(text) => text.trim().parse::<f64>().ok(),
