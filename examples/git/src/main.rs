@@ -144,7 +144,7 @@ fn answer(
         .open(common.out.join("state.redb"))?;
     let page_delay = common.page_delay.unwrap_or_default();
     let attach = common.pathspecs();
-    let mut extractor = GitExtractor::new(repository, common.page_size, page_delay, &attach, bar);
+    let extractor = GitExtractor::new(repository, common.page_size, page_delay, &attach, bar);
     let mut serve = Serve::new();
     if let Some(budget) = common.budget {
         serve = serve.budget(budget).hard_limit(budget.saturating_add(HAND_OVER));
@@ -152,7 +152,7 @@ fn answer(
     if checkpoints {
         serve = serve.checkpoints();
     }
-    let outcome = serve.serve(&store, airdrop, &mut extractor, event)?;
+    let outcome = serve.serve(&store, airdrop, &extractor, event)?;
     if let Some(watermark) = outcome.ignored_watermark {
         let text = format!("warning: the last sync was at {watermark}, by a clock that was wrong");
         bar.suspend(|| tell(&text));

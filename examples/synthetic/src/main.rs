@@ -171,7 +171,7 @@ fn answer(invoke: &Invoke) -> Result<(), Failure> {
     let client = Client::new(&event)?;
     // The folder, if it is ours, is removed after the store in it is closed.
     let (store, _folder) = invoke.open_store()?;
-    let outcome = invoke.serve().serve(&store, &client, &mut invoke.extractor(), &event)?;
+    let outcome = invoke.serve().serve(&store, &client, &invoke.extractor(), &event)?;
     drop(store);
     if let Some(watermark) = outcome.ignored_watermark {
         tell(&format!("warning: the last sync was at {watermark}, by a clock that was wrong"));
