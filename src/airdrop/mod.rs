@@ -22,6 +22,7 @@ mod phases;
 mod platform;
 mod rejected;
 mod retry;
+mod saved;
 mod sdk;
 mod serve;
 mod settings;
@@ -50,6 +51,7 @@ pub use message::{
 };
 pub use message::{ErrorCode, OutcomeKind};
 pub use platform::{Body, Fate, Platform, PlatformError, SealedMessage, Upload, WorkerState};
+pub use saved::SavedState;
 pub use serve::serve;
 pub use settings::Serve;
 pub use status::Call;

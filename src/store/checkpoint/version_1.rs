@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::{Micros, Phase, Phases};
 
 use super::super::codec;
+use super::super::mend::kept::KeptPart;
 use super::super::rejected::RejectedPart;
 use super::form::{
     AnnouncedPart, ArtifactPart, Checkpoint, CountsPart, DatesPart, EventPart, FatePart, FilePart, IdHash,
@@ -253,6 +254,7 @@ impl From<Whole> for Checkpoint {
             rejected: RejectedPart::default(),
             past_runs: Vec::new(),
             deletions: Vec::new(),
+            kept: KeptPart::default(),
         }
     }
 }
