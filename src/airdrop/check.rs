@@ -186,7 +186,9 @@ fn check(declared: &Declared, records: &[Record], mut found: impl FnMut(usize, &
         Declared::Missing(findings) => {
             for (place, record) in records.iter().enumerate() {
                 let mut findings = findings.clone();
-                findings.iter_mut().for_each(|finding| finding.record = record.id().map(str::to_owned));
+                for finding in &mut findings {
+                    finding.record = record.id().map(str::to_owned);
+                }
                 found(place, record, findings);
             }
         }

@@ -193,7 +193,7 @@ impl Invocation<'_> {
             return Err(Ending::Delay { seconds, asked: false }.into());
         }
         let mut pages = Pages::new(context, keeper, delivery);
-        let mut checks = None;
+        let mut checks = Loaded::default();
         while let Some((item_type, ids)) = run.next_rejected(|item_type| context.extracts(item_type))? {
             pages.wait_for_room()?;
             pages.ensure_time()?;
@@ -236,15 +236,15 @@ impl Invocation<'_> {
     /// What pages are checked by, asked for once.
     fn loaded<'l, E: Extractor>(
         &self,
-        checks: &'l mut Option<Option<Checks>>,
+        checks: &'l mut Loaded,
         extractor: &E,
         context: &Context<'_>,
     ) -> Result<Option<&'l mut Checks>, Stop> {
-        let checks = match checks {
-            Some(checks) => checks,
-            None => checks.insert(self.checks(extractor, context)?),
-        };
-        Ok(checks.as_mut())
+        if !checks.is_loaded {
+            checks.checks = self.checks(extractor, context)?;
+            checks.is_loaded = true;
+        }
+        Ok(checks.checks.as_mut())
     }
 
     /// Decides which records of a page are staged: those that are wanted and not rejected.
@@ -292,6 +292,14 @@ impl Invocation<'_> {
             }
         }
     }
+}
+
+/// What pages are checked by in an invocation, once that was asked for.
+#[derive(Default)]
+struct Loaded {
+    is_loaded: bool,
+    /// `None`: they are not checked.
+    checks: Option<Checks>,
 }
 
 /// The pages of one invocation, on their way from the source into the store and to the platform.

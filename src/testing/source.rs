@@ -250,12 +250,20 @@ impl Extractor for SimSource {
         let mut page = Page::last();
         for id in ids {
             let what = mix(self.life.seed(), &[run, number_of(id)]).u8(..3);
-            self.life.count(["source/mended", "source/bad-still", "source/gone"][usize::from(what)]);
             let ordinal = format!("{run:x}-again-{reading}-{item_type}-{id}");
             match what {
-                0 => page.push(item_type, Record::new(id, &json!({ "ordinal": ordinal }))?),
-                1 => page.push(item_type, Record::new(id, &json!({ "ordinal": [ordinal] }))?),
-                _ => page.gone(item_type, id),
+                0 => {
+                    self.life.count("source/mended");
+                    page.push(item_type, Record::new(id, &json!({ "ordinal": ordinal }))?);
+                }
+                1 => {
+                    self.life.count("source/bad-still");
+                    page.push(item_type, Record::new(id, &json!({ "ordinal": [ordinal] }))?);
+                }
+                _ => {
+                    self.life.count("source/gone");
+                    page.gone(item_type, id);
+                }
             }
         }
         Ok(page)

@@ -89,7 +89,7 @@ fn source<'a>(
         source.refetch = Some(Box::new(move |item_type, ids| {
             assert_eq!(item_type, "issues");
             asked.lock().unwrap().push(ids.to_vec());
-            answer(way, ids, refetch)
+            Ok(answer(way, ids, refetch))
         }));
     }
     source
@@ -103,7 +103,7 @@ enum Again {
     Silent,
 }
 
-fn answer(way: Way, ids: &[String], became: &dyn Fn(&str) -> Again) -> Fetched {
+fn answer(way: Way, ids: &[String], became: &dyn Fn(&str) -> Again) -> Page<u32> {
     let mut page = Page::last();
     for id in ids {
         match became(id) {
@@ -113,7 +113,7 @@ fn answer(way: Way, ids: &[String], became: &dyn Fn(&str) -> Again) -> Fetched {
             Again::Silent => {}
         }
     }
-    Ok(page)
+    page
 }
 
 /// The worlds that everything holds in: with a disk, and on a new machine for each event.
@@ -224,7 +224,7 @@ fn what_passed_in_a_run_that_is_given_up_is_asked_for_by_the_next() {
             page.reject("issues", "b-0-0", "bad");
             Ok(page)
         });
-        second.refetch = Some(Box::new(|_, ids| answer(Way::Author, ids, &passes)));
+        second.refetch = Some(Box::new(|_, ids| Ok(answer(Way::Author, ids, &passes))));
         assert_eq!(serve(&mut world, loses_disk, &mut second, DATA, "b", 2), OutcomeKind::Progress);
         let stages: Vec<_> = rejected(&world, false).into_iter().map(|one| (one.id, one.stage)).collect();
         let expected =
@@ -280,6 +280,8 @@ fn an_extractor_that_cannot_ask_any_more_is_told_and_the_ids_are_kept() {
     }
 }
 
+type Answer = fn(&[String]) -> Fetched;
+
 #[test]
 fn an_answer_that_does_not_answer_is_an_error_and_the_same_ids_are_asked_for_again() {
     for (mut world, loses_disk) in worlds() {
@@ -287,9 +289,8 @@ fn an_answer_that_does_not_answer_is_an_error_and_the_same_ids_are_asked_for_aga
         let passes = |_: &str| Again::Passes;
         let mut first = source(Way::Author, 1, |id| id == "a-0-3", Some(&passes), &asked);
         assert_eq!(serve(&mut world, loses_disk, &mut first, DATA, "a", 1), OutcomeKind::Done);
-        type Answer = fn(&[String]) -> Fetched;
         let answers: [(Answer, &str); 5] = [
-            (|ids| answer(Way::Author, ids, &|_| Again::Silent), "it says nothing of a-0-3"),
+            (|ids| Ok(answer(Way::Author, ids, &|_| Again::Silent)), "it says nothing of a-0-3"),
             (|_| Ok(Page::more(1).record("issues", record("a-0-3", false))), "it must be a last page"),
             (|_| Ok(Page::last().bookmark(&1)), "it must leave no bookmark"),
             (|_| Err("the tracker is down".into()), "asking again for 1 rejected records of issues"),
@@ -349,7 +350,7 @@ fn many_are_asked_for_in_chunks_each_once_however_many_invocations_it_takes() {
             next.refetch = Some(Box::new(move |_, ids| {
                 clock.advance(Duration::from_secs(9 * 60));
                 asked.lock().unwrap().push(ids.to_vec());
-                answer(Way::Author, ids, &passes)
+                Ok(answer(Way::Author, ids, &passes))
             }));
             let name = if no == 2 { DATA } else { DATA_ON };
             invocations += 1;
@@ -454,7 +455,7 @@ fn a_thousand_ids_fit_into_a_checkpoint_and_more_than_fit_are_an_error_that_says
     let mut second = Source::new(|_: &Context<'_>, _: &str, _: Option<u32>| Ok(Page::last()));
     second.refetch = Some(Box::new(|_, ids| {
         *asked.lock().unwrap() += ids.len();
-        answer(Way::Author, ids, &|_| Again::Gone)
+        Ok(answer(Way::Author, ids, &|_| Again::Gone))
     }));
     assert_eq!(serve(&mut world, true, &mut second, DATA, "b", 2), OutcomeKind::Done);
     drop(second);
