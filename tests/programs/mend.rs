@@ -621,13 +621,47 @@ fn the_words_of_a_plan() {
 #[test]
 fn every_command_has_an_example_that_fits_80_columns() {
     let place = Place::new();
-    for command in
-        ["rewind", "set-cursor", "reset", "requeue", "abandon", "forget", "export", "import", "compact"]
-    {
+    for command in [
+        "rewind",
+        "set-cursor",
+        "reset",
+        "requeue",
+        "abandon",
+        "forget",
+        "export",
+        "import",
+        "compact",
+        "acts",
+        "diff",
+    ] {
         let help = place.shows(&[command, "--help"]);
         let example = format!("Example:\n  highwater-dump {command} ");
         assert!(help.contains(&example), "{help}");
         let (_, after) = help.split_once("Example:\n").unwrap();
         assert!(after.lines().next().unwrap().chars().count() <= 80, "{help}");
     }
+}
+
+#[test]
+fn what_differs_is_said_in_words_and_what_was_done_is_listed() {
+    let (place, runs) = Place::with_runs(3);
+    std::fs::copy(place.store(), place.dir.path().join("before.redb")).unwrap();
+    assert_eq!(place.shows(&["diff", "before.redb", "state.redb"]), "nothing differs\n");
+    assert_eq!(place.shows(&["acts", "state.redb"]), "nothing was done by hand\n");
+    place.mends(&["rewind", "state.redb", UNIT, "--to", &runs[0], "--by", "somebody"]);
+    place.open().sync_unit("another").unwrap().begin().unwrap();
+    let said = place.shows(&["diff", "before.redb", "state.redb"]);
+    insta::assert_snapshot!(said, @"");
+    let lines = place.shows(&["diff", "before.redb", "state.redb", "--json", "--unit", UNIT]);
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(lines.iter().any(|line| line["of"] == "unit" && line["field"] == "watermark"), "{lines:?}");
+    assert!(lines.iter().all(|line| line["sync_unit"] == UNIT), "{lines:?}");
+    place.mends(&["forget", "state.redb", UNIT]);
+    let acts = place.shows(&["acts", "state.redb", "--json"]);
+    let acts: Vec<Value> = acts.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let told: Vec<_> =
+        acts.iter().map(|act| (act["by"].as_str().unwrap(), act["act"].as_str().unwrap())).collect();
+    let rewound = format!("rewind {UNIT} to run {}", runs[0]);
+    assert_eq!(told, [("somebody", rewound.as_str()), ("oper", "forget acme/tickets")]);
+    assert_eq!(acts[0]["changes"].as_array().unwrap().len(), 3);
 }
