@@ -22,7 +22,9 @@ use crate::text::{json_line, stdout};
 const UNNAMED: &str = "the unit";
 /// Characters of a value that words show; JSON shows all.
 const SHOWN_CHARS: usize = 100;
-/// What tells an object from others of its kind, and bytes that say nothing beside what they count.
+/// The kinds that come first.
+const KINDS: [&str; 6] = ["unit", "run", "stream", "item_type", "bookmark", "value"];
+/// What tells an object from others of its kind.
 const NAMES: [&str; 11] =
     ["stream", "item_type", "severity", "rule", "path", "key", "message", "seq", "id", "parent_id", "epoch"];
 
@@ -47,8 +49,9 @@ pub(crate) struct Diff {
     json: bool,
 }
 
-/// Kind, unit, and what tells it from others.
-type Place = (String, String, Vec<(String, String)>);
+/// Where an object stands among the others of a listing: its unit, the place of its kind, its kind, and what tells it from
+/// others of that kind.
+type Place = (String, usize, String, Vec<(String, String)>);
 type Object = Map<String, Value>;
 
 /// Something that differs.
@@ -148,11 +151,12 @@ fn place_of(object: &Object) -> Place {
         let names = names.filter(|name| kind != "ledger" || **name == "run");
         which.extend(names.filter_map(|name| Some(((*name).to_owned(), text(name)?))));
     }
-    (kind, text("sync_unit").unwrap_or_default(), which)
+    let rank = KINDS.iter().position(|known| *known == kind).unwrap_or(KINDS.len());
+    (text("sync_unit").unwrap_or_default(), rank, kind, which)
 }
 
 fn differences<'a>(place: &'a Place, a: Option<&'a Object>, b: Option<&'a Object>) -> Vec<Difference<'a>> {
-    let (of, sync_unit, which) = place;
+    let (sync_unit, _, of, which) = place;
     let which: BTreeMap<&str, &str> =
         which.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     let mut found = Vec::new();
@@ -196,7 +200,7 @@ fn fields<'a>(
 fn words(difference: &Difference<'_>) -> String {
     let Difference { sync_unit, of, which, field, a, b, .. } = difference;
     let plain = |name: &str| name.replace(['_', '.'], " ");
-    let mut what = plain(of);
+    let mut what = if *of == "ledger" { "ledger entry of run".to_owned() } else { plain(of) };
     // What it is called needs no name of the kind: `stream issues`, `item type issues`.
     for (name, value) in which {
         if name == of || which.len() == 1 {
@@ -210,6 +214,8 @@ fn words(difference: &Difference<'_>) -> String {
     }
     let of_what = if what.is_empty() { String::new() } else { format!(" {what}:") };
     match (field, a, b) {
+        // The value of a value, the bookmark of a stream.
+        (Some(field), a, b) if field == of => format!("{sync_unit}:{of_what} {} -> {}", shown(*a), shown(*b)),
         (Some(field), a, b) => {
             format!("{sync_unit}:{of_what} {}: {} -> {}", plain(field), shown(*a), shown(*b))
         }
