@@ -186,7 +186,7 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::{FileExt, MetadataExt};
 
-    use super::super::super::Store;
+    use super::super::redb::{Redb, Syncs};
     use super::*;
 
     /// A sync, with what it makes durable.
@@ -275,12 +275,13 @@ mod tests {
         let inner = dir.path().canonicalize().unwrap().join("inner");
         fs::create_dir(&inner).unwrap();
         let path = inner.join("state.redb");
-        drop(Store::open(&path).unwrap());
+        let open = |path: &Path| Redb::open(path, 1 << 20, &Syncs::new(false), |_| Ok(())).unwrap();
+        drop(open(&path));
         let link = dir.path().join("link.redb");
         std::os::unix::fs::symlink(&path, &link).unwrap();
         for opened in [&path, &link] {
             let found = fs::read(&path).unwrap();
-            let (syncs, store) = syncs_of(|| Store::open(opened).unwrap());
+            let (syncs, store) = syncs_of(|| open(opened));
             drop(store);
             let [Sync::File(inode, bytes), Sync::Directory(directory, names)] = &syncs[..] else {
                 panic!("{} syncs", syncs.len())
