@@ -14,6 +14,8 @@ fn every_record_is_announced_exactly_once_without_a_disk() {
     println!("{report}");
     assert!(report.failure.is_none(), "{report}");
     assert!(report.outside > 0, "{report}");
+    // What is counted apart proves nothing: most schedules are held to the whole promise.
+    assert!(report.outside * 2 < report.continuations, "{report}");
     for fault in [
         "disk/stale",
         "event/continue-after-kill",
