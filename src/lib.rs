@@ -165,7 +165,8 @@ pub mod limits {
     };
 }
 
-/// The README's examples are tests, too.
+/// The examples of the README and of the pages that need no crate beside this one are tests, too.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
-mod readme {}
+#[doc = include_str!("../docs/attachments.md")]
+mod pages {}

@@ -22,6 +22,7 @@ use serde::Deserialize;
 
 use crate::error::{Error, Result};
 use crate::model::{CONNECTOR_STATE_VALUE, Micros, Safeguard};
+use crate::transfer::{State, recount};
 
 use super::attachments::rebuild::{failed_part, files_needed, queue_part, restore_queue};
 use super::attachments::settle::attachments_saved;
@@ -130,6 +131,17 @@ impl Checkpoint {
             self.deletions.drain(..self.deletions.len().saturating_sub(PAST_MAX));
         }
         self
+    }
+
+    /// What is known of the id of a run: all of it, where another part has it.
+    fn known_run_id(&self, part: &RunIdPart) -> KnownId {
+        let newest = self.run.iter().map(|run| (run.no, &run.id));
+        let over = self.ledger.iter().map(|entry| (entry.run, &entry.id));
+        let known = part.id.known();
+        match newest.chain(over).find(|(run, _)| *run == part.run) {
+            Some((_, id)) if known.is(id, part.id.number()) => KnownId::Whole(id.clone()),
+            _ => known,
+        }
     }
 
     /// Whether it says no more of the unit than what outlived its deletion.
@@ -271,7 +283,7 @@ impl Restoring<'_> {
         let unit = Key::unit(self.no);
         for part in &checkpoint.run_ids {
             let number = self.free_number(&RUN_IDS, &unit, part.id)?;
-            let row = RunIdRow { run: part.run, id: part.id.known() };
+            let row = RunIdRow { run: part.run, id: checkpoint.known_run_id(part) };
             change.put(&RUN_IDS, &unit.clone().and_number(number), &row)?;
         }
         for (stream, json) in &checkpoint.bookmarks {
@@ -311,13 +323,9 @@ impl Restoring<'_> {
         for part in &position.findings {
             change.put(&FINDINGS, &part.kind.key(&prefix), &part.row())?;
         }
-        for part in &checkpoint.artifacts {
-            change.put(&BATCHES, &prefix.clone().and_number(part.seq), &part.row())?;
-        }
-        self.counts(&prefix)?;
+        let open_batches = self.unannounced(run, &prefix)?;
         let message = checkpoint.message.as_ref().filter(|_| newest.is_some());
-        let mut row = run.row(position, newest, message.map(|message| message.no));
-        row.open_batches = checkpoint.artifacts.len() as u64;
+        let row = run.row(position, newest, message.map(|message| message.no), open_batches);
         if let (Some(message), Some(event)) = (message, newest) {
             self.message(run, message, event, sealed)?;
         }
@@ -349,41 +357,53 @@ impl Restoring<'_> {
         Ok(newest)
     }
 
-    /// The counts of each item type, which must balance.
-    fn counts(&self, prefix: &Key) -> Result<()> {
-        let mut uploaded: BTreeMap<&str, u64> = BTreeMap::new();
-        for part in &self.checkpoint.artifacts {
-            *uploaded.entry(&part.item_type).or_default() += u64::from(part.items);
-        }
-        for (name, &(read, batches, skipped)) in &self.checkpoint.position.types {
-            let announced = self.checkpoint.announced.get(name).copied().unwrap_or_default();
-            let unannounced = uploaded.remove(name.as_str()).unwrap_or(0);
-            if u128::from(read)
-                != u128::from(announced.records) + u128::from(unannounced) + u128::from(skipped)
-            {
-                let AnnouncedPart { records, .. } = announced;
-                return Err(self.damaged(format!(
-                    "of {read} {name} read, {skipped} were skipped, {records} are announced and {unannounced} uploaded"
-                )));
-            }
+    /// The batches that are uploaded and not announced, and the counts of each item type, which must balance; says how many
+    /// batches are open.
+    fn unannounced(&self, run: &RunPart, prefix: &Key) -> Result<u64> {
+        let Self { change, checkpoint, .. } = self;
+        let mut types: BTreeMap<&str, TypeRow> = BTreeMap::new();
+        for (name, &(read, batches, skipped)) in &checkpoint.position.types {
+            // What is announced was confirmed before.
+            let AnnouncedPart { records, artifacts } =
+                checkpoint.announced.get(name).copied().unwrap_or_default();
             let counts = TypeRow {
                 read,
                 skipped,
-                batched: announced.records + unannounced,
-                confirmed: announced.records,
-                announced: announced.records,
                 batches,
-                artifacts_announced: announced.artifacts,
+                batched: records,
+                confirmed: records,
+                announced: records,
+                artifacts_announced: artifacts,
                 ..TypeRow::default()
             };
-            self.change.put(&TYPES, &prefix.clone().and_name(name), &counts)?;
+            types.insert(name, counts);
         }
-        match uploaded.first_key_value() {
-            Some((name, _)) => {
-                Err(self.damaged(format!("it names artifacts of {name}, of which nothing was read")))
+        let mut open_batches = 0;
+        for part in &checkpoint.artifacts {
+            let batch = part.row();
+            let (items, is) = (u64::from(batch.items), batch.transfer_state(run.epoch).counts());
+            recount(&mut open_batches, false, is.open, 1);
+            let Some(counts) = types.get_mut(part.item_type.as_str()) else {
+                let name = &part.item_type;
+                return Err(self.damaged(format!("it names artifacts of {name}, of which nothing was read")));
+            };
+            recount(&mut counts.batched, false, true, items);
+            recount(&mut counts.confirmed, false, is.confirmed, items);
+            recount(&mut counts.announced, false, is.announced, items);
+            recount(&mut counts.artifacts_announced, false, is.announced, 1);
+            change.put(&BATCHES, &prefix.clone().and_number(part.seq), &batch)?;
+        }
+        for (name, counts) in types {
+            let TypeRow { read, skipped, batched, announced, .. } = counts;
+            if u128::from(read) != u128::from(batched) + u128::from(skipped) {
+                let uploaded = batched - announced;
+                return Err(self.damaged(format!(
+                    "of {read} {name} read, {skipped} were skipped, {announced} are announced and {uploaded} uploaded"
+                )));
             }
-            None => Ok(()),
+            change.put(&TYPES, &prefix.clone().and_name(name), &counts)?;
         }
+        Ok(open_batches)
     }
 
     /// The message that answers the newest event, and the batches that it announces.
@@ -398,7 +418,7 @@ impl Restoring<'_> {
             return Err(self.damaged("its message names other artifacts than it says".to_owned()));
         }
         for (seq, (info, artifact)) in message.batches.iter().zip(sealed) {
-            let batch = BatchRow {
+            let mut batch = BatchRow {
                 item_type: info.item_type.clone(),
                 stream: String::new(),
                 epoch: run.epoch,
@@ -407,12 +427,14 @@ impl Restoring<'_> {
                 gzip_bytes: 0,
                 dates: info.dates,
                 cursor_after: None,
-                state: BatchState::Announced(message.no),
+                state: BatchState::Confirmed,
                 artifact: Some(artifact.clone()),
                 uploaded_in: 0,
                 given_up: 0,
                 saved: true,
             };
+            // Its records are among those that are announced.
+            batch.set_transfer_state(State::Sealed, message.no);
             self.change.put(&BATCHES, &run_key(self.no, run.no).and_number(*seq), &batch)?;
         }
         let stored = MessageRow {
@@ -592,15 +614,31 @@ impl Run {
         self.change(|change, row| {
             batches_saved(self, change, row)?;
             attachments_saved(self, change)?;
-            // Of older events a checkpoint tells nothing, so this disk need not either.
-            let mut events = change.all(&EVENTS, &self.run_key())?;
-            events.sort_unstable_by_key(|(_, event)| std::cmp::Reverse(event.order));
-            for (tail, _) in events.iter().skip(EVENTS_MAX) {
-                change.remove(&EVENTS, &self.run_key().and_number(self.number(tail)?))?;
-            }
+            self.forget_old_events(change)?;
             used_ids::keep_newest(change, &self.run_key(), &checkpoint.used.0)?;
             change.put(&POSITIONS, &self.run_key(), &Json(json))
         })
+    }
+
+    /// Forgets the events of which a checkpoint tells nothing, so that this disk need not either.
+    ///
+    /// Whoever looks for an event goes on to the next number while there is a row, so one that others may stand behind is
+    /// kept. Rows never move: their numbers stand in the rows of the run and of its messages.
+    fn forget_old_events(&self, change: &Change<'_>) -> Result<()> {
+        let mut events = Vec::new();
+        for (tail, event) in change.all(&EVENTS, &self.run_key())? {
+            events.push((self.number(&tail)?, event.order));
+        }
+        let mut orders: Vec<u64> = events.iter().map(|(_, order)| *order).collect();
+        orders.sort_unstable_by(|one, other| other.cmp(one));
+        let Some(&oldest) = orders.get(EVENTS_MAX - 1) else { return Ok(()) };
+        for (number, order) in events.into_iter().rev() {
+            let key = |number| self.run_key().and_number(number);
+            if order < oldest && change.get(&EVENTS, &key(number.wrapping_add(1)))?.is_none() {
+                change.remove(&EVENTS, &key(number))?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether the extractor sets the connector's own keys of the worker state.
@@ -794,18 +832,80 @@ mod tests {
             // What was restored, and what is whole now, is named anew.
             let run = unit.newest_run().unwrap().unwrap();
             let again = run.checkpoint("the token", None).unwrap();
-            assert_eq!(again.run_ids, checkpoint.run_ids);
+            for part in &checkpoint.run_ids {
+                let id = again.run_ids.iter().find(|again| again.run == part.run).unwrap().id;
+                assert!(id == part.id || id == IdHash::of(&checkpoint.known_run_id(part), 0));
+            }
             (runs, events(&unit))
         };
         assert_eq!(is_known(&whole, "b.redb"), ((true, false), 2));
-        // Where no more than the hash was kept, one cannot be told from the other.
+        // Where no more than the hash was kept of a past run, it cannot be told from the other. Of an event neither, until
+        // it is named again.
         let mut short = whole;
         for id in short.run_ids.iter_mut().map(|part| &mut part.id) {
             *id =
                 IdHash::Short(name_hash(if *id == IdHash::Digest(Digest::of(one)) { one } else { "second" }));
         }
         short.events.iter_mut().for_each(|part| part.id = IdHash::Short(name_hash(one)));
-        assert_eq!(is_known(&short, "c.redb"), ((true, true), 1));
+        // The ledger has the one's id, and the run at hand its own.
+        assert_eq!(is_known(&short, "c.redb"), ((true, false), 2));
+        short.ledger.clear();
+        assert_eq!(is_known(&short, "d.redb"), ((true, true), 2));
+        // An entry of the ledger that is of another run says nothing.
+        let mut other_id = short.clone();
+        other_id.run.as_mut().unwrap().id = "third".to_owned();
+        assert!(short.run_ids.iter().all(|part| matches!(other_id.known_run_id(part), KnownId::Short(_))));
+    }
+
+    /// Looked for, a twin's row is found only as long as the rows before it are there.
+    #[test]
+    fn an_old_event_is_kept_while_one_with_its_hash_stands_behind_it() {
+        let store = Store::options().open_in(crate::store::backend::memory::Memory::new(), "memory").unwrap();
+        let unit = store.sync_unit("acme/tickets").unwrap();
+        let event = |identity: &str| Incoming {
+            identity: identity.to_owned(),
+            has_ids: true,
+            run_id: Some(RunId::new("run").unwrap()),
+            phase: Phase::Data,
+            step: if identity == "0" { Step::Start } else { Step::Continue },
+        };
+        let [one, other] = ["cgacponhdmlhpbcg", "ihganlcdfnnmgpck"];
+        let accept = |identity: &str| match unit.accept(&event(identity), false, None) {
+            Ok(Accepted::Work(run)) => run,
+            other => panic!("{identity}: {other:?}"),
+        };
+        for identity in ["0", one, other] {
+            accept(identity);
+        }
+        let number = name_hash(one);
+        let stand = |run: &Run| {
+            let at = |number| {
+                let key = run.run_key().and_number(number);
+                unit.inner.tables.view(|rows| Ok(rows.get(&EVENTS, &key)?.is_some())).unwrap()
+            };
+            (at(name_hash("0")), at(number), at(number + 1))
+        };
+        let save = |run: &Run| run.saved(&run.checkpoint("the token", None).unwrap()).unwrap();
+        // So many that the other of the two is the oldest that is kept.
+        let mut run = None;
+        for at in 0..EVENTS_MAX - 1 {
+            run = Some(accept(&format!("event {at}")));
+        }
+        let run = run.unwrap();
+        assert_eq!(stand(&run), (true, true, true));
+        save(&run);
+        assert_eq!(stand(&run), (false, true, true));
+        // Delivered once more, it is known for one that newer ones have followed.
+        for identity in [one, other] {
+            let again = unit.accept(&event(identity), false, None);
+            assert!(matches!(again, Err(Error::StaleEvent { .. })), "{identity}: {again:?}");
+        }
+        // One more, and both go.
+        let run = accept("the last");
+        save(&run);
+        assert_eq!(stand(&run), (false, false, false));
+        let events = unit.inner.tables.view(|rows| Ok(rows.all(&EVENTS, &run.run_key())?.len()));
+        assert_eq!(events.unwrap(), EVENTS_MAX);
     }
 
     /// External sync units are announced unconfirmed, without a checkpoint between upload and message.

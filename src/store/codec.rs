@@ -87,6 +87,26 @@ pub(crate) fn decode<T: DeserializeOwned>(version: u8, bytes: &[u8]) -> Result<T
     Ok(row)
 }
 
+/// Reads a row of at most `version` that has only grown at its end: `grew` are the fields that each version from the
+/// second on added. The default of such a field (`None`, 0, `false`, an empty list) is one zero byte, so an older row is
+/// read as if it had them.
+pub(crate) fn decode_grown<T: DeserializeOwned>(
+    version: u8,
+    grew: &[usize],
+    bytes: &[u8],
+) -> Result<T, DecodeError> {
+    let (found, body) = open(bytes, version)?;
+    if found == version {
+        return decode(version, bytes);
+    }
+    let Some(missing) = found.checked_sub(1).and_then(|known| grew.get(usize::from(known)..)) else {
+        return Err(DecodeError::Damaged(format!("it is of version {found}, which was never written")));
+    };
+    let mut body = body.to_vec();
+    body.resize(body.len() + missing.iter().sum::<usize>(), 0);
+    decode(version, &seal(version, &body))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,6 +132,23 @@ mod tests {
     fn a_newer_version_is_told_from_damage() {
         let bytes = encode(2, &1_u8).unwrap();
         assert_eq!(decode::<u8>(1, &bytes), Err(DecodeError::Newer { found: 2, supported: 1 }));
+    }
+
+    #[test]
+    fn a_row_that_grew_is_read_as_every_version_wrote_it() {
+        type Newest = (u8, Option<i64>, u64, Vec<String>);
+        let read = |bytes: &[u8]| decode_grown::<Newest>(3, &[1, 2], bytes);
+        assert_eq!(read(&encode(1, &7_u8).unwrap()), Ok((7, None, 0, Vec::new())));
+        assert_eq!(read(&encode(2, &(7_u8, Some(-1_i64))).unwrap()), Ok((7, Some(-1), 0, Vec::new())));
+        let newest: Newest = (7, Some(-1), 300, vec!["a".to_owned()]);
+        assert_eq!(read(&encode(3, &newest).unwrap()), Ok(newest.clone()));
+        assert_eq!(read(&encode(4, &newest).unwrap()), Err(DecodeError::Newer { found: 4, supported: 3 }));
+        for version in [0, 1, 2] {
+            assert!(
+                read(&encode(version, &newest).unwrap()).is_err(),
+                "a row of version 3 is none of {version}"
+            );
+        }
     }
 
     #[test]

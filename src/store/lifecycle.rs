@@ -19,15 +19,17 @@ use crate::error::Result;
 use crate::model::{CLOCK_AHEAD_MAX, LEDGER_RUNS_MAX, Micros, Phase, Phases, RunId, Safeguard};
 
 use super::attachments::queue::{check_attachments, drop_queue, remove_attachments};
+use super::deaths::note_death;
 use super::digest::KnownId;
 use super::findings::sums;
 use super::most_read;
 use super::notes::{drop_notes, start_is_unknown};
 use super::open::SyncUnit;
 use super::rows::{
-    BATCHES, BOOKMARKS, BookmarkRow, CHUNKS, EVENTS, FINDINGS, Key, LEDGER, LedgerRow, LedgerType, MESSAGES,
-    MOST_READ, PAST, PAYLOADS, POSITIONS, PastRow, RUN_IDS, RUNS, RunIdRow, RunRow, RunStatus, STREAMS,
-    TYPES, UNITS, USED, USED_NEWEST, UnitRow, VALUES, message_key, name_of, number_of, run_key,
+    Activity, BATCHES, BOOKMARKS, BookmarkRow, CHUNKS, DEATHS, EVENTS, FINDINGS, Key, LEDGER, LedgerRow,
+    LedgerType, MESSAGES, MOST_READ, PAST, PAYLOADS, POSITIONS, PastRow, RUN_IDS, RUNS, RunIdRow, RunRow,
+    RunStatus, STREAMS, TYPES, UNITS, USED, USED_NEWEST, UnitRow, VALUES, message_key, name_of, number_of,
+    run_key,
 };
 use super::run::{Run, find_by_id};
 use super::tables::{Change, Rows, Tables};
@@ -61,6 +63,7 @@ impl SyncUnit {
             let mut unit = get_or_create(self, change)?;
             let run = match current_run(change, &unit)? {
                 Some((no, mut row)) if row.status == RunStatus::Open => {
+                    note_death(change, &run_key(unit.no, no), &mut row, self.now())?;
                     row.epoch += 1;
                     change.put(&RUNS, &run_key(unit.no, no), &row)?;
                     Run::new(self, unit.no, no, &row, true)?
@@ -223,6 +226,7 @@ impl SyncUnit {
         change.remove_all(&BOOKMARKS, &prefix)?;
         change.remove_all(&VALUES, &prefix)?;
         change.remove_all(&EVENTS, &prefix)?;
+        change.remove_all(&DEATHS, &prefix)?;
         change.remove_all(&MESSAGES, &prefix)?;
         change.remove_all(&LEDGER, &prefix)?;
         change.remove_all(&FINDINGS, &prefix)?;
@@ -347,6 +351,7 @@ pub(super) fn new_run(
         first_message: unit.next_message,
         message: None,
         artifacts_max: None,
+        activity: Activity { changed_at: Some(now), deaths: 0 },
     };
     let (number, _) = find_run_id(change, unit.no, &id)?;
     change.put(
@@ -450,6 +455,7 @@ pub(super) fn close_run(
         warnings: findings.warnings,
         types,
         attachments: drop_queue(change, &run, finished)?,
+        deaths: row.activity.deaths,
     };
     change.put(&LEDGER, &run_key(unit.no, no), &entry)?;
     if let Some(old) = no.checked_sub(LEDGER_RUNS_MAX) {
@@ -458,6 +464,7 @@ pub(super) fn close_run(
     drop_rows(change, &run)?;
     drop_notes(change, unit.no)?;
     change.remove_range(&EVENTS, &Key::unit(unit.no), &run)?;
+    change.remove_range(&DEATHS, &Key::unit(unit.no), &run)?;
     change.remove_range(&MESSAGES, &Key::unit(unit.no), &message_key(unit.no, row.first_message))?;
     row.status = status;
     row.ended_at = Some(now);

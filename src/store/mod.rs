@@ -7,6 +7,7 @@ mod checkpoint;
 mod codec;
 mod conversation;
 mod cursors;
+mod deaths;
 mod digest;
 mod disk;
 mod findings;

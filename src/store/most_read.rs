@@ -175,6 +175,7 @@ mod tests {
             pages: 3,
             items: 7,
             bookmark: None,
+            pace: super::super::rows::Pace::default(),
         };
         let part = store.inner.tables.change(|change| {
             for number in 0..1_000 {

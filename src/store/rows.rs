@@ -26,13 +26,14 @@
 //! | `queues` | run | [`QueueRow`] |
 //! | `attachments` | run, number | [`AttachmentRow`] |
 //! | `attachment_ids` | the parent's id, the id, each after its length in bytes as `u32 big-endian` | [`SeenRow`] |
-//! | `seen_attachments` | hash of the parent's id, hash of the id | [`SeenRow`], as format 1 had it, until the attachment is named again |
+//! | `seen_attachments` | hash of the parent's id, hash of the id | [`SeenByHashRow`], of format 1, until the attachment is named again |
 //! | `most_read` | unit, stream name | [`MostReadRow`] |
 //! | `past_runs` | the sync unit id, alone | [`PastRow`] |
 //! | `attachment_files` | run, seq | [`FileRow`] |
 //! | `failed_attachments`, `requeued_attachments` | run, number | [`FailedRow`] |
 //! | `used_ids` | run, artifact id | [`UsedRow`] |
 //! | `used_ids_newest` | run | [`UsedNewestRow`], where checkpoints are kept |
+//! | `deaths` | run, epoch | [`DeathRow`] |
 
 use std::marker::PhantomData;
 
@@ -41,7 +42,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::{Micros, Phase, Phases, RESERVED_VALUE_PREFIX};
 
 use super::codec::{self, DecodeError};
-use super::digest::{KnownId, name_hash};
+use super::digest::{Digest, KnownId, name_hash};
 
 /// A value of a table.
 pub(crate) trait Row: Sized {
@@ -91,7 +92,7 @@ tables! {
     QUEUES: QueueRow = "queues";
     ATTACHMENTS: AttachmentRow = "attachments";
     SEEN: SeenRow = "attachment_ids";
-    SEEN_BY_HASH: SeenRow = "seen_attachments";
+    SEEN_BY_HASH: SeenByHashRow = "seen_attachments";
     MOST_READ: MostReadRow = "most_read";
     PAST: PastRow = "past_runs";
     FILES: FileRow = "attachment_files";
@@ -99,6 +100,7 @@ tables! {
     REQUEUED: FailedRow = "requeued_attachments";
     USED: UsedRow = "used_ids";
     USED_NEWEST: UsedNewestRow = "used_ids_newest";
+    DEATHS: DeathRow = "deaths";
 }
 
 /// A key, part by part.
@@ -206,13 +208,13 @@ pub(crate) fn name_of(tail: &[u8]) -> Result<&str, DecodeError> {
 }
 
 macro_rules! bincode_rows {
-    ($($row:ty = $version:literal;)*) => {$(
+    ($($row:ty = $version:literal $(, grew [$($grew:literal),*])?;)*) => {$(
         impl Row for $row {
             fn to_bytes(&self) -> Result<Vec<u8>, DecodeError> {
                 codec::encode($version, self)
             }
             fn from_bytes(bytes: &[u8]) -> Result<Self, DecodeError> {
-                codec::decode($version, bytes)
+                codec::decode_grown($version, &[$($($grew),*)?], bytes)
             }
         }
     )*};
@@ -221,26 +223,28 @@ macro_rules! bincode_rows {
 bincode_rows! {
     FormatRow = 1;
     UnitRow = 1;
-    RunRow = 1;
+    RunRow = 2, grew [2];
     RunIdRow = 1;
-    StreamRow = 1;
+    StreamRow = 2, grew [2];
     TypeRow = 1;
     ChunkRow = 1;
     BatchRow = 1;
     BookmarkRow = 1;
     EventRow = 1;
     MessageRow = 1;
-    LedgerRow = 1;
+    LedgerRow = 2, grew [1];
     FindingRow = 1;
     QueueRow = 1;
     AttachmentRow = 1;
     SeenRow = 1;
+    SeenByHashRow = 1;
     MostReadRow = 1;
     PastRow = 1;
     FileRow = 1;
     FailedRow = 1;
     UsedRow = 1;
     UsedNewestRow = 1;
+    DeathRow = 1;
 }
 
 /// Bytes of others, as they are: a gzip member.
@@ -348,6 +352,17 @@ pub(crate) struct RunRow {
     pub(crate) message: Option<u64>,
     /// After a message that was too large: artifacts that the next one may carry.
     pub(crate) artifacts_max: Option<u64>,
+    /// From version 2 on.
+    pub(crate) activity: Activity,
+}
+
+/// What tells an operator whether a run is alive. A checkpoint does not have it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Activity {
+    /// When anything of the run was stored last.
+    pub(crate) changed_at: Option<Micros>,
+    /// Lives that ended without an answer.
+    pub(crate) deaths: u64,
 }
 
 /// From when to when records are wanted; without a beginning, from ever.
@@ -381,6 +396,48 @@ pub(crate) struct StreamRow {
     pub(crate) items: u64,
     /// JSON text for the next run, once this one is finished.
     pub(crate) bookmark: Option<String>,
+    /// From version 2 on.
+    pub(crate) pace: Pace,
+}
+
+/// How fast a stream was read of late. A checkpoint does not have it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Pace {
+    pub(crate) last_page_at: Option<Micros>,
+    /// The newest minutes in which a page came, at most [`MINUTES_KEPT`], oldest first.
+    pub(crate) minutes: Vec<MinuteRow>,
+}
+
+/// What a stream gave in one minute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MinuteRow {
+    /// Minutes since 1970.
+    pub(crate) minute: i64,
+    pub(crate) pages: u64,
+    pub(crate) items: u64,
+}
+
+/// Five whole minutes, and the one that has begun.
+pub(crate) const MINUTES_KEPT: usize = 6;
+
+pub(crate) const MINUTE_MICROS: i64 = 60_000_000;
+
+impl Pace {
+    /// Takes in a page.
+    pub(crate) fn add(&mut self, now: Micros, items: u64) {
+        let minute = now.0.div_euclid(MINUTE_MICROS);
+        // A clock that stepped back leaves no minutes of the future.
+        self.minutes.retain(|other| other.minute <= minute);
+        match self.minutes.last_mut().filter(|last| last.minute == minute) {
+            Some(last) => {
+                last.pages += 1;
+                last.items += items;
+            }
+            None => self.minutes.push(MinuteRow { minute, pages: 1, items }),
+        }
+        self.minutes.drain(..self.minutes.len().saturating_sub(MINUTES_KEPT));
+        self.last_page_at = Some(now);
+    }
 }
 
 /// The counts of one item type in one run, and what its open batch is made of.
@@ -543,6 +600,8 @@ pub(crate) struct LedgerRow {
     pub(crate) warnings: u64,
     pub(crate) types: Vec<LedgerType>,
     pub(crate) attachments: LedgerAttachments,
+    /// Lives that ended without an answer. From version 2 on.
+    pub(crate) deaths: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -607,9 +666,19 @@ pub(crate) struct SeenRow {
     /// The run that queued it last, and its number there.
     pub(crate) run: u64,
     pub(crate) number: u64,
-    /// A hash of its url, name and date.
-    pub(crate) fingerprint: u64,
+    /// Of its url, name and date.
+    pub(crate) fingerprint: Digest,
     /// It was settled as failed.
+    pub(crate) failed: bool,
+}
+
+/// The same, as format 1 wrote it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SeenByHashRow {
+    pub(crate) run: u64,
+    pub(crate) number: u64,
+    /// XXH3 of 64 bits, of the same.
+    pub(crate) fingerprint: u64,
     pub(crate) failed: bool,
 }
 
@@ -651,6 +720,17 @@ pub(crate) struct UsedRow {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct UsedNewestRow {
     pub(crate) hashes: Vec<u32>,
+}
+
+/// A life of a run that ended without an answer, found when the next one took the run up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DeathRow {
+    /// When it had stored something last; `None` if a checkpoint brought the run here.
+    pub(crate) changed_at: Option<Micros>,
+    pub(crate) found_at: Micros,
+    /// Batches without an artifact id then, and records in them: each may have been uploaded, and is uploaded again.
+    pub(crate) batches: u64,
+    pub(crate) items: u64,
 }
 
 /// An attachment that was settled as failed.

@@ -160,6 +160,7 @@ impl Run {
                 return Err(self.fenced());
             }
             let result = body(change, &mut row)?;
+            row.activity.changed_at = Some(Micros::from_time(self.inner.clock.now()));
             change.put(&RUNS, &run_key(self.unit_no, self.no), &row)?;
             Ok(result)
         })

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::airdrop::{
-    AttachmentBody, AttachmentError, CheckPolicy, Context, ExternalSyncUnit, Extractor, SourceError,
+    AttachmentBody, AttachmentError, CheckPolicy, Context, ExternalSyncUnit, Extractor, Listing, SourceError,
 };
 use crate::record::{Attachment, Record};
 use crate::store::Page;
@@ -95,11 +95,11 @@ fn number_of(text: &str) -> u64 {
 impl Extractor for SimSource {
     type Cursor = SimCursor;
 
-    fn external_sync_units(&mut self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+    fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
         Ok(vec![ExternalSyncUnit::new("simulated", "Simulated", "made up")])
     }
 
-    fn metadata(&mut self, _: &Context<'_>) -> Result<Value, SourceError> {
+    fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
         if self.checks() == CheckPolicy::Off {
             return Ok(
                 json!({ "schema_version": "v0.2.0", "record_types": {}, "reading": self.life.reads() }),
@@ -110,7 +110,7 @@ impl Extractor for SimSource {
         Ok(json!({ "schema_version": "v0.2.0", "record_types": Value::from_iter(types) }))
     }
 
-    fn initial_domain_mapping(&mut self, _: &Context<'_>) -> Result<Option<Value>, SourceError> {
+    fn initial_domain_mapping(&self, _: &Context<'_>) -> Result<Option<Value>, SourceError> {
         Ok(self.life.is(Setting::Mapping).then(|| json!({ "additional_mappings": {} })))
     }
 
@@ -118,16 +118,17 @@ impl Extractor for SimSource {
         self.checks()
     }
 
-    fn streams(&self) -> Vec<String> {
-        STREAMS.iter().take(self.shape.streams.into()).map(|&stream| stream.to_owned()).collect()
+    fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {
+        Ok(STREAMS.iter().take(self.shape.streams.into()).map(|&stream| stream.to_owned()).collect())
     }
 
     fn page(
-        &mut self,
+        &self,
         context: &Context<'_>,
-        stream: &str,
+        listing: &Listing,
         cursor: Option<SimCursor>,
     ) -> Result<Page<SimCursor>, SourceError> {
+        let stream = listing.stream();
         let at = cursor.map_or(0, |cursor| cursor.page);
         let value = format!("position of {stream}");
         let expected = (context.run_id().to_string(), at);

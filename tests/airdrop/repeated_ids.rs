@@ -67,7 +67,7 @@ fn an_id_that_the_run_used_on_another_machine_is_not_accepted_again() {
             world.lose_disk();
             let next = Mutex::new(repeats.clone().map(|id| (id, times)));
             let platform = Repeats { airdrop: &world.airdrop, next, first: Mutex::default() };
-            let outcome = world.serve.serve(&world.store, &platform, &mut source(world), event).unwrap();
+            let outcome = world.serve.serve(&world.store, &platform, &source(world), event).unwrap();
             if event.event_type().name(event.spelling()) == "EXTRACTION_DATA_START" {
                 repeats = platform.first.into_inner().unwrap();
             }

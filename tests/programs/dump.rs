@@ -375,9 +375,7 @@ fn what_is_not_there_is_said_so_and_exits_with_1() {
 #[test]
 fn a_wrong_command_line_exits_with_2_and_help_teaches_the_right_one() {
     let place = Place::new();
-    for args in
-        [&[][..], &["--jsno", "x"], &["check"], &["message", "x"], &["x", "y"], &["x", "--last", "-1"]]
-    {
+    for args in [&[][..], &["--jsno", "x"], &["check"], &["message"], &["x", "y"], &["x", "--last", "-1"]] {
         let (code, stdout, stderr) = place.says(args);
         assert_eq!((code, stdout.as_str()), (Some(2), ""), "{args:?}");
         assert!(stderr.contains("Usage:"), "{stderr}");

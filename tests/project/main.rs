@@ -1,4 +1,4 @@
-//! The project: its rooms, and what its README says.
+//! The project: its rooms, and what its README and pages say.
 
+mod docs;
 mod layering;
-mod readme;

@@ -1,4 +1,4 @@
-//! The README's example of the explorer: the Git extractor is killed at every step of two syncs of a repository.
+//! What `docs/proof.md` shows of the explorer: the Git extractor is killed at every step of two syncs of a repository.
 
 #[allow(dead_code, reason = "the program uses the rest")]
 #[path = "../src/extractor.rs"]

@@ -13,7 +13,7 @@ use clap::Args;
 use highwater::record::{Checker, Excerpt, Finding, Findings, Metadata, Severity, Tally};
 use serde::Serialize;
 
-use super::show::{visible, visible_json};
+use crate::text::{visible, visible_json};
 
 /// What the exit codes mean, for `--help`.
 pub(crate) const EXIT_CODES: &str = "\

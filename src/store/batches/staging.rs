@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use crate::artifact::compress_all;
 use crate::cut;
 use crate::error::{Error, Result};
-use crate::model::{BATCH_BYTES_MAX, CURSOR_BYTES_MAX, ItemType, Phase, Safeguard, StreamName};
+use crate::model::{BATCH_BYTES_MAX, CURSOR_BYTES_MAX, ItemType, Micros, Phase, Safeguard, StreamName};
 use crate::record::{ATTACHMENTS, Record};
 use crate::transfer::{State, recount};
 
@@ -22,8 +22,8 @@ use super::super::findings::add_findings;
 use super::super::most_read;
 use super::super::page::{Page, PageParts, to_json};
 use super::super::rows::{
-    BATCHES, BatchRow, BatchState, CHUNKS, ChunkRow, Dates, Json, Key, PAYLOADS, Payload, RunRow, STREAMS,
-    StreamRow, TYPES, TypeRow, VALUES,
+    BATCHES, BatchRow, BatchState, CHUNKS, ChunkRow, Dates, Json, Key, PAYLOADS, Pace, Payload, RunRow,
+    STREAMS, StreamRow, TYPES, TypeRow, VALUES,
 };
 use super::super::run::Run;
 use super::super::tables::{Change, Rows};
@@ -78,6 +78,7 @@ impl Run {
             let stream_key = self.run_key().and_name(stream.as_str());
             let mut position = change.get(&STREAMS, &stream_key)?.unwrap_or_else(|| StreamRow::new(phase));
             check_moves(stream, position.cursor.as_deref(), cursor.as_deref())?;
+            let items_before = position.items;
             let mut full = Vec::new();
             let lines = if self.inner.breaks(Safeguard::RowsWithCursor) { Vec::new() } else { lines };
             for (item_type, lines) in lines {
@@ -98,6 +99,7 @@ impl Run {
             row.not_before = None;
             row.progress = progress.or(row.progress);
             position.pages += 1;
+            position.pace.add(Micros::from_time(self.inner.clock.now()), position.items - items_before);
             position.exhausted = cursor.is_none();
             position.cursor = cursor;
             position.bookmark = bookmark.or(position.bookmark);
@@ -291,7 +293,15 @@ fn chunk_key(run: &Run, item_type: &ItemType, number: u64) -> Key {
 
 impl StreamRow {
     fn new(phase: Phase) -> Self {
-        Self { phase, cursor: None, exhausted: false, pages: 0, items: 0, bookmark: None }
+        Self {
+            phase,
+            cursor: None,
+            exhausted: false,
+            pages: 0,
+            items: 0,
+            bookmark: None,
+            pace: Pace::default(),
+        }
     }
 }
 

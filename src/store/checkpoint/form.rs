@@ -26,12 +26,13 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::artifact::{Level, compress, decompress};
 use crate::model::{Micros, Phase, Phases};
+use crate::transfer::{Held, State};
 
 use super::super::digest::{Digest, KnownId};
 use super::super::findings::FindingPart;
 use super::super::rows::{
-    BatchRow, BatchState, Dates, FailedRow, FileRow, LedgerAttachments, LedgerRow, LedgerType, MessageFate,
-    MessageKind, NotBefore, QueueRow, RunRow, RunStatus, StreamRow, UnitRow, WindowRow,
+    Activity, BatchRow, BatchState, Dates, FailedRow, FileRow, LedgerAttachments, LedgerRow, LedgerType,
+    MessageFate, MessageKind, NotBefore, Pace, QueueRow, RunRow, RunStatus, StreamRow, UnitRow, WindowRow,
 };
 
 /// The newest form that this version writes and reads.
@@ -357,8 +358,14 @@ impl RunPart {
         }
     }
 
-    /// The run as it stands at a position, of its newest event and the message that answers it.
-    pub(super) fn row(&self, position: &Position, event: Option<u64>, message: Option<u64>) -> RunRow {
+    /// The run as it stands at a position, with its newest event, the message that answers it and the batches that are open.
+    pub(super) fn row(
+        &self,
+        position: &Position,
+        event: Option<u64>,
+        message: Option<u64>,
+        open_batches: u64,
+    ) -> RunRow {
         RunRow {
             id: self.id.clone(),
             status: self.status.row(),
@@ -374,7 +381,7 @@ impl RunPart {
             pages: position.pages,
             next_seq: position.next_seq.max(1),
             next_chunk: 1,
-            open_batches: 0,
+            open_batches,
             not_before: self
                 .not_before
                 .as_ref()
@@ -386,6 +393,7 @@ impl RunPart {
             first_message: self.first_message,
             message,
             artifacts_max: self.artifacts_max,
+            activity: Activity::default(),
         }
     }
 }
@@ -469,6 +477,7 @@ impl LedgerPart {
             warnings: self.warnings,
             types: self.types.iter().map(row_of).collect(),
             attachments: self.attachments.row(),
+            deaths: 0,
         }
     }
 
@@ -546,8 +555,9 @@ impl ArtifactPart {
         }
     }
 
+    /// It is uploaded, and a saved checkpoint names it; nobody knows whether a confirm of it was tried.
     pub(super) fn row(&self) -> BatchRow {
-        BatchRow {
+        let mut row = BatchRow {
             item_type: self.item_type.clone(),
             stream: self.stream.clone(),
             epoch: self.epoch,
@@ -556,12 +566,15 @@ impl ArtifactPart {
             gzip_bytes: self.gzip_bytes,
             dates: Dates { created: self.dates.created, modified: self.dates.modified },
             cursor_after: None,
-            state: BatchState::Uploaded,
+            state: BatchState::Staged,
             artifact: self.artifact.clone(),
             uploaded_in: 0,
             given_up: self.given_up,
-            saved: true,
-        }
+            saved: false,
+        };
+        let held = Held { given_up: self.given_up > 0, saved: true, in_doubt: true };
+        row.set_transfer_state(State::Uploaded(held), 0);
+        row
     }
 }
 
@@ -704,6 +717,7 @@ impl StreamPart {
             pages: self.pages,
             items: self.items,
             bookmark: self.bookmark.clone(),
+            pace: Pace::default(),
         }
     }
 }

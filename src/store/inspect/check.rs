@@ -24,15 +24,17 @@ use serde::de::IgnoredAny;
 
 use crate::artifact::{decompress, line_count};
 use crate::error::{Error, Result};
-use crate::model::{FINDINGS_KEPT, ItemType, LEDGER_RUNS_MAX, RunId, StreamName, SyncUnitId, ValueKey};
+use crate::model::{
+    FINDINGS_KEPT, ItemType, LEDGER_RUNS_MAX, Micros, RunId, StreamName, SyncUnitId, ValueKey,
+};
 use crate::store::codec::DecodeError;
 use crate::store::digest::{KnownId, number_of_id};
 use crate::store::findings::FindingKind;
 #[cfg(feature = "testing")]
 use crate::store::open::Store;
 use crate::store::rows::{
-    ATTACHMENTS, AttachmentRow, BATCHES, BOOKMARKS, BatchRow, BatchState, CHUNKS, EVENTS, EventRow, FAILED,
-    FILES, FINDINGS, FormatRow, Json, Key, LEDGER, LedgerRow, MESSAGES, META, MOST_READ, MessageFate,
+    ATTACHMENTS, AttachmentRow, BATCHES, BOOKMARKS, BatchRow, BatchState, CHUNKS, DEATHS, EVENTS, EventRow,
+    FAILED, FILES, FINDINGS, FormatRow, Json, Key, LEDGER, LedgerRow, MESSAGES, META, MOST_READ, MessageFate,
     MessageKind, MessageRow, PAST, PAYLOADS, POSITIONS, Payload, QUEUES, QueueRow, REQUEUED, RUN_IDS, RUNS,
     Row, RunIdRow, RunRow, RunStatus, SEEN, SEEN_BY_HASH, STREAMS, TYPES, Table, TypeRow, UNITS, USED,
     USED_NEWEST, UnitRow, VALUES, name_of, run_key,
@@ -193,6 +195,7 @@ impl Check<'_> {
         self.owned(&REQUEUED, &numbers)?;
         self.owned(&USED, &numbers)?;
         self.owned(&USED_NEWEST, &numbers)?;
+        self.owned(&DEATHS, &numbers)?;
         Ok(units)
     }
 
@@ -824,7 +827,7 @@ impl Check<'_> {
             if let Some(number) = event.message {
                 match messages.get(&number) {
                     // Of older events a checkpoint brings back which message answered, and not the message.
-                    None if event.identity.whole().is_none() => {}
+                    None if event.accepted_at == Micros(0) => {}
                     None => found(&format!("message {number}, which answers it, is missing")),
                     Some(message) if message.run != *run || message.event != *hash => {
                         found(&format!("message {number}, which answers it, answers another"));

@@ -39,17 +39,27 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod attachments;
 mod check;
+mod ledger;
+mod messages;
 mod overlay;
+mod records;
 mod report;
+mod scan;
 mod snapshot;
 #[cfg(test)]
 mod tests;
+mod words;
 
+pub use attachments::{AttachmentsReport, FailedAttachmentReport};
 pub use check::{CheckFinding, CheckReport, check};
+pub use ledger::{LedgerReport, LedgerTypeReport};
+pub use messages::MessageReport;
+pub use records::{BatchCounts, BatchReport, FindingsReport, TypeReport};
 pub use report::{
-    AttachmentsReport, BatchCounts, BatchReport, BatchStage, BookmarkReport, FailedAttachmentReport,
-    FindingsReport, LedgerReport, LedgerTypeReport, Line, MessageFate, MessageKind, MessageReport,
-    MostReadReport, Report, RunReport, RunStatus, StreamReport, TypeReport, UnitReport, ValueReport,
+    BookmarkReport, Line, MostReadReport, Report, RunReport, StreamReport, UnitReport, ValueReport,
+    is_internal,
 };
 pub use snapshot::{Snapshot, Source, Units};
+pub use words::{BatchStage, MessageFate, MessageKind, RunStatus};

@@ -19,8 +19,11 @@ use super::super::rows::{
 };
 use super::super::tables::{Rows, Tables, View};
 
+use super::messages::{MessageReport, message_report};
 use super::overlay::{Base, Overlay};
-use super::report::{self, BatchReport, MessageReport, Report};
+use super::records::{BatchReport, batch_report};
+use super::report::{self, Report};
+use super::scan::{each, name};
 
 /// Copies of a file that is open elsewhere before it is given up as too busy.
 const COPIES_MAX: u32 = 20;
@@ -179,6 +182,18 @@ impl Snapshot {
         Units { snapshot: self, last, next: Some(Key::name("")) }
     }
 
+    /// The ids of the sync units, in order.
+    ///
+    /// # Errors
+    /// As [`Snapshot::open`].
+    pub fn unit_ids(&mut self) -> Result<Vec<String>> {
+        self.look(|view| {
+            let (prefix, mut ids) = (Key::name(""), Vec::new());
+            each(view, &UNITS, &prefix, name, |id, _| ids.push(id))?;
+            Ok(ids)
+        })
+    }
+
     /// One sync unit; `None` if the store does not know it.
     ///
     /// # Errors
@@ -200,8 +215,8 @@ impl Snapshot {
             let mut batches = Vec::new();
             if let Some(no) = unit.run {
                 let run = view.need(&RUNS, &run_key(unit.no, no))?;
-                report::each(view, &BATCHES, &run_key(unit.no, no), number_of, |seq, row| {
-                    batches.push(report::batch_report(sync_unit, &run.id, seq, row));
+                each(view, &BATCHES, &run_key(unit.no, no), number_of, |seq, row| {
+                    batches.push(batch_report(sync_unit, &run.id, seq, row));
                 })?;
             }
             Ok(Some(batches))
@@ -254,7 +269,7 @@ impl Snapshot {
             if let Some(no) = message {
                 newest = view.get(&MESSAGES, &message_key(unit.no, no))?.map(|row| (no, row));
             } else {
-                report::each(view, &MESSAGES, &Key::unit(unit.no), number_of, |no, row| {
+                each(view, &MESSAGES, &Key::unit(unit.no), number_of, |no, row| {
                     newest = Some((no, row));
                 })?;
             }
@@ -263,7 +278,7 @@ impl Snapshot {
                 Some(run) => Some(run.id),
                 None => view.get(&LEDGER, &run_key(unit.no, row.run))?.map(|run| run.id),
             };
-            let report = report::message_report(view, sync_unit, unit.no, no, &row, run.as_ref())?;
+            let report = message_report(view, sync_unit, unit.no, no, &row, run.as_ref())?;
             Ok(Some((report, row.body)))
         })
     }

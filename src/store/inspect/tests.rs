@@ -186,9 +186,9 @@ fn every_step_of_a_conversation_is_whole_and_shown_as_it_is() {
     assert_eq!((report.unit.messages, report.unit.messages_undelivered), (1, 1));
     let shown = &report.messages[0];
     let is = (shown.answer, shown.fate, shown.run.as_deref(), shown.artifacts);
-    assert_eq!(is, (report::MessageKind::Done, report::MessageFate::Sealed, Some("a"), 0));
+    assert_eq!(is, (words::MessageKind::Done, words::MessageFate::Sealed, Some("a"), 0));
     run.delivered(message).unwrap();
-    assert_eq!(place.report().messages[0].fate, report::MessageFate::Delivered);
+    assert_eq!(place.report().messages[0].fate, words::MessageFate::Delivered);
 
     // Its predecessor's fate is proven by the next event where it was not recorded.
     let run = work(&unit, &event("a", 2, Phase::Data, Step::Start));
@@ -229,7 +229,7 @@ fn every_step_of_a_conversation_is_whole_and_shown_as_it_is() {
     let run = work(&unit, &event("a", 3, Phase::Data, Step::Continue));
     place.is_whole();
     let fates: Vec<_> = place.report().messages.iter().map(|message| message.fate).collect();
-    assert_eq!(fates, [report::MessageFate::Delivered, report::MessageFate::Proven]);
+    assert_eq!(fates, [words::MessageFate::Delivered, words::MessageFate::Proven]);
     assert_eq!(place.report().item_types[0].batches_announced, BatchCounts::default());
     stage(&run, Phase::Data, 1, None);
     run.close_open().unwrap();

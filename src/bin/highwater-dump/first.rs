@@ -1,205 +1,78 @@
-//! What is printed: tables for people, one JSON object per line for scripts.
-//!
-//! Names, cursors and values come from the outside, so in both forms what could drive a terminal or turn its text
-//! around is escaped: in JSON by an escape that means the same, so that what a script reads is exact.
+//! What the store remembers, unit by unit.
 
-use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::PathBuf;
 
-use chrono::{DateTime, SecondsFormat, Utc};
-use comfy_table::{CellAlignment, Table, presets};
+use clap::Args;
 use highwater::inspect::{
-    AttachmentsReport, BatchCounts, BatchReport, CheckFinding, CheckReport, FailedAttachmentReport,
-    FindingsReport, LedgerReport, MessageFate, MessageReport, Report, RunReport, RunStatus, Source,
-    TypeReport,
+    AttachmentsReport, BatchCounts, FailedAttachmentReport, FindingsReport, LedgerReport, MessageFate,
+    MessageReport, Report, RunReport, RunStatus, TypeReport,
 };
-use serde::Serialize;
 
-/// Characters of a cursor, bookmark or value that a table shows; JSON shows all.
-const CUT_CHARS: usize = 60;
+use crate::ending::{Exit, Outcome};
+use crate::stores::{no_unit, note, open, store_line};
+use crate::text::{Listing, Style, count, cut, json_line, stdout, style, time, time_or, visible};
 
 /// Failed attachments that a table shows; JSON shows all.
 const FAILED_SHOWN: usize = 20;
 
-/// How tables look.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Style {
-    pub(crate) colour: bool,
+#[derive(Debug, Args)]
+pub(crate) struct Show {
+    /// The store file
+    store: PathBuf,
+    /// Show this sync unit only
+    #[arg(long, value_name = "ID")]
+    unit: Option<String>,
+    /// How many messages and finished runs to show of each unit, the newest
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    last: usize,
+    /// One JSON object per line, with a `kind`; times are RFC 3339 in UTC
+    #[arg(long)]
+    json: bool,
 }
 
-impl Style {
-    fn paint(self, code: &str, text: &str) -> String {
-        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
-    }
-}
-
-/// Whether a character acts on a terminal instead of showing on it: controls, what changes the direction of text,
-/// and what breaks lines or shows nothing.
-fn is_unsafe(c: char) -> bool {
-    c.is_control()
-        || matches!(
-            c,
-            '\u{ad}' | '\u{61c}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}'
-                | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}'
-        )
-}
-
-/// Text that shows all that is in it.
-pub(crate) fn visible(text: &str) -> Cow<'_, str> {
-    if !text.contains(is_unsafe) {
-        return Cow::Borrowed(text);
-    }
-    let mut shown = String::with_capacity(text.len() + 16);
-    for c in text.chars() {
-        if is_unsafe(c) {
-            shown.extend(c.escape_unicode());
-        } else {
-            shown.push(c);
+impl Show {
+    /// Prints what is asked for.
+    pub(crate) fn run(&self) -> Outcome {
+        let show = self;
+        let mut snapshot = open(&show.store)?;
+        let source = snapshot.source();
+        let mut out = stdout();
+        let mut units = 0;
+        if show.json {
+            json_line(&mut out, &store_line(&show.store, source))?;
         }
-    }
-    Cow::Owned(shown)
-}
-
-/// JSON text that shows all that is in it, and means the same: outside of its strings there is nothing to escape.
-pub(crate) fn visible_json(json: &str) -> Cow<'_, str> {
-    if !json.contains(is_unsafe) {
-        return Cow::Borrowed(json);
-    }
-    let mut shown = String::with_capacity(json.len() + 16);
-    for c in json.chars() {
-        if is_unsafe(c) && c != '\n' {
-            for unit in c.encode_utf16(&mut [0; 2]) {
-                // A `String` takes whatever is written to it.
-                let _ = write!(shown, "\\u{unit:04x}");
+        let mut print = |report: &Report| -> io::Result<()> {
+            units += 1;
+            if show.json {
+                report.lines().try_for_each(|line| json_line(&mut out, &line))
+            } else {
+                if units > 1 {
+                    writeln!(out)?;
+                }
+                unit(&mut out, report, style())
             }
-        } else {
-            shown.push(c);
-        }
-    }
-    Cow::Owned(shown)
-}
-
-/// A writer of JSON that goes to a terminal: whole lines are made visible. To anything else the bytes go as they are.
-pub(crate) struct Screened<'a, W: Write> {
-    out: &'a mut W,
-    screens: bool,
-    /// The start of a character whose rest comes with the next write.
-    held: Vec<u8>,
-}
-
-impl<'a, W: Write> Screened<'a, W> {
-    pub(crate) fn new(out: &'a mut W, is_terminal: bool) -> Self {
-        Self { out, screens: is_terminal, held: Vec::new() }
-    }
-}
-
-impl<W: Write> Write for Screened<'_, W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if !self.screens {
-            return self.out.write(bytes);
-        }
-        self.held.extend_from_slice(bytes);
-        let whole = match std::str::from_utf8(&self.held) {
-            Err(error) if error.error_len().is_none() => error.valid_up_to(),
-            Ok(_) | Err(_) => self.held.len(),
         };
-        let text = String::from_utf8_lossy(&self.held[..whole]).into_owned();
-        self.out.write_all(visible_json(&text).as_bytes())?;
-        self.held.drain(..whole);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
-    }
-}
-
-/// One line of `--json`.
-pub(crate) fn json_line(out: &mut impl Write, line: &impl Serialize) -> io::Result<()> {
-    let json = serde_json::to_string(line)?;
-    writeln!(out, "{}", visible_json(&json))
-}
-
-/// The first line of a listing.
-#[derive(Debug, Serialize)]
-#[serde(tag = "kind", rename = "store")]
-pub(crate) struct StoreLine {
-    path: String,
-    source: &'static str,
-}
-
-pub(crate) fn store_line(store: &Path, source: Source) -> StoreLine {
-    StoreLine { path: store.to_string_lossy().into_owned(), source: source_word(source) }
-}
-
-fn source_word(source: Source) -> &'static str {
-    match source {
-        Source::Closed => "closed",
-        Source::LeftOpen => "left_open",
-        _ => "copy",
-    }
-}
-
-fn time(moment: DateTime<Utc>) -> String {
-    moment.to_rfc3339_opts(SecondsFormat::AutoSi, true)
-}
-
-fn time_or(moment: Option<DateTime<Utc>>, none: &str) -> String {
-    moment.map_or_else(|| none.to_owned(), time)
-}
-
-/// One thing, or several.
-pub(crate) fn count(number: u64, one: &str, several: &str) -> String {
-    format!("{number} {}", if number == 1 { one } else { several })
-}
-
-fn cut(json: Option<&str>) -> String {
-    let Some(json) = json else { return "-".to_owned() };
-    let mut chars = json.chars();
-    let mut shown: String = chars.by_ref().take(CUT_CHARS).collect();
-    if chars.next().is_some() {
-        shown.push_str("...");
-    }
-    visible(&shown).into_owned()
-}
-
-/// A table that is printed below a caption, numbers to the right.
-struct Listing {
-    table: Table,
-}
-
-impl Listing {
-    /// `header`: names of columns; those of numbers start with `#`, which is not shown.
-    fn new(header: &[&str]) -> Self {
-        let mut table = Table::new();
-        table.load_style(presets::NOTHING);
-        table.set_header(header.iter().map(|name| name.trim_start_matches('#')));
-        for (at, name) in header.iter().enumerate() {
-            if let Some(column) = table.column_mut(at) {
-                column.set_padding((0, 2));
-                if name.starts_with('#') {
-                    column.set_cell_alignment(CellAlignment::Right);
+        match &show.unit {
+            Some(unit) => match snapshot.unit(unit, show.last)? {
+                Some(report) => print(&report)?,
+                None => return Err(no_unit(&show.store, unit)),
+            },
+            None => {
+                for report in snapshot.units(show.last) {
+                    print(&report?)?;
                 }
             }
         }
-        Self { table }
-    }
-
-    fn row<I: IntoIterator<Item = String>>(&mut self, cells: I) {
-        self.table.add_row(cells.into_iter().map(|cell| visible(&cell).into_owned()));
-    }
-
-    fn print(&self, out: &mut impl Write, caption: &str) -> io::Result<()> {
-        if self.table.is_empty() {
-            return Ok(());
+        if units == 0 && !show.json {
+            writeln!(out, "no sync unit yet")?;
         }
-        writeln!(out, "\n  {caption}")?;
-        for line in self.table.lines() {
-            writeln!(out, "    {}", line.trim_end())?;
+        out.flush()?;
+        if snapshot.source() != source {
+            note(&show.store, snapshot.source());
         }
-        Ok(())
+        Ok(Exit::Fine)
     }
 }
 
@@ -555,113 +428,4 @@ fn failed_attachments(failed: &[&FailedAttachmentReport]) -> Listing {
         ]);
     }
     table
-}
-
-/// The batches that are stored.
-pub(crate) fn batches(out: &mut impl Write, batches: &[BatchReport]) -> io::Result<()> {
-    if batches.is_empty() {
-        return writeln!(out, "no batch is stored");
-    }
-    let mut table = Listing::new(&[
-        "#seq",
-        "item type",
-        "state",
-        "#records",
-        "#gzip bytes",
-        "artifact",
-        "#message",
-        "#epoch",
-    ]);
-    for batch in batches {
-        table.row([
-            batch.seq.to_string(),
-            batch.item_type.clone(),
-            batch.state.to_string(),
-            batch.items.to_string(),
-            batch.gzip_bytes.to_string(),
-            batch.artifact_id.clone().unwrap_or_else(|| "-".to_owned()),
-            batch.message.map_or_else(|| "-".to_owned(), |message| message.to_string()),
-            batch.epoch.to_string(),
-        ]);
-    }
-    let run = batches.first().map(|batch| batch.run.as_str()).unwrap_or_default();
-    writeln!(out, "batches of run {} that are stored", visible(run))?;
-    for line in table.table.lines() {
-        writeln!(out, "  {}", line.trim_end())?;
-    }
-    Ok(())
-}
-
-/// What a check found.
-pub(crate) fn check(out: &mut impl Write, report: &CheckReport, json: bool) -> io::Result<()> {
-    #[derive(Serialize)]
-    #[serde(tag = "kind", rename_all = "snake_case")]
-    enum Line<'a> {
-        Finding(&'a CheckFinding),
-        Check { source: Option<&'static str>, units: u64, rows: u64, findings: u64 },
-    }
-    let findings = report.findings.len() as u64;
-    if json {
-        report.findings.iter().try_for_each(|finding| json_line(out, &Line::Finding(finding)))?;
-        let source = report.source.map(source_word);
-        return json_line(out, &Line::Check { source, units: report.units, rows: report.rows, findings });
-    }
-    for finding in &report.findings {
-        let mut line = finding.table.map_or_else(|| "the file".to_owned(), |table| format!("table {table}"));
-        if let Some(unit) = &finding.sync_unit {
-            let _ = write!(line, ", {unit}");
-        }
-        writeln!(out, "{}: {}", visible(&line), visible(&finding.problem))?;
-    }
-    let of = format!("{}, {}", count(report.units, "unit", "units"), count(report.rows, "row", "rows"));
-    match findings {
-        0 => writeln!(out, "whole: {of}"),
-        _ => writeln!(out, "damaged: {} ({of} read)", count(findings, "finding", "findings")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const TURNED: &str = "{\"a\u{202e}\u{1b}\":\"\u{7f}\u{e0041}\u{e9}\"}\n";
-
-    #[test]
-    fn escaped_json_means_the_same() {
-        let plain = TURNED.replace('\u{1b}', "\\u001b");
-        let shown = visible_json(&plain);
-        assert_eq!(shown, "{\"a\\u202e\\u001b\":\"\\u007f\\udb40\\udc41\u{e9}\"}\n");
-        let value = |json: &str| serde_json::from_str::<serde_json::Value>(json).unwrap();
-        assert_eq!(value(&shown), value(&plain));
-    }
-
-    #[test]
-    fn only_a_terminal_gets_other_bytes_than_are_stored_and_no_character_is_torn() {
-        for is_terminal in [false, true] {
-            let mut out = Vec::new();
-            let mut screened = Screened::new(&mut out, is_terminal);
-            for byte in TURNED.as_bytes() {
-                screened.write_all(&[*byte]).unwrap();
-            }
-            let expected = if is_terminal { visible_json(TURNED) } else { Cow::Borrowed(TURNED) };
-            assert_eq!(String::from_utf8(out).unwrap(), expected);
-        }
-        // What is no UTF-8 does not get stuck.
-        let mut out = Vec::new();
-        Screened::new(&mut out, true).write_all(b"a\xff\xfeb").unwrap();
-        assert_eq!(out, "a\u{fffd}\u{fffd}b".as_bytes());
-    }
-
-    #[test]
-    fn colour_is_there_only_where_it_is_wanted() {
-        assert_eq!(Style { colour: false }.paint("1", "x"), "x");
-        assert_eq!(Style { colour: true }.paint("1", "x"), "\u{1b}[1mx\u{1b}[0m");
-    }
-
-    #[test]
-    fn a_long_cursor_is_cut_and_shows_it() {
-        assert_eq!(cut(None), "-");
-        assert_eq!(cut(Some(&"x".repeat(60))), "x".repeat(60));
-        assert_eq!(cut(Some(&"\u{e9}".repeat(61))), format!("{}...", "\u{e9}".repeat(60)));
-    }
 }

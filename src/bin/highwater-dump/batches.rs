@@ -1,0 +1,109 @@
+//! `batch`: the batches that are stored, and the records of one.
+
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+
+use clap::Args;
+use highwater::inspect::{BatchReport, Line};
+
+use crate::ending::{Exit, Failure, Outcome};
+use crate::stores::{no_unit, open, unit_of};
+use crate::text::{Listing, Screened, json_line, stdout, visible};
+
+/// Prints the records of a batch as JSON Lines, or lists the batches that are stored
+#[derive(Debug, Args)]
+pub(crate) struct Batch {
+    /// The store file
+    store: PathBuf,
+    /// The sync unit; the only one, if not given
+    #[arg(long, value_name = "ID")]
+    unit: Option<String>,
+    /// Which batch; a list of them, if not given
+    seq: Option<u64>,
+    /// The list as one JSON object per line
+    #[arg(long, conflicts_with = "seq")]
+    json: bool,
+}
+
+impl Batch {
+    pub(crate) fn run(&self) -> Outcome {
+        match self.seq {
+            Some(seq) => self.lines(seq),
+            None => self.list(),
+        }
+    }
+
+    fn list(&self) -> Outcome {
+        let Self { store, unit, json, .. } = self;
+        let mut snapshot = open(store)?;
+        let unit = &unit_of(&mut snapshot, store, unit.as_deref())?;
+        let batches = snapshot.batches(unit)?.ok_or_else(|| no_unit(store, unit))?;
+        let mut out = stdout();
+        if *json {
+            batches.iter().try_for_each(|batch| json_line(&mut out, &Line::Batch(batch)))?;
+        } else {
+            print(&mut out, &batches)?;
+        }
+        out.flush()?;
+        Ok(Exit::Fine)
+    }
+
+    fn lines(&self, seq: u64) -> Outcome {
+        let Self { store, unit, .. } = self;
+        let mut snapshot = open(store)?;
+        let unit = &unit_of(&mut snapshot, store, unit.as_deref())?;
+        let mut out = stdout();
+        let lines =
+            snapshot.batch_lines(unit, seq, &mut Screened::new(&mut out, io::stdout().is_terminal()))?;
+        if lines.is_none() {
+            let batches = snapshot.batches(unit)?.ok_or_else(|| no_unit(store, unit))?;
+            return Err(Failure::Absent(match batches.iter().find(|batch| batch.seq == seq) {
+                Some(batch) => {
+                    let artifact = batch.artifact_id.as_deref().unwrap_or("(none)");
+                    let state = batch.state;
+                    format!(
+                        "batch {seq} of {unit} is {state}: the platform alone has its bytes, as artifact {artifact}"
+                    )
+                }
+                None => format!(
+                    "batch {seq} of {unit} is not stored: `highwater-dump batch {} --unit {unit}` lists those that are",
+                    store.display()
+                ),
+            }));
+        }
+        out.flush()?;
+        Ok(Exit::Fine)
+    }
+}
+
+/// The batches that are stored.
+fn print(out: &mut impl Write, batches: &[BatchReport]) -> io::Result<()> {
+    if batches.is_empty() {
+        return writeln!(out, "no batch is stored");
+    }
+    let mut table = Listing::new(&[
+        "#seq",
+        "item type",
+        "state",
+        "#records",
+        "#gzip bytes",
+        "artifact",
+        "#message",
+        "#epoch",
+    ]);
+    for batch in batches {
+        table.row([
+            batch.seq.to_string(),
+            batch.item_type.clone(),
+            batch.state.to_string(),
+            batch.items.to_string(),
+            batch.gzip_bytes.to_string(),
+            batch.artifact_id.clone().unwrap_or_else(|| "-".to_owned()),
+            batch.message.map_or_else(|| "-".to_owned(), |message| message.to_string()),
+            batch.epoch.to_string(),
+        ]);
+    }
+    let run = batches.first().map(|batch| batch.run.as_str()).unwrap_or_default();
+    writeln!(out, "batches of run {} that are stored", visible(run))?;
+    table.lines(out, "  ")
+}

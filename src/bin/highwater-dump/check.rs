@@ -1,0 +1,64 @@
+//! `check`: whether a store is whole.
+
+use std::fmt::Write as _;
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use clap::Args;
+use highwater::inspect::{self, CheckFinding, CheckReport};
+use serde::Serialize;
+
+use crate::ending::{Exit, Outcome};
+use crate::stores::{note, source_word};
+use crate::text::{count, json_line, stdout, visible};
+
+/// Checks every page, every row, and what the rows say of one another
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    /// The store file
+    store: PathBuf,
+    /// One JSON object per line: each finding, then the sum
+    #[arg(long)]
+    json: bool,
+}
+
+impl Check {
+    pub(crate) fn run(&self) -> Outcome {
+        let report = inspect::check(&self.store)?;
+        if let Some(source) = report.source {
+            note(&self.store, source);
+        }
+        let mut out = stdout();
+        print(&mut out, &report, self.json)?;
+        out.flush()?;
+        Ok(if report.findings.is_empty() { Exit::Fine } else { Exit::Damage })
+    }
+}
+
+/// What a check found.
+fn print(out: &mut impl Write, report: &CheckReport, json: bool) -> io::Result<()> {
+    #[derive(Serialize)]
+    #[serde(tag = "kind", rename_all = "snake_case")]
+    enum Line<'a> {
+        Finding(&'a CheckFinding),
+        Check { source: Option<&'static str>, units: u64, rows: u64, findings: u64 },
+    }
+    let findings = report.findings.len() as u64;
+    if json {
+        report.findings.iter().try_for_each(|finding| json_line(out, &Line::Finding(finding)))?;
+        let source = report.source.map(source_word);
+        return json_line(out, &Line::Check { source, units: report.units, rows: report.rows, findings });
+    }
+    for finding in &report.findings {
+        let mut line = finding.table.map_or_else(|| "the file".to_owned(), |table| format!("table {table}"));
+        if let Some(unit) = &finding.sync_unit {
+            let _ = write!(line, ", {unit}");
+        }
+        writeln!(out, "{}: {}", visible(&line), visible(&finding.problem))?;
+    }
+    let of = format!("{}, {}", count(report.units, "unit", "units"), count(report.rows, "row", "rows"));
+    match findings {
+        0 => writeln!(out, "whole: {of}"),
+        _ => writeln!(out, "damaged: {} ({of} read)", count(findings, "finding", "findings")),
+    }
+}

@@ -1,0 +1,44 @@
+//! `message`: the body of a sealed message.
+
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::ending::{Exit, Failure, Outcome};
+use crate::stores::{no_unit, open, unit_of};
+use crate::text::{Screened, stdout};
+
+/// Prints the body of a sealed message
+#[derive(Debug, Args)]
+pub(crate) struct Message {
+    /// The store file
+    store: PathBuf,
+    /// The sync unit; the only one, if not given
+    #[arg(long, value_name = "ID")]
+    unit: Option<String>,
+    /// Which message; the last one, if not given
+    number: Option<u64>,
+}
+
+impl Message {
+    pub(crate) fn run(&self) -> Outcome {
+        let Self { store, unit, number } = self;
+        let mut snapshot = open(store)?;
+        let unit = &unit_of(&mut snapshot, store, unit.as_deref())?;
+        let Some((_, body)) = snapshot.message(unit, *number)? else {
+            return Err(match (snapshot.unit(unit, 0)?, number) {
+                (None, _) => no_unit(store, unit),
+                (Some(_), None) => Failure::Absent(format!("no sealed message of {unit} is stored")),
+                (Some(_), Some(number)) => Failure::Absent(format!(
+                    "message {number} of {unit} is not stored: it was never sealed, was refused, or is of a run long over"
+                )),
+            });
+        };
+        let mut out = stdout();
+        Screened::new(&mut out, io::stdout().is_terminal()).write_all(&body)?;
+        writeln!(out)?;
+        out.flush()?;
+        Ok(Exit::Fine)
+    }
+}

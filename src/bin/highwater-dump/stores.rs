@@ -1,0 +1,79 @@
+//! Stores as a command is given them: opened to be looked at, and what is said of the way that took.
+
+use std::path::Path;
+
+use highwater::inspect::{Snapshot, Source, is_internal};
+use serde::Serialize;
+
+use crate::ending::{Failure, Outcome, complain};
+
+/// Says which way a store was read, where that is not the plain one.
+pub(crate) fn note(store: &Path, source: Source) {
+    match source {
+        Source::LeftOpen => complain(&format!(
+            "{}: its last owner did not close it (it was killed, perhaps): read through an overlay, left as it is",
+            store.display()
+        )),
+        Source::Copy { copies } => complain(&format!(
+            "{}: it is open elsewhere: read from a temporary copy, verified{}",
+            store.display(),
+            if copies > 1 { format!(" (made {copies} times, as it was written to)") } else { String::new() }
+        )),
+        _ => {}
+    }
+}
+
+/// Opens a store to look at it, and says so where that is not the plain way.
+pub(crate) fn open(store: &Path) -> Outcome<Snapshot> {
+    let snapshot = Snapshot::open(store)?;
+    note(store, snapshot.source());
+    Ok(snapshot)
+}
+
+/// The unit that is asked for; without one, the only one that is the user's.
+pub(crate) fn unit_of(snapshot: &mut Snapshot, store: &Path, unit: Option<&str>) -> Outcome<String> {
+    if let Some(unit) = unit {
+        return Ok(unit.to_owned());
+    }
+    let ids = snapshot.unit_ids()?;
+    let users: Vec<_> = ids.iter().filter(|id| !is_internal(id)).collect();
+    match users[..] {
+        [unit] => Ok(unit.clone()),
+        [] => Err(Failure::Absent(format!("{}: no sync unit yet", store.display()))),
+        [first, second, ..] => Err(Failure::Usage(format!(
+            "{} has {} sync units, say which: --unit {first}, --unit {second}{}",
+            store.display(),
+            users.len(),
+            if users.len() > 2 { ", ..." } else { "" }
+        ))),
+    }
+}
+
+/// The store does not know a unit.
+pub(crate) fn no_unit(store: &Path, unit: &str) -> Failure {
+    let store = store.display();
+    Failure::Absent(format!(
+        "{store} knows no sync unit {unit}; `highwater-dump {store}` shows those it knows"
+    ))
+}
+
+/// The word for the way a store was read, in JSON.
+pub(crate) fn source_word(source: Source) -> &'static str {
+    match source {
+        Source::Closed => "closed",
+        Source::LeftOpen => "left_open",
+        _ => "copy",
+    }
+}
+
+/// The first line of a listing.
+#[derive(Debug, Serialize)]
+#[serde(tag = "kind", rename = "store")]
+pub(crate) struct StoreLine {
+    path: String,
+    source: &'static str,
+}
+
+pub(crate) fn store_line(store: &Path, source: Source) -> StoreLine {
+    StoreLine { path: store.to_string_lossy().into_owned(), source: source_word(source) }
+}

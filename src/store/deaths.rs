@@ -1,0 +1,37 @@
+//! What the lives of a run left that ended without an answer: killed, or gone with an error of their own.
+//!
+//! Nobody writes down their own death, so the next life does, in the transaction in which it takes the run up: `unit, run,
+//! epoch -> when the life had stored something last, and what it may have uploaded that nobody knows the id of`. So the
+//! cost of a kill can be told, as an upper bound: the time from then until the next life, the page that was being
+//! fetched, and an upload for each batch without an id. The newest 16 of a run are kept, until the run after it ends.
+
+use crate::error::Result;
+use crate::model::Micros;
+
+use super::rows::{BATCHES, BatchState, DEATHS, DeathRow, Key, RunRow, number_of};
+use super::tables::{Change, Rows};
+
+/// Deaths of one run that are kept, the newest.
+const KEPT: usize = 16;
+
+/// Notes that the life which a run is in ended without an answer. The row is the caller's to store.
+pub(super) fn note_death(change: &Change<'_>, run: &Key, row: &mut RunRow, now: Micros) -> Result<()> {
+    let mut death = DeathRow { changed_at: row.activity.changed_at, found_at: now, batches: 0, items: 0 };
+    for (_, batch) in change.all(&BATCHES, run)? {
+        if batch.state == BatchState::Staged && batch.artifact.is_none() {
+            death.batches += 1;
+            death.items += u64::from(batch.items);
+        }
+    }
+    change.put(&DEATHS, &run.clone().and_number(row.epoch), &death)?;
+    let deaths = change.all(&DEATHS, run)?;
+    let excess = deaths.len().saturating_sub(KEPT);
+    for (tail, _) in deaths.into_iter().take(excess) {
+        let epoch =
+            number_of(&tail).map_err(|error| change.tables().damaged(DEATHS.name, run, error.to_string()))?;
+        change.remove(&DEATHS, &run.clone().and_number(epoch))?;
+    }
+    row.activity.deaths += 1;
+    row.activity.changed_at = Some(now);
+    Ok(())
+}

@@ -1,0 +1,94 @@
+//! What remains of the runs that are over.
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use crate::model::Micros;
+use crate::record::FindingCounts;
+use crate::store::rows::LedgerRow;
+
+use super::attachments::AttachmentsReport;
+use super::words::{RunStatus, optional_time, time};
+
+/// What remains of a run that is over.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct LedgerReport {
+    /// The unit.
+    pub sync_unit: String,
+    /// The run's id.
+    pub run: String,
+    /// Finished or abandoned.
+    pub status: RunStatus,
+    /// When it started.
+    #[serde(serialize_with = "time")]
+    pub started_at: DateTime<Utc>,
+    /// When it was over.
+    #[serde(serialize_with = "time")]
+    pub ended_at: DateTime<Utc>,
+    /// What was modified at or after this was wanted; `None` is everything.
+    #[serde(serialize_with = "optional_time")]
+    pub since: Option<DateTime<Utc>>,
+    /// The watermark that it set; none for an abandoned run.
+    #[serde(serialize_with = "optional_time")]
+    pub watermark: Option<DateTime<Utc>>,
+    /// Lives that had taken it up.
+    pub epoch: u64,
+    /// Pages staged.
+    pub pages: u64,
+    /// Events accepted.
+    pub events: u64,
+    /// Events whose ids the platform had used before.
+    pub events_reused: u64,
+    /// What was found in its records, and in its metadata.
+    pub findings: FindingCounts,
+    /// Its counts, by item type.
+    pub item_types: Vec<LedgerTypeReport>,
+    /// What became of its attachments.
+    pub attachments: AttachmentsReport,
+}
+
+/// The counts of an item type in a run that is over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct LedgerTypeReport {
+    /// The item type.
+    pub item_type: String,
+    /// Records that the source gave.
+    pub read: u64,
+    /// Those that the platform did not want.
+    pub skipped: u64,
+    /// Those that were announced, or acknowledged.
+    pub announced: u64,
+    /// Artifacts that they were in.
+    pub artifacts: u64,
+}
+
+pub(super) fn ledger_report(id: &str, row: LedgerRow) -> LedgerReport {
+    LedgerReport {
+        sync_unit: id.to_owned(),
+        run: row.id,
+        status: row.status.into(),
+        started_at: row.started_at.to_time(),
+        ended_at: row.ended_at.to_time(),
+        since: row.since.map(Micros::to_time),
+        watermark: row.watermark.map(Micros::to_time),
+        epoch: row.epochs,
+        pages: row.pages,
+        events: row.events,
+        events_reused: row.events_reused,
+        findings: FindingCounts::new(row.errors, row.warnings),
+        item_types: row
+            .types
+            .into_iter()
+            .map(|counts| LedgerTypeReport {
+                item_type: counts.item_type,
+                read: counts.read,
+                skipped: counts.skipped,
+                announced: counts.announced,
+                artifacts: counts.artifacts,
+            })
+            .collect(),
+        attachments: row.attachments.into(),
+    }
+}

@@ -1,0 +1,34 @@
+//! Reading many rows: each one under a key, and the newest of them.
+
+use std::collections::VecDeque;
+
+use crate::error::Result;
+use crate::store::codec::DecodeError;
+use crate::store::rows::{Key, Row, Table, name_of};
+use crate::store::tables::{Rows, View};
+
+/// Calls `each` with every row under `prefix`, and what its key ends in.
+pub(super) fn each<R: Row, T>(
+    view: &View<'_>,
+    table: &Table<R>,
+    prefix: &Key,
+    tail_of: impl Fn(&[u8]) -> Result<T, DecodeError>,
+    mut each: impl FnMut(T, R),
+) -> Result<()> {
+    view.scan(table, prefix, prefix, |tail, row| {
+        let tail =
+            tail_of(tail).map_err(|error| view.tables().damaged(table.name, prefix, error.to_string()))?;
+        each(tail, row);
+        Ok(true)
+    })
+}
+
+pub(super) fn name(tail: &[u8]) -> Result<String, DecodeError> {
+    name_of(tail).map(str::to_owned)
+}
+
+/// Keeps the newest `last`; returns what has to go for the new one.
+pub(super) fn push_last<T>(newest: &mut VecDeque<T>, last: usize, item: T) -> Option<T> {
+    newest.push_back(item);
+    if newest.len() > last { newest.pop_front() } else { None }
+}

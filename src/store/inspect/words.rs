@@ -1,0 +1,142 @@
+//! The words that reports are written in, and the forms that times and JSON text of others have in them.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
+
+use crate::store::rows;
+
+macro_rules! words {
+    ($($(#[$doc:meta])* $name:ident { $($(#[$word_doc:meta])* $word:ident = $text:literal,)* })*) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+        #[serde(rename_all = "snake_case")]
+        #[non_exhaustive]
+        pub enum $name {
+            $($(#[$word_doc])* $word,)*
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(match self {
+                    $(Self::$word => $text,)*
+                })
+            }
+        }
+    )*};
+}
+
+words! {
+    /// Whether a run goes on.
+    RunStatus {
+        /// It was begun and is not over.
+        Open = "open",
+        /// Everything that it read is announced, and the watermark has moved.
+        Finished = "finished",
+        /// Another run took its place; the watermark did not move.
+        Abandoned = "abandoned",
+    }
+    /// What a message says of the event that it answers.
+    MessageKind {
+        /// The phase is over.
+        Done = "DONE",
+        /// There is more; go on at once.
+        Progress = "PROGRESS",
+        /// There is more; go on after a while.
+        Delay = "DELAY",
+        /// It cannot be done.
+        Error = "ERROR",
+    }
+    /// What became of a sealed message.
+    MessageFate {
+        /// It is not known to have been accepted: it will be sent again, byte for byte, until it is.
+        Sealed = "not delivered",
+        /// Its acceptance was recorded.
+        Delivered = "delivered",
+        /// A later event proved that it had been accepted.
+        Proven = "proven",
+    }
+    /// Where a batch is in its life. One that was acknowledged, or whose message was accepted, is not stored any more.
+    BatchStage {
+        /// Its bytes are in the store only.
+        Staged = "staged",
+        /// The platform has its bytes; whether it knows them to be ours is not known.
+        Uploaded = "uploaded",
+        /// The platform knows it to be ours; no message names it yet.
+        Confirmed = "confirmed",
+        /// A sealed message names it.
+        Announced = "announced",
+    }
+}
+
+impl From<rows::RunStatus> for RunStatus {
+    fn from(status: rows::RunStatus) -> Self {
+        match status {
+            rows::RunStatus::Open => Self::Open,
+            rows::RunStatus::Finished => Self::Finished,
+            rows::RunStatus::Abandoned => Self::Abandoned,
+        }
+    }
+}
+
+impl From<rows::MessageKind> for MessageKind {
+    fn from(kind: rows::MessageKind) -> Self {
+        match kind {
+            rows::MessageKind::Done => Self::Done,
+            rows::MessageKind::Progress => Self::Progress,
+            rows::MessageKind::Delay => Self::Delay,
+            rows::MessageKind::Error => Self::Error,
+        }
+    }
+}
+
+impl From<rows::BatchState> for BatchStage {
+    fn from(state: rows::BatchState) -> Self {
+        match state {
+            rows::BatchState::Staged => Self::Staged,
+            rows::BatchState::Uploaded => Self::Uploaded,
+            rows::BatchState::Confirmed => Self::Confirmed,
+            rows::BatchState::Announced(_) => Self::Announced,
+        }
+    }
+}
+
+pub(super) fn time<S: Serializer>(moment: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&moment.to_rfc3339_opts(SecondsFormat::AutoSi, true))
+}
+
+// serde hands the field over as it stands in the struct.
+#[allow(clippy::ref_option)]
+pub(super) fn optional_time<S: Serializer>(
+    moment: &Option<DateTime<Utc>>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match moment {
+        Some(moment) => time(moment, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
+pub(super) fn raw<S: Serializer>(json: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    match RawValue::from_string(on_one_line(json).into_owned()) {
+        Ok(json) => json.serialize(serializer),
+        // What is no JSON is shown as the text that it is; a check reports it.
+        Err(_) => serializer.serialize_str(json),
+    }
+}
+
+#[allow(clippy::ref_option)]
+pub(super) fn optional_raw<S: Serializer>(json: &Option<String>, serializer: S) -> Result<S::Ok, S::Error> {
+    match json {
+        Some(json) => raw(json, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
+/// JSON text without the line breaks that may stand between its parts: those within its strings are escaped.
+fn on_one_line(json: &str) -> Cow<'_, str> {
+    if json.contains(['\n', '\r']) { Cow::Owned(json.replace(['\n', '\r'], " ")) } else { json.into() }
+}
