@@ -25,6 +25,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::artifact::{Level, compress, decompress};
+use crate::error::Error;
 use crate::model::{Micros, Phase, Phases};
 use crate::transfer::{Held, State};
 
@@ -41,6 +42,14 @@ pub(super) const VERSION: u64 = 2;
 const BODY_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// What the body is compressed with: most of it is the same few names over and over.
 const BODY_LEVEL: u32 = 6;
+
+/// The key of a worker state under which a checkpoint stands.
+pub(crate) const CHECKPOINT_KEY: &str = "highwater";
+
+/// What is wrong with the checkpoint of a unit.
+pub(super) fn damaged(sync_unit: &str, reason: String) -> Error {
+    Error::WorkerState { what: format!("{CHECKPOINT_KEY} in the worker state of {sync_unit}"), reason }
+}
 
 /// A checkpoint as it stands in the worker state.
 #[derive(Debug, Serialize, Deserialize)]
