@@ -34,6 +34,23 @@ pub const CHECKPOINT_BYTES_MAX: usize = 900_000;
 /// Bytes that the cursors, bookmarks and values of a unit may take together where checkpoints are kept, as JSON with their
 /// names; less what others keep in the same worker state.
 pub const CHECKPOINT_STATE_BYTES_MAX: usize = 450_000;
+/// How many bytes a worker state may take, as it is posted. The explorer's are smaller, so that they are come near to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StateLimits {
+    /// At which an invocation ends.
+    pub(crate) soft: usize,
+    /// Over which it is not saved.
+    pub(crate) max: usize,
+    /// That what an extractor sets may take.
+    pub(crate) own: usize,
+}
+
+impl Default for StateLimits {
+    fn default() -> Self {
+        Self { soft: CHECKPOINT_BYTES_SOFT, max: CHECKPOINT_BYTES_MAX, own: CHECKPOINT_STATE_BYTES_MAX }
+    }
+}
+
 /// Bytes of a message that the platform's queue carries at most.
 pub const MESSAGE_BYTES_MAX: usize = 200_000;
 /// Findings of one kind that a run keeps as text; what is beyond is counted.
@@ -326,6 +343,8 @@ pub enum Safeguard {
     CutAtPages,
     /// Without a disk: the holder's token is compared for equality, not for being newer.
     HolderToken,
+    /// Without a disk: what would not fit in the worker state is refused where it is set.
+    StateFits,
     /// What an opened store shows is durable, also what an owner that was killed had not synced. Taken away, nothing is
     /// synced between opening a store and its first change, which syncs all of it.
     DurableAtOpen,
@@ -414,13 +433,15 @@ mod tests {
         assert_eq!(Phase::ALL.map(Phase::continues), [false, false, true, true]);
     }
 
-    /// What an event means, spelled out: the phase that the run stands in, the phases behind it, the event, its meaning.
+    /// The phase that a run stands in, those behind it, an event, and what that means.
+    type Case = (Option<Phase>, &'static [Phase], Step, Phase, Move);
+
     #[test]
     fn an_event_means_what_the_run_has_behind_it_allows() {
         use Move::{Refuse, Repeat, Work};
         use Phase::{Attachments, Data, ExternalSyncUnits as Units, Metadata};
         use Step::{Continue, Start};
-        let table: &[(Option<Phase>, &[Phase], Step, Phase, Move)] = &[
+        let table: &[Case] = &[
             // A run begins with any phase but that of attachments, which come after data, and never by going on.
             (None, &[], Start, Units, Work),
             (None, &[], Start, Metadata, Work),

@@ -22,7 +22,7 @@ use tracing::{debug, info, warn};
 
 use crate::clock::Clock;
 use crate::error::{Error, Result, chain};
-use crate::model::{ArtifactId, CHECKPOINT_BYTES_SOFT};
+use crate::model::ArtifactId;
 use crate::record::Attachment;
 use crate::store::{Pending, Run, Settling, UnsettledBatch};
 use crate::transfer::{Event, Rules, State, ToDo, Why};
@@ -315,7 +315,7 @@ impl<'a> Delivery<'a> {
             }
             saved => saved?,
         };
-        self.message.full |= bytes >= CHECKPOINT_BYTES_SOFT;
+        self.message.full |= keeper.is_nearly_full(bytes);
         for upload in self.uploads.values_mut() {
             if let Ok((state, _)) = upload.rules.next(upload.state, Event::Saved) {
                 upload.state = state;

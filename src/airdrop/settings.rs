@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::model::StateLimits;
+
 use super::event::Spelling;
 
 /// How events are answered. [`Serve::new`] has the defaults; [`Serve::serve`] answers one event.
@@ -21,6 +23,7 @@ pub struct Serve {
     pub(super) checkpoints: bool,
     pub(super) scope: bool,
     pub(super) takeover_wait: Option<Duration>,
+    pub(super) state_limits: StateLimits,
 }
 
 impl Default for Serve {
@@ -45,6 +48,7 @@ impl Serve {
             checkpoints: false,
             scope: false,
             takeover_wait: None,
+            state_limits: StateLimits::default(),
         }
     }
 
@@ -125,6 +129,13 @@ impl Serve {
     /// platform where a save of that worker may arrive late. Zero unless set.
     pub fn settle_after_takeover(mut self, wait: Duration) -> Self {
         self.takeover_wait = Some(wait);
+        self
+    }
+
+    /// Keeps a worker state to other limits.
+    #[cfg(feature = "testing")]
+    pub(crate) fn state_limits(mut self, limits: StateLimits) -> Self {
+        self.state_limits = limits;
         self
     }
 
