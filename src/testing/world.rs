@@ -25,8 +25,8 @@ use super::schedule::{Act, Call, CallFault, Setting};
 
 /// What an invocation is given for pages: two or three of them.
 pub(super) const BUDGET: Duration = Duration::from_secs(7);
-/// What a worker state may take where there is little room: about three times what an exploration needs without ballast.
-pub(super) const SMALL_STATE: StateLimits = StateLimits { soft: 8_000, max: 12_000, own: 6_000 };
+/// What a worker state may take where there is little room: about twice what an exploration needs without ballast.
+pub(super) const SMALL_STATE: StateLimits = StateLimits { soft: 7_000, max: 10_000, own: 6_000 };
 /// What the one line of an upload that is no batch begins with.
 pub(super) const STREAM: &str = "stream: ";
 
