@@ -332,9 +332,8 @@ impl<'a, M: Make> Play<'a, M> {
             let what = format!("{} was answered with PROGRESS, and nothing was done", event.event_type);
             return Err(Violation { kind: Broken::Stuck, what });
         }
-        // A store that was put in the place of another knows no event that came before; and a run whose events all met a
-        // worker state that was cut in half was never known, as nothing could be saved there.
-        let forgotten = world.store_replaced() || world.is_cut_short();
+        // A store that was put in the place of another knows no event that came before.
+        let forgotten = world.store_replaced();
         if event.stray && world.accepted.len() > before.accepted && !world.reuses_ids() && !forgotten {
             let what = format!("{} delivered again was given a new answer", event.request);
             return Err(Violation { kind: Broken::Conversation, what });
