@@ -193,6 +193,8 @@ pub struct NextRun {
     pub streams: Vec<NextStream>,
     /// Attachments that were given up and are to be tried again.
     pub attachments_requeued: u64,
+    /// Records that runs before rejected, and that are asked for again.
+    pub rejected: u64,
 }
 
 /// How a stream begins in the next run.
@@ -268,6 +270,24 @@ fn optional_time<S: Serializer>(at: &Option<DateTime<Utc>>, serializer: S) -> Re
 
 fn times<S: Serializer>(at: &[Option<DateTime<Utc>>; 2], serializer: S) -> Result<S::Ok, S::Error> {
     at.map(|at| at.map(shown)).serialize(serializer)
+}
+
+/// What an operator did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename = "act")]
+#[non_exhaustive]
+pub struct Act {
+    /// The sync unit; `None`: the store.
+    pub sync_unit: Option<String>,
+    /// When.
+    #[serde(serialize_with = "time")]
+    pub at: DateTime<Utc>,
+    /// Who, as they called themselves.
+    pub by: String,
+    /// What, in a few words.
+    pub act: String,
+    /// All that it changed, in words.
+    pub changes: Vec<String>,
 }
 
 impl fmt::Display for PlannedChange {
@@ -370,6 +390,10 @@ impl Plan {
                     let _ = write!(line, ", with the bookmark {}", shown_json(bookmark));
                 }
                 lines.push(line);
+            }
+            if next.rejected > 0 {
+                lines
+                    .push(format!("the next run asks for {} again", count(next.rejected, "rejected record")));
             }
             if next.attachments_requeued > 0 {
                 lines.push(format!(
