@@ -696,9 +696,6 @@ impl Outside {
     pub(super) fn measure(&mut self, state: &str) {
         let limits = if self.is(Setting::StateFull) { SMALL_STATE } else { StateLimits::default() };
         let bytes = posted_bytes(state);
-        if self.is(Setting::StateFull) {
-            println!("POSTED {bytes}");
-        }
         if bytes >= limits.soft {
             self.count("state/nearly-full");
         }
