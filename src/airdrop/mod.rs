@@ -16,7 +16,7 @@ mod in_flight;
 mod invocation;
 mod keeper;
 mod lanes;
-mod message;
+pub(crate) mod message;
 mod phases;
 mod platform;
 mod retry;

@@ -140,6 +140,10 @@ impl Key {
         self.0.push(0);
         self
     }
+    /// For what was read as the end of a key.
+    pub(crate) fn extend(&mut self, tail: &[u8]) {
+        self.0.extend_from_slice(tail);
+    }
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0
     }
