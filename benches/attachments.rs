@@ -23,7 +23,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use highwater::airdrop::{
-    AttachmentBody, AttachmentError, Body, Context, Event, ExternalSyncUnit, Extractor, OutcomeKind,
+    AttachmentBody, AttachmentError, Body, Context, Event, ExternalSyncUnit, Extractor, Listing, OutcomeKind,
     Platform, PlatformError, SealedMessage, Serve, SourceError, Upload,
 };
 use highwater::record::Attachment;
@@ -75,26 +75,26 @@ impl Spent {
 /// Names so many, and has a few bytes for each. Notes when each page was asked for.
 struct Source {
     count: u64,
-    asked: Vec<Spent>,
+    asked: Mutex<Vec<Spent>>,
 }
 
 impl Extractor for Source {
     type Cursor = u64;
 
-    fn external_sync_units(&mut self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+    fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
         Ok(Vec::new())
     }
 
-    fn metadata(&mut self, _: &Context<'_>) -> Result<Value, SourceError> {
+    fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
         Ok(json!({}))
     }
 
-    fn streams(&self) -> Vec<String> {
-        vec!["attachments".to_owned()]
+    fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {
+        Ok(vec!["attachments".to_owned()])
     }
 
-    fn page(&mut self, _: &Context<'_>, _: &str, cursor: Option<u64>) -> Result<Page<u64>, SourceError> {
-        self.asked.push(Spent::now());
+    fn page(&self, _: &Context<'_>, _: &Listing, cursor: Option<u64>) -> Result<Page<u64>, SourceError> {
+        self.asked.lock().unwrap().push(Spent::now());
         let from = cursor.unwrap_or(0);
         let to = (from + GROUP).min(self.count);
         // The last page is empty, so that the time of each of the others is that between two.
@@ -302,7 +302,7 @@ fn main() {
     println!("{count} attachments, {STREAMS} streams; on {file_system}");
 
     let store = Store::open(&path).expect("a new store");
-    let mut source = Source { count, asked: Vec::new() };
+    let mut source = Source { count, asked: Mutex::default() };
     let inner = Mutex::default();
     let sink = Sink { count, store: path.clone(), copy: copy.clone(), inner };
     let requests = RefCell::new(0);
@@ -326,7 +326,7 @@ fn main() {
     let (bare_queued, bare_settled) = bare(&folder.path().join("bare.redb"), count);
 
     println!("{:<28} {:>10} {:>10} {:>8}", "for each attachment", "first", "last", "ratio");
-    Ends::of(&source.asked).print("queued, pages of 1,000");
+    Ends::of(&source.asked.lock().unwrap()).print("queued, pages of 1,000");
     bare_queued.print("  bare redb: a row put, commits of 1,000");
     Ends::of(&inner.at).print("streamed, confirmed, settled");
     bare_settled.print("  bare redb: put again, removed, commits of 50");

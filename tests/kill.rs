@@ -12,9 +12,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use highwater::airdrop::{Context, Event, ExternalSyncUnit, Extractor, OutcomeKind, Serve, SourceError};
+use highwater::airdrop::{
+    Context, Event, ExternalSyncUnit, Extractor, Listing, OutcomeKind, Serve, SourceError,
+};
 use highwater::{Clock, Page, Record, Store, SystemClock};
 use highwater_airdrop::{Local, SyncSettings};
 use serde_json::{Value, json};
@@ -37,36 +40,37 @@ fn number(variable: &str, default: u64) -> u64 {
 
 /// A source of some thousand records, each of which tells from which reading of its page it comes.
 struct Generated {
-    reading: u64,
+    reading: AtomicU64,
 }
 
 impl Extractor for Generated {
     type Cursor = u32;
 
-    fn external_sync_units(&mut self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+    fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
         let (id, name) = ("project".to_owned(), "Project".to_owned());
         Ok(vec![ExternalSyncUnit::new(id, name, "")])
     }
 
-    fn metadata(&mut self, _: &Context<'_>) -> Result<Value, SourceError> {
+    fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
         Ok(json!({ "schema_version": "v0.2.0", "record_types": {} }))
     }
 
-    fn streams(&self) -> Vec<String> {
-        STREAMS.iter().map(|(stream, _)| (*stream).to_owned()).collect()
+    fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {
+        Ok(STREAMS.iter().map(|(stream, _)| (*stream).to_owned()).collect())
     }
 
     fn page(
-        &mut self,
+        &self,
         context: &Context<'_>,
-        stream: &str,
+        listing: &Listing,
         cursor: Option<u32>,
     ) -> Result<Page<u32>, SourceError> {
+        let stream = listing.stream();
         let at = cursor.unwrap_or(0);
         println!("page {at} of {stream}");
         std::thread::sleep(Duration::from_millis(number(PAGE_TAKES, 1)));
-        self.reading += 1;
-        let reading = format!("{}-{}", std::process::id(), self.reading);
+        let reading = self.reading.fetch_add(1, Ordering::Relaxed) + 1;
+        let reading = format!("{}-{reading}", std::process::id());
         let bookmark: Option<String> = context.bookmark(stream)?;
         let pages = STREAMS.iter().find(|(name, _)| *name == stream).unwrap().1;
         let mut page = if at + 1 < pages { Page::more(at + 1) } else { Page::last() };
@@ -107,7 +111,7 @@ fn worker() {
     let store = store.unwrap_or_else(|error| panic!("cannot open the store: {error}"));
     let local = Local::open(&dir).unwrap();
     let serve = Serve::new().budget(Duration::from_millis(120)).lanes(LANES);
-    let outcome = serve.serve(&store, &local, &mut Generated { reading: 0 }, &event).unwrap();
+    let outcome = serve.serve(&store, &local, &Generated { reading: AtomicU64::new(0) }, &event).unwrap();
     assert_ne!(outcome.kind, OutcomeKind::Error, "{:?}", outcome.message);
 }
 
@@ -382,9 +386,9 @@ fn the_oracle_sees_a_lost_a_repeated_and_an_unannounced_artifact() {
     let dir = tempfile::tempdir().unwrap();
     let local = Local::open(dir.path()).unwrap();
     let store = Store::open(dir.path().join("state.redb")).unwrap();
-    let mut source = Generated { reading: 0 };
+    let source = Generated { reading: AtomicU64::new(0) };
     let serve =
-        |event: &str| Serve::new().serve(&store, &local, &mut source, &Event::from_json(event)?).map(drop);
+        |event: &str| Serve::new().serve(&store, &local, &source, &Event::from_json(event)?).map(drop);
     local.sync(&settings(), &SystemClock::new(), serve, |_| {}).unwrap();
     assert_eq!(check(dir.path(), 0, &BTreeSet::new()), 1);
 

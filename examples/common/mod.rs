@@ -15,7 +15,7 @@ pub(crate) type Failure = Box<dyn Error + Send + Sync>;
 /// Ends the program: a failure is told with its causes, and the exit code is 1.
 pub(crate) fn finish(done: Result<ExitCode, Failure>) -> ExitCode {
     done.unwrap_or_else(|failure| {
-        eprintln!("error: {}", chain(failure.as_ref()));
+        tell(&format!("error: {}", chain(failure.as_ref())));
         ExitCode::FAILURE
     })
 }
@@ -29,6 +29,11 @@ pub(crate) fn chain(error: &dyn Error) -> String {
         cause = error.source();
     }
     text
+}
+
+/// Tells whoever reads standard error; that nobody does is no failure.
+pub(crate) fn tell(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
 }
 
 /// Prints to standard output; that nobody reads on is no failure.
@@ -58,13 +63,14 @@ pub(crate) fn read_event(path: &Path) -> Result<Event, Failure> {
 pub(crate) fn went_well(outcome: &Outcome) -> Result<bool, Failure> {
     match (&outcome.message, outcome.kind) {
         (None, _) => {
-            eprintln!("the event was answered earlier, and its message is no longer kept: nothing was sent");
+            tell("the event was answered earlier, and its message is no longer kept: nothing was sent");
             Ok(false)
         }
         (Some(message), OutcomeKind::Error) => {
             let message: Value = serde_json::from_str(message)?;
             let reason = message.pointer("/event_data/error/message").and_then(Value::as_str);
-            eprintln!("answered with {}: {}", outcome.event_type, reason.unwrap_or("no reason given"));
+            let reason = reason.unwrap_or("no reason given");
+            tell(&format!("answered with {}: {reason}", outcome.event_type));
             Ok(false)
         }
         _ => Ok(true),

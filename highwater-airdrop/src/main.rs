@@ -10,6 +10,9 @@
 //! `serve` is the addresses alone; `sync` also sends the events; `verify` does so many times, with one thing going wrong
 //! each time. See [`highwater_airdrop`] for how it is made.
 
+// They panic where nobody reads on: see `tell` and `print`.
+#![deny(clippy::print_stderr, clippy::print_stdout)]
+
 mod verifying;
 
 use std::fmt::Write as _;
@@ -87,7 +90,7 @@ blueprint, mapping or attachment; or `any`, where N counts all calls but those o
   --fault upload-403:2 --fault upload-503:5,3 --fault message-lost:1 --fault 429:confirm,4,2
   --fault ext-404:7 --fault ext-429:8,2";
 
-/// A local Airdrop over HTTP: strict in what it accepts, with faults by setting.
+/// A local Airdrop over HTTP: it refuses what Airdrop refuses, and fails where it is told to
 #[derive(Debug, Parser)]
 #[command(version, after_help = AFTER_HELP, max_term_width = 100)]
 struct Cli {
@@ -262,9 +265,14 @@ fn main() -> ExitCode {
         Action::Verify(verify) => verify.run(),
     };
     done.unwrap_or_else(|failure| {
-        eprintln!("error: {}", chain(failure.as_ref()));
+        tell(&format!("error: {}", chain(failure.as_ref())));
         ExitCode::FAILURE
     })
+}
+
+/// Tells whoever reads standard error; that nobody does is no failure.
+fn tell(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
 }
 
 /// Prints to standard output; that nobody reads on is no failure.
@@ -353,8 +361,10 @@ impl Teller {
         let times = self.told.entry(kind).or_default();
         *times += 1;
         match *times {
-            ..=Self::TOLD_MAX => eprintln!("{text}"),
-            times if times == Self::TOLD_MAX + 1 => eprintln!("{text} (more of these are in calls.jsonl)"),
+            ..=Self::TOLD_MAX => tell(text),
+            times if times == Self::TOLD_MAX + 1 => {
+                tell(&format!("{text} (more of these are in calls.jsonl)"));
+            }
             _ => {}
         }
     }
@@ -416,16 +426,18 @@ impl Sync {
             settings = settings.initial(mode == ModeName::Initial);
         }
         let airdrop = self.serve.open()?;
-        eprintln!("{}", airdrop.base());
+        tell(airdrop.base());
         let stopper = airdrop.stopper();
         end_with_signals(move || stopper.stop(), "the same command goes on with the sync")?;
         let mut options = self.worker.options(settings);
         options.budget = self.budget;
         options.echo = !self.quiet;
         let outcome = airdrop.sync(&options, &self.worker.worker(), &mut |progress| match progress {
-            Progress::Run(run) => eprintln!("run {run}"),
-            Progress::Waiting(event, time) => eprintln!("{event}: in {}", humantime::format_duration(*time)),
-            Progress::Ended(invocation, says) => eprintln!("{}", ended(invocation, says)),
+            Progress::Run(run) => tell(&format!("run {run}")),
+            Progress::Waiting(event, time) => {
+                tell(&format!("{event}: in {}", humantime::format_duration(*time)));
+            }
+            Progress::Ended(invocation, says) => tell(&ended(invocation, says)),
             _ => {}
         });
         let audited = match &outcome.report {
@@ -438,15 +450,13 @@ impl Sync {
             summary(&outcome, audited.as_ref())
         })?;
         if let Some(failure) = &outcome.failure {
-            eprintln!("error: {}", chain(failure));
+            tell(&format!("error: {}", chain(failure)));
             if self.worker.function.is_none()
                 && self.quiet
                 && airdrop.local().dir().join("worker.log").exists()
             {
-                eprintln!(
-                    "what the worker printed is in {}",
-                    airdrop.local().dir().join("worker.log").display()
-                );
+                let log = airdrop.local().dir().join("worker.log");
+                tell(&format!("what the worker printed is in {}", log.display()));
             }
             return Ok(ExitCode::FAILURE);
         }
@@ -471,7 +481,7 @@ fn end_with_signals(stop: impl Fn() + Send + 'static, then: &'static str) -> Res
                 let _ = done.send(());
             });
             let _ = over.recv_timeout(STOP);
-            eprintln!("ended by a signal; {then}");
+            tell(&format!("ended by a signal; {then}"));
             std::process::exit(128 + signal);
         }
     });

@@ -12,7 +12,7 @@ use highwater_airdrop::{
     VerifyProgress, verify,
 };
 
-use crate::{Failure, Worked, end_with_signals, object, print};
+use crate::{Failure, Worked, end_with_signals, object, print, tell};
 
 // Lines of at most 98 characters: clap would break longer ones where it is narrow.
 const AFTER_HELP: &str = "\
@@ -193,7 +193,7 @@ impl Verify {
             CaseVerdict::Clean => ExitCode::SUCCESS,
             verdict if verdict.is_finding() => ExitCode::from(3),
             _ => {
-                eprintln!("error: no case says anything of the worker");
+                tell("error: no case says anything of the worker");
                 ExitCode::FAILURE
             }
         })
@@ -205,7 +205,7 @@ fn tell_call(call: &CallRecord) {
     let fault = call.fault.as_ref().map(|fault| format!(" [{fault}]")).unwrap_or_default();
     let reason = call.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
     let applied = if call.applied { "" } else { ", without effect" };
-    eprintln!("{:>8} ms  {} {status}{applied}{fault}{reason}", call.at_ms, call.call);
+    tell(&format!("{:>8} ms  {} {status}{applied}{fault}{reason}", call.at_ms, call.call));
 }
 
 /// The command that runs a case again: this one, without what chooses cases, and without what may hold a key.
@@ -305,7 +305,7 @@ impl Told {
 
     fn end() {
         if io::stderr().is_terminal() {
-            eprintln!();
+            tell("");
         }
     }
 }

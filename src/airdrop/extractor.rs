@@ -15,21 +15,23 @@ use crate::store::Page;
 
 use super::check::CheckPolicy;
 use super::context::Context;
+use super::listing::Listing;
 use super::message::ErrorCode;
 
 /// A source of records, as `serve` drives it.
 ///
 /// A method is called again, with the same arguments, after any failure or kill: it must not depend on how often.
-/// `Sync`, because attachments are opened from several threads; no two methods that take `&mut self` overlap.
+/// `Sync`: pages and attachments may be asked for by several threads at once, so what an extractor changes while it is
+/// asked (a connection, a count) stands behind a `Mutex` or an atomic.
 pub trait Extractor: Sync {
-    /// The resume position of a stream. It is stored as JSON, so give new fields `#[serde(default)]`.
-    type Cursor: Serialize + DeserializeOwned;
+    /// The resume position of a listing. It is stored as JSON, so give new fields `#[serde(default)]`.
+    type Cursor: Serialize + DeserializeOwned + Send;
 
     /// Lists what can be synced.
     ///
     /// # Errors
     /// Whatever went wrong; the platform is told.
-    fn external_sync_units(&mut self, context: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError>;
+    fn external_sync_units(&self, context: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError>;
 
     /// Describes the record types: the external domain metadata document. [`Metadata`](crate::record::Metadata) is a
     /// typed way to write one.
@@ -39,7 +41,7 @@ pub trait Extractor: Sync {
     ///
     /// # Errors
     /// Whatever went wrong; the platform is told.
-    fn metadata(&mut self, context: &Context<'_>) -> Result<Value, SourceError>;
+    fn metadata(&self, context: &Context<'_>) -> Result<Value, SourceError>;
 
     /// Says how the external system's records become the platform's: the connector's *initial domain mapping*, its own
     /// JSON document. Asked for once per version of the snap-in, in the first phase of a run and before anything else
@@ -50,7 +52,7 @@ pub trait Extractor: Sync {
     ///
     /// # Errors
     /// Whatever went wrong; the platform is told, and asks again.
-    fn initial_domain_mapping(&mut self, context: &Context<'_>) -> Result<Option<Value>, SourceError> {
+    fn initial_domain_mapping(&self, context: &Context<'_>) -> Result<Option<Value>, SourceError> {
         let _ = context;
         Ok(None)
     }
@@ -64,18 +66,22 @@ pub trait Extractor: Sync {
         CheckPolicy::Off
     }
 
-    /// Names the streams of the data phase, in the order in which they are extracted. The same all through a run.
-    fn streams(&self) -> Vec<String>;
+    /// Names the streams of the data phase, in the order in which they are extracted. The same all through a run: it is
+    /// asked in each of its invocations, and a stream that is missing there is left where it stands.
+    ///
+    /// # Errors
+    /// Whatever went wrong; the platform is told, as of a page.
+    fn streams(&self, context: &Context<'_>) -> Result<Vec<String>, SourceError>;
 
-    /// Fetches one page of a stream; `cursor` is what the page before it left, `None` at the start of a run.
+    /// Fetches one page of a listing; `cursor` is what the page before it left, `None` at its start in a run.
     ///
     /// # Errors
     /// Whatever went wrong; nothing of the page is stored. [`SourceError::RateLimited`] ends the invocation with
     /// DELAY, everything else with ERROR.
     fn page(
-        &mut self,
+        &self,
         context: &Context<'_>,
-        stream: &str,
+        listing: &Listing,
         cursor: Option<Self::Cursor>,
     ) -> Result<Page<Self::Cursor>, SourceError>;
 

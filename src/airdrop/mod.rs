@@ -16,6 +16,7 @@ mod in_flight;
 mod invocation;
 mod keeper;
 mod lanes;
+mod listing;
 pub(crate) mod message;
 mod phases;
 mod platform;
@@ -39,6 +40,7 @@ pub use event::{TimeSetting, WindowEnd};
 pub use extractor::{AttachmentBody, AttachmentError, ExternalSyncUnit, Extractor, SourceError};
 #[cfg(feature = "testing")]
 pub(crate) use keeper::checkpoint_in;
+pub use listing::Listing;
 #[cfg(feature = "testing")]
 #[doc(hidden)]
 pub use message::{

@@ -24,6 +24,7 @@ use super::delivery::Delivery;
 use super::extractor::{ExternalSyncUnit, Extractor, SourceError, caught};
 use super::invocation::{Ending, Invocation, Stop};
 use super::keeper::Keeper;
+use super::listing::Listing;
 use super::sdk::Scope;
 use super::window::{Bounds, Window, resolve};
 
@@ -95,7 +96,7 @@ impl Invocation<'_> {
     /// of a run. Killed before it is remembered, it is installed again, which is the same as once.
     pub(super) fn domain_mapping<E: Extractor>(
         &self,
-        extractor: &mut E,
+        extractor: &E,
         context: &Context<'_>,
         phase: Phase,
     ) -> Result<(), Stop> {
@@ -129,7 +130,7 @@ impl Invocation<'_> {
     /// Lists the external sync units: into a batch, or into `inline`, if they go into the message itself.
     pub(super) fn external_sync_units<E: Extractor>(
         &self,
-        extractor: &mut E,
+        extractor: &E,
         context: &Context<'_>,
         delivery: &mut Delivery<'_>,
         inline: &mut Option<Vec<Box<RawValue>>>,
@@ -160,7 +161,7 @@ impl Invocation<'_> {
     /// Asks for the metadata document, checks it if the extractor wants that, and stages it.
     pub(super) fn metadata<E: Extractor>(
         &self,
-        extractor: &mut E,
+        extractor: &E,
         context: &Context<'_>,
         delivery: &mut Delivery<'_>,
     ) -> Result<(), Stop> {
@@ -180,7 +181,7 @@ impl Invocation<'_> {
     /// Goes through the streams, page by page, from where they stand. `last_item_type`: of the last record that was fetched.
     pub(super) fn data<E: Extractor>(
         &self,
-        extractor: &mut E,
+        extractor: &E,
         context: &Context<'_>,
         keeper: Option<&Keeper<'_>>,
         delivery: &mut Delivery<'_>,
@@ -192,8 +193,12 @@ impl Invocation<'_> {
         }
         let mut pages = Pages::new(context, keeper, delivery);
         let mut checks = None;
-        for stream in extractor.streams() {
+        let streams = self
+            .ask(context, || extractor.streams(context))
+            .map_err(|stop| stop.while_doing(&format!("asking for the streams of {}", run.sync_unit())))?;
+        for stream in streams {
             let stream = StreamName::new(stream)?;
+            let listing = Listing::of_stream(stream.clone());
             let mut watch = CursorWatch::default();
             while let Some(cursor) = run.stream_cursor::<E::Cursor>(&stream)? {
                 pages.wait_for_room()?;
@@ -203,11 +208,10 @@ impl Invocation<'_> {
                     None => checks.insert(self.checks(extractor, context)?),
                 };
                 pages.started = self.clock.elapsed();
-                let mut page =
-                    caught(|| extractor.page(context, stream.as_str(), cursor)).map_err(|error| {
-                        let asked_for = format!("fetching a page of stream {stream} of {}", run.sync_unit());
-                        Stop::from(error).while_doing(&asked_for)
-                    })?;
+                let mut page = caught(|| extractor.page(context, &listing, cursor)).map_err(|error| {
+                    let asked_for = format!("fetching a page of {listing} of {}", run.sync_unit());
+                    Stop::from(error).while_doing(&asked_for)
+                })?;
                 if let Some(item_type) = page.last_item_type() {
                     *last_item_type = Some(item_type.to_owned());
                 }
@@ -225,7 +229,7 @@ impl Invocation<'_> {
     }
 
     /// What pages are checked by in this invocation; `None`: they are not checked.
-    fn checks<E: Extractor>(&self, extractor: &mut E, context: &Context<'_>) -> Result<Option<Checks>, Stop> {
+    fn checks<E: Extractor>(&self, extractor: &E, context: &Context<'_>) -> Result<Option<Checks>, Stop> {
         if extractor.check_policy() == CheckPolicy::Off {
             return Ok(None);
         }

@@ -38,7 +38,7 @@ use super::settings::Serve;
 pub fn serve<E: Extractor>(
     store: &Store,
     platform: &dyn Platform,
-    extractor: &mut E,
+    extractor: &E,
     event: &Event,
 ) -> Result<Outcome> {
     Serve::new().serve(store, platform, extractor, event)
@@ -72,7 +72,7 @@ impl Serve {
         &self,
         store: &Store,
         platform: &dyn Platform,
-        extractor: &mut E,
+        extractor: &E,
         event: &Event,
     ) -> Result<Outcome> {
         let started = store.clock().elapsed();
@@ -155,7 +155,7 @@ fn log_accepted(accepted: &Accepted) {
 impl Invocation<'_> {
     fn converse<E: Extractor>(
         &self,
-        extractor: &mut E,
+        extractor: &E,
         unit: SyncUnitId,
         incoming: &Incoming,
     ) -> Result<Outcome> {
@@ -215,7 +215,7 @@ impl Invocation<'_> {
     /// Extracts, delivers what was extracted, and answers.
     fn work<E: Extractor>(
         &self,
-        extractor: &mut E,
+        extractor: &E,
         run: &Run,
         keeper: Option<&Keeper<'_>>,
         phase: Phase,
@@ -262,7 +262,7 @@ impl Invocation<'_> {
     /// What comes before the first thing that a phase asks for.
     fn begin<'c, E: Extractor>(
         &'c self,
-        extractor: &mut E,
+        extractor: &E,
         run: &'c Run,
         keeper: Option<&Keeper<'_>>,
         phase: Phase,

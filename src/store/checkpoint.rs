@@ -13,6 +13,7 @@
 //! the one that it found there, or as the one that it was about to write. Otherwise it is a stale one, and discarded.
 
 pub(super) mod form;
+mod restore;
 mod room;
 mod version_1;
 
@@ -21,11 +22,11 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
-use crate::model::{CONNECTOR_STATE_VALUE, Micros, Safeguard};
+use crate::model::{CONNECTOR_STATE_VALUE, Safeguard};
 
-use super::attachments::rebuild::{failed_part, files_needed, queue_part, restore_queue};
+use super::attachments::rebuild::{failed_part, files_needed, queue_part};
 use super::attachments::settle::attachments_saved;
-use super::batches::states::{BatchInfo, batches_saved};
+use super::batches::states::batches_saved;
 use super::digest::{Digest, KnownId};
 use super::findings::findings_part;
 use super::lifecycle::{Deletion, PAST_MAX, get_or_create, keep_deletion, new_unit};
@@ -33,19 +34,18 @@ use super::most_read;
 use super::notes::Standing;
 use super::open::SyncUnit;
 use super::rows::{
-    BATCHES, BOOKMARKS, BatchRow, BatchState, BookmarkRow, CHUNKS, EVENTS, EventRow, FINDINGS, Json, Key,
-    LEDGER, MESSAGES, MOST_READ, MessageRow, MostReadRow, PAST, POSITIONS, PastRow, RUN_IDS, RUNS, Row,
-    RunIdRow, STREAMS, TYPES, Table, TypeRow, UNITS, VALUES, message_key, name_of, number_of, run_key,
+    BATCHES, BOOKMARKS, BatchState, CHUNKS, EVENTS, Json, Key, LEDGER, MESSAGES, PAST, POSITIONS, RUN_IDS,
+    RUNS, STREAMS, TYPES, UNITS, VALUES, message_key, name_of, number_of, run_key,
 };
 use super::run::Run;
-use super::tables::{Change, Rows, Tables};
-use super::used_ids::{self, take_those_of_rows};
+use super::tables::{Change, Rows};
+use super::used_ids;
 
 use form::{
     AnnouncedPart, ArtifactPart, Envelope, EventPart, FatePart, FilePart, IdHash, KindPart, LedgerPart,
-    MessagePart, RunIdPart, RunPart, StatusPart, StreamPart, UnitPart, UsedPart, WindowPart,
+    MessagePart, RunIdPart, RunPart, StatusPart, StreamPart, UnitPart, UsedPart, WindowPart, damaged,
 };
-pub(crate) use form::{Checkpoint, Position};
+pub(crate) use form::{CHECKPOINT_KEY, Checkpoint, Position};
 pub(crate) use room::Room;
 
 /// Events of a run, and runs of a unit, that a checkpoint names.
@@ -54,14 +54,6 @@ const RUNS_MAX: usize = 64;
 /// Ledger rows that a checkpoint keeps, and bytes of them: older ones of more do without what they say of item types.
 const LEDGER_MAX: u64 = 8;
 const LEDGER_BYTES_MAX: usize = 20_000;
-
-/// The key of a worker state under which a checkpoint stands.
-pub(crate) const CHECKPOINT_KEY: &str = "highwater";
-
-/// What is wrong with the checkpoint of a unit.
-fn damaged(sync_unit: &str, reason: String) -> Error {
-    Error::WorkerState { what: format!("{CHECKPOINT_KEY} in the worker state of {sync_unit}"), reason }
-}
 
 impl Checkpoint {
     /// As it stands in the worker state.
@@ -191,30 +183,6 @@ impl SyncUnit {
         })
     }
 
-    /// Puts a checkpoint in place of whatever is stored of the unit. `sealed` is what its sealed message names, in the
-    /// message's order.
-    ///
-    /// # Errors
-    /// `WorkerState` if the checkpoint does not make sense in itself; then nothing of the unit is stored.
-    pub(crate) fn restore(&self, checkpoint: &Checkpoint, sealed: &[(BatchInfo, String)]) -> Result<()> {
-        self.inner.tables.change(|change| self.discard(change))?;
-        self.inner.tables.change(|change| {
-            let past = |ids: &[IdHash]| ids.iter().map(|id| id.known()).collect();
-            let past =
-                PastRow { run_ids: past(&checkpoint.past_runs), deletions: past(&checkpoint.deletions) };
-            if past != PastRow::default() {
-                change.put(&PAST, &self.key(), &past)?;
-            }
-            let no = Tables::new_unit_no(change)?;
-            change.put(&UNITS, &self.key(), &checkpoint.unit.row(no))?;
-            let restoring = Restoring { unit: self.id().as_str(), no, checkpoint, change };
-            restoring.unit_rows()?;
-            checkpoint.run.as_ref().map_or(Ok(()), |run| restoring.run(run, sealed))
-        })
-    }
-}
-
-impl SyncUnit {
     /// Forgets what is stored of the unit, for the platform knows nothing of it: it is a stale disk's.
     ///
     /// # Durability
@@ -249,191 +217,6 @@ impl SyncUnit {
             past_runs: hashes(&past.run_ids),
             deletions: hashes(&past.deletions),
         })
-    }
-}
-
-/// A checkpoint on its way into the rows of a unit, in one transaction.
-struct Restoring<'a> {
-    unit: &'a str,
-    no: u64,
-    checkpoint: &'a Checkpoint,
-    change: &'a Change<'a>,
-}
-
-impl Restoring<'_> {
-    fn damaged(&self, reason: String) -> Error {
-        damaged(self.unit, reason)
-    }
-
-    /// What is of the unit, whatever its run.
-    fn unit_rows(&self) -> Result<()> {
-        let Self { change, checkpoint, .. } = self;
-        let unit = Key::unit(self.no);
-        for part in &checkpoint.run_ids {
-            let number = self.free_number(&RUN_IDS, &unit, part.id)?;
-            let row = RunIdRow { run: part.run, id: part.id.known() };
-            change.put(&RUN_IDS, &unit.clone().and_number(number), &row)?;
-        }
-        for (stream, json) in &checkpoint.bookmarks {
-            let row = BookmarkRow { json: json.clone(), run: 0 };
-            change.put(&BOOKMARKS, &unit.clone().and_name(stream), &row)?;
-        }
-        for (key, json) in &checkpoint.position.values {
-            change.put(&VALUES, &unit.clone().and_name(key), &Json(json.clone()))?;
-        }
-        for (stream, &(pages, items)) in &checkpoint.most_read {
-            change.put(&MOST_READ, &unit.clone().and_name(stream), &MostReadRow { pages, items })?;
-        }
-        for part in &checkpoint.ledger {
-            change.put(&LEDGER, &run_key(self.no, part.run), &part.row())?;
-        }
-        Ok(())
-    }
-
-    /// The number under which the row of an id is to be kept.
-    fn free_number<R: Row>(&self, table: &Table<R>, prefix: &Key, id: IdHash) -> Result<u64> {
-        let mut number = id.number();
-        while self.change.get(table, &prefix.clone().and_number(number))?.is_some() {
-            number = number.wrapping_add(1);
-        }
-        Ok(number)
-    }
-
-    /// The unit's newest run.
-    fn run(&self, run: &RunPart, sealed: &[(BatchInfo, String)]) -> Result<()> {
-        let Self { change, checkpoint, .. } = self;
-        let position = &checkpoint.position;
-        let prefix = run_key(self.no, run.no);
-        let newest = self.events(run, &prefix)?;
-        for (name, stream) in &position.streams {
-            change.put(&STREAMS, &prefix.clone().and_name(name), &stream.row())?;
-        }
-        for part in &position.findings {
-            change.put(&FINDINGS, &part.kind.key(&prefix), &part.row())?;
-        }
-        for part in &checkpoint.artifacts {
-            change.put(&BATCHES, &prefix.clone().and_number(part.seq), &part.row())?;
-        }
-        self.counts(&prefix)?;
-        let message = checkpoint.message.as_ref().filter(|_| newest.is_some());
-        let mut row = run.row(position, newest, message.map(|message| message.no));
-        row.open_batches = checkpoint.artifacts.len() as u64;
-        if let (Some(message), Some(event)) = (message, newest) {
-            self.message(run, message, event, sealed)?;
-        }
-        let is_open = run.status == StatusPart::Open;
-        restore_queue(change, self.no, run.no, is_open, &position.queue, self.files())?;
-        take_those_of_rows(change, &prefix, row.started_at)?;
-        used_ids::keep_newest(change, &prefix, &checkpoint.used.0)?;
-        change.put(&RUNS, &prefix, &row)?;
-        let json = serde_json::to_string(position).map_err(|error| self.damaged(error.to_string()))?;
-        change.put(&POSITIONS, &prefix, &Json(json))
-    }
-
-    /// The events of the run; says by what its newest is known.
-    fn events(&self, run: &RunPart, prefix: &Key) -> Result<Option<u64>> {
-        let mut newest = None;
-        for part in &self.checkpoint.events {
-            let number = self.free_number(&EVENTS, prefix, part.id)?;
-            let row = EventRow {
-                identity: part.id.known(),
-                order: part.order,
-                accepted_at: Micros(0),
-                message: part.message,
-            };
-            self.change.put(&EVENTS, &prefix.clone().and_number(number), &row)?;
-            if part.order == run.events {
-                newest = Some(number);
-            }
-        }
-        Ok(newest)
-    }
-
-    /// The counts of each item type, which must balance.
-    fn counts(&self, prefix: &Key) -> Result<()> {
-        let mut uploaded: BTreeMap<&str, u64> = BTreeMap::new();
-        for part in &self.checkpoint.artifacts {
-            *uploaded.entry(&part.item_type).or_default() += u64::from(part.items);
-        }
-        for (name, &(read, batches, skipped)) in &self.checkpoint.position.types {
-            let announced = self.checkpoint.announced.get(name).copied().unwrap_or_default();
-            let unannounced = uploaded.remove(name.as_str()).unwrap_or(0);
-            if u128::from(read)
-                != u128::from(announced.records) + u128::from(unannounced) + u128::from(skipped)
-            {
-                let AnnouncedPart { records, .. } = announced;
-                return Err(self.damaged(format!(
-                    "of {read} {name} read, {skipped} were skipped, {records} are announced and {unannounced} uploaded"
-                )));
-            }
-            let counts = TypeRow {
-                read,
-                skipped,
-                batched: announced.records + unannounced,
-                confirmed: announced.records,
-                announced: announced.records,
-                batches,
-                artifacts_announced: announced.artifacts,
-                ..TypeRow::default()
-            };
-            self.change.put(&TYPES, &prefix.clone().and_name(name), &counts)?;
-        }
-        match uploaded.first_key_value() {
-            Some((name, _)) => {
-                Err(self.damaged(format!("it names artifacts of {name}, of which nothing was read")))
-            }
-            None => Ok(()),
-        }
-    }
-
-    /// The message that answers the newest event, and the batches that it announces.
-    fn message(
-        &self,
-        run: &RunPart,
-        message: &MessagePart,
-        event: u64,
-        sealed: &[(BatchInfo, String)],
-    ) -> Result<()> {
-        if sealed.len() != message.batches.len() {
-            return Err(self.damaged("its message names other artifacts than it says".to_owned()));
-        }
-        for (seq, (info, artifact)) in message.batches.iter().zip(sealed) {
-            let batch = BatchRow {
-                item_type: info.item_type.clone(),
-                stream: String::new(),
-                epoch: run.epoch,
-                items: info.items,
-                line_bytes: 0,
-                gzip_bytes: 0,
-                dates: info.dates,
-                cursor_after: None,
-                state: BatchState::Announced(message.no),
-                artifact: Some(artifact.clone()),
-                uploaded_in: 0,
-                given_up: 0,
-                saved: true,
-            };
-            self.change.put(&BATCHES, &run_key(self.no, run.no).and_number(*seq), &batch)?;
-        }
-        let stored = MessageRow {
-            run: run.no,
-            phase: message.phase,
-            event,
-            kind: message.kind.row(),
-            event_type: message.event_type.clone(),
-            fate: message.fate.row(),
-            sealed_at: message.sealed_at,
-            artifacts: message.batches.len() as u64,
-            finishes: message.finishes,
-            key: message.key.clone(),
-            body: message.body.clone().into_bytes(),
-        };
-        self.change.put(&MESSAGES, &message_key(self.no, message.no), &stored)
-    }
-
-    /// The artifacts from which the queue of attachments can be made again.
-    fn files(&self) -> impl Iterator<Item = (u64, super::rows::FileRow)> + '_ {
-        self.checkpoint.files.iter().map(|part| (part.seq, part.row()))
     }
 }
 
@@ -592,15 +375,31 @@ impl Run {
         self.change(|change, row| {
             batches_saved(self, change, row)?;
             attachments_saved(self, change)?;
-            // Of older events a checkpoint tells nothing, so this disk need not either.
-            let mut events = change.all(&EVENTS, &self.run_key())?;
-            events.sort_unstable_by_key(|(_, event)| std::cmp::Reverse(event.order));
-            for (tail, _) in events.iter().skip(EVENTS_MAX) {
-                change.remove(&EVENTS, &self.run_key().and_number(self.number(tail)?))?;
-            }
+            self.forget_old_events(change)?;
             used_ids::keep_newest(change, &self.run_key(), &checkpoint.used.0)?;
             change.put(&POSITIONS, &self.run_key(), &Json(json))
         })
+    }
+
+    /// Forgets the events of which a checkpoint tells nothing, so that this disk need not either.
+    ///
+    /// Whoever looks for an event goes on to the next number while there is a row, so one that others may stand behind is
+    /// kept. Rows never move: their numbers stand in the rows of the run and of its messages.
+    fn forget_old_events(&self, change: &Change<'_>) -> Result<()> {
+        let mut events = Vec::new();
+        for (tail, event) in change.all(&EVENTS, &self.run_key())? {
+            events.push((self.number(&tail)?, event.order));
+        }
+        let mut orders: Vec<u64> = events.iter().map(|(_, order)| *order).collect();
+        orders.sort_unstable_by(|one, other| other.cmp(one));
+        let Some(&oldest) = orders.get(EVENTS_MAX - 1) else { return Ok(()) };
+        for (number, order) in events.into_iter().rev() {
+            let key = |number| self.run_key().and_number(number);
+            if order < oldest && change.get(&EVENTS, &key(number.wrapping_add(1)))?.is_none() {
+                change.remove(&EVENTS, &key(number))?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether the extractor sets the connector's own keys of the worker state.
@@ -794,18 +593,80 @@ mod tests {
             // What was restored, and what is whole now, is named anew.
             let run = unit.newest_run().unwrap().unwrap();
             let again = run.checkpoint("the token", None).unwrap();
-            assert_eq!(again.run_ids, checkpoint.run_ids);
+            for part in &checkpoint.run_ids {
+                let id = again.run_ids.iter().find(|again| again.run == part.run).unwrap().id;
+                assert!(id == part.id || id == IdHash::of(&checkpoint.known_run_id(part), 0));
+            }
             (runs, events(&unit))
         };
         assert_eq!(is_known(&whole, "b.redb"), ((true, false), 2));
-        // Where no more than the hash was kept, one cannot be told from the other.
+        // Where no more than the hash was kept of a past run, it cannot be told from the other. Of an event neither, until
+        // it is named again.
         let mut short = whole;
         for id in short.run_ids.iter_mut().map(|part| &mut part.id) {
             *id =
                 IdHash::Short(name_hash(if *id == IdHash::Digest(Digest::of(one)) { one } else { "second" }));
         }
         short.events.iter_mut().for_each(|part| part.id = IdHash::Short(name_hash(one)));
-        assert_eq!(is_known(&short, "c.redb"), ((true, true), 1));
+        // The ledger has the one's id, and the run at hand its own.
+        assert_eq!(is_known(&short, "c.redb"), ((true, false), 2));
+        short.ledger.clear();
+        assert_eq!(is_known(&short, "d.redb"), ((true, true), 2));
+        // An entry of the ledger that is of another run says nothing.
+        let mut other_id = short.clone();
+        other_id.run.as_mut().unwrap().id = "third".to_owned();
+        assert!(short.run_ids.iter().all(|part| matches!(other_id.known_run_id(part), KnownId::Short(_))));
+    }
+
+    /// Looked for, a twin's row is found only as long as the rows before it are there.
+    #[test]
+    fn an_old_event_is_kept_while_one_with_its_hash_stands_behind_it() {
+        let store = Store::options().open_in(crate::store::backend::memory::Memory::new(), "memory").unwrap();
+        let unit = store.sync_unit("acme/tickets").unwrap();
+        let event = |identity: &str| Incoming {
+            identity: identity.to_owned(),
+            has_ids: true,
+            run_id: Some(RunId::new("run").unwrap()),
+            phase: Phase::Data,
+            step: if identity == "0" { Step::Start } else { Step::Continue },
+        };
+        let [one, other] = ["cgacponhdmlhpbcg", "ihganlcdfnnmgpck"];
+        let accept = |identity: &str| match unit.accept(&event(identity), false, None) {
+            Ok(Accepted::Work(run)) => run,
+            other => panic!("{identity}: {other:?}"),
+        };
+        for identity in ["0", one, other] {
+            accept(identity);
+        }
+        let number = name_hash(one);
+        let stand = |run: &Run| {
+            let at = |number| {
+                let key = run.run_key().and_number(number);
+                unit.inner.tables.view(|rows| Ok(rows.get(&EVENTS, &key)?.is_some())).unwrap()
+            };
+            (at(name_hash("0")), at(number), at(number + 1))
+        };
+        let save = |run: &Run| run.saved(&run.checkpoint("the token", None).unwrap()).unwrap();
+        // So many that the other of the two is the oldest that is kept.
+        let mut run = None;
+        for at in 0..EVENTS_MAX - 1 {
+            run = Some(accept(&format!("event {at}")));
+        }
+        let run = run.unwrap();
+        assert_eq!(stand(&run), (true, true, true));
+        save(&run);
+        assert_eq!(stand(&run), (false, true, true));
+        // Delivered once more, it is known for one that newer ones have followed.
+        for identity in [one, other] {
+            let again = unit.accept(&event(identity), false, None);
+            assert!(matches!(again, Err(Error::StaleEvent { .. })), "{identity}: {again:?}");
+        }
+        // One more, and both go.
+        let run = accept("the last");
+        save(&run);
+        assert_eq!(stand(&run), (false, false, false));
+        let events = unit.inner.tables.view(|rows| Ok(rows.all(&EVENTS, &run.run_key())?.len()));
+        assert_eq!(events.unwrap(), EVENTS_MAX);
     }
 
     /// External sync units are announced unconfirmed, without a checkpoint between upload and message.

@@ -30,11 +30,10 @@ use super::notes::Inherited;
 use super::open::SyncUnit;
 use super::rows::{
     BATCHES, BatchState, EVENTS, EventRow, Key, MESSAGES, MessageFate, MessageKind, MessageRow, NotBefore,
-    RUNS, RunRow, RunStatus, UNITS, UnitRow, WindowRow, event_key, message_key, run_key,
+    RUN_IDS, RUNS, RunIdRow, RunRow, RunStatus, UNITS, UnitRow, WindowRow, event_key, message_key, run_key,
 };
 use super::run::{Run, find_by_id};
 use super::tables::{Change, Rows};
-use super::uploads::batches_accepted;
 
 /// An event, as far as a store needs to know it.
 #[derive(Debug, Clone)]
@@ -115,16 +114,22 @@ impl SyncUnit {
             let Some((no, mut row)) = self.find_run(change, &unit, event)? else {
                 return Ok(Ok(self.enter_new(change, &mut unit, event, inherits)?));
             };
-            if let (_, Some(seen)) = find_event(change, unit.no, no, &event.identity)?
+            if let (number, Some(seen)) = find_event(change, unit.no, no, &event.identity)?
                 && !self.inner.breaks(Safeguard::EventsRemembered)
-                && let Some(answer) = self.seen(change, &unit, no, &mut row, event, &seen)?
             {
-                return Ok(answer);
+                if let Some(identity) = seen.identity.named(&event.identity) {
+                    let seen = EventRow { identity, ..seen.clone() };
+                    change.put(&EVENTS, &event_key(unit.no, no, number), &seen)?;
+                }
+                if let Some(answer) = self.seen(change, &unit, no, &mut row, event, (number, &seen))? {
+                    return Ok(answer);
+                }
             }
             row.lost |=
                 restored && row.status == RunStatus::Open && row.event.is_some() && row.message.is_none();
             if let Some(message) = row.message {
-                message_accepted(change, &mut unit, no, &mut row, message, MessageFate::Proven, self.now())?;
+                let run = Run::new(self, unit.no, no, &row, true)?;
+                run.message_accepted(change, &mut unit, &mut row, message, MessageFate::Proven)?;
                 change.put(&UNITS, &self.key(), &unit)?;
             }
             if row.status != RunStatus::Open {
@@ -156,7 +161,8 @@ impl SyncUnit {
         self.enter(change, unit, no, row, event, false)
     }
 
-    /// The run that an event belongs to; `None` if that is a new one.
+    /// The run that an event belongs to; `None` if that is a new one. If no more than a hash of its id was known, the whole
+    /// id is, from now on. (An event of a past run changes nothing, this neither.)
     fn find_run(
         &self,
         change: &Change<'_>,
@@ -176,8 +182,15 @@ impl SyncUnit {
                 undelivered || (row.status == RunStatus::Open && !repeats)
             }));
         };
-        match (find_run_id(change, unit.no, id.as_str())?.1, current) {
-            (Some(known), Some((no, row))) if known.run == no => Ok(Some((no, row))),
+        let (number, known) = find_run_id(change, unit.no, id.as_str())?;
+        match (known, current) {
+            (Some(known), Some((no, row))) if known.run == no => {
+                if let Some(id) = known.id.named(id.as_str()) {
+                    let key = Key::unit(unit.no).and_number(number);
+                    change.put(&RUN_IDS, &key, &RunIdRow { id, ..known })?;
+                }
+                Ok(Some((no, row)))
+            }
             (Some(_), _) => Err(self.stale(id.as_str(), "which a newer run has followed")),
             (None, _) if self.is_past_run(change, id)? => {
                 Err(self.stale(id.as_str(), "after which the unit's state was deleted"))
@@ -194,9 +207,9 @@ impl SyncUnit {
         no: u64,
         row: &mut RunRow,
         event: &Incoming,
-        seen: &EventRow,
+        (number, seen): (u64, &EventRow),
     ) -> Result<Option<Result<Accepted>>> {
-        let latest = row.event == Some(find_event(change, unit.no, no, &event.identity)?.0);
+        let latest = row.event == Some(number);
         let Some(message_no) = seen.message else {
             if latest && row.status == RunStatus::Open {
                 note_death(change, &run_key(unit.no, no), row, self.now())?;
@@ -412,16 +425,45 @@ impl Run {
                 MessageFate::Delivered { times } => times.saturating_add(1),
                 MessageFate::Sealed | MessageFate::Proven => 1,
             };
-            let now = Micros::from_time(self.inner.clock.now());
             if self.inner.breaks(Safeguard::WatermarkFromStart) {
-                row.started_at = now;
+                row.started_at = Micros::from_time(self.inner.clock.now());
             }
             let fate = MessageFate::Delivered { times };
-            message_accepted(change, &mut unit, self.no, &mut row, message, fate, now)?;
+            self.message_accepted(change, &mut unit, &mut row, message, fate)?;
             change.put(&RUNS, &run_key(self.unit_no, self.no), &row)?;
             change.put(&UNITS, &unit_key, &unit)?;
             Ok(row.status != RunStatus::Open)
         })
+    }
+
+    /// Stores what is known of the acceptance of a message. The first time, what it names is delivered, and the run is
+    /// finished if the message ends it.
+    fn message_accepted(
+        &self,
+        change: &Change<'_>,
+        unit: &mut UnitRow,
+        row: &mut RunRow,
+        message_no: u64,
+        fate: MessageFate,
+    ) -> Result<()> {
+        let key = message_key(self.unit_no, message_no);
+        let mut message = change.need(&MESSAGES, &key)?;
+        let first = message.fate == MessageFate::Sealed;
+        if first || fate != MessageFate::Proven {
+            message.fate = fate;
+            change.put(&MESSAGES, &key, &message)?;
+        }
+        if !first {
+            return Ok(());
+        }
+        for (seq, batch) in batches_in(self, change, BatchState::Announced(message_no))? {
+            move_batch(self, change, row, seq, batch, &[Event::MessageAccepted], 0)?;
+        }
+        if message.finishes && row.status == RunStatus::Open {
+            let now = Micros::from_time(self.inner.clock.now());
+            close_run(change, unit, self.no, row, RunStatus::Finished, now)?;
+        }
+        Ok(())
     }
 
     /// Undoes a seal, because the platform refused the message for good: its artifacts go into the next one, at most
@@ -499,33 +541,6 @@ impl Run {
 /// What a run knows of an event, and the number under which that is or would be kept.
 fn find_event(rows: &impl Rows, unit: u64, run: u64, identity: &str) -> Result<(u64, Option<EventRow>)> {
     find_by_id(rows, &EVENTS, &run_key(unit, run), identity, |row| &row.identity)
-}
-
-/// Records that a message was accepted: its batches are gone, and the run is finished if the message ends it.
-fn message_accepted(
-    change: &Change<'_>,
-    unit: &mut UnitRow,
-    no: u64,
-    row: &mut RunRow,
-    message_no: u64,
-    fate: MessageFate,
-    now: Micros,
-) -> Result<()> {
-    let key = message_key(unit.no, message_no);
-    let mut message = change.need(&MESSAGES, &key)?;
-    let first = message.fate == MessageFate::Sealed;
-    if first || fate != MessageFate::Proven {
-        message.fate = fate;
-        change.put(&MESSAGES, &key, &message)?;
-    }
-    if !first {
-        return Ok(());
-    }
-    batches_accepted(change, &run_key(unit.no, no), message_no)?;
-    if message.finishes && row.status == RunStatus::Open {
-        close_run(change, unit, no, row, RunStatus::Finished, now)?;
-    }
-    Ok(())
 }
 
 /// The idempotency key of a message: visible ASCII, as it becomes a header, and never the same for other bytes.
@@ -643,6 +658,109 @@ mod tests {
             }
         }
         assert!(run.is_undelivered(sealed.no).unwrap());
+    }
+
+    /// As a checkpoint of an earlier version left them.
+    #[test]
+    fn an_id_that_is_known_by_64_bits_is_known_whole_once_it_is_named_again() {
+        let (_dir, unit) = unit();
+        let [one, other] = TWINS;
+        let run = work(unit.accept(&event(one, one, Step::Start), false, None));
+        let (runs, events) = (Key::unit(run.unit_no), run.run_key());
+        let number = super::super::digest::name_hash(one);
+        let tables = &unit.inner.tables;
+        let known = || {
+            let known = tables.view(|rows| {
+                Ok((
+                    rows.all(&RUN_IDS, &runs)?.remove(0).1.id,
+                    rows.all(&EVENTS, &events)?.remove(0).1.identity,
+                ))
+            });
+            known.unwrap()
+        };
+        tables
+            .change(|change| {
+                let key = runs.clone().and_number(number);
+                let row = change.need(&RUN_IDS, &key)?;
+                change.put(&RUN_IDS, &key, &RunIdRow { id: KnownId::Number, ..row })?;
+                let key = events.clone().and_number(number);
+                let row = change.need(&EVENTS, &key)?;
+                change.put(&EVENTS, &key, &EventRow { identity: KnownId::Number, ..row })
+            })
+            .unwrap();
+        // As long as that is so, a twin is taken for it.
+        let is_known = |id: &str| {
+            let is_known = tables.view(|rows| {
+                let run = find_run_id(rows, run.unit_no, id)?.1;
+                let event = find_event(rows, run.as_ref().map_or(0, |_| 1), 1, id)?.1;
+                Ok((run.is_some(), event.is_some()))
+            });
+            is_known.unwrap()
+        };
+        assert_eq!((is_known(other), known()), ((true, true), (KnownId::Number, KnownId::Number)));
+        // An event of the run names the run alone; the event itself, both.
+        work(unit.accept(&event("2", one, Step::Continue), false, None));
+        assert_eq!(known(), (KnownId::Whole(one.to_owned()), KnownId::Number));
+        assert!(
+            unit.accept(&event(one, one, Step::Start), false, None).is_err(),
+            "a newer one has followed it"
+        );
+        assert_eq!(known(), (KnownId::Whole(one.to_owned()), KnownId::Whole(one.to_owned())));
+        // From then on a twin is another: an event of its own, and then a run.
+        assert_eq!(is_known(one), (true, true));
+        assert_eq!(is_known(other), (false, false));
+        work(unit.accept(&event(other, one, Step::Continue), false, None));
+        let next = work(unit.accept(&event("3", other, Step::Start), false, None));
+        assert_eq!((next.no, next.resumed()), (run.no + 1, false));
+    }
+
+    /// A table may be put in place of the one in `transfer` for every move of a batch.
+    #[test]
+    fn what_an_accepted_message_names_moves_as_the_table_says_and_the_figures_with_it() {
+        use crate::record::Record;
+        use crate::store::Page;
+        use crate::transfer::{Rules, State, Table, Tables};
+
+        fn confirmed_again(rules: Rules, state: State, event: Event) -> Option<State> {
+            match (state, event) {
+                (State::Sealed, Event::MessageAccepted) => Some(State::Confirmed),
+                _ => rules.after(state, event),
+            }
+        }
+
+        let delivered = |table: Option<Table>| {
+            let dir = tempfile::tempdir().unwrap();
+            let options = Store::options().transfer_tables(Tables { batches: table, attachments: None });
+            let store = options.open(dir.path().join("state.redb")).unwrap();
+            let unit = store.sync_unit("acme/tickets").unwrap();
+            let run = work(unit.accept(&event("1", "run", Step::Start), false, None));
+            let page = |_: Option<u8>| -> Result<Page<u8>> {
+                Ok(Page::last().record("issues", Record::new("I-1", &serde_json::json!({}))?))
+            };
+            for batch in run.batches("issues", page) {
+                batch.unwrap().uploaded("artifact-1").unwrap();
+            }
+            run.confirm(1).unwrap();
+            let sealing = Sealing {
+                phase: Phase::Data,
+                kind: MessageKind::Progress,
+                event_type: "PROGRESS".to_owned(),
+                batches: &[1],
+                body: "{}".to_owned(),
+                finishes: false,
+                delay_seconds: None,
+            };
+            let sealed = run.seal(&sealing).unwrap();
+            run.delivered(sealed.no).unwrap();
+            let figures = unit.inner.tables.view(|rows| {
+                let counts = rows.need(&super::super::rows::TYPES, &run.run_key().and_name("issues"))?;
+                let open = rows.need(&RUNS, &run.run_key())?.open_batches;
+                Ok((open, counts.confirmed, counts.announced, counts.artifacts_announced))
+            });
+            (run.confirmed().unwrap().len(), figures.unwrap())
+        };
+        assert_eq!(delivered(None), (0, (0, 1, 1, 1)));
+        assert_eq!(delivered(Some(confirmed_again)), (1, (1, 1, 0, 0)));
     }
 
     #[test]

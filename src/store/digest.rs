@@ -1,8 +1,8 @@
 //! What an id is known by: its text, or, where there was no room for that, the first 128 bits of its SHA-256.
 //!
 //! A checkpoint names the events of a run and the runs of a unit by this [`Digest`]. Nobody can make two ids that share
-//! these bits, so they count as the id itself. Written as 32 hexadecimal digits: a number of 128 bits does not survive a
-//! program that reads numbers as doubles.
+//! these bits, so they count as the id itself. Written as 32 hexadecimal digits in JSON: a number of 128 bits does not
+//! survive a program that reads numbers as doubles. In a row it is 16 bytes.
 //!
 //! Rows are kept under a number of 64 bits ([`number_of_id`]), which two ids can share. So whoever looks for an id
 //! compares the [`KnownId`] in the row.
@@ -60,13 +60,21 @@ impl FromStr for Digest {
 
 impl Serialize for Digest {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        if serializer.is_human_readable() {
+            serializer.collect_str(self)
+        } else {
+            self.0.serialize(serializer)
+        }
     }
 }
 
 impl<'de> Deserialize<'de> for Digest {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        if deserializer.is_human_readable() {
+            String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        } else {
+            <[u8; 16]>::deserialize(deserializer).map(Self)
+        }
     }
 }
 
@@ -108,6 +116,11 @@ impl KnownId {
         }
     }
 
+    /// The id as it is known now that it was named; `None` if it was known whole already.
+    pub(crate) fn named(&self, id: &str) -> Option<Self> {
+        self.whole().is_none().then(|| KnownId::Whole(id.to_owned()))
+    }
+
     /// For people: its text, or what there is in its place.
     pub(crate) fn shown(&self, number: u64) -> String {
         match self {
@@ -130,9 +143,9 @@ impl KnownId {
 /// Under which number the row of an id is kept, and whether it is there. `is_at` says whether the row under a number is
 /// that of the id; `None` if there is no row.
 ///
-/// A row whose id is known whole is kept under its [`name_hash`], one of which only a digest is known under
-/// [`Digest::number`]; where that is another id's, under the next number that is free. A row that is to be made belongs
-/// under the first.
+/// A row that was made for an id is kept under the id's [`name_hash`], one that was made for its digest under
+/// [`Digest::number`]; where that is another id's, under the next number that is free. It stays there when the whole id
+/// becomes known. A row that is to be made belongs under the first.
 pub(crate) fn number_of_id<E>(
     id: &str,
     mut is_at: impl FnMut(u64) -> Result<Option<bool>, E>,

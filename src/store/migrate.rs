@@ -3,15 +3,18 @@
 //! Format 2 adds tables, which are empty where they are not there, and changes no row. `attachment_ids` has by their whole
 //! ids what `seen_attachments` has by hashes of them: a row moves over when its attachment is named again, and until then
 //! the hash leads to it. So however many attachments a unit has seen, opening its store moves none of them. `used_ids`
-//! gets the artifact ids of what the unfinished runs have on its way, which is bounded.
+//! gets the artifact ids of what the unfinished runs have on its way, which is bounded. A run id that a checkpoint brought
+//! back by its hash is named whole where the run at hand or the ledger has it; any other, and an event, when it is named
+//! again.
 //!
 //! The step is one transaction: killed amid it, the store is of format 1 still, and the next opening begins anew. The
 //! dump reads a store of format 1 as it is.
 
 use crate::error::Result;
 
-use super::rows::{FormatRow, Key, META, RUNS, UNITS, run_key};
-use super::tables::{FORMAT, FORMAT_KEY, Rows, Tables};
+use super::digest::KnownId;
+use super::rows::{FormatRow, Key, LEDGER, META, RUN_IDS, RUNS, RunIdRow, UNITS, number_of, run_key};
+use super::tables::{Change, FORMAT, FORMAT_KEY, Rows, Tables};
 use super::used_ids::take_those_of_rows;
 
 /// Brings a store up to the newest format.
@@ -31,7 +34,94 @@ pub(super) fn migrate(tables: &Tables) -> Result<()> {
                 let started_at = change.need(&RUNS, &run)?.started_at;
                 take_those_of_rows(change, &run, started_at)?;
             }
+            name_runs(change, unit.no)?;
         }
         change.put(&META, &key, &FormatRow { format: FORMAT, ..row })
     })
+}
+
+/// Names the runs of a unit by their whole ids where a row has them.
+fn name_runs(change: &Change<'_>, unit: u64) -> Result<()> {
+    let prefix = Key::unit(unit);
+    for (tail, row) in change.all(&RUN_IDS, &prefix)? {
+        if row.id.whole().is_some() {
+            continue;
+        }
+        let number = number_of(&tail)
+            .map_err(|error| change.tables().damaged(RUN_IDS.name, &prefix, error.to_string()))?;
+        let run = run_key(unit, row.run);
+        let id = match change.get(&RUNS, &run)? {
+            Some(run) => Some(run.id),
+            None => change.get(&LEDGER, &run)?.map(|entry| entry.id),
+        };
+        if let Some(id) = id.filter(|id| row.id.is(id, number)) {
+            let row = RunIdRow { id: KnownId::Whole(id), ..row };
+            change.put(&RUN_IDS, &prefix.clone().and_number(number), &row)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Store;
+    use super::super::backend::redb::Syncs;
+    use super::super::conversation::{Accepted, Incoming};
+    use super::super::rows::EVENTS;
+    use super::*;
+    use crate::artifact::decompress;
+    use crate::model::{Phase, RunId, Step};
+
+    /// What a store of the fixtures knows run ids and events by, the oldest first.
+    fn known(tables: &Tables) -> (Vec<KnownId>, Vec<KnownId>) {
+        let known = tables.view(|rows| {
+            let mut runs: Vec<_> =
+                rows.all(&RUN_IDS, &Key::name(""))?.into_iter().map(|(_, row)| row).collect();
+            runs.sort_by_key(|row| row.run);
+            let mut events: Vec<_> =
+                rows.all(&EVENTS, &Key::name(""))?.into_iter().map(|(_, row)| row).collect();
+            events.sort_by_key(|row| row.order);
+            let events = events.into_iter().map(|row| row.identity).collect();
+            Ok((runs.into_iter().map(|row| row.id).collect(), events))
+        });
+        known.unwrap()
+    }
+
+    /// A store that version 0.1.0 made from a checkpoint, which named every id by 64 bits.
+    #[test]
+    fn what_format_1_knows_by_64_bits_becomes_whole_as_soon_as_the_whole_is_known() {
+        let fixture =
+            concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/format-1/data-restored-sealed.redb.gz");
+        let mut bytes = Vec::new();
+        decompress(&std::fs::read(fixture).unwrap(), 64 << 20, &mut bytes).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.redb");
+        std::fs::write(&path, bytes).unwrap();
+        let before = known(&Tables::open(&path, 1 << 20, &Syncs::new(false)).unwrap());
+        assert_eq!(before, (vec![KnownId::Number; 2], vec![KnownId::Number; 2]));
+
+        // The run at hand is `second`; the ledger has `first`.
+        let store = Store::open(&path).unwrap();
+        let whole = |ids: &[&str]| ids.iter().map(|id| KnownId::Whole((*id).to_owned())).collect::<Vec<_>>();
+        let unit = store.sync_unit("acme/files").unwrap();
+        let tables = &unit.inner.tables;
+        assert_eq!(known(tables), (whole(&["first", "second"]), before.1));
+        let identity = r#"["EXTRACTION_DATA_START","second","DATA-1","DATA-1"]"#;
+        let event = Incoming {
+            identity: identity.to_owned(),
+            has_ids: true,
+            run_id: Some(RunId::new("second").unwrap()),
+            phase: Phase::Data,
+            step: Step::Start,
+        };
+        let (number, message) = match unit.accept(&event, false, None).unwrap() {
+            Accepted::Replay(run, message) => {
+                (tables.view(|rows| rows.need(&RUNS, &run.run_key())).unwrap().event, message)
+            }
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((number, message.no), (Some(super::super::digest::name_hash(identity)), 7));
+        let events = vec![KnownId::Number, KnownId::Whole(identity.to_owned())];
+        assert_eq!(known(tables), (whole(&["first", "second"]), events));
+    }
 }

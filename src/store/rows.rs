@@ -26,7 +26,7 @@
 //! | `queues` | run | [`QueueRow`] |
 //! | `attachments` | run, number | [`AttachmentRow`] |
 //! | `attachment_ids` | the parent's id, the id, each after its length in bytes as `u32 big-endian` | [`SeenRow`] |
-//! | `seen_attachments` | hash of the parent's id, hash of the id | [`SeenRow`], as format 1 had it, until the attachment is named again |
+//! | `seen_attachments` | hash of the parent's id, hash of the id | [`SeenByHashRow`], of format 1, until the attachment is named again |
 //! | `most_read` | unit, stream name | [`MostReadRow`] |
 //! | `past_runs` | the sync unit id, alone | [`PastRow`] |
 //! | `attachment_files` | run, seq | [`FileRow`] |
@@ -42,7 +42,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::{Micros, Phase, Phases, RESERVED_VALUE_PREFIX};
 
 use super::codec::{self, DecodeError};
-use super::digest::{KnownId, name_hash};
+use super::digest::{Digest, KnownId, name_hash};
 
 /// A value of a table.
 pub(crate) trait Row: Sized {
@@ -92,7 +92,7 @@ tables! {
     QUEUES: QueueRow = "queues";
     ATTACHMENTS: AttachmentRow = "attachments";
     SEEN: SeenRow = "attachment_ids";
-    SEEN_BY_HASH: SeenRow = "seen_attachments";
+    SEEN_BY_HASH: SeenByHashRow = "seen_attachments";
     MOST_READ: MostReadRow = "most_read";
     PAST: PastRow = "past_runs";
     FILES: FileRow = "attachment_files";
@@ -241,6 +241,7 @@ bincode_rows! {
     QueueRow = 1;
     AttachmentRow = 1;
     SeenRow = 1;
+    SeenByHashRow = 1;
     MostReadRow = 1;
     PastRow = 1;
     FileRow = 1;
@@ -669,9 +670,19 @@ pub(crate) struct SeenRow {
     /// The run that queued it last, and its number there.
     pub(crate) run: u64,
     pub(crate) number: u64,
-    /// A hash of its url, name and date.
-    pub(crate) fingerprint: u64,
+    /// Of its url, name and date.
+    pub(crate) fingerprint: Digest,
     /// It was settled as failed.
+    pub(crate) failed: bool,
+}
+
+/// The same, as format 1 wrote it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SeenByHashRow {
+    pub(crate) run: u64,
+    pub(crate) number: u64,
+    /// XXH3 of 64 bits, of the same.
+    pub(crate) fingerprint: u64,
     pub(crate) failed: bool,
 }
 

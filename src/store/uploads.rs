@@ -7,11 +7,10 @@
 
 use crate::error::{Error, Result};
 use crate::model::ArtifactId;
-use crate::transfer::{Event, Held, Illegal, Past, Rules, State};
+use crate::transfer::{Event, Held, Illegal, Past, State};
 
-use super::rows::{AttachmentRow, BATCHES, BatchRow, BatchState, Key, number_of};
+use super::rows::{AttachmentRow, BatchRow, BatchState};
 use super::run::Run;
-use super::tables::{Change, Rows};
 
 impl BatchRow {
     /// Where the batch is in its life, to the life of the run that is at `epoch`.
@@ -102,20 +101,4 @@ pub(super) fn attachment_moved(run: &Run, number: u64, state: State, events: &[E
 
 fn illegal_move(run: &Run, name: &str, illegal: Illegal) -> Error {
     Error::Invalid { what: format!("{name} of run {} of {}", run.id, run.unit), reason: illegal.to_string() }
-}
-
-/// Moves on what an accepted message names. The figures of the run are as they were when it was sealed.
-pub(super) fn batches_accepted(change: &Change<'_>, run: &Key, message: u64) -> Result<()> {
-    for (tail, batch) in change.all(&BATCHES, run)? {
-        if batch.state != BatchState::Announced(message) {
-            continue;
-        }
-        let damaged = |reason: String| change.tables().damaged(BATCHES.name, run, reason);
-        let seq = number_of(&tail).map_err(|error| damaged(error.to_string()))?;
-        let state = Rules::new(true, false).through(State::Sealed, &[Event::MessageAccepted]);
-        if state.map_err(|illegal| damaged(illegal.to_string()))? == State::Delivered {
-            change.remove(&BATCHES, &run.clone().and_number(seq))?;
-        }
-    }
-    Ok(())
 }

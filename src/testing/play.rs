@@ -365,10 +365,10 @@ impl<'a, M: Make> Play<'a, M> {
     ) -> Result<(Result<()>, Option<Violation>)> {
         let store = self.setup.open(disk, self.world.clock())?;
         let event = Event::from_json(&event.json)?;
-        let mut watched = Watched { extractor: self.make.make(life), life: life.clone(), violation: None };
+        let watched = Watched::new(self.make.make(life), life.clone());
         let seed = life.seed() ^ self.world.changes() as u64;
-        let outcome = self.settings(seed, life).serve(&store, platform, &mut watched, &event).map(drop);
-        Ok((outcome, watched.violation))
+        let outcome = self.settings(seed, life).serve(&store, platform, &watched, &event).map(drop);
+        Ok((outcome, watched.into_violation()))
     }
 
     fn settings(&self, seed: u64, life: &Life) -> Serve {

@@ -1,14 +1,14 @@
 //! The extractor, watched: what it hands over is noted, and the schedule's faults befall it.
 
 use std::io::Read;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 
 use crate::airdrop::{
-    AttachmentBody, AttachmentError, CheckPolicy, Context, ExternalSyncUnit, Extractor, SourceError,
+    AttachmentBody, AttachmentError, CheckPolicy, Context, ExternalSyncUnit, Extractor, Listing, SourceError,
 };
 use crate::clock::Clock;
 use crate::record::Attachment;
@@ -25,23 +25,39 @@ const OPEN_TAKES: Duration = Duration::from_secs(1);
 
 /// An extractor, watched: what it hands over is noted, and the schedule's faults befall it.
 pub(super) struct Watched<E> {
-    pub(super) extractor: E,
-    pub(super) life: Life,
-    pub(super) violation: Option<Violation>,
+    extractor: E,
+    life: Life,
+    violation: Mutex<Option<Violation>>,
+}
+
+impl<E> Watched<E> {
+    pub(super) fn new(extractor: E, life: Life) -> Self {
+        Self { extractor, life, violation: Mutex::default() }
+    }
+
+    /// Notes a violation; the first is the one that counts.
+    fn violated(&self, violation: Violation) {
+        self.violation.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(violation);
+    }
+
+    /// The first violation that was noted.
+    pub(super) fn into_violation(self) -> Option<Violation> {
+        self.violation.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl<E: Extractor> Extractor for Watched<E> {
     type Cursor = E::Cursor;
 
-    fn external_sync_units(&mut self, context: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+    fn external_sync_units(&self, context: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
         self.extractor.external_sync_units(context)
     }
 
-    fn metadata(&mut self, context: &Context<'_>) -> Result<Value, SourceError> {
+    fn metadata(&self, context: &Context<'_>) -> Result<Value, SourceError> {
         self.extractor.metadata(context)
     }
 
-    fn initial_domain_mapping(&mut self, context: &Context<'_>) -> Result<Option<Value>, SourceError> {
+    fn initial_domain_mapping(&self, context: &Context<'_>) -> Result<Option<Value>, SourceError> {
         self.extractor.initial_domain_mapping(context)
     }
 
@@ -49,20 +65,21 @@ impl<E: Extractor> Extractor for Watched<E> {
         self.extractor.check_policy()
     }
 
-    fn streams(&self) -> Vec<String> {
-        self.extractor.streams()
+    fn streams(&self, context: &Context<'_>) -> Result<Vec<String>, SourceError> {
+        self.extractor.streams(context)
     }
 
     fn page(
-        &mut self,
+        &self,
         context: &Context<'_>,
-        stream: &str,
+        listing: &Listing,
         cursor: Option<E::Cursor>,
     ) -> Result<Page<E::Cursor>, SourceError> {
+        let stream = listing.stream();
         let at = serde_json::to_string(&cursor)?;
         let at = cursor.is_some().then_some(at);
         if let Err(violation) = self.check(context, stream, at.as_ref()) {
-            self.violation.get_or_insert(violation);
+            self.violated(violation);
         }
         {
             let mut inner = self.life.world.lock();
@@ -93,10 +110,10 @@ impl<E: Extractor> Extractor for Watched<E> {
                 });
             }
         }
-        let page = match self.extractor.page(context, stream, cursor) {
+        let page = match self.extractor.page(context, listing, cursor) {
             Err(SourceError::Failed { source, .. }) if source.to_string().starts_with("INCONSISTENT") => {
                 let what = source.to_string();
-                self.violation.get_or_insert(Violation { kind: Broken::Watermark, what });
+                self.violated(Violation { kind: Broken::Watermark, what });
                 return Err(SourceError::from(source));
             }
             page => page?,

@@ -12,9 +12,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::world::pass_on;
 use highwater::airdrop::{
-    AttachmentBody, AttachmentError, Body, Context, Event, ExternalSyncUnit, Extractor, Fate, Outcome,
-    OutcomeKind, Platform, PlatformError, SealedMessage, Serve, SourceError, Upload, WorkerState,
+    AttachmentBody, AttachmentError, Body, Context, Event, ExternalSyncUnit, Extractor, Fate, Listing,
+    Outcome, OutcomeKind, Platform, PlatformError, Serve, SourceError, Upload,
 };
 use highwater::record::Attachment;
 use highwater::{
@@ -176,19 +177,19 @@ impl Files {
 impl Extractor for Files {
     type Cursor = usize;
 
-    fn external_sync_units(&mut self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+    fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
         Ok(Vec::new())
     }
 
-    fn metadata(&mut self, _: &Context<'_>) -> Result<Value, SourceError> {
+    fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
         Ok(json!({ "schema_version": "v0.2.0", "record_types": {} }))
     }
 
-    fn streams(&self) -> Vec<String> {
-        vec!["issues".to_owned()]
+    fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {
+        Ok(vec!["issues".to_owned()])
     }
 
-    fn page(&mut self, _: &Context<'_>, _: &str, cursor: Option<usize>) -> Result<Page<usize>, SourceError> {
+    fn page(&self, _: &Context<'_>, _: &Listing, cursor: Option<usize>) -> Result<Page<usize>, SourceError> {
         let at = cursor.unwrap_or(0);
         let mut page = if at + 1 < self.pages.len() { Page::more(at + 1) } else { Page::last() };
         page.push("issues", Record::new(format!("issue-{at}"), &json!({ "page": at }))?);
@@ -818,6 +819,8 @@ impl<'a> Recorder<'a> {
 }
 
 impl Platform for Recorder<'_> {
+    pass_on!(airdrop: confirm, send, worker_state, save_worker_state);
+
     fn upload(&self, upload: Upload<'_>) -> Result<ArtifactId, PlatformError> {
         if let Body::Stream { length_bytes, .. } = &upload.body {
             let mut busy = self.busy.lock().unwrap();
@@ -833,18 +836,6 @@ impl Platform for Recorder<'_> {
             });
         }
         self.airdrop.upload(upload)
-    }
-    fn confirm(&self, artifact: &ArtifactId) -> Result<(), PlatformError> {
-        self.airdrop.confirm(artifact)
-    }
-    fn send(&self, message: &SealedMessage) -> Result<(), PlatformError> {
-        self.airdrop.send(message)
-    }
-    fn worker_state(&self) -> Result<Option<WorkerState>, PlatformError> {
-        self.airdrop.worker_state()
-    }
-    fn save_worker_state(&self, state: &str) -> Result<(), PlatformError> {
-        self.airdrop.save_worker_state(state)
     }
     fn download(&self, artifact: &ArtifactId) -> Result<Vec<u8>, PlatformError> {
         let mut bytes = self.airdrop.download(artifact)?;
@@ -867,7 +858,7 @@ fn an_artifact_that_was_cut_on_its_way_back_is_fetched_again() {
         let mut recorder = Recorder::new(&fixture.airdrop);
         recorder.cut = AtomicUsize::new(cut);
         let event = crate::world::event_of(UNIT, "EXTRACTION_ATTACHMENTS_START", "run", "files");
-        let outcome = fixture.serve.serve(&fixture.next_store(), &recorder, &mut source, &event).unwrap();
+        let outcome = fixture.serve.serve(&fixture.next_store(), &recorder, &source, &event).unwrap();
         assert_eq!(outcome.kind, kind, "{outcome:?}");
         if kind == OutcomeKind::Done {
             assert_eq!(recorder.cut.into_inner(), 0);
@@ -899,7 +890,7 @@ fn the_platform_is_told_name_and_type_and_each_line_is_as_the_protocol_has_it() 
     let recorder = Recorder::new(&fixture.airdrop);
     for (event_type, request) in [(DATA, "1"), (ATTACHMENTS, "2")] {
         let event = crate::world::event_of(UNIT, event_type, "run", request);
-        let outcome = fixture.serve.serve(&fixture.next_store(), &recorder, &mut source, &event).unwrap();
+        let outcome = fixture.serve.serve(&fixture.next_store(), &recorder, &source, &event).unwrap();
         assert_eq!(outcome.kind, OutcomeKind::Done);
     }
     let mut told = recorder.told.into_inner().unwrap();
@@ -1172,8 +1163,7 @@ fn a_page_with_a_record_that_is_no_attachment_is_refused_whole() {
         let mut source = Files::new(&fixture.clock, pages(3, 5));
         source.odd = Some(record);
         let event = crate::world::event_of(UNIT, DATA, "run", "1");
-        let outcome =
-            fixture.serve.serve(&fixture.next_store(), &fixture.airdrop, &mut source, &event).unwrap();
+        let outcome = fixture.serve.serve(&fixture.next_store(), &fixture.airdrop, &source, &event).unwrap();
         assert_eq!(outcome.kind, OutcomeKind::Error);
         let message = fixture.messages().pop().unwrap();
         let error = message["event_data"]["error"]["message"].as_str().unwrap();

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::world::{Source, World, all_of, event, page_of, paged};
-use highwater::airdrop::{Context, Extractor, OutcomeKind, SourceError};
+use highwater::airdrop::{Context, Extractor, Listing, OutcomeKind, SourceError};
 use highwater::testing::{DiskOperation, Fault, SimDisk};
 use highwater::{
     Clock, Error, ErrorKind, Level, Page, Record, Run, Store, SystemClock, VirtualClock, limits,
@@ -378,21 +378,21 @@ struct Newer;
 impl Extractor for Newer {
     type Cursor = NewCursor;
     fn external_sync_units(
-        &mut self,
+        &self,
         _: &Context<'_>,
     ) -> Result<Vec<highwater::airdrop::ExternalSyncUnit>, SourceError> {
         unreachable!()
     }
-    fn metadata(&mut self, _: &Context<'_>) -> Result<Value, SourceError> {
+    fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
         unreachable!()
     }
-    fn streams(&self) -> Vec<String> {
-        vec!["issues".to_owned()]
+    fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {
+        Ok(vec!["issues".to_owned()])
     }
     fn page(
-        &mut self,
+        &self,
         _: &Context<'_>,
-        _: &str,
+        _: &Listing,
         _: Option<NewCursor>,
     ) -> Result<Page<NewCursor>, SourceError> {
         panic!("nothing is to be fetched")
@@ -417,7 +417,7 @@ fn a_cursor_that_no_longer_decodes_is_refused_by_name_and_stays() {
     world.serve = world.serve.budget(Duration::ZERO);
     world.serve(&mut paged(2, 5), &event("EXTRACTION_DATA_START", "run", "1")).unwrap();
     let next = event("EXTRACTION_DATA_CONTINUE", "run", "2");
-    let outcome = world.serve.serve(&world.store, &world.airdrop, &mut Newer, &next).unwrap();
+    let outcome = world.serve.serve(&world.store, &world.airdrop, &Newer, &next).unwrap();
     assert_eq!(outcome.kind, OutcomeKind::Error);
     assert!(world.airdrop.last().error().contains("the cursor of stream issues of unit does not decode: 1"));
     let outcome = world.serve(&mut paged(2, 5), &event("EXTRACTION_DATA_CONTINUE", "run", "3")).unwrap();

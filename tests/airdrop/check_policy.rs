@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::world::{Airdrop, Call, Pages, Source, World, all_of, event, records_of};
 use assert_cmd::Command;
 use highwater::airdrop::{
-    CheckPolicy, Context, ExternalSyncUnit, Extractor, Outcome, OutcomeKind, Serve, SourceError,
+    CheckPolicy, Context, ExternalSyncUnit, Extractor, Listing, Outcome, OutcomeKind, Serve, SourceError,
 };
 use highwater::inspect::{self, FindingsReport, Snapshot};
 use highwater::limits::{FINDING_BYTES_MAX, FINDING_KINDS_MAX};
@@ -185,7 +185,7 @@ fn a_refused_page_is_fetched_again_and_after_mending_goes_on_without_loss_or_rep
     let outcome = place.serve(&mut source, DATA_ON, 4);
     assert_eq!((outcome.kind, outcome.findings.errors), (OutcomeKind::Done, 0));
     assert_eq!(place.airdrop.announced("run"), all_of("issues", 3, 4));
-    let asked: Vec<_> = source.asked.iter().map(|(_, at)| at.unwrap_or(0)).collect();
+    let asked: Vec<_> = source.asked().iter().map(|(_, at)| at.unwrap_or(0)).collect();
     assert_eq!(asked, [0, 1, 1, 1, 1, 2]);
     assert_eq!(place.serve(&mut source, ATTACHMENTS, 5).kind, OutcomeKind::Done);
 }
@@ -271,7 +271,7 @@ fn metadata_with_errors_is_refused_with_all_that_a_message_holds_or_counted_and_
         let told = error.matches("(rule ").count() as u64;
         assert!(error.ends_with(&format!("\nand {} more of other kinds", errors - told)), "{error}");
         assert!(told > 3 && error.len() <= 2_000, "{}", error.len());
-        assert!(source.asked.is_empty() && place.airdrop.uploads() == 0);
+        assert!(source.asked().is_empty() && place.airdrop.uploads() == 0);
     }
     let place = Place::new();
     let mut source = half_bad(2, CheckPolicy::Report);
@@ -294,7 +294,7 @@ fn metadata_that_fail_in_the_data_phase_fail_as_a_page_does() {
     let mut source = half_bad(2, CheckPolicy::Report);
     source.metadata = Err(Duration::from_secs(3_600));
     assert_eq!(place.serve(&mut source, DATA, 1).kind, OutcomeKind::Delay);
-    assert!(source.asked.is_empty());
+    assert!(source.asked().is_empty());
     place.clock.advance(Duration::from_secs(3_600));
     source.metadata = Ok(metadata());
     let outcome = place.serve(&mut source, DATA_ON, 2);
@@ -472,11 +472,11 @@ struct Checked {
 impl Extractor for Checked {
     type Cursor = SimCursor;
 
-    fn external_sync_units(&mut self, context: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+    fn external_sync_units(&self, context: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
         self.source.external_sync_units(context)
     }
 
-    fn metadata(&mut self, _: &Context<'_>) -> Result<Value, SourceError> {
+    fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
         self.life.count("metadata/asked");
         let refuses = self.policy == CheckPolicy::Refuse;
         // Now and then one type is not declared, and pages with it are refused.
@@ -495,17 +495,17 @@ impl Extractor for Checked {
         self.policy
     }
 
-    fn streams(&self) -> Vec<String> {
-        self.source.streams()
+    fn streams(&self, context: &Context<'_>) -> Result<Vec<String>, SourceError> {
+        self.source.streams(context)
     }
 
     fn page(
-        &mut self,
+        &self,
         context: &Context<'_>,
-        stream: &str,
+        listing: &Listing,
         cursor: Option<SimCursor>,
     ) -> Result<Page<SimCursor>, SourceError> {
-        self.source.page(context, stream, cursor)
+        self.source.page(context, listing, cursor)
     }
 }
 

@@ -51,12 +51,12 @@ fn whole_run(world: &World, run: &str, pages: u32) {
 
 /// Serving this says that it is of the past, and nothing is sent.
 fn assert_stale(world: &World, source: &mut Source<'_>, event: &Event, reason: &str) {
-    let (sent, asked) = (world.airdrop.attempts().len(), source.asked.len());
+    let (sent, asked) = (world.airdrop.attempts().len(), source.asked().len());
     let error = world.serve(source, event).unwrap_err();
     assert!(matches!(error, Error::StaleEvent { .. }), "{error:?}");
     assert_eq!(error.kind(), ErrorKind::Fenced);
     assert!(error.to_string().contains(reason), "{error}");
-    assert_eq!((world.airdrop.attempts().len(), source.asked.len()), (sent, asked));
+    assert_eq!((world.airdrop.attempts().len(), source.asked().len()), (sent, asked));
 }
 
 /// Event and answer in one spelling; the data phase is entered, goes on, and ends.
@@ -150,7 +150,7 @@ fn a_seen_event_is_answered_with_the_same_bytes_under_the_same_key() {
     let mut source = paged(2, 7);
     let start = event(DATA, "run", "1");
     let first = done(&world, &mut source, &start);
-    assert_eq!((first.artifacts, source.asked.len()), (3, 2));
+    assert_eq!((first.artifacts, source.asked().len()), (3, 2));
     for _ in 0..4 {
         world.restart();
         let again = done(&world, &mut source, &start);
@@ -160,7 +160,7 @@ fn a_seen_event_is_answered_with_the_same_bytes_under_the_same_key() {
     let attempts = world.airdrop.attempts();
     assert_eq!(attempts.len(), 5);
     assert!(attempts.iter().all(|attempt| *attempt == attempts[0]));
-    assert_eq!((source.asked.len(), world.airdrop.calls(Call::Upload)), (2, 3), "nothing was done again");
+    assert_eq!((source.asked().len(), world.airdrop.calls(Call::Upload)), (2, 3), "nothing was done again");
     // Also when the run is over; and the message is kept until the next run has begun and ended.
     done(&world, &mut source, &event(ATTACHMENTS, "run", "2"));
     assert!(done(&world, &mut source, &event(ATTACHMENTS, "run", "2")).replayed);
@@ -200,7 +200,7 @@ fn a_5xx_or_a_lost_answer_leaves_the_message_sealed() {
         let attempts = world.airdrop.attempts();
         assert!(attempts.iter().all(|attempt| *attempt == attempts[0]));
         assert_eq!(world.airdrop.announced("run"), all_of("issues", 1, 7));
-        assert_eq!(source.asked.len(), 1);
+        assert_eq!(source.asked().len(), 1);
     }
 }
 
@@ -288,7 +288,7 @@ fn a_message_too_large_is_said_again_with_half_of_its_artifacts() {
     }
     assert_eq!(carried, [2, 2, 2, 2]);
     assert_eq!(world.airdrop.announced("run").len(), 8);
-    assert_eq!((source.asked.len(), world.airdrop.uploads()), (1, 8));
+    assert_eq!((source.asked().len(), world.airdrop.uploads()), (1, 8));
 }
 
 #[test]
@@ -381,7 +381,7 @@ fn killed_before_anything_was_sealed_the_same_event_resumes_and_its_start_is_kep
         Ok(page_of(stream, cursor.unwrap_or(0), 4, 5))
     });
     done(&world, &mut source, &start);
-    assert_eq!(source.asked, [("issues".to_owned(), Some(2)), ("issues".to_owned(), Some(3))]);
+    assert_eq!(source.asked(), [("issues".to_owned(), Some(2)), ("issues".to_owned(), Some(3))]);
     assert_eq!(world.airdrop.announced("run"), all_of("issues", 4, 5));
     done(&world, &mut source, &event(ATTACHMENTS, "run", "2"));
     assert_eq!(world.store.sync_unit("unit").unwrap().watermark().unwrap(), Some(started));
@@ -407,14 +407,14 @@ fn a_platform_that_uses_its_ids_again_makes_progress() {
     // Answered, and said again once; then it must be a new event of the same ids. And so on.
     for page in 2..4 {
         let new = world.serve(&mut source, &again).unwrap();
-        assert_eq!((new.kind, new.replayed, source.asked.len()), (OutcomeKind::Progress, false, page));
+        assert_eq!((new.kind, new.replayed, source.asked().len()), (OutcomeKind::Progress, false, page));
         // A replay that is not accepted, or is not known to be, does not count.
         world.airdrop.always(Call::Send, Some(Answer::Unavailable));
         assert!(world.serve(&mut source, &again).is_err());
         assert!(world.serve(&mut source, &again).is_err());
         world.airdrop.always(Call::Send, None);
         let same = world.serve(&mut source, &again).unwrap();
-        assert_eq!((same.message, same.replayed, source.asked.len()), (new.message, true, page));
+        assert_eq!((same.message, same.replayed, source.asked().len()), (new.message, true, page));
     }
     // What is over is over, however often it is asked for.
     let last = done(&world, &mut source, &again);
@@ -447,7 +447,7 @@ fn an_event_without_ids_is_a_replay_only_while_its_message_is_undelivered() {
     let fourth = serve(DATA_ON).unwrap();
     assert_eq!((fourth.kind, fourth.replayed), (OutcomeKind::Done, false));
     assert_eq!(serve(ATTACHMENTS).unwrap().kind, OutcomeKind::Done);
-    assert_eq!(source.asked.len(), 4);
+    assert_eq!(source.asked().len(), 4);
     let mut announced = world.airdrop.announced("");
     assert!(announced.is_empty());
     announced = world
@@ -489,7 +489,7 @@ fn an_event_that_cannot_begin_a_run_is_an_error_and_so_is_all_that_follows_of_th
             assert!(message.event_type.ends_with("_ERROR"), "{}", message.event_type);
             assert!(message.error().contains("run run-2 is not known here"), "{}", message.error());
         }
-        assert!(source.asked.is_empty());
+        assert!(source.asked().is_empty());
         assert_eq!(world.store.sync_unit("unit").unwrap().watermark().unwrap(), watermark);
         // A new sync goes from where the last good one stood.
         let mut source = Source::new(|context: &Context<'_>, stream: &str, _| {
@@ -515,7 +515,7 @@ fn a_new_run_abandons_the_unfinished_one_and_fetches_its_window_again() {
         Ok(page_of(stream, cursor.unwrap_or(0), 1, 5))
     });
     done(&world, &mut again, &event(DATA, "run-3", "1"));
-    assert_eq!(again.asked, [("issues".to_owned(), None)], "from the start");
+    assert_eq!(again.asked(), [("issues".to_owned(), None)], "from the start");
     assert_stale(&world, &mut source, &event(DATA_ON, "run-2", "2"), "which a newer run has followed");
     assert_stale(&world, &mut source, &event(DATA, "run-2", "1"), "which a newer run has followed");
     done(&world, &mut again, &event(ATTACHMENTS, "run-3", "2"));
@@ -583,10 +583,10 @@ fn pages_stop_where_the_next_would_outlive_the_budget_but_never_before_the_first
         let mut pages = Vec::new();
         let mut event_type = DATA;
         loop {
-            let before = source.asked.len();
+            let before = source.asked().len();
             let event = event(event_type, "run", &format!("{before}"));
             let outcome = world.serve(&mut source, &event).unwrap();
-            pages.push(source.asked.len() - before);
+            pages.push(source.asked().len() - before);
             event_type = DATA_ON;
             let said = &world.airdrop.last().body["event_data"];
             match outcome.kind {
@@ -641,7 +641,7 @@ fn a_rate_limit_is_a_delay_in_whole_seconds_and_an_early_continue_hears_what_is_
         let mut source = limited(world, after);
         let event = event(if number == 0 { DATA } else { DATA_ON }, "run", &format!("{number}"));
         let outcome = world.serve(&mut source, &event).unwrap();
-        (outcome.kind, world.airdrop.last().body["event_data"]["delay"].clone(), source.asked.len())
+        (outcome.kind, world.airdrop.last().body["event_data"]["delay"].clone(), source.asked().len())
     };
     assert_eq!(serve(&world, 0), (OutcomeKind::Delay, json!(3), 2), "rounded up");
     assert_eq!(world.airdrop.last().artifacts().len(), 1, "what was staged is in it");
@@ -717,10 +717,10 @@ fn a_panic_or_an_error_of_the_extractor_is_a_sealed_error_and_the_run_goes_on() 
         world.restart();
         let again = world.serve(&mut source, &start).unwrap();
         assert_eq!((again.message, again.replayed), (outcome.message, true));
-        assert_eq!(source.asked.len(), 3);
+        assert_eq!(source.asked().len(), 3);
         let mut mended = paged(4, 5);
         done(&world, &mut mended, &event(DATA_ON, "run", "2"));
-        assert_eq!(mended.asked.len(), 2);
+        assert_eq!(mended.asked().len(), 2);
         assert_eq!(world.airdrop.announced("run"), all_of("issues", 4, 5));
     }
 }
@@ -764,7 +764,7 @@ fn an_event_of_unknown_type_or_without_a_sync_unit_is_an_error_and_touches_nothi
             assert!(world.airdrop.last().error().contains(field), "{}", world.airdrop.last().error());
         }
     }
-    assert!(source.asked.is_empty());
+    assert!(source.asked().is_empty());
     done(&world, &mut source, &event(DATA, "run", "1"));
 }
 
@@ -952,7 +952,7 @@ fn every_event_in_every_state_of_a_run_is_work_a_repetition_an_error_or_stale_as
             let named = world.airdrop.named();
             let mut source = paged(2, 5);
             let found = world.serve(&mut source, &event(event_type, "run", "now"));
-            let works = !source.asked.is_empty() || world.airdrop.uploads() > uploads;
+            let works = !source.asked().is_empty() || world.airdrop.uploads() > uploads;
             let case = format!("{event_type} where {stands:?}");
             let new = world.airdrop.attempts().len() - sent;
             match (comes, found) {

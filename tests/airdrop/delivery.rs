@@ -6,11 +6,13 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::world::{Airdrop, Answer, Call, Source, World, all_of, event, page_of, paged, records_of};
+use crate::world::{
+    Airdrop, Answer, Call, Source, World, all_of, event, page_of, paged, pass_on, records_of,
+};
 use chrono::{DateTime, FixedOffset};
 use highwater::airdrop::{
     Context, ExternalSyncUnit, Fate, Outcome, OutcomeKind, Platform, PlatformError, SealedMessage, Serve,
-    SourceError, Upload, WorkerState,
+    SourceError, Upload,
 };
 use highwater::testing::Fault;
 use highwater::{ArtifactId, Clock, ErrorKind, Page, Record, limits};
@@ -81,7 +83,7 @@ fn a_refused_upload_leaves_its_batch_staged_and_the_next_event_delivers_it() {
     assert!(start(&world, &mut source).replayed);
     assert_eq!(go_on(&world, &mut source, "2").kind, OutcomeKind::Done);
     assert_all(&world, &all_of("issues", 1, 4));
-    assert_eq!((source.asked.len(), world.airdrop.uploads()), (1, 4));
+    assert_eq!((source.asked().len(), world.airdrop.uploads()), (1, 4));
 }
 
 #[test]
@@ -112,7 +114,7 @@ fn an_upload_that_is_unavailable_three_times_ends_with_nothing_lost() {
         assert_all(&world, &all_of("issues", 1, 3));
         assert_eq!((world.airdrop.calls(Call::Upload), world.airdrop.uploads()), (4, 1));
         assert_eq!((world.airdrop.calls(Call::Confirm), world.airdrop.named().len()), (1, 1));
-        assert_eq!((source.asked.len(), world.airdrop.messages().len()), (1, 1));
+        assert_eq!((source.asked().len(), world.airdrop.messages().len()), (1, 1));
     }
 }
 
@@ -208,7 +210,7 @@ fn whatever_a_killed_life_tried_a_later_one_does_not_know() {
             assert_eq!(go_on(&world, &mut source, "2").kind, OutcomeKind::Done);
         }
         assert_all(&world, &all_of("issues", 1, 3));
-        assert_eq!(source.asked.len(), 1);
+        assert_eq!(source.asked().len(), 1);
     }
     // Killed in the upload: nobody knows its id, so it is made anew; the old one stays unconfirmed.
     let mut world = World::new(5);
@@ -312,7 +314,7 @@ fn no_more_is_confirmed_than_one_message_carries_and_the_rest_goes_into_the_next
     }
     assert_eq!(world.airdrop.messages().len(), 3);
     assert_all(&world, &all_of("issues", 1, 700));
-    assert_eq!((source.asked.len(), world.airdrop.uploads()), (1, 700));
+    assert_eq!((source.asked().len(), world.airdrop.uploads()), (1, 700));
 }
 
 #[test]
@@ -390,16 +392,14 @@ impl Chaos<'_> {
 }
 
 impl Platform for Chaos<'_> {
+    pass_on!(airdrop: send);
+
     fn upload(&self, upload: Upload<'_>) -> Result<ArtifactId, PlatformError> {
         self.call(|| self.airdrop.upload(upload))
     }
 
     fn confirm(&self, artifact: &ArtifactId) -> Result<(), PlatformError> {
         self.call(|| self.airdrop.confirm(artifact))
-    }
-
-    fn send(&self, message: &SealedMessage) -> Result<(), PlatformError> {
-        self.airdrop.send(message)
     }
 }
 
@@ -414,7 +414,7 @@ fn lanes_of_threads_deliver_every_record_once_however_badly_the_platform_behaves
         failed: AtomicUsize::new(0),
     };
     let serve = Serve::new().lanes(6);
-    let mut source = Source::new(|_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+    let source = Source::new(|_: &Context<'_>, stream: &str, cursor: Option<u32>| {
         let at = cursor.unwrap_or(0);
         if at % 11 == 10 && chaos.chance.lock().unwrap().bool() {
             return Err(SourceError::RateLimited { after: Duration::from_secs(1) });
@@ -426,7 +426,7 @@ fn lanes_of_threads_deliver_every_record_once_however_badly_the_platform_behaves
     loop {
         let event_type = if outcomes.is_empty() { DATA } else { DATA_ON };
         let event = event(event_type, "run", &format!("{}", outcomes.len()));
-        let outcome = serve.serve(&world.store, &chaos, &mut source, &event).unwrap();
+        let outcome = serve.serve(&world.store, &chaos, &source, &event).unwrap();
         outcomes.push(outcome.kind);
         if outcome.kind == OutcomeKind::Done {
             break;
@@ -459,21 +459,7 @@ struct SavesMeet<'a, F> {
 }
 
 impl<F: Fn(&str) -> Result<(), PlatformError> + Sync> Platform for SavesMeet<'_, F> {
-    fn upload(&self, upload: Upload<'_>) -> Result<ArtifactId, PlatformError> {
-        self.airdrop.upload(upload)
-    }
-
-    fn confirm(&self, artifact: &ArtifactId) -> Result<(), PlatformError> {
-        self.airdrop.confirm(artifact)
-    }
-
-    fn send(&self, message: &SealedMessage) -> Result<(), PlatformError> {
-        self.airdrop.send(message)
-    }
-
-    fn worker_state(&self) -> Result<Option<WorkerState>, PlatformError> {
-        self.airdrop.worker_state()
-    }
+    pass_on!(airdrop: upload, confirm, send, worker_state);
 
     fn save_worker_state(&self, state: &str) -> Result<(), PlatformError> {
         if self.saves.fetch_add(1, Ordering::Relaxed) == self.at {
@@ -504,7 +490,7 @@ fn a_save_that_is_tried_again_is_fenced_if_another_holder_took_over_meanwhile() 
             at,
             meet: |_: &str| {
                 let event = event(DATA, "run", "1");
-                let taken = other.serve.serve(&other.store, &world.airdrop, &mut paged(2, 2), &event);
+                let taken = other.serve.serve(&other.store, &world.airdrop, &paged(2, 2), &event);
                 assert_eq!(taken.unwrap().kind, OutcomeKind::Done);
                 *theirs.lock().unwrap() = Some(world.airdrop.state_text());
                 Err(unavailable())
@@ -512,7 +498,7 @@ fn a_save_that_is_tried_again_is_fenced_if_another_holder_took_over_meanwhile() 
         };
         let error = world
             .serve
-            .serve(&world.store, &platform, &mut paged(2, 2), &event(DATA, "run", "1"))
+            .serve(&world.store, &platform, &paged(2, 2), &event(DATA, "run", "1"))
             .expect_err("another holder is live");
         assert_eq!(error.kind(), ErrorKind::Fenced, "save {at}: {error:?}");
         let theirs = theirs.into_inner().unwrap().expect("the other took over");
@@ -559,13 +545,7 @@ struct Timid<'a> {
 }
 
 impl Platform for Timid<'_> {
-    fn upload(&self, upload: Upload<'_>) -> Result<ArtifactId, PlatformError> {
-        self.airdrop.upload(upload)
-    }
-
-    fn confirm(&self, artifact: &ArtifactId) -> Result<(), PlatformError> {
-        self.airdrop.confirm(artifact)
-    }
+    pass_on!(airdrop: upload, confirm);
 
     fn send(&self, message: &SealedMessage) -> Result<(), PlatformError> {
         let mut sent = self.sent.lock().unwrap();
@@ -593,7 +573,7 @@ fn a_message_answered_408_425_or_5xx_is_sent_again_with_the_same_bytes_and_stays
         let timid = Timid { airdrop: &world.airdrop, status, sent: Mutex::default() };
         let outcome = Serve::new()
             .inline(1)
-            .serve(&world.store, &timid, &mut paged(3, 2), &event(DATA, "run", "1"))
+            .serve(&world.store, &timid, &paged(3, 2), &event(DATA, "run", "1"))
             .unwrap();
         assert_eq!(outcome.kind, OutcomeKind::Done, "{status}");
         let sent = timid.sent.into_inner().unwrap();
@@ -697,6 +677,8 @@ impl<'a> Between<'a> {
 }
 
 impl Platform for Between<'_> {
+    pass_on!(airdrop: worker_state);
+
     fn upload(&self, upload: Upload<'_>) -> Result<ArtifactId, PlatformError> {
         let id = self.airdrop.upload(upload)?;
         let mut given = self.given.lock().unwrap();
@@ -711,9 +693,6 @@ impl Platform for Between<'_> {
     fn send(&self, message: &SealedMessage) -> Result<(), PlatformError> {
         (self.before_send)()?;
         self.airdrop.send(message)
-    }
-    fn worker_state(&self) -> Result<Option<WorkerState>, PlatformError> {
-        self.airdrop.worker_state()
     }
     fn save_worker_state(&self, state: &str) -> Result<(), PlatformError> {
         (self.before_save)(state)?;
@@ -736,14 +715,14 @@ fn a_store_that_was_replaced_is_noticed_before_a_confirm_and_nothing_is_confirme
             return Ok(());
         }
         std::fs::remove_file(&path).unwrap();
-        let outcome = serve.serve(&open(), &airdrop, &mut paged(2, 2), &start).unwrap();
+        let outcome = serve.serve(&open(), &airdrop, &paged(2, 2), &start).unwrap();
         assert_eq!(outcome.kind, OutcomeKind::Done);
         let reason = "as told".to_owned();
         Err(PlatformError::Retry { fate: Fate::NotApplied, after: None, reason })
     };
     let store = open();
     let platform = Between::new(&airdrop, &|_, id| id, &replace);
-    let error = serve.serve(&store, &platform, &mut paged(2, 2), &start).unwrap_err();
+    let error = serve.serve(&store, &platform, &paged(2, 2), &start).unwrap_err();
     assert!(matches!(error, highwater::Error::Replaced { .. }), "{error:?}");
     assert!(error.to_string().contains("state.redb"), "{error}");
     assert_eq!(confirms.load(Ordering::SeqCst), 1, "no confirm follows the one amid which it was replaced");
@@ -767,7 +746,7 @@ fn a_store_that_was_replaced_between_seal_and_send_is_noticed_and_nothing_is_sen
         let replace = || {
             assert_eq!(replaced.fetch_add(1, Ordering::SeqCst), 0, "it is replaced once");
             std::fs::remove_file(&path).unwrap();
-            let outcome = Serve::new().inline(7).serve(&open(), &airdrop, &mut paged(2, 2), &start).unwrap();
+            let outcome = Serve::new().inline(7).serve(&open(), &airdrop, &paged(2, 2), &start).unwrap();
             assert_eq!(outcome.kind, OutcomeKind::Done);
         };
         let serve = if between_attempts { Serve::new() } else { Serve::new().checkpoints() };
@@ -792,7 +771,7 @@ fn a_store_that_was_replaced_between_seal_and_send_is_noticed_and_nothing_is_sen
         let mut platform = Between::new(&airdrop, &|_, id| id, &|| Ok(()));
         platform.before_send = &before_send;
         platform.before_save = &before_save;
-        let error = serve.inline(7).serve(&store, &platform, &mut paged(2, 2), &start).unwrap_err();
+        let error = serve.inline(7).serve(&store, &platform, &paged(2, 2), &start).unwrap_err();
         assert!(matches!(error, highwater::Error::Replaced { .. }), "{error:?}");
         assert_eq!(replaced.load(Ordering::SeqCst), 1);
         assert_eq!(sends.load(Ordering::SeqCst), usize::from(between_attempts), "nothing is sent after it");
@@ -813,8 +792,8 @@ fn an_artifact_id_that_is_given_twice_is_not_taken_and_the_upload_is_made_anew()
             _ => id,
         };
         let platform = Between::new(&world.airdrop, &repeats, &|| Ok(()));
-        let mut source = paged(4, 5);
-        let outcome = world.serve.serve(&world.store, &platform, &mut source, &event(DATA, "run", "1"));
+        let source = paged(4, 5);
+        let outcome = world.serve.serve(&world.store, &platform, &source, &event(DATA, "run", "1"));
         assert_eq!(outcome.unwrap().kind, OutcomeKind::Done, "checkpoints: {checkpoints}");
         assert_all(&world, &all_of("issues", 4, 5));
         assert!(platform.given.lock().unwrap().len() > 4, "some were made anew");
@@ -846,7 +825,7 @@ fn an_artifact_id_that_is_given_over_and_over_is_an_error_that_names_it() {
     let repeats = |given: &[ArtifactId], id: ArtifactId| given.first().cloned().unwrap_or(id);
     let platform = Between::new(&world.airdrop, &repeats, &|| Ok(()));
     let mut source = paged(2, 5);
-    let outcome = world.serve.serve(&world.store, &platform, &mut source, &event(DATA, "run", "1")).unwrap();
+    let outcome = world.serve.serve(&world.store, &platform, &source, &event(DATA, "run", "1")).unwrap();
     assert_eq!(outcome.kind, OutcomeKind::Error);
     let text = world.airdrop.last().error();
     let first = platform.given.lock().unwrap()[0].clone();

@@ -38,7 +38,7 @@ fn run_of(world: &World, version: &str, run: &str, metadata: bool) -> u32 {
         assert_eq!(outcome.kind, OutcomeKind::Done, "{step}");
     }
     assert_eq!(world.airdrop.announced(run), all_of("issues", 1, 1));
-    source.mapping_asked
+    source.mapping_asked()
 }
 
 #[test]
@@ -78,7 +78,7 @@ fn a_mapping_comes_before_anything_else_of_the_run() {
         assert!(error.contains("400"), "{error}");
     }
     assert_eq!(world.airdrop.uploads(), 0);
-    assert_eq!(source.mapping_asked, 2, "each event tries again");
+    assert_eq!(source.mapping_asked(), 2, "each event tries again");
     // Taken at last, the run goes on as if nothing had been.
     world.airdrop.always(Call::Mapping, None);
     let event = of_version("v1", "METADATA_START", "run", "9");
@@ -149,10 +149,10 @@ fn without_a_mapping_or_a_version_nothing_is_installed() {
     let world = World::new(2);
     let mut none = paged(1, 1);
     world.serve(&mut none, &of_version("v1", "METADATA_START", "run", "1")).unwrap();
-    assert_eq!((none.mapping_asked, world.airdrop.calls(Call::Mapping)), (1, 0));
+    assert_eq!((none.mapping_asked(), world.airdrop.calls(Call::Mapping)), (1, 0));
     let mut source = with_mapping(1);
     world.serve(&mut source, &event("EXTRACTION_METADATA_START", "next", "1")).unwrap();
-    assert_eq!((source.mapping_asked, world.airdrop.calls(Call::Mapping)), (0, 0));
+    assert_eq!((source.mapping_asked(), world.airdrop.calls(Call::Mapping)), (0, 0));
 }
 
 #[test]

@@ -147,7 +147,7 @@ fn a_scope_that_makes_no_sense_is_an_error_that_names_it_and_nothing_is_extracte
             assert_eq!(outcome.kind, OutcomeKind::Error, "{objects}");
             let error = world.airdrop.last().error();
             assert!(error.contains(named), "{objects}: {error}");
-            assert!(source.asked.is_empty());
+            assert!(source.asked().is_empty());
             // Mended, the run goes on.
             world.airdrop.set_objects(Some(NO_COMMENTS));
             for request in ["2", "3", "4"] {
@@ -186,8 +186,8 @@ fn what_is_skipped_is_counted_in_the_store_and_its_ledger() {
         [("EXTRACTION_DATA_START", "1"), ("EXTRACTION_DATA_CONTINUE", "2"), ("EXTRACTION_DATA_CONTINUE", "3")]
     {
         let store = Store::options().clock(world.clock.clone()).open(&path).unwrap();
-        let mut source = source(&world.clock);
-        serve.serve(&store, &world.airdrop, &mut source, &event(name, "run", request)).unwrap();
+        let source = source(&world.clock);
+        serve.serve(&store, &world.airdrop, &source, &event(name, "run", request)).unwrap();
         drop(store);
         let found = check(&path).unwrap();
         assert!(found.findings.is_empty(), "{found:?}");

@@ -587,7 +587,7 @@ fn a_store_that_inherited_a_unit_passes_its_own_check() {
     for (event_type, request) in [("DATA_CONTINUE", "1"), ("DATA_CONTINUE", "2"), ("DATA_CONTINUE", "3")] {
         let event = event(&format!("EXTRACTION_{event_type}"), "run", request);
         let store = Store::options().clock(world.clock.clone()).open(&path).unwrap();
-        world.serve.serve(&store, &world.airdrop, &mut source(&world.clock, &ear), &event).unwrap();
+        world.serve.serve(&store, &world.airdrop, &source(&world.clock, &ear), &event).unwrap();
         drop(store);
         let check = check(&path).unwrap();
         assert!(check.findings.is_empty(), "{check:?}");

@@ -8,8 +8,8 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use highwater::airdrop::{
-    Context, Event, ExternalSyncUnit, Extractor, Platform, PlatformError, SealedMessage, Serve, SourceError,
-    Upload,
+    Context, Event, ExternalSyncUnit, Extractor, Listing, Platform, PlatformError, SealedMessage, Serve,
+    SourceError, Upload,
 };
 use highwater::{ArtifactId, Disk, Page, Store};
 use serde_json::{Value, json};
@@ -86,18 +86,18 @@ struct Source;
 
 impl Extractor for Source {
     type Cursor = ();
-    fn external_sync_units(&mut self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+    fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
         let text = "tickets".to_owned();
         let (id, name, description) = (text.clone(), text.clone(), text);
         Ok(vec![ExternalSyncUnit::new(id, name, description)])
     }
-    fn metadata(&mut self, _: &Context<'_>) -> Result<Value, SourceError> {
+    fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
         Ok(json!({}))
     }
-    fn streams(&self) -> Vec<String> {
-        Vec::new()
+    fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {
+        Ok(Vec::new())
     }
-    fn page(&mut self, _: &Context<'_>, _: &str, _: Option<()>) -> Result<Page<()>, SourceError> {
+    fn page(&self, _: &Context<'_>, _: &Listing, _: Option<()>) -> Result<Page<()>, SourceError> {
         Ok(Page::last())
     }
 }
@@ -115,7 +115,7 @@ fn external_sync_units_are_never_confirmed_wherever_the_extractor_dies() {
         let told = Told::default();
         let life = || {
             let store = Store::options().open_on(Box::new(disk.clone()), "in memory")?;
-            Serve::new().inline(1).serve(&store, &told, &mut Source, &event)
+            Serve::new().inline(1).serve(&store, &told, &Source, &event)
         };
         let survived = life().is_ok();
         let uploads = *told.uploads.lock().unwrap();

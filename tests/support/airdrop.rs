@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
 use highwater::airdrop::{
     AttachmentBody, AttachmentError, Body, CheckPolicy, Context, Event, ExternalSyncUnit, Extractor, Fate,
-    Outcome, Platform, PlatformError, SealedMessage, Serve, SourceError, Upload, WorkerState,
+    Listing, Outcome, Platform, PlatformError, SealedMessage, Serve, SourceError, Upload, WorkerState,
 };
 use highwater::record::Attachment;
 use highwater::testing::SimDisk;
@@ -408,25 +409,64 @@ impl Platform for Airdrop {
     }
 }
 
+/// Calls that a platform in front of another, in the field of that name, passes on as they are.
+#[allow(unused_macros, reason = "not every test that takes this file in has one")]
+macro_rules! pass_on {
+    ($to:ident: $($call:ident),+) => { $(pass_on! { @ $to $call })+ };
+    (@ $to:ident upload) => {
+        fn upload(
+            &self,
+            upload: ::highwater::airdrop::Upload<'_>,
+        ) -> Result<::highwater::ArtifactId, ::highwater::airdrop::PlatformError> {
+            self.$to.upload(upload)
+        }
+    };
+    (@ $to:ident confirm) => {
+        fn confirm(&self, artifact: &::highwater::ArtifactId) -> Result<(), ::highwater::airdrop::PlatformError> {
+            self.$to.confirm(artifact)
+        }
+    };
+    (@ $to:ident send) => {
+        fn send(
+            &self,
+            message: &::highwater::airdrop::SealedMessage,
+        ) -> Result<(), ::highwater::airdrop::PlatformError> {
+            self.$to.send(message)
+        }
+    };
+    (@ $to:ident worker_state) => {
+        fn worker_state(
+            &self,
+        ) -> Result<Option<::highwater::airdrop::WorkerState>, ::highwater::airdrop::PlatformError> {
+            self.$to.worker_state()
+        }
+    };
+    (@ $to:ident save_worker_state) => {
+        fn save_worker_state(&self, state: &str) -> Result<(), ::highwater::airdrop::PlatformError> {
+            self.$to.save_worker_state(state)
+        }
+    };
+}
+#[allow(unused_imports, reason = "the same")]
+pub(crate) use pass_on;
+
 pub(crate) type Fetched = Result<Page<u32>, SourceError>;
 
 /// A closure that gives pages.
-pub(crate) trait Pages: FnMut(&Context<'_>, &str, Option<u32>) -> Fetched + Sync {}
+pub(crate) trait Pages: FnMut(&Context<'_>, &str, Option<u32>) -> Fetched + Send {}
 
-impl<F: FnMut(&Context<'_>, &str, Option<u32>) -> Fetched + Sync> Pages for F {}
+impl<F: FnMut(&Context<'_>, &str, Option<u32>) -> Fetched + Send> Pages for F {}
 
 /// A source whose pages come from a closure, which is boxed: all sources are one type, and the conversation is compiled
 /// once.
 pub(crate) struct Source<'a> {
     pub(crate) streams: Vec<&'static str>,
-    page: Box<dyn Pages + 'a>,
-    /// Every page that was asked for.
-    pub(crate) asked: Vec<(String, Option<u32>)>,
+    page: Mutex<Box<dyn Pages + 'a>>,
+    asked: Mutex<Vec<(String, Option<u32>)>>,
     pub(crate) metadata: Result<Value, Duration>,
     pub(crate) units: Vec<ExternalSyncUnit>,
     pub(crate) mapping: Option<Value>,
-    /// How often the mapping was asked for.
-    pub(crate) mapping_asked: u32,
+    mapping_asked: AtomicU32,
     pub(crate) policy: CheckPolicy,
     /// What becomes of an attachment that is opened; it is denied if this is not set.
     pub(crate) open: Option<Open>,
@@ -438,12 +478,12 @@ impl<'a> Source<'a> {
     pub(crate) fn new(page: impl Pages + 'a) -> Self {
         Self {
             streams: vec!["issues"],
-            page: Box::new(page),
-            asked: Vec::new(),
+            page: Mutex::new(Box::new(page)),
+            asked: Mutex::default(),
             metadata: Ok(json!({ "schema_version": "v0.2.0", "record_types": {} })),
             units: Vec::new(),
             mapping: None,
-            mapping_asked: 0,
+            mapping_asked: AtomicU32::new(0),
             policy: CheckPolicy::Off,
             open: None,
         }
@@ -453,21 +493,31 @@ impl<'a> Source<'a> {
         self.streams = streams.to_vec();
         self
     }
+
+    /// Every page that was asked for.
+    pub(crate) fn asked(&self) -> Vec<(String, Option<u32>)> {
+        self.asked.lock().unwrap().clone()
+    }
+
+    /// How often the mapping was asked for.
+    pub(crate) fn mapping_asked(&self) -> u32 {
+        self.mapping_asked.load(Ordering::Relaxed)
+    }
 }
 
 impl Extractor for Source<'_> {
     type Cursor = u32;
 
-    fn external_sync_units(&mut self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+    fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
         Ok(self.units.clone())
     }
 
-    fn metadata(&mut self, _: &Context<'_>) -> Result<Value, SourceError> {
+    fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
         self.metadata.clone().map_err(|after| SourceError::RateLimited { after })
     }
 
-    fn initial_domain_mapping(&mut self, _: &Context<'_>) -> Result<Option<Value>, SourceError> {
-        self.mapping_asked += 1;
+    fn initial_domain_mapping(&self, _: &Context<'_>) -> Result<Option<Value>, SourceError> {
+        self.mapping_asked.fetch_add(1, Ordering::Relaxed);
         Ok(self.mapping.clone())
     }
 
@@ -475,18 +525,20 @@ impl Extractor for Source<'_> {
         self.policy
     }
 
-    fn streams(&self) -> Vec<String> {
-        self.streams.iter().map(|&stream| stream.to_owned()).collect()
+    fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {
+        Ok(self.streams.iter().map(|&stream| stream.to_owned()).collect())
     }
 
     fn page(
-        &mut self,
+        &self,
         context: &Context<'_>,
-        stream: &str,
+        listing: &Listing,
         cursor: Option<u32>,
     ) -> Result<Page<u32>, SourceError> {
-        self.asked.push((stream.to_owned(), cursor));
-        (self.page)(context, stream, cursor)
+        self.asked.lock().unwrap().push((listing.stream().to_owned(), cursor));
+        // A panic in the closure leaves nothing half done.
+        let mut page = self.page.lock().unwrap_or_else(PoisonError::into_inner);
+        (*page)(context, listing.stream(), cursor)
     }
 
     fn open_attachment(

@@ -11,10 +11,12 @@
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
+use std::io::{self, Write as _};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use highwater::airdrop::{
-    AttachmentBody, AttachmentError, CheckPolicy, Context, ExternalSyncUnit, Extractor, SourceError,
+    AttachmentBody, AttachmentError, CheckPolicy, Context, ExternalSyncUnit, Extractor, Listing, SourceError,
 };
 use highwater::record::{Attachment, Field, Metadata, RecordType};
 use highwater::{Page, Record};
@@ -97,7 +99,8 @@ pub(crate) struct GitExtractor<'a> {
     /// Pathspecs of files that are attachments.
     attach: &'a [String],
     bar: &'a ProgressBar,
-    walk: Option<Walk>,
+    /// The listing as it stands after the last page, so that the next page need not read it from its start.
+    walk: Mutex<Option<Walk>>,
 }
 
 impl<'a> GitExtractor<'a> {
@@ -110,7 +113,7 @@ impl<'a> GitExtractor<'a> {
         attach: &'a [String],
         bar: &'a ProgressBar,
     ) -> Self {
-        Self { repository, page_size, page_delay, attach, bar, walk: None }
+        Self { repository, page_size, page_delay, attach, bar, walk: Mutex::default() }
     }
 
     /// Decides what a new run extracts.
@@ -186,8 +189,13 @@ impl<'a> GitExtractor<'a> {
         Ok(Walk { at: cursor, log, announced, files })
     }
 
+    fn walk(&self) -> MutexGuard<'_, Option<Walk>> {
+        self.walk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn warn(&self, text: &str) {
-        self.bar.suspend(|| eprintln!("warning: {text}"));
+        // That nobody reads it is no failure.
+        self.bar.suspend(|| drop(writeln!(io::stderr(), "warning: {text}")));
     }
 }
 
@@ -198,7 +206,7 @@ fn changed(how: &str) -> String {
 impl Extractor for GitExtractor<'_> {
     type Cursor = Cursor;
 
-    fn external_sync_units(&mut self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+    fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
         let repository = self.repository;
         let commits = match repository.head() {
             Ok(head) => repository.count(&head)?,
@@ -210,7 +218,7 @@ impl Extractor for GitExtractor<'_> {
         Ok(vec![unit.items(commits, COMMITS)])
     }
 
-    fn metadata(&mut self, _: &Context<'_>) -> Result<Value, SourceError> {
+    fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
         Ok(serde_json::to_value(declared())?)
     }
 
@@ -218,19 +226,19 @@ impl Extractor for GitExtractor<'_> {
         CheckPolicy::Refuse
     }
 
-    fn streams(&self) -> Vec<String> {
-        vec![COMMITS.to_owned()]
+    fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {
+        Ok(vec![COMMITS.to_owned()])
     }
 
     fn page(
-        &mut self,
+        &self,
         context: &Context<'_>,
-        _: &str,
+        _: &Listing,
         cursor: Option<Cursor>,
     ) -> Result<Page<Cursor>, SourceError> {
         std::thread::sleep(self.page_delay);
         // Taken, so that a page that fails leaves no listing that is ahead of what is staged.
-        let mut walk = match (self.walk.take(), cursor) {
+        let mut walk = match (self.walk().take(), cursor) {
             (Some(walk), Some(cursor)) if walk.at == cursor => walk,
             (_, Some(cursor)) => self.resume(cursor)?,
             (_, None) => self.begin(context)?,
@@ -270,7 +278,7 @@ impl Extractor for GitExtractor<'_> {
         for (item_type, record) in records {
             page.push(item_type, record);
         }
-        self.walk = Some(walk);
+        *self.walk() = Some(walk);
         Ok(page.progress(percent))
     }
 

@@ -10,6 +10,9 @@
 //! `DIR/state.redb`, and play the rest of the platform over the directory `DIR`; see [`highwater_airdrop::Local`]
 //! for what is in it.
 
+// They panic where nobody reads on: see `tell` and `print`.
+#![deny(clippy::print_stderr, clippy::print_stdout)]
+
 #[path = "../../common/mod.rs"]
 mod common;
 mod extractor;
@@ -28,7 +31,7 @@ use highwater_airdrop::{Local, SyncReport, SyncSettings, SyncStep};
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 
-use crate::common::{Failure, finish, print, read_event, went_well};
+use crate::common::{Failure, finish, print, read_event, tell, went_well};
 use crate::extractor::GitExtractor;
 use crate::repository::Repository;
 
@@ -141,7 +144,7 @@ fn answer(
         .open(common.out.join("state.redb"))?;
     let page_delay = common.page_delay.unwrap_or_default();
     let attach = common.pathspecs();
-    let mut extractor = GitExtractor::new(repository, common.page_size, page_delay, &attach, bar);
+    let extractor = GitExtractor::new(repository, common.page_size, page_delay, &attach, bar);
     let mut serve = Serve::new();
     if let Some(budget) = common.budget {
         serve = serve.budget(budget).hard_limit(budget.saturating_add(HAND_OVER));
@@ -149,17 +152,17 @@ fn answer(
     if checkpoints {
         serve = serve.checkpoints();
     }
-    let outcome = serve.serve(&store, airdrop, &mut extractor, event)?;
+    let outcome = serve.serve(&store, airdrop, &extractor, event)?;
     if let Some(watermark) = outcome.ignored_watermark {
-        bar.suspend(|| eprintln!("warning: the last sync was at {watermark}, by a clock that was wrong"));
+        let text = format!("warning: the last sync was at {watermark}, by a clock that was wrong");
+        bar.suspend(|| tell(&text));
     }
     let failed = outcome.attachments.failed;
     if failed > 0 && outcome.kind == OutcomeKind::Done {
         let state = common.out.join("state.redb");
         let state = state.display();
-        bar.suspend(|| {
-            eprintln!("warning: attachments that failed: {failed}; highwater-dump {state} lists them");
-        });
+        let text = format!("warning: attachments that failed: {failed}; highwater-dump {state} lists them");
+        bar.suspend(|| tell(&text));
     }
     Ok(outcome)
 }

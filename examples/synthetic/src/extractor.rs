@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use highwater::Page;
 use highwater::airdrop::{
-    AttachmentBody, AttachmentError, CheckPolicy, Context, ExternalSyncUnit, Extractor, SourceError,
+    AttachmentBody, AttachmentError, CheckPolicy, Context, ExternalSyncUnit, Extractor, Listing, SourceError,
 };
 use highwater::record::Attachment;
 use serde_json::Value;
@@ -31,13 +31,13 @@ pub(crate) struct Synthetic {
 impl Extractor for Synthetic {
     type Cursor = u32;
 
-    fn external_sync_units(&mut self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+    fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
         let description = "Issues that are made up, the same ones every time";
         let unit = ExternalSyncUnit::new("synthetic", "Synthetic tracker", description);
         Ok(vec![unit.items(self.items.into(), ITEM_TYPE)])
     }
 
-    fn metadata(&mut self, _: &Context<'_>) -> Result<Value, SourceError> {
+    fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
         Ok(serde_json::to_value(metadata())?)
     }
 
@@ -46,14 +46,14 @@ impl Extractor for Synthetic {
         CheckPolicy::Refuse
     }
 
-    fn streams(&self) -> Vec<String> {
-        vec![ITEM_TYPE.to_owned()]
+    fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {
+        Ok(vec![ITEM_TYPE.to_owned()])
     }
 
     fn page(
-        &mut self,
+        &self,
         context: &Context<'_>,
-        _stream: &str,
+        _: &Listing,
         cursor: Option<u32>,
     ) -> Result<Page<u32>, SourceError> {
         std::thread::sleep(self.page_delay);

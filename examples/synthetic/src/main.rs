@@ -8,6 +8,9 @@
 //! it keeps with the platform, and the next invocation may run on another machine. Who plays the platform is the
 //! program `highwater-airdrop`.
 
+// They panic where nobody reads on: see `tell` and `print`.
+#![deny(clippy::print_stderr, clippy::print_stdout)]
+
 mod attachment;
 #[path = "../../common/mod.rs"]
 mod common;
@@ -25,7 +28,7 @@ use highwater::{Level, Store};
 use tempfile::TempDir;
 
 use crate::attachment::Files;
-use crate::common::{Failure, finish, read_event, went_well};
+use crate::common::{Failure, finish, read_event, tell, went_well};
 use crate::extractor::Synthetic;
 use crate::source::Tracker;
 
@@ -168,10 +171,10 @@ fn answer(invoke: &Invoke) -> Result<(), Failure> {
     let client = Client::new(&event)?;
     // The folder, if it is ours, is removed after the store in it is closed.
     let (store, _folder) = invoke.open_store()?;
-    let outcome = invoke.serve().serve(&store, &client, &mut invoke.extractor(), &event)?;
+    let outcome = invoke.serve().serve(&store, &client, &invoke.extractor(), &event)?;
     drop(store);
     if let Some(watermark) = outcome.ignored_watermark {
-        eprintln!("warning: the last sync was at {watermark}, by a clock that was wrong");
+        tell(&format!("warning: the last sync was at {watermark}, by a clock that was wrong"));
     }
     if !went_well(&outcome)? {
         return Ok(());
@@ -183,6 +186,9 @@ fn answer(invoke: &Invoke) -> Result<(), Failure> {
         (queued, 0) => format!(", {} of {queued} attachments", counts.settled),
         (queued, failed) => format!(", {} of {queued} attachments, {failed} given up", counts.settled),
     };
-    eprintln!("answered with {}, {} artifacts{attachments}{again}", outcome.event_type, outcome.artifacts);
+    tell(&format!(
+        "answered with {}, {} artifacts{attachments}{again}",
+        outcome.event_type, outcome.artifacts
+    ));
     Ok(())
 }

@@ -160,7 +160,12 @@ impl World {
 
     /// A sync of the worker above, by a plan.
     fn sync(&self, plan: &str, options: &[&str]) -> Output {
-        Command::new(AIRDROP)
+        self.command(plan, options).output().unwrap()
+    }
+
+    fn command(&self, plan: &str, options: &[&str]) -> Command {
+        let mut command = Command::new(AIRDROP);
+        command
             .args(["sync", "--json", "--dir"])
             .arg(self.platform())
             .args(options)
@@ -170,9 +175,8 @@ impl World {
             .args(["--exact", "sync::worker", "--nocapture", "{event}"])
             .env(PLAN, plan)
             .env(NOTES, self.dir.path().join("notes"))
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
+            .stdin(Stdio::null());
+        command
     }
 
     fn report(&self, plan: &str, options: &[&str], status: i32) -> Value {
@@ -321,6 +325,31 @@ fn whatever_a_worker_does_is_told_and_nothing_of_it_stays_behind() {
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(said(&output).contains("cannot start the worker /nowhere/worker"), "{}", said(&output));
+}
+
+/// A log collector that died, say.
+#[test]
+fn that_nobody_reads_standard_error_is_no_failure() {
+    let closed = || {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        writer
+    };
+    let world = World::new();
+    let output = world.command("DONE", &[]).stderr(closed()).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["done"], true, "{report}");
+    // What fails, fails as ever.
+    let output = world.command("ERROR", &["--quiet"]).stderr(closed()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    let output = Command::new(AIRDROP)
+        .args(["serve", "--dir"])
+        .arg(world.dir.path().join("notes/no-folder"))
+        .stderr(closed())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
 }
 
 #[test]

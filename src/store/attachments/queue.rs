@@ -5,10 +5,11 @@ use serde::Serialize;
 use crate::error::Result;
 use crate::record::Attachment;
 
-use super::super::digest::name_hash;
+use super::super::digest::{Digest, name_hash};
 use super::super::rows::{
     ATTACHMENTS, AttachmentRow, FAILED, FILES, FileRow, KEPT_FROM, Key, LEDGER, LedgerAttachments, QUEUES,
-    QueueRow, REQUEUED, RunStatus, SEEN, SEEN_BY_HASH, SeenRow, run_key, seen_hash_key, seen_key,
+    QueueRow, REQUEUED, RunStatus, SEEN, SEEN_BY_HASH, SeenByHashRow, SeenRow, run_key, seen_hash_key,
+    seen_key,
 };
 use super::super::run::Run;
 use super::super::tables::{Change, Rows};
@@ -89,6 +90,9 @@ pub(super) fn queue_line(
 ) -> Result<()> {
     let attachment = Attachment::from_line(line)?;
     if let Some(seen) = find_seen(change, run.unit_no, &attachment)? {
+        if seen.by_hash && seen.unchanged {
+            note_seen(change, run.unit_no, seen.run, seen.number, &attachment, seen.failed)?;
+        }
         let place = run_key(run.unit_no, seen.run).and_number(seen.number);
         if seen.run == run.no {
             let before = change.get(&ATTACHMENTS, &place)?;
@@ -100,8 +104,7 @@ pub(super) fn queue_line(
         } else if seen.failed {
             change.remove(&FAILED, &place)?;
             change.remove(&REQUEUED, &place)?;
-        } else if seen.fingerprint == fingerprint(&attachment) && vouched_for(change, run.unit_no, seen.run)?
-        {
+        } else if seen.unchanged && vouched_for(change, run.unit_no, seen.run)? {
             return Ok(());
         }
     }
@@ -206,7 +209,7 @@ pub(super) fn note_seen(
     attachment: &Attachment,
     failed: bool,
 ) -> Result<()> {
-    let seen = SeenRow { run, number, fingerprint: fingerprint(attachment), failed };
+    let seen = SeenRow { run, number, fingerprint: Digest::of(&said(attachment)), failed };
     let Attachment { parent_id, id, .. } = attachment;
     if find_seen_by_hash(change, unit, attachment)?.is_some() {
         change.remove(&SEEN_BY_HASH, &seen_hash_key(unit, parent_id, id))?;
@@ -215,16 +218,37 @@ pub(super) fn note_seen(
 }
 
 /// What is known of an attachment.
-pub(super) fn find_seen(rows: &impl Rows, unit: u64, attachment: &Attachment) -> Result<Option<SeenRow>> {
-    match rows.get(&SEEN, &seen_key(unit, &attachment.parent_id, &attachment.id))? {
-        None => find_seen_by_hash(rows, unit, attachment),
-        seen => Ok(seen),
+#[derive(Debug)]
+pub(super) struct Seen {
+    /// The run that queued it last, and its number there.
+    pub(super) run: u64,
+    pub(super) number: u64,
+    /// It was settled as failed.
+    pub(super) failed: bool,
+    /// The source says the same of it as then.
+    unchanged: bool,
+    /// It is known by 64 bits, from a store of format 1.
+    by_hash: bool,
+}
+
+/// What is known of an attachment.
+pub(super) fn find_seen(rows: &impl Rows, unit: u64, attachment: &Attachment) -> Result<Option<Seen>> {
+    let said = said(attachment);
+    if let Some(row) = rows.get(&SEEN, &seen_key(unit, &attachment.parent_id, &attachment.id))? {
+        let SeenRow { run, number, fingerprint, failed } = row;
+        let unchanged = fingerprint == Digest::of(&said);
+        return Ok(Some(Seen { run, number, failed, unchanged, by_hash: false }));
     }
+    let row = find_seen_by_hash(rows, unit, attachment)?;
+    Ok(row.map(|SeenByHashRow { run, number, fingerprint, failed }| {
+        let unchanged = fingerprint == name_hash(&said);
+        Seen { run, number, failed, unchanged, by_hash: true }
+    }))
 }
 
 /// What format 1 noted of an attachment. That it was another with the same hash is known only as long as a row tells its
 /// ids: while it is queued, or listed as failed.
-fn find_seen_by_hash(rows: &impl Rows, unit: u64, attachment: &Attachment) -> Result<Option<SeenRow>> {
+fn find_seen_by_hash(rows: &impl Rows, unit: u64, attachment: &Attachment) -> Result<Option<SeenByHashRow>> {
     let key = seen_hash_key(unit, &attachment.parent_id, &attachment.id);
     let Some(seen) = rows.get(&SEEN_BY_HASH, &key)? else { return Ok(None) };
     let place = run_key(unit, seen.run).and_number(seen.number);
@@ -240,14 +264,101 @@ fn find_seen_by_hash(rows: &impl Rows, unit: u64, attachment: &Attachment) -> Re
     Ok(told.is_none_or(same).then_some(seen))
 }
 
-/// The same as long as the source says the same of where it is, what it is called and when it was changed.
-fn fingerprint(attachment: &Attachment) -> u64 {
+/// What the source says of where it is, what it is called and when it was changed.
+fn said(attachment: &Attachment) -> String {
     let Attachment { url, file_name, modified_date, .. } = attachment;
-    name_hash(&format!("{url}\0{file_name}\0{}", modified_date.as_deref().unwrap_or_default()))
+    format!("{url}\0{file_name}\0{}", modified_date.as_deref().unwrap_or_default())
 }
 
 impl AttachmentRow {
     pub(super) fn new(json: String) -> Self {
         Self { json, artifact: None, saved: false, given_up: 0, tries: 0, ready_at: None, reason: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::backend::memory::Memory;
+    use super::super::super::{Page, Store};
+    use super::*;
+
+    /// Queues what a page of a stream of its own names; says how many the run has queued after that.
+    fn stage(run: &Run, stream: &str, attachments: &[&Attachment]) -> u64 {
+        let mut page = Page::<u8>::last();
+        for attachment in attachments {
+            page.push("attachments", attachment.to_record().unwrap());
+        }
+        let mut page = Some(page);
+        for batch in run.batches(stream, |_: Option<u8>| page.take().ok_or("there is one page")) {
+            let batch = batch.unwrap();
+            let id = batch.key().to_string();
+            batch.acknowledge(id).unwrap();
+        }
+        run.attachment_counts().unwrap().queued
+    }
+
+    #[test]
+    fn what_format_1_noted_of_an_attachment_is_noted_whole_once_it_is_named_again() {
+        let store = Store::options().open_in(Memory::new(), "memory").unwrap();
+        let unit = store.sync_unit("acme/files").unwrap();
+        let of = |id: &str| Attachment::new(id, format!("https://files.example/{id}"), "a.png", "P");
+        let (same, moved, silent) = (of("same"), of("moved"), of("silent"));
+        let run = unit.begin().unwrap();
+        assert_eq!(stage(&run, "issues", &[&same, &moved, &silent]), 3);
+        for queued in run.attachments() {
+            let queued = queued.unwrap();
+            let id = format!("upload of {}", queued.id);
+            queued.acknowledge(id).unwrap();
+        }
+        let (no, unit_no) = (run.no, run.unit_no);
+        run.finish().unwrap();
+        let keys = |attachment: &Attachment| {
+            let Attachment { parent_id, id, .. } = attachment;
+            (seen_key(unit_no, parent_id, id), seen_hash_key(unit_no, parent_id, id))
+        };
+        let by_hash = |attachment: &Attachment, number| SeenByHashRow {
+            run: no,
+            number,
+            fingerprint: name_hash(&said(attachment)),
+            failed: false,
+        };
+        unit.inner
+            .tables
+            .change(|change| {
+                for (attachment, number) in [(&same, 1), (&moved, 2), (&silent, 3)] {
+                    let (whole, hash) = keys(attachment);
+                    assert_eq!(change.need(&SEEN, &whole)?.number, number);
+                    change.remove(&SEEN, &whole)?;
+                    change.put(&SEEN_BY_HASH, &hash, &by_hash(attachment, number))?;
+                }
+                Ok(())
+            })
+            .unwrap();
+        let known = |attachment: &Attachment| {
+            let (whole, hash) = keys(attachment);
+            let known = unit
+                .inner
+                .tables
+                .view(|rows| Ok((rows.get(&SEEN, &whole)?, rows.get(&SEEN_BY_HASH, &hash)?)));
+            known.unwrap()
+        };
+
+        let run = unit.begin().unwrap();
+        let elsewhere = Attachment { url: "https://files.example/elsewhere".to_owned(), ..moved.clone() };
+        // Only the one of which the source says another thing than before is uploaded anew.
+        assert_eq!(stage(&run, "issues", &[&same, &elsewhere]), 1);
+        let whole = |attachment: &Attachment, run, number| SeenRow {
+            run,
+            number,
+            fingerprint: Digest::of(&said(attachment)),
+            failed: false,
+        };
+        assert_eq!(known(&same), (Some(whole(&same, no, 1)), None));
+        assert_eq!(known(&elsewhere), (Some(whole(&elsewhere, run.no, 2)), None));
+        assert_eq!(known(&silent), (None, Some(by_hash(&silent, 3))));
+        // Named whole, it is told from what it was in the same way.
+        assert_eq!(stage(&run, "others", &[&same]), 1);
+        let elsewhere = Attachment { url: "https://files.example/same-2".to_owned(), ..same.clone() };
+        assert_eq!(stage(&run, "more", &[&elsewhere]), 2);
     }
 }

@@ -219,16 +219,16 @@ impl Run {
         let numbers = self.look(|rows, _| {
             let unit = Key::unit(self.unit_no);
             let mut numbers = Vec::new();
-            for (table, prefix) in
-                [(&SEEN, unit.clone().and_id(parent_id)), (&SEEN_BY_HASH, unit.and_hash(parent_id))]
-            {
-                rows.scan(table, &prefix, &prefix, |_, seen| {
-                    if seen.run == self.no && !seen.failed {
-                        numbers.push(seen.number);
-                    }
-                    Ok(true)
-                })?;
-            }
+            let mut take = |run: u64, number: u64, failed: bool| {
+                if run == self.no && !failed {
+                    numbers.push(number);
+                }
+                Ok(true)
+            };
+            let prefix = unit.clone().and_id(parent_id);
+            rows.scan(&SEEN, &prefix, &prefix, |_, seen| take(seen.run, seen.number, seen.failed))?;
+            let prefix = unit.and_hash(parent_id);
+            rows.scan(&SEEN_BY_HASH, &prefix, &prefix, |_, seen| take(seen.run, seen.number, seen.failed))?;
             numbers.sort_unstable();
             Ok(numbers)
         })?;

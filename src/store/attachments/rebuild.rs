@@ -7,6 +7,7 @@
 use crate::error::{Error, Result};
 use crate::model::{ArtifactId, Micros};
 use crate::record::Attachment;
+use crate::transfer::{Event, State, recount};
 
 use super::super::checkpoint::form::{FailedPart, Position, QueueCountsPart, QueuePart, UnsettledPart};
 use super::super::notes::forget_left_attachments;
@@ -17,6 +18,7 @@ use super::super::rows::{
 };
 use super::super::run::Run;
 use super::super::tables::{Change, Rows};
+use super::super::uploads::attachment_moved;
 use super::failed::place_in;
 use super::queue::{REQUEUED_FROM, note_seen, queue_line, remove_attachments};
 
@@ -154,8 +156,9 @@ impl Run {
         if number < queue.position || change.get(&FAILED, &key)?.is_some() {
             return Ok(());
         }
+        let after = attachment_moved(self, number, State::NEW, &[Event::GivenUp])?;
         queue.counts.queued += 1;
-        queue.counts.failed += 1;
+        recount(&mut queue.counts.failed, State::NEW.counts().failed, after.counts().failed, 1);
         let attachment = Attachment::from_line(&json)?;
         note_seen(change, self.unit_no, self.no, number, &attachment, true)?;
         let failed_at = Micros::from_time(self.inner.clock.now());
@@ -175,7 +178,7 @@ impl Run {
             let prefix = self.run_key();
             let mut untold = None;
             change.scan(&ATTACHMENTS, &prefix, &prefix, |tail, row| {
-                left += 1;
+                recount(&mut left, false, row.transfer_state(self.epoch).counts().open, 1);
                 if row.json.is_empty() {
                     untold = Some(self.number_in(ATTACHMENTS.name, tail)?);
                 }

@@ -25,7 +25,9 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::artifact::{Level, compress, decompress};
+use crate::error::Error;
 use crate::model::{Micros, Phase, Phases};
+use crate::transfer::{Held, State};
 
 use super::super::digest::{Digest, KnownId};
 use super::super::findings::FindingPart;
@@ -40,6 +42,14 @@ pub(super) const VERSION: u64 = 2;
 const BODY_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// What the body is compressed with: most of it is the same few names over and over.
 const BODY_LEVEL: u32 = 6;
+
+/// The key of a worker state under which a checkpoint stands.
+pub(crate) const CHECKPOINT_KEY: &str = "highwater";
+
+/// What is wrong with the checkpoint of a unit.
+pub(super) fn damaged(sync_unit: &str, reason: String) -> Error {
+    Error::WorkerState { what: format!("{CHECKPOINT_KEY} in the worker state of {sync_unit}"), reason }
+}
 
 /// A checkpoint as it stands in the worker state.
 #[derive(Debug, Serialize, Deserialize)]
@@ -357,8 +367,14 @@ impl RunPart {
         }
     }
 
-    /// The run as it stands at a position, of its newest event and the message that answers it.
-    pub(super) fn row(&self, position: &Position, event: Option<u64>, message: Option<u64>) -> RunRow {
+    /// The run as it stands at a position, with its newest event, the message that answers it and the batches that are open.
+    pub(super) fn row(
+        &self,
+        position: &Position,
+        event: Option<u64>,
+        message: Option<u64>,
+        open_batches: u64,
+    ) -> RunRow {
         RunRow {
             id: self.id.clone(),
             status: self.status.row(),
@@ -374,7 +390,7 @@ impl RunPart {
             pages: position.pages,
             next_seq: position.next_seq.max(1),
             next_chunk: 1,
-            open_batches: 0,
+            open_batches,
             not_before: self
                 .not_before
                 .as_ref()
@@ -548,8 +564,9 @@ impl ArtifactPart {
         }
     }
 
+    /// It is uploaded, and a saved checkpoint names it; nobody knows whether a confirm of it was tried.
     pub(super) fn row(&self) -> BatchRow {
-        BatchRow {
+        let mut row = BatchRow {
             item_type: self.item_type.clone(),
             stream: self.stream.clone(),
             epoch: self.epoch,
@@ -558,12 +575,15 @@ impl ArtifactPart {
             gzip_bytes: self.gzip_bytes,
             dates: Dates { created: self.dates.created, modified: self.dates.modified },
             cursor_after: None,
-            state: BatchState::Uploaded,
+            state: BatchState::Staged,
             artifact: self.artifact.clone(),
             uploaded_in: 0,
             given_up: self.given_up,
-            saved: true,
-        }
+            saved: false,
+        };
+        let held = Held { given_up: self.given_up > 0, saved: true, in_doubt: true };
+        row.set_transfer_state(State::Uploaded(held), 0);
+        row
     }
 }
 

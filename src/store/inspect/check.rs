@@ -24,7 +24,9 @@ use serde::de::IgnoredAny;
 
 use crate::artifact::{decompress, line_count};
 use crate::error::{Error, Result};
-use crate::model::{FINDINGS_KEPT, ItemType, LEDGER_RUNS_MAX, RunId, StreamName, SyncUnitId, ValueKey};
+use crate::model::{
+    FINDINGS_KEPT, ItemType, LEDGER_RUNS_MAX, Micros, RunId, StreamName, SyncUnitId, ValueKey,
+};
 use crate::store::codec::DecodeError;
 use crate::store::digest::{KnownId, number_of_id};
 use crate::store::findings::FindingKind;
@@ -825,7 +827,7 @@ impl Check<'_> {
             if let Some(number) = event.message {
                 match messages.get(&number) {
                     // Of older events a checkpoint brings back which message answered, and not the message.
-                    None if event.identity.whole().is_none() => {}
+                    None if event.accepted_at == Micros(0) => {}
                     None => found(&format!("message {number}, which answers it, is missing")),
                     Some(message) if message.run != *run || message.event != *hash => {
                         found(&format!("message {number}, which answers it, answers another"));

@@ -423,14 +423,21 @@ fn golden_bytes_of_rows_about_attachments() {
             run_ids: vec![KnownId::Whole("r".to_owned()), KnownId::Short(2)],
             deletions: vec![KnownId::Digest(Digest::of("abc"))],
         },
-        0xef82_2bdf,
+        0x9f3d_325d,
+        &[("run_ids", "02 01 01 72 03 02"), ("deletions", "01 02 ba7816bf8f01cfea414140de5dae2223")],
+    );
+    golden(
+        &SeenRow { run: 1, number: 1 << 62, fingerprint: Digest::of("abc"), failed: true },
+        0xaaed_ebd7,
         &[
-            ("run_ids", "02 01 01 72 03 02"),
-            ("deletions", "01 02 20 6261373831366266386630316366656134313431343064653564616532323233"),
+            ("run", "01"),
+            ("number", "fd 0000000000000040"),
+            ("fingerprint", "ba7816bf8f01cfea414140de5dae2223"),
+            ("failed", "01"),
         ],
     );
     golden(
-        &SeenRow { run: 1, number: 1 << 62, fingerprint: 2, failed: true },
+        &SeenByHashRow { run: 1, number: 1 << 62, fingerprint: 2, failed: true },
         0x3ebb_26d7,
         &[("run", "01"), ("number", "fd 0000000000000040"), ("fingerprint", "02"), ("failed", "01")],
     );
@@ -722,7 +729,8 @@ proptest! {
         survives(&UsedNewestRow { hashes: vec![small, 0] }, flip, noise);
         survives(&MostReadRow { pages: a, items: b }, flip, noise);
         survives(&PastRow { run_ids: vec![KnownId::Short(a), KnownId::Digest(Digest::of(&one))], deletions: vec![KnownId::Whole(one.clone())] }, flip, noise);
-        survives(&SeenRow { run: a, number: b, fingerprint: c, failed: exhausted }, flip, noise);
+        survives(&SeenRow { run: a, number: b, fingerprint: Digest::of(&one), failed: exhausted }, flip, noise);
+        survives(&SeenByHashRow { run: a, number: b, fingerprint: c, failed: exhausted }, flip, noise);
         survives(
             &FileRow { artifact: Some(one.clone()), first: a, items: small, loaded: exhausted },
             flip,
