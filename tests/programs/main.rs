@@ -1,3 +1,5 @@
 //! The programs of the library: the dump.
 
 mod dump;
+mod place;
+mod screens;

@@ -59,9 +59,11 @@ pub(crate) fn shown(path: &Path) -> Value {
 pub(crate) fn is_shown_as(found: &Value, expected: &Value, case: &str) {
     fn difference(found: &Value, expected: &Value, at: &str) -> Option<String> {
         match (found, expected) {
-            (Value::Object(found), Value::Object(expected)) => expected.iter().find_map(|(name, expected)| {
-                difference(found.get(name).unwrap_or(&Value::Null), expected, &format!("{at}/{name}"))
-            }),
+            (Value::Object(found), Value::Object(expected)) => {
+                expected.iter().find_map(|(name, expected)| {
+                    difference(found.get(name).unwrap_or(&Value::Null), expected, &format!("{at}/{name}"))
+                })
+            }
             (Value::Array(found), Value::Array(expected)) if found.len() == expected.len() => {
                 let mut pairs = found.iter().zip(expected).enumerate();
                 pairs.find_map(|(no, (found, expected))| difference(found, expected, &format!("{at}/{no}")))

@@ -216,7 +216,7 @@ fn run_facts(
             None => holder.to_owned(),
         };
         fact(out, screen, "stored", &stored)?;
-        if let Some(rate) = rates(standing) {
+        if let Some(rate) = rates(standing, screen) {
             fact(out, screen, "reading", &rate)?;
         }
         fact(
@@ -243,9 +243,9 @@ fn run_facts(
             Some(message) => format!("answered by message {message}"),
             None => "not answered yet".to_owned(),
         };
-        let at =
-            run.event_accepted_at.map(|at| format!(", accepted {}", screen.time(at))).unwrap_or_default();
-        fact(out, screen, "event", &format!("number {}, {}{at}, {answer}", run.events, event_words(event)))?;
+        let at = run.event_accepted_at.map(|at| format!(", {}", screen.age(at))).unwrap_or_default();
+        let event = event_words(event);
+        fact(out, screen, "event", &format!("number {}{at}, {answer}: {event}", run.events))?;
         if run.events_reused > 0 {
             let reused = count(run.events_reused, "event", "events");
             fact(out, screen, "", &format!("{reused} came with ids used before"))?;
@@ -293,7 +293,7 @@ pub(crate) fn event_words(identity: &str) -> String {
     }
 }
 
-fn rates(standing: &Standing) -> Option<String> {
+fn rates(standing: &Standing, screen: Screen) -> Option<String> {
     let last_page = standing.last_page_at?;
     let whole =
         standing.whole.map(|rate| format!("{:.0} records a second over the run", rate.items_per_second()));
@@ -301,11 +301,8 @@ fn rates(standing: &Standing) -> Option<String> {
         Some(rate) => format!("{:.0} records a second over the last minutes", rate.items_per_second()),
         None => "nothing over the last minutes".to_owned(),
     };
-    let ago = duration(standing.read_at - last_page);
-    Some(format!(
-        "last page {ago} ago; {recent}{}",
-        whole.map(|whole| format!(", {whole}")).unwrap_or_default()
-    ))
+    let ago = screen.age(last_page);
+    Some(format!("last page {ago}; {recent}{}", whole.map(|whole| format!(", {whole}")).unwrap_or_default()))
 }
 
 fn on_its_way(standing: &Standing) -> String {
@@ -409,7 +406,7 @@ pub(crate) fn fate_words(message: &MessageReport) -> String {
 }
 
 fn messages(messages: &[MessageReport], screen: Screen) -> Listing {
-    let mut table = Listing::new(&["#no", "event type", "fate", "sealed", "#artifacts", "#bytes"]);
+    let mut table = Listing::new(&["#no", "event type", "fate", "sealed", "#artifacts"]);
     for message in messages {
         table.row([
             message.message.to_string(),
@@ -417,7 +414,6 @@ fn messages(messages: &[MessageReport], screen: Screen) -> Listing {
             fate_words(message),
             screen.time(message.sealed_at),
             message.artifacts.to_string(),
-            message.body_bytes.to_string(),
         ]);
     }
     table

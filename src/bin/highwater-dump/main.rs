@@ -38,7 +38,8 @@ A store is read as it is: closed, left open by a process that was killed, or
 open in a process that runs. Nothing is written to it by looking. If it is
 open, it is copied to the directory for temporary files (TMPDIR), and the copy
 read. Tables are as wide as the terminal, or COLUMNS; NO_COLOR=1 takes the
-colours away.
+colours away; HIGHWATER_DUMP_NOW=2026-01-02T03:04:05Z tells ages as of then, of
+a store that was copied.
 
 Data goes to stdout, everything else to stderr.";
 

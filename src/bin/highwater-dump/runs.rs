@@ -110,7 +110,7 @@ fn over(out: &mut impl Write, screen: Screen, run: &LedgerReport) -> std::io::Re
         table.lines(out, screen, "    ")?;
     }
     if run.attachments.queued > 0 {
-        writeln!(out, "    {}", attachments(run.attachments))?;
+        folded(out, screen, "    ", "      ", &attachments(run.attachments))?;
     }
     Ok(())
 }
@@ -137,7 +137,7 @@ fn at_hand(
         folded(out, screen, "    ", "      ", &deaths)?;
     }
     if run.attachments.queued > 0 {
-        writeln!(out, "    {}", attachments(run.attachments))?;
+        folded(out, screen, "    ", "      ", &attachments(run.attachments))?;
     }
     Ok(())
 }

@@ -38,7 +38,8 @@ pub(crate) fn unit_of(snapshot: &mut Snapshot, store: &Path, unit: Option<&str>)
         return Ok(unit.to_owned());
     }
     let ids = snapshot.unit_ids()?;
-    let users: Vec<_> = ids.iter().filter(|id| !is_internal(id)).collect();
+    let (internal, users): (Vec<_>, Vec<_>) = ids.iter().partition(|id| is_internal(id));
+    let users = if users.is_empty() { internal } else { users };
     match users[..] {
         [unit] => Ok(unit.clone()),
         [] => Err(Failure::Absent(format!("{}: no sync unit yet", store.display()))),

@@ -36,7 +36,8 @@ impl Screen {
         let told = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
         let columns = || terminal_size::terminal_size_of(io::stdout()).map(|(width, _)| width.0.into());
         let width = told.filter(|width| *width > 0).or_else(columns).unwrap_or(WIDTH).max(WIDTH_MIN);
-        Self { colour, width, now: Utc::now() }
+        let told = std::env::var("HIGHWATER_DUMP_NOW").ok().and_then(|now| now.parse().ok());
+        Self { colour, width, now: told.unwrap_or_else(Utc::now) }
     }
 
     pub(crate) fn paint(self, code: &str, text: &str) -> String {
@@ -65,7 +66,9 @@ pub(crate) fn duration(time: TimeDelta) -> String {
     let parts =
         [("d", seconds / 86_400), ("h", seconds / 3_600 % 24), ("m", seconds / 60 % 60), ("s", seconds % 60)];
     let mut parts = parts.iter().skip_while(|(_, number)| *number == 0);
-    let Some((unit, number)) = parts.next() else { return "0s".to_owned() };
+    let Some((unit, number)) = parts.next() else {
+        return if time > TimeDelta::zero() { "<1s" } else { "0s" }.to_owned();
+    };
     match parts.next().filter(|(_, number)| *number > 0) {
         Some((next, then)) => format!("{number}{unit} {then}{next}"),
         None => format!("{number}{unit}"),
