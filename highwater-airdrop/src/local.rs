@@ -37,7 +37,7 @@
 //!
 //! The key goes first, as an intent, because a bare line has no room for it: a line without its key would be accepted
 //! a second time. After power loss a last line may have its length but not its bytes; so a last message counts only
-//! if it is JSON, and a last id only if it is one. Any other line that makes no sense is an error
+//! if it is JSON, and a last id only if it is one. Any other invalid line is an error
 //! ([`Error::NotALocal`]): somebody edited the directory, and nothing is guessed.
 //!
 //! # Concurrency
@@ -173,7 +173,7 @@ impl Local {
     /// Opens a directory, or makes it. Torn last lines are cut and the leftovers of the dead are removed.
     ///
     /// # Errors
-    /// `Io` if the disk refuses; `NotALocal` if the files make no sense together.
+    /// `Io` if the disk fails; `NotALocal` if the files are inconsistent.
     ///
     /// # Durability
     /// When this returns `Ok`, the directory and everything that it reads from it survive power loss.
@@ -213,7 +213,7 @@ impl Local {
     /// The accepted messages, in the order of accepting, read from the disk one at a time.
     ///
     /// # Errors
-    /// `Io` if the disk refuses.
+    /// `Io` if the disk fails.
     pub fn messages(&self) -> Result<Messages> {
         self.messages_from(0)
     }
@@ -221,7 +221,7 @@ impl Local {
     /// The ids of the confirmed artifacts, in the order of confirming.
     ///
     /// # Errors
-    /// `Io` if the disk refuses; `NotALocal` if a line is no id.
+    /// `Io` if the disk fails; `NotALocal` if a line is no id.
     pub fn confirmed(&self) -> Result<Vec<ArtifactId>> {
         let path = self.dir.join("confirmed.txt");
         let text = fs::read(&path).map_err(|error| Error::io(format!("read {}", path.display()), error))?;
@@ -240,7 +240,7 @@ impl Local {
     /// The ids of everything that was uploaded, confirmed or not, in alphabetical order.
     ///
     /// # Errors
-    /// `Io` if the disk refuses.
+    /// `Io` if the disk fails.
     pub fn artifacts(&self) -> Result<Vec<ArtifactId>> {
         let dir = self.dir.join("artifacts");
         let failed = |error| Error::io(format!("list {}", dir.display()), error);
@@ -269,7 +269,7 @@ impl Local {
     /// The bytes of an artifact, as they were uploaded.
     ///
     /// # Errors
-    /// `Invalid` if it is no id of an artifact here; `Io` if the disk refuses.
+    /// `Invalid` if it is no id of an artifact here; `Io` if the disk fails.
     pub fn artifact_bytes(&self, artifact: &ArtifactId) -> Result<Vec<u8>> {
         let path = self.artifact_path(artifact)?;
         fs::read(&path).map_err(|error| Error::io(format!("read {}", path.display()), error))
@@ -347,7 +347,7 @@ impl Local {
     /// [`Local::upload_as`].
     ///
     /// # Errors
-    /// `Io` if the disk refuses; `NotALocal` if the files make no sense together.
+    /// `Io` if the disk fails; `NotALocal` if the files are inconsistent.
     pub fn prepare(&self) -> Result<ArtifactId> {
         let mut held = self.hold()?;
         let uploader = self.uploader(&mut held)?;
@@ -364,8 +364,8 @@ impl Local {
     /// Makes the artifact of an id that [`Local::prepare`] said, unconfirmed.
     ///
     /// # Errors
-    /// What became of the attempt: as [`Platform::upload`]; 409 if the artifact is there already, 400 if the id is none
-    /// that an artifact could have.
+    /// Those of [`Platform::upload`]; 409 if the artifact is there already, 400 if the id is not a possible artifact
+    /// id.
     ///
     /// # Durability
     /// When this returns `Ok`, the bytes survive power loss; a kill before leaves no artifact.
@@ -373,7 +373,7 @@ impl Local {
         self.place_upload(artifact, upload, false)
     }
 
-    /// As [`Local::upload_as`], but in place of what was uploaded before, as a file store has it.
+    /// [`Local::upload_as`], but replaces what was uploaded before, as a file store does.
     #[cfg(feature = "program")]
     pub(crate) fn upload_again(
         &self,
@@ -414,7 +414,7 @@ impl Local {
         held.accept(&message.key, &line).map_err(|error| unknown(&error))
     }
 
-    /// As [`Local::keep_message`], under a key of its own, where its key has a message already.
+    /// [`Local::keep_message`], under a new key if its own has a message already.
     #[cfg(feature = "program")]
     pub(crate) fn keep_message_beside(&self, message: &SealedMessage) -> Result<(), PlatformError> {
         let mut held = self.hold().map_err(|error| unknown(&error))?;

@@ -277,7 +277,7 @@ impl Airdrop {
         self.api.faults().set(faults);
     }
 
-    /// Tells the number of the invocation that goes on, or was the last.
+    /// Returns a function that gives the number of the current invocation, or of the last one.
     pub(crate) fn invocation(&self) -> Box<dyn Fn() -> u64 + Send + Sync> {
         let api = Arc::clone(&self.api);
         Box::new(move || api.invocation())
@@ -439,7 +439,7 @@ impl Drive<'_> {
         Ok(invocation.trouble)
     }
 
-    /// Tells the server which event waits for its answer. It may be of an earlier server, at another port: an error.
+    /// Sets the event that waits for its answer. An event of an earlier server, at another port, is an error.
     fn give(&self, run: &str, number: u64, event: &LocalEvent) -> Result<()> {
         let json: Value = serde_json::from_str(&event.json).unwrap_or_default();
         let context = json.pointer("/payload/event_context").unwrap_or(&Value::Null);
@@ -500,7 +500,7 @@ fn note(dir: &Path, invocation: &Invocation) -> Result<()> {
 /// The invocations of a run, as they are noted in a directory.
 ///
 /// # Errors
-/// `Io` if the disk refuses.
+/// `Io` if the disk fails.
 pub fn invocations(dir: &Path, run: &str) -> Result<Vec<Invocation>> {
     Ok(crate::audit::lines_of(&dir.join("invocations.jsonl"))?
         .into_iter()

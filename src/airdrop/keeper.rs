@@ -56,7 +56,7 @@ impl<'a> Keeper<'a> {
     /// Nothing is saved with the platform yet.
     ///
     /// # Errors
-    /// `NotFetched`, or `WorkerState` if what was fetched makes no sense; `Corrupt`, `Io`.
+    /// `NotFetched`, or `WorkerState` if what was fetched is invalid; `Corrupt`, `Io`.
     pub(crate) fn take_over(
         unit: &SyncUnit,
         platform: &'a dyn Platform,
@@ -288,7 +288,7 @@ impl<'a> Keeper<'a> {
     /// taken over, or where the SDK had the unit since it was saved.
     ///
     /// # Errors
-    /// `WorkerState`, naming the key that makes no sense.
+    /// `WorkerState`, naming the invalid key.
     pub(crate) fn inherited(&self, event: &Incoming) -> Result<Option<Inherited>> {
         let mut document = Document::read(self.found.state.as_deref(), &self.what())?;
         let carried = sdk::lift(&mut document);

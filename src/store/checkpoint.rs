@@ -383,7 +383,7 @@ impl Run {
 
     /// Forgets the events of which a checkpoint tells nothing, so that this disk need not either.
     ///
-    /// Whoever looks for an event goes on to the next number while there is a row, so one that others may stand behind is
+    /// A lookup of an event goes on to the next number while there is a row, so a row that others may stand behind is
     /// kept. Rows never move: their numbers stand in the rows of the run and of its messages.
     fn forget_old_events(&self, change: &Change<'_>) -> Result<()> {
         let mut events = Vec::new();
@@ -717,7 +717,7 @@ mod tests {
         assert_eq!(read.used, UsedPart::default());
         assert_eq!((read.unit, read.run, read.bookmarks), (expected.unit, expected.run, expected.bookmarks));
         assert_eq!((read.position, read.artifacts), (expected.position, expected.artifacts));
-        // Whoever wrote it again may have ordered and spaced it otherwise.
+        // Another program may have written it back with other order and spacing.
         let value: serde_json::Value = serde_json::from_str(VERSION_1).unwrap();
         let members: serde_json::Map<_, _> = value.as_object().unwrap().clone().into_iter().rev().collect();
         let reordered = serde_json::to_string_pretty(&members).unwrap();

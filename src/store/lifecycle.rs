@@ -48,10 +48,10 @@ pub(crate) struct Deletion {
 }
 
 impl SyncUnit {
-    /// Begins a run, or takes up the one that is not finished.
+    /// Begins a run, or resumes the one that is not finished.
     ///
-    /// A run that is taken up keeps its start and its [`Run::since`]. Any [`Run`] of an earlier `begin` is fenced:
-    /// whatever it tries is [`Error::Fenced`](crate::Error::Fenced) and changes nothing.
+    /// A resumed run keeps its start and its [`Run::since`]. Any [`Run`] of an earlier `begin` is fenced: its methods
+    /// fail with [`Error::Fenced`](crate::Error::Fenced) and change nothing.
     ///
     /// # Durability
     /// When this returns `Ok`, the run and its start survive power loss.
@@ -77,12 +77,12 @@ impl SyncUnit {
         })
     }
 
-    /// Gives up the run that is not finished, if there is one; says whether there was.
+    /// Abandons the unfinished run. Returns whether there was one.
     ///
-    /// What it had staged is dropped; the watermark stays, so the next run fetches it again.
+    /// What the run had staged is dropped. The watermark stays, so the next run fetches it again.
     ///
     /// # Durability
-    /// When this returns `Ok`, it survives power loss.
+    /// When this returns `Ok`, the run stays abandoned after a power loss.
     ///
     /// # Errors
     /// `Corrupt` or `Io`; nothing was changed.
@@ -101,9 +101,9 @@ impl SyncUnit {
         })
     }
 
-    /// Forgets everything about the unit: runs, watermark, bookmarks, values, ledger. Doing it twice is the same as
-    /// once. Only the ids of its last 64 runs are kept, and the last 64 events that asked for a deletion, so that a late
-    /// event is known for what it is.
+    /// Deletes the state of the unit: runs, watermark, bookmarks, values, ledger. Deleting twice is the same as once.
+    /// Kept are the ids of its last 64 runs and the last 64 events that asked for a deletion, so that an event that
+    /// comes late is recognised.
     ///
     /// # Durability
     /// When this returns `Ok`, it survives power loss.
@@ -251,15 +251,16 @@ impl SyncUnit {
 }
 
 impl Run {
-    /// Finishes the run: what was there when it started is extracted.
+    /// Finishes the run: everything that was there when it started has been extracted.
     ///
     /// # Durability
     /// When this returns `Ok`, the watermark (the start of this run, or now if the clock stepped back behind it) and
     /// the bookmarks survive power loss, and the next `begin` starts a new run.
     ///
     /// # Errors
-    /// `Unfinished` while a stream of this run is not exhausted (also one whose first page could not be fetched), a
-    /// batch not acknowledged or an attachment neither settled nor given up; `Fenced`; `Corrupt` or `Io`. The run goes on.
+    /// `Unfinished` if a stream of this run is not exhausted (also one whose first page could not be fetched), a batch
+    /// is not acknowledged, or an attachment is neither settled nor given up; `Fenced`; `Corrupt` or `Io`. The run
+    /// stays open.
     pub fn finish(self) -> Result<()> {
         self.change(|change, row| {
             check_exhausted(&self, change, None)?;

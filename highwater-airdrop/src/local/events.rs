@@ -93,8 +93,8 @@ impl SyncSettings {
     }
 
     /// Sets whether an answer must be as it should be; it must, unless set. Else a field of the context that it does not
-    /// echo, a delay that is no number of whole seconds and a second answer are overlooked: the first answer counts, and
-    /// a delay that cannot be read is none.
+    /// echo, a delay that is not a whole number of seconds and a second answer are ignored: the first answer counts,
+    /// and an unreadable delay counts as no delay.
     #[must_use]
     pub fn strict(mut self, strict: bool) -> Self {
         self.strict = strict;

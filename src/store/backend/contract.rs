@@ -126,7 +126,7 @@ impl RowPage {
     /// Takes rows, which are in order, until the limit is reached.
     ///
     /// # Errors
-    /// That of the first row that is none.
+    /// The first error among the rows.
     pub fn collect(rows: impl IntoIterator<Item = Result<(Vec<u8>, Vec<u8>)>>, limit: Limit) -> Result<Self> {
         let mut page = Self::default();
         let mut bytes = 0;

@@ -129,7 +129,7 @@ struct Check<'a> {
 /// The rows of one table of one unit, by what their keys end in.
 type Of<K, R> = BTreeMap<K, R>;
 
-/// What of the batches of an item type is not yet where it belongs.
+/// How many records of an item type are in batches that are not yet announced, by the batches' state.
 #[derive(Default)]
 struct Sums {
     /// Staged or uploaded.
