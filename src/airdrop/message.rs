@@ -12,7 +12,7 @@
 use std::fmt;
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use crate::airdrop::event::{Event, EventType, Spelling};
@@ -388,30 +388,14 @@ fn answer_name(event: &Event, kind: &AnswerKind, spelling: Spelling) -> Result<&
 }
 
 /// The code first, so that the cut never takes it.
-fn error_text(code: Option<ErrorCode>, message: &str) -> String {
+/// What an ERROR says is wrong.
+pub(super) fn error_text(code: Option<ErrorCode>, message: &str) -> String {
     let text = match code {
         None => message.to_owned(),
         Some(code) if message.is_empty() => code.to_string(),
         Some(code) => format!("{code} {message}"),
     };
     cut::to_bytes(&text, ERROR_MESSAGE_BYTES_MAX)
-}
-
-/// What the body of an ERROR says is wrong, for people.
-pub(crate) fn error_of(body: &[u8]) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Body {
-        event_data: EventData,
-    }
-    #[derive(Deserialize)]
-    struct EventData {
-        error: ErrorData,
-    }
-    #[derive(Deserialize)]
-    struct ErrorData {
-        message: String,
-    }
-    serde_json::from_slice(body).ok().map(|body: Body| body.event_data.error.message)
 }
 
 fn to_json(what: &str, value: &impl Serialize) -> Result<String> {

@@ -17,7 +17,7 @@ mod invocation;
 mod keeper;
 mod lanes;
 mod listing;
-pub(crate) mod message;
+mod message;
 mod phases;
 mod platform;
 mod retry;

@@ -154,7 +154,7 @@ fn what_is_no_store_is_told_from_a_damaged_one() {
 }
 
 /// Changes the tables of a store behind its back: names and values are bytes, as `store/rows` has them.
-fn with_table(
+pub(crate) fn with_table(
     path: &Path,
     table: &str,
     change: impl FnOnce(&mut redb::Table<'_, &'static [u8], &'static [u8]>),

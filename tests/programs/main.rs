@@ -2,4 +2,5 @@
 
 mod dump;
 mod place;
+mod schema;
 mod screens;

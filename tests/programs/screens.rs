@@ -6,8 +6,9 @@ use std::process::{Command as Process, Stdio};
 use std::time::Duration;
 
 use highwater::airdrop::{
-    Context, Event, ExternalSyncUnit, Extractor, Listing, OutcomeKind, Serve, SourceError,
+    CheckPolicy, Context, Event, ExternalSyncUnit, Extractor, Listing, OutcomeKind, Serve, SourceError,
 };
+use highwater::record::{Field, Metadata, RecordType};
 use highwater::{Page, Phase, Record, Store, SystemClock};
 use highwater_airdrop::{Local, SyncSettings};
 use serde_json::{Value, json};
@@ -190,7 +191,12 @@ impl Extractor for Issues {
     }
 
     fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
-        Ok(json!({ "schema_version": "v0.2.0", "record_types": {} }))
+        let issues = RecordType::new().field("page", Field::int());
+        Ok(serde_json::to_value(Metadata::new().record_type("issues", issues))?)
+    }
+
+    fn check_policy(&self) -> CheckPolicy {
+        CheckPolicy::Report
     }
 
     fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {
@@ -202,13 +208,17 @@ impl Extractor for Issues {
         match self.act.as_str() {
             "die" if at == 3 => std::process::abort(),
             "fail" if at == 3 => return Err("the tracker says: no such filter \u{1b}[2J".into()),
+            // Its records of page 3 are not what the metadata declares, and it does not come to its end.
+            "odd" if at == 4 => return Err(SourceError::RateLimited { after: Duration::from_secs(600) }),
             "wait" if at == 3 => return Err(SourceError::RateLimited { after: Duration::from_secs(600) }),
             _ => {}
         }
         let mut page = if at + 1 < PAGES { Page::more(at + 1) } else { Page::last() };
         for item in 0..10 {
             let id = format!("ISSUE-{at}-{item}");
-            page.push("issues", Record::new(id, &json!({ "page": at }))?);
+            let odd = self.act == "odd" && at == 3;
+            let is = if odd { json!("three") } else { json!(at) };
+            page.push("issues", Record::new(id, &json!({ "page": is }))?);
         }
         Ok(page)
     }
@@ -219,7 +229,7 @@ fn settings() -> SyncSettings {
 }
 
 /// One invocation of a worker, in `dir`, that does as it is told at page 3; `None`, and the sync is over.
-fn invocation(dir: &Path, act: &str) -> Option<OutcomeKind> {
+pub(crate) fn invocation(dir: &Path, act: &str) -> Option<OutcomeKind> {
     let clock = SystemClock::new();
     let local = Local::open(dir).unwrap();
     let event = match local.next_event(&settings(), &clock).unwrap() {
@@ -237,7 +247,7 @@ fn invocation(dir: &Path, act: &str) -> Option<OutcomeKind> {
 }
 
 /// Metadata, and then a data phase that does as it is told.
-fn run_that(dir: &Path, act: &str) -> Option<OutcomeKind> {
+pub(crate) fn run_that(dir: &Path, act: &str) -> Option<OutcomeKind> {
     assert_eq!(invocation(dir, "go on"), Some(OutcomeKind::Done));
     invocation(dir, act)
 }
@@ -251,7 +261,7 @@ fn a_worker_that_dies() {
 }
 
 /// A worker in another process.
-fn worker(dir: &Path, act: &str) -> std::process::ExitStatus {
+pub(crate) fn worker(dir: &Path, act: &str) -> std::process::ExitStatus {
     let mut child = Process::new(std::env::current_exe().unwrap())
         .args(["--exact", "screens::a_worker_that_dies", "--ignored", "--nocapture"])
         .env(WORKER_DIR, dir)

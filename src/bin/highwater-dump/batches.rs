@@ -8,7 +8,7 @@ use highwater::inspect::{BatchReport, Line};
 
 use crate::ending::{EXIT_CODES, Exit, Failure, Outcome};
 use crate::stores::{no_unit, open, unit_of};
-use crate::text::{Listing, Screen, Screened, json_line, stdout, visible};
+use crate::text::{Listing, Screen, Screened, folded, json_line, stdout, visible};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -131,6 +131,6 @@ fn print(out: &mut impl Write, batches: &[BatchReport], screen: Screen) -> io::R
         ]);
     }
     let run = batches.first().map(|batch| batch.run.as_str()).unwrap_or_default();
-    writeln!(out, "batches of run {} that are stored", visible(run))?;
+    folded(out, screen, "", "  ", &format!("batches of run {} that are stored", visible(run)))?;
     table.lines(out, screen, "  ")
 }

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, VecDeque};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use crate::airdrop::message::error_of;
 use crate::error::Result;
 use crate::model::{Micros, Phase};
 use crate::store::rows::{
@@ -43,7 +42,7 @@ pub struct MessageReport {
     pub artifacts: u64,
     /// Its acceptance ends the run.
     pub ends_run: bool,
-    /// What an ERROR says; not known where the body is not kept.
+    /// What an ERROR says is wrong; not known where a checkpoint brought it here.
     pub error: Option<String>,
     /// Bytes of its body.
     pub body_bytes: u64,
@@ -224,7 +223,7 @@ pub(super) fn message_report(
         sealed_at: row.sealed_at.to_time(),
         artifacts: row.artifacts,
         ends_run: row.finishes,
-        error: if row.kind == rows::MessageKind::Error { error_of(&row.body) } else { None },
+        error: row.error.clone(),
         body_bytes: row.body.len() as u64,
         key: row.key.clone(),
         event: event_name(view, unit, row.run, row.event)?.0,
