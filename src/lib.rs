@@ -157,6 +157,7 @@ pub use record::Record;
 #[doc(hidden)]
 pub use store::Disk;
 pub use store::inspect;
+pub use store::mend;
 pub use store::{
     AttachmentCounts, Attachments, Batch, BatchKey, Batches, FailedAttachment, Page, QueuedAttachment, Run,
     Store, StoreOptions, SyncUnit,

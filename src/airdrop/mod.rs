@@ -21,6 +21,7 @@ mod message;
 mod phases;
 mod platform;
 mod retry;
+mod saved;
 mod sdk;
 mod serve;
 mod settings;
@@ -49,6 +50,7 @@ pub use message::{
 };
 pub use message::{ErrorCode, OutcomeKind};
 pub use platform::{Body, Fate, Platform, PlatformError, SealedMessage, Upload, WorkerState};
+pub use saved::SavedState;
 pub use serve::serve;
 pub use settings::Serve;
 pub use status::Call;

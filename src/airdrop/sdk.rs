@@ -389,6 +389,21 @@ pub(crate) fn forget_attachments(document: &mut Document, what: &str) -> Result<
     Ok(())
 }
 
+/// Empties what the SDK's keys say of how far finished runs reached.
+///
+/// # Errors
+/// `WorkerState` if they cannot be read.
+pub(crate) fn forget_standing(document: &mut Document, what: &str) -> Result<()> {
+    let Some((_, mut keys)) = sdk_keys(document, what)? else { return Ok(()) };
+    for key in [SUCCESSFUL_STARTED, OLDEST, NEWEST] {
+        if let Some(value) = keys.get_mut(key) {
+            *value = "".into();
+        }
+    }
+    put_sdk_keys(document, keys);
+    Ok(())
+}
+
 /// Removes the SDK's keys, in either layout.
 pub(crate) fn remove(document: &mut Document) {
     document.retain(|name| name.is_none_or(|name| name != SDK_STATE && !KEYS.contains(&name)));

@@ -29,7 +29,8 @@ use super::attachments::settle::attachments_saved;
 use super::batches::states::batches_saved;
 use super::digest::{Digest, KnownId};
 use super::findings::findings_part;
-use super::lifecycle::{Deletion, PAST_MAX, get_or_create, keep_deletion, new_unit};
+use super::lifecycle::{Deletion, PAST_MAX, get_or_create, new_unit};
+use super::mend::kept::KeptPart;
 use super::most_read;
 use super::notes::Standing;
 use super::open::SyncUnit;
@@ -196,8 +197,15 @@ impl SyncUnit {
     /// # Errors
     /// `Corrupt` or `Io`.
     pub(crate) fn checkpoint_without_run(&self, token: &str, deletion: &Deletion) -> Result<Checkpoint> {
-        let mut past = self.inner.tables.view(|rows| self.past_with_runs(rows))?;
-        keep_deletion(&mut past, deletion);
+        Ok(self.checkpoint_of_unit(token)?.after(deletion))
+    }
+
+    /// The checkpoint of a unit that has no run: what outlives a deletion of its state.
+    ///
+    /// # Errors
+    /// `Corrupt` or `Io`.
+    pub(crate) fn checkpoint_of_unit(&self, token: &str) -> Result<Checkpoint> {
+        let past = self.inner.tables.view(|rows| self.past_with_runs(rows))?;
         let hashes = |ids: &[KnownId]| ids.iter().map(|id| IdHash::of(id, 0)).collect();
         Ok(Checkpoint {
             token: token.to_owned(),
@@ -216,6 +224,7 @@ impl SyncUnit {
             most_read: BTreeMap::new(),
             past_runs: hashes(&past.run_ids),
             deletions: hashes(&past.deletions),
+            kept: self.inner.tables.view(|rows| KeptPart::of(rows, self.id.as_str(), None))?,
         })
     }
 }
@@ -303,6 +312,7 @@ impl Run {
                 most_read: most_read::part(rows, self.unit_no)?,
                 past_runs: hashes(&past.run_ids),
                 deletions: hashes(&past.deletions),
+                kept: KeptPart::of(rows, self.unit.as_str(), Some(self.unit_no))?,
             })
         })
     }

@@ -22,14 +22,15 @@ use super::attachments::queue::{check_attachments, drop_queue, remove_attachment
 use super::deaths::note_death;
 use super::digest::KnownId;
 use super::findings::sums;
+use super::mend::kept::{acts_of, keep_last_cursors, keep_standing, remove_kept};
 use super::most_read;
 use super::notes::{drop_notes, start_is_unknown};
 use super::open::SyncUnit;
 use super::rows::{
-    Activity, BATCHES, BOOKMARKS, BookmarkRow, CHUNKS, DEATHS, EVENTS, FINDINGS, Key, LEDGER, LedgerRow,
-    LedgerType, MESSAGES, MOST_READ, PAST, PAYLOADS, POSITIONS, PastRow, RUN_IDS, RUNS, RunIdRow, RunRow,
-    RunStatus, STREAMS, TYPES, UNITS, USED, USED_NEWEST, UnitRow, VALUES, message_key, name_of, number_of,
-    run_key,
+    ACTS, Activity, BATCHES, BOOKMARKS, BookmarkRow, CHUNKS, DEATHS, EVENTS, FINDINGS, Key, LEDGER,
+    LedgerRow, LedgerType, MESSAGES, MOST_READ, PAST, PAYLOADS, POSITIONS, PastRow, RUN_IDS, RUNS, RunIdRow,
+    RunRow, RunStatus, STREAMS, TYPES, UNITS, USED, USED_NEWEST, UnitRow, VALUES, message_key, name_of,
+    number_of, run_key,
 };
 use super::run::{Run, find_by_id};
 use super::tables::{Change, Rows, Tables};
@@ -147,6 +148,7 @@ impl SyncUnit {
     /// Forgets the unit as if it had never been here, past runs and deletions too: what is known of it elsewhere counts.
     pub(super) fn discard(&self, change: &Change<'_>) -> Result<()> {
         self.delete_in(change)?;
+        change.remove_all(&ACTS, &acts_of(self.id.as_str()))?;
         change.remove(&PAST, &self.key())
     }
 
@@ -209,7 +211,7 @@ impl SyncUnit {
         change.put(&PAST, &self.key(), &past)
     }
 
-    fn delete_in(&self, change: &Change<'_>) -> Result<()> {
+    pub(super) fn delete_in(&self, change: &Change<'_>) -> Result<()> {
         let Some(unit) = change.get(&UNITS, &self.key())? else { return Ok(()) };
         let prefix = Key::unit(unit.no);
         let past = self.past_with_runs(change)?;
@@ -234,6 +236,7 @@ impl SyncUnit {
         change.remove_all(&USED_NEWEST, &prefix)?;
         change.remove_all(&POSITIONS, &prefix)?;
         change.remove_all(&MOST_READ, &prefix)?;
+        remove_kept(change, &prefix)?;
         remove_attachments(change, &prefix)?;
         change.remove(&UNITS, &self.key())
     }
@@ -406,10 +409,10 @@ fn unused_run_id(change: &Change<'_>, unit: &UnitRow, now: Micros) -> Result<Str
 }
 
 /// The unit's watermark, unless it lies too far in the future: then the latest of the past that the ledger knows.
-fn usable_watermark(change: &Change<'_>, unit: &UnitRow, now: Micros) -> Result<Option<Micros>> {
+pub(super) fn usable_watermark(rows: &impl Rows, unit: &UnitRow, now: Micros) -> Result<Option<Micros>> {
     match unit.watermark {
         Some(watermark) if watermark > now.plus(CLOCK_AHEAD_MAX) => {
-            let ledger = change.all(&LEDGER, &Key::unit(unit.no))?;
+            let ledger = rows.all(&LEDGER, &Key::unit(unit.no))?;
             Ok(ledger.into_iter().filter_map(|(_, row)| row.watermark).filter(|&past| past <= now).max())
         }
         watermark => Ok(watermark),
@@ -462,6 +465,7 @@ pub(super) fn close_run(
     if let Some(old) = no.checked_sub(LEDGER_RUNS_MAX) {
         change.remove(&LEDGER, &run_key(unit.no, old))?;
     }
+    keep_last_cursors(change, unit.no, no)?;
     drop_rows(change, &run)?;
     drop_notes(change, unit.no)?;
     change.remove_range(&EVENTS, &Key::unit(unit.no), &run)?;
@@ -500,6 +504,7 @@ fn vouch(
             change.put(&BOOKMARKS, &Key::unit(unit.no).and_name(name), &BookmarkRow { json, run: no })?;
         }
     }
+    keep_standing(change, unit, no)?;
     Ok(unit.watermark)
 }
 

@@ -11,6 +11,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, Result};
 use crate::model::{BATCH_ITEMS, Micros, RESERVED_UNIT_PREFIX, Safeguard, SyncUnitId};
 
+use super::backend::memory::Memory;
 use super::backend::redb::Syncs;
 #[cfg(feature = "testing")]
 use super::disk::Disk;
@@ -200,6 +201,14 @@ impl Store {
     /// Those of [`StoreOptions::open`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         Self::options().open(path)
+    }
+
+    /// An empty store in memory; `name` is what errors call it.
+    ///
+    /// # Errors
+    /// As [`StoreOptions::open`].
+    pub(crate) fn in_memory(name: &str) -> Result<Self> {
+        Self::options().with_tables(Tables::open_in(Box::new(Memory::new()), Path::new(name))?)
     }
 
     /// Options to open a store with.

@@ -75,6 +75,15 @@ impl Run {
         self.started_at.to_time()
     }
 
+    /// Whether it is neither finished nor abandoned.
+    ///
+    /// # Errors
+    /// `Corrupt` or `Io`.
+    pub(crate) fn is_open(&self) -> Result<bool> {
+        let row = self.inner.tables.view(|rows| rows.get(&RUNS, &self.run_key()))?;
+        Ok(row.is_some_and(|row| row.status == RunStatus::Open))
+    }
+
     /// Whether an earlier life began the run.
     pub fn resumed(&self) -> bool {
         self.resumed

@@ -1,6 +1,7 @@
-//! The programs of the library: the dump.
+//! The programs of the library: the dump, which shows and mends a store.
 
 mod dump;
+mod mend;
 mod place;
 mod schema;
 mod screens;

@@ -1,5 +1,5 @@
-//! `highwater-dump`: shows a store to a person or a script, and checks what an extractor is to deliver. Every command
-//! looks and none writes.
+//! `highwater-dump`: shows a store to a person or a script, and checks what an extractor is to deliver. Most
+//! commands look and write nothing; those that mend say what they are going to do, and ask.
 
 mod attachments;
 mod batches;
@@ -8,6 +8,7 @@ mod ending;
 mod events;
 mod find;
 mod first;
+mod mend;
 mod message;
 mod runs;
 mod shell;
@@ -31,13 +32,15 @@ Examples:
   highwater-dump check state.redb            whether the file is whole
   highwater-dump tail state.redb             follows a running extractor
   highwater-dump attachments state.redb --failed
+  highwater-dump rewind state.redb acme/x --to 2026-01-02 --dry-run
   highwater-dump help runs                   what a command is for
   highwater-dump ./check                     a store named as a command is
 
 A store is read as it is: closed, left open by a process that was killed, or
-open in a process that runs. Nothing is written to it by looking. If it is
-open, it is copied to the directory for temporary files (TMPDIR), and the copy
-read. Tables are as wide as the terminal, or COLUMNS; NO_COLOR=1 takes the
+open in a process that runs. If it is open, it is copied to the directory for
+temporary files (TMPDIR), and the copy read. Nothing is written to it but by the
+commands that mend, which say what they are going to do, ask, and make a copy
+first. Tables are as wide as the terminal, or COLUMNS; NO_COLOR=1 takes the
 colours away; HIGHWATER_DUMP_NOW=2026-01-02T03:04:05Z tells ages as of then, of
 a store that was copied.
 
@@ -70,6 +73,8 @@ enum Command {
     Check(check::Check),
     Message(message::Message),
     Batch(batches::Batch),
+    #[command(flatten)]
+    Mend(mend::Mending),
     ValidateMetadata(validate::ValidateMetadata),
     ValidateData(validate::ValidateData),
     Completions(shell::Completions),
@@ -111,6 +116,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
         (Some(Command::Check(check)), _) => check.run(),
         (Some(Command::Message(message)), _) => message.run(),
         (Some(Command::Batch(batch)), _) => batch.run(),
+        (Some(Command::Mend(mending)), _) => mending.run(),
         (Some(Command::ValidateMetadata(args)), _) => return Ok(args.run()),
         (Some(Command::ValidateData(args)), _) => return Ok(args.run()),
         (None, None) => Ok(Exit::Usage),

@@ -69,6 +69,15 @@ pub trait Backend: Debug + Send + Sync {
         Ok(())
     }
 
+    /// Gives back what room is not used, where the engine keeps some. What is stored stays as it is, whatever becomes of
+    /// this in the middle.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    fn compact(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// Compares what is kept with the engine's own checksums; says what is wrong, if it is not an error.
     ///
     /// # Errors
@@ -89,7 +98,6 @@ pub struct KeyRange<'a> {
 
 impl<'a> KeyRange<'a> {
     /// Every key.
-    #[cfg(feature = "testing")]
     pub const ALL: KeyRange<'static> = KeyRange { from: &[], end: None };
 
     /// Whether it holds no key at all.

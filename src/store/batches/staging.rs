@@ -19,11 +19,12 @@ use crate::transfer::{State, recount};
 use super::super::attachments::queue::{put_file, queue_lines};
 use super::super::cursors::{CursorWatch, check_moves};
 use super::super::findings::add_findings;
+use super::super::mend::kept::{keep_last_cursor, new_stream};
 use super::super::most_read;
 use super::super::page::{Page, PageParts, to_json};
 use super::super::rows::{
-    BATCHES, BatchRow, BatchState, CHUNKS, ChunkRow, Dates, Json, Key, PAYLOADS, Pace, Payload, RunRow,
-    STREAMS, StreamRow, TYPES, TypeRow, VALUES,
+    BATCHES, BatchRow, BatchState, CHUNKS, ChunkRow, Dates, Json, Key, PAYLOADS, Payload, RunRow, STREAMS,
+    TYPES, TypeRow, VALUES,
 };
 use super::super::run::Run;
 use super::super::tables::{Change, Rows};
@@ -76,7 +77,10 @@ impl Run {
             .collect::<Result<_>>()?;
         self.change(|change, row| {
             let stream_key = self.run_key().and_name(stream.as_str());
-            let mut position = change.get(&STREAMS, &stream_key)?.unwrap_or_else(|| StreamRow::new(phase));
+            let mut position = match change.get(&STREAMS, &stream_key)? {
+                Some(row) => row,
+                None => new_stream(change, self.unit_no, self.no, stream.as_str(), phase)?,
+            };
             check_moves(stream, position.cursor.as_deref(), cursor.as_deref())?;
             let items_before = position.items;
             let mut full = Vec::new();
@@ -101,6 +105,9 @@ impl Run {
             position.pages += 1;
             position.pace.add(Micros::from_time(self.inner.clock.now()), position.items - items_before);
             position.exhausted = cursor.is_none();
+            if let Some(last) = position.cursor.take().filter(|_| position.exhausted) {
+                keep_last_cursor(change, &self.run_key(), stream.as_str(), last)?;
+            }
             position.cursor = cursor;
             position.bookmark = bookmark.or(position.bookmark);
             change.put(&STREAMS, &stream_key, &position)?;
@@ -141,9 +148,10 @@ impl Run {
     /// Where a stream stands: `None` exhausted, else the cursor of its next page.
     pub(crate) fn stream_cursor<C: DeserializeOwned>(&self, stream: &StreamName) -> Result<NextCursor<C>> {
         let key = self.run_key().and_name(stream.as_str());
-        let Some(row) = self.look(|rows, _| rows.get(&STREAMS, &key))? else {
-            return Ok(Some(None));
-        };
+        let row = self.look(|rows, _| match rows.get(&STREAMS, &key)? {
+            Some(row) => Ok(row),
+            None => new_stream(rows, self.unit_no, self.no, stream.as_str(), Phase::Data),
+        })?;
         if row.exhausted {
             return Ok(None);
         }
@@ -158,7 +166,10 @@ pub(super) fn begin_stream(run: &Run, stream: &StreamName) -> Result<()> {
     if run.look(|rows, _| rows.get(&STREAMS, &key))?.is_some() {
         return Ok(());
     }
-    run.change(|change, _| change.put(&STREAMS, &key, &StreamRow::new(Phase::Data)))
+    run.change(|change, _| {
+        let row = new_stream(change, run.unit_no, run.no, stream.as_str(), Phase::Data)?;
+        change.put(&STREAMS, &key, &row)
+    })
 }
 
 pub(super) fn read_cursor<C: DeserializeOwned>(run: &Run, stream: &str, json: &str) -> Result<C> {
@@ -289,20 +300,6 @@ pub(in crate::store) fn put_batches(
 
 fn chunk_key(run: &Run, item_type: &ItemType, number: u64) -> Key {
     run.run_key().and_inner_name(item_type.as_str()).and_number(number)
-}
-
-impl StreamRow {
-    fn new(phase: Phase) -> Self {
-        Self {
-            phase,
-            cursor: None,
-            exhausted: false,
-            pages: 0,
-            items: 0,
-            bookmark: None,
-            pace: Pace::default(),
-        }
-    }
 }
 
 /// The lines of one item type of one page.

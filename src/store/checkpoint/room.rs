@@ -4,7 +4,8 @@
 //! So the cursors, bookmarks and values of a unit may take [`CHECKPOINT_STATE_BYTES_MAX`] bytes together, less what
 //! others keep in the same worker state. What would go over it is refused before it is staged. The rest of a worker
 //! state ([`CHECKPOINT_BYTES_MAX`](crate::limits::CHECKPOINT_BYTES_MAX)) is for a sealed message, artifacts that are not
-//! announced yet, the ids of those that were (11 kB), what streams read in earlier runs (10 kB), events, findings and attachments, each of which is bounded by itself.
+//! announced yet, the ids of those that were (11 kB), what streams read in earlier runs (10 kB), what earlier
+//! runs and operators left (35 kB, and the cursors that operators set, 64 kB), events, findings and attachments, each of which is bounded by itself.
 //!
 //! Counted are bytes of JSON before they are compressed. A gzip member in base64 is seldom larger than the JSON text in
 //! it, and by a tenth at most; so what is admitted fits whatever it holds.

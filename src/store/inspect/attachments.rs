@@ -295,9 +295,7 @@ pub(super) fn seen(view: &View<'_>, unit: u64, id: &str) -> Result<(u64, u64)> {
             Ok(())
         })?;
         for tail in keys {
-            let mut key = prefix.clone();
-            key.extend(&tail);
-            let row = view.need(&SEEN, &key)?;
+            let row = view.need(&SEEN, &prefix.clone().and_bytes(&tail))?;
             seen += 1;
             failed += u64::from(row.failed);
         }
