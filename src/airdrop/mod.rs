@@ -20,6 +20,7 @@ mod listing;
 mod message;
 mod phases;
 mod platform;
+mod rejected;
 mod retry;
 mod saved;
 mod sdk;

@@ -16,7 +16,7 @@ use crate::clock::Clock;
 use crate::error::{Error, Result, chain};
 use crate::model::{EXTERNAL_SYNC_UNIT_BATCH_ITEMS, Micros, Phase, StreamName};
 use crate::record::Record;
-use crate::store::{CursorWatch, Page, Run, WindowRow};
+use crate::store::{CursorWatch, Page, Run, WindowRow, refetched};
 
 use super::check::{CheckPolicy, Checks};
 use super::context::Context;
@@ -25,6 +25,7 @@ use super::extractor::{ExternalSyncUnit, Extractor, SourceError, caught};
 use super::invocation::{Ending, Invocation, Stop};
 use super::keeper::Keeper;
 use super::listing::Listing;
+use super::rejected;
 use super::sdk::Scope;
 use super::window::{Bounds, Window, resolve};
 
@@ -192,7 +193,17 @@ impl Invocation<'_> {
             return Err(Ending::Delay { seconds, asked: false }.into());
         }
         let mut pages = Pages::new(context, keeper, delivery);
-        let mut checks = None;
+        let mut checks = Loaded::default();
+        while let Some((item_type, ids)) = run.next_rejected(|item_type| context.extracts(item_type))? {
+            pages.wait_for_room()?;
+            pages.ensure_time()?;
+            let checks = self.loaded(&mut checks, extractor, context)?;
+            pages.started = self.clock.elapsed();
+            let mut page = rejected::refetch(extractor, context, &item_type, &ids)?;
+            self.settle(extractor, context, refetched()?.as_str(), &mut page, checks)?;
+            pages.stage_refetched(page)?;
+            pages.deliver()?;
+        }
         let streams = self
             .ask(context, || extractor.streams(context))
             .map_err(|stop| stop.while_doing(&format!("asking for the streams of {}", run.sync_unit())))?;
@@ -203,10 +214,7 @@ impl Invocation<'_> {
             while let Some(cursor) = run.stream_cursor::<E::Cursor>(&stream)? {
                 pages.wait_for_room()?;
                 pages.ensure_time()?;
-                let checks = match &mut checks {
-                    Some(checks) => checks,
-                    None => checks.insert(self.checks(extractor, context)?),
-                };
+                let checks = self.loaded(&mut checks, extractor, context)?;
                 pages.started = self.clock.elapsed();
                 let mut page = caught(|| extractor.page(context, &listing, cursor)).map_err(|error| {
                     let asked_for = format!("fetching a page of {listing} of {}", run.sync_unit());
@@ -216,16 +224,44 @@ impl Invocation<'_> {
                     *last_item_type = Some(item_type.to_owned());
                 }
                 let (items, by_type, more) = (page.items(), page.items_by_type(), page.next.is_some());
-                page.leave_out(|item_type| !context.extracts(item_type));
-                if let Some(checks) = checks {
-                    checks.page(stream.as_str(), &mut page).map_err(|reason| Stop::failed(&reason))?;
-                }
+                self.settle(extractor, context, stream.as_str(), &mut page, checks)?;
                 pages.stage(&stream, page, &mut watch)?;
                 debug!(stream = stream.as_str(), items, ?by_type, more, "page staged");
                 pages.deliver()?;
             }
         }
-        Ok(())
+        rejected::check_part(run, self.settings.rejected_percent)
+    }
+
+    /// What pages are checked by, asked for once.
+    fn loaded<'l, E: Extractor>(
+        &self,
+        checks: &'l mut Loaded,
+        extractor: &E,
+        context: &Context<'_>,
+    ) -> Result<Option<&'l mut Checks>, Stop> {
+        if !checks.is_loaded {
+            checks.checks = self.checks(extractor, context)?;
+            checks.is_loaded = true;
+        }
+        Ok(checks.checks.as_mut())
+    }
+
+    /// Decides which records of a page are staged: those that are wanted and not rejected.
+    fn settle<E: Extractor>(
+        &self,
+        extractor: &E,
+        context: &Context<'_>,
+        stream: &str,
+        page: &mut Page<E::Cursor>,
+        checks: Option<&mut Checks>,
+    ) -> Result<(), Stop> {
+        page.leave_out(|item_type| !context.extracts(item_type));
+        if let Some(checks) = checks {
+            checks.page(stream, page).map_err(|reason| Stop::failed(&reason))?;
+        }
+        page.rejected_max(self.settings.rejected_max);
+        rejected::check_refetchable(extractor, context.run, stream, page)
     }
 
     /// What pages are checked by in this invocation; `None`: they are not checked.
@@ -256,6 +292,14 @@ impl Invocation<'_> {
             }
         }
     }
+}
+
+/// What pages are checked by in an invocation, once that was asked for.
+#[derive(Default)]
+struct Loaded {
+    is_loaded: bool,
+    /// `None`: they are not checked.
+    checks: Option<Checks>,
 }
 
 /// The pages of one invocation, on their way from the source into the store and to the platform.
@@ -312,6 +356,16 @@ impl<'p, 'd> Pages<'p, 'd> {
         Ok(())
     }
 
+    /// Stores what was fetched of rejected records.
+    fn stage_refetched<C: Serialize>(&mut self, page: Page<C>) -> Result<()> {
+        let run = self.context.run;
+        if let Some(keeper) = self.keeper {
+            keeper.admit(run, &refetched()?, &page)?;
+        }
+        self.delivery.add(run.stage_refetched(page)?);
+        Ok(())
+    }
+
     /// Moves what is closed on towards the platform, and saves a checkpoint if one is due.
     fn deliver(&mut self) -> Result<()> {
         self.delivery.step()?;
@@ -326,7 +380,7 @@ impl<'p, 'd> Pages<'p, 'd> {
 
 impl Stop {
     /// Says what was being done when something failed.
-    fn while_doing(self, what: &str) -> Self {
+    pub(super) fn while_doing(self, what: &str) -> Self {
         match self {
             Self::Ending(Ending::Failed { code, message }) => {
                 Self::Ending(Ending::Failed { code, message: format!("{what}: {message}") })

@@ -13,6 +13,7 @@ mod fixtures;
 mod formats;
 mod mended;
 mod past;
+mod rejected;
 mod repeated_ids;
 mod saves;
 mod scope;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::dump::with_table;
 use crate::place::{Place, store_amid_work, store_with_attachments};
-use crate::screens::{run_that, worker};
+use crate::screens::{rejects, run_that, worker};
 
 /// What of JSON Schema the schema of the dump uses; of anything else it is not known whether it holds.
 struct Schema(Value);
@@ -114,7 +114,7 @@ fn lines_of(place: &Place) -> Vec<Value> {
     let units: Vec<_> = lines.iter().filter(|line| line["kind"] == "unit").cloned().collect();
     for unit in units {
         let unit = unit["sync_unit"].as_str().unwrap();
-        for command in ["runs", "events", "attachments", "batch"] {
+        for command in ["runs", "events", "attachments", "rejected", "batch"] {
             lines.extend(output(&[command, "state.redb", "--unit", unit, "--json"]));
         }
         lines.extend(output(&["find", "state.redb", "ISSUE-5", "--unit", unit, "--json"]));
@@ -126,12 +126,13 @@ fn lines_of(place: &Place) -> Vec<Value> {
 #[test]
 fn what_json_prints_is_what_its_schema_says_and_every_kind_is_printed() {
     let schema = Schema::read();
-    let stores: [fn(&Place); 5] = [
+    let stores: [fn(&Place); 6] = [
         |place| store_amid_work(&place.store()),
         |place| store_with_attachments(&place.store()),
         |place| {
             run_that(place.dir.path(), "odd");
         },
+        |place| rejects(place, false),
         |place| {
             assert!(!worker(place.dir.path(), "die").success());
             crate::screens::invocation(place.dir.path(), "fail");
@@ -166,7 +167,7 @@ fn what_json_prints_is_what_its_schema_says_and_every_kind_is_printed() {
         for field in &fields {
             let mut less = line.clone();
             less.as_object_mut().unwrap().remove(field);
-            let optional = field == "far_more_than";
+            let optional = field == "far_more_than" || field == "rejected";
             assert!(optional || schema.problem(&less).is_some(), "without {field}: {less}");
         }
         let mut more = line.clone();

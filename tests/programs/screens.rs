@@ -414,9 +414,9 @@ fn runs_say_where_read_and_announced_part_and_in_which_batches() {
     insta::assert_snapshot!(shown, @r###"
     run 20260102T030405.000000Z: finished 2026-01-02T03:05:05Z (1h ago), after 1m, 2 pages, of
       everything
-        item type  read  skipped  announced  not  artifacts
-        issues        6        0          6    0          2
-        users         2        0          2    0          1
+        item type  read  skipped  rejected  announced  not  artifacts
+        issues        6        0         0          6    0          2
+        users         2        0         0          2    0          1
 
     run 20260102T040505.000000Z: open, started 2026-01-02T04:05:05Z (30s ago), 3 pages
         issues: 15 read = 3 in no batch yet + 4 staged (batch 3) + 4 uploaded (batch 2) + 4 announced
@@ -604,5 +604,50 @@ fn every_screen_fits_its_width_whatever_the_names_are() {
             let is_unsafe = |c: char| (c.is_control() && c != '\n') || ('\u{200b}'..'\u{2070}').contains(&c);
             assert!(!shown.contains(is_unsafe) && !shown.contains("secret"), "{width}, {args:?}: {shown}");
         }
+    }
+}
+
+/// A run that rejects a record; finished, and it is asked for by the next.
+pub(crate) fn rejects(place: &Place, finishes: bool) {
+    let store = Store::options().clock(crate::place::clock()).open(place.store()).unwrap();
+    let run = store.sync_unit("acme/tickets").unwrap().begin().unwrap();
+    let fetch = |_: Option<u32>| -> highwater::Result<Page<u32>> {
+        let mut page = Page::last().record("issues", Record::new("ISSUE-1", &json!({}))?);
+        page.reject("issues", "ISSUE-2", "its parent is \u{202e}gone");
+        Ok(page)
+    };
+    for batch in run.batches("issues", fetch) {
+        batch.unwrap().acknowledge("artifact-1").unwrap();
+    }
+    if finishes {
+        run.finish().unwrap();
+    }
+}
+
+#[test]
+fn rejected_records_are_told_of_and_listed_with_their_reasons() {
+    for finishes in [false, true] {
+        let place = Place::new();
+        rejects(&place, finishes);
+        let shown = place.shows(&["state.redb"]);
+        assert!(
+            shown.contains("  ! 1 record rejected, and left out: the next run asks for them\n"),
+            "{shown}"
+        );
+        let listed = place.shows(&["rejected", "state.redb"]);
+        let row: Vec<_> = listed.lines().nth(1).unwrap().split_whitespace().collect();
+        assert_eq!(row[..2], ["issues", "ISSUE-2"]);
+        assert!(listed.contains("its parent is \\u{202e}gone"), "{listed}");
+        assert_eq!(place.shows(&["rejected", "state.redb", "--last", "0"]), "no record is rejected\n");
+        let lines = place.lines(&["rejected", "state.redb", "--json"]);
+        let stage = if finishes { "to_be_asked" } else { "rejected" };
+        assert_eq!(of_kind(&lines, "rejected")[0]["stage"], stage);
+        let runs = place.shows(&["runs", "state.redb"]);
+        let expected = if finishes {
+            "    issues        2        0         1          1    0          1\n"
+        } else {
+            "issues: 2 read = 1 rejected + 1 announced\n"
+        };
+        assert!(runs.contains(expected), "{runs}");
     }
 }

@@ -347,9 +347,13 @@ fn stream_row(
 /// Where the records of a run are: what was read is the sum of the other columns.
 fn records(types: &[TypeReport]) -> Listing {
     let skips = types.iter().any(|counts| counts.skipped > 0);
+    let rejects = types.iter().any(|counts| counts.rejected > 0);
     let mut header = vec!["item type", "#read"];
     if skips {
         header.push("#skipped");
+    }
+    if rejects {
+        header.push("#rejected");
     }
     header.extend(["#open", "#staged", "#uploaded", "#confirmed", "#announced"]);
     let mut table = Listing::new(&header);
@@ -357,6 +361,9 @@ fn records(types: &[TypeReport]) -> Listing {
         let mut row = vec![counts.item_type.clone(), counts.read.to_string()];
         if skips {
             row.push(counts.skipped.to_string());
+        }
+        if rejects {
+            row.push(counts.rejected.to_string());
         }
         let places = [
             counts.open_items,

@@ -10,6 +10,7 @@ mod find;
 mod first;
 mod mend;
 mod message;
+mod rejected;
 mod runs;
 mod shell;
 mod stores;
@@ -69,6 +70,7 @@ enum Command {
     Runs(runs::Runs),
     Events(events::Events),
     Attachments(attachments::Attachments),
+    Rejected(rejected::Rejected),
     Find(find::Find),
     Check(check::Check),
     Message(message::Message),
@@ -110,6 +112,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
         (Some(Command::Runs(runs)), _) => runs.run(),
         (Some(Command::Events(events)), _) => events.run(),
         (Some(Command::Attachments(attachments)), _) => attachments.run(),
+        (Some(Command::Rejected(rejected)), _) => rejected.run(),
         (Some(Command::Find(find)), _) => find.run(),
         (Some(Command::Completions(completions)), _) => completions.run(Cli::command()),
         (Some(Command::Man(man)), _) => man.run(Cli::command()),

@@ -95,14 +95,16 @@ fn over(out: &mut impl Write, screen: Screen, run: &LedgerReport) -> std::io::Re
         );
     }
     folded(out, screen, "run ", "  ", &visible(&line))?;
-    let mut table = Listing::new(&["item type", "#read", "#skipped", "#announced", "#not", "#artifacts"]);
+    let mut table =
+        Listing::new(&["item type", "#read", "#skipped", "#rejected", "#announced", "#not", "#artifacts"]);
     for counts in &run.item_types {
         table.row([
             counts.item_type.clone(),
             counts.read.to_string(),
             counts.skipped.to_string(),
+            counts.rejected.to_string(),
             counts.announced.to_string(),
-            counts.read.saturating_sub(counts.skipped).saturating_sub(counts.announced).to_string(),
+            counts.read.saturating_sub(counts.skipped + counts.rejected + counts.announced).to_string(),
             counts.artifacts.to_string(),
         ]);
     }
@@ -147,6 +149,9 @@ fn explained(counts: &TypeReport, batches: &[BatchReport]) -> String {
     let mut parts = Vec::new();
     if counts.skipped > 0 {
         parts.push(format!("{} skipped", counts.skipped));
+    }
+    if counts.rejected > 0 {
+        parts.push(format!("{} rejected", counts.rejected));
     }
     if counts.open_items > 0 {
         parts.push(format!("{} in no batch yet", counts.open_items));

@@ -22,13 +22,14 @@ use super::super::findings::add_findings;
 use super::super::mend::kept::{keep_last_cursor, new_stream};
 use super::super::most_read;
 use super::super::page::{Page, PageParts, to_json};
+use super::super::rejected::{check_not_ours, reject};
 use super::super::rows::{
     BATCHES, BatchRow, BatchState, CHUNKS, ChunkRow, Dates, Json, Key, PAYLOADS, Payload, RunRow, STREAMS,
     TYPES, TypeRow, VALUES,
 };
 use super::super::run::Run;
 use super::super::tables::{Change, Rows};
-use super::states::{BatchInfo, UnsettledBatch, count};
+use super::states::{BatchInfo, UnsettledBatch, count, count_left_out};
 
 /// Where a stream stands.
 pub(super) type NextCursor<C> = Option<Option<C>>;
@@ -69,7 +70,8 @@ impl Run {
         batch_items: u32,
         page: Page<C>,
     ) -> Result<Vec<UnsettledBatch>> {
-        let PageParts { next, records, skipped, bookmark, values, progress, findings } = page.into_parts()?;
+        let PageParts { next, records, skipped, rejected, bookmark, values, progress, findings } =
+            page.into_parts()?;
         let cursor = next.map(|cursor| to_json(&cursor_of(stream), &cursor, CURSOR_BYTES_MAX)).transpose()?;
         let lines: Vec<(ItemType, Lines)> = records
             .into_iter()
@@ -89,14 +91,16 @@ impl Run {
                 position.items += lines.ends.len() as u64;
                 if phase == Phase::Data && item_type.as_str() == ATTACHMENTS {
                     let read = change.get(&TYPES, &self.run_key().and_name(ATTACHMENTS))?;
-                    queue_lines(self, change, read.map_or(0, |counts| counts.read) + 1, lines.each())?;
+                    let queued = read.map_or(0, |counts| counts.read - counts.left_out);
+                    queue_lines(self, change, queued + 1, lines.each())?;
                 }
                 full.extend(add_lines(self, change, row, &item_type, &lines, batch_items)?);
             }
             for (item_type, items) in skipped {
                 position.items += items;
-                count_skipped(self, change, &item_type, items)?;
+                count_left_out(self, change, item_type.as_str(), items)?;
             }
+            position.items += reject(self, change, &rejected)?;
             let closed = put_batches(self, change, row, stream.as_str(), &full, cursor.as_ref())?;
             add_findings(self, change, &findings)?;
             row.pages += 1;
@@ -147,6 +151,7 @@ impl Run {
 
     /// Where a stream stands: `None` exhausted, else the cursor of its next page.
     pub(crate) fn stream_cursor<C: DeserializeOwned>(&self, stream: &StreamName) -> Result<NextCursor<C>> {
+        check_not_ours(stream)?;
         let key = self.run_key().and_name(stream.as_str());
         let row = self.look(|rows, _| match rows.get(&STREAMS, &key)? {
             Some(row) => Ok(row),
@@ -179,15 +184,6 @@ pub(super) fn read_cursor<C: DeserializeOwned>(run: &Run, stream: &str, json: &s
         cursor: cut::to_chars(json, 200),
         source: error.into(),
     })
-}
-
-/// Counts records that were read and are not wanted.
-fn count_skipped(run: &Run, change: &Change<'_>, item_type: &ItemType, items: u64) -> Result<()> {
-    let key = run.run_key().and_name(item_type.as_str());
-    let mut counts = change.get(&TYPES, &key)?.unwrap_or_default();
-    counts.read += items;
-    counts.skipped += items;
-    change.put(&TYPES, &key, &counts)
 }
 
 /// Adds the lines of a page to the open batch of their type; returns the batches that became full.

@@ -6,6 +6,7 @@ use super::attachments::AttachmentReport;
 use super::ledger::LedgerReport;
 use super::messages::{DeathReport, EventReport, MessageReport};
 use super::records::{BatchReport, FindingsReport, TypeReport};
+use super::rejected::RejectedReport;
 use super::report::{BookmarkReport, Report, RunReport, StreamReport, UnitReport, ValueReport};
 use super::standing::{Standing, Trouble};
 
@@ -36,6 +37,8 @@ pub enum Line<'a> {
     Batch(&'a BatchReport),
     /// An attachment that is not settled.
     Attachment(&'a AttachmentReport),
+    /// A rejected record.
+    Rejected(&'a RejectedReport),
     /// An event.
     Event(&'a EventReport),
     /// A life of a run that ended without an answer.

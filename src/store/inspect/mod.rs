@@ -47,6 +47,7 @@ mod line;
 mod messages;
 mod overlay;
 mod records;
+mod rejected;
 mod report;
 mod scan;
 mod snapshot;
@@ -62,6 +63,7 @@ pub use ledger::{LedgerReport, LedgerTypeReport};
 pub use line::Line;
 pub use messages::{DeathReport, EventReport, MessageReport};
 pub use records::{BatchCounts, BatchReport, FindingsReport, TypeReport};
+pub use rejected::{RejectedReport, RejectedStage};
 pub use report::{
     BookmarkReport, MinuteReport, MostReadReport, Report, RunReport, StreamReport, UnitReport, ValueReport,
     is_internal,

@@ -25,6 +25,7 @@ use super::find::{self, Found};
 use super::messages::{self, DeathReport, EventReport, MessageReport, message_report};
 use super::overlay::{Base, Overlay};
 use super::records::{BatchReport, batch_report};
+use super::rejected::{self, RejectedReport};
 use super::report::{self, Report};
 use super::scan::{each, name};
 
@@ -223,6 +224,19 @@ impl Snapshot {
                 })?;
             }
             Ok(Some(batches))
+        })
+    }
+
+    /// The rejected records of a unit, by item type and id: those that are to be asked for again, and what became of them
+    /// in the run that is open. `with_json`: with what is kept of their content, which is what users wrote. `None` if the
+    /// store does not know the unit.
+    ///
+    /// # Errors
+    /// As [`Snapshot::open`].
+    pub fn rejected(&mut self, sync_unit: &str, with_json: bool) -> Result<Option<Vec<RejectedReport>>> {
+        self.look(|view| match view.get(&UNITS, &Key::name(sync_unit))? {
+            Some(unit) => rejected::read(view, sync_unit, &unit, with_json).map(Some),
+            None => Ok(None),
         })
     }
 

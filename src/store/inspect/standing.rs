@@ -191,6 +191,18 @@ impl Report {
                 format!("{failed} failed{reason}"),
             );
         }
+        let rejected: u64 = match run {
+            Some(_) => self.item_types.iter().map(|counts| counts.rejected).sum(),
+            None => {
+                let last = self.ledger.last().map(|run| run.item_types.iter());
+                last.into_iter().flatten().map(|counts| counts.rejected).sum()
+            }
+        };
+        if rejected > 0 {
+            let text =
+                format!("{} rejected, and left out: the next run asks for them", count(rejected, "record"));
+            tell(TroubleKind::Rejected, None, text);
+        }
         let errors: u64 =
             self.findings.iter().filter(|kind| kind.severity == "error").map(|kind| kind.count).sum();
         if errors > 0 {

@@ -57,6 +57,8 @@ words! {
         FarMore = "far more",
         /// Attachments were given up.
         FailedAttachments = "failed attachments",
+        /// Records were rejected.
+        Rejected = "rejected records",
         /// Records, or the metadata, are not what they should be.
         Findings = "findings",
         /// A watermark of the future was not used.
@@ -136,6 +138,12 @@ impl From<rows::BatchState> for BatchStage {
             rows::BatchState::Announced(_) => Self::Announced,
         }
     }
+}
+
+// serde hands the field over as it stands in the struct.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+pub(super) fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 pub(super) fn time<S: Serializer>(moment: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {

@@ -209,7 +209,7 @@ impl<'a, R: Rows> Known<'a, R> {
         let key = run_key(self.unit.no, *no);
         let mut records_dropped = 0;
         self.rows.scan(&TYPES, &key, &key, |_, counts| {
-            records_dropped += counts.read.saturating_sub(counts.skipped).saturating_sub(counts.announced);
+            records_dropped += counts.read.saturating_sub(counts.left_out).saturating_sub(counts.announced);
             Ok(true)
         })?;
         let queue = self.rows.get(&QUEUES, &key)?.unwrap_or_default().counts;
