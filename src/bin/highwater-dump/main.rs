@@ -4,6 +4,7 @@
 mod attachments;
 mod batches;
 mod check;
+mod diff;
 mod ending;
 mod events;
 mod find;
@@ -34,6 +35,7 @@ Examples:
   highwater-dump tail state.redb             follows a running extractor
   highwater-dump attachments state.redb --failed
   highwater-dump rewind state.redb acme/x --to 2026-01-02 --dry-run
+  highwater-dump diff yesterday.redb state.redb
   highwater-dump help runs                   what a command is for
   highwater-dump ./check                     a store named as a command is
 
@@ -75,6 +77,7 @@ enum Command {
     Check(check::Check),
     Message(message::Message),
     Batch(batches::Batch),
+    Diff(diff::Diff),
     #[command(flatten)]
     Mend(mend::Mending),
     ValidateMetadata(validate::ValidateMetadata),
@@ -119,6 +122,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
         (Some(Command::Check(check)), _) => check.run(),
         (Some(Command::Message(message)), _) => message.run(),
         (Some(Command::Batch(batch)), _) => batch.run(),
+        (Some(Command::Diff(diff)), _) => diff.run(),
         (Some(Command::Mend(mending)), _) => mending.run(),
         (Some(Command::ValidateMetadata(args)), _) => return Ok(args.run()),
         (Some(Command::ValidateData(args)), _) => return Ok(args.run()),

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 
 use super::super::backend::file::open_to_read;
 use super::super::backend::redb::{check_start, guarded, is_open_elsewhere};
-use super::super::open::CACHE_BYTES;
+use super::super::open::{CACHE_BYTES, Store};
 use super::super::rows::{
     BATCHES, BatchState, CHUNKS, Key, LEDGER, MESSAGES, PAYLOADS, Payload, RUNS, UNITS, message_key, name_of,
     number_of, run_key,
@@ -104,6 +104,19 @@ impl Watched {
     fn is_untouched(&self) -> io::Result<bool> {
         // In this order: an owner that ends between the two has changed the header.
         Ok(self.base.with(is_open_elsewhere)? == Some(false) && Stamp::of(&self.base)? == self.stamp)
+    }
+}
+
+impl Store {
+    /// Reports on one sync unit, as [`Snapshot::unit`] does, of a store that is open here.
+    ///
+    /// # Errors
+    /// `Corrupt` or `Io`.
+    pub fn report(&self, sync_unit: &str, last: usize) -> Result<Option<Report>> {
+        self.inner.tables.view(|view| match view.get(&UNITS, &Key::name(sync_unit))? {
+            Some(unit) => report::read(view, sync_unit, &unit, last).map(Some),
+            None => Ok(None),
+        })
     }
 }
 
