@@ -79,6 +79,11 @@ impl Outside {
         };
         let current = Arc::clone(self.sent.get(last)?);
         let Some(answer) = self.answer_to(last) else {
+            // Its worker does not answer, however often it hears it.
+            if self.outdated.contains(&current.request) {
+                self.count("run/given-up-unanswered");
+                return Some(self.first_event(self.runs.len()));
+            }
             if overtakes && let Some(next) = continue_of(&current) {
                 self.count("event/continue-after-kill");
                 return Some(self.event(next, &current.unit, &current.run));

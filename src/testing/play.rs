@@ -295,6 +295,9 @@ impl<'a, M: Make> Play<'a, M> {
             self.world.served(&event.request);
             return Ok(());
         };
+        if matches!(error, Error::StaleEvent { .. }) && !event.stray {
+            self.world.outdated(&event.request);
+        }
         let state_unreadable = self.world.lock().is_cut_short();
         match error.kind() {
             // The disk failed, and the process ended: that is what it is for.

@@ -104,6 +104,8 @@ pub(super) struct Outside {
     /// For each sent event: the accepted message that answered it, when it did.
     pub(super) answers: BTreeMap<usize, usize>,
     pub(super) recorded: BTreeSet<String>,
+    /// Events that a store knew to be of a past run, because it had been given an older one of which it knew nothing.
+    pub(super) outdated: BTreeSet<String>,
     pub(super) pages: BTreeMap<(String, String), Vec<Arc<HandOut>>>,
     pub(super) runs: Vec<RunSeen>,
     /// How the streams of attachments ended, by run, parent and id.
@@ -147,6 +149,10 @@ pub(super) enum Change {
         end: StreamEnd,
     },
     Served {
+        request: String,
+    },
+    /// A store that was put in the place of another has taken an old event for a new run, and this one for a past run's.
+    Outdated {
         request: String,
     },
     /// A second worker came, and, with a disk, put another store in the place of the first one's.
@@ -347,6 +353,7 @@ impl World {
                 sent: Vec::new(),
                 answers: BTreeMap::new(),
                 recorded: BTreeSet::new(),
+                outdated: BTreeSet::new(),
                 pages: BTreeMap::new(),
                 runs: Vec::new(),
                 streams: BTreeMap::new(),
@@ -448,6 +455,15 @@ impl World {
         (std::mem::replace(&mut inner.disk, disk), std::mem::replace(&mut inner.dies_at, dies_at))
     }
 
+    /// A store knew the event to be of a past run. Says nothing unless that store was put in the place of another, and then
+    /// given an event that it could not know to be old.
+    pub(super) fn outdated(&self, request: &str) {
+        let mut inner = self.lock();
+        if inner.could_not_know() {
+            inner.record(Change::Outdated { request: request.to_owned() });
+        }
+    }
+
     pub(super) fn died(&self) {
         self.lock().record(Change::Died);
     }
@@ -497,6 +513,9 @@ impl Outside {
             }
             Change::Served { request } => {
                 self.recorded.insert(request.clone());
+            }
+            Change::Outdated { request } => {
+                self.outdated.insert(request.clone());
             }
             Change::SecondWorker => {
                 self.second_worker = true;
@@ -643,6 +662,18 @@ impl Outside {
     /// Whether somebody put another store in the place of the one that was open: it knows nothing of what came before.
     pub(super) fn store_replaced(&self) -> bool {
         self.has_disk && self.second_worker
+    }
+
+    /// Whether such a store was given an event that had been sent before, or is of a run that the platform gave up: it
+    /// could not know.
+    fn could_not_know(&self) -> bool {
+        let replaced = |entry: &JournalEntry| matches!(entry.change, Change::SecondWorker);
+        let Some(at) = self.journal.iter().position(replaced).filter(|_| self.has_disk) else { return false };
+        let sent = |entry: &JournalEntry| matches!(entry.change, Change::Sent(_));
+        // Both workers had the event that was sent last.
+        let from = self.journal.iter().take(at).rposition(sent).unwrap_or(at);
+        let stray = |entry: &JournalEntry| matches!(&entry.change, Change::Sent(event) if event.stray);
+        self.journal.iter().skip(from).any(stray)
     }
 
     /// Whether the schedule has worker states that are cut in half.

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use highwater::inspect::{Snapshot, check};
 use highwater::limits::REJECTED_IDS_MAX;
+use highwater::testing::SimDisk;
 use highwater::{Error, Page, Record, Result, Run, Store, SyncUnit};
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
@@ -159,8 +160,9 @@ proptest! {
     ) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.redb");
+        let disk = SimDisk::new();
         let open = || -> (Store, SyncUnit) {
-            let store = Store::options().batch_items(3).open(&path).unwrap();
+            let store = Store::options().batch_items(3).open_on(Box::new(disk.clone()), "state.redb").unwrap();
             let unit = store.sync_unit("unit").unwrap();
             (store, unit)
         };
@@ -217,6 +219,7 @@ proptest! {
                 unit.abandon().unwrap();
             }
             drop((unit, store));
+            std::fs::write(&path, disk.image().to_bytes()).unwrap();
             prop_assert_eq!(check(&path).unwrap().findings, []);
         }
     }

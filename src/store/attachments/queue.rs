@@ -18,7 +18,27 @@ use super::super::tables::{Change, Rows};
 pub(super) const REQUEUED_FROM: u64 = 1 << 62;
 
 /// Attachments that are queued again in one transaction, or looked at in one view.
-pub(super) const GROUP: usize = 200;
+const GROUP_ITEMS: usize = 200;
+
+/// Bytes of their lines, after which no other is added: a line may be as large as a batch.
+const GROUP_BYTES: usize = 1024 * 1024;
+
+/// How much is queued again in one transaction, or read in one view: so that any number of attachments, of any size, costs
+/// no more memory than a few.
+#[derive(Debug, Default)]
+pub(super) struct GroupSize {
+    items: usize,
+    bytes: usize,
+}
+
+impl GroupSize {
+    /// Counts a line in; whether there is room for another.
+    pub(super) fn add(&mut self, line: &str) -> bool {
+        self.items += 1;
+        self.bytes += line.len();
+        self.items < GROUP_ITEMS && self.bytes < GROUP_BYTES
+    }
+}
 
 /// The attachments of a run, counted by how far they are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]

@@ -11,7 +11,7 @@ use crate::model::{ID_BYTES_MAX, ItemType, REJECTED_JSON_BYTES_MAX};
 use crate::store::rejected::{counts, records};
 use crate::store::rows::{
     Key, LEDGER, REJECTED, REJECTED_COUNTS, REJECTED_IN_RUN, RUNS, RejectedFate, RejectedRow, RunStatus,
-    TYPES, UnitRow, number_of, run_key,
+    TYPES, Table, UnitRow, number_of, rejected_of, run_key,
 };
 use crate::store::tables::{Rows, View};
 
@@ -134,9 +134,18 @@ pub(super) fn read(
 /// What of a unit's rejected records cannot be: the table, and the problem.
 pub(super) fn problems(view: &View<'_>, unit: &UnitRow) -> Result<Vec<(&'static str, String)>> {
     let mut problems = Vec::new();
-    let checked = check(view, unit, &mut problems);
-    match checked {
-        // What does not decode is found where every row is decoded.
+    let mut key = |table: &Table<RejectedRow>, prefix: &Key| {
+        view.scan_bytes(table, prefix, |tail, _| {
+            problems.extend(rejected_of(tail).err().map(|error| (table.name, error.to_string())));
+            Ok(())
+        })
+    };
+    let keys = key(&REJECTED, &Key::unit(unit.no)).and_then(|()| match unit.run {
+        Some(run) => key(&REJECTED_IN_RUN, &run_key(unit.no, run)),
+        None => Ok(()),
+    });
+    match keys.and_then(|()| check(view, unit, &mut problems)) {
+        // What else does not decode is found where every row is decoded.
         Ok(()) | Err(Error::Corrupt { .. }) => Ok(problems),
         Err(error) => Err(error),
     }
