@@ -232,12 +232,11 @@ fn settings() -> SyncSettings {
 pub(crate) fn invocation(dir: &Path, act: &str) -> Option<OutcomeKind> {
     let clock = SystemClock::new();
     let local = Local::open(dir).unwrap();
-    let event = match local.next_event(&settings(), &clock).unwrap() {
-        Some(event) => event,
-        None => {
-            local.begin_sync(&settings(), &clock).unwrap();
-            local.next_event(&settings(), &clock).unwrap()?
-        }
+    let event = if let Some(event) = local.next_event(&settings(), &clock).unwrap() {
+        event
+    } else {
+        local.begin_sync(&settings(), &clock).unwrap();
+        local.next_event(&settings(), &clock).unwrap()?
     };
     let event = Event::from_json(&event.json).unwrap();
     let store = Store::options().batch_items(20).open(dir.join("state.redb")).unwrap();
@@ -579,7 +578,7 @@ fn every_screen_fits_its_width_whatever_the_names_are() {
             ),
     );
     for batch in
-        run.batches(&"s".repeat(200), |_: Option<u32>| Ok::<_, highwater::Error>(page.take().unwrap()))
+        run.batches("s".repeat(200), |_: Option<u32>| Ok::<_, highwater::Error>(page.take().unwrap()))
     {
         let batch = batch.unwrap();
         let id = format!("artifact-{}-{}", batch.key().seq, "y".repeat(400));

@@ -191,12 +191,11 @@ impl Report {
                 format!("{failed} failed{reason}"),
             );
         }
-        let rejected: u64 = match run {
-            Some(_) => self.item_types.iter().map(|counts| counts.rejected).sum(),
-            None => {
-                let last = self.ledger.last().map(|run| run.item_types.iter());
-                last.into_iter().flatten().map(|counts| counts.rejected).sum()
-            }
+        let rejected: u64 = if run.is_some() {
+            self.item_types.iter().map(|counts| counts.rejected).sum()
+        } else {
+            let last = self.ledger.last().map(|run| run.item_types.iter());
+            last.into_iter().flatten().map(|counts| counts.rejected).sum()
         };
         if rejected > 0 {
             let text =
