@@ -164,7 +164,11 @@ impl Outside {
     /// One more event of a run that the platform gave up, once.
     fn of_abandoned_run(&mut self) -> Option<SentEvent> {
         let old = self.runs.iter().rev().find(|run| run.abandoned)?.id.clone();
-        if self.is(Setting::NoIds) || self.sent.iter().any(|event| event.stray && event.run == old) {
+        // Of a run whose events all met a worker state that was cut in half nothing could be noted down: it would be new.
+        if self.is(Setting::NoIds)
+            || self.is_cut_short()
+            || self.sent.iter().any(|event| event.stray && event.run == old)
+        {
             return None;
         }
         let event = self.sent.iter().rev().find(|event| event.run == old).cloned()?;

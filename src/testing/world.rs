@@ -15,15 +15,18 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde_json::json;
 
-use crate::airdrop::checkpoint_in;
+use crate::airdrop::{checkpoint_in, posted_bytes};
 use crate::clock::{Clock, VirtualClock};
 use crate::error::Result;
+use crate::model::StateLimits;
 
 use super::disk::SimDisk;
 use super::schedule::{Act, Call, CallFault, Setting};
 
 /// What an invocation is given for pages: two or three of them.
 pub(super) const BUDGET: Duration = Duration::from_secs(7);
+/// What a worker state may take where there is little room: about twice what an exploration needs without ballast.
+pub(super) const SMALL_STATE: StateLimits = StateLimits { soft: 7_000, max: 10_000, own: 6_000 };
 /// What the one line of an upload that is no batch begins with.
 pub(super) const STREAM: &str = "stream: ";
 
@@ -117,6 +120,8 @@ pub(super) struct Outside {
     pub(super) failed_calls: u64,
     pub(super) failures: u64,
     pub(super) changed_message: Option<String>,
+    /// A worker state that was over its limit as it was posted.
+    pub(super) state_over_limit: Option<String>,
     /// Whether a second worker came while one was at work.
     pub(super) second_worker: bool,
     /// Whether something happened that lies outside of the promise.
@@ -362,6 +367,7 @@ impl World {
                 failed_calls: 0,
                 failures: 0,
                 changed_message: None,
+                state_over_limit: None,
                 second_worker: false,
                 outside_the_promise: false,
             })),
@@ -715,6 +721,20 @@ impl Outside {
     /// The unit of the event that was sent last.
     pub(super) fn unit(&self) -> String {
         self.sent.last().map(|event| event.unit.clone()).unwrap_or_default()
+    }
+
+    /// Measures a worker state that is about to be saved. The platform takes none that is over its limit.
+    pub(super) fn measure(&mut self, state: &str) {
+        let limits = if self.is(Setting::StateFull) { SMALL_STATE } else { StateLimits::default() };
+        let bytes = posted_bytes(state);
+        if bytes >= limits.soft {
+            self.count("state/nearly-full");
+        }
+        if bytes > limits.max && self.state_over_limit.is_none() {
+            let what =
+                format!("a worker state of {bytes} bytes was posted, over the limit of {}", limits.max);
+            self.state_over_limit = Some(what);
+        }
     }
 
     pub(super) fn count(&mut self, what: &str) {

@@ -240,7 +240,7 @@ pub(super) fn note_seen(
 
 /// What is known of an attachment.
 #[derive(Debug)]
-pub(super) struct Seen {
+pub(super) struct SeenAttachment {
     /// The run that queued it last, and its number there.
     pub(super) run: u64,
     pub(super) number: u64,
@@ -253,17 +253,21 @@ pub(super) struct Seen {
 }
 
 /// What is known of an attachment.
-pub(super) fn find_seen(rows: &impl Rows, unit: u64, attachment: &Attachment) -> Result<Option<Seen>> {
+pub(super) fn find_seen(
+    rows: &impl Rows,
+    unit: u64,
+    attachment: &Attachment,
+) -> Result<Option<SeenAttachment>> {
     let said = said(attachment);
     if let Some(row) = rows.get(&SEEN, &seen_key(unit, &attachment.parent_id, &attachment.id))? {
         let SeenRow { run, number, fingerprint, failed } = row;
         let unchanged = fingerprint == Digest::of(&said);
-        return Ok(Some(Seen { run, number, failed, unchanged, by_hash: false }));
+        return Ok(Some(SeenAttachment { run, number, failed, unchanged, by_hash: false }));
     }
     let row = find_seen_by_hash(rows, unit, attachment)?;
     Ok(row.map(|SeenByHashRow { run, number, fingerprint, failed }| {
         let unchanged = fingerprint == name_hash(&said);
-        Seen { run, number, failed, unchanged, by_hash: true }
+        SeenAttachment { run, number, failed, unchanged, by_hash: true }
     }))
 }
 

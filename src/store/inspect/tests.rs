@@ -283,6 +283,22 @@ fn every_step_of_a_conversation_is_whole_and_shown_as_it_is() {
     assert!(Snapshot::open(&place.path).unwrap().unit(UNIT, 5).unwrap().is_none());
 }
 
+/// A checkpoint carries the figures of the newest runs only: none of them need be of a finished one.
+#[test]
+fn a_unit_restored_after_many_abandoned_runs_is_whole() {
+    let from = Place::new();
+    amid_a_conversation(&from);
+    let mut run = from.unit().newest_run().unwrap().unwrap();
+    for number in 0..12 {
+        run = work(&from.unit(), &event(&format!("given up {number}"), 1, Phase::Data, Step::Start));
+    }
+    from.is_whole();
+    let checkpoint = run.checkpoint("token", None).unwrap();
+    let to = Place::new();
+    to.unit().restore(&checkpoint, &[]).unwrap();
+    to.is_whole();
+}
+
 #[test]
 fn every_step_of_an_acknowledging_loop_is_whole() {
     let place = Place::new();
