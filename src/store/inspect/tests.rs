@@ -143,6 +143,7 @@ fn seal(run: &Run, phase: Phase, kind: MessageKind, batches: &[u64], delay_secon
         body: format!("{{\"artifacts\":{}}}", batches.len()),
         finishes: phase == Phase::Data,
         delay_seconds,
+        error: None,
     };
     run.seal(&sealing).unwrap().no
 }
