@@ -1,8 +1,9 @@
 //! Mending a unit by hand: set back, set to a cursor, reset, given up, forgotten, moved to another store.
 //!
 //! Each act is *planned* first: a [`Plan`] is made from the rows and changes nothing. It says all that would change, and what
-//! the next run would then ask the source for. [`Store::mend`] carries a plan out in one transaction, which makes the plan
-//! again and compares, so what was shown is what is done, or nothing is. A kill leaves the store as before or as after.
+//! the next run would then ask the source for. [`Store::mend`](crate::Store::mend) carries a plan out in one transaction,
+//! which makes the plan again and compares, so what was shown is what is done, or nothing is. A kill leaves the store as
+//! before or as after.
 //!
 //! ```
 //! use highwater::mend::{Mend, RewindTo};

@@ -157,7 +157,7 @@ impl SyncSettings {
     }
 
     /// Sets the address that the event names for artifacts, messages and worker state, without a slash at its end.
-    /// Unless set it is one that leads nowhere, for a worker that is handed the [`Local`] itself.
+    /// Unless set it is one that leads nowhere, for a worker that is handed the [`Local`](super::Local) itself.
     #[must_use]
     pub fn endpoint(mut self, url: impl Into<String>) -> Self {
         self.endpoint = url.into();

@@ -34,7 +34,7 @@ STORE may be a worker state, as the platform answers it: it is mended in its pla
         #[command(flatten)]
         unit: Unit,
         /// A run's id (as it left the unit), or a time (as the last run finished by then did):
-        /// 2026-01-02, 2026-01-02T03:04 or with seconds, in UTC unless it says otherwise
+        /// 2026-01-02, 2026-01-02T03:04 or with seconds, in UTC unless it names an offset
         #[arg(long, value_name = "RUN|TIME")]
         to: String,
         #[command(flatten)]
@@ -71,7 +71,7 @@ extractor's own values stay.")]
     Reset {
         #[command(flatten)]
         unit: Unit,
-        /// Attachments that are settled stay so, unless the source says otherwise of them
+        /// Attachments that are settled stay so, unless the source names them with another url, name or date
         #[arg(long)]
         keep_attachments: bool,
         /// Drops the extractor's own values, too

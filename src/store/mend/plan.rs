@@ -32,7 +32,7 @@ pub enum Mend {
     },
     /// Has the next run extract everything, as if none had been finished.
     Reset {
-        /// Attachments that are settled stay so, unless the source says otherwise of them.
+        /// Attachments that are settled stay so, unless the source names them with another url, name or date.
         keep_attachments: bool,
         /// Drops the extractor's own values, too.
         drop_values: bool,
@@ -64,8 +64,8 @@ pub struct Requeue {
     pub reason: Option<String>,
 }
 
-/// All that an act changes, and what the next run then asks for. Made by [`Store::plan`] or [`Snapshot::plan`]; it holds as
-/// long as the store stands as it stood.
+/// All that an act changes, and what the next run then asks for. Made by [`Store::plan`](crate::Store::plan) or
+/// [`Snapshot::plan`](crate::inspect::Snapshot::plan); it holds as long as the store stands as it stood.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Plan {
