@@ -76,8 +76,8 @@ pub trait Extractor: Sync {
     /// Fetches one page of a listing; `cursor` is what the page before it left, `None` at its start in a run.
     ///
     /// # Errors
-    /// Whatever went wrong; nothing of the page is stored. [`SourceError::RateLimited`] ends the invocation with
-    /// DELAY, everything else with ERROR.
+    /// Whatever went wrong; nothing of the page is stored. [`SourceError::RateLimited`] is waited for, or ends the invocation
+    /// with DELAY, as [`Serve::wait_up_to`](super::Serve::wait_up_to) says; everything else ends it with ERROR.
     fn page(
         &self,
         context: &Context<'_>,
@@ -147,7 +147,9 @@ impl fmt::Debug for AttachmentBody {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum AttachmentError {
-    /// The source asked to be left alone: the phase ends with DELAY, and this counts against no attachment.
+    /// The source asked to be left alone. A short wait is waited for, as
+    /// [`Serve::wait_up_to`](super::Serve::wait_up_to) says, for a longer one the phase ends with DELAY; neither counts
+    /// against the attachment.
     RateLimited {
         /// For how long; more than 24 hours counts as 24 hours.
         after: Duration,

@@ -12,8 +12,10 @@ use serde::de::DeserializeOwned;
 use crate::artifact::compress_all;
 use crate::cut;
 use crate::error::{Error, Result};
-use crate::model::{BATCH_BYTES_MAX, CURSOR_BYTES_MAX, ItemType, Micros, Phase, Safeguard, StreamName};
-use crate::record::{ATTACHMENTS, Record};
+use crate::model::{
+    BATCH_BYTES_MAX, CURSOR_BYTES_MAX, ItemType, Micros, Phase, Safeguard, StreamName, ValueKey,
+};
+use crate::record::{ATTACHMENTS, Record, Tally};
 use crate::transfer::{State, recount};
 
 use super::super::attachments::queue::{put_file, queue_lines};
@@ -37,24 +39,77 @@ fn cursor_of(stream: &StreamName) -> String {
     format!("the cursor of stream {stream}")
 }
 
+/// A page whose parts were checked and whose lines are written: ready to be committed.
+pub(crate) struct ReadyPage {
+    stream: StreamName,
+    phase: Phase,
+    /// As JSON.
+    cursor: Option<String>,
+    lines: Vec<(ItemType, Lines)>,
+    skipped: Vec<(ItemType, u64)>,
+    bookmark: Option<String>,
+    values: Vec<(ValueKey, Option<String>)>,
+    progress: Option<u8>,
+    findings: Vec<(String, Tally)>,
+}
+
+impl ReadyPage {
+    pub(crate) fn stream(&self) -> &StreamName {
+        &self.stream
+    }
+
+    /// Whether its stream goes on after it.
+    pub(crate) fn has_more(&self) -> bool {
+        self.cursor.is_some()
+    }
+
+    /// Whether it sets values, which the pages after it are to find.
+    pub(crate) fn sets_values(&self) -> bool {
+        !self.values.is_empty()
+    }
+
+    /// Records that it stages.
+    pub(crate) fn items(&self) -> usize {
+        self.lines.iter().map(|(_, lines)| lines.ends.len()).sum()
+    }
+
+    /// Bytes of their lines.
+    pub(crate) fn bytes(&self) -> usize {
+        self.lines.iter().map(|(_, lines)| lines.bytes.len()).sum()
+    }
+
+    /// Takes in where it leads; `watch` has the cursors of its stream so far, in this invocation.
+    ///
+    /// # Errors
+    /// `Invalid` if it leads back into a cycle.
+    pub(crate) fn lead_on(&self, watch: &mut CursorWatch) -> Result<()> {
+        self.cursor.as_ref().map_or(Ok(()), |next| watch.advance(&self.stream, next))
+    }
+}
+
 impl Run {
     /// Stores a page of the data phase, in batches of the size that the store is set to. `watch`: the cursors of its
     /// stream so far, in this invocation.
     ///
     /// # Errors
     /// `Invalid` if the page leads nowhere; nothing of it was stored.
-    pub(crate) fn stage_data<C: Serialize>(
+    pub(super) fn stage_data<C: Serialize>(
         &self,
         stream: &StreamName,
         page: Page<C>,
         watch: &mut CursorWatch,
     ) -> Result<Vec<UnsettledBatch>> {
-        if let Some(next) = &page.next {
-            watch.advance(stream, &to_json(&cursor_of(stream), next, CURSOR_BYTES_MAX)?)?;
-        }
-        let closed = self.stage(stream, Phase::Data, self.inner.settings.batch_items, page)?;
-        watch.is_told = watch.is_told || most_read::tell(self, stream)?;
+        let page = make_ready(stream, Phase::Data, page)?;
+        page.lead_on(watch)?;
+        let closed = self.commit(&[&page])?;
+        self.tell_far_more(stream, watch)?;
         Ok(closed)
+    }
+
+    /// Tells of a stream that has read far more than ever, once in an invocation.
+    pub(crate) fn tell_far_more(&self, stream: &StreamName, watch: &mut CursorWatch) -> Result<()> {
+        watch.is_told = watch.is_told || most_read::tell(self, stream)?;
+        Ok(())
     }
 
     /// Stores a page and where its stream goes on, closing the batches that it fills.
@@ -68,48 +123,26 @@ impl Run {
         batch_items: u32,
         page: Page<C>,
     ) -> Result<Vec<UnsettledBatch>> {
-        let PageParts { next, records, skipped, bookmark, values, progress, findings } = page.into_parts()?;
-        let cursor = next.map(|cursor| to_json(&cursor_of(stream), &cursor, CURSOR_BYTES_MAX)).transpose()?;
-        let lines: Vec<(ItemType, Lines)> = records
-            .into_iter()
-            .map(|(name, records)| Ok((name, Lines::of(&records)?)))
-            .collect::<Result<_>>()?;
+        self.commit_in(&[&make_ready(stream, phase, page)?], batch_items)
+    }
+
+    /// Stores pages of the data phase in one transaction, and where their streams go on, closing the batches that they fill:
+    /// of the size that the store is set to.
+    ///
+    /// # Durability
+    /// When this returns `Ok`, all of it survives power loss.
+    ///
+    /// # Errors
+    /// As a page alone; nothing of any of them was stored.
+    pub(crate) fn commit(&self, pages: &[&ReadyPage]) -> Result<Vec<UnsettledBatch>> {
+        self.commit_in(pages, self.inner.settings.batch_items)
+    }
+
+    fn commit_in(&self, pages: &[&ReadyPage], batch_items: u32) -> Result<Vec<UnsettledBatch>> {
         self.change(|change, row| {
-            let stream_key = self.run_key().and_name(stream.as_str());
-            let mut position = change.get(&STREAMS, &stream_key)?.unwrap_or_else(|| StreamRow::new(phase));
-            check_moves(stream, position.cursor.as_deref(), cursor.as_deref())?;
-            let items_before = position.items;
-            let mut full = Vec::new();
-            let lines = if self.inner.breaks(Safeguard::RowsWithCursor) { Vec::new() } else { lines };
-            for (item_type, lines) in lines {
-                position.items += lines.ends.len() as u64;
-                if phase == Phase::Data && item_type.as_str() == ATTACHMENTS {
-                    let read = change.get(&TYPES, &self.run_key().and_name(ATTACHMENTS))?;
-                    queue_lines(self, change, read.map_or(0, |counts| counts.read) + 1, lines.each())?;
-                }
-                full.extend(add_lines(self, change, row, &item_type, &lines, batch_items)?);
-            }
-            for (item_type, items) in skipped {
-                position.items += items;
-                count_skipped(self, change, &item_type, items)?;
-            }
-            let closed = put_batches(self, change, row, stream.as_str(), &full, cursor.as_ref())?;
-            add_findings(self, change, &findings)?;
-            row.pages += 1;
-            row.not_before = None;
-            row.progress = progress.or(row.progress);
-            position.pages += 1;
-            position.pace.add(Micros::from_time(self.inner.clock.now()), position.items - items_before);
-            position.exhausted = cursor.is_none();
-            position.cursor = cursor;
-            position.bookmark = bookmark.or(position.bookmark);
-            change.put(&STREAMS, &stream_key, &position)?;
-            for (key, value) in values {
-                let key = Key::unit(self.unit_no).and_name(key.as_str());
-                match value {
-                    Some(json) => change.put(&VALUES, &key, &Json(json))?,
-                    None => change.remove(&VALUES, &key)?,
-                }
+            let mut closed = Vec::new();
+            for page in pages {
+                closed.extend(put_page(self, change, row, page, batch_items)?);
             }
             Ok(closed)
         })
@@ -138,6 +171,12 @@ impl Run {
         })
     }
 
+    /// Whether a stream has given its last page.
+    pub(crate) fn is_exhausted(&self, stream: &StreamName) -> Result<bool> {
+        let key = self.run_key().and_name(stream.as_str());
+        Ok(self.look(|rows, _| rows.get(&STREAMS, &key))?.is_some_and(|row| row.exhausted))
+    }
+
     /// Where a stream stands: `None` exhausted, else the cursor of its next page.
     pub(crate) fn stream_cursor<C: DeserializeOwned>(&self, stream: &StreamName) -> Result<NextCursor<C>> {
         let key = self.run_key().and_name(stream.as_str());
@@ -149,6 +188,80 @@ impl Run {
         }
         row.cursor.map(|json| read_cursor(self, stream.as_str(), &json)).transpose().map(Some)
     }
+}
+
+/// Checks the parts of a page, and writes its lines.
+///
+/// # Errors
+/// What of it cannot be stored.
+pub(crate) fn make_ready<C: Serialize>(
+    stream: &StreamName,
+    phase: Phase,
+    page: Page<C>,
+) -> Result<ReadyPage> {
+    let PageParts { next, records, skipped, bookmark, values, progress, findings } = page.into_parts()?;
+    let cursor = next.map(|cursor| to_json(&cursor_of(stream), &cursor, CURSOR_BYTES_MAX)).transpose()?;
+    let lines =
+        records.into_iter().map(|(name, records)| Ok((name, Lines::of(&records)?))).collect::<Result<_>>()?;
+    Ok(ReadyPage {
+        stream: stream.clone(),
+        phase,
+        cursor,
+        lines,
+        skipped,
+        bookmark,
+        values,
+        progress,
+        findings,
+    })
+}
+
+/// Stores a page, and closes the batches that it fills.
+fn put_page(
+    run: &Run,
+    change: &Change<'_>,
+    row: &mut RunRow,
+    page: &ReadyPage,
+    batch_items: u32,
+) -> Result<Vec<UnsettledBatch>> {
+    let ReadyPage { stream, phase, cursor, .. } = page;
+    let stream_key = run.run_key().and_name(stream.as_str());
+    let mut position = change.get(&STREAMS, &stream_key)?.unwrap_or_else(|| StreamRow::new(*phase));
+    check_moves(stream, position.cursor.as_deref(), cursor.as_deref())?;
+    let items_before = position.items;
+    let mut full = Vec::new();
+    let lines = if run.inner.breaks(Safeguard::RowsWithCursor) { &[] } else { page.lines.as_slice() };
+    for (item_type, lines) in lines {
+        position.items += lines.ends.len() as u64;
+        if *phase == Phase::Data && item_type.as_str() == ATTACHMENTS {
+            let read = change.get(&TYPES, &run.run_key().and_name(ATTACHMENTS))?;
+            queue_lines(run, change, read.map_or(0, |counts| counts.read) + 1, lines.each())?;
+        }
+        full.extend(add_lines(run, change, row, item_type, lines, batch_items)?);
+    }
+    for (item_type, items) in &page.skipped {
+        position.items += items;
+        count_skipped(run, change, item_type, *items)?;
+    }
+    let closed = put_batches(run, change, row, stream.as_str(), &full, cursor.as_ref())?;
+    add_findings(run, change, &page.findings)?;
+    row.pages += 1;
+    row.not_before = None;
+    row.progress = page.progress.or(row.progress);
+    position.pages += 1;
+    position.pace.add(Micros::from_time(run.inner.clock.now()), position.items - items_before);
+    position.exhausted = cursor.is_none();
+    position.cursor.clone_from(cursor);
+    position.bookmark = page.bookmark.clone().or(position.bookmark);
+    change.put(&STREAMS, &stream_key, &position)?;
+    for (key, value) in &page.values {
+        let key = Key::unit(run.unit_no).and_name(key.as_str());
+        match value {
+            Some(json) => change.put(&VALUES, &key, &Json(json.clone()))?,
+            None => change.remove(&VALUES, &key)?,
+        }
+    }
+    Ok(closed)
 }
 
 /// Stores that a stream was asked for, before its first page: whatever comes of that, the run is not finished
