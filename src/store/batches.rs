@@ -16,14 +16,14 @@ use serde::de::DeserializeOwned;
 use crate::error::{BoxError, Error, Result};
 use crate::model::{ArtifactId, ItemType, OPEN_BATCHES_MAX, RunId, StreamName, SyncUnitId};
 
-use super::cursors::CursorWatch;
+use super::cursors::{CursorWatch, read_cursor};
 use super::page::Page;
 use super::rows::{BATCHES, BatchRow, BatchState};
 use super::run::Run;
 use super::tables::Rows;
 use super::uploads::id_used;
 
-use staging::{begin_stream, read_cursor};
+use staging::begin_stream;
 use states::acknowledge;
 
 /// What names a batch, the same after any restart: an upload that is keyed by it is idempotent.

@@ -4,10 +4,12 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::model::{
-    CONNECTOR_STATE_VALUE, CURSOR_BYTES_MAX, FINDINGS_KEPT, ItemType, RESERVED_VALUE_PREFIX, VALUE_BYTES_MAX,
-    ValueKey,
+    CHILD_DATA_BYTES_MAX, CONNECTOR_STATE_VALUE, CURSOR_BYTES_MAX, FINDINGS_KEPT, ItemType, ParentId,
+    RESERVED_VALUE_PREFIX, StreamName, VALUE_BYTES_MAX, ValueKey,
 };
 use crate::record::{Record, Tally};
+
+use super::child_listings::{NewChild, child_bytes};
 
 /// What one fetch of the source returned: records, and where the next fetch starts.
 ///
@@ -35,6 +37,7 @@ pub struct Page<C> {
     values: Vec<(String, Option<Result<String>>)>,
     progress: Option<u8>,
     findings: Vec<(String, Tally)>,
+    children: Vec<(String, String, Result<String>)>,
 }
 
 /// A page whose parts were all checked, ready to be stored.
@@ -48,6 +51,7 @@ pub(crate) struct PageParts<C> {
     pub(crate) progress: Option<u8>,
     /// What was found in its records, by item type.
     pub(crate) findings: Vec<(String, Tally)>,
+    pub(crate) children: Vec<NewChild>,
 }
 
 /// Bytes of JSON of what a page sets, and the item types that it has records of.
@@ -58,6 +62,8 @@ pub(crate) struct Sizes {
     /// `None`: it is removed.
     pub(crate) values: Vec<(String, Option<usize>)>,
     pub(crate) item_types: Vec<String>,
+    /// Bytes of the child listings that it names.
+    pub(crate) children: u64,
 }
 
 #[cfg(feature = "testing")]
@@ -92,6 +98,7 @@ impl<C> Page<C> {
             values: Vec::new(),
             progress: None,
             findings: Vec::new(),
+            children: Vec::new(),
         }
     }
 
@@ -107,6 +114,46 @@ impl<C> Page<C> {
             Some((_, records)) => records.push(record),
             None => self.records.push((item_type.to_owned(), vec![record])),
         }
+    }
+
+    /// Names a *child listing*: the listing of a stream that belongs to one parent, as the comments of an issue. `data` is
+    /// what the extractor needs to read it, or `()`: it is kept as JSON of at most
+    /// [`CHILD_DATA_BYTES_MAX`](crate::limits::CHILD_DATA_BYTES_MAX) bytes, and found in the
+    /// [`Listing`](crate::airdrop::Listing) that a page of it is asked for with.
+    ///
+    /// It is stored with this page, has a cursor of its own, and is read to its end before the next page of the listing
+    /// that this page is of. A page of it may name further ones. In a run a stream and a parent are one child listing,
+    /// however often they are named, also after it was read; of a worker without a disk, while it is pending.
+    ///
+    /// At most [`CHILD_LISTINGS_MAX`](crate::limits::CHILD_LISTINGS_MAX) may be pending in a run, of
+    /// [`CHILD_LISTINGS_BYTES_MAX`](crate::limits::CHILD_LISTINGS_BYTES_MAX) bytes together. A page that would exceed this
+    /// is an error of its staging: name fewer in a page. They are for [`airdrop::serve`](crate::airdrop::serve); a page
+    /// of [`Run::batches`](crate::Run::batches) cannot name any.
+    ///
+    /// ```
+    /// use highwater::{Page, Record};
+    /// let page = Page::more("page 2")
+    ///     .record("issues", Record::new("ISSUE-1", &serde_json::json!({"title": "a crash"}))?)
+    ///     .child("comments", "ISSUE-1", &serde_json::json!({"url": "/issues/1/comments"}));
+    /// # let _ = page;
+    /// # Ok::<(), highwater::Error>(())
+    /// ```
+    pub fn child(mut self, stream: &str, parent: &str, data: &impl Serialize) -> Self {
+        self.push_child(stream, parent, data);
+        self
+    }
+
+    /// As [`Page::child`], of a page that is being filled in a loop.
+    pub fn push_child(&mut self, stream: &str, parent: &str, data: &impl Serialize) {
+        let what = format!("the data of child listing {stream} of {parent}");
+        let json = to_json(&what, data, CHILD_DATA_BYTES_MAX);
+        self.children.push((stream.to_owned(), parent.to_owned(), json));
+    }
+
+    /// The streams and parents of the child listings that it names, for the explorer's oracle.
+    #[cfg(feature = "testing")]
+    pub(crate) fn children(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.children.iter().map(|(stream, parent, _)| (stream.as_str(), parent.as_str()))
     }
 
     /// Leaves a bookmark: what the *next* run of this stream starts from, once this run is finished. At most
@@ -192,6 +239,11 @@ impl<C> Page<C> {
             bookmark: self.bookmark.as_ref().map(bytes),
             values: self.values.iter().map(|(key, value)| (key.clone(), value.as_ref().map(bytes))).collect(),
             item_types: kept.chain(self.skipped.iter().map(|(name, _)| name)).cloned().collect(),
+            children: self
+                .children
+                .iter()
+                .map(|(stream, parent, data)| child_bytes(stream, parent, data.as_deref().unwrap_or_default(), None))
+                .sum(),
         }
     }
 
@@ -254,6 +306,14 @@ impl<C> Page<C> {
                 .collect::<Result<_>>()?,
             progress: self.progress,
             findings: self.findings,
+            children: self
+                .children
+                .into_iter()
+                .map(|(stream, parent, data)| {
+                    let (stream, parent) = (StreamName::new(stream)?, ParentId::new(parent)?);
+                    Ok(NewChild { stream, parent, data: data? })
+                })
+                .collect::<Result<_>>()?,
         })
     }
 }

@@ -6,26 +6,28 @@
 //! batch: the chunks are replaced by one gzip member, in that page's transaction; a page bigger than a batch closes
 //! several, each in one member. What is left becomes the first chunk of the next batch.
 
+use std::fmt;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::artifact::compress_all;
-use crate::cut;
 use crate::error::{Error, Result};
 use crate::model::{
-    BATCH_BYTES_MAX, CURSOR_BYTES_MAX, ItemType, Micros, Phase, Safeguard, StreamName, ValueKey,
+    BATCH_BYTES_MAX, CURSOR_BYTES_MAX, ItemType, Micros, ParentId, Phase, Safeguard, StreamName, ValueKey,
 };
 use crate::record::{ATTACHMENTS, Record, Tally};
 use crate::transfer::{State, recount};
 
 use super::super::attachments::queue::{put_file, queue_lines};
-use super::super::cursors::{CursorWatch, check_moves};
+use super::super::child_listings::{self, NewChild, name_children, named};
+use super::super::cursors::{CursorWatch, check_moves, read_cursor};
 use super::super::findings::add_findings;
 use super::super::most_read;
 use super::super::page::{Page, PageParts, to_json};
 use super::super::rows::{
     BATCHES, BatchRow, BatchState, CHUNKS, ChunkRow, Dates, Json, Key, PAYLOADS, Pace, Payload, RunRow,
-    STREAMS, StreamRow, TYPES, TypeRow, VALUES,
+    STREAMS, StreamRow, TYPES, TypeRow, UnderRow, VALUES,
 };
 use super::super::run::Run;
 use super::super::tables::{Change, Rows};
@@ -34,14 +36,36 @@ use super::states::{BatchInfo, UnsettledBatch, count};
 /// Where a stream stands.
 pub(super) type NextCursor<C> = Option<Option<C>>;
 
-/// How an error names a cursor.
-fn cursor_of(stream: &StreamName) -> String {
-    format!("the cursor of stream {stream}")
+/// What a page is of.
+#[derive(Debug, Clone)]
+pub(crate) enum PageOf {
+    Stream(StreamName),
+    Child { number: u64, stream: StreamName, parent: ParentId },
+}
+
+impl PageOf {
+    fn stream(&self) -> &StreamName {
+        match self {
+            PageOf::Stream(stream) | PageOf::Child { stream, .. } => stream,
+        }
+    }
+}
+
+/// As errors name it.
+impl fmt::Display for PageOf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PageOf::Stream(stream) => write!(f, "stream {stream}"),
+            PageOf::Child { stream, parent, .. } => {
+                write!(f, "child listing {}", named(stream.as_str(), parent.as_str()))
+            }
+        }
+    }
 }
 
 /// A page whose parts were checked and whose lines are written: ready to be committed.
 pub(crate) struct ReadyPage {
-    stream: StreamName,
+    of: PageOf,
     phase: Phase,
     /// As JSON.
     cursor: Option<String>,
@@ -51,14 +75,20 @@ pub(crate) struct ReadyPage {
     values: Vec<(ValueKey, Option<String>)>,
     progress: Option<u8>,
     findings: Vec<(String, Tally)>,
+    children: Vec<NewChild>,
 }
 
 impl ReadyPage {
-    pub(crate) fn stream(&self) -> &StreamName {
-        &self.stream
+    pub(crate) fn of(&self) -> &PageOf {
+        &self.of
     }
 
-    /// Whether its stream goes on after it.
+    /// Whether it names child listings, which come before the next page of its own.
+    pub(crate) fn names_children(&self) -> bool {
+        !self.children.is_empty()
+    }
+
+    /// Whether its listing goes on after it.
     pub(crate) fn has_more(&self) -> bool {
         self.cursor.is_some()
     }
@@ -78,12 +108,12 @@ impl ReadyPage {
         self.lines.iter().map(|(_, lines)| lines.bytes.len()).sum()
     }
 
-    /// Takes in where it leads; `watch` has the cursors of its stream so far, in this invocation.
+    /// Takes in where it leads; `watch` has the cursors of its listing so far, in this invocation.
     ///
     /// # Errors
     /// `Invalid` if it leads back into a cycle.
     pub(crate) fn lead_on(&self, watch: &mut CursorWatch) -> Result<()> {
-        self.cursor.as_ref().map_or(Ok(()), |next| watch.advance(&self.stream, next))
+        self.cursor.as_ref().map_or(Ok(()), |next| watch.advance(&self.of, next))
     }
 }
 
@@ -99,9 +129,15 @@ impl Run {
         page: Page<C>,
         watch: &mut CursorWatch,
     ) -> Result<Vec<UnsettledBatch>> {
-        let page = make_ready(stream, Phase::Data, page)?;
+        let page = make_ready(PageOf::Stream(stream.clone()), Phase::Data, page)?;
+        if let Some(NewChild { stream, parent, .. }) = page.children.first() {
+            return Err(Error::Invalid {
+                what: format!("child listing {}", named(stream.as_str(), parent.as_str())),
+                reason: "nothing reads it here: only airdrop::serve reads child listings".to_owned(),
+            });
+        }
         page.lead_on(watch)?;
-        let closed = self.commit(&[&page])?;
+        let closed = self.commit(&[&page])?.into_iter().flat_map(|page| page.closed).collect();
         self.tell_far_more(stream, watch)?;
         Ok(closed)
     }
@@ -123,10 +159,11 @@ impl Run {
         batch_items: u32,
         page: Page<C>,
     ) -> Result<Vec<UnsettledBatch>> {
-        self.commit_in(&[&make_ready(stream, phase, page)?], batch_items)
+        let page = make_ready(PageOf::Stream(stream.clone()), phase, page)?;
+        Ok(self.commit_in(&[&page], batch_items)?.into_iter().flat_map(|page| page.closed).collect())
     }
 
-    /// Stores pages of the data phase in one transaction, and where their streams go on, closing the batches that they fill:
+    /// Stores pages of the data phase in one transaction, and where their listings go on, closing the batches that they fill:
     /// of the size that the store is set to.
     ///
     /// # Durability
@@ -134,17 +171,13 @@ impl Run {
     ///
     /// # Errors
     /// As a page alone; nothing of any of them was stored.
-    pub(crate) fn commit(&self, pages: &[&ReadyPage]) -> Result<Vec<UnsettledBatch>> {
+    pub(crate) fn commit(&self, pages: &[&ReadyPage]) -> Result<Vec<CommittedPage>> {
         self.commit_in(pages, self.inner.settings.batch_items)
     }
 
-    fn commit_in(&self, pages: &[&ReadyPage], batch_items: u32) -> Result<Vec<UnsettledBatch>> {
+    fn commit_in(&self, pages: &[&ReadyPage], batch_items: u32) -> Result<Vec<CommittedPage>> {
         self.change(|change, row| {
-            let mut closed = Vec::new();
-            for page in pages {
-                closed.extend(put_page(self, change, row, page, batch_items)?);
-            }
-            Ok(closed)
+            pages.iter().map(|page| put_page(self, change, row, page, batch_items)).collect()
         })
     }
 
@@ -190,30 +223,35 @@ impl Run {
     }
 }
 
+/// What came of a page that was stored.
+#[derive(Debug)]
+pub(crate) struct CommittedPage {
+    /// The batches that it closed.
+    pub(crate) closed: Vec<UnsettledBatch>,
+    /// The numbers of the child listings that it named, without those that were known.
+    pub(crate) children: Vec<u64>,
+}
+
 /// Checks the parts of a page, and writes its lines.
 ///
 /// # Errors
 /// What of it cannot be stored.
-pub(crate) fn make_ready<C: Serialize>(
-    stream: &StreamName,
-    phase: Phase,
-    page: Page<C>,
-) -> Result<ReadyPage> {
-    let PageParts { next, records, skipped, bookmark, values, progress, findings } = page.into_parts()?;
-    let cursor = next.map(|cursor| to_json(&cursor_of(stream), &cursor, CURSOR_BYTES_MAX)).transpose()?;
-    let lines =
-        records.into_iter().map(|(name, records)| Ok((name, Lines::of(&records)?))).collect::<Result<_>>()?;
-    Ok(ReadyPage {
-        stream: stream.clone(),
-        phase,
-        cursor,
-        lines,
-        skipped,
-        bookmark,
-        values,
-        progress,
-        findings,
-    })
+pub(crate) fn make_ready<C: Serialize>(of: PageOf, phase: Phase, page: Page<C>) -> Result<ReadyPage> {
+    let PageParts { next, records, skipped, bookmark, values, progress, findings, children } =
+        page.into_parts()?;
+    let cursor =
+        next.map(|cursor| to_json(&format!("the cursor of {of}"), &cursor, CURSOR_BYTES_MAX)).transpose()?;
+    let lines = records
+        .into_iter()
+        .map(|(name, records)| Ok((name, Lines::of(&records)?)))
+        .collect::<Result<_>>()?;
+    if matches!(of, PageOf::Child { .. }) && bookmark.is_some() {
+        return Err(Error::Invalid {
+            what: format!("the bookmark of {of}"),
+            reason: "only a stream leaves a bookmark: a child listing is known by the page that names it".to_owned(),
+        });
+    }
+    Ok(ReadyPage { of, phase, cursor, lines, skipped, bookmark, values, progress, findings, children })
 }
 
 /// Stores a page, and closes the batches that it fills.
@@ -223,37 +261,39 @@ fn put_page(
     row: &mut RunRow,
     page: &ReadyPage,
     batch_items: u32,
-) -> Result<Vec<UnsettledBatch>> {
-    let ReadyPage { stream, phase, cursor, .. } = page;
-    let stream_key = run.run_key().and_name(stream.as_str());
-    let mut position = change.get(&STREAMS, &stream_key)?.unwrap_or_else(|| StreamRow::new(*phase));
-    check_moves(stream, position.cursor.as_deref(), cursor.as_deref())?;
-    let items_before = position.items;
+) -> Result<CommittedPage> {
+    let stream = page.of.stream().as_str();
     let mut full = Vec::new();
+    let mut items = 0;
     let lines = if run.inner.breaks(Safeguard::RowsWithCursor) { &[] } else { page.lines.as_slice() };
     for (item_type, lines) in lines {
-        position.items += lines.ends.len() as u64;
-        if *phase == Phase::Data && item_type.as_str() == ATTACHMENTS {
+        items += lines.ends.len() as u64;
+        if page.phase == Phase::Data && item_type.as_str() == ATTACHMENTS {
             let read = change.get(&TYPES, &run.run_key().and_name(ATTACHMENTS))?;
             queue_lines(run, change, read.map_or(0, |counts| counts.read) + 1, lines.each())?;
         }
         full.extend(add_lines(run, change, row, item_type, lines, batch_items)?);
     }
-    for (item_type, items) in &page.skipped {
-        position.items += items;
-        count_skipped(run, change, item_type, *items)?;
+    for (item_type, skipped) in &page.skipped {
+        items += skipped;
+        count_skipped(run, change, item_type, *skipped)?;
     }
-    let closed = put_batches(run, change, row, stream.as_str(), &full, cursor.as_ref())?;
+    let closed = put_batches(run, change, row, stream, &full, page.cursor.as_ref())?;
     add_findings(run, change, &page.findings)?;
     row.pages += 1;
     row.not_before = None;
     row.progress = page.progress.or(row.progress);
-    position.pages += 1;
-    position.pace.add(Micros::from_time(run.inner.clock.now()), position.items - items_before);
-    position.exhausted = cursor.is_none();
-    position.cursor.clone_from(cursor);
-    position.bookmark = page.bookmark.clone().or(position.bookmark);
-    change.put(&STREAMS, &stream_key, &position)?;
+    let under = match &page.of {
+        PageOf::Stream(stream) => {
+            put_position(run, change, stream, page, items)?;
+            if page.has_more() { UnderRow::Stream(stream.to_string()) } else { UnderRow::Nothing }
+        }
+        PageOf::Child { number, .. } => {
+            let before = child_listings::advance(run, change, *number, page.cursor.as_ref(), items)?;
+            if page.has_more() { UnderRow::Child(*number) } else { before.under }
+        }
+    };
+    let children = name_children(run, change, &page.children, &under)?;
     for (key, value) in &page.values {
         let key = Key::unit(run.unit_no).and_name(key.as_str());
         match value {
@@ -261,7 +301,27 @@ fn put_page(
             None => change.remove(&VALUES, &key)?,
         }
     }
-    Ok(closed)
+    Ok(CommittedPage { closed, children })
+}
+
+/// Stores where a stream stands after a page.
+fn put_position(
+    run: &Run,
+    change: &Change<'_>,
+    stream: &StreamName,
+    page: &ReadyPage,
+    items: u64,
+) -> Result<()> {
+    let key = run.run_key().and_name(stream.as_str());
+    let mut position = change.get(&STREAMS, &key)?.unwrap_or_else(|| StreamRow::new(page.phase));
+    check_moves(&page.of, position.cursor.as_deref(), page.cursor.as_deref())?;
+    position.items += items;
+    position.pages += 1;
+    position.pace.add(Micros::from_time(run.inner.clock.now()), items);
+    position.exhausted = page.cursor.is_none();
+    position.cursor.clone_from(&page.cursor);
+    position.bookmark = page.bookmark.clone().or(position.bookmark);
+    change.put(&STREAMS, &key, &position)
 }
 
 /// Stores that a stream was asked for, before its first page: whatever comes of that, the run is not finished
@@ -272,15 +332,6 @@ pub(super) fn begin_stream(run: &Run, stream: &StreamName) -> Result<()> {
         return Ok(());
     }
     run.change(|change, _| change.put(&STREAMS, &key, &StreamRow::new(Phase::Data)))
-}
-
-pub(super) fn read_cursor<C: DeserializeOwned>(run: &Run, stream: &str, json: &str) -> Result<C> {
-    serde_json::from_str(json).map_err(|error| Error::Cursor {
-        sync_unit: run.unit.to_string(),
-        stream: stream.to_owned(),
-        cursor: cut::to_chars(json, 200),
-        source: error.into(),
-    })
 }
 
 /// Counts records that were read and are not wanted.
