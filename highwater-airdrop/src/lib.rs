@@ -7,7 +7,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | `error` | what can go wrong |
-//! | `local`, `local/lines`, `local/driver` | [`Local`]: the platform as files of a directory, and the events of a sync, one at a time. All that is durable is here |
+//! | `local`, `local/lines`, `local/driver`, `local/events` | [`Local`]: the platform as files of a directory, and the events of a sync, one at a time. All that is durable is here |
 //! | `call` | what can be called, and the line of `calls.jsonl` that is kept of each call |
 //! | `http`, `form`, `external` | HTTP/1.1 and multipart forms as a server hears them; files to extract |
 //! | `fault` | [`Fault`]: what is made to become of a call |

@@ -47,6 +47,7 @@
 //! file that it locks, so that only a dead one's leftovers are swept.
 
 mod driver;
+mod events;
 mod lines;
 
 use std::collections::{HashMap, HashSet};
@@ -67,9 +68,10 @@ use tempfile::NamedTempFile;
 use self::lines::Lines;
 use crate::error::{Error, Result, chain};
 
+pub use self::driver::{ItemTotals, LocalEvent, SyncReport, SyncStep};
+pub use self::events::SyncSettings;
 #[cfg(feature = "program")]
-pub(crate) use self::driver::UNKNOWN_EVENT;
-pub use self::driver::{ItemTotals, LocalEvent, SyncReport, SyncSettings, SyncStep};
+pub(crate) use self::events::UNKNOWN_EVENT;
 
 /// Bytes of worker state that the platform keeps at most.
 pub const WORKER_STATE_BYTES_MAX: usize = 1_000_000;
@@ -615,7 +617,7 @@ impl Local {
             );
         }
         let confirms =
-            driver::answer_of(event_type).is_none_or(|(phase, _)| phase != Phase::ExternalSyncUnits);
+            events::answer_of(event_type).is_none_or(|(phase, _)| phase != Phase::ExternalSyncUnits);
         for OutlineArtifact { id } in outline.event_data.and_then(|data| data.artifacts).unwrap_or_default() {
             if self.uploaded(&id).is_none() {
                 return refuse(400, format!("the message names artifact {id:?}, which was never uploaded"));

@@ -166,11 +166,12 @@ struct Queue<'q, 'a> {
     /// Whether the platform took any, and how often it failed since.
     uploaded_any: bool,
     failures_in_a_row: u32,
-    /// What the source asked for, and what went wrong with the platform.
+    /// How long the source asked to be left alone.
     asked_to_wait: Option<Duration>,
     /// Attachments that the source asked to be asked for later.
     waits: BTreeMap<u64, ShortWaits>,
-    trouble: Option<String>,
+    /// Why no more is uploaded: the platform takes none.
+    platform_failure: Option<String>,
 }
 
 impl<'q, 'a> Queue<'q, 'a> {
@@ -197,7 +198,7 @@ impl<'q, 'a> Queue<'q, 'a> {
             failures_in_a_row: 0,
             asked_to_wait: None,
             waits: BTreeMap::new(),
-            trouble: None,
+            platform_failure: None,
         }
     }
 
@@ -264,7 +265,7 @@ impl<'q, 'a> Queue<'q, 'a> {
     }
 
     fn ending(&self) -> Ending {
-        match (&self.trouble, self.delivery.halt(), self.asked_to_wait) {
+        match (&self.platform_failure, self.delivery.halt(), self.asked_to_wait) {
             (Some(reason), ..) | (None, Some(Halt::Failed(reason)), _) => Ending::failed(reason),
             (_, Some(Halt::AskedToWait(platform)), source) => {
                 Ending::asked_to_wait((*platform).max(source.unwrap_or_default()))
@@ -284,7 +285,7 @@ impl<'q, 'a> Queue<'q, 'a> {
     /// Whether no attachment may begin.
     fn is_stopped(&self) -> bool {
         self.is_full()
-            || self.trouble.is_some()
+            || self.platform_failure.is_some()
             || self.asked_to_wait.is_some()
             || self.delivery.halt().is_some()
             || self.is_late()
@@ -374,7 +375,7 @@ impl<'q, 'a> Queue<'q, 'a> {
         // Nothing is wrong with what is only to be sent later.
         let counts = (self.uploaded_any || refused) && after.is_none();
         if self.failures_in_a_row >= FAILURES_IN_A_ROW || (!counts && upload.call_tries >= TRIES) {
-            self.trouble.get_or_insert(format!(
+            self.platform_failure.get_or_insert(format!(
                 "the upload of attachment {} of {} failed, as did {} before it: {error}",
                 attachment.id,
                 self.run.sync_unit(),

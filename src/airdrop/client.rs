@@ -9,8 +9,9 @@
 //! made beforehand, and a stream of unknown length goes through a temporary file. Upload URLs and form fields are
 //! credentials: they live only as long as one call, and no reason quotes one, nor the token.
 
-use std::fmt::{self, Write as _};
-use std::hash::{BuildHasher, Hasher, RandomState};
+mod form;
+
+use std::fmt;
 use std::io::{self, Cursor, Read, Seek, Write};
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
@@ -32,6 +33,8 @@ use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, Result};
 use crate::model::{ArtifactId, BATCH_BYTES_MAX};
 
+use form::{Counted, Exactly, boundary, form_fields, in_quotes, short_file_name};
+
 /// How long one call may take, unless set otherwise.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the transfer of one file may take, unless set otherwise: as long as an invocation is asked to last.
@@ -41,10 +44,6 @@ const TRANSFER_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 const IDLE_MAX: Duration = Duration::from_secs(4);
 /// Connections kept open to one host: as many as attachments may be streamed at once.
 const IDLE_CONNECTIONS: usize = 50;
-/// Characters of a file name that the platform takes.
-const FILE_NAME_CHARS_MAX: usize = 256;
-/// Characters at the end of a file name that survive the cut: its extension.
-const FILE_NAME_CHARS_KEPT: usize = 20;
 /// Bytes of an artifact that the platform takes.
 const ARTIFACT_BYTES_MAX: u64 = 2 * 1024 * 1024 * 1024;
 /// Bytes of an answer that are looked at where little is expected.
@@ -584,63 +583,6 @@ struct Prepared {
     fields: Vec<(String, String)>,
 }
 
-/// Counts what was read.
-struct Counted<'a> {
-    inner: &'a mut dyn Read,
-    bytes: u64,
-}
-
-impl Read for Counted<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            match self.inner.read(buffer) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                read => {
-                    let read = read?;
-                    self.bytes += read as u64;
-                    return Ok(read);
-                }
-            }
-        }
-    }
-}
-
-/// A stream that must be as long as was told: a shorter or a longer one is an error before the form is complete, so
-/// that no artifact is made of it.
-struct Exactly<'a> {
-    reader: &'a mut dyn Read,
-    told: u64,
-    left: u64,
-}
-
-impl Read for Exactly<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let source = |error: io::Error| {
-            io::Error::new(error.kind(), format!("reading what is to be uploaded: {error}"))
-        };
-        if buffer.is_empty() {
-            return Ok(0);
-        }
-        if self.left == 0 {
-            return match self.reader.read(&mut [0]).map_err(source)? {
-                0 => Ok(0),
-                _ => Err(io::Error::other(format!("the file is longer than the {} bytes told", self.told))),
-            };
-        }
-        let wanted = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
-        let read = self.reader.read(buffer.get_mut(..wanted).unwrap_or_default()).map_err(source)?;
-        if read == 0 {
-            let given = self.told - self.left;
-            return Err(io::Error::other(format!(
-                "the file ended after {given} of the {} bytes told",
-                self.told
-            )));
-        }
-        self.left = self.left.saturating_sub(read as u64);
-        Ok(read)
-    }
-}
-
 fn calls_agent(timeout: Duration) -> Agent {
     agent().max_redirects(0).timeout_global(Some(timeout)).build().new_agent()
 }
@@ -733,53 +675,6 @@ fn malformed(step: &str, expected: &str) -> PlatformError {
     PlatformError::Retry { fate: Fate::Unknown, after: None, reason }
 }
 
-/// The fields of a form: an object, an empty list, or a list of keys and values.
-fn form_fields(form_data: Option<&Value>) -> Option<Vec<(String, String)>> {
-    let text = |value: &Value| match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Number(_) | Value::Bool(_) => Some(value.to_string()),
-        _ => None,
-    };
-    match form_data {
-        None | Some(Value::Null) => Some(Vec::new()),
-        Some(Value::Object(fields)) => {
-            fields.iter().map(|(name, value)| Some((name.clone(), text(value)?))).collect()
-        }
-        Some(Value::Array(fields)) => {
-            fields.iter().map(|field| Some((text(field.get("key")?)?, text(field.get("value")?)?))).collect()
-        }
-        Some(_) => None,
-    }
-}
-
-/// A file name that the platform takes: of a longer one the start and its last characters.
-fn short_file_name(name: &str) -> String {
-    let chars = name.chars().count();
-    if chars <= FILE_NAME_CHARS_MAX {
-        return name.to_owned();
-    }
-    let start = name.chars().take(FILE_NAME_CHARS_MAX - 3 - FILE_NAME_CHARS_KEPT);
-    start.chain("...".chars()).chain(name.chars().skip(chars - FILE_NAME_CHARS_KEPT)).collect()
-}
-
-/// A name between the quotes of a form's header, escaped as browsers escape quotes and line breaks, and so the other
-/// control characters.
-fn in_quotes(name: &str) -> String {
-    let mut quoted = String::with_capacity(name.len());
-    for c in name.chars() {
-        if c == '"' || c.is_control() {
-            let mut bytes = [0; 4];
-            for byte in c.encode_utf8(&mut bytes).bytes() {
-                // A string takes every write.
-                let _ = write!(quoted, "%{byte:02X}");
-            }
-        } else {
-            quoted.push(c);
-        }
-    }
-    quoted
-}
-
 /// A key as a header can carry it: what is not plain ASCII is percent-encoded, so no two become one.
 fn in_header(key: &str) -> String {
     let mut text = String::with_capacity(key.len());
@@ -793,12 +688,6 @@ fn in_header(key: &str) -> String {
         }
     }
     text
-}
-
-/// A line that no file holds but by malice, and then it would have to guess 128 random bits.
-fn boundary() -> String {
-    let random = || RandomState::new().build_hasher().finish();
-    format!("highwater-{:016x}{:016x}", random(), random())
 }
 
 /// `Retry-After`: seconds, whole by RFC 9110 and with a fraction by some servers, or a date in any of the three forms of
@@ -916,22 +805,6 @@ mod tests {
     }
 
     #[test]
-    fn no_control_character_of_a_file_name_is_in_the_header() {
-        assert_eq!(in_quotes("a\0\r\n\"\u{7f}\u{85}b \u{e9}.png"), "a%00%0D%0A%22%7F%C2%85b \u{e9}.png");
-    }
-
-    #[test]
-    fn a_long_file_name_keeps_its_end() {
-        assert_eq!(short_file_name("issues.jsonl.gz"), "issues.jsonl.gz");
-        let name = "\u{e9}".repeat(256);
-        assert_eq!(short_file_name(&name), name);
-        let long = format!("{}{}", "a".repeat(300), "0123456789abcdef.pdf");
-        let short = short_file_name(&long);
-        assert_eq!(short, format!("{}...0123456789abcdef.pdf", "a".repeat(233)));
-        assert_eq!(short.chars().count(), 256);
-    }
-
-    #[test]
     fn what_others_say_is_shown_without_urls_and_line_breaks() {
         let said = "bad key 17 at https://files.example/put?sig=abc \"http://x/y\"\nand HTTPS://z done";
         assert_eq!(clean(said), "bad key 17 at (url) \"(url)\" and (url) done");
@@ -951,18 +824,5 @@ mod tests {
     fn a_key_in_a_header_stays_different_from_every_other() {
         assert_eq!(in_header("unit-1/run 2/3"), "unit-1/run%202/3");
         assert_eq!(in_header("\u{e9}%\n"), "%C3%A9%25%0A");
-    }
-
-    #[test]
-    fn a_form_is_an_object_an_empty_list_or_a_list_of_keys_and_values() {
-        let fields = |value: Value| form_fields(Some(&value));
-        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-        assert_eq!(fields(json!({"b": "1", "a": 2})), Some(vec![pair("b", "1"), pair("a", "2")]));
-        assert_eq!(fields(json!([])), Some(Vec::new()));
-        assert_eq!(form_fields(None), Some(Vec::new()));
-        assert_eq!(fields(json!([{"key": "k", "value": "v"}])), Some(vec![pair("k", "v")]));
-        assert_eq!(fields(json!({"a": {}})), None);
-        assert_eq!(fields(json!(["a"])), None);
-        assert_eq!(fields(json!("a")), None);
     }
 }

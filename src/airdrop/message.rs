@@ -227,6 +227,41 @@ pub struct Composed {
     pub body: String,
 }
 
+/// A message as it stands on the wire.
+#[derive(Serialize)]
+struct Body<'a> {
+    event_type: &'a str,
+    event_context: &'a RawValue,
+    event_data: EventData<'a>,
+    worker_metadata: Worker<'a>,
+}
+
+#[derive(Serialize)]
+struct EventData<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    artifacts: Option<&'a [ArtifactEntry]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    progress: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delay: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<ErrorData>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    external_sync_units: Option<&'a [Box<RawValue>]>,
+}
+
+#[derive(Serialize)]
+struct ErrorData {
+    message: String,
+}
+
+#[derive(Serialize)]
+struct Worker<'a> {
+    adaas_library_version: &'a str,
+    #[serde(flatten)]
+    known: &'a WorkerMetadata,
+}
+
 /// Composes the message that answers `event`, spelled as `spelling` says, or else as the event was.
 ///
 /// # Errors
@@ -234,37 +269,6 @@ pub struct Composed {
 /// ERROR), or artifacts are given where none can be announced; `TooLarge` if the message is over
 /// [`MESSAGE_BYTES_MAX`](crate::limits::MESSAGE_BYTES_MAX).
 pub fn compose(event: &Event, spelling: Option<Spelling>, answer: &Answer) -> Result<Composed> {
-    #[derive(Serialize)]
-    struct Body<'a> {
-        event_type: &'a str,
-        event_context: &'a RawValue,
-        event_data: EventData<'a>,
-        worker_metadata: Worker<'a>,
-    }
-    #[derive(Serialize)]
-    struct EventData<'a> {
-        #[serde(skip_serializing_if = "Option::is_none")]
-        artifacts: Option<&'a [ArtifactEntry]>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        progress: Option<u8>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        delay: Option<u64>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        error: Option<ErrorData>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        external_sync_units: Option<&'a [Box<RawValue>]>,
-    }
-    #[derive(Serialize)]
-    struct ErrorData {
-        message: String,
-    }
-    #[derive(Serialize)]
-    struct Worker<'a> {
-        adaas_library_version: &'a str,
-        #[serde(flatten)]
-        known: &'a WorkerMetadata,
-    }
-
     let event_type = answer_name(event, &answer.kind, spelling.unwrap_or(event.spelling()))?;
     let phase = event.event_type().phase();
     let misplaced = |what: &str| Error::Invalid {

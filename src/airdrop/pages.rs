@@ -5,7 +5,8 @@
 //!   until it is committed.
 //! - Held pages are committed in one transaction, each listing's in its order, listings among each other as their pages
 //!   came. They are committed as soon as a lane would stand idle otherwise; and at the latest when they are 100 pages,
-//!   2,000 records or 4 MiB, or 50 ms old. A page that sets values is committed at once: so the next one finds them.
+//!   2,000 records or 4 MiB, or 50 ms old. A page that sets values is committed at once: so the next one finds them; and
+//!   one that names child listings, which come next.
 //! - A source that asks to be left alone is: nothing is begun until then. If that takes longer than
 //!   [`Serve::wait_up_to`](super::Serve::wait_up_to), or than this invocation has, it ends with DELAY. Pages that are in
 //!   flight then are awaited and committed, as before every other ending.
@@ -22,7 +23,7 @@ use tracing::{Span, debug, info};
 
 use crate::error::Result;
 use crate::model::{Phase, StreamName};
-use crate::store::{CursorWatch, Page, ReadyPage, make_ready};
+use crate::store::{Child, CommittedPage, CursorWatch, Page, PageOf, ReadyPage, UnderRow, make_ready};
 
 use super::answer::{MessageDetails, Outcome};
 use super::check::Checks;
@@ -34,7 +35,7 @@ use super::keeper::Keeper;
 use super::lanes::Lanes;
 use super::listing::Listing;
 use super::retry::{ShortWaits, millis};
-use super::scheduler::{ListingNo, Next, Scheduler};
+use super::scheduler::{LeftChild, ListingNo, Next, Scheduler};
 
 /// How many pages, records and bytes of lines are held, and how long.
 const HELD_PAGES: usize = 100;
@@ -107,8 +108,8 @@ struct Pages<'p, 'd, E: Extractor> {
     watches: BTreeMap<ListingNo, CursorWatch>,
     /// Asked for before the first page is.
     checks: Option<Option<Checks>>,
-    /// When the pages in flight were begun.
-    begun_at: BTreeMap<ListingNo, Duration>,
+    /// What is being fetched, and since when.
+    in_flight: BTreeMap<ListingNo, (PageOf, Duration)>,
     held: Vec<Held>,
     held_since: Duration,
     begun: u64,
@@ -145,6 +146,19 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
                 unfinished.push(no);
             }
         }
+        let under = |under| match under {
+            UnderRow::Nothing => None,
+            UnderRow::Stream(name) => {
+                streams.iter().position(|stream| stream.as_str() == name).map(ListingNo::Stream)
+            }
+            UnderRow::Child(number) => Some(ListingNo::Child(number)),
+        };
+        let left = run.pending_children()?.into_iter().map(|(number, row)| LeftChild {
+            number,
+            named_with: row.named_with,
+            under: under(row.under),
+        });
+        let scheduler = Scheduler::new(invocation.settings.concurrency, unfinished.into_iter(), left);
         Ok(Self {
             invocation,
             extractor,
@@ -152,11 +166,11 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
             keeper,
             delivery,
             lanes,
-            scheduler: Scheduler::new(invocation.settings.concurrency, unfinished.into_iter()),
+            scheduler,
             streams,
             watches: BTreeMap::new(),
             checks: None,
-            begun_at: BTreeMap::new(),
+            in_flight: BTreeMap::new(),
             held: Vec::new(),
             held_since: Duration::ZERO,
             begun: 0,
@@ -177,8 +191,12 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
     fn fetch_all(mut self, last_item_type: &mut Option<String>) -> Result<(), Stop> {
         loop {
             self.delivery.step()?;
-            self.begin()?;
             if self.is_commit_due() {
+                self.commit()?;
+            }
+            self.begin()?;
+            if !self.held.is_empty() && !self.scheduler.is_full() {
+                // A lane would stand idle.
                 self.commit()?;
             } else if self.scheduler.in_flight() > 0 {
                 if let Some(fetched) = self.lanes.poll(POLL) {
@@ -227,13 +245,23 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
         if self.checks.is_none() {
             self.checks = Some(self.invocation.checks(self.extractor, self.context)?);
         }
-        let ListingNo::Stream(at) = no;
-        let Some(stream) = self.streams.get(at) else { return Ok(()) };
-        let cursor = self.context.run.stream_cursor::<E::Cursor>(stream)?.flatten();
-        let listing = Listing::of_stream(stream.clone());
+        let run = self.context.run;
+        let (listing, of, cursor) = match no {
+            ListingNo::Stream(at) => {
+                let Some(stream) = self.streams.get(at) else { return Ok(()) };
+                let cursor = run.stream_cursor::<E::Cursor>(stream)?.flatten();
+                (Listing::of_stream(stream.clone()), PageOf::Stream(stream.clone()), cursor)
+            }
+            ListingNo::Child(number) => {
+                let child = run.child_listing::<E::Cursor>(number)?;
+                let listing = Listing::of_child(&child);
+                let Child { stream, parent, cursor, .. } = child;
+                (listing, PageOf::Child { number, stream, parent }, cursor)
+            }
+        };
         self.scheduler.begun(no);
         self.begun += 1;
-        self.begun_at.insert(no, self.now());
+        self.in_flight.insert(no, (of, self.now()));
         self.lanes.submit(PageFetch { no, listing, cursor });
         Ok(())
     }
@@ -245,9 +273,8 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
         last_item_type: &mut Option<String>,
     ) -> Result<(), Stop> {
         let FetchedPage { no, listing, page } = fetched;
-        if let Some(begun_at) = self.begun_at.remove(&no) {
-            self.longest_fetch = self.longest_fetch.max(self.now().saturating_sub(begun_at));
-        }
+        let Some((of, begun_at)) = self.in_flight.remove(&no) else { return Ok(()) };
+        self.longest_fetch = self.longest_fetch.max(self.now().saturating_sub(begun_at));
         let doing = |stop: Stop| {
             stop.while_doing(&format!("fetching a page of {listing} of {}", self.context.run.sync_unit()))
         };
@@ -263,12 +290,12 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
                 if let Some(item_type) = page.last_item_type() {
                     *last_item_type = Some(item_type.to_owned());
                 }
-                self.make_ready(no, &listing, page)
+                self.make_ready(no, of, page)
             }
         };
         match made_ready {
             Ok(page) => {
-                self.scheduler.came(no, page.has_more());
+                self.scheduler.came(no, !page.has_more() && !page.names_children());
                 if self.held.is_empty() {
                     self.held_since = self.now();
                 }
@@ -286,33 +313,35 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
     fn make_ready(
         &mut self,
         no: ListingNo,
-        listing: &Listing,
+        of: PageOf,
         mut page: Page<E::Cursor>,
     ) -> Result<ReadyPage, Stop> {
         let (items, by_type, more) = (page.items(), page.items_by_type(), page.next.is_some());
         page.leave_out(|item_type| !self.context.extracts(item_type));
         if let Some(Some(checks)) = &mut self.checks {
-            checks.page(listing.stream(), &mut page).map_err(|reason| Stop::failed(&reason))?;
+            checks.page(of.stream().as_str(), &mut page).map_err(|reason| Stop::failed(&reason))?;
         }
-        let stream = StreamName::new(listing.stream())?;
         if let Some(keeper) = self.keeper {
-            keeper.admit(self.context.run, &stream, &page)?;
+            keeper.admit(self.context.run, &of, &page)?;
         }
-        let ready = make_ready(&stream, Phase::Data, page)?;
+        let listing = of.to_string();
+        let ready = make_ready(of, Phase::Data, page)?;
         ready.lead_on(self.watches.entry(no).or_default())?;
-        debug!(stream = listing.stream(), items, ?by_type, more, "page fetched");
+        debug!(listing, items, ?by_type, more, "page fetched");
         Ok(ready)
     }
 
-    /// Whether what is held is to be committed now.
+    /// Whether what is held is to be committed before anything else is begun.
     fn is_commit_due(&self) -> bool {
         let Some(newest) = self.held.last() else { return false };
         let (items, bytes) = self
             .held
             .iter()
             .fold((0, 0), |(items, bytes), Held { page, .. }| (items + page.items(), bytes + page.bytes()));
-        !self.scheduler.is_full()
-            || newest.page.sets_values()
+        newest.page.sets_values()
+            || newest.page.names_children()
+            // A checkpoint's room is counted by what is stored.
+            || (self.keeper.is_some() && newest.page.has_more())
             || self.held.len() >= HELD_PAGES
             || items >= HELD_ITEMS
             || bytes >= HELD_BYTES
@@ -325,17 +354,17 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
         let held = std::mem::take(&mut self.held);
         let pages: Vec<_> = held.iter().map(|held| &held.page).collect();
         match self.context.run.commit(&pages) {
-            Ok(closed) => {
-                self.delivery.add(closed);
-                held.iter().try_for_each(|held| self.committed(held))?;
+            Ok(committed) => {
+                held.iter()
+                    .zip(committed)
+                    .try_for_each(|(held, committed)| self.committed(held, committed))?;
             }
             // One that cannot be stored keeps none of the others back.
             Err(_) if held.len() > 1 => {
                 for one in &held {
                     match self.context.run.commit(&[&one.page]) {
-                        Ok(closed) => {
-                            self.delivery.add(closed);
-                            self.committed(one)?;
+                        Ok(committed) => {
+                            committed.into_iter().try_for_each(|committed| self.committed(one, committed))?;
                         }
                         Err(error) => self.meet(error.into())?,
                     }
@@ -352,11 +381,13 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
     }
 
     /// A page is committed.
-    fn committed(&mut self, Held { no, page }: &Held) -> Result<()> {
+    fn committed(&mut self, Held { no, page }: &Held, committed: CommittedPage) -> Result<()> {
         self.committed += 1;
-        self.scheduler.committed(*no);
-        let watch = self.watches.entry(*no).or_default();
-        self.context.run.tell_far_more(page.stream(), watch)?;
+        self.delivery.add(committed.closed);
+        self.scheduler.committed(*no, page.has_more(), &committed.children);
+        if let PageOf::Stream(stream) = page.of() {
+            self.context.run.tell_far_more(stream, self.watches.entry(*no).or_default())?;
+        }
         if !page.has_more() {
             self.watches.remove(no);
         }

@@ -24,9 +24,7 @@ use crate::error::{Error, Result};
 use crate::model::{CHILD_LISTINGS_BYTES_MAX, CHILD_LISTINGS_MAX, ParentId, StreamName};
 
 use super::cursors::{check_moves, read_cursor};
-use super::rows::{
-    CHILD_IDS, CHILD_STREAMS, CHILDREN, ChildIdRow, ChildRow, ChildStreamRow, Key, UnderRow,
-};
+use super::rows::{CHILD_IDS, CHILD_STREAMS, CHILDREN, ChildIdRow, ChildRow, ChildStreamRow, Key, UnderRow};
 use super::run::Run;
 use super::tables::{Change, Rows};
 
@@ -102,16 +100,18 @@ fn totals(run: &Run, rows: &impl Rows) -> Result<Totals> {
 }
 
 impl Run {
-    /// The numbers of the pending child listings, in the order in which they were named, and what each stands under.
+    /// The pending child listings, by their numbers: in the order in which they were named.
     ///
     /// # Errors
     /// `Fenced`, `Corrupt`, `Io`.
-    pub(crate) fn pending_children(&self) -> Result<Vec<(u64, UnderRow)>> {
+    pub(crate) fn pending_children(&self) -> Result<Vec<(u64, ChildRow)>> {
         let mut pending = Vec::new();
         let prefix = self.run_key();
         self.look(|rows, _| {
             rows.scan(&CHILDREN, &prefix, &prefix, |tail, row| {
-                pending.push((self.number_in(CHILDREN.name, tail)?, row.under));
+                // What is not asked for takes no memory.
+                let row = ChildRow { data: String::new(), cursor: None, ..row };
+                pending.push((self.number_in(CHILDREN.name, tail)?, row));
                 Ok(true)
             })
         })?;
@@ -175,6 +175,7 @@ pub(super) fn name_children(
             stream: stream.to_owned(),
             parent: parent.to_owned(),
             data: child.data.clone(),
+            named_with: numbers.first().copied().unwrap_or(all.named),
             under: under.clone(),
             cursor: None,
         };
@@ -191,7 +192,7 @@ pub(super) fn name_children(
 fn check_room(run: &Run, all: &Totals, child: &NewChild) -> Result<()> {
     let too_large = |found, limit, unit| Error::TooLarge {
         what: format!(
-            "what is pending of {} with child listing {}, named by a page that names too many at once,",
+            "what is pending of {} with child listing {} (name fewer on one page)",
             run.unit,
             named(child.stream.as_str(), child.parent.as_str())
         ),
@@ -243,12 +244,7 @@ pub(super) fn advance(
     Ok(before)
 }
 
-fn count(
-    run: &Run,
-    change: &Change<'_>,
-    stream: &str,
-    by: impl FnOnce(&mut ChildStreamRow),
-) -> Result<()> {
+fn count(run: &Run, change: &Change<'_>, stream: &str, by: impl FnOnce(&mut ChildStreamRow)) -> Result<()> {
     let key = run.run_key().and_name(stream);
     let mut counts = change.get(&CHILD_STREAMS, &key)?.unwrap_or_default();
     by(&mut counts);

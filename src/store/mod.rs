@@ -29,10 +29,10 @@ pub(crate) use attachments::rebuild::InheritedLine;
 pub use attachments::{AttachmentCounts, Attachments, FailedAttachment, QueuedAttachment};
 pub(crate) use attachments::{Pending, Settling, UNSETTLED_MAX};
 pub(crate) use batches::staging::{CommittedPage, PageOf, ReadyPage, make_ready};
-pub(crate) use child_listings::Child;
 pub(crate) use batches::states::{BatchInfo, UnsettledBatch};
 pub use batches::{Batch, BatchKey, Batches};
 pub(crate) use checkpoint::{CHECKPOINT_KEY, Checkpoint, Position, Room};
+pub(crate) use child_listings::Child;
 pub(crate) use conversation::{Accepted, Incoming, Sealing, StoredMessage, message_key_text};
 pub(crate) use cursors::CursorWatch;
 #[cfg(feature = "testing")]
@@ -41,5 +41,6 @@ pub(crate) use lifecycle::Deletion;
 pub(crate) use notes::{Inherited, InheritedRun, InheritedStart, LEFT_ATTACHMENTS, Standing};
 pub use open::{Store, StoreOptions, SyncUnit};
 pub use page::Page;
+pub(crate) use rows::UnderRow;
 pub(crate) use rows::{MessageKind, WindowRow};
 pub use run::Run;

@@ -242,7 +242,9 @@ impl<C> Page<C> {
             children: self
                 .children
                 .iter()
-                .map(|(stream, parent, data)| child_bytes(stream, parent, data.as_deref().unwrap_or_default(), None))
+                .map(|(stream, parent, data)| {
+                    child_bytes(stream, parent, data.as_deref().unwrap_or_default(), None)
+                })
                 .sum(),
         }
     }

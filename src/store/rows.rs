@@ -465,6 +465,8 @@ pub(crate) struct ChildRow {
     pub(crate) parent: String,
     /// JSON text, the extractor's.
     pub(crate) data: String,
+    /// The number of the first child listing that the same page named.
+    pub(crate) named_with: u64,
     pub(crate) under: UnderRow,
     /// JSON text; `None` before the first page.
     pub(crate) cursor: Option<String>,

@@ -78,6 +78,69 @@ impl SimSource {
     pub fn with_shape(life: &Life, shape: Shape) -> Self {
         Self { life: life.clone(), shape }
     }
+
+    /// Adds the records of a page; says of how many item types there are some. `reading_of` names the page and this reading
+    /// of it.
+    fn push_records(
+        &self,
+        page: &mut Page<SimCursor>,
+        rng: &mut fastrand::Rng,
+        reading_of: &str,
+        may_be_wrong: bool,
+    ) -> Result<u8, SourceError> {
+        let mut ids = std::collections::BTreeSet::new();
+        let mut types = 0;
+        for item_type in ITEM_TYPES {
+            let items = match rng.u8(..4) {
+                0 => 0,
+                1 => 1,
+                _ => rng.u32(..=self.shape.page_items_max),
+            };
+            types += u8::from(items > 0);
+            for item in 0..items {
+                let id = format!("{item_type}-{}", rng.u8(..20));
+                if !ids.insert(id.clone()) {
+                    self.life.count("source/id-repeated");
+                }
+                // Of another type than declared: what the checks are to find.
+                let wrong = self.checks() != CheckPolicy::Off && item == 0 && may_be_wrong;
+                if wrong {
+                    self.life.count("source/wrong-record");
+                }
+                let ordinal = format!("{reading_of}-{item_type}-{item}");
+                let created =
+                    chrono::DateTime::from_timestamp(1_700_000_000 - i64::from(item), 0).unwrap_or_default();
+                let data =
+                    if wrong { json!({ "ordinal": [ordinal] }) } else { json!({ "ordinal": ordinal }) };
+                page.push(item_type, Record::new(id, &data)?.created(created));
+            }
+        }
+        Ok(types)
+    }
+
+    /// Names the attachments of a page of a run.
+    fn push_attachments(
+        &self,
+        page: &mut Page<SimCursor>,
+        rng: &mut fastrand::Rng,
+        reading_of: &str,
+        run: u64,
+    ) -> Result<(), SourceError> {
+        for item in 0..rng.u32(..=self.shape.page_attachments_max) {
+            let (id, parent) = (format!("attachment-{}", rng.u8(..6)), format!("issues-{}", rng.u8(..2)));
+            let version = if rng.bool() { "same".to_owned() } else { format!("{run:x}") };
+            let attachment = json!({
+                "id": id,
+                "url": format!("simulated:{version}/{parent}/{id}"),
+                "file_name": format!("{id}.txt"),
+                "parent_id": parent,
+                "ordinal": format!("{reading_of}-attachment-{item}"),
+            });
+            page.push("attachments", Record::flat(&attachment)?);
+            self.life.count("source/attachment");
+        }
+        Ok(())
+    }
 }
 
 fn mix(seed: u64, parts: &[u64]) -> fastrand::Rng {
@@ -143,38 +206,8 @@ impl Extractor for SimSource {
         let mut rng = mix(seed, &[run, number_of(stream), at.into(), reading]);
         let is_last = at + 1 >= pages || rng.u8(..16) == 0;
         let mut page = if is_last { Page::last() } else { Page::more(SimCursor { page: at + 1 }) };
-        let mut ids = std::collections::BTreeSet::new();
-        let mut types = 0;
-        for item_type in ITEM_TYPES {
-            let items = match rng.u8(..4) {
-                0 => 0,
-                1 => 1,
-                _ => rng.u32(..=self.shape.page_items_max),
-            };
-            types += u8::from(items > 0);
-            for item in 0..items {
-                let id = format!("{item_type}-{}", rng.u8(..20));
-                if !ids.insert(id.clone()) {
-                    self.life.count("source/id-repeated");
-                }
-                // Of another type than declared: what the checks are to find.
-                let wrong = self.checks() != CheckPolicy::Off && item == 0 && reading % 5 == 3;
-                if wrong {
-                    self.life.count("source/wrong-record");
-                }
-                let ordinal = format!("{run:x}-{stream}-{at}-{reading}-{item_type}-{item}");
-                let created =
-                    chrono::DateTime::from_timestamp(1_700_000_000 - i64::from(item), 0).unwrap_or_default();
-                page.push(
-                    item_type,
-                    Record::new(
-                        id,
-                        &if wrong { json!({ "ordinal": [ordinal] }) } else { json!({ "ordinal": ordinal }) },
-                    )?
-                    .created(created),
-                );
-            }
-        }
+        let reading_of = format!("{run:x}-{stream}-{at}-{reading}");
+        let types = self.push_records(&mut page, &mut rng, &reading_of, reading % 5 == 3)?;
         for (happened, what) in [
             (page.items() == 0, "empty-page"),
             (types > 1, "several-item-types"),
@@ -186,19 +219,7 @@ impl Extractor for SimSource {
                 self.life.count(&format!("source/{what}"));
             }
         }
-        for item in 0..rng.u32(..=self.shape.page_attachments_max) {
-            let (id, parent) = (format!("attachment-{}", rng.u8(..6)), format!("issues-{}", rng.u8(..2)));
-            let version = if rng.bool() { "same".to_owned() } else { format!("{run:x}") };
-            let attachment = json!({
-                "id": id,
-                "url": format!("simulated:{version}/{parent}/{id}"),
-                "file_name": format!("{id}.txt"),
-                "parent_id": parent,
-                "ordinal": format!("{run:x}-{stream}-{at}-{reading}-attachment-{item}"),
-            });
-            page.push("attachments", Record::flat(&attachment)?);
-            self.life.count("source/attachment");
-        }
+        self.push_attachments(&mut page, &mut rng, &reading_of, run)?;
         page = page
             .value(&value, &(context.run_id().as_str(), at + 1))
             .progress(u8::try_from(at * 10).unwrap_or(100));

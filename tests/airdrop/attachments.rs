@@ -12,9 +12,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::world::pass_on;
 use highwater::airdrop::{
     AttachmentBody, AttachmentError, Body, Context, Event, ExternalSyncUnit, Extractor, Fate, Listing,
-    Outcome, OutcomeKind, Platform, PlatformError, SealedMessage, Serve, SourceError, Upload, WorkerState,
+    Outcome, OutcomeKind, Platform, PlatformError, Serve, SourceError, Upload,
 };
 use highwater::record::Attachment;
 use highwater::{
@@ -818,6 +819,8 @@ impl<'a> Recorder<'a> {
 }
 
 impl Platform for Recorder<'_> {
+    pass_on!(airdrop: confirm, send, worker_state, save_worker_state);
+
     fn upload(&self, upload: Upload<'_>) -> Result<ArtifactId, PlatformError> {
         if let Body::Stream { length_bytes, .. } = &upload.body {
             let mut busy = self.busy.lock().unwrap();
@@ -833,18 +836,6 @@ impl Platform for Recorder<'_> {
             });
         }
         self.airdrop.upload(upload)
-    }
-    fn confirm(&self, artifact: &ArtifactId) -> Result<(), PlatformError> {
-        self.airdrop.confirm(artifact)
-    }
-    fn send(&self, message: &SealedMessage) -> Result<(), PlatformError> {
-        self.airdrop.send(message)
-    }
-    fn worker_state(&self) -> Result<Option<WorkerState>, PlatformError> {
-        self.airdrop.worker_state()
-    }
-    fn save_worker_state(&self, state: &str) -> Result<(), PlatformError> {
-        self.airdrop.save_worker_state(state)
     }
     fn download(&self, artifact: &ArtifactId) -> Result<Vec<u8>, PlatformError> {
         let mut bytes = self.airdrop.download(artifact)?;

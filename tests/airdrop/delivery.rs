@@ -6,11 +6,13 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::world::{Airdrop, Answer, Call, Source, World, all_of, event, page_of, paged, records_of};
+use crate::world::{
+    Airdrop, Answer, Call, Source, World, all_of, event, page_of, paged, pass_on, records_of,
+};
 use chrono::{DateTime, FixedOffset};
 use highwater::airdrop::{
     Context, ExternalSyncUnit, Fate, Outcome, OutcomeKind, Platform, PlatformError, SealedMessage, Serve,
-    SourceError, Upload, WorkerState,
+    SourceError, Upload,
 };
 use highwater::testing::Fault;
 use highwater::{ArtifactId, Clock, ErrorKind, Page, Record, limits};
@@ -390,16 +392,14 @@ impl Chaos<'_> {
 }
 
 impl Platform for Chaos<'_> {
+    pass_on!(airdrop: send);
+
     fn upload(&self, upload: Upload<'_>) -> Result<ArtifactId, PlatformError> {
         self.call(|| self.airdrop.upload(upload))
     }
 
     fn confirm(&self, artifact: &ArtifactId) -> Result<(), PlatformError> {
         self.call(|| self.airdrop.confirm(artifact))
-    }
-
-    fn send(&self, message: &SealedMessage) -> Result<(), PlatformError> {
-        self.airdrop.send(message)
     }
 }
 
@@ -459,21 +459,7 @@ struct SavesMeet<'a, F> {
 }
 
 impl<F: Fn(&str) -> Result<(), PlatformError> + Sync> Platform for SavesMeet<'_, F> {
-    fn upload(&self, upload: Upload<'_>) -> Result<ArtifactId, PlatformError> {
-        self.airdrop.upload(upload)
-    }
-
-    fn confirm(&self, artifact: &ArtifactId) -> Result<(), PlatformError> {
-        self.airdrop.confirm(artifact)
-    }
-
-    fn send(&self, message: &SealedMessage) -> Result<(), PlatformError> {
-        self.airdrop.send(message)
-    }
-
-    fn worker_state(&self) -> Result<Option<WorkerState>, PlatformError> {
-        self.airdrop.worker_state()
-    }
+    pass_on!(airdrop: upload, confirm, send, worker_state);
 
     fn save_worker_state(&self, state: &str) -> Result<(), PlatformError> {
         if self.saves.fetch_add(1, Ordering::Relaxed) == self.at {
@@ -559,13 +545,7 @@ struct Timid<'a> {
 }
 
 impl Platform for Timid<'_> {
-    fn upload(&self, upload: Upload<'_>) -> Result<ArtifactId, PlatformError> {
-        self.airdrop.upload(upload)
-    }
-
-    fn confirm(&self, artifact: &ArtifactId) -> Result<(), PlatformError> {
-        self.airdrop.confirm(artifact)
-    }
+    pass_on!(airdrop: upload, confirm);
 
     fn send(&self, message: &SealedMessage) -> Result<(), PlatformError> {
         let mut sent = self.sent.lock().unwrap();
@@ -697,6 +677,8 @@ impl<'a> Between<'a> {
 }
 
 impl Platform for Between<'_> {
+    pass_on!(airdrop: worker_state);
+
     fn upload(&self, upload: Upload<'_>) -> Result<ArtifactId, PlatformError> {
         let id = self.airdrop.upload(upload)?;
         let mut given = self.given.lock().unwrap();
@@ -711,9 +693,6 @@ impl Platform for Between<'_> {
     fn send(&self, message: &SealedMessage) -> Result<(), PlatformError> {
         (self.before_send)()?;
         self.airdrop.send(message)
-    }
-    fn worker_state(&self) -> Result<Option<WorkerState>, PlatformError> {
-        self.airdrop.worker_state()
     }
     fn save_worker_state(&self, state: &str) -> Result<(), PlatformError> {
         (self.before_save)(state)?;

@@ -4,11 +4,9 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
-use crate::world::{Airdrop, Source, World, all_of, event, page_of};
+use crate::world::{Airdrop, Source, World, all_of, event, page_of, pass_on};
 use highwater::ArtifactId;
-use highwater::airdrop::{
-    Context, Event, Outcome, OutcomeKind, Platform, PlatformError, SealedMessage, Upload, WorkerState,
-};
+use highwater::airdrop::{Context, Event, Outcome, OutcomeKind, Platform, PlatformError, Upload};
 
 /// It gives so many of the next uploads this id.
 struct Repeats<'a> {
@@ -18,6 +16,8 @@ struct Repeats<'a> {
 }
 
 impl Platform for Repeats<'_> {
+    pass_on!(airdrop: confirm, send, worker_state, save_worker_state);
+
     fn upload(&self, upload: Upload<'_>) -> Result<ArtifactId, PlatformError> {
         let given = self.airdrop.upload(upload)?;
         self.first.lock().unwrap().get_or_insert_with(|| given.clone());
@@ -28,22 +28,6 @@ impl Platform for Repeats<'_> {
             }
             _ => Ok(given),
         }
-    }
-
-    fn confirm(&self, artifact: &ArtifactId) -> Result<(), PlatformError> {
-        self.airdrop.confirm(artifact)
-    }
-
-    fn send(&self, message: &SealedMessage) -> Result<(), PlatformError> {
-        self.airdrop.send(message)
-    }
-
-    fn worker_state(&self) -> Result<Option<WorkerState>, PlatformError> {
-        self.airdrop.worker_state()
-    }
-
-    fn save_worker_state(&self, state: &str) -> Result<(), PlatformError> {
-        self.airdrop.save_worker_state(state)
     }
 }
 

@@ -131,7 +131,7 @@ fn one_to_be_left_alone_comes_when_it_is_due_and_counts_its_tries() {
 /// Two uploads under one id are one artifact to the platform, and one of them would be lost.
 #[test]
 fn an_artifact_id_is_acknowledged_once_in_a_run_be_it_of_a_batch_or_an_attachment() {
-    let world = World::new();
+    let mut world = World::new();
     let run = world.unit().begin().unwrap();
     stage(&run, "one", [of(1, 1), of(2, 1)]);
     let page = |_: Option<u8>| -> highwater::Result<Page<u8>> {
@@ -150,9 +150,14 @@ fn an_artifact_id_is_acknowledged_once_in_a_run_be_it_of_a_batch_or_an_attachmen
     refused(batch.acknowledge("artifact-1").unwrap_err(), "artifact-1");
     drop(batches);
     refused(all(&run).remove(0).acknowledge("artifact-1").unwrap_err(), "artifact-1");
+    drop(run);
+    world.restart();
+    let run = world.unit().begin().unwrap();
+    refused(all(&run).remove(0).uploaded("artifact-1").unwrap_err(), "artifact-1");
     // Nothing of what was refused is stored: each is there still, and is taken under an id of its own.
     assert_eq!(counts(&run), (2, 0, 0, 2));
     let again = run.batches("two", |_: Option<u8>| Err("it was read to its end")).next().unwrap().unwrap();
+    assert_eq!(again.artifact_id(), None);
     again.acknowledge("artifact-2").unwrap();
     let mut attachments = all(&run).into_iter();
     attachments.next().unwrap().acknowledge("artifact-3").unwrap();

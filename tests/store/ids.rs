@@ -4,7 +4,7 @@
 
 use highwater::record::Attachment;
 use highwater::testing::SimDisk;
-use highwater::{Batch, Error, ErrorKind, Page, Record, Run, Store, VirtualClock};
+use highwater::{Page, Run, Store, VirtualClock};
 
 /// Their XXH3 of 64 bits is the same.
 const TWINS: [&str; 2] = ["cgacponhdmlhpbcg", "ihganlcdfnnmgpck"];
@@ -71,51 +71,4 @@ fn two_attachments_with_one_hash_are_two() {
     let run = unit.begin().unwrap();
     stage(&run, "issues", &[attachment(one, "P"), attachment(other, "P"), attachment("new", "P")]);
     assert_eq!(run.attachment_counts().unwrap().queued, 1);
-}
-
-/// One artifact for two batches would be announced for both, and one of them lost.
-#[test]
-fn an_artifact_id_is_acknowledged_for_one_batch_only() {
-    let disk = SimDisk::new();
-    let store = store(&disk);
-    let unit = store.sync_unit("acme/files").unwrap();
-    let run = unit.begin().unwrap();
-    let page = |cursor: Option<u8>| {
-        let at = cursor.unwrap_or(0);
-        let page = if at < 3 { Page::more(at + 1) } else { Page::last() };
-        Ok::<_, Error>(page.record("issues", Record::new(at.to_string(), &serde_json::json!({}))?))
-    };
-    let held: Vec<Batch> = run.batches("issues", page).map(Result::unwrap).collect();
-    let mut held = held.into_iter();
-    assert_eq!(held.len(), 4);
-    let used = |result: highwater::Result<()>, id: &str| {
-        let error = result.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Invalid);
-        let says = format!("the artifact id {id} of batch ");
-        assert!(error.to_string().starts_with(&says), "{error}");
-        assert!(error.to_string().contains("this run has used it for another upload"), "{error}");
-    };
-    held.next().unwrap().acknowledge("one").unwrap();
-    used(held.next().unwrap().acknowledge("one"), "one");
-    let third = held.next().unwrap();
-    used(third.uploaded("one"), "one");
-    third.uploaded("three").unwrap();
-    third.acknowledge("three").unwrap();
-    used(held.next().unwrap().acknowledge("three"), "three");
-    // What was refused is yielded again, also to another life.
-    drop((held, run, unit, store));
-    let store = self::store(&disk);
-    let run = store.sync_unit("acme/files").unwrap().begin().unwrap();
-    for (id, batch) in ["two", "four"].into_iter().zip(run.batches("issues", page)) {
-        let batch = batch.unwrap();
-        assert_eq!(batch.artifact_id(), None);
-        batch.acknowledge(id).unwrap();
-    }
-    run.finish().unwrap();
-    // Ids are a run's own.
-    let run = store.sync_unit("acme/files").unwrap().begin().unwrap();
-    for (at, batch) in run.batches("issues", page).enumerate() {
-        batch.unwrap().acknowledge(["one", "two", "three", "four"][at]).unwrap();
-    }
-    run.finish().unwrap();
 }

@@ -409,6 +409,47 @@ impl Platform for Airdrop {
     }
 }
 
+/// Calls that a platform in front of another, in the field of that name, passes on as they are.
+#[allow(unused_macros, reason = "not every test that takes this file in has one")]
+macro_rules! pass_on {
+    ($to:ident: $($call:ident),+) => { $(pass_on! { @ $to $call })+ };
+    (@ $to:ident upload) => {
+        fn upload(
+            &self,
+            upload: ::highwater::airdrop::Upload<'_>,
+        ) -> Result<::highwater::ArtifactId, ::highwater::airdrop::PlatformError> {
+            self.$to.upload(upload)
+        }
+    };
+    (@ $to:ident confirm) => {
+        fn confirm(&self, artifact: &::highwater::ArtifactId) -> Result<(), ::highwater::airdrop::PlatformError> {
+            self.$to.confirm(artifact)
+        }
+    };
+    (@ $to:ident send) => {
+        fn send(
+            &self,
+            message: &::highwater::airdrop::SealedMessage,
+        ) -> Result<(), ::highwater::airdrop::PlatformError> {
+            self.$to.send(message)
+        }
+    };
+    (@ $to:ident worker_state) => {
+        fn worker_state(
+            &self,
+        ) -> Result<Option<::highwater::airdrop::WorkerState>, ::highwater::airdrop::PlatformError> {
+            self.$to.worker_state()
+        }
+    };
+    (@ $to:ident save_worker_state) => {
+        fn save_worker_state(&self, state: &str) -> Result<(), ::highwater::airdrop::PlatformError> {
+            self.$to.save_worker_state(state)
+        }
+    };
+}
+#[allow(unused_imports, reason = "the same")]
+pub(crate) use pass_on;
+
 pub(crate) type Fetched = Result<Page<u32>, SourceError>;
 
 /// A closure that gives pages.

@@ -44,7 +44,7 @@ pub(crate) enum PageOf {
 }
 
 impl PageOf {
-    fn stream(&self) -> &StreamName {
+    pub(crate) fn stream(&self) -> &StreamName {
         match self {
             PageOf::Stream(stream) | PageOf::Child { stream, .. } => stream,
         }
@@ -241,14 +241,13 @@ pub(crate) fn make_ready<C: Serialize>(of: PageOf, phase: Phase, page: Page<C>) 
         page.into_parts()?;
     let cursor =
         next.map(|cursor| to_json(&format!("the cursor of {of}"), &cursor, CURSOR_BYTES_MAX)).transpose()?;
-    let lines = records
-        .into_iter()
-        .map(|(name, records)| Ok((name, Lines::of(&records)?)))
-        .collect::<Result<_>>()?;
+    let lines =
+        records.into_iter().map(|(name, records)| Ok((name, Lines::of(&records)?))).collect::<Result<_>>()?;
     if matches!(of, PageOf::Child { .. }) && bookmark.is_some() {
         return Err(Error::Invalid {
             what: format!("the bookmark of {of}"),
-            reason: "only a stream leaves a bookmark: a child listing is known by the page that names it".to_owned(),
+            reason: "only a stream leaves a bookmark: a child listing is known by the page that names it"
+                .to_owned(),
         });
     }
     Ok(ReadyPage { of, phase, cursor, lines, skipped, bookmark, values, progress, findings, children })

@@ -25,14 +25,16 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::artifact::{Level, compress, decompress};
+use crate::error::Error;
 use crate::model::{Micros, Phase, Phases};
 use crate::transfer::{Held, State};
 
 use super::super::digest::{Digest, KnownId};
 use super::super::findings::FindingPart;
 use super::super::rows::{
-    Activity, BatchRow, BatchState, Dates, FailedRow, FileRow, LedgerAttachments, LedgerRow, LedgerType,
-    MessageFate, MessageKind, NotBefore, Pace, QueueRow, RunRow, RunStatus, StreamRow, UnitRow, WindowRow,
+    Activity, BatchRow, BatchState, ChildRow, ChildStreamRow, Dates, FailedRow, FileRow, LedgerAttachments,
+    LedgerRow, LedgerType, MessageFate, MessageKind, NotBefore, Pace, QueueRow, RunRow, RunStatus, StreamRow,
+    UnderRow, UnitRow, WindowRow,
 };
 
 /// The newest form that this version writes and reads.
@@ -41,6 +43,14 @@ pub(super) const VERSION: u64 = 2;
 const BODY_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// What the body is compressed with: most of it is the same few names over and over.
 const BODY_LEVEL: u32 = 6;
+
+/// The key of a worker state under which a checkpoint stands.
+pub(crate) const CHECKPOINT_KEY: &str = "highwater";
+
+/// What is wrong with the checkpoint of a unit.
+pub(super) fn damaged(sync_unit: &str, reason: String) -> Error {
+    Error::WorkerState { what: format!("{CHECKPOINT_KEY} in the worker state of {sync_unit}"), reason }
+}
 
 /// A checkpoint as it stands in the worker state.
 #[derive(Debug, Serialize, Deserialize)]
@@ -696,6 +706,8 @@ pub(crate) struct Position {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ChildPart {
     pub(super) no: u64,
+    /// The number of the first one that the same page named.
+    pub(super) named_with: u64,
     pub(super) stream: String,
     pub(super) parent: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -717,7 +729,16 @@ impl ChildPart {
             UnderRow::Child(no) => (None, Some(no)),
         };
         let data = Some(row.data).filter(|data| data != NO_DATA);
-        Self { no, stream: row.stream, parent: row.parent, data, under_stream, under, cursor: row.cursor }
+        Self {
+            no,
+            named_with: row.named_with,
+            stream: row.stream,
+            parent: row.parent,
+            data,
+            under_stream,
+            under,
+            cursor: row.cursor,
+        }
     }
 
     pub(super) fn row(&self) -> ChildRow {
@@ -730,6 +751,7 @@ impl ChildPart {
             stream: self.stream.clone(),
             parent: self.parent.clone(),
             data: self.data.clone().unwrap_or_else(|| NO_DATA.to_owned()),
+            named_with: self.named_with,
             under,
             cursor: self.cursor.clone(),
         }

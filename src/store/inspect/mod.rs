@@ -58,8 +58,8 @@ pub use ledger::{LedgerReport, LedgerTypeReport};
 pub use messages::MessageReport;
 pub use records::{BatchCounts, BatchReport, FindingsReport, TypeReport};
 pub use report::{
-    BookmarkReport, Line, MostReadReport, Report, RunReport, StreamReport, UnitReport, ValueReport,
-    is_internal,
+    BookmarkReport, ChildStreamReport, Line, MostReadReport, Report, RunReport, StreamReport, UnitReport,
+    ValueReport, is_internal,
 };
 pub use snapshot::{Snapshot, Source, Units};
 pub use words::{BatchStage, MessageFate, MessageKind, RunStatus};

@@ -13,8 +13,8 @@ use crate::error::Result;
 use crate::model::{Micros, Phase, RESERVED_UNIT_PREFIX};
 use crate::store::most_read::far_more_than;
 use crate::store::rows::{
-    BOOKMARKS, FAILED, Json, Key, LEDGER, MostReadRow, QUEUES, REQUEUED, RUNS, RunRow, STREAMS, UnitRow,
-    VALUES, number_of, run_key,
+    BOOKMARKS, CHILD_STREAMS, FAILED, Json, Key, LEDGER, MostReadRow, QUEUES, REQUEUED, RUNS, RunRow,
+    STREAMS, UnitRow, VALUES, number_of, run_key,
 };
 use crate::store::tables::{Rows, View};
 
@@ -41,6 +41,8 @@ pub struct Report {
     pub run: Option<RunReport>,
     /// The streams of that run; none once it is over.
     pub streams: Vec<StreamReport>,
+    /// The child listings of that run, by stream; none once it is over.
+    pub child_streams: Vec<ChildStreamReport>,
     /// The counts of that run, by item type; none once it is over: the ledger has them then.
     pub item_types: Vec<TypeReport>,
     /// What checks found in the records of that run, by kind; none once it is over: the ledger has the sums then.
@@ -172,6 +174,30 @@ pub struct StreamReport {
     pub far_more_than: Option<MostReadReport>,
 }
 
+/// The child listings of a stream of the newest run, in counts.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct ChildStreamReport {
+    /// The unit.
+    pub sync_unit: String,
+    /// The run.
+    pub run: String,
+    /// The stream.
+    pub stream: String,
+    /// Child listings that pages named.
+    pub named: u64,
+    /// Those that gave their last page.
+    pub exhausted: u64,
+    /// Those that did not.
+    pub pending: u64,
+    /// Bytes of these.
+    pub pending_bytes: u64,
+    /// Pages staged.
+    pub pages: u64,
+    /// Records in them.
+    pub items: u64,
+}
+
 /// The most that a stream has read in a finished run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
@@ -223,6 +249,8 @@ pub enum Line<'a> {
     Run(&'a RunReport),
     /// A stream of that run.
     Stream(&'a StreamReport),
+    /// The child listings of that run, of one stream.
+    ChildStream(&'a ChildStreamReport),
     /// An item type of that run.
     ItemType(&'a TypeReport),
     /// What was found in the records of that run, of one kind.
@@ -260,6 +288,7 @@ impl Report {
         std::iter::once(Line::Unit(&self.unit))
             .chain(self.run.iter().map(Line::Run))
             .chain(self.streams.iter().map(Line::Stream))
+            .chain(self.child_streams.iter().map(Line::ChildStream))
             .chain(self.item_types.iter().map(Line::ItemType))
             .chain(self.findings.iter().map(Line::Findings))
             .chain(self.bookmarks.iter().map(Line::Bookmark))
@@ -292,6 +321,7 @@ pub(super) fn read(view: &View<'_>, id: &str, unit: &UnitRow, last: usize) -> Re
         },
         run: None,
         streams: Vec::new(),
+        child_streams: Vec::new(),
         item_types: Vec::new(),
         findings: Vec::new(),
         bookmarks: Vec::new(),
@@ -312,6 +342,19 @@ pub(super) fn read(view: &View<'_>, id: &str, unit: &UnitRow, last: usize) -> Re
         run_ids.insert(no, row.id.clone());
         let key = run_key(unit.no, no);
         report.streams = streams(view, id, unit.no, &row.id, &key)?;
+        each(view, &CHILD_STREAMS, &key, name, |stream, counts| {
+            report.child_streams.push(ChildStreamReport {
+                sync_unit: id.to_owned(),
+                run: row.id.clone(),
+                stream,
+                pending: counts.named.saturating_sub(counts.exhausted),
+                named: counts.named,
+                exhausted: counts.exhausted,
+                pending_bytes: counts.pending_bytes,
+                pages: counts.pages,
+                items: counts.items,
+            });
+        })?;
         report.item_types = item_types(view, id, &row.id, &key)?;
         report.findings = findings(view, id, &row.id, &key)?;
         let event = row.event.map(|hash| event_name(view, unit.no, no, hash)).transpose()?;
