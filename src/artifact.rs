@@ -36,7 +36,7 @@ pub(crate) fn reader<'r>(mut input: impl Read + 'r) -> io::Result<Box<dyn BufRea
     Ok(Box::new(input))
 }
 
-/// How hard to compress: 0 (not at all) to 9; 1 by default.
+/// A compression level: 0 (none) to 9 (smallest); 1 by default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Level(u32);
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 
-/// Where moments and waits come from.
+/// A source of time, and of waits.
 pub trait Clock: Debug + Send + Sync {
     /// The time of day, in whole microseconds. It may step back or jump; [`Clock::elapsed`] may not.
     fn now(&self) -> DateTime<Utc>;
@@ -65,7 +65,7 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that moves only when told to, or when somebody sleeps on it. Its clones are the same clock.
+/// A clock that moves only when told to, or when somebody sleeps on it. A clone is another handle of the same clock.
 #[derive(Debug, Clone)]
 pub struct VirtualClock {
     at: Arc<Mutex<At>>,

@@ -10,7 +10,8 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Everything that can go wrong. What is then on disk: exactly what was there before the call.
+/// Everything that can go wrong. After an error, the disk holds what it held before the call, unless the variant says
+/// more.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -25,11 +26,11 @@ pub enum Error {
     NotAStore {
         /// The file.
         path: PathBuf,
-        /// What gave it away.
+        /// What is wrong with it.
         reason: String,
     },
-    /// The store file was deleted or replaced while it was open, so another worker may be using what stands there now.
-    /// Nothing was sent or changed since that was found.
+    /// The store file was deleted or replaced while it was open, so another worker may be using the new one. Nothing
+    /// was sent or changed after that was found.
     #[error(
         "{} was deleted or replaced while it was open: stop this worker, as another one may be using what is there \
              now; nothing was sent",
@@ -51,7 +52,7 @@ pub enum Error {
         /// The newest format that this version reads.
         supported: u32,
     },
-    /// What is stored does not make sense, so nothing is guessed from it.
+    /// What is stored is damaged or inconsistent. Nothing is guessed from it.
     #[error("damaged store: {what}: {reason}; look with `highwater-dump check`")]
     Corrupt {
         /// Table and key, or the file.
@@ -59,7 +60,7 @@ pub enum Error {
         /// What does not fit.
         reason: String,
     },
-    /// The disk refused.
+    /// The disk, or the file system, failed.
     #[error("cannot {action}")]
     Io {
         /// What was being done, and to which path.
@@ -68,7 +69,7 @@ pub enum Error {
         #[source]
         source: BoxError,
     },
-    /// A value given by the caller is over its limit.
+    /// A value that the caller gave is over its limit.
     #[error("{what} is {found} {unit}, over the limit of {limit}")]
     TooLarge {
         /// The value.
@@ -77,7 +78,7 @@ pub enum Error {
         found: u64,
         /// The limit, a constant of the crate.
         limit: u64,
-        /// What size counts: bytes or items.
+        /// The unit of the size: bytes or items.
         unit: &'static str,
     },
     /// What the extractor sets does not fit into the checkpoint any more. Nothing of its page is stored.
@@ -98,15 +99,15 @@ pub enum Error {
         /// what others keep in the same worker state.
         limit: u64,
     },
-    /// A value given by the caller is not allowed.
+    /// A value that the caller gave is not allowed.
     #[error("{what} is not allowed: {reason}")]
     Invalid {
         /// The value.
         what: String,
-        /// Why, and what would be.
+        /// Why not, and what is allowed.
         reason: String,
     },
-    /// The stored cursor of a stream is not of the type asked for.
+    /// The stored cursor of a stream cannot be read as the type asked for.
     #[error(
         "the cursor of stream {stream} of {sync_unit} does not decode: {cursor}; \
              read it with `#[serde(default)]` on new fields, or abandon the run"
@@ -122,7 +123,7 @@ pub enum Error {
         #[source]
         source: BoxError,
     },
-    /// A stored bookmark or value is not of the type asked for, or one given cannot be written as JSON.
+    /// A stored bookmark or value cannot be read as the type asked for, or a new one cannot be written as JSON.
     #[error("{what} of {sync_unit} is not of the type asked for")]
     Value {
         /// The bookmark or value.
@@ -133,7 +134,7 @@ pub enum Error {
         #[source]
         source: BoxError,
     },
-    /// A record cannot be a line of an artifact.
+    /// A record cannot be written as a line of an artifact.
     #[error("record {id} cannot be written: {reason}")]
     Record {
         /// The record's id, or its place in the page.
@@ -141,7 +142,7 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// The page closure failed; its own error is the source, intact. Nothing of that page is stored.
+    /// The closure that fetches pages failed; the source is its own error. Nothing of that page is stored.
     #[error("fetching a page of stream {stream} of {sync_unit} failed")]
     Fetch {
         /// The sync unit.
@@ -162,7 +163,7 @@ pub enum Error {
         /// The stream or batch that is open.
         reason: String,
     },
-    /// Too many batches are not acknowledged; nothing was fetched.
+    /// Too many batches are not acknowledged. Nothing was fetched.
     #[error(
         "{open} batches of {sync_unit} are not acknowledged, the limit is {limit}: acknowledge some first"
     )]
@@ -174,7 +175,7 @@ pub enum Error {
         /// The limit.
         limit: u64,
     },
-    /// Another life of this run has begun since; this one must stop.
+    /// A later life of this run has begun. This one must stop.
     #[error(
         "run {run} of {sync_unit} was begun again elsewhere: this one must stop, and has changed nothing"
     )]
@@ -184,7 +185,7 @@ pub enum Error {
         /// The run.
         run: String,
     },
-    /// An event of a run that is over, or that a newer event has overtaken. Nothing was sent or changed.
+    /// The event is of a run that is over, or a newer event came first. Nothing was sent or changed.
     #[error("the event belongs to run {run} of {sync_unit}, {reason}: nothing was sent")]
     StaleEvent {
         /// The sync unit.
@@ -202,7 +203,7 @@ pub enum Error {
         /// What was expected there.
         expected: String,
     },
-    /// What the platform keeps for a sync unit does not make sense, so nothing is guessed from it and nothing was changed.
+    /// What the platform keeps for a sync unit cannot be read. Nothing is guessed from it, and nothing was changed.
     #[error(
         "{what} cannot be read: {reason}; to start over, let the platform delete the data state of the sync unit \
          (EXTRACTION_DATA_DELETE)"
@@ -213,7 +214,8 @@ pub enum Error {
         /// What does not fit.
         reason: String,
     },
-    /// The platform did not hand out the worker state. Nothing was sent or changed; the same event starts anew.
+    /// The worker state could not be fetched from the platform. Nothing was sent or changed: serve the same event
+    /// again.
     #[error("the worker state of {sync_unit} could not be fetched: {reason}")]
     NotFetched {
         /// The sync unit.
@@ -221,7 +223,8 @@ pub enum Error {
         /// What the platform said.
         reason: String,
     },
-    /// The platform did not take a checkpoint. Nothing was sent that it would have held; the same event resumes.
+    /// The platform did not accept a checkpoint. Nothing was sent that depends on it: serve the same event again to
+    /// resume.
     #[error("the checkpoint of {sync_unit} was not saved: {reason}")]
     NotSaved {
         /// The sync unit.
@@ -229,8 +232,8 @@ pub enum Error {
         /// What the platform said.
         reason: String,
     },
-    /// The platform did not take a message. It stays sealed (or, refused for good, its artifacts go into the
-    /// next one), so that the same event can be served again.
+    /// The platform did not accept a message. It stays sealed, so serve the same event again. If it was refused for
+    /// good, its artifacts go into the next message.
     #[error("the message {message} was not accepted: {reason}")]
     NotDelivered {
         /// The event type of the message.
@@ -246,18 +249,18 @@ pub enum Error {
 pub enum ErrorKind {
     /// Try again later; nothing was lost.
     Retry,
-    /// Stop: another holder is live or may be, or the event is of the past.
+    /// Stop: another worker has the unit, or may have it, or the event is of the past.
     Fenced,
-    /// Somebody else has the store open: wait for it.
+    /// Another process has the store open: wait until it ends.
     InUse,
-    /// Mend the call, the event or the extractor.
+    /// Correct the call, the event or the extractor.
     Invalid,
-    /// What is stored (a file, or what the platform keeps), or its version, is not what we can read: look at a file with
+    /// The store file or the worker state is damaged, or of a version that cannot be read: look at a file with
     /// `highwater-dump check`.
     Corrupt,
-    /// Mend the disk (full, missing, no permission).
+    /// Look at the disk: full, missing, no permission.
     Io,
-    /// The extractor's own error, intact as the source.
+    /// The extractor's own error, which is the source.
     Fetch,
 }
 

@@ -1,13 +1,20 @@
 //! Durable, resumable state for data extractors. A page of records and the cursor after it are stored in one
 //! transaction, and from then on every record is announced exactly once, wherever and however often the process dies.
 //!
-//! One file holds the state of any number of sync units. The loop below serves an extractor for any platform;
-//! [`airdrop::serve`] is that loop and the whole conversation with Airdrop around it; `highwater::testing` (a feature)
-//! kills an extractor at every step and looks whether the promise held; [`inspect`] and the binary `highwater-dump` show
-//! what is remembered.
+//! What you do with it:
 //!
-//! It is not a scheduler, not a client of anybody's API, not a queue between machines, and no place for the records:
-//! their bytes are dropped as soon as the platform has them.
+//! - **Extract for Airdrop.** Implement [`airdrop::Extractor`] (pages, metadata, files), and give each event to
+//!   [`airdrop::serve`]. Uploads, retries, deadlines and the one message per event are done there.
+//! - **Extract for another platform.** Open a [`Store`], [begin](SyncUnit::begin) a run, upload what [`Run::batches`]
+//!   yields, and [finish](Run::finish) the run: the loop below.
+//! - **Check records** against their metadata before they leave: [`record`].
+//! - **Test it.** `testing::Explore` (feature `testing`) kills your extractor at every step, and counts what arrived.
+//! - **Look at a store**, also one whose owner was killed: [`inspect`], or the program `highwater-dump` (feature
+//!   `cli`).
+//!
+//! One file holds the state of any number of sync units. The crate is not a scheduler, not a client of anybody's API,
+//! not a queue between machines, and no place for the records: their bytes are dropped as soon as the platform has
+//! them.
 //!
 //! # The loop
 //!
@@ -34,7 +41,7 @@
 //! # let dir = tempfile::tempdir()?;
 //! # let path = dir.path().join("state.redb");
 //! let store = Store::open(path)?;
-//! let run = store.sync_unit("acme/tickets")?.begin()?; // takes up an unfinished run
+//! let run = store.sync_unit("acme/tickets")?.begin()?; // resumes an unfinished run
 //! let since = run.since(); // when the last finished run started; None: extract everything
 //! for batch in run.batches("issues", |cursor| tracker.issues(since, cursor)) {
 //!     let batch = batch?; // durable, under a key that stays the same
@@ -48,22 +55,22 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Leaving the loop early, dropping a batch and dying are all safe, and all the same: the next `begin` takes the run
-//! up, and the next [`Run::batches`] yields first what nobody acknowledged. Where an upload is not idempotent, or the
-//! platform has a step of its own to confirm it, [`Batch::uploaded`] stores the id between the two.
+//! Leaving the loop early, dropping a batch and dying are all safe, and have the same effect: the next `begin` resumes
+//! the run, and the next [`Run::batches`] first yields what was not acknowledged. If an upload is not idempotent, or
+//! the platform has a separate step to confirm it, [`Batch::uploaded`] stores the id between the two.
 //!
 //! # Words
 //!
 //! | word | meaning |
 //! | --- | --- |
-//! | sync unit | what is synced on its own (a project, a repository, a board); owner of all state |
-//! | run | one extraction of a sync unit, from `begin` to `finish`, in any number of lives of the process |
-//! | stream, page, cursor | one listing of the source; what one fetch of it returns; where the next one starts |
+//! | sync unit | what is synced on its own (a project, a repository, a board); all state belongs to one |
+//! | run | one extraction of a sync unit, from `begin` to `finish`, over any number of lives of the process |
+//! | stream, page, cursor | one listing of the source; what one fetch of it returns; where the next fetch starts |
 //! | stage | the one transaction that stores a page's records and the cursor after it |
 //! | batch, artifact | records of one item type as gzipped JSON Lines; the same, once the platform has an id for it |
 //! | confirm, announce, acknowledge | the platform knows an artifact is ours; a message names it; both, in the caller's loop |
-//! | watermark, bookmark | the time up to which a finished run vouches; what a source gave to start the next run from |
-//! | event, message, seal | what Airdrop sends; the one answer to it; fixing the answer's bytes on disk before it is sent |
+//! | watermark, bookmark | when the last finished run started; what a stream left for the next run to start from |
+//! | event, message, seal | what Airdrop sends; the one answer to it; to store the answer's bytes before it is sent |
 //!
 //! # Guarantees
 //!
@@ -75,37 +82,37 @@
 //!   sealed before it is sent: sent again, it is the same bytes under the same key.
 //! - **G3, confirmed is what is announced**, at every accepted DONE, and at every accepted ERROR before which the fate
 //!   of each confirm could be settled. So G1 and G2 hold whether a platform counts announced artifacts or confirmed
-//!   ones. (External sync units are announced unconfirmed: the protocol has it so. When the platform gives a run up,
-//!   what was confirmed after its last accepted message is in no message; the next run delivers it under new ids.)
+//!   ones. (The protocol does not confirm external sync units. When the platform gives a run up, what was confirmed
+//!   after its last accepted message is in no message; the next run delivers it under new ids.)
 //! - **G4, the watermark never runs ahead.** It moves when a run is finished and at no other time, to the moment at
 //!   which that run *started*, in whichever life. A stream's bookmark moves with it.
-//! - **G5, a kill costs little.** What is lost of the work is the page that was being fetched; of a worker without a disk
-//!   ([`Serve::checkpoints`](airdrop::Serve::checkpoints)), what followed its last checkpoint. An invocation that lives
-//!   long enough for one page makes progress.
+//! - **G5, a kill costs little**: the page that was being fetched is fetched again. A worker without a disk
+//!   ([`Serve::checkpoints`](airdrop::Serve::checkpoints)) repeats what followed its last checkpoint. An invocation
+//!   that lives long enough for one page makes progress.
 //!
 //! # Not claimed
 //!
-//! - **N1.** A receiver to whom the same sealed message is sent twice must know it by its bytes or its key
-//!   (`Idempotency-Key`): an answer may be lost on the way, and then the message is sent again.
+//! - **N1.** A message is sent again if its answer was lost. The receiver must recognise it, by its bytes or its key
+//!   (`Idempotency-Key`).
 //! - **N2.** A kill during an upload leaves at most one upload per call in flight that nobody confirms or announces;
 //!   without a disk, those since the last checkpoint.
-//! - **N3.** The platform's side of the conversation: an event delivered again has the `request_id` it had; confirming
-//!   twice is the same as once; CONTINUE is sent only after a PROGRESS or DELAY of ours was accepted.
-//! - **N4.** A lost store file, where no checkpoint is kept with the platform. What it remembered is gone: a CONTINUE of a
-//!   run that the store does not know is answered with ERROR instead of a guess, and the next START extracts everything.
-//!   Nor does an old copy put in its place know what was announced since.
-//! - **N5.** A disk that says "synced" when nothing is. The store tells damage from data (every value has a checksum)
-//!   but cannot bring back what was never written.
-//! - **N6.** Two workers without a disk on one sync unit at a time: the platform keeps what was saved last, and offers
+//! - **N3.** The platform keeps its side of the conversation: an event delivered again has the `request_id` it had;
+//!   confirming twice is the same as once; CONTINUE is sent only after a PROGRESS or DELAY of ours was accepted.
+//! - **N4.** A lost store file does not come back, unless a checkpoint is kept with the platform. A CONTINUE of a run
+//!   that the store does not know is answered with ERROR, and the next START extracts everything. An old copy put in
+//!   its place does not know what was announced since.
+//! - **N5.** A disk must not say "synced" before it is. The store detects damage (every value has a checksum), but
+//!   cannot bring back what was never written.
+//! - **N6.** Two workers without a disk must not share a sync unit. The platform keeps what was saved last, and offers
 //!   no compare-and-set. The loser is fenced at its next save; between its look and that save it can repeat or lose.
-//!   [`Serve::settle_after_takeover`](airdrop::Serve::settle_after_takeover) waits that window out.
+//!   [`Serve::settle_after_takeover`](airdrop::Serve::settle_after_takeover) waits for that window to pass.
 //! - **N7.** Once per run is not once for ever: what was modified after the last finished run *started* is announced
-//!   again by the next one.
+//!   again by the next run.
 //!
 //! # Where to read on
 //!
-//! [`airdrop`] is the conversation with Airdrop, [`record`] what a record is, `testing` the crash explorer. The guide, the
-//! reasons behind the design and the table of rooms are pages in the folder `docs` of the repository.
+//! The folder `docs` of the repository has the guide, which builds a connector step by step, and a page each on
+//! Airdrop, attachments, operations, the format, the proof, the benchmarks, and the design with the table of rooms.
 
 #![cfg_attr(
     not(test),
@@ -150,6 +157,7 @@ pub use record::Record;
 #[doc(hidden)]
 pub use store::Disk;
 pub use store::inspect;
+pub use store::mend;
 pub use store::{
     AttachmentCounts, Attachments, Batch, BatchKey, Batches, FailedAttachment, Page, QueuedAttachment, Run,
     Store, StoreOptions, SyncUnit,

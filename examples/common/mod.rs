@@ -31,7 +31,7 @@ pub(crate) fn chain(error: &dyn Error) -> String {
     text
 }
 
-/// Tells whoever reads standard error; that nobody does is no failure.
+/// Prints a line on standard error. A closed standard error is not a failure.
 pub(crate) fn tell(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
@@ -59,7 +59,7 @@ pub(crate) fn read_event(path: &Path) -> Result<Event, Failure> {
     Ok(Event::from_json_bytes(&bytes)?)
 }
 
-/// Says so if an event was answered with ERROR, or in an earlier life; whether it was neither.
+/// Reports an event that was answered with ERROR, or in an earlier life. Returns whether it was neither.
 pub(crate) fn went_well(outcome: &Outcome) -> Result<bool, Failure> {
     match (&outcome.message, outcome.kind) {
         (None, _) => {

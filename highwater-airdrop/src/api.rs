@@ -265,11 +265,11 @@ pub(crate) struct Taken {
     pub(crate) count: u64,
     /// What the last one says, for people.
     pub(crate) last: String,
-    /// Why the last one that was refused was.
+    /// Why the last refused one was refused.
     pub(crate) refused: Option<String>,
 }
 
-/// Who is given an event now: calls are noted as theirs.
+/// The run and invocation that have the current event: calls are attributed to them.
 #[derive(Debug, Clone, Default)]
 struct Current {
     run: Option<String>,

@@ -118,7 +118,7 @@ pub struct Audit {
     pub invocations: Vec<InvocationFigures>,
 }
 
-/// Every line of a file that is one JSON value of this kind; the last one may be torn, and no file is none.
+/// Every line of a file, each a JSON value of this kind. The last line may be torn; a missing file has no lines.
 pub(crate) fn lines_of<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
     let text = match fs::read(path) {
         Ok(text) => text,
@@ -140,7 +140,7 @@ pub(crate) fn lines_of<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
 /// The calls of a run, in the order of their answers.
 ///
 /// # Errors
-/// `Io` if the disk refuses; `NotALocal` if a line makes no sense.
+/// `Io` if the disk fails; `NotALocal` if a line is invalid.
 pub fn calls(dir: &Path, run: &str) -> Result<Vec<CallRecord>> {
     let mut calls: Vec<CallRecord> = lines_of(&dir.join("calls.jsonl"))?;
     calls.retain(|call| call.run.as_deref() == Some(run));
@@ -229,7 +229,7 @@ pub fn record_id(line: &[u8]) -> Option<String> {
 /// Looks at a run.
 ///
 /// # Errors
-/// `Io` if the disk refuses; `NotALocal` if the files of the directory make no sense.
+/// `Io` if the disk fails; `NotALocal` if the files of the directory are inconsistent.
 pub fn audit(local: &Local, report: &SyncReport, done: bool) -> Result<Audit> {
     let run = report.run.to_string();
     let calls = calls(local.dir(), &run)?;

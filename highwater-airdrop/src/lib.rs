@@ -1,4 +1,4 @@
-//! A local Airdrop: plays the platform's part for a connector in any language, and says what was lost.
+//! A local Airdrop: it plays the platform for a connector in any language, and reports what was lost.
 //!
 //! # How it is laid out
 //!
@@ -7,30 +7,29 @@
 //! | module | what it is |
 //! |---|---|
 //! | `error` | what can go wrong |
-//! | `local`, `local/lines`, `local/driver`, `local/events` | [`Local`]: the platform as files of a directory, and the events of a sync, one at a time. All that is durable is here |
-//! | `call` | what can be called, and the line of `calls.jsonl` that is kept of each call |
-//! | `http`, `form`, `external` | HTTP/1.1 and multipart forms as a server hears them; files to extract |
-//! | `fault` | [`Fault`]: what is made to become of a call |
+//! | `local`, `local/lines`, `local/driver`, `local/events` | [`Local`]: the platform as files in a directory, and the events of a sync, one at a time. Everything durable is here |
+//! | `call` | the calls that there are, and the line of `calls.jsonl` that is kept for each |
+//! | `http`, `form`, `external` | HTTP/1.1 and multipart forms on the server's side; files to extract |
+//! | `fault` | [`Fault`]: what goes wrong with a call, on demand |
 //! | `worker` | a worker that is started, watched and killed as a process group, or called as a function |
 //! | `api`, `artifacts`, `message` | Airdrop's addresses: what is refused, and what is only noted as a [`Lint`] |
 //! | `sync` | [`Airdrop`]: a directory that is served; [`Airdrop::sync`]: a whole sync with a worker |
-//! | `audit` | [`audit()`]: what a run came to, from the files |
+//! | `audit` | [`audit()`]: the result of a run, from the files |
 //! | `verify/recording`, `verify/source` | what a connector's external system answered, and a proxy that records and replays it |
-//! | `verify/compare` | what was delivered, record by record, and what two syncs differ in |
-//! | `verify/cases` | what can go wrong, and where; and which of it is tried |
-//! | `verify/report`, `verify/html` | [`VerifyReport`]: what the cases came to, as text, JSON, or a page for a browser |
-//! | `verify` | [`verify()`]: a clean sync, and then one after another in which one thing goes wrong |
+//! | `verify/compare` | what was delivered, record by record, and how two syncs differ |
+//! | `verify/cases` | what can go wrong, and where; and which cases are tried |
+//! | `verify/report`, `verify/html` | [`VerifyReport`]: the results of the cases, as text, JSON, or a page for a browser |
+//! | `verify` | [`verify()`]: a clean sync, and then many in each of which one thing goes wrong |
 //!
-//! The binary adds the command line. Without the feature `program` there is `Local` alone, which an extractor that is
-//! linked with `highwater` can use in place of HTTP.
+//! The binary adds the command line. Without the feature `program` there is only [`Local`], which an extractor that
+//! links `highwater` can use instead of HTTP.
 //!
 //! # Many syncs at once
 //!
-//! Nothing is shared between two [`Airdrop`]s: each has a folder and a port, and the one worker that runs for it. So
-//! a hundred syncs, each with another thing that goes wrong, are a loop over a hundred folders in as many threads as
-//! there are cores. What goes wrong with the K-th call is [`Fault::at`]; what goes wrong with an invocation is
-//! [`Disturbance`]; both say afterwards, in [`Outcome::faults`] and `calls.jsonl`, whether it came true. What was
-//! delivered is read back, record by record, with [`named`] and [`each_line`].
+//! Two [`Airdrop`]s share nothing: each has its own folder, port and worker. So a hundred syncs with different faults
+//! are a loop over a hundred folders, in as many threads as there are cores. [`Fault::at`] makes the K-th call go
+//! wrong, [`Disturbance`] an invocation; [`Outcome::faults`] and `calls.jsonl` say afterwards which faults came true.
+//! [`named`] and [`each_line`] read back what was delivered, record by record.
 //!
 //! ```no_run
 //! # use std::path::Path;

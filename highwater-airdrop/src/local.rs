@@ -37,7 +37,7 @@
 //!
 //! The key goes first, as an intent, because a bare line has no room for it: a line without its key would be accepted
 //! a second time. After power loss a last line may have its length but not its bytes; so a last message counts only
-//! if it is JSON, and a last id only if it is one. Any other line that makes no sense is an error
+//! if it is JSON, and a last id only if it is one. Any other invalid line is an error
 //! ([`Error::NotALocal`]): somebody edited the directory, and nothing is guessed.
 //!
 //! # Concurrency
@@ -88,9 +88,9 @@ const COPY_BYTES: usize = 64 * 1024;
 
 /// Airdrop over a directory.
 ///
-/// It keeps what it is given, and refuses what the platform would: a confirm of what was never uploaded (404), a
-/// message that names an artifact which is not there or, but for external sync units, not confirmed (400), one that
-/// is not JSON (400) or too large (413), a key said again with other bytes (409). An error of the disk is
+/// It keeps what it is given, and refuses what the platform would refuse: a confirm of what was never uploaded (404); a
+/// message that names a missing artifact or, except for external sync units, an unconfirmed one (400); a message that
+/// is not JSON (400) or too large (413); a known key with other bytes (409). An error of the disk is
 /// [`PlatformError::Retry`] with [`Fate::Unknown`].
 ///
 /// ```
@@ -112,7 +112,7 @@ const COPY_BYTES: usize = 64 * 1024;
 ///     body: format!(r#"{{"event_type":"EXTRACTION_DATA_DONE","event_data":{{"artifacts":[{{"id":"{id}"}}]}}}}"#),
 /// };
 /// airdrop.send(&message)?;
-/// airdrop.send(&message)?; // the same key and bytes: the same message, said again
+/// airdrop.send(&message)?; // the same key and bytes: the same message, sent again
 /// assert_eq!(airdrop.messages()?.count(), 1);
 /// assert_eq!(airdrop.confirmed()?.len(), 1);
 /// assert_eq!(airdrop.artifact_bytes(&id)?, b"bytes");
@@ -170,10 +170,10 @@ struct OutlineArtifact {
 }
 
 impl Local {
-    /// Opens a directory, or makes it. Torn last lines are cut and the leftovers of the dead are removed.
+    /// Opens a directory, or creates it. Torn last lines are cut, and what killed processes left is removed.
     ///
     /// # Errors
-    /// `Io` if the disk refuses; `NotALocal` if the files make no sense together.
+    /// `Io` if the disk fails; `NotALocal` if the files are inconsistent.
     ///
     /// # Durability
     /// When this returns `Ok`, the directory and everything that it reads from it survive power loss.
@@ -213,7 +213,7 @@ impl Local {
     /// The accepted messages, in the order of accepting, read from the disk one at a time.
     ///
     /// # Errors
-    /// `Io` if the disk refuses.
+    /// `Io` if the disk fails.
     pub fn messages(&self) -> Result<Messages> {
         self.messages_from(0)
     }
@@ -221,7 +221,7 @@ impl Local {
     /// The ids of the confirmed artifacts, in the order of confirming.
     ///
     /// # Errors
-    /// `Io` if the disk refuses; `NotALocal` if a line is no id.
+    /// `Io` if the disk fails; `NotALocal` if a line is not an id.
     pub fn confirmed(&self) -> Result<Vec<ArtifactId>> {
         let path = self.dir.join("confirmed.txt");
         let text = fs::read(&path).map_err(|error| Error::io(format!("read {}", path.display()), error))?;
@@ -240,7 +240,7 @@ impl Local {
     /// The ids of everything that was uploaded, confirmed or not, in alphabetical order.
     ///
     /// # Errors
-    /// `Io` if the disk refuses.
+    /// `Io` if the disk fails.
     pub fn artifacts(&self) -> Result<Vec<ArtifactId>> {
         let dir = self.dir.join("artifacts");
         let failed = |error| Error::io(format!("list {}", dir.display()), error);
@@ -258,7 +258,7 @@ impl Local {
     /// Where the bytes of an artifact are.
     ///
     /// # Errors
-    /// `Invalid` if it is no id of an artifact here.
+    /// `Invalid` if it is not the id of an artifact here.
     pub fn artifact_path(&self, artifact: &ArtifactId) -> Result<PathBuf> {
         self.uploaded(artifact.as_str()).ok_or_else(|| Error::Invalid {
             what: format!("the artifact id {:?}", artifact.as_str()),
@@ -269,7 +269,7 @@ impl Local {
     /// The bytes of an artifact, as they were uploaded.
     ///
     /// # Errors
-    /// `Invalid` if it is no id of an artifact here; `Io` if the disk refuses.
+    /// `Invalid` if it is not the id of an artifact here; `Io` if the disk fails.
     pub fn artifact_bytes(&self, artifact: &ArtifactId) -> Result<Vec<u8>> {
         let path = self.artifact_path(artifact)?;
         fs::read(&path).map_err(|error| Error::io(format!("read {}", path.display()), error))
@@ -334,7 +334,7 @@ impl Local {
         Ok(uploader)
     }
 
-    /// A new file in `incoming/`, locked before anybody can take it for a dead one's.
+    /// A new file in `incoming/`, locked before anybody can mistake it for one that a killed process left.
     fn incoming(&self) -> Result<NamedTempFile> {
         let held = self.hold()?;
         let dir = self.dir.join("incoming");
@@ -343,11 +343,11 @@ impl Local {
         file.map_err(|error| Error::io(format!("make a file in {}", dir.display()), error))
     }
 
-    /// Says an id that no artifact of this directory has had or will have, for an upload that is to follow: see
-    /// [`Local::upload_as`].
+    /// Returns an id that no other artifact of this directory has had or will have, for an upload that is to follow:
+    /// see [`Local::upload_as`].
     ///
     /// # Errors
-    /// `Io` if the disk refuses; `NotALocal` if the files make no sense together.
+    /// `Io` if the disk fails; `NotALocal` if the files are inconsistent.
     pub fn prepare(&self) -> Result<ArtifactId> {
         let mut held = self.hold()?;
         let uploader = self.uploader(&mut held)?;
@@ -361,11 +361,11 @@ impl Local {
         }
     }
 
-    /// Makes the artifact of an id that [`Local::prepare`] said, unconfirmed.
+    /// Makes an unconfirmed artifact under an id from [`Local::prepare`].
     ///
     /// # Errors
-    /// What became of the attempt: as [`Platform::upload`]; 409 if the artifact is there already, 400 if the id is none
-    /// that an artifact could have.
+    /// Those of [`Platform::upload`]; 409 if the artifact is there already, 400 if the id is not a possible artifact
+    /// id.
     ///
     /// # Durability
     /// When this returns `Ok`, the bytes survive power loss; a kill before leaves no artifact.
@@ -373,7 +373,7 @@ impl Local {
         self.place_upload(artifact, upload, false)
     }
 
-    /// As [`Local::upload_as`], but in place of what was uploaded before, as a file store has it.
+    /// [`Local::upload_as`], but replaces what was uploaded before, as a file store does.
     #[cfg(feature = "program")]
     pub(crate) fn upload_again(
         &self,
@@ -406,7 +406,7 @@ impl Local {
         }
     }
 
-    /// Keeps a message that nobody looked at: what it names need not be there.
+    /// Keeps a message without a check: what it names need not be there.
     #[cfg(feature = "program")]
     pub(crate) fn keep_message(&self, message: &SealedMessage) -> Result<(), PlatformError> {
         let mut held = self.hold().map_err(|error| unknown(&error))?;
@@ -414,7 +414,7 @@ impl Local {
         held.accept(&message.key, &line).map_err(|error| unknown(&error))
     }
 
-    /// As [`Local::keep_message`], under a key of its own, where its key has a message already.
+    /// [`Local::keep_message`], under a new key if its own has a message already.
     #[cfg(feature = "program")]
     pub(crate) fn keep_message_beside(&self, message: &SealedMessage) -> Result<(), PlatformError> {
         let mut held = self.hold().map_err(|error| unknown(&error))?;
@@ -432,10 +432,10 @@ impl Local {
         Ok(Some(held.messages.bytes(span.at, span.bytes)? == line_of(message)))
     }
 
-    /// What was saved last for a sync unit, where the directory serves several.
+    /// What was saved last for a sync unit, if the directory serves several.
     ///
     /// # Errors
-    /// What became of the attempt: as [`Platform::worker_state`]; 400 for an id that makes no file name.
+    /// Those of [`Platform::worker_state`]; 400 for an id that cannot be a file name.
     pub fn worker_state_of(&self, sync_unit: &str) -> Result<Option<String>, PlatformError> {
         self.saved_state(&state_file(sync_unit)?)
     }
@@ -443,7 +443,7 @@ impl Local {
     /// Saves JSON text for a sync unit, in place of what was there.
     ///
     /// # Errors
-    /// What became of the attempt: as [`Platform::save_worker_state`]; 400 for an id that makes no file name.
+    /// Those of [`Platform::save_worker_state`]; 400 for an id that cannot be a file name.
     ///
     /// # Durability
     /// When this returns `Ok`, the state survives power loss; a kill leaves the old one or the new one.
@@ -474,7 +474,7 @@ impl Local {
         self.replace(&held, file, state.as_bytes()).map_err(|error| unknown(&error))
     }
 
-    /// Takes the bytes of an upload into a file in `incoming/`, all of them and durable.
+    /// Writes all bytes of an upload to a file in `incoming/`, durably.
     fn take(&self, upload: Upload<'_>) -> Result<NamedTempFile, PlatformError> {
         let Upload { file_name: name, mut body, .. } = upload;
         let (reader, length_bytes): (&mut dyn Read, _) = match &mut body {
@@ -591,7 +591,7 @@ impl Platform for Local {
 }
 
 impl Local {
-    /// Refuses what the platform would.
+    /// Refuses what the platform would refuse.
     fn check(&self, held: &State, message: &SealedMessage) -> Result<(), PlatformError> {
         let SealedMessage { key, event_type, body } = message;
         if key.is_empty() || key.len() > KEY_BYTES_MAX {
@@ -631,7 +631,8 @@ impl Local {
 }
 
 impl State {
-    /// Reads what others, or the dead, have added; cuts what does not count, and makes the rest durable.
+    /// Reads what other processes have added, killed ones included; cuts what does not count, and makes the rest
+    /// durable.
     fn catch_up(&mut self) -> Result<()> {
         self.catch_up_confirmed()?;
         self.catch_up_messages()
@@ -823,7 +824,7 @@ fn refuse<T>(status: u16, reason: String) -> Result<T, PlatformError> {
     Err(PlatformError::Refused { status, reason })
 }
 
-/// After an error of the disk nobody knows how far it came.
+/// After an error of the disk it is unknown what was written.
 fn unknown(error: &Error) -> PlatformError {
     PlatformError::Retry { fate: Fate::Unknown, after: None, reason: chain(error) }
 }
@@ -860,8 +861,8 @@ fn sync_dir(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes what the dead have left; what a living upload writes, it locks, and may remove by itself meanwhile. Done
-/// with the directory's lock.
+/// Removes what killed processes left. A live upload holds a lock on what it writes, and may remove it itself
+/// meanwhile. Called with the directory's lock.
 fn sweep(incoming: &Path) -> Result<()> {
     let failed = |error| Error::io(format!("sweep {}", incoming.display()), error);
     for entry in fs::read_dir(incoming).map_err(failed)? {

@@ -270,7 +270,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// Tells whoever reads standard error; that nobody does is no failure.
+/// Prints a line on standard error. A closed standard error is not a failure.
 fn tell(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
@@ -334,7 +334,7 @@ impl Serve {
     }
 }
 
-/// Tells of what was refused, and of what looks wrong, on standard error: of each kind the first ones.
+/// Reports what was refused, and what looks wrong, on standard error: the first few of each kind.
 #[derive(Debug, Default)]
 struct Teller {
     told: std::collections::BTreeMap<String, u64>,

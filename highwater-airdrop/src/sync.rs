@@ -26,22 +26,22 @@ use crate::http::Server;
 use crate::local::{Local, LocalEvent, SyncReport, SyncSettings};
 use crate::worker::{Limits, Runner, Worker, is_variable};
 
-/// What an invocation has before it is killed, unless set: what the platform gives, and a minute.
+/// How long an invocation may take before it is killed, unless set: what the platform allows, and a minute.
 pub const BUDGET: Duration = Duration::from_secs(13 * 60);
-/// What a worker has to end after its message, unless set.
+/// How long a worker may go on after its message, unless set.
 pub const LINGER: Duration = Duration::from_secs(60);
 
 /// How a directory is served.
 #[derive(Clone, Default)]
 #[non_exhaustive]
 pub struct AirdropOptions {
-    /// The port, on 127.0.0.1 only. `None`: the last one of the directory, at first any that is free.
+    /// The port, on 127.0.0.1 only. `None`: the directory's last port, or, the first time, any free one.
     pub port: Option<u16>,
     /// What goes wrong.
     pub faults: Vec<Fault>,
-    /// Whether what looks wrong is refused, and not only noted.
+    /// Whether what looks wrong is refused instead of only noted.
     pub strict: bool,
-    /// Is told of each call, when it is answered.
+    /// Called for each call, when it is answered.
     pub observer: Option<Observer>,
 }
 
@@ -73,17 +73,17 @@ pub enum Names {
     Newer,
 }
 
-/// What is made to go wrong with one invocation.
+/// What goes wrong with one invocation, on demand.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Disturbance {
     /// The event is given once more, after it was answered.
     Twice,
-    /// The worker is killed so long after its start.
+    /// The worker is killed this long after its start.
     KillAfter(Duration),
-    /// It has this time, and no more.
+    /// The invocation may take this long, and no longer.
     Budget(Duration),
-    /// The DELAY before it is waited out for this long instead.
+    /// The wait for the DELAY before it takes this long instead.
     Delay(Duration),
 }
 
@@ -91,30 +91,30 @@ pub enum Disturbance {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum AfterDeath {
-    /// It gives the same event again.
+    /// The platform gives the same event again.
     #[default]
     Again,
-    /// It sends CONTINUE under another request id, where the phase has one; else the same event.
+    /// The platform sends CONTINUE under another request id, if the phase has one; else the same event.
     Continue,
-    /// It gives the run up. The next sync begins another.
+    /// The platform gives the run up. The next sync begins another.
     GiveUp,
 }
 
-/// What a sync is, and how its worker is run.
+/// The settings of a sync, and how its worker is run.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct SyncOptions {
     /// The run: unit, phases, names, context. Its endpoint and strictness are set by [`Airdrop::sync`].
     pub settings: SyncSettings,
-    /// What an invocation has before it is killed.
+    /// How long an invocation may take before it is killed.
     pub budget: Duration,
-    /// What a worker has to end after its message was taken.
+    /// How long a worker may go on after its message was accepted.
     pub linger: Duration,
     /// What follows an invocation that ended without a message.
     pub after_death: AfterDeath,
-    /// How often in a row that is done before the sync ends.
+    /// How often in a row that happens before the sync ends.
     pub restarts_max: u64,
-    /// No DELAY is waited out for longer.
+    /// The longest wait for a DELAY.
     pub delay_max: Option<Duration>,
     /// Environment variables of the worker.
     pub env: Vec<(String, String)>,
@@ -131,7 +131,7 @@ pub struct SyncOptions {
 }
 
 impl SyncOptions {
-    /// A sync of the unit that the external system knows under this id, with nothing made to go wrong.
+    /// A sync in which nothing goes wrong.
     pub fn new(settings: SyncSettings) -> Self {
         Self {
             settings,
@@ -164,7 +164,7 @@ pub struct Invocation {
     pub request_id: String,
     /// How often the same event was given before.
     pub again: u64,
-    /// The event type of the message that was taken; `None`: there was none.
+    /// The event type of the accepted message; `None` if there was no message.
     pub answer: Option<String>,
     /// What was wrong with how it ended.
     pub trouble: Option<String>,
@@ -172,23 +172,23 @@ pub struct Invocation {
     pub seconds: f64,
 }
 
-/// A step of a sync, for who watches.
+/// A step of a sync, for display.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Progress<'a> {
     /// The sync is this run.
     Run(&'a str),
-    /// A DELAY is waited out before this event.
+    /// The sync waits for a DELAY before this event.
     Waiting(&'a str, Duration),
     /// An invocation ended; what its message says.
     Ended(&'a Invocation, &'a str),
 }
 
-/// What a sync came to.
+/// The result of a sync.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Outcome {
-    /// What the run has come to; `None` if it was not begun.
+    /// The report on the run; `None` if it was not begun.
     pub report: Option<SyncReport>,
     /// How often an event had to be given again.
     pub restarts: u64,
@@ -243,7 +243,7 @@ impl Airdrop {
     /// Opens a directory, and serves it. The port is remembered: events that wait for their answer name it.
     ///
     /// # Errors
-    /// As [`Local::open`]; `Port` if the port cannot be had.
+    /// Those of [`Local::open`]; `Port` if the port is not available.
     pub fn start(dir: &Path, options: AirdropOptions) -> Result<Self> {
         let AirdropOptions { port, faults, strict, observer } = options;
         let local = Local::open(dir)?;
@@ -262,7 +262,7 @@ impl Airdrop {
         Ok(Self { api, server })
     }
 
-    /// What its addresses begin with.
+    /// The beginning of its addresses.
     pub fn base(&self) -> &str {
         &self.api.base
     }
@@ -272,12 +272,12 @@ impl Airdrop {
         &self.api.local
     }
 
-    /// Sets what goes wrong from now on, in the place of what was set before. Calls are counted anew.
+    /// Replaces the faults from now on. Calls are counted from 1 again.
     pub fn set_faults(&self, faults: &[Fault]) {
         self.api.faults().set(faults);
     }
 
-    /// Tells the number of the invocation that goes on, or was the last.
+    /// Returns a function that gives the number of the current invocation, or of the last one.
     pub(crate) fn invocation(&self) -> Box<dyn Fn() -> u64 + Send + Sync> {
         let api = Arc::clone(&self.api);
         Box::new(move || api.invocation())
@@ -288,12 +288,12 @@ impl Airdrop {
         self.server.wait();
     }
 
-    /// Kills the worker that runs now, and lets no other start: for who has to end.
+    /// Kills the running worker, and prevents another from starting: for a caller that has to end.
     pub fn stopper(&self) -> Stopper {
         Stopper(Arc::clone(&self.api))
     }
 
-    /// Plays a whole sync, or goes on with an unfinished one of the unit, until it is over one way or the other.
+    /// Plays a whole sync, or continues an unfinished one of the unit, until it has succeeded or failed.
     ///
     /// The caller may be killed at any point, and sync again: see [`Local::sync`].
     pub fn sync(
@@ -317,7 +317,7 @@ impl Airdrop {
 pub struct Stopper(Arc<Api>);
 
 impl Stopper {
-    /// Kills the worker that runs now, and lets no other start.
+    /// Kills the running worker, and prevents another from starting.
     pub fn stop(&self) {
         self.0.leash.close("as this program was told to end");
     }
@@ -392,7 +392,7 @@ impl Drive<'_> {
         self.options.disturbance.as_ref().is_some_and(|(at, what)| *at == number && what == by)
     }
 
-    /// Gives the worker an event once; what was wrong with how it ended.
+    /// Gives the worker an event once. Returns what was wrong with how it ended.
     fn invoke(&mut self, run: &str, number: u64, again: u64, event: &LocalEvent) -> Result<Option<String>> {
         let api = &self.airdrop.api;
         self.give(run, number, event)?;
@@ -439,7 +439,7 @@ impl Drive<'_> {
         Ok(invocation.trouble)
     }
 
-    /// Tells the server which event waits for its answer. It may be of an earlier server, at another port: an error.
+    /// Sets the event that waits for its answer. An event of an earlier server, at another port, is an error.
     fn give(&self, run: &str, number: u64, event: &LocalEvent) -> Result<()> {
         let json: Value = serde_json::from_str(&event.json).unwrap_or_default();
         let context = json.pointer("/payload/event_context").unwrap_or(&Value::Null);
@@ -454,7 +454,7 @@ impl Drive<'_> {
     }
 }
 
-/// A file of a directory that one holds at a time.
+/// A lock file in a directory, held by one process at a time.
 pub(crate) struct DirLock(File);
 
 impl Drop for DirLock {
@@ -465,7 +465,7 @@ impl Drop for DirLock {
     }
 }
 
-/// Takes the lock of a directory that is called so.
+/// Takes the lock of this name in a directory.
 pub(crate) fn lock(dir: &Path, name: &str) -> Result<DirLock> {
     let path = dir.join(name);
     let opened = File::options().write(true).create(true).truncate(false).open(&path);
@@ -500,7 +500,7 @@ fn note(dir: &Path, invocation: &Invocation) -> Result<()> {
 /// The invocations of a run, as they are noted in a directory.
 ///
 /// # Errors
-/// `Io` if the disk refuses.
+/// `Io` if the disk fails.
 pub fn invocations(dir: &Path, run: &str) -> Result<Vec<Invocation>> {
     Ok(crate::audit::lines_of(&dir.join("invocations.jsonl"))?
         .into_iter()
@@ -512,7 +512,7 @@ pub fn invocations(dir: &Path, run: &str) -> Result<Vec<Invocation>> {
 /// moment (`2026-01-02T00:00:00Z`).
 ///
 /// # Errors
-/// What is expected, for people.
+/// A description of what is expected, for people.
 pub fn time_setting(text: &str) -> Result<Value, String> {
     let text = text.trim();
     if text.starts_with('{') {

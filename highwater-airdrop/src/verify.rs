@@ -145,7 +145,7 @@ impl SourceOptions {
 
     /// Adds the value of an environment variable to the secrets, if it is a credential by its name.
     pub fn hide_variable(&mut self, name: &str, value: &str) {
-        // `TRELLO_KEY` is a credential, and `PROJECT_KEY=PROJ` is none.
+        // `TRELLO_KEY` is a credential, and `PROJECT_KEY=PROJ` is not.
         let is_key = name.to_ascii_lowercase().ends_with("key") && is_credential_of("key", value);
         if (is_key || is_credential_of(name, value)) && !value.contains(SOURCE_PLACE) {
             self.secrets.push(value.to_owned());
@@ -250,7 +250,7 @@ impl StopAll {
 ///
 /// # Errors
 /// `Invalid` if a clean sync does not end with DONE, if it cannot be compared with, or if there is no such case; `Io` if
-/// the disk refuses; and as [`Airdrop::start`].
+/// the disk fails; and as [`Airdrop::start`].
 pub fn verify(
     dir: &Path,
     options: &VerifyOptions,
@@ -328,7 +328,7 @@ struct Verify<'a> {
     worker: &'a Worker,
     stop: &'a StopAll,
     recording: Option<Arc<Recording>>,
-    /// Tells the sync units of this verify from those of an earlier one, which a function may remember.
+    /// Makes the sync units of this `verify` differ from those of an earlier one, which a function may remember.
     nonce: u64,
 }
 
@@ -337,7 +337,7 @@ struct Served<'a> {
     airdrop: Airdrop,
     /// The external system, if it is not the worker's own matter.
     source: Option<Source>,
-    /// Tells a function's syncs apart.
+    /// The id of the sync unit, by which a function's syncs are told apart.
     unit: String,
     /// Whether its calls are told, and what the worker prints, if that is asked for.
     is_told: bool,

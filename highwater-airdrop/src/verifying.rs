@@ -260,7 +260,7 @@ fn quoted(words: &[String]) -> String {
     quoted.join(" ")
 }
 
-/// Tells how far it is, on standard error: on a terminal in one line, elsewhere in a line now and then.
+/// Prints progress on standard error: one line that changes on a terminal, a line now and then elsewhere.
 #[derive(Debug, Default)]
 struct Told {
     last: Option<Instant>,

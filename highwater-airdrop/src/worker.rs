@@ -33,15 +33,15 @@ const FUNCTION_BACK: Duration = Duration::from_secs(30);
 const CALL_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// How often a worker is looked at.
 const POLL: Duration = Duration::from_millis(2);
-/// How long the rest of what a dead worker printed is waited for.
+/// How long to wait for the rest of a dead worker's output.
 const OUTPUT_REST: Duration = Duration::from_secs(2);
 
-/// Who is given the events.
+/// The worker that gets the events.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Worker {
-    /// A program, started for each event, with its words. The event's file takes the place of `{event}` in them, or is
-    /// appended; the worker's own folder takes the place of `{dir}`.
+    /// A program and its arguments, started for each event. The path of the event's file replaces `{event}` in the
+    /// arguments, or is appended; the worker's own folder replaces `{dir}`.
     Command(Vec<String>),
     /// An address that each event is posted to. It answers when its message was sent, or 202 before.
     Function(String),

@@ -29,29 +29,30 @@ use super::window::Window;
 /// The status of what is refused for its size.
 const TOO_LARGE: u16 = 413;
 
-/// What came of an event.
+/// How an event was answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Outcome {
     /// What the message says.
     pub kind: OutcomeKind,
-    /// The event type of the message; empty if the event was answered long ago and nothing was sent.
+    /// The event type of the message. Empty if the event was answered earlier, its message is no longer kept, and
+    /// nothing was sent.
     pub event_type: String,
-    /// The message as it was sent: JSON on one line. `None` as above.
+    /// The message as it was sent: JSON on one line. `None` if nothing was sent.
     pub message: Option<String>,
-    /// Artifacts that it announces.
+    /// How many artifacts the message announces.
     pub artifacts: u64,
-    /// The run, where there is one.
+    /// The run, if the event belongs to one.
     pub run: Option<RunId>,
-    /// The message had been sealed before, and was only sent again.
+    /// Whether the message had been sealed earlier and was only sent again.
     pub replayed: bool,
-    /// How far the attachments of the run are; those that failed are listed by
+    /// The run's attachments, counted by how far they are. Those that failed are listed by
     /// [`SyncUnit::failed_attachments`](crate::SyncUnit::failed_attachments).
     pub attachments: AttachmentCounts,
-    /// A watermark that was left aside for lying in the future: see [`Run::ignored_watermark`].
+    /// A watermark that was not used, since it lies in the future: see [`Run::ignored_watermark`].
     pub ignored_watermark: Option<DateTime<Utc>>,
-    /// What was found in the run's records so far, and in its metadata: see
-    /// [`CheckPolicy`](super::CheckPolicy). A page that was refused is not in it.
+    /// The findings in the run's records so far, and in its metadata: see [`CheckPolicy`](super::CheckPolicy). Findings
+    /// in refused pages are not counted.
     pub findings: FindingCounts,
 }
 
@@ -301,8 +302,8 @@ impl Invocation<'_> {
                 info!(event_type = message.event_type, artifacts = message.artifacts, "message delivered");
                 Ok(Sent::Accepted)
             }
-            // Who accepted it, and whose answer was lost, refuses it the second time. It stays sealed: the next event proves
-            // it, or the same one sends the same bytes. What is too large was never accepted.
+            // A platform that accepted it, and whose answer was lost, may refuse it the second time. So it stays sealed: a
+            // new event proves it accepted, the same event sends the same bytes. What is too large was never accepted.
             Err(GaveUp::Refused { status, reason, in_doubt: true }) if status != TOO_LARGE => {
                 warn!(event_type = message.event_type, status, reason, "message refused, or accepted before");
                 let reason = format!(

@@ -356,7 +356,8 @@ impl<'q, 'a> Queue<'q, 'a> {
         }
     }
 
-    /// Who had most of an invocation, and did not come to an end, would have no more of the next.
+    /// Whether an attachment took more than half of the invocation so far. If it did not finish in that time, it would
+    /// not finish in the next invocation either.
     fn had_most_of_it(&self, number: u64) -> bool {
         let now = self.clock.elapsed();
         let begun_at = self.delivery.attachment(number).map_or(now, |(_, upload)| upload.begun_at);

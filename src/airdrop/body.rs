@@ -129,7 +129,7 @@ impl Watched<'_> {
             Some(declared) if count == 0 && self.found < declared => {
                 return Err(Flaw::Shorter { declared, found: self.found });
             }
-            // Who knows the length may not read past it, so that is looked at before the last bytes are handed over.
+            // A reader that knows the length may not read past it: look for more before the last bytes are handed over.
             Some(declared)
                 if count > 0
                     && self.found == declared

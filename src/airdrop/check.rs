@@ -23,22 +23,24 @@ const MESSAGE_ROOM_BYTES: usize = 200;
 /// What [`serve`](super::serve()) does about records that are not what the extractor's metadata declares, and about
 /// metadata that is not consistent in itself: what [`Metadata::check`] and [`Checker`] find.
 ///
-/// Findings in what is staged are counted in the run's state, in the transaction that stages it, so that each page counts
-/// once whatever dies in between; of each kind the first [`FINDINGS_KEPT`](crate::limits::FINDINGS_KEPT) are kept as
-/// text until the run is over. [`Outcome::findings`](super::Outcome::findings) has the sums, `highwater-dump` shows all.
+/// Findings in staged records are counted in the run's state, in the transaction that stages them, so that each page
+/// counts once, whenever the process dies. Of each kind the first [`FINDINGS_KEPT`](crate::limits::FINDINGS_KEPT) are
+/// kept as text until the run is over. [`Outcome::findings`](super::Outcome::findings) has the sums, `highwater-dump`
+/// shows all.
 ///
-/// Records of the type `attachments` are the platform's, not the metadata's: they are checked only if it declares them.
+/// Records of the type `attachments` have a shape that the platform sets: they are checked only if the metadata
+/// declares them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CheckPolicy {
     /// Nothing is checked.
     #[default]
     Off,
-    /// What is found is counted; every page is staged.
+    /// Findings are counted; every page is staged.
     Report,
     /// A page with an error is not staged: the answer is an ERROR that names record, field and rule. The cursor stays
-    /// where it was, earlier pages are kept and announced, and the next event fetches the page again. What is refused is
-    /// not counted in the run's state, however often it is fetched. Nor is metadata delivered that has errors.
+    /// where it was, earlier pages are kept and announced, and the next event fetches the page again. Findings in a
+    /// refused page are not counted in the run's state. Metadata with errors is not delivered.
     ///
     /// Warnings are counted only, and so is an id that stands twice on a page: a source may repeat one between reads.
     Refuse,

@@ -62,15 +62,15 @@ type Attempt<T> = Result<T, PlatformError>;
 
 /// Airdrop over HTTP: the [`Platform`] of one event.
 ///
-/// It keeps connections open from call to call and may be used from many threads. Making one sends nothing.
+/// It keeps connections open between calls, and may be used from many threads. Creating one sends nothing.
 ///
-/// A proxy is used where `ALL_PROXY`, `HTTPS_PROXY` or `HTTP_PROXY` (or the same in lower case; the first that is set and
-/// not empty, for http and https alike) names one, and `NO_PROXY` excepts hosts from it. Its URL begins with `http`,
+/// A proxy is used if `ALL_PROXY`, `HTTPS_PROXY` or `HTTP_PROXY` (or the same in lower case) names one: the first that
+/// is set and not empty counts, for http and https alike. `NO_PROXY` excludes hosts. Its URL begins with `http`,
 /// `https` (both are asked to `CONNECT`), `socks4`, `socks4a`, `socks5` or `socks5h`. A loopback address (`localhost`,
-/// 127.0.0.0/8, `::1`) is never asked for through a proxy.
+/// 127.0.0.0/8, `::1`) is never reached through a proxy.
 ///
-/// What HTTP it speaks is logged through the `log` crate by `ureq` and `ureq_proto`. At TRACE `ureq_proto` logs every byte
-/// of a request, its header with the token among them: keep both below TRACE.
+/// `ureq` and `ureq_proto` log through the `log` crate. At TRACE, `ureq_proto` logs every byte of a request, the token
+/// included: keep both below TRACE.
 pub struct Client {
     event: Event,
     clock: Arc<dyn Clock>,
@@ -105,11 +105,11 @@ impl fmt::Debug for Client {
 }
 
 impl Client {
-    /// A client that answers `event`, with the addresses and the token that are in it.
+    /// A client that answers `event`, with the addresses and the token in it.
     ///
     /// # Errors
-    /// `Event` if it has no token or no callback URL, or one of the fields that go into a header cannot; `Invalid` if a
-    /// variable names a proxy that makes no sense. What else is missing is said by the call that needs it.
+    /// `Event` if the event has no token or no callback URL, or a field that goes into a header cannot; `Invalid` if a
+    /// variable names an invalid proxy. Any other missing field is an error of the call that needs it.
     pub fn new(event: &Event) -> Result<Self> {
         check_proxies()?;
         let token = event
@@ -141,7 +141,7 @@ impl Client {
         })
     }
 
-    /// Sets how long one call may take; 30 seconds if not set. A file is cut off if nothing moves for as long.
+    /// Sets how long one call may take; 30 seconds unless set. The transfer of a file fails if it stalls for as long.
     #[must_use]
     pub fn request_timeout(mut self, timeout: Duration) -> Self {
         self.request_timeout = timeout;
@@ -150,7 +150,7 @@ impl Client {
         self
     }
 
-    /// Sets how long the transfer of one file may take in all; 10 minutes if not set.
+    /// Sets how long the transfer of one file may take in all; 10 minutes unless set.
     #[must_use]
     pub fn transfer_timeout(mut self, timeout: Duration) -> Self {
         self.transfer_timeout = timeout;
@@ -158,7 +158,7 @@ impl Client {
         self
     }
 
-    /// Sets the clock by which a `Retry-After` that is a date is read.
+    /// Sets the clock to which a `Retry-After` date is compared.
     #[must_use]
     pub fn clock(mut self, clock: impl Clock + 'static) -> Self {
         self.clock = Arc::new(clock);
@@ -202,7 +202,7 @@ impl Client {
         direct_if_loopback(address, self.calls.post(address)).query_pairs(query.iter().copied())
     }
 
-    /// Asks for something; nothing changes by it.
+    /// Sends a request that changes nothing.
     fn call(
         &self,
         call: Call,
@@ -358,7 +358,7 @@ impl Client {
     }
 }
 
-/// What of an initial domain mapping goes into the install itself.
+/// The part of an initial domain mapping that goes into the install itself.
 fn additional_mappings(mapping: &Value) -> Attempt<Map<String, Value>> {
     match mapping.get("additional_mappings") {
         None | Some(Value::Null) => Ok(Map::new()),

@@ -1,4 +1,4 @@
-//! What an extractor is told of the invocation that it is called in.
+//! What an extractor is told about the invocation.
 
 use std::fmt;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use super::event::Event;
 use super::sdk::Scope;
 use super::window::Window;
 
-/// What an extractor may know of the invocation that it is called in.
+/// What an extractor is told about the invocation: the event, the run, and what to extract.
 pub struct Context<'a> {
     pub(super) event: &'a Event,
     pub(super) run: &'a Run,
@@ -44,14 +44,14 @@ impl Context<'_> {
         self.run.id()
     }
 
-    /// When the run started, in whichever life.
+    /// When the run started, in its first life.
     pub fn started_at(&self) -> DateTime<Utc> {
         self.run.started_at()
     }
 
-    /// What was modified at or after this is wanted; `None`: everything. This is [`Run::since`], or the start of the
-    /// [`Context::window`] where that is earlier: after a reset, an initial import of a unit that was synced before, or
-    /// a start that the platform named. The same in every life of the run.
+    /// Where to extract from: records modified at or after this time; `None`: everything. It is [`Run::since`], or the
+    /// start of the [`Context::window`] if that is earlier: after a reset, in an initial import of a unit that was
+    /// synced before, or if the platform names a start. The same in every life of the run.
     pub fn since(&self) -> Option<DateTime<Utc>> {
         match self.window {
             Some(window) if self.reaches_back() => window.from,
@@ -59,8 +59,7 @@ impl Context<'_> {
         }
     }
 
-    /// Whether more is asked for than what came since the last finished run. A window that nobody asked for starts
-    /// where [`Run::since`] does.
+    /// Whether the window begins before [`Run::since`]. A window that the platform did not ask for begins with it.
     fn reaches_back(&self) -> bool {
         match (self.window, self.run.since()) {
             (Some(window), Some(since)) => window.from.is_none_or(|from| from < since),
@@ -68,17 +67,17 @@ impl Context<'_> {
         }
     }
 
-    /// What the platform asks for, by its own settings: resolved when the run's first phase began, and the same ever
-    /// after. `None` while external sync units are listed, which have no window.
+    /// The extraction window that the platform asks for: resolved when the run's first phase began, and fixed from then
+    /// on. `None` while external sync units are listed.
     pub fn window(&self) -> Option<Window> {
         self.window
     }
 
-    /// The bookmark that the last finished run left for a stream. `None` in every life of a run whose
-    /// [`Context::window`] reaches back behind [`Run::since`]: what lies before the bookmark is to be read again.
+    /// The bookmark that the last finished run left for a stream. `None` if the [`Context::window`] begins before
+    /// [`Run::since`]: then what lies before the bookmark is to be read again.
     ///
     /// # Errors
-    /// As [`Run::bookmark`].
+    /// Those of [`Run::bookmark`].
     pub fn bookmark<B: DeserializeOwned>(&self, stream: &str) -> Result<Option<B>> {
         if self.reaches_back() {
             return Ok(None);
@@ -86,32 +85,32 @@ impl Context<'_> {
         self.run.bookmark(stream)
     }
 
-    /// A small value of the extractor's own.
+    /// A value of the extractor's own, as [`Page::value`](crate::Page::value) last set it.
     ///
     /// # Errors
-    /// As [`Run::value`].
+    /// Those of [`Run::value`].
     pub fn value<V: DeserializeOwned>(&self, key: &str) -> Result<Option<V>> {
         self.run.value(key)
     }
 
-    /// Whether the platform wants records of an item type; of one that it does not, nothing needs to be fetched, and what
-    /// is handed over all the same is counted and left out. Resolved when the data phase begins, and the same until the
-    /// run is over; before that, and where no scope is read, everything is wanted.
+    /// Whether an item type is in the extraction scope. If it is not, its records need not be fetched; those that are
+    /// handed over are counted and not staged. Resolved when the data phase begins, and fixed until the run is over.
+    /// Before that, and if no scope is read, this is `true`.
     ///
-    /// A type that comes into the scope later is extracted from that run's [`Context::since`] on, as the others are.
+    /// A type that comes into scope later is extracted from that run's [`Context::since`], like the others.
     pub fn extracts(&self, item_type: &str) -> bool {
         self.scope.extracts(item_type)
     }
 
-    /// The connector's own keys of a state of the TypeScript SDK, in a run that the SDK began and that goes on here:
-    /// they hold the cursors at which its data extraction stood. `None` in every other run.
+    /// The connector's own keys in a state of the TypeScript SDK, in a run that the SDK began and that is continued
+    /// here. They hold the cursors of the SDK's data extraction. `None` in every other run.
     ///
-    /// The first page of each stream is asked for with no cursor there; from then on the cursor is ours.
+    /// In such a run the first page of each stream is fetched with no cursor: start where these keys say.
     pub fn connector_state(&self) -> Option<&Value> {
         self.connector_state.as_ref()
     }
 
-    /// How long pages are still fetched in this invocation.
+    /// How much of the [budget](super::Serve::budget) for pages is left in this invocation.
     pub fn time_left(&self) -> Duration {
         self.soft_at.saturating_sub(self.clock.elapsed())
     }

@@ -156,7 +156,7 @@ impl<'a> Delivery<'a> {
             this.message.add(entry(&info, &artifact).bytes()?);
         }
         this.add(run.unsettled()?);
-        // Of what is not confirmed, a life that was killed between two commits left the second to do.
+        // A life that was killed between two commits may have left the second one undone.
         this.commit()?;
         Ok(this)
     }

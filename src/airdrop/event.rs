@@ -29,27 +29,27 @@ const EXTERNAL_SYNC_UNIT_ID: &str = "payload.event_context.external_sync_unit_id
 pub enum EventType {
     /// List the external sync units.
     ExternalSyncUnits,
-    /// Give the metadata document.
+    /// Deliver the metadata document.
     Metadata,
     /// Extract records.
     Data {
-        /// From the start, or on from where the last invocation ended.
+        /// Whether the phase begins, or continues where the last invocation ended.
         step: Step,
     },
     /// Extract attachments.
     Attachments {
-        /// From the start, or on from where the last invocation ended.
+        /// Whether the phase begins, or continues where the last invocation ended.
         step: Step,
     },
-    /// Forget what was kept for the sync unit.
+    /// Delete the state of the sync unit.
     DeleteData,
-    /// Forget what was kept for the sync unit's attachments.
+    /// Delete the state of the sync unit's attachments.
     DeleteAttachments,
-    /// None that this version knows; its name as it came.
+    /// An event type that this version does not know, by the name as it came.
     Unknown(String),
 }
 
-/// Which of its two sets of names an event or a message is spelled in.
+/// Which of the two sets of names the type of an event or a message is from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Spelling {
     /// `EXTRACTION_DATA_START`, `EXTRACTION_DATA_DONE`.
@@ -87,7 +87,7 @@ const NAMES: [(EventType, &str, &str); 8] = [
 ];
 
 impl EventType {
-    /// Reads a name in either spelling. A name that is not known is counted as [`Spelling::Newer`].
+    /// Reads a name in either spelling. An unknown name counts as [`Spelling::Newer`].
     ///
     /// ```
     /// use highwater::airdrop::{EventType, Spelling, Step};
@@ -108,7 +108,7 @@ impl EventType {
         (Self::Unknown(name.to_owned()), Spelling::Newer)
     }
 
-    /// Its name in the given spelling; that of an unknown one is as it came.
+    /// The name in the given spelling. An unknown type keeps the name that it came with.
     pub fn name(&self, spelling: Spelling) -> &str {
         if let Self::Unknown(name) = self {
             return name;
@@ -122,7 +122,7 @@ impl EventType {
         }
     }
 
-    /// The phase that it is of; none for a deletion or an unknown one.
+    /// The phase that the event is of; `None` for a deletion and for an unknown type.
     pub fn phase(&self) -> Option<Phase> {
         match self {
             Self::ExternalSyncUnits => Some(Phase::ExternalSyncUnits),
@@ -133,7 +133,7 @@ impl EventType {
         }
     }
 
-    /// Whether it opens its phase or goes on with it. What has no CONTINUE is always a start.
+    /// Whether the event begins its phase or continues it. A type without a CONTINUE is always a start.
     pub fn step(&self) -> Step {
         match self {
             Self::Data { step } | Self::Attachments { step } => *step,
@@ -184,12 +184,12 @@ impl WindowEnd {
 /// Bytes of the shortest secret that is looked for in a text.
 const HIDDEN_BYTES_MIN: usize = 4;
 
-/// A value that must not be seen: it has no `Display`, its `Debug` hides it, and it is never stored.
+/// A secret: it has no `Display`, its `Debug` hides it, and it is never stored.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {
-    /// Takes a value out of sight.
+    /// Wraps a value.
     pub fn new(value: impl Into<String>) -> Self {
         Self(value.into())
     }
@@ -229,7 +229,7 @@ impl fmt::Debug for Event {
 }
 
 impl Event {
-    /// Reads an event from JSON: one object, or a list of exactly one, as a snap-in is handed.
+    /// Reads an event from JSON: one object, or, as a snap-in gets it, a list of exactly one.
     ///
     /// ```
     /// use highwater::airdrop::{Event, EventType};
@@ -243,8 +243,8 @@ impl Event {
     /// ```
     ///
     /// # Errors
-    /// `Event` if the text is not JSON, is not one event, or has no `payload.event_type`. An unknown event type is
-    /// none: it is answered.
+    /// `Event` if the text is not JSON, is not one event, or has no `payload.event_type`. An unknown event type is no
+    /// error here: [`serve`](super::serve()) answers it.
     pub fn from_json(text: &str) -> Result<Self> {
         let unreadable = |error: serde_json::Error| wrong("the event", format!("is not JSON: {error}"));
         // Half a character is echoed as it came; to us it is U+FFFD.
@@ -275,34 +275,35 @@ impl Event {
         Ok(Self { root: whole, asked: event_type, spelling, context })
     }
 
-    /// As [`Event::from_json`], from bytes.
+    /// [`Event::from_json`] from bytes.
     ///
     /// # Errors
-    /// As [`Event::from_json`]; also if they are not UTF-8.
+    /// Those of [`Event::from_json`]; also if the bytes are not UTF-8.
     pub fn from_json_bytes(bytes: &[u8]) -> Result<Self> {
         let text = std::str::from_utf8(bytes);
         Self::from_json(text.map_err(|error| wrong("the event", format!("is not UTF-8: {error}")))?)
     }
 
-    /// What it asks for.
+    /// What the event asks for.
     pub fn event_type(&self) -> &EventType {
         &self.asked
     }
 
-    /// How its type was spelled; the answer is spelled likewise unless set otherwise.
+    /// How its type is spelled. The answer is spelled likewise, unless [`Serve::spelling`](super::Serve::spelling)
+    /// overrides it.
     pub fn spelling(&self) -> Spelling {
         self.spelling
     }
 
-    /// Its `event_context` as compact JSON, for the echo; `{}` if it has none.
+    /// The `event_context` as compact JSON, which every answer repeats; `{}` if there is none.
     pub fn context_json(&self) -> &str {
         &self.context
     }
 
-    /// Any field by its path, `input_data.global_values.region`. It may be a secret: mind where it goes.
+    /// Any field by its path, such as `input_data.global_values.region`. It may be a secret: keep it out of logs.
     ///
     /// # Errors
-    /// `Event` if the path leads through something that is no object.
+    /// `Event` if the path leads through a value that is not an object.
     pub fn field(&self, path: &str) -> Result<Option<&Value>> {
         find(&self.root, path)
     }
@@ -323,7 +324,7 @@ impl Event {
         self.first_id(&["request_id", "request_id_adaas", "uuid"])
     }
 
-    /// The request as worker state wants it: `request_id_adaas`, else as [`Event::request_id`].
+    /// The request id for worker state: `request_id_adaas`, else [`Event::request_id`].
     ///
     /// # Errors
     /// `Event` if it is of the wrong type or too long.
@@ -366,7 +367,7 @@ impl Event {
     /// What the sync is for.
     ///
     /// # Errors
-    /// `Event` if it is none of `INITIAL`, `INCREMENTAL` and `LOADING`.
+    /// `Event` if it is not one of `INITIAL`, `INCREMENTAL` and `LOADING`.
     pub fn mode(&self) -> Result<Option<Mode>> {
         let path = "payload.event_context.mode";
         match self.text(path)?.as_deref() {
@@ -378,19 +379,19 @@ impl Event {
         }
     }
 
-    /// The moment from which an import is asked for, cut to microseconds.
+    /// From when an import is to extract, cut to microseconds.
     ///
     /// # Errors
-    /// `Event` if it is no RFC 3339 time.
+    /// `Event` if it is not an RFC 3339 time.
     pub fn extract_from(&self) -> Result<Option<DateTime<Utc>>> {
         let path = "payload.event_context.extract_from";
         self.text(path)?.map(|text| moment(path, &text)).transpose()
     }
 
-    /// Whether an incremental sync is to start over from [`Event::extract_from`]; false if not said.
+    /// Whether an incremental sync is to start over from [`Event::extract_from`]; `false` if the event does not say.
     ///
     /// # Errors
-    /// `Event` if it is no boolean.
+    /// `Event` if it is not a boolean.
     pub fn reset_extract_from(&self) -> Result<bool> {
         let path = "payload.event_context.reset_extract_from";
         match self.field(path)? {
@@ -400,11 +401,11 @@ impl Event {
         }
     }
 
-    /// One end of the window as the platform asked for it; none if it has no `type`, which older platforms leave out or
-    /// empty where they ask for nothing.
+    /// One end of the window as the platform asks for it. `None` if it has no `type`: older platforms leave it out or
+    /// empty if they ask for nothing.
     ///
     /// # Errors
-    /// `Event` if it is there but is no object, or its parts are no texts.
+    /// `Event` if it is not an object, or its parts are not strings.
     #[doc(hidden)]
     pub fn time_setting(&self, end: WindowEnd) -> Result<Option<TimeSetting>> {
         let path = end.path();
@@ -453,7 +454,7 @@ impl Event {
         self.text("payload.event_context.import_slug")
     }
 
-    /// Where the answer goes. It may hold a token: not for a log.
+    /// The callback URL, to which the answer is sent. It may hold a token: keep it out of logs.
     ///
     /// # Errors
     /// `Event` if it is of the wrong type.
@@ -461,7 +462,7 @@ impl Event {
         self.text("payload.event_context.callback_url")
     }
 
-    /// Where worker state is kept. It may hold a token: not for a log.
+    /// The URL of the worker state. It may hold a token: keep it out of logs.
     ///
     /// # Errors
     /// `Event` if it is of the wrong type.
@@ -469,7 +470,7 @@ impl Event {
         self.text("payload.event_context.worker_data_url")
     }
 
-    /// Where artifacts are prepared and confirmed.
+    /// The base URL under which artifacts are prepared and confirmed.
     ///
     /// # Errors
     /// `Event` if it is of the wrong type.

@@ -1,4 +1,4 @@
-//! What a connector's author writes: where units, metadata and pages come from.
+//! What a connector's author implements: where units, metadata, pages and files come from.
 
 use std::fmt;
 use std::io::Read;
@@ -18,9 +18,11 @@ use super::context::Context;
 use super::listing::Listing;
 use super::message::ErrorCode;
 
-/// A source of records, as `serve` drives it.
+/// A source of records: what a connector's author implements, and [`serve`](super::serve()) calls.
 ///
-/// A method is called again, with the same arguments, after any failure or kill: it must not depend on how often.
+/// After any failure or kill a method is called again with the same arguments. Its answer must not depend on how often
+/// it was called.
+///
 /// `Sync`: pages and attachments may be asked for by several threads at once, so what an extractor changes while it is
 /// asked (a connection, a count) stands behind a `Mutex` or an atomic.
 pub trait Extractor: Sync {
@@ -30,53 +32,52 @@ pub trait Extractor: Sync {
     /// Lists what can be synced.
     ///
     /// # Errors
-    /// Whatever went wrong; the platform is told.
+    /// Whatever went wrong. The answer is an ERROR with its text.
     fn external_sync_units(&self, context: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError>;
 
     /// Describes the record types: the external domain metadata document. [`Metadata`](crate::record::Metadata) is a
     /// typed way to write one.
     ///
-    /// Unless [`Extractor::check_policy`] is [`CheckPolicy::Off`] it is asked for once more in each invocation that fetches
-    /// a page: records are checked by what it says then. If it fails there, that is as if the page had.
+    /// Unless [`Extractor::check_policy`] is [`CheckPolicy::Off`], it is also called in each invocation that fetches a
+    /// page, to check the records. An error is then an error of the page.
     ///
     /// # Errors
-    /// Whatever went wrong; the platform is told.
+    /// Whatever went wrong. The answer is an ERROR with its text.
     fn metadata(&self, context: &Context<'_>) -> Result<Value, SourceError>;
 
-    /// Says how the external system's records become the platform's: the connector's *initial domain mapping*, its own
-    /// JSON document. Asked for once per version of the snap-in, in the first phase of a run and before anything else
-    /// of it, and installed then. None unless overridden.
+    /// Returns the connector's *initial domain mapping*: a JSON document of its own, which says how its records become
+    /// the platform's. It is installed once per version of the snap-in, before anything else in the first phase of a
+    /// run. `None` unless overridden.
     ///
-    /// Installing it twice is the same as once, and it is so after a kill between the installing and its being
-    /// remembered.
+    /// After a kill between the install and its commit it is installed again, which is the same as once.
     ///
     /// # Errors
-    /// Whatever went wrong; the platform is told, and asks again.
+    /// Whatever went wrong. The answer is an ERROR with its text; the next event of the run tries again.
     fn initial_domain_mapping(&self, context: &Context<'_>) -> Result<Option<Value>, SourceError> {
         let _ = context;
         Ok(None)
     }
 
-    /// Says what is done about records that are not what [`Extractor::metadata`] declares. Nothing, unless this is
-    /// written.
+    /// Sets what happens to records that are not what [`Extractor::metadata`] declares. Nothing, unless overridden.
     ///
-    /// It is the extractor's, not a setting of [`Serve`](super::Serve): so that its author's tests, the explorer and the
-    /// worker in production all do the same.
+    /// This is a method of the extractor and not a setting of [`Serve`](super::Serve), so that the author's tests, the
+    /// explorer and the worker in production all do the same.
     fn check_policy(&self) -> CheckPolicy {
         CheckPolicy::Off
     }
 
-    /// Names the streams of the data phase, in the order in which they are extracted. The same all through a run: it is
-    /// asked in each of its invocations, and a stream that is missing there is left where it stands.
+    /// Names the streams of the data phase, in the order in which they are extracted. Called in each invocation of the
+    /// phase; return the same names throughout a run. A stream that is missing is not read any further.
     ///
     /// # Errors
-    /// Whatever went wrong; the platform is told, as of a page.
+    /// Whatever went wrong; answered like an error of a page.
     fn streams(&self, context: &Context<'_>) -> Result<Vec<String>, SourceError>;
 
-    /// Fetches one page of a listing; `cursor` is what the page before it left, `None` at its start in a run.
+    /// Fetches one page of a listing. `cursor` is the one that the page before returned; `None` at the listing's start
+    /// in a run.
     ///
     /// # Errors
-    /// Whatever went wrong; nothing of the page is stored. [`SourceError::RateLimited`] is waited for, or ends the invocation
+    /// Whatever went wrong. Nothing of the page is stored. [`SourceError::RateLimited`] is waited for, or ends the invocation
     /// with DELAY, as [`Serve::wait_up_to`](super::Serve::wait_up_to) says; everything else ends it with ERROR.
     fn page(
         &self,
@@ -86,11 +87,11 @@ pub trait Extractor: Sync {
     ) -> Result<Page<Self::Cursor>, SourceError>;
 
     /// Opens an attachment that a page of this run named, to stream it to the platform. Called from several threads at
-    /// once; the reader is read in the thread that opened it, and a read that blocks for ever holds the invocation up:
-    /// give it a time-out.
+    /// once. The reader is read in the thread that opened it. Give it a time-out: a read that blocks for ever blocks
+    /// the invocation.
     ///
     /// # Errors
-    /// What became of the attempt. Unless it is written for an extractor, every attachment counts as denied.
+    /// Why it was not opened. Unless overridden, every attachment is denied.
     fn open_attachment(
         &self,
         context: &Context<'_>,
@@ -107,26 +108,26 @@ pub trait Extractor: Sync {
 pub struct AttachmentBody {
     /// The bytes, from the first to the last.
     pub reader: Box<dyn Read + Send>,
-    /// How many there are, if the source says so: 1 byte to 2 GiB. One that has others is not uploaded.
+    /// The number of bytes, if the source says: 1 byte to 2 GiB. A body of another length is not uploaded.
     pub length_bytes: Option<u64>,
-    /// Their media type, if the source says so; else that of the attachment's metadata.
+    /// The media type, if the source says. Unless set, that of the attachment's metadata is used.
     pub content_type: Option<String>,
 }
 
 impl AttachmentBody {
-    /// Bytes of unknown number and type.
+    /// A body of unknown length and type.
     pub fn new(reader: impl Read + Send + 'static) -> Self {
         Self { reader: Box::new(reader), length_bytes: None, content_type: None }
     }
 
-    /// Says how many bytes there are.
+    /// Sets the number of bytes.
     #[must_use]
     pub fn length(mut self, bytes: u64) -> Self {
         self.length_bytes = Some(bytes);
         self
     }
 
-    /// Says their media type.
+    /// Sets the media type.
     #[must_use]
     pub fn content_type(mut self, content_type: impl Into<String>) -> Self {
         self.content_type = Some(content_type.into());
@@ -147,24 +148,23 @@ impl fmt::Debug for AttachmentBody {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum AttachmentError {
-    /// The source asked to be left alone. A short wait is waited for, as
-    /// [`Serve::wait_up_to`](super::Serve::wait_up_to) says, for a longer one the phase ends with DELAY; neither counts
-    /// against the attachment.
+    /// The source asked to wait. A short wait is waited for, as [`Serve::wait_up_to`](super::Serve::wait_up_to) says; for a
+    /// longer one the phase ends with DELAY. This does not count as a failure of the attachment.
     RateLimited {
-        /// For how long; more than 24 hours counts as 24 hours.
+        /// How long to wait. More than 24 hours counts as 24 hours.
         after: Duration,
     },
-    /// It is not there any more: given up, and listed as failed.
+    /// It no longer exists. It is given up, and listed as failed.
     Gone {
         /// What the source said.
         reason: String,
     },
-    /// It may not be read: given up, and listed as failed.
+    /// It may not be read. It is given up, and listed as failed.
     Denied {
         /// What the source said.
         reason: String,
     },
-    /// It may be there later: tried again after a while, a few times.
+    /// It may succeed later. It is tried again after a while, [a few times](super::Serve::attachment_tries).
     Temporary {
         /// What went wrong.
         source: BoxError,
@@ -183,9 +183,9 @@ impl<E: Into<BoxError>> From<E> for AttachmentError {
 pub struct ExternalSyncUnit {
     /// Its id in the external system.
     pub id: String,
-    /// What people call it.
+    /// Its name, for people.
     pub name: String,
-    /// What it is for.
+    /// A description, for people.
     pub description: String,
     /// About how many items it holds, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -196,13 +196,13 @@ pub struct ExternalSyncUnit {
 }
 
 impl ExternalSyncUnit {
-    /// One of which is not known how many items it holds.
+    /// A unit without a count of its items.
     pub fn new(id: impl Into<String>, name: impl Into<String>, description: impl Into<String>) -> Self {
         let (id, name, description) = (id.into(), name.into(), description.into());
         Self { id, name, description, item_count: None, item_type: None }
     }
 
-    /// Says about how many items of which type it holds.
+    /// Sets about how many items of which type it holds.
     #[must_use]
     pub fn items(mut self, count: u64, item_type: impl Into<String>) -> Self {
         self.item_count = Some(count);
@@ -211,26 +211,26 @@ impl ExternalSyncUnit {
     }
 }
 
-/// Why the source gave no page. Any error turns into [`SourceError::Failed`] with `?`.
+/// Why there is no page. Any error turns into [`SourceError::Failed`] with `?`.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum SourceError {
-    /// The source asked to be left alone for so long.
+    /// The source asked to wait.
     RateLimited {
-        /// How long; more than 24 hours counts as 24 hours.
+        /// How long. More than 24 hours counts as 24 hours.
         after: Duration,
     },
     /// Anything else.
     Failed {
-        /// The platform's name for it, where it has one.
+        /// The platform's code for it, if it has one.
         code: Option<ErrorCode>,
-        /// The cause, whose text the platform is told.
+        /// The cause. Its text goes into the ERROR.
         source: BoxError,
     },
 }
 
 impl SourceError {
-    /// A failure that the platform has a name for.
+    /// A failure that the platform has a code for.
     pub fn coded(code: ErrorCode, source: impl Into<BoxError>) -> Self {
         SourceError::Failed { code: Some(code), source: source.into() }
     }

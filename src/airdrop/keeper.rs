@@ -56,7 +56,7 @@ impl<'a> Keeper<'a> {
     /// Nothing is saved with the platform yet.
     ///
     /// # Errors
-    /// `NotFetched`, or `WorkerState` if what was fetched makes no sense; `Corrupt`, `Io`.
+    /// `NotFetched`, or `WorkerState` if what was fetched is invalid; `Corrupt`, `Io`.
     pub(crate) fn take_over(
         unit: &SyncUnit,
         platform: &'a dyn Platform,
@@ -289,7 +289,7 @@ impl<'a> Keeper<'a> {
     /// taken over, or where the SDK had the unit since it was saved.
     ///
     /// # Errors
-    /// `WorkerState`, naming the key that makes no sense.
+    /// `WorkerState`, naming the invalid key.
     pub(crate) fn inherited(&self, event: &Incoming) -> Result<Option<Inherited>> {
         let mut document = Document::read(self.found.state.as_deref(), &self.what())?;
         let carried = sdk::lift(&mut document);
@@ -325,7 +325,7 @@ impl<'a> Keeper<'a> {
     }
 }
 
-fn what(sync_unit: &str) -> String {
+pub(super) fn what(sync_unit: &str) -> String {
     format!("the worker state of {sync_unit}")
 }
 
@@ -343,7 +343,11 @@ fn deletion_token(holder: &str) -> String {
 }
 
 /// Puts a checkpoint into a worker state.
-fn set_checkpoint(document: &mut Document, checkpoint: &Checkpoint, sync_unit: &str) -> Result<()> {
+pub(super) fn set_checkpoint(
+    document: &mut Document,
+    checkpoint: &Checkpoint,
+    sync_unit: &str,
+) -> Result<()> {
     let json = RawValue::from_string(checkpoint.to_json(sync_unit)?);
     let json =
         json.map_err(|error| Error::WorkerState { what: what(sync_unit), reason: error.to_string() })?;
@@ -358,13 +362,13 @@ pub(crate) fn checkpoint_in(state: Option<&str>, sync_unit: &str) -> Result<Opti
 }
 
 /// A worker state, the checkpoint in it in its place.
-fn read(state: Option<&str>, what: &str) -> Result<Document> {
+pub(super) fn read(state: Option<&str>, what: &str) -> Result<Document> {
     let mut document = Document::read(state, what)?;
     sdk::lift(&mut document);
     Ok(document)
 }
 
-fn checkpoint_of(document: &Document, sync_unit: &str) -> Result<Option<Checkpoint>> {
+pub(super) fn checkpoint_of(document: &Document, sync_unit: &str) -> Result<Option<Checkpoint>> {
     let json = document.get(CHECKPOINT_KEY).map(RawValue::get).filter(|json| *json != "null");
     json.map(|json| Checkpoint::from_json(json, sync_unit)).transpose()
 }
@@ -373,7 +377,7 @@ fn checkpoint_of(document: &Document, sync_unit: &str) -> Result<Option<Checkpoi
 ///
 /// # Errors
 /// `WorkerState` if it is not one of ours.
-fn announced(body: &str, sync_unit: &str) -> Result<Vec<(BatchInfo, String)>> {
+pub(super) fn announced(body: &str, sync_unit: &str) -> Result<Vec<(BatchInfo, String)>> {
     #[derive(Deserialize)]
     struct Body {
         event_data: Data,

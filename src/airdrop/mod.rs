@@ -22,6 +22,7 @@ mod pages;
 mod phases;
 mod platform;
 mod retry;
+mod saved;
 mod scheduler;
 mod sdk;
 mod serve;
@@ -51,6 +52,7 @@ pub use message::{
 };
 pub use message::{ErrorCode, OutcomeKind};
 pub use platform::{Body, Fate, Platform, PlatformError, SealedMessage, Upload, WorkerState};
+pub use saved::SavedState;
 pub use serve::serve;
 pub use settings::Serve;
 pub use status::Call;

@@ -107,7 +107,8 @@ struct Pages<'p, 'd, E: Extractor> {
     /// The cursors that listings came by in this invocation.
     watches: BTreeMap<ListingNo, CursorWatch>,
     /// Asked for before the first page is.
-    checks: Option<Option<Checks>>,
+    checks: Option<Checks>,
+    checks_asked: bool,
     /// What is being fetched, and since when.
     in_flight: BTreeMap<ListingNo, (PageOf, Duration)>,
     held: Vec<Held>,
@@ -170,6 +171,7 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
             streams,
             watches: BTreeMap::new(),
             checks: None,
+            checks_asked: false,
             in_flight: BTreeMap::new(),
             held: Vec::new(),
             held_since: Duration::ZERO,
@@ -242,8 +244,9 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
     }
 
     fn begin_one(&mut self, no: ListingNo) -> Result<(), Stop> {
-        if self.checks.is_none() {
-            self.checks = Some(self.invocation.checks(self.extractor, self.context)?);
+        if !self.checks_asked {
+            self.checks = self.invocation.checks(self.extractor, self.context)?;
+            self.checks_asked = true;
         }
         let run = self.context.run;
         let (listing, of, cursor) = match no {
@@ -318,7 +321,7 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
     ) -> Result<ReadyPage, Stop> {
         let (items, by_type, more) = (page.items(), page.items_by_type(), page.next.is_some());
         page.leave_out(|item_type| !self.context.extracts(item_type));
-        if let Some(Some(checks)) = &mut self.checks {
+        if let Some(checks) = &mut self.checks {
             checks.page(of.stream().as_str(), &mut page).map_err(|reason| Stop::failed(&reason))?;
         }
         if let Some(keeper) = self.keeper {

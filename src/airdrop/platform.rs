@@ -11,20 +11,20 @@ use serde_json::Value;
 
 use crate::model::ArtifactId;
 
-/// A platform: over HTTP, over a directory, or simulated.
+/// A platform that takes uploads and messages: over HTTP, over a directory, or simulated.
 ///
 /// # Errors
-/// A method that did not succeed says what is known of its fate, for the promise rests on that:
+/// An error says what is known about the fate of the attempt. The promise rests on that:
 ///
-/// - [`PlatformError::Refused`]: a definite no. It had no effect, and the same attempt would be refused again. An artifact
-///   id is given up, and a message is unsealed, only after it.
-/// - [`PlatformError::StorageRefused`], of [`Platform::upload`] alone: it had no effect, and the bytes are uploaded anew
-///   under another id, three times.
-/// - [`PlatformError::Retry`]: made again with the same bytes, five times in an invocation. [`Fate::Unknown`] unless it is
-///   sure that nothing reached the platform; where in doubt, this is the error.
+/// - [`PlatformError::Refused`]: a definite refusal. The attempt had no effect, and would be refused again. Only after
+///   this error is an artifact id given up, or a message unsealed.
+/// - [`PlatformError::StorageRefused`], from [`Platform::upload`] only: the attempt had no effect. The bytes are
+///   uploaded again under another id, up to three times.
+/// - [`PlatformError::Retry`]: the same bytes are sent again, up to five times in an invocation. Its fate is
+///   [`Fate::Unknown`] unless nothing can have reached the platform. If in doubt, return this error.
 ///
-/// Over HTTP, [`PlatformError::from_status`] decides; this is its table. "Other 4xx" are all but 408, 425, 429 and what the
-/// row names.
+/// Over HTTP, [`PlatformError::from_status`] decides by this table. "Other 4xx" excludes 408, 425, 429 and what the row
+/// names.
 ///
 /// | method | `Ok` | `Refused` | `StorageRefused` | `Retry`, `NotApplied` | `Retry`, `Unknown` |
 /// | --- | --- | --- | --- | --- | --- |
@@ -35,43 +35,43 @@ use crate::model::ArtifactId;
 /// | `worker_state` | 2xx, and 404: `None` | other 4xx | | everything else | |
 /// | `download` | 2xx | other 4xx | | 400 `RequestTimeout`, 403, everything else | |
 ///
-/// Without a status: what could not be connected is `NotApplied`; a connection that was lost or timed out later, and a 2xx
-/// whose body is not what was expected, are `Unknown` where the call changes something.
+/// Without a status: if no connection was made, the fate is `NotApplied`. A connection that was lost or timed out
+/// later, and a 2xx with an unexpected body, are `Unknown` if the call changes something.
 pub trait Platform: Sync {
-    /// Makes an artifact of `upload`: prepares it and uploads its bytes, unconfirmed. Each call makes a new one.
+    /// Makes an unconfirmed artifact of `upload`: prepares it and uploads its bytes. Each call makes a new artifact.
     ///
     /// # Errors
-    /// What became of the attempt.
+    /// What is known of the attempt's fate.
     fn upload(&self, upload: Upload<'_>) -> Result<ArtifactId, PlatformError>;
 
     /// Tells the platform that the artifact is ours to announce. Confirming twice is the same as once.
     ///
     /// # Errors
-    /// What became of the attempt.
+    /// What is known of the attempt's fate.
     fn confirm(&self, artifact: &ArtifactId) -> Result<(), PlatformError>;
 
-    /// Hands over the one message that answers an event. The same key means the same message, said again.
+    /// Sends the message that answers an event. The same key means the same message, sent again.
     ///
     /// # Errors
-    /// What became of the attempt.
+    /// What is known of the attempt's fate.
     fn send(&self, message: &SealedMessage) -> Result<(), PlatformError>;
 
-    /// Fetches a whole artifact of ours, as it was uploaded. Only attachments whose queue is to be made again need it:
-    /// those of a worker without a disk.
+    /// Fetches an artifact of ours, whole, as it was uploaded. Needed only by a worker without a disk, to rebuild its
+    /// queue of attachments.
     ///
     /// # Errors
-    /// What became of the attempt.
+    /// What is known of the attempt's fate.
     fn download(&self, artifact: &ArtifactId) -> Result<Vec<u8>, PlatformError> {
         let reason = format!("this platform gives no artifact back, such as {artifact}");
         Err(PlatformError::Refused { status: 501, reason })
     }
 
-    /// Fetches what the platform keeps for the event's sync unit; none if it keeps nothing yet. Only
+    /// Fetches what the platform keeps for the event's sync unit; `None` if it keeps nothing yet. Only
     /// [`Serve::checkpoints`](super::Serve::checkpoints) and
     /// [`Serve::extraction_scope`](super::Serve::extraction_scope) need it.
     ///
     /// # Errors
-    /// What became of the attempt.
+    /// What is known of the attempt's fate.
     fn worker_state(&self) -> Result<Option<WorkerState>, PlatformError> {
         Ok(None)
     }
@@ -79,7 +79,7 @@ pub trait Platform: Sync {
     /// Saves `state`, JSON text, for the event's sync unit, in place of what was there.
     ///
     /// # Errors
-    /// What became of the attempt.
+    /// What is known of the attempt's fate.
     fn save_worker_state(&self, state: &str) -> Result<(), PlatformError> {
         let reason =
             format!("this platform keeps no worker state, and there are {} bytes to keep", state.len());
@@ -90,28 +90,28 @@ pub trait Platform: Sync {
     /// blueprint whose install cannot even be tried would be left behind.
     ///
     /// # Errors
-    /// What became of the attempt.
+    /// What is known of the attempt's fate.
     fn check_mapping(&self, mapping: &Value) -> Result<(), PlatformError> {
         let _ = mapping;
         Ok(())
     }
 
-    /// Creates the starting recipe blueprint that an initial domain mapping holds, and says its id; none if it holds
-    /// none. A mapping can be installed without, so a failure is a reason for a warning only.
+    /// Creates the starting recipe blueprint that an initial domain mapping holds, and returns its id; `None` if it
+    /// holds no blueprint. A mapping can be installed without one, so a failure is only a warning.
     ///
     /// # Errors
-    /// What became of the attempt.
+    /// What is known of the attempt's fate.
     fn create_blueprint(&self, mapping: &Value) -> Result<Option<String>, PlatformError> {
         let _ = mapping;
         Ok(None)
     }
 
-    /// Installs an initial domain mapping, with the blueprint of that id if there is one. To install it twice is the
-    /// same as once. Only an extractor that has an
-    /// [`initial_domain_mapping`](super::Extractor::initial_domain_mapping) needs it.
+    /// Installs an initial domain mapping, with the blueprint of this id if there is one. Installing it twice is the
+    /// same as once. Only an extractor that has an [`initial_domain_mapping`](super::Extractor::initial_domain_mapping)
+    /// needs it.
     ///
     /// # Errors
-    /// What became of the attempt.
+    /// What is known of the attempt's fate.
     fn install_mapping(&self, mapping: &Value, blueprint: Option<&str>) -> Result<(), PlatformError> {
         let _ = (mapping, blueprint);
         Err(PlatformError::Refused { status: 501, reason: "this platform takes no mappings".to_owned() })
@@ -129,7 +129,7 @@ pub struct WorkerState {
 }
 
 impl WorkerState {
-    /// What a [`Platform`] found: the state that was saved last, and the extraction scope, each if there is one.
+    /// The state that was saved last, and the extraction scope, each if there is one.
     pub fn new(state: Option<String>, objects: Option<String>) -> Self {
         Self { state, objects }
     }

@@ -137,7 +137,7 @@ fn inherited_line(line: &str) -> Result<(Attachment, String), Senseless> {
     let mut fields: Map<String, Value> = fields.map_err(|error| Senseless {
         id: None,
         parent_id: None,
-        reason: format!("its line makes no sense: {error}"),
+        reason: format!("its line cannot be read: {error}"),
     })?;
     for name in ["id", "parent_id", "grand_parent_id", "author_id"] {
         if let Some(field) = fields.get_mut(name)
@@ -195,7 +195,7 @@ impl SdkState {
     /// Reads the SDK's keys; `None` if there are none.
     ///
     /// # Errors
-    /// `WorkerState`, naming the first key that makes no sense.
+    /// `WorkerState`, naming the first invalid key.
     pub(crate) fn read(document: &Document, what: &str) -> Result<Option<Self>> {
         let Some((prefix, keys)) = sdk_keys(document, what)? else { return Ok(None) };
         let keys = Keys { what, prefix, keys: &keys };
@@ -378,13 +378,28 @@ fn nothing_left() -> Value {
 /// Empties what the SDK's keys say of attachments.
 ///
 /// # Errors
-/// `WorkerState`, naming the first of them that makes no sense.
+/// `WorkerState`, naming the first invalid one.
 pub(crate) fn forget_attachments(document: &mut Document, what: &str) -> Result<()> {
     SdkState::read(document, what)?;
     let Some((_, mut keys)) = sdk_keys(document, what)? else { return Ok(()) };
     let metadata = keys.get_mut(TO_DEVREV).and_then(|to_devrev| to_devrev.get_mut(ATTACHMENTS));
     let Some(metadata) = metadata else { return Ok(()) };
     *metadata = nothing_left();
+    put_sdk_keys(document, keys);
+    Ok(())
+}
+
+/// Empties what the SDK's keys say of how far finished runs reached.
+///
+/// # Errors
+/// `WorkerState` if they cannot be read.
+pub(crate) fn forget_standing(document: &mut Document, what: &str) -> Result<()> {
+    let Some((_, mut keys)) = sdk_keys(document, what)? else { return Ok(()) };
+    for key in [SUCCESSFUL_STARTED, OLDEST, NEWEST] {
+        if let Some(value) = keys.get_mut(key) {
+            *value = "".into();
+        }
+    }
     put_sdk_keys(document, keys);
     Ok(())
 }
@@ -593,7 +608,7 @@ impl Scope {
     /// and a type that is not listed: extracted.
     ///
     /// # Errors
-    /// `Invalid`, naming what makes no sense.
+    /// `Invalid`, naming the invalid value.
     pub(crate) fn read(text: Option<&str>, sync_unit: &str) -> Result<Self> {
         let Some(text) = text.filter(|text| !text.trim().is_empty()) else { return Ok(Self::default()) };
         let what = |of: &str| format!("{of} in the extraction scope (objects) of {sync_unit}");
@@ -736,11 +751,11 @@ mod tests {
         let half = r#"{"id":"h","url":"u","file_name":"cut \ud83d.png","parent_id":"p"}"#;
         let whole = "{\"id\":\"h\",\"url\":\"u\",\"file_name\":\"cut \u{fffd}.png\",\"parent_id\":\"p\"}";
         assert_eq!(left.judge(0, 7, half), InheritedLine::Queued(whole.to_owned()));
-        // An attachment without a parent makes no sense, but the SDK uploaded it.
+        // An attachment without a parent is invalid, but the SDK uploaded it.
         assert_eq!(left.judge(1, 9, r#"{"id":"old","url":"","file_name":"f"}"#), InheritedLine::Settled);
         for (line, id, parent, says) in [
-            ("{", "(line 8 of artifact 2)", "(unknown)", "makes no sense"),
-            ("[1]", "(line 8 of artifact 2)", "(unknown)", "makes no sense"),
+            ("{", "(line 8 of artifact 2)", "(unknown)", "cannot be read"),
+            ("[1]", "(line 8 of artifact 2)", "(unknown)", "cannot be read"),
             (r#"{"id":3,"parent_id":"p","file_name":"f"}"#, "3", "p", "`url`"),
             (
                 r#"{"id":"","url":"","file_name":"f","parent_id":{}}"#,

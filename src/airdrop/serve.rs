@@ -66,7 +66,7 @@ impl Serve {
     ///   was refused, what it announced is in the next message.
     /// - `TooLarge`: the event's context leaves no room for any answer.
     ///
-    /// What an extractor does wrong, or what the event or the worker state holds that makes no sense, is no error here:
+    /// A failure of the extractor, and an invalid field of the event or key of the worker state, is not an error here:
     /// the platform is told with ERROR.
     pub fn serve<E: Extractor>(
         &self,
@@ -302,7 +302,7 @@ impl Invocation<'_> {
         match held {
             Ok(Some((keeper, _))) => keeper.remove(unit, deletion)?,
             Ok(None) => {}
-            // Whoever starts over need not be able to read what was there.
+            // To start over, the old state need not be readable.
             Err(Error::WorkerState { .. }) => {
                 let (token, hard) = (self.token(), self.hard_at());
                 Keeper::start_over(unit, deletion, token, self.platform, self.clock, self.seed, hard)?;

@@ -1,10 +1,10 @@
-//! How events are answered: what an author, or whoever operates an extractor, may set.
+//! How events are answered: the settings of an author, or of whoever operates the extractor.
 
 use std::time::Duration;
 
 use super::event::Spelling;
 
-/// How to answer events.
+/// How events are answered. [`Serve::new`] has the defaults; [`Serve::serve`] answers one event.
 #[derive(Debug, Clone)]
 #[must_use]
 #[allow(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
@@ -32,7 +32,7 @@ impl Default for Serve {
 }
 
 impl Serve {
-    /// 10 minutes of pages, 12 minutes in all, 4 lanes; the answer spelled as the event.
+    /// The defaults: 10 minutes of pages, 12 minutes in all, 4 calls at once, the answer spelled as the event.
     pub fn new() -> Self {
         Self {
             soft: Duration::from_secs(10 * 60),
@@ -52,20 +52,21 @@ impl Serve {
         }
     }
 
-    /// How long pages are fetched: no page starts that is likely to end after it, but for the first. What is staged
-    /// is then uploaded, and the answer is PROGRESS.
+    /// How long pages are fetched; 10 minutes unless set. A page that is likely to end later is not begun, except the
+    /// first of an invocation. Then what is staged is uploaded, and the answer is PROGRESS.
     pub fn budget(mut self, soft: Duration) -> Self {
         self.soft = soft;
         self
     }
 
-    /// When the platform kills the extractor: no retry starts after it.
+    /// When the platform kills the extractor, from the start of the invocation; 12 minutes unless set. No retry begins
+    /// later.
     pub fn hard_limit(mut self, hard: Duration) -> Self {
         self.hard = hard;
         self
     }
 
-    /// Calls to the platform at once: 1 to 64.
+    /// How many calls to the platform are made at once: 1 to 64, 4 unless set.
     pub fn lanes(mut self, lanes: usize) -> Self {
         self.lanes = lanes.clamp(1, 64);
         self
@@ -108,20 +109,21 @@ impl Serve {
         self
     }
 
-    /// Attachments streamed at once: 1 to 50, 10 unless set.
+    /// How many attachments are streamed at once: 1 to 50, 10 unless set.
     pub fn attachments_at_once(mut self, attachments: usize) -> Self {
         self.attachments_at_once = attachments.clamp(1, 50);
         self
     }
 
-    /// Failures after which an attachment is given up and listed, in however many invocations: at least 1, 5 unless set.
+    /// After how many failures an attachment is given up and listed, counted over all invocations: at least 1, 5 unless
+    /// set.
     pub fn attachment_tries(mut self, tries: u32) -> Self {
         self.attachment_tries = tries.max(1);
         self
     }
 
-    /// Makes the calls one after the other on this thread, in an order that the seed decides, as it does the holder token
-    /// of a checkpoint: a run can be replayed.
+    /// Makes all calls on this thread, one after the other, so that a run can be replayed: the seed decides their
+    /// order, and the holder token of a checkpoint.
     pub fn inline(mut self, seed: u64) -> Self {
         self.inline_seed = Some(seed);
         self
@@ -133,40 +135,41 @@ impl Serve {
         self
     }
 
-    /// Ends a run with the data phase, for a platform that never starts the attachments phase.
+    /// Ends a run with the data phase: for a platform that never starts the attachments phase.
     pub fn without_attachments_phase(mut self) -> Self {
         self.attachments_phase = false;
         self
     }
 
-    /// Keeps a checkpoint of the sync unit with the platform, for a worker whose disk does not survive it: what the store
-    /// lacks is restored from there, and nothing is confirmed or sent that a saved checkpoint does not hold.
+    /// Keeps a checkpoint of the sync unit with the platform, for a worker whose disk does not survive it. A store that
+    /// lacks the unit's state restores it from there; nothing is confirmed or sent that a saved checkpoint does not
+    /// hold.
     ///
-    /// A state that the TypeScript SDK left there is taken up: its last successful start is the watermark, and a run in
-    /// the middle of which it was goes on as that run. The SDK's keys are then kept current beside the checkpoint, so that
-    /// a connector can go back between two runs; all other keys stay as they are. The extraction scope is read, too.
+    /// A state that the TypeScript SDK left there is read: its last successful start becomes the watermark, and a run
+    /// that the SDK had begun is continued. The SDK's keys are then kept current beside the checkpoint, so that a
+    /// connector can go back between two runs. All other keys stay as they are. The extraction scope is read, too.
     ///
-    /// The promise then holds for one live invocation per sync unit whose saves land in order.
+    /// The promise then holds only while one invocation per sync unit is live, and its saves arrive in order (N6).
     pub fn checkpoints(mut self) -> Self {
         self.checkpoints = true;
         self
     }
 
-    /// Asks the platform, when the data phase begins, which item types are wanted, also where no checkpoints are kept.
-    /// Records of the others are counted and staged nowhere. The answer holds for the whole run.
+    /// Reads the extraction scope when the data phase begins, also without [`Serve::checkpoints`]. Records of item
+    /// types that are out of scope are counted and not staged. The scope holds for the whole run.
     pub fn extraction_scope(mut self) -> Self {
         self.scope = true;
         self
     }
 
-    /// Waits so long when another holder's checkpoint is found, reads it again and only then takes over: for a platform
-    /// where a save of the holder before may land late. Not at all unless set.
+    /// How long to wait if the checkpoint found is another worker's, before it is read again and taken over: for a
+    /// platform where a save of that worker may arrive late. Zero unless set.
     pub fn settle_after_takeover(mut self, wait: Duration) -> Self {
         self.takeover_wait = Some(wait);
         self
     }
 
-    /// Puts external sync units into the message itself instead of an artifact.
+    /// Puts external sync units into the message itself, instead of into an artifact.
     pub fn external_sync_units_inline(mut self) -> Self {
         self.units_inline = true;
         self

@@ -200,7 +200,7 @@ pub(super) fn duplicate_key(sink: &mut Sink, at: &At<'_>) {
     sink.warning(at, Rule::DuplicateKey, "the key stands twice in this object", expected);
 }
 
-/// The visitor methods of whatever can only be an object, for what is none; they call `self.other(what it is)`.
+/// The visitor methods for values that should be an object and are not; they call `self.other(what it is)`.
 macro_rules! nothing_but_an_object {
     () => {
         fn visit_unit<E>(self) -> Result<(), E> {

@@ -13,10 +13,10 @@ use super::line::{Record, refused};
 /// The item type under which the metadata of attachments is staged in the data phase.
 pub(crate) const ITEM_TYPE: &str = "attachments";
 
-/// An attachment, as a source lists it: a flat record of item type `attachments`. Staged in the data phase, it is
-/// queued in the same transaction; its bytes are streamed in the attachments phase.
+/// An attachment, as a source lists it: a flat record of item type `attachments`. It is queued in the transaction of
+/// the data phase that stages it; its bytes are streamed in the attachments phase.
 ///
-/// It is known by its id together with its parent's. Other fields than these may stand in a record, and are passed on.
+/// It is identified by its id and its parent's id. A record may hold other fields, too; they are passed on.
 /// Source of the fields: <https://developer.devrev.ai/airdrop/attachments-extraction>.
 ///
 /// ```
@@ -33,13 +33,13 @@ pub(crate) const ITEM_TYPE: &str = "attachments";
 pub struct Attachment {
     /// Its id in the external system, 1 to [`ID_BYTES_MAX`] bytes.
     pub id: String,
-    /// Where its bytes are, for the extractor that opens it. May be empty where that asks for it just in time.
+    /// Where the bytes are, for the extractor that opens it. May be empty if the extractor finds the address only then.
     pub url: String,
-    /// What people call the file.
+    /// The name of the file, for people.
     pub file_name: String,
     /// The id of the record that it belongs to, 1 to [`ID_BYTES_MAX`] bytes.
     pub parent_id: String,
-    /// Who attached it.
+    /// The id of the user who attached it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub author_id: Option<String>,
     /// Whether it is shown inside a text.
@@ -71,7 +71,7 @@ impl fmt::Debug for Attachment {
 }
 
 impl Attachment {
-    /// One with nothing but what every attachment has.
+    /// An attachment with the required fields only.
     pub fn new(
         id: impl Into<String>,
         url: impl Into<String>,
@@ -95,7 +95,7 @@ impl Attachment {
     /// The record to stage under item type `attachments`.
     ///
     /// # Errors
-    /// `Record` if it cannot be a line. What is wrong with its fields is found when it is staged.
+    /// `Record` if it cannot be a line. Its fields are checked when it is staged.
     pub fn to_record(&self) -> Result<Record> {
         Record::flat(self)
     }

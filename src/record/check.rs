@@ -52,8 +52,8 @@ pub struct Checker {
 }
 
 impl Checker {
-    /// A checker of the records of `record_type`. Declarations that [`Metadata::check`] finds wrong let everything
-    /// pass, so check the metadata first.
+    /// A checker for records of `record_type`. Check the metadata first: a declaration that [`Metadata::check`] finds
+    /// wrong accepts everything.
     ///
     /// # Errors
     /// A finding, if the metadata does not declare the record type.
@@ -62,21 +62,21 @@ impl Checker {
         Ok(Self { schema, record_type, undeclared: Some(Severity::Warning), require_dates: false })
     }
 
-    /// Sets how bad it is if a record has a field that is not declared: `None` is fine. A warning by default.
+    /// Sets the severity of a field that is not declared: a warning by default; `None` for no finding.
     #[must_use]
     pub fn undeclared(mut self, severity: impl Into<Option<Severity>>) -> Self {
         self.undeclared = severity.into();
         self
     }
 
-    /// Sets whether `created_date` and `modified_date` must be there. By default they may be left out.
+    /// Sets whether `created_date` and `modified_date` are required. By default they are not.
     #[must_use]
     pub fn require_dates(mut self, required: bool) -> Self {
         self.require_dates = required;
         self
     }
 
-    /// Checks one record, as the line of an artifact that it is.
+    /// Checks one record, given as a line of an artifact.
     pub fn check_line(&self, line: &(impl AsRef<[u8]> + ?Sized)) -> Vec<Finding> {
         let mut walk = Walk::default();
         self.walk_line(line.as_ref(), &mut walk)
@@ -87,7 +87,7 @@ impl Checker {
         self.check_line(&record.to_line())
     }
 
-    /// A batch of records, in which no id may stand twice.
+    /// A checker for the records of one batch, in which no id may occur twice.
     pub fn batch(&self) -> BatchChecker<'_> {
         BatchChecker { checker: self, walk: Walk::default(), ids: Ids::default(), records: 0 }
     }
@@ -197,8 +197,7 @@ pub struct BatchChecker<'c> {
 }
 
 impl BatchChecker<'_> {
-    /// Checks the next record, as the line of an artifact that it is. The lines of the findings are those of the
-    /// batch, from 1.
+    /// Checks the next record, given as a line of an artifact. Findings count the lines of the batch, from 1.
     pub fn check_line(&mut self, line: &(impl AsRef<[u8]> + ?Sized)) -> Vec<Finding> {
         self.records += 1;
         let mut findings = self.checker.walk_line(line.as_ref(), &mut self.walk);

@@ -1,4 +1,4 @@
-//! What a check found: where it stands, what is wrong there, and what would be right.
+//! What a check found: where, what is wrong, and what would be right.
 //!
 //! A finding is meant to be enough by itself to mend the document: it quotes the value, names the declaration that
 //! it breaks, and offers the nearest name where one was misspelt. Values are quoted cut and escaped, so that a finding
@@ -13,11 +13,11 @@ use serde::Serialize;
 pub use super::path::Excerpt;
 use super::path::{At, FieldPath, quoted};
 
-/// How bad it is.
+/// How serious a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
-    /// Probably not what was meant; the platform takes it.
+    /// Probably not what was meant, but the platform accepts it.
     Warning,
     /// Against the rules.
     Error,
@@ -56,7 +56,7 @@ macro_rules! rules {
 rules! {
     /// The text is not JSON, or not UTF-8.
     Json = "json";
-    /// A key stands twice in one object: readers take the last one.
+    /// A key occurs twice in one object: readers use the last one.
     DuplicateKey = "duplicate_key";
     /// Half of a character: an unpaired surrogate, which strict readers refuse.
     Surrogate = "surrogate";
@@ -65,9 +65,9 @@ rules! {
     /// Over a limit of this crate.
     Limit = "limit";
 
-    /// Metadata: a value of the wrong JSON type, or one that must be there and is not.
+    /// Metadata: a value of the wrong JSON type, or a required one that is missing.
     Shape = "shape";
-    /// Metadata: a key that means nothing there.
+    /// Metadata: a key that has no meaning there.
     UnknownKey = "unknown_key";
     /// Metadata: a schema version other than the one known.
     SchemaVersion = "schema_version";
@@ -87,7 +87,7 @@ rules! {
     EnumValues = "enum_values";
     /// Metadata: a stage diagram that does not match its controlling enum, or itself.
     StageDiagram = "stage_diagram";
-    /// Metadata: link names for what is no enum value.
+    /// Metadata: link names for something that is not an enum value.
     LinkNaming = "link_naming";
     /// Metadata: a condition on or for what is not declared.
     Condition = "condition";
@@ -100,31 +100,31 @@ rules! {
     Envelope = "envelope";
     /// A record's id is missing, or cannot be one.
     Id = "id";
-    /// A record's id was there before, in the same batch.
+    /// A record's id occurred before in the same batch.
     DuplicateId = "duplicate_id";
     /// A required field is absent or `null`.
     Required = "required";
     /// A value of the wrong type.
     Type = "type";
-    /// A string that is no key of its enum.
+    /// A string that is not a key of its enum.
     EnumValue = "enum_value";
     /// A timestamp that is not RFC 3339 with offset.
     Timestamp = "timestamp";
     /// A date that is not `YYYY-MM-DD`.
     Date = "date";
-    /// A reference, a typed reference, a mention or a permission that is not in form.
+    /// A malformed reference, typed reference, mention or permission.
     ReferenceForm = "reference_form";
     /// A `ref_type` that the field may not refer to.
     RefType = "ref_type";
-    /// One value where a collection is declared, or the other way round.
+    /// A single value for a declared collection, or a collection for a single value.
     Collection = "collection";
     /// A field that the metadata does not declare.
     Undeclared = "undeclared";
     /// A value that cannot be converted without guessing.
     Conversion = "conversion";
-    /// A value that stands for "none", and became `null`.
+    /// A placeholder for "none" that became `null`.
     StandIn = "stand_in";
-    /// An int that not every reader keeps: over 64 bits with a sign, or one that JavaScript rounds.
+    /// An int that some readers change: over 64 bits with a sign, or one that JavaScript rounds.
     Precision = "precision";
 }
 
@@ -148,13 +148,13 @@ impl fmt::Display for Rule {
 
 /// One thing found, in metadata or in a record.
 ///
-/// As JSON it is one object with `"kind":"finding"`; `line`, `record`, `expected` and `excerpt` are left out where
-/// they are not known.
+/// As JSON it is one object with `"kind":"finding"`. `line`, `record`, `expected` and `excerpt` are left out if
+/// unknown.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename = "finding")]
 #[non_exhaustive]
 pub struct Finding {
-    /// How bad it is.
+    /// How serious a finding is.
     pub severity: Severity,
     /// The rule that was broken.
     pub rule: Rule,
@@ -274,9 +274,9 @@ impl std::error::Error for Findings {}
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct FindingCounts {
-    /// Those against the rules.
+    /// Errors: against the rules.
     pub errors: u64,
-    /// Those that the platform takes all the same. A field that is not declared is one, however many records have it.
+    /// Warnings: the platform accepts them. A field that is not declared counts once, however many records have it.
     pub warnings: u64,
 }
 
@@ -286,7 +286,7 @@ impl FindingCounts {
     }
 }
 
-/// Counts findings, and keeps the first few of each kind: a mistake of a connector's is in every record.
+/// Counts findings, and keeps the first few of each kind: a connector's mistake is usually in every record.
 ///
 /// Two findings are of one kind if they break the same rule with the same severity at the same place, whatever the
 /// position in an array.
@@ -327,7 +327,7 @@ impl Tally {
         Self { keep, ..Self::default() }
     }
 
-    /// Counts a finding. Returns it again if it is one of the first of its kind, which are also kept.
+    /// Counts a finding. Keeps and returns it if it is one of the first of its kind.
     pub fn add(&mut self, finding: Finding) -> Option<&Finding> {
         let mut key = (finding.severity, finding.rule, finding.path.without_positions());
         if self.kinds.len() >= KINDS_MAX && !self.kinds.contains_key(&key) {
@@ -352,8 +352,8 @@ impl Tally {
         self.errors
     }
 
-    /// Warnings so far. A field that is not declared is one, however many records have it: [`Tally::counts`] says how
-    /// many do.
+    /// Warnings so far. A field that is not declared counts once, however many records have it; [`Tally::counts`] has
+    /// how many do.
     pub fn warnings(&self) -> u64 {
         self.warnings
     }
@@ -378,7 +378,7 @@ impl Tally {
         self.kinds().map(|(severity, rule, path, count, _)| (severity, rule, path, count))
     }
 
-    /// As [`Tally::counts`], with the findings of each kind that are kept.
+    /// [`Tally::counts`], with the kept findings of each kind.
     pub(crate) fn kinds(&self) -> impl Iterator<Item = (Severity, Rule, &str, u64, &[Finding])> {
         self.kinds.iter().map(|((severity, rule, path), kind)| {
             (*severity, *rule, path.as_str(), kind.count, kind.kept.as_slice())

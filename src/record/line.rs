@@ -70,8 +70,8 @@ impl Record {
     /// ```
     ///
     /// # Errors
-    /// `Record` if the data is no JSON object, or the id is empty, or over [`ID_BYTES_MAX`]
-    /// bytes, or the record is over [`BATCH_BYTES_MAX`] bytes.
+    /// `Record` if the data is not a JSON object, the id is empty or over [`ID_BYTES_MAX`] bytes, or the record is over
+    /// [`BATCH_BYTES_MAX`] bytes.
     pub fn new(id: impl Into<String>, data: &impl Serialize) -> Result<Self> {
         let id = checked_id(id.into())?;
         let object = serde_json::to_string(data).map_err(|error| refused(&id, error.to_string()))?;
@@ -81,46 +81,46 @@ impl Record {
     /// A record whose `data` is JSON text already; it is checked, not rewritten.
     ///
     /// # Errors
-    /// As [`Record::new`]; also if the text is not JSON.
+    /// Those of [`Record::new`]; also if the text is not JSON.
     pub fn from_raw(id: impl Into<String>, data: &str) -> Result<Self> {
         let id = checked_id(id.into())?;
         let object = checked_json(&id, data)?;
         Self::with_object(Some(id), object)
     }
 
-    /// A line that is no id-and-data record: the whole JSON object is the line.
+    /// A flat record: the whole JSON object is the line, without `id` and `data` around it.
     ///
     /// # Errors
-    /// As [`Record::new`].
+    /// Those of [`Record::new`].
     pub fn flat(line: &impl Serialize) -> Result<Self> {
         let object = serde_json::to_string(line).map_err(|error| refused("(flat)", error.to_string()))?;
         Self::with_object(None, object)
     }
 
-    /// As [`Record::flat`], from JSON text, which is checked, not rewritten.
+    /// [`Record::flat`] from JSON text, which is checked, not rewritten.
     ///
     /// # Errors
-    /// As [`Record::new`]; also if the text is not JSON.
+    /// Those of [`Record::new`]; also if the text is not JSON.
     pub fn flat_raw(line: &str) -> Result<Self> {
         let object = checked_json("(flat)", line)?;
         Self::with_object(None, object)
     }
 
-    /// Sets when the source says that it was created. The offset is kept as given.
+    /// Sets the record's creation time, as the source has it. The offset is kept.
     #[must_use]
     pub fn created(mut self, at: impl Into<DateTime<FixedOffset>>) -> Self {
         self.created = Some(Date::new(at.into()));
         self
     }
 
-    /// Sets when the source says that it was last modified. The offset is kept as given.
+    /// Sets the time of the record's last modification, as the source has it. The offset is kept.
     #[must_use]
     pub fn modified(mut self, at: impl Into<DateTime<FixedOffset>>) -> Self {
         self.modified = Some(Date::new(at.into()));
         self
     }
 
-    /// As [`Record::created`], in the source's own words: RFC 3339 with offset and seconds, kept to the last digit.
+    /// [`Record::created`] from the source's own text: RFC 3339 with offset and seconds, kept to the last digit.
     ///
     /// ```
     /// use highwater::Record;
@@ -131,16 +131,16 @@ impl Record {
     /// ```
     ///
     /// # Errors
-    /// `Record` if the text is no such moment.
+    /// `Record` if the text is not such a time.
     pub fn created_text(mut self, text: &str) -> Result<Self> {
         self.created = Some(self.date("created_date", text)?);
         Ok(self)
     }
 
-    /// As [`Record::modified`], in the source's own words: see [`Record::created_text`].
+    /// [`Record::modified`] from the source's own text: see [`Record::created_text`].
     ///
     /// # Errors
-    /// `Record` if the text is no such moment.
+    /// `Record` if the text is not such a time.
     pub fn modified_text(mut self, text: &str) -> Result<Self> {
         self.modified = Some(self.date("modified_date", text)?);
         Ok(self)
@@ -155,7 +155,7 @@ impl Record {
         })
     }
 
-    /// Sets what happened to it: `created`, `updated`, `deleted`.
+    /// Sets what happened to the record: `created`, `updated`, `deleted`.
     #[must_use]
     pub fn operation(mut self, operation: impl Into<String>) -> Self {
         self.operation = Some(operation.into());
@@ -180,9 +180,9 @@ impl Record {
         self
     }
 
-    /// What was changed in it before it became this record, as warnings: halves of characters that became U+FFFD, and,
-    /// if a [`Normalizer`](super::Normalizer) made it, stand-ins that became `null` and undeclared fields that were left
-    /// out. Staged with a page, they are counted with the findings of the run, by field.
+    /// What was changed to make this record, as warnings: half characters that became U+FFFD, and, if a
+    /// [`Normalizer`](super::Normalizer) made it, placeholders that became `null` and undeclared fields that were left
+    /// out. When the record is staged, they are counted with the findings of the run, by field.
     ///
     /// ```
     /// use highwater::Record;

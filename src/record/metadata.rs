@@ -61,7 +61,7 @@ impl Metadata {
         Self { document: json!({"schema_version": SCHEMA_VERSION, "record_types": {}}), text: None }
     }
 
-    /// Reads metadata from JSON text. Whatever JSON it is, it is kept: [`Metadata::check`] says what is wrong with it.
+    /// Reads metadata from JSON text. Any JSON is kept as it is; [`Metadata::check`] finds what is wrong with it.
     ///
     /// ```
     /// use highwater::record::Metadata;
@@ -86,10 +86,10 @@ impl Metadata {
         }
     }
 
-    /// As [`Metadata::from_json`], from bytes, which must be UTF-8.
+    /// [`Metadata::from_json`] from bytes, which must be UTF-8.
     ///
     /// # Errors
-    /// As [`Metadata::from_json`].
+    /// Those of [`Metadata::from_json`].
     pub fn from_slice(text: &[u8]) -> Result<Self, Findings> {
         match std::str::from_utf8(text) {
             Ok(text) => Self::from_json(text),
@@ -105,7 +105,7 @@ impl Metadata {
         }
     }
 
-    /// Takes metadata that was parsed already; findings in it have no line.
+    /// Metadata from JSON that is parsed already. Findings in it have no line.
     pub fn from_value(document: Value) -> Self {
         Self { document, text: None }
     }
@@ -141,8 +141,8 @@ impl Metadata {
         record_types.into_iter().flat_map(|types| types.keys().map(String::as_str))
     }
 
-    /// Everything inconsistent in it, in the order of the document: errors, and warnings of what is only passed over.
-    /// Nothing is found in metadata that the platform takes whole.
+    /// Finds everything inconsistent, in the order of the document: errors, and warnings about what is only ignored.
+    /// Metadata that the platform accepts as a whole has no findings.
     pub fn check(&self) -> Vec<Finding> {
         let (_, mut findings) = read::read(&self.document);
         if let Some(text) = &self.text {
@@ -222,7 +222,7 @@ impl RecordType {
         self
     }
 
-    /// Says that its records have no id.
+    /// Declares that its records have no id.
     #[must_use]
     pub fn no_identifier(self) -> Self {
         self.set("no_identifier", true)
@@ -254,7 +254,7 @@ impl RecordType {
         )
     }
 
-    /// Sets any key of the record type, one that has no method here included.
+    /// Sets any key of the record type, also one without a method here.
     #[must_use]
     pub fn set(mut self, key: impl Into<String>, value: impl Into<Value>) -> Self {
         self.0.insert(key.into(), value.into());
@@ -324,7 +324,7 @@ impl Field {
         Self::of("struct").setting("key", key.into())
     }
 
-    /// Who may do what: a reference to one of `members`, and one of `roles`.
+    /// A permission: a reference to one of `members`, and one of `roles`.
     pub fn permission<'t, V: Into<EnumValue>>(
         members: impl IntoIterator<Item = &'t str>,
         roles: impl IntoIterator<Item = V>,
@@ -335,25 +335,25 @@ impl Field {
             .setting("role", json!({"values": enum_values(roles)}))
     }
 
-    /// Says that the source always has a value: records without one are refused.
+    /// Declares that the source always has a value: a record without one is an error.
     #[must_use]
     pub fn required(self) -> Self {
         self.set("is_required", true)
     }
 
-    /// Says that the field names its record uniquely, so that references may be [by it](Self::by_field).
+    /// Declares that the field identifies its record, so that references may be [by it](Self::by_field).
     #[must_use]
     pub fn identifier(self) -> Self {
         self.set("is_identifier", true)
     }
 
-    /// Makes it a collection: an array of what it would be otherwise.
+    /// Makes the field a collection: an array of values of its type.
     #[must_use]
     pub fn collection(self) -> Self {
         self.set("collection", json!({}))
     }
 
-    /// Makes it a collection of `min` to `max` elements.
+    /// Makes the field a collection of `min` to `max` elements.
     #[must_use]
     pub fn collection_of(self, min: u64, max: u64) -> Self {
         self.set("collection", json!({"min_length": min, "max_length": max}))
@@ -373,7 +373,7 @@ impl Field {
         self.setting(key, max)
     }
 
-    /// Says that references to `target` are by its field `field`, an identifier, not by its id.
+    /// Declares that references to `target` are by its field `field`, an identifier, instead of by its id.
     #[must_use]
     pub fn by_field(mut self, target: &str, field: &str) -> Self {
         if let Some(Value::Object(targets)) = self.settings.get_mut("refers_to") {
@@ -388,14 +388,14 @@ impl Field {
         self.set("name", name.into())
     }
 
-    /// Sets any attribute of the field, one that has no method here included.
+    /// Sets any attribute of the field, also one without a method here.
     #[must_use]
     pub fn set(mut self, key: impl Into<String>, value: impl Into<Value>) -> Self {
         self.attributes.insert(key.into(), value.into());
         self
     }
 
-    /// Sets any of the settings of its own type, one that has no method here included.
+    /// Sets any setting of the field's own type, also one without a method here.
     #[must_use]
     pub fn setting(mut self, key: impl Into<String>, value: impl Into<Value>) -> Self {
         self.settings.insert(key.into(), value.into());
@@ -441,7 +441,7 @@ impl EnumValue {
         self
     }
 
-    /// Says that it may still be in records, but is not used any more.
+    /// Declares that records may still hold the value, but that it is no longer used.
     #[must_use]
     pub fn deprecated(mut self) -> Self {
         self.0.insert("is_deprecated".to_owned(), Value::Bool(true));
@@ -518,7 +518,7 @@ impl StageDiagram {
         self
     }
 
-    /// Says that every stage can be reached from every other, so that no transitions are listed.
+    /// Declares that every stage can be reached from every other; no transitions are listed.
     #[must_use]
     pub fn all_transitions_allowed(mut self) -> Self {
         self.0.insert("all_transitions_allowed".to_owned(), Value::Bool(true));

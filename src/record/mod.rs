@@ -1,12 +1,13 @@
-//! What a record is: one JSON object that becomes one line of an artifact; and what metadata says of records.
+//! Records, the metadata that declares them, and checks of one against the other.
 //!
-//! [`Metadata`] declares record types, built up or read from JSON, and checks itself. A [`Normalizer`] makes records
-//! of what a source says, by the metadata. A [`Checker`] checks records against their record type: one at a time, in
-//! a [`BatchChecker`], or as a [`RecordStream`] of a whole file. What any of them finds is a [`Finding`].
+//! A [`Record`] is one JSON object, which becomes one line of an artifact. [`Metadata`] declares record types; it is
+//! built or read from JSON, and can be checked itself. A [`Normalizer`] converts objects of a source into records. A
+//! [`Checker`] checks records against their record type: one at a time, in a [`BatchChecker`], or a whole file as a
+//! [`RecordStream`]. Each reports [`Finding`]s.
 //!
 //! A line is `{"id":"...","created_date":"...","modified_date":"...","data":{...}}`: id first, then the dates, then
-//! everything else under `data`; or, for the few item types that the platform wants flat (attachments, external sync
-//! units, the metadata document), any JSON object as it is. Source:
+//! everything else under `data`. The few item types that the platform wants flat (attachments, external sync units, the
+//! metadata document) are any JSON object as it is. Source:
 //! <https://developer.devrev.ai/airdrop/data-extraction>.
 
 mod any;

@@ -1,8 +1,8 @@
-//! Turns what a source says into records, by the metadata: what every connector writes by hand, field by field.
+//! Converts objects of a source into records, as the metadata declares them: what connectors otherwise write by hand.
 //!
-//! Conversions lose nothing and guess nothing: numbers from strings are exact, moments keep their digits and offset,
-//! and what could mean two things is a finding that says which rule would decide it. The result is checked like any
-//! record, so what the normaliser lets through, the checker does.
+//! Conversions lose nothing and guess nothing: numbers from strings are exact, times keep their digits and offset, and
+//! an ambiguous value is a finding that names the rule which would decide it. The result is checked like any record, so
+//! what the normaliser accepts, the checker accepts.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ use super::rules::{FieldRule, Plan, Undeclared, apply};
 use super::schema::{FIELD_TYPES, FieldDecl, Fields, RESERVED};
 use super::text::{self, DEPTH_MAX, Flaw, Look};
 
-/// Makes records of what a source says.
+/// Converts objects of a source into records.
 ///
 /// ```
 /// use highwater::record::{Field, FieldRule, Metadata, Normalizer, RecordType};
@@ -48,7 +48,7 @@ use super::text::{self, DEPTH_MAX, Flaw, Look};
 ///     record.to_line(),
 ///     r#"{"id":"17","created_date":"2020-01-01T00:00:00Z","data":{"title":"A crash","owner":"4","labels":["bug","idea"],"estimate":null,"closed_at":"2020-01-01T12:00:00+01:00"}}"#,
 /// );
-/// // What could mean two things is not guessed.
+/// // An ambiguous value is not guessed.
 /// let findings = normalizer.normalize(&json!({"key": "18", "title": "", "closed_at": "2020-01-01 12:00"})).unwrap_err();
 /// assert_eq!(findings.iter().next().unwrap().path.to_string(), "data.closed_at");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -62,8 +62,8 @@ pub struct Normalizer {
 }
 
 impl Normalizer {
-    /// A normaliser of the records of `record_type`: each field from the member of its name, `id`, `created_date` and
-    /// `modified_date` from theirs, until rules say otherwise.
+    /// A normaliser for records of `record_type`. Each field is read from the member of the same name, and so are `id`,
+    /// `created_date` and `modified_date`, unless a rule says where else.
     ///
     /// # Errors
     /// A finding, if the metadata does not declare the record type.
@@ -73,7 +73,7 @@ impl Normalizer {
         Ok(Self { checker, plan: Plan::new(Arc::clone(&schema), record_type), misplaced: Vec::new() })
     }
 
-    /// Sets what is done with what the metadata does not declare. It stays by default.
+    /// Sets what happens to fields that the metadata does not declare. By default they stay.
     #[must_use]
     pub fn undeclared(mut self, undeclared: Undeclared) -> Self {
         self.plan.undeclared = undeclared;
@@ -97,8 +97,8 @@ impl Normalizer {
         self
     }
 
-    /// Sets how every field of a type is read (`"timestamp"`, `"text"`), where the field has no rule that says
-    /// otherwise. The source of such a rule is not used.
+    /// Sets how every field of a type (`"timestamp"`, `"text"`) is read. A field's own rule overrides it. The source
+    /// member of such a rule is not used.
     #[must_use]
     pub fn type_rule(mut self, field_type: impl Into<String>, rule: FieldRule) -> Self {
         let field_type = field_type.into();
@@ -113,8 +113,8 @@ impl Normalizer {
         self
     }
 
-    /// Sets what stands for "none" in the whole source: in every field, and in the dates, where no rule of the field or
-    /// of its type says what does. See [`FieldRule::null_if`]; an id is never taken so unless its own rule says it.
+    /// Sets the placeholders for "none" in the whole source: in every field and in the dates, unless a rule of the
+    /// field or of its type sets others. See [`FieldRule::null_if`]. For an id only its own rule counts.
     ///
     /// ```
     /// use highwater::record::{Field, Metadata, Normalizer, RecordType};
@@ -137,11 +137,11 @@ impl Normalizer {
         self
     }
 
-    /// Makes a record of an object of the source.
+    /// Converts an object of the source into a record.
     ///
-    /// An object that is a record already (`id`, the dates, `operation` and `data`, and nothing else) is taken as
-    /// one, unless a rule reads from `data`: its fields go by their own names, and only what is not of its field's
-    /// type is converted. So a right record passes unchanged, and normalising twice is the same as once.
+    /// An object that is already a record (`id`, the dates, `operation` and `data`, and nothing else) is treated as
+    /// one, unless a rule reads from `data`: its fields keep their names, and only values that are not of their field's
+    /// type are converted. So a correct record passes unchanged, and normalising twice is the same as once.
     ///
     /// # Errors
     /// Everything that could not be converted, and everything that the checker finds wrong in the rest.
@@ -167,10 +167,10 @@ impl Normalizer {
         self.finish(parts, sink)
     }
 
-    /// As [`Normalizer::normalize`], from JSON text. Half a character, `\ud83d` alone, becomes U+FFFD.
+    /// [`Normalizer::normalize`] from JSON text. Half a character, such as `\ud83d` alone, becomes U+FFFD.
     ///
     /// # Errors
-    /// As [`Normalizer::normalize`]; also if the text is not JSON.
+    /// Those of [`Normalizer::normalize`]; also if the text is not JSON.
     pub fn normalize_json(&self, raw: &str) -> Result<Record, Findings> {
         let flaws = if text::may_be_flawed(raw.as_bytes()) {
             text::flaws(raw.as_bytes(), Look::Strict, DEPTH_MAX)

@@ -48,7 +48,8 @@ pub(super) struct Reader<'v, 's> {
 
 static NONE: std::sync::LazyLock<Map<String, Value>> = std::sync::LazyLock::new(Map::new);
 
-/// Whether a group of declarations is there, and is none that names could be looked up in: that is a finding already.
+/// Whether a group of declarations is there but not an object, so that no name can be looked up in it. That is a
+/// finding already.
 fn is_unreadable(document: &Map<String, Value>, key: &str) -> bool {
     document.get(key).is_some_and(|group| !group.is_object())
 }

@@ -10,10 +10,10 @@ use serde_json::{Map, Value};
 use super::moment::{Reading, TimeFormat};
 use super::schema::{FieldDecl, Fields, Kind, RESERVED, RecordDecl, Schema};
 
-/// What is done with fields of the source that the metadata does not declare.
+/// What happens to fields of the source that the metadata does not declare.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Undeclared {
-    /// They stay in the record. The platform passes them over.
+    /// They stay in the record. The platform ignores them.
     #[default]
     Keep,
     /// They are left out. `item_url_field` stays: the platform takes it without a declaration.
@@ -25,7 +25,7 @@ pub enum Undeclared {
 /// A function of an extractor's own.
 pub(super) type Function = Arc<dyn Fn(&Value) -> Result<Value, String> + Send + Sync>;
 
-/// How one field is read from the source, where it is not simply the member of the same name.
+/// How one field is read from the source, if it is not simply the member of the same name.
 #[derive(Clone, Default)]
 pub struct FieldRule {
     pub(super) source: Option<String>,
@@ -69,26 +69,26 @@ impl FieldRule {
         Self { source: Some(source.into()), ..Self::default() }
     }
 
-    /// Sets the values that stand for "none": they become `null`, also where the field's type could hold them. Strings
-    /// are compared without regard to case, numbers by what they are. A value that the metadata declares as one of the
-    /// field's own (a key or a name of its enum, its default, a negative number within its bounds) is never taken so.
+    /// Sets the placeholders for "none": they become `null`, also if the field's type could hold them. Strings are
+    /// compared without regard to case, numbers by value. A value that the metadata declares for the field (a key or a
+    /// name of its enum, its default, a negative number within its bounds) is never a placeholder.
     ///
-    /// Without it, `""`, `"null"` and `"N/A"` become `null` where the type cannot hold them: in a number or a date, but
-    /// not in a text. Each one that becomes `null` is in [`Record::changes`](super::Record::changes).
+    /// Unless set, `""`, `"null"` and `"N/A"` become `null` if the type cannot hold them: in a number or a date, but
+    /// not in a text. Each value that became `null` is in [`Record::changes`](super::Record::changes).
     #[must_use]
     pub fn null_if<V: Into<Value>>(mut self, values: impl IntoIterator<Item = V>) -> Self {
         self.null_if = Some(values.into_iter().map(Into::into).collect());
         self
     }
 
-    /// Says how the source writes its dates and timestamps.
+    /// Sets how the source writes its dates and timestamps.
     #[must_use]
     pub fn format(mut self, format: TimeFormat) -> Self {
         self.format = Some(format);
         self
     }
 
-    /// Says which offset from UTC the source means where it writes none.
+    /// Sets the offset from UTC of times that the source writes without one.
     #[must_use]
     pub fn offset(mut self, offset: FixedOffset) -> Self {
         self.offset = Some(offset);
@@ -102,15 +102,15 @@ impl FieldRule {
         self
     }
 
-    /// Takes a string as one element of the collection, whatever it holds.
+    /// Takes a string as one element of the collection, whatever characters it holds.
     #[must_use]
     pub fn never_split(mut self) -> Self {
         self.split = Some(Split::Never);
         self
     }
 
-    /// Puts the value, or `null` if the source has none, through a function first. What it returns is then converted
-    /// to the field's type; an error becomes a finding. It is not called for what is a record already.
+    /// Passes the value, or `null` if the source has none, through a function first. The result is then converted to
+    /// the field's type; an error becomes a finding. It is not called for an object that is already a record.
     #[must_use]
     pub fn with(
         mut self,
@@ -120,7 +120,7 @@ impl FieldRule {
         self
     }
 
-    /// As [`FieldRule::with`], but the function is given the whole object of the source.
+    /// Like [`FieldRule::with`], but the function gets the whole object of the source.
     #[must_use]
     pub fn with_object(
         mut self,

@@ -1,9 +1,9 @@
 //! Checks records as they stand in a file: one after the other, each on a line or spread over several, plain or
 //! gzipped.
 //!
-//! A document at a time is in memory, however long the file. Lines are counted from 1. After text that is not JSON,
-//! reading goes on where the next record can begin: after the brackets of the broken one are closed, or at the next
-//! line that begins with `{`, so that one mistake is one finding.
+//! One document at a time is in memory, however long the file. Lines are counted from 1. After text that is not JSON,
+//! reading continues where the next record can begin: after the closing bracket of the broken one, or at the next line
+//! that begins with `{`. So one mistake is one finding.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -26,7 +26,7 @@ const BEGINNINGS_MAX: u32 = 64;
 impl Checker {
     /// Checks records one after the other, plain or gzipped, in constant memory.
     ///
-    /// Ids that stand twice are found among the last 65,536 records at the least: in any artifact.
+    /// An id that occurs twice is found among the last 65,536 records at least, so in any artifact.
     ///
     /// ```
     /// # use highwater::record::{Checker, Field, Metadata, RecordType};
@@ -100,7 +100,7 @@ impl Iterator for RecordStream<'_> {
     /// Reads on until something is found.
     ///
     /// # Errors
-    /// `Io`, if the input cannot be read, or its gzip is damaged. It has ended then.
+    /// `Io` if the input cannot be read, or its gzip is damaged. The stream has then ended.
     fn next(&mut self) -> Option<Self::Item> {
         loop {
             if let Some(finding) = self.found.pop_front() {
@@ -118,7 +118,7 @@ impl Iterator for RecordStream<'_> {
 }
 
 impl RecordStream<'_> {
-    /// Documents read so far, right or wrong.
+    /// Documents read so far, correct or not.
     pub fn records(&self) -> u64 {
         self.records
     }

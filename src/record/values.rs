@@ -408,7 +408,7 @@ impl FieldWalk<'_, '_> {
         self.cx.walk.sink.error(self.at, rule_of(kind), message, expected);
     }
 
-    /// An object where the field is none.
+    /// An object in a field that is not one.
     fn object_mismatch(self, members: &Map<String, Value>) -> Given {
         // How serde_json hands a number over if another crate turned its arbitrary precision on.
         if let Some(Value::String(number)) = members.get("$serde_json::private::Number") {

@@ -26,7 +26,7 @@ use super::uploads::id_used;
 use staging::begin_stream;
 use states::acknowledge;
 
-/// What names a batch, the same after any restart: an upload that is keyed by it is idempotent.
+/// The key of a batch. It is the same after any restart, so an upload under it is idempotent.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub struct BatchKey {
@@ -36,7 +36,7 @@ pub struct BatchKey {
     pub run: RunId,
     /// The life of the run that staged it.
     pub epoch: u64,
-    /// The kind of its records.
+    /// The item type of its records.
     pub item_type: ItemType,
     /// Its number in the run, from 1; no two batches of a run share one.
     pub seq: u64,
@@ -61,12 +61,12 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// What names it.
+    /// The key, the same after any restart.
     pub fn key(&self) -> &BatchKey {
         &self.key
     }
 
-    /// The kind of its records.
+    /// The item type of its records.
     pub fn item_type(&self) -> &ItemType {
         &self.key.item_type
     }
@@ -84,13 +84,13 @@ impl Batch {
         self.run.payload(self.key.seq)
     }
 
-    /// The id that [`Batch::uploaded`] stored, in this life or an earlier one: its bytes are with the platform, and
-    /// only the confirm may be missing.
+    /// The id that [`Batch::uploaded`] stored, in this life or an earlier one. If there is one, the platform has the
+    /// bytes, and only the confirm may be missing.
     pub fn artifact_id(&self) -> Option<String> {
         self.artifact.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The cursor of its stream after the page that closed it, if it was the last batch of that page.
+    /// The stream's cursor after the page that closed this batch. `None` unless it is the last batch of that page.
     ///
     /// # Errors
     /// `Cursor` if it is not of the type asked for.
@@ -102,8 +102,8 @@ impl Batch {
             .transpose()
     }
 
-    /// Stores the id under which the platform has the bytes, before a confirm. Not needed where the platform has no
-    /// confirm step and the upload is idempotent by key.
+    /// Stores the id under which the platform has the bytes. To be called before a confirm; not needed if the platform
+    /// has no confirm step and uploads are idempotent by key.
     ///
     /// # Durability
     /// When this returns `Ok`, the id survives power loss.
@@ -118,10 +118,10 @@ impl Batch {
         Ok(())
     }
 
-    /// Records that the platform has it, under that id: it is never yielded again, and its bytes are dropped.
+    /// Stores that the platform has the batch, under this id. It is never yielded again, and its bytes are dropped.
     ///
     /// # Durability
-    /// When this returns `Ok`, it survives power loss.
+    /// When this returns `Ok`, that survives power loss.
     ///
     /// # Errors
     /// `Invalid` if [`Batch::uploaded`] stored another id, if the run has used the id before, or if it is not allowed;
@@ -155,9 +155,9 @@ impl Drop for Batch {
     }
 }
 
-/// The batches of a run, fetched as they are asked for; made by [`Run::batches`].
+/// An iterator over the batches of a run, which fetches pages as it goes; made by [`Run::batches`].
 ///
-/// After an error it yields no more; the next [`Run::batches`] goes on where this one stood.
+/// After an error it yields no more; the next [`Run::batches`] continues from there.
 #[must_use]
 pub struct Batches<'a, C, F> {
     run: &'a Run,

@@ -30,7 +30,8 @@ use super::attachments::settle::attachments_saved;
 use super::batches::states::batches_saved;
 use super::digest::{Digest, KnownId};
 use super::findings::findings_part;
-use super::lifecycle::{Deletion, PAST_MAX, get_or_create, keep_deletion, new_unit};
+use super::lifecycle::{Deletion, PAST_MAX, get_or_create, new_unit};
+use super::mend::kept::KeptPart;
 use super::most_read;
 use super::notes::Standing;
 use super::open::SyncUnit;
@@ -198,8 +199,15 @@ impl SyncUnit {
     /// # Errors
     /// `Corrupt` or `Io`.
     pub(crate) fn checkpoint_without_run(&self, token: &str, deletion: &Deletion) -> Result<Checkpoint> {
-        let mut past = self.inner.tables.view(|rows| self.past_with_runs(rows))?;
-        keep_deletion(&mut past, deletion);
+        Ok(self.checkpoint_of_unit(token)?.after(deletion))
+    }
+
+    /// The checkpoint of a unit that has no run: what outlives a deletion of its state.
+    ///
+    /// # Errors
+    /// `Corrupt` or `Io`.
+    pub(crate) fn checkpoint_of_unit(&self, token: &str) -> Result<Checkpoint> {
+        let past = self.inner.tables.view(|rows| self.past_with_runs(rows))?;
         let hashes = |ids: &[KnownId]| ids.iter().map(|id| IdHash::of(id, 0)).collect();
         Ok(Checkpoint {
             token: token.to_owned(),
@@ -218,6 +226,7 @@ impl SyncUnit {
             most_read: BTreeMap::new(),
             past_runs: hashes(&past.run_ids),
             deletions: hashes(&past.deletions),
+            kept: self.inner.tables.view(|rows| KeptPart::of(rows, self.id.as_str(), None))?,
         })
     }
 }
@@ -306,6 +315,7 @@ impl Run {
                 most_read: most_read::part(rows, self.unit_no)?,
                 past_runs: hashes(&past.run_ids),
                 deletions: hashes(&past.deletions),
+                kept: KeptPart::of(rows, self.unit.as_str(), Some(self.unit_no))?,
             })
         })
     }
@@ -386,7 +396,7 @@ impl Run {
 
     /// Forgets the events of which a checkpoint tells nothing, so that this disk need not either.
     ///
-    /// Whoever looks for an event goes on to the next number while there is a row, so one that others may stand behind is
+    /// A lookup of an event goes on to the next number while there is a row, so a row that others may stand behind is
     /// kept. Rows never move: their numbers stand in the rows of the run and of its messages.
     fn forget_old_events(&self, change: &Change<'_>) -> Result<()> {
         let mut events = Vec::new();
@@ -720,7 +730,7 @@ mod tests {
         assert_eq!(read.used, UsedPart::default());
         assert_eq!((read.unit, read.run, read.bookmarks), (expected.unit, expected.run, expected.bookmarks));
         assert_eq!((read.position, read.artifacts), (expected.position, expected.artifacts));
-        // Whoever wrote it again may have ordered and spaced it otherwise.
+        // Another program may have written it back with other order and spacing.
         let value: serde_json::Value = serde_json::from_str(VERSION_1).unwrap();
         let members: serde_json::Map<_, _> = value.as_object().unwrap().clone().into_iter().rev().collect();
         let reordered = serde_json::to_string_pretty(&members).unwrap();

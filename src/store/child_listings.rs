@@ -224,16 +224,13 @@ pub(super) fn advance(
     let before = change.need(&CHILDREN, &key)?;
     let of = named(&before.stream, &before.parent);
     check_moves(format_args!("child listing {of}"), before.cursor.as_deref(), cursor.map(String::as_str))?;
-    let after = match cursor {
-        Some(cursor) => {
-            let row = ChildRow { cursor: Some(cursor.clone()), ..before.clone() };
-            change.put(&CHILDREN, &key, &row)?;
-            row.bytes()
-        }
-        None => {
-            change.remove(&CHILDREN, &key)?;
-            0
-        }
+    let after = if let Some(cursor) = cursor {
+        let row = ChildRow { cursor: Some(cursor.clone()), ..before.clone() };
+        change.put(&CHILDREN, &key, &row)?;
+        row.bytes()
+    } else {
+        change.remove(&CHILDREN, &key)?;
+        0
     };
     count(run, change, &before.stream, |counts| {
         counts.pages += 1;

@@ -23,14 +23,15 @@ use super::child_listings::{check_none_pending, remove_children};
 use super::deaths::note_death;
 use super::digest::KnownId;
 use super::findings::sums;
+use super::mend::kept::{acts_of, keep_last_cursors, keep_standing, remove_kept};
 use super::most_read;
 use super::notes::{drop_notes, start_is_unknown};
 use super::open::SyncUnit;
 use super::rows::{
-    Activity, BATCHES, BOOKMARKS, BookmarkRow, CHUNKS, DEATHS, EVENTS, FINDINGS, Key, LEDGER, LedgerRow,
-    LedgerType, MESSAGES, MOST_READ, PAST, PAYLOADS, POSITIONS, PastRow, RUN_IDS, RUNS, RunIdRow, RunRow,
-    RunStatus, STREAMS, TYPES, UNITS, USED, USED_NEWEST, UnitRow, VALUES, message_key, name_of, number_of,
-    run_key,
+    ACTS, Activity, BATCHES, BOOKMARKS, BookmarkRow, CHUNKS, DEATHS, EVENTS, FINDINGS, Key, LEDGER,
+    LedgerRow, LedgerType, MESSAGES, MOST_READ, PAST, PAYLOADS, POSITIONS, PastRow, RUN_IDS, RUNS, RunIdRow,
+    RunRow, RunStatus, STREAMS, TYPES, UNITS, USED, USED_NEWEST, UnitRow, VALUES, message_key, name_of,
+    number_of, run_key,
 };
 use super::run::{Run, find_by_id};
 use super::tables::{Change, Rows, Tables};
@@ -49,10 +50,10 @@ pub(crate) struct Deletion {
 }
 
 impl SyncUnit {
-    /// Begins a run, or takes up the one that is not finished.
+    /// Begins a run, or resumes the one that is not finished.
     ///
-    /// A run that is taken up keeps its start and its [`Run::since`]. Any [`Run`] of an earlier `begin` is fenced:
-    /// whatever it tries is [`Error::Fenced`](crate::Error::Fenced) and changes nothing.
+    /// A resumed run keeps its start and its [`Run::since`]. Any [`Run`] of an earlier `begin` is fenced: its methods
+    /// fail with [`Error::Fenced`](crate::Error::Fenced) and change nothing.
     ///
     /// # Durability
     /// When this returns `Ok`, the run and its start survive power loss.
@@ -78,12 +79,12 @@ impl SyncUnit {
         })
     }
 
-    /// Gives up the run that is not finished, if there is one; says whether there was.
+    /// Abandons the unfinished run. Returns whether there was one.
     ///
-    /// What it had staged is dropped; the watermark stays, so the next run fetches it again.
+    /// What the run had staged is dropped. The watermark stays, so the next run fetches it again.
     ///
     /// # Durability
-    /// When this returns `Ok`, it survives power loss.
+    /// When this returns `Ok`, the run stays abandoned after a power loss.
     ///
     /// # Errors
     /// `Corrupt` or `Io`; nothing was changed.
@@ -102,9 +103,9 @@ impl SyncUnit {
         })
     }
 
-    /// Forgets everything about the unit: runs, watermark, bookmarks, values, ledger. Doing it twice is the same as
-    /// once. Only the ids of its last 64 runs are kept, and the last 64 events that asked for a deletion, so that a late
-    /// event is known for what it is.
+    /// Deletes the state of the unit: runs, watermark, bookmarks, values, ledger. Deleting twice is the same as once.
+    /// Kept are the ids of its last 64 runs and the last 64 events that asked for a deletion, so that an event that
+    /// comes late is recognised.
     ///
     /// # Durability
     /// When this returns `Ok`, it survives power loss.
@@ -148,6 +149,7 @@ impl SyncUnit {
     /// Forgets the unit as if it had never been here, past runs and deletions too: what is known of it elsewhere counts.
     pub(super) fn discard(&self, change: &Change<'_>) -> Result<()> {
         self.delete_in(change)?;
+        change.remove_all(&ACTS, &acts_of(self.id.as_str()))?;
         change.remove(&PAST, &self.key())
     }
 
@@ -210,7 +212,7 @@ impl SyncUnit {
         change.put(&PAST, &self.key(), &past)
     }
 
-    fn delete_in(&self, change: &Change<'_>) -> Result<()> {
+    pub(super) fn delete_in(&self, change: &Change<'_>) -> Result<()> {
         let Some(unit) = change.get(&UNITS, &self.key())? else { return Ok(()) };
         let prefix = Key::unit(unit.no);
         let past = self.past_with_runs(change)?;
@@ -236,6 +238,7 @@ impl SyncUnit {
         change.remove_all(&USED_NEWEST, &prefix)?;
         change.remove_all(&POSITIONS, &prefix)?;
         change.remove_all(&MOST_READ, &prefix)?;
+        remove_kept(change, &prefix)?;
         remove_attachments(change, &prefix)?;
         change.remove(&UNITS, &self.key())
     }
@@ -253,15 +256,16 @@ impl SyncUnit {
 }
 
 impl Run {
-    /// Finishes the run: what was there when it started is extracted.
+    /// Finishes the run: everything that was there when it started has been extracted.
     ///
     /// # Durability
     /// When this returns `Ok`, the watermark (the start of this run, or now if the clock stepped back behind it) and
     /// the bookmarks survive power loss, and the next `begin` starts a new run.
     ///
     /// # Errors
-    /// `Unfinished` while a stream of this run is not exhausted (also one whose first page could not be fetched), a
-    /// batch not acknowledged or an attachment neither settled nor given up; `Fenced`; `Corrupt` or `Io`. The run goes on.
+    /// `Unfinished` if a stream of this run is not exhausted (also one whose first page could not be fetched), a batch
+    /// is not acknowledged, or an attachment is neither settled nor given up; `Fenced`; `Corrupt` or `Io`. The run
+    /// stays open.
     pub fn finish(self) -> Result<()> {
         self.change(|change, row| {
             check_exhausted(&self, change, None)?;
@@ -407,10 +411,10 @@ fn unused_run_id(change: &Change<'_>, unit: &UnitRow, now: Micros) -> Result<Str
 }
 
 /// The unit's watermark, unless it lies too far in the future: then the latest of the past that the ledger knows.
-fn usable_watermark(change: &Change<'_>, unit: &UnitRow, now: Micros) -> Result<Option<Micros>> {
+pub(super) fn usable_watermark(rows: &impl Rows, unit: &UnitRow, now: Micros) -> Result<Option<Micros>> {
     match unit.watermark {
         Some(watermark) if watermark > now.plus(CLOCK_AHEAD_MAX) => {
-            let ledger = change.all(&LEDGER, &Key::unit(unit.no))?;
+            let ledger = rows.all(&LEDGER, &Key::unit(unit.no))?;
             Ok(ledger.into_iter().filter_map(|(_, row)| row.watermark).filter(|&past| past <= now).max())
         }
         watermark => Ok(watermark),
@@ -463,6 +467,7 @@ pub(super) fn close_run(
     if let Some(old) = no.checked_sub(LEDGER_RUNS_MAX) {
         change.remove(&LEDGER, &run_key(unit.no, old))?;
     }
+    keep_last_cursors(change, unit.no, no)?;
     drop_rows(change, &run)?;
     drop_notes(change, unit.no)?;
     change.remove_range(&EVENTS, &Key::unit(unit.no), &run)?;
@@ -501,6 +506,7 @@ fn vouch(
             change.put(&BOOKMARKS, &Key::unit(unit.no).and_name(name), &BookmarkRow { json, run: no })?;
         }
     }
+    keep_standing(change, unit, no)?;
     Ok(unit.watermark)
 }
 

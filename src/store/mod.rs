@@ -14,6 +14,7 @@ mod disk;
 mod findings;
 pub mod inspect;
 mod lifecycle;
+pub mod mend;
 mod migrate;
 mod most_read;
 mod notes;

@@ -42,7 +42,7 @@ pub(super) fn far_more_than(
     Ok(most.filter(|most| is_far_more(&read, most)))
 }
 
-/// Tells of a stream that has read far more than ever; says whether it did.
+/// Warns of a stream that has read far more than in any finished run. Returns whether it did.
 pub(super) fn tell(run: &Run, stream: &StreamName) -> Result<bool> {
     let stream = stream.as_str();
     let found = run.look(|rows, _| {

@@ -11,6 +11,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, Result};
 use crate::model::{BATCH_ITEMS, Micros, RESERVED_UNIT_PREFIX, Safeguard, SyncUnitId};
 
+use super::backend::memory::Memory;
 use super::backend::redb::Syncs;
 #[cfg(feature = "testing")]
 use super::disk::Disk;
@@ -21,9 +22,9 @@ use super::tables::{Rows, Tables};
 /// Bytes of the page cache. redb's own default of 1 GiB would be taken from the extractor.
 pub(super) const CACHE_BYTES: usize = 16 * 1024 * 1024;
 
-/// A file that remembers, for any number of sync units, how far each has been extracted.
+/// An open store file: for any number of sync units, how far each has been extracted.
 ///
-/// Clones are the same open store. One process at a time has a file open.
+/// A clone is another handle of the same open store. One process at a time can have a file open.
 #[derive(Debug, Clone)]
 pub struct Store {
     pub(super) inner: Arc<Inner>,
@@ -91,13 +92,14 @@ impl StoreOptions {
         self
     }
 
-    /// How hard batches are compressed.
+    /// The compression level of batches: [`Level::default`] unless set.
     pub fn level(mut self, level: Level) -> Self {
         self.settings.level = level;
         self
     }
 
-    /// Subtracted from `since` for sources whose listing lags behind. None unless set.
+    /// How far [`Run::since`](crate::Run::since) is moved back, for a source whose listings lag behind its changes.
+    /// Zero unless set.
     pub fn overlap(mut self, overlap: Duration) -> Self {
         self.settings.overlap = overlap;
         self
@@ -109,13 +111,13 @@ impl StoreOptions {
         self
     }
 
-    /// Where times come from: the machine, unless set.
+    /// The clock to use: the machine's, unless set.
     pub fn clock(mut self, clock: impl Clock + 'static) -> Self {
         self.clock = Arc::new(clock);
         self
     }
 
-    /// How long to wait for another process to let go of the file; not at all unless set.
+    /// How long to wait while another process has the file open, before `InUse` is returned. Zero unless set.
     pub fn wait(mut self, wait: Duration) -> Self {
         self.wait = wait;
         self
@@ -139,16 +141,15 @@ impl StoreOptions {
     /// Opens the store, or creates it.
     ///
     /// # Durability
-    /// When this returns, the file is there after a power loss. A kill at any moment of a creation leaves no file or
-    /// a whole one. What a killed owner left is made durable and recovered here, before anything is read: the file and
-    /// the directory that it is in are synced.
+    /// When this returns `Ok`, the file survives power loss. A kill while a store is created leaves no file or a whole
+    /// one. What a killed owner left unsynced is synced here, with the directory, before anything is read.
     ///
-    /// Every page is verified against its checksum, so this takes time in proportion to the file: well under a second for
-    /// 500 MiB on a local disk.
+    /// Every page of the file is verified against its checksum. The time for that grows with the file: well under a
+    /// second for 500 MiB on a local disk.
     ///
     /// # Errors
-    /// `InUse`, `NotAStore` (anything but a regular file, too, at once), `NewerFormat`, `Corrupt`, `Io`; the file is as
-    /// it was.
+    /// `InUse`; `NotAStore`, also for anything but a regular file; `NewerFormat`; `Corrupt`; `Io`. The file is
+    /// unchanged.
     pub fn open(self, path: impl AsRef<Path>) -> Result<Store> {
         let path = path.as_ref();
         let started = self.clock.elapsed();
@@ -162,10 +163,10 @@ impl StoreOptions {
         }
     }
 
-    /// Opens a store on a disk of another kind; `name` is what errors call it.
+    /// Opens a store on a disk of another kind; errors call it `name`.
     ///
     /// # Errors
-    /// As [`StoreOptions::open`].
+    /// Those of [`StoreOptions::open`].
     #[cfg(feature = "testing")]
     #[doc(hidden)]
     pub fn open_on(self, disk: Box<dyn Disk>, name: impl AsRef<Path>) -> Result<Store> {
@@ -173,10 +174,10 @@ impl StoreOptions {
         self.with_tables(tables)
     }
 
-    /// Opens the store in a backend of any kind, or begins one there if it is empty; `name` is what errors call it.
+    /// Opens the store in a backend of any kind, or creates it there if the backend is empty; errors call it `name`.
     ///
     /// # Errors
-    /// As [`StoreOptions::open`].
+    /// Those of [`StoreOptions::open`].
     #[cfg(feature = "testing")]
     pub fn open_in(
         self,
@@ -197,9 +198,17 @@ impl Store {
     /// Opens the store at `path` with the default options, or creates it.
     ///
     /// # Errors
-    /// As [`StoreOptions::open`].
+    /// Those of [`StoreOptions::open`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         Self::options().open(path)
+    }
+
+    /// An empty store in memory; `name` is what errors call it.
+    ///
+    /// # Errors
+    /// As [`StoreOptions::open`].
+    pub(crate) fn in_memory(name: &str) -> Result<Self> {
+        Self::options().with_tables(Tables::open_in(Box::new(Memory::new()), Path::new(name))?)
     }
 
     /// Options to open a store with.
@@ -220,7 +229,7 @@ impl Store {
         }
     }
 
-    /// The state of one sync unit. Nothing is stored until a run begins.
+    /// A handle of one sync unit. Nothing is stored before a run of it begins.
     ///
     /// # Errors
     /// `TooLarge` or `Invalid` if the id is not allowed.
@@ -244,7 +253,7 @@ impl Store {
         self.inner.breaks(rule)
     }
 
-    /// Sees that the path is still the file that is open.
+    /// Fails unless the path is still the file that is open.
     pub(crate) fn ensure_in_place(&self) -> Result<()> {
         self.inner.tables.ensure_in_place()
     }
@@ -273,7 +282,7 @@ impl SyncUnit {
         &self.id
     }
 
-    /// Time up to which a finished run vouches: the start of the last one. `None` before the first.
+    /// When the last finished run started: everything modified before was extracted. `None` before the first.
     ///
     /// # Errors
     /// `Corrupt` or `Io`.

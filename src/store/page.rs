@@ -150,12 +150,6 @@ impl<C> Page<C> {
         self.children.push((stream.to_owned(), parent.to_owned(), json));
     }
 
-    /// The streams and parents of the child listings that it names, for the explorer's oracle.
-    #[cfg(feature = "testing")]
-    pub(crate) fn children(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.children.iter().map(|(stream, parent, _)| (stream.as_str(), parent.as_str()))
-    }
-
     /// Leaves a bookmark: what the *next* run of this stream starts from, once this run is finished. At most
     /// [`CURSOR_BYTES_MAX`](crate::limits::CURSOR_BYTES_MAX) bytes as JSON.
     pub fn bookmark(mut self, bookmark: &impl Serialize) -> Self {

@@ -36,6 +36,12 @@
 //! | `failed_attachments`, `requeued_attachments` | run, number | [`FailedRow`] |
 //! | `used_ids` | run, artifact id | [`UsedRow`] |
 //! | `used_ids_newest` | run | [`UsedNewestRow`], where checkpoints are kept |
+//! | `standings` | run | [`StandingRow`], of the last few finished runs |
+//! | `standing_bookmarks` | run, stream name | [`BookmarkRow`], as that run left it |
+//! | `rewound` | alone | [`RewoundRow`], until a run is finished again |
+//! | `last_cursors` | run, stream name | JSON text: the last cursor that the stream had in that run |
+//! | `next_cursors` | stream name | [`NextCursorRow`] |
+//! | `acts` | the sync unit id, a zero byte, number | [`ActRow`] |
 //! | `deaths` | run, epoch | [`DeathRow`] |
 
 use std::marker::PhantomData;
@@ -70,8 +76,15 @@ macro_rules! tables {
     ($($table:ident: $row:ty = $name:literal;)*) => {
         $(pub(crate) const $table: Table<$row> = Table::new($name);)*
         /// Every table, to look at all that is stored.
-        #[cfg(feature = "testing")]
         pub(crate) const ALL_TABLES: &[&str] = &[$($name),*];
+
+        /// Whether bytes are a row of a table; `None` if there is no such table.
+        pub(crate) fn check_row(table: &str, bytes: &[u8]) -> Option<Result<(), DecodeError>> {
+            match table {
+                $($name => Some(<$row>::from_bytes(bytes).map(drop)),)*
+                _ => None,
+            }
+        }
     };
 }
 
@@ -106,6 +119,12 @@ tables! {
     REQUEUED: FailedRow = "requeued_attachments";
     USED: UsedRow = "used_ids";
     USED_NEWEST: UsedNewestRow = "used_ids_newest";
+    STANDINGS: StandingRow = "standings";
+    STANDING_BOOKMARKS: BookmarkRow = "standing_bookmarks";
+    REWOUND: RewoundRow = "rewound";
+    LAST_CURSORS: Json = "last_cursors";
+    NEXT_CURSORS: NextCursorRow = "next_cursors";
+    ACTS: ActRow = "acts";
     DEATHS: DeathRow = "deaths";
 }
 
@@ -144,6 +163,11 @@ impl Key {
     pub(crate) fn and_inner_name(mut self, name: &str) -> Self {
         self.0.extend_from_slice(name.as_bytes());
         self.0.push(0);
+        self
+    }
+    /// For the rest of a key that was read.
+    pub(crate) fn and_bytes(mut self, rest: &[u8]) -> Self {
+        self.0.extend_from_slice(rest);
         self
     }
     pub(crate) fn as_bytes(&self) -> &[u8] {
@@ -253,6 +277,10 @@ bincode_rows! {
     FailedRow = 1;
     UsedRow = 1;
     UsedNewestRow = 1;
+    StandingRow = 1;
+    RewoundRow = 1;
+    NextCursorRow = 1;
+    ActRow = 1;
     DeathRow = 1;
 }
 
@@ -789,6 +817,46 @@ pub(crate) struct FailedRow {
     pub(crate) reason: String,
     pub(crate) tries: u32,
     pub(crate) failed_at: Micros,
+}
+
+/// How a finished run left its unit, for a rewind to go back to. With it, the bookmarks stand in a table of their own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StandingRow {
+    pub(crate) watermark: Option<Micros>,
+    pub(crate) bounds: (Option<Micros>, Option<Micros>),
+    /// How many bookmarks there were.
+    pub(crate) bookmarks: u64,
+}
+
+/// Where an operator has set a unit back to, until a run is finished from there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RewoundRow {
+    pub(crate) at: Micros,
+    /// The finished run as which it stands; `None`: as if none was.
+    pub(crate) run: Option<u64>,
+    pub(crate) watermark: Option<Micros>,
+}
+
+/// The cursor that a stream begins with in the next run, in place of none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NextCursorRow {
+    /// JSON text.
+    pub(crate) json: String,
+    /// The first run that it is for: until one from there on is finished.
+    pub(crate) from_run: u64,
+    pub(crate) set_at: Micros,
+}
+
+/// What an operator did to a unit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ActRow {
+    pub(crate) at: Micros,
+    /// Who did it, as they called themselves.
+    pub(crate) by: String,
+    /// In a few words.
+    pub(crate) act: String,
+    /// All that it changed, line by line.
+    pub(crate) changes: Vec<String>,
 }
 
 #[cfg(test)]

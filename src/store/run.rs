@@ -20,9 +20,10 @@ use super::rows::{
 };
 use super::tables::{Change, Rows, View};
 
-/// One extraction of a sync unit, from its start until it is finished, in this life.
+/// One extraction of a sync unit, as one life of the process holds it; made by
+/// [`SyncUnit::begin`](crate::SyncUnit::begin).
 ///
-/// Dropping it is always safe: nothing is acknowledged or finished by drop, and the next `begin` resumes.
+/// Dropping it is always safe: nothing is acknowledged or finished by drop, and the next `begin` resumes the run.
 #[derive(Debug)]
 pub struct Run {
     pub(super) inner: Arc<Inner>,
@@ -59,35 +60,44 @@ impl Run {
         })
     }
 
-    /// Its id: the platform's, or, of a run begun without one, made from its start.
+    /// The id of the run: the platform's, or, if it was begun without one, made from its start time.
     pub fn id(&self) -> &RunId {
         &self.id
     }
 
-    /// The sync unit that it extracts.
+    /// The sync unit that is extracted.
     pub fn sync_unit(&self) -> &SyncUnitId {
         &self.unit
     }
 
-    /// When it started, whatever number of lives ago. Finished, it vouches for what was there until then.
+    /// When the run started, in its first life. This becomes the watermark when the run is finished.
     pub fn started_at(&self) -> DateTime<Utc> {
         self.started_at.to_time()
     }
 
-    /// Whether an earlier life began it.
+    /// Whether it is neither finished nor abandoned.
+    ///
+    /// # Errors
+    /// `Corrupt` or `Io`.
+    pub(crate) fn is_open(&self) -> Result<bool> {
+        let row = self.inner.tables.view(|rows| rows.get(&RUNS, &self.run_key()))?;
+        Ok(row.is_some_and(|row| row.status == RunStatus::Open))
+    }
+
+    /// Whether an earlier life began the run.
     pub fn resumed(&self) -> bool {
         self.resumed
     }
 
-    /// When the last finished run started, less the overlap: what was modified at or after this is wanted. `None`:
-    /// everything. The same in every life of the run.
+    /// Where to extract from: records modified at or after this time. It is when the last finished run started, less
+    /// the [overlap](crate::StoreOptions::overlap). `None`: extract everything. The same in every life of the run.
     pub fn since(&self) -> Option<DateTime<Utc>> {
         self.since.map(Micros::to_time)
     }
 
-    /// A watermark that was left aside, for lying more than [`CLOCK_AHEAD_MAX`](crate::limits::CLOCK_AHEAD_MAX) ahead
-    /// of the clock when the run began: one of the two clocks was wrong. [`Run::since`] is then the latest watermark
-    /// of the past.
+    /// A watermark that was not used, since it was more than [`CLOCK_AHEAD_MAX`](crate::limits::CLOCK_AHEAD_MAX) ahead
+    /// of the clock when the run began: one of the two clocks was wrong. [`Run::since`] is then the latest earlier
+    /// watermark that is not in the future.
     pub fn ignored_watermark(&self) -> Option<DateTime<Utc>> {
         self.since_ignored.map(Micros::to_time)
     }
@@ -141,8 +151,8 @@ impl Run {
         self.inner.breaks(rule)
     }
 
-    /// Fails if the store file was deleted or replaced since it was opened. To be called before anything is confirmed
-    /// or sent; every change of the store looks by itself.
+    /// Fails if the store file was deleted or replaced since it was opened. Call it before anything is confirmed or
+    /// sent; changes of the store check it themselves.
     ///
     /// # Errors
     /// `Replaced`: stop, and send nothing. `Io` if the path cannot be looked at.

@@ -13,9 +13,7 @@ use super::backend::contract::{Backend, CommitError, KeyRange, Limit, ReadTransa
 use super::backend::redb::{Redb, Syncs};
 use super::codec::DecodeError;
 use super::disk::Disk;
-#[cfg(feature = "testing")]
-use super::rows::ALL_TABLES;
-use super::rows::{FormatRow, Key, META, Row, Table};
+use super::rows::{ALL_TABLES, FormatRow, Key, META, Row, Table};
 
 /// The newest format that this version writes and reads.
 pub(crate) const FORMAT: u32 = 2;
@@ -52,7 +50,6 @@ impl Tables {
     }
 
     /// Opens a store in a backend of any kind, or begins one there if its tables are empty. `name` is what errors call it.
-    #[cfg(feature = "testing")]
     pub(crate) fn open_in(backend: Box<dyn Backend>, name: &Path) -> Result<Self> {
         let is_new = {
             let view = backend.read()?;
@@ -126,6 +123,11 @@ impl Tables {
         row.next_unit += 1;
         change.put(&META, &key, &row)?;
         Ok(no)
+    }
+
+    /// Gives back what room is not used.
+    pub(crate) fn compact(&mut self) -> Result<()> {
+        self.backend.compact()
     }
 
     /// Verifies all that is stored against its checksums; says what is wrong, if it is not damage that is an error.
@@ -267,6 +269,21 @@ pub(crate) trait Rows {
         Ok(rows)
     }
 
+    /// Calls `each` with the rest of the key, and the undecoded row, for every row of a table whose key starts with
+    /// `prefix`, in order.
+    fn scan_raw(
+        &self,
+        table: &str,
+        prefix: &Key,
+        mut each: impl FnMut(&[u8], &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let end = prefix.end();
+        scan_bytes(self.transaction(), table, starting_with(prefix, end.as_ref()), |key, value| {
+            each(key.get(prefix.as_bytes().len()..).unwrap_or_default(), value)?;
+            Ok(true)
+        })
+    }
+
     /// A row that must be there.
     fn need<R: Row>(&self, table: &Table<R>, key: &Key) -> Result<R> {
         self.get(table, key)?.ok_or_else(|| self.tables().damaged(table.name, key, "the row is missing"))
@@ -286,13 +303,9 @@ impl View<'_> {
         &self,
         table: &Table<R>,
         prefix: &Key,
-        mut each: impl FnMut(&[u8], &[u8]) -> Result<()>,
+        each: impl FnMut(&[u8], &[u8]) -> Result<()>,
     ) -> Result<()> {
-        let end = prefix.end();
-        scan_bytes(self.transaction(), table.name, starting_with(prefix, end.as_ref()), |key, value| {
-            each(key.get(prefix.as_bytes().len()..).unwrap_or_default(), value)?;
-            Ok(true)
-        })
+        self.scan_raw(table.name, prefix, each)
     }
 }
 
@@ -327,6 +340,11 @@ impl Change<'_> {
             .to_bytes()
             .map_err(|error| undecodable(&self.tables.path, table.name, key.as_bytes(), error))?;
         self.transaction.put(table.name, key.as_bytes(), &bytes)
+    }
+
+    /// Puts the bytes of a row, as they were stored.
+    pub(crate) fn put_raw(&self, table: &str, key: &Key, bytes: &[u8]) -> Result<()> {
+        self.transaction.put(table, key.as_bytes(), bytes)
     }
 
     /// Removes a row, if it is there.

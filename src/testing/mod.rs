@@ -1,9 +1,12 @@
-//! Proof, as a product: the simulated disk, and what crashes leave of it.
+//! Tests that crash: the explorer, for extractors, and the simulated disk that it is built on.
 //!
-//! [`SimDisk`] stands in for a store's file. It records every write, change of length and sync, and fails as it is
-//! told to ([`Fault`]). From a [`Recording`] come the images that a crash at any moment may have left
-//! ([`Recording::images_at`]); each is a disk again ([`Image::disk`]), on which the next life runs, and may crash
-//! again. Everything random comes from a seed that the caller gives.
+//! [`Explore`] kills an extractor at every step and checks that each record is announced exactly once. [`conformance`]
+//! checks that a backend of the store keeps its promises.
+//!
+//! [`SimDisk`] takes the place of a store's file. It records every write, change of length and sync, and fails on demand
+//! ([`Fault`]). A [`Recording`] yields the images that a crash at any moment may leave ([`Recording::images_at`]). Each
+//! image is a disk again ([`Image::disk`]), on which the next life runs, and may crash again. All randomness comes from a
+//! seed that the caller gives.
 
 mod catalogue;
 pub mod conformance;

@@ -137,9 +137,9 @@ fn one_page_an_invocation(has_disk: bool) {
         }
         assert_eq!(outcome.kind, OutcomeKind::Progress);
         if has_disk {
-            world.restart()
+            world.restart();
         } else {
-            world.lose_disk()
+            world.lose_disk();
         }
         assert!(number < 20);
     }

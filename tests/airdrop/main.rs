@@ -12,6 +12,7 @@ mod domain_mapping;
 mod fixtures;
 mod formats;
 mod listings;
+mod mended;
 mod past;
 mod repeated_ids;
 mod saves;

@@ -1,3 +1,4 @@
-//! The programs of the library: the dump.
+//! The programs of the library: the dump, which shows and mends a store.
 
 mod dump;
+mod mend;

@@ -7,6 +7,7 @@ mod exactly_once;
 mod fixtures;
 mod format;
 mod ids;
+mod mend;
 mod opening;
 mod simulated_disk;
 #[path = "../support/mod.rs"]

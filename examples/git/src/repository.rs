@@ -526,7 +526,7 @@ pub(crate) struct Commit {
     pub(crate) body: String,
 }
 
-/// Who, and when.
+/// The author or committer of a commit, and the time.
 #[derive(Debug)]
 pub(crate) struct Signature {
     name: String,
@@ -537,8 +537,8 @@ pub(crate) struct Signature {
 
 impl Signature {
     /// Its id as a user: the e-mail exactly as it is in the commit, so that one that differs in case is another user.
-    /// Who left none (or one longer than an id can be) goes by the name, as `<name>`, which no e-mail in Git can look
-    /// like; who left neither is nobody.
+    /// Without one (or with one that is too long for an id) it is `<name>`, which cannot be an e-mail in Git; without
+    /// either, `None`.
     pub(crate) fn user_id(&self) -> Option<String> {
         if !self.email.trim().is_empty() && self.email.len() <= ID_BYTES_MAX {
             return Some(self.email.clone());

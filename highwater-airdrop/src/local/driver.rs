@@ -307,7 +307,7 @@ impl Local {
         }
     }
 
-    /// What the run of the unit that was begun last has come to so far; `None` if there is none.
+    /// How far the unit's newest run has come; `None` if there is no run.
     ///
     /// # Errors
     /// `Io`, `NewerFormat` and `NotALocal` as [`Local::open`].
@@ -597,7 +597,7 @@ impl<'a> Turn<'a> {
     }
 }
 
-/// The seconds of a delay that is no number of whole ones: a text of one, or one with a fraction, rounded up.
+/// The seconds of a delay that is not a whole number: a number as text, or one with a fraction, rounded up.
 fn lenient_seconds(delay: &Value) -> u64 {
     let seconds = match delay {
         Value::String(text) => text.trim().parse::<f64>().ok(),

@@ -8,7 +8,7 @@ pub(crate) const UNKNOWN_EVENT: &str = "UNKNOWN_EVENT_TYPE";
 /// Invocations of one run, unless set otherwise.
 const INVOCATIONS_MAX: u64 = 100_000;
 
-/// What the platform is to say in a sync: of which sync unit, in which spelling, under which names.
+/// The settings of a sync's events: the sync unit, the phases, the spelling of event types, the context.
 ///
 /// ```
 /// use highwater::airdrop::{Platform, SealedMessage};
@@ -18,7 +18,7 @@ const INVOCATIONS_MAX: u64 = 100_000;
 /// # let dir = tempfile::tempdir()?;
 /// let airdrop = Local::open(dir.path())?;
 /// let settings = SyncSettings::new("acme/tickets").newer_names(true);
-/// // A worker that has nothing to say but DONE.
+/// // A worker that only answers DONE.
 /// let worker = |event: &str| -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
 ///     let event: serde_json::Value = serde_json::from_str(event)?;
 ///     let answer = match event["payload"]["event_type"].as_str() {
@@ -78,7 +78,7 @@ impl SyncSettings {
         }
     }
 
-    /// Sets what the platform calls the sync unit. Syncs are told apart by it.
+    /// Sets the platform's own id of the sync unit, by which syncs are told apart.
     #[must_use]
     pub fn sync_unit_id(mut self, id: impl Into<String>) -> Self {
         self.sync_unit_id = id.into();
@@ -92,17 +92,17 @@ impl SyncSettings {
         self
     }
 
-    /// Sets whether an answer must be as it should be; it must, unless set. Else a field of the context that it does not
-    /// echo, a delay that is no number of whole seconds and a second answer are overlooked: the first answer counts, and
-    /// a delay that cannot be read is none.
+    /// Sets whether answers are checked strictly; they are, unless set. If not, a field of the context that is not
+    /// echoed, a delay that is not a whole number of seconds, and a second answer are tolerated: the first answer
+    /// counts, and an unreadable delay counts as no delay.
     #[must_use]
     pub fn strict(mut self, strict: bool) -> Self {
         self.strict = strict;
         self
     }
 
-    /// Sets whether the sync is a first one (`INITIAL`) or not (`INCREMENTAL`); unless set, it is until one of the unit
-    /// was finished.
+    /// Sets the mode: `INITIAL` if true, else `INCREMENTAL`. Unless set, it is initial until a sync of the unit was
+    /// finished.
     #[must_use]
     pub fn initial(mut self, initial: bool) -> Self {
         self.initial = Some(initial);
@@ -116,7 +116,7 @@ impl SyncSettings {
         self
     }
 
-    /// Sets whether there is an attachments phase; there is, unless set. Without it the sync ends with the data.
+    /// Sets whether there is an attachments phase; there is, unless set. Without it the sync ends with the data phase.
     #[must_use]
     pub fn attachments(mut self, attachments: bool) -> Self {
         self.phases.retain(|phase| *phase != Phase::Attachments);
@@ -124,8 +124,8 @@ impl SyncSettings {
         self
     }
 
-    /// Sets which phases a sync has; all four, unless set. They come in their own order. An incremental sync lists no
-    /// external sync units in any case.
+    /// Sets the phases of a sync: all four, unless set. Their order is fixed. An incremental sync never lists external
+    /// sync units.
     #[must_use]
     pub fn phases(mut self, phases: impl IntoIterator<Item = Phase>) -> Self {
         let wanted: Vec<Phase> = phases.into_iter().collect();
@@ -133,15 +133,15 @@ impl SyncSettings {
         self
     }
 
-    /// Sets how often a run survives ERROR: its phase is then started again, under the same run id. Not at all unless
-    /// set; the sync then fails, and the next one begins a new run.
+    /// Sets how often a phase is started again after ERROR, under the same run id. Zero unless set: the sync then
+    /// fails, and the next one begins a new run.
     #[must_use]
     pub fn error_retries(mut self, retries: u64) -> Self {
         self.error_retries = retries;
         self
     }
 
-    /// Sets how many events a run may have at most, 100,000 unless set: an end to a worker that never comes to one.
+    /// Sets the most events of a run: 100,000 unless set. It ends a sync with a worker that never finishes.
     #[must_use]
     pub fn invocations_max(mut self, invocations: u64) -> Self {
         self.invocations_max = invocations;

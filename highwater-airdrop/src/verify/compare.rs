@@ -59,7 +59,7 @@ impl Ran {
     /// Reads a run; `bases` are what the addresses of its platform and its source begin with.
     ///
     /// # Errors
-    /// `Io` if the disk refuses; `NotALocal` if the files make no sense.
+    /// `Io` if the disk fails; `NotALocal` if the files are inconsistent.
     pub(super) fn read(local: &Local, run: &str, bases: &[&str]) -> Result<Self> {
         let hosts: Vec<&str> = bases.iter().map(|base| base.trim_start_matches("http://")).collect();
         let mut calls: Vec<CallRecord> = lines_of(&local.dir().join("calls.jsonl"))?;

@@ -71,7 +71,7 @@ const DROPPED_HEADERS: [&str; 10] = [
     "transfer-encoding",
 ];
 
-/// Whether a name is that of a credential. A token that says which page comes next is none.
+/// Whether a name is that of a credential. The token of a next page is not one.
 pub(super) fn is_credential(name: &str) -> bool {
     let name = plain(name);
     let of_page = ["page", "next", "continu", "cursor", "sync", "skip", "prev"];
@@ -333,10 +333,10 @@ impl Recording {
         recording
     }
 
-    /// Writes it for good: the secrets are in none of it, and the address of the source is none.
+    /// Writes it for good. It holds no secrets, nor the address of the source.
     ///
     /// # Errors
-    /// `Io` if the disk refuses.
+    /// `Io` if the disk fails.
     pub(super) fn save(
         path: &Path,
         source: &str,
@@ -379,7 +379,7 @@ impl Recording {
     /// Reads one; `None` if there is none.
     ///
     /// # Errors
-    /// `Invalid` if it is of another source, or no recording; `Io` if the disk refuses.
+    /// `Invalid` if it is of another source, or no recording; `Io` if the disk fails.
     pub(super) fn read(path: &Path, source: &str) -> Result<Option<Self>> {
         let file = match fs::File::open(path) {
             Ok(file) => file,
@@ -608,7 +608,7 @@ mod tests {
             assert!(!is_credential(name), "{name}");
         }
         let asked = |key: &str| Matching::default().asked("GET", "/t", &query(&format!("key={key}")), b"");
-        assert_ne!(asked("PROJ-1"), asked("PROJ-2"), "the key of a project is none");
+        assert_ne!(asked("PROJ-1"), asked("PROJ-2"), "the key of a project is no credential");
         assert_eq!(asked("0123456789abcdef"), asked("fedcba9876543210"));
     }
 

@@ -349,7 +349,7 @@ impl Row {
 }
 
 impl VerifyReport {
-    /// The worst of all findings. Where there is none it is clean, unless no case says anything: then why they do not.
+    /// The worst of all findings. Without findings it is clean, unless no case says anything: then the reason.
     pub fn verdict(&self) -> CaseVerdict {
         let worst = self.cases.iter().map(CaseResult::verdict).filter(|verdict| verdict.is_finding()).max();
         worst.unwrap_or_else(|| match self.count(CaseVerdict::NotRecorded) {

@@ -1,10 +1,11 @@
-//! `highwater-dump`: shows a store to a person or a script, and checks what an extractor is to deliver. Every command
-//! looks and none writes.
+//! `highwater-dump`: shows a store to a person or a script, and checks what an extractor is to deliver. Most
+//! commands look and write nothing; those that mend say what they are going to do, and ask.
 
 mod batches;
 mod check;
 mod ending;
 mod first;
+mod mend;
 mod message;
 mod stores;
 mod text;
@@ -27,12 +28,15 @@ Examples:
                                                      the last sealed message, as it was or will be sent
   highwater-dump batch state.redb --unit acme/tickets 41
                                                      the records of a batch that is not confirmed yet
+  highwater-dump rewind state.redb acme/tickets --to 2026-01-02 --dry-run
+                                                     what setting a unit back would change, and ask for again
   highwater-dump validate-data -m metadata.json -r issues < issues.jsonl
                                                      whether records are what their metadata declares
   highwater-dump ./check                             a store whose name is that of a command
 
 A store is read as it is: closed, left open by a process that was killed, or open in a process that runs. Nothing is
-ever written to it. If it is open, it is copied to the directory for temporary files (TMPDIR), and the copy read.
+ever written to it, but by the commands that mend (rewind, set-cursor, reset, requeue, abandon, forget, import, compact),
+which say what they are going to do, ask, and make a copy first. If it is open, it is copied to the directory for temporary files (TMPDIR), and the copy read.
 
 Data goes to stdout, everything else to stderr.";
 
@@ -58,6 +62,8 @@ enum Command {
     Check(check::Check),
     Message(message::Message),
     Batch(batches::Batch),
+    #[command(flatten)]
+    Mend(mend::Mending),
     ValidateMetadata(validate::ValidateMetadata),
     ValidateData(validate::ValidateData),
 }
@@ -90,6 +96,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
         (Some(Command::Check(check)), _) => check.run(),
         (Some(Command::Message(message)), _) => message.run(),
         (Some(Command::Batch(batch)), _) => batch.run(),
+        (Some(Command::Mend(mending)), _) => mending.run(),
         (Some(Command::ValidateMetadata(args)), _) => return Ok(args.run()),
         (Some(Command::ValidateData(args)), _) => return Ok(args.run()),
         (None, None) => Ok(Exit::Usage),

@@ -69,6 +69,15 @@ pub trait Backend: Debug + Send + Sync {
         Ok(())
     }
 
+    /// Gives back what room is not used, where the engine keeps some. What is stored stays as it is, whatever becomes of
+    /// this in the middle.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    fn compact(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// Compares what is kept with the engine's own checksums; says what is wrong, if it is not an error.
     ///
     /// # Errors
@@ -89,7 +98,6 @@ pub struct KeyRange<'a> {
 
 impl<'a> KeyRange<'a> {
     /// Every key.
-    #[cfg(feature = "testing")]
     pub const ALL: KeyRange<'static> = KeyRange { from: &[], end: None };
 
     /// Whether it holds no key at all.
@@ -126,7 +134,7 @@ impl RowPage {
     /// Takes rows, which are in order, until the limit is reached.
     ///
     /// # Errors
-    /// That of the first row that is none.
+    /// The first error among the rows.
     pub fn collect(rows: impl IntoIterator<Item = Result<(Vec<u8>, Vec<u8>)>>, limit: Limit) -> Result<Self> {
         let mut page = Self::default();
         let mut bytes = 0;

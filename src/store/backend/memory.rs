@@ -1,5 +1,5 @@
-//! Bytes in memory, gone with the process: for tests that need no disk, and the second backend that the conformance suite
-//! is held against. The explorer uses it nowhere: its workers without a disk of their own die in the middle of what they
+//! Bytes in memory, gone with the process: for a worker state that is mended, for tests that need no disk, and the second
+//! backend that the conformance suite is held against. The explorer uses it nowhere: its workers without a disk of their own die in the middle of what they
 //! write, too.
 //!
 //! Changes are made one at a time. Of each, what it writes is kept beside the tables until it is committed; a table is
@@ -35,6 +35,7 @@ struct Server {
 }
 
 /// A commit whose answer is lost.
+#[cfg_attr(not(feature = "testing"), allow(dead_code, reason = "the suite of backends loses some"))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LostAnswer {
     /// It happened.
@@ -50,11 +51,13 @@ impl Memory {
     }
 
     /// Has the next commit, of whichever connection, be of unknown fate; or, with `None`, end well again.
+    #[cfg_attr(not(feature = "testing"), allow(dead_code, reason = "as above"))]
     pub fn lose_answer(&self, answer: Option<LostAnswer>) {
         *lock(&self.server.next_commit) = answer;
     }
 
     /// Whether the answer that is to be lost is still to come.
+    #[cfg_attr(not(feature = "testing"), allow(dead_code, reason = "as above"))]
     pub fn is_to_lose_answer(&self) -> bool {
         lock(&self.server.next_commit).is_some()
     }

@@ -4,6 +4,6 @@
 #[cfg_attr(not(feature = "testing"), allow(unreachable_pub, reason = "`testing` shows it to the world"))]
 pub(crate) mod contract;
 pub(crate) mod file;
-#[cfg(feature = "testing")]
+#[cfg_attr(not(feature = "testing"), allow(unreachable_pub, reason = "`testing` shows it to the world"))]
 pub(crate) mod memory;
 pub(crate) mod redb;

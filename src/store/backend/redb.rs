@@ -190,6 +190,12 @@ impl Backend for Redb {
         }
     }
 
+    fn compact(&mut self) -> Result<()> {
+        self.check("compact")?;
+        while self.db.compact().map_err(|error| storage_error(&self.path, "compact", &error.into()))? {}
+        Ok(())
+    }
+
     fn verify(&mut self) -> Result<Option<&'static str>> {
         let whole = guard(&self.path, || self.db.check_integrity())?;
         Ok((!whole).then_some("the pages in use are not those that are recorded as such"))

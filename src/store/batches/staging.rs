@@ -23,11 +23,12 @@ use super::super::attachments::queue::{put_file, queue_lines};
 use super::super::child_listings::{self, NewChild, name_children, named};
 use super::super::cursors::{CursorWatch, check_moves, read_cursor};
 use super::super::findings::add_findings;
+use super::super::mend::kept::{keep_last_cursor, new_stream};
 use super::super::most_read;
 use super::super::page::{Page, PageParts, to_json};
 use super::super::rows::{
-    BATCHES, BatchRow, BatchState, CHUNKS, ChunkRow, Dates, Json, Key, PAYLOADS, Pace, Payload, RunRow,
-    STREAMS, StreamRow, TYPES, TypeRow, UnderRow, VALUES,
+    BATCHES, BatchRow, BatchState, CHUNKS, ChunkRow, Dates, Json, Key, PAYLOADS, Payload, RunRow, STREAMS,
+    TYPES, TypeRow, UnderRow, VALUES,
 };
 use super::super::run::Run;
 use super::super::tables::{Change, Rows};
@@ -213,9 +214,10 @@ impl Run {
     /// Where a stream stands: `None` exhausted, else the cursor of its next page.
     pub(crate) fn stream_cursor<C: DeserializeOwned>(&self, stream: &StreamName) -> Result<NextCursor<C>> {
         let key = self.run_key().and_name(stream.as_str());
-        let Some(row) = self.look(|rows, _| rows.get(&STREAMS, &key))? else {
-            return Ok(Some(None));
-        };
+        let row = self.look(|rows, _| match rows.get(&STREAMS, &key)? {
+            Some(row) => Ok(row),
+            None => new_stream(rows, self.unit_no, self.no, stream.as_str(), Phase::Data),
+        })?;
         if row.exhausted {
             return Ok(None);
         }
@@ -312,12 +314,18 @@ fn put_position(
     items: u64,
 ) -> Result<()> {
     let key = run.run_key().and_name(stream.as_str());
-    let mut position = change.get(&STREAMS, &key)?.unwrap_or_else(|| StreamRow::new(page.phase));
+    let mut position = match change.get(&STREAMS, &key)? {
+        Some(row) => row,
+        None => new_stream(change, run.unit_no, run.no, stream.as_str(), page.phase)?,
+    };
     check_moves(&page.of, position.cursor.as_deref(), page.cursor.as_deref())?;
     position.items += items;
     position.pages += 1;
     position.pace.add(Micros::from_time(run.inner.clock.now()), items);
     position.exhausted = page.cursor.is_none();
+    if let Some(last) = position.cursor.take().filter(|_| position.exhausted) {
+        keep_last_cursor(change, &run.run_key(), stream.as_str(), last)?;
+    }
     position.cursor.clone_from(&page.cursor);
     position.bookmark = page.bookmark.clone().or(position.bookmark);
     change.put(&STREAMS, &key, &position)
@@ -330,7 +338,10 @@ pub(super) fn begin_stream(run: &Run, stream: &StreamName) -> Result<()> {
     if run.look(|rows, _| rows.get(&STREAMS, &key))?.is_some() {
         return Ok(());
     }
-    run.change(|change, _| change.put(&STREAMS, &key, &StreamRow::new(Phase::Data)))
+    run.change(|change, _| {
+        let row = new_stream(change, run.unit_no, run.no, stream.as_str(), Phase::Data)?;
+        change.put(&STREAMS, &key, &row)
+    })
 }
 
 /// Counts records that were read and are not wanted.
@@ -452,20 +463,6 @@ pub(in crate::store) fn put_batches(
 
 fn chunk_key(run: &Run, item_type: &ItemType, number: u64) -> Key {
     run.run_key().and_inner_name(item_type.as_str()).and_number(number)
-}
-
-impl StreamRow {
-    fn new(phase: Phase) -> Self {
-        Self {
-            phase,
-            cursor: None,
-            exhausted: false,
-            pages: 0,
-            items: 0,
-            bookmark: None,
-            pace: Pace::default(),
-        }
-    }
 }
 
 /// The lines of one item type of one page.

@@ -31,6 +31,7 @@ use crate::transfer::{Held, State};
 
 use super::super::digest::{Digest, KnownId};
 use super::super::findings::FindingPart;
+use super::super::mend::kept::KeptPart;
 use super::super::rows::{
     Activity, BatchRow, BatchState, ChildRow, ChildStreamRow, Dates, FailedRow, FileRow, LedgerAttachments,
     LedgerRow, LedgerType, MessageFate, MessageKind, NotBefore, Pace, QueueRow, RunRow, RunStatus, StreamRow,
@@ -118,6 +119,9 @@ pub(crate) struct Checkpoint {
     pub(super) past_runs: Vec<IdHash>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) deletions: Vec<IdHash>,
+    /// What runs and operators left for one another.
+    #[serde(default, skip_serializing_if = "KeptPart::is_empty")]
+    pub(super) kept: KeptPart,
 }
 
 /// Hashes of 32 bits, the newest last. Written as base64 of their bytes, big-endian: as numbers they would take twice the

@@ -92,7 +92,7 @@ impl Restoring<'_> {
         for part in &checkpoint.ledger {
             change.put(&LEDGER, &run_key(self.no, part.run), &part.row())?;
         }
-        Ok(())
+        checkpoint.kept.restore(change, self.unit, self.no)
     }
 
     /// The number under which the row of an id is to be kept.

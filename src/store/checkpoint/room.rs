@@ -4,7 +4,8 @@
 //! So the cursors, bookmarks and values of a unit may take [`CHECKPOINT_STATE_BYTES_MAX`] bytes together, less what
 //! others keep in the same worker state. What would go over it is refused before it is staged. The rest of a worker
 //! state ([`CHECKPOINT_BYTES_MAX`](crate::limits::CHECKPOINT_BYTES_MAX)) is for a sealed message, artifacts that are not
-//! announced yet, the ids of those that were (11 kB), what streams read in earlier runs (10 kB), events, findings and attachments, each of which is bounded by itself.
+//! announced yet, the ids of those that were (11 kB), what streams read in earlier runs (10 kB), what earlier
+//! runs and operators left (35 kB, and the cursors that operators set, 64 kB), events, findings and attachments, each of which is bounded by itself.
 //!
 //! Counted are bytes of JSON before they are compressed. A gzip member in base64 is seldom larger than the JSON text in
 //! it, and by a tenth at most; so what is admitted fits whatever it holds.
@@ -161,12 +162,10 @@ impl Room {
 /// Bytes that a part takes whose text has so many.
 fn cost(part: &Part, bytes: usize) -> u64 {
     let name = match part {
-        // They stand in the stream's row, with its name.
-        Part::Cursor(_) | Part::Bookmark(_) => return bytes as u64,
+        // They stand in the stream's row, with its name; child listings were counted one by one.
+        Part::Cursor(_) | Part::Bookmark(_) | Part::Children => return bytes as u64,
         // Counted twice: as read, and as announced.
         Part::ItemType(name) => 2 * name.len(),
-        // They were counted one by one.
-        Part::Children => return bytes as u64,
         // It stands in the worker state, too, where quotation marks take two bytes.
         Part::Value(name) if name == CONNECTOR_STATE_VALUE => 2 * bytes,
         Part::Stream(name) | Part::KeptBookmark(name) | Part::Value(name) => name.len(),

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::{Micros, Phase, Phases};
 
 use super::super::codec;
+use super::super::mend::kept::KeptPart;
 use super::form::{
     AnnouncedPart, ArtifactPart, Checkpoint, CountsPart, DatesPart, EventPart, FatePart, FilePart, IdHash,
     KindPart, LedgerPart, LedgerTypePart, MessagePart, NotBeforePart, Position, RunIdPart, RunPart,
@@ -251,6 +252,7 @@ impl From<Whole> for Checkpoint {
             most_read: BTreeMap::new(),
             past_runs: Vec::new(),
             deletions: Vec::new(),
+            kept: KeptPart::default(),
         }
     }
 }

@@ -34,11 +34,12 @@ use crate::store::findings::FindingKind;
 #[cfg(feature = "testing")]
 use crate::store::open::Store;
 use crate::store::rows::{
-    ATTACHMENTS, AttachmentRow, BATCHES, BOOKMARKS, BatchRow, BatchState, CHILD_IDS, CHILD_STREAMS, CHILDREN,
-    CHUNKS, DEATHS, EVENTS, EventRow, FAILED, FILES, FINDINGS, FormatRow, Json, Key, LEDGER, LedgerRow,
-    MESSAGES, META, MOST_READ, MessageFate, MessageKind, MessageRow, PAST, PAYLOADS, POSITIONS, Payload,
-    QUEUES, QueueRow, REQUEUED, RUN_IDS, RUNS, Row, RunIdRow, RunRow, RunStatus, SEEN, SEEN_BY_HASH, STREAMS,
-    TYPES, Table, TypeRow, UNITS, USED, USED_NEWEST, UnderRow, UnitRow, VALUES, name_of, run_key,
+    ACTS, ATTACHMENTS, AttachmentRow, BATCHES, BOOKMARKS, BatchRow, BatchState, CHILD_IDS, CHILD_STREAMS,
+    CHILDREN, CHUNKS, DEATHS, EVENTS, EventRow, FAILED, FILES, FINDINGS, FormatRow, Json, Key, LAST_CURSORS,
+    LEDGER, LedgerRow, MESSAGES, META, MOST_READ, MessageFate, MessageKind, MessageRow, NEXT_CURSORS, PAST,
+    PAYLOADS, POSITIONS, Payload, QUEUES, QueueRow, REQUEUED, REWOUND, RUN_IDS, RUNS, Row, RunIdRow, RunRow,
+    RunStatus, SEEN, SEEN_BY_HASH, STANDING_BOOKMARKS, STANDINGS, STREAMS, TYPES, Table, TypeRow, UNITS,
+    USED, USED_NEWEST, UnderRow, UnitRow, VALUES, name_of, run_key,
 };
 use crate::store::tables::View;
 
@@ -130,7 +131,7 @@ struct Check<'a> {
 /// The rows of one table of one unit, by what their keys end in.
 type Of<K, R> = BTreeMap<K, R>;
 
-/// What of the batches of an item type is not yet where it belongs.
+/// How many records of an item type are in batches that are not yet announced, by the batches' state.
 #[derive(Default)]
 struct Sums {
     /// Staged or uploaded.
@@ -199,6 +200,12 @@ impl Check<'_> {
         self.owned(&REQUEUED, &numbers)?;
         self.owned(&USED, &numbers)?;
         self.owned(&USED_NEWEST, &numbers)?;
+        self.owned(&STANDINGS, &numbers)?;
+        self.owned(&STANDING_BOOKMARKS, &numbers)?;
+        self.owned(&REWOUND, &numbers)?;
+        self.owned(&LAST_CURSORS, &numbers)?;
+        self.owned(&NEXT_CURSORS, &numbers)?;
+        self.table(&ACTS, |_, _, _| Ok(()))?;
         self.owned(&DEATHS, &numbers)?;
         Ok(units)
     }
@@ -310,7 +317,7 @@ impl Check<'_> {
             self.extraction(id, unit, no, run, &messages)?;
         }
         self.strays(id, unit, &runs)?;
-        self.ledger(id, unit, &ledger, &run_ids);
+        self.ledger(id, unit, &ledger, &run_ids)?;
         self.kept_messages(id, unit, &messages, &events);
         self.kept_values(id, unit)
     }
@@ -584,7 +591,7 @@ impl Check<'_> {
         })?;
         let pending = self.rows(&CHILDREN, key, number)?;
         let mut sums: BTreeMap<String, (u64, u64, u64)> = BTreeMap::new();
-        for ((stream, _), _) in &ids {
+        for (stream, _) in ids.keys() {
             sums.entry(stream.clone()).or_default().0 += 1;
         }
         for (number, row) in &pending {
@@ -827,7 +834,13 @@ impl Check<'_> {
         }
     }
 
-    fn ledger(&mut self, id: &str, unit: &UnitRow, ledger: &Of<u64, LedgerRow>, run_ids: &Of<u64, RunIdRow>) {
+    fn ledger(
+        &mut self,
+        id: &str,
+        unit: &UnitRow,
+        ledger: &Of<u64, LedgerRow>,
+        run_ids: &Of<u64, RunIdRow>,
+    ) -> Result<()> {
         let mut last = None;
         for (&no, row) in ledger {
             let mut found =
@@ -852,14 +865,20 @@ impl Check<'_> {
         if ledger.len() as u64 > LEDGER_RUNS_MAX {
             self.found(LEDGER.name, Some(id), format!("it has {} runs, over the limit", ledger.len()));
         }
+        // An operator may have set it back since.
+        let rewound = self.rows(&REWOUND, &Key::unit(unit.no), |_| Ok(()))?.remove(&());
+        if let Some(rewound) = rewound {
+            last = Some(rewound.watermark);
+        }
         // A unit whose last finished run is that long ago has nothing to compare with.
         if last.is_none() && unit.next_run > LEDGER_RUNS_MAX {
-            return;
+            return Ok(());
         }
         // Other software may have finished one since.
         if unit.watermark != last.unwrap_or(unit.inherited) && unit.watermark != unit.inherited {
             self.found(UNITS.name, Some(id), "its watermark is not that of its last finished run");
         }
+        Ok(())
     }
 
     fn kept_messages(
@@ -910,6 +929,26 @@ impl Check<'_> {
         for (stream, row) in self.rows(&BOOKMARKS, &prefix, name)? {
             if StreamName::new(stream.as_str()).is_err() || !is_json(&row.json) || row.run >= unit.next_run {
                 self.found(BOOKMARKS.name, Some(id), format!("invalid bookmark of stream {stream}"));
+            }
+        }
+        for (stream, row) in self.rows(&NEXT_CURSORS, &prefix, name)? {
+            if StreamName::new(stream.as_str()).is_err()
+                || !is_json(&row.json)
+                || row.from_run > unit.next_run
+            {
+                self.found(
+                    NEXT_CURSORS.name,
+                    Some(id),
+                    format!("the next cursor of stream {stream} is none"),
+                );
+            }
+        }
+        for (run, row) in self.rows(&STANDINGS, &prefix, number)? {
+            let kept = self.rows(&STANDING_BOOKMARKS, &run_key(unit.no, run), name)?;
+            let whole = kept.values().all(|row| is_json(&row.json) && row.run < unit.next_run);
+            if run >= unit.next_run || kept.len() as u64 != row.bookmarks || !whole {
+                let problem = format!("how run number {run} left the unit is not whole");
+                self.found(STANDINGS.name, Some(id), problem);
             }
         }
         for (key, Json(value)) in self.rows(&VALUES, &prefix, name)? {

@@ -284,7 +284,7 @@ impl Snapshot {
     }
 
     /// Looks at one moment of the store; again, at a copy, if the file was opened or changed meanwhile.
-    pub(super) fn look<T>(&mut self, body: impl Fn(&View<'_>) -> Result<T>) -> Result<T> {
+    pub(in crate::store) fn look<T>(&mut self, body: impl Fn(&View<'_>) -> Result<T>) -> Result<T> {
         loop {
             let Some(tables) = &self.tables else { return Err(Error::InUse { path: self.path.clone() }) };
             let result = guarded(&self.path, || tables.view(&body));

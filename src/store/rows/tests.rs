@@ -455,6 +455,35 @@ fn golden_bytes_of_rows_about_attachments() {
     golden(&UsedNewestRow { hashes: vec![7, u32::MAX] }, 0x706d_63d9, &[("hashes", "02 07 fc ffffffff")]);
 }
 
+#[test]
+fn golden_bytes_of_what_runs_and_operators_leave() {
+    golden(
+        &StandingRow { watermark: Some(Micros(2)), bounds: (None, Some(Micros(-1))), bookmarks: 3 },
+        0x8417_ab63,
+        &[("watermark", "01 04"), ("bounds", "00 01 01"), ("bookmarks", "03")],
+    );
+    golden(
+        &RewoundRow { at: Micros(1), run: Some(7), watermark: None },
+        0x1fc8_ead6,
+        &[("at", "02"), ("run", "01 07"), ("watermark", "00")],
+    );
+    golden(
+        &NextCursorRow { json: "7".to_owned(), from_run: 2, set_at: Micros(3) },
+        0xb98f_8d6a,
+        &[("json", "01 37"), ("from_run", "02"), ("set_at", "06")],
+    );
+    golden(
+        &ActRow {
+            at: Micros(1),
+            by: "me".to_owned(),
+            act: "reset".to_owned(),
+            changes: vec!["a".to_owned()],
+        },
+        0x0b64_adaf,
+        &[("at", "02"), ("by", "02 6d65"), ("act", "05 7265736574"), ("changes", "01 01 61")],
+    );
+}
+
 fn micros() -> impl Strategy<Value = Micros> {
     any::<i64>().prop_map(Micros)
 }
@@ -727,6 +756,10 @@ proptest! {
             noise,
         );
         survives(&UsedNewestRow { hashes: vec![small, 0] }, flip, noise);
+        survives(&StandingRow { watermark, bounds: (created, watermark), bookmarks: a }, flip, noise);
+        survives(&RewoundRow { at: created_at, run: Some(a), watermark }, flip, noise);
+        survives(&NextCursorRow { json: one.clone(), from_run: a, set_at: created_at }, flip, noise);
+        survives(&ActRow { at: created_at, by: one.clone(), act: three.clone(), changes: vec![one.clone()] }, flip, noise);
         survives(&MostReadRow { pages: a, items: b }, flip, noise);
         survives(&PastRow { run_ids: vec![KnownId::Short(a), KnownId::Digest(Digest::of(&one))], deletions: vec![KnownId::Whole(one.clone())] }, flip, noise);
         survives(&SeenRow { run: a, number: b, fingerprint: Digest::of(&one), failed: exhausted }, flip, noise);

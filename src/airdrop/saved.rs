@@ -1,0 +1,120 @@
+//! The worker state of a sync unit, taken from the platform to be looked at or mended by hand.
+//!
+//! Its checkpoint is put back into a store in memory, where it is mended as any store is, and written out again under a
+//! token that no worker has: every disk that a worker kept is stale then, and a worker that holds the unit stops at its
+//! next save. Keys that are not ours stay as they are, but for those of the TypeScript SDK that say how far its runs
+//! reached: left behind, they would be taken for news, and undo what was mended.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+use crate::model::{CHECKPOINT_BYTES_MAX, SyncUnitId};
+use crate::store::{CHECKPOINT_KEY, Store, SyncUnit};
+
+use super::document::{Document, posted_bytes};
+use super::keeper::{announced, checkpoint_of, read, set_checkpoint, what};
+use super::sdk;
+
+/// The member of the platform's answer that holds the state, as a text.
+const STATE: &str = "state";
+
+/// A worker state with a checkpoint in it.
+///
+/// ```
+/// use highwater::airdrop::SavedState;
+///
+/// let error = SavedState::read(r#"{"own":1}"#, "acme/tickets").unwrap_err();
+/// assert!(error.to_string().contains("no checkpoint"));
+/// ```
+#[derive(Debug)]
+pub struct SavedState {
+    /// What it came in, as the platform answers: `{"state": "..."}`.
+    answer: Option<Map<String, Value>>,
+    document: Document,
+    unit: SyncUnit,
+    store: Store,
+}
+
+impl SavedState {
+    /// Reads a worker state, or the platform's answer with one in it; `sync_unit` is what its unit is called, which it does not say itself.
+    ///
+    /// # Errors
+    /// `WorkerState` if it cannot be read; `Invalid` if it has no checkpoint.
+    pub fn read(text: &str, sync_unit: &str) -> Result<Self> {
+        let id = SyncUnitId::new(sync_unit)?;
+        let answer = answer_around(text);
+        let state = answer.as_ref().and_then(|answer| answer.get(STATE)?.as_str()).unwrap_or(text);
+        let document = read(Some(state), &what(sync_unit))?;
+        let Some(checkpoint) = checkpoint_of(&document, sync_unit)? else {
+            return Err(Error::Invalid {
+                what: what(sync_unit),
+                reason: "there is no checkpoint of highwater in it".to_owned(),
+            });
+        };
+        let sealed = match checkpoint.sealed_body() {
+            Some(body) => announced(body, sync_unit)?,
+            None => Vec::new(),
+        };
+        let store = Store::in_memory(&what(sync_unit))?;
+        let unit = store.any_unit(id);
+        unit.restore(&checkpoint, &sealed)?;
+        Ok(Self { answer, document, unit, store })
+    }
+
+    /// The store in memory that the checkpoint was put back into; what is changed there is what is written out.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The worker state as it is to be put back, in the form in which it came: with a checkpoint of what the store holds now, under a new token.
+    ///
+    /// # Errors
+    /// `TooLarge` if the platform would not take it; `WorkerState` if keys of the TypeScript SDK cannot be read; `Corrupt`.
+    pub fn to_text(&self) -> Result<String> {
+        let sync_unit = self.unit.id().as_str();
+        let what = what(sync_unit);
+        // Random, as each `RandomState` is.
+        let token = format!("{:016x}", RandomState::new().build_hasher().finish());
+        let checkpoint = match self.unit.newest_run()? {
+            Some(run) => {
+                let position = if run.is_open()? { run.position()? } else { None };
+                run.checkpoint(&token, position.as_ref())?
+            }
+            None => self.unit.checkpoint_of_unit(&token)?,
+        };
+        let mut document = self.document.clone();
+        set_checkpoint(&mut document, &checkpoint, sync_unit)?;
+        if checkpoint.has_no_run() {
+            sdk::remove(&mut document);
+        } else {
+            sdk::forget_standing(&mut document, &what)?;
+            sdk::write(&mut document, &what, &checkpoint.standing())?;
+            if let Some(own) = checkpoint.connector_state() {
+                sdk::write_connector_state(&mut document, own);
+            }
+        }
+        let text = document.to_text();
+        let bytes = posted_bytes(&text);
+        if bytes > CHECKPOINT_BYTES_MAX {
+            let (found, limit) = (bytes as u64, CHECKPOINT_BYTES_MAX as u64);
+            return Err(Error::TooLarge { what, found, limit, unit: "bytes as posted" });
+        }
+        Ok(match &self.answer {
+            Some(answer) => {
+                let mut answer = answer.clone();
+                answer.insert(STATE.to_owned(), text.into());
+                Value::Object(answer).to_string()
+            }
+            None => text,
+        })
+    }
+}
+
+/// What a state stands in that was saved as the platform answered it.
+fn answer_around(text: &str) -> Option<Map<String, Value>> {
+    let answer: Map<String, Value> = serde_json::from_str(text).ok()?;
+    (answer.get(STATE).is_some_and(Value::is_string) && !answer.contains_key(CHECKPOINT_KEY))
+        .then_some(answer)
+}

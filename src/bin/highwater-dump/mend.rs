@@ -1,0 +1,519 @@
+//! The commands that change a store, or a worker state that is kept with the platform: each says what it is going to do, asks,
+//! makes a copy, and does it.
+
+use std::fs;
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+
+use chrono::{DateTime, NaiveDate, NaiveDateTime, Utc};
+use clap::{Args, Subcommand};
+use highwater::airdrop::SavedState;
+use highwater::inspect::{Snapshot, Source};
+use highwater::mend::{Compaction, Mend, Plan, Requeue, RewindTo, UnitFile};
+use highwater::{Error, Store};
+use serde::Serialize;
+
+use crate::ending::{Exit, Failure, complain};
+use crate::stores::open;
+use crate::text::{json_line, stdout, visible};
+
+/// Columns that words take at most.
+const COLUMNS: usize = 98;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Mending {
+    /// Sets a sync unit back to where a finished run left it
+    #[command(after_help = "\
+Example:
+  highwater-dump rewind state.redb acme/tickets --to 2026-01-02 --dry-run
+
+An open run is abandoned. The watermark and the bookmarks are as the run left them; of
+runs older than the last 8 finished ones, bookmarks are not kept and are dropped.
+STORE may be a worker state, as the platform answers it: it is mended in its place.")]
+    Rewind {
+        #[command(flatten)]
+        unit: Unit,
+        /// A run's id (as it left the unit), or a time (as the last run finished by then did):
+        /// 2026-01-02, 2026-01-02T03:04 or with seconds, in UTC unless it says otherwise
+        #[arg(long, value_name = "RUN|TIME")]
+        to: String,
+        #[command(flatten)]
+        how: How,
+    },
+    /// Has a stream of the next run begin with a cursor
+    #[command(after_help = "\
+Example:
+  highwater-dump set-cursor state.redb acme/tickets issues '{\"page\":41}'
+
+The cursor must have the shape of the last one, unless --force is given. It is for each
+run until one is finished; the cursor null takes it back.")]
+    SetCursor {
+        #[command(flatten)]
+        unit: Unit,
+        /// The stream
+        stream: String,
+        /// The cursor, as JSON: a text is \"quoted\"
+        #[arg(allow_hyphen_values = true)]
+        cursor: String,
+        /// Also if the stream is not known, or its cursors had another shape
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        how: How,
+    },
+    /// Has the next run extract everything
+    #[command(after_help = "\
+Example:
+  highwater-dump reset state.redb acme/tickets --keep-attachments
+
+Watermark, bookmarks and set cursors are gone; an open run is abandoned. The ledger and the
+extractor's own values stay.")]
+    Reset {
+        #[command(flatten)]
+        unit: Unit,
+        /// Attachments that are settled stay so, unless the source says otherwise of them
+        #[arg(long)]
+        keep_attachments: bool,
+        /// Drops the extractor's own values, too
+        #[arg(long)]
+        drop_values: bool,
+        #[command(flatten)]
+        how: How,
+    },
+    /// Queues failed attachments again
+    #[command(after_help = "\
+Example:
+  highwater-dump requeue state.redb acme/tickets --reason 'status 503'
+
+Without --id and --reason, all of them. The next run that comes to its attachments takes
+them up.")]
+    Requeue {
+        #[command(flatten)]
+        unit: Unit,
+        /// The attachment with this id; may be given again
+        #[arg(long = "id", value_name = "ID")]
+        ids: Vec<String>,
+        /// Those whose reason holds this text
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+        #[command(flatten)]
+        how: How,
+    },
+    /// Gives up the open run of a sync unit
+    #[command(after_help = "\
+Example:
+  highwater-dump abandon state.redb acme/tickets
+
+The watermark stays, so the next run extracts again what this one had not announced.")]
+    Abandon {
+        #[command(flatten)]
+        unit: Unit,
+        #[command(flatten)]
+        how: How,
+    },
+    /// Forgets all of a sync unit
+    #[command(after_help = "\
+Example:
+  highwater-dump forget state.redb acme/tickets
+
+Kept are the ids of its last 64 runs, so that late events are known, and the acts.")]
+    Forget {
+        #[command(flatten)]
+        unit: Unit,
+        #[command(flatten)]
+        how: How,
+    },
+    /// Writes a sync unit to a new file, to be taken in by another store
+    #[command(after_help = "\
+Example:
+  highwater-dump export state.redb acme/tickets tickets.jsonl
+
+Refused while a run is open. The store stays as it is.")]
+    Export {
+        #[command(flatten)]
+        unit: Unit,
+        /// The file; it must not be there yet
+        file: PathBuf,
+    },
+    /// Takes in a sync unit that was exported
+    #[command(after_help = "\
+Example:
+  highwater-dump import other.redb tickets.jsonl
+
+A store that is not there is created.")]
+    Import {
+        /// The store file
+        store: PathBuf,
+        /// What `export` wrote
+        file: PathBuf,
+        /// In place of the unit that the store has
+        #[arg(long)]
+        replace: bool,
+        #[command(flatten)]
+        how: How,
+    },
+    /// Gives back the room in a store file that is not used any more
+    #[command(after_help = "\
+Example:
+  highwater-dump compact state.redb --dry-run
+
+What it saves is measured on a copy in the directory for temporary files.")]
+    Compact {
+        /// The store file
+        store: PathBuf,
+        #[command(flatten)]
+        how: How,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Unit {
+    /// The store file, or a file with the unit's worker state
+    store: PathBuf,
+    /// The sync unit
+    unit: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct How {
+    /// Says exactly what would change, and changes nothing
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+    /// Does it without asking
+    #[arg(short, long)]
+    yes: bool,
+    /// Where the copy goes that is made first: a directory, or a file that is not there yet
+    /// [default: beside STORE]
+    #[arg(long, value_name = "PATH")]
+    backup: Option<PathBuf>,
+    /// Who does it, for the list of what was done [default: USER]
+    #[arg(long, value_name = "NAME")]
+    by: Option<String>,
+    /// One JSON object: the plan, whether it was done, and the copy
+    #[arg(long)]
+    json: bool,
+}
+
+/// What a command did, for a script.
+#[derive(Debug, Serialize)]
+struct Outcome<'a, P> {
+    kind: &'static str,
+    plan: &'a P,
+    done: bool,
+    backup: Option<String>,
+}
+
+impl Mending {
+    pub(crate) fn run(self) -> Result<Exit, Failure> {
+        match self {
+            Mending::Rewind { unit, to, how } => {
+                unit.mend(&how, "rewind", &Act::Mend(Mend::Rewind { to: rewind_to(&to) }))
+            }
+            Mending::SetCursor { unit, stream, cursor, force, how } => {
+                unit.mend(&how, "set-cursor", &Act::Mend(Mend::SetCursor { stream, cursor, force }))
+            }
+            Mending::Reset { unit, keep_attachments, drop_values, how } => {
+                unit.mend(&how, "reset", &Act::Mend(Mend::Reset { keep_attachments, drop_values }))
+            }
+            Mending::Requeue { unit, ids, reason, how } => {
+                unit.mend(&how, "requeue", &Act::Mend(Mend::Requeue(Requeue { ids, reason })))
+            }
+            Mending::Abandon { unit, how } => unit.mend(&how, "abandon", &Act::Mend(Mend::Abandon)),
+            Mending::Forget { unit, how } => unit.mend(&how, "forget", &Act::Mend(Mend::Forget)),
+            Mending::Export { unit, file } => export(&unit, &file),
+            Mending::Import { store, file, replace, how } => {
+                let file = UnitFile::open(file)?;
+                let unit = Unit { store, unit: file.sync_unit().to_owned() };
+                unit.mend(&how, "import", &Act::Import(file, replace))
+            }
+            Mending::Compact { store, how } => compact(&store, &how),
+        }
+    }
+}
+
+/// A time where it is one, else the id of a run.
+fn rewind_to(text: &str) -> RewindTo {
+    let naive = [
+        "%Y-%m-%dT%H:%M",
+        "%Y-%m-%dT%H:%MZ",
+        "%Y-%m-%d %H:%M",
+        "%Y-%m-%dT%H:%M:%S%.f",
+        "%Y-%m-%d %H:%M:%S%.f",
+    ];
+    let with_zone =
+        DateTime::parse_from_rfc3339(text).or_else(|_| DateTime::parse_from_str(text, "%Y-%m-%dT%H:%M%:z"));
+    let time = with_zone
+        .map(|at| at.to_utc())
+        .ok()
+        .or_else(|| {
+            naive
+                .iter()
+                .find_map(|form| NaiveDateTime::parse_from_str(text, form).ok())
+                .map(|at| at.and_utc())
+        })
+        .or_else(|| Some(NaiveDate::parse_from_str(text, "%Y-%m-%d").ok()?.and_hms_opt(0, 0, 0)?.and_utc()));
+    time.map_or_else(|| RewindTo::Run(text.to_owned()), RewindTo::Time)
+}
+
+/// What is to be done to a unit.
+enum Act {
+    Mend(Mend),
+    Import(UnitFile, bool),
+}
+
+impl Act {
+    fn plan(&self, store: &Store, unit: &str) -> highwater::Result<Plan> {
+        match self {
+            Act::Mend(mend) => store.plan(unit, mend),
+            Act::Import(file, replace) => store.plan_import(file, *replace),
+        }
+    }
+
+    fn look(&self, snapshot: &mut Snapshot, unit: &str) -> highwater::Result<Plan> {
+        match self {
+            Act::Mend(mend) => snapshot.plan(unit, mend, Utc::now()),
+            Act::Import(file, replace) => snapshot.plan_import(file, *replace),
+        }
+    }
+
+    fn carry_out(&self, store: &Store, plan: &Plan, by: &str) -> highwater::Result<()> {
+        match self {
+            Act::Mend(_) => store.mend(plan, by),
+            Act::Import(file, _) => store.import(file, plan, by),
+        }
+    }
+}
+
+impl Unit {
+    fn mend(&self, how: &How, command: &str, act: &Act) -> Result<Exit, Failure> {
+        if let Some(text) = worker_state(&self.store)? {
+            return self.mend_worker_state(how, command, act, &text);
+        }
+        let creates = matches!(act, Act::Import(..)) && !self.store.exists();
+        // Planned by a look, so that a store which is not mended after all is left as it is.
+        let (plan, is_open) = if creates {
+            let dir = tempfile::tempdir()?;
+            (act.plan(&Store::open(dir.path().join("state.redb"))?, &self.unit)?, false)
+        } else {
+            let mut snapshot = open(&self.store)?;
+            let plan = act.look(&mut snapshot, &self.unit)?;
+            (plan, matches!(snapshot.source(), Source::Copy { .. }))
+        };
+        if how.dry_run || plan.changes.is_empty() {
+            return how.say(&plan, &plan.act, &plan.lines(), false, None);
+        }
+        if is_open {
+            return Err(Error::InUse { path: self.store.clone() }.into());
+        }
+        how.ask(&plan.act, &plan.lines())?;
+        let store = Store::open(&self.store)?;
+        let backup = if creates { None } else { Some(how.back_up(&self.store, command, true)?) };
+        act.carry_out(&store, &plan, &how.by())?;
+        how.say(&plan, &plan.act, &plan.lines(), true, backup.as_deref())
+    }
+
+    /// Mends a worker state: in a store in memory, by the same code.
+    fn mend_worker_state(&self, how: &How, command: &str, act: &Act, text: &str) -> Result<Exit, Failure> {
+        let state = SavedState::read(text, &self.unit)?;
+        let plan = act.plan(state.store(), &self.unit)?;
+        if how.dry_run || plan.changes.is_empty() {
+            return how.say(&plan, &plan.act, &plan.lines(), false, None);
+        }
+        how.ask(&plan.act, &plan.lines())?;
+        act.carry_out(state.store(), &plan, &how.by())?;
+        let mended = state.to_text()?;
+        let backup = how.back_up(&self.store, command, false)?;
+        replace(&self.store, &mended)?;
+        complain(&format!(
+            "{}: put it back as the worker state of {}; a worker that holds the unit now stops at its next save",
+            self.store.display(),
+            self.unit
+        ));
+        how.say(&plan, &plan.act, &plan.lines(), true, Some(&backup))
+    }
+}
+
+/// The text of a file that is no store but a worker state.
+fn worker_state(path: &Path) -> Result<Option<String>, Failure> {
+    use std::io::Read;
+    let Ok(mut file) = fs::File::open(path) else { return Ok(None) };
+    if !file.metadata().is_ok_and(|about| about.is_file()) {
+        return Ok(None);
+    }
+    let mut start = [0; 64];
+    let read = file.read(&mut start).map_err(|error| cannot("read", path, error))?;
+    if !start[..read].trim_ascii_start().starts_with(b"{") {
+        return Ok(None);
+    }
+    let text = fs::read_to_string(path).map_err(|error| cannot("read the worker state", path, error))?;
+    Ok(Some(text))
+}
+
+fn cannot(action: &str, path: &Path, error: io::Error) -> Failure {
+    Failure::Store(Error::Io { action: format!("{action} {}", path.display()), source: error.into() })
+}
+
+impl How {
+    fn by(&self) -> String {
+        let named = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let by = self.by.clone().or_else(|| named("USER")).or_else(|| named("LOGNAME"));
+        by.unwrap_or_else(|| "(nobody said who)".to_owned())
+    }
+
+    /// Has somebody agree.
+    fn ask(&self, act: &str, lines: &[String]) -> Result<(), Failure> {
+        if self.yes {
+            return Ok(());
+        }
+        if !io::stdin().is_terminal() {
+            return Err(Failure::Absent(format!(
+                "not done: {act}: there is no terminal to ask at; say --yes, or look first with --dry-run"
+            )));
+        }
+        let mut screen = io::stderr();
+        words(&mut screen, act, lines)?;
+        write!(screen, "Do it? [y/N] ")?;
+        screen.flush()?;
+        let mut answer = String::new();
+        io::stdin().lock().read_line(&mut answer)?;
+        if matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes") {
+            return Ok(());
+        }
+        Err(Failure::Absent("not done: nothing was changed".to_owned()))
+    }
+
+    /// Copies a file before it is changed; says where to.
+    fn back_up(&self, path: &Path, command: &str, is_store: bool) -> Result<PathBuf, Failure> {
+        let failed = |to: &Path, error: io::Error| {
+            let action = format!("copy {} to {}, so nothing was changed", path.display(), to.display());
+            Failure::Store(Error::Io { action, source: error.into() })
+        };
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let name = format!("{name}.before-{command}-{}", Utc::now().format("%Y%m%dT%H%M%S%.3fZ"));
+        let to = match &self.backup {
+            Some(to) if to.is_dir() => to.join(name),
+            Some(to) => to.clone(),
+            None => path.with_file_name(name),
+        };
+        let directory = match to.parent() {
+            Some(directory) if !directory.as_os_str().is_empty() => directory,
+            _ => Path::new("."),
+        };
+        let mut copy = tempfile::NamedTempFile::new_in(directory).map_err(|error| failed(&to, error))?;
+        let mut copied = || -> io::Result<()> {
+            let mut from = fs::File::open(path)?;
+            io::copy(&mut from, &mut copy)?;
+            copy.as_file().set_permissions(from.metadata()?.permissions())?;
+            copy.as_file().sync_all()
+        };
+        copied().map_err(|error| failed(&to, error))?;
+        if is_store {
+            // Every page of the copy is verified, and it is closed as a store is.
+            drop(Store::open(copy.path())?);
+        }
+        copy.persist_noclobber(&to).map_err(|error| failed(&to, error.error))?;
+        // Where a directory cannot be synced, the file is there all the same.
+        drop(fs::File::open(directory).and_then(|directory| directory.sync_all()));
+        Ok(to)
+    }
+
+    /// Says what was, or would be, done.
+    fn say<P: Serialize>(
+        &self,
+        plan: &P,
+        act: &str,
+        lines: &[String],
+        done: bool,
+        backup: Option<&Path>,
+    ) -> Result<Exit, Failure> {
+        let mut out = stdout();
+        if self.json {
+            let backup = backup.map(|path| path.display().to_string());
+            json_line(&mut out, &Outcome { kind: "mend", plan, done, backup })?;
+        } else {
+            words(&mut out, act, lines)?;
+            match backup {
+                Some(path) => {
+                    writeln!(out, "done; as it was before: {}", visible(&path.display().to_string()))?;
+                }
+                None if done => writeln!(out, "done")?,
+                None => writeln!(out, "nothing was changed")?,
+            }
+        }
+        out.flush()?;
+        Ok(Exit::Fine)
+    }
+}
+
+/// Writes an act and its lines, none longer than fits.
+fn words(out: &mut impl Write, act: &str, lines: &[String]) -> io::Result<()> {
+    fold(out, "", act)?;
+    lines.iter().try_for_each(|line| fold(out, "  ", line))
+}
+
+fn fold(out: &mut impl Write, indent: &str, line: &str) -> io::Result<()> {
+    let line = visible(line);
+    let mut column = indent.len();
+    write!(out, "{indent}")?;
+    for (at, word) in line.split(' ').enumerate() {
+        let width = word.chars().count();
+        if at > 0 && column + 1 + width > COLUMNS {
+            write!(out, "\n{indent}  ")?;
+            column = indent.len() + 2;
+        } else if at > 0 {
+            write!(out, " ")?;
+            column += 1;
+        }
+        write!(out, "{word}")?;
+        column += width;
+    }
+    writeln!(out)
+}
+
+/// Puts a text in the place of a file: all of it, or none.
+fn replace(path: &Path, text: &str) -> Result<(), Failure> {
+    let write = || -> io::Result<()> {
+        let directory =
+            path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut new = tempfile::NamedTempFile::new_in(directory)?;
+        new.write_all(text.as_bytes())?;
+        new.as_file().set_permissions(fs::metadata(path)?.permissions())?;
+        new.as_file().sync_all()?;
+        new.persist(path).map_err(|error| error.error)?;
+        drop(fs::File::open(directory).and_then(|directory| directory.sync_all()));
+        Ok(())
+    };
+    write().map_err(|error| cannot("write the worker state", path, error))
+}
+
+fn export(unit: &Unit, file: &Path) -> Result<Exit, Failure> {
+    let rows = match worker_state(&unit.store)? {
+        Some(text) => SavedState::read(&text, &unit.unit)?.store().export(&unit.unit, file)?,
+        None => open(&unit.store)?.export(&unit.unit, file, Utc::now())?,
+    };
+    let mut out = stdout();
+    writeln!(out, "{}: {rows} rows of {}", visible(&file.display().to_string()), visible(&unit.unit))?;
+    out.flush()?;
+    Ok(Exit::Fine)
+}
+
+fn compact(path: &Path, how: &How) -> Result<Exit, Failure> {
+    let measured = Compaction::measure(path)?;
+    let act = format!("compact {}", path.display());
+    let line = format!(
+        "{} bytes become {}: {} bytes, {} %, are given back",
+        measured.bytes,
+        measured.bytes_after,
+        measured.saves(),
+        measured.saves() * 100 / measured.bytes.max(1)
+    );
+    if how.dry_run || measured.saves() == 0 {
+        return how.say(&measured, &act, &[line], false, None);
+    }
+    how.ask(&act, std::slice::from_ref(&line))?;
+    let mut store = Store::open(path)?;
+    let backup = how.back_up(path, "compact", true)?;
+    store.compact(&how.by())?;
+    drop(store);
+    how.say(&measured, &act, &[line], true, Some(&backup))
+}

@@ -1,0 +1,87 @@
+//! Giving back the room in a store file that nothing is in any more.
+//!
+//! A store reuses the pages of what it has forgotten, and seldom gives them back. Compacting moves what is left to the front
+//! and cuts the file; how much that saves is told by doing it to a copy.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::model::Micros;
+
+use super::super::backend::file::open_to_read;
+use super::super::backend::redb::is_open_elsewhere;
+use super::super::open::Store;
+use super::super::rows::ActRow;
+use super::kept::keep_act;
+use super::plan::invalid;
+
+/// What compacting a store saves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Compaction {
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// Bytes of it once it is compacted.
+    pub bytes_after: u64,
+}
+
+impl Compaction {
+    /// Compacts a copy, in the directory for temporary files, and measures it. The store is left as it is.
+    ///
+    /// # Errors
+    /// `InUse`, `NotAStore`, `NewerFormat`, `Corrupt`; `Io`, also if there is no room for a copy.
+    pub fn measure(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let mut file = open_to_read(path)?;
+        let copying = |error| Error::io(format!("copy the store {} to measure it", path.display()), error);
+        if is_open_elsewhere(&file).map_err(copying)? != Some(false) {
+            return Err(Error::InUse { path: path.to_owned() });
+        }
+        let mut copy = tempfile::NamedTempFile::new().map_err(copying)?;
+        let bytes = io::copy(&mut file, &mut copy).map_err(copying)?;
+        let mut store = Store::open(copy.path())?;
+        store.compact_pages()?;
+        drop(store);
+        let bytes_after = copy.path().metadata().map_err(copying)?.len();
+        Ok(Self { bytes, bytes_after })
+    }
+
+    /// Bytes that it saves.
+    pub fn saves(&self) -> u64 {
+        self.bytes.saturating_sub(self.bytes_after)
+    }
+}
+
+impl Store {
+    /// Compacts the store. `by`: who does it, as of [`Store::mend`].
+    ///
+    /// # Durability
+    /// A kill at any moment leaves all that is stored, in a file that is compacted or not, or partly.
+    ///
+    /// # Errors
+    /// `Invalid` if the store is in use in this process: there are clones of it, units or runs; `Corrupt`, `Io`.
+    pub fn compact(&mut self, by: &str) -> Result<()> {
+        let at = Micros::from_time(self.clock().now());
+        let row = ActRow {
+            at,
+            by: crate::cut::to_chars(by, 200),
+            act: "compact the store".to_owned(),
+            changes: Vec::new(),
+        };
+        self.inner.tables.change(|change| keep_act(change, "", &row))?;
+        self.compact_pages()
+    }
+
+    fn compact_pages(&mut self) -> Result<()> {
+        let path = self.inner.tables.path().to_owned();
+        if let Some(inner) = Arc::get_mut(&mut self.inner) {
+            return inner.tables.compact();
+        }
+        let reason = "it is in use in this process: drop its clones, units and runs first".to_owned();
+        Err(invalid(format!("compacting {}", path.display()), reason))
+    }
+}

@@ -1,0 +1,384 @@
+//! What an operator may want, and a plan of it: all that it changes, and what the next run then asks for, as data and in words.
+
+use std::fmt::{self, Write as _};
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::{Serialize, Serializer};
+use serde_json::Value;
+
+use crate::cut;
+use crate::error::{Error, Result};
+
+/// Characters of a cursor or a bookmark that words show; the plan itself has all.
+pub(super) const SHOWN_CHARS: usize = 120;
+
+/// What an operator wants done to a sync unit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Mend {
+    /// Sets the unit back to where a finished run left it.
+    Rewind {
+        /// Which.
+        to: RewindTo,
+    },
+    /// Has a stream of the next run begin with a cursor. It is for each run until one is finished.
+    SetCursor {
+        /// The stream.
+        stream: String,
+        /// The cursor as JSON text; `null` has the stream begin at its beginning again.
+        cursor: String,
+        /// Also where the stream is not known, or its cursors had another shape.
+        force: bool,
+    },
+    /// Has the next run extract everything, as if none had been finished.
+    Reset {
+        /// Attachments that are settled stay so, unless the source says otherwise of them.
+        keep_attachments: bool,
+        /// Drops the extractor's own values, too.
+        drop_values: bool,
+    },
+    /// Queues attachments that were given up again.
+    Requeue(Requeue),
+    /// Gives up the open run.
+    Abandon,
+    /// Forgets all of the unit.
+    Forget,
+}
+
+/// Where to set a unit back to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RewindTo {
+    /// As this run left it, by its id. It must have been finished.
+    Run(String),
+    /// As it stood at that time: as the last run that was finished by then left it.
+    Time(DateTime<Utc>),
+}
+
+/// Which of the attachments that were given up: all, unless something is said.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Requeue {
+    /// Those with one of these ids, if there is one.
+    pub ids: Vec<String>,
+    /// Those whose reason holds this text.
+    pub reason: Option<String>,
+}
+
+/// All that an act changes, and what the next run then asks for. Made by [`Store::plan`] or [`Snapshot::plan`]; it holds as
+/// long as the store stands as it stood.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Plan {
+    /// The sync unit.
+    pub sync_unit: String,
+    /// The act, in a few words.
+    pub act: String,
+    /// Everything that changes; nothing, and there is nothing to do.
+    pub changes: Vec<PlannedChange>,
+    /// What the next run asks for; `None` if the unit is not known after this.
+    pub next_run: Option<NextRun>,
+    /// What is to be known of it beside.
+    pub notes: Vec<String>,
+    /// `None`: to take a unit in.
+    #[serde(skip)]
+    pub(super) mend: Option<Mend>,
+}
+
+/// Something that changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "change", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum PlannedChange {
+    /// The open run is given up.
+    AbandonRun {
+        /// Its id.
+        run: String,
+        /// When it started.
+        #[serde(serialize_with = "time")]
+        started_at: DateTime<Utc>,
+        /// Pages staged.
+        pages: u64,
+        /// Records staged that no message has announced: they are dropped here, and fetched again.
+        records_dropped: u64,
+        /// Attachments that were still to be worked off.
+        attachments_left: u64,
+        /// A sealed message of which it is not known whether the platform accepted it.
+        message_undelivered: Option<u64>,
+        /// Records that this message announces.
+        records_undelivered: u64,
+    },
+    /// Up to when finished runs vouch.
+    Watermark {
+        /// Before.
+        #[serde(serialize_with = "optional_time")]
+        from: Option<DateTime<Utc>>,
+        /// After.
+        #[serde(serialize_with = "optional_time")]
+        to: Option<DateTime<Utc>>,
+    },
+    /// The oldest and the newest moment that finished runs were asked for.
+    Bounds {
+        /// Before.
+        #[serde(serialize_with = "times")]
+        from: [Option<DateTime<Utc>>; 2],
+        /// After.
+        #[serde(serialize_with = "times")]
+        to: [Option<DateTime<Utc>>; 2],
+    },
+    /// The bookmark of a stream.
+    Bookmark {
+        /// The stream.
+        stream: String,
+        /// Before.
+        from: Option<Value>,
+        /// After.
+        to: Option<Value>,
+    },
+    /// The cursor that a stream begins with in the next run.
+    Cursor {
+        /// The stream.
+        stream: String,
+        /// Before.
+        from: Option<Value>,
+        /// After.
+        to: Option<Value>,
+    },
+    /// What is known of attachments is forgotten, so that all of them are extracted again.
+    ForgetAttachments {
+        /// Attachments that are known.
+        known: u64,
+        /// Those of them that were given up.
+        failed: u64,
+    },
+    /// Attachments that were given up are queued again.
+    Requeue {
+        /// How many.
+        attachments: u64,
+        /// Reasons for which they were given up, and how many for each; of many, the most frequent.
+        reasons: Vec<(String, u64)>,
+    },
+    /// Values of the extractor's own are dropped.
+    DropValues {
+        /// Their keys.
+        keys: Vec<String>,
+    },
+    /// All of the unit is forgotten.
+    ForgetUnit {
+        /// Runs begun.
+        runs: u64,
+        /// Runs in the ledger.
+        ledger_runs: u64,
+        /// Attachments that are known.
+        attachments: u64,
+    },
+    /// A unit is taken in from a file.
+    Import {
+        /// Rows in the file.
+        rows: u64,
+        /// When it was exported.
+        exported_at: String,
+        /// The unit's own state here is forgotten first.
+        replaces: bool,
+    },
+}
+
+/// What a run asks for that begins now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct NextRun {
+    /// What was modified at or after this, less the overlap that the extractor sets; `None`: everything.
+    #[serde(serialize_with = "optional_time")]
+    pub since: Option<DateTime<Utc>>,
+    /// The streams that have a bookmark or begin with a cursor. Others begin at their beginning, without one.
+    pub streams: Vec<NextStream>,
+    /// Attachments that were given up and are to be tried again.
+    pub attachments_requeued: u64,
+}
+
+/// How a stream begins in the next run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct NextStream {
+    /// Its name.
+    pub stream: String,
+    /// What [`Run::bookmark`](crate::Run::bookmark) gives for it.
+    pub bookmark: Option<Value>,
+    /// The cursor of its first page; `None`: its beginning.
+    pub cursor: Option<Value>,
+}
+
+pub(super) fn changed_since(plan: &Plan) -> Error {
+    invalid(
+        format!("the plan to {}", plan.act),
+        "the store has changed since it was made: nothing was done; plan anew".to_owned(),
+    )
+}
+
+pub(super) fn invalid(what: String, reason: String) -> Error {
+    Error::Invalid { what, reason }
+}
+
+/// JSON text as a value; what is none is shown as the text that it is.
+pub(super) fn value(json: &str) -> Value {
+    serde_json::from_str(json).unwrap_or_else(|_| Value::String(json.to_owned()))
+}
+
+pub(super) fn shown_json(value: &Value) -> String {
+    cut::to_chars(&value.to_string(), SHOWN_CHARS)
+}
+
+/// A few names, and how many more.
+pub(super) fn some_of(names: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let mut text =
+        names.iter().take(SHOWN).map(|name| cut::to_chars(name, 80)).collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN {
+        // A `String` takes whatever is written to it.
+        let _ = write!(text, " and {} more", names.len() - SHOWN);
+    }
+    text
+}
+
+pub(super) fn shown(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(SecondsFormat::AutoSi, true)
+}
+
+/// One thing, or several.
+fn count(number: u64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+fn shown_time(at: Option<&DateTime<Utc>>) -> String {
+    at.map_or_else(|| "none".to_owned(), |at| shown(*at))
+}
+
+fn shown_or_none(value: Option<&Value>) -> String {
+    value.map_or_else(|| "none".to_owned(), shown_json)
+}
+
+fn time<S: Serializer>(at: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&shown(*at))
+}
+
+// serde hands the field over as it stands in the struct.
+#[allow(clippy::ref_option)]
+fn optional_time<S: Serializer>(at: &Option<DateTime<Utc>>, serializer: S) -> Result<S::Ok, S::Error> {
+    at.map(shown).serialize(serializer)
+}
+
+fn times<S: Serializer>(at: &[Option<DateTime<Utc>>; 2], serializer: S) -> Result<S::Ok, S::Error> {
+    at.map(|at| at.map(shown)).serialize(serializer)
+}
+
+impl fmt::Display for PlannedChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AbandonRun {
+                run,
+                started_at,
+                pages,
+                records_dropped,
+                attachments_left,
+                message_undelivered,
+                records_undelivered,
+            } => {
+                let pages = count(*pages, "page");
+                write!(f, "run {run}, started {}, {pages}, is abandoned", shown(*started_at))?;
+                if *records_dropped > 0 {
+                    let records = count(*records_dropped, "record");
+                    write!(f, "; {records} that no message has announced: dropped here, and fetched again")?;
+                }
+                if let Some(message) = message_undelivered {
+                    let records = count(*records_undelivered, "record");
+                    write!(
+                        f,
+                        "; message {message}, of which it is not known whether it was accepted, has {records}"
+                    )?;
+                }
+                if *attachments_left > 0 {
+                    write!(f, "; not worked off: {}", count(*attachments_left, "attachment"))?;
+                }
+                Ok(())
+            }
+            Self::Watermark { from, to } => {
+                write!(f, "watermark: {} -> {}", shown_time(from.as_ref()), shown_time(to.as_ref()))
+            }
+            Self::Bounds { from, to } => {
+                let pair = |[oldest, newest]: &[Option<DateTime<Utc>>; 2]| {
+                    format!("{} to {}", shown_time(oldest.as_ref()), shown_time(newest.as_ref()))
+                };
+                write!(f, "windows of finished runs: {} -> {}", pair(from), pair(to))
+            }
+            Self::Bookmark { stream, from, to } => {
+                let (from, to) = (shown_or_none(from.as_ref()), shown_or_none(to.as_ref()));
+                write!(f, "bookmark of stream {stream}: {from} -> {to}")
+            }
+            Self::Cursor { stream, from, to } => {
+                let (from, to) = (shown_or_none(from.as_ref()), shown_or_none(to.as_ref()));
+                write!(f, "stream {stream} begins with the cursor: {from} -> {to}")
+            }
+            Self::ForgetAttachments { known, failed } => write!(
+                f,
+                "{known} known attachments are forgotten, {failed} of them failed: the next run extracts them again"
+            ),
+            Self::Requeue { attachments, reasons } => {
+                write!(f, "{attachments} failed attachments are queued again")?;
+                for (reason, count) in reasons {
+                    write!(f, "; {count}: {}", cut::to_chars(reason, SHOWN_CHARS))?;
+                }
+                Ok(())
+            }
+            Self::DropValues { keys } => {
+                write!(f, "values of the extractor's own are dropped: {}", some_of(keys))
+            }
+            Self::ForgetUnit { runs, ledger_runs, attachments } => write!(
+                f,
+                "all of it is forgotten: {runs} runs begun, {ledger_runs} of them in the ledger, {attachments} attachments"
+            ),
+            Self::Import { rows, exported_at, replaces } => {
+                let replaces = if *replaces { ", in place of what is there" } else { "" };
+                write!(f, "{rows} rows, exported {exported_at}, are taken in{replaces}")
+            }
+        }
+    }
+}
+
+impl Plan {
+    /// The plan in words, a line for each thing; without its act.
+    pub fn lines(&self) -> Vec<String> {
+        let mut lines: Vec<String> = self.changes.iter().map(ToString::to_string).collect();
+        if lines.is_empty() {
+            lines.push("nothing changes".to_owned());
+        }
+        if let Some(next) = &self.next_run {
+            lines.push(match next.since {
+                Some(since) => format!(
+                    "the next run asks for what was modified since {}, less the overlap that the extractor sets",
+                    shown(since)
+                ),
+                None => "the next run asks for everything".to_owned(),
+            });
+            for NextStream { stream, bookmark, cursor } in &next.streams {
+                let mut line = format!("the next run begins stream {stream}");
+                match cursor {
+                    Some(cursor) => {
+                        let _ = write!(line, " with the cursor {}", shown_json(cursor));
+                    }
+                    None => line.push_str(" at its beginning"),
+                }
+                if let Some(bookmark) = bookmark {
+                    let _ = write!(line, ", with the bookmark {}", shown_json(bookmark));
+                }
+                lines.push(line);
+            }
+            if next.attachments_requeued > 0 {
+                lines.push(format!(
+                    "the next run tries {} failed attachments again",
+                    next.attachments_requeued
+                ));
+            }
+        }
+        lines.extend(self.notes.iter().map(|note| format!("note: {note}")));
+        lines
+    }
+}

@@ -1,0 +1,428 @@
+//! A unit as a file, to move it to another store.
+//!
+//! JSON Lines: a line that says what it is, one line for each row, and a line that ends it.
+//!
+//! ```json
+//! {"kind":"highwater_unit","version":1,"store_format":2,"sync_unit":"acme/tickets","exported_at":"2026-01-02T03:04:05Z","watermark":null}
+//! {"table":"bookmarks","key":"6973737565","row":"base64"}
+//! {"kind":"end","rows":1,"checksum":"32 hexadecimal digits"}
+//! ```
+//!
+//! A row is as it is stored: with the version of its form and a checksum, so a later version of this crate reads it as it
+//! reads a store. Its key, in hexadecimal digits, is without the number of the unit, which gets another one where it comes.
+//! The checksum at the end is the first half of a SHA-256 over the checksum of the lines before, and the last of them, so
+//! that a file which is cut or changed is found out in one reading, whatever its size.
+//!
+//! A unit is exported between two runs only: batches that are on their way stay where they are. It comes without a holder
+//! token, so no platform takes the store that it comes to for the holder of a checkpoint.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::model::{Micros, SyncUnitId};
+
+use super::super::backend::file;
+use super::super::digest::Digest;
+use super::super::inspect::Snapshot;
+use super::super::open::{Store, SyncUnit};
+use super::super::rows::{
+    ACTS, ALL_TABLES, Key, META, PAST, RUNS, Row, RunStatus, UNITS, UnitRow, check_row, run_key,
+};
+use super::super::tables::{Change, FORMAT, Rows, Tables};
+
+use super::kept::acts_of;
+use super::plan::{Plan, PlannedChange, changed_since, invalid, shown};
+use super::unit::{Known, note};
+
+/// The newest form that this version writes and reads.
+const VERSION: u32 = 1;
+/// What a file says that it is.
+const KIND: &str = "highwater_unit";
+/// The longest line that is read: many times what a row can be.
+const LINE_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Header {
+    kind: String,
+    version: u32,
+    store_format: u32,
+    sync_unit: String,
+    exported_at: String,
+    /// For people.
+    watermark: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct RowLine<'a> {
+    #[serde(borrow)]
+    table: std::borrow::Cow<'a, str>,
+    #[serde(borrow)]
+    key: std::borrow::Cow<'a, str>,
+    #[serde(borrow)]
+    row: std::borrow::Cow<'a, str>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct EndLine {
+    kind: String,
+    rows: u64,
+    checksum: String,
+}
+
+/// The checksum of the lines so far.
+struct Chain(Digest);
+
+impl Chain {
+    fn new() -> Self {
+        Self(Digest::of(""))
+    }
+
+    fn add(&mut self, line: &str) {
+        self.0 = Digest::of(&format!("{}{line}", self.0));
+    }
+}
+
+/// A file that a unit was exported to, read once and found whole.
+#[derive(Debug, Clone)]
+pub struct UnitFile {
+    path: PathBuf,
+    header: Header,
+    rows: u64,
+    checksum: String,
+}
+
+impl UnitFile {
+    /// Opens a file, and reads it to its end.
+    ///
+    /// # Errors
+    /// `Io`; `NewerFormat`; `Invalid` if it is no such file, or is not whole.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let mut rows = 0;
+        let (header, checksum) = read(path, |_, _, _| {
+            rows += 1;
+            Ok(())
+        })?;
+        Ok(Self { path: path.to_owned(), header, rows, checksum })
+    }
+
+    /// The unit that it holds.
+    pub fn sync_unit(&self) -> &str {
+        &self.header.sync_unit
+    }
+
+    /// When it was exported, as RFC 3339.
+    pub fn exported_at(&self) -> &str {
+        &self.header.exported_at
+    }
+}
+
+/// Reads a file, calling `each` with the table, the key and the bytes of each row; returns what it says of itself, and its
+/// checksum.
+fn read(
+    path: &Path,
+    mut each: impl FnMut(&'static str, &[u8], &[u8]) -> Result<()>,
+) -> Result<(Header, String)> {
+    let shown = path.display();
+    let wrong = |reason: String| invalid(format!("the unit file {shown}"), reason);
+    let reading = |error| Error::io(format!("read the unit file {shown}"), error);
+    let mut lines = BufReader::new(File::open(path).map_err(reading)?);
+    let mut next = || -> Result<Option<String>> {
+        let mut line = Vec::new();
+        lines.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line).map_err(reading)?;
+        match line.pop() {
+            None => Ok(None),
+            Some(b'\n') => String::from_utf8(line).map(Some).map_err(|_| wrong("it is not UTF-8".to_owned())),
+            Some(_) => Err(wrong("it is cut: its last line has no end".to_owned())),
+        }
+    };
+    let first = next()?.ok_or_else(|| wrong("it is empty".to_owned()))?;
+    let header: Header = serde_json::from_str(&first)
+        .map_err(|_| wrong("`highwater-dump export` did not write it".to_owned()))?;
+    if header.kind != KIND {
+        return Err(wrong(format!("it says that it is {:?}, not {KIND:?}", header.kind)));
+    }
+    for (what, found, supported) in [
+        ("the unit file", header.version, VERSION),
+        ("the store of the unit file", header.store_format, FORMAT),
+    ] {
+        if found > supported {
+            return Err(Error::NewerFormat { what: format!("{what} {shown}"), found, supported });
+        }
+    }
+    SyncUnitId::new(header.sync_unit.as_str())?;
+    let mut chain = Chain::new();
+    chain.add(&first);
+    let mut rows = 0_u64;
+    loop {
+        let Some(line) = next()? else { return Err(wrong(format!("it is cut after {rows} rows"))) };
+        if let Ok(end) = serde_json::from_str::<EndLine>(&line) {
+            if end.rows != rows || end.checksum != chain.0.to_string() || end.kind != "end" {
+                return Err(wrong(format!(
+                    "it was changed or cut: it has {rows} rows and the checksum {}, and ends with {} and {}",
+                    chain.0, end.rows, end.checksum
+                )));
+            }
+            if next()?.is_some() {
+                return Err(wrong("something follows its end".to_owned()));
+            }
+            return Ok((header, end.checksum));
+        }
+        rows += 1;
+        let no_row = |reason: String| wrong(format!("row {rows}: {reason}"));
+        let row: RowLine<'_> = serde_json::from_str(&line).map_err(|error| no_row(error.to_string()))?;
+        let table = ALL_TABLES.iter().find(|table| **table == row.table && **table != META.name);
+        let table = *table.ok_or_else(|| no_row(format!("there is no table {:?} of a unit", row.table)))?;
+        let key = bytes_of_hex(&row.key).ok_or_else(|| no_row("its key is not hexadecimal".to_owned()))?;
+        let bytes = STANDARD.decode(row.row.as_bytes()).map_err(|error| no_row(error.to_string()))?;
+        if let Some(Err(error)) = check_row(table, &bytes) {
+            return Err(no_row(format!("it is no row of {table}: {error}")));
+        }
+        each(table, &key, &bytes)?;
+        chain.add(&line);
+    }
+}
+
+/// Writes a unit to a file that is there whole, durably, or not at all. Says how many rows it has.
+fn write(rows: &impl Rows, sync_unit: &str, path: &Path, now: DateTime<Utc>) -> Result<u64> {
+    let unit = at_rest(rows, sync_unit)?;
+    let writing = |error: std::io::Error| Error::io(format!("write the unit file {}", path.display()), error);
+    let new = tempfile::NamedTempFile::new_in(file::parent(path)).map_err(writing)?;
+    let mut out = BufWriter::new(new);
+    let mut chain = Chain::new();
+    let mut put = |line: String| {
+        chain.add(&line);
+        out.write_all(line.as_bytes()).and_then(|()| out.write_all(b"\n")).map_err(writing)
+    };
+    let json = |line: serde_json::Result<String>| {
+        line.map_err(|error| Error::io(format!("write the unit file {}", path.display()), error))
+    };
+    let header = Header {
+        kind: KIND.to_owned(),
+        version: VERSION,
+        store_format: FORMAT,
+        sync_unit: sync_unit.to_owned(),
+        exported_at: shown(now),
+        watermark: unit.watermark.map(|at| shown(at.to_time())),
+    };
+    put(json(serde_json::to_string(&header))?)?;
+    let mut count = 0;
+    let mut put_row = |table: &str, key: &[u8], row: &[u8]| {
+        count += 1;
+        let line = RowLine { table: table.into(), key: hex(key).into(), row: STANDARD.encode(row).into() };
+        put(json(serde_json::to_string(&line))?)
+    };
+    let of_unit = Key::unit(unit.no);
+    let by_name = Key::name(sync_unit);
+    for &table in ALL_TABLES {
+        // The rows of these stand under the id of the unit.
+        if table == UNITS.name || table == PAST.name {
+            rows.scan_raw(
+                table,
+                &by_name,
+                |tail, row| if tail.is_empty() { put_row(table, tail, row) } else { Ok(()) },
+            )?;
+        } else if table == ACTS.name {
+            rows.scan_raw(table, &acts_of(sync_unit), |tail, row| put_row(table, tail, row))?;
+        } else if table != META.name {
+            rows.scan_raw(table, &of_unit, |tail, row| put_row(table, tail, row))?;
+        }
+    }
+    let end = EndLine { kind: "end".to_owned(), rows: count, checksum: chain.0.to_string() };
+    let end = json(serde_json::to_string(&end))?;
+    writeln!(out, "{end}").map_err(writing)?;
+    let new = out.into_inner().map_err(|error| writing(error.into_error()))?;
+    new.as_file().sync_all().map_err(writing)?;
+    new.persist_noclobber(path).map_err(|error| writing(error.error))?;
+    file::sync_directory(file::parent(path)).map_err(writing)?;
+    Ok(count)
+}
+
+/// The unit, if it can be exported now.
+fn at_rest(rows: &impl Rows, sync_unit: &str) -> Result<UnitRow> {
+    let id = SyncUnitId::new(sync_unit)?;
+    let known = Known::find(rows, &id, Micros(0))?;
+    match known.open {
+        None => Ok(known.unit),
+        Some((_, run)) => {
+            let reason = format!(
+                "run {} is open, and what it has on its way stays here: let it end, or `abandon` it",
+                run.id
+            );
+            Err(invalid(format!("exporting {sync_unit}"), reason))
+        }
+    }
+}
+
+impl Store {
+    /// Writes a unit to a new file, to be taken in by another store. Says how many rows it has.
+    ///
+    /// # Durability
+    /// When this returns `Ok`, the file survives power loss. A kill leaves it whole or not there.
+    ///
+    /// # Errors
+    /// `Invalid` if there is no such unit, a run of it is open, or its state is kept with the platform; `Io`, also if the file
+    /// is there already; `Corrupt`.
+    pub fn export(&self, sync_unit: &str, path: impl AsRef<Path>) -> Result<u64> {
+        let now = self.clock().now();
+        self.inner.tables.view(|rows| write(rows, sync_unit, path.as_ref(), now))
+    }
+
+    /// Plans to take a unit in from a file. Nothing is changed.
+    ///
+    /// # Errors
+    /// `Invalid` if the store has the unit and it is not to be replaced; `Corrupt`, `Io`.
+    pub fn plan_import(&self, file: &UnitFile, replace: bool) -> Result<Plan> {
+        self.inner.tables.view(|rows| plan(rows, file, replace))
+    }
+
+    /// Carries out a plan to take a unit in from a file.
+    ///
+    /// # Durability
+    /// When this returns `Ok`, all of the unit survives power loss. It is one transaction: a kill leaves all of it or nothing.
+    ///
+    /// # Errors
+    /// `Invalid` if the store or the file has changed since the plan was made; `Corrupt`, `Io`. Nothing was changed.
+    pub fn import(&self, file: &UnitFile, plan: &Plan, by: &str) -> Result<()> {
+        let unit = self.any_unit(SyncUnitId::new(file.sync_unit())?);
+        let now = unit.now();
+        self.inner.tables.change(|change| {
+            let replaces = plan
+                .changes
+                .iter()
+                .any(|change| matches!(change, PlannedChange::Import { replaces: true, .. }));
+            if self::plan(change, file, replaces)? != *plan {
+                return Err(changed_since(plan));
+            }
+            take_in(&unit, change, file)?;
+            note(change, plan, by, now)
+        })
+    }
+}
+
+impl Snapshot {
+    /// Writes a unit of a store that is only looked at to a new file, as [`Store::export`] does.
+    ///
+    /// # Errors
+    /// As [`Store::export`], and as [`Snapshot::open`].
+    pub fn export(&mut self, sync_unit: &str, path: impl AsRef<Path>, now: DateTime<Utc>) -> Result<u64> {
+        let path = path.as_ref();
+        let directory = tempfile::tempdir_in(file::parent(path))
+            .map_err(|error| Error::io(format!("write the unit file {}", path.display()), error))?;
+        // A store that changes while it is read is read again.
+        let tries = std::cell::Cell::new(0_u32);
+        let rows = self.look(|rows| {
+            tries.set(tries.get() + 1);
+            write(rows, sync_unit, &directory.path().join(tries.get().to_string()), now)
+        })?;
+        let whole = directory.path().join(tries.get().to_string());
+        let writing = |error| Error::io(format!("write the unit file {}", path.display()), error);
+        // As a rename that replaces nothing: the name is the file's second one.
+        std::fs::hard_link(&whole, path).map_err(writing)?;
+        file::sync_directory(file::parent(path)).map_err(writing)?;
+        Ok(rows)
+    }
+
+    /// Plans to take a unit in, as [`Store::plan_import`] does.
+    ///
+    /// # Errors
+    /// As [`Store::plan_import`], and as [`Snapshot::open`].
+    pub fn plan_import(&mut self, file: &UnitFile, replace: bool) -> Result<Plan> {
+        self.look(|rows| plan(rows, file, replace))
+    }
+}
+
+fn plan(rows: &impl Rows, file: &UnitFile, replace: bool) -> Result<Plan> {
+    let id = SyncUnitId::new(file.sync_unit())?;
+    let mut plan = Plan {
+        sync_unit: id.to_string(),
+        act: format!("import {id} from {}", file.path.display()),
+        changes: Vec::new(),
+        next_run: None,
+        notes: Vec::new(),
+        mend: None,
+    };
+    let replaces = rows.get(&UNITS, &Key::name(id.as_str()))?.is_some();
+    if replaces {
+        let known = Known::find(rows, &id, Micros(0))?;
+        if !replace {
+            let reason = format!(
+                "{} has this unit already, with {} runs begun: say that it is to be replaced, or import into another store",
+                rows.tables().path().display(),
+                known.unit.next_run.saturating_sub(1)
+            );
+            return Err(invalid(format!("importing {id}"), reason));
+        }
+        known.plan_end_of_run(&mut plan)?;
+        known.plan_forget_all(&mut plan)?;
+    }
+    plan.changes.push(PlannedChange::Import {
+        rows: file.rows,
+        exported_at: file.header.exported_at.clone(),
+        replaces,
+    });
+    plan.notes.push(match &file.header.watermark {
+        Some(watermark) => {
+            format!("the next run asks for what was modified since {watermark}, or goes by the bookmarks")
+        }
+        None => "the next run asks for everything".to_owned(),
+    });
+    plan.notes.push(
+        "where it came from, the unit stays: do not let both stores be served, or what one announces the other does too"
+            .to_owned(),
+    );
+    Ok(plan)
+}
+
+/// Puts the rows of a file in the place of the unit.
+fn take_in(sync_unit: &SyncUnit, change: &Change<'_>, file: &UnitFile) -> Result<()> {
+    let id = sync_unit.id.as_str();
+    sync_unit.delete_in(change)?;
+    change.remove_all(&ACTS, &acts_of(id))?;
+    let no = Tables::new_unit_no(change)?;
+    let wrong = |reason: &str| invalid(format!("the unit file {}", file.path.display()), reason.to_owned());
+    let mut unit: Option<UnitRow> = None;
+    let (header, checksum) = read(&file.path, |table, key, bytes| {
+        if table == UNITS.name {
+            let row = UnitRow::from_bytes(bytes).map_err(|error| wrong(&error.to_string()))?;
+            unit = Some(UnitRow { no, holder: (None, None), ..row });
+            return Ok(());
+        }
+        let to = if table == PAST.name {
+            sync_unit.key()
+        } else if table == ACTS.name {
+            acts_of(id).and_bytes(key)
+        } else {
+            Key::unit(no).and_bytes(key)
+        };
+        change.put_raw(table, &to, bytes)
+    })?;
+    if (&header, &checksum) != (&file.header, &file.checksum) {
+        return Err(wrong("it has changed since it was opened"));
+    }
+    let unit = unit.ok_or_else(|| wrong("the row of the unit itself is missing"))?;
+    if let Some(run) = unit.run
+        && change.need(&RUNS, &run_key(no, run))?.status == RunStatus::Open
+    {
+        return Err(wrong("its run is open"));
+    }
+    change.put(&UNITS, &sync_unit.key(), &unit)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    digits.filter_map(|digit| char::from_digit(digit.into(), 16)).collect()
+}
+
+fn bytes_of_hex(text: &str) -> Option<Vec<u8>> {
+    let (pairs, []) = text.as_bytes().as_chunks::<2>() else { return None };
+    let digits = |pair: &[u8; 2]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    pairs.iter().map(digits).collect()
+}

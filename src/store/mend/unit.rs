@@ -1,0 +1,865 @@
+//! The acts on one unit: each planned from the rows, by a function that changes nothing, and carried out in one transaction
+//! that plans it again.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+
+use crate::cut;
+use crate::error::{Error, Result};
+use crate::model::{CURSOR_BYTES_MAX, Micros, Phase, RESERVED_VALUE_PREFIX, StreamName, SyncUnitId};
+use crate::record::Attachment;
+
+use super::super::inspect::Snapshot;
+use super::super::lifecycle::{close_run, usable_watermark};
+use super::super::open::{Store, SyncUnit};
+use super::super::rows::{
+    ActRow, BATCHES, BOOKMARKS, BatchState, BookmarkRow, FAILED, FailedRow, Json, Key, LEDGER, LedgerRow,
+    MESSAGES, MOST_READ, MessageFate, MessageRow, NEXT_CURSORS, NextCursorRow, QUEUES, REQUEUED, REWOUND,
+    RUNS, RewoundRow, Row, RunRow, RunStatus, SEEN, SEEN_BY_HASH, STREAMS, TYPES, Table, UNITS, UnitRow,
+    VALUES, message_key, name_of, number_of, run_key,
+};
+use super::super::tables::{Change, Rows};
+
+use super::kept::{STANDINGS_MAX, keep_act, last_cursor, remove_next_cursors, standing};
+use super::plan::{
+    Mend, NextRun, NextStream, Plan, PlannedChange, Requeue, RewindTo, SHOWN_CHARS, changed_since, invalid,
+    shown, shown_json, some_of, value,
+};
+
+/// Reasons that a plan to queue attachments again names.
+const REASONS_MAX: usize = 20;
+/// Rows that are moved between two looks.
+const GROUP: usize = 1_000;
+
+impl Store {
+    /// Plans an act. Nothing is changed.
+    ///
+    /// # Errors
+    /// `Invalid`, with what to do instead: there is no such unit, its state is kept with the platform, there is no such run or
+    /// it was not finished, a cursor is none or of another shape; `Corrupt`, `Io`.
+    pub fn plan(&self, sync_unit: &str, mend: &Mend) -> Result<Plan> {
+        let id = SyncUnitId::new(sync_unit)?;
+        let now = Micros::from_time(self.clock().now());
+        self.inner.tables.view(|rows| plan_act(rows, &id, mend, now))
+    }
+
+    /// Carries a plan out. `by`: who does it, for the list of acts, cut to 200 characters.
+    ///
+    /// # Durability
+    /// When this returns `Ok`, all of it survives power loss. It is one transaction: a kill leaves all of it or nothing.
+    ///
+    /// # Errors
+    /// `Invalid` if the store has changed since the plan was made; `Corrupt`, `Io`. Nothing was changed.
+    pub fn mend(&self, plan: &Plan, by: &str) -> Result<()> {
+        let unit = self.any_unit(SyncUnitId::new(plan.sync_unit.as_str())?);
+        let now = unit.now();
+        self.inner.tables.change(|change| {
+            let Some(mend) = &plan.mend else {
+                return Err(invalid(
+                    format!("the plan to {}", plan.act),
+                    "it needs its file: `Store::import`".to_owned(),
+                ));
+            };
+            if plan_act(change, &unit.id, mend, now)? != *plan {
+                return Err(changed_since(plan));
+            }
+            if plan.changes.is_empty() {
+                return Ok(());
+            }
+            carry_out(&unit, change, mend)?;
+            note(change, plan, by, now)
+        })
+    }
+}
+
+impl Snapshot {
+    /// Plans an act on a store that is only looked at, as [`Store::plan`] does.
+    ///
+    /// # Errors
+    /// As [`Store::plan`], and as [`Snapshot::open`].
+    pub fn plan(&mut self, sync_unit: &str, mend: &Mend, now: DateTime<Utc>) -> Result<Plan> {
+        let id = SyncUnitId::new(sync_unit)?;
+        self.look(|rows| plan_act(rows, &id, mend, Micros::from_time(now)))
+    }
+}
+
+/// Notes what was done.
+pub(super) fn note(change: &Change<'_>, plan: &Plan, by: &str, at: Micros) -> Result<()> {
+    let unit = SyncUnitId::new(plan.sync_unit.as_str())?;
+    let changes = plan.changes.iter().map(|change| cut::to_chars(&change.to_string(), 300)).collect();
+    let by = cut::to_chars(by, 200);
+    keep_act(change, unit.as_str(), &ActRow { at, by, act: plan.act.clone(), changes })
+}
+
+/// A unit that is to be mended, and what is known of it.
+pub(super) struct Known<'a, R> {
+    rows: &'a R,
+    id: &'a SyncUnitId,
+    pub(super) unit: UnitRow,
+    /// The newest run, if it is open.
+    pub(super) open: Option<(u64, RunRow)>,
+    now: Micros,
+}
+
+fn plan_act<R: Rows>(rows: &R, id: &SyncUnitId, mend: &Mend, now: Micros) -> Result<Plan> {
+    let known = Known::find(rows, id, now)?;
+    let mut plan = Plan {
+        sync_unit: id.to_string(),
+        act: String::new(),
+        changes: Vec::new(),
+        next_run: None,
+        notes: Vec::new(),
+        mend: Some(mend.clone()),
+    };
+    match mend {
+        Mend::Rewind { to } => known.plan_rewind(to, &mut plan)?,
+        Mend::SetCursor { stream, cursor, force } => {
+            known.plan_cursor(stream, cursor, *force, &mut plan)?;
+        }
+        Mend::Reset { keep_attachments, drop_values } => {
+            known.plan_reset(*keep_attachments, *drop_values, &mut plan)?;
+        }
+        Mend::Requeue(which) => known.plan_requeue(which, &mut plan)?,
+        Mend::Abandon => known.plan_abandon(&mut plan)?,
+        Mend::Forget => known.plan_forget(&mut plan)?,
+    }
+    Ok(plan)
+}
+
+impl<'a, R: Rows> Known<'a, R> {
+    /// Finds a unit that may be mended here.
+    pub(super) fn find(rows: &'a R, id: &'a SyncUnitId, now: Micros) -> Result<Self> {
+        let store = rows.tables().path().display();
+        let Some(unit) = rows.get(&UNITS, &Key::name(id.as_str()))? else {
+            return Err(invalid(format!("mending {id}"), format!("{store} knows no such unit")));
+        };
+        if unit.holder != (None, None) {
+            let reason = "its state is kept with the platform, and what stands there would win over this copy: fetch its \
+                          worker state, mend that as a file, and put it back";
+            return Err(invalid(format!("mending {id} in {store}"), reason.to_owned()));
+        }
+        let open = match unit.run {
+            Some(no) => {
+                let row = rows.need(&RUNS, &run_key(unit.no, no))?;
+                (row.status == RunStatus::Open).then_some((no, row))
+            }
+            None => None,
+        };
+        Ok(Self { rows, id, unit, open, now })
+    }
+
+    fn prefix(&self) -> Key {
+        Key::unit(self.unit.no)
+    }
+
+    fn text(&self, name: &[u8]) -> Result<String> {
+        let damaged =
+            |error: String| self.rows.tables().damaged("of names", &Key::name(self.id.as_str()), error);
+        name_of(name).map(str::to_owned).map_err(|error| damaged(error.to_string()))
+    }
+
+    /// Bookmarks, as JSON texts by stream.
+    fn bookmarks(&self) -> Result<BTreeMap<String, String>> {
+        let rows = self.rows.all(&BOOKMARKS, &self.prefix())?;
+        rows.into_iter().map(|(name, row)| Ok((self.text(&name)?, row.json))).collect()
+    }
+
+    /// The cursors that streams begin with, as JSON texts.
+    fn next_cursors(&self) -> Result<BTreeMap<String, String>> {
+        let rows = self.rows.all(&NEXT_CURSORS, &self.prefix())?;
+        rows.into_iter().map(|(name, row)| Ok((self.text(&name)?, row.json))).collect()
+    }
+
+    fn count<T: Row>(&self, table: &Table<T>) -> Result<u64> {
+        let mut rows = 0;
+        self.rows.scan(table, &self.prefix(), &self.prefix(), |_, _| {
+            rows += 1;
+            Ok(true)
+        })?;
+        Ok(rows)
+    }
+
+    /// What the next run asks for, of a unit that stands so.
+    fn next_run(
+        &self,
+        unit: &UnitRow,
+        bookmarks: &BTreeMap<String, String>,
+        cursors: &BTreeMap<String, String>,
+        requeued: u64,
+    ) -> Result<NextRun> {
+        let since = usable_watermark(self.rows, unit, self.now)?;
+        let streams: BTreeSet<&String> = bookmarks.keys().chain(cursors.keys()).collect();
+        let streams = streams.into_iter().map(|stream| NextStream {
+            stream: stream.clone(),
+            bookmark: bookmarks.get(stream).map(|json| value(json)),
+            cursor: cursors.get(stream).map(|json| value(json)),
+        });
+        Ok(NextRun {
+            since: since.map(Micros::to_time),
+            streams: streams.collect(),
+            attachments_requeued: self.count(&REQUEUED)? + requeued,
+        })
+    }
+
+    /// Plans to give up the open run, if there is one.
+    pub(super) fn plan_end_of_run(&self, plan: &mut Plan) -> Result<()> {
+        let Some((no, row)) = &self.open else { return Ok(()) };
+        let key = run_key(self.unit.no, *no);
+        let mut records_dropped = 0;
+        self.rows.scan(&TYPES, &key, &key, |_, counts| {
+            records_dropped += counts.read.saturating_sub(counts.skipped).saturating_sub(counts.announced);
+            Ok(true)
+        })?;
+        let queue = self.rows.get(&QUEUES, &key)?.unwrap_or_default().counts;
+        let undelivered = match row.message {
+            Some(message) => {
+                let sealed = self.rows.need(&MESSAGES, &message_key(self.unit.no, message))?;
+                (sealed.fate == MessageFate::Sealed).then_some(message)
+            }
+            None => None,
+        };
+        let mut records_undelivered = 0;
+        self.rows.scan(&BATCHES, &key, &key, |_, batch| {
+            if undelivered.is_some_and(|message| batch.state == BatchState::Announced(message)) {
+                records_undelivered += u64::from(batch.items);
+            }
+            Ok(true)
+        })?;
+        plan.changes.push(PlannedChange::AbandonRun {
+            run: row.id.clone(),
+            started_at: row.started_at.to_time(),
+            pages: row.pages,
+            records_dropped,
+            attachments_left: queue.queued.saturating_sub(queue.settled).saturating_sub(queue.failed),
+            message_undelivered: undelivered,
+            records_undelivered,
+        });
+        if row.event.is_some() {
+            plan.notes.push(format!(
+                "events of run {} are refused from then on: have the platform start a new sync",
+                row.id
+            ));
+        }
+        if let Some(message) = undelivered {
+            plan.notes.push(format!(
+                "message {message} is sealed and not known to be accepted; it is not sent again: if the platform has it, what \
+                 it announces is announced once more by the next run"
+            ));
+        }
+        Ok(())
+    }
+
+    fn plan_abandon(&self, plan: &mut Plan) -> Result<()> {
+        let run = self.open.as_ref().map(|(_, row)| format!(" {}", row.id)).unwrap_or_default();
+        plan.act = format!("abandon the open run{run} of {}", self.id);
+        self.plan_end_of_run(plan)?;
+        plan.next_run = Some(self.next_run(&self.unit, &self.bookmarks()?, &self.next_cursors()?, 0)?);
+        if self.open.is_none() {
+            plan.notes.push("no run is open".to_owned());
+        }
+        Ok(())
+    }
+
+    /// The finished runs that the ledger has, the oldest first.
+    fn finished(&self) -> Result<Vec<(u64, LedgerRow)>> {
+        let mut runs = Vec::new();
+        self.rows.scan(&LEDGER, &self.prefix(), &self.prefix(), |tail, row| {
+            let no = number_of(tail).map_err(|error| {
+                self.rows.tables().damaged(LEDGER.name, &self.prefix(), error.to_string())
+            })?;
+            if row.status == RunStatus::Finished {
+                runs.push((no, row));
+            }
+            Ok(true)
+        })?;
+        Ok(runs)
+    }
+
+    /// The finished run that a rewind goes back to.
+    fn target(&self, to: &RewindTo) -> Result<(u64, LedgerRow)> {
+        let runs = self.finished()?;
+        let span = match (runs.first(), runs.last()) {
+            (Some((_, first)), Some((_, last))) => format!(
+                "those that were finished and are known: from {} (over at {}) to {} (over at {})",
+                first.id,
+                shown(first.ended_at.to_time()),
+                last.id,
+                shown(last.ended_at.to_time())
+            ),
+            _ => "no run of it was finished yet".to_owned(),
+        };
+        let no_run = |what: &str, reason: &str| {
+            Err(invalid(format!("a rewind of {} to {what}", self.id), reason.to_owned()))
+        };
+        let found = match to {
+            RewindTo::Run(id) => {
+                let found = runs.into_iter().rev().find(|(_, row)| row.id == *id);
+                let is_open = self.open.as_ref().is_some_and(|(_, row)| row.id == *id);
+                match found {
+                    Some(found) => found,
+                    None if is_open => {
+                        return no_run(
+                            &format!("run {id}"),
+                            "it is open and has left nothing yet: `abandon` gives it up",
+                        );
+                    }
+                    None => {
+                        return no_run(&format!("run {id}"), &format!("no such run was finished; {span}"));
+                    }
+                }
+            }
+            RewindTo::Time(at) => {
+                let by_then = |row: &LedgerRow| row.ended_at.to_time() <= *at;
+                let found = runs
+                    .into_iter()
+                    .filter(|(_, row)| by_then(row))
+                    .max_by_key(|(no, row)| (row.ended_at, *no));
+                if let Some(found) = found {
+                    found
+                } else {
+                    let reason = format!(
+                        "no run was finished by then; {span}; `reset` has the next run extract everything"
+                    );
+                    return no_run(&shown(*at), &reason);
+                }
+            }
+        };
+        match found.1.watermark {
+            None => {
+                let reason = "when it started was not known, so it vouches for nothing; `reset` has the next run extract \
+                              everything";
+                no_run(&format!("run {}", found.1.id), reason)
+            }
+            Some(watermark) if watermark > self.now => {
+                let reason = format!(
+                    "it left the watermark {}, which is in the future: a clock was wrong",
+                    shown(watermark.to_time())
+                );
+                no_run(&format!("run {}", found.1.id), &reason)
+            }
+            Some(_) => Ok(found),
+        }
+    }
+
+    /// How the unit stands once it is set back to a run, with its bookmarks as JSON texts and the runs that left them.
+    fn rewound(
+        &self,
+        no: u64,
+        row: &LedgerRow,
+        notes: &mut Vec<String>,
+    ) -> Result<(UnitRow, BTreeMap<String, BookmarkRow>)> {
+        let mut unit = self.unit.clone();
+        unit.watermark = row.watermark;
+        if let Some((standing, bookmarks)) = standing(self.rows, self.unit.no, no)? {
+            unit.bounds = standing.bounds;
+            return Ok((unit, bookmarks));
+        }
+        let stands_as = match self.rows.get(&REWOUND, &self.prefix())? {
+            Some(rewound) => rewound.run,
+            None => self.finished()?.last().map(|(no, _)| *no),
+        };
+        if stands_as == Some(no) {
+            let mut bookmarks = BTreeMap::new();
+            for (name, row) in self.rows.all(&BOOKMARKS, &self.prefix())? {
+                bookmarks.insert(self.text(&name)?, row);
+            }
+            return Ok((unit, bookmarks));
+        }
+        let (oldest, newest) = unit.bounds;
+        unit.bounds = (oldest, newest.min(row.watermark));
+        notes.push(format!(
+            "the bookmarks that run {} left are not kept (those of the last {STANDINGS_MAX} finished runs are): all \
+             bookmarks are dropped, and streams go by the time alone",
+            row.id
+        ));
+        if newest.is_some() {
+            notes.push("how far back runs had reached by then is not kept: it stays as it is now".to_owned());
+        }
+        Ok((unit, BTreeMap::new()))
+    }
+
+    fn plan_rewind(&self, to: &RewindTo, plan: &mut Plan) -> Result<()> {
+        let (no, row) = self.target(to)?;
+        plan.act = match to {
+            RewindTo::Run(_) => format!("rewind {} to run {}", self.id, row.id),
+            RewindTo::Time(at) => format!("rewind {} to {}, that is to run {}", self.id, shown(*at), row.id),
+        };
+        self.plan_end_of_run(plan)?;
+        let (unit, bookmarks) = self.rewound(no, &row, &mut plan.notes)?;
+        let bookmarks = bookmarks.into_iter().map(|(stream, row)| (stream, row.json)).collect();
+        self.plan_standing(&unit, &bookmarks, plan)?;
+        if unit.watermark > self.unit.watermark {
+            plan.notes.push(
+                "the watermark moves forward: what was to be extracted again since the last rewind is not"
+                    .to_owned(),
+            );
+        }
+        plan.notes.push(self.values_stay()?);
+        plan.notes.retain(|note| !note.is_empty());
+        Ok(())
+    }
+
+    fn values_stay(&self) -> Result<String> {
+        let keys = self.own_values()?;
+        Ok(match keys.as_slice() {
+            [] => String::new(),
+            keys => format!("the extractor's own values stay as they are: {}", some_of(keys)),
+        })
+    }
+
+    /// The keys of the extractor's own values.
+    fn own_values(&self) -> Result<Vec<String>> {
+        let mut keys = Vec::new();
+        for (key, _) in self.rows.all(&VALUES, &self.prefix())? {
+            keys.push(self.text(&key)?);
+        }
+        keys.retain(|key| !key.starts_with(RESERVED_VALUE_PREFIX));
+        Ok(keys)
+    }
+
+    /// Plans to have the unit stand so, every stream at its beginning.
+    fn plan_standing(
+        &self,
+        unit: &UnitRow,
+        bookmarks: &BTreeMap<String, String>,
+        plan: &mut Plan,
+    ) -> Result<()> {
+        if unit.watermark != self.unit.watermark {
+            plan.changes.push(PlannedChange::Watermark {
+                from: self.unit.watermark.map(Micros::to_time),
+                to: unit.watermark.map(Micros::to_time),
+            });
+        }
+        if unit.bounds != self.unit.bounds {
+            let times = |(oldest, newest): (Option<Micros>, Option<Micros>)| {
+                [oldest.map(Micros::to_time), newest.map(Micros::to_time)]
+            };
+            plan.changes
+                .push(PlannedChange::Bounds { from: times(self.unit.bounds), to: times(unit.bounds) });
+        }
+        let before = self.bookmarks()?;
+        let streams: BTreeSet<&String> = before.keys().chain(bookmarks.keys()).collect();
+        for stream in streams {
+            let (from, to) = (before.get(stream), bookmarks.get(stream));
+            if from != to {
+                plan.changes.push(PlannedChange::Bookmark {
+                    stream: stream.clone(),
+                    from: from.map(|json| value(json)),
+                    to: to.map(|json| value(json)),
+                });
+            }
+        }
+        for (stream, json) in self.next_cursors()? {
+            plan.changes.push(PlannedChange::Cursor { stream, from: Some(value(&json)), to: None });
+        }
+        plan.next_run = Some(self.next_run(unit, bookmarks, &BTreeMap::new(), 0)?);
+        Ok(())
+    }
+
+    fn plan_reset(&self, keep_attachments: bool, drop_values: bool, plan: &mut Plan) -> Result<()> {
+        plan.act = format!("reset {}", self.id);
+        if keep_attachments {
+            plan.act.push_str(", but for its attachments");
+        }
+        if drop_values {
+            plan.act.push_str(", with the extractor's own values");
+        }
+        self.plan_end_of_run(plan)?;
+        let mut unit = self.unit.clone();
+        unit.watermark = None;
+        unit.bounds = (None, None);
+        self.plan_standing(&unit, &BTreeMap::new(), plan)?;
+        let (known, failed) = (self.attachments_known()?, self.count(&FAILED)? + self.count(&REQUEUED)?);
+        if keep_attachments {
+            if known > 0 {
+                plan.notes.push(format!(
+                    "{known} attachments stay known: those that are settled are extracted again only if their url, name or \
+                     date has changed"
+                ));
+            }
+        } else if known + failed > 0 {
+            plan.changes.push(PlannedChange::ForgetAttachments { known, failed });
+            if let Some(next) = &mut plan.next_run {
+                next.attachments_requeued = 0;
+            }
+        }
+        let keys = self.own_values()?;
+        if drop_values && !keys.is_empty() {
+            plan.changes.push(PlannedChange::DropValues { keys });
+        } else {
+            plan.notes.push(self.values_stay()?);
+            plan.notes.retain(|note| !note.is_empty());
+        }
+        Ok(())
+    }
+
+    fn attachments_known(&self) -> Result<u64> {
+        Ok(self.count(&SEEN)? + self.count(&SEEN_BY_HASH)?)
+    }
+
+    fn plan_forget(&self, plan: &mut Plan) -> Result<()> {
+        plan.act = format!("forget {}", self.id);
+        self.plan_end_of_run(plan)?;
+        self.plan_forget_all(plan)?;
+        plan.notes.push(
+            "the ids of its last 64 runs are kept, so that their late events are known, and what operators did to it"
+                .to_owned(),
+        );
+        Ok(())
+    }
+
+    pub(super) fn plan_forget_all(&self, plan: &mut Plan) -> Result<()> {
+        plan.changes.push(PlannedChange::ForgetUnit {
+            runs: self.unit.next_run.saturating_sub(1),
+            ledger_runs: self.count(&LEDGER)?,
+            attachments: self.attachments_known()?,
+        });
+        Ok(())
+    }
+
+    /// The streams that are known by name, and the last cursor of this one.
+    fn last_cursor_of(&self, stream: &str) -> Result<(BTreeSet<String>, Option<String>)> {
+        let mut streams: BTreeSet<String> = self.bookmarks()?.into_keys().collect();
+        for (name, _) in self.rows.all(&MOST_READ, &self.prefix())? {
+            streams.insert(self.text(&name)?);
+        }
+        let mut last = last_cursor(self.rows, self.unit.no, stream)?;
+        if let Some((no, _)) = &self.open {
+            for (name, row) in self.rows.all(&STREAMS, &run_key(self.unit.no, *no))? {
+                let name = self.text(&name)?;
+                if name == stream {
+                    last = row.cursor.or(last);
+                }
+                streams.insert(name);
+            }
+        }
+        Ok((streams, last))
+    }
+
+    fn plan_cursor(&self, stream: &str, cursor: &str, force: bool, plan: &mut Plan) -> Result<()> {
+        let stream = StreamName::new(stream)?;
+        let what = format!("the cursor of stream {stream} of {}", self.id);
+        let given: Value = serde_json::from_str(cursor).map_err(|error| {
+            invalid(what.clone(), format!("it is not JSON: {error}; a text is \"quoted\""))
+        })?;
+        let clears = given.is_null();
+        plan.act = if clears {
+            format!("have stream {stream} of {} begin at its beginning", self.id)
+        } else {
+            format!("have stream {stream} of {} begin with the cursor {}", self.id, shown_json(&given))
+        };
+        let mut cursors = self.next_cursors()?;
+        let before = cursors.remove(stream.as_str());
+        if !clears {
+            let (streams, last) = self.last_cursor_of(stream.as_str())?;
+            if !force && !streams.contains(stream.as_str()) && last.is_none() {
+                let known: Vec<String> = streams.into_iter().collect();
+                let known = match known.as_slice() {
+                    [] => "no stream of this unit is known yet".to_owned(),
+                    known => format!("known are {}", some_of(known)),
+                };
+                return Err(invalid(
+                    what,
+                    format!("no run has read such a stream; {known}; force it if it is right"),
+                ));
+            }
+            match &last {
+                None if !force => {
+                    let reason = "no cursor of this stream is known to compare it with (it has one page, perhaps): force \
+                                  it if its shape is right";
+                    return Err(invalid(what, reason.to_owned()));
+                }
+                Some(last) => {
+                    let last = value(last);
+                    if let Err(difference) = same_shape("", &last, &given)
+                        && !force
+                    {
+                        let reason = format!(
+                            "{difference}; the last one was {}: force it if the extractor reads it all the same",
+                            shown_json(&last)
+                        );
+                        return Err(invalid(what, reason));
+                    }
+                    plan.notes.push(format!("the last cursor of it that is known is {}", shown_json(&last)));
+                }
+                None => {}
+            }
+            cursors.insert(stream.to_string(), cursor.trim().to_owned());
+        }
+        let bytes = cursors.iter().map(|(stream, json)| stream.len() + json.len()).sum::<usize>();
+        if bytes > CURSOR_BYTES_MAX {
+            return Err(Error::TooLarge {
+                what: format!("the cursors that are set for streams of {}", self.id),
+                found: bytes as u64,
+                limit: CURSOR_BYTES_MAX as u64,
+                unit: "bytes",
+            });
+        }
+        let to = cursors.get(stream.as_str());
+        if before.as_ref() != to {
+            plan.changes.push(PlannedChange::Cursor {
+                stream: stream.to_string(),
+                from: before.map(|json| value(&json)),
+                to: to.map(|json| value(json)),
+            });
+        }
+        if !clears {
+            plan.notes.push(
+                "what the source lists before that cursor is not asked for, and the watermark moves all the same when the run \
+                 is finished"
+                    .to_owned(),
+            );
+        }
+        if let Some((_, row)) = &self.open {
+            plan.notes.push(format!(
+                "run {} is open and goes on with its own cursors: this is for the run after it (`abandon` gives it up)",
+                row.id
+            ));
+        }
+        plan.next_run = Some(self.next_run(&self.unit, &self.bookmarks()?, &cursors, 0)?);
+        Ok(())
+    }
+
+    fn plan_requeue(&self, which: &Requeue, plan: &mut Plan) -> Result<()> {
+        plan.act = match (which.ids.as_slice(), &which.reason) {
+            ([], None) => format!("queue all failed attachments of {} again", self.id),
+            ([], Some(reason)) => format!(
+                "queue failed attachments of {} again, those whose reason holds {:?}",
+                self.id,
+                cut::to_chars(reason, SHOWN_CHARS)
+            ),
+            (ids, None) => {
+                format!("queue failed attachments of {} again, with the ids {}", self.id, some_of(ids))
+            }
+            (ids, Some(reason)) => format!(
+                "queue failed attachments of {} again, with the ids {} and a reason that holds {:?}",
+                self.id,
+                some_of(ids),
+                cut::to_chars(reason, SHOWN_CHARS)
+            ),
+        };
+        let chosen = Chosen::of(which);
+        let mut reasons: BTreeMap<String, u64> = BTreeMap::new();
+        let (mut attachments, mut failed) = (0, 0_u64);
+        let mut found: BTreeSet<String> = BTreeSet::new();
+        self.rows.scan(&FAILED, &self.prefix(), &self.prefix(), |_, row| {
+            failed += 1;
+            if let Some(id) = chosen.takes(&row) {
+                attachments += 1;
+                if !chosen.ids.is_empty() {
+                    found.insert(id);
+                }
+                // Of a great many reasons the first are told apart.
+                let is_told = reasons.len() < GROUP || reasons.contains_key(&row.reason);
+                let reason = if is_told { row.reason } else { "other reasons".to_owned() };
+                *reasons.entry(reason).or_default() += 1;
+            }
+            Ok(true)
+        })?;
+        let missing: Vec<String> = which.ids.iter().filter(|id| !found.contains(*id)).cloned().collect();
+        if !missing.is_empty() && !chosen.ids.is_empty() {
+            plan.notes.push(format!("no such attachment was given up: {}", some_of(&missing)));
+        }
+        if attachments > 0 {
+            let mut reasons: Vec<_> = reasons.into_iter().collect();
+            reasons.sort_by(|one, other| (other.1, &one.0).cmp(&(one.1, &other.0)));
+            reasons.truncate(REASONS_MAX);
+            plan.changes.push(PlannedChange::Requeue { attachments, reasons });
+        }
+        plan.notes.push(format!("{} of {failed} stay listed as failed", failed - attachments));
+        if let Some((_, row)) = &self.open
+            && attachments > 0
+            && row.phase.is_none_or(|phase| phase <= Phase::Attachments)
+        {
+            plan.notes.push(format!("run {} takes them up if it comes to its attachments yet", row.id));
+        }
+        plan.next_run =
+            Some(self.next_run(&self.unit, &self.bookmarks()?, &self.next_cursors()?, attachments)?);
+        Ok(())
+    }
+}
+
+/// Which failed attachments are wanted.
+struct Chosen<'a> {
+    ids: BTreeSet<&'a str>,
+    reason: Option<&'a str>,
+}
+
+impl<'a> Chosen<'a> {
+    fn of(which: &'a Requeue) -> Self {
+        Self { ids: which.ids.iter().map(String::as_str).collect(), reason: which.reason.as_deref() }
+    }
+
+    /// The id of a row that is wanted.
+    fn takes(&self, row: &FailedRow) -> Option<String> {
+        if self.reason.is_some_and(|reason| !row.reason.contains(reason)) {
+            return None;
+        }
+        let id = Attachment::from_line(&row.json).map(|attachment| attachment.id).unwrap_or_default();
+        (self.ids.is_empty() || self.ids.contains(id.as_str())).then_some(id)
+    }
+}
+
+/// Makes the changes of a plan that was made of the very rows that stand there.
+fn carry_out(unit: &SyncUnit, change: &Change<'_>, mend: &Mend) -> Result<()> {
+    let now = unit.now();
+    let mut row = change.need(&UNITS, &unit.key())?;
+    let end_run = |row: &mut UnitRow| -> Result<()> {
+        let Some(no) = row.run else { return Ok(()) };
+        let mut run = change.need(&RUNS, &run_key(row.no, no))?;
+        if run.status == RunStatus::Open {
+            give_up_message(change, row.no, &run)?;
+            close_run(change, row, no, &mut run, RunStatus::Abandoned, now)?;
+            change.put(&RUNS, &run_key(row.no, no), &run)?;
+        }
+        Ok(())
+    };
+    match mend {
+        Mend::Rewind { to } => {
+            let known = Known { rows: change, id: &unit.id, unit: row.clone(), open: None, now };
+            let (no, over) = known.target(to)?;
+            let (rewound, bookmarks) = known.rewound(no, &over, &mut Vec::new())?;
+            end_run(&mut row)?;
+            row.watermark = rewound.watermark;
+            row.bounds = rewound.bounds;
+            set_back(change, &row, Some(no), now)?;
+            for (stream, bookmark) in bookmarks {
+                change.put(&BOOKMARKS, &Key::unit(row.no).and_name(&stream), &bookmark)?;
+            }
+        }
+        Mend::Reset { keep_attachments, drop_values } => {
+            end_run(&mut row)?;
+            row.watermark = None;
+            row.inherited = None;
+            row.bounds = (None, None);
+            set_back(change, &row, None, now)?;
+            if !keep_attachments {
+                unit.delete_attachments_in(change)?;
+            }
+            if *drop_values {
+                for (key, Json(_)) in change.all(&VALUES, &Key::unit(row.no))? {
+                    if !key.starts_with(RESERVED_VALUE_PREFIX.as_bytes()) {
+                        let key = name_of(&key).map_err(|error| {
+                            change.tables().damaged(VALUES.name, &unit.key(), error.to_string())
+                        })?;
+                        change.remove(&VALUES, &Key::unit(row.no).and_name(key))?;
+                    }
+                }
+            }
+        }
+        Mend::SetCursor { stream, cursor, .. } => {
+            let key = Key::unit(row.no).and_name(stream);
+            let json = cursor.trim().to_owned();
+            if json == "null" {
+                change.remove(&NEXT_CURSORS, &key)?;
+            } else {
+                change.put(
+                    &NEXT_CURSORS,
+                    &key,
+                    &NextCursorRow { json, from_run: row.next_run, set_at: now },
+                )?;
+            }
+        }
+        Mend::Requeue(which) => requeue(change, row.no, which)?,
+        Mend::Abandon => end_run(&mut row)?,
+        Mend::Forget => return unit.delete_in(change),
+    }
+    change.put(&UNITS, &unit.key(), &row)
+}
+
+/// A sealed message of a run that is abandoned, and that is not known to be accepted, is not sent again: what it announces
+/// is fetched anew.
+fn give_up_message(change: &Change<'_>, unit: u64, run: &RunRow) -> Result<()> {
+    let Some(message) = run.message else { return Ok(()) };
+    let key = message_key(unit, message);
+    match change.need(&MESSAGES, &key)? {
+        sealed if sealed.fate == MessageFate::Sealed => {
+            let fate = MessageFate::Delivered { times: 0 };
+            change.put(&MESSAGES, &key, &MessageRow { fate, body: Vec::new(), ..sealed })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Has a unit stand where it was set back to: without bookmarks and set cursors.
+fn set_back(change: &Change<'_>, unit: &UnitRow, run: Option<u64>, at: Micros) -> Result<()> {
+    let prefix = Key::unit(unit.no);
+    change.remove_all(&BOOKMARKS, &prefix)?;
+    remove_next_cursors(change, &prefix)?;
+    change.put(&REWOUND, &prefix, &RewoundRow { at, run, watermark: unit.watermark })
+}
+
+/// Moves the failed attachments that are wanted to those that are queued again.
+fn requeue(change: &Change<'_>, unit: u64, which: &Requeue) -> Result<()> {
+    let prefix = Key::unit(unit);
+    let chosen = Chosen::of(which);
+    let mut from = prefix.clone();
+    loop {
+        let (mut group, mut last) = (Vec::new(), None);
+        let mut looked_at = 0;
+        change.scan(&FAILED, &prefix, &from, |tail, row| {
+            looked_at += 1;
+            last = Some(tail.to_vec());
+            if chosen.takes(&row).is_some() {
+                group.push((tail.to_vec(), row));
+            }
+            Ok(looked_at < GROUP)
+        })?;
+        for (tail, row) in group {
+            let key = prefix.clone().and_bytes(&tail);
+            change.remove(&FAILED, &key)?;
+            change.put(&REQUEUED, &key, &row)?;
+        }
+        // The least key behind the last.
+        let Some(last) = last else { return Ok(()) };
+        from = prefix.clone().and_bytes(&last).and_bytes(&[0]);
+    }
+}
+
+/// Whether a cursor given by hand has the shape of one that the extractor made; what differs, if not. `null` fits
+/// everything, as for what is not always there.
+fn same_shape(at: &str, last: &Value, given: &Value) -> Result<(), String> {
+    let place = || if at.is_empty() { "it".to_owned() } else { at.to_owned() };
+    match (last, given) {
+        (Value::Null, _)
+        | (_, Value::Null)
+        | (Value::Bool(_), Value::Bool(_))
+        | (Value::String(_), Value::String(_)) => Ok(()),
+        (Value::Number(one), Value::Number(other)) if one.is_f64() == other.is_f64() => Ok(()),
+        (Value::Number(_), Value::Number(_)) => {
+            Err(format!("{} is a whole number in one and has a fraction in the other", place()))
+        }
+        (Value::Array(one), Value::Array(other)) => match one.first() {
+            Some(first) => (0..)
+                .zip(other)
+                .try_for_each(|(index, item)| same_shape(&format!("{at}[{index}]"), first, item)),
+            None => Ok(()),
+        },
+        (Value::Object(one), Value::Object(other)) => {
+            for (key, item) in one {
+                match other.get(key) {
+                    Some(given) => same_shape(&format!("{at}.{key}"), item, given)?,
+                    None => return Err(format!("{at}.{key} is missing")),
+                }
+            }
+            match other.keys().find(|key| !one.contains_key(*key)) {
+                Some(key) => Err(format!("{at}.{key} was not there")),
+                None => Ok(()),
+            }
+        }
+        (last, given) => Err(format!("{} is {}, and was {}", place(), kind(given), kind(last))),
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
