@@ -16,10 +16,10 @@ use serde::de::DeserializeOwned;
 use crate::error::{BoxError, Error, Result};
 use crate::model::{ArtifactId, ItemType, OPEN_BATCHES_MAX, RunId, StreamName, SyncUnitId};
 
-use super::cursors::{CursorWatch, read_cursor};
+use super::cursors::CursorWatch;
 use super::page::Page;
 use super::rows::{BATCHES, BatchRow, BatchState};
-use super::run::Run;
+use super::run::{Run, read_cursor};
 use super::tables::Rows;
 use super::uploads::id_used;
 

@@ -23,22 +23,11 @@ use serde::de::DeserializeOwned;
 use crate::error::{Error, Result};
 use crate::model::{CHILD_LISTINGS_BYTES_MAX, CHILD_LISTINGS_MAX, ParentId, StreamName};
 
-use super::cursors::{check_moves, read_cursor};
+use super::cursors::check_moves;
+use super::page::{NewChild, child_bytes};
 use super::rows::{CHILD_IDS, CHILD_STREAMS, CHILDREN, ChildIdRow, ChildRow, ChildStreamRow, Key, UnderRow};
-use super::run::Run;
+use super::run::{Run, read_cursor};
 use super::tables::{Change, Rows};
-
-/// Bytes that a pending child listing takes beside its texts.
-const CHILD_BYTES: u64 = 60;
-
-/// A child listing as a page names it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct NewChild {
-    pub(crate) stream: StreamName,
-    pub(crate) parent: ParentId,
-    /// As JSON.
-    pub(crate) data: String,
-}
 
 /// A pending child listing, and where it goes on.
 #[derive(Debug)]
@@ -55,21 +44,10 @@ pub(super) fn named(stream: &str, parent: &str) -> String {
     format!("{stream} of {parent}")
 }
 
-impl NewChild {
-    fn bytes(&self) -> u64 {
-        child_bytes(self.stream.as_str(), self.parent.as_str(), &self.data, None)
-    }
-}
-
 impl ChildRow {
     fn bytes(&self) -> u64 {
         child_bytes(&self.stream, &self.parent, &self.data, self.cursor.as_deref())
     }
-}
-
-/// Bytes that a child listing takes while it is pending.
-pub(super) fn child_bytes(stream: &str, parent: &str, data: &str, cursor: Option<&str>) -> u64 {
-    (stream.len() + parent.len() + data.len() + cursor.map_or(0, str::len)) as u64 + CHILD_BYTES
 }
 
 impl ChildStreamRow {

@@ -10,12 +10,8 @@
 
 use std::fmt::Display;
 
-use serde::de::DeserializeOwned;
-
 use crate::cut;
 use crate::error::{Error, Result};
-
-use super::run::Run;
 
 /// The cursors of one stream in one invocation.
 #[derive(Debug, Default)]
@@ -67,19 +63,6 @@ pub(super) fn check_moves(listing: impl Display, cursor: Option<&str>, next: Opt
         )),
         _ => Ok(()),
     }
-}
-
-/// Reads a cursor that was stored; `listing` is how errors name whose it is.
-///
-/// # Errors
-/// `Cursor` if it is not of the type asked for.
-pub(super) fn read_cursor<C: DeserializeOwned>(run: &Run, listing: &str, json: &str) -> Result<C> {
-    serde_json::from_str(json).map_err(|error| Error::Cursor {
-        sync_unit: run.unit.to_string(),
-        stream: listing.to_owned(),
-        cursor: cut::to_chars(json, 200),
-        source: error.into(),
-    })
 }
 
 fn refused(listing: impl Display, cursor: &str, reason: String) -> Error {

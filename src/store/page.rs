@@ -9,8 +9,6 @@ use crate::model::{
 };
 use crate::record::{Record, Tally};
 
-use super::child_listings::{NewChild, child_bytes};
-
 /// What one fetch of the source returned: records, and where the next fetch starts.
 ///
 /// A page is staged whole, in one transaction: its records, the cursor after it, and the bookmark and values set on
@@ -38,6 +36,29 @@ pub struct Page<C> {
     progress: Option<u8>,
     findings: Vec<(String, Tally)>,
     children: Vec<(String, String, Result<String>)>,
+}
+
+/// A child listing as a page names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NewChild {
+    pub(crate) stream: StreamName,
+    pub(crate) parent: ParentId,
+    /// As JSON.
+    pub(crate) data: String,
+}
+
+impl NewChild {
+    pub(super) fn bytes(&self) -> u64 {
+        child_bytes(self.stream.as_str(), self.parent.as_str(), &self.data, None)
+    }
+}
+
+/// Bytes that a pending child listing takes beside its texts.
+const CHILD_BYTES: u64 = 60;
+
+/// Bytes that a child listing takes while it is pending.
+pub(super) fn child_bytes(stream: &str, parent: &str, data: &str, cursor: Option<&str>) -> u64 {
+    (stream.len() + parent.len() + data.len() + cursor.map_or(0, str::len)) as u64 + CHILD_BYTES
 }
 
 /// A page whose parts were all checked, ready to be stored.

@@ -20,17 +20,17 @@ use crate::record::{ATTACHMENTS, Record, Tally};
 use crate::transfer::{State, recount};
 
 use super::super::attachments::queue::{put_file, queue_lines};
-use super::super::child_listings::{self, NewChild, name_children, named};
-use super::super::cursors::{CursorWatch, check_moves, read_cursor};
+use super::super::child_listings::{self, name_children, named};
+use super::super::cursors::{CursorWatch, check_moves};
 use super::super::findings::add_findings;
 use super::super::mend::kept::{keep_last_cursor, new_stream};
 use super::super::most_read;
-use super::super::page::{Page, PageParts, to_json};
+use super::super::page::{NewChild, Page, PageParts, to_json};
 use super::super::rows::{
     BATCHES, BatchRow, BatchState, CHUNKS, ChunkRow, Dates, Json, Key, PAYLOADS, Payload, RunRow, STREAMS,
     TYPES, TypeRow, UnderRow, VALUES,
 };
-use super::super::run::Run;
+use super::super::run::{Run, read_cursor};
 use super::super::tables::{Change, Rows};
 use super::states::{BatchInfo, UnsettledBatch, count};
 

@@ -4,7 +4,7 @@
 
 use crate::error::Result;
 
-use super::super::child_listings::child_bytes;
+use super::super::page::child_bytes;
 use super::super::rows::{CHILD_IDS, CHILD_STREAMS, CHILDREN, ChildIdRow, Key};
 use super::super::run::Run;
 use super::super::tables::{Change, Rows};

@@ -27,12 +27,12 @@ use crate::error::{Error, Result};
 use crate::model::{
     FINDINGS_KEPT, ItemType, LEDGER_RUNS_MAX, Micros, RunId, StreamName, SyncUnitId, ValueKey,
 };
-use crate::store::child_listings::child_bytes;
 use crate::store::codec::DecodeError;
 use crate::store::digest::{KnownId, number_of_id};
 use crate::store::findings::FindingKind;
 #[cfg(feature = "testing")]
 use crate::store::open::Store;
+use crate::store::page::child_bytes;
 use crate::store::rows::{
     ACTS, ATTACHMENTS, AttachmentRow, BATCHES, BOOKMARKS, BatchRow, BatchState, CHILD_IDS, CHILD_STREAMS,
     CHILDREN, CHUNKS, DEATHS, EVENTS, EventRow, FAILED, FILES, FINDINGS, FormatRow, Json, Key, LAST_CURSORS,
