@@ -84,10 +84,10 @@ pub enum Error {
     /// What the extractor sets does not fit into the checkpoint any more. Nothing of its page is stored.
     #[error(
         "{what} takes {found} bytes of the checkpoint of {sync_unit}, and {left} are left of {limit}: without a disk, all \
-         cursors, bookmarks and values together must fit"
+         cursors, bookmarks, values and ids of rejected records together must fit"
     )]
     NoRoom {
-        /// The cursor, bookmark, value, stream or item type.
+        /// The cursor, bookmark, value, stream, item type or id of a rejected record.
         what: String,
         /// The sync unit.
         sync_unit: String,
@@ -173,6 +173,26 @@ pub enum Error {
         /// Batches not acknowledged.
         open: u64,
         /// The limit.
+        limit: u64,
+    },
+    /// More records are rejected than may be. Nothing of the page is stored, and it is fetched again.
+    #[error(
+        "{found} records of {sync_unit} would be rejected and not yet asked for again, the limit is {limit} ids; the last \
+         is {id} of {item_type}: {reason}; mend the extractor or the source, or raise the limit"
+    )]
+    TooManyRejected {
+        /// The sync unit.
+        sync_unit: String,
+        /// The item type and the id of one that is over the limit, and why it was rejected.
+        item_type: String,
+        /// Its id.
+        id: String,
+        /// Why it was rejected.
+        reason: String,
+        /// How many there would be.
+        found: u64,
+        /// How many there may be: [`REJECTED_IDS_MAX`](crate::limits::REJECTED_IDS_MAX), unless
+        /// [`Serve::rejected_max`](crate::airdrop::Serve::rejected_max) sets another.
         limit: u64,
     },
     /// A later life of this run has begun. This one must stop.
@@ -282,6 +302,7 @@ impl Error {
             | Error::Record { .. }
             | Error::Unfinished { .. }
             | Error::TooManyOpen { .. }
+            | Error::TooManyRejected { .. }
             | Error::Event { .. } => ErrorKind::Invalid,
             Error::Fetch { .. } => ErrorKind::Fetch,
             Error::Fenced { .. } | Error::StaleEvent { .. } | Error::Replaced { .. } => ErrorKind::Fenced,

@@ -66,6 +66,7 @@
 //! | sync unit | what is synced on its own (a project, a repository, a board); all state belongs to one |
 //! | run | one extraction of a sync unit, from `begin` to `finish`, over any number of lives of the process |
 //! | stream, page, cursor | one listing of the source; what one fetch of it returns; where the next fetch starts |
+//! | reject | leave a bad record out, and have the next run ask for it again |
 //! | stage | the one transaction that stores a page's records and the cursor after it |
 //! | batch, artifact | records of one item type as gzipped JSON Lines; the same, once the platform has an id for it |
 //! | confirm, announce, acknowledge | the platform knows an artifact is ours; a message names it; both, in the caller's loop |
@@ -159,8 +160,8 @@ pub use store::Disk;
 pub use store::inspect;
 pub use store::mend;
 pub use store::{
-    AttachmentCounts, Attachments, Batch, BatchKey, Batches, FailedAttachment, Page, QueuedAttachment, Run,
-    Store, StoreOptions, SyncUnit,
+    AttachmentCounts, Attachments, Batch, BatchKey, Batches, FailedAttachment, Page, QueuedAttachment,
+    RejectedRecord, Run, Store, StoreOptions, SyncUnit,
 };
 
 /// The limits of everything that is stored or sent.
@@ -170,7 +171,8 @@ pub mod limits {
         CHECKPOINT_STATE_BYTES_MAX, CHILD_DATA_BYTES_MAX, CHILD_LISTINGS_BYTES_MAX, CHILD_LISTINGS_MAX,
         CLOCK_AHEAD_MAX, CURSOR_BYTES_MAX, EXTERNAL_SYNC_UNIT_BATCH_ITEMS, FINDING_BYTES_MAX,
         FINDING_KINDS_MAX, FINDINGS_KEPT, ID_BYTES_MAX, LEDGER_RUNS_MAX, MESSAGE_BYTES_MAX,
-        MESSAGE_BYTES_SOFT, OPEN_BATCHES_MAX, VALUE_BYTES_MAX,
+        MESSAGE_BYTES_SOFT, OPEN_BATCHES_MAX, REFETCH_IDS, REJECTED_FEW, REJECTED_IDS_MAX,
+        REJECTED_JSON_BYTES_MAX, REJECTED_KEPT_MAX, REJECTED_PERCENT_MAX, VALUE_BYTES_MAX,
     };
 }
 

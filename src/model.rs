@@ -50,6 +50,18 @@ pub const FINDING_BYTES_MAX: usize = 600;
 /// Kinds of findings that a run tells apart by item type, rule and place. As many again are told apart by item type
 /// and rule; what is beyond is counted by rule alone.
 pub const FINDING_KINDS_MAX: usize = 64;
+/// Ids of rejected records that a sync unit may have at a time, unless set otherwise.
+pub const REJECTED_IDS_MAX: u64 = 1_000;
+/// Of the records that a run read, the part that may be rejected, in percent, unless set otherwise.
+pub const REJECTED_PERCENT_MAX: u8 = 1;
+/// Rejected records of a run that are never too many for a part of it: else one bad record would stop a small run.
+pub const REJECTED_FEW: u64 = 10;
+/// Rejected records of a run that are kept whole: of one item type and kind at most [`FINDINGS_KEPT`].
+pub const REJECTED_KEPT_MAX: usize = 100;
+/// Bytes of the JSON text of a rejected record that is kept; what is beyond is cut.
+pub const REJECTED_JSON_BYTES_MAX: usize = 16 * 1024;
+/// Ids that an extractor is asked for at once.
+pub const REFETCH_IDS: usize = 100;
 /// Finished and abandoned runs whose figures the ledger keeps, per sync unit.
 pub const LEDGER_RUNS_MAX: u64 = 1_000;
 /// A watermark further ahead of the clock than this comes from a bad clock and is not used.
@@ -338,6 +350,8 @@ pub enum Safeguard {
     /// What an opened store shows is durable, also what an owner that was killed had not synced. Taken away, nothing is
     /// synced between opening a store and its first change, which syncs all of it.
     DurableAtOpen,
+    /// A rejected record is kept to be asked for again.
+    RejectedKept,
 }
 
 #[cfg(test)]

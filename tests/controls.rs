@@ -1,7 +1,9 @@
 //! Negative controls: with a rule taken away, the same exploration must see a promise broken. A check that cannot fail
 //! is no check.
 
-use highwater::testing::{Act, Broken, Call, CallFault, Explore, Report, Safeguard, SimSource, Uploads};
+use highwater::testing::{
+    Act, Broken, Call, CallFault, Explore, Report, Safeguard, Setting, SimSource, Uploads,
+};
 
 /// Explores without a rule, and asserts that the promise that it holds up is found broken.
 fn broken_without(rule: Safeguard, acts: impl IntoIterator<Item = Act>) -> Report {
@@ -85,6 +87,13 @@ fn what_is_read_at_open_and_is_not_durable_is_found() {
     let report = broken_without(Safeguard::DurableAtOpen, []);
     assert_eq!(kind(&report), Broken::Lost);
     assert!(report.failure.unwrap().violation.what.contains("taken back by a power failure"));
+}
+
+#[test]
+fn a_rejected_record_that_is_forgotten_is_found() {
+    let report = broken_without(Safeguard::RejectedKept, [Act::With(Setting::Rejects)]);
+    assert_eq!(kind(&report), Broken::Lost);
+    assert!(report.failure.unwrap().violation.what.contains("has asked again for {}, expected one of"));
 }
 
 /// Explores with a rule about uploads taken away from those of one kind, and asserts that it finds what follows from it.

@@ -144,7 +144,7 @@ struct Sync {
     /// How often the phase is started again, in the same run, after an ERROR
     #[arg(long, value_name = "N", default_value_t = 0)]
     retry_errors: u64,
-    /// Do not print what the worker prints: it is in worker.log of the directory in any case
+    /// Do not print what the worker prints; worker.log in the directory has it
     #[arg(long)]
     quiet: bool,
     /// Print the report as one JSON object
@@ -155,8 +155,8 @@ struct Sync {
 /// The worker, and what it is told: the same in `sync` and in `verify`.
 #[derive(Debug, Args)]
 pub(crate) struct Worked {
-    /// The worker: a command, started for each event, which is in a file whose path takes the place of `{event}` in
-    /// ARGS, or is appended to them. `{dir}` in ARGS, and `HIGHWATER_DIR` in its environment, is a folder of its own
+    /// The worker: a command, started for each event. The path of a file with the event replaces `{event}` in its arguments,
+    /// or is appended to them. `{dir}` in its arguments, and `HIGHWATER_DIR` in its environment, is a folder of its own
     #[arg(
         value_name = "COMMAND",
         last = true,
@@ -167,29 +167,30 @@ pub(crate) struct Worked {
     /// The worker: an address that each event is posted to. It answers when it has sent its message, or 202 before
     #[arg(long, value_name = "URL")]
     function: Option<String>,
-    /// What kills the function and starts it again: a command for `sh`, which ends when the function is served again. Faults
+    /// A command for `sh` that kills the function and starts it again; it must end when the function is served again. Faults
     /// that kill the worker need it
     #[arg(long, value_name = "CMD", requires = "function")]
     kill: Option<String>,
     /// The external system's id of what is synced
     #[arg(long, value_name = "ID", default_value = "local-unit")]
     unit: String,
-    /// The phases of the sync, in their own order; a worker that waits for a phase that never comes takes the run for
-    /// unfinished [default: all; units are listed by a first sync only]
+    /// The phases of the sync; their order is fixed. To a worker that expects a phase left out here,
+    /// the run looks unfinished
+    /// [default: all; external sync units in a first sync only]
     #[arg(long, value_name = "PHASE", value_delimiter = ',')]
     phases: Vec<PhaseName>,
     /// How events are spelled: `EXTRACTION_DATA_START` (seed) or `START_EXTRACTING_DATA` (newer). A worker that does not
     /// know them answers `UNKNOWN_EVENT_TYPE`, or nothing
     #[arg(long, value_name = "SPELLING", value_enum, default_value_t = Spelled::Seed)]
     names: Spelled,
-    /// The event's `connection_data`: where the external system is, and the key to it. As JSON, or @FILE with it;
-    /// arguments can be read by everybody on this machine (`ps`), a file only by whom you let
+    /// The event's `connection_data`: the address of the external system, and the key to it. As JSON, or as @FILE:
+    /// every user of this machine can read arguments (`ps`)
     #[arg(long, value_name = "JSON|@FILE")]
     connection_data: Option<String>,
     /// Fields that are merged into the `event_context` of every event, as a JSON object or @FILE
     #[arg(long, value_name = "JSON|@FILE")]
     event_context: Option<String>,
-    /// `extraction_start_time`: a moment, the word of a type (`unbounded`, `workers_newest`), or a JSON object
+    /// `extraction_start_time`: a time, the name of a type (`unbounded`, `workers_newest`), or a JSON object
     #[arg(long, value_name = "WHEN", value_parser = time_setting)]
     extraction_start: Option<Value>,
     /// `extraction_end_time`, likewise
@@ -198,7 +199,7 @@ pub(crate) struct Worked {
     /// An environment variable of the worker; may be given again and again
     #[arg(long = "env", value_name = "NAME=VALUE", value_parser = variable)]
     env: Vec<(String, String)>,
-    /// The longest that a DELAY is waited out, say 1s. (A worker that comes too early may ask for the rest again)
+    /// The longest wait for a DELAY, such as 1s. (A worker that comes too early may ask for the rest again)
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     fast_delays: Option<Duration>,
     /// How often an event is given again to a worker that ended without a message

@@ -16,21 +16,21 @@ use crate::{Failure, Worked, end_with_signals, object, print, tell};
 
 // Lines of at most 98 characters: clap would break longer ones where it is narrow.
 const AFTER_HELP: &str = "\
-A clean sync is made first, then an incremental one; both twice, as they must deliver the same: what
-the two differ in is told, and not looked at any further. Then one case after another: a sync in
-which one thing goes wrong, and one more in which nothing does. What the two delivered is compared
-with the clean syncs, record by record, by id and content, attachments and their bytes included.
+First a clean sync and an incremental one are made, both twice. Where two of a kind differ, the
+difference is reported and ignored from then on. Then come the cases: in each, a sync in which one
+thing goes wrong, and one more in which nothing does. What the two delivered is compared with the
+clean syncs, record by record, by id and content, attachments and their bytes included.
 
 What goes wrong:
   500, 503           the call fails, without effect; -applied: it takes effect and fails
   400, 403, 408, 413 the call is refused
-  429, 429-after-1   it is refused for now, without and with Retry-After
+  429, 429-after-1   the call is refused for now, without and with Retry-After
   hangup, lost       the connection is closed without an answer, without or with effect
   slow               the answer is late
   kill-before, kill-after, kill-later   SIGKILL before or after a call takes effect, or between calls
   twice              the event is given again after it was answered
   half-time          the worker is killed after half the time that it needs
-  delay-early, delay-late   a DELAY is not waited out, or too long
+  delay-early, delay-late   CONTINUE comes before the time of a DELAY, or long after it
   fresh-disk         each invocation finds the worker's folder empty
 Of the external system (--source):
   429, 429-after-1, 429-after-date   it refuses for now: without Retry-After, with seconds, a date
@@ -39,24 +39,24 @@ Of the external system (--source):
   empty-page         a page has no items, and leads to the same page once more
   slow               the answer is late
 
-What is said of it:
+Results:
   lost       a record is in neither of the two syncs: nobody will ever see it
   altered    it was delivered last with another content
   repeated   a run delivered it more often than the clean one does
   stuck      the sync that followed did not end with DONE either
   stopped    the sync did not end with DONE, but the one that followed delivered all: no finding
   said DONE  the worker said DONE, and records are lost all the same
-  not recorded   the worker asked for what is not in the recording: the case says nothing
+  not recorded   the worker asked for something that is not in the recording: no result
 
-The report shows the words of the worker, and the names of --env without their values. A key belongs
-in --env or --connection-data @FILE, not in ARGS.
+The report shows the worker's command line, and the names of --env without their values. Put a key
+into --env or --connection-data @FILE, not into the command line.
 
-The worker is started in many syncs at once. What it remembers belongs in a folder of its own: `{dir}`
-in its words, HIGHWATER_DIR in its environment. The cases of a function (--function) are told apart
-by the id of the sync unit; it is killed by the command of --kill only, and then runs one case after
-the other.
+Many syncs run at once. What a worker stores on disk belongs in the folder of its sync: `{dir}` in
+its arguments, HIGHWATER_DIR in its environment. The cases of a function (--function) differ in
+the id of the sync unit. Only the command of --kill kills a function, and then one case runs at a
+time.
 
-Exit codes: 0 nothing was found; 1 it could not be verified, or no case says anything; 2 wrong
+Exit codes: 0 nothing was found; 1 it could not be verified, or no case has a result; 2 wrong
 usage; 3 records were lost, altered or repeated, or the worker was stuck.
 
   highwater-airdrop verify --dir out/verify --names newer -- node run.js {event}

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::model::FINDINGS_KEPT;
 use crate::record::{ATTACHMENTS, Checker, Finding, Metadata, Record, Rule, Severity, Tally};
-use crate::store::Page;
+use crate::store::{Page, Rejection};
 
 use super::message::ERROR_MESSAGE_BYTES_MAX;
 
@@ -44,12 +44,20 @@ pub enum CheckPolicy {
     ///
     /// Warnings are counted only, and so is an id that stands twice on a page: a source may repeat one between reads.
     Refuse,
+    /// A record with an error is left out of its page, and rejected as by [`Page::reject`]: counted, kept to be looked at,
+    /// and asked for again by the next run, through [`Extractor::refetch`](super::Extractor::refetch). The rest of the page
+    /// is staged. What is found in a rejected record is told with it, and not counted as a finding.
+    ///
+    /// A record without an id cannot be asked for, and an item type that the metadata does not declare is no fault of a
+    /// record: a page with either is refused as by `Refuse`, and so are metadata that have errors. Warnings, and an id that
+    /// stands twice on a page, are counted only.
+    LeaveOut,
 }
 
 /// The checks of one invocation.
 #[derive(Debug)]
 pub(crate) struct Checks {
-    refuses: bool,
+    policy: CheckPolicy,
     metadata: Metadata,
     /// What was found in the metadata.
     pub(crate) in_metadata: Tally,
@@ -72,16 +80,17 @@ impl Checks {
     /// # Errors
     /// What to answer, if they are refused: by metadata with errors in it nothing can be checked.
     pub(crate) fn new(policy: CheckPolicy, item_type: &str, document: Value) -> Result<Self, String> {
-        let refuses = policy == CheckPolicy::Refuse;
         let metadata = Metadata::from_value(document);
         let mut in_metadata = Tally::keeping(FINDINGS_KEPT);
         for finding in metadata.check() {
             in_metadata.add(finding);
         }
-        if refuses && let Some(errors) = errors([(item_type, &in_metadata)]) {
+        if policy.refuses()
+            && let Some(errors) = errors([(item_type, &in_metadata)])
+        {
             return Err(format!("the metadata is refused, for it has {errors}"));
         }
-        Ok(Self { refuses, metadata, in_metadata, checkers: BTreeMap::new() })
+        Ok(Self { policy, metadata, in_metadata, checkers: BTreeMap::new() })
     }
 
     /// Checks a page; what is found is to be staged with it.
@@ -90,20 +99,39 @@ impl Checks {
     /// What to answer, if it is refused.
     pub(crate) fn page<C>(&mut self, stream: &str, page: &mut Page<C>) -> Result<(), String> {
         let mut found: Vec<(String, Tally)> = Vec::new();
+        let mut rejected: Vec<(String, Vec<(usize, Rejection)>)> = Vec::new();
+        let leaves_out = self.policy == CheckPolicy::LeaveOut;
         for (item_type, records) in page.records() {
             let mut tally = Tally::keeping(FINDINGS_KEPT);
-            check(self.declared(item_type), records, |mut finding| {
-                // A record is known by its id, and only without one by its place: what is no file yet has no lines.
-                if finding.record.is_some() {
-                    finding.line = None;
+            let mut of_type = Vec::new();
+            let declared = self.declared(item_type);
+            let leaves_out = leaves_out && !matches!(declared, Declared::Missing(_));
+            check(declared, records, |place, record, mut findings| {
+                if leaves_out
+                    && findings.iter().any(is_refused)
+                    && let Some(rejection) = Rejection::of_record(record, &findings)
+                {
+                    of_type.push((place, rejection));
+                    return;
                 }
-                tally.add(finding);
+                for finding in &mut findings {
+                    // A record is known by its id, and only without one by its place: what is no file yet has no lines.
+                    if finding.record.is_some() {
+                        finding.line = None;
+                    }
+                }
+                for finding in findings {
+                    tally.add(finding);
+                }
             });
             if !tally.is_empty() {
                 found.push((item_type.to_owned(), tally));
             }
+            if !of_type.is_empty() {
+                rejected.push((item_type.to_owned(), of_type));
+            }
         }
-        if self.refuses
+        if self.policy.refuses()
             && let Some(errors) = errors(found.iter().map(|(item_type, tally)| (item_type.as_str(), tally)))
         {
             return Err(format!(
@@ -113,6 +141,9 @@ impl Checks {
         }
         for (item_type, tally) in found {
             page.found(&item_type, tally);
+        }
+        for (item_type, rejected) in rejected {
+            page.reject_at(&item_type, rejected);
         }
         Ok(())
     }
@@ -127,26 +158,38 @@ impl Checks {
     }
 }
 
-/// Checks the records of one item type, each as the line that it becomes.
-fn check(declared: &Declared, records: &[Record], mut found: impl FnMut(Finding)) {
+impl CheckPolicy {
+    /// Whether a page with errors that stay in it is refused.
+    fn refuses(self) -> bool {
+        matches!(self, CheckPolicy::Refuse | CheckPolicy::LeaveOut)
+    }
+}
+
+/// Whether a record is refused for a finding. For an id that stands twice on a page it is not.
+fn is_refused(finding: &Finding) -> bool {
+    finding.is_error() && finding.rule != Rule::DuplicateId
+}
+
+/// Checks the records of one item type, each as the line that it becomes: its place, the record, and what was found.
+fn check(declared: &Declared, records: &[Record], mut found: impl FnMut(usize, &Record, Vec<Finding>)) {
     match declared {
         Declared::ByPlatform => {}
         Declared::As(checker) => {
             let mut batch = checker.batch();
             let mut line = Vec::new();
-            for record in records {
+            for (place, record) in records.iter().enumerate() {
                 line.clear();
                 record.write_line(&mut line);
-                batch.check_line(&line).into_iter().for_each(&mut found);
+                found(place, record, batch.check_line(&line));
             }
         }
         Declared::Missing(findings) => {
-            for record in records {
-                for finding in findings {
-                    let mut finding = finding.clone();
+            for (place, record) in records.iter().enumerate() {
+                let mut findings = findings.clone();
+                for finding in &mut findings {
                     finding.record = record.id().map(str::to_owned);
-                    found(finding);
                 }
+                found(place, record, findings);
             }
         }
     }

@@ -86,6 +86,79 @@ pub trait Extractor: Sync {
         cursor: Option<Self::Cursor>,
     ) -> Result<Page<Self::Cursor>, SourceError>;
 
+    /// Says whether [`Extractor::refetch`] is written for an item type. It is not, unless this is overridden: a page that
+    /// rejects a record of the type is then answered with ERROR, and nothing of it is stored.
+    fn can_refetch(&self, item_type: &str) -> bool {
+        let _ = item_type;
+        false
+    }
+
+    /// Fetches records that earlier runs rejected, by their ids: at most [`REFETCH_IDS`](crate::limits::REFETCH_IDS) of one
+    /// item type. Called before the first stream of a data phase, until each was asked for once in the run.
+    ///
+    /// The answer is a last page without a bookmark. It says of each id what became of it: it has the record of that type
+    /// and id, rejects it once more ([`Page::reject`], [`Page::push_or_reject`], or
+    /// [`CheckPolicy::LeaveOut`]), or says that it is [gone](Page::gone). A page that says nothing of an id is answered with
+    /// ERROR, and the same ids are asked for again. It may have other records, too: the comments of an issue, say.
+    ///
+    /// What passes is announced, and is not asked for in the next run, once this run is finished.
+    ///
+    /// ```
+    /// use highwater::airdrop::{Context, Extractor, ExternalSyncUnit, Listing, SourceError};
+    /// use highwater::record::{Field, Metadata, Normalizer, RecordType};
+    /// use highwater::Page;
+    /// use serde_json::{Value, json};
+    /// # struct Client;
+    /// # impl Client {
+    /// #     fn issue(&self, _id: &str) -> Result<Option<Value>, std::io::Error> { Ok(None) }
+    /// #     fn issues(&self, _cursor: Option<u32>) -> Result<(Vec<Value>, Option<u32>), std::io::Error> { Ok((vec![], None)) }
+    /// # }
+    /// struct Tracker { client: Client, issues: Normalizer }
+    ///
+    /// impl Extractor for Tracker {
+    ///     type Cursor = u32;
+    ///     # fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> { Ok(vec![]) }
+    ///     # fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> { Ok(json!({})) }
+    ///     # fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> { Ok(vec!["issues".into()]) }
+    ///     fn page(&self, _: &Context<'_>, _: &Listing, cursor: Option<u32>) -> Result<Page<u32>, SourceError> {
+    ///         let (issues, next) = self.client.issues(cursor)?;
+    ///         let mut page = next.map_or_else(Page::last, Page::more);
+    ///         for raw in issues {
+    ///             page.push_or_reject("issues", &raw, self.issues.normalize(&raw));
+    ///         }
+    ///         Ok(page)
+    ///     }
+    ///
+    ///     fn can_refetch(&self, item_type: &str) -> bool {
+    ///         item_type == "issues"
+    ///     }
+    ///
+    ///     fn refetch(&self, _: &Context<'_>, item_type: &str, ids: &[String]) -> Result<Page<u32>, SourceError> {
+    ///         let mut page = Page::last();
+    ///         for id in ids {
+    ///             match self.client.issue(id)? {
+    ///                 Some(raw) => page.push_or_reject(item_type, &raw, self.issues.normalize(&raw)),
+    ///                 None => page.gone(item_type, id),
+    ///             }
+    ///         }
+    ///         Ok(page)
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// Whatever went wrong, as of a page; what was asked for before stays answered.
+    fn refetch(
+        &self,
+        context: &Context<'_>,
+        item_type: &str,
+        ids: &[String],
+    ) -> Result<Page<Self::Cursor>, SourceError> {
+        let _ = context;
+        Err(format!("this extractor does not ask again for {} rejected records of {item_type}", ids.len())
+            .into())
+    }
+
     /// Opens an attachment that a page of this run named, to stream it to the platform. Called from several threads at
     /// once. The reader is read in the thread that opened it. Give it a time-out: a read that blocks for ever blocks
     /// the invocation.

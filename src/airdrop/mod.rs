@@ -21,6 +21,7 @@ mod message;
 mod pages;
 mod phases;
 mod platform;
+mod rejected;
 mod retry;
 mod saved;
 mod scheduler;

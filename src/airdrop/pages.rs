@@ -23,7 +23,9 @@ use tracing::{Span, debug, info};
 
 use crate::error::Result;
 use crate::model::{Phase, StreamName};
-use crate::store::{Child, CommittedPage, CursorWatch, Page, PageOf, ReadyPage, UnderRow, make_ready};
+use crate::store::{
+    Child, CommittedPage, CursorWatch, Page, PageOf, ReadyPage, UnderRow, make_ready, refetched,
+};
 
 use super::answer::{MessageDetails, Outcome};
 use super::check::Checks;
@@ -34,6 +36,7 @@ use super::invocation::{Ending, Invocation, Stop};
 use super::keeper::Keeper;
 use super::lanes::Lanes;
 use super::listing::Listing;
+use super::rejected;
 use super::retry::{ShortWaits, millis};
 use super::scheduler::{LeftChild, ListingNo, Next, Scheduler};
 
@@ -191,6 +194,7 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
     /// Fetches pages until all listings are exhausted or there is a reason to stop. `last_item_type`: of the last record
     /// that was fetched.
     fn fetch_all(mut self, last_item_type: &mut Option<String>) -> Result<(), Stop> {
+        self.refetch()?;
         loop {
             self.delivery.step()?;
             if self.is_commit_due() {
@@ -211,7 +215,10 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
                 return Err(ending.into());
             } else {
                 match self.scheduler.next(self.now()) {
-                    Next::Done => return Ok(()),
+                    Next::Done => {
+                        let percent = self.invocation.settings.rejected_percent;
+                        return rejected::check_part(self.context.run, percent);
+                    }
                     Next::Paused(until) => self.context.clock.sleep(until.saturating_sub(self.now())),
                     // More batches are on their way than the lanes can soon take.
                     Next::Fetch(_) | Next::Wait => self.delivery.wait()?,
@@ -220,11 +227,72 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
         }
     }
 
+    /// Asks again for what earlier runs rejected, before anything else is fetched.
+    fn refetch(&mut self) -> Result<(), Stop> {
+        let Context { run, .. } = *self.context;
+        while let Some((item_type, ids)) = run.next_rejected(|item_type| self.context.extracts(item_type))? {
+            while self.delivery.crowded() && !self.is_closed() {
+                self.delivery.wait()?;
+            }
+            if self.is_closed() || self.is_late() {
+                return Err(Ending::Progress.into());
+            }
+            self.load_checks()?;
+            let began_at = self.now();
+            let mut page = rejected::refetch(self.extractor, self.context, &item_type, &ids)?;
+            let of = PageOf::Stream(refetched()?);
+            self.settle(&of, &mut page)?;
+            if let Some(keeper) = self.keeper {
+                keeper.admit(run, &of, &page)?;
+            }
+            self.delivery.add(run.stage_refetched(page)?);
+            self.begun += 1;
+            self.committed += 1;
+            self.deliver()?;
+            self.longest_fetch = self.longest_fetch.max(self.now().saturating_sub(began_at));
+        }
+        Ok(())
+    }
+
+    /// Asks for what pages are checked by, unless that is known.
+    fn load_checks(&mut self) -> Result<(), Stop> {
+        if !self.checks_asked {
+            self.checks = self.invocation.checks(self.extractor, self.context)?;
+            self.checks_asked = true;
+        }
+        Ok(())
+    }
+
+    /// Decides which records of a page are staged: those that are wanted and not rejected.
+    fn settle(&mut self, of: &PageOf, page: &mut Page<E::Cursor>) -> Result<(), Stop> {
+        let stream = of.stream().as_str();
+        page.leave_out(|item_type| !self.context.extracts(item_type));
+        if let Some(checks) = &mut self.checks {
+            checks.page(stream, page).map_err(|reason| Stop::failed(&reason))?;
+        }
+        page.rejected_max(self.invocation.settings.rejected_max);
+        rejected::check_refetchable(self.extractor, self.context.run, stream, page)
+    }
+
+    /// Whether this invocation delivers no more batches.
+    fn is_closed(&self) -> bool {
+        self.delivery.halt().is_some() || self.delivery.message_full()
+    }
+
+    /// Moves what is closed on towards the platform, and saves a checkpoint if one is due.
+    fn deliver(&mut self) -> Result<()> {
+        self.delivery.step()?;
+        if self.delivery.save_due() {
+            self.delivery.save()?;
+        }
+        Ok(())
+    }
+
     /// Begins to fetch what may be fetched now.
     fn begin(&mut self) -> Result<(), Stop> {
         while self.closing.is_none() {
             let Next::Fetch(no) = self.scheduler.next(self.now()) else { break };
-            if self.delivery.halt().is_some() || self.delivery.message_full() {
+            if self.is_closed() {
                 self.close(Ending::Progress);
             } else if self.is_late() {
                 info!(pages = self.committed, "deadline reached");
@@ -244,10 +312,7 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
     }
 
     fn begin_one(&mut self, no: ListingNo) -> Result<(), Stop> {
-        if !self.checks_asked {
-            self.checks = self.invocation.checks(self.extractor, self.context)?;
-            self.checks_asked = true;
-        }
+        self.load_checks()?;
         let run = self.context.run;
         let (listing, of, cursor) = match no {
             ListingNo::Stream(at) => {
@@ -320,10 +385,7 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
         mut page: Page<E::Cursor>,
     ) -> Result<ReadyPage, Stop> {
         let (items, by_type, more) = (page.items(), page.items_by_type(), page.next.is_some());
-        page.leave_out(|item_type| !self.context.extracts(item_type));
-        if let Some(checks) = &mut self.checks {
-            checks.page(of.stream().as_str(), &mut page).map_err(|reason| Stop::failed(&reason))?;
-        }
+        self.settle(&of, &mut page)?;
         if let Some(keeper) = self.keeper {
             keeper.admit(self.context.run, &of, &page)?;
         }
@@ -375,10 +437,7 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
             }
             Err(error) => self.meet(error.into())?,
         }
-        self.delivery.step()?;
-        if self.delivery.save_due() {
-            self.delivery.save()?;
-        }
+        self.deliver()?;
         self.longest_commit = self.longest_commit.max(self.now().saturating_sub(began_at));
         Ok(())
     }

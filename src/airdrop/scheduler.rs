@@ -460,7 +460,7 @@ mod tests {
             }
             if !held.is_empty() && (in_flight.is_empty() || chance.bool()) {
                 let no = held.remove(0);
-                let Played { tree, at, under, .. } = &mut open.get_mut(&no).unwrap();
+                let Played { tree, at, under, .. } = open.get_mut(&no).unwrap();
                 let page = &tree.pages[*at];
                 read.push((no, *at));
                 *at += 1;

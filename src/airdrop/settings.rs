@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::model::{REJECTED_IDS_MAX, REJECTED_PERCENT_MAX};
+
 use super::event::Spelling;
 
 /// How events are answered. [`Serve::new`] has the defaults; [`Serve::serve`] answers one event.
@@ -23,6 +25,8 @@ pub struct Serve {
     pub(super) checkpoints: bool,
     pub(super) scope: bool,
     pub(super) takeover_wait: Option<Duration>,
+    pub(super) rejected_max: u64,
+    pub(super) rejected_percent: u8,
 }
 
 impl Default for Serve {
@@ -49,6 +53,8 @@ impl Serve {
             checkpoints: false,
             scope: false,
             takeover_wait: None,
+            rejected_max: REJECTED_IDS_MAX,
+            rejected_percent: REJECTED_PERCENT_MAX,
         }
     }
 
@@ -166,6 +172,25 @@ impl Serve {
     /// platform where a save of that worker may arrive late. Zero unless set.
     pub fn settle_after_takeover(mut self, wait: Duration) -> Self {
         self.takeover_wait = Some(wait);
+        self
+    }
+
+    /// How many ids of [rejected](crate::Page::reject) records a sync unit may have at a time, those of earlier runs that did
+    /// not pass yet among them: [`REJECTED_IDS_MAX`](crate::limits::REJECTED_IDS_MAX) unless set. The page that would bring
+    /// more is answered with ERROR, at once; nothing of it is stored, and the next event fetches it again. 0: no record may
+    /// be rejected.
+    pub fn rejected_max(mut self, ids: u64) -> Self {
+        self.rejected_max = ids;
+        self
+    }
+
+    /// Which part of the records that a run read may be rejected, in percent:
+    /// [`REJECTED_PERCENT_MAX`](crate::limits::REJECTED_PERCENT_MAX) unless set, 100 for all of them. It is looked at when
+    /// everything is read, at the end of the data phase, for only then is it known what a part is of; if it is more, the
+    /// answer is ERROR instead of DONE. [`REJECTED_FEW`](crate::limits::REJECTED_FEW) records are never too many. What was
+    /// asked for again and rejected once more does not count.
+    pub fn rejected_percent(mut self, percent: u8) -> Self {
+        self.rejected_percent = percent.min(100);
         self
     }
 

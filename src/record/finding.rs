@@ -182,6 +182,19 @@ impl Finding {
         self.severity == Severity::Error
     }
 
+    /// What it is counted by with others of its kind, for people: the rule, and the place without positions.
+    pub(crate) fn kind_text(&self) -> String {
+        let place = self.path.without_positions();
+        if place.is_empty() { self.rule.to_string() } else { format!("{} at {place}", self.rule) }
+    }
+
+    /// As it is shown, without the id of its record and how bad it is.
+    pub(crate) fn without_record(&self) -> String {
+        let shown = Self { record: None, line: None, ..self.clone() }.to_string();
+        let severity = format!("{}: ", self.severity);
+        shown.strip_prefix(&severity).map_or_else(|| shown.clone(), str::to_owned)
+    }
+
     pub(super) fn new(severity: Severity, rule: Rule, path: FieldPath, message: String) -> Self {
         Self { severity, rule, path, line: None, record: None, message, expected: None, excerpt: None }
     }

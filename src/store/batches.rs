@@ -4,6 +4,7 @@
 //! announced (a sealed message names it); its bytes are dropped once it is confirmed. What a crash leaves between
 //! any two of these is in the room `lifecycle`.
 
+mod refetch;
 pub(super) mod staging;
 pub(super) mod states;
 

@@ -35,6 +35,7 @@ use super::mend::kept::KeptPart;
 use super::most_read;
 use super::notes::Standing;
 use super::open::SyncUnit;
+use super::rejected::{self, RejectedPart};
 use super::rows::{
     BATCHES, BOOKMARKS, BatchState, CHUNKS, EVENTS, Json, Key, LEDGER, MESSAGES, PAST, POSITIONS, RUN_IDS,
     RUNS, STREAMS, TYPES, UNITS, VALUES, message_key, name_of, number_of, run_key,
@@ -224,6 +225,7 @@ impl SyncUnit {
             message: None,
             used: UsedPart::default(),
             most_read: BTreeMap::new(),
+            rejected: RejectedPart::default(),
             past_runs: hashes(&past.run_ids),
             deletions: hashes(&past.deletions),
             kept: self.inner.tables.view(|rows| KeptPart::of(rows, self.id.as_str(), None))?,
@@ -256,6 +258,7 @@ impl Run {
                 values: self.values(rows)?,
                 findings: findings_part(self, rows)?,
                 queue: queue_part(self, rows)?,
+                rejected: rejected::part_of_run(rows, &prefix)?,
                 ..Position::default()
             };
             for (name, stream) in rows.all(&STREAMS, &prefix)? {
@@ -263,7 +266,7 @@ impl Run {
             }
             children_part(self, rows, &mut position)?;
             for (name, counts) in rows.all(&TYPES, &prefix)? {
-                position.types.insert(self.name(&name)?, (counts.read, counts.batches, counts.skipped));
+                position.types.insert(self.name(&name)?, (counts.read, counts.batches, counts.left_out));
             }
             Ok(Some(position))
         })
@@ -313,6 +316,7 @@ impl Run {
                 message: run.message.map(|no| self.message_part(rows, no, sealed)).transpose()?,
                 used,
                 most_read: most_read::part(rows, self.unit_no)?,
+                rejected: rejected::part_of_unit(rows, self.unit_no, LEDGER_MAX)?,
                 past_runs: hashes(&past.run_ids),
                 deletions: hashes(&past.deletions),
                 kept: KeptPart::of(rows, self.unit.as_str(), Some(self.unit_no))?,

@@ -13,7 +13,7 @@
 //! | uploaded | the artifact id of a batch | confirms that id, uploads nothing |
 //! | confirmed | that the platform knows it | announces it |
 //! | acknowledge | a batch gone, counted | never yields it again |
-//! | finish | watermark, bookmarks, a ledger row; the run's rows gone | begins a new run, from the new watermark |
+//! | finish | watermark, bookmarks, rejected ids, a ledger row; the run's rows gone | begins a new run, from the new watermark |
 
 use crate::error::Result;
 use crate::model::{CLOCK_AHEAD_MAX, LEDGER_RUNS_MAX, Micros, Phase, Phases, RunId, Safeguard};
@@ -27,11 +27,12 @@ use super::mend::kept::{acts_of, keep_last_cursors, keep_standing, remove_kept};
 use super::most_read;
 use super::notes::{drop_notes, start_is_unknown};
 use super::open::SyncUnit;
+use super::rejected;
 use super::rows::{
     ACTS, Activity, BATCHES, BOOKMARKS, BookmarkRow, CHUNKS, DEATHS, EVENTS, FINDINGS, Key, LEDGER,
-    LedgerRow, LedgerType, MESSAGES, MOST_READ, PAST, PAYLOADS, POSITIONS, PastRow, RUN_IDS, RUNS, RunIdRow,
-    RunRow, RunStatus, STREAMS, TYPES, UNITS, USED, USED_NEWEST, UnitRow, VALUES, message_key, name_of,
-    number_of, run_key,
+    LedgerRow, LedgerType, MESSAGES, MOST_READ, PAST, PAYLOADS, POSITIONS, PastRow, REJECTED,
+    REJECTED_COUNTS, REJECTED_IN_RUN, RUN_IDS, RUNS, RunIdRow, RunRow, RunStatus, STREAMS, TYPES, UNITS,
+    USED, USED_NEWEST, UnitRow, VALUES, message_key, name_of, number_of, run_key,
 };
 use super::run::{Run, find_by_id};
 use super::tables::{Change, Rows, Tables};
@@ -234,6 +235,9 @@ impl SyncUnit {
         change.remove_all(&MESSAGES, &prefix)?;
         change.remove_all(&LEDGER, &prefix)?;
         change.remove_all(&FINDINGS, &prefix)?;
+        change.remove_all(&REJECTED, &prefix)?;
+        change.remove_all(&REJECTED_IN_RUN, &prefix)?;
+        change.remove_all(&REJECTED_COUNTS, &prefix)?;
         change.remove_all(&USED, &prefix)?;
         change.remove_all(&USED_NEWEST, &prefix)?;
         change.remove_all(&POSITIONS, &prefix)?;
@@ -434,13 +438,16 @@ pub(super) fn close_run(
     assert!(row.status == RunStatus::Open, "a run ends once");
     let finished = status == RunStatus::Finished;
     let watermark = if finished { vouch(change, unit, no, row, now)? } else { None };
+    if finished {
+        rejected::keep(change, unit.no, no)?;
+    }
     let run = run_key(unit.no, no);
     let mut types = Vec::new();
     for (name, counts) in change.all(&TYPES, &run)? {
         types.push(LedgerType {
             item_type: String::from_utf8_lossy(&name).into_owned(),
             read: counts.read,
-            skipped: counts.skipped,
+            left_out: counts.left_out,
             announced: counts.announced,
             artifacts: counts.artifacts_announced,
         });
@@ -466,6 +473,7 @@ pub(super) fn close_run(
     change.put(&LEDGER, &run_key(unit.no, no), &entry)?;
     if let Some(old) = no.checked_sub(LEDGER_RUNS_MAX) {
         change.remove(&LEDGER, &run_key(unit.no, old))?;
+        change.remove_all(&REJECTED_COUNTS, &run_key(unit.no, old))?;
     }
     keep_last_cursors(change, unit.no, no)?;
     drop_rows(change, &run)?;
@@ -519,6 +527,7 @@ fn drop_rows(change: &Change<'_>, run: &Key) -> Result<()> {
     change.remove_all(&BATCHES, run)?;
     change.remove_all(&PAYLOADS, run)?;
     change.remove_all(&FINDINGS, run)?;
+    change.remove_all(&REJECTED_IN_RUN, run)?;
     change.remove_all(&USED, run)?;
     change.remove(&USED_NEWEST, run)?;
     change.remove(&POSITIONS, run)
@@ -538,12 +547,12 @@ pub(super) fn check_exhausted(run: &Run, change: &Change<'_>, phase: Option<Phas
 /// What was read was confirmed and announced, record for record.
 pub(super) fn check_balance(run: &Run, change: &Change<'_>) -> Result<()> {
     for (name, counts) in change.all(&TYPES, &run.run_key())? {
-        let staged = counts.read.saturating_sub(counts.skipped);
+        let staged = counts.read.saturating_sub(counts.left_out);
         if staged != counts.batched || staged != counts.confirmed || staged != counts.announced {
             let name = String::from_utf8_lossy(&name).into_owned();
             return Err(run.unfinished(format!(
-                "of {} {name} read, {} were skipped, {} are in batches, {} confirmed and {} announced",
-                counts.read, counts.skipped, counts.batched, counts.confirmed, counts.announced
+                "of {} {name} read, {} were left out, {} are in batches, {} confirmed and {} announced",
+                counts.read, counts.left_out, counts.batched, counts.confirmed, counts.announced
             )));
         }
     }

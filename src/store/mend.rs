@@ -53,5 +53,5 @@ mod portable;
 mod unit;
 
 pub use compact::Compaction;
-pub use plan::{Mend, NextRun, NextStream, Plan, PlannedChange, Requeue, RewindTo};
+pub use plan::{Act, Mend, NextRun, NextStream, Plan, PlannedChange, Requeue, RewindTo};
 pub use portable::UnitFile;

@@ -1,13 +1,18 @@
 //! What one fetch of the source returns.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::model::{
     CHILD_DATA_BYTES_MAX, CONNECTOR_STATE_VALUE, CURSOR_BYTES_MAX, FINDINGS_KEPT, ItemType, ParentId,
-    RESERVED_VALUE_PREFIX, StreamName, VALUE_BYTES_MAX, ValueKey,
+    REJECTED_IDS_MAX, RESERVED_VALUE_PREFIX, StreamName, VALUE_BYTES_MAX, ValueKey,
 };
-use crate::record::{Record, Tally};
+use crate::record::{Findings, Record, Tally};
+
+use super::rejection::Rejection;
 
 /// What one fetch of the source returned: records, and where the next fetch starts.
 ///
@@ -29,8 +34,15 @@ use crate::record::{Record, Tally};
 pub struct Page<C> {
     pub(crate) next: Option<C>,
     records: Vec<(String, Vec<Record>)>,
-    /// How many of an item type were left out.
+    /// How many of an item type nobody wants.
     skipped: Vec<(String, u64)>,
+    /// The bad ones, by item type.
+    rejected: Vec<(String, Rejection)>,
+    /// Those of `asked` that are not there any more.
+    gone: Vec<(String, String)>,
+    asked: Option<Asked>,
+    /// Ids of rejected records that the unit may then have.
+    rejected_max: u64,
     bookmark: Option<Result<String>>,
     values: Vec<(String, Option<Result<String>>)>,
     progress: Option<u8>,
@@ -61,12 +73,42 @@ pub(super) fn child_bytes(stream: &str, parent: &str, data: &str, cursor: Option
     (stream.len() + parent.len() + data.len() + cursor.map_or(0, str::len)) as u64 + CHILD_BYTES
 }
 
+/// The rejected records of an item type that a page was asked for.
+#[derive(Debug, Clone)]
+struct Asked {
+    item_type: String,
+    ids: Vec<String>,
+}
+
+/// What became of a rejected record that was asked for again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Again {
+    /// It passed, and is among the records of the page.
+    Passed,
+    /// It is not there any more.
+    Gone,
+    /// It is rejected again.
+    Rejected,
+}
+
+/// What a page says of rejected records.
+#[derive(Debug)]
+pub(crate) struct RejectedParts {
+    /// Those that it rejects, the ones that were asked for among them.
+    pub(crate) rejected: Vec<(ItemType, Rejection)>,
+    /// What became of those that were asked for.
+    pub(crate) again: Vec<(ItemType, String, Again)>,
+    /// Ids of rejected records that the unit may then have.
+    pub(crate) ids_max: u64,
+}
+
 /// A page whose parts were all checked, ready to be stored.
 #[derive(Debug)]
 pub(crate) struct PageParts<C> {
     pub(crate) next: Option<C>,
     pub(crate) records: Vec<(ItemType, Vec<Record>)>,
     pub(crate) skipped: Vec<(ItemType, u64)>,
+    pub(crate) rejected: RejectedParts,
     pub(crate) bookmark: Option<String>,
     pub(crate) values: Vec<(ValueKey, Option<String>)>,
     pub(crate) progress: Option<u8>,
@@ -85,6 +127,8 @@ pub(crate) struct Sizes {
     pub(crate) item_types: Vec<String>,
     /// Bytes of the child listings that it names.
     pub(crate) children: u64,
+    /// Item types and ids of the records that it rejects, or was asked for.
+    pub(crate) rejected: Vec<(String, String)>,
 }
 
 #[cfg(feature = "testing")]
@@ -115,6 +159,10 @@ impl<C> Page<C> {
             next,
             records: Vec::new(),
             skipped: Vec::new(),
+            rejected: Vec::new(),
+            gone: Vec::new(),
+            asked: None,
+            rejected_max: REJECTED_IDS_MAX,
             bookmark: None,
             values: Vec::new(),
             progress: None,
@@ -171,6 +219,65 @@ impl<C> Page<C> {
         self.children.push((stream.to_owned(), parent.to_owned(), json));
     }
 
+    /// Adds what a [`Normalizer`](crate::record::Normalizer) made of `raw`, or rejects it for what was found: so one bad
+    /// record does not end the page. This is the way to write a page of records that are normalised.
+    ///
+    /// ```
+    /// use highwater::Page;
+    /// use highwater::record::{Field, Metadata, Normalizer, RecordType};
+    /// use serde_json::json;
+    /// let issues = RecordType::new().field("size", Field::int());
+    /// let normalizer = Normalizer::from_metadata(&Metadata::new().record_type("issues", issues), "issues")?;
+    /// let mut page = Page::more(2_u32);
+    /// for raw in [json!({"id": 1, "size": 3}), json!({"id": 2, "size": "big"})] {
+    ///     page.push_or_reject("issues", &raw, normalizer.normalize(&raw));
+    /// }
+    /// assert_eq!((page.items(), page.rejected()), (1, 1));
+    /// # Ok::<(), highwater::record::Findings>(())
+    /// ```
+    ///
+    /// The id by which it is asked for again is the one that the findings name. A record of which not even the id can be
+    /// read is an error of the staging: use [`Page::reject`] with an id by which the source can be asked for it.
+    pub fn push_or_reject(&mut self, item_type: &str, raw: &Value, made: Result<Record, Findings>) {
+        match made {
+            Ok(record) => self.push(item_type, record),
+            Err(findings) => {
+                self.rejected.push((item_type.to_owned(), Rejection::of_source(raw, &findings)));
+            }
+        }
+    }
+
+    /// Rejects a record: it is bad, and not announced. It counts as read; its id and the reason are stored with the page,
+    /// and the next run asks for it first, until it passes or is gone: by
+    /// [`Extractor::refetch`](crate::airdrop::Extractor::refetch), or by [`Run::refetch`](crate::Run::refetch) where an
+    /// extractor is no [`Extractor`](crate::airdrop::Extractor).
+    ///
+    /// A sync unit may have [`REJECTED_IDS_MAX`](crate::limits::REJECTED_IDS_MAX) of them at a time; beyond, staging the
+    /// page is an error, and nothing of it is stored. An id has 1 to [`ID_BYTES_MAX`](crate::limits::ID_BYTES_MAX) bytes;
+    /// a reason is cut to [`FINDING_BYTES_MAX`](crate::limits::FINDING_BYTES_MAX). Records of one reason are counted
+    /// together, so it should hold nothing that is of one record alone.
+    ///
+    /// ```
+    /// use highwater::Page;
+    /// let mut page = Page::more(2_u32);
+    /// page.reject("issues", "ISSUE-7", "it has no project");
+    /// assert_eq!((page.items(), page.rejected()), (0, 1));
+    /// ```
+    pub fn reject(&mut self, item_type: &str, id: &str, reason: &str) {
+        self.rejected.push((item_type.to_owned(), Rejection::new(id, reason)));
+    }
+
+    /// Says of a rejected record that was asked for again that the source does not have it any more, or does not show it.
+    /// It is not asked for again. An error of the staging on a page that was not asked for rejected records.
+    pub fn gone(&mut self, item_type: &str, id: &str) {
+        self.gone.push((item_type.to_owned(), id.to_owned()));
+    }
+
+    /// Records that it rejects.
+    pub fn rejected(&self) -> usize {
+        self.rejected.len()
+    }
+
     /// Leaves a bookmark: what the *next* run of this stream starts from, once this run is finished. At most
     /// [`CURSOR_BYTES_MAX`](crate::limits::CURSOR_BYTES_MAX) bytes as JSON.
     pub fn bookmark(mut self, bookmark: &impl Serialize) -> Self {
@@ -215,14 +322,21 @@ impl<C> Page<C> {
         self
     }
 
-    /// Records in it.
+    /// Records in it that are to be announced.
     pub fn items(&self) -> usize {
         self.records.iter().map(|(_, records)| records.len()).sum()
     }
 
     /// Leaves out the records of the item types that are not wanted: they count as read, and are staged nowhere.
     pub(crate) fn leave_out(&mut self, unwanted: impl Fn(&str) -> bool) {
-        let Self { records, skipped, .. } = self;
+        let Self { records, skipped, rejected, .. } = self;
+        rejected.retain(|(item_type, _)| {
+            let leave = unwanted(item_type);
+            if leave {
+                skipped.push((item_type.clone(), 1));
+            }
+            !leave
+        });
         records.retain(|(item_type, records)| {
             let leave = unwanted(item_type);
             if leave {
@@ -230,6 +344,86 @@ impl<C> Page<C> {
             }
             !leave
         });
+    }
+
+    /// Makes it what the source has of these rejected records.
+    pub(crate) fn asked(mut self, item_type: &str, ids: &[String]) -> Self {
+        self.asked = Some(Asked { item_type: item_type.to_owned(), ids: ids.to_vec() });
+        self
+    }
+
+    /// Sets how many ids of rejected records the unit may then have.
+    pub(crate) fn rejected_max(&mut self, ids: u64) {
+        self.rejected_max = ids;
+    }
+
+    /// The first record of each item type that it rejects: its id and the reason, and how many there are of the type.
+    pub(crate) fn rejected_by_type(&self) -> BTreeMap<&str, (&str, &str, u64)> {
+        let mut by_type = BTreeMap::new();
+        for (item_type, Rejection { id, reason, .. }) in &self.rejected {
+            by_type.entry(item_type.as_str()).or_insert((id.as_str(), reason.as_str(), 0)).2 += 1;
+        }
+        by_type
+    }
+
+    /// Rejects records that are in it: those of an item type at these places, in ascending order.
+    pub(crate) fn reject_at(&mut self, item_type: &str, at: Vec<(usize, Rejection)>) {
+        let Some((_, records)) = self.records.iter_mut().find(|(name, _)| name == item_type) else { return };
+        let mut places = at.iter().map(|(place, _)| *place).peekable();
+        let mut place = 0;
+        records.retain(|_| {
+            let is_rejected = places.next_if_eq(&place).is_some();
+            place += 1;
+            !is_rejected
+        });
+        self.rejected.extend(at.into_iter().map(|(_, rejection)| (item_type.to_owned(), rejection)));
+    }
+
+    /// What became of the rejected records that it was asked for.
+    fn again(&self) -> Result<Vec<(ItemType, String, Again)>> {
+        let Some(Asked { item_type, ids }) = &self.asked else {
+            let Some((item_type, id)) = self.gone.first() else { return Ok(Vec::new()) };
+            let what = format!("that record {id} of {item_type} is gone");
+            let reason = "only a page that was asked for rejected records says so".to_owned();
+            return Err(Error::Invalid { what, reason });
+        };
+        let not_a_page = |reason: &str| {
+            let what = format!("what was fetched of rejected records of {item_type}");
+            Error::Invalid { what, reason: reason.to_owned() }
+        };
+        if self.next.is_some() {
+            return Err(not_a_page("it must be a last page: it answers for all ids that it was asked for"));
+        }
+        if self.bookmark.is_some() {
+            return Err(not_a_page("it must leave no bookmark, for it is of no stream"));
+        }
+        let of_type = |name: &str| name == item_type;
+        let gone: BTreeSet<&str> =
+            self.gone.iter().filter(|(name, _)| of_type(name)).map(|(_, id)| id.as_str()).collect();
+        let rejected: BTreeSet<&str> = self
+            .rejected
+            .iter()
+            .filter(|(name, _)| of_type(name))
+            .map(|(_, again)| again.id.as_str())
+            .collect();
+        let records = self.records.iter().filter(|(name, _)| of_type(name)).flat_map(|(_, records)| records);
+        let passed: BTreeSet<&str> = records.filter_map(Record::id).collect();
+        let name = ItemType::new(item_type.as_str())?;
+        ids.iter()
+            .map(|id| {
+                let became = match id.as_str() {
+                    id if rejected.contains(id) => Again::Rejected,
+                    id if passed.contains(id) => Again::Passed,
+                    id if gone.contains(id) => Again::Gone,
+                    _ => {
+                        return Err(not_a_page(&format!(
+                            "it says nothing of {id}: it must have the record, reject it, or say that it is gone"
+                        )));
+                    }
+                };
+                Ok((name.clone(), id.clone(), became))
+            })
+            .collect()
     }
 
     /// How many of each item type are in it.
@@ -253,7 +447,18 @@ impl<C> Page<C> {
             cursor: self.next.as_ref().map(|next| serde_json::to_string(next).map_or(0, |json| json.len())),
             bookmark: self.bookmark.as_ref().map(bytes),
             values: self.values.iter().map(|(key, value)| (key.clone(), value.as_ref().map(bytes))).collect(),
-            item_types: kept.chain(self.skipped.iter().map(|(name, _)| name)).cloned().collect(),
+            item_types: kept
+                .chain(self.skipped.iter().map(|(name, _)| name))
+                .chain(self.rejected.iter().map(|(name, _)| name))
+                .cloned()
+                .collect(),
+            rejected: {
+                let rejected = self.rejected.iter().map(|(name, one)| (name.clone(), one.id.clone()));
+                let asked = self.asked.iter().flat_map(|Asked { item_type, ids }| {
+                    ids.iter().map(|id| (item_type.clone(), id.clone()))
+                });
+                rejected.chain(asked).collect()
+            },
             children: self
                 .children
                 .iter()
@@ -274,11 +479,10 @@ impl<C> Page<C> {
         self.records.last().map(|(item_type, _)| item_type.as_str())
     }
 
-    /// The lines of its records of the item types that are wanted, for the explorer's oracle.
+    /// Item types and ids of the records that it rejects, for the explorer's oracle.
     #[cfg(feature = "testing")]
-    pub(crate) fn lines(&self, wanted: impl Fn(&str) -> bool) -> Vec<String> {
-        let records = self.records.iter().filter(|(item_type, _)| wanted(item_type));
-        records.flat_map(|(_, records)| records.iter().map(Record::to_line)).collect()
+    pub(crate) fn rejected_ids(&self) -> impl Iterator<Item = (String, String)> {
+        self.rejected.iter().map(|(item_type, rejection)| (item_type.clone(), rejection.id.clone()))
     }
 
     /// The bookmark, for the explorer's oracle.
@@ -303,7 +507,14 @@ impl<C> Page<C> {
     /// Checks every name and value; the first that cannot be stored is the error.
     pub(crate) fn into_parts(mut self) -> Result<PageParts<C>> {
         self.count_changes();
+        let again = self.again()?;
+        let checked = |(name, rejection): (String, Rejection)| {
+            let rejection = rejection.checked(&name)?;
+            Ok((ItemType::new(name)?, rejection))
+        };
+        let rejected = self.rejected.into_iter().map(checked).collect::<Result<_>>()?;
         Ok(PageParts {
+            rejected: RejectedParts { rejected, again, ids_max: self.rejected_max },
             next: self.next,
             records: self
                 .records

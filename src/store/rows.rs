@@ -25,6 +25,9 @@
 //! | `messages` | message number | [`MessageRow`] |
 //! | `ledger` | run | [`LedgerRow`] |
 //! | `findings` | run, item type, a zero byte, severity, a zero byte, rule, a zero byte, place | [`FindingRow`] |
+//! | `rejected` | item type, a zero byte, id | [`RejectedRow`]: of finished runs, to be asked for again |
+//! | `rejected_in_run` | run, item type, a zero byte, id | [`RejectedRow`]: of the run that is open |
+//! | `rejected_counts` | run, item type | [`RejectedCountRow`], for as long as the run is in the ledger |
 //! | `positions` | run | JSON text: where the last saved checkpoint stands |
 //! | `queues` | run | [`QueueRow`] |
 //! | `attachments` | run, number | [`AttachmentRow`] |
@@ -107,6 +110,9 @@ tables! {
     MESSAGES: MessageRow = "messages";
     LEDGER: LedgerRow = "ledger";
     FINDINGS: FindingRow = "findings";
+    REJECTED: RejectedRow = "rejected";
+    REJECTED_IN_RUN: RejectedRow = "rejected_in_run";
+    REJECTED_COUNTS: RejectedCountRow = "rejected_counts";
     POSITIONS: Json = "positions";
     QUEUES: QueueRow = "queues";
     ATTACHMENTS: AttachmentRow = "attachments";
@@ -150,6 +156,10 @@ impl Key {
     /// For a name of which a checkpoint keeps no more than its hash.
     pub(crate) fn and_hash(self, name: &str) -> Self {
         self.and_number(name_hash(name))
+    }
+    /// For a table of rejected records.
+    pub(crate) fn and_rejected(self, item_type: &str, id: &str) -> Self {
+        self.and_inner_name(item_type).and_name(id)
     }
     /// For an id of any length and content, which may be followed by more.
     pub(crate) fn and_id(mut self, id: &str) -> Self {
@@ -237,6 +247,12 @@ pub(crate) fn name_of(tail: &[u8]) -> Result<&str, DecodeError> {
     std::str::from_utf8(tail).map_err(|_| DecodeError::Damaged("its key is not UTF-8".to_owned()))
 }
 
+/// The item type and the id at the end of the key of a rejected record.
+pub(crate) fn rejected_of(tail: &[u8]) -> Result<(&str, &str), DecodeError> {
+    let parts = name_of(tail)?.split_once('\0');
+    parts.ok_or_else(|| DecodeError::Damaged("its key has no item type".to_owned()))
+}
+
 macro_rules! bincode_rows {
     ($($row:ty = $version:literal $(, grew [$($grew:literal),*])?;)*) => {$(
         impl Row for $row {
@@ -267,6 +283,8 @@ bincode_rows! {
     MessageRow = 1;
     LedgerRow = 2, grew [1];
     FindingRow = 1;
+    RejectedRow = 1;
+    RejectedCountRow = 1;
     QueueRow = 1;
     AttachmentRow = 1;
     SeenRow = 1;
@@ -522,8 +540,8 @@ pub(crate) struct ChildStreamRow {
 pub(crate) struct TypeRow {
     /// Records that the source gave.
     pub(crate) read: u64,
-    /// Those that nobody wants: they are staged nowhere.
-    pub(crate) skipped: u64,
+    /// Those that are staged nowhere: nobody wants them, or they were rejected (`rejected_counts` has how many).
+    pub(crate) left_out: u64,
     /// Those in batches that were closed.
     pub(crate) batched: u64,
     /// Those the platform knows to be ours.
@@ -685,7 +703,7 @@ pub(crate) struct LedgerRow {
 pub(crate) struct LedgerType {
     pub(crate) item_type: String,
     pub(crate) read: u64,
-    pub(crate) skipped: u64,
+    pub(crate) left_out: u64,
     pub(crate) announced: u64,
     pub(crate) artifacts: u64,
 }
@@ -696,6 +714,40 @@ pub(crate) struct FindingRow {
     pub(crate) count: u64,
     /// The first of them, as text.
     pub(crate) kept: Vec<String>,
+}
+
+/// What is known of a rejected record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum RejectedFate {
+    /// It is to be asked for again.
+    Rejected,
+    /// This run asked for it, and it passed.
+    Passed,
+    /// This run asked for it, and it is not there any more.
+    Gone,
+}
+
+/// A record that was rejected.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RejectedRow {
+    pub(crate) fate: RejectedFate,
+    /// The run that rejected it first, and when it was rejected last.
+    pub(crate) run: u64,
+    pub(crate) rejected_at: Micros,
+    /// In how many runs it was asked for in vain.
+    pub(crate) asked: u32,
+    pub(crate) kind: String,
+    /// Empty where a checkpoint had no room for it.
+    pub(crate) reason: String,
+    /// The start of its JSON text, and bytes of the whole; of the first of a kind only.
+    pub(crate) json: Option<(String, u64)>,
+}
+
+/// Records of an item type that a run rejected.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RejectedCountRow {
+    pub(crate) records: u64,
 }
 
 /// The attachments of one run: each that was queued is settled, failed, or in the queue.

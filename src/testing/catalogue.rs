@@ -147,6 +147,7 @@ fn set_up(turn: usize, has_disk: bool, rng: &mut fastrand::Rng) -> Vec<Act> {
         with(&[Setting::UnitsInline, Setting::NewerNames]),
         with(&[Setting::ChecksReport]),
         with(&[Setting::ChecksRefuse]),
+        with(&[Setting::Rejects]),
         with(&[Setting::DeleteData]),
         with(&[Setting::DeleteAttachments]),
         with(&[Setting::Scope]),

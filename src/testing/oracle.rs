@@ -11,7 +11,7 @@ use crate::record::Attachment;
 
 use super::report::{Broken, Violation};
 use super::schedule::{Act, Setting};
-use super::world::{HandOut, Named, OfRun, Outside, RunSeen, STREAM, Uploaded};
+use super::world::{Named, OfRun, Outside, RunSeen, STREAM, Uploaded};
 
 /// Streams that end badly before an attachment may be given up: as many as `Serve` has it.
 const TRIES: u64 = 5;
@@ -117,13 +117,6 @@ impl Outside {
             return broken(Broken::Duplicated, what);
         }
         Ok(())
-    }
-
-    /// The pages of a run, of each the last reading.
-    fn pages_of<'a>(&'a self, run: &'a RunSeen) -> impl Iterator<Item = &'a HandOut> {
-        let pages = self.pages.range((run.id.clone(), String::new())..);
-        let pages = pages.take_while(|((of, _), _)| *of == run.id).flat_map(|(_, pages)| pages);
-        pages.map(AsRef::as_ref)
     }
 
     /// Whether whatever is confirmed is in a message, unless the platform gave a run up.

@@ -374,6 +374,8 @@ impl<'a, M: Make> Play<'a, M> {
     fn settings(&self, seed: u64, life: &Life) -> Serve {
         let mut serve =
             Serve::new().budget(BUDGET).lanes(LANES).attachments_at_once(streams(life.seed())).inline(seed);
+        // The sources have more bad records than a run may.
+        serve = serve.rejected_percent(100);
         if !self.setup.has_disk {
             serve = serve.checkpoints();
         }

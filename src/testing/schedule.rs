@@ -207,6 +207,8 @@ pub enum Setting {
     ChecksReport,
     /// The source's records are checked, and a page with an error is refused.
     ChecksRefuse,
+    /// Bad records are rejected: some of them are mended at the source until the next sync, others are gone.
+    Rejects,
     /// After the first sync its state is deleted, and, amid the next, the same event is delivered again.
     DeleteData,
     /// After the first sync the state of its attachments is deleted, and, amid the next, the same event is delivered
@@ -221,7 +223,7 @@ pub enum Setting {
 }
 
 impl Setting {
-    const ALL: [(Setting, &'static str); 13] = [
+    const ALL: [(Setting, &'static str); 14] = [
         (Setting::NewerNames, "newer-names"),
         (Setting::NoAttachments, "no-attachments-phase"),
         (Setting::Units, "units"),
@@ -230,6 +232,7 @@ impl Setting {
         (Setting::Mapping, "mapping"),
         (Setting::ChecksReport, "checks-report"),
         (Setting::ChecksRefuse, "checks-refuse"),
+        (Setting::Rejects, "rejects"),
         (Setting::DeleteData, "delete-data"),
         (Setting::DeleteAttachments, "delete-attachments"),
         (Setting::NoIds, "no-ids"),

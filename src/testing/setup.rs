@@ -26,8 +26,8 @@ pub(super) struct Setup {
     pub(super) broken_of: Option<Uploads>,
     /// Whether the disk ignores syncs.
     pub(super) syncs_ignored: bool,
-    /// Whether a life finds the disk of the one before it. If not, it has an empty one: it may die in each of its operations,
-    /// so the disk is simulated all the same.
+    /// Whether a life finds the disk of the one before it. If not, it has an empty one. That is simulated all the same, and
+    /// not a store in memory: it may be full, fail, or be found by a later life.
     pub(super) has_disk: bool,
 }
 

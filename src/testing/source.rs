@@ -18,6 +18,8 @@ use super::world::Life;
 /// repeat, and the newest may come first. Every record bears a hidden ordinal that no other record has, not even
 /// the same page read again: so which reading was kept shows in what is announced.
 ///
+/// Where the schedule has it, some records are bad and to be rejected. Asked for again, some are mended, some gone.
+///
 /// Some pages name attachments, some of them more than once in a run, some with the same url in every run. Some of those
 /// are gone, empty, or not as long as they say; others cannot be opened every time.
 ///
@@ -69,6 +71,8 @@ impl SimSource {
             CheckPolicy::Report
         } else if self.life.is(Setting::ChecksRefuse) {
             CheckPolicy::Refuse
+        } else if self.life.is(Setting::Rejects) {
+            CheckPolicy::LeaveOut
         } else {
             CheckPolicy::Off
         }
@@ -103,7 +107,11 @@ impl SimSource {
                     self.life.count("source/id-repeated");
                 }
                 // Of another type than declared: what the checks are to find.
-                let wrong = self.checks() != CheckPolicy::Off && item == 0 && may_be_wrong;
+                let wrong = match self.checks() {
+                    CheckPolicy::Off => false,
+                    CheckPolicy::LeaveOut => rng.u8(..4) == 0,
+                    _ => item == 0 && may_be_wrong,
+                };
                 if wrong {
                     self.life.count("source/wrong-record");
                 }
@@ -224,6 +232,41 @@ impl Extractor for SimSource {
             .value(&value, &(context.run_id().as_str(), at + 1))
             .progress(u8::try_from(at * 10).unwrap_or(100));
         Ok(if is_last { page.bookmark(&context.run_id().as_str()) } else { page })
+    }
+
+    fn can_refetch(&self, _: &str) -> bool {
+        true
+    }
+
+    /// Of what is asked for again, a third is gone, a third is bad still, and a third is mended; another one in each run.
+    fn refetch(
+        &self,
+        context: &Context<'_>,
+        item_type: &str,
+        ids: &[String],
+    ) -> Result<Page<SimCursor>, SourceError> {
+        let run = number_of(context.run_id().as_str());
+        let reading = self.life.reads();
+        let mut page = Page::last();
+        for id in ids {
+            let what = mix(self.life.seed(), &[run, number_of(id)]).u8(..3);
+            let ordinal = format!("{run:x}-again-{reading}-{item_type}-{id}");
+            match what {
+                0 => {
+                    self.life.count("source/mended");
+                    page.push(item_type, Record::new(id, &json!({ "ordinal": ordinal }))?);
+                }
+                1 => {
+                    self.life.count("source/bad-still");
+                    page.push(item_type, Record::new(id, &json!({ "ordinal": [ordinal] }))?);
+                }
+                _ => {
+                    self.life.count("source/gone");
+                    page.gone(item_type, id);
+                }
+            }
+        }
+        Ok(page)
     }
 
     fn open_attachment(

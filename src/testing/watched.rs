@@ -11,12 +11,14 @@ use crate::airdrop::{
     AttachmentBody, AttachmentError, CheckPolicy, Context, ExternalSyncUnit, Extractor, Listing, SourceError,
 };
 use crate::clock::Clock;
-use crate::record::Attachment;
+use crate::record::{Attachment, Checker, Finding, Metadata};
 use crate::store::Page;
 
 use super::report::{Broken, Violation};
 use super::schedule::{Act, Call, CallFault, Setting};
-use super::world::{About, Change, HandOut, Life, OUT_OF_SCOPE, OfRun, SDK_START, StreamEnd, World};
+use super::world::{
+    AGAIN, About, Change, HandOut, Life, Named, OUT_OF_SCOPE, OfRun, SDK_START, StreamEnd, World,
+};
 
 /// How long a page takes in the simulated world.
 const PAGE_TAKES: Duration = Duration::from_secs(2);
@@ -81,35 +83,10 @@ impl<E: Extractor> Extractor for Watched<E> {
         if let Err(violation) = self.check(context, stream, at.as_ref()) {
             self.violated(violation);
         }
-        {
-            let mut inner = self.life.world.lock();
-            if inner.dies_now() {
-                return Err("simulated: the process is dead".into());
-            }
-            let fault = inner.fault(Call::Page);
-            inner.clock.advance(PAGE_TAKES);
-            if let Some(fault) = fault {
-                inner.record(Change::Called {
-                    call: Call::Page,
-                    effect: None,
-                    failed: true,
-                    fault: Some(fault),
-                    about: About::Nothing,
-                });
-                drop(inner);
-                return Err(match fault {
-                    CallFault::Busy(seconds) => {
-                        SourceError::RateLimited { after: Duration::from_secs(seconds.unwrap_or(1).into()) }
-                    }
-                    // Unwinds without a word on stderr: it is one of thousands.
-                    CallFault::Lost => {
-                        std::panic::resume_unwind(Box::new("simulated panic of the extractor"))
-                    }
-                    CallFault::Refused(_) => "simulated: the cursor expired".into(),
-                    _ => "simulated: failed midway".into(),
-                });
-            }
+        if let Err(violation) = self.check_asked(context) {
+            self.violated(violation);
         }
+        self.befall_page()?;
         let page = match self.extractor.page(context, listing, cursor) {
             Err(SourceError::Failed { source, .. }) if source.to_string().starts_with("INCONSISTENT") => {
                 let what = source.to_string();
@@ -119,8 +96,8 @@ impl<E: Extractor> Extractor for Watched<E> {
             page => page?,
         };
         let next = page.next_json()?;
-        let scope = self.life.is(Setting::Scope);
-        let handed = HandOut {
+        let (lines, rejected) = self.split(context, &page)?;
+        self.hand_out(HandOut {
             run: self.life.run(context),
             stream: stream.to_owned(),
             cursor: at,
@@ -128,24 +105,41 @@ impl<E: Extractor> Extractor for Watched<E> {
             bookmark: page.bookmark_json().map(str::to_owned),
             since: context.since(),
             read_at: self.life.clock().now(),
-            lines: page.lines(|item_type| !(scope && item_type == OUT_OF_SCOPE)),
-        };
-        let mut inner = self.life.world.lock();
-        inner.record(Change::Called {
-            call: Call::Page,
-            effect: None,
-            failed: false,
-            fault: None,
-            about: About::Nothing,
+            lines,
+            rejected,
+            asked: Vec::new(),
+            settled: Vec::new(),
         });
-        let pages = inner.pages.get(&(handed.run.clone(), handed.stream.clone()));
-        let before = pages.and_then(|pages| pages.iter().rfind(|before| before.cursor == handed.cursor));
-        match before.map(|before| (&before.lines, &handed.lines)) {
-            Some((before, now)) if now.len() < before.len() => inner.count("source/page-shrank"),
-            Some((before, now)) if now != before => inner.count("source/page-changed"),
-            _ => {}
-        }
-        inner.record(Change::Read(Arc::new(handed)));
+        Ok(page)
+    }
+
+    fn can_refetch(&self, item_type: &str) -> bool {
+        self.extractor.can_refetch(item_type)
+    }
+
+    fn refetch(
+        &self,
+        context: &Context<'_>,
+        item_type: &str,
+        ids: &[String],
+    ) -> Result<Page<E::Cursor>, SourceError> {
+        self.befall_page()?;
+        let page = self.extractor.refetch(context, item_type, ids)?;
+        let (lines, rejected) = self.split(context, &page)?;
+        let asked: Vec<Named> = ids.iter().map(|id| (item_type.to_owned(), id.clone())).collect();
+        self.hand_out(HandOut {
+            run: self.life.run(context),
+            stream: AGAIN.to_owned(),
+            cursor: Some(serde_json::to_string(&asked)?),
+            next: None,
+            bookmark: None,
+            since: context.since(),
+            read_at: self.life.clock().now(),
+            lines,
+            settled: asked.iter().filter(|named| !rejected.contains(named)).cloned().collect(),
+            rejected,
+            asked,
+        });
         Ok(page)
     }
 
@@ -214,6 +208,107 @@ impl<E: Extractor> Extractor for Watched<E> {
                 Err(error)
             }
         }
+    }
+}
+
+impl<E: Extractor> Watched<E> {
+    /// Lets befall a page what the schedule has.
+    fn befall_page(&self) -> Result<(), SourceError> {
+        let mut inner = self.life.world.lock();
+        if inner.dies_now() {
+            return Err("simulated: the process is dead".into());
+        }
+        let fault = inner.fault(Call::Page);
+        inner.clock.advance(PAGE_TAKES);
+        if let Some(fault) = fault {
+            inner.record(Change::Called {
+                call: Call::Page,
+                effect: None,
+                failed: true,
+                fault: Some(fault),
+                about: About::Nothing,
+            });
+            drop(inner);
+            return Err(match fault {
+                CallFault::Busy(seconds) => {
+                    SourceError::RateLimited { after: Duration::from_secs(seconds.unwrap_or(1).into()) }
+                }
+                // Unwinds without a word on stderr: it is one of thousands.
+                CallFault::Lost => std::panic::resume_unwind(Box::new("simulated panic of the extractor")),
+                CallFault::Refused(_) => "simulated: the cursor expired".into(),
+                _ => "simulated: failed midway".into(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Notes a page.
+    fn hand_out(&self, handed: HandOut) {
+        let mut inner = self.life.world.lock();
+        inner.record(Change::Called {
+            call: Call::Page,
+            effect: None,
+            failed: false,
+            fault: None,
+            about: About::Nothing,
+        });
+        let pages = inner.pages.get(&(handed.run.clone(), handed.stream.clone()));
+        let before = pages.and_then(|pages| pages.iter().rfind(|before| before.cursor == handed.cursor));
+        match before.map(|before| (&before.lines, &handed.lines)) {
+            Some((before, now)) if now.len() < before.len() => inner.count("source/page-shrank"),
+            Some((before, now)) if now != before => inner.count("source/page-changed"),
+            _ => {}
+        }
+        inner.record(Change::Read(Arc::new(handed)));
+    }
+
+    /// The lines of a page that are to be announced, and item types and ids of the records that are bad: rejected by the
+    /// extractor itself, or, if that is its policy, by what its metadata declares.
+    fn split(
+        &self,
+        context: &Context<'_>,
+        page: &Page<E::Cursor>,
+    ) -> Result<(Vec<String>, Vec<Named>), SourceError> {
+        let scope = self.life.is(Setting::Scope);
+        let wanted = |item_type: &str| !(scope && item_type == OUT_OF_SCOPE);
+        let metadata = match self.extractor.check_policy() {
+            CheckPolicy::LeaveOut => Some(Metadata::from_value(self.extractor.metadata(context)?)),
+            _ => None,
+        };
+        let mut rejected: Vec<Named> =
+            page.rejected_ids().filter(|(item_type, _)| wanted(item_type)).collect();
+        let mut lines = Vec::new();
+        for (item_type, records) in page.records().filter(|(item_type, _)| wanted(item_type)) {
+            let checker = metadata.as_ref().and_then(|metadata| Checker::new(metadata, item_type).ok());
+            for record in records {
+                let is_bad = checker
+                    .as_ref()
+                    .is_some_and(|checker| checker.check(record).iter().any(Finding::is_error));
+                match record.id() {
+                    Some(id) if is_bad => rejected.push((item_type.to_owned(), id.to_owned())),
+                    _ => lines.push(record.to_line()),
+                }
+            }
+        }
+        Ok((lines, rejected))
+    }
+
+    /// Whether the run has asked for the rejected records of the runs before it by the time of its first page.
+    fn check_asked(&self, context: &Context<'_>) -> Result<(), Violation> {
+        let id = self.life.run(context);
+        let mut inner = self.life.world.lock();
+        let Some(run) = inner.runs.iter().find(|run| run.id == id).cloned() else { return Ok(()) };
+        let asked = inner.asked(&id);
+        let possible: Vec<_> =
+            inner.watermarks(&run).into_iter().map(|before| inner.to_ask(before)).collect();
+        if !possible.contains(&asked) {
+            let what = format!("run {id} has asked again for {asked:?}, expected one of {possible:?}");
+            return Err(Violation { kind: Broken::Lost, what });
+        }
+        if !asked.is_empty() {
+            inner.count("source/asked-again");
+        }
+        Ok(())
     }
 }
 

@@ -271,8 +271,17 @@ pub(super) struct HandOut {
     pub(super) bookmark: Option<String>,
     pub(super) since: Option<DateTime<Utc>>,
     pub(super) read_at: DateTime<Utc>,
+    /// Those that are to be announced.
     pub(super) lines: Vec<String>,
+    /// Item types and ids of those that are bad.
+    pub(super) rejected: Vec<Named>,
+    /// Of a page of rejected records: those that it was asked for, and those of them that are bad no more, or gone.
+    pub(super) asked: Vec<Named>,
+    pub(super) settled: Vec<Named>,
 }
+
+/// The stream under which what is asked for again is noted.
+pub(super) const AGAIN: &str = "@again";
 
 #[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[derive(Debug, Clone)]
@@ -491,6 +500,11 @@ impl Outside {
             }
             Change::SecondWorker => {
                 self.second_worker = true;
+                // A store that was put in the place of another asks for nothing again.
+                if self.has_disk {
+                    let over = |id: &String| self.runs.iter().any(|run| run.id == *id && run.finished);
+                    self.pages.retain(|(run, stream), _| stream != AGAIN || over(run));
+                }
                 self.outside_the_promise |= !self.has_disk;
                 // One of the two ends early, as a death does.
                 self.deaths += 1;
@@ -724,6 +738,35 @@ impl Outside {
                 stream,
             )
         })
+    }
+}
+
+impl Outside {
+    /// The rejected records that a run is to ask for, if `before` is the last finished run that it knows of.
+    pub(super) fn to_ask(&self, before: Option<&RunSeen>) -> BTreeSet<Named> {
+        let Some(before) = before else { return BTreeSet::new() };
+        let older = self.runs.iter().rev().skip_while(|older| older.id != before.id).skip(1);
+        let older = older.take_while(|older| older.unit != before.unit || !older.deleted);
+        let mut left =
+            self.to_ask(older.into_iter().find(|older| older.unit == before.unit && older.finished));
+        for page in self.pages_of(before) {
+            left.retain(|named| !page.settled.contains(named));
+        }
+        left.extend(self.pages_of(before).flat_map(|page| page.rejected.iter().cloned()));
+        left
+    }
+
+    /// What a run has asked for, as far as that was kept.
+    pub(super) fn asked(&self, run: &str) -> BTreeSet<Named> {
+        let pages = self.pages.get(&(run.to_owned(), AGAIN.to_owned()));
+        pages.into_iter().flatten().flat_map(|page| page.asked.iter().cloned()).collect()
+    }
+
+    /// The pages of a run, of each the last reading.
+    pub(super) fn pages_of<'a>(&'a self, run: &'a RunSeen) -> impl Iterator<Item = &'a HandOut> {
+        let pages = self.pages.range((run.id.clone(), String::new())..);
+        let pages = pages.take_while(|((of, _), _)| *of == run.id).flat_map(|(_, pages)| pages);
+        pages.map(AsRef::as_ref)
     }
 }
 

@@ -810,11 +810,21 @@ struct Recorder<'a> {
     busy: Mutex<Vec<&'static str>>,
     /// How many downloads end early.
     cut: AtomicUsize,
+    /// The id of the first batch, and how many attachments are given it.
+    first: Mutex<Option<ArtifactId>>,
+    repeats: AtomicUsize,
 }
 
 impl<'a> Recorder<'a> {
     fn new(airdrop: &'a Local) -> Self {
-        Self { airdrop, told: Mutex::default(), busy: Mutex::default(), cut: AtomicUsize::default() }
+        Self {
+            airdrop,
+            told: Mutex::default(),
+            busy: Mutex::default(),
+            cut: AtomicUsize::default(),
+            first: Mutex::default(),
+            repeats: AtomicUsize::default(),
+        }
     }
 }
 
@@ -835,7 +845,12 @@ impl Platform for Recorder<'_> {
                 length_bytes: *length_bytes,
             });
         }
-        self.airdrop.upload(upload)
+        let is_batch = matches!(upload.body, Body::Batch(_));
+        let given = self.airdrop.upload(upload)?;
+        let first = self.first.lock().unwrap().get_or_insert_with(|| given.clone()).clone();
+        let left = |left: usize| left.checked_sub(1).filter(|_| !is_batch);
+        let repeats = self.repeats.fetch_update(Ordering::SeqCst, Ordering::SeqCst, left).is_ok();
+        Ok(if repeats { first } else { given })
     }
     fn download(&self, artifact: &ArtifactId) -> Result<Vec<u8>, PlatformError> {
         let mut bytes = self.airdrop.download(artifact)?;
@@ -955,6 +970,43 @@ fn what_waits_for_longer_than_the_invocation_makes_delay() {
     fixture.clock.advance(Duration::from_secs(3_600));
     assert_eq!(serve(ATTACHMENTS_ON, &mut source).0, OutcomeKind::Done);
     fixture.check(0, &source.expected().0);
+}
+
+/// A platform that gives attachments the id of a batch that was announced: it is not accepted, and each is uploaded anew.
+#[test]
+fn an_attachment_that_is_given_the_id_of_a_batch_is_uploaded_anew() {
+    for diskless in [false, true] {
+        for (repeats, kind) in [(3, OutcomeKind::Done), (100, OutcomeKind::Error)] {
+            let mut fixture = Fixture::new();
+            fixture.diskless = diskless;
+            fixture.serve = fixture.serve.attachments_at_once(1);
+            if diskless {
+                fixture.serve = fixture.serve.checkpoints();
+            }
+            let source = Files::new(&fixture.clock, pages(5, 50));
+            let recorder = Recorder::new(&fixture.airdrop);
+            let serve = |event_type: &str, request: &str| {
+                let event = crate::world::event_of(UNIT, event_type, "run", request);
+                fixture.serve.serve(&fixture.next_store(), &recorder, &source, &event).unwrap()
+            };
+            assert_eq!(serve(DATA, "1").kind, OutcomeKind::Done);
+            recorder.repeats.store(repeats, Ordering::SeqCst);
+            let outcome = serve(ATTACHMENTS, "2");
+            assert_eq!(outcome.kind, kind, "{outcome:?}");
+            let left = recorder.repeats.swap(0, Ordering::SeqCst);
+            if kind == OutcomeKind::Error {
+                assert_eq!(repeats - left, 4, "once, and three times anew");
+                let text = outcome.message.unwrap();
+                let first = recorder.first.lock().unwrap().clone().unwrap();
+                assert!(text.contains(first.as_str()) && text.contains("used before"), "{text}");
+                assert_eq!(serve(ATTACHMENTS_ON, "3").kind, OutcomeKind::Done);
+            } else {
+                assert_eq!(left, 0);
+            }
+            fixture.check(0, &source.expected().0);
+            assert!(fixture.failed().is_empty(), "it is no fault of the attachment's");
+        }
+    }
 }
 
 #[test]

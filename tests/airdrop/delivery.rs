@@ -659,7 +659,8 @@ struct Between<'a> {
     names: &'a (dyn Fn(&[ArtifactId], ArtifactId) -> ArtifactId + Sync),
     /// Says what a confirm comes to before it is made.
     before_confirm: &'a (dyn Fn() -> Result<(), PlatformError> + Sync),
-    /// The same of a message, and of a worker state that is saved.
+    /// The same of an upload, of a message, and of a worker state that is saved.
+    before_upload: &'a (dyn Fn() -> Result<(), PlatformError> + Sync),
     before_send: &'a (dyn Fn() -> Result<(), PlatformError> + Sync),
     before_save: &'a (dyn Fn(&str) -> Result<(), PlatformError> + Sync),
     given: Mutex<Vec<ArtifactId>>,
@@ -671,8 +672,15 @@ impl<'a> Between<'a> {
         names: &'a (dyn Fn(&[ArtifactId], ArtifactId) -> ArtifactId + Sync),
         before_confirm: &'a (dyn Fn() -> Result<(), PlatformError> + Sync),
     ) -> Self {
-        let (before_send, before_save) = (&|| Ok(()), &|_: &str| Ok(()));
-        Self { airdrop, names, before_confirm, before_send, before_save, given: Mutex::default() }
+        Self {
+            airdrop,
+            names,
+            before_confirm,
+            before_upload: &|| Ok(()),
+            before_send: &|| Ok(()),
+            before_save: &|_| Ok(()),
+            given: Mutex::default(),
+        }
     }
 }
 
@@ -680,6 +688,7 @@ impl Platform for Between<'_> {
     pass_on!(airdrop: worker_state);
 
     fn upload(&self, upload: Upload<'_>) -> Result<ArtifactId, PlatformError> {
+        (self.before_upload)()?;
         let id = self.airdrop.upload(upload)?;
         let mut given = self.given.lock().unwrap();
         let id = (self.names)(&given, id);
@@ -835,4 +844,43 @@ fn an_artifact_id_that_is_given_over_and_over_is_an_error_that_names_it() {
     // When the platform has mended itself, nothing is lost.
     assert_eq!(go_on(&world, &mut source, "2").kind, OutcomeKind::Done);
     assert_all(&world, &all_of("issues", 2, 5));
+}
+
+/// A storage refuses an upload for a passing reason, such as an expired URL: the batch is prepared and uploaded anew, three
+/// times. Then the phase ends in an ERROR, and the next event delivers it.
+#[test]
+fn a_batch_that_its_storage_refuses_for_a_passing_reason_is_uploaded_anew_three_times() {
+    for (refusals, kind) in [(1, OutcomeKind::Done), (3, OutcomeKind::Done), (4, OutcomeKind::Error)] {
+        for checkpoints in [false, true] {
+            let mut world = World::new(5);
+            if checkpoints {
+                world.serve = world.serve.clone().checkpoints();
+            }
+            let uploads = AtomicUsize::new(0);
+            let refuse = || {
+                if uploads.fetch_add(1, Ordering::SeqCst) >= refusals {
+                    return Ok(());
+                }
+                let reason = "the storage: expired".to_owned();
+                Err(PlatformError::StorageRefused { status: 403, after: None, reason })
+            };
+            let mut platform = Between::new(&world.airdrop, &|_, id| id, &|| Ok(()));
+            platform.before_upload = &refuse;
+            let mut source = paged(1, 3);
+            let outcome = world.serve.serve(&world.store, &platform, &source, &event(DATA, "run", "1"));
+            assert_eq!(outcome.unwrap().kind, kind, "{refusals} refusals, checkpoints: {checkpoints}");
+            let made = uploads.load(Ordering::SeqCst);
+            if kind == OutcomeKind::Error {
+                assert_eq!(made, 4, "once, and three times anew");
+                let text = world.airdrop.last().error();
+                assert!(text.contains("403") && text.contains("it was uploaded anew 3 times"), "{text}");
+                assert!(world.airdrop.named().is_empty());
+                assert_eq!(go_on(&world, &mut source, "2").kind, OutcomeKind::Done);
+            } else {
+                assert_eq!(made, refusals + 1);
+            }
+            assert_all(&world, &all_of("issues", 1, 3));
+            assert_eq!((source.asked().len(), world.airdrop.uploads()), (1, 1));
+        }
+    }
 }

@@ -14,6 +14,7 @@ mod formats;
 mod listings;
 mod mended;
 mod past;
+mod rejected;
 mod repeated_ids;
 mod saves;
 mod scope;

@@ -25,7 +25,11 @@ fn world() -> World {
 fn sync(world: &mut World, run: &str) {
     for (phase, request) in [(METADATA, "1"), (DATA, "2"), (ATTACHMENTS, "3")] {
         world.lose_disk();
-        let outcome = world.serve(&mut paged(3, 2), &event(phase, run, &format!("{run}-{request}"))).unwrap();
+        let mut source = Source::new(|_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+            Ok(page_of(stream, cursor.unwrap_or(0), 3, 2).bookmark(&run))
+        });
+        let outcome = world.serve(&mut source, &event(phase, run, &format!("{run}-{request}"))).unwrap();
+        drop(source);
         assert_eq!(outcome.kind, OutcomeKind::Done);
         world.clock.advance(Duration::from_secs(600));
     }
@@ -85,7 +89,11 @@ fn a_rewound_worker_state_starts_the_next_sync_where_the_plan_said_whoever_has_i
         world.serve(&mut slow(&world), &event(DATA, "four", "4")).unwrap();
         let disk = world.disk.clone();
         let plan = mend(&world, &Mend::Rewind { to: RewindTo::Run("one".to_owned()) });
-        assert_eq!(plan.changes.len(), 3, "{:?}", plan.lines());
+        // Of runs whose every phase was on another machine.
+        let bookmarks: Vec<_> =
+            plan.next_run.as_ref().unwrap().streams.iter().map(|next| &next.bookmark).collect();
+        assert_eq!(bookmarks, [&Some(json!("one"))]);
+        assert_eq!(plan.changes.len(), 4, "{:?}", plan.lines());
         assert!(plan.lines().iter().any(|line| line.contains("run four") && line.contains("abandoned")));
         let since = plan.next_run.unwrap().since;
         assert!(since.is_some());

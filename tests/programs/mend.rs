@@ -621,13 +621,60 @@ fn the_words_of_a_plan() {
 #[test]
 fn every_command_has_an_example_that_fits_80_columns() {
     let place = Place::new();
-    for command in
-        ["rewind", "set-cursor", "reset", "requeue", "abandon", "forget", "export", "import", "compact"]
-    {
+    for command in [
+        "rewind",
+        "set-cursor",
+        "reset",
+        "requeue",
+        "abandon",
+        "forget",
+        "export",
+        "import",
+        "compact",
+        "acts",
+        "diff",
+    ] {
         let help = place.shows(&[command, "--help"]);
         let example = format!("Example:\n  highwater-dump {command} ");
         assert!(help.contains(&example), "{help}");
         let (_, after) = help.split_once("Example:\n").unwrap();
         assert!(after.lines().next().unwrap().chars().count() <= 80, "{help}");
     }
+}
+
+#[test]
+fn what_differs_is_said_in_words_and_what_was_done_is_listed() {
+    let (place, runs) = Place::with_runs(3);
+    std::fs::copy(place.store(), place.dir.path().join("before.redb")).unwrap();
+    assert_eq!(place.shows(&["diff", "before.redb", "state.redb"]), "nothing differs\n");
+    assert_eq!(place.shows(&["acts", "state.redb"]), "nothing was done by hand\n");
+    place.mends(&["rewind", "state.redb", UNIT, "--to", &runs[0], "--by", "somebody"]);
+    place.open().sync_unit("another").unwrap().begin().unwrap();
+    let said = place.shows(&["diff", "before.redb", "state.redb"]);
+    // When the run was abandoned is up to the machine's clock.
+    let said = said.lines().filter(|line| !line.contains("ended at")).collect::<Vec<_>>().join("\n");
+    insta::assert_snapshot!(said, @r#"
+    acme/tickets: ledger runs: 3 -> 4
+    acme/tickets: watermark: 2024-01-02T06:00:00Z -> 2024-01-02T04:00:00Z
+    acme/tickets: run: status: open -> abandoned
+    acme/tickets: stream issues is gone
+    acme/tickets: item type issues is gone
+    acme/tickets: bookmark issues: {"token":"20240102T060000.000000Z"} ->
+      {"token":"20240102T040000.000000Z"}
+    acme/tickets: ledger entry of run 20240102T070000.000000Z is new
+    another: is new
+    another: run is new
+    "#);
+    let lines = place.shows(&["diff", "before.redb", "state.redb", "--json", "--unit", UNIT]);
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(lines.iter().any(|line| line["of"] == "unit" && line["field"] == "watermark"), "{lines:?}");
+    assert!(lines.iter().all(|line| line["sync_unit"] == UNIT), "{lines:?}");
+    place.mends(&["forget", "state.redb", UNIT]);
+    let acts = place.shows(&["acts", "state.redb", "--json"]);
+    let acts: Vec<Value> = acts.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let told: Vec<_> =
+        acts.iter().map(|act| (act["by"].as_str().unwrap(), act["act"].as_str().unwrap())).collect();
+    let rewound = format!("rewind {UNIT} to run {}", runs[0]);
+    assert_eq!(told, [("somebody", rewound.as_str()), ("oper", "forget acme/tickets")]);
+    assert_eq!(acts[0]["changes"].as_array().unwrap().len(), 3);
 }

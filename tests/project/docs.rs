@@ -150,6 +150,12 @@ fn the_table_of_limits_has_every_limit_at_its_value() {
         ("FINDINGS_KEPT", limits::FINDINGS_KEPT),
         ("FINDING_BYTES_MAX", limits::FINDING_BYTES_MAX as u64),
         ("FINDING_KINDS_MAX", limits::FINDING_KINDS_MAX as u64),
+        ("REJECTED_IDS_MAX", limits::REJECTED_IDS_MAX),
+        ("REJECTED_PERCENT_MAX", limits::REJECTED_PERCENT_MAX.into()),
+        ("REJECTED_FEW", limits::REJECTED_FEW),
+        ("REJECTED_KEPT_MAX", limits::REJECTED_KEPT_MAX as u64),
+        ("REJECTED_JSON_BYTES_MAX", limits::REJECTED_JSON_BYTES_MAX as u64),
+        ("REFETCH_IDS", limits::REFETCH_IDS as u64),
         ("LEDGER_RUNS_MAX", limits::LEDGER_RUNS_MAX),
         ("CLOCK_AHEAD_MAX", limits::CLOCK_AHEAD_MAX.as_secs()),
     ]

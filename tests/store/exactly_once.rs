@@ -712,7 +712,7 @@ fn look(image: &Image, clock: &VirtualClock, model: &mut Model) {
             ..RunModel::default()
         });
     }
-    assert_eq!(run.resumed(), model.run.is_some());
+    assert_eq!(run.resumed(), model.run.is_some(), "whether there is a run to take up");
     assert_eq!(watermark, model.watermark);
     for (at, stream) in STREAMS.iter().enumerate() {
         assert_eq!(run.bookmark::<String>(stream).unwrap().as_ref(), model.bookmarks.get(&at));
@@ -948,14 +948,16 @@ fn what_a_life_read_of_a_killed_one_is_not_taken_back_by_a_power_failure() {
     }
 }
 
-/// The check can fail: without a sync at open it is taken back.
+/// The check can fail: without a sync at open, a run that the second life read is taken back. (A store that does not even
+/// open is seen far more often: closing it was not synced either. That is another violation, and not enough.)
 #[test]
 fn the_reference_notices_that_opening_syncs_nothing() {
     let noticed = (0..60).any(|killed| {
         (0..8).any(|seed| {
             let end = End::PowerLost { after: u16::MAX, torn: false, seed };
             let case = || killed_then(killed, &[], end.clone(), Some(Safeguard::DurableAtOpen));
-            std::panic::catch_unwind(case).is_err()
+            let said = std::panic::catch_unwind(case).err().and_then(|panic| panic.downcast::<String>().ok());
+            said.is_some_and(|said| said.contains("whether there is a run to take up"))
         })
     });
     assert!(noticed, "nobody noticed");
@@ -965,7 +967,8 @@ fn the_reference_notices_that_opening_syncs_nothing() {
 #[test]
 fn the_reference_notices_a_cursor_committed_without_its_rows() {
     let (seen, result) = play(100, Some(Safeguard::RowsWithCursor));
-    result.expect_err(&format!("nobody noticed: {seen:?}"));
+    let error = result.expect_err(&format!("nobody noticed: {seen:?}"));
+    assert!(error.contains("are in no batch"), "{error}");
 }
 
 fn store_in_memory() -> Store {

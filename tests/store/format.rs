@@ -197,6 +197,9 @@ fn listed(no: u32, at: u32) -> Result<Page<u32>> {
         page.push("issues", Record::new(format!("{no}-{at}-{item}"), &json!({}))?);
     }
     page.push("users", Record::new(format!("ada-{at}"), &json!({}))?);
+    if at == 0 {
+        page.reject("issues", &format!("{no}-bad"), "it has no project");
+    }
     if at < 2 {
         let id = format!("file-{no}-{at}");
         let url = format!("https://files.example/{id}");

@@ -470,7 +470,11 @@ pub(crate) struct Source<'a> {
     pub(crate) policy: CheckPolicy,
     /// What becomes of an attachment that is opened; it is denied if this is not set.
     pub(crate) open: Option<Open>,
+    /// What is fetched of rejected records; they cannot be asked for if this is not set.
+    pub(crate) refetch: Option<Refetch<'a>>,
 }
+
+type Refetch<'a> = Box<dyn Fn(&str, &[String]) -> Fetched + Sync + 'a>;
 
 type Open = Box<dyn Fn(&Attachment) -> Result<AttachmentBody, AttachmentError> + Sync>;
 
@@ -486,6 +490,7 @@ impl<'a> Source<'a> {
             mapping_asked: AtomicU32::new(0),
             policy: CheckPolicy::Off,
             open: None,
+            refetch: None,
         }
     }
 
@@ -539,6 +544,14 @@ impl Extractor for Source<'_> {
         // A panic in the closure leaves nothing half done.
         let mut page = self.page.lock().unwrap_or_else(PoisonError::into_inner);
         (*page)(context, listing.stream(), cursor)
+    }
+
+    fn can_refetch(&self, _: &str) -> bool {
+        self.refetch.is_some()
+    }
+
+    fn refetch(&self, _: &Context<'_>, item_type: &str, ids: &[String]) -> Fetched {
+        self.refetch.as_ref().ok_or("it is not to be asked")?(item_type, ids)
     }
 
     fn open_attachment(

@@ -48,7 +48,12 @@ pub(crate) fn shown(path: &Path) -> Value {
                 lines.insert(batch.seq.to_string(), json!(String::from_utf8(bytes).unwrap()));
             }
         }
-        shown.insert(unit, json!({ "report": report, "batches": batches, "lines": lines }));
+        let rejected = snapshot.rejected(&unit, true).unwrap().unwrap();
+        let mut of_unit = json!({ "report": report, "batches": batches, "lines": lines });
+        if !rejected.is_empty() {
+            of_unit["rejected"] = json!(rejected);
+        }
+        shown.insert(unit, of_unit);
     }
     Value::Object(shown)
 }

@@ -376,7 +376,7 @@ fn ledger(runs: &[LedgerReport]) -> Listing {
                     0 => String::new(),
                     skipped => format!(", {skipped} skipped"),
                 };
-                let of = if counts.read == counts.announced + counts.skipped {
+                let of = if counts.read == counts.announced + counts.skipped + counts.rejected {
                     String::new()
                 } else {
                     format!(" of {}", counts.read)

@@ -3,6 +3,7 @@
 
 mod batches;
 mod check;
+mod diff;
 mod ending;
 mod first;
 mod mend;
@@ -30,13 +31,15 @@ Examples:
                                                      the records of a batch that is not confirmed yet
   highwater-dump rewind state.redb acme/tickets --to 2026-01-02 --dry-run
                                                      what setting a unit back would change, and ask for again
+  highwater-dump diff yesterday.redb state.redb      what differs, in words
   highwater-dump validate-data -m metadata.json -r issues < issues.jsonl
                                                      whether records are what their metadata declares
   highwater-dump ./check                             a store whose name is that of a command
 
 A store is read as it is: closed, left open by a process that was killed, or open in a process that runs. Nothing is
 ever written to it, but by the commands that mend (rewind, set-cursor, reset, requeue, abandon, forget, import, compact),
-which say what they are going to do, ask, and make a copy first. If it is open, it is copied to the directory for temporary files (TMPDIR), and the copy read.
+which say what they are going to do, ask, and make a copy first. To be read while it is open, it is copied to the directory
+for temporary files (TMPDIR), and the copy read.
 
 Data goes to stdout, everything else to stderr.";
 
@@ -62,6 +65,7 @@ enum Command {
     Check(check::Check),
     Message(message::Message),
     Batch(batches::Batch),
+    Diff(diff::Diff),
     #[command(flatten)]
     Mend(mend::Mending),
     ValidateMetadata(validate::ValidateMetadata),
@@ -96,6 +100,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
         (Some(Command::Check(check)), _) => check.run(),
         (Some(Command::Message(message)), _) => message.run(),
         (Some(Command::Batch(batch)), _) => batch.run(),
+        (Some(Command::Diff(diff)), _) => diff.run(),
         (Some(Command::Mend(mending)), _) => mending.run(),
         (Some(Command::ValidateMetadata(args)), _) => return Ok(args.run()),
         (Some(Command::ValidateData(args)), _) => return Ok(args.run()),

@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::ending::{Exit, Failure, complain};
 use crate::stores::open;
-use crate::text::{json_line, stdout, visible};
+use crate::text::{json_line, stdout, time, visible};
 
 /// Columns that words take at most.
 const COLUMNS: usize = 98;
@@ -152,6 +152,22 @@ A store that is not there is created.")]
         #[command(flatten)]
         how: How,
     },
+    /// Lists what operators did to a store and its units
+    #[command(after_help = "\
+Example:
+  highwater-dump acts state.redb
+
+The newest 64 of each unit are kept, also of one that was forgotten.")]
+    Acts {
+        /// The store file, or a file with a worker state
+        store: PathBuf,
+        /// Those to this sync unit only; of a worker state, its name
+        #[arg(long, value_name = "ID")]
+        unit: Option<String>,
+        /// One JSON object per line
+        #[arg(long)]
+        json: bool,
+    },
     /// Gives back the room in a store file that is not used any more
     #[command(after_help = "\
 Example:
@@ -226,6 +242,7 @@ impl Mending {
                 let unit = Unit { store, unit: file.sync_unit().to_owned() };
                 unit.mend(&how, "import", &Act::Import(file, replace))
             }
+            Mending::Acts { store, unit, json } => acts(&store, unit.as_deref(), json),
             Mending::Compact { store, how } => compact(&store, &how),
         }
     }
@@ -334,7 +351,7 @@ impl Unit {
 }
 
 /// The text of a file that is no store but a worker state.
-fn worker_state(path: &Path) -> Result<Option<String>, Failure> {
+pub(crate) fn worker_state(path: &Path) -> Result<Option<String>, Failure> {
     use std::io::Read;
     let Ok(mut file) = fs::File::open(path) else { return Ok(None) };
     if !file.metadata().is_ok_and(|about| about.is_file()) {
@@ -451,7 +468,7 @@ fn words(out: &mut impl Write, act: &str, lines: &[String]) -> io::Result<()> {
     lines.iter().try_for_each(|line| fold(out, "  ", line))
 }
 
-fn fold(out: &mut impl Write, indent: &str, line: &str) -> io::Result<()> {
+pub(crate) fn fold(out: &mut impl Write, indent: &str, line: &str) -> io::Result<()> {
     let line = visible(line);
     let mut column = indent.len();
     write!(out, "{indent}")?;
@@ -484,6 +501,27 @@ fn replace(path: &Path, text: &str) -> Result<(), Failure> {
         Ok(())
     };
     write().map_err(|error| cannot("write the worker state", path, error))
+}
+
+fn acts(path: &Path, unit: Option<&str>, json: bool) -> Result<Exit, Failure> {
+    let acts = match worker_state(path)? {
+        Some(text) => SavedState::read(&text, unit.unwrap_or("the unit"))?.store().acts(unit)?,
+        None => open(path)?.acts(unit)?,
+    };
+    let mut out = stdout();
+    for act in &acts {
+        if json {
+            json_line(&mut out, act)?;
+        } else {
+            fold(&mut out, "", &format!("{} {}: {}", time(act.at), act.by, act.act))?;
+            act.changes.iter().try_for_each(|line| fold(&mut out, "  ", line))?;
+        }
+    }
+    if acts.is_empty() && !json {
+        writeln!(out, "nothing was done by hand")?;
+    }
+    out.flush()?;
+    Ok(Exit::Fine)
 }
 
 fn export(unit: &Unit, file: &Path) -> Result<Exit, Failure> {

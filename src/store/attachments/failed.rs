@@ -25,7 +25,7 @@ const REQUEUED_BYTES_MAX: usize = 100_000;
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct FailedAttachment {
-    /// What the source said of it.
+    /// The attachment, as the source named it.
     pub attachment: Attachment,
     /// Why it was given up, cut to 300 characters.
     pub reason: String,
@@ -33,13 +33,13 @@ pub struct FailedAttachment {
     pub tries: u32,
     /// When it was given up.
     pub failed_at: DateTime<Utc>,
-    /// The run that gave it up; not known where a checkpoint brought it back.
+    /// The run that gave it up; `None` if it was restored from a checkpoint.
     pub run: Option<RunId>,
 }
 
 impl SyncUnit {
-    /// The attachments that were given up, in the order of their runs, then of their place there. Read in groups, so
-    /// that any number of them costs no memory.
+    /// The attachments that were given up, by run, and in a run in the order in which they were staged. They are read
+    /// in groups, so their number costs no memory.
     pub fn failed_attachments(&self) -> impl Iterator<Item = Result<FailedAttachment>> + '_ {
         let mut group: std::collections::VecDeque<(Vec<u8>, FailedRow)> = std::collections::VecDeque::new();
         let mut after: Option<(u64, u64)> = None;
@@ -63,11 +63,11 @@ impl SyncUnit {
         })
     }
 
-    /// Queues given-up attachments again, those that are `wanted`; says how many. The run at hand takes them up if it
-    /// comes to its attachments phase yet, or is in it; otherwise the next one does.
+    /// Queues those given-up attachments again for which `wanted` is true. Returns how many. They belong to the open
+    /// run if its attachments phase is not over, else to the next run.
     ///
     /// # Durability
-    /// When this returns `Ok`, all of it survives power loss; after an error, some of it may.
+    /// When this returns `Ok`, all of them stay queued after a power loss; after an error, some may be queued.
     ///
     /// # Errors
     /// `Corrupt` or `Io`.

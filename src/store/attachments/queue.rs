@@ -20,20 +20,21 @@ pub(super) const REQUEUED_FROM: u64 = 1 << 62;
 /// Attachments that are queued again in one transaction, or looked at in one view.
 pub(super) const GROUP: usize = 200;
 
-/// How far the attachments of a run are.
+/// The attachments of a run, counted by how far they are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct AttachmentCounts {
-    /// Named by the source, each once.
+    /// Attachments that the source named, each counted once.
     pub queued: u64,
-    /// The platform has them.
+    /// Attachments that the platform has.
     pub settled: u64,
-    /// Given up, and listed: see [`SyncUnit::failed_attachments`](crate::SyncUnit::failed_attachments).
+    /// Attachments that were given up, and are listed: see
+    /// [`SyncUnit::failed_attachments`](crate::SyncUnit::failed_attachments).
     pub failed: u64,
 }
 
 impl AttachmentCounts {
-    /// Those that are still in the queue.
+    /// Attachments that are still in the queue.
     pub fn left(&self) -> u64 {
         self.queued.saturating_sub(self.settled).saturating_sub(self.failed)
     }
@@ -46,7 +47,7 @@ impl From<LedgerAttachments> for AttachmentCounts {
 }
 
 impl Run {
-    /// How far the attachments of this run are.
+    /// Counts the attachments of this run by how far they are.
     ///
     /// # Errors
     /// `Fenced`, `Corrupt` or `Io`.
@@ -54,7 +55,7 @@ impl Run {
         self.look(|rows, _| Ok(rows.get(&QUEUES, &self.run_key())?.unwrap_or_default().counts.into()))
     }
 
-    /// As [`Run::attachment_counts`], also of a run that is over, or that a later life has taken up.
+    /// [`Run::attachment_counts`], also for a run that is over, or that a later life has resumed.
     pub(crate) fn attachment_totals(&self) -> Result<AttachmentCounts> {
         self.inner.tables.view(|rows| {
             if let Some(queue) = rows.get(&QUEUES, &self.run_key())? {

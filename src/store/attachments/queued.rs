@@ -15,7 +15,7 @@ use super::super::uploads::id_used;
 use super::queue::read_line;
 use super::settle::{Settling, move_attachment, takes_id};
 
-/// An attachment that the caller works off by itself; made by [`Run::attachments`].
+/// An attachment for the caller to stream; made by [`Run::attachments`].
 ///
 /// Dropping it is always safe: the next [`Run::attachments`] yields it again.
 pub struct QueuedAttachment {
@@ -44,7 +44,7 @@ impl std::ops::Deref for QueuedAttachment {
 }
 
 impl QueuedAttachment {
-    /// Attempts that failed so far, in whichever life: calls of [`QueuedAttachment::retry_later`].
+    /// How many attempts failed so far, over all lives: calls of [`QueuedAttachment::retry_later`].
     pub fn tries(&self) -> u32 {
         self.tries
     }
@@ -54,7 +54,8 @@ impl QueuedAttachment {
         self.artifact.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Stores the id under which the platform has the bytes, where it has a confirm step of its own.
+    /// Stores the id under which the platform has the bytes. To be called before a confirm; not needed if the platform
+    /// has no confirm step.
     ///
     /// # Durability
     /// When this returns `Ok`, the id survives power loss.
@@ -69,10 +70,10 @@ impl QueuedAttachment {
         Ok(())
     }
 
-    /// Records that the platform has it, under that id: it is never yielded again.
+    /// Stores that the platform has the attachment, under this id. It is never yielded again.
     ///
     /// # Durability
-    /// When this returns `Ok`, it survives power loss.
+    /// When this returns `Ok`, that survives power loss.
     ///
     /// # Errors
     /// `Invalid` if [`QueuedAttachment::uploaded`] stored another id, if the run has used the id before, or if it is not
@@ -82,22 +83,22 @@ impl QueuedAttachment {
         self.store([Settling::Uploaded(artifact), Settling::Settled(None)])
     }
 
-    /// Gives it up, for a reason that [`SyncUnit::failed_attachments`](crate::SyncUnit::failed_attachments) then tells. The
-    /// run can be finished without it.
+    /// Gives the attachment up. [`SyncUnit::failed_attachments`](crate::SyncUnit::failed_attachments) lists it with
+    /// this reason; the run can be finished without it.
     ///
     /// # Durability
-    /// When this returns `Ok`, it survives power loss.
+    /// When this returns `Ok`, that survives power loss.
     ///
     /// # Errors
-    /// `Fenced`, `Corrupt`, `Io`: it is in the queue still.
+    /// `Fenced`, `Corrupt`, `Io`: it is still in the queue.
     pub fn fail(self, reason: impl Into<String>) -> Result<()> {
         self.store([Settling::Failed(reason.into())])
     }
 
-    /// Leaves it alone for so long; a [`Run::attachments`] that is begun after that yields it again.
+    /// Puts the attachment off for this long. A [`Run::attachments`] that begins after that yields it again.
     ///
     /// # Durability
-    /// When this returns `Ok`, it survives power loss.
+    /// When this returns `Ok`, that survives power loss.
     ///
     /// # Errors
     /// `Fenced`, `Corrupt`, `Io`: it may be yielded at once.
@@ -130,7 +131,8 @@ impl Drop for QueuedAttachment {
     }
 }
 
-/// The attachments of a run that are due, in the order in which they were staged; made by [`Run::attachments`].
+/// An iterator over the attachments of a run that are due, in the order in which they were staged; made by
+/// [`Run::attachments`].
 #[must_use]
 #[derive(Debug)]
 pub struct Attachments<'a> {
@@ -167,7 +169,8 @@ impl Attachments<'_> {
 
 impl Run {
     /// The attachments that the data of this run named and that are neither settled nor held, in the order in which
-    /// they were staged, for a caller that streams them by itself. One that is to be left alone still is passed over.
+    /// they were staged: for a caller that streams them itself. Those that were [put
+    /// off](QueuedAttachment::retry_later), and are not due yet, are skipped.
     ///
     /// ```
     /// use highwater::record::Attachment;

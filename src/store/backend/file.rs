@@ -129,7 +129,7 @@ pub(crate) fn create(path: &Path, fill: impl FnOnce(&Path) -> io::Result<()>) ->
     sweep(directory, &prefix);
     let new = tempfile::Builder::new().prefix(&prefix).tempfile_in(directory)?;
     fill(new.path())?;
-    new.as_file().sync_all()?;
+    sync_file(new.as_file())?;
     new.persist_noclobber(path).map_err(|error| error.error)?;
     sync_directory(directory)
 }
@@ -148,11 +148,20 @@ fn sweep(directory: &Path, prefix: &str) {
     }
 }
 
+/// Makes what a file holds durable.
+pub(crate) fn sync_file(file: &File) -> io::Result<()> {
+    #[cfg(all(test, unix))]
+    tests::note_file(file)?;
+    file.sync_all()
+}
+
 /// Makes the names in a directory durable, where the file system knows such a thing.
 pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
     if !cfg!(unix) {
         return Ok(());
     }
+    #[cfg(all(test, unix))]
+    tests::note_directory(directory)?;
     match File::open(directory)?.sync_all() {
         Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
             Ok(())
@@ -165,5 +174,121 @@ pub(crate) fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
+    }
+}
+
+/// What a power failure leaves of a new store. No test can take the power from this machine, so each sync is noted with
+/// what it makes durable, and what may be left at any moment follows from that.
+#[cfg(all(test, unix))]
+mod tests {
+    use std::cell::RefCell;
+    use std::collections::BTreeMap;
+    use std::fs;
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
+    use super::super::redb::{Redb, Syncs};
+    use super::*;
+
+    /// A sync, with what it makes durable.
+    #[derive(Debug, Clone)]
+    enum Sync {
+        /// Of a file, by its inode: what it holds.
+        File(u64, Vec<u8>),
+        /// Of a directory: its names, and the inodes that they lead to.
+        Directory(PathBuf, BTreeMap<String, u64>),
+    }
+
+    thread_local! {
+        /// Those of this thread, in their order.
+        static SYNCS: RefCell<Vec<Sync>> = const { RefCell::new(Vec::new()) };
+    }
+
+    pub(super) fn note_file(file: &File) -> io::Result<()> {
+        let about = file.metadata()?;
+        let mut bytes = vec![0; usize::try_from(about.len()).unwrap()];
+        file.read_exact_at(&mut bytes, 0)?;
+        SYNCS.with_borrow_mut(|syncs| syncs.push(Sync::File(about.ino(), bytes)));
+        Ok(())
+    }
+
+    pub(super) fn note_directory(directory: &Path) -> io::Result<()> {
+        // What goes away meanwhile is no store.
+        let entries = fs::read_dir(directory)?.flatten();
+        let names = entries
+            .filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.metadata().ok()?.ino())));
+        let names = names.collect();
+        SYNCS.with_borrow_mut(|syncs| syncs.push(Sync::Directory(directory.to_owned(), names)));
+        Ok(())
+    }
+
+    /// What was synced while something was done.
+    fn syncs_of<T>(act: impl FnOnce() -> T) -> (Vec<Sync>, T) {
+        SYNCS.take();
+        let done = act();
+        (SYNCS.take(), done)
+    }
+
+    /// Whether a power failure leaves no file or a whole one before a new file was made, and a whole one after.
+    fn survives_power_loss(syncs: &[Sync], path: &Path) -> Result<(), &'static str> {
+        let whole = fs::read(path).unwrap();
+        let inode = fs::metadata(path).unwrap().ino();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let is_whole = |sync: &Sync| matches!(sync, Sync::File(of, bytes) if *of == inode && *bytes == whole);
+        let is_named = |sync: &Sync| {
+            matches!(sync, Sync::Directory(of, names)
+                if *of == parent(path).canonicalize().unwrap() && names.get(name) == Some(&inode))
+        };
+        // A name may be durable as soon as it is given, so the file must be by then.
+        let named = syncs.iter().position(is_named).ok_or("none may be left")?;
+        let before = syncs.get(..named).unwrap_or_default();
+        if before.iter().any(is_whole) { Ok(()) } else { Err("half of one may be left") }
+    }
+
+    #[test]
+    fn a_store_that_was_created_is_left_whole_by_a_power_failure() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().canonicalize().unwrap().join("state.redb");
+        let (syncs, made) = syncs_of(|| create(&path, |new| fs::write(new, b"a whole store")));
+        made.unwrap();
+        survives_power_loss(&syncs, &path).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"a whole store");
+
+        // The controls: without the sync of the file, of the directory, or with either at the wrong time.
+        let [file, directory] = &syncs[..] else { panic!("{syncs:?}") };
+        let of = |syncs: &[&Sync]| {
+            survives_power_loss(&syncs.iter().map(|sync| (*sync).clone()).collect::<Vec<_>>(), &path)
+        };
+        assert_eq!(of(&[directory]), Err("half of one may be left"));
+        assert_eq!(of(&[directory, file]), Err("half of one may be left"));
+        assert_eq!(of(&[file]), Err("none may be left"));
+        let early = Sync::Directory(parent(&path).to_owned(), BTreeMap::new());
+        assert_eq!(of(&[file, &early]), Err("none may be left"));
+        let half = Sync::File(fs::metadata(&path).unwrap().ino(), b"a whole".to_vec());
+        assert_eq!(of(&[&half, directory]), Err("half of one may be left"));
+    }
+
+    /// A store that a killed creator has named, and that it did not live to make durable: whoever opens it does so, with
+    /// the directory that the file is in, not the one of a link to it.
+    #[test]
+    fn whoever_opens_a_store_makes_it_and_its_name_durable() {
+        let dir = tempfile::tempdir().unwrap();
+        let inner = dir.path().canonicalize().unwrap().join("inner");
+        fs::create_dir(&inner).unwrap();
+        let path = inner.join("state.redb");
+        let open = |path: &Path| Redb::open(path, 1 << 20, &Syncs::new(false), |_| Ok(())).unwrap();
+        drop(open(&path));
+        let link = dir.path().join("link.redb");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        for opened in [&path, &link] {
+            let found = fs::read(&path).unwrap();
+            let (syncs, store) = syncs_of(|| open(opened));
+            drop(store);
+            let [Sync::File(inode, bytes), Sync::Directory(directory, names)] = &syncs[..] else {
+                panic!("{} syncs", syncs.len())
+            };
+            assert_eq!((*inode, directory), (fs::metadata(&path).unwrap().ino(), &inner));
+            assert_eq!(names.get("state.redb"), Some(inode));
+            assert!(*bytes == found, "it is synced as it was found");
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Bytes in memory, gone with the process: for a worker state that is mended, for tests that need no disk, and the second
-//! backend that the conformance suite is held against. The explorer uses it nowhere: its workers without a disk of their own die in the middle of what they
-//! write, too.
+//! backend that the conformance suite is held against. The explorer uses it nowhere: a worker whose disk does not survive
+//! it works on one all the same, which may be full, fail, or be found by a later life.
 //!
 //! Changes are made one at a time. Of each, what it writes is kept beside the tables until it is committed; a table is
 //! copied only if a view of it is open then.

@@ -400,7 +400,7 @@ impl Storage {
         }
         match &self.medium {
             Medium::File { file, directory, .. } => {
-                file.sync_all()?;
+                file::sync_file(file)?;
                 file::sync_directory(directory)?;
             }
             Medium::Disk(disk) => disk.sync()?,

@@ -25,14 +25,15 @@ use super::super::cursors::{CursorWatch, check_moves};
 use super::super::findings::add_findings;
 use super::super::mend::kept::{keep_last_cursor, new_stream};
 use super::super::most_read;
-use super::super::page::{NewChild, Page, PageParts, to_json};
+use super::super::page::{NewChild, Page, PageParts, RejectedParts, to_json};
+use super::super::rejected::{check_not_ours, reject};
 use super::super::rows::{
     BATCHES, BatchRow, BatchState, CHUNKS, ChunkRow, Dates, Json, Key, PAYLOADS, Payload, RunRow, STREAMS,
     TYPES, TypeRow, UnderRow, VALUES,
 };
 use super::super::run::{Run, read_cursor};
 use super::super::tables::{Change, Rows};
-use super::states::{BatchInfo, UnsettledBatch, count};
+use super::states::{BatchInfo, UnsettledBatch, count, count_left_out};
 
 /// Where a stream stands.
 pub(super) type NextCursor<C> = Option<Option<C>>;
@@ -72,6 +73,7 @@ pub(crate) struct ReadyPage {
     cursor: Option<String>,
     lines: Vec<(ItemType, Lines)>,
     skipped: Vec<(ItemType, u64)>,
+    rejected: RejectedParts,
     bookmark: Option<String>,
     values: Vec<(ValueKey, Option<String>)>,
     progress: Option<u8>,
@@ -207,12 +209,14 @@ impl Run {
 
     /// Whether a stream has given its last page.
     pub(crate) fn is_exhausted(&self, stream: &StreamName) -> Result<bool> {
+        check_not_ours(stream)?;
         let key = self.run_key().and_name(stream.as_str());
         Ok(self.look(|rows, _| rows.get(&STREAMS, &key))?.is_some_and(|row| row.exhausted))
     }
 
     /// Where a stream stands: `None` exhausted, else the cursor of its next page.
     pub(crate) fn stream_cursor<C: DeserializeOwned>(&self, stream: &StreamName) -> Result<NextCursor<C>> {
+        check_not_ours(stream)?;
         let key = self.run_key().and_name(stream.as_str());
         let row = self.look(|rows, _| match rows.get(&STREAMS, &key)? {
             Some(row) => Ok(row),
@@ -239,7 +243,7 @@ pub(crate) struct CommittedPage {
 /// # Errors
 /// What of it cannot be stored.
 pub(crate) fn make_ready<C: Serialize>(of: PageOf, phase: Phase, page: Page<C>) -> Result<ReadyPage> {
-    let PageParts { next, records, skipped, bookmark, values, progress, findings, children } =
+    let PageParts { next, records, skipped, rejected, bookmark, values, progress, findings, children } =
         page.into_parts()?;
     let cursor =
         next.map(|cursor| to_json(&format!("the cursor of {of}"), &cursor, CURSOR_BYTES_MAX)).transpose()?;
@@ -252,7 +256,19 @@ pub(crate) fn make_ready<C: Serialize>(of: PageOf, phase: Phase, page: Page<C>) 
                 .to_owned(),
         });
     }
-    Ok(ReadyPage { of, phase, cursor, lines, skipped, bookmark, values, progress, findings, children })
+    Ok(ReadyPage {
+        of,
+        phase,
+        cursor,
+        lines,
+        skipped,
+        rejected,
+        bookmark,
+        values,
+        progress,
+        findings,
+        children,
+    })
 }
 
 /// Stores a page, and closes the batches that it fills.
@@ -271,14 +287,16 @@ fn put_page(
         items += lines.ends.len() as u64;
         if page.phase == Phase::Data && item_type.as_str() == ATTACHMENTS {
             let read = change.get(&TYPES, &run.run_key().and_name(ATTACHMENTS))?;
-            queue_lines(run, change, read.map_or(0, |counts| counts.read) + 1, lines.each())?;
+            let queued = read.map_or(0, |counts| counts.read - counts.left_out);
+            queue_lines(run, change, queued + 1, lines.each())?;
         }
         full.extend(add_lines(run, change, row, item_type, lines, batch_items)?);
     }
     for (item_type, skipped) in &page.skipped {
         items += skipped;
-        count_skipped(run, change, item_type, *skipped)?;
+        count_left_out(run, change, item_type.as_str(), *skipped)?;
     }
+    items += reject(run, change, &page.rejected)?;
     let closed = put_batches(run, change, row, stream, &full, page.cursor.as_ref())?;
     add_findings(run, change, &page.findings)?;
     row.pages += 1;
@@ -342,15 +360,6 @@ pub(super) fn begin_stream(run: &Run, stream: &StreamName) -> Result<()> {
         let row = new_stream(change, run.unit_no, run.no, stream.as_str(), Phase::Data)?;
         change.put(&STREAMS, &key, &row)
     })
-}
-
-/// Counts records that were read and are not wanted.
-fn count_skipped(run: &Run, change: &Change<'_>, item_type: &ItemType, items: u64) -> Result<()> {
-    let key = run.run_key().and_name(item_type.as_str());
-    let mut counts = change.get(&TYPES, &key)?.unwrap_or_default();
-    counts.read += items;
-    counts.skipped += items;
-    change.put(&TYPES, &key, &counts)
 }
 
 /// Adds the lines of a page to the open batch of their type; returns the batches that became full.

@@ -224,3 +224,16 @@ pub(super) fn count(
     by(&mut counts);
     change.put(&TYPES, &key, &counts)
 }
+
+/// Counts records that were read and are staged nowhere.
+pub(in crate::store) fn count_left_out(
+    run: &Run,
+    change: &Change<'_>,
+    item_type: &str,
+    items: u64,
+) -> Result<()> {
+    count(run, change, item_type, |counts| {
+        counts.read += items;
+        counts.left_out += items;
+    })
+}

@@ -32,6 +32,7 @@ use crate::transfer::{Held, State};
 use super::super::digest::{Digest, KnownId};
 use super::super::findings::FindingPart;
 use super::super::mend::kept::KeptPart;
+use super::super::rejected::RejectedPart;
 use super::super::rows::{
     Activity, BatchRow, BatchState, ChildRow, ChildStreamRow, Dates, FailedRow, FileRow, LedgerAttachments,
     LedgerRow, LedgerType, MessageFate, MessageKind, NotBefore, Pace, QueueRow, RunRow, RunStatus, StreamRow,
@@ -114,6 +115,9 @@ pub(crate) struct Checkpoint {
     /// The most that streams have read in a finished run: pages and records.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) most_read: BTreeMap<String, (u64, u64)>,
+    /// The rejected records of finished runs.
+    #[serde(default, skip_serializing_if = "RejectedPart::is_empty")]
+    pub(super) rejected: RejectedPart,
     /// Of what outlived the deletions of the unit's state: ids of runs, and the events that asked for a deletion.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) past_runs: Vec<IdHash>,
@@ -435,6 +439,7 @@ pub(super) struct LedgerPart {
 pub(super) struct LedgerTypePart {
     pub(super) item_type: String,
     pub(super) read: u64,
+    /// Those that were left out.
     pub(super) skipped: u64,
     pub(super) announced: u64,
     pub(super) artifacts: u64,
@@ -445,7 +450,7 @@ impl LedgerPart {
         let of_type = |row: LedgerType| LedgerTypePart {
             item_type: row.item_type,
             read: row.read,
-            skipped: row.skipped,
+            skipped: row.left_out,
             announced: row.announced,
             artifacts: row.artifacts,
         };
@@ -472,7 +477,7 @@ impl LedgerPart {
         let row_of = |part: &LedgerTypePart| LedgerType {
             item_type: part.item_type.clone(),
             read: part.read,
-            skipped: part.skipped,
+            left_out: part.skipped,
             announced: part.announced,
             artifacts: part.artifacts,
         };
@@ -691,7 +696,7 @@ pub(crate) struct Position {
     pub(super) next_seq: u64,
     pub(super) progress: Option<u8>,
     pub(super) streams: BTreeMap<String, StreamPart>,
-    /// By item type: records read, batches closed, and of the read ones those that nobody wants.
+    /// By item type: records read, batches closed, and of the read ones those that were left out.
     pub(super) types: BTreeMap<String, (u64, u64, u64)>,
     pub(super) values: BTreeMap<String, String>,
     /// What was found in the records up to there.
@@ -699,6 +704,9 @@ pub(crate) struct Position {
     pub(super) findings: Vec<FindingPart>,
     #[serde(default, skip_serializing_if = "QueuePart::is_empty")]
     pub(super) queue: QueuePart,
+    /// What the run rejected up to there, and what became of what it asked for again.
+    #[serde(default, skip_serializing_if = "RejectedPart::is_empty")]
+    pub(super) rejected: RejectedPart,
     /// Child listings that are pending, and counts of all by stream.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) children: Vec<ChildPart>,

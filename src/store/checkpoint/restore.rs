@@ -10,6 +10,7 @@ use super::super::attachments::rebuild::restore_queue;
 use super::super::batches::states::BatchInfo;
 use super::super::digest::KnownId;
 use super::super::open::SyncUnit;
+use super::super::rejected;
 use super::super::rows::{
     BATCHES, BOOKMARKS, BatchRow, BatchState, BookmarkRow, EVENTS, EventRow, FINDINGS, FileRow, Json, Key,
     LEDGER, MESSAGES, MOST_READ, MessageRow, MostReadRow, PAST, POSITIONS, PastRow, RUN_IDS, RUNS, Row,
@@ -89,6 +90,7 @@ impl Restoring<'_> {
         for (stream, &(pages, items)) in &checkpoint.most_read {
             change.put(&MOST_READ, &unit.clone().and_name(stream), &MostReadRow { pages, items })?;
         }
+        rejected::restore_unit(change, self.no, &checkpoint.rejected)?;
         for part in &checkpoint.ledger {
             change.put(&LEDGER, &run_key(self.no, part.run), &part.row())?;
         }
@@ -117,6 +119,7 @@ impl Restoring<'_> {
         for part in &position.findings {
             change.put(&FINDINGS, &part.kind.key(&prefix), &part.row())?;
         }
+        rejected::restore_run(change, self.no, run.no, &position.rejected)?;
         let open_batches = self.unannounced(run, &prefix)?;
         let message = checkpoint.message.as_ref().filter(|_| newest.is_some());
         let row = run.row(position, newest, message.map(|message| message.no), open_batches);
@@ -156,13 +159,13 @@ impl Restoring<'_> {
     fn unannounced(&self, run: &RunPart, prefix: &Key) -> Result<u64> {
         let Self { change, checkpoint, .. } = self;
         let mut types: BTreeMap<&str, TypeRow> = BTreeMap::new();
-        for (name, &(read, batches, skipped)) in &checkpoint.position.types {
+        for (name, &(read, batches, left_out)) in &checkpoint.position.types {
             // What is announced was confirmed before.
             let AnnouncedPart { records, artifacts } =
                 checkpoint.announced.get(name).copied().unwrap_or_default();
             let counts = TypeRow {
                 read,
-                skipped,
+                left_out,
                 batches,
                 batched: records,
                 confirmed: records,
@@ -188,11 +191,11 @@ impl Restoring<'_> {
             change.put(&BATCHES, &prefix.clone().and_number(part.seq), &batch)?;
         }
         for (name, counts) in types {
-            let TypeRow { read, skipped, batched, announced, .. } = counts;
-            if u128::from(read) != u128::from(batched) + u128::from(skipped) {
+            let TypeRow { read, left_out, batched, announced, .. } = counts;
+            if u128::from(read) != u128::from(batched) + u128::from(left_out) {
                 let uploaded = batched - announced;
                 return Err(self.damaged(format!(
-                    "of {read} {name} read, {skipped} were skipped, {announced} are announced and {uploaded} uploaded"
+                    "of {read} {name} read, {left_out} were left out, {announced} are announced and {uploaded} uploaded"
                 )));
             }
             change.put(&TYPES, &prefix.clone().and_name(name), &counts)?;

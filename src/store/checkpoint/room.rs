@@ -1,11 +1,12 @@
 //! How much of a worker state an extractor may still take.
 //!
 //! A checkpoint must always fit, and the message of an ERROR with it: a worker whose state does not fit could tell nobody.
-//! So the cursors, bookmarks and values of a unit may take [`CHECKPOINT_STATE_BYTES_MAX`] bytes together, less what
-//! others keep in the same worker state. What would go over it is refused before it is staged. The rest of a worker
-//! state ([`CHECKPOINT_BYTES_MAX`](crate::limits::CHECKPOINT_BYTES_MAX)) is for a sealed message, artifacts that are not
-//! announced yet, the ids of those that were (11 kB), what streams read in earlier runs (10 kB), what earlier
-//! runs and operators left (35 kB, and the cursors that operators set, 64 kB), events, findings and attachments, each of which is bounded by itself.
+//! So the cursors, bookmarks, values and ids of rejected records of a unit may take [`CHECKPOINT_STATE_BYTES_MAX`] bytes
+//! together, less what others keep in the same worker state. What would go over it is refused before it is staged. The
+//! rest of a worker state ([`CHECKPOINT_BYTES_MAX`](crate::limits::CHECKPOINT_BYTES_MAX)) is for a sealed message, artifacts
+//! that are not announced yet, the ids of those that were (11 kB), what streams read in earlier runs (10 kB), kinds and
+//! reasons of rejected records (40 kB), what earlier runs and operators left (35 kB, and the cursors that operators set,
+//! 64 kB), events, findings and attachments, each of which is bounded by itself.
 //!
 //! Counted are bytes of JSON before they are compressed. A gzip member in base64 is seldom larger than the JSON text in
 //! it, and by a tenth at most; so what is admitted fits whatever it holds.
@@ -19,12 +20,17 @@ use crate::model::{CHECKPOINT_STATE_BYTES_MAX, CONNECTOR_STATE_VALUE};
 
 use super::super::batches::staging::PageOf;
 use super::super::page::Page;
-use super::super::rows::{BOOKMARKS, Json, Key, STREAMS, TYPES, VALUES};
+use super::super::rejected::records;
+use super::super::rows::{BOOKMARKS, Json, Key, REJECTED, REJECTED_IN_RUN, STREAMS, TYPES, VALUES};
 use super::super::run::Run;
 use super::super::tables::Rows;
 
 /// Bytes that a stream, an item type, a bookmark or a value takes beside its name and its text.
 const PART_BYTES: u64 = 40;
+
+/// Bytes that a rejected record takes beside its id, with all that a part takes: its run, when it was rejected, how often it
+/// was asked for.
+const REJECTED_BYTES: usize = 24;
 
 /// Something of the extractor's that a checkpoint holds.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,6 +44,9 @@ enum Part {
     ItemType(String),
     /// All child listings that are pending.
     Children,
+    /// A rejected record, by its item type and id: of the run at hand, and of those before.
+    Rejected(String, String),
+    KeptRejected(String, String),
 }
 
 impl Part {
@@ -50,6 +59,9 @@ impl Part {
             Part::Value(key) => format!("the value {key}"),
             Part::ItemType(name) => format!("item type {name}"),
             Part::Children => "what is pending of child listings".to_owned(),
+            Part::Rejected(item_type, id) | Part::KeptRejected(item_type, id) => {
+                format!("the id {id} of a rejected record of {item_type}")
+            }
         }
     }
 }
@@ -88,6 +100,12 @@ impl Run {
             for (name, _) in rows.all(&TYPES, &self.run_key())? {
                 room.put(Part::ItemType(self.name(&name)?), 0);
             }
+            for (item_type, id) in records(rows, &REJECTED, &unit)?.into_keys() {
+                room.put(Part::KeptRejected(item_type, id), 0);
+            }
+            for (item_type, id) in records(rows, &REJECTED_IN_RUN, &self.run_key())?.into_keys() {
+                room.put(Part::Rejected(item_type, id), 0);
+            }
             Ok(room)
         })
     }
@@ -109,6 +127,7 @@ impl Room {
         let children = usize::try_from(pending.saturating_add(sizes.children)).unwrap_or(usize::MAX);
         changes.push((Part::Children, children.saturating_add(child_cursor)));
         changes.extend(sizes.item_types.into_iter().map(|name| (Part::ItemType(name), 0)));
+        changes.extend(sizes.rejected.into_iter().map(|(name, id)| (Part::Rejected(name, id), 0)));
         changes.extend(sizes.bookmark.map(|bytes| (Part::Bookmark(name()), bytes)));
         let mut removed = Vec::new();
         // Of values of one key the last counts, as where they are staged.
@@ -168,6 +187,8 @@ fn cost(part: &Part, bytes: usize) -> u64 {
         Part::ItemType(name) => 2 * name.len(),
         // It stands in the worker state, too, where quotation marks take two bytes.
         Part::Value(name) if name == CONNECTOR_STATE_VALUE => 2 * bytes,
+        // Its type and kind are told once for all.
+        Part::Rejected(_, id) | Part::KeptRejected(_, id) => id.len() + REJECTED_BYTES,
         Part::Stream(name) | Part::KeptBookmark(name) | Part::Value(name) => name.len(),
     };
     (name + bytes) as u64 + PART_BYTES

@@ -12,6 +12,7 @@ use crate::model::{Micros, Phase, Phases};
 
 use super::super::codec;
 use super::super::mend::kept::KeptPart;
+use super::super::rejected::RejectedPart;
 use super::form::{
     AnnouncedPart, ArtifactPart, Checkpoint, CountsPart, DatesPart, EventPart, FatePart, FilePart, IdHash,
     KindPart, LedgerPart, LedgerTypePart, MessagePart, NotBeforePart, Position, RunIdPart, RunPart,
@@ -250,6 +251,7 @@ impl From<Whole> for Checkpoint {
             message: whole.message.filter(|message| event == Some(message.event)).map(Message::into_part),
             used: UsedPart::default(),
             most_read: BTreeMap::new(),
+            rejected: RejectedPart::default(),
             past_runs: Vec::new(),
             deletions: Vec::new(),
             kept: KeptPart::default(),

@@ -37,12 +37,14 @@ use crate::store::rows::{
     ACTS, ATTACHMENTS, AttachmentRow, BATCHES, BOOKMARKS, BatchRow, BatchState, CHILD_IDS, CHILD_STREAMS,
     CHILDREN, CHUNKS, DEATHS, EVENTS, EventRow, FAILED, FILES, FINDINGS, FormatRow, Json, Key, LAST_CURSORS,
     LEDGER, LedgerRow, MESSAGES, META, MOST_READ, MessageFate, MessageKind, MessageRow, NEXT_CURSORS, PAST,
-    PAYLOADS, POSITIONS, Payload, QUEUES, QueueRow, REQUEUED, REWOUND, RUN_IDS, RUNS, Row, RunIdRow, RunRow,
-    RunStatus, SEEN, SEEN_BY_HASH, STANDING_BOOKMARKS, STANDINGS, STREAMS, TYPES, Table, TypeRow, UNITS,
-    USED, USED_NEWEST, UnderRow, UnitRow, VALUES, name_of, run_key,
+    PAYLOADS, POSITIONS, Payload, QUEUES, QueueRow, REJECTED, REJECTED_COUNTS, REJECTED_IN_RUN, REQUEUED,
+    REWOUND, RUN_IDS, RUNS, Row, RunIdRow, RunRow, RunStatus, SEEN, SEEN_BY_HASH, STANDING_BOOKMARKS,
+    STANDINGS, STREAMS, TYPES, Table, TypeRow, UNITS, USED, USED_NEWEST, UnderRow, UnitRow, VALUES, name_of,
+    run_key,
 };
 use crate::store::tables::View;
 
+use super::rejected;
 use super::snapshot::{Pages, Snapshot, Source};
 
 /// What a [`check`] found.
@@ -188,6 +190,9 @@ impl Check<'_> {
         self.owned(&MESSAGES, &numbers)?;
         self.owned(&LEDGER, &numbers)?;
         self.owned(&FINDINGS, &numbers)?;
+        self.owned(&REJECTED, &numbers)?;
+        self.owned(&REJECTED_IN_RUN, &numbers)?;
+        self.owned(&REJECTED_COUNTS, &numbers)?;
         self.owned(&POSITIONS, &numbers)?;
         self.owned(&QUEUES, &numbers)?;
         self.owned(&ATTACHMENTS, &numbers)?;
@@ -317,6 +322,9 @@ impl Check<'_> {
             self.extraction(id, unit, no, run, &messages)?;
         }
         self.strays(id, unit, &runs)?;
+        for (table, problem) in rejected::problems(self.view, unit)? {
+            self.found(table, Some(id), problem);
+        }
         self.ledger(id, unit, &ledger, &run_ids)?;
         self.kept_messages(id, unit, &messages, &events);
         self.kept_values(id, unit)
@@ -538,7 +546,7 @@ impl Check<'_> {
                 self.found(TYPES.name, Some(id), problem);
             }
         };
-        same("read", counts.read, counts.skipped + counts.batched + u64::from(counts.open_items));
+        same("read", counts.read, counts.left_out + counts.batched + u64::from(counts.open_items));
         same("confirmed", counts.confirmed, counts.batched.saturating_sub(sums.with_bytes.1));
         same("announced", counts.announced, counts.confirmed.saturating_sub(sums.confirmed.1));
         let unannounced = sums.with_bytes.0 + sums.confirmed.0;
@@ -808,6 +816,7 @@ impl Check<'_> {
         self.stray(id, unit, &QUEUES, open)?;
         self.stray(id, unit, &ATTACHMENTS, open)?;
         self.stray(id, unit, &FILES, open)?;
+        self.stray(id, unit, &REJECTED_IN_RUN, open)?;
         self.stray(id, unit, &FINDINGS, open)
     }
 
@@ -856,7 +865,7 @@ impl Check<'_> {
                 found("it has a watermark and was not finished, or is not over");
             }
             if row.status == RunStatus::Finished {
-                if row.types.iter().any(|counts| counts.read != counts.skipped + counts.announced) {
+                if row.types.iter().any(|counts| counts.read != counts.left_out + counts.announced) {
                     found("it was finished, and not all that it read was announced");
                 }
                 last = Some(row.watermark);

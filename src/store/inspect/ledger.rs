@@ -1,5 +1,7 @@
 //! What remains of the runs that are over.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
@@ -8,7 +10,7 @@ use crate::record::FindingCounts;
 use crate::store::rows::LedgerRow;
 
 use super::attachments::AttachmentsReport;
-use super::words::{RunStatus, optional_time, time};
+use super::words::{RunStatus, is_zero, optional_time, time};
 
 /// What remains of a run that is over.
 #[derive(Debug, Clone, Serialize)]
@@ -58,13 +60,18 @@ pub struct LedgerTypeReport {
     pub read: u64,
     /// Those that the platform did not want.
     pub skipped: u64,
+    /// Those that were rejected.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub rejected: u64,
     /// Those that were announced, or acknowledged.
     pub announced: u64,
     /// Artifacts that they were in.
     pub artifacts: u64,
 }
 
-pub(super) fn ledger_report(id: &str, row: LedgerRow) -> LedgerReport {
+/// `rejected`: by item type, how many records the run rejected.
+pub(super) fn ledger_report(id: &str, row: LedgerRow, rejected: &BTreeMap<String, u64>) -> LedgerReport {
+    let rejected_of = |item_type: &str| rejected.get(item_type).copied().unwrap_or(0);
     LedgerReport {
         sync_unit: id.to_owned(),
         run: row.id,
@@ -82,11 +89,12 @@ pub(super) fn ledger_report(id: &str, row: LedgerRow) -> LedgerReport {
             .types
             .into_iter()
             .map(|counts| LedgerTypeReport {
-                item_type: counts.item_type,
                 read: counts.read,
-                skipped: counts.skipped,
+                skipped: counts.left_out.saturating_sub(rejected_of(&counts.item_type)),
+                rejected: rejected_of(&counts.item_type),
                 announced: counts.announced,
                 artifacts: counts.artifacts,
+                item_type: counts.item_type,
             })
             .collect(),
         attachments: row.attachments.into(),

@@ -45,6 +45,7 @@ mod ledger;
 mod messages;
 mod overlay;
 mod records;
+mod rejected;
 mod report;
 mod scan;
 mod snapshot;
@@ -57,6 +58,7 @@ pub use check::{CheckFinding, CheckReport, check};
 pub use ledger::{LedgerReport, LedgerTypeReport};
 pub use messages::MessageReport;
 pub use records::{BatchCounts, BatchReport, FindingsReport, TypeReport};
+pub use rejected::{RejectedReport, RejectedStage};
 pub use report::{
     BookmarkReport, ChildStreamReport, Line, MostReadReport, Report, RunReport, StreamReport, UnitReport,
     ValueReport, is_internal,

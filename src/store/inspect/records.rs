@@ -6,11 +6,12 @@ use serde::Serialize;
 
 use crate::error::Result;
 use crate::store::findings::FindingKind;
+use crate::store::rejected;
 use crate::store::rows::{self, BATCHES, BatchRow, FINDINGS, Key, TYPES, number_of};
 use crate::store::tables::{Rows, View};
 
 use super::scan::{each, name};
-use super::words::{BatchStage, optional_raw};
+use super::words::{BatchStage, is_zero, optional_raw};
 
 /// Batches in one state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -38,6 +39,9 @@ pub struct TypeReport {
     pub read: u64,
     /// Those that the platform does not want: they were staged nowhere.
     pub skipped: u64,
+    /// Those that were rejected, which were staged nowhere either. Records that were asked for again in vain are not read.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub rejected: u64,
     /// Those in closed batches.
     pub batched: u64,
     /// Those in the batch that is still open.
@@ -142,8 +146,10 @@ pub(super) fn findings(view: &View<'_>, id: &str, run: &str, key: &Key) -> Resul
 
 pub(super) fn item_types(view: &View<'_>, id: &str, run: &str, key: &Key) -> Result<Vec<TypeReport>> {
     let mut types = BTreeMap::new();
+    let rejected = rejected::counts(view, key)?;
     each(view, &TYPES, key, name, |item_type, row| {
         let none = BatchCounts::default();
+        let rejected = rejected.get(&item_type).copied().unwrap_or(0);
         types.insert(
             item_type.clone(),
             TypeReport {
@@ -151,7 +157,8 @@ pub(super) fn item_types(view: &View<'_>, id: &str, run: &str, key: &Key) -> Res
                 run: run.to_owned(),
                 item_type,
                 read: row.read,
-                skipped: row.skipped,
+                skipped: row.left_out.saturating_sub(rejected),
+                rejected,
                 batched: row.batched,
                 open_items: row.open_items.into(),
                 open_bytes: row.open_bytes,

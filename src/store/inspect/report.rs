@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::error::Result;
 use crate::model::{Micros, Phase, RESERVED_UNIT_PREFIX};
 use crate::store::most_read::far_more_than;
+use crate::store::rejected;
 use crate::store::rows::{
     BOOKMARKS, CHILD_STREAMS, FAILED, Json, Key, LEDGER, MostReadRow, QUEUES, REQUEUED, RUNS, RunRow,
     STREAMS, UnitRow, VALUES, number_of, run_key,
@@ -335,9 +336,11 @@ pub(super) fn read(view: &View<'_>, id: &str, unit: &UnitRow, last: usize) -> Re
     each(view, &LEDGER, &prefix, number_of, |no, row| {
         report.unit.ledger_runs += 1;
         run_ids.insert(no, row.id.clone());
-        push_last(&mut ledger, last, ledger_report(id, row));
+        push_last(&mut ledger, last, (no, row));
     })?;
-    report.ledger = ledger.into();
+    for (no, row) in ledger {
+        report.ledger.push(ledger_report(id, row, &rejected::counts(view, &run_key(unit.no, no))?));
+    }
     if let Some((no, row)) = current {
         run_ids.insert(no, row.id.clone());
         let key = run_key(unit.no, no);

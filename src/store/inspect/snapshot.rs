@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 
 use super::super::backend::file::open_to_read;
 use super::super::backend::redb::{check_start, guarded, is_open_elsewhere};
-use super::super::open::CACHE_BYTES;
+use super::super::open::{CACHE_BYTES, Store};
 use super::super::rows::{
     BATCHES, BatchState, Key, LEDGER, MESSAGES, PAYLOADS, Payload, RUNS, UNITS, message_key, name_of,
     number_of, run_key,
@@ -22,6 +22,7 @@ use super::super::tables::{Rows, Tables, View};
 use super::messages::{MessageReport, message_report};
 use super::overlay::{Base, Overlay};
 use super::records::{BatchReport, batch_report};
+use super::rejected::{self, RejectedReport};
 use super::report::{self, Report};
 use super::scan::{each, name};
 
@@ -100,6 +101,19 @@ impl Watched {
     fn is_untouched(&self) -> io::Result<bool> {
         // In this order: an owner that ends between the two has changed the header.
         Ok(self.base.with(is_open_elsewhere)? == Some(false) && Stamp::of(&self.base)? == self.stamp)
+    }
+}
+
+impl Store {
+    /// Reports on one sync unit, as [`Snapshot::unit`] does, of a store that is open here.
+    ///
+    /// # Errors
+    /// `Corrupt` or `Io`.
+    pub fn report(&self, sync_unit: &str, last: usize) -> Result<Option<Report>> {
+        self.inner.tables.view(|view| match view.get(&UNITS, &Key::name(sync_unit))? {
+            Some(unit) => report::read(view, sync_unit, &unit, last).map(Some),
+            None => Ok(None),
+        })
     }
 }
 
@@ -220,6 +234,19 @@ impl Snapshot {
                 })?;
             }
             Ok(Some(batches))
+        })
+    }
+
+    /// The rejected records of a unit, by item type and id: those that are to be asked for again, and what became of them
+    /// in the run that is open. `with_json`: with what is kept of their content, which is what users wrote. `None` if the
+    /// store does not know the unit.
+    ///
+    /// # Errors
+    /// As [`Snapshot::open`].
+    pub fn rejected(&mut self, sync_unit: &str, with_json: bool) -> Result<Option<Vec<RejectedReport>>> {
+        self.look(|view| match view.get(&UNITS, &Key::name(sync_unit))? {
+            Some(unit) => rejected::read(view, sync_unit, &unit, with_json).map(Some),
+            None => Ok(None),
         })
     }
 

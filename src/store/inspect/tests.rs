@@ -10,7 +10,8 @@ use crate::store::findings::FindingKind;
 use crate::store::page::Page;
 use crate::store::rows::{
     BOOKMARKS, BatchRow, BookmarkRow, CHUNKS, EVENTS, FINDINGS, FindingRow, FormatRow, Json, LedgerRow, META,
-    MessageFate, MessageKind, MessageRow, RUN_IDS, Row, RunIdRow, RunRow, RunStatus as Status, STREAMS,
+    MessageFate, MessageKind, MessageRow, REJECTED, REJECTED_COUNTS, REJECTED_IN_RUN, RUN_IDS,
+    RejectedCountRow, RejectedFate, RejectedRow, Row, RunIdRow, RunRow, RunStatus as Status, STREAMS,
     StreamRow, TYPES, Table, TypeRow, UnitRow, VALUES,
 };
 use crate::store::tables::Change;
@@ -327,6 +328,22 @@ fn second() -> Key {
     run_key(1, 2)
 }
 
+fn unit_key_no() -> Key {
+    Key::unit(1)
+}
+
+fn rejected() -> RejectedRow {
+    RejectedRow {
+        fate: RejectedFate::Rejected,
+        run: 1,
+        rejected_at: Micros(0),
+        asked: 0,
+        kind: "kind".to_owned(),
+        reason: "reason".to_owned(),
+        json: None,
+    }
+}
+
 /// What [`stage`] has found in its records.
 fn undeclared() -> FindingKind {
     FindingKind {
@@ -551,6 +568,51 @@ const BROKEN: &[Broken] = &[
     }),
     ("findings: warning undeclared in issues of run second: 8 are counted and 9 kept", |change| {
         alter(change, &FINDINGS, &undeclared().key(&second()), |row| row.count = 8);
+    }),
+    // Rejected records.
+    ("rejected: a row is of unit number 9, which there is not", |change| {
+        change.put(&REJECTED, &Key::unit(9).and_rejected("issues", "I"), &rejected()).unwrap();
+    }),
+    ("rejected_in_run: 1 rows are of run number 1, which is not open", |change| {
+        change.put(&REJECTED_IN_RUN, &run_key(1, 1).and_rejected("issues", "I"), &rejected()).unwrap();
+    }),
+    ("rejected: its key has no item type", |change| {
+        change.put(&REJECTED, &unit_key_no().and_name("issues"), &rejected()).unwrap();
+    }),
+    ("rejected_in_run: its key has no item type", |change| {
+        change.put(&REJECTED_IN_RUN, &second().and_name("issues"), &rejected()).unwrap();
+    }),
+    ("rejected: issues I: it is settled, and kept to be asked for", |change| {
+        let row = RejectedRow { fate: RejectedFate::Gone, ..rejected() };
+        change.put(&REJECTED, &unit_key_no().and_rejected("issues", "I"), &row).unwrap();
+    }),
+    ("rejected: a/b I: its item type cannot be one", |change| {
+        change.put(&REJECTED, &unit_key_no().and_rejected("a/b", "I"), &rejected()).unwrap();
+    }),
+    ("rejected: issues : its id has 0 bytes", |change| {
+        change.put(&REJECTED, &unit_key_no().and_rejected("issues", ""), &rejected()).unwrap();
+    }),
+    ("rejected: issues I: it was rejected first by run number 7, which was never given out", |change| {
+        let row = RejectedRow { run: 7, ..rejected() };
+        change.put(&REJECTED, &unit_key_no().and_rejected("issues", "I"), &row).unwrap();
+    }),
+    ("rejected: issues I: 20000 bytes of it are kept, over the limit", |change| {
+        let row = RejectedRow { json: Some(("x".repeat(20_000), 20_000)), ..rejected() };
+        change.put(&REJECTED, &unit_key_no().and_rejected("issues", "I"), &row).unwrap();
+    }),
+    ("rejected_in_run: issues I: it was asked for, and no run had rejected it", |change| {
+        let row = RejectedRow { fate: RejectedFate::Passed, ..rejected() };
+        change.put(&REJECTED_IN_RUN, &second().and_rejected("issues", "I"), &row).unwrap();
+    }),
+    ("rejected_in_run: issues I: it is rejected, and none of its type is counted", |change| {
+        change.put(&REJECTED_IN_RUN, &second().and_rejected("issues", "I"), &rejected()).unwrap();
+    }),
+    ("rejected_counts: 3 issues are rejected, and 0 were left out", |change| {
+        change.put(&REJECTED_COUNTS, &second().and_name("issues"), &RejectedCountRow { records: 3 }).unwrap();
+    }),
+    ("rejected_counts: run number 7 has counts and is not in the ledger", |change| {
+        let key = run_key(1, 7).and_name("issues");
+        change.put(&REJECTED_COUNTS, &key, &RejectedCountRow { records: 3 }).unwrap();
     }),
     // Events and messages.
     ("events: the newest event of run second is missing", |change| {

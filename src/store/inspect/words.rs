@@ -104,6 +104,12 @@ impl From<rows::BatchState> for BatchStage {
     }
 }
 
+// serde hands the field over as it stands in the struct.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+pub(super) fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
 pub(super) fn time<S: Serializer>(moment: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&moment.to_rfc3339_opts(SecondsFormat::AutoSi, true))
 }

@@ -152,6 +152,19 @@ pub(in crate::store) fn acts(rows: &impl Rows, sync_unit: &str) -> Result<Vec<Ac
     Ok(rows.all(&ACTS, &acts_of(sync_unit))?.into_iter().map(|(_, row)| row).collect())
 }
 
+/// What operators did to a unit, or to all of them and the store, with the unit's id, which is empty for the store.
+pub(super) fn acts_by_unit(rows: &impl Rows, sync_unit: Option<&str>) -> Result<Vec<(String, ActRow)>> {
+    if let Some(id) = sync_unit {
+        return Ok(acts(rows, id)?.into_iter().map(|row| (id.to_owned(), row)).collect());
+    }
+    let mut found = Vec::new();
+    for (key, row) in rows.all(&ACTS, &Key::name(""))? {
+        let (id, _) = key.split_at(key.iter().position(|byte| *byte == 0).unwrap_or(key.len()));
+        found.push((text(rows, id)?, row));
+    }
+    Ok(found)
+}
+
 /// Under which key all that operators did to a unit stands.
 pub(in crate::store) fn acts_of(sync_unit: &str) -> Key {
     Key::name("").and_inner_name(sync_unit)

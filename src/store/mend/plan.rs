@@ -270,6 +270,24 @@ fn times<S: Serializer>(at: &[Option<DateTime<Utc>>; 2], serializer: S) -> Resul
     at.map(|at| at.map(shown)).serialize(serializer)
 }
 
+/// What an operator did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename = "act")]
+#[non_exhaustive]
+pub struct Act {
+    /// The sync unit; `None`: the store.
+    pub sync_unit: Option<String>,
+    /// When.
+    #[serde(serialize_with = "time")]
+    pub at: DateTime<Utc>,
+    /// Who, as they called themselves.
+    pub by: String,
+    /// What, in a few words.
+    pub act: String,
+    /// All that it changed, in words.
+    pub changes: Vec<String>,
+}
+
 impl fmt::Display for PlannedChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

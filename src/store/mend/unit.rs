@@ -22,10 +22,10 @@ use super::super::rows::{
 };
 use super::super::tables::{Change, Rows};
 
-use super::kept::{STANDINGS_MAX, keep_act, last_cursor, remove_next_cursors, standing};
+use super::kept::{STANDINGS_MAX, acts_by_unit, keep_act, last_cursor, remove_next_cursors, standing};
 use super::plan::{
-    Mend, NextRun, NextStream, Plan, PlannedChange, Requeue, RewindTo, SHOWN_CHARS, changed_since, invalid,
-    shown, shown_json, some_of, value,
+    Act, Mend, NextRun, NextStream, Plan, PlannedChange, Requeue, RewindTo, SHOWN_CHARS, changed_since,
+    invalid, shown, shown_json, some_of, value,
 };
 
 /// Reasons that a plan to queue attachments again names.
@@ -83,6 +83,37 @@ impl Snapshot {
         let id = SyncUnitId::new(sync_unit)?;
         self.look(|rows| plan_act(rows, &id, mend, Micros::from_time(now)))
     }
+}
+
+impl Store {
+    /// What operators did, by unit, each unit's oldest first: to one unit, or to all of them and the store.
+    ///
+    /// # Errors
+    /// `Corrupt` or `Io`.
+    pub fn acts(&self, sync_unit: Option<&str>) -> Result<Vec<Act>> {
+        self.inner.tables.view(|rows| acts(rows, sync_unit))
+    }
+}
+
+impl Snapshot {
+    /// What operators did, as of [`Store::acts`].
+    ///
+    /// # Errors
+    /// As [`Snapshot::open`].
+    pub fn acts(&mut self, sync_unit: Option<&str>) -> Result<Vec<Act>> {
+        self.look(|rows| acts(rows, sync_unit))
+    }
+}
+
+fn acts(rows: &impl Rows, sync_unit: Option<&str>) -> Result<Vec<Act>> {
+    let acts = acts_by_unit(rows, sync_unit)?.into_iter().map(|(unit, row)| Act {
+        sync_unit: Some(unit).filter(|unit| !unit.is_empty()),
+        at: row.at.to_time(),
+        by: row.by,
+        act: row.act,
+        changes: row.changes,
+    });
+    Ok(acts.collect())
 }
 
 /// Notes what was done.
@@ -209,7 +240,7 @@ impl<'a, R: Rows> Known<'a, R> {
         let key = run_key(self.unit.no, *no);
         let mut records_dropped = 0;
         self.rows.scan(&TYPES, &key, &key, |_, counts| {
-            records_dropped += counts.read.saturating_sub(counts.skipped).saturating_sub(counts.announced);
+            records_dropped += counts.read.saturating_sub(counts.left_out).saturating_sub(counts.announced);
             Ok(true)
         })?;
         let queue = self.rows.get(&QUEUES, &key)?.unwrap_or_default().counts;

@@ -192,7 +192,7 @@ fn golden_bytes_of_streams_and_item_types() {
     golden(
         &TypeRow {
             read: 1,
-            skipped: 9,
+            left_out: 9,
             batched: 2,
             confirmed: 3,
             announced: 4,
@@ -204,7 +204,7 @@ fn golden_bytes_of_streams_and_item_types() {
         },
         0x5aa1_3d12,
         &[
-            ("read, skipped, batched, confirmed, announced", "01 09 02 03 04"),
+            ("read, left_out, batched, confirmed, announced", "01 09 02 03 04"),
             ("batches, artifacts_announced", "05 06"),
             ("open_items, open_bytes", "07 08"),
             ("last_artifact", "01 01 61"),
@@ -313,7 +313,7 @@ fn golden_bytes_of_the_conversation() {
             types: vec![LedgerType {
                 item_type: "t".to_owned(),
                 read: 8,
-                skipped: 11,
+                left_out: 11,
                 announced: 9,
                 artifacts: 10,
             }],
@@ -330,7 +330,7 @@ fn golden_bytes_of_the_conversation() {
             ("epochs, pages, events, events_reused", "04 05 06 07"),
             ("errors, warnings", "08 09"),
             ("types: how many", "01"),
-            ("item_type, read, skipped, announced, artifacts", "01 74 08 0b 09 0a"),
+            ("item_type, read, left_out, announced, artifacts", "01 74 08 0b 09 0a"),
             ("attachments: queued, settled, failed", "0b 0c 0d"),
             ("deaths", "0e"),
         ],
@@ -376,6 +376,35 @@ fn golden_bytes_of_findings() {
         0xc92c_a367,
         &[("count", "fb fb00"), ("kept: how many, each", "02 01 61 02 6263")],
     );
+}
+
+#[test]
+fn golden_bytes_of_rejected_records() {
+    golden(
+        &RejectedRow {
+            fate: RejectedFate::Passed,
+            run: 251,
+            rejected_at: Micros(1),
+            asked: 2,
+            kind: "k".to_owned(),
+            reason: "why".to_owned(),
+            json: Some(("{}".to_owned(), 3)),
+        },
+        0xe357_8a89,
+        &[
+            ("fate", "01"),
+            ("run", "fb fb00"),
+            ("rejected_at", "02"),
+            ("asked", "02"),
+            ("kind, reason", "01 6b 03 776879"),
+            ("json: text, bytes of the whole", "01 02 7b7d 03"),
+        ],
+    );
+    golden(&RejectedCountRow { records: 251 }, 0xd721_1c3e, &[("records", "fb fb00")]);
+    let key = run_key(1, 2).and_rejected("issues", "a\0b");
+    assert_eq!(key.as_bytes(), b"\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02issues\0a\0b");
+    assert_eq!(rejected_of(b"issues\0a\0b"), Ok(("issues", "a\0b")));
+    assert!(rejected_of(b"issues").is_err());
 }
 
 #[test]
@@ -614,10 +643,10 @@ fn message_row() -> impl Strategy<Value = MessageRow> {
 
 fn ledger_row() -> impl Strategy<Value = LedgerRow> {
     let types = vec((any::<String>(), any::<[u64; 4]>()), 0..4).prop_map(|types| {
-        let of = |(item_type, [read, skipped, announced, artifacts]): (String, [u64; 4])| LedgerType {
+        let of = |(item_type, [read, left_out, announced, artifacts]): (String, [u64; 4])| LedgerType {
             item_type,
             read,
-            skipped,
+            left_out,
             announced,
             artifacts,
         };
@@ -723,7 +752,7 @@ proptest! {
         survives(
             &TypeRow {
                 read: a,
-                skipped: h,
+                left_out: h,
                 batched: b,
                 confirmed: c,
                 announced: d,
@@ -751,6 +780,20 @@ proptest! {
                 tries: small,
                 ready_at: created,
                 reason: None,
+            },
+            flip,
+            noise,
+        );
+        survives(&RejectedCountRow { records: a }, flip, noise);
+        survives(
+            &RejectedRow {
+                fate: RejectedFate::Gone,
+                run: a,
+                rejected_at: created_at,
+                asked: small,
+                kind: one.clone(),
+                reason: three.clone(),
+                json: Some((one.clone(), b)),
             },
             flip,
             noise,

@@ -1,0 +1,106 @@
+//! Rejected records in an invocation: that they can be asked for again, the asking, and when there are too many.
+
+use tracing::info;
+
+use crate::model::REJECTED_FEW;
+use crate::store::{Page, Run};
+
+use super::context::Context;
+use super::extractor::{Extractor, caught};
+use super::invocation::Stop;
+
+/// Fetches rejected records again.
+///
+/// # Errors
+/// What the extractor answers, or that it cannot.
+pub(super) fn refetch<E: Extractor>(
+    extractor: &E,
+    context: &Context<'_>,
+    item_type: &str,
+    ids: &[String],
+) -> Result<Page<E::Cursor>, Stop> {
+    let unit = context.run.sync_unit();
+    let count = ids.len();
+    if !extractor.can_refetch(item_type) {
+        let first = ids.first().map_or("", String::as_str);
+        return Err(Stop::failed(&format!(
+            "earlier runs of {unit} rejected records of {item_type}, {first} among them, and this extractor cannot ask for \
+             them again: write Extractor::refetch and can_refetch for {item_type}; their ids are kept until then"
+        )));
+    }
+    info!(item_type, count, "asking for rejected records again");
+    caught(|| extractor.refetch(context, item_type, ids)).map(|page| page.asked(item_type, ids)).map_err(
+        |error| {
+            Stop::from(error)
+                .while_doing(&format!("asking again for {count} rejected records of {item_type} of {unit}"))
+        },
+    )
+}
+
+/// Refuses a page that rejects what cannot be asked for again: it would be lost.
+///
+/// # Errors
+/// What to answer.
+pub(super) fn check_refetchable<E: Extractor>(
+    extractor: &E,
+    run: &Run,
+    stream: &str,
+    page: &Page<E::Cursor>,
+) -> Result<(), Stop> {
+    for (item_type, (id, reason, count)) in page.rejected_by_type() {
+        if !extractor.can_refetch(item_type) {
+            return Err(Stop::failed(&format!(
+                "a page of stream {stream} of {} rejects {count} records of {item_type}, the first {id}: {reason}; this \
+                 extractor cannot ask for them again, so they would be lost: mend them, or write Extractor::refetch and \
+                 can_refetch for {item_type}; nothing of the page is stored, and it is fetched again",
+                run.sync_unit()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Whether no more than `percent` of what the run read was rejected. To be looked at once everything is read.
+///
+/// # Errors
+/// What to answer.
+pub(super) fn check_part(run: &Run, percent: u8) -> Result<(), Stop> {
+    let (read, rejected) = run.read_and_rejected()?;
+    if is_too_many(read, rejected, percent) {
+        return Err(Stop::failed(&format!(
+            "run {} of {} rejected {rejected} of {read} records, more than {percent} %: look at them with highwater-dump; \
+             then mend the extractor or the source and start a new run, which fetches all of it again, or raise the limit \
+             (Serve::rejected_percent) and go on with this one",
+            run.id(),
+            run.sync_unit()
+        )));
+    }
+    Ok(())
+}
+
+/// Whether a run rejected more than it may, of what it read.
+fn is_too_many(read: u64, rejected: u64, percent: u8) -> bool {
+    rejected > REJECTED_FEW && u128::from(rejected) * 100 > u128::from(read) * u128::from(percent)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_few_are_never_too_many_and_beyond_them_a_part_of_what_was_read_may_be_rejected() {
+        for (read, rejected, percent, expected) in [
+            (10, 10, 1, false),
+            (11, 11, 1, true),
+            (1_099, 11, 1, true),
+            (1_100, 11, 1, false),
+            (100_000, 1_000, 1, false),
+            (100_000, 1_001, 1, true),
+            (20, 11, 100, false),
+            (20, 11, 0, true),
+            (u64::MAX, u64::MAX, 100, false),
+        ] {
+            assert_eq!(is_too_many(read, rejected, percent), expected, "{rejected} of {read}, {percent} %");
+        }
+    }
+}

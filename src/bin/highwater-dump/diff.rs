@@ -1,0 +1,242 @@
+//! `diff`: what differs between two stores, or two worker states, or one of each, in words.
+//!
+//! Both are reported as `--json` reports them, and the objects of one are laid beside those of the other: by their kind and
+//! by what tells them from others of their kind. So whatever is reported is compared, also what is added to it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use highwater::airdrop::SavedState;
+use highwater::inspect::Report;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::ending::{Exit, Failure, Outcome};
+use crate::mend::{fold, worker_state};
+use crate::stores::open;
+use crate::text::{json_line, stdout};
+
+/// What a unit is called of which a worker state says no name.
+const UNNAMED: &str = "the unit";
+/// Characters of a value that words show; JSON shows all.
+const SHOWN_CHARS: usize = 100;
+/// The kinds that come first.
+const KINDS: [&str; 6] = ["unit", "run", "stream", "item_type", "bookmark", "value"];
+/// What tells an object from others of its kind.
+const NAMES: [&str; 11] =
+    ["stream", "item_type", "severity", "rule", "path", "key", "message", "seq", "id", "parent_id", "epoch"];
+
+/// Says in words what differs between two stores, or worker states
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  highwater-dump diff yesterday.redb state.redb --unit acme/tickets")]
+pub(crate) struct Diff {
+    /// A store file, or a file with a worker state
+    a: PathBuf,
+    /// Another
+    b: PathBuf,
+    /// Compare this sync unit only; of a worker state, its name
+    #[arg(long, value_name = "ID")]
+    unit: Option<String>,
+    /// How many messages and finished runs of each unit to compare, the newest
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    last: usize,
+    /// One JSON object per line and difference
+    #[arg(long)]
+    json: bool,
+}
+
+/// Where an object stands among the others of a listing: its unit, the place of its kind, its kind, and what tells it from
+/// others of that kind.
+type Place = (String, usize, String, Vec<(String, String)>);
+type Object = Map<String, Value>;
+
+/// Something that differs.
+#[derive(Debug, Serialize)]
+struct Difference<'a> {
+    kind: &'static str,
+    sync_unit: &'a str,
+    /// The kind of what differs, as a listing has it.
+    of: &'a str,
+    /// What tells it from others of its kind.
+    which: BTreeMap<&'a str, &'a str>,
+    /// The field, by its path; none if the whole is in one of the two alone.
+    field: Option<String>,
+    a: Option<&'a Value>,
+    b: Option<&'a Value>,
+}
+
+impl Diff {
+    pub(crate) fn run(&self) -> Outcome {
+        let is_worker_state = [&self.a, &self.b].map(|path| worker_state(path).map(|text| text.is_some()));
+        let [a, b] = is_worker_state;
+        if a? != b? && self.unit.is_none() {
+            return Err(Failure::Usage(
+                "a worker state does not say which unit it is of: say --unit".to_owned(),
+            ));
+        }
+        let (a, b) = (self.objects(&self.a)?, self.objects(&self.b)?);
+        let mut out = stdout();
+        let mut any = false;
+        let places: BTreeSet<&Place> = a.keys().chain(b.keys()).collect();
+        for place in places {
+            for difference in differences(place, a.get(place), b.get(place)) {
+                any = true;
+                if self.json {
+                    json_line(&mut out, &difference)?;
+                } else {
+                    fold(&mut out, "", &words(&difference))?;
+                }
+            }
+        }
+        if !any && !self.json {
+            writeln!(out, "nothing differs")?;
+        }
+        out.flush()?;
+        Ok(Exit::Fine)
+    }
+
+    /// What a store, or a worker state, is reported as.
+    fn objects(&self, path: &Path) -> Outcome<BTreeMap<Place, Object>> {
+        let mut objects = BTreeMap::new();
+        let mut add = |report: &Report| -> serde_json::Result<()> {
+            for line in report.lines() {
+                if let Value::Object(object) = serde_json::to_value(line)? {
+                    objects.insert(place_of(&object), object);
+                }
+            }
+            Ok(())
+        };
+        let mut add = |report: &Report| {
+            add(report).map_err(|error| Failure::Absent(format!("{}: {error}", path.display())))
+        };
+        if let Some(text) = worker_state(path)? {
+            let unit = self.unit.as_deref().unwrap_or(UNNAMED);
+            let state = SavedState::read(&text, unit)?;
+            if let Some(report) = state.store().report(unit, self.last)? {
+                add(&report)?;
+            }
+            return Ok(objects);
+        }
+        let mut snapshot = open(path)?;
+        match &self.unit {
+            // Of a unit that one of the two does not know, all is new.
+            Some(unit) => snapshot.unit(unit, self.last)?.iter().try_for_each(add)?,
+            None => snapshot.units(self.last).try_for_each(|report| add(&report?))?,
+        }
+        Ok(objects)
+    }
+}
+
+/// What tells an object from all others.
+fn place_of(object: &Object) -> Place {
+    let text = |name: &str| match object.get(name) {
+        Some(Value::String(text)) => Some(text.clone()),
+        Some(number @ Value::Number(_)) => Some(number.to_string()),
+        _ => None,
+    };
+    let kind = text("kind").unwrap_or_default();
+    let mut which: Vec<(String, String)> = Vec::new();
+    // There is one of each of these in a unit, and what it is of may itself differ.
+    if !matches!(kind.as_str(), "unit" | "run") {
+        // The streams and item types are of the newest run, whichever that is.
+        if matches!(kind.as_str(), "ledger" | "failed_attachment" | "death") {
+            which.extend(text("run").map(|run| ("run".to_owned(), run)));
+        }
+        let names = NAMES.iter().filter(|name| **name != "epoch" || kind == "death");
+        // A failed attachment has an id, and what a ledger row counts does not tell it from others.
+        let names = names.filter(|name| kind != "ledger" || **name == "run");
+        which.extend(names.filter_map(|name| Some(((*name).to_owned(), text(name)?))));
+    }
+    let rank = KINDS.iter().position(|known| *known == kind).unwrap_or(KINDS.len());
+    (text("sync_unit").unwrap_or_default(), rank, kind, which)
+}
+
+fn differences<'a>(place: &'a Place, a: Option<&'a Object>, b: Option<&'a Object>) -> Vec<Difference<'a>> {
+    let (sync_unit, _, of, which) = place;
+    let which: BTreeMap<&str, &str> =
+        which.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let mut found = Vec::new();
+    let mut add = |field: Option<String>, a: Option<&'a Value>, b: Option<&'a Value>| {
+        found.push(Difference { kind: "difference", sync_unit, of, which: which.clone(), field, a, b });
+    };
+    match (a, b) {
+        (Some(a), Some(b)) => {
+            let names: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+            for name in names {
+                fields(name, a.get(name), b.get(name), &mut add);
+            }
+        }
+        (a, b) => add(None, a.map(|_| &Value::Null), b.map(|_| &Value::Null)),
+    }
+    found
+}
+
+fn fields<'a>(
+    at: &str,
+    a: Option<&'a Value>,
+    b: Option<&'a Value>,
+    add: &mut impl FnMut(Option<String>, Option<&'a Value>, Option<&'a Value>),
+) {
+    match (a, b) {
+        (a, b) if a == b => {}
+        // A cursor, a bookmark or a value is one thing, whatever it is made of.
+        (Some(Value::Object(a)), Some(Value::Object(b)))
+            if !matches!(at, "cursor" | "bookmark" | "value") =>
+        {
+            let names: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+            for name in names {
+                fields(&format!("{at}.{name}"), a.get(name), b.get(name), add);
+            }
+        }
+        (a, b) => add(Some(at.to_owned()), a, b),
+    }
+}
+
+/// A difference as a sentence.
+fn words(difference: &Difference<'_>) -> String {
+    let Difference { sync_unit, of, which, field, a, b, .. } = difference;
+    let plain = |name: &str| name.replace(['_', '.'], " ");
+    let mut what = if *of == "ledger" { "ledger entry of run".to_owned() } else { plain(of) };
+    // What it is called needs no name of the kind: `stream issues`, `item type issues`.
+    for (name, value) in which {
+        if name == of || which.len() == 1 {
+            what = format!("{what} {value}");
+        } else {
+            what = format!("{what}, {} {value}", plain(name));
+        }
+    }
+    if *of == "unit" {
+        what.clear();
+    }
+    let of_what = if what.is_empty() { String::new() } else { format!(" {what}:") };
+    match (field, a, b) {
+        // The value of a value, the bookmark of a stream.
+        (Some(field), a, b) if field == of => format!("{sync_unit}:{of_what} {} -> {}", shown(*a), shown(*b)),
+        (Some(field), a, b) => {
+            format!("{sync_unit}:{of_what} {}: {} -> {}", plain(field), shown(*a), shown(*b))
+        }
+        (None, None, _) => {
+            format!("{sync_unit}:{} is new", if what.is_empty() { String::new() } else { format!(" {what}") })
+        }
+        (None, _, _) => format!(
+            "{sync_unit}:{} is gone",
+            if what.is_empty() { String::new() } else { format!(" {what}") }
+        ),
+    }
+}
+
+fn shown(value: Option<&Value>) -> String {
+    let text = match value {
+        None | Some(Value::Null) => return "none".to_owned(),
+        Some(Value::String(text)) => text.clone(),
+        Some(value) => value.to_string(),
+    };
+    match text.char_indices().nth(SHOWN_CHARS) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
+}

@@ -1,0 +1,222 @@
+//! Rejected records as a store has them: for people, and whether they can be.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::model::{ID_BYTES_MAX, ItemType, REJECTED_JSON_BYTES_MAX};
+use crate::store::rejected::{counts, records};
+use crate::store::rows::{
+    Key, LEDGER, REJECTED, REJECTED_COUNTS, REJECTED_IN_RUN, RUNS, RejectedFate, RejectedRow, RunStatus,
+    TYPES, Table, UnitRow, number_of, rejected_of, run_key,
+};
+use crate::store::tables::{Rows, View};
+
+use super::scan::each;
+use super::words::time;
+
+/// Where a rejected record stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum RejectedStage {
+    /// A finished run rejected it, and the run that is open, or the next one, will ask for it.
+    ToBeAsked,
+    /// The run that is open rejected it, or asked for it in vain: the next one will ask for it.
+    Rejected,
+    /// The run that is open asked for it, and it passed. Should the run be abandoned, the next one asks again.
+    Passed,
+    /// The same, and the source does not have it any more.
+    Gone,
+}
+
+impl fmt::Display for RejectedStage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            RejectedStage::ToBeAsked => "to be asked for",
+            RejectedStage::Rejected => "rejected in this run",
+            RejectedStage::Passed => "passed in this run",
+            RejectedStage::Gone => "gone in this run",
+        })
+    }
+}
+
+/// A record that was rejected.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct RejectedReport {
+    /// The unit.
+    pub sync_unit: String,
+    /// Its item type.
+    pub item_type: String,
+    /// The id by which it is asked for.
+    pub id: String,
+    /// Where it stands.
+    pub stage: RejectedStage,
+    /// What it is counted by: the rule and the place that the first error names, or the extractor's reason.
+    pub reason_kind: String,
+    /// Why it was rejected last; empty where only a checkpoint told of it.
+    pub reason: String,
+    /// When it was rejected last.
+    #[serde(serialize_with = "time")]
+    pub rejected_at: DateTime<Utc>,
+    /// The run that rejected it first; `None` if it is not in the ledger any more.
+    pub first_run: Option<String>,
+    /// In how many runs it was asked for in vain.
+    pub asked: u32,
+    /// Bytes of its JSON text, if that is kept.
+    pub json_bytes: Option<u64>,
+    /// The start of it, at most [`REJECTED_JSON_BYTES_MAX`](crate::limits::REJECTED_JSON_BYTES_MAX) bytes: what a user wrote.
+    /// Only where it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub json: Option<String>,
+}
+
+/// The rejected records of a unit, by item type and id. `with_json`: with what is kept of their content.
+pub(super) fn read(
+    view: &View<'_>,
+    id: &str,
+    unit: &UnitRow,
+    with_json: bool,
+) -> Result<Vec<RejectedReport>> {
+    let mut found = records(view, &REJECTED, &Key::unit(unit.no))?
+        .into_iter()
+        .map(|(key, row)| (key, (RejectedStage::ToBeAsked, row)))
+        .collect::<BTreeMap<_, _>>();
+    let run = match unit.run {
+        Some(no) => view.get(&RUNS, &run_key(unit.no, no))?.map(|run| (no, run)),
+        None => None,
+    };
+    if let Some((no, _)) = &run {
+        for (key, row) in records(view, &REJECTED_IN_RUN, &run_key(unit.no, *no))? {
+            let stage = match row.fate {
+                RejectedFate::Rejected => RejectedStage::Rejected,
+                RejectedFate::Passed => RejectedStage::Passed,
+                RejectedFate::Gone => RejectedStage::Gone,
+            };
+            let before = found.remove(&key).map(|(_, row)| row);
+            let row = match (row.fate, before) {
+                // Why it was rejected, the finished run knows.
+                (RejectedFate::Passed | RejectedFate::Gone, Some(before)) => before,
+                _ => row,
+            };
+            found.insert(key, (stage, row));
+        }
+    }
+    found
+        .into_iter()
+        .map(|((item_type, record), (stage, row))| {
+            let RejectedRow { run: first, rejected_at, asked, kind, reason, json, .. } = row;
+            let first_run = match &run {
+                Some((no, run)) if *no == first => Some(run.id.clone()),
+                _ => view.get(&LEDGER, &run_key(unit.no, first))?.map(|row| row.id),
+            };
+            Ok(RejectedReport {
+                sync_unit: id.to_owned(),
+                item_type,
+                id: record,
+                stage,
+                reason_kind: kind,
+                reason,
+                rejected_at: rejected_at.to_time(),
+                first_run,
+                asked,
+                json_bytes: json.as_ref().map(|(_, bytes)| *bytes),
+                json: json.map(|(text, _)| text).filter(|_| with_json),
+            })
+        })
+        .collect()
+}
+
+/// What of a unit's rejected records cannot be: the table, and the problem.
+pub(super) fn problems(view: &View<'_>, unit: &UnitRow) -> Result<Vec<(&'static str, String)>> {
+    let mut problems = Vec::new();
+    let mut key = |table: &Table<RejectedRow>, prefix: &Key| {
+        view.scan_bytes(table, prefix, |tail, _| {
+            problems.extend(rejected_of(tail).err().map(|error| (table.name, error.to_string())));
+            Ok(())
+        })
+    };
+    let keys = key(&REJECTED, &Key::unit(unit.no)).and_then(|()| match unit.run {
+        Some(run) => key(&REJECTED_IN_RUN, &run_key(unit.no, run)),
+        None => Ok(()),
+    });
+    match keys.and_then(|()| check(view, unit, &mut problems)) {
+        // What else does not decode is found where every row is decoded.
+        Ok(()) | Err(Error::Corrupt { .. }) => Ok(problems),
+        Err(error) => Err(error),
+    }
+}
+
+fn check(view: &View<'_>, unit: &UnitRow, problems: &mut Vec<(&'static str, String)>) -> Result<()> {
+    let of_unit = records(view, &REJECTED, &Key::unit(unit.no))?;
+    for (key, row) in &of_unit {
+        problems.extend(problem_of(key, row, unit).map(|problem| (REJECTED.name, problem)));
+        if row.fate != RejectedFate::Rejected {
+            problems.push((
+                REJECTED.name,
+                format!("{} {}: it is settled, and kept to be asked for", key.0, key.1),
+            ));
+        }
+    }
+    // Counts go with the ledger's row of their run.
+    let mut runs = BTreeSet::from_iter(unit.run);
+    each(view, &LEDGER, &Key::unit(unit.no), number_of, |run, _| {
+        runs.insert(run);
+    })?;
+    let run_of = |tail: &[u8]| number_of(tail.get(..8).unwrap_or(tail));
+    let mut strays = BTreeSet::new();
+    each(view, &REJECTED_COUNTS, &Key::unit(unit.no), run_of, |run, _| {
+        strays.extend(Some(run).filter(|run| !runs.contains(run)));
+    })?;
+    let stray = |run| (REJECTED_COUNTS.name, format!("run number {run} has counts and is not in the ledger"));
+    problems.extend(strays.into_iter().map(stray));
+    let Some(no) = unit.run else { return Ok(()) };
+    let run = run_key(unit.no, no);
+    if view.get(&RUNS, &run)?.is_none_or(|row| row.status != RunStatus::Open) {
+        return Ok(());
+    }
+    let of_run = records(view, &REJECTED_IN_RUN, &run)?;
+    for (key, row) in &of_run {
+        problems.extend(problem_of(key, row, unit).map(|problem| (REJECTED_IN_RUN.name, problem)));
+        if row.fate != RejectedFate::Rejected && !of_unit.contains_key(key) {
+            let problem = format!("{} {}: it was asked for, and no run had rejected it", key.0, key.1);
+            problems.push((REJECTED_IN_RUN.name, problem));
+        }
+    }
+    let counts = counts(view, &run)?;
+    for (item_type, rejected) in &counts {
+        let left_out = view.get(&TYPES, &run.clone().and_name(item_type))?.map_or(0, |row| row.left_out);
+        if *rejected > left_out {
+            let problem = format!("{rejected} {item_type} are rejected, and {left_out} were left out");
+            problems.push((REJECTED_COUNTS.name, problem));
+        }
+    }
+    // Who was asked for in vain is not counted as read.
+    for (item_type, id) in of_run.keys().filter(|key| !of_unit.contains_key(*key)) {
+        if !counts.contains_key(item_type) {
+            let problem = format!("{item_type} {id}: it is rejected, and none of its type is counted");
+            problems.push((REJECTED_IN_RUN.name, problem));
+        }
+    }
+    Ok(())
+}
+
+fn problem_of((item_type, id): &(String, String), row: &RejectedRow, unit: &UnitRow) -> Option<String> {
+    let kept = row.json.as_ref().map_or(0, |(text, _)| text.len());
+    let problem = if ItemType::new(item_type.as_str()).is_err() {
+        "its item type cannot be one".to_owned()
+    } else if id.is_empty() || id.len() > ID_BYTES_MAX {
+        format!("its id has {} bytes", id.len())
+    } else if row.run >= unit.next_run {
+        format!("it was rejected first by run number {}, which was never given out", row.run)
+    } else if kept > REJECTED_JSON_BYTES_MAX {
+        format!("{kept} bytes of it are kept, over the limit")
+    } else {
+        return None;
+    };
+    Some(format!("{item_type} {id}: {problem}"))
+}
