@@ -41,6 +41,23 @@ pub const CHILD_LISTINGS_MAX: u64 = 20_000;
 pub const CHILD_LISTINGS_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// Bytes of what is kept with a child listing for the extractor, as JSON.
 pub const CHILD_DATA_BYTES_MAX: usize = 4 * 1024;
+/// How many bytes a worker state may take, as it is posted. The explorer's are smaller, so that they are come near to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StateLimits {
+    /// At which an invocation ends.
+    pub(crate) soft: usize,
+    /// Over which it is not saved.
+    pub(crate) max: usize,
+    /// That what an extractor sets may take.
+    pub(crate) own: usize,
+}
+
+impl Default for StateLimits {
+    fn default() -> Self {
+        Self { soft: CHECKPOINT_BYTES_SOFT, max: CHECKPOINT_BYTES_MAX, own: CHECKPOINT_STATE_BYTES_MAX }
+    }
+}
+
 /// Bytes of a message that the platform's queue carries at most.
 pub const MESSAGE_BYTES_MAX: usize = 200_000;
 /// Findings of one kind that a run keeps as text; what is beyond is counted.
@@ -347,6 +364,8 @@ pub enum Safeguard {
     CutAtPages,
     /// Without a disk: the holder's token is compared for equality, not for being newer.
     HolderToken,
+    /// Without a disk: what would not fit in the worker state is refused where it is set.
+    StateFits,
     /// What an opened store shows is durable, also what an owner that was killed had not synced. Taken away, nothing is
     /// synced between opening a store and its first change, which syncs all of it.
     DurableAtOpen,
@@ -375,5 +394,112 @@ mod tests {
         assert_eq!(Micros::from_time(time).to_time().timestamp_subsec_nanos(), 123_456_000);
         assert_eq!(Micros(i64::MAX).to_time(), DateTime::<Utc>::MAX_UTC);
         assert_eq!(Micros(i64::MIN).to_time(), DateTime::<Utc>::MIN_UTC);
+    }
+
+    #[test]
+    fn a_limit_is_what_the_documentation_and_the_peers_know() {
+        assert_eq!(BATCH_BYTES_MAX, 67_108_864);
+        assert_eq!((CURSOR_BYTES_MAX, VALUE_BYTES_MAX), (65_536, 65_536));
+        assert_eq!(CLOCK_AHEAD_MAX.as_secs(), 300);
+    }
+
+    #[test]
+    fn a_name_is_kept_and_shown_as_it_was_given() {
+        let item_type = ItemType::new("issues").unwrap();
+        assert_eq!((item_type.as_str(), item_type.to_string().as_str()), ("issues", "issues"));
+        let unit = SyncUnitId::new("acme/tickets").unwrap();
+        assert_eq!((unit.as_str(), unit.to_string().as_str()), ("acme/tickets", "acme/tickets"));
+        assert_eq!(
+            Phase::ALL.map(|phase| phase.to_string()).join(", "),
+            "external sync units, metadata, data, attachments"
+        );
+    }
+
+    #[test]
+    fn a_span_between_moments_is_never_negative_and_never_overflows() {
+        let (earlier, later) = (Micros(1_000_000), Micros(3_500_000));
+        assert_eq!(later.since(earlier), Duration::from_millis(2_500));
+        assert_eq!(earlier.since(later), Duration::ZERO);
+        assert_eq!(Micros(i64::MIN).since(Micros(i64::MAX)), Duration::ZERO);
+        assert_eq!(earlier.plus(Duration::from_millis(2_500)), later);
+        assert_eq!(later.minus(Duration::from_millis(2_500)), earlier);
+        assert_eq!(later.plus(Duration::MAX), Micros(i64::MAX));
+        assert_eq!(Micros(0).minus(Duration::MAX), Micros(-i64::MAX));
+        assert_eq!(Micros(-3).minus(Duration::MAX), Micros(i64::MIN));
+    }
+
+    #[test]
+    fn the_phases_behind_a_run_are_told_apart() {
+        for among in 0..16_u8 {
+            let mut done = Phases::default();
+            let chosen = |at: usize| among & (1 << at) != 0;
+            Phase::ALL
+                .iter()
+                .enumerate()
+                .filter(|(at, _)| chosen(*at))
+                .for_each(|(_, &phase)| done.insert(phase));
+            for (at, &phase) in Phase::ALL.iter().enumerate() {
+                assert_eq!(done.contains(phase), chosen(at), "{done:?} {phase}");
+                let mut with = done;
+                with.insert(phase);
+                let mut without = with;
+                without.remove(phase);
+                assert!(with.contains(phase) && !without.contains(phase), "{done:?} {phase}");
+                without.remove(phase);
+                assert_eq!(
+                    without == done,
+                    !chosen(at),
+                    "removing {phase} twice touched another of {done:?}"
+                );
+            }
+        }
+        assert_eq!(Phase::ALL.map(Phase::continues), [false, false, true, true]);
+    }
+
+    /// The phase that a run stands in, those behind it, an event, and what that means.
+    type Case = (Option<Phase>, &'static [Phase], Step, Phase, Move);
+
+    #[test]
+    fn an_event_means_what_the_run_has_behind_it_allows() {
+        use Move::{Refuse, Repeat, Work};
+        use Phase::{Attachments, Data, ExternalSyncUnits as Units, Metadata};
+        use Step::{Continue, Start};
+        let table: &[Case] = &[
+            // A run begins with any phase but that of attachments, which come after data, and never by going on.
+            (None, &[], Start, Units, Work),
+            (None, &[], Start, Metadata, Work),
+            (None, &[], Start, Data, Work),
+            (None, &[], Start, Attachments, Refuse),
+            (None, &[], Continue, Metadata, Refuse),
+            (None, &[], Continue, Data, Refuse),
+            (None, &[], Continue, Attachments, Refuse),
+            // The phase that it stands in goes on, also where the platform says START again.
+            (Some(Metadata), &[], Start, Metadata, Work),
+            (Some(Data), &[], Continue, Data, Work),
+            (Some(Data), &[Metadata], Start, Data, Work),
+            (Some(Attachments), &[Data], Continue, Attachments, Work),
+            // A phase that is over is over.
+            (Some(Metadata), &[Metadata], Start, Metadata, Repeat),
+            (Some(Data), &[Data], Continue, Data, Repeat),
+            (Some(Attachments), &[Data, Attachments], Start, Attachments, Repeat),
+            (Some(Attachments), &[Data, Attachments], Start, Data, Repeat),
+            // What comes before the present phase is behind the run, even if it was left out.
+            (Some(Data), &[], Start, Metadata, Repeat),
+            (Some(Attachments), &[Data], Start, Metadata, Repeat),
+            // The next phase, once the present one is over; not before, and not by going on.
+            (Some(Metadata), &[Metadata], Start, Data, Work),
+            (Some(Metadata), &[], Start, Data, Refuse),
+            (Some(Metadata), &[Metadata], Continue, Data, Refuse),
+            (Some(Data), &[Data], Start, Attachments, Work),
+            (Some(Data), &[], Start, Attachments, Refuse),
+            (Some(Data), &[Data], Continue, Attachments, Refuse),
+            (Some(Metadata), &[Metadata], Start, Attachments, Refuse),
+        ];
+        for (current, behind, step, phase, expected) in table {
+            let mut done = Phases::default();
+            behind.iter().for_each(|&phase| done.insert(phase));
+            let found = phase_move(*current, done, *step, *phase);
+            assert_eq!(found, *expected, "{current:?} {behind:?} {step:?} {phase:?}");
+        }
     }
 }

@@ -589,8 +589,11 @@ mod tests {
             assert_eq!(state.taken_up().is_stored(), state.is_stored());
             assert_eq!(state.taken_up().counts(), state.counts());
             assert_eq!(state.taken_up().taken_up(), state.taken_up());
-            if let State::Uploaded(held) = state.taken_up() {
-                assert!(held.in_doubt);
+            match state.taken_up() {
+                State::Uploaded(held) => assert!(held.in_doubt),
+                // A later life has as many attempts as the first.
+                State::Staged(past) => assert_eq!(past.anew, 0),
+                _ => {}
             }
         }
         for rules in rules() {
@@ -632,5 +635,17 @@ mod tests {
         let mut figure = 3;
         recount(&mut figure, true, false, 7);
         assert_eq!(figure, 0);
+    }
+
+    #[test]
+    fn what_went_wrong_is_told_in_words() {
+        let said = WHYS.map(|why| why.to_string());
+        assert!(said[0].contains("refused") && said[1].contains("3 times") && said[2] == said[1], "{said:?}");
+        assert!(
+            said[3].contains("may have taken effect") && said[4].contains("upload before it"),
+            "{said:?}"
+        );
+        let illegal = Illegal { state: State::Delivered, event: Event::Sealed }.to_string();
+        assert_eq!(illegal, "Sealed cannot happen to an upload that is Delivered");
     }
 }

@@ -29,6 +29,7 @@ fn every_record_is_announced_exactly_once_wherever_the_process_dies() {
 const FAULTS: &[&str] = &[
     "clock/ahead",
     "clock/back",
+    "confirm/302-before",
     "confirm/408-after",
     "confirm/408-before",
     "confirm/425-before",
@@ -36,8 +37,11 @@ const FAULTS: &[&str] = &[
     "confirm/429-after-3",
     "confirm/500-after",
     "confirm/500-before",
+    "confirm/bad-body",
     "confirm/lost",
     "confirm/refused-400",
+    "confirm/reset-after",
+    "confirm/reset-before",
     "confirm/timed-out",
     "disk/full",
     "disk/read-failed",
@@ -88,6 +92,9 @@ const FAULTS: &[&str] = &[
     "phase/external-sync-units",
     "platform/id-repeated",
     "platform/scope",
+    "prepare/408-after",
+    "prepare/408-before",
+    "prepare/425-before",
     "prepare/429",
     "prepare/429-after-3",
     "prepare/500-after",
@@ -141,4 +148,22 @@ fn an_attachment_that_the_platform_did_not_take_five_times_may_be_given_up() {
     let report = Explore::new().replay(schedule, SimSource::new).unwrap();
     assert!(report.failure.is_none(), "{report}");
     assert_eq!(report.faults.get("upload/storage-503"), Some(&1), "{report}");
+}
+
+/// Somebody puts an empty store in the place of the one that is open, and an old event comes after that. The new store
+/// cannot know that it is old: it takes it for a new run's, and all of the run at hand for the past. The platform then hears
+/// nothing of that run, and gives it up.
+#[test]
+fn a_run_that_an_empty_store_takes_for_the_past_is_given_up_and_the_next_is_whole() {
+    for schedule in [
+        "seed=3 store-replaced=35 give-up=1",
+        "seed=3 store-replaced=35 give-up=1 late=2",
+        "seed=3 store-replaced=90 with=delete-data",
+        "seed=3 store-replaced=90 with=delete-data late=1",
+    ] {
+        let report = Explore::new().replay(schedule, SimSource::new).unwrap();
+        assert!(report.failure.is_none(), "{report}");
+        assert_eq!(report.faults.get("store/replaced"), Some(&1), "{report}");
+        assert_eq!(report.faults.get("run/given-up-unanswered"), Some(&1), "{report}");
+    }
 }

@@ -20,7 +20,7 @@ use super::invocation::{Ending, Invocation, Stop, is_told};
 use super::keeper::Keeper;
 use super::message::{
     ARTIFACTS_FIELD_BYTES, Answer, AnswerKind, ArtifactEntry, Composed, ERROR_MESSAGE_BYTES_MAX, ErrorCode,
-    OutcomeKind, WorkerMetadata, compose,
+    OutcomeKind, WorkerMetadata, compose, error_text,
 };
 use super::platform::SealedMessage;
 use super::retry::{GaveUp, attempts_while};
@@ -168,6 +168,10 @@ impl Invocation<'_> {
             }
             Ending::Failed { code, message } => (MessageKind::Error, None, self.error_of(*code, message)),
         };
+        let error = match &says {
+            AnswerKind::Error { code, message } => Some(error_text(*code, message)),
+            _ => None,
+        };
         let composed = match self.composed(kind, says, artifacts, details) {
             Ok(composed) => composed,
             Err(error) => return self.answer_instead(error, kind),
@@ -184,6 +188,7 @@ impl Invocation<'_> {
             body: composed.body,
             finishes: self.finishes(phase),
             delay_seconds,
+            error,
         });
         let message = match sealed {
             Ok(message) => message,

@@ -15,6 +15,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tracing::info;
 
 use crate::artifact::decompress;
@@ -39,6 +40,22 @@ use super::retry::{ShortWaits, TRIES};
 
 /// Refusals and failures of the platform, one after the other, from which on it is not about the attachments.
 const FAILURES_IN_A_ROW: u32 = 20;
+
+/// Invocations in a row without the time to make the queue again, none of which came further than the one before, from
+/// which on the platform is told.
+const REMAKE_CUTS_MAX: u32 = 3;
+
+/// The note that keeps a [`RemakeCut`].
+const REMAKE_CUT: &str = "queue-remake-cut";
+
+/// That there was no time to make the queue again: how many artifacts were left to read at best, and how many invocations
+/// since then, that one included, came no further. It is kept with the checkpoint, which the artifacts' lines do not fit
+/// into.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct RemakeCut {
+    left: usize,
+    times: u32,
+}
 
 impl Invocation<'_> {
     /// Streams the attachments that the data phase queued, and answers: while the lanes are there, so that a stream which
@@ -98,9 +115,10 @@ impl Invocation<'_> {
         }
         let inherited = context.run.sdk_attachments()?.unwrap_or_default();
         context.run.inherit_files(&inherited.artifact_ids)?;
-        for (seq, artifact) in context.run.files_to_load()? {
+        let files = context.run.files_to_load()?;
+        for (read, (seq, artifact)) in files.iter().enumerate() {
             if self.clock.elapsed() >= self.abort_at() {
-                return Err(Ending::Progress.into());
+                return Err(self.remake_cut(context.run, read, files.len())?);
             }
             let unreadable = |reason: &str| {
                 let unit = context.run.sync_unit();
@@ -109,9 +127,9 @@ impl Invocation<'_> {
                 Stop::failed(&format!("{what}: {reason}"))
             };
             let lines = self
-                .attempt(|| self.lines_of(&artifact))
+                .attempt(|| self.lines_of(artifact))
                 .map_err(|gave_up| unreadable(&gave_up.to_string()))?;
-            context.run.load_file(seq, &lines, |place, at, line| inherited.judge(place, at, line)).map_err(
+            context.run.load_file(*seq, &lines, |place, at, line| inherited.judge(place, at, line)).map_err(
                 |error| match error.kind() {
                     ErrorKind::Invalid => unreadable(&chain(&error)),
                     _ => error.into(),
@@ -119,7 +137,45 @@ impl Invocation<'_> {
             )?;
         }
         context.run.queue_rebuilt()?;
+        if !files.is_empty() && self.clock.elapsed() >= self.abort_at() {
+            // It is whole, and no attachment may begin any more.
+            return Err(self.remake_cut(context.run, files.len(), files.len())?);
+        }
+        if context.run.note::<RemakeCut>(REMAKE_CUT)?.is_some_and(|cut| cut.times > 0) {
+            context.run.set_note(REMAKE_CUT, &RemakeCut::default())?;
+        }
         Ok(())
+    }
+
+    /// How an invocation ends whose time was over when it had read `read` of `files` artifacts to make the queue again. Where
+    /// this disk is there for the next one, that goes on from here. Where none is, it begins anew, and after
+    /// [`REMAKE_CUTS_MAX`] that came no further the platform is told, or it would send CONTINUE for ever.
+    fn remake_cut(&self, run: &Run, read: usize, files: usize) -> Result<Stop> {
+        if read == 0 {
+            // Its time was over before: that says nothing of how long the artifacts take.
+            return Ok(Ending::Progress.into());
+        }
+        let before = run.note::<RemakeCut>(REMAKE_CUT)?.unwrap_or_default();
+        let left = files - read;
+        let further = before.times == 0 || left < before.left;
+        let cut = if further {
+            RemakeCut { left, times: 1 }
+        } else {
+            RemakeCut { left: before.left, times: before.times.saturating_add(1) }
+        };
+        run.set_note(REMAKE_CUT, &cut)?;
+        info!(read, files, times = cut.times, "no time to make the queue of attachments again");
+        if cut.times < REMAKE_CUTS_MAX {
+            return Ok(Ending::Progress.into());
+        }
+        Ok(Stop::failed(&format!(
+            "the queue of attachments of {unit} cannot be made again within one invocation: {read} of {files} artifacts that \
+             name them were read in {seconds} s, and each of {times} invocations began with the first, as its disk was empty. \
+             Keep the store on a disk that outlives an invocation, or raise the hard limit if the platform gives more time",
+            unit = run.sync_unit(),
+            seconds = self.clock.elapsed().saturating_sub(self.started).as_secs(),
+            times = cut.times,
+        )))
     }
 
     /// The lines of an artifact, fetched once. Where a connection may end before the body does, a cut artifact looks like a

@@ -22,7 +22,7 @@ use tracing::{debug, info, warn};
 
 use crate::clock::Clock;
 use crate::error::{Error, Result, chain};
-use crate::model::{ArtifactId, CHECKPOINT_BYTES_SOFT};
+use crate::model::ArtifactId;
 use crate::record::Attachment;
 use crate::store::{Pending, Run, Settling, UnsettledBatch};
 use crate::transfer::{Event, Rules, State, ToDo, Why};
@@ -212,7 +212,6 @@ impl<'a> Delivery<'a> {
             begun_at: self.clock.elapsed(),
             called: false,
             place: None,
-            line: None,
         };
         self.uploads.insert(no, upload);
         self.note_what_to_store(no);
@@ -316,7 +315,7 @@ impl<'a> Delivery<'a> {
             }
             saved => saved?,
         };
-        self.message.full |= bytes >= CHECKPOINT_BYTES_SOFT;
+        self.message.full |= keeper.is_nearly_full(bytes);
         for upload in self.uploads.values_mut() {
             if let Ok((state, _)) = upload.rules.next(upload.state, Event::Saved) {
                 upload.state = state;
@@ -411,13 +410,10 @@ impl<'a> Delivery<'a> {
                 (ToDo::Upload, _) if begin => Call::Attachment(attachment.clone()),
                 (ToDo::Confirm, Some(artifact)) => {
                     // What cannot be announced is not confirmed.
-                    match line(attachment, artifact) {
-                        Ok(line) => upload.line = Some(line),
-                        Err(error) => {
-                            upload.ready_at = UNJUDGED;
-                            self.attempted.push((number, Err(Failure::Final(chain(&error)))));
-                            continue;
-                        }
+                    if let Err(error) = line(attachment, artifact) {
+                        upload.ready_at = UNJUDGED;
+                        self.attempted.push((number, Err(Failure::Final(chain(&error)))));
+                        continue;
                     }
                     self.run.ensure_in_place()?;
                     Call::Confirm(artifact.clone())
@@ -643,7 +639,7 @@ impl<'a> Delivery<'a> {
                             event = Some(Event::IdUsed);
                         }
                     }
-                    UploadNo::Attachment(number) => group.extend(self.settling(number, change)),
+                    UploadNo::Attachment(number) => group.extend(self.settling(number, change)?),
                 }
                 stored.extend(event.map(|event| (no, event)));
             }
@@ -682,20 +678,22 @@ impl<'a> Delivery<'a> {
     }
 
     /// What the store is told of an attachment.
-    fn settling(&mut self, number: u64, change: Change) -> Option<(u64, Settling)> {
+    fn settling(&mut self, number: u64, change: Change) -> Result<Option<(u64, Settling)>> {
         let no = UploadNo::Attachment(number);
-        let upload = self.uploads.get_mut(&no)?;
-        let settling = match change {
-            Change::Id => Settling::Uploaded(upload.artifact.clone()?),
-            Change::Confirmed => Settling::Settled(upload.line.take()),
-            Change::GivingUp => Settling::GivenUp,
-            Change::Retry { reason, wait } => Settling::Retry { reason, wait },
-            Change::Failed(reason) => {
+        let Some(upload) = self.uploads.get(&no) else { return Ok(None) };
+        let What::Attachment { attachment, .. } = &upload.what else { return Ok(None) };
+        let settling = match (change, &upload.artifact) {
+            (Change::Id, Some(artifact)) => Settling::Uploaded(artifact.clone()),
+            (Change::Confirmed, Some(artifact)) => Settling::Settled(Some(line(attachment, artifact)?)),
+            (Change::Id | Change::Confirmed, None) => return Ok(None),
+            (Change::GivingUp, _) => Settling::GivenUp,
+            (Change::Retry { reason, wait }, _) => Settling::Retry { reason, wait },
+            (Change::Failed(reason), _) => {
                 self.uploads.remove(&no);
                 Settling::Failed(reason)
             }
         };
-        Some((number, settling))
+        Ok(Some((number, settling)))
     }
 
     /// Takes note that something is stored.

@@ -34,8 +34,6 @@ pub(super) struct InFlight {
     pub(super) called: bool,
     /// Bytes that are kept free for it in the message.
     pub(super) place: Option<usize>,
-    /// The line that will name an attachment.
-    pub(super) line: Option<Record>,
 }
 
 pub(super) enum What {

@@ -22,7 +22,7 @@ use tracing::{debug, info};
 
 use crate::clock::Clock;
 use crate::error::{Error, Result};
-use crate::model::{CHECKPOINT_BYTES_MAX, Micros, Safeguard};
+use crate::model::{Micros, Safeguard, StateLimits};
 use crate::store::{
     BatchInfo, CHECKPOINT_KEY, Checkpoint, Deletion, Incoming, Inherited, MessageKind, Page, PageOf,
     Position, Room, Run, SyncUnit,
@@ -48,6 +48,7 @@ pub(crate) struct Keeper<'a> {
     found: WorkerState,
     /// What the extractor may still set, once it sets something.
     room: RefCell<Option<Room>>,
+    limits: StateLimits,
 }
 
 impl<'a> Keeper<'a> {
@@ -71,7 +72,8 @@ impl<'a> Keeper<'a> {
         let standing = RefCell::default();
         let found = WorkerState::default();
         let room = RefCell::default();
-        let mut this = Self { platform, clock, sync_unit, seed, hard, token, standing, found, room };
+        let limits = StateLimits::default();
+        let mut this = Self { platform, clock, sync_unit, seed, hard, token, standing, found, room, limits };
         let mut found = this.look()?;
         let holder = unit.holder()?;
         let is_current = |found: &Option<Checkpoint>| {
@@ -104,6 +106,11 @@ impl<'a> Keeper<'a> {
         this.standing.replace(standing);
         info!(restored, "sync unit taken over");
         Ok((this, restored))
+    }
+
+    /// Keeps to other limits.
+    pub(crate) fn with_limits(self, limits: StateLimits) -> Self {
+        Self { limits, ..self }
     }
 
     /// Saves a checkpoint that stands at `position`, or without one where the last saved one stood. Returns its bytes.
@@ -152,7 +159,7 @@ impl<'a> Keeper<'a> {
                 // It counts as what the extractor sets.
                 sdk::remove_connector_state(&mut others);
             }
-            *room = Some(run.room(posted_bytes(&others.to_text()) as u64)?);
+            *room = Some(run.room(self.limits.own, posted_bytes(&others.to_text()) as u64)?);
         }
         let pending = run.pending_child_bytes()?;
         room.as_mut().map_or(Ok(()), |room| room.admit(of, pending, page))
@@ -264,15 +271,20 @@ impl<'a> Keeper<'a> {
         let text = document.to_text();
         let bytes = posted_bytes(&text);
         // What outlives a deletion takes a few kB, and a deletion is the way out of a state that is too large.
-        if bytes > CHECKPOINT_BYTES_MAX && !checkpoint.has_no_run() {
+        if bytes > self.limits.max && !checkpoint.has_no_run() {
             return Err(Error::TooLarge {
                 what,
                 found: bytes as u64,
-                limit: CHECKPOINT_BYTES_MAX as u64,
+                limit: self.limits.max as u64,
                 unit: "bytes as posted",
             });
         }
         Ok((text, bytes))
+    }
+
+    /// Whether a worker state of so many bytes leaves little room for more.
+    pub(crate) fn is_nearly_full(&self, bytes: usize) -> bool {
+        bytes >= self.limits.soft
     }
 
     /// The connector's own keys, as they were when the unit was taken over.

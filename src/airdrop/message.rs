@@ -388,7 +388,8 @@ fn answer_name(event: &Event, kind: &AnswerKind, spelling: Spelling) -> Result<&
 }
 
 /// The code first, so that the cut never takes it.
-fn error_text(code: Option<ErrorCode>, message: &str) -> String {
+/// What an ERROR says is wrong.
+pub(super) fn error_text(code: Option<ErrorCode>, message: &str) -> String {
     let text = match code {
         None => message.to_owned(),
         Some(code) if message.is_empty() => code.to_string(),

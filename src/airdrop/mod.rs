@@ -37,6 +37,8 @@ pub use check::CheckPolicy;
 #[cfg(feature = "http")]
 pub use client::Client;
 pub use context::Context;
+#[cfg(feature = "testing")]
+pub(crate) use document::posted_bytes;
 pub use event::{Event, EventType, Mode, Secret, Spelling};
 #[cfg(feature = "testing")]
 #[doc(hidden)]

@@ -328,7 +328,13 @@ impl Invocation<'_> {
     /// Takes a unit over for this invocation; see [`Keeper::take_over`].
     fn take_over(&self, unit: &SyncUnit, wait: Option<Duration>) -> Result<(Keeper<'_>, bool)> {
         let hard = self.hard_at();
-        Keeper::take_over(unit, self.platform, self.clock, self.seed, hard, wait, self.token())
+        let (keeper, restored) =
+            Keeper::take_over(unit, self.platform, self.clock, self.seed, hard, wait, self.token())?;
+        let mut limits = self.settings.state_limits;
+        if unit.breaks(Safeguard::StateFits) {
+            (limits.own, limits.max) = (usize::MAX, usize::MAX);
+        }
+        Ok((keeper.with_limits(limits), restored))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::model::{REJECTED_IDS_MAX, REJECTED_PERCENT_MAX};
+use crate::model::{REJECTED_IDS_MAX, REJECTED_PERCENT_MAX, StateLimits};
 
 use super::event::Spelling;
 
@@ -25,6 +25,7 @@ pub struct Serve {
     pub(super) checkpoints: bool,
     pub(super) scope: bool,
     pub(super) takeover_wait: Option<Duration>,
+    pub(super) state_limits: StateLimits,
     pub(super) rejected_max: u64,
     pub(super) rejected_percent: u8,
 }
@@ -53,6 +54,7 @@ impl Serve {
             checkpoints: false,
             scope: false,
             takeover_wait: None,
+            state_limits: StateLimits::default(),
             rejected_max: REJECTED_IDS_MAX,
             rejected_percent: REJECTED_PERCENT_MAX,
         }
@@ -172,6 +174,13 @@ impl Serve {
     /// platform where a save of that worker may arrive late. Zero unless set.
     pub fn settle_after_takeover(mut self, wait: Duration) -> Self {
         self.takeover_wait = Some(wait);
+        self
+    }
+
+    /// Keeps a worker state to other limits.
+    #[cfg(feature = "testing")]
+    pub(crate) fn state_limits(mut self, limits: StateLimits) -> Self {
+        self.state_limits = limits;
         self
     }
 

@@ -196,11 +196,7 @@ fn fraction_nanos(digits: &str, unit: u64) -> u64 {
         if value > i64::MAX.unsigned_abs() / 10 {
             break;
         }
-        let next = value * 10 + u64::from(digit - b'0');
-        if next > i64::MIN.unsigned_abs() {
-            break;
-        }
-        value = next;
+        value = value * 10 + u64::from(digit - b'0');
         scale *= 10.0;
     }
     (value as f64 * (unit as f64 / scale)) as u64

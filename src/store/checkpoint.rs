@@ -714,6 +714,7 @@ mod tests {
             body: "{}".to_owned(),
             finishes: false,
             delay_seconds: None,
+            error: None,
         };
         run.seal(&sealing).unwrap();
         let position = run.position().unwrap();

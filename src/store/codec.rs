@@ -160,4 +160,11 @@ mod tests {
         let bytes = encode(1, &1_u8).unwrap();
         assert!(decode::<String>(1, &bytes).is_err());
     }
+
+    #[test]
+    fn the_checksum_is_the_common_one_and_a_row_may_claim_256_mib() {
+        // The check value of CRC-32/ISO-HDLC: https://reveng.sourceforge.io/crc-catalogue/17plus.htm
+        assert_eq!(checksum(b"123456789"), 0xcbf4_3926);
+        assert_eq!(ROW_BYTES_MAX, 268_435_456);
+    }
 }

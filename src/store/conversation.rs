@@ -86,6 +86,8 @@ pub(crate) struct Sealing<'a> {
     pub(crate) finishes: bool,
     /// Seconds that the source asked to be left alone, counted from now.
     pub(crate) delay_seconds: Option<u64>,
+    /// What an ERROR says is wrong, as it is in the body.
+    pub(crate) error: Option<String>,
 }
 
 impl SyncUnit {
@@ -395,6 +397,7 @@ impl Run {
                 finishes: sealing.finishes && sealing.kind == MessageKind::Done,
                 key: message_key_text(&format!("{}/{}/{no}", self.unit, self.id), &sealing.body),
                 body: sealing.body.clone().into_bytes(),
+                error: sealing.error.clone(),
             };
             change.put(&EVENTS, &event_key, &seen)?;
             change.put(&MESSAGES, &message_key(self.unit_no, no), &message)?;
@@ -645,6 +648,7 @@ mod tests {
             body: body.to_owned(),
             finishes: false,
             delay_seconds: None,
+            error: None,
         };
         let sealed = run.seal(&sealing("{}")).unwrap();
         run.delivered(sealed.no).unwrap();
@@ -749,6 +753,7 @@ mod tests {
                 body: "{}".to_owned(),
                 finishes: false,
                 delay_seconds: None,
+                error: None,
             };
             let sealed = run.seal(&sealing).unwrap();
             run.delivered(sealed.no).unwrap();
@@ -827,6 +832,7 @@ mod tests {
             body: "{}".to_owned(),
             finishes: true,
             delay_seconds: None,
+            error: None,
         };
         // Sent and accepted; the process dies before it records that.
         let sealed = first.seal(&sealing).unwrap();

@@ -280,7 +280,7 @@ bincode_rows! {
     BatchRow = 1;
     BookmarkRow = 1;
     EventRow = 1;
-    MessageRow = 1;
+    MessageRow = 2, grew [1];
     LedgerRow = 2, grew [1];
     FindingRow = 1;
     RejectedRow = 1;
@@ -674,6 +674,8 @@ pub(crate) struct MessageRow {
     /// The JSON text.
     #[serde(with = "serde_bytes")]
     pub(crate) body: Vec<u8>,
+    /// What an ERROR says is wrong. From version 2 on; a checkpoint does not have it.
+    pub(crate) error: Option<String>,
 }
 
 /// What remains of a run that is over.

@@ -171,6 +171,7 @@ fn set_up(turn: usize, has_disk: bool, rng: &mut fastrand::Rng) -> Vec<Act> {
         let without_disk = [
             with(&[Setting::Settle]),
             with(&[Setting::SdkState]),
+            with(&[Setting::StateFull]),
             more_faults(Call::LoadState, 1),
             more_faults(Call::SaveState, 1),
             same_ids(rng),

@@ -70,7 +70,8 @@ fn confirmed_unsaved(rules: Rules, state: State, event: Event) -> Option<State> 
     }
 }
 
-/// What is confirmed is forgotten.
+/// What is confirmed is forgotten. Of an attachment this takes nothing away: its confirm and the line that names it are
+/// stored in one transaction.
 fn gone_once_confirmed(rules: Rules, state: State, event: Event) -> Option<State> {
     match (state, event) {
         (State::Known(_), Event::ConfirmStored) => Some(State::Delivered),

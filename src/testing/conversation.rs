@@ -79,6 +79,11 @@ impl Outside {
         };
         let current = Arc::clone(self.sent.get(last)?);
         let Some(answer) = self.answer_to(last) else {
+            // Its worker does not answer, however often it hears it.
+            if self.outdated.contains(&current.request) {
+                self.count("run/given-up-unanswered");
+                return Some(self.first_event(self.runs.len()));
+            }
             if overtakes && let Some(next) = continue_of(&current) {
                 self.count("event/continue-after-kill");
                 return Some(self.event(next, &current.unit, &current.run));
@@ -159,7 +164,11 @@ impl Outside {
     /// One more event of a run that the platform gave up, once.
     fn of_abandoned_run(&mut self) -> Option<SentEvent> {
         let old = self.runs.iter().rev().find(|run| run.abandoned)?.id.clone();
-        if self.is(Setting::NoIds) || self.sent.iter().any(|event| event.stray && event.run == old) {
+        // Of a run whose events all met a worker state that was cut in half nothing could be noted down: it would be new.
+        if self.is(Setting::NoIds)
+            || self.is_cut_short()
+            || self.sent.iter().any(|event| event.stray && event.run == old)
+        {
             return None;
         }
         let event = self.sent.iter().rev().find(|event| event.run == old).cloned()?;

@@ -40,6 +40,9 @@ impl Outside {
         if let Some(what) = &self.changed_message {
             return broken(Broken::Conversation, what.clone());
         }
+        if let Some(what) = &self.state_over_limit {
+            return broken(Broken::Stuck, what.clone());
+        }
         let mut announced = self.announced()?;
         for run in &self.runs {
             self.records_of(run, &mut announced)?;

@@ -256,6 +256,7 @@ impl Platform for World {
     fn save_worker_state(&self, state: &str) -> Result<(), PlatformError> {
         let mut inner = self.lock();
         let unit = inner.unit();
+        inner.measure(state);
         inner
             .call(Call::SaveState, Some(Effect::Save { unit, state: state.into() }), About::Nothing)
             .map(drop)

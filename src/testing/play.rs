@@ -17,7 +17,7 @@ use super::report::{Broken, Report, Violation};
 use super::schedule::{Act, Schedule, Setting};
 use super::setup::{Make, Setup};
 use super::watched::Watched;
-use super::world::{BUDGET, Life, SentEvent, World, still_clock};
+use super::world::{BUDGET, Life, SMALL_STATE, SentEvent, World, still_clock};
 
 /// Lives after which a schedule is stuck: each makes at least one page of progress, and no sync has so many.
 const LIVES_MAX: u64 = 400;
@@ -295,6 +295,9 @@ impl<'a, M: Make> Play<'a, M> {
             self.world.served(&event.request);
             return Ok(());
         };
+        if matches!(error, Error::StaleEvent { .. }) && !event.stray {
+            self.world.outdated(&event.request);
+        }
         let state_unreadable = self.world.lock().is_cut_short();
         match error.kind() {
             // The disk failed, and the process ended: that is what it is for.
@@ -391,6 +394,9 @@ impl<'a, M: Make> Play<'a, M> {
         if life.is(Setting::Settle) {
             life.count("worker/settles");
             serve = serve.settle_after_takeover(SETTLE);
+        }
+        if life.is(Setting::StateFull) {
+            serve = serve.state_limits(SMALL_STATE);
         }
         serve
     }

@@ -220,10 +220,12 @@ pub enum Setting {
     Settle,
     /// Without a disk: the TypeScript SDK has left a state.
     SdkState,
+    /// Without a disk: a worker state has little room, and the source fills it, now and then beyond what fits.
+    StateFull,
 }
 
 impl Setting {
-    const ALL: [(Setting, &'static str); 14] = [
+    const ALL: [(Setting, &'static str); 15] = [
         (Setting::NewerNames, "newer-names"),
         (Setting::NoAttachments, "no-attachments-phase"),
         (Setting::Units, "units"),
@@ -238,6 +240,7 @@ impl Setting {
         (Setting::NoIds, "no-ids"),
         (Setting::Settle, "settle"),
         (Setting::SdkState, "sdk-state"),
+        (Setting::StateFull, "state-full"),
     ];
 }
 

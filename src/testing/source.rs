@@ -10,7 +10,7 @@ use crate::record::{Attachment, Record};
 use crate::store::Page;
 
 use super::schedule::Setting;
-use super::world::Life;
+use super::world::{Life, SMALL_STATE};
 
 /// An extractor of a made-up source: several streams, pages of several item types, from empty to several batches.
 ///
@@ -126,6 +126,22 @@ impl SimSource {
         Ok(types)
     }
 
+    /// Sets a value that takes a part of what a worker state has room for, or more than that: such a page is refused, and
+    /// the next reading of it sets another.
+    fn with_ballast(&self, page: Page<SimCursor>, rng: &mut fastrand::Rng) -> Page<SimCursor> {
+        let percent = match rng.u8(..32) {
+            0 => 120,
+            1..8 => 95,
+            8..16 => 60,
+            _ => 0,
+        };
+        if percent > 100 {
+            self.life.count("source/value-too-large");
+        }
+        let ballast: String = (0..SMALL_STATE.own * percent / 100).map(|_| rng.alphanumeric()).collect();
+        page.value("ballast", &ballast)
+    }
+
     /// Names the attachments of a page of a run.
     fn push_attachments(
         &self,
@@ -228,6 +244,9 @@ impl Extractor for SimSource {
             }
         }
         self.push_attachments(&mut page, &mut rng, &reading_of, run)?;
+        if self.life.is(Setting::StateFull) {
+            page = self.with_ballast(page, &mut rng);
+        }
         page = page
             .value(&value, &(context.run_id().as_str(), at + 1))
             .progress(u8::try_from(at * 10).unwrap_or(100));

@@ -15,15 +15,18 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde_json::json;
 
-use crate::airdrop::checkpoint_in;
+use crate::airdrop::{checkpoint_in, posted_bytes};
 use crate::clock::{Clock, VirtualClock};
 use crate::error::Result;
+use crate::model::StateLimits;
 
 use super::disk::SimDisk;
 use super::schedule::{Act, Call, CallFault, Setting};
 
 /// What an invocation is given for pages: two or three of them.
 pub(super) const BUDGET: Duration = Duration::from_secs(7);
+/// What a worker state may take where there is little room: about twice what an exploration needs without ballast.
+pub(super) const SMALL_STATE: StateLimits = StateLimits { soft: 7_000, max: 10_000, own: 6_000 };
 /// What the one line of an upload that is no batch begins with.
 pub(super) const STREAM: &str = "stream: ";
 
@@ -104,6 +107,8 @@ pub(super) struct Outside {
     /// For each sent event: the accepted message that answered it, when it did.
     pub(super) answers: BTreeMap<usize, usize>,
     pub(super) recorded: BTreeSet<String>,
+    /// Events that a store knew to be of a past run, because it had been given an older one of which it knew nothing.
+    pub(super) outdated: BTreeSet<String>,
     pub(super) pages: BTreeMap<(String, String), Vec<Arc<HandOut>>>,
     pub(super) runs: Vec<RunSeen>,
     /// How the streams of attachments ended, by run, parent and id.
@@ -115,6 +120,8 @@ pub(super) struct Outside {
     pub(super) failed_calls: u64,
     pub(super) failures: u64,
     pub(super) changed_message: Option<String>,
+    /// A worker state that was over its limit as it was posted.
+    pub(super) state_over_limit: Option<String>,
     /// Whether a second worker came while one was at work.
     pub(super) second_worker: bool,
     /// Whether something happened that lies outside of the promise.
@@ -147,6 +154,10 @@ pub(super) enum Change {
         end: StreamEnd,
     },
     Served {
+        request: String,
+    },
+    /// A store that was put in the place of another has taken an old event for a new run, and this one for a past run's.
+    Outdated {
         request: String,
     },
     /// A second worker came, and, with a disk, put another store in the place of the first one's.
@@ -347,6 +358,7 @@ impl World {
                 sent: Vec::new(),
                 answers: BTreeMap::new(),
                 recorded: BTreeSet::new(),
+                outdated: BTreeSet::new(),
                 pages: BTreeMap::new(),
                 runs: Vec::new(),
                 streams: BTreeMap::new(),
@@ -355,6 +367,7 @@ impl World {
                 failed_calls: 0,
                 failures: 0,
                 changed_message: None,
+                state_over_limit: None,
                 second_worker: false,
                 outside_the_promise: false,
             })),
@@ -448,6 +461,15 @@ impl World {
         (std::mem::replace(&mut inner.disk, disk), std::mem::replace(&mut inner.dies_at, dies_at))
     }
 
+    /// A store knew the event to be of a past run. Says nothing unless that store was put in the place of another, and then
+    /// given an event that it could not know to be old.
+    pub(super) fn outdated(&self, request: &str) {
+        let mut inner = self.lock();
+        if inner.could_not_know() {
+            inner.record(Change::Outdated { request: request.to_owned() });
+        }
+    }
+
     pub(super) fn died(&self) {
         self.lock().record(Change::Died);
     }
@@ -497,6 +519,9 @@ impl Outside {
             }
             Change::Served { request } => {
                 self.recorded.insert(request.clone());
+            }
+            Change::Outdated { request } => {
+                self.outdated.insert(request.clone());
             }
             Change::SecondWorker => {
                 self.second_worker = true;
@@ -645,6 +670,18 @@ impl Outside {
         self.has_disk && self.second_worker
     }
 
+    /// Whether such a store was given an event that had been sent before, or is of a run that the platform gave up: it
+    /// could not know.
+    fn could_not_know(&self) -> bool {
+        let replaced = |entry: &JournalEntry| matches!(entry.change, Change::SecondWorker);
+        let Some(at) = self.journal.iter().position(replaced).filter(|_| self.has_disk) else { return false };
+        let sent = |entry: &JournalEntry| matches!(entry.change, Change::Sent(_));
+        // Both workers had the event that was sent last.
+        let from = self.journal.iter().take(at).rposition(sent).unwrap_or(at);
+        let stray = |entry: &JournalEntry| matches!(&entry.change, Change::Sent(event) if event.stray);
+        self.journal.iter().skip(from).any(stray)
+    }
+
     /// Whether the schedule has worker states that are cut in half.
     pub(super) fn is_cut_short(&self) -> bool {
         let cut = |act: &Act| matches!(act, Act::Call { fault: CallFault::Truncated, .. });
@@ -684,6 +721,20 @@ impl Outside {
     /// The unit of the event that was sent last.
     pub(super) fn unit(&self) -> String {
         self.sent.last().map(|event| event.unit.clone()).unwrap_or_default()
+    }
+
+    /// Measures a worker state that is about to be saved. The platform takes none that is over its limit.
+    pub(super) fn measure(&mut self, state: &str) {
+        let limits = if self.is(Setting::StateFull) { SMALL_STATE } else { StateLimits::default() };
+        let bytes = posted_bytes(state);
+        if bytes >= limits.soft {
+            self.count("state/nearly-full");
+        }
+        if bytes > limits.max && self.state_over_limit.is_none() {
+            let what =
+                format!("a worker state of {bytes} bytes was posted, over the limit of {}", limits.max);
+            self.state_over_limit = Some(what);
+        }
     }
 
     pub(super) fn count(&mut self, what: &str) {

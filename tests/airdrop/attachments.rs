@@ -1141,6 +1141,94 @@ fn what_is_queued_again_fits_into_a_checkpoint_whatever_its_lines_are() {
     fixture.check_store();
 }
 
+/// A local Airdrop that takes its time to hand an artifact out.
+struct SlowDownloads<'a> {
+    airdrop: &'a Local,
+    clock: VirtualClock,
+    takes: Duration,
+}
+
+impl Platform for SlowDownloads<'_> {
+    pass_on!(airdrop: upload, confirm, send, worker_state, save_worker_state);
+
+    fn download(&self, artifact: &ArtifactId) -> Result<Vec<u8>, PlatformError> {
+        self.clock.advance(self.takes);
+        self.airdrop.download(artifact)
+    }
+}
+
+/// A run of 40 artifacts that name attachments. One invocation has the time to read 14 of them.
+fn long_queue() -> (Fixture, Files) {
+    let mut fixture = Fixture::new();
+    fixture.diskless = true;
+    fixture.batch_items = 2;
+    let (budget, hard) = (Duration::from_secs(200), Duration::from_secs(300));
+    fixture.serve = fixture.serve.checkpoints().budget(budget).hard_limit(hard);
+    let mut source = Files::new(&fixture.clock, pages(80, 2));
+    assert_eq!(fixture.event(&mut source, DATA, "run", "data").kind, OutcomeKind::Done);
+    (fixture, source)
+}
+
+/// Serves one event of the attachments phase, each download taking so long.
+fn with_downloads_of(fixture: &Fixture, source: &Files, number: usize, takes: u64) -> Outcome {
+    let platform = SlowDownloads {
+        airdrop: &fixture.airdrop,
+        clock: fixture.clock.clone(),
+        takes: Duration::from_secs(takes),
+    };
+    let event_type =
+        if number == 0 { "EXTRACTION_ATTACHMENTS_START" } else { "EXTRACTION_ATTACHMENTS_CONTINUE" };
+    let event = crate::world::event_of(UNIT, event_type, "run", &format!("files-{number}"));
+    fixture.serve.serve(&fixture.next_store(), &platform, source, &event).unwrap()
+}
+
+/// It once answered PROGRESS with nothing done, for ever: each invocation made its queue again from the beginning.
+#[test]
+fn a_queue_that_no_invocation_has_the_time_to_make_again_is_told_and_goes_on_where_there_is_time() {
+    let (fixture, source) = long_queue();
+    for number in 0..2 {
+        assert_eq!(with_downloads_of(&fixture, &source, number, 20).kind, OutcomeKind::Progress);
+    }
+    // One that comes further than all before counts anew, and so do those after it.
+    assert_eq!(with_downloads_of(&fixture, &source, 2, 10).kind, OutcomeKind::Progress);
+    assert_eq!(with_downloads_of(&fixture, &source, 3, 20).kind, OutcomeKind::Progress);
+    for number in 4..6 {
+        let outcome = with_downloads_of(&fixture, &source, number, 20);
+        assert_eq!(outcome.kind, OutcomeKind::Error, "{outcome:?}");
+        let message = outcome.message.unwrap();
+        let parts = ["14 of 40 artifacts", "in 280 s", "Keep the store on a disk that outlives", UNIT];
+        assert!(parts.iter().all(|part| message.contains(part)), "{message}");
+    }
+    assert!(source.opened.lock().unwrap().is_empty());
+    // It is whole, and no attachment may begin any more: that, too, begins anew in the next.
+    let outcome = with_downloads_of(&fixture, &source, 6, 7);
+    assert_eq!((outcome.kind, outcome.attachments.queued), (OutcomeKind::Progress, 80));
+    let done =
+        (7..20).any(|number| with_downloads_of(&fixture, &source, number, 1).kind == OutcomeKind::Done);
+    assert!(done);
+    fixture.check(0, &source.expected().0);
+    fixture.check_failed(&BTreeMap::new());
+}
+
+#[test]
+fn a_queue_that_is_made_again_on_a_disk_that_stays_takes_as_many_invocations_as_it_needs() {
+    let (mut fixture, source) = long_queue();
+    // This one is empty, and stays.
+    fixture.disks.fetch_add(1, Ordering::SeqCst);
+    fixture.diskless = false;
+    let kinds: Vec<OutcomeKind> = (0..9)
+        .map(|number| with_downloads_of(&fixture, &source, number, 75).kind)
+        .take_while(|kind| *kind != OutcomeKind::Done)
+        .collect();
+    // Four downloads each.
+    assert_eq!(kinds, vec![OutcomeKind::Progress; 9]);
+    assert!(source.opened.lock().unwrap().is_empty());
+    let done =
+        (9..20).any(|number| with_downloads_of(&fixture, &source, number, 75).kind == OutcomeKind::Done);
+    assert!(done);
+    fixture.check(0, &source.expected().0);
+}
+
 /// Each life waits longer than its budget before it takes over, and has its queue to make again then. It once answered
 /// PROGRESS with nothing done, for ever.
 #[test]

@@ -9,10 +9,10 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use crate::world::{Fetched, Source, World, event};
-use highwater::airdrop::{CheckPolicy, Context, OutcomeKind, SourceError};
+use highwater::airdrop::{AttachmentBody, CheckPolicy, Context, OutcomeKind, SourceError};
 use highwater::inspect::{RejectedStage, Snapshot};
 use highwater::limits::{REFETCH_IDS, REJECTED_FEW, REJECTED_IDS_MAX};
-use highwater::record::{Field, Metadata, Normalizer, RecordType};
+use highwater::record::{Attachment, Field, Metadata, Normalizer, RecordType};
 use highwater::testing::{Act, Explore, Setting, SimSource};
 use highwater::{Page, Record};
 use serde_json::{Value, json};
@@ -561,6 +561,39 @@ fn the_first_of_a_kind_are_kept_whole_up_to_a_limit_and_shown_on_request() {
     assert_eq!(whole, json!({ "id": "I-01", "is": ["secret"], "size": "big" }));
     assert!(shown.iter().all(|one| one.first_run.as_deref() == Some("a") && !one.reason.is_empty()));
     assert!(rejected(&world, false).iter().all(|one| one.json.is_none()));
+}
+
+/// The place of an attachment in the queue does not count those that were rejected before it.
+#[test]
+fn attachments_that_are_not_rejected_are_streamed_also_where_others_are() {
+    for checkpoints in [false, true] {
+        let mut world = World::new(2);
+        if checkpoints {
+            world.serve = world.serve.clone().checkpoints();
+        }
+        let mut source = Source::new(|_: &Context<'_>, _: &str, at: Option<u32>| {
+            let at = at.unwrap_or(0);
+            let mut page = if at < 2 { Page::more(at + 1) } else { Page::last() };
+            page.reject("attachments", &format!("bad-{at}"), "it has no url");
+            for item in 0..3 {
+                let id = format!("file-{at}-{item}");
+                let file = Attachment::new(id.clone(), format!("https://files.example/{id}"), id, "I-1");
+                page.push("attachments", file.to_record()?);
+            }
+            Ok(page)
+        });
+        source.refetch = Some(Box::new(|_, _| panic!("nothing was rejected before")));
+        source.open = Some(Box::new(|file| Ok(AttachmentBody::new(std::io::Cursor::new(file.id.clone())))));
+        assert_eq!(serve(&mut world, checkpoints, &mut source, DATA, "a", 1), OutcomeKind::Done);
+        let start = "EXTRACTION_ATTACHMENTS_START";
+        assert_eq!(serve(&mut world, checkpoints, &mut source, start, "a", 2), OutcomeKind::Done);
+        let links = world.airdrop.lines_of("a", "ssor_attachment");
+        let ids: BTreeSet<_> = links.iter().map(|line| line["id"]["external"].as_str().unwrap()).collect();
+        let expected: Vec<String> =
+            (0..3).flat_map(|at| (0..3).map(move |item| format!("file-{at}-{item}"))).collect();
+        assert_eq!(ids, expected.iter().map(String::as_str).collect());
+        assert_eq!((links.len(), rejected(&world, false).len()), (9, 3));
+    }
 }
 
 /// The explorer's own oracle: what it saw handed over is announced or was bad, and each run asks for what those before it

@@ -1,113 +1,14 @@
 //! `highwater-dump` says what is stored, whatever became of the store's owner, and never writes to the file.
 
 use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command as Process, Stdio};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use assert_cmd::Command;
-use chrono::{TimeZone, Utc};
-use highwater::record::Attachment;
-use highwater::{Level, Page, Record, Run, Store, VirtualClock};
-use serde_json::{Value, json};
+use highwater::{Level, Page, Record, Store};
+use serde_json::Value;
 
-const DUMP: &str = env!("CARGO_BIN_EXE_highwater-dump");
-
-/// A folder with a store in it, and the command run there.
-struct Place {
-    dir: tempfile::TempDir,
-}
-
-impl Place {
-    fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap() }
-    }
-
-    fn store(&self) -> PathBuf {
-        self.dir.path().join("state.redb")
-    }
-
-    fn dump(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(DUMP);
-        command.current_dir(self.dir.path()).args(args).env_remove("NO_COLOR");
-        command
-    }
-
-    /// Stdout of a command that ends with 0.
-    fn shows(&self, args: &[&str]) -> String {
-        let output = self.dump(args).assert().code(0);
-        String::from_utf8(output.get_output().stdout.clone()).unwrap()
-    }
-
-    /// Its lines of JSON.
-    fn lines(&self, args: &[&str]) -> Vec<Value> {
-        json_lines(&self.shows(args))
-    }
-
-    /// Exit code, stdout, stderr.
-    fn says(&self, args: &[&str]) -> (Option<i32>, String, String) {
-        let output = self.dump(args).output().unwrap();
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        (output.status.code(), text(output.stdout), text(output.stderr))
-    }
-}
-
-fn json_lines(text: &str) -> Vec<Value> {
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
-fn of_kind<'a>(lines: &'a [Value], kind: &str) -> Vec<&'a Value> {
-    lines.iter().filter(|line| line["kind"] == kind).collect()
-}
-
-fn clock() -> VirtualClock {
-    VirtualClock::at(Utc.with_ymd_and_hms(2026, 1, 2, 3, 4, 5).unwrap())
-}
-
-/// Pages of `records` issues and one user each, `pages` of them.
-fn pages(pages: u32, records: u32) -> impl FnMut(Option<u32>) -> highwater::Result<Page<u32>> {
-    move |cursor| {
-        let number = cursor.unwrap_or(0);
-        let last = number + 1 >= pages;
-        let mut page = if last { Page::last().bookmark(&"tail") } else { Page::more(number + 1) };
-        for record in 0..records {
-            let id = format!("ISSUE-{}", number * records + record);
-            page.push("issues", Record::new(id, &serde_json::json!({"title": "x".repeat(50)}))?);
-        }
-        page.push("users", Record::new(format!("USER-{number}"), &serde_json::json!({}))?);
-        Ok(page.progress(10).value("seen", &number))
-    }
-}
-
-fn upload_all(run: &Run, stream: &str, fetch: impl FnMut(Option<u32>) -> highwater::Result<Page<u32>>) {
-    for batch in run.batches(stream, fetch) {
-        let batch = batch.unwrap();
-        let id = format!("artifact-{}", batch.key().seq);
-        batch.acknowledge(id).unwrap();
-    }
-}
-
-/// One finished run, and one that stands amid its work: a batch acknowledged, one uploaded, one staged, and records
-/// that wait for their batch. Batches are not compressed, so that their sizes are known.
-fn store_amid_work(path: &Path) {
-    let clock = clock();
-    let options = Store::options().clock(clock.clone()).batch_items(4).level(Level::new(0).unwrap());
-    let store = options.open(path).unwrap();
-    let unit = store.sync_unit("acme/tickets").unwrap();
-    let run = unit.begin().unwrap();
-    clock.advance(Duration::from_secs(60));
-    upload_all(&run, "issues", pages(2, 3));
-    run.finish().unwrap();
-
-    clock.advance(Duration::from_secs(3_600));
-    let run = unit.begin().unwrap();
-    let mut batches = run.batches("issues", pages(100, 5));
-    batches.next().unwrap().unwrap().acknowledge("artifact-1").unwrap();
-    batches.next().unwrap().unwrap().uploaded("artifact-2").unwrap();
-    drop(batches.next().unwrap().unwrap());
-    drop(batches);
-    store.sync_unit("another").unwrap().begin().unwrap();
-}
+use crate::place::{DUMP, Place, clock, json_lines, of_kind, pages, store_amid_work, upload_all};
 
 fn bytes_of(path: &Path) -> Vec<u8> {
     std::fs::read(path).unwrap()
@@ -135,193 +36,13 @@ const EVERY_LOOK: [&[&str]; 7] = [
 ];
 
 #[test]
-fn tables_show_what_was_done() {
-    let place = Place::new();
-    store_amid_work(&place.store());
-    let (code, stdout, stderr) = place.says(&["state.redb"]);
-    assert_eq!((code, stderr.as_str()), (Some(0), ""));
-    insta::assert_snapshot!(stdout, @r###"
-    sync unit acme/tickets
-      ! not announced yet: 2 batches with 8 records (1 staged, 1 uploaded, 0 confirmed)
-      ! in no batch yet: 6 records
-      watermark  2026-01-02T03:04:05Z
-      known      since 2026-01-02T03:04:05Z, 2 runs begun
-      run        20260102T040505.000000Z, open, 10 %
-      started    2026-01-02T04:05:05Z, epoch 1
-      since      2026-01-02T03:04:05Z
-      extracted  3 pages, 3 batches, 2 of them not announced
-
-      streams
-        stream  phase  pages  records  cursor  bookmark
-        issues  data       3       18  3       -
-
-      records by item type
-        item type  read  skipped  in batches  open  confirmed  announced  artifacts  last acknowledged
-        issues       15        0          12     3          4          4          1  artifact-1
-        users         3        0           0     3          0          0          0  -
-
-      batches by state
-        item type  state     batches  records  gzip bytes
-        issues     staged          1        4         373
-        issues     uploaded        1        4         371
-
-      bookmarks that finished runs left
-        stream  bytes  bookmark
-        issues      6  "tail"
-
-      the extractor's own values
-        key   bytes  value
-        seen      1  2
-
-      ledger, 1 of 1 runs that are over
-        run                      status    started               over                  since       watermark             pages  announced                    findings
-        20260102T030405.000000Z  finished  2026-01-02T03:04:05Z  2026-01-02T03:05:05Z  everything  2026-01-02T03:04:05Z      2  issues 6 in 2, users 2 in 1  -
-
-    sync unit another
-      watermark  none: no run is finished
-      known      since 2026-01-02T04:05:05Z, 1 run begun
-      run        20260102T040505.000000Z, open
-      started    2026-01-02T04:05:05Z, epoch 1
-      since      everything
-      extracted  0 pages, 0 batches, 0 of them not announced
-    "###);
-}
-
-#[test]
-fn a_stream_that_reads_far_more_than_ever_is_shown_first() {
-    let place = Place::new();
-    let store = Store::open(place.store()).unwrap();
-    let unit = store.sync_unit("acme/tickets").unwrap();
-    let read = |items: u32| {
-        let run = unit.begin().unwrap();
-        let fetch = |_: Option<u32>| -> highwater::Result<Page<u32>> {
-            let mut page = Page::last();
-            for item in 0..items {
-                page.push("issues", Record::new(item.to_string(), &json!({}))?);
-            }
-            Ok(page)
-        };
-        for batch in run.batches("issues", fetch) {
-            let batch = batch.unwrap();
-            let id = batch.key().to_string();
-            batch.acknowledge(id).unwrap();
-        }
-        run
-    };
-    read(900).finish().unwrap();
-    for (items, is_told) in [(9_009, false), (12_000, true)] {
-        drop(read(items));
-        let (_, stdout, _) = place.says(&["state.redb"]);
-        let says = "  ! stream issues reads far more than in any finished run before: 12000 records in 1 page, at most 900 \
-                    records in 1 page until now\n";
-        assert_eq!(stdout.contains(says), is_told, "{stdout}");
-        let (_, json, _) = place.says(&["state.redb", "--json"]);
-        assert_eq!(json.contains(r#""far_more_than":{"pages":1,"items":900}"#), is_told, "{json}");
-        unit.abandon().unwrap();
-    }
-}
-
-#[test]
-fn json_shows_what_was_done() {
-    let place = Place::new();
-    store_amid_work(&place.store());
-    let (code, stdout, stderr) = place.says(&["state.redb", "--json", "--unit", "acme/tickets"]);
-    assert_eq!((code, stderr.as_str()), (Some(0), ""));
-    insta::assert_snapshot!(stdout, @r###"
-    {"kind":"store","path":"state.redb","source":"closed"}
-    {"kind":"unit","sync_unit":"acme/tickets","created_at":"2026-01-02T03:04:05Z","watermark":"2026-01-02T03:04:05Z","runs":2,"messages":0,"messages_kept":0,"messages_undelivered":0,"ledger_runs":1,"attachments_failed":0,"attachments_requeued":0}
-    {"kind":"run","sync_unit":"acme/tickets","run":"20260102T040505.000000Z","status":"open","phase":null,"phases_done":[],"started_at":"2026-01-02T04:05:05Z","ended_at":null,"since":"2026-01-02T03:04:05Z","ignored_watermark":null,"epoch":1,"lost":false,"pages":3,"batches":3,"open_batches":2,"not_before":null,"delay_seconds":null,"progress_percent":10,"attachments":{"queued":0,"settled":0,"failed":0,"left":0},"events":0,"events_reused":0,"event":null,"message":null,"artifacts_max":null}
-    {"kind":"stream","sync_unit":"acme/tickets","run":"20260102T040505.000000Z","stream":"issues","phase":"data","pages":3,"items":18,"exhausted":false,"cursor":3,"bookmark":null}
-    {"kind":"item_type","sync_unit":"acme/tickets","run":"20260102T040505.000000Z","item_type":"issues","read":15,"skipped":0,"batched":12,"open_items":3,"open_bytes":264,"confirmed":4,"announced":4,"batches":3,"artifacts_announced":1,"last_artifact":"artifact-1","batches_staged":{"batches":1,"items":4,"gzip_bytes":373},"batches_uploaded":{"batches":1,"items":4,"gzip_bytes":371},"batches_confirmed":{"batches":0,"items":0,"gzip_bytes":0},"batches_announced":{"batches":0,"items":0,"gzip_bytes":0}}
-    {"kind":"item_type","sync_unit":"acme/tickets","run":"20260102T040505.000000Z","item_type":"users","read":3,"skipped":0,"batched":0,"open_items":3,"open_bytes":78,"confirmed":0,"announced":0,"batches":0,"artifacts_announced":0,"last_artifact":null,"batches_staged":{"batches":0,"items":0,"gzip_bytes":0},"batches_uploaded":{"batches":0,"items":0,"gzip_bytes":0},"batches_confirmed":{"batches":0,"items":0,"gzip_bytes":0},"batches_announced":{"batches":0,"items":0,"gzip_bytes":0}}
-    {"kind":"bookmark","sync_unit":"acme/tickets","stream":"issues","bytes":6,"bookmark":"tail"}
-    {"kind":"value","sync_unit":"acme/tickets","key":"seen","bytes":1,"value":2}
-    {"kind":"ledger","sync_unit":"acme/tickets","run":"20260102T030405.000000Z","status":"finished","started_at":"2026-01-02T03:04:05Z","ended_at":"2026-01-02T03:05:05Z","since":null,"watermark":"2026-01-02T03:04:05Z","epoch":1,"pages":2,"events":0,"events_reused":0,"findings":{"errors":0,"warnings":0},"item_types":[{"item_type":"issues","read":6,"skipped":0,"announced":6,"artifacts":2},{"item_type":"users","read":2,"skipped":0,"announced":2,"artifacts":1}],"attachments":{"queued":0,"settled":0,"failed":0,"left":0}}
-    "###);
-}
-
-/// A run whose 30 attachments are settled, failed, failed and queued again, or left; and one before it.
-fn store_with_attachments(path: &Path) {
-    let clock = clock();
-    let store = Store::options().clock(clock.clone()).open(path).unwrap();
-    let unit = store.sync_unit("acme/tickets").unwrap();
-    let named = |run: &Run, from: u32, to: u32| {
-        let mut page = Page::<u32>::last();
-        for number in from..to {
-            let (id, parent) = (format!("A{number}"), format!("ISSUE-{}", number / 2));
-            let attachment = Attachment::new(id, "https://files.example/?key=secret", "a.png", parent);
-            page.push("attachments", attachment.to_record().unwrap());
-        }
-        let mut page = Some(page);
-        upload_all(run, "issues", |_| Ok(page.take().unwrap()));
-    };
-    let run = unit.begin().unwrap();
-    named(&run, 0, 3);
-    let mut attachments = run.attachments().map(Result::unwrap);
-    attachments.next().unwrap().acknowledge("upload").unwrap();
-    attachments.next().unwrap().retry_later("busy", Duration::ZERO).unwrap();
-    attachments.next().unwrap().fail("denied").unwrap();
-    drop(attachments);
-    run.attachments().next().unwrap().unwrap().fail("busy again").unwrap();
-    run.finish().unwrap();
-    assert_eq!(unit.requeue_failed(|failed| failed.attachment.id == "A2").unwrap(), 1);
-    clock.advance(Duration::from_secs(60));
-    let run = unit.begin().unwrap();
-    named(&run, 10, 40);
-    for (number, attachment) in run.attachments().map(Result::unwrap).enumerate().take(27) {
-        match number {
-            0 => attachment.acknowledge("another upload").unwrap(),
-            1 => drop(attachment),
-            _ => attachment.fail(format!("410 {number}")).unwrap(),
-        }
-    }
-}
-
-#[test]
-fn attachments_are_counted_and_those_that_failed_are_listed_without_their_urls() {
-    let place = Place::new();
-    store_with_attachments(&place.store());
-    let shown = place.shows(&["state.redb"]);
-    assert!(shown.contains("  queue      30 attachments: 1 settled, 25 failed, 4 left\n"), "{shown}");
-    assert!(shown.contains("attachments 3 in 1, 3 attachments: 1 settled, 2 failed, 0 left "), "{shown}");
-    assert!(shown.contains("\n  attachments that failed, 20 of 26\n"), "{shown}");
-    assert!(shown.contains("\n  attachments that failed and are queued again, 1 of 1\n"), "{shown}");
-    let row = |id: &str| shown.lines().find(|line| line.trim_start().starts_with(&format!("{id} ")));
-    let cells: Vec<_> = row("A1").unwrap().split_whitespace().collect();
-    let first_run = "20260102T030405.000000Z";
-    let expected = ["A1", "ISSUE-0", "a.png", first_run, "2", "2026-01-02T03:04:05Z", "busy", "again"];
-    assert_eq!(cells, expected);
-    assert!(row("A2").unwrap().ends_with("denied"), "{shown}");
-    assert!(row("A12").is_some() && row("A30").is_some() && row("A31").is_none(), "{shown}");
-
-    let lines = place.lines(&["state.redb", "--json"]);
-    let run = of_kind(&lines, "run")[0];
-    assert_eq!(run["attachments"], json!({"queued": 30, "settled": 1, "failed": 25, "left": 4}));
-    let ledger = of_kind(&lines, "ledger")[0];
-    assert_eq!(ledger["attachments"], json!({"queued": 3, "settled": 1, "failed": 2, "left": 0}));
-    let unit = of_kind(&lines, "unit")[0];
-    assert_eq!((&unit["attachments_failed"], &unit["attachments_requeued"]), (&json!(26), &json!(1)));
-    let failed = of_kind(&lines, "failed_attachment");
-    assert_eq!(failed.len(), 27);
-    let expected = json!({
-        "kind": "failed_attachment", "sync_unit": "acme/tickets", "run": first_run, "id": "A2",
-        "parent_id": "ISSUE-1", "file_name": "a.png", "reason": "denied", "tries": 1,
-        "failed_at": "2026-01-02T03:04:05Z", "requeued": true,
-    });
-    assert_eq!(*failed[26], expected);
-    assert_eq!(failed[25]["reason"], "410 26");
-    assert!(!shown.contains("secret") && !format!("{lines:?}").contains("secret"));
-    assert_eq!(place.shows(&["check", "state.redb"]).lines().count(), 1);
-}
-
-#[test]
 fn a_new_store_shows_no_unit() {
     let place = Place::new();
     drop(Store::open(place.store()).unwrap());
     assert_eq!(place.shows(&["state.redb"]), "no sync unit yet\n");
     assert_eq!(
         place.shows(&["state.redb", "--json"]),
-        "{\"kind\":\"store\",\"path\":\"state.redb\",\"source\":\"closed\"}\n"
+        "{\"kind\":\"store\",\"version\":1,\"path\":\"state.redb\",\"source\":\"closed\",\"read_at\":\"2026-01-02T04:05:35Z\"}\n"
     );
     assert_eq!(place.shows(&["check", "state.redb"]), "whole: 0 units, 1 row\n");
 }
@@ -433,7 +154,7 @@ fn what_is_no_store_is_told_from_a_damaged_one() {
 }
 
 /// Changes the tables of a store behind its back: names and values are bytes, as `store/rows` has them.
-fn with_table(
+pub(crate) fn with_table(
     path: &Path,
     table: &str,
     change: impl FnOnce(&mut redb::Table<'_, &'static [u8], &'static [u8]>),
@@ -516,22 +237,25 @@ fn a_sealed_message_that_is_not_delivered_is_said_first() {
     let shown = place.shows(&["state.redb", "--unit", "another"]);
     insta::assert_snapshot!(shown, @r###"
     sync unit another
-      ! message 2 is sealed and not known to be delivered: EXTRACTION_DATA_PROGRESS, 3 artifacts, sealed at 2026-01-02T03:04:05.000002Z
-      watermark  none: no run is finished
-      known      since 2026-01-02T04:05:05Z, 1 run begun
-      run        20260102T040505.000000Z, open
-      started    2026-01-02T04:05:05Z, epoch 1
+      ! 2026-01-02T03:04:05Z (1h 1m ago): message 2, EXTRACTION_DATA_PROGRESS, is not known to be
+        delivered: 3 artifacts
+      run        20260102T040505.000000Z: open
+      started    2026-01-02T04:05:05Z (30s ago), life 1 of it
       since      everything
+      stored     last 2026-01-02T04:05:05Z (30s ago); no process has the store open
       extracted  0 pages, 0 batches, 0 of them not announced
+      on its way nothing: what was read is announced
+      watermark  none: no run is finished
+      known      since 2026-01-02T04:05:05Z (30s ago), 1 run begun
 
       messages, 2 of 2 kept
-        no  event type                fate               sealed at                    artifacts  bytes  key
-         1  EXTRACTION_DATA_PROGRESS  delivered 2 times  2026-01-02T03:04:05.000001Z          3     12  key-1
-         2  EXTRACTION_DATA_PROGRESS  NOT DELIVERED      2026-01-02T03:04:05.000002Z          3     12  key-2
+        no  event type                fate               sealed                            artifacts
+         1  EXTRACTION_DATA_PROGRESS  delivered 2 times  2026-01-02T03:04:05Z (1h 1m ago)          3
+         2  EXTRACTION_DATA_PROGRESS  NOT DELIVERED      2026-01-02T03:04:05Z (1h 1m ago)          3
     "###);
     // Not shown among the newest, yet said.
     let shown = place.shows(&["state.redb", "--unit", "another", "--last", "0"]);
-    assert!(shown.contains("! message 2 is sealed and not known to be delivered"), "{shown}");
+    assert!(shown.contains("message 2, EXTRACTION_DATA_PROGRESS, is not known to be"), "{shown}");
     let lines = place.lines(&["state.redb", "--json"]);
     let fates: Vec<_> = of_kind(&lines, "message").iter().map(|message| message["fate"].clone()).collect();
     assert_eq!(fates, ["delivered", "sealed"]);
@@ -774,7 +498,7 @@ fn a_reader_that_has_seen_enough_ends_it_quietly() {
     }
     // All of it, to a reader that stays.
     let all = place.shows(&["state.redb", "--json"]);
-    assert!(all.len() > 64 * 1024 && json_lines(&all).len() == 1 + 2 * 400);
+    assert!(all.len() > 64 * 1024 && json_lines(&all).len() == 1 + 3 * 400);
     let order: Vec<Value> =
         of_kind(&json_lines(&all), "unit").iter().map(|unit| unit["sync_unit"].clone()).collect();
     assert!(order.windows(2).all(|pair| pair[0].as_str() < pair[1].as_str()));

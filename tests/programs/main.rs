@@ -2,3 +2,6 @@
 
 mod dump;
 mod mend;
+mod place;
+mod schema;
+mod screens;

@@ -678,3 +678,28 @@ fn what_differs_is_said_in_words_and_what_was_done_is_listed() {
     assert_eq!(told, [("somebody", rewound.as_str()), ("oper", "forget acme/tickets")]);
     assert_eq!(acts[0]["changes"].as_array().unwrap().len(), 3);
 }
+
+#[test]
+fn rejected_records_are_asked_for_again_after_a_rewind_too() {
+    let place = Place::new();
+    let store = place.open();
+    let unit = store.sync_unit(UNIT).unwrap();
+    let first = place.sync(&unit);
+    place.clock.advance(HOUR);
+    let run = unit.begin().unwrap();
+    let fetch = |_: Option<u8>| {
+        let mut page = Page::<u8>::last();
+        page.reject("issues", "ISSUE-bad", "it has no project");
+        Ok::<_, highwater::Error>(page)
+    };
+    for batch in run.batches("issues", fetch) {
+        drop(batch.unwrap());
+    }
+    run.finish().unwrap();
+    drop((unit, store));
+    let (plan, _) = place.mends(&["rewind", "state.redb", UNIT, "--to", &first]);
+    assert_eq!(plan["next_run"]["rejected"], 1);
+    let said = place.shows(&["abandon", "state.redb", UNIT, "--dry-run"]);
+    assert!(said.contains("asks for 1 rejected record again"), "{said}");
+    assert_eq!(place.open().sync_unit(UNIT).unwrap().begin().unwrap().rejected().unwrap().len(), 1);
+}

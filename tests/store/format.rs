@@ -12,7 +12,7 @@ use highwater::testing::{Fault, Image, Sampling, SimDisk};
 use highwater::{Page, Record, Result, Store, VirtualClock};
 use serde_json::{Value, json};
 
-use crate::fixtures::{is_whole, read, shown, store_of, write_file, write_store};
+use crate::fixtures::{is_shown_as, is_whole, read, shown, store_of, write_file, write_store};
 use crate::support::lines;
 
 const FORMAT_1: [&str; 8] = [
@@ -47,7 +47,7 @@ fn open(disk: &SimDisk) -> Result<Store> {
 /// Fails if the store in an image is not shown as it was, or not whole.
 fn is_as_it_was(image: &Image, path: &Path, expected: &Value, case: &str) {
     fs::write(path, image.to_bytes()).unwrap();
-    assert_eq!(shown(path), *expected, "{case}");
+    is_shown_as(&shown(path), expected, case);
     is_whole(path);
 }
 
@@ -66,7 +66,7 @@ fn a_store_of_any_format_is_shown_as_it_is_and_opens_as_what_it_was() {
             drop(Store::open(&path).unwrap());
             let changed = fs::read(&path).unwrap() != image.to_bytes();
             assert!(changed, "{format}, {name}: it was neither recovered nor migrated");
-            assert_eq!(shown(&path), expected, "{format}, {name}, opened");
+            is_shown_as(&shown(&path), &expected, &format!("{format}, {name}, opened"));
             is_whole(&path);
         }
     }

@@ -58,6 +58,30 @@ pub(crate) fn shown(path: &Path) -> Value {
     Value::Object(shown)
 }
 
+/// Fails if a store is not shown as the version that wrote it showed it. What that did not know, and this version tells
+/// besides, is of no account.
+#[track_caller]
+pub(crate) fn is_shown_as(found: &Value, expected: &Value, case: &str) {
+    fn difference(found: &Value, expected: &Value, at: &str) -> Option<String> {
+        match (found, expected) {
+            (Value::Object(found), Value::Object(expected)) => {
+                expected.iter().find_map(|(name, expected)| {
+                    difference(found.get(name).unwrap_or(&Value::Null), expected, &format!("{at}/{name}"))
+                })
+            }
+            (Value::Array(found), Value::Array(expected)) if found.len() == expected.len() => {
+                let mut pairs = found.iter().zip(expected).enumerate();
+                pairs.find_map(|(no, (found, expected))| difference(found, expected, &format!("{at}/{no}")))
+            }
+            _ if found == expected => None,
+            _ => Some(format!("{at}: {found}, expected {expected}")),
+        }
+    }
+    if let Some(difference) = difference(found, expected, "") {
+        panic!("{case}: {difference}");
+    }
+}
+
 /// Fails if the check of a store finds anything.
 #[track_caller]
 pub(crate) fn is_whole(path: &Path) {

@@ -6,12 +6,19 @@ use std::path::PathBuf;
 use clap::Args;
 use highwater::inspect::{BatchReport, Line};
 
-use crate::ending::{Exit, Failure, Outcome};
+use crate::ending::{EXIT_CODES, Exit, Failure, Outcome};
 use crate::stores::{no_unit, open, unit_of};
-use crate::text::{Listing, Screened, json_line, stdout, visible};
+use crate::text::{Listing, Screen, Screened, folded, json_line, stdout, visible};
+
+const EXAMPLES: &str = "\
+Examples:
+  highwater-dump batch state.redb          the batches that are stored
+  highwater-dump batch state.redb 41       the records of one of them
+  highwater-dump batch state.redb --open   the records that are in no batch yet";
 
 /// Prints the records of a batch as JSON Lines, or lists the batches that are stored
 #[derive(Debug, Args)]
+#[command(after_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
 pub(crate) struct Batch {
     /// The store file
     store: PathBuf,
@@ -20,8 +27,14 @@ pub(crate) struct Batch {
     unit: Option<String>,
     /// Which batch; a list of them, if not given
     seq: Option<u64>,
-    /// The list as one JSON object per line
+    /// The records that are in no batch yet
     #[arg(long, conflicts_with = "seq")]
+    open: bool,
+    /// Of those, the records of this item type only
+    #[arg(long, value_name = "TYPE", requires = "open")]
+    item_type: Option<String>,
+    /// The list as one JSON object per line
+    #[arg(long, conflicts_with_all = ["seq", "open"])]
     json: bool,
 }
 
@@ -29,6 +42,7 @@ impl Batch {
     pub(crate) fn run(&self) -> Outcome {
         match self.seq {
             Some(seq) => self.lines(seq),
+            None if self.open => self.open_lines(),
             None => self.list(),
         }
     }
@@ -42,7 +56,20 @@ impl Batch {
         if *json {
             batches.iter().try_for_each(|batch| json_line(&mut out, &Line::Batch(batch)))?;
         } else {
-            print(&mut out, &batches)?;
+            print(&mut out, &batches, Screen::new())?;
+        }
+        out.flush()?;
+        Ok(Exit::Fine)
+    }
+
+    fn open_lines(&self) -> Outcome {
+        let Self { store, unit, .. } = self;
+        let mut snapshot = open(store)?;
+        let unit = &unit_of(&mut snapshot, store, unit.as_deref())?;
+        let mut out = stdout();
+        let mut screened = Screened::new(&mut out, io::stdout().is_terminal());
+        if snapshot.open_lines(unit, self.item_type.as_deref(), &mut screened)?.is_none() {
+            return Err(no_unit(store, unit));
         }
         out.flush()?;
         Ok(Exit::Fine)
@@ -77,7 +104,7 @@ impl Batch {
 }
 
 /// The batches that are stored.
-fn print(out: &mut impl Write, batches: &[BatchReport]) -> io::Result<()> {
+fn print(out: &mut impl Write, batches: &[BatchReport], screen: Screen) -> io::Result<()> {
     if batches.is_empty() {
         return writeln!(out, "no batch is stored");
     }
@@ -104,6 +131,6 @@ fn print(out: &mut impl Write, batches: &[BatchReport]) -> io::Result<()> {
         ]);
     }
     let run = batches.first().map(|batch| batch.run.as_str()).unwrap_or_default();
-    writeln!(out, "batches of run {} that are stored", visible(run))?;
-    table.lines(out, "  ")
+    folded(out, screen, "", "  ", &format!("batches of run {} that are stored", visible(run)))?;
+    table.lines(out, screen, "  ")
 }

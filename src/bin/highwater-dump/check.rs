@@ -8,12 +8,17 @@ use clap::Args;
 use highwater::inspect::{self, CheckFinding, CheckReport};
 use serde::Serialize;
 
-use crate::ending::{Exit, Outcome};
+use crate::ending::{EXIT_CODES, Exit, Outcome};
 use crate::stores::{note, source_word};
 use crate::text::{count, json_line, stdout, visible};
 
+const EXAMPLE: &str = "\
+Example:
+  highwater-dump check state.redb";
+
 /// Checks every page, every row, and what the rows say of one another
 #[derive(Debug, Args)]
+#[command(after_help = format!("{EXAMPLE}\n\n{EXIT_CODES}"))]
 pub(crate) struct Check {
     /// The store file
     store: PathBuf,

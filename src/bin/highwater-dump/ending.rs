@@ -11,8 +11,8 @@ use crate::text::visible;
 pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
   0  fine
-  1  could not: the file is missing, no store, of a newer format or too busy, there is no such unit,
-     an I/O error
+  1  could not: the file is missing, no store, of a newer format or too busy,
+     there is no such unit, an I/O error
   2  the command line is wrong
   3  the store is damaged, or a document has errors";
 

@@ -1,4 +1,4 @@
-//! What the store remembers, unit by unit.
+//! The first screen: of each sync unit what is wrong, where it stands, and what was.
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -6,16 +6,14 @@ use std::path::PathBuf;
 
 use clap::Args;
 use highwater::inspect::{
-    AttachmentsReport, BatchCounts, FailedAttachmentReport, FindingsReport, LedgerReport, MessageFate,
-    MessageReport, Report, RunReport, RunStatus, TypeReport,
+    AttachmentReport, AttachmentsReport, BatchCounts, FindingsReport, LedgerReport, Line, MessageFate,
+    MessageReport, Report, RunReport, RunStatus, Standing, StreamReport, Trouble, TroubleKind, TypeReport,
+    is_internal,
 };
 
 use crate::ending::{Exit, Outcome};
 use crate::stores::{no_unit, note, open, store_line};
-use crate::text::{Listing, Style, count, cut, json_line, stdout, style, time, time_or, visible};
-
-/// Failed attachments that a table shows; JSON shows all.
-const FAILED_SHOWN: usize = 20;
+use crate::text::{Listing, Screen, count, cut, duration, fact, folded, json_line, stdout, time, visible};
 
 #[derive(Debug, Args)]
 pub(crate) struct Show {
@@ -24,7 +22,10 @@ pub(crate) struct Show {
     /// Show this sync unit only
     #[arg(long, value_name = "ID")]
     unit: Option<String>,
-    /// How many messages and finished runs to show of each unit, the newest
+    /// Show also what is none of the user's: how lists of external sync units were given
+    #[arg(long)]
+    internal: bool,
+    /// How many messages, finished runs and failed attachments to show of each unit, the newest
     #[arg(long, value_name = "N", default_value_t = 5)]
     last: usize,
     /// One JSON object per line, with a `kind`; times are RFC 3339 in UTC
@@ -35,282 +36,350 @@ pub(crate) struct Show {
 impl Show {
     /// Prints what is asked for.
     pub(crate) fn run(&self) -> Outcome {
-        let show = self;
-        let mut snapshot = open(&show.store)?;
+        let mut snapshot = open(&self.store)?;
         let source = snapshot.source();
+        let screen = Screen::new();
         let mut out = stdout();
-        let mut units = 0;
-        if show.json {
-            json_line(&mut out, &store_line(&show.store, source))?;
+        if self.json {
+            json_line(&mut out, &store_line(&self.store, source, screen.now))?;
         }
-        let mut print = |report: &Report| -> io::Result<()> {
-            units += 1;
-            if show.json {
-                report.lines().try_for_each(|line| json_line(&mut out, &line))
+        let ids = match &self.unit {
+            Some(unit) => vec![unit.clone()],
+            None => snapshot.unit_ids()?,
+        };
+        let (internal, users): (Vec<_>, Vec<_>) = ids.into_iter().partition(|id| is_internal(id));
+        let hides = !self.internal && self.unit.is_none() && !users.is_empty();
+        let (shown, hidden) = if hides { (users, internal.len()) } else { ([users, internal].concat(), 0) };
+        for (at, unit) in shown.iter().enumerate() {
+            let Some(report) = snapshot.unit(unit, self.last)? else {
+                if self.unit.is_some() {
+                    return Err(no_unit(&self.store, unit));
+                }
+                continue;
+            };
+            let standing = report.standing(screen.now, snapshot.source());
+            if self.json {
+                lines(&mut out, &report, &standing)?;
             } else {
-                if units > 1 {
+                if at > 0 {
                     writeln!(out)?;
                 }
-                unit(&mut out, report, style())
-            }
-        };
-        match &show.unit {
-            Some(unit) => match snapshot.unit(unit, show.last)? {
-                Some(report) => print(&report)?,
-                None => return Err(no_unit(&show.store, unit)),
-            },
-            None => {
-                for report in snapshot.units(show.last) {
-                    print(&report?)?;
-                }
+                print(&mut out, &report, &standing, screen)?;
             }
         }
-        if units == 0 && !show.json {
+        if shown.is_empty() && !self.json {
             writeln!(out, "no sync unit yet")?;
+        }
+        if hidden > 0 && !self.json {
+            writeln!(
+                out,
+                "\n{} not shown: --internal",
+                count(hidden as u64, "internal unit", "internal units")
+            )?;
         }
         out.flush()?;
         if snapshot.source() != source {
-            note(&show.store, snapshot.source());
+            note(&self.store, snapshot.source());
         }
         Ok(Exit::Fine)
     }
 }
 
+fn lines(out: &mut impl Write, report: &Report, standing: &Standing) -> io::Result<()> {
+    let mut report = report.lines();
+    if let Some(unit) = report.next() {
+        json_line(out, &unit)?;
+    }
+    json_line(out, &Line::Standing(standing))?;
+    standing.troubles.iter().try_for_each(|trouble| json_line(out, &Line::Trouble(trouble)))?;
+    report.try_for_each(|line| json_line(out, &line))
+}
+
 /// Everything about a unit, for people.
-pub(crate) fn unit(out: &mut impl Write, report: &Report, style: Style) -> io::Result<()> {
+fn print(out: &mut impl Write, report: &Report, standing: &Standing, screen: Screen) -> io::Result<()> {
     let unit = &report.unit;
-    writeln!(out, "{}", style.paint("1", &format!("sync unit {}", visible(&unit.sync_unit))))?;
-    for warning in warnings(report) {
-        writeln!(out, "  {}", style.paint("1;33", &format!("! {}", visible(&warning))))?;
+    let mut name = String::new();
+    folded_line(&mut name, screen, &format!("sync unit {}", visible(&unit.sync_unit)))?;
+    writeln!(out, "{}", screen.paint("1", &name))?;
+    for trouble in &standing.troubles {
+        let mut text = String::new();
+        trouble_line(&mut text, screen, trouble)?;
+        writeln!(out, "{}", screen.paint("1;33", &text))?;
     }
-    let mut fact = |name: &str, value: &str| writeln!(out, "  {name:<10} {}", visible(value));
-    fact("watermark", &time_or(unit.watermark, "none: no run is finished"))?;
-    fact("known", &format!("since {}, {} begun", time(unit.created_at), count(unit.runs, "run", "runs")))?;
     if let Some(run) = &report.run {
-        for (name, value) in run_facts(run) {
-            fact(name, &value)?;
-        }
+        run_facts(out, report, run, standing, screen)?;
     }
-    streams(report).print(out, "streams")?;
-    item_types(&report.item_types).print(out, "records by item type")?;
-    batches_by_state(&report.item_types).print(out, "batches by state")?;
-    findings(out, &report.findings)?;
-    let mut bookmarks = Listing::new(&["stream", "#bytes", "bookmark"]);
+    let watermark = match unit.watermark {
+        Some(watermark) => screen.time(watermark),
+        None => "none: no run is finished".to_owned(),
+    };
+    fact(out, screen, "watermark", &watermark)?;
+    let known = format!("since {}, {} begun", screen.time(unit.created_at), count(unit.runs, "run", "runs"));
+    fact(out, screen, "known", &known)?;
+
+    let started_at = report.run.as_ref().map(|run| run.started_at);
+    let mut table =
+        Listing::new(&["listing", "phase", "#pages", "#records", "last page", "#a second", "cursor"]);
+    for stream in &report.streams {
+        table.row(stream_row(stream, started_at, screen));
+    }
+    table.print(out, screen, "listings")?;
+    records(&report.item_types).print(out, screen, "records, by where they are")?;
+    findings(out, screen, &report.findings)?;
+    let mut bookmarks = Listing::new(&["listing", "#bytes", "bookmark"]);
     for bookmark in &report.bookmarks {
         let shown = cut(Some(&bookmark.bookmark));
         bookmarks.row([bookmark.stream.clone(), bookmark.bytes.to_string(), shown]);
     }
-    bookmarks.print(out, "bookmarks that finished runs left")?;
+    bookmarks.print(out, screen, "bookmarks that finished runs left")?;
     let mut values = Listing::new(&["key", "#bytes", "value"]);
     for value in &report.values {
         values.row([value.key.clone(), value.bytes.to_string(), cut(Some(&value.value))]);
     }
-    values.print(out, "the extractor's own values")?;
+    values.print(out, screen, "the extractor's own values")?;
     let kept = format!("messages, {} of {} kept", report.messages.len(), unit.messages_kept);
-    messages(&report.messages).print(out, &kept)?;
-    let kept = format!("ledger, {} of {} runs that are over", report.ledger.len(), unit.ledger_runs);
-    ledger(&report.ledger).print(out, &kept)?;
-    for requeued in [false, true] {
-        let all: Vec<_> =
+    messages(&report.messages, screen).print(out, screen, &kept)?;
+    let kept = format!("runs that are over, {} of {}", report.ledger.len(), unit.ledger_runs);
+    ledger(&report.ledger, screen).print(out, screen, &kept)?;
+    for (requeued, of, what) in [
+        (false, unit.attachments_failed, "attachments that failed"),
+        (true, unit.attachments_requeued, "attachments that failed and are queued again"),
+    ] {
+        let some: Vec<_> =
             report.failed_attachments.iter().filter(|failed| failed.requeued == requeued).collect();
-        let what =
-            if requeued { "attachments that failed and are queued again" } else { "attachments that failed" };
-        let shown = all.len().min(FAILED_SHOWN);
-        failed_attachments(all.get(..shown).unwrap_or_default())
-            .print(out, &format!("{what}, {shown} of {}", all.len()))?;
+        failed_attachments(&some, screen).print(out, screen, &format!("{what}, {} of {of}", some.len()))?;
     }
     Ok(())
 }
 
-/// What somebody who looks because something is wrong wants to see first.
-fn warnings(report: &Report) -> Vec<String> {
-    let mut warnings = Vec::new();
-    for message in report.messages.iter().filter(|message| message.fate == MessageFate::Sealed) {
-        warnings.push(format!(
-            "message {} is sealed and not known to be delivered: {}, {}, sealed at {}",
-            message.message,
-            message.event_type,
-            count(message.artifacts, "artifact", "artifacts"),
-            time(message.sealed_at)
-        ));
-    }
-    let Some(run) = report.run.as_ref().filter(|run| run.status == RunStatus::Open) else { return warnings };
-    let sum = |of: fn(&TypeReport) -> BatchCounts| {
-        report
-            .item_types
-            .iter()
-            .map(of)
-            .fold((0, 0), |(batches, items), counts| (batches + counts.batches, items + counts.items))
-    };
-    let staged = sum(|counts| counts.batches_staged);
-    let uploaded = sum(|counts| counts.batches_uploaded);
-    let confirmed = sum(|counts| counts.batches_confirmed);
-    let batches = staged.0 + uploaded.0 + confirmed.0;
-    if batches > 0 {
-        warnings.push(format!(
-            "not announced yet: {} with {} ({} staged, {} uploaded, {} confirmed)",
-            count(batches, "batch", "batches"),
-            count(staged.1 + uploaded.1 + confirmed.1, "record", "records"),
-            staged.0,
-            uploaded.0,
-            confirmed.0
-        ));
-    }
-    let errors: u64 =
-        report.findings.iter().filter(|kind| kind.severity == "error").map(|kind| kind.count).sum();
-    if errors > 0 {
-        warnings.push(format!(
-            "its records are not what the metadata declares: {}",
-            count(errors, "error", "errors")
-        ));
-    }
-    let open: u64 = report.item_types.iter().map(|counts| counts.open_items).sum();
-    if open > 0 {
-        warnings.push(format!("in no batch yet: {}", count(open, "record", "records")));
-    }
-    if let (Some(until), Some(seconds)) = (run.not_before, run.delay_seconds) {
-        warnings.push(format!(
-            "the source is to be left alone until {} ({} asked for)",
-            time(until),
-            count(seconds, "second", "seconds")
-        ));
-    }
-    for stream in &report.streams {
-        let Some(most) = stream.far_more_than else { continue };
-        warnings.push(format!(
-            "stream {} reads far more than in any finished run before: {} in {}, at most {} in {} until now",
-            stream.stream,
-            count(stream.items, "record", "records"),
-            count(stream.pages, "page", "pages"),
-            count(most.items, "record", "records"),
-            count(most.pages, "page", "pages"),
-        ));
-    }
-    if run.lost {
-        warnings.push("the run cannot go on: what it extracted before is not known here".to_owned());
-    }
-    if let Some(ignored) = run.ignored_watermark {
-        warnings.push(format!("the watermark {} was left aside: it lay in the future", time(ignored)));
-    }
-    warnings
+/// A line that may be long, without the end of its last line: what is coloured is coloured as a whole.
+fn folded_line(text: &mut String, screen: Screen, line: &str) -> io::Result<()> {
+    let mut bytes = Vec::new();
+    folded(&mut bytes, screen, "", "  ", line)?;
+    text.push_str(String::from_utf8_lossy(&bytes).trim_end());
+    Ok(())
 }
 
-fn run_facts(run: &RunReport) -> Vec<(&'static str, String)> {
-    let mut facts = Vec::new();
-    let mut words = format!("{}, {}", run.run, run.status);
+fn trouble_line(text: &mut String, screen: Screen, trouble: &Trouble) -> io::Result<()> {
+    let at = trouble.at.map(|at| match trouble.what {
+        TroubleKind::Delay => format!("until {}: ", screen.time(at)),
+        _ => format!("{}: ", screen.time(at)),
+    });
+    let what = match trouble.what {
+        TroubleKind::Error | TroubleKind::Delay => format!("{} ", trouble.what),
+        _ => String::new(),
+    };
+    let mut bytes = Vec::new();
+    let line = format!("{what}{}{}", at.unwrap_or_default(), visible(&trouble.text));
+    folded(&mut bytes, screen, "  ! ", "    ", &line)?;
+    text.push_str(String::from_utf8_lossy(&bytes).trim_end());
+    Ok(())
+}
+
+fn run_facts(
+    out: &mut impl Write,
+    report: &Report,
+    run: &RunReport,
+    standing: &Standing,
+    screen: Screen,
+) -> io::Result<()> {
+    let is_open = run.status == RunStatus::Open;
+    let mut words = format!("{}: {}", event_words(&run.run), run.status);
     if let Some(phase) = run.phase {
         let _ = write!(words, ", {phase} phase");
     }
-    if let Some(percent) = run.progress_percent {
+    if let Some(percent) = run.progress_percent.filter(|_| is_open) {
         let _ = write!(words, ", {percent} %");
     }
-    facts.push(("run", words));
+    fact(out, screen, "run", &words)?;
     if !run.phases_done.is_empty() {
         let done: Vec<String> = run.phases_done.iter().map(ToString::to_string).collect();
-        facts.push(("done", done.join(", ")));
+        fact(out, screen, "done", &done.join(", "))?;
     }
-    let ended = run.ended_at.map(|at| format!(", over {}", time(at))).unwrap_or_default();
-    facts.push(("started", format!("{}{ended}, epoch {}", time(run.started_at), run.epoch)));
-    facts.push(("since", time_or(run.since, "everything")));
-    if run.status == RunStatus::Open {
-        facts.push((
+    let started = match run.ended_at {
+        Some(ended) => format!(
+            "{}, over {} after {}",
+            time(run.started_at),
+            screen.time(ended),
+            duration(ended - run.started_at)
+        ),
+        None => screen.time(run.started_at),
+    };
+    fact(out, screen, "started", &format!("{started}, life {} of it", run.epoch))?;
+    let since = run.since.map_or_else(|| "everything".to_owned(), |since| screen.time(since));
+    fact(out, screen, "since", &since)?;
+    if is_open {
+        let holder =
+            if standing.is_held { "a process has the store open" } else { "no process has the store open" };
+        let stored = match run.changed_at {
+            Some(changed) => format!("last {}; {holder}", screen.time(changed)),
+            None => holder.to_owned(),
+        };
+        fact(out, screen, "stored", &stored)?;
+        if let Some(rate) = rates(standing, screen) {
+            fact(out, screen, "reading", &rate)?;
+        }
+        fact(
+            out,
+            screen,
             "extracted",
-            format!(
+            &format!(
                 "{}, {}, {} of them not announced",
                 count(run.pages, "page", "pages"),
                 count(run.batches, "batch", "batches"),
                 run.open_batches
             ),
-        ));
+        )?;
+        fact(out, screen, "on its way", &on_its_way(standing))?;
     }
     if run.attachments.queued > 0 {
-        facts.push(("queue", attachments(run.attachments)));
+        fact(out, screen, "queue", &attachments(run.attachments))?;
+    }
+    if let Some(deaths) = deaths(report, run) {
+        fact(out, screen, "deaths", &deaths)?;
     }
     if let Some(event) = &run.event {
-        let reused = match run.events_reused {
-            0 => String::new(),
-            reused => format!(" ({reused} with ids used before)"),
-        };
-        facts.push(("events", format!("{}{reused}", run.events)));
         let answer = match run.message {
             Some(message) => format!("answered by message {message}"),
             None => "not answered yet".to_owned(),
         };
-        facts.push(("newest", format!("{event}, {answer}")));
-    }
-    facts
-}
-
-fn streams(report: &Report) -> Listing {
-    let mut table = Listing::new(&["stream", "phase", "#pages", "#records", "cursor", "bookmark"]);
-    for stream in &report.streams {
-        let cursor = if stream.exhausted { "exhausted".to_owned() } else { cut(stream.cursor.as_deref()) };
-        table.row([
-            stream.stream.clone(),
-            stream.phase.to_string(),
-            stream.pages.to_string(),
-            stream.items.to_string(),
-            cursor,
-            cut(stream.bookmark.as_deref()),
-        ]);
-    }
-    table
-}
-
-fn item_types(types: &[TypeReport]) -> Listing {
-    let mut table = Listing::new(&[
-        "item type",
-        "#read",
-        "#skipped",
-        "#in batches",
-        "#open",
-        "#confirmed",
-        "#announced",
-        "#artifacts",
-        "last acknowledged",
-    ]);
-    for counts in types {
-        table.row([
-            counts.item_type.clone(),
-            counts.read.to_string(),
-            counts.skipped.to_string(),
-            counts.batched.to_string(),
-            counts.open_items.to_string(),
-            counts.confirmed.to_string(),
-            counts.announced.to_string(),
-            counts.artifacts_announced.to_string(),
-            counts.last_artifact.clone().unwrap_or_else(|| "-".to_owned()),
-        ]);
-    }
-    table
-}
-
-fn batches_by_state(types: &[TypeReport]) -> Listing {
-    let mut table = Listing::new(&["item type", "state", "#batches", "#records", "#gzip bytes"]);
-    for counts in types {
-        for (state, of) in [
-            ("staged", counts.batches_staged),
-            ("uploaded", counts.batches_uploaded),
-            ("confirmed", counts.batches_confirmed),
-            ("announced", counts.batches_announced),
-        ] {
-            if of.batches > 0 {
-                let (batches, items) = (of.batches.to_string(), of.items.to_string());
-                table.row([
-                    counts.item_type.clone(),
-                    state.to_owned(),
-                    batches,
-                    items,
-                    of.gzip_bytes.to_string(),
-                ]);
-            }
+        let at = run.event_accepted_at.map(|at| format!(", {}", screen.age(at))).unwrap_or_default();
+        let event = event_words(event);
+        fact(out, screen, "event", &format!("number {}{at}, {answer}: {event}", run.events))?;
+        if run.events_reused > 0 {
+            let reused = count(run.events_reused, "event", "events");
+            fact(out, screen, "", &format!("{reused} came with ids used before"))?;
         }
+    }
+    Ok(())
+}
+
+/// What the lives cost that ended without an answer, as far as that is known.
+pub(crate) fn deaths(report: &Report, run: &RunReport) -> Option<String> {
+    if run.deaths == 0 {
+        return None;
+    }
+    let mut text = format!("{} of it ended without an answer", count(run.deaths, "life", "lives"));
+    let last = report.deaths.iter().rev().find(|death| death.run.as_ref() == Some(&run.run));
+    if let Some(death) = last {
+        let _ = match death.changed_at {
+            Some(changed) => write!(
+                text,
+                "; the last cost at most {}, the page at hand and {} made in vain",
+                duration(death.found_at - changed),
+                count(death.batches, "upload", "uploads")
+            ),
+            None => write!(text, "; the last cost at most what followed its checkpoint"),
+        };
+    }
+    Some(text)
+}
+
+/// The identity of an event, or the id of a run of ours that is made of one.
+pub(crate) fn event_words(identity: &str) -> String {
+    let parts: Option<Vec<Option<String>>> = serde_json::from_str(identity).ok();
+    match parts.as_deref() {
+        Some([Some(event_type), _, request, version]) => {
+            let mut words = event_type.clone();
+            if let Some(request) = request {
+                let _ = write!(words, ", request {request}");
+            }
+            if let Some(version) = version {
+                let _ = write!(words, ", version {version}");
+            }
+            words
+        }
+        _ => identity.to_owned(),
+    }
+}
+
+fn rates(standing: &Standing, screen: Screen) -> Option<String> {
+    let last_page = standing.last_page_at?;
+    let whole =
+        standing.whole.map(|rate| format!("{:.0} records a second over the run", rate.items_per_second()));
+    let recent = match standing.recent {
+        Some(rate) => format!("{:.0} records a second over the last minutes", rate.items_per_second()),
+        None => "nothing over the last minutes".to_owned(),
+    };
+    let ago = screen.age(last_page);
+    Some(format!("last page {ago}; {recent}{}", whole.map(|whole| format!(", {whole}")).unwrap_or_default()))
+}
+
+fn on_its_way(standing: &Standing) -> String {
+    let of = |counts: BatchCounts, state: &str| {
+        (counts.batches > 0).then(|| {
+            format!(
+                "{} {state} ({})",
+                count(counts.batches, "batch", "batches"),
+                count(counts.items, "record", "records")
+            )
+        })
+    };
+    let open = (standing.open_items > 0)
+        .then(|| format!("{} in no batch yet", count(standing.open_items, "record", "records")));
+    let parts = [
+        open,
+        of(standing.staged, "staged"),
+        of(standing.uploaded, "uploaded"),
+        of(standing.confirmed, "confirmed"),
+    ];
+    let parts: Vec<_> = parts.into_iter().flatten().collect();
+    if parts.is_empty() { "nothing: what was read is announced".to_owned() } else { parts.join(", ") }
+}
+
+fn stream_row(
+    stream: &StreamReport,
+    started_at: Option<chrono::DateTime<chrono::Utc>>,
+    screen: Screen,
+) -> [String; 7] {
+    let rate = started_at.and_then(|started_at| stream.recent(started_at, screen.now));
+    [
+        stream.stream.clone(),
+        stream.phase.to_string(),
+        stream.pages.to_string(),
+        stream.items.to_string(),
+        stream.last_page_at.map_or_else(|| "-".to_owned(), |at| screen.age(at)),
+        rate.map_or_else(|| "-".to_owned(), |rate| format!("{:.0}", rate.items_per_second())),
+        if stream.exhausted { "exhausted".to_owned() } else { cut(stream.cursor.as_deref()) },
+    ]
+}
+
+/// Where the records of a run are: what was read is the sum of the other columns.
+fn records(types: &[TypeReport]) -> Listing {
+    let skips = types.iter().any(|counts| counts.skipped > 0);
+    let rejects = types.iter().any(|counts| counts.rejected > 0);
+    let mut header = vec!["item type", "#read"];
+    if skips {
+        header.push("#skipped");
+    }
+    if rejects {
+        header.push("#rejected");
+    }
+    header.extend(["#open", "#staged", "#uploaded", "#confirmed", "#announced"]);
+    let mut table = Listing::new(&header);
+    for counts in types {
+        let mut row = vec![counts.item_type.clone(), counts.read.to_string()];
+        if skips {
+            row.push(counts.skipped.to_string());
+        }
+        if rejects {
+            row.push(counts.rejected.to_string());
+        }
+        let places = [
+            counts.open_items,
+            counts.batches_staged.items,
+            counts.batches_uploaded.items,
+            counts.batches_confirmed.items,
+            counts.announced,
+        ];
+        row.extend(places.map(|number| number.to_string()));
+        table.row(row);
     }
     table
 }
 
 /// What checks found in records: of each kind how many, and the first of them.
-fn findings(out: &mut impl Write, kinds: &[FindingsReport]) -> io::Result<()> {
+fn findings(out: &mut impl Write, screen: Screen, kinds: &[FindingsReport]) -> io::Result<()> {
     let mut table = Listing::new(&["item type", "severity", "rule", "at", "#findings"]);
     for kind in kinds {
         table.row([
@@ -321,110 +390,87 @@ fn findings(out: &mut impl Write, kinds: &[FindingsReport]) -> io::Result<()> {
             kind.count.to_string(),
         ]);
     }
-    table.print(out, "findings in records")?;
+    table.print(out, screen, "findings in records")?;
     if kinds.iter().any(|kind| !kind.kept.is_empty()) {
         writeln!(out, "\n  the first of each kind")?;
     }
     for kind in kinds {
         let item_type = kind.item_type.as_deref().unwrap_or("(any)");
         for text in &kind.kept {
-            writeln!(out, "    {}: {}", visible(item_type), visible(text))?;
+            let line = format!("{}: {}", visible(item_type), visible(text));
+            folded(out, screen, "    ", "      ", &line)?;
         }
     }
     Ok(())
 }
 
-fn messages(messages: &[MessageReport]) -> Listing {
-    let mut table = Listing::new(&["#no", "event type", "fate", "sealed at", "#artifacts", "#bytes", "key"]);
+pub(crate) fn fate_words(message: &MessageReport) -> String {
+    match (message.fate, message.delivered_times) {
+        (MessageFate::Sealed, _) => "NOT DELIVERED".to_owned(),
+        (fate, times) if times > 1 => format!("{fate} {times} times"),
+        (fate, _) => fate.to_string(),
+    }
+}
+
+fn messages(messages: &[MessageReport], screen: Screen) -> Listing {
+    let mut table = Listing::new(&["#no", "event type", "fate", "sealed", "#artifacts"]);
     for message in messages {
-        let fate = match (message.fate, message.delivered_times) {
-            (MessageFate::Sealed, _) => "NOT DELIVERED".to_owned(),
-            (fate, times) if times > 1 => format!("{fate} {times} times"),
-            (fate, _) => fate.to_string(),
-        };
         table.row([
             message.message.to_string(),
             message.event_type.clone(),
-            fate,
-            time(message.sealed_at),
+            fate_words(message),
+            screen.time(message.sealed_at),
             message.artifacts.to_string(),
-            message.body_bytes.to_string(),
-            message.key.clone(),
         ]);
     }
     table
 }
 
-fn ledger(runs: &[LedgerReport]) -> Listing {
-    let mut table = Listing::new(&[
-        "run",
-        "status",
-        "started",
-        "over",
-        "since",
-        "watermark",
-        "#pages",
-        "announced",
-        "findings",
-    ]);
+fn ledger(runs: &[LedgerReport], screen: Screen) -> Listing {
+    let mut table =
+        Listing::new(&["run", "status", "over", "took", "#read", "#announced", "#deaths", "besides"]);
     for run in runs {
-        let mut announced: Vec<String> = run
-            .item_types
-            .iter()
-            .map(|counts| {
-                let skipped = match counts.skipped {
-                    0 => String::new(),
-                    skipped => format!(", {skipped} skipped"),
-                };
-                let of = if counts.read == counts.announced + counts.skipped + counts.rejected {
-                    String::new()
-                } else {
-                    format!(" of {}", counts.read)
-                };
-                format!("{} {}{of} in {}{skipped}", counts.item_type, counts.announced, counts.artifacts)
-            })
-            .collect();
+        let sum =
+            |of: fn(&highwater::inspect::LedgerTypeReport) -> u64| run.item_types.iter().map(of).sum::<u64>();
+        let mut besides = Vec::new();
+        if run.findings.errors > 0 {
+            besides.push(count(run.findings.errors, "error", "errors"));
+        }
+        if run.findings.warnings > 0 {
+            besides.push(count(run.findings.warnings, "warning", "warnings"));
+        }
         if run.attachments.queued > 0 {
-            announced.push(attachments(run.attachments));
+            besides.push(attachments(run.attachments));
         }
         table.row([
-            run.run.clone(),
+            event_words(&run.run),
             run.status.to_string(),
-            time(run.started_at),
-            time(run.ended_at),
-            time_or(run.since, "everything"),
-            time_or(run.watermark, "-"),
-            run.pages.to_string(),
-            if announced.is_empty() { "nothing".to_owned() } else { announced.join(", ") },
-            match (run.findings.errors, run.findings.warnings) {
-                (0, 0) => "-".to_owned(),
-                (errors, warnings) => format!(
-                    "{}, {}",
-                    count(errors, "error", "errors"),
-                    count(warnings, "warning", "warnings")
-                ),
-            },
+            screen.age(run.ended_at),
+            duration(run.ended_at - run.started_at),
+            sum(|counts| counts.read).to_string(),
+            sum(|counts| counts.announced).to_string(),
+            run.deaths.to_string(),
+            if besides.is_empty() { "-".to_owned() } else { besides.join(", ") },
         ]);
     }
     table
 }
 
-fn attachments(of: AttachmentsReport) -> String {
+pub(crate) fn attachments(of: AttachmentsReport) -> String {
     let AttachmentsReport { queued, settled, failed, left, .. } = of;
     format!("{}: {settled} settled, {failed} failed, {left} left", count(queued, "attachment", "attachments"))
 }
 
-fn failed_attachments(failed: &[&FailedAttachmentReport]) -> Listing {
-    let mut table = Listing::new(&["attachment", "parent", "file", "run", "#tries", "failed at", "reason"]);
+fn failed_attachments(failed: &[&AttachmentReport], screen: Screen) -> Listing {
+    let mut table = Listing::new(&["attachment", "parent", "file", "#tries", "failed", "reason"]);
     for failed in failed {
         table.row([
             failed.id.clone(),
             failed.parent_id.clone(),
-            cut(Some(&failed.file_name)),
-            failed.run.clone().unwrap_or_else(|| "-".to_owned()),
+            failed.file_name.clone(),
             failed.tries.to_string(),
-            time(failed.failed_at),
-            failed.reason.clone(),
+            failed.failed_at.map_or_else(|| "-".to_owned(), |at| screen.age(at)),
+            failed.reason.clone().unwrap_or_else(|| "-".to_owned()),
         ]);
     }
     table

@@ -1,45 +1,51 @@
 //! `highwater-dump`: shows a store to a person or a script, and checks what an extractor is to deliver. Most
 //! commands look and write nothing; those that mend say what they are going to do, and ask.
 
+mod attachments;
 mod batches;
 mod check;
 mod diff;
 mod ending;
+mod events;
+mod find;
 mod first;
 mod mend;
 mod message;
+mod rejected;
+mod runs;
+mod shell;
 mod stores;
+mod tail;
 mod text;
 mod validate;
 
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use ending::{EXIT_CODES, Exit, Failure, complain};
 
 const EXAMPLES: &str = "\
 Examples:
-  highwater-dump state.redb                          what the store remembers, unit by unit
-  highwater-dump state.redb --unit acme/tickets      one sync unit
-  highwater-dump state.redb --json | jq 'select(.kind == \"run\")'
-  highwater-dump check state.redb                    whether the file is whole
-  highwater-dump message state.redb --unit acme/tickets
-                                                     the last sealed message, as it was or will be sent
-  highwater-dump batch state.redb --unit acme/tickets 41
-                                                     the records of a batch that is not confirmed yet
-  highwater-dump rewind state.redb acme/tickets --to 2026-01-02 --dry-run
-                                                     what setting a unit back would change, and ask for again
-  highwater-dump diff yesterday.redb state.redb      what differs, in words
-  highwater-dump validate-data -m metadata.json -r issues < issues.jsonl
-                                                     whether records are what their metadata declares
-  highwater-dump ./check                             a store whose name is that of a command
+  highwater-dump state.redb                  what is wrong, and where it stands
+  highwater-dump state.redb --unit acme/x    one sync unit
+  highwater-dump state.redb --json           for a script
+  highwater-dump check state.redb            whether the file is whole
+  highwater-dump tail state.redb             follows a running extractor
+  highwater-dump attachments state.redb --failed
+  highwater-dump rewind state.redb acme/x --to 2026-01-02 --dry-run
+  highwater-dump diff yesterday.redb state.redb
+  highwater-dump help runs                   what a command is for
+  highwater-dump ./check                     a store named as a command is
 
-A store is read as it is: closed, left open by a process that was killed, or open in a process that runs. Nothing is
-ever written to it, but by the commands that mend (rewind, set-cursor, reset, requeue, abandon, forget, import, compact),
-which say what they are going to do, ask, and make a copy first. To be read while it is open, it is copied to the directory
-for temporary files (TMPDIR), and the copy read.
+A store is read as it is: closed, left open by a process that was killed, or
+open in a process that runs. If it is open, it is copied to the directory for
+temporary files (TMPDIR), and the copy read. Nothing is written to it but by the
+commands that mend, which say what they are going to do, ask, and make a copy
+first. Tables are as wide as the terminal, or COLUMNS; NO_COLOR=1 takes the
+colours away; HIGHWATER_DUMP_NOW=2026-01-02T03:04:05Z tells ages as of then, of
+a store that was copied.
 
 Data goes to stdout, everything else to stderr.";
 
@@ -51,7 +57,7 @@ Data goes to stdout, everything else to stderr.";
     after_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"),
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
-    disable_help_subcommand = true
+    max_term_width = 100
 )]
 struct Cli {
     #[command(subcommand)]
@@ -62,6 +68,12 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Tail(tail::Tail),
+    Runs(runs::Runs),
+    Events(events::Events),
+    Attachments(attachments::Attachments),
+    Rejected(rejected::Rejected),
+    Find(find::Find),
     Check(check::Check),
     Message(message::Message),
     Batch(batches::Batch),
@@ -70,6 +82,8 @@ enum Command {
     Mend(mend::Mending),
     ValidateMetadata(validate::ValidateMetadata),
     ValidateData(validate::ValidateData),
+    Completions(shell::Completions),
+    Man(shell::Man),
 }
 
 fn main() -> ExitCode {
@@ -97,6 +111,14 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<ExitCode, Failure> {
     let exit = match (cli.command, cli.show) {
         (None, Some(show)) => show.run(),
+        (Some(Command::Tail(tail)), _) => tail.run(),
+        (Some(Command::Runs(runs)), _) => runs.run(),
+        (Some(Command::Events(events)), _) => events.run(),
+        (Some(Command::Attachments(attachments)), _) => attachments.run(),
+        (Some(Command::Rejected(rejected)), _) => rejected.run(),
+        (Some(Command::Find(find)), _) => find.run(),
+        (Some(Command::Completions(completions)), _) => completions.run(Cli::command()),
+        (Some(Command::Man(man)), _) => man.run(Cli::command()),
         (Some(Command::Check(check)), _) => check.run(),
         (Some(Command::Message(message)), _) => message.run(),
         (Some(Command::Batch(batch)), _) => batch.run(),

@@ -5,12 +5,17 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::ending::{Exit, Failure, Outcome};
+use crate::ending::{EXIT_CODES, Exit, Failure, Outcome};
 use crate::stores::{no_unit, open, unit_of};
 use crate::text::{Screened, stdout};
 
-/// Prints the body of a sealed message
+const EXAMPLE: &str = "\
+Example:
+  highwater-dump message state.redb | jq .event_data";
+
+/// Prints the body of a sealed message, as it was or will be sent
 #[derive(Debug, Args)]
+#[command(after_help = format!("{EXAMPLE}\n\n{EXIT_CODES}"))]
 pub(crate) struct Message {
     /// The store file
     store: PathBuf,

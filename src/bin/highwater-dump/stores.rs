@@ -1,7 +1,9 @@
 //! Stores as a command is given them: opened to be looked at, and what is said of the way that took.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use chrono::{DateTime, SecondsFormat, Utc};
+use clap::Args;
 use highwater::inspect::{Snapshot, Source, is_internal};
 use serde::Serialize;
 
@@ -36,7 +38,8 @@ pub(crate) fn unit_of(snapshot: &mut Snapshot, store: &Path, unit: Option<&str>)
         return Ok(unit.to_owned());
     }
     let ids = snapshot.unit_ids()?;
-    let users: Vec<_> = ids.iter().filter(|id| !is_internal(id)).collect();
+    let (internal, users): (Vec<_>, Vec<_>) = ids.iter().partition(|id| is_internal(id));
+    let users = if users.is_empty() { internal } else { users };
     match users[..] {
         [unit] => Ok(unit.clone()),
         [] => Err(Failure::Absent(format!("{}: no sync unit yet", store.display()))),
@@ -66,14 +69,40 @@ pub(crate) fn source_word(source: Source) -> &'static str {
     }
 }
 
+/// What a command that lists things of one unit is given.
+#[derive(Debug, Args)]
+pub(crate) struct Asked {
+    /// The store file
+    pub(crate) store: PathBuf,
+    /// The sync unit; the only one, if not given
+    #[arg(long, value_name = "ID")]
+    pub(crate) unit: Option<String>,
+    /// How many to list, the newest; all, if not given
+    #[arg(long, value_name = "N")]
+    pub(crate) last: Option<usize>,
+    /// One JSON object per line, with a `kind`; times are RFC 3339 in UTC
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// The version of what `--json` prints: raised when a field goes, or means another thing. What is added changes nothing.
+const JSON_VERSION: u32 = 1;
+
 /// The first line of a listing.
 #[derive(Debug, Serialize)]
 #[serde(tag = "kind", rename = "store")]
 pub(crate) struct StoreLine {
+    version: u32,
     path: String,
     source: &'static str,
+    read_at: String,
 }
 
-pub(crate) fn store_line(store: &Path, source: Source) -> StoreLine {
-    StoreLine { path: store.to_string_lossy().into_owned(), source: source_word(source) }
+pub(crate) fn store_line(store: &Path, source: Source, now: DateTime<Utc>) -> StoreLine {
+    StoreLine {
+        version: JSON_VERSION,
+        path: store.to_string_lossy().into_owned(),
+        source: source_word(source),
+        read_at: now.to_rfc3339_opts(SecondsFormat::AutoSi, true),
+    }
 }

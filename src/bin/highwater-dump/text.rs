@@ -5,22 +5,73 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
 
-use chrono::{DateTime, SecondsFormat, Utc};
-use comfy_table::{CellAlignment, Table, presets};
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, presets};
 use serde::Serialize;
 
 /// Characters of a cursor, bookmark or value that a table shows; JSON shows all.
 const CUT_CHARS: usize = 60;
 
-/// How tables look.
+/// Columns of a screen that says nothing of its width.
+const WIDTH: usize = 100;
+/// Narrower than this nothing is folded any more.
+const WIDTH_MIN: usize = 40;
+/// Characters of a name that are shown; JSON shows all.
+const NAME_CHARS: usize = 200;
+
+/// What is printed on: how wide it is, whether it has colours, and what time it is.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Style {
+pub(crate) struct Screen {
     pub(crate) colour: bool,
+    pub(crate) width: usize,
+    pub(crate) now: DateTime<Utc>,
 }
 
-impl Style {
+impl Screen {
+    /// Standard output.
+    pub(crate) fn new() -> Self {
+        let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
+        let colour = io::stdout().is_terminal() && !dumb && !is_set("NO_COLOR");
+        let told = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
+        let columns = || terminal_size::terminal_size_of(io::stdout()).map(|(width, _)| width.0.into());
+        let width = told.filter(|width| *width > 0).or_else(columns).unwrap_or(WIDTH).max(WIDTH_MIN);
+        let told = std::env::var("HIGHWATER_DUMP_NOW").ok().and_then(|now| now.parse().ok());
+        Self { colour, width, now: told.unwrap_or_else(Utc::now) }
+    }
+
     pub(crate) fn paint(self, code: &str, text: &str) -> String {
         if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    /// A moment, and how long ago it was.
+    pub(crate) fn time(self, moment: DateTime<Utc>) -> String {
+        format!("{} ({})", time(moment), self.age(moment))
+    }
+
+    /// How long ago it was.
+    pub(crate) fn age(self, moment: DateTime<Utc>) -> String {
+        let age = self.now - moment;
+        if age < TimeDelta::zero() {
+            format!("in {}", duration(-age))
+        } else {
+            format!("{} ago", duration(age))
+        }
+    }
+}
+
+/// The two largest units of a time.
+pub(crate) fn duration(time: TimeDelta) -> String {
+    let seconds = time.num_seconds();
+    let parts =
+        [("d", seconds / 86_400), ("h", seconds / 3_600 % 24), ("m", seconds / 60 % 60), ("s", seconds % 60)];
+    let mut parts = parts.iter().skip_while(|(_, number)| *number == 0);
+    let Some((unit, number)) = parts.next() else {
+        return if time > TimeDelta::zero() { "<1s" } else { "0s" }.to_owned();
+    };
+    match parts.next().filter(|(_, number)| *number > 0) {
+        Some((next, then)) => format!("{number}{unit} {then}{next}"),
+        None => format!("{number}{unit}"),
     }
 }
 
@@ -116,19 +167,8 @@ pub(crate) fn stdout() -> BufWriter<StdoutLock<'static>> {
     BufWriter::with_capacity(64 * 1024, io::stdout().lock())
 }
 
-/// How text looks there.
-pub(crate) fn style() -> Style {
-    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
-    Style { colour: io::stdout().is_terminal() && !dumb && !is_set("NO_COLOR") }
-}
-
 pub(crate) fn time(moment: DateTime<Utc>) -> String {
-    moment.to_rfc3339_opts(SecondsFormat::AutoSi, true)
-}
-
-pub(crate) fn time_or(moment: Option<DateTime<Utc>>, none: &str) -> String {
-    moment.map_or_else(|| none.to_owned(), time)
+    moment.to_rfc3339_opts(SecondsFormat::Secs, true)
 }
 
 /// One thing, or several.
@@ -146,44 +186,147 @@ pub(crate) fn cut(json: Option<&str>) -> String {
     visible(&shown).into_owned()
 }
 
-/// A table that is printed below a caption, numbers to the right.
-pub(crate) struct Listing {
-    table: Table,
+/// Text of others as a cell shows it: what is in it, cut where it is endless.
+fn shown(text: &str) -> String {
+    let mut chars = text.chars();
+    let mut shown: String = chars.by_ref().take(NAME_CHARS).collect();
+    if chars.next().is_some() {
+        shown.push_str("...");
+    }
+    visible(&shown).into_owned()
 }
+
+/// A table, numbers to the right. Where the screen is too narrow for it, cells are folded, and below that the rows.
+pub(crate) struct Listing {
+    header: Vec<String>,
+    is_number: Vec<bool>,
+    rows: Vec<Vec<String>>,
+}
+
+/// Columns between two cells.
+const GAP: usize = 2;
+/// What a cell of text is not folded below.
+const TEXT_MIN: usize = 12;
 
 impl Listing {
     /// `header`: names of columns; those of numbers start with `#`, which is not shown.
     pub(crate) fn new(header: &[&str]) -> Self {
-        let mut table = Table::new();
-        table.load_style(presets::NOTHING);
-        table.set_header(header.iter().map(|name| name.trim_start_matches('#')));
-        for (at, name) in header.iter().enumerate() {
-            if let Some(column) = table.column_mut(at) {
-                column.set_padding((0, 2));
-                if name.starts_with('#') {
-                    column.set_cell_alignment(CellAlignment::Right);
-                }
-            }
+        Self {
+            header: header.iter().map(|name| name.trim_start_matches('#').to_owned()).collect(),
+            is_number: header.iter().map(|name| name.starts_with('#')).collect(),
+            rows: Vec::new(),
         }
-        Self { table }
     }
 
     pub(crate) fn row<I: IntoIterator<Item = String>>(&mut self, cells: I) {
-        self.table.add_row(cells.into_iter().map(|cell| visible(&cell).into_owned()));
+        self.rows.push(cells.into_iter().map(|cell| shown(&cell)).collect());
     }
 
-    pub(crate) fn print(&self, out: &mut impl Write, caption: &str) -> io::Result<()> {
-        if self.table.is_empty() {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    pub(crate) fn print(&self, out: &mut impl Write, screen: Screen, caption: &str) -> io::Result<()> {
+        if self.is_empty() {
             return Ok(());
         }
         writeln!(out, "\n  {caption}")?;
-        self.lines(out, "    ")
+        self.lines(out, screen, "    ")
     }
 
     /// The table alone, each line after `indent`.
-    pub(crate) fn lines(&self, out: &mut impl Write, indent: &str) -> io::Result<()> {
-        self.table.lines().try_for_each(|line| writeln!(out, "{indent}{}", line.trim_end()))
+    pub(crate) fn lines(&self, out: &mut impl Write, screen: Screen, indent: &str) -> io::Result<()> {
+        let width = screen.width.saturating_sub(indent.len());
+        let chars = |text: &String| text.chars().count();
+        let narrowest: usize = (0..self.header.len())
+            .map(|at| {
+                let cells = self.rows.iter().filter_map(|row| row.get(at));
+                let widest = cells.chain(self.header.get(at)).map(chars).max().unwrap_or_default();
+                GAP + if self.is_number.get(at) == Some(&true) { widest } else { widest.min(TEXT_MIN) }
+            })
+            .sum();
+        if narrowest > width + GAP {
+            return self.blocks(out, screen, indent);
+        }
+        let mut table = Table::new();
+        table.load_style(presets::NOTHING);
+        table.set_content_arrangement(ContentArrangement::Dynamic);
+        table.set_width(u16::try_from(width + GAP).unwrap_or(u16::MAX));
+        table.set_header(&self.header);
+        for row in &self.rows {
+            table.add_row(row);
+        }
+        for (at, is_number) in self.is_number.iter().enumerate() {
+            if let Some(column) = table.column_mut(at) {
+                column.set_padding((0, 2));
+                if *is_number {
+                    column.set_cell_alignment(CellAlignment::Right);
+                    column.set_constraint(ColumnConstraint::ContentWidth);
+                }
+            }
+        }
+        table.lines().try_for_each(|line| writeln!(out, "{indent}{}", line.trim_end()))
     }
+
+    /// Each row as a block: its first cell, and below it the others with their names.
+    fn blocks(&self, out: &mut impl Write, screen: Screen, indent: &str) -> io::Result<()> {
+        for row in &self.rows {
+            let mut cells = self.header.iter().zip(row);
+            if let Some((name, cell)) = cells.next() {
+                let lead = format!("{indent}{name} ");
+                folded(out, screen, &lead, &" ".repeat(lead.chars().count().min(8)), cell)?;
+            }
+            let others: Vec<_> =
+                cells.filter(|(_, cell)| *cell != "-").map(|(name, cell)| format!("{name} {cell}")).collect();
+            let indent = format!("{indent}  ");
+            folded(out, screen, &indent, &indent, &others.join(", "))?;
+        }
+        Ok(())
+    }
+}
+
+/// A line after `lead`; what does not fit into the width is on the next lines, after `indent`. The text is to be safe.
+pub(crate) fn folded(
+    out: &mut impl Write,
+    screen: Screen,
+    lead: &str,
+    indent: &str,
+    text: &str,
+) -> io::Result<()> {
+    let mut line = lead.to_owned();
+    let mut chars = lead.chars().count();
+    let mut is_bare = true;
+    for word in text.split(' ') {
+        let mut word: Vec<char> = word.chars().collect();
+        if !is_bare && chars + 1 + word.len() > screen.width {
+            writeln!(out, "{}", line.trim_end())?;
+            indent.clone_into(&mut line);
+            chars = indent.chars().count();
+            is_bare = true;
+        }
+        if !is_bare {
+            line.push(' ');
+            chars += 1;
+        }
+        // A word that is wider than the screen is cut where it ends.
+        while chars + word.len() > screen.width {
+            let rest = word.split_off(screen.width.saturating_sub(chars).max(1).min(word.len()));
+            line.extend(&word);
+            writeln!(out, "{line}")?;
+            indent.clone_into(&mut line);
+            chars = indent.chars().count();
+            word = rest;
+        }
+        chars += word.len();
+        line.extend(&word);
+        is_bare = false;
+    }
+    writeln!(out, "{}", line.trim_end())
+}
+
+/// A name, and what it is: `  name       text`.
+pub(crate) fn fact(out: &mut impl Write, screen: Screen, name: &str, text: &str) -> io::Result<()> {
+    folded(out, screen, &format!("  {name:<10} "), &" ".repeat(13), &visible(text))
 }
 
 #[cfg(test)]
@@ -218,10 +361,60 @@ mod tests {
         assert_eq!(out, "a\u{fffd}\u{fffd}b".as_bytes());
     }
 
+    fn screen(colour: bool, width: usize) -> Screen {
+        Screen { colour, width, now: DateTime::UNIX_EPOCH + TimeDelta::days(10) }
+    }
+
     #[test]
     fn colour_is_there_only_where_it_is_wanted() {
-        assert_eq!(Style { colour: false }.paint("1", "x"), "x");
-        assert_eq!(Style { colour: true }.paint("1", "x"), "\u{1b}[1mx\u{1b}[0m");
+        assert_eq!(screen(false, 80).paint("1", "x"), "x");
+        assert_eq!(screen(true, 80).paint("1", "x"), "\u{1b}[1mx\u{1b}[0m");
+    }
+
+    #[test]
+    fn an_age_has_the_two_largest_units() {
+        for (seconds, shown) in [
+            (0, "0s"),
+            (59, "59s"),
+            (60, "1m"),
+            (61, "1m 1s"),
+            (3_600, "1h"),
+            (3_661, "1h 1m"),
+            (86_400 * 3 + 7_200 + 60, "3d 2h"),
+            (86_400 * 3 + 60, "3d"),
+        ] {
+            assert_eq!(duration(TimeDelta::seconds(seconds)), shown);
+        }
+        let now = screen(false, 80).now;
+        assert_eq!(screen(false, 80).age(now - TimeDelta::seconds(2)), "2s ago");
+        assert_eq!(screen(false, 80).age(now + TimeDelta::seconds(2)), "in 2s");
+    }
+
+    #[test]
+    fn whatever_is_listed_fits_the_screen_and_nothing_of_it_is_lost() {
+        let mut listing = Listing::new(&["name", "#records", "state"]);
+        listing.row(["issues".to_owned(), "12000".to_owned(), "word ".repeat(20)]);
+        listing.row(["x".repeat(150), "1".to_owned(), "-".to_owned()]);
+        for width in [40, 41, 55, 79, 100, 200] {
+            let mut out = Vec::new();
+            listing.print(&mut out, screen(false, width), "caption").unwrap();
+            fact(&mut out, screen(false, width), "fact", &format!("{} {}", "y".repeat(120), "z ".repeat(50)))
+                .unwrap();
+            let text = String::from_utf8(out).unwrap();
+            assert!(text.lines().all(|line| line.chars().count() <= width), "{width}: {text}");
+            let of = |c| text.chars().filter(|found| *found == c).count();
+            assert_eq!((of('x'), of('y'), of('z'), of('w')), (150, 120, 50, 20), "{width}: {text}");
+            assert!(text.contains("12000"));
+        }
+    }
+
+    #[test]
+    fn a_name_without_an_end_is_cut_and_shows_it() {
+        let mut listing = Listing::new(&["name"]);
+        listing.row(["x".repeat(10_000)]);
+        let mut out = Vec::new();
+        listing.lines(&mut out, screen(false, 100), "").unwrap();
+        assert!(out.len() < 300 && out.ends_with(b"...\n"));
     }
 
     #[test]

@@ -16,19 +16,27 @@ use serde::Serialize;
 use crate::text::{visible, visible_json};
 
 /// What the exit codes mean, for `--help`.
-pub(crate) const EXIT_CODES: &str = "\
+const EXIT_CODES: &str = "\
 Exit codes:
   0  no errors found; there may be warnings
   1  could not: a file is missing or cannot be read
   2  the command line is wrong
   3  errors found";
 
+const METADATA_EXAMPLE: &str = "\
+Example:
+  highwater-dump validate-metadata metadata.json";
+
+const DATA_EXAMPLE: &str = "\
+Example:
+  highwater-dump validate-data -m metadata.json -r issues < issues.jsonl";
+
 /// Checks metadata for everything that is inconsistent in it, or records against it.
 ///
 /// Without a record type, the metadata itself is checked. With `-m METADATA -r RECORD_TYPE`, the records in FILE are,
 /// as `validate-data` does it.
 #[derive(Debug, Args)]
-#[command(after_help = EXIT_CODES)]
+#[command(after_help = format!("{METADATA_EXAMPLE}\n\n{EXIT_CODES}"))]
 pub(crate) struct ValidateMetadata {
     /// The metadata or, with `-m` and `-r`, the records; `-`, or nothing, reads standard input. May be gzipped.
     file: Option<PathBuf>,
@@ -46,7 +54,7 @@ pub(crate) struct ValidateMetadata {
 
 /// Checks records against the metadata: JSON, one record after the other, each on a line or spread over several.
 #[derive(Debug, Args)]
-#[command(after_help = EXIT_CODES)]
+#[command(after_help = format!("{DATA_EXAMPLE}\n\n{EXIT_CODES}"))]
 pub(crate) struct ValidateData {
     /// The records; `-`, or nothing, reads standard input. May be gzipped.
     file: Option<PathBuf>,

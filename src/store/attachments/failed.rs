@@ -15,7 +15,7 @@ use super::super::rows::{
 use super::super::run::Run;
 use super::super::tables::{Rows, Tables};
 use super::super::uploads::attachment_moved;
-use super::queue::{GROUP, REQUEUED_FROM, find_seen, kept_key, note_seen, read_line};
+use super::queue::{GroupSize, REQUEUED_FROM, find_seen, kept_key, note_seen, read_line};
 
 /// Bytes of lines that are queued again at once where checkpoints are kept, as they stand in one: of these it holds the
 /// lines whole, since no artifact of the run has them.
@@ -107,10 +107,11 @@ fn failed_after(sync_unit: &SyncUnit, after: Option<(u64, u64)>) -> Result<Vec<(
         let Some(unit) = rows.get(&UNITS, &sync_unit.key())? else { return Ok(Vec::new()) };
         let prefix = Key::unit(unit.no);
         let from = after.map_or(prefix.clone(), |(run, number)| run_key(unit.no, run).and_number(number + 1));
-        let mut found = Vec::new();
+        let (mut found, mut size) = (Vec::new(), GroupSize::default());
         rows.scan(&FAILED, &prefix, &from, |tail, row| {
+            let more = size.add(&row.json);
             found.push((tail.to_vec(), row));
-            Ok(found.len() < GROUP)
+            Ok(more)
         })?;
         Ok(found)
     })
@@ -140,14 +141,13 @@ impl Run {
     /// Queues some of what [`SyncUnit::requeue_failed`] named; says how many it looked at. Where checkpoints are kept, as
     /// many as one has room for; what is too large for that alone is listed as failed again.
     pub(crate) fn take_up_requeued(&self, checkpoints: bool) -> Result<usize> {
-        if self.look(|rows, _| first_requeued(self, rows, 1))?.is_empty() {
+        if self.look(|rows, _| first_requeued(self, rows))?.is_empty() {
             return Ok(0);
         }
         self.change(|change, _| {
             let mut queue = change.get(&QUEUES, &self.run_key())?.unwrap_or_default();
-            let rows = first_requeued(self, change, GROUP)?;
             let (mut taken, mut bytes) = (0, 0);
-            for ((run, number), failed) in rows {
+            for ((run, number), failed) in first_requeued(self, change)? {
                 let key = run_key(self.unit_no, run).and_number(number);
                 if checkpoints {
                     let line = serde_json::to_string(&failed.json).map_or(usize::MAX, |json| json.len());
@@ -197,17 +197,18 @@ impl Run {
     }
 }
 
-/// What is to be queued again, at most so much, without what this run keeps of it: that comes last.
-fn first_requeued(run: &Run, rows: &impl Rows, most: usize) -> Result<Vec<((u64, u64), FailedRow)>> {
+/// A group of what is to be queued again, without what this run keeps of it: that comes last.
+fn first_requeued(run: &Run, rows: &impl Rows) -> Result<Vec<((u64, u64), FailedRow)>> {
     let unit = Key::unit(run.unit_no);
-    let mut found = Vec::new();
+    let (mut found, mut size) = (Vec::new(), GroupSize::default());
     rows.scan(&REQUEUED, &unit, &unit, |tail, row| {
         let place = place_in(&run.inner.tables, FAILED.name, tail)?;
         if place >= (run.no, KEPT_FROM) {
             return Ok(false);
         }
+        let more = size.add(&row.json);
         found.push((place, row));
-        Ok(found.len() < most)
+        Ok(more)
     })?;
     Ok(found)
 }
@@ -215,4 +216,85 @@ fn first_requeued(run: &Run, rows: &impl Rows, most: usize) -> Result<Vec<((u64,
 /// The run and the number at the end of a key.
 pub(super) fn place_in(tables: &Tables, table: &str, tail: &[u8]) -> Result<(u64, u64)> {
     run_and_number(tail).map_err(|error| tables.damaged(table, &Key::name(""), error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::backend::memory::Memory;
+    use super::super::super::{Page, Store};
+    use super::*;
+
+    const COUNT: usize = 45;
+
+    /// A run whose source names so many attachments, each in a line of more than 100,000 bytes.
+    fn begun(unit: &SyncUnit) -> Run {
+        let run = unit.begin().unwrap();
+        let mut page = Page::<u8>::last();
+        for n in 0..COUNT {
+            let url = format!("https://files.example/{n}/{}", "s".repeat(100_000));
+            page.push(
+                "attachments",
+                Attachment::new(format!("A{n:02}"), url, "a.png", "P").to_record().unwrap(),
+            );
+        }
+        let mut page = Some(page);
+        for batch in run.batches("issues", |_: Option<u8>| page.take().ok_or("there is one page")) {
+            let batch = batch.unwrap();
+            let id = batch.key().to_string();
+            batch.acknowledge(id).unwrap();
+        }
+        run
+    }
+
+    /// The ids that one loop over the queue yields, each failed for the reason.
+    fn fail_all(run: &Run, reason: &str) -> Vec<String> {
+        let failed = run.attachments().map(|queued| {
+            let queued = queued.unwrap();
+            let id = queued.id.clone();
+            queued.fail(reason).unwrap();
+            id
+        });
+        failed.collect()
+    }
+
+    /// Two hundred lines, each as large as a batch, were read at once.
+    #[test]
+    fn however_large_the_lines_are_what_is_queued_again_is_read_a_few_at_a_time() {
+        // The eleventh brings a group over a MiB.
+        const FEW: usize = 11;
+        let store = Store::options().open_in(Memory::new(), "memory").unwrap();
+        let unit = store.sync_unit("acme/files").unwrap();
+        let run = begun(&unit);
+        let all: Vec<String> = (0..COUNT).map(|n| format!("A{n:02}")).collect();
+        assert_eq!(run.pending(0).unwrap().len(), FEW);
+        assert_eq!(fail_all(&run, "the first time"), all);
+        assert_eq!(failed_after(&unit, None).unwrap().len(), FEW);
+        assert_eq!(unit.failed_attachments().count(), COUNT);
+
+        // One after the other, as the loop takes them up.
+        assert_eq!(unit.requeue_failed(|_| true).unwrap(), COUNT as u64);
+        for taken in [FEW, FEW, FEW, FEW, 1, 0] {
+            assert_eq!(run.take_up_requeued(false).unwrap(), taken);
+        }
+        assert_eq!(fail_all(&run, "the second time"), all);
+
+        // And in the loop: it takes up no more than a group before that is worked off, and yields each once.
+        assert_eq!(unit.requeue_failed(|_| true).unwrap(), COUNT as u64);
+        let queued = |run: &Run| run.look(|rows, _| rows.all(&ATTACHMENTS, &run.run_key())).unwrap().len();
+        let mut yielded = Vec::new();
+        for attachment in run.attachments() {
+            let attachment = attachment.unwrap();
+            assert!(queued(&run) <= yielded.len().div_ceil(2) + FEW);
+            yielded.push(attachment.id.clone());
+            // What is dropped is handed out by the next loop.
+            if yielded.len() % 2 == 0 {
+                attachment.fail("the third time").unwrap();
+            }
+        }
+        assert_eq!(yielded, all);
+        let again = fail_all(&run, "the fourth time");
+        assert_eq!(again, all.iter().step_by(2).cloned().collect::<Vec<_>>());
+        assert_eq!(unit.failed_attachments().count(), COUNT);
+        run.finish().unwrap();
+    }
 }

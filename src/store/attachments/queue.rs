@@ -18,7 +18,27 @@ use super::super::tables::{Change, Rows};
 pub(super) const REQUEUED_FROM: u64 = 1 << 62;
 
 /// Attachments that are queued again in one transaction, or looked at in one view.
-pub(super) const GROUP: usize = 200;
+const GROUP_ITEMS: usize = 200;
+
+/// Bytes of their lines, after which no other is added: a line may be as large as a batch.
+const GROUP_BYTES: usize = 1024 * 1024;
+
+/// How much is queued again in one transaction, or read in one view: so that any number of attachments, of any size, costs
+/// no more memory than a few.
+#[derive(Debug, Default)]
+pub(super) struct GroupSize {
+    items: usize,
+    bytes: usize,
+}
+
+impl GroupSize {
+    /// Counts a line in; whether there is room for another.
+    pub(super) fn add(&mut self, line: &str) -> bool {
+        self.items += 1;
+        self.bytes += line.len();
+        self.items < GROUP_ITEMS && self.bytes < GROUP_BYTES
+    }
+}
 
 /// The attachments of a run, counted by how far they are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -220,7 +240,7 @@ pub(super) fn note_seen(
 
 /// What is known of an attachment.
 #[derive(Debug)]
-pub(super) struct Seen {
+pub(super) struct SeenAttachment {
     /// The run that queued it last, and its number there.
     pub(super) run: u64,
     pub(super) number: u64,
@@ -233,17 +253,21 @@ pub(super) struct Seen {
 }
 
 /// What is known of an attachment.
-pub(super) fn find_seen(rows: &impl Rows, unit: u64, attachment: &Attachment) -> Result<Option<Seen>> {
+pub(super) fn find_seen(
+    rows: &impl Rows,
+    unit: u64,
+    attachment: &Attachment,
+) -> Result<Option<SeenAttachment>> {
     let said = said(attachment);
     if let Some(row) = rows.get(&SEEN, &seen_key(unit, &attachment.parent_id, &attachment.id))? {
         let SeenRow { run, number, fingerprint, failed } = row;
         let unchanged = fingerprint == Digest::of(&said);
-        return Ok(Some(Seen { run, number, failed, unchanged, by_hash: false }));
+        return Ok(Some(SeenAttachment { run, number, failed, unchanged, by_hash: false }));
     }
     let row = find_seen_by_hash(rows, unit, attachment)?;
     Ok(row.map(|SeenByHashRow { run, number, fingerprint, failed }| {
         let unchanged = fingerprint == name_hash(&said);
-        Seen { run, number, failed, unchanged, by_hash: true }
+        SeenAttachment { run, number, failed, unchanged, by_hash: true }
     }))
 }
 

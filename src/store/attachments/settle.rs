@@ -17,7 +17,7 @@ use super::super::run::Run;
 use super::super::tables::{Change, Rows};
 use super::super::uploads::attachment_moved;
 use super::super::used_ids;
-use super::queue::{GROUP, REQUEUED_FROM, kept_key, note_seen, read_line};
+use super::queue::{GroupSize, REQUEUED_FROM, kept_key, note_seen, read_line};
 
 /// Attachments that were begun and are not settled, at most: what a checkpoint has to name.
 pub(crate) const UNSETTLED_MAX: usize = 1_000;
@@ -54,13 +54,14 @@ pub(crate) enum Settling {
 }
 
 impl Run {
-    /// What is not settled, from number `from` on, at most 200.
+    /// What is not settled, from number `from` on: one at least, if there is one, and at most a group.
     pub(crate) fn pending(&self, from: u64) -> Result<Vec<Pending>> {
         let now = Micros::from_time(self.inner.clock.now());
         self.look(|rows, _| {
-            let mut pending = Vec::new();
+            let (mut pending, mut size) = (Vec::new(), GroupSize::default());
             let prefix = self.run_key();
             rows.scan(&ATTACHMENTS, &prefix, &prefix.clone().and_number(from), |tail, row| {
+                let more = size.add(&row.json);
                 let number = self.number_in(ATTACHMENTS.name, tail)?;
                 let state = row.transfer_state(self.epoch);
                 let artifact = row.artifact.map(|(id, _)| ArtifactId::new(id)).transpose()?;
@@ -72,7 +73,7 @@ impl Run {
                     tries: row.tries,
                     wait: row.ready_at.map_or(Duration::ZERO, |at| at.since(now)),
                 });
-                Ok(pending.len() < GROUP)
+                Ok(more)
             })?;
             Ok(pending)
         })

@@ -246,6 +246,7 @@ impl Restoring<'_> {
             finishes: message.finishes,
             key: message.key.clone(),
             body: message.body.clone().into_bytes(),
+            error: None,
         };
         self.change.put(&MESSAGES, &message_key(self.no, message.no), &stored)
     }

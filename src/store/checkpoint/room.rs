@@ -1,8 +1,8 @@
 //! How much of a worker state an extractor may still take.
 //!
 //! A checkpoint must always fit, and the message of an ERROR with it: a worker whose state does not fit could tell nobody.
-//! So the cursors, bookmarks, values and ids of rejected records of a unit may take [`CHECKPOINT_STATE_BYTES_MAX`] bytes
-//! together, less what others keep in the same worker state. What would go over it is refused before it is staged. The
+//! So the cursors, bookmarks, values and ids of rejected records of a unit may take
+//! [`CHECKPOINT_STATE_BYTES_MAX`](crate::limits::CHECKPOINT_STATE_BYTES_MAX) bytes together, less what others keep in the same worker state. What would go over it is refused before it is staged. The
 //! rest of a worker state ([`CHECKPOINT_BYTES_MAX`](crate::limits::CHECKPOINT_BYTES_MAX)) is for a sealed message, artifacts
 //! that are not announced yet, the ids of those that were (11 kB), what streams read in earlier runs (10 kB), kinds and
 //! reasons of rejected records (40 kB), what earlier runs and operators left (35 kB, and the cursors that operators set,
@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::model::{CHECKPOINT_STATE_BYTES_MAX, CONNECTOR_STATE_VALUE};
+use crate::model::CONNECTOR_STATE_VALUE;
 
 use super::super::batches::staging::PageOf;
 use super::super::page::Page;
@@ -76,13 +76,13 @@ pub(crate) struct Room {
 }
 
 impl Run {
-    /// The room that the extractor has, of which others take `taken` bytes.
+    /// The room that the extractor has, of `own` bytes of which others take `taken`.
     ///
     /// # Errors
     /// `Corrupt`, `Io`.
-    pub(crate) fn room(&self, taken: u64) -> Result<Room> {
+    pub(crate) fn room(&self, own: usize, taken: u64) -> Result<Room> {
         self.inner.tables.view(|rows| {
-            let limit = (CHECKPOINT_STATE_BYTES_MAX as u64).saturating_sub(taken);
+            let limit = (own as u64).saturating_sub(taken);
             let mut room = Room { sync_unit: self.unit.to_string(), limit, used: 0, parts: BTreeMap::new() };
             let unit = Key::unit(self.unit_no);
             for (name, row) in rows.all(&BOOKMARKS, &unit)? {
@@ -197,7 +197,7 @@ fn cost(part: &Part, bytes: usize) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::StreamName;
+    use crate::model::{CHECKPOINT_STATE_BYTES_MAX, StreamName};
     use crate::store::Store;
 
     fn of(stream: &str) -> PageOf {
@@ -210,7 +210,7 @@ mod tests {
         let run =
             Store::open(dir.path().join("state.redb")).unwrap().sync_unit("unit").unwrap().begin().unwrap();
         let taken = CHECKPOINT_STATE_BYTES_MAX as u64 - 1_000;
-        let mut room = run.room(taken).unwrap();
+        let mut room = run.room(CHECKPOINT_STATE_BYTES_MAX, taken).unwrap();
         let page = |key: &str, bytes: usize| Page::<u8>::last().value(key, &"x".repeat(bytes));
         room.admit(&of("s"), 0, &page("a", 600)).unwrap();
         let Err(Error::NoRoom { what, found, left, limit, .. }) = room.admit(&of("s"), 0, &page("b", 600))
@@ -247,7 +247,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let run =
             Store::open(dir.path().join("state.redb")).unwrap().sync_unit("unit").unwrap().begin().unwrap();
-        let mut room = run.room(CHECKPOINT_STATE_BYTES_MAX as u64).unwrap();
+        let mut room = run.room(CHECKPOINT_STATE_BYTES_MAX, CHECKPOINT_STATE_BYTES_MAX as u64).unwrap();
         for (name, bytes) in [("a", 10), ("b", 20)] {
             room.put(Part::Value(name.to_owned()), bytes);
         }

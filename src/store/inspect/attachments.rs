@@ -1,17 +1,24 @@
-//! The attachments of a unit: how many are where, and which were given up.
+//! The attachments of a unit: how many are where, and each by itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use crate::error::Result;
+use crate::model::Micros;
 use crate::record::Attachment;
-use crate::store::rows::{self, FailedRow, KEPT_FROM, Key, Table, UnitRow, run_and_number, run_key};
+use crate::store::rows::{
+    self, ATTACHMENTS, AttachmentRow, FAILED, FailedRow, KEPT_FROM, Key, LEDGER, REQUEUED, RUNS, SEEN, Table,
+    UnitRow, number_of, run_and_number, run_key,
+};
 use crate::store::tables::{Rows, View};
 
-use super::scan::each;
-use super::words::time;
+use super::scan::push_last;
+use super::words::{AttachmentState, optional_time};
+
+/// Rows that are read in one look.
+const GROUP: usize = 500;
 
 /// How far the attachments of a run are: each that was queued is settled, failed or left.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -34,64 +41,286 @@ impl From<rows::LedgerAttachments> for AttachmentsReport {
     }
 }
 
-/// An attachment that was given up. Its url is not shown: it may be a credential.
+/// An attachment that is not settled: it waits, or was given up.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
-pub struct FailedAttachmentReport {
+pub struct AttachmentReport {
     /// The unit.
     pub sync_unit: String,
-    /// The id of the run that gave it up, if that is known still.
+    /// The id of the run that queued it or gave it up, if that is known still.
     pub run: Option<String>,
-    /// Its id.
+    /// Its id. Empty, as the rest of its metadata, where a checkpoint told only its place.
     pub id: String,
     /// The id of what it belongs to.
     pub parent_id: String,
     /// What people call the file.
     pub file_name: String,
-    /// Why it was given up.
-    pub reason: String,
-    /// Attempts made.
+    /// Where its bytes are, without what may be a credential: a user, a query and a fragment are left out.
+    pub url: String,
+    /// Where it is.
+    pub state: AttachmentState,
+    /// It was given up, and is to be tried again by the next run that comes to its attachments.
+    pub requeued: bool,
+    /// Why it was given up, or why the last attempt failed.
+    pub reason: Option<String>,
+    /// Attempts that failed.
     pub tries: u32,
     /// When it was given up.
-    #[serde(serialize_with = "time")]
-    pub failed_at: DateTime<Utc>,
-    /// It is to be tried again by the next run that comes to its attachments.
-    pub requeued: bool,
+    #[serde(serialize_with = "optional_time")]
+    pub failed_at: Option<DateTime<Utc>>,
+    /// When it is to be tried again.
+    #[serde(serialize_with = "optional_time")]
+    pub ready_at: Option<DateTime<Utc>>,
+    /// What the platform calls its bytes, if they are uploaded.
+    pub artifact_id: Option<String>,
 }
 
-/// What one of the two tables of attachments that were given up holds.
+/// An address without what may be a credential.
+fn without_credentials(url: &str) -> String {
+    let end = url.find(['?', '#']).unwrap_or(url.len());
+    let (address, rest) = url.split_at(end);
+    let mut shown = match address.split_once("://") {
+        Some((scheme, place)) => {
+            let (host, path) = place.split_at(place.find('/').unwrap_or(place.len()));
+            let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
+            format!("{scheme}://{host}{path}")
+        }
+        // `data:` and the like are the bytes themselves.
+        None => match address.split_once(':') {
+            Some((scheme, _)) => format!("{scheme}:..."),
+            None => address.to_owned(),
+        },
+    };
+    if !rest.is_empty() {
+        shown.push_str("?...");
+    }
+    shown
+}
+
+fn report(id: &str, run: Option<&String>, json: &str) -> Result<AttachmentReport> {
+    let mut report = AttachmentReport {
+        sync_unit: id.to_owned(),
+        run: run.cloned(),
+        id: String::new(),
+        parent_id: String::new(),
+        file_name: String::new(),
+        url: String::new(),
+        state: AttachmentState::Waiting,
+        requeued: false,
+        reason: None,
+        tries: 0,
+        failed_at: None,
+        ready_at: None,
+        artifact_id: None,
+    };
+    if !json.is_empty() {
+        let attachment = Attachment::from_line(json)?;
+        report.url = without_credentials(&attachment.url);
+        (report.id, report.parent_id) = (attachment.id, attachment.parent_id);
+        report.file_name = attachment.file_name;
+    }
+    Ok(report)
+}
+
+fn failed_report(id: &str, run: Option<&String>, row: FailedRow, requeued: bool) -> Result<AttachmentReport> {
+    let state = if requeued { AttachmentState::Requeued } else { AttachmentState::Failed };
+    Ok(AttachmentReport {
+        state,
+        requeued,
+        reason: Some(row.reason),
+        tries: row.tries,
+        failed_at: Some(row.failed_at.to_time()),
+        ..report(id, run, &row.json)?
+    })
+}
+
+fn queued_report(id: &str, run: Option<&String>, row: AttachmentRow) -> Result<AttachmentReport> {
+    let state = if row.artifact.is_some() { AttachmentState::Uploaded } else { AttachmentState::Waiting };
+    Ok(AttachmentReport {
+        state,
+        reason: row.reason,
+        tries: row.tries,
+        ready_at: row.ready_at.map(Micros::to_time),
+        artifact_id: row.artifact.map(|(artifact, _)| artifact),
+        ..report(id, run, &row.json)?
+    })
+}
+
+/// How many one of the two tables of attachments that were given up holds, and the newest of them.
 pub(super) fn failed_attachments(
     view: &View<'_>,
     id: &str,
     unit: &UnitRow,
-    table: &Table<FailedRow>,
+    requeued: bool,
     run_ids: &BTreeMap<u64, String>,
-) -> Result<Vec<FailedAttachmentReport>> {
+    last: usize,
+) -> Result<(u64, VecDeque<AttachmentReport>)> {
+    let table = if requeued { &REQUEUED } else { &FAILED };
     let prefix = Key::unit(unit.no);
-    let mut failed = Vec::new();
-    let mut damaged = None;
-    each(view, table, &prefix, run_and_number, |(run, number), row| {
-        // That is in the queue of the run again.
-        if unit.run == Some(run) && number >= KEPT_FROM {
-            return;
+    let (mut count, mut newest) = (0, VecDeque::new());
+    view.scan(table, &prefix, &prefix, |tail, row| {
+        let (run, number) = place(view, table, &prefix, tail)?;
+        if !is_in_queue(unit, run, number) {
+            count += 1;
+            push_last(&mut newest, last, (run, number, row));
         }
-        match Attachment::from_line(&row.json) {
-            Ok(attachment) => failed.push(FailedAttachmentReport {
-                sync_unit: id.to_owned(),
-                run: run_ids.get(&run).cloned(),
-                id: attachment.id,
-                parent_id: attachment.parent_id,
-                file_name: attachment.file_name,
-                reason: row.reason,
-                tries: row.tries,
-                failed_at: row.failed_at.to_time(),
-                requeued: false,
-            }),
-            Err(error) => {
-                let key = run_key(unit.no, run).and_number(number);
-                damaged.get_or_insert_with(|| view.tables().damaged(table.name, &key, error.to_string()));
-            }
-        }
+        Ok(true)
     })?;
-    damaged.map_or(Ok(failed), Err)
+    let read = |(run, number, row)| {
+        failed_report(id, run_ids.get(&run), row, requeued).map_err(|error| {
+            let key = run_key(unit.no, run).and_number(number);
+            view.tables().damaged(table.name, &key, error.to_string())
+        })
+    };
+    Ok((count, newest.into_iter().map(read).collect::<Result<_>>()?))
+}
+
+/// Whether what stands among the requeued is in the queue of the run at hand again.
+fn is_in_queue(unit: &UnitRow, run: u64, number: u64) -> bool {
+    unit.run == Some(run) && number >= KEPT_FROM
+}
+
+fn place<R>(view: &View<'_>, table: &Table<R>, prefix: &Key, tail: &[u8]) -> Result<(u64, u64)>
+where
+    R: rows::Row,
+{
+    run_and_number(tail).map_err(|error| view.tables().damaged(table.name, prefix, error.to_string()))
+}
+
+/// How far a listing of attachments is: given up, queued again, in the queue.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Place {
+    table: u8,
+    /// The last one read there.
+    after: Option<(u64, u64)>,
+}
+
+/// The next group of a unit's attachments; none, and it is over.
+pub(super) fn next_group(
+    view: &View<'_>,
+    id: &str,
+    unit: &UnitRow,
+    place_now: &Place,
+    only_failed: bool,
+) -> Result<(Vec<AttachmentReport>, Place)> {
+    let mut at = place_now.clone();
+    let tables = if only_failed { 2 } else { 3 };
+    let mut found = Vec::new();
+    let mut ids = BTreeMap::new();
+    let unit_prefix = Key::unit(unit.no);
+    while found.is_empty() && at.table < tables {
+        let mut rows_read = 0;
+        let from = |after: Option<(u64, u64)>| match after {
+            Some((run, number)) => run_key(unit.no, run).and_number(number).and_name("\0"),
+            None => unit_prefix.clone(),
+        };
+        let mut after = at.after;
+        if at.table < 2 {
+            let requeued = at.table == 1;
+            let table = if requeued { &REQUEUED } else { &FAILED };
+            let mut rows = Vec::new();
+            view.scan(table, &unit_prefix, &from(after), |tail, row| {
+                let (run, number) = place(view, table, &unit_prefix, tail)?;
+                after = Some((run, number));
+                rows_read += 1;
+                if !is_in_queue(unit, run, number) {
+                    rows.push((run, number, row));
+                }
+                Ok(rows_read < GROUP)
+            })?;
+            for (run, number, row) in rows {
+                let name = run_id(view, unit.no, run, &mut ids)?;
+                let report = failed_report(id, name.as_ref(), row, requeued).map_err(|error| {
+                    let key = run_key(unit.no, run).and_number(number);
+                    view.tables().damaged(table.name, &key, error.to_string())
+                })?;
+                found.push(report);
+            }
+        } else if let Some(run) = unit.run {
+            let prefix = run_key(unit.no, run);
+            let name = run_id(view, unit.no, run, &mut ids)?;
+            let start = if after.is_some() { from(after) } else { prefix.clone() };
+            view.scan(&ATTACHMENTS, &prefix, &start, |tail, row| {
+                let damaged = |error: String| view.tables().damaged(ATTACHMENTS.name, &prefix, error);
+                let number = number_of(tail).map_err(|error| damaged(error.to_string()))?;
+                after = Some((run, number));
+                rows_read += 1;
+                let report =
+                    queued_report(id, name.as_ref(), row).map_err(|error| damaged(error.to_string()))?;
+                found.push(report);
+                Ok(rows_read < GROUP)
+            })?;
+        }
+        at = if rows_read < GROUP {
+            Place { table: at.table + 1, after: None }
+        } else {
+            Place { after, ..at }
+        };
+    }
+    Ok((found, at))
+}
+
+/// The id of a run, if it is known still.
+fn run_id(
+    view: &View<'_>,
+    unit: u64,
+    run: u64,
+    known: &mut BTreeMap<u64, Option<String>>,
+) -> Result<Option<String>> {
+    if let Some(id) = known.get(&run) {
+        return Ok(id.clone());
+    }
+    let key = run_key(unit, run);
+    let id = match view.get(&RUNS, &key)? {
+        Some(run) => Some(run.id),
+        None => view.get(&LEDGER, &key)?.map(|run| run.id),
+    };
+    known.insert(run, id.clone());
+    Ok(id)
+}
+
+/// Whether a unit has seen attachments with an id, and how many of them were settled as failed.
+pub(super) fn seen(view: &View<'_>, unit: u64, id: &str) -> Result<(u64, u64)> {
+    let (mut seen, mut failed) = (0, 0);
+    let mut ending = Vec::new();
+    if let Ok(bytes) = u32::try_from(id.len()) {
+        ending.extend_from_slice(&bytes.to_be_bytes());
+        ending.extend_from_slice(id.as_bytes());
+        let prefix = Key::unit(unit);
+        let mut keys = Vec::new();
+        view.scan_bytes(&SEEN, &prefix, |tail, _| {
+            if tail.ends_with(&ending) {
+                keys.push(tail.to_vec());
+            }
+            Ok(())
+        })?;
+        for tail in keys {
+            let row = view.need(&SEEN, &prefix.clone().and_bytes(&tail))?;
+            seen += 1;
+            failed += u64::from(row.failed);
+        }
+    }
+    Ok((seen, failed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_credentials;
+
+    #[test]
+    fn an_address_is_shown_without_what_may_be_a_credential() {
+        for (url, shown) in [
+            ("https://files.example/9", "https://files.example/9"),
+            ("https://files.example/a.png?key=secret#secret", "https://files.example/a.png?..."),
+            ("https://files.example/a.png#secret", "https://files.example/a.png?..."),
+            ("https://user:secret@files.example:8443/a@b", "https://files.example:8443/a@b"),
+            ("https://secret@files.example", "https://files.example"),
+            ("https://files.example?secret", "https://files.example?..."),
+            ("data:text/plain;base64,c2VjcmV0", "data:..."),
+            ("/files/9", "/files/9"),
+            ("", ""),
+        ] {
+            assert_eq!(without_credentials(url), shown);
+        }
+    }
 }

@@ -36,6 +36,8 @@ pub struct LedgerReport {
     pub watermark: Option<DateTime<Utc>>,
     /// Lives that had taken it up.
     pub epoch: u64,
+    /// Lives that ended without an answer, as far as this store knows.
+    pub deaths: u64,
     /// Pages staged.
     pub pages: u64,
     /// Events accepted.
@@ -81,6 +83,7 @@ pub(super) fn ledger_report(id: &str, row: LedgerRow, rejected: &BTreeMap<String
         since: row.since.map(Micros::to_time),
         watermark: row.watermark.map(Micros::to_time),
         epoch: row.epochs,
+        deaths: row.deaths,
         pages: row.pages,
         events: row.events,
         events_reused: row.events_reused,

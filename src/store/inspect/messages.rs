@@ -6,12 +6,14 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use crate::error::Result;
-use crate::model::Phase;
-use crate::store::rows::{self, EVENTS, Key, MESSAGES, MessageRow, number_of, run_key};
+use crate::model::{Micros, Phase};
+use crate::store::rows::{
+    self, DEATHS, EVENTS, Key, MESSAGES, MessageRow, message_key, number_of, run_and_number, run_key,
+};
 use crate::store::tables::{Rows, View};
 
-use super::scan::push_last;
-use super::words::{MessageFate, MessageKind, time};
+use super::scan::{each, push_last};
+use super::words::{MessageFate, MessageKind, optional_time, time};
 
 /// A sealed message, without its body.
 #[derive(Debug, Clone, Serialize)]
@@ -40,12 +42,109 @@ pub struct MessageReport {
     pub artifacts: u64,
     /// Its acceptance ends the run.
     pub ends_run: bool,
+    /// What an ERROR says is wrong; not known where a checkpoint brought it here.
+    pub error: Option<String>,
     /// Bytes of its body.
     pub body_bytes: u64,
     /// Its idempotency key.
     pub key: String,
     /// The identity of the event that it answers, or, where a checkpoint brought it back, its hash.
     pub event: String,
+}
+
+/// An event that was accepted.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct EventReport {
+    /// The unit.
+    pub sync_unit: String,
+    /// The id of its run, if that is known still.
+    pub run: Option<String>,
+    /// Its place among the events of its run, from 1.
+    pub order: u64,
+    /// Its identity, or, where a checkpoint brought it back, its hash.
+    pub event: String,
+    /// When it was accepted.
+    #[serde(serialize_with = "time")]
+    pub accepted_at: DateTime<Utc>,
+    /// The message that answers it, if that is sealed and kept still.
+    pub answer: Option<MessageReport>,
+}
+
+/// A life of a run that ended without an answer: it was killed, or gave up with an error of its own.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct DeathReport {
+    /// The unit.
+    pub sync_unit: String,
+    /// The id of its run, if that is known still.
+    pub run: Option<String>,
+    /// Which life of the run it was, from 1.
+    pub epoch: u64,
+    /// When it had stored something last; not known where a checkpoint brought the run here.
+    #[serde(serialize_with = "optional_time")]
+    pub changed_at: Option<DateTime<Utc>>,
+    /// When the next life took the run up. What the death cost in time is at most what lies between the two.
+    #[serde(serialize_with = "time")]
+    pub found_at: DateTime<Utc>,
+    /// Batches that had no artifact id then: at most so many uploads were made that nobody knows.
+    pub batches: u64,
+    /// Records in those.
+    pub items: u64,
+}
+
+/// The events of a unit that are kept, in the order of their runs.
+pub(super) fn events(
+    view: &View<'_>,
+    id: &str,
+    unit: u64,
+    run_ids: &BTreeMap<u64, String>,
+) -> Result<Vec<EventReport>> {
+    let prefix = Key::unit(unit);
+    let mut rows = Vec::new();
+    each(view, &EVENTS, &prefix, run_and_number, |(run, hash), row| rows.push((run, hash, row)))?;
+    rows.sort_by_key(|(run, _, row)| (*run, row.order));
+    rows.into_iter()
+        .map(|(run, hash, row)| {
+            let answer = match row.message {
+                Some(no) => view
+                    .get(&MESSAGES, &message_key(unit, no))?
+                    .map(|message| message_report(view, id, unit, no, &message, run_ids.get(&run)))
+                    .transpose()?,
+                None => None,
+            };
+            Ok(EventReport {
+                sync_unit: id.to_owned(),
+                run: run_ids.get(&run).cloned(),
+                order: row.order,
+                event: row.identity.shown(hash),
+                accepted_at: row.accepted_at.to_time(),
+                answer,
+            })
+        })
+        .collect()
+}
+
+/// The deaths of a unit's runs that are kept, in the order of their runs.
+pub(super) fn deaths(
+    view: &View<'_>,
+    id: &str,
+    unit: u64,
+    run_ids: &BTreeMap<u64, String>,
+) -> Result<Vec<DeathReport>> {
+    let mut deaths = Vec::new();
+    each(view, &DEATHS, &Key::unit(unit), run_and_number, |(run, epoch), row| {
+        deaths.push(DeathReport {
+            sync_unit: id.to_owned(),
+            run: run_ids.get(&run).cloned(),
+            epoch,
+            changed_at: row.changed_at.map(Micros::to_time),
+            found_at: row.found_at.to_time(),
+            batches: row.batches,
+            items: row.items,
+        });
+    })?;
+    Ok(deaths)
 }
 
 /// The newest messages of a unit.
@@ -85,10 +184,18 @@ pub(super) fn newest(
     Ok(found)
 }
 
-/// What an event is known by: its identity, or, where only its hash is kept, that.
-pub(super) fn event_name(view: &View<'_>, unit: u64, run: u64, hash: u64) -> Result<String> {
+/// What an event is known by, its identity, or, where only its hash is kept, that; and when it was accepted.
+pub(super) fn event_name(
+    view: &View<'_>,
+    unit: u64,
+    run: u64,
+    hash: u64,
+) -> Result<(String, Option<Micros>)> {
     let event = view.get(&EVENTS, &run_key(unit, run).and_number(hash))?;
-    Ok(event.map_or_else(|| format!("hash {hash:016x}"), |event| event.identity.shown(hash)))
+    Ok(match event {
+        Some(event) => (event.identity.shown(hash), Some(event.accepted_at)),
+        None => (format!("hash {hash:016x}"), None),
+    })
 }
 
 pub(super) fn message_report(
@@ -116,8 +223,9 @@ pub(super) fn message_report(
         sealed_at: row.sealed_at.to_time(),
         artifacts: row.artifacts,
         ends_run: row.finishes,
+        error: row.error.clone(),
         body_bytes: row.body.len() as u64,
         key: row.key.clone(),
-        event: event_name(view, unit, row.run, row.event)?,
+        event: event_name(view, unit, row.run, row.event)?.0,
     })
 }

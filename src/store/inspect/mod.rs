@@ -41,7 +41,9 @@
 
 mod attachments;
 mod check;
+mod find;
 mod ledger;
+mod line;
 mod messages;
 mod overlay;
 mod records;
@@ -49,19 +51,23 @@ mod rejected;
 mod report;
 mod scan;
 mod snapshot;
+mod standing;
 #[cfg(test)]
 mod tests;
 mod words;
 
-pub use attachments::{AttachmentsReport, FailedAttachmentReport};
+pub use attachments::{AttachmentReport, AttachmentsReport};
 pub use check::{CheckFinding, CheckReport, check};
+pub use find::{Found, FoundPlace};
 pub use ledger::{LedgerReport, LedgerTypeReport};
-pub use messages::MessageReport;
+pub use line::Line;
+pub use messages::{DeathReport, EventReport, MessageReport};
 pub use records::{BatchCounts, BatchReport, FindingsReport, TypeReport};
 pub use rejected::{RejectedReport, RejectedStage};
 pub use report::{
-    BookmarkReport, ChildStreamReport, Line, MostReadReport, Report, RunReport, StreamReport, UnitReport,
-    ValueReport, is_internal,
+    BookmarkReport, ChildStreamReport, MinuteReport, MostReadReport, Report, RunReport, StreamReport,
+    UnitReport, ValueReport, is_internal,
 };
-pub use snapshot::{Snapshot, Source, Units};
-pub use words::{BatchStage, MessageFate, MessageKind, RunStatus};
+pub use snapshot::{Attachments, Conversation, Snapshot, Source, Units};
+pub use standing::{Rate, Standing, Trouble};
+pub use words::{AttachmentState, BatchStage, MessageFate, MessageKind, RunStatus, TroubleKind};

@@ -14,15 +14,15 @@ use crate::model::{Micros, Phase, RESERVED_UNIT_PREFIX};
 use crate::store::most_read::far_more_than;
 use crate::store::rejected;
 use crate::store::rows::{
-    BOOKMARKS, CHILD_STREAMS, FAILED, Json, Key, LEDGER, MostReadRow, QUEUES, REQUEUED, RUNS, RunRow,
+    BOOKMARKS, CHILD_STREAMS, Json, Key, LEDGER, MINUTE_MICROS, MinuteRow, MostReadRow, QUEUES, RUNS, RunRow,
     STREAMS, UnitRow, VALUES, number_of, run_key,
 };
 use crate::store::tables::{Rows, View};
 
-use super::attachments::{AttachmentsReport, FailedAttachmentReport, failed_attachments};
+use super::attachments::{AttachmentReport, AttachmentsReport, failed_attachments};
 use super::ledger::{LedgerReport, ledger_report};
-use super::messages::{self, MessageReport, event_name};
-use super::records::{BatchReport, FindingsReport, TypeReport, findings, item_types};
+use super::messages::{self, DeathReport, MessageReport, deaths, event_name};
+use super::records::{FindingsReport, TypeReport, findings, item_types};
 use super::scan::{each, name, push_last};
 use super::words::{RunStatus, optional_raw, optional_time, raw, time};
 
@@ -56,8 +56,11 @@ pub struct Report {
     pub messages: Vec<MessageReport>,
     /// The newest runs that are over, oldest first.
     pub ledger: Vec<LedgerReport>,
-    /// The attachments that were given up, in the order of their runs, and those of them that are to be tried again.
-    pub failed_attachments: Vec<FailedAttachmentReport>,
+    /// The newest attachments that were given up, in the order of their runs, and then the newest of those that are to be
+    /// tried again.
+    pub failed_attachments: Vec<AttachmentReport>,
+    /// The lives of the newest runs that ended without an answer, in the order of their runs.
+    pub deaths: Vec<DeathReport>,
 }
 
 /// What a sync unit is known by.
@@ -66,6 +69,8 @@ pub struct Report {
 pub struct UnitReport {
     /// Its id.
     pub sync_unit: String,
+    /// It is none of the user's: see [`is_internal`].
+    pub internal: bool,
     /// When it was first heard of.
     #[serde(serialize_with = "time")]
     pub created_at: DateTime<Utc>,
@@ -116,6 +121,11 @@ pub struct RunReport {
     pub ignored_watermark: Option<DateTime<Utc>>,
     /// Lives that have taken it up.
     pub epoch: u64,
+    /// When anything of it was stored last; not known where a checkpoint brought it here.
+    #[serde(serialize_with = "optional_time")]
+    pub changed_at: Option<DateTime<Utc>>,
+    /// Lives that ended without an answer, as far as this store knows.
+    pub deaths: u64,
     /// What it extracted before is not known to this store, so it cannot go on.
     pub lost: bool,
     /// Pages staged.
@@ -139,6 +149,9 @@ pub struct RunReport {
     pub events_reused: u64,
     /// The identity of the newest event, or, where a checkpoint brought it back, its hash.
     pub event: Option<String>,
+    /// When that was accepted.
+    #[serde(serialize_with = "optional_time")]
+    pub event_accepted_at: Option<DateTime<Utc>>,
     /// The number of the message that answers it, if it is sealed.
     pub message: Option<u64>,
     /// After a message that was too large: artifacts that the next one may carry.
@@ -169,6 +182,11 @@ pub struct StreamReport {
     /// What it leaves to the next run, as JSON text.
     #[serde(serialize_with = "optional_raw")]
     pub bookmark: Option<String>,
+    /// When its last page was stored; not known where a checkpoint brought it here.
+    #[serde(serialize_with = "optional_time")]
+    pub last_page_at: Option<DateTime<Utc>>,
+    /// The newest minutes in which a page came, at most 6, oldest first.
+    pub minutes: Vec<MinuteReport>,
     /// The most that it has read in a finished run before, if it has read far more than that by now: ten times as many
     /// records, and 10,000, or as many pages, and 1,000. Not there otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -209,6 +227,19 @@ pub struct MostReadReport {
     pub items: u64,
 }
 
+/// What a stream gave in one minute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct MinuteReport {
+    /// Its beginning.
+    #[serde(serialize_with = "time")]
+    pub at: DateTime<Utc>,
+    /// Pages staged in it.
+    pub pages: u64,
+    /// Records in them.
+    pub items: u64,
+}
+
 /// What a stream of a finished run left to the next.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
@@ -239,67 +270,6 @@ pub struct ValueReport {
     pub value: String,
 }
 
-/// One object of a listing: `kind` says which.
-#[derive(Debug, Clone, Serialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Line<'a> {
-    /// A sync unit; what follows until the next is its.
-    Unit(&'a UnitReport),
-    /// Its newest run.
-    Run(&'a RunReport),
-    /// A stream of that run.
-    Stream(&'a StreamReport),
-    /// The child listings of that run, of one stream.
-    ChildStream(&'a ChildStreamReport),
-    /// An item type of that run.
-    ItemType(&'a TypeReport),
-    /// What was found in the records of that run, of one kind.
-    Findings(&'a FindingsReport),
-    /// A bookmark.
-    Bookmark(&'a BookmarkReport),
-    /// A value of the extractor's own.
-    Value(&'a ValueReport),
-    /// A sealed message.
-    Message(&'a MessageReport),
-    /// A run that is over.
-    Ledger(&'a LedgerReport),
-    /// A batch.
-    Batch(&'a BatchReport),
-    /// An attachment that was given up.
-    FailedAttachment(&'a FailedAttachmentReport),
-}
-
-impl Report {
-    /// The report as a listing: one object for each thing, the unit first.
-    ///
-    /// ```
-    /// # let dir = tempfile::tempdir()?;
-    /// # let path = dir.path().join("state.redb");
-    /// use highwater::{Store, inspect::Snapshot};
-    /// drop(Store::open(&path)?.sync_unit("acme/tickets")?.begin()?);
-    ///
-    /// let mut snapshot = Snapshot::open(&path)?;
-    /// let report = snapshot.unit("acme/tickets", 5)?.expect("it was begun");
-    /// let kinds = report.lines().map(|line| serde_json::to_value(line).unwrap()["kind"].clone());
-    /// assert_eq!(kinds.collect::<Vec<_>>(), ["unit", "run"]);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn lines(&self) -> impl Iterator<Item = Line<'_>> {
-        std::iter::once(Line::Unit(&self.unit))
-            .chain(self.run.iter().map(Line::Run))
-            .chain(self.streams.iter().map(Line::Stream))
-            .chain(self.child_streams.iter().map(Line::ChildStream))
-            .chain(self.item_types.iter().map(Line::ItemType))
-            .chain(self.findings.iter().map(Line::Findings))
-            .chain(self.bookmarks.iter().map(Line::Bookmark))
-            .chain(self.values.iter().map(Line::Value))
-            .chain(self.messages.iter().map(Line::Message))
-            .chain(self.ledger.iter().map(Line::Ledger))
-            .chain(self.failed_attachments.iter().map(Line::FailedAttachment))
-    }
-}
-
 /// Reads everything of a unit, and of messages and the ledger the newest `last`.
 pub(super) fn read(view: &View<'_>, id: &str, unit: &UnitRow, last: usize) -> Result<Report> {
     let prefix = Key::unit(unit.no);
@@ -310,6 +280,7 @@ pub(super) fn read(view: &View<'_>, id: &str, unit: &UnitRow, last: usize) -> Re
     let mut report = Report {
         unit: UnitReport {
             sync_unit: id.to_owned(),
+            internal: is_internal(id),
             created_at: unit.created_at.to_time(),
             watermark: unit.watermark.map(Micros::to_time),
             runs: unit.next_run.saturating_sub(1),
@@ -330,6 +301,7 @@ pub(super) fn read(view: &View<'_>, id: &str, unit: &UnitRow, last: usize) -> Re
         messages: Vec::new(),
         ledger: Vec::new(),
         failed_attachments: Vec::new(),
+        deaths: Vec::new(),
     };
     let mut run_ids = BTreeMap::new();
     let mut ledger = VecDeque::new();
@@ -360,21 +332,24 @@ pub(super) fn read(view: &View<'_>, id: &str, unit: &UnitRow, last: usize) -> Re
         })?;
         report.item_types = item_types(view, id, &row.id, &key)?;
         report.findings = findings(view, id, &row.id, &key)?;
-        let event = row.event.map(|hash| event_name(view, unit.no, no, hash)).transpose()?;
+        let event = match row.event {
+            Some(hash) => Some(event_name(view, unit.no, no, hash)?),
+            None => None,
+        };
         let counts = view.get(&QUEUES, &key)?.unwrap_or_default().counts;
         report.run = Some(run_report(id, row, event, counts.into()));
     }
-    for (table, requeued) in [(&FAILED, false), (&REQUEUED, true)] {
-        let failed = failed_attachments(view, id, unit, table, &run_ids)?;
-        let count = if requeued {
+    for requeued in [false, true] {
+        let (count, newest) = failed_attachments(view, id, unit, requeued, &run_ids, last)?;
+        let counted = if requeued {
             &mut report.unit.attachments_requeued
         } else {
             &mut report.unit.attachments_failed
         };
-        *count = failed.len() as u64;
-        let failed = failed.into_iter().map(|failed| FailedAttachmentReport { requeued, ..failed });
-        report.failed_attachments.extend(failed);
+        *counted = count;
+        report.failed_attachments.extend(newest);
     }
+    report.deaths = deaths(view, id, unit.no, &run_ids)?;
     each(view, &BOOKMARKS, &prefix, name, |stream, row| {
         report.bookmarks.push(BookmarkReport {
             sync_unit: id.to_owned(),
@@ -407,6 +382,8 @@ fn streams(view: &View<'_>, id: &str, unit: u64, run: &str, key: &Key) -> Result
                 pages: row.pages,
                 items: row.items,
                 exhausted: row.exhausted,
+                last_page_at: row.pace.last_page_at.map(Micros::to_time),
+                minutes: row.pace.minutes.iter().map(minute).collect(),
                 cursor: row.cursor,
                 bookmark: row.bookmark,
                 far_more_than: most.map(|MostReadRow { pages, items }| MostReadReport { pages, items }),
@@ -415,7 +392,17 @@ fn streams(view: &View<'_>, id: &str, unit: u64, run: &str, key: &Key) -> Result
         .collect()
 }
 
-fn run_report(id: &str, row: RunRow, event: Option<String>, attachments: AttachmentsReport) -> RunReport {
+fn minute(row: &MinuteRow) -> MinuteReport {
+    let at = Micros(row.minute.saturating_mul(MINUTE_MICROS)).to_time();
+    MinuteReport { at, pages: row.pages, items: row.items }
+}
+
+fn run_report(
+    id: &str,
+    row: RunRow,
+    event: Option<(String, Option<Micros>)>,
+    attachments: AttachmentsReport,
+) -> RunReport {
     RunReport {
         sync_unit: id.to_owned(),
         run: row.id,
@@ -427,6 +414,8 @@ fn run_report(id: &str, row: RunRow, event: Option<String>, attachments: Attachm
         since: row.since.map(Micros::to_time),
         ignored_watermark: row.since_ignored.map(Micros::to_time),
         epoch: row.epoch,
+        changed_at: row.activity.changed_at.map(Micros::to_time),
+        deaths: row.activity.deaths,
         lost: row.lost,
         pages: row.pages,
         batches: row.next_seq.saturating_sub(1),
@@ -437,7 +426,8 @@ fn run_report(id: &str, row: RunRow, event: Option<String>, attachments: Attachm
         attachments,
         events: row.events,
         events_reused: row.events_reused,
-        event,
+        event_accepted_at: event.as_ref().and_then(|(_, at)| at.map(Micros::to_time)),
+        event: event.map(|(name, _)| name),
         message: row.message,
         artifacts_max: row.artifacts_max,
     }

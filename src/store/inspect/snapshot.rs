@@ -1,5 +1,6 @@
 //! A store that is looked at: opened in place or from a copy, and read again if it changed meanwhile.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -14,12 +15,14 @@ use super::super::backend::file::open_to_read;
 use super::super::backend::redb::{check_start, guarded, is_open_elsewhere};
 use super::super::open::{CACHE_BYTES, Store};
 use super::super::rows::{
-    BATCHES, BatchState, Key, LEDGER, MESSAGES, PAYLOADS, Payload, RUNS, UNITS, message_key, name_of,
+    BATCHES, BatchState, CHUNKS, Key, LEDGER, MESSAGES, PAYLOADS, Payload, RUNS, UNITS, message_key, name_of,
     number_of, run_key,
 };
 use super::super::tables::{Rows, Tables, View};
 
-use super::messages::{MessageReport, message_report};
+use super::attachments::{AttachmentReport, Place, next_group};
+use super::find::{self, Found};
+use super::messages::{self, DeathReport, EventReport, MessageReport, message_report};
 use super::overlay::{Base, Overlay};
 use super::records::{BatchReport, batch_report};
 use super::rejected::{self, RejectedReport};
@@ -310,6 +313,91 @@ impl Snapshot {
         })
     }
 
+    /// The records of the newest run that are in no batch yet, as JSON Lines, item type by item type, or those of one; says
+    /// how many there were. `None`, and nothing is written, if the store does not know the unit.
+    ///
+    /// # Errors
+    /// `Io` with the error of `out` as its source; as [`Snapshot::open`].
+    pub fn open_lines(
+        &mut self,
+        sync_unit: &str,
+        item_type: Option<&str>,
+        out: &mut dyn Write,
+    ) -> Result<Option<u64>> {
+        let found = self.look(|view| {
+            let Some(unit) = view.get(&UNITS, &Key::name(sync_unit))? else { return Ok(None) };
+            let (mut records, mut lines) = (0, Vec::new());
+            let Some(run) = unit.run.map(|run| run_key(unit.no, run)) else { return Ok(Some((0, lines))) };
+            let prefix = match item_type {
+                Some(item_type) => run.and_inner_name(item_type),
+                None => run,
+            };
+            view.scan(&CHUNKS, &prefix, &prefix, |_, chunk| {
+                records += u64::from(chunk.items);
+                lines.extend_from_slice(&chunk.lines);
+                Ok(true)
+            })?;
+            Ok(Some((records, lines)))
+        })?;
+        let Some((records, lines)) = found else { return Ok(None) };
+        out.write_all(&lines)
+            .map_err(|error| Error::io(format!("write the open records of {sync_unit}"), error))?;
+        Ok(Some(records))
+    }
+
+    /// Where records with an id are, and what else is known of it; `None` if the store does not know the unit.
+    ///
+    /// It reads every record of the newest run whose bytes are stored.
+    ///
+    /// # Errors
+    /// As [`Snapshot::open`].
+    pub fn find(&mut self, sync_unit: &str, id: &str) -> Result<Option<Found>> {
+        self.look(|view| match view.get(&UNITS, &Key::name(sync_unit))? {
+            Some(unit) => find::find(view, sync_unit, &unit, id).map(Some),
+            None => Ok(None),
+        })
+    }
+
+    /// The events of a unit that are kept, and the lives that ended without an answer, those of the newest run and of the
+    /// one before it; `None` if the store does not know the unit.
+    ///
+    /// # Errors
+    /// As [`Snapshot::open`].
+    pub fn conversation(&mut self, sync_unit: &str) -> Result<Option<Conversation>> {
+        self.look(|view| {
+            let Some(unit) = view.get(&UNITS, &Key::name(sync_unit))? else { return Ok(None) };
+            let mut run_ids = BTreeMap::new();
+            each(view, &LEDGER, &Key::unit(unit.no), number_of, |no, row| {
+                run_ids.insert(no, row.id);
+            })?;
+            each(view, &RUNS, &Key::unit(unit.no), number_of, |no, row| {
+                run_ids.insert(no, row.id);
+            })?;
+            Ok(Some(Conversation {
+                events: messages::events(view, sync_unit, unit.no, &run_ids)?,
+                deaths: messages::deaths(view, sync_unit, unit.no, &run_ids)?,
+            }))
+        })
+    }
+
+    /// The attachments of a unit that are not settled: those that were given up, those of them that are queued again, and,
+    /// unless `only_failed`, the queue of the newest run. `None` if the store does not know the unit.
+    ///
+    /// They are read in groups, so the memory this takes does not grow with their number. Each group is of one moment.
+    ///
+    /// # Errors
+    /// As [`Snapshot::open`].
+    pub fn attachments(&mut self, sync_unit: &str, only_failed: bool) -> Result<Option<Attachments<'_>>> {
+        let is_known = self.look(|view| Ok(view.get(&UNITS, &Key::name(sync_unit))?.is_some()))?;
+        Ok(is_known.then(|| Attachments {
+            snapshot: self,
+            sync_unit: sync_unit.to_owned(),
+            only_failed,
+            next: Some(Place::default()),
+            group: VecDeque::new(),
+        }))
+    }
+
     /// Looks at one moment of the store; again, at a copy, if the file was opened or changed meanwhile.
     pub(in crate::store) fn look<T>(&mut self, body: impl Fn(&View<'_>) -> Result<T>) -> Result<T> {
         loop {
@@ -388,6 +476,51 @@ impl Iterator for Units<'_> {
             Ok(None) => None,
             Err(error) => Some(Err(error)),
         }
+    }
+}
+
+/// The conversation about a unit's newest runs.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Conversation {
+    /// The events that were accepted, in order.
+    pub events: Vec<EventReport>,
+    /// The lives that ended without an answer, in order.
+    pub deaths: Vec<DeathReport>,
+}
+
+/// The attachments of a unit; made by [`Snapshot::attachments`]. After an error it yields no more.
+#[derive(Debug)]
+pub struct Attachments<'a> {
+    snapshot: &'a mut Snapshot,
+    sync_unit: String,
+    only_failed: bool,
+    /// Where the next group starts.
+    next: Option<Place>,
+    group: VecDeque<AttachmentReport>,
+}
+
+impl Iterator for Attachments<'_> {
+    type Item = Result<AttachmentReport>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.group.is_empty() {
+            let place = self.next.take()?;
+            let (sync_unit, only_failed) = (&self.sync_unit, self.only_failed);
+            let read = self.snapshot.look(|view| match view.get(&UNITS, &Key::name(sync_unit))? {
+                Some(unit) => next_group(view, sync_unit, &unit, &place, only_failed),
+                None => Ok((Vec::new(), place.clone())),
+            });
+            match read {
+                Ok((group, next)) if !group.is_empty() => {
+                    self.group = group.into();
+                    self.next = Some(next);
+                }
+                Ok(_) => return None,
+                Err(error) => return Some(Err(error)),
+            }
+        }
+        self.group.pop_front().map(Ok)
     }
 }
 

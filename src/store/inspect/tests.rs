@@ -143,6 +143,7 @@ fn seal(run: &Run, phase: Phase, kind: MessageKind, batches: &[u64], delay_secon
         body: format!("{{\"artifacts\":{}}}", batches.len()),
         finishes: phase == Phase::Data,
         delay_seconds,
+        error: None,
     };
     run.seal(&sealing).unwrap().no
 }
@@ -280,6 +281,22 @@ fn every_step_of_a_conversation_is_whole_and_shown_as_it_is() {
     unit.delete().unwrap();
     place.is_whole();
     assert!(Snapshot::open(&place.path).unwrap().unit(UNIT, 5).unwrap().is_none());
+}
+
+/// A checkpoint carries the figures of the newest runs only: none of them need be of a finished one.
+#[test]
+fn a_unit_restored_after_many_abandoned_runs_is_whole() {
+    let from = Place::new();
+    amid_a_conversation(&from);
+    let mut run = from.unit().newest_run().unwrap().unwrap();
+    for number in 0..12 {
+        run = work(&from.unit(), &event(&format!("given up {number}"), 1, Phase::Data, Step::Start));
+    }
+    from.is_whole();
+    let checkpoint = run.checkpoint("token", None).unwrap();
+    let to = Place::new();
+    to.unit().restore(&checkpoint, &[]).unwrap();
+    to.is_whole();
 }
 
 #[test]

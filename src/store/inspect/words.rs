@@ -39,6 +39,31 @@ words! {
         /// Another run took its place; the watermark did not move.
         Abandoned = "abandoned",
     }
+    /// Something that an operator should know of first.
+    TroubleKind {
+        /// The newest answer is ERROR.
+        Error = "ERROR",
+        /// A message is sealed and not known to be delivered.
+        Undelivered = "not delivered",
+        /// The run cannot go on.
+        Lost = "lost",
+        /// An event has no answer, and nobody works on it.
+        Unanswered = "not answered",
+        /// Nothing was stored for a while, though the store is open elsewhere.
+        Idle = "idle",
+        /// The source is to be left alone.
+        Delay = "delay",
+        /// A listing reads far more than in any run before.
+        FarMore = "far more",
+        /// Attachments were given up.
+        FailedAttachments = "failed attachments",
+        /// Records were rejected.
+        Rejected = "rejected records",
+        /// Records, or the metadata, are not what they should be.
+        Findings = "findings",
+        /// A watermark of the future was not used.
+        IgnoredWatermark = "ignored watermark",
+    }
     /// What a message says of the event that it answers.
     MessageKind {
         /// The phase is over.
@@ -58,6 +83,17 @@ words! {
         Delivered = "delivered",
         /// A later event proved that it had been accepted.
         Proven = "proven",
+    }
+    /// Where an attachment is that is not settled.
+    AttachmentState {
+        /// It is in the queue.
+        Waiting = "waiting",
+        /// The platform has its bytes; it is not confirmed yet.
+        Uploaded = "uploaded",
+        /// It was given up.
+        Failed = "failed",
+        /// It was given up, and is to be tried again.
+        Requeued = "queued again",
     }
     /// Where a batch is in its life. One that was acknowledged, or whose message was accepted, is not stored any more.
     BatchStage {

@@ -193,6 +193,8 @@ pub struct NextRun {
     pub streams: Vec<NextStream>,
     /// Attachments that were given up and are to be tried again.
     pub attachments_requeued: u64,
+    /// Records that runs before rejected, and that are asked for again.
+    pub rejected: u64,
 }
 
 /// How a stream begins in the next run.
@@ -388,6 +390,10 @@ impl Plan {
                     let _ = write!(line, ", with the bookmark {}", shown_json(bookmark));
                 }
                 lines.push(line);
+            }
+            if next.rejected > 0 {
+                lines
+                    .push(format!("the next run asks for {} again", count(next.rejected, "rejected record")));
             }
             if next.attachments_requeued > 0 {
                 lines.push(format!(

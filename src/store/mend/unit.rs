@@ -16,9 +16,9 @@ use super::super::lifecycle::{close_run, usable_watermark};
 use super::super::open::{Store, SyncUnit};
 use super::super::rows::{
     ActRow, BATCHES, BOOKMARKS, BatchState, BookmarkRow, FAILED, FailedRow, Json, Key, LEDGER, LedgerRow,
-    MESSAGES, MOST_READ, MessageFate, MessageRow, NEXT_CURSORS, NextCursorRow, QUEUES, REQUEUED, REWOUND,
-    RUNS, RewoundRow, Row, RunRow, RunStatus, SEEN, SEEN_BY_HASH, STREAMS, TYPES, Table, UNITS, UnitRow,
-    VALUES, message_key, name_of, number_of, run_key,
+    MESSAGES, MOST_READ, MessageFate, MessageRow, NEXT_CURSORS, NextCursorRow, QUEUES, REJECTED, REQUEUED,
+    REWOUND, RUNS, RewoundRow, Row, RunRow, RunStatus, SEEN, SEEN_BY_HASH, STREAMS, TYPES, Table, UNITS,
+    UnitRow, VALUES, message_key, name_of, number_of, run_key,
 };
 use super::super::tables::{Change, Rows};
 
@@ -231,6 +231,7 @@ impl<'a, R: Rows> Known<'a, R> {
             since: since.map(Micros::to_time),
             streams: streams.collect(),
             attachments_requeued: self.count(&REQUEUED)? + requeued,
+            rejected: self.count(&REJECTED)?,
         })
     }
 

@@ -260,7 +260,8 @@ fn golden_bytes_of_the_conversation() {
         0x9eec_719e,
         &[("identity", "00"), ("order", "01"), ("accepted_at", "04"), ("message", "00")],
     );
-    golden(
+    golden_of(
+        2,
         &MessageRow {
             run: 1,
             phase: Phase::Data,
@@ -273,8 +274,9 @@ fn golden_bytes_of_the_conversation() {
             finishes: true,
             key: "k".to_owned(),
             body: b"{}".to_vec(),
+            error: Some("no".to_owned()),
         },
-        0xd23a_2ccb,
+        0x1a7e_6f16,
         &[
             ("run", "01"),
             ("phase", "02"),
@@ -287,6 +289,7 @@ fn golden_bytes_of_the_conversation() {
             ("finishes", "01"),
             ("key", "01 6b"),
             ("body", "02 7b7d"),
+            ("error", "01 02 6e6f"),
         ],
     );
     for (kind, byte) in [(MessageKind::Done, 0), (MessageKind::Progress, 1), (MessageKind::Delay, 2)] {
@@ -634,6 +637,7 @@ fn message_row() -> impl Strategy<Value = MessageRow> {
                     sealed_at,
                     artifacts,
                     finishes,
+                    error: finishes.then(|| key.clone()),
                     key,
                     body,
                 }

@@ -1,0 +1,108 @@
+//! `attachments`: those that are not settled, and why.
+
+use std::collections::VecDeque;
+use std::io::Write;
+
+use clap::Args;
+use highwater::inspect::{AttachmentReport, Line};
+
+use crate::ending::{EXIT_CODES, Exit, Outcome};
+use crate::stores::{Asked, no_unit, open, store_line, unit_of};
+use crate::text::{Listing, Screen, json_line, stdout};
+
+const EXAMPLE: &str = "\
+Example:
+  highwater-dump attachments state.redb --failed --last 20
+
+An address is shown without its user, query and fragment, which may be
+credentials. What the platform has is not listed: the first screen counts it.";
+
+/// Rows of a table that is printed at a time: its columns are as wide as those need.
+const GROUP: usize = 500;
+
+/// Lists the attachments that are not settled: given up, queued again, waiting
+#[derive(Debug, Args)]
+#[command(after_help = format!("{EXAMPLE}\n\n{EXIT_CODES}"))]
+pub(crate) struct Attachments {
+    #[command(flatten)]
+    asked: Asked,
+    /// Only those that were given up
+    #[arg(long)]
+    failed: bool,
+}
+
+impl Attachments {
+    pub(crate) fn run(&self) -> Outcome {
+        let Asked { store, unit, last, json } = &self.asked;
+        let mut snapshot = open(store)?;
+        let unit = &unit_of(&mut snapshot, store, unit.as_deref())?;
+        let screen = Screen::new();
+        let mut out = stdout();
+        if *json {
+            json_line(&mut out, &store_line(store, snapshot.source(), screen.now))?;
+        }
+        let mut all = snapshot.attachments(unit, self.failed)?.ok_or_else(|| no_unit(store, unit))?;
+        let mut newest = VecDeque::new();
+        let newest = match last {
+            Some(last) => {
+                for attachment in all.by_ref() {
+                    newest.push_back(attachment?);
+                    if newest.len() > *last {
+                        newest.pop_front();
+                    }
+                }
+                newest
+            }
+            None => newest,
+        };
+        let mut listed = newest.into_iter().map(Ok).chain(all).peekable();
+        if listed.peek().is_none() && !json {
+            writeln!(
+                out,
+                "{}",
+                if self.failed { "no attachment failed" } else { "every attachment is settled" }
+            )?;
+        }
+        let mut group = Vec::new();
+        for attachment in listed {
+            let attachment = attachment?;
+            if *json {
+                json_line(&mut out, &Line::Attachment(&attachment))?;
+                continue;
+            }
+            group.push(attachment);
+            if group.len() == GROUP {
+                table(&group, screen).lines(&mut out, screen, "")?;
+                group.clear();
+            }
+        }
+        if !group.is_empty() {
+            table(&group, screen).lines(&mut out, screen, "")?;
+        }
+        out.flush()?;
+        Ok(Exit::Fine)
+    }
+}
+
+fn table(attachments: &[AttachmentReport], screen: Screen) -> Listing {
+    let mut table =
+        Listing::new(&["attachment", "parent", "file", "state", "#tries", "when", "reason", "address"]);
+    let or_none = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
+    for attachment in attachments {
+        let when = match (attachment.failed_at, attachment.ready_at) {
+            (Some(at), _) | (None, Some(at)) => screen.age(at),
+            (None, None) => "-".to_owned(),
+        };
+        table.row([
+            or_none(&attachment.id),
+            or_none(&attachment.parent_id),
+            or_none(&attachment.file_name),
+            attachment.state.to_string(),
+            attachment.tries.to_string(),
+            when,
+            attachment.reason.clone().unwrap_or_else(|| "-".to_owned()),
+            or_none(&attachment.url),
+        ]);
+    }
+    table
+}

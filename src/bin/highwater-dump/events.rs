@@ -1,0 +1,112 @@
+//! `events`: the conversation with the platform, event by event, and the deaths in it.
+
+use std::io::Write;
+
+use clap::Args;
+use highwater::inspect::{DeathReport, EventReport, Line};
+
+use crate::ending::{EXIT_CODES, Exit, Outcome};
+use crate::first::{event_words, fate_words};
+use crate::stores::{Asked, no_unit, open, store_line, unit_of};
+use crate::text::{Screen, count, duration, folded, json_line, stdout, time, visible};
+
+const EXAMPLE: &str = "\
+Example:
+  highwater-dump events state.redb --last 20
+
+The events of the newest run, and of the one before it, each with its answer.
+A life that ended without one is listed by what it may have cost: at most the
+time until the next life, the page that was being fetched, and one upload for
+each batch that had no artifact id.";
+
+/// Lists the events, how each was answered, and what deaths cost
+#[derive(Debug, Args)]
+#[command(after_help = format!("{EXAMPLE}\n\n{EXIT_CODES}"))]
+pub(crate) struct Events {
+    #[command(flatten)]
+    asked: Asked,
+}
+
+enum Entry<'a> {
+    Event(&'a EventReport),
+    Death(&'a DeathReport),
+}
+
+impl Entry<'_> {
+    fn at(&self) -> chrono::DateTime<chrono::Utc> {
+        match self {
+            Self::Event(event) => event.accepted_at,
+            Self::Death(death) => death.changed_at.unwrap_or(death.found_at),
+        }
+    }
+}
+
+impl Events {
+    pub(crate) fn run(&self) -> Outcome {
+        let Asked { store, unit, last, json } = &self.asked;
+        let mut snapshot = open(store)?;
+        let unit = &unit_of(&mut snapshot, store, unit.as_deref())?;
+        let conversation = snapshot.conversation(unit)?.ok_or_else(|| no_unit(store, unit))?;
+        let screen = Screen::new();
+        let mut out = stdout();
+        let deaths = conversation.deaths.iter().map(Entry::Death);
+        let mut entries: Vec<_> = conversation.events.iter().map(Entry::Event).chain(deaths).collect();
+        // A death of the moment of an event came after it.
+        entries.sort_by_key(Entry::at);
+        let from = entries.len().saturating_sub(last.unwrap_or(usize::MAX));
+        let entries = entries.get(from..).unwrap_or_default();
+        if *json {
+            json_line(&mut out, &store_line(store, snapshot.source(), screen.now))?;
+        } else if entries.is_empty() {
+            writeln!(out, "no event is kept")?;
+        }
+        for entry in entries {
+            match (entry, json) {
+                (Entry::Event(event), true) => json_line(&mut out, &Line::Event(event))?,
+                (Entry::Death(death), true) => json_line(&mut out, &Line::Death(death))?,
+                (Entry::Event(event), false) => print_event(&mut out, screen, event)?,
+                (Entry::Death(death), false) => print_death(&mut out, screen, death)?,
+            }
+        }
+        out.flush()?;
+        Ok(Exit::Fine)
+    }
+}
+
+fn print_event(out: &mut impl Write, screen: Screen, event: &EventReport) -> std::io::Result<()> {
+    let line = format!("{}. {}", event.order, event_words(&event.event));
+    folded(out, screen, &format!("{} ", time(event.accepted_at)), "    ", &visible(&line))?;
+    let answer = match &event.answer {
+        Some(message) => {
+            let took = duration(message.sealed_at - event.accepted_at);
+            let mut line = format!(
+                "message {}, {}, {}, after {took}, {}",
+                message.message,
+                message.event_type,
+                fate_words(message),
+                count(message.artifacts, "artifact", "artifacts")
+            );
+            if let Some(error) = &message.error {
+                line.push_str(": ");
+                line.push_str(error);
+            }
+            line
+        }
+        None => format!("not answered, accepted {}", screen.age(event.accepted_at)),
+    };
+    folded(out, screen, "    -> ", "       ", &visible(&answer))
+}
+
+fn print_death(out: &mut impl Write, screen: Screen, death: &DeathReport) -> std::io::Result<()> {
+    let cost = match death.changed_at {
+        Some(changed) => format!(
+            "stored nothing more; the next life came {} later. Lost at most: that time, the page at hand, {} ({})",
+            duration(death.found_at - changed),
+            count(death.batches, "upload", "uploads"),
+            count(death.items, "record", "records")
+        ),
+        None => format!("found {}; lost at most: what followed its checkpoint", time(death.found_at)),
+    };
+    let at = death.changed_at.unwrap_or(death.found_at);
+    folded(out, screen, &format!("{} ", time(at)), "    ", &format!("DEATH of life {}: {cost}", death.epoch))
+}

@@ -1,0 +1,101 @@
+//! `find`: where a record is, as far as the store can tell.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::Args;
+use highwater::inspect::Found;
+use serde::Serialize;
+
+use crate::ending::{EXIT_CODES, Exit, Outcome};
+use crate::stores::{no_unit, open, store_line, unit_of};
+use crate::text::{Screen, count, folded, json_line, stdout, visible};
+
+const EXAMPLE: &str = "\
+Example:
+  highwater-dump find state.redb ISSUE-17
+
+A record is looked for by its id in the newest run: in what is in no batch yet,
+in the batches whose bytes are stored, in the findings that are kept, and among
+the attachments. The bytes of a batch are dropped when it is confirmed: what
+the platform has is not found here.";
+
+/// Looks for a record: why is it missing, or there twice
+#[derive(Debug, Args)]
+#[command(after_help = format!("{EXAMPLE}\n\n{EXIT_CODES}"))]
+pub(crate) struct Find {
+    /// The store file
+    store: PathBuf,
+    /// The id of the record, as the extractor gives it
+    id: String,
+    /// The sync unit; the only one, if not given
+    #[arg(long, value_name = "ID")]
+    unit: Option<String>,
+    /// As JSON objects, one a line
+    #[arg(long)]
+    json: bool,
+}
+
+impl Find {
+    pub(crate) fn run(&self) -> Outcome {
+        let Self { store, id, unit, json } = self;
+        let mut snapshot = open(store)?;
+        let unit = &unit_of(&mut snapshot, store, unit.as_deref())?;
+        let found = snapshot.find(unit, id)?.ok_or_else(|| no_unit(store, unit))?;
+        let screen = Screen::new();
+        let mut out = stdout();
+        if *json {
+            #[derive(Serialize)]
+            #[serde(tag = "kind", rename_all = "snake_case")]
+            enum Line<'a> {
+                Found(&'a Found),
+            }
+            json_line(&mut out, &store_line(store, snapshot.source(), screen.now))?;
+            json_line(&mut out, &Line::Found(&found))?;
+        } else {
+            for line in words(&found) {
+                folded(&mut out, screen, "", "  ", &visible(&line))?;
+            }
+        }
+        out.flush()?;
+        Ok(Exit::Fine)
+    }
+}
+
+fn words(found: &Found) -> Vec<String> {
+    let mut lines = Vec::new();
+    for place in &found.places {
+        let records = count(place.records, "record", "records");
+        lines.push(match (place.seq, place.state) {
+            (Some(seq), Some(state)) => {
+                format!("{}: {records} in batch {seq}, which is {state}", place.item_type)
+            }
+            _ => format!("{}: {records} in no batch yet", place.item_type),
+        });
+    }
+    if found.places.is_empty() {
+        lines.push("not among the records of the newest run whose bytes are stored".to_owned());
+    }
+    if found.places.iter().map(|place| place.records).sum::<u64>() > 1 {
+        lines.push(
+            "the source gave that id more than once in this run: each is announced, as it came".to_owned(),
+        );
+    }
+    if found.out_of_reach > 0 {
+        lines.push(format!(
+            "{} of the run are confirmed: their bytes are the platform's alone, so it may be one of those",
+            count(found.out_of_reach, "record", "records")
+        ));
+    }
+    for finding in &found.findings {
+        lines.push(format!("finding: {finding}"));
+    }
+    if found.attachments > 0 {
+        lines.push(format!(
+            "{} with that id, {} of them failed: `highwater-dump attachments` has those that are not settled",
+            count(found.attachments, "attachment", "attachments"),
+            found.attachments_failed
+        ));
+    }
+    lines
+}

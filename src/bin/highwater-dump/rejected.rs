@@ -1,0 +1,81 @@
+//! `rejected`: the records that were left out because they are bad, and are to be asked for again.
+
+use std::io::Write;
+
+use clap::Args;
+use highwater::inspect::{Line, RejectedReport};
+
+use crate::ending::{EXIT_CODES, Exit, Outcome};
+use crate::stores::{Asked, no_unit, open, store_line, unit_of};
+use crate::text::{Listing, Screen, cut, json_line, stdout};
+
+const EXAMPLE: &str = "\
+Example:
+  highwater-dump rejected state.redb --last 20
+
+The next run asks for them first. Of the first of each kind the content is kept:
+--content shows its beginning, which is what a user wrote.";
+
+/// Lists the rejected records, and why: the next run asks for them again
+#[derive(Debug, Args)]
+#[command(after_help = format!("{EXAMPLE}\n\n{EXIT_CODES}"))]
+pub(crate) struct Rejected {
+    #[command(flatten)]
+    asked: Asked,
+    /// With what is kept of their content
+    #[arg(long)]
+    content: bool,
+}
+
+impl Rejected {
+    pub(crate) fn run(&self) -> Outcome {
+        let Asked { store, unit, last, json } = &self.asked;
+        let mut snapshot = open(store)?;
+        let unit = &unit_of(&mut snapshot, store, unit.as_deref())?;
+        let mut rejected = snapshot.rejected(unit, self.content)?.ok_or_else(|| no_unit(store, unit))?;
+        if let Some(last) = last {
+            // Those that were rejected last, in the order in which all are listed.
+            let mut newest: Vec<usize> = (0..rejected.len()).collect();
+            newest.sort_by_key(|at| std::cmp::Reverse(rejected.get(*at).map(|record| record.rejected_at)));
+            newest.truncate(*last);
+            let mut at = 0..;
+            rejected.retain(|_| at.next().is_some_and(|at| newest.contains(&at)));
+        }
+        let screen = Screen::new();
+        let mut out = stdout();
+        if *json {
+            json_line(&mut out, &store_line(store, snapshot.source(), screen.now))?;
+            rejected.iter().try_for_each(|record| json_line(&mut out, &Line::Rejected(record)))?;
+        } else if rejected.is_empty() {
+            writeln!(out, "no record is rejected")?;
+        } else {
+            table(&rejected, screen, self.content).lines(&mut out, screen, "")?;
+        }
+        out.flush()?;
+        Ok(Exit::Fine)
+    }
+}
+
+fn table(rejected: &[RejectedReport], screen: Screen, content: bool) -> Listing {
+    let mut header = vec!["item type", "id", "stage", "rejected", "#asked", "reason"];
+    if content {
+        header.push("content");
+    }
+    let mut table = Listing::new(&header);
+    for record in rejected {
+        let reason = if record.reason.is_empty() { &record.reason_kind } else { &record.reason };
+        let mut row = vec![
+            record.item_type.clone(),
+            record.id.clone(),
+            record.stage.to_string(),
+            screen.age(record.rejected_at),
+            record.asked.to_string(),
+            reason.clone(),
+        ];
+        if content {
+            row.push(cut(record.json.as_deref()));
+        }
+        table.row(row);
+    }
+    table
+}

@@ -1,0 +1,207 @@
+//! `runs`: what became of every run that is kept, record for record.
+
+use std::fmt::Write as _;
+use std::io::Write;
+
+use clap::Args;
+use highwater::inspect::{BatchReport, BatchStage, LedgerReport, Line, Report, RunStatus, TypeReport};
+
+use crate::ending::{EXIT_CODES, Exit, Outcome};
+use crate::first::{attachments, deaths, event_words};
+use crate::stores::{Asked, no_unit, open, store_line, unit_of};
+use crate::text::{Listing, Screen, count, duration, folded, json_line, stdout, visible};
+
+const EXAMPLE: &str = "\
+Example:
+  highwater-dump runs state.redb --unit acme/tickets --last 10
+
+Of each run and item type: what was read is what was skipped and what was
+announced. Where they part, it says where the rest is: in which batches, or in
+none yet.";
+
+/// Lists the runs, the newest last: records read and announced, deaths, findings
+#[derive(Debug, Args)]
+#[command(after_help = format!("{EXAMPLE}\n\n{EXIT_CODES}"))]
+pub(crate) struct Runs {
+    #[command(flatten)]
+    asked: Asked,
+}
+
+impl Runs {
+    pub(crate) fn run(&self) -> Outcome {
+        let Asked { store, unit, last, json } = &self.asked;
+        let mut snapshot = open(store)?;
+        let unit = &unit_of(&mut snapshot, store, unit.as_deref())?;
+        let last = last.unwrap_or(usize::MAX);
+        let report = snapshot.unit(unit, last)?.ok_or_else(|| no_unit(store, unit))?;
+        let batches = snapshot.batches(unit)?.unwrap_or_default();
+        let screen = Screen::new();
+        let mut out = stdout();
+        if *json {
+            json_line(&mut out, &store_line(store, snapshot.source(), screen.now))?;
+            report.ledger.iter().try_for_each(|run| json_line(&mut out, &Line::Ledger(run)))?;
+            if let Some(run) = report.run.iter().find(|run| run.status == RunStatus::Open) {
+                json_line(&mut out, &Line::Run(run))?;
+                let types = report.item_types.iter().map(Line::ItemType);
+                types
+                    .chain(batches.iter().map(Line::Batch))
+                    .try_for_each(|line| json_line(&mut out, &line))?;
+            }
+            out.flush()?;
+            return Ok(Exit::Fine);
+        }
+        let mut is_first = true;
+        for run in &report.ledger {
+            if !std::mem::take(&mut is_first) {
+                writeln!(out)?;
+            }
+            over(&mut out, screen, run)?;
+        }
+        if report.run.as_ref().is_some_and(|run| run.status == RunStatus::Open) {
+            if !is_first {
+                writeln!(out)?;
+            }
+            at_hand(&mut out, screen, &report, &batches)?;
+        } else if is_first {
+            writeln!(out, "no run yet")?;
+        }
+        out.flush()?;
+        Ok(Exit::Fine)
+    }
+}
+
+fn over(out: &mut impl Write, screen: Screen, run: &LedgerReport) -> std::io::Result<()> {
+    let mut line = format!(
+        "{}: {} {}, after {}, {}",
+        event_words(&run.run),
+        run.status,
+        screen.time(run.ended_at),
+        duration(run.ended_at - run.started_at),
+        count(run.pages, "page", "pages")
+    );
+    let since =
+        run.since.map_or_else(|| "everything".to_owned(), |since| format!("since {}", screen.time(since)));
+    let _ = write!(line, ", of {since}");
+    if run.deaths > 0 {
+        let _ = write!(line, ", {} without an answer", count(run.deaths, "life", "lives"));
+    }
+    if run.findings.errors + run.findings.warnings > 0 {
+        let (errors, warnings) = (run.findings.errors, run.findings.warnings);
+        let _ = write!(
+            line,
+            ", {}, {}",
+            count(errors, "error", "errors"),
+            count(warnings, "warning", "warnings")
+        );
+    }
+    folded(out, screen, "run ", "  ", &visible(&line))?;
+    let mut table =
+        Listing::new(&["item type", "#read", "#skipped", "#rejected", "#announced", "#not", "#artifacts"]);
+    for counts in &run.item_types {
+        table.row([
+            counts.item_type.clone(),
+            counts.read.to_string(),
+            counts.skipped.to_string(),
+            counts.rejected.to_string(),
+            counts.announced.to_string(),
+            counts.read.saturating_sub(counts.skipped + counts.rejected + counts.announced).to_string(),
+            counts.artifacts.to_string(),
+        ]);
+    }
+    if !table.is_empty() {
+        table.lines(out, screen, "    ")?;
+    }
+    if run.attachments.queued > 0 {
+        folded(out, screen, "    ", "      ", &attachments(run.attachments))?;
+    }
+    Ok(())
+}
+
+fn at_hand(
+    out: &mut impl Write,
+    screen: Screen,
+    report: &Report,
+    batches: &[BatchReport],
+) -> std::io::Result<()> {
+    let Some(run) = &report.run else { return Ok(()) };
+    let line = format!(
+        "{}: {}, started {}, {}",
+        event_words(&run.run),
+        run.status,
+        screen.time(run.started_at),
+        count(run.pages, "page", "pages")
+    );
+    folded(out, screen, "run ", "  ", &visible(&line))?;
+    for counts in &report.item_types {
+        folded(out, screen, "    ", "      ", &visible(&explained(counts, batches)))?;
+    }
+    if let Some(deaths) = deaths(report, run) {
+        folded(out, screen, "    ", "      ", &deaths)?;
+    }
+    if run.attachments.queued > 0 {
+        folded(out, screen, "    ", "      ", &attachments(run.attachments))?;
+    }
+    Ok(())
+}
+
+/// Where the records of an item type are, and in which batches.
+fn explained(counts: &TypeReport, batches: &[BatchReport]) -> String {
+    let mut parts = Vec::new();
+    if counts.skipped > 0 {
+        parts.push(format!("{} skipped", counts.skipped));
+    }
+    if counts.rejected > 0 {
+        parts.push(format!("{} rejected", counts.rejected));
+    }
+    if counts.open_items > 0 {
+        parts.push(format!("{} in no batch yet", counts.open_items));
+    }
+    for (state, of) in [
+        (BatchStage::Staged, counts.batches_staged),
+        (BatchStage::Uploaded, counts.batches_uploaded),
+        (BatchStage::Confirmed, counts.batches_confirmed),
+    ] {
+        if of.items > 0 {
+            let seqs = batches
+                .iter()
+                .filter(|batch| batch.item_type == counts.item_type && batch.state == state)
+                .map(|batch| batch.seq);
+            parts.push(format!("{} {state} (batch {})", of.items, ranges(seqs)));
+        }
+    }
+    parts.push(format!("{} announced", counts.announced));
+    format!("{}: {} read = {}", counts.item_type, counts.read, parts.join(" + "))
+}
+
+/// Numbers in order, those that follow one another as a range: `1-3, 7`.
+fn ranges(numbers: impl Iterator<Item = u64>) -> String {
+    let mut ranges: Vec<(u64, u64)> = Vec::new();
+    for number in numbers {
+        match ranges.last_mut().filter(|(_, last)| last.checked_add(1) == Some(number)) {
+            Some((_, last)) => *last = number,
+            None => ranges.push((number, number)),
+        }
+    }
+    let shown = |(first, last): &(u64, u64)| {
+        if first == last { first.to_string() } else { format!("{first}-{last}") }
+    };
+    ranges.iter().map(shown).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ranges;
+
+    #[test]
+    fn numbers_that_follow_one_another_are_a_range() {
+        for (numbers, shown) in [
+            (&[][..], ""),
+            (&[3], "3"),
+            (&[1, 2], "1-2"),
+            (&[1, 2, 3, 7, 9, 10], "1-3, 7, 9-10"),
+            (&[u64::MAX - 1, u64::MAX], "18446744073709551614-18446744073709551615"),
+        ] {
+            assert_eq!(ranges(numbers.iter().copied()), shown);
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Looking for one record: where its bytes still are, and what else is known of its id.
+//!
+//! The bytes of a batch are dropped when it is confirmed, so that a record is not here proves nothing then: the platform
+//! has it, or it never came. How many records are out of reach so is a part of the answer.
+
+use memchr::memmem::Finder;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::artifact::decompress;
+use crate::error::{Error, Result};
+use crate::store::findings::FindingKind;
+use crate::store::rows::{
+    BATCHES, BatchState, CHUNKS, FINDINGS, Key, PAYLOADS, Payload, TYPES, UnitRow, number_of, run_key,
+};
+use crate::store::tables::{Rows, View};
+
+use super::attachments::seen;
+use super::scan::{each, name};
+use super::words::BatchStage;
+
+/// Where records with an id are, and what else is known of it.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct Found {
+    /// The unit.
+    pub sync_unit: String,
+    /// The id that was looked for.
+    pub id: String,
+    /// Each place with records of that id.
+    pub places: Vec<FoundPlace>,
+    /// Records of the newest run that are confirmed, so that their bytes are not stored any more.
+    pub out_of_reach: u64,
+    /// Findings of the checks that name the id, as text. Of each kind the first few are kept.
+    pub findings: Vec<String>,
+    /// Attachments with the id that the unit has seen, each with another parent.
+    pub attachments: u64,
+    /// Those of them that were given up.
+    pub attachments_failed: u64,
+}
+
+/// Records with an id in one place.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct FoundPlace {
+    /// Their item type.
+    pub item_type: String,
+    /// The batch that they are in; none while it is open.
+    pub seq: Option<u64>,
+    /// Where that batch is.
+    pub state: Option<BatchStage>,
+    /// How many: the source gave the same id again, where that is more than one.
+    pub records: u64,
+}
+
+#[derive(Deserialize)]
+struct Line {
+    id: Value,
+}
+
+/// How many lines are records with an id.
+fn count_in(lines: &[u8], needle: &Finder<'_>, id: &str) -> u64 {
+    let with_needle = lines.split(|byte| *byte == b'\n').filter(|line| needle.find(line).is_some());
+    let ids = with_needle.filter_map(|line| serde_json::from_slice(line).ok());
+    let is_it = |line: &Line| match &line.id {
+        Value::String(text) => text == id,
+        other => {
+            let text = other.to_string();
+            text == id
+        }
+    };
+    ids.filter(is_it).count() as u64
+}
+
+/// Looks for an id in the newest run of a unit, and among all its attachments.
+pub(super) fn find(view: &View<'_>, sync_unit: &str, unit: &UnitRow, id: &str) -> Result<Found> {
+    let mut found = Found {
+        sync_unit: sync_unit.to_owned(),
+        id: id.to_owned(),
+        places: Vec::new(),
+        out_of_reach: 0,
+        findings: Vec::new(),
+        attachments: 0,
+        attachments_failed: 0,
+    };
+    (found.attachments, found.attachments_failed) = seen(view, unit.no, id)?;
+    let Some(run) = unit.run.map(|run| run_key(unit.no, run)) else { return Ok(found) };
+    // As it stands in JSON text, without the quotation marks: an id that is a number has none.
+    let quoted = Value::from(id).to_string();
+    let needle = Finder::new(quoted.trim_matches('"'));
+    let mut types = Vec::new();
+    each(view, &TYPES, &run, name, |item_type, counts| types.push((item_type, counts.confirmed)))?;
+    for (item_type, confirmed) in types {
+        found.out_of_reach += confirmed;
+        let mut records = 0;
+        let prefix = run.clone().and_inner_name(&item_type);
+        view.scan(&CHUNKS, &prefix, &prefix, |_, chunk| {
+            records += count_in(&chunk.lines, &needle, id);
+            Ok(true)
+        })?;
+        if records > 0 {
+            found.places.push(FoundPlace { item_type, seq: None, state: None, records });
+        }
+    }
+    let mut batches = Vec::new();
+    each(view, &BATCHES, &run, number_of, |seq, row| batches.push((seq, row)))?;
+    for (seq, batch) in batches {
+        if !matches!(batch.state, BatchState::Staged | BatchState::Uploaded) {
+            continue;
+        }
+        let key: Key = run.clone().and_number(seq);
+        let Payload(member) = view.need(&PAYLOADS, &key)?;
+        let mut lines = Vec::new();
+        decompress(&member, batch.line_bytes, &mut lines).map_err(|error| Error::Corrupt {
+            what: format!("batch {seq} of {sync_unit}"),
+            reason: error.to_string(),
+        })?;
+        let records = count_in(&lines, &needle, id);
+        if records > 0 {
+            let (item_type, state) = (batch.item_type, Some(batch.state.into()));
+            found.places.push(FoundPlace { item_type, seq: Some(seq), state, records });
+        }
+    }
+    each(view, &FINDINGS, &run, FindingKind::of_key, |_, row| {
+        found.findings.extend(row.kept.into_iter().filter(|text| text.contains(id)));
+    })?;
+    Ok(found)
+}

@@ -1,0 +1,256 @@
+//! Where a sync unit stands, and what is wrong with it, as of the moment at which somebody looks.
+//!
+//! What is stored does not know how late it is; these figures do: ages, rates, and whether a silence is too long.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde::Serialize;
+
+use super::messages::MessageReport;
+use super::records::{BatchCounts, TypeReport};
+use super::report::{Report, RunReport, StreamReport};
+use super::snapshot::Source;
+use super::words::{MessageFate, MessageKind, RunStatus, TroubleKind, optional_time, time};
+
+/// An extractor that stores nothing for so long is told of: a page, an upload and a confirm each take far less.
+const IDLE: TimeDelta = TimeDelta::minutes(5);
+/// The rate of late is that of so many minutes, and of the one that has begun.
+const RECENT: TimeDelta = TimeDelta::minutes(5);
+
+/// How much was read in how long.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Rate {
+    /// Pages.
+    pub pages: u64,
+    /// Records in them.
+    pub items: u64,
+    /// Seconds that took.
+    pub seconds: f64,
+}
+
+impl Rate {
+    fn over(pages: u64, items: u64, time: TimeDelta) -> Option<Self> {
+        let seconds = time.as_seconds_f64();
+        (seconds > 0.0).then_some(Self { pages, items, seconds })
+    }
+
+    /// Records a second.
+    #[allow(clippy::cast_precision_loss, reason = "a rate is not exact")]
+    pub fn items_per_second(&self) -> f64 {
+        self.items as f64 / self.seconds
+    }
+}
+
+/// Something that an operator should know of first.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct Trouble {
+    /// The unit.
+    pub sync_unit: String,
+    /// What kind of trouble it is.
+    pub what: TroubleKind,
+    /// Since when, where that is known; of a delay, until when.
+    #[serde(serialize_with = "optional_time")]
+    pub at: Option<DateTime<Utc>>,
+    /// What is wrong, for people, without the time.
+    pub text: String,
+}
+
+/// Where a sync unit stands.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct Standing {
+    /// The unit.
+    pub sync_unit: String,
+    /// The moment as of which this is said.
+    #[serde(serialize_with = "time")]
+    pub read_at: DateTime<Utc>,
+    /// A process has the store open.
+    pub is_held: bool,
+    /// When a page of any listing of the run was stored last.
+    #[serde(serialize_with = "optional_time")]
+    pub last_page_at: Option<DateTime<Utc>>,
+    /// What the run read over the last minutes, while it is open.
+    pub recent: Option<Rate>,
+    /// What the run read from its start until it stored a page last, while it is open.
+    pub whole: Option<Rate>,
+    /// Records that are in no batch yet.
+    pub open_items: u64,
+    /// Batches that only the store has.
+    pub staged: BatchCounts,
+    /// Batches that the platform has, and may not know to be ours.
+    pub uploaded: BatchCounts,
+    /// Batches that are confirmed, and in no message yet.
+    pub confirmed: BatchCounts,
+    /// What is wrong, the most pressing first.
+    #[serde(skip)]
+    pub troubles: Vec<Trouble>,
+}
+
+fn sum(types: &[TypeReport], of: impl Fn(&TypeReport) -> BatchCounts) -> BatchCounts {
+    types.iter().map(of).fold(BatchCounts::default(), |sum, counts| BatchCounts {
+        batches: sum.batches + counts.batches,
+        items: sum.items + counts.items,
+        gzip_bytes: sum.gzip_bytes + counts.gzip_bytes,
+    })
+}
+
+impl StreamReport {
+    /// What the stream gave over the last minutes of a run that started at `started_at`; none if that was nothing, or the
+    /// clock stands before it.
+    pub fn recent(&self, started_at: DateTime<Utc>, now: DateTime<Utc>) -> Option<Rate> {
+        let first = now - RECENT;
+        // The oldest minute that is counted whole.
+        let from = DateTime::from_timestamp(first.timestamp().div_euclid(60) * 60, 0)?.max(started_at);
+        let minutes = self.minutes.iter().filter(|minute| minute.at + TimeDelta::minutes(1) > from);
+        let (pages, items) =
+            minutes.fold((0, 0), |(pages, items), minute| (pages + minute.pages, items + minute.items));
+        if pages == 0 { None } else { Rate::over(pages, items, now - from) }
+    }
+}
+
+impl Report {
+    /// Where the unit stands as of `now`, in a store that was read this way.
+    pub fn standing(&self, now: DateTime<Utc>, source: Source) -> Standing {
+        let is_held = matches!(source, Source::Copy { .. });
+        let run = self.run.as_ref().filter(|run| run.status == RunStatus::Open);
+        let last_page_at = self.streams.iter().filter_map(|stream| stream.last_page_at).max();
+        let recent = run.and_then(|run| {
+            let rates: Vec<_> =
+                self.streams.iter().filter_map(|stream| stream.recent(run.started_at, now)).collect();
+            let sum = |of: fn(&Rate) -> u64| rates.iter().map(of).sum();
+            let seconds = rates.first()?.seconds;
+            Some(Rate { pages: sum(|rate| rate.pages), items: sum(|rate| rate.items), seconds })
+        });
+        let whole = run.and_then(|run| {
+            let items = self.streams.iter().map(|stream| stream.items).sum();
+            Rate::over(run.pages, items, last_page_at? - run.started_at)
+        });
+        Standing {
+            sync_unit: self.unit.sync_unit.clone(),
+            read_at: now,
+            is_held,
+            last_page_at,
+            recent,
+            whole,
+            open_items: self.item_types.iter().map(|counts| counts.open_items).sum(),
+            staged: sum(&self.item_types, |counts| counts.batches_staged),
+            uploaded: sum(&self.item_types, |counts| counts.batches_uploaded),
+            confirmed: sum(&self.item_types, |counts| counts.batches_confirmed),
+            troubles: self.troubles(now, is_held),
+        }
+    }
+
+    /// What is wrong, the most pressing first.
+    fn troubles(&self, now: DateTime<Utc>, is_held: bool) -> Vec<Trouble> {
+        let mut troubles = Vec::new();
+        let mut tell = |what, at, text: String| {
+            troubles.push(Trouble { sync_unit: self.unit.sync_unit.clone(), what, at, text });
+        };
+        if let Some(error) = self.messages.last().filter(|message| message.answer == MessageKind::Error) {
+            tell(TroubleKind::Error, Some(error.sealed_at), error_text(error));
+        }
+        for message in self.messages.iter().filter(|message| message.fate == MessageFate::Sealed) {
+            let MessageReport { message, event_type, artifacts, sealed_at, .. } = message;
+            tell(
+                TroubleKind::Undelivered,
+                Some(*sealed_at),
+                format!(
+                    "message {message}, {event_type}, is not known to be delivered: {}",
+                    count(*artifacts, "artifact")
+                ),
+            );
+        }
+        let run = self.run.as_ref().filter(|run| run.status == RunStatus::Open);
+        if let Some(run) = run {
+            run_troubles(run, now, is_held, &mut tell);
+        }
+        for stream in &self.streams {
+            let Some(most) = stream.far_more_than else { continue };
+            tell(
+                TroubleKind::FarMore,
+                None,
+                format!(
+                    "{} reads far more than in any finished run before: {} in {}, until now at most {} in {}",
+                    stream.stream,
+                    count(stream.items, "record"),
+                    count(stream.pages, "page"),
+                    count(most.items, "record"),
+                    count(most.pages, "page"),
+                ),
+            );
+        }
+        if self.unit.attachments_failed > 0 {
+            let failed = count(self.unit.attachments_failed, "attachment");
+            let last = self.failed_attachments.iter().rev().find(|failed| !failed.requeued);
+            let reason = last.and_then(|failed| failed.reason.as_deref());
+            let reason = reason.map(|reason| format!("; the last: {reason}")).unwrap_or_default();
+            tell(
+                TroubleKind::FailedAttachments,
+                last.and_then(|failed| failed.failed_at),
+                format!("{failed} failed{reason}"),
+            );
+        }
+        let rejected: u64 = if run.is_some() {
+            self.item_types.iter().map(|counts| counts.rejected).sum()
+        } else {
+            let last = self.ledger.last().map(|run| run.item_types.iter());
+            last.into_iter().flatten().map(|counts| counts.rejected).sum()
+        };
+        if rejected > 0 {
+            let text =
+                format!("{} rejected, and left out: the next run asks for them", count(rejected, "record"));
+            tell(TroubleKind::Rejected, None, text);
+        }
+        let errors: u64 =
+            self.findings.iter().filter(|kind| kind.severity == "error").map(|kind| kind.count).sum();
+        if errors > 0 {
+            let text = format!("records are not what the metadata declares: {}", count(errors, "error"));
+            tell(TroubleKind::Findings, None, text);
+        }
+        if let Some(ignored) = self.run.as_ref().and_then(|run| run.ignored_watermark) {
+            let text = "the watermark was not used, as it lay in the future when the run began";
+            tell(TroubleKind::IgnoredWatermark, Some(ignored), text.to_owned());
+        }
+        troubles
+    }
+}
+
+/// What is wrong with a run that is open.
+fn run_troubles(
+    run: &RunReport,
+    now: DateTime<Utc>,
+    is_held: bool,
+    tell: &mut impl FnMut(TroubleKind, Option<DateTime<Utc>>, String),
+) {
+    if run.lost {
+        let text = "the run cannot go on: what it extracted before is not known here";
+        tell(TroubleKind::Lost, None, text.to_owned());
+    }
+    let is_unanswered = run.event.is_some() && run.message.is_none();
+    if is_unanswered && !is_held {
+        let text = "no process has the store open, and the newest event is not answered: the extractor was \
+                    killed, or gave up. The next event, or the same one again, takes the run up";
+        tell(TroubleKind::Unanswered, run.changed_at.or(run.event_accepted_at), text.to_owned());
+    }
+    let works = is_unanswered || run.event.is_none();
+    if let Some(changed_at) = run.changed_at.filter(|at| is_held && works && now - *at > IDLE) {
+        let text = "nothing was stored since, though a process has the store open: the source, or the \
+                    platform, does not answer, or the store is held for nothing";
+        tell(TroubleKind::Idle, Some(changed_at), text.to_owned());
+    }
+    if let (Some(until), Some(seconds)) = (run.not_before, run.delay_seconds) {
+        let over = if until <= now { "; that is over, and no event has come since" } else { "" };
+        let text = format!("the source asked to be left alone for {}{over}", count(seconds, "second"));
+        tell(TroubleKind::Delay, Some(until), text);
+    }
+}
+
+fn error_text(message: &MessageReport) -> String {
+    let reason = message.error.as_deref().unwrap_or("its text is not kept");
+    format!("message {}, {}: {reason}", message.message, message.event_type)
+}
+
+fn count(number: u64, of: &str) -> String {
+    format!("{number} {of}{}", if number == 1 { "" } else { "s" })
+}
