@@ -34,6 +34,13 @@ pub const CHECKPOINT_BYTES_MAX: usize = 900_000;
 /// Bytes that the cursors, bookmarks and values of a unit may take together where checkpoints are kept, as JSON with their
 /// names; less what others keep in the same worker state.
 pub const CHECKPOINT_STATE_BYTES_MAX: usize = 450_000;
+/// Child listings of a run that may be pending, that is named and not exhausted, at a time.
+pub const CHILD_LISTINGS_MAX: u64 = 20_000;
+/// Bytes of them together: of their streams, parents, data and cursors, and 60 for each. Where a checkpoint is kept, they
+/// share [`CHECKPOINT_STATE_BYTES_MAX`] with what else the extractor sets.
+pub const CHILD_LISTINGS_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// Bytes of what is kept with a child listing for the extractor, as JSON.
+pub const CHILD_DATA_BYTES_MAX: usize = 4 * 1024;
 /// How many bytes a worker state may take, as it is posted. The explorer's are smaller, so that they are come near to.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StateLimits {
@@ -147,6 +154,8 @@ names! {
     pub RunId = "the run id";
     /// One cursor through one listing of the source.
     pub(crate) StreamName = "the stream name";
+    /// Whose listing a child listing is, in the external system.
+    pub(crate) ParentId = "the parent of a child listing";
     /// What the platform calls an uploaded batch.
     pub ArtifactId = "the artifact id";
     /// The name of a small value of the extractor's own.

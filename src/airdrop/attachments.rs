@@ -6,12 +6,13 @@
 //!   change (gone, denied, empty, too large) is given up at once.
 //! - A failure of the platform counts against the attachment only if another got through in this invocation; if none
 //!   does, it is the platform's, and the phase ends with an error that gives nothing up.
-//! - A source that asks to be left alone ends the phase with a delay: the longest that was asked for.
+//! - A source that asks to be left alone for a short while is asked again after it, and other attachments go on meanwhile.
+//!   For a longer one, the phase ends with a delay: the longest that was asked for.
 //! - After the soft deadline no attachment is begun but the first: it always does, however long the invocation waited before,
 //!   and however long it took to have the queue ready. One that runs is aborted before the hard one; that counts
 //!   against it only if it had most of the invocation.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -35,7 +36,7 @@ use super::invocation::{Ending, Invocation, Stop};
 use super::keeper::Keeper;
 use super::lanes::Lanes;
 use super::platform::{Fate, PlatformError};
-use super::retry::TRIES;
+use super::retry::{ShortWaits, TRIES};
 
 /// Refusals and failures of the platform, one after the other, from which on it is not about the attachments.
 const FAILURES_IN_A_ROW: u32 = 20;
@@ -76,6 +77,7 @@ impl Invocation<'_> {
         let settings = QueueSettings {
             at_once,
             tries_max: self.settings.attachment_tries,
+            wait_up_to: self.settings.wait_up_to,
             soft: context.soft_at,
             abort_at,
             hard,
@@ -84,7 +86,7 @@ impl Invocation<'_> {
             let open = || caught(|| extractor.open_attachment(context, attachment));
             upload_attachment(attachment, open, self.platform, self.clock, abort_at)
         };
-        let attempt = |call: &Attempt| attempt(self.platform, Some(&upload), call);
+        let attempt = |call: Attempt| attempt(self.platform, Some(&upload), &call);
         let work_off = |lanes: Lanes<'_, Attempt, AttemptResult>| {
             let mut delivery = delivery.in_lanes(lanes);
             let worked = Queue::new(self.event, run, self.clock, &mut delivery, settings).work_off();
@@ -101,7 +103,7 @@ impl Invocation<'_> {
 
     /// Elapsed time from which on no attachment is read any further: what is left after it is for the last batch, the confirms
     /// and the message.
-    fn abort_at(&self) -> Duration {
+    pub(super) fn abort_at(&self) -> Duration {
         self.soft_at() + self.hard_at().saturating_sub(self.soft_at()).mul_f64(0.75)
     }
 
@@ -193,6 +195,7 @@ impl Invocation<'_> {
 struct QueueSettings {
     at_once: usize,
     tries_max: u32,
+    wait_up_to: Duration,
     /// Elapsed times: after which no attachment is begun but the first, none at all, and no call is tried again.
     soft: Duration,
     abort_at: Duration,
@@ -221,6 +224,8 @@ struct Queue<'q, 'a> {
     failures_in_a_row: u32,
     /// How long the source asked to be left alone.
     asked_to_wait: Option<Duration>,
+    /// Attachments that the source asked to be asked for later.
+    waits: BTreeMap<u64, ShortWaits>,
     /// Why no more is uploaded: the platform takes none.
     platform_failure: Option<String>,
 }
@@ -248,6 +253,7 @@ impl<'q, 'a> Queue<'q, 'a> {
             uploaded_any: false,
             failures_in_a_row: 0,
             asked_to_wait: None,
+            waits: BTreeMap::new(),
             platform_failure: None,
         }
     }
@@ -303,6 +309,7 @@ impl<'q, 'a> Queue<'q, 'a> {
         for (number, result) in attempted {
             match result {
                 Ok(()) => {
+                    self.waits.remove(&number);
                     self.uploaded_any = true;
                     self.failures_in_a_row = 0;
                 }
@@ -382,8 +389,15 @@ impl<'q, 'a> Queue<'q, 'a> {
         let reason = self.event.hide_secrets(&failure.to_string());
         match failure {
             Failure::Source(AttachmentError::RateLimited { after }) => {
-                self.asked_to_wait = self.asked_to_wait.max(Some(after));
-                self.delivery.leave(UploadNo::Attachment(number));
+                let left = self.settings.soft.saturating_sub(self.clock.elapsed());
+                let waits = self.waits.entry(number).or_insert(ShortWaits::new(self.settings.wait_up_to));
+                match waits.next(after, left, false) {
+                    Ok(wait) => self.delivery.put_off(UploadNo::Attachment(number), wait),
+                    Err(wait) => {
+                        self.asked_to_wait = self.asked_to_wait.max(Some(wait));
+                        self.delivery.leave(UploadNo::Attachment(number));
+                    }
+                }
             }
             Failure::Body(Flaw::Aborted) if !self.had_most_of_it(number) => {
                 self.delivery.leave(UploadNo::Attachment(number));

@@ -568,6 +568,13 @@ impl<'a> Delivery<'a> {
         self.left_over = true;
     }
 
+    /// Makes a call again after so long, as if it had not been made: the source asked for that.
+    pub(crate) fn put_off(&mut self, no: UploadNo, wait: Duration) {
+        let Some(upload) = self.uploads.get_mut(&no) else { return };
+        upload.ready_at = self.clock.elapsed().saturating_add(wait);
+        upload.call_tries = upload.call_tries.saturating_sub(1);
+    }
+
     /// Makes a call again after a while, unless it was made too often, or that is after the invocation.
     pub(crate) fn again(&mut self, no: UploadNo, after: Option<Duration>, reason: &str) {
         let Some(upload) = self.uploads.get_mut(&no) else { return };

@@ -77,8 +77,8 @@ pub trait Extractor: Sync {
     /// in a run.
     ///
     /// # Errors
-    /// Whatever went wrong. Nothing of the page is stored. [`SourceError::RateLimited`] ends the invocation with
-    /// DELAY, everything else with ERROR.
+    /// Whatever went wrong. Nothing of the page is stored. [`SourceError::RateLimited`] is waited for, or ends the invocation
+    /// with DELAY, as [`Serve::wait_up_to`](super::Serve::wait_up_to) says; everything else ends it with ERROR.
     fn page(
         &self,
         context: &Context<'_>,
@@ -221,7 +221,8 @@ impl fmt::Debug for AttachmentBody {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum AttachmentError {
-    /// The source asked to wait. The phase ends with DELAY; this does not count as a failure of the attachment.
+    /// The source asked to wait. A short wait is waited for, as [`Serve::wait_up_to`](super::Serve::wait_up_to) says; for a
+    /// longer one the phase ends with DELAY. This does not count as a failure of the attachment.
     RateLimited {
         /// How long to wait. More than 24 hours counts as 24 hours.
         after: Duration,

@@ -22,10 +22,10 @@ use tracing::{debug, info};
 
 use crate::clock::Clock;
 use crate::error::{Error, Result};
-use crate::model::{Micros, Safeguard, StateLimits, StreamName};
+use crate::model::{Micros, Safeguard, StateLimits};
 use crate::store::{
-    BatchInfo, CHECKPOINT_KEY, Checkpoint, Deletion, Incoming, Inherited, MessageKind, Page, Position, Room,
-    Run, SyncUnit,
+    BatchInfo, CHECKPOINT_KEY, Checkpoint, Deletion, Incoming, Inherited, MessageKind, Page, PageOf,
+    Position, Room, Run, SyncUnit,
 };
 
 use super::document::{Document, posted_bytes};
@@ -147,7 +147,7 @@ impl<'a> Keeper<'a> {
     ///
     /// # Errors
     /// `NoRoom`, naming what of it does not fit; the page must not be staged. `Corrupt`, `Io`.
-    pub(crate) fn admit<C: Serialize>(&self, run: &Run, stream: &StreamName, page: &Page<C>) -> Result<()> {
+    pub(crate) fn admit<C: Serialize>(&self, run: &Run, of: &PageOf, page: &Page<C>) -> Result<()> {
         if let Some(own) = page.connector_state_json() {
             sdk::check_connector_state(own)?;
         }
@@ -161,7 +161,8 @@ impl<'a> Keeper<'a> {
             }
             *room = Some(run.room(self.limits.own, posted_bytes(&others.to_text()) as u64)?);
         }
-        room.as_mut().map_or(Ok(()), |room| room.admit(stream.as_str(), page))
+        let pending = run.pending_child_bytes()?;
+        room.as_mut().map_or(Ok(()), |room| room.admit(of, pending, page))
     }
 
     /// Saves what changed, but for the position: that a run is over.

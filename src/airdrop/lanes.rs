@@ -15,7 +15,7 @@ use crate::error::panic_text;
 use super::platform::{Fate, PlatformError};
 
 /// What makes one attempt at a job.
-pub(crate) type Attempt<'a, J, D> = &'a (dyn Fn(&J) -> D + Sync);
+pub(crate) type Attempt<'a, J, D> = &'a (dyn Fn(J) -> D + Sync);
 
 /// The lanes of one invocation, for jobs of one kind.
 pub(crate) enum Lanes<'a, J, D> {
@@ -57,7 +57,7 @@ impl<'a, J: Send + 'a, D: Send + 'a> Lanes<'a, J, D> {
                     // The guard is let go of at the end of this statement, before the job is done.
                     let job = taken.lock().unwrap_or_else(PoisonError::into_inner).recv();
                     let Ok(job) = job else { return };
-                    if tell.send(attempt(&job)).is_err() {
+                    if tell.send(attempt(job)).is_err() {
                         return;
                     }
                 }
@@ -82,7 +82,7 @@ impl<'a, J: Send + 'a, D: Send + 'a> Lanes<'a, J, D> {
                     return None;
                 }
                 let job = waiting.swap_remove(order.usize(..waiting.len()));
-                Some(attempt(&job))
+                Some(attempt(job))
             }
             Lanes::Pool { done, .. } => done.recv_timeout(wait).ok(),
         }

@@ -1,22 +1,18 @@
-//! The work of the phases but for attachments: what the extractor is asked for, and how it gets into the store.
+//! What a phase begins with, and the work of those that ask the extractor once.
 //!
-//! External sync units and metadata are asked for once and staged as one page. The data phase goes through the streams,
-//! page by page. It stops between pages, never before the first: so every invocation that lives long enough for one page
-//! makes progress.
+//! External sync units and metadata are asked for once and staged as one page. The pages of the data phase, and the
+//! attachments, are rooms of their own.
 
 use std::time::Duration;
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_json::value::RawValue;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
-use crate::clock::Clock;
 use crate::error::{Error, Result, chain};
 use crate::model::{EXTERNAL_SYNC_UNIT_BATCH_ITEMS, Micros, Phase, StreamName};
 use crate::record::Record;
-use crate::store::{CursorWatch, Page, Run, WindowRow, refetched};
+use crate::store::{Page, Run, WindowRow};
 
 use super::check::{CheckPolicy, Checks};
 use super::context::Context;
@@ -24,8 +20,7 @@ use super::delivery::Delivery;
 use super::extractor::{ExternalSyncUnit, Extractor, SourceError, caught};
 use super::invocation::{Ending, Invocation, Stop};
 use super::keeper::Keeper;
-use super::listing::Listing;
-use super::rejected;
+use super::retry::ShortWaits;
 use super::sdk::Scope;
 use super::window::{Bounds, Window, resolve};
 
@@ -107,7 +102,7 @@ impl Invocation<'_> {
         if run.connector_version()?.as_ref() == Some(&version) {
             return Ok(());
         }
-        let Some(mapping) = self.ask(context, || extractor.initial_domain_mapping(context))? else {
+        let Some(mapping) = self.ask(context, phase, || extractor.initial_domain_mapping(context))? else {
             return Ok(());
         };
         let not_installed = |reason| {
@@ -140,7 +135,7 @@ impl Invocation<'_> {
         if context.run.stream_cursor::<()>(&stream)?.is_none() {
             return Ok(());
         }
-        let units = self.ask(context, || extractor.external_sync_units(context))?;
+        let units = self.ask(context, Phase::ExternalSyncUnits, || extractor.external_sync_units(context))?;
         if self.settings.units_inline {
             // Nothing is staged: a life that dies before its message is sealed asks again.
             let line = |unit: &ExternalSyncUnit| {
@@ -170,7 +165,7 @@ impl Invocation<'_> {
         if context.run.stream_cursor::<()>(&stream)?.is_none() {
             return Ok(());
         }
-        let document = self.ask(context, || extractor.metadata(context))?;
+        let document = self.ask(context, Phase::Metadata, || extractor.metadata(context))?;
         let mut page = Page::<()>::last().record(METADATA, Record::flat(&document)?);
         if let Some(checks) = checks(extractor, document)? {
             page.found(METADATA, checks.in_metadata);
@@ -179,202 +174,43 @@ impl Invocation<'_> {
         Ok(())
     }
 
-    /// Goes through the streams, page by page, from where they stand. `last_item_type`: of the last record that was fetched.
-    pub(super) fn data<E: Extractor>(
-        &self,
-        extractor: &E,
-        context: &Context<'_>,
-        keeper: Option<&Keeper<'_>>,
-        delivery: &mut Delivery<'_>,
-        last_item_type: &mut Option<String>,
-    ) -> Result<(), Stop> {
-        let run = context.run;
-        if let Some(seconds) = run.delay_left_seconds()? {
-            return Err(Ending::Delay { seconds, asked: false }.into());
-        }
-        let mut pages = Pages::new(context, keeper, delivery);
-        let mut checks = Loaded::default();
-        while let Some((item_type, ids)) = run.next_rejected(|item_type| context.extracts(item_type))? {
-            pages.wait_for_room()?;
-            pages.ensure_time()?;
-            let checks = self.loaded(&mut checks, extractor, context)?;
-            pages.started = self.clock.elapsed();
-            let mut page = rejected::refetch(extractor, context, &item_type, &ids)?;
-            self.settle(extractor, context, refetched()?.as_str(), &mut page, checks)?;
-            pages.stage_refetched(page)?;
-            pages.deliver()?;
-        }
-        let streams = self
-            .ask(context, || extractor.streams(context))
-            .map_err(|stop| stop.while_doing(&format!("asking for the streams of {}", run.sync_unit())))?;
-        for stream in streams {
-            let stream = StreamName::new(stream)?;
-            let listing = Listing::of_stream(stream.clone());
-            let mut watch = CursorWatch::default();
-            while let Some(cursor) = run.stream_cursor::<E::Cursor>(&stream)? {
-                pages.wait_for_room()?;
-                pages.ensure_time()?;
-                let checks = self.loaded(&mut checks, extractor, context)?;
-                pages.started = self.clock.elapsed();
-                let mut page = caught(|| extractor.page(context, &listing, cursor)).map_err(|error| {
-                    let asked_for = format!("fetching a page of {listing} of {}", run.sync_unit());
-                    Stop::from(error).while_doing(&asked_for)
-                })?;
-                if let Some(item_type) = page.last_item_type() {
-                    *last_item_type = Some(item_type.to_owned());
-                }
-                let (items, by_type, more) = (page.items(), page.items_by_type(), page.next.is_some());
-                self.settle(extractor, context, stream.as_str(), &mut page, checks)?;
-                pages.stage(&stream, page, &mut watch)?;
-                debug!(stream = stream.as_str(), items, ?by_type, more, "page staged");
-                pages.deliver()?;
-            }
-        }
-        rejected::check_part(run, self.settings.rejected_percent)
-    }
-
-    /// What pages are checked by, asked for once.
-    fn loaded<'l, E: Extractor>(
-        &self,
-        checks: &'l mut Loaded,
-        extractor: &E,
-        context: &Context<'_>,
-    ) -> Result<Option<&'l mut Checks>, Stop> {
-        if !checks.is_loaded {
-            checks.checks = self.checks(extractor, context)?;
-            checks.is_loaded = true;
-        }
-        Ok(checks.checks.as_mut())
-    }
-
-    /// Decides which records of a page are staged: those that are wanted and not rejected.
-    fn settle<E: Extractor>(
-        &self,
-        extractor: &E,
-        context: &Context<'_>,
-        stream: &str,
-        page: &mut Page<E::Cursor>,
-        checks: Option<&mut Checks>,
-    ) -> Result<(), Stop> {
-        page.leave_out(|item_type| !context.extracts(item_type));
-        if let Some(checks) = checks {
-            checks.page(stream, page).map_err(|reason| Stop::failed(&reason))?;
-        }
-        page.rejected_max(self.settings.rejected_max);
-        rejected::check_refetchable(extractor, context.run, stream, page)
-    }
-
     /// What pages are checked by in this invocation; `None`: they are not checked.
-    fn checks<E: Extractor>(&self, extractor: &E, context: &Context<'_>) -> Result<Option<Checks>, Stop> {
+    pub(super) fn checks<E: Extractor>(
+        &self,
+        extractor: &E,
+        context: &Context<'_>,
+    ) -> Result<Option<Checks>, Stop> {
         if extractor.check_policy() == CheckPolicy::Off {
             return Ok(None);
         }
         let document = self
-            .ask(context, || extractor.metadata(context))
+            .ask(context, Phase::Data, || extractor.metadata(context))
             .map_err(|stop| stop.while_doing("asking for the metadata to check records by"))?;
         checks(extractor, document)
     }
 
-    /// Asks the extractor for something that is not a page: in a phase without DELAY, a wait that fits into the budget
-    /// is waited for here.
-    fn ask<T>(
+    /// Asks the extractor for something that is not a page. A wait that the source asks for is waited for here if it is
+    /// short; in a phase without DELAY, if it fits into the budget.
+    pub(super) fn ask<T>(
         &self,
         context: &Context<'_>,
+        phase: Phase,
         mut ask: impl FnMut() -> Result<T, SourceError>,
     ) -> Result<T, Stop> {
+        let up_to = if phase.continues() { self.settings.wait_up_to } else { Duration::MAX };
+        let mut waits = ShortWaits::new(up_to);
         loop {
             match caught(&mut ask) {
                 Ok(answer) => return Ok(answer),
-                Err(SourceError::RateLimited { after }) if after < context.time_left() => {
-                    self.clock.sleep(after);
+                Err(SourceError::RateLimited { after }) => {
+                    match waits.next(after, context.time_left(), false) {
+                        Ok(wait) => self.clock.sleep(wait),
+                        Err(wait) => return Err(Ending::asked_to_wait(wait).into()),
+                    }
                 }
                 Err(error) => return Err(error.into()),
             }
         }
-    }
-}
-
-/// What pages are checked by in an invocation, once that was asked for.
-#[derive(Default)]
-struct Loaded {
-    is_loaded: bool,
-    /// `None`: they are not checked.
-    checks: Option<Checks>,
-}
-
-/// The pages of one invocation, on their way from the source into the store and to the platform.
-struct Pages<'p, 'd> {
-    context: &'p Context<'p>,
-    clock: &'p dyn Clock,
-    keeper: Option<&'p Keeper<'p>>,
-    delivery: &'p mut Delivery<'d>,
-    /// Elapsed time when the present page was asked for.
-    started: Duration,
-    done: u64,
-    longest: Duration,
-}
-
-impl<'p, 'd> Pages<'p, 'd> {
-    fn new(context: &'p Context<'p>, keeper: Option<&'p Keeper<'p>>, delivery: &'p mut Delivery<'d>) -> Self {
-        let (clock, started, longest) = (context.clock, Duration::ZERO, Duration::ZERO);
-        Self { context, clock, keeper, delivery, started, done: 0, longest }
-    }
-
-    /// Waits while more batches are on their way than the lanes can soon take.
-    fn wait_for_room(&mut self) -> Result<(), Stop> {
-        while self.delivery.crowded() && !self.is_closed() {
-            self.delivery.wait()?;
-        }
-        if self.is_closed() { Err(Ending::Progress.into()) } else { Ok(()) }
-    }
-
-    /// Whether this invocation delivers no more batches.
-    fn is_closed(&self) -> bool {
-        self.delivery.halt().is_some() || self.delivery.message_full()
-    }
-
-    /// Stops if the next page would probably end after the soft deadline. The first one always has time.
-    fn ensure_time(&self) -> Result<(), Stop> {
-        if self.done > 0 && self.longest >= self.context.time_left() {
-            info!(pages = self.done, "deadline reached");
-            return Err(Ending::Progress.into());
-        }
-        Ok(())
-    }
-
-    fn stage<C: Serialize + DeserializeOwned>(
-        &mut self,
-        stream: &StreamName,
-        page: Page<C>,
-        watch: &mut CursorWatch,
-    ) -> Result<()> {
-        let run = self.context.run;
-        if let Some(keeper) = self.keeper {
-            keeper.admit(run, stream, &page)?;
-        }
-        self.delivery.add(run.stage_data(stream, page, watch)?);
-        Ok(())
-    }
-
-    /// Stores what was fetched of rejected records.
-    fn stage_refetched<C: Serialize>(&mut self, page: Page<C>) -> Result<()> {
-        let run = self.context.run;
-        if let Some(keeper) = self.keeper {
-            keeper.admit(run, &refetched()?, &page)?;
-        }
-        self.delivery.add(run.stage_refetched(page)?);
-        Ok(())
-    }
-
-    /// Moves what is closed on towards the platform, and saves a checkpoint if one is due.
-    fn deliver(&mut self) -> Result<()> {
-        self.delivery.step()?;
-        if self.delivery.save_due() {
-            self.delivery.save()?;
-        }
-        self.done += 1;
-        self.longest = self.longest.max(self.clock.elapsed().saturating_sub(self.started));
-        Ok(())
     }
 }
 

@@ -14,6 +14,9 @@ use crate::error::{Error, Result, chain};
 
 use super::platform::{Fate, PlatformError};
 
+/// The least wait of a source that asked twice in a row to be left alone; doubled each time.
+const LEFT_ALONE_FIRST: Duration = Duration::from_millis(100);
+
 /// Attempts at one call in one invocation.
 pub(crate) const TRIES: u32 = 5;
 const BACK_OFF_FIRST: Duration = Duration::from_millis(500);
@@ -25,6 +28,47 @@ pub(crate) fn back_off(tries: u32, after: Option<Duration>, chance: &mut fastran
     let doubled =
         BACK_OFF_FIRST.saturating_mul(2_u32.saturating_pow(tries.saturating_sub(1))).min(BACK_OFF_MAX);
     doubled.mul_f64(0.5 + chance.f64()).max(after.unwrap_or_default())
+}
+
+/// The waits that a source asked for in one invocation: which of them are waited for in place.
+///
+/// A source that goes on asking is waited for longer each time, whatever it asks for, until that is too long. So one that
+/// asks for no time at all is not asked over and over.
+#[derive(Debug)]
+pub(crate) struct ShortWaits {
+    up_to: Duration,
+    in_a_row: u32,
+}
+
+impl ShortWaits {
+    /// Waits up to so long.
+    pub(crate) fn new(up_to: Duration) -> Self {
+        Self { up_to, in_a_row: 0 }
+    }
+
+    /// The source asked to be left alone: `Ok` for how long it is waited for in place, `Err` after how long it is to be asked
+    /// again by another invocation. `again`: it was asked before the wait that it had asked for was over.
+    pub(crate) fn next(
+        &mut self,
+        after: Duration,
+        time_left: Duration,
+        again: bool,
+    ) -> Result<Duration, Duration> {
+        let at_least = match self.in_a_row {
+            0 => Duration::ZERO,
+            times => LEFT_ALONE_FIRST.saturating_mul(2_u32.saturating_pow(times - 1)),
+        };
+        if !again {
+            self.in_a_row += 1;
+        }
+        let wait = after.max(at_least);
+        if wait <= self.up_to && wait < time_left { Ok(wait) } else { Err(wait) }
+    }
+
+    /// The source answered.
+    pub(crate) fn over(&mut self) {
+        self.in_a_row = 0;
+    }
 }
 
 pub(crate) fn millis(wait: Duration) -> u64 {
@@ -91,6 +135,43 @@ pub(crate) fn attempts_while<T>(
                 warn!(tries, reason = %error, wait_ms = millis(wait), "call to the platform is tried again");
                 clock.sleep(wait);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_short_wait_is_waited_for_and_a_long_one_is_not() {
+        let next = |after, left| ShortWaits::new(10 * SECOND).next(after, left, false);
+        assert_eq!(next(10 * SECOND, 60 * SECOND), Ok(10 * SECOND));
+        assert_eq!(next(11 * SECOND, 60 * SECOND), Err(11 * SECOND));
+        assert_eq!(next(5 * SECOND, 5 * SECOND), Err(5 * SECOND), "it ends with the budget");
+        assert_eq!(ShortWaits::new(Duration::ZERO).next(SECOND, 60 * SECOND, false), Err(SECOND));
+    }
+
+    #[test]
+    fn a_source_that_asks_again_and_again_is_not_waited_for_for_ever() {
+        for after in [Duration::ZERO, SECOND, 3 * SECOND] {
+            let mut waits = ShortWaits::new(10 * SECOND);
+            let waited: Vec<_> = std::iter::from_fn(|| waits.next(after, 60 * SECOND, false).ok()).collect();
+            assert_eq!(waited.len(), 8, "{waited:?}");
+            assert!(waited.iter().all(|wait| *wait >= after) && waited.is_sorted());
+            waits.over();
+            assert_eq!(waits.next(after, 60 * SECOND, false), Ok(after));
+        }
+    }
+
+    #[test]
+    fn refusals_during_a_wait_count_as_one() {
+        let mut waits = ShortWaits::new(10 * SECOND);
+        waits.next(Duration::ZERO, 60 * SECOND, false).unwrap();
+        for _ in 0..100 {
+            waits.next(Duration::ZERO, 60 * SECOND, true).unwrap();
         }
     }
 }

@@ -170,7 +170,7 @@ impl Invocation<'_> {
         let keeper = keeper.as_ref();
         let details = MessageDetails::default();
         log_accepted(&accepted);
-        let attempt = |call: &Attempt| attempt(self.platform, None, call);
+        let attempt = |call: Attempt| attempt(self.platform, None, &call);
         match accepted {
             Accepted::AnsweredEarlier(run) => Ok(Outcome {
                 kind: OutcomeKind::AnsweredEarlier,
@@ -246,9 +246,7 @@ impl Invocation<'_> {
                         self.external_sync_units(extractor, &context, &mut delivery, &mut details.units)
                     }
                     Phase::Metadata => self.metadata(extractor, &context, &mut delivery),
-                    Phase::Data => {
-                        self.data(extractor, &context, keeper, &mut delivery, &mut details.item_type)
-                    }
+                    Phase::Data => return self.data(extractor, &context, keeper, delivery, details),
                     Phase::Attachments => {
                         return self.attachments(extractor, &context, keeper, delivery, &details);
                     }

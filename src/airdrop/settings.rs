@@ -14,6 +14,8 @@ pub struct Serve {
     pub(super) soft: Duration,
     pub(super) hard: Duration,
     pub(super) lanes: usize,
+    pub(super) concurrency: usize,
+    pub(super) wait_up_to: Duration,
     pub(super) attachments_at_once: usize,
     pub(super) attachment_tries: u32,
     pub(super) inline_seed: Option<u64>,
@@ -41,6 +43,8 @@ impl Serve {
             soft: Duration::from_secs(10 * 60),
             hard: Duration::from_secs(12 * 60),
             lanes: 4,
+            concurrency: 1,
+            wait_up_to: Duration::from_secs(10),
             attachments_at_once: 10,
             attachment_tries: 5,
             inline_seed: None,
@@ -73,6 +77,43 @@ impl Serve {
     /// How many calls to the platform are made at once: 1 to 64, 4 unless set.
     pub fn lanes(mut self, lanes: usize) -> Self {
         self.lanes = lanes.clamp(1, 64);
+        self
+    }
+
+    /// Pages fetched at once: 1 to 64, 1 unless set. Of each listing there is one at a time, so this is how many listings are
+    /// read at once; [`Extractor::page`](super::Extractor::page) is then called by so many threads.
+    ///
+    /// With 1, streams are read one after the other, in their order; with more, the first so many that are not exhausted,
+    /// and their pages are stored as they come. Each listing's are stored in its own order. A kill costs the pages that
+    /// are being fetched, and those that came and are not yet stored: of 50 ms at most, and only where other listings are
+    /// read meanwhile.
+    ///
+    /// ```
+    /// use highwater::airdrop::Serve;
+    /// let serve = Serve::new().concurrency(8);
+    /// # let _ = serve;
+    /// ```
+    pub fn concurrency(mut self, pages: usize) -> Self {
+        self.concurrency = pages.clamp(1, 64);
+        self
+    }
+
+    /// How long a wait may be that the source asks for ([`SourceError::RateLimited`](super::SourceError::RateLimited)) to be
+    /// waited for in place, in the data and attachments phases: 10 s unless set, none with zero. A longer one, or one that
+    /// the [`budget`](Serve::budget) has no room for, ends the invocation with DELAY.
+    ///
+    /// Nothing is fetched during the wait; uploads go on, and so do attachments other than the one that was refused. A
+    /// source that asks again and again, without an answer in between, is waited for longer each time, until that is too
+    /// long.
+    ///
+    /// ```
+    /// use highwater::airdrop::Serve;
+    /// use std::time::Duration;
+    /// let serve = Serve::new().wait_up_to(Duration::from_secs(30));
+    /// # let _ = serve;
+    /// ```
+    pub fn wait_up_to(mut self, wait: Duration) -> Self {
+        self.wait_up_to = wait;
         self
     }
 

@@ -20,11 +20,11 @@ use crate::model::{ArtifactId, ItemType, OPEN_BATCHES_MAX, RunId, StreamName, Sy
 use super::cursors::CursorWatch;
 use super::page::Page;
 use super::rows::{BATCHES, BatchRow, BatchState};
-use super::run::Run;
+use super::run::{Run, read_cursor};
 use super::tables::Rows;
 use super::uploads::id_used;
 
-use staging::{begin_stream, read_cursor};
+use staging::begin_stream;
 use states::acknowledge;
 
 /// The key of a batch. It is the same after any restart, so an upload under it is idempotent.

@@ -12,6 +12,7 @@
 //! A *holder token* names the one live holder of the unit. A disk is used only if it knows the platform's token: as
 //! the one that it found there, or as the one that it was about to write. Otherwise it is a stale one, and discarded.
 
+mod children;
 pub(super) mod form;
 mod restore;
 mod room;
@@ -43,6 +44,7 @@ use super::run::Run;
 use super::tables::{Change, Rows};
 use super::used_ids;
 
+use children::children_part;
 use form::{
     AnnouncedPart, ArtifactPart, Envelope, EventPart, FatePart, FilePart, IdHash, KindPart, LedgerPart,
     MessagePart, RunIdPart, RunPart, StatusPart, StreamPart, UnitPart, UsedPart, WindowPart, damaged,
@@ -262,6 +264,7 @@ impl Run {
             for (name, stream) in rows.all(&STREAMS, &prefix)? {
                 position.streams.insert(self.name(&name)?, StreamPart::of(stream));
             }
+            children_part(self, rows, &mut position)?;
             for (name, counts) in rows.all(&TYPES, &prefix)? {
                 position.types.insert(self.name(&name)?, (counts.read, counts.batches, counts.left_out));
             }

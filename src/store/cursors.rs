@@ -8,9 +8,10 @@
 //! `2 * max(m, n) + n`th page is staged. Cursors are compared whole, as JSON: two different ones are never taken for the
 //! same. (A cursor that is written differently each time, a map in random order, is not recognised.)
 
+use std::fmt::Display;
+
 use crate::cut;
 use crate::error::{Error, Result};
-use crate::model::StreamName;
 
 /// The cursors of one stream in one invocation.
 #[derive(Debug, Default)]
@@ -29,13 +30,13 @@ impl CursorWatch {
     ///
     /// # Errors
     /// `Invalid` if it leads back into a cycle.
-    pub(crate) fn advance(&mut self, stream: &StreamName, next: &str) -> Result<()> {
+    pub(crate) fn advance(&mut self, listing: impl Display, next: &str) -> Result<()> {
         if self.earlier.as_deref() == Some(next) {
             let reason = format!(
                 "it came {} pages ago in this invocation, so the source leads in a circle and would be read for ever",
                 self.pages + 1
             );
-            return Err(refused(stream, next, reason));
+            return Err(refused(listing, next, reason));
         }
         self.pages += 1;
         if self.pages >= self.span {
@@ -51,10 +52,10 @@ impl CursorWatch {
 ///
 /// # Errors
 /// `Invalid` if it does.
-pub(super) fn check_moves(stream: &StreamName, cursor: Option<&str>, next: Option<&str>) -> Result<()> {
+pub(super) fn check_moves(listing: impl Display, cursor: Option<&str>, next: Option<&str>) -> Result<()> {
     match next {
         Some(next) if cursor == Some(next) => Err(refused(
-            stream,
+            listing,
             next,
             "the page that was fetched with it leads to it again, so it would be read for ever: to wait for the source, \
              end the invocation with RateLimited"
@@ -64,9 +65,9 @@ pub(super) fn check_moves(stream: &StreamName, cursor: Option<&str>, next: Optio
     }
 }
 
-fn refused(stream: &StreamName, cursor: &str, reason: String) -> Error {
+fn refused(listing: impl Display, cursor: &str, reason: String) -> Error {
     let shown = cut::to_chars(cursor, 200);
-    Error::Invalid { what: format!("the cursor {shown} of stream {stream}"), reason }
+    Error::Invalid { what: format!("the cursor {shown} of {listing}"), reason }
 }
 
 #[cfg(test)]
@@ -75,11 +76,11 @@ mod tests {
 
     /// After how many pages a cycle is found, of so many cursors after so many others.
     fn found_after(before: u64, cycle: u64) -> Option<u64> {
-        let stream = StreamName::new("issues").unwrap();
+        let stream = "stream issues";
         let mut watch = CursorWatch::default();
         (0..1000).find(|&page| {
             let cursor = if page < before { page } else { before + (page - before) % cycle };
-            watch.advance(&stream, &cursor.to_string()).is_err()
+            watch.advance(stream, &cursor.to_string()).is_err()
         })
     }
 
@@ -97,14 +98,14 @@ mod tests {
 
     #[test]
     fn the_error_names_stream_and_cursor_and_a_long_cursor_is_cut() {
-        let stream = StreamName::new("issues").unwrap();
-        check_moves(&stream, Some("1"), Some("2")).unwrap();
-        check_moves(&stream, Some("1"), None).unwrap();
-        check_moves(&stream, None, Some("1")).unwrap();
-        check_moves(&stream, None, None).unwrap();
-        let error = check_moves(&stream, Some("17"), Some("17")).unwrap_err().to_string();
+        let stream = "stream issues";
+        check_moves(stream, Some("1"), Some("2")).unwrap();
+        check_moves(stream, Some("1"), None).unwrap();
+        check_moves(stream, None, Some("1")).unwrap();
+        check_moves(stream, None, None).unwrap();
+        let error = check_moves(stream, Some("17"), Some("17")).unwrap_err().to_string();
         assert!(error.starts_with("the cursor 17 of stream issues is not allowed: "), "{error}");
         let long = "9".repeat(5000);
-        assert!(check_moves(&stream, Some(&long), Some(&long)).unwrap_err().to_string().len() < 500);
+        assert!(check_moves(stream, Some(&long), Some(&long)).unwrap_err().to_string().len() < 500);
     }
 }

@@ -19,6 +19,7 @@ use crate::error::Result;
 use crate::model::{CLOCK_AHEAD_MAX, LEDGER_RUNS_MAX, Micros, Phase, Phases, RunId, Safeguard};
 
 use super::attachments::queue::{check_attachments, drop_queue, remove_attachments};
+use super::child_listings::{check_none_pending, remove_children};
 use super::deaths::note_death;
 use super::digest::KnownId;
 use super::findings::sums;
@@ -222,6 +223,7 @@ impl SyncUnit {
         change.remove_all(&RUNS, &prefix)?;
         change.remove_all(&RUN_IDS, &prefix)?;
         change.remove_all(&STREAMS, &prefix)?;
+        remove_children(change, &prefix)?;
         change.remove_all(&TYPES, &prefix)?;
         change.remove_all(&CHUNKS, &prefix)?;
         change.remove_all(&BATCHES, &prefix)?;
@@ -519,6 +521,7 @@ fn vouch(
 /// Drops what only a live run needs, but for its attachments.
 fn drop_rows(change: &Change<'_>, run: &Key) -> Result<()> {
     change.remove_all(&STREAMS, run)?;
+    remove_children(change, run)?;
     change.remove_all(&TYPES, run)?;
     change.remove_all(&CHUNKS, run)?;
     change.remove_all(&BATCHES, run)?;
@@ -538,7 +541,7 @@ pub(super) fn check_exhausted(run: &Run, change: &Change<'_>, phase: Option<Phas
             return Err(run.unfinished(format!("stream {name} is not exhausted")));
         }
     }
-    Ok(())
+    if phase.is_none_or(|phase| phase == Phase::Data) { check_none_pending(run, change) } else { Ok(()) }
 }
 
 /// What was read was confirmed and announced, record for record.

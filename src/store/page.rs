@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::model::{
-    CONNECTOR_STATE_VALUE, CURSOR_BYTES_MAX, FINDINGS_KEPT, ItemType, REJECTED_IDS_MAX,
-    RESERVED_VALUE_PREFIX, VALUE_BYTES_MAX, ValueKey,
+    CHILD_DATA_BYTES_MAX, CONNECTOR_STATE_VALUE, CURSOR_BYTES_MAX, FINDINGS_KEPT, ItemType, ParentId,
+    REJECTED_IDS_MAX, RESERVED_VALUE_PREFIX, StreamName, VALUE_BYTES_MAX, ValueKey,
 };
 use crate::record::{Findings, Record, Tally};
 
@@ -47,6 +47,30 @@ pub struct Page<C> {
     values: Vec<(String, Option<Result<String>>)>,
     progress: Option<u8>,
     findings: Vec<(String, Tally)>,
+    children: Vec<(String, String, Result<String>)>,
+}
+
+/// A child listing as a page names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NewChild {
+    pub(crate) stream: StreamName,
+    pub(crate) parent: ParentId,
+    /// As JSON.
+    pub(crate) data: String,
+}
+
+impl NewChild {
+    pub(super) fn bytes(&self) -> u64 {
+        child_bytes(self.stream.as_str(), self.parent.as_str(), &self.data, None)
+    }
+}
+
+/// Bytes that a pending child listing takes beside its texts.
+const CHILD_BYTES: u64 = 60;
+
+/// Bytes that a child listing takes while it is pending.
+pub(super) fn child_bytes(stream: &str, parent: &str, data: &str, cursor: Option<&str>) -> u64 {
+    (stream.len() + parent.len() + data.len() + cursor.map_or(0, str::len)) as u64 + CHILD_BYTES
 }
 
 /// The rejected records of an item type that a page was asked for.
@@ -90,6 +114,7 @@ pub(crate) struct PageParts<C> {
     pub(crate) progress: Option<u8>,
     /// What was found in its records, by item type.
     pub(crate) findings: Vec<(String, Tally)>,
+    pub(crate) children: Vec<NewChild>,
 }
 
 /// Bytes of JSON of what a page sets, and the item types that it has records of.
@@ -100,6 +125,8 @@ pub(crate) struct Sizes {
     /// `None`: it is removed.
     pub(crate) values: Vec<(String, Option<usize>)>,
     pub(crate) item_types: Vec<String>,
+    /// Bytes of the child listings that it names.
+    pub(crate) children: u64,
     /// Item types and ids of the records that it rejects, or was asked for.
     pub(crate) rejected: Vec<(String, String)>,
 }
@@ -140,6 +167,7 @@ impl<C> Page<C> {
             values: Vec::new(),
             progress: None,
             findings: Vec::new(),
+            children: Vec::new(),
         }
     }
 
@@ -155,6 +183,40 @@ impl<C> Page<C> {
             Some((_, records)) => records.push(record),
             None => self.records.push((item_type.to_owned(), vec![record])),
         }
+    }
+
+    /// Names a *child listing*: the listing of a stream that belongs to one parent, as the comments of an issue. `data` is
+    /// what the extractor needs to read it, or `()`: it is kept as JSON of at most
+    /// [`CHILD_DATA_BYTES_MAX`](crate::limits::CHILD_DATA_BYTES_MAX) bytes, and found in the
+    /// [`Listing`](crate::airdrop::Listing) that a page of it is asked for with.
+    ///
+    /// It is stored with this page, has a cursor of its own, and is read to its end before the next page of the listing
+    /// that this page is of. A page of it may name further ones. In a run a stream and a parent are one child listing,
+    /// however often they are named, also after it was read; of a worker without a disk, while it is pending.
+    ///
+    /// At most [`CHILD_LISTINGS_MAX`](crate::limits::CHILD_LISTINGS_MAX) may be pending in a run, of
+    /// [`CHILD_LISTINGS_BYTES_MAX`](crate::limits::CHILD_LISTINGS_BYTES_MAX) bytes together. A page that would exceed this
+    /// is an error of its staging: name fewer in a page. They are for [`airdrop::serve`](crate::airdrop::serve); a page
+    /// of [`Run::batches`](crate::Run::batches) cannot name any.
+    ///
+    /// ```
+    /// use highwater::{Page, Record};
+    /// let page = Page::more("page 2")
+    ///     .record("issues", Record::new("ISSUE-1", &serde_json::json!({"title": "a crash"}))?)
+    ///     .child("comments", "ISSUE-1", &serde_json::json!({"url": "/issues/1/comments"}));
+    /// # let _ = page;
+    /// # Ok::<(), highwater::Error>(())
+    /// ```
+    pub fn child(mut self, stream: &str, parent: &str, data: &impl Serialize) -> Self {
+        self.push_child(stream, parent, data);
+        self
+    }
+
+    /// As [`Page::child`], of a page that is being filled in a loop.
+    pub fn push_child(&mut self, stream: &str, parent: &str, data: &impl Serialize) {
+        let what = format!("the data of child listing {stream} of {parent}");
+        let json = to_json(&what, data, CHILD_DATA_BYTES_MAX);
+        self.children.push((stream.to_owned(), parent.to_owned(), json));
     }
 
     /// Adds what a [`Normalizer`](crate::record::Normalizer) made of `raw`, or rejects it for what was found: so one bad
@@ -397,6 +459,13 @@ impl<C> Page<C> {
                 });
                 rejected.chain(asked).collect()
             },
+            children: self
+                .children
+                .iter()
+                .map(|(stream, parent, data)| {
+                    child_bytes(stream, parent, data.as_deref().unwrap_or_default(), None)
+                })
+                .sum(),
         }
     }
 
@@ -465,6 +534,14 @@ impl<C> Page<C> {
                 .collect::<Result<_>>()?,
             progress: self.progress,
             findings: self.findings,
+            children: self
+                .children
+                .into_iter()
+                .map(|(stream, parent, data)| {
+                    let (stream, parent) = (StreamName::new(stream)?, ParentId::new(parent)?);
+                    Ok(NewChild { stream, parent, data: data? })
+                })
+                .collect::<Result<_>>()?,
         })
     }
 }

@@ -12,6 +12,9 @@
 //! | `runs` | run | [`RunRow`] |
 //! | `run_ids` | number of the run id | [`RunIdRow`] |
 //! | `streams` | run, stream name | [`StreamRow`] |
+//! | `child_listings` | run, number | [`ChildRow`] |
+//! | `child_listing_ids` | run, stream name, a zero byte, parent id | [`ChildIdRow`] |
+//! | `child_streams` | run, stream name | [`ChildStreamRow`] |
 //! | `types` | run, item type | [`TypeRow`] |
 //! | `chunks` | run, item type, a zero byte, number | [`ChunkRow`]: lines of a batch that is still open |
 //! | `batches` | run, seq | [`BatchRow`] |
@@ -94,6 +97,9 @@ tables! {
     RUNS: RunRow = "runs";
     RUN_IDS: RunIdRow = "run_ids";
     STREAMS: StreamRow = "streams";
+    CHILDREN: ChildRow = "child_listings";
+    CHILD_IDS: ChildIdRow = "child_listing_ids";
+    CHILD_STREAMS: ChildStreamRow = "child_streams";
     TYPES: TypeRow = "types";
     CHUNKS: ChunkRow = "chunks";
     BATCHES: BatchRow = "batches";
@@ -266,6 +272,9 @@ bincode_rows! {
     RunRow = 2, grew [2];
     RunIdRow = 1;
     StreamRow = 2, grew [2];
+    ChildRow = 1;
+    ChildIdRow = 1;
+    ChildStreamRow = 1;
     TypeRow = 1;
     ChunkRow = 1;
     BatchRow = 1;
@@ -484,6 +493,46 @@ impl Pace {
         self.minutes.drain(..self.minutes.len().saturating_sub(MINUTES_KEPT));
         self.last_page_at = Some(now);
     }
+}
+
+/// What waits for a child listing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum UnderRow {
+    Nothing,
+    Stream(String),
+    /// Another child listing, by its number.
+    Child(u64),
+}
+
+/// A child listing that is not exhausted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ChildRow {
+    pub(crate) stream: String,
+    pub(crate) parent: String,
+    /// JSON text, the extractor's.
+    pub(crate) data: String,
+    /// The number of the first child listing that the same page named.
+    pub(crate) named_with: u64,
+    pub(crate) under: UnderRow,
+    /// JSON text; `None` before the first page.
+    pub(crate) cursor: Option<String>,
+}
+
+/// That a child listing was named.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ChildIdRow {
+    pub(crate) no: u64,
+}
+
+/// The child listings of one stream in one run, in counts.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ChildStreamRow {
+    pub(crate) named: u64,
+    pub(crate) exhausted: u64,
+    pub(crate) pages: u64,
+    pub(crate) items: u64,
+    /// Bytes of those that are not exhausted.
+    pub(crate) pending_bytes: u64,
 }
 
 /// The counts of one item type in one run, and what its open batch is made of.

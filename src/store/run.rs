@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use chrono::{DateTime, Utc};
 use serde::de::DeserializeOwned;
 
+use crate::cut;
 use crate::error::{Error, Result};
 use crate::model::{Micros, RunId, Safeguard, SyncUnitId};
 use crate::transfer::Rules;
@@ -227,6 +228,19 @@ impl Run {
             ..*self
         }
     }
+}
+
+/// Reads a cursor that was stored; `listing` is how errors name whose it is.
+///
+/// # Errors
+/// `Cursor` if it is not of the type asked for.
+pub(super) fn read_cursor<C: DeserializeOwned>(run: &Run, listing: &str, json: &str) -> Result<C> {
+    serde_json::from_str(json).map_err(|error| Error::Cursor {
+        sync_unit: run.unit.to_string(),
+        stream: listing.to_owned(),
+        cursor: cut::to_chars(json, 200),
+        source: error.into(),
+    })
 }
 
 /// The row of an id in a table that is keyed by numbers of ids, and the number under which it is or would be kept.

@@ -636,6 +636,7 @@ fn an_absurd_rate_limit_is_a_delay_of_a_day() {
 #[test]
 fn a_rate_limit_is_a_delay_in_whole_seconds_and_an_early_continue_hears_what_is_left() {
     let mut world = World::new(5);
+    world.serve = world.serve.wait_up_to(Duration::ZERO);
     let after = Duration::from_millis(2500);
     let serve = |world: &World, number: u32| {
         let mut source = limited(world, after);

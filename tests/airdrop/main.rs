@@ -11,6 +11,7 @@ mod domain_mapping;
 #[path = "../support/fixtures.rs"]
 mod fixtures;
 mod formats;
+mod listings;
 mod mended;
 mod past;
 mod rejected;

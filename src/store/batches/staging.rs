@@ -6,37 +6,118 @@
 //! batch: the chunks are replaced by one gzip member, in that page's transaction; a page bigger than a batch closes
 //! several, each in one member. What is left becomes the first chunk of the next batch.
 
+use std::fmt;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::artifact::compress_all;
-use crate::cut;
 use crate::error::{Error, Result};
-use crate::model::{BATCH_BYTES_MAX, CURSOR_BYTES_MAX, ItemType, Micros, Phase, Safeguard, StreamName};
-use crate::record::{ATTACHMENTS, Record};
+use crate::model::{
+    BATCH_BYTES_MAX, CURSOR_BYTES_MAX, ItemType, Micros, ParentId, Phase, Safeguard, StreamName, ValueKey,
+};
+use crate::record::{ATTACHMENTS, Record, Tally};
 use crate::transfer::{State, recount};
 
 use super::super::attachments::queue::{put_file, queue_lines};
+use super::super::child_listings::{self, name_children, named};
 use super::super::cursors::{CursorWatch, check_moves};
 use super::super::findings::add_findings;
 use super::super::mend::kept::{keep_last_cursor, new_stream};
 use super::super::most_read;
-use super::super::page::{Page, PageParts, to_json};
+use super::super::page::{NewChild, Page, PageParts, RejectedParts, to_json};
 use super::super::rejected::{check_not_ours, reject};
 use super::super::rows::{
     BATCHES, BatchRow, BatchState, CHUNKS, ChunkRow, Dates, Json, Key, PAYLOADS, Payload, RunRow, STREAMS,
-    TYPES, TypeRow, VALUES,
+    TYPES, TypeRow, UnderRow, VALUES,
 };
-use super::super::run::Run;
+use super::super::run::{Run, read_cursor};
 use super::super::tables::{Change, Rows};
 use super::states::{BatchInfo, UnsettledBatch, count, count_left_out};
 
 /// Where a stream stands.
 pub(super) type NextCursor<C> = Option<Option<C>>;
 
-/// How an error names a cursor.
-fn cursor_of(stream: &StreamName) -> String {
-    format!("the cursor of stream {stream}")
+/// What a page is of.
+#[derive(Debug, Clone)]
+pub(crate) enum PageOf {
+    Stream(StreamName),
+    Child { number: u64, stream: StreamName, parent: ParentId },
+}
+
+impl PageOf {
+    pub(crate) fn stream(&self) -> &StreamName {
+        match self {
+            PageOf::Stream(stream) | PageOf::Child { stream, .. } => stream,
+        }
+    }
+}
+
+/// As errors name it.
+impl fmt::Display for PageOf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PageOf::Stream(stream) => write!(f, "stream {stream}"),
+            PageOf::Child { stream, parent, .. } => {
+                write!(f, "child listing {}", named(stream.as_str(), parent.as_str()))
+            }
+        }
+    }
+}
+
+/// A page whose parts were checked and whose lines are written: ready to be committed.
+pub(crate) struct ReadyPage {
+    of: PageOf,
+    phase: Phase,
+    /// As JSON.
+    cursor: Option<String>,
+    lines: Vec<(ItemType, Lines)>,
+    skipped: Vec<(ItemType, u64)>,
+    rejected: RejectedParts,
+    bookmark: Option<String>,
+    values: Vec<(ValueKey, Option<String>)>,
+    progress: Option<u8>,
+    findings: Vec<(String, Tally)>,
+    children: Vec<NewChild>,
+}
+
+impl ReadyPage {
+    pub(crate) fn of(&self) -> &PageOf {
+        &self.of
+    }
+
+    /// Whether it names child listings, which come before the next page of its own.
+    pub(crate) fn names_children(&self) -> bool {
+        !self.children.is_empty()
+    }
+
+    /// Whether its listing goes on after it.
+    pub(crate) fn has_more(&self) -> bool {
+        self.cursor.is_some()
+    }
+
+    /// Whether it sets values, which the pages after it are to find.
+    pub(crate) fn sets_values(&self) -> bool {
+        !self.values.is_empty()
+    }
+
+    /// Records that it stages.
+    pub(crate) fn items(&self) -> usize {
+        self.lines.iter().map(|(_, lines)| lines.ends.len()).sum()
+    }
+
+    /// Bytes of their lines.
+    pub(crate) fn bytes(&self) -> usize {
+        self.lines.iter().map(|(_, lines)| lines.bytes.len()).sum()
+    }
+
+    /// Takes in where it leads; `watch` has the cursors of its listing so far, in this invocation.
+    ///
+    /// # Errors
+    /// `Invalid` if it leads back into a cycle.
+    pub(crate) fn lead_on(&self, watch: &mut CursorWatch) -> Result<()> {
+        self.cursor.as_ref().map_or(Ok(()), |next| watch.advance(&self.of, next))
+    }
 }
 
 impl Run {
@@ -45,18 +126,29 @@ impl Run {
     ///
     /// # Errors
     /// `Invalid` if the page leads nowhere; nothing of it was stored.
-    pub(crate) fn stage_data<C: Serialize>(
+    pub(super) fn stage_data<C: Serialize>(
         &self,
         stream: &StreamName,
         page: Page<C>,
         watch: &mut CursorWatch,
     ) -> Result<Vec<UnsettledBatch>> {
-        if let Some(next) = &page.next {
-            watch.advance(stream, &to_json(&cursor_of(stream), next, CURSOR_BYTES_MAX)?)?;
+        let page = make_ready(PageOf::Stream(stream.clone()), Phase::Data, page)?;
+        if let Some(NewChild { stream, parent, .. }) = page.children.first() {
+            return Err(Error::Invalid {
+                what: format!("child listing {}", named(stream.as_str(), parent.as_str())),
+                reason: "nothing reads it here: only airdrop::serve reads child listings".to_owned(),
+            });
         }
-        let closed = self.stage(stream, Phase::Data, self.inner.settings.batch_items, page)?;
-        watch.is_told = watch.is_told || most_read::tell(self, stream)?;
+        page.lead_on(watch)?;
+        let closed = self.commit(&[&page])?.into_iter().flat_map(|page| page.closed).collect();
+        self.tell_far_more(stream, watch)?;
         Ok(closed)
+    }
+
+    /// Tells of a stream that has read far more than ever, once in an invocation.
+    pub(crate) fn tell_far_more(&self, stream: &StreamName, watch: &mut CursorWatch) -> Result<()> {
+        watch.is_told = watch.is_told || most_read::tell(self, stream)?;
+        Ok(())
     }
 
     /// Stores a page and where its stream goes on, closing the batches that it fills.
@@ -70,59 +162,25 @@ impl Run {
         batch_items: u32,
         page: Page<C>,
     ) -> Result<Vec<UnsettledBatch>> {
-        let PageParts { next, records, skipped, rejected, bookmark, values, progress, findings } =
-            page.into_parts()?;
-        let cursor = next.map(|cursor| to_json(&cursor_of(stream), &cursor, CURSOR_BYTES_MAX)).transpose()?;
-        let lines: Vec<(ItemType, Lines)> = records
-            .into_iter()
-            .map(|(name, records)| Ok((name, Lines::of(&records)?)))
-            .collect::<Result<_>>()?;
+        let page = make_ready(PageOf::Stream(stream.clone()), phase, page)?;
+        Ok(self.commit_in(&[&page], batch_items)?.into_iter().flat_map(|page| page.closed).collect())
+    }
+
+    /// Stores pages of the data phase in one transaction, and where their listings go on, closing the batches that they fill:
+    /// of the size that the store is set to.
+    ///
+    /// # Durability
+    /// When this returns `Ok`, all of it survives power loss.
+    ///
+    /// # Errors
+    /// As a page alone; nothing of any of them was stored.
+    pub(crate) fn commit(&self, pages: &[&ReadyPage]) -> Result<Vec<CommittedPage>> {
+        self.commit_in(pages, self.inner.settings.batch_items)
+    }
+
+    fn commit_in(&self, pages: &[&ReadyPage], batch_items: u32) -> Result<Vec<CommittedPage>> {
         self.change(|change, row| {
-            let stream_key = self.run_key().and_name(stream.as_str());
-            let mut position = match change.get(&STREAMS, &stream_key)? {
-                Some(row) => row,
-                None => new_stream(change, self.unit_no, self.no, stream.as_str(), phase)?,
-            };
-            check_moves(stream, position.cursor.as_deref(), cursor.as_deref())?;
-            let items_before = position.items;
-            let mut full = Vec::new();
-            let lines = if self.inner.breaks(Safeguard::RowsWithCursor) { Vec::new() } else { lines };
-            for (item_type, lines) in lines {
-                position.items += lines.ends.len() as u64;
-                if phase == Phase::Data && item_type.as_str() == ATTACHMENTS {
-                    let read = change.get(&TYPES, &self.run_key().and_name(ATTACHMENTS))?;
-                    let queued = read.map_or(0, |counts| counts.read - counts.left_out);
-                    queue_lines(self, change, queued + 1, lines.each())?;
-                }
-                full.extend(add_lines(self, change, row, &item_type, &lines, batch_items)?);
-            }
-            for (item_type, items) in skipped {
-                position.items += items;
-                count_left_out(self, change, item_type.as_str(), items)?;
-            }
-            position.items += reject(self, change, &rejected)?;
-            let closed = put_batches(self, change, row, stream.as_str(), &full, cursor.as_ref())?;
-            add_findings(self, change, &findings)?;
-            row.pages += 1;
-            row.not_before = None;
-            row.progress = progress.or(row.progress);
-            position.pages += 1;
-            position.pace.add(Micros::from_time(self.inner.clock.now()), position.items - items_before);
-            position.exhausted = cursor.is_none();
-            if let Some(last) = position.cursor.take().filter(|_| position.exhausted) {
-                keep_last_cursor(change, &self.run_key(), stream.as_str(), last)?;
-            }
-            position.cursor = cursor;
-            position.bookmark = bookmark.or(position.bookmark);
-            change.put(&STREAMS, &stream_key, &position)?;
-            for (key, value) in values {
-                let key = Key::unit(self.unit_no).and_name(key.as_str());
-                match value {
-                    Some(json) => change.put(&VALUES, &key, &Json(json))?,
-                    None => change.remove(&VALUES, &key)?,
-                }
-            }
-            Ok(closed)
+            pages.iter().map(|page| put_page(self, change, row, page, batch_items)).collect()
         })
     }
 
@@ -149,6 +207,13 @@ impl Run {
         })
     }
 
+    /// Whether a stream has given its last page.
+    pub(crate) fn is_exhausted(&self, stream: &StreamName) -> Result<bool> {
+        check_not_ours(stream)?;
+        let key = self.run_key().and_name(stream.as_str());
+        Ok(self.look(|rows, _| rows.get(&STREAMS, &key))?.is_some_and(|row| row.exhausted))
+    }
+
     /// Where a stream stands: `None` exhausted, else the cursor of its next page.
     pub(crate) fn stream_cursor<C: DeserializeOwned>(&self, stream: &StreamName) -> Result<NextCursor<C>> {
         check_not_ours(stream)?;
@@ -164,6 +229,126 @@ impl Run {
     }
 }
 
+/// What came of a page that was stored.
+#[derive(Debug)]
+pub(crate) struct CommittedPage {
+    /// The batches that it closed.
+    pub(crate) closed: Vec<UnsettledBatch>,
+    /// The numbers of the child listings that it named, without those that were known.
+    pub(crate) children: Vec<u64>,
+}
+
+/// Checks the parts of a page, and writes its lines.
+///
+/// # Errors
+/// What of it cannot be stored.
+pub(crate) fn make_ready<C: Serialize>(of: PageOf, phase: Phase, page: Page<C>) -> Result<ReadyPage> {
+    let PageParts { next, records, skipped, rejected, bookmark, values, progress, findings, children } =
+        page.into_parts()?;
+    let cursor =
+        next.map(|cursor| to_json(&format!("the cursor of {of}"), &cursor, CURSOR_BYTES_MAX)).transpose()?;
+    let lines =
+        records.into_iter().map(|(name, records)| Ok((name, Lines::of(&records)?))).collect::<Result<_>>()?;
+    if matches!(of, PageOf::Child { .. }) && bookmark.is_some() {
+        return Err(Error::Invalid {
+            what: format!("the bookmark of {of}"),
+            reason: "only a stream leaves a bookmark: a child listing is known by the page that names it"
+                .to_owned(),
+        });
+    }
+    Ok(ReadyPage {
+        of,
+        phase,
+        cursor,
+        lines,
+        skipped,
+        rejected,
+        bookmark,
+        values,
+        progress,
+        findings,
+        children,
+    })
+}
+
+/// Stores a page, and closes the batches that it fills.
+fn put_page(
+    run: &Run,
+    change: &Change<'_>,
+    row: &mut RunRow,
+    page: &ReadyPage,
+    batch_items: u32,
+) -> Result<CommittedPage> {
+    let stream = page.of.stream().as_str();
+    let mut full = Vec::new();
+    let mut items = 0;
+    let lines = if run.inner.breaks(Safeguard::RowsWithCursor) { &[] } else { page.lines.as_slice() };
+    for (item_type, lines) in lines {
+        items += lines.ends.len() as u64;
+        if page.phase == Phase::Data && item_type.as_str() == ATTACHMENTS {
+            let read = change.get(&TYPES, &run.run_key().and_name(ATTACHMENTS))?;
+            let queued = read.map_or(0, |counts| counts.read - counts.left_out);
+            queue_lines(run, change, queued + 1, lines.each())?;
+        }
+        full.extend(add_lines(run, change, row, item_type, lines, batch_items)?);
+    }
+    for (item_type, skipped) in &page.skipped {
+        items += skipped;
+        count_left_out(run, change, item_type.as_str(), *skipped)?;
+    }
+    items += reject(run, change, &page.rejected)?;
+    let closed = put_batches(run, change, row, stream, &full, page.cursor.as_ref())?;
+    add_findings(run, change, &page.findings)?;
+    row.pages += 1;
+    row.not_before = None;
+    row.progress = page.progress.or(row.progress);
+    let under = match &page.of {
+        PageOf::Stream(stream) => {
+            put_position(run, change, stream, page, items)?;
+            if page.has_more() { UnderRow::Stream(stream.to_string()) } else { UnderRow::Nothing }
+        }
+        PageOf::Child { number, .. } => {
+            let before = child_listings::advance(run, change, *number, page.cursor.as_ref(), items)?;
+            if page.has_more() { UnderRow::Child(*number) } else { before.under }
+        }
+    };
+    let children = name_children(run, change, &page.children, &under)?;
+    for (key, value) in &page.values {
+        let key = Key::unit(run.unit_no).and_name(key.as_str());
+        match value {
+            Some(json) => change.put(&VALUES, &key, &Json(json.clone()))?,
+            None => change.remove(&VALUES, &key)?,
+        }
+    }
+    Ok(CommittedPage { closed, children })
+}
+
+/// Stores where a stream stands after a page.
+fn put_position(
+    run: &Run,
+    change: &Change<'_>,
+    stream: &StreamName,
+    page: &ReadyPage,
+    items: u64,
+) -> Result<()> {
+    let key = run.run_key().and_name(stream.as_str());
+    let mut position = match change.get(&STREAMS, &key)? {
+        Some(row) => row,
+        None => new_stream(change, run.unit_no, run.no, stream.as_str(), page.phase)?,
+    };
+    check_moves(&page.of, position.cursor.as_deref(), page.cursor.as_deref())?;
+    position.items += items;
+    position.pages += 1;
+    position.pace.add(Micros::from_time(run.inner.clock.now()), items);
+    position.exhausted = page.cursor.is_none();
+    if let Some(last) = position.cursor.take().filter(|_| position.exhausted) {
+        keep_last_cursor(change, &run.run_key(), stream.as_str(), last)?;
+    }
+    position.cursor.clone_from(&page.cursor);
+    position.bookmark = page.bookmark.clone().or(position.bookmark);
+    change.put(&STREAMS, &key, &position)
+}
+
 /// Stores that a stream was asked for, before its first page: whatever comes of that, the run is not finished
 /// without it.
 pub(super) fn begin_stream(run: &Run, stream: &StreamName) -> Result<()> {
@@ -174,15 +359,6 @@ pub(super) fn begin_stream(run: &Run, stream: &StreamName) -> Result<()> {
     run.change(|change, _| {
         let row = new_stream(change, run.unit_no, run.no, stream.as_str(), Phase::Data)?;
         change.put(&STREAMS, &key, &row)
-    })
-}
-
-pub(super) fn read_cursor<C: DeserializeOwned>(run: &Run, stream: &str, json: &str) -> Result<C> {
-    serde_json::from_str(json).map_err(|error| Error::Cursor {
-        sync_unit: run.unit.to_string(),
-        stream: stream.to_owned(),
-        cursor: cut::to_chars(json, 200),
-        source: error.into(),
     })
 }
 

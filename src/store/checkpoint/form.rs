@@ -34,8 +34,9 @@ use super::super::findings::FindingPart;
 use super::super::mend::kept::KeptPart;
 use super::super::rejected::RejectedPart;
 use super::super::rows::{
-    Activity, BatchRow, BatchState, Dates, FailedRow, FileRow, LedgerAttachments, LedgerRow, LedgerType,
-    MessageFate, MessageKind, NotBefore, Pace, QueueRow, RunRow, RunStatus, StreamRow, UnitRow, WindowRow,
+    Activity, BatchRow, BatchState, ChildRow, ChildStreamRow, Dates, FailedRow, FileRow, LedgerAttachments,
+    LedgerRow, LedgerType, MessageFate, MessageKind, NotBefore, Pace, QueueRow, RunRow, RunStatus, StreamRow,
+    UnderRow, UnitRow, WindowRow,
 };
 
 /// The newest form that this version writes and reads.
@@ -706,6 +707,96 @@ pub(crate) struct Position {
     /// What the run rejected up to there, and what became of what it asked for again.
     #[serde(default, skip_serializing_if = "RejectedPart::is_empty")]
     pub(super) rejected: RejectedPart,
+    /// Child listings that are pending, and counts of all by stream.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) children: Vec<ChildPart>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) child_streams: BTreeMap<String, ChildStreamPart>,
+}
+
+/// A child listing that is pending.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ChildPart {
+    pub(super) no: u64,
+    /// The number of the first one that the same page named.
+    pub(super) named_with: u64,
+    pub(super) stream: String,
+    pub(super) parent: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) data: Option<String>,
+    /// The stream that it stands under, or the number of another child listing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) under_stream: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) under: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) cursor: Option<String>,
+}
+
+impl ChildPart {
+    pub(super) fn of(no: u64, row: ChildRow) -> Self {
+        let (under_stream, under) = match row.under {
+            UnderRow::Nothing => (None, None),
+            UnderRow::Stream(stream) => (Some(stream), None),
+            UnderRow::Child(no) => (None, Some(no)),
+        };
+        let data = Some(row.data).filter(|data| data != NO_DATA);
+        Self {
+            no,
+            named_with: row.named_with,
+            stream: row.stream,
+            parent: row.parent,
+            data,
+            under_stream,
+            under,
+            cursor: row.cursor,
+        }
+    }
+
+    pub(super) fn row(&self) -> ChildRow {
+        let under = match (&self.under_stream, self.under) {
+            (Some(stream), _) => UnderRow::Stream(stream.clone()),
+            (None, Some(no)) => UnderRow::Child(no),
+            (None, None) => UnderRow::Nothing,
+        };
+        ChildRow {
+            stream: self.stream.clone(),
+            parent: self.parent.clone(),
+            data: self.data.clone().unwrap_or_else(|| NO_DATA.to_owned()),
+            named_with: self.named_with,
+            under,
+            cursor: self.cursor.clone(),
+        }
+    }
+}
+
+/// What is kept with a child listing of which nothing is to be kept, as JSON.
+const NO_DATA: &str = "null";
+
+/// The child listings of a stream, in counts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ChildStreamPart {
+    pub(super) named: u64,
+    pub(super) exhausted: u64,
+    pub(super) pages: u64,
+    pub(super) items: u64,
+}
+
+impl ChildStreamPart {
+    pub(super) fn of(row: &ChildStreamRow) -> Self {
+        Self { named: row.named, exhausted: row.exhausted, pages: row.pages, items: row.items }
+    }
+
+    /// Without the bytes of those that are pending.
+    pub(super) fn row(&self) -> ChildStreamRow {
+        ChildStreamRow {
+            named: self.named,
+            exhausted: self.exhausted,
+            pages: self.pages,
+            items: self.items,
+            pending_bytes: 0,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -18,6 +18,7 @@ use super::super::rows::{
 };
 use super::super::tables::{Change, Rows, Tables};
 use super::super::used_ids::{self, take_those_of_rows};
+use super::children::restore_children;
 use super::form::{AnnouncedPart, Checkpoint, IdHash, MessagePart, RunIdPart, RunPart, StatusPart, damaged};
 
 impl Checkpoint {
@@ -114,6 +115,7 @@ impl Restoring<'_> {
         for (name, stream) in &position.streams {
             change.put(&STREAMS, &prefix.clone().and_name(name), &stream.row())?;
         }
+        restore_children(change, &prefix, position)?;
         for part in &position.findings {
             change.put(&FINDINGS, &part.kind.key(&prefix), &part.row())?;
         }

@@ -18,6 +18,7 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::model::CONNECTOR_STATE_VALUE;
 
+use super::super::batches::staging::PageOf;
 use super::super::page::Page;
 use super::super::rejected::records;
 use super::super::rows::{BOOKMARKS, Json, Key, REJECTED, REJECTED_IN_RUN, STREAMS, TYPES, VALUES};
@@ -41,6 +42,8 @@ enum Part {
     KeptBookmark(String),
     Value(String),
     ItemType(String),
+    /// All child listings that are pending.
+    Children,
     /// A rejected record, by its item type and id: of the run at hand, and of those before.
     Rejected(String, String),
     KeptRejected(String, String),
@@ -55,6 +58,7 @@ impl Part {
             Part::Value(key) if key == CONNECTOR_STATE_VALUE => "the connector's own state".to_owned(),
             Part::Value(key) => format!("the value {key}"),
             Part::ItemType(name) => format!("item type {name}"),
+            Part::Children => "what is pending of child listings".to_owned(),
             Part::Rejected(item_type, id) | Part::KeptRejected(item_type, id) => {
                 format!("the id {id} of a rejected record of {item_type}")
             }
@@ -108,14 +112,20 @@ impl Run {
 }
 
 impl Room {
-    /// Counts a page in that is about to be staged.
+    /// Counts a page in that is about to be staged. `pending`: bytes of the child listings that are pending before it.
     ///
     /// # Errors
     /// `NoRoom`, naming what of the page does not fit; nothing of it is counted.
-    pub(crate) fn admit<C: Serialize>(&mut self, stream: &str, page: &Page<C>) -> Result<()> {
-        let name = || stream.to_owned();
+    pub(crate) fn admit<C: Serialize>(&mut self, of: &PageOf, pending: u64, page: &Page<C>) -> Result<()> {
         let sizes = page.sizes();
-        let mut changes = vec![(Part::Stream(name()), 0), (Part::Cursor(name()), sizes.cursor.unwrap_or(0))];
+        let cursor = sizes.cursor.unwrap_or(0);
+        let name = || of.stream().to_string();
+        let (mut changes, child_cursor) = match of {
+            PageOf::Stream(_) => (vec![(Part::Stream(name()), 0), (Part::Cursor(name()), cursor)], 0),
+            PageOf::Child { .. } => (Vec::new(), cursor),
+        };
+        let children = usize::try_from(pending.saturating_add(sizes.children)).unwrap_or(usize::MAX);
+        changes.push((Part::Children, children.saturating_add(child_cursor)));
         changes.extend(sizes.item_types.into_iter().map(|name| (Part::ItemType(name), 0)));
         changes.extend(sizes.rejected.into_iter().map(|(name, id)| (Part::Rejected(name, id), 0)));
         changes.extend(sizes.bookmark.map(|bytes| (Part::Bookmark(name()), bytes)));
@@ -171,8 +181,8 @@ impl Room {
 /// Bytes that a part takes whose text has so many.
 fn cost(part: &Part, bytes: usize) -> u64 {
     let name = match part {
-        // They stand in the stream's row, with its name.
-        Part::Cursor(_) | Part::Bookmark(_) => return bytes as u64,
+        // They stand in the stream's row, with its name; child listings were counted one by one.
+        Part::Cursor(_) | Part::Bookmark(_) | Part::Children => return bytes as u64,
         // Counted twice: as read, and as announced.
         Part::ItemType(name) => 2 * name.len(),
         // It stands in the worker state, too, where quotation marks take two bytes.
@@ -187,8 +197,12 @@ fn cost(part: &Part, bytes: usize) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::CHECKPOINT_STATE_BYTES_MAX;
+    use crate::model::{CHECKPOINT_STATE_BYTES_MAX, StreamName};
     use crate::store::Store;
+
+    fn of(stream: &str) -> PageOf {
+        PageOf::Stream(StreamName::new(stream).unwrap())
+    }
 
     #[test]
     fn what_is_replaced_or_removed_makes_room_and_what_is_refused_takes_none() {
@@ -198,29 +212,32 @@ mod tests {
         let taken = CHECKPOINT_STATE_BYTES_MAX as u64 - 1_000;
         let mut room = run.room(CHECKPOINT_STATE_BYTES_MAX, taken).unwrap();
         let page = |key: &str, bytes: usize| Page::<u8>::last().value(key, &"x".repeat(bytes));
-        room.admit("s", &page("a", 600)).unwrap();
-        let Err(Error::NoRoom { what, found, left, limit, .. }) = room.admit("s", &page("b", 600)) else {
+        room.admit(&of("s"), 0, &page("a", 600)).unwrap();
+        let Err(Error::NoRoom { what, found, left, limit, .. }) = room.admit(&of("s"), 0, &page("b", 600))
+        else {
             panic!("it fits")
         };
         // The text's quotation marks, the name and what every part takes.
         assert_eq!((what.as_str(), found, left, limit), ("the value b", 643, 1_000 - 643 - 41, 1_000));
-        room.admit("s", &page("b", 100)).unwrap();
-        room.admit("s", &page("a", 700)).unwrap();
-        assert!(room.admit("s", &page("a", 900)).is_err());
-        room.admit("s", &page("b", 800).without_value("a")).unwrap();
+        room.admit(&of("s"), 0, &page("b", 100)).unwrap();
+        room.admit(&of("s"), 0, &page("a", 700)).unwrap();
+        assert!(room.admit(&of("s"), 0, &page("a", 900)).is_err());
+        room.admit(&of("s"), 0, &page("b", 800).without_value("a")).unwrap();
         let used = room.used;
-        assert!(room.admit("s", &page("a", 200)).is_err());
+        assert!(room.admit(&of("s"), 0, &page("a", 200)).is_err());
         // What is removed and set again is set; the other way round it is removed.
         assert!(
-            room.admit("s", &Page::<u8>::last().without_value("b").value("b", &"x".repeat(990))).is_err()
+            room.admit(&of("s"), 0, &Page::<u8>::last().without_value("b").value("b", &"x".repeat(990)))
+                .is_err()
         );
         let again = Page::<u8>::last().without_value("b").value("b", &"x".repeat(800));
-        assert!(room.admit("s", &again.value("c", &"x".repeat(200))).is_err(), "it makes room once");
-        room.admit("s", &Page::<u8>::last().without_value("b").value("b", &"x".repeat(800))).unwrap();
+        assert!(room.admit(&of("s"), 0, &again.value("c", &"x".repeat(200))).is_err(), "it makes room once");
+        room.admit(&of("s"), 0, &Page::<u8>::last().without_value("b").value("b", &"x".repeat(800))).unwrap();
         assert_eq!(room.used, used);
-        room.admit("s", &Page::<u8>::last().value("huge", &"x".repeat(5_000)).without_value("huge")).unwrap();
+        room.admit(&of("s"), 0, &Page::<u8>::last().value("huge", &"x".repeat(5_000)).without_value("huge"))
+            .unwrap();
         assert_eq!(room.used, used);
-        assert!(room.admit("t", &page("c", 1).value("d", &"x".repeat(200))).is_err());
+        assert!(room.admit(&of("t"), 0, &page("c", 1).value("d", &"x".repeat(200))).is_err());
         assert_eq!(room.used, used, "nothing of it is counted");
         assert_eq!(room.parts.values().sum::<u64>(), used);
     }
@@ -236,8 +253,8 @@ mod tests {
         }
         room.put(Part::Stream("s".to_owned()), 0);
         room.put(Part::Cursor("s".to_owned()), 1);
-        room.admit("s", &Page::more(2_u8).value("a", &"x".repeat(8))).unwrap();
-        assert!(room.admit("s", &Page::more(2_u8).value("a", &"x".repeat(9))).is_err());
-        assert!(room.admit("s", &Page::more(20_u8)).is_err());
+        room.admit(&of("s"), 0, &Page::more(2_u8).value("a", &"x".repeat(8))).unwrap();
+        assert!(room.admit(&of("s"), 0, &Page::more(2_u8).value("a", &"x".repeat(9))).is_err());
+        assert!(room.admit(&of("s"), 0, &Page::more(20_u8)).is_err());
     }
 }

@@ -32,13 +32,15 @@ use crate::store::digest::{KnownId, number_of_id};
 use crate::store::findings::FindingKind;
 #[cfg(feature = "testing")]
 use crate::store::open::Store;
+use crate::store::page::child_bytes;
 use crate::store::rows::{
-    ACTS, ATTACHMENTS, AttachmentRow, BATCHES, BOOKMARKS, BatchRow, BatchState, CHUNKS, DEATHS, EVENTS,
-    EventRow, FAILED, FILES, FINDINGS, FormatRow, Json, Key, LAST_CURSORS, LEDGER, LedgerRow, MESSAGES, META,
-    MOST_READ, MessageFate, MessageKind, MessageRow, NEXT_CURSORS, PAST, PAYLOADS, POSITIONS, Payload,
-    QUEUES, QueueRow, REJECTED, REJECTED_COUNTS, REJECTED_IN_RUN, REQUEUED, REWOUND, RUN_IDS, RUNS, Row,
-    RunIdRow, RunRow, RunStatus, SEEN, SEEN_BY_HASH, STANDING_BOOKMARKS, STANDINGS, STREAMS, TYPES, Table,
-    TypeRow, UNITS, USED, USED_NEWEST, UnitRow, VALUES, name_of, run_key,
+    ACTS, ATTACHMENTS, AttachmentRow, BATCHES, BOOKMARKS, BatchRow, BatchState, CHILD_IDS, CHILD_STREAMS,
+    CHILDREN, CHUNKS, DEATHS, EVENTS, EventRow, FAILED, FILES, FINDINGS, FormatRow, Json, Key, LAST_CURSORS,
+    LEDGER, LedgerRow, MESSAGES, META, MOST_READ, MessageFate, MessageKind, MessageRow, NEXT_CURSORS, PAST,
+    PAYLOADS, POSITIONS, Payload, QUEUES, QueueRow, REJECTED, REJECTED_COUNTS, REJECTED_IN_RUN, REQUEUED,
+    REWOUND, RUN_IDS, RUNS, Row, RunIdRow, RunRow, RunStatus, SEEN, SEEN_BY_HASH, STANDING_BOOKMARKS,
+    STANDINGS, STREAMS, TYPES, Table, TypeRow, UNITS, USED, USED_NEWEST, UnderRow, UnitRow, VALUES, name_of,
+    run_key,
 };
 use crate::store::tables::View;
 
@@ -175,6 +177,9 @@ impl Check<'_> {
         self.owned(&RUNS, &numbers)?;
         self.owned(&RUN_IDS, &numbers)?;
         self.owned(&STREAMS, &numbers)?;
+        self.owned(&CHILDREN, &numbers)?;
+        self.owned(&CHILD_IDS, &numbers)?;
+        self.owned(&CHILD_STREAMS, &numbers)?;
         self.owned(&TYPES, &numbers)?;
         self.owned(&CHUNKS, &numbers)?;
         self.owned(&BATCHES, &numbers)?;
@@ -549,7 +554,7 @@ impl Check<'_> {
     }
 
     fn streams(&mut self, id: &str, run: &RunRow, key: &Key, read: u64) -> Result<()> {
-        let (mut pages, mut items) = (0, 0);
+        let (mut pages, mut items) = self.children(id, run, key)?;
         for (stream, row) in self.rows(&STREAMS, key, name)? {
             pages += row.pages;
             items += row.items;
@@ -583,6 +588,66 @@ impl Check<'_> {
             self.found(TYPES.name, Some(id), problem);
         }
         Ok(())
+    }
+
+    /// The child listings; says how many pages and records they gave.
+    fn children(&mut self, id: &str, run: &RunRow, key: &Key) -> Result<(u64, u64)> {
+        let ids = self.rows(&CHILD_IDS, key, |tail| {
+            let at = tail.iter().position(|byte| *byte == 0).ok_or_else(short)?;
+            let (stream, parent) = tail.split_at(at);
+            Ok((name(stream)?, name(parent.get(1..).unwrap_or_default())?))
+        })?;
+        let pending = self.rows(&CHILDREN, key, number)?;
+        let mut sums: BTreeMap<String, (u64, u64, u64)> = BTreeMap::new();
+        for (stream, _) in ids.keys() {
+            sums.entry(stream.clone()).or_default().0 += 1;
+        }
+        for (number, row) in &pending {
+            let of_stream = sums.entry(row.stream.clone()).or_default();
+            of_stream.1 += 1;
+            of_stream.2 += child_bytes(&row.stream, &row.parent, &row.data, row.cursor.as_deref());
+            let named = ids.get(&(row.stream.clone(), row.parent.clone())).map(|row| row.no);
+            let waits = match row.under {
+                UnderRow::Child(under) => under < *number && pending.contains_key(&under),
+                UnderRow::Stream(_) | UnderRow::Nothing => true,
+            };
+            let problem = if named != Some(*number) {
+                "it is not the one of that name"
+            } else if !is_json(&row.data) || !row.cursor.as_deref().is_none_or(is_json) {
+                "its cursor or its data is no JSON"
+            } else if !waits {
+                "what waits for it is not there"
+            } else {
+                continue;
+            };
+            let of = format!("{} of {}", row.stream, row.parent);
+            let problem = format!("child listing {number} ({of}) of run {}: {problem}", run.id);
+            self.found(CHILDREN.name, Some(id), problem);
+        }
+        let (mut pages, mut items) = (0, 0);
+        for (stream, row) in self.rows(&CHILD_STREAMS, key, name)? {
+            pages += row.pages;
+            items += row.items;
+            let (known, is_pending, bytes) = sums.remove(&stream).unwrap_or_default();
+            // Where a checkpoint brought the run back, those that were exhausted are counted and not known.
+            if known > row.named
+                || row.named.checked_sub(row.exhausted) != Some(is_pending)
+                || row.pending_bytes != bytes
+            {
+                let problem = format!(
+                    "child listings of stream {stream} of run {}: {} named, {} exhausted, {} bytes pending are counted; \
+                     {known} are known, {is_pending} of them pending, of {bytes} bytes",
+                    run.id, row.named, row.exhausted, row.pending_bytes
+                );
+                self.found(CHILD_STREAMS.name, Some(id), problem);
+            }
+        }
+        if let Some(stream) = sums.keys().next() {
+            let problem =
+                format!("child listings of stream {stream} of run {}: they are not counted", run.id);
+            self.found(CHILD_STREAMS.name, Some(id), problem);
+        }
+        Ok((pages, items))
     }
 
     /// The lines of open batches.
@@ -741,6 +806,9 @@ impl Check<'_> {
     fn strays(&mut self, id: &str, unit: &UnitRow, runs: &Of<u64, RunRow>) -> Result<()> {
         let open = unit.run.filter(|no| runs.get(no).is_none_or(|run| run.status == RunStatus::Open));
         self.stray(id, unit, &STREAMS, open)?;
+        self.stray(id, unit, &CHILDREN, open)?;
+        self.stray(id, unit, &CHILD_IDS, open)?;
+        self.stray(id, unit, &CHILD_STREAMS, open)?;
         self.stray(id, unit, &TYPES, open)?;
         self.stray(id, unit, &CHUNKS, open)?;
         self.stray(id, unit, &BATCHES, open)?;

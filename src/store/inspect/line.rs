@@ -7,7 +7,9 @@ use super::ledger::LedgerReport;
 use super::messages::{DeathReport, EventReport, MessageReport};
 use super::records::{BatchReport, FindingsReport, TypeReport};
 use super::rejected::RejectedReport;
-use super::report::{BookmarkReport, Report, RunReport, StreamReport, UnitReport, ValueReport};
+use super::report::{
+    BookmarkReport, ChildStreamReport, Report, RunReport, StreamReport, UnitReport, ValueReport,
+};
 use super::standing::{Standing, Trouble};
 
 /// One object of a listing: `kind` says which.
@@ -21,6 +23,8 @@ pub enum Line<'a> {
     Run(&'a RunReport),
     /// A stream of that run.
     Stream(&'a StreamReport),
+    /// The child listings of that run, of one stream.
+    ChildStream(&'a ChildStreamReport),
     /// An item type of that run.
     ItemType(&'a TypeReport),
     /// What was found in the records of that run, of one kind.
@@ -68,6 +72,7 @@ impl Report {
         std::iter::once(Line::Unit(&self.unit))
             .chain(self.run.iter().map(Line::Run))
             .chain(self.streams.iter().map(Line::Stream))
+            .chain(self.child_streams.iter().map(Line::ChildStream))
             .chain(self.item_types.iter().map(Line::ItemType))
             .chain(self.findings.iter().map(Line::Findings))
             .chain(self.bookmarks.iter().map(Line::Bookmark))

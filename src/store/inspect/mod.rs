@@ -65,8 +65,8 @@ pub use messages::{DeathReport, EventReport, MessageReport};
 pub use records::{BatchCounts, BatchReport, FindingsReport, TypeReport};
 pub use rejected::{RejectedReport, RejectedStage};
 pub use report::{
-    BookmarkReport, MinuteReport, MostReadReport, Report, RunReport, StreamReport, UnitReport, ValueReport,
-    is_internal,
+    BookmarkReport, ChildStreamReport, MinuteReport, MostReadReport, Report, RunReport, StreamReport,
+    UnitReport, ValueReport, is_internal,
 };
 pub use snapshot::{Attachments, Conversation, Snapshot, Source, Units};
 pub use standing::{Rate, Standing, Trouble};

@@ -14,8 +14,8 @@ use crate::model::{Micros, Phase, RESERVED_UNIT_PREFIX};
 use crate::store::most_read::far_more_than;
 use crate::store::rejected;
 use crate::store::rows::{
-    BOOKMARKS, Json, Key, LEDGER, MINUTE_MICROS, MinuteRow, MostReadRow, QUEUES, RUNS, RunRow, STREAMS,
-    UnitRow, VALUES, number_of, run_key,
+    BOOKMARKS, CHILD_STREAMS, Json, Key, LEDGER, MINUTE_MICROS, MinuteRow, MostReadRow, QUEUES, RUNS, RunRow,
+    STREAMS, UnitRow, VALUES, number_of, run_key,
 };
 use crate::store::tables::{Rows, View};
 
@@ -42,6 +42,8 @@ pub struct Report {
     pub run: Option<RunReport>,
     /// The streams of that run; none once it is over.
     pub streams: Vec<StreamReport>,
+    /// The child listings of that run, by stream; none once it is over.
+    pub child_streams: Vec<ChildStreamReport>,
     /// The counts of that run, by item type; none once it is over: the ledger has them then.
     pub item_types: Vec<TypeReport>,
     /// What checks found in the records of that run, by kind; none once it is over: the ledger has the sums then.
@@ -191,6 +193,30 @@ pub struct StreamReport {
     pub far_more_than: Option<MostReadReport>,
 }
 
+/// The child listings of a stream of the newest run, in counts.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct ChildStreamReport {
+    /// The unit.
+    pub sync_unit: String,
+    /// The run.
+    pub run: String,
+    /// The stream.
+    pub stream: String,
+    /// Child listings that pages named.
+    pub named: u64,
+    /// Those that gave their last page.
+    pub exhausted: u64,
+    /// Those that did not.
+    pub pending: u64,
+    /// Bytes of these.
+    pub pending_bytes: u64,
+    /// Pages staged.
+    pub pages: u64,
+    /// Records in them.
+    pub items: u64,
+}
+
 /// The most that a stream has read in a finished run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
@@ -267,6 +293,7 @@ pub(super) fn read(view: &View<'_>, id: &str, unit: &UnitRow, last: usize) -> Re
         },
         run: None,
         streams: Vec::new(),
+        child_streams: Vec::new(),
         item_types: Vec::new(),
         findings: Vec::new(),
         bookmarks: Vec::new(),
@@ -290,6 +317,19 @@ pub(super) fn read(view: &View<'_>, id: &str, unit: &UnitRow, last: usize) -> Re
         run_ids.insert(no, row.id.clone());
         let key = run_key(unit.no, no);
         report.streams = streams(view, id, unit.no, &row.id, &key)?;
+        each(view, &CHILD_STREAMS, &key, name, |stream, counts| {
+            report.child_streams.push(ChildStreamReport {
+                sync_unit: id.to_owned(),
+                run: row.id.clone(),
+                stream,
+                pending: counts.named.saturating_sub(counts.exhausted),
+                named: counts.named,
+                exhausted: counts.exhausted,
+                pending_bytes: counts.pending_bytes,
+                pages: counts.pages,
+                items: counts.items,
+            });
+        })?;
         report.item_types = item_types(view, id, &row.id, &key)?;
         report.findings = findings(view, id, &row.id, &key)?;
         let event = match row.event {

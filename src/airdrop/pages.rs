@@ -1,0 +1,494 @@
+//! The pages of the data phase: fetched in lanes, committed in order, delivered as they fill batches.
+//!
+//! What is fetched next is the [`Scheduler`]'s decision. Here it is done:
+//! - A page is fetched in a lane, and comes back to this thread: it is checked, its lines are written, and it is *held*
+//!   until it is committed.
+//! - Held pages are committed in one transaction, each listing's in its order, listings among each other as their pages
+//!   came. They are committed as soon as a lane would stand idle otherwise; and at the latest when they are 100 pages,
+//!   2,000 records or 4 MiB, or 50 ms old. A page that sets values is committed at once: so the next one finds them; and
+//!   one that names child listings, which come next.
+//! - A source that asks to be left alone is: nothing is begun until then. If that takes longer than
+//!   [`Serve::wait_up_to`](super::Serve::wait_up_to), or than this invocation has, it ends with DELAY. Pages that are in
+//!   flight then are awaited and committed, as before every other ending.
+//! - It stops between pages, never before the first: so every invocation that lives long enough for one page makes
+//!   progress. A page that does not come is given up a while before the hard limit: what is staged is announced then.
+//!
+//! A kill costs the pages that are in flight, as many as [`Serve::concurrency`](super::Serve::concurrency), and those that
+//! are held.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tracing::{Span, debug, info};
+
+use crate::error::Result;
+use crate::model::{Phase, StreamName};
+use crate::store::{
+    Child, CommittedPage, CursorWatch, Page, PageOf, ReadyPage, UnderRow, make_ready, refetched,
+};
+
+use super::answer::{MessageDetails, Outcome};
+use super::check::Checks;
+use super::context::Context;
+use super::delivery::{Delivery, POLL};
+use super::extractor::{Extractor, SourceError, caught};
+use super::invocation::{Ending, Invocation, Stop};
+use super::keeper::Keeper;
+use super::lanes::Lanes;
+use super::listing::Listing;
+use super::rejected;
+use super::retry::{ShortWaits, millis};
+use super::scheduler::{LeftChild, ListingNo, Next, Scheduler};
+
+/// How many pages, records and bytes of lines are held, and how long.
+const HELD_PAGES: usize = 100;
+const HELD_ITEMS: usize = 2_000;
+const HELD_BYTES: usize = 4 << 20;
+const HELD_FOR: Duration = Duration::from_millis(50);
+
+/// A page to be fetched.
+struct PageFetch<C> {
+    no: ListingNo,
+    listing: Listing,
+    cursor: Option<C>,
+}
+
+/// What came of it.
+struct FetchedPage<C> {
+    no: ListingNo,
+    listing: Listing,
+    page: Result<Page<C>, SourceError>,
+}
+
+/// The lanes in which pages are fetched.
+type PageLanes<'a, C> = Lanes<'a, PageFetch<C>, FetchedPage<C>>;
+
+impl Invocation<'_> {
+    /// Extracts the data, from where its listings stand, and answers: while the lanes are there, so that a page that does
+    /// not come does not keep the answer back.
+    pub(super) fn data<E: Extractor>(
+        &self,
+        extractor: &E,
+        context: &Context<'_>,
+        keeper: Option<&Keeper<'_>>,
+        mut delivery: Delivery<'_>,
+        mut details: MessageDetails,
+    ) -> Result<Outcome> {
+        let span = Span::current();
+        let fetch = |PageFetch { no, listing, cursor }: PageFetch<E::Cursor>| {
+            let page = span.in_scope(|| caught(|| extractor.page(context, &listing, cursor)));
+            FetchedPage { no, listing, page }
+        };
+        let go = |lanes: PageLanes<'_, E::Cursor>| {
+            let worked = Pages::new(self, extractor, context, keeper, &mut delivery, lanes)
+                .and_then(|pages| pages.fetch_all(&mut details.item_type));
+            self.conclude(context.run, keeper, Phase::Data, delivery, worked, &details)
+        };
+        match self.settings.inline_seed {
+            Some(seed) => go(Lanes::inline(&fetch, seed)),
+            None => std::thread::scope(|scope| go(Lanes::pool(scope, &fetch, self.settings.concurrency))),
+        }
+    }
+}
+
+/// A page that is held.
+struct Held {
+    no: ListingNo,
+    page: ReadyPage,
+}
+
+/// The pages of one invocation, on their way from the source into the store and to the platform.
+struct Pages<'p, 'd, E: Extractor> {
+    invocation: &'p Invocation<'p>,
+    extractor: &'p E,
+    context: &'p Context<'p>,
+    keeper: Option<&'p Keeper<'p>>,
+    delivery: &'p mut Delivery<'d>,
+    lanes: PageLanes<'p, E::Cursor>,
+    scheduler: Scheduler,
+    streams: Vec<StreamName>,
+    /// The cursors that listings came by in this invocation.
+    watches: BTreeMap<ListingNo, CursorWatch>,
+    /// Asked for before the first page is.
+    checks: Option<Checks>,
+    checks_asked: bool,
+    /// What is being fetched, and since when.
+    in_flight: BTreeMap<ListingNo, (PageOf, Duration)>,
+    held: Vec<Held>,
+    held_since: Duration,
+    begun: u64,
+    committed: u64,
+    /// How long a fetch, and a commit with what follows it, took at most.
+    longest_fetch: Duration,
+    longest_commit: Duration,
+    waits: ShortWaits,
+    /// Why nothing more is begun.
+    closing: Option<Ending>,
+}
+
+impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
+    fn new(
+        invocation: &'p Invocation<'p>,
+        extractor: &'p E,
+        context: &'p Context<'p>,
+        keeper: Option<&'p Keeper<'p>>,
+        delivery: &'p mut Delivery<'d>,
+        lanes: PageLanes<'p, E::Cursor>,
+    ) -> Result<Self, Stop> {
+        let run = context.run;
+        if let Some(seconds) = run.delay_left_seconds()? {
+            return Err(Ending::Delay { seconds, asked: false }.into());
+        }
+        let streams = invocation
+            .ask(context, Phase::Data, || extractor.streams(context))
+            .map_err(|stop| stop.while_doing(&format!("asking for the streams of {}", run.sync_unit())))?;
+        let streams = streams.into_iter().map(StreamName::new).collect::<Result<Vec<_>>>()?;
+        let mut unfinished = Vec::new();
+        for (no, stream) in streams.iter().enumerate() {
+            // The same name twice is the same stream.
+            if streams.iter().position(|other| other == stream) == Some(no) && !run.is_exhausted(stream)? {
+                unfinished.push(no);
+            }
+        }
+        let under = |under| match under {
+            UnderRow::Nothing => None,
+            UnderRow::Stream(name) => {
+                streams.iter().position(|stream| stream.as_str() == name).map(ListingNo::Stream)
+            }
+            UnderRow::Child(number) => Some(ListingNo::Child(number)),
+        };
+        let left = run.pending_children()?.into_iter().map(|(number, row)| LeftChild {
+            number,
+            named_with: row.named_with,
+            under: under(row.under),
+        });
+        let scheduler = Scheduler::new(invocation.settings.concurrency, unfinished.into_iter(), left);
+        Ok(Self {
+            invocation,
+            extractor,
+            context,
+            keeper,
+            delivery,
+            lanes,
+            scheduler,
+            streams,
+            watches: BTreeMap::new(),
+            checks: None,
+            checks_asked: false,
+            in_flight: BTreeMap::new(),
+            held: Vec::new(),
+            held_since: Duration::ZERO,
+            begun: 0,
+            committed: 0,
+            longest_fetch: Duration::ZERO,
+            longest_commit: Duration::ZERO,
+            waits: ShortWaits::new(invocation.settings.wait_up_to),
+            closing: None,
+        })
+    }
+
+    fn now(&self) -> Duration {
+        self.context.clock.elapsed()
+    }
+
+    /// Fetches pages until all listings are exhausted or there is a reason to stop. `last_item_type`: of the last record
+    /// that was fetched.
+    fn fetch_all(mut self, last_item_type: &mut Option<String>) -> Result<(), Stop> {
+        self.refetch()?;
+        loop {
+            self.delivery.step()?;
+            if self.is_commit_due() {
+                self.commit()?;
+            }
+            self.begin()?;
+            if !self.held.is_empty() && !self.scheduler.is_full() {
+                // A lane would stand idle.
+                self.commit()?;
+            } else if self.scheduler.in_flight() > 0 {
+                if let Some(fetched) = self.lanes.poll(POLL) {
+                    self.take_in(fetched, last_item_type)?;
+                } else if self.closing.is_some() && self.now() >= self.invocation.abort_at() {
+                    info!(pages = self.scheduler.in_flight(), "pages that did not come are given up");
+                    return Err(self.closing.take().unwrap_or(Ending::Progress).into());
+                }
+            } else if let Some(ending) = self.closing.take() {
+                return Err(ending.into());
+            } else {
+                match self.scheduler.next(self.now()) {
+                    Next::Done => {
+                        let percent = self.invocation.settings.rejected_percent;
+                        return rejected::check_part(self.context.run, percent);
+                    }
+                    Next::Paused(until) => self.context.clock.sleep(until.saturating_sub(self.now())),
+                    // More batches are on their way than the lanes can soon take.
+                    Next::Fetch(_) | Next::Wait => self.delivery.wait()?,
+                }
+            }
+        }
+    }
+
+    /// Asks again for what earlier runs rejected, before anything else is fetched.
+    fn refetch(&mut self) -> Result<(), Stop> {
+        let Context { run, .. } = *self.context;
+        while let Some((item_type, ids)) = run.next_rejected(|item_type| self.context.extracts(item_type))? {
+            while self.delivery.crowded() && !self.is_closed() {
+                self.delivery.wait()?;
+            }
+            if self.is_closed() || self.is_late() {
+                return Err(Ending::Progress.into());
+            }
+            self.load_checks()?;
+            let began_at = self.now();
+            let mut page = rejected::refetch(self.extractor, self.context, &item_type, &ids)?;
+            let of = PageOf::Stream(refetched()?);
+            self.settle(&of, &mut page)?;
+            if let Some(keeper) = self.keeper {
+                keeper.admit(run, &of, &page)?;
+            }
+            self.delivery.add(run.stage_refetched(page)?);
+            self.begun += 1;
+            self.committed += 1;
+            self.deliver()?;
+            self.longest_fetch = self.longest_fetch.max(self.now().saturating_sub(began_at));
+        }
+        Ok(())
+    }
+
+    /// Asks for what pages are checked by, unless that is known.
+    fn load_checks(&mut self) -> Result<(), Stop> {
+        if !self.checks_asked {
+            self.checks = self.invocation.checks(self.extractor, self.context)?;
+            self.checks_asked = true;
+        }
+        Ok(())
+    }
+
+    /// Decides which records of a page are staged: those that are wanted and not rejected.
+    fn settle(&mut self, of: &PageOf, page: &mut Page<E::Cursor>) -> Result<(), Stop> {
+        let stream = of.stream().as_str();
+        page.leave_out(|item_type| !self.context.extracts(item_type));
+        if let Some(checks) = &mut self.checks {
+            checks.page(stream, page).map_err(|reason| Stop::failed(&reason))?;
+        }
+        page.rejected_max(self.invocation.settings.rejected_max);
+        rejected::check_refetchable(self.extractor, self.context.run, stream, page)
+    }
+
+    /// Whether this invocation delivers no more batches.
+    fn is_closed(&self) -> bool {
+        self.delivery.halt().is_some() || self.delivery.message_full()
+    }
+
+    /// Moves what is closed on towards the platform, and saves a checkpoint if one is due.
+    fn deliver(&mut self) -> Result<()> {
+        self.delivery.step()?;
+        if self.delivery.save_due() {
+            self.delivery.save()?;
+        }
+        Ok(())
+    }
+
+    /// Begins to fetch what may be fetched now.
+    fn begin(&mut self) -> Result<(), Stop> {
+        while self.closing.is_none() {
+            let Next::Fetch(no) = self.scheduler.next(self.now()) else { break };
+            if self.is_closed() {
+                self.close(Ending::Progress);
+            } else if self.is_late() {
+                info!(pages = self.committed, "deadline reached");
+                self.close(Ending::Progress);
+            } else if self.delivery.crowded() {
+                break;
+            } else if let Err(stop) = self.begin_one(no) {
+                self.meet(stop)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the next page would probably end after the soft deadline. The first one always has time.
+    fn is_late(&self) -> bool {
+        self.begun > 0 && self.longest_fetch + self.longest_commit >= self.context.time_left()
+    }
+
+    fn begin_one(&mut self, no: ListingNo) -> Result<(), Stop> {
+        self.load_checks()?;
+        let run = self.context.run;
+        let (listing, of, cursor) = match no {
+            ListingNo::Stream(at) => {
+                let Some(stream) = self.streams.get(at) else { return Ok(()) };
+                let cursor = run.stream_cursor::<E::Cursor>(stream)?.flatten();
+                (Listing::of_stream(stream.clone()), PageOf::Stream(stream.clone()), cursor)
+            }
+            ListingNo::Child(number) => {
+                let child = run.child_listing::<E::Cursor>(number)?;
+                let listing = Listing::of_child(&child);
+                let Child { stream, parent, cursor, .. } = child;
+                (listing, PageOf::Child { number, stream, parent }, cursor)
+            }
+        };
+        self.scheduler.begun(no);
+        self.begun += 1;
+        self.in_flight.insert(no, (of, self.now()));
+        self.lanes.submit(PageFetch { no, listing, cursor });
+        Ok(())
+    }
+
+    /// Takes in what came of a fetch.
+    fn take_in(
+        &mut self,
+        fetched: FetchedPage<E::Cursor>,
+        last_item_type: &mut Option<String>,
+    ) -> Result<(), Stop> {
+        let FetchedPage { no, listing, page } = fetched;
+        let Some((of, begun_at)) = self.in_flight.remove(&no) else { return Ok(()) };
+        self.longest_fetch = self.longest_fetch.max(self.now().saturating_sub(begun_at));
+        let doing = |stop: Stop| {
+            stop.while_doing(&format!("fetching a page of {listing} of {}", self.context.run.sync_unit()))
+        };
+        let made_ready = match page {
+            Err(SourceError::RateLimited { after }) => {
+                self.scheduler.gave_none(no);
+                self.leave_alone(after);
+                return Ok(());
+            }
+            Err(error) => Err(doing(error.into())),
+            Ok(page) => {
+                self.waits.over();
+                if let Some(item_type) = page.last_item_type() {
+                    *last_item_type = Some(item_type.to_owned());
+                }
+                self.make_ready(no, of, page)
+            }
+        };
+        match made_ready {
+            Ok(page) => {
+                self.scheduler.came(no, !page.has_more() && !page.names_children());
+                if self.held.is_empty() {
+                    self.held_since = self.now();
+                }
+                self.held.push(Held { no, page });
+                Ok(())
+            }
+            Err(stop) => {
+                self.scheduler.gave_none(no);
+                self.meet(stop)
+            }
+        }
+    }
+
+    /// Checks a page, and writes its lines.
+    fn make_ready(
+        &mut self,
+        no: ListingNo,
+        of: PageOf,
+        mut page: Page<E::Cursor>,
+    ) -> Result<ReadyPage, Stop> {
+        let (items, by_type, more) = (page.items(), page.items_by_type(), page.next.is_some());
+        self.settle(&of, &mut page)?;
+        if let Some(keeper) = self.keeper {
+            keeper.admit(self.context.run, &of, &page)?;
+        }
+        let listing = of.to_string();
+        let ready = make_ready(of, Phase::Data, page)?;
+        ready.lead_on(self.watches.entry(no).or_default())?;
+        debug!(listing, items, ?by_type, more, "page fetched");
+        Ok(ready)
+    }
+
+    /// Whether what is held is to be committed before anything else is begun.
+    fn is_commit_due(&self) -> bool {
+        let Some(newest) = self.held.last() else { return false };
+        let (items, bytes) = self
+            .held
+            .iter()
+            .fold((0, 0), |(items, bytes), Held { page, .. }| (items + page.items(), bytes + page.bytes()));
+        newest.page.sets_values()
+            || newest.page.names_children()
+            // A checkpoint's room is counted by what is stored.
+            || (self.keeper.is_some() && newest.page.has_more())
+            || self.held.len() >= HELD_PAGES
+            || items >= HELD_ITEMS
+            || bytes >= HELD_BYTES
+            || self.now().saturating_sub(self.held_since) >= HELD_FOR
+    }
+
+    /// Commits what is held, and moves what that closed on towards the platform; saves a checkpoint if one is due.
+    fn commit(&mut self) -> Result<(), Stop> {
+        let began_at = self.now();
+        let held = std::mem::take(&mut self.held);
+        let pages: Vec<_> = held.iter().map(|held| &held.page).collect();
+        match self.context.run.commit(&pages) {
+            Ok(committed) => {
+                held.iter()
+                    .zip(committed)
+                    .try_for_each(|(held, committed)| self.committed(held, committed))?;
+            }
+            // One that cannot be stored keeps none of the others back.
+            Err(_) if held.len() > 1 => {
+                for one in &held {
+                    match self.context.run.commit(&[&one.page]) {
+                        Ok(committed) => {
+                            committed.into_iter().try_for_each(|committed| self.committed(one, committed))?;
+                        }
+                        Err(error) => self.meet(error.into())?,
+                    }
+                }
+            }
+            Err(error) => self.meet(error.into())?,
+        }
+        self.deliver()?;
+        self.longest_commit = self.longest_commit.max(self.now().saturating_sub(began_at));
+        Ok(())
+    }
+
+    /// A page is committed.
+    fn committed(&mut self, Held { no, page }: &Held, committed: CommittedPage) -> Result<()> {
+        self.committed += 1;
+        self.delivery.add(committed.closed);
+        self.scheduler.committed(*no, page.has_more(), &committed.children);
+        if let PageOf::Stream(stream) = page.of() {
+            self.context.run.tell_far_more(stream, self.watches.entry(*no).or_default())?;
+        }
+        if !page.has_more() {
+            self.watches.remove(no);
+        }
+        Ok(())
+    }
+
+    /// The source asked to be left alone.
+    fn leave_alone(&mut self, after: Duration) {
+        let now = self.now();
+        // Other pages in flight are refused for the same reason.
+        let again = self.scheduler.is_paused(now);
+        match self.waits.next(after, self.context.time_left(), again) {
+            Ok(wait) => {
+                info!(wait_ms = millis(wait), "the source asked to be left alone: waiting");
+                self.scheduler.pause(now.saturating_add(wait));
+            }
+            Err(wait) => self.close(Ending::asked_to_wait(wait)),
+        }
+    }
+
+    /// Something went wrong with a page. If the platform is told of it, what is in flight is awaited first.
+    ///
+    /// # Errors
+    /// That of which the platform is not told.
+    fn meet(&mut self, stop: Stop) -> Result<(), Stop> {
+        let ending = Stop::ending(Err(stop)).map_err(Stop::Error)?;
+        self.close(ending);
+        Ok(())
+    }
+
+    /// Begins nothing more. A failure comes before a delay, the longer delay before the shorter, and both before PROGRESS.
+    fn close(&mut self, ending: Ending) {
+        let rank = |ending: &Ending| match ending {
+            Ending::Done | Ending::Progress => (0, 0),
+            Ending::Delay { seconds, .. } => (1, *seconds),
+            Ending::Failed { .. } => (2, 0),
+        };
+        if self.closing.as_ref().is_none_or(|before| rank(before) < rank(&ending)) {
+            self.closing = Some(ending);
+        }
+    }
+}

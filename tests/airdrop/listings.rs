@@ -1,0 +1,496 @@
+//! Which pages are asked for, when, and of which listings: child listings, several at once, and a source that asks to be
+//! left alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Barrier, Mutex};
+use std::time::Duration;
+
+use highwater::airdrop::{
+    AttachmentBody, AttachmentError, Context, ExternalSyncUnit, Extractor, Listing, OutcomeKind, SourceError,
+};
+use highwater::limits::{CHILD_LISTINGS_MAX, CURSOR_BYTES_MAX};
+use highwater::record::Attachment;
+use highwater::{Clock, Page, Record};
+use serde_json::{Value, json};
+
+use crate::world::{Airdrop, Call, Fetched, World, event};
+
+const DATA: &str = "EXTRACTION_DATA_START";
+const DATA_ON: &str = "EXTRACTION_DATA_CONTINUE";
+const FILES: &str = "EXTRACTION_ATTACHMENTS_START";
+
+/// A source whose pages come from a closure, which may be called by several threads.
+struct Tracker<F> {
+    streams: Vec<&'static str>,
+    page: F,
+    asked: Mutex<Vec<String>>,
+}
+
+impl<F: Fn(&Context<'_>, &Listing, u32) -> Fetched + Sync> Tracker<F> {
+    fn new(streams: &[&'static str], page: F) -> Self {
+        Self { streams: streams.to_vec(), page, asked: Mutex::default() }
+    }
+
+    /// The pages that were asked for since it was last asked.
+    fn asked(&self) -> Vec<String> {
+        std::mem::take(&mut *self.asked.lock().unwrap())
+    }
+}
+
+/// What a listing and a page of it are called.
+fn name(listing: &Listing, at: u32) -> String {
+    let of = listing.parent().map(|parent| format!(" of {parent}")).unwrap_or_default();
+    format!("{}{of} {at}", listing.stream())
+}
+
+impl<F: Fn(&Context<'_>, &Listing, u32) -> Fetched + Sync> Extractor for Tracker<F> {
+    type Cursor = u32;
+
+    fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+        Ok(Vec::new())
+    }
+
+    fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
+        Ok(json!({ "schema_version": "v0.2.0", "record_types": {} }))
+    }
+
+    fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {
+        Ok(self.streams.iter().map(|&stream| stream.to_owned()).collect())
+    }
+
+    fn page(
+        &self,
+        context: &Context<'_>,
+        listing: &Listing,
+        cursor: Option<u32>,
+    ) -> Result<Page<u32>, SourceError> {
+        let at = cursor.unwrap_or(0);
+        self.asked.lock().unwrap().push(name(listing, at));
+        (self.page)(context, listing, at)
+    }
+}
+
+/// Page `at` of `pages`, with one record: its listing and number.
+fn page(listing: &Listing, at: u32, pages: u32) -> Page<u32> {
+    let is = name(listing, at);
+    let page = if at + 1 < pages { Page::more(at + 1) } else { Page::last() };
+    page.record(listing.stream(), Record::new(is.clone(), &json!({ "is": is })).unwrap())
+}
+
+/// Two pages of issues, two issues on each, of which each has two pages of comments; and one of users.
+fn issues_with_comments(_: &Context<'_>, listing: &Listing, at: u32) -> Fetched {
+    match (listing.stream(), listing.parent()) {
+        ("issues", None) => {
+            let [a, b] = [2 * at, 2 * at + 1].map(|issue| format!("I-{issue}"));
+            Ok(page(listing, at, 2).child("comments", &a, &json!({ "of": a })).child("comments", &b, &()))
+        }
+        ("comments", Some(issue)) => {
+            let of: Option<BTreeMap<String, String>> = listing.data()?;
+            assert_eq!(of.is_some_and(|of| of["of"] == issue), issue == "I-0" || issue == "I-2");
+            Ok(page(listing, at, 2))
+        }
+        _ => Ok(page(listing, at, 1)),
+    }
+}
+
+/// What is read of it, in order.
+fn depth_first() -> Vec<String> {
+    let of_page = |at: u32| {
+        let comments =
+            [2 * at, 2 * at + 1].map(|issue| [0, 1].map(|at| format!("comments of I-{issue} {at}")));
+        [format!("issues {at}")].into_iter().chain(comments.into_iter().flatten())
+    };
+    of_page(0).chain(of_page(1)).chain(["users 0".to_owned()]).collect()
+}
+
+fn sorted(mut records: Vec<String>) -> Vec<String> {
+    records.sort_unstable();
+    records
+}
+
+#[test]
+fn child_listings_are_read_before_the_next_page_that_could_name_more() {
+    let world = World::new(5);
+    let tracker = Tracker::new(&["issues", "users"], issues_with_comments);
+    let outcome =
+        world.serve.serve(&world.store, &world.airdrop, &tracker, &event(DATA, "run", "1")).unwrap();
+    assert_eq!(outcome.kind, OutcomeKind::Done);
+    assert_eq!(tracker.asked(), depth_first());
+    assert_eq!(sorted(world.airdrop.announced("run")), sorted(depth_first()));
+}
+
+/// One page an invocation, on a new machine each time where there is no disk.
+fn one_page_an_invocation(has_disk: bool) {
+    let mut world = World::new(5);
+    world.serve = world.serve.budget(Duration::ZERO);
+    if !has_disk {
+        world.serve = world.serve.checkpoints();
+    }
+    let tracker = Tracker::new(&["issues", "users"], issues_with_comments);
+    let mut asked = Vec::new();
+    for number in 0.. {
+        let event = event(if number == 0 { DATA } else { DATA_ON }, "run", &number.to_string());
+        let outcome = world.serve.serve(&world.store, &world.airdrop, &tracker, &event).unwrap();
+        asked.extend(tracker.asked());
+        if outcome.kind == OutcomeKind::Done {
+            break;
+        }
+        assert_eq!(outcome.kind, OutcomeKind::Progress);
+        if has_disk {
+            world.restart();
+        } else {
+            world.lose_disk();
+        }
+        assert!(number < 20);
+    }
+    assert_eq!(asked, depth_first());
+    assert_eq!(sorted(world.airdrop.announced("run")), sorted(depth_first()));
+}
+
+#[test]
+fn child_listings_go_on_where_they_stood_in_another_life() {
+    one_page_an_invocation(true);
+}
+
+#[test]
+fn child_listings_go_on_where_they_stood_on_another_machine() {
+    one_page_an_invocation(false);
+}
+
+#[test]
+fn a_child_listing_that_is_named_again_is_read_once_also_after_it_was_read() {
+    let mut world = World::new(5);
+    world.serve = world.serve.budget(Duration::ZERO);
+    let tracker = Tracker::new(&["issues"], |_: &Context<'_>, listing: &Listing, at| {
+        Ok(match listing.stream() {
+            "issues" => {
+                // The same one of another stream is another one.
+                let page = page(listing, at, 3).child("comments", "I-1", &()).child("comments", "I-1", &1);
+                page.child("links", "I-1", &())
+            }
+            _ => page(listing, at, 1),
+        })
+    });
+    for number in 0..7 {
+        let event = event(if number == 0 { DATA } else { DATA_ON }, "run", &number.to_string());
+        if world.serve.serve(&world.store, &world.airdrop, &tracker, &event).unwrap().kind
+            == OutcomeKind::Done
+        {
+            break;
+        }
+        world.restart();
+    }
+    let expected =
+        ["issues 0", "comments of I-1 0", "links of I-1 0", "issues 1", "issues 2"].map(str::to_owned);
+    assert_eq!(tracker.asked(), expected);
+    assert_eq!(sorted(world.airdrop.announced("run")), sorted(expected.to_vec()));
+}
+
+#[test]
+fn done_is_not_said_while_a_child_listing_is_pending() {
+    let mut world = World::new(5);
+    world.serve = world.serve.without_attachments_phase();
+    let fails = Mutex::new(true);
+    let tracker =
+        Tracker::new(&["issues"], |_: &Context<'_>, listing: &Listing, at| match listing.stream() {
+            "issues" => Ok(page(listing, at, 1).child("comments", "I-1", &())),
+            _ if *fails.lock().unwrap() => Err("not now".into()),
+            _ => Ok(page(listing, at, 1)),
+        });
+    let serve = |number: &str, kind: &str| {
+        world.serve.serve(&world.store, &world.airdrop, &tracker, &event(kind, "run", number)).unwrap()
+    };
+    assert_eq!(serve("1", DATA).kind, OutcomeKind::Error);
+    let error = world.airdrop.last().error();
+    assert!(error.contains("fetching a page of child listing comments of I-1 of"), "{error}");
+    assert_eq!(serve("2", DATA_ON).kind, OutcomeKind::Error);
+    *fails.lock().unwrap() = false;
+    assert_eq!(serve("3", DATA_ON).kind, OutcomeKind::Done);
+    let asked = ["issues 0", "comments of I-1 0", "comments of I-1 0", "comments of I-1 0"];
+    assert_eq!(tracker.asked(), asked);
+}
+
+#[test]
+fn a_page_that_names_too_many_child_listings_is_refused_whole() {
+    let world = World::new(5);
+    for (run, named, wanted) in
+        [("a", CHILD_LISTINGS_MAX + 1, OutcomeKind::Error), ("b", 300, OutcomeKind::Done)]
+    {
+        let tracker = Tracker::new(&["issues"], |_: &Context<'_>, listing: &Listing, at| {
+            let mut page = page(listing, at, 1);
+            for issue in 0..if listing.stream() == "issues" { named } else { 0 } {
+                page.push_child("comments", &format!("I-{issue}"), &());
+            }
+            Ok(page)
+        });
+        let event = event(DATA, run, "1");
+        let outcome = world.serve.serve(&world.store, &world.airdrop, &tracker, &event).unwrap();
+        assert_eq!(outcome.kind, wanted);
+        if wanted == OutcomeKind::Error {
+            let error = world.airdrop.last().error();
+            assert!(error.contains("20001 child listings, over the limit of 20000"), "{error}");
+            assert!(world.airdrop.announced(run).is_empty());
+        } else {
+            assert_eq!(world.airdrop.announced(run).len(), 301);
+        }
+    }
+}
+
+#[test]
+fn what_of_child_listings_has_no_room_in_a_checkpoint_is_refused_by_an_error_that_says_so() {
+    let mut world = World::new(5);
+    world.serve = world.serve.checkpoints();
+    let tracker = Tracker::new(&["issues"], |_: &Context<'_>, listing: &Listing, at| {
+        let mut page = page(listing, at, 1);
+        for issue in 0..if listing.stream() == "issues" { 200 } else { 0 } {
+            page.push_child("comments", &format!("I-{issue}"), &"x".repeat(4_000));
+        }
+        Ok(page)
+    });
+    let outcome =
+        world.serve.serve(&world.store, &world.airdrop, &tracker, &event(DATA, "run", "1")).unwrap();
+    assert_eq!(outcome.kind, OutcomeKind::Error);
+    let error = world.airdrop.last().error();
+    assert!(error.contains("what is pending of child listings"), "{error}");
+    assert!(world.airdrop.announced("run").is_empty());
+}
+
+#[test]
+fn a_child_listing_has_no_bookmark_and_its_cursor_must_lead_on() {
+    let refused = |page: fn(&Listing, u32) -> Page<u32>| {
+        let world = World::new(5);
+        let tracker = Tracker::new(&["issues"], move |_: &Context<'_>, listing: &Listing, at| {
+            Ok(match listing.stream() {
+                "issues" => Page::last().child("comments", "I-1", &()),
+                _ => page(listing, at),
+            })
+        });
+        let event = event(DATA, "run", "1");
+        let outcome = world.serve.serve(&world.store, &world.airdrop, &tracker, &event).unwrap();
+        assert_eq!(outcome.kind, OutcomeKind::Error);
+        world.airdrop.last().error()
+    };
+    let error = refused(|listing, at| page(listing, at, 1).bookmark(&1));
+    assert!(error.contains("the bookmark of child listing comments of I-1 is not allowed"), "{error}");
+    let error = refused(|_, at| Page::more(at.max(1)));
+    assert!(error.contains("the cursor 1 of child listing comments of I-1 is not allowed"), "{error}");
+    let error = refused(|_, at| Page::last().child("comments", &"x".repeat(at as usize), &()));
+    assert!(error.contains("the parent of a child listing \"\" is not allowed"), "{error}");
+    let error = refused(|_, _| Page::last().child("comments", "I-2", &"x".repeat(CURSOR_BYTES_MAX)));
+    assert!(error.contains("the data of child listing comments of I-2"), "{error}");
+}
+
+#[test]
+fn a_page_of_the_plain_loop_names_no_child_listings() {
+    let world = World::new(5);
+    let run = world.store.sync_unit("acme/tickets").unwrap().begin().unwrap();
+    let fetch = |_: Option<u32>| Ok::<_, highwater::Error>(Page::last().child("comments", "I-1", &()));
+    let error = run.batches("issues", fetch).find_map(Result::err).unwrap().to_string();
+    assert!(error.contains("child listing comments of I-1 is not allowed"), "{error}");
+}
+
+#[test]
+fn as_many_listings_are_read_at_once_as_is_set_and_each_in_its_order() {
+    let mut world = World::new(5);
+    // In threads: each waits for the two others.
+    world.serve = highwater::airdrop::Serve::new().concurrency(3);
+    let together = Barrier::new(3);
+    let streams = ["a", "b", "c", "d", "e", "f"];
+    let tracker = Tracker::new(&streams, |_: &Context<'_>, listing: &Listing, at| {
+        together.wait();
+        Ok(page(listing, at, 4))
+    });
+    let outcome =
+        world.serve.serve(&world.store, &world.airdrop, &tracker, &event(DATA, "run", "1")).unwrap();
+    assert_eq!(outcome.kind, OutcomeKind::Done);
+    let asked = tracker.asked();
+    let mut expected = Vec::new();
+    for stream in streams {
+        let pages: Vec<String> = (0..4).map(|at| format!("{stream} {at}")).collect();
+        let of_stream: Vec<_> = asked.iter().filter(|page| page.starts_with(stream)).cloned().collect();
+        assert_eq!(of_stream, pages);
+        expected.extend(pages);
+    }
+    assert_eq!(sorted(world.airdrop.announced("run")), expected);
+}
+
+#[test]
+fn a_panic_in_a_page_is_that_pages_failure_and_the_others_in_flight_are_stored() {
+    let mut world = World::new(5);
+    world.serve = highwater::airdrop::Serve::new().concurrency(2);
+    let together = Barrier::new(2);
+    let tracker = Tracker::new(&["a", "b"], |_: &Context<'_>, listing: &Listing, at| {
+        if at == 0 {
+            together.wait();
+        }
+        if listing.stream() == "a" {
+            std::panic::resume_unwind(Box::new("a bug"));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        Ok(page(listing, at, 1))
+    });
+    let outcome =
+        world.serve.serve(&world.store, &world.airdrop, &tracker, &event(DATA, "run", "1")).unwrap();
+    assert_eq!(outcome.kind, OutcomeKind::Error);
+    let error = world.airdrop.last().error();
+    assert!(error.contains("fetching a page of stream a of") && error.contains("a bug"), "{error}");
+    assert_eq!(world.airdrop.announced("run"), ["b 0"]);
+}
+
+/// What an invocation comes to whose source asks to be left alone for so long, so many times before each page; and how long
+/// it took.
+fn left_alone(after: Duration, times: usize, at_once: usize) -> (OutcomeKind, Duration, Airdrop) {
+    let mut world = World::new(5);
+    world.serve = world.serve.concurrency(at_once);
+    let refused: Mutex<BTreeMap<String, usize>> = Mutex::default();
+    let tracker = Tracker::new(&["a", "b"], |_: &Context<'_>, listing: &Listing, at| {
+        let mut refused = refused.lock().unwrap();
+        let times_before = refused.entry(name(listing, at)).or_default();
+        *times_before += 1;
+        if *times_before <= times {
+            Err(SourceError::RateLimited { after })
+        } else {
+            Ok(page(listing, at, 3))
+        }
+    });
+    let started = world.clock.elapsed();
+    let outcome =
+        world.serve.serve(&world.store, &world.airdrop, &tracker, &event(DATA, "run", "1")).unwrap();
+    (outcome.kind, world.clock.elapsed().saturating_sub(started), world.airdrop)
+}
+
+#[test]
+fn a_short_wait_ends_no_invocation_and_a_long_one_does() {
+    let second = Duration::from_secs(1);
+    for at_once in [1, 2] {
+        let (kind, took, airdrop) = left_alone(second, 1, at_once);
+        assert_eq!((kind, airdrop.messages().len()), (OutcomeKind::Done, 1));
+        // Two that are refused at once wait together.
+        assert_eq!(took, second * if at_once == 1 { 6 } else { 3 });
+        assert_eq!(airdrop.announced("run").len(), 6);
+        let (kind, _, airdrop) = left_alone(second * 11, 1, at_once);
+        assert_eq!(kind, OutcomeKind::Delay);
+        assert_eq!(airdrop.last().body["event_data"]["delay"], json!(11));
+    }
+}
+
+#[test]
+fn a_source_that_asks_for_no_time_at_all_is_not_asked_for_ever() {
+    let (kind, took, airdrop) = left_alone(Duration::ZERO, usize::MAX, 1);
+    assert_eq!((kind, airdrop.messages().len()), (OutcomeKind::Delay, 1));
+    assert!(took < Duration::from_secs(20), "{took:?}");
+}
+
+#[test]
+fn a_short_wait_that_has_no_room_in_the_budget_is_a_delay() {
+    let mut world = World::new(5);
+    world.serve = world.serve.budget(Duration::from_secs(5));
+    let tracker = Tracker::new(&["a"], |_: &Context<'_>, _: &Listing, _| {
+        Err(SourceError::RateLimited { after: Duration::from_secs(5) })
+    });
+    let outcome =
+        world.serve.serve(&world.store, &world.airdrop, &tracker, &event(DATA, "run", "1")).unwrap();
+    assert_eq!((outcome.kind, tracker.asked().len()), (OutcomeKind::Delay, 1));
+}
+
+#[test]
+fn streams_and_the_metadata_for_the_checks_may_be_asked_for_again_after_a_short_wait() {
+    struct Limited(Mutex<BTreeSet<&'static str>>);
+    impl Limited {
+        fn once(&self, what: &'static str) -> Result<(), SourceError> {
+            let first = self.0.lock().unwrap().insert(what);
+            if first { Err(SourceError::RateLimited { after: Duration::from_secs(2) }) } else { Ok(()) }
+        }
+    }
+    impl Extractor for Limited {
+        type Cursor = u32;
+        fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+            Ok(Vec::new())
+        }
+        fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
+            self.once("metadata")?;
+            let fields = json!({ "is": { "type": "text", "name": "Is" } });
+            Ok(
+                json!({ "schema_version": "v0.2.0", "record_types": { "a": { "name": "A", "fields": fields } } }),
+            )
+        }
+        fn check_policy(&self) -> highwater::airdrop::CheckPolicy {
+            highwater::airdrop::CheckPolicy::Report
+        }
+        fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {
+            self.once("streams")?;
+            Ok(vec!["a".to_owned()])
+        }
+        fn page(
+            &self,
+            _: &Context<'_>,
+            listing: &Listing,
+            at: Option<u32>,
+        ) -> Result<Page<u32>, SourceError> {
+            Ok(page(listing, at.unwrap_or(0), 1))
+        }
+    }
+    let world = World::new(5);
+    let source = Limited(Mutex::default());
+    let outcome = world.serve.serve(&world.store, &world.airdrop, &source, &event(DATA, "run", "1")).unwrap();
+    assert_eq!(outcome.kind, OutcomeKind::Done);
+    assert_eq!(source.0.lock().unwrap().len(), 2);
+}
+
+#[test]
+fn an_attachment_that_is_to_wait_a_little_holds_no_other_up_and_ends_no_invocation() {
+    struct Files {
+        opened: Mutex<Vec<String>>,
+        after: Duration,
+    }
+    impl Extractor for Files {
+        type Cursor = u32;
+        fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+            Ok(Vec::new())
+        }
+        fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
+            Ok(json!({}))
+        }
+        fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {
+            Ok(vec!["issues".to_owned()])
+        }
+        fn page(&self, _: &Context<'_>, _: &Listing, _: Option<u32>) -> Result<Page<u32>, SourceError> {
+            let mut page = Page::last();
+            for id in ["a", "b", "c"] {
+                page.push("attachments", Attachment::new(id, "https://f", id, "I-1").to_record()?);
+            }
+            Ok(page)
+        }
+        fn open_attachment(
+            &self,
+            _: &Context<'_>,
+            file: &Attachment,
+        ) -> Result<AttachmentBody, AttachmentError> {
+            let mut opened = self.opened.lock().unwrap();
+            opened.push(file.id.clone());
+            if file.id == "a" && opened.iter().filter(|id| *id == "a").count() < 3 {
+                return Err(AttachmentError::RateLimited { after: self.after });
+            }
+            Ok(AttachmentBody::new(&b"bytes"[..]))
+        }
+    }
+    let serve = |after: u64| {
+        let mut world = World::new(5);
+        world.serve = world.serve.attachments_at_once(1);
+        let source = Files { opened: Mutex::default(), after: Duration::from_secs(after) };
+        let serve = |kind: &str, number: &str| {
+            let event = event(kind, "run", number);
+            world.serve.serve(&world.store, &world.airdrop, &source, &event).unwrap().kind
+        };
+        assert_eq!(serve(DATA, "1"), OutcomeKind::Done);
+        let started = world.clock.elapsed();
+        let kind = serve(FILES, "2");
+        let took = world.clock.elapsed().saturating_sub(started);
+        (kind, source.opened.into_inner().unwrap(), took, world.airdrop.calls(Call::Send))
+    };
+    let (kind, opened, took, sent) = serve(3);
+    assert_eq!((kind, sent), (OutcomeKind::Done, 2));
+    assert_eq!(opened, ["a", "b", "c", "a", "a"]);
+    assert_eq!(took, Duration::from_secs(6));
+    assert_eq!(serve(30).0, OutcomeKind::Delay);
+}
