@@ -485,6 +485,12 @@ impl<C> Page<C> {
         self.rejected.iter().map(|(item_type, rejection)| (item_type.clone(), rejection.id.clone()))
     }
 
+    /// The streams and parents of the child listings that it names, for the explorer's oracle.
+    #[cfg(feature = "testing")]
+    pub(crate) fn children(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.children.iter().map(|(stream, parent, _)| (stream.as_str(), parent.as_str()))
+    }
+
     /// The bookmark, for the explorer's oracle.
     #[cfg(feature = "testing")]
     pub(crate) fn bookmark_json(&self) -> Option<&str> {

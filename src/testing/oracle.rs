@@ -109,6 +109,10 @@ impl Outside {
         if run.abandoned || !run.finished {
             return Ok(());
         }
+        if let Some(child) = self.child_left_unread(run) {
+            let what = format!("run {} is done, and {child} was named and not read to its end", run.id);
+            return broken(Broken::Lost, what);
+        }
         if let Some(first) = missing.first() {
             let (count, id) = (missing.len(), &run.id);
             let what = format!("{count} records of run {id} are in no message, the first {first}");

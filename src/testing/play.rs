@@ -25,6 +25,8 @@ const LIVES_MAX: u64 = 400;
 const LANES: usize = 2;
 /// Attachments streamed at once, in every other schedule; one in the rest.
 const STREAMS: usize = 10;
+/// Pages fetched at once, where it is more than one.
+const PAGES_AT_ONCE: usize = 3;
 /// How long who takes over waits, where it does.
 const SETTLE: Duration = Duration::from_secs(1);
 
@@ -394,6 +396,9 @@ impl<'a, M: Make> Play<'a, M> {
         if life.is(Setting::Settle) {
             life.count("worker/settles");
             serve = serve.settle_after_takeover(SETTLE);
+        }
+        if life.is(Setting::AtOnce) {
+            serve = serve.concurrency(PAGES_AT_ONCE);
         }
         if life.is(Setting::StateFull) {
             serve = serve.state_limits(SMALL_STATE);

@@ -222,10 +222,14 @@ pub enum Setting {
     SdkState,
     /// Without a disk: a worker state has little room, and the source fills it, now and then beyond what fits.
     StateFull,
+    /// Pages of the source name child listings.
+    Children,
+    /// Pages of up to three listings are fetched at once.
+    AtOnce,
 }
 
 impl Setting {
-    const ALL: [(Setting, &'static str); 15] = [
+    const ALL: [(Setting, &'static str); 17] = [
         (Setting::NewerNames, "newer-names"),
         (Setting::NoAttachments, "no-attachments-phase"),
         (Setting::Units, "units"),
@@ -241,6 +245,8 @@ impl Setting {
         (Setting::Settle, "settle"),
         (Setting::SdkState, "sdk-state"),
         (Setting::StateFull, "state-full"),
+        (Setting::Children, "children"),
+        (Setting::AtOnce, "at-once"),
     ];
 }
 

@@ -23,6 +23,8 @@ use super::world::{Life, SMALL_STATE};
 /// Some pages name attachments, some of them more than once in a run, some with the same url in every run. Some of those
 /// are gone, empty, or not as long as they say; others cannot be opened every time.
 ///
+/// Where the schedule has it, pages name child listings, some of them more than once in a run, and those others.
+///
 /// It leaves a bookmark, and keeps values of its own beside each cursor, and complains when they do not agree.
 #[derive(Debug, Clone)]
 pub struct SimSource {
@@ -126,6 +128,31 @@ impl SimSource {
         Ok(types)
     }
 
+    /// A page of a child listing, which may name another.
+    fn child_page(
+        &self,
+        context: &Context<'_>,
+        listing: &Listing,
+        parent: &str,
+        at: u32,
+    ) -> Result<Page<SimCursor>, SourceError> {
+        if listing.data::<String>()? != parent {
+            return Err(format!("INCONSISTENT: {listing} has the data of another").into());
+        }
+        let (run, of) = (number_of(context.run_id().as_str()), number_of(&listing.to_string()));
+        let (seed, reading) = (self.life.seed(), self.life.reads());
+        let pages = 1 + mix(seed, &[run, of]).u32(..2);
+        let mut rng = mix(seed, &[run, of, at.into(), reading]);
+        let mut page = if at + 1 >= pages { Page::last() } else { Page::more(SimCursor { page: at + 1 }) };
+        self.push_records(&mut page, &mut rng, &format!("{run:x}-{listing}-{at}-{reading}"), false)?;
+        self.life.count("source/child-listing");
+        if listing.stream() != "reactions" && rng.u8(..4) == 0 {
+            self.life.count("source/child-of-a-child");
+            page.push_child("reactions", parent, &parent);
+        }
+        Ok(page)
+    }
+
     /// Sets a value that takes a part of what a worker state has room for, or more than that: such a page is refused, and
     /// the next reading of it sets another.
     fn with_ballast(&self, page: Page<SimCursor>, rng: &mut fastrand::Rng) -> Page<SimCursor> {
@@ -217,6 +244,9 @@ impl Extractor for SimSource {
     ) -> Result<Page<SimCursor>, SourceError> {
         let stream = listing.stream();
         let at = cursor.map_or(0, |cursor| cursor.page);
+        if let Some(parent) = listing.parent() {
+            return self.child_page(context, listing, parent, at);
+        }
         let value = format!("position of {stream}");
         let expected = (context.run_id().to_string(), at);
         if at > 0 && context.value::<(String, u32)>(&value)? != Some(expected) {
@@ -244,6 +274,17 @@ impl Extractor for SimSource {
             }
         }
         self.push_attachments(&mut page, &mut rng, &reading_of, run)?;
+        if self.life.is(Setting::Children) {
+            for child in 0..rng.u8(..4) {
+                // Who has no disk does not know of a child listing that an earlier life has read: none is named twice then.
+                let parent = if self.life.has_disk() {
+                    format!("issues-{}", rng.u8(..6))
+                } else {
+                    format!("{stream}-{at}-{child}")
+                };
+                page.push_child("replies", &parent, &parent);
+            }
+        }
         if self.life.is(Setting::StateFull) {
             page = self.with_ballast(page, &mut rng);
         }

@@ -77,7 +77,7 @@ impl<E: Extractor> Extractor for Watched<E> {
         listing: &Listing,
         cursor: Option<E::Cursor>,
     ) -> Result<Page<E::Cursor>, SourceError> {
-        let stream = listing.stream();
+        let stream = &name_of(listing.stream(), listing.parent());
         let at = serde_json::to_string(&cursor)?;
         let at = cursor.is_some().then_some(at);
         if let Err(violation) = self.check(context, stream, at.as_ref()) {
@@ -99,7 +99,9 @@ impl<E: Extractor> Extractor for Watched<E> {
         let (lines, rejected) = self.split(context, &page)?;
         self.hand_out(HandOut {
             run: self.life.run(context),
-            stream: stream.to_owned(),
+            stream: stream.clone(),
+            is_child: listing.parent().is_some(),
+            children: page.children().map(|(stream, parent)| name_of(stream, Some(parent))).collect(),
             cursor: at,
             next,
             bookmark: page.bookmark_json().map(str::to_owned),
@@ -130,6 +132,8 @@ impl<E: Extractor> Extractor for Watched<E> {
         self.hand_out(HandOut {
             run: self.life.run(context),
             stream: AGAIN.to_owned(),
+            is_child: false,
+            children: Vec::new(),
             cursor: Some(serde_json::to_string(&asked)?),
             next: None,
             bookmark: None,
@@ -310,6 +314,11 @@ impl<E: Extractor> Watched<E> {
         }
         Ok(())
     }
+}
+
+/// What a listing is called here.
+fn name_of(stream: &str, parent: Option<&str>) -> String {
+    parent.map_or_else(|| stream.to_owned(), |parent| format!("{stream} of {parent}"))
 }
 
 impl Life {

@@ -63,6 +63,11 @@ impl Life {
         self.world.lock().is(setting)
     }
 
+    /// Whether a life finds the disk of the one before it.
+    pub(super) fn has_disk(&self) -> bool {
+        self.world.lock().has_disk
+    }
+
     /// Counts that the source did something that an extractor must bear, for the report.
     pub fn count(&self, what: &str) {
         self.world.lock().count(what);
@@ -277,6 +282,9 @@ pub(super) struct Accepted {
 pub(super) struct HandOut {
     pub(super) run: String,
     pub(super) stream: String,
+    /// Whether it is of a child listing, and the child listings that it names.
+    pub(super) is_child: bool,
+    pub(super) children: Vec<String>,
     pub(super) cursor: Option<String>,
     pub(super) next: Option<String>,
     pub(super) bookmark: Option<String>,
@@ -815,9 +823,42 @@ impl Outside {
 
     /// The pages of a run, of each the last reading.
     pub(super) fn pages_of<'a>(&'a self, run: &'a RunSeen) -> impl Iterator<Item = &'a HandOut> {
+        self.listings_of(run).into_values().flatten().map(AsRef::as_ref)
+    }
+
+    /// A child listing that a page of a run named, and that was not read to its end.
+    pub(super) fn child_left_unread<'a>(&'a self, run: &'a RunSeen) -> Option<&'a str> {
+        let listings = self.listings_of(run).into_iter();
+        let mut unread = listings
+            .filter(|(_, pages)| pages.last().is_none_or(|last| last.is_child && last.next.is_some()));
+        unread.next().map(|(listing, _)| listing)
+    }
+
+    /// The listings of a run with the pages of each: its streams, and the child listings that a page of which the reading was
+    /// kept has named. One that only another reading named was never worked, or is not to be.
+    fn listings_of<'a>(&'a self, run: &'a RunSeen) -> BTreeMap<&'a str, &'a [Arc<HandOut>]> {
         let pages = self.pages.range((run.id.clone(), String::new())..);
-        let pages = pages.take_while(|((of, _), _)| *of == run.id).flat_map(|(_, pages)| pages);
-        pages.map(AsRef::as_ref)
+        let read: BTreeMap<&str, &[Arc<HandOut>]> = pages
+            .take_while(|((of, _), _)| *of == run.id)
+            .map(|((_, listing), pages)| (listing.as_str(), pages.as_slice()))
+            .collect();
+        let is_child = |pages: &[Arc<HandOut>]| pages.first().is_some_and(|page| page.is_child);
+        let mut found: BTreeMap<_, _> = read
+            .iter()
+            .filter(|(_, pages)| !is_child(pages))
+            .map(|(listing, pages)| (*listing, *pages))
+            .collect();
+        let mut open: Vec<&str> = found.keys().copied().collect();
+        while let Some(listing) = open.pop() {
+            for child in
+                read.get(listing).into_iter().flat_map(|pages| pages.iter()).flat_map(|page| &page.children)
+            {
+                if found.insert(child, read.get(child.as_str()).copied().unwrap_or_default()).is_none() {
+                    open.push(child);
+                }
+            }
+        }
+        found
     }
 }
 
