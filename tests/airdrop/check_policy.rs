@@ -448,7 +448,7 @@ fn the_dump_shows_findings_by_item_type_and_rule() {
         issues: warning: record "odd\u{202e}": data.size: the control character U+001B is in the text;
           remove it: no text is made of it, and some databases refuse U+0000
     "#);
-    assert!(place.dump(&[]).contains("! its records are not what the metadata declares: 4 errors"));
+    assert!(place.dump(&[]).contains("! records are not what the metadata declares: 4 errors"));
     let lines = place.dump(&["--json"]);
     let line = lines.lines().find(|line| line.contains("\"kind\":\"findings\"")).unwrap();
     let line: Value = serde_json::from_str(line).unwrap();

@@ -517,7 +517,7 @@ fn killed_invocations_announce_every_commit_once() {
     let mut chance = fastrand::Rng::with_seed(3);
     let until = Instant::now() + Duration::from_secs(25);
     let (mut syncs, mut kills, mut resent, mut seen, mut last) = (0, 0, 0, 0, String::new());
-    let mut last_killed = false;
+    let (mut last_killed, mut last_first) = (false, 0);
     while kills < KILLS && Instant::now() < until {
         syncs += 1;
         let known = source.hashes.len();
@@ -551,9 +551,11 @@ fn killed_invocations_announce_every_commit_once() {
         }
         let received = Received::read(&out, seen);
         seen += received.messages.len();
-        // Killed before it knew that the last message of the sync before was accepted, it extracts that anew.
+        // Killed before it knew that the last message of the sync before was accepted, it extracts that anew: from where
+        // that one began.
         let anew = may_be_anew && received.records("commits").count() > source.hashes.len() - known;
-        let first = if anew { 0 } else { known };
+        let first = if anew { last_first } else { known };
+        last_first = first;
         check_records(&received, &source, &(first..source.hashes.len()).collect());
     }
     let in_vain = check_confirmed(&out);
