@@ -159,7 +159,7 @@ fn an_invocation_is_one_span_and_each_step_of_it_an_event() {
     assert_eq!((accepted.level, accepted.fields["decision"].as_str()), (Level::INFO, "work"));
     assert_eq!(accepted.fields["resumed"], "false");
     assert_eq!(one(&said, "sync unit taken over").fields["restored"], "false");
-    let pages = find(&said, "page staged");
+    let pages = find(&said, "page fetched");
     assert_eq!((pages.len(), pages[0].level), (2, Level::DEBUG));
     assert_eq!(pages[0].fields["by_type"], r#"[("issues", 3)]"#);
     assert_eq!((pages[0].fields["items"].as_str(), pages[0].fields["more"].as_str()), ("3", "true"));
