@@ -148,7 +148,8 @@ impl SimSource {
         self.life.count("source/child-listing");
         if listing.stream() != "reactions" && rng.u8(..4) == 0 {
             self.life.count("source/child-of-a-child");
-            page.push_child("reactions", parent, &parent);
+            let parent = format!("{parent}-{at}");
+            page.push_child("reactions", &parent, &parent);
         }
         Ok(page)
     }
