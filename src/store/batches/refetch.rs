@@ -47,7 +47,8 @@ impl Run {
     ///     }
     ///     Ok(page)
     /// })?;
-    /// for batch in run.batches("issues", |_: Option<u32>| highwater::Result::Ok(Page::last())) {
+    /// let nothing_new = |_: Option<u32>| -> highwater::Result<Page<u32>> { Ok(Page::last()) };
+    /// for batch in run.batches("issues", nothing_new) {
     ///     let batch = batch?;
     ///     let key = batch.key().to_string();
     ///     batch.acknowledge(key)?;
