@@ -173,7 +173,7 @@ fn a_run_that_an_empty_store_takes_for_the_past_is_given_up_and_the_next_is_whol
 fn child_listings_and_several_at_once_are_announced_exactly_once() {
     for settings in [&[Setting::Children][..], &[Setting::AtOnce], &[Setting::Children, Setting::AtOnce]] {
         let acts = settings.iter().map(|setting| Act::With(*setting));
-        let report = Explore::new().states(2_500).with_acts(acts).run(SimSource::new);
+        let report = Explore::new().states(1_200).with_acts(acts).run(SimSource::new);
         println!("{report}");
         assert!(report.failure.is_none(), "{settings:?}: {report}");
         let named = |fault| report.faults.get(fault).is_some_and(|&times| times > 0);

@@ -57,7 +57,7 @@ fn every_record_is_announced_exactly_once_without_a_disk() {
 fn child_listings_and_several_at_once_are_announced_exactly_once_without_a_disk() {
     for settings in [&[Setting::Children][..], &[Setting::Children, Setting::AtOnce]] {
         let acts = settings.iter().map(|setting| Act::With(*setting));
-        let report = Explore::new().without_disk().states(120).with_acts(acts).run(SimSource::new);
+        let report = Explore::new().without_disk().states(60).with_acts(acts).run(SimSource::new);
         println!("{report}");
         assert!(report.failure.is_none(), "{settings:?}: {report}");
         assert!(report.faults.contains_key("source/child-of-a-child"), "{report}");
