@@ -356,15 +356,17 @@ impl Look<'_> {
         self.take(lost, "named-not-confirmed", &unconfirmed, |n| {
             format!("{n} records are in artifacts that a message names and that were never confirmed")
         });
-        let odd = Verdict::Suspicious;
-        self.take(odd, "artifact-twice", &again, |n| {
+        let suspicious = Verdict::Suspicious;
+        self.take(suspicious, "artifact-twice", &again, |n| {
             format!("{n} records are announced once more, in an artifact that is named more than once")
         });
-        self.take(odd, "record-twice", &twice, |n| format!("{n} times a record has the id of one before it"));
+        self.take(suspicious, "record-twice", &twice, |n| {
+            format!("{n} times a record has the id of one before it")
+        });
         self.take(lost, "artifact-unreadable", &unreadable, |n| {
             format!("{n} announced artifacts cannot be read")
         });
-        self.take(odd, "item-count", &miscounted, |n| {
+        self.take(suspicious, "item-count", &miscounted, |n| {
             format!("{n} artifacts have another number of lines than their item_count")
         });
         delivered

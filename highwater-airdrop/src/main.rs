@@ -491,8 +491,8 @@ fn end_with_signals(stop: impl Fn() + Send + 'static, then: &'static str) -> Res
 
 /// How an invocation ended, for people.
 fn ended(invocation: &Invocation, says: &str) -> String {
-    let trouble = invocation.trouble.as_ref().map(|trouble| format!(" ({trouble})")).unwrap_or_default();
-    format!("{}: {says} after {:.1} s{trouble}", invocation.event_type, invocation.seconds)
+    let failure = invocation.failure.as_ref().map(|failure| format!(" ({failure})")).unwrap_or_default();
+    format!("{}: {says} after {:.1} s{failure}", invocation.event_type, invocation.seconds)
 }
 
 fn to_json(outcome: &Outcome, audit: Option<&Audit>) -> String {

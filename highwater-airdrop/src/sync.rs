@@ -167,7 +167,7 @@ pub struct Invocation {
     /// The event type of the accepted message; `None` if there was no message.
     pub answer: Option<String>,
     /// What was wrong with how it ended.
-    pub trouble: Option<String>,
+    pub failure: Option<String>,
     /// How long it took.
     pub seconds: f64,
 }
@@ -346,7 +346,7 @@ impl Drive<'_> {
         let run = local.begin_sync(settings, self.clock)?.to_string();
         (self.progress)(&Progress::Run(&run));
         let mut number = invocations(local.dir(), &run)?.last().map_or(0, |last| last.number);
-        let (mut given, mut again, mut trouble) = (None, 0, None);
+        let (mut given, mut again, mut failure) = (None, 0, None);
         while let Some(mut event) = local.next_event(settings, self.clock)? {
             if given.as_ref() == Some(&event.request_id) {
                 again += 1;
@@ -355,7 +355,7 @@ impl Drive<'_> {
                     if gives_up {
                         local.give_up_sync(settings, self.clock)?;
                     }
-                    let reason = self.airdrop.api.taken().refused.or(trouble);
+                    let reason = self.airdrop.api.taken().refused.or(failure);
                     return Err(Error::NeverAnswered { event: event.event_type, times: again, reason });
                 }
                 *restarts += 1;
@@ -379,10 +379,10 @@ impl Drive<'_> {
                 self.clock.sleep(wait);
             }
             number += 1;
-            trouble = self.invoke(&run, number, again, &event)?;
+            failure = self.invoke(&run, number, again, &event)?;
             if self.is_disturbed(number, &Disturbance::Twice) {
                 number += 1;
-                trouble = self.invoke(&run, number, again + 1, &event)?;
+                failure = self.invoke(&run, number, again + 1, &event)?;
             }
         }
         Ok(())
@@ -420,7 +420,7 @@ impl Drive<'_> {
             kill: self.options.kill.as_deref(),
         };
         let (began, before) = (Instant::now(), api.taken().count);
-        let trouble = runner.run(self.worker, &event.json, &limits, &|| api.taken().count > before)?;
+        let failure = runner.run(self.worker, &event.json, &limits, &|| api.taken().count > before)?;
         let taken = api.taken();
         let answered = taken.count > before;
         let says = if answered { taken.last } else { taken.refused.unwrap_or("no message".to_owned()) };
@@ -431,12 +431,12 @@ impl Drive<'_> {
             request_id: event.request_id.clone(),
             again,
             answer: answered.then(|| says.split(',').next().unwrap_or_default().to_owned()),
-            trouble,
+            failure,
             seconds: began.elapsed().as_secs_f64(),
         };
         note(local.dir(), &invocation)?;
         (self.progress)(&Progress::Ended(&invocation, &says));
-        Ok(invocation.trouble)
+        Ok(invocation.failure)
     }
 
     /// Sets the event that waits for its answer. An event of an earlier server, at another port, is an error.

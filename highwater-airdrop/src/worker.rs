@@ -58,9 +58,6 @@ pub(crate) struct Limits {
     pub(crate) kill_after: Option<Duration>,
 }
 
-/// How an invocation ended that did not end well, for people.
-pub(crate) type Trouble = Option<String>;
-
 /// The hold on a worker that runs now: whoever has it may kill it.
 #[derive(Debug, Default)]
 pub(crate) struct Leash(Mutex<Held>);
@@ -182,7 +179,7 @@ impl Leash {
     }
 
     /// A function is called that this command kills; why not, if this program is ending.
-    fn call(&self, url: &str, kill: Option<&str>) -> Trouble {
+    fn call(&self, url: &str, kill: Option<&str>) -> Option<String> {
         let mut held = self.lock();
         if held.closed {
             return Some("this program is ending".to_owned());
@@ -295,23 +292,29 @@ impl Runner<'_> {
         event: &str,
         limits: &Limits,
         answered: &dyn Fn() -> bool,
-    ) -> Result<Trouble> {
+    ) -> Result<Option<String>> {
         match worker {
             Worker::Command(words) => self.run_command(words, event, limits, answered),
             Worker::Function(url) => Ok(self.run_function(url, event, limits, answered)),
         }
     }
 
-    fn run_function(&self, url: &str, event: &str, limits: &Limits, answered: &dyn Fn() -> bool) -> Trouble {
+    fn run_function(
+        &self,
+        url: &str,
+        event: &str,
+        limits: &Limits,
+        answered: &dyn Fn() -> bool,
+    ) -> Option<String> {
         if let Some(ending) = self.leash.call(url, self.kill) {
             return Some(ending);
         }
         let began = Instant::now();
-        let trouble = call_function(url, event, limits, answered);
-        if trouble.is_some() && began.elapsed() >= limits.budget {
+        let failure = call_function(url, event, limits, answered);
+        if failure.is_some() && began.elapsed() >= limits.budget {
             self.leash.kill(&format!("after its {}", humantime::format_duration(limits.budget)));
         }
-        self.leash.called().map(|reason| format!("killed {reason}")).or(trouble)
+        self.leash.called().map(|reason| format!("killed {reason}")).or(failure)
     }
 
     fn run_command(
@@ -320,7 +323,7 @@ impl Runner<'_> {
         event: &str,
         limits: &Limits,
         answered: &dyn Fn() -> bool,
-    ) -> Result<Trouble> {
+    ) -> Result<Option<String>> {
         let written = NamedTempFile::with_prefix("event-").and_then(|mut file| {
             file.write_all(event.as_bytes())?;
             file.flush()?;
@@ -439,7 +442,7 @@ impl Output {
 
 /// Posts the event, and says what was wrong with the answer. A function that answers 202 goes on by itself, and is
 /// waited for.
-fn call_function(url: &str, event: &str, limits: &Limits, answered: &dyn Fn() -> bool) -> Trouble {
+fn call_function(url: &str, event: &str, limits: &Limits, answered: &dyn Fn() -> bool) -> Option<String> {
     // A moment that is too far away cannot be told.
     let budget = limits.budget.min(CALL_MAX);
     let agent: Agent =

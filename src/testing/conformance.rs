@@ -35,7 +35,7 @@ use crate::store::backend::contract::{
 /// A table of the cases, and another one.
 const TABLE: &str = "rows";
 const OTHER: &str = "others";
-/// Steps of one commit after which a subject's trouble must have come.
+/// Steps of one commit after which a subject's disruption must have come.
 const STEPS_MAX: u64 = 2_000;
 /// What the other change is given to go wrong in.
 const A_MOMENT: Duration = Duration::from_millis(30);
@@ -59,14 +59,14 @@ pub trait Subject {
         let _ = seed;
     }
 
-    /// Has trouble come at the `step`th step from now, counted from 0, of whatever is done below the backend. Says
+    /// Has a disruption come at the `step`th step from now, counted from 0, of whatever is done below the backend. Says
     /// whether it can.
-    fn arm(&self, trouble: Trouble, step: u64) -> bool {
-        let _ = (trouble, step);
+    fn arm(&self, disruption: Disruption, step: u64) -> bool {
+        let _ = (disruption, step);
         false
     }
 
-    /// Takes away trouble that has not come; says whether it has come.
+    /// Takes away a disruption that has not come; says whether it has come.
     fn disarm(&self) -> bool {
         false
     }
@@ -75,7 +75,7 @@ pub trait Subject {
 /// What may befall a commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Trouble {
+pub enum Disruption {
     /// The process dies: from then on nothing it does has an effect.
     Death,
     /// One operation fails, or its answer is lost; the process lives.
@@ -605,18 +605,18 @@ fn state_of(backend: &dyn Backend, what: &str) -> Outcome<bool> {
     Ok(is_new)
 }
 
-/// Changes a store from the old state to the new one, with trouble at every step, one after the other. `then` sees how
+/// Changes a store from the old state to the new one, with disruption at every step, one after the other. `then` sees how
 /// the commit ended, and the backend.
-fn with_trouble(
+fn with_disruption(
     subject: &dyn Subject,
-    trouble: Trouble,
+    disruption: Disruption,
     mut then: impl FnMut(u64, Result<(), CommitError>, Box<dyn Backend>) -> Outcome,
 ) -> Outcome {
     let (old, new) = states();
     for step in 0..STEPS_MAX {
         let backend = subject.open()?;
         replace(backend.as_ref(), &old)?;
-        let can = subject.arm(trouble, step);
+        let can = subject.arm(disruption, step);
         let ended = replace(backend.as_ref(), &new);
         let came = subject.disarm();
         then(step, ended, backend)?;
@@ -624,11 +624,11 @@ fn with_trouble(
             return Ok(());
         }
     }
-    Err(NotKept(format!("trouble came at each of {STEPS_MAX} steps of a commit")))
+    Err(NotKept(format!("a disruption came at each of {STEPS_MAX} steps of a commit")))
 }
 
 fn atomicity(subject: &dyn Subject) -> Outcome {
-    with_trouble(subject, Trouble::Death, |step, ended, backend| {
+    with_disruption(subject, Disruption::Death, |step, ended, backend| {
         subject.kill(backend);
         subject.lose_power(step);
         let backend = subject.open()?;
@@ -641,7 +641,7 @@ fn atomicity(subject: &dyn Subject) -> Outcome {
 }
 
 fn read_is_durable(subject: &dyn Subject) -> Outcome {
-    with_trouble(subject, Trouble::Death, |step, _, backend| {
+    with_disruption(subject, Disruption::Death, |step, _, backend| {
         subject.kill(backend);
         // The next process on the same machine finds what this one wrote, synced or not.
         let backend = subject.open()?;
@@ -775,7 +775,7 @@ fn second_owner(subject: &dyn Subject) -> Outcome {
 }
 
 fn unknown_refuses(subject: &dyn Subject) -> Outcome {
-    with_trouble(subject, Trouble::Failure, |step, ended, backend| {
+    with_disruption(subject, Disruption::Failure, |step, ended, backend| {
         if !matches!(ended, Err(CommitError::Unknown(_))) {
             return Ok(());
         }
@@ -791,7 +791,7 @@ fn unknown_refuses(subject: &dyn Subject) -> Outcome {
 }
 
 fn unknown_is_settled(subject: &dyn Subject) -> Outcome {
-    with_trouble(subject, Trouble::Failure, |step, ended, backend| {
+    with_disruption(subject, Disruption::Failure, |step, ended, backend| {
         let what = format!("failed at step {step}");
         drop(backend);
         let backend = subject.open()?;

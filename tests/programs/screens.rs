@@ -283,7 +283,7 @@ fn on_one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-fn trouble(text: &str) -> Vec<&str> {
+fn alert(text: &str) -> Vec<&str> {
     text.lines().filter(|line| line.starts_with("  ! ")).collect()
 }
 
@@ -293,7 +293,7 @@ fn a_death_is_told_by_what_it_may_have_cost() {
     let dir = place.dir.path();
     assert!(!worker(dir, "die").success());
     let shown = now(&place, &["state.redb"]);
-    let told = trouble(&shown);
+    let told = alert(&shown);
     assert!(told.len() == 1 && told[0].contains("no process has the store open"), "{shown}");
     let told = on_one_line(&shown);
     assert!(
@@ -319,7 +319,7 @@ fn a_death_is_told_by_what_it_may_have_cost() {
     // The same event again takes the run up.
     assert_eq!(invocation(dir, "go on"), Some(OutcomeKind::Done));
     let shown = now(&place, &["state.redb"]);
-    assert_eq!(trouble(&shown), Vec::<&str>::new());
+    assert_eq!(alert(&shown), Vec::<&str>::new());
     assert!(
         shown.contains("deaths     1 life of it ended without an answer; the last cost at most "),
         "{shown}"
@@ -352,7 +352,7 @@ fn the_last_error_is_said_first_with_its_reason_until_it_is_answered_otherwise()
     let dir = place.dir.path();
     assert_eq!(run_that(dir, "fail"), Some(OutcomeKind::Error));
     let shown = now(&place, &["state.redb"]);
-    let told = trouble(&shown);
+    let told = alert(&shown);
     assert!(told[0].starts_with("  ! ERROR "), "{shown}");
     assert!(on_one_line(&shown).contains("message 2, EXTRACTION_DATA_ERROR: "), "{shown}");
     assert!(on_one_line(&shown).contains("the tracker says: no such filter \\u{1b}[2J"), "{shown}");
@@ -363,7 +363,7 @@ fn the_last_error_is_said_first_with_its_reason_until_it_is_answered_otherwise()
         "{events}"
     );
     let lines = place.lines(&["state.redb", "--json"]);
-    let error = of_kind(&lines, "trouble")[0];
+    let error = of_kind(&lines, "alert")[0];
     assert_eq!(error["what"], "error");
     let text = error["text"].as_str().unwrap();
     assert!(text.contains("no such filter \u{1b}[2J"), "{text}");
@@ -373,7 +373,7 @@ fn the_last_error_is_said_first_with_its_reason_until_it_is_answered_otherwise()
 
     Local::open(dir).unwrap().begin_sync(&settings(), &SystemClock::new()).unwrap();
     assert_eq!(run_that(dir, "go on"), Some(OutcomeKind::Done));
-    assert_eq!(trouble(&now(&place, &["state.redb"])), Vec::<&str>::new());
+    assert_eq!(alert(&now(&place, &["state.redb"])), Vec::<&str>::new());
 }
 
 #[test]
@@ -381,11 +381,11 @@ fn a_delay_is_told_with_the_time_that_is_left() {
     let place = Place::new();
     assert_eq!(run_that(place.dir.path(), "wait"), Some(OutcomeKind::Delay));
     let shown = now(&place, &["state.redb"]);
-    let told = trouble(&shown);
+    let told = alert(&shown);
     assert!(told[0].starts_with("  ! delay until ") && told[0].contains("(in 9m 5"), "{shown}");
     assert!(on_one_line(&shown).contains("the source asked to be left alone for 600 seconds"), "{shown}");
     let lines = place.lines(&["state.redb", "--json"]);
-    assert_eq!(of_kind(&lines, "trouble")[0]["what"], "delay");
+    assert_eq!(of_kind(&lines, "alert")[0]["what"], "delay");
 }
 
 #[test]
@@ -398,11 +398,11 @@ fn a_store_that_is_held_in_silence_is_told_of_and_one_that_works_is_not() {
         String::from_utf8(output.get_output().stdout.clone()).unwrap()
     };
     let shown = as_of("2026-01-02T03:09:05Z");
-    assert_eq!(trouble(&shown), Vec::<&str>::new(), "{shown}");
+    assert_eq!(alert(&shown), Vec::<&str>::new(), "{shown}");
     let shown = as_of("2026-01-02T03:09:06Z");
-    assert!(trouble(&shown)[0].contains("(5m 1s ago): nothing was stored since, though"), "{shown}");
+    assert!(alert(&shown)[0].contains("(5m 1s ago): nothing was stored since, though"), "{shown}");
     drop((run, store));
-    assert_eq!(trouble(&as_of("2026-01-02T03:09:06Z")), Vec::<&str>::new(), "nobody has it open");
+    assert_eq!(alert(&as_of("2026-01-02T03:09:06Z")), Vec::<&str>::new(), "nobody has it open");
 }
 
 #[test]

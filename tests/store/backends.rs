@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::sync::{Arc, Mutex, Weak};
 
-use highwater::testing::conformance::{CASES, Failure, Subject, Trouble, failures};
+use highwater::testing::conformance::{CASES, Disruption, Failure, Subject, failures};
 use highwater::testing::{
     Backend, CommitError, CrashPoint, DiskOperation, Fault, Image, Kept, KeyRange, Limit, LostAnswer, Memory,
     ReadTransaction, RowPage, SimDisk, WriteTransaction, redb_on_disk, redb_on_file,
@@ -122,12 +122,12 @@ impl Subject for OnSimDisk {
         *disk = image.disk();
     }
 
-    fn arm(&self, trouble: Trouble, step: u64) -> bool {
+    fn arm(&self, disruption: Disruption, step: u64) -> bool {
         let disk = self.disk.lock().unwrap();
         *self.failed.lock().unwrap() = failures_of(&disk);
         let step = usize::try_from(step).unwrap();
-        match trouble {
-            Trouble::Death => disk.inject(Fault::Dies { position: disk.position() + step }),
+        match disruption {
+            Disruption::Death => disk.inject(Fault::Dies { position: disk.position() + step }),
             _ => disk.inject(Fault::Fails { operation: self.fails, after: step as u64 }),
         }
         true
@@ -156,8 +156,8 @@ impl Subject for InMemory {
         Ok(Box::new(self.0.clone()))
     }
 
-    fn arm(&self, trouble: Trouble, step: u64) -> bool {
-        if trouble != Trouble::Failure {
+    fn arm(&self, disruption: Disruption, step: u64) -> bool {
+        if disruption != Disruption::Failure {
             return false;
         }
         let answers = [LostAnswer::NotApplied, LostAnswer::Applied];
@@ -311,7 +311,7 @@ struct Shared {
     memory: Mutex<Memory>,
     /// What a loss of power brings back.
     durable: Mutex<Option<Contents>>,
-    armed: Mutex<Option<(Trouble, u64)>>,
+    armed: Mutex<Option<(Disruption, u64)>>,
     came: Mutex<bool>,
     late: Mutex<Vec<Write>>,
 }
@@ -347,8 +347,8 @@ impl Subject for FlawedSubject {
         }
     }
 
-    fn arm(&self, trouble: Trouble, step: u64) -> bool {
-        *self.0.armed.lock().unwrap() = Some((trouble, step));
+    fn arm(&self, disruption: Disruption, step: u64) -> bool {
+        *self.0.armed.lock().unwrap() = Some((disruption, step));
         *self.0.came.lock().unwrap() = false;
         true
     }
@@ -458,25 +458,25 @@ impl Change<'_> {
         Ok(())
     }
 
-    /// How a commit that is in trouble ends, if it is.
-    fn trouble(&self) -> Option<Result<(), CommitError>> {
+    /// How a commit that is in disruption ends, if it is.
+    fn disruption(&self) -> Option<Result<(), CommitError>> {
         let shared = &self.of.shared;
-        let (trouble, step) = (*shared.armed.lock().unwrap())?;
+        let (disruption, step) = (*shared.armed.lock().unwrap())?;
         let unknown = || Err(CommitError::Unknown(Error::Invalid { what: "a".into(), reason: "b".into() }));
         let writes = self.writes.lock().unwrap();
         let memory = &self.of.memory;
-        let ended = match (self.flaw(), trouble) {
-            (Flaw::DiesInTheMiddle, Trouble::Death) if step <= writes.len() as u64 => {
+        let ended = match (self.flaw(), disruption) {
+            (Flaw::DiesInTheMiddle, Disruption::Death) if step <= writes.len() as u64 => {
                 apply(memory, &writes[..usize::try_from(step).unwrap()]);
                 unknown()
             }
-            (Flaw::ReadBeforeItIsDurable, Trouble::Death) if step == 0 => {
+            (Flaw::ReadBeforeItIsDurable, Disruption::Death) if step == 0 => {
                 *shared.durable.lock().unwrap() = Some(self.before.clone());
                 apply(memory, &writes);
                 unknown()
             }
-            (Flaw::GoesOnAfterAnUnknownFate, Trouble::Failure) if step == 0 => unknown(),
-            (Flaw::ComesLater, Trouble::Failure) if step == 0 => {
+            (Flaw::GoesOnAfterAnUnknownFate, Disruption::Failure) if step == 0 => unknown(),
+            (Flaw::ComesLater, Disruption::Failure) if step == 0 => {
                 shared.late.lock().unwrap().clone_from(&writes);
                 unknown()
             }
@@ -535,7 +535,7 @@ impl WriteTransaction for Change<'_> {
         let (memory, shared) = (&self.of.memory, &self.of.shared);
         if shared.armed.lock().unwrap().is_some() {
             drop(inner);
-            if let Some(ended) = self.trouble() {
+            if let Some(ended) = self.disruption() {
                 self.writes.lock().unwrap().clear();
                 return ended;
             }

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 use highwater::inspect::{
-    AttachmentReport, AttachmentsReport, BatchCounts, FindingsReport, LedgerReport, Line, MessageFate,
-    MessageReport, Report, RunReport, RunStatus, Standing, StreamReport, Trouble, TroubleKind, TypeReport,
+    Alert, AlertKind, AttachmentReport, AttachmentsReport, BatchCounts, FindingsReport, LedgerReport, Line,
+    MessageFate, MessageReport, Report, RunReport, RunStatus, Standing, StreamReport, TypeReport,
     is_internal,
 };
 
@@ -91,7 +91,7 @@ fn lines(out: &mut impl Write, report: &Report, standing: &Standing) -> io::Resu
         json_line(out, &unit)?;
     }
     json_line(out, &Line::Standing(standing))?;
-    standing.troubles.iter().try_for_each(|trouble| json_line(out, &Line::Trouble(trouble)))?;
+    standing.alerts.iter().try_for_each(|alert| json_line(out, &Line::Alert(alert)))?;
     report.try_for_each(|line| json_line(out, &line))
 }
 
@@ -101,9 +101,9 @@ fn print(out: &mut impl Write, report: &Report, standing: &Standing, screen: Scr
     let mut name = String::new();
     folded_line(&mut name, screen, &format!("sync unit {}", visible(&unit.sync_unit)))?;
     writeln!(out, "{}", screen.paint("1", &name))?;
-    for trouble in &standing.troubles {
+    for alert in &standing.alerts {
         let mut text = String::new();
-        trouble_line(&mut text, screen, trouble)?;
+        alert_line(&mut text, screen, alert)?;
         writeln!(out, "{}", screen.paint("1;33", &text))?;
     }
     if let Some(run) = &report.run {
@@ -160,17 +160,17 @@ fn folded_line(text: &mut String, screen: Screen, line: &str) -> io::Result<()> 
     Ok(())
 }
 
-fn trouble_line(text: &mut String, screen: Screen, trouble: &Trouble) -> io::Result<()> {
-    let at = trouble.at.map(|at| match trouble.what {
-        TroubleKind::Delay => format!("until {}: ", screen.time(at)),
+fn alert_line(text: &mut String, screen: Screen, alert: &Alert) -> io::Result<()> {
+    let at = alert.at.map(|at| match alert.what {
+        AlertKind::Delay => format!("until {}: ", screen.time(at)),
         _ => format!("{}: ", screen.time(at)),
     });
-    let what = match trouble.what {
-        TroubleKind::Error | TroubleKind::Delay => format!("{} ", trouble.what),
+    let what = match alert.what {
+        AlertKind::Error | AlertKind::Delay => format!("{} ", alert.what),
         _ => String::new(),
     };
     let mut bytes = Vec::new();
-    let line = format!("{what}{}{}", at.unwrap_or_default(), visible(&trouble.text));
+    let line = format!("{what}{}{}", at.unwrap_or_default(), visible(&alert.text));
     folded(&mut bytes, screen, "  ! ", "    ", &line)?;
     text.push_str(String::from_utf8_lossy(&bytes).trim_end());
     Ok(())

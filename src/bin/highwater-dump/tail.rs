@@ -54,11 +54,11 @@ pub(crate) struct Tail {
 }
 
 /// What was said of a unit last: what it stands at.
-type Said = (Option<String>, u64, u64, u64, Option<chrono::DateTime<chrono::Utc>>);
+type Shown = (Option<String>, u64, u64, u64, Option<chrono::DateTime<chrono::Utc>>);
 
 impl Tail {
     pub(crate) fn run(&self) -> Outcome {
-        let mut said: BTreeMap<String, Said> = BTreeMap::new();
+        let mut said: BTreeMap<String, Shown> = BTreeMap::new();
         let mut looks = 0;
         loop {
             let began = Instant::now();
@@ -82,7 +82,7 @@ impl Tail {
     }
 
     /// Says what changed since the last look; returns whether a run is open.
-    fn look(&self, said: &mut BTreeMap<String, Said>) -> Outcome<bool> {
+    fn look(&self, said: &mut BTreeMap<String, Shown>) -> Outcome<bool> {
         let mut snapshot = Snapshot::open(&self.store)?;
         let ids = match &self.unit {
             Some(unit) => vec![unit.clone()],
@@ -96,7 +96,7 @@ impl Tail {
             let standing = report.standing(screen.now, snapshot.source());
             let run = report.run.as_ref();
             is_open |= run.is_some_and(|run| run.status == RunStatus::Open);
-            let now: Said = (
+            let now: Shown = (
                 run.map(|run| run.run.clone()),
                 run.map_or(0, |run| run.epoch),
                 run.map_or(0, |run| run.pages),
@@ -113,7 +113,7 @@ impl Tail {
                 let run = run.map(Line::Run);
                 run.into_iter()
                     .chain([Line::Standing(&standing)])
-                    .chain(standing.troubles.iter().map(Line::Trouble))
+                    .chain(standing.alerts.iter().map(Line::Alert))
                     .try_for_each(|line| json_line(&mut out, &line))?;
             } else {
                 let line = words(&report, &standing);
@@ -166,8 +166,8 @@ fn words(report: &Report, standing: &Standing) -> String {
             sum(|counts| counts.announced)
         );
     }
-    if let Some(trouble) = standing.troubles.first() {
-        let _ = write!(line, "; ! {}", trouble.text);
+    if let Some(alert) = standing.alerts.first() {
+        let _ = write!(line, "; ! {}", alert.text);
     }
     line
 }

@@ -10,7 +10,7 @@ use super::rejected::RejectedReport;
 use super::report::{
     BookmarkReport, ChildStreamReport, Report, RunReport, StreamReport, UnitReport, ValueReport,
 };
-use super::standing::{Standing, Trouble};
+use super::standing::{Alert, Standing};
 
 /// One object of a listing: `kind` says which.
 #[derive(Debug, Clone, Serialize)]
@@ -50,7 +50,7 @@ pub enum Line<'a> {
     /// Where a unit stands, as of the moment at which it is looked at.
     Standing(&'a Standing),
     /// Something that is wrong.
-    Trouble(&'a Trouble),
+    Alert(&'a Alert),
 }
 
 impl Report {

@@ -69,5 +69,5 @@ pub use report::{
     UnitReport, ValueReport, is_internal,
 };
 pub use snapshot::{Attachments, Conversation, Snapshot, Source, Units};
-pub use standing::{Rate, Standing, Trouble};
-pub use words::{AttachmentState, BatchStage, MessageFate, MessageKind, RunStatus, TroubleKind};
+pub use standing::{Alert, Rate, Standing};
+pub use words::{AlertKind, AttachmentState, BatchStage, MessageFate, MessageKind, RunStatus};

@@ -9,7 +9,7 @@ use super::messages::MessageReport;
 use super::records::{BatchCounts, TypeReport};
 use super::report::{Report, RunReport, StreamReport};
 use super::snapshot::Source;
-use super::words::{MessageFate, MessageKind, RunStatus, TroubleKind, optional_time, time};
+use super::words::{AlertKind, MessageFate, MessageKind, RunStatus, optional_time, time};
 
 /// An extractor that stores nothing for so long is told of: a page, an upload and a confirm each take far less.
 const IDLE: TimeDelta = TimeDelta::minutes(5);
@@ -44,11 +44,11 @@ impl Rate {
 /// Something that an operator should know of first.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
-pub struct Trouble {
+pub struct Alert {
     /// The unit.
     pub sync_unit: String,
-    /// What kind of trouble it is.
-    pub what: TroubleKind,
+    /// What kind of alert it is.
+    pub what: AlertKind,
     /// Since when, where that is known; of a delay, until when.
     #[serde(serialize_with = "optional_time")]
     pub at: Option<DateTime<Utc>>,
@@ -84,7 +84,7 @@ pub struct Standing {
     pub confirmed: BatchCounts,
     /// What is wrong, the most pressing first.
     #[serde(skip)]
-    pub troubles: Vec<Trouble>,
+    pub alerts: Vec<Alert>,
 }
 
 fn sum(types: &[TypeReport], of: impl Fn(&TypeReport) -> BatchCounts) -> BatchCounts {
@@ -137,23 +137,23 @@ impl Report {
             staged: sum(&self.item_types, |counts| counts.batches_staged),
             uploaded: sum(&self.item_types, |counts| counts.batches_uploaded),
             confirmed: sum(&self.item_types, |counts| counts.batches_confirmed),
-            troubles: self.troubles(now, is_held),
+            alerts: self.alerts(now, is_held),
         }
     }
 
     /// What is wrong, the most pressing first.
-    fn troubles(&self, now: DateTime<Utc>, is_held: bool) -> Vec<Trouble> {
-        let mut troubles = Vec::new();
+    fn alerts(&self, now: DateTime<Utc>, is_held: bool) -> Vec<Alert> {
+        let mut alerts = Vec::new();
         let mut tell = |what, at, text: String| {
-            troubles.push(Trouble { sync_unit: self.unit.sync_unit.clone(), what, at, text });
+            alerts.push(Alert { sync_unit: self.unit.sync_unit.clone(), what, at, text });
         };
         if let Some(error) = self.messages.last().filter(|message| message.answer == MessageKind::Error) {
-            tell(TroubleKind::Error, Some(error.sealed_at), error_text(error));
+            tell(AlertKind::Error, Some(error.sealed_at), error_text(error));
         }
         for message in self.messages.iter().filter(|message| message.fate == MessageFate::Sealed) {
             let MessageReport { message, event_type, artifacts, sealed_at, .. } = message;
             tell(
-                TroubleKind::Undelivered,
+                AlertKind::Undelivered,
                 Some(*sealed_at),
                 format!(
                     "message {message}, {event_type}, is not known to be delivered: {}",
@@ -163,12 +163,12 @@ impl Report {
         }
         let run = self.run.as_ref().filter(|run| run.status == RunStatus::Open);
         if let Some(run) = run {
-            run_troubles(run, now, is_held, &mut tell);
+            run_alerts(run, now, is_held, &mut tell);
         }
         for stream in &self.streams {
             let Some(most) = stream.far_more_than else { continue };
             tell(
-                TroubleKind::FarMore,
+                AlertKind::FarMore,
                 None,
                 format!(
                     "{} reads far more than in any finished run before: {} in {}, until now at most {} in {}",
@@ -186,7 +186,7 @@ impl Report {
             let reason = last.and_then(|failed| failed.reason.as_deref());
             let reason = reason.map(|reason| format!("; the last: {reason}")).unwrap_or_default();
             tell(
-                TroubleKind::FailedAttachments,
+                AlertKind::FailedAttachments,
                 last.and_then(|failed| failed.failed_at),
                 format!("{failed} failed{reason}"),
             );
@@ -200,49 +200,49 @@ impl Report {
         if rejected > 0 {
             let text =
                 format!("{} rejected, and left out: the next run asks for them", count(rejected, "record"));
-            tell(TroubleKind::Rejected, None, text);
+            tell(AlertKind::Rejected, None, text);
         }
         let errors: u64 =
             self.findings.iter().filter(|kind| kind.severity == "error").map(|kind| kind.count).sum();
         if errors > 0 {
             let text = format!("records are not what the metadata declares: {}", count(errors, "error"));
-            tell(TroubleKind::Findings, None, text);
+            tell(AlertKind::Findings, None, text);
         }
         if let Some(ignored) = self.run.as_ref().and_then(|run| run.ignored_watermark) {
             let text = "the watermark was not used, as it lay in the future when the run began";
-            tell(TroubleKind::IgnoredWatermark, Some(ignored), text.to_owned());
+            tell(AlertKind::IgnoredWatermark, Some(ignored), text.to_owned());
         }
-        troubles
+        alerts
     }
 }
 
 /// What is wrong with a run that is open.
-fn run_troubles(
+fn run_alerts(
     run: &RunReport,
     now: DateTime<Utc>,
     is_held: bool,
-    tell: &mut impl FnMut(TroubleKind, Option<DateTime<Utc>>, String),
+    tell: &mut impl FnMut(AlertKind, Option<DateTime<Utc>>, String),
 ) {
     if run.lost {
         let text = "the run cannot go on: what it extracted before is not known here";
-        tell(TroubleKind::Lost, None, text.to_owned());
+        tell(AlertKind::Lost, None, text.to_owned());
     }
     let is_unanswered = run.event.is_some() && run.message.is_none();
     if is_unanswered && !is_held {
         let text = "no process has the store open, and the newest event is not answered: the extractor was \
                     killed, or gave up. The next event, or the same one again, takes the run up";
-        tell(TroubleKind::Unanswered, run.changed_at.or(run.event_accepted_at), text.to_owned());
+        tell(AlertKind::Unanswered, run.changed_at.or(run.event_accepted_at), text.to_owned());
     }
     let works = is_unanswered || run.event.is_none();
     if let Some(changed_at) = run.changed_at.filter(|at| is_held && works && now - *at > IDLE) {
         let text = "nothing was stored since, though a process has the store open: the source, or the \
                     platform, does not answer, or the store is held for nothing";
-        tell(TroubleKind::Idle, Some(changed_at), text.to_owned());
+        tell(AlertKind::Idle, Some(changed_at), text.to_owned());
     }
     if let (Some(until), Some(seconds)) = (run.not_before, run.delay_seconds) {
         let over = if until <= now { "; that is over, and no event has come since" } else { "" };
         let text = format!("the source asked to be left alone for {}{over}", count(seconds, "second"));
-        tell(TroubleKind::Delay, Some(until), text);
+        tell(AlertKind::Delay, Some(until), text);
     }
 }
 

@@ -40,7 +40,7 @@ words! {
         Abandoned = "abandoned",
     }
     /// Something that an operator should know of first.
-    TroubleKind {
+    AlertKind {
         /// The newest answer is ERROR.
         Error = "ERROR",
         /// A message is sealed and not known to be delivered.
