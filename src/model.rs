@@ -41,23 +41,6 @@ pub const CHILD_LISTINGS_MAX: u64 = 20_000;
 pub const CHILD_LISTINGS_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// Bytes of what is kept with a child listing for the extractor, as JSON.
 pub const CHILD_DATA_BYTES_MAX: usize = 4 * 1024;
-/// How many bytes a worker state may take, as it is posted. The explorer's are smaller, so that they are come near to.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct StateLimits {
-    /// At which an invocation ends.
-    pub(crate) soft: usize,
-    /// Over which it is not saved.
-    pub(crate) max: usize,
-    /// That what an extractor sets may take.
-    pub(crate) own: usize,
-}
-
-impl Default for StateLimits {
-    fn default() -> Self {
-        Self { soft: CHECKPOINT_BYTES_SOFT, max: CHECKPOINT_BYTES_MAX, own: CHECKPOINT_STATE_BYTES_MAX }
-    }
-}
-
 /// Bytes of a message that the platform's queue carries at most.
 pub const MESSAGE_BYTES_MAX: usize = 200_000;
 /// Findings of one kind that a run keeps as text; what is beyond is counted.
@@ -83,6 +66,23 @@ pub const REFETCH_IDS: usize = 100;
 pub const LEDGER_RUNS_MAX: u64 = 1_000;
 /// A watermark further ahead of the clock than this comes from a bad clock and is not used.
 pub const CLOCK_AHEAD_MAX: Duration = Duration::from_secs(5 * 60);
+
+/// How many bytes a worker state may take, as it is posted. The explorer's are smaller, so that they are come near to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StateLimits {
+    /// At which an invocation ends.
+    pub(crate) soft: usize,
+    /// Over which it is not saved.
+    pub(crate) max: usize,
+    /// That what an extractor sets may take.
+    pub(crate) own: usize,
+}
+
+impl Default for StateLimits {
+    fn default() -> Self {
+        Self { soft: CHECKPOINT_BYTES_SOFT, max: CHECKPOINT_BYTES_MAX, own: CHECKPOINT_STATE_BYTES_MAX }
+    }
+}
 
 /// The start of a unit id that is ours: the external-sync-units phase has no sync unit to keep its state under.
 pub(crate) const RESERVED_UNIT_PREFIX: &str = "@external-sync-units/";

@@ -99,7 +99,8 @@ pub trait Extractor: Sync {
     /// The answer is a last page without a bookmark. It says of each id what became of it: it has the record of that type
     /// and id, rejects it once more ([`Page::reject`], [`Page::push_or_reject`], or
     /// [`CheckPolicy::LeaveOut`]), or says that it is [gone](Page::gone). A page that says nothing of an id is answered with
-    /// ERROR, and the same ids are asked for again. It may have other records, too: the comments of an issue, say.
+    /// ERROR, and the same ids are asked for again. It may have other records, too: the comments of an issue, say; it names
+    /// no child listings.
     ///
     /// What passes is announced, and is not asked for in the next run, once this run is finished.
     ///

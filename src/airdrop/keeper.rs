@@ -91,11 +91,7 @@ impl<'a> Keeper<'a> {
             }
             match &found {
                 Some(checkpoint) => {
-                    let sealed = match checkpoint.sealed_body() {
-                        Some(body) => announced(body, unit.id().as_str())?,
-                        None => Vec::new(),
-                    };
-                    unit.restore(checkpoint, &sealed)?;
+                    unit.restore(checkpoint, &sealed_in(checkpoint, unit.id().as_str())?)?;
                     restored = true;
                 }
                 None => unit.forget_stale()?,
@@ -385,11 +381,16 @@ pub(super) fn checkpoint_of(document: &Document, sync_unit: &str) -> Result<Opti
     json.map(|json| Checkpoint::from_json(json, sync_unit)).transpose()
 }
 
+/// What the sealed message in a checkpoint announces, if there is one.
+pub(super) fn sealed_in(checkpoint: &Checkpoint, sync_unit: &str) -> Result<Vec<(BatchInfo, String)>> {
+    checkpoint.sealed_body().map_or(Ok(Vec::new()), |body| announced(body, sync_unit))
+}
+
 /// What a message that we composed announces, in its order: each batch, but for its seq, with its artifact.
 ///
 /// # Errors
 /// `WorkerState` if it is not one of ours.
-pub(super) fn announced(body: &str, sync_unit: &str) -> Result<Vec<(BatchInfo, String)>> {
+fn announced(body: &str, sync_unit: &str) -> Result<Vec<(BatchInfo, String)>> {
     #[derive(Deserialize)]
     struct Body {
         event_data: Data,

@@ -56,7 +56,6 @@ struct PageFetch<C> {
 /// What came of it.
 struct FetchedPage<C> {
     no: ListingNo,
-    listing: Listing,
     page: Result<Page<C>, SourceError>,
 }
 
@@ -77,7 +76,7 @@ impl Invocation<'_> {
         let span = Span::current();
         let fetch = |PageFetch { no, listing, cursor }: PageFetch<E::Cursor>| {
             let page = span.in_scope(|| caught(|| extractor.page(context, &listing, cursor)));
-            FetchedPage { no, listing, page }
+            FetchedPage { no, page }
         };
         let go = |lanes: PageLanes<'_, E::Cursor>| {
             let worked = Pages::new(self, extractor, context, keeper, &mut delivery, lanes)
@@ -340,19 +339,17 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
         fetched: FetchedPage<E::Cursor>,
         last_item_type: &mut Option<String>,
     ) -> Result<(), Stop> {
-        let FetchedPage { no, listing, page } = fetched;
+        let FetchedPage { no, page } = fetched;
         let Some((of, begun_at)) = self.in_flight.remove(&no) else { return Ok(()) };
         self.longest_fetch = self.longest_fetch.max(self.now().saturating_sub(begun_at));
-        let doing = |stop: Stop| {
-            stop.while_doing(&format!("fetching a page of {listing} of {}", self.context.run.sync_unit()))
-        };
         let made_ready = match page {
             Err(SourceError::RateLimited { after }) => {
                 self.scheduler.gave_none(no);
                 self.leave_alone(after);
                 return Ok(());
             }
-            Err(error) => Err(doing(error.into())),
+            Err(error) => Err(Stop::from(error)
+                .while_doing(&format!("fetching a page of {of} of {}", self.context.run.sync_unit()))),
             Ok(page) => {
                 self.waits.over();
                 if let Some(item_type) = page.last_item_type() {
@@ -399,18 +396,14 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
     /// Whether what is held is to be committed before anything else is begun.
     fn is_commit_due(&self) -> bool {
         let Some(newest) = self.held.last() else { return false };
-        let (items, bytes) = self
-            .held
-            .iter()
-            .fold((0, 0), |(items, bytes), Held { page, .. }| (items + page.items(), bytes + page.bytes()));
         newest.page.sets_values()
             || newest.page.names_children()
             // A checkpoint's room is counted by what is stored.
             || (self.keeper.is_some() && newest.page.has_more())
             || self.held.len() >= HELD_PAGES
-            || items >= HELD_ITEMS
-            || bytes >= HELD_BYTES
             || self.now().saturating_sub(self.held_since) >= HELD_FOR
+            || self.held.iter().map(|held| held.page.items()).sum::<usize>() >= HELD_ITEMS
+            || self.held.iter().map(|held| held.page.bytes()).sum::<usize>() >= HELD_BYTES
     }
 
     /// Commits what is held, and moves what that closed on towards the platform; saves a checkpoint if one is due.

@@ -14,7 +14,7 @@ use crate::model::{CHECKPOINT_BYTES_MAX, SyncUnitId};
 use crate::store::{CHECKPOINT_KEY, Store, SyncUnit};
 
 use super::document::{Document, posted_bytes};
-use super::keeper::{announced, checkpoint_of, read, set_checkpoint, what};
+use super::keeper::{checkpoint_of, read, sealed_in, set_checkpoint, what};
 use super::sdk;
 
 /// The member of the platform's answer that holds the state, as a text.
@@ -53,13 +53,9 @@ impl SavedState {
                 reason: "there is no checkpoint of highwater in it".to_owned(),
             });
         };
-        let sealed = match checkpoint.sealed_body() {
-            Some(body) => announced(body, sync_unit)?,
-            None => Vec::new(),
-        };
         let store = Store::in_memory(&what(sync_unit))?;
         let unit = store.any_unit(id);
-        unit.restore(&checkpoint, &sealed)?;
+        unit.restore(&checkpoint, &sealed_in(&checkpoint, sync_unit)?)?;
         Ok(Self { answer, document, unit, store })
     }
 

@@ -330,11 +330,7 @@ impl Invocation<'_> {
         let hard = self.hard_at();
         let (keeper, restored) =
             Keeper::take_over(unit, self.platform, self.clock, self.seed, hard, wait, self.token())?;
-        let mut limits = self.settings.state_limits;
-        if unit.breaks(Safeguard::StateFits) {
-            (limits.own, limits.max) = (usize::MAX, usize::MAX);
-        }
-        Ok((keeper.with_limits(limits), restored))
+        Ok((keeper.with_limits(self.settings.state_limits), restored))
     }
 }
 

@@ -200,7 +200,7 @@ impl fmt::Display for Excerpt {
 const SHOWN_CHARS: usize = 60;
 
 /// Text in quotes, cut, with everything escaped that could confuse a terminal or a reader.
-pub(super) fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     let mut out = String::from('"');
     for c in cut::to_chars(text, SHOWN_CHARS).chars() {
         match c {

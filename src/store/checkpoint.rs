@@ -485,9 +485,9 @@ impl Run {
 
 #[cfg(test)]
 mod tests {
-    use super::super::conversation::{Accepted, Incoming, Sealing};
+    use super::super::conversation::tests::seal_a_batch;
+    use super::super::conversation::{Accepted, Incoming};
     use super::super::digest::name_hash;
-    use super::super::rows::MessageKind;
     use super::*;
     use crate::clock::VirtualClock;
     use crate::model::{Phase, RunId, Step};
@@ -699,24 +699,7 @@ mod tests {
             step: Step::Start,
         };
         let Accepted::Work(run) = unit.accept(&start, false, None).unwrap() else { panic!("no work") };
-        let page = |_: Option<u32>| -> Result<Page<u32>> {
-            Ok(Page::last().record("issues", Record::new("I-1", &serde_json::json!({}))?))
-        };
-        for batch in run.batches("issues", page) {
-            batch.unwrap().uploaded("artifact-1").unwrap();
-        }
-        run.confirm(1).unwrap();
-        let sealing = Sealing {
-            phase: Phase::ExternalSyncUnits,
-            kind: MessageKind::Progress,
-            event_type: "PROGRESS".to_owned(),
-            batches: &[1],
-            body: "{}".to_owned(),
-            finishes: false,
-            delay_seconds: None,
-            error: None,
-        };
-        run.seal(&sealing).unwrap();
+        seal_a_batch(&run, Phase::ExternalSyncUnits);
         let position = run.position().unwrap();
         let named = run.checkpoint("the token", position.as_ref()).unwrap().used;
         assert_eq!(named, checkpoint().used);

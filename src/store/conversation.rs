@@ -563,13 +563,37 @@ pub(crate) fn message_key_text(name: &str, body: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::lifecycle::Deletion;
-    use super::super::{Store, open};
+    use super::super::{Page, Store, open};
     use super::*;
+    use crate::record::Record;
 
     /// Their XXH3 of 64 bits is the same.
     const TWINS: [&str; 2] = ["cgacponhdmlhpbcg", "ihganlcdfnnmgpck"];
+
+    /// Stages a batch of one record, has it uploaded and confirmed, and seals a PROGRESS that names it. Returns the number of
+    /// the message.
+    pub(in crate::store) fn seal_a_batch(run: &Run, phase: Phase) -> u64 {
+        let page = |_: Option<u32>| -> Result<Page<u32>> {
+            Ok(Page::last().record("issues", Record::new("I-1", &serde_json::json!({}))?))
+        };
+        for batch in run.batches("issues", page) {
+            batch.unwrap().uploaded("artifact-1").unwrap();
+        }
+        run.confirm(1).unwrap();
+        let sealing = Sealing {
+            phase,
+            kind: MessageKind::Progress,
+            event_type: "PROGRESS".to_owned(),
+            batches: &[1],
+            body: "{}".to_owned(),
+            finishes: false,
+            delay_seconds: None,
+            error: None,
+        };
+        run.seal(&sealing).unwrap().no
+    }
 
     fn event(identity: &str, run: &str, step: Step) -> Incoming {
         Incoming {
@@ -721,8 +745,6 @@ mod tests {
     /// A table may be put in place of the one in `transfer` for every move of a batch.
     #[test]
     fn what_an_accepted_message_names_moves_as_the_table_says_and_the_figures_with_it() {
-        use crate::record::Record;
-        use crate::store::Page;
         use crate::transfer::{Rules, State, Table, Tables};
 
         fn confirmed_again(rules: Rules, state: State, event: Event) -> Option<State> {
@@ -738,25 +760,7 @@ mod tests {
             let store = options.open(dir.path().join("state.redb")).unwrap();
             let unit = store.sync_unit("acme/tickets").unwrap();
             let run = work(unit.accept(&event("1", "run", Step::Start), false, None));
-            let page = |_: Option<u8>| -> Result<Page<u8>> {
-                Ok(Page::last().record("issues", Record::new("I-1", &serde_json::json!({}))?))
-            };
-            for batch in run.batches("issues", page) {
-                batch.unwrap().uploaded("artifact-1").unwrap();
-            }
-            run.confirm(1).unwrap();
-            let sealing = Sealing {
-                phase: Phase::Data,
-                kind: MessageKind::Progress,
-                event_type: "PROGRESS".to_owned(),
-                batches: &[1],
-                body: "{}".to_owned(),
-                finishes: false,
-                delay_seconds: None,
-                error: None,
-            };
-            let sealed = run.seal(&sealing).unwrap();
-            run.delivered(sealed.no).unwrap();
+            run.delivered(seal_a_batch(&run, Phase::Data)).unwrap();
             let figures = unit.inner.tables.view(|rows| {
                 let counts = rows.need(&super::super::rows::TYPES, &run.run_key().and_name("issues"))?;
                 let open = rows.need(&RUNS, &run.run_key())?.open_batches;

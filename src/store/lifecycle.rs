@@ -374,9 +374,10 @@ pub(super) fn new_run(
     Ok((no, row))
 }
 
-pub(super) fn current_run(change: &Change<'_>, unit: &UnitRow) -> Result<Option<(u64, RunRow)>> {
+/// The newest run of a unit.
+pub(super) fn current_run(rows: &impl Rows, unit: &UnitRow) -> Result<Option<(u64, RunRow)>> {
     match unit.run {
-        Some(no) => Ok(Some((no, change.need(&RUNS, &run_key(unit.no, no))?))),
+        Some(no) => Ok(Some((no, rows.need(&RUNS, &run_key(unit.no, no))?))),
         None => Ok(None),
     }
 }

@@ -397,6 +397,9 @@ impl<C> Page<C> {
         if self.bookmark.is_some() {
             return Err(not_a_page("it must leave no bookmark, for it is of no stream"));
         }
+        if !self.children.is_empty() {
+            return Err(not_a_page("it must name no child listings: have their records in it"));
+        }
         let of_type = |name: &str| name == item_type;
         let gone: BTreeSet<&str> =
             self.gone.iter().filter(|(name, _)| of_type(name)).map(|(_, id)| id.as_str()).collect();

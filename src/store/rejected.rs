@@ -94,8 +94,7 @@ impl Run {
     pub(crate) fn read_and_rejected(&self) -> Result<(u64, u64)> {
         self.look(|rows, _| {
             let read = rows.all(&TYPES, &self.run_key())?.iter().map(|(_, counts)| counts.read).sum();
-            let rejected = rows.all(&REJECTED_COUNTS, &self.run_key())?;
-            Ok((read, rejected.iter().map(|(_, count)| count.records).sum()))
+            Ok((read, counts(rows, &self.run_key())?.values().sum()))
         })
     }
 
@@ -165,13 +164,34 @@ pub(super) fn reject(run: &Run, change: &Change<'_>, parts: &RejectedParts) -> R
         put(item_type, id, &row)?;
         of_run.insert(key, row);
     }
+    // Before anything is done with them: there may be a great many.
+    let is_asked = |item_type: &ItemType, id: &str| asked.contains(&(item_type.as_str(), id));
+    let newest = rejected.iter().rev().find(|(item_type, rejection)| !is_asked(item_type, &rejection.id));
+    if let Some((item_type, Rejection { id, reason, .. })) = newest {
+        let is_open =
+            |key: &&(String, String)| of_run.get(*key).is_none_or(|row| row.fate == RejectedFate::Rejected);
+        let open = of_unit.keys().chain(of_run.keys()).filter(is_open);
+        let ids: BTreeSet<_> = open
+            .map(|(item_type, id)| (item_type.as_str(), id.as_str()))
+            .chain(rejected.iter().map(|(item_type, rejection)| (item_type.as_str(), rejection.id.as_str())))
+            .collect();
+        let found = ids.len() as u64;
+        if found > *ids_max {
+            return Err(Error::TooManyRejected {
+                sync_unit: run.unit.to_string(),
+                item_type: item_type.to_string(),
+                id: cut::to_chars(id, 80),
+                reason: reason.clone(),
+                found,
+                limit: *ids_max,
+            });
+        }
+    }
     let mut left_out: BTreeMap<&ItemType, u64> = BTreeMap::new();
-    let mut newest = None;
     for (item_type, rejection) in rejected {
-        let was_asked = asked.contains(&(item_type.as_str(), rejection.id.as_str()));
+        let was_asked = is_asked(item_type, &rejection.id);
         if !was_asked {
             *left_out.entry(item_type).or_default() += 1;
-            newest = Some((item_type, rejection));
         }
         let key = (item_type.to_string(), rejection.id.clone());
         // What was asked for counts once, however often the page has it.
@@ -188,22 +208,6 @@ pub(super) fn reject(run: &Run, change: &Change<'_>, parts: &RejectedParts) -> R
         };
         put(item_type, &rejection.id, &row)?;
         of_run.insert(key, row);
-    }
-    if let Some((item_type, Rejection { id, reason, .. })) = newest {
-        let is_open =
-            |key: &(String, String)| of_run.get(key).is_none_or(|row| row.fate == RejectedFate::Rejected);
-        let ids: BTreeSet<_> = of_unit.keys().chain(of_run.keys()).filter(|key| is_open(key)).collect();
-        let found = ids.len() as u64;
-        if found > *ids_max {
-            return Err(Error::TooManyRejected {
-                sync_unit: run.unit.to_string(),
-                item_type: item_type.to_string(),
-                id: cut::to_chars(id, 80),
-                reason: reason.clone(),
-                found,
-                limit: *ids_max,
-            });
-        }
     }
     left_out.iter().try_for_each(|(item_type, items)| count(run, change, item_type, *items))?;
     Ok(left_out.values().sum())

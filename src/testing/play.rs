@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::airdrop::{Event, Platform, PlatformError, SealedMessage, Serve, Upload, WorkerState};
 use crate::error::{Error, ErrorKind, Result, chain};
-use crate::model::{ArtifactId, SyncUnitId};
+use crate::model::{ArtifactId, Safeguard, StateLimits, SyncUnitId};
 
 use super::crash::CrashPoint;
 use super::disk::{Fault, FaultCounts, SimDisk};
@@ -401,7 +401,10 @@ impl<'a, M: Make> Play<'a, M> {
             serve = serve.concurrency(PAGES_AT_ONCE);
         }
         if life.is(Setting::StateFull) {
-            serve = serve.state_limits(SMALL_STATE);
+            serve = serve.state_limits(match self.setup.broken {
+                Some(Safeguard::StateFits) => StateLimits { own: usize::MAX, max: usize::MAX, ..SMALL_STATE },
+                _ => SMALL_STATE,
+            });
         }
         serve
     }

@@ -23,7 +23,8 @@ use super::world::{Life, SMALL_STATE};
 /// Some pages name attachments, some of them more than once in a run, some with the same url in every run. Some of those
 /// are gone, empty, or not as long as they say; others cannot be opened every time.
 ///
-/// Where the schedule has it, pages name child listings, some of them more than once in a run, and those others.
+/// Where the schedule has it, pages name child listings, with a disk some of them more than once in a run; and pages of
+/// those name child listings in turn.
 ///
 /// It leaves a bookmark, and keeps values of its own beside each cursor, and complains when they do not agree.
 #[derive(Debug, Clone)]

@@ -449,6 +449,13 @@ fn the_dump_shows_findings_by_item_type_and_rule() {
           remove it: no text is made of it, and some databases refuse U+0000
     "#);
     assert!(place.dump(&[]).contains("! records are not what the metadata declares: 4 errors"));
+    // A record's findings are those that name it, not those of one whose id begins so.
+    let found = |id: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_highwater-dump"));
+        let output = command.current_dir(place.dir.path()).args(["find", "state.redb", id]).assert().code(0);
+        String::from_utf8(output.get_output().stdout.clone()).unwrap().matches("finding: ").count()
+    };
+    assert_eq!(["issues-0-0", "odd\u{202e}", "issues-0", "issues", "5"].map(found), [1, 4, 0, 0, 0]);
     let lines = place.dump(&["--json"]);
     let line = lines.lines().find(|line| line.contains("\"kind\":\"findings\"")).unwrap();
     let line: Value = serde_json::from_str(line).unwrap();

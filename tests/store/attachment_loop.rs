@@ -50,8 +50,8 @@ impl World {
     }
 }
 
-/// Stages a page as a stream of its own.
-fn stage(run: &Run, stream: &str, attachments: impl IntoIterator<Item = Attachment>) {
+/// Stages a page of attachments as a stream of its own.
+pub(crate) fn stage(run: &Run, stream: &str, attachments: impl IntoIterator<Item = Attachment>) {
     let mut page = Page::<u8>::last();
     for attachment in attachments {
         page.push("attachments", attachment.to_record().unwrap());

@@ -4,7 +4,9 @@
 
 use highwater::record::Attachment;
 use highwater::testing::SimDisk;
-use highwater::{Page, Run, Store, VirtualClock};
+use highwater::{Store, VirtualClock};
+
+use crate::attachment_loop::stage;
 
 /// Their XXH3 of 64 bits is the same.
 const TWINS: [&str; 2] = ["cgacponhdmlhpbcg", "ihganlcdfnnmgpck"];
@@ -12,20 +14,6 @@ const TWINS: [&str; 2] = ["cgacponhdmlhpbcg", "ihganlcdfnnmgpck"];
 fn store(disk: &SimDisk) -> Store {
     let clock = VirtualClock::at("2026-01-02T12:00:00Z".parse().unwrap());
     Store::options().batch_items(1).clock(clock).open_on(Box::new(disk.clone()), "state.redb").unwrap()
-}
-
-/// Stages a page of attachments as a stream of its own.
-fn stage(run: &Run, stream: &str, attachments: &[Attachment]) {
-    let mut page = Page::<u8>::last();
-    for attachment in attachments {
-        page.push("attachments", attachment.to_record().unwrap());
-    }
-    let mut page = Some(page);
-    for batch in run.batches(stream, |_: Option<u8>| page.take().ok_or("there is one page")) {
-        let batch = batch.unwrap();
-        let id = batch.key().to_string();
-        batch.acknowledge(id).unwrap();
-    }
 }
 
 fn attachment(id: &str, parent: &str) -> Attachment {
@@ -52,7 +40,7 @@ fn two_attachments_with_one_hash_are_two() {
         attachment("c", "ab"),
     ];
     let run = unit.begin().unwrap();
-    stage(&run, "issues", &named);
+    stage(&run, "issues", named.iter().cloned());
     assert_eq!(run.attachment_counts().unwrap().queued, 6);
     let parents: Vec<usize> =
         ["P", one, other, "a", "ab", "b"].map(|parent| run.attachments_of(parent).unwrap().len()).into();
@@ -69,6 +57,6 @@ fn two_attachments_with_one_hash_are_two() {
 
     // The next run knows each of them.
     let run = unit.begin().unwrap();
-    stage(&run, "issues", &[attachment(one, "P"), attachment(other, "P"), attachment("new", "P")]);
+    stage(&run, "issues", [attachment(one, "P"), attachment(other, "P"), attachment("new", "P")]);
     assert_eq!(run.attachment_counts().unwrap().queued, 1);
 }

@@ -7,7 +7,7 @@ use clap::Args;
 use highwater::inspect::{AttachmentReport, Line};
 
 use crate::ending::{EXIT_CODES, Exit, Outcome};
-use crate::stores::{Asked, no_unit, open, store_line, unit_of};
+use crate::stores::{Asked, no_unit, open_at, store_line};
 use crate::text::{Listing, Screen, json_line, stdout};
 
 const EXAMPLE: &str = "\
@@ -34,27 +34,22 @@ pub(crate) struct Attachments {
 impl Attachments {
     pub(crate) fn run(&self) -> Outcome {
         let Asked { store, unit, last, json } = &self.asked;
-        let mut snapshot = open(store)?;
-        let unit = &unit_of(&mut snapshot, store, unit.as_deref())?;
+        let (mut snapshot, unit) = open_at(store, unit.as_deref())?;
         let screen = Screen::new();
         let mut out = stdout();
         if *json {
             json_line(&mut out, &store_line(store, snapshot.source(), screen.now))?;
         }
-        let mut all = snapshot.attachments(unit, self.failed)?.ok_or_else(|| no_unit(store, unit))?;
+        let mut all = snapshot.attachments(&unit, self.failed)?.ok_or_else(|| no_unit(store, &unit))?;
         let mut newest = VecDeque::new();
-        let newest = match last {
-            Some(last) => {
-                for attachment in all.by_ref() {
-                    newest.push_back(attachment?);
-                    if newest.len() > *last {
-                        newest.pop_front();
-                    }
+        if let Some(last) = last {
+            for attachment in all.by_ref() {
+                newest.push_back(attachment?);
+                if newest.len() > *last {
+                    newest.pop_front();
                 }
-                newest
             }
-            None => newest,
-        };
+        }
         let mut listed = newest.into_iter().map(Ok).chain(all).peekable();
         if listed.peek().is_none() && !json {
             writeln!(

@@ -7,7 +7,7 @@ use clap::Args;
 use highwater::inspect::{BatchReport, Line};
 
 use crate::ending::{EXIT_CODES, Exit, Failure, Outcome};
-use crate::stores::{no_unit, open, unit_of};
+use crate::stores::{no_unit, open_at};
 use crate::text::{Listing, Screen, Screened, folded, json_line, stdout, visible};
 
 const EXAMPLES: &str = "\
@@ -49,9 +49,8 @@ impl Batch {
 
     fn list(&self) -> Outcome {
         let Self { store, unit, json, .. } = self;
-        let mut snapshot = open(store)?;
-        let unit = &unit_of(&mut snapshot, store, unit.as_deref())?;
-        let batches = snapshot.batches(unit)?.ok_or_else(|| no_unit(store, unit))?;
+        let (mut snapshot, unit) = open_at(store, unit.as_deref())?;
+        let batches = snapshot.batches(&unit)?.ok_or_else(|| no_unit(store, &unit))?;
         let mut out = stdout();
         if *json {
             batches.iter().try_for_each(|batch| json_line(&mut out, &Line::Batch(batch)))?;
@@ -64,12 +63,11 @@ impl Batch {
 
     fn open_lines(&self) -> Outcome {
         let Self { store, unit, .. } = self;
-        let mut snapshot = open(store)?;
-        let unit = &unit_of(&mut snapshot, store, unit.as_deref())?;
+        let (mut snapshot, unit) = open_at(store, unit.as_deref())?;
         let mut out = stdout();
         let mut screened = Screened::new(&mut out, io::stdout().is_terminal());
-        if snapshot.open_lines(unit, self.item_type.as_deref(), &mut screened)?.is_none() {
-            return Err(no_unit(store, unit));
+        if snapshot.open_lines(&unit, self.item_type.as_deref(), &mut screened)?.is_none() {
+            return Err(no_unit(store, &unit));
         }
         out.flush()?;
         Ok(Exit::Fine)
@@ -77,13 +75,12 @@ impl Batch {
 
     fn lines(&self, seq: u64) -> Outcome {
         let Self { store, unit, .. } = self;
-        let mut snapshot = open(store)?;
-        let unit = &unit_of(&mut snapshot, store, unit.as_deref())?;
+        let (mut snapshot, unit) = open_at(store, unit.as_deref())?;
         let mut out = stdout();
         let lines =
-            snapshot.batch_lines(unit, seq, &mut Screened::new(&mut out, io::stdout().is_terminal()))?;
+            snapshot.batch_lines(&unit, seq, &mut Screened::new(&mut out, io::stdout().is_terminal()))?;
         if lines.is_none() {
-            let batches = snapshot.batches(unit)?.ok_or_else(|| no_unit(store, unit))?;
+            let batches = snapshot.batches(&unit)?.ok_or_else(|| no_unit(store, &unit))?;
             return Err(Failure::Absent(match batches.iter().find(|batch| batch.seq == seq) {
                 Some(batch) => {
                     let artifact = batch.artifact_id.as_deref().unwrap_or("(none)");

@@ -71,14 +71,13 @@ struct Difference<'a> {
 
 impl Diff {
     pub(crate) fn run(&self) -> Outcome {
-        let is_worker_state = [&self.a, &self.b].map(|path| worker_state(path).map(|text| text.is_some()));
-        let [a, b] = is_worker_state;
-        if a? != b? && self.unit.is_none() {
+        let (a, b) = (worker_state(&self.a)?, worker_state(&self.b)?);
+        if a.is_some() != b.is_some() && self.unit.is_none() {
             return Err(Failure::Usage(
                 "a worker state does not say which unit it is of: say --unit".to_owned(),
             ));
         }
-        let (a, b) = (self.objects(&self.a)?, self.objects(&self.b)?);
+        let (a, b) = (self.objects(&self.a, a)?, self.objects(&self.b, b)?);
         let mut out = stdout();
         let mut any = false;
         let places: BTreeSet<&Place> = a.keys().chain(b.keys()).collect();
@@ -99,21 +98,19 @@ impl Diff {
         Ok(Exit::Fine)
     }
 
-    /// What a store, or a worker state, is reported as.
-    fn objects(&self, path: &Path) -> Outcome<BTreeMap<Place, Object>> {
+    /// What a store, or the worker state that the file holds, is reported as.
+    fn objects(&self, path: &Path, worker_state: Option<String>) -> Outcome<BTreeMap<Place, Object>> {
         let mut objects = BTreeMap::new();
-        let mut add = |report: &Report| -> serde_json::Result<()> {
+        let wrong = |error| Failure::Absent(format!("{}: {error}", path.display()));
+        let mut add = |report: &Report| -> Outcome<()> {
             for line in report.lines() {
-                if let Value::Object(object) = serde_json::to_value(line)? {
+                if let Value::Object(object) = serde_json::to_value(line).map_err(wrong)? {
                     objects.insert(place_of(&object), object);
                 }
             }
             Ok(())
         };
-        let mut add = |report: &Report| {
-            add(report).map_err(|error| Failure::Absent(format!("{}: {error}", path.display())))
-        };
-        if let Some(text) = worker_state(path)? {
+        if let Some(text) = worker_state {
             let unit = self.unit.as_deref().unwrap_or(UNNAMED);
             let state = SavedState::read(&text, unit)?;
             if let Some(report) = state.store().report(unit, self.last)? {
@@ -143,12 +140,12 @@ fn place_of(object: &Object) -> Place {
     // There is one of each of these in a unit, and what it is of may itself differ.
     if !matches!(kind.as_str(), "unit" | "run") {
         // The streams and item types are of the newest run, whichever that is.
-        if matches!(kind.as_str(), "ledger" | "failed_attachment" | "death") {
+        if matches!(kind.as_str(), "ledger" | "attachment" | "death") {
             which.extend(text("run").map(|run| ("run".to_owned(), run)));
         }
         let names = NAMES.iter().filter(|name| **name != "epoch" || kind == "death");
-        // A failed attachment has an id, and what a ledger row counts does not tell it from others.
-        let names = names.filter(|name| kind != "ledger" || **name == "run");
+        // What a ledger row counts does not tell it from others.
+        let names = names.filter(|_| kind != "ledger");
         which.extend(names.filter_map(|name| Some(((*name).to_owned(), text(name)?))));
     }
     let rank = KINDS.iter().position(|known| *known == kind).unwrap_or(KINDS.len());

@@ -7,7 +7,7 @@ use highwater::inspect::{DeathReport, EventReport, Line};
 
 use crate::ending::{EXIT_CODES, Exit, Outcome};
 use crate::first::{event_words, fate_words};
-use crate::stores::{Asked, no_unit, open, store_line, unit_of};
+use crate::stores::{Asked, no_unit, open_at, store_line};
 use crate::text::{Screen, count, duration, folded, json_line, stdout, time, visible};
 
 const EXAMPLE: &str = "\
@@ -44,9 +44,8 @@ impl Entry<'_> {
 impl Events {
     pub(crate) fn run(&self) -> Outcome {
         let Asked { store, unit, last, json } = &self.asked;
-        let mut snapshot = open(store)?;
-        let unit = &unit_of(&mut snapshot, store, unit.as_deref())?;
-        let conversation = snapshot.conversation(unit)?.ok_or_else(|| no_unit(store, unit))?;
+        let (mut snapshot, unit) = open_at(store, unit.as_deref())?;
+        let conversation = snapshot.conversation(&unit)?.ok_or_else(|| no_unit(store, &unit))?;
         let screen = Screen::new();
         let mut out = stdout();
         let deaths = conversation.deaths.iter().map(Entry::Death);

@@ -8,7 +8,7 @@ use highwater::inspect::Found;
 use serde::Serialize;
 
 use crate::ending::{EXIT_CODES, Exit, Outcome};
-use crate::stores::{no_unit, open, store_line, unit_of};
+use crate::stores::{no_unit, open_at, store_line};
 use crate::text::{Screen, count, folded, json_line, stdout, visible};
 
 const EXAMPLE: &str = "\
@@ -39,9 +39,8 @@ pub(crate) struct Find {
 impl Find {
     pub(crate) fn run(&self) -> Outcome {
         let Self { store, id, unit, json } = self;
-        let mut snapshot = open(store)?;
-        let unit = &unit_of(&mut snapshot, store, unit.as_deref())?;
-        let found = snapshot.find(unit, id)?.ok_or_else(|| no_unit(store, unit))?;
+        let (mut snapshot, unit) = open_at(store, unit.as_deref())?;
+        let found = snapshot.find(&unit, id)?.ok_or_else(|| no_unit(store, &unit))?;
         let screen = Screen::new();
         let mut out = stdout();
         if *json {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::ending::{EXIT_CODES, Exit, Failure, Outcome};
-use crate::stores::{no_unit, open, unit_of};
+use crate::stores::{no_unit, open_at};
 use crate::text::{Screened, stdout};
 
 const EXAMPLE: &str = "\
@@ -29,11 +29,10 @@ pub(crate) struct Message {
 impl Message {
     pub(crate) fn run(&self) -> Outcome {
         let Self { store, unit, number } = self;
-        let mut snapshot = open(store)?;
-        let unit = &unit_of(&mut snapshot, store, unit.as_deref())?;
-        let Some((_, body)) = snapshot.message(unit, *number)? else {
-            return Err(match (snapshot.unit(unit, 0)?, number) {
-                (None, _) => no_unit(store, unit),
+        let (mut snapshot, unit) = open_at(store, unit.as_deref())?;
+        let Some((_, body)) = snapshot.message(&unit, *number)? else {
+            return Err(match (snapshot.unit(&unit, 0)?, number) {
+                (None, _) => no_unit(store, &unit),
                 (Some(_), None) => Failure::Absent(format!("no sealed message of {unit} is stored")),
                 (Some(_), Some(number)) => Failure::Absent(format!(
                     "message {number} of {unit} is not stored: it was never sealed, was refused, or is of a run long over"

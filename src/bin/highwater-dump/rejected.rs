@@ -1,12 +1,13 @@
 //! `rejected`: the records that were left out because they are bad, and are to be asked for again.
 
+use std::cmp::Reverse;
 use std::io::Write;
 
 use clap::Args;
 use highwater::inspect::{Line, RejectedReport};
 
 use crate::ending::{EXIT_CODES, Exit, Outcome};
-use crate::stores::{Asked, no_unit, open, store_line, unit_of};
+use crate::stores::{Asked, no_unit, open_at, store_line};
 use crate::text::{Listing, Screen, cut, json_line, stdout};
 
 const EXAMPLE: &str = "\
@@ -30,16 +31,15 @@ pub(crate) struct Rejected {
 impl Rejected {
     pub(crate) fn run(&self) -> Outcome {
         let Asked { store, unit, last, json } = &self.asked;
-        let mut snapshot = open(store)?;
-        let unit = &unit_of(&mut snapshot, store, unit.as_deref())?;
-        let mut rejected = snapshot.rejected(unit, self.content)?.ok_or_else(|| no_unit(store, unit))?;
+        let (mut snapshot, unit) = open_at(store, unit.as_deref())?;
+        let mut rejected = snapshot.rejected(&unit, self.content)?.ok_or_else(|| no_unit(store, &unit))?;
         if let Some(last) = last {
             // Those that were rejected last, in the order in which all are listed.
-            let mut newest: Vec<usize> = (0..rejected.len()).collect();
-            newest.sort_by_key(|at| std::cmp::Reverse(rejected.get(*at).map(|record| record.rejected_at)));
+            let mut newest: Vec<_> = rejected.into_iter().enumerate().collect();
+            newest.sort_by_key(|(_, record)| Reverse(record.rejected_at));
             newest.truncate(*last);
-            let mut at = 0..;
-            rejected.retain(|_| at.next().is_some_and(|at| newest.contains(&at)));
+            newest.sort_by_key(|(at, _)| *at);
+            rejected = newest.into_iter().map(|(_, record)| record).collect();
         }
         let screen = Screen::new();
         let mut out = stdout();

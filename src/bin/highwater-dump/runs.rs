@@ -8,7 +8,7 @@ use highwater::inspect::{BatchReport, BatchStage, LedgerReport, Line, Report, Ru
 
 use crate::ending::{EXIT_CODES, Exit, Outcome};
 use crate::first::{attachments, deaths, event_words};
-use crate::stores::{Asked, no_unit, open, store_line, unit_of};
+use crate::stores::{Asked, no_unit, open_at, store_line};
 use crate::text::{Listing, Screen, count, duration, folded, json_line, stdout, visible};
 
 const EXAMPLE: &str = "\
@@ -30,11 +30,10 @@ pub(crate) struct Runs {
 impl Runs {
     pub(crate) fn run(&self) -> Outcome {
         let Asked { store, unit, last, json } = &self.asked;
-        let mut snapshot = open(store)?;
-        let unit = &unit_of(&mut snapshot, store, unit.as_deref())?;
+        let (mut snapshot, unit) = open_at(store, unit.as_deref())?;
         let last = last.unwrap_or(usize::MAX);
-        let report = snapshot.unit(unit, last)?.ok_or_else(|| no_unit(store, unit))?;
-        let batches = snapshot.batches(unit)?.unwrap_or_default();
+        let report = snapshot.unit(&unit, last)?.ok_or_else(|| no_unit(store, &unit))?;
+        let batches = snapshot.batches(&unit)?.unwrap_or_default();
         let screen = Screen::new();
         let mut out = stdout();
         if *json {

@@ -32,8 +32,14 @@ pub(crate) fn open(store: &Path) -> Outcome<Snapshot> {
     Ok(snapshot)
 }
 
-/// The unit that is asked for; without one, the only one that is the user's.
-pub(crate) fn unit_of(snapshot: &mut Snapshot, store: &Path, unit: Option<&str>) -> Outcome<String> {
+/// Opens a store to look at the unit that is asked for; without one, the only one that is the user's.
+pub(crate) fn open_at(store: &Path, unit: Option<&str>) -> Outcome<(Snapshot, String)> {
+    let mut snapshot = open(store)?;
+    let unit = unit_of(&mut snapshot, store, unit)?;
+    Ok((snapshot, unit))
+}
+
+fn unit_of(snapshot: &mut Snapshot, store: &Path, unit: Option<&str>) -> Outcome<String> {
     if let Some(unit) = unit {
         return Ok(unit.to_owned());
     }

@@ -41,7 +41,8 @@ impl SyncUnit {
     /// The attachments that were given up, by run, and in a run in the order in which they were staged. They are read
     /// in groups, so their number costs no memory.
     pub fn failed_attachments(&self) -> impl Iterator<Item = Result<FailedAttachment>> + '_ {
-        let mut group: std::collections::VecDeque<(Vec<u8>, FailedRow)> = std::collections::VecDeque::new();
+        let mut group: std::collections::VecDeque<((u64, u64), FailedRow)> =
+            std::collections::VecDeque::new();
         let mut after: Option<(u64, u64)> = None;
         let mut over = false;
         std::iter::from_fn(move || {
@@ -55,11 +56,9 @@ impl SyncUnit {
                 }
                 over = group.is_empty();
             }
-            let (tail, row) = group.pop_front()?;
-            Some(place_in(&self.inner.tables, FAILED.name, &tail).and_then(|place| {
-                after = Some(place);
-                failed_attachment(self, place.0, row)
-            }))
+            let (place, row) = group.pop_front()?;
+            after = Some(place);
+            Some(failed_attachment(self, place.0, row))
         })
     }
 
@@ -80,8 +79,7 @@ impl SyncUnit {
                 return Ok(requeued);
             }
             let mut chosen = Vec::new();
-            for (tail, row) in group {
-                let place = place_in(&self.inner.tables, FAILED.name, &tail)?;
+            for (place, row) in group {
                 if wanted(&failed_attachment(self, place.0, row)?) {
                     chosen.push(place);
                 }
@@ -102,7 +100,7 @@ impl SyncUnit {
     }
 }
 
-fn failed_after(sync_unit: &SyncUnit, after: Option<(u64, u64)>) -> Result<Vec<(Vec<u8>, FailedRow)>> {
+fn failed_after(sync_unit: &SyncUnit, after: Option<(u64, u64)>) -> Result<Vec<((u64, u64), FailedRow)>> {
     sync_unit.inner.tables.view(|rows| {
         let Some(unit) = rows.get(&UNITS, &sync_unit.key())? else { return Ok(Vec::new()) };
         let prefix = Key::unit(unit.no);
@@ -110,7 +108,7 @@ fn failed_after(sync_unit: &SyncUnit, after: Option<(u64, u64)>) -> Result<Vec<(
         let (mut found, mut size) = (Vec::new(), GroupSize::default());
         rows.scan(&FAILED, &prefix, &from, |tail, row| {
             let more = size.add(&row.json);
-            found.push((tail.to_vec(), row));
+            found.push((place_in(&sync_unit.inner.tables, FAILED.name, tail)?, row));
             Ok(more)
         })?;
         Ok(found)
@@ -141,13 +139,13 @@ impl Run {
     /// Queues some of what [`SyncUnit::requeue_failed`] named; says how many it looked at. Where checkpoints are kept, as
     /// many as one has room for; what is too large for that alone is listed as failed again.
     pub(crate) fn take_up_requeued(&self, checkpoints: bool) -> Result<usize> {
-        if self.look(|rows, _| first_requeued(self, rows))?.is_empty() {
+        if self.look(|rows, _| first_requeued(self, rows, 1))?.is_empty() {
             return Ok(0);
         }
         self.change(|change, _| {
             let mut queue = change.get(&QUEUES, &self.run_key())?.unwrap_or_default();
             let (mut taken, mut bytes) = (0, 0);
-            for ((run, number), failed) in first_requeued(self, change)? {
+            for ((run, number), failed) in first_requeued(self, change, usize::MAX)? {
                 let key = run_key(self.unit_no, run).and_number(number);
                 if checkpoints {
                     let line = serde_json::to_string(&failed.json).map_or(usize::MAX, |json| json.len());
@@ -197,18 +195,18 @@ impl Run {
     }
 }
 
-/// A group of what is to be queued again, without what this run keeps of it: that comes last.
-fn first_requeued(run: &Run, rows: &impl Rows) -> Result<Vec<((u64, u64), FailedRow)>> {
+/// A group of what is to be queued again, at most `most`, without what this run keeps of it: that comes last.
+fn first_requeued(run: &Run, rows: &impl Rows, most: usize) -> Result<Vec<((u64, u64), FailedRow)>> {
     let unit = Key::unit(run.unit_no);
     let (mut found, mut size) = (Vec::new(), GroupSize::default());
     rows.scan(&REQUEUED, &unit, &unit, |tail, row| {
-        let place = place_in(&run.inner.tables, FAILED.name, tail)?;
+        let place = place_in(&run.inner.tables, REQUEUED.name, tail)?;
         if place >= (run.no, KEPT_FROM) {
             return Ok(false);
         }
         let more = size.add(&row.json);
         found.push((place, row));
-        Ok(more)
+        Ok(more && found.len() < most)
     })?;
     Ok(found)
 }

@@ -26,14 +26,14 @@ const GROUP_BYTES: usize = 1024 * 1024;
 /// How much is queued again in one transaction, or read in one view: so that any number of attachments, of any size, costs
 /// no more memory than a few.
 #[derive(Debug, Default)]
-pub(super) struct GroupSize {
+pub(in crate::store) struct GroupSize {
     items: usize,
     bytes: usize,
 }
 
 impl GroupSize {
     /// Counts a line in; whether there is room for another.
-    pub(super) fn add(&mut self, line: &str) -> bool {
+    pub(in crate::store) fn add(&mut self, line: &str) -> bool {
         self.items += 1;
         self.bytes += line.len();
         self.items < GROUP_ITEMS && self.bytes < GROUP_BYTES

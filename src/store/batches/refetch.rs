@@ -19,7 +19,7 @@ impl Run {
     /// Returns for how many it asked.
     ///
     /// `fetch` is given an item type and ids, and returns a last page that says of each id what became of it: its record,
-    /// another rejection, or that it is gone. What passes is in the batches that the next [`Run::batches`] yields. Before
+    /// another rejection, or that it is gone; it names no child listings. What passes is in the batches that the next [`Run::batches`] yields. Before
     /// the first stream is the place for it:
     ///
     /// ```

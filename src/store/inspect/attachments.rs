@@ -1,5 +1,6 @@
 //! The attachments of a unit: how many are where, and each by itself.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 
 use chrono::{DateTime, Utc};
@@ -9,12 +10,12 @@ use crate::error::Result;
 use crate::model::Micros;
 use crate::record::Attachment;
 use crate::store::rows::{
-    self, ATTACHMENTS, AttachmentRow, FAILED, FailedRow, KEPT_FROM, Key, LEDGER, REQUEUED, RUNS, SEEN, Table,
-    UnitRow, number_of, run_and_number, run_key,
+    self, ATTACHMENTS, AttachmentRow, FAILED, FailedRow, KEPT_FROM, Key, REQUEUED, SEEN, Table, UnitRow,
+    number_of, run_and_number, run_key,
 };
 use crate::store::tables::{Rows, View};
 
-use super::scan::push_last;
+use super::scan::{push_last, run_id};
 use super::words::{AttachmentState, optional_time};
 
 /// Rows that are read in one look.
@@ -229,7 +230,10 @@ pub(super) fn next_group(
                 Ok(rows_read < GROUP)
             })?;
             for (run, number, row) in rows {
-                let name = run_id(view, unit.no, run, &mut ids)?;
+                let name = match ids.entry(run) {
+                    Entry::Occupied(known) => known.into_mut(),
+                    Entry::Vacant(unknown) => unknown.insert(run_id(view, unit.no, run)?),
+                };
                 let report = failed_report(id, name.as_ref(), row, requeued).map_err(|error| {
                     let key = run_key(unit.no, run).and_number(number);
                     view.tables().damaged(table.name, &key, error.to_string())
@@ -238,7 +242,7 @@ pub(super) fn next_group(
             }
         } else if let Some(run) = unit.run {
             let prefix = run_key(unit.no, run);
-            let name = run_id(view, unit.no, run, &mut ids)?;
+            let name = run_id(view, unit.no, run)?;
             let start = if after.is_some() { from(after) } else { prefix.clone() };
             view.scan(&ATTACHMENTS, &prefix, &start, |tail, row| {
                 let damaged = |error: String| view.tables().damaged(ATTACHMENTS.name, &prefix, error);
@@ -258,25 +262,6 @@ pub(super) fn next_group(
         };
     }
     Ok((found, at))
-}
-
-/// The id of a run, if it is known still.
-fn run_id(
-    view: &View<'_>,
-    unit: u64,
-    run: u64,
-    known: &mut BTreeMap<u64, Option<String>>,
-) -> Result<Option<String>> {
-    if let Some(id) = known.get(&run) {
-        return Ok(id.clone());
-    }
-    let key = run_key(unit, run);
-    let id = match view.get(&RUNS, &key)? {
-        Some(run) => Some(run.id),
-        None => view.get(&LEDGER, &key)?.map(|run| run.id),
-    };
-    known.insert(run, id.clone());
-    Ok(id)
 }
 
 /// Whether a unit has seen attachments with an id, and how many of them were settled as failed.

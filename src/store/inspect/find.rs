@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::artifact::decompress;
 use crate::error::{Error, Result};
+use crate::record;
 use crate::store::findings::FindingKind;
 use crate::store::rows::{
     BATCHES, BatchState, CHUNKS, FINDINGS, Key, PAYLOADS, Payload, TYPES, UnitRow, number_of, run_key,
@@ -121,8 +122,10 @@ pub(super) fn find(view: &View<'_>, sync_unit: &str, unit: &UnitRow, id: &str) -
             found.places.push(FoundPlace { item_type, seq: Some(seq), state, records });
         }
     }
+    // As a finding names its record: an id that this one is a part of is another.
+    let named = record::quoted(id);
     each(view, &FINDINGS, &run, FindingKind::of_key, |_, row| {
-        found.findings.extend(row.kept.into_iter().filter(|text| text.contains(id)));
+        found.findings.extend(row.kept.into_iter().filter(|text| text.contains(&named)));
     })?;
     Ok(found)
 }

@@ -63,11 +63,12 @@ pub use ledger::{LedgerReport, LedgerTypeReport};
 pub use line::Line;
 pub use messages::{DeathReport, EventReport, MessageReport};
 pub use records::{BatchCounts, BatchReport, FindingsReport, TypeReport};
-pub use rejected::{RejectedReport, RejectedStage};
+pub use rejected::RejectedReport;
 pub use report::{
     BookmarkReport, ChildStreamReport, MinuteReport, MostReadReport, Report, RunReport, StreamReport,
     UnitReport, ValueReport, is_internal,
 };
 pub use snapshot::{Attachments, Conversation, Snapshot, Source, Units};
 pub use standing::{Alert, Rate, Standing};
-pub use words::{AlertKind, AttachmentState, BatchStage, MessageFate, MessageKind, RunStatus};
+pub use words::{AlertKind, AttachmentState, BatchStage, MessageFate, MessageKind, RejectedStage, RunStatus};
+pub(in crate::store) use words::{count, optional_time, time};

@@ -1,7 +1,6 @@
 //! Rejected records as a store has them: for people, and whether they can be.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -15,34 +14,8 @@ use crate::store::rows::{
 };
 use crate::store::tables::{Rows, View};
 
-use super::scan::each;
-use super::words::time;
-
-/// Where a rejected record stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum RejectedStage {
-    /// A finished run rejected it, and the run that is open, or the next one, will ask for it.
-    ToBeAsked,
-    /// The run that is open rejected it, or asked for it in vain: the next one will ask for it.
-    Rejected,
-    /// The run that is open asked for it, and it passed. Should the run be abandoned, the next one asks again.
-    Passed,
-    /// The same, and the source does not have it any more.
-    Gone,
-}
-
-impl fmt::Display for RejectedStage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            RejectedStage::ToBeAsked => "to be asked for",
-            RejectedStage::Rejected => "rejected in this run",
-            RejectedStage::Passed => "passed in this run",
-            RejectedStage::Gone => "gone in this run",
-        })
-    }
-}
+use super::scan::{each, run_id};
+use super::words::{RejectedStage, time};
 
 /// A record that was rejected.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -86,17 +59,9 @@ pub(super) fn read(
         .into_iter()
         .map(|(key, row)| (key, (RejectedStage::ToBeAsked, row)))
         .collect::<BTreeMap<_, _>>();
-    let run = match unit.run {
-        Some(no) => view.get(&RUNS, &run_key(unit.no, no))?.map(|run| (no, run)),
-        None => None,
-    };
-    if let Some((no, _)) = &run {
-        for (key, row) in records(view, &REJECTED_IN_RUN, &run_key(unit.no, *no))? {
-            let stage = match row.fate {
-                RejectedFate::Rejected => RejectedStage::Rejected,
-                RejectedFate::Passed => RejectedStage::Passed,
-                RejectedFate::Gone => RejectedStage::Gone,
-            };
+    if let Some(run) = unit.run {
+        for (key, row) in records(view, &REJECTED_IN_RUN, &run_key(unit.no, run))? {
+            let stage = row.fate.into();
             let before = found.remove(&key).map(|(_, row)| row);
             let row = match (row.fate, before) {
                 // Why it was rejected, the finished run knows.
@@ -110,10 +75,6 @@ pub(super) fn read(
         .into_iter()
         .map(|((item_type, record), (stage, row))| {
             let RejectedRow { run: first, rejected_at, asked, kind, reason, json, .. } = row;
-            let first_run = match &run {
-                Some((no, run)) if *no == first => Some(run.id.clone()),
-                _ => view.get(&LEDGER, &run_key(unit.no, first))?.map(|row| row.id),
-            };
             Ok(RejectedReport {
                 sync_unit: id.to_owned(),
                 item_type,
@@ -122,7 +83,7 @@ pub(super) fn read(
                 reason_kind: kind,
                 reason,
                 rejected_at: rejected_at.to_time(),
-                first_run,
+                first_run: run_id(view, unit.no, first)?,
                 asked,
                 json_bytes: json.as_ref().map(|(_, bytes)| *bytes),
                 json: json.map(|(text, _)| text).filter(|_| with_json),

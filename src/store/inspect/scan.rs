@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use crate::error::Result;
 use crate::store::codec::DecodeError;
-use crate::store::rows::{Key, Row, Table, name_of};
+use crate::store::rows::{Key, LEDGER, RUNS, Row, Table, name_of, run_key};
 use crate::store::tables::{Rows, View};
 
 /// Calls `each` with every row under `prefix`, and what its key ends in.
@@ -20,6 +20,15 @@ pub(super) fn each<R: Row, T>(
             tail_of(tail).map_err(|error| view.tables().damaged(table.name, prefix, error.to_string()))?;
         each(tail, row);
         Ok(true)
+    })
+}
+
+/// The id of a run, if it is known still.
+pub(super) fn run_id(view: &View<'_>, unit: u64, run: u64) -> Result<Option<String>> {
+    let key = run_key(unit, run);
+    Ok(match view.get(&RUNS, &key)? {
+        Some(run) => Some(run.id),
+        None => view.get(&LEDGER, &key)?.map(|run| run.id),
     })
 }
 

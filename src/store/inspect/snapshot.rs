@@ -15,8 +15,8 @@ use super::super::backend::file::open_to_read;
 use super::super::backend::redb::{check_start, guarded, is_open_elsewhere};
 use super::super::open::{CACHE_BYTES, Store};
 use super::super::rows::{
-    BATCHES, BatchState, CHUNKS, Key, LEDGER, MESSAGES, PAYLOADS, Payload, RUNS, UNITS, message_key, name_of,
-    number_of, run_key,
+    BATCHES, BatchState, CHUNKS, Key, LEDGER, MESSAGES, PAYLOADS, Payload, RUNS, UNITS, UnitRow, message_key,
+    name_of, number_of, run_key,
 };
 use super::super::tables::{Rows, Tables, View};
 
@@ -27,7 +27,7 @@ use super::overlay::{Base, Overlay};
 use super::records::{BatchReport, batch_report};
 use super::rejected::{self, RejectedReport};
 use super::report::{self, Report};
-use super::scan::{each, name};
+use super::scan::{each, name, run_id};
 
 /// Copies of a file that is open elsewhere before it is given up as too busy.
 const COPIES_MAX: u32 = 20;
@@ -216,10 +216,7 @@ impl Snapshot {
     /// # Errors
     /// As [`Snapshot::open`].
     pub fn unit(&mut self, sync_unit: &str, last: usize) -> Result<Option<Report>> {
-        self.look(|view| match view.get(&UNITS, &Key::name(sync_unit))? {
-            Some(unit) => report::read(view, sync_unit, &unit, last).map(Some),
-            None => Ok(None),
-        })
+        self.look_at_unit(sync_unit, |view, unit| report::read(view, sync_unit, unit, last))
     }
 
     /// The batches of a unit's newest run that are stored, in order; `None` if the store does not know the unit.
@@ -227,8 +224,7 @@ impl Snapshot {
     /// # Errors
     /// As [`Snapshot::open`].
     pub fn batches(&mut self, sync_unit: &str) -> Result<Option<Vec<BatchReport>>> {
-        self.look(|view| {
-            let Some(unit) = view.get(&UNITS, &Key::name(sync_unit))? else { return Ok(None) };
+        self.look_at_unit(sync_unit, |view, unit| {
             let mut batches = Vec::new();
             if let Some(no) = unit.run {
                 let run = view.need(&RUNS, &run_key(unit.no, no))?;
@@ -236,7 +232,7 @@ impl Snapshot {
                     batches.push(batch_report(sync_unit, &run.id, seq, row));
                 })?;
             }
-            Ok(Some(batches))
+            Ok(batches)
         })
     }
 
@@ -247,10 +243,7 @@ impl Snapshot {
     /// # Errors
     /// As [`Snapshot::open`].
     pub fn rejected(&mut self, sync_unit: &str, with_json: bool) -> Result<Option<Vec<RejectedReport>>> {
-        self.look(|view| match view.get(&UNITS, &Key::name(sync_unit))? {
-            Some(unit) => rejected::read(view, sync_unit, &unit, with_json).map(Some),
-            None => Ok(None),
-        })
+        self.look_at_unit(sync_unit, |view, unit| rejected::read(view, sync_unit, unit, with_json))
     }
 
     /// Writes the JSON Lines of a batch that is staged or uploaded; says how many there were. `None`, and nothing is
@@ -259,12 +252,9 @@ impl Snapshot {
     /// # Errors
     /// `Io` with the error of `out` as its source; as [`Snapshot::open`].
     pub fn batch_lines(&mut self, sync_unit: &str, seq: u64, out: &mut dyn Write) -> Result<Option<u64>> {
-        let found = self.look(|view| {
-            let unit = view.get(&UNITS, &Key::name(sync_unit))?;
-            let Some((unit, run)) = unit.and_then(|unit| unit.run.map(|run| (unit.no, run))) else {
-                return Ok(None);
-            };
-            let key = run_key(unit, run).and_number(seq);
+        let found = self.look_at_unit(sync_unit, |view, unit| {
+            let Some(run) = unit.run else { return Ok(None) };
+            let key = run_key(unit.no, run).and_number(seq);
             match view.get(&BATCHES, &key)? {
                 Some(row) if matches!(row.state, BatchState::Staged | BatchState::Uploaded) => {
                     Ok(Some((row.line_bytes, view.need(&PAYLOADS, &key)?)))
@@ -272,7 +262,7 @@ impl Snapshot {
                 _ => Ok(None),
             }
         })?;
-        let Some((line_bytes, Payload(member))) = found else { return Ok(None) };
+        let Some((line_bytes, Payload(member))) = found.flatten() else { return Ok(None) };
         let contents = decompress(&member, line_bytes, out).map_err(|error| match error.kind() {
             io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => Error::Corrupt {
                 what: format!("{}, batch {seq} of {sync_unit}", self.path.display()),
@@ -293,8 +283,7 @@ impl Snapshot {
         sync_unit: &str,
         message: Option<u64>,
     ) -> Result<Option<(MessageReport, Vec<u8>)>> {
-        self.look(|view| {
-            let Some(unit) = view.get(&UNITS, &Key::name(sync_unit))? else { return Ok(None) };
+        let found = self.look_at_unit(sync_unit, |view, unit| {
             let mut newest = None;
             if let Some(no) = message {
                 newest = view.get(&MESSAGES, &message_key(unit.no, no))?.map(|row| (no, row));
@@ -304,13 +293,11 @@ impl Snapshot {
                 })?;
             }
             let Some((no, row)) = newest else { return Ok(None) };
-            let run = match view.get(&RUNS, &run_key(unit.no, row.run))? {
-                Some(run) => Some(run.id),
-                None => view.get(&LEDGER, &run_key(unit.no, row.run))?.map(|run| run.id),
-            };
+            let run = run_id(view, unit.no, row.run)?;
             let report = message_report(view, sync_unit, unit.no, no, &row, run.as_ref())?;
             Ok(Some((report, row.body)))
-        })
+        });
+        found.map(Option::flatten)
     }
 
     /// The records of the newest run that are in no batch yet, as JSON Lines, item type by item type, or those of one; says
@@ -324,10 +311,9 @@ impl Snapshot {
         item_type: Option<&str>,
         out: &mut dyn Write,
     ) -> Result<Option<u64>> {
-        let found = self.look(|view| {
-            let Some(unit) = view.get(&UNITS, &Key::name(sync_unit))? else { return Ok(None) };
+        let found = self.look_at_unit(sync_unit, |view, unit| {
             let (mut records, mut lines) = (0, Vec::new());
-            let Some(run) = unit.run.map(|run| run_key(unit.no, run)) else { return Ok(Some((0, lines))) };
+            let Some(run) = unit.run.map(|run| run_key(unit.no, run)) else { return Ok((0, lines)) };
             let prefix = match item_type {
                 Some(item_type) => run.and_inner_name(item_type),
                 None => run,
@@ -337,7 +323,7 @@ impl Snapshot {
                 lines.extend_from_slice(&chunk.lines);
                 Ok(true)
             })?;
-            Ok(Some((records, lines)))
+            Ok((records, lines))
         })?;
         let Some((records, lines)) = found else { return Ok(None) };
         out.write_all(&lines)
@@ -352,10 +338,7 @@ impl Snapshot {
     /// # Errors
     /// As [`Snapshot::open`].
     pub fn find(&mut self, sync_unit: &str, id: &str) -> Result<Option<Found>> {
-        self.look(|view| match view.get(&UNITS, &Key::name(sync_unit))? {
-            Some(unit) => find::find(view, sync_unit, &unit, id).map(Some),
-            None => Ok(None),
-        })
+        self.look_at_unit(sync_unit, |view, unit| find::find(view, sync_unit, unit, id))
     }
 
     /// The events of a unit that are kept, and the lives that ended without an answer, those of the newest run and of the
@@ -364,8 +347,7 @@ impl Snapshot {
     /// # Errors
     /// As [`Snapshot::open`].
     pub fn conversation(&mut self, sync_unit: &str) -> Result<Option<Conversation>> {
-        self.look(|view| {
-            let Some(unit) = view.get(&UNITS, &Key::name(sync_unit))? else { return Ok(None) };
+        self.look_at_unit(sync_unit, |view, unit| {
             let mut run_ids = BTreeMap::new();
             each(view, &LEDGER, &Key::unit(unit.no), number_of, |no, row| {
                 run_ids.insert(no, row.id);
@@ -373,10 +355,10 @@ impl Snapshot {
             each(view, &RUNS, &Key::unit(unit.no), number_of, |no, row| {
                 run_ids.insert(no, row.id);
             })?;
-            Ok(Some(Conversation {
+            Ok(Conversation {
                 events: messages::events(view, sync_unit, unit.no, &run_ids)?,
                 deaths: messages::deaths(view, sync_unit, unit.no, &run_ids)?,
-            }))
+            })
         })
     }
 
@@ -388,14 +370,23 @@ impl Snapshot {
     /// # Errors
     /// As [`Snapshot::open`].
     pub fn attachments(&mut self, sync_unit: &str, only_failed: bool) -> Result<Option<Attachments<'_>>> {
-        let is_known = self.look(|view| Ok(view.get(&UNITS, &Key::name(sync_unit))?.is_some()))?;
-        Ok(is_known.then(|| Attachments {
+        let known = self.look_at_unit(sync_unit, |_, _| Ok(()))?;
+        Ok(known.map(|()| Attachments {
             snapshot: self,
             sync_unit: sync_unit.to_owned(),
             only_failed,
             next: Some(Place::default()),
             group: VecDeque::new(),
         }))
+    }
+
+    /// Looks at one moment of a unit; `None` if the store does not know it.
+    fn look_at_unit<T>(
+        &mut self,
+        sync_unit: &str,
+        body: impl Fn(&View<'_>, &UnitRow) -> Result<T>,
+    ) -> Result<Option<T>> {
+        self.look(|view| view.get(&UNITS, &Key::name(sync_unit))?.map(|unit| body(view, &unit)).transpose())
     }
 
     /// Looks at one moment of the store; again, at a copy, if the file was opened or changed meanwhile.
@@ -507,12 +498,11 @@ impl Iterator for Attachments<'_> {
         if self.group.is_empty() {
             let place = self.next.take()?;
             let (sync_unit, only_failed) = (&self.sync_unit, self.only_failed);
-            let read = self.snapshot.look(|view| match view.get(&UNITS, &Key::name(sync_unit))? {
-                Some(unit) => next_group(view, sync_unit, &unit, &place, only_failed),
-                None => Ok((Vec::new(), place.clone())),
-            });
+            let read = self
+                .snapshot
+                .look_at_unit(sync_unit, |view, unit| next_group(view, sync_unit, unit, &place, only_failed));
             match read {
-                Ok((group, next)) if !group.is_empty() => {
+                Ok(Some((group, next))) if !group.is_empty() => {
                     self.group = group.into();
                     self.next = Some(next);
                 }

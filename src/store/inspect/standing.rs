@@ -9,7 +9,7 @@ use super::messages::MessageReport;
 use super::records::{BatchCounts, TypeReport};
 use super::report::{Report, RunReport, StreamReport};
 use super::snapshot::Source;
-use super::words::{AlertKind, MessageFate, MessageKind, RunStatus, optional_time, time};
+use super::words::{AlertKind, MessageFate, MessageKind, RunStatus, count, optional_time, time};
 
 /// An extractor that stores nothing for so long is told of: a page, an upload and a confirm each take far less.
 const IDLE: TimeDelta = TimeDelta::minutes(5);
@@ -249,8 +249,4 @@ fn run_alerts(
 fn error_text(message: &MessageReport) -> String {
     let reason = message.error.as_deref().unwrap_or("its text is not kept");
     format!("message {}, {}: {reason}", message.message, message.event_type)
-}
-
-fn count(number: u64, of: &str) -> String {
-    format!("{number} {of}{}", if number == 1 { "" } else { "s" })
 }

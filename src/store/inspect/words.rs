@@ -39,6 +39,17 @@ words! {
         /// Another run took its place; the watermark did not move.
         Abandoned = "abandoned",
     }
+    /// Where a rejected record stands.
+    RejectedStage {
+        /// A finished run rejected it, and the run that is open, or the next one, will ask for it.
+        ToBeAsked = "to be asked for",
+        /// The run that is open rejected it, or asked for it in vain: the next one will ask for it.
+        Rejected = "rejected in this run",
+        /// The run that is open asked for it, and it passed. Should the run be abandoned, the next one asks again.
+        Passed = "passed in this run",
+        /// The same, and the source does not have it any more.
+        Gone = "gone in this run",
+    }
     /// Something that an operator should know of first.
     AlertKind {
         /// The newest answer is ERROR.
@@ -118,6 +129,16 @@ impl From<rows::RunStatus> for RunStatus {
     }
 }
 
+impl From<rows::RejectedFate> for RejectedStage {
+    fn from(fate: rows::RejectedFate) -> Self {
+        match fate {
+            rows::RejectedFate::Rejected => Self::Rejected,
+            rows::RejectedFate::Passed => Self::Passed,
+            rows::RejectedFate::Gone => Self::Gone,
+        }
+    }
+}
+
 impl From<rows::MessageKind> for MessageKind {
     fn from(kind: rows::MessageKind) -> Self {
         match kind {
@@ -140,19 +161,27 @@ impl From<rows::BatchState> for BatchStage {
     }
 }
 
+/// One thing, or several.
+pub(in crate::store) fn count(number: u64, of: &str) -> String {
+    format!("{number} {of}{}", if number == 1 { "" } else { "s" })
+}
+
 // serde hands the field over as it stands in the struct.
 #[allow(clippy::trivially_copy_pass_by_ref)]
 pub(super) fn is_zero(count: &u64) -> bool {
     *count == 0
 }
 
-pub(super) fn time<S: Serializer>(moment: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
+pub(in crate::store) fn time<S: Serializer>(
+    moment: &DateTime<Utc>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&moment.to_rfc3339_opts(SecondsFormat::AutoSi, true))
 }
 
 // serde hands the field over as it stands in the struct.
 #[allow(clippy::ref_option)]
-pub(super) fn optional_time<S: Serializer>(
+pub(in crate::store) fn optional_time<S: Serializer>(
     moment: &Option<DateTime<Utc>>,
     serializer: S,
 ) -> Result<S::Ok, S::Error> {

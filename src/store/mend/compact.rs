@@ -16,6 +16,7 @@ use super::super::backend::file::open_to_read;
 use super::super::backend::redb::is_open_elsewhere;
 use super::super::open::Store;
 use super::super::rows::ActRow;
+use super::super::tables::Tables;
 use super::kept::keep_act;
 use super::plan::invalid;
 
@@ -44,7 +45,7 @@ impl Compaction {
         let mut copy = tempfile::NamedTempFile::new().map_err(copying)?;
         let bytes = io::copy(&mut file, &mut copy).map_err(copying)?;
         let mut store = Store::open(copy.path())?;
-        store.compact_pages()?;
+        store.tables_alone()?.compact()?;
         drop(store);
         let bytes_after = copy.path().metadata().map_err(copying)?.len();
         Ok(Self { bytes, bytes_after })
@@ -66,22 +67,19 @@ impl Store {
     /// `Invalid` if the store is in use in this process: there are clones of it, units or runs; `Corrupt`, `Io`.
     pub fn compact(&mut self, by: &str) -> Result<()> {
         let at = Micros::from_time(self.clock().now());
-        let row = ActRow {
-            at,
-            by: crate::cut::to_chars(by, 200),
-            act: "compact the store".to_owned(),
-            changes: Vec::new(),
-        };
-        self.inner.tables.change(|change| keep_act(change, "", &row))?;
-        self.compact_pages()
+        let row = ActRow { at, by: by.to_owned(), act: "compact the store".to_owned(), changes: Vec::new() };
+        let tables = self.tables_alone()?;
+        tables.change(|change| keep_act(change, "", &row))?;
+        tables.compact()
     }
 
-    fn compact_pages(&mut self) -> Result<()> {
+    /// The tables, if nothing else in this process has the store.
+    fn tables_alone(&mut self) -> Result<&mut Tables> {
         let path = self.inner.tables.path().to_owned();
-        if let Some(inner) = Arc::get_mut(&mut self.inner) {
-            return inner.tables.compact();
-        }
-        let reason = "it is in use in this process: drop its clones, units and runs first".to_owned();
-        Err(invalid(format!("compacting {}", path.display()), reason))
+        let inner = Arc::get_mut(&mut self.inner).ok_or_else(|| {
+            let reason = "it is in use in this process: drop its clones, units and runs first".to_owned();
+            invalid(format!("compacting {}", path.display()), reason)
+        })?;
+        Ok(&mut inner.tables)
     }
 }

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cut;
 use crate::error::Result;
 use crate::model::{Micros, Phase};
 
@@ -30,6 +31,8 @@ use super::super::tables::{Change, Rows};
 pub(in crate::store) const STANDINGS_MAX: usize = 8;
 /// What operators did to a unit that is kept.
 const ACTS_MAX: usize = 64;
+/// Characters of who did something.
+const BY_CHARS_MAX: usize = 200;
 /// Bytes that a checkpoint has for how runs left the unit, for last cursors, and for acts.
 const STANDINGS_BYTES: usize = 20_000;
 const LAST_CURSORS_BYTES: usize = 10_000;
@@ -144,7 +147,8 @@ pub(super) fn keep_act(change: &Change<'_>, sync_unit: &str, row: &ActRow) -> Re
     for (tail, _) in acts.iter().rev().skip(ACTS_MAX - 1) {
         change.remove(&ACTS, &prefix.clone().and_number(number(change, tail)?))?;
     }
-    change.put(&ACTS, &prefix.and_number(newest + 1), row)
+    let by = cut::to_chars(&row.by, BY_CHARS_MAX);
+    change.put(&ACTS, &prefix.and_number(newest + 1), &ActRow { by, ..row.clone() })
 }
 
 /// What operators did to a unit, the oldest first.
@@ -176,11 +180,6 @@ pub(in crate::store) fn remove_kept(change: &Change<'_>, unit: &Key) -> Result<(
     change.remove_all(&STANDING_BOOKMARKS, unit)?;
     change.remove(&REWOUND, unit)?;
     change.remove_all(&LAST_CURSORS, unit)?;
-    remove_next_cursors(change, unit)
-}
-
-/// Has every stream begin at its beginning again.
-pub(super) fn remove_next_cursors(change: &Change<'_>, unit: &Key) -> Result<()> {
     change.remove_all(&NEXT_CURSORS, unit)
 }
 

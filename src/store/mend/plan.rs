@@ -9,6 +9,8 @@ use serde_json::Value;
 use crate::cut;
 use crate::error::{Error, Result};
 
+use super::super::inspect::{count, optional_time, time};
+
 /// Characters of a cursor or a bookmark that words show; the plan itself has all.
 pub(super) const SHOWN_CHARS: usize = 120;
 
@@ -245,27 +247,12 @@ pub(super) fn shown(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(SecondsFormat::AutoSi, true)
 }
 
-/// One thing, or several.
-fn count(number: u64, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
-}
-
 fn shown_time(at: Option<&DateTime<Utc>>) -> String {
     at.map_or_else(|| "none".to_owned(), |at| shown(*at))
 }
 
 fn shown_or_none(value: Option<&Value>) -> String {
     value.map_or_else(|| "none".to_owned(), shown_json)
-}
-
-fn time<S: Serializer>(at: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&shown(*at))
-}
-
-// serde hands the field over as it stands in the struct.
-#[allow(clippy::ref_option)]
-fn optional_time<S: Serializer>(at: &Option<DateTime<Utc>>, serializer: S) -> Result<S::Ok, S::Error> {
-    at.map(shown).serialize(serializer)
 }
 
 fn times<S: Serializer>(at: &[Option<DateTime<Utc>>; 2], serializer: S) -> Result<S::Ok, S::Error> {

@@ -11,8 +11,9 @@ use crate::error::{Error, Result};
 use crate::model::{CURSOR_BYTES_MAX, Micros, Phase, RESERVED_VALUE_PREFIX, StreamName, SyncUnitId};
 use crate::record::Attachment;
 
+use super::super::attachments::queue::GroupSize;
 use super::super::inspect::Snapshot;
-use super::super::lifecycle::{close_run, usable_watermark};
+use super::super::lifecycle::{close_run, current_run, usable_watermark};
 use super::super::open::{Store, SyncUnit};
 use super::super::rows::{
     ActRow, BATCHES, BOOKMARKS, BatchState, BookmarkRow, FAILED, FailedRow, Json, Key, LEDGER, LedgerRow,
@@ -22,7 +23,7 @@ use super::super::rows::{
 };
 use super::super::tables::{Change, Rows};
 
-use super::kept::{STANDINGS_MAX, acts_by_unit, keep_act, last_cursor, remove_next_cursors, standing};
+use super::kept::{STANDINGS_MAX, acts_by_unit, keep_act, last_cursor, standing};
 use super::plan::{
     Act, Mend, NextRun, NextStream, Plan, PlannedChange, Requeue, RewindTo, SHOWN_CHARS, changed_since,
     invalid, shown, shown_json, some_of, value,
@@ -30,8 +31,8 @@ use super::plan::{
 
 /// Reasons that a plan to queue attachments again names.
 const REASONS_MAX: usize = 20;
-/// Rows that are moved between two looks.
-const GROUP: usize = 1_000;
+/// Reasons that it tells apart.
+const REASONS_TOLD: usize = 1_000;
 
 impl Store {
     /// Plans an act. Nothing is changed.
@@ -118,10 +119,8 @@ fn acts(rows: &impl Rows, sync_unit: Option<&str>) -> Result<Vec<Act>> {
 
 /// Notes what was done.
 pub(super) fn note(change: &Change<'_>, plan: &Plan, by: &str, at: Micros) -> Result<()> {
-    let unit = SyncUnitId::new(plan.sync_unit.as_str())?;
     let changes = plan.changes.iter().map(|change| cut::to_chars(&change.to_string(), 300)).collect();
-    let by = cut::to_chars(by, 200);
-    keep_act(change, unit.as_str(), &ActRow { at, by, act: plan.act.clone(), changes })
+    keep_act(change, &plan.sync_unit, &ActRow { at, by: by.to_owned(), act: plan.act.clone(), changes })
 }
 
 /// A unit that is to be mended, and what is known of it.
@@ -171,13 +170,7 @@ impl<'a, R: Rows> Known<'a, R> {
                           worker state, mend that as a file, and put it back";
             return Err(invalid(format!("mending {id} in {store}"), reason.to_owned()));
         }
-        let open = match unit.run {
-            Some(no) => {
-                let row = rows.need(&RUNS, &run_key(unit.no, no))?;
-                (row.status == RunStatus::Open).then_some((no, row))
-            }
-            None => None,
-        };
+        let open = current_run(rows, &unit)?.filter(|(_, row)| row.status == RunStatus::Open);
         Ok(Self { rows, id, unit, open, now })
     }
 
@@ -428,17 +421,8 @@ impl<'a, R: Rows> Known<'a, R> {
                     .to_owned(),
             );
         }
-        plan.notes.push(self.values_stay()?);
-        plan.notes.retain(|note| !note.is_empty());
+        plan.notes.extend(values_stay(&self.own_values()?));
         Ok(())
-    }
-
-    fn values_stay(&self) -> Result<String> {
-        let keys = self.own_values()?;
-        Ok(match keys.as_slice() {
-            [] => String::new(),
-            keys => format!("the extractor's own values stay as they are: {}", some_of(keys)),
-        })
     }
 
     /// The keys of the extractor's own values.
@@ -521,8 +505,7 @@ impl<'a, R: Rows> Known<'a, R> {
         if drop_values && !keys.is_empty() {
             plan.changes.push(PlannedChange::DropValues { keys });
         } else {
-            plan.notes.push(self.values_stay()?);
-            plan.notes.retain(|note| !note.is_empty());
+            plan.notes.extend(values_stay(&keys));
         }
         Ok(())
     }
@@ -684,14 +667,14 @@ impl<'a, R: Rows> Known<'a, R> {
                     found.insert(id);
                 }
                 // Of a great many reasons the first are told apart.
-                let is_told = reasons.len() < GROUP || reasons.contains_key(&row.reason);
+                let is_told = reasons.len() < REASONS_TOLD || reasons.contains_key(&row.reason);
                 let reason = if is_told { row.reason } else { "other reasons".to_owned() };
                 *reasons.entry(reason).or_default() += 1;
             }
             Ok(true)
         })?;
         let missing: Vec<String> = which.ids.iter().filter(|id| !found.contains(*id)).cloned().collect();
-        if !missing.is_empty() && !chosen.ids.is_empty() {
+        if !missing.is_empty() {
             plan.notes.push(format!("no such attachment was given up: {}", some_of(&missing)));
         }
         if attachments > 0 {
@@ -711,6 +694,11 @@ impl<'a, R: Rows> Known<'a, R> {
             Some(self.next_run(&self.unit, &self.bookmarks()?, &self.next_cursors()?, attachments)?);
         Ok(())
     }
+}
+
+/// Says which values of the extractor's own stay, if it has any.
+fn values_stay(keys: &[String]) -> Option<String> {
+    (!keys.is_empty()).then(|| format!("the extractor's own values stay as they are: {}", some_of(keys)))
 }
 
 /// Which failed attachments are wanted.
@@ -739,14 +727,14 @@ fn carry_out(unit: &SyncUnit, change: &Change<'_>, mend: &Mend) -> Result<()> {
     let now = unit.now();
     let mut row = change.need(&UNITS, &unit.key())?;
     let end_run = |row: &mut UnitRow| -> Result<()> {
-        let Some(no) = row.run else { return Ok(()) };
-        let mut run = change.need(&RUNS, &run_key(row.no, no))?;
-        if run.status == RunStatus::Open {
-            give_up_message(change, row.no, &run)?;
-            close_run(change, row, no, &mut run, RunStatus::Abandoned, now)?;
-            change.put(&RUNS, &run_key(row.no, no), &run)?;
+        match current_run(change, row)? {
+            Some((no, mut run)) if run.status == RunStatus::Open => {
+                give_up_message(change, row.no, &run)?;
+                close_run(change, row, no, &mut run, RunStatus::Abandoned, now)?;
+                change.put(&RUNS, &run_key(row.no, no), &run)
+            }
+            _ => Ok(()),
         }
-        Ok(())
     };
     match mend {
         Mend::Rewind { to } => {
@@ -819,7 +807,7 @@ fn give_up_message(change: &Change<'_>, unit: u64, run: &RunRow) -> Result<()> {
 fn set_back(change: &Change<'_>, unit: &UnitRow, run: Option<u64>, at: Micros) -> Result<()> {
     let prefix = Key::unit(unit.no);
     change.remove_all(&BOOKMARKS, &prefix)?;
-    remove_next_cursors(change, &prefix)?;
+    change.remove_all(&NEXT_CURSORS, &prefix)?;
     change.put(&REWOUND, &prefix, &RewoundRow { at, run, watermark: unit.watermark })
 }
 
@@ -829,24 +817,22 @@ fn requeue(change: &Change<'_>, unit: u64, which: &Requeue) -> Result<()> {
     let chosen = Chosen::of(which);
     let mut from = prefix.clone();
     loop {
-        let (mut group, mut last) = (Vec::new(), None);
-        let mut looked_at = 0;
+        let (mut group, mut size) = (Vec::new(), GroupSize::default());
         change.scan(&FAILED, &prefix, &from, |tail, row| {
-            looked_at += 1;
-            last = Some(tail.to_vec());
-            if chosen.takes(&row).is_some() {
-                group.push((tail.to_vec(), row));
+            if chosen.takes(&row).is_none() {
+                return Ok(true);
             }
-            Ok(looked_at < GROUP)
+            let more = size.add(&row.json);
+            group.push((prefix.clone().and_bytes(tail), row));
+            Ok(more)
         })?;
-        for (tail, row) in group {
-            let key = prefix.clone().and_bytes(&tail);
+        // It is gone from there, so what is read next is behind it.
+        let Some((last, _)) = group.last() else { return Ok(()) };
+        from = last.clone();
+        for (key, row) in group {
             change.remove(&FAILED, &key)?;
             change.put(&REQUEUED, &key, &row)?;
         }
-        // The least key behind the last.
-        let Some(last) = last else { return Ok(()) };
-        from = prefix.clone().and_bytes(&last).and_bytes(&[0]);
     }
 }
 
