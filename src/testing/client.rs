@@ -136,6 +136,7 @@ fn chosen(kind: u8) -> Option<SourceFault> {
 mod tests {
     use serde_json::{Value, json};
 
+    use super::super::schedule::{Act, Call, CallFault};
     use super::super::{Broken, Explore};
     use super::{Life, SourceFault};
     use crate::airdrop::{Context, ExternalSyncUnit, Extractor, Listing, SourceError};
@@ -231,8 +232,17 @@ mod tests {
 
     #[test]
     fn a_page_that_fails_whole_keeps_the_promise_and_meets_every_fault() {
+        let faults = [
+            CallFault::ErrorBefore,
+            CallFault::Busy(Some(2)),
+            CallFault::Reset { applied: false },
+            CallFault::TimedOut,
+        ];
+        let acts =
+            (1..).zip(faults).map(|(at, fault)| Act::Call { call: Call::Source, number: at * 4, fault });
+        let explore = Explore::new().states(200).with_acts(acts);
         for then in [Then::ReturnsTheError, Then::AsksOnceMore] {
-            let report = Explore::new().states(200).run(|life| Issues { life: life.clone(), then });
+            let report = explore.run(|life| Issues { life: life.clone(), then });
             assert!(report.failure.is_none(), "{report}");
             for fault in ["failed", "too-many", "cut", "slow"] {
                 assert!(report.faults.contains_key(&format!("source/{fault}")), "{fault}: {report}");
