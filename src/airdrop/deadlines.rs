@@ -37,14 +37,34 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 ///
 /// let stop = StopToken::new();
 /// let serve = Serve::new().stop_token(stop.clone());
-/// // In the thread that waits for signals:
+/// // In whatever is told of the signal:
 /// stop.stop();
 /// assert!(stop.is_stopped());
 /// # let _ = serve;
 /// ```
+///
+/// Made of a flag, it is asked when that is set; so [signal-hook](https://docs.rs/signal-hook) needs no thread for it:
+/// `signal_hook::flag::register(SIGTERM, flag)`.
+///
+/// ```
+/// use highwater::airdrop::StopToken;
+/// use std::sync::Arc;
+/// use std::sync::atomic::{AtomicBool, Ordering};
+///
+/// let flag = Arc::new(AtomicBool::new(false));
+/// let stop = StopToken::from(Arc::clone(&flag));
+/// flag.store(true, Ordering::SeqCst);
+/// assert!(stop.is_stopped());
+/// ```
 #[derive(Clone, Default)]
 pub struct StopToken {
     stopped: Arc<AtomicBool>,
+}
+
+impl From<Arc<AtomicBool>> for StopToken {
+    fn from(stopped: Arc<AtomicBool>) -> Self {
+        Self { stopped }
+    }
 }
 
 impl StopToken {
@@ -53,9 +73,7 @@ impl StopToken {
         Self::default()
     }
 
-    /// Asks to stop; see [`Serve::stop_token`] for what then happens. Returns at once.
-    ///
-    /// It stores one atomic flag and does nothing else, so a signal handler may call it.
+    /// Asks to stop; see [`Serve::stop_token`] for what then happens. Returns at once: it sets a flag.
     pub fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
     }

@@ -260,7 +260,7 @@ macro_rules! bincode_rows {
                 codec::encode($version, self)
             }
             fn from_bytes(bytes: &[u8]) -> Result<Self, DecodeError> {
-                codec::decode_grown($version, &[$($($grew),*)?], bytes)
+                codec::decode($version, &[$($($grew),*)?], bytes)
             }
         }
     )*};

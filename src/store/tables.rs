@@ -94,16 +94,25 @@ impl Tables {
     /// # Errors
     /// Those of the closure; `Replaced` if the store was deleted or replaced since it was opened; `Corrupt`, `Io`.
     pub(crate) fn change<T>(&self, body: impl FnOnce(&Change<'_>) -> Result<T>) -> Result<T> {
-        let change = Change { tables: self, transaction: self.backend.write()? };
+        let change = self.begin()?;
         let result = body(&change)?;
-        self.ensure_in_place()?;
-        change.transaction.commit().map_err(|error| not_committed(&self.path, error))?;
+        change.commit()?;
         Ok(result)
+    }
+
+    /// Begins a change, which leaves nothing unless it is committed.
+    pub(super) fn begin(&self) -> Result<Change<'_>> {
+        Ok(Change { tables: self, transaction: self.backend.write()? })
     }
 
     /// Looks at one moment of the store.
     pub(crate) fn view<T>(&self, body: impl FnOnce(&View<'_>) -> Result<T>) -> Result<T> {
-        body(&View { tables: self, transaction: self.backend.read()? })
+        body(&self.look_now()?)
+    }
+
+    /// This moment of the store.
+    pub(super) fn look_now(&self) -> Result<View<'_>> {
+        Ok(View { tables: self, transaction: self.backend.read()? })
     }
 
     /// Fails if the store was deleted or replaced since it was opened.
@@ -142,7 +151,7 @@ impl Tables {
         let view = self.backend.read()?;
         let mut hasher = DefaultHasher::new();
         for name in ALL_TABLES {
-            scan_bytes(view.as_ref(), name, KeyRange::ALL, |key, value| {
+            scan_bytes(view.as_ref(), name, KeyRange::ALL, &mut |key, value| {
                 for bytes in [name.as_bytes(), key, value] {
                     hasher.write_usize(bytes.len());
                     hasher.write(bytes);
@@ -200,13 +209,16 @@ fn undecodable(path: &Path, table: &str, key: &[u8], error: DecodeError) -> Erro
     }
 }
 
+/// What is done with a key and a row; false ends the scan. Not generic: the loop of a scan is compiled once.
+type Each<'e> = dyn FnMut(&[u8], &[u8]) -> Result<bool> + 'e;
+
 /// Calls `each` with every row of a range, in order, until it returns false. Rows are read page by page; a change may
 /// be written to in between, and a later page shows that.
 fn scan_bytes(
     transaction: &dyn ReadTransaction,
     table: &str,
     range: KeyRange<'_>,
-    mut each: impl FnMut(&[u8], &[u8]) -> Result<bool>,
+    each: &mut Each<'_>,
 ) -> Result<()> {
     let mut from = range.from.to_vec();
     let mut rows = FIRST_ROWS;
@@ -253,7 +265,7 @@ pub(crate) trait Rows {
     ) -> Result<()> {
         let end = prefix.end();
         let range = starting_with(prefix, end.as_ref()).starting(from.max(prefix).as_bytes());
-        scan_bytes(self.transaction(), table.name, range, |key, value| {
+        scan_bytes(self.transaction(), table.name, range, &mut |key, value| {
             let row = self.tables().decode(table, key, value)?;
             each(key.get(prefix.as_bytes().len()..).unwrap_or_default(), row)
         })
@@ -278,7 +290,7 @@ pub(crate) trait Rows {
         mut each: impl FnMut(&[u8], &[u8]) -> Result<()>,
     ) -> Result<()> {
         let end = prefix.end();
-        scan_bytes(self.transaction(), table, starting_with(prefix, end.as_ref()), |key, value| {
+        scan_bytes(self.transaction(), table, starting_with(prefix, end.as_ref()), &mut |key, value| {
             each(key.get(prefix.as_bytes().len()..).unwrap_or_default(), value)?;
             Ok(true)
         })
@@ -334,6 +346,15 @@ impl Rows for Change<'_> {
 }
 
 impl Change<'_> {
+    /// Makes the change: all of it, durably, or, on an error, none; but see [`CommitError::Unknown`].
+    ///
+    /// # Errors
+    /// `Replaced` if the store was deleted or replaced since it was opened; `Corrupt`, `Io`.
+    pub(super) fn commit(self) -> Result<()> {
+        self.tables.ensure_in_place()?;
+        self.transaction.commit().map_err(|error| not_committed(&self.tables.path, error))
+    }
+
     /// Puts a row, in place of the one that is there.
     pub(crate) fn put<R: Row>(&self, table: &Table<R>, key: &Key, row: &R) -> Result<()> {
         let bytes = row
