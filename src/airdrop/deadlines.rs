@@ -21,8 +21,6 @@ use tracing::info;
 
 use crate::clock::Clock;
 
-use super::settings::Serve;
-
 /// How long somebody waits before it looks again whether it was asked to stop.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -103,17 +101,18 @@ pub(crate) struct Deadlines<'a> {
 }
 
 impl<'a> Deadlines<'a> {
-    /// Those of an invocation that begins now.
-    pub(super) fn of(settings: &'a Serve, clock: &'a dyn Clock) -> Self {
+    /// Those of an invocation that begins now, and has so long for pages, and in all; `stop_within`: in all from when it was
+    /// asked to stop.
+    pub(super) fn new(
+        clock: &'a dyn Clock,
+        soft: Duration,
+        hard: Duration,
+        stop: &'a StopToken,
+        stop_within: Duration,
+    ) -> Self {
         let started = clock.elapsed();
-        Self {
-            clock,
-            soft: started.saturating_add(settings.soft),
-            hard: started.saturating_add(settings.hard),
-            stop: &settings.stop,
-            stop_within: settings.stop_within,
-            stopped_at: OnceLock::new(),
-        }
+        let (soft, hard) = (started.saturating_add(soft), started.saturating_add(hard));
+        Self { clock, soft, hard, stop, stop_within, stopped_at: OnceLock::new() }
     }
 
     /// Whether the invocation was asked to stop.
@@ -206,20 +205,15 @@ mod tests {
         VirtualClock::at(DateTime::UNIX_EPOCH)
     }
 
-    fn serve(stop: &StopToken) -> Serve {
-        Serve::new()
-            .budget(100 * SECOND)
-            .hard_limit(120 * SECOND)
-            .stop_within(10 * SECOND)
-            .stop_token(stop.clone())
+    fn deadlines<'a>(clock: &'a dyn Clock, stop: &'a StopToken) -> Deadlines<'a> {
+        Deadlines::new(clock, 100 * SECOND, 120 * SECOND, stop, 10 * SECOND)
     }
 
     #[test]
     fn a_stop_moves_both_limits_and_never_back() {
         let (clock, stop) = (clock(), StopToken::new());
         clock.advance(5 * SECOND);
-        let settings = serve(&stop);
-        let deadlines = Deadlines::of(&settings, &clock);
+        let deadlines = deadlines(&clock, &stop);
         let all = || (deadlines.soft_at(), deadlines.abort_at(), deadlines.leave_at(), deadlines.hard_at());
         assert_eq!(all(), (105 * SECOND, 120 * SECOND, None, 125 * SECOND));
         clock.advance(15 * SECOND);
@@ -229,14 +223,13 @@ mod tests {
         clock.advance(SECOND);
         stop.stop();
         assert_eq!(all(), moved, "it was asked once");
-        assert!(deadlines.is_stopped() && !Deadlines::of(&Serve::new(), &clock).is_stopped());
+        assert!(deadlines.is_stopped());
     }
 
     #[test]
     fn a_stop_gives_no_more_time_than_there_was() {
         let (clock, stop) = (clock(), StopToken::new());
-        let settings = serve(&stop);
-        let deadlines = Deadlines::of(&settings, &clock);
+        let deadlines = deadlines(&clock, &stop);
         clock.advance(115 * SECOND);
         stop.stop();
         assert_eq!((deadlines.soft_at(), deadlines.hard_at()), (100 * SECOND, 120 * SECOND));
@@ -265,8 +258,7 @@ mod tests {
     fn a_wait_ends_when_somebody_asks_to_stop_and_a_retry_if_there_is_no_time_for_it() {
         let stop = StopToken::new();
         let clock = StopsAt(clock(), 3 * SECOND, stop.clone());
-        let settings = serve(&stop);
-        let deadlines = Deadlines::of(&settings, &clock);
+        let deadlines = self::deadlines(&clock, &stop);
         assert!(deadlines.sleep(2 * SECOND) && deadlines.sleep_before_retry(Duration::ZERO));
         assert_eq!(clock.elapsed(), 2 * SECOND);
         assert!(!deadlines.sleep_before_retry(118 * SECOND), "it would be after the hard limit");
@@ -280,15 +272,13 @@ mod tests {
 
         let stop = StopToken::new();
         let clock = StopsAt(self::clock(), 3 * SECOND, stop.clone());
-        let settings = serve(&stop);
-        let deadlines = Deadlines::of(&settings, &clock);
+        let deadlines = self::deadlines(&clock, &stop);
         assert!(deadlines.sleep_before_retry(12 * SECOND), "in time after the stop, too");
         assert_eq!(clock.elapsed(), 12 * SECOND);
 
         let stop = StopToken::new();
         let clock = StopsAt(self::clock(), 3 * SECOND, stop.clone());
-        let settings = serve(&stop);
-        let deadlines = Deadlines::of(&settings, &clock);
+        let deadlines = self::deadlines(&clock, &stop);
         assert!(!deadlines.sleep_before_retry(30 * SECOND));
         assert_eq!(clock.elapsed(), 3 * SECOND);
     }

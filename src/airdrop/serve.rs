@@ -88,7 +88,7 @@ impl Serve {
             clock,
             platform,
             event,
-            deadlines: Deadlines::of(self, clock),
+            deadlines: Deadlines::new(clock, self.soft, self.hard, &self.stop, self.stop_within),
             started: clock.elapsed(),
             seed: self.inline_seed.unwrap_or_else(|| clock.now().timestamp_micros().unsigned_abs()),
         };
