@@ -5,6 +5,7 @@
 //! whose closure fails, or unwinds, leaves nothing.
 
 use std::path::{Path, PathBuf};
+#[cfg(feature = "inspect")]
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
@@ -12,6 +13,7 @@ use crate::error::{Error, Result};
 use super::backend::contract::{Backend, CommitError, KeyRange, Limit, ReadTransaction, WriteTransaction};
 use super::backend::redb::{Redb, Syncs};
 use super::codec::DecodeError;
+#[cfg(feature = "inspect")]
 use super::disk::Disk;
 use super::rows::{ALL_TABLES, FormatRow, Key, META, Row, Table};
 
@@ -67,6 +69,7 @@ impl Tables {
 
     /// Opens a file to look at it, on a disk that keeps what is written to itself. With `verified`, every page is
     /// checked against its checksum before anything is read; without, [`Tables::verify`] is to be called first.
+    #[cfg(feature = "inspect")]
     pub(crate) fn look(disk: Arc<dyn Disk>, path: &Path, cache_bytes: usize, verified: bool) -> Result<Self> {
         Self::adopt(path, Box::new(Redb::look(disk, path, cache_bytes, verified)?))
     }
@@ -135,11 +138,13 @@ impl Tables {
     }
 
     /// Gives back what room is not used.
+    #[cfg(feature = "inspect")]
     pub(crate) fn compact(&mut self) -> Result<()> {
         self.backend.compact()
     }
 
     /// Verifies all that is stored against its checksums; says what is wrong, if it is not damage that is an error.
+    #[cfg(feature = "inspect")]
     pub(crate) fn verify(&mut self) -> Result<Option<&'static str>> {
         self.backend.verify()
     }
@@ -283,6 +288,7 @@ pub(crate) trait Rows {
 
     /// Calls `each` with the rest of the key, and the undecoded row, for every row of a table whose key starts with
     /// `prefix`, in order.
+    #[cfg(feature = "inspect")]
     fn scan_raw(
         &self,
         table: &str,
@@ -308,6 +314,7 @@ pub(crate) struct View<'a> {
     transaction: Box<dyn ReadTransaction + 'a>,
 }
 
+#[cfg(feature = "inspect")]
 impl View<'_> {
     /// Calls `each` with the rest of the key, and the undecoded row, for every row whose key starts with `prefix`, in
     /// order. What cannot be decoded can so be told from what is not there.
@@ -364,6 +371,7 @@ impl Change<'_> {
     }
 
     /// Puts the bytes of a row, as they were stored.
+    #[cfg(feature = "inspect")]
     pub(crate) fn put_raw(&self, table: &str, key: &Key, bytes: &[u8]) -> Result<()> {
         self.transaction.put(table, key.as_bytes(), bytes)
     }

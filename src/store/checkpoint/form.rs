@@ -33,7 +33,7 @@ use crate::transfer::{Held, State};
 
 use super::super::digest::{Digest, KnownId};
 use super::super::findings::FindingPart;
-use super::super::mend::kept::KeptPart;
+use super::super::kept::KeptPart;
 use super::super::rejected::RejectedPart;
 use super::super::rows::{
     Activity, BatchRow, BatchState, ChildRow, ChildStreamRow, Dates, FailedRow, FileRow, LedgerAttachments,

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::{Micros, Phase, Phases};
 
 use super::super::codec;
-use super::super::mend::kept::KeptPart;
+use super::super::kept::KeptPart;
 use super::super::rejected::RejectedPart;
 use super::form::{
     AnnouncedPart, ArtifactPart, Checkpoint, CountsPart, DatesPart, EventPart, FatePart, FilePart, IdHash,
