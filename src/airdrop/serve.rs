@@ -331,8 +331,8 @@ impl Invocation<'_> {
     /// Takes a unit over for this invocation; see [`Keeper::take_over`].
     fn take_over(&self, unit: &SyncUnit, wait: Option<Duration>) -> Result<(Keeper<'_>, bool)> {
         let (clock, deadlines, token) = (self.clock, &self.deadlines, self.token());
-        let taken = Keeper::take_over(unit, self.platform, clock, self.seed, deadlines, wait, token)?;
-        let (keeper, restored) = taken.ok_or_else(|| self.stopped())?;
+        let held = Keeper::take_over(unit, self.platform, clock, self.seed, deadlines, wait, token)?;
+        let (keeper, restored) = held.ok_or_else(|| self.stopped())?;
         Ok((keeper.with_limits(self.settings.state_limits), restored))
     }
 }
