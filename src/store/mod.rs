@@ -13,11 +13,13 @@ mod digest;
 mod disk;
 mod findings;
 pub mod inspect;
+mod left_out;
 mod lifecycle;
 pub mod mend;
 mod migrate;
 mod most_read;
 mod notes;
+mod once;
 mod open;
 mod page;
 mod rejected;
@@ -40,10 +42,13 @@ pub(crate) use conversation::{Accepted, Incoming, Sealing, StoredMessage, messag
 pub(crate) use cursors::CursorWatch;
 #[cfg(feature = "testing")]
 pub use disk::Disk;
+pub use left_out::LeftOutCounts;
 pub(crate) use lifecycle::Deletion;
 pub(crate) use notes::{Inherited, InheritedRun, InheritedStart, LEFT_ATTACHMENTS, Standing};
 pub use open::{Store, StoreOptions, SyncUnit};
 pub use page::Page;
+#[cfg(feature = "testing")]
+pub(crate) use page::PageRecords;
 pub use rejected::RejectedRecord;
 pub(crate) use rejected::refetched;
 pub(crate) use rejection::Rejection;

@@ -293,7 +293,7 @@ fn a_unit_restored_after_many_abandoned_runs_is_whole() {
         run = work(&from.unit(), &event(&format!("given up {number}"), 1, Phase::Data, Step::Start));
     }
     from.is_whole();
-    let checkpoint = run.checkpoint("token", None).unwrap();
+    let checkpoint = run.checkpoint("token", None, u64::MAX).unwrap();
     let to = Place::new();
     to.unit().restore(&checkpoint, &[]).unwrap();
     to.is_whole();
