@@ -18,7 +18,6 @@ use tracing::warn;
 use crate::error::Result;
 use crate::model::{ItemType, ONCE_BYTES_MAX, ONCE_CHECKPOINT_BYTES_MAX, Safeguard};
 
-use super::batches::staging::Lines;
 use super::batches::states::count_left_out;
 use super::digest::{Digest, Digests};
 use super::rejected::newest_over;
@@ -33,14 +32,14 @@ fn cost(item_type: &str) -> u64 {
     ID_BYTES + item_type.len() as u64
 }
 
-/// Of the records on a page that are to be announced once, those that are new in the run. The others are counted as left
-/// out.
-pub(super) fn leave_out_repeated(
+/// Takes in the ids of records on a page that are to be announced once. Says of each whether it is new in the run; the others
+/// are counted as left out.
+pub(super) fn take_new<'i>(
     run: &Run,
     change: &Change<'_>,
     item_type: &ItemType,
-    lines: &Lines,
-) -> Result<Lines> {
+    record_ids: impl Iterator<Item = &'i str>,
+) -> Result<Vec<bool>> {
     let name = item_type.as_str();
     let ids = run.run_key().and_inner_name(name);
     let mut all = counts(change, &run.run_key())?;
@@ -48,11 +47,11 @@ pub(super) fn leave_out_repeated(
     let mut room = ONCE_BYTES_MAX.saturating_sub(used) / cost(name);
     let mut counts = all.remove(name).unwrap_or_default();
     let before = counts.clone();
-    let mut keep = Vec::new();
-    for id in lines.ids() {
-        let key = ids.clone().and_digest(&Digest::of(id.unwrap_or_default()));
+    let mut new = Vec::new();
+    for id in record_ids {
+        let key = ids.clone().and_digest(&Digest::of(id));
         let is_known = change.get(&ONCE, &key)?.is_some();
-        keep.push(!is_known);
+        new.push(!is_known);
         if is_known {
             counts.repeated += 1;
         } else if room == 0 {
@@ -72,7 +71,7 @@ pub(super) fn leave_out_repeated(
     }
     count_left_out(run, change, name, counts.repeated - before.repeated)?;
     change.put(&ONCE_COUNTS, &run.run_key().and_name(name), &counts)?;
-    Ok(lines.only(&keep))
+    Ok(new)
 }
 
 /// The counts of a run by item type.

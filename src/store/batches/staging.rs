@@ -25,7 +25,7 @@ use super::super::cursors::{CursorWatch, check_moves};
 use super::super::findings::add_findings;
 use super::super::mend::kept::{keep_last_cursor, new_stream};
 use super::super::most_read;
-use super::super::once::leave_out_repeated;
+use super::super::once;
 use super::super::page::{NewChild, Page, PageParts, PageRecords, RejectedParts, to_json};
 use super::super::rejected::{check_not_ours, reject};
 use super::super::rows::{
@@ -296,7 +296,12 @@ fn put_page(
     let lines = if run.inner.breaks(Safeguard::RowsWithCursor) { &[] } else { page.lines.as_slice() };
     for PageLines { item_type, once, lines } in lines {
         items += lines.ends.len() as u64;
-        let new = if *once { Some(leave_out_repeated(run, change, item_type, lines)?) } else { None };
+        let new = if *once {
+            let ids = lines.ids().map(Option::unwrap_or_default);
+            Some(lines.only(&once::take_new(run, change, item_type, ids)?))
+        } else {
+            None
+        };
         let lines = new.as_ref().unwrap_or(lines);
         if page.phase == Phase::Data && item_type.as_str() == ATTACHMENTS {
             let read = change.get(&TYPES, &run.run_key().and_name(ATTACHMENTS))?;
@@ -534,9 +539,8 @@ impl Lines {
 
     /// Those that are to be kept.
     pub(in crate::store) fn only(&self, keep: &[bool]) -> Self {
-        let kept = || keep.iter().enumerate().filter(|(_, keep)| **keep).map(|(at, _)| at);
         let mut lines = Self { bytes: Vec::new(), ends: Vec::new(), dates: Vec::new(), ids: Vec::new() };
-        for at in kept() {
+        for (at, _) in keep.iter().enumerate().filter(|(_, keep)| **keep) {
             let line = self.bytes.get(self.start_of(at)..self.start_of(at + 1)).unwrap_or_default();
             lines.bytes.extend_from_slice(line);
             lines.ends.push(lines.bytes.len());
