@@ -13,6 +13,7 @@
 //! the one that it found there, or as the one that it was about to write. Otherwise it is a stale one, and discarded.
 
 mod children;
+pub(super) mod digests;
 pub(super) mod form;
 mod restore;
 mod room;

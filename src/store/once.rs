@@ -19,7 +19,8 @@ use crate::error::Result;
 use crate::model::{ItemType, ONCE_BYTES_MAX, ONCE_CHECKPOINT_BYTES_MAX, Safeguard};
 
 use super::batches::states::count_left_out;
-use super::digest::{Digest, Digests};
+use super::checkpoint::digests::Digests;
+use super::digest::Digest;
 use super::rejected::newest_over;
 use super::rows::{Key, ONCE, ONCE_COUNTS, OnceCountRow, OnceRow, digest_of, name_of, run_key};
 use super::run::Run;
