@@ -12,9 +12,12 @@ mod deaths;
 mod digest;
 mod disk;
 mod findings;
+#[cfg(feature = "inspect")]
 pub mod inspect;
+mod kept;
 mod left_out;
 mod lifecycle;
+#[cfg(feature = "inspect")]
 pub mod mend;
 mod migrate;
 mod most_read;
