@@ -47,7 +47,7 @@ const DIGESTS_BYTES: usize = 600;
 
 impl Serialize for Digests {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let bytes: Vec<u8> = self.0.iter().flat_map(|digest| digest.as_bytes()).copied().collect();
+        let bytes: Vec<u8> = self.0.iter().flat_map(Digest::as_bytes).copied().collect();
         serializer.serialize_str(&STANDARD.encode(bytes))
     }
 }
