@@ -23,6 +23,8 @@ pub enum Call {
     Page,
     /// An attachment is opened.
     Open,
+    /// The extractor's client asks the source: [`Life::source`](super::Life::source).
+    Source,
     /// An artifact is asked back.
     Download,
     /// The worker state is asked for.
@@ -285,13 +287,14 @@ pub struct Schedule {
 }
 
 impl Call {
-    const ALL: [(Call, &'static str); 9] = [
+    const ALL: [(Call, &'static str); 10] = [
         (Call::Prepare, "prepare"),
         (Call::Upload, "upload"),
         (Call::Confirm, "confirm"),
         (Call::Message, "message"),
         (Call::Page, "page"),
         (Call::Open, "open"),
+        (Call::Source, "source"),
         (Call::Download, "download"),
         (Call::LoadState, "load-state"),
         (Call::SaveState, "save-state"),
