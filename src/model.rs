@@ -371,6 +371,8 @@ pub enum Safeguard {
     DurableAtOpen,
     /// A rejected record is kept to be asked for again.
     RejectedKept,
+    /// The pages of a listing are committed in the order in which they were fetched.
+    PagesInOrder,
 }
 
 #[cfg(test)]
