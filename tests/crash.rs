@@ -181,3 +181,20 @@ fn child_listings_and_several_at_once_are_announced_exactly_once() {
         assert_eq!(named("source/child-listing") && named("source/child-of-a-child"), children, "{report}");
     }
 }
+
+/// Pages that come ahead of the commit of those before them: what was not committed is read again, in its order, and what
+/// each finds of the values before it is checked by the source.
+#[test]
+fn pages_fetched_ahead_are_announced_exactly_once() {
+    for settings in [
+        &[Setting::Ahead][..],
+        &[Setting::Ahead, Setting::Children],
+        &[Setting::Ahead, Setting::ChecksRefuse],
+        &[Setting::Ahead, Setting::Children, Setting::AtOnce],
+    ] {
+        let acts = settings.iter().map(|setting| Act::With(*setting));
+        let report = Explore::new().states(1_200).with_acts(acts).run(SimSource::new);
+        println!("{report}");
+        assert!(report.failure.is_none(), "{settings:?}: {report}");
+    }
+}

@@ -243,6 +243,7 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
                 if let Some(fetched) = self.lanes.poll(POLL.min(self.commit_due_in())) {
                     self.take_in(fetched, last_item_type)?;
                 } else if (self.closing.is_some() || self.committed > 0)
+                    && self.held.is_empty()
                     && self.now() >= self.invocation.abort_at()
                 {
                     info!(pages = self.scheduler.in_flight(), "pages that did not come are given up");

@@ -226,10 +226,12 @@ pub enum Setting {
     Children,
     /// Pages of up to three listings are fetched at once.
     AtOnce,
+    /// The next page of a listing is fetched ahead of the commit of the last.
+    Ahead,
 }
 
 impl Setting {
-    const ALL: [(Setting, &'static str); 17] = [
+    const ALL: [(Setting, &'static str); 18] = [
         (Setting::NewerNames, "newer-names"),
         (Setting::NoAttachments, "no-attachments-phase"),
         (Setting::Units, "units"),
@@ -247,6 +249,7 @@ impl Setting {
         (Setting::StateFull, "state-full"),
         (Setting::Children, "children"),
         (Setting::AtOnce, "at-once"),
+        (Setting::Ahead, "ahead"),
     ];
 }
 
