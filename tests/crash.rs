@@ -187,13 +187,12 @@ fn child_listings_and_several_at_once_are_announced_exactly_once() {
 #[test]
 fn pages_fetched_ahead_are_announced_exactly_once() {
     for settings in [
-        &[Setting::Ahead][..],
-        &[Setting::Ahead, Setting::Children],
+        &[Setting::Ahead, Setting::Children, Setting::AtOnce][..],
+        &[Setting::Ahead],
         &[Setting::Ahead, Setting::ChecksRefuse],
-        &[Setting::Ahead, Setting::Children, Setting::AtOnce],
     ] {
         let acts = settings.iter().map(|setting| Act::With(*setting));
-        let report = Explore::new().states(1_200).with_acts(acts).run(SimSource::new);
+        let report = Explore::new().states(600).with_acts(acts).run(SimSource::new);
         println!("{report}");
         assert!(report.failure.is_none(), "{settings:?}: {report}");
     }
