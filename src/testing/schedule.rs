@@ -235,10 +235,12 @@ pub enum Setting {
     AtOnce,
     /// Users are announced once in a run, and many pages bring the same ones.
     Once,
+    /// The next page of a listing is fetched ahead of the commit of the last.
+    Ahead,
 }
 
 impl Setting {
-    const ALL: [(Setting, &'static str); 18] = [
+    const ALL: [(Setting, &'static str); 19] = [
         (Setting::NewerNames, "newer-names"),
         (Setting::NoAttachments, "no-attachments-phase"),
         (Setting::Units, "units"),
@@ -257,6 +259,7 @@ impl Setting {
         (Setting::Children, "children"),
         (Setting::AtOnce, "at-once"),
         (Setting::Once, "once"),
+        (Setting::Ahead, "ahead"),
     ];
 }
 

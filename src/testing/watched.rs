@@ -23,6 +23,9 @@ use super::world::{
 
 /// How long a page takes in the simulated world.
 const PAGE_TAKES: Duration = Duration::from_secs(2);
+/// Pages of a listing that a kill costs at most, where pages are fetched ahead: two that came before what is held is old
+/// enough to be stored, and the one after them.
+const AHEAD_LOST: usize = 3;
 /// How long it takes to open an attachment.
 const OPEN_TAKES: Duration = Duration::from_secs(1);
 
@@ -426,8 +429,12 @@ impl<E> Watched<E> {
         if let Some(pages) = inner.pages.get(&(id.to_owned(), stream.to_owned())) {
             let last = pages.last();
             // Without a disk, what followed the last checkpoint is read again.
-            let mut back =
-                pages.iter().rev().take(if inner.has_disk && !inner.second_worker { 1 } else { usize::MAX });
+            let lost = match inner.has_disk && !inner.second_worker {
+                true if inner.is(Setting::Ahead) => AHEAD_LOST,
+                true => 1,
+                false => usize::MAX,
+            };
+            let mut back = pages.iter().rev().take(lost);
             let again = back.any(|page| page.cursor.as_ref() == at);
             let on = last.is_some_and(|last| last.next.as_ref() == at && at.is_some());
             if !again && !on {
