@@ -233,10 +233,14 @@ pub enum Setting {
     Children,
     /// Pages of up to three listings are fetched at once.
     AtOnce,
+    /// Users are announced once in a run, and many pages bring the same ones.
+    Once,
+    /// The next page of a listing is fetched ahead of the commit of the last.
+    Ahead,
 }
 
 impl Setting {
-    const ALL: [(Setting, &'static str); 17] = [
+    const ALL: [(Setting, &'static str); 19] = [
         (Setting::NewerNames, "newer-names"),
         (Setting::NoAttachments, "no-attachments-phase"),
         (Setting::Units, "units"),
@@ -254,6 +258,8 @@ impl Setting {
         (Setting::StateFull, "state-full"),
         (Setting::Children, "children"),
         (Setting::AtOnce, "at-once"),
+        (Setting::Once, "once"),
+        (Setting::Ahead, "ahead"),
     ];
 }
 
