@@ -11,7 +11,9 @@ use tracing::{info, warn};
 use crate::error::{Error, Result};
 use crate::model::{MESSAGE_BYTES_SOFT, Phase, RunId, Safeguard};
 use crate::record::FindingCounts;
-use crate::store::{AttachmentCounts, MessageKind, Run, Sealing, StoredMessage, message_key_text};
+use crate::store::{
+    AttachmentCounts, LeftOutCounts, MessageKind, Run, Sealing, StoredMessage, message_key_text,
+};
 
 use super::delivery::{Delivery, Halt};
 use super::event::Spelling;
@@ -54,6 +56,8 @@ pub struct Outcome {
     /// The findings in the run's records so far, and in its metadata: see [`CheckPolicy`](super::CheckPolicy). Findings
     /// in refused pages are not counted.
     pub findings: FindingCounts,
+    /// Records that the run has read so far and left out, by the reason.
+    pub left_out: LeftOutCounts,
 }
 
 impl From<MessageKind> for OutcomeKind {
@@ -115,6 +119,9 @@ impl Invocation<'_> {
             }
         }
         if !phase.continues() {
+            if self.deadlines.is_stopped() && matches!(ending, Ending::Progress | Ending::Delay { .. }) {
+                return Err(self.stopped());
+            }
             ending = match ending {
                 Ending::Progress => Ending::failed(&format!(
                     "not all of the {phase} could be uploaded in this invocation, and its phase has no CONTINUE"
@@ -302,7 +309,7 @@ impl Invocation<'_> {
             body: message.body.clone(),
         };
         let may = || self.store.ensure_in_place();
-        match attempts_while(self.clock, self.hard_at(), self.seed, may, || self.platform.send(&sealed)) {
+        match attempts_while(&self.deadlines, self.seed, may, || self.platform.send(&sealed)) {
             Ok(()) => {
                 info!(event_type = message.event_type, artifacts = message.artifacts, "message delivered");
                 Ok(Sent::Accepted)
@@ -347,6 +354,7 @@ impl Invocation<'_> {
                 attachments: AttachmentCounts::default(),
                 ignored_watermark: None,
                 findings: FindingCounts::default(),
+                left_out: LeftOutCounts::default(),
             }),
             Sent::Refused { status, reason } => Err(refused(&message, status, &reason)),
         }
@@ -421,6 +429,7 @@ fn accepted(
         replayed,
         ignored_watermark: run.ignored_watermark(),
         findings: run.finding_counts()?,
+        left_out: run.left_out_totals()?,
     })
 }
 

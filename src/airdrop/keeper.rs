@@ -11,7 +11,7 @@
 //! that this holder is no longer the live one, and it stops. Between that look and the save is a window that the platform
 //! gives no means to close; [`Serve::settle_after_takeover`](super::Serve::settle_after_takeover) waits it out.
 
-use std::cell::RefCell;
+use std::cell::{RefCell, RefMut};
 use std::time::Duration;
 
 use chrono::DateTime;
@@ -28,6 +28,7 @@ use crate::store::{
     Position, Room, Run, SyncUnit,
 };
 
+use super::deadlines::Deadlines;
 use super::document::{Document, posted_bytes};
 use super::platform::{Platform, WorkerState};
 use super::retry::{GaveUp, attempts};
@@ -39,8 +40,7 @@ pub(crate) struct Keeper<'a> {
     clock: &'a dyn Clock,
     sync_unit: String,
     seed: u64,
-    /// Elapsed time after which no retry starts.
-    hard: Duration,
+    deadlines: &'a Deadlines<'a>,
     token: String,
     /// The token that stands with the platform, as far as is known.
     standing: RefCell<Option<String>>,
@@ -54,7 +54,7 @@ pub(crate) struct Keeper<'a> {
 impl<'a> Keeper<'a> {
     /// Takes a unit over: makes the disk current, and stores the token that the first save will write: `token`, which
     /// must be no other holder's. Says whether all that the store now knows of the unit comes from the checkpoint.
-    /// Nothing is saved with the platform yet.
+    /// Nothing is saved with the platform yet. None, and nothing changed, if it was asked to stop while it waited.
     ///
     /// # Errors
     /// `NotFetched`, or `WorkerState` if what was fetched is invalid; `Corrupt`, `Io`.
@@ -63,17 +63,18 @@ impl<'a> Keeper<'a> {
         platform: &'a dyn Platform,
         clock: &'a dyn Clock,
         seed: u64,
-        hard: Duration,
+        deadlines: &'a Deadlines<'a>,
         settle: Option<Duration>,
         token: u64,
-    ) -> Result<(Self, bool)> {
+    ) -> Result<Option<(Self, bool)>> {
         let sync_unit = unit.id().to_string();
         let token = format!("{token:016x}");
         let standing = RefCell::default();
         let found = WorkerState::default();
         let room = RefCell::default();
         let limits = StateLimits::default();
-        let mut this = Self { platform, clock, sync_unit, seed, hard, token, standing, found, room, limits };
+        let mut this =
+            Self { platform, clock, sync_unit, seed, deadlines, token, standing, found, room, limits };
         let mut found = this.look()?;
         let holder = unit.holder()?;
         let is_current = |found: &Option<Checkpoint>| {
@@ -86,7 +87,10 @@ impl<'a> Keeper<'a> {
         let mut restored = false;
         if !is_current(&found) {
             if let Some(wait) = settle {
-                clock.sleep(wait);
+                // Who is asked to stop meanwhile takes nothing over.
+                if deadlines.is_stopped() || !deadlines.sleep(wait) {
+                    return Ok(None);
+                }
                 found = this.look()?;
             }
             match &found {
@@ -101,7 +105,7 @@ impl<'a> Keeper<'a> {
         unit.intend(standing.as_deref(), &this.token)?;
         this.standing.replace(standing);
         info!(restored, "sync unit taken over");
-        Ok((this, restored))
+        Ok(Some((this, restored)))
     }
 
     /// Keeps to other limits.
@@ -119,7 +123,7 @@ impl<'a> Keeper<'a> {
     pub(crate) fn save(&self, run: &Run, position: Option<&Position>) -> Result<usize> {
         let fresh = if position.is_none() && run.has_no_position()? { run.position()? } else { None };
         let position = position.or(fresh.as_ref());
-        let checkpoint = run.checkpoint(&self.token, position)?;
+        let checkpoint = run.checkpoint(&self.token, position, self.room_left(run)?)?;
         let bytes = self.put(&checkpoint, |_| Ok(()))?;
         if position.is_some() {
             run.saved(&checkpoint)?;
@@ -147,6 +151,12 @@ impl<'a> Keeper<'a> {
         if let Some(own) = page.connector_state_json() {
             sdk::check_connector_state(own)?;
         }
+        let pending = run.pending_child_bytes()?;
+        self.room(run)?.as_mut().map_or(Ok(()), |room| room.admit(of, pending, page))
+    }
+
+    /// What the extractor may still set, counted from what is stored when it is first asked for.
+    fn room(&self, run: &Run) -> Result<RefMut<'_, Option<Room>>> {
         let mut room = self.room.borrow_mut();
         if room.is_none() {
             let mut others = self.document()?;
@@ -157,20 +167,23 @@ impl<'a> Keeper<'a> {
             }
             *room = Some(run.room(self.limits.own, posted_bytes(&others.to_text()) as u64)?);
         }
-        let pending = run.pending_child_bytes()?;
-        room.as_mut().map_or(Ok(()), |room| room.admit(of, pending, page))
+        Ok(room)
+    }
+
+    fn room_left(&self, run: &Run) -> Result<u64> {
+        Ok(self.room(run)?.as_ref().map_or(0, Room::left))
     }
 
     /// Saves what changed, but for the position: that a run is over.
     pub(crate) fn save_standing(&self, run: &Run) -> Result<()> {
-        self.put(&run.checkpoint(&self.token, None)?, |_| Ok(())).map(drop)
+        self.put(&run.checkpoint(&self.token, None, self.room_left(run)?)?, |_| Ok(())).map(drop)
     }
 
     /// Saves that the unit's attachments, which the store has forgotten, are forgotten, those that the SDK had left to do
     /// too; and that this event asked for it.
     pub(crate) fn forget_attachments(&self, unit: &SyncUnit, deletion: &Deletion) -> Result<()> {
         let checkpoint = match unit.newest_run()? {
-            Some(run) => run.checkpoint(&self.token, None)?.after(deletion),
+            Some(run) => run.checkpoint(&self.token, None, self.room_left(&run)?)?.after(deletion),
             None => unit.checkpoint_without_run(&self.token, deletion)?,
         };
         let what = self.what();
@@ -199,19 +212,18 @@ impl<'a> Keeper<'a> {
         deletion: &Deletion,
         token: u64,
         platform: &dyn Platform,
-        clock: &dyn Clock,
         seed: u64,
-        hard: Duration,
+        deadlines: &Deadlines<'_>,
     ) -> Result<()> {
         let sync_unit = unit.id().as_str();
-        let fetched = attempts(clock, hard, seed, || platform.worker_state());
+        let fetched = attempts(deadlines, seed, || platform.worker_state());
         let state = fetched.map_err(|gave_up| not_fetched(sync_unit, &gave_up))?.unwrap_or_default().state;
         let mut document = read(state.as_deref(), &what(sync_unit)).unwrap_or_default();
         let checkpoint = unit.checkpoint_without_run(&deletion_token(&format!("{token:016x}")), deletion)?;
         set_checkpoint(&mut document, &checkpoint, sync_unit)?;
         sdk::remove(&mut document);
         let text = document.to_text();
-        attempts(clock, hard, seed, || platform.save_worker_state(&text))
+        attempts(deadlines, seed, || platform.save_worker_state(&text))
             .map_err(|gave_up| not_saved(sync_unit, &gave_up))
     }
 
@@ -219,7 +231,7 @@ impl<'a> Keeper<'a> {
     /// who was overtaken while it waited must not save.
     fn put(&self, checkpoint: &Checkpoint, change: impl Fn(&mut Document) -> Result<()>) -> Result<usize> {
         let mut tried = false;
-        let saved = attempts(self.clock, self.hard, self.seed, || {
+        let saved = attempts(self.deadlines, self.seed, || {
             let state = self.platform.worker_state()?.unwrap_or_default().state;
             let (text, bytes) = match self.compose(state.as_deref(), checkpoint, &change, tried) {
                 Ok(composed) => composed,
@@ -318,7 +330,7 @@ impl<'a> Keeper<'a> {
     }
 
     fn look(&mut self) -> Result<Option<Checkpoint>> {
-        let fetched = attempts(self.clock, self.hard, self.seed, || self.platform.worker_state());
+        let fetched = attempts(self.deadlines, self.seed, || self.platform.worker_state());
         self.found = fetched.map_err(|gave_up| not_fetched(&self.sync_unit, &gave_up))?.unwrap_or_default();
         checkpoint_of(&self.document()?, &self.sync_unit)
     }
