@@ -233,10 +233,12 @@ pub enum Setting {
     AtOnce,
     /// Users are announced once in a run, and many pages bring the same ones.
     Once,
+    /// Comments are at the edge: many come again in the next sync, some of them changed, and unchanged ones are left out.
+    Edge,
 }
 
 impl Setting {
-    const ALL: [(Setting, &'static str); 18] = [
+    const ALL: [(Setting, &'static str); 19] = [
         (Setting::NewerNames, "newer-names"),
         (Setting::NoAttachments, "no-attachments-phase"),
         (Setting::Units, "units"),
@@ -255,6 +257,7 @@ impl Setting {
         (Setting::Children, "children"),
         (Setting::AtOnce, "at-once"),
         (Setting::Once, "once"),
+        (Setting::Edge, "edge"),
     ];
 }
 

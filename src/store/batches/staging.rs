@@ -22,6 +22,7 @@ use crate::transfer::{State, recount};
 use super::super::attachments::queue::{put_file, queue_lines};
 use super::super::child_listings::{self, name_children, named};
 use super::super::cursors::{CursorWatch, check_moves};
+use super::super::edge;
 use super::super::findings::add_findings;
 use super::super::kept::{keep_last_cursor, new_stream};
 use super::super::most_read;
@@ -71,6 +72,8 @@ struct PageLines {
     item_type: ItemType,
     /// Each is announced once in a run.
     once: bool,
+    /// Unchanged ones are left out.
+    edge: bool,
     lines: Lines,
 }
 
@@ -256,8 +259,8 @@ pub(crate) fn make_ready<C: Serialize>(of: PageOf, phase: Phase, page: Page<C>) 
         page.into_parts()?;
     let cursor =
         next.map(|cursor| to_json(&format!("the cursor of {of}"), &cursor, CURSOR_BYTES_MAX)).transpose()?;
-    let written = |PageRecords { item_type, once, records }| {
-        Ok(PageLines { item_type, once, lines: Lines::of(&records)? })
+    let written = |PageRecords { item_type, once, edge, records }| {
+        Ok(PageLines { item_type, once, edge, lines: Lines::of(&records)? })
     };
     let lines = records.into_iter().map(written).collect::<Result<_>>()?;
     if matches!(of, PageOf::Child { .. }) && bookmark.is_some() {
@@ -294,7 +297,7 @@ fn put_page(
     let mut full = Vec::new();
     let mut items = 0;
     let lines = if run.inner.breaks(Safeguard::RowsWithCursor) { &[] } else { page.lines.as_slice() };
-    for PageLines { item_type, once, lines } in lines {
+    for PageLines { item_type, once, edge, lines } in lines {
         items += lines.ends.len() as u64;
         let new = if *once {
             let ids = lines.ids().map(Option::unwrap_or_default);
@@ -303,6 +306,9 @@ fn put_page(
             None
         };
         let lines = new.as_ref().unwrap_or(lines);
+        let changed = edge::take(run, change, row, item_type, *edge, lines.staged())?;
+        let changed = changed.map(|keep| lines.only(&keep));
+        let lines = changed.as_ref().unwrap_or(lines);
         if page.phase == Phase::Data && item_type.as_str() == ATTACHMENTS {
             let read = change.get(&TYPES, &run.run_key().and_name(ATTACHMENTS))?;
             let queued = read.map_or(0, |counts| counts.read - counts.left_out);
@@ -535,6 +541,16 @@ impl Lines {
     /// The id of each record; `None` if it is flat.
     pub(in crate::store) fn ids(&self) -> impl Iterator<Item = Option<&str>> {
         self.ids.iter().map(Option::as_deref)
+    }
+
+    /// Each as the edge knows it.
+    fn staged(&self) -> impl Iterator<Item = edge::Staged<'_>> {
+        let modified = |dates: &Dates| dates.modified.map(|(at, _)| at);
+        self.ids().zip(self.each()).zip(&self.dates).map(move |((id, line), dates)| edge::Staged {
+            id,
+            line,
+            modified: modified(dates),
+        })
     }
 
     /// Those that are to be kept.
