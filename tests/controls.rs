@@ -110,6 +110,13 @@ fn pages_that_are_committed_out_of_order_are_found() {
     assert_eq!(kind(&report), Broken::Duplicated);
 }
 
+#[test]
+fn leaving_out_what_no_finished_run_announced_is_found() {
+    let report = broken_without(Safeguard::EdgeOfFinished, [Act::With(Setting::Edge)]);
+    assert_eq!(kind(&report), Broken::Lost);
+    assert!(report.failure.unwrap().violation.what.contains("and no finished run has announced it"));
+}
+
 /// Explores with a rule about uploads taken away from those of one kind, and asserts that it finds what follows from it.
 fn broken_of(uploads: Uploads, rule: Safeguard, found: Broken) {
     let report = broken(&Explore::new().without_rule_of(uploads, rule), &format!("{rule:?} of {uploads:?}"));

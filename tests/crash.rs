@@ -222,3 +222,15 @@ fn pages_fetched_ahead_are_announced_exactly_once() {
         assert!(report.failure.is_none(), "{settings:?}: {report}");
     }
 }
+
+/// Comments that come again in the next sync: left out is what a finished run has announced, line for line.
+#[test]
+fn unchanged_records_at_the_edge_are_left_out_only_if_they_were_announced() {
+    for settings in [&[Setting::Edge][..], &[Setting::Edge, Setting::Once, Setting::Rejects]] {
+        let acts = settings.iter().map(|setting| Act::With(*setting));
+        let report = Explore::new().states(200).with_acts(acts).run(SimSource::new);
+        println!("{report}");
+        assert!(report.failure.is_none(), "{settings:?}: {report}");
+        assert!(report.faults.get("source/unchanged").is_some_and(|&times| times > 0), "{report}");
+    }
+}

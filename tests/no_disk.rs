@@ -99,6 +99,15 @@ fn pages_fetched_ahead_are_announced_exactly_once_without_a_disk() {
     }
 }
 
+#[test]
+fn unchanged_records_at_the_edge_are_left_out_only_if_they_were_announced_without_a_disk() {
+    let report =
+        Explore::new().without_disk().states(60).with_acts([Act::With(Setting::Edge)]).run(SimSource::new);
+    println!("{report}");
+    assert!(report.failure.is_none(), "{report}");
+    assert!(report.faults.get("source/unchanged").is_some_and(|&times| times > 0), "{report}");
+}
+
 fn broken_without(rule: Safeguard, kind: Broken) {
     broken(&Explore::new().without_rule(rule), &format!("{rule:?}"), kind);
 }

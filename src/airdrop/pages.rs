@@ -393,13 +393,13 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
             }
         };
         // With nothing held, what is stored counts.
-        let from = if !open.values.is_empty() {
-            open.next.clone()
-        } else {
+        let from = if open.values.is_empty() {
             match no {
                 ListingNo::Stream(_) => run.stream_position(open.of.stream())?.flatten(),
                 ListingNo::Child(number) => run.child_listing(number)?.cursor,
             }
+        } else {
+            open.next.clone()
         };
         let cursor = from.as_deref().map(|json| run.read_cursor(&open.of, json)).transpose()?;
         let values = open.values.iter().flatten().map(|(key, json)| (key.clone(), json.clone())).collect();

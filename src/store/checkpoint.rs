@@ -30,6 +30,7 @@ use super::attachments::rebuild::{failed_part, files_needed, queue_part};
 use super::attachments::settle::attachments_saved;
 use super::batches::states::batches_saved;
 use super::digest::{Digest, KnownId};
+use super::edge::{self, EdgePart};
 use super::findings::findings_part;
 use super::kept::KeptPart;
 use super::lifecycle::{Deletion, PAST_MAX, get_or_create, new_unit};
@@ -229,6 +230,7 @@ impl SyncUnit {
             most_read: BTreeMap::new(),
             rejected: RejectedPart::default(),
             once: OncePart::default(),
+            edge: EdgePart::default(),
             past_runs: hashes(&past.run_ids),
             deletions: hashes(&past.deletions),
             kept: self.inner.tables.view(|rows| KeptPart::of(rows, self.id.as_str(), None))?,
@@ -263,6 +265,7 @@ impl Run {
                 queue: queue_part(self, rows)?,
                 rejected: rejected::part_of_run(rows, &prefix)?,
                 once: once::part_of_run(rows, &prefix)?,
+                edge: edge::part_of_run(rows, &prefix)?,
                 ..Position::default()
             };
             for (name, stream) in rows.all(&STREAMS, &prefix)? {
@@ -294,8 +297,12 @@ impl Run {
             };
             if self.breaks(Safeguard::KnownAtPosition) {
                 position.once = once::part_of_run(rows, &prefix)?;
+                position.edge = edge::part_of_run(rows, &prefix)?;
             }
             position.once.fit(room_bytes / 2);
+            position.edge.fit(room_bytes / 4);
+            let mut edge = edge::part_of_unit(rows, self.unit_no, LEDGER_MAX)?;
+            edge.fit(room_bytes / 4);
             let Artifacts { unannounced: artifacts, sealed, announced_ids } =
                 self.artifact_parts(rows, position.next_seq)?;
             let mut bookmarks = BTreeMap::new();
@@ -332,6 +339,7 @@ impl Run {
                 most_read: most_read::part(rows, self.unit_no)?,
                 rejected: rejected::part_of_unit(rows, self.unit_no, LEDGER_MAX)?,
                 once: once::part_of_unit(rows, self.unit_no, LEDGER_MAX)?,
+                edge,
                 past_runs: hashes(&past.run_ids),
                 deletions: hashes(&past.deletions),
                 kept: KeptPart::of(rows, self.unit.as_str(), Some(self.unit_no))?,

@@ -20,7 +20,12 @@ pub(crate) struct Digest([u8; 16]);
 impl Digest {
     /// The same for the same text, on every machine and in every version.
     pub(crate) fn of(text: &str) -> Self {
-        let whole = Sha256::digest(text.as_bytes());
+        Self::of_bytes(text.as_bytes())
+    }
+
+    /// The same for the same bytes.
+    pub(crate) fn of_bytes(bytes: &[u8]) -> Self {
+        let whole = Sha256::digest(bytes);
         let mut first = [0; 16];
         first.iter_mut().zip(whole).for_each(|(to, from)| *to = from);
         Self(first)

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use crate::error::Result;
 
+use super::edge;
 use super::once;
 use super::rejected;
 use super::rows::{Key, LEDGER, TYPES};
@@ -20,6 +21,9 @@ pub struct LeftOutCounts {
     pub rejected: u64,
     /// The run had announced them before: see [`Page::record_once`](crate::Page::record_once).
     pub repeated: u64,
+    /// They are unchanged since the last finished run announced them: see
+    /// [`Page::leave_out_unchanged`](crate::Page::leave_out_unchanged).
+    pub unchanged: u64,
 }
 
 impl Run {
@@ -44,7 +48,9 @@ fn counts(rows: &impl Rows, run: &Key) -> Result<LeftOutCounts> {
     }
     let rejected = rejected::counts(rows, run)?.values().sum();
     let repeated = once::counts(rows, run)?.values().map(|counts| counts.repeated).sum();
-    Ok(LeftOutCounts { skipped: all.saturating_sub(rejected + repeated), rejected, repeated })
+    let unchanged = edge::counts(rows, run)?.values().map(|counts| counts.unchanged).sum();
+    let skipped = all.saturating_sub(rejected + repeated + unchanged);
+    Ok(LeftOutCounts { skipped, rejected, repeated, unchanged })
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@
 //! | uploaded | the artifact id of a batch | confirms that id, uploads nothing |
 //! | confirmed | that the platform knows it | announces it |
 //! | acknowledge | a batch gone, counted | never yields it again |
-//! | finish | watermark, bookmarks, rejected ids, a ledger row; the run's rows gone | begins a new run, from the new watermark |
+//! | finish | watermark, bookmarks, rejected ids, records at the edge, a ledger row; the run's rows gone | begins a new run, from the new watermark |
 
 use crate::error::Result;
 use crate::model::{CLOCK_AHEAD_MAX, LEDGER_RUNS_MAX, Micros, Phase, Phases, RunId, Safeguard};
@@ -22,6 +22,7 @@ use super::attachments::queue::{check_attachments, drop_queue, remove_attachment
 use super::child_listings::{check_none_pending, remove_children};
 use super::deaths::note_death;
 use super::digest::KnownId;
+use super::edge;
 use super::findings::sums;
 use super::kept::{acts_of, keep_last_cursors, keep_standing, remove_kept};
 use super::most_read;
@@ -29,10 +30,11 @@ use super::notes::{drop_notes, start_is_unknown};
 use super::open::SyncUnit;
 use super::rejected;
 use super::rows::{
-    ACTS, Activity, BATCHES, BOOKMARKS, BookmarkRow, CHUNKS, DEATHS, EVENTS, FINDINGS, Key, LEDGER,
-    LedgerRow, LedgerType, MESSAGES, MOST_READ, ONCE, ONCE_COUNTS, PAST, PAYLOADS, POSITIONS, PastRow,
-    REJECTED, REJECTED_COUNTS, REJECTED_IN_RUN, RUN_IDS, RUNS, RunIdRow, RunRow, RunStatus, STREAMS, TYPES,
-    UNITS, USED, USED_NEWEST, UnitRow, VALUES, message_key, name_of, number_of, run_key,
+    ACTS, Activity, BATCHES, BOOKMARKS, BookmarkRow, CHUNKS, DEATHS, EDGE, EDGE_COUNTS, EDGE_OF, EVENTS,
+    FINDINGS, Key, LEDGER, LedgerRow, LedgerType, MESSAGES, MOST_READ, ONCE, ONCE_COUNTS, PAST, PAYLOADS,
+    POSITIONS, PastRow, REJECTED, REJECTED_COUNTS, REJECTED_IN_RUN, RUN_IDS, RUNS, RunIdRow, RunRow,
+    RunStatus, STREAMS, TYPES, UNITS, USED, USED_NEWEST, UnitRow, VALUES, message_key, name_of, number_of,
+    run_key,
 };
 use super::run::{Run, find_by_id};
 use super::tables::{Change, Rows, Tables};
@@ -240,6 +242,9 @@ impl SyncUnit {
         change.remove_all(&REJECTED_COUNTS, &prefix)?;
         change.remove_all(&ONCE, &prefix)?;
         change.remove_all(&ONCE_COUNTS, &prefix)?;
+        change.remove_all(&EDGE, &prefix)?;
+        change.remove(&EDGE_OF, &prefix)?;
+        change.remove_all(&EDGE_COUNTS, &prefix)?;
         change.remove_all(&USED, &prefix)?;
         change.remove_all(&USED_NEWEST, &prefix)?;
         change.remove_all(&POSITIONS, &prefix)?;
@@ -443,6 +448,9 @@ pub(super) fn close_run(
     let watermark = if finished { vouch(change, unit, no, row, now)? } else { None };
     if finished {
         rejected::keep(change, unit.no, no)?;
+        edge::keep(change, unit, no)?;
+    } else {
+        change.remove_all(&EDGE, &run_key(unit.no, no))?;
     }
     let run = run_key(unit.no, no);
     let mut types = Vec::new();
@@ -478,6 +486,7 @@ pub(super) fn close_run(
         change.remove(&LEDGER, &run_key(unit.no, old))?;
         change.remove_all(&REJECTED_COUNTS, &run_key(unit.no, old))?;
         change.remove_all(&ONCE_COUNTS, &run_key(unit.no, old))?;
+        change.remove_all(&EDGE_COUNTS, &run_key(unit.no, old))?;
     }
     keep_last_cursors(change, unit.no, no)?;
     drop_rows(change, &run)?;

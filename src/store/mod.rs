@@ -11,6 +11,7 @@ mod cursors;
 mod deaths;
 mod digest;
 mod disk;
+mod edge;
 mod findings;
 #[cfg(feature = "inspect")]
 pub mod inspect;

@@ -107,7 +107,7 @@ impl OncePart {
     pub(super) fn fit(&mut self, bytes: u64) {
         let mut left = usize::try_from(bytes).unwrap_or(usize::MAX).min(ONCE_CHECKPOINT_BYTES_MAX);
         for (item_type, ids) in &mut self.ids {
-            let forgotten = ids.fit(&mut left);
+            let forgotten = ids.fit(&mut left, 1);
             let of_type = self.counts.iter_mut().find(|(_, name, ..)| name == item_type);
             if let Some((.., count)) = of_type {
                 *count += forgotten;

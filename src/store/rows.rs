@@ -30,6 +30,9 @@
 //! | `rejected_counts` | run, item type | [`RejectedCountRow`], for as long as the run is in the ledger |
 //! | `once_ids` | run, item type, a zero byte, digest of the id | [`OnceRow`]: of a record that a run announces once |
 //! | `once_counts` | run, item type | [`OnceCountRow`], for as long as the run is in the ledger |
+//! | `edge` | run, item type, a zero byte, digest of the id | [`EdgeRow`]: of a record that the next run may be given again |
+//! | `edge_of` | alone | [`EdgeOfRow`]: the finished run of which there are such records |
+//! | `edge_counts` | run, item type | [`EdgeCountRow`], for as long as the run is in the ledger |
 //! | `positions` | run | JSON text: where the last saved checkpoint stands |
 //! | `queues` | run | [`QueueRow`] |
 //! | `attachments` | run, number | [`AttachmentRow`] |
@@ -118,6 +121,9 @@ tables! {
     REJECTED_COUNTS: RejectedCountRow = "rejected_counts";
     ONCE: OnceRow = "once_ids";
     ONCE_COUNTS: OnceCountRow = "once_counts";
+    EDGE: EdgeRow = "edge";
+    EDGE_OF: EdgeOfRow = "edge_of";
+    EDGE_COUNTS: EdgeCountRow = "edge_counts";
     POSITIONS: Json = "positions";
     QUEUES: QueueRow = "queues";
     ATTACHMENTS: AttachmentRow = "attachments";
@@ -306,6 +312,9 @@ bincode_rows! {
     RejectedCountRow = 1;
     OnceRow = 1;
     OnceCountRow = 1;
+    EdgeRow = 1;
+    EdgeOfRow = 1;
+    EdgeCountRow = 1;
     QueueRow = 1;
     AttachmentRow = 1;
     SeenRow = 1;
@@ -561,8 +570,8 @@ pub(crate) struct ChildStreamRow {
 pub(crate) struct TypeRow {
     /// Records that the source gave.
     pub(crate) read: u64,
-    /// Those that are staged nowhere: nobody wants them, they were rejected, or the run had announced them before
-    /// (`rejected_counts` and `once_counts` have how many).
+    /// Those that are staged nowhere: nobody wants them, they were rejected, the run had announced them before, or
+    /// they are unchanged since the run before (`rejected_counts`, `once_counts` and `edge_counts` have how many).
     pub(crate) left_out: u64,
     /// Those in batches that were closed.
     pub(crate) batched: u64,
@@ -786,6 +795,32 @@ pub(crate) struct OnceCountRow {
     /// Ids that are kept.
     pub(crate) ids: u64,
     /// Records that were staged while there was no room for their ids, or whose ids a checkpoint had no room for.
+    pub(crate) forgotten: u64,
+}
+
+/// A record at the edge.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct EdgeRow {
+    /// Of its line.
+    pub(crate) content: Digest,
+}
+
+/// The finished run whose records at the edge a unit remembers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct EdgeOfRow {
+    pub(crate) run: u64,
+    /// The watermark that it left the unit with.
+    pub(crate) watermark: Micros,
+}
+
+/// Records of an item type at the edge.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct EdgeCountRow {
+    /// Those that were left out, for they are unchanged since the run before.
+    pub(crate) unchanged: u64,
+    /// Those that this run keeps for the next.
+    pub(crate) ids: u64,
+    /// Those that had no room, in the store or in a checkpoint.
     pub(crate) forgotten: u64,
 }
 

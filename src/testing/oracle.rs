@@ -25,6 +25,8 @@ struct Announced<'a> {
     lines: BTreeMap<&'a str, Vec<&'a str>>,
     /// The attachments that a line names.
     linked: BTreeSet<OfRun>,
+    /// By unit: lines at the edge that finished runs have announced.
+    at_edge: BTreeMap<&'a str, BTreeSet<&'a str>>,
     /// By unit: the url under which each attachment was delivered last.
     delivered: BTreeMap<(&'a str, Named), String>,
 }
@@ -99,6 +101,7 @@ impl Outside {
         self.attachments_of(run, &links, announced)?;
         found.sort_unstable();
         self.once_of(run, &mut found)?;
+        self.edge_of(run, &mut found, announced)?;
         let mut expected: Vec<&str> =
             self.pages_of(run).flat_map(|page| page.lines.iter().map(String::as_str)).collect();
         expected.sort_unstable();
@@ -146,6 +149,45 @@ impl Outside {
                 return broken(Broken::Lost, what);
             }
             found.retain(|line| !lines.contains(line));
+        }
+        Ok(())
+    }
+
+    /// Whether of the lines at the edge each is announced as often as pages have it, or fewer times if a finished run has
+    /// announced it before; takes those out of what was found.
+    fn edge_of<'a>(
+        &'a self,
+        run: &'a RunSeen,
+        found: &mut Vec<&'a str>,
+        announced: &mut Announced<'a>,
+    ) -> Result<(), Violation> {
+        let mut handed: BTreeMap<&str, usize> = BTreeMap::new();
+        for line in self.pages_of(run).flat_map(|page| &page.edge) {
+            *handed.entry(line).or_default() += 1;
+        }
+        let before = announced.at_edge.entry(&run.unit).or_default();
+        let mut now = BTreeSet::new();
+        for (line, handed) in &handed {
+            let times = found.iter().filter(|other| *other == line).count();
+            if times > *handed {
+                let what =
+                    format!("announced {times} times in run {}, and read {handed} times: {line}", run.id);
+                return broken(Broken::Duplicated, what);
+            }
+            if times < *handed && run.finished && !run.abandoned && !before.contains(line) {
+                let what = format!(
+                    "left out as unchanged in run {}, and no finished run has announced it: {line}",
+                    run.id
+                );
+                return broken(Broken::Lost, what);
+            }
+            now.extend(found.iter().find(|other| *other == line).copied());
+        }
+        found.retain(|line| !handed.contains_key(line));
+        if run.deleted {
+            before.clear();
+        } else if run.finished {
+            before.extend(now);
         }
         Ok(())
     }

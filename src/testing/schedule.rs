@@ -237,10 +237,12 @@ pub enum Setting {
     Once,
     /// The next page of a listing is fetched ahead of the commit of the last.
     Ahead,
+    /// Comments are at the edge: many come again in the next sync, some of them changed, and unchanged ones are left out.
+    Edge,
 }
 
 impl Setting {
-    const ALL: [(Setting, &'static str); 19] = [
+    const ALL: [(Setting, &'static str); 20] = [
         (Setting::NewerNames, "newer-names"),
         (Setting::NoAttachments, "no-attachments-phase"),
         (Setting::Units, "units"),
@@ -260,6 +262,7 @@ impl Setting {
         (Setting::AtOnce, "at-once"),
         (Setting::Once, "once"),
         (Setting::Ahead, "ahead"),
+        (Setting::Edge, "edge"),
     ];
 }
 

@@ -26,6 +26,9 @@ use super::world::{Life, SMALL_STATE};
 /// Where the schedule has it, users are announced once in a run. There are few of them, and each page has another version of
 /// one.
 ///
+/// Where the schedule has it, comments come again unchanged: there are few of them, in two versions each, all modified at a
+/// moment that is ahead, so that they are at the edge of every run.
+///
 /// Where the schedule has it, pages name child listings, with a disk some of them more than once in a run; and pages of
 /// those name child listings in turn.
 ///
@@ -100,6 +103,9 @@ impl SimSource {
     ) -> Result<u8, SourceError> {
         let mut ids = std::collections::BTreeSet::new();
         let mut types = 0;
+        if self.life.is(Setting::Edge) {
+            page.set_leave_out_unchanged("comments");
+        }
         for item_type in ITEM_TYPES {
             let items = match rng.u8(..4) {
                 0 => 0,
@@ -122,12 +128,23 @@ impl SimSource {
                 if wrong {
                     self.life.count("source/wrong-record");
                 }
-                let ordinal = format!("{reading_of}-{item_type}-{item}");
+                let edge = item_type == "comments" && self.life.is(Setting::Edge);
+                let id = if edge { format!("{item_type}-{}", rng.u8(..6)) } else { id };
+                let ordinal = if edge {
+                    format!("version {} of {id}", rng.u8(..2))
+                } else {
+                    format!("{reading_of}-{item_type}-{item}")
+                };
                 let created =
                     chrono::DateTime::from_timestamp(1_700_000_000 - i64::from(item), 0).unwrap_or_default();
                 let data =
                     if wrong { json!({ "ordinal": [ordinal] }) } else { json!({ "ordinal": ordinal }) };
-                let record = Record::new(id, &data)?.created(created);
+                let record = Record::new(id, &data)?;
+                let record = if edge {
+                    record.modified(chrono::DateTime::from_timestamp(4_000_000_000, 0).unwrap_or_default())
+                } else {
+                    record.created(created)
+                };
                 if once {
                     page.push_once(item_type, record);
                 } else {

@@ -100,7 +100,7 @@ impl<E: Extractor> Extractor for Watched<E> {
             page => page?,
         };
         let next = page.next_json()?;
-        let Split { lines, once, rejected } = self.split(context, &page)?;
+        let Split { lines, once, edge, rejected } = self.split(context, &page)?;
         self.hand_out(HandOut {
             run: self.life.run(context),
             stream: stream.clone(),
@@ -113,6 +113,7 @@ impl<E: Extractor> Extractor for Watched<E> {
             read_at: self.life.clock().now(),
             lines,
             once,
+            edge,
             rejected,
             asked: Vec::new(),
             settled: Vec::new(),
@@ -132,7 +133,7 @@ impl<E: Extractor> Extractor for Watched<E> {
     ) -> Result<Page<E::Cursor>, SourceError> {
         self.befall_page()?;
         let page = self.whole(&item_type, || self.extractor.refetch(context, item_type, ids))?;
-        let Split { lines, once, rejected } = self.split(context, &page)?;
+        let Split { lines, once, edge, rejected } = self.split(context, &page)?;
         let asked: Vec<Named> = ids.iter().map(|id| (item_type.to_owned(), id.clone())).collect();
         self.hand_out(HandOut {
             run: self.life.run(context),
@@ -146,6 +147,7 @@ impl<E: Extractor> Extractor for Watched<E> {
             read_at: self.life.clock().now(),
             lines,
             once,
+            edge,
             settled: asked.iter().filter(|named| !rejected.contains(named)).cloned().collect(),
             rejected,
             asked,
@@ -294,6 +296,11 @@ impl<E: Extractor> Watched<E> {
         if handed.once.iter().any(|(named, _)| known.contains(named)) {
             inner.count("source/brought-again");
         }
+        let of_others = inner.pages.iter().filter(|((run, _), _)| *run != handed.run);
+        let known: BTreeSet<_> = of_others.flat_map(|(_, pages)| pages).flat_map(|page| &page.edge).collect();
+        if handed.edge.iter().any(|line| known.contains(line)) {
+            inner.count("source/unchanged");
+        }
         inner.record(Change::Read(Arc::new(handed)));
     }
 
@@ -308,8 +315,9 @@ impl<E: Extractor> Watched<E> {
         };
         let mut rejected: Vec<Named> =
             page.rejected_ids().filter(|(item_type, _)| wanted(item_type)).collect();
-        let (mut lines, mut once_lines) = (Vec::new(), Vec::new());
-        for PageRecords { item_type, once, records } in page.groups().filter(|group| wanted(&group.item_type))
+        let (mut lines, mut once_lines, mut edge_lines) = (Vec::new(), Vec::new(), Vec::new());
+        for (PageRecords { item_type, once, records, .. }, edge) in
+            page.groups().filter(|(group, _)| wanted(&group.item_type))
         {
             let checker = metadata.as_ref().and_then(|metadata| Checker::new(metadata, item_type).ok());
             for record in records {
@@ -321,11 +329,12 @@ impl<E: Extractor> Watched<E> {
                     Some(id) if *once => {
                         once_lines.push(((item_type.to_owned(), id.to_owned()), record.to_line()));
                     }
+                    Some(_) if edge => edge_lines.push(record.to_line()),
                     _ => lines.push(record.to_line()),
                 }
             }
         }
-        Ok(Split { lines, once: once_lines, rejected })
+        Ok(Split { lines, once: once_lines, edge: edge_lines, rejected })
     }
 
     /// Whether the run has asked for the rejected records of the runs before it by the time of its first page.
@@ -353,6 +362,8 @@ struct Split {
     lines: Vec<String>,
     /// Item types, ids and lines of records of which one of an id is.
     once: Vec<(Named, String)>,
+    /// Lines of records that are left out if they are unchanged.
+    edge: Vec<String>,
     /// Item types and ids of those that are bad.
     rejected: Vec<Named>,
 }

@@ -379,6 +379,7 @@ fn records(types: &[TypeReport]) -> Listing {
     let skips = types.iter().any(|counts| counts.skipped > 0);
     let rejects = types.iter().any(|counts| counts.rejected > 0);
     let repeats = types.iter().any(|counts| counts.repeated > 0);
+    let unchanged = types.iter().any(|counts| counts.unchanged > 0);
     let mut header = vec!["item type", "#read"];
     if skips {
         header.push("#skipped");
@@ -388,6 +389,9 @@ fn records(types: &[TypeReport]) -> Listing {
     }
     if repeats {
         header.push("#repeated");
+    }
+    if unchanged {
+        header.push("#unchanged");
     }
     header.extend(["#open", "#staged", "#uploaded", "#confirmed", "#announced"]);
     let mut table = Listing::new(&header);
@@ -401,6 +405,9 @@ fn records(types: &[TypeReport]) -> Listing {
         }
         if repeats {
             row.push(counts.repeated.to_string());
+        }
+        if unchanged {
+            row.push(counts.unchanged.to_string());
         }
         let places = [
             counts.open_items,

@@ -95,14 +95,18 @@ fn over(out: &mut impl Write, screen: Screen, run: &LedgerReport) -> std::io::Re
     }
     folded(out, screen, "run ", "  ", &visible(&line))?;
     let repeats = run.item_types.iter().any(|counts| counts.repeated > 0);
+    let unchanged = run.item_types.iter().any(|counts| counts.unchanged > 0);
     let mut header = vec!["item type", "#read", "#skipped", "#rejected"];
     if repeats {
         header.push("#repeated");
     }
+    if unchanged {
+        header.push("#unchanged");
+    }
     header.extend(["#announced", "#not", "#artifacts"]);
     let mut table = Listing::new(&header);
     for counts in &run.item_types {
-        let left_out = counts.skipped + counts.rejected + counts.repeated;
+        let left_out = counts.skipped + counts.rejected + counts.repeated + counts.unchanged;
         let mut row = vec![
             counts.item_type.clone(),
             counts.read.to_string(),
@@ -111,6 +115,9 @@ fn over(out: &mut impl Write, screen: Screen, run: &LedgerReport) -> std::io::Re
         ];
         if repeats {
             row.push(counts.repeated.to_string());
+        }
+        if unchanged {
+            row.push(counts.unchanged.to_string());
         }
         row.extend([
             counts.announced.to_string(),
@@ -166,6 +173,9 @@ fn explained(counts: &TypeReport, batches: &[BatchReport]) -> String {
     }
     if counts.repeated > 0 {
         parts.push(format!("{} repeated", counts.repeated));
+    }
+    if counts.unchanged > 0 {
+        parts.push(format!("{} unchanged", counts.unchanged));
     }
     if counts.open_items > 0 {
         parts.push(format!("{} in no batch yet", counts.open_items));

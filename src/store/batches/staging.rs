@@ -23,6 +23,7 @@ use crate::transfer::{State, recount};
 use super::super::attachments::queue::{put_file, queue_lines};
 use super::super::child_listings::{self, name_children, named};
 use super::super::cursors::{CursorWatch, check_moves};
+use super::super::edge;
 use super::super::findings::add_findings;
 use super::super::kept::{keep_last_cursor, new_stream};
 use super::super::most_read;
@@ -89,15 +90,25 @@ struct PageLines {
     item_type: ItemType,
     /// Each is announced once in a run.
     once: bool,
+    /// Unchanged ones are left out.
+    edge: bool,
     lines: Lines,
+}
+
+/// The cursor that a page was fetched with.
+enum FetchedWith {
+    /// As JSON; none for the first page.
+    Cursor(Option<String>),
+    /// The caller commits pages in their order.
+    Unknown,
 }
 
 /// A page whose parts were checked and whose lines are written: ready to be committed.
 pub(crate) struct ReadyPage {
     of: PageOf,
     phase: Phase,
-    /// As JSON: what it was fetched with, if that is known, and where it leads.
-    from: Option<Option<String>>,
+    from: FetchedWith,
+    /// Where it leads, as JSON.
     cursor: Option<String>,
     lines: Vec<PageLines>,
     skipped: Vec<(ItemType, u64)>,
@@ -277,7 +288,7 @@ pub(crate) struct CommittedPage {
 /// What of it cannot be stored.
 pub(crate) fn make_ready<C: Serialize>(of: PageOf, phase: Phase, page: Page<C>) -> Result<ReadyPage> {
     let cursor = cursor_json(&of, &page)?;
-    write_lines(of, phase, page, None, cursor)
+    write_lines(of, phase, page, FetchedWith::Unknown, cursor)
 }
 
 /// [`make_ready`] for a page of the data phase that was fetched with the cursor `from` and leads to `next`, both as JSON:
@@ -291,7 +302,7 @@ pub(crate) fn make_ready_in_order<C>(
     from: Option<String>,
     next: Option<String>,
 ) -> Result<ReadyPage> {
-    write_lines(of, Phase::Data, page, Some(from), next)
+    write_lines(of, Phase::Data, page, FetchedWith::Cursor(from), next)
 }
 
 fn cursor_json<C: Serialize>(of: &PageOf, page: &Page<C>) -> Result<Option<String>> {
@@ -303,13 +314,13 @@ fn write_lines<C>(
     of: PageOf,
     phase: Phase,
     page: Page<C>,
-    from: Option<Option<String>>,
+    from: FetchedWith,
     cursor: Option<String>,
 ) -> Result<ReadyPage> {
     let PageParts { records, skipped, rejected, bookmark, values, progress, findings, children } =
         page.into_parts()?;
-    let written = |PageRecords { item_type, once, records }| {
-        Ok(PageLines { item_type, once, lines: Lines::of(&records)? })
+    let written = |PageRecords { item_type, once, edge, records }| {
+        Ok(PageLines { item_type, once, edge, lines: Lines::of(&records)? })
     };
     let lines = records.into_iter().map(written).collect::<Result<_>>()?;
     if matches!(of, PageOf::Child { .. }) && bookmark.is_some() {
@@ -347,7 +358,7 @@ fn put_page(
     let mut full = Vec::new();
     let mut items = 0;
     let lines = if run.inner.breaks(Safeguard::RowsWithCursor) { &[] } else { page.lines.as_slice() };
-    for PageLines { item_type, once, lines } in lines {
+    for PageLines { item_type, once, edge, lines } in lines {
         items += lines.ends.len() as u64;
         let new = if *once {
             let ids = lines.ids().map(Option::unwrap_or_default);
@@ -356,6 +367,9 @@ fn put_page(
             None
         };
         let lines = new.as_ref().unwrap_or(lines);
+        let changed = edge::take(run, change, row, item_type, *edge, lines.staged())?;
+        let changed = changed.map(|keep| lines.only(&keep));
+        let lines = changed.as_ref().unwrap_or(lines);
         if page.phase == Phase::Data && item_type.as_str() == ATTACHMENTS {
             let read = change.get(&TYPES, &run.run_key().and_name(ATTACHMENTS))?;
             let queued = read.map_or(0, |counts| counts.read - counts.left_out);
@@ -399,7 +413,9 @@ fn put_page(
 /// twice.
 fn check_order(run: &Run, page: &ReadyPage, stands_at: Option<&str>) -> Result<()> {
     match &page.from {
-        Some(from) if from.as_deref() != stands_at && !run.inner.breaks(Safeguard::PagesInOrder) => {
+        FetchedWith::Cursor(from)
+            if from.as_deref() != stands_at && !run.inner.breaks(Safeguard::PagesInOrder) =>
+        {
             let shown = |cursor: Option<&str>| {
                 cursor.map_or_else(|| "its start".to_owned(), |at| cut::to_chars(at, 200))
             };
@@ -611,6 +627,16 @@ impl Lines {
     /// The id of each record; `None` if it is flat.
     pub(in crate::store) fn ids(&self) -> impl Iterator<Item = Option<&str>> {
         self.ids.iter().map(Option::as_deref)
+    }
+
+    /// Each as the edge knows it.
+    fn staged(&self) -> impl Iterator<Item = edge::Staged<'_>> {
+        let modified = |dates: &Dates| dates.modified.map(|(at, _)| at);
+        self.ids().zip(self.each()).zip(&self.dates).map(move |((id, line), dates)| edge::Staged {
+            id,
+            line,
+            modified: modified(dates),
+        })
     }
 
     /// Those that are to be kept.

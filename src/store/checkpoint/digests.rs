@@ -29,11 +29,12 @@ impl Digests {
         self.0.iter()
     }
 
-    /// Keeps no more than fit in so many bytes of JSON, which are taken from those left; says how many it drops.
-    pub(crate) fn fit(&mut self, left: &mut usize) -> u64 {
-        let room = left.saturating_sub(DIGESTS_BYTES) / DIGEST_BYTES;
-        let dropped = self.0.len().saturating_sub(room);
-        self.0.truncate(room);
+    /// Keeps no more groups of `each` digests than fit in so many bytes of JSON, which are taken from those left; says how
+    /// many groups it drops.
+    pub(crate) fn fit(&mut self, left: &mut usize, each: usize) -> u64 {
+        let room = left.saturating_sub(DIGESTS_BYTES) / (each * DIGEST_BYTES);
+        let dropped = (self.0.len() / each).saturating_sub(room);
+        self.0.truncate(room * each);
         if !self.0.is_empty() {
             *left -= DIGESTS_BYTES + self.0.len() * DIGEST_BYTES;
         }
@@ -77,9 +78,12 @@ mod tests {
             assert!(serde_json::from_str::<Digests>(cut).is_err(), "{cut}");
         }
         let (whole, mut left) = (digests.clone(), 10_000);
-        assert_eq!((digests.fit(&mut left), &digests, left), (0, &whole, 10_000 - 600 - 2_200));
+        assert_eq!((digests.fit(&mut left, 1), &digests, left), (0, &whole, 10_000 - 600 - 2_200));
         left = 600 + 22 * 7 + 21;
-        assert_eq!((digests.fit(&mut left), digests.len(), left), (93, 7, 21));
-        assert_eq!((digests.fit(&mut left), digests.is_empty(), left), (7, true, 21));
+        assert_eq!((digests.fit(&mut left, 1), digests.len(), left), (93, 7, 21));
+        assert_eq!((digests.fit(&mut left, 1), digests.is_empty(), left), (7, true, 21));
+        let mut pairs = whole;
+        left = 600 + 44 * 3 + 43;
+        assert_eq!((pairs.fit(&mut left, 2), pairs.len(), left), (47, 6, 43));
     }
 }

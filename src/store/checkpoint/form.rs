@@ -32,6 +32,7 @@ use crate::model::{Micros, Phase, Phases};
 use crate::transfer::{Held, State};
 
 use super::super::digest::{Digest, KnownId};
+use super::super::edge::EdgePart;
 use super::super::findings::FindingPart;
 use super::super::kept::KeptPart;
 use super::super::once::OncePart;
@@ -124,6 +125,9 @@ pub(crate) struct Checkpoint {
     /// Of runs that are over: counts of records that were announced once.
     #[serde(default, skip_serializing_if = "OncePart::is_empty")]
     pub(super) once: OncePart,
+    /// Records at the edge that the unit remembers.
+    #[serde(default, skip_serializing_if = "EdgePart::is_empty")]
+    pub(super) edge: EdgePart,
     /// Of what outlived the deletions of the unit's state: ids of runs, and the events that asked for a deletion.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) past_runs: Vec<IdHash>,
@@ -716,6 +720,9 @@ pub(crate) struct Position {
     /// Records that the run announces once, and has staged up to there.
     #[serde(default, skip_serializing_if = "OncePart::is_empty")]
     pub(super) once: OncePart,
+    /// Records at the edge that the run has staged up to there, or left out as unchanged.
+    #[serde(default, skip_serializing_if = "EdgePart::is_empty")]
+    pub(super) edge: EdgePart,
     /// Child listings that are pending, and counts of all by stream.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) children: Vec<ChildPart>,

@@ -9,6 +9,7 @@ use crate::transfer::{State, recount};
 use super::super::attachments::rebuild::restore_queue;
 use super::super::batches::states::BatchInfo;
 use super::super::digest::KnownId;
+use super::super::edge;
 use super::super::once;
 use super::super::open::SyncUnit;
 use super::super::rejected;
@@ -93,6 +94,7 @@ impl Restoring<'_> {
         }
         rejected::restore_unit(change, self.no, &checkpoint.rejected)?;
         once::restore_unit(change, self.no, &checkpoint.once)?;
+        edge::restore_unit(change, self.no, &checkpoint.edge)?;
         for part in &checkpoint.ledger {
             change.put(&LEDGER, &run_key(self.no, part.run), &part.row())?;
         }
@@ -123,6 +125,7 @@ impl Restoring<'_> {
         }
         rejected::restore_run(change, self.no, run.no, &position.rejected)?;
         once::restore_run(change, &prefix, &position.once)?;
+        edge::restore_run(change, &prefix, &position.edge)?;
         let open_batches = self.unannounced(run, &prefix)?;
         let message = checkpoint.message.as_ref().filter(|_| newest.is_some());
         let row = run.row(position, newest, message.map(|message| message.no), open_batches);

@@ -3,8 +3,8 @@
 //! A checkpoint must always fit, and the message of an ERROR with it: a worker whose state does not fit could tell nobody.
 //! So the cursors, bookmarks, values and ids of rejected records of a unit may take
 //! [`CHECKPOINT_STATE_BYTES_MAX`](crate::limits::CHECKPOINT_STATE_BYTES_MAX) bytes together, less what others keep in the same worker state. What would go over it is refused before it is staged. The
-//! room that they leave is for the ids of records that are announced once: as many as fit, for the others repeat and are not
-//! lost. The rest of a worker state ([`CHECKPOINT_BYTES_MAX`](crate::limits::CHECKPOINT_BYTES_MAX)) is for a sealed message, artifacts
+//! room that they leave is for the ids of records that are announced once and for records at the edge: as many as fit, for the
+//! others repeat and are not lost. The rest of a worker state ([`CHECKPOINT_BYTES_MAX`](crate::limits::CHECKPOINT_BYTES_MAX)) is for a sealed message, artifacts
 //! that are not announced yet, the ids of those that were (11 kB), what streams read in earlier runs (10 kB), kinds and
 //! reasons of rejected records (40 kB), what earlier runs and operators left (35 kB, and the cursors that operators set,
 //! 64 kB), events, findings and attachments, each of which is bounded by itself.

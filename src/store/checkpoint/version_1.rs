@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::{Micros, Phase, Phases};
 
 use super::super::codec;
+use super::super::edge::EdgePart;
 use super::super::kept::KeptPart;
 use super::super::once::OncePart;
 use super::super::rejected::RejectedPart;
@@ -254,6 +255,7 @@ impl From<Whole> for Checkpoint {
             most_read: BTreeMap::new(),
             rejected: RejectedPart::default(),
             once: OncePart::default(),
+            edge: EdgePart::default(),
             past_runs: Vec::new(),
             deletions: Vec::new(),
             kept: KeptPart::default(),

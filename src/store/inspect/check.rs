@@ -35,15 +35,16 @@ use crate::store::open::Store;
 use crate::store::page::child_bytes;
 use crate::store::rows::{
     ACTS, ATTACHMENTS, AttachmentRow, BATCHES, BOOKMARKS, BatchRow, BatchState, CHILD_IDS, CHILD_STREAMS,
-    CHILDREN, CHUNKS, DEATHS, EVENTS, EventRow, FAILED, FILES, FINDINGS, FormatRow, Json, Key, LAST_CURSORS,
-    LEDGER, LedgerRow, MESSAGES, META, MOST_READ, MessageFate, MessageKind, MessageRow, NEXT_CURSORS, ONCE,
-    ONCE_COUNTS, PAST, PAYLOADS, POSITIONS, Payload, QUEUES, QueueRow, REJECTED, REJECTED_COUNTS,
-    REJECTED_IN_RUN, REQUEUED, REWOUND, RUN_IDS, RUNS, Row, RunIdRow, RunRow, RunStatus, SEEN, SEEN_BY_HASH,
-    STANDING_BOOKMARKS, STANDINGS, STREAMS, TYPES, Table, TypeRow, UNITS, USED, USED_NEWEST, UnderRow,
-    UnitRow, VALUES, name_of, run_key,
+    CHILDREN, CHUNKS, DEATHS, EDGE, EDGE_COUNTS, EDGE_OF, EVENTS, EventRow, FAILED, FILES, FINDINGS,
+    FormatRow, Json, Key, LAST_CURSORS, LEDGER, LedgerRow, MESSAGES, META, MOST_READ, MessageFate,
+    MessageKind, MessageRow, NEXT_CURSORS, ONCE, ONCE_COUNTS, PAST, PAYLOADS, POSITIONS, Payload, QUEUES,
+    QueueRow, REJECTED, REJECTED_COUNTS, REJECTED_IN_RUN, REQUEUED, REWOUND, RUN_IDS, RUNS, Row, RunIdRow,
+    RunRow, RunStatus, SEEN, SEEN_BY_HASH, STANDING_BOOKMARKS, STANDINGS, STREAMS, TYPES, Table, TypeRow,
+    UNITS, USED, USED_NEWEST, UnderRow, UnitRow, VALUES, name_of, run_key,
 };
 use crate::store::tables::View;
 
+use super::edge;
 use super::once;
 use super::rejected;
 use super::snapshot::{Pages, Snapshot, Source};
@@ -196,6 +197,9 @@ impl Check<'_> {
         self.owned(&REJECTED_COUNTS, &numbers)?;
         self.owned(&ONCE, &numbers)?;
         self.owned(&ONCE_COUNTS, &numbers)?;
+        self.owned(&EDGE, &numbers)?;
+        self.owned(&EDGE_OF, &numbers)?;
+        self.owned(&EDGE_COUNTS, &numbers)?;
         self.owned(&POSITIONS, &numbers)?;
         self.owned(&QUEUES, &numbers)?;
         self.owned(&ATTACHMENTS, &numbers)?;
@@ -328,7 +332,9 @@ impl Check<'_> {
         for (table, problem) in rejected::problems(self.view, unit)? {
             self.found(table, Some(id), problem);
         }
-        for (table, problem) in once::problems(self.view, unit)? {
+        for (table, problem) in
+            once::problems(self.view, unit)?.into_iter().chain(edge::problems(self.view, unit)?)
+        {
             self.found(table, Some(id), problem);
         }
         self.ledger(id, unit, &ledger, &run_ids)?;

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::model::Micros;
 use crate::record::FindingCounts;
-use crate::store::rows::{LedgerRow, OnceCountRow};
+use crate::store::rows::{EdgeCountRow, LedgerRow, OnceCountRow};
 
 use super::attachments::AttachmentsReport;
 use super::words::{RunStatus, is_zero, optional_time, time};
@@ -71,21 +71,30 @@ pub struct LedgerTypeReport {
     /// Those that the run announced once and did not remember: they may have been announced more than once.
     #[serde(skip_serializing_if = "is_zero")]
     pub once_forgotten: u64,
+    /// Those that were unchanged since the finished run before it announced them.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub unchanged: u64,
+    /// Those at the edge that the next run did not know of.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub edge_forgotten: u64,
     /// Those that were announced, or acknowledged.
     pub announced: u64,
     /// Artifacts that they were in.
     pub artifacts: u64,
 }
 
-/// `rejected` and `once`: by item type, how many records the run rejected, and those that it announced once.
+/// `rejected`, `once` and `edge`: by item type, how many records the run rejected, those that it announced once, and those at
+/// the edge.
 pub(super) fn ledger_report(
     id: &str,
     row: LedgerRow,
     rejected: &BTreeMap<String, u64>,
     once: &BTreeMap<String, OnceCountRow>,
+    edge: &BTreeMap<String, EdgeCountRow>,
 ) -> LedgerReport {
     let rejected_of = |item_type: &str| rejected.get(item_type).copied().unwrap_or(0);
     let once_of = |item_type: &str| once.get(item_type).cloned().unwrap_or_default();
+    let edge_of = |item_type: &str| edge.get(item_type).cloned().unwrap_or_default();
     LedgerReport {
         sync_unit: id.to_owned(),
         run: row.id,
@@ -105,12 +114,16 @@ pub(super) fn ledger_report(
             .into_iter()
             .map(|counts| LedgerTypeReport {
                 read: counts.read,
-                skipped: counts
-                    .left_out
-                    .saturating_sub(rejected_of(&counts.item_type) + once_of(&counts.item_type).repeated),
+                skipped: counts.left_out.saturating_sub(
+                    rejected_of(&counts.item_type)
+                        + once_of(&counts.item_type).repeated
+                        + edge_of(&counts.item_type).unchanged,
+                ),
                 rejected: rejected_of(&counts.item_type),
                 repeated: once_of(&counts.item_type).repeated,
                 once_forgotten: once_of(&counts.item_type).forgotten,
+                unchanged: edge_of(&counts.item_type).unchanged,
+                edge_forgotten: edge_of(&counts.item_type).forgotten,
                 announced: counts.announced,
                 artifacts: counts.artifacts,
                 item_type: counts.item_type,

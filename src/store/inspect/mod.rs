@@ -41,6 +41,7 @@
 
 mod attachments;
 mod check;
+mod edge;
 mod find;
 mod ledger;
 mod line;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::error::Result;
+use crate::store::edge;
 use crate::store::findings::FindingKind;
 use crate::store::once;
 use crate::store::rejected;
@@ -49,6 +50,12 @@ pub struct TypeReport {
     /// Those that the run announces once and does not remember: they may have been announced more than once.
     #[serde(skip_serializing_if = "is_zero")]
     pub once_forgotten: u64,
+    /// Those that are unchanged since the last finished run announced them.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub unchanged: u64,
+    /// Those at the edge that the next run does not know of: it may announce them again.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub edge_forgotten: u64,
     /// Those in closed batches.
     pub batched: u64,
     /// Those in the batch that is still open.
@@ -155,10 +162,12 @@ pub(super) fn item_types(view: &View<'_>, id: &str, run: &str, key: &Key) -> Res
     let mut types = BTreeMap::new();
     let rejected = rejected::counts(view, key)?;
     let once = once::counts(view, key)?;
+    let edge = edge::counts(view, key)?;
     each(view, &TYPES, key, name, |item_type, row| {
         let none = BatchCounts::default();
         let rejected = rejected.get(&item_type).copied().unwrap_or(0);
         let once = once.get(&item_type).cloned().unwrap_or_default();
+        let edge = edge.get(&item_type).cloned().unwrap_or_default();
         types.insert(
             item_type.clone(),
             TypeReport {
@@ -166,10 +175,12 @@ pub(super) fn item_types(view: &View<'_>, id: &str, run: &str, key: &Key) -> Res
                 run: run.to_owned(),
                 item_type,
                 read: row.read,
-                skipped: row.left_out.saturating_sub(rejected + once.repeated),
+                skipped: row.left_out.saturating_sub(rejected + once.repeated + edge.unchanged),
                 rejected,
                 repeated: once.repeated,
                 once_forgotten: once.forgotten,
+                unchanged: edge.unchanged,
+                edge_forgotten: edge.forgotten,
                 batched: row.batched,
                 open_items: row.open_items.into(),
                 open_bytes: row.open_bytes,

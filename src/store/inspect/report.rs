@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::error::Result;
 use crate::model::{Micros, Phase, RESERVED_UNIT_PREFIX};
+use crate::store::edge;
 use crate::store::most_read::far_more_than;
 use crate::store::once;
 use crate::store::rejected;
@@ -325,6 +326,7 @@ pub(super) fn read(view: &View<'_>, id: &str, unit: &UnitRow, last: usize) -> Re
             row,
             &rejected::counts(view, &run)?,
             &once::counts(view, &run)?,
+            &edge::counts(view, &run)?,
         ));
     }
     if let Some((no, row)) = current {

@@ -5,6 +5,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
 
+use super::ledger::LedgerTypeReport;
 use super::messages::MessageReport;
 use super::records::{BatchCounts, TypeReport};
 use super::report::{Report, RunReport, StreamReport};
@@ -191,31 +192,39 @@ impl Report {
                 format!("{failed} failed{reason}"),
             );
         }
-        // Of the run that is open, or of the last one.
-        let (rejected, forgotten) = if run.is_some() {
-            let types = self.item_types.iter();
-            (
-                types.clone().map(|counts| counts.rejected).sum(),
-                types.map(|counts| counts.once_forgotten).sum(),
-            )
+        // Of the run that is open, or of the last one: those that were rejected, those that are announced once and not
+        // remembered, and those at the edge that are not.
+        let [rejected, once_forgotten, edge_forgotten] = if run.is_some() {
+            let of = |of: fn(&TypeReport) -> u64| self.item_types.iter().map(of).sum::<u64>();
+            [
+                of(|counts| counts.rejected),
+                of(|counts| counts.once_forgotten),
+                of(|counts| counts.edge_forgotten),
+            ]
         } else {
-            let types = self.ledger.last().into_iter().flat_map(|run| &run.item_types);
-            (
-                types.clone().map(|counts| counts.rejected).sum(),
-                types.map(|counts| counts.once_forgotten).sum(),
-            )
+            let types = || self.ledger.last().into_iter().flat_map(|run| &run.item_types);
+            let of = |of: fn(&LedgerTypeReport) -> u64| types().map(of).sum::<u64>();
+            [
+                of(|counts| counts.rejected),
+                of(|counts| counts.once_forgotten),
+                of(|counts| counts.edge_forgotten),
+            ]
         };
         if rejected > 0 {
             let text =
                 format!("{} rejected, and left out: the next run asks for them", count(rejected, "record"));
             tell(AlertKind::Rejected, None, text);
         }
-        if forgotten > 0 {
-            let text = format!(
-                "{} to be announced once in a run had no room to be remembered: they may be announced again",
-                count(forgotten, "record")
-            );
-            tell(AlertKind::Forgotten, None, text);
+        for (forgotten, which, when) in [
+            (once_forgotten, "to be announced once in a run", "again"),
+            (edge_forgotten, "at the edge", "again by the next run"),
+        ] {
+            if forgotten > 0 {
+                let records = count(forgotten, "record");
+                let text =
+                    format!("{records} {which} had no room to be remembered: they may be announced {when}");
+                tell(AlertKind::Forgotten, None, text);
+            }
         }
         let errors: u64 =
             self.findings.iter().filter(|kind| kind.severity == "error").map(|kind| kind.count).sum();

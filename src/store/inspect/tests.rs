@@ -9,10 +9,11 @@ use crate::store::digest::{Digest, KnownId};
 use crate::store::findings::FindingKind;
 use crate::store::page::Page;
 use crate::store::rows::{
-    BOOKMARKS, BatchRow, BookmarkRow, CHUNKS, EVENTS, FINDINGS, FindingRow, FormatRow, Json, LedgerRow, META,
-    MessageFate, MessageKind, MessageRow, ONCE, ONCE_COUNTS, OnceCountRow, OnceRow, REJECTED,
-    REJECTED_COUNTS, REJECTED_IN_RUN, RUN_IDS, RejectedCountRow, RejectedFate, RejectedRow, Row, RunIdRow,
-    RunRow, RunStatus as Status, STREAMS, StreamRow, TYPES, Table, TypeRow, UnitRow, VALUES,
+    BOOKMARKS, BatchRow, BookmarkRow, CHUNKS, EDGE, EDGE_COUNTS, EDGE_OF, EVENTS, EdgeCountRow, EdgeOfRow,
+    EdgeRow, FINDINGS, FindingRow, FormatRow, Json, LedgerRow, META, MessageFate, MessageKind, MessageRow,
+    ONCE, ONCE_COUNTS, OnceCountRow, OnceRow, REJECTED, REJECTED_COUNTS, REJECTED_IN_RUN, RUN_IDS,
+    RejectedCountRow, RejectedFate, RejectedRow, Row, RunIdRow, RunRow, RunStatus as Status, STREAMS,
+    StreamRow, TYPES, Table, TypeRow, UnitRow, VALUES,
 };
 use crate::store::tables::Change;
 use crate::store::{Accepted, Incoming, Run, Sealing, Store, SyncUnit};
@@ -349,6 +350,10 @@ fn unit_key_no() -> Key {
     Key::unit(1)
 }
 
+fn edge_key(run: u64) -> Key {
+    run_key(1, run).and_inner_name("issues").and_digest(&Digest::of("I"))
+}
+
 fn rejected() -> RejectedRow {
     RejectedRow {
         fate: RejectedFate::Rejected,
@@ -654,6 +659,27 @@ const BROKEN: &[Broken] = &[
     ("once_counts: run number 7 has counts and is not in the ledger", |change| {
         let key = run_key(1, 7).and_name("issues");
         change.put(&ONCE_COUNTS, &key, &OnceCountRow::default()).unwrap();
+    }),
+    // Records at the edge.
+    ("edge: there are records of run number 1, which is neither open nor remembered", |change| {
+        change.put(&EDGE, &edge_key(1), &EdgeRow { content: Digest::of("I") }).unwrap();
+    }),
+    ("edge: 1 records of issues are kept and not counted", |change| {
+        change.put(&EDGE, &edge_key(2), &EdgeRow { content: Digest::of("I") }).unwrap();
+    }),
+    ("edge: its key has no item type and digest", |change| {
+        change.put(&EDGE, &second().and_name("issues"), &EdgeRow { content: Digest::of("I") }).unwrap();
+    }),
+    ("edge_of: they are of run number 7, which was never given out", |change| {
+        change.put(&EDGE_OF, &unit_key_no(), &EdgeOfRow { run: 7, watermark: Micros(0) }).unwrap();
+    }),
+    ("0 were left out; 3 are unchanged, 1 are counted to be kept, and 0 are", |change| {
+        let row = EdgeCountRow { unchanged: 3, ids: 1, forgotten: 0 };
+        change.put(&EDGE_COUNTS, &second().and_name("issues"), &row).unwrap();
+    }),
+    ("edge_counts: run number 7 has counts and is not in the ledger", |change| {
+        let key = run_key(1, 7).and_name("issues");
+        change.put(&EDGE_COUNTS, &key, &EdgeCountRow::default()).unwrap();
     }),
     // Events and messages.
     ("events: the newest event of run second is missing", |change| {

@@ -399,6 +399,25 @@ fn golden_bytes_of_records_announced_once() {
 }
 
 #[test]
+fn golden_bytes_of_records_at_the_edge() {
+    golden(
+        &EdgeRow { content: Digest::of("abc") },
+        0xe42a_c29c,
+        &[("content", "ba7816bf 8f01cfea 414140de 5dae2223")],
+    );
+    golden(
+        &EdgeOfRow { run: 251, watermark: Micros(1) },
+        0xfdba_b216,
+        &[("run", "fb fb00"), ("watermark", "02")],
+    );
+    golden(
+        &EdgeCountRow { unchanged: 251, ids: 1, forgotten: 2 },
+        0xe308_d281,
+        &[("unchanged", "fb fb00"), ("ids, forgotten", "01 02")],
+    );
+}
+
+#[test]
 fn golden_bytes_of_rejected_records() {
     golden(
         &RejectedRow {
@@ -807,6 +826,9 @@ proptest! {
         );
         survives(&RejectedCountRow { records: a }, flip, noise);
         survives(&OnceRow {}, flip, noise);
+        survives(&EdgeRow { content: Digest::of(&one) }, flip, noise);
+        survives(&EdgeOfRow { run: a, watermark: created_at }, flip, noise);
+        survives(&EdgeCountRow { unchanged: a, ids: b, forgotten: c }, flip, noise);
         survives(&OnceCountRow { repeated: a, ids: b, forgotten: c }, flip, noise);
         survives(
             &RejectedRow {
