@@ -233,10 +233,12 @@ pub enum Setting {
     AtOnce,
     /// The next page of a listing is fetched ahead of the commit of the last.
     Ahead,
+    /// Users are announced once in a run, and many pages bring the same ones.
+    Once,
 }
 
 impl Setting {
-    const ALL: [(Setting, &'static str); 18] = [
+    const ALL: [(Setting, &'static str); 19] = [
         (Setting::NewerNames, "newer-names"),
         (Setting::NoAttachments, "no-attachments-phase"),
         (Setting::Units, "units"),
@@ -255,6 +257,7 @@ impl Setting {
         (Setting::Children, "children"),
         (Setting::AtOnce, "at-once"),
         (Setting::Ahead, "ahead"),
+        (Setting::Once, "once"),
     ];
 }
 
