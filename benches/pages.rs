@@ -144,11 +144,14 @@ fn main() {
         let [without, with] = times.map(|(wall, cpu)| (median(wall), median(cpu)));
         let source_alone = source.answer * pages;
         let (lines_wall, lines_cpu) = lines_and_gzip(&source);
-        println!("{name}, {pages} pages: the source alone takes {source_alone:.0?}");
-        println!("  lines and gzip alone: wall {lines_wall:.0?}, cpu {lines_cpu:.0?}");
+        let [source_alone, lines_wall, lines_cpu] =
+            [source_alone, lines_wall, lines_cpu].map(|time| time.as_millis());
+        println!("{name}, {pages} pages: the source alone takes {source_alone} ms");
+        println!("  lines and gzip alone: wall {lines_wall} ms, cpu {lines_cpu} ms");
         for ((setting, _), (wall, cpu)) in settings.iter().zip([without, with]) {
             let ratio = wall.as_secs_f64() / without.0.as_secs_f64();
-            println!("  {setting:9} wall {wall:>8.0?}  cpu {cpu:>8.0?}  wall to the baseline {ratio:.2}");
+            let (wall, cpu) = (wall.as_millis(), cpu.as_millis());
+            println!("  {setting:8} wall {wall:>6} ms, cpu {cpu:>6} ms, wall to the baseline {ratio:.2}");
         }
     }
 }

@@ -213,7 +213,7 @@ fn what_is_announced_once_in_a_run_is_announced_exactly_once() {
 fn pages_fetched_ahead_are_announced_exactly_once() {
     for settings in [
         &[Setting::Ahead, Setting::Children, Setting::AtOnce][..],
-        &[Setting::Ahead],
+        &[Setting::Ahead, Setting::Once],
         &[Setting::Ahead, Setting::ChecksRefuse],
     ] {
         let acts = settings.iter().map(|setting| Act::With(*setting));

@@ -440,12 +440,12 @@ impl<E> Watched<E> {
         if let Some(pages) = inner.pages.get(&(id.to_owned(), stream.to_owned())) {
             let last = pages.last();
             // Without a disk, what followed the last checkpoint is read again.
-            let lost = match inner.has_disk && !inner.second_worker {
+            let repeatable = match inner.has_disk && !inner.second_worker {
                 true if inner.is(Setting::Ahead) => AHEAD_LOST,
                 true => 1,
                 false => usize::MAX,
             };
-            let mut back = pages.iter().rev().take(lost);
+            let mut back = pages.iter().rev().take(repeatable);
             let again = back.any(|page| page.cursor.as_ref() == at);
             let on = last.is_some_and(|last| last.next.as_ref() == at && at.is_some());
             if !again && !on {
