@@ -1,7 +1,7 @@
 //! The promise, explored: whatever the disk, the platform, the source and the clock do, and wherever the process dies,
 //! every staged record is announced exactly once.
 
-use highwater::testing::{Act, Explore, Setting, SimSource};
+use highwater::testing::{Explore, SimSource};
 
 fn states() -> u64 {
     std::env::var("HIGHWATER_EXPLORE_STATES")
@@ -109,6 +109,8 @@ const FAULTS: &[&str] = &[
     "source/asked-again",
     "source/attachment",
     "source/bad-still",
+    "source/child-listing",
+    "source/child-of-a-child",
     "source/empty-page",
     "source/gone",
     "source/id-repeated",
@@ -136,6 +138,7 @@ const FAULTS: &[&str] = &[
     "upload/storage-403",
     "upload/storage-503",
     "upload/timed-out",
+    "worker/several-at-once",
 ];
 
 /// An attachment that the platform's storage refused, or whose upload got lost, five times is given up for a reason.
@@ -165,19 +168,5 @@ fn a_run_that_an_empty_store_takes_for_the_past_is_given_up_and_the_next_is_whol
         assert!(report.failure.is_none(), "{report}");
         assert_eq!(report.faults.get("store/replaced"), Some(&1), "{report}");
         assert_eq!(report.faults.get("run/given-up-unanswered"), Some(&1), "{report}");
-    }
-}
-
-/// Listings under listings, and pages of several at once: each child listing that was named is read to its end, once.
-#[test]
-fn child_listings_and_several_at_once_are_announced_exactly_once() {
-    for settings in [&[Setting::Children][..], &[Setting::AtOnce], &[Setting::Children, Setting::AtOnce]] {
-        let acts = settings.iter().map(|setting| Act::With(*setting));
-        let report = Explore::new().states(1_200).with_acts(acts).run(SimSource::new);
-        println!("{report}");
-        assert!(report.failure.is_none(), "{settings:?}: {report}");
-        let named = |fault| report.faults.get(fault).is_some_and(|&times| times > 0);
-        let children = settings.contains(&Setting::Children);
-        assert_eq!(named("source/child-listing") && named("source/child-of-a-child"), children, "{report}");
     }
 }

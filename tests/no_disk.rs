@@ -43,24 +43,16 @@ fn every_record_is_announced_exactly_once_without_a_disk() {
         "save-state/refused-400",
         "save-state/reset-after",
         "save-state/timed-out",
+        "source/child-listing",
+        "source/child-of-a-child",
         "source/value-too-large",
         "state/nearly-full",
         "state/of-the-sdk",
         "worker/second",
         "worker/settles",
+        "worker/several-at-once",
     ] {
         assert!(report.faults.get(fault).is_some_and(|&times| times > 0), "{fault} never happened\n{report}");
-    }
-}
-
-#[test]
-fn child_listings_and_several_at_once_are_announced_exactly_once_without_a_disk() {
-    for settings in [&[Setting::Children][..], &[Setting::Children, Setting::AtOnce]] {
-        let acts = settings.iter().map(|setting| Act::With(*setting));
-        let report = Explore::new().without_disk().states(60).with_acts(acts).run(SimSource::new);
-        println!("{report}");
-        assert!(report.failure.is_none(), "{settings:?}: {report}");
-        assert!(report.faults.contains_key("source/child-of-a-child"), "{report}");
     }
 }
 
@@ -119,7 +111,10 @@ fn a_checkpoint_cut_inside_a_page_is_found() {
 
 #[test]
 fn taking_the_newer_disk_instead_of_the_holders_is_found() {
-    broken_without(Safeguard::HolderToken, Broken::Watermark);
+    // Each life finds the disk of the one before the last: of one whose place another has taken.
+    let stale = (2..12).map(|life| Act::StaleDisk { life, of: life - 2 });
+    let explore = Explore::new().without_rule(Safeguard::HolderToken).with_acts(stale);
+    broken(&explore, "HolderToken", Broken::Watermark);
 }
 
 /// An attachment whose source failed four times, and whose upload the platform lost once, is given up for a reason: the

@@ -359,12 +359,12 @@ impl<'a, M: Make> Exploration<'a, M> {
         Ok(())
     }
 
-    /// Without a disk: dies before a change outside (each of them in the first schedule, some in the others), and goes on
-    /// from nothing but what is outside, or, as the schedule has it, what a life before had `left`.
+    /// Without a disk: dies before a change of what the platform has (each of them in the first schedule, some in the
+    /// others), and goes on from nothing but what is outside, or, as the schedule has it, what a life before had `left`.
     fn lost_disks(&mut self, world: &World, left: &[Image]) {
         let setup = &self.settings.setup;
         let fresh = setup.fresh_disk();
-        let mut moments: Vec<usize> = (1..=world.changes()).collect();
+        let mut moments = world.before_traces();
         if self.number > 0 {
             self.rng.shuffle(&mut moments);
             moments.truncate(usize::try_from(self.settings.states / 60).unwrap_or(usize::MAX).max(8));
