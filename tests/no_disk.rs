@@ -97,7 +97,7 @@ fn confirming_batches_or_attachments_alone_before_the_save_is_found() {
 
 #[test]
 fn sending_before_the_save_is_found() {
-    broken_without(Safeguard::SendAfterSave, Broken::Stuck);
+    broken_without(Safeguard::SendAfterSave, Broken::Conversation);
 }
 
 #[test]
