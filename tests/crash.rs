@@ -1,7 +1,7 @@
 //! The promise, explored: whatever the disk, the platform, the source and the clock do, and wherever the process dies,
 //! every staged record is announced exactly once.
 
-use highwater::testing::{Explore, SimSource};
+use highwater::testing::{Act, Explore, Setting, SimSource};
 
 fn states() -> u64 {
     std::env::var("HIGHWATER_EXPLORE_STATES")
@@ -168,5 +168,29 @@ fn a_run_that_an_empty_store_takes_for_the_past_is_given_up_and_the_next_is_whol
         assert!(report.failure.is_none(), "{report}");
         assert_eq!(report.faults.get("store/replaced"), Some(&1), "{report}");
         assert_eq!(report.faults.get("run/given-up-unanswered"), Some(&1), "{report}");
+    }
+}
+
+/// Nor can such a store know that a deletion was done before it was there. One that comes late takes the attachments of the
+/// run at hand along, which were asked to be deleted as far as it can tell; what the run names after that is announced.
+#[test]
+fn attachments_that_an_empty_store_deletes_again_are_the_only_ones_that_are_missing() {
+    let schedule = "seed=3 store-replaced=90 with=delete-attachments";
+    let report = Explore::new().replay(schedule, SimSource::new).unwrap();
+    assert!(report.failure.is_none(), "{report}");
+    assert_eq!(report.faults.get("store/replaced"), Some(&1), "{report}");
+    assert_eq!(report.faults.get("event/late-deletion"), Some(&1), "{report}");
+}
+
+/// A worker that is asked to stop ends with PROGRESS, or with nothing said: wherever that is, and also if it is killed then.
+#[test]
+fn workers_that_are_asked_to_stop_lose_and_repeat_nothing() {
+    for settings in [&[][..], &[Setting::Children, Setting::AtOnce]] {
+        let acts = settings.iter().map(|setting| Act::With(*setting));
+        let stops = (2..150).step_by(13).map(|changes| Act::Stop { changes });
+        let report = Explore::new().states(150).with_acts(acts.chain(stops)).run(SimSource::new);
+        println!("{report}");
+        assert!(report.failure.is_none(), "{settings:?}: {report}");
+        assert!(report.faults.get("worker/stopped").is_some_and(|&times| times >= 8), "{report}");
     }
 }

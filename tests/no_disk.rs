@@ -56,6 +56,15 @@ fn every_record_is_announced_exactly_once_without_a_disk() {
     }
 }
 
+#[test]
+fn workers_that_are_asked_to_stop_lose_and_repeat_nothing_without_a_disk() {
+    let stops = (2..150).step_by(17).map(|changes| Act::Stop { changes });
+    let report = Explore::new().without_disk().states(12).with_acts(stops).run(SimSource::new);
+    println!("{report}");
+    assert!(report.failure.is_none(), "{report}");
+    assert!(report.faults.get("worker/stopped").is_some_and(|&times| times >= 8), "{report}");
+}
+
 fn broken_without(rule: Safeguard, kind: Broken) {
     broken(&Explore::new().without_rule(rule), &format!("{rule:?}"), kind);
 }
@@ -88,7 +97,7 @@ fn confirming_batches_or_attachments_alone_before_the_save_is_found() {
 
 #[test]
 fn sending_before_the_save_is_found() {
-    broken_without(Safeguard::SendAfterSave, Broken::Stuck);
+    broken_without(Safeguard::SendAfterSave, Broken::Conversation);
 }
 
 #[test]

@@ -2,18 +2,19 @@
 
 use tracing::info;
 
-use crate::model::REJECTED_FEW;
+use crate::model::{Phase, REJECTED_FEW};
 use crate::store::{Page, Run};
 
 use super::context::Context;
-use super::extractor::{Extractor, caught};
-use super::invocation::Stop;
+use super::extractor::Extractor;
+use super::invocation::{Invocation, Stop};
 
 /// Fetches rejected records again.
 ///
 /// # Errors
 /// What the extractor answers, or that it cannot.
 pub(super) fn refetch<E: Extractor>(
+    invocation: &Invocation<'_>,
     extractor: &E,
     context: &Context<'_>,
     item_type: &str,
@@ -29,12 +30,10 @@ pub(super) fn refetch<E: Extractor>(
         )));
     }
     info!(item_type, count, "asking for rejected records again");
-    caught(|| extractor.refetch(context, item_type, ids)).map(|page| page.asked(item_type, ids)).map_err(
-        |error| {
-            Stop::from(error)
-                .while_doing(&format!("asking again for {count} rejected records of {item_type} of {unit}"))
-        },
-    )
+    let page = invocation.ask(context, Phase::Data, || extractor.refetch(context, item_type, ids));
+    page.map(|page| page.asked(item_type, ids)).map_err(|stop| {
+        stop.while_doing(&format!("asking again for {count} rejected records of {item_type} of {unit}"))
+    })
 }
 
 /// Refuses a page that rejects what cannot be asked for again: it would be lost.

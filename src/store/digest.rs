@@ -122,6 +122,7 @@ impl KnownId {
     }
 
     /// For people: its text, or what there is in its place.
+    #[cfg(feature = "inspect")]
     pub(crate) fn shown(&self, number: u64) -> String {
         match self {
             KnownId::Number => format!("hash {number:016x}"),

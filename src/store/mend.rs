@@ -48,7 +48,7 @@
 //! - What was done is kept with the time and with who did it, and outlives the unit.
 
 mod compact;
-pub(in crate::store) mod kept;
+mod left;
 mod plan;
 mod portable;
 mod unit;

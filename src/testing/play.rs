@@ -334,6 +334,7 @@ impl<'a, M: Make> Play<'a, M> {
         if before.first
             && !world.is(Setting::NoIds)
             && untroubled
+            && !world.stop.is_stopped()
             && world.advanced() == before.advanced
             && world.only_says_progress()
         {
@@ -395,6 +396,7 @@ impl<'a, M: Make> Play<'a, M> {
         let budget = if life.is(Setting::Children) { BUDGET * 3 } else { BUDGET };
         let mut serve =
             Serve::new().budget(budget).lanes(LANES).attachments_at_once(streams(life.seed())).inline(seed);
+        serve = serve.stop_token(self.world.lock().stop.clone());
         // The sources have more bad records than a run may.
         serve = serve.rejected_percent(100);
         if !self.setup.has_disk {
