@@ -772,9 +772,9 @@ impl Outside {
         self.acts.iter().any(|act| matches!(act, Act::ReuseIds { .. }))
     }
 
-    /// How often the source handed over what may be refused, or the platform gave an id twice, so far.
+    /// How often the source handed over a bad record, or the platform gave an id twice, so far.
     pub(super) fn mishaps(&self) -> u64 {
-        let mishaps = ["source/wrong-record", "source/value-too-large", "platform/id-repeated"];
+        let mishaps = ["source/wrong-record", "platform/id-repeated"];
         mishaps.iter().filter_map(|mishap| self.fired.get(*mishap)).sum()
     }
 
@@ -783,6 +783,8 @@ impl Outside {
         let overtaken = |run: &RunSeen| run.id == event.run && run.overtaken;
         (!self.has_disk && self.runs.iter().any(overtaken))
             || self.is_cut_short()
+            // Of what the source keeps in its worker state, any may be too much for the room that is left.
+            || self.is(Setting::StateFull)
             || self.second_worker
             || self.outside_the_promise
     }
