@@ -194,3 +194,15 @@ fn workers_that_are_asked_to_stop_lose_and_repeat_nothing() {
         assert!(report.faults.get("worker/stopped").is_some_and(|&times| times >= 8), "{report}");
     }
 }
+
+/// Users that many pages bring: one of each id is announced in a run, of those pages that were kept.
+#[test]
+fn what_is_announced_once_in_a_run_is_announced_exactly_once() {
+    for settings in [&[Setting::Once][..], &[Setting::Once, Setting::Rejects, Setting::AtOnce]] {
+        let acts = settings.iter().map(|setting| Act::With(*setting));
+        let report = Explore::new().states(200).with_acts(acts).run(SimSource::new);
+        println!("{report}");
+        assert!(report.failure.is_none(), "{settings:?}: {report}");
+        assert!(report.faults.get("source/brought-again").is_some_and(|&times| times > 0), "{report}");
+    }
+}

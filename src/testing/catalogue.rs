@@ -1,5 +1,5 @@
-//! What befalls each schedule of an exploration: nothing but a rate limit in the first (without a disk, where each of its
-//! moments is looked at, with child listings, several at once), then one of everything in turn, and some at random.
+//! What befalls each schedule of an exploration: nothing but a rate limit in the first, then one of everything in turn,
+//! and some at random.
 
 use super::disk::DiskOperation;
 use super::schedule::{Act, Call, CallFault, Setting};
@@ -35,9 +35,6 @@ const MORE_FAULTS: [CallFault; 10] = [
 pub(super) fn acts_of(number: u64, has_disk: bool, rng: &mut fastrand::Rng) -> Vec<Act> {
     let mut acts = vec![Act::Call { call: Call::Page, number: 3, fault: CallFault::Busy(Some(40)) }];
     if number == 0 {
-        if !has_disk {
-            acts.extend(with(&[Setting::Children, Setting::AtOnce]));
-        }
         return acts;
     }
     let all = catalogue(has_disk, rng);
