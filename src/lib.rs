@@ -132,6 +132,9 @@
 mod clock;
 mod cut;
 mod error;
+#[cfg(feature = "html")]
+#[doc(hidden)]
+pub mod html;
 mod model;
 mod transfer;
 
