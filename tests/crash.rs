@@ -171,17 +171,6 @@ fn a_run_that_an_empty_store_takes_for_the_past_is_given_up_and_the_next_is_whol
     }
 }
 
-/// Nor can such a store know that a deletion was done before it was there. One that comes late takes the attachments of the
-/// run at hand along, which were asked to be deleted as far as it can tell; what the run names after that is announced.
-#[test]
-fn attachments_that_an_empty_store_deletes_again_are_the_only_ones_that_are_missing() {
-    let schedule = "seed=3 store-replaced=90 with=delete-attachments";
-    let report = Explore::new().replay(schedule, SimSource::new).unwrap();
-    assert!(report.failure.is_none(), "{report}");
-    assert_eq!(report.faults.get("store/replaced"), Some(&1), "{report}");
-    assert_eq!(report.faults.get("event/late-deletion"), Some(&1), "{report}");
-}
-
 /// A worker that is asked to stop ends with PROGRESS, or with nothing said: wherever that is, and also if it is killed then.
 #[test]
 fn workers_that_are_asked_to_stop_lose_and_repeat_nothing() {

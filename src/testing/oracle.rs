@@ -220,7 +220,13 @@ impl Outside {
         links: &[&'a str],
         announced: &mut Announced<'a>,
     ) -> Result<(), Violation> {
-        let wanted = self.attachments_named(run);
+        let mut wanted: BTreeMap<Named, BTreeSet<String>> = BTreeMap::new();
+        for line in self.pages_of(run).flat_map(|page| &page.lines) {
+            if let Ok(attachment) = Attachment::from_line(line) {
+                let urls = wanted.entry((attachment.parent_id, attachment.id)).or_default();
+                urls.insert(attachment.url);
+            }
+        }
         for line in links {
             let line: Value = serde_json::from_str(line).unwrap_or_default();
             let text = |path: &str| line.pointer(path).and_then(Value::as_str).unwrap_or_default();
@@ -245,25 +251,12 @@ impl Outside {
             let given_up = ends.last > 0 || ends.broken >= TRIES || self.cannot_be_confirmed(&of_run);
             let before = announced.delivered.get(&(run.unit.as_str(), of.clone()));
             let unchanged = remembers && before.is_some_and(|before| urls.contains(before));
-            let gone = given_up || unchanged || run.deleted_amid.contains(&of);
-            if !announced.linked.contains(&of_run) && !gone {
+            if !announced.linked.contains(&of_run) && !given_up && !unchanged {
                 let what = format!("attachment {of:?} of run {} is in no message, and had no reason", run.id);
                 return broken(Broken::Lost, what);
             }
         }
         Ok(())
-    }
-
-    /// The attachments that the pages of a run name so far, with the urls of each.
-    pub(super) fn attachments_named(&self, run: &RunSeen) -> BTreeMap<Named, BTreeSet<String>> {
-        let mut named: BTreeMap<Named, BTreeSet<String>> = BTreeMap::new();
-        for line in self.pages_of(run).flat_map(|page| &page.lines) {
-            if let Ok(attachment) = Attachment::from_line(line) {
-                let urls = named.entry((attachment.parent_id, attachment.id)).or_default();
-                urls.insert(attachment.url);
-            }
-        }
-        named
     }
 
     /// The artifact under which an attachment is announced, which must be a confirmed upload of its bytes; and the url

@@ -324,9 +324,6 @@ pub(super) struct RunSeen {
     pub(super) deleted: bool,
     /// Whether it had the state of the unit's attachments deleted after it.
     pub(super) attachments_deleted: bool,
-    /// The attachments that a deletion took along that came late, to a store that was put in the place of another and could
-    /// not know that it was done before.
-    pub(super) deleted_amid: BTreeSet<Named>,
     /// Whether it was gone on with after a life that had saved nothing of it: without a disk that is, to the next one, a
     /// checkpoint that was lost.
     pub(super) overtaken: bool,
@@ -621,7 +618,6 @@ impl Outside {
                 abandoned: false,
                 deleted: false,
                 attachments_deleted: false,
-                deleted_amid: BTreeSet::new(),
                 overtaken: false,
             });
         }
@@ -709,14 +705,6 @@ impl Outside {
                 && let Some(run) = self.runs.iter_mut().find(|run| run.id == message.run)
             {
                 run.finished = true;
-            }
-            if self.store_replaced() && message.event_type == "EXTRACTION_ATTACHMENTS_DELETE_DONE" {
-                let amid = self.runs.iter().filter(|run| !run.finished && !run.abandoned);
-                let amid: Vec<_> = amid.map(|run| (run.id.clone(), self.attachments_named(run))).collect();
-                for run in &mut self.runs {
-                    let gone = amid.iter().filter(|(id, _)| *id == run.id);
-                    run.deleted_amid.extend(gone.flat_map(|(_, named)| named.keys().cloned()));
-                }
             }
             for run in &mut self.runs {
                 run.deleted |= message.event_type == "EXTRACTION_DATA_DELETE_DONE";
