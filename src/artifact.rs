@@ -78,8 +78,10 @@ pub(crate) fn compress(pieces: &[&[u8]], level: Level) -> Result<Vec<u8>> {
 
 /// Puts each batch's pieces of JSON Lines into a gzip member of its own, on as many cores as there are.
 pub(crate) fn compress_all(batches: &[Vec<&[u8]>], level: Level) -> Result<Vec<Vec<u8>>> {
-    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    if batches.len() < 2 || cores < 2 {
+    // To ask for the cores is to read files of the system.
+    let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let cores = if batches.len() < 2 { 1 } else { cores() };
+    if cores < 2 {
         return batches.iter().map(|pieces| compress(pieces, level)).collect();
     }
     let share = batches.len().div_ceil(cores);

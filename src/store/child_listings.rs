@@ -12,7 +12,7 @@
 //!
 //! - A stream and a parent name one child listing in a run, however often pages name it. It is worked off once. Where a
 //!   checkpoint brought the run back, that holds for those that are pending: of one that was exhausted before, nothing is
-//!   known any more, and named again it is read again.
+//!   known any more, and named again it is read again: a run may have millions, and a checkpoint has no room for their ids.
 //! - A child listing stands *under* the one that is to wait for it: the one whose page named it, if that goes on, else the
 //!   one under which that stands; none if nothing waits. So what it stands under is pending itself, or a stream.
 //! - Of a run, [`CHILD_LISTINGS_MAX`] may be pending, of [`CHILD_LISTINGS_BYTES_MAX`] together. A page that would exceed

@@ -333,7 +333,8 @@ impl<C> Page<C> {
     ///
     /// It is stored with this page, has a cursor of its own, and is read to its end before the next page of the listing
     /// that this page is of. A page of it may name further ones. In a run a stream and a parent are one child listing,
-    /// however often they are named, also after it was read; of a worker without a disk, while it is pending.
+    /// however often they are named, also after it was read; of a worker without a disk, while it is pending, for a
+    /// checkpoint has no room for the ids of all that were read.
     ///
     /// At most [`CHILD_LISTINGS_MAX`](crate::limits::CHILD_LISTINGS_MAX) may be pending in a run, of
     /// [`CHILD_LISTINGS_BYTES_MAX`](crate::limits::CHILD_LISTINGS_BYTES_MAX) bytes together. A page that would exceed this

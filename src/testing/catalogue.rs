@@ -115,10 +115,16 @@ fn in_wait(turn: usize, has_disk: bool) -> Vec<Act> {
         1 => fails(DiskOperation::SetLen).collect(),
         2 => fails(DiskOperation::Sync).collect(),
         3 => fails(DiskOperation::Write).chain(fails(DiskOperation::Read)).collect(),
-        4 => (0..12).map(|event| Act::Early { event }).collect(),
+        4 => {
+            let fault = CallFault::Busy(Some(40));
+            let busy = [5, 8, 11].map(|number| Act::Call { call: Call::Page, number, fault });
+            (0..12).map(|event| Act::Early { event }).chain(busy).collect()
+        }
         5 => (2..5).map(|life| Act::DiskFull { life, writes: life }).collect(),
+        12 if has_disk => with(&[Setting::Children]),
+        13 if has_disk => with(&[Setting::Children, Setting::AtOnce]),
         14 => (0..12).map(|event| Act::Overtake { event }).collect(),
-        6..=13 if turn < 12 || !has_disk => {
+        6..=13 => {
             // Every fault in turn, with a call that is answered as asked between them.
             let each = [
                 Call::Page,
@@ -138,9 +144,12 @@ fn in_wait(turn: usize, has_disk: bool) -> Vec<Act> {
     }
 }
 
+fn with(settings: &[Setting]) -> Vec<Act> {
+    settings.iter().map(|setting| Act::With(*setting)).collect()
+}
+
 /// What is set up otherwise than usual, or happens once in a sync: one of them in each schedule after the first ones.
 fn set_up(turn: usize, has_disk: bool, rng: &mut fastrand::Rng) -> Vec<Act> {
-    let with = |settings: &[Setting]| settings.iter().map(|setting| Act::With(*setting)).collect();
     let mut all: Vec<Vec<Act>> = vec![
         with(&[Setting::NewerNames, Setting::Mapping]),
         with(&[Setting::NoAttachments]),
@@ -153,6 +162,8 @@ fn set_up(turn: usize, has_disk: bool, rng: &mut fastrand::Rng) -> Vec<Act> {
         with(&[Setting::DeleteAttachments]),
         with(&[Setting::Scope]),
         with(&[Setting::NoIds]),
+        with(&[Setting::Children]),
+        with(&[Setting::Children, Setting::AtOnce]),
     ];
     let first = if has_disk {
         all.extend([

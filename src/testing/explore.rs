@@ -25,7 +25,7 @@ use super::disk::SimDisk;
 use super::image::Image;
 use super::play::Play;
 use super::report::{Broken, Failure, Report, Violation};
-use super::schedule::{Act, Schedule};
+use super::schedule::{Act, Schedule, Setting};
 use super::setup::{Make, Setup};
 use super::world::{Life, World};
 
@@ -214,7 +214,11 @@ impl<'a, M: Make> Exploration<'a, M> {
     fn of(settings: &'a Explore, number: u64, make: &'a M) -> Self {
         let mut rng = fastrand::Rng::with_seed(settings.seed.wrapping_mul(0x1_0001).wrapping_add(number));
         let mut acts = settings.only.clone();
+        // Without a disk each moment of the first schedule is looked at: those of child listings, unless told otherwise.
         acts.extend(acts_of(number, settings.setup.has_disk, &mut rng));
+        if number == 0 && !settings.setup.has_disk && settings.only.is_empty() {
+            acts.extend([Act::With(Setting::Children), Act::With(Setting::AtOnce)]);
+        }
         let schedule = Schedule { seed: rng.u64(..1 << 32), acts };
         Self { settings, make, number, schedule, rng, report: Report::default() }
     }
@@ -359,12 +363,12 @@ impl<'a, M: Make> Exploration<'a, M> {
         Ok(())
     }
 
-    /// Without a disk: dies before a change outside (each of them in the first schedule, some in the others), and goes on
-    /// from nothing but what is outside, or, as the schedule has it, what a life before had `left`.
+    /// Without a disk: dies before a change of what the platform has (each of them in the first schedule, some in the
+    /// others), and goes on from nothing but what is outside, or, as the schedule has it, what a life before had `left`.
     fn lost_disks(&mut self, world: &World, left: &[Image]) {
         let setup = &self.settings.setup;
         let fresh = setup.fresh_disk();
-        let mut moments: Vec<usize> = (1..=world.changes()).collect();
+        let mut moments = world.before_traces();
         if self.number > 0 {
             self.rng.shuffle(&mut moments);
             moments.truncate(usize::try_from(self.settings.states / 60).unwrap_or(usize::MAX).max(8));

@@ -61,6 +61,8 @@ struct Before {
     advanced: u64,
     failed_calls: u64,
     faults: FaultCounts,
+    /// Of what may be answered with an ERROR: how often it had happened.
+    mishaps: u64,
     /// Whether its event was never sent before: delivered again, it may hear what an earlier life had sealed.
     first: bool,
 }
@@ -269,6 +271,7 @@ impl<'a, M: Make> Play<'a, M> {
             advanced: world.advanced(),
             failed_calls: world.failed_calls,
             faults: self.disk.fault_counts(),
+            mishaps: world.mishaps(),
             first,
         }
     }
@@ -338,6 +341,17 @@ impl<'a, M: Make> Play<'a, M> {
             let what = format!("{} was answered with PROGRESS, and nothing was done", event.event_type);
             return Err(Violation { kind: Broken::Stuck, what });
         }
+        if untroubled && before.first && world.mishaps() == before.mishaps {
+            let said = world.accepted.get(before.accepted..).unwrap_or_default();
+            if let Some(error) = said.iter().find(|message| message.event_type.ends_with("ERROR"))
+                && !world.may_be_in_error(event)
+            {
+                let at = error.body.find(r#""error""#).unwrap_or(0);
+                let error = error.body.get(at..).unwrap_or_default();
+                let what = format!("{} was answered with an ERROR for no reason: {error}", event.event_type);
+                return Err(Violation { kind: Broken::Conversation, what });
+            }
+        }
         // A store that was put in the place of another knows no event that came before.
         let forgotten = world.store_replaced();
         if event.stray && world.accepted.len() > before.accepted && !world.reuses_ids() && !forgotten {
@@ -378,8 +392,10 @@ impl<'a, M: Make> Play<'a, M> {
     }
 
     fn settings(&self, seed: u64, life: &Life) -> Serve {
+        // The many pages of child listings: fewer lives, and more of them in each.
+        let budget = if life.is(Setting::Children) { BUDGET * 3 } else { BUDGET };
         let mut serve =
-            Serve::new().budget(BUDGET).lanes(LANES).attachments_at_once(streams(life.seed())).inline(seed);
+            Serve::new().budget(budget).lanes(LANES).attachments_at_once(streams(life.seed())).inline(seed);
         serve = serve.stop_token(self.world.lock().stop.clone());
         // The sources have more bad records than a run may.
         serve = serve.rejected_percent(100);
@@ -400,6 +416,7 @@ impl<'a, M: Make> Play<'a, M> {
             serve = serve.settle_after_takeover(SETTLE);
         }
         if life.is(Setting::AtOnce) {
+            life.count("worker/several-at-once");
             serve = serve.concurrency(PAGES_AT_ONCE);
         }
         if !life.is(Setting::Ahead) {

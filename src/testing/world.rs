@@ -326,6 +326,9 @@ pub(super) struct RunSeen {
     pub(super) deleted: bool,
     /// Whether it had the state of the unit's attachments deleted after it.
     pub(super) attachments_deleted: bool,
+    /// Whether it was gone on with after a life that had saved nothing of it: without a disk that is, to the next one, a
+    /// checkpoint that was lost.
+    pub(super) overtaken: bool,
 }
 
 /// The item type that is out of scope, where the platform has a scope.
@@ -408,6 +411,24 @@ impl World {
             }
         }
         world
+    }
+
+    /// The numbers of changes after each of which comes one that leaves a trace outside, and that of all. Who has no disk
+    /// and dies between two of those might as well have died just before the later one: a page read, an address asked for
+    /// are forgotten with the life.
+    pub(super) fn before_traces(&self) -> Vec<usize> {
+        let world = self.at(0);
+        let (inner, mut replayed) = (self.lock(), world.lock());
+        let mut moments = Vec::new();
+        for (changes, entry) in inner.journal.iter().enumerate() {
+            let before = replayed.traces();
+            replayed.apply(entry);
+            if changes > 0 && replayed.traces() != before {
+                moments.push(changes);
+            }
+        }
+        moments.push(inner.journal.len());
+        moments
     }
 
     /// A life begins, on this disk; it dies at that pair of changes and position, if any.
@@ -569,6 +590,19 @@ impl Outside {
         self.journal.push(entry.clone());
     }
 
+    /// What the platform, and whoever else outlives a life, has heard so far.
+    fn traces(&self) -> impl PartialEq + use<> {
+        let heard = [
+            self.sent.len(),
+            self.recorded.len(),
+            self.outdated.len(),
+            self.uploads.len(),
+            self.confirmed.len(),
+            self.accepted.len(),
+        ];
+        (heard, self.states.clone(), self.late.clone(), self.second_worker, self.deaths)
+    }
+
     fn event_sent(&mut self, event: &Arc<SentEvent>) {
         let of_run = !event.event_type.contains("SYNC_UNITS") && !event.event_type.contains("DELETE");
         if of_run && !event.stray && !self.runs.iter().any(|run| run.id == event.run) {
@@ -586,7 +620,18 @@ impl Outside {
                 abandoned: false,
                 deleted: false,
                 attachments_deleted: false,
+                overtaken: false,
             });
+        }
+        // The event before it was not answered.
+        let before = self.sent.iter().rposition(|sent| !sent.stray).filter(|_| !event.stray);
+        if let Some(at) = before
+            && self.answer_to(at).is_none()
+            && let Some(before) = self.sent.get(at).filter(|before| before.request != event.request)
+            && before.run == event.run
+            && let Some(run) = self.runs.iter_mut().find(|run| run.id == event.run)
+        {
+            run.overtaken = true;
         }
         if !event.stray {
             // Ids that are used again are answered anew.
@@ -721,6 +766,23 @@ impl Outside {
     /// Whether the platform may use ids again, so that one of them stands for several events.
     pub(super) fn reuses_ids(&self) -> bool {
         self.acts.iter().any(|act| matches!(act, Act::ReuseIds { .. }))
+    }
+
+    /// How often the source handed over a bad record, or the platform gave an id twice, so far.
+    pub(super) fn mishaps(&self) -> u64 {
+        let mishaps = ["source/wrong-record", "platform/id-repeated"];
+        mishaps.iter().filter_map(|mishap| self.fired.get(*mishap)).sum()
+    }
+
+    /// Whether an event may be answered with an ERROR although nothing went wrong since it came.
+    pub(super) fn may_be_in_error(&self, event: &SentEvent) -> bool {
+        let overtaken = |run: &RunSeen| run.id == event.run && run.overtaken;
+        (!self.has_disk && self.runs.iter().any(overtaken))
+            || self.is_cut_short()
+            // Of what the source keeps in its worker state, any may be too much for the room that is left.
+            || self.is(Setting::StateFull)
+            || self.second_worker
+            || self.outside_the_promise
     }
 
     /// The accepted message that answered the `at`-th sent event.

@@ -140,12 +140,26 @@ fn goes_on(mut world: World, format: &str, name: &str, mut before: impl FnMut(&m
 /// The platform as it was at that moment, and the clock.
 fn at_moment(format: &str, name: &str) -> World {
     let world = world();
+    set_at(&world, format, name);
+    world
+}
+
+/// Sets the platform to what it was at a moment of a format, and the clock.
+pub(crate) fn set_at(world: &World, format: &str, name: &str) {
     let platform = fixtures::read(format, name, "platform");
     world.airdrop.set_state(&fixtures::read(format, name, "state"));
     world.airdrop.take_over(&platform);
     let at: DateTime<Utc> = platform["at"].as_str().unwrap().parse().unwrap();
     world.clock.advance((at - world.clock.now()).to_std().unwrap());
-    world
+}
+
+/// Writes what a worker has left now, on its disk and with the platform.
+pub(crate) fn write_moment(world: &World, name: &str) {
+    fixtures::write_store("format-2", name, &world.disk.image());
+    fixtures::write("format-2", name, "state", &world.airdrop.state_text());
+    let mut platform = world.airdrop.to_take_over();
+    platform["at"] = json!(world.clock.now().to_rfc3339());
+    fixtures::write("format-2", name, "platform", &platform.to_string());
 }
 
 #[test]
@@ -186,14 +200,6 @@ fn killed_at(world: &World, call: Call, skip: u64, event_type: &str, request: &s
 #[test]
 #[ignore = "writes what is in tests/fixtures/format-2 of a unit that lives by checkpoints"]
 fn writes_the_newest_format() {
-    let write = |world: &World, name: &str| {
-        fixtures::write_store("format-2", name, &world.disk.image());
-        fixtures::write("format-2", name, "state", &world.airdrop.state_text());
-        let mut platform = world.airdrop.to_take_over();
-        platform["at"] = json!(world.clock.now().to_rfc3339());
-        fixtures::write("format-2", name, "platform", &platform.to_string());
-    };
-
     let mut world = world();
     assert_eq!(serve(&world, "first", "METADATA_START", "METADATA-1"), OutcomeKind::Done);
     // So slow that one invocation is not enough.
@@ -201,7 +207,7 @@ fn writes_the_newest_format() {
     assert_eq!(serve_slowly(&world, "first", "DATA_START", "DATA-1", slow), OutcomeKind::Progress);
     assert_eq!(serve(&world, "first", "DATA_CONTINUE", "DATA-2"), OutcomeKind::Done);
     attachments_to_the_end(&mut world, "first", 1, |_| {});
-    write(&world, "finished");
+    write_moment(&world, "finished");
 
     let unit = world.store.sync_unit("acme/files").unwrap();
     let requeued = unit.requeue_failed(|failed| failed.attachment.id == "first-1-0").unwrap();
@@ -209,20 +215,20 @@ fn writes_the_newest_format() {
     drop(unit);
     assert_eq!(serve(&world, "second", "METADATA_START", "METADATA-1"), OutcomeKind::Done);
     killed_at(&world, Call::Confirm, 3, "DATA_START", "DATA-1");
-    write(&world, "data");
+    write_moment(&world, "data");
 
     world.lose_disk();
     killed_at(&world, Call::Send, 0, "DATA_START", "DATA-1");
-    write(&world, "data-restored-sealed");
+    write_moment(&world, "data-restored-sealed");
 
     world.restart();
     assert_eq!(serve(&world, "second", "DATA_START", "DATA-1"), OutcomeKind::Done);
     let kind = serve_slowly(&world, "second", "ATTACHMENTS_START", "ATTACHMENTS-1", slow);
     assert_eq!(kind, OutcomeKind::Progress);
     killed_at(&world, Call::Confirm, 0, "ATTACHMENTS_CONTINUE", "ATTACHMENTS-2");
-    write(&world, "attachments");
+    write_moment(&world, "attachments");
 
     world.lose_disk();
     killed_at(&world, Call::Confirm, 2, "ATTACHMENTS_CONTINUE", "ATTACHMENTS-2");
-    write(&world, "attachments-restored");
+    write_moment(&world, "attachments-restored");
 }

@@ -14,6 +14,8 @@ use highwater::record::Attachment;
 use highwater::{Clock, Page, Record};
 use serde_json::{Value, json};
 
+use crate::fixtures;
+use crate::formats::{set_at, write_moment};
 use crate::world::{Airdrop, Call, Fetched, World, event};
 
 const DATA: &str = "EXTRACTION_DATA_START";
@@ -627,4 +629,51 @@ fn an_attachment_that_is_to_wait_a_little_holds_no_other_up_and_ends_no_invocati
     assert_eq!(opened, ["a", "b", "c", "a", "a"]);
     assert_eq!(took, Duration::from_secs(6));
     assert_eq!(serve(30).0, OutcomeKind::Delay);
+}
+
+/// The worker of the fixture of child listings.
+fn by_checkpoints() -> World {
+    let mut world = World::new(2);
+    world.serve = world.serve.checkpoints();
+    world
+}
+
+#[test]
+fn pending_child_listings_that_a_version_before_left_are_read_to_their_end() {
+    for has_disk in [true, false] {
+        let mut world = by_checkpoints();
+        set_at(&world, "format-2", "child-listings");
+        if has_disk {
+            world.start_on(fixtures::store_of("format-2", "child-listings").disk());
+        }
+        let tracker = Tracker::new(&["issues", "users"], issues_with_comments);
+        // The event that died, which had its answer sealed, and the one after it.
+        for (number, kind) in [("2", OutcomeKind::Progress), ("3", OutcomeKind::Done)] {
+            let event = event(DATA_ON, "run", number);
+            let outcome = world.serve.serve(&world.store, &world.airdrop, &tracker, &event).unwrap();
+            assert_eq!(outcome.kind, kind, "{has_disk}");
+        }
+        assert_eq!(tracker.asked(), depth_first()[3..], "{has_disk}");
+        assert_eq!(sorted(world.airdrop.announced("run")), sorted(depth_first()), "{has_disk}");
+    }
+}
+
+#[test]
+#[ignore = "writes what is in tests/fixtures/format-2 of child listings"]
+fn writes_the_newest_format_of_child_listings() {
+    let world = by_checkpoints();
+    let tracker = Tracker::new(&["issues", "users"], issues_with_comments);
+    // A page an invocation: the first of issues, then the first two of comments. The last one is killed.
+    let serve = |number: u32| {
+        let event = event(if number == 0 { DATA } else { DATA_ON }, "run", &number.to_string());
+        world.serve.clone().budget(Duration::ZERO).serve(&world.store, &world.airdrop, &tracker, &event)
+    };
+    for number in 0..2 {
+        assert_eq!(serve(number).unwrap().kind, OutcomeKind::Progress);
+    }
+    world.airdrop.kill_at(Call::Send, 0, &world.disk);
+    serve(2).unwrap_err();
+    assert!(world.disk.is_dead(), "it was to be killed");
+    assert_eq!(tracker.asked(), depth_first()[..3]);
+    write_moment(&world, "child-listings");
 }

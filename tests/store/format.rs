@@ -26,11 +26,12 @@ const FORMAT_1: [&str; 8] = [
     "queue",
 ];
 
-const FORMAT_2: [&str; 7] = [
+const FORMAT_2: [&str; 8] = [
     "attachments",
     "attachments-restored",
     "batches",
     "batches-closed",
+    "child-listings",
     "data",
     "data-restored-sealed",
     "finished",

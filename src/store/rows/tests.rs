@@ -213,6 +213,79 @@ fn golden_bytes_of_streams_and_item_types() {
 }
 
 #[test]
+fn golden_bytes_of_child_listings() {
+    golden(
+        &ChildRow {
+            stream: "c".to_owned(),
+            parent: "p1".to_owned(),
+            data: "{}".to_owned(),
+            named_with: 251,
+            under: UnderRow::Stream("s".to_owned()),
+            cursor: Some("2".to_owned()),
+        },
+        0x5cf5_522e,
+        &[
+            ("stream", "0163"),
+            ("parent", "027031"),
+            ("data", "027b7d"),
+            ("named_with", "fbfb00"),
+            ("under", "010173"),
+            ("cursor", "010132"),
+        ],
+    );
+    golden(
+        &ChildRow {
+            stream: "c".to_owned(),
+            parent: "p2".to_owned(),
+            data: "null".to_owned(),
+            named_with: 1,
+            under: UnderRow::Child(300),
+            cursor: None,
+        },
+        0xd6cc_595f,
+        &[
+            ("stream", "0163"),
+            ("parent", "027032"),
+            ("data", "046e756c6c"),
+            ("named_with", "01"),
+            ("under", "02fb2c01"),
+            ("cursor", "00"),
+        ],
+    );
+    golden(
+        &ChildRow {
+            stream: String::new(),
+            parent: "p".to_owned(),
+            data: "1".to_owned(),
+            named_with: 2,
+            under: UnderRow::Nothing,
+            cursor: None,
+        },
+        0x2a54_6482,
+        &[
+            ("stream", "00"),
+            ("parent", "0170"),
+            ("data", "0131"),
+            ("named_with", "02"),
+            ("under", "00"),
+            ("cursor", "00"),
+        ],
+    );
+    golden(&ChildIdRow { no: 65_536 }, 0xee41_fe1b, &[("no", "fc00000100")]);
+    golden(
+        &ChildStreamRow { named: 300, exhausted: 2, pages: 3, items: 250, pending_bytes: 251 },
+        0xbd2f_abfd,
+        &[
+            ("named", "fb2c01"),
+            ("exhausted", "02"),
+            ("pages", "03"),
+            ("items", "fa"),
+            ("pending_bytes", "fbfb00"),
+        ],
+    );
+}
+
+#[test]
 fn golden_bytes_of_chunks_and_batches() {
     let dates = Dates { created: Some((Micros(1), Micros(2))), modified: None };
     golden(
@@ -849,6 +922,20 @@ proptest! {
         survives(&NextCursorRow { json: one.clone(), from_run: a, set_at: created_at }, flip, noise);
         survives(&ActRow { at: created_at, by: one.clone(), act: three.clone(), changes: vec![one.clone()] }, flip, noise);
         survives(&MostReadRow { pages: a, items: b }, flip, noise);
+        survives(
+            &ChildRow {
+                stream: one.clone(),
+                parent: three.clone(),
+                data: one.clone(),
+                named_with: a,
+                under: if exhausted { UnderRow::Child(b) } else { UnderRow::Stream(one.clone()) },
+                cursor: exhausted.then(|| three.clone()),
+            },
+            flip,
+            noise,
+        );
+        survives(&ChildIdRow { no: a }, flip, noise);
+        survives(&ChildStreamRow { named: a, exhausted: b, pages: c, items: d, pending_bytes: e }, flip, noise);
         survives(&PastRow { run_ids: vec![KnownId::Short(a), KnownId::Digest(Digest::of(&one))], deletions: vec![KnownId::Whole(one.clone())] }, flip, noise);
         survives(&SeenRow { run: a, number: b, fingerprint: Digest::of(&one), failed: exhausted }, flip, noise);
         survives(&SeenByHashRow { run: a, number: b, fingerprint: c, failed: exhausted }, flip, noise);
