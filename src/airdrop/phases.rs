@@ -3,6 +3,7 @@
 //! External sync units and metadata are asked for once and staged as one page. The pages of the data phase, and the
 //! attachments, are rooms of their own.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -15,7 +16,7 @@ use crate::record::Record;
 use crate::store::{Page, Run, WindowRow};
 
 use super::check::{CheckPolicy, Checks};
-use super::context::Context;
+use super::context::{Context, Held};
 use super::delivery::Delivery;
 use super::extractor::{ExternalSyncUnit, Extractor, SourceError, caught};
 use super::invocation::{Ending, Invocation, Stop};
@@ -46,8 +47,9 @@ impl Invocation<'_> {
             Some(keeper) if run.sdk_attachments()?.is_some() => keeper.connector_state()?,
             _ => None,
         };
-        let (event, clock, deadlines) = (self.event, self.clock, &self.deadlines);
-        Ok(Context { event, run, clock, deadlines, window, scope, connector_state })
+        let (event, run) = (Held::Lent(self.event), Held::Lent(run));
+        let deadlines = Arc::clone(&self.deadlines);
+        Ok(Context { event, run, deadlines, window, scope, connector_state })
     }
 
     /// The window of the run, resolved when the first phase that has one begins.
@@ -96,7 +98,7 @@ impl Invocation<'_> {
         context: &Context<'_>,
         phase: Phase,
     ) -> Result<(), Stop> {
-        let run = context.run;
+        let run = &*context.run;
         let first = phase == Phase::Metadata || (phase == Phase::Data && !run.has_done(Phase::Metadata)?);
         let Some(version) = self.event.snap_in_version_id()?.filter(|_| first) else { return Ok(()) };
         if run.connector_version()?.as_ref() == Some(&version) {
@@ -218,6 +220,8 @@ impl Invocation<'_> {
                         Err(wait) => return Err(Ending::asked_to_wait(wait).into()),
                     }
                 }
+                // Its time was over.
+                Err(_) if self.deadlines.is_past_stop() => return Err(Ending::Progress.into()),
                 Err(error) => return Err(error.into()),
             }
         }
