@@ -60,6 +60,10 @@ pub const REJECTED_FEW: u64 = 10;
 pub const REJECTED_KEPT_MAX: usize = 100;
 /// Bytes of the JSON text of a rejected record that is kept; what is beyond is cut.
 pub const REJECTED_JSON_BYTES_MAX: usize = 16 * 1024;
+/// Bytes of ids of records to be announced once that a run remembers: 64 and the length of the item type for each.
+pub const ONCE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// Bytes of them in a checkpoint, as JSON, where there is room for so many.
+pub const ONCE_CHECKPOINT_BYTES_MAX: usize = 128 * 1024;
 /// Ids that an extractor is asked for at once.
 pub const REFETCH_IDS: usize = 100;
 /// Finished and abandoned runs whose figures the ledger keeps, per sync unit.
@@ -371,6 +375,13 @@ pub enum Safeguard {
     DurableAtOpen,
     /// A rejected record is kept to be asked for again.
     RejectedKept,
+    /// The id of a record that is announced once is kept with the page that brings it.
+    OnceKept,
+    /// Without a disk: what a checkpoint says of records that are announced once is as of its position, as the cursors in
+    /// it are.
+    KnownAtPosition,
+    /// The pages of a listing are committed in the order in which they were fetched.
+    PagesInOrder,
 }
 
 #[cfg(test)]

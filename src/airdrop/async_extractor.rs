@@ -26,7 +26,7 @@ use super::listing::Listing;
 /// runtime gives: clients, timers, tasks. None is in our dependencies. They must not block: no other call of the same
 /// invocation goes on meanwhile. With [`Serve::concurrency`](super::Serve::concurrency), pages are awaited together.
 ///
-/// Each call is given the [`Context`] of the invocation to keep; it is the same one each time.
+/// Each call is given its [`Context`] to keep.
 ///
 /// ```
 /// use highwater::airdrop::{AsyncExtractor, Context, ExternalSyncUnit, Listing, SourceError};

@@ -26,7 +26,7 @@ use tracing::Span;
 use crate::error::{BoxError, Error, Result, panic_text};
 use crate::model::ArtifactId;
 use crate::record::Attachment;
-use crate::store::{Page, Store};
+use crate::store::{Page, Run, Store};
 
 use super::answer::Outcome;
 use super::async_extractor::{AsyncAttachmentBody, AsyncExtractor, Chunks};
@@ -223,8 +223,11 @@ pub(crate) async fn drive<E: AsyncExtractor, T: Send + 'static>(
     engine: impl FnOnce(Bridge<E>) -> T + Send + 'static,
 ) -> Result<T> {
     let queue = Arc::new(Queue::new());
-    let bridge =
-        Bridge { queue: Arc::clone(&queue), policy: extractor.check_policy(), context: OnceLock::new() };
+    let bridge = Bridge {
+        queue: Arc::clone(&queue),
+        policy: extractor.check_policy(),
+        event_and_run: OnceLock::new(),
+    };
     let (asks, span) = (Arc::clone(&queue), Span::current());
     let (tell, told) = sync_channel(1);
     let run = move || {
@@ -271,13 +274,17 @@ pub(crate) async fn drive<E: AsyncExtractor, T: Send + 'static>(
 pub(crate) struct Bridge<E: AsyncExtractor> {
     queue: Arc<Queue<E>>,
     policy: CheckPolicy,
-    context: OnceLock<Arc<Context<'static>>>,
+    /// Handles of what is the same in every context of the invocation.
+    event_and_run: OnceLock<(Arc<Event>, Arc<Run>)>,
 }
 
 impl<E: AsyncExtractor> Bridge<E> {
-    /// The context of the invocation, for the author to keep.
+    /// A context, for the author to keep.
     fn own(&self, context: &Context<'_>) -> Arc<Context<'static>> {
-        Arc::clone(self.context.get_or_init(|| Arc::new(context.to_own())))
+        let (event, run) = self
+            .event_and_run
+            .get_or_init(|| (Arc::new(context.event().clone()), Arc::new(context.run.another_handle())));
+        Arc::new(context.to_own(event, run))
     }
 }
 

@@ -1,5 +1,6 @@
 //! What an extractor is told about the invocation.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -24,9 +25,14 @@ pub struct Context<'a> {
     pub(super) run: Held<'a, Run>,
     pub(super) deadlines: Arc<Deadlines>,
     pub(super) window: Option<Window>,
-    pub(super) scope: Scope,
-    pub(super) connector_state: Option<Value>,
+    pub(super) scope: Arc<Scope>,
+    pub(super) connector_state: Option<Arc<Value>>,
+    /// What pages set that come before the one that is asked for, and are not stored.
+    pub(super) values_ahead: ValuesAhead,
 }
+
+/// Values by their keys, as JSON; `None`: it is removed.
+pub(super) type ValuesAhead = BTreeMap<String, Option<String>>;
 
 impl fmt::Debug for Context<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -41,7 +47,7 @@ impl fmt::Debug for Context<'_> {
 pub(super) enum Held<'a, T> {
     Lent(&'a T),
     #[cfg(feature = "async")]
-    Own(Box<T>),
+    Own(Arc<T>),
 }
 
 impl<T> Deref for Held<'_, T> {
@@ -57,16 +63,30 @@ impl<T> Deref for Held<'_, T> {
 }
 
 impl Context<'_> {
-    /// The same for whoever may outlive the engine.
+    /// The same for whoever may outlive the engine. `event` and `run` are handles that were made before.
     #[cfg(feature = "async")]
-    pub(super) fn to_own(&self) -> Context<'static> {
+    pub(super) fn to_own(&self, event: &Arc<Event>, run: &Arc<Run>) -> Context<'static> {
         Context {
-            event: Held::Own(Box::new(self.event.clone())),
-            run: Held::Own(Box::new(self.run.another_handle())),
+            event: Held::Own(Arc::clone(event)),
+            run: Held::Own(Arc::clone(run)),
             deadlines: Arc::clone(&self.deadlines),
             window: self.window,
-            scope: self.scope.clone(),
+            scope: Arc::clone(&self.scope),
             connector_state: self.connector_state.clone(),
+            values_ahead: self.values_ahead.clone(),
+        }
+    }
+
+    /// The same, for a page that comes after pages that set these values and are not stored.
+    pub(super) fn ahead(&self, values: ValuesAhead) -> Context<'_> {
+        Context {
+            event: Held::Lent(&self.event),
+            run: Held::Lent(&self.run),
+            deadlines: Arc::clone(&self.deadlines),
+            window: self.window,
+            scope: Arc::clone(&self.scope),
+            connector_state: self.connector_state.clone(),
+            values_ahead: values,
         }
     }
 
@@ -121,12 +141,16 @@ impl Context<'_> {
         self.run.bookmark(stream)
     }
 
-    /// A value of the extractor's own, as [`Page::value`](crate::Page::value) last set it.
+    /// A value of the extractor's own, as [`Page::value`](crate::Page::value) last set it: of the pages before this one of
+    /// its listing also those that are [not stored yet](super::Serve::ahead).
     ///
     /// # Errors
     /// Those of [`Run::value`].
     pub fn value<V: DeserializeOwned>(&self, key: &str) -> Result<Option<V>> {
-        self.run.value(key)
+        match self.values_ahead.get(key) {
+            Some(set) => set.as_ref().map(|json| self.run.read_value(key, json)).transpose(),
+            None => self.run.value(key),
+        }
     }
 
     /// Whether an item type is in the extraction scope. If it is not, its records need not be fetched; those that are
@@ -143,7 +167,7 @@ impl Context<'_> {
     ///
     /// In such a run the first page of each stream is fetched with no cursor: start where these keys say.
     pub fn connector_state(&self) -> Option<&Value> {
-        self.connector_state.as_ref()
+        self.connector_state.as_deref()
     }
 
     /// How much of the [budget](super::Serve::budget) for pages is left in this invocation; zero once it was

@@ -16,7 +16,7 @@ use crate::record::Record;
 use crate::store::{Page, Run, WindowRow};
 
 use super::check::{CheckPolicy, Checks};
-use super::context::{Context, Held};
+use super::context::{Context, Held, ValuesAhead};
 use super::delivery::Delivery;
 use super::extractor::{ExternalSyncUnit, Extractor, SourceError, caught};
 use super::invocation::{Ending, Invocation, Stop};
@@ -44,12 +44,13 @@ impl Invocation<'_> {
         let window = self.window(run, phase)?;
         let scope = self.scope(run, keeper, phase)?;
         let connector_state = match keeper {
-            Some(keeper) if run.sdk_attachments()?.is_some() => keeper.connector_state()?,
+            Some(keeper) if run.sdk_attachments()?.is_some() => keeper.connector_state()?.map(Arc::new),
             _ => None,
         };
         let (event, run) = (Held::Lent(self.event), Held::Lent(run));
-        let deadlines = Arc::clone(&self.deadlines);
-        Ok(Context { event, run, deadlines, window, scope, connector_state })
+        let (deadlines, scope) = (Arc::clone(&self.deadlines), Arc::new(scope));
+        let values_ahead = ValuesAhead::new();
+        Ok(Context { event, run, deadlines, window, scope, connector_state, values_ahead })
     }
 
     /// The window of the run, resolved when the first phase that has one begins.

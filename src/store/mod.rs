@@ -15,12 +15,14 @@ mod findings;
 #[cfg(feature = "inspect")]
 pub mod inspect;
 mod kept;
+mod left_out;
 mod lifecycle;
 #[cfg(feature = "inspect")]
 pub mod mend;
 mod migrate;
 mod most_read;
 mod notes;
+mod once;
 mod open;
 mod page;
 mod rejected;
@@ -34,7 +36,7 @@ mod used_ids;
 pub(crate) use attachments::rebuild::InheritedLine;
 pub use attachments::{AttachmentCounts, Attachments, FailedAttachment, QueuedAttachment};
 pub(crate) use attachments::{Pending, Settling, UNSETTLED_MAX};
-pub(crate) use batches::staging::{CommittedPage, PageOf, ReadyPage, make_ready};
+pub(crate) use batches::staging::{CommittedPage, PageOf, ReadyPage, make_ready_in_order};
 pub(crate) use batches::states::{BatchInfo, UnsettledBatch};
 pub use batches::{Batch, BatchKey, Batches};
 pub(crate) use checkpoint::{CHECKPOINT_KEY, Checkpoint, Position, Room};
@@ -43,10 +45,13 @@ pub(crate) use conversation::{Accepted, Incoming, Sealing, StoredMessage, messag
 pub(crate) use cursors::CursorWatch;
 #[cfg(feature = "testing")]
 pub use disk::Disk;
+pub use left_out::LeftOutCounts;
 pub(crate) use lifecycle::Deletion;
 pub(crate) use notes::{Inherited, InheritedRun, InheritedStart, LEFT_ATTACHMENTS, Standing};
 pub use open::{Store, StoreOptions, SyncUnit};
 pub use page::Page;
+#[cfg(feature = "testing")]
+pub(crate) use page::PageRecords;
 pub use rejected::RejectedRecord;
 pub(crate) use rejected::refetched;
 pub(crate) use rejection::Rejection;

@@ -76,6 +76,8 @@ pub enum Broken {
     Watermark,
     /// One event, two messages; or a message that changed when it was sent again.
     Conversation,
+    /// A page was returned without what the source did not give.
+    Half,
     /// Nothing goes on.
     Stuck,
 }

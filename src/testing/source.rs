@@ -23,6 +23,9 @@ use super::world::{Life, SMALL_STATE};
 /// Some pages name attachments, some of them more than once in a run, some with the same url in every run. Some of those
 /// are gone, empty, or not as long as they say; others cannot be opened every time.
 ///
+/// Where the schedule has it, users are announced once in a run. There are few of them, and each page has another version of
+/// one.
+///
 /// Where the schedule has it, pages name child listings, with a disk some of them more than once in a run; and pages of
 /// those name child listings in turn.
 ///
@@ -105,7 +108,8 @@ impl SimSource {
             };
             types += u8::from(items > 0);
             for item in 0..items {
-                let id = format!("{item_type}-{}", rng.u8(..20));
+                let once = item_type == "users" && self.life.is(Setting::Once);
+                let id = format!("{item_type}-{}", rng.u8(..if once { 5 } else { 20 }));
                 if !ids.insert(id.clone()) {
                     self.life.count("source/id-repeated");
                 }
@@ -123,7 +127,12 @@ impl SimSource {
                     chrono::DateTime::from_timestamp(1_700_000_000 - i64::from(item), 0).unwrap_or_default();
                 let data =
                     if wrong { json!({ "ordinal": [ordinal] }) } else { json!({ "ordinal": ordinal }) };
-                page.push(item_type, Record::new(id, &data)?.created(created));
+                let record = Record::new(id, &data)?.created(created);
+                if once {
+                    page.push_once(item_type, record);
+                } else {
+                    page.push(item_type, record);
+                }
             }
         }
         Ok(types)

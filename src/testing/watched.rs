@@ -1,5 +1,6 @@
 //! The extractor, watched: what it hands over is noted, and the schedule's faults befall it.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use crate::airdrop::{
 };
 use crate::clock::Clock;
 use crate::record::{Attachment, Checker, Finding, Metadata};
-use crate::store::Page;
+use crate::store::{Page, PageRecords};
 
 use super::report::{Broken, Violation};
 use super::schedule::{Act, Call, CallFault, Setting};
@@ -22,6 +23,9 @@ use super::world::{
 
 /// How long a page takes in the simulated world.
 const PAGE_TAKES: Duration = Duration::from_secs(2);
+/// Pages of a listing that a kill costs at most, where pages are fetched ahead: two that came before what is held is old
+/// enough to be stored, and the one after them.
+const AHEAD_LOST: usize = 3;
 /// How long it takes to open an attachment.
 const OPEN_TAKES: Duration = Duration::from_secs(1);
 
@@ -87,7 +91,7 @@ impl<E: Extractor> Extractor for Watched<E> {
             self.violated(violation);
         }
         self.befall_page()?;
-        let page = match self.extractor.page(context, listing, cursor) {
+        let page = match self.whole(listing, || self.extractor.page(context, listing, cursor)) {
             Err(SourceError::Failed { source, .. }) if source.to_string().starts_with("INCONSISTENT") => {
                 let what = source.to_string();
                 self.violated(Violation { kind: Broken::Watermark, what });
@@ -96,7 +100,7 @@ impl<E: Extractor> Extractor for Watched<E> {
             page => page?,
         };
         let next = page.next_json()?;
-        let (lines, rejected) = self.split(context, &page)?;
+        let Split { lines, once, rejected } = self.split(context, &page)?;
         self.hand_out(HandOut {
             run: self.life.run(context),
             stream: stream.clone(),
@@ -108,6 +112,7 @@ impl<E: Extractor> Extractor for Watched<E> {
             since: context.since(),
             read_at: self.life.clock().now(),
             lines,
+            once,
             rejected,
             asked: Vec::new(),
             settled: Vec::new(),
@@ -126,8 +131,8 @@ impl<E: Extractor> Extractor for Watched<E> {
         ids: &[String],
     ) -> Result<Page<E::Cursor>, SourceError> {
         self.befall_page()?;
-        let page = self.extractor.refetch(context, item_type, ids)?;
-        let (lines, rejected) = self.split(context, &page)?;
+        let page = self.whole(&item_type, || self.extractor.refetch(context, item_type, ids))?;
+        let Split { lines, once, rejected } = self.split(context, &page)?;
         let asked: Vec<Named> = ids.iter().map(|id| (item_type.to_owned(), id.clone())).collect();
         self.hand_out(HandOut {
             run: self.life.run(context),
@@ -140,6 +145,7 @@ impl<E: Extractor> Extractor for Watched<E> {
             since: context.since(),
             read_at: self.life.clock().now(),
             lines,
+            once,
             settled: asked.iter().filter(|named| !rejected.contains(named)).cloned().collect(),
             rejected,
             asked,
@@ -246,6 +252,25 @@ impl<E: Extractor> Watched<E> {
         Ok(())
     }
 
+    /// Fetches a page. One that is returned although the source did not give all that it was asked for is a violation: what
+    /// is missing is never read, or, where the cursor stands still, what is there is read twice.
+    fn whole<T>(
+        &self,
+        of: &dyn std::fmt::Display,
+        fetch: impl FnOnce() -> Result<T, SourceError>,
+    ) -> Result<T, SourceError> {
+        self.life.not_given();
+        let page = fetch()?;
+        if let Some(what) = self.life.not_given() {
+            let what = format!(
+                "a page of {of} was returned although {what} failed in it, and was not asked for again: \
+                 return the error instead, and the page is fetched again"
+            );
+            self.violated(Violation { kind: Broken::Half, what });
+        }
+        Ok(page)
+    }
+
     /// Notes a page.
     fn hand_out(&self, handed: HandOut) {
         let mut inner = self.life.world.lock();
@@ -263,16 +288,18 @@ impl<E: Extractor> Watched<E> {
             Some((before, now)) if now != before => inner.count("source/page-changed"),
             _ => {}
         }
+        let of_run = inner.pages.iter().filter(|((run, _), _)| *run == handed.run);
+        let known: BTreeSet<_> =
+            of_run.flat_map(|(_, pages)| pages).flat_map(|page| &page.once).map(|(named, _)| named).collect();
+        if handed.once.iter().any(|(named, _)| known.contains(named)) {
+            inner.count("source/brought-again");
+        }
         inner.record(Change::Read(Arc::new(handed)));
     }
 
-    /// The lines of a page that are to be announced, and item types and ids of the records that are bad: rejected by the
-    /// extractor itself, or, if that is its policy, by what its metadata declares.
-    fn split(
-        &self,
-        context: &Context<'_>,
-        page: &Page<E::Cursor>,
-    ) -> Result<(Vec<String>, Vec<Named>), SourceError> {
+    /// What a page has; bad are records that the extractor rejects itself, or, if that is its policy, by what its metadata
+    /// declares.
+    fn split(&self, context: &Context<'_>, page: &Page<E::Cursor>) -> Result<Split, SourceError> {
         let scope = self.life.is(Setting::Scope);
         let wanted = |item_type: &str| !(scope && item_type == OUT_OF_SCOPE);
         let metadata = match self.extractor.check_policy() {
@@ -281,8 +308,9 @@ impl<E: Extractor> Watched<E> {
         };
         let mut rejected: Vec<Named> =
             page.rejected_ids().filter(|(item_type, _)| wanted(item_type)).collect();
-        let mut lines = Vec::new();
-        for (item_type, records) in page.records().filter(|(item_type, _)| wanted(item_type)) {
+        let (mut lines, mut once_lines) = (Vec::new(), Vec::new());
+        for PageRecords { item_type, once, records } in page.groups().filter(|group| wanted(&group.item_type))
+        {
             let checker = metadata.as_ref().and_then(|metadata| Checker::new(metadata, item_type).ok());
             for record in records {
                 let is_bad = checker
@@ -290,11 +318,14 @@ impl<E: Extractor> Watched<E> {
                     .is_some_and(|checker| checker.check(record).iter().any(Finding::is_error));
                 match record.id() {
                     Some(id) if is_bad => rejected.push((item_type.to_owned(), id.to_owned())),
+                    Some(id) if *once => {
+                        once_lines.push(((item_type.to_owned(), id.to_owned()), record.to_line()));
+                    }
                     _ => lines.push(record.to_line()),
                 }
             }
         }
-        Ok((lines, rejected))
+        Ok(Split { lines, once: once_lines, rejected })
     }
 
     /// Whether the run has asked for the rejected records of the runs before it by the time of its first page.
@@ -314,6 +345,16 @@ impl<E: Extractor> Watched<E> {
         }
         Ok(())
     }
+}
+
+/// What a page has.
+struct Split {
+    /// Lines that are to be announced.
+    lines: Vec<String>,
+    /// Item types, ids and lines of records of which one of an id is.
+    once: Vec<(Named, String)>,
+    /// Item types and ids of those that are bad.
+    rejected: Vec<Named>,
 }
 
 /// What a listing is called here.
@@ -388,8 +429,12 @@ impl<E> Watched<E> {
         if let Some(pages) = inner.pages.get(&(id.to_owned(), stream.to_owned())) {
             let last = pages.last();
             // Without a disk, what followed the last checkpoint is read again.
-            let mut back =
-                pages.iter().rev().take(if inner.has_disk && !inner.second_worker { 1 } else { usize::MAX });
+            let lost = match inner.has_disk && !inner.second_worker {
+                true if inner.is(Setting::Ahead) => AHEAD_LOST,
+                true => 1,
+                false => usize::MAX,
+            };
+            let mut back = pages.iter().rev().take(lost);
             let again = back.any(|page| page.cursor.as_ref() == at);
             let on = last.is_some_and(|last| last.next.as_ref() == at && at.is_some());
             if !again && !on {

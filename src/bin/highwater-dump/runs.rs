@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::Write;
 
 use clap::Args;
-use highwater::inspect::{BatchReport, BatchStage, LedgerReport, Line, Report, RunStatus, TypeReport};
+use highwater::inspect::{BatchReport, BatchStage, LedgerReport, Line, Report, TypeReport};
 
 use crate::ending::{EXIT_CODES, Exit, Outcome};
 use crate::first::{attachments, deaths, event_words};
@@ -39,7 +39,7 @@ impl Runs {
         if *json {
             json_line(&mut out, &store_line(store, snapshot.source(), screen.now))?;
             report.ledger.iter().try_for_each(|run| json_line(&mut out, &Line::Ledger(run)))?;
-            if let Some(run) = report.run.iter().find(|run| run.status == RunStatus::Open) {
+            if let Some(run) = report.open_run() {
                 json_line(&mut out, &Line::Run(run))?;
                 let types = report.item_types.iter().map(Line::ItemType);
                 types
@@ -56,7 +56,7 @@ impl Runs {
             }
             over(&mut out, screen, run)?;
         }
-        if report.run.as_ref().is_some_and(|run| run.status == RunStatus::Open) {
+        if report.open_run().is_some() {
             if !is_first {
                 writeln!(out)?;
             }
@@ -94,18 +94,30 @@ fn over(out: &mut impl Write, screen: Screen, run: &LedgerReport) -> std::io::Re
         );
     }
     folded(out, screen, "run ", "  ", &visible(&line))?;
-    let mut table =
-        Listing::new(&["item type", "#read", "#skipped", "#rejected", "#announced", "#not", "#artifacts"]);
+    let repeats = run.item_types.iter().any(|counts| counts.repeated > 0);
+    let mut header = vec!["item type", "#read", "#skipped", "#rejected"];
+    if repeats {
+        header.push("#repeated");
+    }
+    header.extend(["#announced", "#not", "#artifacts"]);
+    let mut table = Listing::new(&header);
     for counts in &run.item_types {
-        table.row([
+        let left_out = counts.skipped + counts.rejected + counts.repeated;
+        let mut row = vec![
             counts.item_type.clone(),
             counts.read.to_string(),
             counts.skipped.to_string(),
             counts.rejected.to_string(),
+        ];
+        if repeats {
+            row.push(counts.repeated.to_string());
+        }
+        row.extend([
             counts.announced.to_string(),
-            counts.read.saturating_sub(counts.skipped + counts.rejected + counts.announced).to_string(),
+            counts.read.saturating_sub(left_out + counts.announced).to_string(),
             counts.artifacts.to_string(),
         ]);
+        table.row(row);
     }
     if !table.is_empty() {
         table.lines(out, screen, "    ")?;
@@ -151,6 +163,9 @@ fn explained(counts: &TypeReport, batches: &[BatchReport]) -> String {
     }
     if counts.rejected > 0 {
         parts.push(format!("{} rejected", counts.rejected));
+    }
+    if counts.repeated > 0 {
+        parts.push(format!("{} repeated", counts.repeated));
     }
     if counts.open_items > 0 {
         parts.push(format!("{} in no batch yet", counts.open_items));

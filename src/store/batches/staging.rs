@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::artifact::compress_all;
+use crate::cut;
 use crate::error::{Error, Result};
 use crate::model::{
     BATCH_BYTES_MAX, CURSOR_BYTES_MAX, ItemType, Micros, ParentId, Phase, Safeguard, StreamName, ValueKey,
@@ -25,7 +26,8 @@ use super::super::cursors::{CursorWatch, check_moves};
 use super::super::findings::add_findings;
 use super::super::kept::{keep_last_cursor, new_stream};
 use super::super::most_read;
-use super::super::page::{NewChild, Page, PageParts, RejectedParts, to_json};
+use super::super::once;
+use super::super::page::{NewChild, Page, PageParts, PageRecords, RejectedParts, to_json};
 use super::super::rejected::{check_not_ours, reject};
 use super::super::rows::{
     BATCHES, BatchRow, BatchState, CHUNKS, ChunkRow, Dates, Json, Key, PAYLOADS, Payload, RunRow, STREAMS,
@@ -35,7 +37,7 @@ use super::super::run::{Run, read_cursor};
 use super::super::tables::{Change, Rows};
 use super::states::{BatchInfo, UnsettledBatch, count, count_left_out};
 
-/// Where a stream stands.
+/// Where a stream stands: `None` exhausted, else the cursor of its next page.
 pub(super) type NextCursor<C> = Option<Option<C>>;
 
 /// What a page is of.
@@ -51,6 +53,23 @@ impl PageOf {
             PageOf::Stream(stream) | PageOf::Child { stream, .. } => stream,
         }
     }
+
+    /// Checks that a page leads elsewhere than to the cursor that it was fetched with, and not back into a cycle, and
+    /// returns where, as JSON. `watch` has the cursors of its listing so far, in this invocation.
+    ///
+    /// # Errors
+    /// `Invalid` if it leads nowhere, or its cursor cannot be written as JSON; `TooLarge`.
+    pub(crate) fn lead_on<C: Serialize>(
+        &self,
+        from: Option<&str>,
+        page: &Page<C>,
+        watch: &mut CursorWatch,
+    ) -> Result<Option<String>> {
+        let next = cursor_json(self, page)?;
+        check_moves(self, from, next.as_deref())?;
+        next.as_ref().map_or(Ok(()), |next| watch.advance(self, next))?;
+        Ok(next)
+    }
 }
 
 /// As errors name it.
@@ -65,13 +84,22 @@ impl fmt::Display for PageOf {
     }
 }
 
+/// The lines of records of one item type that are announced in the same way.
+struct PageLines {
+    item_type: ItemType,
+    /// Each is announced once in a run.
+    once: bool,
+    lines: Lines,
+}
+
 /// A page whose parts were checked and whose lines are written: ready to be committed.
 pub(crate) struct ReadyPage {
     of: PageOf,
     phase: Phase,
-    /// As JSON.
+    /// As JSON: what it was fetched with, if that is known, and where it leads.
+    from: Option<Option<String>>,
     cursor: Option<String>,
-    lines: Vec<(ItemType, Lines)>,
+    lines: Vec<PageLines>,
     skipped: Vec<(ItemType, u64)>,
     rejected: RejectedParts,
     bookmark: Option<String>,
@@ -96,27 +124,14 @@ impl ReadyPage {
         self.cursor.is_some()
     }
 
-    /// Whether it sets values, which the pages after it are to find.
-    pub(crate) fn sets_values(&self) -> bool {
-        !self.values.is_empty()
-    }
-
     /// Records that it stages.
     pub(crate) fn items(&self) -> usize {
-        self.lines.iter().map(|(_, lines)| lines.ends.len()).sum()
+        self.lines.iter().map(|group| group.lines.ends.len()).sum()
     }
 
     /// Bytes of their lines.
     pub(crate) fn bytes(&self) -> usize {
-        self.lines.iter().map(|(_, lines)| lines.bytes.len()).sum()
-    }
-
-    /// Takes in where it leads; `watch` has the cursors of its listing so far, in this invocation.
-    ///
-    /// # Errors
-    /// `Invalid` if it leads back into a cycle.
-    pub(crate) fn lead_on(&self, watch: &mut CursorWatch) -> Result<()> {
-        self.cursor.as_ref().map_or(Ok(()), |next| watch.advance(&self.of, next))
+        self.lines.iter().map(|group| group.lines.bytes.len()).sum()
     }
 }
 
@@ -139,7 +154,7 @@ impl Run {
                 reason: "nothing reads it here: only airdrop::serve reads child listings".to_owned(),
             });
         }
-        page.lead_on(watch)?;
+        page.cursor.as_ref().map_or(Ok(()), |next| watch.advance(&page.of, next))?;
         let closed = self.commit(&[&page])?.into_iter().flat_map(|page| page.closed).collect();
         self.tell_far_more(stream, watch)?;
         Ok(closed)
@@ -216,16 +231,34 @@ impl Run {
 
     /// Where a stream stands: `None` exhausted, else the cursor of its next page.
     pub(crate) fn stream_cursor<C: DeserializeOwned>(&self, stream: &StreamName) -> Result<NextCursor<C>> {
+        let position = self.stream_position(stream)?;
+        position
+            .map(|json| json.map(|json| read_cursor(self, stream.as_str(), &json)).transpose())
+            .transpose()
+    }
+
+    /// [`Run::stream_cursor`], as JSON.
+    pub(crate) fn stream_position(&self, stream: &StreamName) -> Result<NextCursor<String>> {
         check_not_ours(stream)?;
         let key = self.run_key().and_name(stream.as_str());
         let row = self.look(|rows, _| match rows.get(&STREAMS, &key)? {
             Some(row) => Ok(row),
             None => new_stream(rows, self.unit_no, self.no, stream.as_str(), Phase::Data),
         })?;
-        if row.exhausted {
-            return Ok(None);
+        Ok(if row.exhausted { None } else { Some(row.cursor) })
+    }
+
+    /// Reads a cursor of a listing.
+    ///
+    /// # Errors
+    /// `Cursor` if it is not of the type asked for.
+    pub(crate) fn read_cursor<C: DeserializeOwned>(&self, of: &PageOf, json: &str) -> Result<C> {
+        match of {
+            PageOf::Stream(stream) => read_cursor(self, stream.as_str(), json),
+            PageOf::Child { stream, parent, .. } => {
+                read_cursor(self, &named(stream.as_str(), parent.as_str()), json)
+            }
         }
-        row.cursor.map(|json| read_cursor(self, stream.as_str(), &json)).transpose().map(Some)
     }
 }
 
@@ -243,12 +276,42 @@ pub(crate) struct CommittedPage {
 /// # Errors
 /// What of it cannot be stored.
 pub(crate) fn make_ready<C: Serialize>(of: PageOf, phase: Phase, page: Page<C>) -> Result<ReadyPage> {
-    let PageParts { next, records, skipped, rejected, bookmark, values, progress, findings, children } =
+    let cursor = cursor_json(&of, &page)?;
+    write_lines(of, phase, page, None, cursor)
+}
+
+/// [`make_ready`] for a page of the data phase that was fetched with the cursor `from` and leads to `next`, both as JSON:
+/// it is committed only where its listing stands at `from`.
+///
+/// # Errors
+/// As [`make_ready`].
+pub(crate) fn make_ready_in_order<C>(
+    of: PageOf,
+    page: Page<C>,
+    from: Option<String>,
+    next: Option<String>,
+) -> Result<ReadyPage> {
+    write_lines(of, Phase::Data, page, Some(from), next)
+}
+
+fn cursor_json<C: Serialize>(of: &PageOf, page: &Page<C>) -> Result<Option<String>> {
+    let what = || format!("the cursor of {of}");
+    page.next.as_ref().map(|cursor| to_json(&what(), cursor, CURSOR_BYTES_MAX)).transpose()
+}
+
+fn write_lines<C>(
+    of: PageOf,
+    phase: Phase,
+    page: Page<C>,
+    from: Option<Option<String>>,
+    cursor: Option<String>,
+) -> Result<ReadyPage> {
+    let PageParts { records, skipped, rejected, bookmark, values, progress, findings, children } =
         page.into_parts()?;
-    let cursor =
-        next.map(|cursor| to_json(&format!("the cursor of {of}"), &cursor, CURSOR_BYTES_MAX)).transpose()?;
-    let lines =
-        records.into_iter().map(|(name, records)| Ok((name, Lines::of(&records)?))).collect::<Result<_>>()?;
+    let written = |PageRecords { item_type, once, records }| {
+        Ok(PageLines { item_type, once, lines: Lines::of(&records)? })
+    };
+    let lines = records.into_iter().map(written).collect::<Result<_>>()?;
     if matches!(of, PageOf::Child { .. }) && bookmark.is_some() {
         return Err(Error::Invalid {
             what: format!("the bookmark of {of}"),
@@ -259,6 +322,7 @@ pub(crate) fn make_ready<C: Serialize>(of: PageOf, phase: Phase, page: Page<C>) 
     Ok(ReadyPage {
         of,
         phase,
+        from,
         cursor,
         lines,
         skipped,
@@ -283,8 +347,15 @@ fn put_page(
     let mut full = Vec::new();
     let mut items = 0;
     let lines = if run.inner.breaks(Safeguard::RowsWithCursor) { &[] } else { page.lines.as_slice() };
-    for (item_type, lines) in lines {
+    for PageLines { item_type, once, lines } in lines {
         items += lines.ends.len() as u64;
+        let new = if *once {
+            let ids = lines.ids().map(Option::unwrap_or_default);
+            Some(lines.only(&once::take_new(run, change, item_type, ids)?))
+        } else {
+            None
+        };
+        let lines = new.as_ref().unwrap_or(lines);
         if page.phase == Phase::Data && item_type.as_str() == ATTACHMENTS {
             let read = change.get(&TYPES, &run.run_key().and_name(ATTACHMENTS))?;
             let queued = read.map_or(0, |counts| counts.read - counts.left_out);
@@ -309,6 +380,7 @@ fn put_page(
         }
         PageOf::Child { number, .. } => {
             let before = child_listings::advance(run, change, *number, page.cursor.as_ref(), items)?;
+            check_order(run, page, before.cursor.as_deref())?;
             if page.has_more() { UnderRow::Child(*number) } else { before.under }
         }
     };
@@ -321,6 +393,27 @@ fn put_page(
         }
     }
     Ok(CommittedPage { closed, children })
+}
+
+/// Refuses a page that does not follow the one that was committed last: records between them would be lost, or announced
+/// twice.
+fn check_order(run: &Run, page: &ReadyPage, stands_at: Option<&str>) -> Result<()> {
+    match &page.from {
+        Some(from) if from.as_deref() != stands_at && !run.inner.breaks(Safeguard::PagesInOrder) => {
+            let shown = |cursor: Option<&str>| {
+                cursor.map_or_else(|| "its start".to_owned(), |at| cut::to_chars(at, 200))
+            };
+            Err(Error::Invalid {
+                what: format!("a page of {}", page.of),
+                reason: format!(
+                    "it was fetched at {}, and what is stored ends at {}",
+                    shown(from.as_deref()),
+                    shown(stands_at)
+                ),
+            })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Stores where a stream stands after a page.
@@ -336,6 +429,7 @@ fn put_position(
         Some(row) => row,
         None => new_stream(change, run.unit_no, run.no, stream.as_str(), page.phase)?,
     };
+    check_order(run, page, position.cursor.as_deref())?;
     check_moves(&page.of, position.cursor.as_deref(), page.cursor.as_deref())?;
     position.items += items;
     position.pages += 1;
@@ -480,6 +574,7 @@ pub(in crate::store) struct Lines {
     /// Where each line ends, its newline included.
     ends: Vec<usize>,
     dates: Vec<Dates>,
+    ids: Vec<Option<Box<str>>>,
 }
 
 impl Lines {
@@ -488,6 +583,7 @@ impl Lines {
             bytes: Vec::new(),
             ends: Vec::with_capacity(records.len()),
             dates: Vec::with_capacity(records.len()),
+            ids: records.iter().map(|record| record.id().map(Box::from)).collect(),
         };
         for record in records {
             let start = lines.bytes.len();
@@ -510,6 +606,24 @@ impl Lines {
     pub(in crate::store) fn each(&self) -> impl Iterator<Item = &[u8]> {
         let at = |line: usize| self.bytes.get(self.start_of(line)..self.start_of(line + 1));
         (0..self.ends.len()).filter_map(at)
+    }
+
+    /// The id of each record; `None` if it is flat.
+    pub(in crate::store) fn ids(&self) -> impl Iterator<Item = Option<&str>> {
+        self.ids.iter().map(Option::as_deref)
+    }
+
+    /// Those that are to be kept.
+    pub(in crate::store) fn only(&self, keep: &[bool]) -> Self {
+        let mut lines = Self { bytes: Vec::new(), ends: Vec::new(), dates: Vec::new(), ids: Vec::new() };
+        for (at, _) in keep.iter().enumerate().filter(|(_, keep)| **keep) {
+            let line = self.bytes.get(self.start_of(at)..self.start_of(at + 1)).unwrap_or_default();
+            lines.bytes.extend_from_slice(line);
+            lines.ends.push(lines.bytes.len());
+            lines.dates.extend(self.dates.get(at));
+            lines.ids.extend(self.ids.get(at).cloned());
+        }
+        lines
     }
 
     fn start_of(&self, line: usize) -> usize {

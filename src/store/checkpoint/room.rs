@@ -3,7 +3,8 @@
 //! A checkpoint must always fit, and the message of an ERROR with it: a worker whose state does not fit could tell nobody.
 //! So the cursors, bookmarks, values and ids of rejected records of a unit may take
 //! [`CHECKPOINT_STATE_BYTES_MAX`](crate::limits::CHECKPOINT_STATE_BYTES_MAX) bytes together, less what others keep in the same worker state. What would go over it is refused before it is staged. The
-//! rest of a worker state ([`CHECKPOINT_BYTES_MAX`](crate::limits::CHECKPOINT_BYTES_MAX)) is for a sealed message, artifacts
+//! room that they leave is for the ids of records that are announced once: as many as fit, for the others repeat and are not
+//! lost. The rest of a worker state ([`CHECKPOINT_BYTES_MAX`](crate::limits::CHECKPOINT_BYTES_MAX)) is for a sealed message, artifacts
 //! that are not announced yet, the ids of those that were (11 kB), what streams read in earlier runs (10 kB), kinds and
 //! reasons of rejected records (40 kB), what earlier runs and operators left (35 kB, and the cursors that operators set,
 //! 64 kB), events, findings and attachments, each of which is bounded by itself.
@@ -112,6 +113,11 @@ impl Run {
 }
 
 impl Room {
+    /// Bytes that nothing takes: records that were announced are remembered in them.
+    pub(crate) fn left(&self) -> u64 {
+        self.limit.saturating_sub(self.used)
+    }
+
     /// Counts a page in that is about to be staged. `pending`: bytes of the child listings that are pending before it.
     ///
     /// # Errors

@@ -45,6 +45,7 @@ mod find;
 mod ledger;
 mod line;
 mod messages;
+mod once;
 mod overlay;
 mod records;
 mod rejected;

@@ -9,7 +9,7 @@ use super::messages::MessageReport;
 use super::records::{BatchCounts, TypeReport};
 use super::report::{Report, RunReport, StreamReport};
 use super::snapshot::Source;
-use super::words::{AlertKind, MessageFate, MessageKind, RunStatus, count, optional_time, time};
+use super::words::{AlertKind, MessageFate, MessageKind, count, optional_time, time};
 
 /// An extractor that stores nothing for so long is told of: a page, an upload and a confirm each take far less.
 const IDLE: TimeDelta = TimeDelta::minutes(5);
@@ -113,7 +113,7 @@ impl Report {
     /// Where the unit stands as of `now`, in a store that was read this way.
     pub fn standing(&self, now: DateTime<Utc>, source: Source) -> Standing {
         let is_held = matches!(source, Source::Copy { .. });
-        let run = self.run.as_ref().filter(|run| run.status == RunStatus::Open);
+        let run = self.open_run();
         let last_page_at = self.streams.iter().filter_map(|stream| stream.last_page_at).max();
         let recent = run.and_then(|run| {
             let rates: Vec<_> =
@@ -161,7 +161,7 @@ impl Report {
                 ),
             );
         }
-        let run = self.run.as_ref().filter(|run| run.status == RunStatus::Open);
+        let run = self.open_run();
         if let Some(run) = run {
             run_alerts(run, now, is_held, &mut tell);
         }
@@ -191,16 +191,31 @@ impl Report {
                 format!("{failed} failed{reason}"),
             );
         }
-        let rejected: u64 = if run.is_some() {
-            self.item_types.iter().map(|counts| counts.rejected).sum()
+        // Of the run that is open, or of the last one.
+        let (rejected, forgotten) = if run.is_some() {
+            let types = self.item_types.iter();
+            (
+                types.clone().map(|counts| counts.rejected).sum(),
+                types.map(|counts| counts.once_forgotten).sum(),
+            )
         } else {
-            let last = self.ledger.last().map(|run| run.item_types.iter());
-            last.into_iter().flatten().map(|counts| counts.rejected).sum()
+            let types = self.ledger.last().into_iter().flat_map(|run| &run.item_types);
+            (
+                types.clone().map(|counts| counts.rejected).sum(),
+                types.map(|counts| counts.once_forgotten).sum(),
+            )
         };
         if rejected > 0 {
             let text =
                 format!("{} rejected, and left out: the next run asks for them", count(rejected, "record"));
             tell(AlertKind::Rejected, None, text);
+        }
+        if forgotten > 0 {
+            let text = format!(
+                "{} to be announced once in a run had no room to be remembered: they may be announced again",
+                count(forgotten, "record")
+            );
+            tell(AlertKind::Forgotten, None, text);
         }
         let errors: u64 =
             self.findings.iter().filter(|kind| kind.severity == "error").map(|kind| kind.count).sum();

@@ -70,6 +70,8 @@ words! {
         FailedAttachments = "failed attachments",
         /// Records were rejected.
         Rejected = "rejected records",
+        /// Records that a run announces once are too many to be remembered.
+        Forgotten = "not remembered",
         /// Records, or the metadata, are not what they should be.
         Findings = "findings",
         /// A watermark of the future was not used.
