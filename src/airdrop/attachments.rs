@@ -69,7 +69,7 @@ impl Invocation<'_> {
         delivery: Delivery<'_>,
         details: &MessageDetails,
     ) -> Result<Outcome> {
-        let run = context.run;
+        let run = &*context.run;
         if let Err(stop) = self.take_up_queue(context) {
             return self.conclude(run, keeper, Phase::Attachments, delivery, Err(stop), details);
         }
@@ -113,7 +113,7 @@ impl Invocation<'_> {
                 return Err(Ending::Progress.into());
             }
             if self.clock.elapsed() >= self.deadlines.abort_at() {
-                return Err(self.remake_cut(context.run, read, files.len())?);
+                return Err(self.remake_cut(&context.run, read, files.len())?);
             }
             let unreadable = |reason: &str| {
                 let unit = context.run.sync_unit();
@@ -134,7 +134,7 @@ impl Invocation<'_> {
         context.run.queue_rebuilt()?;
         if !files.is_empty() && self.clock.elapsed() >= self.deadlines.abort_at() {
             // It is whole, and no attachment may begin any more.
-            return Err(self.remake_cut(context.run, files.len(), files.len())?);
+            return Err(self.remake_cut(&context.run, files.len(), files.len())?);
         }
         if context.run.note::<RemakeCut>(REMAKE_CUT)?.is_some_and(|cut| cut.times > 0) {
             context.run.set_note(REMAKE_CUT, &RemakeCut::default())?;
@@ -191,7 +191,7 @@ struct QueueSettings<'q> {
     at_once: usize,
     tries_max: u32,
     wait_up_to: Duration,
-    deadlines: &'q Deadlines<'q>,
+    deadlines: &'q Deadlines,
 }
 
 /// The queue of attachments, as it is worked off in one invocation.

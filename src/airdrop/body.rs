@@ -80,7 +80,7 @@ pub(crate) fn upload_attachment(
     open: impl FnOnce() -> Result<AttachmentBody, AttachmentError>,
     platform: &dyn Platform,
     clock: &dyn Clock,
-    deadlines: &Deadlines<'_>,
+    deadlines: &Deadlines,
 ) -> Result<ArtifactId, Failure> {
     let body = open().map_err(Failure::Source)?;
     match body.length_bytes {
@@ -111,7 +111,7 @@ struct Watched<'a> {
     declared: Option<u64>,
     found: u64,
     clock: &'a dyn Clock,
-    deadlines: &'a Deadlines<'a>,
+    deadlines: &'a Deadlines,
     flaw: Option<Flaw>,
 }
 

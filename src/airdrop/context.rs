@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,6 @@ use chrono::{DateTime, Utc};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::clock::Clock;
 use crate::error::Result;
 use crate::model::RunId;
 use crate::store::Run;
@@ -21,10 +21,9 @@ use super::window::Window;
 
 /// What an extractor is told about the invocation: the event, the run, and what to extract.
 pub struct Context<'a> {
-    pub(super) event: &'a Event,
-    pub(super) run: &'a Run,
-    pub(super) clock: &'a dyn Clock,
-    pub(super) deadlines: &'a Deadlines<'a>,
+    pub(super) event: Held<'a, Event>,
+    pub(super) run: Held<'a, Run>,
+    pub(super) deadlines: Arc<Deadlines>,
     pub(super) window: Option<Window>,
     pub(super) scope: Arc<Scope>,
     pub(super) connector_state: Option<Arc<Value>>,
@@ -37,24 +36,63 @@ pub(super) type ValuesAhead = BTreeMap<String, Option<String>>;
 
 impl fmt::Debug for Context<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Context").field("event", self.event).field("run", self.run).finish_non_exhaustive()
+        f.debug_struct("Context")
+            .field("event", &*self.event)
+            .field("run", &*self.run)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Something that is lent by the engine, or held by whoever may outlive it.
+pub(super) enum Held<'a, T> {
+    Lent(&'a T),
+    #[cfg(feature = "async")]
+    Own(Arc<T>),
+}
+
+impl<T> Deref for Held<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        match self {
+            Held::Lent(lent) => lent,
+            #[cfg(feature = "async")]
+            Held::Own(own) => own,
+        }
     }
 }
 
 impl Context<'_> {
+    /// The same for whoever may outlive the engine. `event` and `run` are handles that were made before.
+    #[cfg(feature = "async")]
+    pub(super) fn to_own(&self, event: &Arc<Event>, run: &Arc<Run>) -> Context<'static> {
+        Context {
+            event: Held::Own(Arc::clone(event)),
+            run: Held::Own(Arc::clone(run)),
+            deadlines: Arc::clone(&self.deadlines),
+            window: self.window,
+            scope: Arc::clone(&self.scope),
+            connector_state: self.connector_state.clone(),
+            values_ahead: self.values_ahead.clone(),
+        }
+    }
+
     /// The same, for a page that comes after pages that set these values and are not stored.
     pub(super) fn ahead(&self, values: ValuesAhead) -> Context<'_> {
         Context {
+            event: Held::Lent(&self.event),
+            run: Held::Lent(&self.run),
+            deadlines: Arc::clone(&self.deadlines),
+            window: self.window,
             scope: Arc::clone(&self.scope),
             connector_state: self.connector_state.clone(),
             values_ahead: values,
-            ..*self
         }
     }
 
     /// The event that is being answered.
     pub fn event(&self) -> &Event {
-        self.event
+        &self.event
     }
 
     /// The run.
@@ -135,6 +173,6 @@ impl Context<'_> {
     /// How much of the [budget](super::Serve::budget) for pages is left in this invocation; zero once it was
     /// [asked to stop](super::Serve::stop_token). A page that takes long may look, and end with what it has.
     pub fn time_left(&self) -> Duration {
-        self.deadlines.soft_at().saturating_sub(self.clock.elapsed())
+        self.deadlines.time_left()
     }
 }

@@ -22,7 +22,7 @@ use tracing::info;
 use crate::clock::Clock;
 
 /// How long somebody waits before it looks again whether it was asked to stop.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Asks invocations to stop: for SIGTERM, which a platform sends some seconds before SIGKILL. Clones are of one and the same:
 /// give one to [`Serve::stop_token`], and keep one.
@@ -57,11 +57,14 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 #[derive(Clone, Default)]
 pub struct StopToken {
     stopped: Arc<AtomicBool>,
+    /// Another flag that asks, too.
+    #[cfg(feature = "async")]
+    or: Option<Arc<AtomicBool>>,
 }
 
 impl From<Arc<AtomicBool>> for StopToken {
     fn from(stopped: Arc<AtomicBool>) -> Self {
-        Self { stopped }
+        Self { stopped, ..Self::default() }
     }
 }
 
@@ -78,7 +81,17 @@ impl StopToken {
 
     /// Whether it was asked.
     pub fn is_stopped(&self) -> bool {
+        #[cfg(feature = "async")]
+        if self.or.as_ref().is_some_and(|flag| flag.load(Ordering::Acquire)) {
+            return true;
+        }
         self.stopped.load(Ordering::Acquire)
+    }
+
+    /// One that is asked by this flag, too.
+    #[cfg(feature = "async")]
+    pub(super) fn or(&self, flag: &Arc<AtomicBool>) -> Self {
+        Self { stopped: Arc::clone(&self.stopped), or: Some(Arc::clone(flag)) }
     }
 }
 
@@ -90,24 +103,24 @@ impl fmt::Debug for StopToken {
 
 /// The deadlines of one invocation. All moments are elapsed time of its clock.
 #[derive(Debug)]
-pub(crate) struct Deadlines<'a> {
-    clock: &'a dyn Clock,
+pub(crate) struct Deadlines {
+    clock: Arc<dyn Clock>,
     soft: Duration,
     hard: Duration,
-    stop: &'a StopToken,
+    stop: StopToken,
     stop_within: Duration,
     /// When it was seen that the invocation was asked to stop.
     stopped_at: OnceLock<Duration>,
 }
 
-impl<'a> Deadlines<'a> {
+impl Deadlines {
     /// Those of an invocation that begins now, and has so long for pages, and in all; `stop_within`: in all from when it was
     /// asked to stop.
     pub(super) fn new(
-        clock: &'a dyn Clock,
+        clock: Arc<dyn Clock>,
         soft: Duration,
         hard: Duration,
-        stop: &'a StopToken,
+        stop: StopToken,
         stop_within: Duration,
     ) -> Self {
         let started = clock.elapsed();
@@ -158,6 +171,23 @@ impl<'a> Deadlines<'a> {
         soft.saturating_add(self.hard_at().saturating_sub(soft).mul_f64(part))
     }
 
+    /// Whether nobody may wait any more for something that was begun.
+    #[cfg(feature = "async")]
+    pub(super) fn is_over(&self) -> bool {
+        let at = if self.is_stopped() { self.abort_at() } else { self.hard_at() };
+        self.clock.elapsed() >= at
+    }
+
+    /// Whether what was begun before a stop is given up by now: that it failed says nothing.
+    pub(super) fn is_past_stop(&self) -> bool {
+        self.is_stopped() && self.clock.elapsed() >= self.abort_at()
+    }
+
+    /// How much of the budget is left.
+    pub(super) fn time_left(&self) -> Duration {
+        self.soft_at().saturating_sub(self.clock.elapsed())
+    }
+
     /// Waits. Returns early, with false, if the invocation is asked to stop meanwhile.
     pub(crate) fn sleep(&self, wait: Duration) -> bool {
         let stopped = self.is_stopped();
@@ -205,8 +235,9 @@ mod tests {
         VirtualClock::at(DateTime::UNIX_EPOCH)
     }
 
-    fn deadlines<'a>(clock: &'a dyn Clock, stop: &'a StopToken) -> Deadlines<'a> {
-        Deadlines::new(clock, 100 * SECOND, 120 * SECOND, stop, 10 * SECOND)
+    fn deadlines(clock: &(impl Clock + Clone + 'static), stop: &StopToken) -> Deadlines {
+        let clock = Arc::new(clock.clone());
+        Deadlines::new(clock, 100 * SECOND, 120 * SECOND, stop.clone(), 10 * SECOND)
     }
 
     #[test]
@@ -236,7 +267,7 @@ mod tests {
     }
 
     /// A clock on which somebody is asked to stop when it stands at a moment.
-    #[derive(Debug)]
+    #[derive(Debug, Clone)]
     struct StopsAt(VirtualClock, Duration, StopToken);
 
     impl Clock for StopsAt {

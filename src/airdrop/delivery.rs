@@ -93,7 +93,7 @@ struct Calls {
 pub(crate) struct Delivery<'a> {
     run: &'a Run,
     clock: &'a dyn Clock,
-    deadlines: &'a Deadlines<'a>,
+    deadlines: &'a Deadlines,
     lanes: Lanes<'a, Attempt, AttemptResult>,
     keeper: Option<&'a Keeper<'a>>,
     batch_rules: Rules,
@@ -120,7 +120,7 @@ impl<'a> Delivery<'a> {
     pub(crate) fn new(
         run: &'a Run,
         clock: &'a dyn Clock,
-        deadlines: &'a Deadlines<'a>,
+        deadlines: &'a Deadlines,
         lanes: Lanes<'a, Attempt, AttemptResult>,
         keeper: Option<&'a Keeper<'a>>,
         settings: &DeliverySettings,

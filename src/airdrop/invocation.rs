@@ -4,6 +4,7 @@
 //! with an error of which the platform is not told.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Clock;
@@ -25,7 +26,7 @@ pub(super) struct Invocation<'a> {
     pub(super) clock: &'a dyn Clock,
     pub(super) platform: &'a dyn Platform,
     pub(super) event: &'a Event,
-    pub(super) deadlines: Deadlines<'a>,
+    pub(super) deadlines: Arc<Deadlines>,
     /// Elapsed time.
     pub(super) started: Duration,
     pub(super) seed: u64,

@@ -40,7 +40,7 @@ pub(crate) struct Keeper<'a> {
     clock: &'a dyn Clock,
     sync_unit: String,
     seed: u64,
-    deadlines: &'a Deadlines<'a>,
+    deadlines: &'a Deadlines,
     token: String,
     /// The token that stands with the platform, as far as is known.
     standing: RefCell<Option<String>>,
@@ -63,7 +63,7 @@ impl<'a> Keeper<'a> {
         platform: &'a dyn Platform,
         clock: &'a dyn Clock,
         seed: u64,
-        deadlines: &'a Deadlines<'a>,
+        deadlines: &'a Deadlines,
         settle: Option<Duration>,
         token: u64,
     ) -> Result<Option<(Self, bool)>> {
@@ -213,7 +213,7 @@ impl<'a> Keeper<'a> {
         token: u64,
         platform: &dyn Platform,
         seed: u64,
-        deadlines: &Deadlines<'_>,
+        deadlines: &Deadlines,
     ) -> Result<()> {
         let sync_unit = unit.id().as_str();
         let fetched = attempts(deadlines, seed, || platform.worker_state());

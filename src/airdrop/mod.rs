@@ -1,9 +1,13 @@
 //! Airdrop: its events and messages, and the loop that drives an extractor through them.
 
 mod answer;
+#[cfg(feature = "async")]
+mod async_extractor;
 mod attachments;
 mod attempt;
 mod body;
+#[cfg(feature = "async")]
+mod bridge;
 mod check;
 #[cfg(feature = "http")]
 mod client;
@@ -34,6 +38,10 @@ mod window;
 
 pub use crate::model::Step;
 pub use answer::Outcome;
+#[cfg(feature = "async")]
+pub use async_extractor::{AsyncAttachmentBody, AsyncExtractor};
+#[cfg(all(feature = "async", feature = "testing"))]
+pub(crate) use bridge::drive;
 pub use check::CheckPolicy;
 #[cfg(feature = "http")]
 pub use client::Client;

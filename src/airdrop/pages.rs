@@ -89,7 +89,7 @@ impl Invocation<'_> {
         let go = |lanes: PageLanes<'_, E::Cursor>| {
             let worked = Pages::new(self, extractor, context, keeper, &mut delivery, lanes)
                 .and_then(|pages| pages.fetch_all(&mut details.item_type));
-            self.conclude(context.run, keeper, Phase::Data, delivery, worked, &details)
+            self.conclude(&context.run, keeper, Phase::Data, delivery, worked, &details)
         };
         match self.settings.inline_seed {
             Some(seed) if self.settings.ahead > 0 => go(Lanes::inline_ahead(&fetch, seed)),
@@ -169,7 +169,7 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
         delivery: &'p mut Delivery<'d>,
         lanes: PageLanes<'p, E::Cursor>,
     ) -> Result<Self, Stop> {
-        let run = context.run;
+        let run = &*context.run;
         if let Some(seconds) = run.delay_left_seconds()? {
             return Err(Ending::Delay { seconds, asked: false }.into());
         }
@@ -222,7 +222,7 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
     }
 
     fn now(&self) -> Duration {
-        self.context.clock.elapsed()
+        self.invocation.clock.elapsed()
     }
 
     /// Fetches pages until all listings are exhausted or there is a reason to stop. `last_item_type`: of the last record
@@ -255,7 +255,7 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
                 match self.scheduler.next(self.now()) {
                     Next::Done => {
                         let percent = self.invocation.settings.rejected_percent;
-                        return rejected::check_part(self.context.run, percent);
+                        return rejected::check_part(&self.context.run, percent);
                     }
                     // Nobody knows when it would be over, if it is to stop.
                     Next::Paused(_) if self.is_stopped() => self.close(Ending::Progress),
@@ -269,7 +269,8 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
 
     /// Asks again for what earlier runs rejected, before anything else is fetched.
     fn refetch(&mut self) -> Result<(), Stop> {
-        let Context { run, .. } = *self.context;
+        let context = self.context;
+        let run = &*context.run;
         while let Some((item_type, ids)) = run.next_rejected(|item_type| self.context.extracts(item_type))? {
             while self.delivery.crowded() && !self.is_closed() && !self.is_stopped() {
                 self.delivery.wait()?;
@@ -312,7 +313,7 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
             checks.page(stream, page).map_err(|reason| Stop::failed(&reason))?;
         }
         page.rejected_max(self.invocation.settings.rejected_max);
-        rejected::check_refetchable(self.extractor, self.context.run, stream, page)
+        rejected::check_refetchable(self.extractor, &self.context.run, stream, page)
     }
 
     /// Whether this invocation delivers no more batches.
@@ -372,7 +373,8 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
 
     fn begin_one(&mut self, no: ListingNo) -> Result<(), Stop> {
         self.load_checks()?;
-        let run = self.context.run;
+        let context = self.context;
+        let run = &*context.run;
         let begun_at = self.now();
         let open = match self.open.entry(no) {
             Entry::Occupied(open) => open.into_mut(),
@@ -421,7 +423,7 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
         let Some(open) = self.open.get_mut(&no) else { return Ok(()) };
         let Some(InFlight { from, begun_at, is_void }) = open.in_flight.take() else { return Ok(()) };
         let of = open.of.clone();
-        self.longest_fetch = self.longest_fetch.max(self.context.clock.elapsed().saturating_sub(begun_at));
+        self.longest_fetch = self.longest_fetch.max(self.invocation.clock.elapsed().saturating_sub(begun_at));
         if is_void {
             self.scheduler.gave_none(no);
             return Ok(());
@@ -431,6 +433,12 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
             Err(SourceError::RateLimited { after }) => {
                 self.scheduler.gave_none(no);
                 self.leave_alone(after);
+                return Ok(());
+            }
+            // Its time was over.
+            Err(_) if self.invocation.deadlines.is_past_stop() => {
+                self.scheduler.gave_none(no);
+                self.close(Ending::Progress);
                 return Ok(());
             }
             Err(error) => {
@@ -497,7 +505,7 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
         let (items, by_type, more) = (page.items(), page.items_by_type(), next.is_some());
         self.settle(&of, &mut page)?;
         if let Some(keeper) = self.keeper {
-            keeper.admit(self.context.run, &of, &page)?;
+            keeper.admit(&self.context.run, &of, &page)?;
         }
         let listing = of.to_string();
         let ready = make_ready_in_order(of, page, from, next)?;

@@ -16,7 +16,7 @@ use crate::record::Record;
 use crate::store::{Page, Run, WindowRow};
 
 use super::check::{CheckPolicy, Checks};
-use super::context::{Context, ValuesAhead};
+use super::context::{Context, Held, ValuesAhead};
 use super::delivery::Delivery;
 use super::extractor::{ExternalSyncUnit, Extractor, SourceError, caught};
 use super::invocation::{Ending, Invocation, Stop};
@@ -47,9 +47,10 @@ impl Invocation<'_> {
             Some(keeper) if run.sdk_attachments()?.is_some() => keeper.connector_state()?.map(Arc::new),
             _ => None,
         };
-        let (event, clock, deadlines) = (self.event, self.clock, &self.deadlines);
-        let (scope, values_ahead) = (Arc::new(scope), ValuesAhead::new());
-        Ok(Context { event, run, clock, deadlines, window, scope, connector_state, values_ahead })
+        let (event, run) = (Held::Lent(self.event), Held::Lent(run));
+        let (deadlines, scope) = (Arc::clone(&self.deadlines), Arc::new(scope));
+        let values_ahead = ValuesAhead::new();
+        Ok(Context { event, run, deadlines, window, scope, connector_state, values_ahead })
     }
 
     /// The window of the run, resolved when the first phase that has one begins.
@@ -98,7 +99,7 @@ impl Invocation<'_> {
         context: &Context<'_>,
         phase: Phase,
     ) -> Result<(), Stop> {
-        let run = context.run;
+        let run = &*context.run;
         let first = phase == Phase::Metadata || (phase == Phase::Data && !run.has_done(Phase::Metadata)?);
         let Some(version) = self.event.snap_in_version_id()?.filter(|_| first) else { return Ok(()) };
         if run.connector_version()?.as_ref() == Some(&version) {
@@ -220,6 +221,8 @@ impl Invocation<'_> {
                         Err(wait) => return Err(Ending::asked_to_wait(wait).into()),
                     }
                 }
+                // Its time was over.
+                Err(_) if self.deadlines.is_past_stop() => return Err(Ending::Progress.into()),
                 Err(error) => return Err(error.into()),
             }
         }

@@ -97,7 +97,7 @@ impl fmt::Display for GaveUp {
 
 /// Makes a call until it succeeds or is refused, it was tried too often, or there is no time left.
 pub(crate) fn attempts<T>(
-    deadlines: &Deadlines<'_>,
+    deadlines: &Deadlines,
     seed: u64,
     call: impl FnMut() -> Result<T, PlatformError>,
 ) -> Result<T, GaveUp> {
@@ -106,7 +106,7 @@ pub(crate) fn attempts<T>(
 
 /// As [`attempts`], and `may` is asked before each: if that is an error, the call is not made.
 pub(crate) fn attempts_while<T>(
-    deadlines: &Deadlines<'_>,
+    deadlines: &Deadlines,
     seed: u64,
     mut may: impl FnMut() -> Result<()>,
     mut call: impl FnMut() -> Result<T, PlatformError>,

@@ -9,6 +9,7 @@
 //! An invocation is one `tracing` span, `invocation`, with the event type, the unit, the phase and the run; each step of
 //! it is an event in that span. What an extractor's error says is in none of them: it may hold anything.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::field::{Empty, display};
@@ -78,6 +79,8 @@ impl Serve {
         extractor: &E,
         event: &Event,
     ) -> Result<Outcome> {
+        let (clock, stop) = (Arc::clone(store.clock()), self.stop.clone());
+        let deadlines = Deadlines::new(clock, self.soft, self.hard, stop, self.stop_within);
         let clock = store.clock().as_ref();
         let event_type = event.event_type().name(event.spelling());
         let span = info_span!("invocation", event_type, unit = Empty, run = Empty, phase = Empty);
@@ -88,7 +91,7 @@ impl Serve {
             clock,
             platform,
             event,
-            deadlines: Deadlines::new(clock, self.soft, self.hard, &self.stop, self.stop_within),
+            deadlines: Arc::new(deadlines),
             started: clock.elapsed(),
             seed: self.inline_seed.unwrap_or_else(|| clock.now().timestamp_micros().unsigned_abs()),
         };

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 use std::sync::Arc;
+#[cfg(feature = "async")]
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -247,6 +249,14 @@ impl Store {
     /// A unit by its id, ours included.
     pub(crate) fn any_unit(&self, id: SyncUnitId) -> SyncUnit {
         SyncUnit { inner: Arc::clone(&self.inner), id }
+    }
+
+    /// A handle of the same store that changes nothing any more once this flag is set.
+    #[cfg(feature = "async")]
+    pub(crate) fn until(&self, cut: &Arc<AtomicBool>) -> Self {
+        let Inner { tables, clock, settings } = &*self.inner;
+        let inner = Inner { tables: tables.until(cut), clock: Arc::clone(clock), settings: *settings };
+        Self { inner: Arc::new(inner) }
     }
 
     pub(crate) fn breaks(&self, rule: Safeguard) -> bool {

@@ -156,6 +156,19 @@ impl Run {
         rules
     }
 
+    /// Another handle of the same life of the run.
+    #[cfg(feature = "async")]
+    pub(crate) fn another_handle(&self) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+            unit: self.unit.clone(),
+            id: self.id.clone(),
+            held: Arc::clone(&self.held),
+            held_attachments: Arc::clone(&self.held_attachments),
+            ..*self
+        }
+    }
+
     pub(crate) fn breaks(&self, rule: Safeguard) -> bool {
         self.inner.breaks(rule)
     }

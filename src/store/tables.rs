@@ -5,8 +5,9 @@
 //! whose closure fails, or unwinds, leaves nothing.
 
 use std::path::{Path, PathBuf};
-#[cfg(feature = "inspect")]
 use std::sync::Arc;
+#[cfg(feature = "async")]
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, Result};
 
@@ -29,8 +30,11 @@ const PAGE_BYTES: usize = 256 * 1024;
 /// An open store of tables.
 #[derive(Debug)]
 pub(crate) struct Tables {
-    backend: Box<dyn Backend>,
+    backend: Arc<dyn Backend>,
     path: PathBuf,
+    /// Whether this handle was cut off: it changes nothing any more.
+    #[cfg(feature = "async")]
+    cut: Option<Arc<AtomicBool>>,
 }
 
 impl Tables {
@@ -76,7 +80,12 @@ impl Tables {
 
     /// Takes what was opened for ours only if it says so.
     fn adopt(path: &Path, backend: Box<dyn Backend>) -> Result<Self> {
-        let this = Self { backend, path: path.to_owned() };
+        let this = Self {
+            backend: backend.into(),
+            path: path.to_owned(),
+            #[cfg(feature = "async")]
+            cut: None,
+        };
         match this.view(|rows| rows.get(&META, &Key::name(FORMAT_KEY))) {
             Ok(Some(row)) if row.format > FORMAT => Err(Error::NewerFormat {
                 what: path.display().to_string(),
@@ -108,6 +117,12 @@ impl Tables {
         Ok(Change { tables: self, transaction: self.backend.write()? })
     }
 
+    /// Another handle, which changes nothing any more once this flag is set.
+    #[cfg(feature = "async")]
+    pub(super) fn until(&self, cut: &Arc<AtomicBool>) -> Self {
+        Self { backend: Arc::clone(&self.backend), path: self.path.clone(), cut: Some(Arc::clone(cut)) }
+    }
+
     /// Looks at one moment of the store.
     pub(crate) fn view<T>(&self, body: impl FnOnce(&View<'_>) -> Result<T>) -> Result<T> {
         body(&self.look_now()?)
@@ -118,10 +133,14 @@ impl Tables {
         Ok(View { tables: self, transaction: self.backend.read()? })
     }
 
-    /// Fails if the store was deleted or replaced since it was opened.
+    /// Fails if the store was deleted or replaced since it was opened, or this handle was cut off.
     ///
     /// Nothing may be confirmed or sent then: another worker may already do so on behalf of what stands there now.
     pub(crate) fn ensure_in_place(&self) -> Result<()> {
+        #[cfg(feature = "async")]
+        if self.cut.as_ref().is_some_and(|cut| cut.load(Ordering::Acquire)) {
+            return Err(Error::Stopped { event_type: "the event".to_owned() });
+        }
         self.backend.ensure_in_place()
     }
 
@@ -140,13 +159,13 @@ impl Tables {
     /// Gives back what room is not used.
     #[cfg(feature = "inspect")]
     pub(crate) fn compact(&mut self) -> Result<()> {
-        self.backend.compact()
+        Arc::get_mut(&mut self.backend).map_or(Ok(()), |backend| backend.compact())
     }
 
     /// Verifies all that is stored against its checksums; says what is wrong, if it is not damage that is an error.
     #[cfg(feature = "inspect")]
     pub(crate) fn verify(&mut self) -> Result<Option<&'static str>> {
-        self.backend.verify()
+        Arc::get_mut(&mut self.backend).map_or(Ok(None), |backend| backend.verify())
     }
 
     /// A number for all rows of all tables: the same for the same rows.

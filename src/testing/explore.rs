@@ -14,6 +14,8 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+#[cfg(feature = "async")]
+use crate::airdrop::AsyncExtractor;
 use crate::airdrop::Extractor;
 use crate::error::Result;
 use crate::model::Safeguard;
@@ -26,6 +28,8 @@ use super::image::Image;
 use super::play::Play;
 use super::report::{Broken, Failure, Report, Violation};
 use super::schedule::{Act, Schedule, Setting};
+#[cfg(feature = "async")]
+use super::setup::Awaiting;
 use super::setup::{Make, Setup};
 use super::world::{Life, World};
 
@@ -129,6 +133,17 @@ impl Explore {
     /// assert!(report.failure.is_none(), "{report}");
     /// ```
     pub fn run<E: Extractor>(&self, make: impl Fn(&Life) -> E + Sync) -> Report {
+        self.explore(&make)
+    }
+
+    /// As [`Explore::run`], with extractors that await: the engine of each life runs on a thread of its own, and the
+    /// extractor's futures are polled by the exploring thread.
+    #[cfg(feature = "async")]
+    pub fn run_async<E: AsyncExtractor>(&self, make: impl Fn(&Life) -> E + Sync) -> Report {
+        self.explore(&Awaiting(make))
+    }
+
+    fn explore<M: Make>(&self, make: &M) -> Report {
         let total = Mutex::new(Report { seed: self.seed, ..Report::default() });
         let first = Mutex::new(None);
         let next = AtomicU64::new(0);
@@ -144,7 +159,7 @@ impl Explore {
                                 return;
                             }
                         }
-                        let mut found = Exploration::of(self, number, &make).run();
+                        let mut found = Exploration::of(self, number, make).run();
                         let failure = found.failure.take();
                         let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
                         total.add(found);
@@ -161,7 +176,7 @@ impl Explore {
         });
         let first = first.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut report = total.into_inner().unwrap_or_else(PoisonError::into_inner);
-        report.failure = first.map(|(_, failure)| self.shorten(failure, &make));
+        report.failure = first.map(|(_, failure)| self.shorten(failure, make));
         report
     }
 

@@ -15,8 +15,7 @@ use super::disk::{Fault, FaultCounts, SimDisk};
 use super::image::Image;
 use super::report::{Broken, Report, Violation};
 use super::schedule::{Act, Schedule, Setting};
-use super::setup::{Make, Setup};
-use super::watched::Watched;
+use super::setup::{Make, Setup, Work, Worked};
 use super::world::{BUDGET, Life, SMALL_STATE, SentEvent, World, still_clock};
 
 /// Lives after which a schedule is stuck: each makes at least one page of progress, and no sync has so many.
@@ -362,7 +361,7 @@ impl<'a, M: Make> Play<'a, M> {
     }
 
     /// What a process does: opens the store, serves the event, and ends. While it is at work, a second worker may come.
-    fn serve(&self, event: &SentEvent, life: &Life) -> Result<(Result<()>, Option<Violation>)> {
+    fn serve(&self, event: &SentEvent, life: &Life) -> Result<Worked> {
         let crowd = Crowd { play: self, event, found: Mutex::default() };
         let (outcome, mut violation) = self.work(&self.disk, &crowd, event, life)?;
         if let Some(of_second) = lock(&crowd.found).take() {
@@ -375,20 +374,17 @@ impl<'a, M: Make> Play<'a, M> {
     }
 
     /// One worker, on its disk.
-    #[allow(clippy::type_complexity)]
     fn work(
         &self,
         disk: &SimDisk,
         platform: &dyn Platform,
         event: &SentEvent,
         life: &Life,
-    ) -> Result<(Result<()>, Option<Violation>)> {
+    ) -> Result<Worked> {
         let store = self.setup.open(disk, self.world.clock())?;
         let event = Event::from_json(&event.json)?;
-        let watched = Watched::new(self.make.make(life), life.clone());
-        let seed = life.seed() ^ self.world.changes() as u64;
-        let outcome = self.settings(seed, life).serve(&store, platform, &watched, &event).map(drop);
-        Ok((outcome, watched.into_violation()))
+        let serve = self.settings(life.seed() ^ self.world.changes() as u64, life);
+        Ok(self.make.work(Work { serve, store: &store, platform, event: &event, life }))
     }
 
     fn settings(&self, seed: u64, life: &Life) -> Serve {

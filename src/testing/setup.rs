@@ -1,6 +1,18 @@
-//! The store of every schedule of an exploration: how it is opened on a simulated disk, and how it is looked at.
+//! The store of every schedule of an exploration: how it is opened on a simulated disk, and how it is looked at; and how the
+//! runtime drives the extractor of a life.
 
-use crate::airdrop::Extractor;
+#[cfg(feature = "async")]
+use std::pin::pin;
+#[cfg(feature = "async")]
+use std::sync::Arc;
+#[cfg(feature = "async")]
+use std::task::{self, Poll, Wake, Waker};
+#[cfg(feature = "async")]
+use std::thread::Thread;
+
+#[cfg(feature = "async")]
+use crate::airdrop::{AsyncExtractor, drive};
+use crate::airdrop::{Event, Extractor, Platform, Serve};
 use crate::artifact::Level;
 use crate::clock::VirtualClock;
 use crate::error::{Error, Result, chain};
@@ -13,6 +25,7 @@ use super::crash::Sampling;
 use super::disk::SimDisk;
 use super::image::Image;
 use super::report::{Broken, Violation};
+use super::watched::Watched;
 use super::world::{Life, still_clock};
 
 /// What holds for every schedule of an exploration.
@@ -31,19 +44,74 @@ pub(super) struct Setup {
     pub(super) has_disk: bool,
 }
 
-/// Makes the extractor of a life.
-pub(super) trait Make: Sync {
-    /// The extractor.
-    type Extractor: Extractor;
+/// What a life is given to work with.
+pub(super) struct Work<'w> {
+    pub(super) serve: Serve,
+    pub(super) store: &'w Store,
+    pub(super) platform: &'w dyn Platform,
+    pub(super) event: &'w Event,
+    pub(super) life: &'w Life,
+}
 
-    fn make(&self, life: &Life) -> Self::Extractor;
+/// What came of it, and the first violation that was noted on the way.
+pub(super) type Worked = (Result<()>, Option<Violation>);
+
+/// Makes the extractor of a life, and has the runtime drive it.
+pub(super) trait Make: Sync {
+    fn work(&self, work: Work<'_>) -> Worked;
 }
 
 impl<E: Extractor, F: Fn(&Life) -> E + Sync> Make for F {
-    type Extractor = E;
+    fn work(&self, Work { serve, store, platform, event, life }: Work<'_>) -> Worked {
+        let watched = Watched::new(self(life), life.clone());
+        let outcome = serve.serve(store, platform, &watched, event).map(drop);
+        (outcome, watched.into_violation())
+    }
+}
 
-    fn make(&self, life: &Life) -> E {
-        self(life)
+/// Makes extractors that await.
+#[cfg(feature = "async")]
+pub(super) struct Awaiting<F>(pub(super) F);
+
+#[cfg(feature = "async")]
+impl<E: AsyncExtractor, F: Fn(&Life) -> E + Sync> Make for Awaiting<F> {
+    /// The engine on a thread of its own, the extractor's futures on this one. No second worker comes to it: it would have to
+    /// borrow this one's schedule.
+    fn work(&self, Work { serve, store, event, life, .. }: Work<'_>) -> Worked {
+        let extractor = self.0(life);
+        let (store, event, life) = (store.clone(), event.clone(), life.clone());
+        let engine = move |bridge| {
+            let world = life.world.clone();
+            let watched = Watched::new(bridge, life);
+            let outcome = serve.serve(&store, &world, &watched, &event).map(drop);
+            (outcome, watched.into_violation())
+        };
+        match block_on(drive(&extractor, Arc::default(), engine)) {
+            Ok(worked) => worked,
+            Err(error) => (Err(error), None),
+        }
+    }
+}
+
+/// Polls a future on this thread until it is ready.
+#[cfg(feature = "async")]
+fn block_on<F: Future>(future: F) -> F::Output {
+    struct Unparks(Thread);
+
+    impl Wake for Unparks {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+
+    let waker = Waker::from(Arc::new(Unparks(std::thread::current())));
+    let mut task = task::Context::from_waker(&waker);
+    let mut future = pin!(future);
+    loop {
+        match future.as_mut().poll(&mut task) {
+            Poll::Ready(ready) => return ready,
+            Poll::Pending => std::thread::park(),
+        }
     }
 }
 

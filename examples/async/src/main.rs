@@ -1,0 +1,230 @@
+//! An extractor that awaits: its source is asked with reqwest, on tokio, many pages at once.
+//!
+//! ```text
+//! cargo run --release -p synthetic-extractor -- source --items 10000
+//! cargo run --release -p async-extractor --features reqwest -- \
+//!   invoke --event event.json --source http://127.0.0.1:PORT --store out
+//! ```
+//!
+//! The source is that of the synthetic extractor: issues that are known by their numbers. Who plays the platform is the program
+//! `highwater-airdrop`.
+
+// They panic where nobody reads on: see `tell` and `print`.
+#![deny(clippy::print_stderr, clippy::print_stdout)]
+
+#[path = "../../common/mod.rs"]
+mod common;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use highwater::airdrop::{
+    AsyncAttachmentBody, AsyncExtractor, AttachmentError, Client, Context, ExternalSyncUnit, Listing, Serve,
+    SourceError,
+};
+use highwater::record::{Attachment, Field, Metadata, RecordType};
+use highwater::{Page, Record, Store};
+use reqwest::header::RETRY_AFTER;
+use reqwest::{Response, StatusCode};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::common::{Failure, finish, read_event, stop_when_told, tell, went_well};
+
+/// Streams that the issues are dealt out to, page by page, so that so many pages can be awaited at once.
+const STREAMS: u32 = 8;
+/// How long a source that refuses for now is left alone, if it does not say.
+const LEFT_ALONE: Duration = Duration::from_secs(60);
+
+/// Extracts the issues of an HTTP source, each exactly once.
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo run --release -p async-extractor --features reqwest --", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Answer one event, as a worker does: the message goes to the event's callback URL
+    Invoke(Invoke),
+}
+
+#[derive(Debug, Args)]
+struct Invoke {
+    /// A file that holds the event as JSON; `-` is standard input
+    #[arg(long, value_name = "FILE")]
+    event: PathBuf,
+    /// Where the issues are, as `synthetic-extractor source` serves them
+    #[arg(long, value_name = "URL")]
+    source: String,
+    /// The directory for the state: made if it is not there
+    #[arg(long, value_name = "DIR")]
+    store: PathBuf,
+    /// Issues of a page
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    page_size: u32,
+    /// Issues that have an attachment, from the first on
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    attachments: u32,
+}
+
+/// The source.
+struct Tracker {
+    client: reqwest::Client,
+    url: String,
+    page_size: u32,
+    attachments: u32,
+}
+
+/// A page of issues.
+#[derive(Debug, Deserialize)]
+struct Numbers {
+    issues: Vec<u32>,
+    /// None: there is nothing after it.
+    next: Option<u32>,
+}
+
+/// Why the source gave nothing.
+enum Refused {
+    /// It asks to be left alone for so long.
+    For(Duration),
+    /// It is not there, and will not be.
+    Gone(StatusCode),
+    Failed(Failure),
+}
+
+impl Tracker {
+    async fn get(&self, target: &str) -> Result<Response, Refused> {
+        let response = self.client.get(format!("{}{target}", self.url)).send().await;
+        let response = response.map_err(|error| Refused::Failed(error.into()))?;
+        match response.status() {
+            status if status.is_success() => Ok(response),
+            StatusCode::TOO_MANY_REQUESTS => {
+                let said = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+                let seconds = said.and_then(|said| said.parse().ok());
+                Err(Refused::For(seconds.map_or(LEFT_ALONE, Duration::from_secs)))
+            }
+            status @ (StatusCode::NOT_FOUND | StatusCode::GONE) => Err(Refused::Gone(status)),
+            status => Err(Refused::Failed(format!("the tracker answered {status}").into())),
+        }
+    }
+}
+
+impl From<Refused> for SourceError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::For(after) => SourceError::RateLimited { after },
+            Refused::Gone(status) => format!("the tracker answered {status}").into(),
+            Refused::Failed(failure) => failure.into(),
+        }
+    }
+}
+
+impl From<Refused> for AttachmentError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::For(after) => AttachmentError::RateLimited { after },
+            Refused::Gone(status) => {
+                AttachmentError::Gone { reason: format!("the tracker answered {status}") }
+            }
+            Refused::Failed(failure) => failure.into(),
+        }
+    }
+}
+
+impl AsyncExtractor for Tracker {
+    /// The number of the page, over all streams.
+    type Cursor = u32;
+
+    async fn external_sync_units(
+        &self,
+        _: Arc<Context<'static>>,
+    ) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+        Ok(vec![ExternalSyncUnit::new("tracker", "Tracker", "Issues over HTTP")])
+    }
+
+    async fn metadata(&self, _: Arc<Context<'static>>) -> Result<Value, SourceError> {
+        let issues = RecordType::new().field("title", Field::text());
+        Ok(serde_json::to_value(Metadata::new().record_type("issues", issues))?)
+    }
+
+    async fn streams(&self, _: Arc<Context<'static>>) -> Result<Vec<String>, SourceError> {
+        Ok((0..STREAMS).map(|no| format!("issues-{no}")).collect())
+    }
+
+    async fn page(
+        &self,
+        _: Arc<Context<'static>>,
+        listing: Listing,
+        cursor: Option<u32>,
+    ) -> Result<Page<u32>, SourceError> {
+        let no = listing.stream().trim_start_matches("issues-");
+        let at = cursor.map_or_else(|| no.parse(), Ok)?;
+        let first = u64::from(at) * u64::from(self.page_size);
+        let response = self.get(&format!("/issues?first={first}&count={}", self.page_size)).await?;
+        let numbers: Numbers = response.json().await?;
+        let mut page = match numbers.next {
+            // The pages between are other streams'.
+            Some(_) => Page::more(at + STREAMS),
+            None => Page::last(),
+        };
+        for number in numbers.issues {
+            let id = format!("ISSUE-{number}");
+            page.push("issues", Record::new(id.clone(), &json!({ "title": format!("Issue {number}") }))?);
+            if number < self.attachments {
+                let url = format!("/files/{number}?bytes=4096");
+                let file = Attachment::new(format!("FILE-{number}"), url, format!("{number}.bin"), id);
+                page.push("attachments", file.to_record()?);
+            }
+        }
+        Ok(page)
+    }
+
+    async fn open_attachment(
+        &self,
+        _: Arc<Context<'static>>,
+        attachment: Attachment,
+    ) -> Result<AsyncAttachmentBody, AttachmentError> {
+        let response = self.get(&attachment.url).await?;
+        let length = response.content_length();
+        let mut body = AsyncAttachmentBody::new(response.bytes_stream());
+        body.length_bytes = length;
+        Ok(body)
+    }
+}
+
+fn main() -> ExitCode {
+    let Action::Invoke(invoke) = Cli::parse().command;
+    let done = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Failure::from)
+        .and_then(|runtime| runtime.block_on(answer(invoke)));
+    finish(done.map(|()| ExitCode::SUCCESS))
+}
+
+/// Answers the event with nothing in memory but what it, and the store, say.
+async fn answer(invoke: Invoke) -> Result<(), Failure> {
+    let stop = stop_when_told()?;
+    let event = read_event(&invoke.event)?;
+    let platform = Client::new(&event)?;
+    let dir = &invoke.store;
+    std::fs::create_dir_all(dir)
+        .map_err(|error| format!("cannot make the directory {} (--store): {error}", dir.display()))?;
+    let store = Store::options().wait(Duration::from_secs(5)).open(dir.join("state.redb"))?;
+    // No invocation is to wait for ever for a source that accepts a connection and says nothing.
+    let client = reqwest::Client::builder().read_timeout(Duration::from_secs(30)).build()?;
+    let url = invoke.source.trim_end_matches('/').to_owned();
+    let (page_size, attachments) = (invoke.page_size, invoke.attachments);
+    let tracker = Tracker { client, url, page_size, attachments };
+    let serve = Serve::new().concurrency(STREAMS as usize).stop_token(stop);
+    let outcome = serve.serve_async(&store, platform, &tracker, &event).await?;
+    if went_well(&outcome)? {
+        tell(&format!("answered with {}, {} artifacts", outcome.event_type, outcome.artifacts));
+    }
+    Ok(())
+}

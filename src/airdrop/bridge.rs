@@ -1,0 +1,456 @@
+//! The engine of an async invocation: the blocking loop on a thread of its own, the author's futures on the caller's task.
+//!
+//! The loop is the one of [`Serve::serve`], given an extractor whose every call is *asked* over a queue: it is turned into a
+//! future of the author's, polled by whoever polls the [`drive`] future, and its answer comes back to the thread that asked.
+//! So there is one engine, and no runtime.
+//!
+//! What ends a call that does not come:
+//! - The invocation's hard limit; after a stop, the moment at which what was begun is given up. The future is dropped.
+//! - The `drive` future is dropped: that is a kill. From then on the engine stores nothing and calls the platform for nothing
+//!   more: its store and its platform are [`Cut`] off. A call to the platform, or a commit, that was begun before may still come
+//!   to its end, as it may when a process is killed. The thread ends as soon as that has; nobody waits for it.
+
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::io::{self, Read};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::task::{self, Poll, Waker};
+
+use serde_json::Value;
+use tracing::Span;
+
+use crate::error::{BoxError, Error, Result, panic_text};
+use crate::model::ArtifactId;
+use crate::record::Attachment;
+use crate::store::{Page, Run, Store};
+
+use super::answer::Outcome;
+use super::async_extractor::{AsyncAttachmentBody, AsyncExtractor, Chunks};
+use super::check::CheckPolicy;
+use super::context::Context;
+use super::deadlines::{Deadlines, LOOK_AGAIN};
+use super::event::Event;
+use super::extractor::{AttachmentBody, AttachmentError, ExternalSyncUnit, Extractor, SourceError};
+use super::listing::Listing;
+use super::platform::{Platform, PlatformError, SealedMessage, Upload, WorkerState};
+use super::settings::Serve;
+
+impl Serve {
+    /// As [`Serve::serve`], for an extractor that awaits. The engine runs on a thread of its own; the extractor's futures are
+    /// polled by whoever polls this one, on any runtime or none.
+    ///
+    /// Dropping the future is a kill: nothing is stored, confirmed or sent from then on, but for the one call or commit that
+    /// was being made; the extractor's futures are dropped with it. The engine's thread ends by itself as soon as that call has
+    /// come to its end, at the latest after the platform's own time-outs. The same event, served again, resumes; also on the
+    /// same store, before that thread has ended.
+    ///
+    /// ```
+    /// use highwater::airdrop::{AsyncExtractor, Event, Platform, Serve};
+    /// use highwater::Store;
+    ///
+    /// async fn answer<E: AsyncExtractor, P: Platform + Send + 'static>(
+    ///     store: &Store,
+    ///     platform: P,
+    ///     extractor: &E,
+    ///     event: &Event,
+    /// ) -> highwater::Result<()> {
+    ///     let outcome = Serve::new().concurrency(20).serve_async(store, platform, extractor, event).await?;
+    ///     println!("{}", outcome.event_type);
+    ///     Ok(())
+    /// }
+    /// ```
+    ///
+    /// # Durability
+    /// As [`Serve::serve`].
+    ///
+    /// # Errors
+    /// As [`Serve::serve`]; `Io` if no thread can be started.
+    pub fn serve_async<'a, E: AsyncExtractor, P: Platform + Send + 'static>(
+        &self,
+        store: &Store,
+        platform: P,
+        extractor: &'a E,
+        event: &Event,
+    ) -> impl Future<Output = Result<Outcome>> + Send + use<'a, E, P> {
+        let cut = Arc::new(AtomicBool::new(false));
+        let store = store.until(&cut);
+        let platform = Cut { platform, cut: Arc::clone(&cut) };
+        let mut serve = self.clone();
+        serve.stop = serve.stop.or(&cut);
+        let event = event.clone();
+        let engine = move |bridge: Bridge<E>| serve.serve(&store, &platform, &bridge, &event);
+        async move { drive(extractor, cut, engine).await? }
+    }
+}
+
+/// The future of a call of the author's.
+type Answering<'e, A> = Pin<Box<dyn Future<Output = A> + Send + 'e>>;
+
+/// A call, to be made where the extractor is.
+type Call<E> = Box<dyn for<'e> FnOnce(&'e E) -> Answering<'e, ()> + Send>;
+
+/// A call that is asked for, and whether anybody waits for its answer.
+struct Asked<E> {
+    call: Call<E>,
+    awaited: Weak<()>,
+}
+
+/// What an engine asks for.
+struct Queue<E> {
+    state: Mutex<State<E>>,
+}
+
+struct State<E> {
+    asked: VecDeque<Asked<E>>,
+    /// The engine has come to its end.
+    ended: bool,
+    /// Nobody answers any more.
+    closed: bool,
+    waker: Option<Waker>,
+}
+
+impl<E: Sync> Queue<E> {
+    fn new() -> Self {
+        let state = State { asked: VecDeque::new(), ended: false, closed: false, waker: None };
+        Self { state: Mutex::new(state) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<E>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes it, and has whoever polls look at it.
+    fn change(&self, change: impl FnOnce(&mut State<E>)) {
+        let mut state = self.lock();
+        change(&mut state);
+        let waker = state.waker.take();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Asks for a call, and waits for its answer; until `deadlines` say that nobody may any more.
+    fn ask<A: Send + 'static, X: From<String>>(
+        &self,
+        deadlines: Option<&Deadlines>,
+        call: impl for<'e> FnOnce(&'e E) -> Answering<'e, Result<A, X>> + Send + 'static,
+    ) -> Result<A, X>
+    where
+        X: Send + 'static,
+    {
+        let waits = Arc::new(());
+        let (tell, told) = sync_channel(1);
+        let call: Call<E> = Box::new(move |extractor| {
+            Box::pin(async move {
+                let answer = match catch_unwind(AssertUnwindSafe(|| call(extractor))) {
+                    Ok(future) => Caught(future).await,
+                    Err(panic) => Err(panic_text(panic.as_ref())),
+                };
+                // Whoever asked may have given up.
+                let _ = tell.send(answer);
+            })
+        });
+        let awaited = Arc::downgrade(&waits);
+        self.change(|state| {
+            if !state.closed {
+                state.asked.push_back(Asked { call, awaited });
+            }
+        });
+        loop {
+            match told.recv_timeout(LOOK_AGAIN) {
+                Ok(Ok(answer)) => return answer,
+                Ok(Err(panic)) => return Err(X::from(format!("the extractor panicked: {panic}"))),
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(X::from("the invocation was dropped".to_owned()));
+                }
+                Err(RecvTimeoutError::Timeout) if deadlines.is_some_and(Deadlines::is_over) => {
+                    drop(waits);
+                    self.change(|_| {});
+                    return Err(X::from(
+                        "the extractor did not answer in the time of the invocation".to_owned(),
+                    ));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
+}
+
+/// A future of the author's; what it panics with is an answer.
+struct Caught<'e, A>(Answering<'e, A>);
+
+impl<A> Future for Caught<'_, A> {
+    type Output = Result<A, String>;
+
+    fn poll(mut self: Pin<&mut Self>, task: &mut task::Context<'_>) -> Poll<Self::Output> {
+        match catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(task))) {
+            Ok(poll) => poll.map(Ok),
+            Err(panic) => Poll::Ready(Err(panic_text(panic.as_ref()))),
+        }
+    }
+}
+
+/// Cuts an engine off when it is dropped: what it asked for is not answered, and it does nothing more.
+struct CutOff<E: Sync> {
+    cut: Arc<AtomicBool>,
+    queue: Arc<Queue<E>>,
+}
+
+impl<E: Sync> Drop for CutOff<E> {
+    fn drop(&mut self) {
+        self.cut.store(true, Ordering::Release);
+        let mut asked = VecDeque::new();
+        self.queue.change(|state| {
+            state.closed = true;
+            asked = std::mem::take(&mut state.asked);
+        });
+    }
+}
+
+/// Runs an engine on a thread of its own, and polls the futures that it asks for until it has come to its end. Dropped
+/// before, it sets `cut`.
+///
+/// # Errors
+/// `Io` if no thread can be started.
+pub(crate) async fn drive<E: AsyncExtractor, T: Send + 'static>(
+    extractor: &E,
+    cut: Arc<AtomicBool>,
+    engine: impl FnOnce(Bridge<E>) -> T + Send + 'static,
+) -> Result<T> {
+    let queue = Arc::new(Queue::new());
+    let bridge = Bridge {
+        queue: Arc::clone(&queue),
+        policy: extractor.check_policy(),
+        event_and_run: OnceLock::new(),
+    };
+    let (asks, span) = (Arc::clone(&queue), Span::current());
+    let (tell, told) = sync_channel(1);
+    let run = move || {
+        let result = catch_unwind(AssertUnwindSafe(|| span.in_scope(|| engine(bridge))));
+        let _ = tell.send(result);
+        asks.change(|state| state.ended = true);
+    };
+    let thread = std::thread::Builder::new().name("highwater".to_owned());
+    thread.spawn(run).map_err(|error| Error::io("start the thread of an invocation", error))?;
+    let mut running: Vec<(Answering<'_, ()>, Weak<()>)> = Vec::new();
+    // The last one: the engine is cut off before the futures that it waits for are dropped.
+    let cut_off = CutOff { cut, queue };
+    poll_fn(|task| {
+        loop {
+            let asked = {
+                let mut state = cut_off.queue.lock();
+                if state.ended {
+                    return Poll::Ready(());
+                }
+                state.waker = Some(task.waker().clone());
+                std::mem::take(&mut state.asked)
+            };
+            let none_came = asked.is_empty();
+            running.extend(asked.into_iter().map(|Asked { call, awaited }| (call(extractor), awaited)));
+            running.retain_mut(|(future, awaited)| {
+                awaited.strong_count() > 0 && future.as_mut().poll(task).is_pending()
+            });
+            // What is asked for from now on wakes the task.
+            if none_came {
+                return Poll::Pending;
+            }
+        }
+    })
+    .await;
+    match told.recv() {
+        Ok(Ok(result)) => Ok(result),
+        Ok(Err(panic)) => resume_unwind(panic),
+        // It tells before it ends.
+        Err(error) => Err(Error::io("learn how an invocation ended", error)),
+    }
+}
+
+/// The extractor as the engine sees it: what it is asked, it asks for where the author's is.
+pub(crate) struct Bridge<E: AsyncExtractor> {
+    queue: Arc<Queue<E>>,
+    policy: CheckPolicy,
+    /// Handles of what is the same in every context of the invocation.
+    event_and_run: OnceLock<(Arc<Event>, Arc<Run>)>,
+}
+
+impl<E: AsyncExtractor> Bridge<E> {
+    /// A context, for the author to keep.
+    fn own(&self, context: &Context<'_>) -> Arc<Context<'static>> {
+        let (event, run) = self
+            .event_and_run
+            .get_or_init(|| (Arc::new(context.event().clone()), Arc::new(context.run.another_handle())));
+        Arc::new(context.to_own(event, run))
+    }
+}
+
+impl<E: AsyncExtractor> Extractor for Bridge<E> {
+    type Cursor = E::Cursor;
+
+    fn external_sync_units(&self, context: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+        let own = self.own(context);
+        self.queue.ask(Some(&context.deadlines), |extractor| Box::pin(extractor.external_sync_units(own)))
+    }
+
+    fn metadata(&self, context: &Context<'_>) -> Result<Value, SourceError> {
+        let own = self.own(context);
+        self.queue.ask(Some(&context.deadlines), |extractor| Box::pin(extractor.metadata(own)))
+    }
+
+    fn initial_domain_mapping(&self, context: &Context<'_>) -> Result<Option<Value>, SourceError> {
+        let own = self.own(context);
+        self.queue.ask(Some(&context.deadlines), |extractor| Box::pin(extractor.initial_domain_mapping(own)))
+    }
+
+    fn check_policy(&self) -> CheckPolicy {
+        self.policy
+    }
+
+    fn streams(&self, context: &Context<'_>) -> Result<Vec<String>, SourceError> {
+        let own = self.own(context);
+        self.queue.ask(Some(&context.deadlines), |extractor| Box::pin(extractor.streams(own)))
+    }
+
+    fn page(
+        &self,
+        context: &Context<'_>,
+        listing: &Listing,
+        cursor: Option<E::Cursor>,
+    ) -> Result<Page<E::Cursor>, SourceError> {
+        let (own, listing) = (self.own(context), listing.clone());
+        self.queue.ask(Some(&context.deadlines), |extractor| Box::pin(extractor.page(own, listing, cursor)))
+    }
+
+    fn can_refetch(&self, item_type: &str) -> bool {
+        let item_type = item_type.to_owned();
+        let asked: Result<bool, String> =
+            self.queue.ask(None, |extractor| Box::pin(async move { Ok(extractor.can_refetch(&item_type)) }));
+        // What it panics with, it would panic with in the next call, too.
+        asked.unwrap_or(false)
+    }
+
+    fn refetch(
+        &self,
+        context: &Context<'_>,
+        item_type: &str,
+        ids: &[String],
+    ) -> Result<Page<E::Cursor>, SourceError> {
+        let (own, item_type, ids) = (self.own(context), item_type.to_owned(), ids.to_vec());
+        self.queue.ask(Some(&context.deadlines), |extractor| Box::pin(extractor.refetch(own, item_type, ids)))
+    }
+
+    fn open_attachment(
+        &self,
+        context: &Context<'_>,
+        attachment: &Attachment,
+    ) -> Result<AttachmentBody, AttachmentError> {
+        let (own, attachment) = (self.own(context), attachment.clone());
+        let AsyncAttachmentBody { chunks, length_bytes, content_type } =
+            self.queue.ask(Some(&context.deadlines), |extractor| {
+                Box::pin(extractor.open_attachment(own, attachment))
+            })?;
+        let reader = ChunkReader {
+            queue: Arc::clone(&self.queue),
+            deadlines: Arc::clone(&context.deadlines),
+            chunks: Some(chunks),
+            chunk: Vec::new(),
+            read: 0,
+        };
+        Ok(AttachmentBody { reader: Box::new(reader), length_bytes, content_type })
+    }
+}
+
+/// Reads the chunks of a body, each asked for when the one before is read.
+struct ChunkReader<E> {
+    queue: Arc<Queue<E>>,
+    deadlines: Arc<Deadlines>,
+    /// None once they are over, or one failed.
+    chunks: Option<Chunks>,
+    chunk: Vec<u8>,
+    read: usize,
+}
+
+impl<E: Sync + 'static> ChunkReader<E> {
+    /// The next chunk, and what comes after it.
+    fn next(&self, mut chunks: Chunks) -> Result<(Chunks, Option<Vec<u8>>), BoxError> {
+        self.queue.ask(Some(&self.deadlines), |_| {
+            Box::pin(async move {
+                let chunk = poll_fn(|task| chunks.as_mut().poll_next(task)).await.transpose()?;
+                Ok((chunks, chunk))
+            })
+        })
+    }
+}
+
+impl<E: Sync + 'static> Read for ChunkReader<E> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.read == self.chunk.len() {
+            let Some(chunks) = self.chunks.take() else { return Ok(0) };
+            let (chunks, Some(chunk)) = self.next(chunks).map_err(io::Error::other)? else { return Ok(0) };
+            (self.chunks, self.chunk, self.read) = (Some(chunks), chunk, 0);
+        }
+        let left = self.chunk.get(self.read..).unwrap_or_default();
+        let count = (&*left).read(buffer)?;
+        self.read += count;
+        Ok(count)
+    }
+}
+
+/// A platform that nobody calls any more once the flag is set.
+struct Cut<P> {
+    platform: P,
+    cut: Arc<AtomicBool>,
+}
+
+impl<P: Platform> Cut<P> {
+    /// The platform, unless the engine was cut off. What is then refused is stored nowhere.
+    fn platform(&self) -> Result<&P, PlatformError> {
+        if self.cut.load(Ordering::Acquire) {
+            let reason = "the invocation was dropped, and the call was not made".to_owned();
+            return Err(PlatformError::Refused { status: 499, reason });
+        }
+        Ok(&self.platform)
+    }
+}
+
+impl<P: Platform> Platform for Cut<P> {
+    fn upload(&self, upload: Upload<'_>) -> Result<ArtifactId, PlatformError> {
+        self.platform()?.upload(upload)
+    }
+
+    fn confirm(&self, artifact: &ArtifactId) -> Result<(), PlatformError> {
+        self.platform()?.confirm(artifact)
+    }
+
+    fn send(&self, message: &SealedMessage) -> Result<(), PlatformError> {
+        self.platform()?.send(message)
+    }
+
+    fn download(&self, artifact: &ArtifactId) -> Result<Vec<u8>, PlatformError> {
+        self.platform()?.download(artifact)
+    }
+
+    fn worker_state(&self) -> Result<Option<WorkerState>, PlatformError> {
+        self.platform()?.worker_state()
+    }
+
+    fn save_worker_state(&self, state: &str) -> Result<(), PlatformError> {
+        self.platform()?.save_worker_state(state)
+    }
+
+    fn check_mapping(&self, mapping: &Value) -> Result<(), PlatformError> {
+        self.platform()?.check_mapping(mapping)
+    }
+
+    fn create_blueprint(&self, mapping: &Value) -> Result<Option<String>, PlatformError> {
+        self.platform()?.create_blueprint(mapping)
+    }
+
+    fn install_mapping(&self, mapping: &Value, blueprint: Option<&str>) -> Result<(), PlatformError> {
+        self.platform()?.install_mapping(mapping, blueprint)
+    }
+}
