@@ -294,7 +294,7 @@ fn a_cursor_that_is_set_is_that_of_each_next_run_until_one_is_finished() {
         ("{\"at\":5}", ".of is missing"),
         ("{\"at\":\"5\",\"of\":\"issues\"}", ".at is a text, and was a number"),
         ("{\"at\":5.5,\"of\":\"issues\"}", "has a fraction"),
-        ("{\"at\":5,\"of\":\"issues\",\"to\":1}", ".to was not there"),
+        ("{\"at\":5,\"of\":\"issues\",\"to\":1}", ".to is new"),
         ("7", "it is a number, and was an object"),
         ("at 7", "it is not JSON"),
     ] {
@@ -480,7 +480,7 @@ fn nothing_is_done_without_a_yes_while_it_is_open_elsewhere_or_where_the_platfor
     }
     drop(store);
     let stderr = place.refuses(&["reset", "state.redb", "acme/ticket", "--yes"]);
-    assert!(stderr.contains("knows no such unit"), "{stderr}");
+    assert!(stderr.contains("has no such unit"), "{stderr}");
     // A copy that cannot be made is the end of it.
     for to in ["no/such/folder/copy", "state.redb"] {
         let before = place.shown();
