@@ -4,7 +4,7 @@
 //! whoever mends it by hand. So a member that is not ours is kept as the bytes that it is, whatever they hold: a number
 //! that a double cannot, half a character (`JSON.stringify` writes one as `\ud83d`, and no Rust string holds it).
 //!
-//! `null`, `[]` and `""` are a state in which nothing was written yet. Anything else that is no object is an error.
+//! `null`, `[]` and `""` are a state in which nothing was written yet. Anything else that is not an object is an error.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -2,7 +2,7 @@
 //! far more.
 //!
 //! A source may never end in ways that its cursors do not show: a listing that grows as it is read, or a filter that
-//! is not applied. That is no error, because the source may really have that much. But if a stream reads far more
+//! is not applied. That is not an error, because the source may really have that much. But if a stream reads far more
 //! than in any finished run, `tracing` warns of it once in an invocation, and the dump shows it as long as the run is
 //! open.
 

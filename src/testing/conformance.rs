@@ -137,7 +137,7 @@ macro_rules! cases {
 cases! {
     "any bytes are kept as they are": bytes_are_kept;
     "a key has one value, the last that was put": the_last_value;
-    "what is removed is gone, and to remove nothing is no error": removal;
+    "what is removed is gone, and to remove nothing is not an error": removal;
     "a table has its own rows, and one that was never written has none": tables;
     "keys are ordered byte by byte": order;
     "a scan has every row of its range once, in pages of any size": scans;

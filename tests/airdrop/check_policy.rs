@@ -444,9 +444,9 @@ fn the_dump_shows_findings_by_item_type_and_rule() {
         issues: error: record "odd\u{202e}": data.size: an int is a number without decimals, and this is
           the string "a\u{1b}[31m"; write a number such as 12, or declare the field as text
         issues: warning: record "odd\u{202e}": data.size: the control character U+001B is in the text;
-          remove it: no text is made of it, and some databases refuse U+0000
+          remove it: text does not need it, and some databases refuse U+0000
         issues: warning: record "odd\u{202e}": data.size: the control character U+001B is in the text;
-          remove it: no text is made of it, and some databases refuse U+0000
+          remove it: text does not need it, and some databases refuse U+0000
     "#);
     assert!(place.dump(&[]).contains("! records are not what the metadata declares: 4 errors"));
     // A record's findings are those that name it, not those of one whose id begins so.

@@ -55,7 +55,7 @@ impl Way {
                 let raw = issue(id, is_bad);
                 page.push_or_reject("issues", &raw, normalizer.normalize(&raw));
             }
-            Way::Author if is_bad => page.reject("issues", id, "its size is no number"),
+            Way::Author if is_bad => page.reject("issues", id, "its size is not a number"),
             Way::Author | Way::Policy => page.push("issues", record(id, is_bad)),
         }
     }

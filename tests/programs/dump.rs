@@ -131,7 +131,7 @@ fn what_is_no_store_is_told_from_a_damaged_one() {
     transaction.open_table(table).unwrap().insert("a", 1).unwrap();
     transaction.commit().unwrap();
     drop(other);
-    // A table of the name of one of ours is no store either.
+    // A table of the name of one of ours is not a store either.
     let other = redb::Database::create(place.dir.path().join("similar")).unwrap();
     let transaction = other.begin_write().unwrap();
     let table: redb::TableDefinition<'_, &str, u64> = redb::TableDefinition::new("meta");

@@ -606,7 +606,7 @@ fn the_words_of_a_plan() {
       watermark: 2024-01-02T05:00:00Z -> 2024-01-02T04:00:00Z
       bookmark of stream issues: {"token":"20240102T050000.000000Z"} ->
         {"token":"20240102T040000.000000Z"}
-      the next run asks for what was modified since 2024-01-02T04:00:00Z, less the overlap that the
+      the next run asks for records modified since 2024-01-02T04:00:00Z, less the overlap that the
         extractor sets
       the next run begins stream issues at its beginning, with the bookmark
         {"token":"20240102T040000.000000Z"}

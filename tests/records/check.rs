@@ -862,7 +862,7 @@ fn marked(n: usize, text: &str, spread: bool) -> String {
     if spread { serde_json::to_string_pretty(&record).unwrap() } else { record.to_string() }
 }
 
-/// The lines and ids of what is found, and of what is no JSON only the lines.
+/// The lines and ids of what is found, and of what is not JSON only the lines.
 fn places(text: &[u8]) -> Vec<(u64, Option<String>, Rule)> {
     let checker = checker("issues");
     let stream = checker.stream(text).unwrap();

@@ -350,7 +350,7 @@ impl Unit {
     }
 }
 
-/// The text of a file that is no store but a worker state.
+/// The text of a file that is not a store but a worker state.
 pub(crate) fn worker_state(path: &Path) -> Result<Option<String>, Failure> {
     use std::io::Read;
     let Ok(mut file) = fs::File::open(path) else { return Ok(None) };

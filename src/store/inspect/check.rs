@@ -75,7 +75,7 @@ pub struct CheckFinding {
 
 /// Checks a store as [`Snapshot::open`] reads it: every page, every row, and what the rows say of one another.
 ///
-/// A damaged store is no error but a report with findings.
+/// A damaged store is not an error but a report with findings.
 ///
 /// # Errors
 /// `Io`, `NotAStore`, `NewerFormat` or `InUse`, as [`Snapshot::open`].
@@ -568,10 +568,10 @@ impl Check<'_> {
                 found("it has a cursor exactly if it is exhausted");
             }
             if !row.cursor.as_deref().is_none_or(is_json) {
-                found("its cursor is no JSON");
+                found("its cursor is not JSON");
             }
             if !row.bookmark.as_deref().is_none_or(is_json) {
-                found("its bookmark is no JSON");
+                found("its bookmark is not JSON");
             }
         }
         if run.pages != pages {
@@ -614,7 +614,7 @@ impl Check<'_> {
             let problem = if named != Some(*number) {
                 "it is not the one of that name"
             } else if !is_json(&row.data) || !row.cursor.as_deref().is_none_or(is_json) {
-                "its cursor or its data is no JSON"
+                "its cursor or its data is not JSON"
             } else if !waits {
                 "what waits for it is not there"
             } else {
@@ -698,7 +698,7 @@ impl Check<'_> {
             untold += u64::from(row.json.is_empty());
             if !row.json.is_empty() && !is_json(&row.json) {
                 let number = shown(tail);
-                self.found(ATTACHMENTS.name, Some(id), format!("attachment {number}: its line is no JSON"));
+                self.found(ATTACHMENTS.name, Some(id), format!("attachment {number}: its line is not JSON"));
             }
             Ok(())
         });
@@ -907,7 +907,7 @@ impl Check<'_> {
             // A checkpoint does not keep the bytes of one that was accepted.
             let restored = message.body.is_empty() && message.fate != MessageFate::Sealed;
             if !restored && !std::str::from_utf8(&message.body).is_ok_and(is_json) {
-                found("its body is no JSON");
+                found("its body is not JSON");
             }
         }
         for ((run, hash), event) in events {

@@ -498,10 +498,10 @@ const BROKEN: &[Broken] = &[
     ("streams: stream issues of run second: it has a cursor exactly if it is exhausted", |change| {
         alter_stream(change, |stream| stream.exhausted = true);
     }),
-    ("streams: stream issues of run second: its cursor is no JSON", |change| {
+    ("streams: stream issues of run second: its cursor is not JSON", |change| {
         alter_stream(change, |stream| stream.cursor = Some("{".to_owned()));
     }),
-    ("streams: stream issues of run second: its bookmark is no JSON", |change| {
+    ("streams: stream issues of run second: its bookmark is not JSON", |change| {
         alter_stream(change, |stream| stream.bookmark = Some("{".to_owned()));
     }),
     ("streams: stream  of run second: invalid stream name", |change| {
@@ -655,7 +655,7 @@ const BROKEN: &[Broken] = &[
     ("messages: message 3: its number, or its run's, was never given out", |change| {
         alter_unit(change, |unit| unit.next_message = 3);
     }),
-    ("messages: message 3: its body is no JSON", |change| {
+    ("messages: message 3: its body is not JSON", |change| {
         alter_message(change, 3, |message| message.body = b"{\"cut".to_vec());
     }),
     ("events: event [\"second\",2]: message 3, which answers it, is missing", |change| {

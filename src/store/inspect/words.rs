@@ -194,7 +194,7 @@ pub(in crate::store) fn optional_time<S: Serializer>(
 pub(super) fn raw<S: Serializer>(json: &str, serializer: S) -> Result<S::Ok, S::Error> {
     match RawValue::from_string(on_one_line(json).into_owned()) {
         Ok(json) => json.serialize(serializer),
-        // What is no JSON is shown as the text that it is; a check reports it.
+        // What is not JSON is shown as the text that it is; a check reports it.
         Err(_) => serializer.serialize_str(json),
     }
 }
