@@ -155,11 +155,11 @@ pub(crate) enum Event {
     Sealed,
     /// That message was refused, for good.
     MessageRefused,
-    /// That message was accepted, or a later event proves that it was.
+    /// That message was accepted, or a later event proves it.
     MessageAccepted,
     /// The line that names it is staged.
     LineStaged,
-    /// The caller has it where it belongs.
+    /// The caller has delivered it.
     Acknowledged,
     /// It is given up and listed.
     GivenUp,

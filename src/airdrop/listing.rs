@@ -69,7 +69,7 @@ impl Listing {
     pub fn data<T: DeserializeOwned>(&self) -> Result<T> {
         serde_json::from_str(self.data.as_deref().unwrap_or("null")).map_err(|error| Error::Invalid {
             what: format!("the data of {self}"),
-            reason: format!("it is not of the type that is asked for: {error}"),
+            reason: format!("it does not have the requested type: {error}"),
         })
     }
 }

@@ -235,9 +235,7 @@ pub(super) fn date(text: &str, reading: &Reading) -> Result<String, Why> {
             format!("the number {text} is not a day by itself"),
             "give the field a rule with the unit: FieldRule::new().format(TimeFormat::EpochSeconds)",
         )),
-        None => {
-            Err((format!("{} is not in an unambiguous form of date", quoted(text)), SET_FORMAT))
-        }
+        None => Err((format!("{} is not in an unambiguous form of date", quoted(text)), SET_FORMAT)),
     }
 }
 

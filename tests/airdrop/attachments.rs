@@ -79,7 +79,7 @@ impl How {
             How::Panics => Some(("the extractor panicked: no such luck", TRIES)),
             How::Empty(_) => Some(("it is empty", 1)),
             How::Shorter => Some(("bytes, of", TRIES)),
-            How::Longer => Some(("it goes on after the", TRIES)),
+            How::Longer => Some(("it continues after the", TRIES)),
             How::Breaks => Some(("it broke off: the line went dead", TRIES)),
             How::Huge => Some(("it is over 2147483648 bytes", 1)),
         }

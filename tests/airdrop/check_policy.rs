@@ -265,7 +265,7 @@ fn metadata_with_errors_is_refused_with_all_that_a_message_holds_or_counted_and_
         assert_eq!(place.serve(&mut source, event_type, 1).kind, OutcomeKind::Error);
         let error = place.airdrop.last().error();
         assert!(
-            error.starts_with(&format!("the metadata is refused, for it has {errors} errors:\n")),
+            error.starts_with(&format!("the metadata is refused, because it has {errors} errors:\n")),
             "{error}"
         );
         let told = error.matches("(rule ").count() as u64;
