@@ -294,7 +294,7 @@ fn an_answer_that_does_not_answer_is_an_error_and_the_same_ids_are_asked_for_aga
             (|_| Ok(Page::more(1).record("issues", record("a-0-3", false))), "it must be a last page"),
             (|_| Ok(Page::last().bookmark(&1)), "it must leave no bookmark"),
             (|_| Ok(Page::last().child("comments", "ISSUE-1", &())), "it must name no child listings"),
-            (|_| Err("the tracker is down".into()), "asking again for 1 rejected records of issues"),
+            (|_| Err("the tracker is down".into()), "requesting 1 rejected records of issues of"),
             (|_| panic!("no tracker"), "the extractor panicked: no tracker"),
         ];
         for (no, (answers, says)) in (2..).zip(answers) {
