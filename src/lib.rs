@@ -9,8 +9,8 @@
 //!   yields, and [finish](Run::finish) the run: the loop below.
 //! - **Check records** against their metadata before they are sent: [`record`].
 //! - **Test it.** `testing::Explore` (feature `testing`) kills your extractor at every step, and counts what arrived.
-//! - **Inspect a store**, also one whose owner was killed: [`inspect`], or the program `highwater-dump` (feature
-//!   `cli`).
+//! - **Inspect a store**, also one whose owner was killed, and mend it: with the program `highwater-dump` (feature
+//!   `cli`), or with `inspect` and `mend` (feature `inspect`).
 //!
 //! One file holds the state of any number of sync units. The crate is not a scheduler, not a client of anybody's API,
 //! not a queue between machines, and not a place for the records: their bytes are dropped as soon as the platform has
@@ -160,12 +160,12 @@ pub use record::Record;
 #[cfg(feature = "testing")]
 #[doc(hidden)]
 pub use store::Disk;
-pub use store::inspect;
-pub use store::mend;
 pub use store::{
     AttachmentCounts, Attachments, Batch, BatchKey, Batches, FailedAttachment, Page, QueuedAttachment,
     RejectedRecord, Run, Store, StoreOptions, SyncUnit,
 };
+#[cfg(feature = "inspect")]
+pub use store::{inspect, mend};
 
 /// The limits of everything that is stored or sent.
 pub mod limits {

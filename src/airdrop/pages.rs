@@ -206,7 +206,9 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
             } else if self.scheduler.in_flight() > 0 {
                 if let Some(fetched) = self.lanes.poll(POLL) {
                     self.take_in(fetched, last_item_type)?;
-                } else if self.closing.is_some() && self.now() >= self.invocation.abort_at() {
+                } else if (self.closing.is_some() || self.committed > 0)
+                    && self.now() >= self.invocation.abort_at()
+                {
                     info!(pages = self.scheduler.in_flight(), "pages that did not come are given up");
                     return Err(self.closing.take().unwrap_or(Ending::Progress).into());
                 }

@@ -43,6 +43,7 @@ pub use metadata::{EnumValue, Field, Metadata, RecordType, StageDiagram};
 pub use moment::TimeFormat;
 pub use normalize::Normalizer;
 pub use path::FieldPath;
+#[cfg(feature = "inspect")]
 pub(crate) use path::quoted;
 pub use rules::{FieldRule, Undeclared};
 pub use stream::{RecordStream, reader};

@@ -31,8 +31,8 @@ use super::attachments::settle::attachments_saved;
 use super::batches::states::batches_saved;
 use super::digest::{Digest, KnownId};
 use super::findings::findings_part;
+use super::kept::KeptPart;
 use super::lifecycle::{Deletion, PAST_MAX, get_or_create, new_unit};
-use super::mend::kept::KeptPart;
 use super::most_read;
 use super::notes::Standing;
 use super::open::SyncUnit;
@@ -84,11 +84,11 @@ impl Checkpoint {
         }
         let damaged = |reason: String| damaged(sync_unit, reason);
         let said = |error: serde_json::Error| damaged(error.to_string());
-        let Form { version } = serde_json::from_str(json).map_err(said)?;
+        let Form { version } = serde_json::from_slice(json.as_bytes()).map_err(said)?;
         match version {
             1 => version_1::read(json).map_err(damaged),
             form::VERSION => {
-                let envelope: Envelope = serde_json::from_str(json).map_err(said)?;
+                let envelope: Envelope = serde_json::from_slice(json.as_bytes()).map_err(said)?;
                 envelope.open().map_err(damaged)
             }
             _ => Err(damaged(format!(
@@ -437,7 +437,7 @@ impl Run {
     fn saved_position(&self, rows: &impl Rows) -> Result<Position> {
         match rows.get(&POSITIONS, &self.run_key())? {
             Some(Json(json)) => {
-                serde_json::from_str(&json).map_err(|error| self.unreadable(error.to_string()))
+                serde_json::from_slice(json.as_bytes()).map_err(|error| self.unreadable(error.to_string()))
             }
             // A run that is over, or of which nothing has been saved yet.
             None => Ok(Position {

@@ -8,6 +8,8 @@
 //! all one-byte corruptions would decode without an error, hence the checksum. Without a limit, a flipped length
 //! would abort the process, hence the limit, which applies even after the checksum has passed.
 
+use std::borrow::Cow;
+
 use flate2::Crc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -72,12 +74,7 @@ pub(crate) fn encode<T: Serialize>(version: u8, row: &T) -> Result<Vec<u8>, Deco
     Ok(seal(version, &body))
 }
 
-/// Reads a row of exactly `version`.
-pub(crate) fn decode<T: DeserializeOwned>(version: u8, bytes: &[u8]) -> Result<T, DecodeError> {
-    let (found, body) = open(bytes, version)?;
-    if found != version {
-        return Err(DecodeError::Damaged(format!("it is of version {found}, which was never written")));
-    }
+fn decode_body<T: DeserializeOwned>(body: &[u8]) -> Result<T, DecodeError> {
     let config = bincode::config::standard().with_limit::<ROW_BYTES_MAX>();
     let (row, read) = bincode::serde::decode_from_slice(body, config)
         .map_err(|error| DecodeError::Damaged(error.to_string()))?;
@@ -87,24 +84,29 @@ pub(crate) fn decode<T: DeserializeOwned>(version: u8, bytes: &[u8]) -> Result<T
     Ok(row)
 }
 
-/// Reads a row of at most `version` whose later versions only added fields at its end: `grew` is the number of fields
-/// that each version from the second on added. The default of such a field (`None`, 0, `false`, an empty list) is one
-/// zero byte, so an older row is read as if it had them.
-pub(crate) fn decode_grown<T: DeserializeOwned>(
-    version: u8,
-    grew: &[usize],
-    bytes: &[u8],
-) -> Result<T, DecodeError> {
+/// The body of a row of `version`; a row of an earlier version gets the fields that it lacks: see [`decode`].
+fn body_of<'b>(version: u8, grew: &[usize], bytes: &'b [u8]) -> Result<Cow<'b, [u8]>, DecodeError> {
     let (found, body) = open(bytes, version)?;
     if found == version {
-        return decode(version, bytes);
+        return Ok(Cow::Borrowed(body));
     }
     let Some(missing) = found.checked_sub(1).and_then(|known| grew.get(usize::from(known)..)) else {
         return Err(DecodeError::Damaged(format!("it is of version {found}, which was never written")));
     };
-    let mut body = body.to_vec();
-    body.resize(body.len() + missing.iter().sum::<usize>(), 0);
-    decode(version, &seal(version, &body))
+    let mut whole = body.to_vec();
+    whole.resize(body.len() + missing.iter().sum::<usize>(), 0);
+    Ok(Cow::Owned(whole))
+}
+
+/// Reads a row of at most `version` whose later versions only added fields at its end: `grew` is the number of fields
+/// that each version from the second on added. The default of such a field (`None`, 0, `false`, an empty list) is one
+/// zero byte, so an older row is read as if it had them.
+pub(crate) fn decode<T: DeserializeOwned>(
+    version: u8,
+    grew: &[usize],
+    bytes: &[u8],
+) -> Result<T, DecodeError> {
+    decode_body(body_of(version, grew, bytes)?.as_ref())
 }
 
 #[cfg(test)]
@@ -114,30 +116,33 @@ mod tests {
     #[test]
     fn an_envelope_with_any_byte_flipped_or_cut_is_an_error() {
         let whole = encode(1, &("acme/tickets".to_owned(), 7_u64, Some(-3_i64))).unwrap();
-        assert!(decode::<(String, u64, Option<i64>)>(1, &whole).is_ok());
+        assert!(decode::<(String, u64, Option<i64>)>(1, &[], &whole).is_ok());
         for at in 0..whole.len() {
             for bit in 0..8 {
                 let mut flipped = whole.clone();
                 flipped[at] ^= 1 << bit;
-                assert!(decode::<(String, u64, Option<i64>)>(1, &flipped).is_err(), "byte {at} bit {bit}");
+                assert!(
+                    decode::<(String, u64, Option<i64>)>(1, &[], &flipped).is_err(),
+                    "byte {at} bit {bit}"
+                );
             }
-            assert!(decode::<(String, u64, Option<i64>)>(1, &whole[..at]).is_err(), "cut to {at}");
+            assert!(decode::<(String, u64, Option<i64>)>(1, &[], &whole[..at]).is_err(), "cut to {at}");
         }
         let mut longer = whole.clone();
         longer.push(0);
-        assert!(decode::<(String, u64, Option<i64>)>(1, &longer).is_err());
+        assert!(decode::<(String, u64, Option<i64>)>(1, &[], &longer).is_err());
     }
 
     #[test]
     fn a_newer_version_is_told_from_damage() {
         let bytes = encode(2, &1_u8).unwrap();
-        assert_eq!(decode::<u8>(1, &bytes), Err(DecodeError::Newer { found: 2, supported: 1 }));
+        assert_eq!(decode::<u8>(1, &[], &bytes), Err(DecodeError::Newer { found: 2, supported: 1 }));
     }
 
     #[test]
     fn a_row_that_grew_is_read_as_every_version_wrote_it() {
         type Newest = (u8, Option<i64>, u64, Vec<String>);
-        let read = |bytes: &[u8]| decode_grown::<Newest>(3, &[1, 2], bytes);
+        let read = |bytes: &[u8]| decode::<Newest>(3, &[1, 2], bytes);
         assert_eq!(read(&encode(1, &7_u8).unwrap()), Ok((7, None, 0, Vec::new())));
         assert_eq!(read(&encode(2, &(7_u8, Some(-1_i64))).unwrap()), Ok((7, Some(-1), 0, Vec::new())));
         let newest: Newest = (7, Some(-1), 300, vec!["a".to_owned()]);
@@ -155,10 +160,10 @@ mod tests {
     fn a_body_that_is_whole_but_of_another_shape_is_an_error() {
         let bytes = encode(1, &(1_u8, 2_u8)).unwrap();
         assert!(
-            matches!(decode::<u8>(1, &bytes), Err(DecodeError::Damaged(reason)) if reason.contains("follow"))
+            matches!(decode::<u8>(1, &[], &bytes), Err(DecodeError::Damaged(reason)) if reason.contains("follow"))
         );
         let bytes = encode(1, &1_u8).unwrap();
-        assert!(decode::<String>(1, &bytes).is_err());
+        assert!(decode::<String>(1, &[], &bytes).is_err());
     }
 
     #[test]

@@ -123,6 +123,7 @@ impl KnownId {
     }
 
     /// For people: its text, or what is known instead.
+    #[cfg(feature = "inspect")]
     pub(crate) fn shown(&self, number: u64) -> String {
         match self {
             KnownId::Number => format!("hash {number:016x}"),

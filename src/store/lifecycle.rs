@@ -24,7 +24,7 @@ use super::child_listings::{check_none_pending, remove_children};
 use super::deaths::note_death;
 use super::digest::KnownId;
 use super::findings::sums;
-use super::mend::kept::{acts_of, keep_last_cursors, keep_standing, remove_kept};
+use super::kept::{acts_of, keep_last_cursors, keep_standing, remove_kept};
 use super::most_read;
 use super::notes::{drop_notes, start_is_unknown};
 use super::open::SyncUnit;

@@ -49,7 +49,7 @@
 //! - What was done is kept, with the time and the name of who did it, and outlives the unit.
 
 mod compact;
-pub(in crate::store) mod kept;
+mod left;
 mod plan;
 mod portable;
 mod unit;

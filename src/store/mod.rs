@@ -12,8 +12,11 @@ mod deaths;
 mod digest;
 mod disk;
 mod findings;
+#[cfg(feature = "inspect")]
 pub mod inspect;
+mod kept;
 mod lifecycle;
+#[cfg(feature = "inspect")]
 pub mod mend;
 mod migrate;
 mod most_read;

@@ -82,6 +82,7 @@ macro_rules! tables {
         pub(crate) const ALL_TABLES: &[&str] = &[$($name),*];
 
         /// Whether bytes are a valid row of a table; `None` if there is no such table.
+        #[cfg(feature = "inspect")]
         pub(crate) fn check_row(table: &str, bytes: &[u8]) -> Option<Result<(), DecodeError>> {
             match table {
                 $($name => Some(<$row>::from_bytes(bytes).map(drop)),)*
@@ -176,6 +177,7 @@ impl Key {
         self
     }
     /// For the end of a key that was read.
+    #[cfg(feature = "inspect")]
     pub(crate) fn and_bytes(mut self, rest: &[u8]) -> Self {
         self.0.extend_from_slice(rest);
         self
@@ -260,7 +262,7 @@ macro_rules! bincode_rows {
                 codec::encode($version, self)
             }
             fn from_bytes(bytes: &[u8]) -> Result<Self, DecodeError> {
-                codec::decode_grown($version, &[$($($grew),*)?], bytes)
+                codec::decode($version, &[$($($grew),*)?], bytes)
             }
         }
     )*};

@@ -164,27 +164,27 @@ impl Run {
 
     /// Changes the run, unless a later life has resumed it.
     pub(super) fn change<T>(&self, body: impl FnOnce(&Change<'_>, &mut RunRow) -> Result<T>) -> Result<T> {
-        self.inner.tables.change(|change| {
-            let unit = change.get(&UNITS, &Key::name(self.unit.as_str()))?;
-            let unit = unit.ok_or_else(|| self.fenced())?;
-            let mut row = self.checked_row(change, &unit)?;
-            if row.status != RunStatus::Open {
-                return Err(self.fenced());
-            }
-            let result = body(change, &mut row)?;
-            row.activity.changed_at = Some(Micros::from_time(self.inner.clock.now()));
-            change.put(&RUNS, &run_key(self.unit_no, self.no), &row)?;
-            Ok(result)
-        })
+        let change = self.inner.tables.begin()?;
+        let mut row = self.open_row(&change)?;
+        let result = body(&change, &mut row)?;
+        row.activity.changed_at = Some(Micros::from_time(self.inner.clock.now()));
+        change.put(&RUNS, &self.run_key(), &row)?;
+        change.commit()?;
+        Ok(result)
     }
 
     /// Reads the run, unless a later life has resumed it or it is over.
     pub(super) fn look<T>(&self, body: impl FnOnce(&View<'_>, &RunRow) -> Result<T>) -> Result<T> {
-        self.inner.tables.view(|rows| {
-            let unit = rows.get(&UNITS, &Key::name(self.unit.as_str()))?;
-            let row = self.checked_row(rows, &unit.ok_or_else(|| self.fenced())?)?;
-            if row.status == RunStatus::Open { body(rows, &row) } else { Err(self.fenced()) }
-        })
+        let view = self.inner.tables.look_now()?;
+        let row = self.open_row(&view)?;
+        body(&view, &row)
+    }
+
+    /// The run's row, if this handle is its newest life and it is not over.
+    fn open_row(&self, rows: &impl Rows) -> Result<RunRow> {
+        let unit = rows.get(&UNITS, &Key::name(self.unit.as_str()))?;
+        let row = self.checked_row(rows, &unit.ok_or_else(|| self.fenced())?)?;
+        if row.status == RunStatus::Open { Ok(row) } else { Err(self.fenced()) }
     }
 
     /// The run's row, if this handle is its newest life.

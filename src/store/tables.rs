@@ -5,6 +5,7 @@
 //! change whose closure fails, or panics, leaves nothing.
 
 use std::path::{Path, PathBuf};
+#[cfg(feature = "inspect")]
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
@@ -12,6 +13,7 @@ use crate::error::{Error, Result};
 use super::backend::contract::{Backend, CommitError, KeyRange, Limit, ReadTransaction, WriteTransaction};
 use super::backend::redb::{Redb, Syncs};
 use super::codec::DecodeError;
+#[cfg(feature = "inspect")]
 use super::disk::Disk;
 use super::rows::{ALL_TABLES, FormatRow, Key, META, Row, Table};
 
@@ -67,6 +69,7 @@ impl Tables {
 
     /// Opens a file to read it, through a disk that keeps all writes to itself. With `verified`, every page is
     /// checked against its checksum before anything is read; without it, [`Tables::verify`] must be called first.
+    #[cfg(feature = "inspect")]
     pub(crate) fn look(disk: Arc<dyn Disk>, path: &Path, cache_bytes: usize, verified: bool) -> Result<Self> {
         Self::adopt(path, Box::new(Redb::look(disk, path, cache_bytes, verified)?))
     }
@@ -94,16 +97,25 @@ impl Tables {
     /// # Errors
     /// Those of the closure; `Replaced` if the store was deleted or replaced since it was opened; `Corrupt`, `Io`.
     pub(crate) fn change<T>(&self, body: impl FnOnce(&Change<'_>) -> Result<T>) -> Result<T> {
-        let change = Change { tables: self, transaction: self.backend.write()? };
+        let change = self.begin()?;
         let result = body(&change)?;
-        self.ensure_in_place()?;
-        change.transaction.commit().map_err(|error| not_committed(&self.path, error))?;
+        change.commit()?;
         Ok(result)
+    }
+
+    /// Begins a change, which leaves nothing unless it is committed.
+    pub(super) fn begin(&self) -> Result<Change<'_>> {
+        Ok(Change { tables: self, transaction: self.backend.write()? })
     }
 
     /// Reads the store as of one moment.
     pub(crate) fn view<T>(&self, body: impl FnOnce(&View<'_>) -> Result<T>) -> Result<T> {
-        body(&View { tables: self, transaction: self.backend.read()? })
+        body(&self.look_now()?)
+    }
+
+    /// A view of the store as of now.
+    pub(super) fn look_now(&self) -> Result<View<'_>> {
+        Ok(View { tables: self, transaction: self.backend.read()? })
     }
 
     /// Fails if the store was deleted or replaced since it was opened.
@@ -126,11 +138,13 @@ impl Tables {
     }
 
     /// Returns unused space.
+    #[cfg(feature = "inspect")]
     pub(crate) fn compact(&mut self) -> Result<()> {
         self.backend.compact()
     }
 
     /// Compares everything stored with its checksums; returns what is wrong, if that is not an error.
+    #[cfg(feature = "inspect")]
     pub(crate) fn verify(&mut self) -> Result<Option<&'static str>> {
         self.backend.verify()
     }
@@ -142,7 +156,7 @@ impl Tables {
         let view = self.backend.read()?;
         let mut hasher = DefaultHasher::new();
         for name in ALL_TABLES {
-            scan_bytes(view.as_ref(), name, KeyRange::ALL, |key, value| {
+            scan_bytes(view.as_ref(), name, KeyRange::ALL, &mut |key, value| {
                 for bytes in [name.as_bytes(), key, value] {
                     hasher.write_usize(bytes.len());
                     hasher.write(bytes);
@@ -200,13 +214,16 @@ fn undecodable(path: &Path, table: &str, key: &[u8], error: DecodeError) -> Erro
     }
 }
 
-/// Calls `each` with every row of a range, in order, until it returns false. Rows are read page by page; if a change
-/// writes in between, a later page shows that.
+/// What is done with a key and a row; false ends the scan. Not generic: the loop of a scan is compiled once.
+type Each<'e> = dyn FnMut(&[u8], &[u8]) -> Result<bool> + 'e;
+
+/// Calls `each` with every row of a range, in order, until it returns false. Rows are read page by page; a change may
+/// be written to in between, and a later page shows that.
 fn scan_bytes(
     transaction: &dyn ReadTransaction,
     table: &str,
     range: KeyRange<'_>,
-    mut each: impl FnMut(&[u8], &[u8]) -> Result<bool>,
+    each: &mut Each<'_>,
 ) -> Result<()> {
     let mut from = range.from.to_vec();
     let mut rows = FIRST_ROWS;
@@ -253,7 +270,7 @@ pub(crate) trait Rows {
     ) -> Result<()> {
         let end = prefix.end();
         let range = starting_with(prefix, end.as_ref()).starting(from.max(prefix).as_bytes());
-        scan_bytes(self.transaction(), table.name, range, |key, value| {
+        scan_bytes(self.transaction(), table.name, range, &mut |key, value| {
             let row = self.tables().decode(table, key, value)?;
             each(key.get(prefix.as_bytes().len()..).unwrap_or_default(), row)
         })
@@ -271,6 +288,7 @@ pub(crate) trait Rows {
 
     /// Calls `each` with the rest of the key, and the undecoded row, for every row of a table whose key starts with
     /// `prefix`, in order.
+    #[cfg(feature = "inspect")]
     fn scan_raw(
         &self,
         table: &str,
@@ -278,7 +296,7 @@ pub(crate) trait Rows {
         mut each: impl FnMut(&[u8], &[u8]) -> Result<()>,
     ) -> Result<()> {
         let end = prefix.end();
-        scan_bytes(self.transaction(), table, starting_with(prefix, end.as_ref()), |key, value| {
+        scan_bytes(self.transaction(), table, starting_with(prefix, end.as_ref()), &mut |key, value| {
             each(key.get(prefix.as_bytes().len()..).unwrap_or_default(), value)?;
             Ok(true)
         })
@@ -296,6 +314,7 @@ pub(crate) struct View<'a> {
     transaction: Box<dyn ReadTransaction + 'a>,
 }
 
+#[cfg(feature = "inspect")]
 impl View<'_> {
     /// Calls `each` with the rest of the key, and the undecoded row, for every row whose key starts with `prefix`, in
     /// order. This way, a row that cannot be decoded differs from a missing one.
@@ -334,7 +353,16 @@ impl Rows for Change<'_> {
 }
 
 impl Change<'_> {
-    /// Puts a row, in place of one with the same key.
+    /// Makes the change: all of it, durably, or, on an error, none; but see [`CommitError::Unknown`].
+    ///
+    /// # Errors
+    /// `Replaced` if the store was deleted or replaced since it was opened; `Corrupt`, `Io`.
+    pub(super) fn commit(self) -> Result<()> {
+        self.tables.ensure_in_place()?;
+        self.transaction.commit().map_err(|error| not_committed(&self.tables.path, error))
+    }
+
+    /// Puts a row, in place of the one that is there.
     pub(crate) fn put<R: Row>(&self, table: &Table<R>, key: &Key, row: &R) -> Result<()> {
         let bytes = row
             .to_bytes()
@@ -343,6 +371,7 @@ impl Change<'_> {
     }
 
     /// Puts the bytes of a row, as they were stored.
+    #[cfg(feature = "inspect")]
     pub(crate) fn put_raw(&self, table: &str, key: &Key, bytes: &[u8]) -> Result<()> {
         self.transaction.put(table, key.as_bytes(), bytes)
     }

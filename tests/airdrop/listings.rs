@@ -337,6 +337,34 @@ fn a_panic_in_a_page_is_that_pages_failure_and_the_others_in_flight_are_stored()
     assert_eq!(world.airdrop.announced("run"), ["b 0"]);
 }
 
+/// What was stored before it is announced, and the next event goes on with it.
+#[test]
+fn a_page_that_does_not_come_keeps_no_answer_back() {
+    let mut world = World::new(5);
+    world.serve = highwater::airdrop::Serve::new();
+    let hangs = std::sync::atomic::AtomicBool::new(true);
+    let (clock, airdrop) = (&world.clock, &world.airdrop);
+    let tracker = Tracker::new(&["issues"], |_: &Context<'_>, listing: &Listing, at| {
+        if at == 1 && hangs.swap(false, std::sync::atomic::Ordering::Relaxed) {
+            clock.advance(Duration::from_secs(11 * 60 + 45));
+            // It comes only after the answer.
+            let answered = (0..1_000).any(|_| {
+                std::thread::sleep(Duration::from_millis(10));
+                !airdrop.attempts().is_empty()
+            });
+            assert!(answered, "the answer waits for the page");
+        }
+        Ok(page(listing, at, 3))
+    });
+    let serve = |event_type, number| {
+        world.serve.serve(&world.store, airdrop, &tracker, &event(event_type, "run", number)).unwrap().kind
+    };
+    assert_eq!(serve(DATA, "1"), OutcomeKind::Progress);
+    assert_eq!(airdrop.announced("run"), ["issues 0"]);
+    assert_eq!(serve(DATA_ON, "2"), OutcomeKind::Done);
+    assert_eq!(airdrop.announced("run"), ["issues 0", "issues 1", "issues 2"]);
+}
+
 /// What an invocation comes to whose source asks to be left alone for so long, so many times before each page; and how long
 /// it took.
 fn left_alone(after: Duration, times: usize, at_once: usize) -> (OutcomeKind, Duration, Airdrop) {

@@ -74,6 +74,7 @@ pub trait Backend: Debug + Send + Sync {
     ///
     /// # Errors
     /// `Corrupt`, `Io`.
+    #[cfg(feature = "inspect")]
     fn compact(&mut self) -> Result<()> {
         Ok(())
     }
@@ -82,6 +83,7 @@ pub trait Backend: Debug + Send + Sync {
     ///
     /// # Errors
     /// `Corrupt`, `Io`.
+    #[cfg(feature = "inspect")]
     fn verify(&mut self) -> Result<Option<&'static str>> {
         Ok(None)
     }

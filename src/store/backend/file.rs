@@ -32,6 +32,7 @@ pub(crate) fn open(path: &Path) -> Result<Option<File>> {
 ///
 /// # Errors
 /// `NotAStore` for anything but a regular file, or a link to one; `Io`, also if there is none.
+#[cfg(feature = "inspect")]
 pub(crate) fn open_to_read(path: &Path) -> Result<File> {
     open_regular(path, OpenOptions::new().read(true)).map_err(|refusal| refusal.into_error("read", path))
 }

@@ -8,7 +8,7 @@
 //! After a failed commit, redb cannot know the state of its database: after an error of the disk, redb refuses every
 //! later change, and [`Redb`] refuses every later view as well.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io::{self, Read};
 use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -53,6 +53,7 @@ pub(crate) struct Redb {
 #[derive(Debug)]
 enum Location {
     Path(Place),
+    #[cfg_attr(not(feature = "inspect"), expect(dead_code, reason = "made by who looks, and by tests"))]
     Disk(Arc<dyn Disk>),
 }
 
@@ -121,6 +122,7 @@ impl Redb {
 
     /// Opens a file to read it, through a disk that keeps all writes to itself. With `verified`, every page is
     /// checked against its checksum before anything is read; without it, [`Backend::verify`] must be called first.
+    #[cfg(feature = "inspect")]
     pub(crate) fn look(disk: Arc<dyn Disk>, path: &Path, cache_bytes: usize, verified: bool) -> Result<Self> {
         let storage = Storage::of_disk(Arc::clone(&disk), Syncs::default());
         let open = || builder(cache_bytes).set_check_integrity_on_open(verified).create_with_backend(storage);
@@ -191,12 +193,14 @@ impl Backend for Redb {
         }
     }
 
+    #[cfg(feature = "inspect")]
     fn compact(&mut self) -> Result<()> {
         self.check("compact")?;
         while self.db.compact().map_err(|error| storage_error(&self.path, "compact", &error.into()))? {}
         Ok(())
     }
 
+    #[cfg(feature = "inspect")]
     fn verify(&mut self) -> Result<Option<&'static str>> {
         let whole = guard(&self.path, || self.db.check_integrity())?;
         Ok((!whole).then_some("page allocation mismatch"))
@@ -378,7 +382,12 @@ impl Syncs {
 
 #[derive(Debug)]
 enum Medium {
-    File { backend: FileBackend, file: File, directory: PathBuf },
+    File {
+        backend: FileBackend,
+        file: File,
+        directory: PathBuf,
+    },
+    #[cfg_attr(not(feature = "inspect"), expect(dead_code, reason = "made by who looks, and by tests"))]
     Disk(Arc<dyn Disk>),
 }
 
@@ -389,6 +398,7 @@ impl Storage {
         Ok(Self { medium, synced: AtomicBool::new(false), syncs })
     }
 
+    #[cfg(feature = "inspect")]
     fn of_disk(disk: Arc<dyn Disk>, syncs: Syncs) -> Self {
         Self { medium: Medium::Disk(disk), synced: AtomicBool::new(false), syncs }
     }
@@ -523,6 +533,7 @@ pub(crate) fn check_start(path: &Path, start: &[u8]) -> Result<bool> {
 /// It asks whether an owner's lock could be taken, without taking it where the system allows that: so an owner who
 /// opens the file at this moment is not refused. If only whole files can be locked, it holds a shared lock for a
 /// moment.
+#[cfg(feature = "inspect")]
 pub(crate) fn is_open_elsewhere(file: &File) -> io::Result<Option<bool>> {
     let backend = FileBackend::new(file.try_clone()?).map_err(io::Error::other)?;
     match backend.query_lock_range(Bound::Included(0), Bound::Included(0)) {
@@ -533,8 +544,8 @@ pub(crate) fn is_open_elsewhere(file: &File) -> io::Result<Option<bool>> {
     }
     match file.try_lock_shared() {
         Ok(()) => file.unlock().map(|()| Some(false)),
-        Err(TryLockError::WouldBlock) => Ok(Some(true)),
-        Err(TryLockError::Error(_)) => Ok(None),
+        Err(std::fs::TryLockError::WouldBlock) => Ok(Some(true)),
+        Err(std::fs::TryLockError::Error(_)) => Ok(None),
     }
 }
 

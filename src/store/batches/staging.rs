@@ -23,7 +23,7 @@ use super::super::attachments::queue::{put_file, queue_lines};
 use super::super::child_listings::{self, name_children, named};
 use super::super::cursors::{CursorWatch, check_moves};
 use super::super::findings::add_findings;
-use super::super::mend::kept::{keep_last_cursor, new_stream};
+use super::super::kept::{keep_last_cursor, new_stream};
 use super::super::most_read;
 use super::super::page::{NewChild, Page, PageParts, RejectedParts, to_json};
 use super::super::rejected::{check_not_ours, reject};

@@ -15,6 +15,9 @@
 //!
 //! A field is added with `#[serde(default)]`. If a field changes its meaning, that is a new version; the reader of
 //! the version before gets a file of its own, like [`version_1`](super::version_1).
+//!
+//! All of it is read with `serde_json::from_slice`: a second way to read it would be compiled a second time, which is
+//! slow.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -31,7 +34,7 @@ use crate::transfer::{Held, State};
 
 use super::super::digest::{Digest, KnownId};
 use super::super::findings::FindingPart;
-use super::super::mend::kept::KeptPart;
+use super::super::kept::KeptPart;
 use super::super::rejected::RejectedPart;
 use super::super::rows::{
     Activity, BatchRow, BatchState, ChildRow, ChildStreamRow, Dates, FailedRow, FileRow, LedgerAttachments,
@@ -906,7 +909,7 @@ impl FailedPart {
 impl Position {
     /// The JSON text of a position without its attachments.
     pub(in crate::store) fn without_attachments(json: &str) -> serde_json::Result<String> {
-        let mut position: Self = serde_json::from_str(json)?;
+        let mut position: Self = serde_json::from_slice(json.as_bytes())?;
         position.queue = QueuePart::default();
         serde_json::to_string(&position)
     }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::{Micros, Phase, Phases};
 
 use super::super::codec;
-use super::super::mend::kept::KeptPart;
+use super::super::kept::KeptPart;
 use super::super::rejected::RejectedPart;
 use super::form::{
     AnnouncedPart, ArtifactPart, Checkpoint, CountsPart, DatesPart, EventPart, FatePart, FilePart, IdHash,
@@ -191,7 +191,7 @@ struct Message {
 
 /// Reads the JSON text of a checkpoint of version 1.
 pub(super) fn read(json: &str) -> Result<Checkpoint, String> {
-    let mut whole: Whole = serde_json::from_str(json).map_err(|error| error.to_string())?;
+    let mut whole: Whole = serde_json::from_slice(json.as_bytes()).map_err(|error| error.to_string())?;
     let expected = std::mem::take(&mut whole.crc);
     let found = codec::checksum(&serde_json::to_vec(&whole).map_err(|error| error.to_string())?);
     if expected != found {

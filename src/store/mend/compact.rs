@@ -17,7 +17,7 @@ use super::super::backend::redb::is_open_elsewhere;
 use super::super::open::Store;
 use super::super::rows::ActRow;
 use super::super::tables::Tables;
-use super::kept::keep_act;
+use super::left::keep_act;
 use super::plan::invalid;
 
 /// What compacting a store saves.

@@ -38,7 +38,7 @@ use super::super::rows::{
 };
 use super::super::tables::{Change, FORMAT, Rows, Tables};
 
-use super::kept::acts_of;
+use super::super::kept::acts_of;
 use super::plan::{Plan, PlannedChange, changed_since, invalid, shown};
 use super::unit::{Known, note};
 

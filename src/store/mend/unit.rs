@@ -23,7 +23,8 @@ use super::super::rows::{
 };
 use super::super::tables::{Change, Rows};
 
-use super::kept::{STANDINGS_MAX, acts_by_unit, keep_act, last_cursor, standing};
+use super::super::kept::STANDINGS_MAX;
+use super::left::{acts_by_unit, keep_act, last_cursor, standing};
 use super::plan::{
     Act, Mend, NextRun, NextStream, Plan, PlannedChange, Requeue, RewindTo, SHOWN_CHARS, changed_since,
     invalid, shown, shown_json, some_of, value,

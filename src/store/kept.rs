@@ -9,7 +9,7 @@
 //! An operator's acts leave three things. Where the unit was rewound to (`rewound`) is removed when a run finishes.
 //! Cursors with which streams begin in the next run (`next_cursors`) are removed when that run finishes, and not
 //! before: if it is abandoned, the run after it begins with them again. What was done (`acts`) is kept by the id of
-//! the unit, so that it outlives the unit; the newest [`ACTS_MAX`] are kept.
+//! the unit, so that it outlives the unit.
 //!
 //! All of it is in a checkpoint too, as far as there is room ([`KeptPart`]): what does not fit is left out, the
 //! oldest first.
@@ -18,23 +18,18 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cut;
 use crate::error::Result;
 use crate::model::{Micros, Phase};
 
-use super::super::rows::{
+use super::rows::{
     ACTS, ActRow, BOOKMARKS, BookmarkRow, Json, Key, LAST_CURSORS, NEXT_CURSORS, NextCursorRow, Pace,
     REWOUND, RewoundRow, STANDING_BOOKMARKS, STANDINGS, STREAMS, StandingRow, StreamRow, UnitRow, name_of,
     number_of, run_key,
 };
-use super::super::tables::{Change, Rows};
+use super::tables::{Change, Rows};
 
 /// Finished runs of a unit whose bookmarks are kept.
 pub(in crate::store) const STANDINGS_MAX: usize = 8;
-/// The most acts of operators on a unit that are kept.
-const ACTS_MAX: usize = 64;
-/// Characters of the name of who did something.
-const BY_CHARS_MAX: usize = 200;
 /// Bytes that a checkpoint has for standings, for last cursors, and for acts.
 const STANDINGS_BYTES: usize = 20_000;
 const LAST_CURSORS_BYTES: usize = 10_000;
@@ -116,60 +111,9 @@ pub(in crate::store) fn new_stream(
     })
 }
 
-/// The state in which a run left its unit, and its bookmarks by stream; `None` if it is not kept.
-pub(super) fn standing(
-    rows: &impl Rows,
-    unit: u64,
-    run: u64,
-) -> Result<Option<(StandingRow, BTreeMap<String, BookmarkRow>)>> {
-    let key = run_key(unit, run);
-    let Some(row) = rows.get(&STANDINGS, &key)? else { return Ok(None) };
-    let bookmarks = rows.all(&STANDING_BOOKMARKS, &key)?;
-    let bookmarks: Result<_> =
-        bookmarks.into_iter().map(|(stream, row)| Ok((text(rows, &stream)?, row))).collect();
-    Ok(Some((row, bookmarks?)))
-}
-
-/// The last cursor that a stream had in a run that is over, if it is known.
-pub(super) fn last_cursor(rows: &impl Rows, unit: u64, stream: &str) -> Result<Option<String>> {
-    let prefix = Key::unit(unit);
-    let mut found = None;
-    for (tail, Json(json)) in rows.all(&LAST_CURSORS, &prefix)? {
-        if tail.get(8..) == Some(stream.as_bytes()) {
-            found = Some(json);
-        }
-    }
-    Ok(found)
-}
-
-/// Records what an operator did to a unit, or to the store if there is no unit. Its number is the newest's plus one.
-pub(super) fn keep_act(change: &Change<'_>, sync_unit: &str, row: &ActRow) -> Result<()> {
-    let prefix = acts_of(sync_unit);
-    let acts = change.all(&ACTS, &prefix)?;
-    let newest = acts.last().map(|(tail, _)| number(change, tail)).transpose()?.unwrap_or(0);
-    for (tail, _) in acts.iter().rev().skip(ACTS_MAX - 1) {
-        change.remove(&ACTS, &prefix.clone().and_number(number(change, tail)?))?;
-    }
-    let by = cut::to_chars(&row.by, BY_CHARS_MAX);
-    change.put(&ACTS, &prefix.and_number(newest + 1), &ActRow { by, ..row.clone() })
-}
-
 /// What operators did to a unit, the oldest first.
 pub(in crate::store) fn acts(rows: &impl Rows, sync_unit: &str) -> Result<Vec<ActRow>> {
     Ok(rows.all(&ACTS, &acts_of(sync_unit))?.into_iter().map(|(_, row)| row).collect())
-}
-
-/// What operators did to a unit, or to all units and the store, with the unit's id, which is empty for the store.
-pub(super) fn acts_by_unit(rows: &impl Rows, sync_unit: Option<&str>) -> Result<Vec<(String, ActRow)>> {
-    if let Some(id) = sync_unit {
-        return Ok(acts(rows, id)?.into_iter().map(|row| (id.to_owned(), row)).collect());
-    }
-    let mut found = Vec::new();
-    for (key, row) in rows.all(&ACTS, &Key::name(""))? {
-        let (id, _) = key.split_at(key.iter().position(|byte| *byte == 0).unwrap_or(key.len()));
-        found.push((text(rows, id)?, row));
-    }
-    Ok(found)
 }
 
 /// The key that holds all that operators did to a unit.
@@ -319,12 +263,14 @@ impl KeptPart {
     }
 }
 
-fn text(rows: &impl Rows, name: &[u8]) -> Result<String> {
+/// The text that a key ends in.
+pub(in crate::store) fn text(rows: &impl Rows, name: &[u8]) -> Result<String> {
     name_of(name)
         .map(str::to_owned)
         .map_err(|error| rows.tables().damaged("of streams", &Key::name(""), error.to_string()))
 }
 
-fn number(rows: &impl Rows, tail: &[u8]) -> Result<u64> {
+/// The number that a key ends in.
+pub(in crate::store) fn number(rows: &impl Rows, tail: &[u8]) -> Result<u64> {
     number_of(tail).map_err(|error| rows.tables().damaged("of runs", &Key::name(""), error.to_string()))
 }
