@@ -29,6 +29,8 @@ pub enum Call {
     LoadState,
     /// The worker state is saved.
     SaveState,
+    /// A call of the extractor to its own source: [`Life::source`](super::Life::source).
+    Source,
 }
 
 /// How a call is answered, if not as asked.
@@ -277,7 +279,7 @@ pub struct Schedule {
 }
 
 impl Call {
-    const ALL: [(Call, &'static str); 9] = [
+    const ALL: [(Call, &'static str); 10] = [
         (Call::Prepare, "prepare"),
         (Call::Upload, "upload"),
         (Call::Confirm, "confirm"),
@@ -287,6 +289,7 @@ impl Call {
         (Call::Download, "download"),
         (Call::LoadState, "load-state"),
         (Call::SaveState, "save-state"),
+        (Call::Source, "source"),
     ];
 }
 

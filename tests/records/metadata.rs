@@ -642,7 +642,7 @@ fn link_naming_names_values_of_an_enum() {
         json!("type"),
         rule,
         &path(".link_type_field"),
-        &["no field"],
+        &["not a field"],
     );
     error(&format!("{naming}/link_type_field"), json!("~"), rule, &path(""), &["link_type_field is missing"]);
     error(
