@@ -448,7 +448,7 @@ fn the_dump_shows_findings_by_item_type_and_rule() {
         issues: warning: record "odd\u{202e}": data.size: the control character U+001B is in the text;
           remove it: text does not need it, and some databases refuse U+0000
     "#);
-    assert!(place.dump(&[]).contains("! records are not what the metadata declares: 4 errors"));
+    assert!(place.dump(&[]).contains("! records do not match the metadata: 4 errors"));
     // A record's findings are those that name it, not those of one whose id begins so.
     let found = |id: &str| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_highwater-dump"));

@@ -493,7 +493,7 @@ fn nothing_is_done_without_a_yes_while_it_is_open_elsewhere_or_where_the_platfor
     assert!(!place.dir.path().join("not-there.redb").exists());
     std::fs::create_dir(place.dir.path().join("copies")).unwrap();
     let said = place.shows(&["reset", "state.redb", UNIT, "--yes", "--backup", "copies"]);
-    assert!(said.contains("done; as it was before: copies/state.redb.before-reset-2"), "{said}");
+    assert!(said.contains("done; the copy from before: copies/state.redb.before-reset-2"), "{said}");
     let said = place.shows(&["abandon", "state.redb", UNIT, "--yes"]);
     assert!(said.contains("no run is open") && said.contains("nothing was changed"), "{said}");
 }
@@ -647,7 +647,7 @@ fn what_differs_is_said_in_words_and_what_was_done_is_listed() {
     let (place, runs) = Place::with_runs(3);
     std::fs::copy(place.store(), place.dir.path().join("before.redb")).unwrap();
     assert_eq!(place.shows(&["diff", "before.redb", "state.redb"]), "nothing differs\n");
-    assert_eq!(place.shows(&["acts", "state.redb"]), "nothing was done by hand\n");
+    assert_eq!(place.shows(&["acts", "state.redb"]), "nothing was changed by hand\n");
     place.mends(&["rewind", "state.redb", UNIT, "--to", &runs[0], "--by", "somebody"]);
     place.open().sync_unit("another").unwrap().begin().unwrap();
     let said = place.shows(&["diff", "before.redb", "state.redb"]);
