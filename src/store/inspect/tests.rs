@@ -495,9 +495,12 @@ const BROKEN: &[Broken] = &[
     ("runs: run second: 1 pages are counted, but its streams have 2", |change| {
         alter_stream(change, |stream| stream.pages += 1);
     }),
-    ("streams: stream issues of run second: its cursor and whether it is exhausted contradict each other", |change| {
-        alter_stream(change, |stream| stream.exhausted = true);
-    }),
+    (
+        "streams: stream issues of run second: its cursor and whether it is exhausted contradict each other",
+        |change| {
+            alter_stream(change, |stream| stream.exhausted = true);
+        },
+    ),
     ("streams: stream issues of run second: its cursor is not JSON", |change| {
         alter_stream(change, |stream| stream.cursor = Some("{".to_owned()));
     }),
