@@ -208,7 +208,7 @@ mod tests {
     #[test]
     fn calls_to_the_source_fail_are_slow_and_are_killed_by_schedule() {
         for explore in [Explore::new(), Explore::new().without_disk()] {
-            let report = explore.states(3_000).run(|life| TwoCalls { life: life.clone(), is_half: false });
+            let report = explore.states(600).run(|life| TwoCalls { life: life.clone(), is_half: false });
             assert!(report.failure.is_none(), "{report}");
             for fault in [
                 "429",
@@ -227,7 +227,7 @@ mod tests {
 
     #[test]
     fn a_page_that_is_returned_although_a_call_of_it_failed_is_found() {
-        let report = Explore::new().states(3_000).run(|life| TwoCalls { life: life.clone(), is_half: true });
+        let report = Explore::new().states(600).run(|life| TwoCalls { life: life.clone(), is_half: true });
         let failure = report.failure.expect("it is found");
         assert!(failure.violation.what.contains("its call \"users\" failed"), "{}", failure.violation.what);
         assert!(failure.schedule.to_string().contains("source"), "{}", failure.schedule);

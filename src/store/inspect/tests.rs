@@ -533,13 +533,13 @@ const BROKEN: &[Broken] = &[
     ("batches: batch 3 of run second: its state and its artifact id contradict each other", |change| {
         alter_batch(change, 3, |batch| batch.artifact = None);
     }),
-    ("batches: batch 1 of run second: it is announced by message 9, which is not there", |change| {
+    ("batches: batch 1 of run second: it is announced by message 9, which is missing", |change| {
         alter_batch(change, 1, |batch| batch.state = BatchState::Announced(9));
     }),
     ("messages: message 3 announces 1 artifacts, but names 0 batches", |change| {
         alter_batch(change, 1, |batch| batch.state = BatchState::Confirmed);
     }),
-    ("batches: batch 1 of run second: it is announced by message 3, which is not there", |change| {
+    ("batches: batch 1 of run second: it is announced by message 3, which is missing", |change| {
         alter_message(change, 3, |message| message.fate = MessageFate::Proven);
     }),
     ("chunks: chunk 1 of issues: 1 lines instead of 3", |change| {
