@@ -1,7 +1,6 @@
 //! What befalls each schedule of an exploration: nothing but a rate limit in the first, then one of everything in turn,
 //! and some at random.
 
-use super::calls;
 use super::disk::DiskOperation;
 use super::schedule::{Act, Call, CallFault, Setting};
 
@@ -47,7 +46,6 @@ pub(super) fn acts_of(number: u64, has_disk: bool, rng: &mut fastrand::Rng) -> V
     for at in [turn * 2, turn * 2 + 1].into_iter().chain(by_chance) {
         acts.extend(all.get(at % all.len()).into_iter().flatten());
     }
-    acts.extend(calls::acts_of(number));
     acts
 }
 

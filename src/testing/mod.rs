@@ -8,7 +8,6 @@
 //! image is a disk again ([`Image::disk`]), on which the next life runs, and may crash again. All randomness comes from a
 //! seed that the caller gives.
 
-mod calls;
 mod catalogue;
 pub mod conformance;
 mod controls;
@@ -33,7 +32,6 @@ pub use crate::store::backend::contract::{
 };
 pub use crate::store::backend::memory::{LostAnswer, Memory};
 pub use crate::store::backend::redb::{redb_on_disk, redb_on_file};
-pub use calls::SourceFault;
 pub use controls::Uploads;
 pub use crash::{CrashImage, CrashImages, CrashPoint, Kept, Moment, Recording, Sampling};
 pub use disk::{DiskOperation, Fault, FaultCounts, SIM_DISK_BYTES_MAX, SimDisk};

@@ -29,8 +29,6 @@ pub enum Call {
     LoadState,
     /// The worker state is saved.
     SaveState,
-    /// A call of the extractor to its own source: [`Life::source`](super::Life::source).
-    Source,
 }
 
 /// How a call fails.
@@ -48,8 +46,7 @@ pub enum CallFault {
     Busy(Option<u32>),
     /// A final 4xx. For a page: the cursor has expired; for an attachment: it is gone.
     Refused(u16),
-    /// The answer is lost, and it takes effect later: before the next call. For a page: it fails midway; for a call
-    /// to the source: it is slow.
+    /// The answer is lost, and it takes effect later: before the next call. For a page: it fails midway.
     Late,
     /// A status that neither confirms nor refuses, such as 408 or 425, or a redirect, which is not followed.
     Status {
@@ -281,7 +278,7 @@ pub struct Schedule {
 }
 
 impl Call {
-    const ALL: [(Call, &'static str); 10] = [
+    const ALL: [(Call, &'static str); 9] = [
         (Call::Prepare, "prepare"),
         (Call::Upload, "upload"),
         (Call::Confirm, "confirm"),
@@ -291,7 +288,6 @@ impl Call {
         (Call::Download, "download"),
         (Call::LoadState, "load-state"),
         (Call::SaveState, "save-state"),
-        (Call::Source, "source"),
     ];
 }
 

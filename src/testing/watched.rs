@@ -95,7 +95,6 @@ impl<E: Extractor> Extractor for Watched<E> {
             }
             page => page?,
         };
-        self.check_whole();
         let next = page.next_json()?;
         let (lines, rejected) = self.split(context, &page)?;
         self.hand_out(HandOut {
@@ -128,7 +127,6 @@ impl<E: Extractor> Extractor for Watched<E> {
     ) -> Result<Page<E::Cursor>, SourceError> {
         self.befall_page()?;
         let page = self.extractor.refetch(context, item_type, ids)?;
-        self.check_whole();
         let (lines, rejected) = self.split(context, &page)?;
         let asked: Vec<Named> = ids.iter().map(|id| (item_type.to_owned(), id.clone())).collect();
         self.hand_out(HandOut {
@@ -221,7 +219,6 @@ impl<E: Extractor> Watched<E> {
     /// Applies the schedule's faults to a page.
     fn befall_page(&self) -> Result<(), SourceError> {
         let mut inner = self.life.world.lock();
-        inner.failed_source_calls.clear();
         if inner.dies_now() {
             return Err("simulated: the process is dead".into());
         }
@@ -247,13 +244,6 @@ impl<E: Extractor> Watched<E> {
             });
         }
         Ok(())
-    }
-
-    /// Checks that the page that was returned has the result of each of its calls to the source.
-    fn check_whole(&self) {
-        if let Some(what) = self.life.world.lock().left_out_of_page() {
-            self.violated(Violation { kind: Broken::Lost, what });
-        }
     }
 
     /// Records a page.

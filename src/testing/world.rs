@@ -20,7 +20,6 @@ use crate::clock::{Clock, VirtualClock};
 use crate::error::Result;
 use crate::model::StateLimits;
 
-use super::calls::SourceFault;
 use super::disk::SimDisk;
 use super::schedule::{Act, Call, CallFault, Setting};
 
@@ -121,9 +120,6 @@ pub(super) struct Outside {
     pub(super) streams: BTreeMap<OfRun, StreamEnds>,
     /// Those that are being read, the newest last. Not in the journal: no stream outlives its life.
     pub(super) open_streams: Vec<OfRun>,
-    /// Calls of the current page to the source that failed and were not repeated with success. Not in the journal: no
-    /// page outlives its life.
-    pub(super) failed_source_calls: BTreeMap<String, SourceFault>,
     pub(super) deaths: u64,
     /// Calls that failed, of any kind; and those of an upload's way.
     pub(super) failed_calls: u64,
@@ -375,7 +371,6 @@ impl World {
                 runs: Vec::new(),
                 streams: BTreeMap::new(),
                 open_streams: Vec::new(),
-                failed_source_calls: BTreeMap::new(),
                 deaths: 0,
                 failed_calls: 0,
                 failures: 0,
