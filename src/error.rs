@@ -253,6 +253,12 @@ pub enum Error {
         /// The platform's answer.
         reason: String,
     },
+    /// The invocation was asked to stop before it could answer. Nothing was sent: serve the same event again to resume.
+    #[error("asked to stop before {event_type} was answered: nothing was sent; serve the same event again")]
+    Stopped {
+        /// The event type of the event.
+        event_type: String,
+    },
     /// The platform did not accept a message. It stays sealed, so serve the same event again. If it was refused for
     /// good, its artifacts go into the next message.
     #[error("the message {message} was not accepted: {reason}")]
@@ -307,9 +313,10 @@ impl Error {
             | Error::Event { .. } => ErrorKind::Invalid,
             Error::Fetch { .. } => ErrorKind::Fetch,
             Error::Fenced { .. } | Error::StaleEvent { .. } | Error::Replaced { .. } => ErrorKind::Fenced,
-            Error::NotDelivered { .. } | Error::NotFetched { .. } | Error::NotSaved { .. } => {
-                ErrorKind::Retry
-            }
+            Error::NotDelivered { .. }
+            | Error::NotFetched { .. }
+            | Error::NotSaved { .. }
+            | Error::Stopped { .. } => ErrorKind::Retry,
         }
     }
 

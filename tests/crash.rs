@@ -169,6 +169,19 @@ fn a_run_that_an_empty_store_takes_for_the_past_is_given_up_and_the_next_is_whol
 }
 
 /// Listings under listings, and pages of several at once: each child listing that was named is read to its end, once.
+/// A worker that is asked to stop ends with PROGRESS, or with nothing said: wherever that is, and also if it is killed then.
+#[test]
+fn workers_that_are_asked_to_stop_lose_and_repeat_nothing() {
+    for settings in [&[][..], &[Setting::Children, Setting::AtOnce]] {
+        let acts = settings.iter().map(|setting| Act::With(*setting));
+        let stops = (2..150).step_by(13).map(|changes| Act::Stop { changes });
+        let report = Explore::new().states(150).with_acts(acts.chain(stops)).run(SimSource::new);
+        println!("{report}");
+        assert!(report.failure.is_none(), "{settings:?}: {report}");
+        assert!(report.faults.get("worker/stopped").is_some_and(|&times| times >= 8), "{report}");
+    }
+}
+
 #[test]
 fn child_listings_and_several_at_once_are_announced_exactly_once() {
     for settings in [&[Setting::Children][..], &[Setting::AtOnce], &[Setting::Children, Setting::AtOnce]] {

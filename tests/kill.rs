@@ -1,5 +1,5 @@
-//! The promise, on a real disk and with real processes: a worker is killed with SIGKILL at any moment, over and over,
-//! and the platform goes on as platforms do. Renames and directory syncs are proven only here.
+//! The promise, on a real disk and with real processes: a worker is killed with SIGKILL at any moment, over and over, or
+//! told to end with SIGTERM, and the platform goes on as platforms do. Renames and directory syncs are proven only here.
 //!
 //! The worker is this binary, started again with an event in its environment. The oracle reads nothing but the
 //! platform's directory.
@@ -12,13 +12,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use highwater::airdrop::{
-    Context, Event, ExternalSyncUnit, Extractor, Listing, OutcomeKind, Serve, SourceError,
+    Context, Event, ExternalSyncUnit, Extractor, Listing, OutcomeKind, Serve, SourceError, StopToken,
 };
-use highwater::{Clock, Page, Record, Store, SystemClock};
+use highwater::{Clock, Error, Page, Record, Store, SystemClock};
 use highwater_airdrop::{Local, SyncSettings};
 use serde_json::{Value, json};
 
@@ -28,6 +29,10 @@ const EVENT: &str = "HIGHWATER_TEST_EVENT";
 const PAGE_TAKES: &str = "HIGHWATER_TEST_PAGE_TAKES";
 /// Milliseconds that a worker waits for the store.
 const STORE_WAIT: &str = "HIGHWATER_TEST_STORE_WAIT";
+
+/// What a worker prints once it can be told to end, and if it was.
+const LISTENS: &str = "listens to SIGTERM";
+const WAS_TOLD: &str = "was told to end";
 
 const STREAMS: [(&str, u32); 3] = [("issues", 31), ("comments", 17), ("links", 1)];
 const PAGE_ITEMS: u32 = 53;
@@ -104,14 +109,26 @@ fn expected() -> BTreeSet<String> {
 #[test]
 fn worker() {
     let Ok(text) = std::env::var(EVENT) else { return };
+    let told = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(signal_hook::consts::SIGTERM, Arc::clone(&told)).unwrap();
+    println!("{LISTENS}");
+    let stop = StopToken::from(told);
     let dir = std::env::var(DIR).unwrap();
     let event = Event::from_json(&text).unwrap();
     let wait = Duration::from_millis(number(STORE_WAIT, 5000));
     let store = Store::options().batch_items(97).wait(wait).open(Path::new(&dir).join("state.redb"));
     let store = store.unwrap_or_else(|error| panic!("cannot open the store: {error}"));
     let local = Local::open(&dir).unwrap();
-    let serve = Serve::new().budget(Duration::from_millis(120)).lanes(LANES);
-    let outcome = serve.serve(&store, &local, &Generated { reading: AtomicU64::new(0) }, &event).unwrap();
+    let serve = Serve::new().budget(Duration::from_millis(120)).lanes(LANES).stop_token(stop.clone());
+    let served = serve.serve(&store, &local, &Generated { reading: AtomicU64::new(0) }, &event);
+    if stop.is_stopped() {
+        println!("{WAS_TOLD}");
+    }
+    // The same event comes again.
+    if matches!(served, Err(Error::Stopped { .. })) {
+        return;
+    }
+    let outcome = served.unwrap();
     assert_ne!(outcome.kind, OutcomeKind::Error, "{:?}", outcome.message);
 }
 
@@ -272,6 +289,41 @@ fn every_record_is_announced_exactly_once_however_often_the_worker_is_killed() {
         expected().len()
     );
     assert!(kills >= 100, "{kills} kills prove little");
+}
+
+#[test]
+fn a_worker_that_is_told_to_end_hands_over_what_it_has_and_the_run_goes_on_after_it() {
+    let seed = number("HIGHWATER_KILL_SEED", fastrand::u64(..1 << 32));
+    println!("seed {seed}");
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("worker.log");
+    let clock = SystemClock::new();
+    let local = Local::open(dir.path()).unwrap();
+    local.begin_sync(&settings(), &clock).unwrap();
+    let (mut lives, mut told) = (0, 0);
+    while let Some(event) = local.next_event(&settings(), &clock).unwrap() {
+        lives += 1;
+        assert!(lives < 1_000, "it comes to no end");
+        let dir = dir.path().to_str().unwrap();
+        let slow = [(DIR, dir), (EVENT, &*event.json), (PAGE_TAKES, "10")];
+        let mut worker = start("worker", &log, &slow);
+        while !fs::read_to_string(&log).unwrap().contains(LISTENS) {
+            assert!(worker.try_wait().unwrap().is_none(), "{}", fs::read_to_string(&log).unwrap());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_micros(rng.u64(..90_000)));
+        if worker.try_wait().unwrap().is_none() {
+            signal("TERM", &worker);
+        }
+        // It ends by itself, and well.
+        assert_eq!(ended(&mut worker, &log).code(), Some(0));
+        told += usize::from(fs::read_to_string(&log).unwrap().contains(WAS_TOLD));
+    }
+    println!("lives={lives} told={told}");
+    assert!(told >= 5, "{told} of {lives} workers were told to end");
+    // No upload is left behind either: there was time for all of them.
+    assert_eq!(check(dir.path(), 0, &BTreeSet::new()), 1);
 }
 
 /// Not a test of its own: makes stores, one after the other.

@@ -54,6 +54,15 @@ fn every_record_is_announced_exactly_once_without_a_disk() {
 }
 
 #[test]
+fn workers_that_are_asked_to_stop_lose_and_repeat_nothing_without_a_disk() {
+    let stops = (2..150).step_by(17).map(|changes| Act::Stop { changes });
+    let report = Explore::new().without_disk().states(12).with_acts(stops).run(SimSource::new);
+    println!("{report}");
+    assert!(report.failure.is_none(), "{report}");
+    assert!(report.faults.get("worker/stopped").is_some_and(|&times| times >= 8), "{report}");
+}
+
+#[test]
 fn child_listings_and_several_at_once_are_announced_exactly_once_without_a_disk() {
     for settings in [&[Setting::Children][..], &[Setting::Children, Setting::AtOnce]] {
         let acts = settings.iter().map(|setting| Act::With(*setting));

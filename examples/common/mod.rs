@@ -6,9 +6,13 @@ use std::error::Error;
 use std::io::{self, Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
-use highwater::airdrop::{Event, Outcome, OutcomeKind};
+use highwater::airdrop::{Event, Outcome, OutcomeKind, StopToken};
 use serde_json::Value;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 
 pub(crate) type Failure = Box<dyn Error + Send + Sync>;
 
@@ -45,6 +49,18 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
+}
+
+/// Asks invocations to stop when this process is told to end: by SIGTERM, as platforms send it a while before they kill, or
+/// by Ctrl-C. Told a second time, it ends at once.
+pub(crate) fn stop_when_told() -> Result<StopToken, Failure> {
+    let told = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        // In this order, so that the first one finds the flag not yet set.
+        flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&told))?;
+        flag::register(signal, Arc::clone(&told))?;
+    }
+    Ok(StopToken::from(told))
 }
 
 /// Reads the event of `--event`; `-` is standard input.

@@ -115,6 +115,9 @@ impl Invocation<'_> {
             }
         }
         if !phase.continues() {
+            if self.deadlines.is_stopped() && matches!(ending, Ending::Progress | Ending::Delay { .. }) {
+                return Err(self.stopped());
+            }
             ending = match ending {
                 Ending::Progress => Ending::failed(&format!(
                     "not all of the {phase} could be uploaded in this invocation, and its phase has no CONTINUE"
@@ -303,7 +306,7 @@ impl Invocation<'_> {
             body: message.body.clone(),
         };
         let may = || self.store.ensure_in_place();
-        match attempts_while(self.clock, self.hard_at(), self.seed, may, || self.platform.send(&sealed)) {
+        match attempts_while(&self.deadlines, self.seed, may, || self.platform.send(&sealed)) {
             Ok(()) => {
                 info!(event_type = message.event_type, artifacts = message.artifacts, "message delivered");
                 Ok(Sent::Accepted)

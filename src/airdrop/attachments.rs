@@ -28,6 +28,7 @@ use super::answer::{MessageDetails, Outcome};
 use super::attempt::{Attempt, AttemptResult, attempt};
 use super::body::{Failure, Flaw, upload_attachment};
 use super::context::Context;
+use super::deadlines::Deadlines;
 use super::delivery::{Delivery, Halt, POLL};
 use super::event::Event;
 use super::extractor::{AttachmentError, Extractor, caught};
@@ -72,19 +73,16 @@ impl Invocation<'_> {
         if let Err(stop) = self.take_up_queue(context) {
             return self.conclude(run, keeper, Phase::Attachments, delivery, Err(stop), details);
         }
-        let (abort_at, hard) = (self.abort_at(), self.hard_at());
         let at_once = self.settings.attachments_at_once;
         let settings = QueueSettings {
             at_once,
             tries_max: self.settings.attachment_tries,
             wait_up_to: self.settings.wait_up_to,
-            soft: context.soft_at,
-            abort_at,
-            hard,
+            deadlines: &self.deadlines,
         };
         let upload = |attachment: &_| {
             let open = || caught(|| extractor.open_attachment(context, attachment));
-            upload_attachment(attachment, open, self.platform, self.clock, abort_at)
+            upload_attachment(attachment, open, self.platform, self.clock, &self.deadlines)
         };
         let attempt = |call: Attempt| attempt(self.platform, Some(&upload), &call);
         let work_off = |lanes: Lanes<'_, Attempt, AttemptResult>| {
@@ -101,12 +99,6 @@ impl Invocation<'_> {
         }
     }
 
-    /// Elapsed time from which no attachment is read any further: the time after it is for the last batch, the
-    /// confirms and the message.
-    pub(super) fn abort_at(&self) -> Duration {
-        self.soft_at() + self.hard_at().saturating_sub(self.soft_at()).mul_f64(0.75)
-    }
-
     /// Makes the queue of attachments ready. If a checkpoint or a state of the TypeScript SDK restored the run, it is
     /// rebuilt from the artifacts that announced them.
     fn take_up_queue(&self, context: &Context<'_>) -> Result<(), Stop> {
@@ -117,26 +109,29 @@ impl Invocation<'_> {
         context.run.inherit_files(&inherited.artifact_ids)?;
         let files = context.run.files_to_load()?;
         for (read, (seq, artifact)) in files.iter().enumerate() {
-            if self.clock.elapsed() >= self.abort_at() {
+            if self.deadlines.is_stopped() {
+                return Err(Ending::Progress.into());
+            }
+            if self.clock.elapsed() >= self.deadlines.abort_at() {
                 return Err(self.remake_cut(context.run, read, files.len())?);
             }
             let unreadable = |reason: &str| {
                 let unit = context.run.sync_unit();
                 let what = format!("artifact {artifact} with attachments of {unit} cannot be read");
-                Stop::failed(&format!("{what}: {reason}"))
+                format!("{what}: {reason}")
             };
             let lines = self
                 .attempt(|| self.lines_of(artifact))
-                .map_err(|gave_up| unreadable(&gave_up.to_string()))?;
+                .map_err(|gave_up| self.gave_up(&gave_up, |reason| unreadable(&reason.to_string())))?;
             context.run.load_file(*seq, &lines, |place, at, line| inherited.judge(place, at, line)).map_err(
                 |error| match error.kind() {
-                    ErrorKind::Invalid => unreadable(&chain(&error)),
+                    ErrorKind::Invalid => Stop::failed(&unreadable(&chain(&error))),
                     _ => error.into(),
                 },
             )?;
         }
         context.run.queue_rebuilt()?;
-        if !files.is_empty() && self.clock.elapsed() >= self.abort_at() {
+        if !files.is_empty() && self.clock.elapsed() >= self.deadlines.abort_at() {
             // The queue is complete, but no attachment may begin any more.
             return Err(self.remake_cut(context.run, files.len(), files.len())?);
         }
@@ -191,15 +186,11 @@ impl Invocation<'_> {
     }
 }
 
-struct QueueSettings {
+struct QueueSettings<'q> {
     at_once: usize,
     tries_max: u32,
     wait_up_to: Duration,
-    /// Elapsed times: after which no attachment begins except the first; after which none begins; after which no call
-    /// is retried.
-    soft: Duration,
-    abort_at: Duration,
-    hard: Duration,
+    deadlines: &'q Deadlines<'q>,
 }
 
 /// The queue of attachments, as one invocation processes it.
@@ -209,7 +200,7 @@ struct Queue<'q, 'a> {
     run: &'q Run,
     clock: &'q dyn Clock,
     delivery: &'q mut Delivery<'a>,
-    settings: QueueSettings,
+    settings: QueueSettings<'q>,
     /// Read from the queue and not begun; nothing was read from `next` on.
     upcoming: VecDeque<Pending>,
     next: u64,
@@ -236,7 +227,7 @@ impl<'q, 'a> Queue<'q, 'a> {
         run: &'q Run,
         clock: &'q dyn Clock,
         delivery: &'q mut Delivery<'a>,
-        settings: QueueSettings,
+        settings: QueueSettings<'q>,
     ) -> Self {
         Self {
             event,
@@ -267,7 +258,9 @@ impl<'q, 'a> Queue<'q, 'a> {
                 if self.delivery.unsaved_attachments() > 0 && self.delivery.save_due() {
                     self.delivery.save()?;
                 }
-                if self.delivery.attachments_in_flight() > 0 && self.clock.elapsed() >= self.settings.hard {
+                let deadlines = self.settings.deadlines;
+                let leave_at = deadlines.leave_at().unwrap_or_else(|| deadlines.hard_at());
+                if self.delivery.attachments_in_flight() > 0 && self.clock.elapsed() >= leave_at {
                     return Err(self.ending().into());
                 }
             } else if self.delivery.unsaved_attachments() > 0 {
@@ -275,9 +268,9 @@ impl<'q, 'a> Queue<'q, 'a> {
                     return Err(self.ending().into());
                 }
             } else if let Some(ready_at) = self.next_ready(stopped)
-                && ready_at < self.settings.hard
+                && ready_at < self.settings.deadlines.hard_at()
             {
-                self.clock.sleep(ready_at.saturating_sub(self.clock.elapsed()));
+                self.settings.deadlines.sleep(ready_at.saturating_sub(self.clock.elapsed()));
             } else if stopped || self.delivery.attachments() > 0 {
                 return Err(self.ending().into());
             } else if self.run.take_up_requeued(self.delivery.keeps_checkpoints())? == 0 {
@@ -344,9 +337,10 @@ impl<'q, 'a> Queue<'q, 'a> {
             || self.platform_failure.is_some()
             || self.asked_to_wait.is_some()
             || self.delivery.halt().is_some()
+            || self.settings.deadlines.is_stopped()
             || self.is_late()
             // It would be aborted at once.
-            || self.clock.elapsed() >= self.settings.abort_at
+            || self.clock.elapsed() >= self.settings.deadlines.abort_at()
     }
 
     /// Whether this invocation can accept no more.
@@ -356,7 +350,7 @@ impl<'q, 'a> Queue<'q, 'a> {
 
     /// Whether the soft deadline is over, for all but the first attachment.
     fn is_late(&self) -> bool {
-        self.begun_any && self.clock.elapsed() >= self.settings.soft
+        self.begun_any && self.clock.elapsed() >= self.settings.deadlines.soft_at()
     }
 
     /// Takes attachments out of the queue: as many as the lanes can soon use.
@@ -381,7 +375,11 @@ impl<'q, 'a> Queue<'q, 'a> {
     fn next_ready(&self, stopped: bool) -> Option<Duration> {
         let ready_at = self.delivery.next_attachment_call(!stopped)?;
         // The soft deadline is a reason to check again, once an attachment has begun.
-        Some(if stopped || !self.begun_any { ready_at } else { ready_at.min(self.settings.soft) })
+        Some(if stopped || !self.begun_any {
+            ready_at
+        } else {
+            ready_at.min(self.settings.deadlines.soft_at())
+        })
     }
 
     /// Decides what to do about an attachment that could not be uploaded.
@@ -389,7 +387,7 @@ impl<'q, 'a> Queue<'q, 'a> {
         let reason = self.event.hide_secrets(&failure.to_string());
         match failure {
             Failure::Source(AttachmentError::RateLimited { after }) => {
-                let left = self.settings.soft.saturating_sub(self.clock.elapsed());
+                let left = self.settings.deadlines.soft_at().saturating_sub(self.clock.elapsed());
                 let waits = self.waits.entry(number).or_insert(ShortWaits::new(self.settings.wait_up_to));
                 match waits.next(after, left, false) {
                     Ok(wait) => self.delivery.put_off(UploadNo::Attachment(number), wait),
@@ -399,7 +397,9 @@ impl<'q, 'a> Queue<'q, 'a> {
                     }
                 }
             }
-            Failure::Body(Flaw::Aborted) if !self.had_most_of_it(number) => {
+            Failure::Body(Flaw::Aborted)
+                if self.settings.deadlines.is_stopped() || !self.had_most_of_it(number) =>
+            {
                 self.delivery.leave(UploadNo::Attachment(number));
             }
             Failure::Source(AttachmentError::Gone { .. } | AttachmentError::Denied { .. })

@@ -6,13 +6,13 @@
 
 use std::fmt;
 use std::io::{self, Read};
-use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::error::chain;
 use crate::model::ArtifactId;
 use crate::record::Attachment;
 
+use super::deadlines::Deadlines;
 use super::extractor::{AttachmentBody, AttachmentError};
 use super::lanes::guarded;
 use super::platform::{Body, Platform, PlatformError, Upload};
@@ -80,7 +80,7 @@ pub(crate) fn upload_attachment(
     open: impl FnOnce() -> Result<AttachmentBody, AttachmentError>,
     platform: &dyn Platform,
     clock: &dyn Clock,
-    abort_at: Duration,
+    deadlines: &Deadlines<'_>,
 ) -> Result<ArtifactId, Failure> {
     let body = open().map_err(Failure::Source)?;
     match body.length_bytes {
@@ -90,7 +90,7 @@ pub(crate) fn upload_attachment(
     }
     let content_type = body.content_type.as_deref().or(attachment.content_type.as_deref());
     let mut reader =
-        Watched { reader: body.reader, declared: body.length_bytes, found: 0, clock, abort_at, flaw: None };
+        Watched { reader: body.reader, declared: body.length_bytes, found: 0, clock, deadlines, flaw: None };
     let uploaded = guarded(|| {
         platform.upload(Upload {
             file_name: &attachment.file_name,
@@ -111,13 +111,13 @@ struct Watched<'a> {
     declared: Option<u64>,
     found: u64,
     clock: &'a dyn Clock,
-    abort_at: Duration,
+    deadlines: &'a Deadlines<'a>,
     flaw: Option<Flaw>,
 }
 
 impl Watched<'_> {
     fn read_on(&mut self, buffer: &mut [u8]) -> Result<usize, Flaw> {
-        if self.clock.elapsed() >= self.abort_at {
+        if self.clock.elapsed() >= self.deadlines.abort_at() {
             return Err(Flaw::Aborted);
         }
         let broken = |error: io::Error| Flaw::Broken(error.to_string());

@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::model::RunId;
 use crate::store::Run;
 
+use super::deadlines::Deadlines;
 use super::event::Event;
 use super::sdk::Scope;
 use super::window::Window;
@@ -21,7 +22,7 @@ pub struct Context<'a> {
     pub(super) event: &'a Event,
     pub(super) run: &'a Run,
     pub(super) clock: &'a dyn Clock,
-    pub(super) soft_at: Duration,
+    pub(super) deadlines: &'a Deadlines<'a>,
     pub(super) window: Option<Window>,
     pub(super) scope: Scope,
     pub(super) connector_state: Option<Value>,
@@ -110,8 +111,9 @@ impl Context<'_> {
         self.connector_state.as_ref()
     }
 
-    /// How much of the [budget](super::Serve::budget) for pages is left in this invocation.
+    /// How much of the [budget](super::Serve::budget) for pages is left in this invocation; zero once it was
+    /// [asked to stop](super::Serve::stop_token). A page that takes long may look, and end with what it has.
     pub fn time_left(&self) -> Duration {
-        self.soft_at.saturating_sub(self.clock.elapsed())
+        self.deadlines.soft_at().saturating_sub(self.clock.elapsed())
     }
 }

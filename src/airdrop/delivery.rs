@@ -29,6 +29,7 @@ use crate::transfer::{Event, Rules, State, ToDo, Why};
 
 use super::attempt::{Attempt, AttemptResult, Call};
 use super::body::Failure;
+use super::deadlines::Deadlines;
 use super::in_flight::{InFlight, MessageSize, UploadNo, What, entry, line, name};
 use super::keeper::Keeper;
 use super::lanes::Lanes;
@@ -61,8 +62,6 @@ pub(crate) struct DeliverySettings {
     pub(crate) batches_at_once: usize,
     pub(crate) attachments_at_once: usize,
     pub(crate) seed: u64,
-    /// Elapsed time after which no retry starts.
-    pub(crate) hard: Duration,
     /// Whether uploads are confirmed; external sync units are not.
     pub(crate) confirms: bool,
     /// Bytes of the message without artifacts.
@@ -94,12 +93,11 @@ struct Calls {
 pub(crate) struct Delivery<'a> {
     run: &'a Run,
     clock: &'a dyn Clock,
+    deadlines: &'a Deadlines<'a>,
     lanes: Lanes<'a, Attempt, AttemptResult>,
     keeper: Option<&'a Keeper<'a>>,
     batch_rules: Rules,
     attachment_rules: Rules,
-    /// Elapsed time after which no retry starts.
-    hard: Duration,
     chance: fastrand::Rng,
     uploads: BTreeMap<UploadNo, InFlight>,
     batches: Calls,
@@ -122,6 +120,7 @@ impl<'a> Delivery<'a> {
     pub(crate) fn new(
         run: &'a Run,
         clock: &'a dyn Clock,
+        deadlines: &'a Deadlines<'a>,
         lanes: Lanes<'a, Attempt, AttemptResult>,
         keeper: Option<&'a Keeper<'a>>,
         settings: &DeliverySettings,
@@ -130,11 +129,11 @@ impl<'a> Delivery<'a> {
         let mut this = Self {
             run,
             clock,
+            deadlines,
             lanes,
             keeper,
             batch_rules: run.batch_rules(settings.confirms, keeper.is_some()),
             attachment_rules: run.attachment_rules(keeper.is_some()),
-            hard: settings.hard,
             chance: fastrand::Rng::with_seed(settings.seed),
             uploads: BTreeMap::new(),
             batches: calls(settings.batches_at_once),
@@ -247,14 +246,20 @@ impl<'a> Delivery<'a> {
 
     /// Waits until a call ends, or a batch is due for a retry.
     pub(crate) fn wait(&mut self) -> Result<()> {
+        self.wait_until(None)
+    }
+
+    /// As [`Delivery::wait`], and no longer than until this moment.
+    pub(crate) fn wait_until(&mut self, until: Option<Duration>) -> Result<()> {
         self.start()?;
+        let left = |until: Duration| until.saturating_sub(self.clock.elapsed());
         if self.batches.in_flight > 0 {
-            if let Some(done) = self.lanes.poll(POLL) {
+            if let Some(done) = self.lanes.poll(until.map_or(POLL, |until| left(until).min(POLL))) {
                 self.take_in(done);
             }
             self.commit()?;
-        } else if let Some(ready_at) = self.next_batch_ready() {
-            self.clock.sleep(ready_at.saturating_sub(self.clock.elapsed()));
+        } else if let Some(ready_at) = self.next_batch_ready().into_iter().chain(until).min() {
+            self.deadlines.sleep(left(ready_at));
         }
         Ok(())
     }
@@ -263,6 +268,7 @@ impl<'a> Delivery<'a> {
     /// uploaded, but what was uploaded is confirmed.
     pub(crate) fn drain(&mut self) -> Result<()> {
         loop {
+            self.leave_late_batches();
             if self.halt.is_some() {
                 self.leave_batches(|_, to_do| to_do == ToDo::Upload);
             }
@@ -299,6 +305,7 @@ impl<'a> Delivery<'a> {
         let Some(keeper) = self.keeper else { return Ok(false) };
         self.add(self.run.close_open()?);
         while self.of_batches().any(|upload| upload.to_do() == ToDo::Upload) {
+            self.leave_late_batches();
             if self.halt.is_some() {
                 self.leave_batches(|_, to_do| to_do == ToDo::Upload);
                 if self.batches.in_flight == 0 {
@@ -343,6 +350,19 @@ impl<'a> Delivery<'a> {
             matches!(no, UploadNo::Attachment(_)) || !left
         });
         self.left_over |= self.uploads.len() < before;
+    }
+
+    /// After a stop, leaves batches for which there is no time to the next invocation: once it is over, also those about which
+    /// a call is being made. What comes of that is looked at no more, as if the process had died during the call.
+    fn leave_late_batches(&mut self) {
+        let Some(leave_at) = self.deadlines.leave_at() else { return };
+        if self.clock.elapsed() < leave_at {
+            return self.leave_batches(|upload, to_do| to_do != ToDo::Save && upload.ready_at >= leave_at);
+        }
+        let before = self.uploads.len();
+        self.uploads.retain(|no, _| matches!(no, UploadNo::Attachment(_)));
+        self.left_over |= self.uploads.len() < before;
+        self.batches.in_flight = 0;
     }
 
     fn next_batch_ready(&self) -> Option<Duration> {
@@ -586,7 +606,7 @@ impl<'a> Delivery<'a> {
         if tries >= TRIES {
             let name = name(self.run, &upload.what);
             self.stop(no, &format!("the {call} of {name} failed {TRIES} times: {reason}"));
-        } else if upload.ready_at >= self.hard {
+        } else if upload.ready_at >= self.deadlines.hard_at() {
             self.leave(no);
             if let Some(after) = after {
                 self.meet(Halt::AskedToWait(after));

@@ -11,6 +11,7 @@ use crate::error::{Error, ErrorKind, Result, chain};
 use crate::model::Phase;
 use crate::store::Store;
 
+use super::deadlines::Deadlines;
 use super::event::Event;
 use super::message::ErrorCode;
 use super::platform::{Platform, PlatformError, WAIT_MAX};
@@ -24,22 +25,13 @@ pub(super) struct Invocation<'a> {
     pub(super) clock: &'a dyn Clock,
     pub(super) platform: &'a dyn Platform,
     pub(super) event: &'a Event,
+    pub(super) deadlines: Deadlines<'a>,
     /// Elapsed time.
     pub(super) started: Duration,
     pub(super) seed: u64,
 }
 
 impl Invocation<'_> {
-    /// Elapsed time at which no page is fetched any more.
-    pub(super) fn soft_at(&self) -> Duration {
-        self.started.saturating_add(self.settings.soft)
-    }
-
-    /// Elapsed time at which the platform kills the extractor.
-    pub(super) fn hard_at(&self) -> Duration {
-        self.started.saturating_add(self.settings.hard)
-    }
-
     /// A holder token: random, for two workers may start in the same microsecond; from the seed where one is set.
     pub(super) fn token(&self) -> u64 {
         match self.settings.inline_seed {
@@ -50,7 +42,21 @@ impl Invocation<'_> {
 
     /// Makes a call to the platform until it succeeds, is refused, or the invocation is over.
     pub(super) fn attempt<T>(&self, call: impl FnMut() -> Result<T, PlatformError>) -> Result<T, GaveUp> {
-        attempts(self.clock, self.hard_at(), self.seed, call)
+        attempts(&self.deadlines, self.seed, call)
+    }
+
+    /// What is done about a call that was not made to succeed. If it may be for want of time after a stop, the next invocation
+    /// makes it again.
+    pub(super) fn gave_up(&self, gave_up: &GaveUp, said: impl FnOnce(&GaveUp) -> String) -> Stop {
+        match gave_up {
+            GaveUp::Tried(_) if self.deadlines.is_stopped() => Ending::Progress.into(),
+            gave_up => Stop::failed(&said(gave_up)),
+        }
+    }
+
+    /// That nothing is sent, as the phase has no PROGRESS.
+    pub(super) fn stopped(&self) -> Error {
+        Error::Stopped { event_type: self.event.event_type().name(self.event.spelling()).to_owned() }
     }
 
     /// Whether the phase's DONE ends the run.

@@ -30,6 +30,7 @@ use crate::store::{
     Position, Room, Run, SyncUnit,
 };
 
+use super::deadlines::Deadlines;
 use super::document::{Document, posted_bytes};
 use super::platform::{Platform, WorkerState};
 use super::retry::{GaveUp, attempts};
@@ -41,8 +42,7 @@ pub(crate) struct Keeper<'a> {
     clock: &'a dyn Clock,
     sync_unit: String,
     seed: u64,
-    /// Elapsed time after which no retry starts.
-    hard: Duration,
+    deadlines: &'a Deadlines<'a>,
     token: String,
     /// The token that is saved with the platform, as far as is known.
     standing: RefCell<Option<String>>,
@@ -65,17 +65,18 @@ impl<'a> Keeper<'a> {
         platform: &'a dyn Platform,
         clock: &'a dyn Clock,
         seed: u64,
-        hard: Duration,
+        deadlines: &'a Deadlines<'a>,
         settle: Option<Duration>,
         token: u64,
-    ) -> Result<(Self, bool)> {
+    ) -> Result<Option<(Self, bool)>> {
         let sync_unit = unit.id().to_string();
         let token = format!("{token:016x}");
         let standing = RefCell::default();
         let found = WorkerState::default();
         let room = RefCell::default();
         let limits = StateLimits::default();
-        let mut this = Self { platform, clock, sync_unit, seed, hard, token, standing, found, room, limits };
+        let mut this =
+            Self { platform, clock, sync_unit, seed, deadlines, token, standing, found, room, limits };
         let mut found = this.look()?;
         let holder = unit.holder()?;
         let is_current = |found: &Option<Checkpoint>| {
@@ -88,7 +89,10 @@ impl<'a> Keeper<'a> {
         let mut restored = false;
         if !is_current(&found) {
             if let Some(wait) = settle {
-                clock.sleep(wait);
+                // Who is asked to stop meanwhile takes nothing over.
+                if deadlines.is_stopped() || !deadlines.sleep(wait) {
+                    return Ok(None);
+                }
                 found = this.look()?;
             }
             match &found {
@@ -103,7 +107,7 @@ impl<'a> Keeper<'a> {
         unit.intend(standing.as_deref(), &this.token)?;
         this.standing.replace(standing);
         info!(restored, "sync unit taken over");
-        Ok((this, restored))
+        Ok(Some((this, restored)))
     }
 
     /// Uses other limits.
@@ -201,19 +205,18 @@ impl<'a> Keeper<'a> {
         deletion: &Deletion,
         token: u64,
         platform: &dyn Platform,
-        clock: &dyn Clock,
         seed: u64,
-        hard: Duration,
+        deadlines: &Deadlines<'_>,
     ) -> Result<()> {
         let sync_unit = unit.id().as_str();
-        let fetched = attempts(clock, hard, seed, || platform.worker_state());
+        let fetched = attempts(deadlines, seed, || platform.worker_state());
         let state = fetched.map_err(|gave_up| not_fetched(sync_unit, &gave_up))?.unwrap_or_default().state;
         let mut document = read(state.as_deref(), &what(sync_unit)).unwrap_or_default();
         let checkpoint = unit.checkpoint_without_run(&deletion_token(&format!("{token:016x}")), deletion)?;
         set_checkpoint(&mut document, &checkpoint, sync_unit)?;
         sdk::remove(&mut document);
         let text = document.to_text();
-        attempts(clock, hard, seed, || platform.save_worker_state(&text))
+        attempts(deadlines, seed, || platform.save_worker_state(&text))
             .map_err(|gave_up| not_saved(sync_unit, &gave_up))
     }
 
@@ -221,7 +224,7 @@ impl<'a> Keeper<'a> {
     /// a holder that was overtaken while it waited must not save.
     fn put(&self, checkpoint: &Checkpoint, change: impl Fn(&mut Document) -> Result<()>) -> Result<usize> {
         let mut tried = false;
-        let saved = attempts(self.clock, self.hard, self.seed, || {
+        let saved = attempts(self.deadlines, self.seed, || {
             let state = self.platform.worker_state()?.unwrap_or_default().state;
             let (text, bytes) = match self.compose(state.as_deref(), checkpoint, &change, tried) {
                 Ok(composed) => composed,
@@ -320,7 +323,7 @@ impl<'a> Keeper<'a> {
     }
 
     fn look(&mut self) -> Result<Option<Checkpoint>> {
-        let fetched = attempts(self.clock, self.hard, self.seed, || self.platform.worker_state());
+        let fetched = attempts(self.deadlines, self.seed, || self.platform.worker_state());
         self.found = fetched.map_err(|gave_up| not_fetched(&self.sync_unit, &gave_up))?.unwrap_or_default();
         checkpoint_of(&self.document()?, &self.sync_unit)
     }

@@ -8,6 +8,7 @@ mod check;
 #[cfg(feature = "http")]
 mod client;
 mod context;
+mod deadlines;
 mod delivery;
 mod document;
 mod event;
@@ -37,6 +38,7 @@ pub use check::CheckPolicy;
 #[cfg(feature = "http")]
 pub use client::Client;
 pub use context::Context;
+pub use deadlines::StopToken;
 #[cfg(feature = "testing")]
 pub(crate) use document::posted_bytes;
 pub use event::{Event, EventType, Mode, Secret, Spelling};

@@ -11,7 +11,7 @@
 //!   [`Serve::wait_up_to`](super::Serve::wait_up_to), or than this invocation has, it ends with DELAY. Pages that are in
 //!   flight then are awaited and committed, as before every other ending.
 //! - It stops between pages, never before the first: so every invocation that lives long enough for one page makes
-//!   progress. A page that does not come is given up a while before the hard limit: what is staged is announced then.
+//!   progress, unless it is asked to stop. A page that does not come is given up a while before the hard limit: what is staged is announced then.
 //!
 //! A kill costs the pages that are in flight, as many as [`Serve::concurrency`](super::Serve::concurrency), and those that
 //! are held.
@@ -206,8 +206,8 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
             } else if self.scheduler.in_flight() > 0 {
                 if let Some(fetched) = self.lanes.poll(POLL) {
                     self.take_in(fetched, last_item_type)?;
-                } else if (self.closing.is_some() || self.committed > 0)
-                    && self.now() >= self.invocation.abort_at()
+                } else if (self.closing.is_some() || self.committed > 0 || self.is_stopped())
+                    && self.now() >= self.invocation.deadlines.abort_at()
                 {
                     info!(pages = self.scheduler.in_flight(), "pages that did not come are given up");
                     return Err(self.closing.take().unwrap_or(Ending::Progress).into());
@@ -220,7 +220,9 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
                         let percent = self.invocation.settings.rejected_percent;
                         return rejected::check_part(self.context.run, percent);
                     }
-                    Next::Paused(until) => self.context.clock.sleep(until.saturating_sub(self.now())),
+                    // Nobody knows when it would be over, if it is to stop.
+                    Next::Paused(_) if self.is_stopped() => self.close(Ending::Progress),
+                    Next::Paused(until) => self.delivery.wait_until(Some(until))?,
                     // More batches are on their way than the lanes can soon take.
                     Next::Fetch(_) | Next::Wait => self.delivery.wait()?,
                 }
@@ -232,15 +234,16 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
     fn refetch(&mut self) -> Result<(), Stop> {
         let Context { run, .. } = *self.context;
         while let Some((item_type, ids)) = run.next_rejected(|item_type| self.context.extracts(item_type))? {
-            while self.delivery.crowded() && !self.is_closed() {
+            while self.delivery.crowded() && !self.is_closed() && !self.is_stopped() {
                 self.delivery.wait()?;
             }
-            if self.is_closed() || self.is_late() {
+            if self.is_closed() || self.is_late() || self.is_stopped() {
                 return Err(Ending::Progress.into());
             }
             self.load_checks()?;
             let began_at = self.now();
-            let mut page = rejected::refetch(self.extractor, self.context, &item_type, &ids)?;
+            let mut page =
+                rejected::refetch(self.invocation, self.extractor, self.context, &item_type, &ids)?;
             let of = PageOf::Stream(refetched()?);
             self.settle(&of, &mut page)?;
             if let Some(keeper) = self.keeper {
@@ -280,6 +283,10 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
         self.delivery.halt().is_some() || self.delivery.message_full()
     }
 
+    fn is_stopped(&self) -> bool {
+        self.invocation.deadlines.is_stopped()
+    }
+
     /// Moves what is closed on towards the platform, and saves a checkpoint if one is due.
     fn deliver(&mut self) -> Result<()> {
         self.delivery.step()?;
@@ -293,7 +300,7 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
     fn begin(&mut self) -> Result<(), Stop> {
         while self.closing.is_none() {
             let Next::Fetch(no) = self.scheduler.next(self.now()) else { break };
-            if self.is_closed() {
+            if self.is_closed() || self.is_stopped() {
                 self.close(Ending::Progress);
             } else if self.is_late() {
                 info!(pages = self.committed, "deadline reached");

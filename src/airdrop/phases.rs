@@ -46,8 +46,8 @@ impl Invocation<'_> {
             Some(keeper) if run.sdk_attachments()?.is_some() => keeper.connector_state()?,
             _ => None,
         };
-        let (event, clock, soft_at) = (self.event, self.clock, self.soft_at());
-        Ok(Context { event, run, clock, soft_at, window, scope, connector_state })
+        let (event, clock, deadlines) = (self.event, self.clock, &self.deadlines);
+        Ok(Context { event, run, clock, deadlines, window, scope, connector_state })
     }
 
     /// The window of the run, resolved when the first phase that has one begins.
@@ -77,9 +77,9 @@ impl Invocation<'_> {
         let scope = if let Some(keeper) = keeper {
             keeper.scope()
         } else {
-            let state = self.attempt(|| self.platform.worker_state()).map_err(|gave_up| {
-                Stop::failed(&format!("the extraction scope could not be read: {gave_up}"))
-            })?;
+            let not_read = |gave_up: &_| format!("the extraction scope could not be read: {gave_up}");
+            let state = self.attempt(|| self.platform.worker_state());
+            let state = state.map_err(|gave_up| self.gave_up(&gave_up, not_read))?;
             let objects = state.and_then(|state| state.objects);
             Scope::read(objects.as_deref(), run.sync_unit().as_str())
         };
@@ -105,17 +105,23 @@ impl Invocation<'_> {
         let Some(mapping) = self.ask(context, phase, || extractor.initial_domain_mapping(context))? else {
             return Ok(());
         };
-        let not_installed = |reason| {
-            Stop::failed(&format!(
-                "the initial domain mapping of snap-in version {version} could not be installed: {reason}"
-            ))
+        let not_installed = |gave_up| {
+            self.gave_up(&gave_up, |reason| {
+                format!(
+                    "the initial domain mapping of snap-in version {version} could not be installed: {reason}"
+                )
+            })
         };
         self.attempt(|| self.platform.check_mapping(&mapping)).map_err(not_installed)?;
-        let blueprint = self.attempt(|| self.platform.create_blueprint(&mapping)).unwrap_or_else(|gave_up| {
-            let reason = gave_up.to_string();
-            warn!(reason, "the recipe blueprint was not created; the mapping is installed without it");
-            None
-        });
+        let blueprint = match self.attempt(|| self.platform.create_blueprint(&mapping)) {
+            Ok(blueprint) => blueprint,
+            Err(gave_up) if self.deadlines.is_stopped() => return Err(not_installed(gave_up)),
+            Err(gave_up) => {
+                let reason = gave_up.to_string();
+                warn!(reason, "the recipe blueprint was not created; the mapping is installed without it");
+                None
+            }
+        };
         self.attempt(|| self.platform.install_mapping(&mapping, blueprint.as_deref()))
             .map_err(not_installed)?;
         run.set_connector_version(&version)?;
@@ -200,11 +206,15 @@ impl Invocation<'_> {
         let up_to = if phase.continues() { self.settings.wait_up_to } else { Duration::MAX };
         let mut waits = ShortWaits::new(up_to);
         loop {
+            if self.deadlines.is_stopped() {
+                return Err(Ending::Progress.into());
+            }
             match caught(&mut ask) {
                 Ok(answer) => return Ok(answer),
                 Err(SourceError::RateLimited { after }) => {
                     match waits.next(after, context.time_left(), false) {
-                        Ok(wait) => self.clock.sleep(wait),
+                        // Asked to stop meanwhile, it is not asked again.
+                        Ok(wait) => drop(self.deadlines.sleep(wait)),
                         Err(wait) => return Err(Ending::asked_to_wait(wait).into()),
                     }
                 }

@@ -2,18 +2,19 @@
 
 use tracing::info;
 
-use crate::model::REJECTED_FEW;
+use crate::model::{Phase, REJECTED_FEW};
 use crate::store::{Page, Run};
 
 use super::context::Context;
-use super::extractor::{Extractor, caught};
-use super::invocation::Stop;
+use super::extractor::Extractor;
+use super::invocation::{Invocation, Stop};
 
 /// Fetches rejected records again.
 ///
 /// # Errors
 /// The extractor's failure, or that it cannot refetch.
 pub(super) fn refetch<E: Extractor>(
+    invocation: &Invocation<'_>,
     extractor: &E,
     context: &Context<'_>,
     item_type: &str,
@@ -29,12 +30,10 @@ pub(super) fn refetch<E: Extractor>(
         )));
     }
     info!(item_type, count, "requesting rejected records again");
-    caught(|| extractor.refetch(context, item_type, ids)).map(|page| page.asked(item_type, ids)).map_err(
-        |error| {
-            Stop::from(error)
-                .while_doing(&format!("requesting {count} rejected records of {item_type} of {unit} again"))
-        },
-    )
+    let page = invocation.ask(context, Phase::Data, || extractor.refetch(context, item_type, ids));
+    page.map(|page| page.asked(item_type, ids)).map_err(|stop| {
+        stop.while_doing(&format!("requesting {count} rejected records of {item_type} of {unit} again"))
+    })
 }
 
 /// Refuses a page that rejects records which cannot be requested again: they would be lost.

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use crate::clock::Clock;
 use crate::error::{Error, Result, chain};
 
+use super::deadlines::Deadlines;
 use super::platform::{Fate, PlatformError};
 
 /// The shortest wait if a source asks to wait twice in a row; doubled each time.
@@ -97,18 +97,16 @@ impl fmt::Display for GaveUp {
 
 /// Makes a call until it succeeds or is refused, it was tried too often, or there is no time left.
 pub(crate) fn attempts<T>(
-    clock: &dyn Clock,
-    hard: Duration,
+    deadlines: &Deadlines<'_>,
     seed: u64,
     call: impl FnMut() -> Result<T, PlatformError>,
 ) -> Result<T, GaveUp> {
-    attempts_while(clock, hard, seed, || Ok(()), call)
+    attempts_while(deadlines, seed, || Ok(()), call)
 }
 
 /// Like [`attempts`], but `may` is called before each attempt: if it fails, the attempt is not made.
 pub(crate) fn attempts_while<T>(
-    clock: &dyn Clock,
-    hard: Duration,
+    deadlines: &Deadlines<'_>,
     seed: u64,
     mut may: impl FnMut() -> Result<()>,
     mut call: impl FnMut() -> Result<T, PlatformError>,
@@ -129,11 +127,13 @@ pub(crate) fn attempts_while<T>(
             ) => {
                 in_doubt |= matches!(error, PlatformError::Retry { fate: Fate::Unknown, .. });
                 let wait = back_off(tries, after, &mut chance);
-                if tries >= TRIES || clock.elapsed().saturating_add(wait) >= hard {
+                let again = tries < TRIES && deadlines.is_time_for_retry_after(wait);
+                if again {
+                    warn!(tries, reason = %error, wait_ms = millis(wait), "retrying a call to the platform");
+                }
+                if !again || !deadlines.sleep_before_retry(wait) {
                     return Err(GaveUp::Tried(format!("{error}; tried {tries} times")));
                 }
-                warn!(tries, reason = %error, wait_ms = millis(wait), "retrying a call to the platform");
-                clock.sleep(wait);
             }
         }
     }

@@ -21,6 +21,7 @@ use crate::store::{Accepted, Deletion, Incoming, Run, Store, SyncUnit};
 use super::answer::{MessageDetails, Outcome};
 use super::attempt::{Attempt, AttemptResult, attempt};
 use super::context::Context;
+use super::deadlines::Deadlines;
 use super::delivery::{Delivery, DeliverySettings};
 use super::event::{Event, EventType};
 use super::extractor::Extractor;
@@ -62,6 +63,8 @@ impl Serve {
     ///   `NotSaved` what was extracted is stored on this disk, and the message may be sealed. Deliver the same event again:
     ///   it resumes there. Where a message was accepted and only the checkpoint after it was not saved, the same event
     ///   sends the same bytes again.
+    /// - `Stopped`: the invocation was asked to stop ([`Serve::stop_token`]), and there is no PROGRESS for it. Nothing was
+    ///   sent; what was stored before stays. Deliver the same event again: it resumes.
     /// - `NotDelivered`: the message was not accepted. It is sealed, and serving the same event again sends it again; if it
     ///   was refused, what it announced is in the next message.
     /// - `TooLarge`: the event's context leaves no room for any answer.
@@ -75,18 +78,19 @@ impl Serve {
         extractor: &E,
         event: &Event,
     ) -> Result<Outcome> {
-        let started = store.clock().elapsed();
+        let clock = store.clock().as_ref();
         let event_type = event.event_type().name(event.spelling());
         let span = info_span!("invocation", event_type, unit = Empty, run = Empty, phase = Empty);
         let _entered = span.enter();
         let invocation = Invocation {
             settings: self,
             store,
-            clock: store.clock().as_ref(),
+            clock,
             platform,
             event,
-            started,
-            seed: self.inline_seed.unwrap_or_else(|| store.clock().now().timestamp_micros().unsigned_abs()),
+            deadlines: Deadlines::new(clock, self.soft, self.hard, &self.stop, self.stop_within),
+            started: clock.elapsed(),
+            seed: self.inline_seed.unwrap_or_else(|| clock.now().timestamp_micros().unsigned_abs()),
         };
         match event.event_type() {
             EventType::Unknown(name) => {
@@ -226,13 +230,12 @@ impl Invocation<'_> {
             batches_at_once: self.settings.lanes,
             attachments_at_once: self.settings.attachments_at_once,
             seed: self.seed,
-            hard: self.hard_at(),
             confirms: phase != Phase::ExternalSyncUnits,
             base_bytes: self.base_bytes()?,
             artifacts_max,
         };
         let mut details = MessageDetails::default();
-        let mut delivery = match Delivery::new(run, self.clock, lanes, keeper, &settings) {
+        let mut delivery = match Delivery::new(run, self.clock, &self.deadlines, lanes, keeper, &settings) {
             Ok(delivery) => delivery,
             Err(error) => {
                 return self.answer(run, keeper, phase, Stop::ending(Err(error.into()))?, &details);
@@ -304,8 +307,8 @@ impl Invocation<'_> {
             Ok(None) => {}
             // To start over, the old state need not be readable.
             Err(Error::WorkerState { .. }) => {
-                let (token, hard) = (self.token(), self.hard_at());
-                Keeper::start_over(unit, deletion, token, self.platform, self.clock, self.seed, hard)?;
+                let token = self.token();
+                Keeper::start_over(unit, deletion, token, self.platform, self.seed, &self.deadlines)?;
             }
             Err(error) => return Err(error),
         }
@@ -327,9 +330,9 @@ impl Invocation<'_> {
 
     /// Takes a unit over for this invocation; see [`Keeper::take_over`].
     fn take_over(&self, unit: &SyncUnit, wait: Option<Duration>) -> Result<(Keeper<'_>, bool)> {
-        let hard = self.hard_at();
-        let (keeper, restored) =
-            Keeper::take_over(unit, self.platform, self.clock, self.seed, hard, wait, self.token())?;
+        let (clock, deadlines, token) = (self.clock, &self.deadlines, self.token());
+        let held = Keeper::take_over(unit, self.platform, clock, self.seed, deadlines, wait, token)?;
+        let (keeper, restored) = held.ok_or_else(|| self.stopped())?;
         Ok((keeper.with_limits(self.settings.state_limits), restored))
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::model::{REJECTED_IDS_MAX, REJECTED_PERCENT_MAX, StateLimits};
 
+use super::deadlines::StopToken;
 use super::event::Spelling;
 
 /// How events are answered. [`Serve::new`] has the defaults; [`Serve::serve`] answers one event.
@@ -13,6 +14,8 @@ use super::event::Spelling;
 pub struct Serve {
     pub(super) soft: Duration,
     pub(super) hard: Duration,
+    pub(super) stop: StopToken,
+    pub(super) stop_within: Duration,
     pub(super) lanes: usize,
     pub(super) concurrency: usize,
     pub(super) wait_up_to: Duration,
@@ -42,6 +45,8 @@ impl Serve {
         Self {
             soft: Duration::from_secs(10 * 60),
             hard: Duration::from_secs(12 * 60),
+            stop: StopToken::new(),
+            stop_within: Duration::from_secs(8),
             lanes: 4,
             concurrency: 1,
             wait_up_to: Duration::from_secs(10),
@@ -71,6 +76,32 @@ impl Serve {
     /// later.
     pub fn hard_limit(mut self, hard: Duration) -> Self {
         self.hard = hard;
+        self
+    }
+
+    /// Lets somebody ask invocations to stop: on SIGTERM, say. It counts as the end of the [`budget`](Serve::budget), and the
+    /// hard limit comes [`stop_within`](Serve::stop_within) later:
+    /// - No page, no attachment and nothing else of the source is begun, not even the first; every wait ends.
+    ///   [`Context::time_left`](super::Context::time_left) says zero, for a page that looks.
+    /// - Pages that are being fetched are awaited for three quarters of that time, then given up; so are attachments.
+    /// - What is staged is uploaded and confirmed for nine tenths of it; what is not by then is left to the next invocation.
+    /// - The answer is PROGRESS, unless it was DONE, DELAY or ERROR already. In a phase that has no PROGRESS (external sync
+    ///   units and metadata), and if the worker state was not fetched yet, nothing is sent, and [`Serve::serve`] returns
+    ///   [`Error::Stopped`](crate::Error::Stopped): the same event resumes.
+    ///
+    /// Nothing is lost or announced twice, whenever it comes: it is a kill that was announced.
+    ///
+    /// The call of a page that was given up goes on in its thread, and `serve` returns after it does. The answer was sent by
+    /// then, so whoever does not want to wait may end the process.
+    pub fn stop_token(mut self, stop: StopToken) -> Self {
+        self.stop = stop;
+        self
+    }
+
+    /// How long after it was [asked to stop](Serve::stop_token) the extractor is killed: 8 s unless set, which fits into the
+    /// 10 s that `docker stop` gives, and the 30 s of Kubernetes. Never later than the [`hard_limit`](Serve::hard_limit).
+    pub fn stop_within(mut self, wait: Duration) -> Self {
+        self.stop_within = wait;
         self
     }
 

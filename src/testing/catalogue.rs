@@ -75,6 +75,7 @@ fn catalogue(has_disk: bool, rng: &mut fastrand::Rng) -> Vec<Vec<Act>> {
         Act::ClockSteps { event: rng.u64(1..6), seconds: -100_000 },
         Act::ClockSteps { event: rng.u64(1..6), seconds: 100_000_000 },
         Act::TwoUnits,
+        Act::Stop { changes: rng.usize(3..90) },
     ];
     all.extend(others.map(|act| vec![act]));
     all

@@ -331,6 +331,7 @@ impl<'a, M: Make> Play<'a, M> {
         if before.first
             && !world.is(Setting::NoIds)
             && untroubled
+            && !world.stop.is_stopped()
             && world.advanced() == before.advanced
             && world.only_says_progress()
         {
@@ -379,6 +380,7 @@ impl<'a, M: Make> Play<'a, M> {
     fn settings(&self, seed: u64, life: &Life) -> Serve {
         let mut serve =
             Serve::new().budget(BUDGET).lanes(LANES).attachments_at_once(streams(life.seed())).inline(seed);
+        serve = serve.stop_token(self.world.lock().stop.clone());
         // The sources have more bad records than a run may.
         serve = serve.rejected_percent(100);
         if !self.setup.has_disk {

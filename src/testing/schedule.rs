@@ -161,7 +161,12 @@ pub enum Act {
         /// How many changes the world outside had seen.
         changes: usize,
     },
-    /// A setting of the platform, of the runtime or of the source, for the whole schedule.
+    /// The worker that is at work after this change outside is asked to stop, as by SIGTERM.
+    Stop {
+        /// How many changes the world outside had seen.
+        changes: usize,
+    },
+    /// A setting of the platform, of the runtime or of the source, for all of the schedule.
     With(Setting),
     /// Without a disk: a life finds the disk that an earlier one left.
     StaleDisk {
@@ -384,6 +389,7 @@ impl fmt::Display for Act {
             Act::DiskForgets { life, after } => write!(f, "disk-forgets={life}/{after}"),
             Act::StoreReplaced { changes } => write!(f, "store-replaced={changes}"),
             Act::SecondWorker { changes } => write!(f, "second-worker={changes}"),
+            Act::Stop { changes } => write!(f, "stop={changes}"),
             Act::With(setting) => write!(f, "with={setting}"),
             Act::StaleDisk { life, of } => write!(f, "stale-disk={life}/{of}"),
             Act::TwoUnits => f.write_str("two-units"),
@@ -428,6 +434,7 @@ impl FromStr for Act {
             "disk-forgets" => Act::DiskForgets { life: number(part()?)?, after: number(part()?)? },
             "store-replaced" => Act::StoreReplaced { changes: number(rest)? },
             "second-worker" => Act::SecondWorker { changes: number(rest)? },
+            "stop" => Act::Stop { changes: number(rest)? },
             "with" => {
                 let setting = Setting::ALL.iter().find(|(_, name)| *name == rest).ok_or(())?.0;
                 Act::With(setting)

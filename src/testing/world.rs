@@ -15,7 +15,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde_json::json;
 
-use crate::airdrop::{checkpoint_in, posted_bytes};
+use crate::airdrop::{StopToken, checkpoint_in, posted_bytes};
 use crate::clock::{Clock, VirtualClock};
 use crate::error::Result;
 use crate::model::StateLimits;
@@ -94,6 +94,8 @@ pub(super) struct Outside {
     /// Of the present life: where it dies, and its disk.
     pub(super) disk: SimDisk,
     pub(super) dies_at: Option<(usize, usize)>,
+    /// Asks the present life to stop.
+    pub(super) stop: StopToken,
     pub(super) acts: Arc<[Act]>,
     pub(super) fired: BTreeMap<String, u64>,
     // What follows from the journal.
@@ -352,6 +354,7 @@ impl World {
                 journal: Vec::new(),
                 disk: SimDisk::new(),
                 dies_at: None,
+                stop: StopToken::new(),
                 acts,
                 fired: BTreeMap::new(),
                 reads: 0,
@@ -404,6 +407,8 @@ impl World {
         let mut inner = self.lock();
         inner.disk = disk.clone();
         inner.dies_at = dies_at;
+        inner.stop = StopToken::new();
+        inner.stop_if_asked();
         Life { world: self.clone() }
     }
 
@@ -492,6 +497,15 @@ impl Outside {
             elapsed: self.clock.elapsed(),
         };
         self.apply(&entry);
+        self.stop_if_asked();
+    }
+
+    /// Asks the present life to stop, if the schedule has it now.
+    fn stop_if_asked(&mut self) {
+        if self.acts.contains(&Act::Stop { changes: self.journal.len() }) && !self.stop.is_stopped() {
+            self.stop.stop();
+            self.count("worker/stopped");
+        }
     }
 
     fn apply(&mut self, entry: &JournalEntry) {

@@ -20,6 +20,7 @@ mod saves;
 mod scope;
 mod sdk_state;
 mod state_full;
+mod stopping;
 #[path = "../support/mod.rs"]
 mod support;
 mod units_unconfirmed;

@@ -310,10 +310,12 @@ fn an_answer_that_does_not_answer_is_an_error_and_the_same_ids_are_asked_for_aga
             assert!(error.contains(says), "{says} in {error}");
             assert!(announced(&world, "b").is_empty());
         }
+        // A short wait would be waited for.
+        let long = Duration::from_secs(11);
         let mut busy = source(Way::Author, 1, |_| false, Some(&passes), &asked);
-        busy.refetch = Some(Box::new(|_, _| Err(SourceError::RateLimited { after: Duration::from_secs(7) })));
+        busy.refetch = Some(Box::new(move |_, _| Err(SourceError::RateLimited { after: long })));
         assert_eq!(serve(&mut world, loses_disk, &mut busy, DATA_ON, "b", 8), OutcomeKind::Delay);
-        world.clock.advance(Duration::from_secs(7));
+        world.clock.advance(long);
         let mut able = source(Way::Author, 1, |_| false, Some(&passes), &asked);
         assert_eq!(serve(&mut world, loses_disk, &mut able, DATA_ON, "b", 9), OutcomeKind::Done);
         assert!(announced(&world, "b").contains("a-0-3"));

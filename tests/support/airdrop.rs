@@ -20,7 +20,7 @@ use highwater::airdrop::{
 };
 use highwater::record::Attachment;
 use highwater::testing::SimDisk;
-use highwater::{ArtifactId, Level, Page, Record, Store, VirtualClock};
+use highwater::{ArtifactId, Clock, Level, Page, Record, Store, VirtualClock};
 use serde_json::{Value, json};
 
 /// What the checkpoint in a worker state says; null if there is none.
@@ -678,10 +678,11 @@ impl World {
 }
 
 pub(crate) fn open(disk: &SimDisk, clock: &VirtualClock, batch_items: u32) -> Store {
+    open_with(disk, clock.clone(), batch_items)
+}
+
+/// As [`open`], with a clock of another kind.
+pub(crate) fn open_with(disk: &SimDisk, clock: impl Clock + 'static, batch_items: u32) -> Store {
     let options = Store::options().batch_items(batch_items).level(Level::new(0).unwrap());
-    options
-        .cache_bytes(1024 * 1024)
-        .clock(clock.clone())
-        .open_on(Box::new(disk.clone()), "state.redb")
-        .unwrap()
+    options.cache_bytes(1024 * 1024).clock(clock).open_on(Box::new(disk.clone()), "state.redb").unwrap()
 }

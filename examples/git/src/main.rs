@@ -25,13 +25,13 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
-use highwater::airdrop::{Event, Outcome, OutcomeKind, Platform, Serve};
+use highwater::airdrop::{Event, Outcome, OutcomeKind, Platform, Serve, StopToken};
 use highwater::{Store, SystemClock};
 use highwater_airdrop::{Local, SyncReport, SyncSettings, SyncStep};
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 
-use crate::common::{Failure, finish, print, read_event, tell, went_well};
+use crate::common::{Failure, finish, print, read_event, stop_when_told, tell, went_well};
 use crate::extractor::GitExtractor;
 use crate::repository::Repository;
 
@@ -43,6 +43,7 @@ const HAND_OVER: Duration = Duration::from_secs(2 * 60);
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 done (invoke: the event is answered, be it with ERROR, now or earlier), 1 failed, 2 wrong usage.
+SIGTERM or Ctrl-C ends an invocation within 8 s: what was fetched is handed over. A second one ends it at once.
 
 Commits have the item type `commits`: id is the hash, created the author's date, modified the committer's; subject, \
 body, author, committer, parents. Those people have the item type `users`, the e-mail being the id; each is announced \
@@ -136,6 +137,7 @@ fn answer(
     bar: &ProgressBar,
     event: &Event,
     checkpoints: bool,
+    stop: &StopToken,
 ) -> Result<Outcome, Failure> {
     let patience = common.budget.map_or(PATIENCE, |budget| budget.min(PATIENCE));
     let store = Store::options()
@@ -145,7 +147,7 @@ fn answer(
     let page_delay = common.page_delay.unwrap_or_default();
     let attach = common.pathspecs();
     let extractor = GitExtractor::new(repository, common.page_size, page_delay, &attach, bar);
-    let mut serve = Serve::new();
+    let mut serve = Serve::new().stop_token(stop.clone());
     if let Some(budget) = common.budget {
         serve = serve.budget(budget).hard_limit(budget.saturating_add(HAND_OVER));
     }
@@ -168,11 +170,13 @@ fn answer(
 }
 
 fn invoke(common: &Common, event: &Path, http: bool, checkpoints: bool) -> Result<(), Failure> {
+    let stop = stop_when_told()?;
     let event = read_event(event)?;
     let repository = Repository::open(&common.repo)?;
     let airdrop: Box<dyn Platform> =
         if http { over_http(&common.out, &event)? } else { Box::new(Local::open(&common.out)?) };
-    let outcome = answer(common, &repository, airdrop.as_ref(), &ProgressBar::hidden(), &event, checkpoints)?;
+    let (airdrop, bar) = (airdrop.as_ref(), ProgressBar::hidden());
+    let outcome = answer(common, &repository, airdrop, &bar, &event, checkpoints, &stop)?;
     went_well(&outcome)?;
     outcome.message.map_or(Ok(()), |message| print(&format!("{message}\n")))
 }
@@ -198,6 +202,7 @@ struct Spent {
 }
 
 fn sync(common: &Common) -> Result<(), Failure> {
+    let stop = stop_when_told()?;
     let repository = Repository::open(&common.repo)?;
     // Before anything is written: an empty repository leaves no trace.
     repository.head()?;
@@ -211,7 +216,13 @@ fn sync(common: &Common) -> Result<(), Failure> {
     let report = airdrop.sync(
         &settings,
         &clock,
-        |event| answer(common, &repository, &airdrop, &bar, &Event::from_json(event)?, false).map(|_| ()),
+        |event| {
+            if stop.is_stopped() {
+                return Err(Failure::from("told to end; the same command goes on from here"));
+            }
+            let event = Event::from_json(event)?;
+            answer(common, &repository, &airdrop, &bar, &event, false, &stop).map(|_| ())
+        },
         |step| match step {
             SyncStep::Waiting(event) => bar.set_message(format!("waiting {:.0?}", event.wait)),
             SyncStep::Sending(event) => {

@@ -23,12 +23,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use highwater::airdrop::{Client, Serve};
+use highwater::airdrop::{Client, Serve, StopToken};
 use highwater::{Level, Store};
 use tempfile::TempDir;
 
 use crate::attachment::Files;
-use crate::common::{Failure, finish, read_event, tell, went_well};
+use crate::common::{Failure, finish, read_event, stop_when_told, tell, went_well};
 use crate::extractor::Synthetic;
 use crate::source::Tracker;
 
@@ -40,6 +40,7 @@ const HAND_OVER: Duration = Duration::from_secs(2 * 60);
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 the event is answered, be it with ERROR, now or earlier; 1 it is not, and may be given again; 2 wrong usage.
+SIGTERM or Ctrl-C ends an invocation within 8 s: what was fetched is handed over. A second one ends it at once.
 
 The records have the item type `issues`. Issue i is the same on every machine: 15 fields made of i, about 774 bytes of \
 JSON; 400,000 of them are 309,596,078 bytes. They never change, so a sync after the first finds nothing new, unless \
@@ -119,8 +120,8 @@ struct Invoke {
 
 impl Invoke {
     /// How events are answered.
-    fn serve(&self) -> Serve {
-        let mut serve = Serve::new().attachments_at_once(self.streams.into());
+    fn serve(&self, stop: StopToken) -> Serve {
+        let mut serve = Serve::new().attachments_at_once(self.streams.into()).stop_token(stop);
         if let Some(budget) = self.budget {
             serve = serve.budget(budget).hard_limit(budget.saturating_add(HAND_OVER));
         }
@@ -167,11 +168,12 @@ fn main() -> ExitCode {
 
 /// Answers the event with nothing in memory but what it, and the state, say.
 fn answer(invoke: &Invoke) -> Result<(), Failure> {
+    let stop = stop_when_told()?;
     let event = read_event(&invoke.event)?;
     let client = Client::new(&event)?;
     // The folder, if it is ours, is removed after the store in it is closed.
     let (store, _folder) = invoke.open_store()?;
-    let outcome = invoke.serve().serve(&store, &client, &invoke.extractor(), &event)?;
+    let outcome = invoke.serve(stop).serve(&store, &client, &invoke.extractor(), &event)?;
     drop(store);
     if let Some(watermark) = outcome.ignored_watermark {
         tell(&format!("warning: the last sync was at {watermark}, by a clock that was wrong"));
