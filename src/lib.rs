@@ -161,8 +161,8 @@ pub use record::Record;
 #[doc(hidden)]
 pub use store::Disk;
 pub use store::{
-    AttachmentCounts, Attachments, Batch, BatchKey, Batches, FailedAttachment, Page, QueuedAttachment,
-    RejectedRecord, Run, Store, StoreOptions, SyncUnit,
+    AttachmentCounts, Attachments, Batch, BatchKey, Batches, FailedAttachment, LeftOutCounts, Page,
+    QueuedAttachment, RejectedRecord, Run, Store, StoreOptions, SyncUnit,
 };
 #[cfg(feature = "inspect")]
 pub use store::{inspect, mend};
@@ -174,8 +174,9 @@ pub mod limits {
         CHECKPOINT_STATE_BYTES_MAX, CHILD_DATA_BYTES_MAX, CHILD_LISTINGS_BYTES_MAX, CHILD_LISTINGS_MAX,
         CLOCK_AHEAD_MAX, CURSOR_BYTES_MAX, EXTERNAL_SYNC_UNIT_BATCH_ITEMS, FINDING_BYTES_MAX,
         FINDING_KINDS_MAX, FINDINGS_KEPT, ID_BYTES_MAX, LEDGER_RUNS_MAX, MESSAGE_BYTES_MAX,
-        MESSAGE_BYTES_SOFT, OPEN_BATCHES_MAX, REFETCH_IDS, REJECTED_FEW, REJECTED_IDS_MAX,
-        REJECTED_JSON_BYTES_MAX, REJECTED_KEPT_MAX, REJECTED_PERCENT_MAX, VALUE_BYTES_MAX,
+        MESSAGE_BYTES_SOFT, ONCE_BYTES_MAX, ONCE_CHECKPOINT_BYTES_MAX, OPEN_BATCHES_MAX, REFETCH_IDS,
+        REJECTED_FEW, REJECTED_IDS_MAX, REJECTED_JSON_BYTES_MAX, REJECTED_KEPT_MAX, REJECTED_PERCENT_MAX,
+        VALUE_BYTES_MAX,
     };
 }
 

@@ -61,7 +61,11 @@ pub const REJECTED_FEW: u64 = 10;
 pub const REJECTED_KEPT_MAX: usize = 100;
 /// Bytes of a rejected record's JSON text that are kept; the rest is cut.
 pub const REJECTED_JSON_BYTES_MAX: usize = 16 * 1024;
-/// The most ids that an extractor is asked for at once.
+/// Bytes of ids of records to be announced once that a run remembers: 64 and the length of the item type for each.
+pub const ONCE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// Bytes of them in a checkpoint, as JSON, where there is room for so many.
+pub const ONCE_CHECKPOINT_BYTES_MAX: usize = 128 * 1024;
+/// Ids that an extractor is asked for at once.
 pub const REFETCH_IDS: usize = 100;
 /// Finished and abandoned runs whose counts the ledger keeps, per sync unit.
 pub const LEDGER_RUNS_MAX: u64 = 1_000;
@@ -372,6 +376,11 @@ pub enum Safeguard {
     DurableAtOpen,
     /// A rejected record is kept to be requested again.
     RejectedKept,
+    /// The id of a record that is announced once is kept with the page that brings it.
+    OnceKept,
+    /// Without a disk: what a checkpoint says of records that are announced once is as of its position, as the cursors in
+    /// it are.
+    KnownAtPosition,
 }
 
 #[cfg(test)]

@@ -97,6 +97,13 @@ fn a_rejected_record_that_is_forgotten_is_found() {
     assert!(report.failure.unwrap().violation.what.contains("has asked again for {}, expected one of"));
 }
 
+#[test]
+fn forgetting_what_was_announced_once_is_found() {
+    let report = broken_without(Safeguard::OnceKept, [Act::With(Setting::Once)]);
+    assert_eq!(kind(&report), Broken::Duplicated);
+    assert!(report.failure.unwrap().violation.what.contains("and once is wanted"));
+}
+
 /// Explores with a rule about uploads taken away from those of one kind, and asserts that it finds what follows from it.
 fn broken_of(uploads: Uploads, rule: Safeguard, found: Broken) {
     let report = broken(&Explore::new().without_rule_of(uploads, rule), &format!("{rule:?} of {uploads:?}"));

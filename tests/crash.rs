@@ -194,3 +194,15 @@ fn child_listings_and_several_at_once_are_announced_exactly_once() {
         assert_eq!(named("source/child-listing") && named("source/child-of-a-child"), children, "{report}");
     }
 }
+
+/// Users that many pages bring: one of each id is announced in a run, of those pages that were kept.
+#[test]
+fn what_is_announced_once_in_a_run_is_announced_exactly_once() {
+    for settings in [&[Setting::Once][..], &[Setting::Once, Setting::Rejects, Setting::AtOnce]] {
+        let acts = settings.iter().map(|setting| Act::With(*setting));
+        let report = Explore::new().states(200).with_acts(acts).run(SimSource::new);
+        println!("{report}");
+        assert!(report.failure.is_none(), "{settings:?}: {report}");
+        assert!(report.faults.get("source/brought-again").is_some_and(|&times| times > 0), "{report}");
+    }
+}

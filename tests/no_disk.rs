@@ -73,6 +73,22 @@ fn child_listings_and_several_at_once_are_announced_exactly_once_without_a_disk(
     }
 }
 
+#[test]
+fn what_is_announced_once_in_a_run_is_announced_exactly_once_without_a_disk() {
+    let report =
+        Explore::new().without_disk().states(100).with_acts([Act::With(Setting::Once)]).run(SimSource::new);
+    println!("{report}");
+    assert!(report.failure.is_none(), "{report}");
+    assert!(report.faults.get("source/brought-again").is_some_and(|&times| times > 0), "{report}");
+}
+
+#[test]
+fn ids_of_records_announced_once_that_are_ahead_of_the_cursors_are_found() {
+    let explore =
+        Explore::new().without_rule(Safeguard::KnownAtPosition).with_acts([Act::With(Setting::Once)]);
+    broken(&explore, "KnownAtPosition", Broken::Lost);
+}
+
 fn broken_without(rule: Safeguard, kind: Broken) {
     broken(&Explore::new().without_rule(rule), &format!("{rule:?}"), kind);
 }

@@ -11,7 +11,9 @@ use tracing::{info, warn};
 use crate::error::{Error, Result};
 use crate::model::{MESSAGE_BYTES_SOFT, Phase, RunId, Safeguard};
 use crate::record::FindingCounts;
-use crate::store::{AttachmentCounts, MessageKind, Run, Sealing, StoredMessage, message_key_text};
+use crate::store::{
+    AttachmentCounts, LeftOutCounts, MessageKind, Run, Sealing, StoredMessage, message_key_text,
+};
 
 use super::delivery::{Delivery, Halt};
 use super::event::Spelling;
@@ -54,6 +56,8 @@ pub struct Outcome {
     /// The findings in the run's records so far, and in its metadata: see [`CheckPolicy`](super::CheckPolicy). Findings
     /// in refused pages are not counted.
     pub findings: FindingCounts,
+    /// Records that the run has read so far and left out, by the reason.
+    pub left_out: LeftOutCounts,
 }
 
 impl From<MessageKind> for OutcomeKind {
@@ -352,6 +356,7 @@ impl Invocation<'_> {
                 attachments: AttachmentCounts::default(),
                 ignored_watermark: None,
                 findings: FindingCounts::default(),
+                left_out: LeftOutCounts::default(),
             }),
             Sent::Refused { status, reason } => Err(refused(&message, status, &reason)),
         }
@@ -426,6 +431,7 @@ fn accepted(
         replayed,
         ignored_watermark: run.ignored_watermark(),
         findings: run.finding_counts()?,
+        left_out: run.left_out_totals()?,
     })
 }
 

@@ -100,9 +100,9 @@ impl Checks {
     /// What to answer, if the page is refused.
     pub(crate) fn page<C>(&mut self, stream: &str, page: &mut Page<C>) -> Result<(), String> {
         let mut found: Vec<(String, Tally)> = Vec::new();
-        let mut rejected: Vec<(String, Vec<(usize, Rejection)>)> = Vec::new();
+        let mut rejected: Vec<(usize, Vec<(usize, Rejection)>)> = Vec::new();
         let leaves_out = self.policy == CheckPolicy::LeaveOut;
-        for (item_type, records) in page.records() {
+        for (group, (item_type, records)) in page.records().enumerate() {
             let mut tally = Tally::keeping(FINDINGS_KEPT);
             let mut of_type = Vec::new();
             let declared = self.declared(item_type);
@@ -130,7 +130,7 @@ impl Checks {
                 found.push((item_type.to_owned(), tally));
             }
             if !of_type.is_empty() {
-                rejected.push((item_type.to_owned(), of_type));
+                rejected.push((group, of_type));
             }
         }
         if self.policy.refuses()
@@ -144,8 +144,8 @@ impl Checks {
         for (item_type, tally) in found {
             page.found(&item_type, tally);
         }
-        for (item_type, rejected) in rejected {
-            page.reject_at(&item_type, rejected);
+        for (group, rejected) in rejected {
+            page.reject_at(group, rejected);
         }
         Ok(())
     }

@@ -13,7 +13,7 @@
 //! close the window between that read and the save;
 //! [`Serve::settle_after_takeover`](super::Serve::settle_after_takeover) waits for it to pass.
 
-use std::cell::RefCell;
+use std::cell::{RefCell, RefMut};
 use std::time::Duration;
 
 use chrono::DateTime;
@@ -125,7 +125,7 @@ impl<'a> Keeper<'a> {
     pub(crate) fn save(&self, run: &Run, position: Option<&Position>) -> Result<usize> {
         let fresh = if position.is_none() && run.has_no_position()? { run.position()? } else { None };
         let position = position.or(fresh.as_ref());
-        let checkpoint = run.checkpoint(&self.token, position)?;
+        let checkpoint = run.checkpoint(&self.token, position, self.room_left(run)?)?;
         let bytes = self.put(&checkpoint, |_| Ok(()))?;
         if position.is_some() {
             run.saved(&checkpoint)?;
@@ -153,6 +153,12 @@ impl<'a> Keeper<'a> {
         if let Some(own) = page.connector_state_json() {
             sdk::check_connector_state(own)?;
         }
+        let pending = run.pending_child_bytes()?;
+        self.room(run)?.as_mut().map_or(Ok(()), |room| room.admit(of, pending, page))
+    }
+
+    /// What the extractor may still set, counted from what is stored when it is first asked for.
+    fn room(&self, run: &Run) -> Result<RefMut<'_, Option<Room>>> {
         let mut room = self.room.borrow_mut();
         if room.is_none() {
             let mut others = self.document()?;
@@ -163,20 +169,23 @@ impl<'a> Keeper<'a> {
             }
             *room = Some(run.room(self.limits.own, posted_bytes(&others.to_text()) as u64)?);
         }
-        let pending = run.pending_child_bytes()?;
-        room.as_mut().map_or(Ok(()), |room| room.admit(of, pending, page))
+        Ok(room)
+    }
+
+    fn room_left(&self, run: &Run) -> Result<u64> {
+        Ok(self.room(run)?.as_ref().map_or(0, Room::left))
     }
 
     /// Saves that a run is over, without a new position.
     pub(crate) fn save_standing(&self, run: &Run) -> Result<()> {
-        self.put(&run.checkpoint(&self.token, None)?, |_| Ok(())).map(drop)
+        self.put(&run.checkpoint(&self.token, None, self.room_left(run)?)?, |_| Ok(())).map(drop)
     }
 
     /// Saves that the unit's attachments are forgotten, as in the store, including those that the SDK had left to do;
     /// and that this event asked for it.
     pub(crate) fn forget_attachments(&self, unit: &SyncUnit, deletion: &Deletion) -> Result<()> {
         let checkpoint = match unit.newest_run()? {
-            Some(run) => run.checkpoint(&self.token, None)?.after(deletion),
+            Some(run) => run.checkpoint(&self.token, None, self.room_left(&run)?)?.after(deletion),
             None => unit.checkpoint_without_run(&self.token, deletion)?,
         };
         let what = self.what();

@@ -10,7 +10,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
-use crate::model::{CHECKPOINT_BYTES_MAX, SyncUnitId};
+use crate::model::{CHECKPOINT_BYTES_MAX, CHECKPOINT_STATE_BYTES_MAX, SyncUnitId};
 use crate::store::{CHECKPOINT_KEY, Store, SyncUnit};
 
 use super::document::{Document, posted_bytes};
@@ -79,7 +79,11 @@ impl SavedState {
         let checkpoint = match self.unit.newest_run()? {
             Some(run) => {
                 let position = if run.is_open()? { run.position()? } else { None };
-                run.checkpoint(&token, position.as_ref())?
+                let mut others = self.document.clone();
+                others.remove(CHECKPOINT_KEY);
+                let others = posted_bytes(&others.to_text()) as u64;
+                let room = run.room(CHECKPOINT_STATE_BYTES_MAX, others)?;
+                run.checkpoint(&token, position.as_ref(), room.left())?
             }
             None => self.unit.checkpoint_of_unit(&token)?,
         };

@@ -711,7 +711,7 @@ mod tests {
                 panic!("{phase} {step:?} is not worked on")
             };
             assert_eq!(run.sdk_attachments().unwrap().as_ref(), Some(&expected));
-            let checkpoint = run.checkpoint("token", run.position().unwrap().as_ref()).unwrap();
+            let checkpoint = run.checkpoint("token", run.position().unwrap().as_ref(), u64::MAX).unwrap();
             unit.restore(&checkpoint, &[]).unwrap();
             let Accepted::Work(run) = unit.accept(&incoming, false, None).unwrap() else {
                 panic!("{phase} {step:?} is not worked on")

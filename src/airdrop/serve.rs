@@ -186,6 +186,7 @@ impl Invocation<'_> {
                 replayed: true,
                 ignored_watermark: None,
                 findings: run.finding_counts()?,
+                left_out: run.left_out_totals()?,
             }),
             Accepted::Replay(run, message) => self.deliver(&run, keeper, message, true),
             Accepted::Repeat(run) => self.answer(&run, keeper, phase, Ending::Done, &details),

@@ -14,6 +14,7 @@
 //! discarded.
 
 mod children;
+pub(super) mod digests;
 pub(super) mod form;
 mod restore;
 mod room;
@@ -35,6 +36,7 @@ use super::kept::KeptPart;
 use super::lifecycle::{Deletion, PAST_MAX, get_or_create, new_unit};
 use super::most_read;
 use super::notes::Standing;
+use super::once::{self, OncePart};
 use super::open::SyncUnit;
 use super::rejected::{self, RejectedPart};
 use super::rows::{
@@ -228,6 +230,7 @@ impl SyncUnit {
             used: UsedPart::default(),
             most_read: BTreeMap::new(),
             rejected: RejectedPart::default(),
+            once: OncePart::default(),
             past_runs: hashes(&past.run_ids),
             deletions: hashes(&past.deletions),
             kept: self.inner.tables.view(|rows| KeptPart::of(rows, self.id.as_str(), None))?,
@@ -261,6 +264,7 @@ impl Run {
                 findings: findings_part(self, rows)?,
                 queue: queue_part(self, rows)?,
                 rejected: rejected::part_of_run(rows, &prefix)?,
+                once: once::part_of_run(rows, &prefix)?,
                 ..Position::default()
             };
             for (name, stream) in rows.all(&STREAMS, &prefix)? {
@@ -274,17 +278,26 @@ impl Run {
         })
     }
 
-    /// The checkpoint of now. With a position, it stands there; without one, it stands where the last saved one
-    /// stood.
-    pub(crate) fn checkpoint(&self, token: &str, position: Option<&Position>) -> Result<Checkpoint> {
+    /// The checkpoint of now. With a position it stands there, without one where the last saved one stood. `room_bytes`: how
+    /// much it may say of records that were announced, beside all else.
+    pub(crate) fn checkpoint(
+        &self,
+        token: &str,
+        position: Option<&Position>,
+        room_bytes: u64,
+    ) -> Result<Checkpoint> {
         self.inner.tables.view(|rows| {
             let prefix = self.run_key();
             let unit = rows.need(&UNITS, &Key::name(self.unit.as_str()))?;
             let run = rows.need(&RUNS, &prefix)?;
-            let position = match position {
+            let mut position = match position {
                 Some(position) => position.clone(),
                 None => self.saved_position(rows)?,
             };
+            if self.breaks(Safeguard::KnownAtPosition) {
+                position.once = once::part_of_run(rows, &prefix)?;
+            }
+            position.once.fit(room_bytes / 2);
             let Artifacts { unannounced: artifacts, sealed, announced_ids } =
                 self.artifact_parts(rows, position.next_seq)?;
             let mut bookmarks = BTreeMap::new();
@@ -320,6 +333,7 @@ impl Run {
                 used,
                 most_read: most_read::part(rows, self.unit_no)?,
                 rejected: rejected::part_of_unit(rows, self.unit_no, LEDGER_MAX)?,
+                once: once::part_of_unit(rows, self.unit_no, LEDGER_MAX)?,
                 past_runs: hashes(&past.run_ids),
                 deletions: hashes(&past.deletions),
                 kept: KeptPart::of(rows, self.unit.as_str(), Some(self.unit_no))?,
@@ -513,7 +527,7 @@ mod tests {
             batch.unwrap().uploaded("artifact-1").unwrap();
         }
         let position = run.position().unwrap().unwrap();
-        run.checkpoint("the token", Some(&position)).unwrap()
+        run.checkpoint("the token", Some(&position), u64::MAX).unwrap()
     }
 
     fn json(checkpoint: &Checkpoint) -> serde_json::Value {
@@ -593,7 +607,7 @@ mod tests {
         let Accepted::Work(run) = unit.accept(&event(one, "second"), false, None).unwrap() else {
             panic!("no work")
         };
-        let whole = run.checkpoint("the token", None).unwrap();
+        let whole = run.checkpoint("the token", None, u64::MAX).unwrap();
         let is_known = |checkpoint: &Checkpoint, name: &str| {
             let unit = open(name);
             unit.restore(checkpoint, &[]).unwrap();
@@ -613,7 +627,7 @@ mod tests {
             unit.accept(&event(other), false, None).unwrap();
             // What was restored by its hash, and is complete now, is named again.
             let run = unit.newest_run().unwrap().unwrap();
-            let again = run.checkpoint("the token", None).unwrap();
+            let again = run.checkpoint("the token", None, u64::MAX).unwrap();
             for part in &checkpoint.run_ids {
                 let id = again.run_ids.iter().find(|again| again.run == part.run).unwrap().id;
                 assert!(id == part.id || id == IdHash::of(&checkpoint.known_run_id(part), 0));
@@ -667,8 +681,8 @@ mod tests {
             };
             (at(name_hash("0")), at(number), at(number + 1))
         };
-        let save = |run: &Run| run.saved(&run.checkpoint("the token", None).unwrap()).unwrap();
-        // As many as make the other of the two the oldest that is kept.
+        let save = |run: &Run| run.saved(&run.checkpoint("the token", None, u64::MAX).unwrap()).unwrap();
+        // So many that the other of the two is the oldest that is kept.
         let mut run = None;
         for at in 0..EVENTS_MAX - 1 {
             run = Some(accept(&format!("event {at}")));
@@ -705,7 +719,7 @@ mod tests {
         let Accepted::Work(run) = unit.accept(&start, false, None).unwrap() else { panic!("no work") };
         seal_a_batch(&run, Phase::ExternalSyncUnits);
         let position = run.position().unwrap();
-        let named = run.checkpoint("the token", position.as_ref()).unwrap().used;
+        let named = run.checkpoint("the token", position.as_ref(), u64::MAX).unwrap().used;
         assert_eq!(named, checkpoint().used);
         assert_eq!(named.0.len(), 1);
     }

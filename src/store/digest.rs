@@ -26,7 +26,17 @@ impl Digest {
         Self(first)
     }
 
-    /// The number under which a row is kept if only this digest was known, or the first free one after it.
+    /// Its bytes, in a key.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// That of these bytes.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+
+    /// Under which number a row is kept of which no more than this is known, or under a later one.
     pub(crate) fn number(&self) -> u64 {
         let mut first = [0; 8];
         first.iter_mut().zip(self.0).for_each(|(to, from)| *to = from);

@@ -31,9 +31,9 @@ use super::open::SyncUnit;
 use super::rejected;
 use super::rows::{
     ACTS, Activity, BATCHES, BOOKMARKS, BookmarkRow, CHUNKS, DEATHS, EVENTS, FINDINGS, Key, LEDGER,
-    LedgerRow, LedgerType, MESSAGES, MOST_READ, PAST, PAYLOADS, POSITIONS, PastRow, REJECTED,
-    REJECTED_COUNTS, REJECTED_IN_RUN, RUN_IDS, RUNS, RunIdRow, RunRow, RunStatus, STREAMS, TYPES, UNITS,
-    USED, USED_NEWEST, UnitRow, VALUES, message_key, name_of, number_of, run_key,
+    LedgerRow, LedgerType, MESSAGES, MOST_READ, ONCE, ONCE_COUNTS, PAST, PAYLOADS, POSITIONS, PastRow,
+    REJECTED, REJECTED_COUNTS, REJECTED_IN_RUN, RUN_IDS, RUNS, RunIdRow, RunRow, RunStatus, STREAMS, TYPES,
+    UNITS, USED, USED_NEWEST, UnitRow, VALUES, message_key, name_of, number_of, run_key,
 };
 use super::run::{Run, find_by_id};
 use super::tables::{Change, Rows, Tables};
@@ -240,6 +240,8 @@ impl SyncUnit {
         change.remove_all(&REJECTED, &prefix)?;
         change.remove_all(&REJECTED_IN_RUN, &prefix)?;
         change.remove_all(&REJECTED_COUNTS, &prefix)?;
+        change.remove_all(&ONCE, &prefix)?;
+        change.remove_all(&ONCE_COUNTS, &prefix)?;
         change.remove_all(&USED, &prefix)?;
         change.remove_all(&USED_NEWEST, &prefix)?;
         change.remove_all(&POSITIONS, &prefix)?;
@@ -477,6 +479,7 @@ pub(super) fn close_run(
     if let Some(old) = no.checked_sub(LEDGER_RUNS_MAX) {
         change.remove(&LEDGER, &run_key(unit.no, old))?;
         change.remove_all(&REJECTED_COUNTS, &run_key(unit.no, old))?;
+        change.remove_all(&ONCE_COUNTS, &run_key(unit.no, old))?;
     }
     keep_last_cursors(change, unit.no, no)?;
     drop_rows(change, &run)?;
@@ -531,6 +534,7 @@ fn drop_rows(change: &Change<'_>, run: &Key) -> Result<()> {
     change.remove_all(&PAYLOADS, run)?;
     change.remove_all(&FINDINGS, run)?;
     change.remove_all(&REJECTED_IN_RUN, run)?;
+    change.remove_all(&ONCE, run)?;
     change.remove_all(&USED, run)?;
     change.remove(&USED_NEWEST, run)?;
     change.remove(&POSITIONS, run)

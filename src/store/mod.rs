@@ -15,12 +15,14 @@ mod findings;
 #[cfg(feature = "inspect")]
 pub mod inspect;
 mod kept;
+mod left_out;
 mod lifecycle;
 #[cfg(feature = "inspect")]
 pub mod mend;
 mod migrate;
 mod most_read;
 mod notes;
+mod once;
 mod open;
 mod page;
 mod rejected;
@@ -43,10 +45,13 @@ pub(crate) use conversation::{Accepted, Incoming, Sealing, StoredMessage, messag
 pub(crate) use cursors::CursorWatch;
 #[cfg(feature = "testing")]
 pub use disk::Disk;
+pub use left_out::LeftOutCounts;
 pub(crate) use lifecycle::Deletion;
 pub(crate) use notes::{Inherited, InheritedRun, InheritedStart, LEFT_ATTACHMENTS, Standing};
 pub use open::{Store, StoreOptions, SyncUnit};
 pub use page::Page;
+#[cfg(feature = "testing")]
+pub(crate) use page::PageRecords;
 pub use rejected::RejectedRecord;
 pub(crate) use rejected::refetched;
 pub(crate) use rejection::Rejection;

@@ -156,7 +156,7 @@ mod tests {
         assert!(unit(&store).abandon().unwrap());
         let run = read(&unit(&store), 10_010);
         assert!(tell(&run, &issues).unwrap());
-        let checkpoint = run.checkpoint("token", run.position().unwrap().as_ref()).unwrap();
+        let checkpoint = run.checkpoint("token", run.position().unwrap().as_ref(), u64::MAX).unwrap();
         let there = Store::open(dir.path().join("there.redb")).unwrap();
         unit(&there).restore(&checkpoint, &[]).unwrap();
         let run = unit(&there).newest_run().unwrap().unwrap();

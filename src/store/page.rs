@@ -33,7 +33,7 @@ use super::rejection::Rejection;
 #[must_use]
 pub struct Page<C> {
     pub(crate) next: Option<C>,
-    records: Vec<(String, Vec<Record>)>,
+    records: Vec<PageRecords<String>>,
     /// How many of an item type nobody wants.
     skipped: Vec<(String, u64)>,
     /// The bad ones, by item type.
@@ -48,6 +48,29 @@ pub struct Page<C> {
     progress: Option<u8>,
     findings: Vec<(String, Tally)>,
     children: Vec<(String, String, Result<String>)>,
+}
+
+/// Records of one item type that are announced in the same way.
+#[derive(Debug)]
+pub(crate) struct PageRecords<T> {
+    pub(crate) item_type: T,
+    /// Each is announced once in a run, whichever page brings it.
+    pub(crate) once: bool,
+    pub(crate) records: Vec<Record>,
+}
+
+impl PageRecords<String> {
+    /// Checks the name, and that records to be announced once have an id to know them by.
+    fn checked(self) -> Result<PageRecords<ItemType>> {
+        let Self { item_type, once, records } = self;
+        if once && records.iter().any(|record| record.id().is_none()) {
+            return Err(Error::Invalid {
+                what: format!("a record of {item_type} that is to be announced once in a run"),
+                reason: "it is flat, and has no id to know it by: make it with Record::new".to_owned(),
+            });
+        }
+        Ok(PageRecords { item_type: ItemType::new(item_type)?, once, records })
+    }
 }
 
 /// A child listing as a page names it.
@@ -106,7 +129,7 @@ pub(crate) struct RejectedParts {
 #[derive(Debug)]
 pub(crate) struct PageParts<C> {
     pub(crate) next: Option<C>,
-    pub(crate) records: Vec<(ItemType, Vec<Record>)>,
+    pub(crate) records: Vec<PageRecords<ItemType>>,
     pub(crate) skipped: Vec<(ItemType, u64)>,
     pub(crate) rejected: RejectedParts,
     pub(crate) bookmark: Option<String>,
@@ -179,9 +202,65 @@ impl<C> Page<C> {
 
     /// Adds a record, to a page that is being filled in a loop.
     pub fn push(&mut self, item_type: &str, record: Record) {
-        match self.records.iter_mut().find(|(name, _)| name == item_type) {
-            Some((_, records)) => records.push(record),
-            None => self.records.push((item_type.to_owned(), vec![record])),
+        self.add(item_type, false, record);
+    }
+
+    /// Adds a record that a run announces once, however many pages bring it: a user or a label, say, that a source hands
+    /// over beside each issue. It is known by its item type and id. The first one is announced; the others are left out,
+    /// also those that differ from it, and count as read and *repeated*. The next run announces it again.
+    ///
+    /// A run remembers [`ONCE_BYTES_MAX`](crate::limits::ONCE_BYTES_MAX) bytes of ids, 64 and the length of the item type
+    /// for each: 240,000 users. What comes beyond is announced each time, and the dump says how much that was. No record is
+    /// lost. A checkpoint carries as many ids as it has room for, at most
+    /// [`ONCE_CHECKPOINT_BYTES_MAX`](crate::limits::ONCE_CHECKPOINT_BYTES_MAX) bytes, 22 for each: 5,900.
+    ///
+    /// A [flat](Record::flat) record has no id to know it by: an error of the staging. Records of [`Page::record`] are
+    /// announced each time, whatever their id.
+    ///
+    /// ```
+    /// use highwater::{Page, Record, Store};
+    /// use serde_json::json;
+    /// # let dir = tempfile::tempdir()?;
+    /// let store = Store::open(dir.path().join("state.redb"))?;
+    /// let run = store.sync_unit("acme/tickets")?.begin()?;
+    /// // Both issues are Ada's.
+    /// let fetch = |cursor: Option<u32>| -> highwater::Result<Page<u32>> {
+    ///     let number = cursor.unwrap_or(1);
+    ///     let page = if number < 2 { Page::more(number + 1) } else { Page::last() };
+    ///     Ok(page
+    ///         .record("issues", Record::new(format!("ISSUE-{number}"), &json!({"owner": "USER-7"}))?)
+    ///         .record_once("users", Record::new("USER-7", &json!({"name": "Ada"}))?))
+    /// };
+    /// let mut items = Vec::new();
+    /// for batch in run.batches("issues", fetch) {
+    ///     let batch = batch?;
+    ///     items.push((batch.item_type().to_string(), batch.items()));
+    ///     let id = batch.key().to_string();
+    ///     batch.acknowledge(id)?;
+    /// }
+    /// assert_eq!(items, [("issues".to_owned(), 2), ("users".to_owned(), 1)]);
+    /// assert_eq!(run.left_out()?.repeated, 1);
+    /// run.finish()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn record_once(mut self, item_type: &str, record: Record) -> Self {
+        self.push_once(item_type, record);
+        self
+    }
+
+    /// As [`Page::record_once`], to a page that is being filled in a loop.
+    pub fn push_once(&mut self, item_type: &str, record: Record) {
+        self.add(item_type, true, record);
+    }
+
+    fn add(&mut self, item_type: &str, once: bool, record: Record) {
+        match self.records.iter_mut().find(|group| group.item_type == item_type && group.once == once) {
+            Some(group) => group.records.push(record),
+            None => self.records.push(PageRecords {
+                item_type: item_type.to_owned(),
+                once,
+                records: vec![record],
+            }),
         }
     }
 
@@ -322,9 +401,9 @@ impl<C> Page<C> {
         self
     }
 
-    /// Records in it that are to be announced.
+    /// Records in it that are to be announced, if they were not before ([`Page::record_once`]).
     pub fn items(&self) -> usize {
-        self.records.iter().map(|(_, records)| records.len()).sum()
+        self.records.iter().map(|group| group.records.len()).sum()
     }
 
     /// Leaves out the records of the item types that are not wanted: they count as read, and are staged nowhere.
@@ -337,7 +416,7 @@ impl<C> Page<C> {
             }
             !leave
         });
-        records.retain(|(item_type, records)| {
+        records.retain(|PageRecords { item_type, records, .. }| {
             let leave = unwanted(item_type);
             if leave {
                 skipped.push((item_type.clone(), records.len() as u64));
@@ -366,9 +445,9 @@ impl<C> Page<C> {
         by_type
     }
 
-    /// Rejects records that are in it: those of an item type at these places, in ascending order.
-    pub(crate) fn reject_at(&mut self, item_type: &str, at: Vec<(usize, Rejection)>) {
-        let Some((_, records)) = self.records.iter_mut().find(|(name, _)| name == item_type) else { return };
+    /// Rejects records that are in it: of the `group`-th of [`Page::records`] those at these places, in ascending order.
+    pub(crate) fn reject_at(&mut self, group: usize, at: Vec<(usize, Rejection)>) {
+        let Some(PageRecords { item_type, records, .. }) = self.records.get_mut(group) else { return };
         let mut places = at.iter().map(|(place, _)| *place).peekable();
         let mut place = 0;
         records.retain(|_| {
@@ -376,7 +455,7 @@ impl<C> Page<C> {
             place += 1;
             !is_rejected
         });
-        self.rejected.extend(at.into_iter().map(|(_, rejection)| (item_type.to_owned(), rejection)));
+        self.rejected.extend(at.into_iter().map(|(_, rejection)| (item_type.clone(), rejection)));
     }
 
     /// What became of the rejected records that it was asked for.
@@ -409,7 +488,8 @@ impl<C> Page<C> {
             .filter(|(name, _)| of_type(name))
             .map(|(_, again)| again.id.as_str())
             .collect();
-        let records = self.records.iter().filter(|(name, _)| of_type(name)).flat_map(|(_, records)| records);
+        let groups = self.records.iter().filter(|group| of_type(&group.item_type));
+        let records = groups.flat_map(|group| &group.records);
         let passed: BTreeSet<&str> = records.filter_map(Record::id).collect();
         let name = ItemType::new(item_type.as_str())?;
         ids.iter()
@@ -431,12 +511,12 @@ impl<C> Page<C> {
 
     /// How many of each item type are in it.
     pub(crate) fn items_by_type(&self) -> Vec<(String, usize)> {
-        self.records.iter().map(|(item_type, records)| (item_type.clone(), records.len())).collect()
+        self.records.iter().map(|group| (group.item_type.clone(), group.records.len())).collect()
     }
 
-    /// Its records by item type, in the order in which the types were first added.
+    /// Its records by item type, in the order in which the types were first added; those to be announced once by themselves.
     pub(crate) fn records(&self) -> impl Iterator<Item = (&str, &[Record])> {
-        self.records.iter().map(|(item_type, records)| (item_type.as_str(), records.as_slice()))
+        self.records.iter().map(|group| (group.item_type.as_str(), group.records.as_slice()))
     }
 
     /// Bytes of JSON of what it sets that a checkpoint holds. What cannot be stored counts for nothing: staging it says so.
@@ -445,7 +525,7 @@ impl<C> Page<C> {
         C: Serialize,
     {
         let bytes = |json: &Result<String>| json.as_ref().map_or(0, String::len);
-        let kept = self.records.iter().map(|(name, _)| name);
+        let kept = self.records.iter().map(|group| &group.item_type);
         Sizes {
             cursor: self.next.as_ref().map(|next| serde_json::to_string(next).map_or(0, |json| json.len())),
             bookmark: self.bookmark.as_ref().map(bytes),
@@ -472,6 +552,12 @@ impl<C> Page<C> {
         }
     }
 
+    /// Its records by item type, for the explorer's oracle.
+    #[cfg(feature = "testing")]
+    pub(crate) fn groups(&self) -> impl Iterator<Item = &PageRecords<String>> {
+        self.records.iter()
+    }
+
     /// Adds what was found in its records of a type, to be counted in the transaction that stages it.
     pub(crate) fn found(&mut self, item_type: &str, findings: Tally) {
         self.findings.push((item_type.to_owned(), findings));
@@ -479,7 +565,7 @@ impl<C> Page<C> {
 
     /// The item type of the records that were added last.
     pub(crate) fn last_item_type(&self) -> Option<&str> {
-        self.records.last().map(|(item_type, _)| item_type.as_str())
+        self.records.last().map(|group| group.item_type.as_str())
     }
 
     /// Item types and ids of the records that it rejects, for the explorer's oracle.
@@ -502,7 +588,7 @@ impl<C> Page<C> {
 
     /// Counts what was changed in its records before they became records, with what was found in them.
     fn count_changes(&mut self) {
-        for (item_type, records) in &self.records {
+        for PageRecords { item_type, records, .. } in &self.records {
             let mut tally = Tally::keeping(FINDINGS_KEPT);
             for change in records.iter().flat_map(Record::changes) {
                 tally.add(change.clone());
@@ -525,11 +611,7 @@ impl<C> Page<C> {
         Ok(PageParts {
             rejected: RejectedParts { rejected, again, ids_max: self.rejected_max },
             next: self.next,
-            records: self
-                .records
-                .into_iter()
-                .map(|(name, records)| Ok((ItemType::new(name)?, records)))
-                .collect::<Result<_>>()?,
+            records: self.records.into_iter().map(PageRecords::checked).collect::<Result<_>>()?,
             skipped: self
                 .skipped
                 .into_iter()

@@ -314,18 +314,24 @@ pub(super) fn part_of_run(rows: &impl Rows, run: &Key) -> Result<RejectedPart> {
 pub(super) fn part_of_unit(rows: &impl Rows, unit: u64, runs: u64) -> Result<RejectedPart> {
     let prefix = Key::unit(unit);
     let kinds = kind_parts(rows, &REJECTED, &prefix)?;
+    let mut of_runs = Vec::new();
+    for run in newest_over(rows, unit, runs)? {
+        let counts = counts(rows, &run_key(unit, run))?;
+        of_runs.extend(counts.into_iter().map(|(item_type, records)| (run, item_type, records)));
+    }
+    Ok(RejectedPart { kinds, counts: of_runs })
+}
+
+/// As many of the newest runs of a unit that are over, the oldest first.
+pub(super) fn newest_over(rows: &impl Rows, unit: u64, runs: u64) -> Result<Vec<u64>> {
+    let prefix = Key::unit(unit);
     let mut over = Vec::new();
     rows.scan(&LEDGER, &prefix, &prefix, |run, _| {
         over.push(number_in(rows, &prefix, run)?);
         Ok(true)
     })?;
-    let mut of_runs = Vec::new();
-    let newest = over.len().saturating_sub(usize::try_from(runs).unwrap_or(usize::MAX));
-    for run in over.into_iter().skip(newest) {
-        let counts = counts(rows, &run_key(unit, run))?;
-        of_runs.extend(counts.into_iter().map(|(item_type, records)| (run, item_type, records)));
-    }
-    Ok(RejectedPart { kinds, counts: of_runs })
+    over.drain(..over.len().saturating_sub(usize::try_from(runs).unwrap_or(usize::MAX)));
+    Ok(over)
 }
 
 fn kind_parts(rows: &impl Rows, table: &Table<RejectedRow>, prefix: &Key) -> Result<Vec<KindPart>> {

@@ -28,6 +28,8 @@
 //! | `rejected` | item type, a zero byte, id | [`RejectedRow`]: of finished runs, to be requested again |
 //! | `rejected_in_run` | run, item type, a zero byte, id | [`RejectedRow`]: of the run that is open |
 //! | `rejected_counts` | run, item type | [`RejectedCountRow`], for as long as the run is in the ledger |
+//! | `once_ids` | run, item type, a zero byte, digest of the id | [`OnceRow`]: of a record that a run announces once |
+//! | `once_counts` | run, item type | [`OnceCountRow`], for as long as the run is in the ledger |
 //! | `positions` | run | JSON text: where the last saved checkpoint stands |
 //! | `queues` | run | [`QueueRow`] |
 //! | `attachments` | run, number | [`AttachmentRow`] |
@@ -114,6 +116,8 @@ tables! {
     REJECTED: RejectedRow = "rejected";
     REJECTED_IN_RUN: RejectedRow = "rejected_in_run";
     REJECTED_COUNTS: RejectedCountRow = "rejected_counts";
+    ONCE: OnceRow = "once_ids";
+    ONCE_COUNTS: OnceCountRow = "once_counts";
     POSITIONS: Json = "positions";
     QUEUES: QueueRow = "queues";
     ATTACHMENTS: AttachmentRow = "attachments";
@@ -162,7 +166,11 @@ impl Key {
     pub(crate) fn and_rejected(self, item_type: &str, id: &str) -> Self {
         self.and_inner_name(item_type).and_name(id)
     }
-    /// For an id of any length and content, which more parts may follow.
+    /// For an id of which there is no more than its digest.
+    pub(crate) fn and_digest(self, digest: &Digest) -> Self {
+        self.and_bytes(digest.as_bytes())
+    }
+    /// For an id of any length and content, which may be followed by more.
     pub(crate) fn and_id(mut self, id: &str) -> Self {
         // An id is part of a row of less than 4 GiB.
         let bytes = u32::try_from(id.len()).unwrap_or(u32::MAX);
@@ -177,7 +185,6 @@ impl Key {
         self
     }
     /// For the end of a key that was read.
-    #[cfg(feature = "inspect")]
     pub(crate) fn and_bytes(mut self, rest: &[u8]) -> Self {
         self.0.extend_from_slice(rest);
         self
@@ -255,6 +262,15 @@ pub(crate) fn rejected_of(tail: &[u8]) -> Result<(&str, &str), DecodeError> {
     parts.ok_or_else(|| DecodeError::Damaged("its key has no item type".to_owned()))
 }
 
+/// The item type and the digest at the end of a key.
+pub(crate) fn digest_of(tail: &[u8]) -> Result<(&str, Digest), DecodeError> {
+    let damaged = || DecodeError::Damaged("its key has no item type and digest".to_owned());
+    let end = tail.iter().position(|byte| *byte == 0).ok_or_else(damaged)?;
+    let (name, digest) = tail.split_at_checked(end).ok_or_else(damaged)?;
+    let digest = digest.split_first().and_then(|(_, digest)| Digest::from_bytes(digest));
+    Ok((name_of(name)?, digest.ok_or_else(damaged)?))
+}
+
 macro_rules! bincode_rows {
     ($($row:ty = $version:literal $(, grew [$($grew:literal),*])?;)*) => {$(
         impl Row for $row {
@@ -287,6 +303,8 @@ bincode_rows! {
     FindingRow = 1;
     RejectedRow = 1;
     RejectedCountRow = 1;
+    OnceRow = 1;
+    OnceCountRow = 1;
     QueueRow = 1;
     AttachmentRow = 1;
     SeenRow = 1;
@@ -753,6 +771,21 @@ pub(crate) struct RejectedRow {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RejectedCountRow {
     pub(crate) records: u64,
+}
+
+/// That a record was staged which the run announces once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct OnceRow {}
+
+/// Records of an item type that a run announces once.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct OnceCountRow {
+    /// Those that were left out, for the run had announced them before.
+    pub(crate) repeated: u64,
+    /// Ids that are kept.
+    pub(crate) ids: u64,
+    /// Records that were staged while there was no room for their ids, or whose ids a checkpoint had no room for.
+    pub(crate) forgotten: u64,
 }
 
 /// The attachments of one run: each that was queued is settled, failed, or in the queue.

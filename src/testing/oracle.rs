@@ -97,6 +97,7 @@ impl Outside {
             found.into_iter().partition(|line| line.starts_with(r#"{"id":{"devrev""#));
         self.attachments_of(run, &links, announced)?;
         found.sort_unstable();
+        self.once_of(run, &mut found)?;
         let mut expected: Vec<&str> =
             self.pages_of(run).flat_map(|page| page.lines.iter().map(String::as_str)).collect();
         expected.sort_unstable();
@@ -126,7 +127,30 @@ impl Outside {
         Ok(())
     }
 
-    /// Checks that everything confirmed is in a message, unless the platform gave up a run.
+    /// Whether of the records that are announced once in a run one of each id is, of all that its pages have; takes those out
+    /// of what was found.
+    fn once_of(&self, run: &RunSeen, found: &mut Vec<&str>) -> Result<(), Violation> {
+        let mut handed: BTreeMap<&Named, BTreeSet<&str>> = BTreeMap::new();
+        for (named, line) in self.pages_of(run).flat_map(|page| &page.once) {
+            handed.entry(named).or_default().insert(line);
+        }
+        for (named, lines) in handed {
+            let announced = found.iter().filter(|line| lines.contains(**line)).count();
+            if announced > 1 {
+                let what =
+                    format!("{named:?} is announced {announced} times in run {}, and once is wanted", run.id);
+                return broken(Broken::Duplicated, what);
+            }
+            if announced == 0 && run.finished && !run.abandoned {
+                let what = format!("{named:?} of run {} is in no message", run.id);
+                return broken(Broken::Lost, what);
+            }
+            found.retain(|line| !lines.contains(line));
+        }
+        Ok(())
+    }
+
+    /// Whether whatever is confirmed is in a message, unless the platform gave a run up.
     fn confirmed_is_announced(&self, announced: &Announced<'_>) -> Result<(), Violation> {
         // A worker whose store was replaced leaves what it has confirmed.
         if self.second_worker || self.runs.iter().any(|run| run.abandoned) {

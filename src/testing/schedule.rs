@@ -232,10 +232,12 @@ pub enum Setting {
     Children,
     /// Pages of up to three listings are fetched at once.
     AtOnce,
+    /// Users are announced once in a run, and many pages bring the same ones.
+    Once,
 }
 
 impl Setting {
-    const ALL: [(Setting, &'static str); 17] = [
+    const ALL: [(Setting, &'static str); 18] = [
         (Setting::NewerNames, "newer-names"),
         (Setting::NoAttachments, "no-attachments-phase"),
         (Setting::Units, "units"),
@@ -253,6 +255,7 @@ impl Setting {
         (Setting::StateFull, "state-full"),
         (Setting::Children, "children"),
         (Setting::AtOnce, "at-once"),
+        (Setting::Once, "once"),
     ];
 }
 

@@ -106,7 +106,8 @@ impl SimSource {
             };
             types += u8::from(items > 0);
             for item in 0..items {
-                let id = format!("{item_type}-{}", rng.u8(..20));
+                let once = item_type == "users" && self.life.is(Setting::Once);
+                let id = format!("{item_type}-{}", rng.u8(..if once { 5 } else { 20 }));
                 if !ids.insert(id.clone()) {
                     self.life.count("source/id-repeated");
                 }
@@ -124,7 +125,12 @@ impl SimSource {
                     chrono::DateTime::from_timestamp(1_700_000_000 - i64::from(item), 0).unwrap_or_default();
                 let data =
                     if wrong { json!({ "ordinal": [ordinal] }) } else { json!({ "ordinal": ordinal }) };
-                page.push(item_type, Record::new(id, &data)?.created(created));
+                let record = Record::new(id, &data)?.created(created);
+                if once {
+                    page.push_once(item_type, record);
+                } else {
+                    page.push(item_type, record);
+                }
             }
         }
         Ok(types)

@@ -1,5 +1,6 @@
 //! The extractor under watch: what it returns is recorded, and the schedule's faults are applied.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use crate::airdrop::{
 };
 use crate::clock::Clock;
 use crate::record::{Attachment, Checker, Finding, Metadata};
-use crate::store::Page;
+use crate::store::{Page, PageRecords};
 
 use super::report::{Broken, Violation};
 use super::schedule::{Act, Call, CallFault, Setting};
@@ -96,7 +97,7 @@ impl<E: Extractor> Extractor for Watched<E> {
             page => page?,
         };
         let next = page.next_json()?;
-        let (lines, rejected) = self.split(context, &page)?;
+        let Split { lines, once, rejected } = self.split(context, &page)?;
         self.hand_out(HandOut {
             run: self.life.run(context),
             stream: stream.clone(),
@@ -108,6 +109,7 @@ impl<E: Extractor> Extractor for Watched<E> {
             since: context.since(),
             read_at: self.life.clock().now(),
             lines,
+            once,
             rejected,
             asked: Vec::new(),
             settled: Vec::new(),
@@ -127,7 +129,7 @@ impl<E: Extractor> Extractor for Watched<E> {
     ) -> Result<Page<E::Cursor>, SourceError> {
         self.befall_page()?;
         let page = self.extractor.refetch(context, item_type, ids)?;
-        let (lines, rejected) = self.split(context, &page)?;
+        let Split { lines, once, rejected } = self.split(context, &page)?;
         let asked: Vec<Named> = ids.iter().map(|id| (item_type.to_owned(), id.clone())).collect();
         self.hand_out(HandOut {
             run: self.life.run(context),
@@ -140,6 +142,7 @@ impl<E: Extractor> Extractor for Watched<E> {
             since: context.since(),
             read_at: self.life.clock().now(),
             lines,
+            once,
             settled: asked.iter().filter(|named| !rejected.contains(named)).cloned().collect(),
             rejected,
             asked,
@@ -263,16 +266,18 @@ impl<E: Extractor> Watched<E> {
             Some((before, now)) if now != before => inner.count("source/page-changed"),
             _ => {}
         }
+        let of_run = inner.pages.iter().filter(|((run, _), _)| *run == handed.run);
+        let known: BTreeSet<_> =
+            of_run.flat_map(|(_, pages)| pages).flat_map(|page| &page.once).map(|(named, _)| named).collect();
+        if handed.once.iter().any(|(named, _)| known.contains(named)) {
+            inner.count("source/brought-again");
+        }
         inner.record(Change::Read(Arc::new(handed)));
     }
 
-    /// The lines of a page that are to be announced, and item types and ids of the invalid records: rejected by the
-    /// extractor itself, or, if that is its policy, by its metadata.
-    fn split(
-        &self,
-        context: &Context<'_>,
-        page: &Page<E::Cursor>,
-    ) -> Result<(Vec<String>, Vec<Named>), SourceError> {
+    /// What a page has; bad are records that the extractor rejects itself, or, if that is its policy, by what its metadata
+    /// declares.
+    fn split(&self, context: &Context<'_>, page: &Page<E::Cursor>) -> Result<Split, SourceError> {
         let scope = self.life.is(Setting::Scope);
         let wanted = |item_type: &str| !(scope && item_type == OUT_OF_SCOPE);
         let metadata = match self.extractor.check_policy() {
@@ -281,8 +286,9 @@ impl<E: Extractor> Watched<E> {
         };
         let mut rejected: Vec<Named> =
             page.rejected_ids().filter(|(item_type, _)| wanted(item_type)).collect();
-        let mut lines = Vec::new();
-        for (item_type, records) in page.records().filter(|(item_type, _)| wanted(item_type)) {
+        let (mut lines, mut once_lines) = (Vec::new(), Vec::new());
+        for PageRecords { item_type, once, records } in page.groups().filter(|group| wanted(&group.item_type))
+        {
             let checker = metadata.as_ref().and_then(|metadata| Checker::new(metadata, item_type).ok());
             for record in records {
                 let is_bad = checker
@@ -290,11 +296,14 @@ impl<E: Extractor> Watched<E> {
                     .is_some_and(|checker| checker.check(record).iter().any(Finding::is_error));
                 match record.id() {
                     Some(id) if is_bad => rejected.push((item_type.to_owned(), id.to_owned())),
+                    Some(id) if *once => {
+                        once_lines.push(((item_type.to_owned(), id.to_owned()), record.to_line()));
+                    }
                     _ => lines.push(record.to_line()),
                 }
             }
         }
-        Ok((lines, rejected))
+        Ok(Split { lines, once: once_lines, rejected })
     }
 
     /// Checks that the run has requested the rejected records of earlier runs before its first page.
@@ -316,7 +325,17 @@ impl<E: Extractor> Watched<E> {
     }
 }
 
-/// The name of a listing in the records of the world.
+/// What a page has.
+struct Split {
+    /// Lines that are to be announced.
+    lines: Vec<String>,
+    /// Item types, ids and lines of records of which one of an id is.
+    once: Vec<(Named, String)>,
+    /// Item types and ids of those that are bad.
+    rejected: Vec<Named>,
+}
+
+/// What a listing is called here.
 fn name_of(stream: &str, parent: Option<&str>) -> String {
     parent.map_or_else(|| stream.to_owned(), |parent| format!("{stream} of {parent}"))
 }

@@ -294,6 +294,8 @@ pub(super) struct HandOut {
     pub(super) read_at: DateTime<Utc>,
     /// Those that are to be announced.
     pub(super) lines: Vec<String>,
+    /// Item types, ids and lines of those of which one of an id is to be announced in a run.
+    pub(super) once: Vec<(Named, String)>,
     /// Item types and ids of those that are bad.
     pub(super) rejected: Vec<Named>,
     /// Of a page of rejected records: those that it was asked for, and those of them that are bad no more, or gone.

@@ -155,6 +155,8 @@ fn the_table_of_limits_has_every_limit_at_its_value() {
         ("REJECTED_FEW", limits::REJECTED_FEW),
         ("REJECTED_KEPT_MAX", limits::REJECTED_KEPT_MAX as u64),
         ("REJECTED_JSON_BYTES_MAX", limits::REJECTED_JSON_BYTES_MAX as u64),
+        ("ONCE_BYTES_MAX", limits::ONCE_BYTES_MAX),
+        ("ONCE_CHECKPOINT_BYTES_MAX", limits::ONCE_CHECKPOINT_BYTES_MAX as u64),
         ("REFETCH_IDS", limits::REFETCH_IDS as u64),
         ("LEDGER_RUNS_MAX", limits::LEDGER_RUNS_MAX),
         ("CLOCK_AHEAD_MAX", limits::CLOCK_AHEAD_MAX.as_secs()),

@@ -348,12 +348,16 @@ fn stream_row(
 fn records(types: &[TypeReport]) -> Listing {
     let skips = types.iter().any(|counts| counts.skipped > 0);
     let rejects = types.iter().any(|counts| counts.rejected > 0);
+    let repeats = types.iter().any(|counts| counts.repeated > 0);
     let mut header = vec!["item type", "#read"];
     if skips {
         header.push("#skipped");
     }
     if rejects {
         header.push("#rejected");
+    }
+    if repeats {
+        header.push("#repeated");
     }
     header.extend(["#open", "#staged", "#uploaded", "#confirmed", "#announced"]);
     let mut table = Listing::new(&header);
@@ -364,6 +368,9 @@ fn records(types: &[TypeReport]) -> Listing {
         }
         if rejects {
             row.push(counts.rejected.to_string());
+        }
+        if repeats {
+            row.push(counts.repeated.to_string());
         }
         let places = [
             counts.open_items,

@@ -94,18 +94,30 @@ fn over(out: &mut impl Write, screen: Screen, run: &LedgerReport) -> std::io::Re
         );
     }
     folded(out, screen, "run ", "  ", &visible(&line))?;
-    let mut table =
-        Listing::new(&["item type", "#read", "#skipped", "#rejected", "#announced", "#not", "#artifacts"]);
+    let repeats = run.item_types.iter().any(|counts| counts.repeated > 0);
+    let mut header = vec!["item type", "#read", "#skipped", "#rejected"];
+    if repeats {
+        header.push("#repeated");
+    }
+    header.extend(["#announced", "#not", "#artifacts"]);
+    let mut table = Listing::new(&header);
     for counts in &run.item_types {
-        table.row([
+        let left_out = counts.skipped + counts.rejected + counts.repeated;
+        let mut row = vec![
             counts.item_type.clone(),
             counts.read.to_string(),
             counts.skipped.to_string(),
             counts.rejected.to_string(),
+        ];
+        if repeats {
+            row.push(counts.repeated.to_string());
+        }
+        row.extend([
             counts.announced.to_string(),
-            counts.read.saturating_sub(counts.skipped + counts.rejected + counts.announced).to_string(),
+            counts.read.saturating_sub(left_out + counts.announced).to_string(),
             counts.artifacts.to_string(),
         ]);
+        table.row(row);
     }
     if !table.is_empty() {
         table.lines(out, screen, "    ")?;
@@ -151,6 +163,9 @@ fn explained(counts: &TypeReport, batches: &[BatchReport]) -> String {
     }
     if counts.rejected > 0 {
         parts.push(format!("{} rejected", counts.rejected));
+    }
+    if counts.repeated > 0 {
+        parts.push(format!("{} repeated", counts.repeated));
     }
     if counts.open_items > 0 {
         parts.push(format!("{} in no batch yet", counts.open_items));

@@ -25,7 +25,8 @@ use super::super::cursors::{CursorWatch, check_moves};
 use super::super::findings::add_findings;
 use super::super::kept::{keep_last_cursor, new_stream};
 use super::super::most_read;
-use super::super::page::{NewChild, Page, PageParts, RejectedParts, to_json};
+use super::super::once;
+use super::super::page::{NewChild, Page, PageParts, PageRecords, RejectedParts, to_json};
 use super::super::rejected::{check_not_ours, reject};
 use super::super::rows::{
     BATCHES, BatchRow, BatchState, CHUNKS, ChunkRow, Dates, Json, Key, PAYLOADS, Payload, RunRow, STREAMS,
@@ -65,13 +66,21 @@ impl fmt::Display for PageOf {
     }
 }
 
+/// The lines of records of one item type that are announced in the same way.
+struct PageLines {
+    item_type: ItemType,
+    /// Each is announced once in a run.
+    once: bool,
+    lines: Lines,
+}
+
 /// A page whose parts were checked and whose lines are written: ready to be committed.
 pub(crate) struct ReadyPage {
     of: PageOf,
     phase: Phase,
     /// As JSON.
     cursor: Option<String>,
-    lines: Vec<(ItemType, Lines)>,
+    lines: Vec<PageLines>,
     skipped: Vec<(ItemType, u64)>,
     rejected: RejectedParts,
     bookmark: Option<String>,
@@ -103,12 +112,12 @@ impl ReadyPage {
 
     /// Records that it stages.
     pub(crate) fn items(&self) -> usize {
-        self.lines.iter().map(|(_, lines)| lines.ends.len()).sum()
+        self.lines.iter().map(|group| group.lines.ends.len()).sum()
     }
 
     /// Bytes of their lines.
     pub(crate) fn bytes(&self) -> usize {
-        self.lines.iter().map(|(_, lines)| lines.bytes.len()).sum()
+        self.lines.iter().map(|group| group.lines.bytes.len()).sum()
     }
 
     /// Takes in where it leads; `watch` has the cursors of its listing so far, in this invocation.
@@ -247,8 +256,10 @@ pub(crate) fn make_ready<C: Serialize>(of: PageOf, phase: Phase, page: Page<C>) 
         page.into_parts()?;
     let cursor =
         next.map(|cursor| to_json(&format!("the cursor of {of}"), &cursor, CURSOR_BYTES_MAX)).transpose()?;
-    let lines =
-        records.into_iter().map(|(name, records)| Ok((name, Lines::of(&records)?))).collect::<Result<_>>()?;
+    let written = |PageRecords { item_type, once, records }| {
+        Ok(PageLines { item_type, once, lines: Lines::of(&records)? })
+    };
+    let lines = records.into_iter().map(written).collect::<Result<_>>()?;
     if matches!(of, PageOf::Child { .. }) && bookmark.is_some() {
         return Err(Error::Invalid {
             what: format!("the bookmark of {of}"),
@@ -283,8 +294,15 @@ fn put_page(
     let mut full = Vec::new();
     let mut items = 0;
     let lines = if run.inner.breaks(Safeguard::RowsWithCursor) { &[] } else { page.lines.as_slice() };
-    for (item_type, lines) in lines {
+    for PageLines { item_type, once, lines } in lines {
         items += lines.ends.len() as u64;
+        let new = if *once {
+            let ids = lines.ids().map(Option::unwrap_or_default);
+            Some(lines.only(&once::take_new(run, change, item_type, ids)?))
+        } else {
+            None
+        };
+        let lines = new.as_ref().unwrap_or(lines);
         if page.phase == Phase::Data && item_type.as_str() == ATTACHMENTS {
             let read = change.get(&TYPES, &run.run_key().and_name(ATTACHMENTS))?;
             let queued = read.map_or(0, |counts| counts.read - counts.left_out);
@@ -480,6 +498,7 @@ pub(in crate::store) struct Lines {
     /// Where each line ends, its newline included.
     ends: Vec<usize>,
     dates: Vec<Dates>,
+    ids: Vec<Option<Box<str>>>,
 }
 
 impl Lines {
@@ -488,6 +507,7 @@ impl Lines {
             bytes: Vec::new(),
             ends: Vec::with_capacity(records.len()),
             dates: Vec::with_capacity(records.len()),
+            ids: records.iter().map(|record| record.id().map(Box::from)).collect(),
         };
         for record in records {
             let start = lines.bytes.len();
@@ -510,6 +530,24 @@ impl Lines {
     pub(in crate::store) fn each(&self) -> impl Iterator<Item = &[u8]> {
         let at = |line: usize| self.bytes.get(self.start_of(line)..self.start_of(line + 1));
         (0..self.ends.len()).filter_map(at)
+    }
+
+    /// The id of each record; `None` if it is flat.
+    pub(in crate::store) fn ids(&self) -> impl Iterator<Item = Option<&str>> {
+        self.ids.iter().map(Option::as_deref)
+    }
+
+    /// Those that are to be kept.
+    pub(in crate::store) fn only(&self, keep: &[bool]) -> Self {
+        let mut lines = Self { bytes: Vec::new(), ends: Vec::new(), dates: Vec::new(), ids: Vec::new() };
+        for (at, _) in keep.iter().enumerate().filter(|(_, keep)| **keep) {
+            let line = self.bytes.get(self.start_of(at)..self.start_of(at + 1)).unwrap_or_default();
+            lines.bytes.extend_from_slice(line);
+            lines.ends.push(lines.bytes.len());
+            lines.dates.extend(self.dates.get(at));
+            lines.ids.extend(self.ids.get(at).cloned());
+        }
+        lines
     }
 
     fn start_of(&self, line: usize) -> usize {

@@ -35,6 +35,7 @@ use crate::transfer::{Held, State};
 use super::super::digest::{Digest, KnownId};
 use super::super::findings::FindingPart;
 use super::super::kept::KeptPart;
+use super::super::once::OncePart;
 use super::super::rejected::RejectedPart;
 use super::super::rows::{
     Activity, BatchRow, BatchState, ChildRow, ChildStreamRow, Dates, FailedRow, FileRow, LedgerAttachments,
@@ -121,7 +122,10 @@ pub(crate) struct Checkpoint {
     /// The rejected records of finished runs.
     #[serde(default, skip_serializing_if = "RejectedPart::is_empty")]
     pub(super) rejected: RejectedPart,
-    /// What outlived the deletions of the unit's state: ids of runs, and the events that asked for a deletion.
+    /// Of runs that are over: counts of records that were announced once.
+    #[serde(default, skip_serializing_if = "OncePart::is_empty")]
+    pub(super) once: OncePart,
+    /// Of what outlived the deletions of the unit's state: ids of runs, and the events that asked for a deletion.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) past_runs: Vec<IdHash>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -711,7 +715,10 @@ pub(crate) struct Position {
     /// The records that the run rejected up to there, and the outcome of those that it asked for again.
     #[serde(default, skip_serializing_if = "RejectedPart::is_empty")]
     pub(super) rejected: RejectedPart,
-    /// Child listings that are pending, and the counts of all by stream.
+    /// Records that the run announces once, and has staged up to there.
+    #[serde(default, skip_serializing_if = "OncePart::is_empty")]
+    pub(super) once: OncePart,
+    /// Child listings that are pending, and counts of all by stream.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) children: Vec<ChildPart>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

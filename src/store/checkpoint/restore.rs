@@ -9,6 +9,7 @@ use crate::transfer::{State, recount};
 use super::super::attachments::rebuild::restore_queue;
 use super::super::batches::states::BatchInfo;
 use super::super::digest::KnownId;
+use super::super::once;
 use super::super::open::SyncUnit;
 use super::super::rejected;
 use super::super::rows::{
@@ -91,6 +92,7 @@ impl Restoring<'_> {
             change.put(&MOST_READ, &unit.clone().and_name(stream), &MostReadRow { pages, items })?;
         }
         rejected::restore_unit(change, self.no, &checkpoint.rejected)?;
+        once::restore_unit(change, self.no, &checkpoint.once)?;
         for part in &checkpoint.ledger {
             change.put(&LEDGER, &run_key(self.no, part.run), &part.row())?;
         }
@@ -120,6 +122,7 @@ impl Restoring<'_> {
             change.put(&FINDINGS, &part.kind.key(&prefix), &part.row())?;
         }
         rejected::restore_run(change, self.no, run.no, &position.rejected)?;
+        once::restore_run(change, &prefix, &position.once)?;
         let open_batches = self.unannounced(run, &prefix)?;
         let message = checkpoint.message.as_ref().filter(|_| newest.is_some());
         let row = run.row(position, newest, message.map(|message| message.no), open_batches);

@@ -113,7 +113,12 @@ impl Run {
 }
 
 impl Room {
-    /// Adds a page that is about to be staged. `pending`: bytes of the child listings that are pending before it.
+    /// Bytes that nothing takes: records that were announced are remembered in them.
+    pub(crate) fn left(&self) -> u64 {
+        self.limit.saturating_sub(self.used)
+    }
+
+    /// Counts a page in that is about to be staged. `pending`: bytes of the child listings that are pending before it.
     ///
     /// # Errors
     /// `NoRoom`, which names the part of the page that does not fit; nothing of the page is counted.

@@ -13,6 +13,7 @@ use crate::model::{Micros, Phase, Phases};
 
 use super::super::codec;
 use super::super::kept::KeptPart;
+use super::super::once::OncePart;
 use super::super::rejected::RejectedPart;
 use super::form::{
     AnnouncedPart, ArtifactPart, Checkpoint, CountsPart, DatesPart, EventPart, FatePart, FilePart, IdHash,
@@ -253,6 +254,7 @@ impl From<Whole> for Checkpoint {
             used: UsedPart::default(),
             most_read: BTreeMap::new(),
             rejected: RejectedPart::default(),
+            once: OncePart::default(),
             past_runs: Vec::new(),
             deletions: Vec::new(),
             kept: KeptPart::default(),

@@ -37,14 +37,15 @@ use crate::store::page::child_bytes;
 use crate::store::rows::{
     ACTS, ATTACHMENTS, AttachmentRow, BATCHES, BOOKMARKS, BatchRow, BatchState, CHILD_IDS, CHILD_STREAMS,
     CHILDREN, CHUNKS, DEATHS, EVENTS, EventRow, FAILED, FILES, FINDINGS, FormatRow, Json, Key, LAST_CURSORS,
-    LEDGER, LedgerRow, MESSAGES, META, MOST_READ, MessageFate, MessageKind, MessageRow, NEXT_CURSORS, PAST,
-    PAYLOADS, POSITIONS, Payload, QUEUES, QueueRow, REJECTED, REJECTED_COUNTS, REJECTED_IN_RUN, REQUEUED,
-    REWOUND, RUN_IDS, RUNS, Row, RunIdRow, RunRow, RunStatus, SEEN, SEEN_BY_HASH, STANDING_BOOKMARKS,
-    STANDINGS, STREAMS, TYPES, Table, TypeRow, UNITS, USED, USED_NEWEST, UnderRow, UnitRow, VALUES, name_of,
-    run_key,
+    LEDGER, LedgerRow, MESSAGES, META, MOST_READ, MessageFate, MessageKind, MessageRow, NEXT_CURSORS, ONCE,
+    ONCE_COUNTS, PAST, PAYLOADS, POSITIONS, Payload, QUEUES, QueueRow, REJECTED, REJECTED_COUNTS,
+    REJECTED_IN_RUN, REQUEUED, REWOUND, RUN_IDS, RUNS, Row, RunIdRow, RunRow, RunStatus, SEEN, SEEN_BY_HASH,
+    STANDING_BOOKMARKS, STANDINGS, STREAMS, TYPES, Table, TypeRow, UNITS, USED, USED_NEWEST, UnderRow,
+    UnitRow, VALUES, name_of, run_key,
 };
 use crate::store::tables::View;
 
+use super::once;
 use super::rejected;
 use super::snapshot::{Pages, Snapshot, Source};
 
@@ -195,6 +196,8 @@ impl Check<'_> {
         self.owned(&REJECTED, &numbers)?;
         self.owned(&REJECTED_IN_RUN, &numbers)?;
         self.owned(&REJECTED_COUNTS, &numbers)?;
+        self.owned(&ONCE, &numbers)?;
+        self.owned(&ONCE_COUNTS, &numbers)?;
         self.owned(&POSITIONS, &numbers)?;
         self.owned(&QUEUES, &numbers)?;
         self.owned(&ATTACHMENTS, &numbers)?;
@@ -333,6 +336,9 @@ impl Check<'_> {
         }
         self.strays(id, unit, &runs)?;
         for (table, problem) in rejected::problems(self.view, unit)? {
+            self.found(table, Some(id), problem);
+        }
+        for (table, problem) in once::problems(self.view, unit)? {
             self.found(table, Some(id), problem);
         }
         self.ledger(id, unit, &ledger, &run_ids)?;
@@ -835,6 +841,7 @@ impl Check<'_> {
         self.stray(id, unit, &ATTACHMENTS, open)?;
         self.stray(id, unit, &FILES, open)?;
         self.stray(id, unit, &REJECTED_IN_RUN, open)?;
+        self.stray(id, unit, &ONCE, open)?;
         self.stray(id, unit, &FINDINGS, open)
     }
 

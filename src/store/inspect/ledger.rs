@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::model::Micros;
 use crate::record::FindingCounts;
-use crate::store::rows::LedgerRow;
+use crate::store::rows::{LedgerRow, OnceCountRow};
 
 use super::attachments::AttachmentsReport;
 use super::words::{RunStatus, is_zero, optional_time, time};
@@ -65,15 +65,27 @@ pub struct LedgerTypeReport {
     /// Those that were rejected.
     #[serde(skip_serializing_if = "is_zero")]
     pub rejected: u64,
+    /// Those that the run had announced before, and announced once.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub repeated: u64,
+    /// Those that the run announced once and did not remember: they may have been announced more than once.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub once_forgotten: u64,
     /// Those that were announced, or acknowledged.
     pub announced: u64,
     /// Artifacts that they were in.
     pub artifacts: u64,
 }
 
-/// `rejected`: by item type, how many records the run rejected.
-pub(super) fn ledger_report(id: &str, row: LedgerRow, rejected: &BTreeMap<String, u64>) -> LedgerReport {
+/// `rejected` and `once`: by item type, how many records the run rejected, and those that it announced once.
+pub(super) fn ledger_report(
+    id: &str,
+    row: LedgerRow,
+    rejected: &BTreeMap<String, u64>,
+    once: &BTreeMap<String, OnceCountRow>,
+) -> LedgerReport {
     let rejected_of = |item_type: &str| rejected.get(item_type).copied().unwrap_or(0);
+    let once_of = |item_type: &str| once.get(item_type).cloned().unwrap_or_default();
     LedgerReport {
         sync_unit: id.to_owned(),
         run: row.id,
@@ -93,8 +105,12 @@ pub(super) fn ledger_report(id: &str, row: LedgerRow, rejected: &BTreeMap<String
             .into_iter()
             .map(|counts| LedgerTypeReport {
                 read: counts.read,
-                skipped: counts.left_out.saturating_sub(rejected_of(&counts.item_type)),
+                skipped: counts
+                    .left_out
+                    .saturating_sub(rejected_of(&counts.item_type) + once_of(&counts.item_type).repeated),
                 rejected: rejected_of(&counts.item_type),
+                repeated: once_of(&counts.item_type).repeated,
+                once_forgotten: once_of(&counts.item_type).forgotten,
                 announced: counts.announced,
                 artifacts: counts.artifacts,
                 item_type: counts.item_type,

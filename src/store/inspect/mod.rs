@@ -47,6 +47,7 @@ mod find;
 mod ledger;
 mod line;
 mod messages;
+mod once;
 mod overlay;
 mod records;
 mod rejected;

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::error::Result;
 use crate::store::findings::FindingKind;
+use crate::store::once;
 use crate::store::rejected;
 use crate::store::rows::{self, BATCHES, BatchRow, FINDINGS, Key, TYPES, number_of};
 use crate::store::tables::{Rows, View};
@@ -43,6 +44,12 @@ pub struct TypeReport {
     /// counted as read.
     #[serde(skip_serializing_if = "is_zero")]
     pub rejected: u64,
+    /// Those that the run had announced before, and announces once.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub repeated: u64,
+    /// Those that the run announces once and does not remember: they may have been announced more than once.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub once_forgotten: u64,
     /// Those in closed batches.
     pub batched: u64,
     /// Those in the batch that is still open.
@@ -148,9 +155,11 @@ pub(super) fn findings(view: &View<'_>, id: &str, run: &str, key: &Key) -> Resul
 pub(super) fn item_types(view: &View<'_>, id: &str, run: &str, key: &Key) -> Result<Vec<TypeReport>> {
     let mut types = BTreeMap::new();
     let rejected = rejected::counts(view, key)?;
+    let once = once::counts(view, key)?;
     each(view, &TYPES, key, name, |item_type, row| {
         let none = BatchCounts::default();
         let rejected = rejected.get(&item_type).copied().unwrap_or(0);
+        let once = once.get(&item_type).cloned().unwrap_or_default();
         types.insert(
             item_type.clone(),
             TypeReport {
@@ -158,8 +167,10 @@ pub(super) fn item_types(view: &View<'_>, id: &str, run: &str, key: &Key) -> Res
                 run: run.to_owned(),
                 item_type,
                 read: row.read,
-                skipped: row.left_out.saturating_sub(rejected),
+                skipped: row.left_out.saturating_sub(rejected + once.repeated),
                 rejected,
+                repeated: once.repeated,
+                once_forgotten: once.forgotten,
                 batched: row.batched,
                 open_items: row.open_items.into(),
                 open_bytes: row.open_bytes,

@@ -13,6 +13,7 @@ use serde::Serialize;
 use crate::error::Result;
 use crate::model::{Micros, Phase, RESERVED_UNIT_PREFIX};
 use crate::store::most_read::far_more_than;
+use crate::store::once;
 use crate::store::rejected;
 use crate::store::rows::{
     BOOKMARKS, CHILD_STREAMS, Json, Key, LEDGER, MINUTE_MICROS, MinuteRow, MostReadRow, QUEUES, RUNS, RunRow,
@@ -312,7 +313,13 @@ pub(super) fn read(view: &View<'_>, id: &str, unit: &UnitRow, last: usize) -> Re
         push_last(&mut ledger, last, (no, row));
     })?;
     for (no, row) in ledger {
-        report.ledger.push(ledger_report(id, row, &rejected::counts(view, &run_key(unit.no, no))?));
+        let run = run_key(unit.no, no);
+        report.ledger.push(ledger_report(
+            id,
+            row,
+            &rejected::counts(view, &run)?,
+            &once::counts(view, &run)?,
+        ));
     }
     if let Some((no, row)) = current {
         run_ids.insert(no, row.id.clone());

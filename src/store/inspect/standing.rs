@@ -192,16 +192,31 @@ impl Report {
                 format!("{failed} failed{reason}"),
             );
         }
-        let rejected: u64 = if run.is_some() {
-            self.item_types.iter().map(|counts| counts.rejected).sum()
+        // Of the run that is open, or of the last one.
+        let (rejected, forgotten) = if run.is_some() {
+            let types = self.item_types.iter();
+            (
+                types.clone().map(|counts| counts.rejected).sum(),
+                types.map(|counts| counts.once_forgotten).sum(),
+            )
         } else {
-            let last = self.ledger.last().map(|run| run.item_types.iter());
-            last.into_iter().flatten().map(|counts| counts.rejected).sum()
+            let types = self.ledger.last().into_iter().flat_map(|run| &run.item_types);
+            (
+                types.clone().map(|counts| counts.rejected).sum(),
+                types.map(|counts| counts.once_forgotten).sum(),
+            )
         };
         if rejected > 0 {
             let text =
                 format!("{} rejected, and left out: the next run asks for them", count(rejected, "record"));
             tell(AlertKind::Rejected, None, text);
+        }
+        if forgotten > 0 {
+            let text = format!(
+                "{} to be announced once in a run had no room to be remembered: they may be announced again",
+                count(forgotten, "record")
+            );
+            tell(AlertKind::Forgotten, None, text);
         }
         let errors: u64 =
             self.findings.iter().filter(|kind| kind.severity == "error").map(|kind| kind.count).sum();

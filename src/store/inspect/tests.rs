@@ -5,14 +5,14 @@ use serde_json::json;
 
 use crate::model::{ArtifactId, Micros, Phase, RunId, Step, StreamName};
 use crate::record::{Checker, Metadata, Record, RecordType, Tally};
-use crate::store::digest::KnownId;
+use crate::store::digest::{Digest, KnownId};
 use crate::store::findings::FindingKind;
 use crate::store::page::Page;
 use crate::store::rows::{
     BOOKMARKS, BatchRow, BookmarkRow, CHUNKS, EVENTS, FINDINGS, FindingRow, FormatRow, Json, LedgerRow, META,
-    MessageFate, MessageKind, MessageRow, REJECTED, REJECTED_COUNTS, REJECTED_IN_RUN, RUN_IDS,
-    RejectedCountRow, RejectedFate, RejectedRow, Row, RunIdRow, RunRow, RunStatus as Status, STREAMS,
-    StreamRow, TYPES, Table, TypeRow, UnitRow, VALUES,
+    MessageFate, MessageKind, MessageRow, ONCE, ONCE_COUNTS, OnceCountRow, OnceRow, REJECTED,
+    REJECTED_COUNTS, REJECTED_IN_RUN, RUN_IDS, RejectedCountRow, RejectedFate, RejectedRow, Row, RunIdRow,
+    RunRow, RunStatus as Status, STREAMS, StreamRow, TYPES, Table, TypeRow, UnitRow, VALUES,
 };
 use crate::store::tables::Change;
 use crate::store::{Accepted, Incoming, Run, Sealing, Store, SyncUnit};
@@ -293,7 +293,7 @@ fn a_unit_restored_after_many_abandoned_runs_is_whole() {
         run = work(&from.unit(), &event(&format!("given up {number}"), 1, Phase::Data, Step::Start));
     }
     from.is_whole();
-    let checkpoint = run.checkpoint("token", None).unwrap();
+    let checkpoint = run.checkpoint("token", None, u64::MAX).unwrap();
     let to = Place::new();
     to.unit().restore(&checkpoint, &[]).unwrap();
     to.is_whole();
@@ -633,6 +633,30 @@ const BROKEN: &[Broken] = &[
     ("rejected_counts: run number 7 has counts but is not in the ledger", |change| {
         let key = run_key(1, 7).and_name("issues");
         change.put(&REJECTED_COUNTS, &key, &RejectedCountRow { records: 3 }).unwrap();
+    }),
+    // Records that are announced once.
+    ("once_ids: 1 rows are of run number 1, which is not open", |change| {
+        let key = run_key(1, 1).and_inner_name("issues").and_digest(&Digest::of("I"));
+        change.put(&ONCE, &key, &OnceRow {}).unwrap();
+    }),
+    ("once_ids: its key has no item type and digest", |change| {
+        change.put(&ONCE, &second().and_name("issues"), &OnceRow {}).unwrap();
+    }),
+    ("once_ids: 1 ids of issues are kept and not counted", |change| {
+        let key = second().and_inner_name("issues").and_digest(&Digest::of("I"));
+        change.put(&ONCE, &key, &OnceRow {}).unwrap();
+    }),
+    ("once_counts: 1 ids of issues are counted and 0 kept", |change| {
+        let row = OnceCountRow { ids: 1, ..OnceCountRow::default() };
+        change.put(&ONCE_COUNTS, &second().and_name("issues"), &row).unwrap();
+    }),
+    ("0 were left out; 3 are repeated, and 0 ids are kept", |change| {
+        let row = OnceCountRow { repeated: 3, ..OnceCountRow::default() };
+        change.put(&ONCE_COUNTS, &second().and_name("issues"), &row).unwrap();
+    }),
+    ("once_counts: run number 7 has counts and is not in the ledger", |change| {
+        let key = run_key(1, 7).and_name("issues");
+        change.put(&ONCE_COUNTS, &key, &OnceCountRow::default()).unwrap();
     }),
     // Events and messages.
     ("events: the newest event of run second is missing", |change| {

@@ -70,7 +70,9 @@ words! {
         FailedAttachments = "failed attachments",
         /// Records were rejected.
         Rejected = "rejected records",
-        /// Records do not match the metadata, or the metadata is inconsistent.
+        /// Records that a run announces once are too many to be remembered.
+        Forgotten = "not remembered",
+        /// Records, or the metadata, are not what they should be.
         Findings = "findings",
         /// A watermark in the future was not used.
         IgnoredWatermark = "ignored watermark",

@@ -382,6 +382,23 @@ fn golden_bytes_of_findings() {
 }
 
 #[test]
+fn golden_bytes_of_records_announced_once() {
+    golden(&OnceRow {}, 0xa505_df1b, &[]);
+    golden(
+        &OnceCountRow { repeated: 251, ids: 1, forgotten: 2 },
+        0xe308_d281,
+        &[("repeated", "fb fb00"), ("ids, forgotten", "01 02")],
+    );
+    let digest = Digest::of("abc");
+    let key = run_key(1, 2).and_inner_name("users").and_digest(&digest);
+    let (start, end) = key.as_bytes().split_at(16 + 6);
+    assert_eq!(start, b"\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02users\0");
+    assert_eq!(end, 0xba78_16bf_8f01_cfea_4141_40de_5dae_2223_u128.to_be_bytes());
+    assert_eq!(digest_of(&key.as_bytes()[16..]), Ok(("users", digest)));
+    assert!(digest_of(b"users").is_err() && digest_of(b"users\0short").is_err());
+}
+
+#[test]
 fn golden_bytes_of_rejected_records() {
     golden(
         &RejectedRow {
@@ -789,6 +806,8 @@ proptest! {
             noise,
         );
         survives(&RejectedCountRow { records: a }, flip, noise);
+        survives(&OnceRow {}, flip, noise);
+        survives(&OnceCountRow { repeated: a, ids: b, forgotten: c }, flip, noise);
         survives(
             &RejectedRow {
                 fate: RejectedFate::Gone,
