@@ -135,6 +135,9 @@
 mod clock;
 mod cut;
 mod error;
+#[cfg(feature = "html")]
+#[doc(hidden)]
+pub mod html;
 mod model;
 mod transfer;
 

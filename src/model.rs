@@ -381,6 +381,8 @@ pub enum Safeguard {
     /// Without a disk: what a checkpoint says of records that are announced once is as of its position, as the cursors in
     /// it are.
     KnownAtPosition,
+    /// The pages of a listing are committed in the order in which they were fetched.
+    PagesInOrder,
 }
 
 #[cfg(test)]

@@ -104,6 +104,12 @@ fn forgetting_what_was_announced_once_is_found() {
     assert!(report.failure.unwrap().violation.what.contains("and once is wanted"));
 }
 
+#[test]
+fn pages_that_are_committed_out_of_order_are_found() {
+    let report = broken_without(Safeguard::PagesInOrder, [Act::With(Setting::Ahead)]);
+    assert_eq!(kind(&report), Broken::Duplicated);
+}
+
 /// Explores with a rule about uploads taken away from those of one kind, and asserts that it finds what follows from it.
 fn broken_of(uploads: Uploads, rule: Safeguard, found: Broken) {
     let report = broken(&Explore::new().without_rule_of(uploads, rule), &format!("{rule:?} of {uploads:?}"));

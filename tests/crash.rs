@@ -206,3 +206,19 @@ fn what_is_announced_once_in_a_run_is_announced_exactly_once() {
         assert!(report.faults.get("source/brought-again").is_some_and(|&times| times > 0), "{report}");
     }
 }
+
+/// Pages that come ahead of the commit of those before them: what was not committed is read again, in its order, and what
+/// each finds of the values before it is checked by the source.
+#[test]
+fn pages_fetched_ahead_are_announced_exactly_once() {
+    for settings in [
+        &[Setting::Ahead, Setting::Children, Setting::AtOnce][..],
+        &[Setting::Ahead],
+        &[Setting::Ahead, Setting::ChecksRefuse],
+    ] {
+        let acts = settings.iter().map(|setting| Act::With(*setting));
+        let report = Explore::new().states(600).with_acts(acts).run(SimSource::new);
+        println!("{report}");
+        assert!(report.failure.is_none(), "{settings:?}: {report}");
+    }
+}

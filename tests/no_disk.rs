@@ -89,6 +89,16 @@ fn ids_of_records_announced_once_that_are_ahead_of_the_cursors_are_found() {
     broken(&explore, "KnownAtPosition", Broken::Lost);
 }
 
+#[test]
+fn pages_fetched_ahead_are_announced_exactly_once_without_a_disk() {
+    for settings in [&[Setting::Ahead][..], &[Setting::Ahead, Setting::Children, Setting::AtOnce]] {
+        let acts = settings.iter().map(|setting| Act::With(*setting));
+        let report = Explore::new().without_disk().states(40).with_acts(acts).run(SimSource::new);
+        println!("{report}");
+        assert!(report.failure.is_none(), "{settings:?}: {report}");
+    }
+}
+
 fn broken_without(rule: Safeguard, kind: Broken) {
     broken(&Explore::new().without_rule(rule), &format!("{rule:?}"), kind);
 }

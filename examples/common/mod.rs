@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each program uses a part of it")]
 
+pub(crate) mod server;
+
 use std::error::Error;
 use std::io::{self, Read, Write};
 use std::path::Path;

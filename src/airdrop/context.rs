@@ -1,6 +1,8 @@
 //! What an extractor is told about the invocation.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -24,9 +26,14 @@ pub struct Context<'a> {
     pub(super) clock: &'a dyn Clock,
     pub(super) deadlines: &'a Deadlines<'a>,
     pub(super) window: Option<Window>,
-    pub(super) scope: Scope,
-    pub(super) connector_state: Option<Value>,
+    pub(super) scope: Arc<Scope>,
+    pub(super) connector_state: Option<Arc<Value>>,
+    /// What pages set that come before the one that is asked for, and are not stored.
+    pub(super) values_ahead: ValuesAhead,
 }
+
+/// Values by their keys, as JSON; `None`: it is removed.
+pub(super) type ValuesAhead = BTreeMap<String, Option<String>>;
 
 impl fmt::Debug for Context<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -35,6 +42,16 @@ impl fmt::Debug for Context<'_> {
 }
 
 impl Context<'_> {
+    /// The same, for a page that comes after pages that set these values and are not stored.
+    pub(super) fn ahead(&self, values: ValuesAhead) -> Context<'_> {
+        Context {
+            scope: Arc::clone(&self.scope),
+            connector_state: self.connector_state.clone(),
+            values_ahead: values,
+            ..*self
+        }
+    }
+
     /// The event that is being answered.
     pub fn event(&self) -> &Event {
         self.event
@@ -86,12 +103,16 @@ impl Context<'_> {
         self.run.bookmark(stream)
     }
 
-    /// A value of the extractor's own, as [`Page::value`](crate::Page::value) last set it.
+    /// A value of the extractor's own, as [`Page::value`](crate::Page::value) last set it: of the pages before this one of
+    /// its listing also those that are [not stored yet](super::Serve::ahead).
     ///
     /// # Errors
     /// Those of [`Run::value`].
     pub fn value<V: DeserializeOwned>(&self, key: &str) -> Result<Option<V>> {
-        self.run.value(key)
+        match self.values_ahead.get(key) {
+            Some(set) => set.as_ref().map(|json| self.run.read_value(key, json)).transpose(),
+            None => self.run.value(key),
+        }
     }
 
     /// Whether an item type is in the extraction scope. If it is not, its records need not be fetched; those that are
@@ -108,7 +129,7 @@ impl Context<'_> {
     ///
     /// In such a run the first page of each stream is fetched with no cursor: start from these keys.
     pub fn connector_state(&self) -> Option<&Value> {
-        self.connector_state.as_ref()
+        self.connector_state.as_deref()
     }
 
     /// How much of the [budget](super::Serve::budget) for pages is left in this invocation; zero once it was

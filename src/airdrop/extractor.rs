@@ -250,6 +250,16 @@ impl<E: Into<BoxError>> From<E> for AttachmentError {
     }
 }
 
+/// What a client of the source failed with, of an attachment: a rate limit stays one, anything else may succeed later.
+impl From<SourceError> for AttachmentError {
+    fn from(error: SourceError) -> Self {
+        match error {
+            SourceError::RateLimited { after } => AttachmentError::RateLimited { after },
+            SourceError::Failed { source, .. } => AttachmentError::Temporary { source },
+        }
+    }
+}
+
 /// One container that a user can choose to sync.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]

@@ -3,6 +3,7 @@
 //! The loop in `serve` decides and stores; a lane only makes one attempt and says what came of it. The inline lane
 //! is the explorer's: no threads, and the order in which attempts are made is the seed's.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -19,7 +20,7 @@ pub(crate) type Attempt<'a, J, D> = &'a (dyn Fn(J) -> D + Sync);
 
 /// The lanes of one invocation, for jobs of one kind.
 pub(crate) enum Lanes<'a, J, D> {
-    Inline { attempt: Attempt<'a, J, D>, order: fastrand::Rng, waiting: Vec<J> },
+    Inline { attempt: Attempt<'a, J, D>, order: fastrand::Rng, waiting: Vec<J>, ahead: Option<VecDeque<D>> },
     Pool { jobs: Sender<J>, done: Receiver<D> },
 }
 
@@ -34,7 +35,15 @@ impl<J, D> fmt::Debug for Lanes<'_, J, D> {
 
 impl<'a, J: Send + 'a, D: Send + 'a> Lanes<'a, J, D> {
     pub(crate) fn inline(attempt: Attempt<'a, J, D>, seed: u64) -> Self {
-        Lanes::Inline { attempt, order: fastrand::Rng::with_seed(seed), waiting: Vec::new() }
+        let order = fastrand::Rng::with_seed(seed);
+        Lanes::Inline { attempt, order, waiting: Vec::new(), ahead: None }
+    }
+
+    /// As [`Lanes::inline`], but some attempts, as the seed has it, are made at once when they are submitted: as in threads,
+    /// what is done after that may come before them or after them.
+    pub(crate) fn inline_ahead(attempt: Attempt<'a, J, D>, seed: u64) -> Self {
+        let order = fastrand::Rng::with_seed(seed);
+        Lanes::Inline { attempt, order, waiting: Vec::new(), ahead: Some(VecDeque::new()) }
     }
 
     /// Starts `threads` threads that end when the lanes are dropped.
@@ -68,7 +77,15 @@ impl<'a, J: Send + 'a, D: Send + 'a> Lanes<'a, J, D> {
 
     pub(crate) fn submit(&mut self, job: J) {
         match self {
-            Lanes::Inline { waiting, .. } => waiting.push(job),
+            Lanes::Inline { attempt, order, waiting, ahead } => {
+                waiting.push(job);
+                if let Some(ahead) = ahead
+                    && order.bool()
+                {
+                    let job = waiting.swap_remove(order.usize(..waiting.len()));
+                    ahead.push_back(attempt(job));
+                }
+            }
             // The threads live as long as the lanes, so somebody takes it.
             Lanes::Pool { jobs, .. } => drop(jobs.send(job)),
         }
@@ -77,7 +94,10 @@ impl<'a, J: Send + 'a, D: Send + 'a> Lanes<'a, J, D> {
     /// What came of one attempt, if any came to an end within `wait`; none ever does if nothing was submitted.
     pub(crate) fn poll(&mut self, wait: Duration) -> Option<D> {
         match self {
-            Lanes::Inline { attempt, order, waiting } => {
+            Lanes::Inline { attempt, order, waiting, ahead } => {
+                if let Some(done) = ahead.as_mut().and_then(VecDeque::pop_front) {
+                    return Some(done);
+                }
                 if waiting.is_empty() {
                     return None;
                 }

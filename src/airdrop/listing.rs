@@ -47,7 +47,7 @@ impl Listing {
     }
 
     /// A child listing.
-    pub(super) fn of_child<C>(child: &Child<C>) -> Self {
+    pub(super) fn of_child(child: &Child) -> Self {
         let Child { stream, parent, data, .. } = child;
         Self { stream: stream.clone(), parent: Some(parent.to_string()), data: Some(data.clone()) }
     }

@@ -1,12 +1,15 @@
 //! The pages of the data phase: fetched in lanes, committed in order, delivered as they fill batches.
 //!
 //! What is fetched next is the [`Scheduler`]'s decision. Here it is done:
-//! - A page is fetched in a lane, and comes back to this thread: it is checked, its lines are written, and it is *held*
-//!   until it is committed.
+//! - A page is fetched in a lane, and comes back to this thread: if its cursor leads on, the next page of its listing is
+//!   begun, *ahead* of the commit; it is checked, its lines are written, and it is *held* until it is committed.
 //! - Held pages are committed in one transaction, each listing's in its order, listings among each other as their pages
 //!   came. They are committed as soon as a lane would stand idle otherwise; and at the latest when they are 100 pages,
-//!   2,000 records or 4 MiB, or 50 ms old. A page that sets values is committed at once: so the next one finds them; and
-//!   one that names child listings, which come next.
+//!   2,000 records or 4 MiB, or 50 ms old; and at once if one names child listings, which come next. The store takes a page
+//!   only where its listing stands at the cursor that the page was fetched with.
+//! - A page that is begun ahead finds the values that the held ones of its listing set; a page of another listing is begun
+//!   once they are stored.
+//! - If a page is refused, what was fetched ahead of it is dropped; if one does not come, those before it are committed.
 //! - A source that asks to be left alone is: nothing is begun until then. If that takes longer than
 //!   [`Serve::wait_up_to`](super::Serve::wait_up_to), or than this invocation has, it ends with DELAY. Pages that are in
 //!   flight then are awaited and committed, as before every other ending.
@@ -16,20 +19,21 @@
 //! A kill costs the pages that are in flight, as many as [`Serve::concurrency`](super::Serve::concurrency), and those that
 //! are held.
 
-use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use tracing::{Span, debug, info};
 
 use crate::error::Result;
-use crate::model::{Phase, StreamName};
+use crate::model::{Phase, Safeguard, StreamName};
 use crate::store::{
-    Child, CommittedPage, CursorWatch, Page, PageOf, ReadyPage, UnderRow, make_ready, refetched,
+    Child, CommittedPage, CursorWatch, Page, PageOf, ReadyPage, UnderRow, make_ready_in_order, refetched,
 };
 
 use super::answer::{MessageDetails, Outcome};
 use super::check::Checks;
-use super::context::Context;
+use super::context::{Context, ValuesAhead};
 use super::delivery::{Delivery, POLL};
 use super::extractor::{Extractor, SourceError, caught};
 use super::invocation::{Ending, Invocation, Stop};
@@ -38,7 +42,8 @@ use super::lanes::Lanes;
 use super::listing::Listing;
 use super::rejected;
 use super::retry::{ShortWaits, millis};
-use super::scheduler::{LeftChild, ListingNo, Next, Scheduler};
+use super::scheduler::{Came, LeftChild, ListingNo, Next, Scheduler, Then};
+use super::settings::Serve;
 
 /// How many pages, records and bytes of lines are held, and how long.
 const HELD_PAGES: usize = 100;
@@ -51,6 +56,8 @@ struct PageFetch<C> {
     no: ListingNo,
     listing: Listing,
     cursor: Option<C>,
+    /// What the pages before it set that are not committed.
+    values: ValuesAhead,
 }
 
 /// What came of it.
@@ -74,7 +81,8 @@ impl Invocation<'_> {
         mut details: MessageDetails,
     ) -> Result<Outcome> {
         let span = Span::current();
-        let fetch = |PageFetch { no, listing, cursor }: PageFetch<E::Cursor>| {
+        let fetch = |PageFetch { no, listing, cursor, values }: PageFetch<E::Cursor>| {
+            let context = &context.ahead(values);
             let page = span.in_scope(|| caught(|| extractor.page(context, &listing, cursor)));
             FetchedPage { no, page }
         };
@@ -84,6 +92,7 @@ impl Invocation<'_> {
             self.conclude(context.run, keeper, Phase::Data, delivery, worked, &details)
         };
         match self.settings.inline_seed {
+            Some(seed) if self.settings.ahead > 0 => go(Lanes::inline_ahead(&fetch, seed)),
             Some(seed) => go(Lanes::inline(&fetch, seed)),
             None => std::thread::scope(|scope| go(Lanes::pool(scope, &fetch, self.settings.concurrency))),
         }
@@ -96,6 +105,35 @@ struct Held {
     page: ReadyPage,
 }
 
+/// A listing of which this invocation has begun a page, until it is exhausted.
+struct Open {
+    of: PageOf,
+    listing: Listing,
+    /// Where the newest page that came leads, as JSON.
+    next: Option<String>,
+    /// What the pages that came and are not committed set, the oldest first.
+    values: VecDeque<ValuesAhead>,
+    in_flight: Option<InFlight>,
+    /// The cursors that it came by in this invocation.
+    watch: CursorWatch,
+}
+
+impl Open {
+    fn new(of: PageOf, listing: Listing) -> Self {
+        let (values, watch) = (VecDeque::new(), CursorWatch::default());
+        Self { of, listing, next: None, values, in_flight: None, watch }
+    }
+}
+
+/// A page that is being fetched.
+struct InFlight {
+    /// What it is fetched with, as JSON.
+    from: Option<String>,
+    begun_at: Duration,
+    /// It follows one that was refused.
+    is_void: bool,
+}
+
 /// The pages of one invocation, on their way from the source into the store and to the platform.
 struct Pages<'p, 'd, E: Extractor> {
     invocation: &'p Invocation<'p>,
@@ -106,13 +144,10 @@ struct Pages<'p, 'd, E: Extractor> {
     lanes: PageLanes<'p, E::Cursor>,
     scheduler: Scheduler,
     streams: Vec<StreamName>,
-    /// The cursors that listings came by in this invocation.
-    watches: BTreeMap<ListingNo, CursorWatch>,
+    open: BTreeMap<ListingNo, Open>,
     /// Asked for before the first page is.
     checks: Option<Checks>,
     checks_asked: bool,
-    /// What is being fetched, and since when.
-    in_flight: BTreeMap<ListingNo, (PageOf, Duration)>,
     held: Vec<Held>,
     held_since: Duration,
     begun: u64,
@@ -161,7 +196,8 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
             named_with: row.named_with,
             under: under(row.under),
         });
-        let scheduler = Scheduler::new(invocation.settings.concurrency, unfinished.into_iter(), left);
+        let Serve { concurrency, ahead, .. } = *invocation.settings;
+        let scheduler = Scheduler::new(concurrency, ahead, unfinished.into_iter(), left);
         Ok(Self {
             invocation,
             extractor,
@@ -171,10 +207,9 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
             lanes,
             scheduler,
             streams,
-            watches: BTreeMap::new(),
+            open: BTreeMap::new(),
             checks: None,
             checks_asked: false,
-            in_flight: BTreeMap::new(),
             held: Vec::new(),
             held_since: Duration::ZERO,
             begun: 0,
@@ -200,13 +235,15 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
                 self.commit()?;
             }
             self.begin()?;
-            if !self.held.is_empty() && !self.scheduler.is_full() {
+            let in_flight = self.scheduler.in_flight() > 0;
+            if !self.held.is_empty() && (!in_flight || self.scheduler.waits_for_commit()) {
                 // A lane would stand idle.
                 self.commit()?;
-            } else if self.scheduler.in_flight() > 0 {
-                if let Some(fetched) = self.lanes.poll(POLL) {
+            } else if in_flight {
+                if let Some(fetched) = self.lanes.poll(POLL.min(self.commit_due_in())) {
                     self.take_in(fetched, last_item_type)?;
                 } else if (self.closing.is_some() || self.committed > 0 || self.is_stopped())
+                    && self.held.is_empty()
                     && self.now() >= self.invocation.deadlines.abort_at()
                 {
                     info!(pages = self.scheduler.in_flight(), "pages that did not come are given up");
@@ -319,26 +356,58 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
         self.begun > 0 && self.longest_fetch + self.longest_commit >= self.context.time_left()
     }
 
+    /// Begins the next page of a listing of which one came, if it may be fetched ahead of the commit.
+    fn go_ahead(&mut self, no: ListingNo) -> Result<(), Stop> {
+        let may = self.scheduler.may_go_ahead(no, self.now())
+            && self.closing.is_none()
+            && !self.is_closed()
+            && !self.is_stopped()
+            && !self.is_late()
+            && !self.delivery.crowded();
+        if may && let Err(stop) = self.begin_one(no) {
+            self.meet(stop)?;
+        }
+        Ok(())
+    }
+
     fn begin_one(&mut self, no: ListingNo) -> Result<(), Stop> {
         self.load_checks()?;
         let run = self.context.run;
-        let (listing, of, cursor) = match no {
-            ListingNo::Stream(at) => {
-                let Some(stream) = self.streams.get(at) else { return Ok(()) };
-                let cursor = run.stream_cursor::<E::Cursor>(stream)?.flatten();
-                (Listing::of_stream(stream.clone()), PageOf::Stream(stream.clone()), cursor)
-            }
-            ListingNo::Child(number) => {
-                let child = run.child_listing::<E::Cursor>(number)?;
-                let listing = Listing::of_child(&child);
-                let Child { stream, parent, cursor, .. } = child;
-                (listing, PageOf::Child { number, stream, parent }, cursor)
+        let begun_at = self.now();
+        let open = match self.open.entry(no) {
+            Entry::Occupied(open) => open.into_mut(),
+            Entry::Vacant(vacant) => {
+                let (of, listing) = match no {
+                    ListingNo::Stream(at) => {
+                        let Some(stream) = self.streams.get(at) else { return Ok(()) };
+                        (PageOf::Stream(stream.clone()), Listing::of_stream(stream.clone()))
+                    }
+                    ListingNo::Child(number) => {
+                        let child = run.child_listing(number)?;
+                        let listing = Listing::of_child(&child);
+                        let Child { stream, parent, .. } = child;
+                        (PageOf::Child { number, stream, parent }, listing)
+                    }
+                };
+                vacant.insert(Open::new(of, listing))
             }
         };
+        // With nothing held, what is stored counts.
+        let from = if !open.values.is_empty() {
+            open.next.clone()
+        } else {
+            match no {
+                ListingNo::Stream(_) => run.stream_position(open.of.stream())?.flatten(),
+                ListingNo::Child(number) => run.child_listing(number)?.cursor,
+            }
+        };
+        let cursor = from.as_deref().map(|json| run.read_cursor(&open.of, json)).transpose()?;
+        let values = open.values.iter().flatten().map(|(key, json)| (key.clone(), json.clone())).collect();
+        let listing = open.listing.clone();
+        open.in_flight = Some(InFlight { from, begun_at, is_void: false });
         self.scheduler.begun(no);
         self.begun += 1;
-        self.in_flight.insert(no, (of, self.now()));
-        self.lanes.submit(PageFetch { no, listing, cursor });
+        self.lanes.submit(PageFetch { no, listing, cursor, values });
         Ok(())
     }
 
@@ -349,27 +418,51 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
         last_item_type: &mut Option<String>,
     ) -> Result<(), Stop> {
         let FetchedPage { no, page } = fetched;
-        let Some((of, begun_at)) = self.in_flight.remove(&no) else { return Ok(()) };
-        self.longest_fetch = self.longest_fetch.max(self.now().saturating_sub(begun_at));
-        let made_ready = match page {
+        let Some(open) = self.open.get_mut(&no) else { return Ok(()) };
+        let Some(InFlight { from, begun_at, is_void }) = open.in_flight.take() else { return Ok(()) };
+        let of = open.of.clone();
+        self.longest_fetch = self.longest_fetch.max(self.context.clock.elapsed().saturating_sub(begun_at));
+        if is_void {
+            self.scheduler.gave_none(no);
+            return Ok(());
+        }
+        let page = match page {
+            Ok(page) => page,
             Err(SourceError::RateLimited { after }) => {
                 self.scheduler.gave_none(no);
                 self.leave_alone(after);
                 return Ok(());
             }
-            Err(error) => Err(Stop::from(error)
-                .while_doing(&format!("fetching a page of {of} of {}", self.context.run.sync_unit()))),
-            Ok(page) => {
-                self.waits.over();
-                if let Some(item_type) = page.last_item_type() {
-                    *last_item_type = Some(item_type.to_owned());
-                }
-                self.make_ready(no, of, page)
+            Err(error) => {
+                self.scheduler.gave_none(no);
+                let what = format!("fetching a page of {of} of {}", self.context.run.sync_unit());
+                return self.meet(Stop::from(error).while_doing(&what));
             }
         };
-        match made_ready {
+        self.waits.over();
+        if let Some(item_type) = page.last_item_type() {
+            *last_item_type = Some(item_type.to_owned());
+        }
+        let next = match of.lead_on(from.as_deref(), &page, &mut open.watch) {
+            Ok(next) => next,
+            Err(error) => {
+                self.scheduler.gave_none(no);
+                return self.meet(error.into());
+            }
+        };
+        let place = open.values.len();
+        open.values.push_back(page.values());
+        open.next.clone_from(&next);
+        let then = match next {
+            _ if page.names_children() => Then::Children,
+            Some(_) => Then::NextPage,
+            None => Then::Nothing,
+        };
+        let (bytes, sets_values) = (page.line_bytes(), page.sets_values());
+        self.scheduler.came(no, Came { then, bytes, sets_values });
+        self.go_ahead(no)?;
+        match self.make_ready(of, page, from, next) {
             Ok(page) => {
-                self.scheduler.came(no, !page.has_more() && !page.names_children());
                 if self.held.is_empty() {
                     self.held_since = self.now();
                 }
@@ -377,40 +470,55 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
                 Ok(())
             }
             Err(stop) => {
-                self.scheduler.gave_none(no);
+                self.refused(no, place);
                 self.meet(stop)
             }
+        }
+    }
+
+    /// Of the pages of a listing that came and are not committed, all but the oldest `keep` are refused.
+    fn refused(&mut self, no: ListingNo, keep: usize) {
+        self.scheduler.refused(no, keep);
+        let Some(open) = self.open.get_mut(&no) else { return };
+        open.values.truncate(keep);
+        if let Some(in_flight) = &mut open.in_flight {
+            in_flight.is_void = true;
         }
     }
 
     /// Checks a page, and writes its lines.
     fn make_ready(
         &mut self,
-        no: ListingNo,
         of: PageOf,
         mut page: Page<E::Cursor>,
+        from: Option<String>,
+        next: Option<String>,
     ) -> Result<ReadyPage, Stop> {
-        let (items, by_type, more) = (page.items(), page.items_by_type(), page.next.is_some());
+        let (items, by_type, more) = (page.items(), page.items_by_type(), next.is_some());
         self.settle(&of, &mut page)?;
         if let Some(keeper) = self.keeper {
             keeper.admit(self.context.run, &of, &page)?;
         }
         let listing = of.to_string();
-        let ready = make_ready(of, Phase::Data, page)?;
-        ready.lead_on(self.watches.entry(no).or_default())?;
+        let ready = make_ready_in_order(of, page, from, next)?;
         debug!(listing, items, ?by_type, more, "page fetched");
         Ok(ready)
+    }
+
+    /// How long it takes until what is held is old enough to be committed.
+    fn commit_due_in(&self) -> Duration {
+        let age = self.now().saturating_sub(self.held_since);
+        if self.held.is_empty() { Duration::MAX } else { HELD_FOR.saturating_sub(age) }
     }
 
     /// Whether what is held is to be committed before anything else is begun.
     fn is_commit_due(&self) -> bool {
         let Some(newest) = self.held.last() else { return false };
-        newest.page.sets_values()
-            || newest.page.names_children()
+        newest.page.names_children()
             // A checkpoint's room is counted by what is stored.
             || (self.keeper.is_some() && newest.page.has_more())
             || self.held.len() >= HELD_PAGES
-            || self.now().saturating_sub(self.held_since) >= HELD_FOR
+            || self.commit_due_in() == Duration::ZERO
             || self.held.iter().map(|held| held.page.items()).sum::<usize>() >= HELD_ITEMS
             || self.held.iter().map(|held| held.page.bytes()).sum::<usize>() >= HELD_BYTES
     }
@@ -419,25 +527,46 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
     fn commit(&mut self) -> Result<(), Stop> {
         let began_at = self.now();
         let held = std::mem::take(&mut self.held);
-        let pages: Vec<_> = held.iter().map(|held| &held.page).collect();
+        let mut pages: Vec<_> = held.iter().map(|held| &held.page).collect();
+        let is_reversed = self.context.run.breaks(Safeguard::PagesInOrder);
+        if is_reversed {
+            pages.reverse();
+        }
         match self.context.run.commit(&pages) {
-            Ok(committed) => {
+            Ok(mut committed) => {
+                if is_reversed {
+                    committed.reverse();
+                }
                 held.iter()
                     .zip(committed)
                     .try_for_each(|(held, committed)| self.committed(held, committed))?;
             }
             // One that cannot be stored keeps none of the others back.
             Err(_) if held.len() > 1 => {
+                let mut refused = BTreeSet::new();
                 for one in &held {
+                    // Nor is what follows it in its listing stored without it.
+                    if refused.contains(&one.no) {
+                        continue;
+                    }
                     match self.context.run.commit(&[&one.page]) {
                         Ok(committed) => {
                             committed.into_iter().try_for_each(|committed| self.committed(one, committed))?;
                         }
-                        Err(error) => self.meet(error.into())?,
+                        Err(error) => {
+                            refused.insert(one.no);
+                            self.refused(one.no, 0);
+                            self.meet(error.into())?;
+                        }
                     }
                 }
             }
-            Err(error) => self.meet(error.into())?,
+            Err(error) => {
+                if let Some(one) = held.first() {
+                    self.refused(one.no, 0);
+                }
+                self.meet(error.into())?;
+            }
         }
         self.deliver()?;
         self.longest_commit = self.longest_commit.max(self.now().saturating_sub(began_at));
@@ -449,11 +578,13 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
         self.committed += 1;
         self.delivery.add(committed.closed);
         self.scheduler.committed(*no, page.has_more(), &committed.children);
+        let Some(open) = self.open.get_mut(no) else { return Ok(()) };
+        open.values.pop_front();
         if let PageOf::Stream(stream) = page.of() {
-            self.context.run.tell_far_more(stream, self.watches.entry(*no).or_default())?;
+            self.context.run.tell_far_more(stream, &mut open.watch)?;
         }
         if !page.has_more() {
-            self.watches.remove(no);
+            self.open.remove(no);
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 //! External sync units and metadata are requested once and staged as one page. The pages of the data phase, and the
 //! attachments, have rooms of their own.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -15,7 +16,7 @@ use crate::record::Record;
 use crate::store::{Page, Run, WindowRow};
 
 use super::check::{CheckPolicy, Checks};
-use super::context::Context;
+use super::context::{Context, ValuesAhead};
 use super::delivery::Delivery;
 use super::extractor::{ExternalSyncUnit, Extractor, SourceError, caught};
 use super::invocation::{Ending, Invocation, Stop};
@@ -43,11 +44,12 @@ impl Invocation<'_> {
         let window = self.window(run, phase)?;
         let scope = self.scope(run, keeper, phase)?;
         let connector_state = match keeper {
-            Some(keeper) if run.sdk_attachments()?.is_some() => keeper.connector_state()?,
+            Some(keeper) if run.sdk_attachments()?.is_some() => keeper.connector_state()?.map(Arc::new),
             _ => None,
         };
         let (event, clock, deadlines) = (self.event, self.clock, &self.deadlines);
-        Ok(Context { event, run, clock, deadlines, window, scope, connector_state })
+        let (scope, values_ahead) = (Arc::new(scope), ValuesAhead::new());
+        Ok(Context { event, run, clock, deadlines, window, scope, connector_state, values_ahead })
     }
 
     /// The window of the run, resolved when the first phase that has one begins.

@@ -8,21 +8,23 @@
 //! fetched of the first `at_once` listings in that order that have no children left, and of each only one at a time. With
 //! one at once, that is one listing after the other.
 //!
-//! A listing is in one of three states:
+//! Of a listing, a page is *in flight* ([`Scheduler::begun`]) until it comes ([`Scheduler::came`]) or does not
+//! ([`Scheduler::gave_none`]); then it is *held* until it is committed ([`Scheduler::committed`]) or refused
+//! ([`Scheduler::refused`]). Pages are committed in the order in which they came. What may follow a held page is one of
+//! these ([`Then`]):
 //!
-//! | state | what it waits for | leaves it by |
-//! | --- | --- | --- |
-//! | idle | its turn | [`Scheduler::begun`] |
-//! | in flight | its page | [`Scheduler::came`], or [`Scheduler::gave_none`], which makes it idle |
-//! | held | the commit of its page | [`Scheduler::committed`]: idle if there is more, else it is gone |
+//! | the page | its listing |
+//! | --- | --- |
+//! | has a next one, and names no child listings | goes on, ahead of the commit |
+//! | names child listings | waits for the commit: they come first |
+//! | is the last, and names none | *gives way* to the next listing |
+//! | is refused | waits until nothing of it is in flight or held, and goes on from where it was committed |
 //!
-//! A listing whose page is held, was its last and names no child listings *gives way* to the next one: so the pages of many
-//! short listings can be committed together.
-//!
-//! One page of a listing is under way at a time. To fetch pages ahead of one listing is to let a held page, whose cursor is
-//! known, be followed by the next: that is decided in [`Scheduler::next`] and nowhere else.
+//! A page is fetched *ahead* if another one of its listing is held. That is done only while what is held has fewer bytes
+//! than it may have. A page that is held and sets values is seen by the pages ahead of its own listing, so as long as it is
+//! held no page of another listing is begun.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 /// A listing, by its number.
@@ -57,19 +59,33 @@ pub(super) enum Next {
     Done,
 }
 
+/// What may follow a page of its listing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Idle,
-    InFlight,
-    /// `gives_way`: it was the last page, and names no child listings.
-    Held {
-        gives_way: bool,
-    },
+pub(super) enum Then {
+    /// The next page, whose cursor is known.
+    NextPage,
+    /// The child listings that it names.
+    Children,
+    /// Nothing: it is the last, and names no child listings.
+    Nothing,
+}
+
+/// A page that came.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Came {
+    pub(super) then: Then,
+    /// About how many bytes its records have.
+    pub(super) bytes: u64,
+    pub(super) sets_values: bool,
 }
 
 #[derive(Debug)]
 struct Node {
-    state: State,
+    in_flight: bool,
+    /// The pages that came and are not committed, the oldest first.
+    held: VecDeque<Came>,
+    /// A page of it was refused: what follows is known once it stands where it was committed.
+    is_refused: bool,
     /// The listing that waits for it.
     under: Option<ListingNo>,
     /// Listings that it waits for, and how many of them give way.
@@ -79,7 +95,23 @@ struct Node {
 
 impl Node {
     fn under(under: Option<ListingNo>) -> Self {
-        Self { state: State::Idle, under, children: 0, children_held: 0 }
+        Self {
+            in_flight: false,
+            held: VecDeque::new(),
+            is_refused: false,
+            under,
+            children: 0,
+            children_held: 0,
+        }
+    }
+
+    /// What may follow the page that came last; `None` if no page is held.
+    fn then(&self) -> Option<Then> {
+        self.held.back().map(|came| came.then)
+    }
+
+    fn gives_way(&self) -> bool {
+        self.then() == Some(Then::Nothing) && !self.is_refused
     }
 }
 
@@ -87,25 +119,35 @@ impl Node {
 #[derive(Debug)]
 pub(super) struct Scheduler {
     at_once: usize,
+    /// Bytes of held pages from which on no page is fetched ahead.
+    ahead_bytes: u64,
     /// The one whose turn is next comes last.
     order: Vec<ListingNo>,
     nodes: BTreeMap<ListingNo, Node>,
     in_flight: usize,
+    held_bytes: u64,
+    /// Of each listing, how many of its held pages set values.
+    set_values: BTreeMap<ListingNo, usize>,
     paused_until: Option<Duration>,
 }
 
 impl Scheduler {
-    /// These streams, in this order, and the child listings that earlier lives left.
+    /// These streams, in this order, and the child listings that earlier lives left. With no bytes, no page is fetched
+    /// ahead.
     pub(super) fn new(
         at_once: usize,
+        ahead_bytes: u64,
         streams: impl DoubleEndedIterator<Item = usize>,
         left: impl IntoIterator<Item = LeftChild>,
     ) -> Self {
         let mut this = Self {
             at_once: at_once.max(1),
+            ahead_bytes,
             order: Vec::new(),
             nodes: streams.map(|no| (ListingNo::Stream(no), Node::under(None))).collect(),
             in_flight: 0,
+            held_bytes: 0,
+            set_values: BTreeMap::new(),
             paused_until: None,
         };
         let streams: Vec<_> = this.nodes.keys().rev().copied().collect();
@@ -148,21 +190,40 @@ impl Scheduler {
         if self.order.is_empty() {
             return Next::Done;
         }
-        if self.in_flight >= self.at_once {
+        if self.is_full() {
             return Next::Wait;
         }
         if let Some(until) = self.paused_until.filter(|until| *until > now) {
             return Next::Paused(until);
         }
+        let mut turns = self.turns();
+        turns.find(|(no, node)| self.may_begin(*no, node)).map_or(Next::Wait, |(no, _)| Next::Fetch(no))
+    }
+
+    /// Whether the next page of this listing may be fetched at this moment, ahead of the commit of the one that came.
+    pub(super) fn may_go_ahead(&self, no: ListingNo, now: Duration) -> bool {
+        let may = |(other, node): (ListingNo, &Node)| other == no && self.may_begin(no, node);
+        !self.is_full() && !self.is_paused(now) && self.turns().any(may)
+    }
+
+    /// Whether a page could be begun once what is held is committed.
+    pub(super) fn waits_for_commit(&self) -> bool {
+        !self.is_full() && self.turns().any(|(_, node)| !node.in_flight)
+    }
+
+    /// The listings whose turn it is.
+    fn turns(&self) -> impl Iterator<Item = (ListingNo, &Node)> {
         let nodes = self.order.iter().rev().filter_map(|no| Some((*no, self.nodes.get(no)?)));
-        nodes
-            // One whose children wait for no more than a commit has its turn next: nothing overtakes it.
-            .filter(|(_, node)| {
-                node.children == node.children_held && node.state != State::Held { gives_way: true }
-            })
-            .take(self.at_once)
-            .find(|(_, node)| node.children == 0 && node.state == State::Idle)
-            .map_or(Next::Wait, |(no, _)| Next::Fetch(no))
+        // One whose children wait for no more than a commit has its turn next: nothing overtakes it.
+        nodes.filter(|(_, node)| node.children == node.children_held && !node.gives_way()).take(self.at_once)
+    }
+
+    fn may_begin(&self, no: ListingNo, node: &Node) -> bool {
+        let leads_on = match node.then() {
+            None => true,
+            Some(then) => then == Then::NextPage && !node.is_refused && self.held_bytes < self.ahead_bytes,
+        };
+        node.children == 0 && !node.in_flight && leads_on && self.set_values.keys().all(|other| *other == no)
     }
 
     /// Pages that are being fetched.
@@ -175,43 +236,79 @@ impl Scheduler {
         self.in_flight >= self.at_once
     }
 
-    /// A page is being fetched of a listing that was idle.
+    /// A page is being fetched of a listing of which none was.
     pub(super) fn begun(&mut self, no: ListingNo) {
-        self.turn(no, State::Idle, State::InFlight);
+        self.turn(no, true);
         self.in_flight += 1;
     }
 
-    /// The page came, and waits to be committed. `gives_way`: it was the last one, and names no child listings, so the next
-    /// listing may go on before that.
-    pub(super) fn came(&mut self, no: ListingNo, gives_way: bool) {
-        self.turn(no, State::InFlight, State::Held { gives_way });
-        self.in_flight -= 1;
-        if gives_way && let Some(node) = self.waiting_for(no) {
+    /// The page came, and waits to be committed.
+    pub(super) fn came(&mut self, no: ListingNo, came: Came) {
+        let Some(node) = self.landed(no) else { return };
+        assert!(!node.is_refused, "{no:?} goes on after a page that was refused");
+        node.held.push_back(came);
+        self.held_bytes += came.bytes;
+        if came.sets_values {
+            *self.set_values.entry(no).or_default() += 1;
+        }
+        if came.then == Then::Nothing
+            && let Some(node) = self.waiting_for(no)
+        {
             node.children_held += 1;
         }
     }
 
-    /// No page came: it is to be fetched again.
+    /// No page came, or one that follows one that was refused: it is to be fetched again.
     pub(super) fn gave_none(&mut self, no: ListingNo) {
-        self.turn(no, State::InFlight, State::Idle);
-        self.in_flight -= 1;
+        if let Some(node) = self.landed(no) {
+            node.is_refused &= !node.held.is_empty();
+        }
     }
 
-    /// The page is committed, and named these child listings. `more`: it was not the last one. If it was, they take their
-    /// parent's place: what waited for it waits for them.
+    /// Of the pages held of a listing all but the oldest `keep` are refused, and so is the one in flight, if there is one.
+    pub(super) fn refused(&mut self, no: ListingNo, keep: usize) {
+        let Some(node) = self.nodes.get_mut(&no) else { return };
+        let gave_way = node.gives_way() && keep < node.held.len();
+        let refused = node.held.split_off(keep.min(node.held.len()));
+        node.is_refused = node.in_flight || !node.held.is_empty();
+        for came in refused {
+            self.no_longer_held(no, came);
+        }
+        if gave_way && let Some(waiting) = self.waiting_for(no) {
+            waiting.children_held -= 1;
+        }
+    }
+
+    /// The oldest page that is held of a listing is committed, and named these child listings. `more`: it was not the last
+    /// one. If it was, they take their parent's place: what waited for it waits for them.
     pub(super) fn committed(&mut self, no: ListingNo, more: bool, children: &[u64]) {
+        let Some(node) = self.nodes.get_mut(&no) else { return };
+        let came = node.held.pop_front();
+        assert!(came.is_some(), "{no:?} is committed and nothing of it is held");
+        let gave_way = came.is_some_and(|came| came.then == Then::Nothing);
+        let is_behind = node.in_flight || !node.held.is_empty();
+        node.is_refused &= is_behind;
+        let (is_refused, under) = (node.is_refused, node.under);
+        assert!(
+            !is_behind || is_refused || (more && children.is_empty()),
+            "{no:?} went on ahead of what comes first"
+        );
+        if let Some(came) = came {
+            self.no_longer_held(no, came);
+        }
+        if more && children.is_empty() {
+            return;
+        }
         // It stands near the end.
         let at = self.order.iter().rposition(|other| *other == no).unwrap_or(0);
         if more {
-            self.turn(no, State::Held { gives_way: false }, State::Idle);
             return self.put_at(at + 1, Some(no), children);
         }
-        let Some(Node { state, under, .. }) = self.nodes.remove(&no) else { return };
-        assert!(matches!(state, State::Held { .. }), "{no:?} is committed and was {state:?}");
+        self.nodes.remove(&no);
         self.order.remove(at);
         if let Some(waiting) = under.and_then(|under| self.nodes.get_mut(&under)) {
             waiting.children -= 1;
-            waiting.children_held -= usize::from(state == State::Held { gives_way: true });
+            waiting.children_held -= usize::from(gave_way);
         }
         self.put_at(at, under, children);
     }
@@ -232,11 +329,31 @@ impl Scheduler {
         self.nodes.get_mut(&under)
     }
 
-    fn turn(&mut self, no: ListingNo, from: State, to: State) {
+    fn no_longer_held(&mut self, no: ListingNo, came: Came) {
+        self.held_bytes -= came.bytes;
+        if came.sets_values
+            && let Some(pages) = self.set_values.get_mut(&no)
+        {
+            *pages -= 1;
+            if *pages == 0 {
+                self.set_values.remove(&no);
+            }
+        }
+    }
+
+    /// The page in flight of a listing is so no longer.
+    fn landed(&mut self, no: ListingNo) -> Option<&mut Node> {
+        self.turn(no, false);
+        self.in_flight -= 1;
+        self.nodes.get_mut(&no)
+    }
+
+    fn turn(&mut self, no: ListingNo, in_flight: bool) {
         let node = self.nodes.get_mut(&no);
-        assert_eq!(node.as_ref().map(|node| node.state), Some(from), "{no:?} turns to {to:?}");
+        let was = node.as_ref().map(|node| node.in_flight);
+        assert_eq!(was, Some(!in_flight), "{no:?} turns to in flight: {in_flight}");
         if let Some(node) = node {
-            node.state = to;
+            node.in_flight = in_flight;
         }
     }
 }
@@ -252,15 +369,25 @@ mod tests {
     const SECOND: ListingNo = ListingNo::Stream(1);
     const THIRD: ListingNo = ListingNo::Stream(2);
 
+    const LAST: Came = Came { then: Then::Nothing, bytes: 1, sets_values: false };
+    const MORE: Came = Came { then: Then::NextPage, ..LAST };
+    const NAMES: Came = Came { then: Then::Children, ..LAST };
+
+    /// One that fetches no page ahead.
     fn scheduler(at_once: usize, streams: usize) -> Scheduler {
-        Scheduler::new(at_once, 0..streams, [])
+        Scheduler::new(at_once, 0, 0..streams, [])
+    }
+
+    /// One that fetches pages ahead until those that are held have three bytes.
+    fn scheduler_ahead(at_once: usize, streams: usize) -> Scheduler {
+        Scheduler::new(at_once, 3, 0..streams, [])
     }
 
     /// A page is fetched and committed.
     fn page(scheduler: &mut Scheduler, no: ListingNo, more: bool) {
         assert_eq!(scheduler.next(NOW), Next::Fetch(no));
         scheduler.begun(no);
-        scheduler.came(no, !more);
+        scheduler.came(no, if more { MORE } else { LAST });
         scheduler.committed(no, more, &[]);
     }
 
@@ -271,15 +398,16 @@ mod tests {
         page(&mut scheduler, FIRST, false);
         page(&mut scheduler, SECOND, false);
         assert_eq!(scheduler.next(NOW), Next::Done);
-        assert_eq!(Scheduler::new(1, 0..0, []).next(NOW), Next::Done);
+        assert_eq!(Scheduler::new(1, 0, 0..0, []).next(NOW), Next::Done);
     }
 
     #[test]
-    fn no_page_of_a_listing_is_fetched_before_the_one_before_it_is_committed() {
+    fn without_room_no_page_of_a_listing_is_fetched_before_the_one_before_it_is_committed() {
         let mut scheduler = scheduler(1, 2);
         scheduler.begun(FIRST);
         assert_eq!((scheduler.next(NOW), scheduler.is_full()), (Next::Wait, true));
-        scheduler.came(FIRST, false);
+        scheduler.came(FIRST, MORE);
+        assert!(!scheduler.may_go_ahead(FIRST, NOW));
         assert_eq!((scheduler.next(NOW), scheduler.is_full()), (Next::Wait, false));
         scheduler.committed(FIRST, true, &[]);
         assert_eq!(scheduler.next(NOW), Next::Fetch(FIRST));
@@ -289,10 +417,10 @@ mod tests {
     fn a_listing_whose_last_page_is_held_gives_its_place_away() {
         let mut scheduler = scheduler(1, 2);
         scheduler.begun(FIRST);
-        scheduler.came(FIRST, true);
+        scheduler.came(FIRST, LAST);
         assert_eq!(scheduler.next(NOW), Next::Fetch(SECOND));
         scheduler.begun(SECOND);
-        scheduler.came(SECOND, true);
+        scheduler.came(SECOND, LAST);
         assert_eq!(scheduler.next(NOW), Next::Wait, "two are not committed");
         scheduler.committed(SECOND, false, &[]);
         scheduler.committed(FIRST, false, &[]);
@@ -303,12 +431,12 @@ mod tests {
     fn nothing_overtakes_a_listing_whose_last_child_is_held() {
         let mut scheduler = scheduler(1, 2);
         scheduler.begun(FIRST);
-        scheduler.came(FIRST, false);
+        scheduler.came(FIRST, NAMES);
         scheduler.committed(FIRST, true, &[1, 2]);
         for child in [1, 2].map(ListingNo::Child) {
             assert_eq!(scheduler.next(NOW), Next::Fetch(child));
             scheduler.begun(child);
-            scheduler.came(child, true);
+            scheduler.came(child, LAST);
         }
         assert_eq!(scheduler.next(NOW), Next::Wait);
         for child in [1, 2].map(ListingNo::Child) {
@@ -324,9 +452,9 @@ mod tests {
         assert_eq!(scheduler.next(NOW), Next::Fetch(SECOND));
         scheduler.begun(SECOND);
         assert_eq!(scheduler.next(NOW), Next::Wait);
-        scheduler.came(SECOND, false);
+        scheduler.came(SECOND, MORE);
         assert_eq!(scheduler.next(NOW), Next::Wait, "the third is none of the first two");
-        scheduler.came(FIRST, true);
+        scheduler.came(FIRST, LAST);
         scheduler.committed(FIRST, false, &[]);
         assert_eq!(scheduler.next(NOW), Next::Fetch(THIRD));
     }
@@ -349,11 +477,11 @@ mod tests {
         let [one, two, three, four] = [1, 2, 3, 4].map(ListingNo::Child);
         let mut scheduler = scheduler(1, 2);
         scheduler.begun(FIRST);
-        scheduler.came(FIRST, false);
+        scheduler.came(FIRST, NAMES);
         scheduler.committed(FIRST, true, &[1, 2]);
         assert_eq!(scheduler.next(NOW), Next::Fetch(one));
         scheduler.begun(one);
-        scheduler.came(one, false);
+        scheduler.came(one, NAMES);
         assert_eq!(scheduler.next(NOW), Next::Wait, "who comes next is not known");
         // Its last page names one: that comes next, and the stream waits for it.
         scheduler.committed(one, false, &[3]);
@@ -361,7 +489,7 @@ mod tests {
         page(&mut scheduler, two, false);
         page(&mut scheduler, FIRST, true);
         scheduler.begun(FIRST);
-        scheduler.came(FIRST, false);
+        scheduler.came(FIRST, NAMES);
         scheduler.committed(FIRST, false, &[4]);
         page(&mut scheduler, four, false);
         page(&mut scheduler, SECOND, false);
@@ -384,12 +512,83 @@ mod tests {
             child(6, 6, None),
             child(7, 6, None),
         ];
-        let mut scheduler = Scheduler::new(1, 0..1, left);
+        let mut scheduler = Scheduler::new(1, 3, 0..1, left);
         for no in [6, 7, 4, 5, 3, 1, 2] {
             page(&mut scheduler, ListingNo::Child(no), false);
         }
         page(&mut scheduler, FIRST, false);
         assert_eq!(scheduler.next(NOW), Next::Done);
+    }
+
+    #[test]
+    fn pages_of_a_listing_are_fetched_ahead_until_what_is_held_has_so_many_bytes() {
+        let mut scheduler = scheduler_ahead(1, 2);
+        for _ in 0..3 {
+            assert_eq!(scheduler.next(NOW), Next::Fetch(FIRST));
+            scheduler.begun(FIRST);
+            assert!(!scheduler.may_go_ahead(FIRST, NOW), "its cursor is not known");
+            scheduler.came(FIRST, MORE);
+        }
+        assert_eq!((scheduler.next(NOW), scheduler.waits_for_commit()), (Next::Wait, true));
+        scheduler.committed(FIRST, true, &[]);
+        assert!(scheduler.may_go_ahead(FIRST, NOW));
+        scheduler.begun(FIRST);
+        assert!(!scheduler.waits_for_commit(), "no lane stands idle");
+        scheduler.came(FIRST, LAST);
+        assert_eq!(scheduler.next(NOW), Next::Fetch(SECOND), "it gives way, though two before it are held");
+        for more in [true, true, false] {
+            scheduler.committed(FIRST, more, &[]);
+        }
+        page(&mut scheduler, SECOND, false);
+        assert_eq!(scheduler.next(NOW), Next::Done);
+    }
+
+    #[test]
+    fn no_page_is_fetched_ahead_of_children() {
+        let mut scheduler = scheduler_ahead(2, 1);
+        scheduler.begun(FIRST);
+        scheduler.came(FIRST, NAMES);
+        assert!(!scheduler.may_go_ahead(FIRST, NOW));
+        assert_eq!((scheduler.next(NOW), scheduler.waits_for_commit()), (Next::Wait, true));
+        // All of them were known.
+        scheduler.committed(FIRST, true, &[]);
+        assert_eq!(scheduler.next(NOW), Next::Fetch(FIRST));
+    }
+
+    #[test]
+    fn while_a_page_that_sets_values_is_held_only_its_own_listing_goes_on() {
+        let mut scheduler = scheduler_ahead(3, 3);
+        scheduler.begun(FIRST);
+        scheduler.begun(SECOND);
+        scheduler.came(FIRST, Came { sets_values: true, ..MORE });
+        scheduler.came(SECOND, MORE);
+        assert_eq!(scheduler.next(NOW), Next::Fetch(FIRST));
+        scheduler.begun(FIRST);
+        assert!(!scheduler.may_go_ahead(SECOND, NOW));
+        assert_eq!((scheduler.next(NOW), scheduler.waits_for_commit()), (Next::Wait, true));
+        scheduler.committed(FIRST, true, &[]);
+        assert_eq!(scheduler.next(NOW), Next::Fetch(SECOND));
+    }
+
+    #[test]
+    fn what_follows_a_page_that_is_refused_is_fetched_again_from_where_its_listing_was_committed() {
+        let mut scheduler = scheduler_ahead(2, 2);
+        for _ in 0..2 {
+            scheduler.begun(FIRST);
+            scheduler.came(FIRST, MORE);
+        }
+        scheduler.begun(FIRST);
+        scheduler.refused(FIRST, 1);
+        assert_eq!(scheduler.next(NOW), Next::Fetch(SECOND));
+        scheduler.gave_none(FIRST);
+        assert_eq!(scheduler.next(NOW), Next::Fetch(SECOND), "the first page is not committed");
+        scheduler.committed(FIRST, true, &[]);
+        assert_eq!(scheduler.next(NOW), Next::Fetch(FIRST));
+        // The last one, which gave way.
+        scheduler.begun(FIRST);
+        scheduler.came(FIRST, LAST);
+        scheduler.refused(FIRST, 0);
+        assert_eq!(scheduler.next(NOW), Next::Fetch(FIRST));
     }
 
     /// A source: a page is a list of the listings that it names.
@@ -428,25 +627,86 @@ mod tests {
         named_with: u64,
     }
 
-    /// Plays a source to its end: pages come in the order that the seed says, and are committed as they came, some in a later
-    /// life.
-    fn play(streams: &[Tree], at_once: usize, seed: u64) -> Vec<(ListingNo, usize)> {
+    impl Played<'_> {
+        /// What page `at` is to the scheduler.
+        fn came(&self, at: usize, chance: &mut fastrand::Rng) -> Came {
+            let then = match self.tree.pages.get(at + 1) {
+                _ if !self.tree.pages[at].is_empty() => Then::Children,
+                Some(_) => Then::NextPage,
+                None => Then::Nothing,
+            };
+            Came { then, bytes: chance.u64(..4), sets_values: chance.u8(..3) == 0 }
+        }
+    }
+
+    /// A page of a played source that is fetched, or came.
+    struct Page {
+        no: ListingNo,
+        at: usize,
+        /// It follows one that was refused.
+        is_void: bool,
+        came: Came,
+    }
+
+    fn of(no: ListingNo) -> impl Fn(&&Page) -> bool {
+        move |page| page.no == no
+    }
+
+    /// Asserts that a page may be begun.
+    fn check_begin(no: ListingNo, ahead_bytes: u64, in_flight: &[Page], held: &[Page]) {
+        assert!(!in_flight.iter().any(|page| page.no == no), "one page at a time");
+        assert!(held.iter().filter(of(no)).all(|page| page.came.then == Then::NextPage), "ahead of what?");
+        let bytes: u64 = held.iter().map(|page| page.came.bytes).sum();
+        assert!(!held.iter().any(|page| page.no == no) || bytes < ahead_bytes, "{bytes} bytes are held");
+        let unseen = held.iter().filter(|page| page.came.sets_values && page.no != no).count();
+        assert_eq!(unseen, 0, "values of another listing are not committed");
+    }
+
+    /// Refuses the held pages of a listing from the one at this place on, and what follows them.
+    fn refuse(
+        scheduler: &mut Scheduler,
+        no: ListingNo,
+        keep: usize,
+        in_flight: &mut [Page],
+        held: &mut Vec<Page>,
+    ) {
+        scheduler.refused(no, keep);
+        let mut place = 0;
+        held.retain(|page| {
+            let is_of = page.no == no;
+            place += usize::from(is_of);
+            !is_of || place <= keep
+        });
+        in_flight.iter_mut().filter(|page| page.no == no).for_each(|page| page.is_void = true);
+    }
+
+    /// Plays a source to its end: pages come in the order that the seed says, some are refused, and they are committed as
+    /// they came, some in a later life.
+    fn play(
+        streams: &[Tree],
+        (at_once, ahead_bytes): (usize, u64),
+        refuses: bool,
+        seed: u64,
+    ) -> Vec<(ListingNo, usize)> {
         let mut chance = fastrand::Rng::with_seed(seed);
-        let mut scheduler = Scheduler::new(at_once, 0..streams.len(), []);
+        let mut scheduler = Scheduler::new(at_once, ahead_bytes, 0..streams.len(), []);
         let mut open: BTreeMap<ListingNo, Played<'_>> = (0..)
             .zip(streams)
             .map(|(no, tree)| (ListingNo::Stream(no), Played { tree, at: 0, under: None, named_with: 0 }))
             .collect();
-        let (mut in_flight, mut held, mut read) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut in_flight, mut held, mut read) = (Vec::<Page>::new(), Vec::<Page>::new(), Vec::new());
         let mut named = 0;
         loop {
             let next = scheduler.next(NOW);
             match next {
                 Next::Fetch(no) if chance.u8(..8) > 0 || in_flight.is_empty() && held.is_empty() => {
-                    assert!(!in_flight.contains(&no) && !held.contains(&no), "one page at a time");
+                    check_begin(no, ahead_bytes, &in_flight, &held);
                     assert!(open.values().all(|other| other.under != Some(no)), "children come first");
+                    assert!(scheduler.waits_for_commit() || scheduler.is_full());
+                    let at = open[&no].at + held.iter().filter(of(no)).count();
                     scheduler.begun(no);
-                    in_flight.push(no);
+                    let came = open[&no].came(at, &mut chance);
+                    in_flight.push(Page { no, at, is_void: false, came });
                     assert!(in_flight.len() <= at_once && scheduler.in_flight() == in_flight.len());
                     continue;
                 }
@@ -459,31 +719,41 @@ mod tests {
                 Next::Wait => assert!(!in_flight.is_empty() || !held.is_empty(), "nobody would go on"),
             }
             if !held.is_empty() && (in_flight.is_empty() || chance.bool()) {
-                let no = held.remove(0);
+                let no = held[0].no;
+                if refuses && chance.u8(..8) == 0 {
+                    refuse(&mut scheduler, no, 0, &mut in_flight, &mut held);
+                    continue;
+                }
+                let page = held.remove(0);
                 let Played { tree, at, under, .. } = open.get_mut(&no).unwrap();
-                let page = &tree.pages[*at];
+                assert_eq!(page.at, *at, "committed where it stands");
+                let children = &tree.pages[*at];
                 read.push((no, *at));
                 *at += 1;
                 let more = *at < tree.pages.len();
                 let under = if more { Some(no) } else { *under };
-                let numbers: Vec<u64> = (named + 1..).take(page.len()).collect();
+                let numbers: Vec<u64> = (named + 1..).take(children.len()).collect();
                 let named_with = named + 1;
-                named += page.len() as u64;
+                named += children.len() as u64;
                 if !more {
                     open.remove(&no);
                 }
-                for (tree, number) in page.iter().zip(&numbers) {
+                for (tree, number) in children.iter().zip(&numbers) {
                     open.insert(ListingNo::Child(*number), Played { tree, at: 0, under, named_with });
                 }
                 scheduler.committed(no, more, &numbers);
             } else if !in_flight.is_empty() {
-                let no = in_flight.swap_remove(chance.usize(..in_flight.len()));
-                if chance.u8(..8) == 0 {
+                let page = in_flight.swap_remove(chance.usize(..in_flight.len()));
+                let no = page.no;
+                if page.is_void || chance.u8(..8) == 0 {
                     scheduler.gave_none(no);
-                } else {
-                    let Played { tree, at, .. } = &open[&no];
-                    scheduler.came(no, at + 1 == tree.pages.len() && tree.pages[*at].is_empty());
-                    held.push(no);
+                    continue;
+                }
+                scheduler.came(no, page.came);
+                held.push(page);
+                if refuses && chance.u8(..8) == 0 {
+                    let keep = held.iter().filter(of(no)).count() - 1;
+                    refuse(&mut scheduler, no, keep, &mut in_flight, &mut held);
                 }
             }
             if chance.u8(..16) == 0 {
@@ -500,7 +770,8 @@ mod tests {
                     }
                     ListingNo::Stream(_) => None,
                 });
-                scheduler = Scheduler::new(at_once, streams.collect::<Vec<_>>().into_iter(), left);
+                let streams = streams.collect::<Vec<_>>().into_iter();
+                scheduler = Scheduler::new(at_once, ahead_bytes, streams, left);
             }
         }
     }
@@ -518,15 +789,16 @@ mod tests {
 
         #[test]
         fn every_page_is_read_once_in_its_listings_order_whatever_comes_when(
-            streams in proptest::collection::vec(trees(3), 1..4), at_once in 1usize..5, seed in any::<u64>(),
+            streams in proptest::collection::vec(trees(3), 1..4), at_once in 1usize..5,
+            ahead_bytes in 0u64..8, refuses in any::<bool>(), seed in any::<u64>(),
         ) {
-            let read = play(&streams, at_once, seed);
+            let read = play(&streams, (at_once, ahead_bytes), refuses, seed);
             let mut expected = Vec::new();
             let mut named = 0;
             for (no, tree) in streams.iter().enumerate() {
                 depth_first(tree, ListingNo::Stream(no), &mut named, &mut expected);
             }
-            if at_once == 1 {
+            if at_once == 1 && !refuses {
                 prop_assert_eq!(&read, &expected);
             }
             // With more the numbers are other ones: as many pages, each listing's in order, children after their parent's page.

@@ -18,6 +18,7 @@ pub struct Serve {
     pub(super) stop_within: Duration,
     pub(super) lanes: usize,
     pub(super) concurrency: usize,
+    pub(super) ahead: u64,
     pub(super) wait_up_to: Duration,
     pub(super) attachments_at_once: usize,
     pub(super) attachment_tries: u32,
@@ -49,6 +50,7 @@ impl Serve {
             stop_within: Duration::from_secs(8),
             lanes: 4,
             concurrency: 1,
+            ahead: 32 << 20,
             wait_up_to: Duration::from_secs(10),
             attachments_at_once: 10,
             attachment_tries: 5,
@@ -115,9 +117,8 @@ impl Serve {
     /// read at once; [`Extractor::page`](super::Extractor::page) is then called by so many threads.
     ///
     /// With 1, streams are read one after the other, in their order; with more, the first so many that are not exhausted,
-    /// and their pages are stored as they come. Each listing's are stored in its own order. A kill costs the pages that
-    /// are being fetched, and those that came and are not yet stored: of 50 ms at most, and only where other listings are
-    /// read meanwhile.
+    /// and their pages are stored as they come. Each listing's are stored in its own order. What a kill costs is said at
+    /// [`Serve::ahead`].
     ///
     /// ```
     /// use highwater::airdrop::Serve;
@@ -126,6 +127,40 @@ impl Serve {
     /// ```
     pub fn concurrency(mut self, pages: usize) -> Self {
         self.concurrency = pages.clamp(1, 64);
+        self
+    }
+
+    /// Pages ahead: how many bytes of records may have come and not be stored when the next page of a listing is begun; 32 MiB
+    /// unless set. So the next page is fetched while the last one is checked, compressed and stored, and batches are uploaded.
+    /// With 0, a page is asked for only once the one before it is stored.
+    ///
+    /// Memory is bounded by that, and one page more for each that is [fetched at once](Serve::concurrency).
+    ///
+    /// # What an extractor sees
+    /// [`Extractor::page`](super::Extractor::page) is called with a cursor while the page that returned it may not be stored
+    /// yet, and may never be: if it is refused, or the process is killed, the next invocation asks for it again. So a source
+    /// must not take a cursor for a receipt: if it forgets what came before it, as a queue may, set this to 0. A page of one
+    /// listing is never asked for before the one before it came, and with [`Serve::concurrency`] 1 `page` is never called
+    /// twice at once, though each time perhaps by another thread.
+    ///
+    /// [`Context::value`](super::Context::value) finds what the pages before set, stored or not. Nothing is asked for ahead
+    /// of a page that names [child listings](crate::Page::child), or whose cursor leads nowhere. If a page ahead fails, or the
+    /// source asks to be left alone, the pages before it are stored first; of a page that is refused, what came ahead of it is
+    /// dropped.
+    ///
+    /// # What a kill costs
+    /// The pages that are being fetched, one of a listing, as many as [`Serve::concurrency`] in all; and those that came and
+    /// are not stored. These are stored together once the first of them is 50 ms old, or they have 2,000 records, 4 MiB or
+    /// 100 pages; and at once if nothing can be fetched before that. The next invocation fetches them again, and nothing is
+    /// announced twice. With 0 and one listing at a time, a kill costs one page.
+    ///
+    /// ```
+    /// use highwater::airdrop::Serve;
+    /// let serve = Serve::new().ahead(8 << 20);
+    /// # let _ = serve;
+    /// ```
+    pub fn ahead(mut self, bytes: u64) -> Self {
+        self.ahead = bytes;
         self
     }
 

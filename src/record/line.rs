@@ -216,6 +216,11 @@ impl Record {
         String::from_utf8_lossy(&line).into_owned()
     }
 
+    /// About how many bytes the line has.
+    pub(crate) fn line_bytes(&self) -> usize {
+        self.object.len() + self.id.as_ref().map_or(0, String::len) + 100
+    }
+
     /// Appends the line, without the newline.
     pub(crate) fn write_line(&self, out: &mut Vec<u8>) {
         let Some(id) = &self.id else {

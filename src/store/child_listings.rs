@@ -20,25 +20,24 @@
 //! - At most [`CHILD_LISTINGS_MAX`] may be pending in a run, of [`CHILD_LISTINGS_BYTES_MAX`] bytes together. A page
 //!   that would exceed this is refused whole.
 
-use serde::de::DeserializeOwned;
-
 use crate::error::{Error, Result};
 use crate::model::{CHILD_LISTINGS_BYTES_MAX, CHILD_LISTINGS_MAX, ParentId, StreamName};
 
 use super::cursors::check_moves;
 use super::page::{NewChild, child_bytes};
 use super::rows::{CHILD_IDS, CHILD_STREAMS, CHILDREN, ChildIdRow, ChildRow, ChildStreamRow, Key, UnderRow};
-use super::run::{Run, read_cursor};
+use super::run::Run;
 use super::tables::{Change, Rows};
 
 /// A pending child listing, and the cursor from which it goes on.
 #[derive(Debug)]
-pub(crate) struct Child<C> {
+pub(crate) struct Child {
     pub(crate) stream: StreamName,
     pub(crate) parent: ParentId,
     /// As JSON.
     pub(crate) data: String,
-    pub(crate) cursor: Option<C>,
+    /// As JSON.
+    pub(crate) cursor: Option<String>,
 }
 
 /// The name of a child listing in errors.
@@ -101,17 +100,15 @@ impl Run {
     /// A pending child listing.
     ///
     /// # Errors
-    /// `Cursor` if its cursor is not of the type asked for; `Fenced`, `Corrupt`, `Io`.
-    pub(crate) fn child_listing<C: DeserializeOwned>(&self, number: u64) -> Result<Child<C>> {
+    /// `Fenced`, `Corrupt`, `Io`.
+    pub(crate) fn child_listing(&self, number: u64) -> Result<Child> {
         let key = self.run_key().and_number(number);
         let row = self.look(|rows, _| rows.need(&CHILDREN, &key))?;
-        let of = named(&row.stream, &row.parent);
-        let cursor = row.cursor.map(|json| read_cursor(self, &of, &json)).transpose()?;
         Ok(Child {
             stream: StreamName::new(row.stream)?,
             parent: ParentId::new(row.parent)?,
             data: row.data,
-            cursor,
+            cursor: row.cursor,
         })
     }
 

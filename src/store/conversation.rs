@@ -175,15 +175,16 @@ impl SyncUnit {
         let current = current_run(change, unit)?;
         let Some(id) = &event.run_id else {
             // Without an id it belongs to the current run, unless it starts something that this run has already done.
-            return Ok(current.filter(|(_, row)| {
-                let undelivered = row.message.is_some_and(|message| {
-                    let sealed = change.get(&MESSAGES, &message_key(unit.no, message));
-                    matches!(sealed, Ok(Some(MessageRow { fate: MessageFate::Sealed, .. })))
-                });
-                let repeats = event.step == Step::Start
-                    && phase_move(row.phase, row.done, event.step, event.phase) == Move::Repeat;
-                undelivered || (row.status == RunStatus::Open && !repeats)
-            }));
+            let Some((no, row)) = current else { return Ok(None) };
+            let message = match row.message {
+                Some(message) => change.get(&MESSAGES, &message_key(unit.no, message))?,
+                None => None,
+            };
+            let undelivered = message.is_some_and(|message| message.fate == MessageFate::Sealed);
+            let repeats = event.step == Step::Start
+                && phase_move(row.phase, row.done, event.step, event.phase) == Move::Repeat;
+            let belongs = undelivered || (row.status == RunStatus::Open && !repeats);
+            return Ok(belongs.then_some((no, row)));
         };
         let (number, known) = find_run_id(change, unit.no, id.as_str())?;
         match (known, current) {

@@ -127,8 +127,7 @@ pub(crate) struct RejectedParts {
 
 /// A page whose parts were all checked, ready to be stored.
 #[derive(Debug)]
-pub(crate) struct PageParts<C> {
-    pub(crate) next: Option<C>,
+pub(crate) struct PageParts {
     pub(crate) records: Vec<PageRecords<ItemType>>,
     pub(crate) skipped: Vec<(ItemType, u64)>,
     pub(crate) rejected: RejectedParts,
@@ -406,6 +405,31 @@ impl<C> Page<C> {
         self.records.iter().map(|group| group.records.len()).sum()
     }
 
+    /// About how many bytes its records have as lines.
+    pub(crate) fn line_bytes(&self) -> u64 {
+        let records = self.records.iter().flat_map(|group| &group.records);
+        records.map(|record| record.line_bytes() as u64).sum()
+    }
+
+    /// What it sets, and removes: the values that the pages after it find, as JSON. Of one key the last counts.
+    pub(crate) fn values(&self) -> BTreeMap<String, Option<String>> {
+        let valid = |(key, json): &(String, Option<Result<String>>)| match json {
+            None => Some((key.clone(), None)),
+            Some(json) => json.as_ref().ok().map(|json| (key.clone(), Some(json.clone()))),
+        };
+        self.values.iter().filter_map(valid).collect()
+    }
+
+    /// Whether it sets values, which the pages after it are to find.
+    pub(crate) fn sets_values(&self) -> bool {
+        !self.values.is_empty()
+    }
+
+    /// Whether it names child listings, which come before the next page of its own.
+    pub(crate) fn names_children(&self) -> bool {
+        !self.children.is_empty()
+    }
+
     /// Leaves out the records of the item types that are not wanted: they count as read, and are staged nowhere.
     pub(crate) fn leave_out(&mut self, unwanted: impl Fn(&str) -> bool) {
         let Self { records, skipped, rejected, .. } = self;
@@ -600,7 +624,7 @@ impl<C> Page<C> {
     }
 
     /// Checks every name and value; the first that cannot be stored is the error.
-    pub(crate) fn into_parts(mut self) -> Result<PageParts<C>> {
+    pub(crate) fn into_parts(mut self) -> Result<PageParts> {
         self.count_changes();
         let again = self.again()?;
         let checked = |(name, rejection): (String, Rejection)| {
@@ -610,7 +634,6 @@ impl<C> Page<C> {
         let rejected = self.rejected.into_iter().map(checked).collect::<Result<_>>()?;
         Ok(PageParts {
             rejected: RejectedParts { rejected, again, ids_max: self.rejected_max },
-            next: self.next,
             records: self.records.into_iter().map(PageRecords::checked).collect::<Result<_>>()?,
             skipped: self
                 .skipped

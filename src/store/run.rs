@@ -120,7 +120,15 @@ impl Run {
     /// `Value` if it is not of the type asked for; `Corrupt` or `Io`.
     pub fn value<V: DeserializeOwned>(&self, key: &str) -> Result<Option<V>> {
         let row = self.inner.tables.view(|rows| rows.get(&VALUES, &Key::unit(self.unit_no).and_name(key)))?;
-        row.map(|Json(json)| self.read_json(&format!("the value {key}"), &json)).transpose()
+        row.map(|Json(json)| self.read_value(key, &json)).transpose()
+    }
+
+    /// Reads a value of the extractor's own.
+    ///
+    /// # Errors
+    /// `Value` if it is not of the type asked for.
+    pub(crate) fn read_value<V: DeserializeOwned>(&self, key: &str, json: &str) -> Result<V> {
+        self.read_json(&format!("the value {key}"), json)
     }
 
     fn read_json<T: DeserializeOwned>(&self, what: &str, json: &str) -> Result<T> {

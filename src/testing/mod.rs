@@ -9,6 +9,7 @@
 //! seed that the caller gives.
 
 mod catalogue;
+mod client;
 pub mod conformance;
 mod controls;
 mod conversation;
@@ -32,6 +33,7 @@ pub use crate::store::backend::contract::{
 };
 pub use crate::store::backend::memory::{LostAnswer, Memory};
 pub use crate::store::backend::redb::{redb_on_disk, redb_on_file};
+pub use client::SourceFault;
 pub use controls::Uploads;
 pub use crash::{CrashImage, CrashImages, CrashPoint, Kept, Moment, Recording, Sampling};
 pub use disk::{DiskOperation, Fault, FaultCounts, SIM_DISK_BYTES_MAX, SimDisk};

@@ -402,6 +402,9 @@ impl<'a, M: Make> Play<'a, M> {
         if life.is(Setting::AtOnce) {
             serve = serve.concurrency(PAGES_AT_ONCE);
         }
+        if !life.is(Setting::Ahead) {
+            serve = serve.ahead(0);
+        }
         if life.is(Setting::StateFull) {
             serve = serve.state_limits(match self.setup.broken {
                 Some(Safeguard::StateFits) => StateLimits { own: usize::MAX, max: usize::MAX, ..SMALL_STATE },

@@ -76,7 +76,9 @@ pub enum Broken {
     Watermark,
     /// One event got two messages, or a message changed when it was sent again.
     Conversation,
-    /// The sync makes no progress.
+    /// A page was returned without what the source did not give.
+    Half,
+    /// Nothing goes on.
     Stuck,
 }
 

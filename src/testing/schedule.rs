@@ -23,7 +23,9 @@ pub enum Call {
     Page,
     /// An attachment is opened.
     Open,
-    /// An artifact is downloaded.
+    /// The extractor's client asks the source: [`Life::source`](super::Life::source).
+    Source,
+    /// An artifact is asked back.
     Download,
     /// The worker state is fetched.
     LoadState,
@@ -234,10 +236,12 @@ pub enum Setting {
     AtOnce,
     /// Users are announced once in a run, and many pages bring the same ones.
     Once,
+    /// The next page of a listing is fetched ahead of the commit of the last.
+    Ahead,
 }
 
 impl Setting {
-    const ALL: [(Setting, &'static str); 18] = [
+    const ALL: [(Setting, &'static str); 19] = [
         (Setting::NewerNames, "newer-names"),
         (Setting::NoAttachments, "no-attachments-phase"),
         (Setting::Units, "units"),
@@ -256,6 +260,7 @@ impl Setting {
         (Setting::Children, "children"),
         (Setting::AtOnce, "at-once"),
         (Setting::Once, "once"),
+        (Setting::Ahead, "ahead"),
     ];
 }
 
@@ -286,13 +291,14 @@ pub struct Schedule {
 }
 
 impl Call {
-    const ALL: [(Call, &'static str); 9] = [
+    const ALL: [(Call, &'static str); 10] = [
         (Call::Prepare, "prepare"),
         (Call::Upload, "upload"),
         (Call::Confirm, "confirm"),
         (Call::Message, "message"),
         (Call::Page, "page"),
         (Call::Open, "open"),
+        (Call::Source, "source"),
         (Call::Download, "download"),
         (Call::LoadState, "load-state"),
         (Call::SaveState, "save-state"),

@@ -23,6 +23,9 @@ use super::world::{
 
 /// How long a page takes in the simulated world.
 const PAGE_TAKES: Duration = Duration::from_secs(2);
+/// Pages of a listing that a kill costs at most, where pages are fetched ahead: two that came before what is held is old
+/// enough to be stored, and the one after them.
+const AHEAD_LOST: usize = 3;
 /// How long it takes to open an attachment.
 const OPEN_TAKES: Duration = Duration::from_secs(1);
 
@@ -88,7 +91,7 @@ impl<E: Extractor> Extractor for Watched<E> {
             self.violated(violation);
         }
         self.befall_page()?;
-        let page = match self.extractor.page(context, listing, cursor) {
+        let page = match self.whole(listing, || self.extractor.page(context, listing, cursor)) {
             Err(SourceError::Failed { source, .. }) if source.to_string().starts_with("INCONSISTENT") => {
                 let what = source.to_string();
                 self.violated(Violation { kind: Broken::Watermark, what });
@@ -128,7 +131,7 @@ impl<E: Extractor> Extractor for Watched<E> {
         ids: &[String],
     ) -> Result<Page<E::Cursor>, SourceError> {
         self.befall_page()?;
-        let page = self.extractor.refetch(context, item_type, ids)?;
+        let page = self.whole(&item_type, || self.extractor.refetch(context, item_type, ids))?;
         let Split { lines, once, rejected } = self.split(context, &page)?;
         let asked: Vec<Named> = ids.iter().map(|id| (item_type.to_owned(), id.clone())).collect();
         self.hand_out(HandOut {
@@ -249,7 +252,26 @@ impl<E: Extractor> Watched<E> {
         Ok(())
     }
 
-    /// Records a page.
+    /// Fetches a page. One that is returned although the source did not give all that it was asked for is a violation: what
+    /// is missing is never read, or, where the cursor stands still, what is there is read twice.
+    fn whole<T>(
+        &self,
+        of: &dyn std::fmt::Display,
+        fetch: impl FnOnce() -> Result<T, SourceError>,
+    ) -> Result<T, SourceError> {
+        self.life.not_given();
+        let page = fetch()?;
+        if let Some(what) = self.life.not_given() {
+            let what = format!(
+                "a page of {of} was returned although {what} failed in it, and was not asked for again: \
+                 return the error instead, and the page is fetched again"
+            );
+            self.violated(Violation { kind: Broken::Half, what });
+        }
+        Ok(page)
+    }
+
+    /// Notes a page.
     fn hand_out(&self, handed: HandOut) {
         let mut inner = self.life.world.lock();
         inner.record(Change::Called {
@@ -407,8 +429,12 @@ impl<E> Watched<E> {
         if let Some(pages) = inner.pages.get(&(id.to_owned(), stream.to_owned())) {
             let last = pages.last();
             // Without a disk, what followed the last checkpoint is read again.
-            let mut back =
-                pages.iter().rev().take(if inner.has_disk && !inner.second_worker { 1 } else { usize::MAX });
+            let lost = match inner.has_disk && !inner.second_worker {
+                true if inner.is(Setting::Ahead) => AHEAD_LOST,
+                true => 1,
+                false => usize::MAX,
+            };
+            let mut back = pages.iter().rev().take(lost);
             let again = back.any(|page| page.cursor.as_ref() == at);
             let on = last.is_some_and(|last| last.next.as_ref() == at && at.is_some());
             if !again && !on {

@@ -8,8 +8,9 @@
 //! told: a page counts as staged when the source is asked for the page after it, or when the phase is over; a page
 //! that was asked for again counts as its last reading.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::ThreadId;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -122,6 +123,8 @@ pub(super) struct Outside {
     pub(super) streams: BTreeMap<OfRun, StreamEnds>,
     /// Those that are being read, the newest last. Not in the journal: no stream outlives its life.
     pub(super) open_streams: Vec<OfRun>,
+    /// What the client was not given in the page that a thread is asked for, if it was not given it later.
+    pub(super) not_given: HashMap<ThreadId, BTreeSet<String>>,
     pub(super) deaths: u64,
     /// Calls that failed, of any kind; and those of an upload's way.
     pub(super) failed_calls: u64,
@@ -376,6 +379,7 @@ impl World {
                 runs: Vec::new(),
                 streams: BTreeMap::new(),
                 open_streams: Vec::new(),
+                not_given: HashMap::new(),
                 deaths: 0,
                 failed_calls: 0,
                 failures: 0,

@@ -6,7 +6,8 @@ use std::sync::{Barrier, Mutex};
 use std::time::Duration;
 
 use highwater::airdrop::{
-    AttachmentBody, AttachmentError, Context, ExternalSyncUnit, Extractor, Listing, OutcomeKind, SourceError,
+    AttachmentBody, AttachmentError, Context, ExternalSyncUnit, Extractor, Listing, OutcomeKind, Serve,
+    SourceError,
 };
 use highwater::limits::{CHILD_LISTINGS_MAX, CURSOR_BYTES_MAX};
 use highwater::record::Attachment;
@@ -293,7 +294,7 @@ fn a_page_of_the_plain_loop_names_no_child_listings() {
 fn as_many_listings_are_read_at_once_as_is_set_and_each_in_its_order() {
     let mut world = World::new(5);
     // In threads: each waits for the two others.
-    world.serve = highwater::airdrop::Serve::new().concurrency(3);
+    world.serve = Serve::new().concurrency(3);
     let together = Barrier::new(3);
     let streams = ["a", "b", "c", "d", "e", "f"];
     let tracker = Tracker::new(&streams, |_: &Context<'_>, listing: &Listing, at| {
@@ -317,7 +318,7 @@ fn as_many_listings_are_read_at_once_as_is_set_and_each_in_its_order() {
 #[test]
 fn a_panic_in_a_page_is_that_pages_failure_and_the_others_in_flight_are_stored() {
     let mut world = World::new(5);
-    world.serve = highwater::airdrop::Serve::new().concurrency(2);
+    world.serve = Serve::new().concurrency(2);
     let together = Barrier::new(2);
     let tracker = Tracker::new(&["a", "b"], |_: &Context<'_>, listing: &Listing, at| {
         if at == 0 {
@@ -341,7 +342,7 @@ fn a_panic_in_a_page_is_that_pages_failure_and_the_others_in_flight_are_stored()
 #[test]
 fn a_page_that_does_not_come_keeps_no_answer_back() {
     let mut world = World::new(5);
-    world.serve = highwater::airdrop::Serve::new();
+    world.serve = Serve::new();
     let hangs = std::sync::atomic::AtomicBool::new(true);
     let (clock, airdrop) = (&world.clock, &world.airdrop);
     let tracker = Tracker::new(&["issues"], |_: &Context<'_>, listing: &Listing, at| {
@@ -365,11 +366,115 @@ fn a_page_that_does_not_come_keeps_no_answer_back() {
     assert_eq!(airdrop.announced("run"), ["issues 0", "issues 1", "issues 2"]);
 }
 
+/// What an invocation comes to with a stream of three pages, of which the first is refused: and which pages were asked for.
+fn first_refused(ahead: Option<u64>) -> Vec<String> {
+    for inline in [None, Some(1), Some(2), Some(3)] {
+        let mut world = World::new(5);
+        // In threads or not, what is begun is awaited.
+        world.serve = inline.map_or(Serve::new(), |seed| Serve::new().inline(seed));
+        if let Some(bytes) = ahead {
+            world.serve = world.serve.ahead(bytes);
+        }
+        let tracker = Tracker::new(&["issues"], |_: &Context<'_>, listing: &Listing, at| {
+            let mut page = page(listing, at, 3);
+            if at == 0 {
+                page.reject("issues", "I-1", "it cannot be asked for again");
+            }
+            Ok(page)
+        });
+        let event = event(DATA, "run", "1");
+        let outcome = world.serve.serve(&world.store, &world.airdrop, &tracker, &event).unwrap();
+        assert_eq!(outcome.kind, OutcomeKind::Error);
+        let error = world.airdrop.last().error();
+        assert!(error.contains("it cannot be asked for again"), "{error}");
+        assert!(world.airdrop.announced("run").is_empty(), "what came ahead of it is dropped");
+        let asked = tracker.asked();
+        if inline == Some(3) {
+            return asked;
+        }
+    }
+    unreachable!("the last one returns")
+}
+
+#[test]
+fn the_next_page_is_asked_for_before_the_last_is_stored_unless_it_may_not() {
+    assert_eq!(first_refused(None), ["issues 0", "issues 1"]);
+    assert_eq!(first_refused(Some(1_000)), ["issues 0", "issues 1"]);
+    // What came has more bytes than may be ahead.
+    assert_eq!(first_refused(Some(1)), ["issues 0"]);
+    assert_eq!(first_refused(Some(0)), ["issues 0"]);
+}
+
+#[test]
+fn a_page_ahead_finds_the_values_of_those_before_it() {
+    for seed in 0..8 {
+        let mut world = World::new(5);
+        world.serve = Serve::new().inline(seed);
+        let tracker = Tracker::new(&["a", "b"], |context: &Context<'_>, listing: &Listing, at| {
+            let found = context.value::<String>("last")?;
+            let before = match (listing.stream(), at) {
+                ("a", 0) => None,
+                ("b", 0) => Some("a 5".to_owned()),
+                (_, at) => Some(name(listing, at - 1)),
+            };
+            assert_eq!(found, before, "{seed}");
+            let odd = context.value::<u32>("odd")?;
+            assert_eq!(odd, if at > 0 && at % 2 == 0 { Some(at - 1) } else { None }, "{seed}");
+            let page = page(listing, at, 6).value("last", &name(listing, at));
+            let goes = at % 2 == 0 || at == 5;
+            Ok(if goes { page.without_value("odd") } else { page.value("odd", &at) })
+        });
+        let event = event(DATA, "run", "1");
+        let outcome = world.serve.serve(&world.store, &world.airdrop, &tracker, &event).unwrap();
+        assert_eq!(outcome.kind, OutcomeKind::Done);
+        assert_eq!(world.airdrop.announced("run").len(), 12);
+    }
+}
+
+#[test]
+fn if_a_page_ahead_fails_or_is_to_wait_those_before_it_are_stored_and_announced() {
+    for ahead in [0, 32 << 20] {
+        for seed in 0..4 {
+            for (fails, kind) in [(true, OutcomeKind::Error), (false, OutcomeKind::Delay)] {
+                let mut world = World::new(5);
+                world.serve = Serve::new().inline(seed).ahead(ahead);
+                let tracker = Tracker::new(&["issues"], |_: &Context<'_>, listing: &Listing, at| match at {
+                    3 if fails => Err("not now".into()),
+                    3 => Err(SourceError::RateLimited { after: Duration::from_secs(100) }),
+                    _ => Ok(page(listing, at, 5)),
+                });
+                let event = event(DATA, "run", "1");
+                let outcome = world.serve.serve(&world.store, &world.airdrop, &tracker, &event).unwrap();
+                assert_eq!(outcome.kind, kind);
+                assert_eq!(world.airdrop.announced("run"), ["issues 0", "issues 1", "issues 2"]);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_cursor_that_leads_nowhere_is_not_followed_ahead() {
+    for (cycle, asked) in [(1, 2), (2, 4)] {
+        let mut world = World::new(5);
+        world.serve = Serve::new();
+        let tracker = Tracker::new(&["issues"], |_: &Context<'_>, listing: &Listing, at| {
+            Ok(Page::more(at % cycle + 1)
+                .record("issues", Record::new(name(listing, at), &json!({})).unwrap()))
+        });
+        let event = event(DATA, "run", "1");
+        let outcome = world.serve.serve(&world.store, &world.airdrop, &tracker, &event).unwrap();
+        assert_eq!(outcome.kind, OutcomeKind::Error);
+        let error = world.airdrop.last().error();
+        assert!(error.contains("would be read for ever"), "{error}");
+        assert_eq!(tracker.asked().len(), asked, "{error}");
+    }
+}
+
 /// What an invocation comes to whose source asks to be left alone for so long, so many times before each page; and how long
 /// it took.
-fn left_alone(after: Duration, times: usize, at_once: usize) -> (OutcomeKind, Duration, Airdrop) {
+fn left_alone(after: Duration, times: usize, at_once: usize, ahead: u64) -> (OutcomeKind, Duration, Airdrop) {
     let mut world = World::new(5);
-    world.serve = world.serve.concurrency(at_once);
+    world.serve = world.serve.concurrency(at_once).ahead(ahead);
     let refused: Mutex<BTreeMap<String, usize>> = Mutex::default();
     let tracker = Tracker::new(&["a", "b"], |_: &Context<'_>, listing: &Listing, at| {
         let mut refused = refused.lock().unwrap();
@@ -390,13 +495,14 @@ fn left_alone(after: Duration, times: usize, at_once: usize) -> (OutcomeKind, Du
 #[test]
 fn a_short_wait_ends_no_invocation_and_a_long_one_does() {
     let second = Duration::from_secs(1);
-    for at_once in [1, 2] {
-        let (kind, took, airdrop) = left_alone(second, 1, at_once);
+    for (at_once, ahead) in [(1, 0), (1, 1 << 20), (2, 0), (2, 1 << 20)] {
+        let (kind, took, airdrop) = left_alone(second, 1, at_once, ahead);
         assert_eq!((kind, airdrop.messages().len()), (OutcomeKind::Done, 1));
-        // Two that are refused at once wait together.
-        assert_eq!(took, second * if at_once == 1 { 6 } else { 3 });
+        // Two that are refused at once wait together. Those ahead are not always begun at once.
+        let shortest = second * if at_once == 1 { 6 } else { 3 };
+        assert!(took == shortest || (ahead > 0 && (shortest..=second * 6).contains(&took)), "{took:?}");
         assert_eq!(airdrop.announced("run").len(), 6);
-        let (kind, _, airdrop) = left_alone(second * 11, 1, at_once);
+        let (kind, _, airdrop) = left_alone(second * 11, 1, at_once, ahead);
         assert_eq!(kind, OutcomeKind::Delay);
         assert_eq!(airdrop.last().body["event_data"]["delay"], json!(11));
     }
@@ -404,7 +510,7 @@ fn a_short_wait_ends_no_invocation_and_a_long_one_does() {
 
 #[test]
 fn a_source_that_asks_for_no_time_at_all_is_not_asked_for_ever() {
-    let (kind, took, airdrop) = left_alone(Duration::ZERO, usize::MAX, 1);
+    let (kind, took, airdrop) = left_alone(Duration::ZERO, usize::MAX, 1, 1 << 20);
     assert_eq!((kind, airdrop.messages().len()), (OutcomeKind::Delay, 1));
     assert!(took < Duration::from_secs(20), "{took:?}");
 }

@@ -681,3 +681,52 @@ fn a_store_whose_owner_was_killed_is_read_in_place() {
         assert!(untouched(&place.store()) == killed);
     }
 }
+
+#[test]
+fn every_look_answers_while_an_extractor_holds_the_store_and_does_not_disturb_it() {
+    let place = Place::new();
+    store_amid_work(&place.store());
+    let before = place.lines(&["state.redb", "--json"]);
+    let store = Store::options().clock(clock()).open(place.store()).unwrap();
+    let looks: [&[&str]; 8] = [
+        &["runs", "state.redb", "--unit", "acme/tickets"],
+        &["events", "state.redb", "--unit", "acme/tickets"],
+        &["attachments", "state.redb", "--unit", "acme/tickets"],
+        &["rejected", "state.redb", "--unit", "acme/tickets"],
+        &["find", "state.redb", "ISSUE-7", "--unit", "acme/tickets"],
+        &["acts", "state.redb"],
+        &["report", "state.redb", "--html", "-"],
+        &["diff", "state.redb", "state.redb"],
+    ];
+    // The seventh asks for a message, and there is none.
+    for args in EVERY_LOOK.iter().take(6).chain(&looks) {
+        let (code, stdout, stderr) = place.says(args);
+        assert_eq!(code, Some(0), "{args:?}: {stderr}");
+        assert!(!stdout.is_empty(), "{args:?}");
+        if args[0] != "check" {
+            assert!(
+                stderr.contains("it is open elsewhere: read from a temporary copy"),
+                "{args:?}: {stderr}"
+            );
+        }
+    }
+    let (code, stdout, stderr) = place.says(&["tail", "state.redb", "--looks", "1"]);
+    assert!(
+        code == Some(0) && stdout.contains("acme/tickets: open 10 %, 3 pages, 18 read"),
+        "{stdout}{stderr}"
+    );
+    assert!(
+        place
+            .shows(&["find", "state.redb", "ISSUE-7", "--unit", "acme/tickets"])
+            .contains("1 record in batch 2")
+    );
+    // All the while it was the extractor's, and it goes on.
+    let run = store.sync_unit("acme/tickets").unwrap().begin().unwrap();
+    assert!(run.resumed());
+    upload_all(&run, "issues", pages(100, 5));
+    run.finish().unwrap();
+    drop(store);
+    // What was seen then is what was there.
+    assert_eq!(of_kind(&before, "run").len(), 2);
+    place.shows(&["check", "state.redb"]);
+}

@@ -3,5 +3,6 @@
 mod dump;
 mod mend;
 mod place;
+mod report;
 mod schema;
 mod screens;

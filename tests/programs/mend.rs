@@ -601,8 +601,8 @@ fn the_words_of_a_plan() {
     let said = place.shows(&["rewind", "state.redb", UNIT, "--to", &runs[0], "--dry-run"]);
     insta::assert_snapshot!(said, @r#"
     rewind acme/tickets to run 20240102T040000.000000Z
-      run 20240102T060000.000000Z, started 2024-01-02T06:00:00Z, 1 page, is abandoned; 5 records that
-        no message has announced: dropped here, and fetched again
+      run 20240102T060000.000000Z, started 2024-01-02T06:00:00Z, 1 page, is abandoned; 5 records that no
+        message has announced: dropped here, and fetched again
       watermark: 2024-01-02T05:00:00Z -> 2024-01-02T04:00:00Z
       bookmark of stream issues: {"token":"20240102T050000.000000Z"} ->
         {"token":"20240102T040000.000000Z"}
@@ -702,4 +702,87 @@ fn rejected_records_are_asked_for_again_after_a_rewind_too() {
     let said = place.shows(&["abandon", "state.redb", UNIT, "--dry-run"]);
     assert!(said.contains("asks for 1 rejected record again"), "{said}");
     assert_eq!(place.open().sync_unit(UNIT).unwrap().begin().unwrap().rejected().unwrap().len(), 1);
+}
+
+/// Puts a store of `tests/fixtures` at `state.redb`, and the worker state that the platform then had beside it; both were
+/// left by a worker of `acme/files` that lives by checkpoints.
+fn fixture(place: &Place, name: &str) -> PathBuf {
+    let from = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/format-2");
+    let packed = std::fs::File::open(from.join(format!("{name}.redb.gz"))).unwrap();
+    let mut store = std::fs::File::create(place.store()).unwrap();
+    std::io::copy(&mut flate2::read::GzDecoder::new(packed), &mut store).unwrap();
+    let state = place.dir.path().join(format!("{name}.json"));
+    std::fs::copy(from.join(format!("{name}.state.json")), &state).unwrap();
+    state
+}
+
+const FILES: &str = "acme/files";
+
+#[test]
+fn where_the_platform_keeps_the_state_every_mending_is_refused_and_its_worker_state_is_mended_instead() {
+    let place = Place::new();
+    let state = fixture(&place, "attachments");
+    let every: [&[&str]; 7] = [
+        &["rewind", "state.redb", FILES, "--to", "2026-01-03", "--yes"],
+        &["set-cursor", "state.redb", FILES, "issues", "{\"at\":1}", "--yes"],
+        &["reset", "state.redb", FILES, "--yes"],
+        &["requeue", "state.redb", FILES, "--yes"],
+        &["abandon", "state.redb", FILES, "--yes"],
+        &["forget", "state.redb", FILES, "--yes"],
+        &["export", "state.redb", FILES, "exported.jsonl"],
+    ];
+    for args in every {
+        let stderr = place.refuses(args);
+        assert!(stderr.contains("its state is kept with the platform"), "{args:?}: {stderr}");
+        assert!(stderr.contains("fetch its worker state, mend that as a file"), "{args:?}: {stderr}");
+    }
+    // Nor is it put in the place of such a unit.
+    let (other, _) = Place::with_runs(1);
+    let clock = other.clock.clone();
+    let store = Store::options().clock(clock).open(other.dir.path().join("other.redb")).unwrap();
+    store.sync_unit(FILES).unwrap().begin().unwrap().finish().unwrap();
+    drop(store);
+    let exported = other.dir.path().join("files.jsonl");
+    other.shows(&["export", "other.redb", FILES, "files.jsonl"]);
+    let stderr = place.refuses(&["import", "state.redb", exported.to_str().unwrap(), "--replace", "--yes"]);
+    assert!(stderr.contains("its state is kept with the platform"), "{stderr}");
+    let names = |name: &std::ffi::OsString| name.to_string_lossy().contains("before-");
+    let copies = std::fs::read_dir(place.dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(copies.filter(names).count(), 0, "no copy was made of what was not mended");
+
+    let before = std::fs::read(&state).unwrap();
+    let said = place.shows(&["reset", "attachments.json", FILES, "--yes"]);
+    assert!(
+        said.contains("the next run asks for everything") && said.contains("done; the copy from before: "),
+        "{said}"
+    );
+    assert!(std::fs::read(&state).unwrap() != before);
+    let copy = std::fs::read_dir(place.dir.path()).unwrap().map(|entry| entry.unwrap().path());
+    let copy = copy.into_iter().find(|path| path.to_string_lossy().contains("before-reset")).unwrap();
+    assert_eq!(std::fs::read(copy).unwrap(), before);
+}
+
+#[test]
+fn worker_states_are_compared_as_stores_are_and_with_stores() {
+    let place = Place::new();
+    fixture(&place, "data");
+    fixture(&place, "attachments");
+    let diff = |a: &str, b: &str| place.shows(&["diff", a, b, "--unit", FILES]);
+    assert_eq!(diff("data.json", "data.json"), "nothing differs\n");
+    // What the fixtures' page says of these two moments: 4 of the 12 attachments are worked off, 3 of them settled.
+    let said = diff("data.json", "attachments.json");
+    for line in [
+        "acme/files: run: phase: data -> attachments",
+        "acme/files: run: attachments settled: 0 -> 3",
+        "acme/files: run: attachments left: 12 -> 8",
+    ] {
+        assert!(said.lines().any(|found| found == line), "{line}: {said}");
+    }
+    let back = diff("attachments.json", "data.json");
+    assert!(back.lines().any(|line| line == "acme/files: run: attachments settled: 3 -> 0"), "{back}");
+    // The store was left at the moment of the worker state, which has no messages.
+    let said = diff("state.redb", "attachments.json");
+    assert!(said.contains("acme/files: messages kept: ") && !said.contains("attachments settled"), "{said}");
+    let (code, _, stderr) = place.says(&["diff", "state.redb", "attachments.json"]);
+    assert!(code == Some(2) && stderr.contains("does not say which unit it is of: say --unit"), "{stderr}");
 }

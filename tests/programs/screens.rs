@@ -203,9 +203,25 @@ impl Extractor for Issues {
         Ok(vec!["issues".to_owned()])
     }
 
-    fn page(&self, _: &Context<'_>, _: &Listing, cursor: Option<u32>) -> Result<Page<u32>, SourceError> {
+    fn page(
+        &self,
+        _: &Context<'_>,
+        listing: &Listing,
+        cursor: Option<u32>,
+    ) -> Result<Page<u32>, SourceError> {
         let at = cursor.unwrap_or(0);
         match self.act.as_str() {
+            // Of three issues with comments, those of the last make it wait.
+            "comment" => {
+                let comment = |id: &str| Record::new(format!("COMMENT-{id}"), &json!({ "page": 0 }));
+                return match listing.parent() {
+                    Some("ISSUE-3") => Err(SourceError::RateLimited { after: Duration::from_secs(600) }),
+                    Some(issue) => Ok(Page::last().record("comments", comment(issue)?)),
+                    None => Ok(["ISSUE-1", "ISSUE-2", "ISSUE-3"]
+                        .iter()
+                        .fold(Page::last(), |page, issue| page.child("comments", issue, &()))),
+                };
+            }
             "die" if at == 3 => std::process::abort(),
             "fail" if at == 3 => return Err("the tracker says: no such filter \u{1b}[2J".into()),
             // Its records of page 3 are not what the metadata declares, and it does not come to its end.
@@ -224,7 +240,7 @@ impl Extractor for Issues {
     }
 }
 
-fn settings() -> SyncSettings {
+pub(crate) fn settings() -> SyncSettings {
     SyncSettings::new("project").sync_unit_id("import").phases([Phase::Metadata, Phase::Data])
 }
 
@@ -386,6 +402,21 @@ fn a_delay_is_told_with_the_time_that_is_left() {
     assert!(on_one_line(&shown).contains("the source asked for no requests for 600 seconds"), "{shown}");
     let lines = place.lines(&["state.redb", "--json"]);
     assert_eq!(of_kind(&lines, "alert")[0]["what"], "delay");
+}
+
+#[test]
+fn child_listings_are_counted_by_how_far_they_are() {
+    let place = Place::new();
+    assert_eq!(run_that(place.dir.path(), "comment"), Some(OutcomeKind::Delay));
+    let shown = now(&place, &["state.redb"]);
+    let (_, table) = shown.split_once("\n  child listings\n").unwrap_or_else(|| panic!("{shown}"));
+    let lines: Vec<Vec<&str>> = table.lines().take(2).map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(
+        lines[0],
+        ["listing", "named", "exhausted", "pending", "pages", "records", "bytes", "pending"]
+    );
+    assert_eq!(lines[1][..6], ["comments", "3", "2", "1", "2", "2"], "{shown}");
+    assert!(lines[1][6].parse::<u64>().unwrap() > 0, "{shown}");
 }
 
 #[test]

@@ -28,6 +28,19 @@ fn pages() -> BTreeMap<PathBuf, String> {
     pages.chain(["README.md".into(), "CHANGELOG.md".into()]).map(|page| (page.clone(), read(&page))).collect()
 }
 
+/// The files that a page builds, block by block: `<!-- file: PATH -->` stands above each. Between blocks is an empty line.
+fn files(text: &str) -> BTreeMap<&str, String> {
+    let mut files: BTreeMap<&str, String> = BTreeMap::new();
+    for part in text.split("<!-- file: ").skip(1) {
+        let (path, rest) = part.split_once(" -->\n\n```rust\n").expect("a block below the name of its file");
+        let block = rest.split("```\n").next().unwrap();
+        let file = files.entry(path).or_default();
+        *file += if file.is_empty() { "" } else { "\n" };
+        *file += block;
+    }
+    files
+}
+
 /// The lines that are prose: neither code nor its fences.
 fn prose(text: &str) -> impl Iterator<Item = &str> {
     let mut inside = false;
@@ -199,4 +212,24 @@ fn what_is_shown_of_a_test_stands_in_it() {
         }
     }
     assert!(shown > 0, "nothing is shown");
+}
+
+/// Lines of the guide's connector at most, without the types of its API.
+const CONNECTOR_LINES_MAX: usize = 150;
+
+#[test]
+fn the_guide_builds_the_tracker_as_it_stands_in_examples() {
+    let guide = read("docs/guide.md");
+    let built = files(&guide);
+    let paths: Vec<&str> = built.keys().copied().collect();
+    assert_eq!(paths, ["src/api.rs", "src/lib.rs", "src/main.rs", "tests/crash.rs"]);
+    for (path, text) in &built {
+        let stands = read(Path::new("examples/tracker").join(path));
+        for (number, (here, there)) in text.lines().zip(stands.lines()).enumerate() {
+            assert_eq!(here, there, "docs/guide.md and examples/tracker/{path}, line {}", number + 1);
+        }
+        assert_eq!(text.lines().count(), stands.lines().count(), "{path}");
+    }
+    let lines = built["src/lib.rs"].lines().count();
+    assert!(lines <= CONNECTOR_LINES_MAX, "{lines} lines");
 }

@@ -7,8 +7,6 @@
 //!
 //! An issue is told by its number, as all else of it follows from that.
 
-use std::io::{self, BufRead as _, BufReader, Write as _};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use chrono::Utc;
@@ -18,7 +16,8 @@ use serde_json::json;
 use ureq::Agent;
 
 use crate::attachment::{STALL, retry_after};
-use crate::common::{Failure, print};
+use crate::common::Failure;
+use crate::common::server::{self, Answer, Request};
 
 /// Issues of a page at most.
 const COUNT_MAX: u32 = 100_000;
@@ -76,56 +75,26 @@ impl Tracker {
 
 /// Serves so many issues until it is killed. The first line on standard output is what its addresses begin with.
 pub(crate) fn serve(port: u16, items: u32) -> Result<(), Failure> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))
-        .map_err(|error| format!("cannot serve at port {port} (--port): {error}"))?;
-    print(&format!("http://{}\n", listener.local_addr()?))?;
-    for stream in listener.incoming() {
-        let stream = stream?;
-        // Whatever ends a connection concerns nobody but its client.
-        std::thread::spawn(move || drop(answer(stream, items)));
-    }
-    Ok(())
+    server::serve(port, move |request| answer(request, items))
 }
 
-/// Answers one request, and closes.
-fn answer(stream: TcpStream, items: u32) -> io::Result<()> {
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    let mut stream = BufReader::new(stream);
-    let mut first = String::new();
-    stream.read_line(&mut first)?;
-    let mut line = String::new();
-    while stream.read_line(&mut line)? > 2 {
-        line.clear();
-    }
-    let target = first.split(' ').nth(1).unwrap_or_default();
-    let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let number = |name: &str| -> Option<u64> {
-        query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('=')?.parse().ok())
+fn answer(request: &Request, items: u32) -> Answer {
+    let small = |name: &str, most: u32| {
+        request.number(name).and_then(|it| u32::try_from(it).ok()).map(|it| it.min(most))
     };
-    let small =
-        |name: &str, most: u32| number(name).and_then(|it| u32::try_from(it).ok()).map(|it| it.min(most));
-    let file = path.strip_prefix("/files/").and_then(|number| number.parse::<u64>().ok());
-    let (status, kind, body) = match (path, small("first", items), small("count", COUNT_MAX), file) {
+    let file = request.path.strip_prefix("/files/").and_then(|number| number.parse::<u64>().ok());
+    match (request.path.as_str(), small("first", items), small("count", COUNT_MAX), file) {
         ("/issues", Some(first), Some(count), _) => {
             let next = first.saturating_add(count).min(items);
-            let page = json!({
+            Answer::json(&json!({
                 "issues": (first..next).collect::<Vec<_>>(),
                 "next": (next < items).then_some(next),
-            });
-            ("200 OK", "application/json", page.to_string().into_bytes())
+            }))
         }
         (.., Some(file)) => {
-            let bytes = number("bytes").unwrap_or(0).min(BYTES_MAX);
-            let body = (0..bytes).map(|at| file.wrapping_add(at).to_le_bytes()[0]).collect();
-            ("200 OK", "application/octet-stream", body)
+            let bytes = request.number("bytes").unwrap_or(0).min(BYTES_MAX);
+            Answer::bytes((0..bytes).map(|at| file.wrapping_add(at).to_le_bytes()[0]).collect())
         }
-        _ => ("404 Not Found", "text/plain", b"there is nothing here\n".to_vec()),
-    };
-    let mut stream = stream.into_inner();
-    write!(
-        stream,
-        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-        body.len()
-    )?;
-    stream.write_all(&body)
+        _ => Answer::refusal("404 Not Found", "there is nothing here"),
+    }
 }

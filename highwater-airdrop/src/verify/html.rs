@@ -4,7 +4,9 @@
 //! invocation, with the fault marked. Nothing is said by colour alone, tables have captions and heads, and on paper
 //! nothing is hidden.
 
-use std::fmt::{self, Write as _};
+use std::fmt::Write as _;
+
+use highwater::html::{Document, Table, escaped};
 
 use super::compare::RecordKey;
 use super::report::{CaseResult, CaseVerdict, End, TimelineCall, VerifyReport, after_death};
@@ -20,102 +22,67 @@ const CALLS_AROUND: usize = 40;
 const HEADS: [&str; 10] = [
     "Place",
     "Fault",
-    "Cases",
-    "Lost",
-    "Altered",
-    "Repeated",
-    "Stuck",
-    "Wasted uploads",
-    "Extra invocations",
-    "Said DONE",
+    "#Cases",
+    "#Lost",
+    "#Altered",
+    "#Repeated",
+    "#Stuck",
+    "#Wasted uploads",
+    "#Extra invocations",
+    "#Said DONE",
 ];
 
+/// Of the timeline.
 const STYLE: &str = "\
-:root{color-scheme:light dark;--line:#8888;--soft:#8882;--bad:#b00020;--badtext:#fff}\
-body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:0 auto;padding:1rem}\
-h1{font-size:1.6rem;margin:.5rem 0}h2{font-size:1.25rem;margin:2rem 0 .5rem}h3{font-size:1rem;margin:1.5rem 0 .25rem;overflow-wrap:anywhere}\
-dl{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem;margin:.5rem 0}dt{font-weight:600}dd{margin:0;overflow-wrap:anywhere}\
-.wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}\
-caption{text-align:left;padding:.25rem 0}th,td{padding:.2rem .6rem;border-bottom:1px solid var(--line);text-align:right}\
-th:nth-child(-n+2),td:nth-child(-n+2){text-align:left}tbody th{overflow-wrap:anywhere}td:nth-child(2){white-space:nowrap}thead th{vertical-align:bottom}\
-code{font:0.85em ui-monospace,monospace;overflow-wrap:anywhere}pre{background:var(--soft);padding:.5rem;margin:.5rem 0;white-space:pre-wrap;overflow-wrap:anywhere;font:0.8rem ui-monospace,monospace}\
 .run{margin:.4rem 0;padding:0;list-style:none}.run>li{margin:.3rem 0}.event{font-weight:600;font-size:.8rem}\
 .calls{display:flex;flex-wrap:wrap;gap:.2rem;margin:.1rem 0;padding:0;list-style:none}\
-.calls li{border:1px solid var(--line);border-radius:.25rem;padding:0 .35rem;font-size:.75rem;line-height:1.5}\
-.calls li.failed{border-style:dashed}.calls li.fault{background:var(--bad);color:var(--badtext);border-color:var(--bad);font-weight:700}\
-.calls li.gap{border:0}.verdict{font-weight:700}\
-@media(max-width:40rem){dl{display:block}dd{margin:0 0 .4rem}thead{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}\
-tr{display:block;padding:.3rem 0;border-bottom:1px solid var(--line)}td,tbody th{display:inline-block;border:0;padding:0 .8rem 0 0}\
-td[data-head]::before{content:attr(data-head) \" \"}td.none{display:none}}\
-@media print{body{font-size:10pt;max-width:none;padding:0}section{break-inside:avoid}.wide{overflow:visible}\
-.calls li.fault{background:none;color:inherit;border:2px solid currentcolor}}";
+.calls li{border:1px solid var(--line);border-radius:.25rem;padding:0 .35rem;font-size:.75rem}\
+.calls li.failed{border-style:dashed;border-color:var(--dim)}.calls li.fault{background:var(--bad);color:var(--on-bad);border-color:var(--bad);font-weight:700}\
+.calls li.gap{border:0}@media print{.calls li.fault{background:none;color:inherit;border:2px solid currentcolor}}";
 
 impl VerifyReport {
     /// For a browser; `again` is the command that runs a case again.
     pub fn to_html(&self, again: &dyn Fn(&str) -> String) -> String {
-        let mut page = String::new();
-        // Writing to a string does not fail.
-        let _ = self.write_page(&mut page, again);
-        page
-    }
-
-    fn write_page(&self, page: &mut String, again: &dyn Fn(&str) -> String) -> fmt::Result {
         let verdict = self.verdict();
-        write!(
-            page,
-            "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
-             <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
-             <title>{verdict}: {worker}</title><style>{STYLE}</style></head><body><main>\n\
-             <h1>Is this connector losing records?</h1>\n\
-             <p class=\"verdict\">{}</p>\n<dl><dt>Worker</dt><dd><code>{worker}</code></dd>",
-            escaped(&self.sentence()),
-            worker = escaped(&self.worker),
-        )?;
-        for clean in &self.clean {
+        let mut page = Document::new(&format!("{verdict}: {}", self.worker), STYLE);
+        page.heading(1, "Is this connector losing records?");
+        page.paragraph("verdict", &self.sentence());
+        let mut facts = vec![("Worker", self.worker.clone())];
+        let clean: Vec<_> =
+            self.clean.iter().map(|clean| (format!("Clean {} sync", clean.sync), clean)).collect();
+        for (name, clean) in &clean {
             let records: Vec<String> =
                 clean.records.iter().map(|(item_type, count)| format!("{count} {item_type}")).collect();
-            write!(
-                page,
-                "<dt>Clean {} sync</dt><dd>{}; {} calls in {} invocations</dd>",
-                clean.sync,
-                escaped(&records.join(", ")),
-                clean.calls,
-                clean.invocations
-            )?;
+            let text =
+                format!("{}; {} calls in {} invocations", records.join(", "), clean.calls, clean.invocations);
+            facts.push((name, text));
         }
         let (known, _) = self.known;
-        write!(
-            page,
-            "<dt>Cases</dt><dd>{} of {known}, seed {}, {:.0} s{}</dd><dt>After a death</dt><dd>{}</dd>",
-            self.cases.len(),
-            self.seed,
-            self.took.as_secs_f64(),
-            self.cut(),
-            after_death(self.after_death)
-        )?;
-        if let Some(unrecorded) = self.unrecorded() {
-            write!(page, "<dt>Not recorded</dt><dd>{}</dd>", escaped(&unrecorded))?;
-        }
-        for note in &self.notes {
-            write!(page, "<dt>Note</dt><dd>{}</dd>", escaped(note))?;
-        }
+        let seconds = self.took.as_secs_f64();
+        let cases =
+            format!("{} of {known}, seed {}, {seconds:.0} s{}", self.cases.len(), self.seed, self.cut());
+        facts.push(("Cases", cases));
+        facts.push(("After a death", after_death(self.after_death).to_string()));
+        facts.extend(self.unrecorded().map(|unrecorded| ("Not recorded", unrecorded)));
+        facts.extend(self.notes.iter().map(|note| ("Note", note.clone())));
         let aside = self.set_aside.in_one_only.len() + self.set_aside.content_differs.len();
         if aside > 0 {
-            write!(page, "<dt>Set aside</dt><dd>{aside} records that two clean syncs differ in</dd>")?;
+            facts.push(("Set aside", format!("{aside} records that two clean syncs differ in")));
         }
-        writeln!(page, "</dl>")?;
-        self.write_rows(page)?;
+        page.facts(&facts);
+        self.add_rows(&mut page);
         let findings = self.findings();
         if !findings.is_empty() {
-            writeln!(page, "<h2>Findings</h2>")?;
+            page.heading(2, "Findings");
         }
         for (at, case) in findings.iter().take(FINDINGS_MAX).enumerate() {
-            write_finding(page, at, case, again)?;
+            add_finding(&mut page, at, case, again);
         }
         if findings.len() > FINDINGS_MAX {
-            writeln!(page, "<p>{} more findings are in the JSON report.</p>", findings.len() - FINDINGS_MAX)?;
+            let more = findings.len() - FINDINGS_MAX;
+            page.paragraph("", &format!("{more} more findings are in the JSON report."));
         }
-        writeln!(page, "</main></body></html>")
+        page.finish()
     }
 
     fn sentence(&self) -> String {
@@ -144,132 +111,91 @@ impl VerifyReport {
         }
     }
 
-    fn write_rows(&self, page: &mut String) -> fmt::Result {
+    fn add_rows(&self, page: &mut Document) {
         let (rows, clean) = self.rows();
-        writeln!(page, "<h2>What went wrong, and where</h2>")?;
-        if !rows.is_empty() {
-            write!(
-                page,
-                "<div class=\"wide\" tabindex=\"0\" role=\"region\" aria-label=\"Table of faults by place\"><table>\
-                 <caption>Records that were lost, altered or repeated, by the place and the fault</caption>\
-                 <thead><tr>"
-            )?;
-            for head in HEADS {
-                write!(page, "<th scope=\"col\">{head}</th>")?;
-            }
-            writeln!(page, "</tr></thead><tbody>")?;
-            for ((place, kind), row) in &rows {
-                write!(page, "<tr><th scope=\"row\">{}</th><td>{}</td>", escaped(place), escaped(kind))?;
-                for (head, figure) in HEADS.iter().skip(2).zip(row.figures()) {
-                    // Where there is no room for columns, each figure has its head, and those of nothing are left out.
-                    let none = if figure == 0 { " class=\"none\"" } else { "" };
-                    write!(page, "<td data-head=\"{head}\"{none}>{figure}</td>")?;
-                }
-                writeln!(page, "</tr>")?;
-            }
-            writeln!(page, "</tbody></table></div>")?;
+        page.heading(2, "What went wrong, and where");
+        let caption = "Records that were lost, altered or repeated, by the place and the fault";
+        let mut table = Table::new(caption, &HEADS);
+        for ((place, kind), row) in &rows {
+            let figures = row.figures().map(|figure| figure.to_string());
+            table.row([place.to_string(), kind.to_string()].into_iter().chain(figures));
         }
-        writeln!(page, "<p>{clean} other pairs of place and fault have no finding.</p>")
+        page.table(&table);
+        page.paragraph("", &format!("{clean} other pairs of place and fault have no finding."));
     }
 }
 
-fn write_finding(
-    page: &mut String,
-    at: usize,
-    case: &CaseResult,
-    again: &dyn Fn(&str) -> String,
-) -> fmt::Result {
-    writeln!(
-        page,
-        "<section aria-labelledby=\"f{at}\"><h3 id=\"f{at}\">{}: {}</h3>\n<p>{}</p>",
-        escaped(&case.verdict().to_string()),
-        escaped(&case.id),
-        escaped(&case.summary())
-    )?;
+fn add_finding(page: &mut Document, at: usize, case: &CaseResult, again: &dyn Fn(&str) -> String) {
+    let head = escaped(&format!("{}: {}", case.verdict(), case.id));
+    page.html(&format!("<section aria-labelledby=\"f{at}\"><h3 id=\"f{at}\">{head}</h3>\n"));
+    page.paragraph("", &case.summary());
     for (what, keys) in [("Lost", &case.lost), ("Altered", &case.altered), ("Repeated", &case.repeated)] {
-        write_ids(page, what, keys)?;
+        add_ids(page, what, keys);
     }
     if let End::Stopped(reason) = &case.then {
-        writeln!(page, "<p>The sync that followed stopped: {}</p>", escaped(reason))?;
+        page.paragraph("", &format!("The sync that followed stopped: {reason}"));
     }
-    write_timeline(page, &case.timeline)?;
-    writeln!(page, "<p>Run it again:</p><pre>{}</pre></section>", escaped(&again(&case.id)))
+    page.html(&timeline(&case.timeline));
+    page.paragraph("", "Run it again:");
+    page.html(&format!("<pre>{}</pre></section>\n", escaped(&again(&case.id))));
 }
 
-fn write_ids(page: &mut String, what: &str, keys: &[RecordKey]) -> fmt::Result {
+fn add_ids(page: &mut Document, what: &str, keys: &[RecordKey]) {
     if keys.is_empty() {
-        return Ok(());
+        return;
     }
     let some: Vec<String> =
         keys.iter().take(IDS_MAX).map(|key| escaped(&format!("{} {}", key.item_type, key.id))).collect();
     let more = keys.len().saturating_sub(IDS_MAX);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    writeln!(page, "<p>{what}: <code>{}</code>{more}</p>", some.join(", "))
+    page.html(&format!("<p>{what}: <code>{}</code>{more}</p>\n", some.join(", ")));
 }
 
 /// The calls around the fault, a line for each invocation.
-fn write_timeline(page: &mut String, calls: &[TimelineCall]) -> fmt::Result {
+fn timeline(calls: &[TimelineCall]) -> String {
+    let mut html = String::new();
     if calls.is_empty() {
-        return Ok(());
+        return html;
     }
     let marked = calls.iter().position(|call| call.fault.is_some()).unwrap_or(0);
     let from = marked.saturating_sub(CALLS_AROUND);
     let until = calls.len().min(marked.saturating_add(CALLS_AROUND + 1));
     let (before, after) = (from, calls.len() - until);
-    writeln!(page, "<ol class=\"run\" aria-label=\"Calls of the sync, by invocation\">")?;
+    html.push_str("<ol class=\"run\" aria-label=\"Calls of the sync, by invocation\">\n");
     let mut invocation = None;
+    // Writing to a string does not fail.
     for (at, call) in calls.iter().enumerate().take(until).skip(from) {
         if invocation != Some(call.invocation) {
             if invocation.is_some() {
-                writeln!(page, "</ol></li>")?;
+                html.push_str("</ol></li>\n");
             }
             invocation = Some(call.invocation);
-            write!(
-                page,
+            let _ = write!(
+                html,
                 "<li><span class=\"event\">{} {}, from {} ms</span><ol class=\"calls\">",
                 call.invocation,
                 escaped(&call.event_type),
                 call.at_ms
-            )?;
+            );
         }
         if at == from && before > 0 {
-            write!(page, "<li class=\"gap\">{before} calls before</li>")?;
+            let _ = write!(html, "<li class=\"gap\">{before} calls before</li>");
         }
         let status = call.status.map_or("no answer".to_owned(), |status| status.to_string());
         let records = if call.records > 0 { format!(", {} records", call.records) } else { String::new() };
         let failed = call.status.is_none_or(|status| status >= 400);
-        match &call.fault {
-            Some(fault) => write!(
-                page,
-                "<li class=\"fault\">fault {}: {} {status}{records}</li>",
-                escaped(fault),
-                escaped(&call.call)
-            )?,
-            None if failed => {
-                write!(page, "<li class=\"failed\">failed: {} {status}{records}</li>", escaped(&call.call))?;
+        let name = escaped(&call.call);
+        let _ = match &call.fault {
+            Some(fault) => {
+                write!(html, "<li class=\"fault\">fault {}: {name} {status}{records}</li>", escaped(fault))
             }
-            None => write!(page, "<li>{} {status}{records}</li>", escaped(&call.call))?,
-        }
+            None if failed => write!(html, "<li class=\"failed\">failed: {name} {status}{records}</li>"),
+            None => write!(html, "<li>{name} {status}{records}</li>"),
+        };
     }
     if after > 0 {
-        write!(page, "<li class=\"gap\">{after} calls after</li>")?;
+        let _ = write!(html, "<li class=\"gap\">{after} calls after</li>");
     }
-    writeln!(page, "</ol></li></ol>")
-}
-
-/// Text that means nothing to a browser.
-fn escaped(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            // What a browser or a reader's eye would take for something else.
-            _ if character.is_control() => escaped.push('\u{fffd}'),
-            _ => escaped.push(character),
-        }
-    }
-    escaped
+    html.push_str("</ol></li></ol>\n");
+    html
 }

@@ -14,9 +14,9 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::ending::{Exit, Failure, Outcome};
-use crate::mend::{fold, worker_state};
+use crate::mend::worker_state;
 use crate::stores::open;
-use crate::text::{json_line, stdout};
+use crate::text::{Screen, folded, json_line, stdout, visible};
 
 /// The name of the unit of a worker state, which does not contain one.
 const UNNAMED: &str = "the unit";
@@ -78,6 +78,7 @@ impl Diff {
         }
         let (a, b) = (self.objects(&self.a, a)?, self.objects(&self.b, b)?);
         let mut out = stdout();
+        let screen = Screen::new();
         let mut any = false;
         let places: BTreeSet<&Place> = a.keys().chain(b.keys()).collect();
         for place in places {
@@ -86,7 +87,7 @@ impl Diff {
                 if self.json {
                     json_line(&mut out, &difference)?;
                 } else {
-                    fold(&mut out, "", &words(&difference))?;
+                    folded(&mut out, screen, "", "  ", &visible(&words(&difference)))?;
                 }
             }
         }

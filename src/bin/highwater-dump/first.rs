@@ -6,9 +6,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 use highwater::inspect::{
-    Alert, AlertKind, AttachmentReport, AttachmentsReport, BatchCounts, FindingsReport, LedgerReport, Line,
-    MessageFate, MessageReport, Report, RunReport, RunStatus, Standing, StreamReport, TypeReport,
-    is_internal,
+    Alert, AlertKind, AttachmentReport, AttachmentsReport, BatchCounts, ChildStreamReport, FindingsReport,
+    LedgerReport, Line, MessageFate, MessageReport, Report, RunReport, RunStatus, Standing, StreamReport,
+    TypeReport, is_internal,
 };
 
 use crate::ending::{Exit, Outcome};
@@ -51,7 +51,8 @@ impl Show {
         let hides = !self.internal && self.unit.is_none() && !users.is_empty();
         let (shown, hidden) = if hides { (users, internal.len()) } else { ([users, internal].concat(), 0) };
         for (at, unit) in shown.iter().enumerate() {
-            let Some(report) = snapshot.unit(unit, self.last)? else {
+            // What is wrong is told by the newest message and the newest run, however few are listed.
+            let Some(report) = snapshot.unit(unit, self.last.max(1))? else {
                 if self.unit.is_some() {
                     return Err(no_unit(&self.store, unit));
                 }
@@ -124,6 +125,7 @@ fn print(out: &mut impl Write, report: &Report, standing: &Standing, screen: Scr
         table.row(stream_row(stream, started_at, screen));
     }
     table.print(out, screen, "listings")?;
+    child_listings(&report.child_streams).print(out, screen, "child listings")?;
     records(&report.item_types).print(out, screen, "records, by where they are")?;
     findings(out, screen, &report.findings)?;
     let mut bookmarks = Listing::new(&["listing", "#bytes", "bookmark"]);
@@ -160,7 +162,8 @@ fn folded_line(text: &mut String, screen: Screen, line: &str) -> io::Result<()> 
     Ok(())
 }
 
-fn alert_line(text: &mut String, screen: Screen, alert: &Alert) -> io::Result<()> {
+/// An alert and its time, for people.
+pub(crate) fn alert_words(alert: &Alert, screen: Screen) -> String {
     let at = alert.at.map(|at| match alert.what {
         AlertKind::Delay => format!("until {}: ", screen.time(at)),
         _ => format!("{}: ", screen.time(at)),
@@ -169,9 +172,12 @@ fn alert_line(text: &mut String, screen: Screen, alert: &Alert) -> io::Result<()
         AlertKind::Error | AlertKind::Delay => format!("{} ", alert.what),
         _ => String::new(),
     };
+    format!("{what}{}{}", at.unwrap_or_default(), alert.text)
+}
+
+fn alert_line(text: &mut String, screen: Screen, alert: &Alert) -> io::Result<()> {
     let mut bytes = Vec::new();
-    let line = format!("{what}{}{}", at.unwrap_or_default(), visible(&alert.text));
-    folded(&mut bytes, screen, "  ! ", "    ", &line)?;
+    folded(&mut bytes, screen, "  ! ", "    ", &visible(&alert_words(alert, screen)))?;
     text.push_str(String::from_utf8_lossy(&bytes).trim_end());
     Ok(())
 }
@@ -293,7 +299,7 @@ pub(crate) fn event_words(identity: &str) -> String {
     }
 }
 
-fn rates(standing: &Standing, screen: Screen) -> Option<String> {
+pub(crate) fn rates(standing: &Standing, screen: Screen) -> Option<String> {
     let last_page = standing.last_page_at?;
     let whole =
         standing.whole.map(|rate| format!("{:.0} records a second over the run", rate.items_per_second()));
@@ -305,7 +311,7 @@ fn rates(standing: &Standing, screen: Screen) -> Option<String> {
     Some(format!("last page {ago}; {recent}{}", whole.map(|whole| format!(", {whole}")).unwrap_or_default()))
 }
 
-fn on_its_way(standing: &Standing) -> String {
+pub(crate) fn on_its_way(standing: &Standing) -> String {
     let of = |counts: BatchCounts, state: &str| {
         (counts.batches > 0).then(|| {
             format!(
@@ -342,6 +348,30 @@ fn stream_row(
         rate.map_or_else(|| "-".to_owned(), |rate| format!("{:.0}", rate.items_per_second())),
         if stream.exhausted { "exhausted".to_owned() } else { cut(stream.cursor.as_deref()) },
     ]
+}
+
+fn child_listings(streams: &[ChildStreamReport]) -> Listing {
+    let mut table = Listing::new(&[
+        "listing",
+        "#named",
+        "#exhausted",
+        "#pending",
+        "#pages",
+        "#records",
+        "#bytes pending",
+    ]);
+    for children in streams {
+        let figures = [
+            children.named,
+            children.exhausted,
+            children.pending,
+            children.pages,
+            children.items,
+            children.pending_bytes,
+        ];
+        table.row([children.stream.clone()].into_iter().chain(figures.map(|figure| figure.to_string())));
+    }
+    table
 }
 
 /// Where the records of a run are: what was read is the sum of the other columns.

@@ -7,11 +7,14 @@ mod check;
 mod diff;
 mod ending;
 mod events;
+mod files;
 mod find;
 mod first;
 mod mend;
 mod message;
+mod plots;
 mod rejected;
+mod report;
 mod runs;
 mod shell;
 mod stores;
@@ -34,6 +37,7 @@ Examples:
   highwater-dump check state.redb            whether the file is whole
   highwater-dump tail state.redb             follows a running extractor
   highwater-dump attachments state.redb --failed
+  highwater-dump report state.redb --html report.html
   highwater-dump rewind state.redb acme/x --to 2026-01-02 --dry-run
   highwater-dump diff yesterday.redb state.redb
   highwater-dump help runs                   what a command is for
@@ -74,6 +78,7 @@ enum Command {
     Attachments(attachments::Attachments),
     Rejected(rejected::Rejected),
     Find(find::Find),
+    Report(report::Report),
     Check(check::Check),
     Message(message::Message),
     Batch(batches::Batch),
@@ -119,6 +124,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
         (Some(Command::Find(find)), _) => find.run(),
         (Some(Command::Completions(completions)), _) => completions.run(Cli::command()),
         (Some(Command::Man(man)), _) => man.run(Cli::command()),
+        (Some(Command::Report(report)), _) => report.run(),
         (Some(Command::Check(check)), _) => check.run(),
         (Some(Command::Message(message)), _) => message.run(),
         (Some(Command::Batch(batch)), _) => batch.run(),

@@ -14,11 +14,9 @@ use highwater::{Error, Store};
 use serde::Serialize;
 
 use crate::ending::{Exit, Failure, complain};
+use crate::files::replace;
 use crate::stores::open;
-use crate::text::{json_line, stdout, time, visible};
-
-/// The most columns of text.
-const COLUMNS: usize = 98;
+use crate::text::{Screen, folded, json_line, stdout, time, visible};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Mending {
@@ -340,7 +338,8 @@ impl Unit {
         act.carry_out(state.store(), &plan, &how.by())?;
         let mended = state.to_text()?;
         let backup = how.back_up(&self.store, command, false)?;
-        replace(&self.store, &mended)?;
+        replace(&self.store, mended.as_bytes())
+            .map_err(|error| cannot("write the worker state", &self.store, error))?;
         complain(&format!(
             "{}: put it back as the worker state of {}; a worker that holds the unit now stops at its next save",
             self.store.display(),
@@ -464,43 +463,9 @@ impl How {
 
 /// Writes an act and its lines, folded to fit.
 fn words(out: &mut impl Write, act: &str, lines: &[String]) -> io::Result<()> {
-    fold(out, "", act)?;
-    lines.iter().try_for_each(|line| fold(out, "  ", line))
-}
-
-pub(crate) fn fold(out: &mut impl Write, indent: &str, line: &str) -> io::Result<()> {
-    let line = visible(line);
-    let mut column = indent.len();
-    write!(out, "{indent}")?;
-    for (at, word) in line.split(' ').enumerate() {
-        let width = word.chars().count();
-        if at > 0 && column + 1 + width > COLUMNS {
-            write!(out, "\n{indent}  ")?;
-            column = indent.len() + 2;
-        } else if at > 0 {
-            write!(out, " ")?;
-            column += 1;
-        }
-        write!(out, "{word}")?;
-        column += width;
-    }
-    writeln!(out)
-}
-
-/// Replaces a file by a text, completely or not at all.
-fn replace(path: &Path, text: &str) -> Result<(), Failure> {
-    let write = || -> io::Result<()> {
-        let directory =
-            path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut new = tempfile::NamedTempFile::new_in(directory)?;
-        new.write_all(text.as_bytes())?;
-        new.as_file().set_permissions(fs::metadata(path)?.permissions())?;
-        new.as_file().sync_all()?;
-        new.persist(path).map_err(|error| error.error)?;
-        drop(fs::File::open(directory).and_then(|directory| directory.sync_all()));
-        Ok(())
-    };
-    write().map_err(|error| cannot("write the worker state", path, error))
+    let screen = Screen::new();
+    folded(out, screen, "", "  ", &visible(act))?;
+    lines.iter().try_for_each(|line| folded(out, screen, "  ", "    ", &visible(line)))
 }
 
 fn acts(path: &Path, unit: Option<&str>, json: bool) -> Result<Exit, Failure> {
@@ -513,8 +478,7 @@ fn acts(path: &Path, unit: Option<&str>, json: bool) -> Result<Exit, Failure> {
         if json {
             json_line(&mut out, act)?;
         } else {
-            fold(&mut out, "", &format!("{} {}: {}", time(act.at), act.by, act.act))?;
-            act.changes.iter().try_for_each(|line| fold(&mut out, "  ", line))?;
+            words(&mut out, &format!("{} {}: {}", time(act.at), act.by, act.act), &act.changes)?;
         }
     }
     if acts.is_empty() && !json {

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::Write;
 
 use clap::Args;
-use highwater::inspect::{BatchReport, BatchStage, LedgerReport, Line, Report, RunStatus, TypeReport};
+use highwater::inspect::{BatchReport, BatchStage, LedgerReport, Line, Report, TypeReport};
 
 use crate::ending::{EXIT_CODES, Exit, Outcome};
 use crate::first::{attachments, deaths, event_words};
@@ -39,7 +39,7 @@ impl Runs {
         if *json {
             json_line(&mut out, &store_line(store, snapshot.source(), screen.now))?;
             report.ledger.iter().try_for_each(|run| json_line(&mut out, &Line::Ledger(run)))?;
-            if let Some(run) = report.run.iter().find(|run| run.status == RunStatus::Open) {
+            if let Some(run) = report.open_run() {
                 json_line(&mut out, &Line::Run(run))?;
                 let types = report.item_types.iter().map(Line::ItemType);
                 types
@@ -56,7 +56,7 @@ impl Runs {
             }
             over(&mut out, screen, run)?;
         }
-        if report.run.as_ref().is_some_and(|run| run.status == RunStatus::Open) {
+        if report.open_run().is_some() {
             if !is_first {
                 writeln!(out)?;
             }

@@ -26,7 +26,8 @@ A line for each unit in which something changed. A running extractor is not
 disturbed: the store is read from a copy, at most every 2 seconds, and for at
 most a tenth of the time.";
 
-const EVERY_MIN: Duration = Duration::from_secs(2);
+/// The fewest seconds between two reads.
+const EVERY_MIN: u64 = 2;
 /// One of this many parts of the time is spent reading.
 const SHARE: u32 = 10;
 
@@ -40,7 +41,7 @@ pub(crate) struct Tail {
     #[arg(long, value_name = "ID")]
     unit: Option<String>,
     /// Seconds between two reads, at least 2
-    #[arg(long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(2..))]
+    #[arg(long, value_name = "SECONDS", default_value_t = EVERY_MIN, value_parser = clap::value_parser!(u64).range(EVERY_MIN..))]
     every: u64,
     /// End after this many reads
     #[arg(long, value_name = "N")]
@@ -75,9 +76,7 @@ impl Tail {
             if self.looks.is_some_and(|most| looks >= most) {
                 return Ok(Exit::Fine);
             }
-            let took = began.elapsed();
-            let every = Duration::from_secs(self.every).max(EVERY_MIN).max(took.saturating_mul(SHARE));
-            sleep(every.saturating_sub(took));
+            sleep(pause(Duration::from_secs(self.every), began.elapsed()));
         }
     }
 
@@ -95,7 +94,7 @@ impl Tail {
             let report = snapshot.unit(&unit, 1)?.ok_or_else(|| no_unit(&self.store, &unit))?;
             let standing = report.standing(screen.now, snapshot.source());
             let run = report.run.as_ref();
-            is_open |= run.is_some_and(|run| run.status == RunStatus::Open);
+            is_open |= report.open_run().is_some();
             let now: Shown = (
                 run.map(|run| run.run.clone()),
                 run.map_or(0, |run| run.epoch),
@@ -125,6 +124,11 @@ impl Tail {
         out.flush()?;
         Ok(is_open)
     }
+}
+
+/// How long to wait after a look that took so long.
+fn pause(every: Duration, took: Duration) -> Duration {
+    every.max(took.saturating_mul(SHARE)).saturating_sub(took)
 }
 
 fn words(report: &Report, standing: &Standing) -> String {
@@ -170,4 +174,22 @@ fn words(report: &Report, standing: &Standing) -> String {
         let _ = write!(line, "; ! {}", alert.text);
     }
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looks_begin_two_seconds_apart_at_least_and_take_a_tenth_of_the_time_at_most() {
+        for (took, pause_of) in
+            [(0, 2_000), (50, 1_950), (199, 1_801), (200, 1_800), (1_000, 9_000), (60_000, 540_000)]
+        {
+            let took = Duration::from_millis(took);
+            let waits = pause(Duration::from_secs(EVERY_MIN), took);
+            assert_eq!(waits, Duration::from_millis(pause_of), "{took:?}");
+            assert!(took + waits >= Duration::from_secs(2) && took * 10 <= took + waits);
+        }
+        assert_eq!(pause(Duration::from_secs(30), Duration::from_secs(1)), Duration::from_secs(29));
+    }
 }

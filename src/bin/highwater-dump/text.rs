@@ -7,6 +7,8 @@ use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, presets};
+use highwater::html::is_unsafe;
+pub(crate) use highwater::html::visible;
 use serde::Serialize;
 
 /// Characters of a cursor, bookmark or value that a table shows; JSON shows all.
@@ -73,33 +75,6 @@ pub(crate) fn duration(time: TimeDelta) -> String {
         Some((next, then)) => format!("{number}{unit} {then}{next}"),
         None => format!("{number}{unit}"),
     }
-}
-
-/// Whether a character acts on a terminal instead of showing on it: controls, what changes the direction of text,
-/// and what breaks lines or shows nothing.
-fn is_unsafe(c: char) -> bool {
-    c.is_control()
-        || matches!(
-            c,
-            '\u{ad}' | '\u{61c}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}'
-                | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}'
-        )
-}
-
-/// Text that shows all that is in it.
-pub(crate) fn visible(text: &str) -> Cow<'_, str> {
-    if !text.contains(is_unsafe) {
-        return Cow::Borrowed(text);
-    }
-    let mut shown = String::with_capacity(text.len() + 16);
-    for c in text.chars() {
-        if is_unsafe(c) {
-            shown.extend(c.escape_unicode());
-        } else {
-            shown.push(c);
-        }
-    }
-    Cow::Owned(shown)
 }
 
 /// JSON text that shows all that is in it, and means the same: outside of its strings there is nothing to escape.
@@ -176,24 +151,21 @@ pub(crate) fn count(number: u64, one: &str, several: &str) -> String {
     format!("{number} {}", if number == 1 { one } else { several })
 }
 
-pub(crate) fn cut(json: Option<&str>) -> String {
-    let Some(json) = json else { return "-".to_owned() };
-    let mut chars = json.chars();
-    let mut shown: String = chars.by_ref().take(CUT_CHARS).collect();
-    if chars.next().is_some() {
-        shown.push_str("...");
+/// The start of a text that may be endless; three dots show that there is more.
+pub(crate) fn at_most(chars: usize, text: &str) -> String {
+    match text.char_indices().nth(chars) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
     }
-    visible(&shown).into_owned()
+}
+
+pub(crate) fn cut(json: Option<&str>) -> String {
+    json.map_or_else(|| "-".to_owned(), |json| visible(&at_most(CUT_CHARS, json)).into_owned())
 }
 
 /// Text of others as a cell shows it: what is in it, cut where it is endless.
 fn shown(text: &str) -> String {
-    let mut chars = text.chars();
-    let mut shown: String = chars.by_ref().take(NAME_CHARS).collect();
-    if chars.next().is_some() {
-        shown.push_str("...");
-    }
-    visible(&shown).into_owned()
+    visible(&at_most(NAME_CHARS, text)).into_owned()
 }
 
 /// A table, numbers to the right. Where the screen is too narrow for it, cells are folded, and below that the rows.

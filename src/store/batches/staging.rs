@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::artifact::compress_all;
+use crate::cut;
 use crate::error::{Error, Result};
 use crate::model::{
     BATCH_BYTES_MAX, CURSOR_BYTES_MAX, ItemType, Micros, ParentId, Phase, Safeguard, StreamName, ValueKey,
@@ -36,7 +37,7 @@ use super::super::run::{Run, read_cursor};
 use super::super::tables::{Change, Rows};
 use super::states::{BatchInfo, UnsettledBatch, count, count_left_out};
 
-/// Where a stream stands.
+/// Where a stream stands: `None` exhausted, else the cursor of its next page.
 pub(super) type NextCursor<C> = Option<Option<C>>;
 
 /// What a page is of.
@@ -51,6 +52,23 @@ impl PageOf {
         match self {
             PageOf::Stream(stream) | PageOf::Child { stream, .. } => stream,
         }
+    }
+
+    /// Checks that a page leads elsewhere than to the cursor that it was fetched with, and not back into a cycle, and
+    /// returns where, as JSON. `watch` has the cursors of its listing so far, in this invocation.
+    ///
+    /// # Errors
+    /// `Invalid` if it leads nowhere, or its cursor cannot be written as JSON; `TooLarge`.
+    pub(crate) fn lead_on<C: Serialize>(
+        &self,
+        from: Option<&str>,
+        page: &Page<C>,
+        watch: &mut CursorWatch,
+    ) -> Result<Option<String>> {
+        let next = cursor_json(self, page)?;
+        check_moves(self, from, next.as_deref())?;
+        next.as_ref().map_or(Ok(()), |next| watch.advance(self, next))?;
+        Ok(next)
     }
 }
 
@@ -78,7 +96,8 @@ struct PageLines {
 pub(crate) struct ReadyPage {
     of: PageOf,
     phase: Phase,
-    /// As JSON.
+    /// As JSON: what it was fetched with, if that is known, and where it leads.
+    from: Option<Option<String>>,
     cursor: Option<String>,
     lines: Vec<PageLines>,
     skipped: Vec<(ItemType, u64)>,
@@ -105,11 +124,6 @@ impl ReadyPage {
         self.cursor.is_some()
     }
 
-    /// Whether it sets values, which the pages after it are to find.
-    pub(crate) fn sets_values(&self) -> bool {
-        !self.values.is_empty()
-    }
-
     /// Records that it stages.
     pub(crate) fn items(&self) -> usize {
         self.lines.iter().map(|group| group.lines.ends.len()).sum()
@@ -118,14 +132,6 @@ impl ReadyPage {
     /// Bytes of their lines.
     pub(crate) fn bytes(&self) -> usize {
         self.lines.iter().map(|group| group.lines.bytes.len()).sum()
-    }
-
-    /// Takes in where it leads; `watch` has the cursors of its listing so far, in this invocation.
-    ///
-    /// # Errors
-    /// `Invalid` if it leads back into a cycle.
-    pub(crate) fn lead_on(&self, watch: &mut CursorWatch) -> Result<()> {
-        self.cursor.as_ref().map_or(Ok(()), |next| watch.advance(&self.of, next))
     }
 }
 
@@ -148,7 +154,7 @@ impl Run {
                 reason: "nothing reads it here: only airdrop::serve reads child listings".to_owned(),
             });
         }
-        page.lead_on(watch)?;
+        page.cursor.as_ref().map_or(Ok(()), |next| watch.advance(&page.of, next))?;
         let closed = self.commit(&[&page])?.into_iter().flat_map(|page| page.closed).collect();
         self.tell_far_more(stream, watch)?;
         Ok(closed)
@@ -225,16 +231,34 @@ impl Run {
 
     /// Where a stream stands: `None` exhausted, else the cursor of its next page.
     pub(crate) fn stream_cursor<C: DeserializeOwned>(&self, stream: &StreamName) -> Result<NextCursor<C>> {
+        let position = self.stream_position(stream)?;
+        position
+            .map(|json| json.map(|json| read_cursor(self, stream.as_str(), &json)).transpose())
+            .transpose()
+    }
+
+    /// [`Run::stream_cursor`], as JSON.
+    pub(crate) fn stream_position(&self, stream: &StreamName) -> Result<NextCursor<String>> {
         check_not_ours(stream)?;
         let key = self.run_key().and_name(stream.as_str());
         let row = self.look(|rows, _| match rows.get(&STREAMS, &key)? {
             Some(row) => Ok(row),
             None => new_stream(rows, self.unit_no, self.no, stream.as_str(), Phase::Data),
         })?;
-        if row.exhausted {
-            return Ok(None);
+        Ok(if row.exhausted { None } else { Some(row.cursor) })
+    }
+
+    /// Reads a cursor of a listing.
+    ///
+    /// # Errors
+    /// `Cursor` if it is not of the type asked for.
+    pub(crate) fn read_cursor<C: DeserializeOwned>(&self, of: &PageOf, json: &str) -> Result<C> {
+        match of {
+            PageOf::Stream(stream) => read_cursor(self, stream.as_str(), json),
+            PageOf::Child { stream, parent, .. } => {
+                read_cursor(self, &named(stream.as_str(), parent.as_str()), json)
+            }
         }
-        row.cursor.map(|json| read_cursor(self, stream.as_str(), &json)).transpose().map(Some)
     }
 }
 
@@ -252,10 +276,38 @@ pub(crate) struct CommittedPage {
 /// # Errors
 /// What of it cannot be stored.
 pub(crate) fn make_ready<C: Serialize>(of: PageOf, phase: Phase, page: Page<C>) -> Result<ReadyPage> {
-    let PageParts { next, records, skipped, rejected, bookmark, values, progress, findings, children } =
+    let cursor = cursor_json(&of, &page)?;
+    write_lines(of, phase, page, None, cursor)
+}
+
+/// [`make_ready`] for a page of the data phase that was fetched with the cursor `from` and leads to `next`, both as JSON:
+/// it is committed only where its listing stands at `from`.
+///
+/// # Errors
+/// As [`make_ready`].
+pub(crate) fn make_ready_in_order<C>(
+    of: PageOf,
+    page: Page<C>,
+    from: Option<String>,
+    next: Option<String>,
+) -> Result<ReadyPage> {
+    write_lines(of, Phase::Data, page, Some(from), next)
+}
+
+fn cursor_json<C: Serialize>(of: &PageOf, page: &Page<C>) -> Result<Option<String>> {
+    let what = || format!("the cursor of {of}");
+    page.next.as_ref().map(|cursor| to_json(&what(), cursor, CURSOR_BYTES_MAX)).transpose()
+}
+
+fn write_lines<C>(
+    of: PageOf,
+    phase: Phase,
+    page: Page<C>,
+    from: Option<Option<String>>,
+    cursor: Option<String>,
+) -> Result<ReadyPage> {
+    let PageParts { records, skipped, rejected, bookmark, values, progress, findings, children } =
         page.into_parts()?;
-    let cursor =
-        next.map(|cursor| to_json(&format!("the cursor of {of}"), &cursor, CURSOR_BYTES_MAX)).transpose()?;
     let written = |PageRecords { item_type, once, records }| {
         Ok(PageLines { item_type, once, lines: Lines::of(&records)? })
     };
@@ -270,6 +322,7 @@ pub(crate) fn make_ready<C: Serialize>(of: PageOf, phase: Phase, page: Page<C>) 
     Ok(ReadyPage {
         of,
         phase,
+        from,
         cursor,
         lines,
         skipped,
@@ -327,6 +380,7 @@ fn put_page(
         }
         PageOf::Child { number, .. } => {
             let before = child_listings::advance(run, change, *number, page.cursor.as_ref(), items)?;
+            check_order(run, page, before.cursor.as_deref())?;
             if page.has_more() { UnderRow::Child(*number) } else { before.under }
         }
     };
@@ -339,6 +393,27 @@ fn put_page(
         }
     }
     Ok(CommittedPage { closed, children })
+}
+
+/// Refuses a page that does not follow the one that was committed last: records between them would be lost, or announced
+/// twice.
+fn check_order(run: &Run, page: &ReadyPage, stands_at: Option<&str>) -> Result<()> {
+    match &page.from {
+        Some(from) if from.as_deref() != stands_at && !run.inner.breaks(Safeguard::PagesInOrder) => {
+            let shown = |cursor: Option<&str>| {
+                cursor.map_or_else(|| "its start".to_owned(), |at| cut::to_chars(at, 200))
+            };
+            Err(Error::Invalid {
+                what: format!("a page of {}", page.of),
+                reason: format!(
+                    "it was fetched at {}, and what is stored ends at {}",
+                    shown(from.as_deref()),
+                    shown(stands_at)
+                ),
+            })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Stores where a stream stands after a page.
@@ -354,6 +429,7 @@ fn put_position(
         Some(row) => row,
         None => new_stream(change, run.unit_no, run.no, stream.as_str(), page.phase)?,
     };
+    check_order(run, page, position.cursor.as_deref())?;
     check_moves(&page.of, position.cursor.as_deref(), page.cursor.as_deref())?;
     position.items += items;
     position.pages += 1;

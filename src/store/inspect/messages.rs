@@ -166,21 +166,20 @@ pub(super) fn newest(
     last: usize,
 ) -> Result<Newest> {
     let prefix = Key::unit(unit);
-    let (mut found, mut newest) = (Newest::default(), VecDeque::new());
+    let (mut found, mut undelivered, mut newest) = (Newest::default(), Vec::new(), VecDeque::new());
     view.scan(&MESSAGES, &prefix, &prefix, |tail, row| {
         let no = number_of(tail)
             .map_err(|error| view.tables().damaged(MESSAGES.name, &prefix, error.to_string()))?;
-        let message = message_report(view, id, unit, no, &row, run_ids.get(&row.run))?;
         found.kept += 1;
-        found.undelivered += u64::from(message.fate == MessageFate::Sealed);
-        if let Some(older) = push_last(&mut newest, last, message)
-            && older.fate == MessageFate::Sealed
-        {
-            found.messages.push(older);
-        }
+        found.undelivered += u64::from(row.fate == rows::MessageFate::Sealed);
+        let older = push_last(&mut newest, last, (no, row));
+        undelivered.extend(older.filter(|(_, row)| row.fate == rows::MessageFate::Sealed));
         Ok(true)
     })?;
-    found.messages.extend(newest);
+    undelivered.extend(newest);
+    for (no, row) in undelivered {
+        found.messages.push(message_report(view, id, unit, no, &row, run_ids.get(&row.run))?);
+    }
     Ok(found)
 }
 

@@ -272,6 +272,13 @@ pub struct ValueReport {
     pub value: String,
 }
 
+impl Report {
+    /// The newest run, if it is open.
+    pub fn open_run(&self) -> Option<&RunReport> {
+        self.run.as_ref().filter(|run| run.status == RunStatus::Open)
+    }
+}
+
 /// Reads everything of a unit; of messages and the ledger only the newest `last`.
 pub(super) fn read(view: &View<'_>, id: &str, unit: &UnitRow, last: usize) -> Result<Report> {
     let prefix = Key::unit(unit.no);

@@ -9,7 +9,7 @@ use super::messages::MessageReport;
 use super::records::{BatchCounts, TypeReport};
 use super::report::{Report, RunReport, StreamReport};
 use super::snapshot::Source;
-use super::words::{AlertKind, MessageFate, MessageKind, RunStatus, count, optional_time, time};
+use super::words::{AlertKind, MessageFate, MessageKind, count, optional_time, time};
 
 /// An extractor that stores nothing for this long causes an alert: a page, an upload and a confirm each take far
 /// less.
@@ -114,7 +114,7 @@ impl Report {
     /// The state of the unit at `now`, in a store that was read in this way.
     pub fn standing(&self, now: DateTime<Utc>, source: Source) -> Standing {
         let is_held = matches!(source, Source::Copy { .. });
-        let run = self.run.as_ref().filter(|run| run.status == RunStatus::Open);
+        let run = self.open_run();
         let last_page_at = self.streams.iter().filter_map(|stream| stream.last_page_at).max();
         let recent = run.and_then(|run| {
             let rates: Vec<_> =
@@ -162,7 +162,7 @@ impl Report {
                 ),
             );
         }
-        let run = self.run.as_ref().filter(|run| run.status == RunStatus::Open);
+        let run = self.open_run();
         if let Some(run) = run {
             run_alerts(run, now, is_held, &mut tell);
         }

@@ -635,7 +635,7 @@ const BROKEN: &[Broken] = &[
         change.put(&REJECTED_COUNTS, &key, &RejectedCountRow { records: 3 }).unwrap();
     }),
     // Records that are announced once.
-    ("once_ids: 1 rows are of run number 1, which is not open", |change| {
+    ("once_ids: 1 rows belong to run number 1, which is not open", |change| {
         let key = run_key(1, 1).and_inner_name("issues").and_digest(&Digest::of("I"));
         change.put(&ONCE, &key, &OnceRow {}).unwrap();
     }),
@@ -654,7 +654,7 @@ const BROKEN: &[Broken] = &[
         let row = OnceCountRow { repeated: 3, ..OnceCountRow::default() };
         change.put(&ONCE_COUNTS, &second().and_name("issues"), &row).unwrap();
     }),
-    ("once_counts: run number 7 has counts and is not in the ledger", |change| {
+    ("once_counts: run number 7 has counts but is not in the ledger", |change| {
         let key = run_key(1, 7).and_name("issues");
         change.put(&ONCE_COUNTS, &key, &OnceCountRow::default()).unwrap();
     }),
@@ -688,7 +688,7 @@ const BROKEN: &[Broken] = &[
     ("events: event [\"second\",2]: message 3, which answers it, is missing", |change| {
         change.remove(&MESSAGES, &message_key(1, 3)).unwrap();
     }),
-    ("events: event [\"second\",2]: message 3, which answers it, answers another event", |change| {
+    ("events: event [\"second\",2]: message 3, which answers it, answers another event event", |change| {
         alter_message(change, 3, |message| message.event = 7);
     }),
     ("events: event [\"second\",2]: its number, or its run's, was never given out", |change| {

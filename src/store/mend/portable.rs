@@ -118,11 +118,6 @@ impl UnitFile {
     pub fn sync_unit(&self) -> &str {
         &self.header.sync_unit
     }
-
-    /// When it was exported, as RFC 3339.
-    pub fn exported_at(&self) -> &str {
-        &self.header.exported_at
-    }
 }
 
 /// Reads a file and calls `each` with the table, the key and the bytes of each row; returns its header and its
@@ -164,7 +159,11 @@ fn read(
     let mut rows = 0_u64;
     loop {
         let Some(line) = next()? else { return Err(wrong(format!("it is cut after {rows} rows"))) };
-        if let Ok(end) = serde_json::from_str::<EndLine>(&line) {
+        let parsed = serde_json::from_str::<RowLine<'_>>(&line);
+        // Only what is no row is tried as the end: so each row is parsed once.
+        if parsed.is_err()
+            && let Ok(end) = serde_json::from_str::<EndLine>(&line)
+        {
             if end.rows != rows || end.checksum != chain.0.to_string() || end.kind != "end" {
                 return Err(wrong(format!(
                     "it was changed or cut: it has {rows} rows and the checksum {}, and ends with {} and {}",
@@ -178,7 +177,7 @@ fn read(
         }
         rows += 1;
         let no_row = |reason: String| wrong(format!("row {rows}: {reason}"));
-        let row: RowLine<'_> = serde_json::from_str(&line).map_err(|error| no_row(error.to_string()))?;
+        let row = parsed.map_err(|error| no_row(error.to_string()))?;
         let table = ALL_TABLES.iter().find(|table| **table == row.table && **table != META.name);
         let table = *table.ok_or_else(|| no_row(format!("there is no table {:?} of a unit", row.table)))?;
         let key = bytes_of_hex(&row.key).ok_or_else(|| no_row("its key is not hexadecimal".to_owned()))?;

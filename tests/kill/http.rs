@@ -11,11 +11,6 @@
 //! | `HIGHWATER_HTTP_ATTACHMENTS` | attachments of a sync; 500 unless set |
 //! | `HIGHWATER_KILL_SECONDS` | how long workers are killed; then the sync comes to its end |
 //! | `HIGHWATER_KILL_SEED` | of the moments of the kills |
-#![cfg(unix)]
-
-#[path = "support/served.rs"]
-mod served;
-mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,8 +20,9 @@ use std::time::{Duration, Instant};
 use highwater::{Phase, SystemClock};
 use highwater_airdrop::{Local, SyncSettings};
 use serde_json::{Value, json};
-use served::{Files, Served, Verdict};
-use support::program;
+
+use super::served::{Files, Served, Verdict};
+use super::support::{self, program};
 
 /// Calls to the platform that a worker makes at once.
 const LANES: u64 = 4;

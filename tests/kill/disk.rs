@@ -3,9 +3,6 @@
 //!
 //! The worker is this binary, started again with an event in its environment. The oracle reads nothing but the
 //! platform's directory.
-#![cfg(unix)]
-
-mod support;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,6 +19,8 @@ use highwater::airdrop::{
 use highwater::{Clock, Error, Page, Record, Store, SystemClock};
 use highwater_airdrop::{Local, SyncSettings};
 use serde_json::{Value, json};
+
+use super::support;
 
 const DIR: &str = "HIGHWATER_TEST_DIR";
 const EVENT: &str = "HIGHWATER_TEST_EVENT";
@@ -136,7 +135,7 @@ fn worker() {
 fn start(test: &str, log: &Path, environment: &[(&str, &str)]) -> Child {
     let log = File::create(log).unwrap();
     Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture", "--test-threads", "1"])
+        .args(["--exact", &format!("disk::{test}"), "--nocapture", "--test-threads", "1"])
         .envs(environment.iter().copied())
         .stdin(Stdio::null())
         .stderr(Stdio::from(log.try_clone().unwrap()))

@@ -1,0 +1,154 @@
+//! What do pages ahead bring? `serve` extracts a stream into a store on a disk, with pages ahead and, as the baseline in
+//! the same run, without, in turn: from a source that takes 50 ms for an answer, and from one that takes none. The ideal
+//! beside them is what the source alone takes, and serialising and compressing alone on one core.
+//!
+//! Wall and CPU time of each, and the ratio to the baseline. `taskset -c 0` shows what a second core brings.
+
+mod common;
+
+use std::io::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use highwater::airdrop::{
+    Context, Event, ExternalSyncUnit, Extractor, Listing, OutcomeKind, Platform, PlatformError,
+    SealedMessage, Serve, SourceError, Upload,
+};
+use highwater::{ArtifactId, Page, Record, Store};
+use serde_json::{Value, json};
+
+/// Records of a page: a batch.
+const PAGE_ITEMS: u32 = 2_000;
+/// How often each is measured.
+const ROUNDS: u32 = 5;
+
+/// A source that has the same records on every page.
+struct Source {
+    records: Vec<Record>,
+    pages: u32,
+    answer: Duration,
+}
+
+impl Extractor for Source {
+    type Cursor = u32;
+
+    fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+        Ok(Vec::new())
+    }
+
+    fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
+        Ok(json!({}))
+    }
+
+    fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {
+        Ok(vec!["issues".to_owned()])
+    }
+
+    fn page(&self, _: &Context<'_>, _: &Listing, at: Option<u32>) -> Result<Page<u32>, SourceError> {
+        std::thread::sleep(self.answer);
+        let next = at.unwrap_or(0) + 1;
+        let mut page = if next < self.pages { Page::more(next) } else { Page::last() };
+        for record in &self.records {
+            page.push("issues", record.clone());
+        }
+        Ok(page)
+    }
+}
+
+/// A platform that takes everything at once.
+#[derive(Default)]
+struct Sink(AtomicU64);
+
+impl Platform for Sink {
+    fn upload(&self, _: Upload<'_>) -> Result<ArtifactId, PlatformError> {
+        let number = self.0.fetch_add(1, Ordering::Relaxed);
+        Ok(ArtifactId::new(format!("artifact-{number}")).unwrap())
+    }
+
+    fn confirm(&self, _: &ArtifactId) -> Result<(), PlatformError> {
+        Ok(())
+    }
+
+    fn send(&self, _: &SealedMessage) -> Result<(), PlatformError> {
+        Ok(())
+    }
+}
+
+fn event() -> Event {
+    let event = json!({
+        "context": { "secrets": { "service_account_token": "token" } },
+        "payload": {
+            "event_type": "EXTRACTION_DATA_START",
+            "connection_data": { "key": "key" },
+            "event_context": { "run_id": "run", "request_id": "1", "sync_unit_id": "unit", "sequence_version": "1" },
+        },
+    });
+    Event::from_json(&event.to_string()).unwrap()
+}
+
+/// CPU time of this process so far, in user and system: fields 14 and 15 of `/proc/self/stat`, in hundredths (proc(5)).
+fn cpu() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields = stat.rsplit(')').next().unwrap_or_default().split(' ');
+    let ticks: u64 = fields.skip(12).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+    Duration::from_millis(ticks * 10)
+}
+
+/// Wall and CPU time of one sync.
+fn sync(source: &Source, serve: &Serve) -> (Duration, Duration) {
+    let (folder, _) = common::folder_on_disk();
+    let store = Store::open(folder.path().join("state.redb")).unwrap();
+    let (started, cpu_before) = (Instant::now(), cpu());
+    let outcome = serve.serve(&store, &Sink::default(), source, &event()).unwrap();
+    assert_eq!(outcome.kind, OutcomeKind::Done);
+    assert_eq!(outcome.artifacts, u64::from(source.pages));
+    (started.elapsed(), cpu().saturating_sub(cpu_before))
+}
+
+/// Wall and CPU time of what cannot be saved: the lines of every page written, and compressed as a batch.
+fn lines_and_gzip(source: &Source) -> (Duration, Duration) {
+    let (started, cpu_before) = (Instant::now(), cpu());
+    for _ in 0..source.pages {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::new(1));
+        encoder.write_all(common::lines(&source.records).as_bytes()).unwrap();
+        std::hint::black_box(encoder.finish().unwrap());
+    }
+    (started.elapsed(), cpu().saturating_sub(cpu_before))
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times[times.len() / 2]
+}
+
+fn main() {
+    let (_folder, file_system) = common::folder_on_disk();
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+    println!(
+        "{cores} cores, {file_system}; pages of {PAGE_ITEMS} records; medians of {ROUNDS} rounds in turn"
+    );
+    for (name, answer, pages) in [("50 ms an answer", 50, 30), ("no time an answer", 0, 60)] {
+        let records = common::records(7, PAGE_ITEMS);
+        let source = Source { records, pages, answer: Duration::from_millis(answer) };
+        let settings = [("ahead(0)", Serve::new().ahead(0)), ("ahead", Serve::new())];
+        let mut times: [(Vec<Duration>, Vec<Duration>); 2] = Default::default();
+        for _ in 0..ROUNDS {
+            for ((_, serve), times) in settings.iter().zip(&mut times) {
+                let (wall, cpu) = sync(&source, serve);
+                times.0.push(wall);
+                times.1.push(cpu);
+            }
+        }
+        let [without, with] = times.map(|(wall, cpu)| (median(wall), median(cpu)));
+        let source_alone = source.answer * pages;
+        let (lines_wall, lines_cpu) = lines_and_gzip(&source);
+        println!("{name}, {pages} pages: the source alone takes {source_alone:.0?}");
+        println!("  lines and gzip alone: wall {lines_wall:.0?}, cpu {lines_cpu:.0?}");
+        for ((setting, _), (wall, cpu)) in settings.iter().zip([without, with]) {
+            let ratio = wall.as_secs_f64() / without.0.as_secs_f64();
+            println!("  {setting:9} wall {wall:>8.0?}  cpu {cpu:>8.0?}  wall to the baseline {ratio:.2}");
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! Plots in a page: shapes are SVG that stretches to the width there is, and all text is beside them, where it stays
+//! as large as other text. Each shape has its figures as a title, and no plot says what no table or legend says too.
+
+use std::fmt::Write as _;
+
+use chrono::{DateTime, Utc};
+use highwater::html::{Document, escaped};
+
+use crate::text::time;
+
+/// The style of plots.
+pub(crate) const STYLE: &str = "\
+figure{margin:1rem 0}figcaption{color:var(--dim);margin-bottom:.35rem}svg{display:block;width:100%}\
+.stack{height:1.4rem;border-radius:.2rem}.legend{list-style:none;display:flex;flex-wrap:wrap;gap:.15rem 1.1rem;padding:0;margin:.4rem 0 0;font-size:.9rem}\
+.legend i{display:inline-block;width:.75rem;height:.75rem;margin-right:.4rem;border-radius:.15rem}\
+.plot{display:grid;grid-template-columns:max-content 1fr;column-gap:.6rem;font-size:.8rem;color:var(--dim);font-variant-numeric:tabular-nums}\
+.plot svg{height:8.5rem;border-bottom:1px solid var(--dim);background:linear-gradient(var(--line),var(--line)) 0 0/100% 1px no-repeat,linear-gradient(var(--line),var(--line)) 0 50%/100% 1px no-repeat}\
+.y{display:flex;flex-direction:column;justify-content:space-between;text-align:right;line-height:1;margin:-.4em 0}.x{grid-column:2;display:flex;justify-content:space-between;gap:1rem;padding-top:.25rem}\
+.c1{fill:var(--c1);background:var(--c1)}.c2{fill:var(--c2);background:var(--c2)}.c3{fill:var(--c3);background:var(--c3)}.c4{fill:var(--c4);background:var(--c4)}\
+.bad{fill:var(--bad);background:var(--bad)}.legend i{print-color-adjust:exact;-webkit-print-color-adjust:exact}";
+
+/// How a shape is filled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fill {
+    First,
+    Second,
+    Third,
+    Fourth,
+    Bad,
+}
+
+impl Fill {
+    fn class(self) -> &'static str {
+        match self {
+            Fill::First => "c1",
+            Fill::Second => "c2",
+            Fill::Third => "c3",
+            Fill::Fourth => "c4",
+            Fill::Bad => "bad",
+        }
+    }
+}
+
+/// A part of a whole.
+#[derive(Debug)]
+pub(crate) struct Part<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) size: u64,
+    /// The size for people.
+    pub(crate) shown: String,
+    pub(crate) fill: Fill,
+}
+
+/// A whole as one bar, and its parts as its pieces, each in proportion. Nothing if the whole is nothing.
+#[allow(clippy::cast_precision_loss, reason = "a plot is not exact")]
+pub(crate) fn whole(page: &mut Document, caption: &str, parts: &[Part<'_>]) {
+    let sum: u64 = parts.iter().map(|part| part.size).sum();
+    if sum == 0 {
+        return;
+    }
+    let (mut shapes, mut legend) = (String::new(), String::new());
+    let mut x = 0.0;
+    for part in parts.iter().filter(|part| part.size > 0) {
+        let share = part.size as f64 / sum as f64;
+        let title = escaped(&format!("{}: {} ({:.1} %)", part.name, part.shown, share * 100.0));
+        let class = part.fill.class();
+        let width = share * 1_000.0;
+        // A `String` takes whatever is written to it.
+        let _ = write!(
+            shapes,
+            "<rect class=\"{class}\" x=\"{x:.2}\" width=\"{width:.2}\" height=\"10\"><title>{title}</title></rect>"
+        );
+        let _ = write!(legend, "<li><i class=\"{class}\"></i>{title}</li>");
+        x += width;
+    }
+    let caption = escaped(caption);
+    page.html(&format!(
+        "<figure><figcaption>{caption}</figcaption><svg class=\"stack\" viewBox=\"0 0 1000 10\" \
+         preserveAspectRatio=\"none\" role=\"img\" aria-label=\"{caption}\">{shapes}</svg>\
+         <ul class=\"legend\">{legend}</ul></figure>\n"
+    ));
+}
+
+/// A bar that stands at a time.
+#[derive(Debug)]
+pub(crate) struct Bar {
+    pub(crate) from: DateTime<Utc>,
+    pub(crate) until: DateTime<Utc>,
+    pub(crate) height: u64,
+    pub(crate) title: String,
+    pub(crate) fill: Fill,
+}
+
+/// Bars over time, the earliest first; `shown` is a height for people. Nothing for fewer than two.
+#[allow(clippy::cast_precision_loss, reason = "a plot is not exact")]
+pub(crate) fn over_time(
+    page: &mut Document,
+    caption: &str,
+    legend: &[(Fill, &str)],
+    bars: &[Bar],
+    shown: impl Fn(u64) -> String,
+) {
+    let ([first, .., _], Some(until)) = (bars, bars.iter().map(|bar| bar.until).max()) else { return };
+    let from = first.from;
+    let span = (until - from).as_seconds_f64().max(1.0);
+    let top = round_above(bars.iter().map(|bar| bar.height).max().unwrap_or_default());
+    // Wide enough to be seen, and narrow enough for its neighbours.
+    let narrowest = (600.0 / bars.len() as f64).clamp(0.6, 14.0);
+    let mut shapes = String::new();
+    for bar in bars {
+        let width = ((bar.until - bar.from).as_seconds_f64() / span * 1_000.0).max(narrowest);
+        let x =
+            ((bar.from - from).as_seconds_f64() / span * 1_000.0).clamp(0.0, 1_000.0 - width.min(1_000.0));
+        // A run of nothing is seen to have been.
+        let height = (bar.height as f64 / top as f64 * 100.0).max(0.8);
+        let _ = write!(
+            shapes,
+            "<rect class=\"{}\" x=\"{x:.2}\" y=\"{:.2}\" width=\"{width:.2}\" height=\"{height:.2}\"><title>{}</title></rect>",
+            bar.fill.class(),
+            100.0 - height,
+            escaped(&bar.title)
+        );
+    }
+    let kinds: String = legend
+        .iter()
+        .filter(|(fill, _)| bars.iter().any(|bar| bar.fill == *fill))
+        .map(|(fill, name)| format!("<li><i class=\"{}\"></i>{}</li>", fill.class(), escaped(name)))
+        .collect();
+    let caption = escaped(caption);
+    page.html(&format!(
+        "<figure><figcaption>{caption}</figcaption><div class=\"plot\">\
+         <div class=\"y\"><span>{}</span><span>{}</span><span>0</span></div>\
+         <svg viewBox=\"0 0 1000 100\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"{caption}\">{shapes}</svg>\
+         <div class=\"x\"><span>{}</span><span>{}</span></div></div><ul class=\"legend\">{kinds}</ul></figure>\n",
+        escaped(&shown(top)),
+        escaped(&shown(top / 2)),
+        time(from),
+        time(until)
+    ));
+}
+
+/// The least of 2, 4, 10, 20, 40, 100 and so on that is not below.
+fn round_above(number: u64) -> u64 {
+    let mut tens: u64 = 1;
+    loop {
+        for step in [2, 4, 10] {
+            match tens.checked_mul(step) {
+                Some(round) if round < number => {}
+                Some(round) => return round,
+                None => return u64::MAX,
+            }
+        }
+        tens = tens.saturating_mul(10);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_top_of_a_plot_is_round_and_not_below_what_it_shows() {
+        for (number, round) in
+            [(0, 2), (2, 2), (3, 4), (5, 10), (11, 20), (21, 40), (41, 100), (100, 100), (12_345, 20_000)]
+        {
+            assert_eq!(round_above(number), round);
+        }
+        assert_eq!(round_above(u64::MAX), u64::MAX);
+    }
+
+    #[test]
+    fn pieces_are_in_proportion_and_a_whole_of_nothing_is_no_plot() {
+        let part = |name, size| Part { name, size, shown: size.to_string(), fill: Fill::First };
+        let mut page = Document::new("", "");
+        whole(&mut page, "nothing", &[part("a", 0)]);
+        assert!(!page.finish().contains("<svg"));
+        let mut page = Document::new("", "");
+        whole(&mut page, "<b>", &[part("a", 1), part("none", 0), part("b", 3)]);
+        let html = page.finish();
+        assert!(
+            html.contains("x=\"0.00\" width=\"250.00\"") && html.contains("x=\"250.00\" width=\"750.00\""),
+            "{html}"
+        );
+        assert!(html.contains("b: 3 (75.0 %)") && !html.contains("none:") && !html.contains("<b>"), "{html}");
+    }
+
+    #[test]
+    fn bars_stand_at_their_times_and_stay_in_the_plot() {
+        let at = |seconds| DateTime::<Utc>::UNIX_EPOCH + chrono::TimeDelta::seconds(seconds);
+        let bar = |from, until, height| Bar {
+            from: at(from),
+            until: at(until),
+            height,
+            title: "<run>".to_owned(),
+            fill: Fill::First,
+        };
+        let mut page = Document::new("", "");
+        over_time(
+            &mut page,
+            "runs",
+            &[(Fill::First, "good"), (Fill::Bad, "gone")],
+            &[bar(0, 100, 20), bar(900, 1_000, 0)],
+            |n| n.to_string(),
+        );
+        let html = page.finish();
+        for part in [
+            "x=\"0.00\" y=\"0.00\" width=\"100.00\" height=\"100.00\"",
+            "x=\"900.00\" y=\"99.20\" width=\"100.00\" height=\"0.80\"",
+            "<span>20</span><span>10</span><span>0</span>",
+            "<span>1970-01-01T00:00:00Z</span><span>1970-01-01T00:16:40Z</span>",
+            "&lt;run&gt;",
+            "good",
+        ] {
+            assert!(html.contains(part), "{part} is not in {html}");
+        }
+        assert!(!html.contains("gone"), "no bar is of that kind");
+    }
+}

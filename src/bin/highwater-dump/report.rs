@@ -1,0 +1,697 @@
+//! `report`: a store as one page for a browser, to look at, to send and to print.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use clap::Args;
+use highwater::html::{Document, Table};
+use highwater::inspect::{
+    Conversation, LedgerReport, MessageKind, RejectedReport, Report as UnitState, RunReport, RunStatus,
+    Snapshot, Source, Standing, TypeReport, is_internal,
+};
+use highwater::limits::LEDGER_RUNS_MAX;
+
+use crate::ending::{EXIT_CODES, Exit, Failure, Outcome};
+use crate::files::replace;
+use crate::first::{alert_words, attachments, deaths, event_words, fate_words, on_its_way, rates};
+use crate::plots::{self, Bar, Fill, Part};
+use crate::stores::{no_unit, open};
+use crate::text::{Screen, at_most, count, cut, duration, time};
+
+const EXAMPLE: &str = "\
+Example:
+  highwater-dump report state.redb --html report.html
+
+The page needs no other file and no network. It has what the other commands
+show, drawn where that is easier to see: runs over time, where records are,
+where the time of the newest runs went. Ages are as of when it was made.";
+
+/// What a page says of an error or a reason at most.
+const REASON_CHARS: usize = 2_000;
+/// Reasons of failed attachments, and of rejected records, that are told apart.
+const REASONS_MAX: usize = 50;
+
+/// Writes a page for a browser: units, runs over time, records, failures, findings
+#[derive(Debug, Args)]
+#[command(after_help = format!("{EXAMPLE}\n\n{EXIT_CODES}"))]
+pub(crate) struct Report {
+    /// The store file
+    store: PathBuf,
+    /// The file to write; one that is there is replaced. `-` is stdout
+    #[arg(long, value_name = "FILE")]
+    html: PathBuf,
+    /// Show this sync unit only
+    #[arg(long, value_name = "ID")]
+    unit: Option<String>,
+    /// Show also what is none of the user's: how lists of external sync units were given
+    #[arg(long)]
+    internal: bool,
+    /// How many runs, messages and failed attachments the tables list of each unit, the newest. Plots have all
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    last: usize,
+}
+
+impl Report {
+    pub(crate) fn run(&self) -> Outcome {
+        let to_stdout = self.html == Path::new("-");
+        if !to_stdout {
+            refuse_store(&self.html)?;
+        }
+        let page = self.page()?;
+        if to_stdout {
+            io::stdout().lock().write_all(page.as_bytes())?;
+        } else {
+            replace(&self.html, page.as_bytes()).map_err(|error| cannot_write(&self.html, &error))?;
+        }
+        Ok(Exit::Fine)
+    }
+
+    fn page(&self) -> Outcome<String> {
+        let mut snapshot = open(&self.store)?;
+        let screen = Screen::new();
+        let ids = match &self.unit {
+            Some(unit) => vec![unit.clone()],
+            None => snapshot.unit_ids()?,
+        };
+        let (internal, users): (Vec<_>, Vec<_>) = ids.into_iter().partition(|id| is_internal(id));
+        let hides = !self.internal && self.unit.is_none() && !users.is_empty();
+        let (shown, hidden) = if hides { (users, internal.len()) } else { ([users, internal].concat(), 0) };
+        let mut units = Vec::new();
+        for id in shown {
+            match Unit::read(&mut snapshot, &id, screen)? {
+                Some(unit) => units.push(unit),
+                None if self.unit.is_some() => return Err(no_unit(&self.store, &id)),
+                None => {}
+            }
+        }
+
+        let name = self.store.file_name().unwrap_or(self.store.as_os_str()).to_string_lossy();
+        let mut page = Document::new(&format!("{name}: highwater store"), plots::STYLE);
+        page.heading(1, &name);
+        let read = match snapshot.source() {
+            Source::Closed => "closed",
+            Source::LeftOpen => "left open by a process that is gone",
+            _ => "open in a process: read from a copy of one moment",
+        };
+        page.facts(&[
+            ("store", self.store.display().to_string()),
+            ("as of", time(screen.now)),
+            ("the file was", read.to_owned()),
+        ]);
+        overview(&mut page, &units, screen);
+        if hidden > 0 {
+            let hidden = count(hidden as u64, "internal unit is", "internal units are");
+            page.paragraph("dim", &format!("{hidden} not shown: --internal"));
+        }
+        for unit in &units {
+            page.html("<section>");
+            unit.add(&mut page, screen, self.last);
+            page.html("</section>\n");
+        }
+        Ok(page.finish())
+    }
+}
+
+/// Refuses to write over a store, this one or another.
+fn refuse_store(path: &Path) -> Outcome<()> {
+    let mut start = [0; 4];
+    match File::open(path).and_then(|mut file| file.read_exact(&mut start)) {
+        Ok(()) if start == *b"redb" => Err(Failure::Usage(format!(
+            "{}: it is a store, and is not written over; give another file with --html",
+            path.display()
+        ))),
+        // What is not there, or cannot be written, is said by the write.
+        _ => Ok(()),
+    }
+}
+
+fn cannot_write(path: &Path, error: &io::Error) -> Failure {
+    Failure::Absent(format!("cannot write {}: {error}", path.display()))
+}
+
+/// A line for each unit.
+fn overview(page: &mut Document, units: &[Unit], screen: Screen) {
+    if units.is_empty() {
+        page.paragraph("", "No sync unit yet.");
+        return;
+    }
+    let mut table = Table::new(
+        "Sync units",
+        &["unit", "newest run", "stored last", "watermark", "#runs begun", "#alerts", "what is wrong first"],
+    );
+    for Unit { report, standing, .. } in units {
+        let changed = |run: &RunReport| run.changed_at.or(run.ended_at);
+        table.row([
+            report.unit.sync_unit.clone(),
+            report.run.as_ref().map_or_else(|| "none".to_owned(), state_words),
+            report.run.as_ref().and_then(changed).map_or_else(|| "-".to_owned(), |at| screen.age(at)),
+            report.unit.watermark.map_or_else(|| "none".to_owned(), |at| screen.time(at)),
+            report.unit.runs.to_string(),
+            standing.alerts.len().to_string(),
+            standing
+                .alerts
+                .first()
+                .map_or_else(|| "-".to_owned(), |alert| at_most(REASON_CHARS, &alert_words(alert, screen))),
+        ]);
+    }
+    page.table(&table);
+}
+
+fn state_words(run: &RunReport) -> String {
+    match (run.phase, run.progress_percent) {
+        (Some(phase), Some(percent)) if run.status == RunStatus::Open => {
+            format!("{}, {phase} phase, {percent} %", run.status)
+        }
+        (Some(phase), None) if run.status == RunStatus::Open => format!("{}, {phase} phase", run.status),
+        _ => run.status.to_string(),
+    }
+}
+
+/// A unit, read.
+struct Unit {
+    report: UnitState,
+    standing: Standing,
+    conversation: Conversation,
+    rejected: Vec<RejectedReport>,
+    /// How many attachments were given up for each reason.
+    reasons: BTreeMap<String, u64>,
+}
+
+impl Unit {
+    fn read(snapshot: &mut Snapshot, id: &str, screen: Screen) -> Outcome<Option<Self>> {
+        let Some(report) = snapshot.unit(id, usize::try_from(LEDGER_RUNS_MAX).unwrap_or(usize::MAX))? else {
+            return Ok(None);
+        };
+        let Some(conversation) = snapshot.conversation(id)? else { return Ok(None) };
+        let rejected = snapshot.rejected(id, false)?.unwrap_or_default();
+        let mut reasons = BTreeMap::new();
+        if report.unit.attachments_failed > 0 {
+            for failed in snapshot.attachments(id, true)?.into_iter().flatten() {
+                let failed = failed?;
+                let reason = failed.reason.filter(|_| !failed.requeued);
+                tally(&mut reasons, reason);
+            }
+        }
+        let standing = report.standing(screen.now, snapshot.source());
+        Ok(Some(Self { report, standing, conversation, rejected, reasons }))
+    }
+
+    fn add(&self, page: &mut Document, screen: Screen, last: usize) {
+        let Self { report, standing, .. } = self;
+        page.heading(2, &report.unit.sync_unit);
+        let alerts: Vec<_> =
+            standing.alerts.iter().map(|alert| at_most(REASON_CHARS, &alert_words(alert, screen))).collect();
+        page.list("alerts", &alerts);
+        page.facts(&self.facts(screen));
+        self.runs(page, screen, last);
+        if let Some(run) = &report.run {
+            records(page, run, &report.item_types);
+            listings(page, report, screen);
+        }
+        self.time(page, screen);
+        self.deaths(page);
+        self.failures(page, screen, last);
+        findings(page, report);
+    }
+
+    fn facts(&self, screen: Screen) -> Vec<(&'static str, String)> {
+        let Self { report, standing, .. } = self;
+        let unit = &report.unit;
+        let mut facts = Vec::new();
+        if let Some(run) = &report.run {
+            facts.push((
+                "run",
+                at_most(REASON_CHARS, &format!("{}: {}", event_words(&run.run), state_words(run))),
+            ));
+            let started = match run.ended_at {
+                Some(ended) => format!(
+                    "{}, over {} after {}",
+                    time(run.started_at),
+                    screen.time(ended),
+                    duration(ended - run.started_at)
+                ),
+                None => screen.time(run.started_at),
+            };
+            facts.push(("started", format!("{started}, life {} of it", run.epoch)));
+            let since = run.since.map_or_else(|| "everything".to_owned(), |since| screen.time(since));
+            facts.push(("since", since));
+            if run.status == RunStatus::Open {
+                facts.extend(run.changed_at.map(|changed| ("stored last", screen.time(changed))));
+                facts.extend(rates(standing, screen).map(|rates| ("reading", rates)));
+                facts.push(("on its way", on_its_way(standing)));
+            }
+            if run.attachments.queued > 0 {
+                facts.push(("attachments", attachments(run.attachments)));
+            }
+            facts.extend(deaths(report, run).map(|deaths| ("deaths", deaths)));
+        }
+        let watermark =
+            unit.watermark.map_or_else(|| "none: no run is finished".to_owned(), |at| screen.time(at));
+        facts.push(("watermark", watermark));
+        let runs = count(unit.runs, "run", "runs");
+        facts.push(("known", format!("since {}, {runs} begun", screen.time(unit.created_at))));
+        facts
+    }
+
+    /// The runs that are over, and the one that is open.
+    fn runs(&self, page: &mut Document, screen: Screen, last: usize) {
+        let ledger = &self.report.ledger;
+        if ledger.is_empty() {
+            return;
+        }
+        page.heading(3, "Runs");
+        let bar = |run: &LedgerReport, height: u64| Bar {
+            from: run.started_at,
+            until: run.ended_at,
+            height,
+            title: at_most(
+                REASON_CHARS,
+                &format!(
+                    "{}: {} {}, after {}, {} announced{}",
+                    event_words(&run.run),
+                    run.status,
+                    time(run.ended_at),
+                    duration(run.ended_at - run.started_at),
+                    count(announced(run), "record", "records"),
+                    if run.deaths > 0 {
+                        format!(", {}", count(run.deaths, "death", "deaths"))
+                    } else {
+                        String::new()
+                    }
+                ),
+            ),
+            fill: match run.status {
+                RunStatus::Finished if run.deaths == 0 => Fill::First,
+                RunStatus::Finished => Fill::Second,
+                _ => Fill::Bad,
+            },
+        };
+        let legend = [
+            (Fill::First, "finished"),
+            (Fill::Second, "finished, with lives that ended without an answer"),
+            (Fill::Bad, "abandoned"),
+        ];
+        let bars: Vec<_> = ledger.iter().map(|run| bar(run, announced(run))).collect();
+        plots::over_time(page, "Records that each run announced", &legend, &bars, short);
+        let bars: Vec<_> =
+            ledger.iter().map(|run| bar(run, seconds(run.ended_at - run.started_at))).collect();
+        plots::over_time(page, "How long each run took", &legend, &bars, |seconds| {
+            duration(TimeDelta::seconds(i64::try_from(seconds).unwrap_or(i64::MAX / 1_000)))
+        });
+
+        let from = ledger.len().saturating_sub(last);
+        let newest = ledger.get(from..).unwrap_or_default();
+        let caption =
+            format!("Runs that are over: the newest {} of {}", newest.len(), self.report.unit.ledger_runs);
+        let heads = [
+            "run",
+            "status",
+            "over",
+            "took",
+            "#pages",
+            "#read",
+            "#rejected",
+            "#announced",
+            "#deaths",
+            "#errors",
+            "#warnings",
+        ];
+        let mut table = Table::new(&caption, &heads);
+        for run in newest.iter().rev() {
+            let sum = |of: fn(&highwater::inspect::LedgerTypeReport) -> u64| {
+                run.item_types.iter().map(of).sum::<u64>().to_string()
+            };
+            table.row([
+                event_words(&run.run),
+                run.status.to_string(),
+                screen.time(run.ended_at),
+                duration(run.ended_at - run.started_at),
+                run.pages.to_string(),
+                sum(|counts| counts.read),
+                sum(|counts| counts.rejected),
+                announced(run).to_string(),
+                run.deaths.to_string(),
+                run.findings.errors.to_string(),
+                run.findings.warnings.to_string(),
+            ]);
+        }
+        page.table(&table);
+
+        let mut types: BTreeMap<&str, [u64; 6]> = BTreeMap::new();
+        for counts in ledger.iter().flat_map(|run| &run.item_types) {
+            let sums = types.entry(&counts.item_type).or_default();
+            let of = [1, counts.read, counts.skipped, counts.rejected, counts.announced, counts.artifacts];
+            for (sum, number) in sums.iter_mut().zip(of) {
+                *sum += number;
+            }
+        }
+        let runs = count(ledger.len() as u64, "run that is over", "runs that are over");
+        let caption = format!("Records by item type, of {runs}");
+        let mut table = Table::new(
+            &caption,
+            &["item type", "#runs", "#read", "#skipped", "#rejected", "#announced", "#artifacts"],
+        );
+        for (item_type, sums) in types {
+            table.row([item_type.to_owned()].into_iter().chain(sums.map(|sum| sum.to_string())));
+        }
+        page.table(&table);
+    }
+
+    /// Where the time of the newest runs went, as far as their events tell.
+    fn time(&self, page: &mut Document, screen: Screen) {
+        let spent = Spent::of(&self.conversation, &self.report, screen.now);
+        if spent.by_phase.is_empty() {
+            return;
+        }
+        page.heading(3, "Where the time went");
+        let sum = |of: fn(&Times) -> TimeDelta| spent.by_phase.values().map(of).sum::<TimeDelta>();
+        let part = |name, time: TimeDelta, fill| {
+            let millis = u64::try_from(time.num_milliseconds()).unwrap_or(0);
+            Part { name, size: millis, shown: duration(time), fill }
+        };
+        let caption = "Time of the runs whose events are kept: the newest, and the one before it";
+        plots::whole(
+            page,
+            caption,
+            &[
+                part("at work", sum(|times| times.work), Fill::Third),
+                part("until the platform went on", sum(|times| times.between), Fill::First),
+                part("waiting for the source (DELAY)", sum(|times| times.delay), Fill::Second),
+                part("lost to deaths, at most", sum(|times| times.lost), Fill::Bad),
+            ],
+        );
+        let heads = [
+            "phase",
+            "#invocations",
+            "at work",
+            "until the platform went on",
+            "DELAY",
+            "lost to deaths, at most",
+        ];
+        let mut table = Table::new("The same, by phase", &heads);
+        for (phase, times) in &spent.by_phase {
+            let numbers = [times.work, times.between, times.delay, times.lost].map(duration);
+            table.row([phase.clone(), times.invocations.to_string()].into_iter().chain(numbers));
+        }
+        page.table(&table);
+    }
+
+    fn deaths(&self, page: &mut Document) {
+        if self.conversation.deaths.is_empty() {
+            return;
+        }
+        page.heading(3, "Deaths");
+        let mut table = Table::new(
+            "Lives that ended without an answer, and what each cost at most",
+            &["stored last", "run", "#life", "found", "lost", "#uploads in vain", "#records in them"],
+        );
+        for death in self.conversation.deaths.iter().rev() {
+            table.row([
+                death.changed_at.map_or_else(|| "not known".to_owned(), time),
+                death.run.as_deref().map_or_else(|| "-".to_owned(), event_words),
+                death.epoch.to_string(),
+                time(death.found_at),
+                death.changed_at.map_or_else(
+                    || "what followed its checkpoint".to_owned(),
+                    |changed| format!("{}, and the page at hand", duration(death.found_at - changed)),
+                ),
+                death.batches.to_string(),
+                death.items.to_string(),
+            ]);
+        }
+        page.table(&table);
+    }
+
+    /// Errors that were said, attachments that were given up, and records that were rejected.
+    fn failures(&self, page: &mut Document, screen: Screen, last: usize) {
+        let report = &self.report;
+        let mut errors =
+            Table::new("ERROR messages that are kept", &["sealed", "#message", "phase", "fate", "reason"]);
+        let said = report.messages.iter().filter(|message| message.answer == MessageKind::Error);
+        for message in said.rev().take(last) {
+            errors.row([
+                screen.time(message.sealed_at),
+                message.message.to_string(),
+                message.phase.to_string(),
+                fate_words(message),
+                message.error.clone().unwrap_or_else(|| "-".to_owned()),
+            ]);
+        }
+        let mut reasons =
+            by_count("Why attachments were given up", &["reason", "#attachments"], &self.reasons);
+        let caption = format!(
+            "Attachments that were given up: the newest {} of {}",
+            report.failed_attachments.len().min(last),
+            report.unit.attachments_failed + report.unit.attachments_requeued
+        );
+        let heads = ["attachment", "parent", "file", "#tries", "failed", "state", "reason"];
+        let mut failed = Table::new(&caption, &heads);
+        for attachment in report.failed_attachments.iter().rev().take(last) {
+            failed.row([
+                attachment.id.clone(),
+                attachment.parent_id.clone(),
+                attachment.file_name.clone(),
+                attachment.tries.to_string(),
+                attachment.failed_at.map_or_else(|| "-".to_owned(), |at| screen.age(at)),
+                attachment.state.to_string(),
+                attachment.reason.clone().unwrap_or_else(|| "-".to_owned()),
+            ]);
+        }
+        let mut kinds = BTreeMap::new();
+        for record in &self.rejected {
+            tally(
+                &mut kinds,
+                Some(format!("{}, {}: {}", record.item_type, record.stage, record.reason_kind)),
+            );
+        }
+        let mut rejected =
+            by_count("Records that were rejected", &["item type and reason", "#records"], &kinds);
+        let tables = [&mut errors, &mut reasons, &mut failed, &mut rejected];
+        if tables.iter().any(|table| !table.is_empty()) {
+            page.heading(3, "Failures");
+        }
+        for table in tables {
+            page.table(table);
+        }
+    }
+}
+
+fn announced(run: &LedgerReport) -> u64 {
+    run.item_types.iter().map(|counts| counts.announced).sum()
+}
+
+fn seconds(time: TimeDelta) -> u64 {
+    u64::try_from(time.num_seconds()).unwrap_or(0)
+}
+
+/// A number as the scale of a plot has it.
+fn short(number: u64) -> String {
+    match number {
+        ..10_000 => number.to_string(),
+        10_000..10_000_000 => format!("{} k", number / 1_000),
+        _ => format!("{} M", number / 1_000_000),
+    }
+}
+
+/// Counts a reason, and what is beyond those that are told apart as one.
+fn tally(reasons: &mut BTreeMap<String, u64>, reason: Option<String>) {
+    let Some(reason) = reason else { return };
+    let known = reasons.len() < REASONS_MAX || reasons.contains_key(&reason);
+    *reasons.entry(if known { reason } else { "any other reason".to_owned() }).or_default() += 1;
+}
+
+/// Reasons, the most frequent first.
+fn by_count(caption: &str, heads: &[&str], reasons: &BTreeMap<String, u64>) -> Table {
+    let mut table = Table::new(caption, heads);
+    let mut reasons: Vec<_> = reasons.iter().collect();
+    reasons.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+    for (reason, count) in reasons {
+        table.row([reason.clone(), count.to_string()]);
+    }
+    table
+}
+
+/// Where the records of the newest run are.
+fn records(page: &mut Document, run: &RunReport, types: &[TypeReport]) {
+    if types.is_empty() {
+        return;
+    }
+    page.heading(
+        3,
+        if run.status == RunStatus::Open { "Records of the open run" } else { "Records of the newest run" },
+    );
+    let sum = |of: fn(&TypeReport) -> u64| types.iter().map(of).sum::<u64>();
+    let part = |name, size: u64, fill| Part { name, size, shown: size.to_string(), fill };
+    let skipped = sum(|counts| counts.skipped);
+    let rejected = sum(|counts| counts.rejected);
+    plots::whole(
+        page,
+        "What became of the records that were read",
+        &[
+            part("announced", sum(|counts| counts.announced), Fill::Third),
+            part("on its way: staged, uploaded or confirmed", sum(on_the_way), Fill::First),
+            part("in no batch yet", sum(|counts| counts.open_items), Fill::Second),
+            part("skipped", skipped, Fill::Fourth),
+            part("rejected", rejected, Fill::Bad),
+        ],
+    );
+    let heads = [
+        "item type",
+        "#read",
+        "#skipped",
+        "#rejected",
+        "#in no batch",
+        "#staged",
+        "#uploaded",
+        "#confirmed",
+        "#announced",
+        "#artifacts",
+        "#bytes on their way",
+    ];
+    let mut table = Table::new("The same, by item type", &heads);
+    for counts in types {
+        let parts = [
+            counts.batches_staged,
+            counts.batches_uploaded,
+            counts.batches_confirmed,
+            counts.batches_announced,
+        ];
+        let bytes = parts.iter().map(|counts| counts.gzip_bytes).sum::<u64>() + counts.open_bytes;
+        let figures = [
+            counts.read,
+            counts.skipped,
+            counts.rejected,
+            counts.open_items,
+            counts.batches_staged.items,
+            counts.batches_uploaded.items,
+            counts.batches_confirmed.items,
+            counts.announced,
+            counts.artifacts_announced,
+            bytes,
+        ];
+        table.row([counts.item_type.clone()].into_iter().chain(figures.map(|figure| figure.to_string())));
+    }
+    page.table(&table);
+}
+
+fn on_the_way(counts: &TypeReport) -> u64 {
+    counts.batches_staged.items + counts.batches_uploaded.items + counts.batches_confirmed.items
+}
+
+fn listings(page: &mut Document, report: &UnitState, screen: Screen) {
+    let started_at = report.run.as_ref().map(|run| run.started_at);
+    let heads = ["listing", "phase", "#pages", "#records", "last page", "#a second", "stands at"];
+    let mut table = Table::new("Listings of that run", &heads);
+    for stream in &report.streams {
+        let rate = started_at.and_then(|started_at| stream.recent(started_at, screen.now));
+        table.row([
+            stream.stream.clone(),
+            stream.phase.to_string(),
+            stream.pages.to_string(),
+            stream.items.to_string(),
+            stream.last_page_at.map_or_else(|| "-".to_owned(), |at| screen.age(at)),
+            rate.map_or_else(|| "-".to_owned(), |rate| format!("{:.0}", rate.items_per_second())),
+            if stream.exhausted { "exhausted".to_owned() } else { cut(stream.cursor.as_deref()) },
+        ]);
+    }
+    page.table(&table);
+    let heads = ["listing", "#named", "#exhausted", "#pending", "#pages", "#records", "#bytes pending"];
+    let mut table = Table::new("Child listings of that run", &heads);
+    for children in &report.child_streams {
+        let figures = [
+            children.named,
+            children.exhausted,
+            children.pending,
+            children.pages,
+            children.items,
+            children.pending_bytes,
+        ];
+        table.row([children.stream.clone()].into_iter().chain(figures.map(|figure| figure.to_string())));
+    }
+    page.table(&table);
+}
+
+fn findings(page: &mut Document, report: &UnitState) {
+    if report.findings.is_empty() {
+        return;
+    }
+    page.heading(3, "Findings");
+    let heads = ["item type", "severity", "rule", "at", "#findings", "the first"];
+    let mut table = Table::new("What checks found in records and metadata of the newest run", &heads);
+    for kind in &report.findings {
+        table.row([
+            kind.item_type.clone().unwrap_or_else(|| "(any)".to_owned()),
+            kind.severity.clone(),
+            kind.rule.clone(),
+            if kind.path.is_empty() { "-".to_owned() } else { kind.path.clone() },
+            kind.count.to_string(),
+            kind.kept.first().cloned().unwrap_or_else(|| "-".to_owned()),
+        ]);
+    }
+    page.table(&table);
+}
+
+/// Where time went.
+#[derive(Debug, Clone, Copy, Default)]
+struct Times {
+    invocations: u64,
+    /// From an event to its answer.
+    work: TimeDelta,
+    /// From an answer to the next event.
+    between: TimeDelta,
+    /// From a DELAY to the next event.
+    delay: TimeDelta,
+    /// From the last that a life stored to the next life.
+    lost: TimeDelta,
+}
+
+#[derive(Debug, Default)]
+struct Spent {
+    by_phase: BTreeMap<String, Times>,
+}
+
+impl Spent {
+    /// What the events tell that are kept. Clocks of several machines need not agree: no time is below nothing.
+    fn of(conversation: &Conversation, report: &UnitState, now: DateTime<Utc>) -> Self {
+        let mut spent = Self::default();
+        let open = report.open_run();
+        for (at, event) in conversation.events.iter().enumerate() {
+            let next = conversation.events.get(at + 1).filter(|next| next.run == event.run);
+            let is_open = next.is_none() && open.is_some_and(|run| Some(&run.run) == event.run.as_ref());
+            let until = next.map(|next| next.accepted_at).or_else(|| is_open.then_some(now));
+            let end = event.answer.as_ref().map(|answer| answer.sealed_at).or(until);
+            let phase = event
+                .answer
+                .as_ref()
+                .map(|answer| answer.phase)
+                .or_else(|| open.filter(|_| is_open).and_then(|run| run.phase));
+            let phase = phase.map_or_else(|| "not known".to_owned(), |phase| phase.to_string());
+            let times = spent.by_phase.entry(phase).or_default();
+            times.invocations += 1;
+            let Some(end) = end else { continue };
+            let lost = conversation
+                .deaths
+                .iter()
+                .filter(|death| {
+                    death.run == event.run && death.found_at >= event.accepted_at && death.found_at <= end
+                })
+                .filter_map(|death| Some(death.found_at - death.changed_at?.max(event.accepted_at)))
+                .map(|lost| lost.max(TimeDelta::zero()))
+                .sum::<TimeDelta>();
+            times.lost += lost;
+            times.work += (end - event.accepted_at - lost).max(TimeDelta::zero());
+            if let (Some(answer), Some(until)) = (&event.answer, until) {
+                let waited = (until - end).max(TimeDelta::zero());
+                if answer.answer == MessageKind::Delay {
+                    times.delay += waited;
+                } else {
+                    times.between += waited;
+                }
+            }
+        }
+        spent
+    }
+}
