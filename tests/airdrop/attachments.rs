@@ -879,7 +879,7 @@ fn an_artifact_that_was_cut_on_its_way_back_is_fetched_again() {
             assert_eq!(recorder.cut.into_inner(), 0);
             fixture.check(0, &source.expected().0);
         } else {
-            assert!(outcome.message.unwrap().contains("cannot be read back"));
+            assert!(outcome.message.unwrap().contains("cannot be read"));
         }
     }
 }

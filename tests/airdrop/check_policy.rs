@@ -170,7 +170,7 @@ fn a_refused_page_is_fetched_again_and_after_mending_goes_on_without_loss_or_rep
         assert_eq!(outcome.kind, OutcomeKind::Error);
         let error = place.airdrop.last().error();
         let expected = [
-            "a page of stream issues is refused, and nothing of it stored",
+            "a page of stream issues is refused, and nothing of it is stored",
             "2 errors:\nissues: error: record \"issues-1-2\": data.size: ",
             "(rule type, 2 times)",
         ];

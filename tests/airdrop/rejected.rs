@@ -514,7 +514,7 @@ fn left_out_is_one_record_and_never_an_item_type_that_is_not_declared_or_a_recor
         let outcome = world.serve(&mut refused, &event(DATA, "a", "1")).unwrap();
         assert_eq!(outcome.kind, OutcomeKind::Error);
         let error = world.airdrop.last().error();
-        assert!(error.contains("is refused, and nothing of it stored") && error.contains(says), "{error}");
+        assert!(error.contains("is refused, and nothing of it is stored") && error.contains(says), "{error}");
     }
 }
 

@@ -688,7 +688,7 @@ const BROKEN: &[Broken] = &[
     ("events: event [\"second\",2]: message 3, which answers it, is missing", |change| {
         change.remove(&MESSAGES, &message_key(1, 3)).unwrap();
     }),
-    ("events: event [\"second\",2]: message 3, which answers it, answers another event event", |change| {
+    ("events: event [\"second\",2]: message 3, which answers it, answers another event", |change| {
         alter_message(change, 3, |message| message.event = 7);
     }),
     ("events: event [\"second\",2]: its number, or its run's, was never given out", |change| {
