@@ -5,6 +5,7 @@
 //! before it may have been accepted.
 
 use chrono::{DateTime, Utc};
+use serde_json::Value;
 use serde_json::value::RawValue;
 use tracing::{info, warn};
 
@@ -58,6 +59,14 @@ pub struct Outcome {
     pub findings: FindingCounts,
     /// Records that the run has read so far and left out, by the reason.
     pub left_out: LeftOutCounts,
+}
+
+impl Outcome {
+    /// The text of an ERROR, as its message contains it; `None` for every other message, and if nothing was sent.
+    pub fn error_text(&self) -> Option<String> {
+        let message: Value = serde_json::from_str(self.message.as_deref()?).ok()?;
+        message.pointer("/event_data/error/message")?.as_str().map(str::to_owned)
+    }
 }
 
 impl From<MessageKind> for OutcomeKind {
@@ -441,4 +450,29 @@ fn refused(message: &StoredMessage, status: u16, reason: &str) -> Error {
 
 fn not_delivered(message: &StoredMessage, reason: &str) -> Error {
     Error::NotDelivered { message: message.event_type.clone(), reason: reason.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outcome_has_the_text_of_an_error() {
+        let outcome = |message: Option<&str>| Outcome {
+            kind: OutcomeKind::Error,
+            event_type: "EXTRACTION_DATA_ERROR".to_owned(),
+            message: message.map(str::to_owned),
+            artifacts: 0,
+            run: None,
+            replayed: false,
+            attachments: AttachmentCounts::default(),
+            ignored_watermark: None,
+            findings: FindingCounts::default(),
+            left_out: LeftOutCounts::default(),
+        };
+        let error = outcome(Some(r#"{"event_data":{"error":{"message":"the source is gone"}}}"#));
+        assert_eq!(error.error_text().as_deref(), Some("the source is gone"));
+        assert_eq!(outcome(Some(r#"{"event_data":{"progress":7}}"#)).error_text(), None);
+        assert_eq!(outcome(None).error_text(), None);
+    }
 }

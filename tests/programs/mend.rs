@@ -784,5 +784,8 @@ fn worker_states_are_compared_as_stores_are_and_with_stores() {
     let said = diff("state.redb", "attachments.json");
     assert!(said.contains("acme/files: messages kept: ") && !said.contains("attachments settled"), "{said}");
     let (code, _, stderr) = place.says(&["diff", "state.redb", "attachments.json"]);
-    assert!(code == Some(2) && stderr.contains("does not contain the name of its unit: use --unit"), "{stderr}");
+    assert!(
+        code == Some(2) && stderr.contains("does not contain the name of its unit: use --unit"),
+        "{stderr}"
+    );
 }
