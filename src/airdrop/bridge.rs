@@ -135,13 +135,14 @@ impl<E: Sync> Queue<E> {
     }
 
     /// Asks for a call, and waits for its answer; until `deadlines` say that nobody may any more.
-    fn ask<A: Send + 'static, X: From<String>>(
+    fn ask<A, X>(
         &self,
         deadlines: Option<&Deadlines>,
         call: impl for<'e> FnOnce(&'e E) -> Answering<'e, Result<A, X>> + Send + 'static,
     ) -> Result<A, X>
     where
-        X: Send + 'static,
+        A: Send + 'static,
+        X: From<String> + Send + 'static,
     {
         let waits = Arc::new(());
         let (tell, told) = sync_channel(1);
