@@ -257,7 +257,8 @@ pub(crate) fn invocation(dir: &Path, act: &str) -> Option<OutcomeKind> {
     let event = Event::from_json(&event.json).unwrap();
     let store = Store::options().batch_items(20).open(dir.join("state.redb")).unwrap();
     let source = Issues { act: act.to_owned() };
-    let serve = Serve::new().without_attachments_phase();
+    // Page by page, so that it is known what is stored when it dies or fails.
+    let serve = Serve::new().without_attachments_phase().ahead(0);
     Some(serve.serve(&store, &local, &source, &event).unwrap().kind)
 }
 
