@@ -1,8 +1,8 @@
-//! What the bytes of a batch are: JSON Lines in one gzip member.
+//! The bytes of a batch: JSON Lines in one gzip member.
 //!
-//! A line is one record and a newline. The member is written with no name and no time in its header, so the same
-//! lines give the same bytes with the same build of the compressor; identity is the batch's key all the same, never
-//! a hash of these bytes. gzip: RFC 1952; JSON Lines: <https://jsonlines.org>.
+//! A line is one record and a newline. The member's header has no name and no time, so the same build of the
+//! compressor makes the same bytes of the same lines. Still, a batch is identified by its key, never by a hash of
+//! these bytes. gzip: RFC 1952; JSON Lines: <https://jsonlines.org>.
 
 use std::io::{self, BufRead, BufReader, Cursor, Read, Write};
 use std::num::NonZeroUsize;
@@ -19,12 +19,12 @@ pub(crate) const CONTENT_TYPE: &str = "application/x-gzip";
 /// Bytes read from the source of a document at a time.
 const READ_BYTES: usize = 128 * 1024;
 
-/// The two bytes that every gzip member begins with, and no text does.
+/// The first two bytes of every gzip member; no text begins with them.
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
-/// Reads `input` as plain text, whether it is gzipped (in any number of members) or not.
+/// Reads `input` as plain text. It may be gzipped, in any number of members.
 pub(crate) fn reader<'r>(mut input: impl Read + 'r) -> io::Result<Box<dyn BufRead + 'r>> {
-    // A pipe may hand over one byte at a time.
+    // A pipe may return one byte at a time.
     let mut head = Vec::with_capacity(GZIP_MAGIC.len());
     input.by_ref().take(GZIP_MAGIC.len() as u64).read_to_end(&mut head)?;
     let gzipped = head == GZIP_MAGIC;
@@ -49,7 +49,7 @@ impl Level {
         if level > 9 {
             return Err(Error::Invalid {
                 what: format!("the compression level {level}"),
-                reason: "it goes from 0 (stored) to 9 (smallest)".to_owned(),
+                reason: "it must be from 0 (stored) to 9 (smallest)".to_owned(),
             });
         }
         Ok(Self(level))
@@ -57,7 +57,7 @@ impl Level {
 }
 
 impl Default for Level {
-    /// Level 1: on a JSON source four times as fast as 6, for two thirds of its gain.
+    /// Level 1: on a JSON source, four times as fast as level 6, and two thirds of its gain.
     fn default() -> Self {
         Self(1)
     }
@@ -76,7 +76,7 @@ pub(crate) fn compress(pieces: &[&[u8]], level: Level) -> Result<Vec<u8>> {
     write().and_then(|()| encoder.finish()).map_err(|error| Error::io("compress a batch", error))
 }
 
-/// Puts each batch's pieces of JSON Lines into a gzip member of its own, on as many cores as there are.
+/// Compresses each batch's pieces of JSON Lines into a gzip member of its own, on all cores.
 pub(crate) fn compress_all(batches: &[Vec<&[u8]>], level: Level) -> Result<Vec<Vec<u8>>> {
     // To ask for the cores is to read files of the system.
     let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
@@ -105,21 +105,22 @@ pub(crate) fn compress_all(batches: &[Vec<&[u8]>], level: Level) -> Result<Vec<V
     })
 }
 
-/// Lines, by the newlines that end them.
+/// Counts lines by their newlines.
 // A crate for this would gain little: what is counted was just decompressed, or is about to be.
 #[allow(clippy::naive_bytecount)]
 pub(crate) fn line_count(bytes: &[u8]) -> u64 {
     bytes.iter().filter(|&&byte| byte == b'\n').count() as u64
 }
 
-/// What a member was found to hold.
+/// What a member contains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Contents {
     pub(crate) lines: u64,
     pub(crate) line_bytes: u64,
 }
 
-/// Writes the lines of a member out, decoding all of it: its checksum, its length, and that nothing follows it.
+/// Writes the lines of a member to `out`. Decodes all of it: verifies its checksum and its length, and that nothing
+/// follows it.
 ///
 /// # Errors
 /// `InvalidData` or `UnexpectedEof` if it is not one whole member of at most `line_bytes_max`; those of `out`.
@@ -133,7 +134,7 @@ pub(crate) fn decompress(member: &[u8], line_bytes_max: u64, out: &mut dyn Write
             Ok(0) => break,
             Ok(read) => buffer.get(..read).unwrap_or_default(),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            // flate2 says `InvalidInput` of most damage; the input here is what was stored.
+            // flate2 reports most damage as `InvalidInput`; here the input is what was stored.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
                 return Err(damaged(error.to_string()));
             }
@@ -171,7 +172,7 @@ mod tests {
         for end in 0..member.len() {
             assert!(decompress(&member[..end], 100, &mut io::sink()).is_err(), "cut to {end}");
         }
-        // The header's time and flags may differ in one that decodes all the same; its body may not.
+        // The header's time and flags may change and still decode; the body may not.
         for at in 10..member.len() {
             let mut flipped = member.clone();
             flipped[at] ^= 1;

@@ -1,8 +1,8 @@
-//! Time, as something that can be replayed.
+//! Time, in a form that can be replayed.
 //!
-//! Every moment and every wait in this crate comes through a [`Clock`], so that the crash explorer can step it
-//! back, jump it ahead and repeat a run exactly. Moments are UTC and cut to whole microseconds where they come
-//! in, so that what is compared is what was stored.
+//! Every moment and every wait in this crate comes from a [`Clock`], so that the crash explorer can step it back,
+//! jump it ahead and repeat a run exactly. Moments are UTC, cut to whole microseconds when they are read, so that a
+//! moment compares equal to its stored form.
 
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -38,7 +38,7 @@ pub struct SystemClock {
     origin: Instant,
 }
 
-#[allow(clippy::disallowed_methods, reason = "this is where the machine's clock comes in")]
+#[allow(clippy::disallowed_methods, reason = "this is where the machine's clock is read")]
 impl SystemClock {
     /// A clock whose [`Clock::elapsed`] starts now.
     pub fn new() -> Self {
@@ -52,7 +52,7 @@ impl Default for SystemClock {
     }
 }
 
-#[allow(clippy::disallowed_methods, reason = "this is where the machine's clock comes in")]
+#[allow(clippy::disallowed_methods, reason = "this is where the machine's clock is read")]
 impl Clock for SystemClock {
     fn now(&self) -> DateTime<Utc> {
         Utc::now().trunc_subsecs(6)
@@ -65,7 +65,8 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that moves only when told to, or when somebody sleeps on it. A clone is another handle of the same clock.
+/// A clock that moves only when it is told to, or when somebody sleeps on it. A clone is another handle of the same
+/// clock.
 #[derive(Debug, Clone)]
 pub struct VirtualClock {
     at: Arc<Mutex<At>>,
@@ -78,7 +79,7 @@ struct At {
 }
 
 impl VirtualClock {
-    /// A clock that stands at `now`.
+    /// A clock that is set to `now`.
     pub fn at(now: DateTime<Utc>) -> Self {
         Self { at: Arc::new(Mutex::new(At { now, elapsed: Duration::ZERO })) }
     }

@@ -11,7 +11,7 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Everything that can go wrong. After an error, the disk holds what it held before the call, unless the variant says
-/// more.
+/// otherwise.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -21,7 +21,7 @@ pub enum Error {
         /// The store file.
         path: PathBuf,
     },
-    /// The file is no store of ours.
+    /// The file is not a store of ours.
     #[error("{} is not a highwater store: {reason}", path.display())]
     NotAStore {
         /// The file.
@@ -29,11 +29,11 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// The store file was deleted or replaced while it was open, so another worker may be using the new one. Nothing
-    /// was sent or changed after that was found.
+    /// The store file was deleted or replaced while it was open, so another worker may be using the new one. When
+    /// that was found, nothing more was sent or changed.
     #[error(
-        "{} was deleted or replaced while it was open: stop this worker, as another one may be using what is there \
-             now; nothing was sent",
+        "{} was deleted or replaced while it was open: stop this worker, because another one may be using the new \
+             file; nothing was sent",
         path.display()
     )]
     Replaced {
@@ -57,7 +57,7 @@ pub enum Error {
     Corrupt {
         /// Table and key, or the file.
         what: String,
-        /// What does not fit.
+        /// What is inconsistent.
         reason: String,
     },
     /// The disk, or the file system, failed.
@@ -95,8 +95,9 @@ pub enum Error {
         found: u64,
         /// Bytes that are left for it.
         left: u64,
-        /// Bytes that all of them may take: [`CHECKPOINT_STATE_BYTES_MAX`](crate::limits::CHECKPOINT_STATE_BYTES_MAX), less
-        /// what others keep in the same worker state.
+        /// Bytes that all of them may take:
+        /// [`CHECKPOINT_STATE_BYTES_MAX`](crate::limits::CHECKPOINT_STATE_BYTES_MAX), less what other keys of the
+        /// same worker state take.
         limit: u64,
     },
     /// A value that the caller gave is not allowed.
@@ -119,18 +120,18 @@ pub enum Error {
         stream: String,
         /// The stored JSON text, cut to 200 characters.
         cursor: String,
-        /// What the decoder said.
+        /// The decoder's error.
         #[source]
         source: BoxError,
     },
     /// A stored bookmark or value cannot be read as the type asked for, or a new one cannot be written as JSON.
-    #[error("{what} of {sync_unit} is not of the type asked for")]
+    #[error("{what} of {sync_unit} does not have the requested type")]
     Value {
         /// The bookmark or value.
         what: String,
         /// The sync unit.
         sync_unit: String,
-        /// What the decoder or encoder said.
+        /// The decoder's or encoder's error.
         #[source]
         source: BoxError,
     },
@@ -175,29 +176,29 @@ pub enum Error {
         /// The limit.
         limit: u64,
     },
-    /// More records are rejected than may be. Nothing of the page is stored, and it is fetched again.
+    /// Too many records would be rejected. Nothing of the page is stored, and it is fetched again.
     #[error(
-        "{found} records of {sync_unit} would be rejected and not yet asked for again, the limit is {limit} ids; the last \
+        "{found} rejected records of {sync_unit} would be waiting to be requested again, over the limit of {limit} ids; the last \
          is {id} of {item_type}: {reason}; mend the extractor or the source, or raise the limit"
     )]
     TooManyRejected {
         /// The sync unit.
         sync_unit: String,
-        /// The item type and the id of one that is over the limit, and why it was rejected.
+        /// The item type of a record over the limit.
         item_type: String,
         /// Its id.
         id: String,
         /// Why it was rejected.
         reason: String,
-        /// How many there would be.
+        /// The number of rejected records with this page.
         found: u64,
-        /// How many there may be: [`REJECTED_IDS_MAX`](crate::limits::REJECTED_IDS_MAX), unless
-        /// [`Serve::rejected_max`](crate::airdrop::Serve::rejected_max) sets another.
+        /// The most allowed: [`REJECTED_IDS_MAX`](crate::limits::REJECTED_IDS_MAX), unless
+        /// [`Serve::rejected_max`](crate::airdrop::Serve::rejected_max) sets another limit.
         limit: u64,
     },
     /// A later life of this run has begun. This one must stop.
     #[error(
-        "run {run} of {sync_unit} was begun again elsewhere: this one must stop, and has changed nothing"
+        "another worker has resumed run {run} of {sync_unit}: this one must stop, and has changed nothing"
     )]
     Fenced {
         /// The sync unit.
@@ -205,7 +206,7 @@ pub enum Error {
         /// The run.
         run: String,
     },
-    /// The event is of a run that is over, or a newer event came first. Nothing was sent or changed.
+    /// The event belongs to a run that is over, or a newer event came first. Nothing was sent or changed.
     #[error("the event belongs to run {run} of {sync_unit}, {reason}: nothing was sent")]
     StaleEvent {
         /// The sync unit.
@@ -223,7 +224,7 @@ pub enum Error {
         /// What was expected there.
         expected: String,
     },
-    /// What the platform keeps for a sync unit cannot be read. Nothing is guessed from it, and nothing was changed.
+    /// What the platform keeps for a sync unit cannot be read. Nothing was guessed from it, and nothing was changed.
     #[error(
         "{what} cannot be read: {reason}; to start over, let the platform delete the data state of the sync unit \
          (EXTRACTION_DATA_DELETE)"
@@ -231,7 +232,7 @@ pub enum Error {
     WorkerState {
         /// The worker state, or the key of it.
         what: String,
-        /// What does not fit.
+        /// What is wrong with it.
         reason: String,
     },
     /// The worker state could not be fetched from the platform. Nothing was sent or changed: serve the same event
@@ -240,7 +241,7 @@ pub enum Error {
     NotFetched {
         /// The sync unit.
         sync_unit: String,
-        /// What the platform said.
+        /// The platform's answer.
         reason: String,
     },
     /// The platform did not accept a checkpoint. Nothing was sent that depends on it: serve the same event again to
@@ -249,7 +250,7 @@ pub enum Error {
     NotSaved {
         /// The sync unit.
         sync_unit: String,
-        /// What the platform said.
+        /// The platform's answer.
         reason: String,
     },
     /// The invocation was asked to stop before it could answer. Nothing was sent: serve the same event again to resume.
@@ -264,7 +265,7 @@ pub enum Error {
     NotDelivered {
         /// The event type of the message.
         message: String,
-        /// What the platform said.
+        /// The platform's answer.
         reason: String,
     },
 }
@@ -275,7 +276,7 @@ pub enum Error {
 pub enum ErrorKind {
     /// Try again later; nothing was lost.
     Retry,
-    /// Stop: another worker has the unit, or may have it, or the event is of the past.
+    /// Stop: another worker has the unit, or may have it, or the event belongs to the past.
     Fenced,
     /// Another process has the store open: wait until it ends.
     InUse,
@@ -324,7 +325,7 @@ impl Error {
     }
 }
 
-/// An error and its causes on one line, as it stands in a log or in a message to the platform.
+/// An error and its causes on one line, for a log or a message to the platform.
 pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -336,13 +337,13 @@ pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
-/// What a panic said.
+/// The message of a panic.
 pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     if let Some(text) = panic.downcast_ref::<&str>() {
         (*text).to_owned()
     } else if let Some(text) = panic.downcast_ref::<String>() {
         text.clone()
     } else {
-        "panicked with something that is no text".to_owned()
+        "panicked with a value that is not text".to_owned()
     }
 }

@@ -7,13 +7,13 @@
 //!   [`airdrop::serve`]. Uploads, retries, deadlines and the one message per event are done there.
 //! - **Extract for another platform.** Open a [`Store`], [begin](SyncUnit::begin) a run, upload what [`Run::batches`]
 //!   yields, and [finish](Run::finish) the run: the loop below.
-//! - **Check records** against their metadata before they leave: [`record`].
+//! - **Check records** against their metadata before they are sent: [`record`].
 //! - **Test it.** `testing::Explore` (feature `testing`) kills your extractor at every step, and counts what arrived.
-//! - **Look at a store**, also one whose owner was killed, and mend it: the program `highwater-dump` (feature `cli`), or
-//!   `inspect` and `mend` (feature `inspect`).
+//! - **Inspect a store**, also one whose owner was killed, and mend it: with the program `highwater-dump` (feature
+//!   `cli`), or with `inspect` and `mend` (feature `inspect`).
 //!
 //! One file holds the state of any number of sync units. The crate is not a scheduler, not a client of anybody's API,
-//! not a queue between machines, and no place for the records: their bytes are dropped as soon as the platform has
+//! not a queue between machines, and not a place for the records: their bytes are dropped as soon as the platform has
 //! them.
 //!
 //! # The loop
@@ -55,9 +55,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Leaving the loop early, dropping a batch and dying are all safe, and have the same effect: the next `begin` resumes
-//! the run, and the next [`Run::batches`] first yields what was not acknowledged. If an upload is not idempotent, or
-//! the platform has a separate step to confirm it, [`Batch::uploaded`] stores the id between the two.
+//! It is safe to leave the loop early, to drop a batch, and to die: each has the same effect. The next `begin`
+//! resumes the run, and the next [`Run::batches`] first yields what was not acknowledged. If an upload is not
+//! idempotent, or the platform has a separate step to confirm it, [`Batch::uploaded`] stores the id between the two.
 //!
 //! # Words
 //!
@@ -66,10 +66,10 @@
 //! | sync unit | what is synced on its own (a project, a repository, a board); all state belongs to one |
 //! | run | one extraction of a sync unit, from `begin` to `finish`, over any number of lives of the process |
 //! | stream, page, cursor | one listing of the source; what one fetch of it returns; where the next fetch starts |
-//! | reject | leave a bad record out, and have the next run ask for it again |
+//! | reject | leave a bad record out, so that the next run requests it again |
 //! | stage | the one transaction that stores a page's records and the cursor after it |
-//! | batch, artifact | records of one item type as gzipped JSON Lines; the same, once the platform has an id for it |
-//! | confirm, announce, acknowledge | the platform knows an artifact is ours; a message names it; both, in the caller's loop |
+//! | batch, artifact | records of one item type as gzipped JSON Lines; the same, once the platform has given it an id |
+//! | confirm, announce, acknowledge | the platform links an artifact to the run; a message names it; both, in the caller's loop |
 //! | watermark, bookmark | when the last finished run started; what a stream left for the next run to start from |
 //! | event, message, seal | what Airdrop sends; the one answer to it; to store the answer's bytes before it is sent |
 //!
@@ -77,43 +77,46 @@
 //!
 //! From the moment a page is staged, for a run that is not abandoned:
 //!
-//! - **G1, nothing staged is lost.** Each staged record is in exactly one announced batch. (What an abandoned run had
-//!   not announced, the next run fetches again: the watermark has not moved.)
+//! - **G1, nothing staged is lost.** Each staged record is in exactly one announced batch. (If a run is abandoned,
+//!   the next run fetches again what it had not announced: the watermark has not moved.)
 //! - **G2, nothing is announced twice.** A batch is acknowledged once, or named by exactly one message. A message is
-//!   sealed before it is sent: sent again, it is the same bytes under the same key.
-//! - **G3, confirmed is what is announced**, at every accepted DONE, and at every accepted ERROR before which the fate
-//!   of each confirm could be settled. So G1 and G2 hold whether a platform counts announced artifacts or confirmed
-//!   ones. (The protocol does not confirm external sync units. When the platform gives a run up, what was confirmed
-//!   after its last accepted message is in no message; the next run delivers it under new ids.)
-//! - **G4, the watermark never runs ahead.** It moves when a run is finished and at no other time, to the moment at
-//!   which that run *started*, in whichever life. A stream's bookmark moves with it.
+//!   sealed before it is sent; if it is sent again, it has the same bytes and the same key.
+//! - **G3, confirmed is what is announced**, at every accepted DONE, and at every accepted ERROR before which the
+//!   outcome of each confirm could be determined. So G1 and G2 hold whether a platform counts announced artifacts or
+//!   confirmed ones. (The protocol does not confirm external sync units. If the platform gives up a run, artifacts
+//!   that were confirmed after its last accepted message are in no message; the next run delivers them under new
+//!   ids.)
+//! - **G4, the watermark never runs ahead.** It moves only when a run finishes, to the moment when that run
+//!   *started*, in its first life. A stream's bookmark moves with it.
 //! - **G5, a kill costs little**: the page that was being fetched is fetched again. A worker without a disk
-//!   ([`Serve::checkpoints`](airdrop::Serve::checkpoints)) repeats what followed its last checkpoint. An invocation
-//!   that lives long enough for one page makes progress.
+//!   ([`Serve::checkpoints`](airdrop::Serve::checkpoints)) repeats everything after its last checkpoint. Every
+//!   invocation that lives long enough for one page makes progress.
 //!
 //! # Not claimed
 //!
 //! - **N1.** A message is sent again if its answer was lost. The receiver must recognise it, by its bytes or its key
 //!   (`Idempotency-Key`).
 //! - **N2.** A kill during an upload leaves at most one upload per call in flight that nobody confirms or announces;
-//!   without a disk, those since the last checkpoint.
-//! - **N3.** The platform keeps its side of the conversation: an event delivered again has the `request_id` it had;
-//!   confirming twice is the same as once; CONTINUE is sent only after a PROGRESS or DELAY of ours was accepted.
-//! - **N4.** A lost store file does not come back, unless a checkpoint is kept with the platform. A CONTINUE of a run
-//!   that the store does not know is answered with ERROR, and the next START extracts everything. An old copy put in
-//!   its place does not know what was announced since.
-//! - **N5.** A disk must not say "synced" before it is. The store detects damage (every value has a checksum), but
-//!   cannot bring back what was never written.
-//! - **N6.** Two workers without a disk must not share a sync unit. The platform keeps what was saved last, and offers
-//!   no compare-and-set. The loser is fenced at its next save; between its look and that save it can repeat or lose.
-//!   [`Serve::settle_after_takeover`](airdrop::Serve::settle_after_takeover) waits for that window to pass.
-//! - **N7.** Once per run is not once for ever: what was modified after the last finished run *started* is announced
-//!   again by the next run.
+//!   without a disk, all uploads since the last checkpoint.
+//! - **N3.** The platform must keep its side of the protocol: an event that is delivered again has the same
+//!   `request_id`; confirming twice is the same as once; CONTINUE is sent only after a PROGRESS or DELAY of ours was
+//!   accepted.
+//! - **N4.** A lost store file cannot be restored, unless a checkpoint is kept with the platform. A CONTINUE of a run
+//!   that the store does not know is answered with ERROR, and the next START extracts everything. An old copy of the
+//!   file does not know what was announced since it was made.
+//! - **N5.** A disk must not report a sync before the data is durable. The store detects damage (every value has a
+//!   checksum), but cannot restore what was never written.
+//! - **N6.** Two workers without a disk must not share a sync unit. The platform keeps what was saved last, and has
+//!   no compare-and-set. The loser is fenced at its next save; between its read and that save it can repeat or lose
+//!   records. [`Serve::settle_after_takeover`](airdrop::Serve::settle_after_takeover) waits for that window to pass.
+//! - **N7.** Once per run does not mean once forever: what was modified after the last finished run *started* is
+//!   announced again by the next run.
 //!
-//! # Where to read on
+//! # More documentation
 //!
-//! The folder `docs` of the repository has the guide, which builds a connector step by step, and a page each on
-//! Airdrop, attachments, operations, the format, the proof, the benchmarks, and the design with the table of rooms.
+//! The folder `docs` of the repository has the guide, which builds a connector step by step, recipes, and a page each
+//! on Airdrop, attachments, operations, the format, the proof, the benchmarks, and the design with the table of
+//! rooms.
 
 #![cfg_attr(
     not(test),
@@ -123,7 +126,7 @@
         clippy::indexing_slicing,
         clippy::print_stdout,
         clippy::print_stderr,
-        // Time and chance come through `Clock` and seeds (see `clippy.toml`), so that every run can be replayed.
+        // Time and chance come from `Clock` and seeds (see `clippy.toml`), so that every run can be replayed.
         clippy::disallowed_methods
     )
 )]
@@ -142,7 +145,7 @@ mod transfer;
 mod artifact;
 pub mod record;
 
-// Layers 2 and 3: what is remembered.
+// Layers 2 and 3: what is stored.
 mod store;
 
 // Layers 1 and 4: Airdrop.
@@ -180,7 +183,7 @@ pub mod limits {
     };
 }
 
-/// The examples of the README and of the pages that need no crate beside this one are tests, too.
+/// The examples of the README and of the pages that need no other crate are tests too.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 #[doc = include_str!("../docs/attachments.md")]

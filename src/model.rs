@@ -1,4 +1,4 @@
-//! Ids, limits, phases and the pure rules of which event a run may be given next.
+//! Ids, limits, phases, and the pure rules for which event a run accepts next.
 //!
 //! Nothing here touches a disk or a clock.
 
@@ -25,40 +25,41 @@ pub const VALUE_BYTES_MAX: usize = 64 * 1024;
 pub const ID_BYTES_MAX: usize = 512;
 /// Batches of one run that may be unacknowledged before [`Run::batches`](crate::Run::batches) fetches no more.
 pub const OPEN_BATCHES_MAX: u64 = 256;
-/// Bytes of a message at which no more artifacts are taken in.
+/// Bytes of a message at which no more artifacts are added.
 pub const MESSAGE_BYTES_SOFT: usize = 160_000;
-/// Bytes of a worker state, as it is posted, at which an invocation ends.
+/// Bytes of a worker state, as posted, at which an invocation ends.
 pub const CHECKPOINT_BYTES_SOFT: usize = 600_000;
-/// Bytes of a worker state, as it is posted, over which it is not saved.
+/// Bytes of a worker state, as posted, above which it is not saved.
 pub const CHECKPOINT_BYTES_MAX: usize = 900_000;
-/// Bytes that the cursors, bookmarks and values of a unit may take together where checkpoints are kept, as JSON with their
-/// names; less what others keep in the same worker state.
+/// Bytes that the cursors, bookmarks and values of a unit may take together where checkpoints are kept, as JSON with
+/// their names; less what other keys of the same worker state take.
 pub const CHECKPOINT_STATE_BYTES_MAX: usize = 450_000;
-/// Child listings of a run that may be pending, that is named and not exhausted, at a time.
+/// Child listings of a run that may be pending (named and not exhausted) at one time.
 pub const CHILD_LISTINGS_MAX: u64 = 20_000;
-/// Bytes of them together: of their streams, parents, data and cursors, and 60 for each. Where a checkpoint is kept, they
-/// share [`CHECKPOINT_STATE_BYTES_MAX`] with what else the extractor sets.
+/// Bytes of them together: of their streams, parents, data and cursors, and 60 for each. If checkpoints are kept,
+/// they share [`CHECKPOINT_STATE_BYTES_MAX`] with the extractor's other values.
 pub const CHILD_LISTINGS_BYTES_MAX: u64 = 4 * 1024 * 1024;
-/// Bytes of what is kept with a child listing for the extractor, as JSON.
+/// Bytes of the extractor's data for a child listing, as JSON.
 pub const CHILD_DATA_BYTES_MAX: usize = 4 * 1024;
-/// Bytes of a message that the platform's queue carries at most.
+/// The most bytes of a message that the platform's queue accepts.
 pub const MESSAGE_BYTES_MAX: usize = 200_000;
-/// Findings of one kind that a run keeps as text; what is beyond is counted.
+/// Findings of one kind that a run keeps as text; further ones are counted.
 pub const FINDINGS_KEPT: u64 = 10;
-/// Bytes of a finding's text; what is beyond is cut.
+/// Bytes of a finding's text; the rest is cut.
 pub const FINDING_BYTES_MAX: usize = 600;
-/// Kinds of findings that a run tells apart by item type, rule and place. As many again are told apart by item type
-/// and rule; what is beyond is counted by rule alone.
+/// Kinds of findings that a run counts by item type, rule and place. The same number again is counted by item type
+/// and rule; further ones by rule alone.
 pub const FINDING_KINDS_MAX: usize = 64;
-/// Ids of rejected records that a sync unit may have at a time, unless set otherwise.
+/// Ids of rejected records that a sync unit may have at one time, unless set otherwise.
 pub const REJECTED_IDS_MAX: u64 = 1_000;
-/// Of the records that a run read, the part that may be rejected, in percent, unless set otherwise.
+/// The percentage of the records read in a run that may be rejected, unless set otherwise.
 pub const REJECTED_PERCENT_MAX: u8 = 1;
-/// Rejected records of a run that are never too many for a part of it: else one bad record would stop a small run.
+/// This many rejected records of a run are always allowed, whatever the percentage: else one bad record would stop a
+/// small run.
 pub const REJECTED_FEW: u64 = 10;
-/// Rejected records of a run that are kept whole: of one item type and kind at most [`FINDINGS_KEPT`].
+/// Rejected records of a run that are kept whole: at most [`FINDINGS_KEPT`] of one item type and kind.
 pub const REJECTED_KEPT_MAX: usize = 100;
-/// Bytes of the JSON text of a rejected record that is kept; what is beyond is cut.
+/// Bytes of a rejected record's JSON text that are kept; the rest is cut.
 pub const REJECTED_JSON_BYTES_MAX: usize = 16 * 1024;
 /// Bytes of ids of records to be announced once that a run remembers: 64 and the length of the item type for each.
 pub const ONCE_BYTES_MAX: u64 = 16 * 1024 * 1024;
@@ -66,19 +67,19 @@ pub const ONCE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 pub const ONCE_CHECKPOINT_BYTES_MAX: usize = 128 * 1024;
 /// Ids that an extractor is asked for at once.
 pub const REFETCH_IDS: usize = 100;
-/// Finished and abandoned runs whose figures the ledger keeps, per sync unit.
+/// Finished and abandoned runs whose counts the ledger keeps, per sync unit.
 pub const LEDGER_RUNS_MAX: u64 = 1_000;
 /// A watermark further ahead of the clock than this comes from a bad clock and is not used.
 pub const CLOCK_AHEAD_MAX: Duration = Duration::from_secs(5 * 60);
 
-/// How many bytes a worker state may take, as it is posted. The explorer's are smaller, so that they are come near to.
+/// How many bytes a worker state may take, as posted. The explorer uses smaller limits, so that it comes near them.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StateLimits {
     /// At which an invocation ends.
     pub(crate) soft: usize,
-    /// Over which it is not saved.
+    /// Above which it is not saved.
     pub(crate) max: usize,
-    /// That what an extractor sets may take.
+    /// For what an extractor sets.
     pub(crate) own: usize,
 }
 
@@ -88,11 +89,11 @@ impl Default for StateLimits {
     }
 }
 
-/// The start of a unit id that is ours: the external-sync-units phase has no sync unit to keep its state under.
+/// The prefix of our own unit ids: the external-sync-units phase has no sync unit to keep its state under.
 pub(crate) const RESERVED_UNIT_PREFIX: &str = "@external-sync-units/";
-/// The start of a value key that is ours: what a run keeps beside its rows.
+/// The prefix of our own value keys: what a run keeps beside its rows.
 pub(crate) const RESERVED_VALUE_PREFIX: &str = "@highwater/";
-/// The value key under which the connector's own keys of the worker state are kept, where the extractor sets them.
+/// The value key for the connector's own keys of the worker state, if the extractor sets them.
 pub(crate) const CONNECTOR_STATE_VALUE: &str = "@highwater.connector";
 
 /// Checks a name that becomes part of a key, a file name or a line on a terminal.
@@ -114,7 +115,7 @@ fn check_name(what: &str, name: &str) -> Result<()> {
     if name.chars().any(char::is_control) {
         return Err(Error::Invalid {
             what: format!("{what} {name:?}"),
-            reason: "it must not hold control characters".to_owned(),
+            reason: "it must not contain control characters".to_owned(),
         });
     }
     Ok(())
@@ -127,7 +128,7 @@ macro_rules! names {
         $seen struct $type(String);
 
         impl $type {
-            /// Takes a name of 1 to [`ID_BYTES_MAX`] bytes without control characters.
+            /// Accepts a name of 1 to [`ID_BYTES_MAX`] bytes without control characters.
             ///
             /// # Errors
             /// `TooLarge` or `Invalid`, naming it.
@@ -158,20 +159,20 @@ names! {
     pub RunId = "the run id";
     /// One cursor through one listing of the source.
     pub(crate) StreamName = "the stream name";
-    /// Whose listing a child listing is, in the external system.
+    /// The id, in the external system, of the record that a child listing belongs to.
     pub(crate) ParentId = "the parent of a child listing";
-    /// What the platform calls an uploaded batch.
+    /// The platform's id of an uploaded batch.
     pub ArtifactId = "the artifact id";
     /// The name of a small value of the extractor's own.
     pub(crate) ValueKey = "the value key";
 }
 
-/// The kind of a record within a sync unit. It becomes a file name, so it holds no slash either.
+/// The kind of a record within a sync unit. It becomes a file name, so it must not contain a slash.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ItemType(String);
 
 impl ItemType {
-    /// Takes a name of 1 to [`ID_BYTES_MAX`] bytes without control characters or slashes.
+    /// Accepts a name of 1 to [`ID_BYTES_MAX`] bytes without control characters or slashes.
     ///
     /// # Errors
     /// `TooLarge` or `Invalid`, naming it.
@@ -181,7 +182,7 @@ impl ItemType {
         if name.contains(['/', '\\']) {
             return Err(Error::Invalid {
                 what: format!("the item type {name:?}"),
-                reason: "it becomes a file name, so it must not hold a slash".to_owned(),
+                reason: "it becomes a file name, so it must not contain a slash".to_owned(),
             });
         }
         Ok(Self(name))
@@ -208,7 +209,7 @@ impl Micros {
         Self(time.trunc_subsecs(6).timestamp_micros())
     }
 
-    /// The same moment; one that chrono cannot hold becomes the nearest that it can.
+    /// The same moment; if chrono cannot represent it, the nearest one that it can.
     pub(crate) fn to_time(self) -> DateTime<Utc> {
         DateTime::from_timestamp_micros(self.0).unwrap_or(if self.0 < 0 {
             DateTime::<Utc>::MIN_UTC
@@ -221,7 +222,7 @@ impl Micros {
         Self(self.0.saturating_sub(i64::try_from(span.as_micros()).unwrap_or(i64::MAX)))
     }
 
-    /// How long ago `earlier` was; zero if it lies ahead.
+    /// The time since `earlier`; zero if that is later.
     pub(crate) fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
@@ -235,13 +236,13 @@ impl Micros {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
-    /// Which containers are there to choose from; only before a first import, and without a sync unit.
+    /// The containers that can be chosen; only before a first import, and without a sync unit.
     ExternalSyncUnits,
-    /// What record types there are.
+    /// The record types.
     Metadata,
     /// The records.
     Data,
-    /// The files that records name.
+    /// The files that records refer to.
     Attachments,
 }
 
@@ -291,35 +292,35 @@ impl Phases {
     }
 }
 
-/// Whether an event opens a phase or goes on with it.
+/// Whether an event starts a phase or continues it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Step {
-    /// It opens the phase.
+    /// It starts the phase.
     Start,
-    /// It goes on with it.
+    /// It continues the phase.
     Continue,
 }
 
-/// What an event means to a run that knows it belongs to it.
+/// What an event means for the run that it belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Move {
-    /// The phase is entered, or gone on with.
+    /// The phase starts or continues.
     Work,
-    /// The phase is over already: its DONE is said again, with nothing new in it.
+    /// The phase is over already: its DONE is sent again, with nothing new in it.
     Repeat,
-    /// The phases before it are not over, so something would be lost: ERROR.
+    /// The phases before it are not over, so records would be lost: ERROR.
     Refuse,
 }
 
-/// Decides what an event of `phase` means to a run that stands in `current` with `done` behind it.
+/// Decides what an event of `phase` means for a run whose phase is `current` and which has completed `done`.
 ///
-/// A CONTINUE of a phase that was never entered means that a PROGRESS was accepted which this store does not know
-/// of: the store is an old copy, and to go on from it would lose records.
+/// A CONTINUE of a phase that never started means that a PROGRESS was accepted which this store does not know of: the
+/// store is an old copy, and to go on from it would lose records.
 pub(crate) fn phase_move(current: Option<Phase>, done: Phases, step: Step, phase: Phase) -> Move {
     if done.contains(phase) {
         return Move::Repeat;
     }
-    // Attachments come after data; metadata may be left out by a platform that has it already.
+    // Attachments come after data; a platform that has the metadata already may skip that phase.
     let skips_data = phase == Phase::Attachments && !done.contains(Phase::Data);
     match current {
         Some(current) if current > phase => Move::Repeat,
@@ -330,10 +331,10 @@ pub(crate) fn phase_move(current: Option<Phase>, done: Phases, step: Step, phase
     }
 }
 
-/// A rule of ours that a negative control can take away, so that a check shows that it would see it broken.
+/// A safety rule that a negative control can disable, to show that a check notices it.
 #[cfg_attr(
     not(feature = "testing"),
-    allow(dead_code, unreachable_pub, reason = "`testing` takes them away, and shows them to the world")
+    allow(dead_code, unreachable_pub, reason = "`testing` disables them, and makes them public")
 )]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -352,7 +353,7 @@ pub enum Safeguard {
     StartKept,
     /// Only what is confirmed is announced.
     AnnounceConfirmed,
-    /// An id is given up only if no attempt of unknown fate came before the refusal of its confirm.
+    /// An id is given up only if, before its confirm was refused, no attempt ended with an unknown outcome.
     IdKeptInDoubt,
     /// Events that were seen are remembered.
     EventsRemembered,
@@ -362,18 +363,18 @@ pub enum Safeguard {
     KeyedBySyncUnit,
     /// Without a disk: only what a saved checkpoint names is confirmed.
     ConfirmAfterSave,
-    /// Without a disk: only a message that a saved checkpoint holds is sent.
+    /// Without a disk: only a message in a saved checkpoint is sent.
     SendAfterSave,
-    /// Without a disk: a checkpoint stands between pages.
+    /// Without a disk: a checkpoint is taken between pages.
     CutAtPages,
     /// Without a disk: the holder's token is compared for equality, not for being newer.
     HolderToken,
-    /// Without a disk: what would not fit in the worker state is refused where it is set.
+    /// Without a disk: what would not fit in the worker state is refused when it is set.
     StateFits,
-    /// What an opened store shows is durable, also what an owner that was killed had not synced. Taken away, nothing is
-    /// synced between opening a store and its first change, which syncs all of it.
+    /// An opened store shows only durable rows, also those that a killed owner had not synced. Without this rule,
+    /// nothing is synced between opening a store and its first change, which syncs everything.
     DurableAtOpen,
-    /// A rejected record is kept to be asked for again.
+    /// A rejected record is kept to be requested again.
     RejectedKept,
     /// The id of a record that is announced once is kept with the page that brings it.
     OnceKept,
@@ -467,7 +468,7 @@ mod tests {
         assert_eq!(Phase::ALL.map(Phase::continues), [false, false, true, true]);
     }
 
-    /// The phase that a run stands in, those behind it, an event, and what that means.
+    /// The current phase of a run, its completed phases, an event, and what that means.
     type Case = (Option<Phase>, &'static [Phase], Step, Phase, Move);
 
     #[test]
@@ -476,7 +477,7 @@ mod tests {
         use Phase::{Attachments, Data, ExternalSyncUnits as Units, Metadata};
         use Step::{Continue, Start};
         let table: &[Case] = &[
-            // A run begins with any phase but that of attachments, which come after data, and never by going on.
+            // A run begins with any phase except attachments, which come after data, and never with a CONTINUE.
             (None, &[], Start, Units, Work),
             (None, &[], Start, Metadata, Work),
             (None, &[], Start, Data, Work),
@@ -484,20 +485,20 @@ mod tests {
             (None, &[], Continue, Metadata, Refuse),
             (None, &[], Continue, Data, Refuse),
             (None, &[], Continue, Attachments, Refuse),
-            // The phase that it stands in goes on, also where the platform says START again.
+            // The current phase goes on, also if the platform sends START again.
             (Some(Metadata), &[], Start, Metadata, Work),
             (Some(Data), &[], Continue, Data, Work),
             (Some(Data), &[Metadata], Start, Data, Work),
             (Some(Attachments), &[Data], Continue, Attachments, Work),
-            // A phase that is over is over.
+            // A completed phase is repeated.
             (Some(Metadata), &[Metadata], Start, Metadata, Repeat),
             (Some(Data), &[Data], Continue, Data, Repeat),
             (Some(Attachments), &[Data, Attachments], Start, Attachments, Repeat),
             (Some(Attachments), &[Data, Attachments], Start, Data, Repeat),
-            // What comes before the present phase is behind the run, even if it was left out.
+            // Phases before the current one are over, even if they were skipped.
             (Some(Data), &[], Start, Metadata, Repeat),
             (Some(Attachments), &[Data], Start, Metadata, Repeat),
-            // The next phase, once the present one is over; not before, and not by going on.
+            // The next phase starts once the current one is over; not before, and not with a CONTINUE.
             (Some(Metadata), &[Metadata], Start, Data, Work),
             (Some(Metadata), &[], Start, Data, Refuse),
             (Some(Metadata), &[Metadata], Continue, Data, Refuse),

@@ -1,20 +1,21 @@
-//! The life of an upload, a batch's or an attachment's, as one pure function.
+//! The life of an upload, of a batch or an attachment, as one pure function.
 //!
-//! An upload has one [`State`]. [`Rules::next`] takes it, and what happened, and says the state after that and what is
-//! to be done in it, or that the move is illegal. Nothing here touches a disk, a clock or the platform, and nothing else
-//! decides what may be done with an upload: the engine does what it is told to and tells what came of it, and the store
-//! stores no state that this function did not return.
+//! An upload has one [`State`]. [`Rules::next`] takes the state and an event, and returns the next state and what to
+//! do in it, or that the move is illegal. Nothing here touches a disk, a clock or the platform, and nothing else
+//! decides what may be done with an upload: the engine does what it is told and reports the outcome, and the store
+//! stores only states that this function returned.
 //!
-//! | state | what is to be done | what happened | state after it |
+//! | state | what to do | event | next state |
 //! | --- | --- | --- | --- |
 //! | `Staged` | upload the bytes | the platform took them under an id | `Named` |
 //! | | | refused for a passing reason | `Staged`, three times; then `Stuck` |
 //! | | | refused | `Stuck` |
 //! | `Named` | store the id | it is stored | `Uploaded` |
 //! | | | this run has used it before | `Staged`, three times; then `Stuck` |
-//! | `Uploaded` | have a checkpoint saved that names it, where checkpoints are kept; then confirm | a saved one does | `Uploaded`, saved |
+//! | `Uploaded` | where checkpoints are kept, save a checkpoint that names it; then confirm | a saved one does |
+//! `Uploaded`, saved |
 //! | | | confirmed | `Known` |
-//! | | | nobody knows what came of the confirm | `Uploaded`, in doubt |
+//! | | | the outcome of the confirm is unknown | `Uploaded`, in doubt |
 //! | | | the confirm was refused | `Rejected`; in doubt, or for the second time, `Stuck` |
 //! | `Known` | store that | it is stored | `Confirmed` |
 //! | `Rejected` | store that the id is given up | it is stored | `Staged`, given up once |
@@ -26,33 +27,34 @@
 //! | `Failed` | nothing | it is queued again | `Staged` |
 //! | `Delivered` | nothing | | |
 //!
-//! Beside these: `Staged` and `Uploaded` may be acknowledged, which is the caller's word for delivered, and given up. An
-//! external sync unit is never confirmed: what is `Uploaded` is `Known`.
+//! In addition, `Staged` and `Uploaded` uploads may be acknowledged (the caller's word for delivered) or given up. An
+//! external sync unit is never confirmed: for it, `Uploaded` is treated as `Known`.
 //!
-//! `Named`, `Known`, `Rejected` and `Stuck` are never stored. A process that dies in one of them leaves the state before
-//! it, and no life knows what calls the one before it made: see [`State::taken_up`]. That is why an id is given up only
-//! after a *definite* refusal of its confirm with no attempt before it whose fate is unknown, and only once: if the
-//! platform may know the artifact as ours, the same records under a second id would be there twice.
+//! `Named`, `Known`, `Rejected` and `Stuck` are never stored. If a process dies in one of them, the stored state is
+//! the one before, and the next life does not know which calls were made: see [`State::taken_up`]. So an id is given
+//! up only after a *definite* refusal of its confirm, with no earlier attempt whose outcome is unknown, and only
+//! once: if the platform may have linked the artifact to the run, the same records under a second id would be there
+//! twice.
 
 use std::fmt;
 
-/// How often in a row an upload is prepared anew, because its storage refused it for a passing reason or the platform
-/// gave it an id that the run has used before.
+/// How often in a row an upload is prepared again, because its storage refused it for a passing reason or the
+/// platform gave it an id that the run has used before.
 pub(crate) const ANEW_MAX: u8 = 3;
 
-/// Which parts of the way the uploads of a phase go.
+/// The steps that the uploads of a phase take.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rules {
     /// An upload is confirmed before it is announced: all but external sync units.
     confirms: bool,
     /// An upload is confirmed only when a saved checkpoint names it: where checkpoints are kept.
     saves: bool,
-    /// What is done instead, in a negative control.
+    /// Other behaviour, for a negative control.
     #[cfg(feature = "testing")]
     table: Option<Table>,
 }
 
-/// Another table in place of the one in this room: the state after an event; none if the move is illegal.
+/// Another table in place of the one in this room: the state after an event; `None` if the move is illegal.
 #[cfg(feature = "testing")]
 pub(crate) type Table = fn(Rules, State, Event) -> Option<State>;
 
@@ -64,37 +66,37 @@ pub(crate) struct Tables {
     pub(crate) attachments: Option<Table>,
 }
 
-/// Where an upload is in its life.
+/// The state of an upload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum State {
-    /// Its bytes are ours, or the source's, alone.
+    /// Only we, or the source, have its bytes.
     Staged(Past),
     /// The platform has the bytes, under an id that is not stored.
     Named(Past),
-    /// Its id is stored. The platform may or may not know that it is ours.
+    /// Its id is stored. Whether the platform has linked it to the run is unknown.
     Uploaded(Held),
-    /// The platform knows that it is ours, which is not stored.
+    /// The platform has linked it to the run; that is not stored yet.
     Known(Held),
-    /// The platform does not, and never will under this id, which is not stored.
+    /// The platform refused to link it, and never will under this id; that is not stored yet.
     Rejected(Held),
-    /// It is stored that the platform knows that it is ours. No message names it.
+    /// It is stored that the platform has linked it to the run. No message names it.
     Confirmed,
     /// A sealed message names it.
     Sealed,
-    /// It is where it belongs.
+    /// It is delivered.
     Delivered,
-    /// It cannot be delivered by going on, and is not given up.
+    /// It cannot go on, and is not given up.
     Stuck(Why),
     /// It was given up, and is listed.
     Failed,
 }
 
-/// What was tried before.
+/// Earlier attempts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Past {
     /// It had an id before, which was given up.
     pub(crate) given_up: bool,
-    /// How often in a row it was prepared anew.
+    /// How often in a row it was prepared again.
     pub(crate) anew: u8,
 }
 
@@ -105,7 +107,7 @@ pub(crate) struct Held {
     pub(crate) given_up: bool,
     /// A saved checkpoint names it.
     pub(crate) saved: bool,
-    /// A confirm was, or may have been, tried whose fate is not known.
+    /// A confirm was tried, or may have been, whose outcome is unknown.
     pub(crate) in_doubt: bool,
 }
 
@@ -118,13 +120,13 @@ pub(crate) enum Why {
     StorageRefused,
     /// The platform gave it ids that the run had used before, too often.
     IdsUsed,
-    /// The confirm was refused after an attempt of unknown fate.
+    /// The confirm was refused after an attempt whose outcome is unknown.
     RefusedInDoubt,
     /// The confirm was refused under a second id, too.
     RefusedTwice,
 }
 
-/// What happened to an upload.
+/// An event in the life of an upload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Event {
     /// The platform took the bytes, under an id.
@@ -141,36 +143,36 @@ pub(crate) enum Event {
     Saved,
     /// The platform confirmed it.
     Confirmed,
-    /// Nobody knows whether the platform did.
+    /// The outcome of the confirm is unknown.
     ConfirmLost,
-    /// The platform refused, for good.
+    /// The platform refused the confirm for good.
     ConfirmRefused,
     /// It is stored that the platform confirmed it.
     ConfirmStored,
-    /// It is stored that its id is given up.
+    /// It is stored that the id is given up.
     GivingUpStored,
     /// A message that names it is sealed.
     Sealed,
     /// That message was refused, for good.
     MessageRefused,
-    /// That message was accepted, or a later event proves that it was.
+    /// That message was accepted, or a later event proves it.
     MessageAccepted,
     /// The line that names it is staged.
     LineStaged,
-    /// The caller has it where it belongs.
+    /// The caller has delivered it.
     Acknowledged,
     /// It is given up and listed.
     GivenUp,
-    /// It is to be tried again.
+    /// It will be tried again.
     QueuedAgain,
 }
 
-/// What is to be done with an upload next.
+/// What to do next with an upload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum ToDo {
     Upload,
     StoreId,
-    /// Have a checkpoint saved that names it.
+    /// Save a checkpoint that names it.
     Save,
     Confirm,
     StoreConfirmed,
@@ -200,13 +202,13 @@ impl Rules {
         }
     }
 
-    /// Has uploads do what another table says, for a negative control.
+    /// Uses another table of moves, for a negative control.
     #[cfg(feature = "testing")]
     pub(crate) fn with_table(self, table: Option<Table>) -> Self {
         Self { table, ..self }
     }
 
-    /// The state after `event`, and what is to be done in it.
+    /// The state after `event`, and what to do in it.
     pub(crate) fn next(self, state: State, event: Event) -> Result<(State, ToDo), Illegal> {
         #[cfg(feature = "testing")]
         let after = self.table.map_or_else(|| self.after(state, event), |table| table(self, state, event));
@@ -221,7 +223,7 @@ impl Rules {
         events.iter().try_fold(state, |state, &event| self.next(state, event).map(|(after, _)| after))
     }
 
-    #[allow(clippy::match_same_arms, reason = "one line for each of the table's")]
+    #[allow(clippy::match_same_arms, reason = "one arm for each line of the table")]
     pub(crate) fn after(self, state: State, event: Event) -> Option<State> {
         use Event as E;
         use State as S;
@@ -258,7 +260,7 @@ impl Rules {
         })
     }
 
-    /// What is to be done with an upload in this state.
+    /// What to do with an upload in this state.
     pub(crate) fn to_do(self, state: State) -> ToDo {
         match state {
             State::Staged(_) => ToDo::Upload,
@@ -277,7 +279,7 @@ impl Rules {
 }
 
 impl Past {
-    /// Prepared anew once more; none if that was done too often.
+    /// Prepared once more; `None` if that was done too often.
     fn anew(self) -> Option<Self> {
         (self.anew < ANEW_MAX).then_some(Self { anew: self.anew + 1, ..self })
     }
@@ -287,8 +289,8 @@ impl State {
     /// A new one.
     pub(crate) const NEW: State = State::Staged(Past { given_up: false, anew: 0 });
 
-    /// What a later life makes of a state that is stored: whatever call was made in it may have been, and nobody knows
-    /// what came of it.
+    /// A stored state, as a later life sees it: every call that could be made in it may have been made, with an
+    /// unknown outcome.
     pub(crate) fn taken_up(self) -> State {
         match self {
             State::Staged(past) => State::Staged(Past { anew: 0, ..past }),
@@ -297,13 +299,13 @@ impl State {
         }
     }
 
-    /// Whether it may be stored; other states live in a process alone.
+    /// Whether it may be stored; other states exist only in the memory of a process.
     #[cfg(test)]
     fn is_stored(self) -> bool {
         !matches!(self, State::Named(_) | State::Known(_) | State::Rejected(_) | State::Stuck(_))
     }
 
-    /// What it counts for in the figures of its run.
+    /// Which of the run's counts include it.
     pub(crate) fn counts(self) -> Counts {
         let sealed = matches!(self, State::Sealed | State::Delivered);
         Counts {
@@ -315,13 +317,13 @@ impl State {
     }
 }
 
-/// What an upload counts for in the figures of its run.
+/// Which of a run's counts include an upload.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[allow(clippy::struct_excessive_bools, reason = "one for each figure")]
 pub(crate) struct Counts {
-    /// It is on its way, and in no message.
+    /// It is in flight, and in no message.
     pub(crate) open: bool,
-    /// The platform knows that it is ours, or it was acknowledged.
+    /// The platform has linked it to the run, or it was acknowledged.
     pub(crate) confirmed: bool,
     /// A message or a line names it, or it was acknowledged.
     pub(crate) announced: bool,
@@ -329,7 +331,7 @@ pub(crate) struct Counts {
     pub(crate) failed: bool,
 }
 
-/// Moves a figure by `items` where an upload begins to count for it, or no longer does.
+/// Changes a count by `items` if an upload begins or ceases to belong to it.
 pub(crate) fn recount(figure: &mut u64, before: bool, after: bool, items: u64) {
     match (before, after) {
         (false, true) => *figure = figure.saturating_add(items),
@@ -343,12 +345,12 @@ impl fmt::Display for Why {
         match self {
             Why::UploadRefused => f.write_str("the upload was refused"),
             Why::StorageRefused | Why::IdsUsed => {
-                write!(f, "it was uploaded anew {ANEW_MAX} times, with the same result")
+                write!(f, "it was uploaded again {ANEW_MAX} times, with the same result")
             }
             Why::RefusedInDoubt => {
                 f.write_str("an earlier attempt may have taken effect, so it is not uploaded again")
             }
-            Why::RefusedTwice => f.write_str("as was that of the upload before it"),
+            Why::RefusedTwice => f.write_str("and so was the one of the upload before it"),
         }
     }
 }
@@ -408,7 +410,7 @@ mod tests {
         states
     }
 
-    /// The table of the room's doc once more, written by hand and told apart by name alone.
+    /// The table of the module doc again, written by hand, by name alone.
     fn expected(rules: Rules, state: State, event: Event) -> Option<State> {
         let staged = |given_up, anew| State::Staged(Past { given_up, anew });
         let uploaded = |given_up, saved, in_doubt| State::Uploaded(Held { given_up, saved, in_doubt });
@@ -480,12 +482,12 @@ mod tests {
         assert!(legal > 100, "{legal}");
     }
 
-    /// What is true of the world, whatever the process knows.
+    /// The facts, whatever the process knows.
     #[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
     struct World {
         state: State,
-        /// The platform knows, or may know, an id as ours that was given up; and the present one.
+        /// The platform has linked, or may have linked, an id that was given up; and the current id.
         known_of_given_up: bool,
         known: bool,
         stored: bool,
@@ -493,7 +495,7 @@ mod tests {
     }
 
     impl World {
-        /// The world after something that happened; none if the process should never have let it.
+        /// The world after an event; `None` if the process should never have let it happen.
         fn after(self, rules: Rules, state: State, event: Event) -> Option<World> {
             let mut after = World { state, ..self };
             match event {
@@ -513,8 +515,8 @@ mod tests {
             (!(after.known && after.known_of_given_up)).then_some(after)
         }
 
-        /// The world after a death: of what is not stored the state before it is left, and the call made in that one may
-        /// have taken effect.
+        /// The world after a death: of what is not stored, the state before is left, and the call made in it may have
+        /// taken effect.
         fn after_death(self, rules: Rules) -> World {
             let before = match self.state {
                 State::Named(past) => State::Staged(past),
@@ -526,9 +528,9 @@ mod tests {
         }
     }
 
-    /// Goes every way through the life of an upload, with a death of the process after any step. Says where an id is
-    /// confirmed before it is stored and, where checkpoints are kept, saved, or where the platform may know two ids of one
-    /// upload as ours; and how many worlds it saw.
+    /// Explores every way through the life of an upload, with a death of the process after any step. Returns where an
+    /// id is confirmed before it is stored and (where checkpoints are kept) saved, or where the platform may have
+    /// linked two ids of one upload; and the number of worlds.
     fn go_every_way(rules: Rules) -> (Option<(World, Event)>, usize) {
         let first =
             World { state: State::NEW, known_of_given_up: false, known: false, stored: false, saved: false };
@@ -631,7 +633,7 @@ mod tests {
         assert_eq!(figures(&[State::NEW, State::Delivered]), (0, 7, 7, 0));
         assert_eq!(figures(&[State::NEW, State::Failed]), (0, 0, 0, 1));
         assert_eq!(figures(&[State::NEW, State::Failed, State::NEW]), (1, 0, 0, 0));
-        // Of a damaged row a figure may be too small; it is not below zero.
+        // A count of a damaged row may be too small; it does not go below zero.
         let mut figure = 3;
         recount(&mut figure, true, false, 7);
         assert_eq!(figure, 0);

@@ -178,7 +178,7 @@ fn an_invocation_is_one_span_and_each_step_of_it_an_event() {
     assert_eq!(sealed.fields["kind"], "Progress");
     assert_eq!(sealed.fields["artifacts"], "4");
     assert_eq!(sealed.fields["bytes"], outcome.message.unwrap().len().to_string());
-    assert_eq!(one(&said, "call to the platform is tried again").level, Level::WARN);
+    assert_eq!(one(&said, "retrying a call to the platform").level, Level::WARN);
     assert_eq!(one(&said, "message delivered").fields["event_type"], "EXTRACTION_DATA_PROGRESS");
 }
 
@@ -190,7 +190,7 @@ fn what_went_wrong_is_a_warning_with_its_reason() {
     world.airdrop.answer(Call::Blueprint, 0, Answer::Refused(422));
     let (outcome, said) = listen(|| world.serve(&mut source, &event("METADATA_START", "1")));
     done(outcome);
-    let warning = one(&said, "the recipe blueprint was not created; the mapping is installed without");
+    let warning = one(&said, "the recipe blueprint was not created; the mapping is installed without it");
     assert_eq!(
         (warning.level, warning.fields["reason"].as_str()),
         (Level::WARN, "refused with 422: as told")

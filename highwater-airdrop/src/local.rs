@@ -672,7 +672,7 @@ impl State {
                     break;
                 }
                 let line = String::from_utf8_lossy(line);
-                return Err(self.keys.damaged(format!("{:?} is no key and place", line.trim_end())));
+                return Err(self.keys.damaged(format!("{:?} is not a key and place", line.trim_end())));
             };
             let end = at.saturating_add(bytes);
             if at < messages_end || at > length || (end > length && !last) {

@@ -1,10 +1,11 @@
-//! The answer to an event: composed of what is confirmed, sealed, sent, and recorded as accepted or refused.
+//! The answer to an event: composed from what is confirmed, then sealed, sent, and recorded as accepted or refused.
 //!
-//! In every case exactly one message answers an event, and it is sealed before it is sent: sent again, by this life or a
-//! later one, it is the same bytes under the same key. A definite refusal undoes the seal, unless an attempt just before it
-//! may have been accepted.
+//! Exactly one message answers an event, and it is sealed before it is sent: if it is sent again, by this life or a
+//! later one, it has the same bytes and the same key. A definite refusal undoes the seal, unless an attempt just
+//! before it may have been accepted.
 
 use chrono::{DateTime, Utc};
+use serde_json::Value;
 use serde_json::value::RawValue;
 use tracing::{info, warn};
 
@@ -28,7 +29,7 @@ use super::platform::SealedMessage;
 use super::retry::{GaveUp, attempts_while};
 use super::window::Window;
 
-/// The status of what is refused for its size.
+/// The HTTP status of a refusal because of size.
 const TOO_LARGE: u16 = 413;
 
 /// How an event was answered.
@@ -48,16 +49,24 @@ pub struct Outcome {
     pub run: Option<RunId>,
     /// Whether the message had been sealed earlier and was only sent again.
     pub replayed: bool,
-    /// The run's attachments, counted by how far they are. Those that failed are listed by
+    /// The run's attachments, counted by status. The failed ones are listed by
     /// [`SyncUnit::failed_attachments`](crate::SyncUnit::failed_attachments).
     pub attachments: AttachmentCounts,
-    /// A watermark that was not used, since it lies in the future: see [`Run::ignored_watermark`].
+    /// A watermark that was not used, because it lies in the future: see [`Run::ignored_watermark`].
     pub ignored_watermark: Option<DateTime<Utc>>,
     /// The findings in the run's records so far, and in its metadata: see [`CheckPolicy`](super::CheckPolicy). Findings
     /// in refused pages are not counted.
     pub findings: FindingCounts,
     /// Records that the run has read so far and left out, by the reason.
     pub left_out: LeftOutCounts,
+}
+
+impl Outcome {
+    /// The text of an ERROR, as its message contains it; `None` for every other message, and if nothing was sent.
+    pub fn error_text(&self) -> Option<String> {
+        let message: Value = serde_json::from_str(self.message.as_deref()?).ok()?;
+        message.pointer("/event_data/error/message")?.as_str().map(str::to_owned)
+    }
 }
 
 impl From<MessageKind> for OutcomeKind {
@@ -71,17 +80,17 @@ impl From<MessageKind> for OutcomeKind {
     }
 }
 
-/// What the message says beside how it ended.
+/// What the message contains besides its kind.
 #[derive(Debug, Default)]
 pub(super) struct MessageDetails {
-    /// The item type extracted last.
+    /// The last item type extracted.
     pub(super) item_type: Option<String>,
     pub(super) window: Option<Window>,
-    /// External sync units, where they go into the message itself.
+    /// External sync units, if they go into the message itself.
     pub(super) units: Option<Vec<Box<RawValue>>>,
 }
 
-/// What one message can announce of what is confirmed.
+/// The confirmed artifacts that one message can announce.
 struct Announced {
     batches: Vec<u64>,
     artifacts: Vec<ArtifactEntry>,
@@ -135,7 +144,8 @@ impl Invocation<'_> {
         self.answer(run, keeper, phase, ending, details)
     }
 
-    /// Seals the message and sends it. What does not fit goes into the next: then it is PROGRESS, if the phase has it.
+    /// Seals the message and sends it. Artifacts that do not fit go into the next message: then this one is PROGRESS,
+    /// if the phase has it.
     pub(super) fn answer(
         &self,
         run: &Run,
@@ -153,7 +163,7 @@ impl Invocation<'_> {
         }
     }
 
-    /// Composes, seals, saves and sends one message. Stops where another is to be sent instead of it.
+    /// Composes, seals, saves and sends one message. Stops if another message must be sent instead.
     fn try_to_answer(
         &self,
         run: &Run,
@@ -207,7 +217,7 @@ impl Invocation<'_> {
             && let Err(error) = keeper.save_sealed(run, kind)
         {
             if is_told(&error) {
-                // It was not sent, so nothing keeps an ERROR from taking its place.
+                // It was not sent, so an ERROR may replace it.
                 run.refused(message.no, None)?;
             }
             return self.answer_instead(error, kind);
@@ -226,9 +236,9 @@ impl Invocation<'_> {
         }
     }
 
-    /// What takes the place of a message that could not be composed, sealed or saved: too large, a DONE that does not
-    /// balance, a worker state that somebody broke in between. It is an ERROR that says so; if it was one already, then
-    /// one that no run seals, and which announces nothing.
+    /// What replaces a message that could not be composed, sealed or saved: too large, a DONE that does not balance,
+    /// a worker state that somebody else broke meanwhile. It is an ERROR that says so. If the message was an ERROR
+    /// already, it is one that no run seals, and which announces nothing.
     fn answer_instead(&self, error: Error, kind: MessageKind) -> Result<Outcome, Stop> {
         match Stop::told(error) {
             Stop::Ending(ending) if kind == MessageKind::Error => Ok(self.answer_statelessly(ending)?),
@@ -236,7 +246,7 @@ impl Invocation<'_> {
         }
     }
 
-    /// What the next message announces: what is confirmed, as far as it fits.
+    /// What the next message announces: the confirmed artifacts, as far as they fit.
     fn announced(&self, run: &Run, artifacts_max: Option<u64>) -> Result<Announced> {
         let mut bytes = self.base_bytes()?;
         let mut batches = Vec::new();
@@ -246,7 +256,7 @@ impl Invocation<'_> {
             let entry = entry(info, artifact);
             bytes += entry.bytes()?;
             let too_many = artifacts.len() as u64 >= artifacts_max.unwrap_or(u64::MAX);
-            // One always goes, or nothing ever would.
+            // At least one always goes, or none ever would.
             if !artifacts.is_empty() && (bytes > MESSAGE_BYTES_SOFT || too_many) {
                 break;
             }
@@ -266,7 +276,7 @@ impl Invocation<'_> {
     ) -> Result<Composed> {
         let mut answer = Answer::new(says);
         answer.artifacts = artifacts;
-        // An ERROR carries no units: it may be for them that the message was too large.
+        // An ERROR carries no units: they may be why the message was too large.
         if kind != MessageKind::Error {
             answer.external_sync_units.clone_from(&details.units);
         }
@@ -289,7 +299,7 @@ impl Invocation<'_> {
         match self.send(&message)? {
             Sent::Accepted => accepted(run, keeper, message, replayed),
             Sent::Refused { status, reason } => {
-                // Only the newest, and only if it was never accepted, can still be taken back.
+                // Only the newest message can still be undone, and only if it was never accepted.
                 if run.is_undelivered(message.no)? {
                     let artifacts_max =
                         (status == TOO_LARGE && message.artifacts > 1).then_some(message.artifacts / 2);
@@ -300,8 +310,8 @@ impl Invocation<'_> {
         }
     }
 
-    /// Tries to hand over a message until it is accepted or refused, or the invocation is over. Before each attempt the
-    /// store's path must still be the file that is open: what another process answers is not answered here, too.
+    /// Tries to send a message until it is accepted or refused, or the invocation is over. Before each attempt, the
+    /// store's path must still lead to the open file: what another process answers is not answered here too.
     fn send(&self, message: &StoredMessage) -> Result<Sent> {
         let sealed = SealedMessage {
             key: message.key.clone(),
@@ -314,8 +324,9 @@ impl Invocation<'_> {
                 info!(event_type = message.event_type, artifacts = message.artifacts, "message delivered");
                 Ok(Sent::Accepted)
             }
-            // A platform that accepted it, and whose answer was lost, may refuse it the second time. So it stays sealed: a
-            // new event proves it accepted, the same event sends the same bytes. What is too large was never accepted.
+            // A platform that accepted it, and whose answer was lost, may refuse it the second time. So it stays
+            // sealed: a new event proves that it was accepted, and the same event sends the same bytes. A message
+            // that is too large was never accepted.
             Err(GaveUp::Refused { status, reason, in_doubt: true }) if status != TOO_LARGE => {
                 warn!(event_type = message.event_type, status, reason, "message refused, or accepted before");
                 let reason = format!(
@@ -368,12 +379,12 @@ impl Invocation<'_> {
         StoredMessage { no: 0, key: message_key_text(&event, &body), event_type, body, kind, artifacts }
     }
 
-    /// What an ERROR says; it may be what the extractor said, so the event's secrets are not in it.
+    /// The content of an ERROR. It may contain the extractor's text, so the event's secrets are removed.
     fn error_of(&self, code: Option<ErrorCode>, message: &str) -> AnswerKind {
         AnswerKind::Error { code, message: self.event.hide_secrets(message) }
     }
 
-    /// Bytes of the message before any artifact is in it, with room for an error's text.
+    /// Bytes of the message without artifacts, with room for an error's text.
     pub(super) fn base_bytes(&self) -> Result<usize> {
         let says = AnswerKind::Error { code: None, message: String::new() };
         let empty = compose(self.event, self.settings.spelling, &Answer::new(says))?;
@@ -381,7 +392,7 @@ impl Invocation<'_> {
     }
 }
 
-/// Undoes the seal of a message that was refused: its artifacts go into the next.
+/// Undoes the seal of a message that was refused: its artifacts go into the next one.
 fn take_back(
     run: &Run,
     keeper: Option<&Keeper<'_>>,
@@ -415,7 +426,7 @@ fn accepted(
     let over = run.delivered(message.no)?;
     match keeper {
         Some(keeper) if over => keeper.save_standing(run)?,
-        // Said again: that is to be known if the event comes once more.
+        // It was sent again. The checkpoint must record that, for when the event comes once more.
         Some(keeper) if replayed => drop(keeper.save(run, None)?),
         _ => {}
     }
@@ -439,4 +450,29 @@ fn refused(message: &StoredMessage, status: u16, reason: &str) -> Error {
 
 fn not_delivered(message: &StoredMessage, reason: &str) -> Error {
     Error::NotDelivered { message: message.event_type.clone(), reason: reason.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outcome_has_the_text_of_an_error() {
+        let outcome = |message: Option<&str>| Outcome {
+            kind: OutcomeKind::Error,
+            event_type: "EXTRACTION_DATA_ERROR".to_owned(),
+            message: message.map(str::to_owned),
+            artifacts: 0,
+            run: None,
+            replayed: false,
+            attachments: AttachmentCounts::default(),
+            ignored_watermark: None,
+            findings: FindingCounts::default(),
+            left_out: LeftOutCounts::default(),
+        };
+        let error = outcome(Some(r#"{"event_data":{"error":{"message":"the source is gone"}}}"#));
+        assert_eq!(error.error_text().as_deref(), Some("the source is gone"));
+        assert_eq!(outcome(Some(r#"{"event_data":{"progress":7}}"#)).error_text(), None);
+        assert_eq!(outcome(None).error_text(), None);
+    }
 }

@@ -1,16 +1,16 @@
-//! The attachments phase: works off the queue that the data phase left, and decides what a failure means.
+//! The attachments phase: processes the queue that the data phase left, and decides what a failure means.
 //!
-//! How an attachment gets to the platform, and what is stored of it when, is the delivery's. Here it is decided which is
-//! begun when, and what is done about one that could not be uploaded:
-//! - A failure of the source counts against the attachment; after so many it is given up, and listed. What cannot
-//!   change (gone, denied, empty, too large) is given up at once.
-//! - A failure of the platform counts against the attachment only if another got through in this invocation; if none
-//!   does, it is the platform's, and the phase ends with an error that gives nothing up.
-//! - A source that asks to be left alone for a short while is asked again after it, and other attachments go on meanwhile.
-//!   For a longer one, the phase ends with a delay: the longest that was asked for.
-//! - After the soft deadline no attachment is begun but the first: it always does, however long the invocation waited before,
-//!   and however long it took to have the queue ready. One that runs is aborted before the hard one; that counts
-//!   against it only if it had most of the invocation, and nobody asked to stop.
+//! How an attachment gets to the platform, and what is stored when, is decided in `delivery`. This room decides when
+//! each one begins, and what to do if one could not be uploaded:
+//! - A failure of the source counts against the attachment; after several, it is given up and listed. If the failure
+//!   cannot change (gone, denied, empty, too large), it is given up at once.
+//! - A failure of the platform counts against the attachment only if another one succeeded in this invocation. If
+//!   none does, the platform is at fault: the phase ends with an error and gives nothing up.
+//! - If the source asks for a short wait, the attachment is tried again after it, and others go on meanwhile. For a
+//!   longer wait, the phase ends with a delay: the longest that was asked for.
+//! - After the soft deadline no attachment begins, except the first: it always does, however long the invocation
+//!   waited before, and however long the queue took to rebuild. A stream is aborted before the hard deadline; that
+//!   counts against the attachment only if it had most of the invocation.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -39,19 +39,19 @@ use super::lanes::Lanes;
 use super::platform::{Fate, PlatformError};
 use super::retry::{ShortWaits, TRIES};
 
-/// Refusals and failures of the platform, one after the other, from which on it is not about the attachments.
+/// Refusals and failures of the platform in a row after which the platform counts as failing, not the attachments.
 const FAILURES_IN_A_ROW: u32 = 20;
 
-/// Invocations in a row without the time to make the queue again, none of which came further than the one before, from
-/// which on the platform is told.
+/// Invocations in a row that had no time to rebuild the queue and made no progress over the one before, after which
+/// the platform gets an error.
 const REMAKE_CUTS_MAX: u32 = 3;
 
 /// The note that keeps a [`RemakeCut`].
 const REMAKE_CUT: &str = "queue-remake-cut";
 
-/// That there was no time to make the queue again: how many artifacts were left to read at best, and how many invocations
-/// since then, that one included, came no further. It is kept with the checkpoint, which the artifacts' lines do not fit
-/// into.
+/// A record that there was no time to rebuild the queue: the fewest artifacts left to read so far, and the number of
+/// invocations since then, including that one, that made no progress. It is kept with the checkpoint, which has no
+/// room for the artifacts' lines.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct RemakeCut {
     left: usize,
@@ -59,8 +59,8 @@ struct RemakeCut {
 }
 
 impl Invocation<'_> {
-    /// Streams the attachments that the data phase queued, and answers: while the lanes are there, so that a stream which
-    /// cannot be aborted does not keep the answer back.
+    /// Streams the attachments that the data phase queued, and answers. The lanes still exist then, so a stream that
+    /// cannot be aborted does not delay the answer.
     pub(super) fn attachments<E: Extractor>(
         &self,
         extractor: &E,
@@ -99,8 +99,8 @@ impl Invocation<'_> {
         }
     }
 
-    /// Has the queue of attachments ready to be worked off. Where a checkpoint or a state of the TypeScript SDK brought the
-    /// run back, it is made again from the artifacts that announced them.
+    /// Makes the queue of attachments ready. If a checkpoint or a state of the TypeScript SDK restored the run, it is
+    /// rebuilt from the artifacts that announced them.
     fn take_up_queue(&self, context: &Context<'_>) -> Result<(), Stop> {
         if let Some(seconds) = context.run.delay_left_seconds()? {
             return Err(Ending::Delay { seconds, asked: false }.into());
@@ -117,8 +117,7 @@ impl Invocation<'_> {
             }
             let unreadable = |reason: &str| {
                 let unit = context.run.sync_unit();
-                let what =
-                    format!("artifact {artifact}, which names attachments of {unit}, cannot be read back");
+                let what = format!("artifact {artifact} with attachments of {unit} cannot be read");
                 format!("{what}: {reason}")
             };
             let lines = self
@@ -133,7 +132,7 @@ impl Invocation<'_> {
         }
         context.run.queue_rebuilt()?;
         if !files.is_empty() && self.clock.elapsed() >= self.deadlines.abort_at() {
-            // It is whole, and no attachment may begin any more.
+            // The queue is complete, but no attachment may begin any more.
             return Err(self.remake_cut(context.run, files.len(), files.len())?);
         }
         if context.run.note::<RemakeCut>(REMAKE_CUT)?.is_some_and(|cut| cut.times > 0) {
@@ -142,12 +141,12 @@ impl Invocation<'_> {
         Ok(())
     }
 
-    /// How an invocation ends whose time was over when it had read `read` of `files` artifacts to make the queue again. Where
-    /// this disk is there for the next one, that goes on from here. Where none is, it begins anew, and after
-    /// [`REMAKE_CUTS_MAX`] that came no further the platform is told, or it would send CONTINUE for ever.
+    /// How an invocation ends whose time was over after reading `read` of `files` artifacts to rebuild the queue. If
+    /// the disk survives, the next invocation goes on from here. If not, it starts over; after [`REMAKE_CUTS_MAX`]
+    /// invocations without progress the platform gets an error, or it would send CONTINUE forever.
     fn remake_cut(&self, run: &Run, read: usize, files: usize) -> Result<Stop> {
         if read == 0 {
-            // Its time was over before: that says nothing of how long the artifacts take.
+            // Its time was already over: that says nothing about how long the artifacts take.
             return Ok(Ending::Progress.into());
         }
         let before = run.note::<RemakeCut>(REMAKE_CUT)?.unwrap_or_default();
@@ -159,13 +158,13 @@ impl Invocation<'_> {
             RemakeCut { left: before.left, times: before.times.saturating_add(1) }
         };
         run.set_note(REMAKE_CUT, &cut)?;
-        info!(read, files, times = cut.times, "no time to make the queue of attachments again");
+        info!(read, files, times = cut.times, "no time to rebuild the queue of attachments");
         if cut.times < REMAKE_CUTS_MAX {
             return Ok(Ending::Progress.into());
         }
         Ok(Stop::failed(&format!(
-            "the queue of attachments of {unit} cannot be made again within one invocation: {read} of {files} artifacts that \
-             name them were read in {seconds} s, and each of {times} invocations began with the first, as its disk was empty. \
+            "the queue of attachments of {unit} cannot be rebuilt within one invocation: {read} of {files} artifacts that \
+             name them were read in {seconds} s, and each of {times} invocations began with the first, because its disk was empty. \
              Keep the store on a disk that outlives an invocation, or raise the hard limit if the platform gives more time",
             unit = run.sync_unit(),
             seconds = self.clock.elapsed().saturating_sub(self.started).as_secs(),
@@ -173,15 +172,15 @@ impl Invocation<'_> {
         )))
     }
 
-    /// The lines of an artifact, fetched once. Where a connection may end before the body does, a cut artifact looks like a
-    /// whole one until it is decompressed.
+    /// The lines of an artifact, downloaded once. If a connection ends early without an error, a cut artifact looks
+    /// complete until it is decompressed.
     fn lines_of(&self, artifact: &ArtifactId) -> Result<Vec<u8>, PlatformError> {
         let member = self.platform.download(artifact)?;
         let mut lines = Vec::new();
         decompress(&member, 2 * BATCH_BYTES_MAX, &mut lines).map_err(|error| PlatformError::Retry {
             fate: Fate::NotApplied,
             after: None,
-            reason: format!("what was downloaded is no whole gzip member: {error}"),
+            reason: format!("the download is not a complete gzip member: {error}"),
         })?;
         Ok(lines)
     }
@@ -194,7 +193,7 @@ struct QueueSettings<'q> {
     deadlines: &'q Deadlines<'q>,
 }
 
-/// The queue of attachments, as it is worked off in one invocation.
+/// The queue of attachments, as one invocation processes it.
 #[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 struct Queue<'q, 'a> {
     event: &'q Event,
@@ -202,23 +201,23 @@ struct Queue<'q, 'a> {
     clock: &'q dyn Clock,
     delivery: &'q mut Delivery<'a>,
     settings: QueueSettings<'q>,
-    /// Read from the queue and not begun; from `next` on nothing was read.
+    /// Read from the queue and not begun; nothing was read from `next` on.
     upcoming: VecDeque<Pending>,
     next: u64,
     /// There is nothing from `next` on.
     over: bool,
     started: Duration,
     begun_any: bool,
-    /// It was said that the soft deadline is over.
+    /// The soft deadline was logged.
     late: bool,
-    /// Whether the platform took any, and how often it failed since.
+    /// Whether the platform accepted any, and how often it has failed since.
     uploaded_any: bool,
     failures_in_a_row: u32,
-    /// How long the source asked to be left alone.
+    /// The longest wait that the source asked for.
     asked_to_wait: Option<Duration>,
-    /// Attachments that the source asked to be asked for later.
+    /// Attachments for which the source asked for a short wait.
     waits: BTreeMap<u64, ShortWaits>,
-    /// Why no more is uploaded: the platform takes none.
+    /// Why nothing more is uploaded: the platform accepts none.
     platform_failure: Option<String>,
 }
 
@@ -250,8 +249,8 @@ impl<'q, 'a> Queue<'q, 'a> {
         }
     }
 
-    /// Works off the queue, until it is empty or there is a reason to stop. What was uploaded is confirmed, if that can
-    /// be had at all; what is still running when the invocation has to end is left to the next.
+    /// Processes the queue until it is empty or there is a reason to stop. What was uploaded is confirmed, if
+    /// possible; what still runs when the invocation must end is left to the next one.
     fn work_off(mut self) -> Result<(), Stop> {
         loop {
             let stopped = self.begin()?;
@@ -280,7 +279,7 @@ impl<'q, 'a> Queue<'q, 'a> {
         }
     }
 
-    /// Begins what may begin. Says whether no attachment may.
+    /// Begins what may begin. Returns whether no attachment may.
     fn begin(&mut self) -> Result<bool> {
         self.delivery.step()?;
         let stopped = self.is_stopped();
@@ -294,7 +293,7 @@ impl<'q, 'a> Queue<'q, 'a> {
         Ok(stopped)
     }
 
-    /// Takes in what has come to an end, and stores it. Says whether anything had, or may.
+    /// Handles and stores the attachments that ended. Returns whether there were any, or may be.
     fn take_in(&mut self) -> Result<bool> {
         let in_flight = self.delivery.attachments_in_flight() > 0;
         self.delivery.gather(if in_flight { POLL } else { Duration::ZERO });
@@ -325,7 +324,7 @@ impl<'q, 'a> Queue<'q, 'a> {
         }
     }
 
-    /// How long there is nothing to do but to wait; none if there is something.
+    /// How long there is nothing to do but wait; `None` if there is something.
     fn idle(&self) -> Option<Duration> {
         let more = !self.upcoming.is_empty() || (!self.over && self.delivery.attachments() < UNSETTLED_MAX);
         let wait = self.delivery.next_attachment()?.saturating_sub(self.clock.elapsed());
@@ -344,7 +343,7 @@ impl<'q, 'a> Queue<'q, 'a> {
             || self.clock.elapsed() >= self.settings.deadlines.abort_at()
     }
 
-    /// Whether this invocation can take in no more.
+    /// Whether this invocation can accept no more.
     fn is_full(&self) -> bool {
         self.delivery.message_full() || self.delivery.left_over()
     }
@@ -354,7 +353,7 @@ impl<'q, 'a> Queue<'q, 'a> {
         self.begun_any && self.clock.elapsed() >= self.settings.deadlines.soft_at()
     }
 
-    /// Takes attachments out of the queue, as many as the lanes can soon take.
+    /// Takes attachments out of the queue: as many as the lanes can soon use.
     fn take_up(&mut self) -> Result<()> {
         let mut ready = self.delivery.attachments_ready();
         let mut begun = self.delivery.attachments();
@@ -372,10 +371,10 @@ impl<'q, 'a> Queue<'q, 'a> {
         Ok(())
     }
 
-    /// When the next thing that waits is due; none if nothing waits that may still begin.
+    /// When the next waiting attachment is due; `None` if none of them may still begin.
     fn next_ready(&self, stopped: bool) -> Option<Duration> {
         let ready_at = self.delivery.next_attachment_call(!stopped)?;
-        // The soft deadline is a reason to look again, once an attachment was begun.
+        // The soft deadline is a reason to check again, once an attachment has begun.
         Some(if stopped || !self.begun_any {
             ready_at
         } else {
@@ -383,7 +382,7 @@ impl<'q, 'a> Queue<'q, 'a> {
         })
     }
 
-    /// Decides what is done about an attachment that could not be uploaded.
+    /// Decides what to do about an attachment that could not be uploaded.
     fn judge(&mut self, number: u64, failure: Failure) {
         let reason = self.event.hide_secrets(&failure.to_string());
         match failure {
@@ -421,7 +420,7 @@ impl<'q, 'a> Queue<'q, 'a> {
         now.saturating_sub(begun_at) * 2 >= now.saturating_sub(self.started)
     }
 
-    /// The platform did not take an attachment: is it about that one, or about the platform?
+    /// The platform did not accept an attachment: decides whether that is about the attachment or about the platform.
     fn judge_platform(&mut self, number: u64, error: &PlatformError, reason: String) {
         let Some((attachment, upload)) = self.delivery.attachment(number) else { return };
         self.failures_in_a_row += 1;
@@ -430,7 +429,7 @@ impl<'q, 'a> Queue<'q, 'a> {
             PlatformError::StorageRefused { after, .. } => (*after, true),
             PlatformError::Refused { .. } => (None, true),
         };
-        // Nothing is wrong with what is only to be sent later.
+        // An attachment that should only be sent later has no fault.
         let counts = (self.uploaded_any || refused) && after.is_none();
         if self.failures_in_a_row >= FAILURES_IN_A_ROW || (!counts && upload.call_tries >= TRIES) {
             self.platform_failure.get_or_insert(format!(

@@ -1,4 +1,4 @@
-//! One attempt at a call about an upload, as a lane makes it: the bytes of a batch, an attachment, a confirm.
+//! One attempt at a call about an upload, made in a lane: the bytes of a batch, an attachment, a confirm.
 
 use crate::artifact;
 use crate::model::ArtifactId;
@@ -9,7 +9,7 @@ use super::in_flight::UploadNo;
 use super::lanes::guarded;
 use super::platform::{Body, Platform, Upload};
 
-/// One attempt at a call, to be made in a lane.
+/// An attempt to be made in a lane.
 pub(super) struct Attempt {
     pub(super) no: UploadNo,
     pub(super) call: Call,
@@ -21,10 +21,10 @@ pub(super) enum Call {
     Confirm(ArtifactId),
 }
 
-/// What came of an attempt.
+/// The result of an attempt.
 pub(super) struct AttemptResult {
     pub(super) no: UploadNo,
-    /// The new artifact of an upload; nothing of a confirm.
+    /// The new artifact of an upload; `None` for a confirm.
     pub(super) result: Result<Option<ArtifactId>, Failure>,
 }
 

@@ -1,8 +1,8 @@
-//! One attempt at an attachment: it is opened, and its bytes are watched while the platform reads them.
+//! One attempt at an attachment: it is opened, and its bytes are checked while the platform reads them.
 //!
-//! What is wrong with the bytes is an error of the read, so that nothing is uploaded that would have to be taken back:
-//! none at all, too many for the platform, fewer or more than the source declared, a source that broke off, or a stream
-//! that would outlive the invocation.
+//! A fault in the bytes is an error of the read, so that no upload has to be undone: no bytes at all, too many for
+//! the platform, fewer or more than the source declared, a source that broke off, or a stream that would outlive the
+//! invocation.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -17,7 +17,7 @@ use super::extractor::{AttachmentBody, AttachmentError};
 use super::lanes::guarded;
 use super::platform::{Body, Platform, PlatformError, Upload};
 
-/// Bytes of a file that the platform takes.
+/// The largest file that the platform accepts.
 const BYTES_MAX: u64 = 2 * 1024 * 1024 * 1024;
 
 /// Why an upload, or its confirm, failed.
@@ -26,7 +26,7 @@ pub(crate) enum Failure {
     Source(AttachmentError),
     Body(Flaw),
     Platform(PlatformError),
-    /// It would be the same however often it were tried.
+    /// Another attempt would have the same result.
     Final(String),
 }
 
@@ -46,7 +46,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// What was wrong with the bytes of a stream.
+/// A fault in the bytes of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Flaw {
     Empty,
@@ -61,12 +61,12 @@ impl fmt::Display for Flaw {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Flaw::Empty => f.write_str("it is empty"),
-            Flaw::TooLarge => write!(f, "it is over {BYTES_MAX} bytes, the most that the platform takes"),
+            Flaw::TooLarge => write!(f, "it is over {BYTES_MAX} bytes, the limit of the platform"),
             Flaw::Shorter { declared, found } => {
-                write!(f, "it ended after {found} bytes, of {declared} that were declared")
+                write!(f, "it ended after {found} of {declared} declared bytes")
             }
             Flaw::Longer { declared } => {
-                write!(f, "it goes on after the {declared} bytes that were declared")
+                write!(f, "it continues after the {declared} declared bytes")
             }
             Flaw::Broken(reason) => write!(f, "it broke off: {reason}"),
             Flaw::Aborted => f.write_str("the invocation ended before it did"),
@@ -74,7 +74,7 @@ impl fmt::Display for Flaw {
     }
 }
 
-/// Opens an attachment and streams it to the platform. From [`Deadlines::abort_at`] on it is read no further.
+/// Opens an attachment and streams it to the platform. It is read no further from the elapsed time `abort_at` on.
 pub(crate) fn upload_attachment(
     attachment: &Attachment,
     open: impl FnOnce() -> Result<AttachmentBody, AttachmentError>,
@@ -104,8 +104,8 @@ pub(crate) fn upload_attachment(
     }
 }
 
-/// The bytes of a stream, watched while the platform reads them: what is wrong with them is an error of the read, so
-/// that nothing is uploaded that would have to be taken back.
+/// The bytes of a stream, checked while the platform reads them: a fault in them is an error of the read, so that no
+/// upload has to be undone.
 struct Watched<'a> {
     reader: Box<dyn Read + Send>,
     declared: Option<u64>,
@@ -129,7 +129,8 @@ impl Watched<'_> {
             Some(declared) if count == 0 && self.found < declared => {
                 return Err(Flaw::Shorter { declared, found: self.found });
             }
-            // A reader that knows the length may not read past it: look for more before the last bytes are handed over.
+            // A reader that knows the length may not read past it, so look for more bytes before the last ones are
+            // returned.
             Some(declared)
                 if count > 0
                     && self.found == declared
@@ -162,7 +163,7 @@ fn read(reader: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
     loop {
         match reader.read(buffer) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // A reader that says more than it was asked for is not believed.
+            // A reader that claims to have read more than it was asked for is not believed.
             Ok(count) if count > buffer.len() => return Err(io::Error::other("it read more than asked for")),
             result => return result,
         }

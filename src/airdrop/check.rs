@@ -1,10 +1,10 @@
-//! Checks an extractor's records before they leave, by its own metadata.
+//! Checks an extractor's records by its own metadata before they are sent.
 //!
-//! A page is checked between fetch and staging. What is found goes with it into the transaction that stages it, or, if
-//! the policy is to refuse and there are errors, into the message of the ERROR, and then nothing of the page is stored.
+//! A page is checked between fetch and staging. Its findings go into the transaction that stages it. If the policy is
+//! to refuse and there are errors, they go into the message of the ERROR, and nothing of the page is stored.
 //!
-//! The metadata is asked for again in every invocation that fetches a page: it is the extractor's own and cheap, and no
-//! invocation has to carry a document of unknown size from the metadata phase to another machine.
+//! The metadata is requested again in every invocation that fetches a page. It is the extractor's own and cheap, and
+//! so no invocation has to move a document of unknown size from the metadata phase to another machine.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -17,18 +17,18 @@ use crate::store::{Page, Rejection};
 
 use super::message::ERROR_MESSAGE_BYTES_MAX;
 
-/// Bytes that are left in an ERROR's message for what stands around its findings.
+/// Bytes of an ERROR's message that are kept for the text around its findings.
 const MESSAGE_ROOM_BYTES: usize = 200;
 
-/// What [`serve`](super::serve()) does about records that are not what the extractor's metadata declares, and about
-/// metadata that is not consistent in itself: what [`Metadata::check`] and [`Checker`] find.
+/// What [`serve`](super::serve()) does about records that do not match the extractor's metadata, and about
+/// inconsistent metadata: the findings of [`Checker`] and [`Metadata::check`].
 ///
 /// Findings in staged records are counted in the run's state, in the transaction that stages them, so that each page
-/// counts once, whenever the process dies. Of each kind the first [`FINDINGS_KEPT`](crate::limits::FINDINGS_KEPT) are
+/// counts once, whenever the process dies. The first [`FINDINGS_KEPT`](crate::limits::FINDINGS_KEPT) of each kind are
 /// kept as text until the run is over. [`Outcome::findings`](super::Outcome::findings) has the sums, `highwater-dump`
 /// shows all.
 ///
-/// Records of the type `attachments` have a shape that the platform sets: they are checked only if the metadata
+/// Records of the type `attachments` have a form that the platform sets: they are checked only if the metadata
 /// declares them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -42,15 +42,16 @@ pub enum CheckPolicy {
     /// where it was, earlier pages are kept and announced, and the next event fetches the page again. Findings in a
     /// refused page are not counted in the run's state. Metadata with errors is not delivered.
     ///
-    /// Warnings are counted only, and so is an id that stands twice on a page: a source may repeat one between reads.
+    /// Warnings are only counted, and so is an id that occurs twice on a page: a source may repeat a record between
+    /// reads.
     Refuse,
-    /// A record with an error is left out of its page, and rejected as by [`Page::reject`]: counted, kept to be looked at,
-    /// and asked for again by the next run, through [`Extractor::refetch`](super::Extractor::refetch). The rest of the page
-    /// is staged. What is found in a rejected record is told with it, and not counted as a finding.
+    /// A record with an error is left out of its page, and rejected as by [`Page::reject`]: counted, kept for
+    /// inspection, and requested again by the next run, through [`Extractor::refetch`](super::Extractor::refetch).
+    /// The rest of the page is staged. Findings in a rejected record are kept with it, and not counted as findings.
     ///
-    /// A record without an id cannot be asked for, and an item type that the metadata does not declare is no fault of a
-    /// record: a page with either is refused as by `Refuse`, and so are metadata that have errors. Warnings, and an id that
-    /// stands twice on a page, are counted only.
+    /// A record without an id cannot be requested again, and an undeclared item type is not a fault of the record: a
+    /// page with either is refused as by `Refuse`, and so is metadata with errors. Warnings, and an id that occurs
+    /// twice on a page, are only counted.
     LeaveOut,
 }
 
@@ -59,26 +60,26 @@ pub enum CheckPolicy {
 pub(crate) struct Checks {
     policy: CheckPolicy,
     metadata: Metadata,
-    /// What was found in the metadata.
+    /// The findings in the metadata.
     pub(crate) in_metadata: Tally,
     checkers: BTreeMap<String, Declared>,
 }
 
-/// What the metadata has of an item type.
+/// How the metadata declares an item type.
 #[derive(Debug)]
 enum Declared {
     As(Checker),
-    /// Not at all: what is found in each of its records.
+    /// Not at all: the finding for each of its records.
     Missing(Vec<Finding>),
-    /// It need not be there.
+    /// It need not be declared.
     ByPlatform,
 }
 
 impl Checks {
-    /// Checks by these metadata.
+    /// Checks by this metadata.
     ///
     /// # Errors
-    /// What to answer, if they are refused: by metadata with errors in it nothing can be checked.
+    /// What to answer, if the metadata is refused: nothing can be checked by metadata with errors.
     pub(crate) fn new(policy: CheckPolicy, item_type: &str, document: Value) -> Result<Self, String> {
         let metadata = Metadata::from_value(document);
         let mut in_metadata = Tally::keeping(FINDINGS_KEPT);
@@ -88,15 +89,15 @@ impl Checks {
         if policy.refuses()
             && let Some(errors) = errors([(item_type, &in_metadata)])
         {
-            return Err(format!("the metadata is refused, for it has {errors}"));
+            return Err(format!("the metadata is refused, because it has {errors}"));
         }
         Ok(Self { policy, metadata, in_metadata, checkers: BTreeMap::new() })
     }
 
-    /// Checks a page; what is found is to be staged with it.
+    /// Checks a page; its findings are to be staged with it.
     ///
     /// # Errors
-    /// What to answer, if it is refused.
+    /// What to answer, if the page is refused.
     pub(crate) fn page<C>(&mut self, stream: &str, page: &mut Page<C>) -> Result<(), String> {
         let mut found: Vec<(String, Tally)> = Vec::new();
         let mut rejected: Vec<(usize, Vec<(usize, Rejection)>)> = Vec::new();
@@ -115,7 +116,8 @@ impl Checks {
                     return;
                 }
                 for finding in &mut findings {
-                    // A record is known by its id, and only without one by its place: what is no file yet has no lines.
+                    // A record is identified by its id; its place is used only if it has none, because lines exist
+                    // only in a file.
                     if finding.record.is_some() {
                         finding.line = None;
                     }
@@ -135,7 +137,7 @@ impl Checks {
             && let Some(errors) = errors(found.iter().map(|(item_type, tally)| (item_type.as_str(), tally)))
         {
             return Err(format!(
-                "a page of stream {stream} is refused, and nothing of it stored, for its records are not what the \
+                "a page of stream {stream} is refused, and nothing of it is stored, because its records do not match what the \
                  metadata declares: {errors}"
             ));
         }
@@ -159,18 +161,18 @@ impl Checks {
 }
 
 impl CheckPolicy {
-    /// Whether a page with errors that stay in it is refused.
+    /// Whether a page is refused if errors stay in it.
     fn refuses(self) -> bool {
         matches!(self, CheckPolicy::Refuse | CheckPolicy::LeaveOut)
     }
 }
 
-/// Whether a record is refused for a finding. For an id that stands twice on a page it is not.
+/// Whether a record is refused for a finding. An id that occurs twice on a page is not a reason.
 fn is_refused(finding: &Finding) -> bool {
     finding.is_error() && finding.rule != Rule::DuplicateId
 }
 
-/// Checks the records of one item type, each as the line that it becomes: its place, the record, and what was found.
+/// Checks the records of one item type, each as its line; calls `found` with the place, the record, and the findings.
 fn check(declared: &Declared, records: &[Record], mut found: impl FnMut(usize, &Record, Vec<Finding>)) {
     match declared {
         Declared::ByPlatform => {}
@@ -195,8 +197,8 @@ fn check(declared: &Declared, records: &[Record], mut found: impl FnMut(usize, &
     }
 }
 
-/// The errors that something is refused for, the first of each kind and how many there are, as far as a message has
-/// room; `None` if there are none.
+/// The errors that are the reason for a refusal: the first of each kind and how many there are, as far as a message
+/// has room; `None` if there are none.
 fn errors<'t>(found: impl IntoIterator<Item = (&'t str, &'t Tally)>) -> Option<String> {
     let mut count = 0;
     let mut untold = 0;
@@ -210,7 +212,7 @@ fn errors<'t>(found: impl IntoIterator<Item = (&'t str, &'t Tally)>) -> Option<S
             let Some(first) = kept.first() else { continue };
             let times_shown = if times > 1 { format!(", {times} times") } else { String::new() };
             let line = format!("\n{item_type}: {first} (rule {rule}{times_shown})");
-            // One always goes: without it nobody knows what to mend.
+            // At least one always goes: without it nobody knows what to fix.
             if text.is_empty() || text.len() + line.len() + MESSAGE_ROOM_BYTES <= ERROR_MESSAGE_BYTES_MAX {
                 text.push_str(&line);
             } else {
@@ -219,7 +221,7 @@ fn errors<'t>(found: impl IntoIterator<Item = (&'t str, &'t Tally)>) -> Option<S
         }
     }
     if untold > 0 {
-        // A string takes every write.
+        // Writing to a string does not fail.
         let _ = write!(text, "\nand {untold} more of other kinds");
     }
     let errors = if count == 1 { "error" } else { "errors" };

@@ -1,13 +1,14 @@
 //! Airdrop over HTTP.
 //!
-//! Each method makes one attempt and says what became of it; to wait, to try again and to give up is the caller's.
-//! A request that changes something is of *unknown* fate once its last byte was handed to the connection and no
-//! answer came; before that it cannot have been acted on, since its `Content-Length` was not met. What a status proves
-//! is in the table of the room `status`. A redirect is not followed: it would carry the token elsewhere.
+//! Each method makes one attempt and reports its result; the caller waits, retries and gives up. The outcome of a
+//! request that changes something is *unknown* once its last byte was passed to the connection and no answer came.
+//! Before that, the request cannot have taken effect, because its `Content-Length` was not reached. What a status
+//! proves is in the table of the room `status`. Redirects are not followed, because they would send the token
+//! elsewhere.
 //!
-//! An upload always has a true `Content-Length`, for the file store refuses chunks: the form around the file is
-//! made beforehand, and a stream of unknown length goes through a temporary file. Upload URLs and form fields are
-//! credentials: they live only as long as one call, and no reason quotes one, nor the token.
+//! An upload always has a correct `Content-Length`, because the file store refuses chunked bodies: the form around
+//! the file is made beforehand, and a stream of unknown length goes through a temporary file. Upload URLs and form
+//! fields are credentials: they live only as long as one call, and no reason quotes them, or the token.
 
 mod form;
 
@@ -35,27 +36,27 @@ use crate::model::{ArtifactId, BATCH_BYTES_MAX};
 
 use form::{Counted, Exactly, boundary, form_fields, in_quotes, short_file_name};
 
-/// How long one call may take, unless set otherwise.
+/// The time limit of one call, unless set otherwise.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long the transfer of one file may take, unless set otherwise: as long as an invocation is asked to last.
+/// The time limit for transferring one file, unless set otherwise: as long as an invocation should last.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(10 * 60);
-/// An idle connection is not used again after this: servers close theirs after five seconds and more, and a request
-/// that meets a closing connection is of unknown fate.
+/// An idle connection is not used after this time: servers close theirs after five seconds or more, and a request
+/// that meets a closing connection has an unknown outcome.
 const IDLE_MAX: Duration = Duration::from_secs(4);
 /// Connections kept open to one host: as many as attachments may be streamed at once.
 const IDLE_CONNECTIONS: usize = 50;
 /// Bytes of an artifact that the platform takes.
 const ARTIFACT_BYTES_MAX: u64 = 2 * 1024 * 1024 * 1024;
-/// Bytes of an answer that are looked at where little is expected.
+/// Bytes of an answer that are read where little is expected.
 const ANSWER_BYTES_MAX: u64 = 256 * 1024;
 /// Bytes of an answer with a worker state: 1 MB of JSON as a JSON string, most of it escaped.
 const STATE_ANSWER_BYTES_MAX: u64 = 8 * 1024 * 1024;
-/// Characters of what a platform says that go into a reason.
+/// Characters of the platform's text that go into a reason.
 const SAID_CHARS_MAX: usize = 300;
-/// Where ureq finds a proxy, in its order.
+/// The variables in which ureq looks for a proxy, in its order.
 const PROXY_VARIABLES: [&str; 6] =
     ["ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"];
-/// The status of what was not even sent.
+/// The status reported for a request that was not sent.
 const NOT_SENT: u16 = 400;
 
 type Attempt<T> = Result<T, PlatformError>;
@@ -74,20 +75,20 @@ type Attempt<T> = Result<T, PlatformError>;
 pub struct Client {
     event: Event,
     clock: Arc<dyn Clock>,
-    /// For everything but files; cut off as a whole.
+    /// For everything but files; limited in total time.
     calls: Agent,
-    /// For files: cut off when nothing moves, or after very long.
+    /// For files: ends if nothing moves, or after a very long time.
     transfers: Agent,
     request_timeout: Duration,
     transfer_timeout: Duration,
     token: Secret,
     callback_url: Uri,
-    /// The headers by which a message says who sends it.
+    /// The headers by which a message identifies its sender.
     sender: Vec<(&'static str, HeaderValue)>,
     snap_in: OnceLock<SnapIn>,
 }
 
-/// What a mapping is installed for: names that do not change while an event is answered, so they are asked for once.
+/// What a mapping is installed for: names that do not change while an event is answered, so they are requested once.
 #[derive(Clone)]
 struct SnapIn {
     import: String,
@@ -105,11 +106,11 @@ impl fmt::Debug for Client {
 }
 
 impl Client {
-    /// A client that answers `event`, with the addresses and the token in it.
+    /// A client that answers `event`, with the addresses and the token from it.
     ///
     /// # Errors
-    /// `Event` if the event has no token or no callback URL, or a field that goes into a header cannot; `Invalid` if a
-    /// variable names an invalid proxy. Any other missing field is an error of the call that needs it.
+    /// `Event` if the event has no token or no callback URL, or if a field that goes into a header cannot; `Invalid`
+    /// if a variable names an invalid proxy. Any other missing field is an error of the call that needs it.
     pub fn new(event: &Event) -> Result<Self> {
         check_proxies()?;
         let token = event
@@ -141,7 +142,7 @@ impl Client {
         })
     }
 
-    /// Sets how long one call may take; 30 seconds unless set. The transfer of a file fails if it stalls for as long.
+    /// Sets the time limit of one call; 30 seconds unless set. The transfer of a file fails if it stalls for as long.
     #[must_use]
     pub fn request_timeout(mut self, timeout: Duration) -> Self {
         self.request_timeout = timeout;
@@ -150,7 +151,7 @@ impl Client {
         self
     }
 
-    /// Sets how long the transfer of one file may take in all; 10 minutes unless set.
+    /// Sets the time limit for transferring one file; 10 minutes unless set.
     #[must_use]
     pub fn transfer_timeout(mut self, timeout: Duration) -> Self {
         self.transfer_timeout = timeout;
@@ -238,7 +239,7 @@ impl Client {
         self.succeeded(call, step, answer)
     }
 
-    /// Sends a body of this many bytes. Its fate is unknown only if all of it was taken.
+    /// Sends a body of this many bytes. The outcome is unknown only if all of it was sent.
     fn send_body(
         &self,
         step: &str,
@@ -266,13 +267,13 @@ impl Client {
             ureq::Error::LargeResponseHeader(..) => "the answer's header is too large".to_owned(),
             ureq::Error::ConnectProxyFailed(_) => "the proxy made no connection".to_owned(),
             ureq::Error::TooManyRedirects | ureq::Error::RedirectFailed => "too many redirects".to_owned(),
-            // The others may quote a URL.
+            // The text of other errors may contain a URL.
             _ => "the request cannot be made".to_owned(),
         };
         PlatformError::Retry { fate, after: None, reason: format!("{step}: {}", self.clean(&what)) }
     }
 
-    /// Sorts answers by the table of the room `status`.
+    /// Classifies answers by the table of the room `status`.
     fn succeeded(
         &self,
         call: Call,
@@ -287,7 +288,7 @@ impl Client {
         let after = response.headers().get("Retry-After").and_then(|value| value.to_str().ok());
         let after = after.and_then(|text| retry_after(text, self.clock.now()));
         let mut said = Vec::new();
-        // What could be read of it is as good as all.
+        // If reading it fails, the part that was read is enough.
         let _ = response.body_mut().as_reader().take(ANSWER_BYTES_MAX).read_to_end(&mut said);
         let said = self.clean(&gist(&String::from_utf8_lossy(&said)));
         let colon = if said.is_empty() { "" } else { ": " };
@@ -304,17 +305,17 @@ impl Client {
         if text.len() as u64 > bytes_max {
             return Err(malformed(step, &format!("at most {bytes_max} bytes")));
         }
-        // Half a character in somebody else's text is no reason to know nothing of the rest.
+        // Half a character in another program's text is no reason to ignore the rest.
         let text = String::from_utf8(text).map_err(|_| malformed(step, "JSON"))?;
         lossy_value(&text).map_err(|_| malformed(step, "JSON"))
     }
 
-    /// What somebody else said, fit to be shown: cut, on one line, without secrets and without URLs.
+    /// Another program's text, made safe to show: cut, on one line, without secrets and without URLs.
     fn clean(&self, said: &str) -> String {
         clean(&self.event.hide_secrets(said))
     }
 
-    /// Asks for a place to upload to.
+    /// Requests a place to upload to.
     fn prepare(&self, file_name: &str, content_type: &str, bytes: u64) -> Attempt<Prepared> {
         let step = "preparing an upload";
         let address = self.endpoint("/internal/airdrop.artifacts.upload-url")?;
@@ -358,7 +359,7 @@ impl Client {
     }
 }
 
-/// The part of an initial domain mapping that goes into the install itself.
+/// The part of an initial domain mapping that is sent with the install itself.
 fn additional_mappings(mapping: &Value) -> Attempt<Map<String, Value>> {
     match mapping.get("additional_mappings") {
         None | Some(Value::Null) => Ok(Map::new()),
@@ -383,7 +384,7 @@ impl Platform for Client {
             response => response?,
         };
         let mut answer = self.json(step, response, STATE_ANSWER_BYTES_MAX)?;
-        // Taken for an empty one it would start the sync unit over: an error page, say, that came with 200.
+        // Treating it as empty would start the sync unit over: it could be an error page that came with 200.
         if answer.get("state").or(answer.get("objects")).is_none() {
             return Err(malformed(step, "an object with a state"));
         }
@@ -454,7 +455,7 @@ impl Platform for Client {
             Ok(_) if !upload.content_type.is_empty() => upload.content_type,
             _ => "application/octet-stream",
         };
-        // Without a file name it must not be taken for a text field, hence the type.
+        // Without a file name it could be taken for a text field, hence the type.
         let batch_header = "name=\"file\"\r\nContent-Type: application/octet-stream".to_owned();
         let stream_header =
             format!("name=\"file\"; filename=\"{}\"\r\nContent-Type: {content_type}", in_quotes(&file_name));
@@ -546,7 +547,8 @@ impl Platform for Client {
 }
 
 impl Client {
-    /// Puts a stream of unknown length aside, so that its length is known; it is at the start again.
+    /// Copies a stream of unknown length to a temporary file, so that its length is known; the file is at its start
+    /// again.
     fn spool(&self, reader: &mut dyn Read) -> Attempt<(std::fs::File, u64)> {
         let failed = |what: &str, error: &io::Error| PlatformError::Retry {
             fate: Fate::NotApplied,
@@ -557,7 +559,7 @@ impl Client {
         let mut file = tempfile::tempfile().map_err(|error| failed(aside, &error))?;
         let mut left = ARTIFACT_BYTES_MAX + 1;
         let mut buffer = vec![0; 64 * 1024];
-        // Not `io::copy`: whose error it is must be known.
+        // Not `io::copy`: it must be known which side failed.
         while left > 0 {
             let read = match reader.read(&mut buffer) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -599,17 +601,17 @@ fn transfers_agent(stall: Duration, whole: Duration) -> Agent {
         .new_agent()
 }
 
-/// Refuses what ureq would pass over, to go out directly: a worker behind a proxy must not.
+/// Refuses proxies that ureq would ignore and bypass: a worker behind a proxy must not connect directly.
 ///
 /// # Errors
-/// `Invalid`, naming the variable. Its value is not shown: it may hold a password.
+/// `Invalid`, naming the variable. Its value is not shown, because it may contain a password.
 fn check_proxies() -> Result<()> {
     for name in PROXY_VARIABLES {
         let Some(value) = std::env::var_os(name).filter(|value| !value.is_empty()) else { continue };
         if value.to_str().is_none_or(|value| ureq::Proxy::new(value).is_err()) {
             return Err(Error::Invalid {
                 what: format!("the environment variable {name}"),
-                reason: "it must be the URL of a proxy, as http://proxy.example:3128 or socks5h://proxy.example:1080"
+                reason: "it must be the URL of a proxy, such as http://proxy.example:3128 or socks5h://proxy.example:1080"
                     .to_owned(),
             });
         }
@@ -617,7 +619,7 @@ fn check_proxies() -> Result<()> {
     Ok(())
 }
 
-/// Keeps a request to this machine itself from going through a proxy, which would look for it on another one.
+/// Keeps requests to this machine away from a proxy, which would look for the address on its own machine.
 fn direct_if_loopback<B>(address: &Uri, request: ureq::RequestBuilder<B>) -> ureq::RequestBuilder<B> {
     if is_loopback(address) { request.config().proxy(None).build() } else { request }
 }
@@ -642,8 +644,8 @@ fn agent() -> ureq::config::ConfigBuilder<ureq::typestate::AgentScope> {
         .user_agent(concat!("highwater/", env!("CARGO_PKG_VERSION")))
 }
 
-/// Reads the rest of an answer that is not looked at, so that the connection can be used again. The status has told
-/// all: what goes wrong here is no failure.
+/// Reads the rest of an unused answer, so that the connection can be reused. The status is all that matters, so an
+/// error here is ignored.
 fn drain(mut response: Response<ureq::Body>) {
     let _ = io::copy(&mut response.body_mut().as_reader().take(ANSWER_BYTES_MAX), &mut io::sink());
 }
@@ -675,7 +677,8 @@ fn malformed(step: &str, expected: &str) -> PlatformError {
     PlatformError::Retry { fate: Fate::Unknown, after: None, reason }
 }
 
-/// A key as a header can carry it: what is not plain ASCII is percent-encoded, so no two become one.
+/// A key in a form that a header can carry: everything but plain ASCII is percent-encoded, so different keys stay
+/// different.
 fn in_header(key: &str) -> String {
     let mut text = String::with_capacity(key.len());
     for byte in key.bytes() {
@@ -690,12 +693,12 @@ fn in_header(key: &str) -> String {
     text
 }
 
-/// `Retry-After`: seconds, whole by RFC 9110 and with a fraction by some servers, or a date in any of the three forms of
-/// HTTP, of which each may end in `UTC` in place of `GMT`.
+/// `Retry-After`: seconds, whole by RFC 9110 and with a fraction by some servers, or a date in any of the three forms
+/// of HTTP, each of which may end in `UTC` instead of `GMT`.
 fn retry_after(text: &str, now: DateTime<Utc>) -> Option<Duration> {
     let text = text.trim();
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
-        // More than fits is more than anybody waits for.
+        // A number that does not fit is longer than any wait.
         let seconds = text.parse::<f64>().ok()?;
         return Some(Duration::try_from_secs_f64(seconds).unwrap_or(WAIT_MAX).min(WAIT_MAX));
     }
@@ -709,8 +712,8 @@ fn retry_after(text: &str, now: DateTime<Utc>) -> Option<Duration> {
     Some((at - now).to_std().unwrap_or(Duration::ZERO).min(WAIT_MAX))
 }
 
-/// What an answer says: the message of a JSON error; of the file store's XML only the code, since the rest may hold
-/// parts of the credentials.
+/// The useful part of an answer: the message of a JSON error; of the file store's XML only the code, because the rest
+/// may contain parts of the credentials.
 fn gist(said: &str) -> String {
     let said = said.trim();
     if said.starts_with('<') {

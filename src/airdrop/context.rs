@@ -67,9 +67,9 @@ impl Context<'_> {
         self.run.started_at()
     }
 
-    /// Where to extract from: records modified at or after this time; `None`: everything. It is [`Run::since`], or the
-    /// start of the [`Context::window`] if that is earlier: after a reset, in an initial import of a unit that was
-    /// synced before, or if the platform names a start. The same in every life of the run.
+    /// Where to extract from: records modified at or after this time; `None`: everything. It is [`Run::since`], or
+    /// the start of the [`Context::window`] if that is earlier: after a reset, in an initial import of a unit that
+    /// was synced before, or if the platform names a start. The same in every life of the run.
     pub fn since(&self) -> Option<DateTime<Utc>> {
         match self.window {
             Some(window) if self.reaches_back() => window.from,
@@ -77,7 +77,7 @@ impl Context<'_> {
         }
     }
 
-    /// Whether the window begins before [`Run::since`]. A window that the platform did not ask for begins with it.
+    /// Whether the window begins before [`Run::since`]. If the platform asked for no window, it begins there.
     fn reaches_back(&self) -> bool {
         match (self.window, self.run.since()) {
             (Some(window), Some(since)) => window.from.is_none_or(|from| from < since),
@@ -92,7 +92,7 @@ impl Context<'_> {
     }
 
     /// The bookmark that the last finished run left for a stream. `None` if the [`Context::window`] begins before
-    /// [`Run::since`]: then what lies before the bookmark is to be read again.
+    /// [`Run::since`]: then everything before the bookmark must be read again.
     ///
     /// # Errors
     /// Those of [`Run::bookmark`].
@@ -116,7 +116,7 @@ impl Context<'_> {
     }
 
     /// Whether an item type is in the extraction scope. If it is not, its records need not be fetched; those that are
-    /// handed over are counted and not staged. Resolved when the data phase begins, and fixed until the run is over.
+    /// returned are counted and not staged. Resolved when the data phase begins, and fixed until the run is over.
     /// Before that, and if no scope is read, this is `true`.
     ///
     /// A type that comes into scope later is extracted from that run's [`Context::since`], like the others.
@@ -124,10 +124,10 @@ impl Context<'_> {
         self.scope.extracts(item_type)
     }
 
-    /// The connector's own keys in a state of the TypeScript SDK, in a run that the SDK began and that is continued
+    /// The connector's own keys in a state of the TypeScript SDK, in a run that the SDK began and that continues
     /// here. They hold the cursors of the SDK's data extraction. `None` in every other run.
     ///
-    /// In such a run the first page of each stream is fetched with no cursor: start where these keys say.
+    /// In such a run the first page of each stream is fetched with no cursor: start from these keys.
     pub fn connector_state(&self) -> Option<&Value> {
         self.connector_state.as_deref()
     }

@@ -1,18 +1,18 @@
-//! What is on its way to the platform in one invocation: batches and attachments, each an upload with a life of its own.
+//! Uploads in flight in one invocation: batches and attachments, each with a life of its own.
 //!
 //! What may be done with an upload, and when its id may be given up, is decided by [`transfer`](crate::transfer) and
-//! nowhere else. This room makes the calls that it asks for, several at once in lanes, tells it what came of them, and
-//! has the store store what it says. Beside that, it knows how much there may be:
-//! - Before each confirm, the store's path must still be the file that is open: what another process confirms is not
-//!   confirmed here, too.
+//! nowhere else. This room makes the calls that it asks for, several at once in lanes, reports the results to it, and
+//! makes the store store the new states. It also keeps these limits:
+//! - Before each confirm, the store's path must still lead to the open file: what another process confirms is not
+//!   confirmed here too.
 //! - Each upload is tried at least once in an invocation; no retry outlives the invocation's hard limit.
 //! - No more is confirmed than one message can carry.
-//! - Where checkpoints are kept, one is to be saved after 30 seconds, 20 batches or 200 attachments. A save first closes
-//!   what is open, and waits for all batches to be uploaded.
-//! - What came to an end since the last commit is stored in one transaction where it is about attachments, together with
-//!   the lines that name them.
+//! - Where checkpoints are kept, one is due after 30 seconds, 20 batches or 200 attachments. A save first closes open
+//!   batches, and waits for all batches to be uploaded.
+//! - One transaction stores everything about attachments that ended since the last commit, together with the lines
+//!   that name them.
 //!
-//! What it means that the source failed is not decided here: such an upload is handed to the caller of
+//! This room does not decide what a failure of the source means: such an upload is returned to the caller by
 //! [`Delivery::take_attempted`].
 
 use std::collections::BTreeMap;
@@ -36,27 +36,27 @@ use super::lanes::Lanes;
 use super::platform::{Fate, PlatformError};
 use super::retry::{TRIES, back_off, millis};
 
-/// Uploads, and time, after which a checkpoint is to be saved.
+/// Uploads, and time, after which a checkpoint is due.
 const SAVE_BATCHES: usize = 20;
 const SAVE_ATTACHMENTS: usize = 200;
 const SAVE_AFTER: Duration = Duration::from_secs(30);
-/// How long the loop waits for a lane before it looks at the clock again.
+/// How long the loop waits for a lane before it checks the clock again.
 pub(crate) const POLL: Duration = Duration::from_millis(50);
-/// When an attachment whose failure is not judged is tried again.
+/// When an attachment is tried again whose failure has not been judged.
 const UNJUDGED: Duration = Duration::MAX;
-/// The item type of the lines that say which attachments were uploaded.
+/// The item type of the lines that list uploaded attachments.
 const LINES: &str = "ssor_attachment";
 
 /// Why nothing more is uploaded in this invocation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Halt {
-    /// It cannot be mended by going on.
+    /// A failure that retrying does not solve.
     Failed(String),
-    /// The platform asked to be left alone for longer than this invocation has.
+    /// The platform asked for a longer wait than this invocation has.
     AskedToWait(Duration),
 }
 
-/// What a delivery needs to know of its invocation.
+/// What a delivery needs to know about its invocation.
 pub(crate) struct DeliverySettings {
     /// Calls about batches, and about attachments, at once.
     pub(crate) batches_at_once: usize,
@@ -69,12 +69,12 @@ pub(crate) struct DeliverySettings {
     pub(crate) artifacts_max: Option<u64>,
 }
 
-/// A change that is to be stored.
+/// A change to be stored.
 enum Change {
     Id,
     Confirmed,
     GivingUp,
-    /// An attachment is to be tried again.
+    /// An attachment will be tried again.
     Retry {
         reason: String,
         wait: Duration,
@@ -89,7 +89,7 @@ struct Calls {
     in_flight: usize,
 }
 
-/// What is on its way in one invocation.
+/// The uploads in flight in one invocation.
 pub(crate) struct Delivery<'a> {
     run: &'a Run,
     clock: &'a dyn Clock,
@@ -107,16 +107,16 @@ pub(crate) struct Delivery<'a> {
     position: u64,
     /// When a checkpoint was last saved.
     saved_at: Duration,
-    /// What came to an end and is not stored.
+    /// Changes that are not stored yet.
     unstored: Vec<(UploadNo, Change)>,
-    /// What came of attempts to upload attachments, and of what cannot be delivered, in that order.
+    /// Results of attempts to upload attachments, including those that cannot be delivered, in order.
     attempted: Vec<(u64, Result<(), Failure>)>,
     left_over: bool,
     halt: Option<Halt>,
 }
 
 impl<'a> Delivery<'a> {
-    /// Takes up what earlier lives left of the batches.
+    /// Resumes the batches that earlier lives left.
     pub(crate) fn new(
         run: &'a Run,
         clock: &'a dyn Clock,
@@ -155,7 +155,7 @@ impl<'a> Delivery<'a> {
             this.message.add(entry(&info, &artifact).bytes()?);
         }
         this.add(run.unsettled()?);
-        // A life that was killed between two commits may have left the second one undone.
+        // A life that was killed between two commits may not have made the second one.
         this.commit()?;
         Ok(this)
     }
@@ -168,7 +168,7 @@ impl<'a> Delivery<'a> {
         Delivery { lanes, ..self }
     }
 
-    /// Takes in batches that were just closed, or that an earlier life left.
+    /// Adds batches that were just closed, or that an earlier life left.
     pub(crate) fn add(&mut self, batches: Vec<UnsettledBatch>) {
         for UnsettledBatch { info, state, artifact } in batches {
             let no = UploadNo::Batch(info.seq);
@@ -180,7 +180,7 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// Takes in an attachment out of the queue.
+    /// Adds an attachment from the queue.
     pub(crate) fn add_attachment(&mut self, pending: Pending) {
         let Pending { number, attachment, state, artifact, tries, wait } = pending;
         self.position = number + 1;
@@ -236,7 +236,7 @@ impl<'a> Delivery<'a> {
         self.left_over
     }
 
-    /// Makes the calls about batches that can be made and takes in what has come to an end, without waiting.
+    /// Makes the calls about batches that can be made and handles those that ended, without waiting.
     pub(crate) fn step(&mut self) -> Result<()> {
         self.start()?;
         self.gather(Duration::ZERO);
@@ -244,7 +244,7 @@ impl<'a> Delivery<'a> {
         self.start()
     }
 
-    /// Waits until something has come to an end, a batch is to be tried again, or somebody asks to stop.
+    /// Waits until a call ends, or a batch is due for a retry.
     pub(crate) fn wait(&mut self) -> Result<()> {
         self.wait_until(None)
     }
@@ -264,8 +264,8 @@ impl<'a> Delivery<'a> {
         Ok(())
     }
 
-    /// Goes on until all batches that can be delivered in this invocation are. After a halt nothing more is uploaded,
-    /// but what was uploaded is confirmed. After a stop, what is not delivered in time is left.
+    /// Continues until all batches that can be delivered in this invocation are. After a halt nothing more is
+    /// uploaded, but what was uploaded is confirmed.
     pub(crate) fn drain(&mut self) -> Result<()> {
         loop {
             self.leave_late_batches();
@@ -278,7 +278,7 @@ impl<'a> Delivery<'a> {
             }
             let all_wait = !in_flight && self.of_batches().all(|upload| upload.to_do() == ToDo::Save);
             if all_wait && !self.save()? {
-                // Something before them could not be uploaded, so no checkpoint can name them.
+                // An earlier one could not be uploaded, so no checkpoint can name them.
                 self.leave_batches(|_, _| true);
             } else if !all_wait {
                 self.wait()?;
@@ -299,7 +299,8 @@ impl<'a> Delivery<'a> {
         self.keeper.is_some()
     }
 
-    /// Closes what is open, waits until it is uploaded, and saves a checkpoint. Says whether one could be saved.
+    /// Closes open batches, waits until they are uploaded, and saves a checkpoint. Returns whether one could be
+    /// saved.
     pub(crate) fn save(&mut self) -> Result<bool> {
         let Some(keeper) = self.keeper else { return Ok(false) };
         self.add(self.run.close_open()?);
@@ -315,7 +316,7 @@ impl<'a> Delivery<'a> {
         }
         let Some(position) = self.run.position()? else { return Ok(false) };
         let bytes = match keeper.save(self.run, Some(&position)) {
-            // What it would have named is not confirmed, and the platform is told.
+            // The uploads that it would have named are not confirmed, and the platform gets an error.
             Err(error @ Error::TooLarge { .. }) => {
                 self.meet(Halt::Failed(chain(&error)));
                 return Ok(false);
@@ -341,7 +342,7 @@ impl<'a> Delivery<'a> {
         self.uploads.range(UploadNo::Attachment(0)..).map(|(_, upload)| upload)
     }
 
-    /// Leaves batches about which no call is being made to the next invocation.
+    /// Leaves batches without a call in flight to the next invocation.
     fn leave_batches(&mut self, which: impl Fn(&InFlight, ToDo) -> bool) {
         let before = self.uploads.len();
         self.uploads.retain(|no, upload| {
@@ -410,8 +411,8 @@ impl<'a> Delivery<'a> {
         Ok(())
     }
 
-    /// Makes the calls about attachments that can be made now. Confirms go on when no attachment may `begin`. Says whether a
-    /// call was made.
+    /// Makes the calls about attachments that can be made now. If `begin` is false, no attachment begins, but
+    /// confirms go on. Returns whether a call was made.
     pub(crate) fn start_attachments(&mut self, begin: bool) -> Result<bool> {
         let now = self.clock.elapsed();
         let mut any = false;
@@ -429,7 +430,7 @@ impl<'a> Delivery<'a> {
             let call = match (upload.to_do(), &upload.artifact) {
                 (ToDo::Upload, _) if begin => Call::Attachment(attachment.clone()),
                 (ToDo::Confirm, Some(artifact)) => {
-                    // What cannot be announced is not confirmed.
+                    // An attachment that cannot be announced is not confirmed.
                     if let Err(error) = line(attachment, artifact) {
                         upload.ready_at = UNJUDGED;
                         self.attempted.push((number, Err(Failure::Final(chain(&error)))));
@@ -448,7 +449,7 @@ impl<'a> Delivery<'a> {
         Ok(any)
     }
 
-    /// Takes in what has come to an end: waits for the first, not for the others.
+    /// Handles the calls that ended: waits for the first, not for the others.
     pub(crate) fn gather(&mut self, mut wait: Duration) {
         while self.batches.in_flight + self.attachments.in_flight > 0
             && let Some(done) = self.lanes.poll(wait)
@@ -460,7 +461,7 @@ impl<'a> Delivery<'a> {
 
     fn take_in(&mut self, done: AttemptResult) {
         let no = done.no;
-        // Otherwise it was left to the next invocation while the call was made.
+        // If it is not there, it was left to the next invocation during the call.
         let Some(upload) = self.uploads.get_mut(&no) else { return };
         upload.called = false;
         match no {
@@ -488,7 +489,7 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// Takes in that a call about an upload failed, and sees to its being made again.
+    /// Handles a failed call about an upload, and schedules a retry.
     fn call_failed(&mut self, no: UploadNo, error: PlatformError) {
         let Some(upload) = self.uploads.get(&no) else { return };
         let confirming = !upload.is_staged();
@@ -514,7 +515,7 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// Moves an upload on; `said` is what the platform said.
+    /// Moves an upload on; `said` is the platform's text.
     fn happened(&mut self, no: UploadNo, event: Event, said: &str) {
         let Some(upload) = self.uploads.get_mut(&no) else { return };
         let (state, to_do) = match upload.rules.next(upload.state, event) {
@@ -528,7 +529,7 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// Notes what of an upload is to be stored, if anything is.
+    /// Records what to store of an upload, if anything.
     fn note_what_to_store(&mut self, no: UploadNo) {
         let Some(upload) = self.uploads.get(&no) else { return };
         let change = match upload.to_do() {
@@ -540,8 +541,8 @@ impl<'a> Delivery<'a> {
         self.unstored.push((no, change));
     }
 
-    /// An upload cannot go on. A batch is left as it is stored, and halts the delivery; an attachment is handed over, to
-    /// be given up, unless it is not about the attachment.
+    /// An upload cannot go on. A batch stays as it is stored, and halts the delivery. An attachment is returned to
+    /// the caller, to be given up, unless the attachment is not the cause.
     fn stuck(&mut self, no: UploadNo, why: Why, said: &str) {
         let Some(upload) = self.uploads.get_mut(&no) else { return };
         let artifact = upload.artifact.as_ref().map_or("", ArtifactId::as_str);
@@ -588,14 +589,14 @@ impl<'a> Delivery<'a> {
         self.left_over = true;
     }
 
-    /// Makes a call again after so long, as if it had not been made: the source asked for that.
+    /// Repeats a call after this wait, without counting the attempt: the source asked for that.
     pub(crate) fn put_off(&mut self, no: UploadNo, wait: Duration) {
         let Some(upload) = self.uploads.get_mut(&no) else { return };
         upload.ready_at = self.clock.elapsed().saturating_add(wait);
         upload.call_tries = upload.call_tries.saturating_sub(1);
     }
 
-    /// Makes a call again after a while, unless it was made too often, or that is after the invocation.
+    /// Repeats a call after a while, unless it was made too often, or the invocation would be over.
     pub(crate) fn again(&mut self, no: UploadNo, after: Option<Duration>, reason: &str) {
         let Some(upload) = self.uploads.get_mut(&no) else { return };
         let call = if upload.is_staged() { "upload" } else { "confirm" };
@@ -640,7 +641,7 @@ impl<'a> Delivery<'a> {
         });
     }
 
-    /// Stores what has come to an end, and takes note that it is stored.
+    /// Stores what ended, and moves it on.
     pub(crate) fn commit(&mut self) -> Result<()> {
         while !self.unstored.is_empty() {
             let changes = std::mem::take(&mut self.unstored);
@@ -679,7 +680,7 @@ impl<'a> Delivery<'a> {
         Ok(())
     }
 
-    /// Stores what came of a batch; false if it is an id that the run has used before.
+    /// Stores the change of a batch; false if it is an id that the run has used before.
     fn store_batch(&mut self, seq: u64, change: &Change) -> Result<bool> {
         let Some(upload) = self.uploads.get_mut(&UploadNo::Batch(seq)) else { return Ok(true) };
         let (What::Batch(info), Some(artifact)) = (&upload.what, &upload.artifact) else { return Ok(true) };
@@ -697,7 +698,7 @@ impl<'a> Delivery<'a> {
         Ok(true)
     }
 
-    /// What the store is told of an attachment.
+    /// The form in which the store gets a change of an attachment.
     fn settling(&mut self, number: u64, change: Change) -> Result<Option<(u64, Settling)>> {
         let no = UploadNo::Attachment(number);
         let Some(upload) = self.uploads.get(&no) else { return Ok(None) };
@@ -716,7 +717,7 @@ impl<'a> Delivery<'a> {
         Ok(Some((number, settling)))
     }
 
-    /// Takes note that something is stored.
+    /// Moves an upload on after its change was stored.
     fn stored(&mut self, no: UploadNo, event: Event) {
         self.happened(no, event, "");
         let Some(upload) = self.uploads.get_mut(&no) else { return };
@@ -733,7 +734,7 @@ impl<'a> Delivery<'a> {
                 }
             }
         }
-        // Whatever it is, the next call is another one.
+        // The next call, whichever it is, is a new one.
         upload.call_tries = 0;
         match upload.to_do() {
             ToDo::Upload => {
@@ -741,21 +742,21 @@ impl<'a> Delivery<'a> {
                     self.message.give_back(bytes);
                 }
             }
-            // A message or a line names it: that is not done here.
+            // A message or a line names it; that happens elsewhere.
             ToDo::Announce | ToDo::Nothing => drop(self.uploads.remove(&no)),
             _ => {}
         }
     }
 
-    // What is asked, and decided, about attachments by whoever works off their queue.
+    // The part for whoever processes the queue of attachments.
 
-    /// What came of attachments since this was asked last: that the platform took the bytes, or why it did not. None that
-    /// failed is tried again unless one of the methods below says so.
+    /// Results of uploading attachments since the last call: the platform accepted the bytes, or why not. A failed
+    /// one is tried again only if one of the methods below says so.
     pub(crate) fn take_attempted(&mut self) -> Vec<(u64, Result<(), Failure>)> {
         std::mem::take(&mut self.attempted)
     }
 
-    /// An attachment that is on its way.
+    /// An attachment in flight.
     pub(crate) fn attachment(&self, number: u64) -> Option<(&Attachment, &InFlight)> {
         let upload = self.uploads.get(&UploadNo::Attachment(number))?;
         match &upload.what {
@@ -764,7 +765,8 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// Counts a failure against an attachment. It is tried again after a while, or given up after `tries_max` of them.
+    /// Counts a failure against an attachment. It is tried again after a while, or given up after `tries_max`
+    /// failures.
     pub(crate) fn count(&mut self, number: u64, reason: String, tries_max: u32) {
         let Some(upload) = self.uploads.get_mut(&UploadNo::Attachment(number)) else { return };
         let What::Attachment { attachment, tries } = &mut upload.what else { return };
@@ -795,12 +797,12 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// Attachments that are on their way.
+    /// The number of attachments in flight.
     pub(crate) fn attachments(&self) -> usize {
         self.of_attachments().count()
     }
 
-    /// Calls about attachments that are being made.
+    /// The number of calls about attachments in flight.
     pub(crate) fn attachments_in_flight(&self) -> usize {
         self.attachments.in_flight
     }
@@ -811,12 +813,12 @@ impl<'a> Delivery<'a> {
         self.of_attachments().filter(|upload| upload.ready_at <= now).count()
     }
 
-    /// When the next of them is.
+    /// When the next of them is due.
     pub(crate) fn next_attachment(&self) -> Option<Duration> {
         self.of_attachments().map(|upload| upload.ready_at).min()
     }
 
-    /// As [`Delivery::next_attachment`], of those for which a call may be made if no attachment may `begin`.
+    /// Like [`Delivery::next_attachment`], for those for which a call may be made if no attachment may `begin`.
     pub(crate) fn next_attachment_call(&self, begin: bool) -> Option<Duration> {
         let may = |upload: &&InFlight| match upload.to_do() {
             ToDo::Upload => begin,

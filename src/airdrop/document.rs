@@ -1,10 +1,12 @@
-//! A worker state as a JSON object whose members are read only when they are asked for.
+//! A worker state as a JSON object whose members are parsed only when they are needed.
 //!
-//! The platform keeps one text per sync unit, in which others write too: the TypeScript SDK, a connector written with it,
-//! whoever mends it by hand. So a member that is not ours is kept as the bytes that it is, whatever they hold: a number
-//! that a double cannot, half a character (`JSON.stringify` writes one as `\ud83d`, and no Rust string holds it).
+//! The platform keeps one text per sync unit, in which others write too: the TypeScript SDK, a connector written with
+//! it, a person who edits it. So a member that is not ours is kept byte for byte, whatever it contains: a number that
+//! a double cannot represent, or half a character (`JSON.stringify` writes one as `\ud83d`, and no Rust string can
+//! hold it).
 //!
-//! `null`, `[]` and `""` are a state in which nothing was written yet. Anything else that is no object is an error.
+//! `null`, `[]` and `""` are a state in which nothing was written yet. Anything else that is not an object is an
+//! error.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,7 +18,7 @@ use serde_json::value::RawValue;
 
 use crate::error::{Error, Result};
 
-/// A JSON object, its members in order. Of members of one name the last counts, as in JavaScript.
+/// A JSON object, its members in order. If a name occurs twice, the last member counts, as in JavaScript.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Document {
     members: Vec<Member>,
@@ -24,7 +26,7 @@ pub(crate) struct Document {
 
 #[derive(Debug, Clone)]
 struct Member {
-    /// `None` if no Rust string can hold it: it is nobody's that we know.
+    /// `None` if no Rust string can hold it: then it is nobody's that we know.
     name: Option<String>,
     raw_name: Box<RawValue>,
     value: Box<RawValue>,
@@ -34,7 +36,7 @@ impl Document {
     /// Reads a worker state; `what` is what errors call it.
     ///
     /// # Errors
-    /// `WorkerState`, naming the member at which it does not read on.
+    /// `WorkerState`, naming the member that cannot be read.
     pub(crate) fn read(text: Option<&str>, what: &str) -> Result<Self> {
         let Some(text) = text.map(str::trim).filter(|text| !text.is_empty()) else {
             return Ok(Self::default());
@@ -78,12 +80,12 @@ impl Document {
         self.get(name).is_some()
     }
 
-    /// A member, as the JSON text that it is.
+    /// The JSON text of a member.
     pub(crate) fn get(&self, name: &str) -> Option<&RawValue> {
         self.members.iter().find(|member| member.name.as_deref() == Some(name)).map(|member| &*member.value)
     }
 
-    /// A member, read; `what` is what errors call the whole.
+    /// A member, parsed; `what` is what errors call the document.
     ///
     /// # Errors
     /// `WorkerState`, naming the member.
@@ -95,9 +97,9 @@ impl Document {
         })
     }
 
-    /// Sets a member, in its place if it is there, else at the end.
+    /// Sets a member: in its place if it exists, else at the end.
     pub(crate) fn set(&mut self, name: &str, value: &impl Serialize) {
-        // What we write are strings, and values that were read as JSON: neither can fail.
+        // We write strings, and values that were read as JSON: neither can fail.
         let Ok(value) = serde_json::value::to_raw_value(value) else { return };
         if let Some(member) = self.members.iter_mut().find(|member| member.name.as_deref() == Some(name)) {
             member.value = value;
@@ -111,12 +113,12 @@ impl Document {
         Some(self.members.remove(at).value)
     }
 
-    /// Adds the members of another, at the end, none of whose names is here.
+    /// Appends the members of another document, which has no name in common with this one.
     pub(crate) fn extend(&mut self, other: Self) {
         self.members.extend(other.members);
     }
 
-    /// Keeps the members whose name is wanted; of one that no Rust string holds that is `None`.
+    /// Keeps the members whose name `wanted` accepts; it gets `None` for a name that no Rust string can hold.
     pub(crate) fn retain(&mut self, mut wanted: impl FnMut(Option<&str>) -> bool) {
         self.members.retain(|member| wanted(member.name.as_deref()));
     }
@@ -124,25 +126,25 @@ impl Document {
 
 impl Serialize for Document {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        // A name that no Rust string holds is a key for no serializer, so the text is written whole.
+        // No serializer accepts such a name as a key, so the text is written whole.
         RawValue::from_string(self.to_text()).map_err(serde::ser::Error::custom)?.serialize(serializer)
     }
 }
 
-/// Bytes that a text takes as a string in a JSON document: as the platform gets it.
+/// Bytes of a text as a string in a JSON document, which is how the platform gets it.
 pub(crate) fn posted_bytes(text: &str) -> usize {
     serde_json::to_string(text).map_or(usize::MAX, |json| json.len())
 }
 
-/// A value without half characters: what `JSON.stringify` wrote of one becomes U+FFFD, the replacement character.
+/// A value without half characters: those that `JSON.stringify` wrote become U+FFFD, the replacement character.
 ///
 /// # Errors
-/// Those of JSON.
+/// Those of JSON parsing.
 pub(crate) fn lossy_value(json: &str) -> serde_json::Result<Value> {
     serde_json::from_str(json).or_else(|_| serde_json::from_str(&without_lone_surrogates(json)))
 }
 
-/// JSON text in which each escape of a lone surrogate is one of U+FFFD.
+/// JSON text in which each escape of a lone surrogate is replaced by that of U+FFFD.
 fn without_lone_surrogates(json: &str) -> String {
     let unit =
         |text: &str| text.strip_prefix("\\u").and_then(|text| u16::from_str_radix(text.get(..4)?, 16).ok());
@@ -164,7 +166,7 @@ fn without_lone_surrogates(json: &str) -> String {
     text
 }
 
-/// What a JSON value is, without what it says.
+/// The type of a JSON value, in words.
 pub(crate) fn kind_of(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
@@ -176,11 +178,11 @@ pub(crate) fn kind_of(value: &Value) -> &'static str {
     }
 }
 
-/// An object while it is read: what there is of it, and the member whose value is being read.
+/// An object while it is read: its members so far, and the one whose value is being read.
 #[derive(Default)]
 struct Reading {
     members: Vec<Member>,
-    /// Where the member of a name stands.
+    /// The place of each name.
     places: BTreeMap<String, usize>,
     at: Option<Box<RawValue>>,
 }

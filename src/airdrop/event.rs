@@ -1,9 +1,9 @@
 //! The event that starts an invocation, read tolerantly.
 //!
-//! Only `payload.event_type` is needed to read one. Any other field may be missing, `null` or empty (all the same
-//! to us), and any field that we do not know may be there; a field of the wrong JSON type is an error, naming its
-//! path, for the one who asks for it. Ids may be numbers. `event_context` is kept as the text that it came as, less
-//! the white space between its parts: the answer echoes it whole, every number to its last digit.
+//! Only `payload.event_type` is needed to read an event. Any other field may be missing, `null` or empty (these are
+//! the same to us), and unknown fields may be there. A field of the wrong JSON type is an error when it is used; the
+//! error names its path. Ids may be numbers. `event_context` is kept as its original text, without the white space
+//! between its parts: the answer repeats it whole, every number to its last digit.
 //!
 //! Secrets leave only as a [`Secret`]; neither `Debug` nor any error shows the value of a field that could be one.
 
@@ -45,11 +45,11 @@ pub enum EventType {
     DeleteData,
     /// Delete the state of the sync unit's attachments.
     DeleteAttachments,
-    /// An event type that this version does not know, by the name as it came.
+    /// An event type that this version does not know, by its original name.
     Unknown(String),
 }
 
-/// Which of the two sets of names the type of an event or a message is from.
+/// The two sets of names for the types of events and messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Spelling {
     /// `EXTRACTION_DATA_START`, `EXTRACTION_DATA_DONE`.
@@ -58,7 +58,7 @@ pub enum Spelling {
     Newer,
 }
 
-/// Every event that is known: what it means, and both of its names.
+/// All known events: the meaning, and both names.
 const NAMES: [(EventType, &str, &str); 8] = [
     (
         EventType::ExternalSyncUnits,
@@ -117,12 +117,12 @@ impl EventType {
         match (names, spelling) {
             (Some((_, seed, _)), Spelling::Seed) => seed,
             (Some((_, _, newer)), Spelling::Newer) => newer,
-            // Not reached: a test holds that the table has every one.
+            // Not reached: a test checks that the table is complete.
             (None, _) => "UNKNOWN_EVENT_TYPE",
         }
     }
 
-    /// The phase that the event is of; `None` for a deletion and for an unknown type.
+    /// The phase of the event; `None` for a deletion and for an unknown type.
     pub fn phase(&self) -> Option<Phase> {
         match self {
             Self::ExternalSyncUnits => Some(Phase::ExternalSyncUnits),
@@ -142,19 +142,19 @@ impl EventType {
     }
 }
 
-/// What a sync is for.
+/// The purpose of a sync.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Mode {
     /// A first import.
     Initial,
-    /// What came since the last one.
+    /// What has changed since the last one.
     Incremental,
     /// Back into the external system.
     Loading,
 }
 
-/// One end of the extraction window as the platform asked for it.
+/// One end of the extraction window, as the platform asks for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TimeSetting {
     /// How to find the moment: `absolute_time`, `current_time`, `unbounded`, `workers_oldest` and so on.
@@ -181,7 +181,7 @@ impl WindowEnd {
     }
 }
 
-/// Bytes of the shortest secret that is looked for in a text.
+/// Bytes of the shortest secret that is searched for in a text.
 const HIDDEN_BYTES_MIN: usize = 4;
 
 /// A secret: it has no `Display`, its `Debug` hides it, and it is never stored.
@@ -243,11 +243,11 @@ impl Event {
     /// ```
     ///
     /// # Errors
-    /// `Event` if the text is not JSON, is not one event, or has no `payload.event_type`. An unknown event type is no
-    /// error here: [`serve`](super::serve()) answers it.
+    /// `Event` if the text is not JSON, is not one event, or has no `payload.event_type`. An unknown event type is
+    /// not an error here: [`serve`](super::serve()) answers it.
     pub fn from_json(text: &str) -> Result<Self> {
         let unreadable = |error: serde_json::Error| wrong("the event", format!("is not JSON: {error}"));
-        // Half a character is echoed as it came; to us it is U+FFFD.
+        // Half a character is repeated unchanged in the answer; here it is U+FFFD.
         let whole = lossy_value(text).map_err(unreadable)?;
         if let Value::Array(list) = &whole {
             if list.len() != 1 {
@@ -289,7 +289,7 @@ impl Event {
         &self.asked
     }
 
-    /// How its type is spelled. The answer is spelled likewise, unless [`Serve::spelling`](super::Serve::spelling)
+    /// The spelling of its type. The answer uses the same one, unless [`Serve::spelling`](super::Serve::spelling)
     /// overrides it.
     pub fn spelling(&self) -> Spelling {
         self.spelling
@@ -379,7 +379,7 @@ impl Event {
         }
     }
 
-    /// From when an import is to extract, cut to microseconds.
+    /// The start of the time range that an import should extract, cut to microseconds.
     ///
     /// # Errors
     /// `Event` if it is not an RFC 3339 time.
@@ -388,7 +388,7 @@ impl Event {
         self.text(path)?.map(|text| moment(path, &text)).transpose()
     }
 
-    /// Whether an incremental sync is to start over from [`Event::extract_from`]; `false` if the event does not say.
+    /// Whether an incremental sync should start over from [`Event::extract_from`]; `false` if the event does not say.
     ///
     /// # Errors
     /// `Event` if it is not a boolean.
@@ -401,7 +401,7 @@ impl Event {
         }
     }
 
-    /// One end of the window as the platform asks for it. `None` if it has no `type`: older platforms leave it out or
+    /// One end of the window that the platform asks for. `None` if it has no `type`: older platforms leave it out or
     /// empty if they ask for nothing.
     ///
     /// # Errors
@@ -494,7 +494,7 @@ impl Event {
         self.text("payload.connection_data.org_name")
     }
 
-    /// What kind of key [`Event::connection_key`] is.
+    /// The kind of [`Event::connection_key`].
     ///
     /// # Errors
     /// `Event` if it is of the wrong type.
@@ -518,8 +518,8 @@ impl Event {
         Ok(self.text("context.secrets.service_account_token")?.map(Secret))
     }
 
-    /// What somebody else said, its two secrets replaced by `(hidden)`, in the one form in which the event has them. A
-    /// secret of fewer than 4 bytes cannot be told from other text, and stays.
+    /// Another program's text with the event's two secrets replaced by `(hidden)`, where they occur exactly as in the
+    /// event. A secret of fewer than 4 bytes cannot be distinguished from other text, and stays.
     pub(crate) fn hide_secrets(&self, said: &str) -> String {
         let secrets = [self.service_account_token(), self.connection_key()];
         let mut secrets: Vec<Secret> =
@@ -533,11 +533,11 @@ impl Event {
         secrets.iter().fold(said.to_owned(), hide)
     }
 
-    /// The key under which everything is kept: `sync_unit_id`, else `external_sync_unit_id`; the
-    /// external-sync-units phase, which has neither, has a reserved one for each external system.
+    /// The key under which everything is stored: `sync_unit_id`, else `external_sync_unit_id`. The
+    /// external-sync-units phase has neither; it has a reserved key for each external system.
     ///
     /// # Errors
-    /// `Event` if neither is there, or if it is one that we reserve; as the ids themselves otherwise.
+    /// `Event` if neither is there, or if it is a reserved one; otherwise those of the ids.
     pub fn unit_key(&self) -> Result<SyncUnitId> {
         if self.asked == EventType::ExternalSyncUnits {
             let system = self.external_system_id()?;
@@ -565,8 +565,8 @@ impl Event {
         SyncUnitId::new(unit)
     }
 
-    /// The same text for the same event however it is spelled, and for no other: a JSON list of event type, run,
-    /// request and sequence version.
+    /// The same text for the same event, however its type is spelled, and for no other: a JSON list of event type,
+    /// run, request and sequence version.
     ///
     /// ```
     /// use highwater::airdrop::Event;
@@ -590,8 +590,8 @@ impl Event {
         Ok(serde_json::Value::from_iter(parts).to_string())
     }
 
-    /// Whether [`Event::identity`] tells this event from the next of its run: it has a request id or a sequence
-    /// version.
+    /// Whether [`Event::identity`] distinguishes this event from the next of its run: it has a request id or a
+    /// sequence version.
     ///
     /// # Errors
     /// `Event` if one of them is of the wrong type or too long.
@@ -599,7 +599,7 @@ impl Event {
         Ok(self.request_id()?.is_some() || self.sequence_version()?.is_some())
     }
 
-    /// The first of these fields of `event_context` that is there.
+    /// The first of these fields of `event_context` that exists.
     fn first_id(&self, names: &[&str]) -> Result<Option<String>> {
         for name in names {
             if let Some(id) = self.id(&format!("{CONTEXT}.{name}"))? {
@@ -614,7 +614,7 @@ impl Event {
             None => return Ok(None),
             Some(Value::String(text)) if text.is_empty() => return Ok(None),
             Some(Value::String(text)) => text.clone(),
-            // A larger or broken number has lost digits already: two ids could become one.
+            // A larger number, or one with a fraction, may have lost digits: two ids could become one.
             Some(Value::Number(number)) if number.is_i64() || number.is_u64() => number.to_string(),
             Some(other) => {
                 return Err(wrong(
@@ -643,14 +643,14 @@ pub(crate) fn wrong(field: &str, expected: impl Into<String>) -> Error {
     Error::Event { field: field.to_owned(), expected: expected.into() }
 }
 
-/// A moment by RFC 3339, cut to microseconds, as everything that is stored and compared.
+/// A moment by RFC 3339, cut to microseconds like everything that is stored and compared.
 pub(crate) fn moment(path: &str, text: &str) -> Result<DateTime<Utc>> {
     let moment = DateTime::parse_from_rfc3339(text)
-        .map_err(|_| wrong(path, "must be a time by RFC 3339, as 2026-01-31T12:00:00Z"))?;
+        .map_err(|_| wrong(path, "must be a time by RFC 3339, such as 2026-01-31T12:00:00Z"))?;
     Ok(moment.to_utc().trunc_subsecs(6))
 }
 
-/// The value at a path of object fields; a missing one and `null` are the same.
+/// The value at a path of object fields; `None` for a missing one and for `null`.
 fn find<'a>(root: &'a Value, path: &str) -> Result<Option<&'a Value>> {
     let mut value = root;
     let mut walked = String::new();
@@ -683,7 +683,7 @@ fn type_name(value: &Value) -> &'static str {
     }
 }
 
-/// The text of `payload.event_context`, compact. Both are known to be there and the former an object.
+/// The text of `payload.event_context`, compact. Both members are known to exist, and `payload` to be an object.
 fn raw_context(text: &str) -> serde_json::Result<String> {
     #[derive(Deserialize)]
     struct Outer<'a> {
@@ -700,7 +700,7 @@ fn raw_context(text: &str) -> serde_json::Result<String> {
     Ok(compact(payload.event_context.get()))
 }
 
-/// Valid JSON without the white space between its parts: one line, whatever it was.
+/// Valid JSON without the white space between its parts, on one line.
 fn compact(json: &str) -> String {
     let mut in_string = false;
     let mut escaped = false;

@@ -1,4 +1,4 @@
-//! What a connector's author implements: where units, metadata, pages and files come from.
+//! What a connector's author implements: the sources of units, metadata, pages and files.
 
 use std::fmt;
 use std::io::Read;
@@ -20,11 +20,11 @@ use super::message::ErrorCode;
 
 /// A source of records: what a connector's author implements, and [`serve`](super::serve()) calls.
 ///
-/// After any failure or kill a method is called again with the same arguments. Its answer must not depend on how often
-/// it was called.
+/// After any failure or kill, a method is called again with the same arguments. Its result must not depend on how
+/// often it was called.
 ///
-/// `Sync`: pages and attachments may be asked for by several threads at once, so what an extractor changes while it is
-/// asked (a connection, a count) stands behind a `Mutex` or an atomic.
+/// `Sync`: several threads may ask for pages and attachments at once, so anything that an extractor changes in these
+/// calls (a connection, a count) must be behind a `Mutex` or an atomic.
 pub trait Extractor: Sync {
     /// The resume position of a listing. It is stored as JSON, so give new fields `#[serde(default)]`.
     type Cursor: Serialize + DeserializeOwned + Send;
@@ -58,7 +58,7 @@ pub trait Extractor: Sync {
         Ok(None)
     }
 
-    /// Sets what happens to records that are not what [`Extractor::metadata`] declares. Nothing, unless overridden.
+    /// Sets what happens to records that do not match [`Extractor::metadata`]. Nothing is checked, unless overridden.
     ///
     /// This is a method of the extractor and not a setting of [`Serve`](super::Serve), so that the author's tests, the
     /// explorer and the worker in production all do the same.
@@ -77,8 +77,9 @@ pub trait Extractor: Sync {
     /// in a run.
     ///
     /// # Errors
-    /// Whatever went wrong. Nothing of the page is stored. [`SourceError::RateLimited`] is waited for, or ends the invocation
-    /// with DELAY, as [`Serve::wait_up_to`](super::Serve::wait_up_to) says; everything else ends it with ERROR.
+    /// Whatever went wrong. Nothing of the page is stored. [`SourceError::RateLimited`] is waited for, or ends the
+    /// invocation with DELAY, as [`Serve::wait_up_to`](super::Serve::wait_up_to) says; everything else ends it with
+    /// ERROR.
     fn page(
         &self,
         context: &Context<'_>,
@@ -86,23 +87,22 @@ pub trait Extractor: Sync {
         cursor: Option<Self::Cursor>,
     ) -> Result<Page<Self::Cursor>, SourceError>;
 
-    /// Says whether [`Extractor::refetch`] is written for an item type. It is not, unless this is overridden: a page that
-    /// rejects a record of the type is then answered with ERROR, and nothing of it is stored.
+    /// Whether [`Extractor::refetch`] supports an item type. Unless this is overridden, it supports none: a page that
+    /// rejects a record of the type is then answered with ERROR, and nothing of the page is stored.
     fn can_refetch(&self, item_type: &str) -> bool {
         let _ = item_type;
         false
     }
 
-    /// Fetches records that earlier runs rejected, by their ids: at most [`REFETCH_IDS`](crate::limits::REFETCH_IDS) of one
-    /// item type. Called before the first stream of a data phase, until each was asked for once in the run.
+    /// Fetches records that earlier runs rejected, by their ids: at most [`REFETCH_IDS`](crate::limits::REFETCH_IDS)
+    /// of one item type. Called before the first stream of a data phase, until each id was requested once in the run.
     ///
-    /// The answer is a last page without a bookmark. It says of each id what became of it: it has the record of that type
-    /// and id, rejects it once more ([`Page::reject`], [`Page::push_or_reject`], or
-    /// [`CheckPolicy::LeaveOut`]), or says that it is [gone](Page::gone). A page that says nothing of an id is answered with
-    /// ERROR, and the same ids are asked for again. It may have other records, too: the comments of an issue, say; it names
-    /// no child listings.
+    /// The result is a last page without a bookmark. It decides about each id: it contains the record of that type
+    /// and id, rejects it again ([`Page::reject`], [`Page::push_or_reject`], or [`CheckPolicy::LeaveOut`]), or marks
+    /// it as [gone](Page::gone). If it leaves out an id, the answer is ERROR, and the same ids are requested again.
+    /// It may contain other records too, such as the comments of an issue; it must not name child listings.
     ///
-    /// What passes is announced, and is not asked for in the next run, once this run is finished.
+    /// A record that passes is announced, and is not requested again once this run has finished.
     ///
     /// ```
     /// use highwater::airdrop::{Context, Extractor, ExternalSyncUnit, Listing, SourceError};
@@ -148,7 +148,7 @@ pub trait Extractor: Sync {
     /// ```
     ///
     /// # Errors
-    /// Whatever went wrong, as of a page; what was asked for before stays answered.
+    /// Those of a page. Ids that were decided before stay decided.
     fn refetch(
         &self,
         context: &Context<'_>,
@@ -156,13 +156,12 @@ pub trait Extractor: Sync {
         ids: &[String],
     ) -> Result<Page<Self::Cursor>, SourceError> {
         let _ = context;
-        Err(format!("this extractor does not ask again for {} rejected records of {item_type}", ids.len())
-            .into())
+        Err(format!("this extractor cannot refetch {} rejected records of {item_type}", ids.len()).into())
     }
 
-    /// Opens an attachment that a page of this run named, to stream it to the platform. Called from several threads at
-    /// once. The reader is read in the thread that opened it. Give it a time-out: a read that blocks for ever blocks
-    /// the invocation.
+    /// Opens an attachment that a page of this run named, to stream it to the platform. Called from several threads
+    /// at once. The reader is read in the thread that opened it. Give it a time-out: a read that blocks forever
+    /// blocks the invocation.
     ///
     /// # Errors
     /// Why it was not opened. Unless overridden, every attachment is denied.
@@ -230,12 +229,12 @@ pub enum AttachmentError {
     },
     /// It no longer exists. It is given up, and listed as failed.
     Gone {
-        /// What the source said.
+        /// The source's answer.
         reason: String,
     },
     /// It may not be read. It is given up, and listed as failed.
     Denied {
-        /// What the source said.
+        /// The source's answer.
         reason: String,
     },
     /// It may succeed later. It is tried again after a while, [a few times](super::Serve::attachment_tries).
@@ -271,7 +270,7 @@ pub struct ExternalSyncUnit {
     pub name: String,
     /// A description, for people.
     pub description: String,
-    /// About how many items it holds, if known.
+    /// The approximate number of items in it, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub item_count: Option<u64>,
     /// The item type that is counted.
@@ -286,7 +285,7 @@ impl ExternalSyncUnit {
         Self { id, name, description, item_count: None, item_type: None }
     }
 
-    /// Sets about how many items of which type it holds.
+    /// Sets the approximate number of items of one type.
     #[must_use]
     pub fn items(mut self, count: u64, item_type: impl Into<String>) -> Self {
         self.item_count = Some(count);
@@ -326,7 +325,7 @@ impl<E: Into<BoxError>> From<E> for SourceError {
     }
 }
 
-/// Calls the extractor; a panic in it is its failure.
+/// Calls the extractor; a panic in it becomes its error.
 pub(super) fn caught<T, E: From<String>>(call: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
     catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
         Err(E::from(format!("the extractor panicked: {}", panic_text(panic.as_ref()))))

@@ -1,4 +1,4 @@
-//! An upload on its way: how far it is, what names it, and how much of the message it takes up.
+//! An upload in flight: its state, its name, and its share of the message.
 
 use std::time::Duration;
 
@@ -12,27 +12,27 @@ use crate::transfer::{Rules, State, ToDo};
 
 use super::message::ArtifactEntry;
 
-/// Names an upload: a batch by its seq, an attachment by its number in the queue.
+/// Identifies an upload: a batch by its seq, an attachment by its number in the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum UploadNo {
     Batch(u64),
     Attachment(u64),
 }
 
-/// An upload that is on its way.
+/// An upload in flight.
 pub(super) struct InFlight {
     pub(super) what: What,
     pub(super) rules: Rules,
     pub(super) state: State,
-    /// The id under which the platform has it, or had it, last.
+    /// The newest id under which the platform has it, or had it.
     pub(super) artifact: Option<ArtifactId>,
-    /// Attempts at its present call.
+    /// Attempts at its current call.
     pub(super) call_tries: u32,
     pub(super) ready_at: Duration,
     pub(super) begun_at: Duration,
     /// An attempt is being made.
     pub(super) called: bool,
-    /// Bytes that are kept free for it in the message.
+    /// Bytes of the message that are reserved for it.
     pub(super) place: Option<usize>,
 }
 
@@ -40,7 +40,7 @@ pub(super) enum What {
     Batch(BatchInfo),
     Attachment {
         attachment: Attachment,
-        /// Failures that count against it, in all lives.
+        /// Failures that count against it, over all lives.
         tries: u32,
     },
 }
@@ -56,7 +56,7 @@ impl InFlight {
         self.call_tries += 1;
     }
 
-    /// The platform has no id for it that is stored.
+    /// No artifact id is stored for it.
     pub(super) fn is_staged(&self) -> bool {
         matches!(self.state, State::Staged(_))
     }
@@ -70,7 +70,7 @@ pub(super) fn name(run: &Run, what: &What) -> String {
     }
 }
 
-/// A batch as a message names it.
+/// A batch in a message.
 pub(super) fn entry(info: &BatchInfo, artifact: &str) -> ArtifactEntry {
     let (created, modified) = (info.dates.created, info.dates.modified);
     ArtifactEntry {
@@ -84,7 +84,7 @@ pub(super) fn entry(info: &BatchInfo, artifact: &str) -> ArtifactEntry {
     }
 }
 
-/// An attachment as a line names it.
+/// An attachment in a line.
 pub(super) fn line(attachment: &Attachment, artifact: &ArtifactId) -> Result<Record> {
     let mut line = Map::new();
     line.insert("id".to_owned(), json!({ "devrev": artifact.as_str(), "external": attachment.id }));
@@ -98,7 +98,7 @@ pub(super) fn line(attachment: &Attachment, artifact: &ArtifactId) -> Result<Rec
     Record::flat(&line)
 }
 
-/// The message, were it sealed now with all that is confirmed or being confirmed.
+/// The size of the message if it were sealed now with everything that is confirmed or being confirmed.
 pub(super) struct MessageSize {
     pub(super) bytes: usize,
     pub(super) artifacts: u64,
@@ -107,7 +107,7 @@ pub(super) struct MessageSize {
 }
 
 impl MessageSize {
-    /// Keeps so many bytes free for an artifact, if there are.
+    /// Reserves this many bytes for an artifact, if there are.
     pub(super) fn take(&mut self, bytes: usize) -> Option<usize> {
         if self.bytes + bytes > MESSAGE_BYTES_SOFT || self.artifacts >= self.artifacts_max {
             self.full = true;

@@ -1,15 +1,17 @@
 //! Keeps a checkpoint with the platform, for workers whose disk does not survive them.
 //!
-//! The order of saves is what the promise rests on: upload, save, confirm; seal, save, send; and after a run's last
+//! The guarantees depend on the order of saves: upload, save, confirm; seal, save, send; and after a run's last
 //! message, delivered, save. Nothing is confirmed or sent that the saved checkpoint does not hold.
 //!
-//! Beside the checkpoint stand the keys that the TypeScript SDK writes (see `sdk`), and those of the connector, which are
-//! kept as they are (see `document`). How large all of it is, is measured as it is posted: as a string in a JSON document.
+//! The worker state holds, beside the checkpoint, the keys of the TypeScript SDK (see `sdk`), and those of the
+//! connector, which are kept unchanged (see `document`). Its size is measured as it is posted: as a string in a JSON
+//! document.
 //!
-//! The platform keeps one JSON document per sync unit, last writer wins, with no compare-and-set. So a holder writes a
-//! token of its own when it takes the unit over, and compares it before each attempt at a save: another's there means
-//! that this holder is no longer the live one, and it stops. Between that look and the save is a window that the platform
-//! gives no means to close; [`Serve::settle_after_takeover`](super::Serve::settle_after_takeover) waits it out.
+//! The platform keeps one JSON document per sync unit, the last writer wins, and there is no compare-and-set. So a
+//! holder writes a token of its own when it takes the unit over, and compares it before each attempt at a save:
+//! another token means that this holder is no longer the live one, and it stops. The platform offers no means to
+//! close the window between that read and the save;
+//! [`Serve::settle_after_takeover`](super::Serve::settle_after_takeover) waits for it to pass.
 
 use std::cell::{RefCell, RefMut};
 use std::time::Duration;
@@ -42,19 +44,19 @@ pub(crate) struct Keeper<'a> {
     seed: u64,
     deadlines: &'a Deadlines<'a>,
     token: String,
-    /// The token that stands with the platform, as far as is known.
+    /// The token that is saved with the platform, as far as is known.
     standing: RefCell<Option<String>>,
     /// The worker state as it was read when the unit was taken over.
     found: WorkerState,
-    /// What the extractor may still set, once it sets something.
+    /// What the extractor may still set; computed when it first sets something.
     room: RefCell<Option<Room>>,
     limits: StateLimits,
 }
 
 impl<'a> Keeper<'a> {
     /// Takes a unit over: makes the disk current, and stores the token that the first save will write: `token`, which
-    /// must be no other holder's. Says whether all that the store now knows of the unit comes from the checkpoint.
-    /// Nothing is saved with the platform yet. None, and nothing changed, if it was asked to stop while it waited.
+    /// no other holder may have. Returns whether all that the store now knows of the unit comes from the checkpoint.
+    /// Nothing is saved with the platform yet.
     ///
     /// # Errors
     /// `NotFetched`, or `WorkerState` if what was fetched is invalid; `Corrupt`, `Io`.
@@ -108,7 +110,7 @@ impl<'a> Keeper<'a> {
         Ok(Some((this, restored)))
     }
 
-    /// Keeps to other limits.
+    /// Uses other limits.
     pub(crate) fn with_limits(self, limits: StateLimits) -> Self {
         Self { limits, ..self }
     }
@@ -116,7 +118,7 @@ impl<'a> Keeper<'a> {
     /// Saves a checkpoint that stands at `position`, or without one where the last saved one stood. Returns its bytes.
     ///
     /// # Durability
-    /// When this returns `Ok`, the platform has it, and this disk knows.
+    /// When this returns `Ok`, the platform has it, and this disk has recorded that.
     ///
     /// # Errors
     /// `Fenced` if another holder has taken the unit over; `NotSaved`; `TooLarge`; `Corrupt`, `Io`.
@@ -131,11 +133,11 @@ impl<'a> Keeper<'a> {
         Ok(bytes)
     }
 
-    /// Saves a message that was just sealed, where the run stands now. An ERROR is saved where the last checkpoint stood if
-    /// it does not fit otherwise: it fitted there, and names all that is confirmed.
+    /// Saves a message that was just sealed, where the run stands now. If an ERROR does not fit, it is saved where
+    /// the last checkpoint stood: it did fit there, and it names everything that is confirmed.
     ///
     /// # Errors
-    /// As [`Keeper::save`].
+    /// Those of [`Keeper::save`].
     pub(crate) fn save_sealed(&self, run: &Run, kind: MessageKind) -> Result<()> {
         match self.save(run, run.position()?.as_ref()) {
             Err(Error::TooLarge { .. }) if kind == MessageKind::Error => self.save(run, None).map(drop),
@@ -143,10 +145,10 @@ impl<'a> Keeper<'a> {
         }
     }
 
-    /// Counts a page in that is about to be staged: the checkpoints from then on must hold what it sets.
+    /// Counts a page that is about to be staged: later checkpoints must hold what it sets.
     ///
     /// # Errors
-    /// `NoRoom`, naming what of it does not fit; the page must not be staged. `Corrupt`, `Io`.
+    /// `NoRoom`, naming the part that does not fit; the page must not be staged. `Corrupt`, `Io`.
     pub(crate) fn admit<C: Serialize>(&self, run: &Run, of: &PageOf, page: &Page<C>) -> Result<()> {
         if let Some(own) = page.connector_state_json() {
             sdk::check_connector_state(own)?;
@@ -162,7 +164,7 @@ impl<'a> Keeper<'a> {
             let mut others = self.document()?;
             others.remove(CHECKPOINT_KEY);
             if run.has_connector_state()? {
-                // It counts as what the extractor sets.
+                // These keys count as set by the extractor.
                 sdk::remove_connector_state(&mut others);
             }
             *room = Some(run.room(self.limits.own, posted_bytes(&others.to_text()) as u64)?);
@@ -174,13 +176,13 @@ impl<'a> Keeper<'a> {
         Ok(self.room(run)?.as_ref().map_or(0, Room::left))
     }
 
-    /// Saves what changed, but for the position: that a run is over.
+    /// Saves that a run is over, without a new position.
     pub(crate) fn save_standing(&self, run: &Run) -> Result<()> {
         self.put(&run.checkpoint(&self.token, None, self.room_left(run)?)?, |_| Ok(())).map(drop)
     }
 
-    /// Saves that the unit's attachments, which the store has forgotten, are forgotten, those that the SDK had left to do
-    /// too; and that this event asked for it.
+    /// Saves that the unit's attachments are forgotten, as in the store, including those that the SDK had left to do;
+    /// and that this event asked for it.
     pub(crate) fn forget_attachments(&self, unit: &SyncUnit, deletion: &Deletion) -> Result<()> {
         let checkpoint = match unit.newest_run()? {
             Some(run) => run.checkpoint(&self.token, None, self.room_left(&run)?)?.after(deletion),
@@ -191,13 +193,13 @@ impl<'a> Keeper<'a> {
         Ok(())
     }
 
-    /// Removes what is kept of the unit, but for what outlives a deletion.
+    /// Removes what is kept of the unit, except what outlives a deletion.
     ///
-    /// It is saved under a token that no disk knows. So a disk that was not yet emptied when its process died is not taken
-    /// for the unit's.
+    /// It is saved under a token that no disk knows. So a disk whose process died before emptying it does not count
+    /// as the unit's.
     pub(crate) fn remove(&self, unit: &SyncUnit, deletion: &Deletion) -> Result<()> {
         let checkpoint = unit.checkpoint_without_run(&deletion_token(&self.token), deletion)?;
-        // Left behind, the SDK's keys would be what the unit inherits when it comes again.
+        // If the SDK's keys stayed, the unit would inherit them when it comes again.
         self.put(&checkpoint, |document| {
             sdk::remove(document);
             Ok(())
@@ -205,8 +207,8 @@ impl<'a> Keeper<'a> {
         Ok(())
     }
 
-    /// Removes what is kept of a unit whose worker state cannot be read: what of it can be read and is nobody's that we
-    /// know stays. Nobody can be compared with, so nobody is. `token` must be no other holder's.
+    /// Removes what is kept of a unit whose worker state cannot be read. Keys that can be read and that belong to
+    /// neither us nor the SDK stay. The token cannot be compared, so it is not. `token` must be no other holder's.
     pub(crate) fn start_over(
         unit: &SyncUnit,
         deletion: &Deletion,
@@ -227,8 +229,8 @@ impl<'a> Keeper<'a> {
             .map_err(|gave_up| not_saved(sync_unit, &gave_up))
     }
 
-    /// Saves the worker state with this checkpoint in it, and changed in this way. Each attempt looks, compares and saves:
-    /// who was overtaken while it waited must not save.
+    /// Saves the worker state with this checkpoint and with `change` applied. Each attempt reads, compares and saves:
+    /// a holder that was overtaken while it waited must not save.
     fn put(&self, checkpoint: &Checkpoint, change: impl Fn(&mut Document) -> Result<()>) -> Result<usize> {
         let mut tried = false;
         let saved = attempts(self.deadlines, self.seed, || {
@@ -247,8 +249,8 @@ impl<'a> Keeper<'a> {
         Ok(bytes)
     }
 
-    /// The worker state to be saved in place of what stands there, if that is ours, and its bytes as it is posted.
-    /// `tried`: a save of the same may have been applied already.
+    /// The worker state that replaces the current one, if that is ours, and its size as posted. `tried`: a save of
+    /// the same may have been applied already.
     fn compose(
         &self,
         state: Option<&str>,
@@ -257,7 +259,7 @@ impl<'a> Keeper<'a> {
         tried: bool,
     ) -> Result<(String, usize)> {
         let what = self.what();
-        // Keys that are neither ours nor the SDK's stay as they are, and where they are.
+        // Keys that are neither ours nor the SDK's stay unchanged and in their place.
         let mut document = read(state, &what)?;
         let found = checkpoint_of(&document, &self.sync_unit)?.map(|found| found.token);
         // A save whose answer was lost may have been applied.
@@ -268,7 +270,7 @@ impl<'a> Keeper<'a> {
             return Err(Error::Fenced { sync_unit: self.sync_unit.clone(), run: "at hand".to_owned() });
         }
         set_checkpoint(&mut document, checkpoint, &self.sync_unit)?;
-        // Of a unit without a run there is nothing to be told.
+        // A unit without a run has nothing to write there.
         if !checkpoint.has_no_run() {
             sdk::write(&mut document, &what, &checkpoint.standing())?;
             if let Some(own) = checkpoint.connector_state() {
@@ -290,7 +292,7 @@ impl<'a> Keeper<'a> {
         Ok((text, bytes))
     }
 
-    /// Whether a worker state of so many bytes leaves little room for more.
+    /// Whether a worker state of this size has little room left.
     pub(crate) fn is_nearly_full(&self, bytes: usize) -> bool {
         bytes >= self.limits.soft
     }
@@ -305,15 +307,15 @@ impl<'a> Keeper<'a> {
         Scope::read(self.found.objects.as_deref(), &self.sync_unit)
     }
 
-    /// What the unit of an event inherits from the TypeScript SDK: where there was no checkpoint of ours when the unit was
-    /// taken over, or where the SDK had the unit since it was saved.
+    /// What the unit of an event inherits from the TypeScript SDK: if there was no checkpoint of ours when the unit
+    /// was taken over, or if the SDK has run the unit since that was saved.
     ///
     /// # Errors
     /// `WorkerState`, naming the invalid key.
     pub(crate) fn inherited(&self, event: &Incoming) -> Result<Option<Inherited>> {
         let mut document = Document::read(self.found.state.as_deref(), &self.what())?;
         let carried = sdk::lift(&mut document);
-        // One without a run tells no more than what outlived a deletion.
+        // A checkpoint without a run holds only what outlived a deletion.
         let checkpoint = checkpoint_of(&document, &self.sync_unit)?.filter(|found| !found.has_no_run());
         let Some(sdk) = SdkState::read(&document, &self.what())? else { return Ok(None) };
         let rewritten =
@@ -323,7 +325,7 @@ impl<'a> Keeper<'a> {
         }
         sdk.check_window(&self.what())?;
         if rewritten {
-            info!("the TypeScript SDK had the unit in between");
+            info!("the TypeScript SDK ran the unit in between");
         }
         let now = Micros::from_time(self.clock.now());
         Ok(Some(sdk.inherited(event, now, rewritten)))
@@ -357,7 +359,7 @@ fn not_saved(sync_unit: &str, gave_up: &GaveUp) -> Error {
     Error::NotSaved { sync_unit: sync_unit.to_owned(), reason: gave_up.to_string() }
 }
 
-/// The token of what is saved when a unit's state is deleted: that of its holder, so that it is no other's.
+/// The token that is saved when a unit's state is deleted: derived from its holder's, so it is no other holder's.
 fn deletion_token(holder: &str) -> String {
     format!("{holder}-deleted")
 }
@@ -375,13 +377,13 @@ pub(super) fn set_checkpoint(
     Ok(())
 }
 
-/// The checkpoint that a worker state holds.
+/// The checkpoint in a worker state.
 #[cfg(feature = "testing")]
 pub(crate) fn checkpoint_in(state: Option<&str>, sync_unit: &str) -> Result<Option<Checkpoint>> {
     checkpoint_of(&read(state, &what(sync_unit))?, sync_unit)
 }
 
-/// A worker state, the checkpoint in it in its place.
+/// A worker state, with a misplaced checkpoint moved to its place.
 pub(super) fn read(state: Option<&str>, what: &str) -> Result<Document> {
     let mut document = Document::read(state, what)?;
     sdk::lift(&mut document);
@@ -393,12 +395,12 @@ pub(super) fn checkpoint_of(document: &Document, sync_unit: &str) -> Result<Opti
     json.map(|json| Checkpoint::from_json(json, sync_unit)).transpose()
 }
 
-/// What the sealed message in a checkpoint announces, if there is one.
+/// The batches that the sealed message in a checkpoint announces, if there is one.
 pub(super) fn sealed_in(checkpoint: &Checkpoint, sync_unit: &str) -> Result<Vec<(BatchInfo, String)>> {
     checkpoint.sealed_body().map_or(Ok(Vec::new()), |body| announced(body, sync_unit))
 }
 
-/// What a message that we composed announces, in its order: each batch, but for its seq, with its artifact.
+/// The batches that a message composed by us announces, in its order, without their seq, each with its artifact.
 ///
 /// # Errors
 /// `WorkerState` if it is not one of ours.

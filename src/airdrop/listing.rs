@@ -1,4 +1,4 @@
-//! What a page is asked for of: a stream of the extractor, or a child listing that a page named.
+//! What a page belongs to: a stream of the extractor, or a child listing that a page named.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::model::StreamName;
 use crate::store::Child;
 
-/// What the extractor is asked for a page of; see [`Extractor::page`](super::Extractor::page).
+/// The listing whose page an extractor is asked for; see [`Extractor::page`](super::Extractor::page).
 ///
 /// It is a stream that [`Extractor::streams`](super::Extractor::streams) names, or a child listing that a page of this run
 /// named with [`Page::child`](crate::Page::child), such as the comments of one issue.
@@ -57,24 +57,24 @@ impl Listing {
         self.stream.as_str()
     }
 
-    /// Whose it is, of a child listing; `None` of a stream that the extractor names itself.
+    /// The parent of a child listing; `None` for a stream that the extractor names itself.
     pub fn parent(&self) -> Option<&str> {
         self.parent.as_deref()
     }
 
-    /// What the page that named it left for it; `()` or null, as JSON, if it is no child listing.
+    /// The data that the naming page left for it; `()` or null, as JSON, if it is not a child listing.
     ///
     /// # Errors
-    /// `Invalid` if it is not of the type asked for.
+    /// `Invalid` if it does not have the requested type.
     pub fn data<T: DeserializeOwned>(&self) -> Result<T> {
         serde_json::from_str(self.data.as_deref().unwrap_or("null")).map_err(|error| Error::Invalid {
             what: format!("the data of {self}"),
-            reason: format!("it is not of the type that is asked for: {error}"),
+            reason: format!("it does not have the requested type: {error}"),
         })
     }
 }
 
-/// As errors and logs name it.
+/// Its name in errors and logs.
 impl fmt::Display for Listing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.parent {

@@ -1,12 +1,12 @@
-//! The message that answers an event: its name, its body, and how large it is.
+//! The message that answers an event: its name, its body, and its size.
 //!
-//! Pure: nothing is sealed or sent here. Which artifacts a message takes in is the caller's to decide, who can tell
-//! its size beforehand: composed without artifacts, plus [`ARTIFACTS_FIELD_BYTES`], plus [`ArtifactEntry::bytes`]
-//! of each, is never less than what comes out, and more by at most that constant.
+//! Pure: nothing is sealed or sent here. The caller chooses the artifacts of a message, and can compute its size
+//! beforehand: the message without artifacts, plus [`ARTIFACTS_FIELD_BYTES`], plus [`ArtifactEntry::bytes`] of each,
+//! is never less than the actual size, and exceeds it by at most that constant.
 
 #![cfg_attr(
     not(feature = "testing"),
-    allow(unreachable_pub, reason = "`testing` shows how messages are composed to the tests of the wire")
+    allow(unreachable_pub, reason = "`testing` exposes it to the tests of the wire")
 )]
 
 use std::fmt;
@@ -23,23 +23,23 @@ use crate::model::{MESSAGE_BYTES_MAX, Phase};
 /// Bytes of an ERROR's text; a longer one is cut and ends in `...`.
 pub const ERROR_MESSAGE_BYTES_MAX: usize = 2_000;
 
-/// Bytes that the first artifact adds beside its own entry.
+/// Bytes that the first artifact adds besides its own entry.
 pub const ARTIFACTS_FIELD_BYTES: usize = r#""artifacts":[],"#.len();
 
-/// The version that this library gives of itself to the platform.
+/// The version of this library, as the platform is told.
 pub(crate) const LIBRARY_VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// What the message that answered an event says.
+/// The kind of the message that answered an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum OutcomeKind {
     /// The phase is over.
     Done,
-    /// There is more, at once.
+    /// There is more; continue at once.
     Progress,
-    /// There is more, after a while.
+    /// There is more; continue after a while.
     Delay,
-    /// It went wrong; the message says how.
+    /// It failed; the message says why.
     Error,
     /// The event was answered by an earlier life, and its message is no longer kept: nothing was sent.
     AnsweredEarlier,
@@ -51,15 +51,15 @@ pub enum OutcomeKind {
 pub enum ErrorCode {
     /// The project, repository or board is gone.
     ExternalSyncUnitDeleted,
-    /// It is archived or otherwise out of use.
+    /// It is archived or otherwise not in use.
     ExternalSyncUnitDeactivated,
     /// The user whose key is used is gone.
     UserDeleted,
-    /// The external system does not let us in.
+    /// The external system denies access.
     ExternalSystemNoAccess,
-    /// It lets us in, but not to what is asked for.
+    /// It allows access, but not to what was requested.
     ExternalSystemNoPermission,
-    /// All of the past that was asked for has been extracted.
+    /// All of the requested past has been extracted.
     HistoricalDataExtractionDone,
 }
 
@@ -99,24 +99,24 @@ impl fmt::Display for ErrorCode {
     }
 }
 
-/// What a message says of its event.
+/// What a message answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AnswerKind {
     /// The phase, or the deletion, is over.
     Done,
-    /// There is more; go on at once. Only data and attachments have it.
+    /// There is more; continue at once. Only data and attachments have it.
     Progress {
         /// An estimate of how much is done, 0 to 100; more counts as 100.
         percent: Option<u8>,
     },
-    /// There is more; go on after a while. Only data and attachments have it.
+    /// There is more; continue after a while. Only data and attachments have it.
     Delay {
         /// How long, in whole seconds.
         seconds: u64,
     },
     /// It cannot be done. The only answer to an event of unknown type.
     Error {
-        /// The platform's name for what is wrong, where it has one.
+        /// The platform's code for the problem, if it has one.
         code: Option<ErrorCode>,
         /// What is wrong, for people. Cut to [`ERROR_MESSAGE_BYTES_MAX`].
         message: String,
@@ -134,14 +134,14 @@ impl AnswerKind {
     }
 }
 
-/// An artifact as a message names it.
+/// An artifact, as a message names it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ArtifactEntry {
-    /// The platform's id of it.
+    /// The platform's id for it.
     pub id: String,
-    /// What kind its records are.
+    /// The item type of its records.
     pub item_type: String,
-    /// How many records it holds.
+    /// The number of its records.
     pub item_count: u64,
     /// The earliest moment at which one of them was created.
     #[serde(
@@ -174,7 +174,7 @@ pub struct ArtifactEntry {
 }
 
 impl ArtifactEntry {
-    /// What it adds to a message, the comma after it included.
+    /// The bytes that it adds to a message, including the comma after it.
     ///
     /// # Errors
     /// `Invalid` if it cannot be written as JSON.
@@ -183,7 +183,7 @@ impl ArtifactEntry {
     }
 }
 
-/// What is said beside the answer itself, where it is known.
+/// Further data in a message, where it is known.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct WorkerMetadata {
     /// The item type extracted last.
@@ -200,19 +200,19 @@ pub struct WorkerMetadata {
 /// Everything that goes into a message.
 #[derive(Debug, Clone)]
 pub struct Answer {
-    /// What it says.
+    /// The answer.
     pub kind: AnswerKind,
     /// The artifacts that it announces.
     pub artifacts: Vec<ArtifactEntry>,
     /// The external sync units themselves, for a platform that wants them in the message and not as an artifact.
     /// Each is one line of JSON.
     pub external_sync_units: Option<Vec<Box<RawValue>>>,
-    /// What is said beside it.
+    /// Further data.
     pub worker: WorkerMetadata,
 }
 
 impl Answer {
-    /// An answer that says this and no more.
+    /// An answer without anything else.
     pub fn new(kind: AnswerKind) -> Self {
         Self { kind, artifacts: Vec::new(), external_sync_units: None, worker: WorkerMetadata::default() }
     }
@@ -227,7 +227,7 @@ pub struct Composed {
     pub body: String,
 }
 
-/// A message as it stands on the wire.
+/// A message in its form on the wire.
 #[derive(Serialize)]
 struct Body<'a> {
     event_type: &'a str,
@@ -262,18 +262,18 @@ struct Worker<'a> {
     known: &'a WorkerMetadata,
 }
 
-/// Composes the message that answers `event`, spelled as `spelling` says, or else as the event was.
+/// Composes the message that answers `event`, in the given spelling, or else in that of the event.
 ///
 /// # Errors
-/// `Invalid` if the event has no such answer (only data and attachments can go on; an unknown event is answered
-/// ERROR), or artifacts are given where none can be announced; `TooLarge` if the message is over
+/// `Invalid` if the event has no such answer (only data and attachments can continue; an unknown event can only be
+/// answered ERROR), or if there are artifacts that the message cannot announce; `TooLarge` if the message is over
 /// [`MESSAGE_BYTES_MAX`](crate::limits::MESSAGE_BYTES_MAX).
 pub fn compose(event: &Event, spelling: Option<Spelling>, answer: &Answer) -> Result<Composed> {
     let event_type = answer_name(event, &answer.kind, spelling.unwrap_or(event.spelling()))?;
     let phase = event.event_type().phase();
     let misplaced = |what: &str| Error::Invalid {
         what: format!("{what} in {event_type}"),
-        reason: "this message carries none".to_owned(),
+        reason: "this message cannot carry any".to_owned(),
     };
     if phase.is_none() && !answer.artifacts.is_empty() {
         return Err(misplaced("an artifact"));
@@ -281,7 +281,7 @@ pub fn compose(event: &Event, spelling: Option<Spelling>, answer: &Answer) -> Re
     if phase != Some(Phase::ExternalSyncUnits) && answer.external_sync_units.is_some() {
         return Err(misplaced("a list of external sync units"));
     }
-    // Where artifacts belong, none is said as an empty list.
+    // Where a message may have artifacts, it has an empty list if there are none.
     let expected = phase.is_some_and(Phase::continues) && !matches!(answer.kind, AnswerKind::Error { .. });
     let mut event_data = EventData {
         artifacts: (expected || !answer.artifacts.is_empty()).then_some(&answer.artifacts),
@@ -387,8 +387,8 @@ fn answer_name(event: &Event, kind: &AnswerKind, spelling: Spelling) -> Result<&
     })
 }
 
-/// The code first, so that the cut never takes it.
-/// What an ERROR says is wrong.
+/// The code comes first, so that the cut never removes it.
+/// The text of an ERROR.
 pub(super) fn error_text(code: Option<ErrorCode>, message: &str) -> String {
     let text = match code {
         None => message.to_owned(),
@@ -403,7 +403,7 @@ fn to_json(what: &str, value: &impl Serialize) -> Result<String> {
         .map_err(|error| Error::Invalid { what: what.to_owned(), reason: error.to_string() })
 }
 
-// serde hands the field over as it stands in the struct.
+// serde passes the field as it is in the struct.
 #[allow(clippy::ref_option)]
 fn date<S: Serializer>(moment: &Option<DateTime<Utc>>, serializer: S) -> Result<S::Ok, S::Error> {
     match moment {

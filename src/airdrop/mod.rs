@@ -1,4 +1,4 @@
-//! Airdrop: its events and messages, and the loop that drives an extractor through them.
+//! Airdrop: its events and messages, and the loop that answers events with the help of an extractor.
 
 mod answer;
 mod attachments;

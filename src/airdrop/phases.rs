@@ -1,7 +1,7 @@
-//! What a phase begins with, and the work of those that ask the extractor once.
+//! The beginning of a phase, and the phases that ask the extractor only once.
 //!
-//! External sync units and metadata are asked for once and staged as one page. The pages of the data phase, and the
-//! attachments, are rooms of their own.
+//! External sync units and metadata are requested once and staged as one page. The pages of the data phase, and the
+//! attachments, have rooms of their own.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,11 +30,11 @@ const METADATA: &str = "external_domain_metadata";
 /// The item type, and the stream, of external sync units.
 const EXTERNAL_SYNC_UNITS: &str = "external_sync_units";
 
-/// The note of a run that says which item types it leaves out.
+/// The note in which a run keeps the item types that are out of scope.
 const SCOPE: &str = "scope";
 
 impl Invocation<'_> {
-    /// What the extractor is told of this invocation.
+    /// The context of an extractor's calls in this invocation.
     pub(super) fn context<'c>(
         &'c self,
         run: &'c Run,
@@ -90,8 +90,8 @@ impl Invocation<'_> {
         Ok(scope)
     }
 
-    /// Installs the connector's initial domain mapping, if that of this version is not installed, before anything else
-    /// of a run. Killed before it is remembered, it is installed again, which is the same as once.
+    /// Installs the connector's initial domain mapping, before anything else of a run, unless that of this version is
+    /// installed. If it is killed before it records that, it installs the mapping again, which is the same as once.
     pub(super) fn domain_mapping<E: Extractor>(
         &self,
         extractor: &E,
@@ -120,7 +120,7 @@ impl Invocation<'_> {
             Err(gave_up) if self.deadlines.is_stopped() => return Err(not_installed(gave_up)),
             Err(gave_up) => {
                 let reason = gave_up.to_string();
-                warn!(reason, "the recipe blueprint was not created; the mapping is installed without");
+                warn!(reason, "the recipe blueprint was not created; the mapping is installed without it");
                 None
             }
         };
@@ -145,7 +145,7 @@ impl Invocation<'_> {
         }
         let units = self.ask(context, Phase::ExternalSyncUnits, || extractor.external_sync_units(context))?;
         if self.settings.units_inline {
-            // Nothing is staged: a life that dies before its message is sealed asks again.
+            // Nothing is staged: a life that dies before its message is sealed lists them again.
             let line = |unit: &ExternalSyncUnit| {
                 let line = RawValue::from_string(Record::flat(unit)?.to_line());
                 line.map_err(|error| Error::Record { id: unit.id.clone(), reason: error.to_string() })
@@ -182,7 +182,7 @@ impl Invocation<'_> {
         Ok(())
     }
 
-    /// What pages are checked by in this invocation; `None`: they are not checked.
+    /// The checks of pages in this invocation; `None`: pages are not checked.
     pub(super) fn checks<E: Extractor>(
         &self,
         extractor: &E,
@@ -197,8 +197,8 @@ impl Invocation<'_> {
         checks(extractor, document)
     }
 
-    /// Asks the extractor for something that is not a page of a listing. A wait that the source asks for is waited for here if
-    /// it is short; in a phase without DELAY, if it fits into the budget.
+    /// Asks the extractor for something other than a page. A wait that the source asks for takes place here if it is
+    /// short; in a phase without DELAY, if it fits into the budget.
     pub(super) fn ask<T>(
         &self,
         context: &Context<'_>,
@@ -227,7 +227,7 @@ impl Invocation<'_> {
 }
 
 impl Stop {
-    /// Says what was being done when something failed.
+    /// Adds what was being done to a failure.
     pub(super) fn while_doing(self, what: &str) -> Self {
         match self {
             Self::Ending(Ending::Failed { code, message }) => {
@@ -247,7 +247,7 @@ impl From<SourceError> for Stop {
     }
 }
 
-/// The checks of an extractor whose metadata are these, if it wants any.
+/// The checks by this metadata, if the extractor wants any.
 fn checks<E: Extractor>(extractor: &E, document: Value) -> Result<Option<Checks>, Stop> {
     match extractor.check_policy() {
         CheckPolicy::Off => Ok(None),

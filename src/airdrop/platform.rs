@@ -1,7 +1,7 @@
-//! What a platform is to an extractor: it takes uploads, confirms them and accepts messages.
+//! The platform as an extractor uses it: it receives uploads, confirms them and accepts messages.
 //!
-//! A method makes **one** attempt and says what is known of its fate; waiting, trying again and giving up are
-//! `serve`'s, so that the explorer tests them too.
+//! A method makes **one** attempt and reports what is known about its outcome. `serve` waits, retries and gives up,
+//! so that the explorer tests that too.
 
 use std::fmt;
 use std::io::Read;
@@ -14,7 +14,7 @@ use crate::model::ArtifactId;
 /// A platform that takes uploads and messages: over HTTP, over a directory, or simulated.
 ///
 /// # Errors
-/// An error says what is known about the fate of the attempt. The promise rests on that:
+/// An error says what is known about the outcome of the attempt. The guarantees depend on that:
 ///
 /// - [`PlatformError::Refused`]: a definite refusal. The attempt had no effect, and would be refused again. Only after
 ///   this error is an artifact id given up, or a message unsealed.
@@ -23,8 +23,8 @@ use crate::model::ArtifactId;
 /// - [`PlatformError::Retry`]: the same bytes are sent again, up to five times in an invocation. Its fate is
 ///   [`Fate::Unknown`] unless nothing can have reached the platform. If in doubt, return this error.
 ///
-/// Over HTTP, [`PlatformError::from_status`] decides by this table. "Other 4xx" excludes 408, 425, 429 and what the row
-/// names.
+/// Over HTTP, [`PlatformError::from_status`] decides by this table. "Other 4xx" excludes 408, 425, 429 and the
+/// statuses named in the row.
 ///
 /// | method | `Ok` | `Refused` | `StorageRefused` | `Retry`, `NotApplied` | `Retry`, `Unknown` |
 /// | --- | --- | --- | --- | --- | --- |
@@ -41,28 +41,28 @@ pub trait Platform: Sync {
     /// Makes an unconfirmed artifact of `upload`: prepares it and uploads its bytes. Each call makes a new artifact.
     ///
     /// # Errors
-    /// What is known of the attempt's fate.
+    /// What is known about the attempt's outcome.
     fn upload(&self, upload: Upload<'_>) -> Result<ArtifactId, PlatformError>;
 
-    /// Tells the platform that the artifact is ours to announce. Confirming twice is the same as once.
+    /// Links the artifact to this run, so that a message can announce it. Confirming twice is the same as once.
     ///
     /// # Errors
-    /// What is known of the attempt's fate.
+    /// What is known about the attempt's outcome.
     fn confirm(&self, artifact: &ArtifactId) -> Result<(), PlatformError>;
 
     /// Sends the message that answers an event. The same key means the same message, sent again.
     ///
     /// # Errors
-    /// What is known of the attempt's fate.
+    /// What is known about the attempt's outcome.
     fn send(&self, message: &SealedMessage) -> Result<(), PlatformError>;
 
     /// Fetches an artifact of ours, whole, as it was uploaded. Needed only by a worker without a disk, to rebuild its
     /// queue of attachments.
     ///
     /// # Errors
-    /// What is known of the attempt's fate.
+    /// What is known about the attempt's outcome.
     fn download(&self, artifact: &ArtifactId) -> Result<Vec<u8>, PlatformError> {
-        let reason = format!("this platform gives no artifact back, such as {artifact}");
+        let reason = format!("this platform cannot return artifacts such as {artifact}");
         Err(PlatformError::Refused { status: 501, reason })
     }
 
@@ -71,7 +71,7 @@ pub trait Platform: Sync {
     /// [`Serve::extraction_scope`](super::Serve::extraction_scope) need it.
     ///
     /// # Errors
-    /// What is known of the attempt's fate.
+    /// What is known about the attempt's outcome.
     fn worker_state(&self) -> Result<Option<WorkerState>, PlatformError> {
         Ok(None)
     }
@@ -79,10 +79,9 @@ pub trait Platform: Sync {
     /// Saves `state`, JSON text, for the event's sync unit, in place of what was there.
     ///
     /// # Errors
-    /// What is known of the attempt's fate.
+    /// What is known about the attempt's outcome.
     fn save_worker_state(&self, state: &str) -> Result<(), PlatformError> {
-        let reason =
-            format!("this platform keeps no worker state, and there are {} bytes to keep", state.len());
+        let reason = format!("this platform cannot keep a worker state of {} bytes", state.len());
         Err(PlatformError::Refused { status: 501, reason })
     }
 
@@ -90,7 +89,7 @@ pub trait Platform: Sync {
     /// blueprint whose install cannot even be tried would be left behind.
     ///
     /// # Errors
-    /// What is known of the attempt's fate.
+    /// What is known about the attempt's outcome.
     fn check_mapping(&self, mapping: &Value) -> Result<(), PlatformError> {
         let _ = mapping;
         Ok(())
@@ -100,7 +99,7 @@ pub trait Platform: Sync {
     /// holds no blueprint. A mapping can be installed without one, so a failure is only a warning.
     ///
     /// # Errors
-    /// What is known of the attempt's fate.
+    /// What is known about the attempt's outcome.
     fn create_blueprint(&self, mapping: &Value) -> Result<Option<String>, PlatformError> {
         let _ = mapping;
         Ok(None)
@@ -118,11 +117,11 @@ pub trait Platform: Sync {
     }
 }
 
-/// What the platform keeps for a sync unit.
+/// The platform's data about a sync unit.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WorkerState {
-    /// JSON text, as it was saved last.
+    /// JSON text, as last saved.
     pub state: Option<String>,
     /// JSON text: the extraction scope, by item type.
     pub objects: Option<String>,
@@ -138,7 +137,7 @@ impl WorkerState {
 /// One file on its way to the platform.
 #[derive(Debug)]
 pub struct Upload<'a> {
-    /// What the platform is told the file is called.
+    /// The file name for the platform.
     pub file_name: &'a str,
     /// Its media type.
     pub content_type: &'a str,
@@ -150,11 +149,11 @@ pub struct Upload<'a> {
 pub enum Body<'a> {
     /// A batch: all of it in memory, gzipped.
     Batch(&'a [u8]),
-    /// An attachment: streamed, its length in bytes if the source told it.
+    /// An attachment: streamed, with its length in bytes if the source knows it.
     Stream {
         /// The bytes.
         reader: &'a mut dyn Read,
-        /// How many the source said there are.
+        /// The length that the source declared.
         length_bytes: Option<u64>,
     },
 }
@@ -179,49 +178,49 @@ pub struct SealedMessage {
     pub body: String,
 }
 
-/// Nobody waits longer than this, whatever a source or a platform asks for: a DELAY of years is a mistake, and a platform
-/// may refuse a number that no integer of its own holds.
+/// The longest wait, whatever a source or a platform asks for: a DELAY of years is a mistake, and a platform may
+/// refuse a number that does not fit its integers.
 pub(super) const WAIT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What became of an attempt that did not succeed.
+/// The result of an attempt that did not succeed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PlatformError {
     /// It may succeed later.
     Retry {
-        /// Whether it can have taken effect.
+        /// Whether it may have taken effect.
         fate: Fate,
-        /// How long the platform asked to be left alone; more than 24 hours counts as 24 hours.
+        /// How long the platform asked to wait; more than 24 hours counts as 24 hours.
         after: Option<Duration>,
-        /// What went wrong, for people. Holds no secret.
+        /// What went wrong, for people. Contains no secret.
         reason: String,
     },
-    /// The storage behind an upload's URL refused the bytes for a passing reason: the URL had expired, the bytes came too
-    /// slowly, or too many came at once. It had no effect, and the same bytes may be taken under another URL. Only
-    /// [`Platform::upload`] says so.
+    /// The storage behind an upload's URL refused the bytes for a passing reason: the URL had expired, the bytes came
+    /// too slowly, or too many came at once. The attempt had no effect, and the same bytes may be accepted under
+    /// another URL. Only [`Platform::upload`] returns this.
     StorageRefused {
-        /// The HTTP status, or its like.
+        /// The HTTP status, or a similar number.
         status: u16,
-        /// How long the storage asked to be left alone.
+        /// How long the storage asked to wait.
         after: Option<Duration>,
-        /// What the storage said, for people. Holds no secret.
+        /// The storage's answer, for people. Contains no secret.
         reason: String,
     },
-    /// A definite no: it had no effect, and the same attempt would be refused again.
+    /// A definite refusal: it had no effect, and the same attempt would be refused again.
     Refused {
-        /// The HTTP status, or its like.
+        /// The HTTP status, or a similar number.
         status: u16,
-        /// What the platform said, for people. Holds no secret.
+        /// The platform's answer, for people. Contains no secret.
         reason: String,
     },
 }
 
-/// Whether a failed attempt can have taken effect.
+/// Whether a failed attempt may have taken effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// It did not: nothing reached the platform, or it said so.
+    /// It did not: nothing reached the platform, or the platform said so.
     NotApplied,
-    /// Nobody knows: the answer was lost, or was a 5xx.
+    /// Unknown: the answer was lost, or was a 5xx.
     Unknown,
 }
 

@@ -1,4 +1,4 @@
-//! Rejected records in an invocation: that they can be asked for again, the asking, and when there are too many.
+//! Rejected records in an invocation: whether they can be requested again, the request, and the limit on their share.
 
 use tracing::info;
 
@@ -12,7 +12,7 @@ use super::invocation::{Invocation, Stop};
 /// Fetches rejected records again.
 ///
 /// # Errors
-/// What the extractor answers, or that it cannot.
+/// The extractor's failure, or that it cannot refetch.
 pub(super) fn refetch<E: Extractor>(
     invocation: &Invocation<'_>,
     extractor: &E,
@@ -25,18 +25,18 @@ pub(super) fn refetch<E: Extractor>(
     if !extractor.can_refetch(item_type) {
         let first = ids.first().map_or("", String::as_str);
         return Err(Stop::failed(&format!(
-            "earlier runs of {unit} rejected records of {item_type}, {first} among them, and this extractor cannot ask for \
-             them again: write Extractor::refetch and can_refetch for {item_type}; their ids are kept until then"
+            "earlier runs of {unit} rejected records of {item_type}, {first} among them, and this extractor cannot refetch \
+             them: write Extractor::refetch and can_refetch for {item_type}; their ids are kept until then"
         )));
     }
-    info!(item_type, count, "asking for rejected records again");
+    info!(item_type, count, "requesting rejected records again");
     let page = invocation.ask(context, Phase::Data, || extractor.refetch(context, item_type, ids));
     page.map(|page| page.asked(item_type, ids)).map_err(|stop| {
-        stop.while_doing(&format!("asking again for {count} rejected records of {item_type} of {unit}"))
+        stop.while_doing(&format!("requesting {count} rejected records of {item_type} of {unit} again"))
     })
 }
 
-/// Refuses a page that rejects what cannot be asked for again: it would be lost.
+/// Refuses a page that rejects records which cannot be requested again: they would be lost.
 ///
 /// # Errors
 /// What to answer.
@@ -50,7 +50,7 @@ pub(super) fn check_refetchable<E: Extractor>(
         if !extractor.can_refetch(item_type) {
             return Err(Stop::failed(&format!(
                 "a page of stream {stream} of {} rejects {count} records of {item_type}, the first {id}: {reason}; this \
-                 extractor cannot ask for them again, so they would be lost: mend them, or write Extractor::refetch and \
+                 extractor cannot refetch them, so they would be lost: correct them, or write Extractor::refetch and \
                  can_refetch for {item_type}; nothing of the page is stored, and it is fetched again",
                 run.sync_unit()
             )));
@@ -59,7 +59,7 @@ pub(super) fn check_refetchable<E: Extractor>(
     Ok(())
 }
 
-/// Whether no more than `percent` of what the run read was rejected. To be looked at once everything is read.
+/// Whether at most `percent` of the records read by the run were rejected. Checked once everything is read.
 ///
 /// # Errors
 /// What to answer.
@@ -67,8 +67,8 @@ pub(super) fn check_part(run: &Run, percent: u8) -> Result<(), Stop> {
     let (read, rejected) = run.read_and_rejected()?;
     if is_too_many(read, rejected, percent) {
         return Err(Stop::failed(&format!(
-            "run {} of {} rejected {rejected} of {read} records, more than {percent} %: look at them with highwater-dump; \
-             then mend the extractor or the source and start a new run, which fetches all of it again, or raise the limit \
+            "run {} of {} rejected {rejected} of {read} records, more than {percent} %: inspect them with highwater-dump; \
+             then fix the extractor or the source and start a new run, which fetches all of it again, or raise the limit \
              (Serve::rejected_percent) and go on with this one",
             run.id(),
             run.sync_unit()
@@ -77,7 +77,7 @@ pub(super) fn check_part(run: &Run, percent: u8) -> Result<(), Stop> {
     Ok(())
 }
 
-/// Whether a run rejected more than it may, of what it read.
+/// Whether a run rejected more of the records it read than allowed.
 fn is_too_many(read: u64, rejected: u64, percent: u8) -> bool {
     rejected > REJECTED_FEW && u128::from(rejected) * 100 > u128::from(read) * u128::from(percent)
 }

@@ -1,8 +1,8 @@
-//! How often a call to the platform is made, and how long is waited in between.
+//! How often a call to the platform is made, and how long to wait in between.
 //!
-//! A call is made until it succeeds or is refused, it was made [`TRIES`] times, or the next attempt would begin after the
-//! invocation's hard limit. The wait is doubled each time, varied by chance so that workers that failed together do not
-//! try again together, and never shorter than the platform asked for.
+//! A call is made until it succeeds or is refused, was made [`TRIES`] times, or the next attempt would begin after
+//! the invocation's hard limit. The wait doubles each time, varies at random so that workers that failed together do
+//! not retry together, and is never shorter than the platform asked for.
 
 use std::fmt;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::error::{Error, Result, chain};
 use super::deadlines::Deadlines;
 use super::platform::{Fate, PlatformError};
 
-/// The least wait of a source that asked twice in a row to be left alone; doubled each time.
+/// The shortest wait if a source asks to wait twice in a row; doubled each time.
 const LEFT_ALONE_FIRST: Duration = Duration::from_millis(100);
 
 /// Attempts at one call in one invocation.
@@ -22,7 +22,7 @@ pub(crate) const TRIES: u32 = 5;
 const BACK_OFF_FIRST: Duration = Duration::from_millis(500);
 const BACK_OFF_MAX: Duration = Duration::from_secs(30);
 
-/// The wait before another try: doubled each time, halved or half as much again by chance, and never less than the
+/// The wait before another try: doubled each time, times a random factor of 0.5 to 1.5, and never less than the
 /// platform asked for.
 pub(crate) fn back_off(tries: u32, after: Option<Duration>, chance: &mut fastrand::Rng) -> Duration {
     let doubled =
@@ -30,10 +30,10 @@ pub(crate) fn back_off(tries: u32, after: Option<Duration>, chance: &mut fastran
     doubled.mul_f64(0.5 + chance.f64()).max(after.unwrap_or_default())
 }
 
-/// The waits that a source asked for in one invocation: which of them are waited for in place.
+/// The waits that a source asks for in one invocation: which of them take place within it.
 ///
-/// A source that goes on asking is waited for longer each time, whatever it asks for, until that is too long. So one that
-/// asks for no time at all is not asked over and over.
+/// If a source asks again and again, the wait grows each time, whatever it asks for, until it is too long. So a
+/// source that asks for a wait of zero is not called over and over.
 #[derive(Debug)]
 pub(crate) struct ShortWaits {
     up_to: Duration,
@@ -41,13 +41,13 @@ pub(crate) struct ShortWaits {
 }
 
 impl ShortWaits {
-    /// Waits up to so long.
+    /// Waits for at most this long.
     pub(crate) fn new(up_to: Duration) -> Self {
         Self { up_to, in_a_row: 0 }
     }
 
-    /// The source asked to be left alone: `Ok` for how long it is waited for in place, `Err` after how long it is to be asked
-    /// again by another invocation. `again`: it was asked before the wait that it had asked for was over.
+    /// The source asked to wait. `Ok`: wait this long here. `Err`: end the invocation; another one may call the
+    /// source after this long. `again`: the source was called before the earlier wait was over.
     pub(crate) fn next(
         &mut self,
         after: Duration,
@@ -75,13 +75,13 @@ pub(crate) fn millis(wait: Duration) -> u64 {
     u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Why a call was not made to succeed.
+/// Why a call did not succeed.
 pub(crate) enum GaveUp {
-    /// `in_doubt`: an attempt before it may have taken effect, so the refusal may be of what was done already.
+    /// `in_doubt`: an earlier attempt may have taken effect, so the refusal may be because it is done already.
     Refused { status: u16, reason: String, in_doubt: bool },
     /// It failed too often, or for too long; it may have taken effect.
     Tried(String),
-    /// It was not made once more, for this.
+    /// It was not made again because of this error.
     Stopped(Error),
 }
 
@@ -104,7 +104,7 @@ pub(crate) fn attempts<T>(
     attempts_while(deadlines, seed, || Ok(()), call)
 }
 
-/// As [`attempts`], and `may` is asked before each: if that is an error, the call is not made.
+/// Like [`attempts`], but `may` is called before each attempt: if it fails, the attempt is not made.
 pub(crate) fn attempts_while<T>(
     deadlines: &Deadlines<'_>,
     seed: u64,
@@ -129,7 +129,7 @@ pub(crate) fn attempts_while<T>(
                 let wait = back_off(tries, after, &mut chance);
                 let again = tries < TRIES && deadlines.is_time_for_retry_after(wait);
                 if again {
-                    warn!(tries, reason = %error, wait_ms = millis(wait), "call to the platform is tried again");
+                    warn!(tries, reason = %error, wait_ms = millis(wait), "retrying a call to the platform");
                 }
                 if !again || !deadlines.sleep_before_retry(wait) {
                     return Err(GaveUp::Tried(format!("{error}; tried {tries} times")));

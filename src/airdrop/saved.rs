@@ -1,9 +1,9 @@
-//! The worker state of a sync unit, taken from the platform to be looked at or mended by hand.
+//! The worker state of a sync unit, taken from the platform to be inspected or mended by hand.
 //!
-//! Its checkpoint is put back into a store in memory, where it is mended as any store is, and written out again under a
-//! token that no worker has: every disk that a worker kept is stale then, and a worker that holds the unit stops at its
-//! next save. Keys that are not ours stay as they are, but for those of the TypeScript SDK that say how far its runs
-//! reached: left behind, they would be taken for news, and undo what was mended.
+//! Its checkpoint is restored to a store in memory, mended there like any store, and written out again under a token
+//! that no worker has. So every disk that a worker kept becomes stale, and a worker that holds the unit stops at its
+//! next save. Keys of others stay unchanged, except the keys in which the TypeScript SDK records what its runs have
+//! extracted: they would count as news, and undo the changes.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
@@ -17,7 +17,7 @@ use super::document::{Document, posted_bytes};
 use super::keeper::{checkpoint_of, read, sealed_in, set_checkpoint, what};
 use super::sdk;
 
-/// The member of the platform's answer that holds the state, as a text.
+/// The member of the platform's answer that holds the state, as text.
 const STATE: &str = "state";
 
 /// A worker state with a checkpoint in it.
@@ -30,7 +30,7 @@ const STATE: &str = "state";
 /// ```
 #[derive(Debug)]
 pub struct SavedState {
-    /// What it came in, as the platform answers: `{"state": "..."}`.
+    /// The object around it, as the platform answers: `{"state": "..."}`.
     answer: Option<Map<String, Value>>,
     document: Document,
     unit: SyncUnit,
@@ -38,7 +38,8 @@ pub struct SavedState {
 }
 
 impl SavedState {
-    /// Reads a worker state, or the platform's answer with one in it; `sync_unit` is what its unit is called, which it does not say itself.
+    /// Reads a worker state, or the platform's answer that contains one. `sync_unit` is the name of its unit, which
+    /// the state itself does not contain.
     ///
     /// # Errors
     /// `WorkerState` if it cannot be read; `Invalid` if it has no checkpoint.
@@ -59,15 +60,17 @@ impl SavedState {
         Ok(Self { answer, document, unit, store })
     }
 
-    /// The store in memory that the checkpoint was put back into; what is changed there is what is written out.
+    /// The store in memory that holds the checkpoint; changes to it are written out.
     pub fn store(&self) -> &Store {
         &self.store
     }
 
-    /// The worker state as it is to be put back, in the form in which it came: with a checkpoint of what the store holds now, under a new token.
+    /// The worker state to put back, in the form in which it came: with a checkpoint of what the store holds now,
+    /// under a new token.
     ///
     /// # Errors
-    /// `TooLarge` if the platform would not take it; `WorkerState` if keys of the TypeScript SDK cannot be read; `Corrupt`.
+    /// `TooLarge` if the platform would refuse it; `WorkerState` if keys of the TypeScript SDK cannot be read;
+    /// `Corrupt`.
     pub fn to_text(&self) -> Result<String> {
         let sync_unit = self.unit.id().as_str();
         let what = what(sync_unit);
@@ -112,7 +115,7 @@ impl SavedState {
     }
 }
 
-/// What a state stands in that was saved as the platform answered it.
+/// The object around a state that was saved as the platform answered it.
 fn answer_around(text: &str) -> Option<Map<String, Value>> {
     let answer: Map<String, Value> = serde_json::from_str(text).ok()?;
     (answer.get(STATE).is_some_and(Value::is_string) && !answer.contains_key(CHECKPOINT_KEY))

@@ -1,6 +1,6 @@
-//! The worker state as others write it: the TypeScript SDK's keys, the connector's own, and the extraction scope.
+//! The keys of others in a worker state: the TypeScript SDK's, the connector's own, and the extraction scope.
 //!
-//! The platform keeps one JSON document per sync unit. Ours is under one key of it; the SDK's keys stand beside it, in
+//! The platform keeps one JSON document per sync unit. Ours is under one key of it; the SDK's keys are beside it, in
 //! one of two layouts:
 //!
 //! ```json
@@ -8,19 +8,19 @@
 //! { "connectorState": { "the connector's own": 1 }, "sdkState": { "lastSyncStarted": "" } }
 //! ```
 //!
-//! The first is that of the SDK 1.x, the second that of 2.x, which reads the first and writes the second. 2.x keeps no
-//! start times; those that stand in its layout were left by 1.x or by us, so they may be older than its last run. It does
-//! not keep keys beside those two; of a flat state that it takes over, it keeps what it does not know, a checkpoint of
-//! ours too, among the connector's own.
+//! The first is that of SDK 1.x, the second that of 2.x, which reads the first and writes the second. 2.x keeps no
+//! start times; those in its layout were left by 1.x or by us, so they may be older than its last run. It drops keys
+//! beside those two. When it takes over a flat state, it keeps unknown keys, including a checkpoint of ours, among
+//! the connector's own.
 //!
-//! *Read*, they are what a unit inherits that has nothing of ours, so that a connector can move over without starting
-//! again; and what a unit of ours learns when the SDK had it in between. A key that is missing, `null` or an empty string is
-//! unset. What is of another type is an error that names the key: to guess would be to skip records. Where the start of a
-//! run is not known, the watermark does not move with it: its window is extracted twice rather than skipped.
+//! *Reading*: a unit that has nothing of ours inherits these keys, so that a connector can move over without starting
+//! again. A unit of ours is updated by them if the SDK has run it in between. A key that is missing, `null` or an
+//! empty string is unset. A key of another type is an error that names it: guessing would skip records. If the start
+//! of a run is not known, the watermark does not move with it: its window is extracted twice rather than skipped.
 //!
-//! *Written*, they are kept current in the layout in which they were found, so that a connector can move back between two
-//! runs; so are the connector's own keys, where the extractor sets them. Times are cut to milliseconds, as the SDK writes
-//! them: a watermark is then never later than ours.
+//! *Writing*: they are kept current in the layout in which they were found, so that a connector can move back between
+//! two runs; so are the connector's own keys, if the extractor sets them. Times are cut to milliseconds, as the SDK
+//! writes them: so its watermark is never later than ours.
 
 use std::collections::BTreeSet;
 
@@ -52,7 +52,7 @@ const OLDEST: &str = "workersOldest";
 const NEWEST: &str = "workersNewest";
 const VERSION: &str = "snapInVersionId";
 
-/// Every key that is the SDK's, of extracting and of loading.
+/// All keys of the SDK, for extracting and for loading.
 const KEYS: [&str; 9] = [
     SYNC_STARTED,
     SUCCESSFUL_STARTED,
@@ -65,10 +65,10 @@ const KEYS: [&str; 9] = [
     "fromDevRev",
 ];
 
-/// What the SDK knew of a unit.
+/// What the SDK knew about a unit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SdkState {
-    /// Of the layout of 2.x, which keeps no start times.
+    /// In the layout of 2.x, which keeps no start times.
     nested: bool,
     sync_started: Option<Micros>,
     successful_started: Option<Micros>,
@@ -78,22 +78,22 @@ pub(crate) struct SdkState {
     attachments: SdkAttachments,
 }
 
-/// What was left to do of the attachments of a run that the SDK began.
+/// The attachments that the SDK left to do in a run that it began.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct SdkAttachments {
-    /// The metadata artifacts still to be worked off, in order.
+    /// The metadata artifacts still to be processed, in order.
     pub(crate) artifact_ids: Vec<String>,
-    /// How many attachments of the first of them are behind it.
+    /// How many attachments of the first of them are done.
     pub(crate) last_processed: u64,
-    /// Attachment id and parent id of those after that which are settled; the parent is empty in an older state.
+    /// Attachment id and parent id of later ones that are settled; the parent is empty in an older state.
     pub(crate) processed: BTreeSet<(String, String)>,
-    /// Those among them that it gave up.
+    /// Those of them that it gave up.
     pub(crate) failed: BTreeSet<(String, String)>,
 }
 
 impl SdkAttachments {
-    /// What is to become of the `at`-th line of the `place`-th artifact.
+    /// Decides about line `at` of artifact `place`.
     pub(crate) fn judge(&self, place: u64, at: u64, line: &str) -> InheritedLine {
         let line = inherited_line(line);
         let is_in = |set: &BTreeSet<(String, String)>, id: &str, parent: &str| {
@@ -124,14 +124,15 @@ impl SdkAttachments {
     }
 }
 
-/// A line that names no attachment: its id and its parent's as far as they can be had, and what is wrong with it.
+/// A line that does not name a valid attachment: its id and its parent's, as far as they can be read, and what is
+/// wrong.
 struct Senseless {
     id: Option<String>,
     parent_id: Option<String>,
     reason: String,
 }
 
-/// A line of attachments' metadata that the SDK announced, as one of ours: an id that is a number is its text.
+/// A line of attachment metadata that the SDK announced, in our form: a numeric id becomes text.
 fn inherited_line(line: &str) -> Result<(Attachment, String), Senseless> {
     let fields = lossy_value(line).and_then(serde_json::from_value);
     let mut fields: Map<String, Value> = fields.map_err(|error| Senseless {
@@ -146,7 +147,7 @@ fn inherited_line(line: &str) -> Result<(Attachment, String), Senseless> {
             *field = text.into();
         }
     }
-    // What was read as JSON can be written as such.
+    // A value that was read as JSON can be written as JSON.
     let json = serde_json::to_string(&fields).unwrap_or_default();
     Attachment::from_line(&json).map(|attachment| (attachment, json)).map_err(|error| {
         let id = |name: &str| {
@@ -157,7 +158,7 @@ fn inherited_line(line: &str) -> Result<(Attachment, String), Senseless> {
     })
 }
 
-/// An id that is a text, or a number, which is written as JavaScript has and writes it: every number is a float there.
+/// An id that is a text, or a number, which is written as JavaScript would: all its numbers are floats.
 fn id_text(id: &Value) -> Option<String> {
     match id {
         Value::String(text) => Some(text.clone()),
@@ -166,18 +167,19 @@ fn id_text(id: &Value) -> Option<String> {
     }
 }
 
-/// A number as text, as JavaScript's `String` makes it: <https://tc39.es/ecma262/#sec-numeric-types-number-tostring>.
+/// A number as text, as JavaScript's `String` writes it:
+/// <https://tc39.es/ecma262/#sec-numeric-types-number-tostring>.
 fn js_number_text(number: f64) -> String {
     if number == 0.0 {
         return "0".to_owned();
     }
     let sign = if number < 0.0 { "-" } else { "" };
-    // Both write the shortest digits that are read as this float again.
+    // Both write the fewest digits that identify the float.
     let scientific = format!("{:e}", number.abs());
     let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
     let digits = mantissa.replace('.', "");
     let exponent: i32 = exponent.parse().unwrap_or(0);
-    // Digits before the point, as the specification calls it.
+    // Digits before the point; `n` is the specification's name.
     let n = usize::try_from(exponent + 1).unwrap_or(0);
     let (whole, fraction) = digits.split_at_checked(n).unwrap_or((&digits, ""));
     match exponent {
@@ -210,8 +212,8 @@ impl SdkState {
         }))
     }
 
-    /// Validates the window of a run under way: it must not be empty. One of ours that is shorter than a millisecond is
-    /// empty once the SDK has written it.
+    /// Validates the window of the current run: it must not be empty. A window of ours that is shorter than a
+    /// millisecond is empty once the SDK has written it.
     ///
     /// # Errors
     /// `WorkerState`, naming the key.
@@ -228,10 +230,10 @@ impl SdkState {
         Ok(())
     }
 
-    /// What the unit of an event inherits. A CONTINUE, or an attachments START, goes on with a run that the SDK began; so
-    /// does a data START if it left one unfinished. A metadata START begins a run, whatever was left.
+    /// What the unit of an event inherits. A CONTINUE, or an attachments START, continues a run that the SDK began;
+    /// so does a data START if the SDK left that phase unfinished. A metadata START begins a run, whatever was left.
     ///
-    /// `rewritten`: the unit is known here, and the SDK had it since.
+    /// `rewritten`: the unit is known here, and the SDK has run it since.
     pub(crate) fn inherited(&self, event: &Incoming, now: Micros, rewritten: bool) -> Inherited {
         let continues = event.step == Step::Continue || event.phase == Phase::Attachments;
         let unfinished = self.sync_started > self.successful_started
@@ -242,14 +244,14 @@ impl SdkState {
             let start = match self.sync_started {
                 Some(started_at) => Some(InheritedStart::At(started_at)),
                 None if self.nested => Some(InheritedStart::Unknown),
-                // 1.x notes when a run starts, so it began none.
+                // 1.x records when a run starts, so it began none.
                 None => None,
             };
             start.map(|start| InheritedRun { start, window: self.window(), note })
         } else {
             let started_at = self.sync_started.filter(|_| self.sync_started > self.successful_started);
             (event.phase == Phase::Data && unfinished).then(|| InheritedRun {
-                // Without a start it counts from now: nothing was extracted yet.
+                // Without a start it starts now: nothing was extracted yet.
                 start: started_at.map_or(InheritedStart::Now, InheritedStart::At),
                 window: self.window(),
                 note: None,
@@ -264,14 +266,14 @@ impl SdkState {
         }
     }
 
-    /// Up to when a finished run of the SDK vouches. 2.x says no more than the end of the window that it finished; one
-    /// in the future says nothing of what was there yet.
+    /// The time up to which a finished run of the SDK vouches. 2.x keeps only the end of the window that it finished;
+    /// an end in the future says nothing about what existed then.
     fn watermark(&self, now: Micros) -> Option<Micros> {
         let finished = self.bounds.1.filter(|&newest| self.nested && newest <= now);
         self.successful_started.max(finished)
     }
 
-    /// Whether the SDK has run since a unit of ours that stood so was saved beside its keys.
+    /// Whether the SDK has run since a unit of ours in this state was saved beside its keys.
     pub(crate) fn is_newer_than(&self, standing: &Standing) -> bool {
         let cut = |at: Micros| Micros(at.0.div_euclid(1_000) * 1_000);
         let (started, window) = standing.open.unzip();
@@ -296,7 +298,7 @@ impl SdkState {
 }
 
 impl Run {
-    /// What was left to do of the attachments, if this is a run that the SDK began and that was in the middle of it.
+    /// The attachments left to do, if the SDK began this run and was in the middle of it.
     ///
     /// # Errors
     /// `Corrupt`, `Io`.
@@ -305,7 +307,7 @@ impl Run {
     }
 }
 
-/// The SDK's keys, and what stands before their names in errors; `None` if there are none.
+/// The SDK's keys, and the prefix of their names in errors; `None` if there are none.
 fn sdk_keys(document: &Document, what: &str) -> Result<Option<(&'static str, Map<String, Value>)>> {
     match document.value(SDK_STATE, what)? {
         Some(Value::Object(nested)) => return Ok(Some(("sdkState.", nested))),
@@ -321,7 +323,7 @@ fn sdk_keys(document: &Document, what: &str) -> Result<Option<(&'static str, Map
     Ok(Some(("", flat)).filter(|(_, flat)| !flat.is_empty()))
 }
 
-/// Puts changed keys of the SDK back where they stand; at the top where there are none.
+/// Puts changed keys of the SDK back in their place; at the top level if there were none.
 fn put_sdk_keys(document: &mut Document, keys: Map<String, Value>) {
     if document.contains(SDK_STATE) {
         document.set(SDK_STATE, &keys);
@@ -332,7 +334,7 @@ fn put_sdk_keys(document: &mut Document, keys: Map<String, Value>) {
     }
 }
 
-/// Brings the SDK's keys up to date, where they stand; at the top where there are none.
+/// Updates the SDK's keys in their place; at the top level if there are none.
 ///
 /// # Errors
 /// `WorkerState` if they cannot be read.
@@ -340,9 +342,9 @@ pub(crate) fn write(document: &mut Document, what: &str, standing: &Standing) ->
     let mut keys = sdk_keys(document, what)?.map(|(_, keys)| keys).unwrap_or_default();
     let (started, window) = standing.open.unzip();
     let window = window.flatten();
-    // A window without a beginning reaches back for ever.
+    // A window without a beginning reaches back to the start of time.
     let from = window.map(|window| window.from.unwrap_or(Micros(0)));
-    // What is of the run at hand is unset when there is none.
+    // Keys about the current run are unset if there is none.
     for (key, at) in
         [(SYNC_STARTED, started), (PENDING_OLDEST, from), (PENDING_NEWEST, window.map(|window| window.to))]
     {
@@ -354,7 +356,7 @@ pub(crate) fn write(document: &mut Document, what: &str, standing: &Standing) ->
     for (key, value) in known.map(|(key, at)| (key, at.map(text))).into_iter().chain([version]) {
         match value {
             Some(value) => drop(keys.insert(key.to_owned(), value.into())),
-            // What is not known here leaves what stands there.
+            // A key that is not known here keeps its value.
             None => drop(keys.entry(key).or_insert_with(|| "".into())),
         }
     }
@@ -364,7 +366,7 @@ pub(crate) fn write(document: &mut Document, what: &str, standing: &Standing) ->
         to_devrev.insert(ATTACHMENTS.to_owned(), nothing_left());
     }
     put_sdk_keys(document, keys);
-    // With one half of its layout, 2.x would not start.
+    // 2.x would not start if half of its layout were missing.
     if document.contains(SDK_STATE) && !document.contains(CONNECTOR_STATE) {
         document.set(CONNECTOR_STATE, &Map::new());
     }
@@ -375,7 +377,7 @@ fn nothing_left() -> Value {
     json!({ "artifactIds": [], "lastProcessed": 0, "lastProcessedAttachmentsIdsList": [] })
 }
 
-/// Empties what the SDK's keys say of attachments.
+/// Empties the SDK's keys about attachments.
 ///
 /// # Errors
 /// `WorkerState`, naming the first invalid one.
@@ -389,7 +391,7 @@ pub(crate) fn forget_attachments(document: &mut Document, what: &str) -> Result<
     Ok(())
 }
 
-/// Empties what the SDK's keys say of how far finished runs reached.
+/// Empties the SDK's keys about what finished runs have extracted.
 ///
 /// # Errors
 /// `WorkerState` if they cannot be read.
@@ -409,7 +411,8 @@ pub(crate) fn remove(document: &mut Document) {
     document.retain(|name| name.is_none_or(|name| name != SDK_STATE && !KEYS.contains(&name)));
 }
 
-/// Puts a checkpoint of ours that 2.x took for a key of the connector's back in its place. Says whether there was one.
+/// Moves a checkpoint of ours, which 2.x took for a key of the connector, back to its place. Returns whether there
+/// was one.
 pub(crate) fn lift(document: &mut Document) -> bool {
     if !document.contains(SDK_STATE) {
         return false;
@@ -424,11 +427,11 @@ pub(crate) fn lift(document: &mut Document) -> bool {
     true
 }
 
-/// The connector's own keys: all that are neither the SDK's nor ours. `None` if there are none. Half a character in them
-/// is replaced.
+/// The connector's own keys: all that are neither the SDK's nor ours. `None` if there are none. Half a character in
+/// them is replaced.
 ///
 /// # Errors
-/// `WorkerState` if they are no JSON.
+/// `WorkerState` if they are not JSON.
 pub(crate) fn connector_state(mut document: Document, what: &str) -> Result<Option<Value>> {
     let raw = if document.contains(SDK_STATE) {
         document.remove(CONNECTOR_STATE)
@@ -444,7 +447,7 @@ pub(crate) fn connector_state(mut document: Document, what: &str) -> Result<Opti
     })
 }
 
-/// Puts the connector's own keys, all of them, in place of those that stand there; `json` is an object.
+/// Replaces all of the connector's own keys; `json` is an object.
 pub(crate) fn write_connector_state(document: &mut Document, json: &str) {
     let Ok(own) = Document::read(Some(json), CONNECTOR_STATE) else { return };
     if document.contains(SDK_STATE) {
@@ -480,19 +483,19 @@ pub(crate) fn check_connector_state(json: &str) -> Result<()> {
         return Err(invalid(format!("it must be an object, it is {}", kind_of(&own))));
     };
     match own.keys().find(|name| is_reserved(name)) {
-        Some(name) => Err(invalid(format!("the key {name} is not the connector's"))),
+        Some(name) => Err(invalid(format!("the key {name} is reserved"))),
         None => Ok(()),
     }
 }
 
-/// As the SDK writes a time.
+/// A time, as the SDK writes it.
 fn text(at: Micros) -> String {
     at.to_time().to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
-/// The keys of the SDK, where they stand.
+/// The keys of the SDK.
 struct Keys<'a> {
-    /// What errors call the whole.
+    /// What errors call the document.
     what: &'a str,
     prefix: &'static str,
     keys: &'a Map<String, Value>,
@@ -519,7 +522,7 @@ impl<'a> Keys<'a> {
         let Some(text) = self.text(key)? else { return Ok(None) };
         let moment = DateTime::parse_from_rfc3339(text).map_err(|_| Error::WorkerState {
             what: format!("{} in {}", self.path(key), self.what),
-            reason: "it must be a time as 2026-01-02T12:00:00.000Z, or empty".to_owned(),
+            reason: "it must be a time such as 2026-01-02T12:00:00.000Z, or empty".to_owned(),
         })?;
         Ok(Some(Micros::from_time(moment.to_utc())))
     }
@@ -557,7 +560,8 @@ impl<'a> Keys<'a> {
         let key = "lastProcessedAttachmentsIdsList";
         let (mut processed, mut failed) = (BTreeSet::new(), BTreeSet::new());
         for entry in list(key)? {
-            // Before it told parents apart, the SDK kept ids alone; of an attachment without a parent it keeps none.
+            // SDK versions that did not distinguish parents kept only ids; of an attachment without a parent, only
+            // the id is kept.
             let id = id_text(entry).or_else(|| entry.get("id").and_then(id_text));
             let parent = match entry.get("parent_id") {
                 None | Some(Value::Null) => Some(String::new()),
@@ -589,23 +593,23 @@ impl<'a> Keys<'a> {
     }
 }
 
-/// What is wrong with a key. Its value is not shown: it may be anything.
+/// What is wrong with a key. Its value is not shown, because it may be anything.
 fn unexpected(what: &str, path: &str, expected: &str, found: &Value) -> Error {
     Error::WorkerState {
         what: format!("{path} in {what}"),
-        reason: format!("it must be {expected}, it is or holds {}", kind_of(found)),
+        reason: format!("it must be {expected}, but it is or contains {}", kind_of(found)),
     }
 }
 
-/// The item types that the platform does not want.
+/// The item types that are out of the platform's scope.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Scope {
     left_out: BTreeSet<String>,
 }
 
 impl Scope {
-    /// Reads the scope: an object by item type, each an object whose `extract` is `true`, `false` or not there. No text,
-    /// and a type that is not listed: extracted.
+    /// Reads the scope: an object by item type, each an object whose `extract` is `true`, `false` or missing. Without
+    /// a text, or if a type is not listed, it is extracted.
     ///
     /// # Errors
     /// `Invalid`, naming the invalid value.
@@ -626,7 +630,7 @@ impl Scope {
         for (name, asked) in types {
             let item_type = ItemType::new(name)?.to_string();
             let Value::Object(asked) = asked else {
-                return Err(invalid(&item_type, "it must be an object, as {\"extract\": false}"));
+                return Err(invalid(&item_type, "it must be an object, such as {\"extract\": false}"));
             };
             match asked.get("extract") {
                 None | Some(Value::Null | Value::Bool(true)) => {}
@@ -646,7 +650,7 @@ impl Scope {
         Ok(Self { left_out })
     }
 
-    /// Whether an item type is wanted.
+    /// Whether an item type is in the scope.
     pub(crate) fn extracts(&self, item_type: &str) -> bool {
         !self.left_out.contains(item_type)
     }
@@ -718,7 +722,7 @@ mod tests {
             let inherited = unit.accept(&event(phase, step), false, Some(&inherited));
             assert!(inherited.is_err() || unit.watermark().unwrap().is_none(), "a unit inherits once");
         }
-        // A data START fetches everything of its window again, so nothing is left of the attachments.
+        // A data START fetches everything in its window again, so no attachments are left to do.
         assert!(sdk.inherited(&event(Phase::Data, Step::Start), NOW, false).run.unwrap().note.is_none());
         assert!(sdk.inherited(&event(Phase::Metadata, Step::Start), NOW, false).run.is_none());
     }

@@ -1,11 +1,12 @@
-//! What an HTTP status proves about a call, and whether the call is made again: one table for every call.
+//! What an HTTP status proves about a call, and whether the call is repeated: one table for every call.
 //!
-//! A *definite refusal* says that the request was looked at and turned down: it had no effect, and the same request would
-//! be turned down again. Of an *unknown fate* is what may have been applied although no success was reported. A proxy
-//! answers 408 for what it has already passed on, so 408 proves nothing; 425 and 429 say that the request was put off
-//! before anything was done.
+//! A *definite refusal* means that the request was examined and turned down: it had no effect, and the same request
+//! would be turned down again. The outcome is *unknown* if the request may have been applied although no success was
+//! reported. A proxy may answer 408 to a request that it has already passed on, so 408 proves nothing; 425 and 429
+//! mean that the request was postponed before anything was done.
 //!
-//! | call | success | absent | definite refusal | storage refuses | again, not applied | again, fate unknown |
+//! | call | success | absent | definite refusal | storage refuses | repeated, not applied | repeated, outcome unknown
+//! |
 //! | --- | --- | --- | --- | --- | --- | --- |
 //! | `Prepare`, `DownloadUrl`, `SnapIn` | 2xx | | other 4xx | | everything else | |
 //! | `WorkerState` | 2xx | 404 | other 4xx | | everything else | |
@@ -14,9 +15,10 @@
 //! | `UploadAttachment` | 2xx, 3xx | | other 4xx | as above | 425, 429 | 408, 1xx, other 5xx |
 //! | `Confirm`, `Send`, `SaveWorkerState`, `CreateBlueprint`, `InstallMapping` | 2xx | | other 4xx | | 425, 429 | 408, 1xx, 3xx, 5xx |
 //!
-//! "Other 4xx" are all but 408, 425 and 429 and those named in the row. What is made again is made with the same bytes:
-//! five times in an invocation, and never after its hard limit. What the storage refuses is prepared and uploaded anew,
-//! under a new id, three times. A success whose body is not what was expected is made again too; it is not a success.
+//! "Other 4xx" are all but 408, 425 and 429 and those named in the row. A call is repeated with the same bytes, up to
+//! five times in an invocation, and never after its hard limit. An upload that the storage refuses is prepared and
+//! uploaded again under a new id, up to three times. A success with an unexpected body does not count as a success;
+//! it is repeated too.
 //!
 //! Sources: RFC 9110 section 15 (408, 4xx, 5xx), RFC 8470 section 5.2 (425), RFC 6585 section 4 (429); the storage's codes
 //! are those of S3 (<https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html>): `RequestTimeout` is sent with
@@ -26,12 +28,12 @@ use std::time::Duration;
 
 use super::platform::{Fate, PlatformError};
 
-/// The calls that are made to a platform and to the storage behind its URLs, as far as the same status proves different
-/// things of them.
+/// The calls to a platform and to the storage behind its URLs, distinguished where the same status proves different
+/// things.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Call {
-    /// Asks for a place to upload to.
+    /// Requests a place to upload to.
     Prepare,
     /// Uploads a batch to the storage.
     UploadBatch,
@@ -39,17 +41,17 @@ pub enum Call {
     UploadAttachment,
     /// Confirms an upload.
     Confirm,
-    /// Hands over the message that answers an event.
+    /// Sends the message that answers an event.
     Send,
     /// Fetches the worker state.
     WorkerState,
     /// Saves the worker state.
     SaveWorkerState,
-    /// Asks where an artifact can be downloaded.
+    /// Requests the address from which an artifact can be downloaded.
     DownloadUrl,
     /// Downloads an artifact from the storage.
     Download,
-    /// Asks for the snap-in that a mapping is installed for.
+    /// Requests the snap-in that a mapping is installed for.
     SnapIn,
     /// Creates a recipe blueprint.
     CreateBlueprint,
@@ -66,7 +68,7 @@ enum Verdict {
     Again(Fate),
 }
 
-/// The table of the module's doc. `code`: what the storage calls the error.
+/// The table of the module's doc. `code`: the storage's error code.
 fn verdict(call: Call, status: u16, code: &str) -> Verdict {
     use Verdict::{Again, Refused, StorageRefused, Success};
     let upload = matches!(call, Call::UploadBatch | Call::UploadAttachment);
@@ -93,18 +95,19 @@ fn verdict(call: Call, status: u16, code: &str) -> Verdict {
 }
 
 impl PlatformError {
-    /// What an answer with this HTTP status is to `serve`; `None` if it is a success. A [`Platform`](super::Platform) of
-    /// your own that speaks HTTP maps its answers with it, and then tries, gives up and tells refusals apart as
-    /// [`Client`](super::Client) does.
+    /// The meaning of an answer with this HTTP status for `serve`; `None` if it is a success. If you write a
+    /// [`Platform`](super::Platform) that speaks HTTP, convert its answers with this: it then retries, gives up and
+    /// recognises refusals like [`Client`](super::Client).
     ///
-    /// `reason` says what was done and what the other side said to it: it is shown to people, so no secret may be in it.
-    /// Of the storage behind an upload's URL it must hold the error's code (`RequestTimeout`, `SlowDown`). `after`: how
-    /// long was asked to be waited.
+    /// `reason` says what was done and what the other side answered: people see it, so it must not contain a secret.
+    /// For the storage behind an upload's URL it must contain the error's code (`RequestTimeout`, `SlowDown`).
+    /// `after`: the wait that was asked for.
     ///
-    /// 2xx is a success, and so is 3xx where an attachment was uploaded. 408, 5xx and redirects leave the fate of a call
-    /// that changes something unknown; 425 and 429 say that it was not applied; what the storage refuses for a passing
-    /// reason (400 `RequestTimeout`, 403, 503, 5xx `SlowDown`) is uploaded anew under another URL; every other 4xx is a
-    /// definite refusal. To `WorkerState` 404 says that nothing is kept yet: that is `Ok(None)`, not an error.
+    /// 2xx is a success, and so is 3xx if an attachment was uploaded. After 408, 5xx and redirects the outcome of a
+    /// call that changes something is unknown; 425 and 429 mean that it was not applied. A batch that the storage
+    /// refuses for a passing reason (400 `RequestTimeout`, 403, 503, 5xx `SlowDown`) is uploaded again under another
+    /// URL; every other 4xx is a definite refusal. For `WorkerState`, 404 means that nothing is kept yet: that is
+    /// `Ok(None)`, not an error.
     #[must_use]
     pub fn from_status(call: Call, status: u16, after: Option<Duration>, reason: String) -> Option<Self> {
         match verdict(call, status, &reason) {
@@ -160,7 +163,7 @@ mod tests {
             };
             for call in CHANGES {
                 assert_eq!(verdict(call, status, "Other"), change, "{call:?} {status}");
-                // What storage says is not looked for where no storage is.
+                // The storage's codes mean nothing in answers of the platform.
                 for code in ["RequestTimeout", "SlowDown"] {
                     assert_eq!(verdict(call, status, code), change, "{call:?} {status} {code}");
                 }

@@ -1,11 +1,12 @@
-//! The extraction window: from when to when a run extracts.
+//! The extraction window: the range of time that a run extracts.
 //!
-//! Resolved once per run, by the first event of it that says; stored, and the same for every later invocation. The
-//! event may name each end by a rule (`extraction_start_time`, `extraction_end_time`); an end that it does not name
-//! follows from the mode: an initial import goes back to `extract_from`, or to the beginning; an incremental one to
-//! the start of the last that succeeded. Committed into the unit's [`Bounds`] only when the run ends.
+//! It is resolved once per run, by the first event of the run that defines it; it is stored, and the same for every
+//! later invocation. The event may name each end by a rule (`extraction_start_time`, `extraction_end_time`). An end
+//! that it does not name follows from the mode: an initial import goes back to `extract_from`, or to the beginning;
+//! an incremental one to the start of the last run that succeeded. The unit's [`Bounds`] change only when the run
+//! ends.
 //!
-//! Spans of time are spelled as Go spells them, and read with its arithmetic, last digit included
+//! Durations are written as in Go, and parsed with Go's arithmetic, to the last digit
 //! (<https://pkg.go.dev/time#ParseDuration>).
 
 use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
@@ -16,16 +17,16 @@ use crate::error::Result;
 /// What `unbounded` means: 1970-01-01T00:00:00Z.
 const UNBOUNDED: DateTime<Utc> = DateTime::UNIX_EPOCH;
 
-/// From when to when a run extracts, in UTC and whole microseconds.
+/// The range of time that a run extracts, in UTC and whole microseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window {
-    /// Its start; none means everything.
+    /// Its start; `None`: everything.
     pub from: Option<DateTime<Utc>>,
     /// Its end, later than `from`.
     pub to: DateTime<Utc>,
 }
 
-/// How far the finished runs of a sync unit reach.
+/// The range of time that the finished runs of a sync unit have extracted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Bounds {
     /// The earliest start of a window.
@@ -36,10 +37,10 @@ pub(crate) struct Bounds {
 
 /// Resolves the window that an event asks for.
 ///
-/// `last_start` is when the last run that succeeded was started.
+/// `last_start` is the start of the last run that succeeded.
 ///
 /// # Errors
-/// `Event`, naming the field, if a rule is not known, lacks its value or has one that cannot be read, if it needs a
+/// `Event`, naming the field, if a rule is unknown, lacks its value or has one that cannot be read, if it needs a
 /// bound that is not known, or if the window would end before it starts.
 pub(crate) fn resolve(
     event: &Event,
@@ -65,7 +66,7 @@ pub(crate) fn resolve(
         };
         match last_start {
             Some(last_start) => {
-                // The clock has been set back since: nobody asked for less than nothing.
+                // The clock was set back since: an empty window is not an error then.
                 if end.is_none() {
                     let after = last_start.checked_add_signed(TimeDelta::microseconds(1));
                     to = to.max(after.unwrap_or(last_start));
@@ -108,14 +109,16 @@ impl Known {
                 let text: String = text.chars().take(40).collect();
                 return Err(wrong(
                     &value_path,
-                    format!("must be a duration of at most 292 years, as 500ms, 1.5h or 2h45m, not {text:?}"),
+                    format!(
+                        "must be a duration of at most 292 years, such as 500ms, 1.5h or 2h45m, not {text:?}"
+                    ),
                 ));
             };
-            // The one that has no negative is not needed to the last digit.
+            // The one value that cannot be negated is not needed to the last digit.
             let nanos = i64::try_from(sign * i128::from(nanos)).unwrap_or(i64::MAX);
             from.checked_add_signed(TimeDelta::nanoseconds(nanos))
                 .map(|moment| moment.trunc_subsecs(6))
-                .ok_or_else(|| wrong(&value_path, "leads out of all time"))
+                .ok_or_else(|| wrong(&value_path, "is out of range"))
         };
         match setting.kind.as_str() {
             "absolute_time" => moment(&value_path, value("a time")?),
@@ -123,7 +126,7 @@ impl Known {
             "unbounded" => Ok(UNBOUNDED),
             "workers_oldest" => Ok(self.oldest()),
             "workers_newest" => self.newest(end),
-            // Nothing is older than the beginning.
+            // Nothing is older than the start of time.
             "workers_oldest_minus_window" => match self.bounds.oldest {
                 Some(oldest) => shifted(oldest, -1),
                 None => Ok(UNBOUNDED),
@@ -148,8 +151,8 @@ impl Known {
     }
 }
 
-/// Nanoseconds of a Go duration: signed, of any number of parts, each a decimal number and a unit. None if it is
-/// not one, or over what 64 bits hold.
+/// Nanoseconds of a Go duration: signed, of any number of parts, each a decimal number and a unit. `None` if it is
+/// not one, or does not fit in 64 bits.
 fn parse_duration(text: &str) -> Option<i64> {
     let (negative, unsigned) = match text.as_bytes().first() {
         Some(b'-') => (true, text.get(1..)?),
@@ -185,14 +188,14 @@ fn parse_duration(text: &str) -> Option<i64> {
     if negative { 0_i64.checked_sub_unsigned(nanos) } else { i64::try_from(nanos).ok() }
 }
 
-/// The part behind the point. Go's own arithmetic, floating point, so that the last nanosecond is its own too.
+/// The part after the point, in Go's floating-point arithmetic, so that the last nanosecond is the same.
 // At most 1.0 * 3.6e12, and never negative.
 #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 fn fraction_nanos(digits: &str, unit: u64) -> u64 {
     let mut value: u64 = 0;
     let mut scale: f64 = 1.0;
     for digit in digits.bytes() {
-        // Digits beyond what 63 bits hold do not count.
+        // Further digits do not fit in 63 bits and are ignored.
         if value > i64::MAX.unsigned_abs() / 10 {
             break;
         }
@@ -230,7 +233,7 @@ mod tests {
     const MINUTE: i64 = 60 * SECOND;
     const HOUR: i64 = 60 * MINUTE;
 
-    /// Texts and values as Go's own documentation and behaviour have them.
+    /// Texts and values from Go's own documentation and behaviour.
     #[test]
     fn durations_are_read_as_go_reads_them() {
         let good = [
@@ -318,7 +321,7 @@ mod tests {
         }
     }
 
-    /// The longest form, as Go prints it, from integers alone.
+    /// The longest form, as Go prints it, computed from integers alone.
     fn as_go_prints(nanos: i64) -> String {
         let sign = if nanos < 0 { "-" } else { "" };
         let total = nanos.unsigned_abs();
@@ -454,7 +457,7 @@ mod tests {
                 Some("2026-01-05T00:00:00Z"),
                 "2026-01-05T00:00:00.0015Z",
             ),
-            // A clock's nanoseconds are cut to what is stored.
+            // A clock's nanoseconds are cut to the stored precision.
             (
                 json!({"type": "workers_newest_plus_window", "value": "1999ns"}),
                 known(),
@@ -501,7 +504,7 @@ mod tests {
             (json!({"mode": "INCREMENTAL", "extract_from": from}), None, Some(from)),
             (json!({}), None, None),
             (json!({}), Some(last), Some(last)),
-            // An end with a rule leaves the start to the mode.
+            // If an end has a rule, the start follows from the mode.
             (
                 json!({"mode": "INCREMENTAL", "extraction_end_time": {"type": "current_time"}}),
                 Some(last),
@@ -577,11 +580,11 @@ mod tests {
             let error = asked(&context, Bounds::default(), None).unwrap_err().to_string();
             assert!(error.contains("no run has succeeded yet"), "{error}");
         }
-        // At the edge of all time.
+        // At the limits of the time type.
         let edge = Bounds { oldest: Some(DateTime::<Utc>::MIN_UTC), newest: Some(DateTime::<Utc>::MAX_UTC) };
         for kind in ["workers_oldest_minus_window", "workers_newest_plus_window"] {
             let context = json!({ start: {"type": kind, "value": "1h"} });
-            assert!(asked(&context, edge, None).unwrap_err().to_string().contains("out of all time"));
+            assert!(asked(&context, edge, None).unwrap_err().to_string().contains("is out of range"));
         }
     }
 }

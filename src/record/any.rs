@@ -1,4 +1,4 @@
-//! Walks values of any shape, declared or not: looks at them, makes them if asked to, and finds keys that stand twice.
+//! Walks values of any shape, declared or not: reads them, keeps them if asked to, and finds duplicate keys.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::finding::{Finding, Rule, Severity, Sink};
 use super::path::{At, quoted, shown};
 
-/// A value that is looked at, not walked into.
+/// A value that is read without walking into it.
 pub(super) enum Loose<'de> {
     Null,
     Text(Cow<'de, str>),
@@ -72,7 +72,7 @@ impl<'de> serde::Deserialize<'de> for Loose<'de> {
     }
 }
 
-/// Walks any value, looking for keys that stand twice in one object; makes a value of it where that is asked for.
+/// Walks any value and finds keys that occur twice in one object; builds a value if asked to.
 pub(super) struct AnyWalk<'a> {
     pub(super) sink: &'a mut Sink,
     pub(super) at: &'a At<'a>,
@@ -151,11 +151,11 @@ impl<'de> Visitor<'de> for AnyWalk<'_> {
     }
 }
 
-/// A key, borrowed where the text has it as it is.
+/// A key, borrowed from the text if it has no escapes.
 #[derive(serde::Deserialize)]
 struct Key<'k>(#[serde(borrow)] Cow<'k, str>);
 
-/// The keys of an object so far: few are compared, many are looked up.
+/// The keys of an object so far: a few are compared one by one, many are looked up.
 #[derive(Default)]
 pub(super) struct Seen {
     few: Vec<String>,
@@ -165,7 +165,7 @@ pub(super) struct Seen {
 impl Seen {
     const FEW: usize = 8;
 
-    /// Adds a key; whether it was there before.
+    /// Adds a key; returns whether it was there before.
     pub(super) fn twice(&mut self, key: &str) -> bool {
         if self.many.is_empty() {
             if self.few.iter().any(|seen| seen == key) {
@@ -181,7 +181,7 @@ impl Seen {
     }
 }
 
-/// Every key of a document that stands twice in one object, as errors: what only one of the two says is lost.
+/// Every key of a document that occurs twice in one object, as errors: one of the two values is lost.
 pub(super) fn duplicate_keys(text: &str) -> Vec<Finding> {
     let mut sink = Sink::default();
     let mut json = serde_json::Deserializer::from_str(text);
@@ -193,14 +193,14 @@ pub(super) fn duplicate_keys(text: &str) -> Vec<Finding> {
     findings
 }
 
-/// A key stands twice: readers take the last one, so what was found at the others is void.
+/// A duplicate key: readers use the last one, so findings about the earlier ones do not count.
 pub(super) fn duplicate_key(sink: &mut Sink, at: &At<'_>) {
     sink.forget(at);
-    let expected = "keep one of the two: JSON readers take the last, and lose the others";
-    sink.warning(at, Rule::DuplicateKey, "the key stands twice in this object", expected);
+    let expected = "keep one of the two: JSON readers keep the last, and lose the others";
+    sink.warning(at, Rule::DuplicateKey, "the key occurs twice in this object", expected);
 }
 
-/// The visitor methods for values that should be an object and are not; they call `self.other(what it is)`.
+/// The visitor methods for values that should be an object and are not; they call `self.other(description)`.
 macro_rules! nothing_but_an_object {
     () => {
         fn visit_unit<E>(self) -> Result<(), E> {

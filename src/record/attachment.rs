@@ -1,4 +1,4 @@
-//! The metadata of an attachment: where its bytes are, and whose it is.
+//! The metadata of an attachment: where its bytes are, and which record it belongs to.
 
 use std::fmt;
 
@@ -16,7 +16,7 @@ pub(crate) const ITEM_TYPE: &str = "attachments";
 /// An attachment, as a source lists it: a flat record of item type `attachments`. It is queued in the transaction of
 /// the data phase that stages it; its bytes are streamed in the attachments phase.
 ///
-/// It is identified by its id and its parent's id. A record may hold other fields, too; they are passed on.
+/// It is identified by its id and its parent's id. A record may have further fields; they are passed on.
 /// Source of the fields: <https://developer.devrev.ai/airdrop/attachments-extraction>.
 ///
 /// ```
@@ -33,7 +33,7 @@ pub(crate) const ITEM_TYPE: &str = "attachments";
 pub struct Attachment {
     /// Its id in the external system, 1 to [`ID_BYTES_MAX`] bytes.
     pub id: String,
-    /// Where the bytes are, for the extractor that opens it. May be empty if the extractor finds the address only then.
+    /// Where the bytes are, for the extractor that opens it. May be empty if the extractor looks up the address then.
     pub url: String,
     /// The name of the file, for people.
     pub file_name: String,

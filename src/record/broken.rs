@@ -1,9 +1,9 @@
-//! What text that is not JSON lacks, and where.
+//! What is wrong with text that is not JSON, and where.
 
 use super::finding::{Finding, Rule, Severity};
 use super::path::{Excerpt, FieldPath};
 
-/// What a text that is not JSON lacks, and where; of a text that begins on `first_line`.
+/// What is wrong with text that is not JSON, and where; the text begins on `first_line`.
 pub(super) fn not_json(text: &[u8], error: &serde_json::Error, first_line: u64) -> Finding {
     let mut finding = Finding::new(Severity::Error, Rule::Json, FieldPath::default(), String::new());
     let line_start = match error.line().checked_sub(2) {
@@ -13,7 +13,7 @@ pub(super) fn not_json(text: &[u8], error: &serde_json::Error, first_line: u64) 
             newline.map_or(0, |(position, _)| position + 1)
         }
     };
-    // serde_json counts bytes from 1, and stands behind what it stumbled over.
+    // serde_json counts bytes from 1, and its position is after what it could not read.
     let start = (line_start + error.column().saturating_sub(1)).min(text.len());
     if text.trim_ascii().is_empty() {
         "the text is empty".clone_into(&mut finding.message);
@@ -30,13 +30,13 @@ pub(super) fn not_json(text: &[u8], error: &serde_json::Error, first_line: u64) 
     } else if std::str::from_utf8(text).is_err() {
         "the text is not UTF-8: write it in that encoding"
     } else if said.starts_with("recursion limit") {
-        "it is nested too deep: 127 levels are the most"
+        "it is nested too deeply: the limit is 127 levels"
     } else if said.starts_with("control character") {
         "close the string on its line, and write newlines and tabs in it as \\n and \\t"
     } else if text.starts_with(b"\xef\xbb\xbf") {
         "the text begins with a byte order mark: write UTF-8 without it"
     } else if rest.starts_with(b"'") {
-        "strings and keys stand in double quotes"
+        "strings and keys need double quotes"
     } else if [&b"NaN"[..], b"Infinity", b"-Infinity", b"undefined", b"None"]
         .iter()
         .any(|name| rest.starts_with(name))
@@ -51,15 +51,15 @@ pub(super) fn not_json(text: &[u8], error: &serde_json::Error, first_line: u64) 
     } else if rest.starts_with(b"//") || rest.starts_with(b"/*") || rest.starts_with(b"#") {
         "JSON has no comments: remove it"
     } else if rest.starts_with(b",") && !before.is_empty() {
-        "records stand one after the other, without commas between"
+        "write records one after the other, without commas between"
     } else if said.starts_with("key must be a string") {
-        "keys stand in double quotes"
+        "keys need double quotes"
     } else if said.starts_with("expected `,`") {
-        "put a comma between the two, or close what is open before"
+        "put a comma between the two, or close the bracket or quote before"
     } else if said.starts_with("trailing characters") {
-        "remove what stands behind the document"
+        "remove what follows the document"
     } else {
-        "mend it there"
+        "fix it there"
     };
     finding.message = format!("the text is not JSON: {said}");
     finding.expected = Some(expected.to_owned());
@@ -69,7 +69,7 @@ pub(super) fn not_json(text: &[u8], error: &serde_json::Error, first_line: u64) 
     };
     finding.line = Some(first_line + newlines);
     let lossy = String::from_utf8_lossy(text);
-    // Up to where it is UTF-8, the lossy text is the text.
+    // Up to the first invalid UTF-8, the lossy text equals the text.
     let start = std::str::from_utf8(text).map_or_else(|error| error.valid_up_to(), |_| start);
     if lossy.is_char_boundary(start) {
         let end =

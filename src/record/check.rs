@@ -1,8 +1,8 @@
 //! Checks a record against its record type.
 //!
-//! The text is walked once, guided by the declarations, and nothing is built from it: a right record costs no more
-//! than to parse it. What is checked: the envelope (id, dates, `data`), required fields, types, bounds, enum keys,
-//! the form of references and of rich text, collections, struct types, ids that stand twice in a batch. Conditions
+//! The text is walked once, guided by the declarations, and nothing is built from it: checking a correct record costs
+//! no more than parsing it. What is checked: the envelope (id, dates, `data`), required fields, types, bounds, enum
+//! keys, the form of references and of rich text, collections, struct types, duplicate ids in a batch. Conditions
 //! (`conditions` in the metadata) are about entering records, not about extracting them, and are not applied.
 
 use std::collections::HashMap;
@@ -26,7 +26,7 @@ use super::text::{self, DEPTH_MAX, Flaw, Flawed, Look};
 use super::values::{Cx, DataWalk, Walk, check_timestamp};
 use crate::model::ID_BYTES_MAX;
 
-/// Checks records of one record type. Cheap to clone, and may be used from several threads.
+/// Checks records of one record type. Cheap to clone; may be used from several threads.
 ///
 /// ```
 /// use highwater::record::{Checker, Field, Metadata, RecordType};
@@ -39,8 +39,8 @@ use crate::model::ID_BYTES_MAX;
 /// let checker = Checker::new(&metadata, "issues")?;
 /// assert!(checker.check_line(r#"{"id":"7","data":{"title":"A crash","priority":"P-0"}}"#).is_empty());
 /// let findings = checker.check_line(r#"{"id":"8","data":{"title":null,"priority":"P1"}}"#);
-/// assert_eq!(findings[0].to_string(), r#"error: record "8": data.title: the field is required, and null; every record has a value here: mend the source of it, or take is_required out of the metadata"#);
-/// assert_eq!(findings[1].to_string(), r#"error: record "8": data.priority: "P1" is no key of the enum; did you mean "P-1"?"#);
+/// assert_eq!(findings[0].to_string(), r#"error: record "8": data.title: the field is required, but null; every record has a value here: fix the source, or remove is_required from the metadata"#);
+/// assert_eq!(findings[1].to_string(), r#"error: record "8": data.priority: "P1" is not a key of the enum; did you mean "P-1"?"#);
 /// # Ok::<(), highwater::record::Findings>(())
 /// ```
 #[derive(Debug, Clone)]
@@ -52,8 +52,8 @@ pub struct Checker {
 }
 
 impl Checker {
-    /// A checker for records of `record_type`. Check the metadata first: a declaration that [`Metadata::check`] finds
-    /// wrong accepts everything.
+    /// A checker for records of `record_type`. Check the metadata first: a declaration in which [`Metadata::check`]
+    /// finds errors accepts everything.
     ///
     /// # Errors
     /// A finding, if the metadata does not declare the record type.
@@ -105,8 +105,8 @@ impl Checker {
         findings
     }
 
-    /// Walks the text of one record. What it finds is in `walk.sink`; after an error, which is one of the JSON
-    /// itself, what is there is of no use.
+    /// Walks the text of one record; its findings are in `walk.sink`. An error is about the JSON itself; then the
+    /// findings are meaningless.
     pub(super) fn walk(&self, text: &[u8], walk: &mut Walk) -> Result<(), serde_json::Error> {
         walk.sink.clear();
         walk.id.clear();
@@ -126,14 +126,14 @@ impl Checker {
         self.walk_whole(text, walk)
     }
 
-    /// Walks text in which no character is cut in half.
+    /// Walks text that is valid UTF-8 except for what the walk finds.
     fn walk_whole(&self, text: &[u8], walk: &mut Walk) -> Result<(), serde_json::Error> {
-        // To look through the whole text at once is cheaper than string by string, as `from_slice` does.
+        // Checking the whole text at once is cheaper than string by string, as `from_slice` does.
         let Ok(text) = std::str::from_utf8(text) else {
             let mut json = serde_json::Deserializer::from_slice(text);
             RecordWalk { checker: self, walk }.deserialize(&mut json)?;
             json.end()?;
-            // Where nothing is made of a string, it is passed over as bytes.
+            // Strings that no value is built from are skipped as bytes.
             return Err(serde::de::Error::custom("invalid unicode code point"));
         };
         let mut json = serde_json::Deserializer::from_str(text);
@@ -146,7 +146,7 @@ impl Checker {
     }
 }
 
-/// What is said of a flaw in the text of a record. What the walk itself refuses is not said twice.
+/// The finding for a flaw in the text of a record. `None` if the walk itself refuses it.
 fn told(Flawed { flaw, range, path }: Flawed, text: &[u8]) -> Option<Finding> {
     let as_written = || String::from_utf8_lossy(text.get(range).unwrap_or_default()).into_owned();
     match flaw {
@@ -165,7 +165,7 @@ fn told(Flawed { flaw, range, path }: Flawed, text: &[u8]) -> Option<Finding> {
 fn control_character(path: FieldPath, control: char) -> Finding {
     let message = format!("the control character U+{:04X} is in the text", u32::from(control));
     Finding::new(Severity::Warning, Rule::ControlCharacter, path, message)
-        .expecting("remove it: no text is made of it, and some databases refuse U+0000")
+        .expecting("remove it: text does not need it, and some databases refuse U+0000")
 }
 
 pub(super) fn name_record(findings: &mut [Finding], id: &str) {
@@ -209,11 +209,11 @@ impl BatchChecker<'_> {
     }
 }
 
-/// Ids that are remembered at the least; a stream may have any number.
+/// The ids that are remembered at least; a stream may have any number.
 const IDS_REMEMBERED: usize = 1 << 16;
 
-/// The ids of a batch, as hashes of 64 bits, with the lines that they stand on: of the last [`IDS_REMEMBERED`] at the
-/// least, and of twice as many at the most.
+/// The ids of a batch, as hashes of 64 bits, with their lines: at least the last [`IDS_REMEMBERED`], at most twice as
+/// many.
 #[derive(Debug, Default)]
 pub(super) struct Ids {
     hasher: RandomState,
@@ -229,7 +229,7 @@ impl Ids {
         let hash = self.hasher.hash_one(id);
         let first = self.older.get(&hash).copied().or_else(|| self.recent.get(&hash).copied());
         if let Some(first) = first {
-            let message = format!("the id {} stands on line {first} already", quoted(id));
+            let message = format!("the id {} is already on line {first}", quoted(id));
             let mut finding =
                 Finding::new(Severity::Error, Rule::DuplicateId, At::ROOT.key("id").path(), message)
                     .expecting("each record of a batch has an id of its own; keep the newest of the two");
@@ -263,7 +263,7 @@ impl RecordWalk<'_> {
         self.walk.id.clear();
         match id {
             Loose::Text(id) if id.is_empty() => {
-                sink.error(&at, Rule::Id, "the id is empty", "expected what names the record in the source");
+                sink.error(&at, Rule::Id, "the id is empty", "expected the record's id in the source");
             }
             Loose::Text(id) if id.len() > ID_BYTES_MAX => {
                 let message = format!("the id has {} bytes", id.len());
@@ -290,7 +290,7 @@ impl RecordWalk<'_> {
             Loose::Null => {}
             Loose::Text(text) => check_timestamp(&mut self.walk.sink, &at, text),
             Loose::Other(value) => {
-                let message = format!("a timestamp is a string, and this is {}", shown(value));
+                let message = format!("a timestamp is a string, but this is {}", shown(value));
                 self.walk.sink.error(&at, Rule::Timestamp, message, TIMESTAMP_EXPECTED);
             }
         }
@@ -304,7 +304,7 @@ impl RecordWalk<'_> {
         }
     }
 
-    /// What stands beside `data`, where nothing else should.
+    /// Checks for keys beside `data` that do not belong there.
     fn strays(&mut self, strays: &[String], has_id: bool, has_data: bool) {
         let fields = self.checker.fields();
         let is_field = |key: &String| fields.is_some_and(|fields| fields.find(key).is_some());
@@ -334,7 +334,7 @@ impl RecordWalk<'_> {
         for key in strays {
             let at = At::ROOT.key(key);
             if is_field(key) {
-                let message = format!("the field {} stands beside \"data\"", quoted(key));
+                let message = format!("the field {} is beside \"data\"", quoted(key));
                 self.walk.sink.error(&at, Rule::Envelope, message, "move it under \"data\"");
             } else {
                 const KNOWN: [&str; 5] = ["id", "created_date", "modified_date", "operation", "data"];
@@ -342,7 +342,7 @@ impl RecordWalk<'_> {
                     continue;
                 }
                 let message =
-                    format!("the key {} means nothing beside \"data\", and is passed over", quoted(key));
+                    format!("the key {} has no meaning beside \"data\", and is ignored", quoted(key));
                 let expected = match nearest(key, KNOWN) {
                     Some(near) => format!("did you mean {}?", quoted(near)),
                     None => "known here: id, created_date, modified_date, operation, data".to_owned(),
@@ -425,8 +425,8 @@ impl<'de> Visitor<'de> for RecordWalk<'_> {
         let is_something_else = !has_id && !has_data && strays.len() == 1;
         if !has_id && !no_identifier && !is_something_else {
             let expected = match nearest("id", strays.iter().map(String::as_str)) {
-                Some(near) => format!("did you mean \"id\" where {} stands?", quoted(near)),
-                None => "add \"id\": what names the record in the source, as a string".to_owned(),
+                Some(near) => format!("did you mean \"id\" instead of {}?", quoted(near)),
+                None => "add \"id\": the record's id in the source, as a string".to_owned(),
             };
             self.walk.sink.error(&At::ROOT, Rule::Id, "the record has no id", expected);
         }

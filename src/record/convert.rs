@@ -1,4 +1,4 @@
-//! Converts one value to the type of its field, without loss and without a guess.
+//! Converts one value to the type of its field, without loss and without guessing.
 
 use serde_json::{Map, Number, Value, json};
 
@@ -7,7 +7,7 @@ use super::moment::{self, Reading, Why};
 use super::path::{quoted, shown};
 use super::schema::{By, EnumDecl, Kind, Targets};
 
-/// The pieces between separators, without space around; those in double quotes are whole.
+/// The parts between separators, trimmed; separators in double quotes do not count.
 pub(super) fn pieces(text: &str, separator: char) -> Vec<String> {
     let mut pieces = Vec::new();
     let mut piece = String::new();
@@ -28,7 +28,7 @@ pub(super) fn pieces(text: &str, separator: char) -> Vec<String> {
     pieces.into_iter().map(|piece| piece.trim().to_owned()).filter(|piece| !piece.is_empty()).collect()
 }
 
-/// Whether a value of a record is of its field's type already, whatever its bounds.
+/// Whether a value of a record has its field's type already, whatever its bounds.
 pub(super) fn is_natural(kind: &Kind, value: &Value) -> bool {
     match (kind, value) {
         (Kind::Any, _)
@@ -57,7 +57,7 @@ pub(super) fn text_of(value: &Value) -> Option<String> {
     }
 }
 
-/// A string, or a number without decimals: what can be an id.
+/// A string, or a number without decimals: a possible id.
 pub(super) fn plain_id(value: &Value) -> Option<String> {
     match value {
         Value::String(text) if !text.is_empty() => Some(text.clone()),
@@ -70,7 +70,7 @@ pub(super) fn not(value: &Value, what: &str, help: &'static str) -> Why {
     (format!("{} is no {what}", shown(value)), help)
 }
 
-/// Converts a value to a type, or says why not and what would help.
+/// Converts a value to a type; if it cannot, says why, and what would help.
 pub(super) fn convert(
     kind: &Kind,
     value: &Value,
@@ -109,7 +109,7 @@ pub(super) fn convert(
             Value::Object(_) => Ok(value.clone()),
             other => plain_id(other)
                 .map(Value::String)
-                .ok_or_else(|| (format!("{} is no reference", shown(other)), String::new())),
+                .ok_or_else(|| (format!("{} is not a reference", shown(other)), String::new())),
         },
         Kind::Struct(_) | Kind::Privilege(_) => match value {
             Value::Object(_) => Ok(value.clone()),
@@ -138,7 +138,7 @@ fn to_bool(value: &Value) -> Result<Value, Why> {
     }
 }
 
-/// Whole numbers beyond this are not exact as floats.
+/// Larger whole numbers are not exact as floats.
 pub(super) const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
 
 fn to_int(value: &Value) -> Result<Value, Why> {
@@ -179,7 +179,7 @@ fn to_int(value: &Value) -> Result<Value, Why> {
     }
 }
 
-/// A plus before digits says nothing.
+/// A plus sign before digits has no meaning.
 fn without_plus(text: &str) -> &str {
     text.strip_prefix('+').filter(|digits| !digits.starts_with('-')).unwrap_or(text)
 }
@@ -196,7 +196,7 @@ fn to_float(value: &Value) -> Result<Value, Why> {
         Value::Number(_) => Ok(value.clone()),
         Value::String(text) => {
             let text = without_plus(text.trim());
-            // By JSON's own grammar, which knows no infinity, no hexadecimal and no bare point.
+            // By JSON's own grammar, which has no infinity, no hexadecimal and no bare point.
             serde_json::from_str::<Number>(text).map(Value::Number).map_err(|_| no())
         }
         _ => Err(no()),
@@ -225,13 +225,13 @@ fn to_rich_text(parts: &[Value]) -> Result<Value, Why> {
     Ok(Value::Array(converted))
 }
 
-/// The key of the value that is meant: by key, by name, and, if only one is so, by either without regard to case.
+/// The key of the intended value: by key, by name, or, if only one matches, by either in any case.
 pub(super) fn to_enum(values: &EnumDecl, value: &Value) -> Result<String, (String, String)> {
     let text = match value {
         Value::Bool(value) => value.to_string(),
         other => text_of(other).ok_or_else(|| {
-            let help = "say which member of it is the key: FieldRule::of(\"priority.name\")".to_owned();
-            (format!("{} is no key of the enum", shown(other)), help)
+            let help = "name the member that is the key: FieldRule::of(\"priority.name\")".to_owned();
+            (format!("{} is not a key of the enum", shown(other)), help)
         })?,
     };
     let text = text.trim();
@@ -259,7 +259,7 @@ pub(super) fn to_enum(values: &EnumDecl, value: &Value) -> Result<String, (Strin
     match found.as_slice() {
         [key] => Ok((*key).to_owned()),
         [] => Err((
-            format!("{} is no key and no name of the enum", quoted(text)),
+            format!("{} is neither a key nor a name of the enum", quoted(text)),
             meant_or_one_of(text, "keys", values.keys()),
         )),
         several => Err((
@@ -269,12 +269,12 @@ pub(super) fn to_enum(values: &EnumDecl, value: &Value) -> Result<String, (Strin
     }
 }
 
-/// The id of the record that is meant, or what the reference is by.
+/// The id of the intended record, or the field that the reference is by.
 fn to_reference(targets: &Targets, value: &Value) -> Result<String, (String, String)> {
     let Value::Object(members) = value else {
         return plain_id(value).ok_or_else(|| {
             let help = "a reference is from a string, a number without decimals, or an object with an id";
-            (format!("{} is no reference", shown(value)), help.to_owned())
+            (format!("{} is not a reference", shown(value)), help.to_owned())
         });
     };
     let by = match &targets.by {
@@ -282,7 +282,7 @@ fn to_reference(targets: &Targets, value: &Value) -> Result<String, (String, Str
         Some(By::Id) => "id",
         None if targets.types.is_empty() => "id",
         None => {
-            let help = "say which member of it is meant: FieldRule::of(\"owner.id\")".to_owned();
+            let help = "name the member to use: FieldRule::of(\"owner.id\")".to_owned();
             return Err((
                 "an object, and the targets are not all referred to by the same field".to_owned(),
                 help,
@@ -291,7 +291,7 @@ fn to_reference(targets: &Targets, value: &Value) -> Result<String, (String, Str
     };
     members.get(by).and_then(plain_id).ok_or_else(|| {
         let keys: Vec<&str> = members.keys().map(String::as_str).collect();
-        let help = format!("say which member of it is meant: FieldRule::of(\"...\"); it has {}", list(&keys));
+        let help = format!("name the member to use: FieldRule::of(\"...\"); it has {}", list(&keys));
         (format!("the object has no {} to refer by", quoted(by)), help)
     })
 }
@@ -337,7 +337,7 @@ fn to_permission(
 ) -> Result<Value, (String, String)> {
     let Value::Object(members) = value else {
         return Err((
-            format!("{} is no permission", shown(value)),
+            format!("{} is not a permission", shown(value)),
             "a permission is from {\"member_id\": ..., \"role\": ...}".to_owned(),
         ));
     };

@@ -1,4 +1,4 @@
-//! Converts the values of an object, field by field, by the plan of a normaliser.
+//! Converts the values of an object, field by field, by the rules of a normaliser.
 
 use serde_json::{Map, Value};
 
@@ -9,7 +9,7 @@ use super::path::{At, FieldPath, quoted, shown};
 use super::rules::{FieldRule, Plan, Split, Undeclared};
 use super::schema::{FieldDecl, Fields, ITEM_URL, Kind};
 
-/// Says what becomes of a field that is not declared: whether it stays.
+/// Handles a field that is not declared; returns whether it stays.
 pub(super) fn undeclared(
     policy: Undeclared,
     fields: &Fields,
@@ -35,7 +35,7 @@ pub(super) fn undeclared(
     }
 }
 
-/// Whether a value is one of those that the extractor's author says stand for "none".
+/// Whether a value is one that the extractor's author listed as "none".
 pub(super) fn is_said_none(values: &[Value], value: &Value) -> bool {
     let Some(text) = text_of(value) else { return values.contains(value) };
     let text = text.trim();
@@ -44,7 +44,7 @@ pub(super) fn is_said_none(values: &[Value], value: &Value) -> bool {
         Value::Number(number) => {
             number.to_string() == text
                 || text.parse::<f64>().is_ok_and(|given| {
-                    // Beyond 2^53, numbers that differ may be the same as floats.
+                    // Above 2^53, different numbers may be equal as floats.
                     given.abs() < EXACT_MAX && number.as_f64() == Some(given)
                 })
         }
@@ -52,23 +52,23 @@ pub(super) fn is_said_none(values: &[Value], value: &Value) -> bool {
     })
 }
 
-/// Whether a string is one of those that sources write for "none".
+/// Whether a string is one that sources usually write for "none".
 pub(super) fn is_usual_none(text: &str) -> bool {
     ["", "null", "N/A"].iter().any(|stand_in| stand_in.eq_ignore_ascii_case(text.trim()))
 }
 
 /// Counts a value that became `null`.
 pub(super) fn became_null(changes: &mut Sink, at: &At<'_>, value: &Value) {
-    let message = format!("{} stands for none, and became null", shown(value));
+    let message = format!("{} means \"none\", and became null", shown(value));
     changes.warning(at, Rule::StandIn, message, "");
 }
 
 /// Converts the values of one object.
 pub(super) struct Converter<'n, 's> {
     pub(super) plan: &'n Plan,
-    /// Whether the values are those of a record already: what is of its field's type stays.
+    /// Whether the values belong to a record already: then values of the field's type stay.
     pub(super) in_record: bool,
-    /// Where a finding stands already.
+    /// Places that have a finding already.
     pub(super) failed: &'s mut Vec<FieldPath>,
     pub(super) sink: &'s mut Sink,
     pub(super) changes: &'s mut Sink,
@@ -97,7 +97,7 @@ impl Converter<'_, '_> {
         converted
     }
 
-    /// The value of one field; `null`, and a finding, if it cannot be converted.
+    /// The value of one field; `null` and a finding if it cannot be converted.
     pub(super) fn field(
         &mut self,
         field: &FieldDecl,
@@ -112,7 +112,7 @@ impl Converter<'_, '_> {
         let elements: Vec<Value> = match value {
             Value::Null => return Value::Null,
             Value::Array(elements) => elements.clone(),
-            // Nothing is in it, whatever its elements are.
+            // The collection is empty, whatever the type of its elements.
             Value::String(text) if text.trim().is_empty() => return self.none(at, value),
             value if stands_for_none(field, rule, value) => return self.none(at, value),
             Value::String(text) => match split(field, rule, text) {
@@ -168,8 +168,8 @@ impl Converter<'_, '_> {
     }
 }
 
-/// Whether a value stands for "none" in this field: where the author says so, or, of the usual ones, where the field's
-/// type cannot hold it; never one of the field's own.
+/// Whether a value means "none" in this field: if the author lists it, or if it is a usual one that the field's type
+/// cannot hold; never if it is one of the field's declared values.
 fn stands_for_none(field: &FieldDecl, rule: &FieldRule, value: &Value) -> bool {
     if let Some(values) = &rule.null_if
         && is_said_none(values, value)
@@ -186,7 +186,7 @@ fn stands_for_none(field: &FieldDecl, rule: &FieldRule, value: &Value) -> bool {
     }
 }
 
-/// Whether the metadata say that a value means something in this field.
+/// Whether the metadata gives a value a meaning in this field.
 fn is_of_its_own(field: &FieldDecl, value: &Value) -> bool {
     let Some(text) = text_of(value) else { return false };
     let text = text.trim();
@@ -200,7 +200,7 @@ fn is_of_its_own(field: &FieldDecl, value: &Value) -> bool {
             value.key.eq_ignore_ascii_case(text)
                 || value.name.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(text))
         }),
-        // Bounds that go below 0 say that a negative number within them means something.
+        // If the bounds include negative numbers, a negative number within them has a meaning.
         Kind::Int(range) if range.min.is_some() => {
             text.parse::<i128>().is_ok_and(|number| number < 0 && range.contains(number))
         }
@@ -226,7 +226,7 @@ fn split(field: &FieldDecl, rule: &FieldRule, text: &str) -> Result<Vec<String>,
     match &field.kind {
         _ if separators.is_empty() => whole(),
         Kind::RichText | Kind::Struct(_) | Kind::Privilege(_) | Kind::Any => whole(),
-        // Text may have a comma of its own; words in a row are a list.
+        // Text may contain a comma; only words without spaces are a list.
         Kind::Text(_) => match separators.as_slice() {
             [separator] if !text.contains(char::is_whitespace) || text.contains('"') => {
                 Ok(pieces(text, *separator))
@@ -254,7 +254,7 @@ fn split(field: &FieldDecl, rule: &FieldRule, text: &str) -> Result<Vec<String>,
             match (lists.next(), lists.next()) {
                 (Some(list), None) => Ok(list),
                 (Some(_), Some(_)) => Err(two()),
-                // The elements say for themselves what is wrong with them.
+                // The elements report what is wrong with them.
                 (None, _) => Ok(pieces(text, separators.first().copied().unwrap_or(','))),
             }
         }

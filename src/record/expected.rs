@@ -1,4 +1,4 @@
-//! What a value should have been, in words: what was expected of its kind, and what to write instead.
+//! What a value should be, in words: what was expected of its kind, and what to write instead.
 
 use std::fmt;
 
@@ -13,10 +13,10 @@ use super::schema::{EnumDecl, Kind, Range};
 
 pub(super) const TIMESTAMP_EXPECTED: &str =
     "expected RFC 3339 with offset, such as \"1972-03-29T22:04:47+01:00\"";
-pub(super) const NULL_EXPECTED: &str = "write null, or leave it out, if there is none";
+pub(super) const NULL_EXPECTED: &str = "write null, or leave it out, if there is no value";
 pub(super) const DATE_EXPECTED: &str = "expected a day such as \"2020-12-31\"";
 
-/// What to write instead, where that can be told from the value without guessing.
+/// What to write instead, if the value tells that without guessing.
 pub(super) fn suggestion(kind: &Kind, value: &Value) -> Option<String> {
     if value.as_str().is_some_and(|text| text.trim().is_empty()) {
         return Some(NULL_EXPECTED.to_owned());
@@ -27,7 +27,7 @@ pub(super) fn suggestion(kind: &Kind, value: &Value) -> Option<String> {
     let written = convert(kind, value, &Reading::default(), false).ok()?;
     Some(match (kind, value, &written) {
         (Kind::Reference(_), Value::Number(_), _) => {
-            format!("write {written}, or null if it refers to nothing")
+            format!("write {written}, or null if there is no reference")
         }
         (_, Value::String(_), Value::Bool(_) | Value::Number(_)) => {
             format!("write {written}, without quotes")
@@ -88,11 +88,11 @@ pub(super) fn form(kind: &Kind) -> &'static str {
         Kind::Float(_) => "write a number such as 1.5, or declare the field as text",
         Kind::Text(_) => "write one text, in quotes, or declare the field as what it is",
         Kind::RichText => "write \"...\", or [\"...\", {\"ref_type\": \"users\", \"id\": \"7\"}]",
-        Kind::Reference(_) => "write the id of the record, in quotes, or null if it refers to nothing",
+        Kind::Reference(_) => "write the id of the record, in quotes, or null if there is no reference",
         Kind::Date => DATE_EXPECTED,
         Kind::Timestamp => TIMESTAMP_EXPECTED,
         Kind::Permission { .. } => "write {\"member_id\": \"...\", \"role\": \"...\"}",
-        _ => "write {...} with its fields, or null if there is none",
+        _ => "write {...} with its fields, or null if there is no value",
     }
 }
 

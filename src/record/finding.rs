@@ -1,8 +1,8 @@
-//! What a check found: where, what is wrong, and what would be right.
+//! What a check found: where, what is wrong, and what to do.
 //!
-//! A finding is meant to be enough by itself to mend the document: it quotes the value, names the declaration that
-//! it breaks, and offers the nearest name where one was misspelt. Values are quoted cut and escaped, so that a finding
-//! can be shown on a terminal and put into a log as it is.
+//! A finding contains all that is needed to correct the document: it quotes the value, names the declaration that it
+//! breaks, and suggests the nearest name if one was misspelt. Quoted values are cut and escaped, so a finding can be
+//! printed on a terminal or logged as it is.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,7 +17,7 @@ use super::path::{At, FieldPath, quoted};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
-    /// Probably not what was meant, but the platform accepts it.
+    /// Probably a mistake, but the platform accepts it.
     Warning,
     /// Against the rules.
     Error,
@@ -58,7 +58,7 @@ rules! {
     Json = "json";
     /// A key occurs twice in one object: readers use the last one.
     DuplicateKey = "duplicate_key";
-    /// Half of a character: an unpaired surrogate, which strict readers refuse.
+    /// An unpaired surrogate, half of a character, which strict readers refuse.
     Surrogate = "surrogate";
     /// A control character in text, in a key or in an id.
     ControlCharacter = "control_character";
@@ -75,9 +75,9 @@ rules! {
     RecordType = "record_type";
     /// Metadata: a field type that does not exist, or settings of another type.
     FieldType = "field_type";
-    /// Metadata: a date that every record has anyway is declared.
+    /// Metadata: a date is declared that every record has anyway.
     ReservedField = "reserved_field";
-    /// Metadata: a reference to what is not declared.
+    /// Metadata: a reference to something undeclared.
     Reference = "reference";
     /// Metadata: a category that is not declared.
     Category = "category";
@@ -89,9 +89,9 @@ rules! {
     StageDiagram = "stage_diagram";
     /// Metadata: link names for something that is not an enum value.
     LinkNaming = "link_naming";
-    /// Metadata: a condition on or for what is not declared.
+    /// Metadata: a condition on or for something undeclared.
     Condition = "condition";
-    /// A number, a length or a count out of bounds; in metadata, bounds that nothing satisfies.
+    /// A number, a length or a count out of bounds; in metadata, bounds that no value satisfies.
     Bounds = "bounds";
     /// Metadata: a default that the field itself could not hold.
     DefaultValue = "default_value";
@@ -129,12 +129,12 @@ rules! {
 }
 
 impl Rule {
-    /// Whether a warning by this rule is one however many records have it: a field that is not declared is in most.
+    /// Whether warnings by this rule count once per field: a field that is not declared is in most records.
     fn is_once_a_field(self) -> bool {
         self == Rule::Undeclared
     }
 
-    /// How many warnings a number of findings of one kind are in a sum, by the rule's name.
+    /// The number of warnings that some findings of one kind add to a sum, by the rule's name.
     pub(crate) fn warnings(rule: &str, findings: u64) -> u64 {
         if rule == Rule::Undeclared.as_str() { findings.min(1) } else { findings }
     }
@@ -182,13 +182,13 @@ impl Finding {
         self.severity == Severity::Error
     }
 
-    /// What it is counted by with others of its kind, for people: the rule, and the place without positions.
+    /// The kind that it is counted under, for people: the rule, and the place without positions.
     pub(crate) fn kind_text(&self) -> String {
         let place = self.path.without_positions();
         if place.is_empty() { self.rule.to_string() } else { format!("{} at {place}", self.rule) }
     }
 
-    /// As it is shown, without the id of its record and how bad it is.
+    /// The text of the finding, without its severity and the id of its record.
     pub(crate) fn without_record(&self) -> String {
         let shown = Self { record: None, line: None, ..self.clone() }.to_string();
         let severity = format!("{}: ", self.severity);
@@ -331,7 +331,7 @@ struct Kind {
     kept: Vec<Finding>,
 }
 
-/// Kinds that a [`Tally`] tells apart; what is beyond is counted under the rule alone.
+/// Kinds that a [`Tally`] counts separately; further ones are counted under the rule alone.
 const KINDS_MAX: usize = 1_000;
 
 impl Tally {
@@ -399,14 +399,14 @@ impl Tally {
     }
 }
 
-/// Findings of one document that are told one by one.
+/// Findings of one document that are reported one by one.
 const FINDINGS_MAX: usize = 1_000;
 
-/// Where findings are put while a document is walked.
+/// Collects the findings while a document is walked.
 #[derive(Debug, Default)]
 pub(super) struct Sink {
     findings: Vec<Finding>,
-    /// How many there were beyond [`FINDINGS_MAX`], and the worst of them.
+    /// The number of findings beyond [`FINDINGS_MAX`], and the worst severity among them.
     more: u64,
     worst: Option<Severity>,
 }
@@ -420,19 +420,19 @@ impl Sink {
         *self = Self::default();
     }
 
-    /// Takes out what was put in.
+    /// Takes the findings out.
     pub(super) fn take(&mut self) -> Vec<Finding> {
         let sink = std::mem::take(self);
         let mut findings = sink.findings;
         if let Some(severity) = sink.worst {
             let message = format!("and {} more findings in this document", sink.more);
             let finding = Finding::new(severity, Rule::Limit, FieldPath::default(), message);
-            findings.push(finding.expecting("mend those before first"));
+            findings.push(finding.expecting("fix the earlier ones first"));
         }
         findings
     }
 
-    /// Puts in what there is.
+    /// Adds findings.
     pub(super) fn extend(&mut self, findings: impl IntoIterator<Item = Finding>) {
         findings.into_iter().for_each(|finding| self.add(finding));
     }
@@ -443,7 +443,7 @@ impl Sink {
         }
     }
 
-    /// Takes back what was found at a place, but what no reader would take: another value of the key follows.
+    /// Drops the findings at a place, except those that no reader accepts: another value of the key follows.
     pub(super) fn forget(&mut self, at: &At<'_>) {
         if self.findings.is_empty() || self.findings.len() >= FINDINGS_MAX {
             return;

@@ -1,4 +1,4 @@
-//! What was probably meant: the nearest name to a misspelt one, and what other formats call the same thing.
+//! What was probably meant: the name nearest to a misspelt one, and other formats' names for the same thing.
 
 use std::fmt::Write as _;
 
@@ -11,7 +11,7 @@ const NAME_BYTES: usize = 128;
 
 /// The name nearest to a misspelt one, if it is near enough to have been meant.
 pub(super) fn nearest<'n>(name: &str, known: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
-    // Of a name this long, nothing that is near is a misspelling; and to compare costs the product of the lengths.
+    // A name this long is not misspelt, and comparing costs the product of the lengths.
     if name.len() > NAME_BYTES {
         return None;
     }
@@ -43,7 +43,7 @@ pub(super) fn meant_or_one_of<'n>(
     }
 }
 
-/// Names in a list that are named.
+/// The most names in a list.
 const LISTED: usize = 30;
 
 /// Names in quotes, at most [`LISTED`] of them.
@@ -55,7 +55,7 @@ pub(super) fn list(names: &[&str]) -> String {
     text
 }
 
-/// What key was meant by one that spelling alone does not lead from: names of older versions, and of other formats.
+/// The key that was meant where spelling alone does not show it: names of older versions, and of other formats.
 pub(super) fn meant_key<'k>(key: &str, known: &[&'k str]) -> Option<&'k str> {
     let lower = key.to_lowercase();
     let meant = match lower.as_str() {
@@ -77,7 +77,7 @@ pub(super) fn meant_key<'k>(key: &str, known: &[&'k str]) -> Option<&'k str> {
     known.iter().copied().find(|known| *known == meant || *known == with_is)
 }
 
-/// Where a field's own settings stand, for a key of them that stands beside the field's type instead.
+/// Where a field's settings belong, for one of their keys that is beside the field's type instead.
 pub(super) fn settings_with(key: &str, field: &Map<String, Value>) -> Option<(&'static str, &'static str)> {
     let field_type = field.get("type")?.as_str()?;
     Some(match (field_type, key.to_lowercase().as_str()) {
@@ -102,7 +102,7 @@ pub(super) fn settings_with(key: &str, field: &Map<String, Value>) -> Option<(&'
     })
 }
 
-/// What a field type of another system is here.
+/// The type here for a field type of another system.
 pub(super) fn type_of_another_system(name: &str) -> Option<String> {
     let near = match name.to_ascii_lowercase().as_str() {
         "string" | "str" | "varchar" | "char" | "url" | "email" => "text",

@@ -12,7 +12,7 @@ use crate::cut;
 use crate::error::{Error, Result};
 use crate::model::{BATCH_BYTES_MAX, ID_BYTES_MAX, Micros};
 
-/// A date beside `data`: the moment, and how it is written.
+/// A date beside `data`: the moment, and its text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Date {
     at: Micros,
@@ -25,7 +25,7 @@ impl Date {
         Self { at: Micros::from_time(at.to_utc()), text }
     }
 
-    /// Keeps the text as it is, if it is RFC 3339 with offset.
+    /// Keeps the text unchanged, if it is RFC 3339 with offset.
     fn from_text(text: String) -> Option<Self> {
         let at = DateTime::parse_from_rfc3339(&text).ok()?;
         Some(Self { at: Micros::from_time(at.to_utc()), text: text.into_boxed_str() })
@@ -41,11 +41,11 @@ pub struct Record {
     operation: Option<String>,
     /// A JSON object on one line: the record's `data`, or, without an id, the whole line.
     object: Box<str>,
-    /// What was changed in it on the way here.
+    /// What was changed when it was made.
     changes: Vec<Finding>,
 }
 
-/// Two records are equal if their lines are, whatever was changed on the way.
+/// Two records are equal if their lines are, whatever was changed in making them.
 impl PartialEq for Record {
     fn eq(&self, other: &Self) -> bool {
         let parts = |record: &Self| {
@@ -162,7 +162,7 @@ impl Record {
         self
     }
 
-    /// Sets the dates as they were written; what is no RFC 3339 with offset is left out.
+    /// Sets the dates as they were written; a date that is not RFC 3339 with offset is left out.
     pub(super) fn with_dates(mut self, created: Option<String>, modified: Option<String>) -> Self {
         self.created = created.and_then(Date::from_text);
         self.modified = modified.and_then(Date::from_text);
@@ -271,12 +271,12 @@ impl Record {
     }
 }
 
-/// Makes JSON text what every reader takes: half a character becomes U+FFFD, byte for byte.
+/// Makes JSON text acceptable to every reader: half a character becomes U+FFFD, byte for byte.
 ///
 /// # Errors
-/// `Record`, if it is nested deeper, or has a number greater, than readers hold.
+/// `Record`, if it is nested deeper, or has a larger number, than readers accept.
 fn strict(id: Option<&str>, object: String) -> Result<(String, Vec<Finding>)> {
-    // With an id, it stands under "data".
+    // With an id, the object is under "data".
     let levels = DEPTH_MAX - usize::from(id.is_some());
     let found = text::flaws(object.as_bytes(), Look::Strict, levels);
     let mut halves = Vec::new();
@@ -295,7 +295,7 @@ fn strict(id: Option<&str>, object: String) -> Result<(String, Vec<Finding>)> {
             Flaw::TooLarge => {
                 let number = cut::to_chars(object.get(range).unwrap_or_default(), 40);
                 format!(
-                    "the number {number} at {} is greater than readers hold, 1.8e308",
+                    "the number {number} at {} is greater than readers can represent, 1.8e308",
                     cut::to_chars(&path.to_string(), 120)
                 )
             }
@@ -311,12 +311,11 @@ fn strict(id: Option<&str>, object: String) -> Result<(String, Vec<Finding>)> {
     for change in &mut changes {
         change.record = id.map(str::to_owned);
     }
-    // An escape was replaced by an escape, so it is text as before.
+    // One escape replaced another, so it is still text.
     Ok((String::from_utf8_lossy(&bytes).into_owned(), changes))
 }
 
-/// What is said of halves of characters that were replaced: each of those whose path is known, and how many more there
-/// were.
+/// The findings for replaced halves of characters: one for each with a known path, and the number of the others.
 pub(super) fn surrogates_replaced(paths: Vec<FieldPath>, replaced: u64) -> Vec<Finding> {
     let more = replaced.saturating_sub(paths.len() as u64);
     let one = |path| {
@@ -343,7 +342,7 @@ fn checked_id(id: String) -> Result<String> {
     Ok(id)
 }
 
-/// Checks JSON text; what stands on several lines is put on one (a newline cannot be inside a JSON string).
+/// Checks JSON text, and puts it on one line (a newline cannot be inside a JSON string).
 fn checked_json(id: &str, text: &str) -> Result<String> {
     let value: &RawValue = serde_json::from_str(text).map_err(|error| refused(id, error.to_string()))?;
     let text = value.get();
@@ -351,7 +350,7 @@ fn checked_json(id: &str, text: &str) -> Result<String> {
 }
 
 fn write_string(out: &mut Vec<u8>, text: &str) {
-    // A string always serialises, and a vector takes every write.
+    // A string always serialises, and writing to a vector does not fail.
     let written = serde_json::to_writer(&mut *out, text);
     debug_assert!(written.is_ok());
 }

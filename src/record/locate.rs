@@ -1,4 +1,4 @@
-//! Where in a text the value at a path stands. Used only once something is found, so that what is right costs nothing.
+//! Finds where the value at a path is in a text. Used only for findings, so correct records cost nothing.
 
 use std::fmt;
 use std::ops::Range;
@@ -9,11 +9,11 @@ use serde_json::value::RawValue;
 use super::finding::{Finding, Rule};
 use super::path::{Excerpt, FieldPath, PathStep};
 
-/// Bytes that may be looked through to find where the findings of one document stand.
+/// Bytes of text to search for the places of the findings of one document.
 const LOCATE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// Finds each finding in the text of the document, the line, counted from `first_line`, and an excerpt: of very many in
-/// a very long one, only the first.
+/// Locates each finding in the text of the document: its line, counted from `first_line`, and an excerpt. If there
+/// are very many in a very long text, only the first are located.
 pub(super) fn locate_all(findings: &mut [Finding], text: &str, first_line: u64) {
     let affordable = (LOCATE_BYTES_MAX / text.len().max(1)).max(10);
     for (index, finding) in findings.iter_mut().enumerate() {
@@ -32,8 +32,8 @@ pub(super) fn locate_all(findings: &mut [Finding], text: &str, first_line: u64) 
     }
 }
 
-/// The bytes of what stands at `path`, or of the innermost thing around it that exists: a scalar itself; of an object
-/// or an array its key, which says more than a bracket does. With `key`, the key in any case.
+/// The bytes of the value at `path`, or of the innermost value around it that exists. For a scalar, the value itself;
+/// for an object or an array its key, which says more than a bracket. With `key`, always the key.
 fn range_of(text: &str, path: &FieldPath, key: bool) -> Range<usize> {
     let Ok(mut value) = serde_json::from_str::<&RawValue>(text) else {
         return 0..text.len();
@@ -53,7 +53,7 @@ fn range_of(text: &str, path: &FieldPath, key: bool) -> Range<usize> {
     start..start.saturating_add(shown.get().len())
 }
 
-/// Takes one member of an object, with its key, or one of an array; of a key that stands twice, the last, as JSON
+/// Picks one member of an object, with its key, or one element of an array; if a key occurs twice, the last, as JSON
 /// readers do.
 struct Pick<'s>(&'s PathStep);
 

@@ -1,4 +1,5 @@
-//! Reads the members of an object of metadata, each as the JSON type that it must have, and finds those that are another.
+//! Reads the members of a metadata object, each as the JSON type that it must have, and reports those of another
+//! type.
 
 use serde_json::{Map, Value};
 
@@ -53,7 +54,7 @@ impl<'v> Reader<'v, '_> {
         }
     }
 
-    /// `true` if it says so; `null` and nothing say no.
+    /// Whether it is `true`; `null` and a missing key mean `false`.
     pub(super) fn boolean(&mut self, at: &At<'_>, map: &'v Map<String, Value>, key: &str) -> bool {
         match map.get(key) {
             None | Some(Value::Null) => false,
@@ -105,14 +106,15 @@ impl<'v> Reader<'v, '_> {
         if let (Some(low), Some(high)) = (min, max)
             && low > high
         {
-            let message = format!("{min_key} is {low}, above {max_key}, which is {high}: nothing is within");
-            self.sink.error(at, Rule::Bounds, message, "swap the two, or mend one");
+            let message =
+                format!("{min_key} is {low}, above {max_key}, which is {high}: no value is allowed");
+            self.sink.error(at, Rule::Bounds, message, "swap the two, or correct one");
             return Range { min: None, max: None };
         }
         Range { min, max }
     }
 
-    /// Unknown keys are only warned of: the platform's format grows.
+    /// Unknown keys are only a warning, because the platform's format grows.
     pub(super) fn known_keys(&mut self, at: &At<'_>, map: &'v Map<String, Value>, known: &[&str]) {
         for key in map.keys().filter(|key| !known.contains(&key.as_str())) {
             let expected =
@@ -123,7 +125,7 @@ impl<'v> Reader<'v, '_> {
                 } else {
                     format!("known here: {}", list(known))
                 };
-            let message = format!("the key {} means nothing here, and is passed over", quoted(key));
+            let message = format!("the key {} has no meaning here, and is ignored", quoted(key));
             self.sink.warning(&at.key(key), Rule::UnknownKey, message, expected);
         }
     }

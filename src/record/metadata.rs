@@ -1,7 +1,7 @@
-//! Metadata: what record types there are and what their records hold, built up or read from JSON.
+//! Metadata: the record types and the fields of their records, built up or read from JSON.
 //!
-//! The document itself is kept, so that what this version does not know goes to the platform unchanged; the methods
-//! are a typed way to write it. [`Metadata::check`] reads all of it and finds everything that is inconsistent at once.
+//! The document itself is kept, so what this version does not know goes to the platform unchanged; the methods are a
+//! typed way to write it. [`Metadata::check`] reads all of it and reports every inconsistency at once.
 
 use std::sync::Arc;
 
@@ -39,7 +39,7 @@ use super::{any, read};
 #[derive(Debug, Clone)]
 pub struct Metadata {
     document: Value,
-    /// The text that it was read from, while it is still what the document says.
+    /// The text that it was read from, as long as the document has not changed.
     text: Option<Arc<str>>,
 }
 
@@ -61,7 +61,7 @@ impl Metadata {
         Self { document: json!({"schema_version": SCHEMA_VERSION, "record_types": {}}), text: None }
     }
 
-    /// Reads metadata from JSON text. Any JSON is kept as it is; [`Metadata::check`] finds what is wrong with it.
+    /// Reads metadata from JSON text. Any JSON is kept unchanged; [`Metadata::check`] finds what is wrong with it.
     ///
     /// ```
     /// use highwater::record::Metadata;
@@ -141,8 +141,8 @@ impl Metadata {
         record_types.into_iter().flat_map(|types| types.keys().map(String::as_str))
     }
 
-    /// Finds everything inconsistent, in the order of the document: errors, and warnings about what is only ignored.
-    /// Metadata that the platform accepts as a whole has no findings.
+    /// Finds every inconsistency, in the order of the document: errors, and warnings about what is merely ignored.
+    /// Metadata that the platform accepts completely has no findings.
     pub fn check(&self) -> Vec<Finding> {
         let (_, mut findings) = read::read(&self.document);
         if let Some(text) = &self.text {
@@ -153,7 +153,7 @@ impl Metadata {
         findings
     }
 
-    /// The record type as the checks use it.
+    /// The record type in the form that the checks use.
     pub(super) fn schema_of(&self, record_type: &str) -> Result<(Arc<Schema>, usize), Findings> {
         let (schema, _) = read::read(&self.document);
         if let Some(index) = schema.record_types.iter().position(|declared| declared.key == record_type) {
@@ -254,7 +254,7 @@ impl RecordType {
         )
     }
 
-    /// Sets any key of the record type, also one without a method here.
+    /// Sets any key of the record type, for example one that has no method here.
     #[must_use]
     pub fn set(mut self, key: impl Into<String>, value: impl Into<Value>) -> Self {
         self.0.insert(key.into(), value.into());
@@ -296,11 +296,11 @@ impl Field {
         date = "date";
         /// A moment: `2020-12-31T23:59:59+01:00`.
         timestamp = "timestamp";
-        /// What may be done to records, for those who import permissions.
+        /// What may be done to records, for extractors that import permissions.
         record_type_privilege = "record_type_privilege";
-        /// What may be done to fields, for those who import permissions.
+        /// What may be done to fields, for extractors that import permissions.
         field_privilege = "field_privilege";
-        /// What may be done under conditions, for those who import permissions.
+        /// What may be done under conditions, for extractors that import permissions.
         conditional_privilege = "conditional_privilege";
     }
 
@@ -359,14 +359,14 @@ impl Field {
         self.set("collection", json!({"min_length": min, "max_length": max}))
     }
 
-    /// Sets the least number that is allowed or, of a text, the least number of characters.
+    /// Sets the smallest number allowed or, for text, the smallest number of characters.
     #[must_use]
     pub fn min(self, min: impl Into<Value>) -> Self {
         let key = if self.kind == "text" { "min_length" } else { "min" };
         self.setting(key, min)
     }
 
-    /// Sets the greatest number that is allowed or, of a text, the greatest number of characters.
+    /// Sets the largest number allowed or, for text, the largest number of characters.
     #[must_use]
     pub fn max(self, max: impl Into<Value>) -> Self {
         let key = if self.kind == "text" { "max_length" } else { "max" };
@@ -388,14 +388,14 @@ impl Field {
         self.set("name", name.into())
     }
 
-    /// Sets any attribute of the field, also one without a method here.
+    /// Sets any attribute of the field, for example one that has no method here.
     #[must_use]
     pub fn set(mut self, key: impl Into<String>, value: impl Into<Value>) -> Self {
         self.attributes.insert(key.into(), value.into());
         self
     }
 
-    /// Sets any setting of the field's own type, also one without a method here.
+    /// Sets any setting of the field's own type, for example one that has no method here.
     #[must_use]
     pub fn setting(mut self, key: impl Into<String>, value: impl Into<Value>) -> Self {
         self.settings.insert(key.into(), value.into());
@@ -429,7 +429,7 @@ fn enum_values<V: Into<EnumValue>>(values: impl IntoIterator<Item = V>) -> Vec<V
 pub struct EnumValue(Map<String, Value>);
 
 impl EnumValue {
-    /// A value that stands in records as `key`.
+    /// A value that records hold as `key`.
     pub fn new(key: impl Into<String>) -> Self {
         Self(Map::from_iter([("key".to_owned(), Value::String(key.into()))]))
     }

@@ -6,9 +6,8 @@
 //! [`RecordStream`]. Each reports [`Finding`]s.
 //!
 //! A line is `{"id":"...","created_date":"...","modified_date":"...","data":{...}}`: id first, then the dates, then
-//! everything else under `data`. The few item types that the platform wants flat (attachments, external sync units, the
-//! metadata document) are any JSON object as it is. Source:
-//! <https://developer.devrev.ai/airdrop/data-extraction>.
+//! everything else under `data`. A few item types are flat (attachments, external sync units, the metadata document):
+//! their lines are any JSON object. Source: <https://developer.devrev.ai/airdrop/data-extraction>.
 
 mod any;
 mod attachment;

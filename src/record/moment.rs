@@ -1,8 +1,9 @@
-//! Days and moments as text: what the platform takes, and what can be turned into it without guessing.
+//! Days and moments as text: the forms that the platform accepts, and the forms that can be converted without
+//! guessing.
 //!
-//! The platform takes `YYYY-MM-DD` and RFC 3339 with offset, in upper case and with seconds. Conversions keep the
-//! digits and the offset that were given: a moment is rewritten, never recomputed in another zone. What has no
-//! offset, or could be a day and a month either way round, is not converted unless a rule says how.
+//! The platform accepts `YYYY-MM-DD` and RFC 3339 with offset, in upper case and with seconds. Conversions keep the
+//! digits and the offset: a moment is rewritten, never recomputed in another zone. A text without an offset, or whose
+//! day and month could be swapped, is not converted unless a rule says how.
 
 use std::fmt::Write as _;
 
@@ -36,7 +37,7 @@ pub(super) fn is_timestamp(text: &str) -> bool {
         && rest.0.is_empty()
 }
 
-/// What a string that is no RFC 3339 timestamp lacks, for the message.
+/// Why a string is not an RFC 3339 timestamp, for the message.
 pub(super) fn why_no_timestamp(text: &str) -> &'static str {
     match Parts::read(text) {
         Some(Parts { time: None, .. }) => "it is a day without a time",
@@ -48,7 +49,7 @@ pub(super) fn why_no_timestamp(text: &str) -> &'static str {
     }
 }
 
-/// What a string that is no date lacks, for the message.
+/// Why a string is not a date, for the message.
 pub(super) fn why_no_date(text: &str) -> &'static str {
     match Parts::read(text) {
         Some(Parts { time: Some(_), .. }) => "it has a time of day",
@@ -63,7 +64,7 @@ fn is_number(text: &str) -> bool {
     !text.is_empty() && text.parse::<f64>().is_ok()
 }
 
-/// How a source writes its moments and days, where that cannot be seen from the value.
+/// How a source writes its moments and days, if the value alone does not show it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TimeFormat {
@@ -79,11 +80,11 @@ pub enum TimeFormat {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Reading {
     pub(super) format: Option<TimeFormat>,
-    /// The offset of what is written without one.
+    /// The offset of moments that are written without one.
     pub(super) offset: Option<FixedOffset>,
 }
 
-/// Numbers of seconds between these can be nothing else: the years 1973 to 5138.
+/// Numbers in this range must be seconds: the years 1973 to 5138.
 const EPOCH_SECONDS: std::ops::Range<u64> = 100_000_000..100_000_000_000;
 /// Numbers of milliseconds for the same years.
 const EPOCH_MILLIS: std::ops::Range<u64> = 100_000_000_000..100_000_000_000_000;
@@ -139,17 +140,17 @@ fn iso_or_mail(text: &str, reading: &Reading) -> Result<String, Why> {
     if is_number(text) {
         return number(text, reading);
     }
-    Err((format!("{} is no moment in a form that is the same everywhere", quoted(text)), SET_FORMAT))
+    Err((format!("{} is not in an unambiguous form of date and time", quoted(text)), SET_FORMAT))
 }
 
-/// Rewrites a number since 1970, seconds or milliseconds by its size.
+/// Rewrites a number since 1970: seconds or milliseconds, by its size.
 fn number(text: &str, reading: &Reading) -> Result<String, Why> {
     let whole = text.trim_start_matches(['-', '+']).split('.').next().unwrap_or_default();
     match whole.parse::<u64>() {
         Ok(size) if EPOCH_SECONDS.contains(&size) => epoch(text, 1, reading.offset),
         Ok(size) if EPOCH_MILLIS.contains(&size) => epoch(text, 1_000, reading.offset),
         _ => Err((
-            format!("the number {text} could be seconds, milliseconds, or no moment at all"),
+            format!("the number {text} could be seconds, milliseconds, or not a time at all"),
             "give the field a rule: FieldRule::new().format(TimeFormat::EpochSeconds), or null_if if it means nothing",
         )),
     }
@@ -160,7 +161,7 @@ fn epoch(text: &str, per_second: i64, offset: Option<FixedOffset>) -> Result<Str
     let wrong = || {
         (
             format!(
-                "{} is no number of {}",
+                "{} is not a number of {}",
                 quoted(text),
                 if per_second == 1 { "seconds" } else { "milliseconds" }
             ),
@@ -220,23 +221,21 @@ pub(super) fn date(text: &str, reading: &Reading) -> Result<String, Why> {
             .map(|at| (at.format("%Y-%m-%d").to_string(), at.format("%H:%M:%S%.f").to_string())),
     };
     match moment {
-        // Midnight is how many sources write a day.
+        // Many sources write a day as midnight.
         Some((date, time))
             if time.bytes().all(|digit| matches!(digit, b'0' | b':' | b'.')) && is_date(&date) =>
         {
             Ok(date)
         }
         Some(_) => Err((
-            format!("{} has a time of day, so that the day depends on where one stands", quoted(text)),
+            format!("{} has a time of day, so the day depends on the time zone", quoted(text)),
             "declare the field as timestamp, or give it a rule with a format or a function",
         )),
         None if is_number(text) => Err((
-            format!("the number {text} is no day by itself"),
+            format!("the number {text} is not a day by itself"),
             "give the field a rule with the unit: FieldRule::new().format(TimeFormat::EpochSeconds)",
         )),
-        None => {
-            Err((format!("{} is no day in a form that is the same everywhere", quoted(text)), SET_FORMAT))
-        }
+        None => Err((format!("{} is not in an unambiguous form of date", quoted(text)), SET_FORMAT)),
     }
 }
 
@@ -252,7 +251,7 @@ fn no_time(text: &str) -> Why {
 }
 
 fn beyond(text: &str) -> Why {
-    (format!("{} is no moment of the calendar between the years 0 and 9999", quoted(text)), SET_FORMAT)
+    (format!("{} is not a moment of the calendar between the years 0 and 9999", quoted(text)), SET_FORMAT)
 }
 
 fn written(offset: FixedOffset) -> String {
@@ -263,7 +262,7 @@ fn from_local(local: NaiveDateTime, offset: FixedOffset) -> Option<String> {
     in_range(&offset.from_local_datetime(&local).single()?)
 }
 
-/// RFC 3339 has four digits for the year, and the platform none for leap seconds.
+/// RFC 3339 has four digits for the year, and the platform does not accept leap seconds.
 fn in_range(at: &DateTime<FixedOffset>) -> Option<String> {
     let fits = (0..=9999).contains(&at.year()) && at.nanosecond() < 1_000_000_000;
     fits.then(|| at.to_rfc3339_opts(SecondsFormat::AutoSi, true))
@@ -284,7 +283,7 @@ fn by_pattern(text: &str, pattern: &str) -> Result<Local, Why> {
     Ok((date, parsed.to_naive_time().ok(), parsed.to_fixed_offset().ok()))
 }
 
-/// A moment in some form of ISO 8601, taken apart into what RFC 3339 is put together from.
+/// A moment in some form of ISO 8601, split into the parts of RFC 3339.
 struct Parts {
     date: String,
     time: Option<String>,
@@ -316,7 +315,7 @@ impl Parts {
         let minute = rest.number(2, 59)?;
         let mut time = format!("{hour:02}:{minute:02}:");
         if (colons && rest.skip(b":")) || (!colons && rest.0.first().is_some_and(u8::is_ascii_digit)) {
-            // A string takes every write.
+            // Writing to a string does not fail.
             let _ = write!(time, "{:02}", rest.number(2, 59)?);
             if rest.skip(b".,") {
                 let digits = rest.digits();
@@ -339,7 +338,7 @@ impl Parts {
 struct Cursor<'t>(&'t [u8]);
 
 impl<'t> Cursor<'t> {
-    /// Steps over one byte if it is one of `marks`.
+    /// Skips one byte if it is one of `marks`.
     fn skip(&mut self, marks: &[u8]) -> bool {
         match self.0.split_first() {
             Some((first, rest)) if marks.contains(first) => {
@@ -394,7 +393,7 @@ impl<'t> Cursor<'t> {
         self.two(days).is_some_and(|day| day > 0)
     }
 
-    /// The offset that ends the text. `None` if there is something else.
+    /// The offset at the end of the text. `None` if there is something else.
     fn offset(&mut self) -> Option<String> {
         if self.0 == b"Z"
             || self.0 == b"z"
@@ -442,7 +441,7 @@ mod tests {
             "9999-12-31T23:59:59.9999999999999999999+23:59",
         ] {
             assert!(is_timestamp(right), "{right}");
-            // What we take for a moment can be compared as one.
+            // What we accept as a moment can be compared as one.
             assert!(DateTime::parse_from_rfc3339(right).is_ok(), "{right}");
         }
         for wrong in [

@@ -1,8 +1,9 @@
-//! Converts objects of a source into records, as the metadata declares them: what connectors otherwise write by hand.
+//! Converts objects of a source into records, as the metadata declares them: code that connectors otherwise write by
+//! hand.
 //!
-//! Conversions lose nothing and guess nothing: numbers from strings are exact, times keep their digits and offset, and
-//! an ambiguous value is a finding that names the rule which would decide it. The result is checked like any record, so
-//! what the normaliser accepts, the checker accepts.
+//! Conversions lose nothing and guess nothing: numbers from strings are exact, times keep their digits and offset,
+//! and an ambiguous value is a finding that names the rule which would decide it. The result is checked like any
+//! record, so the checker accepts what the normaliser accepts.
 
 use std::sync::Arc;
 
@@ -57,13 +58,13 @@ use super::text::{self, DEPTH_MAX, Flaw, Look};
 pub struct Normalizer {
     checker: Checker,
     plan: Plan,
-    /// Rules for what does not exist.
+    /// Rules for fields that do not exist.
     misplaced: Vec<Finding>,
 }
 
 impl Normalizer {
-    /// A normaliser for records of `record_type`. Each field is read from the member of the same name, and so are `id`,
-    /// `created_date` and `modified_date`, unless a rule says where else.
+    /// A normaliser for records of `record_type`. Each field is read from the member of the same name, and so are
+    /// `id`, `created_date` and `modified_date`, unless a rule names another member.
     ///
     /// # Errors
     /// A finding, if the metadata does not declare the record type.
@@ -87,7 +88,7 @@ impl Normalizer {
         let field = field.into();
         if !self.plan.is_field(&field) {
             let message =
-                format!("there is a rule for {}, which is no field of the record type", quoted(&field));
+                format!("there is a rule for {}, which is not a field of the record type", quoted(&field));
             let known = self.plan.fields().into_iter().flat_map(Fields::keys).chain(RESERVED);
             let finding = Finding::new(Severity::Error, Rule::Undeclared, FieldPath::default(), message)
                 .expecting(meant_or_one_of(&field, "fields", known));
@@ -114,7 +115,7 @@ impl Normalizer {
     }
 
     /// Sets the placeholders for "none" in the whole source: in every field and in the dates, unless a rule of the
-    /// field or of its type sets others. See [`FieldRule::null_if`]. For an id only its own rule counts.
+    /// field or of its type sets others. See [`FieldRule::null_if`]. For an id, only its own rule counts.
     ///
     /// ```
     /// use highwater::record::{Field, Metadata, Normalizer, RecordType};
@@ -151,7 +152,7 @@ impl Normalizer {
             sink.add(finding.clone());
         }
         let Value::Object(object) = raw else {
-            let message = format!("the source says {}, not an object", shown(raw));
+            let message = format!("the source returned {}, not an object", shown(raw));
             sink.error(
                 &At::ROOT,
                 Rule::Envelope,
@@ -261,7 +262,7 @@ impl Normalizer {
                 parts.data.insert(member.clone(), value.clone());
             }
         }
-        // A function may make something of nothing.
+        // A function may compute a value where the source has none.
         for (field, done) in fields.list.iter().zip(done) {
             let rule = self.plan.rule(&field.key);
             let has_function = rule.of_value.is_some() || rule.of_object.is_some();
@@ -302,7 +303,7 @@ impl Normalizer {
         }
         let is_none = match value {
             Value::String(text) if text.trim().is_empty() => true,
-            // Anything may be an id, and only dates are known not to be.
+            // Any text may be an id; only dates have known placeholders.
             Value::String(text) if key != "id" => is_usual_none(text),
             _ => false,
         };
@@ -355,7 +356,7 @@ impl Normalizer {
         }
     }
 
-    /// The record of these parts, flat where its type has no ids.
+    /// The record made of these parts, flat if its type has no ids.
     fn line(&self, parts: Parts, failed: &[FieldPath], sink: &mut Sink) -> crate::error::Result<Record> {
         let no_identifier = self.plan.record_decl().is_some_and(|declared| declared.no_identifier);
         if parts.id.is_none() && no_identifier {
@@ -375,17 +376,17 @@ impl Normalizer {
         }
         if parts.id.is_none() && !failed.iter().any(|path| path.to_string() == "id") {
             let source = self.plan.rule("id").source.as_deref().unwrap_or("id");
-            let message = format!("the source has no {}, which is the id", quoted(source));
-            let expected = "say where it is: .rule(\"id\", FieldRule::of(\"key\"))";
+            let message = format!("the source has no {}, which should be the id", quoted(source));
+            let expected = "name the member that has it: .rule(\"id\", FieldRule::of(\"key\"))";
             sink.error(&At::ROOT.key("id"), Rule::Id, message, expected);
         }
-        // Without an id it is refused anyway; a made-up one lets the rest be checked.
+        // Without an id it is refused anyway; with a made-up one, the rest can be checked.
         Record::new(parts.id.unwrap_or_else(|| "?".to_owned()), &parts.data)
             .map(|record| record.with_dates(parts.created, parts.modified).with_operation(parts.operation))
     }
 }
 
-/// A record, while it is put together.
+/// A record that is being put together.
 #[derive(Default)]
 struct Parts {
     id: Option<String>,
@@ -393,7 +394,7 @@ struct Parts {
     modified: Option<String>,
     operation: Option<String>,
     data: Map<String, Value>,
-    /// Where a finding stands already.
+    /// Places that have a finding already.
     failed: Vec<FieldPath>,
     changes: Sink,
 }

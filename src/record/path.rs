@@ -1,4 +1,4 @@
-//! Places in a JSON document, and how what stands there is shown: cut and escaped.
+//! Places in a JSON document, and quoted values: cut and escaped.
 
 use std::fmt::{self, Write as _};
 use std::ops::Range;
@@ -20,7 +20,7 @@ pub(super) enum PathStep {
 }
 
 impl PathStep {
-    /// The step to a member. Of a long key, the beginning is enough to find it by.
+    /// The step to a member. For a long key, its beginning is enough to find it.
     pub(super) fn key(key: &str) -> Self {
         PathStep::Key(cut::to_chars(key, KEY_CHARS))
     }
@@ -39,7 +39,7 @@ impl FieldPath {
         &self.0
     }
 
-    /// Whether it is the place `outer`, or inside of it.
+    /// Whether it is the place `outer`, or inside it.
     pub(super) fn is_within(&self, outer: &FieldPath) -> bool {
         self.0.starts_with(&outer.0)
     }
@@ -48,7 +48,7 @@ impl FieldPath {
         Self(steps)
     }
 
-    /// The same place, in a document in which this one is the member `key`.
+    /// The same place, if this document is the member `key` of another one.
     pub(super) fn under(mut self, key: &str) -> Self {
         self.0.insert(0, PathStep::key(key));
         self
@@ -57,7 +57,7 @@ impl FieldPath {
     /// The path as text with `[]` for each position.
     pub(super) fn without_positions(&self) -> String {
         let mut text = String::new();
-        // A string takes every write.
+        // Writing to a string does not fail.
         let written = write_steps(&mut text, &self.0, false);
         debug_assert!(written.is_ok());
         text
@@ -98,7 +98,7 @@ fn is_plain(key: &str) -> bool {
         && key.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '-' | '#' | ':' | '@' | '$'))
 }
 
-/// A place while walking a document: a list on the stack, made into a [`FieldPath`] only when something is found.
+/// A place while walking a document: a list on the stack, turned into a [`FieldPath`] only for a finding.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct At<'a> {
     up: Option<&'a At<'a>>,
@@ -117,7 +117,7 @@ impl<'a> At<'a> {
         At { up: Some(self), key: None, position }
     }
 
-    /// The last step of it, for a message.
+    /// Its last step, for a message.
     pub(super) fn name(&self) -> String {
         match self.key {
             Some(key) => quoted(key),
@@ -141,12 +141,12 @@ impl<'a> At<'a> {
     }
 }
 
-/// The text around a finding, on one line: what stands before it, the value, and what stands after.
+/// The text around a finding, on one line: what is before it, the value, and what is after it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Excerpt {
     /// The text before the value, cut.
     pub before: String,
-    /// The value, cut, and ended at the end of its line.
+    /// The value, cut at the end of its line at the latest.
     pub value: String,
     /// The text after the value, cut.
     pub after: String,
@@ -158,7 +158,7 @@ impl Excerpt {
     const AFTER_CHARS: usize = 20;
 
     pub(super) fn of(text: &str, range: Range<usize>) -> Self {
-        // Lines may be long: no more is looked at than is shown.
+        // Lines may be long: only what is shown is read.
         let before = text.get(..range.start).unwrap_or_default();
         let from = cut::floor_boundary(before, before.len().saturating_sub(8 * Self::BEFORE_CHARS));
         let before = before.get(from..).unwrap_or_default();
@@ -209,7 +209,7 @@ pub(crate) fn quoted(text: &str) -> String {
             '\r' => out.push_str("\\r"),
             '\t' => out.push_str("\\t"),
             c if is_unsafe(c) => {
-                // A string takes every write.
+                // Writing to a string does not fail.
                 let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
             }
             c => out.push(c),
@@ -219,13 +219,13 @@ pub(crate) fn quoted(text: &str) -> String {
     out
 }
 
-/// Control characters, and those that turn the direction of the text around them or are not seen at all.
+/// Control characters, and characters that are invisible or change the direction of the text around them.
 pub(super) fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
-/// A JSON value as it stands in a message: what it is, and the value itself where that is short.
+/// A JSON value in a message: what it is, and the value itself if it is short.
 pub(super) fn shown(value: &Value) -> String {
     match value {
         Value::Null => "null".to_owned(),

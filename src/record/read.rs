@@ -1,7 +1,7 @@
-//! Reads metadata into the form that records are checked by, and finds everything in it that is inconsistent.
+//! Reads metadata into the form that the checks use, and finds every inconsistency.
 //!
-//! One walk does both, so there is one list of what metadata may hold. What cannot be understood is a finding and is
-//! then read as "anything goes", so that one mistake does not hide the next, and does not repeat itself in every
+//! One walk does both, so there is one list of what metadata may contain. What cannot be understood is a finding, and
+//! is then treated as accepting anything. So one mistake does not hide the next, and does not appear again in every
 //! record. Source: the platform's metadata schema, version `v0.2.0`.
 
 use std::collections::HashMap;
@@ -36,7 +36,7 @@ pub(super) fn read(document: &Value) -> (Schema, Vec<Finding>) {
     (schema, sink.take())
 }
 
-/// What is declared, by its keys, so that a reference can be looked up before its target was read.
+/// What is declared, by key, so that a reference can be looked up before its target was read.
 pub(super) struct Reader<'v, 's> {
     pub(super) record_types: &'v Map<String, Value>,
     pub(super) categories: &'v Map<String, Value>,
@@ -48,8 +48,8 @@ pub(super) struct Reader<'v, 's> {
 
 static NONE: std::sync::LazyLock<Map<String, Value>> = std::sync::LazyLock::new(Map::new);
 
-/// Whether a group of declarations is there but not an object, so that no name can be looked up in it. That is a
-/// finding already.
+/// Whether a group of declarations is there but not an object, so that no name can be looked up in it. That already
+/// has a finding.
 fn is_unreadable(document: &Map<String, Value>, key: &str) -> bool {
     document.get(key).is_some_and(|group| !group.is_object())
 }
@@ -221,7 +221,7 @@ impl<'v, 's> Reader<'v, 's> {
             if !RESERVED.contains(&field.key.as_str()) {
                 continue;
             }
-            // What stands beside the data is there, whether the data have it or not.
+            // What is beside the data is always there, whether the data has it or not.
             field.required = false;
             if field.key != "id" {
                 let message = format!("{} is declared as a field", quoted(&field.key));
@@ -569,7 +569,7 @@ impl<'v, 's> Reader<'v, 's> {
                 continue;
             };
             if let Some(first) = read.index.get(key) {
-                let message = format!("the key {} stands twice, first in values[{first}]", quoted(key));
+                let message = format!("the key {} occurs twice, first in values[{first}]", quoted(key));
                 self.sink.error(
                     &at.key("key"),
                     Rule::EnumValues,
@@ -581,8 +581,8 @@ impl<'v, 's> Reader<'v, 's> {
             if let Some(name) = value.get("name").and_then(Value::as_str)
                 && let Some(first) = names.insert(name, position)
             {
-                let message = format!("the name {} stands twice, first in values[{first}]", quoted(name));
-                let expected = "give each value a name of its own: people tell them apart by it";
+                let message = format!("the name {} occurs twice, first in values[{first}]", quoted(name));
+                let expected = "give each value a different name: people choose by it";
                 self.sink.warning(&at.key("name"), Rule::EnumValues, message, expected);
             }
             read.index.insert(key.to_owned(), read.values.len());
@@ -591,7 +591,7 @@ impl<'v, 's> Reader<'v, 's> {
         if read.values.is_empty() { None } else { Some(read) }
     }
 
-    /// A struct that requires itself has no value.
+    /// A struct that requires itself can have no value.
     fn unsatisfiable_structs(&mut self, root: &At<'_>, schema: &Schema) {
         let at = root.key("struct_types");
         for (index, declared) in schema.structs.iter().enumerate() {
@@ -612,7 +612,7 @@ impl<'v, 's> Reader<'v, 's> {
             if reached.get(index) == Some(&true) {
                 let message =
                     format!("the struct type {} requires itself, so it has no value", quoted(&declared.key));
-                let expected = "make one of the fields on that way not required";
+                let expected = "make one of the fields in this cycle optional";
                 self.sink.error(&at.key(&declared.key), Rule::Struct, message, expected);
             }
         }
@@ -632,7 +632,7 @@ impl<'v, 's> Reader<'v, 's> {
                 let Some(default) = &field.default else { continue };
                 let at_field = at_fields.key(&field.key);
                 let at = at_field.key("default_value");
-                // Of a collection, the default is a whole collection or one element.
+                // The default of a collection is a whole collection or one element.
                 let as_whole = super::values::check_value(schema, field, default, false);
                 let as_element =
                     field.collection.map(|_| super::values::check_value(schema, field, default, true));

@@ -63,15 +63,15 @@ impl FieldRule {
         Self::default()
     }
 
-    /// A rule that reads another member of the source, or one inside of it: `"assignee.id"`. Through an array, it
-    /// reads from each element: `"labels.name"`.
+    /// A rule that reads another member of the source, or a nested one: `"assignee.id"`. For an array, it reads from
+    /// each element: `"labels.name"`.
     pub fn of(source: impl Into<String>) -> Self {
         Self { source: Some(source.into()), ..Self::default() }
     }
 
     /// Sets the placeholders for "none": they become `null`, also if the field's type could hold them. Strings are
-    /// compared without regard to case, numbers by value. A value that the metadata declares for the field (a key or a
-    /// name of its enum, its default, a negative number within its bounds) is never a placeholder.
+    /// compared in any case, numbers by value. A value that the metadata declares for the field (a key or a name of
+    /// its enum, its default, a negative number within its bounds) is never a placeholder.
     ///
     /// Unless set, `""`, `"null"` and `"N/A"` become `null` if the type cannot hold them: in a number or a date, but
     /// not in a text. Each value that became `null` is in [`Record::changes`](super::Record::changes).
@@ -102,7 +102,7 @@ impl FieldRule {
         self
     }
 
-    /// Takes a string as one element of the collection, whatever characters it holds.
+    /// Treats a string as one element of the collection, whatever characters it contains.
     #[must_use]
     pub fn never_split(mut self) -> Self {
         self.split = Some(Split::Never);
@@ -110,7 +110,8 @@ impl FieldRule {
     }
 
     /// Passes the value, or `null` if the source has none, through a function first. The result is then converted to
-    /// the field's type; an error becomes a finding. It is not called for an object that is already a record.
+    /// the field's type; an error becomes a finding. The function is not called for an object that is already a
+    /// record.
     #[must_use]
     pub fn with(
         mut self,
@@ -130,7 +131,7 @@ impl FieldRule {
         self
     }
 
-    /// What is set here, and what is not by another rule.
+    /// The settings of this rule; those that it does not set come from the other.
     pub(super) fn or(&self, other: &FieldRule) -> FieldRule {
         FieldRule {
             source: self.source.clone(),
@@ -148,7 +149,7 @@ impl FieldRule {
     }
 }
 
-/// How the fields of one record type are read: its rules, put together with those of the types and of the source.
+/// How the fields of one record type are read: their rules, combined with those of the types and of the source.
 #[derive(Debug, Clone)]
 pub(super) struct Plan {
     pub(super) schema: Arc<Schema>,
@@ -156,11 +157,11 @@ pub(super) struct Plan {
     pub(super) undeclared: Undeclared,
     own: HashMap<String, FieldRule>,
     of_types: HashMap<String, FieldRule>,
-    /// What holds for every field but the id.
+    /// The settings for every field but the id.
     of_source: FieldRule,
     /// Rules by the place of the field: `owner`, `address.city`, `created_date`.
     rules: HashMap<String, FieldRule>,
-    /// First member of the source, and the fields read from it, by their index.
+    /// First member of the source path, and the fields read from it, by their index.
     readers: HashMap<String, Vec<usize>>,
     /// Members that become the envelope.
     envelope: Vec<String>,
@@ -198,7 +199,7 @@ impl Plan {
         self.put_together();
     }
 
-    /// Sets what stands for "none" wherever no rule says what does.
+    /// Sets the placeholders for "none" where no other rule does.
     pub(super) fn set_null_if(&mut self, values: Vec<Value>) {
         self.of_source.null_if = Some(values);
         self.put_together();
@@ -222,12 +223,12 @@ impl Plan {
         self.readers.get(member).map_or(&[], Vec::as_slice)
     }
 
-    /// Whether a member of the source is read, into `data` or beside it.
+    /// Whether a member of the source is read, for `data` or for the envelope.
     pub(super) fn reads(&self, member: &str) -> bool {
         self.readers.contains_key(member) || self.envelope.iter().any(|read| read == member)
     }
 
-    /// Whether a rule can be for it.
+    /// Whether a rule for this path makes sense.
     pub(super) fn is_field(&self, path: &str) -> bool {
         let Some(mut fields) = self.fields() else { return false };
         if RESERVED.contains(&path) || fields.find(path).is_some() {
@@ -264,7 +265,7 @@ impl Plan {
         for (index, field) in fields.iter().enumerate() {
             let own = self.own.get(&field.key).unwrap_or(&none);
             self.readers.entry(head(own, &field.key)).or_default().push(index);
-            // A name with a dot in it is also tried whole.
+            // A name that contains a dot is also tried whole.
             if let Some(source) = own.source.as_ref().filter(|source| source.contains('.')) {
                 self.readers.entry(source.clone()).or_default().push(index);
             }
@@ -289,7 +290,7 @@ impl Plan {
                 let inner = schema.structs.get(index).into_iter().flat_map(|declared| &declared.fields.list);
                 open.extend(inner.map(|field| (format!("{path}.{}", field.key), field)));
             }
-            // A field that is declared under a name of the envelope's is read as that is.
+            // A field with the name of an envelope member is read like that member.
             self.rules.entry(path).or_insert(rule);
         }
     }

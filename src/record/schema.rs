@@ -1,16 +1,16 @@
-//! Metadata in the form that records are checked by: what is declared, looked up by key.
+//! Metadata in the form that the checks use: declarations, looked up by key.
 
 use std::collections::HashMap;
 
 use serde_json::Value;
 
-/// The one version of the format.
+/// The only version of the format.
 pub(super) const SCHEMA_VERSION: &str = "v0.2.0";
 
-/// What every record has beside its data, and so is never declared.
+/// What every record has beside its data; never declared.
 pub(super) const RESERVED: [&str; 3] = ["id", "created_date", "modified_date"];
 
-/// A field that the platform takes without a declaration: the address of the item in the source.
+/// A field that the platform accepts without a declaration: the address of the item in the source.
 pub(super) const ITEM_URL: &str = "item_url_field";
 
 pub(super) const FIELD_TYPES: [&str; 16] = [
@@ -32,7 +32,7 @@ pub(super) const FIELD_TYPES: [&str; 16] = [
     "participation",
 ];
 
-/// The types that have settings of their own, in a block of the type's name.
+/// The types that have settings, in a block with the type's name.
 pub(super) fn types_with_block() -> impl Iterator<Item = &'static str> {
     let plain = ["bool", "rich_text", "date", "timestamp"];
     FIELD_TYPES.into_iter().filter(move |name| !plain.contains(name))
@@ -85,9 +85,9 @@ impl Fields {
 pub(super) struct FieldDecl {
     pub(super) key: String,
     pub(super) kind: Kind,
-    /// How many elements, if it is a collection.
+    /// The allowed number of elements, if it is a collection.
     pub(super) collection: Option<Range<u64>>,
-    /// Whether an extracted record must have it: what is only ever written to the source is not extracted.
+    /// Whether an extracted record must have it. Fields that are only written to the source are not extracted.
     pub(super) required: bool,
     pub(super) default: Option<Value>,
 }
@@ -117,17 +117,17 @@ pub(super) enum Kind {
     Enum(EnumDecl),
     Date,
     Timestamp,
-    /// The index of the struct type; without one, any object.
+    /// The index of the struct type; `None` accepts any object.
     Struct(Option<usize>),
     Permission {
         member: Targets,
         role: Option<EnumDecl>,
     },
-    /// What a privilege holds is the platform's affair, so long as it is an object.
+    /// A privilege may be any object; the platform defines its content.
     Privilege(&'static str),
-    /// A reference or an object: the platform does not document it further.
+    /// A reference or an object: the platform documents no more.
     Participation,
-    /// The declaration is broken, which is a finding of its own.
+    /// The declaration is broken, which has a finding of its own.
     Any,
 }
 
@@ -159,7 +159,7 @@ impl Kind {
 pub(super) struct Targets {
     /// The record types, those of a category included.
     pub(super) types: Vec<String>,
-    /// The field that it is by, where it is not the id; `None` if the targets differ in that.
+    /// The field that it is by, if it is not the id; `None` if the targets differ in that.
     pub(super) by: Option<By>,
 }
 

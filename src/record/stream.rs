@@ -1,9 +1,8 @@
-//! Checks records as they stand in a file: one after the other, each on a line or spread over several, plain or
-//! gzipped.
+//! Checks the records of a file one after the other: each on a line or over several lines, plain or gzipped.
 //!
 //! One document at a time is in memory, however long the file. Lines are counted from 1. After text that is not JSON,
-//! reading continues where the next record can begin: after the closing bracket of the broken one, or at the next line
-//! that begins with `{`. So one mistake is one finding.
+//! reading continues where the next record can begin: after the closing bracket of the broken one, or at the next
+//! line that begins with `{`. So one mistake is one finding.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -20,13 +19,13 @@ use super::values::Walk;
 use crate::error::{Error, Result};
 use crate::model::BATCH_BYTES_MAX;
 
-/// Lines of one document that begin with `{` and are looked at as the beginning of the next.
+/// The most lines beginning with `{` within one document that are tried as the beginning of the next.
 const BEGINNINGS_MAX: u32 = 64;
 
 impl Checker {
     /// Checks records one after the other, plain or gzipped, in constant memory.
     ///
-    /// An id that occurs twice is found among the last 65,536 records at least, so in any artifact.
+    /// A duplicate id is found if it is among the last 65,536 records, so in any artifact.
     ///
     /// ```
     /// # use highwater::record::{Checker, Field, Metadata, RecordType};
@@ -74,7 +73,7 @@ fn read_failed(error: io::Error) -> Error {
 pub struct RecordStream<'c> {
     checker: &'c Checker,
     input: Box<dyn BufRead + 'c>,
-    /// The document that is read, up to the end of the last line.
+    /// The document that is being read, up to the end of the last line read.
     text: Vec<u8>,
     /// The number of that line.
     line: u64,
@@ -173,13 +172,13 @@ impl RecordStream<'_> {
                 self.records -= u64::from(used > 0);
                 self.broken(&error, first_line)?;
                 if is_garbage && let Some(finding) = self.found.back_mut() {
-                    finding.expected = Some("remove what stands behind the record".to_owned());
+                    finding.expected = Some("remove what follows the record".to_owned());
                 }
                 return Ok(());
             }
-            // What was taken is of one line still: text of several ends with a whole document.
+            // The documents taken were on one line: text of several lines ends with a whole document.
             self.text.drain(..used);
-            // A document is open. It goes on to where its brackets are closed.
+            // A document is open. It continues until its brackets are closed.
             let mut nesting = Nesting::default();
             nesting.feed(&self.text);
             if nesting.depth <= 0 && !nesting.in_string {
@@ -209,7 +208,7 @@ impl RecordStream<'_> {
                 }
             }
             if nesting.in_string {
-                // JSON has no newline in a string, so this one lacks its quote.
+                // JSON has no newline in a string, so the closing quote is missing.
                 return match serde_json::from_slice::<&RawValue>(&self.text) {
                     Err(error) => self.broken(&error, first_line),
                     Ok(_) => Ok(()),
@@ -218,8 +217,8 @@ impl RecordStream<'_> {
         }
     }
 
-    /// Checks the whole documents that the text begins with. Returns how many bytes they take up, and why the rest is
-    /// none, if there is a rest.
+    /// Checks the whole documents at the beginning of the text. Returns how many bytes they take, and, if there is
+    /// more text, why it is not a document.
     fn take_documents(&mut self, first_line: u64) -> (usize, Option<serde_json::Error>) {
         let mut used = 0;
         let mut line = first_line;
@@ -237,7 +236,7 @@ impl RecordStream<'_> {
             counted = start;
             self.records += 1;
             if let Err(error) = self.checker.walk(document.as_bytes(), &mut self.walk) {
-                // Nested beyond what can be walked, or a number that does not fit.
+                // Nested too deeply for the walk, or a number out of range.
                 self.walk.sink.clear();
                 self.found.push_back(not_json(document.as_bytes(), &error, line));
                 continue;
@@ -249,7 +248,7 @@ impl RecordStream<'_> {
         }
     }
 
-    /// Whether an object cannot stand where the text ends, so that the line which begins with one is the next record.
+    /// Whether an object is impossible where the text ends, so that a line beginning with one is the next record.
     fn cannot_go_on_with_object(&mut self) -> bool {
         self.text.push(b'{');
         let cannot = serde_json::from_slice::<&RawValue>(&self.text).is_err_and(|error| !error.is_eof());
@@ -265,11 +264,11 @@ impl RecordStream<'_> {
         self.skip_to_next(nesting)
     }
 
-    /// A line that begins no object: of another format, or what is left of a broken record.
+    /// A line that does not begin an object: another format, or the rest of a broken record.
     fn no_record(&mut self, first_line: u64) {
         self.records += 1;
         let text = String::from_utf8_lossy(&self.text);
-        let message = "the line is no JSON object".to_owned();
+        let message = "the line is not a JSON object".to_owned();
         let mut finding = Finding::new(Severity::Error, Rule::Json, FieldPath::default(), message)
             .expecting("a record begins with {: {\"id\": \"...\", \"data\": {...}}");
         finding.line = Some(first_line);
@@ -318,10 +317,10 @@ impl RecordStream<'_> {
         self.skip_to_next(nesting)
     }
 
-    /// Passes over lines until the brackets are closed, or a line begins with one.
+    /// Skips lines until the brackets are closed, or a line begins with one.
     fn skip_to_next(&mut self, mut nesting: Nesting) -> io::Result<()> {
         while nesting.depth > 0 {
-            // A string does not go over the end of its line: its quote is what was missing.
+            // A string does not continue on the next line: its quote was missing.
             nesting.in_string = false;
             match self.input.fill_buf()?.first() {
                 None | Some(b'{') => return Ok(()),
@@ -388,7 +387,7 @@ fn newlines(text: &[u8]) -> u64 {
     text.split(|&byte| byte == b'\n').count() as u64 - 1
 }
 
-/// What was found in a record, with the lines and excerpts of its text.
+/// The findings of a record, with the lines and excerpts of its text.
 fn placed(walk: &mut Walk, text: &[u8], first_line: u64) -> Vec<Finding> {
     let mut findings = walk.sink.take();
     name_record(&mut findings, &walk.id);
@@ -398,7 +397,7 @@ fn placed(walk: &mut Walk, text: &[u8], first_line: u64) -> Vec<Finding> {
     findings
 }
 
-/// How deep in brackets a text ends.
+/// The nesting of brackets at the end of a text.
 #[derive(Debug, Default, Clone, Copy)]
 struct Nesting {
     depth: i64,

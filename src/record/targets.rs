@@ -1,4 +1,4 @@
-//! Reads what a reference may refer to, and finds what is not declared.
+//! Reads what a reference may refer to, and reports undeclared targets.
 
 use serde_json::{Map, Value};
 
@@ -9,7 +9,7 @@ use super::read::{Reader, member};
 use super::schema::{By, Targets};
 
 impl<'v> Reader<'v, '_> {
-    /// Reads `refers_to`, and looks up what it names.
+    /// Reads `refers_to`, and looks up its targets.
     pub(super) fn targets(
         &mut self,
         at: &At<'_>,
@@ -70,7 +70,7 @@ impl<'v> Reader<'v, '_> {
         if broken { None } else { Some(targets) }
     }
 
-    /// The record types that a target key stands for; `None`, with a finding, if it stands for none that is declared.
+    /// The record types of a target key; `None` and a finding if nothing like it is declared.
     pub(super) fn target(&mut self, at: &At<'_>, key: &str) -> Option<Vec<&'v str>> {
         let record_types = || self.record_types.keys().map(String::as_str);
         let categories = || self.categories.keys().map(String::as_str);
@@ -119,7 +119,7 @@ impl<'v> Reader<'v, '_> {
             } else {
                 "write \"#record:<record type>\" or \"#category:<category>\"".to_owned()
             };
-            let message = format!("{} says neither record type nor category", quoted(key));
+            let message = format!("{} names neither a record type nor a category", quoted(key));
             self.sink.error(at, Rule::Reference, message, expected);
         }
         None
@@ -134,7 +134,7 @@ impl<'v> Reader<'v, '_> {
                 _ if field == "id" && !fields.contains_key(field) => {
                     let expected =
                         "leave by_field out: references are by the id unless another field is named";
-                    let message = "the reference is by \"id\", which is no field";
+                    let message = "the reference is by \"id\", which is not a field";
                     self.sink.error(at, Rule::Reference, message, expected);
                     return;
                 }
@@ -145,7 +145,7 @@ impl<'v> Reader<'v, '_> {
                 }
                 Some(target) if target.get("is_identifier") != Some(&Value::Bool(true)) => {
                     let message = format!(
-                        "the field {} of the record type {} is no identifier",
+                        "the field {} of the record type {} is not an identifier",
                         quoted(field),
                         quoted(name)
                     );

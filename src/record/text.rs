@@ -1,9 +1,10 @@
-//! JSON text that reads as JSON, and yet is not what every reader takes: characters cut in half, control characters,
-//! nesting and numbers beyond what readers hold.
+//! Flaws in valid JSON text that some readers refuse: characters cut in half, control characters, and nesting or
+//! numbers beyond what readers accept.
 //!
-//! `JSON.stringify` writes half of a surrogate pair as `\ud83d`, and JavaScript reads it again; by RFC 8259, section
-//! 8.2, what others make of it is unpredictable, and strict readers refuse the whole text. The scan works on the text,
-//! builds nothing, and expects valid JSON: of other text it tells something, and the parser tells what is wrong.
+//! `JSON.stringify` writes half of a surrogate pair as `\ud83d`, and JavaScript reads it again. By RFC 8259, section
+//! 8.2, the behaviour of other readers is unpredictable, and strict ones refuse the whole text. The scan works on the
+//! text, builds nothing, and expects valid JSON: for other text its result is meaningless, and the parser reports the
+//! error.
 
 use std::ops::Range;
 
@@ -11,11 +12,11 @@ use memchr::{memchr, memchr2, memchr3};
 
 use super::path::{FieldPath, PathStep};
 
-/// Flaws of one kind in one text that are told one by one. Each kind has a bound of its own, so that many of one hide none
-/// of another.
+/// Flaws of one kind in one text that are reported one by one. Each kind has its own limit, so that many of one kind
+/// do not hide another.
 const FLAWS_MAX: usize = 1_000;
 
-/// Bytes of a key that are read for a path: enough for all the characters that a path shows, each a pair of escapes.
+/// Bytes of a key that are read for a path: enough for all characters that a path shows, each as a pair of escapes.
 const KEY_BYTES: usize = 4 * 1_024;
 
 /// Levels of arrays and objects in one line: `serde_json`, and so [`Checker`](super::Checker), reads no more.
@@ -27,9 +28,9 @@ pub(super) enum Flaw {
     Surrogate,
     /// A control character other than newline, return and tab: the first of its string.
     Control(char),
-    /// An array or object deeper than it may be nested. The scan ends there.
+    /// An array or object nested too deeply. The scan ends there.
     TooDeep,
-    /// A number that no float holds: the greatest is about 1.8e308.
+    /// A number too large for a float: the largest is about 1.8e308.
     TooLarge,
 }
 
@@ -42,7 +43,7 @@ pub(super) struct Flawed {
     pub(super) path: FieldPath,
 }
 
-/// Which flaws are looked for.
+/// Which flaws to look for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Look {
     /// What a strict reader refuses.
@@ -51,7 +52,7 @@ pub(super) enum Look {
     Controls,
 }
 
-/// Whether a character may be in the text that is half of one, or a control character. Cheap, and mostly `false`.
+/// Whether the text may contain half a character or a control character. Cheap, and mostly `false`.
 pub(super) fn may_be_flawed(text: &[u8]) -> bool {
     let mut rest = text;
     while let Some(at) = memchr3(b'\\', 0xc2, 0x7f, rest) {
@@ -67,15 +68,16 @@ pub(super) fn may_be_flawed(text: &[u8]) -> bool {
     false
 }
 
-/// Finds the flaws of a text, in its order: of very many of a kind, only the first. It may be nested `levels` deep.
+/// Finds the flaws of a text, in order; if there are very many of a kind, only the first. `levels`: the allowed
+/// nesting.
 pub(super) fn flaws(text: &[u8], look: Look, levels: usize) -> Vec<Flawed> {
     let mut scan = Scan { text, at: 0, open: Vec::new(), look, levels, found: Vec::new(), counts: [0; 4] };
     scan.run();
     scan.found
 }
 
-/// Puts U+FFFD where half a character is, byte for byte: what stands elsewhere stays where it is. Returns how many
-/// there were.
+/// Replaces each half of a character by U+FFFD, byte for byte, so that other text does not move. Returns the number
+/// of replacements.
 pub(super) fn replace_surrogates(text: &mut [u8]) -> u64 {
     let mut replaced = 0;
     let mut at = 0;
@@ -91,7 +93,7 @@ pub(super) fn replace_surrogates(text: &mut [u8]) -> u64 {
     replaced
 }
 
-/// How long the escape is that begins at `at`, a whole pair being one, and whether it is half a pair.
+/// The length of the escape at `at` (a surrogate pair counts as one escape), and whether it is half a pair.
 fn escape(text: &[u8], at: usize) -> (usize, bool) {
     match code_unit(text, at) {
         Some(0xd800..=0xdbff) => match code_unit(text, at + 6) {
@@ -113,7 +115,7 @@ fn code_unit(text: &[u8], at: usize) -> Option<u32> {
 
 /// An array or an object that the scan is in.
 enum Open {
-    /// The bytes of the key that was read last, without its quotes, and whether the next string is one.
+    /// The bytes of the last key, without its quotes, and whether the next string is a key.
     Object {
         key: Range<usize>,
         key_is_next: bool,
@@ -130,7 +132,7 @@ struct Scan<'t> {
     look: Look,
     levels: usize,
     found: Vec<Flawed>,
-    /// How many of each kind are among them.
+    /// How many flaws of each kind there are so far.
     counts: [usize; 4],
 }
 
@@ -174,7 +176,7 @@ impl Scan<'_> {
         let is_part = |byte: &u8| matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E');
         let length = rest.iter().position(|byte| !is_part(byte)).unwrap_or(rest.len()).max(1);
         let number = rest.get(..length).unwrap_or_default();
-        // What is shorter, and has no exponent, is in range.
+        // A shorter number without an exponent is in range.
         if (length > 300 || number.iter().any(|byte| matches!(byte, b'e' | b'E')))
             && let Ok(number) = std::str::from_utf8(number)
             && number.parse::<f64>().is_ok_and(f64::is_infinite)
@@ -194,7 +196,7 @@ impl Scan<'_> {
             }
             _ => false,
         };
-        // A path names the key, so what is wrong in a key waits until all of it was read.
+        // A path names the key, so flaws in a key are reported once the whole key was read.
         let mut flaws: Vec<(Flaw, Range<usize>)> = Vec::new();
         let mut has_control = false;
         self.at = start;
@@ -253,7 +255,7 @@ impl Scan<'_> {
         *of_kind += 1;
         let steps = self.open.iter().filter_map(|open| match open {
             Open::Array { position } => Some(PathStep::Position(*position)),
-            // What stands before the first key is the object's own affair.
+            // A flaw before the first key belongs to the object itself.
             Open::Object { key, .. } if key.start == 0 => None,
             Open::Object { key, .. } => Some(PathStep::key(&self.key(key.clone()))),
         });
@@ -261,13 +263,13 @@ impl Scan<'_> {
         self.found.push(Flawed { flaw, range, path });
     }
 
-    /// A key as a reader has it: of a long one the beginning, which is more than a path shows, so that many flaws in or
-    /// under it cost no more than they are many.
+    /// A key as a reader sees it. For a long key only its beginning, which is more than a path shows, so that the
+    /// cost of many flaws in or under it does not grow with its length.
     fn key(&self, range: Range<usize>) -> String {
         let key = self.text.get(range).unwrap_or_default();
         let mut quoted = vec![b'"'];
         quoted.extend_from_slice(key.get(..KEY_BYTES).unwrap_or(key));
-        // The cut may go through an escape, or a pair of them, or a character.
+        // The cut may be inside an escape, a surrogate pair or a character.
         for _ in 0..12 {
             let mut whole = quoted.clone();
             whole.push(b'"');
@@ -281,7 +283,7 @@ impl Scan<'_> {
     }
 }
 
-/// The first control character that stands in a text as it is.
+/// The first unescaped control character of a text.
 fn raw_control(text: &[u8]) -> Option<(usize, char)> {
     let mut from = 0;
     while let Some(at) = text.get(from..).and_then(|rest| memchr2(0x7f, 0xc2, rest)) {
@@ -295,7 +297,7 @@ fn raw_control(text: &[u8]) -> Option<(usize, char)> {
     None
 }
 
-/// Control characters that no text is made of.
+/// Control characters that do not belong in text.
 fn is_odd(c: char) -> bool {
     c.is_control() && !matches!(c, '\n' | '\r' | '\t')
 }

@@ -1,4 +1,4 @@
-//! Walks the values of a record, guided by their declarations, and finds what is wrong with them.
+//! Walks the values of a record, guided by their declarations, and reports what is wrong with them.
 //!
 //! The walk is a serde visitor: it is driven by the parser, sees each value once, and keeps none.
 
@@ -19,20 +19,20 @@ use super::moment::{self, Reading};
 use super::path::{At, quoted, shown};
 use super::schema::{EnumDecl, FieldDecl, Fields, ITEM_URL, Kind, RESERVED, Range, Schema};
 
-/// What is used again from record to record.
+/// Buffers that are reused from record to record.
 #[derive(Debug, Default)]
 pub(super) struct Walk {
     pub(super) sink: Sink,
     /// The id of the record; empty if it has none.
     pub(super) id: String,
-    /// Which fields of the objects that are open were there.
+    /// Which fields of the open objects were present.
     pub(super) seen: Vec<bool>,
 }
 
-/// What a walk goes by, and where it puts what it finds.
+/// The declarations that a walk uses, and where it puts its findings.
 pub(super) struct Cx<'c> {
     pub(super) schema: &'c Schema,
-    /// How bad it is if a field is not declared; `None` is fine.
+    /// The severity of an undeclared field; `None`: no finding.
     pub(super) undeclared: Option<Severity>,
     pub(super) walk: &'c mut Walk,
 }
@@ -49,7 +49,7 @@ pub(super) fn check_value(schema: &Schema, field: &FieldDecl, value: &Value, ele
 
 pub(super) fn check_timestamp(sink: &mut Sink, at: &At<'_>, text: &str) {
     if !moment::is_timestamp(text) {
-        let message = format!("{} is no timestamp: {}", quoted(text), moment::why_no_timestamp(text));
+        let message = format!("{} is not a timestamp: {}", quoted(text), moment::why_no_timestamp(text));
         let in_utc =
             || moment::timestamp(text, &Reading { format: None, offset: Some(chrono::Utc.fix()) }).ok();
         let expected = suggestion(&Kind::Timestamp, &Value::from(text))
@@ -130,14 +130,14 @@ impl<'c> Cx<'c> {
                 self.walk.sink.error(
                     &at,
                     Rule::Required,
-                    "the field is required, and null",
+                    "the field is required, but null",
                     REQUIRED_EXPECTED,
                 );
             }
         }
         for (position, field) in fields.list.iter().enumerate().filter(|(_, field)| field.required) {
             if self.walk.seen.get(base + position) == Some(&false) {
-                let message = "the field is required, and missing";
+                let message = "the field is required, but missing";
                 self.walk.sink.error(&at.key(&field.key), Rule::Required, message, REQUIRED_EXPECTED);
             }
         }
@@ -145,7 +145,7 @@ impl<'c> Cx<'c> {
         Ok(())
     }
 
-    /// Walks the value of a field that is not declared. `others` are those that were there before.
+    /// Walks the value of a field that is not declared. `others` are the members before it.
     fn undeclared<'de, A: MapAccess<'de>>(
         &mut self,
         fields: &Fields,
@@ -169,7 +169,7 @@ impl<'c> Cx<'c> {
             let message = format!("the field {} is not declared", quoted(key));
             let expected = match nearest(key, fields.keys()) {
                 Some(near) => format!("did you mean {}?", quoted(near)),
-                None if RESERVED.contains(&key) => format!("{key} stands beside \"data\", not in it"),
+                None if RESERVED.contains(&key) => format!("{key} is beside \"data\", not in it"),
                 None => "declare it in the metadata, or leave it out of the records".to_owned(),
             };
             sink.put(severity, &at, Rule::Undeclared, message, expected);
@@ -179,15 +179,15 @@ impl<'c> Cx<'c> {
 }
 
 const REQUIRED_EXPECTED: &str =
-    "every record has a value here: mend the source of it, or take is_required out of the metadata";
+    "every record has a value here: fix the source, or remove is_required from the metadata";
 
 enum Named {
     Declared(usize),
     Undeclared(String),
 }
 
-/// Looks a key up among the fields. Records have their fields in one order mostly, so the one after the last is
-/// tried first.
+/// Looks up a key among the fields. Records mostly have their fields in the same order, so the field after the last
+/// one is tried first.
 struct FieldKey<'w> {
     fields: &'w Fields,
     expected: usize,
@@ -231,13 +231,13 @@ struct FieldWalk<'a, 'c> {
     at: &'a At<'a>,
 }
 
-/// The greatest whole number up to which all are exact as floats, JavaScript's only numbers.
+/// The largest whole number up to which all are exact as floats, which are JavaScript's only numbers.
 const EXACT_INT_MAX: u128 = 1 << 53;
 const TWO_TO_63: f64 = 9_223_372_036_854_775_808.0;
 
 const OVER_64_BITS: &str = "does not fit 64 bits with a sign, which most readers use";
 
-/// A value that is no array and no object.
+/// A value that is neither an array nor an object.
 #[derive(Clone, Copy)]
 enum Scalar<'v> {
     Bool(bool),
@@ -288,7 +288,7 @@ impl FieldWalk<'_, '_> {
                 Scalar::Text(text) => format!("write [{}]", quoted(text)),
                 other => format!("write [{}]", other.shown().trim_start_matches("the number ")),
             };
-            let message = format!("the field is a collection, and this is {}", value.shown());
+            let message = format!("the field is a collection, but this is {}", value.shown());
             self.cx.walk.sink.error(at, Rule::Collection, message, expected);
             return Given::Value;
         }
@@ -298,7 +298,7 @@ impl FieldWalk<'_, '_> {
             | (Kind::Any, _)
             | (Kind::Float(Range { min: None, max: None }), Scalar::Int(_) | Scalar::Float(_)) => {}
             (Kind::Int(range), Scalar::Int(value)) => self.int(range, value),
-            // How whole numbers beyond 64 bits come out of JSON, and all that are this large are whole.
+            // serde_json returns whole numbers beyond 64 bits as floats, and every float this large is whole.
             (Kind::Int(range), Scalar::Float(value)) if value.abs() >= TWO_TO_63 => {
                 self.huge_int(range, value);
             }
@@ -311,14 +311,14 @@ impl FieldWalk<'_, '_> {
                     self.cx.walk.sink.error(
                         at,
                         Rule::EnumValue,
-                        format!("{} is no key of the enum", quoted(key)),
+                        format!("{} is not a key of the enum", quoted(key)),
                         enum_expected(values, key),
                     );
                 }
             }
             (Kind::Date, Scalar::Text(text)) => {
                 if !moment::is_date(text) {
-                    let message = format!("{} is no date: {}", quoted(text), moment::why_no_date(text));
+                    let message = format!("{} is not a date: {}", quoted(text), moment::why_no_date(text));
                     let expected = suggestion(&Kind::Date, &Value::from(text))
                         .unwrap_or_else(|| DATE_EXPECTED.to_owned());
                     self.cx.walk.sink.error(at, Rule::Date, message, expected);
@@ -327,7 +327,7 @@ impl FieldWalk<'_, '_> {
             (Kind::Timestamp, Scalar::Text(text)) => check_timestamp(&mut self.cx.walk.sink, at, text),
             (Kind::Reference(_) | Kind::Participation, Scalar::Text(text)) => {
                 if text.is_empty() {
-                    let expected = "write null, or leave it out, if it refers to nothing";
+                    let expected = "write null, or leave it out, if there is no reference";
                     self.cx.walk.sink.error(at, Rule::ReferenceForm, "the reference is empty", expected);
                 }
             }
@@ -347,10 +347,10 @@ impl FieldWalk<'_, '_> {
         }
     }
 
-    /// A whole number beyond 64 bits, of which only the float next to it is known: its digits are not shown.
+    /// A whole number beyond 64 bits: only the nearest float is known, so its digits are not shown.
     fn huge_int(self, range: &Range<i128>, value: f64) {
         let shown = format!("of about {value:e}");
-        // Saturates: a number beyond every bound is beyond them still.
+        // Saturates: a number beyond every bound stays beyond them.
         #[expect(clippy::cast_possible_truncation, reason = "saturates")]
         let whole = value as i128;
         if range.contains(whole) {
@@ -379,7 +379,7 @@ impl FieldWalk<'_, '_> {
     }
 
     fn text_length(self, range: &Range<u64>, text: &str) {
-        // No text has more characters than bytes, nor fewer than a quarter of them.
+        // A text has at most as many characters as bytes, and at least a quarter of that.
         let bytes = text.len() as u64;
         if range.min.is_none_or(|min| bytes / 4 >= min) && range.max.is_none_or(|max| bytes <= max) {
             return;
@@ -394,7 +394,7 @@ impl FieldWalk<'_, '_> {
     /// A value of another JSON type than the field's.
     fn mismatch(self, found: &Value) {
         let kind = &self.field.kind;
-        let message = format!("{}, and this is {}", wanted(kind), shown(found));
+        let message = format!("{}, but this is {}", wanted(kind), shown(found));
         let expected = suggestion(kind, found).unwrap_or_else(|| match (kind, found) {
             (Kind::Int(_), Value::Number(_)) => "round it, or declare the field as float".to_owned(),
             (Kind::Enum(values), _) => meant_or_one_of("", "keys", values.keys()),
@@ -410,7 +410,7 @@ impl FieldWalk<'_, '_> {
 
     /// An object in a field that is not one.
     fn object_mismatch(self, members: &Map<String, Value>) -> Given {
-        // How serde_json hands a number over if another crate turned its arbitrary precision on.
+        // How serde_json returns a number if another crate enabled its arbitrary precision.
         if let Some(Value::String(number)) = members.get("$serde_json::private::Number") {
             return match (number.parse::<i128>(), number.parse::<f64>()) {
                 (Ok(number), _) => self.scalar(Scalar::Int(number)),
@@ -419,7 +419,7 @@ impl FieldWalk<'_, '_> {
             };
         }
         if self.is_whole_collection() {
-            let message = "the field is a collection, and this is an object";
+            let message = "the field is a collection, but this is an object";
             self.cx.walk.sink.error(self.at, Rule::Collection, message, "write an array: [{...}]");
             return Given::Value;
         }
@@ -434,7 +434,7 @@ impl FieldWalk<'_, '_> {
         } else if matches!(kind, Kind::Reference(_)) {
             None
         } else {
-            // What such an object is mostly meant by.
+            // The member that usually holds the value of such an object.
             ["name", "value", "key", "id", "label", "title"].iter().find_map(|name| {
                 let member = members.get(*name).filter(|member| !member.is_null())?;
                 let written = if is_natural(kind, member) {
@@ -449,7 +449,7 @@ impl FieldWalk<'_, '_> {
             self.mismatch(&whole);
             return Given::Value;
         };
-        let message = format!("{}, and this is an object", wanted(kind));
+        let message = format!("{}, but this is an object", wanted(kind));
         self.cx.walk.sink.error(self.at, rule_of(kind), message, expected);
         Given::Value
     }
@@ -499,7 +499,7 @@ impl FieldWalk<'_, '_> {
                 }
                 other => {
                     let message = format!(
-                        "a part of rich text is a string or a mention, and this is {}",
+                        "a part of rich text is a string or a mention, but this is {}",
                         shown(&other)
                     );
                     let expected = "expected \"text\", or {\"ref_type\": \"users\", \"id\": \"7\"}";
@@ -510,11 +510,11 @@ impl FieldWalk<'_, '_> {
         Ok(Given::Value)
     }
 
-    /// A mention may be of an attachment, which is an `artifact`, besides the record types.
+    /// A mention may refer to the record types, and to an attachment, which is an `artifact`.
     fn mention_type(&mut self, at: &At<'_>, ref_type: &str) {
         let known = || self.cx.schema.record_types.iter().map(|declared| declared.key.as_str());
         if ref_type != "artifact" && !known().any(|known| known == ref_type) {
-            let message = format!("{} is no declared record type", quoted(ref_type));
+            let message = format!("{} is not a declared record type", quoted(ref_type));
             let expected = meant_or_one_of(ref_type, "declared record types", known());
             self.cx.walk.sink.warning(&at.key("ref_type"), Rule::RefType, message, expected);
         }
@@ -562,7 +562,7 @@ impl FieldWalk<'_, '_> {
         Ok(Given::Value)
     }
 
-    /// The members of an object, as they are.
+    /// The members of an object, unchanged.
     fn members<'de, A: MapAccess<'de>>(&mut self, map: A) -> Result<Map<String, Value>, A::Error> {
         AnyWalk { sink: &mut self.cx.walk.sink, at: self.at, keep: true }.members(map)
     }
@@ -573,7 +573,7 @@ impl FieldWalk<'_, '_> {
         match members.get("member_id") {
             Some(Value::String(id)) if !id.is_empty() => {}
             Some(Value::Number(number)) => {
-                let message = format!("a reference is a string, and this is the number {number}");
+                let message = format!("a reference is a string, but this is the number {number}");
                 sink.error(&at, Rule::ReferenceForm, message, format!("write \"{number}\""));
             }
             Some(other) => {
@@ -588,7 +588,7 @@ impl FieldWalk<'_, '_> {
         let at = self.at.key("role");
         match (members.get("role"), role) {
             (Some(Value::String(key)), Some(values)) if !values.contains(key) => {
-                let message = format!("{} is no key of the roles", quoted(key));
+                let message = format!("{} is not a key of the roles", quoted(key));
                 sink.error(&at, Rule::EnumValue, message, enum_expected(values, key));
             }
             (None | Some(Value::Null | Value::String(_)), _) => {}
@@ -632,7 +632,7 @@ fn check_ref(sink: &mut Sink, at: &At<'_>, members: &Map<String, Value>, what: &
 
 fn unknown_members(sink: &mut Sink, at: &At<'_>, members: &Map<String, Value>, what: &str, known: &[&str]) {
     for key in members.keys().filter(|key| !known.contains(&key.as_str())) {
-        let message = format!("the key {} means nothing in a {what}, and is passed over", quoted(key));
+        let message = format!("the key {} has no meaning in a {what}, and is ignored", quoted(key));
         sink.warning(
             &at.key(key),
             Rule::Undeclared,
@@ -669,7 +669,7 @@ impl<'de> Visitor<'de> for FieldWalk<'_, '_> {
         Ok(self.scalar(Scalar::Int(value.into())))
     }
     fn visit_f64<E>(self, value: f64) -> Result<Given, E> {
-        // The one whole number that serde_json hands over as a float though it fits: -0.
+        // The one whole number that serde_json returns as a float although it fits: -0.
         if value == 0.0 && value.is_sign_negative() {
             return Ok(self.scalar(Scalar::Int(0)));
         }
@@ -701,7 +701,7 @@ impl<'de> Visitor<'de> for FieldWalk<'_, '_> {
             let message = "an element of the collection is an array itself".to_owned();
             (message, "write its elements into the collection directly")
         } else {
-            let message = format!("the field holds one value, and this is an array of {elements}");
+            let message = format!("the field holds one value, but this is an array of {elements}");
             (message, "write one value, or add \"collection\": {} to the field in the metadata")
         };
         self.cx.walk.sink.error(self.at, Rule::Collection, message, expected);

@@ -1,5 +1,5 @@
-//! Checks what metadata says about how fields depend on each other: conditions, stage diagrams, link names. Records are
-//! not checked by it.
+//! Checks the parts of metadata that relate fields to each other: conditions, stage diagrams, link names. Records are
+//! not checked against them.
 
 use serde_json::{Map, Value};
 
@@ -16,7 +16,7 @@ impl<'v> Reader<'v, '_> {
             let field = fields.find(controlling);
             if field.is_none() {
                 let message = format!(
-                    "the condition is on {}, which is no field of this record type",
+                    "the condition is on {}, which is not a field of this record type",
                     quoted(controlling)
                 );
                 let expected = meant_or_one_of(controlling, "fields", fields.keys());
@@ -44,7 +44,7 @@ impl<'v> Reader<'v, '_> {
                     && !values.contains(value)
                 {
                     let message =
-                        format!("{} is no value of the enum {}", quoted(value), quoted(controlling));
+                        format!("{} is not a value of the enum {}", quoted(value), quoted(controlling));
                     let expected = meant_or_one_of(value, "values", values.keys());
                     self.sink.error(&at.key("value"), Rule::Condition, message, expected);
                 }
@@ -74,7 +74,7 @@ impl<'v> Reader<'v, '_> {
             match key.as_str() {
                 Some(key) if fields.find(key).is_some() => {}
                 Some(key) => {
-                    let message = format!("{} is no field of this record type", quoted(key));
+                    let message = format!("{} is not a field of this record type", quoted(key));
                     self.sink.error(
                         &at,
                         Rule::Condition,
@@ -90,7 +90,7 @@ impl<'v> Reader<'v, '_> {
         }
     }
 
-    /// The enum field that `key` names, and the name of that field.
+    /// The enum field with the key `key`, and its name.
     fn enum_field<'f>(
         &mut self,
         at: &At<'_>,
@@ -109,16 +109,16 @@ impl<'v> Reader<'v, '_> {
         let at = at.key(key);
         match fields.find(name) {
             Some((_, FieldDecl { kind: Kind::Enum(values), .. })) => return Some((name, values)),
-            // Its own declaration is broken, and says so.
+            // Its own declaration is broken, which has a finding already.
             Some((_, FieldDecl { kind: Kind::Any, .. })) => {}
             Some(_) => {
-                let message = format!("the field {} is no enum", quoted(name));
+                let message = format!("the field {} is not an enum", quoted(name));
                 let enums = fields.list.iter().filter(|field| matches!(field.kind, Kind::Enum(_)));
                 let expected = meant_or_one_of(name, "enum fields", enums.map(|field| field.key.as_str()));
                 self.sink.error(&at, rule, message, expected);
             }
             None => {
-                let message = format!("{} is no field of this record type", quoted(name));
+                let message = format!("{} is not a field of this record type", quoted(name));
                 self.sink.error(&at, rule, message, meant_or_one_of(name, "fields", fields.keys()));
             }
         }
@@ -159,7 +159,8 @@ impl<'v> Reader<'v, '_> {
             if let Some((field, values)) = controlling
                 && !values.contains(key)
             {
-                let message = format!("the stage {} is no value of the enum {}", quoted(key), quoted(field));
+                let message =
+                    format!("the stage {} is not a value of the enum {}", quoted(key), quoted(field));
                 self.sink.error(&at, rule, message, meant_or_one_of(key, "values", values.keys()));
             }
             let Some(stage) = self.object(&at, stage, "an object, which may be empty: {}") else { continue };
@@ -231,7 +232,7 @@ impl<'v> Reader<'v, '_> {
         }
     }
 
-    /// The state that a stage is in is declared by the diagram, or one that there always is.
+    /// Checks that the state of a stage is declared by the diagram, or is a default one.
     fn state_of_stage(
         &mut self,
         at: &At<'_>,
@@ -250,7 +251,7 @@ impl<'v> Reader<'v, '_> {
         }
     }
 
-    /// Reads where a stage may go. Returns whether it says anything about that.
+    /// Reads the transitions of a stage. Returns whether it lists any.
     fn transitions(
         &mut self,
         at: &At<'_>,
@@ -312,7 +313,7 @@ impl<'v> Reader<'v, '_> {
             if let Some((field, values)) = values
                 && !values.contains(key)
             {
-                let message = format!("{} is no value of the enum {}", quoted(key), quoted(field));
+                let message = format!("{} is not a value of the enum {}", quoted(key), quoted(field));
                 self.sink.error(&at, rule, message, meant_or_one_of(key, "values", values.keys()));
             }
             let Some(directions) =

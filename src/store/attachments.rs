@@ -1,23 +1,28 @@
-//! The queue of attachments: named while data is extracted, worked off days later, each settled once.
+//! The queue of attachments. Records of the data phase name them, the attachments phase transfers them (perhaps days
+//! later), and each is settled once.
 //!
-//! A record of item type `attachments` that is staged in the data phase is queued in the same transaction, under the
-//! number of its line among all such lines of the run. Once per (id, parent id) and run: named again, it is worked off
-//! at its last place. One that a finished run settled is queued anew only if its url, name or date changed.
+//! A record of item type `attachments` that is staged in the data phase is queued in the same transaction. Its number
+//! in the queue is the number of its line among all such lines of the run. Within a run, an (id, parent id) pair is
+//! queued once: if it is named again, it moves to the later place. An attachment that a finished run has settled is
+//! queued again only if its url, name or date has changed.
 //!
-//! | step | stored by it | killed right after it, the next life |
+//! | step | what it stores | what the next life does if the process is killed right after it |
 //! | --- | --- | --- |
 //! | staged | the attachment, pending | streams it |
 //! | uploaded | the artifact id of its bytes | confirms that id, streams nothing |
-//! | retry | tries, why, when the next is due | tries again, then |
-//! | settled | gone from the queue; its line for the platform is in an open batch | goes on with the others |
-//! | failed | gone from the queue, listed with the reason | goes on with the others |
+//! | retry | tries, why, when the next is due | tries again at that time |
+//! | settled | the attachment leaves the queue; its line for the platform is in an open batch | goes on with the
+//! others |
+//! | failed | the attachment leaves the queue and is listed with the reason | goes on with the others |
 //!
-//! A transaction takes in whatever came to an end since the one before it. Each attachment is a row of its own, and a
-//! settled one leaves the queue, so none of these depends on how many there are.
+//! One transaction stores the outcome of every attachment that ended since the transaction before. Each attachment is
+//! a row of its own, and a settled one leaves the queue, so the cost of a step does not depend on how many
+//! attachments there are.
 //!
-//! Without the store file the queue is made again from the artifacts in which the run announced the metadata. All lines
-//! of a run are known before its first attachment is streamed, and an attachment is worked off at the last of them; so
-//! what lies before the checkpoint's position need not be known again, but for the unsettled few that it names.
+//! Without the store file, the queue is rebuilt from the artifacts in which the run announced the metadata. All lines
+//! of a run are known before its first attachment is streamed, and each attachment is processed at the last line that
+//! names it. So lines before the checkpoint's position are not needed again, except those of the few unsettled
+//! attachments that the checkpoint names.
 
 mod failed;
 pub(super) mod queue;

@@ -1,16 +1,17 @@
-//! The portable form of a sync unit's state: what a worker without a disk lives by.
+//! The portable form of a sync unit's state: all that a worker without a disk keeps.
 //!
-//! A checkpoint has structs of its own (`form`), so that rows may change without it, and reads what earlier versions saved
-//! (`version_1`). It has two parts. The *position* stands at the end of a page all of whose
-//! batches, and all before it, are uploaded: streams with their cursors, counts, values. It is taken only when
-//! nothing is open or merely staged, and kept in the store as it was saved. The rest is as of *now*: the run, its
-//! events, what is uploaded but not announced (of what the position names, and nothing else), the sealed message. So
-//! a checkpoint saved between two positions names no artifact that the cursors in it would extract again.
+//! A checkpoint has structs of its own (`form`), so that rows may change without it. It can read what earlier
+//! versions saved (`version_1`). It has two parts. The *position* stands at the end of a page: streams with their
+//! cursors, counts, values. All batches up to there are uploaded. It is taken only when no batch is open or merely
+//! staged, and kept in the store as it was saved. The other part describes *now*: the run, its events, the sealed
+//! message, and the batches that are uploaded but not announced, as far as the position covers them. So a checkpoint
+//! that is saved between two positions names no artifact that its cursors would extract again.
 //!
-//! A restored batch has no bytes, and nobody knows whether a confirm of it was tried.
+//! A restored batch has no bytes, and whether its confirm was tried is unknown.
 //!
 //! A *holder token* names the one live holder of the unit. A disk is used only if it knows the platform's token: as
-//! the one that it found there, or as the one that it was about to write. Otherwise it is a stale one, and discarded.
+//! the one that it found there, or as the one that it was about to write. Otherwise the disk is stale and is
+//! discarded.
 
 mod children;
 pub(super) mod digests;
@@ -54,18 +55,19 @@ use form::{
 pub(crate) use form::{CHECKPOINT_KEY, Checkpoint, Position};
 pub(crate) use room::Room;
 
-/// Events of a run, and runs of a unit, that a checkpoint names.
+/// The most events of a run, and runs of a unit, that a checkpoint names.
 const EVENTS_MAX: usize = 256;
 const RUNS_MAX: usize = 64;
-/// Ledger rows that a checkpoint keeps, and bytes of them: older ones of more do without what they say of item types.
+/// The most ledger rows that a checkpoint keeps, and their bytes. If they are over it, older rows lose their counts
+/// by item type.
 const LEDGER_MAX: u64 = 8;
 const LEDGER_BYTES_MAX: usize = 20_000;
 
 impl Checkpoint {
-    /// As it stands in the worker state.
+    /// The JSON text in the worker state.
     ///
     /// # Errors
-    /// `Corrupt` if it cannot be written; that is a fault of ours.
+    /// `Corrupt` if it cannot be written; that is a bug in this crate.
     pub(crate) fn to_json(&self, sync_unit: &str) -> Result<String> {
         let fault =
             |reason: String| Error::Corrupt { what: format!("the checkpoint of {sync_unit}"), reason };
@@ -73,10 +75,10 @@ impl Checkpoint {
         serde_json::to_string(&envelope).map_err(|error| fault(error.to_string()))
     }
 
-    /// Reads what was saved, in the form of any version so far.
+    /// Reads the JSON text of a checkpoint of any version so far.
     ///
     /// # Errors
-    /// `WorkerState` if it is not whole, or of a newer version.
+    /// `WorkerState` if it is damaged, or of a newer version.
     pub(crate) fn from_json(json: &str, sync_unit: &str) -> Result<Self> {
         #[derive(Deserialize)]
         struct Form {
@@ -98,13 +100,13 @@ impl Checkpoint {
         }
     }
 
-    /// The body of the sealed message, if there is one that may have to be sent.
+    /// The body of the sealed message, if there is one that may still have to be sent.
     pub(crate) fn sealed_body(&self) -> Option<&str> {
         let message = self.message.as_ref().filter(|message| message.fate == FatePart::Sealed)?;
         Some(&message.body)
     }
 
-    /// How the unit stands.
+    /// The state of the unit, for an operator.
     pub(crate) fn standing(&self) -> Standing {
         let open = self.run.as_ref().filter(|run| run.status == StatusPart::Open);
         Standing {
@@ -120,7 +122,7 @@ impl Checkpoint {
         self.position.values.get(CONNECTOR_STATE_VALUE).map(String::as_str)
     }
 
-    /// Names an event that asked for a deletion, too.
+    /// Adds an event that asked for a deletion.
     pub(crate) fn after(mut self, deletion: &Deletion) -> Self {
         let digest = IdHash::Digest(Digest::of(&deletion.identity));
         if deletion.told_apart && !self.deletions.contains(&digest) {
@@ -130,34 +132,34 @@ impl Checkpoint {
         self
     }
 
-    /// Whether it says no more of the unit than what outlived its deletion.
+    /// Whether it holds nothing of the unit but what outlived its deletion.
     pub(crate) fn has_no_run(&self) -> bool {
         self.run.is_none()
     }
 
-    /// The life of the run that saved it.
+    /// The epoch of the run when it was saved.
     pub(crate) fn epoch(&self) -> u64 {
         self.run.as_ref().map_or(0, |run| run.epoch)
     }
 }
 
-/// Artifacts of a run as a checkpoint tells of them.
+/// The artifacts of a run, as a checkpoint lists them.
 #[derive(Debug, Default)]
 struct Artifacts {
-    /// What is uploaded at the position, and not announced.
+    /// Uploaded at the position, and not announced.
     unannounced: Vec<ArtifactPart>,
     /// The batches that the sealed message announces.
     sealed: Vec<u64>,
-    /// The ids under which it does so.
+    /// The ids under which it announces them.
     announced_ids: Vec<String>,
 }
 
-/// What a disk knows of who holds its unit.
+/// What a disk knows about who holds its unit.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Holder {
-    /// The token found on the platform last, and the one that was then to be written there.
+    /// The token that was last found on the platform, and the one that was then to be written there.
     pub(crate) tokens: (Option<String>, Option<String>),
-    /// The life of the unit's newest run.
+    /// The epoch of the unit's newest run.
     pub(crate) epoch: u64,
 }
 
@@ -189,7 +191,7 @@ impl SyncUnit {
         })
     }
 
-    /// Forgets what is stored of the unit, for the platform knows nothing of it: it is a stale disk's.
+    /// Forgets what is stored of the unit, because the platform knows nothing of it: this disk is stale.
     ///
     /// # Durability
     /// When this returns `Ok`, it survives power loss.
@@ -197,7 +199,7 @@ impl SyncUnit {
         self.inner.tables.change(|change| self.discard(change))
     }
 
-    /// The checkpoint of a unit that has no run: what outlives a deletion of its state, this one among it.
+    /// The checkpoint of a unit without a run: what outlives a deletion of its state, including this deletion.
     ///
     /// # Errors
     /// `Corrupt` or `Io`.
@@ -205,7 +207,7 @@ impl SyncUnit {
         Ok(self.checkpoint_of_unit(token)?.after(deletion))
     }
 
-    /// The checkpoint of a unit that has no run: what outlives a deletion of its state.
+    /// The checkpoint of a unit without a run: what outlives a deletion of its state.
     ///
     /// # Errors
     /// `Corrupt` or `Io`.
@@ -237,7 +239,7 @@ impl SyncUnit {
 }
 
 impl Run {
-    /// Where the run stands, if that is between pages: nothing is open and everything is uploaded.
+    /// The position of the run, if it is between pages: no batch is open and everything is uploaded.
     pub(crate) fn position(&self) -> Result<Option<Position>> {
         self.inner.tables.view(|rows| {
             let prefix = self.run_key();
@@ -383,7 +385,8 @@ impl Run {
         for (tail, batch) in rows.all(&BATCHES, &self.run_key())? {
             let seq = self.number(&tail)?;
             match batch.state {
-                // Staged behind the position is what the platform would not confirm: it was uploaded all the same.
+                // A batch that is staged again before the position is one that the platform refused to confirm; it
+                // was uploaded.
                 BatchState::Staged | BatchState::Uploaded | BatchState::Confirmed if seq < next_seq => {
                     artifacts.unannounced.push(ArtifactPart::of(seq, batch));
                 }
@@ -397,7 +400,7 @@ impl Run {
         Ok(artifacts)
     }
 
-    /// Records that a checkpoint was saved that stands at its own position: what it names may be confirmed.
+    /// Records that a checkpoint at its own position was saved: the batches that it names may be confirmed.
     ///
     /// # Durability
     /// When this returns `Ok`, the next checkpoint stands there or further on, also after power loss.
@@ -413,10 +416,10 @@ impl Run {
         })
     }
 
-    /// Forgets the events of which a checkpoint tells nothing, so that this disk need not either.
+    /// Forgets the events that a checkpoint does not hold, because this disk does not need them either.
     ///
-    /// A lookup of an event goes on to the next number while there is a row, so a row that others may stand behind is
-    /// kept. Rows never move: their numbers stand in the rows of the run and of its messages.
+    /// A lookup of an event goes on to the next number while there is a row. So a row is kept if others may follow
+    /// it. Rows never move: the rows of the run and of its messages hold their numbers.
     fn forget_old_events(&self, change: &Change<'_>) -> Result<()> {
         let mut events = Vec::new();
         for (tail, event) in change.all(&EVENTS, &self.run_key())? {
@@ -440,7 +443,7 @@ impl Run {
         self.inner.tables.view(|rows| Ok(rows.get(&VALUES, &key)?.is_some()))
     }
 
-    /// Whether no checkpoint of the run was saved yet.
+    /// Whether no checkpoint of the run has been saved yet.
     pub(crate) fn has_no_position(&self) -> Result<bool> {
         self.inner.tables.view(|rows| Ok(rows.get(&POSITIONS, &self.run_key())?.is_none()))
     }
@@ -450,7 +453,7 @@ impl Run {
             Some(Json(json)) => {
                 serde_json::from_slice(json.as_bytes()).map_err(|error| self.unreadable(error.to_string()))
             }
-            // A run that is over, or of which nothing was saved yet.
+            // A run that is over, or of which nothing has been saved yet.
             None => Ok(Position {
                 next_seq: 1,
                 values: self.values(rows)?,
@@ -537,8 +540,8 @@ mod tests {
         assert_eq!(serde_json::to_string(&checkpoint).unwrap(), GOLDEN);
         let written = checkpoint.to_json("acme/tickets").unwrap();
         assert_eq!(Checkpoint::from_json(&written, "acme/tickets").unwrap(), checkpoint);
-        // The bytes of the body are the compressor's; that they are read is ours. It names its run by 64 bits, and no
-        // artifact ids that were used.
+        // The compressor decides the bytes of the body; that we read them is ours to test. This one has a run id of
+        // 64 bits, and no list of used artifact ids.
         let mut saved = Checkpoint::from_json(GOLDEN_SAVED, "acme/tickets").unwrap();
         assert_eq!(saved.run_ids[0].id, IdHash::Short(0xce76_c6e1_d1fc_c200));
         saved.run_ids.clone_from(&checkpoint.run_ids);
@@ -582,13 +585,13 @@ mod tests {
         }
     }
 
-    /// Every row that is known by an id, through a checkpoint and back.
+    /// Every row that is found by an id, through a checkpoint and back.
     #[test]
     fn ids_whose_64_bit_hashes_are_one_are_two_after_a_checkpoint_and_hashes_of_64_bits_still_restore() {
         let dir = tempfile::tempdir().unwrap();
         let open =
             |name: &str| Store::open(dir.path().join(name)).unwrap().sync_unit("acme/tickets").unwrap();
-        // The one run's id, and the one event's identity, have the hash of the other's.
+        // The id of one run has the same hash as the other's; so do the identities of two events.
         let [one, other] = ["cgacponhdmlhpbcg", "ihganlcdfnnmgpck"];
         let event = |identity: &str, run: &str| Incoming {
             identity: identity.to_owned(),
@@ -608,7 +611,7 @@ mod tests {
         let is_known = |checkpoint: &Checkpoint, name: &str| {
             let unit = open(name);
             unit.restore(checkpoint, &[]).unwrap();
-            // The same event again is resumed; one with its hash is another.
+            // The same event again is resumed; another event with its hash is a new one.
             let event = |identity: &str| event(identity, "second");
             let events = |unit: &SyncUnit| {
                 let run = unit.newest_run().unwrap().unwrap();
@@ -622,7 +625,7 @@ mod tests {
             };
             let runs = (late(one), late(other));
             unit.accept(&event(other), false, None).unwrap();
-            // What was restored, and what is whole now, is named anew.
+            // What was restored by its hash, and is complete now, is named again.
             let run = unit.newest_run().unwrap().unwrap();
             let again = run.checkpoint("the token", None, u64::MAX).unwrap();
             for part in &checkpoint.run_ids {
@@ -632,25 +635,25 @@ mod tests {
             (runs, events(&unit))
         };
         assert_eq!(is_known(&whole, "b.redb"), ((true, false), 2));
-        // Where no more than the hash was kept of a past run, it cannot be told from the other. Of an event neither, until
-        // it is named again.
+        // If only the hash of a past run was kept, it cannot be told from the other. An event cannot either, until it
+        // is named again.
         let mut short = whole;
         for id in short.run_ids.iter_mut().map(|part| &mut part.id) {
             *id =
                 IdHash::Short(name_hash(if *id == IdHash::Digest(Digest::of(one)) { one } else { "second" }));
         }
         short.events.iter_mut().for_each(|part| part.id = IdHash::Short(name_hash(one)));
-        // The ledger has the one's id, and the run at hand its own.
+        // The ledger has the id of one, and the current run has its own.
         assert_eq!(is_known(&short, "c.redb"), ((true, false), 2));
         short.ledger.clear();
         assert_eq!(is_known(&short, "d.redb"), ((true, true), 2));
-        // An entry of the ledger that is of another run says nothing.
+        // An entry of the ledger that belongs to another run is not used.
         let mut other_id = short.clone();
         other_id.run.as_mut().unwrap().id = "third".to_owned();
         assert!(short.run_ids.iter().all(|part| matches!(other_id.known_run_id(part), KnownId::Short(_))));
     }
 
-    /// Looked for, a twin's row is found only as long as the rows before it are there.
+    /// A lookup finds the row of a twin only while the rows before it are there.
     #[test]
     fn an_old_event_is_kept_while_one_with_its_hash_stands_behind_it() {
         let store = Store::options().open_in(crate::store::backend::memory::Memory::new(), "memory").unwrap();
@@ -688,12 +691,12 @@ mod tests {
         assert_eq!(stand(&run), (true, true, true));
         save(&run);
         assert_eq!(stand(&run), (false, true, true));
-        // Delivered once more, it is known for one that newer ones have followed.
+        // Delivered again, it is recognised as one that newer events have followed.
         for identity in [one, other] {
             let again = unit.accept(&event(identity), false, None);
             assert!(matches!(again, Err(Error::StaleEvent { .. })), "{identity}: {again:?}");
         }
-        // One more, and both go.
+        // One more event, and both are forgotten.
         let run = accept("the last");
         save(&run);
         assert_eq!(stand(&run), (false, false, false));
@@ -724,7 +727,7 @@ mod tests {
     #[test]
     fn version_1_is_read_and_a_value_of_it_that_was_changed_is_found() {
         let read = Checkpoint::from_json(VERSION_1, "acme/tickets").unwrap();
-        // As this version would have saved the same, but for the position's place in the run and its longer hashes.
+        // What this version would have saved, except for the position's place in the run and its longer hashes.
         assert_eq!(
             read,
             Checkpoint::from_json(&read.to_json("acme/tickets").unwrap(), "acme/tickets").unwrap()
@@ -733,7 +736,7 @@ mod tests {
         assert_eq!(read.used, UsedPart::default());
         assert_eq!((read.unit, read.run, read.bookmarks), (expected.unit, expected.run, expected.bookmarks));
         assert_eq!((read.position, read.artifacts), (expected.position, expected.artifacts));
-        // Another program may have written it back with other order and spacing.
+        // Another program may have written it back with another order and spacing.
         let value: serde_json::Value = serde_json::from_str(VERSION_1).unwrap();
         let members: serde_json::Map<_, _> = value.as_object().unwrap().clone().into_iter().rev().collect();
         let reordered = serde_json::to_string_pretty(&members).unwrap();
@@ -747,7 +750,7 @@ mod tests {
         }
     }
 
-    /// What the body holds.
+    /// The content of the body.
     const GOLDEN: &str = concat!(
         r#"{"token":"the token","unit":{"created_at":1750000000000000,"run":1,"next_run":2,"next_message":1,"wa"#,
         r#"termark":null,"bounds":[null,null],"inherited":null,"connector_version":null},"run":{"no":1,"id":"20"#,

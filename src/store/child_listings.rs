@@ -1,8 +1,9 @@
 //! Listings that a page named: the comments of one issue, the files of one folder.
 //!
-//! A page names *child listings*, each by its stream and the id of its parent, with something small that the extractor
-//! needs to read it. They are stored in the page's transaction, and each has a cursor of its own. A row of one is there
-//! exactly while it is pending, that is named and not exhausted; what is left of it then is that it was named.
+//! A page names *child listings*, each by its stream and the id of its parent, with a small value that the extractor
+//! needs to read it. They are stored in the page's transaction, and each has a cursor of its own. A child listing is
+//! *pending* from when it is named until it is exhausted, and has a row for that time. Afterwards, only the fact that
+//! it was named is kept.
 //!
 //! | table | key after unit and run | value |
 //! | --- | --- | --- |
@@ -10,13 +11,14 @@
 //! | `child_listing_ids` | stream, a zero byte, parent id | [`ChildIdRow`], until the run is over |
 //! | `child_streams` | stream | [`ChildStreamRow`]: the counts of all child listings of a stream |
 //!
-//! - A stream and a parent name one child listing in a run, however often pages name it. It is worked off once. Where a
-//!   checkpoint brought the run back, that holds for those that are pending: of one that was exhausted before, nothing is
-//!   known any more, and named again it is read again: a run may have millions, and a checkpoint has no room for their ids.
-//! - A child listing stands *under* the one that is to wait for it: the one whose page named it, if that goes on, else the
-//!   one under which that stands; none if nothing waits. So what it stands under is pending itself, or a stream.
-//! - Of a run, [`CHILD_LISTINGS_MAX`] may be pending, of [`CHILD_LISTINGS_BYTES_MAX`] together. A page that would exceed
-//!   that is refused whole.
+//! - Within a run, a stream and a parent identify one child listing, however often pages name it. It is read once. If
+//!   a checkpoint restored the run, this holds for the pending ones only: exhausted ones are forgotten, so if one of
+//!   them is named again, it is read again. A run may have millions, and a checkpoint has no room for their ids.
+//! - A child listing stands *under* the listing that waits for it. That is the listing whose page named it, or, if
+//!   that listing ends with this page, the one that it stands under itself. None, if nothing waits. So a child
+//!   listing always stands under a pending one, or under a stream.
+//! - At most [`CHILD_LISTINGS_MAX`] may be pending in a run, of [`CHILD_LISTINGS_BYTES_MAX`] bytes together. A page
+//!   that would exceed this is refused whole.
 
 use crate::error::{Error, Result};
 use crate::model::{CHILD_LISTINGS_BYTES_MAX, CHILD_LISTINGS_MAX, ParentId, StreamName};
@@ -27,7 +29,7 @@ use super::rows::{CHILD_IDS, CHILD_STREAMS, CHILDREN, ChildIdRow, ChildRow, Chil
 use super::run::Run;
 use super::tables::{Change, Rows};
 
-/// A pending child listing, and where it goes on.
+/// A pending child listing, and the cursor from which it goes on.
 #[derive(Debug)]
 pub(crate) struct Child {
     pub(crate) stream: StreamName,
@@ -38,7 +40,7 @@ pub(crate) struct Child {
     pub(crate) cursor: Option<String>,
 }
 
-/// How errors name a child listing.
+/// The name of a child listing in errors.
 pub(super) fn named(stream: &str, parent: &str) -> String {
     format!("{stream} of {parent}")
 }
@@ -50,13 +52,13 @@ impl ChildRow {
 }
 
 impl ChildStreamRow {
-    /// Those that are named and not exhausted.
+    /// Child listings that are named and not exhausted.
     pub(super) fn pending(&self) -> u64 {
         self.named.saturating_sub(self.exhausted)
     }
 }
 
-/// Where the child listings of a run stand, all streams together.
+/// The state of the child listings of a run, over all streams.
 #[derive(Debug, Default)]
 struct Totals {
     named: u64,
@@ -77,7 +79,7 @@ fn totals(run: &Run, rows: &impl Rows) -> Result<Totals> {
 }
 
 impl Run {
-    /// The pending child listings, by their numbers: in the order in which they were named.
+    /// The pending child listings, in the order in which they were named, with their numbers.
     ///
     /// # Errors
     /// `Fenced`, `Corrupt`, `Io`.
@@ -86,7 +88,7 @@ impl Run {
         let prefix = self.run_key();
         self.look(|rows, _| {
             rows.scan(&CHILDREN, &prefix, &prefix, |tail, row| {
-                // What is not asked for takes no memory.
+                // Only the fields that are asked for are kept in memory.
                 let row = ChildRow { data: String::new(), cursor: None, ..row };
                 pending.push((self.number_in(CHILDREN.name, tail)?, row));
                 Ok(true)
@@ -119,10 +121,10 @@ impl Run {
     }
 }
 
-/// Stores the child listings that a page names, but for those that the run knows; returns the numbers of the new ones.
+/// Stores the child listings that a page names and the run does not know yet; returns the numbers of the new ones.
 ///
 /// # Errors
-/// `TooLarge` if more would be pending than may.
+/// `TooLarge` if too many would be pending.
 pub(super) fn name_children(
     run: &Run,
     change: &Change<'_>,
@@ -167,7 +169,7 @@ pub(super) fn name_children(
 fn check_room(run: &Run, all: &Totals, child: &NewChild) -> Result<()> {
     let too_large = |found, limit, unit| Error::TooLarge {
         what: format!(
-            "what is pending of {} with child listing {} (name fewer on one page)",
+            "the pending child listings of {} with {} (name fewer on one page)",
             run.unit,
             named(child.stream.as_str(), child.parent.as_str())
         ),
@@ -184,7 +186,7 @@ fn check_room(run: &Run, all: &Totals, child: &NewChild) -> Result<()> {
     Ok(())
 }
 
-/// Moves a child listing on by a page; returns it as it was.
+/// Moves a child listing on by a page; returns its row from before.
 ///
 /// # Errors
 /// `Invalid` if the page leads to the cursor that it was fetched with.

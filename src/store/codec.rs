@@ -1,12 +1,12 @@
-//! How a stored value is written: an envelope that no flipped byte gets through.
+//! How a stored value is encoded: in an envelope that detects every flipped byte.
 //!
-//! Shape: `version: u8`, `crc: u32 little-endian` (CRC-32 of version and body), `body`. The body of a crate-owned
-//! row is bincode (standard configuration, little-endian variable-length integers) and all of it must be consumed;
-//! what belongs to others (JSON text, gzip members, messages) is its own bytes.
+//! Shape: `version: u8`, `crc: u32 little-endian` (CRC-32 of version and body), `body`. The body of one of our own
+//! rows is bincode (standard configuration, little-endian variable-length integers), and all of it must be consumed.
+//! What belongs to others (JSON text, gzip members, messages) is stored as its own bytes.
 //!
 //! bincode cannot add a field, so a changed row is a new version: the old struct stays, with a `From`. Over half of
-//! all one-byte corruptions would decode without a word, hence the checksum; without the limit a flipped length
-//! would abort the process, hence the limit, which is checked even though the checksum has passed.
+//! all one-byte corruptions would decode without an error, hence the checksum. Without a limit, a flipped length
+//! would abort the process, hence the limit, which applies even after the checksum has passed.
 
 use std::borrow::Cow;
 
@@ -14,11 +14,11 @@ use flate2::Crc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Bytes that one bincode row may claim. Every row is far smaller: the largest holds the lines of one page.
+/// Bytes that one bincode row may claim to have. Every row is far smaller: the largest holds the lines of one page.
 const ROW_BYTES_MAX: usize = 256 * 1024 * 1024;
 const ENVELOPE_BYTES: usize = 5;
 
-/// Why stored bytes are no value.
+/// Why stored bytes are not a value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum DecodeError {
     #[error("it is of version {found}, newer than {supported}")]
@@ -50,7 +50,7 @@ pub(crate) fn seal(version: u8, body: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Takes the body of an envelope of at most version `supported`, with its version.
+/// Opens an envelope of at most version `supported`; returns the version and the body.
 pub(crate) fn open(bytes: &[u8], supported: u8) -> Result<(u8, &[u8]), DecodeError> {
     let Some((&[version, a, b, c, d], body)) = bytes.split_first_chunk::<ENVELOPE_BYTES>() else {
         return Err(DecodeError::Damaged(format!("it has {} bytes, less than its envelope", bytes.len())));
@@ -84,7 +84,7 @@ fn decode_body<T: DeserializeOwned>(body: &[u8]) -> Result<T, DecodeError> {
     Ok(row)
 }
 
-/// The body of a row of `version`, or of one before it as the fields that it lacks make it: see [`decode`].
+/// The body of a row of `version`; a row of an earlier version gets the fields that it lacks: see [`decode`].
 fn body_of<'b>(version: u8, grew: &[usize], bytes: &'b [u8]) -> Result<Cow<'b, [u8]>, DecodeError> {
     let (found, body) = open(bytes, version)?;
     if found == version {
@@ -98,9 +98,9 @@ fn body_of<'b>(version: u8, grew: &[usize], bytes: &'b [u8]) -> Result<Cow<'b, [
     Ok(Cow::Owned(whole))
 }
 
-/// Reads a row of at most `version` that has only grown at its end: `grew` are the fields that each version from the
-/// second on added. The default of such a field (`None`, 0, `false`, an empty list) is one zero byte, so an older row is
-/// read as if it had them.
+/// Reads a row of at most `version` whose later versions only added fields at its end: `grew` is the number of fields
+/// that each version from the second on added. The default of such a field (`None`, 0, `false`, an empty list) is one
+/// zero byte, so an older row is read as if it had them.
 pub(crate) fn decode<T: DeserializeOwned>(
     version: u8,
     grew: &[usize],

@@ -1,19 +1,20 @@
-//! The conversation about a run, as it is remembered: events taken in, and the one message that answers each.
+//! The conversation about a run, as it is stored: the events received, and the one message that answers each.
 //!
-//! An event is known by its identity. A new one proves that the message before it was accepted: the platform goes on
-//! only then. A seen one is answered with its sealed message, byte for byte. One of a past run, or one that a newer
-//! event has overtaken unanswered, is an error and changes nothing.
+//! An event is known by its identity. A new event proves that the message before it was accepted: the platform goes
+//! on only then. A known event is answered with its sealed message, byte for byte. An event of a past run, or an
+//! unanswered event that a newer one has followed, is an error and changes nothing.
 //!
 //! # What a crash leaves
 //!
 //! Every line is one transaction.
 //!
-//! | step | stored by it | killed right after it, the next life |
+//! | step | what it stores | what the next life does if the process is killed right after it |
 //! | --- | --- | --- |
 //! | accept | the event, and the run where it is new; the raised epoch | resumes the run: same start, same `since`; older lives are fenced |
 //! | seal | the message, its artifacts marked with it | sends the same bytes under the same key |
-//! | delivered | that the message was accepted; if it ends the run, watermark and bookmarks | answers the same event with the same bytes, does nothing else |
-//! | refused | the seal undone: artifacts confirmed again | seals a new message |
+//! | delivered | that the message was accepted; if it ends the run, watermark and bookmarks | answers the same event
+//! with the same bytes, and does nothing else |
+//! | refused | the undone seal: its artifacts are confirmed again | seals a new message |
 
 use crate::error::{Error, Result};
 use crate::model::{Micros, Move, Phase, RunId, Safeguard, Step, phase_move};
@@ -38,31 +39,31 @@ use super::tables::{Change, Rows};
 /// An event, as far as a store needs to know it.
 #[derive(Debug, Clone)]
 pub(crate) struct Incoming {
-    /// The same for the same event, however often it is delivered.
+    /// The same whenever the same event is delivered.
     pub(crate) identity: String,
-    /// Whether the identity holds an id of this one event; without one, every event of its kind looks the same.
+    /// Whether the identity holds an id of this one event; without one, all events of its kind look alike.
     pub(crate) has_ids: bool,
     pub(crate) run_id: Option<RunId>,
     pub(crate) phase: Phase,
     pub(crate) step: Step,
 }
 
-/// What is to be done about an event.
+/// What to do about an event.
 #[derive(Debug)]
 pub(crate) enum Accepted {
     /// Extract.
     Work(Run),
-    /// The phase is over: say its DONE, with whatever is confirmed and in no message yet.
+    /// The phase is over: send its DONE, with every batch that is confirmed and in no message yet.
     Repeat(Run),
-    /// Answer ERROR, with this reason.
+    /// Answer with ERROR, for this reason.
     Refuse(Run, String),
     /// Send the message that was sealed for it.
     Replay(Run, StoredMessage),
-    /// It was answered, and the bytes are gone: send nothing.
+    /// It was answered, and the message is gone: send nothing.
     AnsweredEarlier(Run),
 }
 
-/// A sealed message as it is stored.
+/// A sealed message, as stored.
 #[derive(Debug, Clone)]
 pub(crate) struct StoredMessage {
     pub(crate) no: u64,
@@ -84,22 +85,22 @@ pub(crate) struct Sealing<'a> {
     pub(crate) body: String,
     /// Its acceptance ends the run.
     pub(crate) finishes: bool,
-    /// Seconds that the source asked to be left alone, counted from now.
+    /// Seconds, from now, for which the source asked for no requests.
     pub(crate) delay_seconds: Option<u64>,
-    /// What an ERROR says is wrong, as it is in the body.
+    /// The error text of an ERROR, as in the body.
     pub(crate) error: Option<String>,
 }
 
 impl SyncUnit {
-    /// Takes in an event and says what is to be done about it.
+    /// Receives an event and decides what to do about it.
     ///
-    /// `restored` says that all this store knows of the unit comes from a checkpoint. Then an event whose predecessor was
-    /// not answered shows that a newer checkpoint was lost. A unit of which nothing is known begins with what it
+    /// `restored` says that all this store knows of the unit comes from a checkpoint. Then an event whose predecessor
+    /// was not answered shows that a newer checkpoint was lost. A unit of which nothing is known begins with what it
     /// `inherits`.
     ///
     /// # Errors
-    /// `StaleEvent`: it belongs to a past run or was overtaken; `Corrupt` or `Io`. Nothing was changed, but for what
-    /// the event proved of the message before it.
+    /// `StaleEvent`: it belongs to a past run, or a newer event has followed it; `Corrupt` or `Io`. Nothing was
+    /// changed, except what the event proved about the message before it.
     pub(crate) fn accept(
         &self,
         event: &Incoming,
@@ -136,7 +137,7 @@ impl SyncUnit {
             }
             if row.status != RunStatus::Open {
                 change.put(&RUNS, &run_key(unit.no, no), &row)?;
-                // Without a run id it was taken for this run's only while the run's last message was in doubt.
+                // Without a run id it was counted to this run only while the run's last message was in doubt.
                 if event.run_id.is_none() {
                     return Ok(Ok(self.enter_new(change, &mut unit, event, None)?));
                 }
@@ -146,7 +147,7 @@ impl SyncUnit {
         })?
     }
 
-    /// Begins a run, and makes the event its first.
+    /// Begins a run with the event as its first.
     fn enter_new(
         &self,
         change: &Change<'_>,
@@ -154,7 +155,7 @@ impl SyncUnit {
         event: &Incoming,
         inherits: Option<&Inherited>,
     ) -> Result<Accepted> {
-        // A store that does not know the run cannot know what of it was extracted before.
+        // A store that does not know the run cannot know what was extracted in it before.
         let lost = event.step == Step::Continue || event.phase == Phase::Attachments;
         let (no, mut row) = new_run(self, change, unit, event.run_id.as_ref(), lost)?;
         if let Some(run) = inherits.and_then(|inherited| inherited.run.as_ref()) {
@@ -163,8 +164,8 @@ impl SyncUnit {
         self.enter(change, unit, no, row, event, false)
     }
 
-    /// The run that an event belongs to; `None` if that is a new one. If no more than a hash of its id was known, the whole
-    /// id is, from now on. (An event of a past run changes nothing, this neither.)
+    /// The run that an event belongs to; `None` if it begins a new one. If only a hash of the run's id was known, the
+    /// whole id is stored from now on. (But an event of a past run changes nothing.)
     fn find_run(
         &self,
         change: &Change<'_>,
@@ -173,7 +174,7 @@ impl SyncUnit {
     ) -> Result<Option<(u64, RunRow)>> {
         let current = current_run(change, unit)?;
         let Some(id) = &event.run_id else {
-            // Without an id it is the run at hand, unless it starts something that this run has behind it.
+            // Without an id it belongs to the current run, unless it starts something that this run has already done.
             let Some((no, row)) = current else { return Ok(None) };
             let message = match row.message {
                 Some(message) => change.get(&MESSAGES, &message_key(unit.no, message))?,
@@ -202,7 +203,7 @@ impl SyncUnit {
         }
     }
 
-    /// What a seen event is answered with; `None` if it counts as a new one.
+    /// The answer to a known event; `None` if it counts as a new one.
     fn seen(
         &self,
         change: &Change<'_>,
@@ -223,7 +224,7 @@ impl SyncUnit {
                 change.put(&RUNS, &run_key(unit.no, no), row)?;
                 return Ok(Some(Ok(self.work(unit, no, row, event, true)?)));
             }
-            // Without an id an event is not known to be the one that was overtaken.
+            // Without an id, it cannot be recognised as the event that a newer one has followed.
             return Ok(event.has_ids.then(|| Err(self.stale(&row.id, "and a newer event has followed it"))));
         };
         let Some(message) = change.get(&MESSAGES, &message_key(unit.no, message_no))? else {
@@ -233,7 +234,7 @@ impl SyncUnit {
         if let MessageFate::Delivered { times } = message.fate {
             let goes_on = matches!(message.kind, MessageKind::Progress | MessageKind::Delay);
             if latest && goes_on && times >= 2 {
-                // The platform uses its ids again: progress beats another replay.
+                // The platform reuses its ids: going on is better than another replay.
                 row.events_reused += 1;
                 return Ok(None);
             }
@@ -243,7 +244,7 @@ impl SyncUnit {
         }
         let run = Run::new(self, unit.no, no, row, true)?;
         if message.body.is_empty() {
-            // A checkpoint does not keep what was delivered. That it is asked for counts as if it had been said again.
+            // A checkpoint does not keep delivered messages. That it is asked for counts as sending it again.
             if let MessageFate::Delivered { times } = message.fate {
                 let fate = MessageFate::Delivered { times: times.saturating_add(1) };
                 change.put(&MESSAGES, &message_key(unit.no, message_no), &MessageRow { fate, ..message })?;
@@ -261,7 +262,7 @@ impl SyncUnit {
         message.map_or(Ok(false), |message| run.is_undelivered(message))
     }
 
-    /// Makes an event the newest of its run, and the run enter, or go on with, its phase.
+    /// Makes an event the newest of its run; the run enters the event's phase, or goes on with it.
     fn enter(
         &self,
         change: &Change<'_>,
@@ -414,10 +415,10 @@ impl Run {
         })
     }
 
-    /// Records that the platform accepted a message. If it ends the run, the watermark moves now. Says whether the run is
-    /// over.
+    /// Records that the platform accepted a message. If it ends the run, the watermark moves now. Returns whether the
+    /// run is over.
     ///
-    /// # Errors
+    /// `Fenced`, `Corrupt`, `Io`; the message still counts as sealed.
     /// `Fenced`, `Corrupt`, `Io`; it counts as sealed still.
     pub(crate) fn delivered(&self, message: u64) -> Result<bool> {
         self.inner.tables.change(|change| {
@@ -440,8 +441,8 @@ impl Run {
         })
     }
 
-    /// Stores what is known of the acceptance of a message. The first time, what it names is delivered, and the run is
-    /// finished if the message ends it.
+    /// Stores what is known about the acceptance of a message. The first time, the batches that it names become
+    /// announced, and the run finishes if the message ends it.
     fn message_accepted(
         &self,
         change: &Change<'_>,
@@ -470,11 +471,11 @@ impl Run {
         Ok(())
     }
 
-    /// Undoes a seal, because the platform refused the message for good: its artifacts go into the next one, at most
-    /// `artifacts_max` of them if it was too large.
+    /// Undoes a seal, because the platform refused the message for good: its artifacts go into the next message. If
+    /// it was too large, the next one carries at most `artifacts_max` of them.
     ///
     /// # Errors
-    /// `Fenced`, `Corrupt`, `Io`; the message is sealed still.
+    /// `Fenced`, `Corrupt`, `Io`; the message is still sealed.
     pub(crate) fn refused(&self, message: u64, artifacts_max: Option<u64>) -> Result<()> {
         self.change(|change, row| {
             let message_key = message_key(self.unit_no, message);
@@ -503,8 +504,8 @@ impl Run {
         Ok(sealed.fate == MessageFate::Sealed)
     }
 
-    /// What the platform asked for: resolved by `resolve` once in a run, from the unit's bounds (oldest and newest
-    /// moment asked for so far) and the last watermark, and the same ever after.
+    /// What the platform asked for. `resolve` computes it once in a run, from the unit's bounds (the oldest and
+    /// newest moment asked for so far) and the last watermark; after that the stored result is returned.
     ///
     /// # Errors
     /// Those of `resolve`; `Fenced`, `Corrupt`, `Io`.
@@ -524,8 +525,8 @@ impl Run {
         })
     }
 
-    /// How long the source is to be left alone still, in whole seconds. More than was asked for cannot be left: then
-    /// the clock stepped back, and the wait is over.
+    /// How long the source still asks for no requests, in whole seconds. A remaining wait longer than the one asked
+    /// for means that the clock stepped back; then the wait is over.
     pub(crate) fn delay_left_seconds(&self) -> Result<Option<u64>> {
         let row = self.inner.tables.view(|rows| rows.need(&RUNS, &run_key(self.unit_no, self.no)))?;
         let Some(NotBefore { at, asked_seconds }) = row.not_before else { return Ok(None) };
@@ -534,20 +535,20 @@ impl Run {
         Ok((1..=asked_seconds).contains(&left).then_some(left))
     }
 
-    /// Percent of the phase that is done, as the extractor last estimated, and the artifacts that a message may carry
-    /// after one that was too large.
+    /// The progress of the phase in percent, as the extractor last estimated it, and the most artifacts that a
+    /// message may carry after one that was too large.
     pub(crate) fn progress_and_artifacts_max(&self) -> Result<(Option<u8>, Option<u64>)> {
         let row = self.inner.tables.view(|rows| rows.need(&RUNS, &run_key(self.unit_no, self.no)))?;
         Ok((row.progress, row.artifacts_max))
     }
 }
 
-/// What a run knows of an event, and the number under which that is or would be kept.
+/// What a run knows of an event, and the number of its row, or of the first free one.
 fn find_event(rows: &impl Rows, unit: u64, run: u64, identity: &str) -> Result<(u64, Option<EventRow>)> {
     find_by_id(rows, &EVENTS, &run_key(unit, run), identity, |row| &row.identity)
 }
 
-/// The idempotency key of a message: visible ASCII, as it becomes a header, and never the same for other bytes.
+/// The idempotency key of a message: visible ASCII, because it becomes a header, and different for different bytes.
 pub(crate) fn message_key_text(name: &str, body: &str) -> String {
     use std::fmt::Write;
     let mut key = String::new();
@@ -570,11 +571,11 @@ pub(super) mod tests {
     use super::*;
     use crate::record::Record;
 
-    /// Their XXH3 of 64 bits is the same.
+    /// Two texts with the same XXH3 of 64 bits.
     const TWINS: [&str; 2] = ["cgacponhdmlhpbcg", "ihganlcdfnnmgpck"];
 
-    /// Stages a batch of one record, has it uploaded and confirmed, and seals a PROGRESS that names it. Returns the number of
-    /// the message.
+    /// Stages a batch of one record, uploads and confirms it, and seals a PROGRESS that names it. Returns the number
+    /// of the message.
     pub(in crate::store) fn seal_a_batch(run: &Run, phase: Phase) -> u64 {
         let page = |_: Option<u32>| -> Result<Page<u32>> {
             Ok(Page::last().record("issues", Record::new("I-1", &serde_json::json!({}))?))
@@ -613,7 +614,7 @@ pub(super) mod tests {
         }
     }
 
-    /// The run that an event is late for.
+    /// The run for which an event is too late.
     fn stale(accepted: Result<Accepted>) -> String {
         match accepted {
             Err(Error::StaleEvent { run, .. }) => run,
@@ -638,7 +639,7 @@ pub(super) mod tests {
         let (_dir, unit) = unit();
         let [one, other] = TWINS;
         let first = work(unit.accept(&event("1", one, Step::Start), false, None));
-        // A new run, in place of the first, and the first is over.
+        // A new run replaces the first, which is over.
         let second = work(unit.accept(&event("2", other, Step::Start), false, None));
         assert_ne!((first.no, first.id().as_str()), (second.no, second.id().as_str()));
         assert!(matches!(
@@ -657,7 +658,7 @@ pub(super) mod tests {
             unit.came_late(&deletion("4", None)).unwrap() && !unit.came_late(&deletion("6", None)).unwrap()
         );
         let third = work(unit.accept(&event("7", "third", Step::Start), false, None));
-        assert_eq!(third.no, 1, "nothing was left of the unit but that");
+        assert_eq!(third.no, 1, "nothing else was left of the unit");
     }
 
     #[test]
@@ -677,7 +678,7 @@ pub(super) mod tests {
         };
         let sealed = run.seal(&sealing("{}")).unwrap();
         run.delivered(sealed.no).unwrap();
-        // Not taken for the one that was answered.
+        // It is not taken for the event that was answered.
         let run = work(unit.accept(&event(other, "run", Step::Continue), false, None));
         let sealed = run.seal(&sealing("[]")).unwrap();
         for (identity, body) in [(one, "{}"), (other, "[]")] {
@@ -689,7 +690,7 @@ pub(super) mod tests {
         assert!(run.is_undelivered(sealed.no).unwrap());
     }
 
-    /// As a checkpoint of an earlier version left them.
+    /// Ids as a checkpoint of an earlier version left them.
     #[test]
     fn an_id_that_is_known_by_64_bits_is_known_whole_once_it_is_named_again() {
         let (_dir, unit) = unit();
@@ -727,7 +728,7 @@ pub(super) mod tests {
             is_known.unwrap()
         };
         assert_eq!((is_known(other), known()), ((true, true), (KnownId::Number, KnownId::Number)));
-        // An event of the run names the run alone; the event itself, both.
+        // An event of the run names the run alone; the event itself names both.
         work(unit.accept(&event("2", one, Step::Continue), false, None));
         assert_eq!(known(), (KnownId::Whole(one.to_owned()), KnownId::Number));
         assert!(
@@ -743,7 +744,7 @@ pub(super) mod tests {
         assert_eq!((next.no, next.resumed()), (run.no + 1, false));
     }
 
-    /// A table may be put in place of the one in `transfer` for every move of a batch.
+    /// Every move of a batch may use another table than the one in `transfer`.
     #[test]
     fn what_an_accepted_message_names_moves_as_the_table_says_and_the_figures_with_it() {
         use crate::transfer::{Rules, State, Table, Tables};
@@ -802,12 +803,12 @@ pub(super) mod tests {
     fn a_deletion_is_late_by_its_run_and_by_itself_and_not_where_neither_is_known() {
         let (_dir, unit) = unit();
         work(unit.accept(&event("1", "first", Step::Start), false, None));
-        // The run at hand may ask for it; one that another has followed may not.
+        // The current run may ask for it; one that another has followed may not.
         assert!(!unit.came_late(&deletion("2", Some("first"))).unwrap());
         work(unit.accept(&event("3", "second", Step::Start), false, None));
         assert!(unit.came_late(&deletion("2", Some("first"))).unwrap());
         assert!(!unit.came_late(&deletion("2", Some("second"))).unwrap());
-        // What cannot be told from another is never taken for it.
+        // An event that cannot be told from others is never recognised.
         let without = Deletion { told_apart: false, ..deletion("any", None) };
         unit.delete_for(&without).unwrap();
         assert!(!unit.came_late(&without).unwrap());
@@ -846,7 +847,7 @@ pub(super) mod tests {
         assert_eq!((next.no, next.resumed()), (first.no + 1, false));
         assert!(!first.is_undelivered(sealed.no).unwrap(), "the event proved it");
         assert_eq!(next.since(), Some(first.started_at()), "and so the run is finished");
-        // Of an event with the run's id it is still said.
+        // An event that has the run's id is still stale.
         let late = Incoming { run_id: Some(first.id().clone()), ..start };
         assert_eq!(stale(unit.accept(&late, false, None)), first.id().as_str());
     }

@@ -1,12 +1,13 @@
-//! Cursors that lead nowhere: a page that leads back to its own cursor, and a cycle of several pages.
+//! Cursors that make no progress: a page that leads back to its own cursor, and a cycle of several pages.
 //!
-//! Either would be read for ever, and its records announced each time. A page that leads to the very cursor it was
-//! fetched with is found at once, wherever the invocation before it ended. A longer cycle is found within one
-//! invocation by Brent's algorithm (R. P. Brent, "An improved Monte Carlo factorization algorithm", BIT 20, 1980): it
-//! keeps one earlier cursor, replaced after 1, 2, 4, 8... pages, and compares each new one with it. So its memory is one
-//! cursor whatever the length of the stream, and a cycle of `n` cursors that begins after `m` pages is found before the
-//! `2 * max(m, n) + n`th page is staged. Cursors are compared whole, as JSON: two different ones are never taken for the
-//! same. (A cursor that is written differently each time, a map in random order, is not recognised.)
+//! Either would be read forever, and its records announced each time. A page that leads to the very cursor it was
+//! fetched with is found at once, also if another invocation fetched the page before it. A longer cycle is found
+//! within one invocation by Brent's algorithm (R. P. Brent, "An improved Monte Carlo factorization algorithm", BIT
+//! 20, 1980): it keeps one earlier cursor, replaced after 1, 2, 4, 8... pages, and compares each new one with it. So
+//! it needs memory for one cursor, whatever the length of the stream. A cycle of `n` cursors that begins after `m`
+//! pages is found before the `2 * max(m, n) + n`th page is staged. Cursors are compared whole, as JSON, so different
+//! cursors are never confused. (A cursor that is written differently each time, such as a map in random order, is not
+//! recognised.)
 
 use std::fmt::Display;
 
@@ -21,19 +22,19 @@ pub(crate) struct CursorWatch {
     /// Pages since then, and after how many the next one takes its place.
     pages: u64,
     span: u64,
-    /// It was told that the stream reads far more than ever.
+    /// It was reported that the stream reads far more than ever before.
     pub(super) is_told: bool,
 }
 
 impl CursorWatch {
-    /// Takes in where a page leads, before it is staged.
+    /// Takes the cursor that a page leads to, before the page is staged.
     ///
     /// # Errors
     /// `Invalid` if it leads back into a cycle.
     pub(crate) fn advance(&mut self, listing: impl Display, next: &str) -> Result<()> {
         if self.earlier.as_deref() == Some(next) {
             let reason = format!(
-                "it came {} pages ago in this invocation, so the source leads in a circle and would be read for ever",
+                "it came {} pages ago in this invocation, so the source's pages form a cycle and would be read forever",
                 self.pages + 1
             );
             return Err(refused(listing, next, reason));
@@ -57,7 +58,7 @@ pub(super) fn check_moves(listing: impl Display, cursor: Option<&str>, next: Opt
         Some(next) if cursor == Some(next) => Err(refused(
             listing,
             next,
-            "the page that was fetched with it leads to it again, so it would be read for ever: to wait for the source, \
+            "the page that was fetched with it leads to it again, so it would be read forever: to wait for the source, \
              end the invocation with RateLimited"
                 .to_owned(),
         )),
@@ -74,7 +75,7 @@ fn refused(listing: impl Display, cursor: &str, reason: String) -> Error {
 mod tests {
     use super::*;
 
-    /// After how many pages a cycle is found, of so many cursors after so many others.
+    /// The number of pages after which a cycle is found: one of `length` cursors after `before` others.
     fn found_after(before: u64, cycle: u64) -> Option<u64> {
         let stream = "stream issues";
         let mut watch = CursorWatch::default();

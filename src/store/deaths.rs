@@ -1,8 +1,10 @@
-//! What the lives of a run left that ended without an answer: killed, or gone with an error of their own.
+//! The lives of a run that ended without an answer: killed, or ended by an error of their own.
 //!
-//! Nobody writes down their own death, so the next life does, in the transaction in which it takes the run up: `unit, run,
-//! epoch -> when the life had stored something last, and what it may have uploaded that nobody knows the id of`. So the
-//! cost of a kill can be told, as an upper bound: the time from then until the next life, the page that was being
+//! A life cannot record its own death, so the next life does, in the transaction in which it resumes the run: `unit,
+//! run, epoch -> when the life last stored something, and what it may have uploaded under ids that nobody knows`.
+//! This gives an upper bound for the cost of a kill: the time from then until the next life, the page that was being
+//! fetched, and one upload for each batch without an id. The newest 16 deaths of a run are kept until the run after
+//! it ends.
 //! fetched, and an upload for each batch without an id. The newest 16 of a run are kept, until the run after it ends.
 
 use crate::error::Result;
@@ -11,10 +13,10 @@ use crate::model::Micros;
 use super::rows::{BATCHES, BatchState, DEATHS, DeathRow, Key, RunRow, number_of};
 use super::tables::{Change, Rows};
 
-/// Deaths of one run that are kept, the newest.
+/// The most deaths of one run that are kept; the newest are.
 const KEPT: usize = 16;
 
-/// Notes that the life which a run is in ended without an answer. The row is the caller's to store.
+/// Records that the run's last life ended without an answer. The caller stores the row.
 pub(super) fn note_death(change: &Change<'_>, run: &Key, row: &mut RunRow, now: Micros) -> Result<()> {
     let mut death = DeathRow { changed_at: row.activity.changed_at, found_at: now, batches: 0, items: 0 };
     for (_, batch) in change.all(&BATCHES, run)? {

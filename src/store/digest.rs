@@ -1,10 +1,10 @@
-//! What an id is known by: its text, or, where there was no room for that, the first 128 bits of its SHA-256.
+//! How an id is known: by its text, or, if there was no room for that, by the first 128 bits of its SHA-256.
 //!
-//! A checkpoint names the events of a run and the runs of a unit by this [`Digest`]. Nobody can make two ids that share
-//! these bits, so they count as the id itself. Written as 32 hexadecimal digits in JSON: a number of 128 bits does not
-//! survive a program that reads numbers as doubles. In a row it is 16 bytes.
+//! A checkpoint names the events of a run and the runs of a unit by this [`Digest`]. Nobody can make two ids that
+//! share these bits, so they count as the id itself. In JSON it is written as 32 hexadecimal digits: a number of 128
+//! bits would not survive a program that reads numbers as doubles. In a row it is 16 bytes.
 //!
-//! Rows are kept under a number of 64 bits ([`number_of_id`]), which two ids can share. So whoever looks for an id
+//! Rows are kept under a number of 64 bits ([`number_of_id`]), which two ids can share. So every lookup by id
 //! compares the [`KnownId`] in the row.
 
 use std::fmt;
@@ -95,11 +95,12 @@ pub(crate) fn name_hash(name: &str) -> u64 {
 
 /// What is known of an id.
 ///
-/// A row of format 1 holds an `Option<String>` in its place. The first two variants are written as that is, so such a row
-/// is read as it stands; their order never changes.
+/// A row of format 1 holds an `Option<String>` in its place. The first two variants are encoded as that is, so such a
+/// row can be read as it is. Their order never changes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum KnownId {
-    /// XXH3 of 64 bits, which is the number that the row is kept under: a checkpoint of an earlier version brought it.
+    /// XXH3 of 64 bits, which is the number that the row is kept under: an earlier version's checkpoint held only
+    /// that.
     Number,
     Whole(String),
     Digest(Digest),
@@ -126,12 +127,12 @@ impl KnownId {
         }
     }
 
-    /// The id as it is known now that it was named; `None` if it was known whole already.
+    /// What is known of the id once it was named; `None` if the whole id was known already.
     pub(crate) fn named(&self, id: &str) -> Option<Self> {
         self.whole().is_none().then(|| KnownId::Whole(id.to_owned()))
     }
 
-    /// For people: its text, or what there is in its place.
+    /// For people: its text, or what is known instead.
     #[cfg(feature = "inspect")]
     pub(crate) fn shown(&self, number: u64) -> String {
         match self {
@@ -142,7 +143,7 @@ impl KnownId {
         }
     }
 
-    /// Its text, if that is known.
+    /// Its text, if it is known.
     pub(crate) fn whole(&self) -> Option<&str> {
         match self {
             KnownId::Whole(id) => Some(id),
@@ -151,12 +152,12 @@ impl KnownId {
     }
 }
 
-/// Under which number the row of an id is kept, and whether it is there. `is_at` says whether the row under a number is
-/// that of the id; `None` if there is no row.
+/// The number under which the row of an id is kept, and whether the row exists. `is_at` tells whether the row under a
+/// number is that of the id; `None` if there is no row.
 ///
 /// A row that was made for an id is kept under the id's [`name_hash`], one that was made for its digest under
-/// [`Digest::number`]; where that is another id's, under the next number that is free. It stays there when the whole id
-/// becomes known. A row that is to be made belongs under the first.
+/// [`Digest::number`]. If another id's row is there, it is kept under the next free number. It stays there when the
+/// whole id becomes known. A new row belongs under the first of the two.
 pub(crate) fn number_of_id<E>(
     id: &str,
     mut is_at: impl FnMut(u64) -> Result<Option<bool>, E>,
@@ -211,7 +212,7 @@ mod tests {
         assert_ne!(Digest::of(one), Digest::of(other));
     }
 
-    /// Where an id is among some rows.
+    /// The place of an id among some rows.
     fn look(rows: &BTreeMap<u64, KnownId>, id: &str) -> (u64, bool) {
         let at = |number| Ok::<_, Infallible>(rows.get(&number).map(|known| known.is(id, number)));
         let Ok(found) = number_of_id(id, at);
@@ -233,11 +234,11 @@ mod tests {
             rows.insert(free, KnownId::Whole(other.to_owned()));
             assert_eq!((look(&rows, one), look(&rows, other)), ((number, true), (free, true)));
         }
-        // No more than the hash is known: it may be either.
+        // Only the hash is known: it may be either.
         let rows = BTreeMap::from([(hash, KnownId::Number)]);
         assert_eq!((look(&rows, one), look(&rows, other)), ((hash, true), (hash, true)));
         assert!(KnownId::Number.without_number(hash).is(one, 1) && !KnownId::Short(hash).is("a", hash));
-        // Another's row stands where it would be.
+        // Another id's row is in its place.
         let rows = BTreeMap::from([
             (hash, KnownId::Whole("a".to_owned())),
             (digest.number(), KnownId::Whole("b".to_owned())),

@@ -1,4 +1,4 @@
-//! The disk under a store, as a seam for the crash explorer and the inspector. Not part of the public API.
+//! The disk under a store: an interface for the crash explorer and the inspector. Not part of the public API.
 
 use std::fmt::Debug;
 use std::io;
@@ -49,7 +49,7 @@ pub trait Disk: Debug + Send + Sync + 'static {
     /// Any I/O error.
     fn sync(&self) -> io::Result<()>;
 
-    /// Whether it is still the one that others find who open a store of its name: it was not deleted or replaced.
+    /// Whether others who open a store by its name still find this one: it was not deleted or replaced.
     ///
     /// # Errors
     /// Any I/O error.

@@ -1,11 +1,13 @@
-//! What checks found in the records of a run: how many of each kind, and the first of them as text.
+//! What checks found in the records of a run: how many findings of each kind, and the first of them as text.
 //!
-//! A row for each kind: `unit, run, item type, severity, rule, place -> count, texts`. It is written in the transaction
-//! that stages the page, so a page is counted exactly if it is staged: one that was refused, or whose process died, is
-//! in no row and is counted when it is fetched again and staged. A checkpoint brings the counts of its position back,
-//! with the first text of a kind. When the run is over, its sums go to the ledger and the rows are removed.
+//! Each kind has a row: `unit, run, item type, severity, rule, place -> count, texts`. It is written in the
+//! transaction that stages the page, so the findings of a page are counted exactly if the page is staged. If a page
+//! is refused, or the process dies, they are counted when the page is fetched again and staged. A checkpoint restores
+//! the counts of its position, with the first text of each kind. When the run is over, the sums go to the ledger and
+//! the rows are removed.
 //!
-//! All is bounded: kinds, texts of a kind, bytes of a text. Beyond the bound on kinds, findings are told apart by less.
+//! Everything is limited: kinds, texts of a kind, bytes of a text. Above the limit on kinds, findings are counted by
+//! coarser kinds.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,12 +31,12 @@ const CHECKPOINT_TEXT_BYTES_MAX: usize = 12 * 1024;
 /// What findings are counted by.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct FindingKind {
-    /// Empty for what is counted by rule alone.
+    /// Empty if the finding is counted by its rule alone.
     pub(crate) item_type: String,
     pub(crate) severity: String,
     pub(crate) rule: String,
-    /// The place in the record, `[]` for each position in an array. Empty for the record as a whole, or where too many
-    /// kinds are told apart already.
+    /// The place in the record, `[]` for each position in an array. Empty for the record as a whole, or if there are
+    /// too many kinds already.
     pub(crate) path: String,
 }
 
@@ -47,7 +49,7 @@ impl FindingKind {
             .and_name(&self.path)
     }
 
-    /// The kind whose key ends so.
+    /// The kind whose key ends with these bytes.
     pub(crate) fn of_key(tail: &[u8]) -> Result<Self, DecodeError> {
         let mut parts = name_of(tail)?.splitn(4, '\0').map(str::to_owned);
         match (parts.next(), parts.next(), parts.next(), parts.next()) {
@@ -80,14 +82,14 @@ pub(crate) struct FindingPart {
 }
 
 impl FindingPart {
-    /// The row that it brings back.
+    /// The row that it restores.
     pub(crate) fn row(&self) -> FindingRow {
         FindingRow { count: self.count, kept: self.first.clone().into_iter().collect() }
     }
 }
 
 impl Run {
-    /// Findings in the records of this run that are staged, the run over or not.
+    /// Findings in the records of this run that are staged, also once the run is over.
     pub(crate) fn finding_counts(&self) -> Result<FindingCounts> {
         self.inner.tables.view(|rows| match rows.get(&LEDGER, &self.run_key())? {
             Some(LedgerRow { errors, warnings, .. }) => Ok(FindingCounts::new(errors, warnings)),
@@ -96,7 +98,7 @@ impl Run {
     }
 }
 
-/// Counts what was found in a page that is being staged.
+/// Counts the findings in a page that is being staged.
 pub(super) fn add_findings(run: &Run, change: &Change<'_>, findings: &[(String, Tally)]) -> Result<()> {
     if findings.iter().all(|(_, tally)| tally.is_empty()) {
         return Ok(());
@@ -143,7 +145,7 @@ pub(super) fn findings_part(run: &Run, rows: &impl Rows) -> Result<Vec<FindingPa
     Ok(all(rows, &run.run_key())?.into_iter().map(part).collect())
 }
 
-/// The findings of a run by how bad they are.
+/// The findings of a run by severity.
 pub(super) fn sums(rows: &impl Rows, run: &Key) -> Result<FindingCounts> {
     let mut counts = FindingCounts::default();
     for (kind, row) in all(rows, run)? {
@@ -167,7 +169,7 @@ fn all(rows: &impl Rows, run: &Key) -> Result<BTreeMap<FindingKind, FindingRow>>
         .collect()
 }
 
-/// The kind that a finding counts to: its own, unless there are too many.
+/// The kind that a finding is counted under: its own, unless there are too many.
 fn counted_as(rows: &BTreeMap<FindingKind, FindingRow>, kind: FindingKind) -> FindingKind {
     let has_room = |kinds: usize, kind: &FindingKind| rows.len() < kinds || rows.contains_key(kind);
     if has_room(FINDING_KINDS_MAX, &kind) {

@@ -1,15 +1,18 @@
-//! What runs leave for an operator to mend a unit with, and what operators leave for the next run.
+//! What runs keep so that an operator can mend a unit, and what operators leave for the next run.
 //!
-//! A finished run leaves how it left the unit: its watermark, its bounds and every bookmark, `standings: unit, run` and
-//! `standing_bookmarks: unit, run, stream`. Those of the last [`STANDINGS_MAX`] finished runs are kept, and older ones are
-//! dropped by the transaction that finishes a run; the watermarks of older runs are in the ledger. A stream leaves the
-//! last cursor that it had, so that a cursor given by hand can be compared with one that the extractor made.
+//! A finished run keeps the state in which it left the unit: its watermark, its bounds and every bookmark,
+//! `standings: unit, run` and `standing_bookmarks: unit, run, stream`. Those of the last [`STANDINGS_MAX`] finished
+//! runs are kept; the transaction that finishes a run drops older ones. The watermarks of older runs are in the
+//! ledger. A stream keeps its last cursor, so that a cursor given by hand can be compared with one that the extractor
+//! made.
 //!
-//! An operator leaves where the unit was set back to (`rewound`, gone when a run is finished), cursors for streams to begin
-//! with in the next run (`next_cursors`, gone when that run is finished, and not before: what begins with it and is
-//! abandoned begins with it again), and what was done (`acts`, by the id of the unit, so that they outlive it).
+//! An operator's acts leave three things. Where the unit was rewound to (`rewound`) is removed when a run finishes.
+//! Cursors with which streams begin in the next run (`next_cursors`) are removed when that run finishes, and not
+//! before: if it is abandoned, the run after it begins with them again. What was done (`acts`) is kept by the id of
+//! the unit, so that it outlives the unit.
 //!
-//! All of it is in a checkpoint, too, as far as there is room ([`KeptPart`]): of what does not fit, the oldest is left out.
+//! All of it is in a checkpoint too, as far as there is room ([`KeptPart`]): what does not fit is left out, the
+//! oldest first.
 
 use std::collections::BTreeMap;
 
@@ -27,14 +30,14 @@ use super::tables::{Change, Rows};
 
 /// Finished runs of a unit whose bookmarks are kept.
 pub(in crate::store) const STANDINGS_MAX: usize = 8;
-/// Bytes that a checkpoint has for how runs left the unit, for last cursors, and for acts.
+/// Bytes that a checkpoint has for standings, for last cursors, and for acts.
 const STANDINGS_BYTES: usize = 20_000;
 const LAST_CURSORS_BYTES: usize = 10_000;
 const ACTS_BYTES: usize = 5_000;
-/// Bytes that a standing, a bookmark, a cursor or an act takes beside its texts.
+/// Bytes that a standing, a bookmark, a cursor or an act takes in addition to its texts.
 const PART_BYTES: usize = 60;
 
-/// Keeps how a run that is being finished leaves its unit, and drops what no rewind goes back to any more.
+/// Keeps the state in which a run that is finishing leaves its unit, and drops what no rewind can return to any more.
 pub(in crate::store) fn keep_standing(change: &Change<'_>, unit: &UnitRow, no: u64) -> Result<()> {
     let prefix = Key::unit(unit.no);
     let run = run_key(unit.no, no);
@@ -70,7 +73,7 @@ pub(in crate::store) fn keep_last_cursor(
     change.put(&LAST_CURSORS, &run.clone().and_name(stream), &Json(cursor))
 }
 
-/// Keeps the cursors of the streams of a run that is over; those of the runs before go, if it has any.
+/// Keeps the cursors of the streams of a run that is over; if it has any, those of earlier runs are removed.
 pub(in crate::store) fn keep_last_cursors(change: &Change<'_>, unit: u64, no: u64) -> Result<()> {
     let run = run_key(unit, no);
     for (stream, row) in change.all(&STREAMS, &run)? {
@@ -86,7 +89,8 @@ pub(in crate::store) fn keep_last_cursors(change: &Change<'_>, unit: u64, no: u6
     if any { change.remove_range(&LAST_CURSORS, &Key::unit(unit), &run) } else { Ok(()) }
 }
 
-/// The row of a stream that a run has not begun yet: it starts where an operator has set it to, or at the beginning.
+/// The row of a stream that a run has not begun yet: it starts with the cursor that an operator has set, or without
+/// one.
 pub(in crate::store) fn new_stream(
     rows: &impl Rows,
     unit: u64,
@@ -112,12 +116,12 @@ pub(in crate::store) fn acts(rows: &impl Rows, sync_unit: &str) -> Result<Vec<Ac
     Ok(rows.all(&ACTS, &acts_of(sync_unit))?.into_iter().map(|(_, row)| row).collect())
 }
 
-/// Under which key all that operators did to a unit stands.
+/// The key that holds all that operators did to a unit.
 pub(in crate::store) fn acts_of(sync_unit: &str) -> Key {
     Key::name("").and_inner_name(sync_unit)
 }
 
-/// Removes what is kept of a unit, but for what operators did to it.
+/// Removes what is kept of a unit, except what operators did to it.
 pub(in crate::store) fn remove_kept(change: &Change<'_>, unit: &Key) -> Result<()> {
     change.remove_all(&STANDINGS, unit)?;
     change.remove_all(&STANDING_BOOKMARKS, unit)?;
@@ -126,7 +130,7 @@ pub(in crate::store) fn remove_kept(change: &Change<'_>, unit: &Key) -> Result<(
     change.remove_all(&NEXT_CURSORS, unit)
 }
 
-/// What a checkpoint has of all this.
+/// All of this in a checkpoint.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::store) struct KeptPart {
     /// The newest first.
@@ -174,7 +178,7 @@ impl KeptPart {
         *self == Self::default()
     }
 
-    /// What a checkpoint of a unit has room for; of a unit that there is not, what operators did to it.
+    /// What a checkpoint of a unit has room for. If the unit does not exist: what operators did to it.
     pub(in crate::store) fn of(rows: &impl Rows, sync_unit: &str, unit: Option<u64>) -> Result<Self> {
         let mut part = Self::default();
         let mut bytes = 0;
@@ -226,7 +230,7 @@ impl KeptPart {
         Ok(part)
     }
 
-    /// Puts it back.
+    /// Restores it.
     pub(in crate::store) fn restore(&self, change: &Change<'_>, sync_unit: &str, unit: u64) -> Result<()> {
         let prefix = acts_of(sync_unit);
         change.remove_all(&ACTS, &prefix)?;

@@ -1,19 +1,20 @@
-//! The life of a run: begun, resumed, finished or given up.
+//! The life of a run: begun, resumed, finished or abandoned.
 //!
 //! # What a crash leaves
 //!
-//! Every line is one transaction (those of events and messages are in the room `conversation`, those of attachments in
-//! `attachments`); a kill leaves the store as it was before or after it.
+//! Every line is one transaction; a kill leaves the store as it was before it or after it. The rooms `conversation`
+//! and `attachments` have tables like this for theirs.
 //!
-//! | step | stored by it | killed right after it, the next life |
+//! | step | what it stores | what the next life does if the process is killed right after it |
 //! | --- | --- | --- |
 //! | `begin` | the run, its start, `since`; the raised epoch | resumes the run: same start, same `since`; older lives are fenced |
 //! | stage | a page's lines, closed batches, the cursor after it, bookmark, values | goes on with the page after it |
 //! | close | open lines as batches | uploads them |
 //! | uploaded | the artifact id of a batch | confirms that id, uploads nothing |
-//! | confirmed | that the platform knows it | announces it |
-//! | acknowledge | a batch gone, counted | never yields it again |
-//! | finish | watermark, bookmarks, rejected ids, a ledger row; the run's rows gone | begins a new run, from the new watermark |
+//! | confirmed | that the platform has linked it to the run | announces it |
+//! | acknowledge | the batch is removed and counted | never yields it again |
+//! | finish | watermark, bookmarks, rejected ids, a ledger row; the run's rows are removed | begins a new run, from
+//! the new watermark |
 
 use crate::error::Result;
 use crate::model::{CLOCK_AHEAD_MAX, LEDGER_RUNS_MAX, Micros, Phase, Phases, RunId, Safeguard};
@@ -37,7 +38,7 @@ use super::rows::{
 use super::run::{Run, find_by_id};
 use super::tables::{Change, Rows, Tables};
 
-/// Run ids, and deletions, of a unit that outlive its state.
+/// The most run ids, and deletions, of a unit that outlive its state.
 pub(super) const PAST_MAX: usize = 64;
 
 /// An event that asks for a deletion, as far as a store needs to know it.
@@ -45,7 +46,7 @@ pub(super) const PAST_MAX: usize = 64;
 pub(crate) struct Deletion {
     /// The same for the same event, however often it is delivered.
     pub(crate) identity: String,
-    /// Whether the identity tells it from other deletions: it holds an id of the event, or of a run.
+    /// Whether the identity distinguishes it from other deletions: it holds an id of the event, or of a run.
     pub(crate) told_apart: bool,
     pub(crate) run_id: Option<RunId>,
 }
@@ -105,8 +106,8 @@ impl SyncUnit {
     }
 
     /// Deletes the state of the unit: runs, watermark, bookmarks, values, ledger. Deleting twice is the same as once.
-    /// Kept are the ids of its last 64 runs and the last 64 events that asked for a deletion, so that an event that
-    /// comes late is recognised.
+    /// The ids of its last 64 runs and the last 64 events that asked for a deletion are kept, so that a late event is
+    /// recognised.
     ///
     /// # Durability
     /// When this returns `Ok`, it survives power loss.
@@ -117,7 +118,7 @@ impl SyncUnit {
         self.inner.tables.change(|change| self.delete_in(change))
     }
 
-    /// As [`SyncUnit::delete`], because this event asked for it.
+    /// Like [`SyncUnit::delete`], because this event asked for it.
     ///
     /// # Durability
     /// When this returns `Ok`, it survives power loss, and the event [came late](SyncUnit::came_late) from now on.
@@ -128,10 +129,10 @@ impl SyncUnit {
         })
     }
 
-    /// Forgets all that is known of the unit's attachments, because this event asked for it.
+    /// Forgets everything known about the unit's attachments, because this event asked for it.
     ///
     /// # Durability
-    /// As of [`SyncUnit::delete_for`].
+    /// That of [`SyncUnit::delete_for`].
     pub(crate) fn delete_attachments_for(&self, deletion: &Deletion) -> Result<()> {
         self.inner.tables.change(|change| {
             self.delete_attachments_in(change)?;
@@ -139,7 +140,7 @@ impl SyncUnit {
         })
     }
 
-    /// Forgets all that is known of the unit's attachments. Doing it twice is the same as once.
+    /// Forgets everything known about the unit's attachments. Doing it twice is the same as once.
     ///
     /// # Durability
     /// When this returns `Ok`, it survives power loss.
@@ -147,14 +148,15 @@ impl SyncUnit {
         self.inner.tables.change(|change| self.delete_attachments_in(change))
     }
 
-    /// Forgets the unit as if it had never been here, past runs and deletions too: what is known of it elsewhere counts.
+    /// Forgets the unit as if it had never been here, with its past runs and deletions: the platform's state counts.
     pub(super) fn discard(&self, change: &Change<'_>) -> Result<()> {
         self.delete_in(change)?;
         change.remove_all(&ACTS, &acts_of(self.id.as_str()))?;
         change.remove(&PAST, &self.key())
     }
 
-    /// Whether an event that asks for a deletion did so before, or is one of a past run. It changes nothing then.
+    /// Whether an event that asks for a deletion has done so before, or belongs to a past run. Then it changes
+    /// nothing.
     ///
     /// # Errors
     /// `Corrupt` or `Io`.
@@ -175,8 +177,8 @@ impl SyncUnit {
         })
     }
 
-    /// Whether a run with this id was among the last 64 when the unit's state was deleted. (Which run of the same unit
-    /// has it since, if one does, is another question.)
+    /// Whether a run with this id was among the last 64 when the unit's state was deleted. A newer run of the unit
+    /// may have the same id.
     pub(super) fn is_past_run(&self, rows: &impl Rows, id: &RunId) -> Result<bool> {
         Ok(self.past(rows)?.run_ids.iter().any(|other| other.is(id.as_str(), 0)))
     }
@@ -186,7 +188,7 @@ impl SyncUnit {
         Ok(rows.get(&PAST, &self.key())?.unwrap_or_default())
     }
 
-    /// What will outlive a deletion of the unit's state: the ids of its runs, and the deletions.
+    /// What a deletion of the unit's state would leave: the ids of its runs, and the deletions.
     pub(super) fn past_with_runs(&self, rows: &impl Rows) -> Result<PastRow> {
         let mut past = self.past(rows)?;
         let Some(unit) = rows.get(&UNITS, &self.key())? else { return Ok(past) };
@@ -249,7 +251,7 @@ impl SyncUnit {
         change.remove(&UNITS, &self.key())
     }
 
-    /// The newest run, over or not, as its last life has it.
+    /// The newest run, over or not, in its last life.
     pub(crate) fn newest_run(&self) -> Result<Option<Run>> {
         let newest = self.inner.tables.view(|rows| {
             let Some(unit) = rows.get(&UNITS, &self.key())? else { return Ok(None) };
@@ -313,7 +315,7 @@ pub(super) fn new_unit(no: u64, created_at: Micros) -> UnitRow {
     }
 }
 
-/// Begins a run, in place of the unfinished one if there is one.
+/// Begins a run; it replaces the unfinished one if there is one.
 pub(super) fn new_run(
     sync_unit: &SyncUnit,
     change: &Change<'_>,
@@ -384,7 +386,7 @@ pub(super) fn current_run(rows: &impl Rows, unit: &UnitRow) -> Result<Option<(u6
     }
 }
 
-/// Adds what is not there yet to the end of the newest [`PAST_MAX`].
+/// Appends an item unless it is there; keeps the newest [`PAST_MAX`].
 fn keep_newest(kept: &mut Vec<KnownId>, new: KnownId) {
     if kept.contains(&new) {
         return;
@@ -400,12 +402,12 @@ pub(super) fn keep_deletion(past: &mut PastRow, deletion: &Deletion) {
     }
 }
 
-/// The run of a unit that has an id, and the number under which that is or would be kept.
+/// The run of a unit that has an id, and the number of its row, or of the first free one.
 pub(super) fn find_run_id(rows: &impl Rows, unit: u64, id: &str) -> Result<(u64, Option<RunIdRow>)> {
     find_by_id(rows, &RUN_IDS, &Key::unit(unit), id, |row| &row.id)
 }
 
-/// A run id from the start time, other than any that the unit has had.
+/// A run id made from the start time, different from all that the unit has had.
 fn unused_run_id(change: &Change<'_>, unit: &UnitRow, now: Micros) -> Result<String> {
     let base = now.to_time().format("%Y%m%dT%H%M%S%.6fZ").to_string();
     let mut id = base.clone();
@@ -417,7 +419,7 @@ fn unused_run_id(change: &Change<'_>, unit: &UnitRow, now: Micros) -> Result<Str
     Ok(id)
 }
 
-/// The unit's watermark, unless it lies too far in the future: then the latest of the past that the ledger knows.
+/// The unit's watermark, unless it lies too far in the future: then the latest one in the ledger that is past.
 pub(super) fn usable_watermark(rows: &impl Rows, unit: &UnitRow, now: Micros) -> Result<Option<Micros>> {
     match unit.watermark {
         Some(watermark) if watermark > now.plus(CLOCK_AHEAD_MAX) => {
@@ -428,8 +430,8 @@ pub(super) fn usable_watermark(rows: &impl Rows, unit: &UnitRow, now: Micros) ->
     }
 }
 
-/// Ends a run: a finished one moves the watermark and the bookmarks, either leaves a row in the ledger. What only a
-/// live run needs is dropped; its events and messages stay until the next run ends.
+/// Ends a run: a finished one moves the watermark and the bookmarks, and either leaves a row in the ledger. What only
+/// an open run needs is dropped. Its events and messages stay until the next run ends.
 pub(super) fn close_run(
     change: &Change<'_>,
     unit: &mut UnitRow,
@@ -490,7 +492,7 @@ pub(super) fn close_run(
     Ok(())
 }
 
-/// Moves the watermark, the bounds and the bookmarks to where a finished run leaves them; says which watermark it vouches for.
+/// Moves the watermark, the bounds and the bookmarks to where a finished run leaves them; returns its watermark.
 fn vouch(
     change: &Change<'_>,
     unit: &mut UnitRow,
@@ -498,13 +500,13 @@ fn vouch(
     row: &RunRow,
     now: Micros,
 ) -> Result<Option<Micros>> {
-    // A run that other software began vouches for nothing where its start is not known.
+    // A run that other software began has no watermark if its start is not known.
     if !start_is_unknown(change, unit.no)? {
         unit.watermark = Some(row.started_at.min(now));
     }
     if let Some(window) = row.window {
         let (oldest, newest) = unit.bounds;
-        // Without a beginning it reaches back for ever.
+        // A window without a beginning reaches back to the start of time.
         let from = window.from.unwrap_or(Micros(0));
         unit.bounds =
             (Some(oldest.unwrap_or(from).min(from)), Some(newest.unwrap_or(window.to).max(window.to)));
@@ -522,7 +524,7 @@ fn vouch(
     Ok(unit.watermark)
 }
 
-/// Drops what only a live run needs, but for its attachments.
+/// Drops what only an open run needs, except its attachments.
 fn drop_rows(change: &Change<'_>, run: &Key) -> Result<()> {
     change.remove_all(&STREAMS, run)?;
     remove_children(change, run)?;
@@ -538,7 +540,7 @@ fn drop_rows(change: &Change<'_>, run: &Key) -> Result<()> {
     change.remove(&POSITIONS, run)
 }
 
-/// Every stream that was begun, of one phase or all, has given its last page.
+/// Fails unless every stream that was begun, of one phase or all, has returned its last page.
 pub(super) fn check_exhausted(run: &Run, change: &Change<'_>, phase: Option<Phase>) -> Result<()> {
     for (name, stream) in change.all(&STREAMS, &run.run_key())? {
         if !stream.exhausted && phase.is_none_or(|phase| stream.phase == phase) {
@@ -549,7 +551,7 @@ pub(super) fn check_exhausted(run: &Run, change: &Change<'_>, phase: Option<Phas
     if phase.is_none_or(|phase| phase == Phase::Data) { check_none_pending(run, change) } else { Ok(()) }
 }
 
-/// What was read was confirmed and announced, record for record.
+/// Fails unless every record that was read was confirmed and announced.
 pub(super) fn check_balance(run: &Run, change: &Change<'_>) -> Result<()> {
     for (name, counts) in change.all(&TYPES, &run.run_key())? {
         let staged = counts.read.saturating_sub(counts.left_out);

@@ -1,9 +1,10 @@
-//! Mending a unit by hand: set back, set to a cursor, reset, given up, forgotten, moved to another store.
+//! Mending a unit by hand: rewind, set a cursor, reset, queue attachments again, abandon, forget, move to another
+//! store.
 //!
-//! Each act is *planned* first: a [`Plan`] is made from the rows and changes nothing. It says all that would change, and what
-//! the next run would then ask the source for. [`Store::mend`](crate::Store::mend) carries a plan out in one transaction,
-//! which makes the plan again and compares, so what was shown is what is done, or nothing is. A kill leaves the store as
-//! before or as after.
+//! Each act is *planned* first: a [`Plan`] is made from the rows and changes nothing. It lists everything that would
+//! change, and what the next run would then ask the source for. [`Store::mend`](crate::Store::mend) carries out a
+//! plan in one transaction. That makes the plan again and compares: it does exactly what was shown, or nothing. A
+//! kill leaves the store as before or as after.
 //!
 //! ```
 //! use highwater::mend::{Mend, RewindTo};
@@ -35,17 +36,17 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! # What may be relied on
+//! # What is guaranteed
 //!
-//! - A run that is open when its unit is set back is abandoned in the same transaction: what it had announced is announced by
-//!   no later message of it, and its events are refused from then on.
-//! - A rewind gives back the watermark, the bounds and the bookmarks that a finished run left: all of them of the last 8
-//!   finished runs; of older ones the watermark alone, and bookmarks are dropped. To extract a window twice is harmless, to
-//!   skip it is not.
-//! - What an extractor keeps for itself (its values) stays as it is, unless a reset is told to drop it.
-//! - A unit whose state is kept with the platform is not mended in a store, which is only a copy of it: see
+//! - A run that is open when its unit is rewound is abandoned in the same transaction: no later message of it
+//!   announces anything, and its events are refused from then on.
+//! - A rewind restores the watermark, the bounds and the bookmarks that a finished run left. The last 8 finished runs
+//!   have all of them; of older ones only the watermark is known, and bookmarks are dropped. To extract a window
+//!   twice is harmless; to skip it is not.
+//! - An extractor's own values stay as they are, unless a reset is told to drop them.
+//! - A unit whose state is kept with the platform cannot be mended in a store, which is only a copy of it: see
 //!   [`SavedState`](crate::airdrop::SavedState).
-//! - What was done is kept with the time and with who did it, and outlives the unit.
+//! - What was done is kept, with the time and the name of who did it, and outlives the unit.
 
 mod compact;
 mod left;

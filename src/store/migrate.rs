@@ -1,13 +1,13 @@
-//! A store of format 1 becomes one of format 2.
+//! Converts a store of format 1 to format 2.
 //!
-//! Format 2 adds tables, which are empty where they are not there, and changes no row. `attachment_ids` has by their whole
-//! ids what `seen_attachments` has by hashes of them: a row moves over when its attachment is named again, and until then
-//! the hash leads to it. So however many attachments a unit has seen, opening its store moves none of them. `used_ids`
-//! gets the artifact ids of what the unfinished runs have on its way, which is bounded. A run id that a checkpoint brought
-//! back by its hash is named whole where the run at hand or the ledger has it; any other, and an event, when it is named
-//! again.
+//! Format 2 adds tables, which are empty in an old store, and changes no row. `attachment_ids` holds by whole ids
+//! what `seen_attachments` held by hashes: a row moves over when its attachment is named again, and until then it is
+//! found by the hash. So opening a store moves none of these rows, however many there are. `used_ids` gets the
+//! artifact ids of what the unfinished runs have in flight; their number is limited. If a checkpoint restored a run
+//! id as a hash, the whole id is stored now if the current run or the ledger has it; otherwise, and for events, it is
+//! stored when it is named again.
 //!
-//! The step is one transaction: killed amid it, the store is of format 1 still, and the next opening begins anew. The
+//! This step is one transaction: if it is killed, the store still has format 1, and the next opening starts over. The
 //! dump reads a store of format 1 as it is.
 
 use crate::error::Result;
@@ -17,10 +17,10 @@ use super::rows::{FormatRow, Key, LEDGER, META, RUN_IDS, RUNS, RunIdRow, UNITS, 
 use super::tables::{Change, FORMAT, FORMAT_KEY, Rows, Tables};
 use super::used_ids::take_those_of_rows;
 
-/// Brings a store up to the newest format.
+/// Brings a store to the newest format.
 ///
 /// # Errors
-/// `Corrupt`, `Io`; the store is of the format that it was of.
+/// `Corrupt`, `Io`; the store still has its old format.
 pub(super) fn migrate(tables: &Tables) -> Result<()> {
     let key = Key::name(FORMAT_KEY);
     let row = tables.view(|rows| rows.need(&META, &key))?;
@@ -40,7 +40,7 @@ pub(super) fn migrate(tables: &Tables) -> Result<()> {
     })
 }
 
-/// Names the runs of a unit by their whole ids where a row has them.
+/// Stores the whole ids of a unit's runs if other rows have them.
 fn name_runs(change: &Change<'_>, unit: u64) -> Result<()> {
     let prefix = Key::unit(unit);
     for (tail, row) in change.all(&RUN_IDS, &prefix)? {
@@ -72,7 +72,7 @@ mod tests {
     use crate::artifact::decompress;
     use crate::model::{Phase, RunId, Step};
 
-    /// What a store of the fixtures knows run ids and events by, the oldest first.
+    /// How a fixture's store knows run ids and events, the oldest first.
     fn known(tables: &Tables) -> (Vec<KnownId>, Vec<KnownId>) {
         let known = tables.view(|rows| {
             let mut runs: Vec<_> =
@@ -100,7 +100,7 @@ mod tests {
         let before = known(&Tables::open(&path, 1 << 20, &Syncs::new(false)).unwrap());
         assert_eq!(before, (vec![KnownId::Number; 2], vec![KnownId::Number; 2]));
 
-        // The run at hand is `second`; the ledger has `first`.
+        // The current run is `second`; the ledger has `first`.
         let store = Store::open(&path).unwrap();
         let whole = |ids: &[&str]| ids.iter().map(|id| KnownId::Whole((*id).to_owned())).collect::<Vec<_>>();
         let unit = store.sync_unit("acme/files").unwrap();

@@ -1,4 +1,4 @@
-//! What is remembered: sync units, their runs, and the iterators over them.
+//! What is stored: sync units, their runs, and the iterators over them.
 
 mod attachments;
 pub(crate) mod backend;

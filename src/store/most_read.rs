@@ -1,8 +1,10 @@
-//! The most that each stream has read in a finished run, `unit, stream -> pages, records`, and who reads far more.
+//! The most that each stream has read in a finished run, `unit, stream -> pages, records`, and a warning if it reads
+//! far more.
 //!
-//! A source may lead nowhere by ways that no look at its cursors finds: a listing that grows as it is read, a filter that is
-//! not applied. That is no error, for it may have that much to give. But a stream that reads far more than any finished
-//! run before it is told, once in an invocation, through `tracing`, and by the dump as long as the run is open.
+//! A source may never end in ways that its cursors do not show: a listing that grows as it is read, or a filter that
+//! is not applied. That is not an error, because the source may really have that much. But if a stream reads far more
+//! than in any finished run, `tracing` warns of it once in an invocation, and the dump shows it as long as the run is
+//! open.
 
 use std::collections::BTreeMap;
 
@@ -15,22 +17,22 @@ use super::rows::{Key, MOST_READ, MostReadRow, STREAMS, StreamRow, name_of};
 use super::run::Run;
 use super::tables::{Change, Rows};
 
-/// How many times as much as ever before is far more.
+/// How many times the earlier maximum counts as far more.
 const FACTOR: u64 = 10;
-/// Fewer pages, or records, than these are never far more.
+/// Fewer pages, or records, than these never count as far more.
 const PAGES_MIN: u64 = 1_000;
 const ITEMS_MIN: u64 = 10_000;
-/// Bytes of names, and of figures, of streams that a checkpoint has: what is beyond is not told.
+/// Bytes of stream names and counts in a checkpoint: streams beyond that are left out, and not warned of.
 const CHECKPOINT_BYTES: usize = 10_000;
 const FIGURES_BYTES: usize = 20;
 
-/// What is far more than `most`, the most that a stream has read in a run before.
+/// Whether this is far more than `most`, the most that a stream has read in a run before.
 fn is_far_more(read: &MostReadRow, most: &MostReadRow) -> bool {
     let exceeds = |read: u64, most: u64, min: u64| read >= min && read / FACTOR > most;
     exceeds(read.pages, most.pages, PAGES_MIN) || exceeds(read.items, most.items, ITEMS_MIN)
 }
 
-/// The most that a stream of a unit has read in a finished run, if it has read far more by now.
+/// The most that a stream of a unit has read in a finished run, if it has now read far more.
 pub(super) fn far_more_than(
     rows: &impl Rows,
     unit: u64,
@@ -61,7 +63,7 @@ pub(super) fn tell(run: &Run, stream: &StreamName) -> Result<bool> {
     Ok(true)
 }
 
-/// Takes in what a stream has read in a run that is finished.
+/// Records what a stream has read in a run that is finished.
 pub(super) fn keep(change: &Change<'_>, unit: u64, stream: &str, read: &StreamRow) -> Result<()> {
     let key = Key::unit(unit).and_name(stream);
     let before = change.get(&MOST_READ, &key)?;
@@ -70,13 +72,13 @@ pub(super) fn keep(change: &Change<'_>, unit: u64, stream: &str, read: &StreamRo
     if before.as_ref() == Some(&row) { Ok(()) } else { change.put(&MOST_READ, &key, &row) }
 }
 
-/// What a checkpoint tells of a unit: pages and records by stream, of as many streams as it has room for.
+/// For a checkpoint: pages and records by stream, of as many streams as there is room for.
 pub(super) fn part(rows: &impl Rows, unit: u64) -> Result<BTreeMap<String, (u64, u64)>> {
     let mut part = BTreeMap::new();
     let mut left = CHECKPOINT_BYTES;
     let prefix = Key::unit(unit);
     rows.scan(&MOST_READ, &prefix, &prefix, |name, row| {
-        // A name that is damaged is for the check to find.
+        // The check finds damaged names.
         let Ok(name) = name_of(name) else { return Ok(true) };
         left = left.saturating_sub(name.len() + FIGURES_BYTES);
         if left > 0 {
@@ -105,7 +107,7 @@ mod tests {
             (row(10, 20_000), row(10, 2_000), false),
             (row(10, 9_999), row(1, 1), false),
             (row(10, 10_000), row(0, 0), true),
-            // A source that gives empty pages for ever.
+            // A source that returns empty pages forever.
             (row(1_000, 0), row(90, 0), true),
             (row(1_000, 0), row(100, 0), false),
             (row(999, 0), row(1, 0), false),
@@ -119,7 +121,7 @@ mod tests {
         store.sync_unit("acme/tickets").unwrap()
     }
 
-    /// A run of so many records, in one page.
+    /// A run that reads this many records, in one page.
     fn read(unit: &SyncUnit, items: u32) -> Run {
         let run = unit.begin().unwrap();
         let fetch = |_: Option<u8>| {
@@ -144,7 +146,7 @@ mod tests {
         let issues = StreamName::new("issues").unwrap();
         let run = read(&unit(&store), 30_000);
         assert!(!tell(&run, &issues).unwrap(), "there is no run before it");
-        // What was given up proves nothing.
+        // An abandoned run proves nothing.
         assert!(unit(&store).abandon().unwrap());
         for items in [300, 1_000, 500] {
             read(&unit(&store), items).finish().unwrap();

@@ -1,8 +1,8 @@
-//! What a unit inherits from somebody else's software, and small notes that a run keeps for the wing above.
+//! What a unit inherits from other software, and small notes that a run keeps for the rooms above.
 //!
-//! A note is a JSON value under a key that an extractor cannot set (`@highwater/...`), beside the extractor's own
-//! values and with their life: it is part of the checkpoint's position, so a run that goes on from a checkpoint finds
-//! the notes that it had there. Unlike those it belongs to one run, and is gone when that run is over.
+//! A note is a JSON value under a key that an extractor cannot set (`@highwater/...`). Like the extractor's own
+//! values, it is part of the checkpoint's position, so a run that is restored from a checkpoint finds the notes that
+//! it had there. Unlike them, it belongs to one run, and is dropped when that run is over.
 
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
@@ -15,27 +15,26 @@ use super::rows::{Json, Key, POSITIONS, RunRow, UNITS, UnitRow, VALUES, WindowRo
 use super::run::Run;
 use super::tables::{Change, Rows};
 
-/// What a unit is begun from that is not known here, and what one that is known learns: the state that other software
-/// kept of it.
+/// The state that other software kept of a unit: a new unit begins with it, a known unit is updated by it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Inherited {
     /// When the last run that was finished had started.
     pub(crate) watermark: Option<Micros>,
     /// The oldest and the newest moment that finished runs were asked for.
     pub(crate) bounds: (Option<Micros>, Option<Micros>),
-    /// The version of the connector whose mappings are installed.
+    /// The version of the connector that installed the mappings.
     pub(crate) connector_version: Option<String>,
-    /// The run that the event at hand belongs to, if the other software was in the middle of it.
+    /// The run of the current event, if the other software was in the middle of it.
     pub(crate) run: Option<InheritedRun>,
-    /// The unit is known here, and other software had it since.
+    /// The unit is known here, and other software has run it since.
     pub(crate) rewritten: bool,
 }
 
-/// When a run that other software began had started.
+/// The start of a run that other software began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum InheritedStart {
     At(Micros),
-    /// It counts from now, for the run has extracted nothing yet.
+    /// It starts now, because the run has extracted nothing yet.
     Now,
     /// Nobody knows: the watermark does not move with this run.
     Unknown,
@@ -50,7 +49,7 @@ pub(crate) struct InheritedRun {
     pub(crate) note: Option<(&'static str, String)>,
 }
 
-/// The note that says what other software had left to do of a run's attachments. `{}`: nothing.
+/// The note that says which attachments of a run other software had left to do. `{}`: none.
 pub(crate) const LEFT_ATTACHMENTS: &str = "sdk";
 
 /// The note of a run whose start is not known.
@@ -64,12 +63,12 @@ struct Note<T> {
 }
 
 impl Inherited {
-    /// Whether it is news to a unit.
+    /// Whether the unit does not know it yet.
     pub(super) fn is_news_to(&self, unit: &UnitRow) -> bool {
         self.rewritten || (unit.run.is_none() && unit.watermark.is_none())
     }
 
-    /// Gives a unit what it inherits: what it has of its own is kept where it is later, or reaches further.
+    /// Updates a unit by what it inherits. Its own bounds and watermark stay where they are later, or reach further.
     pub(super) fn to_unit(&self, unit: &mut UnitRow) {
         if self.watermark > unit.watermark {
             unit.watermark = self.watermark;
@@ -85,7 +84,7 @@ impl Inherited {
 }
 
 impl InheritedRun {
-    /// Makes a run that was just begun the one that it inherits: its phases before the event's are done.
+    /// Makes a new run the one that it inherits: the phases before the event's are done.
     pub(super) fn to_run(
         &self,
         change: &Change<'_>,
@@ -128,7 +127,7 @@ pub(super) fn start_is_unknown(change: &Change<'_>, unit: u64) -> Result<bool> {
 }
 
 /// Empties the note about attachments that other software had left to do, also in the positions of the unit's
-/// checkpoints. The note itself stays: it tells that the run was begun by other software.
+/// checkpoints. The note itself stays: it shows that other software began the run.
 pub(super) fn forget_left_attachments(change: &Change<'_>, unit: u64) -> Result<()> {
     let key = note_key(unit, LEFT_ATTACHMENTS);
     let emptied = |json: &str| {
@@ -192,18 +191,18 @@ impl Run {
         self.change(|change, _| change.put(&VALUES, &note_key(self.unit_no, name), &Json(json)))
     }
 
-    /// Whether the run has a phase behind it.
+    /// Whether the run has finished a phase.
     pub(crate) fn has_done(&self, phase: Phase) -> Result<bool> {
         self.look(|_, row| Ok(row.done.contains(phase)))
     }
 
-    /// The version of the connector whose mappings are installed for the unit.
+    /// The version of the connector that installed the unit's mappings.
     pub(crate) fn connector_version(&self) -> Result<Option<String>> {
         let unit = self.inner.tables.view(|rows| rows.need(&UNITS, &Key::name(self.unit.as_str())))?;
         Ok(unit.connector_version)
     }
 
-    /// Remembers that the mappings of this version are installed.
+    /// Records that the mappings of this version are installed.
     ///
     /// # Durability
     /// When this returns `Ok`, it survives power loss.
@@ -220,12 +219,12 @@ impl Run {
     }
 }
 
-/// How a unit stands, as others may be told: all that is known is in it, and what is not known is `None`.
+/// The state of a unit for reports to others: everything known is in it, and `None` is unknown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Standing {
     pub(crate) watermark: Option<Micros>,
     pub(crate) bounds: (Option<Micros>, Option<Micros>),
     pub(crate) connector_version: Option<String>,
-    /// The start and the window of the run that is not over.
+    /// The start and the window of the open run.
     pub(crate) open: Option<(Micros, Option<WindowRow>)>,
 }

@@ -1,4 +1,4 @@
-//! A store, how it is opened, and one sync unit in it: the ground that every room of the store stands on.
+//! The store, how to open it, and one sync unit in it: what every other room of the store uses.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,10 +19,10 @@ use super::migrate::migrate;
 use super::rows::{Key, UNITS};
 use super::tables::{Rows, Tables};
 
-/// Bytes of the page cache. redb's own default of 1 GiB would be taken from the extractor.
+/// Bytes of the page cache. redb's default of 1 GiB would take memory from the extractor.
 pub(super) const CACHE_BYTES: usize = 16 * 1024 * 1024;
 
-/// An open store file: for any number of sync units, how far each has been extracted.
+/// An open store file: how far each of any number of sync units has been extracted.
 ///
 /// A clone is another handle of the same open store. One process at a time can have a file open.
 #[derive(Debug, Clone)]
@@ -38,8 +38,8 @@ pub(crate) struct Inner {
 }
 
 impl Inner {
-    /// Whether a rule is taken away, for a negative control. Without the feature `testing` none can be: this is `false` when
-    /// it is compiled, and what stands behind it is left out.
+    /// Whether a rule is disabled, for a negative control. Without the feature `testing` no rule can be: then this is
+    /// `false` at compile time, and the code that depends on it is left out.
     pub(crate) fn breaks(&self, rule: Safeguard) -> bool {
         self.settings.breaks(rule)
     }
@@ -50,10 +50,10 @@ pub(super) struct Settings {
     pub(super) batch_items: u32,
     pub(super) level: Level,
     pub(super) overlap: Duration,
-    /// The rule that is taken away, for a negative control.
+    /// The rule that is disabled, for a negative control.
     #[cfg(feature = "testing")]
     pub(super) broken: Option<Safeguard>,
-    /// Other tables of what uploads do, for a negative control.
+    /// Other tables of upload moves, for a negative control.
     #[cfg(feature = "testing")]
     pub(super) transfer_tables: crate::transfer::Tables,
 }
@@ -65,7 +65,7 @@ impl Settings {
     }
 
     #[cfg(not(feature = "testing"))]
-    #[allow(clippy::unused_self, reason = "a control takes a rule away")]
+    #[allow(clippy::unused_self, reason = "a control disables a rule")]
     const fn breaks(&self, _: Safeguard) -> bool {
         false
     }
@@ -123,7 +123,7 @@ impl StoreOptions {
         self
     }
 
-    /// Takes a rule away, for a negative control.
+    /// Disables a rule, for a negative control.
     #[cfg(feature = "testing")]
     #[doc(hidden)]
     pub fn break_rule(mut self, rule: Option<Safeguard>) -> Self {
@@ -131,7 +131,7 @@ impl StoreOptions {
         self
     }
 
-    /// Has uploads do what other tables say, for a negative control.
+    /// Uses other tables of upload moves, for a negative control.
     #[cfg(feature = "testing")]
     pub(crate) fn transfer_tables(mut self, tables: crate::transfer::Tables) -> Self {
         self.settings.transfer_tables = tables;
@@ -163,7 +163,7 @@ impl StoreOptions {
         }
     }
 
-    /// Opens a store on a disk of another kind; errors call it `name`.
+    /// Opens a store on another kind of disk; errors call it `name`.
     ///
     /// # Errors
     /// Those of [`StoreOptions::open`].
@@ -174,7 +174,7 @@ impl StoreOptions {
         self.with_tables(tables)
     }
 
-    /// Opens the store in a backend of any kind, or creates it there if the backend is empty; errors call it `name`.
+    /// Opens the store in any backend, or creates it there if the backend is empty; errors call it `name`.
     ///
     /// # Errors
     /// Those of [`StoreOptions::open`].
@@ -206,7 +206,7 @@ impl Store {
     /// An empty store in memory; `name` is what errors call it.
     ///
     /// # Errors
-    /// As [`StoreOptions::open`].
+    /// Those of [`StoreOptions::open`].
     pub(crate) fn in_memory(name: &str) -> Result<Self> {
         Self::options().with_tables(Tables::open_in(Box::new(Memory::new()), Path::new(name))?)
     }
@@ -244,7 +244,7 @@ impl Store {
         Ok(self.any_unit(id))
     }
 
-    /// A unit by its id, ours included.
+    /// A unit by its id; our reserved ids are allowed.
     pub(crate) fn any_unit(&self, id: SyncUnitId) -> SyncUnit {
         SyncUnit { inner: Arc::clone(&self.inner), id }
     }
@@ -258,7 +258,7 @@ impl Store {
         self.inner.tables.ensure_in_place()
     }
 
-    /// A number for everything that is stored: the same for the same rows.
+    /// A fingerprint of everything stored: the same for the same rows.
     #[cfg(feature = "testing")]
     pub(crate) fn fingerprint(&self) -> Result<u64> {
         self.inner.tables.fingerprint()

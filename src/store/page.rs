@@ -176,6 +176,20 @@ impl<C> Page<C> {
         Self::with(None)
     }
 
+    /// Sets the cursor of the next page, in place of the one that the page was made with; `None`: this is the last page.
+    /// For a source that returns the cursor after the records.
+    ///
+    /// ```
+    /// use highwater::{Page, Record};
+    /// let mut page = Page::last();
+    /// page.push("issues", Record::new("ISSUE-1", &serde_json::json!({}))?);
+    /// page.set_next(Some("token from the end of the answer"));
+    /// # Ok::<(), highwater::Error>(())
+    /// ```
+    pub fn set_next(&mut self, next: Option<C>) {
+        self.next = next;
+    }
+
     fn with(next: Option<C>) -> Self {
         Self {
             next,

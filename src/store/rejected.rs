@@ -1,17 +1,17 @@
-//! Rejected records: left out for being bad, counted, and asked for again by the next run.
+//! Rejected records: left out because they are invalid, counted, and requested again by the next run.
 //!
-//! The transaction that stages a page stores what the page rejects, `unit, run, item type, id -> why`, and counts it with
-//! what was read: so a rejected record is stored exactly if the cursor of its stream is past it. When the run is
-//! finished, its rejected records become those of the unit, `unit, item type, id -> why`. The next run asks for these, in
-//! chunks: the transaction that stages what came of a chunk stores what became of each id of it in the rows of the run.
-//! So a kill costs the chunk that was being fetched. They are changed for the unit when that run is finished: one that is
-//! given up leaves them as they were, for what passed in it may not have been announced.
+//! The transaction that stages a page stores what the page rejects, `unit, run, item type, id -> why`, and counts it
+//! as read. So a rejected record is stored exactly if its stream's cursor is past it. When the run finishes, its
+//! rejected records become those of the unit, `unit, item type, id -> why`. The next run requests these again, in
+//! chunks. The transaction that stages a chunk's answer stores the outcome of each of its ids in the rows of the run,
+//! so a kill costs only the chunk that was being fetched. The unit's rows change when that run finishes. An abandoned
+//! run leaves them as they were, because records that passed in it may not have been announced.
 //!
-//! A record is rejected by id, so one that is read twice and rejected twice is one row, and counts as two that were read.
-//! Nothing but an answer to [`Run::refetch`] settles it: what passes elsewhere in the run is asked for all the same.
+//! A record is rejected by its id, so one that is read twice and rejected twice is one row, and counts as two records
+//! read. Only an answer to [`Run::refetch`] settles it: a record that passes elsewhere in the run is still requested.
 //!
-//! All is bounded: ids, kinds of an item type, records that are kept whole and bytes of each. A checkpoint has the ids
-//! and the kinds, and the first reason of a kind; what records hold is in no checkpoint.
+//! Everything is limited: ids, kinds of an item type, records that are kept whole and bytes of each. A checkpoint has
+//! the ids and the kinds, and the first reason of a kind; it does not have the content of records.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,27 +34,27 @@ use super::rows::{
 use super::run::Run;
 use super::tables::{Change, Rows};
 
-/// The stream of what was fetched of rejected records.
+/// The stream that counts the refetched records.
 const REFETCHED: &str = "@highwater/refetched";
-/// What the kinds are counted as that are too many to be told apart.
+/// The kind that counts all kinds beyond the limit.
 const OTHER_KIND: &str = "other";
 /// Bytes of reasons that a checkpoint keeps of all rejected records together, and of one of them.
 const CHECKPOINT_REASONS_BYTES_MAX: usize = 12 * 1024;
 const CHECKPOINT_REASON_BYTES_MAX: usize = 200;
 
-/// A record that is rejected, and that the next run asks for.
+/// A record that is rejected, and that the next run requests again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RejectedRecord {
     /// Its item type.
     pub item_type: String,
-    /// The id by which it is asked for.
+    /// The id with which it is requested.
     pub id: String,
-    /// Why it was rejected last. Empty if that is not known: a checkpoint keeps the first reason of each kind.
+    /// Why it was last rejected. Empty if that is not known: a checkpoint keeps the first reason of each kind.
     pub reason: String,
-    /// When it was rejected last.
+    /// When it was last rejected.
     pub rejected_at: DateTime<Utc>,
-    /// In how many runs it was asked for in vain.
+    /// In how many runs it was requested and rejected again.
     pub asked: u32,
 }
 
@@ -62,7 +62,7 @@ pub struct RejectedRecord {
 type Records = BTreeMap<(String, String), RejectedRow>;
 
 impl Run {
-    /// The records that earlier runs rejected and that this run has not asked for yet, by item type and id.
+    /// The records that earlier runs rejected and that this run has not requested yet, by item type and id.
     ///
     /// # Errors
     /// `Fenced`, `Corrupt` or `Io`.
@@ -78,7 +78,7 @@ impl Run {
         Ok(left.into_iter().map(record).collect())
     }
 
-    /// The next rejected records to ask for, of an item type that is wanted: one type, and at most [`REFETCH_IDS`] ids.
+    /// The next rejected records to request, of an item type in the scope: one type, and at most [`REFETCH_IDS`] ids.
     pub(crate) fn next_rejected(
         &self,
         wanted: impl Fn(&str) -> bool,
@@ -90,7 +90,7 @@ impl Run {
         Ok(Some((item_type.clone(), of_type.map(|(_, id)| id).take(REFETCH_IDS).collect())))
     }
 
-    /// Records that this run has read so far, and of those the rejected ones.
+    /// Records that this run has read so far, and how many of them were rejected.
     pub(crate) fn read_and_rejected(&self) -> Result<(u64, u64)> {
         self.look(|rows, _| {
             let read = rows.all(&TYPES, &self.run_key())?.iter().map(|(_, counts)| counts.read).sum();
@@ -107,15 +107,15 @@ impl Run {
     }
 }
 
-/// The stream under which pages of rejected records that were asked for again are counted.
+/// The stream that counts the pages of refetched records.
 ///
 /// # Errors
-/// None: the name is one.
+/// None: the name is valid.
 pub(crate) fn refetched() -> Result<StreamName> {
     StreamName::new(REFETCHED)
 }
 
-/// Refuses a stream of an extractor's that is named so: it would count as read to its end.
+/// Refuses an extractor's stream of this name: it would count as exhausted.
 ///
 /// # Errors
 /// `Invalid` if it is.
@@ -123,12 +123,12 @@ pub(super) fn check_not_ours(stream: &StreamName) -> Result<()> {
     if stream.as_str() != REFETCHED {
         return Ok(());
     }
-    let reason = "rejected records that are asked for again are counted under it".to_owned();
+    let reason = "it counts rejected records that are requested again".to_owned();
     Err(Error::Invalid { what: format!("the stream name {stream}"), reason })
 }
 
-/// Stores what a page that is being staged says of rejected records. Returns how many of them it read and left out:
-/// those that were asked for again count as read if they passed.
+/// Stores what a page that is being staged says about rejected records. Returns how many of them it read and left
+/// out: records that were requested again count as read if they passed.
 pub(super) fn reject(run: &Run, change: &Change<'_>, parts: &RejectedParts) -> Result<u64> {
     let RejectedParts { rejected, again, ids_max } = parts;
     if (rejected.is_empty() && again.is_empty()) || run.inner.breaks(Safeguard::RejectedKept) {
@@ -164,7 +164,7 @@ pub(super) fn reject(run: &Run, change: &Change<'_>, parts: &RejectedParts) -> R
         put(item_type, id, &row)?;
         of_run.insert(key, row);
     }
-    // Before anything is done with them: there may be a great many.
+    // Before anything is done with them: there may be very many.
     let is_asked = |item_type: &ItemType, id: &str| asked.contains(&(item_type.as_str(), id));
     let newest = rejected.iter().rev().find(|(item_type, rejection)| !is_asked(item_type, &rejection.id));
     if let Some((item_type, Rejection { id, reason, .. })) = newest {
@@ -194,7 +194,7 @@ pub(super) fn reject(run: &Run, change: &Change<'_>, parts: &RejectedParts) -> R
             *left_out.entry(item_type).or_default() += 1;
         }
         let key = (item_type.to_string(), rejection.id.clone());
-        // What was asked for counts once, however often the page has it.
+        // A requested record counts once, however often the page has it.
         let known = if was_asked { None } else { of_run.get(&key) }.or_else(|| of_unit.get(&key));
         let kind = kind_of(&of_run, item_type, &rejection.kind);
         let row = RejectedRow {
@@ -222,7 +222,7 @@ fn count(run: &Run, change: &Change<'_>, item_type: &ItemType, items: u64) -> Re
     change.put(&REJECTED_COUNTS, &key, &row)
 }
 
-/// The kind that a rejected record counts to: its own, unless there are too many.
+/// The kind that a rejected record is counted under: its own, unless there are too many.
 fn kind_of(of_run: &Records, item_type: &ItemType, kind: &str) -> String {
     let of_type = of_run.iter().filter(|((name, _), _)| name == item_type.as_str());
     let kinds: BTreeSet<&str> = of_type.map(|(_, row)| row.kind.as_str()).collect();
@@ -230,14 +230,14 @@ fn kind_of(of_run: &Records, item_type: &ItemType, kind: &str) -> String {
     if has_room { kind.to_owned() } else { OTHER_KIND.to_owned() }
 }
 
-/// Whether one more rejected record of a kind is kept whole.
+/// Whether another rejected record of a kind is kept whole.
 fn is_kept(of_run: &Records, item_type: &ItemType, kind: &str) -> bool {
     let kept = of_run.iter().filter(|(_, row)| row.json.is_some());
     let of_kind = kept.clone().filter(|((name, _), row)| name == item_type.as_str() && row.kind == kind);
     (of_kind.count() as u64) < FINDINGS_KEPT && kept.count() < REJECTED_KEPT_MAX
 }
 
-/// Makes the rejected records of a run that is finished those of its unit.
+/// Moves the rejected records of a run that is finished to its unit.
 pub(super) fn keep(change: &Change<'_>, unit: u64, run: u64) -> Result<()> {
     for ((item_type, id), row) in records(change, &REJECTED_IN_RUN, &run_key(unit, run))? {
         let key = Key::unit(unit).and_rejected(&item_type, &id);
@@ -273,7 +273,7 @@ pub(super) fn counts(rows: &impl Rows, run: &Key) -> Result<BTreeMap<String, u64
     Ok(counts)
 }
 
-/// What a checkpoint says of the rejected records of a unit, or of a run.
+/// The rejected records of a unit, or of a run, in a checkpoint.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RejectedPart {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -289,10 +289,11 @@ struct KindPart {
     item_type: String,
     fate: RejectedFate,
     kind: String,
-    /// That of the first of them, where there is room for it.
+    /// The reason of the first of them, if there is room for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
-    /// Of each its id, the run that rejected it first, when it was rejected last, and in how many runs it was asked for.
+    /// For each: its id, the run that first rejected it, when it was last rejected, and in how many runs it was
+    /// requested.
     ids: Vec<(String, u64, Micros, u32)>,
 }
 
@@ -302,14 +303,14 @@ impl RejectedPart {
     }
 }
 
-/// The part of a position, of the run that stands there.
+/// The part of a position: the run's.
 pub(super) fn part_of_run(rows: &impl Rows, run: &Key) -> Result<RejectedPart> {
     let kinds = kind_parts(rows, &REJECTED_IN_RUN, run)?;
     let counts = counts(rows, run)?.into_iter().map(|(item_type, records)| (0, item_type, records));
     Ok(RejectedPart { kinds, counts: counts.collect() })
 }
 
-/// The part of a unit: what finished runs left, and the counts of as many of the newest runs that are over.
+/// The part of a unit: what finished runs left, and the counts of the newest `runs` runs that are over.
 pub(super) fn part_of_unit(rows: &impl Rows, unit: u64, runs: u64) -> Result<RejectedPart> {
     let prefix = Key::unit(unit);
     let kinds = kind_parts(rows, &REJECTED, &prefix)?;
@@ -355,7 +356,7 @@ fn kind_parts(rows: &impl Rows, table: &Table<RejectedRow>, prefix: &Key) -> Res
     Ok(parts.into_values().collect())
 }
 
-/// Puts back what a checkpoint says of a unit.
+/// Restores what a checkpoint holds of a unit.
 pub(super) fn restore_unit(change: &Change<'_>, unit: u64, part: &RejectedPart) -> Result<()> {
     restore_kinds(change, &REJECTED, &Key::unit(unit), &part.kinds)?;
     for (run, item_type, records) in &part.counts {
@@ -364,7 +365,7 @@ pub(super) fn restore_unit(change: &Change<'_>, unit: u64, part: &RejectedPart) 
     Ok(())
 }
 
-/// Puts back what a checkpoint says of the run that stands at its position.
+/// Restores what a checkpoint holds of the run at its position.
 pub(super) fn restore_run(change: &Change<'_>, unit: u64, run: u64, part: &RejectedPart) -> Result<()> {
     let key = run_key(unit, run);
     restore_kinds(change, &REJECTED_IN_RUN, &key, &part.kinds)?;

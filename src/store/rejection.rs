@@ -1,4 +1,4 @@
-//! A record that is not announced because something is wrong with it, as a page brings it.
+//! A record that a page rejects: it is not announced because it is invalid.
 
 use serde_json::Value;
 
@@ -7,14 +7,14 @@ use crate::error::{Error, Result};
 use crate::model::{FINDING_BYTES_MAX, ID_BYTES_MAX, REJECTED_JSON_BYTES_MAX};
 use crate::record::{Finding, Findings, Record};
 
-/// Bytes of what rejected records are counted by.
+/// Bytes of a kind, by which rejected records are counted.
 const KIND_BYTES_MAX: usize = 120;
 
-/// One record that is rejected: by which id it is to be asked for again, and why.
+/// A rejected record: the id with which to request it again, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Rejection {
     pub(crate) id: String,
-    /// What it is counted by with others: the rule and the place that the first error names, or the author's reason.
+    /// What it is counted by: the rule and the place of the first error, or the author's reason.
     pub(crate) kind: String,
     pub(crate) reason: String,
     /// Its JSON text, cut to [`REJECTED_JSON_BYTES_MAX`] bytes, and how many it has.
@@ -22,7 +22,7 @@ pub(crate) struct Rejection {
 }
 
 impl Rejection {
-    /// For the author's own reason.
+    /// With a reason of the author's own.
     pub(crate) fn new(id: &str, reason: &str) -> Self {
         Self {
             id: id.to_owned(),
@@ -32,19 +32,19 @@ impl Rejection {
         }
     }
 
-    /// Of what a normaliser could not make a record of. Without an id where the source has none: then it cannot be stored.
+    /// What a normaliser could not make a record of. If the source has no id, this has none, and it cannot be stored.
     pub(crate) fn of_source(raw: &Value, findings: &Findings) -> Self {
         let id = findings.iter().find_map(|finding| finding.record.clone()).unwrap_or_default();
         Self { json: Some(kept(raw.to_string())), ..Self::new(&id, "").because(findings) }
     }
 
-    /// Of a record that is not what the metadata declares. `None` if it has no id to ask for it by.
+    /// A record that does not match the metadata. `None` if it has no id with which to request it again.
     pub(crate) fn of_record(record: &Record, findings: &[Finding]) -> Option<Self> {
         let rejection = Self::new(record.id()?, "").because(findings);
         Some(Self { json: Some(kept(record.to_line())), ..rejection })
     }
 
-    /// Says why: the first error, and how many more there are.
+    /// Sets the reason: the first error, and the number of further ones.
     fn because(self, findings: &[Finding]) -> Self {
         let mut errors = findings.iter().filter(|finding| finding.is_error());
         let Some(first) = errors.next() else { return self };
@@ -57,7 +57,7 @@ impl Rejection {
         Self { kind: cut::to_bytes(&first.kind_text(), KIND_BYTES_MAX), reason, ..self }
     }
 
-    /// Checks that it can be asked for again.
+    /// Checks that it can be requested again.
     ///
     /// # Errors
     /// `Invalid` or `TooLarge`, naming it.
@@ -65,7 +65,7 @@ impl Rejection {
         let what = || format!("the id of a rejected record of {item_type}");
         if self.id.is_empty() {
             let reason = format!(
-                "it must not be empty, for the next run asks for the record by it; the record was rejected for: {}",
+                "it must not be empty, because the next run requests the record by it; the record was rejected because: {}",
                 self.reason
             );
             return Err(Error::Invalid { what: what(), reason });
@@ -78,7 +78,7 @@ impl Rejection {
     }
 }
 
-/// As much of a record's JSON text as is kept, and how long it is.
+/// The part of a record's JSON text that is kept, and the length of the whole.
 fn kept(json: String) -> (String, u64) {
     let bytes = json.len() as u64;
     (

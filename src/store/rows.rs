@@ -1,9 +1,9 @@
-//! What is stored: the rows, their tables and their keys.
+//! The rows of the store, their tables and their keys.
 //!
-//! A key is `unit: u64 big-endian`, then, where the row belongs to a run, `run: u64 big-endian`, then the rest: a
-//! name as UTF-8 or a number as `u64 big-endian`. So a unit, and a run in it, is one range scan. Units are numbered
-//! once and never again, so that a deleted unit's rows cannot be taken for those of its successor. A number that stands
-//! for an id may lead to the row of another, so whoever looks by it compares the id in the row (`digest`).
+//! A key is `unit: u64 big-endian`, then, if the row belongs to a run, `run: u64 big-endian`, then the rest: a name
+//! as UTF-8 or a number as `u64 big-endian`. So a unit, and a run in it, is one range scan. A unit's number is never
+//! used again, so the rows of a deleted unit cannot be taken for those of its successor. A number made from an id may
+//! lead to the row of another id, so every lookup compares the id in the row (`digest`).
 //!
 //! | table | key after unit (and run) | value |
 //! | --- | --- | --- |
@@ -25,7 +25,7 @@
 //! | `messages` | message number | [`MessageRow`] |
 //! | `ledger` | run | [`LedgerRow`] |
 //! | `findings` | run, item type, a zero byte, severity, a zero byte, rule, a zero byte, place | [`FindingRow`] |
-//! | `rejected` | item type, a zero byte, id | [`RejectedRow`]: of finished runs, to be asked for again |
+//! | `rejected` | item type, a zero byte, id | [`RejectedRow`]: of finished runs, to be requested again |
 //! | `rejected_in_run` | run, item type, a zero byte, id | [`RejectedRow`]: of the run that is open |
 //! | `rejected_counts` | run, item type | [`RejectedCountRow`], for as long as the run is in the ledger |
 //! | `once_ids` | run, item type, a zero byte, digest of the id | [`OnceRow`]: of a record that a run announces once |
@@ -80,10 +80,10 @@ impl<R: Row> Table<R> {
 macro_rules! tables {
     ($($table:ident: $row:ty = $name:literal;)*) => {
         $(pub(crate) const $table: Table<$row> = Table::new($name);)*
-        /// Every table, to look at all that is stored.
+        /// All tables, to read everything that is stored.
         pub(crate) const ALL_TABLES: &[&str] = &[$($name),*];
 
-        /// Whether bytes are a row of a table; `None` if there is no such table.
+        /// Whether bytes are a valid row of a table; `None` if there is no such table.
         #[cfg(feature = "inspect")]
         pub(crate) fn check_row(table: &str, bytes: &[u8]) -> Option<Result<(), DecodeError>> {
             match table {
@@ -139,7 +139,7 @@ tables! {
     DEATHS: DeathRow = "deaths";
 }
 
-/// A key, part by part.
+/// A key, built part by part.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Key(Vec<u8>);
 
@@ -158,7 +158,7 @@ impl Key {
         self.0.extend_from_slice(name.as_bytes());
         self
     }
-    /// For a name of which a checkpoint keeps no more than its hash.
+    /// For a name that a checkpoint keeps only as a hash.
     pub(crate) fn and_hash(self, name: &str) -> Self {
         self.and_number(name_hash(name))
     }
@@ -184,8 +184,7 @@ impl Key {
         self.0.push(0);
         self
     }
-    /// For the rest of a key that was read.
-    #[cfg(feature = "inspect")]
+    /// For the end of a key that was read.
     pub(crate) fn and_bytes(mut self, rest: &[u8]) -> Self {
         self.0.extend_from_slice(rest);
         self
@@ -206,7 +205,7 @@ impl Key {
     }
 }
 
-/// The key of a run, which all its rows start with.
+/// The key of a run: the prefix of all its rows.
 pub(crate) fn run_key(unit: u64, run: u64) -> Key {
     Key::unit(unit).and_number(run)
 }
@@ -219,12 +218,12 @@ pub(crate) fn event_key(unit: u64, run: u64, hash: u64) -> Key {
     run_key(unit, run).and_number(hash)
 }
 
-/// Attachments of one parent stand together.
+/// Attachments of one parent are adjacent.
 pub(crate) fn seen_key(unit: u64, parent_id: &str, id: &str) -> Key {
     Key::unit(unit).and_id(parent_id).and_id(id)
 }
 
-/// Where format 1 had what [`seen_key`] leads to. Two attachments can share it.
+/// The key of format 1 for what [`seen_key`] leads to. Two attachments can share it.
 pub(crate) fn seen_hash_key(unit: u64, parent_id: &str, id: &str) -> Key {
     Key::unit(unit).and_hash(parent_id).and_hash(id)
 }
@@ -234,8 +233,8 @@ pub(crate) fn note_key(unit: u64, name: &str) -> Key {
     Key::unit(unit).and_name(&format!("{RESERVED_VALUE_PREFIX}{name}"))
 }
 
-/// What a run queued again is kept in `requeued_attachments` from this number on, until the run is finished, so that
-/// nothing is lost with an abandoned one.
+/// Attachments that a run queued again are kept in `requeued_attachments` from this number on until the run finishes,
+/// so that an abandoned run loses none.
 pub(crate) const KEPT_FROM: u64 = 1 << 63;
 
 /// A run and a number at the end of a key.
@@ -323,7 +322,7 @@ bincode_rows! {
     DeathRow = 1;
 }
 
-/// Bytes of others, as they are: a gzip member.
+/// Bytes that belong to others, stored unchanged: a gzip member.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Payload(pub(crate) Vec<u8>);
 
@@ -337,7 +336,7 @@ impl Row for Payload {
     }
 }
 
-/// JSON text of others, as it is.
+/// JSON text that belongs to others, stored unchanged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Json(pub(crate) String);
 
@@ -361,25 +360,26 @@ pub(crate) struct FormatRow {
     pub(crate) next_unit: u64,
 }
 
-/// What a sync unit is known by.
+/// A sync unit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct UnitRow {
-    /// Its number in every other key.
+    /// Its number in all other keys.
     pub(crate) no: u64,
     pub(crate) created_at: Micros,
     /// The newest run, over or not.
     pub(crate) run: Option<u64>,
     pub(crate) next_run: u64,
     pub(crate) next_message: u64,
-    /// Time up to which a finished run vouches: the start of the last one.
+    /// The time up to which a finished run vouches: the start of the last one.
     pub(crate) watermark: Option<Micros>,
     /// The oldest and the newest moment that finished runs were asked for.
     pub(crate) bounds: (Option<Micros>, Option<Micros>),
-    /// Of a unit with checkpoints: the holder token found on the platform last, and the one then intended.
+    /// Of a unit with checkpoints: the holder token that was last found on the platform, and the one that was then to
+    /// be written.
     pub(crate) holder: (Option<String>, Option<String>),
-    /// The watermark with which it came from other software.
+    /// The watermark that came from other software.
     pub(crate) inherited: Option<Micros>,
-    /// The version of the connector whose mappings are installed.
+    /// The version of the connector that installed the mappings.
     pub(crate) connector_version: Option<String>,
 }
 
@@ -387,26 +387,26 @@ pub(crate) struct UnitRow {
 pub(crate) enum RunStatus {
     Open,
     Finished,
-    /// A newer run took its place, or its store was lost: nothing more comes of it.
+    /// A newer run replaced it, or its store was lost: it does not go on.
     Abandoned,
 }
 
-/// One run. It is rewritten with every page, so it holds no list.
+/// One run. It is rewritten with every page, so it contains no long list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RunRow {
     pub(crate) id: String,
     pub(crate) status: RunStatus,
     pub(crate) started_at: Micros,
     pub(crate) ended_at: Option<Micros>,
-    /// Everything modified at or after this is wanted; `None` is everything.
+    /// The run extracts what was modified at or after this; `None`: everything.
     pub(crate) since: Option<Micros>,
-    /// A watermark that was not used, for lying in the future.
+    /// A watermark that was not used, because it lay in the future.
     pub(crate) since_ignored: Option<Micros>,
-    /// What the platform asked for, once that is resolved.
+    /// What the platform asked for, once it is resolved.
     pub(crate) window: Option<WindowRow>,
-    /// Raised by every life that takes the run up; an older life's writes are refused.
+    /// Raised by every life that resumes the run; writes of an older life are refused.
     pub(crate) epoch: u64,
-    /// It was begun by an event that cannot begin a run: its records before that are not known here.
+    /// Begun by an event that cannot begin a run: the run's earlier records are not known here.
     pub(crate) lost: bool,
     pub(crate) phase: Option<Phase>,
     pub(crate) done: Phases,
@@ -417,10 +417,10 @@ pub(crate) struct RunRow {
     pub(crate) open_batches: u64,
     pub(crate) not_before: Option<NotBefore>,
     pub(crate) progress: Option<u8>,
-    /// Events accepted, and the hash of the newest.
+    /// Events accepted, and the number of the newest one's row.
     pub(crate) events: u64,
     pub(crate) event: Option<u64>,
-    /// How often the platform used the ids of an answered event for a new one.
+    /// How often the platform reused the ids of an answered event for a new one.
     pub(crate) events_reused: u64,
     /// The number of its first message.
     pub(crate) first_message: u64,
@@ -428,31 +428,31 @@ pub(crate) struct RunRow {
     pub(crate) message: Option<u64>,
     /// After a message that was too large: artifacts that the next one may carry.
     pub(crate) artifacts_max: Option<u64>,
-    /// From version 2 on.
+    /// Since version 2.
     pub(crate) activity: Activity,
 }
 
-/// What tells an operator whether a run is alive. A checkpoint does not have it.
+/// What shows an operator whether a run is alive. A checkpoint does not have it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Activity {
-    /// When anything of the run was stored last.
+    /// When anything of the run was last stored.
     pub(crate) changed_at: Option<Micros>,
     /// Lives that ended without an answer.
     pub(crate) deaths: u64,
 }
 
-/// From when to when records are wanted; without a beginning, from ever.
+/// The window of the records to extract; without a beginning, from the start of time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct WindowRow {
     pub(crate) from: Option<Micros>,
     pub(crate) to: Micros,
 }
 
-/// When the source may be asked again.
+/// When the source may be called again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct NotBefore {
     pub(crate) at: Micros,
-    /// What was asked for: more than this cannot be left, unless the clock stepped back.
+    /// The wait that was asked for: a remaining wait longer than this means that the clock stepped back.
     pub(crate) asked_seconds: u64,
 }
 
@@ -470,13 +470,13 @@ pub(crate) struct StreamRow {
     pub(crate) exhausted: bool,
     pub(crate) pages: u64,
     pub(crate) items: u64,
-    /// JSON text for the next run, once this one is finished.
+    /// JSON text for the next run, used once this one has finished.
     pub(crate) bookmark: Option<String>,
-    /// From version 2 on.
+    /// Since version 2.
     pub(crate) pace: Pace,
 }
 
-/// How fast a stream was read of late. A checkpoint does not have it.
+/// How fast a stream was read recently. A checkpoint does not have it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Pace {
     pub(crate) last_page_at: Option<Micros>,
@@ -484,7 +484,7 @@ pub(crate) struct Pace {
     pub(crate) minutes: Vec<MinuteRow>,
 }
 
-/// What a stream gave in one minute.
+/// What a stream returned in one minute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct MinuteRow {
     /// Minutes since 1970.
@@ -493,16 +493,16 @@ pub(crate) struct MinuteRow {
     pub(crate) items: u64,
 }
 
-/// Five whole minutes, and the one that has begun.
+/// Five whole minutes, and the current one.
 pub(crate) const MINUTES_KEPT: usize = 6;
 
 pub(crate) const MINUTE_MICROS: i64 = 60_000_000;
 
 impl Pace {
-    /// Takes in a page.
+    /// Counts a page.
     pub(crate) fn add(&mut self, now: Micros, items: u64) {
         let minute = now.0.div_euclid(MINUTE_MICROS);
-        // A clock that stepped back leaves no minutes of the future.
+        // After a clock stepped back, minutes of the future are dropped.
         self.minutes.retain(|other| other.minute <= minute);
         match self.minutes.last_mut().filter(|last| last.minute == minute) {
             Some(last) => {
@@ -516,7 +516,7 @@ impl Pace {
     }
 }
 
-/// What waits for a child listing.
+/// The listing that waits for a child listing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum UnderRow {
     Nothing,
@@ -530,7 +530,7 @@ pub(crate) enum UnderRow {
 pub(crate) struct ChildRow {
     pub(crate) stream: String,
     pub(crate) parent: String,
-    /// JSON text, the extractor's.
+    /// JSON text of the extractor's.
     pub(crate) data: String,
     /// The number of the first child listing that the same page named.
     pub(crate) named_with: u64,
@@ -539,13 +539,13 @@ pub(crate) struct ChildRow {
     pub(crate) cursor: Option<String>,
 }
 
-/// That a child listing was named.
+/// Records that a child listing was named.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ChildIdRow {
     pub(crate) no: u64,
 }
 
-/// The child listings of one stream in one run, in counts.
+/// The counts of the child listings of one stream in one run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ChildStreamRow {
     pub(crate) named: u64,
@@ -556,19 +556,18 @@ pub(crate) struct ChildStreamRow {
     pub(crate) pending_bytes: u64,
 }
 
-/// The counts of one item type in one run, and what its open batch is made of.
+/// The counts of one item type in one run, and the contents of its open batch.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct TypeRow {
     /// Records that the source gave.
     pub(crate) read: u64,
-    /// Those that are staged nowhere: nobody wants them, they were rejected, or the run had announced them before
-    /// (`rejected_counts` and `once_counts` have how many).
+    /// Records that are not staged: out of scope, or rejected (`rejected_counts` has how many).
     pub(crate) left_out: u64,
-    /// Those in batches that were closed.
+    /// Records in closed batches.
     pub(crate) batched: u64,
-    /// Those the platform knows to be ours.
+    /// Records whose batches the platform has linked to the run.
     pub(crate) confirmed: u64,
-    /// Those in a sealed message, or acknowledged.
+    /// Records in a sealed message, or acknowledged.
     pub(crate) announced: u64,
     pub(crate) batches: u64,
     pub(crate) artifacts_announced: u64,
@@ -578,7 +577,7 @@ pub(crate) struct TypeRow {
     pub(crate) last_artifact: Option<String>,
 }
 
-/// The least and greatest dates of some records.
+/// The earliest and latest dates of some records.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Dates {
     pub(crate) created: Option<(Micros, Micros)>,
@@ -612,11 +611,11 @@ pub(crate) struct ChunkRow {
     pub(crate) lines: Vec<u8>,
 }
 
-/// Where a batch is in its life. A batch that was acknowledged, or whose message was accepted, has no row.
+/// The state of a batch. A batch that was acknowledged, or whose message was accepted, has no row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum BatchState {
     Staged,
-    /// The platform has the bytes under the id; it may or may not know that they are ours.
+    /// The platform has the bytes under the id; whether it has linked them to the run is unknown.
     Uploaded,
     Confirmed,
     /// Named by the sealed message of that number.
@@ -636,11 +635,11 @@ pub(crate) struct BatchRow {
     /// The cursor after it, if it is the last batch that its page closed.
     pub(crate) cursor_after: Option<String>,
     pub(crate) state: BatchState,
-    /// Its id; also one that was given up, until there is another.
+    /// Its artifact id; an id that was given up stays until there is another.
     pub(crate) artifact: Option<String>,
-    /// The epoch in which it was uploaded: a later life cannot know whether a confirm was tried.
+    /// The epoch in which it was uploaded: a later life cannot know whether its confirm was tried.
     pub(crate) uploaded_in: u64,
-    /// How often a confirm was refused for good, so that the id was given up.
+    /// How often the platform refused a confirm for good, so that the id was given up.
     pub(crate) given_up: u32,
     /// A saved checkpoint names it under its id.
     pub(crate) saved: bool,
@@ -683,7 +682,7 @@ pub(crate) enum MessageFate {
 pub(crate) struct MessageRow {
     pub(crate) run: u64,
     pub(crate) phase: Phase,
-    /// The hash of the event that it answers.
+    /// The number of the row of the event that it answers.
     pub(crate) event: u64,
     pub(crate) kind: MessageKind,
     pub(crate) event_type: String,
@@ -696,7 +695,7 @@ pub(crate) struct MessageRow {
     /// The JSON text.
     #[serde(with = "serde_bytes")]
     pub(crate) body: Vec<u8>,
-    /// What an ERROR says is wrong. From version 2 on; a checkpoint does not have it.
+    /// The error text of an ERROR. Since version 2; a checkpoint does not have it.
     pub(crate) error: Option<String>,
 }
 
@@ -719,7 +718,7 @@ pub(crate) struct LedgerRow {
     pub(crate) warnings: u64,
     pub(crate) types: Vec<LedgerType>,
     pub(crate) attachments: LedgerAttachments,
-    /// Lives that ended without an answer. From version 2 on.
+    /// Lives that ended without an answer. Since version 2.
     pub(crate) deaths: u64,
 }
 
@@ -736,19 +735,19 @@ pub(crate) struct LedgerType {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct FindingRow {
     pub(crate) count: u64,
-    /// The first of them, as text.
+    /// The first findings, as text.
     pub(crate) kept: Vec<String>,
 }
 
-/// What is known of a rejected record.
+/// The status of a rejected record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum RejectedFate {
-    /// It is to be asked for again.
+    /// It will be requested again.
     Rejected,
-    /// This run asked for it, and it passed.
+    /// This run requested it, and it passed.
     Passed,
-    /// This run asked for it, and it is not there any more.
+    /// This run requested it, and the source does not have it any more.
     Gone,
 }
 
@@ -756,15 +755,15 @@ pub(crate) enum RejectedFate {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RejectedRow {
     pub(crate) fate: RejectedFate,
-    /// The run that rejected it first, and when it was rejected last.
+    /// The run that first rejected it, and when it was last rejected.
     pub(crate) run: u64,
     pub(crate) rejected_at: Micros,
-    /// In how many runs it was asked for in vain.
+    /// In how many runs it was requested and rejected again.
     pub(crate) asked: u32,
     pub(crate) kind: String,
-    /// Empty where a checkpoint had no room for it.
+    /// Empty if a checkpoint had no room for it.
     pub(crate) reason: String,
-    /// The start of its JSON text, and bytes of the whole; of the first of a kind only.
+    /// The start of its JSON text, and the length of the whole; only for the first of each kind.
     pub(crate) json: Option<(String, u64)>,
 }
 
@@ -801,26 +800,26 @@ pub(crate) struct LedgerAttachments {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct QueueRow {
     pub(crate) counts: LedgerAttachments,
-    /// None of this number or a higher one was ever tried.
+    /// No attachment of this number or a higher one was ever tried.
     pub(crate) position: u64,
-    /// Of runs before, or of this one's own failed ones: queued again.
+    /// Attachments that were queued again: of earlier runs, or failed ones of this run.
     pub(crate) requeued: u64,
-    /// Records staged that say of one that it is settled: they come from no stream.
+    /// Staged records that announce a settled attachment: they belong to no stream.
     pub(crate) lines: u64,
-    /// It came from a checkpoint: the lines of `attachment_files` are still to be loaded.
+    /// Restored from a checkpoint: the lines of `attachment_files` still have to be loaded.
     pub(crate) rebuild: bool,
 }
 
 /// An attachment that is not settled. Its number is the place of its line among all of the run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct AttachmentRow {
-    /// Its line; empty where a checkpoint told only its number.
+    /// Its line; empty if a checkpoint held only its number.
     pub(crate) json: String,
     /// The id under which the platform has its bytes, and the epoch in which it got them.
     pub(crate) artifact: Option<(String, u64)>,
-    /// A saved checkpoint names that id.
+    /// A saved checkpoint names this id.
     pub(crate) saved: bool,
-    /// How often a confirm was refused for good, so that the id was given up.
+    /// How often the platform refused a confirm for good, so that the id was given up.
     pub(crate) given_up: u32,
     /// Attempts that failed, when the next is due, and why the last one failed.
     pub(crate) tries: u32,
@@ -828,7 +827,7 @@ pub(crate) struct AttachmentRow {
     pub(crate) reason: Option<String>,
 }
 
-/// What is known of an attachment, whatever came of it.
+/// What is known of an attachment, whatever its outcome.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SeenRow {
     /// The run that queued it last, and its number there.
@@ -850,7 +849,7 @@ pub(crate) struct SeenByHashRow {
     pub(crate) failed: bool,
 }
 
-/// The most that a stream has read in a finished run: pages of one, and records of one.
+/// The most that a stream has read in a finished run: the most pages, and the most records.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct MostReadRow {
     pub(crate) pages: u64,
@@ -862,11 +861,11 @@ pub(crate) struct MostReadRow {
 pub(crate) struct PastRow {
     /// Ids of runs.
     pub(crate) run_ids: Vec<KnownId>,
-    /// Identities of the events that asked for a deletion, of all or of what is known of attachments.
+    /// Identities of the events that asked for a deletion, of the whole state or of attachments.
     pub(crate) deletions: Vec<KnownId>,
 }
 
-/// A batch of attachments' metadata: the queue can be made again from its artifact.
+/// A batch of attachments' metadata: the queue can be rebuilt from its artifact.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct FileRow {
     /// Its artifact, once a message announces it.
@@ -878,22 +877,23 @@ pub(crate) struct FileRow {
     pub(crate) loaded: bool,
 }
 
-/// An artifact id that the run has used, for whatever upload: it is not accepted again.
+/// An artifact id that the run has used, for any upload: it is not accepted again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct UsedRow {
     pub(crate) used_at: Micros,
 }
 
-/// The artifact ids that the last saved checkpoint of a run says it has used: the newest last, each by 32 bits of its XXH3.
+/// The artifact ids that a run has used, as its last saved checkpoint lists them: the newest last, each as 32 bits of
+/// its XXH3.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct UsedNewestRow {
     pub(crate) hashes: Vec<u32>,
 }
 
-/// A life of a run that ended without an answer, found when the next one took the run up.
+/// A life of a run that ended without an answer, as the next life found it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct DeathRow {
-    /// When it had stored something last; `None` if a checkpoint brought the run here.
+    /// When it last stored something; `None` if a checkpoint brought the run here.
     pub(crate) changed_at: Option<Micros>,
     pub(crate) found_at: Micros,
     /// Batches without an artifact id then, and records in them: each may have been uploaded, and is uploaded again.
@@ -910,30 +910,30 @@ pub(crate) struct FailedRow {
     pub(crate) failed_at: Micros,
 }
 
-/// How a finished run left its unit, for a rewind to go back to. With it, the bookmarks stand in a table of their own.
+/// The state in which a finished run left its unit, for a rewind. Its bookmarks are in a table of their own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct StandingRow {
     pub(crate) watermark: Option<Micros>,
     pub(crate) bounds: (Option<Micros>, Option<Micros>),
-    /// How many bookmarks there were.
+    /// The number of bookmarks.
     pub(crate) bookmarks: u64,
 }
 
-/// Where an operator has set a unit back to, until a run is finished from there.
+/// The state that an operator has set a unit back to, until a run finishes from there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RewoundRow {
     pub(crate) at: Micros,
-    /// The finished run as which it stands; `None`: as if none was.
+    /// The finished run that it was set back to; `None`: to before the first.
     pub(crate) run: Option<u64>,
     pub(crate) watermark: Option<Micros>,
 }
 
-/// The cursor that a stream begins with in the next run, in place of none.
+/// The cursor with which a stream begins in the next run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct NextCursorRow {
     /// JSON text.
     pub(crate) json: String,
-    /// The first run that it is for: until one from there on is finished.
+    /// The first run that it is for; it is used until that run or a later one finishes.
     pub(crate) from_run: u64,
     pub(crate) set_at: Micros,
 }

@@ -1,7 +1,7 @@
-//! A run as its holder has it: what it is called, one change to it, one look at it.
+//! A run in the hands of its holder: its names, one change to it, one view of it.
 //!
-//! The rooms above work on a run in a change or a look of its handle, which is refused to a life that a later one has
-//! taken over. How a run begins and ends is in the room `lifecycle`.
+//! The rooms above work on a run through a change or a view of its handle; both are refused if a later life has
+//! resumed the run. How a run begins and ends is in the room `lifecycle`.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -37,13 +37,13 @@ pub struct Run {
     since: Option<Micros>,
     since_ignored: Option<Micros>,
     resumed: bool,
-    /// Batches that the caller holds now: not to be yielded twice at once.
+    /// Batches that the caller holds: they are not yielded twice at once.
     pub(super) held: Arc<Mutex<BTreeSet<u64>>>,
     pub(super) held_attachments: Arc<Mutex<BTreeSet<u64>>>,
 }
 
 impl Run {
-    /// The handle of a run in the life that its row has.
+    /// The handle of a run in the life that its row is at.
     pub(super) fn new(unit: &SyncUnit, unit_no: u64, no: u64, row: &RunRow, resumed: bool) -> Result<Self> {
         Ok(Self {
             inner: Arc::clone(&unit.inner),
@@ -90,14 +90,15 @@ impl Run {
         self.resumed
     }
 
-    /// Where to extract from: records modified at or after this time. It is when the last finished run started, less
-    /// the [overlap](crate::StoreOptions::overlap). `None`: extract everything. The same in every life of the run.
+    /// Where to extract from: records modified at or after this time. It is the time when the last finished run
+    /// started, less the [overlap](crate::StoreOptions::overlap). `None`: extract everything. It is the same in every
+    /// life of the run.
     pub fn since(&self) -> Option<DateTime<Utc>> {
         self.since.map(Micros::to_time)
     }
 
-    /// A watermark that was not used, since it was more than [`CLOCK_AHEAD_MAX`](crate::limits::CLOCK_AHEAD_MAX) ahead
-    /// of the clock when the run began: one of the two clocks was wrong. [`Run::since`] is then the latest earlier
+    /// A watermark that was not used, because it was more than [`CLOCK_AHEAD_MAX`](crate::limits::CLOCK_AHEAD_MAX)
+    /// ahead of the clock when the run began: either clock was wrong. [`Run::since`] is then the latest earlier
     /// watermark that is not in the future.
     pub fn ignored_watermark(&self) -> Option<DateTime<Utc>> {
         self.since_ignored.map(Micros::to_time)
@@ -138,7 +139,7 @@ impl Run {
         })
     }
 
-    /// How batches move that go these parts of the way.
+    /// The moves of batches with these steps.
     #[cfg_attr(not(feature = "testing"), allow(clippy::unused_self, reason = "a control sets another table"))]
     pub(crate) fn batch_rules(&self, confirms: bool, saves: bool) -> Rules {
         let rules = Rules::new(confirms, saves);
@@ -147,7 +148,7 @@ impl Run {
         rules
     }
 
-    /// How attachments move.
+    /// The moves of attachments.
     #[cfg_attr(not(feature = "testing"), allow(clippy::unused_self, reason = "a control sets another table"))]
     pub(crate) fn attachment_rules(&self, saves: bool) -> Rules {
         let rules = Rules::new(true, saves);
@@ -164,12 +165,12 @@ impl Run {
     /// sent; changes of the store check it themselves.
     ///
     /// # Errors
-    /// `Replaced`: stop, and send nothing. `Io` if the path cannot be looked at.
+    /// `Replaced`: stop, and send nothing. `Io` if the path cannot be examined.
     pub(crate) fn ensure_in_place(&self) -> Result<()> {
         self.inner.tables.ensure_in_place()
     }
 
-    /// Makes a change to the run, unless a later life has taken it up.
+    /// Changes the run, unless a later life has resumed it.
     pub(super) fn change<T>(&self, body: impl FnOnce(&Change<'_>, &mut RunRow) -> Result<T>) -> Result<T> {
         let change = self.inner.tables.begin()?;
         let mut row = self.open_row(&change)?;
@@ -180,7 +181,7 @@ impl Run {
         Ok(result)
     }
 
-    /// Looks at the run, unless a later life has taken it up or it is over.
+    /// Reads the run, unless a later life has resumed it or it is over.
     pub(super) fn look<T>(&self, body: impl FnOnce(&View<'_>, &RunRow) -> Result<T>) -> Result<T> {
         let view = self.inner.tables.look_now()?;
         let row = self.open_row(&view)?;
@@ -238,7 +239,7 @@ impl Run {
     }
 }
 
-/// Reads a cursor that was stored; `listing` is how errors name whose it is.
+/// Reads a stored cursor; `listing` is how errors name the listing it belongs to.
 ///
 /// # Errors
 /// `Cursor` if it is not of the type asked for.
@@ -251,7 +252,7 @@ pub(super) fn read_cursor<C: DeserializeOwned>(run: &Run, listing: &str, json: &
     })
 }
 
-/// The row of an id in a table that is keyed by numbers of ids, and the number under which it is or would be kept.
+/// The row of an id in a table that is keyed by numbers of ids, and its number, or the first free one.
 pub(super) fn find_by_id<R: Row>(
     rows: &impl Rows,
     table: &Table<R>,

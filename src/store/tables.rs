@@ -1,8 +1,8 @@
 //! The tables: every change is one transaction, and what it leaves is typed rows or a clear error.
 //!
-//! Below are bytes (`store/backend`), and no type of an engine is in a signature here. [`Tables::change`] is one atomic,
-//! durable change; [`Tables::view`] is one consistent look. Both hand the caller's closure rows, never bytes. A change
-//! whose closure fails, or unwinds, leaves nothing.
+//! Below are bytes (`store/backend`); no type of an engine is in a signature here. [`Tables::change`] is one atomic,
+//! durable change; [`Tables::view`] is one consistent view. Both give the caller's closure rows, never bytes. A
+//! change whose closure fails, or panics, leaves nothing.
 
 use std::path::{Path, PathBuf};
 #[cfg(feature = "inspect")]
@@ -17,11 +17,11 @@ use super::codec::DecodeError;
 use super::disk::Disk;
 use super::rows::{ALL_TABLES, FormatRow, Key, META, Row, Table};
 
-/// The newest format that this version writes and reads.
+/// The newest format, which this version writes.
 pub(crate) const FORMAT: u32 = 2;
 
 pub(crate) const FORMAT_KEY: &str = "format";
-/// Rows of the first page of a scan, which is often all that is wanted, and of any; and bytes of any.
+/// Rows of the first page of a scan, which is often all that is needed; rows of any other page; bytes of any page.
 const FIRST_ROWS: usize = 8;
 const PAGE_ROWS: usize = 1_000;
 const PAGE_BYTES: usize = 256 * 1024;
@@ -39,7 +39,7 @@ impl Tables {
         Self::adopt(path, Box::new(Redb::open(path, cache_bytes, syncs, |new| initialise(new, path))?))
     }
 
-    /// Opens a store on a disk of another kind. `path` is what errors call it.
+    /// Opens a store on another kind of disk. `path` is what errors name.
     #[cfg(feature = "testing")]
     pub(crate) fn open_on(
         disk: Arc<dyn Disk>,
@@ -51,7 +51,7 @@ impl Tables {
         Self::adopt(path, Box::new(redb))
     }
 
-    /// Opens a store in a backend of any kind, or begins one there if its tables are empty. `name` is what errors call it.
+    /// Opens a store in any backend, or begins one there if its tables are empty. `name` is what errors name.
     pub(crate) fn open_in(backend: Box<dyn Backend>, name: &Path) -> Result<Self> {
         let is_new = {
             let view = backend.read()?;
@@ -67,14 +67,14 @@ impl Tables {
         Self::adopt(name, backend)
     }
 
-    /// Opens a file to look at it, on a disk that keeps what is written to itself. With `verified`, every page is
-    /// checked against its checksum before anything is read; without, [`Tables::verify`] is to be called first.
+    /// Opens a file to read it, through a disk that keeps all writes to itself. With `verified`, every page is
+    /// checked against its checksum before anything is read; without it, [`Tables::verify`] must be called first.
     #[cfg(feature = "inspect")]
     pub(crate) fn look(disk: Arc<dyn Disk>, path: &Path, cache_bytes: usize, verified: bool) -> Result<Self> {
         Self::adopt(path, Box::new(Redb::look(disk, path, cache_bytes, verified)?))
     }
 
-    /// Takes what was opened for ours only if it says so.
+    /// Accepts what was opened only if it has our format row.
     fn adopt(path: &Path, backend: Box<dyn Backend>) -> Result<Self> {
         let this = Self { backend, path: path.to_owned() };
         match this.view(|rows| rows.get(&META, &Key::name(FORMAT_KEY))) {
@@ -108,19 +108,19 @@ impl Tables {
         Ok(Change { tables: self, transaction: self.backend.write()? })
     }
 
-    /// Looks at one moment of the store.
+    /// Reads the store as of one moment.
     pub(crate) fn view<T>(&self, body: impl FnOnce(&View<'_>) -> Result<T>) -> Result<T> {
         body(&self.look_now()?)
     }
 
-    /// This moment of the store.
+    /// A view of the store as of now.
     pub(super) fn look_now(&self) -> Result<View<'_>> {
         Ok(View { tables: self, transaction: self.backend.read()? })
     }
 
     /// Fails if the store was deleted or replaced since it was opened.
     ///
-    /// Nothing may be confirmed or sent then: another worker may already do so on behalf of what stands there now.
+    /// Then nothing may be confirmed or sent: another worker may already do so for the store that is there now.
     pub(crate) fn ensure_in_place(&self) -> Result<()> {
         self.backend.ensure_in_place()
     }
@@ -137,19 +137,19 @@ impl Tables {
         Ok(no)
     }
 
-    /// Gives back what room is not used.
+    /// Returns unused space.
     #[cfg(feature = "inspect")]
     pub(crate) fn compact(&mut self) -> Result<()> {
         self.backend.compact()
     }
 
-    /// Verifies all that is stored against its checksums; says what is wrong, if it is not damage that is an error.
+    /// Compares everything stored with its checksums; returns what is wrong, if that is not an error.
     #[cfg(feature = "inspect")]
     pub(crate) fn verify(&mut self) -> Result<Option<&'static str>> {
         self.backend.verify()
     }
 
-    /// A number for all rows of all tables: the same for the same rows.
+    /// A fingerprint of all rows of all tables: the same for the same rows.
     #[cfg(feature = "testing")]
     pub(crate) fn fingerprint(&self) -> Result<u64> {
         use std::hash::{DefaultHasher, Hasher};
@@ -171,7 +171,7 @@ impl Tables {
         &self.path
     }
 
-    /// The error of a row that cannot be what is stored.
+    /// The error for a row that cannot be right.
     pub(crate) fn damaged(&self, table: &str, key: &Key, reason: impl Into<String>) -> Error {
         Error::Corrupt {
             what: format!("{}, table {table}, key {}", self.path.display(), show(key.as_bytes())),
@@ -184,7 +184,7 @@ impl Tables {
     }
 }
 
-/// Makes an empty backend an empty store.
+/// Turns an empty backend into an empty store.
 fn initialise(backend: &dyn Backend, path: &Path) -> Result<()> {
     let change = backend.write()?;
     let key = Key::name(FORMAT_KEY);
@@ -199,7 +199,7 @@ fn not_committed(path: &Path, error: CommitError) -> Error {
         CommitError::NotApplied(error) | CommitError::Unknown(error) => error,
         CommitError::Conflict => Error::io(
             format!("commit a change to the store {}", path.display()),
-            "another change came between, and nothing of this one was made",
+            "another change came first, and nothing of this one was applied",
         ),
     }
 }
@@ -235,7 +235,7 @@ fn scan_bytes(
             }
         }
         let Some((last, _)) = page.rows.into_iter().next_back().filter(|_| page.more) else { return Ok(()) };
-        // The least key behind it.
+        // The lowest key after the last row.
         from = last;
         from.push(0);
         rows = (rows * 8).min(PAGE_ROWS);
@@ -247,7 +247,7 @@ fn starting_with<'a>(prefix: &'a Key, end: Option<&'a Key>) -> KeyRange<'a> {
     KeyRange { from: prefix.as_bytes(), end: end.map(Key::as_bytes) }
 }
 
-/// Reading rows, in a view or amid a change.
+/// Reading rows, in a view or within a change.
 pub(crate) trait Rows {
     fn tables(&self) -> &Tables;
 
@@ -317,7 +317,7 @@ pub(crate) struct View<'a> {
 #[cfg(feature = "inspect")]
 impl View<'_> {
     /// Calls `each` with the rest of the key, and the undecoded row, for every row whose key starts with `prefix`, in
-    /// order. What cannot be decoded can so be told from what is not there.
+    /// order. This way, a row that cannot be decoded differs from a missing one.
     pub(crate) fn scan_bytes<R>(
         &self,
         table: &Table<R>,
@@ -337,7 +337,7 @@ impl Rows for View<'_> {
     }
 }
 
-/// A change that is being made.
+/// A change in progress.
 pub(crate) struct Change<'a> {
     tables: &'a Tables,
     transaction: Box<dyn WriteTransaction + 'a>,
@@ -393,7 +393,7 @@ impl Change<'_> {
     }
 }
 
-/// A key for people: text where it is text, bytes in hexadecimal where not.
+/// A key for people: as text if it is text, otherwise in hexadecimal.
 pub(crate) fn show(key: &[u8]) -> String {
     use std::fmt::Write;
     // Writing to a string does not fail.

@@ -1,9 +1,9 @@
-//! How the life of an upload stands in the rows of batches and of attachments.
+//! How the rows of batches and attachments store the state of an upload.
 //!
-//! What a row says is a [`State`], and what is stored is what [`transfer`](crate::transfer) makes of it: a move that it
-//! does not know is refused, and the figures of the run follow from the states on either side of the move.
+//! A row is read as a [`State`], and what is stored is what [`transfer`](crate::transfer) makes of it: a move that it
+//! does not know is refused, and the counts of the run follow from the states before and after the move.
 //!
-//! A row tells in which life of the run its id was stored. To every later one it is in doubt whether a confirm was tried.
+//! A row records in which life of the run its id was stored. Later lives do not know whether its confirm was tried.
 
 use crate::error::{Error, Result};
 use crate::model::ArtifactId;
@@ -13,7 +13,7 @@ use super::rows::{AttachmentRow, BatchRow, BatchState};
 use super::run::Run;
 
 impl BatchRow {
-    /// Where the batch is in its life, to the life of the run that is at `epoch`.
+    /// The state of the batch, as seen by the life at `epoch`.
     pub(super) fn transfer_state(&self, epoch: u64) -> State {
         match self.state {
             BatchState::Staged => staged(self.given_up),
@@ -23,11 +23,12 @@ impl BatchRow {
         }
     }
 
-    /// Puts the batch where it is now. `message`: the one that names it, if one does.
+    /// Sets the state of the batch. `message`: the one that names it, if any.
     pub(super) fn set_transfer_state(&mut self, state: State, message: u64) {
         match state {
             State::Staged(past) | State::Named(past) => {
-                // The id stays for a checkpoint that is saved before there is another: the bytes are on this disk alone.
+                // The old id stays for checkpoints that are saved before there is a new one: only this disk has the
+                // bytes.
                 self.state = BatchState::Staged;
                 self.given_up = self.given_up.max(past.given_up.into());
                 self.saved = false;
@@ -44,7 +45,7 @@ impl BatchRow {
 }
 
 impl AttachmentRow {
-    /// Where the attachment is in its life, to the life of the run that is at `epoch`.
+    /// The state of the attachment, as seen by the life at `epoch`.
     pub(super) fn transfer_state(&self, epoch: u64) -> State {
         match &self.artifact {
             None => staged(self.given_up),
@@ -52,7 +53,7 @@ impl AttachmentRow {
         }
     }
 
-    /// Puts the attachment where it is now.
+    /// Sets the state of the attachment.
     pub(super) fn set_transfer_state(&mut self, state: State) {
         match state {
             State::Staged(past) | State::Named(past) => {
@@ -61,7 +62,7 @@ impl AttachmentRow {
                 self.given_up = self.given_up.max(past.given_up.into());
             }
             State::Uploaded(held) | State::Known(held) | State::Rejected(held) => self.saved = held.saved,
-            // A row of it is there no more.
+            // In these states it has no row.
             State::Confirmed | State::Sealed | State::Stuck(_) | State::Failed | State::Delivered => {}
         }
     }
@@ -76,22 +77,22 @@ fn uploaded(given_up: u32, saved: bool, in_this_life: bool) -> State {
     if in_this_life { state } else { state.taken_up() }
 }
 
-/// The error for whoever stores an id by themselves.
+/// The error for a caller that stores ids itself.
 pub(super) fn id_used(run: &Run, artifact: &ArtifactId, name: &str) -> Error {
     Error::Invalid {
         what: format!("the artifact id {artifact} of {name} of {}", run.unit),
-        reason: "this run has used it for another upload; upload anew, under an id of its own".to_owned(),
+        reason: "this run has used it for another upload; upload it again, under a new id".to_owned(),
     }
 }
 
-/// Where a batch is after some events that are stored at once.
+/// The state of a batch after some events that are stored at once.
 pub(super) fn batch_moved(run: &Run, seq: u64, state: State, events: &[Event]) -> Result<State> {
-    // Whether a checkpoint is to be saved first is for those who confirm to know.
+    // Whether a checkpoint must be saved first is decided by whoever confirms.
     let rules = run.batch_rules(true, false);
     rules.through(state, events).map_err(|illegal| illegal_move(run, &format!("batch {seq}"), illegal))
 }
 
-/// Where an attachment is after some events that are stored at once.
+/// The state of an attachment after some events that are stored at once.
 pub(super) fn attachment_moved(run: &Run, number: u64, state: State, events: &[Event]) -> Result<State> {
     let rules = run.attachment_rules(false);
     rules

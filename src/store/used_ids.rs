@@ -1,12 +1,13 @@
-//! The artifact ids that a run has used, for whatever upload: each is accepted once.
+//! The artifact ids that a run has used, for any upload: each is accepted once.
 //!
-//! Two uploads under one id would be announced as one artifact, and one of them lost. So the transaction that stores the id
-//! of an upload, or acknowledges one whose id was not stored before, takes it here, `unit, run, artifact id -> when`, or is
-//! told that it is taken. The rows go with their run.
+//! Two uploads under one id would be announced as one artifact, and one of them would be lost. So the transaction
+//! that stores the id of an upload, or acknowledges an upload whose id was not stored before, claims it here, `unit,
+//! run, artifact id -> when`, or finds that it is taken. The rows are removed with their run.
 //!
-//! A checkpoint has no room for all of them: it names the newest [`NEWEST_MAX`], each by 32 bits of a hash. A false match
-//! (one in two million uploads) only has the upload prepared anew. A checkpoint is saved before an id is confirmed or
-//! announced, and that one has it with its batch or attachment. So [`newest`] takes ids from there, and no save reads more.
+//! A checkpoint has no room for all of them: it lists the newest [`NEWEST_MAX`], each as 32 bits of a hash. A false
+//! match (one in two million uploads) only causes the upload to be prepared again. A checkpoint is saved before an id
+//! is confirmed or announced, and it holds the id with its batch or attachment. So [`newest`] takes the ids from
+//! there, and saving reads nothing else.
 
 use std::collections::HashSet;
 
@@ -17,10 +18,10 @@ use super::digest::name_hash;
 use super::rows::{ATTACHMENTS, BATCHES, Key, USED, USED_NEWEST, UsedNewestRow, UsedRow};
 use super::tables::{Change, Rows};
 
-/// Artifact ids that a checkpoint names.
+/// The most artifact ids that a checkpoint lists.
 const NEWEST_MAX: usize = 2_000;
 
-/// Takes an id; false if the run has used it before.
+/// Claims an id; false if the run has used it before.
 pub(super) fn take(change: &Change<'_>, run: &Key, artifact: &ArtifactId, used_at: Micros) -> Result<bool> {
     let key = run.clone().and_name(artifact.as_str());
     let newest = change.get(&USED_NEWEST, run)?.unwrap_or_default();
@@ -31,8 +32,8 @@ pub(super) fn take(change: &Change<'_>, run: &Key, artifact: &ArtifactId, used_a
     Ok(true)
 }
 
-/// Takes the ids under which the rows of a run have uploads: of a run that was begun without this table, or that a
-/// checkpoint brought back.
+/// Claims the ids of the uploads in the rows of a run, for a run that began without this table, or that a checkpoint
+/// restored.
 pub(super) fn take_those_of_rows(change: &Change<'_>, run: &Key, used_at: Micros) -> Result<()> {
     let mut ids = Vec::new();
     change.scan(&BATCHES, run, run, |_, batch| {
@@ -54,7 +55,8 @@ fn short_hash(artifact: &str) -> u32 {
     u32::from_be_bytes(bytes)
 }
 
-/// The newest that a run has used, as a checkpoint names them that holds `artifacts`: those of the one before, and these.
+/// The newest ids that a run has used, for a checkpoint that holds `artifacts`: those of the checkpoint before, and
+/// these.
 pub(super) fn newest<'a>(
     rows: &impl Rows,
     run: &Key,
@@ -67,7 +69,7 @@ pub(super) fn newest<'a>(
     Ok(hashes)
 }
 
-/// Keeps what a checkpoint names that was saved, or that is being restored.
+/// Keeps the list of a checkpoint that was saved, or that is being restored.
 pub(super) fn keep_newest(change: &Change<'_>, run: &Key, hashes: &[u32]) -> Result<()> {
     if hashes.is_empty() {
         return Ok(());

@@ -1,8 +1,8 @@
 //! Whether a backend keeps its promises: one case for each of them.
 //!
-//! For the author of a backend. What is promised is in the doc of [`Backend`]'s module and traits; what the suite needs
-//! is a [`Subject`]: a way to open one store, as often as asked, and to let its owner die or its disk fail. A subject
-//! that cannot do the latter is tested without. [`failures`] runs all cases:
+//! For authors of a backend. The promises are in the docs of [`Backend`]'s module and traits. The suite needs a
+//! [`Subject`]: a way to open one store, as often as asked, and to kill its owner or make its disk fail. A subject
+//! that cannot do the latter is tested without it. [`failures`] runs all cases:
 //!
 //! ```
 //! use highwater::testing::conformance::{Subject, failures};
@@ -19,8 +19,8 @@
 //! assert_eq!(failures(&|| Box::new(InMemory(Memory::new()))), []);
 //! ```
 //!
-//! Each case begins with a new, empty store. None of them measures time; those about two changes at once give the other
-//! one a moment in which to go wrong, and are right whether it uses it or not.
+//! Each case begins with a new, empty store. None of them measures time. Cases about two concurrent changes give the
+//! other one a moment in which to go wrong; their result is right whether it uses the moment or not.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Debug};
@@ -32,62 +32,62 @@ use crate::store::backend::contract::{
     Backend, CommitError, KeyRange, Limit, ReadTransaction, WriteTransaction,
 };
 
-/// A table of the cases, and another one.
+/// The table of the cases, and another one.
 const TABLE: &str = "rows";
 const OTHER: &str = "others";
-/// Steps of one commit after which a subject's disruption must have come.
+/// Steps of one commit after which a disruption must have happened.
 const STEPS_MAX: u64 = 2_000;
-/// What the other change is given to go wrong in.
+/// The moment that the other change gets.
 const A_MOMENT: Duration = Duration::from_millis(30);
 
-/// One store of a backend, as the suite needs it.
+/// One store of a backend, in the form that the suite needs.
 pub trait Subject {
-    /// Opens the store; while it is open already, as a second owner.
+    /// Opens the store; if it is open already, as a second owner.
     ///
     /// # Errors
     /// `InUse` if it is open already and can be so only once.
     fn open(&self) -> Result<Box<dyn Backend>>;
 
-    /// Lets an owner die, without closing the store. What it wrote is there for the next one, durable or not.
+    /// Kills an owner, without closing the store. The next owner finds what it wrote, durable or not.
     fn kill(&self, owner: Box<dyn Backend>) {
         drop(owner);
     }
 
-    /// The power fails, after every owner has died or closed the store: what is not durable is gone, or any part of it.
-    /// `seed` decides what is kept, where there is a choice.
+    /// The power fails, after every owner has died or closed the store: what is not durable is lost, wholly or
+    /// partly. `seed` decides what is kept, where there is a choice.
     fn lose_power(&self, seed: u64) {
         let _ = seed;
     }
 
-    /// Has a disruption come at the `step`th step from now, counted from 0, of whatever is done below the backend. Says
-    /// whether it can.
+    /// Arms a disruption for the `step`th step from now, counted from 0, of anything done below the backend. Returns
+    /// whether this is supported.
     fn arm(&self, disruption: Disruption, step: u64) -> bool {
         let _ = (disruption, step);
         false
     }
 
-    /// Takes away a disruption that has not come; says whether it has come.
+    /// Disarms a disruption; returns whether it has happened.
     fn disarm(&self) -> bool {
         false
     }
 }
 
-/// What may befall a commit.
+/// What can happen during a commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Disruption {
-    /// The process dies: from then on nothing it does has an effect.
+    /// The process dies: nothing that it does later has an effect.
     Death,
     /// One operation fails, or its answer is lost; the process lives.
     Failure,
 }
 
-/// One promise that was not kept.
+/// One broken promise.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     /// The name of the case.
     pub case: &'static str,
-    /// What was seen instead.
+    /// What happened instead.
     pub what: String,
 }
 
@@ -97,7 +97,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Runs every case on a new store; says what was not kept.
+/// Runs every case on a new store; returns the broken promises.
 pub fn failures(new: &dyn Fn() -> Box<dyn Subject>) -> Vec<Failure> {
     let failure = |case: &Case| case.run(new().as_ref()).err().map(|what| Failure { case: case.name, what });
     CASES.iter().filter_map(failure).collect()
@@ -121,7 +121,7 @@ impl Case {
     /// Tests it on a new, empty store.
     ///
     /// # Errors
-    /// What was seen instead.
+    /// What happened instead.
     pub fn run(&self, subject: &dyn Subject) -> Result<(), String> {
         (self.test)(subject).map_err(|NotKept(what)| what)
     }
@@ -137,7 +137,7 @@ macro_rules! cases {
 cases! {
     "any bytes are kept as they are": bytes_are_kept;
     "a key has one value, the last that was put": the_last_value;
-    "what is removed is gone, and to remove nothing is no error": removal;
+    "what is removed is gone, and to remove nothing is not an error": removal;
     "a table has its own rows, and one that was never written has none": tables;
     "keys are ordered byte by byte": order;
     "a scan has every row of its range once, in pages of any size": scans;
@@ -157,7 +157,7 @@ cases! {
     "opened anew, a change of unknown fate is whole or not there, and stays so": unknown_is_settled;
 }
 
-/// What was seen instead of what was promised.
+/// What happened instead of what was promised.
 struct NotKept(String);
 
 type Outcome<T = ()> = Result<T, NotKept>;
@@ -188,7 +188,7 @@ fn equal<T: PartialEq + Debug>(what: &str, found: T, expected: T) -> Outcome {
 
 type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
 
-/// All rows of a range, read in pages of so many.
+/// All rows of a range, read in pages of this size.
 fn read(
     view: &(impl ReadTransaction + ?Sized),
     table: &str,
@@ -300,7 +300,7 @@ fn tables(subject: &dyn Subject) -> Outcome {
     equal("the other, the one emptied", contents(backend.as_ref(), OTHER)?.len(), 2)
 }
 
-/// Keys that are easily ordered wrong: as text, by their length, as signed numbers, up to a zero byte.
+/// Keys that are easy to order wrongly: as text, by length, as signed numbers, up to a zero byte.
 fn keys_hard_to_order() -> Vec<Vec<u8>> {
     let mut keys: Vec<Vec<u8>> = [
         &b""[..],
@@ -361,7 +361,7 @@ fn order(subject: &dyn Subject) -> Outcome {
     Ok(())
 }
 
-/// A table of 500 rows, and what is in it.
+/// A table of 500 rows, and its content.
 fn filled(backend: &dyn Backend) -> Outcome<Vec<(Vec<u8>, Vec<u8>)>> {
     let all: Vec<(Vec<u8>, Vec<u8>)> = (0..500_u16)
         .map(|at| (format!("{at:03}").into_bytes(), vec![at.to_be_bytes()[1]; usize::from(at % 50)]))
@@ -433,7 +433,7 @@ fn range_removal(subject: &dyn Subject) -> Outcome {
         KeyRange { from: b"", end: Some(b"003") },
     ] {
         let change = backend.write()?;
-        // What the change itself has put is removed as well, and what it puts afterwards stays.
+        // Rows that the change itself has put are removed as well; what it puts afterwards stays.
         change.put(TABLE, b"15", b"put before")?;
         change.remove_range(TABLE, range)?;
         let is_in = |key: &[u8]| key >= range.from && range.end.is_none_or(|end| key < end);
@@ -571,7 +571,7 @@ fn states() -> (Rows, Rows) {
     (state("old", 0, 12), state("new", 6, 20))
 }
 
-/// Puts the second state in place of whatever is there.
+/// Replaces whatever is there by the second state.
 fn replace(backend: &dyn Backend, with: &Rows) -> Result<(), CommitError> {
     let change = match backend.write() {
         Ok(change) => change,
@@ -588,12 +588,12 @@ fn replace(backend: &dyn Backend, with: &Rows) -> Result<(), CommitError> {
     };
     match write() {
         Ok(()) => change.commit(),
-        // Nothing of it can be there, as its commit was never asked for.
+        // Nothing of it can be there, because its commit was never called.
         Err(error) => Err(CommitError::NotApplied(error)),
     }
 }
 
-/// Which of the two states a store is in; as a whole, or it is an error.
+/// Which of the two states a store is in; it is an error if it is in neither.
 fn state_of(backend: &dyn Backend, what: &str) -> Outcome<bool> {
     let (old, new) = states();
     let found = (contents(backend, TABLE)?, contents(backend, OTHER)?);
@@ -605,8 +605,8 @@ fn state_of(backend: &dyn Backend, what: &str) -> Outcome<bool> {
     Ok(is_new)
 }
 
-/// Changes a store from the old state to the new one, with disruption at every step, one after the other. `then` sees how
-/// the commit ended, and the backend.
+/// Changes a store from the old state to the new one, with a disruption at every step, one after the other. `then`
+/// gets the result of the commit, and the backend.
 fn with_disruption(
     subject: &dyn Subject,
     disruption: Disruption,
@@ -657,15 +657,15 @@ fn read_is_durable(subject: &dyn Subject) -> Outcome {
     })
 }
 
-/// Begins a change, reads, lets another one be made at once, writes and commits. Says how both ended: whether their
-/// writes count.
+/// Begins a change, reads, lets another change be made at the same time, writes and commits. Returns for both whether
+/// their writes count.
 fn at_once(
     subject: &dyn Subject,
     one: impl Fn(&dyn WriteTransaction) -> Result<()>,
     other: impl Fn(&dyn WriteTransaction) -> Result<()> + Sync,
     reads: impl Fn(&dyn WriteTransaction) -> Result<()>,
 ) -> Outcome<(bool, bool)> {
-    // Two workers, where the store can be shared, or else two threads of one.
+    // Two workers, if the store can be shared, otherwise two threads of one.
     let first = subject.open()?;
     let second = match subject.open() {
         Ok(second) => Some(second),
@@ -687,7 +687,7 @@ fn at_once(
             let change = second.write()?;
             other(change.as_ref())?;
             let ended = committed(change.commit());
-            // Nobody listens any more if it had to wait.
+            // Nobody receives any more if it had to wait.
             let _ = sender.send(());
             ended
         });
@@ -733,7 +733,7 @@ fn lost_updates(subject: &dyn Subject) -> Outcome {
 }
 
 fn write_skew(subject: &dyn Subject) -> Outcome {
-    // Each may put its row if the other's is not there, so there is never more than one.
+    // Each may put its row only if the other's is not there, so there is never more than one.
     let unless = |change: &dyn WriteTransaction, other: &[u8], own: &[u8]| {
         if change.get(TABLE, other)?.is_none() { change.put(TABLE, own, b"") } else { Ok(()) }
     };
@@ -801,7 +801,8 @@ fn unknown_is_settled(subject: &dyn Subject) -> Outcome {
             Err(CommitError::Unknown(_)) => {}
             Err(error) => expect(!is_new, || format!("{what}: {error:?}, and there"))?,
         }
-        // What was not there does not come later: with the next change, the next opening, or a loss of power.
+        // A change that was not there must not appear later: with the next change, the next opening, or a loss of
+        // power.
         put(backend.as_ref(), &[(b"next", b"change")])?;
         let change = backend.write()?;
         change.remove(TABLE, b"next")?;

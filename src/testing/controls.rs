@@ -1,25 +1,25 @@
-//! Tables of what uploads do, each with one rule taken away: a negative control is an exploration with one of them.
+//! Tables of upload moves, each with one rule disabled: a negative control is an exploration with one of them.
 
 use crate::model::Safeguard;
 use crate::transfer::{Event, Held, Past, Rules, State, Table, Tables};
 
-/// What the platform takes of us.
+/// What the platform receives from us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Uploads {
     /// Records.
     Batches,
-    /// The files that they name.
+    /// The files that records name.
     Attachments,
 }
 
-/// The tables without a rule; those of the real thing if it is not about uploads. `of`: the uploads that it is taken
-/// from; unless told, all.
+/// The tables without a rule; the real ones if the rule is not about uploads. `of`: the uploads for which it is
+/// disabled; all, unless given.
 pub(crate) fn tables_without(rule: Safeguard, of: Option<Uploads>) -> Tables {
     let table = |uploads| table_without(rule).filter(|_| of.is_none_or(|of| of == uploads));
     Tables { batches: table(Uploads::Batches), attachments: table(Uploads::Attachments) }
 }
 
-/// The table without a rule; none if the rule is not about uploads.
+/// The table without a rule; `None` if the rule is not about uploads.
 fn table_without(rule: Safeguard) -> Option<Table> {
     match rule {
         Safeguard::CommitBeforeConfirm => Some(id_stored_after_the_confirm),
@@ -31,7 +31,7 @@ fn table_without(rule: Safeguard) -> Option<Table> {
     }
 }
 
-/// What is uploaded is confirmed at once; its id is stored after that.
+/// An upload is confirmed at once; its id is stored afterwards.
 fn id_stored_after_the_confirm(rules: Rules, state: State, event: Event) -> Option<State> {
     match (state, event) {
         (State::Staged(Past { given_up, .. }), Event::Uploaded) => {
@@ -43,14 +43,14 @@ fn id_stored_after_the_confirm(rules: Rules, state: State, event: Event) -> Opti
         (State::Named(Past { given_up, .. }), Event::IdStored) => {
             Some(State::Known(Held { given_up, saved: true, in_doubt: false }))
         }
-        // As the store has it, which takes in several events at once.
+        // In the store's form, which takes several events at once.
         (State::Uploaded(_), Event::IdStored) => Some(state),
         (State::Named(_), Event::ConfirmStored) => Some(State::Confirmed),
         _ => rules.after(state, event),
     }
 }
 
-/// What is uploaded counts as confirmed.
+/// An uploaded batch counts as confirmed.
 fn announced_unconfirmed(rules: Rules, state: State, event: Event) -> Option<State> {
     match (state, event) {
         (State::Named(Past { given_up, .. }), Event::IdStored) => {
@@ -60,7 +60,7 @@ fn announced_unconfirmed(rules: Rules, state: State, event: Event) -> Option<Sta
     }
 }
 
-/// What is uploaded counts as named by a saved checkpoint.
+/// An upload counts as named by a saved checkpoint.
 fn confirmed_unsaved(rules: Rules, state: State, event: Event) -> Option<State> {
     match (state, event) {
         (State::Named(Past { given_up, .. }), Event::IdStored) => {
@@ -70,8 +70,8 @@ fn confirmed_unsaved(rules: Rules, state: State, event: Event) -> Option<State> 
     }
 }
 
-/// What is confirmed is forgotten. Of an attachment this takes nothing away: its confirm and the line that names it are
-/// stored in one transaction.
+/// A confirmed upload is forgotten. For attachments this changes nothing: the confirm and the line that names them
+/// are stored in one transaction.
 fn gone_once_confirmed(rules: Rules, state: State, event: Event) -> Option<State> {
     match (state, event) {
         (State::Known(_), Event::ConfirmStored) => Some(State::Delivered),
@@ -79,7 +79,7 @@ fn gone_once_confirmed(rules: Rules, state: State, event: Event) -> Option<State
     }
 }
 
-/// An id whose confirm is refused is given up, whatever came of the attempts before.
+/// An id whose confirm is refused is given up, whatever the outcome of earlier attempts.
 fn given_up_in_doubt(rules: Rules, state: State, event: Event) -> Option<State> {
     match (state, event) {
         (State::Uploaded(held), Event::ConfirmRefused) => Some(State::Rejected(held)),

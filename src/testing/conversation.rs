@@ -1,4 +1,4 @@
-//! The platform's side of the conversation: which event comes next.
+//! The platform's side of the conversation: the next event.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,13 +14,13 @@ use super::world::{Accepted, Outside, SentEvent};
 /// The unit of the phase that lists units: the external system's.
 const SYSTEM_UNIT: &str = "@external-sync-units/system";
 
-/// The deletions, and when there is one.
+/// The deletions, and when they happen.
 const DELETIONS: [(Setting, &str); 2] = [
     (Setting::DeleteAttachments, "EXTRACTION_ATTACHMENTS_DELETE"),
     (Setting::DeleteData, "EXTRACTION_DATA_DELETE"),
 ];
 
-/// The seed's name and the newer one, of events and of what answers them.
+/// The seed's name and the newer one, of events and of their answers.
 const NAMES: [(&str, &str); 24] = [
     ("EXTRACTION_EXTERNAL_SYNC_UNITS_START", "START_EXTRACTING_EXTERNAL_SYNC_UNITS"),
     ("EXTRACTION_METADATA_START", "START_EXTRACTING_METADATA"),
@@ -52,13 +52,13 @@ fn newer_name(name: &str) -> &str {
     NAMES.iter().find(|(seed, _)| *seed == name).map_or(name, |(_, newer)| newer)
 }
 
-/// The seed's name of what may have the newer one.
+/// The seed's name for a name in either spelling.
 pub(super) fn seed_name(name: &str) -> String {
     NAMES.iter().find(|(_, newer)| *newer == name).map_or(name, |(seed, _)| seed).to_owned()
 }
 
 impl Outside {
-    /// Whether the life that was given the newest event may be followed by CONTINUE, if it died with nothing sealed.
+    /// Whether the life that got the newest event may be followed by CONTINUE if it died with nothing sealed.
     pub(super) fn may_overtake(&self) -> bool {
         let Some(last) = self.sent.iter().rposition(|event| !event.stray) else { return false };
         let Some(event) = self.sent.get(last) else { return false };
@@ -67,7 +67,7 @@ impl Outside {
         continue_of(event).is_some() && self.answer_to(last).is_none() && self.acts.iter().any(overtaken)
     }
 
-    /// The event that the platform sends next; none when every sync is done. `overtakes`: see [`Outside::may_overtake`].
+    /// The platform's next event; `None` when every sync is done. `overtakes`: see [`Outside::may_overtake`].
     pub(super) fn next_event(&mut self, overtakes: bool) -> Option<SentEvent> {
         let acts = Arc::clone(&self.acts);
         let Some(last) = self.sent.iter().rposition(|event| !event.stray) else {
@@ -79,7 +79,7 @@ impl Outside {
         };
         let current = Arc::clone(self.sent.get(last)?);
         let Some(answer) = self.answer_to(last) else {
-            // Its worker does not answer, however often it hears it.
+            // Its worker does not answer, however often it gets it.
             if self.outdated.contains(&current.request) {
                 self.count("run/given-up-unanswered");
                 return Some(self.first_event(self.runs.len()));
@@ -117,9 +117,9 @@ impl Outside {
         self.follows(&current, &answer)
     }
 
-    /// An older event, delivered again where the schedule has it, or again after the next one.
+    /// An older event, delivered again as the schedule says, or again after the next one.
     fn delivered_again(&mut self, newest: u64) -> Option<SentEvent> {
-        // Without ids it would be a new one.
+        // Without ids it would be a new event.
         if self.is(Setting::NoIds) {
             return None;
         }
@@ -143,10 +143,10 @@ impl Outside {
         None
     }
 
-    /// An event that asked for a deletion, delivered again amid the run that followed, once.
+    /// An event that asked for a deletion, delivered again once during the next run.
     fn late_deletion(&mut self) -> Option<SentEvent> {
         let current = self.sent.iter().rfind(|event| !event.stray)?;
-        // Without ids it would be a new one.
+        // Without ids it would be a new event.
         if self.is(Setting::NoIds) || !current.event_type.starts_with("EXTRACTION_DATA") {
             return None;
         }
@@ -164,7 +164,8 @@ impl Outside {
     /// One more event of a run that the platform gave up, once.
     fn of_abandoned_run(&mut self) -> Option<SentEvent> {
         let old = self.runs.iter().rev().find(|run| run.abandoned)?.id.clone();
-        // Of a run whose events all met a worker state that was cut in half nothing could be noted down: it would be new.
+        // If all events of a run met a worker state that was cut in half, nothing could be recorded: it would be a
+        // new event.
         if self.is(Setting::NoIds)
             || self.is_cut_short()
             || self.sent.iter().any(|event| event.stray && event.run == old)
@@ -178,7 +179,7 @@ impl Outside {
         Some(SentEvent { json, request, stray: true, ..(*event).clone() })
     }
 
-    /// Lets the time go by for which DELAY asked, unless the platform does not wait.
+    /// Lets the time of a DELAY pass, unless the platform does not wait.
     fn wait(&mut self, number: u64, answer: &Accepted, goes_on: bool) {
         if answer.delay > 0 {
             if self.acts.iter().any(|act| matches!(act, Act::Early { event } if *event == number)) {
@@ -196,7 +197,7 @@ impl Outside {
         }
     }
 
-    /// What follows an event that was answered so; none when every sync is done.
+    /// What follows an event with this answer; `None` when every sync is done.
     fn follows(&mut self, current: &SentEvent, answer: &Accepted) -> Option<SentEvent> {
         let next = match answer.event_type.as_str() {
             "EXTRACTION_EXTERNAL_SYNC_UNITS_DONE" => return Some(self.first_event(0)),
@@ -213,9 +214,9 @@ impl Outside {
             "EXTRACTION_ATTACHMENTS_DONE"
             | "EXTRACTION_DATA_DELETE_DONE"
             | "EXTRACTION_ATTACHMENTS_DELETE_DONE" => return self.next_sync(current),
-            // Of a run that says ERROR again and again nothing more is to be had.
+            // A run that answers ERROR again and again cannot go on.
             _ if self.errors_in_a_row() >= 3 => return Some(self.first_event(self.runs.len())),
-            // After an ERROR, whoever set up the sync mends it and lets the platform go on.
+            // After an ERROR, the person who set up the sync corrects it and lets the platform go on.
             _ => match current.event_type.as_str() {
                 "EXTRACTION_DATA_START" => "EXTRACTION_DATA_CONTINUE",
                 same => same,
@@ -224,12 +225,12 @@ impl Outside {
         Some(self.event(next, &current.unit, &current.run))
     }
 
-    /// How many of the newest accepted messages are ERRORs.
+    /// The number of ERRORs at the end of the accepted messages.
     fn errors_in_a_row(&self) -> usize {
         self.accepted.iter().rev().take_while(|message| message.event_type.ends_with("ERROR")).count()
     }
 
-    /// Whose sync comes next, once one is finished.
+    /// The next sync, once one is finished.
     fn next_sync(&mut self, current: &SentEvent) -> Option<SentEvent> {
         for (setting, deletion) in DELETIONS {
             let deleted = self.sent.iter().any(|event| event.event_type == deletion);
@@ -254,7 +255,7 @@ impl Outside {
         self.event("EXTRACTION_METADATA_START", unit, &format!("run-{run}"))
     }
 
-    /// A new event, with ids of its own.
+    /// A new event, with new ids.
     fn event(&mut self, event_type: &str, unit: &str, run: &str) -> SentEvent {
         let numbers =
             self.sent.iter().map(|event| event_number(&event.request)).filter(|&number| number < u64::MAX);
@@ -275,7 +276,7 @@ impl Outside {
         if newer {
             self.count("event/newer-names");
         }
-        // What it is known by here, whatever ids it has.
+        // Its ids in this simulation, whatever ids it has.
         let mut context = Map::from_iter([
             ("simulated_run".to_owned(), Value::from(run)),
             ("simulated_request".to_owned(), Value::from(request.as_str())),
@@ -310,7 +311,7 @@ impl Outside {
     }
 }
 
-/// What goes on with the phase of an event, if that phase can be gone on with.
+/// The event that continues the phase of an event, if that phase can be continued.
 fn continue_of(event: &SentEvent) -> Option<&'static str> {
     [
         ("EXTRACTION_DATA_", "EXTRACTION_DATA_CONTINUE"),

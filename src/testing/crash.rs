@@ -1,23 +1,23 @@
 //! What a crash may leave of a disk.
 //!
 //! The model: a sync that has returned made everything before it durable. Of what was recorded since, a crash keeps
-//! any part. A write may be kept, lost, or *torn*: of its 512-byte sectors, any may be kept (one sector is whole or
-//! not at all). A change of length may be kept or lost; where lengthening was lost, what was written past the old
-//! end is lost with it, and where it was kept and the write was lost, those bytes read zero. A write past the end is
-//! recorded as a change of length and a write, so the same holds for it. What is kept is done in the recorded order.
-//! Real file systems keep less at random (they order changes of length, they write pages of 4 KiB), so every image
-//! that they can leave is among these.
+//! any part. A write may be kept, lost, or *torn*: of its 512-byte sectors, any may be kept (one sector is written
+//! completely or not at all). A change of length may be kept or lost. If a lengthening was lost, what was written
+//! past the old end is lost with it; if it was kept and the write was lost, those bytes read as zero. A write past
+//! the end is recorded as a change of length and a write, so the same holds for it. What is kept is applied in the
+//! recorded order. Real file systems have less freedom (they order changes of length, they write pages of 4 KiB), so
+//! every image that they can leave is among these.
 //!
-//! **Where to crash.** An operation can only add choices: of what was recorded at some position since the last
-//! sync, every choice is also one at the next position, with the new operation lost. So the images at the position
-//! just before a sync are all images of its epoch, for each crash within it. What they lack is *when*: at an earlier
-//! position the world outside had seen less. So [`Recording::moments`] takes the positions at which the world
-//! changed, and gives the fewest pairs of position and world that cover every crash. And [`CrashImage::earliest`]
-//! bounds from the other side: what was begun only later cannot be in this image.
+//! **Where to crash.** An operation can only add choices: every choice among the operations recorded since the last
+//! sync is also a choice at the next position, with the new operation lost. So the images at the position just before
+//! a sync include all images of its epoch, for each crash within it. They do not say *when*: at an earlier position
+//! the world outside had seen less. So [`Recording::moments`] takes the positions at which the world changed, and
+//! returns the fewest pairs of position and world that cover every crash. [`CrashImage::earliest`] is the bound from
+//! the other side: what was begun later cannot be in this image.
 //!
-//! **A process killed on a machine that lives on** leaves all that it wrote: the choice that loses nothing, so it is among
-//! the images. But what it had not synced is still not durable, and the next process, which has read it, may lose it to
-//! a power failure: [`Recording::killed_at`] is the disk that it finds.
+//! **A process killed on a machine that keeps running** leaves everything that it wrote. That is the choice that
+//! loses nothing, so it is among the images. But what it had not synced is still not durable, and the next process,
+//! which has read it, may lose it in a power failure: [`Recording::killed_at`] is the disk that it finds.
 
 use std::collections::BTreeSet;
 use std::fmt::{self, Write};
@@ -31,17 +31,17 @@ use super::image::{Image, Piece};
 /// At most 2^20 subsets are enumerated, whatever [`Sampling`] asks for.
 const EXHAUSTIVE_MAX: u32 = 20;
 
-/// How many images to look at where there are too many for all.
+/// How many images to examine if there are too many for all.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sampling {
-    /// Up to so many unsynced operations (at most 20), every subset of them is an image.
+    /// Up to this many unsynced operations (at most 20), every subset of them is an image.
     pub exhaustive_max: u32,
-    /// With more of them, so many random subsets; and always every prefix, every single operation alone, and all
-    /// without any single one.
+    /// With more of them, this many random subsets; and always every prefix, every single operation alone, and all
+    /// but any single one.
     pub subsets: u32,
-    /// So many images with torn writes at each moment, where a write there is longer than a sector.
+    /// This many images with torn writes at each moment, if a write there is longer than a sector.
     pub torn: u32,
-    /// Where the random choices come from; the same seed makes the same ones.
+    /// The seed of the random choices.
     pub seed: u64,
 }
 
@@ -68,13 +68,13 @@ pub(super) enum Recorded {
         pieces: Arc<[Piece]>,
     },
     SetLen(u64),
-    /// What was durable from then on.
+    /// The content that was durable from then on.
     Sync(Image),
     IgnoredSync,
 }
 
 impl Recorded {
-    /// Does it to `image`.
+    /// Applies it to `image`.
     pub(super) fn apply(&self, image: &mut Image) {
         match self {
             Recorded::Write { pieces, .. } => pieces.iter().for_each(|piece| image.apply(piece)),
@@ -110,38 +110,38 @@ pub struct Moment {
     pub position: usize,
 }
 
-/// One crash, so that [`Recording::image`] makes its image again. Its text form (`412:torn:9e3779b97f4a7c15`) reads back
-/// as the same point.
+/// One crash, from which [`Recording::image`] makes its image again. Its text form (`412:torn:9e3779b97f4a7c15`)
+/// reads back as the same point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct CrashPoint {
     /// How many operations were recorded when the disk died.
     pub position: usize,
-    /// What was kept of those not yet synced.
+    /// What was kept of the operations that were not yet synced.
     pub kept: Kept,
 }
 
-/// What a crash kept of the operations that were not yet synced. They are counted from the last sync on, from 0.
+/// What a crash kept of the operations that were not yet synced. They are numbered from 0, from the last sync on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Kept {
-    /// Operation `i` where bit `i` is set; none past bit 63.
+    /// Operation `i` if bit `i` is set; none after bit 63.
     Subset(u64),
-    /// The first so many.
+    /// The first operations, this many.
     Prefix(usize),
     /// All but this one.
     Without(usize),
-    /// This one alone.
+    /// Only this one.
     Only(usize),
-    /// A random subset, of this seed.
+    /// A random subset, with this seed.
     Random(u64),
-    /// A random choice with torn writes, of this seed.
+    /// A random choice with torn writes, with this seed.
     Torn(u64),
 }
 
 /// An image that a crash may leave.
 #[derive(Debug, Clone)]
 pub struct CrashImage {
-    /// What [`Recording::image`] makes it again from.
+    /// The point from which [`Recording::image`] makes it again.
     pub point: CrashPoint,
     /// The bytes.
     pub image: Image,
@@ -165,7 +165,7 @@ impl Recording {
         &self.initial
     }
 
-    /// What was done, in order.
+    /// The operations, in order.
     pub(super) fn log(&self) -> &[Recorded] {
         &self.log
     }
@@ -173,8 +173,8 @@ impl Recording {
     /// The fewest moments that cover every crash, where `outside` are the positions, in order, at which something
     /// changed outside of the disk: a call to a platform was made, a commit was acknowledged.
     ///
-    /// For each state of the world there is a moment before each sync, and one when that state ends (where it did not
-    /// end just after a sync).
+    /// For each state of the world there is a moment before each sync, and one when that state ends (unless it ended
+    /// just after a sync).
     ///
     /// ```
     /// use highwater::Disk;
@@ -205,7 +205,7 @@ impl Recording {
             let last = syncs.partition_point(|sync| *sync < until);
             let before_syncs = syncs.get(first..last).unwrap_or_default();
             moments.extend(before_syncs.iter().map(|&position| Moment { outside, position }));
-            // Just after a sync there is but one image, and just before it, it is among the images.
+            // Just after a sync there is only one image, and it is among those just before it.
             if before_syncs.last().is_none_or(|sync| sync + 1 != until) {
                 moments.push(Moment { outside, position: until });
             }
@@ -214,8 +214,8 @@ impl Recording {
         moments
     }
 
-    /// The images that a crash at `position` may leave, each once: what was durable then, and each choice of what
-    /// was not, as [`Sampling`] says. A position past the end is the end.
+    /// The images that a crash at `position` may leave, each once: what was durable then, and each choice of the
+    /// rest, as [`Sampling`] says. A position after the end is the end.
     pub fn images_at(&self, position: usize, sampling: &Sampling) -> CrashImages<'_> {
         let window = self.window(position);
         let seed = sampling.seed ^ (window.position as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -238,7 +238,7 @@ impl Recording {
         Some(self.window(point.position).image(point.kept))
     }
 
-    /// In words, what `point` keeps, loses and tears of the operations not yet synced.
+    /// Describes what `point` keeps, loses and tears of the operations not yet synced.
     pub fn describe(&self, point: &CrashPoint) -> String {
         let window = self.window(point.position);
         let since = window.durable_from;
@@ -252,7 +252,7 @@ impl Recording {
                     format!("torn [{map}]")
                 }
             };
-            // Writing to a string cannot fail.
+            // Writing to a string does not fail.
             let _ = write!(text, "\n  {position}: {entry}: {fate}");
         }
         text
@@ -286,7 +286,7 @@ impl fmt::Debug for Recording {
     }
 }
 
-/// How many sectors a write touches, counted once in each of its pieces (no sector lies in two).
+/// The number of sectors that a write touches, over all of its pieces (no sector is in two pieces).
 fn sectors(entry: &Recorded) -> usize {
     match entry {
         Recorded::Write { pieces, .. } => pieces.iter().map(|piece| piece.sectors().len()).sum(),
@@ -294,7 +294,7 @@ fn sectors(entry: &Recorded) -> usize {
     }
 }
 
-/// What became of one operation.
+/// The fate of one operation.
 enum Survival {
     Kept,
     Lost,
@@ -354,7 +354,7 @@ impl Window<'_> {
         }
     }
 
-    /// At least one write torn, mostly with the operations after some position lost.
+    /// At least one torn write, usually with the operations after some position lost.
     fn torn(&self, rng: &mut fastrand::Rng) -> Vec<Survival> {
         let count = self.entries.len();
         let Some(victim) = rng.choice(&self.tearable).copied() else {
@@ -376,7 +376,7 @@ impl Window<'_> {
     }
 }
 
-/// A write stopped short, or done from its end; one sector missing, or one alone; or any of them.
+/// A write that stopped early, or was done from its end; one sector missing, or only one; or any of them.
 fn tear_sectors(sectors: usize, rng: &mut fastrand::Rng) -> Vec<bool> {
     let (kind, any, inner) = (rng.u8(0..6), rng.usize(0..sectors.max(1)), rng.usize(1..sectors.max(2)));
     let keep = |at: usize| match kind {
@@ -397,15 +397,15 @@ pub struct CrashImages<'a> {
     rng: fastrand::Rng,
     /// Choices made so far.
     next: u64,
-    /// While all subsets are enumerated: the image after the choices for the first 0, 1, 2, ... operations, since
-    /// the next subset mostly differs in the last few.
+    /// While all subsets are enumerated: the image after the choices for the first 0, 1, 2, ... operations, because
+    /// the next subset usually differs only in the last few.
     prefixes: Vec<Image>,
     seen: BTreeSet<u128>,
     considered: u64,
 }
 
 impl CrashImages<'_> {
-    /// How many choices were looked at so far, the ones that led to an image again included.
+    /// How many choices were examined so far, including those that led to an image seen before.
     pub fn considered(&self) -> u64 {
         self.considered
     }
@@ -476,7 +476,7 @@ impl CrashImages<'_> {
     }
 }
 
-/// The `at`-th subset of `count` operations, in an order in which the first operation changes slowest.
+/// The `at`-th subset of `count` operations, in an order in which the first operation changes most slowly.
 fn first_slowest(at: u64, count: usize) -> u64 {
     at.reverse_bits().checked_shr(64 - u32::try_from(count).unwrap_or(64)).unwrap_or(0)
 }

@@ -10,14 +10,14 @@ use crate::store::Disk;
 use super::crash::{Recorded, Recording};
 use super::image::{Image, pieces};
 
-/// No simulated disk is longer: 16 GiB (what is not written costs no memory).
+/// The maximum size of a simulated disk: 16 GiB (unwritten parts take no memory).
 pub const SIM_DISK_BYTES_MAX: u64 = 16 << 30;
 
-/// A disk in memory that records every write, change of length and sync, so that a [`Recording`] can tell what a
+/// A disk in memory that records every write, change of length and sync, so that a [`Recording`] can show what a
 /// crash at any moment may have left of it.
 ///
-/// Clones are handles of the same disk. Operations are recorded in the order in which they were done; how many
-/// were recorded so far is a *position* in the recording. Reads are not recorded: they change nothing.
+/// Clones are handles of the same disk. Operations are recorded in the order in which they were done. The number of
+/// operations recorded so far is a *position* in the recording. Reads are not recorded: they change nothing.
 ///
 /// ```
 /// use highwater::Disk;
@@ -50,7 +50,7 @@ struct Inner {
     replaced: bool,
 }
 
-/// What a process does with a disk, as far as it can be made to fail.
+/// The operations of a process on a disk that can be made to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DiskOperation {
     /// [`Disk::read`].
@@ -67,43 +67,42 @@ pub enum DiskOperation {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fault {
-    /// The disk has room for a file of so many bytes. A write past that writes what there is room for, and fails
-    /// with "no space"; lengthening past that changes nothing, and fails likewise.
+    /// The disk has room for a file of this many bytes. A write past that writes what there is room for, and fails
+    /// with "no space"; lengthening past that changes nothing, and fails in the same way.
     FullAt {
         /// The longest that the file can be, in bytes.
         bytes: u64,
     },
-    /// There is room for so many more writes; then each write, and each lengthening, changes nothing and fails
-    /// with "no space". The writes count, not their bytes: on a disk with holes, or one that writes copies, any
-    /// write may need room.
+    /// There is room for this many more writes; then each write, and each lengthening, changes nothing and fails with
+    /// "no space". Writes are counted, not their bytes: on a disk with holes, or one that writes copies, any write
+    /// may need room.
     FullAfter {
         /// How many more writes succeed.
         writes: u64,
     },
-    /// So many more operations of a kind succeed; the next fails, once, as on a broken sector. A write that fails
-    /// has written the first half of its sectors. A sync that fails has made nothing durable, and the next one
-    /// that succeeds does; see [`Fault::Forgets`] for systems that drop them.
+    /// This many more operations of a kind succeed; the next fails, once, as on a broken sector. A write that fails
+    /// has written the first half of its sectors. A sync that fails has made nothing durable, but the next one that
+    /// succeeds does; see [`Fault::Forgets`] for systems on which it does not.
     Fails {
         /// The kind of operation.
         operation: DiskOperation,
         /// How many more of them succeed.
         after: u64,
     },
-    /// So many more syncs succeed; the next fails, and what was written since the last one that succeeded is gone, as on
-    /// systems that drop the pages that they could not write. (That a sync succeeds afterwards says nothing of them.)
+    /// This many more syncs succeed; the next fails, and what was written since the last successful one is lost, as on
+    /// systems that drop the pages that they could not write. (A later successful sync says nothing about them.)
     Forgets {
         /// How many more syncs succeed.
         after: u64,
     },
-    /// The process dies when so many operations are recorded ([`SimDisk::position`]), in the middle of a write if
-    /// need be: from then on, everything fails and nothing is recorded. As reads are not recorded, there is no
-    /// dying at a read: dying at the next operation leaves the same disk.
+    /// The process dies when this many operations are recorded ([`SimDisk::position`]), in the middle of a write if
+    /// necessary: from then on, everything fails and nothing is recorded. Because reads are not recorded, the process
+    /// cannot die at a read: dying at the next operation leaves the same disk.
     Dies {
         /// Operations recorded at death.
         position: usize,
     },
-    /// A sync says that it succeeded and makes nothing durable. A negative control: whatever is proven on this
-    /// disk was not proven.
+    /// A sync reports success and makes nothing durable. A negative control: nothing is proven on such a disk.
     SyncsIgnored,
 }
 
@@ -111,7 +110,7 @@ pub enum Fault {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FaultCounts {
-    /// Writes and lengthenings refused for want of space.
+    /// Writes and lengthenings refused for lack of space.
     pub no_space: u64,
     /// Reads that failed.
     pub reads: u64,
@@ -170,7 +169,7 @@ impl SimDisk {
         Self::from_log(image, Vec::new())
     }
 
-    /// A disk that held `initial`, and to which all of `log` was done.
+    /// A disk that held `initial`, and to which all of `log` was applied.
     pub(super) fn from_log(initial: Image, log: Vec<Recorded>) -> Self {
         let mut live = initial.clone();
         for entry in &log {
@@ -206,17 +205,17 @@ impl SimDisk {
         self.lock().faults.push(fault);
     }
 
-    /// Takes all faults away. The dead stay dead.
+    /// Removes all faults. A dead process stays dead.
     pub fn heal(&self) {
         self.lock().faults.clear();
     }
 
-    /// Lets the process die now: from now on everything fails and nothing is recorded.
+    /// Kills the process now: from now on everything fails and nothing is recorded.
     pub fn kill(&self) {
         self.lock().die();
     }
 
-    /// Somebody puts another file in its place: it is still open, and nobody else will find it.
+    /// Replaces the file by another one: it is still open here, but nobody else will find it.
     pub fn replace(&self) {
         self.lock().replaced = true;
     }
@@ -231,12 +230,12 @@ impl SimDisk {
         self.lock().counts
     }
 
-    /// How many operations are recorded. What the outside world saw at this moment, it saw at this position.
+    /// The number of recorded operations. What the outside world saw at this moment, it saw at this position.
     pub fn position(&self) -> usize {
         self.lock().log.len()
     }
 
-    /// What was done to the disk so far. Takes time in proportion to the number of operations, not their bytes.
+    /// The operations on the disk so far. Takes time in proportion to their number, not their bytes.
     pub fn recording(&self) -> Recording {
         let inner = self.lock();
         Recording::new(inner.initial.clone(), inner.log.clone())
@@ -253,16 +252,17 @@ impl SimDisk {
 }
 
 impl Image {
-    /// A disk with this content, without faults, which records anew: a process that starts on it is in its next
-    /// life, and may crash in its recovery too.
+    /// A disk with this content, without faults, with a new recording: a process that starts on it is in its next
+    /// life, and may crash during its recovery too.
     pub fn disk(&self) -> SimDisk {
         SimDisk::from_image(self.clone())
     }
 }
 
 impl Recording {
-    /// The disk that the next process finds if this one was killed at `position` and the machine lives on: all that was
-    /// written is there, and what was not synced is still not durable. It records on from `position`.
+    /// The disk that the next process finds if this one was killed at `position` and the machine keeps running:
+    /// everything written is there, and what was not synced is still not durable. Its recording continues from
+    /// `position`.
     ///
     /// ```
     /// use highwater::Disk;
@@ -308,7 +308,7 @@ impl Inner {
         }
     }
 
-    /// Whether the process still lives. Called before anything is done.
+    /// Fails if the process is dead. Called before anything is done.
     fn live(&mut self) -> io::Result<()> {
         let position = self.log.len();
         if self.faults.iter().any(|fault| matches!(fault, Fault::Dies { position: at } if *at <= position)) {
@@ -326,7 +326,7 @@ impl Inner {
         synced.unwrap_or(&self.initial).clone()
     }
 
-    /// Does what is recorded and records it.
+    /// Applies an operation and records it.
     fn record(&mut self, entry: Recorded) -> io::Result<()> {
         self.live()?;
         entry.apply(&mut self.live);
@@ -338,7 +338,7 @@ impl Inner {
         if bytes.is_empty() {
             return Ok(());
         }
-        // A write past the end is two things to a file system: a new length, and bytes.
+        // A write past the end is two things for a file system: a new length, and bytes.
         let end = at.saturating_add(bytes.len() as u64);
         if end > self.live.len() {
             self.record(Recorded::SetLen(end))?;
@@ -346,7 +346,7 @@ impl Inner {
         self.record(Recorded::Write { at, bytes: bytes.len() as u64, pieces: pieces(at, bytes).into() })
     }
 
-    /// Whether a sync fails now and forgets what was written.
+    /// Whether a sync fails now and loses what was written.
     fn forgets(&mut self) -> bool {
         let mut forgets = false;
         self.faults.retain_mut(|fault| {
@@ -475,7 +475,7 @@ impl Disk for SimDisk {
             inner.counts.syncs_forgotten += 1;
             let durable = inner.durable();
             inner.live = durable.clone();
-            // From here on nothing of what was forgotten can be kept.
+            // From here on, nothing that was lost can be kept.
             inner.log.push(Recorded::Sync(durable));
             return Err(broken("sync, and has dropped what it could not write"));
         }

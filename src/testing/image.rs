@@ -1,9 +1,8 @@
 //! The bytes of a simulated disk at one moment.
 //!
-//! An image is a tree of shared pages: a copy costs one pointer for each 256 KiB, a changed page costs that page.
-//! Its hash is the wrapping sum of its pages' hashes, each seeded with the page's place, so that a change costs
-//! the hash of the pages it touches. A page of zeroes is not stored and adds nothing, whether it was written or
-//! never was.
+//! An image is a tree of shared pages: a copy costs one pointer for each 256 KiB, a changed page costs that page. Its
+//! hash is the wrapping sum of its pages' hashes, each seeded with the page's place, so that a change costs the hash
+//! of the pages it touches. A page of zeroes is not stored and adds nothing, whether it was written or never was.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,7 +12,7 @@ use twox_hash::XxHash3_128;
 /// The unit of copy-on-write.
 const PAGE_BYTES: usize = 4096;
 const PAGE_BYTES_U64: u64 = PAGE_BYTES as u64;
-/// What a disk writes whole or not at all.
+/// The unit that a disk writes completely or not at all.
 const SECTOR_BYTES: usize = 512;
 const PAGE_SECTORS: usize = PAGE_BYTES / SECTOR_BYTES;
 const CHUNK_PAGES: usize = 64;
@@ -43,7 +42,7 @@ type Chunk = [Option<Arc<Page>>; CHUNK_PAGES];
 #[derive(Clone, Default)]
 pub struct Image {
     len: u64,
-    /// Shorter than the file where its end was never written.
+    /// Shorter than the file if its end was never written.
     chunks: Vec<Option<Arc<Chunk>>>,
     sum: u128,
 }
@@ -66,7 +65,7 @@ impl Image {
         image
     }
 
-    /// All of its bytes, as they would lie in a file.
+    /// All of its bytes, as in a file.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = vec![0; usize::try_from(self.len).unwrap_or(usize::MAX)];
         self.read(0, &mut bytes);
@@ -83,8 +82,8 @@ impl Image {
         self.len == 0
     }
 
-    /// A hash of length and content, 128 bits wide: equal for equal images, and different for different ones but
-    /// for an accident that no run will live to see. It takes no time to speak of, whatever the length.
+    /// A hash of length and content, 128 bits wide: equal for equal images, and different for different ones, except
+    /// for an accident that will never happen. It takes almost no time, whatever the length.
     ///
     /// ```
     /// use highwater::testing::Image;
@@ -96,7 +95,7 @@ impl Image {
         self.sum.wrapping_add(XxHash3_128::oneshot(&self.len.to_le_bytes()))
     }
 
-    /// Fills `out` from `at`; `false`, and nothing filled, where that is past the end.
+    /// Fills `out` from `at`; returns `false`, without filling anything, if that is past the end.
     pub(super) fn read(&self, at: u64, out: &mut [u8]) -> bool {
         let Some(end) = at.checked_add(out.len() as u64) else { return false };
         if end > self.len {
@@ -144,12 +143,12 @@ impl Image {
         self.len = len;
     }
 
-    /// Writes the piece; what of it lies past the end is lost.
+    /// Writes the piece; the part past the end is lost.
     pub(super) fn apply(&mut self, piece: &Piece) {
         self.apply_sectors(piece, |_| true);
     }
 
-    /// Writes those sectors of the piece (counted within its page) that are to be kept.
+    /// Writes those sectors of the piece (counted within its page) for which `keep` is true.
     pub(super) fn apply_sectors(&mut self, piece: &Piece, mut keep: impl FnMut(usize) -> bool) {
         let room = self.len.saturating_sub(piece.index * PAGE_BYTES_U64).min(PAGE_BYTES_U64);
         let room = usize::try_from(room).unwrap_or(PAGE_BYTES);
@@ -211,18 +210,18 @@ impl fmt::Debug for Image {
     }
 }
 
-/// That part of a write which lies in one page.
+/// The part of a write that lies in one page.
 #[derive(Clone)]
 pub(super) struct Piece {
     index: u64,
-    /// Where in the page it begins.
+    /// Where it begins in the page.
     from: usize,
     body: Body,
 }
 
 #[derive(Clone)]
 enum Body {
-    /// All of a page, made and hashed once for every image that keeps it.
+    /// A whole page, made and hashed once for every image that keeps it.
     Page(Option<Arc<Page>>),
     Part(Arc<[u8]>),
 }
@@ -246,7 +245,7 @@ impl Piece {
     }
 }
 
-/// Takes a write apart, page by page, in order.
+/// Splits a write into pages, in order.
 pub(super) fn pieces(at: u64, bytes: &[u8]) -> Vec<Piece> {
     let mut pieces = Vec::with_capacity(bytes.len() / PAGE_BYTES + 2);
     let mut at = at;
@@ -306,7 +305,7 @@ mod tests {
                     let len = rng.usize(0..=longest.min(plain.len() - at));
                     let fill = if rng.u8(0..4) == 0 { 0 } else { rng.u8(..) };
                     let bytes: Vec<u8> = (0..len).map(|at| if at % 512 < 500 { fill } else { 0 }).collect();
-                    // A write may lie over the end; what does, is lost.
+                    // A write may reach past the end; that part is lost.
                     let past = rng.usize(0..600);
                     let longer =
                         [bytes.clone(), vec![7; if at + len == plain.len() { past } else { 0 }]].concat();

@@ -1,7 +1,7 @@
-//! The oracle: whether what the platform was told is what the source handed over.
+//! The oracle: whether the messages to the platform match what the source returned.
 //!
-//! It asks the store nothing. A record counts as staged as the world has it; an attachment is to be announced once, by a
-//! line that names a confirmed upload of its bytes, unless its streams gave a reason to give it up.
+//! It does not ask the store. A record counts as staged by what the world saw. An attachment must be announced once,
+//! by a line that names a confirmed upload of its bytes, unless its streams gave a reason to give it up.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,19 +13,19 @@ use super::report::{Broken, Violation};
 use super::schedule::{Act, Setting};
 use super::world::{Named, OfRun, Outside, RunSeen, STREAM, Uploaded};
 
-/// Streams that end badly before an attachment may be given up: as many as `Serve` has it.
+/// Streams that must fail before an attachment may be given up: the default of `Serve`.
 const TRIES: u64 = 5;
 
-/// What the accepted messages said.
+/// The content of the accepted messages.
 #[derive(Default)]
 struct Announced<'a> {
-    /// Every artifact that one of them, or a line of attachments, names.
+    /// Every artifact that a message, or a line of attachments, names.
     named: BTreeSet<&'a str>,
-    /// By run: the lines of its artifacts, but for metadata.
+    /// By run: the lines of its artifacts, except metadata.
     lines: BTreeMap<&'a str, Vec<&'a str>>,
     /// The attachments that a line names.
     linked: BTreeSet<OfRun>,
-    /// By unit: the url under which each attachment was delivered last.
+    /// By unit: the url with which each attachment was last delivered.
     delivered: BTreeMap<(&'a str, Named), String>,
 }
 
@@ -34,8 +34,7 @@ fn broken<T>(kind: Broken, what: String) -> Result<T, Violation> {
 }
 
 impl Outside {
-    /// Whether everything that was promised was kept, once all syncs are done. A life leaves at most `at_once` uploads
-    /// unconfirmed.
+    /// Whether all promises were kept, once all syncs are done. A life leaves at most `at_once` uploads unconfirmed.
     pub(super) fn verdict(&self, at_once: u64) -> Result<(), Violation> {
         if let Some(what) = &self.changed_message {
             return broken(Broken::Conversation, what.clone());
@@ -52,7 +51,7 @@ impl Outside {
         self.one_message_answers_an_event()
     }
 
-    /// What the messages announce: each artifact once, uploaded and confirmed.
+    /// The announcements of the messages: each artifact once, uploaded and confirmed.
     fn announced(&self) -> Result<Announced<'_>, Violation> {
         let mut announced = Announced::default();
         for message in &self.accepted {
@@ -91,7 +90,7 @@ impl Outside {
         Ok(announced)
     }
 
-    /// Whether each record of a run is announced once, and nothing else is.
+    /// Checks that each record of a run is announced once, and nothing else.
     fn records_of<'a>(&'a self, run: &'a RunSeen, announced: &mut Announced<'a>) -> Result<(), Violation> {
         let found = announced.lines.remove(run.id.as_str()).unwrap_or_default();
         let (links, mut found): (Vec<&str>, Vec<&str>) =
@@ -103,7 +102,8 @@ impl Outside {
             self.pages_of(run).flat_map(|page| page.lines.iter().map(String::as_str)).collect();
         expected.sort_unstable();
         let (missing, extra) = (without(&expected, &found), without(&found, &expected));
-        // Also of a run that was given up: what it had announced of a page is of the last reading that was kept.
+        // This also holds for a run that was given up: what it announced of a page belongs to the last reading that
+        // was kept.
         if let Some(twice) = extra.iter().find(|line| expected.binary_search(*line).is_ok()) {
             return broken(Broken::Duplicated, format!("announced twice in run {}: {twice}", run.id));
         }
@@ -152,12 +152,12 @@ impl Outside {
 
     /// Whether whatever is confirmed is in a message, unless the platform gave a run up.
     fn confirmed_is_announced(&self, announced: &Announced<'_>) -> Result<(), Violation> {
-        // Who finds another store in the place of its own leaves what it has confirmed.
+        // A worker whose store was replaced leaves what it has confirmed.
         if self.second_worker || self.runs.iter().any(|run| run.abandoned) {
             return Ok(());
         }
-        // An attachment whose confirm was refused in doubt is given up, and may be confirmed: then it is announced under no
-        // other id.
+        // An attachment whose confirm was refused in doubt is given up, and may be confirmed: then it is not
+        // announced under another id.
         let given_up = |id: &str| {
             let uploaded = self.uploads.get(id);
             uploaded.is_some_and(|uploaded| {
@@ -172,11 +172,12 @@ impl Outside {
         }
     }
 
-    /// Whether no more uploads were left unconfirmed than deaths and failed calls account for.
+    /// Checks that deaths and failed calls account for all uploads left unconfirmed.
     fn few_are_unconfirmed(&self, announced: &Announced<'_>, at_once: u64) -> Result<(), Violation> {
         let settled = |id: &str| self.confirmed.contains(id) || announced.named.contains(id);
         let unconfirmed = self.uploads.keys().filter(|id| !settled(id)).count() as u64;
-        // Without a disk, an invocation that ends early loses what it uploaded since the last checkpoint, as a death does.
+        // Without a disk, an invocation that ends early loses what it uploaded since the last checkpoint, like a
+        // death.
         let of_failures = if self.has_disk { self.failures } else { at_once * self.failures };
         if unconfirmed <= at_once * self.deaths + of_failures {
             return Ok(());
@@ -194,8 +195,7 @@ impl Outside {
         if self.reuses_ids() {
             return Ok(());
         }
-        // A store that somebody put in the place of another knows no event that came before, so one that is delivered again
-        // is new to it.
+        // A store that replaced another knows no earlier events, so an event that is delivered again is new to it.
         let is_new_again = |request: &str| {
             self.store_replaced() && self.sent.iter().any(|event| event.stray && event.request == request)
         };
@@ -212,8 +212,8 @@ impl Outside {
         }
     }
 
-    /// Whether the attachments of a run are each announced once, by a line that names a confirmed upload of their bytes,
-    /// or may have been given up.
+    /// Checks that each attachment of a run is announced once, by a line that names a confirmed upload of its bytes,
+    /// or had a reason to be given up.
     fn attachments_of<'a>(
         &'a self,
         run: &'a RunSeen,
@@ -243,7 +243,7 @@ impl Outside {
         if run.abandoned || !run.finished || self.is(Setting::NoAttachments) {
             return Ok(());
         }
-        // What an earlier run settled is known by a disk that was there then.
+        // Attachments that an earlier run settled are known if its disk was there.
         let remembers = self.has_disk || self.acts.iter().any(|act| matches!(act, Act::StaleDisk { .. }));
         for (of, urls) in wanted {
             let of_run = (run.id.clone(), of.clone());
@@ -259,8 +259,8 @@ impl Outside {
         Ok(())
     }
 
-    /// The artifact under which an attachment is announced, which must be a confirmed upload of its bytes; and the url
-    /// that those came from.
+    /// The artifact under which an attachment is announced, which must be a confirmed upload of its bytes; and the
+    /// url that the bytes came from.
     fn delivery<'a>(
         &'a self,
         run: &RunSeen,
@@ -277,7 +277,7 @@ impl Outside {
         }
         let url = urls.into_iter().flatten().find(|url| {
             let content = format!("{STREAM}{}|{}|{url}", of.1, of.0);
-            // An extractor of another source has bytes of its own.
+            // An extractor of another source has other bytes.
             bytes.iter().all(|line| *line == content || !line.contains("|simulated:"))
         });
         if let Some(url) = url {
@@ -287,8 +287,8 @@ impl Outside {
         broken(Broken::Lost, what)
     }
 
-    /// Whether the confirms of an attachment's uploads gave a reason to give it up: one was refused in doubt, or two were
-    /// refused.
+    /// Whether the confirms of an attachment's uploads gave a reason to give it up: one was refused in doubt, or two
+    /// were refused.
     fn cannot_be_confirmed(&self, of: &OfRun) -> bool {
         let of_it = self.uploads.values().filter(|uploaded| uploaded.of.as_ref() == Some(of));
         let refused: Vec<bool> = of_it.filter_map(Uploaded::refused).collect();
@@ -296,7 +296,7 @@ impl Outside {
     }
 }
 
-/// What of `lines` is not in `others`; both sorted.
+/// The `lines` that are not in `others`; both are sorted.
 fn without<'a>(lines: &[&'a str], others: &[&str]) -> Vec<&'a str> {
     let mut rest = others.iter().peekable();
     let mut left = Vec::new();

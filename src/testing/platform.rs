@@ -1,4 +1,4 @@
-//! The platform: each call has its effect on the world, or fails as the schedule has it.
+//! The platform: each call has its effect on the world, or fails as the schedule says.
 
 use std::io::Read;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ impl Outside {
         self.disk.is_dead()
     }
 
-    /// What a call is answered with, by the schedule; counts what fires.
+    /// The fault of a call, by the schedule; counts the faults that fire.
     pub(super) fn fault(&mut self, call: Call) -> Option<CallFault> {
         let number = self.calls.get(&call).copied().unwrap_or(0);
         let acts = Arc::clone(&self.acts);
@@ -43,8 +43,8 @@ impl Outside {
         fault
     }
 
-    /// Makes a call: dies, fails, or has its effect, as the schedule has it. Of a call that succeeds all the same: in which
-    /// way it was answered otherwise than asked.
+    /// Makes a call: dies, fails, or has its effect, as the schedule says. If the call succeeds in an unusual way,
+    /// returns that fault.
     fn call(
         &mut self,
         call: Call,
@@ -54,7 +54,7 @@ impl Outside {
         if self.dies_now() {
             return Err(gone());
         }
-        // A message that it has accepted it knows by its key (N1), and does not refuse.
+        // The platform knows an accepted message by its key (N1), and does not refuse it.
         let known =
             matches!(&effect, Some(Effect::Accept(message)) if self.by_key.contains_key(&message.key));
         let fault = self.fault(call).filter(|fault| !(known && matches!(fault, CallFault::Refused(_))));
@@ -67,7 +67,7 @@ impl Outside {
             Some(fault) => fate_of(call, fault),
         };
         let effect = effect.filter(|_| applies);
-        // A worker state that is cut in half is as good as none that came.
+        // A worker state that is cut in half is as useless as none.
         let failed = result.is_err() || fault == Some(CallFault::Truncated);
         self.record(Change::Called { call, effect, failed, fault, about });
         result.map(|()| fault)
@@ -75,7 +75,7 @@ impl Outside {
 }
 
 impl Outside {
-    /// The newest artifact that was confirmed in the run at hand: an id that it has used.
+    /// The newest artifact that was confirmed in the current run: an id that the run has used.
     fn confirmed_in_this_run(&self) -> Option<String> {
         let run = &self.sent.last()?.run;
         let of_run = |id: &&String| self.uploads.get(*id).is_some_and(|uploaded| uploaded.run == *run);
@@ -83,14 +83,14 @@ impl Outside {
     }
 }
 
-/// Whether a call takes effect that is answered so, and what the extractor hears.
+/// Whether a call with this fault takes effect, and its result for the extractor.
 fn fate_of(call: Call, fault: CallFault) -> (bool, Result<(), PlatformError>) {
     let retry = |fate: Fate, after: Option<u32>, reason: String| {
         let after = after.map(|seconds| Duration::from_secs(seconds.into()));
         Err(PlatformError::Retry { fate, after, reason: format!("simulated: {reason}") })
     };
     let unknown = |reason: &str| retry(Fate::Unknown, None, reason.to_owned());
-    // There is a storage behind an upload's URL alone.
+    // Only an upload's URL has a storage behind it.
     let fault = match fault {
         CallFault::Storage(code) if call != Call::Upload => CallFault::Status { code, applied: false },
         fault => fault,
@@ -110,7 +110,7 @@ fn fate_of(call: Call, fault: CallFault) -> (bool, Result<(), PlatformError>) {
         CallFault::Reset { applied } => (applied, unknown("connection reset in mid-body")),
         CallFault::BadBody => match call {
             Call::Prepare | Call::LoadState => (true, unknown("200 with an unreadable body")),
-            // Of the others no body is read, but for what is downloaded.
+            // The other calls read no body, except downloads.
             _ => (true, Ok(())),
         },
         CallFault::Storage(status) => {
@@ -130,7 +130,7 @@ fn gone() -> PlatformError {
     }
 }
 
-/// The lines of a gzipped JSON Lines artifact, read by a reader that shares nothing with the writer but the format.
+/// The lines of a gzipped JSON Lines artifact, read by a reader that shares only the format with the writer.
 fn lines_of(bytes: &[u8]) -> Vec<String> {
     let mut text = String::new();
     match crate::artifact::reader(bytes).and_then(|mut reader| reader.read_to_string(&mut text)) {
@@ -229,7 +229,7 @@ impl Platform for World {
         };
         let state = state.map(|state| match fault {
             Some(CallFault::Truncated) => {
-                // At least its first half, up to where a character ends.
+                // At least its first half, up to the end of a character.
                 let cut = (state.len() / 2..=state.len()).find_map(|at| state.get(..at));
                 cut.unwrap_or_default().to_owned()
             }

@@ -1,4 +1,4 @@
-//! What an exploration found: figures, and the shortest schedule that breaks a promise.
+//! The result of an exploration: figures, and the shortest schedule that breaks a promise.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,30 +11,30 @@ use super::schedule::Schedule;
 pub struct Report {
     /// Crash states that were opened and checked.
     pub states: u64,
-    /// Those that were continued to the end.
+    /// States from which the syncs were continued to their end.
     pub continuations: u64,
-    /// Lives of the extractor in all.
+    /// Lives of the extractor in total.
     pub lives: u64,
-    /// Deaths, in all schedules with more than the one crash of a state.
+    /// Deaths in all schedules with more than the one crash of a state.
     pub deaths: u64,
-    /// Images that were left by a second crash, during the recovery from the first.
+    /// Images left by a second crash, during the recovery from the first.
     pub second_crashes: u64,
     /// How often each fault fired.
     pub faults: BTreeMap<String, u64>,
     /// Schedules that lost a record.
     pub lost: u64,
-    /// Schedules that announced one twice, or one that was never staged.
+    /// Schedules that announced a record twice, or one that was never staged.
     pub duplicated: u64,
     /// States that did not open or did not pass the store's own check.
     pub unopenable: u64,
     /// Schedules that broke any other promise.
     pub other: u64,
-    /// Schedules in which something happened that lies outside of the promise
+    /// Schedules in which something outside of the promise happened
     /// ([`Act::is_outside_the_promise`](super::Act::is_outside_the_promise)).
     pub outside: u64,
-    /// Those of them that came to more than `Fenced` or an ERROR: by what they would have broken.
+    /// Schedules of these that ended with more than `Fenced` or an ERROR, by the promise that they would have broken.
     pub outside_broken: BTreeMap<Broken, u64>,
-    /// The seed of all of it.
+    /// The seed of the exploration.
     pub seed: u64,
     /// The shortest schedule found that breaks a promise, and how.
     pub failure: Option<Failure>,
@@ -43,15 +43,15 @@ pub struct Report {
 /// A schedule that breaks a promise.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
-    /// How.
+    /// How it breaks the promise.
     pub violation: Violation,
-    /// What befell the extractor: for [`Explore::replay`](super::Explore::replay).
+    /// The schedule: for [`Explore::replay`](super::Explore::replay).
     pub schedule: Schedule,
     /// The crash in words, operation by operation.
     pub crash: String,
 }
 
-/// What a promise was broken by.
+/// A broken promise, with what was seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
     /// Which promise.
@@ -60,21 +60,21 @@ pub struct Violation {
     pub what: String,
 }
 
-/// A promise, broken.
+/// The promises that can be broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Broken {
     /// A staged record is in no accepted message.
     Lost,
-    /// A record is in two, or an artifact is, or a record is announced that was never staged.
+    /// A record or an artifact is announced twice, or a record is announced that was never staged.
     Duplicated,
     /// The store did not open after a crash, or did not pass its own check.
     Unopenable,
-    /// Confirmed is not what is announced; or too many uploads were left unconfirmed.
+    /// A confirmed artifact is not announced, or the other way round; or too many uploads were left unconfirmed.
     Unconfirmed,
-    /// `since`, a bookmark or a value is not what the last finished run left.
+    /// `since`, a bookmark or a value differs from what the last finished run left.
     Watermark,
-    /// One event, two messages; or a message that changed when it was sent again.
+    /// One event got two messages, or a message changed when it was sent again.
     Conversation,
     /// A page was returned without what the source did not give.
     Half,

@@ -1,4 +1,4 @@
-//! What befalls an extractor, act by act, as one line of text that can be replayed.
+//! The acts that an extractor is exposed to, as one line of text that can be replayed.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,10 +8,10 @@ use crate::error::Error;
 use super::crash::CrashPoint;
 use super::disk::DiskOperation;
 
-/// A call to what is outside.
+/// A call to the outside world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Call {
-    /// The first half of an upload: an id and an address are asked for.
+    /// The first half of an upload: the request for an id and an address.
     Prepare,
     /// The second half: the bytes.
     Upload,
@@ -27,34 +27,34 @@ pub enum Call {
     Source,
     /// An artifact is asked back.
     Download,
-    /// The worker state is asked for.
+    /// The worker state is fetched.
     LoadState,
     /// The worker state is saved.
     SaveState,
 }
 
-/// How a call is answered, if not as asked.
+/// How a call fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum CallFault {
-    /// It takes effect, and the answer is lost. Of a page or an attachment: the extractor panics.
+    /// It takes effect, and the answer is lost. For a page or an attachment: the extractor panics.
     Lost,
-    /// 5xx, and it did not take effect. Of a page: it fails midway.
+    /// 5xx, and it did not take effect. For a page: it fails midway.
     ErrorBefore,
-    /// 5xx, and it took effect all the same. Of a page: it fails midway.
+    /// 5xx, but it took effect. For a page: it fails midway.
     ErrorAfter,
-    /// No answer for 30 seconds, and no effect. Of a page: it fails midway.
+    /// No answer for 30 seconds, and no effect. For a page: it fails midway.
     TimedOut,
-    /// 429, with or without `Retry-After` in seconds. Of a page or an attachment: the source is rate-limited.
+    /// 429, with or without `Retry-After` in seconds. For a page or an attachment: the source is rate-limited.
     Busy(Option<u32>),
-    /// A final 4xx. Of a page: the cursor has expired; of an attachment: it is gone.
+    /// A final 4xx. For a page: the cursor has expired; for an attachment: it is gone.
     Refused(u16),
-    /// The answer is lost, and it takes effect later: before the next call. Of a page: it fails midway.
+    /// The answer is lost, and it takes effect later: before the next call. For a page: it fails midway.
     Late,
-    /// A status that says neither yes nor a definite no, such as 408 or 425, or a redirect, which is not followed.
+    /// A status that neither confirms nor refuses, such as 408 or 425, or a redirect, which is not followed.
     Status {
         /// The status.
         code: u16,
-        /// Whether it took effect all the same.
+        /// Whether it took effect.
         applied: bool,
     },
     /// The connection is reset in the middle of a body, after it took effect or before.
@@ -62,34 +62,34 @@ pub enum CallFault {
         /// Whether it took effect.
         applied: bool,
     },
-    /// It takes effect, and the body of the 2xx is not what it should be.
+    /// It takes effect, but the body of the 2xx is invalid.
     BadBody,
     /// The storage behind an upload's URL refuses the bytes for a passing reason.
     Storage(u16),
-    /// An upload is given the artifact id that an earlier one was given.
+    /// An upload gets the artifact id of an earlier one.
     SameId,
-    /// A save of the worker state is acknowledged and never lands. Outside of the promise.
+    /// A save of the worker state is acknowledged but never happens. Outside of the promise.
     Dropped,
-    /// The worker state as it was before the newest save is given back. Outside of the promise.
+    /// The worker state from before the newest save is returned. Outside of the promise.
     Stale,
-    /// The worker state is given back cut in half.
+    /// The worker state is returned cut in half.
     Truncated,
 }
 
-/// One thing that befalls it. Numbers count from 0: calls of their kind, events sent, and so on.
+/// One thing that happens. Numbers count from 0: calls of their kind, events sent, and so on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Act {
-    /// A call is answered so.
+    /// A call fails in this way.
     Call {
-        /// Of which kind.
+        /// The kind of call.
         call: Call,
-        /// Which of them.
+        /// The number of the call.
         number: u64,
-        /// How.
+        /// How it fails.
         fault: CallFault,
     },
-    /// The disk has room for so many more writes in one life.
+    /// The disk has room for this many more writes in one life.
     DiskFull {
         /// Which life.
         life: u64,
@@ -115,22 +115,23 @@ pub enum Act {
         /// Which event.
         event: u64,
     },
-    /// The platform does not wait for as long as DELAY asked.
+    /// The platform does not wait as long as DELAY asked.
     Early {
         /// The event that was answered with DELAY.
         event: u64,
     },
-    /// A life that was given this event and died with nothing sealed is followed by CONTINUE, not by the same event again.
+    /// A life that got this event and died with nothing sealed is followed by CONTINUE, not by the same event again.
     Overtake {
         /// Which event.
         event: u64,
     },
-    /// After this event the platform gives the run up, starts a new one, and then sends one more event of the old.
+    /// After this event the platform gives up the run, starts a new one, and then sends one more event of the old
+    /// run.
     GiveUp {
         /// Which event.
         event: u64,
     },
-    /// The platform uses the ids of this CONTINUE for all that follow it.
+    /// The platform uses the ids of this CONTINUE for all later ones.
     ReuseIds {
         /// Which event.
         event: u64,
@@ -142,21 +143,21 @@ pub enum Act {
         /// By how much, ahead or back.
         seconds: i64,
     },
-    /// In one life, after so many syncs that succeed, one fails, and what was written since the last sync is gone: the
-    /// system has dropped its pages.
+    /// In one life, after this many successful syncs, one fails, and what was written since the last sync is lost:
+    /// the system has dropped its pages.
     DiskForgets {
         /// Which life.
         life: u64,
         /// Syncs that still succeed.
         after: u64,
     },
-    /// With a disk: before this change outside, somebody deletes the store's file and puts a new one in its place, and a
-    /// second worker is given the same event.
+    /// With a disk: before this change outside, somebody replaces the store's file by a new one, and a second worker
+    /// gets the same event.
     StoreReplaced {
         /// How many changes the world outside had seen.
         changes: usize,
     },
-    /// Without a disk: before this change outside, a second worker is given the event that the first is still at work on.
+    /// Without a disk: before this change outside, a second worker gets the event that the first is still working on.
     /// Outside of the promise.
     SecondWorker {
         /// How many changes the world outside had seen.
@@ -185,7 +186,7 @@ pub enum Act {
         /// What the disk had recorded, since it was started last, and what it kept.
         point: CrashPoint,
     },
-    /// The process is killed on a machine that lives on.
+    /// The process is killed on a machine that keeps running.
     Kill {
         /// How many changes the world outside had seen.
         changes: usize,
@@ -194,7 +195,7 @@ pub enum Act {
     },
 }
 
-/// What can be set up otherwise than usual.
+/// Settings that differ from the usual ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Setting {
@@ -214,20 +215,20 @@ pub enum Setting {
     ChecksReport,
     /// The source's records are checked, and a page with an error is refused.
     ChecksRefuse,
-    /// Bad records are rejected: some of them are mended at the source until the next sync, others are gone.
+    /// Invalid records are rejected: some of them are corrected at the source before the next sync, others are gone.
     Rejects,
-    /// After the first sync its state is deleted, and, amid the next, the same event is delivered again.
+    /// After the first sync its state is deleted; during the next one, the same event is delivered again.
     DeleteData,
-    /// After the first sync the state of its attachments is deleted, and, amid the next, the same event is delivered
+    /// After the first sync the state of its attachments is deleted; during the next one, the same event is delivered
     /// again.
     DeleteAttachments,
-    /// Events have neither a run id nor a request id nor a number.
+    /// Events have no run id, no request id and no number.
     NoIds,
-    /// Without a disk: who takes over waits and looks again.
+    /// Without a disk: a worker that takes over waits and reads again.
     Settle,
     /// Without a disk: the TypeScript SDK has left a state.
     SdkState,
-    /// Without a disk: a worker state has little room, and the source fills it, now and then beyond what fits.
+    /// Without a disk: a worker state has little room, and the source fills it, at times beyond the limit.
     StateFull,
     /// Pages of the source name child listings.
     Children,
@@ -270,8 +271,8 @@ impl fmt::Display for Setting {
 }
 
 impl Act {
-    /// Whether it lies outside of what is promised (N6 of the crate doc): two live workers without a disk, and saves that
-    /// land late or never.
+    /// Whether it is outside of what is promised (N6 of the crate doc): two live workers without a disk, and saves
+    /// that arrive late or never.
     pub fn is_outside_the_promise(&self) -> bool {
         matches!(
             self,
@@ -283,9 +284,9 @@ impl Act {
 /// A seed and acts: everything that a replay needs. Its text form reads back as the same.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Schedule {
-    /// Decides what the simulated source hands over and in which order calls are made.
+    /// Decides what the simulated source returns and in which order calls are made.
     pub seed: u64,
-    /// What befalls the extractor.
+    /// What happens to the extractor.
     pub acts: Vec<Act>,
 }
 

@@ -1,4 +1,4 @@
-//! The store of every schedule of an exploration: how it is opened on a simulated disk, and how it is looked at.
+//! The store of every schedule of an exploration: how it is opened on a simulated disk, and checked.
 
 use crate::airdrop::Extractor;
 use crate::artifact::Level;
@@ -15,19 +15,19 @@ use super::image::Image;
 use super::report::{Broken, Violation};
 use super::world::{Life, still_clock};
 
-/// What holds for every schedule of an exploration.
+/// What is the same for every schedule of an exploration.
 #[derive(Debug, Clone)]
 pub(super) struct Setup {
     /// Records in a batch.
     pub(super) batch_items: u32,
-    /// A rule of the runtime that is taken away.
+    /// A rule of the runtime that is disabled.
     pub(super) broken: Option<Safeguard>,
-    /// The uploads that it is taken from, if not from all.
+    /// The uploads for which it is disabled, if not for all.
     pub(super) broken_of: Option<Uploads>,
     /// Whether the disk ignores syncs.
     pub(super) syncs_ignored: bool,
-    /// Whether a life finds the disk of the one before it. If not, it has an empty one. That is simulated all the same, and
-    /// not a store in memory: it may be full, fail, or be found by a later life.
+    /// Whether a life finds the disk of the one before it. If not, it has an empty one. That one is simulated too,
+    /// and is not a store in memory: it may be full, fail, or be found by a later life.
     pub(super) has_disk: bool,
 }
 
@@ -68,15 +68,15 @@ impl Setup {
         disk.image()
     }
 
-    /// A number for what a disk holds, as the store reads it.
+    /// A fingerprint of what a disk holds, as the store reads it.
     pub(super) fn fingerprint(&self, disk: &SimDisk) -> Result<u64, Violation> {
         self.open(disk, still_clock())
             .and_then(|store| store.fingerprint())
             .map_err(|error| unopenable(&error))
     }
 
-    /// Whether what a life has read of a killed one, once it has opened the store on this disk, is still there if power
-    /// fails at that moment.
+    /// Checks that what a life has read of a killed one, once it has opened the store on this disk, is still there if
+    /// power fails at that moment.
     pub(super) fn durable_at_open(&self, disk: &SimDisk) -> Result<(), Violation> {
         if self.syncs_ignored {
             return Ok(());
@@ -97,8 +97,8 @@ impl Setup {
         Ok(())
     }
 
-    /// Lets the store on a disk check itself, every page and every row. (With a rule taken away its rows need not agree:
-    /// then it is for the oracle to see what came of that.)
+    /// Makes the store on a disk check itself, every page and every row. (With a rule disabled its rows need not
+    /// agree: then the oracle judges the result.)
     pub(super) fn check(&self, disk: &SimDisk) -> Result<(), Violation> {
         if self.broken.is_some() || self.syncs_ignored {
             return Ok(());

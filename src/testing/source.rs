@@ -15,28 +15,26 @@ use super::world::{Life, SMALL_STATE};
 /// An extractor of a made-up source: several streams, pages of several item types, from empty to several batches.
 ///
 /// Between two reads of a page its records change, their number shrinks or grows, and pages at the end vanish. Ids
-/// repeat, and the newest may come first. Every record bears a hidden ordinal that no other record has, not even
-/// the same page read again: so which reading was kept shows in what is announced.
+/// repeat, and the newest may come first. Every record has a hidden number that no other record has, not even the
+/// same record when its page is read again: so an announced record shows which reading it came from.
 ///
-/// Where the schedule has it, some records are bad and to be rejected. Asked for again, some are mended, some gone.
+/// If the schedule says so, some records are invalid and must be rejected. When they are requested again, some are
+/// correct, some gone.
 ///
-/// Some pages name attachments, some of them more than once in a run, some with the same url in every run. Some of those
-/// are gone, empty, or not as long as they say; others cannot be opened every time.
+/// Some pages name attachments, some of them more than once in a run, some with the same url in every run. Some of
+/// those are gone, empty, or not as long as they say; others cannot be opened every time.
 ///
-/// Where the schedule has it, users are announced once in a run. There are few of them, and each page has another version of
-/// one.
+/// If the schedule says so, pages name child listings (with a disk, some of them more than once in a run), and their
+/// pages name child listings in turn.
 ///
-/// Where the schedule has it, pages name child listings, with a disk some of them more than once in a run; and pages of
-/// those name child listings in turn.
-///
-/// It leaves a bookmark, and keeps values of its own beside each cursor, and complains when they do not agree.
+/// It leaves a bookmark, and keeps values of its own beside each cursor; it fails if they do not agree.
 #[derive(Debug, Clone)]
 pub struct SimSource {
     life: Life,
     shape: Shape,
 }
 
-/// How much there is to extract.
+/// The size of the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
     /// Streams: 1 to 3.
@@ -56,7 +54,7 @@ impl Default for Shape {
     }
 }
 
-/// Where a [`SimSource`] goes on.
+/// The cursor of a [`SimSource`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SimCursor {
     page: u32,
@@ -66,7 +64,7 @@ const STREAMS: [&str; 3] = ["issues", "comments", "links"];
 const ITEM_TYPES: [&str; 3] = ["issues", "users", "comments"];
 
 impl SimSource {
-    /// A source of the default shape, as it stands in this life.
+    /// A source of the default shape, in its state in this life.
     pub fn new(life: &Life) -> Self {
         Self::with_shape(life, Shape::default())
     }
@@ -89,7 +87,7 @@ impl SimSource {
         Self { life: life.clone(), shape }
     }
 
-    /// Adds the records of a page; says of how many item types there are some. `reading_of` names the page and this reading
+    /// Adds the records of a page; returns how many item types have any. `reading_of` names the page and this reading
     /// of it.
     fn push_records(
         &self,
@@ -113,7 +111,7 @@ impl SimSource {
                 if !ids.insert(id.clone()) {
                     self.life.count("source/id-repeated");
                 }
-                // Of another type than declared: what the checks are to find.
+                // Of another type than declared, for the checks to find.
                 let wrong = match self.checks() {
                     CheckPolicy::Off => false,
                     CheckPolicy::LeaveOut => rng.u8(..4) == 0,
@@ -164,8 +162,8 @@ impl SimSource {
         Ok(page)
     }
 
-    /// Sets a value that takes a part of what a worker state has room for, or more than that: such a page is refused, and
-    /// the next reading of it sets another.
+    /// Sets a value that takes a part of the room of a worker state, or more than that: then the page is refused, and
+    /// its next reading sets another value.
     fn with_ballast(&self, page: Page<SimCursor>, rng: &mut fastrand::Rng) -> Page<SimCursor> {
         let percent = match rng.u8(..32) {
             0 => 120,
@@ -287,7 +285,8 @@ impl Extractor for SimSource {
         self.push_attachments(&mut page, &mut rng, &reading_of, run)?;
         if self.life.is(Setting::Children) {
             for child in 0..rng.u8(..4) {
-                // Who has no disk does not know of a child listing that an earlier life has read: none is named twice then.
+                // Without a disk, it is unknown which child listings an earlier life has read: then none is named
+                // twice.
                 let parent = if self.life.has_disk() {
                     format!("issues-{}", rng.u8(..6))
                 } else {
@@ -309,7 +308,8 @@ impl Extractor for SimSource {
         true
     }
 
-    /// Of what is asked for again, a third is gone, a third is bad still, and a third is mended; another one in each run.
+    /// Of the records that are requested again, a third is gone, a third is still invalid, and a third is correct;
+    /// the thirds differ in each run.
     fn refetch(
         &self,
         context: &Context<'_>,

@@ -1,4 +1,4 @@
-//! The extractor, watched: what it hands over is noted, and the schedule's faults befall it.
+//! The extractor under watch: what it returns is recorded, and the schedule's faults are applied.
 
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -29,7 +29,7 @@ const AHEAD_LOST: usize = 3;
 /// How long it takes to open an attachment.
 const OPEN_TAKES: Duration = Duration::from_secs(1);
 
-/// An extractor, watched: what it hands over is noted, and the schedule's faults befall it.
+/// The extractor under watch: what it returns is recorded, and the schedule's faults are applied.
 pub(super) struct Watched<E> {
     extractor: E,
     life: Life,
@@ -41,7 +41,7 @@ impl<E> Watched<E> {
         Self { extractor, life, violation: Mutex::default() }
     }
 
-    /// Notes a violation; the first is the one that counts.
+    /// Records a violation; only the first counts.
     fn violated(&self, violation: Violation) {
         self.violation.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(violation);
     }
@@ -222,7 +222,7 @@ impl<E: Extractor> Extractor for Watched<E> {
 }
 
 impl<E: Extractor> Watched<E> {
-    /// Lets befall a page what the schedule has.
+    /// Applies the schedule's faults to a page.
     fn befall_page(&self) -> Result<(), SourceError> {
         let mut inner = self.life.world.lock();
         if inner.dies_now() {
@@ -243,7 +243,7 @@ impl<E: Extractor> Watched<E> {
                 CallFault::Busy(seconds) => {
                     SourceError::RateLimited { after: Duration::from_secs(seconds.unwrap_or(1).into()) }
                 }
-                // Unwinds without a word on stderr: it is one of thousands.
+                // Panics without output on stderr: it is one of thousands.
                 CallFault::Lost => std::panic::resume_unwind(Box::new("simulated panic of the extractor")),
                 CallFault::Refused(_) => "simulated: the cursor expired".into(),
                 _ => "simulated: failed midway".into(),
@@ -328,7 +328,7 @@ impl<E: Extractor> Watched<E> {
         Ok(Split { lines, once: once_lines, rejected })
     }
 
-    /// Whether the run has asked for the rejected records of the runs before it by the time of its first page.
+    /// Checks that the run has requested the rejected records of earlier runs before its first page.
     fn check_asked(&self, context: &Context<'_>) -> Result<(), Violation> {
         let id = self.life.run(context);
         let mut inner = self.life.world.lock();
@@ -363,7 +363,7 @@ fn name_of(stream: &str, parent: Option<&str>) -> String {
 }
 
 impl Life {
-    /// The run at hand, as it is known here: an event may have no id of a run.
+    /// The current run, as the world knows it: an event may have no run id.
     fn run(&self, context: &Context<'_>) -> String {
         let inner = self.world.lock();
         match inner.sent.last() {
@@ -373,7 +373,7 @@ impl Life {
     }
 }
 
-/// Which stream it was that ended.
+/// The stream of an attachment.
 struct Stream {
     world: World,
     of: OfRun,
@@ -382,14 +382,14 @@ struct Stream {
 impl Stream {
     fn ended(&self, end: StreamEnd) {
         let mut inner = self.world.lock();
-        // The dead tell nothing.
+        // A dead process reports nothing.
         if !inner.disk.is_dead() {
             inner.record(Change::Streamed { of: self.of.clone(), end });
         }
     }
 }
 
-/// The bytes of an attachment, as the source gives them.
+/// The bytes of an attachment, as the source returns them.
 struct WatchedBody {
     reader: Box<dyn Read + Send>,
     declared: Option<u64>,
@@ -422,7 +422,7 @@ impl Drop for WatchedBody {
 }
 
 impl<E> Watched<E> {
-    /// What the extractor is told, against what the world has seen.
+    /// Compares what the extractor is told with what the world has seen.
     fn check(&self, context: &Context<'_>, stream: &str, at: Option<&String>) -> Result<(), Violation> {
         let id = &self.life.run(context);
         let mut inner = self.life.world.lock();
@@ -456,7 +456,7 @@ impl<E> Watched<E> {
         }
         let stepped = inner.acts.iter().any(|act| matches!(act, Act::ClockSteps { .. }));
         let possible = inner.watermarks(&run);
-        // What the SDK left counts until a run of ours is finished, or it is deleted with all the rest.
+        // What the SDK left counts until a run of ours is finished, or until everything is deleted.
         let inherits = inner.is(Setting::SdkState)
             && !inner.has_disk
             && run.unit == "unit-a"
@@ -465,7 +465,7 @@ impl<E> Watched<E> {
         let fits = possible.iter().any(|finished| match (finished, since) {
             (None, None) => !inherits,
             (None, Some(since)) if inherits => since == sdk_start,
-            // A run starts when its first event is accepted: after that was sent, and before anything of it was read.
+            // A run starts when its first event is accepted: after the event was sent, and before anything was read.
             (Some(finished), Some(since)) => {
                 stepped || (finished.sent_at <= since && since <= inner.first_read(finished))
             }

@@ -79,7 +79,7 @@ impl How {
             How::Panics => Some(("the extractor panicked: no such luck", TRIES)),
             How::Empty(_) => Some(("it is empty", 1)),
             How::Shorter => Some(("bytes, of", TRIES)),
-            How::Longer => Some(("it goes on after the", TRIES)),
+            How::Longer => Some(("it continues after the", TRIES)),
             How::Breaks => Some(("it broke off: the line went dead", TRIES)),
             How::Huge => Some(("it is over 2147483648 bytes", 1)),
         }
@@ -879,7 +879,7 @@ fn an_artifact_that_was_cut_on_its_way_back_is_fetched_again() {
             assert_eq!(recorder.cut.into_inner(), 0);
             fixture.check(0, &source.expected().0);
         } else {
-            assert!(outcome.message.unwrap().contains("cannot be read back"));
+            assert!(outcome.message.unwrap().contains("cannot be read"));
         }
     }
 }

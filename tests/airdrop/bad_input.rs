@@ -355,7 +355,7 @@ fn a_cursor_a_bookmark_or_a_value_over_its_limit_is_refused_by_name() {
     assert!(error.to_string().contains("the cursor of stream issues is 65537 bytes"), "{error}");
     assert_eq!(run.value::<String>("big").unwrap(), Some(fits(value_max)), "up to its limit it is stored");
     let error = run.value::<u32>("big").unwrap_err();
-    assert_eq!(error.to_string(), format!("the value big of {UNIT} is not of the type asked for"));
+    assert_eq!(error.to_string(), format!("the value big of {UNIT} does not have the requested type"));
     assert_eq!((error.kind(), error.source().is_some()), (ErrorKind::Invalid, true));
     let last = |cursor: Option<String>| -> Result<Page<String>, Error> {
         assert_eq!(cursor, Some(fits(cursor_max)));

@@ -170,7 +170,7 @@ fn a_refused_page_is_fetched_again_and_after_mending_goes_on_without_loss_or_rep
         assert_eq!(outcome.kind, OutcomeKind::Error);
         let error = place.airdrop.last().error();
         let expected = [
-            "a page of stream issues is refused, and nothing of it stored",
+            "a page of stream issues is refused, and nothing of it is stored",
             "2 errors:\nissues: error: record \"issues-1-2\": data.size: ",
             "(rule type, 2 times)",
         ];
@@ -266,7 +266,7 @@ fn metadata_with_errors_is_refused_with_all_that_a_message_holds_or_counted_and_
         assert_eq!(place.serve(&mut source, event_type, 1).kind, OutcomeKind::Error);
         let error = place.airdrop.last().error();
         assert!(
-            error.starts_with(&format!("the metadata is refused, for it has {errors} errors:\n")),
+            error.starts_with(&format!("the metadata is refused, because it has {errors} errors:\n")),
             "{error}"
         );
         let told = error.matches("(rule ").count() as u64;
@@ -445,11 +445,11 @@ fn the_dump_shows_findings_by_item_type_and_rule() {
         issues: error: record "odd\u{202e}": data.size: an int is a number without decimals, and this is
           the string "a\u{1b}[31m"; write a number such as 12, or declare the field as text
         issues: warning: record "odd\u{202e}": data.size: the control character U+001B is in the text;
-          remove it: no text is made of it, and some databases refuse U+0000
+          remove it: text does not need it, and some databases refuse U+0000
         issues: warning: record "odd\u{202e}": data.size: the control character U+001B is in the text;
-          remove it: no text is made of it, and some databases refuse U+0000
+          remove it: text does not need it, and some databases refuse U+0000
     "#);
-    assert!(place.dump(&[]).contains("! records are not what the metadata declares: 4 errors"));
+    assert!(place.dump(&[]).contains("! records do not match the metadata: 4 errors"));
     // A record's findings are those that name it, not those of one whose id begins so.
     let found = |id: &str| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_highwater-dump"));

@@ -874,7 +874,7 @@ fn a_batch_that_its_storage_refuses_for_a_passing_reason_is_uploaded_anew_three_
             if kind == OutcomeKind::Error {
                 assert_eq!(made, 4, "once, and three times anew");
                 let text = world.airdrop.last().error();
-                assert!(text.contains("403") && text.contains("it was uploaded anew 3 times"), "{text}");
+                assert!(text.contains("403") && text.contains("it was uploaded again 3 times"), "{text}");
                 assert!(world.airdrop.named().is_empty());
                 assert_eq!(go_on(&world, &mut source, "2").kind, OutcomeKind::Done);
             } else {

@@ -254,7 +254,7 @@ fn what_of_child_listings_has_no_room_in_a_checkpoint_is_refused_by_an_error_tha
         world.serve.serve(&world.store, &world.airdrop, &tracker, &event(DATA, "run", "1")).unwrap();
     assert_eq!(outcome.kind, OutcomeKind::Error);
     let error = world.airdrop.last().error();
-    assert!(error.contains("what is pending of child listings"), "{error}");
+    assert!(error.contains("the pending child listings"), "{error}");
     assert!(world.airdrop.announced("run").is_empty());
 }
 

@@ -228,8 +228,7 @@ fn a_sealed_message_of_a_run_that_is_abandoned_by_hand_is_not_sent_again() {
     let sent = world.airdrop.attempts().len();
     let plan = world.store.plan("unit", &Mend::Abandon).unwrap();
     assert!(
-        plan.lines()[0]
-            .contains("message 1, of which it is not known whether it was accepted, has 6 records"),
+        plan.lines()[0].contains("message 1, which may or may not have been accepted, has 6 records"),
         "{:?}",
         plan.lines()
     );

@@ -55,7 +55,7 @@ impl Way {
                 let raw = issue(id, is_bad);
                 page.push_or_reject("issues", &raw, normalizer.normalize(&raw));
             }
-            Way::Author if is_bad => page.reject("issues", id, "its size is no number"),
+            Way::Author if is_bad => page.reject("issues", id, "its size is not a number"),
             Way::Author | Way::Policy => page.push("issues", record(id, is_bad)),
         }
     }
@@ -294,7 +294,7 @@ fn an_answer_that_does_not_answer_is_an_error_and_the_same_ids_are_asked_for_aga
             (|_| Ok(Page::more(1).record("issues", record("a-0-3", false))), "it must be a last page"),
             (|_| Ok(Page::last().bookmark(&1)), "it must leave no bookmark"),
             (|_| Ok(Page::last().child("comments", "ISSUE-1", &())), "it must name no child listings"),
-            (|_| Err("the tracker is down".into()), "asking again for 1 rejected records of issues"),
+            (|_| Err("the tracker is down".into()), "requesting 1 rejected records of issues of"),
             (|_| panic!("no tracker"), "the extractor panicked: no tracker"),
         ];
         for (no, (answers, says)) in (2..).zip(answers) {
@@ -514,7 +514,7 @@ fn left_out_is_one_record_and_never_an_item_type_that_is_not_declared_or_a_recor
         let outcome = world.serve(&mut refused, &event(DATA, "a", "1")).unwrap();
         assert_eq!(outcome.kind, OutcomeKind::Error);
         let error = world.airdrop.last().error();
-        assert!(error.contains("is refused, and nothing of it stored") && error.contains(says), "{error}");
+        assert!(error.contains("is refused, and nothing of it is stored") && error.contains(says), "{error}");
     }
 }
 

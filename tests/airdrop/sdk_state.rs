@@ -840,9 +840,9 @@ fn the_connectors_own_keys_are_written_with_the_page_that_sets_them() {
 fn what_cannot_stand_among_the_connectors_own_keys_is_refused() {
     for (state, says) in [
         (json!(7), "it must be an object, it is a number"),
-        (json!({ "lastSyncStarted": "" }), "the key lastSyncStarted is not the connector's"),
-        (json!({ "sdkState": {} }), "the key sdkState is not the connector's"),
-        (json!({ "highwater": {} }), "the key highwater is not the connector's"),
+        (json!({ "lastSyncStarted": "" }), "the key lastSyncStarted is reserved"),
+        (json!({ "sdkState": {} }), "the key sdkState is reserved"),
+        (json!({ "highwater": {} }), "the key highwater is reserved"),
         (json!({ "own": "x".repeat(70_000) }), "over the limit of 65536"),
     ] {
         let world = world();

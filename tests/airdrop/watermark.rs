@@ -179,7 +179,7 @@ fn bookmarks_move_only_when_the_run_is_finished() {
     assert_eq!(bookmarks(&run), [some("a1"), some("b3")], "a stream that leaves none keeps its own");
     assert_eq!(bookmarks(&other.begin().unwrap()), [None, None]);
     let error = run.bookmark::<u64>("a").unwrap_err();
-    assert_eq!(error.to_string(), "the bookmark of stream a of unit is not of the type asked for");
+    assert_eq!(error.to_string(), "the bookmark of stream a of unit does not have the requested type");
 }
 
 #[test]

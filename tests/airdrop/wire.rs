@@ -551,7 +551,7 @@ fn no_secret_shows_in_debug_errors_or_messages() {
     shown.push(compose(&event, None, &Answer::new(AnswerKind::Done)).unwrap().body);
     let as_text = whole_event("EXTRACTION_DATA_START").to_string();
     for secret in [TOKEN, KEY] {
-        // Cut right behind a secret, the text is no JSON.
+        // Cut right behind a secret, the text is not JSON.
         let cut = &as_text[..as_text.find(secret).unwrap() + secret.len()];
         shown.push(Event::from_json(cut).unwrap_err().to_string());
     }

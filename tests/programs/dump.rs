@@ -79,9 +79,9 @@ fn what_is_not_there_is_said_so_and_exits_with_1() {
     let asked: [(&[&str], &str); 6] = [
         (&["nothing.redb"], "highwater-dump: cannot read the store nothing.redb: No such file or directory"),
         (&["check", "nothing.redb"], "highwater-dump: cannot read the store nothing.redb: No such file"),
-        (&["state.redb", "--unit", "acme"], "knows no sync unit acme"),
-        (&["batch", "state.redb", "--unit", "acme", "1"], "knows no sync unit acme"),
-        (&["message", "state.redb", "--unit", "acme"], "knows no sync unit acme"),
+        (&["state.redb", "--unit", "acme"], "has no sync unit acme"),
+        (&["batch", "state.redb", "--unit", "acme", "1"], "has no sync unit acme"),
+        (&["message", "state.redb", "--unit", "acme"], "has no sync unit acme"),
         (&["message", "state.redb", "--unit", "acme/tickets"], "no sealed message of acme/tickets is stored"),
     ];
     for (args, expected) in asked {
@@ -131,7 +131,7 @@ fn what_is_no_store_is_told_from_a_damaged_one() {
     transaction.open_table(table).unwrap().insert("a", 1).unwrap();
     transaction.commit().unwrap();
     drop(other);
-    // A table of the name of one of ours is no store either.
+    // A table of the name of one of ours is not a store either.
     let other = redb::Database::create(place.dir.path().join("similar")).unwrap();
     let transaction = other.begin_write().unwrap();
     let table: redb::TableDefinition<'_, &str, u64> = redb::TableDefinition::new("meta");
@@ -349,12 +349,12 @@ fn check_reports_every_row_that_cannot_be_right() {
     assert_eq!(code, Some(3));
     insta::assert_snapshot!(stdout, @r###"
     table types: key \x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x02users: its checksum is 62726167, expected 8a60b09e
-    table types, acme/tickets: run 20260102T040505.000000Z: its streams gave 18 records, 15 are counted as read
-    table chunks, acme/tickets: chunk 2 of users is nobody's
-    table chunks, acme/tickets: chunk 4 of users is nobody's
-    table chunks, acme/tickets: chunk 6 of users is nobody's
+    table types, acme/tickets: run 20260102T040505.000000Z: its streams have 18 records, but 15 are counted as read
+    table chunks, acme/tickets: chunk 2 of users belongs to no item type
+    table chunks, acme/tickets: chunk 4 of users belongs to no item type
+    table chunks, acme/tickets: chunk 6 of users belongs to no item type
     table payloads, acme/tickets: the bytes of batch 2: they are 0 bytes instead of 371
-    table payloads, acme/tickets: the bytes of batch 2: they are no whole gzip member: unexpected end of file
+    table payloads, acme/tickets: the bytes of batch 2: they are not a complete gzip member: unexpected end of file
     table payloads, acme/tickets: the bytes of batch 3 are missing
     damaged: 8 findings (2 units, 27 rows read)
     "###);

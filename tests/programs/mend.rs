@@ -294,7 +294,7 @@ fn a_cursor_that_is_set_is_that_of_each_next_run_until_one_is_finished() {
         ("{\"at\":5}", ".of is missing"),
         ("{\"at\":\"5\",\"of\":\"issues\"}", ".at is a text, and was a number"),
         ("{\"at\":5.5,\"of\":\"issues\"}", "has a fraction"),
-        ("{\"at\":5,\"of\":\"issues\",\"to\":1}", ".to was not there"),
+        ("{\"at\":5,\"of\":\"issues\",\"to\":1}", ".to is new"),
         ("7", "it is a number, and was an object"),
         ("at 7", "it is not JSON"),
     ] {
@@ -480,7 +480,7 @@ fn nothing_is_done_without_a_yes_while_it_is_open_elsewhere_or_where_the_platfor
     }
     drop(store);
     let stderr = place.refuses(&["reset", "state.redb", "acme/ticket", "--yes"]);
-    assert!(stderr.contains("knows no such unit"), "{stderr}");
+    assert!(stderr.contains("has no such unit"), "{stderr}");
     // A copy that cannot be made is the end of it.
     for to in ["no/such/folder/copy", "state.redb"] {
         let before = place.shown();
@@ -493,7 +493,7 @@ fn nothing_is_done_without_a_yes_while_it_is_open_elsewhere_or_where_the_platfor
     assert!(!place.dir.path().join("not-there.redb").exists());
     std::fs::create_dir(place.dir.path().join("copies")).unwrap();
     let said = place.shows(&["reset", "state.redb", UNIT, "--yes", "--backup", "copies"]);
-    assert!(said.contains("done; as it was before: copies/state.redb.before-reset-2"), "{said}");
+    assert!(said.contains("done; the copy from before: copies/state.redb.before-reset-2"), "{said}");
     let said = place.shows(&["abandon", "state.redb", UNIT, "--yes"]);
     assert!(said.contains("no run is open") && said.contains("nothing was changed"), "{said}");
 }
@@ -606,7 +606,7 @@ fn the_words_of_a_plan() {
       watermark: 2024-01-02T05:00:00Z -> 2024-01-02T04:00:00Z
       bookmark of stream issues: {"token":"20240102T050000.000000Z"} ->
         {"token":"20240102T040000.000000Z"}
-      the next run asks for what was modified since 2024-01-02T04:00:00Z, less the overlap that the
+      the next run asks for records modified since 2024-01-02T04:00:00Z, less the overlap that the
         extractor sets
       the next run begins stream issues at its beginning, with the bookmark
         {"token":"20240102T040000.000000Z"}
@@ -647,7 +647,7 @@ fn what_differs_is_said_in_words_and_what_was_done_is_listed() {
     let (place, runs) = Place::with_runs(3);
     std::fs::copy(place.store(), place.dir.path().join("before.redb")).unwrap();
     assert_eq!(place.shows(&["diff", "before.redb", "state.redb"]), "nothing differs\n");
-    assert_eq!(place.shows(&["acts", "state.redb"]), "nothing was done by hand\n");
+    assert_eq!(place.shows(&["acts", "state.redb"]), "nothing was changed by hand\n");
     place.mends(&["rewind", "state.redb", UNIT, "--to", &runs[0], "--by", "somebody"]);
     place.open().sync_unit("another").unwrap().begin().unwrap();
     let said = place.shows(&["diff", "before.redb", "state.redb"]);
@@ -753,7 +753,7 @@ fn where_the_platform_keeps_the_state_every_mending_is_refused_and_its_worker_st
     let before = std::fs::read(&state).unwrap();
     let said = place.shows(&["reset", "attachments.json", FILES, "--yes"]);
     assert!(
-        said.contains("the next run asks for everything") && said.contains("done; as it was before: "),
+        said.contains("the next run asks for everything") && said.contains("done; the copy from before: "),
         "{said}"
     );
     assert!(std::fs::read(&state).unwrap() != before);
@@ -784,5 +784,8 @@ fn worker_states_are_compared_as_stores_are_and_with_stores() {
     let said = diff("state.redb", "attachments.json");
     assert!(said.contains("acme/files: messages kept: ") && !said.contains("attachments settled"), "{said}");
     let (code, _, stderr) = place.says(&["diff", "state.redb", "attachments.json"]);
-    assert!(code == Some(2) && stderr.contains("does not say which unit it is of: say --unit"), "{stderr}");
+    assert!(
+        code == Some(2) && stderr.contains("does not contain the name of its unit: use --unit"),
+        "{stderr}"
+    );
 }

@@ -221,7 +221,7 @@ fn a_report_is_written_whole_and_never_over_a_store() {
     let (code, _, stderr) = place.says(&["report", "state.redb", "--html", "nowhere/page.html"]);
     assert!(code == Some(1) && stderr.contains("cannot write nowhere/page.html: "), "{stderr}");
     let (code, _, stderr) = place.says(&["report", "state.redb", "--html", "page.html", "--unit", "nobody"]);
-    assert!(code == Some(1) && stderr.contains("knows no sync unit nobody"), "{stderr}");
+    assert!(code == Some(1) && stderr.contains("has no sync unit nobody"), "{stderr}");
 
     // One that is there is replaced; stdout is a file, too.
     std::fs::write(place.dir.path().join("page.html"), "what was there").unwrap();

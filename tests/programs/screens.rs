@@ -399,7 +399,7 @@ fn a_delay_is_told_with_the_time_that_is_left() {
     let shown = now(&place, &["state.redb"]);
     let told = alert(&shown);
     assert!(told[0].starts_with("  ! delay until ") && told[0].contains("(in 9m 5"), "{shown}");
-    assert!(on_one_line(&shown).contains("the source asked to be left alone for 600 seconds"), "{shown}");
+    assert!(on_one_line(&shown).contains("the source asked for no requests for 600 seconds"), "{shown}");
     let lines = place.lines(&["state.redb", "--json"]);
     assert_eq!(of_kind(&lines, "alert")[0]["what"], "delay");
 }
@@ -431,7 +431,7 @@ fn a_store_that_is_held_in_silence_is_told_of_and_one_that_works_is_not() {
     let shown = as_of("2026-01-02T03:09:05Z");
     assert_eq!(alert(&shown), Vec::<&str>::new(), "{shown}");
     let shown = as_of("2026-01-02T03:09:06Z");
-    assert!(alert(&shown)[0].contains("(5m 1s ago): nothing was stored since, though"), "{shown}");
+    assert!(alert(&shown)[0].contains("(5m 1s ago): nothing was stored since, although"), "{shown}");
     drop((run, store));
     assert_eq!(alert(&as_of("2026-01-02T03:09:06Z")), Vec::<&str>::new(), "nobody has it open");
 }
@@ -455,7 +455,7 @@ fn runs_say_where_read_and_announced_part_and_in_which_batches() {
     assert_eq!(place.shows(&["runs", "state.redb", "--unit", "another"]).lines().count(), 1);
     let (code, _, stderr) = place.says(&["runs", "state.redb"]);
     assert_eq!(code, Some(2));
-    assert!(stderr.contains("2 sync units, say which: --unit acme/tickets, --unit another"), "{stderr}");
+    assert!(stderr.contains("2 sync units, choose one: --unit acme/tickets, --unit another"), "{stderr}");
 }
 
 #[test]

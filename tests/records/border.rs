@@ -142,7 +142,7 @@ fn many_halves_of_characters_hide_nothing_and_all_are_counted() {
     for count in [999, 1_000, 1_001, 1_500] {
         let halves = r"\ud83d".repeat(count);
         for (bad, says) in [
-            ("1e400".to_owned(), "greater than readers hold"),
+            ("1e400".to_owned(), "greater than readers can represent"),
             (format!("{}1{}", "[".repeat(200), "]".repeat(200)), "nested deeper"),
         ] {
             let object = format!(r#"{{"t":"{halves}","n":{bad}}}"#);

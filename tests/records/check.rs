@@ -255,7 +255,7 @@ fn rich_text_is_a_string_or_strings_and_mentions() {
         &record(json!({"ref_type": "users", "id": "7", "name": "Ann"})),
         Rule::Undeclared,
         "data.rich[1].name",
-        &["means nothing"],
+        &["has no meaning"],
     );
 }
 
@@ -309,7 +309,7 @@ fn a_typed_reference_has_a_type_that_the_field_may_refer_to() {
     fails("about", json!("7"), Rule::ReferenceForm, "", &["\"id\": \"7\""]);
     let record =
         json!({"id": "1", "data": {"about": {"ref_type": "users", "id": "7", "fallback_name": "Ann"}}});
-    one(Severity::Warning, &record, Rule::Undeclared, "data.about.fallback_name", &["means nothing"]);
+    one(Severity::Warning, &record, Rule::Undeclared, "data.about.fallback_name", &["has no meaning"]);
 }
 
 #[test]
@@ -550,7 +550,7 @@ fn a_line_that_is_no_json_is_one_finding() {
         (r#"{"id":"1","data":{"float":NaN}}"#, "write null"),
         (r#"{"id":"1","data":{"bool":True}}"#, "lower case"),
         (r#"{"id":"1" "data":{}}"#, "put a comma"),
-        (r#"{"id":"1","data":{}}}"#, "behind the document"),
+        (r#"{"id":"1","data":{}}}"#, "follows the document"),
         (r#"{id:"1","data":{}}"#, "double quotes"),
         ("{\"id\":\"1\",\"data\":{\"text\":\"a\tb\"}}", "newlines and tabs"),
     ] {
@@ -666,7 +666,7 @@ fn records_are_read_in_any_layout_with_the_right_lines() {
     let shown: Vec<String> =
         checker.stream(garbage.as_bytes()).unwrap().map(|finding| finding.unwrap().to_string()).collect();
     assert_eq!(shown.len(), 3, "{shown:?}");
-    assert!(shown[0].contains("line 1") && shown[0].contains("behind the record"), "{shown:?}");
+    assert!(shown[0].contains("line 1") && shown[0].contains("follows the record"), "{shown:?}");
     assert!(shown[1].contains("line 2") && shown[1].contains("without commas"), "{shown:?}");
     assert!(shown[2].contains("line 3") && shown[2].contains("begins with {"), "{shown:?}");
     assert_eq!(found(&b""[..]), []);
@@ -862,7 +862,7 @@ fn marked(n: usize, text: &str, spread: bool) -> String {
     if spread { serde_json::to_string_pretty(&record).unwrap() } else { record.to_string() }
 }
 
-/// The lines and ids of what is found, and of what is no JSON only the lines.
+/// The lines and ids of what is found, and of what is not JSON only the lines.
 fn places(text: &[u8]) -> Vec<(u64, Option<String>, Rule)> {
     let checker = checker("issues");
     let stream = checker.stream(text).unwrap();

@@ -558,7 +558,7 @@ fn a_stage_diagram_matches_its_enum_and_itself() {
         json!("title"),
         rule,
         &path(".controlling_field"),
-        &["is no enum", "\"status\""],
+        &["is not an enum", "\"status\""],
     );
     error(
         &format!("{diagram}/controlling_field"),
@@ -642,7 +642,7 @@ fn link_naming_names_values_of_an_enum() {
         json!("type"),
         rule,
         &path(".link_type_field"),
-        &["no field"],
+        &["not a field"],
     );
     error(&format!("{naming}/link_type_field"), json!("~"), rule, &path(""), &["link_type_field is missing"]);
     error(
@@ -664,7 +664,7 @@ fn link_naming_names_values_of_an_enum() {
         json!({"type": "text"}),
         rule,
         &path(".link_type_field"),
-        &["is no enum"],
+        &["is not an enum"],
     );
 }
 

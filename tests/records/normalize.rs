@@ -204,7 +204,7 @@ fn a_stand_in_is_no_value_only_where_the_type_cannot_hold_it() {
     becomes("float", &[(json!(-1), json!(-1))]);
     becomes("sizes", &[(json!(-1), json!([-1]))]);
     refused("bool", &[(json!(-1), "the number -1")]);
-    refused("at", &[(json!(-1), "seconds, milliseconds, or no moment")]);
+    refused("at", &[(json!(-1), "seconds, milliseconds, or not a time")]);
     refused("prio", &[(json!("-1"), "\"-1\"")]);
     // A text holds any text.
     for text in ["", " ", "-1", "N/A", "Null"] {
@@ -283,11 +283,11 @@ fn timestamps_become_rfc_3339_with_the_offset_that_they_had() {
             (json!("01.02.2020 12:00"), "format of the source"),
             (json!("01/02/2020 12:00 +0100"), "format of the source"),
             (json!("2020-02-30T00:00:00Z"), "\"2020-02-30T00:00:00Z\""),
-            (json!(0), "seconds, milliseconds, or no moment"),
-            (json!(86400), "seconds, milliseconds, or no moment"),
-            (json!(1_577_836_800_000_000_u64), "no moment"),
+            (json!(0), "seconds, milliseconds, or not a time"),
+            (json!(86400), "seconds, milliseconds, or not a time"),
+            (json!(1_577_836_800_000_000_u64), "not a time"),
             (json!("soon"), "\"soon\""),
-            (json!("Sat, 31 Dec 2016 23:59:60 +0000"), "no moment of the calendar"),
+            (json!("Sat, 31 Dec 2016 23:59:60 +0000"), "not a moment of the calendar"),
             (json!(true), "true"),
         ],
     );
@@ -321,9 +321,9 @@ fn rules_say_how_a_source_writes_its_moments() {
         &seconds,
         "at",
         &[
-            (json!("2020-01-01"), "no number of seconds"),
+            (json!("2020-01-01"), "not a number of seconds"),
             (json!(1e18), ""),
-            (json!(999_999_999_999_u64), "no moment of the calendar"),
+            (json!(999_999_999_999_u64), "not a moment of the calendar"),
         ],
     );
     let millis = with(FieldRule::new().format(TimeFormat::EpochMillis).offset(east));
@@ -365,7 +365,7 @@ fn dates_become_days_where_the_day_is_sure() {
             (json!("2020-12-31T23:00:00Z"), "time of day"),
             (json!("31.12.2020"), "format of the source"),
             (json!("12/31/2020"), "format of the source"),
-            (json!(1_577_836_800), "no day by itself"),
+            (json!(1_577_836_800), "not a day by itself"),
             (json!("2021-02-29"), "\"2021-02-29\""),
             (json!([]), "an array"),
         ],
@@ -447,8 +447,8 @@ fn enum_values_are_found_by_key_and_by_name() {
     refused(
         "prio",
         &[
-            (json!("urgent"), "no key and no name"),
-            (json!("bloker"), "no key and no name"),
+            (json!("urgent"), "neither a key nor a name"),
+            (json!("bloker"), "neither a key nor a name"),
             (json!({"name": "High"}), "FieldRule::of(\"priority.name\")"),
         ],
     );
@@ -564,7 +564,7 @@ fn structs_permissions_and_rich_text_are_converted_inside() {
     );
     refused(
         "shared",
-        &[(json!([{"member_id": 7, "role": "king"}]), "\"king\""), (json!([7]), "no permission")],
+        &[(json!([{"member_id": 7, "role": "king"}]), "\"king\""), (json!([7]), "not a permission")],
     );
     becomes(
         "rich",

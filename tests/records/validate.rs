@@ -168,7 +168,7 @@ fn records_are_checked_by_either_name_of_the_command() {
     let records = records.to_str().unwrap();
     let (code, out, err) = run(&["validate-data", "-m", metadata, "-r", "issues", records], "");
     assert_eq!((code, err.as_str()), (3, ""));
-    assert!(out.starts_with(&format!("{records}:2: error: record \"2\": data.owner: a reference is a string, and this is the number 7\n")), "{out}");
+    assert!(out.starts_with(&format!("{records}:2: error: record \"2\": data.owner: a reference is a string, but this is the number 7\n")), "{out}");
     assert!(out.ends_with(&format!("{records}: 2 records: 1 error\n")), "{out}");
     let by_stdin = |command: &str, input: &[u8]| run(&[command, "-m", metadata, "-r", "issues"], input);
     let expected = out.replace(records, "(standard input)");

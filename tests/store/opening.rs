@@ -224,7 +224,7 @@ mod unix {
                 move || [Store::open(&path).err(), Snapshot::open(&path).err(), check(&path).err()]
             });
             for refusal in refusals {
-                let error = refusal.expect("it is no store");
+                let error = refusal.expect("it is not a store");
                 let told = matches!(&error, Error::NotAStore { path: told, reason } if *told == path && reason == expected);
                 assert!(told, "{}: {error}", path.display());
             }

@@ -69,7 +69,7 @@ impl Tracker {
                     }
                     let data = json!({ "title": title, "author": author.id });
                     page.push("issues", Record::new(id, &data)?.modified_text(&modified)?);
-                    page.push("users", Record::new(author.id, &json!({ "name": author.name }))?);
+                    page.push_once("users", Record::new(author.id, &json!({ "name": author.name }))?);
                 }
                 Issue::Other { id, modified, deleted: true } => {
                     let record = Record::new(id, &json!({}))?.operation("deleted");
@@ -87,7 +87,7 @@ impl Tracker {
         for comment in listing.comments {
             let data = json!({ "text": comment.text, "author": comment.author.id, "issue": issue });
             page.push("comments", Record::new(comment.id, &data)?);
-            page.push("users", Record::new(comment.author.id, &json!({ "name": comment.author.name }))?);
+            page.push_once("users", Record::new(comment.author.id, &json!({ "name": comment.author.name }))?);
         }
         Ok(page)
     }

@@ -152,7 +152,7 @@ fn timeless_hash(body: &[u8]) -> u64 {
         blank("", &mut value);
         return XxHash3_64::oneshot(value.to_string().as_bytes());
     }
-    // What is no text is no form: decoded, two bodies could become the same.
+    // What is not text is no form: decoded, two bodies could become the same.
     if std::str::from_utf8(body).is_err() {
         return XxHash3_64::oneshot(body);
     }

@@ -259,7 +259,7 @@ fn bodies_are_as_long_as_they_say_and_come_in_one_piece() {
         // A form is over at its end, whatever else was to come.
         let reason = if request.path.starts_with("/upload/") { "ended after" } else { after.as_str() };
         airdrop.refused(&longer, 400, reason);
-        // What is cut off is no JSON, or no form, any more.
+        // What is cut off is not JSON, or no form, any more.
         let cut = request.clone().framed(&says(&(length - 5).to_string()));
         let reason = if request.path.starts_with("/upload/") {
             "before the boundary that ends it"

@@ -1,4 +1,5 @@
-//! The form around a file that is uploaded: its fields, the name of the file, and the stream that must be as long as was told.
+//! The form around an uploaded file: its fields, the name of the file, and the stream that must have its declared
+//! length.
 
 use std::fmt::Write as _;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -6,12 +7,12 @@ use std::io::{self, Read};
 
 use serde_json::Value;
 
-/// Characters of a file name that the platform takes.
+/// The most characters of a file name that the platform accepts.
 const FILE_NAME_CHARS_MAX: usize = 256;
-/// Characters at the end of a file name that survive the cut: its extension.
+/// Characters at the end of a file name that are kept when it is cut: its extension.
 const FILE_NAME_CHARS_KEPT: usize = 20;
 
-/// Counts what was read.
+/// Counts what is read.
 pub(super) struct Counted<'a> {
     pub(super) inner: &'a mut dyn Read,
     pub(super) bytes: u64,
@@ -32,7 +33,7 @@ impl Read for Counted<'_> {
     }
 }
 
-/// A stream that must be as long as was told: a shorter or a longer one is an error before the form is complete, so
+/// A stream that must have its declared length: a shorter or a longer one is an error before the form is complete, so
 /// that no artifact is made of it.
 pub(super) struct Exactly<'a> {
     pub(super) reader: &'a mut dyn Read,
@@ -51,7 +52,9 @@ impl Read for Exactly<'_> {
         if self.left == 0 {
             return match self.reader.read(&mut [0]).map_err(source)? {
                 0 => Ok(0),
-                _ => Err(io::Error::other(format!("the file is longer than the {} bytes told", self.told))),
+                _ => {
+                    Err(io::Error::other(format!("the file is longer than the {} declared bytes", self.told)))
+                }
             };
         }
         let wanted = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
@@ -59,7 +62,7 @@ impl Read for Exactly<'_> {
         if read == 0 {
             let given = self.told - self.left;
             return Err(io::Error::other(format!(
-                "the file ended after {given} of the {} bytes told",
+                "the file ended after {given} of the {} declared bytes",
                 self.told
             )));
         }
@@ -87,7 +90,7 @@ pub(super) fn form_fields(form_data: Option<&Value>) -> Option<Vec<(String, Stri
     }
 }
 
-/// A file name that the platform takes: of a longer one the start and its last characters.
+/// A file name that the platform accepts: a longer one is cut to its start and its last characters.
 pub(super) fn short_file_name(name: &str) -> String {
     let chars = name.chars().count();
     if chars <= FILE_NAME_CHARS_MAX {
@@ -97,15 +100,15 @@ pub(super) fn short_file_name(name: &str) -> String {
     start.chain("...".chars()).chain(name.chars().skip(chars - FILE_NAME_CHARS_KEPT)).collect()
 }
 
-/// A name between the quotes of a form's header, escaped as browsers escape quotes and line breaks, and so the other
-/// control characters.
+/// A name between the quotes of a form's header. Quotes and line breaks are escaped as browsers do, and other control
+/// characters in the same way.
 pub(super) fn in_quotes(name: &str) -> String {
     let mut quoted = String::with_capacity(name.len());
     for c in name.chars() {
         if c == '"' || c.is_control() {
             let mut bytes = [0; 4];
             for byte in c.encode_utf8(&mut bytes).bytes() {
-                // A string takes every write.
+                // Writing to a string does not fail.
                 let _ = write!(quoted, "%{byte:02X}");
             }
         } else {
@@ -115,7 +118,7 @@ pub(super) fn in_quotes(name: &str) -> String {
     quoted
 }
 
-/// A line that no file holds but by malice, and then it would have to guess 128 random bits.
+/// A line that a file contains only by malice, and for that it would have to guess 128 random bits.
 pub(super) fn boundary() -> String {
     let random = || RandomState::new().build_hasher().finish();
     format!("highwater-{:016x}{:016x}", random(), random())

@@ -1,4 +1,4 @@
-//! `attachments`: those that are not settled, and why.
+//! `attachments`: the attachments that are not settled, and why.
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -17,7 +17,7 @@ Example:
 An address is shown without its user, query and fragment, which may be
 credentials. What the platform has is not listed: the first screen counts it.";
 
-/// Rows of a table that is printed at a time: its columns are as wide as those need.
+/// Rows of a table that are printed at a time: the columns are as wide as these rows need.
 const GROUP: usize = 500;
 
 /// Lists the attachments that are not settled: given up, queued again, waiting

@@ -1,4 +1,4 @@
-//! `check`: whether a store is whole.
+//! `check`: whether a store is undamaged.
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -16,7 +16,7 @@ const EXAMPLE: &str = "\
 Example:
   highwater-dump check state.redb";
 
-/// Checks every page, every row, and what the rows say of one another
+/// Checks every page, every row, and whether the rows agree with each other
 #[derive(Debug, Args)]
 #[command(after_help = format!("{EXAMPLE}\n\n{EXIT_CODES}"))]
 pub(crate) struct Check {
@@ -40,7 +40,7 @@ impl Check {
     }
 }
 
-/// What a check found.
+/// Prints what a check found.
 fn print(out: &mut impl Write, report: &CheckReport, json: bool) -> io::Result<()> {
     #[derive(Serialize)]
     #[serde(tag = "kind", rename_all = "snake_case")]

@@ -1,7 +1,7 @@
 //! `diff`: what differs between two stores, or two worker states, or one of each, in words.
 //!
-//! Both are reported as `--json` reports them, and the objects of one are laid beside those of the other: by their kind and
-//! by what tells them from others of their kind. So whatever is reported is compared, also what is added to it.
+//! Both are reported as by `--json`, and the objects of one are compared with those of the other: by their kind and
+//! by the fields that identify them. So everything that is reported is compared, also what later versions add.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -18,13 +18,13 @@ use crate::mend::worker_state;
 use crate::stores::open;
 use crate::text::{Screen, folded, json_line, stdout, visible};
 
-/// What a unit is called of which a worker state says no name.
+/// The name of the unit of a worker state, which does not contain one.
 const UNNAMED: &str = "the unit";
-/// Characters of a value that words show; JSON shows all.
+/// Characters of a value in words; JSON has the whole.
 const SHOWN_CHARS: usize = 100;
 /// The kinds that come first.
 const KINDS: [&str; 6] = ["unit", "run", "stream", "item_type", "bookmark", "value"];
-/// What tells an object from others of its kind.
+/// The fields that identify an object among others of its kind.
 const NAMES: [&str; 11] =
     ["stream", "item_type", "severity", "rule", "path", "key", "message", "seq", "id", "parent_id", "epoch"];
 
@@ -49,21 +49,20 @@ pub(crate) struct Diff {
     json: bool,
 }
 
-/// Where an object stands among the others of a listing: its unit, the place of its kind, its kind, and what tells it from
-/// others of that kind.
+/// The place of an object in a listing: its unit, the place of its kind, its kind, and the fields that identify it.
 type Place = (String, usize, String, Vec<(String, String)>);
 type Object = Map<String, Value>;
 
-/// Something that differs.
+/// A difference.
 #[derive(Debug, Serialize)]
 struct Difference<'a> {
     kind: &'static str,
     sync_unit: &'a str,
-    /// The kind of what differs, as a listing has it.
+    /// The kind of the object, as in a listing.
     of: &'a str,
-    /// What tells it from others of its kind.
+    /// What identifies it among others of its kind.
     which: BTreeMap<&'a str, &'a str>,
-    /// The field, by its path; none if the whole is in one of the two alone.
+    /// The field, by its path; `None` if the whole object is in one of the two only.
     field: Option<String>,
     a: Option<&'a Value>,
     b: Option<&'a Value>,
@@ -74,7 +73,7 @@ impl Diff {
         let (a, b) = (worker_state(&self.a)?, worker_state(&self.b)?);
         if a.is_some() != b.is_some() && self.unit.is_none() {
             return Err(Failure::Usage(
-                "a worker state does not say which unit it is of: say --unit".to_owned(),
+                "a worker state does not contain the name of its unit: use --unit".to_owned(),
             ));
         }
         let (a, b) = (self.objects(&self.a, a)?, self.objects(&self.b, b)?);
@@ -99,7 +98,7 @@ impl Diff {
         Ok(Exit::Fine)
     }
 
-    /// What a store, or the worker state that the file holds, is reported as.
+    /// The objects that a store, or a file with a worker state, is reported as.
     fn objects(&self, path: &Path, worker_state: Option<String>) -> Outcome<BTreeMap<Place, Object>> {
         let mut objects = BTreeMap::new();
         let wrong = |error| Failure::Absent(format!("{}: {error}", path.display()));
@@ -121,7 +120,7 @@ impl Diff {
         }
         let mut snapshot = open(path)?;
         match &self.unit {
-            // Of a unit that one of the two does not know, all is new.
+            // If one of the two does not know the unit, everything is new.
             Some(unit) => snapshot.unit(unit, self.last)?.iter().try_for_each(add)?,
             None => snapshot.units(self.last).try_for_each(|report| add(&report?))?,
         }
@@ -129,7 +128,7 @@ impl Diff {
     }
 }
 
-/// What tells an object from all others.
+/// What identifies an object.
 fn place_of(object: &Object) -> Place {
     let text = |name: &str| match object.get(name) {
         Some(Value::String(text)) => Some(text.clone()),
@@ -138,14 +137,14 @@ fn place_of(object: &Object) -> Place {
     };
     let kind = text("kind").unwrap_or_default();
     let mut which: Vec<(String, String)> = Vec::new();
-    // There is one of each of these in a unit, and what it is of may itself differ.
+    // A unit has one of each of these, and the run it belongs to may itself differ.
     if !matches!(kind.as_str(), "unit" | "run") {
-        // The streams and item types are of the newest run, whichever that is.
+        // Streams and item types belong to the newest run, whichever that is.
         if matches!(kind.as_str(), "ledger" | "attachment" | "death") {
             which.extend(text("run").map(|run| ("run".to_owned(), run)));
         }
         let names = NAMES.iter().filter(|name| **name != "epoch" || kind == "death");
-        // What a ledger row counts does not tell it from others.
+        // The counts of a ledger row do not identify it.
         let names = names.filter(|_| kind != "ledger");
         which.extend(names.filter_map(|name| Some(((*name).to_owned(), text(name)?))));
     }
@@ -181,7 +180,7 @@ fn fields<'a>(
 ) {
     match (a, b) {
         (a, b) if a == b => {}
-        // A cursor, a bookmark or a value is one thing, whatever it is made of.
+        // A cursor, a bookmark or a value is compared as a whole.
         (Some(Value::Object(a)), Some(Value::Object(b)))
             if !matches!(at, "cursor" | "bookmark" | "value") =>
         {
@@ -199,7 +198,7 @@ fn words(difference: &Difference<'_>) -> String {
     let Difference { sync_unit, of, which, field, a, b, .. } = difference;
     let plain = |name: &str| name.replace(['_', '.'], " ");
     let mut what = if *of == "ledger" { "ledger entry of run".to_owned() } else { plain(of) };
-    // What it is called needs no name of the kind: `stream issues`, `item type issues`.
+    // Some names include the kind: `stream issues`, `item type issues`.
     for (name, value) in which {
         if name == of || which.len() == 1 {
             what = format!("{what} {value}");
@@ -212,7 +211,7 @@ fn words(difference: &Difference<'_>) -> String {
     }
     let of_what = if what.is_empty() { String::new() } else { format!(" {what}:") };
     match (field, a, b) {
-        // The value of a value, the bookmark of a stream.
+        // A value's value and a stream's bookmark need no field name.
         (Some(field), a, b) if field == of => format!("{sync_unit}:{of_what} {} -> {}", shown(*a), shown(*b)),
         (Some(field), a, b) => {
             format!("{sync_unit}:{of_what} {}: {} -> {}", plain(field), shown(*a), shown(*b))

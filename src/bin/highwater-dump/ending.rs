@@ -1,4 +1,4 @@
-//! How a command ends: with which exit code, and what it says.
+//! How a command ends: its exit code and its message.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -16,7 +16,7 @@ Exit codes:
   2  the command line is wrong
   3  the store is damaged, or a document has errors";
 
-/// How it ended.
+/// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
     Fine = 0,
@@ -35,11 +35,11 @@ impl From<Exit> for ExitCode {
 #[derive(Debug)]
 pub(crate) enum Failure {
     Store(Error),
-    /// What is asked for is not there.
+    /// What was requested does not exist.
     Absent(String),
-    /// The command line does not say enough.
+    /// The command line is incomplete.
     Usage(String),
-    /// Stdout takes no more.
+    /// Stdout cannot be written to.
     Output(io::Error),
 }
 
@@ -58,7 +58,7 @@ impl From<io::Error> for Failure {
 }
 
 impl Failure {
-    /// Says what went wrong. A reader that has seen enough is no failure.
+    /// Reports what went wrong. A reader that has closed the pipe is not an error.
     pub(crate) fn end(&self) -> Exit {
         match self {
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Fine,
@@ -97,8 +97,8 @@ impl Failure {
     }
 }
 
-/// Says something to whoever started the command.
+/// Prints a message on stderr.
 pub(crate) fn complain(text: &str) {
-    // If stderr is gone there is nobody to tell.
+    // If stderr is closed, nobody can be told.
     drop(writeln!(io::stderr(), "highwater-dump: {}", visible(text)));
 }

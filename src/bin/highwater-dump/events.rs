@@ -50,7 +50,7 @@ impl Events {
         let mut out = stdout();
         let deaths = conversation.deaths.iter().map(Entry::Death);
         let mut entries: Vec<_> = conversation.events.iter().map(Entry::Event).chain(deaths).collect();
-        // A death of the moment of an event came after it.
+        // A death at the same moment as an event came after it.
         entries.sort_by_key(Entry::at);
         let from = entries.len().saturating_sub(last.unwrap_or(usize::MAX));
         let entries = entries.get(from..).unwrap_or_default();
@@ -99,12 +99,12 @@ fn print_event(out: &mut impl Write, screen: Screen, event: &EventReport) -> std
 fn print_death(out: &mut impl Write, screen: Screen, death: &DeathReport) -> std::io::Result<()> {
     let cost = match death.changed_at {
         Some(changed) => format!(
-            "stored nothing more; the next life came {} later. Lost at most: that time, the page at hand, {} ({})",
+            "stored nothing more; the next life came {} later. Lost at most: that time, the current page, {} ({})",
             duration(death.found_at - changed),
             count(death.batches, "upload", "uploads"),
             count(death.items, "record", "records")
         ),
-        None => format!("found {}; lost at most: what followed its checkpoint", time(death.found_at)),
+        None => format!("found {}; lost at most: everything after its checkpoint", time(death.found_at)),
     };
     let at = death.changed_at.unwrap_or(death.found_at);
     folded(out, screen, &format!("{} ", time(at)), "    ", &format!("DEATH of life {}: {cost}", death.epoch))

@@ -20,7 +20,7 @@ in the batches whose bytes are stored, in the findings that are kept, and among
 the attachments. The bytes of a batch are dropped when it is confirmed: what
 the platform has is not found here.";
 
-/// Looks for a record: why is it missing, or there twice
+/// Looks for a record: why it is missing, or there twice
 #[derive(Debug, Args)]
 #[command(after_help = format!("{EXAMPLE}\n\n{EXIT_CODES}"))]
 pub(crate) struct Find {
@@ -31,7 +31,7 @@ pub(crate) struct Find {
     /// The sync unit; the only one, if not given
     #[arg(long, value_name = "ID")]
     unit: Option<String>,
-    /// As JSON objects, one a line
+    /// As JSON objects, one per line
     #[arg(long)]
     json: bool,
 }
@@ -77,12 +77,12 @@ fn words(found: &Found) -> Vec<String> {
     }
     if found.places.iter().map(|place| place.records).sum::<u64>() > 1 {
         lines.push(
-            "the source gave that id more than once in this run: each is announced, as it came".to_owned(),
+            "the source returned this id more than once in this run: each version is announced".to_owned(),
         );
     }
     if found.out_of_reach > 0 {
         lines.push(format!(
-            "{} of the run are confirmed: their bytes are the platform's alone, so it may be one of those",
+            "{} of the run are confirmed: only the platform has their bytes, so it may be one of those",
             count(found.out_of_reach, "record", "records")
         ));
     }
@@ -91,7 +91,7 @@ fn words(found: &Found) -> Vec<String> {
     }
     if found.attachments > 0 {
         lines.push(format!(
-            "{} with that id, {} of them failed: `highwater-dump attachments` has those that are not settled",
+            "{} with that id, {} of them failed: `highwater-dump attachments` lists those that are not settled",
             count(found.attachments, "attachment", "attachments"),
             found.attachments_failed
         ));

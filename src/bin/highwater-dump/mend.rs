@@ -1,5 +1,5 @@
-//! The commands that change a store, or a worker state that is kept with the platform: each says what it is going to do, asks,
-//! makes a copy, and does it.
+//! The commands that change a store, or a worker state that is kept with the platform: each says what it would
+//! change, asks, makes a copy, and does it.
 
 use std::fs;
 use std::io::{self, BufRead, IsTerminal, Write};
@@ -20,25 +20,25 @@ use crate::text::{Screen, folded, json_line, stdout, time, visible};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Mending {
-    /// Sets a sync unit back to where a finished run left it
+    /// Sets a sync unit back to the state in which a finished run left it
     #[command(after_help = "\
 Example:
   highwater-dump rewind state.redb acme/tickets --to 2026-01-02 --dry-run
 
 An open run is abandoned. The watermark and the bookmarks are as the run left them; of
 runs older than the last 8 finished ones, bookmarks are not kept and are dropped.
-STORE may be a worker state, as the platform answers it: it is mended in its place.")]
+STORE may be a worker state, as the platform answers it: it is changed in place.")]
     Rewind {
         #[command(flatten)]
         unit: Unit,
-        /// A run's id (as it left the unit), or a time (as the last run finished by then did):
-        /// 2026-01-02, 2026-01-02T03:04 or with seconds, in UTC unless it names an offset
+        /// A run's id (the state in which that run left the unit), or a time (the state after the last run finished
+        /// by then): 2026-01-02, 2026-01-02T03:04 or with seconds, in UTC unless it has an offset
         #[arg(long, value_name = "RUN|TIME")]
         to: String,
         #[command(flatten)]
         how: How,
     },
-    /// Has a stream of the next run begin with a cursor
+    /// Makes a stream begin with a cursor in the next run
     #[command(after_help = "\
 Example:
   highwater-dump set-cursor state.redb acme/tickets issues '{\"page\":41}'
@@ -59,7 +59,7 @@ run until one is finished; the cursor null takes it back.")]
         #[command(flatten)]
         how: How,
     },
-    /// Has the next run extract everything
+    /// Makes the next run extract everything
     #[command(after_help = "\
 Example:
   highwater-dump reset state.redb acme/tickets --keep-attachments
@@ -69,10 +69,10 @@ extractor's own values stay.")]
     Reset {
         #[command(flatten)]
         unit: Unit,
-        /// Attachments that are settled stay so, unless the source names them with another url, name or date
+        /// Settled attachments stay settled, unless the source names them with another url, name or date
         #[arg(long)]
         keep_attachments: bool,
-        /// Drops the extractor's own values, too
+        /// Drops the extractor's own values too
         #[arg(long)]
         drop_values: bool,
         #[command(flatten)]
@@ -91,13 +91,13 @@ them up.")]
         /// The attachment with this id; may be given again
         #[arg(long = "id", value_name = "ID")]
         ids: Vec<String>,
-        /// Those whose reason holds this text
+        /// Those whose reason contains this text
         #[arg(long, value_name = "TEXT")]
         reason: Option<String>,
         #[command(flatten)]
         how: How,
     },
-    /// Gives up the open run of a sync unit
+    /// Abandons the open run of a sync unit
     #[command(after_help = "\
 Example:
   highwater-dump abandon state.redb acme/tickets
@@ -109,19 +109,19 @@ The watermark stays, so the next run extracts again what this one had not announ
         #[command(flatten)]
         how: How,
     },
-    /// Forgets all of a sync unit
+    /// Forgets a whole sync unit
     #[command(after_help = "\
 Example:
   highwater-dump forget state.redb acme/tickets
 
-Kept are the ids of its last 64 runs, so that late events are known, and the acts.")]
+The ids of its last 64 runs are kept, so that late events are recognised, and so are the acts.")]
     Forget {
         #[command(flatten)]
         unit: Unit,
         #[command(flatten)]
         how: How,
     },
-    /// Writes a sync unit to a new file, to be taken in by another store
+    /// Writes a sync unit to a new file, for another store to import
     #[command(after_help = "\
 Example:
   highwater-dump export state.redb acme/tickets tickets.jsonl
@@ -130,21 +130,21 @@ Refused while a run is open. The store stays as it is.")]
     Export {
         #[command(flatten)]
         unit: Unit,
-        /// The file; it must not be there yet
+        /// The file; it must not exist yet
         file: PathBuf,
     },
-    /// Takes in a sync unit that was exported
+    /// Imports a sync unit that was exported
     #[command(after_help = "\
 Example:
   highwater-dump import other.redb tickets.jsonl
 
-A store that is not there is created.")]
+A store that does not exist is created.")]
     Import {
         /// The store file
         store: PathBuf,
-        /// What `export` wrote
+        /// The file that `export` wrote
         file: PathBuf,
-        /// In place of the unit that the store has
+        /// Replaces the unit that the store has
         #[arg(long)]
         replace: bool,
         #[command(flatten)]
@@ -159,14 +159,14 @@ The newest 64 of each unit are kept, also of one that was forgotten.")]
     Acts {
         /// The store file, or a file with a worker state
         store: PathBuf,
-        /// Those to this sync unit only; of a worker state, its name
+        /// Those to this sync unit only; for a worker state, its name
         #[arg(long, value_name = "ID")]
         unit: Option<String>,
         /// One JSON object per line
         #[arg(long)]
         json: bool,
     },
-    /// Gives back the room in a store file that is not used any more
+    /// Removes unused space from a store file
     #[command(after_help = "\
 Example:
   highwater-dump compact state.redb --dry-run
@@ -193,11 +193,11 @@ pub(crate) struct How {
     /// Says exactly what would change, and changes nothing
     #[arg(short = 'n', long)]
     dry_run: bool,
-    /// Does it without asking
+    /// Does not ask
     #[arg(short, long)]
     yes: bool,
-    /// Where the copy goes that is made first: a directory, or a file that is not there yet
-    /// [default: beside STORE]
+    /// Where to put the copy that is made first: a directory, or a file that does not exist yet [default: beside
+    /// STORE]
     #[arg(long, value_name = "PATH")]
     backup: Option<PathBuf>,
     /// Who does it, for the list of what was done [default: USER]
@@ -246,7 +246,7 @@ impl Mending {
     }
 }
 
-/// A time where it is one, else the id of a run.
+/// A time if it is one, else the id of a run.
 fn rewind_to(text: &str) -> RewindTo {
     let naive = [
         "%Y-%m-%dT%H:%M",
@@ -270,7 +270,7 @@ fn rewind_to(text: &str) -> RewindTo {
     time.map_or_else(|| RewindTo::Run(text.to_owned()), RewindTo::Time)
 }
 
-/// What is to be done to a unit.
+/// What to do to a unit.
 enum Act {
     Mend(Mend),
     Import(UnitFile, bool),
@@ -305,7 +305,7 @@ impl Unit {
             return self.mend_worker_state(how, command, act, &text);
         }
         let creates = matches!(act, Act::Import(..)) && !self.store.exists();
-        // Planned by a look, so that a store which is not mended after all is left as it is.
+        // Planned by a snapshot, so that a store which is not changed in the end stays untouched.
         let (plan, is_open) = if creates {
             let dir = tempfile::tempdir()?;
             (act.plan(&Store::open(dir.path().join("state.redb"))?, &self.unit)?, false)
@@ -349,7 +349,7 @@ impl Unit {
     }
 }
 
-/// The text of a file that is no store but a worker state.
+/// The text of a file that is a worker state and not a store.
 pub(crate) fn worker_state(path: &Path) -> Result<Option<String>, Failure> {
     use std::io::Read;
     let Ok(mut file) = fs::File::open(path) else { return Ok(None) };
@@ -376,14 +376,14 @@ impl How {
         by.unwrap_or_else(|| "(nobody said who)".to_owned())
     }
 
-    /// Has somebody agree.
+    /// Asks for confirmation.
     fn ask(&self, act: &str, lines: &[String]) -> Result<(), Failure> {
         if self.yes {
             return Ok(());
         }
         if !io::stdin().is_terminal() {
             return Err(Failure::Absent(format!(
-                "not done: {act}: there is no terminal to ask at; say --yes, or look first with --dry-run"
+                "not done: {act}: there is no terminal to ask on; use --yes, or try --dry-run first"
             )));
         }
         let mut screen = io::stderr();
@@ -398,7 +398,7 @@ impl How {
         Err(Failure::Absent("not done: nothing was changed".to_owned()))
     }
 
-    /// Copies a file before it is changed; says where to.
+    /// Copies a file before it is changed; returns the path of the copy.
     fn back_up(&self, path: &Path, command: &str, is_store: bool) -> Result<PathBuf, Failure> {
         let failed = |to: &Path, error: io::Error| {
             let action = format!("copy {} to {}, so nothing was changed", path.display(), to.display());
@@ -424,16 +424,16 @@ impl How {
         };
         copied().map_err(|error| failed(&to, error))?;
         if is_store {
-            // Every page of the copy is verified, and it is closed as a store is.
+            // Every page of the copy is verified, and the copy is closed cleanly.
             drop(Store::open(copy.path())?);
         }
         copy.persist_noclobber(&to).map_err(|error| failed(&to, error.error))?;
-        // Where a directory cannot be synced, the file is there all the same.
+        // If a directory cannot be synced, the file exists all the same.
         drop(fs::File::open(directory).and_then(|directory| directory.sync_all()));
         Ok(to)
     }
 
-    /// Says what was, or would be, done.
+    /// Prints what was, or would be, done.
     fn say<P: Serialize>(
         &self,
         plan: &P,
@@ -450,7 +450,7 @@ impl How {
             words(&mut out, act, lines)?;
             match backup {
                 Some(path) => {
-                    writeln!(out, "done; as it was before: {}", visible(&path.display().to_string()))?;
+                    writeln!(out, "done; the copy from before: {}", visible(&path.display().to_string()))?;
                 }
                 None if done => writeln!(out, "done")?,
                 None => writeln!(out, "nothing was changed")?,
@@ -461,7 +461,7 @@ impl How {
     }
 }
 
-/// Writes an act and its lines, none longer than fits.
+/// Writes an act and its lines, folded to fit.
 fn words(out: &mut impl Write, act: &str, lines: &[String]) -> io::Result<()> {
     let screen = Screen::new();
     folded(out, screen, "", "  ", &visible(act))?;
@@ -482,7 +482,7 @@ fn acts(path: &Path, unit: Option<&str>, json: bool) -> Result<Exit, Failure> {
         }
     }
     if acts.is_empty() && !json {
-        writeln!(out, "nothing was done by hand")?;
+        writeln!(out, "nothing was changed by hand")?;
     }
     out.flush()?;
     Ok(Exit::Fine)
@@ -503,7 +503,7 @@ fn compact(path: &Path, how: &How) -> Result<Exit, Failure> {
     let measured = Compaction::measure(path)?;
     let act = format!("compact {}", path.display());
     let line = format!(
-        "{} bytes become {}: {} bytes, {} %, are given back",
+        "{} bytes become {}: {} bytes, {} %, are freed",
         measured.bytes,
         measured.bytes_after,
         measured.saves(),

@@ -35,7 +35,7 @@ impl Message {
                 (None, _) => no_unit(store, &unit),
                 (Some(_), None) => Failure::Absent(format!("no sealed message of {unit} is stored")),
                 (Some(_), Some(number)) => Failure::Absent(format!(
-                    "message {number} of {unit} is not stored: it was never sealed, was refused, or is of a run long over"
+                    "message {number} of {unit} is not stored: it was never sealed, was refused, or belongs to an old run"
                 )),
             });
         };

@@ -1,4 +1,4 @@
-//! `rejected`: the records that were left out because they are bad, and are to be asked for again.
+//! `rejected`: the records that were left out because they are invalid, and will be requested again.
 
 use std::cmp::Reverse;
 use std::io::Write;
@@ -17,13 +17,13 @@ Example:
 The next run asks for them first. Of the first of each kind the content is kept:
 --content shows its beginning, which is what a user wrote.";
 
-/// Lists the rejected records, and why: the next run asks for them again
+/// Lists the rejected records, and why: the next run requests them again
 #[derive(Debug, Args)]
 #[command(after_help = format!("{EXAMPLE}\n\n{EXIT_CODES}"))]
 pub(crate) struct Rejected {
     #[command(flatten)]
     asked: Asked,
-    /// With what is kept of their content
+    /// With the content that is kept of them
     #[arg(long)]
     content: bool,
 }
@@ -34,7 +34,7 @@ impl Rejected {
         let (mut snapshot, unit) = open_at(store, unit.as_deref())?;
         let mut rejected = snapshot.rejected(&unit, self.content)?.ok_or_else(|| no_unit(store, &unit))?;
         if let Some(last) = last {
-            // Those that were rejected last, in the order in which all are listed.
+            // The records that were rejected last, in the order in which all are listed.
             let mut newest: Vec<_> = rejected.into_iter().enumerate().collect();
             newest.sort_by_key(|(_, record)| Reverse(record.rejected_at));
             newest.truncate(*last);

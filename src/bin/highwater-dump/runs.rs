@@ -1,4 +1,4 @@
-//! `runs`: what became of every run that is kept, record for record.
+//! `runs`: the result of every run that is kept, record for record.
 
 use std::fmt::Write as _;
 use std::io::Write;
@@ -187,7 +187,7 @@ fn explained(counts: &TypeReport, batches: &[BatchReport]) -> String {
     format!("{}: {} read = {}", counts.item_type, counts.read, parts.join(" + "))
 }
 
-/// Numbers in order, those that follow one another as a range: `1-3, 7`.
+/// Numbers in order, consecutive ones as a range: `1-3, 7`.
 fn ranges(numbers: impl Iterator<Item = u64>) -> String {
     let mut ranges: Vec<(u64, u64)> = Vec::new();
     for number in numbers {

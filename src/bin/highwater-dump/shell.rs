@@ -1,4 +1,4 @@
-//! What a shell and a manual know of the commands, made from their one definition.
+//! Shell completions and manual pages, made from the definition of the commands.
 
 use std::io::Write;
 
@@ -15,7 +15,7 @@ enum Shell {
     Zsh,
 }
 
-/// Prints what makes a shell complete the command line
+/// Prints the script with which a shell completes the command line
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -43,7 +43,7 @@ impl Completions {
     }
 }
 
-/// Prints the manual page, or that of a command
+/// Prints the manual page of the program, or of a command
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:

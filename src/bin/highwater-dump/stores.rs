@@ -1,4 +1,4 @@
-//! Stores as a command is given them: opened to be looked at, and what is said of the way that took.
+//! Opening the store of a command to read it, and notes about how it was read.
 
 use std::path::{Path, PathBuf};
 
@@ -9,30 +9,34 @@ use serde::Serialize;
 
 use crate::ending::{Failure, Outcome, complain};
 
-/// Says which way a store was read, where that is not the plain one.
+/// Says how a store was read, unless it was closed cleanly.
 pub(crate) fn note(store: &Path, source: Source) {
     match source {
         Source::LeftOpen => complain(&format!(
-            "{}: its last owner did not close it (it was killed, perhaps): read through an overlay, left as it is",
+            "{}: its last owner did not close it (perhaps it was killed): read through an overlay, without changing it",
             store.display()
         )),
         Source::Copy { copies } => complain(&format!(
             "{}: it is open elsewhere: read from a temporary copy, verified{}",
             store.display(),
-            if copies > 1 { format!(" (made {copies} times, as it was written to)") } else { String::new() }
+            if copies > 1 {
+                format!(" (made {copies} times, because it was being written to)")
+            } else {
+                String::new()
+            }
         )),
         _ => {}
     }
 }
 
-/// Opens a store to look at it, and says so where that is not the plain way.
+/// Opens a store to read it, and says how if it was not closed cleanly.
 pub(crate) fn open(store: &Path) -> Outcome<Snapshot> {
     let snapshot = Snapshot::open(store)?;
     note(store, snapshot.source());
     Ok(snapshot)
 }
 
-/// Opens a store to look at the unit that is asked for; without one, the only one that is the user's.
+/// Opens a store to read the requested unit; without one, the only one that is the user's.
 pub(crate) fn open_at(store: &Path, unit: Option<&str>) -> Outcome<(Snapshot, String)> {
     let mut snapshot = open(store)?;
     let unit = unit_of(&mut snapshot, store, unit)?;
@@ -50,7 +54,7 @@ fn unit_of(snapshot: &mut Snapshot, store: &Path, unit: Option<&str>) -> Outcome
         [unit] => Ok(unit.clone()),
         [] => Err(Failure::Absent(format!("{}: no sync unit yet", store.display()))),
         [first, second, ..] => Err(Failure::Usage(format!(
-            "{} has {} sync units, say which: --unit {first}, --unit {second}{}",
+            "{} has {} sync units, choose one: --unit {first}, --unit {second}{}",
             store.display(),
             users.len(),
             if users.len() > 2 { ", ..." } else { "" }
@@ -58,15 +62,13 @@ fn unit_of(snapshot: &mut Snapshot, store: &Path, unit: Option<&str>) -> Outcome
     }
 }
 
-/// The store does not know a unit.
+/// The error for a unit that the store does not have.
 pub(crate) fn no_unit(store: &Path, unit: &str) -> Failure {
     let store = store.display();
-    Failure::Absent(format!(
-        "{store} knows no sync unit {unit}; `highwater-dump {store}` shows those it knows"
-    ))
+    Failure::Absent(format!("{store} has no sync unit {unit}; `highwater-dump {store}` lists those it has"))
 }
 
-/// The word for the way a store was read, in JSON.
+/// The word for how a store was read, in JSON.
 pub(crate) fn source_word(source: Source) -> &'static str {
     match source {
         Source::Closed => "closed",
@@ -75,7 +77,7 @@ pub(crate) fn source_word(source: Source) -> &'static str {
     }
 }
 
-/// What a command that lists things of one unit is given.
+/// The arguments of a command that lists things of one unit.
 #[derive(Debug, Args)]
 pub(crate) struct Asked {
     /// The store file
@@ -91,7 +93,8 @@ pub(crate) struct Asked {
     pub(crate) json: bool,
 }
 
-/// The version of what `--json` prints: raised when a field goes, or means another thing. What is added changes nothing.
+/// The version of what `--json` prints: raised when a field is removed or changes its meaning. An added field does
+/// not change it.
 const JSON_VERSION: u32 = 1;
 
 /// The first line of a listing.

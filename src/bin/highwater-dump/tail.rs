@@ -1,6 +1,6 @@
 //! `tail`: follows a store while its extractor runs.
 //!
-//! A store that is open elsewhere is read from a copy, so it is looked at seldom: every 2 seconds at most, and no more than
+//! A store that is open elsewhere is read from a copy, so it is read seldom: every 2 seconds at most, and for at most
 //! a tenth of the time, however large it is.
 
 use std::collections::BTreeMap;
@@ -26,9 +26,9 @@ A line for each unit in which something changed. A running extractor is not
 disturbed: the store is read from a copy, at most every 2 seconds, and for at
 most a tenth of the time.";
 
-/// Seconds between two looks at least.
+/// The fewest seconds between two reads.
 const EVERY_MIN: u64 = 2;
-/// Of this many parts of the time, one is spent looking.
+/// One of this many parts of the time is spent reading.
 const SHARE: u32 = 10;
 
 /// Follows a store while its extractor runs, until it is interrupted
@@ -40,21 +40,21 @@ pub(crate) struct Tail {
     /// The sync unit; all of the user's, if not given
     #[arg(long, value_name = "ID")]
     unit: Option<String>,
-    /// Seconds between two looks, at least 2
+    /// Seconds between two reads, at least 2
     #[arg(long, value_name = "SECONDS", default_value_t = EVERY_MIN, value_parser = clap::value_parser!(u64).range(EVERY_MIN..))]
     every: u64,
-    /// End after so many looks
+    /// End after this many reads
     #[arg(long, value_name = "N")]
     looks: Option<u64>,
     /// End when no run is open
     #[arg(long)]
     until_over: bool,
-    /// For each look at which something changed, JSON objects, one a line
+    /// For each read at which something changed, JSON objects, one per line
     #[arg(long)]
     json: bool,
 }
 
-/// What was said of a unit last: what it stands at.
+/// What was last printed about a unit.
 type Shown = (Option<String>, u64, u64, u64, Option<chrono::DateTime<chrono::Utc>>);
 
 impl Tail {
@@ -66,9 +66,9 @@ impl Tail {
             match self.look(&mut said) {
                 Ok(is_open) if self.until_over && !is_open => return Ok(Exit::Fine),
                 Ok(_) => {}
-                // It is written to too fast to be copied: perhaps the next time.
+                // It is written to too fast to be copied: perhaps it works the next time.
                 Err(Failure::Store(error)) if error.kind() == ErrorKind::InUse => {
-                    complain(&format!("{}: too busy to be copied; looking again", self.store.display()));
+                    complain(&format!("{}: too busy to be copied; trying again", self.store.display()));
                 }
                 Err(failure) => return Err(failure),
             }
@@ -80,7 +80,7 @@ impl Tail {
         }
     }
 
-    /// Says what changed since the last look; returns whether a run is open.
+    /// Prints what changed since the last read; returns whether a run is open.
     fn look(&self, said: &mut BTreeMap<String, Shown>) -> Outcome<bool> {
         let mut snapshot = Snapshot::open(&self.store)?;
         let ids = match &self.unit {

@@ -31,10 +31,10 @@ const DATA_EXAMPLE: &str = "\
 Example:
   highwater-dump validate-data -m metadata.json -r issues < issues.jsonl";
 
-/// Checks metadata for everything that is inconsistent in it, or records against it.
+/// Checks metadata for every inconsistency, or records against it.
 ///
-/// Without a record type, the metadata itself is checked. With `-m METADATA -r RECORD_TYPE`, the records in FILE are,
-/// as `validate-data` does it.
+/// Without a record type, the metadata itself is checked. With `-m METADATA -r RECORD_TYPE`, the records in FILE are
+/// checked, like `validate-data` does.
 #[derive(Debug, Args)]
 #[command(after_help = format!("{METADATA_EXAMPLE}\n\n{EXIT_CODES}"))]
 pub(crate) struct ValidateMetadata {
@@ -82,7 +82,7 @@ struct RecordOptions {
 
 #[derive(Debug, Args)]
 struct OutputOptions {
-    /// Print one JSON object a finding, and nothing else.
+    /// Print one JSON object per finding, and nothing else.
     #[arg(long)]
     json: bool,
     /// Print every finding, not only the first 10 of each kind.
@@ -90,16 +90,16 @@ struct OutputOptions {
     all: bool,
 }
 
-/// Findings of one kind that are shown to a person.
+/// Findings of one kind that are shown to people.
 const SHOWN_OF_A_KIND: u64 = 10;
 
 /// Why a command ended without a verdict.
 enum Stop {
-    /// It could not: with a message.
+    /// It could not be done, for this reason.
     Could(String),
-    /// The command line is wrong: with a message.
+    /// The command line is wrong, for this reason.
     Usage(String),
-    /// Nobody reads the output any more, which is nobody's fault.
+    /// Nobody reads the output any more, which is not an error.
     BrokenPipe,
 }
 
@@ -113,7 +113,7 @@ impl ValidateMetadata {
                 validate_data(&metadata, &record_type, self.file.as_deref(), &self.records, &self.output)
             }
             (Some(_), None) if self.file.is_some() => {
-                Err(Stop::Usage("with -m alone, the metadata is what is checked, so there is no FILE besides: add -r RECORD_TYPE to check records".into()))
+                Err(Stop::Usage("with -m alone, the metadata is checked, so no FILE is allowed: add -r RECORD_TYPE to check records".into()))
             }
             (Some(metadata), None) => validate_metadata(Some(&metadata), &self.output),
             (None, _) => validate_metadata(self.file.as_deref(), &self.output),
@@ -141,7 +141,7 @@ fn exit(outcome: Outcome<u64>) -> ExitCode {
         Err(Stop::Could(message)) => (1, message),
         Err(Stop::Usage(message)) => (2, message),
     };
-    // Standard error may be closed too; there is nobody left to tell.
+    // Standard error may be closed too; then nobody can be told.
     let _ = writeln!(io::stderr(), "highwater-dump: {}", escaped(&message));
     ExitCode::from(code)
 }
@@ -203,12 +203,12 @@ fn validate_data(
     })?;
     let undeclared = if records.refuse_undeclared { Severity::Error } else { Severity::Warning };
     let checker = checker.require_dates(records.require_dates).undeclared(undeclared);
-    // Only what keeps records from being checked: the rest is for validate-metadata to say.
+    // Only findings that prevent checking records: `validate-metadata` reports the rest.
     for finding in metadata.check().into_iter().filter(Finding::is_error) {
         report.add(finding)?;
     }
     if report.tally.errors() > 0 {
-        report.end("what it gets wrong is not checked in the records")?;
+        report.end("fields with errors in the metadata are not checked in the records")?;
     }
     let metadata_errors = report.tally.errors();
 
@@ -302,7 +302,7 @@ impl<'o> Report<'o> {
         Ok(())
     }
 
-    /// A finding for a person: place and severity, what is wrong, the text around it, what would be right.
+    /// A finding for people: place and severity, what is wrong, the text around it, what would be right.
     fn text(&self, finding: &Finding) -> String {
         let mut place = self.name.to_owned();
         if let Some(line) = finding.line {
@@ -335,7 +335,7 @@ impl<'o> Report<'o> {
         if self.colour { format!("\u{1b}[{colour}m{text}\u{1b}[0m") } else { text.to_owned() }
     }
 
-    /// Says what was left out, and how it went.
+    /// Prints what was left out, and the result.
     fn end(&mut self, checked: &str) -> Outcome<()> {
         if !self.json {
             if !self.all {
@@ -375,7 +375,7 @@ fn written(result: io::Result<()>) -> Outcome<()> {
     })
 }
 
-/// Text from a document, safe to show on a terminal. A tab becomes a space, so that what is below it is marked.
+/// Text from a document, safe to show on a terminal. A tab becomes a space, so that the marks below it are aligned.
 fn escaped(text: &str) -> String {
     visible(&text.replace('\t', " ")).into_owned()
 }

@@ -1,4 +1,4 @@
-//! The attachments that were given up: listed with the reason, and queued again when somebody asks for it.
+//! Attachments that were given up: they are listed with the reason, and can be queued again on request.
 
 use chrono::{DateTime, Utc};
 
@@ -17,8 +17,8 @@ use super::super::tables::{Rows, Tables};
 use super::super::uploads::attachment_moved;
 use super::queue::{GroupSize, REQUEUED_FROM, find_seen, kept_key, note_seen, read_line};
 
-/// Bytes of lines that are queued again at once where checkpoints are kept, as they stand in one: of these it holds the
-/// lines whole, since no artifact of the run has them.
+/// Bytes of the lines that may be queued again at one time where checkpoints are kept. A checkpoint holds these lines
+/// whole, because no artifact of the run contains them.
 const REQUEUED_BYTES_MAX: usize = 100_000;
 
 /// An attachment that was settled as failed.
@@ -38,8 +38,8 @@ pub struct FailedAttachment {
 }
 
 impl SyncUnit {
-    /// The attachments that were given up, by run, and in a run in the order in which they were staged. They are read
-    /// in groups, so their number costs no memory.
+    /// The attachments that were given up: by run, and within a run in the order in which they were staged. They are
+    /// read in groups, so memory does not grow with their number.
     pub fn failed_attachments(&self) -> impl Iterator<Item = Result<FailedAttachment>> + '_ {
         let mut group: std::collections::VecDeque<((u64, u64), FailedRow)> =
             std::collections::VecDeque::new();
@@ -62,8 +62,8 @@ impl SyncUnit {
         })
     }
 
-    /// Queues those given-up attachments again for which `wanted` is true. Returns how many. They belong to the open
-    /// run if its attachments phase is not over, else to the next run.
+    /// Queues again the given-up attachments for which `wanted` is true, and returns how many these are. They belong
+    /// to the open run if its attachments phase is not over, otherwise to the next run.
     ///
     /// # Durability
     /// When this returns `Ok`, all of them stay queued after a power loss; after an error, some may be queued.
@@ -136,8 +136,9 @@ fn failed_attachment(sync_unit: &SyncUnit, run: u64, row: FailedRow) -> Result<F
 }
 
 impl Run {
-    /// Queues some of what [`SyncUnit::requeue_failed`] named; says how many it looked at. Where checkpoints are kept, as
-    /// many as one has room for; what is too large for that alone is listed as failed again.
+    /// Queues some of the attachments that [`SyncUnit::requeue_failed`] selected, and returns how many it examined.
+    /// Where checkpoints are kept, it queues as many as one has room for; an attachment that is too large even alone
+    /// is listed as failed again.
     pub(crate) fn take_up_requeued(&self, checkpoints: bool) -> Result<usize> {
         if self.look(|rows, _| first_requeued(self, rows, 1))?.is_empty() {
             return Ok(0);
@@ -151,7 +152,7 @@ impl Run {
                     let line = serde_json::to_string(&failed.json).map_or(usize::MAX, |json| json.len());
                     if line > REQUEUED_BYTES_MAX {
                         let reason = format!(
-                            "what names it takes {line} bytes of a checkpoint, and what is queued again may take {REQUEUED_BYTES_MAX}"
+                            "its line takes {line} bytes of a checkpoint, and lines that are queued again may take {REQUEUED_BYTES_MAX}"
                         );
                         change.remove(&REQUEUED, &key)?;
                         change.put(&FAILED, &key, &FailedRow { reason, ..failed })?;
@@ -167,7 +168,7 @@ impl Run {
                 change.remove(&REQUEUED, &key)?;
                 let attachment = read_line(self, number, &failed.json)?;
                 let seen = find_seen(change, self.unit_no, &attachment)?;
-                // Taken up by a run that was abandoned, and named by this one.
+                // An abandoned run queued it again, and this run has named it too.
                 if seen.is_some_and(|seen| seen.run == self.no && !seen.failed) {
                     continue;
                 }
@@ -195,7 +196,7 @@ impl Run {
     }
 }
 
-/// A group of what is to be queued again, at most `most`, without what this run keeps of it: that comes last.
+/// The first attachments to queue again, at most `most`. Those that this run has already queued again are left out.
 fn first_requeued(run: &Run, rows: &impl Rows, most: usize) -> Result<Vec<((u64, u64), FailedRow)>> {
     let unit = Key::unit(run.unit_no);
     let (mut found, mut size) = (Vec::new(), GroupSize::default());
@@ -255,10 +256,10 @@ mod tests {
         failed.collect()
     }
 
-    /// Two hundred lines, each as large as a batch, were read at once.
+    /// Regression: two hundred lines, each as large as a batch, were read into memory at once.
     #[test]
     fn however_large_the_lines_are_what_is_queued_again_is_read_a_few_at_a_time() {
-        // The eleventh brings a group over a MiB.
+        // The eleventh line makes a group larger than 1 MiB.
         const FEW: usize = 11;
         let store = Store::options().open_in(Memory::new(), "memory").unwrap();
         let unit = store.sync_unit("acme/files").unwrap();
@@ -269,14 +270,15 @@ mod tests {
         assert_eq!(failed_after(&unit, None).unwrap().len(), FEW);
         assert_eq!(unit.failed_attachments().count(), COUNT);
 
-        // One after the other, as the loop takes them up.
+        // One after the other, as the loop takes them.
         assert_eq!(unit.requeue_failed(|_| true).unwrap(), COUNT as u64);
         for taken in [FEW, FEW, FEW, FEW, 1, 0] {
             assert_eq!(run.take_up_requeued(false).unwrap(), taken);
         }
         assert_eq!(fail_all(&run, "the second time"), all);
 
-        // And in the loop: it takes up no more than a group before that is worked off, and yields each once.
+        // The loop too: it takes no more than one group before that group is processed, and yields each attachment
+        // once.
         assert_eq!(unit.requeue_failed(|_| true).unwrap(), COUNT as u64);
         let queued = |run: &Run| run.look(|rows, _| rows.all(&ATTACHMENTS, &run.run_key())).unwrap().len();
         let mut yielded = Vec::new();
@@ -284,7 +286,7 @@ mod tests {
             let attachment = attachment.unwrap();
             assert!(queued(&run) <= yielded.len().div_ceil(2) + FEW);
             yielded.push(attachment.id.clone());
-            // What is dropped is handed out by the next loop.
+            // An attachment that is dropped is yielded by the next loop.
             if yielded.len() % 2 == 0 {
                 attachment.fail("the third time").unwrap();
             }

@@ -1,4 +1,5 @@
-//! The rows of the queue: what a page names is queued, once per run, in the transaction that stages the page.
+//! The rows of the queue. An attachment that a page names is queued once per run, in the transaction that stages the
+//! page.
 
 use serde::Serialize;
 
@@ -14,17 +15,17 @@ use super::super::rows::{
 use super::super::run::Run;
 use super::super::tables::{Change, Rows};
 
-/// Numbers of what is queued again, beyond those of any line.
+/// Attachments that are queued again get numbers from here on, above the number of any line.
 pub(super) const REQUEUED_FROM: u64 = 1 << 62;
 
-/// Attachments that are queued again in one transaction, or looked at in one view.
+/// Attachments that one transaction queues again, or that one view reads.
 const GROUP_ITEMS: usize = 200;
 
-/// Bytes of their lines, after which no other is added: a line may be as large as a batch.
+/// Bytes of their lines. A group that has reached them is full: one line may be as large as a batch.
 const GROUP_BYTES: usize = 1024 * 1024;
 
-/// How much is queued again in one transaction, or read in one view: so that any number of attachments, of any size, costs
-/// no more memory than a few.
+/// A group of attachments: what one transaction queues again, or one view reads. It bounds memory, however many
+/// attachments there are and however large.
 #[derive(Debug, Default)]
 pub(in crate::store) struct GroupSize {
     items: usize,
@@ -32,7 +33,7 @@ pub(in crate::store) struct GroupSize {
 }
 
 impl GroupSize {
-    /// Counts a line in; whether there is room for another.
+    /// Counts a line; true if there is room for another.
     pub(in crate::store) fn add(&mut self, line: &str) -> bool {
         self.items += 1;
         self.bytes += line.len();
@@ -75,7 +76,7 @@ impl Run {
         self.look(|rows, _| Ok(rows.get(&QUEUES, &self.run_key())?.unwrap_or_default().counts.into()))
     }
 
-    /// [`Run::attachment_counts`], also for a run that is over, or that a later life has resumed.
+    /// [`Run::attachment_counts`], also for a run that is over or that a later life has resumed.
     pub(crate) fn attachment_totals(&self) -> Result<AttachmentCounts> {
         self.inner.tables.view(|rows| {
             if let Some(queue) = rows.get(&QUEUES, &self.run_key())? {
@@ -87,7 +88,7 @@ impl Run {
     }
 }
 
-/// Queues the lines of a page; the first of them is the `first` of the run, counted from 1.
+/// Queues the lines of a page. `first` is the number, from 1, of the first of them in the run.
 pub(in crate::store) fn queue_lines<'l>(
     run: &Run,
     change: &Change<'_>,
@@ -134,14 +135,14 @@ pub(super) fn queue_line(
     change.put(&ATTACHMENTS, &run.run_key().and_number(number), &AttachmentRow::new(line.to_owned()))
 }
 
-/// Whether what a past run queued is settled: it was finished. Of runs that the ledger no longer has, each that was
-/// abandoned was followed by one that queued the same again.
+/// Whether the attachments that a past run queued are settled, because that run finished. A run that the ledger no
+/// longer lists counts as finished: if it was abandoned, a later run has queued the same attachments again.
 fn vouched_for(change: &Change<'_>, unit: u64, run: u64) -> Result<bool> {
     let entry = change.get(&LEDGER, &run_key(unit, run))?;
     Ok(entry.is_none_or(|entry| entry.status == RunStatus::Finished))
 }
 
-/// Notes a batch of metadata, whose first line is the `first` of the run.
+/// Records a batch of attachment metadata whose first line is line `first` of the run.
 pub(in crate::store) fn put_file(
     run: &Run,
     change: &Change<'_>,
@@ -152,7 +153,7 @@ pub(in crate::store) fn put_file(
     change.put(&FILES, &run.batch_key(seq), &FileRow { artifact: None, first, items, loaded: true })
 }
 
-/// Notes under which artifact a batch of metadata is announced.
+/// Records the artifact that announces a batch of metadata.
 pub(in crate::store) fn name_file(
     run: &Run,
     change: &Change<'_>,
@@ -173,12 +174,12 @@ pub(super) fn read_line(run: &Run, number: u64, line: &str) -> Result<Attachment
     })
 }
 
-/// Where what was queued again under a number is kept.
+/// Where an attachment is kept that was queued again under this number.
 pub(super) fn kept_key(run: &Run, number: u64) -> Key {
     run.run_key().and_number(number - REQUEUED_FROM + KEPT_FROM)
 }
 
-/// What keeps the run from being over: an attachment that is neither settled nor failed.
+/// Fails if an attachment is neither settled nor failed: then the run cannot end.
 pub(in crate::store) fn check_attachments(run: &Run, change: &Change<'_>) -> Result<()> {
     let counts = AttachmentCounts::from(change.get(&QUEUES, &run.run_key())?.unwrap_or_default().counts);
     let prefix = run.run_key();
@@ -193,7 +194,7 @@ pub(in crate::store) fn check_attachments(run: &Run, change: &Change<'_>) -> Res
     Ok(())
 }
 
-/// Drops the queue of a run that is over, and, if it is finished, what it kept of that which it queued again.
+/// Drops the queue of a run that is over. If the run finished, its list of attachments queued again is dropped too.
 pub(in crate::store) fn drop_queue(
     change: &Change<'_>,
     run: &Key,
@@ -221,7 +222,7 @@ pub(in crate::store) fn remove_attachments(change: &Change<'_>, unit: &Key) -> R
     change.remove_all(&REQUEUED, unit)
 }
 
-/// Notes that an attachment is queued, or failed, under a number of a run.
+/// Records that an attachment is queued, or failed, under a number of a run.
 pub(super) fn note_seen(
     change: &Change<'_>,
     unit: u64,
@@ -246,9 +247,9 @@ pub(super) struct SeenAttachment {
     pub(super) number: u64,
     /// It was settled as failed.
     pub(super) failed: bool,
-    /// The source says the same of it as then.
+    /// The source says the same about it as it did then.
     unchanged: bool,
-    /// It is known by 64 bits, from a store of format 1.
+    /// A store of format 1 knew it by a hash of 64 bits only.
     by_hash: bool,
 }
 
@@ -271,8 +272,8 @@ pub(super) fn find_seen(
     }))
 }
 
-/// What format 1 noted of an attachment. That it was another with the same hash is known only as long as a row tells its
-/// ids: while it is queued, or listed as failed.
+/// What format 1 recorded of an attachment, by hash. Two ids with the same hash can be told apart only while a row
+/// holds the ids: while the attachment is queued, or listed as failed.
 fn find_seen_by_hash(rows: &impl Rows, unit: u64, attachment: &Attachment) -> Result<Option<SeenByHashRow>> {
     let key = seen_hash_key(unit, &attachment.parent_id, &attachment.id);
     let Some(seen) = rows.get(&SEEN_BY_HASH, &key)? else { return Ok(None) };
@@ -289,7 +290,7 @@ fn find_seen_by_hash(rows: &impl Rows, unit: u64, attachment: &Attachment) -> Re
     Ok(told.is_none_or(same).then_some(seen))
 }
 
-/// What the source says of where it is, what it is called and when it was changed.
+/// What must change in the source before the attachment is uploaded again: its url, name or date.
 fn said(attachment: &Attachment) -> String {
     let Attachment { url, file_name, modified_date, .. } = attachment;
     format!("{url}\0{file_name}\0{}", modified_date.as_deref().unwrap_or_default())
@@ -307,7 +308,7 @@ mod tests {
     use super::super::super::{Page, Store};
     use super::*;
 
-    /// Queues what a page of a stream of its own names; says how many the run has queued after that.
+    /// Queues the attachments of one page in a stream of its own; returns how many the run has queued then.
     fn stage(run: &Run, stream: &str, attachments: &[&Attachment]) -> u64 {
         let mut page = Page::<u8>::last();
         for attachment in attachments {
@@ -370,7 +371,7 @@ mod tests {
 
         let run = unit.begin().unwrap();
         let elsewhere = Attachment { url: "https://files.example/elsewhere".to_owned(), ..moved.clone() };
-        // Only the one of which the source says another thing than before is uploaded anew.
+        // Only the attachment whose url changed is uploaded again.
         assert_eq!(stage(&run, "issues", &[&same, &elsewhere]), 1);
         let whole = |attachment: &Attachment, run, number| SeenRow {
             run,
@@ -381,7 +382,7 @@ mod tests {
         assert_eq!(known(&same), (Some(whole(&same, no, 1)), None));
         assert_eq!(known(&elsewhere), (Some(whole(&elsewhere, run.no, 2)), None));
         assert_eq!(known(&silent), (None, Some(by_hash(&silent, 3))));
-        // Named whole, it is told from what it was in the same way.
+        // If the row holds its ids, a change is noticed in the same way.
         assert_eq!(stage(&run, "others", &[&same]), 1);
         let elsewhere = Attachment { url: "https://files.example/same-2".to_owned(), ..same.clone() };
         assert_eq!(stage(&run, "more", &[&elsewhere]), 2);

@@ -1,4 +1,4 @@
-//! The loop over attachments, for a caller that streams them by itself.
+//! The loop over attachments, for a caller that streams them itself.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -54,8 +54,8 @@ impl QueuedAttachment {
         self.artifact.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Stores the id under which the platform has the bytes. To be called before a confirm; not needed if the platform
-    /// has no confirm step.
+    /// Stores the id under which the platform has the bytes. Call it before the confirm; it is not needed if the
+    /// platform has no confirm step.
     ///
     /// # Durability
     /// When this returns `Ok`, the id survives power loss.
@@ -106,7 +106,7 @@ impl QueuedAttachment {
         self.store([Settling::Retry { reason: reason.into(), wait }])
     }
 
-    /// Stores what came of it, one after the other in one transaction.
+    /// Stores these outcomes, in their order, in one transaction.
     fn store(&self, came: impl IntoIterator<Item = Settling>) -> Result<()> {
         self.run.change(|change, _| {
             let mut queue = change.need(&QUEUES, &self.run.run_key())?;
@@ -137,7 +137,7 @@ impl Drop for QueuedAttachment {
 #[derive(Debug)]
 pub struct Attachments<'a> {
     run: &'a Run,
-    /// Those before were yielded, or were not due.
+    /// All with lower numbers were yielded, or were not due.
     next: u64,
 }
 
@@ -169,8 +169,8 @@ impl Attachments<'_> {
 
 impl Run {
     /// The attachments that the data of this run named and that are neither settled nor held, in the order in which
-    /// they were staged: for a caller that streams them itself. Those that were [put
-    /// off](QueuedAttachment::retry_later), and are not due yet, are skipped.
+    /// they were staged: for a caller that streams them itself. Attachments that were [put
+    /// off](QueuedAttachment::retry_later) and are not due yet are skipped.
     ///
     /// ```
     /// use highwater::record::Attachment;
@@ -201,7 +201,7 @@ impl Run {
     ///     }
     /// }
     /// assert_eq!(run.attachment_counts()?.settled, 2);
-    /// run.finish()?; // refused while one of them is neither settled nor given up
+    /// run.finish()?; // refused while an attachment is neither settled nor given up
     /// let failed: Vec<_> = store.sync_unit("acme/tickets")?.failed_attachments().collect::<Result<_, _>>()?;
     /// assert_eq!(failed[0].reason, "410 Gone");
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -213,8 +213,8 @@ impl Run {
         Attachments { run: self, next: 0 }
     }
 
-    /// The due attachments of one parent, so that they can be worked off together. As [`Run::attachments`], it leaves
-    /// out those that the caller holds.
+    /// The due attachments of one parent, so that they can be processed together. Like [`Run::attachments`], it
+    /// leaves out those that the caller holds.
     ///
     /// # Errors
     /// `Fenced`, `Corrupt`, `Io`.
@@ -266,7 +266,7 @@ impl Run {
         row.ready_at.is_none_or(|at| at <= Micros::from_time(self.inner.clock.now()))
     }
 
-    /// Hands an attachment to the caller, unless it holds it already.
+    /// Hands an attachment to the caller, unless the caller holds it already.
     fn hold(&self, number: u64, row: AttachmentRow) -> Result<Option<QueuedAttachment>> {
         let attachment = read_line(self, number, &row.json)?;
         let mut held = self.held_attachments.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,8 +1,9 @@
-//! The queue without the store file: what a checkpoint says of it, and how it is made again from the artifacts in which
-//! the run announced the metadata.
+//! The queue without the store file: what a checkpoint holds of it, and how the rest is rebuilt from the artifacts in
+//! which the run announced the metadata.
 //!
-//! All lines of a run are known before its first attachment is streamed, and an attachment is worked off at the last of
-//! them; so what lies before the checkpoint's position need not be known again, but for the unsettled few that it names.
+//! All lines of a run are known before its first attachment is streamed, and each attachment is processed at the last
+//! line that names it. So lines before the checkpoint's position are not needed again, except those of the few
+//! unsettled attachments that the checkpoint names.
 
 use crate::error::{Error, Result};
 use crate::model::{ArtifactId, Micros};
@@ -22,28 +23,29 @@ use super::super::uploads::attachment_moved;
 use super::failed::place_in;
 use super::queue::{REQUEUED_FROM, note_seen, queue_line, remove_attachments};
 
-/// Numbers of lines that another library had announced when it left the run to us: so many for each of its artifacts,
-/// beyond those of any line of ours.
+/// Lines that another library announced before it handed the run over to us get numbers from here on, above the
+/// number of any line of ours. Each of its artifacts has a range of numbers.
 const INHERITED_FROM: u64 = 1 << 61;
 
 const INHERITED_LINES_MAX: u64 = 1 << 40;
 
-/// Bytes of failed attachments that a checkpoint keeps; of more, the oldest are left out.
+/// Bytes of failed attachments that a checkpoint keeps. If there are more, the oldest are left out.
 const FAILED_BYTES_MAX: usize = 20_000;
 
-/// What is to become of a line that another library had announced when it left the run to us.
+/// What happens to a line that another library announced before it handed the run over.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum InheritedLine {
-    /// Its attachment was worked off.
+    /// Its attachment is done.
     Settled,
-    /// Its attachment is still to be worked off: the line, as one of ours.
+    /// Its attachment still has to be transferred: the line, in our form.
     Queued(String),
-    /// Its attachment is given up: a line to list it by, and why.
+    /// Its attachment is given up: the line to list it by, and the reason.
     Failed { json: String, reason: String },
 }
 
 impl Run {
-    /// The artifacts whose lines are still to be queued here, by seq; none unless a checkpoint brought the run back.
+    /// The artifacts whose lines still have to be queued here, by seq. There are none unless a checkpoint restored
+    /// the run.
     pub(crate) fn files_to_load(&self) -> Result<Vec<(u64, ArtifactId)>> {
         self.look(|rows, _| {
             if !rows.get(&QUEUES, &self.run_key())?.is_some_and(|queue| queue.rebuild) {
@@ -66,7 +68,8 @@ impl Run {
         })
     }
 
-    /// Takes over the artifacts that name attachments of a run which another library began, unless that was done.
+    /// Takes over the artifacts that name attachments of a run which another library began, unless that was done
+    /// before.
     pub(crate) fn inherit_files(&self, artifacts: &[String]) -> Result<()> {
         let first_key = self.batch_key(INHERITED_FROM);
         let known = self.look(|rows, _| {
@@ -89,8 +92,8 @@ impl Run {
         })
     }
 
-    /// Queues the lines of an artifact again. Of one that was inherited, `judge` says what is to become of each: by the place
-    /// of the artifact, that of the line in it, and the line.
+    /// Queues the lines of an artifact again. For an inherited artifact, `judge` decides about each line: it gets the
+    /// place of the artifact, the place of the line in it, and the line.
     pub(crate) fn load_file(
         &self,
         seq: u64,
@@ -132,7 +135,7 @@ impl Run {
     fn load_line(&self, change: &Change<'_>, queue: &mut QueueRow, number: u64, line: &str) -> Result<()> {
         let key = self.run_key().and_number(number);
         match change.get(&ATTACHMENTS, &key)? {
-            // The checkpoint told only its number.
+            // The checkpoint held only its number.
             Some(row) if row.json.is_empty() => {
                 let attachment = Attachment::from_line(line)?;
                 note_seen(change, self.unit_no, self.no, number, &attachment, false)?;
@@ -143,7 +146,7 @@ impl Run {
         }
     }
 
-    /// Lists an inherited attachment as given up, unless a life before this one did.
+    /// Lists an inherited attachment as given up, unless an earlier life did.
     fn fail_inherited(
         &self,
         change: &Change<'_>,
@@ -165,7 +168,7 @@ impl Run {
         change.put(&FAILED, &key, &FailedRow { json, reason, tries: 0, failed_at })
     }
 
-    /// Records that the queue is whole again.
+    /// Records that the queue is complete again.
     pub(crate) fn queue_rebuilt(&self) -> Result<()> {
         let rebuild =
             self.look(|rows, _| Ok(rows.get(&QUEUES, &self.run_key())?.is_some_and(|queue| queue.rebuild)))?;
@@ -195,7 +198,7 @@ impl Run {
     }
 }
 
-/// What a checkpoint says of the queue, as it is now.
+/// What a checkpoint holds of the queue, as it is now.
 pub(in crate::store) fn queue_part(run: &Run, rows: &impl Rows) -> Result<QueuePart> {
     let queue = rows.get(&QUEUES, &run.run_key())?.unwrap_or_default();
     let prefix = run.run_key();
@@ -222,7 +225,7 @@ pub(in crate::store) fn queue_part(run: &Run, rows: &impl Rows) -> Result<QueueP
     Ok(QueuePart { queue, unsettled, ..failed_part(run, rows)? })
 }
 
-/// What a checkpoint says of attachments between two runs: those that were given up, as far as there is room.
+/// What a checkpoint between two runs holds of attachments: those that were given up, as far as there is room.
 pub(in crate::store) fn failed_part(run: &Run, rows: &impl Rows) -> Result<QueuePart> {
     let unit = Key::unit(run.unit_no);
     let mut bytes = 0;
@@ -238,13 +241,13 @@ pub(in crate::store) fn failed_part(run: &Run, rows: &impl Rows) -> Result<Queue
         })?;
         Ok(kept)
     };
-    // What is to be tried again comes first: of the rest only the list would be shorter.
+    // Attachments to try again come first. If others are left out, only the list of failures is shorter.
     let requeued = kept(&REQUEUED)?;
     let failed = kept(&FAILED)?;
     Ok(QueuePart { failed, requeued, ..QueuePart::default() })
 }
 
-/// The files of lines that a checkpoint at this position has to name.
+/// The artifacts whose lines a checkpoint at this position has to name.
 pub(in crate::store) fn files_needed(
     run: &Run,
     rows: &impl Rows,
@@ -261,7 +264,7 @@ pub(in crate::store) fn files_needed(
     Ok(files)
 }
 
-/// Puts back what a checkpoint said of attachments.
+/// Restores what a checkpoint holds of attachments.
 pub(in crate::store) fn restore_queue(
     change: &Change<'_>,
     unit: u64,
@@ -282,7 +285,7 @@ pub(in crate::store) fn restore_queue(
     let prefix = run_key(unit, run);
     for (number, artifact, given_up, tries, ready_at, line) in &part.unsettled {
         let row = AttachmentRow {
-            // Of an earlier life, whichever that was.
+            // Of an earlier life; which one does not matter.
             artifact: artifact.clone().map(|id| (id, 0)),
             saved: artifact.is_some(),
             given_up: *given_up,
@@ -307,7 +310,7 @@ pub(in crate::store) fn restore_queue(
 }
 
 impl SyncUnit {
-    /// Forgets all that is known of the unit's attachments. Doing it twice is the same as once.
+    /// Forgets everything known about the unit's attachments. Doing it twice is the same as once.
     pub(in crate::store) fn delete_attachments_in(&self, change: &Change<'_>) -> Result<()> {
         let Some(unit) = change.get(&UNITS, &self.key())? else { return Ok(()) };
         let key = Key::unit(unit.no);
@@ -320,7 +323,7 @@ impl SyncUnit {
             change.put(&POSITIONS, &run_key(unit.no, run), &Json(json))?;
         }
         forget_left_attachments(change, unit.no)?;
-        // The lines that a run has staged stay, and so does how many they are.
+        // The lines that a run has staged remain, so their number remains too.
         for (tail, QueueRow { lines, .. }) in queues {
             let run = run_key(
                 unit.no,

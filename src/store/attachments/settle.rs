@@ -1,4 +1,5 @@
-//! What came of attachments: each is moved on, listed as failed, or leaves the queue, and the figures with it.
+//! The outcome of attachments: each moves to its next step, is listed as failed, or leaves the queue, and the counts
+//! follow.
 
 use std::time::Duration;
 
@@ -19,13 +20,13 @@ use super::super::uploads::attachment_moved;
 use super::super::used_ids;
 use super::queue::{GroupSize, REQUEUED_FROM, kept_key, note_seen, read_line};
 
-/// Attachments that were begun and are not settled, at most: what a checkpoint has to name.
+/// The most attachments that may be begun and not settled: a checkpoint has to name each of them.
 pub(crate) const UNSETTLED_MAX: usize = 1_000;
 
 /// Characters of a reason that are kept.
 const REASON_CHARS_MAX: usize = 300;
 
-/// An attachment that is not settled, as `serve` takes it up.
+/// An attachment that is not settled, as `serve` picks it up.
 #[derive(Debug, Clone)]
 pub(crate) struct Pending {
     pub(crate) number: u64,
@@ -34,27 +35,27 @@ pub(crate) struct Pending {
     /// The id under which the platform has its bytes.
     pub(crate) artifact: Option<ArtifactId>,
     pub(crate) tries: u32,
-    /// How long it is to be left alone still.
+    /// How long to wait before it is tried again.
     pub(crate) wait: Duration,
 }
 
-/// What came of an attachment.
+/// The outcome of an attachment.
 #[derive(Debug)]
 pub(crate) enum Settling {
     /// The platform has its bytes.
     Uploaded(ArtifactId),
-    /// The platform knows them to be ours; with the line that says so, where one is to be announced.
+    /// The platform has confirmed them as ours. With the line that announces it, if there is one.
     Settled(Option<Record>),
-    /// Its confirm was refused for good: it is to be uploaded anew.
+    /// Its confirm was refused for good: it has to be uploaded again.
     GivenUp,
-    /// It is to be tried again.
+    /// It will be tried again.
     Retry { reason: String, wait: Duration },
     /// It is not tried any more.
     Failed(String),
 }
 
 impl Run {
-    /// What is not settled, from number `from` on: one at least, if there is one, and at most a group.
+    /// The unsettled attachments from number `from` on: one group at most, and at least one if there is one.
     pub(crate) fn pending(&self, from: u64) -> Result<Vec<Pending>> {
         let now = Micros::from_time(self.inner.clock.now());
         self.look(|rows, _| {
@@ -79,8 +80,8 @@ impl Run {
         })
     }
 
-    /// Stores what came of a group of attachments; none of number `position` or higher was begun. Returns the batches
-    /// that the lines closed.
+    /// Stores the outcomes of a group of attachments. No attachment of number `position` or higher has begun. Returns
+    /// the batches that the new lines filled.
     ///
     /// # Durability
     /// When this returns `Ok`, all of it survives power loss.
@@ -115,12 +116,12 @@ impl Run {
     }
 }
 
-/// Takes the id of an upload, unless it is stored already; false if the run has used it for another.
+/// Records the id of an upload, unless it is stored already. False if the run has used the id for another artifact.
 pub(super) fn takes_id(run: &Run, change: &Change<'_>, number: u64, artifact: &ArtifactId) -> Result<bool> {
     let row = change.get(&ATTACHMENTS, &run.run_key().and_number(number))?;
     match row.and_then(|row| row.artifact) {
         None => used_ids::take(change, &run.run_key(), artifact, Micros::from_time(run.inner.clock.now())),
-        // Under which it was uploaded is seen when it is moved on.
+        // `move_attachment` compares it with the stored id.
         Some(_) => Ok(true),
     }
 }
@@ -186,7 +187,7 @@ pub(super) fn move_attachment(
     Ok(None)
 }
 
-/// Lists an attachment that was given up.
+/// Lists an attachment as given up.
 fn list_as_failed(
     run: &Run,
     change: &Change<'_>,
@@ -209,7 +210,7 @@ fn list_as_failed(
     Ok(())
 }
 
-/// Records that a saved checkpoint names what is uploaded.
+/// Records that a saved checkpoint names the uploaded attachments.
 pub(in crate::store) fn attachments_saved(run: &Run, change: &Change<'_>) -> Result<()> {
     let Some(queue) = change.get(&QUEUES, &run.run_key())? else { return Ok(()) };
     let prefix = run.run_key();
@@ -231,7 +232,7 @@ pub(in crate::store) fn attachments_saved(run: &Run, change: &Change<'_>) -> Res
     Ok(())
 }
 
-/// Percent of the queue that is worked off.
+/// Percent of the queue that is done.
 fn percent(counts: LedgerAttachments) -> u8 {
     let over = counts.settled + counts.failed;
     u8::try_from((over * 100).checked_div(counts.queued).unwrap_or(100)).unwrap_or(100)

@@ -1,13 +1,14 @@
-//! The file of a store: created whole, opened only if it is a regular file, and still the one at its path.
+//! The file of a store: it is created whole, opened only if it is a regular file, and checked to be still the one at
+//! its path.
 //!
-//! Crash-safe creation: redb killed while it creates a file can leave one that it never opens again. So a new store
-//! is written under a temporary name in the same directory, closed, given its own name (never over a file that is
-//! there), and the directory is synced. What a killed creator leaves is removed by the next one.
+//! Crash-safe creation: if redb is killed while it creates a file, it can leave one that it can never open again. So
+//! a new store is written under a temporary name in the same directory and closed. Then it gets its own name (never
+//! over an existing file), and the directory is synced. The next creator removes what a killed one left.
 //!
-//! A file that is deleted or replaced while it is open lives on for whoever has it open, without a name; the next
-//! process finds none, or another, and begins anew. [`Place::ensure`] tells the two apart by device and inode, which
-//! no two files have at one time. Where there are none (other systems than Unix), it sees only whether the path leads
-//! to a regular file, so a deleted store is noticed there and a replaced one is not.
+//! A file that is deleted or replaced while it is open remains, without a name, for the process that has it open; the
+//! next process finds no file, or another one, and begins anew. [`Place::ensure`] detects this by device and inode,
+//! which no two existing files share. On systems that have neither (all but Unix), it checks only that the path leads
+//! to a regular file: there a deleted store is noticed and a replaced one is not.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
@@ -15,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-/// Opens a store to own it; `None` if there is none.
+/// Opens a store as its owner; `None` if there is none.
 ///
 /// # Errors
 /// `NotAStore` for anything but a regular file, or a link to one; `Io`.
@@ -27,7 +28,7 @@ pub(crate) fn open(path: &Path) -> Result<Option<File>> {
     }
 }
 
-/// Opens a store to look at it.
+/// Opens a store to read it.
 ///
 /// # Errors
 /// `NotAStore` for anything but a regular file, or a link to one; `Io`, also if there is none.
@@ -53,8 +54,8 @@ impl Refusal {
     }
 }
 
-/// Refuses anything but a regular file before it is opened: opening a pipe waits for its other end, and a device may do
-/// anything.
+/// Refuses anything but a regular file before it is opened: opening a pipe waits for its other end, and opening a
+/// device may have any effect.
 fn open_regular(path: &Path, options: &OpenOptions) -> Result<File, Refusal> {
     let is_regular = |about: &Metadata| match about {
         about if about.is_file() => Ok(()),
@@ -63,7 +64,7 @@ fn open_regular(path: &Path, options: &OpenOptions) -> Result<File, Refusal> {
     };
     is_regular(&std::fs::metadata(path).map_err(Refusal::Io)?)?;
     let file = options.open(path).map_err(Refusal::Io)?;
-    // It may have been replaced since.
+    // The file may have been replaced in between.
     is_regular(&file.metadata().map_err(Refusal::Io)?)?;
     Ok(file)
 }
@@ -71,7 +72,7 @@ fn open_regular(path: &Path, options: &OpenOptions) -> Result<File, Refusal> {
 /// Where an open file was found.
 #[derive(Debug)]
 pub(crate) struct Place {
-    /// Absolute, so that it is the same wherever the process goes.
+    /// Absolute, so that it stays the same if the process changes its directory.
     path: PathBuf,
     identity: Identity,
 }
@@ -81,10 +82,10 @@ impl Place {
         Ok(Self { path: std::path::absolute(path)?, identity: Identity::of(&file.metadata()?) })
     }
 
-    /// Fails unless the path leads to the file still.
+    /// Fails unless the path still leads to the file.
     ///
     /// # Errors
-    /// `Replaced` if it leads to nothing, or to something else; `Io` if that cannot be told.
+    /// `Replaced` if it leads to nothing, or to something else; `Io` if this cannot be determined.
     pub(crate) fn ensure(&self) -> Result<()> {
         let replaced = || Error::Replaced { path: self.path.clone() };
         match std::fs::metadata(&self.path) {
@@ -95,13 +96,13 @@ impl Place {
         }
     }
 
-    /// The directory that the file itself is in, wherever a link to it is.
+    /// The directory that contains the file itself, also if the path is a link.
     pub(crate) fn directory(&self) -> io::Result<PathBuf> {
         Ok(parent(&self.path.canonicalize()?).to_owned())
     }
 }
 
-/// What a file has in common with no other that exists at the same time.
+/// Identifies a file among all that exist at the same time.
 #[derive(Debug, PartialEq, Eq)]
 struct Identity {
     #[cfg(unix)]
@@ -121,8 +122,8 @@ impl Identity {
     }
 }
 
-/// Creates a store where there is none, so that a kill at any moment leaves none or a whole one. `fill` writes it to
-/// the path that it is given, and closes it.
+/// Creates a store where there is none; a kill at any moment leaves no store or a whole one. `fill` writes the store
+/// to the path that it is given, and closes it.
 pub(crate) fn create(path: &Path, fill: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
     let directory = parent(path);
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -135,7 +136,7 @@ pub(crate) fn create(path: &Path, fill: impl FnOnce(&Path) -> io::Result<()>) ->
     sync_directory(directory)
 }
 
-/// Removes what killed creators left: files of this prefix that nobody has locked.
+/// Removes what killed creators left: files with this prefix that nobody has locked.
 fn sweep(directory: &Path, prefix: &str) {
     let Ok(entries) = std::fs::read_dir(directory) else { return };
     for entry in entries.flatten() {
@@ -143,20 +144,20 @@ fn sweep(directory: &Path, prefix: &str) {
             && entry.file_type().is_ok_and(|kind| kind.is_file())
             && File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok())
         {
-            // If it cannot be removed it is only in the way of nobody.
+            // If it cannot be removed, it does no harm.
             drop(std::fs::remove_file(entry.path()));
         }
     }
 }
 
-/// Makes what a file holds durable.
+/// Makes the contents of a file durable.
 pub(crate) fn sync_file(file: &File) -> io::Result<()> {
     #[cfg(all(test, unix))]
     tests::note_file(file)?;
     file.sync_all()
 }
 
-/// Makes the names in a directory durable, where the file system knows such a thing.
+/// Makes the names in a directory durable, if the file system supports that.
 pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
     if !cfg!(unix) {
         return Ok(());
@@ -178,8 +179,8 @@ pub(crate) fn parent(path: &Path) -> &Path {
     }
 }
 
-/// What a power failure leaves of a new store. No test can take the power from this machine, so each sync is noted with
-/// what it makes durable, and what may be left at any moment follows from that.
+/// What a power failure leaves of a new store. A test cannot cut the power, so each sync is recorded with what it
+/// makes durable. What may be left at any moment follows from the record.
 #[cfg(all(test, unix))]
 mod tests {
     use std::cell::RefCell;
@@ -200,7 +201,7 @@ mod tests {
     }
 
     thread_local! {
-        /// Those of this thread, in their order.
+        /// The syncs of this thread, in their order.
         static SYNCS: RefCell<Vec<Sync>> = const { RefCell::new(Vec::new()) };
     }
 
@@ -213,7 +214,7 @@ mod tests {
     }
 
     pub(super) fn note_directory(directory: &Path) -> io::Result<()> {
-        // What goes away meanwhile is no store.
+        // An entry that disappears meanwhile is not the store.
         let entries = fs::read_dir(directory)?.flatten();
         let names = entries
             .filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.metadata().ok()?.ino())));
@@ -222,14 +223,15 @@ mod tests {
         Ok(())
     }
 
-    /// What was synced while something was done.
+    /// The syncs made during `act`.
     fn syncs_of<T>(act: impl FnOnce() -> T) -> (Vec<Sync>, T) {
         SYNCS.take();
         let done = act();
         (SYNCS.take(), done)
     }
 
-    /// Whether a power failure leaves no file or a whole one before a new file was made, and a whole one after.
+    /// Whether a power failure before the first store was complete leaves no file or a whole one, and a whole one
+    /// afterwards.
     fn survives_power_loss(syncs: &[Sync], path: &Path) -> Result<(), &'static str> {
         let whole = fs::read(path).unwrap();
         let inode = fs::metadata(path).unwrap().ino();
@@ -239,7 +241,7 @@ mod tests {
             matches!(sync, Sync::Directory(of, names)
                 if *of == parent(path).canonicalize().unwrap() && names.get(name) == Some(&inode))
         };
-        // A name may be durable as soon as it is given, so the file must be by then.
+        // A name may become durable as soon as it is given, so the file must be durable before.
         let named = syncs.iter().position(is_named).ok_or("none may be left")?;
         let before = syncs.get(..named).unwrap_or_default();
         if before.iter().any(is_whole) { Ok(()) } else { Err("half of one may be left") }
@@ -254,7 +256,7 @@ mod tests {
         survives_power_loss(&syncs, &path).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"a whole store");
 
-        // The controls: without the sync of the file, of the directory, or with either at the wrong time.
+        // Negative controls: without the sync of the file or of the directory, or with either at the wrong time.
         let [file, directory] = &syncs[..] else { panic!("{syncs:?}") };
         let of = |syncs: &[&Sync]| {
             survives_power_loss(&syncs.iter().map(|sync| (*sync).clone()).collect::<Vec<_>>(), &path)
@@ -268,8 +270,8 @@ mod tests {
         assert_eq!(of(&[&half, directory]), Err("half of one may be left"));
     }
 
-    /// A store that a killed creator has named, and that it did not live to make durable: whoever opens it does so, with
-    /// the directory that the file is in, not the one of a link to it.
+    /// A killed creator has named a store without making it durable. Whoever opens the store makes it durable,
+    /// together with the directory that contains the file, not the directory of a link to it.
     #[test]
     fn whoever_opens_a_store_makes_it_and_its_name_durable() {
         let dir = tempfile::tempdir().unwrap();

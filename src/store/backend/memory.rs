@@ -1,9 +1,9 @@
-//! Bytes in memory, gone with the process: for a worker state that is mended, for tests that need no disk, and the second
-//! backend that the conformance suite is held against. The explorer uses it nowhere: a worker whose disk does not survive
-//! it works on one all the same, which may be full, fail, or be found by a later life.
+//! Tables in memory, gone with the process: for mending a worker state, for tests that need no disk, and as the
+//! second backend that the conformance suite tests. The explorer does not use it: a worker whose disk does not
+//! survive it still works on a disk, which may be full, fail, or be found by a later life.
 //!
-//! Changes are made one at a time. Of each, what it writes is kept beside the tables until it is committed; a table is
-//! copied only if a view of it is open then.
+//! Changes are made one at a time. The writes of a change are kept beside the tables until it is committed. A table
+//! is copied only if a view of it is open then.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -21,16 +21,16 @@ type Tables = BTreeMap<String, Arc<Rows>>;
 #[derive(Debug, Default)]
 pub struct Memory {
     server: Arc<Server>,
-    /// A commit of this connection was of unknown fate.
+    /// A commit of this connection ended with an unknown outcome.
     failed: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct Server {
     tables: Mutex<Tables>,
-    /// Held by the change that is being made.
+    /// Locked by the change in progress.
     writing: Mutex<()>,
-    /// How the next commit ends, if not well.
+    /// How the next commit fails, if it is to fail.
     next_commit: Mutex<Option<LostAnswer>>,
 }
 
@@ -45,18 +45,18 @@ pub enum LostAnswer {
 }
 
 impl Memory {
-    /// Without any table.
+    /// Empty tables.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Has the next commit, of whichever connection, be of unknown fate; or, with `None`, end well again.
+    /// Makes the next commit, of any connection, end with an unknown outcome; `None` makes it succeed again.
     #[cfg_attr(not(feature = "testing"), allow(dead_code, reason = "as above"))]
     pub fn lose_answer(&self, answer: Option<LostAnswer>) {
         *lock(&self.server.next_commit) = answer;
     }
 
-    /// Whether the answer that is to be lost is still to come.
+    /// Whether the lost answer is still to come.
     #[cfg_attr(not(feature = "testing"), allow(dead_code, reason = "as above"))]
     pub fn is_to_lose_answer(&self) -> bool {
         lock(&self.server.next_commit).is_some()
@@ -64,7 +64,7 @@ impl Memory {
 
     fn check(&self) -> Result<()> {
         if self.failed.load(Ordering::Acquire) {
-            let reason = "a commit of this connection was of unknown fate; connect again";
+            let reason = "a commit of this connection ended with an unknown outcome; connect again";
             return Err(Error::io("use the tables in memory", reason));
         }
         Ok(())
@@ -77,7 +77,7 @@ impl Clone for Memory {
     }
 }
 
-/// What a panic leaves is whole: tables change in one assignment each, under no user's code.
+/// A panic leaves whole tables: a table changes in one assignment, and no user's code runs meanwhile.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -129,7 +129,7 @@ impl ReadTransaction for View {
     }
 }
 
-/// By table and key: what was put there, or that it was removed.
+/// By table and key: the new value, or `None` if the row was removed.
 type Written = BTreeMap<String, BTreeMap<Vec<u8>, Option<Arc<[u8]>>>>;
 
 struct Change<'a> {
@@ -215,7 +215,7 @@ impl WriteTransaction for Change<'_> {
     fn commit(self: Box<Self>) -> Result<(), CommitError> {
         self.memory.check().map_err(CommitError::NotApplied)?;
         let Self { memory, base, written, _writing } = *self;
-        // So that a table is copied only for the sake of others.
+        // Dropped first, so that a table is copied only if another view holds it.
         drop(base);
         let lost = lock(&memory.server.next_commit).take();
         if lost != Some(LostAnswer::NotApplied) {

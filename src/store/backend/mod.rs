@@ -1,9 +1,9 @@
-//! Where the bytes of a store are: what is asked of them (`contract`), and who keeps them (`redb`, in a `file` or on a
-//! disk of another kind; `memory`).
+//! Where the bytes of a store are: what the store requires (`contract`), and the engines (`redb`, in a `file` or on
+//! another kind of disk; `memory`).
 
-#[cfg_attr(not(feature = "testing"), allow(unreachable_pub, reason = "`testing` shows it to the world"))]
+#[cfg_attr(not(feature = "testing"), allow(unreachable_pub, reason = "`testing` makes it public"))]
 pub(crate) mod contract;
 pub(crate) mod file;
-#[cfg_attr(not(feature = "testing"), allow(unreachable_pub, reason = "`testing` shows it to the world"))]
+#[cfg_attr(not(feature = "testing"), allow(unreachable_pub, reason = "`testing` makes it public"))]
 pub(crate) mod memory;
 pub(crate) mod redb;

@@ -1,11 +1,12 @@
 //! Bytes in a redb database: a file, or a [`Disk`].
 //!
-//! Durability: two-phase commits, each `fdatasync`ed before it returns; no quick-repair (redb's `docs/design.md` has
-//! both). A killed owner leaves writes that are not synced: the next one reads them, and a power failure takes them
-//! back. So nothing of a file is read before it, and the name that leads to it, are synced.
+//! Durability: commits are two-phase, each `fdatasync`ed before it returns, without quick-repair (redb's
+//! `docs/design.md` explains both). A killed owner may leave writes that are not synced: the next owner would read
+//! them, and a power failure would then take them back. So nothing is read before the file, and the name that leads
+//! to it, are synced.
 //!
-//! A failed commit leaves the database as redb cannot know it: after an error of the disk, redb refuses every later
-//! change, and [`Redb`] refuses every later view as well.
+//! After a failed commit, redb cannot know the state of its database: after an error of the disk, redb refuses every
+//! later change, and [`Redb`] refuses every later view as well.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -29,9 +30,9 @@ use super::file::{self, Place};
 
 /// The first bytes of every redb file (redb `docs/design.md`, "Super-header").
 const MAGIC: [u8; 9] = *b"redb\x1A\x0A\xA9\x0D\x0A";
-/// Set in the byte after them from when a file is opened until it is closed.
+/// A flag in the byte after them: set when a file is opened, cleared when it is closed.
 const LEFT_OPEN: u8 = 2;
-/// Tries at opening or creating a file that others create, delete or replace meanwhile.
+/// How often to try to open or create a file that others create, delete or replace meanwhile.
 const OPEN_TRIES: u32 = 20;
 
 type Table<'a> = TableDefinition<'a, &'static [u8], &'static [u8]>;
@@ -40,15 +41,15 @@ type Table<'a> = TableDefinition<'a, &'static [u8], &'static [u8]>;
 #[derive(Debug)]
 pub(crate) struct Redb {
     db: Database,
-    /// What errors call it.
+    /// The path that errors name.
     path: PathBuf,
     location: Location,
     syncs: Syncs,
-    /// A commit was of unknown fate.
+    /// A commit ended with an unknown outcome.
     failed: AtomicBool,
 }
 
-/// Where the bytes are, and are to be found by others.
+/// Where the bytes are, and where others find them.
 #[derive(Debug)]
 enum Location {
     Path(Place),
@@ -57,7 +58,7 @@ enum Location {
 }
 
 impl Redb {
-    /// Opens the file; creates it if there is none, with what `initialise` puts there.
+    /// Opens the file. If there is none, creates it with what `initialise` writes.
     pub(crate) fn open(
         path: &Path,
         cache_bytes: usize,
@@ -69,8 +70,8 @@ impl Redb {
         for _ in 0..OPEN_TRIES {
             let Some(mut file) = file::open(path)? else {
                 match create(path, cache_bytes, &initialise) {
-                    // Somebody else's new store stands there now, or a sweeper took ours for a dead one's. Or
-                    // the path is one where nothing can be: a link that leads nowhere.
+                    // Another process has created a store there by now, or a sweep removed ours as that of a dead
+                    // process. Or nothing can be created at the path: it is a link that leads nowhere.
                     Err(error)
                         if matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound)
                             && file::parent(path).is_dir() => {}
@@ -85,13 +86,13 @@ impl Redb {
             check_start(path, &start)?;
             let place = Place::of(path, &file).map_err(failed)?;
             let storage = Storage::of_file(file, &place, syncs.clone()).map_err(failed)?;
-            // Every page against its checksum, also of a file that was closed well: of one that was damaged since,
-            // redb would panic, abort or read wrong values (seen with 4.5), and we must do neither.
+            // redb checks every page against its checksum, also in a file that was closed cleanly. Without that, redb
+            // 4.5 was seen to panic, abort or read wrong values if the file was damaged since.
             let open = || builder(cache_bytes).set_check_integrity_on_open(true).create_with_backend(storage);
             let db = guard(path, open)?;
             match place.ensure() {
                 Ok(()) => return Ok(Self::new(db, path, Location::Path(place), syncs.clone())),
-                // Between opening it and locking it.
+                // Replaced between the open and the lock.
                 Err(Error::Replaced { .. }) => {}
                 Err(error) => return Err(error),
             }
@@ -100,7 +101,7 @@ impl Redb {
         Err(failed(io::Error::other(reason)))
     }
 
-    /// Opens a disk of another kind, initialised as [`Redb::open`] does if it is empty. `path` is what errors call it.
+    /// Opens another kind of disk; if it is empty, initialises it as [`Redb::open`] does. `path` is what errors name.
     #[cfg(feature = "testing")]
     pub(crate) fn open_on(
         disk: Arc<dyn Disk>,
@@ -119,8 +120,8 @@ impl Redb {
         Ok(this)
     }
 
-    /// Opens a file to look at it, on a disk that keeps what is written to itself. With `verified`, every page is
-    /// checked against its checksum before anything is read; without, [`Backend::verify`] is to be called first.
+    /// Opens a file to read it, through a disk that keeps all writes to itself. With `verified`, every page is
+    /// checked against its checksum before anything is read; without it, [`Backend::verify`] must be called first.
     #[cfg(feature = "inspect")]
     pub(crate) fn look(disk: Arc<dyn Disk>, path: &Path, cache_bytes: usize, verified: bool) -> Result<Self> {
         let storage = Storage::of_disk(Arc::clone(&disk), Syncs::default());
@@ -145,19 +146,19 @@ impl Redb {
     }
 }
 
-/// redb on a file, or on a new one, without anything of a store in it: for the suite that all backends pass.
+/// redb on a file, which may be new, without anything of a store in it: for the suite that every backend passes.
 ///
 /// # Errors
-/// As a store's.
+/// Those of opening a store.
 #[cfg(feature = "testing")]
 pub fn redb_on_file(path: impl AsRef<Path>) -> Result<Box<dyn Backend>> {
     Ok(Box::new(Redb::open(path.as_ref(), 1024 * 1024, &Syncs::default(), |_| Ok(()))?))
 }
 
-/// As [`redb_on_file`], on a disk of another kind.
+/// Like [`redb_on_file`], on another kind of disk.
 ///
 /// # Errors
-/// As a store's.
+/// Those of opening a store.
 #[cfg(feature = "testing")]
 pub fn redb_on_disk(disk: impl Disk) -> Result<Box<dyn Backend>> {
     let (disk, name) = (Arc::new(disk), Path::new("a disk"));
@@ -202,7 +203,7 @@ impl Backend for Redb {
     #[cfg(feature = "inspect")]
     fn verify(&mut self) -> Result<Option<&'static str>> {
         let whole = guard(&self.path, || self.db.check_integrity())?;
-        Ok((!whole).then_some("the pages in use are not those that are recorded as such"))
+        Ok((!whole).then_some("page allocation mismatch"))
     }
 }
 
@@ -265,7 +266,7 @@ impl Redb {
         match error {
             TableError::TableDoesNotExist(_) => Ok(empty),
             TableError::TableTypeMismatch { table, .. } | TableError::TableIsMultimap(table) => {
-                let reason = format!("it is a redb file, and its table {table} is of another type");
+                let reason = format!("its table {table} has another type");
                 Err(Error::NotAStore { path: self.path.clone(), reason })
             }
             error => Err(self.error("read", &error.into())),
@@ -329,17 +330,17 @@ fn bounds(range: KeyRange<'_>) -> (Bound<&[u8]>, Bound<&[u8]>) {
     (Bound::Included(range.from), range.end.map_or(Bound::Unbounded, Bound::Excluded))
 }
 
-/// A file or a [`Disk`], as redb wants it. Whoever hands us a disk owns it, so only a file is locked.
+/// A file or a [`Disk`], as redb's storage. A disk belongs to whoever passed it in, so only a file is locked.
 #[derive(Debug)]
 struct Storage {
     medium: Medium,
-    /// What an earlier owner wrote is durable.
+    /// The writes of earlier owners are durable.
     synced: AtomicBool,
     syncs: Syncs,
 }
 
-/// Whether syncs reach the disk: always, unless a negative control takes away the rule that what is read is durable.
-/// Then they do so from the first change on.
+/// Whether syncs reach the disk: always, unless a negative control disables the rule that only durable bytes are
+/// read. Then they do so from the first change on.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Syncs {
     #[cfg(feature = "testing")]
@@ -402,7 +403,7 @@ impl Storage {
         Self { medium: Medium::Disk(disk), synced: AtomicBool::new(false), syncs }
     }
 
-    /// Makes durable whatever an earlier owner wrote. redb locks a file before it asks for anything of it, so that owner
+    /// Makes durable whatever an earlier owner wrote. redb locks a file before its first request, so that owner
     /// writes no more.
     fn sync_first(&self) -> io::Result<()> {
         if self.synced.load(Ordering::Acquire) || self.syncs.are_off() {
@@ -511,7 +512,7 @@ fn create(
     })
 }
 
-/// Whether a file that starts so may be a store; says whether its last owner left it open.
+/// Whether a file with these first bytes may be a store; returns whether its last owner left it open.
 pub(crate) fn check_start(path: &Path, start: &[u8]) -> Result<bool> {
     match start.strip_prefix(&MAGIC) {
         Some(rest) => Ok(rest.first().is_some_and(|flags| flags & LEFT_OPEN != 0)),
@@ -527,17 +528,18 @@ pub(crate) fn check_start(path: &Path, start: &[u8]) -> Result<bool> {
     }
 }
 
-/// Whether somebody has the file open as a store; `None` where the system does not tell.
+/// Whether somebody has the file open as a store; `None` if the system cannot say.
 ///
-/// It asks for the lock of an owner where that can be asked for without taking it, so that an owner who opens the
-/// file at this moment is not turned away. Where only whole files can be locked, it holds a shared lock for a moment.
+/// It asks whether an owner's lock could be taken, without taking it where the system allows that: so an owner who
+/// opens the file at this moment is not refused. If only whole files can be locked, it holds a shared lock for a
+/// moment.
 #[cfg(feature = "inspect")]
 pub(crate) fn is_open_elsewhere(file: &File) -> io::Result<Option<bool>> {
     let backend = FileBackend::new(file.try_clone()?).map_err(io::Error::other)?;
     match backend.query_lock_range(Bound::Included(0), Bound::Included(0)) {
         Ok(held) => return Ok(Some(held)),
         Err(BackendError::Unsupported) => {}
-        // As a network disk may answer that has lost its lock service.
+        // For example a network disk that has lost its lock service.
         Err(_) => return Ok(None),
     }
     match file.try_lock_shared() {
@@ -547,7 +549,7 @@ pub(crate) fn is_open_elsewhere(file: &File) -> io::Result<Option<bool>> {
     }
 }
 
-/// Runs what reads a file that may be damaged: redb may panic on one that was altered behind its back.
+/// Runs code that reads a possibly damaged file: redb may panic if the file was altered by something else.
 fn guard<T>(path: &Path, open: impl FnOnce() -> Result<T, DatabaseError>) -> Result<T> {
     guarded(path, || match open() {
         Ok(opened) => Ok(opened),
@@ -560,7 +562,7 @@ fn guard<T>(path: &Path, open: impl FnOnce() -> Result<T, DatabaseError>) -> Res
     })
 }
 
-/// Runs a look at a file that may be damaged, or may change meanwhile; a panic is an error.
+/// Runs code that reads a possibly damaged file, or one that may change meanwhile; a panic becomes an error.
 pub(crate) fn guarded<T>(path: &Path, look: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(look)).unwrap_or_else(|panic| {
         Err(Error::Corrupt {
@@ -574,7 +576,7 @@ fn storage_error(path: &Path, action: &str, error: &redb::Error) -> Error {
     let shown = path.display();
     match error {
         redb::Error::Corrupted(reason) => Error::Corrupt { what: shown.to_string(), reason: reason.clone() },
-        // Every read is of bytes that must be there.
+        // redb reads only bytes that must exist.
         redb::Error::Io(cause) if cause.kind() == io::ErrorKind::UnexpectedEof => Error::Corrupt {
             what: shown.to_string(),
             reason: "it ends before what it should hold: it was cut short".to_owned(),

@@ -1,6 +1,6 @@
-//! Child listings in a checkpoint: those that are pending stand whole in it, of the others there are counts.
+//! Child listings in a checkpoint: those that are pending stand in it whole; of the others it holds counts.
 //!
-//! That they are few is seen to where a page is staged (`room`).
+//! Their number is limited where a page is staged (`room`).
 
 use crate::error::Result;
 
@@ -10,7 +10,7 @@ use super::super::run::Run;
 use super::super::tables::{Change, Rows};
 use super::form::{ChildPart, ChildStreamPart, Position};
 
-/// Takes the child listings of a run into a position.
+/// Adds the child listings of a run to a position.
 pub(super) fn children_part(run: &Run, rows: &impl Rows, position: &mut Position) -> Result<()> {
     let prefix = run.run_key();
     for (tail, row) in rows.all(&CHILDREN, &prefix)? {
@@ -22,7 +22,7 @@ pub(super) fn children_part(run: &Run, rows: &impl Rows, position: &mut Position
     Ok(())
 }
 
-/// Puts them back. That those which were exhausted were named is not known any more.
+/// Restores them. Which exhausted ones were named is not known any more.
 pub(super) fn restore_children(change: &Change<'_>, prefix: &Key, position: &Position) -> Result<()> {
     let mut streams: Vec<_> =
         position.child_streams.iter().map(|(name, part)| (name.as_str(), part.row())).collect();

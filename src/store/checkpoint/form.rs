@@ -1,22 +1,23 @@
-//! What a checkpoint says, in structs of its own, and how it stands in a worker state.
+//! The structs of a checkpoint, and its form in a worker state.
 //!
 //! ```json
 //! { "version": 2, "checksum": "32 hexadecimal digits", "body": "base64 of a gzip member" }
 //! ```
 //!
-//! The body is one string, and the checksum is that of the string: 128 bits of its SHA-256. So whoever parses the worker
-//! state and writes it again (keys in another order, numbers read as doubles) leaves a checkpoint whole, and whoever
-//! changes a byte of it is found out. The gzip member holds one JSON document, [`Checkpoint`].
+//! The body is one string, and the checksum is that of the string: 128 bits of its SHA-256. So a program that parses
+//! the worker state and writes it again (keys in another order, numbers read as doubles) leaves the checkpoint valid,
+//! and a change of any byte of it is detected. The gzip member holds one JSON document, [`Checkpoint`].
 //!
 //! Why base64 of a gzip member: a worker state is a JSON string inside a JSON document, so a quotation mark in it is
-//! written as `\\\"`, four bytes, and one in a sealed message as eight. Measured on `state` as posted, a checkpoint of a
-//! sealed message with 620 artifacts takes 301 kB as JSON text, 269 kB as base64, and 11 kB as base64 of its gzip member;
-//! one full of random letters takes 486, 646 and 487 kB.
+//! written as `\\\"`, four bytes, and one in a sealed message as eight. Measured on `state` as posted, a checkpoint
+//! of a sealed message with 620 artifacts takes 301 kB as JSON text, 269 kB as base64, and 11 kB as base64 of its
+//! gzip member. One full of random letters takes 486, 646 and 487 kB.
 //!
-//! A field is added with `#[serde(default)]`; a field of another meaning is a new version, whose reader of the version
-//! before stands in a file of its own, as [`version_1`](super::version_1) does.
+//! A field is added with `#[serde(default)]`. If a field changes its meaning, that is a new version; the reader of
+//! the version before gets a file of its own, like [`version_1`](super::version_1).
 //!
-//! All of it is read with `serde_json::from_slice`: a second way to read it would be compiled a second time, which is slow.
+//! All of it is read with `serde_json::from_slice`: a second way to read it would be compiled a second time, which is
+//! slow.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -42,22 +43,22 @@ use super::super::rows::{
     UnderRow, UnitRow, WindowRow,
 };
 
-/// The newest form that this version writes and reads.
+/// The newest version, which this crate writes.
 pub(super) const VERSION: u64 = 2;
-/// Bytes of the JSON document in a body: many times what a worker state can hold.
+/// The most bytes of the JSON document in a body: many times what a worker state can hold.
 const BODY_BYTES_MAX: u64 = 64 * 1024 * 1024;
-/// What the body is compressed with: most of it is the same few names over and over.
+/// The compression level of the body: most of it is the same few names.
 const BODY_LEVEL: u32 = 6;
 
-/// The key of a worker state under which a checkpoint stands.
+/// The key in the worker state that holds the checkpoint.
 pub(crate) const CHECKPOINT_KEY: &str = "highwater";
 
-/// What is wrong with the checkpoint of a unit.
+/// An error about the checkpoint of a unit.
 pub(super) fn damaged(sync_unit: &str, reason: String) -> Error {
     Error::WorkerState { what: format!("{CHECKPOINT_KEY} in the worker state of {sync_unit}"), reason }
 }
 
-/// A checkpoint as it stands in the worker state.
+/// A checkpoint in its form in the worker state.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Envelope {
     version: u64,
@@ -106,16 +107,16 @@ pub(crate) struct Checkpoint {
     pub(super) ledger: Vec<LedgerPart>,
     pub(super) position: Position,
     pub(super) announced: BTreeMap<String, AnnouncedPart>,
-    /// What is uploaded and not announced.
+    /// Batches that are uploaded and not announced.
     pub(super) artifacts: Vec<ArtifactPart>,
-    /// Artifacts from which the queue of attachments can be made again.
+    /// Artifacts from which the queue of attachments can be rebuilt.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) files: Vec<FilePart>,
     pub(super) message: Option<MessagePart>,
     /// The newest artifact ids that the run has used.
     #[serde(default, skip_serializing_if = "UsedPart::is_empty")]
     pub(super) used: UsedPart,
-    /// The most that streams have read in a finished run: pages and records.
+    /// By stream, the most pages and records that it has read in a finished run.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) most_read: BTreeMap<String, (u64, u64)>,
     /// The rejected records of finished runs.
@@ -129,13 +130,13 @@ pub(crate) struct Checkpoint {
     pub(super) past_runs: Vec<IdHash>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) deletions: Vec<IdHash>,
-    /// What runs and operators left for one another.
+    /// What runs and operators left for later runs.
     #[serde(default, skip_serializing_if = "KeptPart::is_empty")]
     pub(super) kept: KeptPart,
 }
 
-/// Hashes of 32 bits, the newest last. Written as base64 of their bytes, big-endian: as numbers they would take twice the
-/// room.
+/// Hashes of 32 bits, the newest last. Written as base64 of their big-endian bytes: as numbers they would take twice
+/// the room.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct UsedPart(pub(super) Vec<u32>);
 
@@ -156,17 +157,17 @@ impl<'de> Deserialize<'de> for UsedPart {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let bytes = STANDARD.decode(String::deserialize(deserializer)?).map_err(serde::de::Error::custom)?;
         let (hashes, []) = bytes.as_chunks() else {
-            return Err(serde::de::Error::custom("hashes of 4 bytes each are cut"));
+            return Err(serde::de::Error::custom("the bytes are not a whole number of 4-byte hashes"));
         };
         Ok(Self(hashes.iter().map(|bytes| u32::from_be_bytes(*bytes)).collect()))
     }
 }
 
-/// An id of which only a hash is kept.
+/// An id that is kept only as a hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum IdHash {
     Digest(Digest),
-    /// XXH3 of 64 bits, of an id that an earlier checkpoint brought.
+    /// XXH3 of 64 bits, of an id that came with an earlier checkpoint.
     Short(u64),
 }
 
@@ -181,7 +182,7 @@ impl IdHash {
         }
     }
 
-    /// The number from which on its row is kept, under the first that is free.
+    /// The number of its row, or of the first free one after it.
     pub(super) fn number(self) -> u64 {
         match self {
             Self::Digest(digest) => digest.number(),
@@ -334,7 +335,7 @@ pub(super) struct NotBeforePart {
     pub(super) asked_seconds: u64,
 }
 
-/// A run, but for what its position says.
+/// A run, except what its position holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct RunPart {
     pub(super) no: u64,
@@ -350,7 +351,7 @@ pub(super) struct RunPart {
     pub(super) phase: Option<Phase>,
     pub(super) done: Phases,
     pub(super) not_before: Option<NotBeforePart>,
-    /// Events accepted; the newest has this place among them.
+    /// Number of events accepted, which is the place of the newest.
     pub(super) events: u64,
     pub(super) events_reused: u64,
     pub(super) first_message: u64,
@@ -382,7 +383,8 @@ impl RunPart {
         }
     }
 
-    /// The run as it stands at a position, with its newest event, the message that answers it and the batches that are open.
+    /// The row of a run at a position, with its newest event, the message that answers it and the number of open
+    /// batches.
     pub(super) fn row(
         &self,
         position: &Position,
@@ -445,7 +447,7 @@ pub(super) struct LedgerPart {
 pub(super) struct LedgerTypePart {
     pub(super) item_type: String,
     pub(super) read: u64,
-    /// Those that were left out.
+    /// Records that were left out.
     pub(super) skipped: u64,
     pub(super) announced: u64,
     pub(super) artifacts: u64,
@@ -506,13 +508,13 @@ impl LedgerPart {
         }
     }
 
-    /// Bytes that it takes, about.
+    /// Its approximate size in bytes.
     pub(super) fn bytes(&self) -> usize {
         let types: usize = self.types.iter().map(|part| part.item_type.len() + 60).sum();
         300 + self.id.len() + types
     }
 
-    /// Leaves out what it says of item types: it is for people, and need not be carried along.
+    /// Leaves out the counts by item type: they are for people only.
     pub(super) fn without_types(self) -> Self {
         Self { types: Vec::new(), ..self }
     }
@@ -535,7 +537,7 @@ impl CountsPart {
     }
 }
 
-/// Of an item type: records and artifacts that are announced.
+/// Records and artifacts of an item type that are announced.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct AnnouncedPart {
     pub(super) records: u64,
@@ -564,7 +566,7 @@ pub(super) struct DatesPart {
 }
 
 impl ArtifactPart {
-    /// Without the cursor after it: that is the position's.
+    /// Leaves out the cursor after it, which the position holds.
     pub(super) fn of(seq: u64, row: BatchRow) -> Self {
         Self {
             seq,
@@ -580,7 +582,7 @@ impl ArtifactPart {
         }
     }
 
-    /// It is uploaded, and a saved checkpoint names it; nobody knows whether a confirm of it was tried.
+    /// The batch is uploaded, and a saved checkpoint names it; whether its confirm was tried is unknown.
     pub(super) fn row(&self) -> BatchRow {
         let mut row = BatchRow {
             item_type: self.item_type.clone(),
@@ -677,7 +679,7 @@ impl FatePart {
     }
 }
 
-/// The message that answers the newest event; once its acceptance is known, only that it does.
+/// The message that answers the newest event. Once its acceptance is known, only that there was one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct MessagePart {
     pub(super) no: u64,
@@ -695,22 +697,22 @@ pub(super) struct MessagePart {
 
 /// A point between pages.
 ///
-/// Version 1 wrote it the same, so a field that is added is left out while it is empty.
+/// Version 1 wrote it in the same way, so a field that was added since is left out while it is empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Position {
     pub(super) pages: u64,
     pub(super) next_seq: u64,
     pub(super) progress: Option<u8>,
     pub(super) streams: BTreeMap<String, StreamPart>,
-    /// By item type: records read, batches closed, and of the read ones those that were left out.
+    /// By item type: records read, batches closed, and records that were read and left out.
     pub(super) types: BTreeMap<String, (u64, u64, u64)>,
     pub(super) values: BTreeMap<String, String>,
-    /// What was found in the records up to there.
+    /// Findings in the records up to there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) findings: Vec<FindingPart>,
     #[serde(default, skip_serializing_if = "QueuePart::is_empty")]
     pub(super) queue: QueuePart,
-    /// What the run rejected up to there, and what became of what it asked for again.
+    /// The records that the run rejected up to there, and the outcome of those that it asked for again.
     #[serde(default, skip_serializing_if = "RejectedPart::is_empty")]
     pub(super) rejected: RejectedPart,
     /// Records that the run announces once, and has staged up to there.
@@ -727,13 +729,13 @@ pub(crate) struct Position {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ChildPart {
     pub(super) no: u64,
-    /// The number of the first one that the same page named.
+    /// The number of the first child listing that the same page named.
     pub(super) named_with: u64,
     pub(super) stream: String,
     pub(super) parent: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) data: Option<String>,
-    /// The stream that it stands under, or the number of another child listing.
+    /// The stream that it belongs to, or the number of another child listing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) under_stream: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -779,10 +781,10 @@ impl ChildPart {
     }
 }
 
-/// What is kept with a child listing of which nothing is to be kept, as JSON.
+/// The JSON of a child listing that keeps no data.
 const NO_DATA: &str = "null";
 
-/// The child listings of a stream, in counts.
+/// The counts of all child listings of a stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ChildStreamPart {
     pub(super) named: u64,
@@ -796,7 +798,7 @@ impl ChildStreamPart {
         Self { named: row.named, exhausted: row.exhausted, pages: row.pages, items: row.items }
     }
 
-    /// Without the bytes of those that are pending.
+    /// Without the bytes of the pending ones.
     pub(super) fn row(&self) -> ChildStreamRow {
         ChildStreamRow {
             named: self.named,
@@ -848,12 +850,12 @@ impl StreamPart {
 pub(in crate::store) struct QueuePart {
     pub(in crate::store) queue: QueueCountsPart,
     pub(in crate::store) unsettled: Vec<UnsettledPart>,
-    /// Runs and numbers of those given up and those queued again.
+    /// Runs and numbers of attachments that are given up or queued again.
     pub(in crate::store) failed: Vec<(u64, u64, FailedPart)>,
     pub(in crate::store) requeued: Vec<(u64, u64, FailedPart)>,
 }
 
-/// Number, artifact id, ids given up, tries, when the next is due; and the line, where no artifact of ours holds it.
+/// Number, artifact id, ids given up, tries, when the next is due; and the line, if no artifact of ours holds it.
 pub(in crate::store) type UnsettledPart = (u64, Option<String>, u32, u32, Option<Micros>, Option<String>);
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -876,7 +878,7 @@ impl QueueCountsPart {
         }
     }
 
-    /// The queue as it is put back: its lines are still to be loaded.
+    /// The queue as it is restored: its lines are still to be loaded.
     pub(in crate::store) fn row(&self) -> QueueRow {
         QueueRow {
             counts: self.counts.row(),
@@ -912,7 +914,7 @@ impl FailedPart {
 }
 
 impl Position {
-    /// The JSON text of a position without what it says of attachments.
+    /// The JSON text of a position without its attachments.
     pub(in crate::store) fn without_attachments(json: &str) -> serde_json::Result<String> {
         let mut position: Self = serde_json::from_slice(json.as_bytes())?;
         position.queue = QueuePart::default();
@@ -925,10 +927,10 @@ impl QueuePart {
         *self == Self::default()
     }
 
-    /// Whether a file of lines is still needed by what is not settled here.
+    /// Whether an attachment that is not settled here still needs a file of lines.
     pub(in crate::store) fn needs(&self, file: &FileRow) -> bool {
         let end = file.first.saturating_add(u64::from(file.items));
-        // Of an inherited one it is not known before it is loaded.
+        // How many lines an inherited file has is not known before it is loaded.
         file.items == 0
             || end > self.queue.position
             || self.unsettled.iter().any(|(number, ..)| (file.first..end).contains(number))

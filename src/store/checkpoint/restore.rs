@@ -1,4 +1,4 @@
-//! A checkpoint put in place of what is stored of a unit.
+//! Restores a unit from a checkpoint.
 
 use std::collections::BTreeMap;
 
@@ -23,7 +23,7 @@ use super::children::restore_children;
 use super::form::{AnnouncedPart, Checkpoint, IdHash, MessagePart, RunIdPart, RunPart, StatusPart, damaged};
 
 impl Checkpoint {
-    /// What is known of the id of a run: all of it, where another part has it.
+    /// What is known of a run's id: the whole id, if another part of the checkpoint has it.
     pub(super) fn known_run_id(&self, part: &RunIdPart) -> KnownId {
         let newest = self.run.iter().map(|run| (run.no, &run.id));
         let over = self.ledger.iter().map(|entry| (entry.run, &entry.id));
@@ -36,11 +36,11 @@ impl Checkpoint {
 }
 
 impl SyncUnit {
-    /// Puts a checkpoint in place of whatever is stored of the unit. `sealed` is what its sealed message names, in the
+    /// Replaces whatever is stored of the unit by a checkpoint. `sealed` lists what its sealed message names, in the
     /// message's order.
     ///
     /// # Errors
-    /// `WorkerState` if the checkpoint does not make sense in itself; then nothing of the unit is stored.
+    /// `WorkerState` if the checkpoint contradicts itself; then nothing of the unit is stored.
     pub(crate) fn restore(&self, checkpoint: &Checkpoint, sealed: &[(BatchInfo, String)]) -> Result<()> {
         self.inner.tables.change(|change| self.discard(change))?;
         self.inner.tables.change(|change| {
@@ -59,7 +59,7 @@ impl SyncUnit {
     }
 }
 
-/// A checkpoint on its way into the rows of a unit, in one transaction.
+/// A checkpoint that is being restored to the rows of a unit, in one transaction.
 struct Restoring<'a> {
     unit: &'a str,
     no: u64,
@@ -72,7 +72,7 @@ impl Restoring<'_> {
         damaged(self.unit, reason)
     }
 
-    /// What is of the unit, whatever its run.
+    /// The rows of the unit that do not depend on its run.
     fn unit_rows(&self) -> Result<()> {
         let Self { change, checkpoint, .. } = self;
         let unit = Key::unit(self.no);
@@ -99,7 +99,7 @@ impl Restoring<'_> {
         checkpoint.kept.restore(change, self.unit, self.no)
     }
 
-    /// The number under which the row of an id is to be kept.
+    /// The number under which to store the row of an id.
     fn free_number<R: Row>(&self, table: &Table<R>, prefix: &Key, id: IdHash) -> Result<u64> {
         let mut number = id.number();
         while self.change.get(table, &prefix.clone().and_number(number))?.is_some() {
@@ -138,7 +138,7 @@ impl Restoring<'_> {
         change.put(&POSITIONS, &prefix, &Json(json))
     }
 
-    /// The events of the run; says by what its newest is known.
+    /// The events of the run; returns the number of the newest.
     fn events(&self, run: &RunPart, prefix: &Key) -> Result<Option<u64>> {
         let mut newest = None;
         for part in &self.checkpoint.events {
@@ -157,13 +157,13 @@ impl Restoring<'_> {
         Ok(newest)
     }
 
-    /// The batches that are uploaded and not announced, and the counts of each item type, which must balance; says how many
-    /// batches are open.
+    /// The batches that are uploaded and not announced, and the counts of each item type, which must balance. Returns
+    /// the number of open batches.
     fn unannounced(&self, run: &RunPart, prefix: &Key) -> Result<u64> {
         let Self { change, checkpoint, .. } = self;
         let mut types: BTreeMap<&str, TypeRow> = BTreeMap::new();
         for (name, &(read, batches, left_out)) in &checkpoint.position.types {
-            // What is announced was confirmed before.
+            // An announced batch was confirmed before.
             let AnnouncedPart { records, artifacts } =
                 checkpoint.announced.get(name).copied().unwrap_or_default();
             let counts = TypeRow {
@@ -185,7 +185,7 @@ impl Restoring<'_> {
             recount(&mut open_batches, false, is.open, 1);
             let Some(counts) = types.get_mut(part.item_type.as_str()) else {
                 let name = &part.item_type;
-                return Err(self.damaged(format!("it names artifacts of {name}, of which nothing was read")));
+                return Err(self.damaged(format!("it names artifacts of {name}, but no {name} were read")));
             };
             recount(&mut counts.batched, false, true, items);
             recount(&mut counts.confirmed, false, is.confirmed, items);
@@ -215,7 +215,9 @@ impl Restoring<'_> {
         sealed: &[(BatchInfo, String)],
     ) -> Result<()> {
         if sealed.len() != message.batches.len() {
-            return Err(self.damaged("its message names other artifacts than it says".to_owned()));
+            return Err(
+                self.damaged("its message names artifacts that differ from those it lists".to_owned())
+            );
         }
         for (seq, (info, artifact)) in message.batches.iter().zip(sealed) {
             let mut batch = BatchRow {
@@ -233,7 +235,7 @@ impl Restoring<'_> {
                 given_up: 0,
                 saved: true,
             };
-            // Its records are among those that are announced.
+            // Its records are counted among the announced ones.
             batch.set_transfer_state(State::Sealed, message.no);
             self.change.put(&BATCHES, &run_key(self.no, run.no).and_number(*seq), &batch)?;
         }
@@ -254,7 +256,7 @@ impl Restoring<'_> {
         self.change.put(&MESSAGES, &message_key(self.no, message.no), &stored)
     }
 
-    /// The artifacts from which the queue of attachments can be made again.
+    /// The artifacts from which the queue of attachments can be rebuilt.
     fn files(&self) -> impl Iterator<Item = (u64, FileRow)> + '_ {
         self.checkpoint.files.iter().map(|part| (part.seq, part.row()))
     }

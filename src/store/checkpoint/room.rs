@@ -1,16 +1,16 @@
-//! How much of a worker state an extractor may still take.
+//! How much of a worker state an extractor may still use.
 //!
-//! A checkpoint must always fit, and the message of an ERROR with it: a worker whose state does not fit could tell nobody.
-//! So the cursors, bookmarks, values and ids of rejected records of a unit may take
-//! [`CHECKPOINT_STATE_BYTES_MAX`](crate::limits::CHECKPOINT_STATE_BYTES_MAX) bytes together, less what others keep in the same worker state. What would go over it is refused before it is staged. The
-//! room that they leave is for the ids of records that are announced once: as many as fit, for the others repeat and are not
-//! lost. The rest of a worker state ([`CHECKPOINT_BYTES_MAX`](crate::limits::CHECKPOINT_BYTES_MAX)) is for a sealed message, artifacts
-//! that are not announced yet, the ids of those that were (11 kB), what streams read in earlier runs (10 kB), kinds and
-//! reasons of rejected records (40 kB), what earlier runs and operators left (35 kB, and the cursors that operators set,
-//! 64 kB), events, findings and attachments, each of which is bounded by itself.
+//! A checkpoint must always fit, together with the message of an ERROR: a worker whose state does not fit could
+//! report nothing. So the cursors, bookmarks, values and ids of rejected records of a unit may take
+//! [`CHECKPOINT_STATE_BYTES_MAX`](crate::limits::CHECKPOINT_STATE_BYTES_MAX) bytes together, less what other keys of
+//! the same worker state take. A page that would exceed this is refused before it is staged. The rest of a worker
+//! state ([`CHECKPOINT_BYTES_MAX`](crate::limits::CHECKPOINT_BYTES_MAX)) is for a sealed message, artifacts that are
+//! not announced yet, the ids of those that were (11 kB), what streams read in earlier runs (10 kB), kinds and
+//! reasons of rejected records (40 kB), what earlier runs and operators left (35 kB, and 64 kB of cursors that
+//! operators set), events, findings and attachments. Each of these has a limit of its own.
 //!
-//! Counted are bytes of JSON before they are compressed. A gzip member in base64 is seldom larger than the JSON text in
-//! it, and by a tenth at most; so what is admitted fits whatever it holds.
+//! Bytes of JSON are counted before compression. A gzip member in base64 is seldom larger than its JSON text, and
+//! never by more than a tenth; so what is admitted fits whatever it contains.
 
 use std::collections::BTreeMap;
 
@@ -26,11 +26,11 @@ use super::super::rows::{BOOKMARKS, Json, Key, REJECTED, REJECTED_IN_RUN, STREAM
 use super::super::run::Run;
 use super::super::tables::Rows;
 
-/// Bytes that a stream, an item type, a bookmark or a value takes beside its name and its text.
+/// Bytes that a stream, an item type, a bookmark or a value takes in addition to its name and its text.
 const PART_BYTES: u64 = 40;
 
-/// Bytes that a rejected record takes beside its id, with all that a part takes: its run, when it was rejected, how often it
-/// was asked for.
+/// Bytes that a rejected record takes in addition to its id and to what every part takes: its run, when it was
+/// rejected, how often it was asked for.
 const REJECTED_BYTES: usize = 24;
 
 /// Something of the extractor's that a checkpoint holds.
@@ -38,14 +38,14 @@ const REJECTED_BYTES: usize = 24;
 enum Part {
     Stream(String),
     Cursor(String),
-    /// Of the run at hand; it takes the place of the kept one when the run is finished.
+    /// Of the current run; it replaces the kept one when the run finishes.
     Bookmark(String),
     KeptBookmark(String),
     Value(String),
     ItemType(String),
     /// All child listings that are pending.
     Children,
-    /// A rejected record, by its item type and id: of the run at hand, and of those before.
+    /// A rejected record, by item type and id: of the current run, and of earlier ones.
     Rejected(String, String),
     KeptRejected(String, String),
 }
@@ -59,7 +59,7 @@ impl Part {
             Part::Value(key) if key == CONNECTOR_STATE_VALUE => "the connector's own state".to_owned(),
             Part::Value(key) => format!("the value {key}"),
             Part::ItemType(name) => format!("item type {name}"),
-            Part::Children => "what is pending of child listings".to_owned(),
+            Part::Children => "the pending child listings".to_owned(),
             Part::Rejected(item_type, id) | Part::KeptRejected(item_type, id) => {
                 format!("the id {id} of a rejected record of {item_type}")
             }
@@ -67,7 +67,7 @@ impl Part {
     }
 }
 
-/// What the parts of a unit's checkpoint take, and how much they may.
+/// What the parts of a unit's checkpoint take, and the limit.
 #[derive(Debug)]
 pub(crate) struct Room {
     sync_unit: String,
@@ -77,7 +77,7 @@ pub(crate) struct Room {
 }
 
 impl Run {
-    /// The room that the extractor has, of `own` bytes of which others take `taken`.
+    /// The room for the extractor: `own` bytes, of which other keys take `taken`.
     ///
     /// # Errors
     /// `Corrupt`, `Io`.
@@ -121,7 +121,7 @@ impl Room {
     /// Counts a page in that is about to be staged. `pending`: bytes of the child listings that are pending before it.
     ///
     /// # Errors
-    /// `NoRoom`, naming what of the page does not fit; nothing of it is counted.
+    /// `NoRoom`, which names the part of the page that does not fit; nothing of the page is counted.
     pub(crate) fn admit<C: Serialize>(&mut self, of: &PageOf, pending: u64, page: &Page<C>) -> Result<()> {
         let sizes = page.sizes();
         let cursor = sizes.cursor.unwrap_or(0);
@@ -136,14 +136,14 @@ impl Room {
         changes.extend(sizes.rejected.into_iter().map(|(name, id)| (Part::Rejected(name, id), 0)));
         changes.extend(sizes.bookmark.map(|bytes| (Part::Bookmark(name()), bytes)));
         let mut removed = Vec::new();
-        // Of values of one key the last counts, as where they are staged.
+        // The last value of each key counts, as where they are staged.
         for (key, bytes) in sizes.values.into_iter().collect::<BTreeMap<_, _>>() {
             match bytes {
                 Some(bytes) => changes.push((Part::Value(key), bytes)),
                 None => removed.push(Part::Value(key)),
             }
         }
-        // What a page takes out makes room for what it puts in.
+        // What a page removes makes room for what it adds.
         let freed: u64 = removed.iter().filter_map(|part| self.parts.get(part)).sum();
         let mut used = self.used.saturating_sub(freed);
         let mut counted: BTreeMap<&Part, u64> = BTreeMap::new();
@@ -184,16 +184,16 @@ impl Room {
     }
 }
 
-/// Bytes that a part takes whose text has so many.
+/// Bytes that a part takes if its text has this many.
 fn cost(part: &Part, bytes: usize) -> u64 {
     let name = match part {
-        // They stand in the stream's row, with its name; child listings were counted one by one.
+        // They are in the stream's row, with its name; child listings were counted one by one.
         Part::Cursor(_) | Part::Bookmark(_) | Part::Children => return bytes as u64,
         // Counted twice: as read, and as announced.
         Part::ItemType(name) => 2 * name.len(),
-        // It stands in the worker state, too, where quotation marks take two bytes.
+        // It stands in the worker state a second time, where quotation marks take two bytes.
         Part::Value(name) if name == CONNECTOR_STATE_VALUE => 2 * bytes,
-        // Its type and kind are told once for all.
+        // Its type and kind are written once for all.
         Part::Rejected(_, id) | Part::KeptRejected(_, id) => id.len() + REJECTED_BYTES,
         Part::Stream(name) | Part::KeptBookmark(name) | Part::Value(name) => name.len(),
     };
@@ -231,7 +231,7 @@ mod tests {
         room.admit(&of("s"), 0, &page("b", 800).without_value("a")).unwrap();
         let used = room.used;
         assert!(room.admit(&of("s"), 0, &page("a", 200)).is_err());
-        // What is removed and set again is set; the other way round it is removed.
+        // A key that is removed and then set is set; the other way round it is removed.
         assert!(
             room.admit(&of("s"), 0, &Page::<u8>::last().without_value("b").value("b", &"x".repeat(990)))
                 .is_err()
@@ -244,7 +244,7 @@ mod tests {
             .unwrap();
         assert_eq!(room.used, used);
         assert!(room.admit(&of("t"), 0, &page("c", 1).value("d", &"x".repeat(200))).is_err());
-        assert_eq!(room.used, used, "nothing of it is counted");
+        assert_eq!(room.used, used, "a refused page is not counted");
         assert_eq!(room.parts.values().sum::<u64>(), used);
     }
 

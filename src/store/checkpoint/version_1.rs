@@ -1,8 +1,9 @@
 //! Checkpoints of version 1, as version 0.1.0 saved them: read, and never written.
 //!
-//! The rows of that version stood in it as JSON, and its checksum is that of the whole, written again in the order of its
-//! fields with 0 in the checksum's place. So these structs, their fields and the order of those never change. Ids are
-//! hashed to 64 bits, as numbers: one that went through JavaScript was rounded there, and its checksum tells.
+//! That version wrote its rows as JSON. Its checksum is that of the whole document, written again in the order of its
+//! fields with 0 in place of the checksum. So these structs, their fields and the order of the fields never change.
+//! Ids are hashed to 64 bits, as numbers: JavaScript rounded them when it wrote the document again, and the checksum
+//! detects that.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! The attachments of a unit: how many are where, and each by itself.
+//! The attachments of a unit: how many are in which state, and each by itself.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
@@ -18,10 +18,10 @@ use crate::store::tables::{Rows, View};
 use super::scan::{push_last, run_id};
 use super::words::{AttachmentState, optional_time};
 
-/// Rows that are read in one look.
+/// Rows that are read in one view.
 const GROUP: usize = 500;
 
-/// How far the attachments of a run are: each that was queued is settled, failed or left.
+/// The attachments of a run by status: each that was queued is settled, failed or left.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct AttachmentsReport {
@@ -48,19 +48,19 @@ impl From<rows::LedgerAttachments> for AttachmentsReport {
 pub struct AttachmentReport {
     /// The unit.
     pub sync_unit: String,
-    /// The id of the run that queued it or gave it up, if that is known still.
+    /// The id of the run that queued it or gave it up, if that is still known.
     pub run: Option<String>,
-    /// Its id. Empty, as the rest of its metadata, where a checkpoint told only its place.
+    /// Its id. Empty, like the rest of its metadata, if a checkpoint held only its place.
     pub id: String,
-    /// The id of what it belongs to.
+    /// The id of the record it belongs to.
     pub parent_id: String,
-    /// What people call the file.
+    /// The name of the file.
     pub file_name: String,
-    /// Where its bytes are, without what may be a credential: a user, a query and a fragment are left out.
+    /// The address of its bytes, without possible credentials: user, query and fragment are left out.
     pub url: String,
-    /// Where it is.
+    /// Its state.
     pub state: AttachmentState,
-    /// It was given up, and is to be tried again by the next run that comes to its attachments.
+    /// It was given up, and will be tried again by the next run that reaches its attachments phase.
     pub requeued: bool,
     /// Why it was given up, or why the last attempt failed.
     pub reason: Option<String>,
@@ -69,14 +69,14 @@ pub struct AttachmentReport {
     /// When it was given up.
     #[serde(serialize_with = "optional_time")]
     pub failed_at: Option<DateTime<Utc>>,
-    /// When it is to be tried again.
+    /// When it will be tried again.
     #[serde(serialize_with = "optional_time")]
     pub ready_at: Option<DateTime<Utc>>,
-    /// What the platform calls its bytes, if they are uploaded.
+    /// The platform's id for its bytes, if they are uploaded.
     pub artifact_id: Option<String>,
 }
 
-/// An address without what may be a credential.
+/// An address without possible credentials.
 fn without_credentials(url: &str) -> String {
     let end = url.find(['?', '#']).unwrap_or(url.len());
     let (address, rest) = url.split_at(end);
@@ -86,7 +86,7 @@ fn without_credentials(url: &str) -> String {
             let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
             format!("{scheme}://{host}{path}")
         }
-        // `data:` and the like are the bytes themselves.
+        // `data:` and similar addresses contain the bytes themselves.
         None => match address.split_once(':') {
             Some((scheme, _)) => format!("{scheme}:..."),
             None => address.to_owned(),
@@ -147,7 +147,7 @@ fn queued_report(id: &str, run: Option<&String>, row: AttachmentRow) -> Result<A
     })
 }
 
-/// How many one of the two tables of attachments that were given up holds, and the newest of them.
+/// The number of rows in one of the two tables of given-up attachments, and the newest of them.
 pub(super) fn failed_attachments(
     view: &View<'_>,
     id: &str,
@@ -176,7 +176,7 @@ pub(super) fn failed_attachments(
     Ok((count, newest.into_iter().map(read).collect::<Result<_>>()?))
 }
 
-/// Whether what stands among the requeued is in the queue of the run at hand again.
+/// Whether a requeued attachment is in the queue of the current run again.
 fn is_in_queue(unit: &UnitRow, run: u64, number: u64) -> bool {
     unit.run == Some(run) && number >= KEPT_FROM
 }
@@ -188,7 +188,7 @@ where
     run_and_number(tail).map_err(|error| view.tables().damaged(table.name, prefix, error.to_string()))
 }
 
-/// How far a listing of attachments is: given up, queued again, in the queue.
+/// The progress of a listing of attachments: given up, queued again, in the queue.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Place {
     table: u8,
@@ -196,7 +196,7 @@ pub(super) struct Place {
     after: Option<(u64, u64)>,
 }
 
-/// The next group of a unit's attachments; none, and it is over.
+/// The next group of a unit's attachments; `None` at the end.
 pub(super) fn next_group(
     view: &View<'_>,
     id: &str,

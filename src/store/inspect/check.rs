@@ -1,16 +1,17 @@
-//! Whether a store is whole: its pages, its rows, and what its rows say of one another.
+//! Whether a store is undamaged: its pages, its rows, and whether its rows agree with each other.
 //!
-//! First every page is checked against its checksum; where one does not fit, nothing that is read could be trusted,
-//! so that is the one finding. Then every row of every table is decoded, and then, unit by unit, whatever two rows
-//! both know is compared. All that does not fit is reported, not the first of it.
+//! First every page is checked against its checksum. If one does not match, nothing that is read can be trusted, so
+//! that is the only finding. Then every row of every table is decoded. Then, unit by unit, everything that two rows
+//! both know is compared. All inconsistencies are reported, not only the first.
 //!
-//! What must hold at every moment, whether batches are acknowledged by a loop or announced by sealed messages:
+//! These must hold at every moment, whether batches are acknowledged by a loop or announced by sealed messages:
 //!
 //! - `read = batched + open`, and the open lines are those in the chunks;
-//! - `batched = confirmed + staged + uploaded`, and `confirmed = announced +` what is confirmed and in no message;
-//! - a batch has its bytes exactly while it is staged or uploaded, and they are as many lines as it says;
-//! - what a batch is announced by is a message that is sealed and not yet delivered, and it counts those batches;
-//! - an attachment that was queued is settled, given up, or in the queue, and there under the number it is known by;
+//! - `batched = confirmed + staged + uploaded`, and `confirmed = announced +` the batches that are confirmed and in
+//!   no message;
+//! - a batch has its bytes exactly while it is staged or uploaded, and they have as many lines as it says;
+//! - the message that announces a batch is sealed and not yet delivered, and its count of batches is right;
+//! - an attachment that was queued is settled, given up, or in the queue under its number;
 //! - the newest event of a run, the message that answers it and the run agree;
 //! - the watermark is that of the last finished run, and a run that is over has left its row in the ledger.
 
@@ -52,34 +53,35 @@ use super::snapshot::{Pages, Snapshot, Source};
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct CheckReport {
-    /// Which way the store was read; `None` if its pages are too damaged for that.
+    /// How the store was read; `None` if its pages are too damaged for that.
     pub source: Option<Source>,
     /// Sync units checked.
     pub units: u64,
     /// Rows read, of every table.
     pub rows: u64,
-    /// Everything that does not fit; none, and the store is whole.
+    /// Every inconsistency; if there are none, the store is undamaged.
     pub findings: Vec<CheckFinding>,
 }
 
-/// Something that does not fit.
+/// An inconsistency.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct CheckFinding {
     /// The table, unless it is the file as a whole.
     pub table: Option<&'static str>,
-    /// The sync unit, if the row is known to be one's.
+    /// The sync unit, if the row is known to belong to one.
     pub sync_unit: Option<String>,
-    /// What does not fit.
+    /// What is inconsistent.
     pub problem: String,
 }
 
-/// Checks a store as [`Snapshot::open`] reads it: every page, every row, and what the rows say of one another.
+/// Checks a store, read like [`Snapshot::open`] does: every page, every row, and whether the rows agree with each
+/// other.
 ///
-/// A damaged store is no error but a report with findings.
+/// A damaged store is not an error but a report with findings.
 ///
 /// # Errors
-/// `Io`, `NotAStore`, `NewerFormat` or `InUse`, as [`Snapshot::open`].
+/// `Io`, `NotAStore`, `NewerFormat` or `InUse`, like [`Snapshot::open`].
 pub fn check(path: impl AsRef<Path>) -> Result<CheckReport> {
     let damaged = |source, problem| {
         let findings = vec![CheckFinding { table: None, sync_unit: None, problem }];
@@ -97,7 +99,7 @@ pub fn check(path: impl AsRef<Path>) -> Result<CheckReport> {
     Ok(CheckReport { source: Some(snapshot.source()), units, rows, findings })
 }
 
-/// Checks every row, and what the rows say of one another; returns the number of units and of rows, and what was found.
+/// Checks every row, and whether the rows agree; returns the number of units and of rows, and the findings.
 fn check_rows(view: &View<'_>) -> Result<(u64, u64, Vec<CheckFinding>)> {
     let mut check = Check { view, rows: 0, findings: Vec::new() };
     let units = check.tables()?;
@@ -109,11 +111,11 @@ fn check_rows(view: &View<'_>) -> Result<(u64, u64, Vec<CheckFinding>)> {
 
 #[cfg(feature = "testing")]
 impl Store {
-    /// The first thing that does not fit: of the pages, the rows, or what the rows say of one another.
+    /// The first inconsistency: of the pages, or of the rows.
     pub(crate) fn check(&mut self) -> Result<Option<String>> {
         let problem = match std::sync::Arc::get_mut(&mut self.inner) {
             Some(inner) => inner.tables.verify()?,
-            None => Some("it is in use, so its pages cannot be looked at"),
+            None => Some("it is in use, so its pages cannot be checked"),
         };
         if let Some(problem) = problem {
             return Ok(Some(problem.to_owned()));
@@ -131,7 +133,7 @@ struct Check<'a> {
     findings: Vec<CheckFinding>,
 }
 
-/// The rows of one table of one unit, by what their keys end in.
+/// The rows of one table of one unit, by the end of their keys.
 type Of<K, R> = BTreeMap<K, R>;
 
 /// How many records of an item type are in batches that are not yet announced, by the batches' state.
@@ -169,7 +171,7 @@ impl Check<'_> {
         let mut numbers = BTreeSet::new();
         for (id, unit) in &units {
             if !numbers.insert(unit.no) {
-                self.found(UNITS.name, Some(id), format!("its number {} is another unit's too", unit.no));
+                self.found(UNITS.name, Some(id), format!("another unit has its number {} too", unit.no));
             }
             if format.as_ref().is_some_and(|format| unit.no >= format.next_unit) {
                 self.found(UNITS.name, Some(id), format!("its number {} was never given out", unit.no));
@@ -223,13 +225,17 @@ impl Check<'_> {
         self.table(table, |check, key, _| {
             let (unit, _) = number_first(key)?;
             if !units.contains(&unit) {
-                check.found(table.name, None, format!("a row is of unit number {unit}, which there is not"));
+                check.found(
+                    table.name,
+                    None,
+                    format!("a row belongs to unit number {unit}, which does not exist"),
+                );
             }
             Ok(())
         })
     }
 
-    /// Decodes every row of a table. What is of a newer format is an error, what is damaged a finding.
+    /// Decodes every row of a table. A newer format is an error, damage is a finding.
     fn table<R: Row>(
         &mut self,
         table: &Table<R>,
@@ -260,7 +266,7 @@ impl Check<'_> {
         }
     }
 
-    /// The rows of a table under a key. What does not decode was found already, and is left out.
+    /// The rows of a table under a key. Rows that do not decode already have a finding, and are left out.
     fn rows<R: Row, K: Ord>(
         &self,
         table: &Table<R>,
@@ -297,7 +303,11 @@ impl Check<'_> {
             let of_another = row.id.whole().is_some_and(|run_id| leads_to(run_id) != Some(hash));
             if of_another || row.run >= unit.next_run || !numbers.insert(row.run) {
                 let run_id = row.id.shown(hash);
-                self.found(RUN_IDS.name, Some(id), format!("the id {run_id} is of no run, or of another's"));
+                self.found(
+                    RUN_IDS.name,
+                    Some(id),
+                    format!("the id {run_id} belongs to no run, or to another one"),
+                );
             }
         }
         match (unit.run, unit.run.and_then(|no| runs.get(&no))) {
@@ -350,7 +360,7 @@ impl Check<'_> {
             found("invalid run id".to_owned());
         }
         if known_as != Some(no) {
-            found("its id does not lead to it".to_owned());
+            found("its id leads to another row".to_owned());
         }
         if run.epoch == 0 || run.next_seq == 0 || run.next_chunk == 0 {
             found("it counts from 0".to_owned());
@@ -371,7 +381,7 @@ impl Check<'_> {
         }
     }
 
-    /// What the newest run, its events and its messages say of one another.
+    /// Checks that the newest run, its events and its messages agree.
     fn conversation(
         &mut self,
         id: &str,
@@ -392,14 +402,14 @@ impl Check<'_> {
             Some((_, Some(event))) => {
                 if event.order != run.events {
                     let (order, of) = (event.order, run.events);
-                    self.found(EVENTS.name, Some(id), format!("its newest event is number {order} of {of}"));
+                    self.found(EVENTS.name, Some(id), format!("its newest event has number {order} of {of}"));
                 }
                 if event.message != run.message {
-                    self.found(RUNS.name, Some(id), "run and newest event differ about what answers it");
+                    self.found(RUNS.name, Some(id), "the run and its newest event name different answers");
                 }
             }
             None if run.events > 0 || run.message.is_some() => {
-                self.found(RUNS.name, Some(id), format!("run {} has events and no newest one", run.id));
+                self.found(RUNS.name, Some(id), format!("run {} has events but no newest one", run.id));
             }
             None => {}
         }
@@ -408,21 +418,21 @@ impl Check<'_> {
                 self.found(MESSAGES.name, Some(id), format!("message {number} of run {}: {problem}", run.id));
             };
             if message.fate == MessageFate::Sealed && run.message != Some(number) {
-                found("it is not delivered, and the run went on");
+                found("it is not delivered, but the run went on");
             }
             if number < run.first_message {
                 found("it is older than the run's first");
             }
             if message.kind == MessageKind::Done && !run.done.contains(message.phase) {
-                found("it says DONE of a phase that the run has not done");
+                found("it is the DONE of a phase that the run has not done");
             }
             if message.finishes && message.fate != MessageFate::Sealed && run.status == RunStatus::Open {
-                found("it ends the run and was delivered, and the run is open");
+                found("it ends the run and was delivered, but the run is open");
             }
         }
     }
 
-    /// What the newest run read, and where all of it is.
+    /// Checks where everything is that the newest run has read.
     fn extraction(
         &mut self,
         id: &str,
@@ -452,7 +462,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Whether a batch is one that the run can have made, in a state that it can be in.
+    /// Checks that a batch can belong to the run, and that its state is possible.
     fn batch(&mut self, id: &str, run: &RunRow, seq: u64, batch: &BatchRow, types: &Of<String, TypeRow>) {
         let mut found = |problem: &str| {
             self.found(BATCHES.name, Some(id), format!("batch {seq} of run {}: {problem}", run.id));
@@ -461,17 +471,18 @@ impl Check<'_> {
             found("its number was never given out");
         }
         if batch.items == 0 || !(1..=run.epoch).contains(&batch.epoch) || batch.uploaded_in > run.epoch {
-            found("it is empty, or of no life of the run");
+            found("it is empty, or belongs to no life of the run");
         }
         if !types.contains_key(&batch.item_type) {
             found(&format!("its item type {} has no counts", batch.item_type));
         }
         if batch.artifact.is_some() == (batch.state == BatchState::Staged && batch.given_up == 0) {
-            found("it has an artifact id exactly if it was not uploaded");
+            found("its state and its artifact id contradict each other");
         }
     }
 
-    /// Whether each sealed message of the run names as many batches as it says, and each named batch a sealed message.
+    /// Checks that each sealed message of the run names as many batches as it says, and that each named batch has a
+    /// sealed message.
     fn announced(
         &mut self,
         id: &str,
@@ -487,7 +498,7 @@ impl Check<'_> {
             let of = messages.get(&message);
             if of.is_none_or(|of| of.run != no || of.fate != MessageFate::Sealed) {
                 let problem = format!(
-                    "batch {seq} of run {}: it is announced by message {message}, which is not there to be sent",
+                    "batch {seq} of run {}: it is announced by message {message}, which is missing",
                     run.id
                 );
                 self.found(BATCHES.name, Some(id), problem);
@@ -500,13 +511,13 @@ impl Check<'_> {
                 self.found(
                     MESSAGES.name,
                     Some(id),
-                    format!("message {number} announces {says} artifacts, and {names} batches are in it"),
+                    format!("message {number} announces {says} artifacts, but names {names} batches"),
                 );
             }
         }
     }
 
-    /// Whether what the run and its item types count is what is there.
+    /// Checks that the counts of the run and its item types match the rows.
     fn counts(&mut self, id: &str, run: &RunRow, types: &Of<String, TypeRow>, batches: &Of<u64, BatchRow>) {
         let mut sums: BTreeMap<&str, Sums> = BTreeMap::new();
         for batch in batches.values() {
@@ -530,7 +541,7 @@ impl Check<'_> {
             self.found(
                 RUNS.name,
                 Some(id),
-                format!("run {}: {says} batches are open, there are {open}", run.id),
+                format!("run {}: {says} open batches are counted, but there are {open}", run.id),
             );
         }
         let closed: u64 = types.values().map(|counts| counts.batches).sum();
@@ -539,12 +550,15 @@ impl Check<'_> {
             self.found(
                 RUNS.name,
                 Some(id),
-                format!("run {}: {given} batch numbers are given out, {closed} batches are counted", run.id),
+                format!(
+                    "run {}: {given} batch numbers were given out, but {closed} batches are counted",
+                    run.id
+                ),
             );
         }
     }
 
-    /// Whether the counts of an item type agree with one another and with its batches.
+    /// Checks that the counts of an item type agree with each other and with its batches.
     fn balance(&mut self, id: &str, run: &RunRow, item_type: &str, counts: &TypeRow, sums: &Sums) {
         let mut same = |what: &str, says: u64, is: u64| {
             if says != is {
@@ -571,13 +585,13 @@ impl Check<'_> {
                 found("invalid stream name");
             }
             if row.pages > 0 && row.exhausted == row.cursor.is_some() {
-                found("it has a cursor exactly if it is exhausted");
+                found("its cursor and whether it is exhausted contradict each other");
             }
             if !row.cursor.as_deref().is_none_or(is_json) {
-                found("its cursor is no JSON");
+                found("its cursor is not JSON");
             }
             if !row.bookmark.as_deref().is_none_or(is_json) {
-                found("its bookmark is no JSON");
+                found("its bookmark is not JSON");
             }
         }
         if run.pages != pages {
@@ -585,18 +599,18 @@ impl Check<'_> {
             self.found(
                 RUNS.name,
                 Some(id),
-                format!("run {}: {says} pages, its streams gave {pages}", run.id),
+                format!("run {}: {says} pages are counted, but its streams have {pages}", run.id),
             );
         }
         if items != read {
             let problem =
-                format!("run {}: its streams gave {items} records, {read} are counted as read", run.id);
+                format!("run {}: its streams have {items} records, but {read} are counted as read", run.id);
             self.found(TYPES.name, Some(id), problem);
         }
         Ok(())
     }
 
-    /// The child listings; says how many pages and records they gave.
+    /// Checks the child listings; returns the number of their pages and records.
     fn children(&mut self, id: &str, run: &RunRow, key: &Key) -> Result<(u64, u64)> {
         let ids = self.rows(&CHILD_IDS, key, |tail| {
             let at = tail.iter().position(|byte| *byte == 0).ok_or_else(short)?;
@@ -618,11 +632,11 @@ impl Check<'_> {
                 UnderRow::Stream(_) | UnderRow::Nothing => true,
             };
             let problem = if named != Some(*number) {
-                "it is not the one of that name"
+                "another one has its name"
             } else if !is_json(&row.data) || !row.cursor.as_deref().is_none_or(is_json) {
-                "its cursor or its data is no JSON"
+                "its cursor or its data is not JSON"
             } else if !waits {
-                "what waits for it is not there"
+                "the listing that waits for it does not exist"
             } else {
                 continue;
             };
@@ -635,7 +649,7 @@ impl Check<'_> {
             pages += row.pages;
             items += row.items;
             let (known, is_pending, bytes) = sums.remove(&stream).unwrap_or_default();
-            // Where a checkpoint brought the run back, those that were exhausted are counted and not known.
+            // If a checkpoint restored the run, exhausted ones are counted but not known.
             if known > row.named
                 || row.named.checked_sub(row.exhausted) != Some(is_pending)
                 || row.pending_bytes != bytes
@@ -649,8 +663,7 @@ impl Check<'_> {
             }
         }
         if let Some(stream) = sums.keys().next() {
-            let problem =
-                format!("child listings of stream {stream} of run {}: they are not counted", run.id);
+            let problem = format!("child listings of stream {stream} of run {}: they have no counts", run.id);
             self.found(CHILD_STREAMS.name, Some(id), problem);
         }
         Ok((pages, items))
@@ -675,7 +688,11 @@ impl Check<'_> {
                 self.found(CHUNKS.name, Some(id), problem);
             }
             if !(1..run.next_chunk).contains(&number) || !types.contains_key(&item_type) {
-                self.found(CHUNKS.name, Some(id), format!("chunk {number} of {item_type} is nobody's"));
+                self.found(
+                    CHUNKS.name,
+                    Some(id),
+                    format!("chunk {number} of {item_type} belongs to no item type"),
+                );
             }
         }
         for (item_type, counts) in types {
@@ -704,14 +721,14 @@ impl Check<'_> {
             untold += u64::from(row.json.is_empty());
             if !row.json.is_empty() && !is_json(&row.json) {
                 let number = shown(tail);
-                self.found(ATTACHMENTS.name, Some(id), format!("attachment {number}: its line is no JSON"));
+                self.found(ATTACHMENTS.name, Some(id), format!("attachment {number}: its line is not JSON"));
             }
             Ok(())
         });
         let queue = self.rows(&QUEUES, key, |_| Ok(()))?.remove(&());
         match queue {
             None if rows > 0 => {
-                self.found(QUEUES.name, Some(id), format!("run {}: its attachments are not counted", run.id));
+                self.found(QUEUES.name, Some(id), format!("run {}: its attachments have no counts", run.id));
             }
             // Its rows are being loaded.
             None | Some(QueueRow { rebuild: true, .. }) => {}
@@ -733,10 +750,11 @@ impl Check<'_> {
         }
     }
 
-    /// The bytes of batches: there exactly while they are needed, and what they should be. One is read at a time.
+    /// Checks the bytes of batches: that they exist exactly while they are needed, and are right. One batch is read
+    /// at a time.
     fn payloads(&mut self, id: &str, key: &Key, batches: &Of<u64, BatchRow>) -> Result<()> {
         let with_bytes = |batch: &BatchRow| matches!(batch.state, BatchState::Staged | BatchState::Uploaded);
-        // One that no life of this store uploaded came with a checkpoint, which has no bytes.
+        // A batch that no life of this store uploaded was restored from a checkpoint, which has no bytes.
         let restored =
             |batch: &BatchRow| matches!(batch.state, BatchState::Uploaded) && batch.uploaded_in == 0;
         let needed = batches.iter().filter(|(_, batch)| with_bytes(batch) && !restored(batch));
@@ -765,7 +783,7 @@ impl Check<'_> {
                         ));
                     }
                 }
-                Err(error) => found(format!("they are no whole gzip member: {error}")),
+                Err(error) => found(format!("they are not a complete gzip member: {error}")),
             }
             Ok(())
         });
@@ -778,7 +796,7 @@ impl Check<'_> {
         }
     }
 
-    /// What checks found in records: of a kind that can be, and of records that were read.
+    /// Checks the findings in records: that their kind exists, and that records of it were read.
     fn findings(&mut self, id: &str, run: &RunRow, key: &Key, types: &Of<String, TypeRow>) -> Result<()> {
         let rows = self.rows(&FINDINGS, key, |tail| Ok(tail.to_vec()))?;
         for (tail, row) in rows {
@@ -802,13 +820,13 @@ impl Check<'_> {
             }
             let kept = row.kept.len() as u64;
             if row.count == 0 || kept > row.count || kept > FINDINGS_KEPT {
-                found(&format!("{} are counted and {kept} kept", row.count));
+                found(&format!("{} are counted, but {kept} are kept", row.count));
             }
         }
         Ok(())
     }
 
-    /// Rows that only an open run has, of one that is not open.
+    /// Checks for rows that only an open run may have.
     fn strays(&mut self, id: &str, unit: &UnitRow, runs: &Of<u64, RunRow>) -> Result<()> {
         let open = unit.run.filter(|no| runs.get(no).is_none_or(|run| run.status == RunStatus::Open));
         self.stray(id, unit, &STREAMS, open)?;
@@ -841,7 +859,7 @@ impl Check<'_> {
             self.found(
                 table.name,
                 Some(id),
-                format!("{rows} rows are of run number {run}, which is not open"),
+                format!("{rows} rows belong to run number {run}, which is not open"),
             );
         }
         match scanned {
@@ -863,17 +881,17 @@ impl Check<'_> {
                 |problem: &str| self.found(LEDGER.name, Some(id), format!("run {}: {problem}", row.id));
             let known = row_of(&row.id, run_ids, |row| &row.id);
             if no >= unit.next_run || known.is_none_or(|(_, known)| known.run != no) {
-                found("its id does not lead to it");
+                found("its id leads to another row");
             }
-            // A finished one has none if its start is not known, and the unit had none.
+            // A finished run has none if its start is not known, and the unit had none.
             if row.status == RunStatus::Open
                 || (row.status == RunStatus::Abandoned && row.watermark.is_some())
             {
-                found("it has a watermark and was not finished, or is not over");
+                found("it has a watermark but was not finished, or is not over");
             }
             if row.status == RunStatus::Finished {
                 if row.types.iter().any(|counts| counts.read != counts.left_out + counts.announced) {
-                    found("it was finished, and not all that it read was announced");
+                    found("it was finished, but not everything that it read was announced");
                 }
                 last = Some(row.watermark);
             }
@@ -881,13 +899,13 @@ impl Check<'_> {
         if ledger.len() as u64 > LEDGER_RUNS_MAX {
             self.found(LEDGER.name, Some(id), format!("it has {} runs, over the limit", ledger.len()));
         }
-        // An operator may have set it back since.
+        // An operator may have rewound it since.
         let rewound = self.rows(&REWOUND, &Key::unit(unit.no), |_| Ok(()))?.remove(&());
         if let Some(rewound) = rewound {
             last = Some(rewound.watermark);
         }
-        // If the ledger does not reach back to the first run (it has a limit, and a checkpoint has less of it), the last
-        // finished run may be older than all that it has.
+        // If the ledger does not reach back to the first run (it has a limit, and a checkpoint keeps less), the last
+        // finished run may be older than all of it.
         if last.is_none() && ledger.keys().next().is_some_and(|&oldest| oldest > 1) {
             return Ok(());
         }
@@ -911,10 +929,10 @@ impl Check<'_> {
             if number == 0 || number >= unit.next_message || message.run >= unit.next_run {
                 found("its number, or its run's, was never given out");
             }
-            // A checkpoint does not keep the bytes of one that was accepted.
+            // A checkpoint does not keep the bytes of an accepted message.
             let restored = message.body.is_empty() && message.fate != MessageFate::Sealed;
             if !restored && !std::str::from_utf8(&message.body).is_ok_and(is_json) {
-                found("its body is no JSON");
+                found("its body is not JSON");
             }
         }
         for ((run, hash), event) in events {
@@ -929,11 +947,11 @@ impl Check<'_> {
             }
             if let Some(number) = event.message {
                 match messages.get(&number) {
-                    // Of older events a checkpoint brings back which message answered, and not the message.
+                    // Of older events a checkpoint restores only the number of the message that answered them.
                     None if event.accepted_at == Micros(0) => {}
                     None => found(&format!("message {number}, which answers it, is missing")),
                     Some(message) if message.run != *run || message.event != *hash => {
-                        found(&format!("message {number}, which answers it, answers another"));
+                        found(&format!("message {number}, which answers it, answers another event"));
                     }
                     Some(_) => {}
                 }
@@ -956,7 +974,7 @@ impl Check<'_> {
                 self.found(
                     NEXT_CURSORS.name,
                     Some(id),
-                    format!("the next cursor of stream {stream} is none"),
+                    format!("the next cursor of stream {stream} is invalid"),
                 );
             }
         }
@@ -964,7 +982,7 @@ impl Check<'_> {
             let kept = self.rows(&STANDING_BOOKMARKS, &run_key(unit.no, run), name)?;
             let whole = kept.values().all(|row| is_json(&row.json) && row.run < unit.next_run);
             if run >= unit.next_run || kept.len() as u64 != row.bookmarks || !whole {
-                let problem = format!("how run number {run} left the unit is not whole");
+                let problem = format!("the state in which run number {run} left the unit is incomplete");
                 self.found(STANDINGS.name, Some(id), problem);
             }
         }
@@ -994,7 +1012,7 @@ fn short() -> DecodeError {
     DecodeError::Damaged("its key is too short".to_owned())
 }
 
-/// The number that a key starts with, and the rest.
+/// The number at the start of a key, and the rest.
 fn number_first(key: &[u8]) -> Result<(u64, &[u8]), DecodeError> {
     let (number, rest) = key.split_first_chunk().ok_or_else(short)?;
     Ok((u64::from_be_bytes(*number), rest))

@@ -1,7 +1,7 @@
-//! Looking for one record: where its bytes still are, and what else is known of its id.
+//! Looking for one record: where its bytes still are, and what else is known about its id.
 //!
-//! The bytes of a batch are dropped when it is confirmed, so that a record is not here proves nothing then: the platform
-//! has it, or it never came. How many records are out of reach so is a part of the answer.
+//! The bytes of a batch are dropped when it is confirmed. So if a record is not found, the platform may have it, or
+//! it never came. The result includes how many records cannot be searched for this reason.
 
 use memchr::memmem::Finder;
 use serde::{Deserialize, Serialize};
@@ -20,7 +20,7 @@ use super::attachments::seen;
 use super::scan::{each, name};
 use super::words::BatchStage;
 
-/// Where records with an id are, and what else is known of it.
+/// Where records with an id are, and what else is known about it.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct Found {
@@ -46,11 +46,11 @@ pub struct Found {
 pub struct FoundPlace {
     /// Their item type.
     pub item_type: String,
-    /// The batch that they are in; none while it is open.
+    /// The batch that contains them; `None` while it is open.
     pub seq: Option<u64>,
-    /// Where that batch is.
+    /// The state of that batch.
     pub state: Option<BatchStage>,
-    /// How many: the source gave the same id again, where that is more than one.
+    /// How many: more than one if the source returned the same id again.
     pub records: u64,
 }
 
@@ -59,7 +59,7 @@ struct Line {
     id: Value,
 }
 
-/// How many lines are records with an id.
+/// The number of lines that are records with an id.
 fn count_in(lines: &[u8], needle: &Finder<'_>, id: &str) -> u64 {
     let with_needle = lines.split(|byte| *byte == b'\n').filter(|line| needle.find(line).is_some());
     let ids = with_needle.filter_map(|line| serde_json::from_slice(line).ok());
@@ -86,7 +86,7 @@ pub(super) fn find(view: &View<'_>, sync_unit: &str, unit: &UnitRow, id: &str) -
     };
     (found.attachments, found.attachments_failed) = seen(view, unit.no, id)?;
     let Some(run) = unit.run.map(|run| run_key(unit.no, run)) else { return Ok(found) };
-    // As it stands in JSON text, without the quotation marks: an id that is a number has none.
+    // As in JSON text, without the quotation marks, because a numeric id has none.
     let quoted = Value::from(id).to_string();
     let needle = Finder::new(quoted.trim_matches('"'));
     let mut types = Vec::new();
@@ -122,7 +122,7 @@ pub(super) fn find(view: &View<'_>, sync_unit: &str, unit: &UnitRow, id: &str) -
             found.places.push(FoundPlace { item_type, seq: Some(seq), state, records });
         }
     }
-    // As a finding names its record: an id that this one is a part of is another.
+    // The form in which a finding names its record: an id that contains this one is another.
     let named = record::quoted(id);
     each(view, &FINDINGS, &run, FindingKind::of_key, |_, row| {
         found.findings.extend(row.kept.into_iter().filter(|text| text.contains(&named)));

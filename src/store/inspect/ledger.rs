@@ -28,13 +28,13 @@ pub struct LedgerReport {
     /// When it was over.
     #[serde(serialize_with = "time")]
     pub ended_at: DateTime<Utc>,
-    /// What was modified at or after this was wanted; `None` is everything.
+    /// The run extracted what was modified at or after this; `None`: everything.
     #[serde(serialize_with = "optional_time")]
     pub since: Option<DateTime<Utc>>,
-    /// The watermark that it set; none for an abandoned run.
+    /// The watermark that it set; `None` for an abandoned run.
     #[serde(serialize_with = "optional_time")]
     pub watermark: Option<DateTime<Utc>>,
-    /// Lives that had taken it up.
+    /// Number of its lives.
     pub epoch: u64,
     /// Lives that ended without an answer, as far as this store knows.
     pub deaths: u64,
@@ -44,11 +44,11 @@ pub struct LedgerReport {
     pub events: u64,
     /// Events whose ids the platform had used before.
     pub events_reused: u64,
-    /// What was found in its records, and in its metadata.
+    /// The findings in its records, and in its metadata.
     pub findings: FindingCounts,
     /// Its counts, by item type.
     pub item_types: Vec<LedgerTypeReport>,
-    /// What became of its attachments.
+    /// Its attachments, by outcome.
     pub attachments: AttachmentsReport,
 }
 
@@ -58,9 +58,9 @@ pub struct LedgerReport {
 pub struct LedgerTypeReport {
     /// The item type.
     pub item_type: String,
-    /// Records that the source gave.
+    /// Records read from the source.
     pub read: u64,
-    /// Those that the platform did not want.
+    /// Records out of the extraction scope.
     pub skipped: u64,
     /// Those that were rejected.
     #[serde(skip_serializing_if = "is_zero")]

@@ -1,4 +1,4 @@
-//! What a store knows as a listing: one object for each thing, which a script reads line by line.
+//! A report as a listing: one object for each thing, for scripts that read line by line.
 
 use serde::Serialize;
 
@@ -17,7 +17,7 @@ use super::standing::{Alert, Standing};
 #[serde(tag = "kind", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Line<'a> {
-    /// A sync unit; what follows until the next is its.
+    /// A sync unit; the following objects belong to it, until the next unit.
     Unit(&'a UnitReport),
     /// Its newest run.
     Run(&'a RunReport),
@@ -27,7 +27,7 @@ pub enum Line<'a> {
     ChildStream(&'a ChildStreamReport),
     /// An item type of that run.
     ItemType(&'a TypeReport),
-    /// What was found in the records of that run, of one kind.
+    /// The findings of one kind in the records of that run.
     Findings(&'a FindingsReport),
     /// A bookmark.
     Bookmark(&'a BookmarkReport),
@@ -47,9 +47,9 @@ pub enum Line<'a> {
     Event(&'a EventReport),
     /// A life of a run that ended without an answer.
     Death(&'a DeathReport),
-    /// Where a unit stands, as of the moment at which it is looked at.
+    /// The state of a unit at the moment of reading.
     Standing(&'a Standing),
-    /// Something that is wrong.
+    /// An alert.
     Alert(&'a Alert),
 }
 

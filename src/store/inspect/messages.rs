@@ -23,15 +23,15 @@ pub struct MessageReport {
     pub sync_unit: String,
     /// Its number in the unit, from 1.
     pub message: u64,
-    /// The id of the run that it belongs to, if that is known still.
+    /// The id of the run that it belongs to, if that is still known.
     pub run: Option<String>,
     /// The phase that it belongs to.
     pub phase: Phase,
     /// Its event type, as it is spelled in its body.
     pub event_type: String,
-    /// What that says.
+    /// The kind of answer.
     pub answer: MessageKind,
-    /// What became of it.
+    /// Whether it was accepted.
     pub fate: MessageFate,
     /// How often its acceptance was recorded.
     pub delivered_times: u32,
@@ -42,13 +42,13 @@ pub struct MessageReport {
     pub artifacts: u64,
     /// Its acceptance ends the run.
     pub ends_run: bool,
-    /// What an ERROR says is wrong; not known where a checkpoint brought it here.
+    /// The error text of an ERROR; unknown if a checkpoint brought it here.
     pub error: Option<String>,
     /// Bytes of its body.
     pub body_bytes: u64,
     /// Its idempotency key.
     pub key: String,
-    /// The identity of the event that it answers, or, where a checkpoint brought it back, its hash.
+    /// The identity of the event that it answers, or, if a checkpoint brought it back, its hash.
     pub event: String,
 }
 
@@ -58,36 +58,36 @@ pub struct MessageReport {
 pub struct EventReport {
     /// The unit.
     pub sync_unit: String,
-    /// The id of its run, if that is known still.
+    /// The id of its run, if that is still known.
     pub run: Option<String>,
     /// Its place among the events of its run, from 1.
     pub order: u64,
-    /// Its identity, or, where a checkpoint brought it back, its hash.
+    /// Its identity, or, if a checkpoint brought it back, its hash.
     pub event: String,
     /// When it was accepted.
     #[serde(serialize_with = "time")]
     pub accepted_at: DateTime<Utc>,
-    /// The message that answers it, if that is sealed and kept still.
+    /// The message that answers it, if that is sealed and still kept.
     pub answer: Option<MessageReport>,
 }
 
-/// A life of a run that ended without an answer: it was killed, or gave up with an error of its own.
+/// A life of a run that ended without an answer: it was killed, or ended with an error of its own.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct DeathReport {
     /// The unit.
     pub sync_unit: String,
-    /// The id of its run, if that is known still.
+    /// The id of its run, if that is still known.
     pub run: Option<String>,
     /// Which life of the run it was, from 1.
     pub epoch: u64,
-    /// When it had stored something last; not known where a checkpoint brought the run here.
+    /// When it last stored something; unknown if a checkpoint brought the run here.
     #[serde(serialize_with = "optional_time")]
     pub changed_at: Option<DateTime<Utc>>,
-    /// When the next life took the run up. What the death cost in time is at most what lies between the two.
+    /// When the next life resumed the run. The death cost at most the time between the two.
     #[serde(serialize_with = "time")]
     pub found_at: DateTime<Utc>,
-    /// Batches that had no artifact id then: at most so many uploads were made that nobody knows.
+    /// Batches that had no artifact id then: at most this many uploads were made that nobody knows.
     pub batches: u64,
     /// Records in those.
     pub items: u64,
@@ -150,7 +150,7 @@ pub(super) fn deaths(
 /// The newest messages of a unit.
 #[derive(Debug, Default)]
 pub(super) struct Newest {
-    /// Messages that are stored, and those of them that are not known to be delivered.
+    /// Messages that are stored, and how many of them are not known to be delivered.
     pub(super) kept: u64,
     pub(super) undelivered: u64,
     /// The newest `last`, oldest first, after any older one that is not delivered.
@@ -183,7 +183,7 @@ pub(super) fn newest(
     Ok(found)
 }
 
-/// What an event is known by, its identity, or, where only its hash is kept, that; and when it was accepted.
+/// The identity of an event, or its hash if only that is kept; and when it was accepted.
 pub(super) fn event_name(
     view: &View<'_>,
     unit: u64,

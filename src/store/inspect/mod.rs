@@ -1,21 +1,23 @@
-//! Looking at a store without owning it: what it remembers, and whether that is whole.
+//! Reading a store without owning it: what it contains, and whether it is undamaged.
 //!
-//! A look never writes to the file, takes no lock on it, and turns nobody away who opens it meanwhile. How the file
-//! is read depends on what has become of its owner; [`Source`] says which way it was.
+//! Reading never writes to the file, takes no lock on it, and never makes another process fail to open it. How the
+//! file is read depends on its owner; [`Source`] says which way it was.
 //!
 //! - **Closed, or left open by an owner that was killed:** in place, through an overlay that keeps in memory the few
-//!   pages that recovering the file writes. After every read it is asked whether somebody has opened or changed the
-//!   file since. If so, what was read is dropped and read again from a copy, so a figure is never of two moments.
-//! - **Open elsewhere:** from a temporary copy. Its owner may write while it is made, so the copy is used only if
-//!   every page that its root leads to has the checksum that the root implies, which makes it one committed moment;
-//!   else it is made again, a bounded number of times.
+//!   pages that recovering the file writes. After every read it checks whether somebody has opened or changed the
+//!   file since. If so, what was read is dropped and read again from a copy, so the figures always belong to one
+//!   moment.
+//! - **Open elsewhere:** from a temporary copy. The owner may write while it is made, so the copy is used only if
+//!   every page that its root leads to has the checksum that the root implies, which makes it one committed moment.
+//!   Otherwise it is made again, a limited number of times.
 //!
-//! What is shown of a file that was left open, or is open, may not be durable yet: a power failure can take back what its
-//! owner had written and not synced. So open the store before acting on it; [`Store::open`](crate::Store::open) syncs
-//! the file first.
+//! The contents of a file that is open, or was left open, may not be durable yet: a power failure can undo what its
+//! owner has written and not synced. So open the store before you act on it; [`Store::open`](crate::Store::open)
+//! syncs the file first.
 //!
-//! Every page is checked so before anything is read from a file, also in place: figures from a damaged file would be
-//! guesses, so it is refused with [`Error::Corrupt`](crate::Error::Corrupt), and [`check`] says what is wrong with it.
+//! Every page is checked before anything is read from a file, also in place. Figures from a damaged file would be
+//! guesses, so such a file is refused with [`Error::Corrupt`](crate::Error::Corrupt), and [`check`] says what is
+//! wrong with it.
 //!
 //! ```
 //! use highwater::{Page, Record, Store, inspect::Snapshot};

@@ -1,8 +1,8 @@
-//! A disk over a file that is only ever read: what is written to it stays in memory, page by page.
+//! A disk over a file that is only read: writes stay in memory, page by page.
 //!
-//! A store whose owner was killed has to be recovered before it can be read, and recovering it writes. Here those
-//! writes reach the overlay alone. It takes the memory of the pages written (a few, whatever the file's size), and
-//! is gone with the look.
+//! A store whose owner was killed must be recovered before it can be read, and recovery writes. Here these writes
+//! reach only the overlay. It takes memory for the pages written (a few, whatever the file's size), and is dropped
+//! after the read.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,7 +13,7 @@ use crate::store::disk::Disk;
 
 const PAGE_BYTES: usize = 4096;
 
-/// A file opened for reading, shared by whoever looks at it.
+/// A file opened for reading, shared by its readers.
 #[derive(Debug, Clone)]
 pub(super) struct Base(Arc<Mutex<File>>);
 
@@ -45,7 +45,7 @@ pub(super) struct Overlay {
 struct Written {
     pages: BTreeMap<u64, Box<[u8; PAGE_BYTES]>>,
     bytes: u64,
-    /// Up to here what is not written is the file's; behind it, zeroes.
+    /// Below this, unwritten bytes are the file's; above it, they are zeroes.
     base_bytes: u64,
 }
 
@@ -56,7 +56,7 @@ impl Overlay {
         Ok(Self { base, written })
     }
 
-    /// Fills `out` from `at` with what the file has there, and zeroes behind its end.
+    /// Fills `out` from `at` with the file's bytes, and with zeroes after its end.
     fn read_base(&self, base_bytes: u64, at: u64, out: &mut [u8]) -> io::Result<()> {
         let there = usize::try_from(base_bytes.saturating_sub(at)).unwrap_or(usize::MAX).min(out.len());
         let (file, zeroes) = out.split_at_mut(there);
@@ -141,7 +141,7 @@ impl Disk for Overlay {
     fn set_len(&self, bytes: u64) -> io::Result<()> {
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         if bytes < written.bytes {
-            // What is cut off reads as zeroes should the file grow again.
+            // Bytes that were cut off read as zeroes if the file grows again.
             let page_bytes = PAGE_BYTES as u64;
             drop(written.pages.split_off(&bytes.div_ceil(page_bytes)));
             let within = usize::try_from(bytes % page_bytes).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The records of a run: how many of each item type are where, in which batches, and what was found in them.
+//! The records of a run: how many of each item type are in which state, in which batches, and the findings in them.
 
 use std::collections::BTreeMap;
 
@@ -36,11 +36,12 @@ pub struct TypeReport {
     pub run: String,
     /// The item type.
     pub item_type: String,
-    /// Records that the source gave.
+    /// Records read from the source.
     pub read: u64,
-    /// Those that the platform does not want: they were staged nowhere.
+    /// Records out of the extraction scope: they were not staged.
     pub skipped: u64,
-    /// Those that were rejected, which were staged nowhere either. Records that were asked for again in vain are not read.
+    /// Records that were rejected, and so not staged. Records that were requested again and rejected again are not
+    /// counted as read.
     #[serde(skip_serializing_if = "is_zero")]
     pub rejected: u64,
     /// Those that the run had announced before, and announces once.
@@ -55,7 +56,7 @@ pub struct TypeReport {
     pub open_items: u64,
     /// Bytes of those, as lines.
     pub open_bytes: u64,
-    /// Those that the platform knows to be ours.
+    /// Records whose batches the platform has linked to the run.
     pub confirmed: u64,
     /// Those in a sealed message, or acknowledged.
     pub announced: u64,
@@ -63,7 +64,7 @@ pub struct TypeReport {
     pub batches: u64,
     /// Those in a sealed message, or acknowledged.
     pub artifacts_announced: u64,
-    /// The artifact that was acknowledged last.
+    /// The artifact that was last acknowledged.
     pub last_artifact: Option<String>,
     /// Batches that are staged.
     pub batches_staged: BatchCounts,
@@ -83,13 +84,13 @@ pub struct FindingsReport {
     pub sync_unit: String,
     /// The run.
     pub run: String,
-    /// The item type; none for what is counted by rule alone, because there are too many kinds.
+    /// The item type; `None` if findings are counted by rule alone, because there are too many kinds.
     pub item_type: Option<String>,
     /// `error` or `warning`.
     pub severity: String,
-    /// The rule that was broken, as [`Rule::as_str`](crate::record::Rule::as_str) has it.
+    /// The rule that was broken, as [`Rule::as_str`](crate::record::Rule::as_str) names it.
     pub rule: String,
-    /// The place in the record, `[]` for each position in an array. Empty for the record as a whole, or where there are
+    /// The place in the record, `[]` for each position in an array. Empty for the record as a whole, or if there are
     /// too many kinds.
     pub path: String,
     /// How many.
@@ -108,15 +109,15 @@ pub struct BatchReport {
     pub run: String,
     /// The life of the run that staged it.
     pub epoch: u64,
-    /// The kind of its records.
+    /// The item type of its records.
     pub item_type: String,
     /// Its number in the run, from 1.
     pub seq: u64,
-    /// Where it is in its life.
+    /// Its state.
     pub state: BatchStage,
     /// The number of the sealed message that names it.
     pub message: Option<u64>,
-    /// What the platform calls it.
+    /// The platform's id for it.
     pub artifact_id: Option<String>,
     /// How often a confirm was refused for good, so that its id was given up.
     pub given_up: u32,
@@ -126,7 +127,7 @@ pub struct BatchReport {
     pub line_bytes: u64,
     /// Bytes of its gzip member.
     pub gzip_bytes: u64,
-    /// The stream whose page filled it; none if it was closed before it was full.
+    /// The stream whose page filled it; `None` if it was closed before it was full.
     pub stream: Option<String>,
     /// The cursor after the page that filled it, as JSON text.
     #[serde(serialize_with = "optional_raw")]

@@ -1,4 +1,4 @@
-//! Rejected records as a store has them: for people, and whether they can be.
+//! Rejected records in a store: for people, and whether they are possible.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,25 +25,25 @@ pub struct RejectedReport {
     pub sync_unit: String,
     /// Its item type.
     pub item_type: String,
-    /// The id by which it is asked for.
+    /// The id with which it is requested.
     pub id: String,
-    /// Where it stands.
+    /// Its state.
     pub stage: RejectedStage,
-    /// What it is counted by: the rule and the place that the first error names, or the extractor's reason.
+    /// What it is counted by: the rule and the place of the first error, or the extractor's reason.
     pub reason_kind: String,
-    /// Why it was rejected last; empty where only a checkpoint told of it.
+    /// Why it was last rejected; empty if only a checkpoint told of it.
     pub reason: String,
-    /// When it was rejected last.
+    /// When it was last rejected.
     #[serde(serialize_with = "time")]
     pub rejected_at: DateTime<Utc>,
-    /// The run that rejected it first; `None` if it is not in the ledger any more.
+    /// The run that first rejected it; `None` if it is not in the ledger any more.
     pub first_run: Option<String>,
-    /// In how many runs it was asked for in vain.
+    /// In how many runs it was requested and rejected again.
     pub asked: u32,
     /// Bytes of its JSON text, if that is kept.
     pub json_bytes: Option<u64>,
-    /// The start of it, at most [`REJECTED_JSON_BYTES_MAX`](crate::limits::REJECTED_JSON_BYTES_MAX) bytes: what a user wrote.
-    /// Only where it was asked for.
+    /// The start of it, at most [`REJECTED_JSON_BYTES_MAX`](crate::limits::REJECTED_JSON_BYTES_MAX) bytes: user
+    /// content. Only if it was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub json: Option<String>,
 }
@@ -64,7 +64,7 @@ pub(super) fn read(
             let stage = row.fate.into();
             let before = found.remove(&key).map(|(_, row)| row);
             let row = match (row.fate, before) {
-                // Why it was rejected, the finished run knows.
+                // The finished run has the reason why it was rejected.
                 (RejectedFate::Passed | RejectedFate::Gone, Some(before)) => before,
                 _ => row,
             };
@@ -92,7 +92,7 @@ pub(super) fn read(
         .collect()
 }
 
-/// What of a unit's rejected records cannot be: the table, and the problem.
+/// What is impossible in a unit's rejected records: the table, and the problem.
 pub(super) fn problems(view: &View<'_>, unit: &UnitRow) -> Result<Vec<(&'static str, String)>> {
     let mut problems = Vec::new();
     let mut key = |table: &Table<RejectedRow>, prefix: &Key| {
@@ -106,7 +106,7 @@ pub(super) fn problems(view: &View<'_>, unit: &UnitRow) -> Result<Vec<(&'static 
         None => Ok(()),
     });
     match keys.and_then(|()| check(view, unit, &mut problems)) {
-        // What else does not decode is found where every row is decoded.
+        // Other rows that do not decode are found where every row is decoded.
         Ok(()) | Err(Error::Corrupt { .. }) => Ok(problems),
         Err(error) => Err(error),
     }
@@ -123,7 +123,7 @@ fn check(view: &View<'_>, unit: &UnitRow, problems: &mut Vec<(&'static str, Stri
             ));
         }
     }
-    // Counts go with the ledger's row of their run.
+    // Counts are kept as long as the ledger's row of their run.
     let mut runs = BTreeSet::from_iter(unit.run);
     each(view, &LEDGER, &Key::unit(unit.no), number_of, |run, _| {
         runs.insert(run);
@@ -133,7 +133,7 @@ fn check(view: &View<'_>, unit: &UnitRow, problems: &mut Vec<(&'static str, Stri
     each(view, &REJECTED_COUNTS, &Key::unit(unit.no), run_of, |run, _| {
         strays.extend(Some(run).filter(|run| !runs.contains(run)));
     })?;
-    let stray = |run| (REJECTED_COUNTS.name, format!("run number {run} has counts and is not in the ledger"));
+    let stray = |run| (REJECTED_COUNTS.name, format!("run number {run} has counts but is not in the ledger"));
     problems.extend(strays.into_iter().map(stray));
     let Some(no) = unit.run else { return Ok(()) };
     let run = run_key(unit.no, no);
@@ -144,7 +144,7 @@ fn check(view: &View<'_>, unit: &UnitRow, problems: &mut Vec<(&'static str, Stri
     for (key, row) in &of_run {
         problems.extend(problem_of(key, row, unit).map(|problem| (REJECTED_IN_RUN.name, problem)));
         if row.fate != RejectedFate::Rejected && !of_unit.contains_key(key) {
-            let problem = format!("{} {}: it was asked for, and no run had rejected it", key.0, key.1);
+            let problem = format!("{} {}: it was requested, but no run had rejected it", key.0, key.1);
             problems.push((REJECTED_IN_RUN.name, problem));
         }
     }
@@ -152,14 +152,14 @@ fn check(view: &View<'_>, unit: &UnitRow, problems: &mut Vec<(&'static str, Stri
     for (item_type, rejected) in &counts {
         let left_out = view.get(&TYPES, &run.clone().and_name(item_type))?.map_or(0, |row| row.left_out);
         if *rejected > left_out {
-            let problem = format!("{rejected} {item_type} are rejected, and {left_out} were left out");
+            let problem = format!("{rejected} {item_type} are rejected, but {left_out} were left out");
             problems.push((REJECTED_COUNTS.name, problem));
         }
     }
-    // Who was asked for in vain is not counted as read.
+    // A record that was requested and rejected again is not counted as read.
     for (item_type, id) in of_run.keys().filter(|key| !of_unit.contains_key(*key)) {
         if !counts.contains_key(item_type) {
-            let problem = format!("{item_type} {id}: it is rejected, and none of its type is counted");
+            let problem = format!("{item_type} {id}: it is rejected, but none of its type is counted");
             problems.push((REJECTED_IN_RUN.name, problem));
         }
     }
@@ -173,7 +173,7 @@ fn problem_of((item_type, id): &(String, String), row: &RejectedRow, unit: &Unit
     } else if id.is_empty() || id.len() > ID_BYTES_MAX {
         format!("its id has {} bytes", id.len())
     } else if row.run >= unit.next_run {
-        format!("it was rejected first by run number {}, which was never given out", row.run)
+        format!("it was first rejected by run number {}, which was never given out", row.run)
     } else if kept > REJECTED_JSON_BYTES_MAX {
         format!("{kept} bytes of it are kept, over the limit")
     } else {

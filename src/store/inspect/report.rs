@@ -1,8 +1,9 @@
-//! What a store knows of one sync unit, as figures: every stored row that a person or a script may ask about.
+//! Everything that a store knows about one sync unit, as figures: all stored rows that a person or a script may ask
+//! about.
 //!
-//! A [`Report`] is read in one look, so its figures agree with one another. It holds one run (a store keeps the rows
-//! of one), and of what grows with history only the newest: bodies of messages and lines of batches are read when
-//! they are asked for.
+//! A [`Report`] is read in one view, so its figures agree with each other. It covers one run (a store keeps the rows
+//! of one), and only the newest of what grows with history. Bodies of messages and lines of batches are read on
+//! request.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -27,13 +28,13 @@ use super::records::{FindingsReport, TypeReport, findings, item_types};
 use super::scan::{each, name, push_last};
 use super::words::{RunStatus, optional_raw, optional_time, raw, time};
 
-/// Whether a sync unit is none of the user's: under such a name is remembered how the list of external sync units of an
-/// external system was given.
+/// Whether a sync unit is internal: under such a name the store keeps how the list of external sync units of an
+/// external system was delivered.
 pub fn is_internal(sync_unit: &str) -> bool {
     sync_unit.starts_with(RESERVED_UNIT_PREFIX)
 }
 
-/// Everything that a store knows of one sync unit.
+/// Everything that a store knows about one sync unit.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct Report {
@@ -41,13 +42,13 @@ pub struct Report {
     pub unit: UnitReport,
     /// Its newest run, over or not.
     pub run: Option<RunReport>,
-    /// The streams of that run; none once it is over.
+    /// The streams of that run; empty once it is over.
     pub streams: Vec<StreamReport>,
-    /// The child listings of that run, by stream; none once it is over.
+    /// The child listings of that run, by stream; empty once it is over.
     pub child_streams: Vec<ChildStreamReport>,
-    /// The counts of that run, by item type; none once it is over: the ledger has them then.
+    /// The counts of that run, by item type; empty once it is over: then the ledger has them.
     pub item_types: Vec<TypeReport>,
-    /// What checks found in the records of that run, by kind; none once it is over: the ledger has the sums then.
+    /// The findings in the records of that run, by kind; empty once it is over: then the ledger has the sums.
     pub findings: Vec<FindingsReport>,
     /// The bookmarks that finished runs left.
     pub bookmarks: Vec<BookmarkReport>,
@@ -57,40 +58,40 @@ pub struct Report {
     pub messages: Vec<MessageReport>,
     /// The newest runs that are over, oldest first.
     pub ledger: Vec<LedgerReport>,
-    /// The newest attachments that were given up, in the order of their runs, and then the newest of those that are to be
-    /// tried again.
+    /// The newest attachments that were given up, in the order of their runs, and then the newest of those that will
+    /// be tried again.
     pub failed_attachments: Vec<AttachmentReport>,
     /// The lives of the newest runs that ended without an answer, in the order of their runs.
     pub deaths: Vec<DeathReport>,
 }
 
-/// What a sync unit is known by.
+/// A sync unit.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct UnitReport {
     /// Its id.
     pub sync_unit: String,
-    /// It is none of the user's: see [`is_internal`].
+    /// Whether it is internal: see [`is_internal`].
     pub internal: bool,
-    /// When it was first heard of.
+    /// When it was first seen.
     #[serde(serialize_with = "time")]
     pub created_at: DateTime<Utc>,
-    /// Time up to which a finished run vouches.
+    /// The time up to which a finished run vouches.
     #[serde(serialize_with = "optional_time")]
     pub watermark: Option<DateTime<Utc>>,
     /// Runs begun.
     pub runs: u64,
-    /// Messages sealed, those included that were refused or are not kept any more.
+    /// Messages sealed, including those that were refused or are not kept any more.
     pub messages: u64,
     /// Messages that are kept.
     pub messages_kept: u64,
     /// Those of them that are not known to be delivered.
     pub messages_undelivered: u64,
-    /// Runs that are over and whose figures are kept.
+    /// Runs that are over and in the ledger.
     pub ledger_runs: u64,
     /// Attachments that were given up.
     pub attachments_failed: u64,
-    /// Attachments that were given up, and are to be tried again by the next run that comes to its attachments.
+    /// Attachments that were given up, and will be tried again by the next run that reaches its attachments phase.
     pub attachments_requeued: u64,
 }
 
@@ -102,32 +103,32 @@ pub struct RunReport {
     pub sync_unit: String,
     /// Its id.
     pub run: String,
-    /// Whether it goes on.
+    /// Its status.
     pub status: RunStatus,
     /// The phase that it entered last.
     pub phase: Option<Phase>,
     /// The phases whose DONE is sealed.
     pub phases_done: Vec<Phase>,
-    /// When it started: it will vouch for what was there until then.
+    /// When it started, which will be its watermark.
     #[serde(serialize_with = "time")]
     pub started_at: DateTime<Utc>,
     /// When it was over.
     #[serde(serialize_with = "optional_time")]
     pub ended_at: Option<DateTime<Utc>>,
-    /// What was modified at or after this is wanted; `None` is everything.
+    /// The run extracts what was modified at or after this; `None`: everything.
     #[serde(serialize_with = "optional_time")]
     pub since: Option<DateTime<Utc>>,
-    /// A watermark that was not used, for lying in the future when the run began.
+    /// A watermark that was not used, because it lay in the future when the run began.
     #[serde(serialize_with = "optional_time")]
     pub ignored_watermark: Option<DateTime<Utc>>,
-    /// Lives that have taken it up.
+    /// Number of its lives.
     pub epoch: u64,
-    /// When anything of it was stored last; not known where a checkpoint brought it here.
+    /// When anything of it was last stored; unknown if a checkpoint brought it here.
     #[serde(serialize_with = "optional_time")]
     pub changed_at: Option<DateTime<Utc>>,
     /// Lives that ended without an answer, as far as this store knows.
     pub deaths: u64,
-    /// What it extracted before is not known to this store, so it cannot go on.
+    /// Its earlier records are not known to this store, so it cannot go on.
     pub lost: bool,
     /// Pages staged.
     pub pages: u64,
@@ -135,20 +136,20 @@ pub struct RunReport {
     pub batches: u64,
     /// Those of them that are neither acknowledged nor announced.
     pub open_batches: u64,
-    /// When the source may be asked again.
+    /// When the source may be called again.
     #[serde(serialize_with = "optional_time")]
     pub not_before: Option<DateTime<Utc>>,
-    /// Seconds that it asked to be left alone.
+    /// Seconds for which it asked for no requests.
     pub delay_seconds: Option<u64>,
     /// Percent of the phase that is done, as the extractor estimates it.
     pub progress_percent: Option<u8>,
-    /// How far its attachments are; once it is over, the ledger has that.
+    /// Its attachments by status; once it is over, the ledger has them.
     pub attachments: AttachmentsReport,
     /// Events accepted.
     pub events: u64,
     /// Events whose ids the platform had used before.
     pub events_reused: u64,
-    /// The identity of the newest event, or, where a checkpoint brought it back, its hash.
+    /// The identity of the newest event, or, if a checkpoint brought it back, its hash.
     pub event: Option<String>,
     /// When that was accepted.
     #[serde(serialize_with = "optional_time")]
@@ -175,21 +176,21 @@ pub struct StreamReport {
     pub pages: u64,
     /// Records in them.
     pub items: u64,
-    /// It gave its last page.
+    /// Whether it has returned its last page.
     pub exhausted: bool,
-    /// Where its next page starts, as JSON text.
+    /// The cursor of its next page, as JSON text.
     #[serde(serialize_with = "optional_raw")]
     pub cursor: Option<String>,
-    /// What it leaves to the next run, as JSON text.
+    /// Its bookmark for the next run, as JSON text.
     #[serde(serialize_with = "optional_raw")]
     pub bookmark: Option<String>,
-    /// When its last page was stored; not known where a checkpoint brought it here.
+    /// When its last page was stored; unknown if a checkpoint brought it here.
     #[serde(serialize_with = "optional_time")]
     pub last_page_at: Option<DateTime<Utc>>,
     /// The newest minutes in which a page came, at most 6, oldest first.
     pub minutes: Vec<MinuteReport>,
-    /// The most that it has read in a finished run before, if it has read far more than that by now: ten times as many
-    /// records, and 10,000, or as many pages, and 1,000. Not there otherwise.
+    /// The most that it has read in a finished run before, if it has now read far more: ten times as many records,
+    /// and at least 10,000, or ten times as many pages, and at least 1,000. Otherwise missing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub far_more_than: Option<MostReadReport>,
 }
@@ -206,11 +207,11 @@ pub struct ChildStreamReport {
     pub stream: String,
     /// Child listings that pages named.
     pub named: u64,
-    /// Those that gave their last page.
+    /// Those that have returned their last page.
     pub exhausted: u64,
-    /// Those that did not.
+    /// Those that have not.
     pub pending: u64,
-    /// Bytes of these.
+    /// Bytes of the pending ones.
     pub pending_bytes: u64,
     /// Pages staged.
     pub pages: u64,
@@ -228,11 +229,11 @@ pub struct MostReadReport {
     pub items: u64,
 }
 
-/// What a stream gave in one minute.
+/// What a stream returned in one minute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct MinuteReport {
-    /// Its beginning.
+    /// The beginning of the minute.
     #[serde(serialize_with = "time")]
     pub at: DateTime<Utc>,
     /// Pages staged in it.
@@ -241,7 +242,7 @@ pub struct MinuteReport {
     pub items: u64,
 }
 
-/// What a stream of a finished run left to the next.
+/// The bookmark of a stream from a finished run.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct BookmarkReport {
@@ -249,9 +250,9 @@ pub struct BookmarkReport {
     pub sync_unit: String,
     /// The stream.
     pub stream: String,
-    /// Bytes of it.
+    /// Its size in bytes.
     pub bytes: u64,
-    /// Itself, as JSON text.
+    /// Its JSON text.
     #[serde(serialize_with = "raw")]
     pub bookmark: String,
 }
@@ -264,14 +265,13 @@ pub struct ValueReport {
     pub sync_unit: String,
     /// Its key.
     pub key: String,
-    /// Bytes of it.
+    /// Its size in bytes.
     pub bytes: u64,
-    /// Itself, as JSON text.
+    /// Its JSON text.
     #[serde(serialize_with = "raw")]
     pub value: String,
 }
 
-/// Reads everything of a unit, and of messages and the ledger the newest `last`.
 impl Report {
     /// The newest run, if it is open.
     pub fn open_run(&self) -> Option<&RunReport> {
@@ -279,6 +279,7 @@ impl Report {
     }
 }
 
+/// Reads everything of a unit; of messages and the ledger only the newest `last`.
 pub(super) fn read(view: &View<'_>, id: &str, unit: &UnitRow, last: usize) -> Result<Report> {
     let prefix = Key::unit(unit.no);
     let current = match unit.run {

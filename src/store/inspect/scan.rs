@@ -7,7 +7,7 @@ use crate::store::codec::DecodeError;
 use crate::store::rows::{Key, LEDGER, RUNS, Row, Table, name_of, run_key};
 use crate::store::tables::{Rows, View};
 
-/// Calls `each` with every row under `prefix`, and what its key ends in.
+/// Calls `each` with the end of the key and the row, for every row under `prefix`.
 pub(super) fn each<R: Row, T>(
     view: &View<'_>,
     table: &Table<R>,
@@ -23,7 +23,7 @@ pub(super) fn each<R: Row, T>(
     })
 }
 
-/// The id of a run, if it is known still.
+/// The id of a run, if it is still known.
 pub(super) fn run_id(view: &View<'_>, unit: u64, run: u64) -> Result<Option<String>> {
     let key = run_key(unit, run);
     Ok(match view.get(&RUNS, &key)? {
@@ -36,7 +36,7 @@ pub(super) fn name(tail: &[u8]) -> Result<String, DecodeError> {
     name_of(tail).map(str::to_owned)
 }
 
-/// Keeps the newest `last`; returns what has to go for the new one.
+/// Keeps the newest `last`; returns the one that is dropped for the new one.
 pub(super) fn push_last<T>(newest: &mut VecDeque<T>, last: usize, item: T) -> Option<T> {
     newest.push_back(item);
     if newest.len() > last { newest.pop_front() } else { None }

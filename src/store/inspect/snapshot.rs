@@ -1,4 +1,4 @@
-//! A store that is looked at: opened in place or from a copy, and read again if it changed meanwhile.
+//! A snapshot of a store: opened in place or from a copy, and read again if it changed meanwhile.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
@@ -29,15 +29,15 @@ use super::rejected::{self, RejectedReport};
 use super::report::{self, Report};
 use super::scan::{each, name, run_id};
 
-/// Copies of a file that is open elsewhere before it is given up as too busy.
+/// Copies of a file that is open elsewhere before it counts as too busy.
 const COPIES_MAX: u32 = 20;
-/// A file that was not written to for so long shows the next write by its time: file systems round to a few
+/// A file that was not written to for this long shows the next write in its timestamp: file systems round to a few
 /// milliseconds.
 const SETTLED: Duration = Duration::from_millis(20);
 /// Bytes at the start of a file that every commit changes (redb `docs/design.md`, "Super-header").
 const HEADER_BYTES: u64 = 512;
 
-/// Which way a store was read.
+/// How a store was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Source {
@@ -45,34 +45,34 @@ pub enum Source {
     Closed,
     /// In place; its last owner did not close it: it was killed, or lost power.
     LeftOpen,
-    /// From a copy, as somebody has it open.
+    /// From a copy, because a process has it open.
     Copy {
-        /// Copies made until one was of a single moment.
+        /// Copies made until one showed a single moment.
         copies: u32,
     },
 }
 
-/// A store that is looked at and not owned.
+/// A store that is read without owning it.
 #[derive(Debug)]
 pub struct Snapshot {
     path: PathBuf,
-    /// `None` only while it is dropped.
+    /// `None` only while it is being dropped.
     tables: Option<Tables>,
     source: Source,
-    /// The file itself and how it was, if it is read in place.
+    /// The file itself and its state at opening, if it is read in place.
     watched: Option<Watched>,
 }
 
-/// How much is made sure of before rows are read.
+/// How much is verified before rows are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pages {
-    /// Every page has its checksum, or the file is refused.
+    /// Every page is compared with its checksum; if one differs, the file is refused.
     Verified,
-    /// It is for the caller to verify them.
+    /// The caller verifies them.
     Unverified,
 }
 
-/// What a change of the file would change.
+/// What changes if the file changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Stamp {
     bytes: u64,
@@ -100,7 +100,7 @@ struct Watched {
 }
 
 impl Watched {
-    /// Whether nobody has opened it, and nothing of it has changed.
+    /// Whether nobody has opened it, and nothing in it has changed.
     fn is_untouched(&self) -> io::Result<bool> {
         // In this order: an owner that ends between the two has changed the header.
         Ok(self.base.with(is_open_elsewhere)? == Some(false) && Stamp::of(&self.base)? == self.stamp)
@@ -108,7 +108,7 @@ impl Watched {
 }
 
 impl Store {
-    /// Reports on one sync unit, as [`Snapshot::unit`] does, of a store that is open here.
+    /// Reports on one sync unit of a store that is open here, like [`Snapshot::unit`].
     ///
     /// # Errors
     /// `Corrupt` or `Io`.
@@ -121,11 +121,11 @@ impl Store {
 }
 
 impl Snapshot {
-    /// Opens a store to look at it, whether its owner has closed it, was killed, or has it open.
+    /// Opens a store to read it, whether its owner has closed it, was killed, or has it open.
     ///
     /// # Errors
     /// `Io` if it cannot be read, or not be copied to the directory for temporary files; `NotAStore`, `NewerFormat`,
-    /// `Corrupt`; `InUse` if its owner changed it under each of many copies.
+    /// `Corrupt`; `InUse` if its owner changed it during each of many copies.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         Self::open_with(path.as_ref(), Pages::Verified)
     }
@@ -169,7 +169,7 @@ impl Snapshot {
                         watched: None,
                     });
                 }
-                // It is damaged only if a copy that was surely made of one moment is.
+                // It counts as damaged only if a copy that is certainly of one moment is damaged.
                 Err(error @ Error::Corrupt { .. }) => {
                     let after = Stamp::of(&base).map_err(reading)?;
                     if after == before && settled.as_ref() == Some(&before) {
@@ -186,15 +186,15 @@ impl Snapshot {
         Err(Error::InUse { path: path.to_owned() })
     }
 
-    /// Which way it was read. It becomes [`Source::Copy`] when somebody opens the file while it is looked at.
+    /// How it was read. It becomes [`Source::Copy`] when somebody opens the file while it is being read.
     pub fn source(&self) -> Source {
         self.source
     }
 
     /// The sync units, in the order of their ids, each with the newest `last` of its messages and of the ledger.
     ///
-    /// They are read one by one, so the memory this takes does not grow with their number. Each report is of one
-    /// moment; should an owner open the file meanwhile, later units may be of a later one.
+    /// They are read one by one, so memory does not grow with their number. Each report shows one moment; if an owner
+    /// opens the file meanwhile, later units may show a later one.
     pub fn units(&mut self, last: usize) -> Units<'_> {
         Units { snapshot: self, last, next: Some(Key::name("")) }
     }
@@ -202,7 +202,7 @@ impl Snapshot {
     /// The ids of the sync units, in order.
     ///
     /// # Errors
-    /// As [`Snapshot::open`].
+    /// Those of [`Snapshot::open`].
     pub fn unit_ids(&mut self) -> Result<Vec<String>> {
         self.look(|view| {
             let (prefix, mut ids) = (Key::name(""), Vec::new());
@@ -214,7 +214,7 @@ impl Snapshot {
     /// One sync unit; `None` if the store does not know it.
     ///
     /// # Errors
-    /// As [`Snapshot::open`].
+    /// Those of [`Snapshot::open`].
     pub fn unit(&mut self, sync_unit: &str, last: usize) -> Result<Option<Report>> {
         self.look_at_unit(sync_unit, |view, unit| report::read(view, sync_unit, unit, last))
     }
@@ -222,7 +222,7 @@ impl Snapshot {
     /// The batches of a unit's newest run that are stored, in order; `None` if the store does not know the unit.
     ///
     /// # Errors
-    /// As [`Snapshot::open`].
+    /// Those of [`Snapshot::open`].
     pub fn batches(&mut self, sync_unit: &str) -> Result<Option<Vec<BatchReport>>> {
         self.look_at_unit(sync_unit, |view, unit| {
             let mut batches = Vec::new();
@@ -236,21 +236,21 @@ impl Snapshot {
         })
     }
 
-    /// The rejected records of a unit, by item type and id: those that are to be asked for again, and what became of them
-    /// in the run that is open. `with_json`: with what is kept of their content, which is what users wrote. `None` if the
+    /// The rejected records of a unit, by item type and id: those that will be requested again, and the outcome of
+    /// those in the open run. `with_json`: with the kept part of their content, which users wrote. `None` if the
     /// store does not know the unit.
     ///
     /// # Errors
-    /// As [`Snapshot::open`].
+    /// Those of [`Snapshot::open`].
     pub fn rejected(&mut self, sync_unit: &str, with_json: bool) -> Result<Option<Vec<RejectedReport>>> {
         self.look_at_unit(sync_unit, |view, unit| rejected::read(view, sync_unit, unit, with_json))
     }
 
-    /// Writes the JSON Lines of a batch that is staged or uploaded; says how many there were. `None`, and nothing is
-    /// written, if there is no such batch, or its bytes are not stored any more, as it is confirmed.
+    /// Writes the JSON Lines of a batch that is staged or uploaded; returns their number. `None`, and nothing is
+    /// written, if there is no such batch, or if it is confirmed and its bytes are not stored any more.
     ///
     /// # Errors
-    /// `Io` with the error of `out` as its source; as [`Snapshot::open`].
+    /// `Io` with the error of `out` as its source; those of [`Snapshot::open`].
     pub fn batch_lines(&mut self, sync_unit: &str, seq: u64, out: &mut dyn Write) -> Result<Option<u64>> {
         let found = self.look_at_unit(sync_unit, |view, unit| {
             let Some(run) = unit.run else { return Ok(None) };
@@ -273,11 +273,11 @@ impl Snapshot {
         Ok(Some(contents.lines))
     }
 
-    /// A sealed message and its body; the newest without a number. `None` if it is not stored, or the store does not
-    /// know the unit.
+    /// A sealed message and its body; the newest if no number is given. `None` if it is not stored, or the store does
+    /// not know the unit.
     ///
     /// # Errors
-    /// As [`Snapshot::open`].
+    /// Those of [`Snapshot::open`].
     pub fn message(
         &mut self,
         sync_unit: &str,
@@ -300,11 +300,11 @@ impl Snapshot {
         found.map(Option::flatten)
     }
 
-    /// The records of the newest run that are in no batch yet, as JSON Lines, item type by item type, or those of one; says
-    /// how many there were. `None`, and nothing is written, if the store does not know the unit.
+    /// Writes the records of the newest run that are in no batch yet, as JSON Lines, by item type, or those of one;
+    /// returns their number. `None`, and nothing is written, if the store does not know the unit.
     ///
     /// # Errors
-    /// `Io` with the error of `out` as its source; as [`Snapshot::open`].
+    /// `Io` with the error of `out` as its source; those of [`Snapshot::open`].
     pub fn open_lines(
         &mut self,
         sync_unit: &str,
@@ -331,21 +331,21 @@ impl Snapshot {
         Ok(Some(records))
     }
 
-    /// Where records with an id are, and what else is known of it; `None` if the store does not know the unit.
+    /// Where records with an id are, and what else is known about it; `None` if the store does not know the unit.
     ///
     /// It reads every record of the newest run whose bytes are stored.
     ///
     /// # Errors
-    /// As [`Snapshot::open`].
+    /// Those of [`Snapshot::open`].
     pub fn find(&mut self, sync_unit: &str, id: &str) -> Result<Option<Found>> {
         self.look_at_unit(sync_unit, |view, unit| find::find(view, sync_unit, unit, id))
     }
 
-    /// The events of a unit that are kept, and the lives that ended without an answer, those of the newest run and of the
+    /// The events of a unit that are kept, and the lives that ended without an answer, of the newest run and of the
     /// one before it; `None` if the store does not know the unit.
     ///
     /// # Errors
-    /// As [`Snapshot::open`].
+    /// Those of [`Snapshot::open`].
     pub fn conversation(&mut self, sync_unit: &str) -> Result<Option<Conversation>> {
         self.look_at_unit(sync_unit, |view, unit| {
             let mut run_ids = BTreeMap::new();
@@ -365,10 +365,10 @@ impl Snapshot {
     /// The attachments of a unit that are not settled: those that were given up, those of them that are queued again, and,
     /// unless `only_failed`, the queue of the newest run. `None` if the store does not know the unit.
     ///
-    /// They are read in groups, so the memory this takes does not grow with their number. Each group is of one moment.
+    /// They are read in groups, so memory does not grow with their number. Each group shows one moment.
     ///
     /// # Errors
-    /// As [`Snapshot::open`].
+    /// Those of [`Snapshot::open`].
     pub fn attachments(&mut self, sync_unit: &str, only_failed: bool) -> Result<Option<Attachments<'_>>> {
         let known = self.look_at_unit(sync_unit, |_, _| Ok(()))?;
         Ok(known.map(|()| Attachments {
@@ -380,7 +380,7 @@ impl Snapshot {
         }))
     }
 
-    /// Looks at one moment of a unit; `None` if the store does not know it.
+    /// Reads one moment of a unit; `None` if the store does not know it.
     fn look_at_unit<T>(
         &mut self,
         sync_unit: &str,
@@ -389,7 +389,7 @@ impl Snapshot {
         self.look(|view| view.get(&UNITS, &Key::name(sync_unit))?.map(|unit| body(view, &unit)).transpose())
     }
 
-    /// Looks at one moment of the store; again, at a copy, if the file was opened or changed meanwhile.
+    /// Reads one moment of the store; from a copy, if the file was opened or changed meanwhile.
     pub(in crate::store) fn look<T>(&mut self, body: impl Fn(&View<'_>) -> Result<T>) -> Result<T> {
         loop {
             let Some(tables) = &self.tables else { return Err(Error::InUse { path: self.path.clone() }) };
@@ -401,7 +401,7 @@ impl Snapshot {
         }
     }
 
-    /// Checks every page against its checksum; says what is wrong.
+    /// Checks every page against its checksum; returns what is wrong.
     pub(super) fn verify(&mut self) -> Result<Option<String>> {
         loop {
             let Some(tables) = &mut self.tables else { return Err(Error::InUse { path: self.path.clone() }) };
@@ -417,7 +417,7 @@ impl Snapshot {
         }
     }
 
-    /// Whether the file that is read in place, if it is, is as it was when it was opened.
+    /// Whether a file that is read in place has not changed since it was opened.
     fn is_untouched(&self) -> Result<bool> {
         self.watched
             .as_ref()
@@ -460,7 +460,7 @@ impl Iterator for Units<'_> {
         });
         match found {
             Ok(Some(report)) => {
-                // The least key behind this one.
+                // The lowest key after this one.
                 self.next = Some(Key::name(&report.unit.sync_unit).and_name("\0"));
                 Some(Ok(report))
             }
@@ -514,7 +514,7 @@ impl Iterator for Attachments<'_> {
     }
 }
 
-/// A copy without a name, which is gone with its last reader.
+/// A copy without a name, which is deleted with its last reader.
 fn copy_of(path: &Path, base: &Base) -> Result<File> {
     let copying = |error| {
         let (path, directory) = (path.display(), std::env::temp_dir());
@@ -540,9 +540,9 @@ fn look_at(base: Base, path: &Path, pages: Pages) -> Result<Tables> {
     })
 }
 
-/// Lets go of tables that may be of a damaged file.
+/// Drops tables whose file may be damaged.
 fn drop_tables(path: &Path, tables: Option<Tables>) {
-    // What closing it says is of no use: nothing was to be written.
+    // An error of closing it does not matter: nothing had to be written.
     drop(guarded(path, || {
         drop(tables);
         Ok(())

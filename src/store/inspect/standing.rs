@@ -1,6 +1,6 @@
-//! Where a sync unit stands, and what is wrong with it, as of the moment at which somebody looks.
+//! The state of a sync unit, and what is wrong with it, at the moment of reading.
 //!
-//! What is stored does not know how late it is; these figures do: ages, rates, and whether a silence is too long.
+//! Stored rows do not know the time; these figures do: ages, rates, and whether a silence is too long.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
@@ -11,12 +11,13 @@ use super::report::{Report, RunReport, StreamReport};
 use super::snapshot::Source;
 use super::words::{AlertKind, MessageFate, MessageKind, count, optional_time, time};
 
-/// An extractor that stores nothing for so long is told of: a page, an upload and a confirm each take far less.
+/// An extractor that stores nothing for this long causes an alert: a page, an upload and a confirm each take far
+/// less.
 const IDLE: TimeDelta = TimeDelta::minutes(5);
-/// The rate of late is that of so many minutes, and of the one that has begun.
+/// The recent rate covers this many minutes, and the current one.
 const RECENT: TimeDelta = TimeDelta::minutes(5);
 
-/// How much was read in how long.
+/// How much was read in how much time.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Rate {
@@ -24,7 +25,7 @@ pub struct Rate {
     pub pages: u64,
     /// Records in them.
     pub items: u64,
-    /// Seconds that took.
+    /// The time in seconds.
     pub seconds: f64,
 }
 
@@ -41,7 +42,7 @@ impl Rate {
     }
 }
 
-/// Something that an operator should know of first.
+/// An alert: what an operator should know first.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct Alert {
@@ -49,40 +50,40 @@ pub struct Alert {
     pub sync_unit: String,
     /// What kind of alert it is.
     pub what: AlertKind,
-    /// Since when, where that is known; of a delay, until when.
+    /// Since when, if that is known; for a delay, until when.
     #[serde(serialize_with = "optional_time")]
     pub at: Option<DateTime<Utc>>,
     /// What is wrong, for people, without the time.
     pub text: String,
 }
 
-/// Where a sync unit stands.
+/// The state of a sync unit.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct Standing {
     /// The unit.
     pub sync_unit: String,
-    /// The moment as of which this is said.
+    /// The moment of reading.
     #[serde(serialize_with = "time")]
     pub read_at: DateTime<Utc>,
     /// A process has the store open.
     pub is_held: bool,
-    /// When a page of any listing of the run was stored last.
+    /// When a page of any listing of the run was last stored.
     #[serde(serialize_with = "optional_time")]
     pub last_page_at: Option<DateTime<Utc>>,
-    /// What the run read over the last minutes, while it is open.
+    /// What the run read in the last minutes, while it is open.
     pub recent: Option<Rate>,
-    /// What the run read from its start until it stored a page last, while it is open.
+    /// What the run read from its start until it last stored a page, while it is open.
     pub whole: Option<Rate>,
     /// Records that are in no batch yet.
     pub open_items: u64,
     /// Batches that only the store has.
     pub staged: BatchCounts,
-    /// Batches that the platform has, and may not know to be ours.
+    /// Batches that the platform has, and may not have linked to the run.
     pub uploaded: BatchCounts,
     /// Batches that are confirmed, and in no message yet.
     pub confirmed: BatchCounts,
-    /// What is wrong, the most pressing first.
+    /// What is wrong, the most urgent first.
     #[serde(skip)]
     pub alerts: Vec<Alert>,
 }
@@ -96,8 +97,8 @@ fn sum(types: &[TypeReport], of: impl Fn(&TypeReport) -> BatchCounts) -> BatchCo
 }
 
 impl StreamReport {
-    /// What the stream gave over the last minutes of a run that started at `started_at`; none if that was nothing, or the
-    /// clock stands before it.
+    /// What the stream returned in the last minutes of a run that started at `started_at`; `None` if nothing, or if
+    /// the clock is before that.
     pub fn recent(&self, started_at: DateTime<Utc>, now: DateTime<Utc>) -> Option<Rate> {
         let first = now - RECENT;
         // The oldest minute that is counted whole.
@@ -110,7 +111,7 @@ impl StreamReport {
 }
 
 impl Report {
-    /// Where the unit stands as of `now`, in a store that was read this way.
+    /// The state of the unit at `now`, in a store that was read in this way.
     pub fn standing(&self, now: DateTime<Utc>, source: Source) -> Standing {
         let is_held = matches!(source, Source::Copy { .. });
         let run = self.open_run();
@@ -141,7 +142,7 @@ impl Report {
         }
     }
 
-    /// What is wrong, the most pressing first.
+    /// What is wrong, the most urgent first.
     fn alerts(&self, now: DateTime<Utc>, is_held: bool) -> Vec<Alert> {
         let mut alerts = Vec::new();
         let mut tell = |what, at, text: String| {
@@ -220,7 +221,7 @@ impl Report {
         let errors: u64 =
             self.findings.iter().filter(|kind| kind.severity == "error").map(|kind| kind.count).sum();
         if errors > 0 {
-            let text = format!("records are not what the metadata declares: {}", count(errors, "error"));
+            let text = format!("records do not match the metadata: {}", count(errors, "error"));
             tell(AlertKind::Findings, None, text);
         }
         if let Some(ignored) = self.run.as_ref().and_then(|run| run.ignored_watermark) {
@@ -231,7 +232,7 @@ impl Report {
     }
 }
 
-/// What is wrong with a run that is open.
+/// What is wrong with an open run.
 fn run_alerts(
     run: &RunReport,
     now: DateTime<Utc>,
@@ -239,24 +240,24 @@ fn run_alerts(
     tell: &mut impl FnMut(AlertKind, Option<DateTime<Utc>>, String),
 ) {
     if run.lost {
-        let text = "the run cannot go on: what it extracted before is not known here";
+        let text = "the run cannot go on: its earlier records are not known here";
         tell(AlertKind::Lost, None, text.to_owned());
     }
     let is_unanswered = run.event.is_some() && run.message.is_none();
     if is_unanswered && !is_held {
         let text = "no process has the store open, and the newest event is not answered: the extractor was \
-                    killed, or gave up. The next event, or the same one again, takes the run up";
+                    killed, or failed. The next event, or the same one again, resumes the run";
         tell(AlertKind::Unanswered, run.changed_at.or(run.event_accepted_at), text.to_owned());
     }
     let works = is_unanswered || run.event.is_none();
     if let Some(changed_at) = run.changed_at.filter(|at| is_held && works && now - *at > IDLE) {
-        let text = "nothing was stored since, though a process has the store open: the source, or the \
-                    platform, does not answer, or the store is held for nothing";
+        let text = "nothing was stored since, although a process has the store open: the source or the \
+                    platform does not answer, or the process does nothing";
         tell(AlertKind::Idle, Some(changed_at), text.to_owned());
     }
     if let (Some(until), Some(seconds)) = (run.not_before, run.delay_seconds) {
         let over = if until <= now { "; that is over, and no event has come since" } else { "" };
-        let text = format!("the source asked to be left alone for {}{over}", count(seconds, "second"));
+        let text = format!("the source asked for no requests for {}{over}", count(seconds, "second"));
         tell(AlertKind::Delay, Some(until), text);
     }
 }

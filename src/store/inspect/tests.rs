@@ -418,11 +418,11 @@ const BROKEN: &[Broken] = &[
     ("units: its number 1 was never given out", |change| {
         alter(change, &META, &Key::name("format"), |row: &mut FormatRow| row.next_unit = 1);
     }),
-    ("units: its number 1 is another unit's too", |change| {
+    ("units: another unit has its number 1 too", |change| {
         let unit = change.get(&UNITS, &unit_key()).unwrap().unwrap();
         change.put(&UNITS, &Key::name("twin"), &unit).unwrap();
     }),
-    ("values: a row is of unit number 9, which there is not", |change| {
+    ("values: a row belongs to unit number 9, which does not exist", |change| {
         change.put(&VALUES, &Key::unit(9).and_name("key"), &Json("1".to_owned())).unwrap();
     }),
     ("units: run number 2 is not its newest", |change| alter_unit(change, |unit| unit.next_run = 7)),
@@ -435,7 +435,7 @@ const BROKEN: &[Broken] = &[
         let run = change.get(&RUNS, &second()).unwrap().unwrap();
         change.put(&RUNS, &run_key(1, 5), &run).unwrap();
     }),
-    ("run_ids: the id other is of no run, or of another's", |change| {
+    ("run_ids: the id other belongs to no run, or to another one", |change| {
         change
             .put(
                 &RUN_IDS,
@@ -444,7 +444,7 @@ const BROKEN: &[Broken] = &[
             )
             .unwrap();
     }),
-    ("runs: run second: its id does not lead to it", |change| {
+    ("runs: run second: its id leads to another row", |change| {
         change.remove(&RUN_IDS, &Key::unit(1).and_hash("second")).unwrap();
     }),
     ("runs: run : invalid run id", |change| alter_run(change, |run| run.id = String::new())),
@@ -464,13 +464,13 @@ const BROKEN: &[Broken] = &[
         let entry = change.get(&LEDGER, &run_key(1, 1)).unwrap().unwrap();
         change.put(&LEDGER, &second(), &entry).unwrap();
     }),
-    ("streams: 1 rows are of run number 2, which is not open", |change| {
+    ("streams: 1 rows belong to run number 2, which is not open", |change| {
         alter_run(change, |run| run.status = Status::Finished);
     }),
-    ("batches: 4 rows are of run number 2, which is not open", |change| {
+    ("batches: 4 rows belong to run number 2, which is not open", |change| {
         alter_run(change, |run| run.status = Status::Finished);
     }),
-    ("types: 1 rows are of run number 3, which is not open", |change| {
+    ("types: 1 rows belong to run number 3, which is not open", |change| {
         change.put(&TYPES, &run_key(1, 3).and_name("issues"), &TypeRow::default()).unwrap();
     }),
     // What was read, and where it is.
@@ -489,19 +489,22 @@ const BROKEN: &[Broken] = &[
     ("types: issues of run second: 2 items and", |change| {
         alter_types(change, |counts| counts.open_items += 1);
     }),
-    ("types: run second: its streams gave 10 records, 9 are counted as read", |change| {
+    ("types: run second: its streams have 10 records, but 9 are counted as read", |change| {
         alter_stream(change, |stream| stream.items += 1);
     }),
-    ("runs: run second: 1 pages, its streams gave 2", |change| {
+    ("runs: run second: 1 pages are counted, but its streams have 2", |change| {
         alter_stream(change, |stream| stream.pages += 1);
     }),
-    ("streams: stream issues of run second: it has a cursor exactly if it is exhausted", |change| {
-        alter_stream(change, |stream| stream.exhausted = true);
-    }),
-    ("streams: stream issues of run second: its cursor is no JSON", |change| {
+    (
+        "streams: stream issues of run second: its cursor and whether it is exhausted contradict each other",
+        |change| {
+            alter_stream(change, |stream| stream.exhausted = true);
+        },
+    ),
+    ("streams: stream issues of run second: its cursor is not JSON", |change| {
         alter_stream(change, |stream| stream.cursor = Some("{".to_owned()));
     }),
-    ("streams: stream issues of run second: its bookmark is no JSON", |change| {
+    ("streams: stream issues of run second: its bookmark is not JSON", |change| {
         alter_stream(change, |stream| stream.bookmark = Some("{".to_owned()));
     }),
     ("streams: stream  of run second: invalid stream name", |change| {
@@ -511,39 +514,39 @@ const BROKEN: &[Broken] = &[
     ("types: invalid item type \"a/b\"", |change| {
         change.put(&TYPES, &second().and_name("a/b"), &TypeRow::default()).unwrap();
     }),
-    ("runs: run second: 4 batches are open, there are 3", |change| {
+    ("runs: run second: 4 open batches are counted, but there are 3", |change| {
         alter_run(change, |run| run.open_batches += 1);
     }),
-    ("runs: run second: 5 batch numbers are given out, 4 batches are counted", |change| {
+    ("runs: run second: 5 batch numbers were given out, but 4 batches are counted", |change| {
         alter_run(change, |run| run.next_seq += 1);
     }),
     ("batches: batch 9 of run second: its number was never given out", |change| {
         let row = change.get(&BATCHES, &batch(4)).unwrap().unwrap();
         change.put(&BATCHES, &batch(9), &row).unwrap();
     }),
-    ("batches: batch 4 of run second: it is empty, or of no life of the run", |change| {
+    ("batches: batch 4 of run second: it is empty, or belongs to no life of the run", |change| {
         alter_batch(change, 4, |batch| batch.epoch = 77);
     }),
     ("batches: batch 4 of run second: its item type bugs has no counts", |change| {
         alter_batch(change, 4, |batch| batch.item_type = "bugs".to_owned());
     }),
-    ("batches: batch 3 of run second: it has an artifact id exactly if it was not uploaded", |change| {
+    ("batches: batch 3 of run second: its state and its artifact id contradict each other", |change| {
         alter_batch(change, 3, |batch| batch.artifact = None);
     }),
-    ("batches: batch 1 of run second: it is announced by message 9, which is not there", |change| {
+    ("batches: batch 1 of run second: it is announced by message 9, which is missing", |change| {
         alter_batch(change, 1, |batch| batch.state = BatchState::Announced(9));
     }),
-    ("messages: message 3 announces 1 artifacts, and 0 batches are in it", |change| {
+    ("messages: message 3 announces 1 artifacts, but names 0 batches", |change| {
         alter_batch(change, 1, |batch| batch.state = BatchState::Confirmed);
     }),
-    ("batches: batch 1 of run second: it is announced by message 3, which is not there", |change| {
+    ("batches: batch 1 of run second: it is announced by message 3, which is missing", |change| {
         alter_message(change, 3, |message| message.fate = MessageFate::Proven);
     }),
     ("chunks: chunk 1 of issues: 1 lines instead of 3", |change| {
         let key = second().and_inner_name("issues").and_number(1);
         alter(change, &CHUNKS, &key, |chunk| chunk.items = 3);
     }),
-    ("chunks: chunk 8 of issues is nobody's", |change| {
+    ("chunks: chunk 8 of issues belongs to no item type", |change| {
         let key = second().and_inner_name("issues");
         let chunk = change.get(&CHUNKS, &key.clone().and_number(1)).unwrap().unwrap();
         change.put(&CHUNKS, &key.and_number(8), &chunk).unwrap();
@@ -562,14 +565,14 @@ const BROKEN: &[Broken] = &[
     ("payloads: the bytes of batch 4: they are ", |change| {
         alter_batch(change, 4, |batch| batch.gzip_bytes += 1);
     }),
-    ("payloads: the bytes of batch 4: they are no whole gzip member", |change| {
+    ("payloads: the bytes of batch 4: they are not a complete gzip member", |change| {
         change.put(&PAYLOADS, &batch(4), &Payload(b"\x1f\x8bnot gzip at all".to_vec())).unwrap();
     }),
     // What was found in records.
-    ("findings: 1 rows are of run number 2, which is not open", |change| {
+    ("findings: 1 rows belong to run number 2, which is not open", |change| {
         alter_run(change, |run| run.status = Status::Finished);
     }),
-    ("findings: a row is of unit number 9, which there is not", |change| {
+    ("findings: a row belongs to unit number 9, which does not exist", |change| {
         change.put(&FINDINGS, &undeclared().key(&run_key(9, 2)), &FindingRow::default()).unwrap();
     }),
     ("findings: a row of run second: its key has not the parts", |change| {
@@ -583,14 +586,14 @@ const BROKEN: &[Broken] = &[
         let kind = FindingKind { severity: "bad".to_owned(), ..undeclared() };
         change.put(&FINDINGS, &kind.key(&second()), &FindingRow { count: 1, kept: Vec::new() }).unwrap();
     }),
-    ("findings: warning undeclared in issues of run second: 8 are counted and 9 kept", |change| {
+    ("findings: warning undeclared in issues of run second: 8 are counted, but 9 are kept", |change| {
         alter(change, &FINDINGS, &undeclared().key(&second()), |row| row.count = 8);
     }),
     // Rejected records.
-    ("rejected: a row is of unit number 9, which there is not", |change| {
+    ("rejected: a row belongs to unit number 9, which does not exist", |change| {
         change.put(&REJECTED, &Key::unit(9).and_rejected("issues", "I"), &rejected()).unwrap();
     }),
-    ("rejected_in_run: 1 rows are of run number 1, which is not open", |change| {
+    ("rejected_in_run: 1 rows belong to run number 1, which is not open", |change| {
         change.put(&REJECTED_IN_RUN, &run_key(1, 1).and_rejected("issues", "I"), &rejected()).unwrap();
     }),
     ("rejected: its key has no item type", |change| {
@@ -609,7 +612,7 @@ const BROKEN: &[Broken] = &[
     ("rejected: issues : its id has 0 bytes", |change| {
         change.put(&REJECTED, &unit_key_no().and_rejected("issues", ""), &rejected()).unwrap();
     }),
-    ("rejected: issues I: it was rejected first by run number 7, which was never given out", |change| {
+    ("rejected: issues I: it was first rejected by run number 7, which was never given out", |change| {
         let row = RejectedRow { run: 7, ..rejected() };
         change.put(&REJECTED, &unit_key_no().and_rejected("issues", "I"), &row).unwrap();
     }),
@@ -617,22 +620,22 @@ const BROKEN: &[Broken] = &[
         let row = RejectedRow { json: Some(("x".repeat(20_000), 20_000)), ..rejected() };
         change.put(&REJECTED, &unit_key_no().and_rejected("issues", "I"), &row).unwrap();
     }),
-    ("rejected_in_run: issues I: it was asked for, and no run had rejected it", |change| {
+    ("rejected_in_run: issues I: it was requested, but no run had rejected it", |change| {
         let row = RejectedRow { fate: RejectedFate::Passed, ..rejected() };
         change.put(&REJECTED_IN_RUN, &second().and_rejected("issues", "I"), &row).unwrap();
     }),
-    ("rejected_in_run: issues I: it is rejected, and none of its type is counted", |change| {
+    ("rejected_in_run: issues I: it is rejected, but none of its type is counted", |change| {
         change.put(&REJECTED_IN_RUN, &second().and_rejected("issues", "I"), &rejected()).unwrap();
     }),
-    ("rejected_counts: 3 issues are rejected, and 0 were left out", |change| {
+    ("rejected_counts: 3 issues are rejected, but 0 were left out", |change| {
         change.put(&REJECTED_COUNTS, &second().and_name("issues"), &RejectedCountRow { records: 3 }).unwrap();
     }),
-    ("rejected_counts: run number 7 has counts and is not in the ledger", |change| {
+    ("rejected_counts: run number 7 has counts but is not in the ledger", |change| {
         let key = run_key(1, 7).and_name("issues");
         change.put(&REJECTED_COUNTS, &key, &RejectedCountRow { records: 3 }).unwrap();
     }),
     // Records that are announced once.
-    ("once_ids: 1 rows are of run number 1, which is not open", |change| {
+    ("once_ids: 1 rows belong to run number 1, which is not open", |change| {
         let key = run_key(1, 1).and_inner_name("issues").and_digest(&Digest::of("I"));
         change.put(&ONCE, &key, &OnceRow {}).unwrap();
     }),
@@ -651,7 +654,7 @@ const BROKEN: &[Broken] = &[
         let row = OnceCountRow { repeated: 3, ..OnceCountRow::default() };
         change.put(&ONCE_COUNTS, &second().and_name("issues"), &row).unwrap();
     }),
-    ("once_counts: run number 7 has counts and is not in the ledger", |change| {
+    ("once_counts: run number 7 has counts but is not in the ledger", |change| {
         let key = run_key(1, 7).and_name("issues");
         change.put(&ONCE_COUNTS, &key, &OnceCountRow::default()).unwrap();
     }),
@@ -659,49 +662,49 @@ const BROKEN: &[Broken] = &[
     ("events: the newest event of run second is missing", |change| {
         change.remove(&EVENTS, &newest_event()).unwrap();
     }),
-    ("events: its newest event is number 2 of 3", |change| alter_run(change, |run| run.events += 1)),
-    ("runs: run and newest event differ about what answers it", |change| {
+    ("events: its newest event has number 2 of 3", |change| alter_run(change, |run| run.events += 1)),
+    ("runs: the run and its newest event name different answers", |change| {
         alter_run(change, |run| run.message = None);
     }),
-    ("runs: run second has events and no newest one", |change| alter_run(change, |run| run.event = None)),
-    ("messages: message 2 of run second: it is not delivered, and the run went on", |change| {
+    ("runs: run second has events but no newest one", |change| alter_run(change, |run| run.event = None)),
+    ("messages: message 2 of run second: it is not delivered, but the run went on", |change| {
         alter_message(change, 2, |message| message.fate = MessageFate::Sealed);
     }),
     ("messages: message 2 of run second: it is older than the run's first", |change| {
         alter_run(change, |run| run.first_message = 3);
     }),
-    ("messages: message 3 of run second: it says DONE of a phase that the run has not done", |change| {
+    ("messages: message 3 of run second: it is the DONE of a phase that the run has not done", |change| {
         alter_message(change, 3, |message| message.kind = MessageKind::Done);
     }),
-    ("messages: message 2 of run second: it ends the run and was delivered, and the run is open", |change| {
+    ("messages: message 2 of run second: it ends the run and was delivered, but the run is open", |change| {
         alter_message(change, 2, |message| message.finishes = true);
     }),
     ("messages: message 3: its number, or its run's, was never given out", |change| {
         alter_unit(change, |unit| unit.next_message = 3);
     }),
-    ("messages: message 3: its body is no JSON", |change| {
+    ("messages: message 3: its body is not JSON", |change| {
         alter_message(change, 3, |message| message.body = b"{\"cut".to_vec());
     }),
     ("events: event [\"second\",2]: message 3, which answers it, is missing", |change| {
         change.remove(&MESSAGES, &message_key(1, 3)).unwrap();
     }),
-    ("events: event [\"second\",2]: message 3, which answers it, answers another", |change| {
+    ("events: event [\"second\",2]: message 3, which answers it, answers another event", |change| {
         alter_message(change, 3, |message| message.event = 7);
     }),
     ("events: event [\"second\",2]: its number, or its run's, was never given out", |change| {
         alter(change, &EVENTS, &newest_event(), |event| event.order = 0);
     }),
     // What outlives a run.
-    ("ledger: run first: its id does not lead to it", |change| {
+    ("ledger: run first: its id leads to another row", |change| {
         alter(change, &RUN_IDS, &Key::unit(1).and_hash("first"), |row| row.run = 2);
     }),
-    ("ledger: run first: it has a watermark and was not finished, or is not over", |change| {
+    ("ledger: run first: it has a watermark but was not finished, or is not over", |change| {
         alter_ledger(change, |run| run.status = Status::Abandoned);
     }),
     ("units: its watermark is not that of its last finished run", |change| {
         alter_ledger(change, |run| run.watermark = None);
     }),
-    ("ledger: run first: it was finished, and not all that it read was announced", |change| {
+    ("ledger: run first: it was finished, but not everything that it read was announced", |change| {
         alter_ledger(change, |run| run.types[0].announced = 1);
     }),
     ("ledger: it has 1002 runs, over the limit", |change| {

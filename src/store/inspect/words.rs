@@ -1,4 +1,4 @@
-//! The words that reports are written in, and the forms that times and JSON text of others have in them.
+//! The words of reports, and the forms of times and JSON text in them.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -30,27 +30,27 @@ macro_rules! words {
 }
 
 words! {
-    /// Whether a run goes on.
+    /// The status of a run.
     RunStatus {
         /// It was begun and is not over.
         Open = "open",
         /// Everything that it read is announced, and the watermark has moved.
         Finished = "finished",
-        /// Another run took its place; the watermark did not move.
+        /// Another run replaced it; the watermark did not move.
         Abandoned = "abandoned",
     }
-    /// Where a rejected record stands.
+    /// The state of a rejected record.
     RejectedStage {
-        /// A finished run rejected it, and the run that is open, or the next one, will ask for it.
+        /// A finished run rejected it, and the open run, or the next one, will request it.
         ToBeAsked = "to be asked for",
-        /// The run that is open rejected it, or asked for it in vain: the next one will ask for it.
+        /// The open run rejected it, or requested it and rejected it again: the next run will request it.
         Rejected = "rejected in this run",
-        /// The run that is open asked for it, and it passed. Should the run be abandoned, the next one asks again.
+        /// The open run requested it, and it passed. If the run is abandoned, the next one requests it again.
         Passed = "passed in this run",
-        /// The same, and the source does not have it any more.
+        /// The open run requested it, and the source does not have it any more.
         Gone = "gone in this run",
     }
-    /// Something that an operator should know of first.
+    /// The kinds of alerts.
     AlertKind {
         /// The newest answer is ERROR.
         Error = "ERROR",
@@ -60,9 +60,9 @@ words! {
         Lost = "lost",
         /// An event has no answer, and nobody works on it.
         Unanswered = "not answered",
-        /// Nothing was stored for a while, though the store is open elsewhere.
+        /// Nothing was stored for a while, although the store is open elsewhere.
         Idle = "idle",
-        /// The source is to be left alone.
+        /// The source asked for no requests for a while.
         Delay = "delay",
         /// A listing reads far more than in any run before.
         FarMore = "far more",
@@ -74,21 +74,21 @@ words! {
         Forgotten = "not remembered",
         /// Records, or the metadata, are not what they should be.
         Findings = "findings",
-        /// A watermark of the future was not used.
+        /// A watermark in the future was not used.
         IgnoredWatermark = "ignored watermark",
     }
-    /// What a message says of the event that it answers.
+    /// The kind of a message.
     MessageKind {
         /// The phase is over.
         Done = "DONE",
-        /// There is more; go on at once.
+        /// There is more; continue at once.
         Progress = "PROGRESS",
-        /// There is more; go on after a while.
+        /// There is more; continue after a while.
         Delay = "DELAY",
-        /// It cannot be done.
+        /// It failed.
         Error = "ERROR",
     }
-    /// What became of a sealed message.
+    /// Whether a sealed message was accepted.
     MessageFate {
         /// It is not known to have been accepted: it will be sent again, byte for byte, until it is.
         Sealed = "not delivered",
@@ -97,7 +97,7 @@ words! {
         /// A later event proved that it had been accepted.
         Proven = "proven",
     }
-    /// Where an attachment is that is not settled.
+    /// The state of an unsettled attachment.
     AttachmentState {
         /// It is in the queue.
         Waiting = "waiting",
@@ -105,16 +105,16 @@ words! {
         Uploaded = "uploaded",
         /// It was given up.
         Failed = "failed",
-        /// It was given up, and is to be tried again.
+        /// It was given up, and will be tried again.
         Requeued = "queued again",
     }
-    /// Where a batch is in its life. One that was acknowledged, or whose message was accepted, is not stored any more.
+    /// The state of a batch. A batch that was acknowledged, or whose message was accepted, is not stored any more.
     BatchStage {
         /// Its bytes are in the store only.
         Staged = "staged",
-        /// The platform has its bytes; whether it knows them to be ours is not known.
+        /// The platform has its bytes; whether it has linked them to the run is unknown.
         Uploaded = "uploaded",
-        /// The platform knows it to be ours; no message names it yet.
+        /// The platform has linked it to the run; no message names it yet.
         Confirmed = "confirmed",
         /// A sealed message names it.
         Announced = "announced",
@@ -196,7 +196,7 @@ pub(in crate::store) fn optional_time<S: Serializer>(
 pub(super) fn raw<S: Serializer>(json: &str, serializer: S) -> Result<S::Ok, S::Error> {
     match RawValue::from_string(on_one_line(json).into_owned()) {
         Ok(json) => json.serialize(serializer),
-        // What is no JSON is shown as the text that it is; a check reports it.
+        // What is not JSON is shown as the text that it is; a check reports it.
         Err(_) => serializer.serialize_str(json),
     }
 }

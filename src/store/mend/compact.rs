@@ -1,7 +1,7 @@
-//! Giving back the room in a store file that nothing is in any more.
+//! Compacting: removing unused space from a store file.
 //!
-//! A store reuses the pages of what it has forgotten, and seldom gives them back. Compacting moves what is left to the front
-//! and cuts the file; how much that saves is told by doing it to a copy.
+//! A store reuses the pages of what it has forgotten, and seldom returns them to the file system. Compacting moves
+//! the rows to the front and cuts the file. How much this saves is found by doing it to a copy.
 
 use std::io;
 use std::path::Path;
@@ -24,14 +24,14 @@ use super::plan::invalid;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Compaction {
-    /// Bytes of the file.
+    /// Size of the file.
     pub bytes: u64,
-    /// Bytes of it once it is compacted.
+    /// Size of the file once it is compacted.
     pub bytes_after: u64,
 }
 
 impl Compaction {
-    /// Compacts a copy, in the directory for temporary files, and measures it. The store is left as it is.
+    /// Compacts a copy, in the directory for temporary files, and measures it. The store does not change.
     ///
     /// # Errors
     /// `InUse`, `NotAStore`, `NewerFormat`, `Corrupt`; `Io`, also if there is no room for a copy.
@@ -58,10 +58,10 @@ impl Compaction {
 }
 
 impl Store {
-    /// Compacts the store. `by`: who does it, as of [`Store::mend`].
+    /// Compacts the store. `by`: who does it, as for [`Store::mend`].
     ///
     /// # Durability
-    /// A kill at any moment leaves all that is stored, in a file that is compacted or not, or partly.
+    /// A kill at any moment leaves all rows, in a file that is compacted, partly compacted, or not.
     ///
     /// # Errors
     /// `Invalid` if the store is in use in this process: there are clones of it, units or runs; `Corrupt`, `Io`.
@@ -73,7 +73,7 @@ impl Store {
         tables.compact()
     }
 
-    /// The tables, if nothing else in this process has the store.
+    /// The tables, if nothing else in this process uses the store.
     fn tables_alone(&mut self) -> Result<&mut Tables> {
         let path = self.inner.tables.path().to_owned();
         let inner = Arc::get_mut(&mut self.inner).ok_or_else(|| {

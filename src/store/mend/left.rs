@@ -1,4 +1,4 @@
-//! What runs and operators have left of a unit, as a plan reads it, and the list of what operators did.
+//! What runs and operators left in a unit, as a plan reads it, and the list of what operators did.
 
 use std::collections::BTreeMap;
 
@@ -11,12 +11,12 @@ use super::super::rows::{
 };
 use super::super::tables::{Change, Rows};
 
-/// What operators did to a unit that is kept: the newest.
+/// The most acts of operators on a unit that are kept; the newest are.
 const ACTS_MAX: usize = 64;
-/// Characters of who did something.
+/// Characters of the name of who did something.
 const BY_CHARS_MAX: usize = 200;
 
-/// How a run left its unit, and its bookmarks by stream; `None` if that is not kept.
+/// The state in which a run left its unit, and its bookmarks by stream; `None` if it is not kept.
 pub(super) fn standing(
     rows: &impl Rows,
     unit: u64,
@@ -30,7 +30,7 @@ pub(super) fn standing(
     Ok(Some((row, bookmarks?)))
 }
 
-/// The last cursor that a stream is known to have had in a run that is over.
+/// The last cursor that a stream had in a run that is over, if it is known.
 pub(super) fn last_cursor(rows: &impl Rows, unit: u64, stream: &str) -> Result<Option<String>> {
     let prefix = Key::unit(unit);
     let mut found = None;
@@ -42,7 +42,7 @@ pub(super) fn last_cursor(rows: &impl Rows, unit: u64, stream: &str) -> Result<O
     Ok(found)
 }
 
-/// Notes what an operator did to a unit, or, without one, to the store. Its number is one more than the newest's.
+/// Records what an operator did to a unit, or to the store if there is no unit. Its number is the newest's plus one.
 pub(super) fn keep_act(change: &Change<'_>, sync_unit: &str, row: &ActRow) -> Result<()> {
     let prefix = acts_of(sync_unit);
     let acts = change.all(&ACTS, &prefix)?;
@@ -54,7 +54,7 @@ pub(super) fn keep_act(change: &Change<'_>, sync_unit: &str, row: &ActRow) -> Re
     change.put(&ACTS, &prefix.and_number(newest + 1), &ActRow { by, ..row.clone() })
 }
 
-/// What operators did to a unit, or to all of them and the store, with the unit's id, which is empty for the store.
+/// What operators did to a unit, or to all units and the store, with the unit's id, which is empty for the store.
 pub(super) fn acts_by_unit(rows: &impl Rows, sync_unit: Option<&str>) -> Result<Vec<(String, ActRow)>> {
     if let Some(id) = sync_unit {
         return Ok(acts(rows, id)?.into_iter().map(|row| (id.to_owned(), row)).collect());

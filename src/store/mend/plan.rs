@@ -1,4 +1,5 @@
-//! What an operator may want, and a plan of it: all that it changes, and what the next run then asks for, as data and in words.
+//! An operator's request and the plan for it: all that it changes, and what the next run then asks for, as data and
+//! in words.
 
 use std::fmt::{self, Write as _};
 
@@ -11,39 +12,39 @@ use crate::error::{Error, Result};
 
 use super::super::inspect::{count, optional_time, time};
 
-/// Characters of a cursor or a bookmark that words show; the plan itself has all.
+/// Characters of a cursor or a bookmark in the plan's words; the plan itself holds the whole.
 pub(super) const SHOWN_CHARS: usize = 120;
 
 /// What an operator wants done to a sync unit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Mend {
-    /// Sets the unit back to where a finished run left it.
+    /// Sets the unit back to the state in which a finished run left it.
     Rewind {
-        /// Which.
+        /// Which run.
         to: RewindTo,
     },
-    /// Has a stream of the next run begin with a cursor. It is for each run until one is finished.
+    /// Makes a stream begin with a cursor in the next run, and in every run until one is finished.
     SetCursor {
         /// The stream.
         stream: String,
-        /// The cursor as JSON text; `null` has the stream begin at its beginning again.
+        /// The cursor as JSON text; `null` makes the stream begin without one again.
         cursor: String,
-        /// Also where the stream is not known, or its cursors had another shape.
+        /// Also if the stream is not known, or its cursors had another shape.
         force: bool,
     },
-    /// Has the next run extract everything, as if none had been finished.
+    /// Makes the next run extract everything, as if no run had finished.
     Reset {
-        /// Attachments that are settled stay so, unless the source names them with another url, name or date.
+        /// Settled attachments stay settled, unless the source names them with another url, name or date.
         keep_attachments: bool,
         /// Drops the extractor's own values, too.
         drop_values: bool,
     },
-    /// Queues attachments that were given up again.
+    /// Queues given-up attachments again.
     Requeue(Requeue),
-    /// Gives up the open run.
+    /// Abandons the open run.
     Abandon,
-    /// Forgets all of the unit.
+    /// Forgets the whole unit.
     Forget,
 }
 
@@ -51,23 +52,23 @@ pub enum Mend {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RewindTo {
-    /// As this run left it, by its id. It must have been finished.
+    /// As this run left it, by its id. The run must be finished.
     Run(String),
-    /// As it stood at that time: as the last run that was finished by then left it.
+    /// As it was at that time: as the last run that was finished by then left it.
     Time(DateTime<Utc>),
 }
 
-/// Which of the attachments that were given up: all, unless something is said.
+/// Which of the given-up attachments: all, unless one of the two is given.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Requeue {
-    /// Those with one of these ids, if there is one.
+    /// Those with one of these ids, unless empty.
     pub ids: Vec<String>,
-    /// Those whose reason holds this text.
+    /// Those whose reason contains this text.
     pub reason: Option<String>,
 }
 
 /// All that an act changes, and what the next run then asks for. Made by [`Store::plan`](crate::Store::plan) or
-/// [`Snapshot::plan`](crate::inspect::Snapshot::plan); it holds as long as the store stands as it stood.
+/// [`Snapshot::plan`](crate::inspect::Snapshot::plan); it is valid as long as the store does not change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Plan {
@@ -75,23 +76,23 @@ pub struct Plan {
     pub sync_unit: String,
     /// The act, in a few words.
     pub act: String,
-    /// Everything that changes; nothing, and there is nothing to do.
+    /// Everything that changes; if empty, there is nothing to do.
     pub changes: Vec<PlannedChange>,
-    /// What the next run asks for; `None` if the unit is not known after this.
+    /// What the next run asks for; `None` if the unit is not known afterwards.
     pub next_run: Option<NextRun>,
-    /// What is to be known of it beside.
+    /// What else the operator should know.
     pub notes: Vec<String>,
-    /// `None`: to take a unit in.
+    /// `None` for an import.
     #[serde(skip)]
     pub(super) mend: Option<Mend>,
 }
 
-/// Something that changes.
+/// One change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "change", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum PlannedChange {
-    /// The open run is given up.
+    /// The open run is abandoned.
     AbandonRun {
         /// Its id.
         run: String,
@@ -102,14 +103,14 @@ pub enum PlannedChange {
         pages: u64,
         /// Records staged that no message has announced: they are dropped here, and fetched again.
         records_dropped: u64,
-        /// Attachments that were still to be worked off.
+        /// Attachments that were still to be transferred.
         attachments_left: u64,
-        /// A sealed message of which it is not known whether the platform accepted it.
+        /// A sealed message that the platform may or may not have accepted.
         message_undelivered: Option<u64>,
         /// Records that this message announces.
         records_undelivered: u64,
     },
-    /// Up to when finished runs vouch.
+    /// The time up to which finished runs vouch.
     Watermark {
         /// Before.
         #[serde(serialize_with = "optional_time")]
@@ -145,26 +146,26 @@ pub enum PlannedChange {
         /// After.
         to: Option<Value>,
     },
-    /// What is known of attachments is forgotten, so that all of them are extracted again.
+    /// Everything known about attachments is forgotten, so that all of them are extracted again.
     ForgetAttachments {
         /// Attachments that are known.
         known: u64,
-        /// Those of them that were given up.
+        /// Those of them that are given up.
         failed: u64,
     },
-    /// Attachments that were given up are queued again.
+    /// Given-up attachments are queued again.
     Requeue {
         /// How many.
         attachments: u64,
-        /// Reasons for which they were given up, and how many for each; of many, the most frequent.
+        /// Reasons for which they were given up, with counts; if there are many, the most frequent.
         reasons: Vec<(String, u64)>,
     },
-    /// Values of the extractor's own are dropped.
+    /// The extractor's own values are dropped.
     DropValues {
         /// Their keys.
         keys: Vec<String>,
     },
-    /// All of the unit is forgotten.
+    /// The whole unit is forgotten.
     ForgetUnit {
         /// Runs begun.
         runs: u64,
@@ -173,7 +174,7 @@ pub enum PlannedChange {
         /// Attachments that are known.
         attachments: u64,
     },
-    /// A unit is taken in from a file.
+    /// A unit is imported from a file.
     Import {
         /// Rows in the file.
         rows: u64,
@@ -184,18 +185,18 @@ pub enum PlannedChange {
     },
 }
 
-/// What a run asks for that begins now.
+/// What a run that begins now asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct NextRun {
-    /// What was modified at or after this, less the overlap that the extractor sets; `None`: everything.
+    /// Records modified at or after this, less the overlap that the extractor sets; `None`: everything.
     #[serde(serialize_with = "optional_time")]
     pub since: Option<DateTime<Utc>>,
-    /// The streams that have a bookmark or begin with a cursor. Others begin at their beginning, without one.
+    /// The streams that have a bookmark or begin with a cursor. Others begin without either.
     pub streams: Vec<NextStream>,
-    /// Attachments that were given up and are to be tried again.
+    /// Given-up attachments that are to be tried again.
     pub attachments_requeued: u64,
-    /// Records that runs before rejected, and that are asked for again.
+    /// Records that earlier runs rejected, and that are asked for again.
     pub rejected: u64,
 }
 
@@ -205,7 +206,7 @@ pub struct NextRun {
 pub struct NextStream {
     /// Its name.
     pub stream: String,
-    /// What [`Run::bookmark`](crate::Run::bookmark) gives for it.
+    /// What [`Run::bookmark`](crate::Run::bookmark) returns for it.
     pub bookmark: Option<Value>,
     /// The cursor of its first page; `None`: its beginning.
     pub cursor: Option<Value>,
@@ -214,7 +215,7 @@ pub struct NextStream {
 pub(super) fn changed_since(plan: &Plan) -> Error {
     invalid(
         format!("the plan to {}", plan.act),
-        "the store has changed since it was made: nothing was done; plan anew".to_owned(),
+        "the store has changed since it was made, so nothing was done; plan again".to_owned(),
     )
 }
 
@@ -222,7 +223,7 @@ pub(super) fn invalid(what: String, reason: String) -> Error {
     Error::Invalid { what, reason }
 }
 
-/// JSON text as a value; what is none is shown as the text that it is.
+/// JSON text as a value; invalid JSON becomes a string.
 pub(super) fn value(json: &str) -> Value {
     serde_json::from_str(json).unwrap_or_else(|_| Value::String(json.to_owned()))
 }
@@ -237,7 +238,7 @@ pub(super) fn some_of(names: &[String]) -> String {
     let mut text =
         names.iter().take(SHOWN).map(|name| cut::to_chars(name, 80)).collect::<Vec<_>>().join(", ");
     if names.len() > SHOWN {
-        // A `String` takes whatever is written to it.
+        // Writing to a string does not fail.
         let _ = write!(text, " and {} more", names.len() - SHOWN);
     }
     text
@@ -297,13 +298,10 @@ impl fmt::Display for PlannedChange {
                 }
                 if let Some(message) = message_undelivered {
                     let records = count(*records_undelivered, "record");
-                    write!(
-                        f,
-                        "; message {message}, of which it is not known whether it was accepted, has {records}"
-                    )?;
+                    write!(f, "; message {message}, which may or may not have been accepted, has {records}")?;
                 }
                 if *attachments_left > 0 {
-                    write!(f, "; not worked off: {}", count(*attachments_left, "attachment"))?;
+                    write!(f, "; not transferred: {}", count(*attachments_left, "attachment"))?;
                 }
                 Ok(())
             }
@@ -336,15 +334,15 @@ impl fmt::Display for PlannedChange {
                 Ok(())
             }
             Self::DropValues { keys } => {
-                write!(f, "values of the extractor's own are dropped: {}", some_of(keys))
+                write!(f, "the extractor's own values are dropped: {}", some_of(keys))
             }
             Self::ForgetUnit { runs, ledger_runs, attachments } => write!(
                 f,
-                "all of it is forgotten: {runs} runs begun, {ledger_runs} of them in the ledger, {attachments} attachments"
+                "the whole unit is forgotten: {runs} runs begun, {ledger_runs} of them in the ledger, {attachments} attachments"
             ),
             Self::Import { rows, exported_at, replaces } => {
                 let replaces = if *replaces { ", in place of what is there" } else { "" };
-                write!(f, "{rows} rows, exported {exported_at}, are taken in{replaces}")
+                write!(f, "{rows} rows, exported {exported_at}, are imported{replaces}")
             }
         }
     }
@@ -360,7 +358,7 @@ impl Plan {
         if let Some(next) = &self.next_run {
             lines.push(match next.since {
                 Some(since) => format!(
-                    "the next run asks for what was modified since {}, less the overlap that the extractor sets",
+                    "the next run asks for records modified since {}, less the overlap that the extractor sets",
                     shown(since)
                 ),
                 None => "the next run asks for everything".to_owned(),

@@ -1,6 +1,6 @@
-//! A unit as a file, to move it to another store.
+//! A unit exported to a file, to move it to another store.
 //!
-//! JSON Lines: a line that says what it is, one line for each row, and a line that ends it.
+//! JSON Lines: a header line, one line for each row, and an end line.
 //!
 //! ```json
 //! {"kind":"highwater_unit","version":1,"store_format":2,"sync_unit":"acme/tickets","exported_at":"2026-01-02T03:04:05Z","watermark":null}
@@ -8,13 +8,14 @@
 //! {"kind":"end","rows":1,"checksum":"32 hexadecimal digits"}
 //! ```
 //!
-//! A row is as it is stored: with the version of its form and a checksum, so a later version of this crate reads it as it
-//! reads a store. Its key, in hexadecimal digits, is without the number of the unit, which gets another one where it comes.
-//! The checksum at the end is the first half of a SHA-256 over the checksum of the lines before, and the last of them, so
-//! that a file which is cut or changed is found out in one reading, whatever its size.
+//! A row is as it is stored, with the version of its form and a checksum, so a later version of this crate can read
+//! it as it reads a store. Its key, in hexadecimal digits, omits the number of the unit, which gets another number
+//! where it is imported. The checksum at the end chains over all lines: for each line, it is the first half of a
+//! SHA-256 over the checksum of the lines before and this line. So one reading detects a file that was cut or
+//! changed, whatever its size.
 //!
-//! A unit is exported between two runs only: batches that are on their way stay where they are. It comes without a holder
-//! token, so no platform takes the store that it comes to for the holder of a checkpoint.
+//! A unit can be exported only between two runs, because batches in flight stay in the store. It is exported without
+//! a holder token, so the platform does not take the new store for the holder of a checkpoint.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Read, Write};
@@ -41,11 +42,11 @@ use super::super::kept::acts_of;
 use super::plan::{Plan, PlannedChange, changed_since, invalid, shown};
 use super::unit::{Known, note};
 
-/// The newest form that this version writes and reads.
+/// The newest version, which this crate writes.
 const VERSION: u32 = 1;
-/// What a file says that it is.
+/// The kind in the header line.
 const KIND: &str = "highwater_unit";
-/// The longest line that is read: many times what a row can be.
+/// The longest line that is read: many times the size of any row.
 const LINE_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,7 +90,7 @@ impl Chain {
     }
 }
 
-/// A file that a unit was exported to, read once and found whole.
+/// A file with an exported unit, read once and found complete.
 #[derive(Debug, Clone)]
 pub struct UnitFile {
     path: PathBuf,
@@ -102,7 +103,7 @@ impl UnitFile {
     /// Opens a file, and reads it to its end.
     ///
     /// # Errors
-    /// `Io`; `NewerFormat`; `Invalid` if it is no such file, or is not whole.
+    /// `Io`; `NewerFormat`; `Invalid` if it is not such a file, or not complete.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let mut rows = 0;
@@ -113,13 +114,13 @@ impl UnitFile {
         Ok(Self { path: path.to_owned(), header, rows, checksum })
     }
 
-    /// The unit that it holds.
+    /// The unit in the file.
     pub fn sync_unit(&self) -> &str {
         &self.header.sync_unit
     }
 }
 
-/// Reads a file, calling `each` with the table, the key and the bytes of each row; returns what it says of itself, and its
+/// Reads a file and calls `each` with the table, the key and the bytes of each row; returns its header and its
 /// checksum.
 fn read(
     path: &Path,
@@ -170,7 +171,7 @@ fn read(
                 )));
             }
             if next()?.is_some() {
-                return Err(wrong("something follows its end".to_owned()));
+                return Err(wrong("there is more after its end line".to_owned()));
             }
             return Ok((header, end.checksum));
         }
@@ -182,14 +183,15 @@ fn read(
         let key = bytes_of_hex(&row.key).ok_or_else(|| no_row("its key is not hexadecimal".to_owned()))?;
         let bytes = STANDARD.decode(row.row.as_bytes()).map_err(|error| no_row(error.to_string()))?;
         if let Some(Err(error)) = check_row(table, &bytes) {
-            return Err(no_row(format!("it is no row of {table}: {error}")));
+            return Err(no_row(format!("it is not a row of {table}: {error}")));
         }
         each(table, &key, &bytes)?;
         chain.add(&line);
     }
 }
 
-/// Writes a unit to a file that is there whole, durably, or not at all. Says how many rows it has.
+/// Writes a unit to a file, which is then complete and durable; after a failure there is no file. Returns the number
+/// of rows.
 fn write(rows: &impl Rows, sync_unit: &str, path: &Path, now: DateTime<Utc>) -> Result<u64> {
     let unit = at_rest(rows, sync_unit)?;
     let writing = |error: std::io::Error| Error::io(format!("write the unit file {}", path.display()), error);
@@ -221,7 +223,7 @@ fn write(rows: &impl Rows, sync_unit: &str, path: &Path, now: DateTime<Utc>) -> 
     let of_unit = Key::unit(unit.no);
     let by_name = Key::name(sync_unit);
     for &table in ALL_TABLES {
-        // The rows of these stand under the id of the unit.
+        // The rows of these tables are keyed by the id of the unit.
         if table == UNITS.name || table == PAST.name {
             rows.scan_raw(
                 table,
@@ -252,7 +254,7 @@ fn at_rest(rows: &impl Rows, sync_unit: &str) -> Result<UnitRow> {
         None => Ok(known.unit),
         Some((_, run)) => {
             let reason = format!(
-                "run {} is open, and what it has on its way stays here: let it end, or `abandon` it",
+                "run {} is open, and its batches cannot be exported: let it end, or `abandon` it",
                 run.id
             );
             Err(invalid(format!("exporting {sync_unit}"), reason))
@@ -261,28 +263,28 @@ fn at_rest(rows: &impl Rows, sync_unit: &str) -> Result<UnitRow> {
 }
 
 impl Store {
-    /// Writes a unit to a new file, to be taken in by another store. Says how many rows it has.
+    /// Writes a unit to a new file, for another store to import. Returns the number of rows.
     ///
     /// # Durability
-    /// When this returns `Ok`, the file survives power loss. A kill leaves it whole or not there.
+    /// When this returns `Ok`, the file survives power loss. A kill leaves a complete file or none.
     ///
     /// # Errors
-    /// `Invalid` if there is no such unit, a run of it is open, or its state is kept with the platform; `Io`, also if the file
-    /// is there already; `Corrupt`.
+    /// `Invalid` if there is no such unit, a run of it is open, or its state is kept with the platform; `Io`, also if
+    /// the file exists already; `Corrupt`.
     pub fn export(&self, sync_unit: &str, path: impl AsRef<Path>) -> Result<u64> {
         let now = self.clock().now();
         self.inner.tables.view(|rows| write(rows, sync_unit, path.as_ref(), now))
     }
 
-    /// Plans to take a unit in from a file. Nothing is changed.
+    /// Plans to import a unit from a file. Nothing is changed.
     ///
     /// # Errors
-    /// `Invalid` if the store has the unit and it is not to be replaced; `Corrupt`, `Io`.
+    /// `Invalid` if the store has the unit and `replace` is false; `Corrupt`, `Io`.
     pub fn plan_import(&self, file: &UnitFile, replace: bool) -> Result<Plan> {
         self.inner.tables.view(|rows| plan(rows, file, replace))
     }
 
-    /// Carries out a plan to take a unit in from a file.
+    /// Carries out a plan to import a unit from a file.
     ///
     /// # Durability
     /// When this returns `Ok`, all of the unit survives power loss. It is one transaction: a kill leaves all of it or nothing.
@@ -307,10 +309,10 @@ impl Store {
 }
 
 impl Snapshot {
-    /// Writes a unit of a store that is only looked at to a new file, as [`Store::export`] does.
+    /// Writes a unit of a snapshot to a new file, like [`Store::export`].
     ///
     /// # Errors
-    /// As [`Store::export`], and as [`Snapshot::open`].
+    /// Those of [`Store::export`] and of [`Snapshot::open`].
     pub fn export(&mut self, sync_unit: &str, path: impl AsRef<Path>, now: DateTime<Utc>) -> Result<u64> {
         let path = path.as_ref();
         let directory = tempfile::tempdir_in(file::parent(path))
@@ -323,16 +325,16 @@ impl Snapshot {
         })?;
         let whole = directory.path().join(tries.get().to_string());
         let writing = |error| Error::io(format!("write the unit file {}", path.display()), error);
-        // As a rename that replaces nothing: the name is the file's second one.
+        // A rename that replaces nothing: the file gets a second name.
         std::fs::hard_link(&whole, path).map_err(writing)?;
         file::sync_directory(file::parent(path)).map_err(writing)?;
         Ok(rows)
     }
 
-    /// Plans to take a unit in, as [`Store::plan_import`] does.
+    /// Plans to import a unit, like [`Store::plan_import`].
     ///
     /// # Errors
-    /// As [`Store::plan_import`], and as [`Snapshot::open`].
+    /// Those of [`Store::plan_import`] and of [`Snapshot::open`].
     pub fn plan_import(&mut self, file: &UnitFile, replace: bool) -> Result<Plan> {
         self.look(|rows| plan(rows, file, replace))
     }
@@ -353,7 +355,7 @@ fn plan(rows: &impl Rows, file: &UnitFile, replace: bool) -> Result<Plan> {
         let known = Known::find(rows, &id, Micros(0))?;
         if !replace {
             let reason = format!(
-                "{} has this unit already, with {} runs begun: say that it is to be replaced, or import into another store",
+                "{} has this unit already, with {} runs begun: ask to replace it, or import into another store",
                 rows.tables().path().display(),
                 known.unit.next_run.saturating_sub(1)
             );
@@ -369,18 +371,20 @@ fn plan(rows: &impl Rows, file: &UnitFile, replace: bool) -> Result<Plan> {
     });
     plan.notes.push(match &file.header.watermark {
         Some(watermark) => {
-            format!("the next run asks for what was modified since {watermark}, or goes by the bookmarks")
+            format!(
+                "the next run asks for records modified since {watermark}, or continues from the bookmarks"
+            )
         }
         None => "the next run asks for everything".to_owned(),
     });
     plan.notes.push(
-        "where it came from, the unit stays: do not let both stores be served, or what one announces the other does too"
+        "the unit also stays in the store it came from: serve only one of the two, or records are announced twice"
             .to_owned(),
     );
     Ok(plan)
 }
 
-/// Puts the rows of a file in the place of the unit.
+/// Replaces the unit by the rows of a file.
 fn take_in(sync_unit: &SyncUnit, change: &Change<'_>, file: &UnitFile) -> Result<()> {
     let id = sync_unit.id.as_str();
     sync_unit.delete_in(change)?;

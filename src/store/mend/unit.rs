@@ -1,5 +1,5 @@
-//! The acts on one unit: each planned from the rows, by a function that changes nothing, and carried out in one transaction
-//! that plans it again.
+//! The acts on one unit: a function that changes nothing plans each of them from the rows; one transaction plans it
+//! again and carries it out.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,24 +30,24 @@ use super::plan::{
     invalid, shown, shown_json, some_of, value,
 };
 
-/// Reasons that a plan to queue attachments again names.
+/// The most reasons that a plan to queue attachments again lists.
 const REASONS_MAX: usize = 20;
-/// Reasons that it tells apart.
+/// The most reasons that it counts separately.
 const REASONS_TOLD: usize = 1_000;
 
 impl Store {
     /// Plans an act. Nothing is changed.
     ///
     /// # Errors
-    /// `Invalid`, with what to do instead: there is no such unit, its state is kept with the platform, there is no such run or
-    /// it was not finished, a cursor is none or of another shape; `Corrupt`, `Io`.
+    /// `Invalid`, with what to do instead: there is no such unit, its state is kept with the platform, there is no
+    /// such run or it was not finished, or a cursor is not JSON or has another shape; `Corrupt`, `Io`.
     pub fn plan(&self, sync_unit: &str, mend: &Mend) -> Result<Plan> {
         let id = SyncUnitId::new(sync_unit)?;
         let now = Micros::from_time(self.clock().now());
         self.inner.tables.view(|rows| plan_act(rows, &id, mend, now))
     }
 
-    /// Carries a plan out. `by`: who does it, for the list of acts, cut to 200 characters.
+    /// Carries out a plan. `by`: who does it, for the list of acts, cut to 200 characters.
     ///
     /// # Durability
     /// When this returns `Ok`, all of it survives power loss. It is one transaction: a kill leaves all of it or nothing.
@@ -77,10 +77,10 @@ impl Store {
 }
 
 impl Snapshot {
-    /// Plans an act on a store that is only looked at, as [`Store::plan`] does.
+    /// Plans an act on a snapshot, like [`Store::plan`].
     ///
     /// # Errors
-    /// As [`Store::plan`], and as [`Snapshot::open`].
+    /// Those of [`Store::plan`] and of [`Snapshot::open`].
     pub fn plan(&mut self, sync_unit: &str, mend: &Mend, now: DateTime<Utc>) -> Result<Plan> {
         let id = SyncUnitId::new(sync_unit)?;
         self.look(|rows| plan_act(rows, &id, mend, Micros::from_time(now)))
@@ -88,7 +88,7 @@ impl Snapshot {
 }
 
 impl Store {
-    /// What operators did, by unit, each unit's oldest first: to one unit, or to all of them and the store.
+    /// What operators did, by unit, the oldest first: to one unit, or to all units and the store.
     ///
     /// # Errors
     /// `Corrupt` or `Io`.
@@ -98,10 +98,10 @@ impl Store {
 }
 
 impl Snapshot {
-    /// What operators did, as of [`Store::acts`].
+    /// What operators did, like [`Store::acts`].
     ///
     /// # Errors
-    /// As [`Snapshot::open`].
+    /// Those of [`Snapshot::open`].
     pub fn acts(&mut self, sync_unit: Option<&str>) -> Result<Vec<Act>> {
         self.look(|rows| acts(rows, sync_unit))
     }
@@ -118,13 +118,13 @@ fn acts(rows: &impl Rows, sync_unit: Option<&str>) -> Result<Vec<Act>> {
     Ok(acts.collect())
 }
 
-/// Notes what was done.
+/// Records what was done.
 pub(super) fn note(change: &Change<'_>, plan: &Plan, by: &str, at: Micros) -> Result<()> {
     let changes = plan.changes.iter().map(|change| cut::to_chars(&change.to_string(), 300)).collect();
     keep_act(change, &plan.sync_unit, &ActRow { at, by: by.to_owned(), act: plan.act.clone(), changes })
 }
 
-/// A unit that is to be mended, and what is known of it.
+/// A unit to mend, and what is known of it.
 pub(super) struct Known<'a, R> {
     rows: &'a R,
     id: &'a SyncUnitId,
@@ -160,14 +160,14 @@ fn plan_act<R: Rows>(rows: &R, id: &SyncUnitId, mend: &Mend, now: Micros) -> Res
 }
 
 impl<'a, R: Rows> Known<'a, R> {
-    /// Finds a unit that may be mended here.
+    /// Finds a unit that may be mended in this store.
     pub(super) fn find(rows: &'a R, id: &'a SyncUnitId, now: Micros) -> Result<Self> {
         let store = rows.tables().path().display();
         let Some(unit) = rows.get(&UNITS, &Key::name(id.as_str()))? else {
-            return Err(invalid(format!("mending {id}"), format!("{store} knows no such unit")));
+            return Err(invalid(format!("mending {id}"), format!("{store} has no such unit")));
         };
         if unit.holder != (None, None) {
-            let reason = "its state is kept with the platform, and what stands there would win over this copy: fetch its \
+            let reason = "its state is kept with the platform, which would overwrite this copy: fetch its \
                           worker state, mend that as a file, and put it back";
             return Err(invalid(format!("mending {id} in {store}"), reason.to_owned()));
         }
@@ -191,7 +191,7 @@ impl<'a, R: Rows> Known<'a, R> {
         rows.into_iter().map(|(name, row)| Ok((self.text(&name)?, row.json))).collect()
     }
 
-    /// The cursors that streams begin with, as JSON texts.
+    /// The cursors with which streams begin, as JSON texts.
     fn next_cursors(&self) -> Result<BTreeMap<String, String>> {
         let rows = self.rows.all(&NEXT_CURSORS, &self.prefix())?;
         rows.into_iter().map(|(name, row)| Ok((self.text(&name)?, row.json))).collect()
@@ -206,7 +206,7 @@ impl<'a, R: Rows> Known<'a, R> {
         Ok(rows)
     }
 
-    /// What the next run asks for, of a unit that stands so.
+    /// What the next run asks for if the unit is in this state.
     fn next_run(
         &self,
         unit: &UnitRow,
@@ -229,7 +229,7 @@ impl<'a, R: Rows> Known<'a, R> {
         })
     }
 
-    /// Plans to give up the open run, if there is one.
+    /// Plans to abandon the open run, if there is one.
     pub(super) fn plan_end_of_run(&self, plan: &mut Plan) -> Result<()> {
         let Some((no, row)) = &self.open else { return Ok(()) };
         let key = run_key(self.unit.no, *no);
@@ -270,8 +270,8 @@ impl<'a, R: Rows> Known<'a, R> {
         }
         if let Some(message) = undelivered {
             plan.notes.push(format!(
-                "message {message} is sealed and not known to be accepted; it is not sent again: if the platform has it, what \
-                 it announces is announced once more by the next run"
+                "message {message} is sealed, and may have been accepted; it is not sent again: if the platform has it, what \
+                 it announces is announced again by the next run"
             ));
         }
         Ok(())
@@ -308,7 +308,7 @@ impl<'a, R: Rows> Known<'a, R> {
         let runs = self.finished()?;
         let span = match (runs.first(), runs.last()) {
             (Some((_, first)), Some((_, last))) => format!(
-                "those that were finished and are known: from {} (over at {}) to {} (over at {})",
+                "finished runs that are known: from {} (over at {}) to {} (over at {})",
                 first.id,
                 shown(first.ended_at.to_time()),
                 last.id,
@@ -326,10 +326,7 @@ impl<'a, R: Rows> Known<'a, R> {
                 match found {
                     Some(found) => found,
                     None if is_open => {
-                        return no_run(
-                            &format!("run {id}"),
-                            "it is open and has left nothing yet: `abandon` gives it up",
-                        );
+                        return no_run(&format!("run {id}"), "it is still open; `abandon` abandons it");
                     }
                     None => {
                         return no_run(&format!("run {id}"), &format!("no such run was finished; {span}"));
@@ -346,7 +343,7 @@ impl<'a, R: Rows> Known<'a, R> {
                     found
                 } else {
                     let reason = format!(
-                        "no run was finished by then; {span}; `reset` has the next run extract everything"
+                        "no run was finished by then; {span}; `reset` makes the next run extract everything"
                     );
                     return no_run(&shown(*at), &reason);
                 }
@@ -354,7 +351,7 @@ impl<'a, R: Rows> Known<'a, R> {
         };
         match found.1.watermark {
             None => {
-                let reason = "when it started was not known, so it vouches for nothing; `reset` has the next run extract \
+                let reason = "its start was not known, so it has no watermark; `reset` makes the next run extract \
                               everything";
                 no_run(&format!("run {}", found.1.id), reason)
             }
@@ -369,7 +366,8 @@ impl<'a, R: Rows> Known<'a, R> {
         }
     }
 
-    /// How the unit stands once it is set back to a run, with its bookmarks as JSON texts and the runs that left them.
+    /// The state of the unit once it is rewound to a run, with its bookmarks as JSON texts and the runs that left
+    /// them.
     fn rewound(
         &self,
         no: u64,
@@ -396,12 +394,14 @@ impl<'a, R: Rows> Known<'a, R> {
         let (oldest, newest) = unit.bounds;
         unit.bounds = (oldest, newest.min(row.watermark));
         notes.push(format!(
-            "the bookmarks that run {} left are not kept (those of the last {STANDINGS_MAX} finished runs are): all \
-             bookmarks are dropped, and streams go by the time alone",
+            "the bookmarks of run {} are not kept any more (only those of the last {STANDINGS_MAX} finished runs are): all \
+             bookmarks are dropped, and streams use the time alone",
             row.id
         ));
         if newest.is_some() {
-            notes.push("how far back runs had reached by then is not kept: it stays as it is now".to_owned());
+            notes.push(
+                "the window that runs had covered by then is not kept: it stays as it is now".to_owned(),
+            );
         }
         Ok((unit, BTreeMap::new()))
     }
@@ -418,7 +418,7 @@ impl<'a, R: Rows> Known<'a, R> {
         self.plan_standing(&unit, &bookmarks, plan)?;
         if unit.watermark > self.unit.watermark {
             plan.notes.push(
-                "the watermark moves forward: what was to be extracted again since the last rewind is not"
+                "the watermark moves forward: records that the last rewind would have extracted again are skipped"
                     .to_owned(),
             );
         }
@@ -436,7 +436,7 @@ impl<'a, R: Rows> Known<'a, R> {
         Ok(keys)
     }
 
-    /// Plans to have the unit stand so, every stream at its beginning.
+    /// Plans to set the unit to a state, every stream at its beginning.
     fn plan_standing(
         &self,
         unit: &UnitRow,
@@ -478,7 +478,7 @@ impl<'a, R: Rows> Known<'a, R> {
     fn plan_reset(&self, keep_attachments: bool, drop_values: bool, plan: &mut Plan) -> Result<()> {
         plan.act = format!("reset {}", self.id);
         if keep_attachments {
-            plan.act.push_str(", but for its attachments");
+            plan.act.push_str(", except its attachments");
         }
         if drop_values {
             plan.act.push_str(", with the extractor's own values");
@@ -520,7 +520,7 @@ impl<'a, R: Rows> Known<'a, R> {
         self.plan_end_of_run(plan)?;
         self.plan_forget_all(plan)?;
         plan.notes.push(
-            "the ids of its last 64 runs are kept, so that their late events are known, and what operators did to it"
+            "the ids of its last 64 runs are kept, so that their late events are recognised, and so is what operators did to it"
                 .to_owned(),
         );
         Ok(())
@@ -535,7 +535,7 @@ impl<'a, R: Rows> Known<'a, R> {
         Ok(())
     }
 
-    /// The streams that are known by name, and the last cursor of this one.
+    /// The names of the streams that are known, and the last cursor of this one.
     fn last_cursor_of(&self, stream: &str) -> Result<(BTreeSet<String>, Option<String>)> {
         let mut streams: BTreeSet<String> = self.bookmarks()?.into_keys().collect();
         for (name, _) in self.rows.all(&MOST_READ, &self.prefix())? {
@@ -562,9 +562,9 @@ impl<'a, R: Rows> Known<'a, R> {
         })?;
         let clears = given.is_null();
         plan.act = if clears {
-            format!("have stream {stream} of {} begin at its beginning", self.id)
+            format!("make stream {stream} of {} start at its beginning", self.id)
         } else {
-            format!("have stream {stream} of {} begin with the cursor {}", self.id, shown_json(&given))
+            format!("make stream {stream} of {} start with the cursor {}", self.id, shown_json(&given))
         };
         let mut cursors = self.next_cursors()?;
         let before = cursors.remove(stream.as_str());
@@ -578,13 +578,13 @@ impl<'a, R: Rows> Known<'a, R> {
                 };
                 return Err(invalid(
                     what,
-                    format!("no run has read such a stream; {known}; force it if it is right"),
+                    format!("no run has read such a stream; {known}; use force if it is right"),
                 ));
             }
             match &last {
                 None if !force => {
-                    let reason = "no cursor of this stream is known to compare it with (it has one page, perhaps): force \
-                                  it if its shape is right";
+                    let reason = "no cursor of this stream is known to compare it with (perhaps it has one page): use force \
+                                  if its shape is right";
                     return Err(invalid(what, reason.to_owned()));
                 }
                 Some(last) => {
@@ -593,12 +593,12 @@ impl<'a, R: Rows> Known<'a, R> {
                         && !force
                     {
                         let reason = format!(
-                            "{difference}; the last one was {}: force it if the extractor reads it all the same",
+                            "{difference}; the last one was {}: use force if the extractor can read it",
                             shown_json(&last)
                         );
                         return Err(invalid(what, reason));
                     }
-                    plan.notes.push(format!("the last cursor of it that is known is {}", shown_json(&last)));
+                    plan.notes.push(format!("its last known cursor is {}", shown_json(&last)));
                 }
                 None => {}
             }
@@ -623,14 +623,14 @@ impl<'a, R: Rows> Known<'a, R> {
         }
         if !clears {
             plan.notes.push(
-                "what the source lists before that cursor is not asked for, and the watermark moves all the same when the run \
+                "records that the source lists before that cursor are skipped, and the watermark still moves when the run \
                  is finished"
                     .to_owned(),
             );
         }
         if let Some((_, row)) = &self.open {
             plan.notes.push(format!(
-                "run {} is open and goes on with its own cursors: this is for the run after it (`abandon` gives it up)",
+                "run {} is open and goes on with its own cursors: this is for the run after it (`abandon` ends the open one)",
                 row.id
             ));
         }
@@ -667,7 +667,7 @@ impl<'a, R: Rows> Known<'a, R> {
                 if !chosen.ids.is_empty() {
                     found.insert(id);
                 }
-                // Of a great many reasons the first are told apart.
+                // If there are very many reasons, only the first ones are counted separately.
                 let is_told = reasons.len() < REASONS_TOLD || reasons.contains_key(&row.reason);
                 let reason = if is_told { row.reason } else { "other reasons".to_owned() };
                 *reasons.entry(reason).or_default() += 1;
@@ -689,7 +689,8 @@ impl<'a, R: Rows> Known<'a, R> {
             && attachments > 0
             && row.phase.is_none_or(|phase| phase <= Phase::Attachments)
         {
-            plan.notes.push(format!("run {} takes them up if it comes to its attachments yet", row.id));
+            plan.notes
+                .push(format!("run {} retries them, if its attachments phase is still to come", row.id));
         }
         plan.next_run =
             Some(self.next_run(&self.unit, &self.bookmarks()?, &self.next_cursors()?, attachments)?);
@@ -697,12 +698,12 @@ impl<'a, R: Rows> Known<'a, R> {
     }
 }
 
-/// Says which values of the extractor's own stay, if it has any.
+/// Names the extractor's own values that stay, if it has any.
 fn values_stay(keys: &[String]) -> Option<String> {
     (!keys.is_empty()).then(|| format!("the extractor's own values stay as they are: {}", some_of(keys)))
 }
 
-/// Which failed attachments are wanted.
+/// The selection of failed attachments.
 struct Chosen<'a> {
     ids: BTreeSet<&'a str>,
     reason: Option<&'a str>,
@@ -713,7 +714,7 @@ impl<'a> Chosen<'a> {
         Self { ids: which.ids.iter().map(String::as_str).collect(), reason: which.reason.as_deref() }
     }
 
-    /// The id of a row that is wanted.
+    /// The id of a row, if it is selected.
     fn takes(&self, row: &FailedRow) -> Option<String> {
         if self.reason.is_some_and(|reason| !row.reason.contains(reason)) {
             return None;
@@ -723,7 +724,7 @@ impl<'a> Chosen<'a> {
     }
 }
 
-/// Makes the changes of a plan that was made of the very rows that stand there.
+/// Makes the changes of a plan, which was made from these very rows.
 fn carry_out(unit: &SyncUnit, change: &Change<'_>, mend: &Mend) -> Result<()> {
     let now = unit.now();
     let mut row = change.need(&UNITS, &unit.key())?;
@@ -790,8 +791,8 @@ fn carry_out(unit: &SyncUnit, change: &Change<'_>, mend: &Mend) -> Result<()> {
     change.put(&UNITS, &unit.key(), &row)
 }
 
-/// A sealed message of a run that is abandoned, and that is not known to be accepted, is not sent again: what it announces
-/// is fetched anew.
+/// A sealed message of an abandoned run that is not known to be accepted is not sent again: what it announces is
+/// fetched again.
 fn give_up_message(change: &Change<'_>, unit: u64, run: &RunRow) -> Result<()> {
     let Some(message) = run.message else { return Ok(()) };
     let key = message_key(unit, message);
@@ -804,7 +805,7 @@ fn give_up_message(change: &Change<'_>, unit: u64, run: &RunRow) -> Result<()> {
     }
 }
 
-/// Has a unit stand where it was set back to: without bookmarks and set cursors.
+/// Sets a unit to the state that it is rewound to: without bookmarks and set cursors.
 fn set_back(change: &Change<'_>, unit: &UnitRow, run: Option<u64>, at: Micros) -> Result<()> {
     let prefix = Key::unit(unit.no);
     change.remove_all(&BOOKMARKS, &prefix)?;
@@ -812,7 +813,7 @@ fn set_back(change: &Change<'_>, unit: &UnitRow, run: Option<u64>, at: Micros) -
     change.put(&REWOUND, &prefix, &RewoundRow { at, run, watermark: unit.watermark })
 }
 
-/// Moves the failed attachments that are wanted to those that are queued again.
+/// Moves the selected failed attachments to those that are queued again.
 fn requeue(change: &Change<'_>, unit: u64, which: &Requeue) -> Result<()> {
     let prefix = Key::unit(unit);
     let chosen = Chosen::of(which);
@@ -827,7 +828,7 @@ fn requeue(change: &Change<'_>, unit: u64, which: &Requeue) -> Result<()> {
             group.push((prefix.clone().and_bytes(tail), row));
             Ok(more)
         })?;
-        // It is gone from there, so what is read next is behind it.
+        // It was moved, so the next read begins after it.
         let Some((last, _)) = group.last() else { return Ok(()) };
         from = last.clone();
         for (key, row) in group {
@@ -837,8 +838,8 @@ fn requeue(change: &Change<'_>, unit: u64, which: &Requeue) -> Result<()> {
     }
 }
 
-/// Whether a cursor given by hand has the shape of one that the extractor made; what differs, if not. `null` fits
-/// everything, as for what is not always there.
+/// Whether a cursor given by hand has the shape of one that the extractor made; if not, the difference. `null` fits
+/// everything, because a field may be empty at times.
 fn same_shape(at: &str, last: &Value, given: &Value) -> Result<(), String> {
     let place = || if at.is_empty() { "it".to_owned() } else { at.to_owned() };
     match (last, given) {
@@ -864,7 +865,7 @@ fn same_shape(at: &str, last: &Value, given: &Value) -> Result<(), String> {
                 }
             }
             match other.keys().find(|key| !one.contains_key(*key)) {
-                Some(key) => Err(format!("{at}.{key} was not there")),
+                Some(key) => Err(format!("{at}.{key} is new")),
                 None => Ok(()),
             }
         }
