@@ -326,8 +326,8 @@ pub(super) struct RunSeen {
     pub(super) deleted: bool,
     /// Whether it had the state of the unit's attachments deleted after it.
     pub(super) attachments_deleted: bool,
-    /// Whether it was gone on with after a life that had saved nothing of it: without a disk that is, to the next one, a
-    /// checkpoint that was lost.
+    /// Whether it was gone on with although the event before was not answered: the life that had it may have stored nothing
+    /// of it, so to the next one the phase was never begun, or, without a disk, a checkpoint was lost.
     pub(super) overtaken: bool,
 }
 
@@ -777,7 +777,7 @@ impl Outside {
     /// Whether an event may be answered with an ERROR although nothing went wrong since it came.
     pub(super) fn may_be_in_error(&self, event: &SentEvent) -> bool {
         let overtaken = |run: &RunSeen| run.id == event.run && run.overtaken;
-        (!self.has_disk && self.runs.iter().any(overtaken))
+        self.runs.iter().any(overtaken)
             || self.is_cut_short()
             // Of what the source keeps in its worker state, any may be too much for the room that is left.
             || self.is(Setting::StateFull)

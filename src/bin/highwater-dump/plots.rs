@@ -121,11 +121,10 @@ pub(crate) fn over_time(
             escaped(&bar.title)
         );
     }
-    let kinds: String = legend
-        .iter()
-        .filter(|(fill, _)| bars.iter().any(|bar| bar.fill == *fill))
-        .map(|(fill, name)| format!("<li><i class=\"{}\"></i>{}</li>", fill.class(), escaped(name)))
-        .collect();
+    let mut kinds = String::new();
+    for (fill, name) in legend.iter().filter(|(fill, _)| bars.iter().any(|bar| bar.fill == *fill)) {
+        let _ = write!(kinds, "<li><i class=\"{}\"></i>{}</li>", fill.class(), escaped(name));
+    }
     let caption = escaped(caption);
     page.html(&format!(
         "<figure><figcaption>{caption}</figcaption><div class=\"plot\">\
