@@ -118,7 +118,7 @@ impl VerifyReport {
         let mut table = Table::new(caption, &HEADS);
         for ((place, kind), row) in &rows {
             let figures = row.figures().map(|figure| figure.to_string());
-            table.row([(*place).to_owned(), (*kind).to_owned()].into_iter().chain(figures));
+            table.row([String::clone(place), String::clone(kind)].into_iter().chain(figures));
         }
         page.table(&table);
         page.paragraph("", &format!("{clean} other pairs of place and fault have no finding."));
