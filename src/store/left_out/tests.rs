@@ -377,8 +377,15 @@ proptest! {
     /// A checkpoint has room for a few ids, or for none: then records repeat, and none is lost.
     #[test]
     fn without_room_in_the_checkpoint_records_repeat_and_none_is_lost(
-        steps in steps(), room in prop_oneof![Just(0), Just(1_250), Just(2_600), Just(5_200)],
+        mut steps in steps(), room in prop_oneof![Just(0), Just(1_250), Just(2_600), Just(5_200)],
     ) {
+        // Of a type that is announced once nothing is at the edge: another version that is announced for want of room would
+        // be known there, and the reference does not have it.
+        for step in &mut steps {
+            let Step::Page(brought, edge) = step else { continue };
+            brought.iter_mut().for_each(|one| one.4 = if one.0 == 0 { Way::Each } else { Way::Once });
+            *edge = edge.map(|_| 0);
+        }
         play(&steps, room, |_| {}, |worker, reference| {
             // Of a record that is announced again it may be another version.
             let mut found: Vec<String> = worker.lines();
