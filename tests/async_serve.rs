@@ -352,15 +352,17 @@ fn records(platform: &Shared) -> Vec<String> {
     records
 }
 
+/// The future can be spawned on a runtime of many threads.
+fn is_send<T: Send>(future: T) -> T {
+    future
+}
+
 #[test]
 fn pages_are_awaited_together_and_attachments_streamed_in_chunks() {
     let (world, platform) = (World::new(2), Shared::new());
     let tracker = Tracker::new(&["a", "b", "c"], Befalls::Together(3));
     let serve = Serve::new().concurrency(3);
     let serving = serve.serve_async(&world.store, platform.clone(), &tracker, &event(DATA, "run", "1"));
-    fn is_send<T: Send>(it: T) -> T {
-        it
-    }
     let outcome = block_on(is_send(serving)).unwrap();
     assert_eq!((outcome.kind, outcome.attachments.queued), (OutcomeKind::Done, 6));
     assert_eq!(tracker.awaited_max.load(Ordering::SeqCst), 3);
