@@ -60,7 +60,7 @@ enum Step {
     Window,
 }
 
-fn record(&(item_type, id, version, tick, _): &Brought) -> Record {
+fn record((item_type, id, version, tick, _): Brought) -> Record {
     let record = Record::new(format!("{item_type}-{id}"), &json!({ "version": version })).unwrap();
     record.modified(DateTime::from_timestamp(FIRST_SECOND + TICK_SECONDS * i64::from(tick), 0).unwrap())
 }
@@ -104,8 +104,8 @@ impl Worker {
         for one in brought {
             let (item_type, .., way) = one;
             match way {
-                Way::Each => page.push(&name(*item_type), record(one)),
-                Way::Once => page.push_once(&name(*item_type), record(one)),
+                Way::Each => page.push(&name(*item_type), record(*one)),
+                Way::Once => page.push_once(&name(*item_type), record(*one)),
             }
         }
         if let Some(item_type) = edge {
@@ -224,7 +224,7 @@ impl Reference {
         for group in groups {
             for one in brought.iter().filter(|(item_type, .., way)| (*item_type, *way) == group) {
                 let (item_type, id, _, tick, way) = *one;
-                let line = record(one).to_line();
+                let line = record(*one).to_line();
                 if way == Way::Once && !self.once.insert((item_type, id)) {
                     self.repeated += 1;
                     continue;
@@ -383,7 +383,9 @@ proptest! {
         // be known there, and the reference does not have it.
         for step in &mut steps {
             let Step::Page(brought, edge) = step else { continue };
-            brought.iter_mut().for_each(|one| one.4 = if one.0 == 0 { Way::Each } else { Way::Once });
+            for one in brought.iter_mut() {
+                one.4 = if one.0 == 0 { Way::Each } else { Way::Once };
+            }
             *edge = edge.map(|_| 0);
         }
         play(&steps, room, |_| {}, |worker, reference| {
@@ -427,7 +429,7 @@ fn a_worker_that_remembers_less_or_more_is_found() {
     let mistakes = |worker: &Worker| {
         let mistaken = worker.unit.inner.tables.change(|change| {
             let prefix = Key::unit(worker.run.unit_no);
-            let first = record(&issue(0, Way::Each)).to_line() + "\n";
+            let first = record(issue(0, Way::Each)).to_line() + "\n";
             for (tail, mut row) in change.all(&EDGE, &prefix)? {
                 row.content = crate::store::digest::Digest::of(&first);
                 change.put(&EDGE, &prefix.clone().and_bytes(&tail), &row)?;
