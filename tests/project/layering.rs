@@ -114,7 +114,8 @@ fn paths(tokens: TokenStream, module: &[String], found: &mut Vec<Named>) {
             TokenTree::Group(group) if matches!(group.stream().into_iter().next(), Some(TokenTree::Ident(first)) if first == "in") =>
                 {}
             TokenTree::Group(group) => paths(group.stream(), module, found),
-            TokenTree::Ident(ident) if ident == "use" => {
+            // `use<'a, T>` after a type says what it captures, and names nothing.
+            TokenTree::Ident(ident) if ident == "use" && !is(at + 1, '<') => {
                 let end = (at..tokens.len()).find(|&at| is(at, ';')).expect("a use ends in a semicolon");
                 let mut leaves = Vec::new();
                 use_tree(&tokens[at + 1..end], &[], &mut leaves);
