@@ -78,7 +78,7 @@ impl How {
             How::Denied => Some(("denied: 403", 1)),
             How::Panics => Some(("the extractor panicked: no such luck", TRIES)),
             How::Empty(_) => Some(("it is empty", 1)),
-            How::Shorter => Some(("bytes, of", TRIES)),
+            How::Shorter => Some(("it ended after", TRIES)),
             How::Longer => Some(("it continues after the", TRIES)),
             How::Breaks => Some(("it broke off: the line went dead", TRIES)),
             How::Huge => Some(("it is over 2147483648 bytes", 1)),

@@ -287,7 +287,7 @@ fn an_id_over_its_limit_or_that_cannot_be_one_is_refused_by_name() {
     for (id, reason) in [
         (long.as_str(), "is 513 bytes, over the limit of 512"),
         ("", "must not be empty"),
-        ("a\u{0}b", "must not hold control characters"),
+        ("a\u{0}b", "must not contain control characters"),
         ("@external-sync-units/x", "are reserved"),
     ] {
         let error = store.sync_unit(id).unwrap_err();

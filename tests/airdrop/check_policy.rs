@@ -436,13 +436,13 @@ fn the_dump_shows_findings_by_item_type_and_rule() {
         issues     warning   control_character  data.size         2
 
       the first of each kind
-        issues: error: record "issues-0-0": data.size: an int is a number without decimals, and this is
+        issues: error: record "issues-0-0": data.size: an int is a number without decimals, but this is
           the string "big"; write a number such as 12, or declare the field as text
-        issues: error: record "odd\u{202e}": data.size: an int is a number without decimals, and this is
+        issues: error: record "odd\u{202e}": data.size: an int is a number without decimals, but this is
           the string "a\u{1b}[31m"; write a number such as 12, or declare the field as text
-        issues: error: record "issues-1-0": data.size: an int is a number without decimals, and this is
+        issues: error: record "issues-1-0": data.size: an int is a number without decimals, but this is
           the string "big"; write a number such as 12, or declare the field as text
-        issues: error: record "odd\u{202e}": data.size: an int is a number without decimals, and this is
+        issues: error: record "odd\u{202e}": data.size: an int is a number without decimals, but this is
           the string "a\u{1b}[31m"; write a number such as 12, or declare the field as text
         issues: warning: record "odd\u{202e}": data.size: the control character U+001B is in the text;
           remove it: text does not need it, and some databases refuse U+0000

@@ -619,7 +619,7 @@ fn a_cycle_of_cursors_is_an_error_within_one_invocation() {
     for (before, cycle) in [(0, 2), (1, 3), (5, 7), (20, 2)] {
         let next = move |at: u32| if at + 1 < before + cycle { at + 1 } else { before };
         let (world, said) = refused_cursor(next);
-        assert!(said.contains("leads in a circle"), "{before}, {cycle}: {said}");
+        assert!(said.contains("form a cycle"), "{before}, {cycle}: {said}");
         let pages = world.airdrop.announced("run").len();
         let most = 2 * before.max(cycle) + cycle + 2;
         assert!(pages <= most as usize, "{before}, {cycle}: {pages} pages, at most {most}");
@@ -648,7 +648,7 @@ fn a_cursor_that_stands_still_is_an_error_of_the_plain_loop() {
             Ok::<_, std::io::Error>(Page::more(at % 5))
         })
         .collect();
-    assert!(result.unwrap_err().to_string().contains("leads in a circle"));
+    assert!(result.unwrap_err().to_string().contains("form a cycle"));
     assert!(at < 20, "{at} pages");
 }
 

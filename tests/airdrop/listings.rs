@@ -467,7 +467,7 @@ fn a_cursor_that_leads_nowhere_is_not_followed_ahead() {
         let outcome = world.serve.serve(&world.store, &world.airdrop, &tracker, &event).unwrap();
         assert_eq!(outcome.kind, OutcomeKind::Error);
         let error = world.airdrop.last().error();
-        assert!(error.contains("would be read for ever"), "{error}");
+        assert!(error.contains("would be read forever"), "{error}");
         assert_eq!(tracker.asked().len(), asked, "{error}");
     }
 }

@@ -55,7 +55,7 @@ fn a_report_tells_of_a_death_an_error_a_delay_and_findings() {
     assert!(!worker(dir, "die").success());
     let html = page(&place, "dead.html");
     assert!(
-        html.contains("the newest event is not answered: the extractor was killed, or gave up."),
+        html.contains("the newest event is not answered: the extractor was killed, or failed."),
         "{html}"
     );
     let types = rows(&html, "The same, by item type");

@@ -314,7 +314,7 @@ fn a_death_is_told_by_what_it_may_have_cost() {
     assert!(told.len() == 1 && told[0].contains("no process has the store open"), "{shown}");
     let told = on_one_line(&shown);
     assert!(
-        told.contains("the newest event is not answered: the extractor was killed, or gave up."),
+        told.contains("the newest event is not answered: the extractor was killed, or failed."),
         "{shown}"
     );
     assert!(told.contains("10 records in no batch yet, 1 batch "), "{shown}");
