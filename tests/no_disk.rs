@@ -130,7 +130,7 @@ fn confirming_batches_or_attachments_alone_before_the_save_is_found() {
 
 #[test]
 fn sending_before_the_save_is_found() {
-    broken_without(Safeguard::SendAfterSave, Broken::Conversation);
+    broken_without(Safeguard::SendAfterSave, Broken::Stuck);
 }
 
 #[test]
@@ -156,7 +156,7 @@ fn taking_the_newer_disk_instead_of_the_holders_is_found() {
     // Each life finds the disk of the one before the last: of one whose place another has taken.
     let stale = (2..12).map(|life| Act::StaleDisk { life, of: life - 2 });
     let explore = Explore::new().without_rule(Safeguard::HolderToken).with_acts(stale);
-    broken(&explore, "HolderToken", Broken::Conversation);
+    broken(&explore, "HolderToken", Broken::Watermark);
 }
 
 /// An attachment whose source failed four times, and whose upload the platform lost once, is given up for a reason: the

@@ -527,6 +527,8 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
             || (self.keeper.is_some() && newest.page.has_more())
             || self.held.len() >= HELD_PAGES
             || self.commit_due_in() == Duration::ZERO
+            // Of the page that is fetched now, nobody knows whether it comes.
+            || self.now() >= self.invocation.deadlines.abort_at()
             || self.held.iter().map(|held| held.page.items()).sum::<usize>() >= HELD_ITEMS
             || self.held.iter().map(|held| held.page.bytes()).sum::<usize>() >= HELD_BYTES
     }

@@ -159,13 +159,25 @@ impl Tables {
     /// Returns unused space.
     #[cfg(feature = "inspect")]
     pub(crate) fn compact(&mut self) -> Result<()> {
-        Arc::get_mut(&mut self.backend).map_or(Ok(()), Backend::compact)
+        self.alone()?.compact()
     }
 
     /// Compares everything stored with its checksums; returns what is wrong, if that is not an error.
     #[cfg(feature = "inspect")]
     pub(crate) fn verify(&mut self) -> Result<Option<&'static str>> {
-        Arc::get_mut(&mut self.backend).map_or(Ok(None), Backend::verify)
+        self.alone()?.verify()
+    }
+
+    /// The backend, if no invocation that was dropped still has a handle of it.
+    #[cfg(feature = "inspect")]
+    fn alone(&mut self) -> Result<&mut dyn Backend> {
+        let path = &self.path;
+        Arc::get_mut(&mut self.backend).map(|backend| backend as &mut dyn Backend).ok_or_else(|| {
+            Error::Invalid {
+                what: format!("this use of the store {}", path.display()),
+                reason: "an invocation that was dropped is still ending: try again in a moment".to_owned(),
+            }
+        })
     }
 
     /// A fingerprint of all rows of all tables: the same for the same rows.

@@ -106,7 +106,12 @@ impl<'a, M: Make> Play<'a, M> {
         }
         // Without a disk, whatever was uploaded since the last checkpoint is uploaded again.
         let at_once = if self.setup.has_disk { (LANES + streams(world.seed)) as u64 } else { 64 };
-        let mut verdict = verdict.and_then(|()| world.verdict(at_once));
+        // The ERROR last: whatever else is broken says more.
+        let mut verdict =
+            verdict.and_then(|()| world.verdict(at_once)).and_then(|()| match &world.error_for_no_reason {
+                Some(what) => Err(Violation { kind: Broken::Conversation, what: what.clone() }),
+                None => Ok(()),
+            });
         if world.outside_the_promise {
             report.outside += 1;
             // Of what lies outside of the promise, loss and repetition may come: that is counted, and is no failure.
@@ -327,7 +332,7 @@ impl<'a, M: Make> Play<'a, M> {
 
     /// Whether a life did something, and a stray event nothing.
     fn went_on(&self, event: &SentEvent, before: &Before, disk_failed: bool) -> Result<(), Violation> {
-        let world = self.world.lock();
+        let mut world = self.world.lock();
         let untroubled = !disk_failed && world.failed_calls == before.failed_calls;
         // Without ids, a new event may be taken for the one before, whose answer nobody knows to have been accepted.
         if before.first
@@ -348,7 +353,7 @@ impl<'a, M: Make> Play<'a, M> {
                 let at = error.body.find(r#""error""#).unwrap_or(0);
                 let error = error.body.get(at..).unwrap_or_default();
                 let what = format!("{} was answered with an ERROR for no reason: {error}", event.event_type);
-                return Err(Violation { kind: Broken::Conversation, what });
+                world.error_for_no_reason.get_or_insert(what);
             }
         }
         // A store that was put in the place of another knows no event that came before.

@@ -136,6 +136,8 @@ pub(super) struct Outside {
     pub(super) second_worker: bool,
     /// Whether something happened that lies outside of the promise.
     pub(super) outside_the_promise: bool,
+    /// The first ERROR for which nothing gave a reason.
+    pub(super) error_for_no_reason: Option<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -392,6 +394,7 @@ impl World {
                 state_over_limit: None,
                 second_worker: false,
                 outside_the_promise: false,
+                error_for_no_reason: None,
             })),
         }
     }
@@ -770,7 +773,7 @@ impl Outside {
 
     /// How often the source handed over a bad record, or the platform gave an id twice, so far.
     pub(super) fn mishaps(&self) -> u64 {
-        let mishaps = ["source/wrong-record", "platform/id-repeated"];
+        let mishaps = ["source/wrong-record", "source/refuses", "platform/id-repeated"];
         mishaps.iter().filter_map(|mishap| self.fired.get(*mishap)).sum()
     }
 

@@ -495,6 +495,8 @@ impl Extractor for Checked {
         let refuses = self.policy == CheckPolicy::Refuse;
         // Now and then one type is not declared, and pages with it are refused.
         let declared = if refuses && self.life.reads().is_multiple_of(5) {
+            // That is the reason of an ERROR.
+            self.life.count("source/refuses");
             &["users"][..]
         } else {
             &["issues", "users", "comments"]

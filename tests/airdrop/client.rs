@@ -505,7 +505,7 @@ fn a_stream_that_is_not_as_long_as_told_makes_no_artifact() {
     let client = server.client();
     let bytes = vec![7; 200_000];
     for (told, said) in
-        [(200_001, "ended after 200000 of the 200001 bytes"), (199_999, "longer than the 199999")]
+        [(200_001, "ended after 200000 of the 200001 declared bytes"), (199_999, "longer than the 199999")]
     {
         let error = streamed(&client, &bytes, Some(told), "x.png").unwrap_err();
         assert!(matches!(error, PlatformError::Retry { fate: Fate::NotApplied, .. }), "{error:?}");

@@ -386,7 +386,10 @@ fn more_than_the_limit_of_ids_is_an_error_at_once_and_nothing_of_the_page_is_sto
             let name = if no == 2 { DATA } else { DATA_ON };
             assert_eq!(serve(&mut world, loses_disk, &mut second, name, "b", no), OutcomeKind::Error);
             let error = world.airdrop.last().error();
-            assert!(error.contains("the limit is 5 ids") && error.contains("b-2-0 of issues"), "{error}");
+            assert!(
+                error.contains("over the limit of 5 ids") && error.contains("b-2-0 of issues"),
+                "{error}"
+            );
             assert!(second.asked().contains(&("issues".to_owned(), Some(2))), "it is fetched again");
         }
         assert_eq!(asked.lock().unwrap().concat().len(), 4, "they are asked for once in a run");

@@ -57,7 +57,7 @@ fn check(view: &View<'_>, unit: &UnitRow, problems: &mut Vec<(&'static str, Stri
     each(view, &EDGE_COUNTS, &prefix, run_of, |run, _| {
         strays.extend(Some(run).filter(|run| !over.contains(run)));
     })?;
-    let stray = |run| (EDGE_COUNTS.name, format!("run number {run} has counts and is not in the ledger"));
+    let stray = |run| (EDGE_COUNTS.name, format!("run number {run} has counts but is not in the ledger"));
     problems.extend(strays.into_iter().map(stray));
     let Some(no) = open else { return Ok(()) };
     let run = run_key(unit.no, no);

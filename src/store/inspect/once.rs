@@ -32,7 +32,7 @@ fn check(view: &View<'_>, unit: &UnitRow, problems: &mut Vec<(&'static str, Stri
     each(view, &ONCE_COUNTS, &Key::unit(unit.no), run_of, |run, _| {
         strays.extend(Some(run).filter(|run| !runs.contains(run)));
     })?;
-    let stray = |run| (ONCE_COUNTS.name, format!("run number {run} has counts and is not in the ledger"));
+    let stray = |run| (ONCE_COUNTS.name, format!("run number {run} has counts but is not in the ledger"));
     problems.extend(strays.into_iter().map(stray));
     let Some(no) = unit.run else { return Ok(()) };
     let run = run_key(unit.no, no);

@@ -680,7 +680,7 @@ const BROKEN: &[Broken] = &[
         let row = EdgeCountRow { unchanged: 3, ids: 1, forgotten: 0 };
         change.put(&EDGE_COUNTS, &second().and_name("issues"), &row).unwrap();
     }),
-    ("edge_counts: run number 7 has counts and is not in the ledger", |change| {
+    ("edge_counts: run number 7 has counts but is not in the ledger", |change| {
         let key = run_key(1, 7).and_name("issues");
         change.put(&EDGE_COUNTS, &key, &EdgeCountRow::default()).unwrap();
     }),
