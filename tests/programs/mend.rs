@@ -265,7 +265,7 @@ fn a_rewind_goes_to_the_last_run_that_was_finished_by_a_time() {
     assert!(stderr.contains("no such run was finished"), "{stderr}");
     let open = place.open().sync_unit(UNIT).unwrap().begin().unwrap().id().to_string();
     let stderr = place.refuses(&["rewind", "state.redb", UNIT, "--to", &open, "--yes"]);
-    assert!(stderr.contains("it is open") && stderr.contains("`abandon`"), "{stderr}");
+    assert!(stderr.contains("it is still open") && stderr.contains("`abandon`"), "{stderr}");
 }
 
 #[test]
