@@ -64,7 +64,9 @@ fn an_unconfirmed_artifact_in_a_message_is_found() {
 /// An event that comes again counts as a new one then, and so as proof that the message before it was accepted.
 #[test]
 fn forgetting_seen_events_is_found() {
-    assert_eq!(kind(&broken_without(Safeguard::EventsRemembered, [])), Broken::Lost);
+    let report = broken_without(Safeguard::EventsRemembered, []);
+    assert_eq!(kind(&report), Broken::Unconfirmed);
+    assert!(report.failure.unwrap().violation.what.contains("is confirmed and in no message"));
 }
 
 #[test]
