@@ -25,7 +25,7 @@ use crate::clock::Clock;
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Asks invocations to stop: for SIGTERM, which a platform sends some seconds before SIGKILL. Clones are of one and the same:
-/// give one to [`Serve::stop_token`], and keep one.
+/// give one to [`Serve::stop_token`](super::Serve::stop_token), and keep one.
 ///
 /// The library listens to no signal itself; a program does, with a crate that is made for it. Any thread may ask, also
 /// before the invocation begins. It cannot be taken back.
@@ -64,7 +64,11 @@ pub struct StopToken {
 
 impl From<Arc<AtomicBool>> for StopToken {
     fn from(stopped: Arc<AtomicBool>) -> Self {
-        Self { stopped, ..Self::default() }
+        Self {
+            stopped,
+            #[cfg(feature = "async")]
+            or: None,
+        }
     }
 }
 
@@ -74,7 +78,7 @@ impl StopToken {
         Self::default()
     }
 
-    /// Asks to stop; see [`Serve::stop_token`] for what then happens. Returns at once: it sets a flag.
+    /// Asks to stop; see [`Serve::stop_token`](super::Serve::stop_token) for what then happens. Returns at once: it sets a flag.
     pub fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
     }
