@@ -284,7 +284,7 @@ impl<E: AsyncExtractor> Bridge<E> {
     fn own(&self, context: &Context<'_>) -> Arc<Context<'static>> {
         let (event, run) = self
             .event_and_run
-            .get_or_init(|| (Arc::new(context.event().clone()), Arc::new(context.run.another_handle())));
+            .get_or_init(|| (Arc::new(context.event().clone()), Arc::new(context.run.another())));
         Arc::new(context.to_own(event, run))
     }
 }

@@ -157,19 +157,6 @@ impl Run {
         rules
     }
 
-    /// Another handle of the same life of the run.
-    #[cfg(feature = "async")]
-    pub(crate) fn another_handle(&self) -> Self {
-        Self {
-            inner: Arc::clone(&self.inner),
-            unit: self.unit.clone(),
-            id: self.id.clone(),
-            held: Arc::clone(&self.held),
-            held_attachments: Arc::clone(&self.held_attachments),
-            ..*self
-        }
-    }
-
     pub(crate) fn breaks(&self, rule: Safeguard) -> bool {
         self.inner.breaks(rule)
     }
@@ -239,8 +226,8 @@ impl Run {
         number_of(tail).map_err(|error| self.inner.tables.damaged(table, &self.run_key(), error.to_string()))
     }
 
-    /// Another handle of the same life, for a batch to hold.
-    pub(super) fn another(&self) -> Self {
+    /// Another handle of the same life, for a batch or a caller to hold.
+    pub(crate) fn another(&self) -> Self {
         Self {
             inner: Arc::clone(&self.inner),
             unit: self.unit.clone(),

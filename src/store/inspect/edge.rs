@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::error::{Error, Result};
 use crate::store::edge::{counts, kept_of};
 use crate::store::rows::{
-    EDGE, EDGE_COUNTS, EDGE_OF, Key, LEDGER, RUNS, RunStatus, TYPES, UnitRow, digest_of, number_of, run_key,
+    EDGE, EDGE_COUNTS, EDGE_OF, Key, RUNS, RunStatus, TYPES, UnitRow, digest_of, number_of, run_key,
 };
 use crate::store::tables::{Rows, View};
 
-use super::scan::each;
+use super::scan::counts_of_no_run;
 
 /// What of a unit's records at the edge cannot be: the table, and the problem.
 pub(super) fn problems(view: &View<'_>, unit: &UnitRow) -> Result<Vec<(&'static str, String)>> {
@@ -47,18 +47,7 @@ fn check(view: &View<'_>, unit: &UnitRow, problems: &mut Vec<(&'static str, Stri
         let problem = format!("there are records of run number {run}, which is neither open nor remembered");
         problems.push((EDGE.name, problem));
     }
-    // Counts go with the ledger's row of their run.
-    let mut over = BTreeSet::from_iter(unit.run);
-    each(view, &LEDGER, &prefix, number_of, |run, _| {
-        over.insert(run);
-    })?;
-    let mut strays = BTreeSet::new();
-    let run_of = |tail: &[u8]| number_of(tail.get(..8).unwrap_or(tail));
-    each(view, &EDGE_COUNTS, &prefix, run_of, |run, _| {
-        strays.extend(Some(run).filter(|run| !over.contains(run)));
-    })?;
-    let stray = |run| (EDGE_COUNTS.name, format!("run number {run} has counts but is not in the ledger"));
-    problems.extend(strays.into_iter().map(stray));
+    problems.extend(counts_of_no_run(view, unit, &EDGE_COUNTS)?);
     let Some(no) = open else { return Ok(()) };
     let run = run_key(unit.no, no);
     for (item_type, counts) in counts(view, &run)? {

@@ -1,15 +1,13 @@
 //! Whether what a store has of records that are announced once can be.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
 use crate::store::once::counts;
-use crate::store::rows::{
-    Key, LEDGER, ONCE, ONCE_COUNTS, RUNS, RunStatus, TYPES, UnitRow, digest_of, number_of, run_key,
-};
+use crate::store::rows::{ONCE, ONCE_COUNTS, RUNS, RunStatus, TYPES, UnitRow, digest_of, run_key};
 use crate::store::tables::{Rows, View};
 
-use super::scan::each;
+use super::scan::counts_of_no_run;
 
 /// What of a unit's records that are announced once cannot be: the table, and the problem.
 pub(super) fn problems(view: &View<'_>, unit: &UnitRow) -> Result<Vec<(&'static str, String)>> {
@@ -22,18 +20,7 @@ pub(super) fn problems(view: &View<'_>, unit: &UnitRow) -> Result<Vec<(&'static 
 }
 
 fn check(view: &View<'_>, unit: &UnitRow, problems: &mut Vec<(&'static str, String)>) -> Result<()> {
-    // Counts go with the ledger's row of their run.
-    let mut runs = BTreeSet::from_iter(unit.run);
-    each(view, &LEDGER, &Key::unit(unit.no), number_of, |run, _| {
-        runs.insert(run);
-    })?;
-    let run_of = |tail: &[u8]| number_of(tail.get(..8).unwrap_or(tail));
-    let mut strays = BTreeSet::new();
-    each(view, &ONCE_COUNTS, &Key::unit(unit.no), run_of, |run, _| {
-        strays.extend(Some(run).filter(|run| !runs.contains(run)));
-    })?;
-    let stray = |run| (ONCE_COUNTS.name, format!("run number {run} has counts but is not in the ledger"));
-    problems.extend(strays.into_iter().map(stray));
+    problems.extend(counts_of_no_run(view, unit, &ONCE_COUNTS)?);
     let Some(no) = unit.run else { return Ok(()) };
     let run = run_key(unit.no, no);
     if view.get(&RUNS, &run)?.is_none_or(|row| row.status != RunStatus::Open) {

@@ -1,6 +1,6 @@
 //! Rejected records in a store: for people, and whether they are possible.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -9,12 +9,12 @@ use crate::error::{Error, Result};
 use crate::model::{ID_BYTES_MAX, ItemType, REJECTED_JSON_BYTES_MAX};
 use crate::store::rejected::{counts, records};
 use crate::store::rows::{
-    Key, LEDGER, REJECTED, REJECTED_COUNTS, REJECTED_IN_RUN, RUNS, RejectedFate, RejectedRow, RunStatus,
-    TYPES, Table, UnitRow, number_of, rejected_of, run_key,
+    Key, REJECTED, REJECTED_COUNTS, REJECTED_IN_RUN, RUNS, RejectedFate, RejectedRow, RunStatus, TYPES,
+    Table, UnitRow, rejected_of, run_key,
 };
 use crate::store::tables::{Rows, View};
 
-use super::scan::{each, run_id};
+use super::scan::{counts_of_no_run, run_id};
 use super::words::{RejectedStage, time};
 
 /// A record that was rejected.
@@ -123,18 +123,7 @@ fn check(view: &View<'_>, unit: &UnitRow, problems: &mut Vec<(&'static str, Stri
             ));
         }
     }
-    // Counts are kept as long as the ledger's row of their run.
-    let mut runs = BTreeSet::from_iter(unit.run);
-    each(view, &LEDGER, &Key::unit(unit.no), number_of, |run, _| {
-        runs.insert(run);
-    })?;
-    let run_of = |tail: &[u8]| number_of(tail.get(..8).unwrap_or(tail));
-    let mut strays = BTreeSet::new();
-    each(view, &REJECTED_COUNTS, &Key::unit(unit.no), run_of, |run, _| {
-        strays.extend(Some(run).filter(|run| !runs.contains(run)));
-    })?;
-    let stray = |run| (REJECTED_COUNTS.name, format!("run number {run} has counts but is not in the ledger"));
-    problems.extend(strays.into_iter().map(stray));
+    problems.extend(counts_of_no_run(view, unit, &REJECTED_COUNTS)?);
     let Some(no) = unit.run else { return Ok(()) };
     let run = run_key(unit.no, no);
     if view.get(&RUNS, &run)?.is_none_or(|row| row.status != RunStatus::Open) {

@@ -1,10 +1,10 @@
 //! Reading many rows: each one under a key, and the newest of them.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use crate::error::Result;
 use crate::store::codec::DecodeError;
-use crate::store::rows::{Key, LEDGER, RUNS, Row, Table, name_of, run_key};
+use crate::store::rows::{Key, LEDGER, RUNS, Row, Table, UnitRow, name_of, number_of, run_key};
 use crate::store::tables::{Rows, View};
 
 /// Calls `each` with the end of the key and the row, for every row under `prefix`.
@@ -30,6 +30,28 @@ pub(super) fn run_id(view: &View<'_>, unit: u64, run: u64) -> Result<Option<Stri
         Some(run) => Some(run.id),
         None => view.get(&LEDGER, &key)?.map(|run| run.id),
     })
+}
+
+/// What is wrong in a table of counts by run and item type: runs that are neither the unit's newest nor in the ledger,
+/// with which the counts of a run are to go.
+pub(super) fn counts_of_no_run<R: Row>(
+    view: &View<'_>,
+    unit: &UnitRow,
+    table: &Table<R>,
+) -> Result<impl Iterator<Item = (&'static str, String)> + use<R>> {
+    let mut runs = BTreeSet::from_iter(unit.run);
+    each(view, &LEDGER, &Key::unit(unit.no), number_of, |run, _| {
+        runs.insert(run);
+    })?;
+    let run_of = |tail: &[u8]| number_of(tail.get(..8).unwrap_or(tail));
+    let mut strays = BTreeSet::new();
+    each(view, table, &Key::unit(unit.no), run_of, |run, _| {
+        strays.extend(Some(run).filter(|run| !runs.contains(run)));
+    })?;
+    let name = table.name;
+    Ok(strays
+        .into_iter()
+        .map(move |run| (name, format!("run number {run} has counts but is not in the ledger"))))
 }
 
 pub(super) fn name(tail: &[u8]) -> Result<String, DecodeError> {
