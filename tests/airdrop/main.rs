@@ -1,5 +1,6 @@
 //! The conversation with the platform.
 
+mod async_serve;
 mod attachments;
 mod bad_input;
 mod check_policy;

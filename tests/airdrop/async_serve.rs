@@ -3,10 +3,6 @@
 //!
 //! The executor is the test's own, and polls by hand where a test is about when.
 
-mod support;
-#[path = "support/airdrop.rs"]
-mod world;
-
 use std::collections::BTreeSet;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
