@@ -29,7 +29,7 @@ use super::digest::Digest;
 use super::rejected::newest_over;
 use super::rows::{
     EDGE, EDGE_COUNTS, EDGE_OF, EdgeCountRow, EdgeOfRow, EdgeRow, Key, RunRow, UNITS, UnitRow, digest_of,
-    name_of, run_key,
+    run_key,
 };
 use super::run::Run;
 use super::tables::{Change, Rows};
@@ -176,14 +176,7 @@ pub(super) fn keep(change: &Change<'_>, unit: &UnitRow, no: u64) -> Result<()> {
 
 /// The counts of a run by item type.
 pub(super) fn counts(rows: &impl Rows, run: &Key) -> Result<BTreeMap<String, EdgeCountRow>> {
-    let mut counts = BTreeMap::new();
-    rows.scan(&EDGE_COUNTS, run, run, |name, row| {
-        let name =
-            name_of(name).map_err(|error| rows.tables().damaged(EDGE_COUNTS.name, run, error.to_string()))?;
-        counts.insert(name.to_owned(), row);
-        Ok(true)
-    })?;
-    Ok(counts)
+    rows.by_name(&EDGE_COUNTS, run)
 }
 
 /// What a checkpoint says of records at the edge: of a run, or what a unit remembers.

@@ -22,7 +22,7 @@ use super::batches::states::count_left_out;
 use super::checkpoint::digests::Digests;
 use super::digest::Digest;
 use super::rejected::newest_over;
-use super::rows::{Key, ONCE, ONCE_COUNTS, OnceCountRow, OnceRow, digest_of, name_of, run_key};
+use super::rows::{Key, ONCE, ONCE_COUNTS, OnceCountRow, OnceRow, digest_of, run_key};
 use super::run::Run;
 use super::tables::{Change, Rows};
 
@@ -77,14 +77,7 @@ pub(super) fn take_new<'i>(
 
 /// The counts of a run by item type.
 pub(super) fn counts(rows: &impl Rows, run: &Key) -> Result<BTreeMap<String, OnceCountRow>> {
-    let mut counts = BTreeMap::new();
-    rows.scan(&ONCE_COUNTS, run, run, |name, row| {
-        let name =
-            name_of(name).map_err(|error| rows.tables().damaged(ONCE_COUNTS.name, run, error.to_string()))?;
-        counts.insert(name.to_owned(), row);
-        Ok(true)
-    })?;
-    Ok(counts)
+    rows.by_name(&ONCE_COUNTS, run)
 }
 
 /// What a checkpoint says of records that are announced once, of a unit or of a run.

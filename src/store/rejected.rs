@@ -29,7 +29,7 @@ use super::page::{Again, RejectedParts};
 use super::rejection::Rejection;
 use super::rows::{
     Key, LEDGER, REJECTED, REJECTED_COUNTS, REJECTED_IN_RUN, RejectedCountRow, RejectedFate, RejectedRow,
-    TYPES, Table, name_of, number_of, rejected_of, run_key,
+    TYPES, Table, number_of, rejected_of, run_key,
 };
 use super::run::Run;
 use super::tables::{Change, Rows};
@@ -263,14 +263,8 @@ pub(super) fn records(rows: &impl Rows, table: &Table<RejectedRow>, prefix: &Key
 
 /// By item type: how many records a run rejected.
 pub(super) fn counts(rows: &impl Rows, run: &Key) -> Result<BTreeMap<String, u64>> {
-    let mut counts = BTreeMap::new();
-    rows.scan(&REJECTED_COUNTS, run, run, |name, row| {
-        let name = name_of(name)
-            .map_err(|error| rows.tables().damaged(REJECTED_COUNTS.name, run, error.to_string()))?;
-        counts.insert(name.to_owned(), row.records);
-        Ok(true)
-    })?;
-    Ok(counts)
+    let rows = rows.by_name(&REJECTED_COUNTS, run)?;
+    Ok(rows.into_iter().map(|(name, row)| (name, row.records)).collect())
 }
 
 /// The rejected records of a unit, or of a run, in a checkpoint.

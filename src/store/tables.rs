@@ -4,6 +4,7 @@
 //! durable change; [`Tables::view`] is one consistent view. Both give the caller's closure rows, never bytes. A
 //! change whose closure fails, or panics, leaves nothing.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 #[cfg(feature = "async")]
@@ -16,7 +17,7 @@ use super::backend::redb::{Redb, Syncs};
 use super::codec::DecodeError;
 #[cfg(feature = "inspect")]
 use super::disk::Disk;
-use super::rows::{ALL_TABLES, FormatRow, Key, META, Row, Table};
+use super::rows::{ALL_TABLES, FormatRow, Key, META, Row, Table, name_of};
 
 /// The newest format, which this version writes.
 pub(crate) const FORMAT: u32 = 2;
@@ -312,6 +313,17 @@ pub(crate) trait Rows {
         let mut rows = Vec::new();
         self.scan(table, prefix, prefix, |tail, row| {
             rows.push((tail.to_vec(), row));
+            Ok(true)
+        })?;
+        Ok(rows)
+    }
+
+    /// All rows whose key is `prefix` and a name, by name.
+    fn by_name<R: Row>(&self, table: &Table<R>, prefix: &Key) -> Result<BTreeMap<String, R>> {
+        let mut rows = BTreeMap::new();
+        self.scan(table, prefix, prefix, |name, row| {
+            let damaged = |error: DecodeError| self.tables().damaged(table.name, prefix, error.to_string());
+            rows.insert(name_of(name).map_err(damaged)?.to_owned(), row);
             Ok(true)
         })?;
         Ok(rows)
