@@ -117,7 +117,7 @@ struct Serve {
     /// The port, on 127.0.0.1 only [default: the last one of the directory, at first any that is free]
     #[arg(long, value_name = "PORT")]
     port: Option<u16>,
-    /// A fault, see below; may be given again and again
+    /// A fault, see below; may be repeated
     #[arg(long = "fault", value_name = "FAULT")]
     faults: Vec<Fault>,
     /// Refuse what only looks wrong
@@ -196,7 +196,7 @@ pub(crate) struct Worked {
     /// `extraction_end_time`, likewise
     #[arg(long, value_name = "WHEN", value_parser = time_setting)]
     extraction_end: Option<Value>,
-    /// An environment variable of the worker; may be given again and again
+    /// An environment variable of the worker; may be repeated
     #[arg(long = "env", value_name = "NAME=VALUE", value_parser = variable)]
     env: Vec<(String, String)>,
     /// The longest wait for a DELAY, such as 1s. (A worker that comes too early may ask for the rest again)

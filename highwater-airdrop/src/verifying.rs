@@ -84,7 +84,7 @@ pub(crate) struct Verify {
     /// Cases that run at once [default: two for each core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     jobs: Option<u16>,
-    /// A case to run, with every call and all that the worker prints on standard error; may be given again and again
+    /// A case to run, with every call and all that the worker prints on standard error; may be repeated
     #[arg(long = "case", value_name = "ID")]
     only: Vec<String>,
     /// Where the worker really runs, its disk is still there at the next invocation: no case has a fresh one
@@ -99,7 +99,7 @@ pub(crate) struct Verify {
     /// DIR]
     #[arg(long, value_name = "FILE", requires = "source")]
     recording: Option<PathBuf>,
-    /// A parameter by which requests to the source are not told apart; may be given again and again
+    /// A parameter by which requests to the source are not told apart; may be repeated
     #[arg(long = "ignore-param", value_name = "NAME", requires = "source")]
     ignored: Vec<String>,
     /// How late a slow answer is

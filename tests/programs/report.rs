@@ -215,7 +215,7 @@ fn a_report_is_written_whole_and_never_over_a_store() {
     store_of_weeks(&place.store(), "acme/tickets");
     let before = std::fs::read(place.store()).unwrap();
     let (code, _, stderr) = place.says(&["report", "state.redb", "--html", "state.redb"]);
-    assert!(code == Some(2) && stderr.contains("it is a store, and is not written over"), "{stderr}");
+    assert!(code == Some(2) && stderr.contains("is a store and will not be overwritten"), "{stderr}");
     assert_eq!(std::fs::read(place.store()).unwrap(), before);
 
     let (code, _, stderr) = place.says(&["report", "state.redb", "--html", "nowhere/page.html"]);
