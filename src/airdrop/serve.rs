@@ -2,12 +2,12 @@
 //!
 //! One single-threaded loop decides and stores; calls to the platform are made in lanes.
 //!
-//! If this disk or its store is broken, another worker has the unit, the event is of a past run, or the platform does not
-//! hand out or take what it keeps of the unit, `serve` returns an error and sends nothing. In every other case exactly one
-//! message answers the event; it is sealed before it is sent.
+//! `serve` returns an error and sends nothing if this disk or its store is broken, if another worker has the unit, if
+//! the event belongs to a past run, or if the platform does not return or accept the worker state. In every other
+//! case exactly one message answers the event, and it is sealed before it is sent.
 //!
-//! An invocation is one `tracing` span, `invocation`, with the event type, the unit, the phase and the run; each step of
-//! it is an event in that span. What an extractor's error says is in none of them: it may hold anything.
+//! An invocation is one `tracing` span, `invocation`, with the event type, the unit, the phase and the run; each step
+//! is an event in that span. The text of an extractor's error is in none of them, as it may contain anything.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,8 +47,8 @@ pub fn serve<E: Extractor>(
 }
 
 impl Serve {
-    /// Answers one event with exactly one message: extracts until the phase or the budget is over, or, if the event
-    /// was answered before, sends the same message again.
+    /// Answers one event with exactly one message. It extracts until the phase or the budget is over; if the event
+    /// was answered before, it sends the same message again.
     ///
     /// # Durability
     /// When this returns `Ok`, the platform has accepted the message, and that is stored: every record it announces
@@ -97,7 +97,7 @@ impl Serve {
         };
         match event.event_type() {
             EventType::Unknown(name) => {
-                let expected = "EXTRACTION_DATA_START or another that this version knows";
+                let expected = "EXTRACTION_DATA_START or another type that this version supports";
                 invocation.answer_statelessly(Ending::failed(&format!(
                     "unknown event type {name:?}, expected {expected}"
                 )))
@@ -145,7 +145,7 @@ fn run_of(accepted: &Accepted) -> &Run {
     }
 }
 
-/// Says what is done about an event.
+/// Logs what is done about an event.
 fn log_accepted(accepted: &Accepted) {
     let decision = match accepted {
         Accepted::Work(_) => "work",
@@ -206,10 +206,9 @@ impl Invocation<'_> {
         }
     }
 
-    /// Finds out what is to be done about an event. Where checkpoints are kept, the unit is taken over first, and what was
-    /// decided is saved.
+    /// Decides what to do about an event. With checkpoints, the unit is taken over first, and the decision is saved.
     fn accept(&self, unit: &SyncUnit, incoming: &Incoming) -> Result<(Option<Keeper<'_>>, Accepted), Stop> {
-        // External sync units have no sync unit to keep a checkpoint under.
+        // A list of external sync units has no sync unit whose state could hold a checkpoint.
         if !self.settings.checkpoints || incoming.phase == Phase::ExternalSyncUnits {
             return Ok((None, unit.accept(incoming, false, None).map_err(Stop::told)?));
         }
@@ -220,7 +219,7 @@ impl Invocation<'_> {
         Ok((Some(keeper), accepted))
     }
 
-    /// Extracts, delivers what was extracted, and answers.
+    /// Extracts, delivers the batches, and answers.
     fn work<E: Extractor>(
         &self,
         extractor: &E,
@@ -264,7 +263,7 @@ impl Invocation<'_> {
         self.conclude(run, keeper, phase, delivery, worked, &details)
     }
 
-    /// What comes before the first thing that a phase asks for.
+    /// Prepares a phase, before anything is requested from the extractor.
     fn begin<'c, E: Extractor>(
         &'c self,
         extractor: &E,
@@ -277,7 +276,7 @@ impl Invocation<'_> {
         Ok(context)
     }
 
-    /// Forgets the unit. The message is the same whenever it is composed, so nothing needs to be sealed.
+    /// Forgets the unit. The message is the same whenever it is composed, so it need not be sealed.
     fn delete(&self) -> Result<Outcome> {
         let unit = match self.event.unit_key() {
             Ok(unit) => self.store.any_unit(unit),
@@ -294,7 +293,7 @@ impl Invocation<'_> {
         }
     }
 
-    /// What a store is to know of an event that asks for a deletion.
+    /// What the store must know of an event that asks for a deletion.
     fn deletion(&self) -> Result<Deletion> {
         let run_id = self.event.run_id()?;
         let told_apart = self.event.has_ids()? || run_id.is_some();
@@ -309,7 +308,7 @@ impl Invocation<'_> {
         match held {
             Ok(Some((keeper, _))) => keeper.remove(unit, deletion)?,
             Ok(None) => {}
-            // To start over, the old state need not be readable.
+            // The old state need not be readable to start over.
             Err(Error::WorkerState { .. }) => {
                 let token = self.token();
                 Keeper::start_over(unit, deletion, token, self.platform, self.seed, &self.deadlines)?;
@@ -325,7 +324,7 @@ impl Invocation<'_> {
             return Ok(());
         }
         if let Some((keeper, _)) = held {
-            // The event counts as answered here once it does there.
+            // The event counts as answered here only if it does there.
             unit.delete_attachments()?;
             keeper.forget_attachments(unit, deletion)?;
         }
@@ -341,11 +340,12 @@ impl Invocation<'_> {
     }
 }
 
-/// Whether a deletion was asked for by an event that was answered before, or that is of a past run: it changes nothing.
+/// Whether the deletion comes too late: its event was answered before, or belongs to a past run. Then nothing is
+/// deleted.
 fn came_late(unit: &SyncUnit, deletion: &Deletion) -> Result<bool> {
     let late = unit.came_late(deletion)?;
     if late {
-        info!("the deletion was asked for before, or by a past run: nothing is deleted");
+        info!("nothing is deleted: the event was answered before, or belongs to a past run");
     }
     Ok(late)
 }
