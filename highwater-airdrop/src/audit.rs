@@ -18,7 +18,7 @@ use std::path::Path;
 
 use highwater::ArtifactId;
 use highwater::limits::MESSAGE_BYTES_MAX;
-use highwater::record::{Checker, Metadata, Severity, reader};
+use highwater::record::{Checker, Finding, Metadata, Rule, Severity, Tally, reader};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -31,6 +31,12 @@ use crate::sync::{Invocation, Totals, invocations};
 
 /// Examples of a finding.
 const EXAMPLES_MAX: usize = 5;
+/// The rule for failed attachments.
+const GIVEN_UP: &str = "attachment-given-up";
+/// Failed attachments that an audit lists.
+const FAILED_LISTED_MAX: usize = 1_000;
+/// Failed attachments that an audit prints.
+const FAILED_PRINTED_MAX: usize = 20;
 /// Of a limit, what is near it, in percent.
 const NEAR_PERCENT: u64 = 80;
 /// The item type of the metadata.
@@ -96,7 +102,37 @@ pub struct InvocationFigures {
     pub seconds: f64,
 }
 
-/// What a run came to.
+/// An attachment that no upload was linked to when the attachments phase was done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct FailedAttachment {
+    /// Its id in the source.
+    pub id: String,
+    /// The record that it belongs to.
+    pub parent_id: String,
+    /// The name of the file.
+    pub file_name: String,
+}
+
+/// Findings of one kind in the metadata, or in the announced records of an item type.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct RecordFindings {
+    /// The item type; `external_domain_metadata` for the metadata.
+    pub item_type: String,
+    /// How serious they are.
+    pub severity: Severity,
+    /// The rule that was broken.
+    pub rule: Rule,
+    /// The place in the record, `[]` for each position in an array; empty for the record as a whole.
+    pub path: String,
+    /// How many there are.
+    pub count: u64,
+    /// The first of them.
+    pub first: String,
+}
+
+/// The result of an audit.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct Audit {
@@ -110,6 +146,12 @@ pub struct Audit {
     pub records: Totals,
     /// Attachments that were named, and those that are linked to an upload.
     pub attachments: (u64, u64),
+    /// The attachments that failed, in the order in which they were named: the first 1,000. Empty until the attachments
+    /// phase is done.
+    pub failed_attachments: Vec<FailedAttachment>,
+    /// What checks find in the metadata and the announced records, by kind: errors first. Warnings do not change the
+    /// verdict.
+    pub record_findings: Vec<RecordFindings>,
     /// Bytes of the largest message and of the largest worker state.
     pub largest_bytes: (u64, u64),
     /// Calls that failed.
@@ -236,11 +278,12 @@ pub fn audit(local: &Local, report: &SyncReport, done: bool) -> Result<Audit> {
     let invocations = invocations(local.dir(), &run)?;
     let named = named(local, &invocations)?;
     let confirmed: HashSet<String> = local.confirmed()?.into_iter().map(|id| id.to_string()).collect();
-    let mut look = Look { local, done, calls: &calls, findings: Vec::new() };
+    let mut look =
+        Look { local, done, calls: &calls, findings: Vec::new(), failed: Vec::new(), records: Vec::new() };
     let delivered = look.delivered(&named, &confirmed);
     look.uploads(&delivered, &confirmed);
     look.failed_calls();
-    look.attachments(&delivered, report);
+    look.attachments(&named, &delivered, report);
     look.metadata(&named, &delivered);
     look.lints();
     let largest_bytes = look.sizes();
@@ -256,6 +299,8 @@ pub fn audit(local: &Local, report: &SyncReport, done: bool) -> Result<Audit> {
             delivered.ids.get(ATTACHMENTS).map_or(0, BTreeSet::len) as u64,
             delivered.ids.get(UPLOADED).map_or(0, BTreeSet::len) as u64,
         ),
+        failed_attachments: look.failed,
+        record_findings: look.records,
         largest_bytes,
         calls_failed: calls.iter().filter(|call| is_failure(call)).count() as u64,
         invocations: figures,
@@ -284,6 +329,8 @@ struct Look<'a> {
     done: bool,
     calls: &'a [CallRecord],
     findings: Vec<AuditFinding>,
+    failed: Vec<FailedAttachment>,
+    records: Vec<RecordFindings>,
 }
 
 impl Look<'_> {
@@ -493,23 +540,35 @@ impl Look<'_> {
         }
     }
 
-    fn attachments(&mut self, delivered: &Delivered, report: &SyncReport) {
+    fn attachments(&mut self, named: &[Named], delivered: &Delivered, report: &SyncReport) {
         let ended = report
             .answers
             .iter()
             .any(|(phase, answer)| *phase == highwater::Phase::Attachments && answer.ends_with("_DONE"));
-        let none = BTreeSet::new();
-        let named = delivered.ids.get(ATTACHMENTS).unwrap_or(&none);
-        let linked = delivered.ids.get(UPLOADED).unwrap_or(&none);
         if !ended {
             return;
         }
-        let given_up: Vec<&String> = named.difference(linked).collect();
-        let examples = given_up.iter().take(EXAMPLES_MAX).map(|id| (*id).clone()).collect();
-        let (count, of) = (given_up.len() as u64, named.len());
+        let none = BTreeSet::new();
+        let ids = delivered.ids.get(ATTACHMENTS).unwrap_or(&none);
+        let linked = delivered.ids.get(UPLOADED).unwrap_or(&none);
+        let mut given_up: BTreeSet<&str> = ids.difference(linked).map(String::as_str).collect();
+        let examples = given_up.iter().take(EXAMPLES_MAX).map(|id| (*id).to_owned()).collect();
+        let (count, of) = (given_up.len() as u64, ids.len());
         let text =
             format!("{count} of {of} attachments that were named are linked to no upload: given up, or lost");
-        self.find(Verdict::Suspicious, "attachment-given-up", count, text, examples);
+        self.find(Verdict::Suspicious, GIVEN_UP, count, text, examples);
+        for Named { id, .. } in named.iter().filter(|named| named.item_type == ATTACHMENTS) {
+            if given_up.is_empty() || self.failed.len() >= FAILED_LISTED_MAX {
+                break;
+            }
+            // An artifact that cannot be read is a finding already.
+            let _ = each_line(self.local, id, |line| {
+                let Some(id) = record_id(line) else { return };
+                if self.failed.len() < FAILED_LISTED_MAX && given_up.remove(id.as_str()) {
+                    self.failed.push(failed_attachment(id, line));
+                }
+            });
+        }
     }
 
     /// What is announced, against the metadata of the run.
@@ -539,6 +598,11 @@ impl Look<'_> {
         let count = undeclared.len() as u64;
         let text = format!("{count} item types are announced that the metadata do not declare");
         self.find(Verdict::Suspicious, "undeclared-item-type", count, text, undeclared);
+        let mut tally = Tally::keeping(1);
+        for finding in metadata.check() {
+            tally.add(finding);
+        }
+        let mut tallies = BTreeMap::from([(METADATA, tally)]);
         let mut found: BTreeMap<&str, Examples> = BTreeMap::new();
         for artifact in named.iter().filter(|named| declared.contains(named.item_type.as_str())) {
             let Ok(checker) = Checker::new(&metadata, &artifact.item_type) else { continue };
@@ -549,8 +613,12 @@ impl Look<'_> {
                 if finding.severity == Severity::Error {
                     found.entry(&artifact.item_type).or_default().add(1, finding.to_string());
                 }
+                tallies.entry(&artifact.item_type).or_insert_with(|| Tally::keeping(1)).add(finding);
             }
         }
+        self.records =
+            tallies.iter().flat_map(|(item_type, tally)| record_findings(item_type, tally)).collect();
+        self.records.sort_by_key(|findings| std::cmp::Reverse(findings.severity));
         for (item_type, found) in found {
             self.take(Verdict::Suspicious, "record-not-as-declared", &found, |n| {
                 format!("{n} times a record of {item_type} is not as the metadata declare it")
@@ -622,6 +690,40 @@ impl Look<'_> {
     }
 }
 
+/// A failed attachment, from the line that named it.
+fn failed_attachment(id: String, line: &[u8]) -> FailedAttachment {
+    let line: Value = serde_json::from_slice(line).unwrap_or_default();
+    let text = |field| line.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
+    FailedAttachment { id, parent_id: text("parent_id"), file_name: text("file_name") }
+}
+
+fn record_findings(item_type: &str, tally: &Tally) -> Vec<RecordFindings> {
+    tally
+        .kinds()
+        .map(|(severity, rule, path, count, kept)| RecordFindings {
+            item_type: item_type.to_owned(),
+            severity,
+            rule,
+            path: path.to_owned(),
+            count,
+            first: kept.first().map(Finding::to_string).unwrap_or_default(),
+        })
+        .collect()
+}
+
+/// A text of the worker, with control characters escaped.
+pub(crate) fn printable(text: &str) -> String {
+    let mut printed = String::with_capacity(text.len());
+    for char in text.chars() {
+        if char.is_control() {
+            printed.extend(char.escape_debug());
+        } else {
+            printed.push(char);
+        }
+    }
+    printed
+}
+
 /// A count, and some of what was counted.
 #[derive(Debug, Default)]
 struct Examples {
@@ -644,7 +746,26 @@ impl fmt::Display for Audit {
         for finding in &self.findings {
             writeln!(text, "{}: {} [{}]", finding.verdict, finding.text, finding.rule)?;
             for example in &finding.examples {
-                writeln!(text, "    {example}")?;
+                writeln!(text, "    {}", printable(example))?;
+            }
+        }
+        if !self.failed_attachments.is_empty() {
+            let failed =
+                self.findings.iter().find(|finding| finding.rule == GIVEN_UP).map_or(0, |found| found.count);
+            writeln!(text, "failed attachments: {failed}")?;
+            for FailedAttachment { id, parent_id, file_name } in
+                self.failed_attachments.iter().take(FAILED_PRINTED_MAX)
+            {
+                writeln!(text, "    {}", printable(&format!("{id}: {file_name} of {parent_id}")))?;
+            }
+            if failed > FAILED_PRINTED_MAX as u64 {
+                writeln!(text, "    and {} more", failed - FAILED_PRINTED_MAX as u64)?;
+            }
+        }
+        if !self.record_findings.is_empty() {
+            writeln!(text, "findings in metadata and records:")?;
+            for RecordFindings { item_type, count, first, .. } in &self.record_findings {
+                writeln!(text, "    {}", printable(&format!("{count} times in {item_type}: {first}")))?;
             }
         }
         write!(f, "{text}verdict: {}", self.verdict)

@@ -100,7 +100,8 @@ pub use local::{
 pub use {
     api::Observer,
     audit::{
-        Audit, AuditFinding, InvocationFigures, Named, Verdict, audit, calls, each_line, named, record_id,
+        Audit, AuditFinding, FailedAttachment, InvocationFigures, Named, RecordFindings, Verdict, audit,
+        calls, each_line, named, record_id,
     },
     call::{Call, CallRecord, Content, Lint},
     fault::{Act, Fault},

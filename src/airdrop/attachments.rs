@@ -158,7 +158,7 @@ impl Invocation<'_> {
             RemakeCut { left: before.left, times: before.times.saturating_add(1) }
         };
         run.set_note(REMAKE_CUT, &cut)?;
-        info!(read, files, times = cut.times, "no time to rebuild the queue of attachments");
+        info!(target: "highwater", read, files, times = cut.times, "no time to rebuild the queue of attachments");
         if cut.times < REMAKE_CUTS_MAX {
             return Ok(Ending::Progress.into());
         }
@@ -284,7 +284,7 @@ impl<'q, 'a> Queue<'q, 'a> {
         self.delivery.step()?;
         let stopped = self.is_stopped();
         if self.is_late() && !std::mem::replace(&mut self.late, true) {
-            info!(unsettled = self.delivery.attachments(), "deadline reached");
+            info!(target: "highwater", unsettled = self.delivery.attachments(), "deadline reached");
         }
         if !stopped {
             self.take_up()?;

@@ -144,7 +144,7 @@ impl Deadlines {
             return seen;
         }
         Some(*self.stopped_at.get_or_init(|| {
-            info!("stop requested");
+            info!(target: "highwater", "stop requested");
             self.clock.elapsed()
         }))
     }

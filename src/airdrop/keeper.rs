@@ -106,7 +106,7 @@ impl<'a> Keeper<'a> {
         let standing = found.map(|found| found.token);
         unit.intend(standing.as_deref(), &this.token)?;
         this.standing.replace(standing);
-        info!(restored, "sync unit taken over");
+        info!(target: "highwater", restored, "sync unit taken over");
         Ok(Some((this, restored)))
     }
 
@@ -245,7 +245,7 @@ impl<'a> Keeper<'a> {
         });
         let bytes = saved.map_err(|gave_up| not_saved(&self.sync_unit, &gave_up))??;
         self.standing.replace(Some(checkpoint.token.clone()));
-        debug!(bytes, "checkpoint saved");
+        debug!(target: "highwater", bytes, "checkpoint saved");
         Ok(bytes)
     }
 
@@ -325,7 +325,7 @@ impl<'a> Keeper<'a> {
         }
         sdk.check_window(&self.what())?;
         if rewritten {
-            info!("the TypeScript SDK ran the unit in between");
+            info!(target: "highwater", "the TypeScript SDK ran the unit in between");
         }
         let now = Micros::from_time(self.clock.now());
         Ok(Some(sdk.inherited(event, now, rewritten)))

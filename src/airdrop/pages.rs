@@ -247,7 +247,7 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
                     && self.held.is_empty()
                     && self.now() >= self.invocation.deadlines.abort_at()
                 {
-                    info!(pages = self.scheduler.in_flight(), "gave up pages that did not arrive");
+                    info!(target: "highwater", pages = self.scheduler.in_flight(), "gave up pages that did not arrive");
                     return Err(self.closing.take().unwrap_or(Ending::Progress).into());
                 }
             } else if let Some(ending) = self.closing.take() {
@@ -342,7 +342,7 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
             if self.is_closed() || self.is_stopped() {
                 self.close(Ending::Progress);
             } else if self.is_late() {
-                info!(pages = self.committed, "deadline reached");
+                info!(target: "highwater", pages = self.committed, "deadline reached");
                 self.close(Ending::Progress);
             } else if self.delivery.crowded() {
                 break;
@@ -510,7 +510,7 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
         }
         let listing = of.to_string();
         let ready = make_ready_in_order(of, page, from, next)?;
-        debug!(listing, items, ?by_type, more, "page fetched");
+        debug!(target: "highwater", listing, items, ?by_type, more, "page fetched");
         Ok(ready)
     }
 
@@ -607,7 +607,7 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
         let again = self.scheduler.is_paused(now);
         match self.waits.next(after, self.context.time_left(), again) {
             Ok(wait) => {
-                info!(wait_ms = millis(wait), "the source asked to wait");
+                info!(target: "highwater", wait_ms = millis(wait), "the source asked to wait");
                 self.scheduler.pause(now.saturating_add(wait));
             }
             Err(wait) => self.close(Ending::asked_to_wait(wait)),

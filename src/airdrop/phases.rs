@@ -121,14 +121,14 @@ impl Invocation<'_> {
             Err(gave_up) if self.deadlines.is_stopped() => return Err(not_installed(gave_up)),
             Err(gave_up) => {
                 let reason = gave_up.to_string();
-                warn!(reason, "the recipe blueprint was not created; the mapping is installed without it");
+                warn!(target: "highwater", reason, "the recipe blueprint was not created; the mapping is installed without it");
                 None
             }
         };
         self.attempt(|| self.platform.install_mapping(&mapping, blueprint.as_deref()))
             .map_err(not_installed)?;
         run.set_connector_version(&version)?;
-        info!(version, blueprint = blueprint.is_some(), "initial domain mapping installed");
+        info!(target: "highwater", version, blueprint = blueprint.is_some(), "initial domain mapping installed");
         Ok(())
     }
 

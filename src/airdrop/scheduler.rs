@@ -537,7 +537,11 @@ mod tests {
         scheduler.begun(FIRST);
         assert!(!scheduler.waits_for_commit(), "no lane is idle");
         scheduler.came(FIRST, LAST);
-        assert_eq!(scheduler.next(NOW), Next::Fetch(SECOND), "it gives way, although two earlier pages are held");
+        assert_eq!(
+            scheduler.next(NOW),
+            Next::Fetch(SECOND),
+            "it gives way, although two earlier pages are held"
+        );
         for more in [true, true, false] {
             scheduler.committed(FIRST, more, &[]);
         }
@@ -658,7 +662,10 @@ mod tests {
     /// Asserts that a page may be begun.
     fn check_begin(no: ListingNo, ahead_bytes: u64, in_flight: &[Page], held: &[Page]) {
         assert!(!in_flight.iter().any(|page| page.no == no), "one page at a time");
-        assert!(held.iter().filter(of(no)).all(|page| page.came.then == Then::NextPage), "the page before has no next page");
+        assert!(
+            held.iter().filter(of(no)).all(|page| page.came.then == Then::NextPage),
+            "the page before has no next page"
+        );
         let bytes: u64 = held.iter().map(|page| page.came.bytes).sum();
         assert!(!held.iter().any(|page| page.no == no) || bytes < ahead_bytes, "{bytes} bytes are held");
         let unseen = held.iter().filter(|page| page.came.sets_values && page.no != no).count();
@@ -719,7 +726,9 @@ mod tests {
                 }
                 Next::Paused(_) => unreachable!("nothing paused it"),
                 Next::Fetch(_) => {}
-                Next::Wait => assert!(!in_flight.is_empty() || !held.is_empty(), "nothing would happen any more"),
+                Next::Wait => {
+                    assert!(!in_flight.is_empty() || !held.is_empty(), "nothing would happen any more")
+                }
             }
             if !held.is_empty() && (in_flight.is_empty() || chance.bool()) {
                 let no = held[0].no;

@@ -6,14 +6,18 @@
 //! the event belongs to a past run, or if the platform does not return or accept the worker state. In every other
 //! case exactly one message answers the event, and it is sealed before it is sent.
 //!
-//! An invocation is one `tracing` span, `invocation`, with the event type, the unit, the phase and the run; each step
-//! is an event in that span. The text of an extractor's error is in none of them, as it may contain anything.
+//! An invocation is one `tracing` span, `run`, and each step is an event in it. As `tracing_subscriber` prints a line,
+//! everything before its message takes less than 60 characters: the span has only a short id of the run, and `event
+//! accepted` tells what the id stands for. A second span within it, `invocation`, has the event type, the unit, the phase
+//! and the run for each event; it is at TRACE, with the target `highwater::fields`. The text of an extractor's error is
+//! in none of them, as it may contain anything.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::field::{Empty, display};
-use tracing::{Span, info, info_span};
+use tracing::{Span, info, info_span, trace_span};
+use twox_hash::XxHash3_64;
 
 use crate::error::{Error, Result, chain};
 use crate::model::{Phase, RunId, Safeguard, SyncUnitId};
@@ -83,8 +87,17 @@ impl Serve {
         let deadlines = Deadlines::new(clock, self.soft, self.hard, stop, self.stop_within);
         let clock = store.clock().as_ref();
         let event_type = event.event_type().name(event.spelling());
-        let span = info_span!("invocation", event_type, unit = Empty, run = Empty, phase = Empty);
-        let _entered = span.enter();
+        let line = info_span!(target: "highwater", "run", id = %log_id(event));
+        let _line = line.enter();
+        let fields = trace_span!(
+            target: "highwater::fields",
+            "invocation",
+            event_type,
+            unit = Empty,
+            run = Empty,
+            phase = Empty
+        );
+        let _fields = fields.enter();
         let invocation = Invocation {
             settings: self,
             store,
@@ -145,8 +158,16 @@ fn run_of(accepted: &Accepted) -> &Run {
     }
 }
 
+/// Four hexadecimal digits that stand for a run in log lines: the same in each of its invocations, and probably others
+/// for each other run.
+fn log_id(event: &Event) -> String {
+    let unit = event.unit_key().map(|unit| unit.as_str().to_owned()).unwrap_or_default();
+    let run = event.run_id().ok().flatten().map(|run| run.as_str().to_owned()).unwrap_or_default();
+    format!("{:04x}", XxHash3_64::oneshot(format!("{unit}\0{run}").as_bytes()) & 0xffff)
+}
+
 /// Logs what is done about an event.
-fn log_accepted(accepted: &Accepted) {
+fn log_accepted(event: &Event, phase: Phase, accepted: &Accepted) {
     let decision = match accepted {
         Accepted::Work(_) => "work",
         Accepted::Repeat(_) => "repeat",
@@ -156,7 +177,17 @@ fn log_accepted(accepted: &Accepted) {
     };
     let run = run_of(accepted);
     Span::current().record("run", display(run.id()));
-    info!(decision, resumed = run.resumed(), started_at = %run.started_at(), "event accepted");
+    info!(
+        target: "highwater",
+        decision,
+        event_type = event.event_type().name(event.spelling()),
+        unit = %run.sync_unit(),
+        run = %run.id(),
+        %phase,
+        resumed = run.resumed(),
+        started_at = %run.started_at(),
+        "event accepted"
+    );
 }
 
 impl Invocation<'_> {
@@ -176,7 +207,7 @@ impl Invocation<'_> {
         };
         let keeper = keeper.as_ref();
         let details = MessageDetails::default();
-        log_accepted(&accepted);
+        log_accepted(self.event, phase, &accepted);
         let attempt = |call: Attempt| attempt(self.platform, None, &call);
         match accepted {
             Accepted::AnsweredEarlier(run) => Ok(Outcome {
@@ -345,7 +376,7 @@ impl Invocation<'_> {
 fn came_late(unit: &SyncUnit, deletion: &Deletion) -> Result<bool> {
     let late = unit.came_late(deletion)?;
     if late {
-        info!("nothing is deleted: the event was answered before, or belongs to a past run");
+        info!(target: "highwater", "nothing is deleted: the event was answered before, or belongs to a past run");
     }
     Ok(late)
 }

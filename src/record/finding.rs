@@ -392,7 +392,7 @@ impl Tally {
     }
 
     /// [`Tally::counts`], with the kept findings of each kind.
-    pub(crate) fn kinds(&self) -> impl Iterator<Item = (Severity, Rule, &str, u64, &[Finding])> {
+    pub fn kinds(&self) -> impl Iterator<Item = (Severity, Rule, &str, u64, &[Finding])> {
         self.kinds.iter().map(|((severity, rule, path), kind)| {
             (*severity, *rule, path.as_str(), kind.count, kind.kept.as_slice())
         })

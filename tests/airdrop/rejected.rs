@@ -290,7 +290,7 @@ fn an_answer_that_does_not_answer_is_an_error_and_the_same_ids_are_asked_for_aga
         let mut first = source(Way::Author, 1, |id| id == "a-0-3", Some(&passes), &asked);
         assert_eq!(serve(&mut world, loses_disk, &mut first, DATA, "a", 1), OutcomeKind::Done);
         let answers: [(Answer, &str); 6] = [
-            (|ids| Ok(answer(Way::Author, ids, &|_| Again::Silent)), "it says nothing of a-0-3"),
+            (|ids| Ok(answer(Way::Author, ids, &|_| Again::Silent)), "it has no result for a-0-3"),
             (|_| Ok(Page::more(1).record("issues", record("a-0-3", false))), "it must be a last page"),
             (|_| Ok(Page::last().bookmark(&1)), "it must leave no bookmark"),
             (|_| Ok(Page::last().child("comments", "ISSUE-1", &())), "it must name no child listings"),

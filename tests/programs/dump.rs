@@ -103,7 +103,7 @@ fn a_wrong_command_line_exits_with_2_and_help_teaches_the_right_one() {
     }
     let help = place.shows(&["--help"]);
     for expected in
-        ["Examples:", "  0  fine", "  1  could not", "  2  the command", "  3  the store is damaged"]
+        ["Examples:", "  0  fine", "  1  failed", "  2  the command", "  3  the store is damaged"]
     {
         assert!(help.contains(expected), "{help}");
     }

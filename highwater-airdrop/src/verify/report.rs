@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::cases::Which;
 use super::compare::{Delivered, Ran, RecordKey, SetAside};
+use crate::audit::printable;
 use crate::error::chain;
 use crate::sync::{AfterDeath, Outcome};
 
@@ -585,19 +586,6 @@ pub(super) fn after_death(after: AfterDeath) -> &'static str {
         AfterDeath::Continue => "CONTINUE is sent",
         AfterDeath::GiveUp => "the run is given up, and another begun",
     }
-}
-
-/// A text of the worker, without what a terminal would obey.
-fn printable(text: &str) -> String {
-    let mut printed = String::with_capacity(text.len());
-    for char in text.chars() {
-        if char.is_control() {
-            printed.extend(char.escape_debug());
-        } else {
-            printed.push(char);
-        }
-    }
-    printed
 }
 
 fn told<'k>(keys: impl ExactSizeIterator<Item = &'k RecordKey>) -> String {
