@@ -151,7 +151,7 @@ impl Api {
                 lines += 1;
                 let wrong = |reason: String| format!("artifact {id}, line {lines}: {reason}");
                 let checked = line
-                    .map_err(|error| format!("it is no gzipped text: {error}"))
+                    .map_err(|error| format!("it is not gzipped text: {error}"))
                     .and_then(|line| {
                         serde_json::from_str::<UploadedAttachment>(&line)
                             .map_err(|error| format!("it does not say what was uploaded: {error}"))

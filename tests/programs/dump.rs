@@ -102,8 +102,7 @@ fn a_wrong_command_line_exits_with_2_and_help_teaches_the_right_one() {
         assert!(stderr.contains("Usage:"), "{stderr}");
     }
     let help = place.shows(&["--help"]);
-    for expected in
-        ["Examples:", "  0  fine", "  1  failed", "  2  the command", "  3  the store is damaged"]
+    for expected in ["Examples:", "  0  fine", "  1  failed", "  2  the command", "  3  the store is damaged"]
     {
         assert!(help.contains(expected), "{help}");
     }

@@ -52,7 +52,7 @@ fn a_worker_that_cannot_be_verified_is_told_with_what_it_did() {
         (
             "echo nonsense",
             &[][..],
-            "was given 2 times and never answered: the worker ended well, and sent no message",
+            "was given 2 times and never answered: the worker succeeded, but sent no message",
         ),
         ("echo '{\"event_type\":\"EXTRACTION_DATA_DONE\"}'; exit 7", &[], "exit status: 7"),
         ("head -c 50000000 /dev/zero", &[], "never answered"),

@@ -578,7 +578,7 @@ fn what_is_said_of_attachments_names_uploads_that_are_confirmed_each_once() {
                 "request-1",
                 &[json!({ "id": confirmed, "item_type": "ssor_attachment", "item_count": 1 })],
             ),
-            "it is no gzipped text",
+            "it is not gzipped text",
         ),
     ] {
         airdrop.refused(&request, 400, reason);
