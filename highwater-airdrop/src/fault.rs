@@ -373,20 +373,20 @@ mod tests {
     #[test]
     fn what_is_no_fault_says_why() {
         for (text, reason) in [
-            ("upload", "is no fault"),
+            ("upload", "is not a fault"),
             ("download-200", "neither `lost`,"),
-            ("dance-500", "is no call"),
+            ("dance-500", "is not a call"),
             ("upload-503:x", "which call is a whole number"),
             ("upload-503:0", "counted from 1"),
-            ("upload-503:1,2,3", "one argument too many"),
-            ("429", "needs to know which call"),
+            ("upload-503:1,2,3", "unexpected argument"),
+            ("429", "needs the name of a call"),
             ("429:upload,1,soon", "the seconds to wait is a whole number"),
-            ("upload-503:1,0", "once or more often"),
+            ("upload-503:1,0", "at least once"),
             ("upload-short:1", "neither `lost`,"),
-            ("ext-404", "needs to know which file"),
+            ("ext-404", "needs the number of a file"),
             ("ext-lost:1", "neither `short` nor a status"),
             ("ext-429:x", "which file is a whole number"),
-            ("ext-429:1,2,3", "one argument too many"),
+            ("ext-429:1,2,3", "unexpected argument"),
         ] {
             let said = text.parse::<Fault>().unwrap_err();
             assert!(said.contains(reason), "{text}: {said}");

@@ -278,8 +278,8 @@ fn what_is_no_http_is_refused() {
     assert_eq!(airdrop.served.raw(good.as_bytes(), false).0, 200);
     let long = good.replace("Host: x", &format!("Host: {}", "x".repeat(70_000)));
     for (text, status, reason) in [
-        (good.replace("HTTP/1.1", "HTTP/7"), 400, "this is no HTTP request"),
-        (good.replace("Host: x", "Host x"), 400, "this is no HTTP request"),
+        (good.replace("HTTP/1.1", "HTTP/7"), 400, "this is not an HTTP request"),
+        (good.replace("Host: x", "Host x"), 400, "this is not an HTTP request"),
         (good.replace("\r\n\r\n", "\r\n"), 400, "ended within its head"),
         (long, 431, "at most 65536 bytes"),
         (good.replace("/faults", "/nothing"), 404, "there is nothing at /nothing"),
@@ -481,7 +481,7 @@ fn a_message_names_its_event_and_only_what_is_confirmed_and_there_is_one_of_it()
     for (request, reason) in [
         (changed("/event_context/request_id", Value::Null), "event_context.request_id is missing"),
         (changed("/event_type", Value::Null), "event_type is missing"),
-        (changed("/event_type", json!("EXTRACTION_DATA_DANCE")), "is the name of no message"),
+        (changed("/event_type", json!("EXTRACTION_DATA_DANCE")), "is not the event type of a message"),
         (changed("/event_type", json!("EXTRACTION_DATA_DELAY")), "event_data.delay must be whole seconds"),
         (changed("/event_type", json!("EXTRACTION_DATA_ERROR")), "event_data.error.message is missing"),
         (changed("/event_data/artifacts", json!({})), "must be a list"),
@@ -512,7 +512,7 @@ fn a_message_names_its_event_and_only_what_is_confirmed_and_there_is_one_of_it()
     let before = airdrop.traces();
     airdrop.taken(&good);
     assert_eq!(airdrop.traces(), before, "the same bytes again are the same message");
-    airdrop.refused(&message(&done("request-1", &[])), 409, "was said before, with another message");
+    airdrop.refused(&message(&done("request-1", &[])), 409, "was used before, with another message");
 
     let sized = |request: &str, bytes: usize| {
         let mut body = done(request, &[]);
@@ -630,7 +630,7 @@ fn mappings_are_installed_with_a_blueprint_that_is_there() {
 fn faults_are_set_and_lifted_while_it_runs() {
     let airdrop = Airdrop::new();
     let set = |text: &str| Request::get("/faults", "").method("POST").body(text);
-    airdrop.refused(&set("dance-500"), 400, "is no call");
+    airdrop.refused(&set("dance-500"), 400, "is not a call");
     airdrop.taken(&set("429:prepare,1,7\nprepare-403:2\nprepare-lost:3 prepare-500"));
     let (status, answer) = airdrop.answer(&prepare("4"));
     assert!(status == 429 && answer.contains("\r\nRetry-After: 7\r\n"), "{answer}");

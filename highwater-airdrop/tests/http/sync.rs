@@ -409,7 +409,7 @@ fn a_full_table_of_open_files_does_not_end_the_server() {
 fn wrong_usage_is_told_apart() {
     let world = World::new();
     for (options, reason) in [
-        (&["--fault", "dance-500"][..], "is no call"),
+        (&["--fault", "dance-500"][..], "is not a call"),
         (&["--phases", "some"], "possible values"),
         (&["--function", "http://127.0.0.1:1/"], "cannot be used with"),
     ] {
