@@ -114,13 +114,7 @@ fn findings_in_announced_records_are_listed_by_kind_and_a_warning_is_no_reason_f
     let again = || audit(airdrop.local(), outcome.report.as_ref().unwrap(), outcome.is_done()).unwrap();
     assert!(again().record_findings.is_empty(), "{}", again());
     for (old, new, severity, verdict, count) in [
-        (
-            "{\"title\":",
-            "{\"colour\":\"red\",\"title\":",
-            "warning",
-            Verdict::Clean,
-            BATCH_ITEMS * BATCHES,
-        ),
+        ("{\"title\":", "{\"colour\":\"red\",\"title\":", "warning", Verdict::Clean, BATCH_ITEMS * BATCHES),
         ("\"title\":\"issue 7\"", "\"title\":7", "error", Verdict::Suspicious, 1),
     ] {
         for id in airdrop.local().artifacts().unwrap() {

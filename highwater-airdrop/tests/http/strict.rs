@@ -249,8 +249,8 @@ fn bodies_are_as_long_as_they_say_and_come_in_one_piece() {
         let chunks = [("Transfer-Encoding", "chunked".to_owned())];
         airdrop.refused(&request.clone().body(chunked).framed(&chunks), 411, "in chunks is not taken");
         airdrop.refused(&request.clone().framed(&[]), 411, "needs a Content-Length");
-        airdrop.refused(&request.clone().framed(&says("some")), 400, "is no length");
-        airdrop.refused(&request.clone().framed(&says("-1")), 400, "is no length");
+        airdrop.refused(&request.clone().framed(&says("some")), 400, "is not a length");
+        airdrop.refused(&request.clone().framed(&says("-1")), 400, "is not a length");
         let twice = [says(&length.to_string()), says(&length.to_string())].concat();
         airdrop.refused(&request.clone().framed(&twice), 400, "one Content-Length");
         let mut longer = request.clone().framed(&says(&(length + 1).to_string()));
