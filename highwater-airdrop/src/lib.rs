@@ -15,8 +15,7 @@
 //! | `api`, `artifacts`, `message` | Airdrop's addresses: what is refused, and what is only noted as a [`Lint`] |
 //! | `sync` | [`Airdrop`]: a directory that is served; [`Airdrop::sync`]: a whole sync with a worker |
 //! | `audit` | [`audit()`]: the result of a run, from the files |
-//! | `verify/recording`, `verify/source` | the recorded answers of a connector's external system, and a proxy that
-//! records and replays them |
+//! | `verify/recording`, `verify/source` | the recorded answers of a connector's external system, and a proxy that records and replays them |
 //! | `verify/compare` | the delivered records, and how those of two syncs differ |
 //! | `verify/cases` | what can go wrong, and where; and which cases are tried |
 //! | `verify/report`, `verify/html` | [`VerifyReport`]: the results of the cases, as text, JSON, or a page for a browser |

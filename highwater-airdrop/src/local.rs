@@ -9,8 +9,7 @@
 //! | `worker_state.json` | the worker state, as last saved; of a named unit in `worker_state-<sync unit>.json` |
 //! | `objects.json` | the extraction scope, if you put one there |
 //! | `domain_mapping.json` | `{"mapping","blueprint"}`: the initial domain mapping that was installed last |
-//! | `platform.json` | what the [driver](SyncSettings) remembers: ids it has assigned, finished syncs, the pending
-//! event |
+//! | `platform.json` | what the [driver](SyncSettings) remembers: ids it has assigned, finished syncs, the pending event |
 //! | `uploaders.txt` | how many handles have uploaded: the first half of an artifact id |
 //! | `incoming/` | files that are being written, to be renamed |
 //! | `local.lock`, `sync.lock` | locked during an act; locked during a sync |
@@ -25,14 +24,11 @@
 //!
 //! | killed after | on disk | the next act, or open |
 //! |---|---|---|
-//! | upload: some bytes written, or all | a file in `incoming/` that nobody locks | removed at open; no id was
-//! returned |
-//! | upload: renamed **(counts)** | `artifacts/<id>` | stays, unconfirmed: nobody knows its id; the next upload has
-//! another |
+//! | upload: some bytes written, or all | a file in `incoming/` that nobody locks | removed at open; no id was returned |
+//! | upload: renamed **(counts)** | `artifacts/<id>` | stays, unconfirmed: nobody knows its id; the next upload has another |
 //! | confirm: part of the line | `confirmed.txt` ends without a newline | truncated; confirmed when requested again |
 //! | confirm: the line **(counts)** | the line | confirmed; if requested again: `Ok` |
-//! | message: part of the key line | `message_keys.jsonl` ends without a newline | truncated; accepted when sent
-//! again |
+//! | message: part of the key line | `message_keys.jsonl` ends without a newline | truncated; accepted when sent again |
 //! | message: the key line, synced | a key whose line does not exist | the key is removed |
 //! | message: part of the line | a key whose line is torn | first the line is removed, then the key |
 //! | ... the line removed, the key not yet | a key whose line does not exist | the key is removed |

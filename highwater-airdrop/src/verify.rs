@@ -13,8 +13,7 @@
 //! | altered | a record whose last delivered content differs |
 //! | repeated | a record that one run delivered more often than the clean run does |
 //! | stuck | the following sync, without a fault, did not end with DONE |
-//! | stopped | the sync with the fault did not end with DONE, and the following sync delivered everything: not a
-//! finding |
+//! | stopped | the sync with the fault did not end with DONE, and the following sync delivered everything: not a finding |
 //!
 //! If a worker makes a request to the external system that was never recorded, that is not a finding: the case is
 //! inconclusive, and is reported as such.
