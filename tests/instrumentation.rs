@@ -1,8 +1,8 @@
-//! What an invocation does can be followed: one span with the unit, the run and the phase, and an event for each step.
-//! No secret is in any of it, and nothing is printed by itself.
+//! An invocation can be observed: one span with the unit, the run and the phase, and an event for each step. No
+//! secret is in any of it, and nothing is printed without a subscriber.
 //!
-//! A process of its own: whether anybody subscribes to an event is asked once in a process, by whichever thread comes to
-//! it first.
+//! This test is a process of its own: whether anybody subscribes to an event is determined once per process, by the
+//! first thread that reaches it.
 
 mod support;
 #[path = "support/airdrop.rs"]

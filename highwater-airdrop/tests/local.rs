@@ -1,7 +1,7 @@
-//! What the local Airdrop promises as a platform: each act counts once and for good, wherever its owner dies, and
-//! what the platform would refuse is refused. (`local_sync.rs` has the syncs that it plays.)
+//! The promises of the local Airdrop as a platform: each act counts once and durably, wherever its process dies, and
+//! what the platform would refuse is refused. (The syncs that it plays are in `local_sync.rs`.)
 //!
-//! The oracle reads the files of the directory by itself, never through the code under test.
+//! The oracle reads the files of the directory itself, never through the code under test.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;

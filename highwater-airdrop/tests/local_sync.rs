@@ -1,5 +1,5 @@
-//! What the local Airdrop promises as the driver of a sync: the phases in their order, an event of its own for each
-//! invocation, delays waited out, and, killed at any point and started again, the same event once more or none.
+//! The promises of the local Airdrop as the driver of a sync: the phases in order, a new event for each invocation,
+//! waits for delays; and after a kill at any point the same event again, or none.
 //!
 //! The worker here is a script. It remembers what it sealed, as a worker with a store would, and nothing else. The
 //! oracle reads the events that it was given, and the files.

@@ -1,5 +1,5 @@
-//! What cannot be used is refused by name, with the kind of error that says what to do, and the store is as it was.
-//! (What is wrong with an event is in `wire` and `conversation`.)
+//! Invalid input is refused by name, with the kind of error that tells what to do, and the store stays unchanged.
+//! (Invalid events are in `wire` and `conversation`.)
 
 use std::error::Error as _;
 use std::io::{BufRead, BufReader, Write};

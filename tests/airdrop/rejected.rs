@@ -1,8 +1,9 @@
-//! A bad record is rejected and the rest of its page delivered; the next run asks for it first, until it passes or is gone.
-//! Nothing is lost on the way, on a disk and without one: each record that is read is announced, or among the rejected.
+//! A bad record is rejected, and the rest of its page is delivered. The next run requests it first, until it passes
+//! or is gone. Nothing is lost meanwhile, with a disk and without: each record that is read is announced, or is among
+//! the rejected.
 //!
-//! What was read is kept by the test's own source, and what was announced by its platform; the store is asked only what is
-//! still to be asked for.
+//! The test's source keeps what was read, and its platform what was announced. The store is asked only for the ids
+//! that are still to be requested.
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;

@@ -1,4 +1,4 @@
-//! `highwater-dump` says what is stored, whatever became of the store's owner, and never writes to the file.
+//! `highwater-dump` shows what is stored, whatever happened to the store's owner, and never writes to the file.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;

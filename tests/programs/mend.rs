@@ -1,5 +1,5 @@
-//! The commands of `highwater-dump` that change a store: what a dry run says is what is done, a copy is made first, and the
-//! next sync gets what was said. On stores made by real runs.
+//! The commands of `highwater-dump` that change a store: they do what a dry run says, a copy is made first, and the
+//! next sync finds what was said. Tested on stores of real runs.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};

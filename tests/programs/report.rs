@@ -1,7 +1,7 @@
-//! The page that `report` writes: that it has what the store has, that it needs nothing beside it, and that no name
-//! means anything to a browser.
+//! The page that `report` writes: it has what the store has, needs no other file, and no name in it has a meaning to
+//! a browser.
 //!
-//! With `HIGHWATER_TEST_HTML_DIR`, pages are left in that folder, for a browser to show.
+//! With `HIGHWATER_TEST_HTML_DIR`, pages are written to that folder, to be opened in a browser.
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,10 +1,11 @@
-//! Invariants 1 and 2 for the store alone, without Airdrop: whatever pages come, in whatever batches, acknowledged in
-//! whatever order and from whatever thread, and wherever power fails, each staged record is in exactly one batch, which
-//! keeps its key and its bytes, and is yielded until it is acknowledged, and never after.
+//! Invariants 1 and 2 for the store alone, without Airdrop: each staged record is in exactly one batch, which keeps
+//! its key and its bytes, and is yielded until it is acknowledged, and never after that. This holds for any pages and
+//! batches, acknowledged in any order and from any thread, and wherever power fails.
 //!
-//! The reference is a model in memory that knows what a caller can know: the pages that were handed over, the batches
-//! that were yielded, the calls that returned. After every life it is compared with a second look at a copy of the
-//! disk. What was under way when power failed may have happened or not; the look tells which, and then it is so.
+//! The reference is an in-memory model that knows what a caller can know: the pages that were passed in, the batches
+//! that were yielded, the calls that returned. After every life it is compared with a copy of the disk, opened a
+//! second time. What was in progress when power failed may have happened or not; the copy shows which, and from then
+//! on the model knows.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};

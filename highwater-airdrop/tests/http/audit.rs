@@ -1,4 +1,4 @@
-//! The audit says what was lost, of a worker that loses it.
+//! The audit reports what a worker lost, if the worker really loses it.
 #![cfg(unix)]
 
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! Whatever a worker or a directory is like, `verify` ends with a sentence that says what to do, leaves no process behind,
-//! and touches nothing that is not its own.
+//! Whatever the worker or the directory is like, `verify` ends with a sentence that tells what to do, leaves no
+//! process running, and touches only its own files.
 #![cfg(unix)]
 
 use std::fs;

@@ -1,8 +1,8 @@
 //! Over real HTTP, with a platform that refuses, breaks down or loses its answer: nothing is lost and nothing is
 //! announced twice, with a disk and without.
 //!
-//! Each fault is seen to come true. What is expected is made by the oracle's own arithmetic, and what was delivered is
-//! read from the platform's files.
+//! Each fault is checked to come true. The oracle computes the expectation itself, and reads what was delivered from
+//! the platform's files.
 
 use std::collections::BTreeSet;
 use std::fs;

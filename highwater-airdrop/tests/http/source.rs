@@ -1,4 +1,5 @@
-//! `verify` with faults of the external system, by what it answered once; and of a worker that is served as a function.
+//! `verify` with faults of the external system, from its recorded answers; and with a worker that is served as a
+//! function.
 #![cfg(unix)]
 
 use std::io::{BufRead as _, BufReader};

@@ -1,5 +1,5 @@
-//! The local Airdrop takes what the protocol says and refuses everything else: each rule is shown by two requests, one
-//! that keeps it and one that breaks it and nothing else. A refusal says why, in JSON, and leaves no trace.
+//! The local Airdrop accepts what the protocol allows and refuses everything else. Two requests show each rule: one
+//! that follows it, and one that breaks only it. A refusal gives a reason, in JSON, and leaves no trace.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,8 +1,8 @@
-//! `airdrop sync` plays the platform for a worker in any language: what it gives the worker, when it gives the same event
-//! again, when it gives up, and what it says in the end.
+//! `highwater-airdrop sync` plays the platform for a worker in any language: what it gives the worker, when it gives
+//! the same event again, when it gives up, and what it reports in the end.
 //!
-//! The worker here is this binary once more, which speaks HTTP by hand: so the driver is shown with a worker that is
-//! none of the library's.
+//! The worker here is this binary, started again. It speaks HTTP without the library, so the driver is tested with an
+//! independent worker.
 #![cfg(unix)]
 
 use std::fs;
