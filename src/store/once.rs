@@ -24,7 +24,7 @@ use super::checkpoint::digests::Digests;
 use super::digest::Digest;
 use super::rejected::newest_over;
 use super::rows::{Key, ONCE, ONCE_COUNTS, OnceCountRow, OnceRow, digest_of, run_key};
-use super::run::Run;
+use super::run_handle::Run;
 use super::tables::{Change, Rows};
 
 /// Bytes that an id takes in a store, without its item type.
