@@ -249,7 +249,7 @@ impl<'a> Delivery<'a> {
         self.wait_until(None)
     }
 
-    /// As [`Delivery::wait`], and no longer than until this moment.
+    /// Like [`Delivery::wait`], but not beyond this moment.
     pub(crate) fn wait_until(&mut self, until: Option<Duration>) -> Result<()> {
         self.start()?;
         let left = |until: Duration| until.saturating_sub(self.clock.elapsed());
@@ -352,8 +352,8 @@ impl<'a> Delivery<'a> {
         self.left_over |= self.uploads.len() < before;
     }
 
-    /// After a stop, leaves batches for which there is no time to the next invocation: once it is over, also those about which
-    /// a call is being made. What comes of that is looked at no more, as if the process had died during the call.
+    /// After a stop, leaves batches for which there is no time to the next invocation; once the time is over, also
+    /// those with a call in progress. The result of such a call is ignored, as if the process had died during it.
     fn leave_late_batches(&mut self) {
         let Some(leave_at) = self.deadlines.leave_at() else { return };
         if self.clock.elapsed() < leave_at {
@@ -461,7 +461,7 @@ impl<'a> Delivery<'a> {
 
     fn take_in(&mut self, done: AttemptResult) {
         let no = done.no;
-        // If it is not there, it was left to the next invocation during the call.
+        // If it is missing, it was left to the next invocation during the call.
         let Some(upload) = self.uploads.get_mut(&no) else { return };
         upload.called = false;
         match no {
@@ -835,7 +835,7 @@ impl<'a> Delivery<'a> {
         self.of_attachments().filter(|upload| upload.to_do() == ToDo::Save).count()
     }
 
-    /// Leaves all attachments to the next invocation, also those about which a call is being made.
+    /// Leaves all attachments to the next invocation, including those with a call in progress.
     pub(crate) fn leave_attachments(&mut self) {
         self.uploads.retain(|no, _| matches!(no, UploadNo::Batch(_)));
         self.attachments.in_flight = 0;

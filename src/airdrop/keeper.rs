@@ -89,7 +89,7 @@ impl<'a> Keeper<'a> {
         let mut restored = false;
         if !is_current(&found) {
             if let Some(wait) = settle {
-                // Who is asked to stop meanwhile takes nothing over.
+                // If a stop is requested meanwhile, nothing is taken over.
                 if deadlines.is_stopped() || !deadlines.sleep(wait) {
                     return Ok(None);
                 }

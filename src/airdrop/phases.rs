@@ -216,12 +216,12 @@ impl Invocation<'_> {
                 Ok(answer) => return Ok(answer),
                 Err(SourceError::RateLimited { after }) => {
                     match waits.next(after, context.time_left(), false) {
-                        // Asked to stop meanwhile, it is not asked again.
+                        // If a stop is requested meanwhile, the source is not called again.
                         Ok(wait) => drop(self.deadlines.sleep(wait)),
                         Err(wait) => return Err(Ending::asked_to_wait(wait).into()),
                     }
                 }
-                // Its time was over.
+                // It was given up because of the stop.
                 Err(_) if self.deadlines.is_past_stop() => return Err(Ending::Progress.into()),
                 Err(error) => return Err(error.into()),
             }
