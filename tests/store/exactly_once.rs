@@ -1080,7 +1080,33 @@ fn the_cursor_after_a_page_comes_with_its_last_batch_alone() {
     assert_eq!(after, [None, None, Some(7), None, None]);
 }
 
-/// An older life of a run yielded what the newer one was already at work on, and only failed to acknowledge it.
+#[test]
+fn a_cursor_that_is_set_after_the_records_is_the_one_that_counts() {
+    let store = store_in_memory();
+    let run = store.sync_unit(UNIT).unwrap().begin().unwrap();
+    let mut cursors = Vec::new();
+    let fetch = |cursor: Option<u32>| {
+        cursors.push(cursor);
+        let (created, next) = match cursor {
+            None => (Page::last(), Some(7)),
+            Some(7) => (Page::more(1), Some(9)),
+            Some(_) => (Page::more(2), None),
+        };
+        let mut page = page_of(1, created)?;
+        page.set_next(next);
+        Ok::<_, Error>(page)
+    };
+    for batch in run.batches("issues", fetch) {
+        let batch = batch.unwrap();
+        let id = batch.key().to_string();
+        batch.acknowledge(id).unwrap();
+    }
+    assert_eq!(cursors, [None, Some(7), Some(9)]);
+    run.finish().unwrap();
+}
+
+/// A bug: an older life of a run yielded batches that the newer one was already working on, and failed only at
+/// acknowledging them.
 #[test]
 fn a_fenced_run_yields_and_fetches_nothing() {
     let store = store_in_memory();
