@@ -1,6 +1,6 @@
 //! The attachments phase: processes the queue that the data phase left, and decides what a failure means.
 //!
-//! How an attachment gets to the platform, and what is stored when, is decided in `delivery`. This room decides when
+//! How an attachment gets to the platform, and what is stored when, is decided in `delivery`. This module decides when
 //! each one begins, and what to do if one could not be uploaded:
 //! - A failure of the source counts against the attachment; after several, it is given up and listed. If the failure
 //!   cannot change (gone, denied, empty, too large), it is given up at once.

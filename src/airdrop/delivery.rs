@@ -1,7 +1,7 @@
 //! Uploads in flight in one invocation: batches and attachments, each with a life of its own.
 //!
 //! What may be done with an upload, and when its id may be given up, is decided by [`transfer`](crate::transfer) and
-//! nowhere else. This room makes the calls that it asks for, several at once in lanes, reports the results to it, and
+//! nowhere else. This module makes the calls that it asks for, several at once in lanes, reports the results to it, and
 //! makes the store store the new states. It also keeps these limits:
 //! - Before each confirm, the store's path must still lead to the open file: what another process confirms is not
 //!   confirmed here too.
@@ -12,7 +12,7 @@
 //! - One transaction stores everything about attachments that ended since the last commit, together with the lines
 //!   that name them.
 //!
-//! This room does not decide what a failure of the source means: such an upload is returned to the caller by
+//! This module does not decide what a failure of the source means: such an upload is returned to the caller by
 //! [`Delivery::take_attempted`].
 
 use std::collections::BTreeMap;

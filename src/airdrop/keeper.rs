@@ -115,7 +115,7 @@ impl<'a> Keeper<'a> {
         Self { limits, ..self }
     }
 
-    /// Saves a checkpoint that stands at `position`, or without one where the last saved one stood. Returns its bytes.
+    /// Saves a checkpoint at `position`, or without one at the position of the last saved one. Returns its bytes.
     ///
     /// # Durability
     /// When this returns `Ok`, the platform has it, and this disk has recorded that.
@@ -267,7 +267,7 @@ impl<'a> Keeper<'a> {
             || found.as_deref() == Some(&self.token)
             || (tried && found.as_ref() == Some(&checkpoint.token));
         if !ours {
-            return Err(Error::Fenced { sync_unit: self.sync_unit.clone(), run: "at hand".to_owned() });
+            return Err(Error::Fenced { sync_unit: self.sync_unit.clone(), run: "in progress".to_owned() });
         }
         set_checkpoint(&mut document, checkpoint, &self.sync_unit)?;
         // A unit without a run has nothing to write there.

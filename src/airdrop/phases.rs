@@ -1,7 +1,7 @@
 //! The beginning of a phase, and the phases that ask the extractor only once.
 //!
 //! External sync units and metadata are requested once and staged as one page. The pages of the data phase, and the
-//! attachments, have rooms of their own.
+//! attachments, have their own modules.
 
 use std::sync::Arc;
 use std::time::Duration;

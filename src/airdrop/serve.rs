@@ -76,7 +76,7 @@ impl Serve {
     /// - `TooLarge`: the event's context leaves no room for any answer.
     ///
     /// A failure of the extractor, and an invalid field of the event or key of the worker state, is not an error here:
-    /// the platform is told with ERROR.
+    /// the platform gets an ERROR.
     pub fn serve<E: Extractor>(
         &self,
         store: &Store,

@@ -158,7 +158,7 @@ pub struct Finding {
     pub severity: Severity,
     /// The rule that was broken.
     pub rule: Rule,
-    /// Where it stands in its document; empty for the document as a whole.
+    /// Its place in the document; empty for the document as a whole.
     pub path: FieldPath,
     /// The line of the input, from 1, where the text is known.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -93,7 +93,7 @@ fn a_file_that_is_no_store_is_refused_and_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state.redb");
     let texts: [(&[u8], &str); 4] = [
-        (b"", "it is empty; remove it to begin anew"),
+        (b"", "it is empty; remove it to start over"),
         (b"redb", "it does not start as a redb file does"),
         (b"SQLite format 3\0", "it does not start as a redb file does"),
         (&[b'x'; 10_000], "it does not start as a redb file does"),

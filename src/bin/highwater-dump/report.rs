@@ -406,7 +406,7 @@ impl Unit {
         page.heading(3, "Deaths");
         let mut table = Table::new(
             "Lives that ended without an answer, and what each cost at most",
-            &["stored last", "run", "#life", "found", "lost", "#uploads in vain", "#records in them"],
+            &["stored last", "run", "#life", "found", "lost", "#uploads lost", "#records in them"],
         );
         for death in self.conversation.deaths.iter().rev() {
             table.row([
@@ -529,7 +529,7 @@ fn records(page: &mut Document, run: &RunReport, types: &[TypeReport]) {
     let rejected = sum(|counts| counts.rejected);
     plots::whole(
         page,
-        "What became of the records that were read",
+        "Where the records that were read are",
         &[
             part("announced", sum(|counts| counts.announced), Fill::Third),
             part("on its way: staged, uploaded or confirmed", sum(on_the_way), Fill::First),
@@ -583,7 +583,7 @@ fn on_the_way(counts: &TypeReport) -> u64 {
 
 fn listings(page: &mut Document, report: &UnitState, screen: Screen) {
     let started_at = report.run.as_ref().map(|run| run.started_at);
-    let heads = ["listing", "phase", "#pages", "#records", "last page", "#a second", "stands at"];
+    let heads = ["listing", "phase", "#pages", "#records", "last page", "#a second", "cursor"];
     let mut table = Table::new("Listings of that run", &heads);
     for stream in &report.streams {
         let rate = started_at.and_then(|started_at| stream.recent(started_at, screen.now));
