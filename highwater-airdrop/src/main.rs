@@ -332,7 +332,7 @@ impl Serve {
         let airdrop = self.open()?;
         print(&format!("{}\n", airdrop.base()))?;
         airdrop.wait();
-        Err("no more requests are taken".into())
+        Err("no more requests are accepted".into())
     }
 }
 
@@ -430,7 +430,7 @@ impl Sync {
         let airdrop = self.serve.open()?;
         tell(airdrop.base());
         let stopper = airdrop.stopper();
-        end_with_signals(move || stopper.stop(), "the same command goes on with the sync")?;
+        end_with_signals(move || stopper.stop(), "run the same command again to continue the sync")?;
         let mut options = self.worker.options(settings);
         options.budget = self.budget;
         options.echo = !self.quiet;
@@ -458,7 +458,7 @@ impl Sync {
                 && airdrop.local().dir().join("worker.log").exists()
             {
                 let log = airdrop.local().dir().join("worker.log");
-                tell(&format!("what the worker printed is in {}", log.display()));
+                tell(&format!("the worker's output is in {}", log.display()));
             }
             return Ok(ExitCode::FAILURE);
         }
@@ -525,7 +525,7 @@ fn summary(outcome: &Outcome, audit: Option<&Audit>) -> String {
     );
     match audit {
         Some(audit) if outcome.is_done() => drop(writeln!(text, "\n{audit}")),
-        Some(audit) => drop(writeln!(text, "\nuntil then, as the sync is not done:\n{audit}")),
+        Some(audit) => drop(writeln!(text, "\nso far, as the sync is not done:\n{audit}")),
         None => {}
     }
     text

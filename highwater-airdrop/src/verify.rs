@@ -265,7 +265,7 @@ pub fn verify(
     let folders = ["clean", "case", "record"].map(|folder| verify.dir.join(folder));
     if let Some(other) = folders.iter().find(|folder| folder.exists() && !verify.dir.join(LOCK).exists()) {
         return Err(Error::Unverified {
-            reason: format!("{} is there, and no verify made it: take another directory", other.display()),
+            reason: format!("{} was not made by verify: use another directory", other.display()),
         });
     }
     let _lock = lock(&verify.dir, LOCK)?;
@@ -434,16 +434,16 @@ impl Verify<'_> {
             let (calls, again) = (one.shape.calls.len(), other.shape.calls.len());
             if calls != again {
                 notes.push(format!(
-                    "the {which} sync made {calls} calls one time and {again} the other: what befalls a call may \
-                     befall another one than is said here"
+                    "the {which} sync made {calls} calls one time and {again} the other: a fault may \
+                     apply to another call than the report says"
                 ));
             }
             notes.extend(one.figures.notes.iter().cloned());
         }
         if self.may_remember_elsewhere() {
             notes.push(
-                "no word of the worker holds {dir}, and it left nothing in HIGHWATER_DIR: if it keeps anything on \
-                 disk, the cases disturb each other"
+                "the worker's arguments do not contain {dir}, and it left nothing in HIGHWATER_DIR: if it keeps \
+                 anything on disk, the cases disturb each other"
                     .to_owned(),
             );
         }
@@ -467,9 +467,9 @@ impl Verify<'_> {
         if let Some(call) = ran.source.iter().find(|call| call.answer.is_none()) {
             return Err(Error::Unverified {
                 reason: format!(
-                    "the clean sync asks for {}, which was never recorded: if it is another one each time, \
-                     --ignore-param sets a parameter aside; if the recording is older than the worker, or of another \
-                     one, remove it to record anew",
+                    "the clean sync requests {}, which was never recorded: if a parameter differs each time, ignore \
+                     it with --ignore-param; if the recording is older than the worker, or from another one, remove \
+                     it to record again",
                     call.request
                 ),
             });
@@ -528,7 +528,7 @@ impl Verify<'_> {
         if let Some(failure) = failed {
             return Err(Error::Unverified {
                 reason: format!(
-                    "the sync in which the source is recorded does not end with DONE: {}; what the worker printed is in {}",
+                    "the sync in which the source is recorded does not end with DONE: {}; the worker's output is in {}",
                     chain(&failure),
                     self.dir.join("record/worker.log").display()
                 ),
@@ -782,7 +782,7 @@ fn matching(source: &SourceOptions) -> Matching {
 fn never_asked() -> Error {
     Error::Unverified {
         reason: format!(
-            "the worker never asks the source that --source names: tell it the address by {SOURCE_PLACE} in its words, in --env NAME=VALUE or in --connection-data"
+            "the worker never asks the source that --source names: pass it the address by {SOURCE_PLACE} in its arguments, in --env NAME=VALUE or in --connection-data"
         ),
     }
 }

@@ -16,8 +16,8 @@ use crate::{Failure, Worked, end_with_signals, object, print, tell};
 
 // Lines of at most 98 characters: clap would break longer ones where it is narrow.
 const AFTER_HELP: &str = "\
-First a clean sync and an incremental one are made, both twice. Where two of a kind differ, the
-difference is reported and ignored from then on. Then come the cases: in each, a sync in which one
+First a clean sync and an incremental one are made, both twice. Differences between two of a kind
+are reported, and ignored from then on. Then come the cases: in each, a sync in which one
 thing goes wrong, and one more in which nothing does. What the two delivered is compared with the
 clean syncs, record by record, by id and content, attachments and their bytes included.
 
@@ -36,17 +36,17 @@ Of the external system (--source):
   429, 429-after-1, 429-after-date   it refuses for now: without Retry-After, with seconds, a date
   500, 401           it fails, or refuses
   cut                the connection breaks off in the middle of the answer
-  empty-page         a page has no items, and leads to the same page once more
+  empty-page         a page has no items, and leads to the same page again
   slow               the answer is late
 
 Results:
-  lost       a record is in neither of the two syncs: nobody will ever see it
-  altered    it was delivered last with another content
+  lost       a record is in neither of the two syncs
+  altered    its last delivered content differs
   repeated   a run delivered it more often than the clean one does
-  stuck      the sync that followed did not end with DONE either
-  stopped    the sync did not end with DONE, but the one that followed delivered all: no finding
-  said DONE  the worker said DONE, and records are lost all the same
-  not recorded   the worker asked for something that is not in the recording: no result
+  stuck      the following sync did not end with DONE either
+  stopped    the sync did not end with DONE, but the following one delivered all: not a finding
+  said DONE  the worker said DONE although records are lost
+  not recorded   the worker made a request that is not in the recording: no result
 
 The report shows the worker's command line, and the names of --env without their values. Put a key
 into --env or --connection-data @FILE, not into the command line.
@@ -193,7 +193,7 @@ impl Verify {
             CaseVerdict::Clean => ExitCode::SUCCESS,
             verdict if verdict.is_finding() => ExitCode::from(3),
             _ => {
-                tell("error: no case says anything of the worker");
+                tell("error: no case is conclusive");
                 ExitCode::FAILURE
             }
         })

@@ -67,7 +67,7 @@ impl VerifyReport {
         facts.extend(self.notes.iter().map(|note| ("Note", note.clone())));
         let aside = self.set_aside.in_one_only.len() + self.set_aside.content_differs.len();
         if aside > 0 {
-            facts.push(("Set aside", format!("{aside} records that two clean syncs differ in")));
+            facts.push(("Ignored", format!("{aside} records in which two clean syncs differ")));
         }
         page.facts(&facts);
         self.add_rows(&mut page);
@@ -93,14 +93,15 @@ impl VerifyReport {
         match self.verdict() {
             CaseVerdict::Clean => {
                 let nothing = self.cases.len() - telling;
-                let more = if nothing > 0 { format!(" {nothing} more say nothing.") } else { String::new() };
+                let more =
+                    if nothing > 0 { format!(" {nothing} more are inconclusive.") } else { String::new() };
                 format!("No: in {telling} cases nothing was lost, altered or repeated.{more}")
             }
             CaseVerdict::NotRecorded | CaseVerdict::NotReached => {
-                "Not known: no case says anything.".to_owned()
+                "Not known: no case is conclusive.".to_owned()
             }
             CaseVerdict::Lost => format!(
-                "Yes: records were lost in {lost} of {} cases; in {said_done} of them it said DONE all the same.",
+                "Yes: records were lost in {lost} of {} cases; in {said_done} of them it said DONE nevertheless.",
                 self.cases.len()
             ),
             verdict => format!(

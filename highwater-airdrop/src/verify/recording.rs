@@ -391,18 +391,18 @@ impl Recording {
         };
         let unusable = |reason: String| Error::Invalid {
             what: format!("the recording {}", path.display()),
-            reason: format!("{reason}; take another with --recording, or remove it to record anew"),
+            reason: format!("{reason}; use another one with --recording, or remove it to record again"),
         };
         let mut lines = BufReader::new(file).lines();
         let first =
             lines.next().transpose().map_err(|error| unusable(format!("it cannot be read: {error}")))?;
         let head: Head = serde_json::from_str(&first.unwrap_or_default())
-            .map_err(|_| unusable("it does not begin as a recording does".to_owned()))?;
+            .map_err(|_| unusable("it is not a recording".to_owned()))?;
         if head.format != FORMAT {
             return Err(unusable(format!("it has format {}, this version reads {FORMAT}", head.format)));
         }
         if head.source != source {
-            return Err(unusable(format!("it is of {}, not of {source}", head.source)));
+            return Err(unusable(format!("it is a recording of {}, not of {source}", head.source)));
         }
         let mut answers = Vec::new();
         for (number, line) in lines.enumerate() {

@@ -416,7 +416,7 @@ impl VerifyReport {
         let unrecorded: BTreeSet<&String> = self.cases.iter().flat_map(|case| &case.unrecorded).collect();
         unrecorded.first().map(|request| {
             format!(
-                "{} cases say nothing: the worker asked for {} requests that were never recorded, {request} say",
+                "{} cases are inconclusive: the worker made {} requests that were never recorded, such as {request}",
                 self.count(CaseVerdict::NotRecorded),
                 unrecorded.len()
             )
@@ -471,7 +471,7 @@ impl VerifyReport {
             ("have another content in each clean sync", &self.set_aside.content_differs),
         ] {
             if !keys.is_empty() {
-                writeln!(text, "set aside: {} records {what}: {}", keys.len(), told(keys.iter()))?;
+                writeln!(text, "ignored: {} records {what}: {}", keys.len(), told(keys.iter()))?;
             }
         }
         let (known, _) = self.known;
@@ -648,7 +648,7 @@ mod tests {
         ] {
             let report = report(cases);
             assert_eq!((report.verdict(), report.telling()), (verdict, 0));
-            assert!(page(&report).contains("Not known: no case says anything."));
+            assert!(page(&report).contains("Not known: no case is conclusive."));
         }
         let mut cut = report(vec![unknown()]);
         cut.known = (9, 4);
@@ -663,7 +663,7 @@ mod tests {
         assert_eq!((mixed.verdict(), mixed.telling()), (CaseVerdict::Clean, 1));
         assert!(
             page(&mixed)
-                .contains("No: in 1 cases nothing was lost, altered or repeated. 1 more say nothing.")
+                .contains("No: in 1 cases nothing was lost, altered or repeated. 1 more are inconclusive.")
         );
         let lost = report(vec![unknown(), case(true, &[], &["1"])]);
         assert_eq!(lost.verdict(), CaseVerdict::Lost);

@@ -105,7 +105,7 @@ fn a_directory_that_is_in_use_or_not_its_own_is_left_as_it_is() {
     };
     let dir = tempfile::tempdir().unwrap();
     let mut first = started(dir.path(), &[]);
-    refused(verify(dir.path(), &[], "true").output().unwrap(), "take another directory");
+    refused(verify(dir.path(), &[], "true").output().unwrap(), "use another directory");
     assert!(deaf_processes(dir.path()).iter().all(|process| runs(process)), "the first one goes on");
     Command::new("kill").arg(first.id().to_string()).status().unwrap();
     first.wait().unwrap();
@@ -115,7 +115,10 @@ fn a_directory_that_is_in_use_or_not_its_own_is_left_as_it_is() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("case")).unwrap();
     fs::write(dir.path().join("case/thesis"), "years of work").unwrap();
-    refused(verify(dir.path(), &[], "true").output().unwrap(), "no verify made it: take another directory");
+    refused(
+        verify(dir.path(), &[], "true").output().unwrap(),
+        "was not made by verify: use another directory",
+    );
     assert_eq!(fs::read_to_string(dir.path().join("case/thesis")).unwrap(), "years of work");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is added");
 }

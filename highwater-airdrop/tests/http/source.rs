@@ -103,7 +103,10 @@ fn a_page_that_is_lost_when_the_source_refuses_once_is_found_offline_with_its_nu
     // One of another source is left as it is.
     let before = std::fs::read(&recording).unwrap();
     let other = naive(dir.path(), "http://127.0.0.1:9", &[]).unwrap_err().to_string();
-    assert!(other.contains(&format!("it is of {url}")) && other.contains("--recording"), "{other}");
+    assert!(
+        other.contains(&format!("it is a recording of {url}")) && other.contains("--recording"),
+        "{other}"
+    );
     assert_eq!(std::fs::read(&recording).unwrap(), before);
 }
 

@@ -247,7 +247,11 @@ fn bodies_are_as_long_as_they_say_and_come_in_one_piece() {
         let says = |length: &str| vec![("Content-Length", length.to_owned())];
         let chunked = [format!("{length:x}\r\n").as_bytes(), &request.body, b"\r\n0\r\n\r\n"].concat();
         let chunks = [("Transfer-Encoding", "chunked".to_owned())];
-        airdrop.refused(&request.clone().body(chunked).framed(&chunks), 411, "in chunks is not taken");
+        airdrop.refused(
+            &request.clone().body(chunked).framed(&chunks),
+            411,
+            "a chunked body is not accepted",
+        );
         airdrop.refused(&request.clone().framed(&[]), 411, "needs a Content-Length");
         airdrop.refused(&request.clone().framed(&says("some")), 400, "is not a length");
         airdrop.refused(&request.clone().framed(&says("-1")), 400, "is not a length");
@@ -423,7 +427,7 @@ fn only_what_was_uploaded_is_confirmed_and_downloaded() {
     assert_eq!(fs::read_to_string(airdrop.dir.join("confirmed.txt")).unwrap(), format!("{id}\n"));
 
     let path = |id: &str| format!("/internal/airdrop.artifacts.download-url?request_id=r&artifact_id={id}");
-    airdrop.refused(&Request::get(path(&prepared), BEARER), 404, "nothing was uploaded");
+    airdrop.refused(&Request::get(path(&prepared), BEARER), 404, "has no upload with this id");
     airdrop.refused(
         &Request::get(path(&id).replace("request_id=r&", ""), BEARER),
         400,
@@ -433,7 +437,7 @@ fn only_what_was_uploaded_is_confirmed_and_downloaded() {
         airdrop.taken(&Request::get(path(&id), BEARER))["download_url"].as_str().unwrap().to_owned();
     let download = Request::get(address.strip_prefix(&airdrop.served.base).unwrap(), "");
     assert!(airdrop.answer(&download).1.ends_with("\r\n\r\nfile"));
-    airdrop.refused(&download.path(&id, &prepared), 404, "nothing was uploaded");
+    airdrop.refused(&download.path(&id, &prepared), 404, "has no upload with this id");
 }
 
 #[test]
@@ -557,13 +561,13 @@ fn what_is_said_of_attachments_names_uploads_that_are_confirmed_each_once() {
         (changed("/id/devrev", json!(unconfirmed)), "which is not uploaded and confirmed"),
         (changed("/id/devrev", json!("artifact-unheard-of")), "which is not uploaded and confirmed"),
         (changed("/id/devrev", json!("")), "id.devrev"),
-        (changed("/id", json!(confirmed)), "does not say what was uploaded"),
-        (changed("/id/external", json!(7)), "does not say what was uploaded"),
+        (changed("/id", json!(confirmed)), "does not name an upload"),
+        (changed("/id/external", json!(7)), "does not name an upload"),
         (changed("/id/external", json!("")), "id.external is empty"),
-        (changed("/parent_id", Value::Null), "does not say what was uploaded"),
+        (changed("/parent_id", Value::Null), "does not name an upload"),
         (changed("/parent_id/external", json!("")), "parent_id.external is empty"),
-        (changed("/actor_id", json!("user-1")), "does not say what was uploaded"),
-        (changed("/inline", json!("yes")), "does not say what was uploaded"),
+        (changed("/actor_id", json!("user-1")), "does not name an upload"),
+        (changed("/inline", json!("yes")), "does not name an upload"),
         (message_of("request-1", &[says(&[good.clone(), good.clone()], 2)]), "line 2: it names an upload"),
         (
             message_of(
