@@ -636,9 +636,12 @@ mod tests {
         assert!(String::from_utf8(body).unwrap().contains("\"http://127.0.0.1:1/p/2\""));
         assert_eq!(headers, [("X-Echo".to_owned(), REDACTED.to_owned())]);
         let other = Recording::read(&path, "https://other.example").unwrap_err().to_string();
-        assert!(other.contains("it is of https://api.example") && other.contains("--recording"), "{other}");
+        assert!(
+            other.contains("it is a recording of https://api.example") && other.contains("--recording"),
+            "{other}"
+        );
         fs::write(&path, "{}\n").unwrap();
-        assert!(Recording::read(&path, "x").unwrap_err().to_string().contains("does not begin"));
+        assert!(Recording::read(&path, "x").unwrap_err().to_string().contains("it is not a recording"));
         assert!(Recording::read(&dir.path().join("none"), "x").unwrap().is_none());
     }
 

@@ -657,7 +657,7 @@ mod tests {
                 text.contains("1 of 9") && text.contains("the budget was over before the other 3"),
                 "{text}"
             );
-            assert!(text.contains("never recorded, GET /smaller-page say"), "{text}");
+            assert!(text.contains("never recorded, such as GET /smaller-page"), "{text}");
         }
         let mixed = report(vec![unknown(), case(true, &[], &[])]);
         assert_eq!((mixed.verdict(), mixed.telling()), (CaseVerdict::Clean, 1));
