@@ -271,7 +271,7 @@ fn what_the_platform_would_refuse_is_refused_and_leaves_no_trace() {
         "{\"event_type\":7}",
         "{\"event_type\":\"X\",\"event_data\":{\"artifacts\":[{}]}}",
     ] {
-        assert_refused(local.send(&as_body(body)), 400, "no message");
+        assert_refused(local.send(&as_body(body)), 400, "not a message");
     }
     assert_refused(
         local.send(&as_body("{\"event_type\":\"EXTRACTION_DATA_ERROR\"}")),
