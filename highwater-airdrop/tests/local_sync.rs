@@ -534,8 +534,8 @@ fn an_answer_that_cannot_be_is_an_error_that_says_why() {
     let change_field: fn(&mut Value) = |context| context["sequence_version"] = json!("17");
     for (act, reason) in [
         (Act::Twice("EXTRACTION_METADATA_DONE"), "2 messages"),
-        (Act::Say("EXTRACTION_DATA_DONE", "", 0), "EXTRACTION_DATA_DONE is no answer"),
-        (Act::Say("EXTRACTION_METADATA_PROGRESS", "", 0), "EXTRACTION_METADATA_PROGRESS is no answer"),
+        (Act::Say("EXTRACTION_DATA_DONE", "", 0), "EXTRACTION_DATA_DONE is not an answer"),
+        (Act::Say("EXTRACTION_METADATA_PROGRESS", "", 0), "EXTRACTION_METADATA_PROGRESS is not an answer"),
         (Act::Say("UNKNOWN_EVENT_TYPE", "", 0), "try --names newer"),
         (Act::Mangled("EXTRACTION_METADATA_DONE", drop_field), "dev_uid is null, not \"DEVU-1\""),
         (Act::Mangled("EXTRACTION_METADATA_DONE", change_field), "sequence_version is \"17\", not \"2\""),
