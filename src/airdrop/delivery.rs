@@ -634,7 +634,7 @@ impl<'a> Delivery<'a> {
         match &halt {
             Halt::Failed(reason) => warn!(target: "highwater", reason, "delivery failed"),
             Halt::AskedToWait(wait) => {
-                info!(target: "highwater", wait_ms = millis(*wait), "the platform asked to wait")
+                info!(target: "highwater", wait_ms = millis(*wait), "the platform asked to wait");
             }
         }
         self.halt = Some(match (self.halt.take(), halt) {

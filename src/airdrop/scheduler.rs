@@ -727,7 +727,7 @@ mod tests {
                 Next::Paused(_) => unreachable!("nothing paused it"),
                 Next::Fetch(_) => {}
                 Next::Wait => {
-                    assert!(!in_flight.is_empty() || !held.is_empty(), "nothing would happen any more")
+                    assert!(!in_flight.is_empty() || !held.is_empty(), "nothing would happen any more");
                 }
             }
             if !held.is_empty() && (in_flight.is_empty() || chance.bool()) {
