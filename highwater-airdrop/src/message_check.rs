@@ -213,7 +213,7 @@ fn check_shape(exchange: &mut Exchange<'_, '_>, event_type: &str, message: &Valu
     match kind {
         None if event_type == UNKNOWN_EVENT => {}
         None => {
-            exchange.lint("event-type", 400, format!("{event_type:?} is not the event type of a message"))?
+            exchange.lint("event-type", 400, format!("{event_type:?} is not the event type of a message"))?;
         }
         Some(OutcomeKind::Delay) if !field("delay").is_u64() => {
             let text = format!("event_data.delay must be whole seconds, it is {}", field("delay"));
