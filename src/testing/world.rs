@@ -20,6 +20,7 @@ use crate::airdrop::{StopToken, checkpoint_in, posted_bytes};
 use crate::clock::{Clock, VirtualClock};
 use crate::error::Result;
 use crate::model::StateLimits;
+use crate::record::Attachment;
 
 use super::disk::SimDisk;
 use super::schedule::{Act, Call, CallFault, Setting};
@@ -328,6 +329,9 @@ pub(super) struct RunSeen {
     pub(super) deleted: bool,
     /// Whether it had the state of the unit's attachments deleted after it.
     pub(super) attachments_deleted: bool,
+    /// Attachments that a deletion took from it that was done a second time, by a store that was put in the place of the one
+    /// that had done it.
+    pub(super) taken_by_late_deletion: BTreeSet<Named>,
     /// Whether it was gone on with although the event before was not answered: the life that had it may have stored nothing
     /// of it, so to the next one the phase was never begun, or, without a disk, a checkpoint was lost.
     pub(super) overtaken: bool,
@@ -623,6 +627,7 @@ impl Outside {
                 abandoned: false,
                 deleted: false,
                 attachments_deleted: false,
+                taken_by_late_deletion: BTreeSet::new(),
                 overtaken: false,
             });
         }
@@ -711,6 +716,7 @@ impl Outside {
             {
                 run.finished = true;
             }
+            self.deletion_done(message);
             for run in &mut self.runs {
                 run.deleted |= message.event_type == "EXTRACTION_DATA_DELETE_DONE";
                 run.attachments_deleted |= message.event_type == "EXTRACTION_ATTACHMENTS_DELETE_DONE";
@@ -720,6 +726,26 @@ impl Outside {
         let sent = self.sent.iter().rposition(|event| event.request == message.request);
         if let Some(sent) = sent {
             self.answers.insert(sent, at);
+        }
+    }
+
+    /// A deletion of attachments that comes again is new to a store that replaced the one that did it: what the unfinished
+    /// runs had named until then is gone.
+    fn deletion_done(&mut self, message: &Accepted) {
+        let again =
+            self.sent.last().is_some_and(|event| event.stray && event.request == message.request);
+        if !again || !self.store_replaced() || message.event_type != "EXTRACTION_ATTACHMENTS_DELETE_DONE" {
+            return;
+        }
+        let mut taken = BTreeMap::new();
+        for run in self.runs.iter().filter(|run| !run.finished) {
+            let lines = self.pages_of(run).flat_map(|page| &page.lines);
+            let attachments = lines.filter_map(|line| Attachment::from_line(line).ok());
+            let named = attachments.map(|attachment| (attachment.parent_id, attachment.id));
+            taken.insert(run.id.clone(), named.collect::<BTreeSet<Named>>());
+        }
+        for run in &mut self.runs {
+            run.taken_by_late_deletion.extend(taken.remove(&run.id).unwrap_or_default());
         }
     }
 
