@@ -732,8 +732,7 @@ impl Outside {
     /// A deletion of attachments that comes again is new to a store that replaced the one that did it: what the unfinished
     /// runs had named until then is gone.
     fn deletion_done(&mut self, message: &Accepted) {
-        let again =
-            self.sent.last().is_some_and(|event| event.stray && event.request == message.request);
+        let again = self.sent.last().is_some_and(|event| event.stray && event.request == message.request);
         if !again || !self.store_replaced() || message.event_type != "EXTRACTION_ATTACHMENTS_DELETE_DONE" {
             return;
         }

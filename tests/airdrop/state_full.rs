@@ -159,6 +159,21 @@ fn a_full_state_leaves_room_for_messages_and_artifacts_of_any_size() {
     assert_eq!(world.airdrop.announced("run"), all_of("issues", 400, 3));
 }
 
+/// The connector's own keys are the extractor's, not another's: where they are set again, they do not count twice.
+#[test]
+fn what_the_extractor_set_of_the_connectors_own_keys_may_be_set_again() {
+    let mut world = world();
+    for (seed, run) in (1..).zip(["run", "next", "last"]) {
+        let own = json!({ "own": letters(300_000, seed) });
+        let mut source = Source::new(|_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+            Ok(page_of(stream, cursor.unwrap_or(0), 2, 3).connector_state(&own))
+        });
+        assert_eq!(data(&mut world, &mut source, run), OutcomeKind::Done, "{run}");
+        assert_eq!(world.airdrop.state()["own"], own["own"]);
+        assert_eq!(world.airdrop.announced(run), all_of("issues", 2, 3));
+    }
+}
+
 #[test]
 fn what_others_keep_counts_and_is_told() {
     for (bytes, phase, says) in [
