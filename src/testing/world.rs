@@ -135,6 +135,8 @@ pub(super) struct Outside {
     pub(super) state_over_limit: Option<String>,
     /// Whether a second worker came while one was at work.
     pub(super) second_worker: bool,
+    /// With a disk: how many messages were accepted before its store was put in the place of another.
+    pub(super) replaced_after: Option<usize>,
     /// Whether something happened that lies outside of the promise.
     pub(super) outside_the_promise: bool,
     /// The first ERROR for which nothing gave a reason.
@@ -397,6 +399,7 @@ impl World {
                 changed_message: None,
                 state_over_limit: None,
                 second_worker: false,
+                replaced_after: None,
                 outside_the_promise: false,
                 error_for_no_reason: None,
             })),
@@ -585,6 +588,7 @@ impl Outside {
                 self.second_worker = true;
                 // A store that was put in the place of another asks for nothing again.
                 if self.has_disk {
+                    self.replaced_after = Some(self.accepted.len());
                     let over = |id: &String| self.runs.iter().any(|run| run.id == *id && run.finished);
                     self.pages.retain(|(run, stream), _| stream != AGAIN || over(run));
                 }
@@ -716,12 +720,12 @@ impl Outside {
             {
                 run.finished = true;
             }
-            self.deletion_done(message);
             for run in &mut self.runs {
                 run.deleted |= message.event_type == "EXTRACTION_DATA_DELETE_DONE";
                 run.attachments_deleted |= message.event_type == "EXTRACTION_ATTACHMENTS_DELETE_DONE";
             }
         }
+        self.deletion_answered(message, known);
         // It answers the event that was sent last with its request id.
         let sent = self.sent.iter().rposition(|event| event.request == message.request);
         if let Some(sent) = sent {
@@ -729,11 +733,11 @@ impl Outside {
         }
     }
 
-    /// A deletion of attachments that comes again is new to a store that replaced the one that did it: what the unfinished
-    /// runs had named until then is gone.
-    fn deletion_done(&mut self, message: &Accepted) {
-        let again = self.sent.last().is_some_and(|event| event.stray && event.request == message.request);
-        if !again || !self.store_replaced() || message.event_type != "EXTRACTION_ATTACHMENTS_DELETE_DONE" {
+    /// A deletion of attachments that was answered before is new to a store that was put in the place of the one that did it:
+    /// what the unfinished runs had named until then is gone.
+    fn deletion_answered(&mut self, message: &Accepted, known: Option<usize>) {
+        let before = |at: usize| self.replaced_after.is_some_and(|accepted| at < accepted);
+        if !known.is_some_and(before) || message.event_type != "EXTRACTION_ATTACHMENTS_DELETE_DONE" {
             return;
         }
         let mut taken = BTreeMap::new();
