@@ -76,7 +76,7 @@ enum Reply {
     CutBody,
     /// Hangs up when it has seen the header of the request.
     HangUp,
-    /// Takes the request and says nothing, until the client gives up.
+    /// Reads the request and does not answer, until the client gives up.
     Silence,
     /// Says 200, and the first byte of a body that never ends.
     Stall,
@@ -818,7 +818,7 @@ fn each_fault_has_its_fate() {
             server.fault(path, fault.clone());
             let silent = matches!(fault, Reply::Silence);
             let error = call(if silent { &hasty } else { &client }).unwrap_err();
-            // The storage says so for passing reasons.
+            // The storage returns these for passing reasons.
             let passing = path == "/files/put" && matches!(fault, Reply::Answer(403 | 503, ..));
             assert_eq!(
                 matches!(error, PlatformError::StorageRefused { .. }),

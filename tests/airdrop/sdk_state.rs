@@ -495,7 +495,7 @@ fn a_key_of_a_wrong_type_is_an_error_that_names_it_and_nothing_is_overwritten() 
             assert!(error.starts_with(&named), "{changes}: {error}");
             assert_eq!(world.airdrop.state_text(), before);
             assert_eq!(world.airdrop.calls(Call::SaveState), 0);
-            // Whoever mends it goes on with the same event.
+            // Once it is mended, the same event goes on.
             world.airdrop.set_state(&layout(&at_rest()));
             assert_eq!(serve(&mut world, &ear, &start), OutcomeKind::Done);
         }

@@ -46,7 +46,7 @@ fn sync(dir: &Path, store: bool, faults: &[&str], source: &[&str]) -> (Value, St
     let odd = findings.iter().filter(|finding| !allowed.contains(&finding["rule"].as_str().unwrap())).count();
     assert_eq!(odd, 0, "{faults:?}, store {store}: {report}");
     assert_eq!(output.status.code(), Some(if findings.is_empty() { 0 } else { 3 }), "{report}");
-    // Who has no disk leaves nothing on it.
+    // A worker without a disk leaves nothing on it.
     assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0, "{faults:?}, store {store}");
     (report, String::from_utf8(output.stderr).unwrap())
 }
