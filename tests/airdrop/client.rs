@@ -1013,7 +1013,7 @@ fn connections_are_kept_alive() {
     let both = server.connections();
     assert_eq!(both, 2, "calls and files go separate ways");
     for (path, call) in CALLS {
-        // Neither an answer nor an error with a body costs a connection.
+        // The connection is reused after an answer, and after an error with a body.
         server.fault(path, Reply::Answer(503, Vec::new(), vec![b'x'; 100_000]));
         assert!(call(&client).is_err());
         call(&client).unwrap();

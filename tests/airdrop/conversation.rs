@@ -601,7 +601,7 @@ fn pages_stop_where_the_next_would_outlive_the_budget_but_never_before_the_first
     }
 }
 
-/// Pages, the second of which the source refuses until its time has come.
+/// Pages; the source refuses the second one until a certain time.
 fn limited(world: &World, after: Duration) -> Source<'_> {
     let ready = world.clock.elapsed() + after;
     Source::new(move |_: &Context<'_>, stream: &str, cursor: Option<u32>| {

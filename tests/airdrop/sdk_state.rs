@@ -730,7 +730,7 @@ fn a_state_that_the_sdk_rewrote_in_between_is_read_and_its_newer_start_counts() 
         let written = world.airdrop.state()["lastSuccessfulSyncStarted"].as_str().unwrap().to_owned();
         assert!(at(&written) > at(later), "{written}");
 
-        // An older one, as of a state that somebody put back, changes nothing.
+        // An older one, from a state that somebody put back, changes nothing.
         let mut state = world.airdrop.state();
         state["lastSuccessfulSyncStarted"] = EARLIER.into();
         world.airdrop.set_state(&state);

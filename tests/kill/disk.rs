@@ -42,7 +42,7 @@ fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |text| text.parse().unwrap())
 }
 
-/// A source of some thousand records, each of which tells from which reading of its page it comes.
+/// A source of some thousand records; each contains the number of the reading of its page.
 struct Generated {
     reading: AtomicU64,
 }

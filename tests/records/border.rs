@@ -268,7 +268,7 @@ fn an_id_may_be_declared_and_dates_are_warned_of() {
         [("record_types.cards.fields.created_date".to_owned(), Rule::ReservedField, Severity::Warning)]
     );
     let checker = Checker::new(&metadata, "cards").unwrap();
-    // The id beside the data is the one that is required; in the data it may be, by its type.
+    // The id outside of the data is required; the data may have one too, of the declared type.
     assert_eq!(checker.check_line(r#"{"id":"1","data":{"title":"a"}}"#), []);
     assert_eq!(checker.check_line(r#"{"id":"1","data":{"id":"1","created_date":null}}"#), []);
     assert_eq!(checker.check_line(r#"{"id":"1","data":{"id":1}}"#)[0].rule, Rule::Type);

@@ -51,7 +51,7 @@ fn sync(dir: &Path, store: bool, faults: &[&str], source: &[&str]) -> (Value, St
     (report, String::from_utf8(output.stderr).unwrap())
 }
 
-/// What a fault leads to, beside that nothing is lost or repeated.
+/// The consequences of a fault. In addition nothing is lost or repeated.
 struct Expected {
     fault: &'static str,
     times: u64,
