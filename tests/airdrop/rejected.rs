@@ -333,7 +333,7 @@ fn a_page_that_says_of_its_own_accord_that_a_record_is_gone_is_an_error() {
     });
     assert_eq!(world.serve(&mut source, &event(DATA, "a", "1")).unwrap().kind, OutcomeKind::Error);
     let error = world.airdrop.last().error();
-    assert!(error.contains("record I-1 of issues is gone") && error.contains("asked for"), "{error}");
+    assert!(error.contains("record I-1 of issues is gone") && error.contains("requested for"), "{error}");
 }
 
 /// Many are asked for in chunks, and who is stopped between two of them goes on with the next.
