@@ -217,6 +217,15 @@ mod tests {
         assert_ne!(Digest::of(one), Digest::of(other));
     }
 
+    #[test]
+    fn an_id_that_is_known_whole_is_told_and_not_named_again() {
+        let whole = KnownId::Whole("run".to_owned());
+        assert_eq!((whole.whole(), whole.named("run")), (Some("run"), None));
+        for known in [KnownId::Number, KnownId::Digest(Digest::of("run")), KnownId::Short(name_hash("run"))] {
+            assert_eq!((known.whole(), known.named("run")), (None, Some(whole.clone())), "{known:?}");
+        }
+    }
+
     /// The place of an id among some rows.
     fn look(rows: &BTreeMap<u64, KnownId>, id: &str) -> (u64, bool) {
         let at = |number| Ok::<_, Infallible>(rows.get(&number).map(|known| known.is(id, number)));

@@ -972,6 +972,36 @@ fn what_waits_for_longer_than_the_invocation_makes_delay() {
     fixture.check(0, &source.expected().0);
 }
 
+/// However many of them fail and wait: a checkpoint has room for so many, and so has memory.
+#[test]
+fn no_more_than_a_thousand_attachments_are_begun_and_not_settled() {
+    const COUNT: usize = 1_030;
+    let world = crate::world::World::new(2_000);
+    let mut source = crate::world::Source::new(|_: &Context<'_>, _: &str, _: Option<u32>| {
+        let mut page = Page::last();
+        for number in 0..COUNT {
+            page.push("attachments", attachment(number, 0).to_record()?);
+        }
+        Ok(page)
+    });
+    let opened = Arc::new(Mutex::new(Vec::new()));
+    let tell = Arc::clone(&opened);
+    source.open = Some(Box::new(move |attachment: &Attachment| {
+        let mut opened = tell.lock().unwrap();
+        let first = !opened.contains(&attachment.id);
+        opened.push(attachment.id.clone());
+        if first { Err("not yet".into()) } else { Ok(AttachmentBody::new(&b"bytes"[..])) }
+    }));
+    for (event_type, request) in [(DATA, "1"), (ATTACHMENTS, "2")] {
+        let outcome = world.serve(&mut source, &crate::world::event(event_type, "run", request)).unwrap();
+        assert_eq!(outcome.kind, OutcomeKind::Done);
+    }
+    let opened = opened.lock().unwrap();
+    let again = (0..opened.len()).find(|&at| opened[..at].contains(&opened[at]));
+    assert_eq!((again, opened.len()), (Some(1_000), 2 * COUNT));
+    assert_eq!(world.airdrop.lines_of("run", "ssor_attachment").len(), COUNT);
+}
+
 /// A platform that gives attachments the id of a batch that was announced: it is not accepted, and each is uploaded anew.
 #[test]
 fn an_attachment_that_is_given_the_id_of_a_batch_is_uploaded_anew() {

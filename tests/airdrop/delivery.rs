@@ -714,8 +714,8 @@ fn a_store_that_was_replaced_is_noticed_before_a_confirm_and_nothing_is_confirme
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state.redb");
     let open = || highwater::Store::options().batch_items(2).open(&path).unwrap();
-    // One batch after the other: of two that are confirmed at once, the second follows the first.
-    let serve = Serve::new().inline(7).ahead(0);
+    // Pages come ahead, so several batches are closed in one commit, and their confirms wait together.
+    let serve = Serve::new().inline(7);
     let airdrop = Airdrop::default();
     let start = event(DATA, "run", "1");
     let confirms = AtomicUsize::new(0);
