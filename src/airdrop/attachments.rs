@@ -1,6 +1,6 @@
 //! The attachments phase: processes the queue that the data phase left, and decides what a failure means.
 //!
-//! How an attachment gets to the platform, and what is stored when, is decided in `delivery`. This room decides when
+//! How an attachment gets to the platform, and what is stored when, is decided in `delivery`. This module decides when
 //! each one begins, and what to do if one could not be uploaded:
 //! - A failure of the source counts against the attachment; after several, it is given up and listed. If the failure
 //!   cannot change (gone, denied, empty, too large), it is given up at once.
@@ -84,8 +84,9 @@ impl Invocation<'_> {
             let open = || caught(|| extractor.open_attachment(context, attachment));
             upload_attachment(attachment, open, self.platform, self.clock, &self.deadlines)
         };
-        let attempt = |call: Attempt| attempt(self.platform, Some(&upload), &call);
-        let work_off = |lanes: Lanes<'_, Attempt, AttemptResult>| {
+        let in_place = || self.store.ensure_in_place();
+        let attempt = |call: Attempt| attempt(self.platform, in_place, Some(&upload), &call);
+        let work_off = |lanes: Lanes<'_, Attempt, Result<AttemptResult>>| {
             let mut delivery = delivery.in_lanes(lanes);
             let worked = Queue::new(self.event, run, self.clock, &mut delivery, settings).work_off();
             delivery.leave_attachments();
@@ -158,7 +159,7 @@ impl Invocation<'_> {
             RemakeCut { left: before.left, times: before.times.saturating_add(1) }
         };
         run.set_note(REMAKE_CUT, &cut)?;
-        info!(read, files, times = cut.times, "no time to rebuild the queue of attachments");
+        info!(target: "highwater", read, files, times = cut.times, "no time to rebuild the queue of attachments");
         if cut.times < REMAKE_CUTS_MAX {
             return Ok(Ending::Progress.into());
         }
@@ -284,7 +285,7 @@ impl<'q, 'a> Queue<'q, 'a> {
         self.delivery.step()?;
         let stopped = self.is_stopped();
         if self.is_late() && !std::mem::replace(&mut self.late, true) {
-            info!(unsettled = self.delivery.attachments(), "deadline reached");
+            info!(target: "highwater", unsettled = self.delivery.attachments(), "deadline reached");
         }
         if !stopped {
             self.take_up()?;
@@ -296,7 +297,7 @@ impl<'q, 'a> Queue<'q, 'a> {
     /// Handles and stores the attachments that ended. Returns whether there were any, or may be.
     fn take_in(&mut self) -> Result<bool> {
         let in_flight = self.delivery.attachments_in_flight() > 0;
-        self.delivery.gather(if in_flight { POLL } else { Duration::ZERO });
+        self.delivery.gather(if in_flight { POLL } else { Duration::ZERO })?;
         let attempted = self.delivery.take_attempted();
         let any = in_flight || !attempted.is_empty();
         for (number, result) in attempted {

@@ -1,5 +1,5 @@
-//! What a checkpoint, and a message that was sealed, prove to the life that comes after: each test holds one rule of
-//! `accept`, of the keeper or of a refusal that no other test holds.
+//! What the next life can conclude from a checkpoint, and from a sealed message. Each test covers one rule of
+//! `accept`, of the keeper or of a refusal that no other test covers.
 
 use std::cell::Cell;
 use std::sync::Mutex;
@@ -124,4 +124,14 @@ fn a_disk_whose_intended_token_was_saved_is_kept() {
     assert!(outcome.replayed);
     assert_eq!(world.airdrop.attempts().len(), sent + 1, "it is sent again");
     assert_eq!(world.airdrop.attempts().last(), Some(&first), "the same bytes, which only the disk has");
+}
+
+/// A death loses the uploads that no checkpoint names. So a save is due after twenty of them, however little time has passed.
+#[test]
+fn of_a_fast_source_no_more_than_twenty_uploads_and_those_under_way_wait_for_a_save() {
+    let world = world();
+    world.serve(&mut paged(120, 1), &event(DATA, "run", "1")).unwrap();
+    assert_eq!(world.airdrop.announced("run"), all_of("issues", 120, 1));
+    let saves = world.airdrop.calls(Call::SaveState);
+    assert!(saves >= 120 / 22, "{saves} saves");
 }

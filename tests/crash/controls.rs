@@ -1,5 +1,5 @@
-//! Negative controls: with a rule taken away, the same exploration must see a promise broken. A check that cannot fail
-//! is no check.
+//! Negative controls: with a rule removed, the same exploration must find a broken promise. A check that cannot fail
+//! proves nothing.
 
 use highwater::testing::{
     Act, Broken, Call, CallFault, Explore, Report, Safeguard, Setting, SimSource, Uploads,
@@ -117,6 +117,15 @@ fn leaving_out_what_no_finished_run_announced_is_found() {
     let report = broken_without(Safeguard::EdgeOfFinished, [Act::With(Setting::Edge)]);
     assert_eq!(kind(&report), Broken::Lost);
     assert!(report.failure.unwrap().violation.what.contains("and no finished run has announced it"));
+}
+
+/// Only where an empty store took another's place may attachments be missing for it.
+#[test]
+fn a_deletion_of_attachments_that_is_done_again_is_found() {
+    let acts = [Act::With(Setting::DeleteAttachments)];
+    let report = broken_without(Safeguard::DeletedOnce, acts);
+    assert_eq!(kind(&report), Broken::Lost);
+    assert!(report.failure.unwrap().violation.what.contains("is in no message, and had no reason"));
 }
 
 /// Explores with a rule about uploads taken away from those of one kind, and asserts that it finds what follows from it.

@@ -1,8 +1,8 @@
-//! `airdrop sync` plays the platform for a worker in any language: what it gives the worker, when it gives the same event
-//! again, when it gives up, and what it says in the end.
+//! `highwater-airdrop sync` plays the platform for a worker in any language: what it gives the worker, when it gives
+//! the same event again, when it gives up, and what it reports in the end.
 //!
-//! The worker here is this binary once more, which speaks HTTP by hand: so the driver is shown with a worker that is
-//! none of the library's.
+//! The worker here is this binary, started again. It speaks HTTP without the library, so the driver is tested with an
+//! independent worker.
 #![cfg(unix)]
 
 use std::fs;
@@ -409,7 +409,7 @@ fn a_full_table_of_open_files_does_not_end_the_server() {
 fn wrong_usage_is_told_apart() {
     let world = World::new();
     for (options, reason) in [
-        (&["--fault", "dance-500"][..], "is no call"),
+        (&["--fault", "dance-500"][..], "is not a call"),
         (&["--phases", "some"], "possible values"),
         (&["--function", "http://127.0.0.1:1/"], "cannot be used with"),
     ] {
@@ -568,10 +568,10 @@ fn a_server_that_is_started_again_on_its_directory_goes_on_at_the_same_address()
     assert!(invocations > 10, "{invocations}");
     let verdict = Verdict::read(&platform, run.as_str(), 2_000);
     assert_eq!(verdict, Verdict { announced: 2_000, ..Verdict::default() });
-    // The port is taken: that is said, and not another one chosen, at which nobody would look.
+    // The port is taken: that is an error. Another port would be one that nobody knows.
     let output = Command::new(AIRDROP).args(["serve", "--dir"]).arg(&platform).output().unwrap();
     assert!(
-        !output.status.success() && said(&output).contains("--port chooses another"),
+        !output.status.success() && said(&output).contains("choose another with --port"),
         "{}",
         said(&output)
     );

@@ -12,7 +12,7 @@ use super::super::rows::{
     QueueRow, REQUEUED, RunStatus, SEEN, SEEN_BY_HASH, SeenByHashRow, SeenRow, run_key, seen_hash_key,
     seen_key,
 };
-use super::super::run::Run;
+use super::super::run_handle::Run;
 use super::super::tables::{Change, Rows};
 
 /// Attachments that are queued again get numbers from here on, above the number of any line.
@@ -321,6 +321,17 @@ mod tests {
             batch.acknowledge(id).unwrap();
         }
         run.attachment_counts().unwrap().queued
+    }
+
+    #[test]
+    fn a_group_is_full_at_its_last_line_or_byte() {
+        let full_after = |line: &str| {
+            let mut size = GroupSize::default();
+            (1..).find(|_| !size.add(line)).unwrap()
+        };
+        assert_eq!(full_after("a line"), GROUP_ITEMS);
+        assert_eq!(full_after(&"x".repeat(GROUP_BYTES / 8)), 8);
+        assert_eq!(full_after(&"x".repeat(GROUP_BYTES + 1)), 1);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A run in the hands of its holder: its names, one change to it, one view of it.
 //!
-//! The rooms above work on a run through a change or a view of its handle; both are refused if a later life has
-//! resumed the run. How a run begins and ends is in the room `lifecycle`.
+//! The modules above work on a run through a change or a view of its handle; both are refused if a later life has
+//! resumed the run. How a run begins and ends is in `lifecycle`.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -159,15 +159,6 @@ impl Run {
 
     pub(crate) fn breaks(&self, rule: Safeguard) -> bool {
         self.inner.breaks(rule)
-    }
-
-    /// Fails if the store file was deleted or replaced since it was opened. Call it before anything is confirmed or
-    /// sent; changes of the store check it themselves.
-    ///
-    /// # Errors
-    /// `Replaced`: stop, and send nothing. `Io` if the path cannot be examined.
-    pub(crate) fn ensure_in_place(&self) -> Result<()> {
-        self.inner.tables.ensure_in_place()
     }
 
     /// Changes the run, unless a later life has resumed it.
