@@ -16,6 +16,7 @@
 //! has what the run has kept as of its position, and what the unit remembers, each as far as there is room.
 
 use std::collections::BTreeMap;
+use std::sync::PoisonError;
 
 use serde::{Deserialize, Serialize};
 use tracing::warn;
@@ -26,7 +27,6 @@ use crate::model::{EDGE_BYTES_MAX, EDGE_CHECKPOINT_BYTES_MAX, ItemType, Micros, 
 use super::batches::states::count_left_out;
 use super::checkpoint::digests::Digests;
 use super::digest::Digest;
-use super::rejected::newest_over;
 use super::rows::{
     EDGE, EDGE_COUNTS, EDGE_OF, EdgeCountRow, EdgeOfRow, EdgeRow, Key, RunRow, UNITS, UnitRow, digest_of,
     run_key,
@@ -59,6 +59,9 @@ pub(super) fn take<'l>(
     is_on: bool,
     records: impl Iterator<Item = Staged<'l>>,
 ) -> Result<Option<Vec<bool>>> {
+    if !may_have_any(run, change, is_on)? {
+        return Ok(None);
+    }
     let name = item_type.as_str();
     let own = run.run_key().and_inner_name(name);
     let kept = kept_of(change, run.unit_no)?;
@@ -133,6 +136,18 @@ pub(super) fn take<'l>(
         change.put(&EDGE_COUNTS, &run.run_key().and_name(name), &counts)?;
     }
     Ok(Some(keep))
+}
+
+/// Whether a unit may have records at the edge, or is to have some now. Looked up once in a run's life, before it changes
+/// any: only a run of the unit adds some.
+fn may_have_any(run: &Run, change: &Change<'_>, is_on: bool) -> Result<bool> {
+    let mut has_edge = run.has_edge.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = match *has_edge {
+        Some(known) => known,
+        None => is_any(change, &Key::unit(run.unit_no))?,
+    };
+    *has_edge = Some(known || is_on);
+    Ok(known || is_on)
 }
 
 /// Whether a run begins where the finished run that is remembered left the unit.
@@ -220,14 +235,14 @@ pub(super) fn part_of_run(rows: &impl Rows, run: &Key) -> Result<EdgePart> {
     Ok(EdgePart { of: None, records: records(rows, run)?, counts })
 }
 
-/// The part of a unit: what it remembers, and the counts of as many of the newest runs that are over.
-pub(super) fn part_of_unit(rows: &impl Rows, unit: u64, runs: u64) -> Result<EdgePart> {
+/// The part of a unit: what it remembers, and the counts of these runs.
+pub(super) fn part_of_unit(rows: &impl Rows, unit: u64, runs: &[u64]) -> Result<EdgePart> {
     let mut part = EdgePart::default();
     if let Some(EdgeOfRow { run, watermark }) = kept_of(rows, unit)? {
         part.of = Some((run, watermark));
         part.records = records(rows, &run_key(unit, run))?;
     }
-    for run in newest_over(rows, unit, runs)? {
+    for &run in runs {
         let counts = counts(rows, &run_key(unit, run))?.into_iter();
         part.counts.extend(counts.map(|(item_type, row)| (run, item_type, row.unchanged, row.forgotten)));
     }

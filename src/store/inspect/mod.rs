@@ -55,6 +55,7 @@ mod rejected;
 mod report;
 mod scan;
 mod snapshot;
+mod spent;
 mod standing;
 #[cfg(test)]
 mod tests;
@@ -73,6 +74,7 @@ pub use report::{
     UnitReport, ValueReport, is_internal,
 };
 pub use snapshot::{Attachments, Conversation, Snapshot, Source, Units};
+pub use spent::TimeSpent;
 pub use standing::{Alert, Rate, Standing};
 pub use words::{AlertKind, AttachmentState, BatchStage, MessageFate, MessageKind, RejectedStage, RunStatus};
 pub(in crate::store) use words::{count, optional_time, time};
