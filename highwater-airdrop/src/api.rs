@@ -22,7 +22,7 @@ use crate::external;
 use crate::fault::{Act, Befallen, Fault, Faults};
 use crate::http::{Answer, BreaksOff, Reply, Request};
 use crate::local::Local;
-use crate::message::hear_message;
+use crate::message_check::hear_message;
 use crate::worker::Leash;
 
 /// Bytes of the JSON of a request at most, but for those that have a limit of their own.

@@ -26,7 +26,7 @@ use serde_json::Value;
 use crate::call::{Call, CallRecord};
 use crate::error::{Error, Result};
 use crate::local::{Local, SyncReport, WORKER_STATE_BYTES_MAX};
-use crate::message::UPLOADED;
+use crate::message_check::UPLOADED;
 use crate::sync::{Invocation, Totals, invocations};
 
 /// Examples of a finding.

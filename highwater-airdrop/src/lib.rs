@@ -82,7 +82,7 @@ mod form;
 #[allow(clippy::indexing_slicing, reason = "its own buffers, by the counts that were read into them")]
 mod http;
 #[cfg(feature = "program")]
-mod message;
+mod message_check;
 #[cfg(feature = "program")]
 mod sync;
 #[cfg(feature = "program")]

@@ -17,13 +17,13 @@ use crate::store::{
 };
 
 use super::delivery::{Delivery, Halt};
-use super::event::Spelling;
+use super::event_type::{OutcomeKind, Spelling};
 use super::in_flight::entry;
 use super::invocation::{Ending, Invocation, Stop, is_told};
 use super::keeper::Keeper;
 use super::message::{
     ARTIFACTS_FIELD_BYTES, Answer, AnswerKind, ArtifactEntry, Composed, ERROR_MESSAGE_BYTES_MAX, ErrorCode,
-    OutcomeKind, WorkerMetadata, compose, error_text,
+    WorkerMetadata, compose, error_text,
 };
 use super::platform::SealedMessage;
 use super::retry::{GaveUp, attempts_while};

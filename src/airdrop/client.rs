@@ -25,11 +25,11 @@ use ureq::{Agent, SendBody};
 
 use crate::airdrop::document::lossy_value;
 use crate::airdrop::event::{Event, Secret, wrong};
+use crate::airdrop::http_status::Call;
 use crate::airdrop::message::LIBRARY_VERSION;
 use crate::airdrop::platform::{
     Body, Fate, Platform, PlatformError, SealedMessage, Upload, WAIT_MAX, WorkerState,
 };
-use crate::airdrop::status::Call;
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, Result};
 use crate::model::{ArtifactId, BATCH_BYTES_MAX};

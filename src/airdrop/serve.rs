@@ -24,12 +24,13 @@ use super::attempt::{Attempt, AttemptResult, attempt};
 use super::context::Context;
 use super::deadlines::Deadlines;
 use super::delivery::{Delivery, DeliverySettings};
-use super::event::{Event, EventType};
+use super::event::Event;
+use super::event_type::EventType;
+use super::event_type::OutcomeKind;
 use super::extractor::Extractor;
 use super::invocation::{Ending, Invocation, Stop};
 use super::keeper::Keeper;
 use super::lanes::Lanes;
-use super::message::OutcomeKind;
 use super::platform::Platform;
 use super::settings::Serve;
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::model::{REJECTED_IDS_MAX, REJECTED_PERCENT_MAX, StateLimits};
 
 use super::deadlines::StopToken;
-use super::event::Spelling;
+use super::event_type::Spelling;
 
 /// How events are answered. [`Serve::new`] has the defaults; [`Serve::serve`] answers one event.
 #[derive(Debug, Clone)]

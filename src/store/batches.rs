@@ -20,7 +20,7 @@ use crate::model::{ArtifactId, ItemType, OPEN_BATCHES_MAX, RunId, StreamName, Sy
 use super::cursors::CursorWatch;
 use super::page::Page;
 use super::rows::{BATCHES, BatchRow, BatchState};
-use super::run::{Run, read_cursor};
+use super::run_handle::{Run, read_cursor};
 use super::tables::Rows;
 use super::uploads::id_used;
 

@@ -44,7 +44,7 @@ use super::rows::{
     BATCHES, BOOKMARKS, BatchState, CHUNKS, EVENTS, Json, Key, LEDGER, MESSAGES, PAST, POSITIONS, RUN_IDS,
     RUNS, STREAMS, TYPES, UNITS, VALUES, message_key, name_of, number_of, run_key,
 };
-use super::run::Run;
+use super::run_handle::Run;
 use super::tables::{Change, Rows};
 use super::used_ids;
 

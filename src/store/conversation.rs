@@ -33,7 +33,7 @@ use super::rows::{
     BATCHES, BatchState, EVENTS, EventRow, Key, MESSAGES, MessageFate, MessageKind, MessageRow, NotBefore,
     RUN_IDS, RUNS, RunIdRow, RunRow, RunStatus, UNITS, UnitRow, WindowRow, event_key, message_key, run_key,
 };
-use super::run::{Run, find_by_id};
+use super::run_handle::{Run, find_by_id};
 use super::tables::{Change, Rows};
 
 /// An event, as far as a store needs to know it.

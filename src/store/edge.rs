@@ -31,7 +31,7 @@ use super::rows::{
     EDGE, EDGE_COUNTS, EDGE_OF, EdgeCountRow, EdgeOfRow, EdgeRow, Key, RunRow, UNITS, UnitRow, digest_of,
     run_key,
 };
-use super::run::Run;
+use super::run_handle::Run;
 use super::tables::{Change, Rows};
 
 /// Bytes that a record takes in a store beside its item type.

@@ -36,7 +36,7 @@ use super::rows::{
     RunStatus, STREAMS, TYPES, UNITS, USED, USED_NEWEST, UnitRow, VALUES, message_key, name_of, number_of,
     run_key,
 };
-use super::run::{Run, find_by_id};
+use super::run_handle::{Run, find_by_id};
 use super::tables::{Change, Rows, Tables};
 
 /// The most run ids, and deletions, of a unit that outlive its state.

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::model::{Micros, Phase, Phases, RESERVED_VALUE_PREFIX, Step};
 
 use super::rows::{Json, Key, POSITIONS, RunRow, UNITS, UnitRow, VALUES, WindowRow, note_key, number_of};
-use super::run::Run;
+use super::run_handle::Run;
 use super::tables::{Change, Rows};
 
 /// The state that other software kept of a unit: a new unit begins with it, a known unit is updated by it.

@@ -22,7 +22,7 @@ use super::batches::states::count_left_out;
 use super::checkpoint::digests::Digests;
 use super::digest::Digest;
 use super::rows::{Key, ONCE, ONCE_COUNTS, OnceCountRow, OnceRow, digest_of, run_key};
-use super::run::Run;
+use super::run_handle::Run;
 use super::tables::{Change, Rows};
 
 /// Bytes that an id takes in a store beside its item type.

@@ -31,7 +31,7 @@ use super::rows::{
     Key, REJECTED, REJECTED_COUNTS, REJECTED_IN_RUN, RejectedCountRow, RejectedFate, RejectedRow, TYPES,
     Table, rejected_of, run_key,
 };
-use super::run::Run;
+use super::run_handle::Run;
 use super::tables::{Change, Rows};
 
 /// The stream that counts the refetched records.

@@ -331,8 +331,11 @@ fn a_circle_of_files_is_found() {
     for added in [
         // Two files of one layer, then a way round by a third, by a folder's front, and by a path without a `use`.
         &[("store/notes", "use super::lifecycle::close_run;")][..],
-        &[("store/run", "use super::findings;"), ("store/findings", "use super::attachments::settle;")],
-        &[("store/run", "use crate::store::Store;")],
+        &[
+            ("store/run_handle", "use super::findings;"),
+            ("store/findings", "use super::attachments::settle;"),
+        ],
+        &[("store/run_handle", "use crate::store::Store;")],
         &[("store/rows", "fn f() { crate::store::run::f(); }")],
         &[
             ("artifact", "use crate::codec_of_theirs;"),
@@ -396,8 +399,8 @@ fn what_is_not_allowed_is_found() {
         ),
         ("clock", "macro_rules! m { () => { $crate::store::Store } }", "crate::store::Store"),
         ("error", "use crate::Store;", "by way of the crate's front"),
-        ("store/run", "use crate::airdrop::event::Event;", "knows nothing of Airdrop"),
-        ("store/run", "fn f() -> ::redb::Database { todo!() }", "store/run uses redb"),
+        ("store/run_handle", "use crate::airdrop::event::Event;", "knows nothing of Airdrop"),
+        ("store/run_handle", "fn f() -> ::redb::Database { todo!() }", "store/run_handle uses redb"),
         ("store/batches", "use flate2::{Crc};", "store/batches uses flate2"),
         ("airdrop/serve", "fn f() { bincode::serde::encode_to_vec(1, 2); }", "airdrop/serve uses bincode"),
         ("airdrop/serve", "fn f() { println!(\"{:?}\", clap::Command::new(\"a\")); }", "uses clap"),

@@ -18,7 +18,7 @@ use crate::audit::{METADATA, UNITS, each_line, lines_of, named, record_id};
 use crate::call::{Call, CallRecord};
 use crate::error::Result;
 use crate::local::Local;
-use crate::message::UPLOADED;
+use crate::message_check::UPLOADED;
 use crate::sync::{Invocation, invocations};
 
 /// A record: its item type and id.

@@ -9,9 +9,9 @@ mod ending;
 mod events;
 mod files;
 mod find;
-mod first;
 mod mend;
 mod message;
+mod overview;
 mod plots;
 mod rejected;
 mod report;
@@ -67,7 +67,7 @@ struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
-    show: Option<first::Show>,
+    show: Option<overview::Show>,
 }
 
 #[derive(Debug, Subcommand)]

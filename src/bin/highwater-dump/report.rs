@@ -16,7 +16,7 @@ use highwater::limits::LEDGER_RUNS_MAX;
 
 use crate::ending::{EXIT_CODES, Exit, Failure, Outcome};
 use crate::files::replace;
-use crate::first::{alert_words, attachments, deaths, event_words, fate_words, on_its_way, rates};
+use crate::overview::{alert_words, attachments, deaths, event_words, fate_words, on_its_way, rates};
 use crate::plots::{self, Bar, Fill, Part};
 use crate::stores::{no_unit, open};
 use crate::text::{Screen, at_most, count, cut, duration, time};

@@ -10,7 +10,7 @@ use crate::model::Phase;
 
 use super::super::page::Page;
 use super::super::rejected::refetched;
-use super::super::run::Run;
+use super::super::run_handle::Run;
 use super::states::UnsettledBatch;
 
 impl Run {

@@ -34,7 +34,7 @@ use super::super::rows::{
     BATCHES, BatchRow, BatchState, CHUNKS, ChunkRow, Dates, Json, Key, PAYLOADS, Payload, RunRow, STREAMS,
     TYPES, TypeRow, UnderRow, VALUES,
 };
-use super::super::run::{Run, read_cursor};
+use super::super::run_handle::{Run, read_cursor};
 use super::super::tables::{Change, Rows};
 use super::states::{BatchInfo, UnsettledBatch, count, count_left_out};
 

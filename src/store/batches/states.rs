@@ -5,7 +5,7 @@ use crate::model::{ArtifactId, Micros};
 use crate::transfer::{Event, State, recount};
 
 use super::super::rows::{BATCHES, BatchRow, BatchState, Dates, PAYLOADS, Payload, RunRow, TYPES, TypeRow};
-use super::super::run::Run;
+use super::super::run_handle::Run;
 use super::super::tables::{Change, Rows};
 use super::super::uploads::batch_moved;
 use super::super::used_ids;

@@ -25,7 +25,7 @@ use super::super::batches::staging::PageOf;
 use super::super::page::Page;
 use super::super::rejected::records;
 use super::super::rows::{BOOKMARKS, Json, Key, REJECTED, REJECTED_IN_RUN, STREAMS, TYPES, VALUES};
-use super::super::run::Run;
+use super::super::run_handle::Run;
 use super::super::tables::Rows;
 
 /// Bytes that a stream, an item type, a bookmark or a value takes in addition to its name and its text.

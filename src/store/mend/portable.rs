@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::model::{Micros, SyncUnitId};
 
-use super::super::backend::file;
+use super::super::backend::store_file;
 use super::super::digest::Digest;
 use super::super::inspect::Snapshot;
 use super::super::open::{Store, SyncUnit};
@@ -194,11 +194,11 @@ fn read(
 /// anew. Returns the number of rows that it wrote.
 fn place(path: &Path, fill: impl FnOnce(&File) -> Result<u64>) -> Result<u64> {
     let writing = |error| writing(path, error);
-    let new = tempfile::NamedTempFile::new_in(file::parent(path)).map_err(writing)?;
+    let new = tempfile::NamedTempFile::new_in(store_file::parent(path)).map_err(writing)?;
     let rows = fill(new.as_file())?;
-    file::sync_file(new.as_file()).map_err(writing)?;
+    store_file::sync_file(new.as_file()).map_err(writing)?;
     new.persist_noclobber(path).map_err(|error| writing(error.error))?;
-    file::sync_directory(file::parent(path)).map_err(writing)?;
+    store_file::sync_directory(store_file::parent(path)).map_err(writing)?;
     Ok(rows)
 }
 
