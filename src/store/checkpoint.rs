@@ -774,7 +774,7 @@ mod tests {
         r#"fa123288c6ff7d9d","run":1}],"events":[],"bookmarks":{},"ledger":[],"position":{"pages":1,"next_seq":2,"progress":null"#,
         r#","streams":{"issues":{"phase":"data","cursor":null,"exhausted":true,"pages":1,"items":1,"bookmark":""#,
         r#"7"}},"types":{"issues":[1,1,0]},"values":{"seen":"[1,2]"}},"announced":{"issues":{"records":0,"artif"#,
-        r#"acts":0}},"artifacts":[{"seq":1,"item_type":"issues","stream":"","epoch":1,"items":1,"line_bytes":40"#,
+        r#"acts":0,"bytes":0}},"artifacts":[{"seq":1,"item_type":"issues","stream":"","epoch":1,"items":1,"line_bytes":40"#,
         r#","gzip_bytes":63,"dates":{"created":null,"modified":null},"artifact":"artifact-1","given_up":0}],"me"#,
         r#"ssage":null,"used":"7r101w=="}"#,
     );

@@ -209,7 +209,7 @@ fn golden_bytes_of_streams_and_item_types() {
             last_artifact: Some("a".to_owned()),
             announced_bytes: 10,
         },
-        0x5aa1_3d12,
+        0xbd55_f33d,
         &[
             ("read, left_out, batched, confirmed, announced", "01 09 02 03 04"),
             ("batches, artifacts_announced", "05 06"),
@@ -405,7 +405,7 @@ fn golden_bytes_of_the_conversation() {
             deaths: 14,
             bytes: vec![15],
         },
-        0x25ac_a9a5,
+        0xb407_4863,
         &[
             ("id", "01 72"),
             ("status", "01"),
