@@ -95,9 +95,12 @@ fn next_process(world: &mut World, loses_disk: bool) {
     if loses_disk { world.lose_disk() } else { world.restart() }
 }
 
-/// A run from its START to its DONE. If the process dies, the next one is given the same event. Says how the run ended, and
-/// whether it died on the way.
-fn run(world: &mut World, loses_disk: bool, source: &mut Source<'_>, name: &str) -> (Outcome, bool) {
+/// By item type: how many records were read, repeated, unchanged and announced.
+type Books = BTreeMap<String, [u64; 4]>;
+
+/// A run from its START to its DONE. If the process dies, the next one is given the same event. Says how the run ended, what
+/// the books then were, and whether it died on the way.
+fn run(world: &mut World, loses_disk: bool, source: &mut Source<'_>, name: &str) -> (Outcome, Books, bool) {
     let mut died = false;
     let mut before = LeftOutCounts::default();
     for number in 0..20 {
@@ -115,11 +118,14 @@ fn run(world: &mut World, loses_disk: bool, source: &mut Source<'_>, name: &str)
         let now = outcome.left_out;
         assert!(now.repeated >= before.repeated && now.unchanged >= before.unchanged, "{now:?} {before:?}");
         before = now;
-        next_process(world, loses_disk);
-        match outcome.kind {
-            OutcomeKind::Done => return (outcome, died),
-            OutcomeKind::Progress => {}
+        let books = match outcome.kind {
+            OutcomeKind::Done => Some(books(world, name)),
+            OutcomeKind::Progress => None,
             kind => panic!("{kind:?}: {:?}", outcome.error_text()),
+        };
+        next_process(world, loses_disk);
+        if let Some(books) = books {
+            return (outcome, books, died);
         }
     }
     panic!("{name} does not end");
@@ -163,7 +169,7 @@ fn users(pages: &[Brought]) -> (Vec<String>, u64) {
 }
 
 /// The books of a run that is over, by item type: read is announced and left out, to the last record.
-fn books(world: &World, run: &str) -> BTreeMap<String, [u64; 4]> {
+fn books(world: &World, run: &str) -> Books {
     let report = world.store.report("unit", 100).unwrap().unwrap();
     let over = report.ledger.iter().find(|over| over.run == run).unwrap();
     let of = over.item_types.iter().map(|counts| {
@@ -189,7 +195,7 @@ fn two_runs(world: &mut World, loses_disk: bool, kill: Option<(&str, Call, u64)>
             world.airdrop.kill_at(call, skip, &world.disk);
         }
         let mut source = source(pages, Says::Both, &world.clock);
-        let (outcome, did) = run(world, loses_disk, &mut source, name);
+        let (outcome, books, did) = run(world, loses_disk, &mut source, name);
         died |= did;
         let (each, repeated) = users(pages);
         let expected = (issues(pages, unchanged), each.clone());
@@ -202,7 +208,7 @@ fn two_runs(world: &mut World, loses_disk: bool, kill: Option<(&str, Call, u64)>
             ("issues".to_owned(), [read, 0, unchanged, read - unchanged]),
             ("users".to_owned(), [of_users + repeated, repeated, 0, of_users]),
         ];
-        assert_eq!(books(world, name), expected.into(), "{case}, run {name}");
+        assert_eq!(books, expected.into(), "{case}, run {name}");
         world.clock.advance(Duration::from_secs(3_600));
     }
     died
@@ -232,7 +238,7 @@ fn wherever_the_process_dies_what_comes_again_is_announced_once_and_what_changed
             }
         }
         println!("world {at}: {kills} kills");
-        assert!(kills > 20, "world {at}: {kills}");
+        assert!(kills >= 20, "world {at}: {kills}");
     }
 }
 
@@ -242,7 +248,7 @@ fn of_pages_that_say_nothing_everything_is_announced_as_often_as_it_comes() {
     for (mut world, loses_disk) in worlds() {
         for (name, pages) in [("a", FIRST), ("b", SECOND)] {
             let mut source = source(pages, Says::Nothing, &world.clock);
-            let (outcome, _) = run(&mut world, loses_disk, &mut source, name);
+            let (outcome, ..) = run(&mut world, loses_disk, &mut source, name);
             let (found, of_users) = announced(&world, name);
             assert_eq!(found, issues(pages, &[]));
             let brought: usize = pages.iter().map(|(_, users)| users.len()).sum();
@@ -279,7 +285,7 @@ fn a_run_after_a_reset_or_a_rewind_leaves_nothing_out_as_unchanged() {
                 next_process(&mut world, loses_disk);
             }
             let mut again = source(SECOND, Says::Both, &world.clock);
-            let (outcome, _) = run(&mut world, loses_disk, &mut again, "c");
+            let (outcome, ..) = run(&mut world, loses_disk, &mut again, "c");
             let (each, repeated) = users(SECOND);
             assert_eq!(announced(&world, "c"), (issues(SECOND, unchanged), each), "{set_back:?}");
             assert_eq!(left_out(&outcome), (repeated, unchanged.len() as u64), "{set_back:?}");
@@ -336,7 +342,7 @@ fn what_a_run_that_was_given_up_announced_in_another_version_is_not_left_out_by_
         drop(given_up);
         next_process(&mut world, loses_disk);
         let mut third = source(CHANGED_BACK, Says::Both, &world.clock);
-        let (outcome, _) = run(&mut world, loses_disk, &mut third, "c");
+        let (outcome, ..) = run(&mut world, loses_disk, &mut third, "c");
         assert_eq!(announced(&world, "c").0, [("A-3".to_owned(), 1)]);
         assert_eq!(left_out(&outcome), (0, 2));
     }
@@ -367,10 +373,10 @@ fn an_outcome_counts_what_is_left_out_by_the_reason() {
             Ok(page)
         });
         source.refetch = Some(Box::new(|_, _| panic!("nothing was rejected before")));
-        let (outcome, _) = run(&mut world, loses_disk, &mut source, "b");
+        let (outcome, books, _) = run(&mut world, loses_disk, &mut source, "b");
         let LeftOutCounts { skipped, rejected, repeated, unchanged, .. } = outcome.left_out;
         assert_eq!([skipped, rejected, repeated, unchanged], [5, 1, 3, 2]);
-        let all: u64 = books(&world, "b").values().map(|[read, .., announced]| read - announced).sum();
+        let all: u64 = books.values().map(|[read, .., announced]| read - announced).sum();
         assert_eq!(all, 11);
         let again = world.serve(&mut source, &event(DATA, "b", "b-0")).unwrap();
         assert!(again.replayed);

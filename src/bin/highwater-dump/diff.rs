@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::ending::{Exit, Failure, Outcome};
-use crate::mend::worker_state;
+use crate::mend::state_of;
 use crate::stores::open;
 use crate::text::{Screen, folded, json_line, stdout, visible};
 
@@ -70,7 +70,7 @@ struct Difference<'a> {
 
 impl Diff {
     pub(crate) fn run(&self) -> Outcome {
-        let (a, b) = (worker_state(&self.a)?, worker_state(&self.b)?);
+        let (a, b) = (state_of(&self.a)?, state_of(&self.b)?);
         if a.is_some() != b.is_some() && self.unit.is_none() {
             return Err(Failure::Usage(
                 "a worker state does not contain the name of its unit: use --unit".to_owned(),

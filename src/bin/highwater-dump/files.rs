@@ -1,8 +1,24 @@
-//! A file that a command writes in the place of another: whole, or not at all.
+//! Files that are not stores: a worker state that is read, and what is written in the place of another file, whole or not at
+//! all.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
+
+/// The text of a file that may be a worker state: it is JSON, and no store. `None` of any other, and of one that is not there.
+pub(crate) fn worker_state(path: &Path) -> io::Result<Option<String>> {
+    // To open a pipe would wait for its other end.
+    if !fs::metadata(path).is_ok_and(|about| about.is_file()) {
+        return Ok(None);
+    }
+    let Ok(mut file) = File::open(path) else { return Ok(None) };
+    let mut start = [0; 64];
+    let read = file.read(&mut start)?;
+    if !start[..read].trim_ascii_start().starts_with(b"{") {
+        return Ok(None);
+    }
+    fs::read_to_string(path).map(Some)
+}
 
 /// Puts bytes in the place of a file, which keeps its permissions. What is no regular file, as a pipe, is written to.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {

@@ -129,6 +129,10 @@ fn read(
     let shown = path.display();
     let wrong = |reason: String| invalid(format!("the unit file {shown}"), reason);
     let reading = |error| Error::io(format!("read the unit file {shown}"), error);
+    // It is read twice, and to open a pipe would wait for its other end.
+    if !std::fs::metadata(path).map_err(reading)?.is_file() {
+        return Err(wrong("it is not a regular file".to_owned()));
+    }
     let mut lines = BufReader::new(File::open(path).map_err(reading)?);
     let mut next = || -> Result<Option<String>> {
         let mut line = Vec::new();
