@@ -13,7 +13,7 @@ use highwater::{Page, Phase, Record, Store, SystemClock};
 use highwater_airdrop::{Local, SyncSettings};
 use serde_json::{Value, json};
 
-use crate::place::{DUMP, Place, of_kind, store_amid_work, store_with_attachments};
+use crate::place::{DUMP, Place, clock, of_kind, store_amid_work, store_with_attachments, upload_all};
 
 #[test]
 fn tables_show_what_was_done() {
@@ -681,4 +681,44 @@ fn rejected_records_are_told_of_and_listed_with_their_reasons() {
         };
         assert!(runs.contains(expected), "{runs}");
     }
+}
+
+/// Why a record is missing: it was rejected, or it came again and was left out.
+#[test]
+fn find_tells_what_was_rejected_and_what_was_left_out() {
+    let place = Place::new();
+    let clock = clock();
+    let store = Store::options().clock(clock.clone()).open(place.store()).unwrap();
+    let unit = store.sync_unit("acme/tickets").unwrap();
+    let fetch = |cursor: Option<u32>| -> highwater::Result<Page<u32>> {
+        let mut page = if cursor.is_none() { Page::more(1) } else { Page::last() };
+        page.set_leave_out_unchanged("issues");
+        let modified: chrono::DateTime<chrono::Utc> = "2026-01-02T05:00:00Z".parse().unwrap();
+        page.push("issues", Record::new("SAME", &json!({}))?.modified(modified));
+        page.push_once("users", Record::new("ada", &json!({}))?);
+        if cursor.is_none() {
+            page.reject("issues", "BAD", "it has no status");
+        }
+        Ok(page)
+    };
+    let run = unit.begin().unwrap();
+    upload_all(&run, "issues", fetch);
+    run.finish().unwrap();
+    clock.advance(Duration::from_secs(60));
+    upload_all(&unit.begin().unwrap(), "issues", fetch);
+    for (id, says) in [
+        ("BAD", "issues: rejected in this run: it has no status\n"),
+        ("ada", "users: it is announced once in this run: whenever it came again, it was left out\n"),
+        ("SAME", "issues: the last finished run announced it: it is left out while it is unchanged\n"),
+    ] {
+        let shown = place.shows(&["find", "state.redb", id]);
+        assert!(shown.starts_with(says), "{shown}");
+        let found = place.lines(&["find", "state.redb", id, "--json"]);
+        let found = of_kind(&found, "found")[0];
+        let is_there = |name: &str| found.get(name).is_some_and(|list| list.as_array().unwrap().len() == 1);
+        let expected = [id == "BAD", id == "ada", id == "SAME"];
+        assert_eq!(["rejected", "once", "at_edge"].map(is_there), expected, "{found}");
+    }
+    let other = place.shows(&["find", "state.redb", "OTHER"]);
+    assert!(other.starts_with("not among the records of the newest run"), "{other}");
 }

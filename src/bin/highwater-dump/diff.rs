@@ -144,6 +144,8 @@ fn place_of(object: &Object) -> Place {
             which.extend(text("run").map(|run| ("run".to_owned(), run)));
         }
         let names = NAMES.iter().filter(|name| **name != "epoch" || kind == "death");
+        // A message is known by its number.
+        let names = names.filter(|name| **name != "key" || kind == "value");
         // The counts of a ledger row do not identify it.
         let names = names.filter(|_| kind != "ledger");
         which.extend(names.filter_map(|name| Some(((*name).to_owned(), text(name)?))));

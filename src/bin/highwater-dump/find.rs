@@ -16,9 +16,10 @@ Example:
   highwater-dump find state.redb ISSUE-17
 
 A record is looked for by its id in the newest run: in what is in no batch yet,
-in the batches whose bytes are stored, in the findings that are kept, and among
-the attachments. The bytes of a batch are dropped when it is confirmed: what
-the platform has is not found here.";
+in the batches whose bytes are stored, among the records that were rejected or
+left out because they came again, in the findings that are kept, and among the
+attachments. The bytes of a batch are dropped when it is confirmed: what the
+platform has is not found here.";
 
 /// Looks for a record: why it is missing, or there twice
 #[derive(Debug, Args)]
@@ -72,6 +73,16 @@ fn words(found: &Found) -> Vec<String> {
             _ => format!("{}: {records} in no batch yet", place.item_type),
         });
     }
+    for record in &found.rejected {
+        let reason = if record.reason.is_empty() { "its reason is not kept" } else { &record.reason };
+        lines.push(format!("{}: {}: {reason}", record.item_type, record.stage));
+    }
+    lines.extend(found.once.iter().map(|item_type| {
+        format!("{item_type}: it is announced once in this run: whenever it came again, it was left out")
+    }));
+    lines.extend(found.at_edge.iter().map(|item_type| {
+        format!("{item_type}: the last finished run announced it: it is left out while it is unchanged")
+    }));
     if found.places.is_empty() {
         lines.push("not among the records of the newest run whose bytes are stored".to_owned());
     }
