@@ -1,19 +1,14 @@
 //! Every row to its byte, and every byte of a row.
 
-use std::collections::BTreeSet;
 use std::fmt::Debug;
-use std::path::Path;
 
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 
-use super::super::backend::redb::Syncs;
 use super::super::digest::Digest;
-use super::super::tables::{Rows, Tables};
 use super::*;
-use crate::artifact::decompress;
 
 /// CRC-32 as it is defined (polynomial edb88320), a bit at a time.
 fn crc32(bytes: &[u8]) -> u32 {
@@ -1054,41 +1049,4 @@ fn golden_bytes_of_a_key_of_whole_ids() {
     assert_ne!(key, seen_key(1, "a", "bc"));
     assert!(seen_key(1, "ab", "\u{e9}").as_bytes().starts_with(Key::unit(1).and_id("ab").as_bytes()));
     assert!(!seen_key(1, "abc", "").as_bytes().starts_with(Key::unit(1).and_id("ab").as_bytes()));
-}
-
-/// The tables of which no store in a folder of `tests/fixtures` has a row.
-fn without_a_row(format: &str) -> BTreeSet<&'static str> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(format);
-    let dir = tempfile::tempdir().unwrap();
-    let mut without: BTreeSet<&str> = ALL_TABLES.iter().copied().collect();
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let file = entry.unwrap().path();
-        if file.extension().is_none_or(|extension| extension != "gz") {
-            continue;
-        }
-        let mut bytes = Vec::new();
-        decompress(&std::fs::read(&file).unwrap(), 64 << 20, &mut bytes).unwrap();
-        let path = dir.path().join("state.redb");
-        std::fs::write(&path, bytes).unwrap();
-        let tables = Tables::open(&path, 1 << 20, &Syncs::new(false)).unwrap();
-        let view = tables.look_now().unwrap();
-        without.retain(|table| {
-            let mut is_empty = true;
-            view.scan_raw(table, &Key::name(""), |_, _| {
-                is_empty = false;
-                Ok(())
-            })
-            .unwrap();
-            is_empty
-        });
-    }
-    without
-}
-
-/// What each version reads was written by another process: a row of each table stands in a file of the newest format, but
-/// of the one table that only format 1 adds to.
-#[test]
-fn a_row_of_each_table_stands_in_a_fixture() {
-    assert_eq!(without_a_row("format-2"), [SEEN_BY_HASH.name].into());
-    assert!(!without_a_row("format-1").contains(SEEN_BY_HASH.name));
 }
