@@ -27,7 +27,7 @@ pub const ERROR_MESSAGE_BYTES_MAX: usize = 2_000;
 /// Bytes that the first artifact adds besides its own entry.
 pub const ARTIFACTS_FIELD_BYTES: usize = r#""artifacts":[],"#.len();
 
-/// The version of this library, as the platform is told.
+/// The version of this library, as sent to the platform.
 pub(crate) const LIBRARY_VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// An error that the platform knows by name and shows in its own words.

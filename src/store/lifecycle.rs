@@ -2,7 +2,7 @@
 //!
 //! # What a crash leaves
 //!
-//! Every line is one transaction; a kill leaves the store as it was before it or after it. The rooms `conversation`
+//! Every line is one transaction; a kill leaves the store as it was before it or after it. The modules `conversation`
 //! and `attachments` have tables like this for theirs.
 //!
 //! | step | what it stores | what the next life does if the process is killed right after it |

@@ -53,6 +53,7 @@ pub(super) fn tell(run: &Run, stream: &StreamName) -> Result<bool> {
     })?;
     let Some((read, most)) = found else { return Ok(false) };
     warn!(
+            target: "highwater",
         stream,
         pages = read.pages,
         items = read.items,

@@ -1,4 +1,4 @@
-//! What a unit inherits from other software, and small notes that a run keeps for the rooms above.
+//! What a unit inherits from other software, and small notes that a run keeps for the modules above.
 //!
 //! A note is a JSON value under a key that an extractor cannot set (`@highwater/...`). Like the extractor's own
 //! values, it is part of the checkpoint's position, so a run that is restored from a checkpoint finds the notes that

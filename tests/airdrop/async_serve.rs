@@ -1,7 +1,7 @@
-//! Extractors that await: the same engine, explored like the other; their futures are polled on the task of whoever awaits, and
-//! dropping that is a kill.
+//! Async extractors: the same engine, explored like the other one. Their futures are polled on the task of the
+//! caller, and dropping the caller's future is a kill.
 //!
-//! The executor is the test's own, and polls by hand where a test is about when.
+//! The executor is written here; tests about timing poll by hand.
 
 use std::collections::BTreeSet;
 use std::future::{Future, poll_fn};

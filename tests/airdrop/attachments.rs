@@ -1,8 +1,8 @@
-//! Each attachment that the source names is confirmed once and announced once, with its bytes, or it is listed as
-//! failed; whatever becomes of the streams, and in whatever invocations.
+//! Each attachment that the source names is confirmed once and announced once, with its bytes, or is listed as
+//! failed; whatever happens to the streams, and over however many invocations.
 //!
-//! The oracle reads the messages and the files of a local Airdrop by itself: which artifacts are announced, which lines
-//! are in them, which artifacts those name, and what their bytes are. What is expected is the source's own account.
+//! The oracle reads the messages and the files of a local Airdrop itself: which artifacts are announced, which lines
+//! are in them, which artifacts those name, and what their bytes are. The expectation is computed from the source.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

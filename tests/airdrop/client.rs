@@ -1,4 +1,4 @@
-//! The client says on the wire what the protocol says, field by field, and tells what became of each attempt.
+//! The client sends what the protocol requires, field by field, and reports the result of each attempt.
 //!
 //! The server here reads raw HTTP from its sockets, so that it sees the framing itself.
 

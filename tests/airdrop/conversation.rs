@@ -1,5 +1,5 @@
-//! Exactly one message answers an event: which event is a new one, which was seen before, what each is answered in each
-//! phase, and when an invocation comes to its end. (How artifacts come into a message is in `delivery`.)
+//! Exactly one message answers an event: which event is new, which was seen before, how each is answered in each
+//! phase, and when an invocation ends. (How artifacts get into a message is in `delivery`.)
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};

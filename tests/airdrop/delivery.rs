@@ -1,5 +1,5 @@
-//! The way of a batch into a message: uploaded, its id stored, confirmed, announced in exactly one message; whatever
-//! the platform refuses, loses or cannot take in at once, and from however many threads.
+//! A batch is uploaded, its id is stored, it is confirmed, and is announced in exactly one message; whatever the
+//! platform refuses, loses or cannot accept at once, and from however many threads.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;

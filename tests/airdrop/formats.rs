@@ -1,7 +1,7 @@
-//! What a worker of any format left amid a run goes on to the right end: with the store file that it left, and, on
-//! another machine, from the checkpoint alone.
+//! A run that a worker of any format left unfinished is continued correctly: with the store file that it left, and,
+//! on another machine, from the checkpoint alone.
 //!
-//! What was left is in `tests/fixtures`; the last test here writes that of the newest format.
+//! The files are in `tests/fixtures`; the last test here writes those of the newest format.
 
 use std::io::Cursor;
 use std::time::Duration;

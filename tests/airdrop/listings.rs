@@ -1,5 +1,5 @@
-//! Which pages are asked for, when, and of which listings: child listings, several at once, and a source that asks to be
-//! left alone.
+//! Which pages are fetched, when, and of which listings: child listings, several at once, and with a source that asks
+//! to wait.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Barrier, Mutex};

@@ -1,5 +1,5 @@
-//! A worker state that is kept with the platform is mended as a file: restored, mended by the code that mends a store, and
-//! put back under a token that no worker has. What the next sync gets is what the plan said.
+//! A worker state can be mended as a file: it is restored, mended by the code that mends a store, and written back
+//! under a token that no worker has. The next sync finds what the plan said.
 
 use std::time::Duration;
 

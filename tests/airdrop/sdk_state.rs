@@ -1,5 +1,5 @@
-//! A connector moves over from the TypeScript SDK, and back, without starting again: what the SDK left in the worker
-//! state is what a unit begins with, and its keys are kept current.
+//! A connector moves from the TypeScript SDK to this library, and back, without starting over: a unit begins with
+//! what the SDK left in the worker state, and the SDK's keys are kept up to date.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

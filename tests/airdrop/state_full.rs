@@ -1,5 +1,5 @@
-//! A worker state has a limit. What does not fit is refused before it is staged, by an error that names it, its size and
-//! what is left; the platform gets its ERROR in every case, and a worker that asks for less goes on.
+//! A worker state has a size limit. What exceeds it is refused before it is staged, by an error that names it, its
+//! size and the room left. The platform gets an ERROR in every case, and a worker that needs less goes on.
 
 use std::collections::BTreeSet;
 

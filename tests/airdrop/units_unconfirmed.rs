@@ -1,8 +1,8 @@
-//! External sync units are announced and never confirmed, wherever the extractor dies: there is no sync yet that their
-//! artifact could be confirmed for.
+//! External sync units are announced and never confirmed, wherever the extractor dies: there is no sync yet for which
+//! their artifact could be confirmed.
 //!
-//! The bug behind it: killed between the commit of an upload's id and the commit that no confirm is to follow, the
-//! next life took the upload for one whose confirm was missing.
+//! The bug behind it: after a kill between the commit of an upload's id and the commit of its state, the next life
+//! took the upload for one whose confirmation was missing.
 
 use std::io;
 use std::sync::{Arc, Mutex};

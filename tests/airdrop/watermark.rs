@@ -1,5 +1,5 @@
-//! Invariant 4: the watermark never runs ahead. It moves only when a run is finished, to when that run started, or to
-//! now if the clock has stepped back behind that; and so do bookmarks.
+//! Invariant 4: the watermark never runs ahead. It moves only when a run is finished: to the time when that run
+//! started, or to now if the clock has stepped back before that. The same holds for bookmarks.
 
 use std::path::Path;
 use std::time::Duration;

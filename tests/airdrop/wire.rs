@@ -1,4 +1,4 @@
-//! The conversation's words: every event in both spellings, every answer to it, and nothing else.
+//! The names on the wire: every event in both spellings, every answer to it, and nothing else.
 //!
 //! The tables here are written from the protocol, not from the code.
 

@@ -1,5 +1,5 @@
-//! The promise without a disk: a worker that finds nothing, or a stale disk, goes on from the checkpoint that the platform
-//! keeps, and every staged record is announced exactly once all the same.
+//! The promise without a disk: a worker that finds no disk, or a stale one, continues from the checkpoint kept with
+//! the platform, and still every staged record is announced exactly once.
 
 use highwater::testing::{Act, Broken, Call, CallFault, Explore, Safeguard, Setting, SimSource, Uploads};
 

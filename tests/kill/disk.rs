@@ -1,8 +1,8 @@
-//! The promise, on a real disk and with real processes: a worker is killed with SIGKILL at any moment, over and over, or
-//! told to end with SIGTERM, and the platform goes on as platforms do. Renames and directory syncs are proven only here.
+//! The promise on a real disk with real processes: a worker is killed with SIGKILL at any moment, over and over, or
+//! ended with SIGTERM, and the platform continues as platforms do. Only here are renames and directory syncs tested.
 //!
-//! The worker is this binary, started again with an event in its environment. The oracle reads nothing but the
-//! platform's directory.
+//! The worker is this binary, started again with an event in its environment. The oracle reads only the platform's
+//! directory.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};

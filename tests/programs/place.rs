@@ -1,4 +1,4 @@
-//! A folder with a store in it, and `highwater-dump` run there; and stores that real runs left.
+//! A folder with a store in it, in which `highwater-dump` is run; and stores of real runs.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! What the screens of `highwater-dump` say of stores that real runs left: finished, amid their work, dead, in a delay,
-//! with failed attachments.
+//! What `highwater-dump` shows of stores of real runs: finished, unfinished, dead, in a delay, with failed
+//! attachments.
 
 use std::path::Path;
 use std::process::{Command as Process, Stdio};

@@ -1,8 +1,8 @@
-//! The rooms of the crate are where `docs/design.md` says: a room uses only its own layer and those below, and a crate
-//! that one room is to be alone with is used nowhere else.
+//! The rooms of the crate are as in `docs/design.md`: a room uses only its own layer and those below, and a crate
+//! that only one room may use is used nowhere else.
 //!
-//! The table under "Rooms" in `docs/design.md` is what is held true, against every path in every file of `src/`. The
-//! source is read as tokens: comments, doc comments and strings name nothing, and paths inside of macros count.
+//! The table under "Rooms" in `docs/design.md` is compared with every path in every file of `src/`. The source is
+//! read as tokens: comments, doc comments and strings are ignored, and paths inside macros count.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

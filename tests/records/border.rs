@@ -1,5 +1,5 @@
-//! Text as sources really write it: characters cut in half, keys twice, control characters, numbers that readers round,
-//! words for "none"; and text made to break a checker: nested, long, wide, and no text at all.
+//! Text as real sources write it: truncated characters, duplicate keys, control characters, numbers that lose digits,
+//! words for "none"; and text made to break a checker: nested, long, wide, or not text at all.
 
 use highwater::Record;
 use highwater::record::{

@@ -1,5 +1,6 @@
-//! A record is checked against its record type: each rule has what passes and what does not, and each finding says
-//! where it stands and what would be right. Files are read in any layout, and lines are right in all of them.
+//! A record is checked against its record type: for each rule there is what passes and what does not, and each
+//! finding tells where it is and what was expected. Files may have any layout, and line numbers are right in all of
+//! them.
 
 #![expect(clippy::needless_pass_by_value, reason = "`json!` in place reads best without borrows")]
 

@@ -1,6 +1,6 @@
-//! What a source says becomes a record by the metadata: what is converted, and to what; what is not, because it could
-//! mean two things; and for anything at all, that what the normaliser lets through is right, that normalising twice is
-//! normalising once, and that right records pass unchanged.
+//! A value of a source is normalised by the metadata: what is converted, and to what; and what is not, because it is
+//! ambiguous. For any input, the output of the normaliser is valid, normalising twice is the same as normalising
+//! once, and valid records pass unchanged.
 
 use chrono::FixedOffset;
 use highwater::record::{

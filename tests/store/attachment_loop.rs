@@ -1,7 +1,8 @@
-//! The loop over attachments without `serve`: each that is due is yielded, in the order of staging, until it is
-//! acknowledged or given up, and never after; whatever pages come, and however often the process starts anew.
+//! The loop over attachments without `serve`: each one that is due is yielded, in the order of staging, until it is
+//! acknowledged or given up, and never after that; whatever pages are staged, and however often the process is
+//! restarted.
 //!
-//! The reference is a model in memory that knows the pages that were staged and the calls that were made.
+//! The reference is an in-memory model that knows the staged pages and the calls.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,6 +1,7 @@
-//! Stores of every format are shown, open and go on; a crash amid the migration leaves what was, or what is to be.
+//! Stores of every format can be shown, opened and continued. A crash during the migration leaves the old store or
+//! the new one.
 //!
-//! They are in `tests/fixtures`, with what the version that wrote them said of each. The last test here writes those of
+//! They are in `tests/fixtures`, with what the version that wrote them reported. The last test here writes those of
 //! the newest format that belong to no checkpoint.
 
 use std::collections::BTreeSet;

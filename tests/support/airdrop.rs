@@ -1,4 +1,4 @@
-//! A platform and a source that do as a test tells them, and the store and the clock that they meet in.
+//! A platform and a source that behave as a test tells them, with a store and a clock.
 
 // Each test that takes this in uses a part of it.
 #![allow(dead_code)]

@@ -1,5 +1,5 @@
-//! What several tests share: the programs of the workspace, Git repositories made to order, and a reader of what a local
-//! Airdrop was given that is independent of the code under test.
+//! Code shared by several tests: the programs of the workspace, Git repositories built from a plan, and a reader of a
+//! local Airdrop's files that is independent of the code under test.
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 

@@ -22,21 +22,21 @@ Examples:
 pub(crate) struct Batch {
     /// The store file
     store: PathBuf,
-    /// The sync unit; the only one, if not given
+    /// The sync unit; may be left out if the store has only one
     #[arg(long, value_name = "ID")]
     unit: Option<String>,
-    /// Which batch; a list of them, if not given
+    /// The number of the batch; without it, the batches are listed
     seq: Option<u64>,
-    /// How many batches to list, the newest; all, if not given
+    /// List only the newest N batches
     #[arg(long, value_name = "N", conflicts_with_all = ["seq", "open"])]
     last: Option<usize>,
-    /// The records that are in no batch yet
+    /// Print the records that are in no batch yet
     #[arg(long, conflicts_with = "seq")]
     open: bool,
-    /// Of those, the records of this item type only
+    /// Of these, only the records of this item type
     #[arg(long, value_name = "TYPE", requires = "open")]
     item_type: Option<String>,
-    /// The list as one JSON object per line
+    /// Print the list as one JSON object per line
     #[arg(long, conflicts_with_all = ["seq", "open"])]
     json: bool,
 }
@@ -90,7 +90,7 @@ impl Batch {
                     let artifact = batch.artifact_id.as_deref().unwrap_or("(none)");
                     let state = batch.state;
                     format!(
-                        "batch {seq} of {unit} is {state}: the platform alone has its bytes, as artifact {artifact}"
+                        "batch {seq} of {unit} is {state}: its bytes are no longer stored; the platform has them as artifact {artifact}"
                     )
                 }
                 None => format!(

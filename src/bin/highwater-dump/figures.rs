@@ -161,7 +161,7 @@ fn run_facts(report: &Report, run: &RunReport, standing: &Standing, screen: Scre
     facts
 }
 
-/// What the lives cost that ended without an answer, as far as that is known.
+/// What the lives that ended without an answer cost, as far as that is known.
 pub(crate) fn deaths(report: &Report, run: &RunReport) -> Option<String> {
     if run.deaths == 0 {
         return None;
@@ -172,7 +172,7 @@ pub(crate) fn deaths(report: &Report, run: &RunReport) -> Option<String> {
         let _ = match death.changed_at {
             Some(changed) => write!(
                 text,
-                "; the last cost at most {}, the page at hand and {} made in vain",
+                "; the last cost at most {}, the current page and {} in vain",
                 duration(death.found_at - changed),
                 count(death.batches, "upload", "uploads")
             ),
@@ -182,7 +182,7 @@ pub(crate) fn deaths(report: &Report, run: &RunReport) -> Option<String> {
     Some(text)
 }
 
-/// The identity of an event, or the id of a run of ours that is made of one.
+/// The identity of an event in words. The id of a run that we made from an event is shown in the same way.
 pub(crate) fn event_words(identity: &str) -> String {
     let parts: Option<Vec<Option<String>>> = serde_json::from_str(identity).ok();
     match parts.as_deref() {

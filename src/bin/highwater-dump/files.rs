@@ -1,13 +1,12 @@
-//! Files that are not stores: a worker state that is read, and what is written in the place of another file, whole or not at
-//! all.
+//! Files that are not stores: reads a worker state, and replaces a file with new content, all of it or none.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::Path;
 
-/// The text of a file that may be a worker state: it is JSON, and no store. `None` of any other, and of one that is not there.
+/// The text of a file that may be a worker state: a regular file with a JSON object. `None` for any other, and if there is none.
 pub(crate) fn worker_state(path: &Path) -> io::Result<Option<String>> {
-    // To open a pipe would wait for its other end.
+    // Opening a pipe would wait for its other end.
     if !fs::metadata(path).is_ok_and(|about| about.is_file()) {
         return Ok(None);
     }
@@ -20,7 +19,8 @@ pub(crate) fn worker_state(path: &Path) -> io::Result<Option<String>> {
     fs::read_to_string(path).map(Some)
 }
 
-/// Puts bytes in the place of a file, which keeps its permissions. What is no regular file, as a pipe, is written to.
+/// Replaces a file, and keeps its permissions. If the path is not a regular file (a pipe, for example), the bytes are
+/// written to it.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let was = fs::metadata(path).ok();
     if was.as_ref().is_some_and(|was| !was.is_file()) {
@@ -35,12 +35,12 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     }
     new.as_file().sync_all()?;
     new.persist(path).map_err(|error| error.error)?;
-    // Where a directory cannot be synced, the name is as durable as the system makes it.
+    // If the directory cannot be synced, the rename is as durable as the file system makes it.
     drop(File::open(directory).and_then(|directory| directory.sync_all()));
     Ok(())
 }
 
-/// A temporary file is its maker's alone; a new file is to be as others are.
+/// A temporary file is readable by its owner only; a new file gets the usual permissions.
 #[cfg(unix)]
 fn open_to_readers(file: &File) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;

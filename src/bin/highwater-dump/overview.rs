@@ -1,4 +1,4 @@
-//! The first screen: of each sync unit what is wrong, where it stands, and what was.
+//! The first screen: for each sync unit its problems, its state, and its past runs.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -15,16 +15,16 @@ use crate::text::{Listing, Screen, count, cut, fact, folded, json_line, stdout, 
 pub(crate) struct Show {
     /// The store file
     store: PathBuf,
-    /// Show this sync unit only
+    /// Show only this sync unit
     #[arg(long, value_name = "ID")]
     unit: Option<String>,
-    /// Show also what is none of the user's: how lists of external sync units were given
+    /// Also show internal units: how lists of external sync units were sent
     #[arg(long)]
     internal: bool,
-    /// How many messages, finished runs and failed attachments to show of each unit, the newest
+    /// How many messages, finished runs and failed attachments to show for each unit, newest first
     #[arg(long, value_name = "N", default_value_t = 5)]
     last: usize,
-    /// One JSON object per line, with a `kind`; times are RFC 3339 in UTC
+    /// Print one JSON object per line, with a `kind`; times are RFC 3339 in UTC
     #[arg(long)]
     json: bool,
 }
@@ -47,7 +47,7 @@ impl Show {
         let hides = !self.internal && self.unit.is_none() && !users.is_empty();
         let (shown, hidden) = if hides { (users, internal.len()) } else { ([users, internal].concat(), 0) };
         for (at, unit) in shown.iter().enumerate() {
-            // What is wrong is told by the newest message and the newest run, however few are listed.
+            // Problems are found from the newest message and the newest run, even if fewer are to be listed.
             let Some(report) = snapshot.unit(unit, self.last.max(1))? else {
                 if self.unit.is_some() {
                     return Err(no_unit(&self.store, unit));
@@ -138,7 +138,7 @@ fn print(out: &mut impl Write, report: &Report, standing: &Standing, screen: Scr
     Ok(())
 }
 
-/// A line that may be long, without the end of its last line: what is coloured is coloured as a whole.
+/// A line, folded if it is long, without a line end: so it can be coloured as a whole.
 fn folded_line(text: &mut String, screen: Screen, line: &str) -> io::Result<()> {
     let mut bytes = Vec::new();
     folded(&mut bytes, screen, "", "  ", line)?;
@@ -153,7 +153,7 @@ fn alert_line(text: &mut String, screen: Screen, alert: &Alert) -> io::Result<()
     Ok(())
 }
 
-/// What checks found in records: of each kind how many, and the first of them.
+/// What checks found in records: the count of each kind, and the first finding of each.
 fn findings(out: &mut impl Write, screen: Screen, kinds: &[FindingsReport]) -> io::Result<()> {
     figures::findings(kinds).listing().print(out, screen, "findings in records")?;
     if kinds.iter().any(|kind| !kind.kept.is_empty()) {

@@ -543,7 +543,7 @@ pub(crate) fn check_start(path: &Path, start: &[u8]) -> Result<bool> {
         None => Err(Error::NotAStore {
             path: path.to_owned(),
             reason: if start.is_empty() {
-                "it is empty; remove it to begin anew"
+                "it is empty; remove it to start over"
             } else {
                 "it does not start as a redb file does"
             }

@@ -193,7 +193,7 @@ fn cost(part: &Part, bytes: usize) -> u64 {
         Part::Cursor(_) | Part::Bookmark(_) | Part::Children => return bytes as u64,
         // Counted twice: as read, and as announced.
         Part::ItemType(name) => 2 * name.len(),
-        // It stands in the worker state a second time, where quotation marks take two bytes.
+        // It is in the worker state a second time, where quotation marks take two bytes.
         Part::Value(name) if name == CONNECTOR_STATE_VALUE => 2 * bytes,
         // Its type and kind are written once for all.
         Part::Rejected(_, id) | Part::KeptRejected(_, id) => id.len() + REJECTED_BYTES,
