@@ -231,6 +231,30 @@ impl ReadTransaction for View<'_> {
             Err(error) => self.redb.if_missing(error, RowPage::default()),
         }
     }
+
+    /// A view has nothing written to it, so its rows are read where they are.
+    fn each(
+        &self,
+        table: &str,
+        range: KeyRange<'_>,
+        each: &mut dyn FnMut(&[u8], &[u8]) -> Result<bool>,
+    ) -> Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let open = match self.transaction.open_table(Table::new(table)) {
+            Ok(open) => open,
+            Err(error) => return self.redb.if_missing(error, ()),
+        };
+        let fail = |error: redb::StorageError| self.redb.error("read", &error.into());
+        for row in open.range::<&[u8]>(bounds(range)).map_err(fail)? {
+            let (key, value) = row.map_err(fail)?;
+            if !each(key.value(), value.value())? {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Redb {
