@@ -63,11 +63,11 @@ pub const REJECTED_KEPT_MAX: usize = 100;
 pub const REJECTED_JSON_BYTES_MAX: usize = 16 * 1024;
 /// Bytes of ids of records to be announced once that a run remembers: 64 and the length of the item type for each.
 pub const ONCE_BYTES_MAX: u64 = 16 * 1024 * 1024;
-/// Bytes of them in a checkpoint, as JSON, where there is room for so many.
+/// Bytes of them in a checkpoint, as JSON, if there is room for that.
 pub const ONCE_CHECKPOINT_BYTES_MAX: usize = 128 * 1024;
 /// Bytes of records at the edge that a run remembers for the next: 80 and the length of the item type for each.
 pub const EDGE_BYTES_MAX: u64 = 16 * 1024 * 1024;
-/// Bytes of them in a checkpoint, of the run and of the unit each, as JSON, where there is room for so many.
+/// Bytes of them in a checkpoint, as JSON, if there is room for that: once for the run and once for the unit.
 pub const EDGE_CHECKPOINT_BYTES_MAX: usize = 64 * 1024;
 /// Ids that an extractor is asked for at once.
 pub const REFETCH_IDS: usize = 100;
@@ -382,7 +382,7 @@ pub enum Safeguard {
     RejectedKept,
     /// The id of a record that is announced once is kept with the page that brings it.
     OnceKept,
-    /// Unchanged records are left out for what a finished run has announced, and not for what the run at hand has.
+    /// Unchanged records are left out for what a finished run has announced, and not for what the current run has.
     EdgeOfFinished,
     /// Without a disk: what a checkpoint says of records that the run has staged is as of its position, as the cursors in it
     /// are.

@@ -54,7 +54,7 @@ pub(crate) struct Rules {
     table: Option<Table>,
 }
 
-/// Another table in place of the one in this room: the state after an event; `None` if the move is illegal.
+/// Another table in place of the one in this module: the state after an event; `None` if the move is illegal.
 #[cfg(feature = "testing")]
 pub(crate) type Table = fn(Rules, State, Event) -> Option<State>;
 

@@ -1,8 +1,8 @@
-//! What an invocation does can be followed: one span with the unit, the run and the phase, and an event for each step.
-//! No secret is in any of it, and nothing is printed by itself.
+//! An invocation can be observed: one span with the unit, the run and the phase, and an event for each step. No
+//! secret is in any of it, and nothing is printed without a subscriber.
 //!
-//! A process of its own: whether anybody subscribes to an event is asked once in a process, by whichever thread comes to
-//! it first.
+//! This test is a process of its own: whether anybody subscribes to an event is determined once per process, by the
+//! first thread that reaches it.
 
 mod support;
 #[path = "support/airdrop.rs"]
@@ -80,6 +80,32 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Keeper {
         let span = current.and_then(|id| self.spans.lock().unwrap().get(&id).cloned()).unwrap_or_default();
         self.said.lock().unwrap().push(Said { level: *event.metadata().level(), fields, span });
     }
+}
+
+/// Where lines are printed.
+#[derive(Clone, Default)]
+struct Printed(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Printed {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The lines that the default format prints at most at this level while `act` runs.
+fn print_lines(level: Level, act: impl FnOnce()) -> Vec<String> {
+    let printed = Printed::default();
+    let out = printed.clone();
+    let subscriber =
+        tracing_subscriber::fmt().with_max_level(level).with_writer(move || out.clone()).finish();
+    tracing::subscriber::with_default(subscriber, act);
+    let bytes = printed.0.lock().unwrap().clone();
+    String::from_utf8(bytes).unwrap().lines().map(str::to_owned).collect()
 }
 
 /// What is said while `act` runs.
@@ -183,6 +209,51 @@ fn an_invocation_is_one_span_and_each_step_of_it_an_event() {
 }
 
 #[test]
+fn what_comes_before_the_message_of_a_line_is_shorter_than_60_characters() {
+    const END: &str = " highwater: ";
+    let play = || {
+        let world = World::new(2);
+        world.airdrop.answer(Call::Upload, 0, Answer::Unavailable);
+        for (event_type, request) in
+            [("METADATA_START", "1"), ("DATA_START", "2"), ("ATTACHMENTS_START", "3")]
+        {
+            done(world.serve(&mut paged(2, 3), &event(event_type, request)));
+        }
+    };
+    let prefix = |line: &String| line.find(END).map(|at| at + END.len());
+    let mut ids = std::collections::BTreeSet::new();
+    for (level, messages) in [
+        (Level::INFO, ["event accepted", "message delivered"].as_slice()),
+        (
+            Level::DEBUG,
+            ["event accepted", "page fetched", "batch confirmed", "batch is tried again"].as_slice(),
+        ),
+    ] {
+        let lines = print_lines(level, play);
+        for message in messages {
+            assert!(
+                lines.iter().any(|line| line.contains(&format!("{END}{message}"))),
+                "{message}: {lines:#?}"
+            );
+        }
+        for line in &lines {
+            assert!(prefix(line).is_some_and(|chars| chars < 60), "{line}");
+            ids.extend(
+                line.split_once("run{id=").and_then(|(_, rest)| Some(rest.split_once('}')?.0.to_owned())),
+            );
+        }
+    }
+    assert_eq!(ids.len(), 1, "one run has one id, each time: {ids:?}");
+    // Where they are asked for, the fields are in each line.
+    let lines = print_lines(Level::TRACE, play);
+    let whole = |line: &String| line.contains("unit=the unit") && line.contains("phase=data");
+    assert!(
+        lines.iter().any(|line| whole(line) && prefix(line).is_some_and(|chars| chars > 60)),
+        "{lines:#?}"
+    );
+}
+
+#[test]
 fn what_went_wrong_is_a_warning_with_its_reason() {
     let world = World::new(2);
     let mut source = paged(1, 1);
@@ -279,7 +350,7 @@ fn no_secret_is_ever_said() {
 /// Nor is it told to the platform or stored: what a source says may quote the key that it was asked with.
 #[test]
 fn no_secret_that_a_source_says_is_told_or_kept() {
-    // Every invocation of this process is listened to, or others may not be heard.
+    // Every invocation of this process has a listener, as otherwise those of others might miss events.
     listen(secrets_of_a_source);
 }
 

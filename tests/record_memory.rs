@@ -1,7 +1,7 @@
 //! A file of a million records is checked in constant memory.
 //!
-//! The records are made while they are read, and the memory of this process is measured at its highest, so this is
-//! the only test of its file. The control holds what it reads, and must be seen to.
+//! The records are generated while they are read, and the peak memory of this process is measured, so this is the
+//! only test in its file. The control keeps what it reads, and must show in the measurement.
 
 #![cfg(target_os = "linux")]
 

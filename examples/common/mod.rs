@@ -1,4 +1,4 @@
-//! What the example programs share: how they read an event, what they say, and how they end.
+//! Code shared by the example programs: reading an event, printing, and ending.
 
 #![allow(dead_code, reason = "each program uses a part of it")]
 
@@ -18,7 +18,7 @@ use signal_hook::flag;
 
 pub(crate) type Failure = Box<dyn Error + Send + Sync>;
 
-/// Ends the program: a failure is told with its causes, and the exit code is 1.
+/// Ends the program: prints a failure with its causes, and returns exit code 1.
 pub(crate) fn finish(done: Result<ExitCode, Failure>) -> ExitCode {
     done.unwrap_or_else(|failure| {
         tell(&format!("error: {}", chain(failure.as_ref())));
@@ -42,7 +42,7 @@ pub(crate) fn tell(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-/// Prints to standard output; that nobody reads on is no failure.
+/// Prints to standard output. A reader that has closed the pipe is not a failure.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -53,12 +53,12 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// Asks invocations to stop when this process is told to end: by SIGTERM, as platforms send it a while before they kill, or
-/// by Ctrl-C. Told a second time, it ends at once.
+/// Requests invocations to stop when this process is told to end: by SIGTERM, which platforms send a while before
+/// they kill, or by Ctrl-C. The second time, the process ends at once.
 pub(crate) fn stop_when_told() -> Result<StopToken, Failure> {
     let told = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
-        // In this order, so that the first one finds the flag not yet set.
+        // In this order: the first signal must find the flag unset.
         flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&told))?;
         flag::register(signal, Arc::clone(&told))?;
     }

@@ -1,4 +1,4 @@
-//! The external systems of the examples over HTTP/1.1: one request a connection.
+//! The server of the examples' external systems: HTTP/1.1, one request per connection.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{Failure, print};
 
-/// How long a client may take with its request.
+/// How long a client may take to send its request.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes of a request's body at most.
 const BODY_BYTES_MAX: u64 = 64 * 1024;
@@ -17,13 +17,13 @@ pub(crate) struct Request {
     pub(crate) method: String,
     pub(crate) path: String,
     query: String,
-    /// What follows `Authorization: Bearer`.
+    /// The token after `Authorization: Bearer`.
     pub(crate) token: Option<String>,
     pub(crate) body: Vec<u8>,
 }
 
 impl Request {
-    /// A parameter of the query, if it is there and a number.
+    /// A parameter of the query, if it is a number.
     pub(crate) fn number(&self, name: &str) -> Option<u64> {
         let pairs = self.query.split('&').filter_map(|pair| pair.split_once('='));
         pairs.filter(|(key, _)| *key == name).find_map(|(_, value)| value.parse().ok())
@@ -71,12 +71,12 @@ impl Answer {
         Self::with("200 OK", "application/json", body.to_string().into_bytes())
     }
 
-    /// Any bytes.
+    /// Arbitrary bytes.
     pub(crate) fn bytes(body: Vec<u8>) -> Self {
         Self::with("200 OK", "application/octet-stream", body)
     }
 
-    /// Another status than 200, with its reason.
+    /// Another status than 200, with a reason.
     pub(crate) fn refusal(status: &'static str, reason: &str) -> Self {
         Self::with(status, "text/plain", format!("{reason}\n").into_bytes())
     }
@@ -91,7 +91,7 @@ impl Answer {
         self
     }
 
-    /// Breaks the connection off in the middle of the body.
+    /// Breaks off the connection in the middle of the body.
     pub(crate) fn cut(mut self) -> Self {
         self.is_cut = true;
         self
@@ -111,8 +111,8 @@ impl Answer {
     }
 }
 
-/// Answers requests on 127.0.0.1, each in a thread of its own, until the process is killed. The first line on standard
-/// output is what the addresses begin with.
+/// Answers requests on 127.0.0.1, each in its own thread, until the process is killed. The first line on standard
+/// output is its base URL.
 pub(crate) fn serve(
     port: u16,
     answer: impl Fn(&Request) -> Answer + Clone + Send + 'static,
@@ -122,7 +122,7 @@ pub(crate) fn serve(
     print(&format!("http://{}\n", listener.local_addr()?))?;
     for stream in listener.incoming() {
         let (stream, answer) = (stream?, answer.clone());
-        // Whatever ends a connection concerns nobody but its client.
+        // An error of a connection concerns only its client.
         std::thread::spawn(move || drop(answer_one(stream, answer)));
     }
     Ok(())

@@ -1,8 +1,8 @@
-//! Airdrop's addresses, and what becomes of a request at each.
+//! Airdrop's addresses, and how a request to each is handled.
 //!
-//! Refused is what the platform, or the file store behind it, is known to refuse, and what cannot be understood at all.
-//! Whatever else looks wrong is a [`Lint`]: it is noted, and let through, unless the server is strict. `artifacts.rs`
-//! has the addresses of uploads and downloads, `message.rs` that of messages.
+//! Refused is what the platform, or the file store behind it, is known to refuse, and what cannot be understood at
+//! all. Everything else that looks wrong is a [`Lint`]: it is noted and let through, unless the server is strict.
+//! `artifacts.rs` has the addresses of uploads and downloads, `message.rs` that of messages.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -22,35 +22,35 @@ use crate::external;
 use crate::fault::{Act, Befallen, Fault, Faults};
 use crate::http::{Answer, BreaksOff, Reply, Request};
 use crate::local::Local;
-use crate::message::hear_message;
+use crate::message_check::hear_message;
 use crate::worker::Leash;
 
-/// Bytes of the JSON of a request at most, but for those that have a limit of their own.
+/// Bytes of a request's JSON at most, except for requests with their own limit.
 pub(crate) const JSON_BYTES_MAX: u64 = 1024 * 1024;
 /// Bytes of the request that saves a worker state: the state is a JSON string in it, most of it escaped.
 const STATE_REQUEST_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
-/// What an address takes as proof of who calls.
+/// How an address checks who calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Auth {
     /// `Authorization: Bearer <token>`.
     Bearer,
     /// `Authorization: <token>`.
     Bare,
-    /// None: the address itself is the proof, and a token must not be told to a file store.
+    /// None: the address itself is the proof, and the token must not be sent to a file store.
     Absent,
     /// Anything.
     Free,
 }
 
-/// A request on its way through, and what is seen in it.
+/// A request that is being handled, and what is found in it.
 pub(crate) struct Exchange<'r, 'c> {
     pub(crate) request: &'r mut Request<'c>,
     strict: bool,
     pub(crate) seen: Seen,
 }
 
-/// What is seen in a request.
+/// What is found in a request.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
     pub(crate) request_id: Option<String>,
@@ -64,12 +64,12 @@ pub(crate) struct Seen {
 }
 
 impl Exchange<'_, '_> {
-    /// Whether what looks wrong is refused.
+    /// Whether requests that look wrong are refused.
     pub(crate) fn is_strict(&self) -> bool {
         self.strict
     }
 
-    /// Notes what looks wrong; a strict server refuses it with this status instead.
+    /// Notes something that looks wrong; a strict server refuses the request with this status instead.
     pub(crate) fn lint(&mut self, rule: &str, status: u16, text: impl Into<String>) -> Result<(), Answer> {
         let text = text.into();
         if self.strict {
@@ -79,7 +79,7 @@ impl Exchange<'_, '_> {
         Ok(())
     }
 
-    /// A parameter of the query that must be there.
+    /// A parameter of the query that is required.
     pub(crate) fn needed(&mut self, name: &str) -> Result<String, Answer> {
         let value = self.request.parameter(name).filter(|value| !value.is_empty()).map(str::to_owned);
         if name == "request_id" {
@@ -151,12 +151,12 @@ impl Exchange<'_, '_> {
 
 type Handler = fn(&Api, &mut Exchange<'_, '_>, &str) -> Result<Answer, Answer>;
 
-/// An address: how its path begins, or all of it.
+/// An address: the start of its path, or all of it.
 struct Route {
     method: &'static str,
     path: &'static str,
     auth: Auth,
-    /// What a fault calls it. What has none is not Airdrop's.
+    /// The name for faults. An address without one is not Airdrop's.
     call: Option<Call>,
     handle: Handler,
 }
@@ -252,24 +252,24 @@ const ROUTES: &[Route] = &[
 ];
 
 impl Route {
-    /// What follows the path of this route; a path that ends with a slash needs something to follow.
+    /// The rest of the path after this route; a path that ends with a slash needs one.
     fn rest<'p>(&self, path: &'p str) -> Option<&'p str> {
         let rest = path.strip_prefix(self.path)?;
         (rest.is_empty() != self.path.ends_with('/') && !rest.contains('/')).then_some(rest)
     }
 }
 
-/// The messages that were taken, those that were said again included.
+/// The accepted messages, including repeated ones.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Taken {
     pub(crate) count: u64,
-    /// What the last one says, for people.
+    /// A description of the last one.
     pub(crate) last: String,
-    /// Why the last refused one was refused.
+    /// Why the last refused message was refused.
     pub(crate) refused: Option<String>,
 }
 
-/// The run and invocation that have the current event: calls are attributed to them.
+/// The run and invocation of the current event: calls are attributed to them.
 #[derive(Debug, Clone, Default)]
 struct Current {
     run: Option<String>,
@@ -281,21 +281,21 @@ pub(crate) struct Api {
     pub(crate) local: Local,
     faults: Faults,
     strict: bool,
-    /// What addresses in answers begin with.
+    /// The start of the addresses in answers.
     pub(crate) base: String,
     pub(crate) leash: Arc<Leash>,
     started: Instant,
     taken: Mutex<Taken>,
     current: Mutex<Current>,
-    /// The contexts of the events that were given to the worker, by request id, where this process gives them.
+    /// The contexts of the events that were given to the worker, by request id, if this process gives them.
     given: Mutex<HashMap<String, Value>>,
-    /// Held while a list of the directory grows.
+    /// Held while a line is added to a list of the directory.
     lists: Mutex<()>,
-    /// Is told of each call.
+    /// Called for each call.
     observer: Option<Observer>,
 }
 
-/// Is told of each call, when it is answered.
+/// Called for each call when it is answered.
 pub type Observer = Arc<dyn Fn(&CallRecord) + Send + Sync>;
 
 impl fmt::Debug for Api {
@@ -335,7 +335,7 @@ impl Api {
         }
     }
 
-    /// Whether what looks wrong is refused.
+    /// Whether requests that look wrong are refused.
     pub(crate) fn is_strict(&self) -> bool {
         self.strict
     }
@@ -344,7 +344,7 @@ impl Api {
         &self.faults
     }
 
-    /// The messages that were taken so far.
+    /// The messages accepted so far.
     pub(crate) fn taken(&self) -> Taken {
         lock(&self.taken).clone()
     }
@@ -356,25 +356,25 @@ impl Api {
         taken.refused = None;
     }
 
-    /// Notes that an event is given to the worker: its message must echo the context whole, and the calls that follow
-    /// are of this run and invocation.
+    /// Notes that the worker is given an event: its message must echo the context whole, and the calls that follow
+    /// belong to this run and invocation.
     pub(crate) fn give(&self, run: &str, invocation: u64, request_id: &str, context: &Value) {
         *lock(&self.current) = Current { run: Some(run.to_owned()), invocation };
         lock(&self.taken).refused = None;
         lock(&self.given).entry(request_id.to_owned()).or_insert_with(|| context.clone());
     }
 
-    /// The invocation that goes on, or was the last.
+    /// The current invocation, or the last one.
     pub(crate) fn invocation(&self) -> u64 {
         lock(&self.current).invocation
     }
 
-    /// The context of an event that was given.
+    /// The context of an event that was given to the worker.
     pub(crate) fn given(&self, request_id: &str) -> Option<Value> {
         lock(&self.given).get(request_id).cloned()
     }
 
-    /// What becomes of a request.
+    /// Handles a request.
     pub(crate) fn handle(&self, request: &mut Request<'_>) -> Reply {
         let path = request.path.clone();
         let mut known =
@@ -408,7 +408,7 @@ impl Api {
         }
     }
 
-    /// Answers, and notes, what is no call at all.
+    /// Answers and notes a request that is not a call.
     fn refuse_unknown(&self, request: &mut Request<'_>, answer: Answer) -> Reply {
         let exchange = Exchange { request, strict: self.strict, seen: Seen::default() };
         let reply = Reply::Answer(answer);
@@ -418,7 +418,7 @@ impl Api {
         }
     }
 
-    /// Handles a request as its address does, or as the fault has it that befalls it; and whether it took effect.
+    /// Handles a request by its address, or by the fault that applies to it. Returns whether it took effect.
     fn befall(
         &self,
         route: &Route,
@@ -434,12 +434,12 @@ impl Api {
             let authorized = exchange.authorize(route.auth);
             Some(authorized.and_then(|()| (route.handle)(self, exchange, rest)))
         } else {
-            // All of it is heard, so that the client is not cut off while it speaks.
+            // The whole body is read, so that the client is not cut off while it sends.
             hear(route.call, exchange, rest);
             None
         };
         let took_effect = matches!(handled, Some(Ok(_)));
-        // A refusal stands, whatever fault there is but a kill.
+        // A refusal is kept, whatever the fault is, except a kill.
         let reply = match (befallen.map(|befallen| &befallen.act), handled) {
             (Some(Act::Kill { .. }), _) => Reply::HangUp,
             (_, Some(Err(refused))) => Reply::Answer(refused),
@@ -628,7 +628,7 @@ impl Api {
     }
 }
 
-/// Reads a request that has no effect, as far as it says what it would have been.
+/// Reads a request that has no effect, to note what it would have done.
 fn hear(call: Option<Call>, exchange: &mut Exchange<'_, '_>, rest: &str) {
     exchange.seen.request_id = exchange.request.parameter("request_id").map(str::to_owned);
     match call {
@@ -637,7 +637,7 @@ fn hear(call: Option<Call>, exchange: &mut Exchange<'_, '_>, rest: &str) {
         }
         Some(Call::Upload) => hear_upload(exchange, rest),
         Some(Call::Confirm) => {
-            // What it says is noted; that it says nothing is no matter here.
+            // What it contains is noted; an invalid request does not matter here.
             let _ = exchange.artifact_request();
         }
         Some(Call::Message) => hear_message(exchange),
@@ -646,7 +646,7 @@ fn hear(call: Option<Call>, exchange: &mut Exchange<'_, '_>, rest: &str) {
     let _ = io::copy(&mut exchange.request.body, &mut io::sink());
 }
 
-/// The answer to a call that a fault befell.
+/// The answer to a call to which a fault was applied.
 fn fault(status: u16, retry_after: Option<&str>) -> Answer {
     let answer = Answer::refused(status, "a fault was set");
     match retry_after {
@@ -655,7 +655,7 @@ fn fault(status: u16, retry_after: Option<&str>) -> Answer {
     }
 }
 
-/// A field that must be a text.
+/// A field that must be a string.
 fn text<'b>(body: &'b Map<String, Value>, field: &str) -> Result<&'b str, Answer> {
     let value = body.get(field).and_then(Value::as_str).filter(|text| !text.is_empty());
     value.ok_or_else(|| Answer::refused(400, format!("the field {field} is missing, or no text")))
@@ -675,7 +675,7 @@ pub(crate) fn failed(error: PlatformError) -> Answer {
     }
 }
 
-/// The id of a blueprint: it follows from what is in it.
+/// The id of a blueprint, derived from its content.
 fn blueprint_id(blueprint: &Value) -> String {
     format!("blueprint-{:016x}", XxHash3_64::oneshot(blueprint.to_string().as_bytes()))
 }

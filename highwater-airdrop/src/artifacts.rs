@@ -1,7 +1,7 @@
-//! The addresses of artifacts: a place to upload to, the upload, its confirm, and the way back.
+//! The addresses of artifacts: to prepare an upload, to upload, to confirm, and to download.
 //!
-//! The upload itself is taken as S3 takes a presigned POST: every field of `form_data` as it was given, no other, then
-//! the file, whatever follows it ignored; a second one in the place of the first.
+//! An upload is accepted as S3 accepts a presigned POST: it must have every field of `form_data` unchanged, no other,
+//! and then the file. What follows the file is ignored. A second upload replaces the first.
 
 use std::fs::File;
 use std::hash::Hasher as _;
@@ -19,12 +19,12 @@ use crate::form::{self, Form};
 use crate::http::Answer;
 use crate::local::UPLOAD_BYTES_MAX;
 
-/// Characters of a file name; the SDK of the platform cuts longer ones.
+/// Characters of a file name. The platform's SDK cuts longer ones.
 const FILE_NAME_CHARS_MAX: usize = 256;
 
 impl Api {
-    /// A place to upload to. What its form must hold follows from the id alone, so a server that is started anew still
-    /// knows it.
+    /// Prepares an upload. The fields of its form are derived from the id, so a server that is restarted still knows
+    /// them.
     pub(crate) fn prepare(&self, exchange: &mut Exchange<'_, '_>, _: &str) -> Result<Answer, Answer> {
         exchange.needed("request_id")?;
         let file_type = exchange.needed("file_type")?;
@@ -35,7 +35,7 @@ impl Api {
             let text = format!("file_name has {chars} characters, the limit is {FILE_NAME_CHARS_MAX}");
             exchange.lint("file-name-length", 400, text)?;
         }
-        // No SDK up to 2.0 tells it of a batch.
+        // No SDK up to 2.0 sends it for a batch.
         let file_size: Option<u64> = match exchange.request.parameter("file_size") {
             None => None,
             Some(text) => {
@@ -123,7 +123,7 @@ impl Api {
         Ok(Answer::stream(file, bytes, true))
     }
 
-    /// The bytes of an artifact, and how many they are.
+    /// The bytes of an artifact, and their number.
     pub(crate) fn artifact(&self, id: &ArtifactId) -> Result<(File, u64), Answer> {
         let path = self.local.artifact_path(id).map_err(|error| Answer::refused(404, error.to_string()))?;
         let opened = File::open(path).and_then(|file| file.metadata().map(|about| (file, about.len())));
@@ -131,7 +131,7 @@ impl Api {
     }
 }
 
-/// Looks at an upload that is not kept.
+/// Inspects an upload that is not kept.
 pub(crate) fn hear_upload(exchange: &mut Exchange<'_, '_>, id: &str) {
     exchange.seen.artifact = Some(id.to_owned());
     let Ok(boundary) = boundary(exchange) else { return };
@@ -150,7 +150,7 @@ fn boundary(exchange: &Exchange<'_, '_>) -> Result<String, Answer> {
     })
 }
 
-/// The one value of a form field.
+/// The only value of a form field.
 fn field<'f>(fields: &'f [(String, String)], name: &str) -> Result<&'f str, Answer> {
     let mut sent = fields.iter().filter(|(known, _)| known == name);
     match (sent.next(), sent.next()) {
@@ -163,9 +163,9 @@ fn field<'f>(fields: &'f [(String, String)], name: &str) -> Result<&'f str, Answ
     }
 }
 
-/// Refuses a form whose fields are not those of `form_data`; the bytes that were told when it was prepared.
+/// Refuses a form whose fields are not those of `form_data`. Returns the size that was given when it was prepared.
 fn check_fields(id: &ArtifactId, fields: &[(String, String)]) -> Result<Option<u64>, Answer> {
-    // It is among them only if it was told; the signature covers whether it is.
+    // The size is among the fields only if it was given; the signature covers whether it is.
     let told = if fields.iter().any(|(name, _)| name == SIZE_FIELD) {
         Some(field(fields, SIZE_FIELD)?.parse().unwrap_or(0))
     } else {
@@ -184,10 +184,10 @@ fn check_fields(id: &ArtifactId, fields: &[(String, String)]) -> Result<Option<u
     }
 }
 
-/// The form field that says how long the file is.
+/// The form field with the length of the file.
 const SIZE_FIELD: &str = "x-file-size";
 
-/// The fields of an upload's form. The signature stands for what a file store signs: that nothing was changed.
+/// The fields of an upload's form. The signature stands for that of a file store: it shows that nothing was changed.
 fn form_data(id: &str, content_type: &str, bytes: Option<u64>) -> Vec<(String, String)> {
     let size = bytes.map(|bytes| bytes.to_string());
     let signed = format!("{id}\n{content_type}\n{}", size.as_deref().unwrap_or("of any size"));
@@ -200,16 +200,16 @@ fn form_data(id: &str, content_type: &str, bytes: Option<u64>) -> Vec<(String, S
     fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
 }
 
-/// A reader that says of what went through it how much it was, what it hashes to, and how many lines are in it.
+/// A reader that counts and hashes the bytes that pass through it, and counts the lines in them.
 struct Counted<R> {
     inner: R,
     bytes: u64,
     hash: XxHash3_64,
-    /// `None` as soon as it is no gzip.
+    /// `None` once the bytes are not gzip.
     lines: Option<MultiGzDecoder<Lines>>,
 }
 
-/// Counts lines; the last one may end without a line break, as the SDK of the platform writes it.
+/// Counts lines. The last one may lack its line break, as the platform's SDK writes it.
 #[derive(Default)]
 struct Lines {
     ended: u64,

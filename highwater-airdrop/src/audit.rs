@@ -1,14 +1,15 @@
-//! What a run came to, from what the platform saw: whether everything that was handed over is announced, and what looks
-//! wrong.
+//! Checks the result of a run from the platform's side: whether every record that was uploaded is announced, and what
+//! looks wrong.
 //!
-//! Read are the files of the directory: `calls.jsonl`, `invocations.jsonl`, `messages.jsonl`, `confirmed.txt` and the
-//! artifacts. What the connector never handed over (a page that it did not fetch, an upload that it never prepared)
-//! cannot be seen here; comparing with a clean sync can show it.
+//! It reads the files of the directory: `calls.jsonl`, `invocations.jsonl`, `messages.jsonl`, `confirmed.txt` and the
+//! artifacts. It cannot see what the connector never uploaded, such as a page that was not fetched. A comparison with
+//! a clean sync can.
 //!
-//! An upload is told from another by its bytes: one that was refused, or never confirmed, or that no message names, is
-//! made good if the same bytes, or all the records in it, are in an artifact that a message names. A call that was
-//! refused for a passing reason (5xx, 408, 425, 429 with `Retry-After`, no answer) is made good if the same call
-//! succeeds later in the run; one that was refused for good, and that no bytes can be told from, is not known to be.
+//! Uploads are identified by their bytes. An upload that was refused, was never confirmed, or is named by no message
+//! is *made good* if the same bytes, or all the records in it, are in an artifact that a message names. A call that
+//! failed for a passing reason (5xx, 408, 425, 429 with `Retry-After`, no answer) is made good if the same call
+//! succeeds later in the run. For a call that was refused for good and has no bytes to compare, it is unknown whether
+//! it was.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::{self, Write as _};
@@ -18,7 +19,7 @@ use std::path::Path;
 
 use highwater::ArtifactId;
 use highwater::limits::MESSAGE_BYTES_MAX;
-use highwater::record::{Checker, Metadata, Severity, reader};
+use highwater::record::{Checker, Finding, Metadata, Rule, Severity, Tally, reader};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -26,12 +27,18 @@ use serde_json::Value;
 use crate::call::{Call, CallRecord};
 use crate::error::{Error, Result};
 use crate::local::{Local, SyncReport, WORKER_STATE_BYTES_MAX};
-use crate::message::UPLOADED;
+use crate::message_check::UPLOADED;
 use crate::sync::{Invocation, Totals, invocations};
 
 /// Examples of a finding.
 const EXAMPLES_MAX: usize = 5;
-/// Of a limit, what is near it, in percent.
+/// The rule for failed attachments.
+const GIVEN_UP: &str = "attachment-given-up";
+/// Failed attachments that an audit lists.
+const FAILED_LISTED_MAX: usize = 1_000;
+/// Failed attachments that an audit prints.
+const FAILED_PRINTED_MAX: usize = 20;
+/// From this percentage on, a size is near its limit.
 const NEAR_PERCENT: u64 = 80;
 /// The item type of the metadata.
 pub(crate) const METADATA: &str = "external_domain_metadata";
@@ -40,7 +47,7 @@ pub(crate) const UNITS: &str = "external_sync_units";
 /// The item type that names attachments.
 const ATTACHMENTS: &str = "attachments";
 
-/// What is to be thought of a run.
+/// The verdict on a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
@@ -48,7 +55,7 @@ pub enum Verdict {
     Clean,
     /// Something looks wrong.
     Suspicious,
-    /// Something that was handed over is not announced.
+    /// Something that was uploaded is not announced.
     Lost,
 }
 
@@ -62,19 +69,19 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// Something that was found.
+/// Something that the audit found.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct AuditFinding {
-    /// What it makes of the verdict.
+    /// The verdict that it leads to.
     pub verdict: Verdict,
-    /// A few words with hyphens, always the same.
+    /// The rule's name: a few words with hyphens, always the same.
     pub rule: String,
-    /// How many: of what, the text says.
+    /// The count; the text tells of what.
     pub count: u64,
     /// What was found.
     pub text: String,
-    /// Ids, or reasons, of some of them.
+    /// Some ids or reasons, as examples.
     pub examples: Vec<String>,
 }
 
@@ -88,7 +95,7 @@ pub struct InvocationFigures {
     pub event_type: String,
     /// The message.
     pub answer: Option<String>,
-    /// Calls that came.
+    /// The number of calls.
     pub calls: u64,
     /// Bytes that were uploaded and kept.
     pub uploaded_bytes: u64,
@@ -96,7 +103,37 @@ pub struct InvocationFigures {
     pub seconds: f64,
 }
 
-/// What a run came to.
+/// An attachment that no upload was linked to when the attachments phase was done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct FailedAttachment {
+    /// Its id in the source.
+    pub id: String,
+    /// The record that it belongs to.
+    pub parent_id: String,
+    /// The name of the file.
+    pub file_name: String,
+}
+
+/// Findings of one kind in the metadata, or in the announced records of an item type.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct RecordFindings {
+    /// The item type; `external_domain_metadata` for the metadata.
+    pub item_type: String,
+    /// How serious they are.
+    pub severity: Severity,
+    /// The rule that was broken.
+    pub rule: Rule,
+    /// The place in the record, `[]` for each position in an array; empty for the record as a whole.
+    pub path: String,
+    /// How many there are.
+    pub count: u64,
+    /// The first of them.
+    pub first: String,
+}
+
+/// The result of an audit.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct Audit {
@@ -110,6 +147,12 @@ pub struct Audit {
     pub records: Totals,
     /// Attachments that were named, and those that are linked to an upload.
     pub attachments: (u64, u64),
+    /// The attachments that failed, in the order in which they were named: the first 1,000. Empty until the attachments
+    /// phase is done.
+    pub failed_attachments: Vec<FailedAttachment>,
+    /// What checks find in the metadata and the announced records, by kind: errors first. Warnings do not change the
+    /// verdict.
+    pub record_findings: Vec<RecordFindings>,
     /// Bytes of the largest message and of the largest worker state.
     pub largest_bytes: (u64, u64),
     /// Calls that failed.
@@ -161,7 +204,7 @@ pub struct Named {
     pub times: u64,
 }
 
-/// The artifacts that the messages of a run name, in their order, each once.
+/// The artifacts that the messages of a run name, in order, without repetition.
 ///
 /// # Errors
 /// `Io` and `NotALocal` as [`Local::messages`].
@@ -192,10 +235,10 @@ pub fn named(local: &Local, invocations: &[Invocation]) -> Result<Vec<Named>> {
     Ok(all)
 }
 
-/// Calls `each` with every line of an artifact; what is no gzipped text ends it with what is wrong.
+/// Calls `each` with every line of an artifact. It stops with an error if the artifact is not gzipped text.
 ///
 /// # Errors
-/// What is wrong with the artifact, for people.
+/// A description of what is wrong with the artifact.
 pub fn each_line(local: &Local, id: &str, mut each: impl FnMut(&[u8])) -> Result<(), String> {
     let id = ArtifactId::new(id).map_err(|error| error.to_string())?;
     let path = local.artifact_path(&id).map_err(|error| error.to_string())?;
@@ -207,12 +250,12 @@ pub fn each_line(local: &Local, id: &str, mut each: impl FnMut(&[u8])) -> Result
         match lines.read_until(b'\n', &mut line) {
             Ok(0) => return Ok(()),
             Ok(_) => each(line.strip_suffix(b"\n").unwrap_or(&line)),
-            Err(error) => return Err(format!("it is no gzipped text: {error}")),
+            Err(error) => return Err(format!("it is not gzipped text: {error}")),
         }
     }
 }
 
-/// The id of a record, by its line: its `id`, or what an uploaded attachment is called outside.
+/// The id of a record, read from its line: its `id`; for an uploaded attachment its external id.
 pub fn record_id(line: &[u8]) -> Option<String> {
     #[derive(serde::Deserialize)]
     struct Outline {
@@ -226,7 +269,7 @@ pub fn record_id(line: &[u8]) -> Option<String> {
     }
 }
 
-/// Looks at a run.
+/// Audits a run.
 ///
 /// # Errors
 /// `Io` if the disk fails; `NotALocal` if the files of the directory are inconsistent.
@@ -236,11 +279,12 @@ pub fn audit(local: &Local, report: &SyncReport, done: bool) -> Result<Audit> {
     let invocations = invocations(local.dir(), &run)?;
     let named = named(local, &invocations)?;
     let confirmed: HashSet<String> = local.confirmed()?.into_iter().map(|id| id.to_string()).collect();
-    let mut look = Look { local, done, calls: &calls, findings: Vec::new() };
+    let mut look =
+        Look { local, done, calls: &calls, findings: Vec::new(), failed: Vec::new(), records: Vec::new() };
     let delivered = look.delivered(&named, &confirmed);
     look.uploads(&delivered, &confirmed);
     look.failed_calls();
-    look.attachments(&delivered, report);
+    look.attachments(&named, &delivered, report);
     look.metadata(&named, &delivered);
     look.lints();
     let largest_bytes = look.sizes();
@@ -256,34 +300,38 @@ pub fn audit(local: &Local, report: &SyncReport, done: bool) -> Result<Audit> {
             delivered.ids.get(ATTACHMENTS).map_or(0, BTreeSet::len) as u64,
             delivered.ids.get(UPLOADED).map_or(0, BTreeSet::len) as u64,
         ),
+        failed_attachments: look.failed,
+        record_findings: look.records,
         largest_bytes,
         calls_failed: calls.iter().filter(|call| is_failure(call)).count() as u64,
         invocations: figures,
     })
 }
 
-/// Whether the connector was told that a call failed, or nothing.
+/// Whether the connector got an error for a call, or no answer.
 fn is_failure(call: &CallRecord) -> bool {
-    // That there is no state yet is an answer.
+    // 404 is a valid answer if there is no state yet.
     let is_no_state = call.call == Call::StateGet && call.status == Some(404);
     !call.succeeded() && !is_no_state
 }
 
-/// What messages say is delivered.
+/// What messages announce.
 #[derive(Debug, Default)]
 struct Delivered {
     /// Ids of records by item type.
     ids: BTreeMap<String, BTreeSet<String>>,
-    /// Artifacts that a message names, or a line on attachments.
+    /// Artifacts that a message names, or a line about attachments.
     artifacts: HashSet<String>,
 }
 
-/// One look at a run.
+/// An audit while it is made.
 struct Look<'a> {
     local: &'a Local,
     done: bool,
     calls: &'a [CallRecord],
     findings: Vec<AuditFinding>,
+    failed: Vec<FailedAttachment>,
+    records: Vec<RecordFindings>,
 }
 
 impl Look<'_> {
@@ -293,12 +341,12 @@ impl Look<'_> {
         }
     }
 
-    /// What is missing is lost once the run is done; until then it may follow.
+    /// A missing record is lost if the run is done; before that it may still be announced.
     fn missing(&self) -> Verdict {
         if self.done { Verdict::Lost } else { Verdict::Suspicious }
     }
 
-    /// Reads what is named.
+    /// Reads the artifacts that messages name.
     fn delivered(&mut self, named: &[Named], confirmed: &HashSet<String>) -> Delivered {
         let mut delivered = Delivered::default();
         let mut twice = Examples::default();
@@ -315,7 +363,7 @@ impl Look<'_> {
             }
             let is_there = ArtifactId::new(id).is_ok_and(|id| self.local.artifact_path(&id).is_ok());
             if !is_there {
-                // It may hold records, whatever the message says.
+                // It may contain records, whatever the message says.
                 absent.add((*item_count).max(1), format!("{id} of {item_count} {item_type}"));
                 continue;
             }
@@ -361,13 +409,13 @@ impl Look<'_> {
             format!("{n} records are announced once more, in an artifact that is named more than once")
         });
         self.take(suspicious, "record-twice", &twice, |n| {
-            format!("{n} times a record has the id of one before it")
+            format!("{n} records have the id of an earlier record")
         });
         self.take(lost, "artifact-unreadable", &unreadable, |n| {
             format!("{n} announced artifacts cannot be read")
         });
         self.take(suspicious, "item-count", &miscounted, |n| {
-            format!("{n} artifacts have another number of lines than their item_count")
+            format!("{n} artifacts have a number of lines that differs from their item_count")
         });
         delivered
     }
@@ -376,7 +424,7 @@ impl Look<'_> {
         self.find(verdict, rule, found.count, text(found.count), found.some.clone());
     }
 
-    /// Uploads of batches whose records did not arrive.
+    /// Finds uploads of batches whose records are not announced.
     fn uploads(&mut self, delivered: &Delivered, confirmed: &HashSet<String>) {
         let names: HashMap<&str, &str> = self
             .calls
@@ -395,7 +443,7 @@ impl Look<'_> {
             (HashSet::new(), Examples::default(), Examples::default(), Examples::default());
         for upload in uploads() {
             let (Some(id), Some(content)) = (&upload.artifact, &upload.content) else { continue };
-            // What is no gzip is no batch; attachments are looked at by their lines.
+            // A batch is always gzip; attachments are checked by their lines.
             let Some(lines) = content.lines else { continue };
             let name = names.get(id.as_str()).copied().unwrap_or("a batch");
             let stem = name.split('.').next().unwrap_or_default();
@@ -421,7 +469,7 @@ impl Look<'_> {
         }
         let verdict = self.missing();
         self.take(verdict, "upload-refused", &refused, |n| {
-            format!("{n} records were in uploads that failed and were never made good")
+            format!("{n} records were in uploads that failed and were not repeated")
         });
         self.take(verdict, "never-confirmed", &unconfirmed, |n| {
             format!("{n} records are in uploads that were never confirmed, and in no announced artifact")
@@ -431,7 +479,7 @@ impl Look<'_> {
         });
     }
 
-    /// The records of an upload that are in nothing that is delivered.
+    /// The records of an upload that are not announced.
     fn missing_of(&self, id: &str, item_type: &str, lines: u64, delivered: &Delivered) -> (u64, Vec<String>) {
         let (mut read, mut ids) = (0_u64, Vec::new());
         let none = BTreeSet::new();
@@ -444,7 +492,7 @@ impl Look<'_> {
             }
         });
         if whole.is_ok() && read > 0 {
-            // The metadata of a run are the same however often they are sent.
+            // The metadata of a run are the same each time.
             let missing = if item_type == METADATA && !known.is_empty() { 0 } else { ids.len() as u64 };
             (missing, ids)
         } else {
@@ -452,7 +500,7 @@ impl Look<'_> {
         }
     }
 
-    /// Calls that failed and that no bytes can be told from.
+    /// Finds failed calls that have no bytes to compare.
     fn failed_calls(&mut self) {
         let key = |call: &CallRecord| match call.call {
             Call::Prepare => (call.call, call.file_name.clone()),
@@ -461,8 +509,8 @@ impl Look<'_> {
         };
         let mut open: BTreeMap<(Call, Option<String>), Vec<&CallRecord>> = BTreeMap::new();
         for call in self.calls {
-            // Uploads and confirms are told by the bytes; a download is the connector's own affair, as is a file of its
-            // source.
+            // Uploads and confirmations are checked by their bytes. Downloads, and files of the source, concern only
+            // the connector.
             let counts = matches!(
                 call.call,
                 Call::Prepare | Call::Message | Call::State | Call::StateGet | Call::Unknown
@@ -473,13 +521,14 @@ impl Look<'_> {
             if is_failure(call) {
                 open.entry(key(call)).or_default().push(call);
             } else if let Some(failed) = open.get_mut(&key(call)) {
-                // A batch that was refused a place cannot be told from the next one that is given one.
+                // An upload that could not be prepared cannot be matched with a later one.
                 failed.retain(|failed| call.call == Call::Prepare && !failed.passing);
             }
         }
         let mut found: BTreeMap<Call, Examples> = BTreeMap::new();
         for failed in open.into_values().flatten() {
-            // One message that was refused for good may be followed by another, of which the artifacts tell.
+            // A message that was refused for good may be followed by another; the artifacts show whether they were
+            // announced.
             let status = failed.status.map_or("no answer".to_owned(), |status| status.to_string());
             let reason = failed.reason.as_deref().unwrap_or("no reason");
             let what = failed.file_name.as_deref().or(failed.artifact.as_deref()).unwrap_or_default();
@@ -488,31 +537,43 @@ impl Look<'_> {
         }
         for (call, found) in found {
             self.take(Verdict::Suspicious, &format!("{call}-failed"), &found, |n| {
-                format!("{n} {call} calls failed, and were not seen made good")
+                format!("{n} {call} calls failed, and no later call is known to make up for them")
             });
         }
     }
 
-    fn attachments(&mut self, delivered: &Delivered, report: &SyncReport) {
+    fn attachments(&mut self, named: &[Named], delivered: &Delivered, report: &SyncReport) {
         let ended = report
             .answers
             .iter()
             .any(|(phase, answer)| *phase == highwater::Phase::Attachments && answer.ends_with("_DONE"));
-        let none = BTreeSet::new();
-        let named = delivered.ids.get(ATTACHMENTS).unwrap_or(&none);
-        let linked = delivered.ids.get(UPLOADED).unwrap_or(&none);
         if !ended {
             return;
         }
-        let given_up: Vec<&String> = named.difference(linked).collect();
-        let examples = given_up.iter().take(EXAMPLES_MAX).map(|id| (*id).clone()).collect();
-        let (count, of) = (given_up.len() as u64, named.len());
+        let none = BTreeSet::new();
+        let ids = delivered.ids.get(ATTACHMENTS).unwrap_or(&none);
+        let linked = delivered.ids.get(UPLOADED).unwrap_or(&none);
+        let mut given_up: BTreeSet<&str> = ids.difference(linked).map(String::as_str).collect();
+        let examples = given_up.iter().take(EXAMPLES_MAX).map(|id| (*id).to_owned()).collect();
+        let (count, of) = (given_up.len() as u64, ids.len());
         let text =
             format!("{count} of {of} attachments that were named are linked to no upload: given up, or lost");
-        self.find(Verdict::Suspicious, "attachment-given-up", count, text, examples);
+        self.find(Verdict::Suspicious, GIVEN_UP, count, text, examples);
+        for Named { id, .. } in named.iter().filter(|named| named.item_type == ATTACHMENTS) {
+            if given_up.is_empty() || self.failed.len() >= FAILED_LISTED_MAX {
+                break;
+            }
+            // An artifact that cannot be read is a finding already.
+            let _ = each_line(self.local, id, |line| {
+                let Some(id) = record_id(line) else { return };
+                if self.failed.len() < FAILED_LISTED_MAX && given_up.remove(id.as_str()) {
+                    self.failed.push(failed_attachment(id, line));
+                }
+            });
+        }
     }
 
-    /// What is announced, against the metadata of the run.
+    /// Checks what is announced against the metadata of the run.
     fn metadata(&mut self, named: &[Named], delivered: &Delivered) {
         let Some(of_run) = named.iter().rfind(|named| named.item_type == METADATA) else { return };
         let mut text = Vec::new();
@@ -537,8 +598,13 @@ impl Look<'_> {
             .cloned()
             .collect();
         let count = undeclared.len() as u64;
-        let text = format!("{count} item types are announced that the metadata do not declare");
+        let text = format!("{count} announced item types are not declared in the metadata");
         self.find(Verdict::Suspicious, "undeclared-item-type", count, text, undeclared);
+        let mut tally = Tally::keeping(1);
+        for finding in metadata.check() {
+            tally.add(finding);
+        }
+        let mut tallies = BTreeMap::from([(METADATA, tally)]);
         let mut found: BTreeMap<&str, Examples> = BTreeMap::new();
         for artifact in named.iter().filter(|named| declared.contains(named.item_type.as_str())) {
             let Ok(checker) = Checker::new(&metadata, &artifact.item_type) else { continue };
@@ -549,11 +615,15 @@ impl Look<'_> {
                 if finding.severity == Severity::Error {
                     found.entry(&artifact.item_type).or_default().add(1, finding.to_string());
                 }
+                tallies.entry(&artifact.item_type).or_insert_with(|| Tally::keeping(1)).add(finding);
             }
         }
+        self.records =
+            tallies.iter().flat_map(|(item_type, tally)| record_findings(item_type, tally)).collect();
+        self.records.sort_by_key(|findings| std::cmp::Reverse(findings.severity));
         for (item_type, found) in found {
             self.take(Verdict::Suspicious, "record-not-as-declared", &found, |n| {
-                format!("{n} times a record of {item_type} is not as the metadata declare it")
+                format!("{n} times a record of {item_type} does not match the metadata")
             });
         }
     }
@@ -561,19 +631,19 @@ impl Look<'_> {
     fn lints(&mut self) {
         let mut found: BTreeMap<&str, Examples> = BTreeMap::new();
         for lint in self.calls.iter().flat_map(|call| &call.lints) {
-            // The files tell of these with their records.
+            // For these rules the files show the same, with the records.
             if !matches!(lint.rule.as_str(), "not-uploaded" | "not-confirmed") {
                 found.entry(&lint.rule).or_default().add(1, lint.text.clone());
             }
         }
         for (rule, found) in found {
             self.take(Verdict::Suspicious, rule, &found, |n| {
-                format!("{n} requests look wrong and were let through")
+                format!("{n} requests look wrong, but were accepted")
             });
         }
     }
 
-    /// The largest message and worker state, and what is near a limit.
+    /// The largest message and worker state; finds those near a limit.
     fn sizes(&mut self) -> (u64, u64) {
         let largest = |call: Call| {
             let bytes = self.calls.iter().filter(|of| of.call == call).map(|call| call.bytes);
@@ -622,6 +692,40 @@ impl Look<'_> {
     }
 }
 
+/// A failed attachment, from the line that named it.
+fn failed_attachment(id: String, line: &[u8]) -> FailedAttachment {
+    let line: Value = serde_json::from_slice(line).unwrap_or_default();
+    let text = |field| line.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
+    FailedAttachment { id, parent_id: text("parent_id"), file_name: text("file_name") }
+}
+
+fn record_findings(item_type: &str, tally: &Tally) -> Vec<RecordFindings> {
+    tally
+        .kinds()
+        .map(|(severity, rule, path, count, kept)| RecordFindings {
+            item_type: item_type.to_owned(),
+            severity,
+            rule,
+            path: path.to_owned(),
+            count,
+            first: kept.first().map(Finding::to_string).unwrap_or_default(),
+        })
+        .collect()
+}
+
+/// A text of the worker, with control characters escaped.
+pub(crate) fn printable(text: &str) -> String {
+    let mut printed = String::with_capacity(text.len());
+    for char in text.chars() {
+        if char.is_control() {
+            printed.extend(char.escape_debug());
+        } else {
+            printed.push(char);
+        }
+    }
+    printed
+}
+
 /// A count, and some of what was counted.
 #[derive(Debug, Default)]
 struct Examples {
@@ -644,7 +748,26 @@ impl fmt::Display for Audit {
         for finding in &self.findings {
             writeln!(text, "{}: {} [{}]", finding.verdict, finding.text, finding.rule)?;
             for example in &finding.examples {
-                writeln!(text, "    {example}")?;
+                writeln!(text, "    {}", printable(example))?;
+            }
+        }
+        if !self.failed_attachments.is_empty() {
+            let failed =
+                self.findings.iter().find(|finding| finding.rule == GIVEN_UP).map_or(0, |found| found.count);
+            writeln!(text, "failed attachments: {failed}")?;
+            for FailedAttachment { id, parent_id, file_name } in
+                self.failed_attachments.iter().take(FAILED_PRINTED_MAX)
+            {
+                writeln!(text, "    {}", printable(&format!("{id}: {file_name} of {parent_id}")))?;
+            }
+            if failed > FAILED_PRINTED_MAX as u64 {
+                writeln!(text, "    and {} more", failed - FAILED_PRINTED_MAX as u64)?;
+            }
+        }
+        if !self.record_findings.is_empty() {
+            writeln!(text, "findings in metadata and records:")?;
+            for RecordFindings { item_type, count, first, .. } in &self.record_findings {
+                writeln!(text, "    {}", printable(&format!("{count} times in {item_type}: {first}")))?;
             }
         }
         write!(f, "{text}verdict: {}", self.verdict)

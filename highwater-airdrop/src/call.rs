@@ -1,7 +1,6 @@
-//! What a connector can call, and what is kept of each call: one line of `calls.jsonl`.
+//! The calls that a connector can make, and what is stored about each: one line of `calls.jsonl`.
 //!
-//! The list is written for people, for tests and for the [audit](crate::audit); nothing that the platform answers
-//! follows from it.
+//! The list is for people, tests and the [audit](crate::audit); the platform's answers do not depend on it.
 
 use std::fmt;
 
@@ -12,13 +11,13 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Call {
-    /// Ask for a place to upload to.
+    /// Prepare an upload.
     Prepare,
     /// Upload an artifact.
     Upload,
-    /// Say that an upload is whole.
+    /// Confirm an upload.
     Confirm,
-    /// Ask for a place to download from.
+    /// Prepare a download.
     DownloadUrl,
     /// Download an artifact.
     Download,
@@ -34,14 +33,14 @@ pub enum Call {
     Blueprint,
     /// Install an initial domain mapping.
     Mapping,
-    /// Fetch a file of the stand-in for the external system. It is not the platform's.
+    /// Fetch a file of the stand-in for the external system. This address is not the platform's.
     Attachment,
-    /// What is at none of these addresses.
+    /// An unknown address.
     Unknown,
 }
 
 impl Call {
-    /// What a fault can befall.
+    /// The calls to which a fault can be applied.
     pub(crate) const ALL: [Call; 12] = [
         Call::Prepare,
         Call::Upload,
@@ -57,7 +56,7 @@ impl Call {
         Call::Attachment,
     ];
 
-    /// As faults and `calls.jsonl` name it.
+    /// The name in faults and in `calls.jsonl`.
     pub fn name(self) -> &'static str {
         match self {
             Call::Prepare => "prepare",
@@ -87,7 +86,7 @@ impl fmt::Display for Call {
     }
 }
 
-/// What looks wrong in a request, and is taken nevertheless, because the platform is not known to refuse it.
+/// Something in a request that looks wrong. The request is accepted, because the platform is not known to refuse it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lint {
     /// The rule that is broken: a few words with hyphens, always the same.
@@ -99,11 +98,11 @@ pub struct Lint {
 /// The bytes of an upload, whether they were kept or not.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Content {
-    /// How many they are.
+    /// The number of bytes.
     pub bytes: u64,
-    /// XXH3 of them, as 16 hexadecimal digits.
+    /// Their XXH3 hash, as 16 hexadecimal digits.
     pub hash: String,
-    /// Lines in them, where they are gzip.
+    /// The number of lines, if the bytes are gzip.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lines: Option<u64>,
 }
@@ -112,16 +111,17 @@ pub struct Content {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct CallRecord {
-    /// Its number among all calls of the server, from 1. Those for files of the external system have none of their own.
+    /// Its number among all calls of the server, from 1. Calls for files of the external system have no number of
+    /// their own.
     #[serde(default)]
     pub number: u64,
     /// What was called.
     pub call: Call,
-    /// Bytes of its body that were read.
+    /// The number of bytes read of its body.
     pub bytes: u64,
-    /// XXH3 of those bytes, as 16 hexadecimal digits.
+    /// XXH3 hash of those bytes, as 16 hexadecimal digits.
     pub hash: String,
-    /// How it was answered; `None`: not at all.
+    /// The status of the answer; `None` if there was no answer.
     pub status: Option<u16>,
     /// Whether it took effect.
     #[serde(default)]
@@ -129,22 +129,22 @@ pub struct CallRecord {
     /// Why it was refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Whether it may be tried again by what the answer said: a 5xx, a 408, a 425, a 429 with `Retry-After`, no answer.
+    /// Whether the answer allows a retry: a 5xx, a 408, a 425, a 429 with `Retry-After`, no answer.
     #[serde(default)]
     pub passing: bool,
-    /// The fault that was put in.
+    /// The fault that was applied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<String>,
-    /// The run and the invocation during which it came, where this program gave the event.
+    /// The run during which it came, if this program gave the event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<String>,
-    /// See `run`; counted from 1 in each run.
+    /// The invocation during which it came; counted from 1 in each run.
     #[serde(default)]
     pub invocation: u64,
-    /// The request id that it carried.
+    /// The request id in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
-    /// The name of the file that was prepared.
+    /// The file name for which an upload was prepared.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file_name: Option<String>,
     /// The artifact that it is about.
@@ -153,13 +153,13 @@ pub struct CallRecord {
     /// The artifacts that a message names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub artifacts: Vec<String>,
-    /// The records that a message says are in them.
+    /// The number of records in these artifacts, as the message says.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub records: u64,
     /// The event type of a message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub event_type: Option<String>,
-    /// What an upload held.
+    /// The content of an upload.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<Content>,
     /// What looks wrong in it.
@@ -179,7 +179,7 @@ fn is_zero(number: &u64) -> bool {
 }
 
 impl CallRecord {
-    /// Whether the connector was told that it succeeded.
+    /// Whether the connector got a successful answer.
     pub fn succeeded(&self) -> bool {
         self.status.is_some_and(|status| (200..400).contains(&status))
     }

@@ -1,4 +1,4 @@
-//! What can go wrong with a local Airdrop. What is then on disk: exactly what was there before the call.
+//! The errors of a local Airdrop. After an error, the disk is exactly as it was before the call.
 
 use std::path::PathBuf;
 
@@ -7,31 +7,31 @@ use highwater::BoxError;
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Everything that can go wrong. A message names what and which; the cause is in the source chain.
+/// Everything that can go wrong. The message names what and which; the cause is in the source chain.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Another sync is driven in this directory: wait for it, or take another directory.
-    #[error("another program is at work in this directory: {} is locked; wait for it to end, or take another directory", path.display())]
+    /// Another sync is running in this directory: wait for it, or use another directory.
+    #[error("another program uses this directory: {} is locked; wait for it to end, or use another directory", path.display())]
     InUse {
-        /// The file that is locked.
+        /// The locked file.
         path: PathBuf,
     },
-    /// The disk refused.
+    /// An I/O error.
     #[error("cannot {action}")]
     Io {
-        /// What was being done, and to which path.
+        /// What was attempted, and on which path.
         action: String,
         /// The cause.
         #[source]
         source: BoxError,
     },
-    /// A directory holds what no [`Local`](crate::Local) wrote there.
-    #[error("{} is not as a local Airdrop left it: {reason}", path.display())]
+    /// A file of the directory was not written by [`Local`](crate::Local).
+    #[error("{} was not written by a local Airdrop: {reason}", path.display())]
     NotALocal {
         /// The file.
         path: PathBuf,
-        /// What does not fit.
+        /// What is wrong with it.
         reason: String,
     },
     /// The directory was written by a newer version of this crate.
@@ -50,30 +50,30 @@ pub enum Error {
     Invalid {
         /// The value.
         what: String,
-        /// Why, and what would be.
+        /// Why, and what is allowed.
         reason: String,
     },
-    /// A worker cannot be verified, as one that fails without a fault cannot.
-    #[error("it cannot be verified: {reason}")]
+    /// A worker cannot be verified, for example because it fails without a fault.
+    #[error("the worker cannot be verified: {reason}")]
     Unverified {
         /// Why, and what to do.
         reason: String,
     },
-    /// An id is not one that the library takes.
+    /// The library does not accept an id.
     #[error(transparent)]
     Name(#[from] highwater::Error),
-    /// The worker came to no end.
-    #[error("run {run} of {sync_unit} has come to no end after {limit} invocations")]
+    /// The run did not end.
+    #[error("run {run} of {sync_unit} has not ended after {limit} invocations")]
     NoEnd {
         /// The run.
         run: String,
         /// The sync unit.
         sync_unit: String,
-        /// The invocations that a run may have.
+        /// The limit on the invocations of a run.
         limit: u64,
     },
     /// The worker cannot be started.
-    #[error("cannot start the worker {program}: is it there, and may it be executed?")]
+    #[error("cannot start the worker {program}: does it exist, and is it executable?")]
     Start {
         /// The program.
         program: String,
@@ -81,8 +81,8 @@ pub enum Error {
         #[source]
         source: BoxError,
     },
-    /// The port cannot be served at.
-    #[error("cannot serve at port {port}; --port chooses another, --port 0 any that is free")]
+    /// The port cannot be used.
+    #[error("cannot listen on port {port}; choose another with --port, or any free one with --port 0")]
     Port {
         /// The port.
         port: u16,
@@ -90,26 +90,26 @@ pub enum Error {
         #[source]
         source: BoxError,
     },
-    /// An event that waits for its answer names another address than the one that is served now.
-    #[error("{event} waits for its answer at {callback}: give --port the port in it to go on")]
+    /// An event that waits for its answer has another address than the one that is served now.
+    #[error("{event} waits for its answer at {callback}: to go on, use the port of that address with --port")]
     Elsewhere {
         /// The event type.
         event: String,
         /// The address in the event.
         callback: String,
     },
-    /// The worker was given an event again and again, and never answered it.
-    #[error("{event} was given {} and never answered: {}", often(*times), reason.as_deref().unwrap_or("the worker ended well, and sent no message"))]
+    /// The worker was given an event several times, and never answered it.
+    #[error("{event} was given {} and never answered: {}", often(*times), reason.as_deref().unwrap_or("the worker succeeded, but sent no message"))]
     NeverAnswered {
         /// The event type.
         event: String,
-        /// How often it was given.
+        /// How often it was given the event.
         times: u64,
         /// What was wrong the last time: how the worker ended, or why its message was refused.
         reason: Option<String>,
     },
-    /// The worker failed; its own error is the source, intact. The next sync sends the same event again, unless it was
-    /// answered nevertheless.
+    /// The worker failed; the source is its own error. The next sync sends the same event again, unless the worker
+    /// answered it before it failed.
     #[error("the worker failed on event {event} (request {request})")]
     Worker {
         /// The event type.
@@ -120,7 +120,7 @@ pub enum Error {
         #[source]
         source: BoxError,
     },
-    /// The worker came back, but no accepted message, or more than one, or a wrong one, answers the event.
+    /// The worker returned, but no accepted message, more than one, or a wrong one answers the event.
     #[error("event {event} (request {request}) was not answered: {reason}")]
     NotAnswered {
         /// The event type.
@@ -137,7 +137,7 @@ pub enum Error {
         run: String,
         /// The event type of the last message.
         answer: String,
-        /// What the extractor said, cut to 2,000 characters.
+        /// The text of the ERROR, cut to 2,000 characters.
         message: String,
     },
 }

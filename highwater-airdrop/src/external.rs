@@ -1,16 +1,17 @@
-//! A stand-in for the external system that attachments are fetched from: their content follows from their number.
+//! A stand-in for the external system that attachments are fetched from. The content of an attachment depends only on
+//! its number.
 
 use std::io::{self, Read};
 
-/// Bytes of an attachment, if the address does not say.
+/// Bytes of an attachment, unless the address says otherwise.
 pub(crate) const BYTES: u64 = 64 * 1024;
 
-/// Whether the length of an attachment is told beforehand; that of every third is not.
+/// Whether the length of an attachment is sent in advance; it is not for every third one.
 pub(crate) fn tells_length(number: u64) -> bool {
     !number.is_multiple_of(3)
 }
 
-/// The content of an attachment, without end: byte `i` is the highest of `(number + 1) * 2654435761 + (i / 4) *
+/// The endless content of an attachment: byte `i` is the highest byte of `(number + 1) * 2654435761 + (i / 4) *
 /// 2246822519` in 32 bits, plus `i % 4`.
 pub(crate) struct Attachment {
     number: u64,

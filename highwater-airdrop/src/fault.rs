@@ -1,4 +1,4 @@
-//! Faults by setting: which call is answered how, instead of as it should be.
+//! Faults that can be set: which call gets which answer, instead of its proper one.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,52 +9,54 @@ use serde_json::{Value, json};
 
 use crate::call::Call;
 
-/// How long a slow answer takes, where nothing else is said.
+/// The delay of a slow answer, by default.
 const SLOW: Duration = Duration::from_secs(10);
-/// How long after an answer the worker is killed, where nothing else is said.
+/// How long after an answer the worker is killed, by default.
 const KILL_LATER: Duration = Duration::from_millis(10);
 
-/// What becomes of a call.
+/// What happens to a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Act {
-    /// It is answered with a status.
+    /// It is answered with this status.
     Status {
         /// 400 to 599.
         status: u16,
         /// The `Retry-After` of the answer: seconds, or an HTTP date.
         retry_after: Option<String>,
-        /// Whether it takes effect before.
+        /// Whether it takes effect first.
         applied: bool,
     },
     /// The connection is closed without an answer.
     HangUp {
-        /// Whether it takes effect before.
+        /// Whether it takes effect first.
         applied: bool,
     },
-    /// It takes effect, and its answer comes so late.
+    /// It takes effect, and is answered after this delay.
     Slow(Duration),
     /// The worker's process group is killed, and the connection closed.
     Kill {
-        /// Whether it takes effect before.
+        /// Whether it takes effect first.
         applied: bool,
     },
-    /// It takes effect and is answered; so long after, the worker's process group is killed if it still runs.
+    /// It takes effect and is answered. After this delay the worker's process group is killed if it still runs.
     KillLater(Duration),
-    /// Half of a file is sent, after which the connection is closed. Of files of the external system only.
+    /// Half of a file is sent, then the connection is closed. Only for files of the external system.
     Short,
 }
 
-/// What a fault befalls.
+/// What a fault applies to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum On {
-    /// Calls of a kind, or of any: the first one, from 1, and how many from there on; `None`: all, until it is lifted.
+    /// Calls of one kind, or of any: the first one, from 1, and how many from there on; `None`: all, until the fault
+    /// is lifted.
     Calls { call: Option<Call>, befalls: Option<(u64, u64)> },
-    /// A file of the external system, the first times that it is asked for; `None`: always, until it is lifted.
+    /// A file of the external system: the first times that it is requested; `None`: always, until the fault is
+    /// lifted.
     File { number: u64, times: Option<u64> },
 }
 
-/// A fault: one call, or several, of which something becomes.
+/// A fault: one call or several, and what happens to them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
     text: String,
@@ -63,7 +65,7 @@ pub struct Fault {
 }
 
 impl Act {
-    /// As faults are written. Durations are not part of it where a fault that is read has one of its own.
+    /// The text of the fault. A duration is omitted if reading the text back gives the same one.
     pub fn word(&self) -> String {
         match self {
             Act::Status { status, retry_after, applied } => {
@@ -82,20 +84,20 @@ impl Act {
 }
 
 impl Fault {
-    /// A fault of the call with this number among all calls, from 1.
+    /// A fault for the call with this number among all calls, from 1.
     pub fn at(number: u64, act: Act) -> Self {
         let on = On::Calls { call: None, befalls: Some((number, 1)) };
         Self { text: format!("any-{}:{number}", act.word()), on, act }
     }
 
-    /// A fault of the call with this number among those of its kind, from 1.
+    /// A fault for the call with this number among those of its kind, from 1.
     pub fn of(call: Call, number: u64, act: Act) -> Self {
         let on = On::Calls { call: Some(call), befalls: Some((number, 1)) };
         Self { text: format!("{call}-{}:{number}", act.word()), on, act }
     }
 }
 
-/// What a word says that becomes of a call.
+/// What happens to a call, by the fault's name.
 fn act_of(word: &str) -> Option<Act> {
     let (status, applied) = word.strip_suffix("-applied").map_or((word, false), |status| (status, true));
     if let Ok(status @ 400..600) = status.parse() {
@@ -124,20 +126,20 @@ impl FromStr for Fault {
         };
         let call_named = |call: &str| match call {
             "any" => Ok(None),
-            call => {
-                Call::named(call).map(Some).ok_or_else(|| format!("{call:?} is no call: it is {}", known()))
-            }
+            call => Call::named(call)
+                .map(Some)
+                .ok_or_else(|| format!("{call:?} is not a call: expected {}", known())),
         };
         let of_file = name.strip_prefix("ext-");
         let limited = name == "429" || name == "ext-429";
-        // No call: it is the file that is told by its number.
+        // The number is that of a file, not of a call.
         let (call, action) = if name == "429" {
-            let call = arguments.next().ok_or("429 needs to know which call: 429:upload,3,1")?;
+            let call = arguments.next().ok_or("429 needs the name of a call: 429:upload,3,1")?;
             (Some(call_named(call)?), "429")
         } else if let Some(action) = of_file {
             (None, action)
         } else {
-            // Names of calls have hyphens, too: the longest that fits is meant.
+            // Names of calls contain hyphens, too: the longest name that fits is used.
             let called = Call::ALL.into_iter().map(Call::name).chain(["any"]);
             let longest = called
                 .filter_map(|call| name.strip_prefix(call)?.strip_prefix('-').map(|action| (call, action)))
@@ -146,7 +148,7 @@ impl FromStr for Fault {
                 Some(found) => found,
                 None => name
                     .rsplit_once('-')
-                    .ok_or_else(|| format!("{name:?} is no fault: write upload-503:2, say"))?,
+                    .ok_or_else(|| format!("{name:?} is not a fault: write for example upload-503:2"))?,
             };
             (Some(call_named(call)?), action)
         };
@@ -165,13 +167,13 @@ impl FromStr for Fault {
                 On::Calls { call, befalls: first.map(|first| (first, times.unwrap_or(1))) }
             }
             (None, Some(number)) => On::File { number, times },
-            (None, None) => return Err(format!("{name} needs to know which file: {name}:7")),
+            (None, None) => return Err(format!("{name} needs the number of a file: {name}:7")),
         };
         if times == Some(0) {
-            return Err("a fault comes true once or more often".to_owned());
+            return Err("a fault must come true at least once".to_owned());
         }
         if let Some(more) = arguments.next() {
-            return Err(format!("{more:?} is one argument too many"));
+            return Err(format!("unexpected argument {more:?}"));
         }
         let act = match act_of(action) {
             Some(Act::Status { status, applied, .. }) if is_call || !applied => {
@@ -198,10 +200,10 @@ impl fmt::Display for Fault {
     }
 }
 
-/// What befell a call.
+/// What happens to one call.
 #[derive(Debug, Clone)]
 pub(crate) struct Befallen {
-    /// The fault, as it is written.
+    /// The text of the fault.
     pub(crate) fault: String,
     pub(crate) act: Act,
 }
@@ -213,14 +215,14 @@ pub(crate) struct Faults(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     faults: Vec<(Fault, u64)>,
-    /// Calls so far, by their place in [`Call::ALL`].
+    /// The number of calls so far, by index in [`Call::ALL`].
     calls: [u64; Call::ALL.len()],
-    /// Calls so far, but for those of files.
+    /// The number of calls so far, except for files.
     all: u64,
 }
 
 impl State {
-    /// The first fault that this is true of, with how often it came true, comes true once more.
+    /// Finds the first fault for which this is true, with how often it came true, and counts it once more.
     fn come_true(&mut self, is_it: impl Fn(&On, u64) -> bool) -> Option<Befallen> {
         let (fault, came_true) =
             self.faults.iter_mut().find(|(fault, came_true)| is_it(&fault.on, *came_true))?;
@@ -236,7 +238,7 @@ impl Faults {
         set
     }
 
-    /// These, in the place of those before, and calls are counted anew.
+    /// Replaces the faults, and counts calls from 1 again.
     pub(crate) fn set(&self, faults: &[Fault]) {
         let faults = faults.iter().map(|fault| (fault.clone(), 0)).collect();
         *self.lock() = State { faults, ..State::default() };
@@ -246,7 +248,7 @@ impl Faults {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts a call: its number among all, and what befalls it.
+    /// Counts a call. Returns its number among all, and what happens to it.
     pub(crate) fn befall(&self, call: Call) -> (u64, Option<Befallen>) {
         let mut state = self.lock();
         let place = Call::ALL.iter().position(|known| *known == call).unwrap_or(0);
@@ -269,7 +271,7 @@ impl Faults {
         (if is_platform { of_all } else { 0 }, befallen)
     }
 
-    /// Says what befalls who asks for a file of the external system.
+    /// What happens to a request for a file of the external system.
     pub(crate) fn befall_file(&self, file: u64) -> Option<Act> {
         let befallen = self.lock().come_true(|on, came_true| match on {
             On::File { number, times } => *number == file && times.is_none_or(|times| came_true < times),
@@ -282,12 +284,12 @@ impl Faults {
         self.lock().faults.extend(faults.into_iter().map(|fault| (fault, 0)));
     }
 
-    /// Lifts the fault that is written so, or all.
+    /// Lifts the fault with this text, or all.
     pub(crate) fn lift(&self, text: Option<&str>) {
         self.lock().faults.retain(|(fault, _)| text.is_some_and(|text| fault.text != text));
     }
 
-    /// The calls so far, and the faults with how often each came true.
+    /// The number of calls so far, and the faults with how often each came true.
     pub(crate) fn report(&self) -> Value {
         let state = self.lock();
         let faults: Vec<Value> = state
@@ -371,20 +373,20 @@ mod tests {
     #[test]
     fn what_is_no_fault_says_why() {
         for (text, reason) in [
-            ("upload", "is no fault"),
+            ("upload", "is not a fault"),
             ("download-200", "neither `lost`,"),
-            ("dance-500", "is no call"),
+            ("dance-500", "is not a call"),
             ("upload-503:x", "which call is a whole number"),
             ("upload-503:0", "counted from 1"),
-            ("upload-503:1,2,3", "one argument too many"),
-            ("429", "needs to know which call"),
+            ("upload-503:1,2,3", "unexpected argument"),
+            ("429", "needs the name of a call"),
             ("429:upload,1,soon", "the seconds to wait is a whole number"),
-            ("upload-503:1,0", "once or more often"),
+            ("upload-503:1,0", "at least once"),
             ("upload-short:1", "neither `lost`,"),
-            ("ext-404", "needs to know which file"),
+            ("ext-404", "needs the number of a file"),
             ("ext-lost:1", "neither `short` nor a status"),
             ("ext-429:x", "which file is a whole number"),
-            ("ext-429:1,2,3", "one argument too many"),
+            ("ext-429:1,2,3", "unexpected argument"),
         ] {
             let said = text.parse::<Fault>().unwrap_err();
             assert!(said.contains(reason), "{text}: {said}");

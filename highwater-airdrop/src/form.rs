@@ -1,14 +1,15 @@
-//! A form with a file, `multipart/form-data`, as the file store reads it: the fields first, then the file, and nothing
-//! behind it. The file is streamed; what is wrong with its end is an error of its reader, before it counts.
+//! A form with a file, `multipart/form-data`, as the file store reads it: first the fields, then the file, and
+//! nothing after it. The file is streamed. If it does not end properly, its reader returns an error, before the
+//! upload counts.
 
 use std::io::{self, Read};
 
-/// Bytes of a form's fields at most, and of a line in a part's header.
+/// Bytes of a form's fields at most, and of a header line of a part.
 const FIELDS_BYTES_MAX: usize = 64 * 1024;
 /// Bytes that are read at a time.
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// The boundary that a `Content-Type` names, if it is that of such a form.
+/// The boundary in a `Content-Type`, if it is that of such a form.
 pub(crate) fn boundary(content_type: &str) -> Option<String> {
     let (kind, parameters) = content_type.split_once(';')?;
     if !kind.trim().eq_ignore_ascii_case("multipart/form-data") {
@@ -31,7 +32,7 @@ impl<R: Read> Form<R> {
     /// Reads the fields, and the header of the part `file`.
     ///
     /// # Errors
-    /// What is wrong with the form, for people.
+    /// A description of what is wrong with the form.
     pub(crate) fn read(body: R, boundary: &str) -> io::Result<Self> {
         let delimiter = format!("\r\n--{boundary}").into_bytes();
         let mut source = Source { inner: body, buffer: Vec::new(), at: 0 };
@@ -63,12 +64,12 @@ impl<R: Read> Form<R> {
     }
 }
 
-/// The content of the part `file`. Its end is told only if the form ends there as well.
+/// The content of the part `file`. Its end is reported only if the form ends there as well.
 pub(crate) struct File<R> {
     source: Source<R>,
     delimiter: Vec<u8>,
     over: bool,
-    /// Whether something came behind the file, which the file store ignores. Known when the file was read to its end.
+    /// Whether something followed the file, which the file store ignores. Known when the file was read to its end.
     pub(crate) followed: bool,
     /// Whether that is an error instead.
     pub(crate) must_be_last: bool,
@@ -93,7 +94,7 @@ impl<R: Read> Read for File<R> {
             if self.followed && self.must_be_last {
                 return unfit("something follows the file, which must be the last part of the form");
             }
-            // What follows is no part of the file; it is heard, so that the client can speak to its end.
+            // What follows does not belong to the file. It is read, so that the client can send all of it.
             io::copy(&mut self.source.inner, &mut io::sink())?;
             self.over = true;
             return Ok(0);
@@ -103,11 +104,11 @@ impl<R: Read> Read for File<R> {
     }
 }
 
-/// The form's bytes, with some of them ahead in a buffer.
+/// The form's bytes, buffered.
 struct Source<R> {
     inner: R,
     buffer: Vec<u8>,
-    /// Where in it the next byte is.
+    /// The index of the next byte in it.
     at: usize,
 }
 
@@ -133,7 +134,7 @@ impl<R: Read> Source<R> {
         read.map(|read| read > 0)
     }
 
-    /// A line without its end.
+    /// A line without its line break.
     fn line(&mut self) -> io::Result<Vec<u8>> {
         loop {
             if let Some(length) = find(self.unread(), b"\r\n") {
@@ -147,7 +148,7 @@ impl<R: Read> Source<R> {
         }
     }
 
-    /// The name of a part, from its header.
+    /// The name of a part, read from its header.
     fn part_name(&mut self) -> io::Result<String> {
         let mut name = None;
         loop {
@@ -157,7 +158,7 @@ impl<R: Read> Source<R> {
             }
             let line = String::from_utf8_lossy(&line);
             let Some((header, value)) = line.split_once(':') else {
-                return unfit(format!("{line:?} is no header of a part of a form"));
+                return unfit(format!("{line:?} is not a header of a form's part"));
             };
             if header.trim().eq_ignore_ascii_case("Content-Disposition") {
                 let mut parameters = value.split(';').filter_map(|parameter| parameter.split_once('='));
@@ -167,7 +168,7 @@ impl<R: Read> Source<R> {
         }
     }
 
-    /// How many bytes of a part's content are at hand. None: it is over, and the delimiter behind it was read.
+    /// How many bytes of a part's content are available. Zero: the part is over, and the delimiter after it was read.
     fn content(&mut self, delimiter: &[u8]) -> io::Result<usize> {
         loop {
             match find(self.unread(), delimiter) {
@@ -178,7 +179,7 @@ impl<R: Read> Source<R> {
                 Some(length) => return Ok(length),
                 None => {}
             }
-            // What is too short for the delimiter may be the start of it.
+            // The last bytes may be the start of the delimiter.
             let sure = (self.unread().len() + 1).saturating_sub(delimiter.len());
             if sure > 0 {
                 return Ok(sure);
@@ -209,7 +210,7 @@ fn unfit<T>(reason: impl Into<String>) -> io::Result<T> {
 mod tests {
     use super::*;
 
-    /// Hands over few bytes at a time, so that every boundary is torn somewhere.
+    /// Returns few bytes at a time, so that every boundary is split somewhere.
     struct Slow<'a>(&'a [u8], usize);
 
     impl Read for Slow<'_> {

@@ -1,11 +1,11 @@
-//! HTTP/1.1 as a server speaks it to few clients: a thread for each connection, requests one after the other.
+//! A small HTTP/1.1 server for few clients: one thread per connection, requests one after the other.
 //!
-//! A body has the length that its `Content-Length` says, or there is none. Chunks are refused, as the file store behind
-//! Airdrop does; a request that cannot be understood is answered with a JSON reason, and its connection closed, as
-//! where the next one begins is not known.
+//! A body has the length given by `Content-Length`, or there is none. Chunked bodies are refused, as by the file
+//! store behind Airdrop. A request that cannot be parsed is answered with a JSON reason; then its connection is
+//! closed, as the start of the next request is unknown.
 //!
 //! There is room for [`CONNECTIONS_MAX`] connections, or for as many as the process may have files open. When it is
-//! full, the one that has waited longest for its next request is closed for the next that comes, as any server may.
+//! full, a new connection replaces the one that has been idle longest, as with any server.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -25,22 +25,22 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 const HEADERS_MAX: usize = 100;
 /// How long a connection may be idle.
 const IDLE_MAX: Duration = Duration::from_secs(60);
-/// How long the next piece of a body may take. The file store answers `RequestTimeout` (400) after about as long.
+/// How long the next piece of a body may take. The file store answers `RequestTimeout` (400) after about this time.
 const BODY_IDLE_MAX: Duration = Duration::from_secs(20);
-/// Bytes of a body that nobody wants, and how long, that are read so that the client sees the answer.
+/// How many bytes of an unwanted body are read, and for how long, so that the client sees the answer.
 const REST_BYTES_MAX: u64 = 8 * 1024 * 1024;
 const REST_MAX: Duration = Duration::from_secs(2);
-/// Bytes that are sent at a time of an answer that is streamed.
+/// Bytes of a streamed answer that are sent at a time.
 const CHUNK_BYTES: usize = 64 * 1024;
 /// Connections at once.
 const CONNECTIONS_MAX: usize = 500;
-/// How long a new connection waits for a place before it is looked again.
+/// How often a new connection checks for a free place.
 const FULL_WAIT: Duration = Duration::from_millis(10);
 
 /// A request whose head was read.
 pub(crate) struct Request<'c> {
     pub(crate) method: String,
-    /// Without the query, as it came.
+    /// The path, as it was sent.
     pub(crate) path: String,
     query: Vec<(String, String)>,
     headers: Vec<(String, String)>,
@@ -58,12 +58,12 @@ impl Request<'_> {
         find(&self.headers, name)
     }
 
-    /// All headers, as they came.
+    /// All headers, as they were sent.
     pub(crate) fn headers(&self) -> &[(String, String)] {
         &self.headers
     }
 
-    /// All parameters of the query, in their order.
+    /// All parameters of the query, in order.
     pub(crate) fn parameters(&self) -> &[(String, String)] {
         &self.query
     }
@@ -73,18 +73,18 @@ fn find<'h>(headers: &'h [(String, String)], name: &str) -> Option<&'h str> {
     headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
 }
 
-/// The body of a request, as far as it was not read yet.
+/// The unread part of a request's body.
 pub(crate) struct Body<'c> {
     connection: &'c mut BufReader<Shared>,
     length: u64,
     left: u64,
-    /// The client waits for a word before it sends it.
+    /// Set while the client waits for `100 Continue`.
     asks_first: bool,
     hash: XxHash3_64,
 }
 
 impl Body<'_> {
-    /// All of it, if it is no longer than allowed.
+    /// The whole body, if it is not longer than allowed.
     pub(crate) fn read_all(&mut self, bytes_max: u64, what: &str) -> Result<Vec<u8>, Answer> {
         if self.length > bytes_max {
             let reason = format!("{what} is {} bytes, the limit is {bytes_max}", self.length);
@@ -97,12 +97,12 @@ impl Body<'_> {
         }
     }
 
-    /// How many bytes of it were read, and a hash of them that stays the same.
+    /// The number of bytes read, and their hash, which is stable across versions.
     pub(crate) fn heard(&self) -> (u64, u64) {
         (self.length - self.left, self.hash.clone().finish())
     }
 
-    /// Reads what is left of it, within reason, and says whether that was all.
+    /// Reads and drops the rest of the body, up to a limit. Returns whether that was all of it.
     fn pass_over(&mut self) -> bool {
         if self.left > REST_BYTES_MAX || self.asks_first {
             return self.left == 0;
@@ -143,10 +143,10 @@ impl Read for Body<'_> {
     }
 }
 
-/// What is answered.
+/// An answer.
 pub(crate) struct Answer {
     pub(crate) status: u16,
-    /// Why it is a refusal.
+    /// The reason, if it is a refusal.
     reason: Option<String>,
     headers: Vec<(Cow<'static, str>, String)>,
     body: Content,
@@ -154,7 +154,7 @@ pub(crate) struct Answer {
 
 enum Content {
     Bytes(Vec<u8>),
-    /// Its length, if the client is to be told.
+    /// Its length, if the client is told.
     Stream(Box<dyn Read>, Option<u64>),
 }
 
@@ -164,31 +164,31 @@ impl Answer {
         Self { status, reason: None, headers, body: Content::Bytes(format!("{value}\n").into_bytes()) }
     }
 
-    /// A reason why not, for people.
+    /// A refusal with a reason for people.
     pub(crate) fn refused(status: u16, reason: impl Into<String>) -> Self {
         let reason = reason.into();
         let answer = Self::json(status, &json!({ "message": reason }));
         Self { reason: Some(reason), ..answer }
     }
 
-    /// A success with nothing to say.
+    /// A success without content.
     pub(crate) fn empty() -> Self {
         Self { status: 204, reason: None, headers: Vec::new(), body: Content::Bytes(Vec::new()) }
     }
 
-    /// Bytes of this length; if `told` is not set, the client has to find out.
+    /// Bytes of this length. Unless `told` is set, the client is not told the length.
     pub(crate) fn stream(reader: impl Read + 'static, length: u64, told: bool) -> Self {
         let headers = vec![("Content-Type".into(), "application/octet-stream".to_owned())];
         let body = Content::Stream(Box::new(reader.take(length)), told.then_some(length));
         Self { status: 200, reason: None, headers, body }
     }
 
-    /// Why it is a refusal, for people.
+    /// The reason for people, if it is a refusal.
     pub(crate) fn reason(&self) -> Option<&str> {
         self.reason.as_deref()
     }
 
-    /// Whether the same request may succeed later: what the SDK of the platform tries again.
+    /// Whether the same request may succeed later: the answers after which the platform's SDK retries.
     pub(crate) fn is_passing(&self) -> bool {
         let has_after = self.headers.iter().any(|(name, _)| name == "Retry-After");
         matches!(self.status, 408 | 425 | 500..600) || (self.status == 429 && has_after)
@@ -199,13 +199,13 @@ impl Answer {
         self
     }
 
-    /// What another server answered: a status, headers and a body.
+    /// The answer of another server: status, headers and body.
     pub(crate) fn of(status: u16, headers: &[(String, String)], body: Vec<u8>) -> Self {
         let headers = headers.iter().map(|(name, value)| (name.clone().into(), value.clone())).collect();
         Self { status, reason: None, headers, body: Content::Bytes(body) }
     }
 
-    /// The same, but that the connection breaks off in the middle of its body.
+    /// The same, but the connection breaks off in the middle of the body.
     pub(crate) fn cut(mut self) -> Self {
         if let Content::Bytes(bytes) = self.body {
             let length = bytes.len() as u64;
@@ -257,7 +257,7 @@ impl Answer {
     }
 }
 
-/// Where a connection breaks off: a read that fails.
+/// A reader that fails: the connection breaks off there.
 pub(crate) struct BreaksOff;
 
 impl Read for BreaksOff {
@@ -266,14 +266,14 @@ impl Read for BreaksOff {
     }
 }
 
-/// What becomes of a request.
+/// What follows a request.
 pub(crate) enum Reply {
     Answer(Answer),
-    /// The connection is closed without a word.
+    /// The connection is closed without an answer.
     HangUp,
 }
 
-/// A connection that its thread and the list of all share.
+/// A connection, shared by its thread and the list of all.
 struct Shared(Arc<TcpStream>);
 
 impl Read for Shared {
@@ -292,7 +292,7 @@ impl Write for Shared {
     }
 }
 
-/// Connections by a number of their own, and since when each has waited for its next request, if it has.
+/// Connections by number; if one is idle, since when.
 type Open = HashMap<u64, (Arc<TcpStream>, Option<Instant>)>;
 
 /// All connections.
@@ -310,13 +310,13 @@ impl Connections {
         self.lock().len() >= CONNECTIONS_MAX
     }
 
-    /// Closes the connection that has waited longest for a request.
+    /// Closes the connection that has been idle longest.
     fn make_room(&self) {
         let mut open = self.lock();
         let longest = open.iter().filter_map(|(id, (_, idle))| Some((idle.as_ref()?, *id))).min();
         let Some((_, id)) = longest else { return };
         if let Some((stream, idle)) = open.get_mut(&id) {
-            // Its thread sees the end of it; whoever is no longer there is closed already.
+            // Its thread notices that; a connection that is already gone needs no closing.
             let _ = stream.shutdown(Shutdown::Both);
             *idle = None;
         }
@@ -329,7 +329,7 @@ impl Connections {
     }
 }
 
-/// A connection's place among all: given up when it is dropped.
+/// A connection's place in the list: given up when it is dropped.
 struct Place {
     id: u64,
     all: Arc<Connections>,
@@ -349,7 +349,7 @@ impl Drop for Place {
     }
 }
 
-/// A server that answers in threads of its own until it is dropped.
+/// A server that answers in its own threads until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Server {
     address: SocketAddr,
@@ -359,7 +359,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Answers connections, each in a thread of its own.
+    /// Answers connections, one thread for each.
     pub(crate) fn start<H>(listener: TcpListener, handle: H) -> io::Result<Self>
     where
         H: Fn(&mut Request<'_>) -> Reply + Send + Sync + 'static,
@@ -383,7 +383,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.over.store(true, Ordering::SeqCst);
         let Some(accepting) = self.accepting.take() else { return };
-        // So that it looks.
+        // Wakes the thread, so that it notices.
         let woken = TcpStream::connect_timeout(&self.address, Duration::from_secs(1));
         self.connections.close_all();
         if woken.is_ok() {
@@ -392,7 +392,7 @@ impl Drop for Server {
     }
 }
 
-/// Takes connections until it is over. Neither a client nor a full table of open files ends it.
+/// Accepts connections until it is told to end. No error of a client ends it, nor a full table of open files.
 fn accept<H>(listener: &TcpListener, over: &AtomicBool, all: &Arc<Connections>, handle: &Arc<H>)
 where
     H: Fn(&mut Request<'_>) -> Reply + Send + Sync + 'static,
@@ -405,7 +405,7 @@ where
             continue;
         }
         let Ok((stream, _)) = listener.accept() else {
-            // Out of open files, most often; or the client went away meanwhile.
+            // Usually too many open files; or the client has gone.
             all.make_room();
             std::thread::sleep(FULL_WAIT);
             continue;
@@ -417,7 +417,7 @@ where
         next += 1;
         all.lock().insert(next, (Arc::clone(&stream), Some(Instant::now())));
         let (place, handle) = (Place { id: next, all: Arc::clone(all) }, Arc::clone(handle));
-        // Whatever ends a connection concerns nobody but its client. Where no thread can be had, it is closed.
+        // An error of a connection concerns only its client. If no thread can be started, it is closed.
         let _ = std::thread::Builder::new().spawn(move || drop(converse(stream, &place, &*handle)));
     }
 }
@@ -457,7 +457,7 @@ fn converse(
     }
 }
 
-/// Answers and closes, in a way that lets the client read the answer even if it is still writing.
+/// Answers and closes, so that the client can read the answer even if it is still sending.
 fn close_with(answer: Answer, mut connection: BufReader<Shared>) -> io::Result<()> {
     answer.write(connection.get_mut(), false)?;
     connection.get_ref().0.shutdown(Shutdown::Write)?;
@@ -504,7 +504,7 @@ fn read_head(connection: &mut BufReader<Shared>) -> Result<Option<Head>, Unread>
         Ok(httparse::Status::Partial) => {
             return refused(400, "the head of the request is not whole".to_owned());
         }
-        Err(error) => return refused(400, format!("this is no HTTP request: {error}")),
+        Err(error) => return refused(400, format!("this is not an HTTP request: {error}")),
     }
     let headers: Vec<(String, String)> = parsed
         .headers
@@ -516,7 +516,7 @@ fn read_head(connection: &mut BufReader<Shared>) -> Result<Option<Head>, Unread>
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let query = form_urlencoded::parse(query.as_bytes()).into_owned().collect();
     if find(&headers, "Transfer-Encoding").is_some() {
-        let reason = "a body in chunks is not taken: send a Content-Length, by way of a file if need be";
+        let reason = "a chunked body is not accepted: send a Content-Length, if necessary by writing the body to a file first";
         return refused(411, reason.to_owned());
     }
     let mut lengths = headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("Content-Length"));
@@ -527,9 +527,9 @@ fn read_head(connection: &mut BufReader<Shared>) -> Result<Option<Head>, Unread>
         (None, _) => 0,
         (Some((_, text)), None) if text.bytes().all(|byte| byte.is_ascii_digit()) => match text.parse() {
             Ok(length) => length,
-            Err(_) => return refused(400, format!("Content-Length: {text:?} is no length")),
+            Err(_) => return refused(400, format!("Content-Length: {text:?} is not a length")),
         },
-        (Some((_, text)), None) => return refused(400, format!("Content-Length: {text:?} is no length")),
+        (Some((_, text)), None) => return refused(400, format!("Content-Length: {text:?} is not a length")),
         (Some(_), Some(_)) => return refused(400, "a request has one Content-Length".to_owned()),
     };
     let says = |name: &str, word: &str| {

@@ -6,17 +6,17 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | `error` | what can go wrong |
+//! | `error` | the errors |
 //! | `local`, `local/lines`, `local/driver`, `local/events` | [`Local`]: the platform as files in a directory, and the events of a sync, one at a time. Everything durable is here |
-//! | `call` | the calls that there are, and the line of `calls.jsonl` that is kept for each |
+//! | `call` | the calls that exist, and the line of `calls.jsonl` for each |
 //! | `http`, `form`, `external` | HTTP/1.1 and multipart forms on the server's side; files to extract |
-//! | `fault` | [`Fault`]: what goes wrong with a call, on demand |
-//! | `worker` | a worker that is started, watched and killed as a process group, or called as a function |
+//! | `fault` | [`Fault`]: what goes wrong with a call, when requested |
+//! | `worker` | the worker: started, watched and killed as a process group, or called as a function |
 //! | `api`, `artifacts`, `message` | Airdrop's addresses: what is refused, and what is only noted as a [`Lint`] |
 //! | `sync` | [`Airdrop`]: a directory that is served; [`Airdrop::sync`]: a whole sync with a worker |
 //! | `audit` | [`audit()`]: the result of a run, from the files |
-//! | `verify/recording`, `verify/source` | what a connector's external system answered, and a proxy that records and replays it |
-//! | `verify/compare` | what was delivered, record by record, and how two syncs differ |
+//! | `verify/recording`, `verify/source` | the recorded answers of a connector's external system, and a proxy that records and replays them |
+//! | `verify/compare` | the delivered records, and how those of two syncs differ |
 //! | `verify/cases` | what can go wrong, and where; and which cases are tried |
 //! | `verify/report`, `verify/html` | [`VerifyReport`]: the results of the cases, as text, JSON, or a page for a browser |
 //! | `verify` | [`verify()`]: a clean sync, and then many in each of which one thing goes wrong |
@@ -27,9 +27,9 @@
 //! # Many syncs at once
 //!
 //! Two [`Airdrop`]s share nothing: each has its own folder, port and worker. So a hundred syncs with different faults
-//! are a loop over a hundred folders, in as many threads as there are cores. [`Fault::at`] makes the K-th call go
-//! wrong, [`Disturbance`] an invocation; [`Outcome::faults`] and `calls.jsonl` say afterwards which faults came true.
-//! [`named`] and [`each_line`] read back what was delivered, record by record.
+//! are a loop over a hundred folders, in as many threads as there are cores. [`Fault::at`] makes the K-th call fail,
+//! and [`Disturbance`] disturbs an invocation; [`Outcome::faults`] and `calls.jsonl` tell which faults came true.
+//! [`named`] and [`each_line`] read the delivered records.
 //!
 //! ```no_run
 //! # use std::path::Path;
@@ -82,7 +82,7 @@ mod form;
 #[allow(clippy::indexing_slicing, reason = "its own buffers, by the counts that were read into them")]
 mod http;
 #[cfg(feature = "program")]
-mod message;
+mod message_check;
 #[cfg(feature = "program")]
 mod sync;
 #[cfg(feature = "program")]
@@ -100,7 +100,8 @@ pub use local::{
 pub use {
     api::Observer,
     audit::{
-        Audit, AuditFinding, InvocationFigures, Named, Verdict, audit, calls, each_line, named, record_id,
+        Audit, AuditFinding, FailedAttachment, InvocationFigures, Named, RecordFindings, Verdict, audit,
+        calls, each_line, named, record_id,
     },
     call::{Call, CallRecord, Content, Lint},
     fault::{Act, Fault},

@@ -1,50 +1,51 @@
-//! Airdrop over a directory, for development, tests and examples: the platform's side of the conversation, in files.
+//! Airdrop in a directory, for development, tests and examples: the platform's side of the conversation, as files.
 //!
 //! | file | what it holds |
 //! |---|---|
 //! | `artifacts/<artifact id>` | the bytes of an upload |
-//! | `confirmed.txt` | the id of a confirmed artifact per line, in the order of confirming |
-//! | `messages.jsonl` | an accepted message per line, bare, in the order of accepting |
-//! | `message_keys.jsonl` | `{"key","at","bytes"}` per line: the key of each of those, and where its line is |
-//! | `worker_state.json` | the worker state, as it was saved last; of a unit by name, `worker_state-<sync unit>.json` |
-//! | `objects.json` | the extraction scope, if somebody put one there |
+//! | `confirmed.txt` | the id of a confirmed artifact per line, in the order of confirmation |
+//! | `messages.jsonl` | an accepted message per line, exactly as sent, in the order of acceptance |
+//! | `message_keys.jsonl` | `{"key","at","bytes"}` per line: the key of each message, and where its line is |
+//! | `worker_state.json` | the worker state, as last saved; of a named unit in `worker_state-<sync unit>.json` |
+//! | `objects.json` | the extraction scope, if you put one there |
 //! | `domain_mapping.json` | `{"mapping","blueprint"}`: the initial domain mapping that was installed last |
-//! | `platform.json` | what the [driver](SyncSettings) remembers: ids given out, finished syncs, the pending event |
-//! | `uploaders.txt` | how many handles have uploaded; the first half of an artifact id |
-//! | `incoming/` | files on their way to another name |
-//! | `local.lock`, `sync.lock` | locked around an act; locked while a sync is driven |
+//! | `platform.json` | what the [driver](SyncSettings) remembers: ids it has assigned, finished syncs, the pending event |
+//! | `uploaders.txt` | how many handles have uploaded: the first half of an artifact id |
+//! | `incoming/` | files that are being written, to be renamed |
+//! | `local.lock`, `sync.lock` | locked during an act; locked during a sync |
 //!
 //! # What a kill leaves
 //!
-//! Each act has one moment from which it counts. Killed before it, the act never happened, and its traces are swept;
-//! killed after it, the act happened although nobody was told, and the same act again is recognised by its key and
-//! answered `Ok` with nothing added. Before each act, and at open, the handle reads what was added since it last
-//! looked, and makes that durable; so an answer never rests on another's unsynced write.
+//! Each act has one moment from which it counts. After a kill before that moment, the act never happened, and its
+//! traces are removed. After a kill later on, the act happened although nobody was told; the same act again is
+//! recognised by its key, and is answered `Ok` without adding anything. Before each act, and at open, the handle
+//! reads what was added since it last did, and makes that durable. So no answer depends on an unsynced write of
+//! another handle.
 //!
 //! | killed after | on disk | the next act, or open |
 //! |---|---|---|
-//! | upload: some bytes written, or all | a file in `incoming/` that nobody locks | removed at open; no id was told |
-//! | upload: renamed **(counts)** | `artifacts/<id>` | stays, unconfirmed: nobody knows its id; the next has another |
-//! | confirm: part of the line | `confirmed.txt` ends without a newline | cut; confirmed anew when asked again |
-//! | confirm: the line **(counts)** | the line | confirmed; asked again: `Ok` |
-//! | message: part of the key line | `message_keys.jsonl` ends without a newline | cut; accepted anew when sent again |
-//! | message: the key line, synced | a key whose line is not there | the key is cut |
-//! | message: part of the line | a key whose line is torn | first the line is cut, then the key |
-//! | ... the line cut, the key not yet | a key whose line is not there | the key is cut |
+//! | upload: some bytes written, or all | a file in `incoming/` that nobody locks | removed at open; no id was returned |
+//! | upload: renamed **(counts)** | `artifacts/<id>` | stays, unconfirmed: nobody knows its id; the next upload has another |
+//! | confirm: part of the line | `confirmed.txt` ends without a newline | truncated; confirmed when requested again |
+//! | confirm: the line **(counts)** | the line | confirmed; if requested again: `Ok` |
+//! | message: part of the key line | `message_keys.jsonl` ends without a newline | truncated; accepted when sent again |
+//! | message: the key line, synced | a key whose line does not exist | the key is removed |
+//! | message: part of the line | a key whose line is torn | first the line is removed, then the key |
+//! | ... the line removed, the key not yet | a key whose line does not exist | the key is removed |
 //! | message: the line **(counts)** | both | accepted; sent again: `Ok` if its bytes are the same |
 //! | worker state, `platform.json`: a new file written | a file in `incoming/`, the old state | removed at open |
 //! | worker state, `platform.json`: renamed **(counts)** | the new state | read |
 //!
-//! The key goes first, as an intent, because a bare line has no room for it: a line without its key would be accepted
-//! a second time. After power loss a last line may have its length but not its bytes; so a last message counts only
-//! if it is JSON, and a last id only if it is one. Any other invalid line is an error
-//! ([`Error::NotALocal`]): somebody edited the directory, and nothing is guessed.
+//! The key is written first, because a message's line has no room for it: a line without its key would be accepted a
+//! second time. After power loss a last line may have its length but not its bytes. So a last message counts only if
+//! it is JSON, and a last id only if it is a valid one. Any other invalid line is an error ([`Error::NotALocal`]):
+//! somebody edited the directory, and nothing is guessed.
 //!
 //! # Concurrency
 //!
 //! A handle may be shared between threads, and several handles, of one process or several, may use one directory.
-//! Acts take turns by a lock on `local.lock`, which ends with its holder; uploads stream side by side, each into a
-//! file that it locks, so that only a dead one's leftovers are swept.
+//! Acts take turns with a lock on `local.lock`, which ends with its holder. Uploads run in parallel, each into a file
+//! that it locks, so that only the files of dead uploads are removed.
 
 mod driver;
 mod events;
@@ -77,20 +78,20 @@ pub(crate) use self::events::UNKNOWN_EVENT;
 pub const WORKER_STATE_BYTES_MAX: usize = 1_000_000;
 /// Bytes of one upload at most.
 pub const UPLOAD_BYTES_MAX: u64 = 2 * 1024 * 1024 * 1024;
-/// Where the worker state is, if nobody says of which unit.
+/// The file of the worker state, if no unit is named.
 const STATE_FILE: &str = "worker_state.json";
-/// Where the extraction scope is.
+/// The file of the extraction scope.
 const SCOPE_FILE: &str = "objects.json";
 /// Bytes of a message's key at most.
 const KEY_BYTES_MAX: usize = 4 * ID_BYTES_MAX;
 /// Bytes of an upload that are in memory at a time.
 const COPY_BYTES: usize = 64 * 1024;
 
-/// Airdrop over a directory.
+/// Airdrop in a directory.
 ///
-/// It keeps what it is given, and refuses what the platform would refuse: a confirm of what was never uploaded (404); a
-/// message that names a missing artifact or, except for external sync units, an unconfirmed one (400); a message that
-/// is not JSON (400) or too large (413); a known key with other bytes (409). An error of the disk is
+/// It stores what it is given, and refuses what the platform would refuse: to confirm an artifact that was never
+/// uploaded (404); a message that names a missing artifact or, except for external sync units, an unconfirmed one
+/// (400); a message that is not JSON (400) or too large (413); a known key with other bytes (409). A disk error is
 /// [`PlatformError::Retry`] with [`Fate::Unknown`].
 ///
 /// ```
@@ -132,12 +133,12 @@ struct State {
     keys: Lines,
     spans: HashMap<String, Span>,
     messages: Lines,
-    /// Which of the handles that have uploaded this one is, once it has.
+    /// The number of this handle among those that have uploaded, once it has.
     uploader: Option<u64>,
     uploads: u64,
 }
 
-/// Where a message's line is, its newline included.
+/// The place of a message's line, including its newline.
 #[derive(Debug, Clone, Copy)]
 struct Span {
     at: u64,
@@ -152,7 +153,7 @@ struct KeyLine {
     bytes: u64,
 }
 
-/// What is looked at in a message before it is accepted.
+/// The parts of a message that are checked before it is accepted.
 #[derive(Deserialize)]
 struct Outline {
     event_type: String,
@@ -170,7 +171,7 @@ struct OutlineArtifact {
 }
 
 impl Local {
-    /// Opens a directory, or creates it. Torn last lines are cut, and what killed processes left is removed.
+    /// Opens a directory, or creates it. Torn last lines are truncated, and the files of killed processes removed.
     ///
     /// # Errors
     /// `Io` if the disk fails; `NotALocal` if the files are inconsistent.
@@ -200,7 +201,7 @@ impl Local {
             state.catch_up()?;
             Ok(state)
         })();
-        // What fails to be unlocked is unlocked when the file is closed.
+        // If unlocking fails, closing the file unlocks it.
         let _ = lock.unlock();
         Ok(Self { state: Mutex::new(opened?), dir, lock })
     }
@@ -210,7 +211,7 @@ impl Local {
         &self.dir
     }
 
-    /// The accepted messages, in the order of accepting, read from the disk one at a time.
+    /// The accepted messages, in the order of acceptance, read from the disk one at a time.
     ///
     /// # Errors
     /// `Io` if the disk fails.
@@ -218,7 +219,7 @@ impl Local {
         self.messages_from(0)
     }
 
-    /// The ids of the confirmed artifacts, in the order of confirming.
+    /// The ids of the confirmed artifacts, in the order of confirmation.
     ///
     /// # Errors
     /// `Io` if the disk fails; `NotALocal` if a line is not an id.
@@ -231,13 +232,13 @@ impl Local {
                 Some(id) => Ok(ArtifactId::new(id)?),
                 None => Err(Error::NotALocal {
                     path: path.clone(),
-                    reason: format!("{:?} is no artifact id", String::from_utf8_lossy(line)),
+                    reason: format!("{:?} is not an artifact id", String::from_utf8_lossy(line)),
                 }),
             })
             .collect()
     }
 
-    /// The ids of everything that was uploaded, confirmed or not, in alphabetical order.
+    /// The ids of all uploads, confirmed or not, in alphabetical order.
     ///
     /// # Errors
     /// `Io` if the disk fails.
@@ -262,7 +263,7 @@ impl Local {
     pub fn artifact_path(&self, artifact: &ArtifactId) -> Result<PathBuf> {
         self.uploaded(artifact.as_str()).ok_or_else(|| Error::Invalid {
             what: format!("the artifact id {:?}", artifact.as_str()),
-            reason: format!("nothing was uploaded to {} under it", self.dir.display()),
+            reason: format!("{} has no upload with this id", self.dir.display()),
         })
     }
 
@@ -285,13 +286,13 @@ impl Local {
         Ok(held)
     }
 
-    /// The path of an artifact that is there.
+    /// The path of an artifact, if it exists.
     fn uploaded(&self, id: &str) -> Option<PathBuf> {
         let path = self.dir.join("artifacts").join(artifact_name(id.as_bytes())?);
         path.is_file().then_some(path)
     }
 
-    /// Puts a file in the place of another, or of none.
+    /// Replaces a file, or creates it.
     ///
     /// # Durability
     /// When this returns `Ok`, the new bytes survive power loss; a kill leaves the old ones or the new ones.
@@ -306,7 +307,7 @@ impl Local {
         sync_dir(&self.dir)
     }
 
-    /// The messages from a byte of `messages.jsonl` at which a line begins.
+    /// The messages from this byte of `messages.jsonl` on, at which a line begins.
     fn messages_from(&self, at: u64) -> Result<Messages> {
         let path = self.dir.join("messages.jsonl");
         let file = File::open(&path).and_then(|mut file| file.seek(SeekFrom::Start(at)).map(|_| file));
@@ -314,7 +315,7 @@ impl Local {
         Ok(Messages { path, reader: BufReader::new(file), at, over: false })
     }
 
-    /// Which of the handles that upload this one is: a number that no other has had or will have.
+    /// The number of this handle among those that upload: no other has had it or will have it.
     fn uploader(&self, held: &mut Held<'_>) -> Result<u64> {
         if let Some(uploader) = held.uploader {
             return Ok(uploader);
@@ -334,7 +335,7 @@ impl Local {
         Ok(uploader)
     }
 
-    /// A new file in `incoming/`, locked before anybody can mistake it for one that a killed process left.
+    /// A new file in `incoming/`, locked before it can be mistaken for one of a killed process.
     fn incoming(&self) -> Result<NamedTempFile> {
         let held = self.hold()?;
         let dir = self.dir.join("incoming");
@@ -343,8 +344,8 @@ impl Local {
         file.map_err(|error| Error::io(format!("make a file in {}", dir.display()), error))
     }
 
-    /// Returns an id that no other artifact of this directory has had or will have, for an upload that is to follow:
-    /// see [`Local::upload_as`].
+    /// Returns an id that no other artifact of this directory has had or will have, for a later upload: see
+    /// [`Local::upload_as`].
     ///
     /// # Errors
     /// `Io` if the disk fails; `NotALocal` if the files are inconsistent.
@@ -354,7 +355,7 @@ impl Local {
         loop {
             held.uploads += 1;
             let id = format!("artifact-{uploader:04}-{:06}", held.uploads);
-            // One is there only where `uploaders.txt` was removed by hand.
+            // It exists only if `uploaders.txt` was removed by hand.
             if self.uploaded(&id).is_none() {
                 return Ok(ArtifactId::new(id)?);
             }
@@ -373,7 +374,7 @@ impl Local {
         self.place_upload(artifact, upload, false)
     }
 
-    /// [`Local::upload_as`], but replaces what was uploaded before, as a file store does.
+    /// Like [`Local::upload_as`], but replaces an earlier upload, as a file store does.
     #[cfg(feature = "program")]
     pub(crate) fn upload_again(
         &self,
@@ -391,7 +392,7 @@ impl Local {
     ) -> Result<(), PlatformError> {
         let id = artifact.as_str();
         let Some(name) = artifact_name(id.as_bytes()) else {
-            return refuse(400, format!("{id:?} is no artifact id"));
+            return refuse(400, format!("{id:?} is not an artifact id"));
         };
         let file = self.take(upload)?;
         let _held = self.hold().map_err(|error| unknown(&error))?;
@@ -406,7 +407,7 @@ impl Local {
         }
     }
 
-    /// Keeps a message without a check: what it names need not be there.
+    /// Stores a message without a check: the artifacts that it names may be missing.
     #[cfg(feature = "program")]
     pub(crate) fn keep_message(&self, message: &SealedMessage) -> Result<(), PlatformError> {
         let mut held = self.hold().map_err(|error| unknown(&error))?;
@@ -414,7 +415,7 @@ impl Local {
         held.accept(&message.key, &line).map_err(|error| unknown(&error))
     }
 
-    /// [`Local::keep_message`], under a new key if its own has a message already.
+    /// Like [`Local::keep_message`], under a new key if its own has a message already.
     #[cfg(feature = "program")]
     pub(crate) fn keep_message_beside(&self, message: &SealedMessage) -> Result<(), PlatformError> {
         let mut held = self.hold().map_err(|error| unknown(&error))?;
@@ -424,7 +425,7 @@ impl Local {
         held.accept(free.as_deref().unwrap_or(&message.key), &line).map_err(|error| unknown(&error))
     }
 
-    /// Whether a message is kept under this key, and whether it is the same.
+    /// Whether a message is stored under this key, and whether it is the same.
     #[cfg(feature = "program")]
     pub(crate) fn is_kept(&self, message: &SealedMessage) -> Result<Option<bool>> {
         let mut held = self.hold()?;
@@ -432,7 +433,7 @@ impl Local {
         Ok(Some(held.messages.bytes(span.at, span.bytes)? == line_of(message)))
     }
 
-    /// What was saved last for a sync unit, if the directory serves several.
+    /// The state last saved for a sync unit, if the directory serves several.
     ///
     /// # Errors
     /// Those of [`Platform::worker_state`]; 400 for an id that cannot be a file name.
@@ -440,7 +441,7 @@ impl Local {
         self.saved_state(&state_file(sync_unit)?)
     }
 
-    /// Saves JSON text for a sync unit, in place of what was there.
+    /// Saves JSON text for a sync unit, replacing the old.
     ///
     /// # Errors
     /// Those of [`Platform::save_worker_state`]; 400 for an id that cannot be a file name.
@@ -488,7 +489,7 @@ impl Local {
         let mut file = self.incoming().map_err(|error| unknown(&error))?;
         let mut found = 0_u64;
         let mut buffer = vec![0; COPY_BYTES];
-        // A source that says more than it declared is not heard to its end.
+        // If a source sends more than it declared, the rest is not read.
         while found <= limit {
             let part = match reader.read(&mut buffer) {
                 Ok(0) => break,
@@ -501,7 +502,7 @@ impl Local {
             let part = part.map_err(|error| PlatformError::Retry {
                 fate: Fate::NotApplied,
                 after: None,
-                reason: format!("the body of {name} cannot be read on from byte {found}: {error}"),
+                reason: format!("the body of {name} cannot be read beyond byte {found}: {error}"),
             })?;
             found += part.len() as u64;
             let written = file.write_all(part);
@@ -555,7 +556,7 @@ impl Platform for Local {
             if accepted == line {
                 return Ok(());
             }
-            return refuse(409, format!("key {:?} was said before, with another message", message.key));
+            return refuse(409, format!("key {:?} was used before, with another message", message.key));
         }
         self.check(&held, message)?;
         held.accept(&message.key, &line).map_err(|error| unknown(&error))
@@ -568,7 +569,7 @@ impl Platform for Local {
         }
     }
 
-    // Nobody says of which unit, so there is one state.
+    // No unit is named, so there is one state.
     fn worker_state(&self) -> Result<Option<WorkerState>, PlatformError> {
         let state = WorkerState::new(self.saved_state(STATE_FILE)?, self.saved_state(SCOPE_FILE)?);
         Ok((state != WorkerState::default()).then_some(state))
@@ -606,14 +607,14 @@ impl Local {
         let outline: Outline = match serde_json::from_str(body) {
             Ok(outline) => outline,
             Err(error) if error.is_data() => {
-                return refuse(400, format!("the message is no message: {error}"));
+                return refuse(400, format!("it is not a message: {error}"));
             }
             Err(error) => return refuse(400, format!("the message is not JSON: {error}")),
         };
         if outline.event_type != *event_type {
             return refuse(
                 400,
-                format!("the message says it is {:?}, not {event_type:?}", outline.event_type),
+                format!("the message has the event type {:?}, not {event_type:?}", outline.event_type),
             );
         }
         let confirms =
@@ -631,8 +632,8 @@ impl Local {
 }
 
 impl State {
-    /// Reads what other processes have added, killed ones included; cuts what does not count, and makes the rest
-    /// durable.
+    /// Reads what other processes have added, including killed ones. It removes what does not count, and makes the
+    /// rest durable.
     fn catch_up(&mut self) -> Result<()> {
         self.catch_up_confirmed()?;
         self.catch_up_messages()
@@ -648,7 +649,9 @@ impl State {
                 None if lines.peek().is_none() => break,
                 None => {
                     let line = String::from_utf8_lossy(line);
-                    return Err(self.confirmed.damaged(format!("{:?} is no artifact id", line.trim_end())));
+                    return Err(self
+                        .confirmed
+                        .damaged(format!("{:?} is not an artifact id", line.trim_end())));
                 }
             };
             end += line.len() as u64;
@@ -694,12 +697,12 @@ impl State {
             None if length > messages_end => self.messages.last_line_end(messages_end)?,
             None => messages_end,
         };
-        // In this order: a torn line without its key could pass for a message.
+        // In this order: a torn line without its key could be taken for a message.
         self.messages.settle(messages_end)?;
         self.keys.settle(keys_end)
     }
 
-    /// Adds a message: first where it will be, then itself.
+    /// Adds a message: first its place, then its line.
     fn accept(&mut self, key: &str, line: &[u8]) -> Result<()> {
         let span = Span { at: self.messages.end(), bytes: line.len() as u64 };
         let intent = KeyLine { key: key.to_owned(), at: span.at, bytes: span.bytes };
@@ -716,7 +719,7 @@ impl State {
     }
 }
 
-/// The state, with the directory's lock.
+/// The state, with the directory's lock held.
 #[derive(Debug)]
 struct Held<'a> {
     state: MutexGuard<'a, State>,
@@ -738,12 +741,12 @@ impl DerefMut for Held<'_> {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        // It fails only where locks do not work at all, and then the lock was not had.
+        // It fails only where locks do not work at all: then there was no lock.
         let _ = self.lock.unlock();
     }
 }
 
-/// The accepted messages of a [`Local`], one at a time. A line that is still being written is not among them.
+/// The accepted messages of a [`Local`], one at a time. A line that is still being written is left out.
 #[derive(Debug)]
 pub struct Messages {
     path: PathBuf,
@@ -765,7 +768,7 @@ impl Iterator for Messages {
             Ok(_) if !line.ends_with(b"\n") => None,
             Ok(_) => Some(serde_json::from_slice(&line).map_err(|error| Error::NotALocal {
                 path: self.path.clone(),
-                reason: format!("the line at byte {} is no message: {error}", self.at),
+                reason: format!("the line at byte {} is not a message: {error}", self.at),
             })),
             Err(error) => Some(Err(Error::io(format!("read {}", self.path.display()), error))),
         };
@@ -775,15 +778,15 @@ impl Iterator for Messages {
     }
 }
 
-/// A message as it is kept.
+/// A message as it is stored.
 fn line_of(message: &SealedMessage) -> Vec<u8> {
-    // Outside of strings, where JSON has no raw line break, one is as good as a space.
+    // A raw line break in JSON is outside of strings, where a space means the same.
     let mut line = message.body.replace(['\n', '\r'], " ").into_bytes();
     line.push(b'\n');
     line
 }
 
-/// An id of ours, or one that could be: it becomes a file name.
+/// An artifact id of this directory, or one that could be: it becomes a file name.
 fn artifact_name(name: &[u8]) -> Option<&str> {
     let fits = (1..=255).contains(&name.len())
         && !name.starts_with(b".")
@@ -791,8 +794,8 @@ fn artifact_name(name: &[u8]) -> Option<&str> {
     if fits { std::str::from_utf8(name).ok() } else { None }
 }
 
-/// The file of a sync unit's worker state: what is no letter, digit, `-`, `_` or `.` is percent-encoded, so no two
-/// units share one.
+/// The file of a sync unit's worker state. Every character except letters, digits, `-`, `_` and `.` is
+/// percent-encoded, so no two units share a file.
 fn state_file(sync_unit: &str) -> Result<String, PlatformError> {
     let mut name = "worker_state-".to_owned();
     for byte in sync_unit.bytes() {
@@ -824,7 +827,7 @@ fn refuse<T>(status: u16, reason: String) -> Result<T, PlatformError> {
     Err(PlatformError::Refused { status, reason })
 }
 
-/// After an error of the disk it is unknown what was written.
+/// After a disk error it is unknown what was written.
 fn unknown(error: &Error) -> PlatformError {
     PlatformError::Retry { fate: Fate::Unknown, after: None, reason: chain(error) }
 }
@@ -834,7 +837,7 @@ fn lock_file(path: &Path) -> Result<File> {
     file.map_err(|error| Error::io(format!("open {}", path.display()), error))
 }
 
-/// Makes a directory and those above it, each name durable.
+/// Creates a directory and its parents, and makes their names durable.
 fn create_dir(dir: &Path) -> Result<()> {
     if dir.is_dir() {
         return Ok(());
@@ -853,7 +856,7 @@ fn create_dir(dir: &Path) -> Result<()> {
 
 /// Makes the names in a directory durable.
 fn sync_dir(dir: &Path) -> Result<()> {
-    // Elsewhere a directory cannot be opened, and a rename is durable by itself or not at all.
+    // On other systems a directory cannot be opened, and a rename is durable by itself or not at all.
     if cfg!(unix) {
         let synced = File::open(dir).and_then(|dir| dir.sync_all());
         synced.map_err(|error| Error::io(format!("sync the directory {}", dir.display()), error))?;
@@ -861,8 +864,8 @@ fn sync_dir(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes what killed processes left. A live upload holds a lock on what it writes, and may remove it itself
-/// meanwhile. Called with the directory's lock.
+/// Removes the files of killed processes. A live upload holds a lock on its file, and may remove the file meanwhile.
+/// Call it with the directory's lock held.
 fn sweep(incoming: &Path) -> Result<()> {
     let failed = |error| Error::io(format!("sweep {}", incoming.display()), error);
     for entry in fs::read_dir(incoming).map_err(failed)? {

@@ -1,5 +1,5 @@
-//! A local Airdrop, for who writes a connector in any language: over HTTP on this machine, with faults by setting, with
-//! all that it was given in a directory, and with an audit of what was lost.
+//! A local Airdrop for authors of connectors in any language: over HTTP on this machine, with faults on request,
+//! everything that it receives in a directory, and an audit of what was lost.
 //!
 //! ```text
 //! highwater-airdrop serve --dir out
@@ -7,10 +7,10 @@
 //! highwater-airdrop verify --dir out -- COMMAND ARGS... {event}
 //! ```
 //!
-//! `serve` is the addresses alone; `sync` also sends the events; `verify` does so many times, with one thing going wrong
-//! each time. See [`highwater_airdrop`] for how it is made.
+//! `serve` only serves the addresses; `sync` also sends the events; `verify` does that many times, with one thing
+//! going wrong each time. See [`highwater_airdrop`] for how it is made.
 
-// They panic where nobody reads on: see `tell` and `print`.
+// These macros panic if the reader is gone: see `tell` and `print`.
 #![deny(clippy::print_stderr, clippy::print_stdout)]
 
 mod verifying;
@@ -40,20 +40,20 @@ const AFTER_HELP: &str = "\
 Exit codes: 0 the run ended DONE and the audit is clean (sync); 1 it did not, or something failed;
 2 wrong usage; 3 the run ended DONE, and the audit is suspicious, or something was lost.
 
-What a connector does at the addresses of its event. What is not so is refused with a reason where
-the platform, or the file store behind it, is known to refuse it, or noted as a lint (--strict
-refuses that, too):
+What a connector does at the addresses of its event. A request that deviates is refused with a
+reason if the platform, or the file store behind it, is known to refuse it; otherwise it is noted
+as a lint (--strict refuses that, too):
   GET  /internal/airdrop.artifacts.upload-url
        Authorization: Bearer TOKEN; request_id, file_type, file_name [, file_size]
   POST /upload/ID
-       no token; a form of every field of form_data, then the part `file`, as long as was told
+       no token; a form with every field of form_data, then the part `file`, of the declared size
   POST /internal/airdrop.artifacts.confirm-upload
        Bearer; request_id, artifact_id (404: it was never uploaded)
   GET  /internal/airdrop.artifacts.download-url
        Bearer; request_id, artifact_id
   GET  WORKER_DATA_URL.get, POST WORKER_DATA_URL.update
        Authorization: TOKEN; sync_unit, request_id (404: none yet; 413: over 1 MB of state);
-       the extraction scope is objects.json in the directory, if that is there
+       the extraction scope is objects.json in the directory, if it exists
   POST CALLBACK_URL
        Authorization: TOKEN; a message (413: over 200,000 bytes; lints: it names an artifact that is
        not uploaded and confirmed, or an `ssor_attachment` artifact a line of which does, or, in a
@@ -62,14 +62,14 @@ refuses that, too):
   GET  /internal/snap-ins.get, POST /internal/airdrop.recipe.blueprints.create
   POST /internal/airdrop.recipe.initial-domain-mappings.install
        Authorization: TOKEN
-Nowhere is a body taken in chunks (411), or one that is not as long as it says (400).
+No address accepts a chunked body (411), or one that is shorter than declared (400).
 
-What is there beside Airdrop:
+Further addresses, which Airdrop does not have:
   GET  /ext/attachment/N?bytes=B
-       a file to extract; of every third N its length is not told. Byte i is the highest of
+       a file to extract; the length is not sent for every third N. Byte i is the highest of
        (N + 1) * 2654435761 + (i / 4) * 2246822519 in 32 bits, plus i % 4
   GET, POST, DELETE /faults
-       the faults and how often each came true; more of them; lift all, or ?fault=FAULT
+       list the faults and how often each came true; add faults; lift all, or ?fault=FAULT
 
 Faults (--fault). Calls of a kind are counted from 1 since the server was started:
   CALL-STATUS         every CALL is answered STATUS, 400 to 599, without effect; until lifted
@@ -100,9 +100,9 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Serve the addresses until killed; the first line on standard output is what they begin with
+    /// Serve the addresses until killed; the first line on standard output is their base URL
     Serve(Serve),
-    /// Serve them, and play a whole sync with a worker; one that did not come to its end is gone on with
+    /// Serve them, and run a whole sync with a worker, or continue an unfinished one
     Sync(Box<Sync>),
     /// Hunt for losses: a clean sync first, then many in which one thing goes wrong, compared record by record
     Verify(Box<Verify>),
@@ -111,13 +111,13 @@ enum Action {
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 struct Serve {
-    /// The directory for all that Airdrop is given: made if it is not there
+    /// The directory for everything that Airdrop receives; created if it does not exist
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
-    /// The port, on 127.0.0.1 only [default: the last one of the directory, at first any that is free]
+    /// The port, on 127.0.0.1 only [default: the directory's last port, at first any free one]
     #[arg(long, value_name = "PORT")]
     port: Option<u16>,
-    /// A fault, see below; may be given again and again
+    /// A fault, see below; may be repeated
     #[arg(long = "fault", value_name = "FAULT")]
     faults: Vec<Fault>,
     /// Refuse what only looks wrong
@@ -132,19 +132,19 @@ struct Sync {
     serve: Serve,
     #[command(flatten)]
     worker: Worked,
-    /// Ask for everything anew (`reset_extract_from`), where a sync of the unit was finished before
+    /// Request everything again (`reset_extract_from`), even if a sync of the unit was finished before
     #[arg(long)]
     full: bool,
-    /// The mode of the sync [default: initial, until one of the unit was finished]
+    /// The mode of the sync [default: initial until one of the unit was finished]
     #[arg(long, value_name = "MODE", value_enum)]
     mode: Option<ModeName>,
     /// How long an invocation may take before it is killed
     #[arg(long, value_name = "TIME", default_value = "13m", value_parser = humantime::parse_duration)]
     budget: Duration,
-    /// How often the phase is started again, in the same run, after an ERROR
+    /// How often a phase is started again, in the same run, after an ERROR
     #[arg(long, value_name = "N", default_value_t = 0)]
     retry_errors: u64,
-    /// Do not print what the worker prints; worker.log in the directory has it
+    /// Do not print the worker's output; it is in worker.log in the directory
     #[arg(long)]
     quiet: bool,
     /// Print the report as one JSON object
@@ -152,11 +152,12 @@ struct Sync {
     json: bool,
 }
 
-/// The worker, and what it is told: the same in `sync` and in `verify`.
+/// The worker and its input: the same in `sync` and in `verify`.
 #[derive(Debug, Args)]
 pub(crate) struct Worked {
-    /// The worker: a command, started for each event. The path of a file with the event replaces `{event}` in its arguments,
-    /// or is appended to them. `{dir}` in its arguments, and `HIGHWATER_DIR` in its environment, is a folder of its own
+    /// The worker: a command, started for each event. The path of a file with the event replaces `{event}` in its
+    /// arguments, or is appended to them. `{dir}` in its arguments, and `HIGHWATER_DIR` in its environment, is the
+    /// worker's own folder
     #[arg(
         value_name = "COMMAND",
         last = true,
@@ -164,18 +165,18 @@ pub(crate) struct Worked {
         conflicts_with = "function"
     )]
     command: Vec<String>,
-    /// The worker: an address that each event is posted to. It answers when it has sent its message, or 202 before
+    /// The worker: an address to which each event is posted. It answers after it has sent its message, or with 202 before that
     #[arg(long, value_name = "URL")]
     function: Option<String>,
-    /// A command for `sh` that kills the function and starts it again; it must end when the function is served again. Faults
-    /// that kill the worker need it
+    /// A command for `sh` that kills the function and starts it again; it must end when the function can be called again.
+    /// Needed for faults that kill the worker
     #[arg(long, value_name = "CMD", requires = "function")]
     kill: Option<String>,
-    /// The external system's id of what is synced
+    /// The external system's id of the sync unit
     #[arg(long, value_name = "ID", default_value = "local-unit")]
     unit: String,
-    /// The phases of the sync; their order is fixed. To a worker that expects a phase left out here,
-    /// the run looks unfinished
+    /// The phases of the sync; their order is fixed. A worker that expects a phase that is left out here sees the run as
+    /// unfinished
     /// [default: all; external sync units in a first sync only]
     #[arg(long, value_name = "PHASE", value_delimiter = ',')]
     phases: Vec<PhaseName>,
@@ -193,10 +194,10 @@ pub(crate) struct Worked {
     /// `extraction_start_time`: a time, the name of a type (`unbounded`, `workers_newest`), or a JSON object
     #[arg(long, value_name = "WHEN", value_parser = time_setting)]
     extraction_start: Option<Value>,
-    /// `extraction_end_time`, likewise
+    /// `extraction_end_time`, in the same forms
     #[arg(long, value_name = "WHEN", value_parser = time_setting)]
     extraction_end: Option<Value>,
-    /// An environment variable of the worker; may be given again and again
+    /// An environment variable of the worker; may be repeated
     #[arg(long = "env", value_name = "NAME=VALUE", value_parser = variable)]
     env: Vec<(String, String)>,
     /// The longest wait for a DELAY, such as 1s. (A worker that comes too early may ask for the rest again)
@@ -205,8 +206,8 @@ pub(crate) struct Worked {
     /// How often an event is given again to a worker that ended without a message
     #[arg(long, value_name = "N", default_value_t = 5)]
     restarts: u64,
-    /// What the platform does when an invocation ended without a message: it gives the same event again, sends CONTINUE, or
-    /// gives the run up
+    /// What the platform does if an invocation ended without a message: it gives the same event again, sends CONTINUE, or
+    /// gives up the run
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = Death::Again)]
     after_death: Death,
 }
@@ -276,7 +277,7 @@ fn tell(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-/// Prints to standard output; that nobody reads on is no failure.
+/// Prints to standard output. A reader that has closed the pipe is not a failure.
 fn print(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -296,8 +297,8 @@ fn variable(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// The JSON object of an argument, or of the file that it names behind an `@`. Its value is in no error: it may hold a
-/// key.
+/// The JSON object in an argument, or in the file named after an `@`. Its value is never part of an error: it may
+/// contain a key.
 fn object(option: &str, argument: &str) -> Result<serde_json::Map<String, Value>, Failure> {
     let text = match argument.strip_prefix('@') {
         Some(path) => {
@@ -331,18 +332,18 @@ impl Serve {
         let airdrop = self.open()?;
         print(&format!("{}\n", airdrop.base()))?;
         airdrop.wait();
-        Err("no more requests are taken".into())
+        Err("no more requests are accepted".into())
     }
 }
 
-/// Reports what was refused, and what looks wrong, on standard error: the first few of each kind.
+/// Reports refusals and what looks wrong on standard error: the first few of each kind.
 #[derive(Debug, Default)]
 struct Teller {
     told: std::collections::BTreeMap<String, u64>,
 }
 
 impl Teller {
-    /// Of each kind, so many are told.
+    /// How many of each kind are reported.
     const TOLD_MAX: u64 = 5;
 
     fn tell(&mut self, call: &CallRecord) {
@@ -372,7 +373,7 @@ impl Teller {
 }
 
 impl Worked {
-    /// What a sync says.
+    /// The settings of a sync.
     pub(crate) fn settings(&self) -> Result<SyncSettings, Failure> {
         let mut settings = SyncSettings::new(&self.unit).newer_names(self.names == Spelled::Newer);
         if !self.phases.is_empty() {
@@ -398,7 +399,7 @@ impl Worked {
         Ok(settings)
     }
 
-    /// How a sync with these settings is run.
+    /// How to run a sync with these settings.
     pub(crate) fn options(&self, settings: SyncSettings) -> SyncOptions {
         let mut options = SyncOptions::new(settings);
         options.restarts_max = self.restarts;
@@ -429,7 +430,7 @@ impl Sync {
         let airdrop = self.serve.open()?;
         tell(airdrop.base());
         let stopper = airdrop.stopper();
-        end_with_signals(move || stopper.stop(), "the same command goes on with the sync")?;
+        end_with_signals(move || stopper.stop(), "run the same command again to continue the sync")?;
         let mut options = self.worker.options(settings);
         options.budget = self.budget;
         options.echo = !self.quiet;
@@ -457,7 +458,7 @@ impl Sync {
                 && airdrop.local().dir().join("worker.log").exists()
             {
                 let log = airdrop.local().dir().join("worker.log");
-                tell(&format!("what the worker printed is in {}", log.display()));
+                tell(&format!("the worker's output is in {}", log.display()));
             }
             return Ok(ExitCode::FAILURE);
         }
@@ -466,10 +467,10 @@ impl Sync {
     }
 }
 
-/// How long a signal waits for the workers to be ended.
+/// How long to wait, after a signal, for the workers to be killed.
 const STOP: Duration = Duration::from_secs(5);
 
-/// The worker has a process group of its own: what ends this program ends it as well.
+/// The worker has its own process group: a signal that ends this program must end it, too.
 fn end_with_signals(stop: impl Fn() + Send + 'static, then: &'static str) -> Result<(), Failure> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM])?;
@@ -524,7 +525,7 @@ fn summary(outcome: &Outcome, audit: Option<&Audit>) -> String {
     );
     match audit {
         Some(audit) if outcome.is_done() => drop(writeln!(text, "\n{audit}")),
-        Some(audit) => drop(writeln!(text, "\nuntil then, as the sync is not done:\n{audit}")),
+        Some(audit) => drop(writeln!(text, "\nso far, as the sync is not done:\n{audit}")),
         None => {}
     }
     text

@@ -1,9 +1,9 @@
-//! Plays the platform for a whole sync of a worker that speaks HTTP: gives it one event after another, gives it the same
-//! event again if it dies without a word, and kills it when its time is over.
+//! Plays the platform for a whole sync of a worker that speaks HTTP: gives it one event after another, gives it the
+//! same event again if it dies without an answer, and kills it when its time is over.
 //!
-//! [`Airdrop`] is a directory that is served; [`Airdrop::sync`] is one sync with it. Nothing is shared between two of
-//! them, so any number may run in one process, each with a folder and a port of its own. What can be made to go wrong
-//! comes in at three places: [`Fault`]s of calls ([`AirdropOptions::faults`]), the [`Disturbance`] of an invocation
+//! [`Airdrop`] is a directory that is served; [`Airdrop::sync`] is one sync with it. Two of them share nothing, so
+//! any number may run in one process, each with its own folder and port. There are three ways to make things go
+//! wrong: [`Fault`]s of calls ([`AirdropOptions::faults`]), the [`Disturbance`] of an invocation
 //! ([`SyncOptions::disturbance`]), and the options for delays, budgets and restarts.
 
 use std::collections::BTreeMap;
@@ -26,20 +26,20 @@ use crate::http::Server;
 use crate::local::{Local, LocalEvent, SyncReport, SyncSettings};
 use crate::worker::{Limits, Runner, Worker, is_variable};
 
-/// How long an invocation may take before it is killed, unless set: what the platform allows, and a minute.
+/// How long an invocation may take before it is killed, by default: the platform's limit, and a minute.
 pub const BUDGET: Duration = Duration::from_secs(13 * 60);
-/// How long a worker may go on after its message, unless set.
+/// How long a worker may go on after its message, by default.
 pub const LINGER: Duration = Duration::from_secs(60);
 
 /// How a directory is served.
 #[derive(Clone, Default)]
 #[non_exhaustive]
 pub struct AirdropOptions {
-    /// The port, on 127.0.0.1 only. `None`: the directory's last port, or, the first time, any free one.
+    /// The port, on 127.0.0.1 only. `None`: the directory's last port or, the first time, any free one.
     pub port: Option<u16>,
-    /// What goes wrong.
+    /// The faults.
     pub faults: Vec<Fault>,
-    /// Whether what looks wrong is refused instead of only noted.
+    /// Whether requests that look wrong are refused instead of only noted.
     pub strict: bool,
     /// Called for each call, when it is answered.
     pub observer: Option<Observer>,
@@ -73,17 +73,17 @@ pub enum Names {
     Newer,
 }
 
-/// What goes wrong with one invocation, on demand.
+/// What goes wrong with one invocation, on request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Disturbance {
-    /// The event is given once more, after it was answered.
+    /// The event is given once more after it was answered.
     Twice,
     /// The worker is killed this long after its start.
     KillAfter(Duration),
-    /// The invocation may take this long, and no longer.
+    /// The invocation may not take longer than this.
     Budget(Duration),
-    /// The wait for the DELAY before it takes this long instead.
+    /// The wait for the DELAY before the invocation takes this long instead.
     Delay(Duration),
 }
 
@@ -96,7 +96,7 @@ pub enum AfterDeath {
     Again,
     /// The platform sends CONTINUE under another request id, if the phase has one; else the same event.
     Continue,
-    /// The platform gives the run up. The next sync begins another.
+    /// The platform gives up the run. The next sync begins another.
     GiveUp,
 }
 
@@ -112,17 +112,17 @@ pub struct SyncOptions {
     pub linger: Duration,
     /// What follows an invocation that ended without a message.
     pub after_death: AfterDeath,
-    /// How often in a row that happens before the sync ends.
+    /// How often in a row that may happen before the sync ends.
     pub restarts_max: u64,
     /// The longest wait for a DELAY.
     pub delay_max: Option<Duration>,
     /// Environment variables of the worker.
     pub env: Vec<(String, String)>,
-    /// The worker's own folder; `worker` in the directory that is served, unless set.
+    /// The worker's own folder; by default `worker` in the directory that is served.
     pub worker_dir: Option<PathBuf>,
     /// Whether each invocation finds that folder empty.
     pub fresh_disk: bool,
-    /// Whether what the worker prints goes to standard error, beside `worker.log`.
+    /// Whether the worker's output goes to standard error, in addition to `worker.log`.
     pub echo: bool,
     /// The command, for `sh -c`, that kills a worker that is a function, and starts it again.
     pub kill: Option<String>,
@@ -150,7 +150,7 @@ impl SyncOptions {
     }
 }
 
-/// One time that the worker was given an event: a line of `invocations.jsonl`.
+/// One invocation of the worker: a line of `invocations.jsonl`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Invocation {
@@ -180,7 +180,7 @@ pub enum Progress<'a> {
     Run(&'a str),
     /// The sync waits for a DELAY before this event.
     Waiting(&'a str, Duration),
-    /// An invocation ended; what its message says.
+    /// An invocation ended; the text describes its message.
     Ended(&'a Invocation, &'a str),
 }
 
@@ -240,7 +240,7 @@ impl Outcome {
 }
 
 impl Airdrop {
-    /// Opens a directory, and serves it. The port is remembered: events that wait for their answer name it.
+    /// Opens a directory, and serves it. The port is remembered, as events that wait for their answer contain it.
     ///
     /// # Errors
     /// Those of [`Local::open`]; `Port` if the port is not available.
@@ -262,7 +262,7 @@ impl Airdrop {
         Ok(Self { api, server })
     }
 
-    /// The beginning of its addresses.
+    /// The base URL of its addresses.
     pub fn base(&self) -> &str {
         &self.api.base
     }
@@ -288,7 +288,7 @@ impl Airdrop {
         self.server.wait();
     }
 
-    /// Kills the running worker, and prevents another from starting: for a caller that has to end.
+    /// Returns a handle that kills the running worker and prevents another from starting: for a caller that must end.
     pub fn stopper(&self) -> Stopper {
         Stopper(Arc::clone(&self.api))
     }
@@ -323,7 +323,7 @@ impl Stopper {
     }
 }
 
-/// A sync that is being driven.
+/// A sync while it runs.
 struct Drive<'a> {
     airdrop: &'a Airdrop,
     options: &'a SyncOptions,
@@ -392,7 +392,7 @@ impl Drive<'_> {
         self.options.disturbance.as_ref().is_some_and(|(at, what)| *at == number && what == by)
     }
 
-    /// Gives the worker an event once. Returns what was wrong with how it ended.
+    /// Gives the worker an event once. Returns what was wrong with how the invocation ended.
     fn invoke(&mut self, run: &str, number: u64, again: u64, event: &LocalEvent) -> Result<Option<String>> {
         let api = &self.airdrop.api;
         self.give(run, number, event)?;
@@ -439,7 +439,7 @@ impl Drive<'_> {
         Ok(invocation.failure)
     }
 
-    /// Sets the event that waits for its answer. An event of an earlier server, at another port, is an error.
+    /// Sets the event that waits for its answer. An event of an earlier server at another port is an error.
     fn give(&self, run: &str, number: u64, event: &LocalEvent) -> Result<()> {
         let json: Value = serde_json::from_str(&event.json).unwrap_or_default();
         let context = json.pointer("/payload/event_context").unwrap_or(&Value::Null);
@@ -454,13 +454,13 @@ impl Drive<'_> {
     }
 }
 
-/// A lock file in a directory, held by one process at a time.
+/// A lock file in a directory, locked by one process at a time.
 pub(crate) struct DirLock(File);
 
 impl Drop for DirLock {
     fn drop(&mut self) {
-        // To close the file is not enough: a worker that another thread starts just now has it open, too, until it is
-        // another program.
+        // Closing the file is not enough: a worker that another thread starts now has it open, too, until it executes
+        // its program.
         let _ = self.0.unlock();
     }
 }
@@ -477,7 +477,7 @@ pub(crate) fn lock(dir: &Path, name: &str) -> Result<DirLock> {
     }
 }
 
-/// Removes what is in a folder, and makes it if it is not there.
+/// Empties a folder, and creates it if it does not exist.
 fn empty(dir: &Path) -> Result<()> {
     let emptied = (|| {
         if dir.exists() {
@@ -497,7 +497,7 @@ fn note(dir: &Path, invocation: &Invocation) -> Result<()> {
     noted.map_err(|error| Error::io(format!("append to {}", path.display()), error))
 }
 
-/// The invocations of a run, as they are noted in a directory.
+/// The invocations of a run, from `invocations.jsonl` in a directory.
 ///
 /// # Errors
 /// `Io` if the disk fails.
@@ -508,8 +508,8 @@ pub fn invocations(dir: &Path, run: &str) -> Result<Vec<Invocation>> {
         .collect())
 }
 
-/// What `--extraction-start` and its like take: a JSON object with a `type`, the word of a type (`unbounded`), or a
-/// moment (`2026-01-02T00:00:00Z`).
+/// Parses the value of `--extraction-start` and similar options: a JSON object with a `type`, the name of a type
+/// (`unbounded`), or a time (`2026-01-02T00:00:00Z`).
 ///
 /// # Errors
 /// A description of what is expected, for people.
@@ -519,7 +519,7 @@ pub fn time_setting(text: &str) -> Result<Value, String> {
         let value: Value = serde_json::from_str(text).map_err(|error| format!("it is not JSON: {error}"))?;
         return match value.get("type") {
             Some(Value::String(_)) => Ok(value),
-            _ => Err("a JSON object needs a `type`, say {\"type\":\"unbounded\"}".to_owned()),
+            _ => Err("a JSON object needs a `type`, for example {\"type\":\"unbounded\"}".to_owned()),
         };
     }
     if DateTime::parse_from_rfc3339(text).is_ok_and(|at| at.with_timezone(&Utc) > DateTime::<Utc>::MIN_UTC) {
@@ -533,5 +533,5 @@ pub fn time_setting(text: &str) -> Result<Value, String> {
         .to_owned())
 }
 
-/// Totals of numbers by a name, in the order of names.
+/// Totals by name.
 pub(crate) type Totals = BTreeMap<String, u64>;

@@ -1,31 +1,32 @@
-//! Hunts for losses: a clean sync first, then one sync after another in which one thing goes wrong, each compared with
-//! the clean one record by record.
+//! Searches for losses: first a clean sync, then many syncs in each of which one thing goes wrong. Each is compared
+//! with the clean one, record by record.
 //!
 //! # What a case is
 //!
-//! A folder of its own; in it a platform and the worker's own folder. A case of the first sync begins with nothing, a
-//! case of the next one with a copy of what the clean first sync left. The sync with the fault is followed by a sync
-//! without one. What both delivered is compared with what the clean syncs delivered:
+//! A case has its own folder, with a platform and the worker's folder in it. A case of the first sync begins with
+//! nothing; a case of the next sync begins with a copy of what the clean first sync left. After the sync with the
+//! fault comes a sync without one. What both delivered is compared with what the clean syncs delivered:
 //!
-//! | word | what it means |
+//! | word | meaning |
 //! |---|---|
 //! | lost | a record of the clean sync that neither of the two delivered |
-//! | altered | a record that was delivered last with another content |
-//! | repeated | a record that one run delivered more often than the clean one does |
-//! | stuck | the sync that followed, without a fault, did not end with DONE |
-//! | stopped | the sync with the fault did not end with DONE, and the one that followed delivered everything: not a finding |
+//! | altered | a record whose last delivered content differs |
+//! | repeated | a record that one run delivered more often than the clean run does |
+//! | stuck | the following sync, without a fault, did not end with DONE |
+//! | stopped | the sync with the fault did not end with DONE, and the following sync delivered everything: not a finding |
 //!
-//! A request to the external system that was never recorded is no finding: the case says nothing, and that is told.
+//! If a worker makes a request to the external system that was never recorded, that is not a finding: the case is
+//! inconclusive, and is reported as such.
 //!
-//! The clean sync is made twice. What the two differ in is reported, and not looked at in the cases.
+//! The clean sync is made twice. Differences between the two are reported, and ignored in the cases.
 //!
 //! # On disk
 //!
-//! `source.jsonl` is the recording of the external system, if there is one, and `record` what was synced meanwhile.
-//! `clean/1` and `clean/2` are the clean syncs, `clean/first` is what the first one of the two left, and `case/ID` is a
-//! case: the directory of a platform, see [`Local`](crate::Local), with the worker's folder in `worker`. The folder of
-//! a case without findings is removed. All but the recording is made anew each time; `verify.lock` says that what is there was made so, and
-//! is held by the one who works in it.
+//! `source.jsonl` is the recording of the external system, if there is one, and `record` is the sync during which it
+//! was made. `clean/1` and `clean/2` are the clean syncs, `clean/first` is what the first sync of `clean/1` left, and
+//! `case/ID` is a case: the directory of a platform, see [`Local`](crate::Local), with the worker's folder in
+//! `worker`. The folder of a case without findings is removed. Everything except the recording is made again each
+//! time. `verify.lock` marks a directory that this program may empty, and is locked while it is used.
 
 pub(crate) mod cases;
 pub(crate) mod compare;
@@ -58,64 +59,64 @@ use recording::{Matching, Recording, is_credential_of};
 use report::{CaseResult, CleanFigures, End, Place, VerifyReport};
 use source::{SOURCE_PLACE, Source, SourceCall, SourceFault};
 
-/// How long a slow answer takes, unless set.
+/// The delay of a slow answer, by default.
 const SLOW: Duration = Duration::from_secs(3);
-/// Cases that are run, unless set.
+/// The number of cases, by default.
 const CASES: usize = 200;
-/// No DELAY is waited out for longer, unless set.
+/// The longest wait for a DELAY, by default.
 const DELAY_MAX: Duration = Duration::from_secs(1);
 
-/// Held by who works in a directory; without it, nothing there is removed.
+/// Locked while a directory is used. Without this file nothing in the directory is removed.
 const LOCK: &str = "verify.lock";
-/// An invocation of a case is killed after so many times what the longest of the clean syncs took, and [`CASE_MORE`]: the
-/// platform's SDK for TypeScript tries a call again for 62 seconds.
+/// An invocation of a case is killed after this many times the longest one of the clean syncs, and [`CASE_MORE`]: the
+/// platform's SDK for TypeScript retries a call for 62 seconds.
 const CASE_TIMES: u32 = 10;
 const CASE_MORE: Duration = Duration::from_secs(120);
 
-/// What is verified, and how much of it.
+/// The settings of a verification.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct VerifyOptions {
-    /// Each sync.
+    /// The settings of each sync.
     pub sync: SyncOptions,
-    /// Whether what looks wrong is refused.
+    /// Whether requests that look wrong are refused.
     pub strict: bool,
-    /// How many cases are run at most; they are chosen evenly over what goes wrong and where.
+    /// The number of cases that are run at most. They are chosen evenly over faults and places.
     pub cases: usize,
     /// No case is begun after this time.
     pub budget: Option<Duration>,
-    /// Which cases are chosen.
+    /// The seed by which cases are chosen.
     pub seed: u64,
     /// How many cases run at once.
     pub jobs: usize,
-    /// The cases that are run, by their ids; if there are none, they are chosen.
+    /// The ids of the cases to run. If empty, cases are chosen.
     pub only: Vec<String>,
-    /// Whether the worker's folder is there again at each invocation where it really runs: then there is no case with a
-    /// fresh one.
+    /// Whether the worker's folder survives from one invocation to the next in production. Then no case has a fresh
+    /// one.
     pub keeps_disk: bool,
-    /// How long a slow answer takes.
+    /// The delay of a slow answer.
     pub slow: Duration,
-    /// The external system, if what it answers is recorded, and then replayed.
+    /// The external system, if its answers are to be recorded, and then replayed.
     pub source: Option<SourceOptions>,
     /// Whether the folders of cases without findings are kept.
     pub keep: bool,
-    /// Is told of each call of the cases.
+    /// Called for each call of the cases.
     pub observer: Option<CallObserver>,
 }
 
-/// A worker's external system, and where what it answers is kept. A worker is told the address of the proxy by
-/// `{source}` in its words, its environment or its connection data.
+/// A worker's external system, and the recording of its answers. A worker gets the address of the proxy in place of
+/// `{source}` in its arguments, its environment or its connection data.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct SourceOptions {
-    /// What its addresses begin with, without a slash at its end.
+    /// The base URL of the external system, without a slash at its end.
     pub upstream: String,
-    /// The file of the recording; `source.jsonl` in the folder of all syncs, unless set. If it is there, the external
-    /// system is not asked.
+    /// The file of the recording; by default `source.jsonl` in the folder of all syncs. If it exists, no request is
+    /// sent to the external system.
     pub recording: Option<PathBuf>,
-    /// Parameters of a query by which requests are not told apart.
+    /// Query parameters that are ignored when requests are compared.
     pub ignored: Vec<String>,
-    /// What must not be in the recording, beside what a header or a parameter says is a credential.
+    /// Secrets that must not be in the recording, besides those recognised by the name of a header or parameter.
     pub secrets: Vec<String>,
 }
 
@@ -126,7 +127,7 @@ impl SourceOptions {
         Self { upstream, recording: None, ignored: Vec::new(), secrets: Vec::new() }
     }
 
-    /// Adds what is a credential by its name, in connection data or in an event's context, to the secrets.
+    /// Adds the values in connection data or an event's context whose names are those of credentials to the secrets.
     pub fn hide(&mut self, value: &Value) {
         match value {
             Value::Array(values) => values.iter().for_each(|value| self.hide(value)),
@@ -143,7 +144,7 @@ impl SourceOptions {
         }
     }
 
-    /// Adds the value of an environment variable to the secrets, if it is a credential by its name.
+    /// Adds the value of an environment variable to the secrets, if its name is that of a credential.
     pub fn hide_variable(&mut self, name: &str, value: &str) {
         // `TRELLO_KEY` is a credential, and `PROJECT_KEY=PROJ` is not.
         let is_key = name.to_ascii_lowercase().ends_with("key") && is_credential_of("key", value);
@@ -153,7 +154,7 @@ impl SourceOptions {
     }
 }
 
-/// An [`Observer`] that can be shown.
+/// An [`Observer`] that implements `Debug`.
 #[derive(Clone)]
 pub struct CallObserver(pub Observer);
 
@@ -164,7 +165,7 @@ impl std::fmt::Debug for CallObserver {
 }
 
 impl VerifyOptions {
-    /// 200 cases of such syncs, two at once for each core.
+    /// 200 cases of such syncs, two at a time for each core.
     pub fn new(mut sync: SyncOptions) -> Self {
         sync.delay_max.get_or_insert(DELAY_MAX);
         Self {
@@ -173,7 +174,7 @@ impl VerifyOptions {
             cases: CASES,
             budget: None,
             seed: 0,
-            // Most of a case is waiting: for a worker that waits before it tries again.
+            // A case spends most of its time waiting for a worker that waits before a retry.
             jobs: std::thread::available_parallelism().map_or(2, |cores| cores.get() * 2),
             only: Vec::new(),
             keeps_disk: false,
@@ -185,30 +186,30 @@ impl VerifyOptions {
     }
 }
 
-/// What is going on, for who watches.
+/// A step of the verification, for display.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum VerifyProgress<'a> {
-    /// What the external system answers is being recorded.
+    /// The answers of the external system are being recorded.
     Recording,
-    /// A clean sync begins: which, from 1 to 4.
+    /// A clean sync begins: number 1 to 4.
     Clean(u8),
-    /// So many cases are there, and so many are run.
+    /// How many cases there are, and how many are run.
     Chosen(usize, usize),
-    /// A case is over.
+    /// A case has ended.
     Case {
         /// The case.
         result: &'a CaseResult,
-        /// Cases that are over.
+        /// The number of cases that have ended.
         done: usize,
-        /// Cases that are run.
+        /// The number of cases that are run.
         of: usize,
-        /// How long the others will take, about.
+        /// About how long the others will take.
         left: Duration,
     },
 }
 
-/// All workers that run now.
+/// All workers that are running.
 #[derive(Debug, Clone, Default)]
 pub struct StopAll(Arc<Mutex<Running>>);
 
@@ -220,7 +221,7 @@ struct Running {
 }
 
 impl StopAll {
-    /// Kills all workers, and lets no other start.
+    /// Kills all workers, and prevents others from starting.
     pub fn stop(&self) {
         let mut running = self.lock();
         running.stopped = true;
@@ -233,7 +234,7 @@ impl StopAll {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has it stopped with the others, until the number is given back.
+    /// Adds a worker to be killed with the others, until its number is returned.
     fn add(&self, stopper: Stopper) -> u64 {
         let mut running = self.lock();
         if running.stopped {
@@ -246,11 +247,11 @@ impl StopAll {
     }
 }
 
-/// Verifies a worker in a folder; what is in the way there from an earlier time is removed.
+/// Verifies a worker in a folder. Files in it from an earlier verification are removed.
 ///
 /// # Errors
-/// `Invalid` if a clean sync does not end with DONE, if it cannot be compared with, or if there is no such case; `Io` if
-/// the disk fails; and as [`Airdrop::start`].
+/// `Invalid` if a clean sync does not end with DONE or cannot be compared with, or if a named case does not exist;
+/// `Io` if the disk fails; and those of [`Airdrop::start`].
 pub fn verify(
     dir: &Path,
     options: &VerifyOptions,
@@ -264,7 +265,7 @@ pub fn verify(
     let folders = ["clean", "case", "record"].map(|folder| verify.dir.join(folder));
     if let Some(other) = folders.iter().find(|folder| folder.exists() && !verify.dir.join(LOCK).exists()) {
         return Err(Error::Unverified {
-            reason: format!("{} is there, and no verify made it: take another directory", other.display()),
+            reason: format!("{} was not made by verify: use another directory", other.display()),
         });
     }
     let _lock = lock(&verify.dir, LOCK)?;
@@ -284,7 +285,9 @@ pub fn verify(
     let all: Vec<Case> =
         [&clean.first, &clean.next].into_iter().flat_map(|ran| menu.cases(&ran.shape)).collect();
     let count = all.len();
+    let mut pairs = 0;
     let chosen = if options.only.is_empty() {
+        pairs = all.iter().map(|case| (&case.place, &case.kind)).collect::<BTreeSet<_>>().len();
         sample(all, options.cases, options.seed)
     } else {
         named(&all, &options.only)?
@@ -297,6 +300,7 @@ pub fn verify(
         set_aside: clean.aside,
         notes: clean.notes,
         known: (count, chosen.len()),
+        pairs,
         cases,
         seed: options.seed,
         after_death: options.sync.after_death,
@@ -304,7 +308,7 @@ pub fn verify(
     })
 }
 
-/// The cases that are called so.
+/// The cases with these ids.
 fn named(all: &[Case], ids: &[String]) -> Result<Vec<Case>> {
     ids.iter()
         .map(|id| {
@@ -328,22 +332,22 @@ struct Verify<'a> {
     worker: &'a Worker,
     stop: &'a StopAll,
     recording: Option<Arc<Recording>>,
-    /// Makes the sync units of this `verify` differ from those of an earlier one, which a function may remember.
+    /// Makes the sync units of this verification differ from those of an earlier one, which a function may remember.
     nonce: u64,
 }
 
-/// A folder that is served, for the syncs in it.
+/// A folder that is served, with the settings of its syncs.
 struct Served<'a> {
     airdrop: Airdrop,
-    /// The external system, if it is not the worker's own matter.
+    /// The external system, if it is recorded.
     source: Option<Source>,
-    /// The id of the sync unit, by which a function's syncs are told apart.
+    /// The id of the sync unit, by which a function's syncs are distinguished.
     unit: String,
-    /// Whether its calls are told, and what the worker prints, if that is asked for.
+    /// Whether its calls are reported, and the worker's output is printed if that was requested.
     is_told: bool,
     number: u64,
     stop: &'a StopAll,
-    /// Where it is known how long an invocation takes: what it may take.
+    /// The budget of an invocation, if it is known how long one takes.
     budget: Option<Duration>,
 }
 
@@ -367,14 +371,14 @@ struct Clean {
     /// What both delivered.
     delivered: Delivered,
     aside: SetAside,
-    /// What else the two differ in.
+    /// Other differences between the two.
     notes: Vec<String>,
     /// What the first sync left.
     snapshot: PathBuf,
 }
 
 impl Clean {
-    /// How long an invocation took at most.
+    /// The longest time of an invocation.
     fn longest(&self) -> Duration {
         let syncs = [&self.first, &self.next].into_iter();
         let seconds = syncs.flat_map(|sync| &sync.shape.invocations).map(|invocation| invocation.seconds);
@@ -422,7 +426,7 @@ impl Verify<'_> {
         };
         let delivered = both(&first, &next);
         let mut aside = delivered.set_aside(&both(&first_again, &next_again));
-        // A record may move from one of the two syncs to the other.
+        // A record may be in the other of the two syncs.
         for (one, other) in [(&first, &first_again), (&next, &next_again)] {
             let more = one.delivered.set_aside(&other.delivered);
             aside.in_one_only.extend(more.in_one_only);
@@ -433,23 +437,23 @@ impl Verify<'_> {
             let (calls, again) = (one.shape.calls.len(), other.shape.calls.len());
             if calls != again {
                 notes.push(format!(
-                    "the {which} sync made {calls} calls one time and {again} the other: what befalls a call may \
-                     befall another one than is said here"
+                    "the {which} sync made {calls} calls one time and {again} the other: a fault may \
+                     apply to another call than the report says"
                 ));
             }
             notes.extend(one.figures.notes.iter().cloned());
         }
         if self.may_remember_elsewhere() {
             notes.push(
-                "no word of the worker holds {dir}, and it left nothing in HIGHWATER_DIR: if it keeps anything on \
-                 disk, the cases disturb each other"
+                "the worker's arguments do not contain {dir}, and it left nothing in HIGHWATER_DIR: if it keeps \
+                 anything on disk, the cases disturb each other"
                     .to_owned(),
             );
         }
         Ok(Clean { first, next, delivered, aside, notes, snapshot })
     }
 
-    /// Whether nothing shows that the worker keeps what it remembers in its own folder, if it does at all.
+    /// Whether nothing shows that the worker keeps state in its own folder, if it has state at all.
     fn may_remember_elsewhere(&self) -> bool {
         let Worker::Command(words) = self.worker else { return false };
         let own = self.dir.join("clean/1/worker");
@@ -459,16 +463,16 @@ impl Verify<'_> {
 
     fn clean_sync(&self, folder: &str, which: Which) -> Result<CleanSync> {
         let dir = self.dir.join(folder);
-        // What is printed by request is of the cases.
+        // Output that was requested is that of the cases.
         let served = self.serve(&dir, &folder.replace('/', "-"), false)?;
         let (outcome, ran) = self.sync(&served, which, None)?;
         let asked = ran.source.len();
         if let Some(call) = ran.source.iter().find(|call| call.answer.is_none()) {
             return Err(Error::Unverified {
                 reason: format!(
-                    "the clean sync asks for {}, which was never recorded: if it is another one each time, \
-                     --ignore-param sets a parameter aside; if the recording is older than the worker, or of another \
-                     one, remove it to record anew",
+                    "the clean sync requests {}, which was never recorded: if a parameter differs each time, ignore \
+                     it with --ignore-param; if the recording is older than the worker, or from another one, remove \
+                     it to record again",
                     call.request
                 ),
             });
@@ -527,7 +531,7 @@ impl Verify<'_> {
         if let Some(failure) = failed {
             return Err(Error::Unverified {
                 reason: format!(
-                    "the sync in which the source is recorded does not end with DONE: {}; what the worker printed is in {}",
+                    "the sync in which the source is recorded does not end with DONE: {}; the worker's output is in {}",
                     chain(&failure),
                     self.dir.join("record/worker.log").display()
                 ),
@@ -539,12 +543,12 @@ impl Verify<'_> {
         Recording::save(&path, &source.upstream, &recorded.secrets, recorded.answers)
     }
 
-    /// Serves a folder, at the address of an earlier time if that is free: what the worker remembers may name it.
+    /// Serves a folder, at its earlier address if that is free: the worker's state may contain it.
     fn serve(&self, dir: &Path, unit: &str, is_told: bool) -> Result<Served<'_>> {
         self.serve_with(dir, unit, is_told, None)
     }
 
-    /// The same; with a proxy that records, or else one that replays what is recorded.
+    /// The same, with a proxy that records or replays.
     fn serve_with(
         &self,
         dir: &Path,
@@ -581,7 +585,7 @@ impl Verify<'_> {
         Ok(Served { airdrop, source, unit: unit.to_owned(), is_told, number, stop: self.stop, budget: None })
     }
 
-    /// One sync in a folder, and what it came to.
+    /// Makes one sync in a folder, and reads its result.
     fn sync(&self, served: &Served<'_>, which: Which, wrong: Option<&Wrong>) -> Result<(Outcome, Ran)> {
         let airdrop = &served.airdrop;
         let faults: Vec<Fault> = match wrong {
@@ -604,7 +608,7 @@ impl Verify<'_> {
             tell_source(source.base(), &mut sync, &mut worker);
         }
         if matches!(self.worker, Worker::Function(_)) {
-            // Its state is with the unit, wherever it is.
+            // A function's state is known by the unit, wherever it is.
             sync.settings = sync.settings.sync_unit_id(format!("verify-{:x}-{}", self.nonce, served.unit));
         }
         sync.echo &= served.is_told;
@@ -626,7 +630,7 @@ impl Verify<'_> {
         };
         ran.source = source.map(Source::calls).unwrap_or_default();
         if !outcome.is_done() {
-            // What follows is another run.
+            // The sync that follows is another run.
             airdrop.local().give_up_sync(&sync.settings, &SystemClock::new())?;
         }
         Ok((outcome, ran))
@@ -641,7 +645,7 @@ impl Verify<'_> {
         let (next, began) = (AtomicUsize::new(0), Instant::now());
         let over = Mutex::new((Vec::new(), None));
         std::thread::scope(|scope| {
-            // A kill of a function ends what it does for all cases.
+            // A kill of a function interrupts all cases.
             let jobs = if self.options.sync.kill.is_some() { 1 } else { self.options.jobs };
             for _ in 0..jobs.clamp(1, chosen.len().max(1)) {
                 scope.spawn(|| {
@@ -700,22 +704,22 @@ impl Verify<'_> {
         if case.which == Which::Next && is_copied {
             copy(&clean.snapshot, &dir)?;
         }
-        // One address for both syncs: what is left of the first one may name it.
+        // One address for both syncs: the state left by the first one may contain it.
         let mut served = self.serve(&dir, &name, true)?;
         served.budget = Some(clean.longest() * CASE_TIMES + CASE_MORE);
         if case.which == Which::Next && !is_copied {
-            // What a function remembers is not ours to copy.
+            // The state of a function cannot be copied.
             self.sync(&served, Which::First, None)?;
         }
         let (outcome, ran) = self.sync(&served, case.which, Some(&case.wrong))?;
         let fresh = matches!(case.wrong, Wrong::FreshDisk).then_some(&Wrong::FreshDisk);
-        // After a first sync that stopped comes another first one.
+        // After a first sync that stopped comes another first sync.
         let follows = if outcome.is_done() { Which::Next } else { case.which };
         let (then, ran_then) = self.sync(&served, follows, fresh)?;
         let mut delivered = ran.delivered.clone();
         delivered.extend(&ran_then.delivered);
         let wanted = match case.which {
-            // After a first sync that stopped comes another first one.
+            // After a first sync that stopped comes another first sync.
             Which::First if then.report.as_ref().is_some_and(|report| report.initial) => {
                 &clean.first.delivered
             }
@@ -781,7 +785,7 @@ fn matching(source: &SourceOptions) -> Matching {
 fn never_asked() -> Error {
     Error::Unverified {
         reason: format!(
-            "the worker never asks the source that --source names: tell it the address by {SOURCE_PLACE} in its words, in --env NAME=VALUE or in --connection-data"
+            "the worker never asks the source that --source names: pass it the address by {SOURCE_PLACE} in its arguments, in --env NAME=VALUE or in --connection-data"
         ),
     }
 }
@@ -793,7 +797,7 @@ fn source_fault(wrong: Option<&Wrong>) -> Option<SourceFault> {
     }
 }
 
-/// The worker is told the address of its source wherever `{source}` stands.
+/// Puts the address of the source in place of `{source}`.
 fn tell_source(base: &str, sync: &mut SyncOptions, worker: &mut Worker) {
     if let Worker::Command(words) = worker {
         for word in words {
@@ -806,13 +810,13 @@ fn tell_source(base: &str, sync: &mut SyncOptions, worker: &mut Worker) {
     sync.settings = sync.settings.clone().told(SOURCE_PLACE, base);
 }
 
-/// What was asked for and never recorded, each once.
+/// The requests that were never recorded, each once.
 fn unrecorded<'c>(calls: impl Iterator<Item = &'c SourceCall>) -> Vec<String> {
     let missing = calls.filter(|call| call.answer.is_none()).map(|call| call.request.clone());
     missing.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-/// A worker may be started in another directory than ours.
+/// A worker may be started in another directory than this process.
 fn absolute(dir: &Path) -> Result<PathBuf> {
     fs::create_dir_all(dir)
         .and_then(|()| fs::canonicalize(dir))
@@ -828,8 +832,8 @@ fn remove(dir: &Path) -> Result<()> {
     }
 }
 
-/// Copies a folder of a platform. Its artifacts never change, so they are linked where that can be done; whatever is in
-/// the worker's folder is the worker's to change.
+/// Copies a folder of a platform. Its artifacts never change, so they are linked if possible. The files in the
+/// worker's folder are copied, as the worker may change them.
 fn copy(from: &Path, to: &Path) -> Result<()> {
     fn copy_into(from: &Path, to: &Path, links: impl Fn(&Path) -> bool + Copy) -> io::Result<()> {
         fs::create_dir_all(to)?;

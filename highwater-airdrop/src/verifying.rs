@@ -16,8 +16,8 @@ use crate::{Failure, Worked, end_with_signals, object, print, tell};
 
 // Lines of at most 98 characters: clap would break longer ones where it is narrow.
 const AFTER_HELP: &str = "\
-First a clean sync and an incremental one are made, both twice. Where two of a kind differ, the
-difference is reported and ignored from then on. Then come the cases: in each, a sync in which one
+First a clean sync and an incremental one are made, both twice. Differences between two of a kind
+are reported, and ignored from then on. Then come the cases: in each, a sync in which one
 thing goes wrong, and one more in which nothing does. What the two delivered is compared with the
 clean syncs, record by record, by id and content, attachments and their bytes included.
 
@@ -36,17 +36,17 @@ Of the external system (--source):
   429, 429-after-1, 429-after-date   it refuses for now: without Retry-After, with seconds, a date
   500, 401           it fails, or refuses
   cut                the connection breaks off in the middle of the answer
-  empty-page         a page has no items, and leads to the same page once more
+  empty-page         a page has no items, and leads to the same page again
   slow               the answer is late
 
 Results:
-  lost       a record is in neither of the two syncs: nobody will ever see it
-  altered    it was delivered last with another content
+  lost       a record is in neither of the two syncs
+  altered    its last delivered content differs
   repeated   a run delivered it more often than the clean one does
-  stuck      the sync that followed did not end with DONE either
-  stopped    the sync did not end with DONE, but the one that followed delivered all: no finding
-  said DONE  the worker said DONE, and records are lost all the same
-  not recorded   the worker asked for something that is not in the recording: no result
+  stuck      the following sync did not end with DONE either
+  stopped    the sync did not end with DONE, but the following one delivered all: not a finding
+  said DONE  the worker said DONE although records are lost
+  not recorded   the worker made a request that is not in the recording: no result
 
 The report shows the worker's command line, and the names of --env without their values. Put a key
 into --env or --connection-data @FILE, not into the command line.
@@ -67,46 +67,46 @@ usage; 3 records were lost, altered or repeated, or the worker was stuck.
 #[command(after_help = AFTER_HELP)]
 #[allow(clippy::struct_excessive_bools, reason = "each is an option of the command line")]
 pub(crate) struct Verify {
-    /// The directory for the syncs: made if it is not there. What an earlier `verify` left in it is removed
+    /// The directory for the syncs; created if it does not exist. The files of an earlier `verify` in it are removed
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
     #[command(flatten)]
     worker: Worked,
-    /// Cases that are run at most, chosen evenly over what goes wrong and where
+    /// The number of cases to run at most, chosen evenly over faults and places
     #[arg(long, value_name = "N", default_value_t = 200)]
     cases: usize,
-    /// No case is begun after this time, say 10m
+    /// Begin no case after this time, for example 10m
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     budget: Option<Duration>,
-    /// Another number chooses other cases
+    /// The seed: another number chooses other cases
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Cases that run at once [default: two for each core]
+    /// How many cases run at once [default: two for each core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     jobs: Option<u16>,
-    /// A case to run, with every call and all that the worker prints on standard error; may be given again and again
+    /// Run this case, and print every call and the worker's output on standard error; may be repeated
     #[arg(long = "case", value_name = "ID")]
     only: Vec<String>,
-    /// Where the worker really runs, its disk is still there at the next invocation: no case has a fresh one
+    /// In production the worker's disk survives from one invocation to the next: no case has a fresh one
     #[arg(long)]
     keeps_disk: bool,
-    /// The connector's external system, say `https://api.example.com`. What it answers is recorded once, by a proxy whose
-    /// address takes the place of `{source}` in ARGS, in the values of --env and in --connection-data; from then on it is
-    /// replayed, with no network, and faults of the source are tried, too
+    /// The connector's external system, for example `https://api.example.com`. Its answers are recorded once, by a proxy
+    /// whose address replaces `{source}` in ARGS, in the values of --env and in --connection-data. From then on they are
+    /// replayed without a network, and faults of the source are tried, too
     #[arg(long, value_name = "UPSTREAM")]
     source: Option<String>,
-    /// Where the recording is: a file that its owner alone can read, with credentials left out [default: source.jsonl in
+    /// The file of the recording, which only its owner can read and which has no credentials [default: source.jsonl in
     /// DIR]
     #[arg(long, value_name = "FILE", requires = "source")]
     recording: Option<PathBuf>,
-    /// A parameter by which requests to the source are not told apart; may be given again and again
+    /// A parameter to ignore when requests to the source are compared; may be repeated
     #[arg(long = "ignore-param", value_name = "NAME", requires = "source")]
     ignored: Vec<String>,
-    /// How late a slow answer is
+    /// The delay of a slow answer
     #[arg(long, value_name = "TIME", default_value = "3s", value_parser = humantime::parse_duration)]
     slow: Duration,
-    /// How long an invocation may take before it is killed; in a case, never longer than ten times what it takes in a clean
-    /// sync, and two minutes
+    /// How long an invocation may take before it is killed. In a case the limit is at most ten times its time in a clean
+    /// sync, plus two minutes
     #[arg(long, value_name = "TIME", default_value = "13m", value_parser = humantime::parse_duration)]
     invocation_budget: Duration,
     /// Refuse what only looks wrong
@@ -115,7 +115,7 @@ pub(crate) struct Verify {
     /// Keep the folders of all cases, not only of those with findings
     #[arg(long)]
     keep: bool,
-    /// Write the report as a page for a browser, too: one file that needs no other
+    /// Also write the report as a page for a browser: a single file
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
     /// Print the report as one JSON object
@@ -161,13 +161,13 @@ impl Verify {
             options.source = Some(source);
         }
         if !self.only.is_empty() {
-            // One after the other: what is printed is of one case.
+            // One after the other, as the output is that of one case.
             options.jobs = 1;
             options.observer = Some(CallObserver(Arc::new(tell_call)));
         }
         options.only.clone_from(&self.only);
         if let Some(path) = &self.html {
-            // An earlier report is left alone until there is another, and none is there before.
+            // An earlier report is kept until there is a new one; if there was none, no file is left.
             let is_new = !path.exists();
             std::fs::File::options()
                 .append(true)
@@ -193,7 +193,7 @@ impl Verify {
             CaseVerdict::Clean => ExitCode::SUCCESS,
             verdict if verdict.is_finding() => ExitCode::from(3),
             _ => {
-                tell("error: no case says anything of the worker");
+                tell("error: no case is conclusive");
                 ExitCode::FAILURE
             }
         })
@@ -208,9 +208,9 @@ fn tell_call(call: &CallRecord) {
     tell(&format!("{:>8} ms  {} {status}{applied}{fault}{reason}", call.at_ms, call.call));
 }
 
-/// The command that runs a case again: this one, without what chooses cases, and without what may hold a key.
+/// The command that runs a case again: this one, without the options that choose cases or may contain a key.
 fn again(case: &str) -> String {
-    // A word that is no UTF-8 must not cost the report.
+    // An argument that is not UTF-8 must not prevent the report.
     again_of(std::env::args_os().map(|word| word.to_string_lossy().into_owned()), case)
 }
 
@@ -247,7 +247,7 @@ fn again_of(mut given: impl Iterator<Item = String>, case: &str) -> String {
     quoted(&words)
 }
 
-/// Words as a shell takes them.
+/// Arguments as a shell reads them.
 fn quoted(words: &[String]) -> String {
     let plain = |word: &str| {
         !word.is_empty()
@@ -260,7 +260,7 @@ fn quoted(words: &[String]) -> String {
     quoted.join(" ")
 }
 
-/// Prints progress on standard error: one line that changes on a terminal, a line now and then elsewhere.
+/// Prints progress on standard error: on a terminal one line that changes, elsewhere a line from time to time.
 #[derive(Debug, Default)]
 struct Told {
     last: Option<Instant>,
@@ -268,7 +268,7 @@ struct Told {
 }
 
 impl Told {
-    /// How often it is told where there is no terminal.
+    /// How often a line is printed without a terminal.
     const PAUSE: Duration = Duration::from_secs(10);
 
     fn tell(&mut self, progress: &VerifyProgress<'_>) {
@@ -294,7 +294,7 @@ impl Told {
     fn line(&mut self, text: &str, always: bool) {
         let mut error = io::stderr().lock();
         if error.is_terminal() {
-            // The rest of a longer line before it is cleared.
+            // Clears the rest of a longer line before it.
             let _ = write!(error, "\r{text}\x1b[K");
             let _ = error.flush();
         } else if always || self.last.is_none_or(|last| last.elapsed() >= Self::PAUSE) {

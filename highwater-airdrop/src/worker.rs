@@ -1,8 +1,8 @@
-//! The worker that is given events: a program, started for each, or a function that is served at an address.
+//! The worker that is given events: a program, started for each event, or a function that is served at an address.
 //!
-//! A program runs in a process group of its own. Whatever ends it (its end, its budget, a fault, our own end by a
-//! signal) ends the group, so nothing that it started stays behind. What it prints goes to `worker.log` in the
-//! directory, and, if asked for, to standard error; what is over [`OUTPUT_BYTES_MAX`] in an invocation is dropped.
+//! A program runs in its own process group. Whatever ends it (its own end, its budget, a fault, a signal to this
+//! process) ends the group, so nothing that it started is left running. Its output goes to `worker.log` in the
+//! directory and, on request, to standard error; output over [`OUTPUT_BYTES_MAX`] per invocation is dropped.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -19,19 +19,19 @@ use ureq::Agent;
 
 use crate::error::{Error, Result};
 
-/// What stands for the path of the event's file among the words of a command.
+/// Stands for the path of the event's file in the arguments of a command.
 pub const EVENT_PLACE: &str = "{event}";
-/// What stands for the worker's own folder there.
+/// Stands there for the worker's own folder.
 pub const DIR_PLACE: &str = "{dir}";
-/// The environment variable that holds that folder.
+/// The environment variable with that folder.
 pub const DIR_VARIABLE: &str = "HIGHWATER_DIR";
-/// Bytes that a worker prints in an invocation and that are kept.
+/// Bytes of a worker's output that are kept per invocation.
 pub const OUTPUT_BYTES_MAX: u64 = 16 * 1024 * 1024;
-/// How long the command that kills a function may take, and the function until it is served again.
+/// How long the command that kills a function may take, and the function until it can be called again.
 const FUNCTION_BACK: Duration = Duration::from_secs(30);
-/// How long the answer of a function is waited for, however large its budget: a year.
+/// How long to wait for the answer of a function, however large its budget is: a year.
 const CALL_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-/// How often a worker is looked at.
+/// How often a worker is checked.
 const POLL: Duration = Duration::from_millis(2);
 /// How long to wait for the rest of a dead worker's output.
 const OUTPUT_REST: Duration = Duration::from_secs(2);
@@ -43,33 +43,33 @@ pub enum Worker {
     /// A program and its arguments, started for each event. The path of the event's file replaces `{event}` in the
     /// arguments, or is appended; the worker's own folder replaces `{dir}`.
     Command(Vec<String>),
-    /// An address that each event is posted to. It answers when its message was sent, or 202 before.
+    /// An address to which each event is posted. It answers after it has sent its message, or with 202 before that.
     Function(String),
 }
 
 /// How a worker is run.
 #[derive(Debug, Clone)]
 pub(crate) struct Limits {
-    /// What an invocation has before it is killed.
+    /// How long an invocation may take before it is killed.
     pub(crate) budget: Duration,
-    /// What it has to end after its message was taken.
+    /// How long it may go on after its message was accepted.
     pub(crate) linger: Duration,
-    /// Killed so long after its start, as a fault.
+    /// As a fault, it is killed this long after its start.
     pub(crate) kill_after: Option<Duration>,
 }
 
-/// The hold on a worker that runs now: whoever has it may kill it.
+/// A handle on the worker that is running, to kill it.
 #[derive(Debug, Default)]
 pub(crate) struct Leash(Mutex<Held>);
 
 #[derive(Debug, Default)]
 struct Held {
     running: Option<Running>,
-    /// How many were started: which one runs.
+    /// How many workers were started: it identifies the running one.
     number: u64,
-    /// The file with its event, which has keys in it.
+    /// The file with its event, which contains keys.
     event: Option<PathBuf>,
-    /// Set while it runs by whoever killed it.
+    /// Why it was killed, if it was.
     killed: Option<String>,
     /// Set for good when this process ends.
     closed: bool,
@@ -80,12 +80,12 @@ struct Held {
 enum Running {
     /// A process group.
     Group(u32),
-    /// A function that a command kills, and starts again.
+    /// A function, and the command that kills it and starts it again.
     Function { url: String, kill: String },
 }
 
 impl Held {
-    /// Kills what runs, if anything does.
+    /// Kills the running worker, if there is one.
     fn kill(&mut self, reason: &str) {
         let mut failed = None;
         match &self.running {
@@ -100,11 +100,11 @@ impl Held {
     }
 }
 
-/// Runs the command that kills a function, and waits for the function to be served again. Says what was wrong.
+/// Runs the command that kills a function, and waits until the function can be called again. Returns what was wrong.
 fn kill_function(kill: &str, url: &str, limit: Duration) -> std::result::Result<(), String> {
     let mut command = Command::new("sh");
     command.args(["-c", kill]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    // A group of its own can be ended; a function that it starts behind it (`&`) is left to run.
+    // Its own process group can be killed; a function that it starts in the background (`&`) keeps running.
     #[cfg(unix)]
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
     let mut child = command.spawn().map_err(|error| format!("its command cannot be run: {error}"))?;
@@ -144,12 +144,12 @@ fn kill_function(kill: &str, url: &str, limit: Duration) -> std::result::Result<
 }
 
 impl Leash {
-    /// Kills the worker, if one runs, with everything that it started; for what reason, for people.
+    /// Kills the running worker, if there is one, with everything that it started. `reason` is for people.
     pub(crate) fn kill(&self, reason: &str) {
         self.lock().kill(reason);
     }
 
-    /// Kills the worker that runs now after a while, if it is still the one that runs.
+    /// Kills the worker that is running now after a while, if it still runs then.
     pub(crate) fn kill_later(self: &Arc<Self>, after: Duration, reason: &'static str) {
         let (leash, meant) = (Arc::clone(self), self.lock().number);
         std::thread::spawn(move || {
@@ -165,20 +165,21 @@ impl Leash {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Kills the worker, removes its event, and lets no other start. A function is not ours to end.
+    /// Kills the worker, removes its event, and prevents another from starting. A function is not killed.
     pub(crate) fn close(&self, reason: &str) {
         let mut held = self.lock();
         held.closed = true;
         if matches!(held.running, Some(Running::Group(_))) {
             held.kill(reason);
-            // This process may end before whoever made the file can remove it.
+            // This process may end before the owner of the file can remove it.
             if let Some(event) = held.event.take() {
                 let _ = std::fs::remove_file(event);
             }
         }
     }
 
-    /// A function is called that this command kills; why not, if this program is ending.
+    /// Notes that a function is being called, and the command that kills it. Returns the reason if this program is
+    /// ending.
     fn call(&self, url: &str, kill: Option<&str>) -> Option<String> {
         let mut held = self.lock();
         if held.closed {
@@ -190,14 +191,14 @@ impl Leash {
         None
     }
 
-    /// It was called; why it was killed, if it was. A kill that goes on is waited for.
+    /// The call has ended; returns why the function was killed, if it was. Waits for a kill that is in progress.
     fn called(&self) -> Option<String> {
         let mut held = self.lock();
         held.running = None;
         held.killed.take()
     }
 
-    /// Ends a worker that cannot be watched, with everything that it started.
+    /// Kills a worker that cannot be watched, with everything that it started.
     fn abandon(&self, child: &mut Child) {
         let mut held = self.lock();
         kill_group(child.id());
@@ -222,13 +223,13 @@ impl Leash {
         Ok(child)
     }
 
-    /// Whether the worker has ended; then its group is ended, too, and the reason of a kill returned.
+    /// Whether the worker has ended; if so, its group is killed, too, and the reason of a kill is returned.
     fn ended(&self, child: &mut Child) -> io::Result<Option<(std::process::ExitStatus, Option<String>)>> {
         let mut held = self.lock();
         if !has_exited(child)? {
             return Ok(None);
         }
-        // It is not reaped yet, so no other process has its number.
+        // It is not reaped yet, so no other process has its id.
         kill_group(child.id());
         held.running = None;
         held.event = None;
@@ -265,7 +266,7 @@ fn has_exited(child: &mut Child) -> io::Result<bool> {
     child.try_wait().map(|status| status.is_some())
 }
 
-/// A place to run workers at: a folder for what they print, and the leash.
+/// Where workers run: a folder for their output, and the handle to kill them.
 #[derive(Debug)]
 pub(crate) struct Runner<'a> {
     pub(crate) leash: &'a Arc<Leash>,
@@ -273,16 +274,16 @@ pub(crate) struct Runner<'a> {
     pub(crate) dir: &'a Path,
     /// The worker's own folder.
     pub(crate) worker_dir: &'a Path,
-    /// Its environment, beside our own.
+    /// Environment variables in addition to our own.
     pub(crate) env: &'a [(String, String)],
-    /// Whether what it prints goes to standard error as well.
+    /// Whether its output goes to standard error as well.
     pub(crate) echo: bool,
     /// The command that kills a function.
     pub(crate) kill: Option<&'a str>,
 }
 
 impl Runner<'_> {
-    /// Gives the worker an event, and waits for it to end; `answered` says whether its message was taken.
+    /// Gives the worker an event, and waits for it to end. `answered` tells whether its message was accepted.
     ///
     /// # Errors
     /// `Start` if it cannot be started at all; `Io` if it cannot be watched.
@@ -388,7 +389,7 @@ impl Runner<'_> {
     }
 }
 
-/// What a worker prints, on its way to where it is kept.
+/// Copies a worker's output to where it is kept.
 struct Output(Vec<Receiver<()>>);
 
 impl Output {
@@ -406,7 +407,7 @@ impl Output {
             let (log, left, (done, over)) = (Arc::clone(&log), Arc::clone(&left), channel());
             std::thread::spawn(move || {
                 let mut buffer = vec![0; 16 * 1024];
-                // A worker must be able to print on, whatever becomes of it here.
+                // The worker must be able to go on printing, whatever fails here.
                 while let Ok(count @ 1..) = source.read(&mut buffer) {
                     let mut left = left.lock().unwrap_or_else(PoisonError::into_inner);
                     let kept = usize::try_from(*left).unwrap_or(usize::MAX).min(count);
@@ -427,7 +428,7 @@ impl Output {
         Ok(Self(started.collect()))
     }
 
-    /// Waits for the rest. A process that left the group may hold the pipe open: it is not waited for.
+    /// Waits for the rest. A process that has left the group may keep the pipe open: it is not waited for.
     fn finish(self) {
         let until = Instant::now() + OUTPUT_REST;
         for over in self.0 {
@@ -440,10 +441,10 @@ impl Output {
     }
 }
 
-/// Posts the event, and says what was wrong with the answer. A function that answers 202 goes on by itself, and is
+/// Posts the event. Returns what was wrong with the answer. A function that answers 202 goes on by itself, and is
 /// waited for.
 fn call_function(url: &str, event: &str, limits: &Limits, answered: &dyn Fn() -> bool) -> Option<String> {
-    // A moment that is too far away cannot be told.
+    // A time too far in the future overflows.
     let budget = limits.budget.min(CALL_MAX);
     let agent: Agent =
         Agent::config_builder().http_status_as_error(false).timeout_global(Some(budget)).build().into();
@@ -465,7 +466,7 @@ fn call_function(url: &str, event: &str, limits: &Limits, answered: &dyn Fn() ->
     }
 }
 
-/// The words of a worker, for a report.
+/// The start of a worker's answer, for a report.
 impl std::fmt::Display for Worker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -475,7 +476,7 @@ impl std::fmt::Display for Worker {
     }
 }
 
-/// Whether a name can be that of an environment variable.
+/// Whether this can be the name of an environment variable.
 pub(crate) fn is_variable(name: &str) -> bool {
     !name.is_empty() && !name.contains(['=', '\0']) && OsStr::new(name) != DIR_VARIABLE
 }

@@ -1,7 +1,7 @@
-//! What the local Airdrop promises as a platform: each act counts once and for good, wherever its owner dies, and
-//! what the platform would refuse is refused. (`local_sync.rs` has the syncs that it plays.)
+//! The promises of the local Airdrop as a platform: each act counts once and durably, wherever its process dies, and
+//! what the platform would refuse is refused. (The syncs that it plays are in `local_sync.rs`.)
 //!
-//! The oracle reads the files of the directory by itself, never through the code under test.
+//! The oracle reads the files of the directory itself, never through the code under test.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -209,7 +209,7 @@ fn a_body_of_another_length_than_declared_is_refused_and_nothing_of_it_is_kept()
         let result = try_upload(&local, Body::Stream { reader: body, length_bytes: Some(length) });
         assert_refused(result, 400, found);
     }
-    // A source without an end is not heard to its end.
+    // An endless source is not read to its end.
     let mut endless = Source::new(u64::MAX, 1_000);
     let result = try_upload(&local, Body::Stream { reader: &mut endless, length_bytes: Some(10_000) });
     assert_refused(result, 400, "a.bin");
@@ -271,7 +271,7 @@ fn what_the_platform_would_refuse_is_refused_and_leaves_no_trace() {
         "{\"event_type\":7}",
         "{\"event_type\":\"X\",\"event_data\":{\"artifacts\":[{}]}}",
     ] {
-        assert_refused(local.send(&as_body(body)), 400, "no message");
+        assert_refused(local.send(&as_body(body)), 400, "not a message");
     }
     assert_refused(
         local.send(&as_body("{\"event_type\":\"EXTRACTION_DATA_ERROR\"}")),
@@ -683,7 +683,7 @@ fn a_directory_that_was_tampered_with_is_an_error_that_names_the_file() {
     assert_eq!(read.len(), 1, "it ends with the first error");
     let error = read[0].as_ref().unwrap_err().to_string();
     assert!(error.contains("messages.jsonl") && error.contains("byte 0"), "{error}");
-    // A counter that is none.
+    // A counter that is not a number.
     let (dir, _local) = prepared();
     fs::write(dir.path().join("uploaders.txt"), "many").unwrap();
     let again = Local::open(dir.path()).unwrap();
@@ -804,7 +804,7 @@ fn an_upload_has_the_id_that_was_prepared_and_each_id_one_upload() {
     assert_refused(local.upload_as(&second, upload(b"again")), 409, "was uploaded before");
     assert_eq!(local.artifact_bytes(&second).unwrap(), b"second");
     let path = ArtifactId::new("../confirmed.txt").unwrap();
-    assert_refused(local.upload_as(&path, upload(b"x")), 400, "is no artifact id");
+    assert_refused(local.upload_as(&path, upload(b"x")), 400, "is not an artifact id");
     // Prepared by one handle, uploaded by another: the platform was started anew.
     let another = Local::open(dir.path()).unwrap();
     let third = another.prepare().unwrap();

@@ -1,5 +1,5 @@
-//! What the local Airdrop promises as the driver of a sync: the phases in their order, an event of its own for each
-//! invocation, delays waited out, and, killed at any point and started again, the same event once more or none.
+//! The promises of the local Airdrop as the driver of a sync: the phases in order, a new event for each invocation,
+//! waits for delays; and after a kill at any point the same event again, or none.
 //!
 //! The worker here is a script. It remembers what it sealed, as a worker with a store would, and nothing else. The
 //! oracle reads the events that it was given, and the files.
@@ -534,8 +534,8 @@ fn an_answer_that_cannot_be_is_an_error_that_says_why() {
     let change_field: fn(&mut Value) = |context| context["sequence_version"] = json!("17");
     for (act, reason) in [
         (Act::Twice("EXTRACTION_METADATA_DONE"), "2 messages"),
-        (Act::Say("EXTRACTION_DATA_DONE", "", 0), "EXTRACTION_DATA_DONE is no answer"),
-        (Act::Say("EXTRACTION_METADATA_PROGRESS", "", 0), "EXTRACTION_METADATA_PROGRESS is no answer"),
+        (Act::Say("EXTRACTION_DATA_DONE", "", 0), "EXTRACTION_DATA_DONE is not an answer"),
+        (Act::Say("EXTRACTION_METADATA_PROGRESS", "", 0), "EXTRACTION_METADATA_PROGRESS is not an answer"),
         (Act::Say("UNKNOWN_EVENT_TYPE", "", 0), "try --names newer"),
         (Act::Mangled("EXTRACTION_METADATA_DONE", drop_field), "dev_uid is null, not \"DEVU-1\""),
         (Act::Mangled("EXTRACTION_METADATA_DONE", change_field), "sequence_version is \"17\", not \"2\""),

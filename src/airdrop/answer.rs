@@ -17,13 +17,13 @@ use crate::store::{
 };
 
 use super::delivery::{Delivery, Halt};
-use super::event::Spelling;
+use super::event_type::{OutcomeKind, Spelling};
 use super::in_flight::entry;
 use super::invocation::{Ending, Invocation, Stop, is_told};
 use super::keeper::Keeper;
 use super::message::{
     ARTIFACTS_FIELD_BYTES, Answer, AnswerKind, ArtifactEntry, Composed, ERROR_MESSAGE_BYTES_MAX, ErrorCode,
-    OutcomeKind, WorkerMetadata, compose, error_text,
+    WorkerMetadata, compose, error_text,
 };
 use super::platform::SealedMessage;
 use super::retry::{GaveUp, attempts_while};
@@ -321,26 +321,26 @@ impl Invocation<'_> {
         let may = || self.store.ensure_in_place();
         match attempts_while(&self.deadlines, self.seed, may, || self.platform.send(&sealed)) {
             Ok(()) => {
-                info!(event_type = message.event_type, artifacts = message.artifacts, "message delivered");
+                info!(target: "highwater", event_type = message.event_type, artifacts = message.artifacts, "message delivered");
                 Ok(Sent::Accepted)
             }
             // A platform that accepted it, and whose answer was lost, may refuse it the second time. So it stays
             // sealed: a new event proves that it was accepted, and the same event sends the same bytes. A message
             // that is too large was never accepted.
             Err(GaveUp::Refused { status, reason, in_doubt: true }) if status != TOO_LARGE => {
-                warn!(event_type = message.event_type, status, reason, "message refused, or accepted before");
+                warn!(target: "highwater", event_type = message.event_type, status, reason, "message refused, or accepted before");
                 let reason = format!(
                     "refused with {status}: {reason}, after an attempt that may have been accepted; it stays sealed"
                 );
                 Err(not_delivered(message, &reason))
             }
             Err(GaveUp::Refused { status, reason, .. }) => {
-                warn!(event_type = message.event_type, status, reason, "message refused");
+                warn!(target: "highwater", event_type = message.event_type, status, reason, "message refused");
                 Ok(Sent::Refused { status, reason })
             }
             Err(GaveUp::Stopped(error)) => Err(error),
             Err(GaveUp::Tried(reason)) => {
-                warn!(event_type = message.event_type, reason, "message not delivered");
+                warn!(target: "highwater", event_type = message.event_type, reason, "message not delivered");
                 Err(not_delivered(message, &reason))
             }
         }
@@ -413,7 +413,7 @@ enum Sent {
 
 fn log_sealed(message: &StoredMessage) {
     let (bytes, artifacts) = (message.body.len(), message.artifacts);
-    info!(event_type = message.event_type, kind = ?message.kind, artifacts, bytes, "message sealed");
+    info!(target: "highwater", event_type = message.event_type, kind = ?message.kind, artifacts, bytes, "message sealed");
 }
 
 /// Records that a message was accepted.

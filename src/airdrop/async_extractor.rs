@@ -1,4 +1,4 @@
-//! The async twin of [`Extractor`]: for sources that are asked with `await`.
+//! The async version of [`Extractor`]: for sources with an async client.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -18,15 +18,16 @@ use super::context::Context;
 use super::extractor::{AttachmentError, ExternalSyncUnit, SourceError};
 use super::listing::Listing;
 
-/// [`Extractor`](super::Extractor) for authors who `await`: each method means the same, and what is said there of errors, of
-/// being called again, and of which method is called when, holds here. [`Serve::serve_async`](super::Serve::serve_async)
-/// drives it.
+/// The async version of [`Extractor`](super::Extractor). Each method means the same. What is said there about errors,
+/// about repeated calls, and about which method is called when, holds here too.
+/// [`Serve::serve_async`](super::Serve::serve_async) drives it.
 ///
-/// The methods are written as `async fn`. They are polled on the task that awaits `serve_async`, so they may use whatever its
-/// runtime gives: clients, timers, tasks. None is in our dependencies. They must not block: no other call of the same
-/// invocation goes on meanwhile. With [`Serve::concurrency`](super::Serve::concurrency), pages are awaited together.
+/// Write the methods as `async fn`. They are polled on the task that awaits `serve_async`, so they may use everything
+/// that its runtime offers: clients, timers, tasks. This crate depends on no runtime. The methods must not block: no
+/// other call of the same invocation goes on meanwhile. With [`Serve::concurrency`](super::Serve::concurrency),
+/// several pages are awaited at once.
 ///
-/// Each call is given its [`Context`] to keep.
+/// Each call owns its [`Context`].
 ///
 /// ```
 /// use highwater::airdrop::{AsyncExtractor, Context, ExternalSyncUnit, Listing, SourceError};
@@ -70,22 +71,22 @@ use super::listing::Listing;
 /// }
 /// ```
 pub trait AsyncExtractor: Sync + 'static {
-    /// As [`Extractor::Cursor`](super::Extractor::Cursor).
+    /// Like [`Extractor::Cursor`](super::Extractor::Cursor).
     type Cursor: Serialize + DeserializeOwned + Send + 'static;
 
-    /// As [`Extractor::external_sync_units`](super::Extractor::external_sync_units).
+    /// Like [`Extractor::external_sync_units`](super::Extractor::external_sync_units).
     fn external_sync_units(
         &self,
         context: Arc<Context<'static>>,
     ) -> impl Future<Output = Result<Vec<ExternalSyncUnit>, SourceError>> + Send;
 
-    /// As [`Extractor::metadata`](super::Extractor::metadata).
+    /// Like [`Extractor::metadata`](super::Extractor::metadata).
     fn metadata(
         &self,
         context: Arc<Context<'static>>,
     ) -> impl Future<Output = Result<Value, SourceError>> + Send;
 
-    /// As [`Extractor::initial_domain_mapping`](super::Extractor::initial_domain_mapping): none, unless overridden.
+    /// Like [`Extractor::initial_domain_mapping`](super::Extractor::initial_domain_mapping): none, unless overridden.
     fn initial_domain_mapping(
         &self,
         context: Arc<Context<'static>>,
@@ -94,18 +95,18 @@ pub trait AsyncExtractor: Sync + 'static {
         std::future::ready(Ok(None))
     }
 
-    /// As [`Extractor::check_policy`](super::Extractor::check_policy).
+    /// Like [`Extractor::check_policy`](super::Extractor::check_policy).
     fn check_policy(&self) -> CheckPolicy {
         CheckPolicy::Off
     }
 
-    /// As [`Extractor::streams`](super::Extractor::streams).
+    /// Like [`Extractor::streams`](super::Extractor::streams).
     fn streams(
         &self,
         context: Arc<Context<'static>>,
     ) -> impl Future<Output = Result<Vec<String>, SourceError>> + Send;
 
-    /// As [`Extractor::page`](super::Extractor::page).
+    /// Like [`Extractor::page`](super::Extractor::page).
     fn page(
         &self,
         context: Arc<Context<'static>>,
@@ -113,13 +114,13 @@ pub trait AsyncExtractor: Sync + 'static {
         cursor: Option<Self::Cursor>,
     ) -> impl Future<Output = Result<Page<Self::Cursor>, SourceError>> + Send;
 
-    /// As [`Extractor::can_refetch`](super::Extractor::can_refetch).
+    /// Like [`Extractor::can_refetch`](super::Extractor::can_refetch).
     fn can_refetch(&self, item_type: &str) -> bool {
         let _ = item_type;
         false
     }
 
-    /// As [`Extractor::refetch`](super::Extractor::refetch).
+    /// Like [`Extractor::refetch`](super::Extractor::refetch).
     fn refetch(
         &self,
         context: Arc<Context<'static>>,
@@ -132,7 +133,7 @@ pub trait AsyncExtractor: Sync + 'static {
         std::future::ready(Err(reason.into()))
     }
 
-    /// As [`Extractor::open_attachment`](super::Extractor::open_attachment): denied, unless overridden.
+    /// Like [`Extractor::open_attachment`](super::Extractor::open_attachment): denied, unless overridden.
     fn open_attachment(
         &self,
         context: Arc<Context<'static>>,
@@ -144,10 +145,10 @@ pub trait AsyncExtractor: Sync + 'static {
     }
 }
 
-/// The chunks of a body, as they come.
+/// The chunks of a body.
 pub(super) type Chunks = Pin<Box<dyn Stream<Item = Result<Vec<u8>, BoxError>> + Send>>;
 
-/// The bytes of an attachment, as a stream of chunks: what an HTTP client's body turns into.
+/// The bytes of an attachment, as a stream of chunks: for the body of an HTTP client's response.
 #[non_exhaustive]
 pub struct AsyncAttachmentBody {
     pub(super) chunks: Chunks,
@@ -159,7 +160,8 @@ pub struct AsyncAttachmentBody {
 
 impl AsyncAttachmentBody {
     /// A body of unknown length and type. The stream is polled on the task that awaits
-    /// [`Serve::serve_async`](super::Serve::serve_async), one chunk at a time, no faster than the platform takes them.
+    /// [`Serve::serve_async`](super::Serve::serve_async), one chunk at a time, no faster than the platform accepts
+    /// them.
     pub fn new<S, B, E>(chunks: S) -> Self
     where
         S: Stream<Item = Result<B, E>> + Send + 'static,
@@ -193,7 +195,7 @@ impl std::fmt::Debug for AsyncAttachmentBody {
     }
 }
 
-/// The chunks of an author's stream, as bytes of our own.
+/// The chunks of an author's stream, as bytes that we own.
 struct Owned<S>(Pin<Box<S>>);
 
 impl<S, B, E> Stream for Owned<S>

@@ -1,6 +1,6 @@
 //! The attachments phase: processes the queue that the data phase left, and decides what a failure means.
 //!
-//! How an attachment gets to the platform, and what is stored when, is decided in `delivery`. This room decides when
+//! How an attachment gets to the platform, and what is stored when, is decided in `delivery`. This module decides when
 //! each one begins, and what to do if one could not be uploaded:
 //! - A failure of the source counts against the attachment; after several, it is given up and listed. If the failure
 //!   cannot change (gone, denied, empty, too large), it is given up at once.
@@ -159,7 +159,7 @@ impl Invocation<'_> {
             RemakeCut { left: before.left, times: before.times.saturating_add(1) }
         };
         run.set_note(REMAKE_CUT, &cut)?;
-        info!(read, files, times = cut.times, "no time to rebuild the queue of attachments");
+        info!(target: "highwater", read, files, times = cut.times, "no time to rebuild the queue of attachments");
         if cut.times < REMAKE_CUTS_MAX {
             return Ok(Ending::Progress.into());
         }
@@ -285,7 +285,7 @@ impl<'q, 'a> Queue<'q, 'a> {
         self.delivery.step()?;
         let stopped = self.is_stopped();
         if self.is_late() && !std::mem::replace(&mut self.late, true) {
-            info!(unsettled = self.delivery.attachments(), "deadline reached");
+            info!(target: "highwater", unsettled = self.delivery.attachments(), "deadline reached");
         }
         if !stopped {
             self.take_up()?;

@@ -1,14 +1,15 @@
-//! The engine of an async invocation: the blocking loop on a thread of its own, the author's futures on the caller's task.
+//! The engine of an async invocation: the blocking loop on its own thread, the author's futures on the caller's task.
 //!
-//! The loop is the one of [`Serve::serve`], given an extractor whose every call is *asked* over a queue: it is turned into a
-//! future of the author's, polled by whoever polls the [`drive`] future, and its answer comes back to the thread that asked.
-//! So there is one engine, and no runtime.
+//! The loop is that of [`Serve::serve`], with an extractor that puts every call into a queue. The call becomes a
+//! future of the author's, which is polled by the caller of the [`drive`] future; its result is returned to the
+//! thread that made the call. So there is only one engine, and no runtime.
 //!
-//! What ends a call that does not come:
-//! - The invocation's hard limit; after a stop, the moment at which what was begun is given up. The future is dropped.
-//! - The `drive` future is dropped: that is a kill. From then on the engine stores nothing and calls the platform for nothing
-//!   more: its store and its platform are [`Cut`] off. A call to the platform, or a commit, that was begun before may still come
-//!   to its end, as it may when a process is killed. The thread ends as soon as that has; nobody waits for it.
+//! A call that does not return ends in one of these ways:
+//! - At the invocation's hard limit or, after a stop, at the moment when pages in progress are given up, the future
+//!   is dropped.
+//! - Dropping the `drive` future is a kill. From then on the engine stores nothing and does not call the platform:
+//!   both its store and its platform are [`Cut`] off. A call or commit that was begun before may still complete, as
+//!   when a process is killed. The thread ends after it, and nobody waits for it.
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
@@ -40,13 +41,13 @@ use super::platform::{Platform, PlatformError, SealedMessage, Upload, WorkerStat
 use super::settings::Serve;
 
 impl Serve {
-    /// As [`Serve::serve`], for an extractor that awaits. The engine runs on a thread of its own; the extractor's futures are
-    /// polled by whoever polls this one, on any runtime or none.
+    /// Like [`Serve::serve`], for an async extractor. The engine runs on its own thread. The extractor's futures are
+    /// polled by the caller of this one, on any runtime or none.
     ///
-    /// Dropping the future is a kill: nothing is stored, confirmed or sent from then on, but for the one call or commit that
-    /// was being made; the extractor's futures are dropped with it. The engine's thread ends by itself as soon as that call has
-    /// come to its end, at the latest after the platform's own time-outs. The same event, served again, resumes; also on the
-    /// same store, before that thread has ended.
+    /// Dropping the future is a kill: nothing is stored, confirmed or sent from then on, except the one call or
+    /// commit in progress. The extractor's futures are dropped, too. The engine's thread ends when that call has
+    /// ended, at the latest after the platform's own time-outs. Serving the same event again resumes, even on the
+    /// same store before that thread has ended.
     ///
     /// ```
     /// use highwater::airdrop::{AsyncExtractor, Event, Platform, Serve};
@@ -65,10 +66,10 @@ impl Serve {
     /// ```
     ///
     /// # Durability
-    /// As [`Serve::serve`].
+    /// Like [`Serve::serve`].
     ///
     /// # Errors
-    /// As [`Serve::serve`]; `Io` if no thread can be started.
+    /// Those of [`Serve::serve`]; `Io` if no thread can be started.
     pub fn serve_async<'a, E: AsyncExtractor, P: Platform + Send + 'static>(
         &self,
         store: &Store,
@@ -87,28 +88,28 @@ impl Serve {
     }
 }
 
-/// The future of a call of the author's.
+/// The future of a call to the author's extractor.
 type Answering<'e, A> = Pin<Box<dyn Future<Output = A> + Send + 'e>>;
 
-/// A call, to be made where the extractor is.
+/// A call, to be made on the caller's task.
 type Call<E> = Box<dyn for<'e> FnOnce(&'e E) -> Answering<'e, ()> + Send>;
 
-/// A call that is asked for, and whether anybody waits for its answer.
+/// A call in the queue, and whether its result is still wanted.
 struct Asked<E> {
     call: Call<E>,
     awaited: Weak<()>,
 }
 
-/// What an engine asks for.
+/// The calls that an engine makes.
 struct Queue<E> {
     state: Mutex<State<E>>,
 }
 
 struct State<E> {
     asked: VecDeque<Asked<E>>,
-    /// The engine has come to its end.
+    /// The engine has ended.
     ended: bool,
-    /// Nobody answers any more.
+    /// The calls are no longer answered.
     closed: bool,
     waker: Option<Waker>,
 }
@@ -123,7 +124,7 @@ impl<E: Sync> Queue<E> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes it, and has whoever polls look at it.
+    /// Changes the queue, and wakes the task that polls.
     fn change(&self, change: impl FnOnce(&mut State<E>)) {
         let mut state = self.lock();
         change(&mut state);
@@ -134,7 +135,7 @@ impl<E: Sync> Queue<E> {
         }
     }
 
-    /// Asks for a call, and waits for its answer; until `deadlines` say that nobody may any more.
+    /// Makes a call, and waits for its result, but not longer than `deadlines` allow.
     fn ask<A, X>(
         &self,
         deadlines: Option<&Deadlines>,
@@ -152,7 +153,7 @@ impl<E: Sync> Queue<E> {
                     Ok(future) => Caught(future).await,
                     Err(panic) => Err(panic_text(panic.as_ref())),
                 };
-                // Whoever asked may have given up.
+                // The engine may have given up waiting.
                 let _ = tell.send(answer);
             })
         });
@@ -182,7 +183,7 @@ impl<E: Sync> Queue<E> {
     }
 }
 
-/// A future of the author's; what it panics with is an answer.
+/// A future of the author's. If it panics, the result is an error.
 struct Caught<'e, A>(Answering<'e, A>);
 
 impl<A> Future for Caught<'_, A> {
@@ -196,7 +197,7 @@ impl<A> Future for Caught<'_, A> {
     }
 }
 
-/// Cuts an engine off when it is dropped: what it asked for is not answered, and it does nothing more.
+/// Cuts off an engine when it is dropped: its calls are no longer answered, and it does nothing more.
 struct CutOff<E: Sync> {
     cut: Arc<AtomicBool>,
     queue: Arc<Queue<E>>,
@@ -213,8 +214,8 @@ impl<E: Sync> Drop for CutOff<E> {
     }
 }
 
-/// Runs an engine on a thread of its own, and polls the futures that it asks for until it has come to its end. Dropped
-/// before, it sets `cut`.
+/// Runs an engine on its own thread, and polls the futures of its calls until it has ended. If dropped before that,
+/// it sets `cut`.
 ///
 /// # Errors
 /// `Io` if no thread can be started.
@@ -239,7 +240,7 @@ pub(crate) async fn drive<E: AsyncExtractor, T: Send + 'static>(
     let thread = std::thread::Builder::new().name("highwater".to_owned());
     thread.spawn(run).map_err(|error| Error::io("start the thread of an invocation", error))?;
     let mut running: Vec<(Answering<'_, ()>, Weak<()>)> = Vec::new();
-    // The last one: the engine is cut off before the futures that it waits for are dropped.
+    // Last, so that the engine is cut off before the futures that it waits for are dropped.
     let cut_off = CutOff { cut, queue };
     poll_fn(|task| {
         loop {
@@ -256,7 +257,7 @@ pub(crate) async fn drive<E: AsyncExtractor, T: Send + 'static>(
             running.retain_mut(|(future, awaited)| {
                 awaited.strong_count() > 0 && future.as_mut().poll(task).is_pending()
             });
-            // What is asked for from now on wakes the task.
+            // Calls from now on wake the task.
             if none_came {
                 return Poll::Pending;
             }
@@ -266,21 +267,21 @@ pub(crate) async fn drive<E: AsyncExtractor, T: Send + 'static>(
     match told.recv() {
         Ok(Ok(result)) => Ok(result),
         Ok(Err(panic)) => resume_unwind(panic),
-        // It tells before it ends.
+        // It reports its result before it ends.
         Err(error) => Err(Error::io("learn how an invocation ended", error)),
     }
 }
 
-/// The extractor as the engine sees it: what it is asked, it asks for where the author's is.
+/// The extractor as the engine sees it: each call goes into the queue.
 pub(crate) struct Bridge<E: AsyncExtractor> {
     queue: Arc<Queue<E>>,
     policy: CheckPolicy,
-    /// Handles of what is the same in every context of the invocation.
+    /// Handles for what is the same in every context of the invocation.
     event_and_run: OnceLock<(Arc<Event>, Arc<Run>)>,
 }
 
 impl<E: AsyncExtractor> Bridge<E> {
-    /// A context, for the author to keep.
+    /// A context for the author to keep.
     fn own(&self, context: &Context<'_>) -> Arc<Context<'static>> {
         let (event, run) = self
             .event_and_run
@@ -330,7 +331,7 @@ impl<E: AsyncExtractor> Extractor for Bridge<E> {
         let item_type = item_type.to_owned();
         let asked: Result<bool, String> =
             self.queue.ask(None, |extractor| Box::pin(async move { Ok(extractor.can_refetch(&item_type)) }));
-        // What it panics with, it would panic with in the next call, too.
+        // A panic here would also happen in the next call.
         asked.unwrap_or(false)
     }
 
@@ -365,18 +366,18 @@ impl<E: AsyncExtractor> Extractor for Bridge<E> {
     }
 }
 
-/// Reads the chunks of a body, each asked for when the one before is read.
+/// Reads the chunks of a body, each requested when the one before is read.
 struct ChunkReader<E> {
     queue: Arc<Queue<E>>,
     deadlines: Arc<Deadlines>,
-    /// None once they are over, or one failed.
+    /// `None` once they have ended, or one failed.
     chunks: Option<Chunks>,
     chunk: Vec<u8>,
     read: usize,
 }
 
 impl<E: Sync + 'static> ChunkReader<E> {
-    /// The next chunk, and what comes after it.
+    /// The next chunk, and the rest of the stream.
     fn next(&self, mut chunks: Chunks) -> Result<(Chunks, Option<Vec<u8>>), BoxError> {
         self.queue.ask(Some(&self.deadlines), |_| {
             Box::pin(async move {
@@ -401,14 +402,14 @@ impl<E: Sync + 'static> Read for ChunkReader<E> {
     }
 }
 
-/// A platform that nobody calls any more once the flag is set.
+/// A platform that is not called any more once the flag is set.
 struct Cut<P> {
     platform: P,
     cut: Arc<AtomicBool>,
 }
 
 impl<P: Platform> Cut<P> {
-    /// The platform, unless the engine was cut off. What is then refused is stored nowhere.
+    /// The platform, unless the engine was cut off. The error that is returned then is stored nowhere.
     fn platform(&self) -> Result<&P, PlatformError> {
         if self.cut.load(Ordering::Acquire) {
             let reason = "the invocation was dropped, and the call was not made".to_owned();

@@ -3,7 +3,7 @@
 //! Each method makes one attempt and reports its result; the caller waits, retries and gives up. The outcome of a
 //! request that changes something is *unknown* once its last byte was passed to the connection and no answer came.
 //! Before that, the request cannot have taken effect, because its `Content-Length` was not reached. What a status
-//! proves is in the table of the room `status`. Redirects are not followed, because they would send the token
+//! proves is in the table of `http_status`. Redirects are not followed, because they would send the token
 //! elsewhere.
 //!
 //! An upload always has a correct `Content-Length`, because the file store refuses chunked bodies: the form around
@@ -25,11 +25,11 @@ use ureq::{Agent, SendBody};
 
 use crate::airdrop::document::lossy_value;
 use crate::airdrop::event::{Event, Secret, wrong};
+use crate::airdrop::http_status::Call;
 use crate::airdrop::message::LIBRARY_VERSION;
 use crate::airdrop::platform::{
     Body, Fate, Platform, PlatformError, SealedMessage, Upload, WAIT_MAX, WorkerState,
 };
-use crate::airdrop::status::Call;
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, Result};
 use crate::model::{ArtifactId, BATCH_BYTES_MAX};
@@ -77,7 +77,7 @@ pub struct Client {
     clock: Arc<dyn Clock>,
     /// For everything but files; limited in total time.
     calls: Agent,
-    /// For files: ends if nothing moves, or after a very long time.
+    /// For files; limited in the time of a stall, and in a very long total time.
     transfers: Agent,
     request_timeout: Duration,
     transfer_timeout: Duration,
@@ -273,7 +273,7 @@ impl Client {
         PlatformError::Retry { fate, after: None, reason: format!("{step}: {}", self.clean(&what)) }
     }
 
-    /// Classifies answers by the table of the room `status`.
+    /// Classifies answers by the table of `http_status`.
     fn succeeded(
         &self,
         call: Call,

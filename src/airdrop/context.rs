@@ -1,4 +1,4 @@
-//! What an extractor is told about the invocation.
+//! The invocation as an extractor sees it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,7 +19,7 @@ use super::event::Event;
 use super::sdk::Scope;
 use super::window::Window;
 
-/// What an extractor is told about the invocation: the event, the run, and what to extract.
+/// The invocation as an extractor sees it: the event, the run, and what to extract.
 pub struct Context<'a> {
     pub(super) event: Held<'a, Event>,
     pub(super) run: Held<'a, Run>,
@@ -27,11 +27,11 @@ pub struct Context<'a> {
     pub(super) window: Option<Window>,
     pub(super) scope: Arc<Scope>,
     pub(super) connector_state: Option<Arc<Value>>,
-    /// What pages set that come before the one that is asked for, and are not stored.
+    /// Values set by earlier pages that are not stored yet.
     pub(super) values_ahead: ValuesAhead,
 }
 
-/// Values by their keys, as JSON; `None`: it is removed.
+/// Values by key, as JSON; `None`: the value is removed.
 pub(super) type ValuesAhead = BTreeMap<String, Option<String>>;
 
 impl fmt::Debug for Context<'_> {
@@ -43,7 +43,7 @@ impl fmt::Debug for Context<'_> {
     }
 }
 
-/// Something that is lent by the engine, or held by whoever may outlive it.
+/// A value that the engine lends, or that is held by an owner that may outlive the engine.
 pub(super) enum Held<'a, T> {
     Lent(&'a T),
     #[cfg(feature = "async")]
@@ -63,7 +63,7 @@ impl<T> Deref for Held<'_, T> {
 }
 
 impl Context<'_> {
-    /// The same for whoever may outlive the engine. `event` and `run` are handles that were made before.
+    /// The same, to outlive the engine. `event` and `run` are handles that were created before.
     #[cfg(feature = "async")]
     pub(super) fn to_own(&self, event: &Arc<Event>, run: &Arc<Run>) -> Context<'static> {
         Context {
@@ -77,7 +77,7 @@ impl Context<'_> {
         }
     }
 
-    /// The same, for a page that comes after pages that set these values and are not stored.
+    /// The same, for a page that comes after pages that set these values and are not stored yet.
     pub(super) fn ahead(&self, values: ValuesAhead) -> Context<'_> {
         Context {
             event: Held::Lent(&self.event),
@@ -123,8 +123,8 @@ impl Context<'_> {
         }
     }
 
-    /// The extraction window that the platform asks for: resolved when the run's first phase began, and fixed from then
-    /// on. `None` while external sync units are listed.
+    /// The extraction window that the platform asks for. It is resolved when the run's first phase begins, and is
+    /// fixed from then on. `None` while external sync units are listed.
     pub fn window(&self) -> Option<Window> {
         self.window
     }
@@ -141,8 +141,8 @@ impl Context<'_> {
         self.run.bookmark(stream)
     }
 
-    /// A value of the extractor's own, as [`Page::value`](crate::Page::value) last set it: of the pages before this one of
-    /// its listing also those that are [not stored yet](super::Serve::ahead).
+    /// A value of the extractor's own, as [`Page::value`](crate::Page::value) last set it. This includes what earlier
+    /// pages of the same listing set that are [not stored yet](super::Serve::ahead).
     ///
     /// # Errors
     /// Those of [`Run::value`].
@@ -170,8 +170,9 @@ impl Context<'_> {
         self.connector_state.as_deref()
     }
 
-    /// How much of the [budget](super::Serve::budget) for pages is left in this invocation; zero once it was
-    /// [asked to stop](super::Serve::stop_token). A page that takes long may look, and end with what it has.
+    /// How much of the [budget](super::Serve::budget) for pages is left in this invocation; zero after a
+    /// [stop](super::Serve::stop_token). A page that takes long may check it, and end early with the records that it
+    /// has.
     pub fn time_left(&self) -> Duration {
         self.deadlines.time_left()
     }

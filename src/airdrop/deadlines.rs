@@ -1,14 +1,14 @@
-//! When an invocation stops doing what: its budget, its hard limit, and that it was asked to stop.
+//! The deadlines of an invocation: its budget, its hard limit, and an early stop.
 //!
-//! | moment | what ends |
+//! | moment | from then on |
 //! | --- | --- |
 //! | [`Deadlines::soft_at`] | no page and no attachment is begun |
-//! | [`Deadlines::abort_at`] | what was begun is given up |
-//! | [`Deadlines::leave_at`], after a stop only | uploads are left to the next invocation |
-//! | [`Deadlines::hard_at`] | no call to the platform is tried again |
+//! | [`Deadlines::abort_at`] | pages and attachments that were begun are given up |
+//! | [`Deadlines::leave_at`], after a stop only | remaining uploads are left to the next invocation |
+//! | [`Deadlines::hard_at`] | no call to the platform is retried |
 //!
-//! Asked to stop, both limits move: the budget is over at once, and the hard limit comes [`Serve::stop_within`] later, if it
-//! would not come before. So there is one way in which an invocation ends, whoever ends it.
+//! A stop moves both limits: the budget ends at once, and the hard limit comes [`Serve::stop_within`] later, unless
+//! it would come earlier anyway. So every invocation ends in the same way, whatever ends it.
 //!
 //! [`Serve::stop_within`]: super::Serve::stop_within
 
@@ -21,28 +21,28 @@ use tracing::info;
 
 use crate::clock::Clock;
 
-/// How long somebody waits before it looks again whether it was asked to stop.
+/// How often a waiting thread checks whether a stop was requested.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
-/// Asks invocations to stop: for SIGTERM, which a platform sends some seconds before SIGKILL. Clones are of one and the same:
-/// give one to [`Serve::stop_token`](super::Serve::stop_token), and keep one.
+/// Requests invocations to stop, for example on SIGTERM, which a platform sends some seconds before SIGKILL. All
+/// clones share one state: give one to [`Serve::stop_token`](super::Serve::stop_token), and keep one.
 ///
-/// The library listens to no signal itself; a program does, with a crate that is made for it. Any thread may ask, also
-/// before the invocation begins. It cannot be taken back.
+/// The library handles no signals itself: install a handler with a crate made for it. Any thread may request a stop,
+/// also before the invocation begins. A stop cannot be cancelled.
 ///
 /// ```
 /// use highwater::airdrop::{Serve, StopToken};
 ///
 /// let stop = StopToken::new();
 /// let serve = Serve::new().stop_token(stop.clone());
-/// // In whatever is told of the signal:
+/// In the signal handler:
 /// stop.stop();
 /// assert!(stop.is_stopped());
 /// # let _ = serve;
 /// ```
 ///
-/// Made of a flag, it is asked when that is set; so [signal-hook](https://docs.rs/signal-hook) needs no thread for it:
-/// `signal_hook::flag::register(SIGTERM, flag)`.
+/// A token can also be made from a flag: setting the flag requests the stop. With
+/// [signal-hook](https://docs.rs/signal-hook) no thread is needed then: `signal_hook::flag::register(SIGTERM, flag)`.
 ///
 /// ```
 /// use highwater::airdrop::StopToken;
@@ -57,7 +57,7 @@ pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(50);
 #[derive(Clone, Default)]
 pub struct StopToken {
     stopped: Arc<AtomicBool>,
-    /// Another flag that asks, too.
+    /// A second flag that requests a stop.
     #[cfg(feature = "async")]
     or: Option<Arc<AtomicBool>>,
 }
@@ -73,17 +73,18 @@ impl From<Arc<AtomicBool>> for StopToken {
 }
 
 impl StopToken {
-    /// One that was not asked yet.
+    /// A token on which no stop is requested.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Asks to stop; see [`Serve::stop_token`](super::Serve::stop_token) for what then happens. Returns at once: it sets a flag.
+    /// Requests a stop; see [`Serve::stop_token`](super::Serve::stop_token) for what happens then. Returns at once:
+    /// it only sets a flag.
     pub fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
     }
 
-    /// Whether it was asked.
+    /// Whether a stop was requested.
     pub fn is_stopped(&self) -> bool {
         #[cfg(feature = "async")]
         if self.or.as_ref().is_some_and(|flag| flag.load(Ordering::Acquire)) {
@@ -92,7 +93,7 @@ impl StopToken {
         self.stopped.load(Ordering::Acquire)
     }
 
-    /// One that is asked by this flag, too.
+    /// A token on which this flag requests a stop, too.
     #[cfg(feature = "async")]
     pub(super) fn or(&self, flag: &Arc<AtomicBool>) -> Self {
         Self { stopped: Arc::clone(&self.stopped), or: Some(Arc::clone(flag)) }
@@ -113,13 +114,13 @@ pub(crate) struct Deadlines {
     hard: Duration,
     stop: StopToken,
     stop_within: Duration,
-    /// When it was seen that the invocation was asked to stop.
+    /// When the stop was first noticed.
     stopped_at: OnceLock<Duration>,
 }
 
 impl Deadlines {
-    /// Those of an invocation that begins now, and has so long for pages, and in all; `stop_within`: in all from when it was
-    /// asked to stop.
+    /// The deadlines of an invocation that begins now: `soft` is its budget for pages, `hard` its time in all, and
+    /// `stop_within` its time after a stop.
     pub(super) fn new(
         clock: Arc<dyn Clock>,
         soft: Duration,
@@ -132,7 +133,7 @@ impl Deadlines {
         Self { clock, soft, hard, stop, stop_within, stopped_at: OnceLock::new() }
     }
 
-    /// Whether the invocation was asked to stop.
+    /// Whether a stop was requested.
     pub(crate) fn is_stopped(&self) -> bool {
         self.stopped_at().is_some()
     }
@@ -143,46 +144,46 @@ impl Deadlines {
             return seen;
         }
         Some(*self.stopped_at.get_or_init(|| {
-            info!("asked to stop");
+            info!(target: "highwater", "stop requested");
             self.clock.elapsed()
         }))
     }
 
-    /// No page and no attachment is begun any more, but the first of an invocation that was not asked to stop.
+    /// From then on no page and no attachment is begun, except the first of an invocation that was not stopped.
     pub(crate) fn soft_at(&self) -> Duration {
         self.stopped_at().map_or(self.soft, |at| at.min(self.soft))
     }
 
-    /// The platform, or whoever asked to stop, kills the extractor.
+    /// When the extractor is killed, by the platform or after a stop.
     pub(crate) fn hard_at(&self) -> Duration {
         self.stopped_at().map_or(self.hard, |at| at.saturating_add(self.stop_within).min(self.hard))
     }
 
-    /// What was begun is given up: a page that does not come, an attachment that is still being read. What is left after it
-    /// is for the last batch, the confirms and the message.
+    /// When a page that has not arrived, or an attachment that is still being read, is given up. The time left after
+    /// that is for the last batch, the confirmations and the message.
     pub(crate) fn abort_at(&self) -> Duration {
         self.after_soft(0.75)
     }
 
-    /// After a stop: what is not uploaded by then is left to the next invocation.
+    /// After a stop: batches not uploaded by then are left to the next invocation.
     pub(crate) fn leave_at(&self) -> Option<Duration> {
         self.is_stopped().then(|| self.after_soft(0.9))
     }
 
-    /// When this part of the time between the two limits is over.
+    /// The moment when this part of the time between the two limits is over.
     fn after_soft(&self, part: f64) -> Duration {
         let soft = self.soft_at();
         soft.saturating_add(self.hard_at().saturating_sub(soft).mul_f64(part))
     }
 
-    /// Whether nobody may wait any more for something that was begun.
+    /// Whether it is too late to wait for anything that was begun.
     #[cfg(feature = "async")]
     pub(super) fn is_over(&self) -> bool {
         let at = if self.is_stopped() { self.abort_at() } else { self.hard_at() };
         self.clock.elapsed() >= at
     }
 
-    /// Whether what was begun before a stop is given up by now: that it failed says nothing.
+    /// Whether pages and attachments begun before a stop are given up by now. Their failures mean nothing then.
     pub(super) fn is_past_stop(&self) -> bool {
         self.is_stopped() && self.clock.elapsed() >= self.abort_at()
     }
@@ -192,7 +193,7 @@ impl Deadlines {
         self.soft_at().saturating_sub(self.clock.elapsed())
     }
 
-    /// Waits. Returns early, with false, if the invocation is asked to stop meanwhile.
+    /// Waits. Returns early, with false, if a stop is requested meanwhile.
     pub(crate) fn sleep(&self, wait: Duration) -> bool {
         let stopped = self.is_stopped();
         let until = self.clock.elapsed().saturating_add(wait);
@@ -205,12 +206,12 @@ impl Deadlines {
         true
     }
 
-    /// Whether a call may be tried again after so long.
+    /// Whether a call may be retried after this wait.
     pub(crate) fn is_time_for_retry_after(&self, wait: Duration) -> bool {
         self.clock.elapsed().saturating_add(wait) < self.hard_at()
     }
 
-    /// Waits, unless no call may be tried again after that. Says whether one may.
+    /// Waits and returns true, or returns false if it would be too late for a retry then.
     pub(crate) fn sleep_before_retry(&self, wait: Duration) -> bool {
         let until = self.clock.elapsed().saturating_add(wait);
         loop {
@@ -218,7 +219,7 @@ impl Deadlines {
             if !self.is_time_for_retry_after(left) {
                 return false;
             }
-            // Asked to stop meanwhile, there may still be time.
+            // After a stop there may still be time.
             if self.sleep(left) {
                 return true;
             }
@@ -257,7 +258,7 @@ mod tests {
         assert_eq!(all(), moved);
         clock.advance(SECOND);
         stop.stop();
-        assert_eq!(all(), moved, "it was asked once");
+        assert_eq!(all(), moved, "only the first request counts");
         assert!(deadlines.is_stopped());
     }
 
@@ -270,7 +271,7 @@ mod tests {
         assert_eq!((deadlines.soft_at(), deadlines.hard_at()), (100 * SECOND, 120 * SECOND));
     }
 
-    /// A clock on which somebody is asked to stop when it stands at a moment.
+    /// A clock that requests a stop when it reaches a moment.
     #[derive(Debug, Clone)]
     struct StopsAt(VirtualClock, Duration, StopToken);
 
@@ -300,7 +301,7 @@ mod tests {
         assert_eq!(clock.elapsed(), 2 * SECOND);
         assert!(!deadlines.sleep(60 * SECOND));
         assert_eq!(clock.elapsed(), 3 * SECOND);
-        // A wait that begins after the stop is one.
+        // After the stop, a wait lasts its full time.
         assert!(deadlines.sleep(2 * SECOND) && deadlines.sleep_before_retry(7 * SECOND));
         assert_eq!(clock.elapsed(), 12 * SECOND);
         assert!(!deadlines.sleep_before_retry(SECOND));
@@ -308,7 +309,7 @@ mod tests {
         let stop = StopToken::new();
         let clock = StopsAt(self::clock(), 3 * SECOND, stop.clone());
         let deadlines = self::deadlines(&clock, &stop);
-        assert!(deadlines.sleep_before_retry(12 * SECOND), "in time after the stop, too");
+        assert!(deadlines.sleep_before_retry(12 * SECOND), "there is time for it after the stop, too");
         assert_eq!(clock.elapsed(), 12 * SECOND);
 
         let stop = StopToken::new();

@@ -1,7 +1,7 @@
 //! Uploads in flight in one invocation: batches and attachments, each with a life of its own.
 //!
 //! What may be done with an upload, and when its id may be given up, is decided by [`transfer`](crate::transfer) and
-//! nowhere else. This room makes the calls that it asks for, several at once in lanes, reports the results to it, and
+//! nowhere else. This module makes the calls that it asks for, several at once in lanes, reports the results to it, and
 //! makes the store store the new states. It also keeps these limits:
 //! - Right before each confirm, the store's path must still lead to the open file: what another process confirms is not
 //!   confirmed here too.
@@ -12,7 +12,7 @@
 //! - One transaction stores everything about attachments that ended since the last commit, together with the lines
 //!   that name them.
 //!
-//! This room does not decide what a failure of the source means: such an upload is returned to the caller by
+//! This module does not decide what a failure of the source means: such an upload is returned to the caller by
 //! [`Delivery::take_attempted`].
 
 use std::collections::BTreeMap;
@@ -174,7 +174,7 @@ impl<'a> Delivery<'a> {
             let no = UploadNo::Batch(info.seq);
             if self.batch_rules.to_do(state) == ToDo::Upload {
                 let (seq, items) = (info.seq, info.items);
-                debug!(seq, item_type = info.item_type, items, "batch closed");
+                debug!(target: "highwater", seq, item_type = info.item_type, items, "batch closed");
             }
             self.take_up(no, What::Batch(info), state, artifact, Duration::ZERO);
         }
@@ -249,7 +249,7 @@ impl<'a> Delivery<'a> {
         self.wait_until(None)
     }
 
-    /// As [`Delivery::wait`], and no longer than until this moment.
+    /// Like [`Delivery::wait`], but not beyond this moment.
     pub(crate) fn wait_until(&mut self, until: Option<Duration>) -> Result<()> {
         self.start()?;
         let left = |until: Duration| until.saturating_sub(self.clock.elapsed());
@@ -352,8 +352,8 @@ impl<'a> Delivery<'a> {
         self.left_over |= self.uploads.len() < before;
     }
 
-    /// After a stop, leaves batches for which there is no time to the next invocation: once it is over, also those about which
-    /// a call is being made. What comes of that is looked at no more, as if the process had died during the call.
+    /// After a stop, leaves batches for which there is no time to the next invocation; once the time is over, also
+    /// those with a call in progress. The result of such a call is ignored, as if the process had died during it.
     fn leave_late_batches(&mut self) {
         let Some(leave_at) = self.deadlines.leave_at() else { return };
         if self.clock.elapsed() < leave_at {
@@ -460,7 +460,7 @@ impl<'a> Delivery<'a> {
 
     fn take_in(&mut self, done: AttemptResult) {
         let no = done.no;
-        // If it is not there, it was left to the next invocation during the call.
+        // If it is missing, it was left to the next invocation during the call.
         let Some(upload) = self.uploads.get_mut(&no) else { return };
         upload.called = false;
         match no {
@@ -472,7 +472,7 @@ impl<'a> Delivery<'a> {
                 if let (UploadNo::Attachment(number), What::Attachment { attachment, .. }) =
                     (no, &upload.what)
                 {
-                    debug!(attachment = attachment.id, artifact = artifact.as_str(), "attachment uploaded");
+                    debug!(target: "highwater", attachment = attachment.id, artifact = artifact.as_str(), "attachment uploaded");
                     self.attempted.push((number, Ok(())));
                 }
                 upload.artifact = Some(artifact);
@@ -614,14 +614,15 @@ impl<'a> Delivery<'a> {
             let wait_ms = millis(wait);
             match &upload.what {
                 What::Batch(info) => {
-                    warn!(seq = info.seq, call, tries, reason, wait_ms, "batch is tried again");
+                    warn!(target: "highwater", seq = info.seq, call, tries, reason, wait_ms, "batch is tried again");
                 }
                 What::Attachment { attachment, .. } => {
                     let attachment = &attachment.id;
                     warn!(
-                        attachment,
-                        call, tries, reason, wait_ms, "call about an attachment is tried again"
-                    );
+                    target: "highwater",
+                                attachment,
+                                call, tries, reason, wait_ms, "call about an attachment is tried again"
+                            );
                 }
             }
         }
@@ -630,8 +631,10 @@ impl<'a> Delivery<'a> {
     /// Keeps the first failure, or else the longest wait.
     fn meet(&mut self, halt: Halt) {
         match &halt {
-            Halt::Failed(reason) => warn!(reason, "delivery failed"),
-            Halt::AskedToWait(wait) => info!(wait_ms = millis(*wait), "the platform asked to wait"),
+            Halt::Failed(reason) => warn!(target: "highwater", reason, "delivery failed"),
+            Halt::AskedToWait(wait) => {
+                info!(target: "highwater", wait_ms = millis(*wait), "the platform asked to wait");
+            }
         }
         self.halt = Some(match (self.halt.take(), halt) {
             (Some(Halt::Failed(reason)), _) => Halt::Failed(reason),
@@ -722,14 +725,14 @@ impl<'a> Delivery<'a> {
         let Some(upload) = self.uploads.get_mut(&no) else { return };
         if event == Event::IdUsed {
             let artifact = upload.artifact.as_ref().map_or("", ArtifactId::as_str);
-            warn!(upload = ?no, artifact, "the platform gave an artifact id that the run has used before");
+            warn!(target: "highwater", upload = ?no, artifact, "the platform gave an artifact id that the run has used before");
         }
         if event == Event::ConfirmStored {
             let artifact = upload.artifact.as_ref().map_or("", ArtifactId::as_str);
             match &upload.what {
-                What::Batch(info) => debug!(seq = info.seq, artifact, "batch confirmed"),
+                What::Batch(info) => debug!(target: "highwater", seq = info.seq, artifact, "batch confirmed"),
                 What::Attachment { attachment, .. } => {
-                    debug!(attachment = attachment.id, artifact, "attachment settled");
+                    debug!(target: "highwater", attachment = attachment.id, artifact, "attachment settled");
                 }
             }
         }
@@ -774,7 +777,7 @@ impl<'a> Delivery<'a> {
             return self.give_up(number, reason);
         }
         let (tries, wait) = (*tries, back_off(*tries, None, &mut self.chance));
-        warn!(attachment = attachment.id, tries, wait_ms = millis(wait), "attachment is tried again");
+        warn!(target: "highwater", attachment = attachment.id, tries, wait_ms = millis(wait), "attachment is tried again");
         upload.call_tries = 0;
         upload.ready_at = self.clock.elapsed().saturating_add(wait);
         self.unstored.push((UploadNo::Attachment(number), Change::Retry { reason, wait }));
@@ -785,7 +788,7 @@ impl<'a> Delivery<'a> {
         let no = UploadNo::Attachment(number);
         let Some(upload) = self.uploads.get_mut(&no) else { return };
         if let What::Attachment { attachment, tries } = &upload.what {
-            warn!(attachment = attachment.id, tries, "attachment given up");
+            warn!(target: "highwater", attachment = attachment.id, tries, "attachment given up");
         }
         match upload.rules.next(upload.state, Event::GivenUp) {
             Ok((state, _)) => {
@@ -831,7 +834,7 @@ impl<'a> Delivery<'a> {
         self.of_attachments().filter(|upload| upload.to_do() == ToDo::Save).count()
     }
 
-    /// Leaves all attachments to the next invocation, also those about which a call is being made.
+    /// Leaves all attachments to the next invocation, including those with a call in progress.
     pub(crate) fn leave_attachments(&mut self) {
         self.uploads.retain(|no, _| matches!(no, UploadNo::Batch(_)));
         self.attachments.in_flight = 0;

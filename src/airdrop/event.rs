@@ -16,131 +16,13 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::airdrop::document::lossy_value;
+use crate::airdrop::event_type::{EventType, Spelling};
 use crate::error::{Error, Result};
-use crate::model::{ID_BYTES_MAX, Phase, RESERVED_UNIT_PREFIX, RunId, Step, SyncUnitId};
+use crate::model::{ID_BYTES_MAX, RESERVED_UNIT_PREFIX, RunId, SyncUnitId};
 
 const CONTEXT: &str = "payload.event_context";
 const SYNC_UNIT_ID: &str = "payload.event_context.sync_unit_id";
 const EXTERNAL_SYNC_UNIT_ID: &str = "payload.event_context.external_sync_unit_id";
-
-/// What an event asks for.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum EventType {
-    /// List the external sync units.
-    ExternalSyncUnits,
-    /// Deliver the metadata document.
-    Metadata,
-    /// Extract records.
-    Data {
-        /// Whether the phase begins, or continues where the last invocation ended.
-        step: Step,
-    },
-    /// Extract attachments.
-    Attachments {
-        /// Whether the phase begins, or continues where the last invocation ended.
-        step: Step,
-    },
-    /// Delete the state of the sync unit.
-    DeleteData,
-    /// Delete the state of the sync unit's attachments.
-    DeleteAttachments,
-    /// An event type that this version does not know, by its original name.
-    Unknown(String),
-}
-
-/// The two sets of names for the types of events and messages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Spelling {
-    /// `EXTRACTION_DATA_START`, `EXTRACTION_DATA_DONE`.
-    Seed,
-    /// `START_EXTRACTING_DATA`, `DATA_EXTRACTION_DONE`.
-    Newer,
-}
-
-/// All known events: the meaning, and both names.
-const NAMES: [(EventType, &str, &str); 8] = [
-    (
-        EventType::ExternalSyncUnits,
-        "EXTRACTION_EXTERNAL_SYNC_UNITS_START",
-        "START_EXTRACTING_EXTERNAL_SYNC_UNITS",
-    ),
-    (EventType::Metadata, "EXTRACTION_METADATA_START", "START_EXTRACTING_METADATA"),
-    (EventType::Data { step: Step::Start }, "EXTRACTION_DATA_START", "START_EXTRACTING_DATA"),
-    (EventType::Data { step: Step::Continue }, "EXTRACTION_DATA_CONTINUE", "CONTINUE_EXTRACTING_DATA"),
-    (
-        EventType::Attachments { step: Step::Start },
-        "EXTRACTION_ATTACHMENTS_START",
-        "START_EXTRACTING_ATTACHMENTS",
-    ),
-    (
-        EventType::Attachments { step: Step::Continue },
-        "EXTRACTION_ATTACHMENTS_CONTINUE",
-        "CONTINUE_EXTRACTING_ATTACHMENTS",
-    ),
-    (EventType::DeleteData, "EXTRACTION_DATA_DELETE", "START_DELETING_EXTRACTOR_STATE"),
-    (
-        EventType::DeleteAttachments,
-        "EXTRACTION_ATTACHMENTS_DELETE",
-        "START_DELETING_EXTRACTOR_ATTACHMENTS_STATE",
-    ),
-];
-
-impl EventType {
-    /// Reads a name in either spelling. An unknown name counts as [`Spelling::Newer`].
-    ///
-    /// ```
-    /// use highwater::airdrop::{EventType, Spelling, Step};
-    /// let data = EventType::Data { step: Step::Start };
-    /// assert_eq!(EventType::parse("EXTRACTION_DATA_START"), (data.clone(), Spelling::Seed));
-    /// assert_eq!(EventType::parse("START_EXTRACTING_DATA"), (data, Spelling::Newer));
-    /// assert!(matches!(EventType::parse("DANCE").0, EventType::Unknown(name) if name == "DANCE"));
-    /// ```
-    pub fn parse(name: &str) -> (Self, Spelling) {
-        for (event_type, seed, newer) in NAMES {
-            if name == seed {
-                return (event_type, Spelling::Seed);
-            }
-            if name == newer {
-                return (event_type, Spelling::Newer);
-            }
-        }
-        (Self::Unknown(name.to_owned()), Spelling::Newer)
-    }
-
-    /// The name in the given spelling. An unknown type keeps the name that it came with.
-    pub fn name(&self, spelling: Spelling) -> &str {
-        if let Self::Unknown(name) = self {
-            return name;
-        }
-        let names = NAMES.iter().find(|(event_type, ..)| event_type == self);
-        match (names, spelling) {
-            (Some((_, seed, _)), Spelling::Seed) => seed,
-            (Some((_, _, newer)), Spelling::Newer) => newer,
-            // Not reached: a test checks that the table is complete.
-            (None, _) => "UNKNOWN_EVENT_TYPE",
-        }
-    }
-
-    /// The phase of the event; `None` for a deletion and for an unknown type.
-    pub fn phase(&self) -> Option<Phase> {
-        match self {
-            Self::ExternalSyncUnits => Some(Phase::ExternalSyncUnits),
-            Self::Metadata => Some(Phase::Metadata),
-            Self::Data { .. } => Some(Phase::Data),
-            Self::Attachments { .. } => Some(Phase::Attachments),
-            Self::DeleteData | Self::DeleteAttachments | Self::Unknown(_) => None,
-        }
-    }
-
-    /// Whether the event begins its phase or continues it. A type without a CONTINUE is always a start.
-    pub fn step(&self) -> Step {
-        match self {
-            Self::Data { step } | Self::Attachments { step } => *step,
-            _ => Step::Start,
-        }
-    }
-}
 
 /// The purpose of a sync.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -724,16 +606,6 @@ mod tests {
         let text =
             format!(r#"{{"payload":{{"event_type":"EXTRACTION_DATA_START","event_context":{context}}}}}"#);
         Event::from_json(&text).unwrap()
-    }
-
-    #[test]
-    fn every_known_type_has_a_phase_or_is_a_deletion_and_reads_back_from_both_names() {
-        for (event_type, seed, newer) in NAMES {
-            assert_eq!(event_type.name(Spelling::Seed), seed);
-            assert_eq!(event_type.name(Spelling::Newer), newer);
-            let deletes = matches!(event_type, EventType::DeleteData | EventType::DeleteAttachments);
-            assert_eq!(event_type.phase().is_none(), deletes, "{event_type:?}");
-        }
     }
 
     #[test]

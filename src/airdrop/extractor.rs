@@ -23,8 +23,8 @@ use super::message::ErrorCode;
 /// After any failure or kill, a method is called again with the same arguments. Its result must not depend on how
 /// often it was called.
 ///
-/// `Sync`: several threads may ask for pages and attachments at once, so anything that an extractor changes in these
-/// calls (a connection, a count) must be behind a `Mutex` or an atomic.
+/// `Sync`: several threads may call it for pages and attachments at once, so anything that an extractor changes in
+/// these calls (a connection, a count) must be behind a `Mutex` or an atomic.
 pub trait Extractor: Sync {
     /// The resume position of a listing. It is stored as JSON, so give new fields `#[serde(default)]`.
     type Cursor: Serialize + DeserializeOwned + Send;
@@ -221,8 +221,8 @@ impl fmt::Debug for AttachmentBody {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum AttachmentError {
-    /// The source asked to wait. A short wait is waited for, as [`Serve::wait_up_to`](super::Serve::wait_up_to) says; for a
-    /// longer one the phase ends with DELAY. This does not count as a failure of the attachment.
+    /// The source asked to wait. A short wait takes place here, as [`Serve::wait_up_to`](super::Serve::wait_up_to)
+    /// describes; a longer one ends the phase with DELAY. This does not count as a failure of the attachment.
     RateLimited {
         /// How long to wait. More than 24 hours counts as 24 hours.
         after: Duration,
@@ -250,7 +250,7 @@ impl<E: Into<BoxError>> From<E> for AttachmentError {
     }
 }
 
-/// What a client of the source failed with, of an attachment: a rate limit stays one, anything else may succeed later.
+/// The failure of a client of the source, for an attachment: a rate limit stays one, anything else may succeed later.
 impl From<SourceError> for AttachmentError {
     fn from(error: SourceError) -> Self {
         match error {

@@ -1,7 +1,7 @@
-//! One invocation: the event that it answers, with what, and until when; and how its work ends.
+//! One invocation: its event, its settings and its deadlines; and the ways in which its work ends.
 //!
-//! The steps of an invocation are `Result<_, Stop>`: `?` ends the work early, be it with an answer other than DONE or
-//! with an error of which the platform is not told.
+//! The steps of an invocation return `Result<_, Stop>`: `?` ends the work early, either with an answer other than
+//! DONE, or with an error that is not sent to the platform.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
@@ -27,13 +27,14 @@ pub(super) struct Invocation<'a> {
     pub(super) platform: &'a dyn Platform,
     pub(super) event: &'a Event,
     pub(super) deadlines: Arc<Deadlines>,
-    /// Elapsed time.
+    /// The clock's elapsed time at the start.
     pub(super) started: Duration,
     pub(super) seed: u64,
 }
 
 impl Invocation<'_> {
-    /// A holder token: random, for two workers may start in the same microsecond; from the seed where one is set.
+    /// A holder token. It is random, as two workers may start in the same microsecond; with a seed, it is derived
+    /// from the seed.
     pub(super) fn token(&self) -> u64 {
         match self.settings.inline_seed {
             Some(seed) => fastrand::Rng::with_seed(seed).u64(..),
@@ -41,13 +42,13 @@ impl Invocation<'_> {
         }
     }
 
-    /// Makes a call to the platform until it succeeds, is refused, or the invocation is over.
+    /// Retries a call to the platform until it succeeds, is refused, or the invocation is over.
     pub(super) fn attempt<T>(&self, call: impl FnMut() -> Result<T, PlatformError>) -> Result<T, GaveUp> {
         attempts(&self.deadlines, self.seed, call)
     }
 
-    /// What is done about a call that was not made to succeed. If it may be for want of time after a stop, the next invocation
-    /// makes it again.
+    /// How the work ends after a call that never succeeded. After a stop the cause may be lack of time: then the next
+    /// invocation makes the call again.
     pub(super) fn gave_up(&self, gave_up: &GaveUp, said: impl FnOnce(&GaveUp) -> String) -> Stop {
         match gave_up {
             GaveUp::Tried(_) if self.deadlines.is_stopped() => Ending::Progress.into(),
@@ -55,7 +56,7 @@ impl Invocation<'_> {
         }
     }
 
-    /// That nothing is sent, as the phase has no PROGRESS.
+    /// The error if nothing is sent, because the phase has no PROGRESS.
     pub(super) fn stopped(&self) -> Error {
         Error::Stopped { event_type: self.event.event_type().name(self.event.spelling()).to_owned() }
     }
@@ -70,12 +71,12 @@ impl Invocation<'_> {
     }
 }
 
-/// How the work of an invocation ended, as the platform is told.
+/// How the work of an invocation ended, as the answer tells the platform.
 #[derive(Debug)]
 pub(super) enum Ending {
     Done,
     Progress,
-    /// `asked` says that the source asked for it just now; otherwise it is what is left of an earlier wait.
+    /// `asked`: the source asked for it just now. Otherwise it is the rest of an earlier wait.
     Delay {
         seconds: u64,
         asked: bool,
@@ -91,10 +92,10 @@ impl Ending {
         Self::Failed { code: None, message: message.to_owned() }
     }
 
-    /// The source asked to be left alone for so long.
+    /// The source asked to wait this long.
     pub(super) fn asked_to_wait(wait: Duration) -> Self {
         let wait = wait.min(WAIT_MAX);
-        // Whole seconds that are not less.
+        // Rounded up to whole seconds.
         let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
         Self::Delay { seconds, asked: true }
     }
@@ -103,7 +104,7 @@ impl Ending {
 /// Why the work of an invocation stops before its phase is done.
 #[derive(Debug)]
 pub(super) enum Stop {
-    /// The platform is told so.
+    /// The answer tells the platform.
     Ending(Ending),
     Error(Error),
 }
@@ -113,7 +114,7 @@ impl Stop {
         Self::Ending(Ending::failed(message))
     }
 
-    /// An error, and that the platform is told of it if [`is_told`].
+    /// Sends an error to the platform if [`is_told`]; otherwise `serve` returns it.
     pub(super) fn told(error: Error) -> Self {
         if is_told(&error) { Self::failed(&chain(&error)) } else { Self::Error(error) }
     }
@@ -121,7 +122,7 @@ impl Stop {
     /// How the work ended.
     ///
     /// # Errors
-    /// Those of which the platform is not told; see [`is_told`].
+    /// Those that are not sent to the platform; see [`is_told`].
     pub(super) fn ending(worked: Result<(), Self>) -> Result<Ending> {
         match worked {
             Ok(()) => Ok(Ending::Done),
@@ -134,11 +135,11 @@ impl Stop {
     }
 }
 
-/// Whether the platform is told of an error: if the event, the worker state or what the extractor handed over makes no
-/// sense or does not fit. The same event would meet it again, so without a message nobody would ever know.
+/// Whether an error is sent to the platform. It is if the event, the worker state or the extractor's output is
+/// invalid: the same event would fail again, and without a message nobody would learn why.
 ///
-/// Of all others it is not told: this disk or its store is broken, another worker has the unit, or the same event may go
-/// through when it is delivered again.
+/// All other errors are not: this disk or its store is broken, another worker has the unit, or the event may succeed
+/// when it is delivered again.
 pub(super) fn is_told(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Fetch)
         || matches!(error, Error::WorkerState { .. })

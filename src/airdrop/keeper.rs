@@ -89,7 +89,7 @@ impl<'a> Keeper<'a> {
         let mut restored = false;
         if !is_current(&found) {
             if let Some(wait) = settle {
-                // Who is asked to stop meanwhile takes nothing over.
+                // If a stop is requested meanwhile, nothing is taken over.
                 if deadlines.is_stopped() || !deadlines.sleep(wait) {
                     return Ok(None);
                 }
@@ -106,7 +106,7 @@ impl<'a> Keeper<'a> {
         let standing = found.map(|found| found.token);
         unit.intend(standing.as_deref(), &this.token)?;
         this.standing.replace(standing);
-        info!(restored, "sync unit taken over");
+        info!(target: "highwater", restored, "sync unit taken over");
         Ok(Some((this, restored)))
     }
 
@@ -115,7 +115,7 @@ impl<'a> Keeper<'a> {
         Self { limits, ..self }
     }
 
-    /// Saves a checkpoint that stands at `position`, or without one where the last saved one stood. Returns its bytes.
+    /// Saves a checkpoint at `position`, or without one at the position of the last saved one. Returns its bytes.
     ///
     /// # Durability
     /// When this returns `Ok`, the platform has it, and this disk has recorded that.
@@ -245,7 +245,7 @@ impl<'a> Keeper<'a> {
         });
         let bytes = saved.map_err(|gave_up| not_saved(&self.sync_unit, &gave_up))??;
         self.standing.replace(Some(checkpoint.token.clone()));
-        debug!(bytes, "checkpoint saved");
+        debug!(target: "highwater", bytes, "checkpoint saved");
         Ok(bytes)
     }
 
@@ -267,7 +267,7 @@ impl<'a> Keeper<'a> {
             || found.as_deref() == Some(&self.token)
             || (tried && found.as_ref() == Some(&checkpoint.token));
         if !ours {
-            return Err(Error::Fenced { sync_unit: self.sync_unit.clone(), run: "at hand".to_owned() });
+            return Err(Error::Fenced { sync_unit: self.sync_unit.clone(), run: "in progress".to_owned() });
         }
         set_checkpoint(&mut document, checkpoint, &self.sync_unit)?;
         // A unit without a run has nothing to write there.
@@ -325,7 +325,7 @@ impl<'a> Keeper<'a> {
         }
         sdk.check_window(&self.what())?;
         if rewritten {
-            info!("the TypeScript SDK ran the unit in between");
+            info!(target: "highwater", "the TypeScript SDK ran the unit in between");
         }
         let now = Micros::from_time(self.clock.now());
         Ok(Some(sdk.inherited(event, now, rewritten)))

@@ -1,7 +1,7 @@
 //! Where slow calls are made: several at once in threads, or one after the other in a seeded order.
 //!
-//! The loop in `serve` decides and stores; a lane only makes one attempt and says what came of it. The inline lane
-//! is the explorer's: no threads, and the order in which attempts are made is the seed's.
+//! The loop in `serve` decides and stores; a lane only makes one attempt and returns its result. The inline lane is
+//! for the crash explorer: it has no threads, and a seed decides the order of attempts.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -15,7 +15,7 @@ use crate::error::panic_text;
 
 use super::platform::{Fate, PlatformError};
 
-/// What makes one attempt at a job.
+/// Makes one attempt at a job.
 pub(crate) type Attempt<'a, J, D> = &'a (dyn Fn(J) -> D + Sync);
 
 /// The lanes of one invocation, for jobs of one kind.
@@ -39,8 +39,8 @@ impl<'a, J: Send + 'a, D: Send + 'a> Lanes<'a, J, D> {
         Lanes::Inline { attempt, order, waiting: Vec::new(), ahead: None }
     }
 
-    /// As [`Lanes::inline`], but some attempts, as the seed has it, are made at once when they are submitted: as in threads,
-    /// what is done after that may come before them or after them.
+    /// Like [`Lanes::inline`], but the seed lets some attempts happen at once when they are submitted. So, as with
+    /// threads, an attempt may come before or after whatever the caller does next.
     pub(crate) fn inline_ahead(attempt: Attempt<'a, J, D>, seed: u64) -> Self {
         let order = fastrand::Rng::with_seed(seed);
         Lanes::Inline { attempt, order, waiting: Vec::new(), ahead: Some(VecDeque::new()) }
@@ -63,7 +63,7 @@ impl<'a, J: Send + 'a, D: Send + 'a> Lanes<'a, J, D> {
             let (taken, tell) = (Arc::clone(&taken), tell.clone());
             scope.spawn(move || {
                 loop {
-                    // The guard is let go of at the end of this statement, before the job is done.
+                    // The guard is released at the end of this statement, before the job is run.
                     let job = taken.lock().unwrap_or_else(PoisonError::into_inner).recv();
                     let Ok(job) = job else { return };
                     if tell.send(attempt(job)).is_err() {
@@ -86,12 +86,12 @@ impl<'a, J: Send + 'a, D: Send + 'a> Lanes<'a, J, D> {
                     ahead.push_back(attempt(job));
                 }
             }
-            // The threads live as long as the lanes, so somebody takes it.
+            // The threads live as long as the lanes, so the job is received.
             Lanes::Pool { jobs, .. } => drop(jobs.send(job)),
         }
     }
 
-    /// What came of one attempt, if any came to an end within `wait`; none ever does if nothing was submitted.
+    /// The result of one attempt, if one ends within `wait`. Always `None` if nothing was submitted.
     pub(crate) fn poll(&mut self, wait: Duration) -> Option<D> {
         match self {
             Lanes::Inline { attempt, order, waiting, ahead } => {
@@ -109,7 +109,7 @@ impl<'a, J: Send + 'a, D: Send + 'a> Lanes<'a, J, D> {
     }
 }
 
-/// Makes a call; a panic of the platform is a failure of unknown fate.
+/// Makes a call. If the platform panics, whether the call took effect is unknown.
 pub(crate) fn guarded<T>(call: impl FnOnce() -> Result<T, PlatformError>) -> Result<T, PlatformError> {
     catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
         let reason = format!("the platform panicked: {}", panic_text(panic.as_ref()));

@@ -15,7 +15,8 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
-use crate::airdrop::event::{Event, EventType, Spelling};
+use crate::airdrop::event::Event;
+use crate::airdrop::event_type::{EventType, OutcomeKind, Spelling};
 use crate::cut;
 use crate::error::{Error, Result};
 use crate::model::{MESSAGE_BYTES_MAX, Phase};
@@ -26,24 +27,8 @@ pub const ERROR_MESSAGE_BYTES_MAX: usize = 2_000;
 /// Bytes that the first artifact adds besides its own entry.
 pub const ARTIFACTS_FIELD_BYTES: usize = r#""artifacts":[],"#.len();
 
-/// The version of this library, as the platform is told.
+/// The version of this library, as sent to the platform.
 pub(crate) const LIBRARY_VERSION: &str = env!("CARGO_PKG_VERSION");
-
-/// The kind of the message that answered an event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum OutcomeKind {
-    /// The phase is over.
-    Done,
-    /// There is more; continue at once.
-    Progress,
-    /// There is more; continue after a while.
-    Delay,
-    /// It failed; the message says why.
-    Error,
-    /// The event was answered by an earlier life, and its message is no longer kept: nothing was sent.
-    AnsweredEarlier,
-}
 
 /// An error that the platform knows by name and shows in its own words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -320,60 +305,6 @@ pub fn compose(event: &Event, spelling: Option<Spelling>, answer: &Answer) -> Re
     Ok(Composed { event_type, body })
 }
 
-impl EventType {
-    /// The event type of the message that gives an event of this type such an answer; `None` where the protocol has none:
-    /// only data and attachments can be continued, and an unknown type can only be answered ERROR.
-    ///
-    /// ```
-    /// use highwater::airdrop::{EventType, OutcomeKind, Spelling};
-    /// let answer = |kind| EventType::Metadata.answer(kind, Spelling::Seed);
-    /// assert_eq!(answer(OutcomeKind::Done), Some("EXTRACTION_METADATA_DONE"));
-    /// assert_eq!(answer(OutcomeKind::Delay), None);
-    /// ```
-    pub fn answer(&self, kind: OutcomeKind, spelling: Spelling) -> Option<&'static str> {
-        use EventType::{
-            Attachments, Data, DeleteAttachments, DeleteData, ExternalSyncUnits, Metadata, Unknown,
-        };
-        use OutcomeKind::{Delay, Done, Error as Failed, Progress};
-        let (seed, newer) = match (self, kind) {
-            (ExternalSyncUnits, Done) => {
-                ("EXTRACTION_EXTERNAL_SYNC_UNITS_DONE", "EXTERNAL_SYNC_UNIT_EXTRACTION_DONE")
-            }
-            (ExternalSyncUnits, Failed) => {
-                ("EXTRACTION_EXTERNAL_SYNC_UNITS_ERROR", "EXTERNAL_SYNC_UNIT_EXTRACTION_ERROR")
-            }
-            (Metadata, Done) => ("EXTRACTION_METADATA_DONE", "METADATA_EXTRACTION_DONE"),
-            (Metadata, Failed) => ("EXTRACTION_METADATA_ERROR", "METADATA_EXTRACTION_ERROR"),
-            (Data { .. }, Done) => ("EXTRACTION_DATA_DONE", "DATA_EXTRACTION_DONE"),
-            (Data { .. }, Progress) => ("EXTRACTION_DATA_PROGRESS", "DATA_EXTRACTION_PROGRESS"),
-            (Data { .. }, Delay) => ("EXTRACTION_DATA_DELAY", "DATA_EXTRACTION_DELAYED"),
-            (Data { .. }, Failed) => ("EXTRACTION_DATA_ERROR", "DATA_EXTRACTION_ERROR"),
-            (Attachments { .. }, Done) => ("EXTRACTION_ATTACHMENTS_DONE", "ATTACHMENT_EXTRACTION_DONE"),
-            (Attachments { .. }, Progress) => {
-                ("EXTRACTION_ATTACHMENTS_PROGRESS", "ATTACHMENT_EXTRACTION_PROGRESS")
-            }
-            (Attachments { .. }, Delay) => ("EXTRACTION_ATTACHMENTS_DELAY", "ATTACHMENT_EXTRACTION_DELAYED"),
-            (Attachments { .. }, Failed) => ("EXTRACTION_ATTACHMENTS_ERROR", "ATTACHMENT_EXTRACTION_ERROR"),
-            (DeleteData, Done) => ("EXTRACTION_DATA_DELETE_DONE", "EXTRACTOR_STATE_DELETION_DONE"),
-            (DeleteData, Failed) => ("EXTRACTION_DATA_DELETE_ERROR", "EXTRACTOR_STATE_DELETION_ERROR"),
-            (DeleteAttachments, Done) => {
-                ("EXTRACTION_ATTACHMENTS_DELETE_DONE", "EXTRACTOR_ATTACHMENTS_STATE_DELETION_DONE")
-            }
-            (DeleteAttachments, Failed) => {
-                ("EXTRACTION_ATTACHMENTS_DELETE_ERROR", "EXTRACTOR_ATTACHMENTS_STATE_DELETION_ERROR")
-            }
-            (Unknown(_), Failed) => ("UNKNOWN_EVENT_TYPE", "UNKNOWN_EVENT_TYPE"),
-            (Unknown(_), Done | Progress | Delay)
-            | (ExternalSyncUnits | Metadata | DeleteData | DeleteAttachments, Progress | Delay)
-            | (_, OutcomeKind::AnsweredEarlier) => return None,
-        };
-        Some(match spelling {
-            Spelling::Seed => seed,
-            Spelling::Newer => newer,
-        })
-    }
-}
-
 /// The name of the message that gives an event this answer.
 fn answer_name(event: &Event, kind: &AnswerKind, spelling: Spelling) -> Result<&'static str> {
     let event_type = event.event_type();
@@ -387,8 +318,7 @@ fn answer_name(event: &Event, kind: &AnswerKind, spelling: Spelling) -> Result<&
     })
 }
 
-/// The code comes first, so that the cut never removes it.
-/// The text of an ERROR.
+/// The text of an ERROR. The code comes first, so that the cut never removes it.
 pub(super) fn error_text(code: Option<ErrorCode>, message: &str) -> String {
     let text = match code {
         None => message.to_owned(),

@@ -16,7 +16,9 @@ mod deadlines;
 mod delivery;
 mod document;
 mod event;
+mod event_type;
 mod extractor;
+mod http_status;
 mod in_flight;
 mod invocation;
 mod keeper;
@@ -33,7 +35,6 @@ mod scheduler;
 mod sdk;
 mod serve;
 mod settings;
-mod status;
 mod window;
 
 pub use crate::model::Step;
@@ -49,24 +50,25 @@ pub use context::Context;
 pub use deadlines::StopToken;
 #[cfg(feature = "testing")]
 pub(crate) use document::posted_bytes;
-pub use event::{Event, EventType, Mode, Secret, Spelling};
+pub use event::{Event, Mode, Secret};
 #[cfg(feature = "testing")]
 #[doc(hidden)]
 pub use event::{TimeSetting, WindowEnd};
+pub use event_type::{EventType, OutcomeKind, Spelling};
 pub use extractor::{AttachmentBody, AttachmentError, ExternalSyncUnit, Extractor, SourceError};
+pub use http_status::Call;
 #[cfg(feature = "testing")]
 pub(crate) use keeper::checkpoint_in;
 pub use listing::Listing;
+pub use message::ErrorCode;
 #[cfg(feature = "testing")]
 #[doc(hidden)]
 pub use message::{
     ARTIFACTS_FIELD_BYTES, Answer, AnswerKind, ArtifactEntry, Composed, ERROR_MESSAGE_BYTES_MAX,
     WorkerMetadata, compose,
 };
-pub use message::{ErrorCode, OutcomeKind};
 pub use platform::{Body, Fate, Platform, PlatformError, SealedMessage, Upload, WorkerState};
 pub use saved::SavedState;
 pub use serve::serve;
 pub use settings::Serve;
-pub use status::Call;
 pub use window::Window;

@@ -1,23 +1,24 @@
-//! The pages of the data phase: fetched in lanes, committed in order, delivered as they fill batches.
+//! Fetches the pages of the data phase in lanes, commits them in order, and delivers batches as they fill.
 //!
-//! What is fetched next is the [`Scheduler`]'s decision. Here it is done:
-//! - A page is fetched in a lane, and comes back to this thread: if its cursor leads on, the next page of its listing is
-//!   begun, *ahead* of the commit; it is checked, its lines are written, and it is *held* until it is committed.
-//! - Held pages are committed in one transaction, each listing's in its order, listings among each other as their pages
-//!   came. They are committed as soon as a lane would stand idle otherwise; and at the latest when they are 100 pages,
-//!   2,000 records or 4 MiB, or 50 ms old; and at once if one names child listings, which come next. The store takes a page
-//!   only where its listing stands at the cursor that the page was fetched with.
-//! - A page that is begun ahead finds the values that the held ones of its listing set; a page of another listing is begun
-//!   once they are stored.
-//! - If a page is refused, what was fetched ahead of it is dropped; if one does not come, those before it are committed.
-//! - A source that asks to be left alone is: nothing is begun until then. If that takes longer than
-//!   [`Serve::wait_up_to`](super::Serve::wait_up_to), or than this invocation has, it ends with DELAY. Pages that are in
-//!   flight then are awaited and committed, as before every other ending.
-//! - It stops between pages, never before the first: so every invocation that lives long enough for one page makes
-//!   progress, unless it is asked to stop. A page that does not come is given up a while before the hard limit: what is staged is announced then.
+//! The [`Scheduler`] decides which page is fetched next. This file carries it out:
+//! - A page is fetched in a lane and returned to this thread. If its cursor leads on, the next page of its listing is
+//!   begun *ahead* of the commit. The page is checked, its lines are written, and it is *held* until it is committed.
+//! - Held pages are committed in one transaction: the pages of each listing in their order, and those of different
+//!   listings in the order in which they arrived. They are committed when a lane would be idle otherwise; at the
+//!   latest when they are 100 pages, 2,000 records, 4 MiB or 50 ms old; and at once if a page names child listings,
+//!   which come next. The store accepts a page only if its listing is at the cursor that the page was fetched with.
+//! - A page that is fetched ahead sees the values set by the held pages of its listing. A page of another listing is
+//!   begun only once these are stored.
+//! - If a page is refused, the pages fetched ahead of it are dropped. If a page does not arrive, the pages before it
+//!   are committed.
+//! - If the source asks to wait, nothing is begun until then. If that takes longer than
+//!   [`Serve::wait_up_to`](super::Serve::wait_up_to), or than is left of this invocation, the answer is DELAY. Pages
+//!   in flight are awaited and committed first, as before every other answer.
+//! - An invocation stops between pages, and never before the first. So every invocation that has time for one page
+//!   makes progress, unless a stop is requested. A page that does not arrive is given up some time before the hard
+//!   limit, so that staged batches can still be announced.
 //!
-//! A kill costs the pages that are in flight, as many as [`Serve::concurrency`](super::Serve::concurrency), and those that
-//! are held.
+//! A kill costs the pages in flight, at most [`Serve::concurrency`](super::Serve::concurrency), and the held pages.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -45,22 +46,22 @@ use super::retry::{ShortWaits, millis};
 use super::scheduler::{Came, LeftChild, ListingNo, Next, Scheduler, Then};
 use super::settings::Serve;
 
-/// How many pages, records and bytes of lines are held, and how long.
+/// How many pages, records and bytes of lines are held at most, and for how long.
 const HELD_PAGES: usize = 100;
 const HELD_ITEMS: usize = 2_000;
 const HELD_BYTES: usize = 4 << 20;
 const HELD_FOR: Duration = Duration::from_millis(50);
 
-/// A page to be fetched.
+/// A page to fetch.
 struct PageFetch<C> {
     no: ListingNo,
     listing: Listing,
     cursor: Option<C>,
-    /// What the pages before it set that are not committed.
+    /// The values set by earlier pages that are not committed.
     values: ValuesAhead,
 }
 
-/// What came of it.
+/// The result of a fetch.
 struct FetchedPage<C> {
     no: ListingNo,
     page: Result<Page<C>, SourceError>,
@@ -70,8 +71,8 @@ struct FetchedPage<C> {
 type PageLanes<'a, C> = Lanes<'a, PageFetch<C>, FetchedPage<C>>;
 
 impl Invocation<'_> {
-    /// Extracts the data, from where its listings stand, and answers: while the lanes are there, so that a page that does
-    /// not come does not keep the answer back.
+    /// Extracts the data, from where its listings are, and answers. It answers while the lanes still exist, so that a
+    /// page that does not arrive does not delay the answer.
     pub(super) fn data<E: Extractor>(
         &self,
         extractor: &E,
@@ -105,16 +106,16 @@ struct Held {
     page: ReadyPage,
 }
 
-/// A listing of which this invocation has begun a page, until it is exhausted.
+/// A listing from its first page in this invocation until it is exhausted.
 struct Open {
     of: PageOf,
     listing: Listing,
-    /// Where the newest page that came leads, as JSON.
+    /// The next cursor of the newest page that arrived, as JSON.
     next: Option<String>,
-    /// What the pages that came and are not committed set, the oldest first.
+    /// The values set by pages that arrived and are not committed, oldest first.
     values: VecDeque<ValuesAhead>,
     in_flight: Option<InFlight>,
-    /// The cursors that it came by in this invocation.
+    /// The cursors seen in this invocation.
     watch: CursorWatch,
 }
 
@@ -127,14 +128,14 @@ impl Open {
 
 /// A page that is being fetched.
 struct InFlight {
-    /// What it is fetched with, as JSON.
+    /// The cursor it is fetched with, as JSON.
     from: Option<String>,
     begun_at: Duration,
-    /// It follows one that was refused.
+    /// It follows a refused page.
     is_void: bool,
 }
 
-/// The pages of one invocation, on their way from the source into the store and to the platform.
+/// The pages of one invocation, from the source to the store and to the platform.
 struct Pages<'p, 'd, E: Extractor> {
     invocation: &'p Invocation<'p>,
     extractor: &'p E,
@@ -145,18 +146,18 @@ struct Pages<'p, 'd, E: Extractor> {
     scheduler: Scheduler,
     streams: Vec<StreamName>,
     open: BTreeMap<ListingNo, Open>,
-    /// Asked for before the first page is.
+    /// Loaded before the first page is fetched.
     checks: Option<Checks>,
     checks_asked: bool,
     held: Vec<Held>,
     held_since: Duration,
     begun: u64,
     committed: u64,
-    /// How long a fetch, and a commit with what follows it, took at most.
+    /// The longest time that a fetch took, and that a commit took with what follows it.
     longest_fetch: Duration,
     longest_commit: Duration,
     waits: ShortWaits,
-    /// Why nothing more is begun.
+    /// Set when nothing more is to be begun: how the work then ends.
     closing: Option<Ending>,
 }
 
@@ -179,7 +180,7 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
         let streams = streams.into_iter().map(StreamName::new).collect::<Result<Vec<_>>>()?;
         let mut unfinished = Vec::new();
         for (no, stream) in streams.iter().enumerate() {
-            // The same name twice is the same stream.
+            // A name that is listed twice is one stream.
             if streams.iter().position(|other| other == stream) == Some(no) && !run.is_exhausted(stream)? {
                 unfinished.push(no);
             }
@@ -225,8 +226,8 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
         self.invocation.clock.elapsed()
     }
 
-    /// Fetches pages until all listings are exhausted or there is a reason to stop. `last_item_type`: of the last record
-    /// that was fetched.
+    /// Fetches pages until all listings are exhausted or there is a reason to stop. `last_item_type` is set to the
+    /// item type of the last record that was fetched.
     fn fetch_all(mut self, last_item_type: &mut Option<String>) -> Result<(), Stop> {
         self.refetch()?;
         loop {
@@ -237,7 +238,7 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
             self.begin()?;
             let in_flight = self.scheduler.in_flight() > 0;
             if !self.held.is_empty() && (!in_flight || self.scheduler.waits_for_commit()) {
-                // A lane would stand idle.
+                // A lane would be idle.
                 self.commit()?;
             } else if in_flight {
                 if let Some(fetched) = self.lanes.poll(POLL.min(self.commit_due_in())) {
@@ -246,7 +247,7 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
                     && self.held.is_empty()
                     && self.now() >= self.invocation.deadlines.abort_at()
                 {
-                    info!(pages = self.scheduler.in_flight(), "pages that did not come are given up");
+                    info!(target: "highwater", pages = self.scheduler.in_flight(), "gave up pages that did not arrive");
                     return Err(self.closing.take().unwrap_or(Ending::Progress).into());
                 }
             } else if let Some(ending) = self.closing.take() {
@@ -257,17 +258,17 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
                         let percent = self.invocation.settings.rejected_percent;
                         return rejected::check_part(&self.context.run, percent);
                     }
-                    // Nobody knows when it would be over, if it is to stop.
+                    // A pause may outlast the time that is left after a stop.
                     Next::Paused(_) if self.is_stopped() => self.close(Ending::Progress),
                     Next::Paused(until) => self.delivery.wait_until(Some(until))?,
-                    // More batches are on their way than the lanes can soon take.
+                    // There are more batches to upload than the lanes can take soon.
                     Next::Fetch(_) | Next::Wait => self.delivery.wait()?,
                 }
             }
         }
     }
 
-    /// Asks again for what earlier runs rejected, before anything else is fetched.
+    /// Requests the records that earlier runs rejected, before anything else is fetched.
     fn refetch(&mut self) -> Result<(), Stop> {
         let context = self.context;
         let run = &*context.run;
@@ -296,7 +297,7 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
         Ok(())
     }
 
-    /// Asks for what pages are checked by, unless that is known.
+    /// Loads the checks for pages, unless they are loaded.
     fn load_checks(&mut self) -> Result<(), Stop> {
         if !self.checks_asked {
             self.checks = self.invocation.checks(self.extractor, self.context)?;
@@ -305,7 +306,7 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
         Ok(())
     }
 
-    /// Decides which records of a page are staged: those that are wanted and not rejected.
+    /// Decides which records of a page are staged: those that are in scope and not rejected.
     fn settle(&mut self, of: &PageOf, page: &mut Page<E::Cursor>) -> Result<(), Stop> {
         let stream = of.stream().as_str();
         page.leave_out(|item_type| !self.context.extracts(item_type));
@@ -325,7 +326,7 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
         self.invocation.deadlines.is_stopped()
     }
 
-    /// Moves what is closed on towards the platform, and saves a checkpoint if one is due.
+    /// Delivers closed batches, and saves a checkpoint if one is due.
     fn deliver(&mut self) -> Result<()> {
         self.delivery.step()?;
         if self.delivery.save_due() {
@@ -334,14 +335,14 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
         Ok(())
     }
 
-    /// Begins to fetch what may be fetched now.
+    /// Begins every page that may be fetched now.
     fn begin(&mut self) -> Result<(), Stop> {
         while self.closing.is_none() {
             let Next::Fetch(no) = self.scheduler.next(self.now()) else { break };
             if self.is_closed() || self.is_stopped() {
                 self.close(Ending::Progress);
             } else if self.is_late() {
-                info!(pages = self.committed, "deadline reached");
+                info!(target: "highwater", pages = self.committed, "deadline reached");
                 self.close(Ending::Progress);
             } else if self.delivery.crowded() {
                 break;
@@ -352,12 +353,12 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
         Ok(())
     }
 
-    /// Whether the next page would probably end after the soft deadline. The first one always has time.
+    /// Whether the next page would probably end after the soft deadline. The first page always has time.
     fn is_late(&self) -> bool {
         self.begun > 0 && self.longest_fetch + self.longest_commit >= self.context.time_left()
     }
 
-    /// Begins the next page of a listing of which one came, if it may be fetched ahead of the commit.
+    /// Begins the next page of a listing whose page just arrived, if it may be fetched ahead of the commit.
     fn go_ahead(&mut self, no: ListingNo) -> Result<(), Stop> {
         let may = self.scheduler.may_go_ahead(no, self.now())
             && self.closing.is_none()
@@ -394,7 +395,7 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
                 vacant.insert(Open::new(of, listing))
             }
         };
-        // With nothing held, what is stored counts.
+        // If no page is held, the stored position counts.
         let from = if open.values.is_empty() {
             match no {
                 ListingNo::Stream(_) => run.stream_position(open.of.stream())?.flatten(),
@@ -413,7 +414,7 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
         Ok(())
     }
 
-    /// Takes in what came of a fetch.
+    /// Handles the result of a fetch.
     fn take_in(
         &mut self,
         fetched: FetchedPage<E::Cursor>,
@@ -432,10 +433,10 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
             Ok(page) => page,
             Err(SourceError::RateLimited { after }) => {
                 self.scheduler.gave_none(no);
-                self.leave_alone(after);
+                self.asked_to_wait(after);
                 return Ok(());
             }
-            // Its time was over.
+            // It was given up because of the stop.
             Err(_) if self.invocation.deadlines.is_past_stop() => {
                 self.scheduler.gave_none(no);
                 self.close(Ending::Progress);
@@ -484,7 +485,7 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
         }
     }
 
-    /// Of the pages of a listing that came and are not committed, all but the oldest `keep` are refused.
+    /// Refuses all held pages of a listing except the oldest `keep`.
     fn refused(&mut self, no: ListingNo, keep: usize) {
         self.scheduler.refused(no, keep);
         let Some(open) = self.open.get_mut(&no) else { return };
@@ -509,31 +510,31 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
         }
         let listing = of.to_string();
         let ready = make_ready_in_order(of, page, from, next)?;
-        debug!(listing, items, ?by_type, more, "page fetched");
+        debug!(target: "highwater", listing, items, ?by_type, more, "page fetched");
         Ok(ready)
     }
 
-    /// How long it takes until what is held is old enough to be committed.
+    /// How long until the held pages are old enough to be committed.
     fn commit_due_in(&self) -> Duration {
         let age = self.now().saturating_sub(self.held_since);
         if self.held.is_empty() { Duration::MAX } else { HELD_FOR.saturating_sub(age) }
     }
 
-    /// Whether what is held is to be committed before anything else is begun.
+    /// Whether the held pages must be committed before anything else is begun.
     fn is_commit_due(&self) -> bool {
         let Some(newest) = self.held.last() else { return false };
         newest.page.names_children()
-            // A checkpoint's room is counted by what is stored.
+            // The room of a checkpoint is computed from what is stored.
             || (self.keeper.is_some() && newest.page.has_more())
             || self.held.len() >= HELD_PAGES
             || self.commit_due_in() == Duration::ZERO
-            // Of the page that is fetched now, nobody knows whether it comes.
+            // The page that is being fetched may never arrive.
             || self.now() >= self.invocation.deadlines.abort_at()
             || self.held.iter().map(|held| held.page.items()).sum::<usize>() >= HELD_ITEMS
             || self.held.iter().map(|held| held.page.bytes()).sum::<usize>() >= HELD_BYTES
     }
 
-    /// Commits what is held, and moves what that closed on towards the platform; saves a checkpoint if one is due.
+    /// Commits the held pages and delivers the batches that this closed; saves a checkpoint if one is due.
     fn commit(&mut self) -> Result<(), Stop> {
         let began_at = self.now();
         let held = std::mem::take(&mut self.held);
@@ -551,11 +552,11 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
                     .zip(committed)
                     .try_for_each(|(held, committed)| self.committed(held, committed))?;
             }
-            // One that cannot be stored keeps none of the others back.
+            // A page that cannot be stored must not keep the others from being stored.
             Err(_) if held.len() > 1 => {
                 let mut refused = BTreeSet::new();
                 for one in &held {
-                    // Nor is what follows it in its listing stored without it.
+                    // The pages that follow it in its listing cannot be stored either.
                     if refused.contains(&one.no) {
                         continue;
                     }
@@ -583,7 +584,7 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
         Ok(())
     }
 
-    /// A page is committed.
+    /// Handles a page that was committed.
     fn committed(&mut self, Held { no, page }: &Held, committed: CommittedPage) -> Result<()> {
         self.committed += 1;
         self.delivery.add(committed.closed);
@@ -599,31 +600,32 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
         Ok(())
     }
 
-    /// The source asked to be left alone.
-    fn leave_alone(&mut self, after: Duration) {
+    /// The source asked to wait.
+    fn asked_to_wait(&mut self, after: Duration) {
         let now = self.now();
         // Other pages in flight are refused for the same reason.
         let again = self.scheduler.is_paused(now);
         match self.waits.next(after, self.context.time_left(), again) {
             Ok(wait) => {
-                info!(wait_ms = millis(wait), "the source asked to be left alone: waiting");
+                info!(target: "highwater", wait_ms = millis(wait), "the source asked to wait");
                 self.scheduler.pause(now.saturating_add(wait));
             }
             Err(wait) => self.close(Ending::asked_to_wait(wait)),
         }
     }
 
-    /// Something went wrong with a page. If the platform is told of it, what is in flight is awaited first.
+    /// Handles a failure of a page. If it is sent to the platform, the pages in flight are awaited first.
     ///
     /// # Errors
-    /// That of which the platform is not told.
+    /// A failure that is not sent to the platform.
     fn meet(&mut self, stop: Stop) -> Result<(), Stop> {
         let ending = Stop::ending(Err(stop)).map_err(Stop::Error)?;
         self.close(ending);
         Ok(())
     }
 
-    /// Begins nothing more. A failure comes before a delay, the longer delay before the shorter, and both before PROGRESS.
+    /// Begins nothing more. Of several endings a failure wins over a delay, a longer delay over a shorter one, and
+    /// both over PROGRESS.
     fn close(&mut self, ending: Ending) {
         let rank = |ending: &Ending| match ending {
             Ending::Done | Ending::Progress => (0, 0),

@@ -1,7 +1,7 @@
 //! The beginning of a phase, and the phases that ask the extractor only once.
 //!
 //! External sync units and metadata are requested once and staged as one page. The pages of the data phase, and the
-//! attachments, have rooms of their own.
+//! attachments, have their own modules.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -121,14 +121,14 @@ impl Invocation<'_> {
             Err(gave_up) if self.deadlines.is_stopped() => return Err(not_installed(gave_up)),
             Err(gave_up) => {
                 let reason = gave_up.to_string();
-                warn!(reason, "the recipe blueprint was not created; the mapping is installed without it");
+                warn!(target: "highwater", reason, "the recipe blueprint was not created; the mapping is installed without it");
                 None
             }
         };
         self.attempt(|| self.platform.install_mapping(&mapping, blueprint.as_deref()))
             .map_err(not_installed)?;
         run.set_connector_version(&version)?;
-        info!(version, blueprint = blueprint.is_some(), "initial domain mapping installed");
+        info!(target: "highwater", version, blueprint = blueprint.is_some(), "initial domain mapping installed");
         Ok(())
     }
 
@@ -216,12 +216,12 @@ impl Invocation<'_> {
                 Ok(answer) => return Ok(answer),
                 Err(SourceError::RateLimited { after }) => {
                     match waits.next(after, context.time_left(), false) {
-                        // Asked to stop meanwhile, it is not asked again.
+                        // If a stop is requested meanwhile, the source is not called again.
                         Ok(wait) => drop(self.deadlines.sleep(wait)),
                         Err(wait) => return Err(Ending::asked_to_wait(wait).into()),
                     }
                 }
-                // Its time was over.
+                // It was given up because of the stop.
                 Err(_) if self.deadlines.is_past_stop() => return Err(Ending::Progress.into()),
                 Err(error) => return Err(error.into()),
             }

@@ -110,7 +110,7 @@ pub trait Platform: Sync {
     /// needs it.
     ///
     /// # Errors
-    /// What is known of the attempt's fate.
+    /// What is known about the attempt's outcome.
     fn install_mapping(&self, mapping: &Value, blueprint: Option<&str>) -> Result<(), PlatformError> {
         let _ = (mapping, blueprint);
         Err(PlatformError::Refused { status: 501, reason: "this platform takes no mappings".to_owned() })

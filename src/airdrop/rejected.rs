@@ -29,7 +29,7 @@ pub(super) fn refetch<E: Extractor>(
              them: write Extractor::refetch and can_refetch for {item_type}; their ids are kept until then"
         )));
     }
-    info!(item_type, count, "requesting rejected records again");
+    info!(target: "highwater", item_type, count, "requesting rejected records again");
     let page = invocation.ask(context, Phase::Data, || extractor.refetch(context, item_type, ids));
     page.map(|page| page.asked(item_type, ids)).map_err(|stop| {
         stop.while_doing(&format!("requesting {count} rejected records of {item_type} of {unit} again"))

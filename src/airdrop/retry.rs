@@ -129,7 +129,7 @@ pub(crate) fn attempts_while<T>(
                 let wait = back_off(tries, after, &mut chance);
                 let again = tries < TRIES && deadlines.is_time_for_retry_after(wait);
                 if again {
-                    warn!(tries, reason = %error, wait_ms = millis(wait), "retrying a call to the platform");
+                    warn!(target: "highwater", tries, reason = %error, wait_ms = millis(wait), "retrying a call to the platform");
                 }
                 if !again || !deadlines.sleep_before_retry(wait) {
                     return Err(GaveUp::Tried(format!("{error}; tried {tries} times")));

@@ -1,59 +1,59 @@
-//! Which page is fetched next.
+//! Decides which page is fetched next.
 //!
-//! Pure: it is told what becomes of the listings, and says which of them a page is to be fetched of. It knows neither
-//! the source nor the store, and no clock but the moment that it is given.
+//! The decisions are pure: the scheduler is told what happens to pages, and returns the listing whose page to fetch
+//! next. It knows neither the source nor the store, and the only time it knows is the moment passed in.
 //!
-//! The listings stand in one order: a listing's children before itself, in the order in which they were named, and the
-//! streams in the extractor's. So children are worked off before their parent's next page, depth first. A page may be
-//! fetched of the first `at_once` listings in that order that have no children left, and of each only one at a time. With
-//! one at once, that is one listing after the other.
+//! The listings are kept in one order. The children of a listing come before it, in the order in which they were
+//! named; streams come in the extractor's order. So children are read before their parent's next page, depth first. A
+//! page may be fetched of the first `at_once` listings in that order that have no children left, one page per listing
+//! at a time. If `at_once` is 1, one listing is read after the other.
 //!
-//! Of a listing, a page is *in flight* ([`Scheduler::begun`]) until it comes ([`Scheduler::came`]) or does not
-//! ([`Scheduler::gave_none`]); then it is *held* until it is committed ([`Scheduler::committed`]) or refused
-//! ([`Scheduler::refused`]). Pages are committed in the order in which they came. What may follow a held page is one of
-//! these ([`Then`]):
+//! A page is *in flight* ([`Scheduler::begun`]) until it arrives ([`Scheduler::came`]) or fails to
+//! ([`Scheduler::gave_none`]). Then it is *held* until it is committed ([`Scheduler::committed`]) or refused
+//! ([`Scheduler::refused`]). Pages are committed in the order in which they arrived. What may follow a held page
+//! ([`Then`]):
 //!
 //! | the page | its listing |
 //! | --- | --- |
-//! | has a next one, and names no child listings | goes on, ahead of the commit |
-//! | names child listings | waits for the commit: they come first |
-//! | is the last, and names none | *gives way* to the next listing |
-//! | is refused | waits until nothing of it is in flight or held, and goes on from where it was committed |
+//! | has a next page, and names no child listings | goes on, ahead of the commit |
+//! | names child listings | waits for the commit: the children come first |
+//! | is the last, and names no child listings | *gives way* to the next listing |
+//! | is refused | waits until none of its pages is in flight or held, then goes on from its last committed page |
 //!
-//! A page is fetched *ahead* if another one of its listing is held. That is done only while what is held has fewer bytes
-//! than it may have. A page that is held and sets values is seen by the pages ahead of its own listing, so as long as it is
-//! held no page of another listing is begun.
+//! A page is fetched *ahead* if an earlier page of its listing is held. That is done only while all held pages
+//! together have fewer than `ahead_bytes` bytes. A held page that sets values can be seen by the pages fetched ahead
+//! of its own listing, but not by others: while it is held, no page of another listing is begun.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-/// A listing, by its number.
+/// A listing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum ListingNo {
-    /// A stream, by its place among the extractor's.
+    /// A stream, by its index among the extractor's streams.
     Stream(usize),
-    /// A child listing, by its number in the run: the later it was named, the higher.
+    /// A child listing, by its number in the run. Numbers rise in the order in which listings are named.
     Child(u64),
 }
 
-/// A child listing that an earlier life left.
+/// A child listing that an earlier life left unfinished.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct LeftChild {
     pub(super) number: u64,
     /// The number of the first child listing that the same page named.
     pub(super) named_with: u64,
-    /// What waits for it.
+    /// The listing that waits for it.
     pub(super) under: Option<ListingNo>,
 }
 
-/// What is to be done next.
+/// What to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Next {
-    /// A page of this listing is to be fetched.
+    /// Fetch a page of this listing.
     Fetch(ListingNo),
-    /// Nothing, until a page comes or is committed.
+    /// Wait until a page arrives or is committed.
     Wait,
-    /// Nothing, until this moment.
+    /// Wait until this moment.
     Paused(Duration),
     /// Every listing is exhausted.
     Done,
@@ -62,19 +62,19 @@ pub(super) enum Next {
 /// What may follow a page of its listing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Then {
-    /// The next page, whose cursor is known.
+    /// The next page: its cursor is known.
     NextPage,
-    /// The child listings that it names.
+    /// The child listings that the page names.
     Children,
-    /// Nothing: it is the last, and names no child listings.
+    /// Nothing: the page is the last, and names no child listings.
     Nothing,
 }
 
-/// A page that came.
+/// A page that arrived.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Came {
     pub(super) then: Then,
-    /// About how many bytes its records have.
+    /// About how many bytes its records take.
     pub(super) bytes: u64,
     pub(super) sets_values: bool,
 }
@@ -82,13 +82,13 @@ pub(super) struct Came {
 #[derive(Debug)]
 struct Node {
     in_flight: bool,
-    /// The pages that came and are not committed, the oldest first.
+    /// The pages that arrived and are not committed, oldest first.
     held: VecDeque<Came>,
-    /// A page of it was refused: what follows is known once it stands where it was committed.
+    /// One of its pages was refused: it goes on once nothing of it is in flight or held.
     is_refused: bool,
     /// The listing that waits for it.
     under: Option<ListingNo>,
-    /// Listings that it waits for, and how many of them give way.
+    /// The number of listings that it waits for, and how many of these give way.
     children: usize,
     children_held: usize,
 }
@@ -105,7 +105,7 @@ impl Node {
         }
     }
 
-    /// What may follow the page that came last; `None` if no page is held.
+    /// What may follow the newest held page; `None` if no page is held.
     fn then(&self) -> Option<Then> {
         self.held.back().map(|came| came.then)
     }
@@ -115,25 +115,25 @@ impl Node {
     }
 }
 
-/// The listings that are not exhausted, and what becomes of them.
+/// The listings that are not exhausted, and the state of their pages.
 #[derive(Debug)]
 pub(super) struct Scheduler {
     at_once: usize,
-    /// Bytes of held pages from which on no page is fetched ahead.
+    /// No page is fetched ahead once held pages have this many bytes.
     ahead_bytes: u64,
-    /// The one whose turn is next comes last.
+    /// In reverse: the listing whose turn is first is last.
     order: Vec<ListingNo>,
     nodes: BTreeMap<ListingNo, Node>,
     in_flight: usize,
     held_bytes: u64,
-    /// Of each listing, how many of its held pages set values.
+    /// For each listing, how many of its held pages set values.
     set_values: BTreeMap<ListingNo, usize>,
     paused_until: Option<Duration>,
 }
 
 impl Scheduler {
-    /// These streams, in this order, and the child listings that earlier lives left. With no bytes, no page is fetched
-    /// ahead.
+    /// Takes the streams in their order, and the child listings that earlier lives left. If `ahead_bytes` is 0, no
+    /// page is fetched ahead.
     pub(super) fn new(
         at_once: usize,
         ahead_bytes: u64,
@@ -153,7 +153,7 @@ impl Scheduler {
         let streams: Vec<_> = this.nodes.keys().rev().copied().collect();
         let left: Vec<_> = left.into_iter().collect();
         this.nodes.extend(left.iter().map(|child| (ListingNo::Child(child.number), Node::under(None))));
-        // What was named last comes first, as it took the place of the listing whose last page named it.
+        // Listings named later come first: they replaced the listing whose last page named them.
         let mut by_under: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
         for LeftChild { number, named_with, under } in left {
             let under = under.filter(|under| this.nodes.contains_key(under));
@@ -166,7 +166,7 @@ impl Scheduler {
                 node.children += 1;
             }
         }
-        // Each before those that wait for nothing but it: the last in `order` is the first.
+        // Each listing is put before the listings that wait for it. As `order` is reversed, that is after them.
         let mut of = |under| by_under.remove(&under).unwrap_or_default().into_values();
         let mut open: Vec<_> = of(None).chain(streams.into_iter().rev()).collect();
         while let Some(no) = open.pop() {
@@ -185,7 +185,7 @@ impl Scheduler {
         self.order.splice(at..at, numbers.rev());
     }
 
-    /// What is to be done next, at this moment.
+    /// What to do next, at this moment.
     pub(super) fn next(&self, now: Duration) -> Next {
         if self.order.is_empty() {
             return Next::Done;
@@ -200,13 +200,13 @@ impl Scheduler {
         turns.find(|(no, node)| self.may_begin(*no, node)).map_or(Next::Wait, |(no, _)| Next::Fetch(no))
     }
 
-    /// Whether the next page of this listing may be fetched at this moment, ahead of the commit of the one that came.
+    /// Whether the next page of this listing may be fetched now, before its newest page is committed.
     pub(super) fn may_go_ahead(&self, no: ListingNo, now: Duration) -> bool {
         let may = |(other, node): (ListingNo, &Node)| other == no && self.may_begin(no, node);
         !self.is_full() && !self.is_paused(now) && self.turns().any(may)
     }
 
-    /// Whether a page could be begun once what is held is committed.
+    /// Whether a page could be begun if the held pages were committed.
     pub(super) fn waits_for_commit(&self) -> bool {
         !self.is_full() && self.turns().any(|(_, node)| !node.in_flight)
     }
@@ -214,7 +214,8 @@ impl Scheduler {
     /// The listings whose turn it is.
     fn turns(&self) -> impl Iterator<Item = (ListingNo, &Node)> {
         let nodes = self.order.iter().rev().filter_map(|no| Some((*no, self.nodes.get(no)?)));
-        // One whose children wait for no more than a commit has its turn next: nothing overtakes it.
+        // If all children of a listing only wait to be committed, it is the next to be read: no other listing takes
+        // its turn.
         nodes.filter(|(_, node)| node.children == node.children_held && !node.gives_way()).take(self.at_once)
     }
 
@@ -226,26 +227,26 @@ impl Scheduler {
         node.children == 0 && !node.in_flight && leads_on && self.set_values.keys().all(|other| *other == no)
     }
 
-    /// Pages that are being fetched.
+    /// The number of pages being fetched.
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight
     }
 
-    /// Whether as many pages are being fetched as may be.
+    /// Whether no more pages may be fetched at once.
     pub(super) fn is_full(&self) -> bool {
         self.in_flight >= self.at_once
     }
 
-    /// A page is being fetched of a listing of which none was.
+    /// A page of a listing is now being fetched. The listing had none in flight.
     pub(super) fn begun(&mut self, no: ListingNo) {
         self.turn(no, true);
         self.in_flight += 1;
     }
 
-    /// The page came, and waits to be committed.
+    /// The page arrived, and waits to be committed.
     pub(super) fn came(&mut self, no: ListingNo, came: Came) {
         let Some(node) = self.landed(no) else { return };
-        assert!(!node.is_refused, "{no:?} goes on after a page that was refused");
+        assert!(!node.is_refused, "{no:?} went on after a refused page");
         node.held.push_back(came);
         self.held_bytes += came.bytes;
         if came.sets_values {
@@ -258,14 +259,15 @@ impl Scheduler {
         }
     }
 
-    /// No page came, or one that follows one that was refused: it is to be fetched again.
+    /// No page arrived, or it followed a refused one: it is to be fetched again.
     pub(super) fn gave_none(&mut self, no: ListingNo) {
         if let Some(node) = self.landed(no) {
             node.is_refused &= !node.held.is_empty();
         }
     }
 
-    /// Of the pages held of a listing all but the oldest `keep` are refused, and so is the one in flight, if there is one.
+    /// All held pages of a listing except the oldest `keep` are refused, and so is its page in flight, if there is
+    /// one.
     pub(super) fn refused(&mut self, no: ListingNo, keep: usize) {
         let Some(node) = self.nodes.get_mut(&no) else { return };
         let gave_way = node.gives_way() && keep < node.held.len();
@@ -279,19 +281,19 @@ impl Scheduler {
         }
     }
 
-    /// The oldest page that is held of a listing is committed, and named these child listings. `more`: it was not the last
-    /// one. If it was, they take their parent's place: what waited for it waits for them.
+    /// The oldest held page of a listing is committed; it named these child listings. `more`: it was not the last
+    /// page. If it was, the children replace their parent: what waited for the parent now waits for them.
     pub(super) fn committed(&mut self, no: ListingNo, more: bool, children: &[u64]) {
         let Some(node) = self.nodes.get_mut(&no) else { return };
         let came = node.held.pop_front();
-        assert!(came.is_some(), "{no:?} is committed and nothing of it is held");
+        assert!(came.is_some(), "{no:?}: a page is committed and none is held");
         let gave_way = came.is_some_and(|came| came.then == Then::Nothing);
         let is_behind = node.in_flight || !node.held.is_empty();
         node.is_refused &= is_behind;
         let (is_refused, under) = (node.is_refused, node.under);
         assert!(
             !is_behind || is_refused || (more && children.is_empty()),
-            "{no:?} went on ahead of what comes first"
+            "{no:?}: a page was fetched before its children"
         );
         if let Some(came) = came {
             self.no_longer_held(no, came);
@@ -299,7 +301,7 @@ impl Scheduler {
         if more && children.is_empty() {
             return;
         }
-        // It stands near the end.
+        // Search from the end: it is near it.
         let at = self.order.iter().rposition(|other| *other == no).unwrap_or(0);
         if more {
             return self.put_at(at + 1, Some(no), children);
@@ -313,17 +315,17 @@ impl Scheduler {
         self.put_at(at, under, children);
     }
 
-    /// Begins no page of any listing before this moment.
+    /// Begins no page before this moment.
     pub(super) fn pause(&mut self, until: Duration) {
         self.paused_until = self.paused_until.max(Some(until));
     }
 
-    /// Whether nothing may begin at this moment.
+    /// Whether no page may begin at this moment.
     pub(super) fn is_paused(&self, now: Duration) -> bool {
         self.paused_until.is_some_and(|until| until > now)
     }
 
-    /// What waits for a listing.
+    /// The listing that waits for this one.
     fn waiting_for(&mut self, no: ListingNo) -> Option<&mut Node> {
         let under = self.nodes.get(&no)?.under?;
         self.nodes.get_mut(&under)
@@ -341,7 +343,7 @@ impl Scheduler {
         }
     }
 
-    /// The page in flight of a listing is so no longer.
+    /// The page of a listing is no longer in flight.
     fn landed(&mut self, no: ListingNo) -> Option<&mut Node> {
         self.turn(no, false);
         self.in_flight -= 1;
@@ -351,7 +353,7 @@ impl Scheduler {
     fn turn(&mut self, no: ListingNo, in_flight: bool) {
         let node = self.nodes.get_mut(&no);
         let was = node.as_ref().map(|node| node.in_flight);
-        assert_eq!(was, Some(!in_flight), "{no:?} turns to in flight: {in_flight}");
+        assert_eq!(was, Some(!in_flight), "{no:?}: in flight is set to {in_flight}");
         if let Some(node) = node {
             node.in_flight = in_flight;
         }
@@ -383,7 +385,7 @@ mod tests {
         Scheduler::new(at_once, 3, 0..streams, [])
     }
 
-    /// A page is fetched and committed.
+    /// Fetches a page and commits it.
     fn page(scheduler: &mut Scheduler, no: ListingNo, more: bool) {
         assert_eq!(scheduler.next(NOW), Next::Fetch(no));
         scheduler.begun(no);
@@ -421,7 +423,7 @@ mod tests {
         assert_eq!(scheduler.next(NOW), Next::Fetch(SECOND));
         scheduler.begun(SECOND);
         scheduler.came(SECOND, LAST);
-        assert_eq!(scheduler.next(NOW), Next::Wait, "two are not committed");
+        assert_eq!(scheduler.next(NOW), Next::Wait, "two pages are not committed");
         scheduler.committed(SECOND, false, &[]);
         scheduler.committed(FIRST, false, &[]);
         assert_eq!(scheduler.next(NOW), Next::Done);
@@ -453,7 +455,7 @@ mod tests {
         scheduler.begun(SECOND);
         assert_eq!(scheduler.next(NOW), Next::Wait);
         scheduler.came(SECOND, MORE);
-        assert_eq!(scheduler.next(NOW), Next::Wait, "the third is none of the first two");
+        assert_eq!(scheduler.next(NOW), Next::Wait, "the third is not among the first two");
         scheduler.came(FIRST, LAST);
         scheduler.committed(FIRST, false, &[]);
         assert_eq!(scheduler.next(NOW), Next::Fetch(THIRD));
@@ -482,8 +484,8 @@ mod tests {
         assert_eq!(scheduler.next(NOW), Next::Fetch(one));
         scheduler.begun(one);
         scheduler.came(one, NAMES);
-        assert_eq!(scheduler.next(NOW), Next::Wait, "who comes next is not known");
-        // Its last page names one: that comes next, and the stream waits for it.
+        assert_eq!(scheduler.next(NOW), Next::Wait, "the next listing is not known yet");
+        // Its last page names one: that is read next, and the stream waits for it.
         scheduler.committed(one, false, &[3]);
         page(&mut scheduler, three, false);
         page(&mut scheduler, two, false);
@@ -498,8 +500,8 @@ mod tests {
 
     #[test]
     fn children_of_an_earlier_life_stand_as_they_stood() {
-        // The first child named 3 and goes on. 4 and 5 were named by the last page of a stream, and the last page of one that
-        // was named with them named 6 and 7.
+        // The first child named 3 and goes on. The last page of a stream named 4 and 5. Then 5's last page named 6
+        // and 7.
         let child = |number, named_with, under| LeftChild { number, named_with, under };
         let one = Some(ListingNo::Child(1));
         let gone = Some(ListingNo::Child(99));
@@ -533,9 +535,13 @@ mod tests {
         scheduler.committed(FIRST, true, &[]);
         assert!(scheduler.may_go_ahead(FIRST, NOW));
         scheduler.begun(FIRST);
-        assert!(!scheduler.waits_for_commit(), "no lane stands idle");
+        assert!(!scheduler.waits_for_commit(), "no lane is idle");
         scheduler.came(FIRST, LAST);
-        assert_eq!(scheduler.next(NOW), Next::Fetch(SECOND), "it gives way, though two before it are held");
+        assert_eq!(
+            scheduler.next(NOW),
+            Next::Fetch(SECOND),
+            "it gives way, although two earlier pages are held"
+        );
         for more in [true, true, false] {
             scheduler.committed(FIRST, more, &[]);
         }
@@ -550,7 +556,7 @@ mod tests {
         scheduler.came(FIRST, NAMES);
         assert!(!scheduler.may_go_ahead(FIRST, NOW));
         assert_eq!((scheduler.next(NOW), scheduler.waits_for_commit()), (Next::Wait, true));
-        // All of them were known.
+        // The pages that were fetched ahead.
         scheduler.committed(FIRST, true, &[]);
         assert_eq!(scheduler.next(NOW), Next::Fetch(FIRST));
     }
@@ -584,14 +590,14 @@ mod tests {
         assert_eq!(scheduler.next(NOW), Next::Fetch(SECOND), "the first page is not committed");
         scheduler.committed(FIRST, true, &[]);
         assert_eq!(scheduler.next(NOW), Next::Fetch(FIRST));
-        // The last one, which gave way.
+        // The last page, which gave way.
         scheduler.begun(FIRST);
         scheduler.came(FIRST, LAST);
         scheduler.refused(FIRST, 0);
         assert_eq!(scheduler.next(NOW), Next::Fetch(FIRST));
     }
 
-    /// A source: a page is a list of the listings that it names.
+    /// A source: each page is a list of the listings that it names.
     #[derive(Debug, Clone)]
     struct Tree {
         pages: Vec<Vec<Tree>>,
@@ -606,7 +612,8 @@ mod tests {
         .boxed()
     }
 
-    /// The pages of a listing, depth first: what is read with one at once. Numbers are given as pages are committed.
+    /// The pages of a listing, depth first: the order when one page is fetched at once. Listings are numbered as
+    /// pages are committed.
     fn depth_first(tree: &Tree, no: ListingNo, named: &mut u64, read: &mut Vec<(ListingNo, usize)>) {
         for (at, page) in tree.pages.iter().enumerate() {
             read.push((no, at));
@@ -618,17 +625,17 @@ mod tests {
         }
     }
 
-    /// Where a listing of a played source stands.
+    /// The state of a listing while a source is played.
     struct Played<'t> {
         tree: &'t Tree,
-        /// Pages of it that are committed.
+        /// The number of its pages that are committed.
         at: usize,
         under: Option<ListingNo>,
         named_with: u64,
     }
 
     impl Played<'_> {
-        /// What page `at` is to the scheduler.
+        /// Page `at` as the scheduler sees it.
         fn came(&self, at: usize, chance: &mut fastrand::Rng) -> Came {
             let then = match self.tree.pages.get(at + 1) {
                 _ if !self.tree.pages[at].is_empty() => Then::Children,
@@ -639,11 +646,11 @@ mod tests {
         }
     }
 
-    /// A page of a played source that is fetched, or came.
+    /// A page that is being fetched, or that arrived.
     struct Page {
         no: ListingNo,
         at: usize,
-        /// It follows one that was refused.
+        /// It follows a refused page.
         is_void: bool,
         came: Came,
     }
@@ -655,14 +662,17 @@ mod tests {
     /// Asserts that a page may be begun.
     fn check_begin(no: ListingNo, ahead_bytes: u64, in_flight: &[Page], held: &[Page]) {
         assert!(!in_flight.iter().any(|page| page.no == no), "one page at a time");
-        assert!(held.iter().filter(of(no)).all(|page| page.came.then == Then::NextPage), "ahead of what?");
+        assert!(
+            held.iter().filter(of(no)).all(|page| page.came.then == Then::NextPage),
+            "the page before has no next page"
+        );
         let bytes: u64 = held.iter().map(|page| page.came.bytes).sum();
         assert!(!held.iter().any(|page| page.no == no) || bytes < ahead_bytes, "{bytes} bytes are held");
         let unseen = held.iter().filter(|page| page.came.sets_values && page.no != no).count();
         assert_eq!(unseen, 0, "values of another listing are not committed");
     }
 
-    /// Refuses the held pages of a listing from the one at this place on, and what follows them.
+    /// Refuses the held pages of a listing from this index on, and the pages that follow them.
     fn refuse(
         scheduler: &mut Scheduler,
         no: ListingNo,
@@ -680,8 +690,8 @@ mod tests {
         in_flight.iter_mut().filter(|page| page.no == no).for_each(|page| page.is_void = true);
     }
 
-    /// Plays a source to its end: pages come in the order that the seed says, some are refused, and they are committed as
-    /// they came, some in a later life.
+    /// Plays a source to its end. The seed decides in which order pages arrive, which are refused, and which are
+    /// committed only in a later life.
     fn play(
         streams: &[Tree],
         (at_once, ahead_bytes): (usize, u64),
@@ -714,9 +724,11 @@ mod tests {
                     assert!(open.is_empty() && in_flight.is_empty() && held.is_empty());
                     return read;
                 }
-                Next::Paused(_) => unreachable!("nothing asked for it"),
+                Next::Paused(_) => unreachable!("nothing paused it"),
                 Next::Fetch(_) => {}
-                Next::Wait => assert!(!in_flight.is_empty() || !held.is_empty(), "nobody would go on"),
+                Next::Wait => {
+                    assert!(!in_flight.is_empty() || !held.is_empty(), "nothing would happen any more");
+                }
             }
             if !held.is_empty() && (in_flight.is_empty() || chance.bool()) {
                 let no = held[0].no;
@@ -726,7 +738,7 @@ mod tests {
                 }
                 let page = held.remove(0);
                 let Played { tree, at, under, .. } = open.get_mut(&no).unwrap();
-                assert_eq!(page.at, *at, "committed where it stands");
+                assert_eq!(page.at, *at, "committed in order");
                 let children = &tree.pages[*at];
                 read.push((no, *at));
                 *at += 1;
@@ -757,7 +769,7 @@ mod tests {
                 }
             }
             if chance.u8(..16) == 0 {
-                // Another life: what was in flight or held is fetched again.
+                // Another life: pages that were in flight or held are fetched again.
                 in_flight.clear();
                 held.clear();
                 let streams = open.keys().filter_map(|no| match no {
@@ -801,7 +813,8 @@ mod tests {
             if at_once == 1 && !refuses {
                 prop_assert_eq!(&read, &expected);
             }
-            // With more the numbers are other ones: as many pages, each listing's in order, children after their parent's page.
+            // With several at once the numbers differ, but there are as many pages; each listing's are in order, and
+            // children come after the page that named them.
             prop_assert_eq!(read.len(), expected.len());
             let mut at = BTreeMap::new();
             for (no, page) in read {

@@ -2,18 +2,22 @@
 //!
 //! One single-threaded loop decides and stores; calls to the platform are made in lanes.
 //!
-//! If this disk or its store is broken, another worker has the unit, the event is of a past run, or the platform does not
-//! hand out or take what it keeps of the unit, `serve` returns an error and sends nothing. In every other case exactly one
-//! message answers the event; it is sealed before it is sent.
+//! `serve` returns an error and sends nothing if this disk or its store is broken, if another worker has the unit, if
+//! the event belongs to a past run, or if the platform does not return or accept the worker state. In every other
+//! case exactly one message answers the event, and it is sealed before it is sent.
 //!
-//! An invocation is one `tracing` span, `invocation`, with the event type, the unit, the phase and the run; each step of
-//! it is an event in that span. What an extractor's error says is in none of them: it may hold anything.
+//! An invocation is one `tracing` span, `run`, and each step is an event in it. As `tracing_subscriber` prints a line,
+//! everything before its message takes less than 60 characters: the span has only a short id of the run, and `event
+//! accepted` tells what the id stands for. A second span within it, `invocation`, has the event type, the unit, the phase
+//! and the run for each event; it is at TRACE, with the target `highwater::fields`. The text of an extractor's error is
+//! in none of them, as it may contain anything.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::field::{Empty, display};
-use tracing::{Span, info, info_span};
+use tracing::{Span, info, info_span, trace_span};
+use twox_hash::XxHash3_64;
 
 use crate::error::{Error, Result, chain};
 use crate::model::{Phase, RunId, Safeguard, SyncUnitId};
@@ -24,12 +28,13 @@ use super::attempt::{Attempt, AttemptResult, attempt};
 use super::context::Context;
 use super::deadlines::Deadlines;
 use super::delivery::{Delivery, DeliverySettings};
-use super::event::{Event, EventType};
+use super::event::Event;
+use super::event_type::EventType;
+use super::event_type::OutcomeKind;
 use super::extractor::Extractor;
 use super::invocation::{Ending, Invocation, Stop};
 use super::keeper::Keeper;
 use super::lanes::Lanes;
-use super::message::OutcomeKind;
 use super::platform::Platform;
 use super::settings::Serve;
 
@@ -47,8 +52,8 @@ pub fn serve<E: Extractor>(
 }
 
 impl Serve {
-    /// Answers one event with exactly one message: extracts until the phase or the budget is over, or, if the event
-    /// was answered before, sends the same message again.
+    /// Answers one event with exactly one message. It extracts until the phase or the budget is over; if the event
+    /// was answered before, it sends the same message again.
     ///
     /// # Durability
     /// When this returns `Ok`, the platform has accepted the message, and that is stored: every record it announces
@@ -71,7 +76,7 @@ impl Serve {
     /// - `TooLarge`: the event's context leaves no room for any answer.
     ///
     /// A failure of the extractor, and an invalid field of the event or key of the worker state, is not an error here:
-    /// the platform is told with ERROR.
+    /// the platform gets an ERROR.
     pub fn serve<E: Extractor>(
         &self,
         store: &Store,
@@ -83,8 +88,17 @@ impl Serve {
         let deadlines = Deadlines::new(clock, self.soft, self.hard, stop, self.stop_within);
         let clock = store.clock().as_ref();
         let event_type = event.event_type().name(event.spelling());
-        let span = info_span!("invocation", event_type, unit = Empty, run = Empty, phase = Empty);
-        let _entered = span.enter();
+        let line = info_span!(target: "highwater", "run", id = %log_id(event));
+        let _line = line.enter();
+        let fields = trace_span!(
+            target: "highwater::fields",
+            "invocation",
+            event_type,
+            unit = Empty,
+            run = Empty,
+            phase = Empty
+        );
+        let _fields = fields.enter();
         let invocation = Invocation {
             settings: self,
             store,
@@ -97,7 +111,7 @@ impl Serve {
         };
         match event.event_type() {
             EventType::Unknown(name) => {
-                let expected = "EXTRACTION_DATA_START or another that this version knows";
+                let expected = "EXTRACTION_DATA_START or another type that this version supports";
                 invocation.answer_statelessly(Ending::failed(&format!(
                     "unknown event type {name:?}, expected {expected}"
                 )))
@@ -145,8 +159,16 @@ fn run_of(accepted: &Accepted) -> &Run {
     }
 }
 
-/// Says what is done about an event.
-fn log_accepted(accepted: &Accepted) {
+/// Four hexadecimal digits that stand for a run in log lines: the same in each of its invocations, and probably others
+/// for each other run.
+fn log_id(event: &Event) -> String {
+    let unit = event.unit_key().map(|unit| unit.as_str().to_owned()).unwrap_or_default();
+    let run = event.run_id().ok().flatten().map(|run| run.as_str().to_owned()).unwrap_or_default();
+    format!("{:04x}", XxHash3_64::oneshot(format!("{unit}\0{run}").as_bytes()) & 0xffff)
+}
+
+/// Logs what is done about an event.
+fn log_accepted(event: &Event, phase: Phase, accepted: &Accepted) {
     let decision = match accepted {
         Accepted::Work(_) => "work",
         Accepted::Repeat(_) => "repeat",
@@ -156,7 +178,17 @@ fn log_accepted(accepted: &Accepted) {
     };
     let run = run_of(accepted);
     Span::current().record("run", display(run.id()));
-    info!(decision, resumed = run.resumed(), started_at = %run.started_at(), "event accepted");
+    info!(
+        target: "highwater",
+        decision,
+        event_type = event.event_type().name(event.spelling()),
+        unit = %run.sync_unit(),
+        run = %run.id(),
+        %phase,
+        resumed = run.resumed(),
+        started_at = %run.started_at(),
+        "event accepted"
+    );
 }
 
 impl Invocation<'_> {
@@ -176,7 +208,7 @@ impl Invocation<'_> {
         };
         let keeper = keeper.as_ref();
         let details = MessageDetails::default();
-        log_accepted(&accepted);
+        log_accepted(self.event, phase, &accepted);
         let in_place = || self.store.ensure_in_place();
         let attempt = |call: Attempt| attempt(self.platform, in_place, None, &call);
         match accepted {
@@ -207,10 +239,9 @@ impl Invocation<'_> {
         }
     }
 
-    /// Finds out what is to be done about an event. Where checkpoints are kept, the unit is taken over first, and what was
-    /// decided is saved.
+    /// Decides what to do about an event. With checkpoints, the unit is taken over first, and the decision is saved.
     fn accept(&self, unit: &SyncUnit, incoming: &Incoming) -> Result<(Option<Keeper<'_>>, Accepted), Stop> {
-        // External sync units have no sync unit to keep a checkpoint under.
+        // A list of external sync units has no sync unit whose state could hold a checkpoint.
         if !self.settings.checkpoints || incoming.phase == Phase::ExternalSyncUnits {
             return Ok((None, unit.accept(incoming, false, None).map_err(Stop::told)?));
         }
@@ -221,7 +252,7 @@ impl Invocation<'_> {
         Ok((Some(keeper), accepted))
     }
 
-    /// Extracts, delivers what was extracted, and answers.
+    /// Extracts, delivers the batches, and answers.
     fn work<E: Extractor>(
         &self,
         extractor: &E,
@@ -265,7 +296,7 @@ impl Invocation<'_> {
         self.conclude(run, keeper, phase, delivery, worked, &details)
     }
 
-    /// What comes before the first thing that a phase asks for.
+    /// Prepares a phase, before anything is requested from the extractor.
     fn begin<'c, E: Extractor>(
         &'c self,
         extractor: &E,
@@ -278,7 +309,7 @@ impl Invocation<'_> {
         Ok(context)
     }
 
-    /// Forgets the unit. The message is the same whenever it is composed, so nothing needs to be sealed.
+    /// Forgets the unit. The message is the same whenever it is composed, so it need not be sealed.
     fn delete(&self) -> Result<Outcome> {
         let unit = match self.event.unit_key() {
             Ok(unit) => self.store.any_unit(unit),
@@ -295,7 +326,7 @@ impl Invocation<'_> {
         }
     }
 
-    /// What a store is to know of an event that asks for a deletion.
+    /// What the store must know of an event that asks for a deletion.
     fn deletion(&self) -> Result<Deletion> {
         let run_id = self.event.run_id()?;
         let told_apart = self.event.has_ids()? || run_id.is_some();
@@ -310,7 +341,7 @@ impl Invocation<'_> {
         match held {
             Ok(Some((keeper, _))) => keeper.remove(unit, deletion)?,
             Ok(None) => {}
-            // To start over, the old state need not be readable.
+            // The old state need not be readable to start over.
             Err(Error::WorkerState { .. }) => {
                 let token = self.token();
                 Keeper::start_over(unit, deletion, token, self.platform, self.seed, &self.deadlines)?;
@@ -326,7 +357,7 @@ impl Invocation<'_> {
             return Ok(());
         }
         if let Some((keeper, _)) = held {
-            // The event counts as answered here once it does there.
+            // The event counts as answered here only if it does there.
             unit.delete_attachments()?;
             keeper.forget_attachments(unit, deletion)?;
         }
@@ -342,11 +373,12 @@ impl Invocation<'_> {
     }
 }
 
-/// Whether a deletion was asked for by an event that was answered before, or that is of a past run: it changes nothing.
+/// Whether the deletion comes too late: its event was answered before, or belongs to a past run. Then nothing is
+/// deleted.
 fn came_late(unit: &SyncUnit, deletion: &Deletion) -> Result<bool> {
     let late = unit.came_late(deletion)?;
     if late {
-        info!("the deletion was asked for before, or by a past run: nothing is deleted");
+        info!(target: "highwater", "nothing is deleted: the event was answered before, or belongs to a past run");
     }
     Ok(late)
 }

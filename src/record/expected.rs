@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde_json::Value;
 
-use super::convert::{convert, is_natural, to_enum};
+use super::convert_value::{convert, is_natural, to_enum};
 use super::finding::Rule;
 use super::hints::meant_or_one_of;
 use super::moment::Reading;

@@ -158,7 +158,7 @@ pub struct Finding {
     pub severity: Severity,
     /// The rule that was broken.
     pub rule: Rule,
-    /// Where it stands in its document; empty for the document as a whole.
+    /// Its place in the document; empty for the document as a whole.
     pub path: FieldPath,
     /// The line of the input, from 1, where the text is known.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -392,7 +392,7 @@ impl Tally {
     }
 
     /// [`Tally::counts`], with the kept findings of each kind.
-    pub(crate) fn kinds(&self) -> impl Iterator<Item = (Severity, Rule, &str, u64, &[Finding])> {
+    pub fn kinds(&self) -> impl Iterator<Item = (Severity, Rule, &str, u64, &[Finding])> {
         self.kinds.iter().map(|((severity, rule, path), kind)| {
             (*severity, *rule, path.as_str(), kind.count, kind.kept.as_slice())
         })

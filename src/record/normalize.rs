@@ -11,15 +11,15 @@ use serde_json::{Map, Value};
 
 use super::broken::not_json;
 use super::check::{Checker, name_record};
-use super::convert::{not, plain_id, text_of};
-use super::converter::{Converter, became_null, is_said_none, is_usual_none, undeclared};
+use super::convert_object::{Converter, became_null, is_said_none, is_usual_none, undeclared};
+use super::convert_value::{not, plain_id, text_of};
+use super::field_rules::{FieldRule, Plan, Undeclared, apply};
 use super::finding::{Finding, Findings, Rule, Severity, Sink};
 use super::hints::meant_or_one_of;
 use super::line::{Record, surrogates_replaced};
 use super::metadata::Metadata;
 use super::moment;
 use super::path::{At, FieldPath, quoted, shown};
-use super::rules::{FieldRule, Plan, Undeclared, apply};
 use super::schema::{FIELD_TYPES, FieldDecl, Fields, RESERVED};
 use super::text::{self, DEPTH_MAX, Flaw, Look};
 

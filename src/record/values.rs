@@ -9,7 +9,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess
 use serde_json::{Map, Value};
 
 use super::any::{AnyWalk, Seen, duplicate_key, nothing_but_an_object};
-use super::convert::is_natural;
+use super::convert_value::is_natural;
 use super::expected::{
     DATE_EXPECTED, NULL_EXPECTED, TIMESTAMP_EXPECTED, enum_expected, form, rule_of, span, suggestion, wanted,
 };

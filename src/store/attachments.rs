@@ -11,8 +11,7 @@
 //! | staged | the attachment, pending | streams it |
 //! | uploaded | the artifact id of its bytes | confirms that id, streams nothing |
 //! | retry | tries, why, when the next is due | tries again at that time |
-//! | settled | the attachment leaves the queue; its line for the platform is in an open batch | goes on with the
-//! others |
+//! | settled | the attachment leaves the queue; its line for the platform is in an open batch | goes on with the others |
 //! | failed | the attachment leaves the queue and is listed with the reason | goes on with the others |
 //!
 //! One transaction stores the outcome of every attachment that ended since the transaction before. Each attachment is

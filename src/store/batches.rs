@@ -1,8 +1,8 @@
-//! The loop over the batches of a run, for a caller that uploads them by itself.
+//! The loop over the batches of a run, for a caller that uploads them itself.
 //!
-//! A batch is staged, uploaded (the platform has its bytes under an id), confirmed (it knows them to be ours),
-//! announced (a sealed message names it); its bytes are dropped once it is confirmed. What a crash leaves between
-//! any two of these is in the room `lifecycle`.
+//! A batch is first staged, then uploaded (the platform has its bytes under an id), confirmed (the platform has
+//! accepted the upload), and announced (a sealed message names it). Its bytes are dropped once it is confirmed.
+//! `lifecycle` describes what a crash leaves between any two of these.
 
 mod refetch;
 pub(super) mod staging;
@@ -20,14 +20,14 @@ use crate::model::{ArtifactId, ItemType, OPEN_BATCHES_MAX, RunId, StreamName, Sy
 use super::cursors::CursorWatch;
 use super::page::Page;
 use super::rows::{BATCHES, BatchRow, BatchState};
-use super::run::{Run, read_cursor};
+use super::run_handle::{Run, read_cursor};
 use super::tables::Rows;
 use super::uploads::id_used;
 
 use staging::begin_stream;
 use states::acknowledge;
 
-/// The key of a batch. It is the same after any restart, so an upload under it is idempotent.
+/// The key of a batch. It is the same after any restart, so uploads can be idempotent by it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub struct BatchKey {
@@ -39,7 +39,7 @@ pub struct BatchKey {
     pub epoch: u64,
     /// The item type of its records.
     pub item_type: ItemType,
-    /// Its number in the run, from 1; no two batches of a run share one.
+    /// Its number in the run, from 1. No two batches of a run share a number.
     pub seq: u64,
 }
 
@@ -51,8 +51,8 @@ impl fmt::Display for BatchKey {
 
 /// A batch that is durable and not yet acknowledged.
 ///
-/// It may be acknowledged from any thread, in any order. Dropping it is always safe: the next
-/// [`Run::batches`] yields it again.
+/// It may be acknowledged from any thread, in any order. Dropping it is always safe: the next [`Run::batches`] yields
+/// it again.
 #[derive(Debug)]
 pub struct Batch {
     run: Run,
@@ -86,7 +86,7 @@ impl Batch {
     }
 
     /// The id that [`Batch::uploaded`] stored, in this life or an earlier one. If there is one, the platform has the
-    /// bytes, and only the confirm may be missing.
+    /// bytes, and only the confirmation may be missing.
     pub fn artifact_id(&self) -> Option<String> {
         self.artifact.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -103,8 +103,8 @@ impl Batch {
             .transpose()
     }
 
-    /// Stores the id under which the platform has the bytes. To be called before a confirm; not needed if the platform
-    /// has no confirm step and uploads are idempotent by key.
+    /// Stores the id under which the platform has the bytes. Call it before confirming the upload. It is not needed
+    /// if the platform has no confirmation and uploads are idempotent by key.
     ///
     /// # Durability
     /// When this returns `Ok`, the id survives power loss.
@@ -119,7 +119,8 @@ impl Batch {
         Ok(())
     }
 
-    /// Stores that the platform has the batch, under this id. It is never yielded again, and its bytes are dropped.
+    /// Stores that the platform has accepted the batch under this id. The batch is never yielded again, and its bytes
+    /// are dropped.
     ///
     /// # Durability
     /// When this returns `Ok`, that survives power loss.
@@ -132,7 +133,7 @@ impl Batch {
         self.ensure_new(acknowledge(&self.run, self.key.seq, &artifact)?, &artifact)
     }
 
-    /// An id that the run has used before is an error.
+    /// Checks that the run has not used the id before.
     fn ensure_new(&self, new: bool, artifact: &ArtifactId) -> Result<()> {
         let used = || id_used(&self.run, artifact, &format!("batch {}", self.key.seq));
         if new { Ok(()) } else { Err(used()) }
@@ -156,15 +157,15 @@ impl Drop for Batch {
     }
 }
 
-/// An iterator over the batches of a run, which fetches pages as it goes; made by [`Run::batches`].
+/// An iterator over the batches of a run, made by [`Run::batches`]. It fetches pages as needed.
 ///
-/// After an error it yields no more; the next [`Run::batches`] continues from there.
+/// After an error it yields nothing more; the next [`Run::batches`] continues from there.
 #[must_use]
 pub struct Batches<'a, C, F> {
     run: &'a Run,
     stream: String,
     fetch: F,
-    /// Batches up to this seq were yielded, or are held by somebody else.
+    /// Batches up to this number were yielded, or are held by another iterator.
     yielded: u64,
     over: bool,
     watch: CursorWatch,
@@ -230,12 +231,13 @@ where
 }
 
 impl Run {
-    /// The batches of a stream: first what earlier lives staged and nobody acknowledged, then pages fetched with
-    /// `fetch`, which is given the cursor that the page before left (`None` at the start) and returns a [`Page`].
+    /// The batches of a stream. First come the batches that earlier lives staged and nobody acknowledged, then those
+    /// of pages fetched with `fetch`. It is given the cursor that the page before left (`None` at the start), and
+    /// returns a [`Page`].
     ///
     /// A batch is durable when it is yielded. The records of a page are in a batch, or wait for the next page of the
-    /// run to fill one; when the stream has given its last page, what waits is yielded at any size. Leaving the loop
-    /// early is safe: whatever was staged stays.
+    /// run to fill one. After the last page of the stream, the waiting records are yielded as a batch of any size.
+    /// Leaving the loop early is safe: everything staged is kept.
     ///
     /// ```
     /// use highwater::{Page, Record, Store};
@@ -264,10 +266,10 @@ impl Run {
     /// When `next` returns a batch, its records and the cursor after its page survive power loss.
     ///
     /// # Errors
-    /// `Fetch` with the closure's own error; `Cursor` if the stored cursor is not a `C`; `TooManyOpen` when
-    /// [`OPEN_BATCHES_MAX`](crate::limits::OPEN_BATCHES_MAX) batches are not acknowledged (nothing is fetched then);
-    /// `TooLarge`, `Invalid` or `Record` for what cannot be stored; `Fenced`, `Corrupt`, `Io`. Of the page that
-    /// failed nothing is stored, and the next call fetches it again.
+    /// `Fetch` with the closure's own error; `Cursor` if the stored cursor is not a `C`; `TooManyOpen` if
+    /// [`OPEN_BATCHES_MAX`](crate::limits::OPEN_BATCHES_MAX) batches are not acknowledged (then nothing is fetched);
+    /// `TooLarge`, `Invalid` or `Record` if something cannot be stored; `Fenced`, `Corrupt`, `Io`. Nothing of the
+    /// page that failed is stored, and the next call fetches it again.
     pub fn batches<C, F, E>(&self, stream: impl Into<String>, fetch: F) -> Batches<'_, C, F>
     where
         C: Serialize + DeserializeOwned,

@@ -1,7 +1,7 @@
 //! The portable form of a sync unit's state: all that a worker without a disk keeps.
 //!
 //! A checkpoint has structs of its own (`form`), so that rows may change without it. It can read what earlier
-//! versions saved (`version_1`). It has two parts. The *position* stands at the end of a page: streams with their
+//! versions saved (`version_1`). It has two parts. The *position* is the end of a page: streams with their
 //! cursors, counts, values. All batches up to there are uploaded. It is taken only when no batch is open or merely
 //! staged, and kept in the store as it was saved. The other part describes *now*: the run, its events, the sealed
 //! message, and the batches that are uploaded but not announced, as far as the position covers them. So a checkpoint
@@ -44,7 +44,7 @@ use super::rows::{
     BATCHES, BOOKMARKS, BatchState, CHUNKS, EVENTS, Json, Key, LEDGER, MESSAGES, PAST, POSITIONS, RUN_IDS,
     RUNS, STREAMS, TYPES, UNITS, VALUES, message_key, name_of, number_of, run_key,
 };
-use super::run::Run;
+use super::run_handle::Run;
 use super::tables::{Change, Rows};
 use super::used_ids;
 
@@ -281,8 +281,8 @@ impl Run {
         })
     }
 
-    /// The checkpoint of now. With a position it stands there, without one where the last saved one stood. `room_bytes`: how
-    /// much it may say of records that were announced, beside all else.
+    /// The current checkpoint: at `position`, or without one at the position of the last saved one. `room_bytes`: the
+    /// limit on what it contains about announced records, in addition to everything else.
     pub(crate) fn checkpoint(
         &self,
         token: &str,
@@ -411,7 +411,7 @@ impl Run {
     /// Records that a checkpoint at its own position was saved: the batches that it names may be confirmed.
     ///
     /// # Durability
-    /// When this returns `Ok`, the next checkpoint stands there or further on, also after power loss.
+    /// When this returns `Ok`, the next checkpoint is at this position or a later one, also after power loss.
     pub(crate) fn saved(&self, checkpoint: &Checkpoint) -> Result<()> {
         let json = serde_json::to_string(&checkpoint.position)
             .map_err(|error| self.unreadable(error.to_string()))?;

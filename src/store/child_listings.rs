@@ -26,7 +26,7 @@ use crate::model::{CHILD_LISTINGS_BYTES_MAX, CHILD_LISTINGS_MAX, ParentId, Strea
 use super::cursors::check_moves;
 use super::page::{NewChild, child_bytes};
 use super::rows::{CHILD_IDS, CHILD_STREAMS, CHILDREN, ChildIdRow, ChildRow, ChildStreamRow, Key, UnderRow};
-use super::run::Run;
+use super::run_handle::Run;
 use super::tables::{Change, Rows};
 
 /// A pending child listing, and the cursor from which it goes on.

@@ -12,8 +12,7 @@
 //! | --- | --- | --- |
 //! | accept | the event, and the run where it is new; the raised epoch | resumes the run: same start, same `since`; older lives are fenced |
 //! | seal | the message, its artifacts marked with it | sends the same bytes under the same key |
-//! | delivered | that the message was accepted; if it ends the run, watermark and bookmarks | answers the same event
-//! with the same bytes, and does nothing else |
+//! | delivered | that the message was accepted; if it ends the run, watermark and bookmarks | answers the same event with the same bytes, and does nothing else |
 //! | refused | the undone seal: its artifacts are confirmed again | seals a new message |
 
 use crate::error::{Error, Result};
@@ -33,7 +32,7 @@ use super::rows::{
     BATCHES, BatchState, EVENTS, EventRow, Key, MESSAGES, MessageFate, MessageKind, MessageRow, NotBefore,
     RUN_IDS, RUNS, RunIdRow, RunRow, RunStatus, UNITS, UnitRow, WindowRow, event_key, message_key, run_key,
 };
-use super::run::{Run, find_by_id};
+use super::run_handle::{Run, find_by_id};
 use super::tables::{Change, Rows};
 
 /// An event, as far as a store needs to know it.

@@ -1,19 +1,22 @@
-//! Records at the edge: those that the next run is given again though nothing changed.
+//! Records at the edge: records that the next run receives again although they did not change.
 //!
-//! A run asks for what was modified at or after the start of the run before. Clocks of sources are coarse, and runs take a
-//! while, so what was modified since that start, which the run before has read, comes again. For item types whose pages say
-//! so, a run keeps the ids of the records that it has read and that were modified at or after its own start, less the
-//! overlap, each with a digest of its line, in the transaction that stages the page: `unit, run, item type, digest of the id
-//! -> digest of the line`. When the run is finished, they are what the unit remembers (`edge_of` names the run), and those of
-//! the run before go. A run that is given up leaves nothing.
+//! A run asks for what was modified at or after the start of the run before it. Clocks of sources are coarse, and
+//! runs take time: a record that was modified after that start may have been read by the run before, and comes again.
+//! For item types whose pages ask for it, a run keeps the ids of the records that it has read and that were modified
+//! at or after its own start, minus the overlap. It keeps each with a digest of its line, in the transaction that
+//! stages the page: `unit, run, item type, digest of the id -> digest of the line`. When the run is finished, the
+//! unit remembers these rows (`edge_of` names the run), and those of the run before are removed. A run that is
+//! abandoned leaves nothing.
 //!
-//! A record is left out if what the unit remembers of its id is this very line. That must be what the platform has: so
-//! whatever stages another version of it, in whichever way, has it forgotten in the same transaction, also for the run after
-//! one that is given up. Nothing is left out where the run begins elsewhere than at the watermark that the finished run set:
-//! after a reset, a rewind or a run of other software, and where the platform asks for an earlier window.
+//! A record is left out if the unit remembers its id with exactly this line. The remembered line must be what the
+//! platform has. So staging another version of a record, by any way, removes the remembered row in the same
+//! transaction; it is then missing also for the run after one that is abandoned. Nothing is left out if the run does
+//! not begin at the watermark that the finished run set: after a reset, a rewind or a run of other software, and if
+//! the platform asks for an earlier window.
 //!
-//! They are bounded in bytes ([`EDGE_BYTES_MAX`]). What has no room comes again, is counted, and is not lost. A checkpoint
-//! has what the run has kept as of its position, and what the unit remembers, each as far as there is room.
+//! The rows are limited in bytes ([`EDGE_BYTES_MAX`]). A record for which there is no room comes again and is
+//! counted; it is not lost. A checkpoint has what the run has kept up to its position, and what the unit remembers,
+//! both as far as there is room.
 
 use std::collections::BTreeMap;
 
@@ -31,10 +34,10 @@ use super::rows::{
     EDGE, EDGE_COUNTS, EDGE_OF, EdgeCountRow, EdgeOfRow, EdgeRow, Key, RunRow, UNITS, UnitRow, digest_of,
     run_key,
 };
-use super::run::Run;
+use super::run_handle::Run;
 use super::tables::{Change, Rows};
 
-/// Bytes that a record takes in a store beside its item type.
+/// Bytes that a record takes in a store, without its item type.
 const RECORD_BYTES: u64 = 80;
 
 fn cost(item_type: &str) -> u64 {
@@ -43,14 +46,14 @@ fn cost(item_type: &str) -> u64 {
 
 /// A record that is being staged.
 pub(super) struct Staged<'l> {
-    /// `None` if it is flat: then it is never known again.
+    /// `None` if the record is flat: it is never remembered.
     pub(super) id: Option<&'l str>,
     pub(super) line: &'l [u8],
     pub(super) modified: Option<Micros>,
 }
 
-/// Takes in the records of an item type that a page stages. `is_on`: unchanged ones are to be left out. Says of each whether
-/// it is to be staged; `None` if all are.
+/// Handles the records of an item type on a page that is staged. `is_on`: unchanged ones are to be left out. Returns
+/// for each whether it is to be staged; `None` if all are.
 pub(super) fn take<'l>(
     run: &Run,
     change: &Change<'_>,
@@ -124,6 +127,7 @@ pub(super) fn take<'l>(
     if old.forgotten == 0 && counts.forgotten > 0 {
         let bytes_max = EDGE_BYTES_MAX;
         warn!(
+            target: "highwater",
             item_type = name,
             bytes_max, "no room for more records at the edge: the next run announces them again"
         );
@@ -135,7 +139,7 @@ pub(super) fn take<'l>(
     Ok(Some(keep))
 }
 
-/// Whether a run begins where the finished run that is remembered left the unit.
+/// Whether a run begins exactly where the remembered run left the unit.
 fn goes_on_from(run: &Run, change: &Change<'_>, row: &RunRow, kept: &EdgeOfRow) -> Result<bool> {
     let since = kept.watermark.minus(run.inner.settings.overlap);
     let reaches_back = row.window.is_some_and(|window| window.from.is_none_or(|from| from < since));
@@ -158,7 +162,7 @@ fn is_any(rows: &impl Rows, prefix: &Key) -> Result<bool> {
     Ok(any)
 }
 
-/// Makes what a run that is finished has kept what its unit remembers.
+/// Makes the rows of a finished run those that the unit remembers.
 pub(super) fn keep(change: &Change<'_>, unit: &UnitRow, no: u64) -> Result<()> {
     let prefix = Key::unit(unit.no);
     let run = run_key(unit.no, no);
@@ -179,16 +183,16 @@ pub(super) fn counts(rows: &impl Rows, run: &Key) -> Result<BTreeMap<String, Edg
     rows.by_name(&EDGE_COUNTS, run)
 }
 
-/// What a checkpoint says of records at the edge: of a run, or what a unit remembers.
+/// The part of a checkpoint for records at the edge: of a run, or of a unit.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct EdgePart {
     /// The finished run, and the watermark that it set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     of: Option<(u64, Micros)>,
-    /// Of each record the digest of its id, and of its line; by item type.
+    /// For each record the digests of its id and of its line, by item type.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     records: BTreeMap<String, Digests>,
-    /// Runs and item types, how many records of the type the run has left out, and how many have no room.
+    /// Run, item type, how many of its records the run left out, and how many had no room.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     counts: Vec<(u64, String, u64, u64)>,
 }
@@ -198,7 +202,7 @@ impl EdgePart {
         *self == Self::default()
     }
 
-    /// Leaves out records, as far as that is needed to fit in so many bytes.
+    /// Leaves out records until the rest fits in this many bytes.
     pub(super) fn fit(&mut self, bytes: u64) {
         let mut left = usize::try_from(bytes).unwrap_or(usize::MAX).min(EDGE_CHECKPOINT_BYTES_MAX);
         let of = self.of.map_or(0, |(run, _)| run);
@@ -213,14 +217,14 @@ impl EdgePart {
     }
 }
 
-/// The part of a position, of the run that stands there.
+/// The part of a position: of the run that is open there.
 pub(super) fn part_of_run(rows: &impl Rows, run: &Key) -> Result<EdgePart> {
     let counts = counts(rows, run)?.into_iter();
     let counts = counts.map(|(item_type, row)| (0, item_type, row.unchanged, row.forgotten)).collect();
     Ok(EdgePart { of: None, records: records(rows, run)?, counts })
 }
 
-/// The part of a unit: what it remembers, and the counts of as many of the newest runs that are over.
+/// The part of a unit: what it remembers, and the counts of as many of its newest ended runs as fit.
 pub(super) fn part_of_unit(rows: &impl Rows, unit: u64, runs: u64) -> Result<EdgePart> {
     let mut part = EdgePart::default();
     if let Some(EdgeOfRow { run, watermark }) = kept_of(rows, unit)? {
@@ -247,7 +251,7 @@ fn records(rows: &impl Rows, run: &Key) -> Result<BTreeMap<String, Digests>> {
     Ok(records)
 }
 
-/// Puts back what a checkpoint says of a unit.
+/// Restores what a checkpoint has of a unit.
 pub(super) fn restore_unit(change: &Change<'_>, unit: u64, part: &EdgePart) -> Result<()> {
     for (run, item_type, unchanged, forgotten) in &part.counts {
         let row = EdgeCountRow { unchanged: *unchanged, ids: 0, forgotten: *forgotten };
@@ -258,7 +262,7 @@ pub(super) fn restore_unit(change: &Change<'_>, unit: u64, part: &EdgePart) -> R
     restore_records(change, &run_key(unit, run), &part.records)
 }
 
-/// Puts back what a checkpoint says of the run that stands at its position.
+/// Restores what a checkpoint has of the run that is open at its position.
 pub(super) fn restore_run(change: &Change<'_>, run: &Key, part: &EdgePart) -> Result<()> {
     for (_, item_type, unchanged, forgotten) in &part.counts {
         let ids = part.records.get(item_type).map_or(0, |records| records.len() as u64 / 2);

@@ -20,7 +20,7 @@ use crate::record::{FindingCounts, Rule, Severity, Tally};
 
 use super::codec::DecodeError;
 use super::rows::{FINDINGS, FindingRow, Key, LEDGER, LedgerRow, name_of};
-use super::run::Run;
+use super::run_handle::Run;
 use super::tables::{Change, Rows};
 
 /// Bytes of a place in a record, in a key.

@@ -8,7 +8,7 @@ use super::edge;
 use super::once;
 use super::rejected;
 use super::rows::{Key, LEDGER, TYPES};
-use super::run::Run;
+use super::run_handle::Run;
 use super::tables::Rows;
 
 /// Records that a run has read and not announced, by the reason. What it read is what it announces, and these.

@@ -2,7 +2,7 @@
 //!
 //! # What a crash leaves
 //!
-//! Every line is one transaction; a kill leaves the store as it was before it or after it. The rooms `conversation`
+//! Every line is one transaction; a kill leaves the store as it was before it or after it. The modules `conversation`
 //! and `attachments` have tables like this for theirs.
 //!
 //! | step | what it stores | what the next life does if the process is killed right after it |
@@ -36,7 +36,7 @@ use super::rows::{
     RunStatus, STREAMS, TYPES, UNITS, USED, USED_NEWEST, UnitRow, VALUES, message_key, name_of, number_of,
     run_key,
 };
-use super::run::{Run, find_by_id};
+use super::run_handle::{Run, find_by_id};
 use super::tables::{Change, Rows, Tables};
 
 /// The most run ids, and deletions, of a unit that outlive its state.

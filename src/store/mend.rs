@@ -43,7 +43,7 @@
 //! - A rewind restores the watermark, the bounds and the bookmarks that a finished run left. The last 8 finished runs
 //!   have all of them; of older ones only the watermark is known, and bookmarks are dropped. To extract a window
 //!   twice is harmless; to skip it is not.
-//! - An extractor's own values stay as they are, unless a reset is told to drop them.
+//! - An extractor's own values stay as they are, unless a reset is to drop them.
 //! - A unit whose state is kept with the platform cannot be mended in a store, which is only a copy of it: see
 //!   [`SavedState`](crate::airdrop::SavedState).
 //! - What was done is kept, with the time and the name of who did it, and outlives the unit.

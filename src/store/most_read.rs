@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::model::StreamName;
 
 use super::rows::{Key, MOST_READ, MostReadRow, STREAMS, StreamRow, name_of};
-use super::run::Run;
+use super::run_handle::Run;
 use super::tables::{Change, Rows};
 
 /// How many times the earlier maximum counts as far more.
@@ -53,6 +53,7 @@ pub(super) fn tell(run: &Run, stream: &StreamName) -> Result<bool> {
     })?;
     let Some((read, most)) = found else { return Ok(false) };
     warn!(
+            target: "highwater",
         stream,
         pages = read.pages,
         items = read.items,

@@ -1,4 +1,4 @@
-//! What a unit inherits from other software, and small notes that a run keeps for the rooms above.
+//! What a unit inherits from other software, and small notes that a run keeps for the modules above.
 //!
 //! A note is a JSON value under a key that an extractor cannot set (`@highwater/...`). Like the extractor's own
 //! values, it is part of the checkpoint's position, so a run that is restored from a checkpoint finds the notes that
@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::model::{Micros, Phase, Phases, RESERVED_VALUE_PREFIX, Step};
 
 use super::rows::{Json, Key, POSITIONS, RunRow, UNITS, UnitRow, VALUES, WindowRow, note_key, number_of};
-use super::run::Run;
+use super::run_handle::Run;
 use super::tables::{Change, Rows};
 
 /// The state that other software kept of a unit: a new unit begins with it, a known unit is updated by it.

@@ -1,14 +1,15 @@
-//! Records that a run announces once, however many pages bring them: users, labels and the like.
+//! Records that a run announces once, however many pages contain them: users, labels and the like.
 //!
-//! The transaction that stages a page stores the ids of those that are new in the run, `unit, run, item type, digest of the
-//! id`, and leaves the others out: so an id is known here exactly if its record is staged. The rows go with their run.
+//! The transaction that stages a page stores the ids that are new in the run (`unit, run, item type, digest of the
+//! id`), and leaves out the other records. So an id is known here exactly if its record is staged. The rows are
+//! removed with their run.
 //!
-//! They are bounded in bytes ([`ONCE_BYTES_MAX`]). A record that is new when there is no room is announced each time, and
-//! counted: it repeats, and is not lost. A position of a checkpoint has the ids that are known there, as many as it has
-//! room for; what it leaves out counts as forgotten when it is restored.
+//! The rows are limited in bytes ([`ONCE_BYTES_MAX`]). If there is no room, a new record is announced each time it
+//! comes, and counted: it repeats, but is not lost. A position of a checkpoint has the ids that are known there, as
+//! many as fit; when it is restored, the ids that it lacks count as forgotten.
 //!
-//! An id is known by 128 bits of its SHA-256, for nobody can make two that share these: a record that was taken for another
-//! would be lost.
+//! An id is stored as 128 bits of its SHA-256. Two ids must not share these, not even on purpose: a record that is
+//! mistaken for another one would be lost.
 
 use std::collections::BTreeMap;
 
@@ -23,18 +24,18 @@ use super::checkpoint::digests::Digests;
 use super::digest::Digest;
 use super::rejected::newest_over;
 use super::rows::{Key, ONCE, ONCE_COUNTS, OnceCountRow, OnceRow, digest_of, run_key};
-use super::run::Run;
+use super::run_handle::Run;
 use super::tables::{Change, Rows};
 
-/// Bytes that an id takes in a store beside its item type.
+/// Bytes that an id takes in a store, without its item type.
 const ID_BYTES: u64 = 64;
 
 fn cost(item_type: &str) -> u64 {
     ID_BYTES + item_type.len() as u64
 }
 
-/// Takes in the ids of records on a page that are to be announced once. Says of each whether it is new in the run; the others
-/// are counted as left out.
+/// Handles the ids of the records on a page that are to be announced once. Returns for each whether it is new in the
+/// run; the others are counted as left out.
 pub(super) fn take_new<'i>(
     run: &Run,
     change: &Change<'_>,
@@ -66,6 +67,7 @@ pub(super) fn take_new<'i>(
     if before.forgotten == 0 && counts.forgotten > 0 {
         let bytes_max = ONCE_BYTES_MAX;
         warn!(
+            target: "highwater",
             item_type = name,
             bytes_max, "no room for more ids of records that are announced once: they repeat"
         );
@@ -80,13 +82,13 @@ pub(super) fn counts(rows: &impl Rows, run: &Key) -> Result<BTreeMap<String, Onc
     rows.by_name(&ONCE_COUNTS, run)
 }
 
-/// What a checkpoint says of records that are announced once, of a unit or of a run.
+/// The part of a checkpoint for records that are announced once: of a unit, or of a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct OncePart {
     /// By item type.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     ids: BTreeMap<String, Digests>,
-    /// Runs and item types, how many records of the type the run has left out, and how many ids are forgotten.
+    /// Run, item type, how many of its records the run left out, and how many ids are forgotten.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     counts: Vec<(u64, String, u64, u64)>,
 }
@@ -96,7 +98,7 @@ impl OncePart {
         *self == Self::default()
     }
 
-    /// Leaves out ids, as far as that is needed to fit in so many bytes.
+    /// Leaves out ids until the rest fits in this many bytes.
     pub(super) fn fit(&mut self, bytes: u64) {
         let mut left = usize::try_from(bytes).unwrap_or(usize::MAX).min(ONCE_CHECKPOINT_BYTES_MAX);
         for (item_type, ids) in &mut self.ids {
@@ -110,7 +112,7 @@ impl OncePart {
     }
 }
 
-/// The part of a position, of the run that stands there.
+/// The part of a position: of the run that is open there.
 pub(super) fn part_of_run(rows: &impl Rows, run: &Key) -> Result<OncePart> {
     let mut ids: BTreeMap<String, Digests> = BTreeMap::new();
     rows.scan(&ONCE, run, run, |tail, OnceRow {}| {
@@ -128,7 +130,7 @@ pub(super) fn part_of_run(rows: &impl Rows, run: &Key) -> Result<OncePart> {
     Ok(OncePart { ids, counts })
 }
 
-/// The part of a unit: the counts of as many of the newest runs that are over.
+/// The part of a unit: the counts of as many of its newest ended runs as fit.
 pub(super) fn part_of_unit(rows: &impl Rows, unit: u64, runs: u64) -> Result<OncePart> {
     let mut of_runs = Vec::new();
     for run in newest_over(rows, unit, runs)? {
@@ -138,7 +140,7 @@ pub(super) fn part_of_unit(rows: &impl Rows, unit: u64, runs: u64) -> Result<Onc
     Ok(OncePart { ids: BTreeMap::new(), counts: of_runs })
 }
 
-/// Puts back what a checkpoint says of a unit's runs that are over.
+/// Restores what a checkpoint has of a unit's ended runs.
 pub(super) fn restore_unit(change: &Change<'_>, unit: u64, part: &OncePart) -> Result<()> {
     for (run, item_type, repeated, forgotten) in &part.counts {
         let row = OnceCountRow { repeated: *repeated, ids: 0, forgotten: *forgotten };
@@ -147,7 +149,7 @@ pub(super) fn restore_unit(change: &Change<'_>, unit: u64, part: &OncePart) -> R
     Ok(())
 }
 
-/// Puts back what a checkpoint says of the run that stands at its position.
+/// Restores what a checkpoint has of the run that is open at its position.
 pub(super) fn restore_run(change: &Change<'_>, run: &Key, part: &OncePart) -> Result<()> {
     for (_, item_type, repeated, forgotten) in &part.counts {
         let ids = part.ids.get(item_type).map_or(0, |ids| ids.len() as u64);

@@ -1,4 +1,4 @@
-//! What one fetch of the source returns.
+//! The result of one fetch from the source.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,11 +14,11 @@ use crate::record::{Findings, Record, Tally};
 
 use super::rejection::Rejection;
 
-/// What one fetch of the source returned: records, and where the next fetch starts.
+/// The result of one fetch from the source: records, and where the next fetch starts.
 ///
-/// A page is staged whole, in one transaction: its records, the cursor after it, and the bookmark and values set on
-/// it. Nothing is checked while it is put together; what cannot be stored is an error of the staging, which then
-/// stores nothing.
+/// A page is staged as a whole, in one transaction: its records, the cursor after it, and the bookmark and values set
+/// on it. Nothing is checked while the page is filled. If something in it cannot be stored, staging it is an error,
+/// and nothing of it is stored.
 ///
 /// ```
 /// use highwater::{Page, Record};
@@ -34,16 +34,16 @@ use super::rejection::Rejection;
 pub struct Page<C> {
     pub(crate) next: Option<C>,
     records: Vec<PageRecords<String>>,
-    /// Item types of which unchanged records are left out.
+    /// Item types whose unchanged records are left out.
     edge: BTreeSet<String>,
-    /// How many of an item type nobody wants.
+    /// How many records of an item type were left out because they are out of scope.
     skipped: Vec<(String, u64)>,
-    /// The bad ones, by item type.
+    /// The rejected records, by item type.
     rejected: Vec<(String, Rejection)>,
-    /// Those of `asked` that are not there any more.
+    /// The ids in `asked` that the source no longer has.
     gone: Vec<(String, String)>,
     asked: Option<Asked>,
-    /// Ids of rejected records that the unit may then have.
+    /// The number of rejected ids that the unit may have then.
     rejected_max: u64,
     bookmark: Option<Result<String>>,
     values: Vec<(String, Option<Result<String>>)>,
@@ -56,28 +56,28 @@ pub struct Page<C> {
 #[derive(Debug)]
 pub(crate) struct PageRecords<T> {
     pub(crate) item_type: T,
-    /// Each is announced once in a run, whichever page brings it.
+    /// Each record is announced once in a run, whichever page contains it.
     pub(crate) once: bool,
-    /// Unchanged ones are left out.
+    /// Unchanged records are left out.
     pub(crate) edge: bool,
     pub(crate) records: Vec<Record>,
 }
 
 impl PageRecords<String> {
-    /// Checks the name, and that records to be announced once have an id to know them by.
+    /// Checks the name, and that records to be announced once have an id.
     fn checked(self) -> Result<PageRecords<ItemType>> {
         let Self { item_type, once, edge, records } = self;
         if once && records.iter().any(|record| record.id().is_none()) {
             return Err(Error::Invalid {
                 what: format!("a record of {item_type} that is to be announced once in a run"),
-                reason: "it is flat, and has no id to know it by: make it with Record::new".to_owned(),
+                reason: "it is flat, so it has no id: create it with Record::new".to_owned(),
             });
         }
         Ok(PageRecords { item_type: ItemType::new(item_type)?, once, edge, records })
     }
 }
 
-/// A child listing as a page names it.
+/// A child listing, as a page names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NewChild {
     pub(crate) stream: StreamName,
@@ -92,7 +92,7 @@ impl NewChild {
     }
 }
 
-/// Bytes that a pending child listing takes beside its texts.
+/// Bytes that a pending child listing takes besides its texts.
 const CHILD_BYTES: u64 = 60;
 
 /// Bytes that a child listing takes while it is pending.
@@ -100,36 +100,36 @@ pub(super) fn child_bytes(stream: &str, parent: &str, data: &str, cursor: Option
     (stream.len() + parent.len() + data.len() + cursor.map_or(0, str::len)) as u64 + CHILD_BYTES
 }
 
-/// The rejected records of an item type that a page was asked for.
+/// The rejected records of an item type that a page was requested for.
 #[derive(Debug, Clone)]
 struct Asked {
     item_type: String,
     ids: Vec<String>,
 }
 
-/// What became of a rejected record that was asked for again.
+/// The result of requesting a rejected record again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Again {
-    /// It passed, and is among the records of the page.
+    /// It passed: the page contains it.
     Passed,
-    /// It is not there any more.
+    /// The source no longer has it.
     Gone,
     /// It is rejected again.
     Rejected,
 }
 
-/// What a page says of rejected records.
+/// What a page tells about rejected records.
 #[derive(Debug)]
 pub(crate) struct RejectedParts {
-    /// Those that it rejects, the ones that were asked for among them.
+    /// The ids that it rejects, including those that were requested.
     pub(crate) rejected: Vec<(ItemType, Rejection)>,
-    /// What became of those that were asked for.
+    /// The result for each id that was requested.
     pub(crate) again: Vec<(ItemType, String, Again)>,
-    /// Ids of rejected records that the unit may then have.
+    /// The number of rejected ids that the unit may have then.
     pub(crate) ids_max: u64,
 }
 
-/// A page whose parts were all checked, ready to be stored.
+/// A page whose parts are checked: it can be stored.
 #[derive(Debug)]
 pub(crate) struct PageParts {
     pub(crate) records: Vec<PageRecords<ItemType>>,
@@ -138,22 +138,22 @@ pub(crate) struct PageParts {
     pub(crate) bookmark: Option<String>,
     pub(crate) values: Vec<(ValueKey, Option<String>)>,
     pub(crate) progress: Option<u8>,
-    /// What was found in its records, by item type.
+    /// The findings in its records, by item type.
     pub(crate) findings: Vec<(String, Tally)>,
     pub(crate) children: Vec<NewChild>,
 }
 
-/// Bytes of JSON of what a page sets, and the item types that it has records of.
+/// Bytes of JSON of what a page sets, and the item types of its records.
 #[derive(Debug)]
 pub(crate) struct Sizes {
     pub(crate) cursor: Option<usize>,
     pub(crate) bookmark: Option<usize>,
-    /// `None`: it is removed.
+    /// `None`: the value is removed.
     pub(crate) values: Vec<(String, Option<usize>)>,
     pub(crate) item_types: Vec<String>,
     /// Bytes of the child listings that it names.
     pub(crate) children: u64,
-    /// Item types and ids of the records that it rejects, or was asked for.
+    /// Item types and ids of the records that it rejects, or that it was requested for.
     pub(crate) rejected: Vec<(String, String)>,
 }
 
@@ -166,22 +166,22 @@ impl<C: Serialize> Page<C> {
 }
 
 impl<C> Page<C> {
-    /// A page after which there are more: the next fetch of this stream gets `next`.
+    /// A page that is followed by others: the next fetch of this stream is given `next`.
     ///
-    /// It must lead on: where `next` is the cursor that this page was fetched with, or one that this invocation came by
-    /// before, the page is refused with an error. Whoever wants to wait for the source ends the invocation instead:
-    /// [`SourceError::RateLimited`](crate::airdrop::SourceError::RateLimited).
+    /// The cursor must lead on. If `next` is the cursor that this page was fetched with, or one that this invocation
+    /// has seen before, the page is refused with an error. To wait for the source, return
+    /// [`SourceError::RateLimited`](crate::airdrop::SourceError::RateLimited) instead: it ends the invocation.
     pub fn more(next: C) -> Self {
         Self::with(Some(next))
     }
 
-    /// The last page of its stream, in this run.
+    /// The last page of its stream in this run.
     pub fn last() -> Self {
         Self::with(None)
     }
 
-    /// Sets the cursor of the next page, in place of the one that the page was made with; `None`: this is the last page.
-    /// For a source that returns the cursor after the records.
+    /// Replaces the cursor that the page was created with; `None`: this is the last page. For a source that returns
+    /// its cursor after the records.
     ///
     /// ```
     /// use highwater::{Page, Record};
@@ -218,21 +218,22 @@ impl<C> Page<C> {
         self
     }
 
-    /// Adds a record, to a page that is being filled in a loop.
+    /// Adds a record to a page that is filled in a loop.
     pub fn push(&mut self, item_type: &str, record: Record) {
         self.add(item_type, false, record);
     }
 
-    /// Adds a record that a run announces once, however many pages bring it: a user or a label, say, that a source hands
-    /// over beside each issue. It is known by its item type and id. The first one is announced; the others are left out,
-    /// also those that differ from it, and count as read and *repeated*. The next run announces it again.
+    /// Adds a record that a run announces once, however many pages contain it: for example a user or a label that a
+    /// source returns with each issue. A record is recognised by its item type and id. The first one is announced.
+    /// The others are left out, even if they differ from it, and count as read and *repeated*. The next run announces
+    /// the record again.
     ///
-    /// A run remembers [`ONCE_BYTES_MAX`](crate::limits::ONCE_BYTES_MAX) bytes of ids, 64 and the length of the item type
-    /// for each: 240,000 users. What comes beyond is announced each time, and the dump says how much that was. No record is
-    /// lost. A checkpoint carries as many ids as it has room for, at most
-    /// [`ONCE_CHECKPOINT_BYTES_MAX`](crate::limits::ONCE_CHECKPOINT_BYTES_MAX) bytes, 22 for each: 5,900.
+    /// A run remembers [`ONCE_BYTES_MAX`](crate::limits::ONCE_BYTES_MAX) bytes of ids, where each takes 64 bytes plus
+    /// the length of its item type: 240,000 users. Further records are announced each time they come, and the dump
+    /// shows how many those were. No record is lost. A checkpoint has as many ids as it has room for: at most
+    /// [`ONCE_CHECKPOINT_BYTES_MAX`](crate::limits::ONCE_CHECKPOINT_BYTES_MAX) bytes, where each takes 22: 5,900.
     ///
-    /// A [flat](Record::flat) record has no id to know it by: an error of the staging. Records of [`Page::record`] are
+    /// A [flat](Record::flat) record has no id, so staging it is an error. Records added with [`Page::record`] are
     /// announced each time, whatever their id.
     ///
     /// ```
@@ -266,7 +267,7 @@ impl<C> Page<C> {
         self
     }
 
-    /// As [`Page::record_once`], to a page that is being filled in a loop.
+    /// Like [`Page::record_once`], for a page that is filled in a loop.
     pub fn push_once(&mut self, item_type: &str, record: Record) {
         self.add(item_type, true, record);
     }
@@ -283,23 +284,26 @@ impl<C> Page<C> {
         }
     }
 
-    /// Leaves out records of an item type that come again though nothing changed: those *at the edge*. A run asks for what was
-    /// modified at or after the start of the run before it, and that one has read some of it already: what was modified while
-    /// it ran, within the source's last second, or within the [overlap](crate::StoreOptions::overlap).
+    /// Leaves out the records of an item type that come again although they did not change: those *at the edge*. A
+    /// run asks for what was modified at or after the start of the run before it. Some of that was read by the run
+    /// before: what was modified while it ran, within the source's last second, or within the
+    /// [overlap](crate::StoreOptions::overlap).
     ///
-    /// A finished run remembers the records of the type, on pages that say this, that were [modified](Record::modified) at or
-    /// after its start, less the overlap: their ids, and a digest of each line. In the next run a record of such a page whose
-    /// line is the very same is left out, and counts as read and *unchanged*. What changed goes through, also within the same
-    /// second. A record without a modified time, and a [flat](Record::flat) one, is never remembered.
+    /// A finished run remembers the records of this type, on pages that call this, that were
+    /// [modified](Record::modified) at or after its start minus the overlap: their ids, and a digest of each line. In
+    /// the next run a record on such a page is left out if its line is exactly the same; it counts as read and
+    /// *unchanged*. A record that changed is staged, even if it changed within the same second. A record without a
+    /// modified time, and a [flat](Record::flat) one, is never remembered.
     ///
-    /// Nothing is left out where the run does not begin at the watermark of that run: after a reset or a rewind, and where
-    /// the platform asks for an earlier window. Nor is what another version was staged of since, even by a run that was given
-    /// up. A run remembers [`EDGE_BYTES_MAX`](crate::limits::EDGE_BYTES_MAX) bytes of them, 80 and the length of the item type
-    /// for each: 190,000 issues. A checkpoint carries as many as it has room for, at most
-    /// [`EDGE_CHECKPOINT_BYTES_MAX`](crate::limits::EDGE_CHECKPOINT_BYTES_MAX) bytes, 44 for each: 1,475. What comes beyond is
-    /// announced again, and the dump says how much that is; no record is lost.
+    /// Nothing is left out if the run does not begin at the watermark of that finished run: after a reset or a
+    /// rewind, and if the platform asks for an earlier window. A record is not left out either if another version of
+    /// it was staged since, even by a run that was abandoned. A run remembers
+    /// [`EDGE_BYTES_MAX`](crate::limits::EDGE_BYTES_MAX) bytes of records, where each takes 80 bytes plus the length
+    /// of the item type: 190,000 issues. A checkpoint has as many as it has room for: at most
+    /// [`EDGE_CHECKPOINT_BYTES_MAX`](crate::limits::EDGE_CHECKPOINT_BYTES_MAX) bytes, where each takes 44: 1,475.
+    /// Further records are announced again, and the dump shows how many those were; no record is lost.
     ///
-    /// Say it on every page of the type, and in every run:
+    /// Call it on every page of the type, and in every run:
     ///
     /// ```
     /// use chrono::{TimeDelta, Utc};
@@ -335,25 +339,25 @@ impl<C> Page<C> {
         self
     }
 
-    /// As [`Page::leave_out_unchanged`], of a page that is being filled in a loop.
+    /// Like [`Page::leave_out_unchanged`], for a page that is filled in a loop.
     pub fn set_leave_out_unchanged(&mut self, item_type: &str) {
         self.edge.insert(item_type.to_owned());
     }
 
-    /// Names a *child listing*: the listing of a stream that belongs to one parent, as the comments of an issue. `data` is
-    /// what the extractor needs to read it, or `()`: it is kept as JSON of at most
-    /// [`CHILD_DATA_BYTES_MAX`](crate::limits::CHILD_DATA_BYTES_MAX) bytes, and found in the
-    /// [`Listing`](crate::airdrop::Listing) that a page of it is asked for with.
+    /// Names a *child listing*: the listing of a stream that belongs to one parent, like the comments of an issue.
+    /// `data` is what the extractor needs to read it, or `()`. It is stored as JSON of at most
+    /// [`CHILD_DATA_BYTES_MAX`](crate::limits::CHILD_DATA_BYTES_MAX) bytes, and is in the
+    /// [`Listing`](crate::airdrop::Listing) with which each page of the child listing is fetched.
     ///
-    /// It is stored with this page, has a cursor of its own, and is read to its end before the next page of the listing
-    /// that this page is of. A page of it may name further ones. In a run a stream and a parent are one child listing,
-    /// however often they are named, also after it was read; of a worker without a disk, while it is pending, for a
-    /// checkpoint has no room for the ids of all that were read.
+    /// A child listing is stored with this page, has its own cursor, and is read to its end before the next page of
+    /// the listing that this page belongs to. Its pages may name further child listings. Within a run, a stream and a
+    /// parent identify one child listing, however often they are named, even after it was read. A worker without a
+    /// disk knows only the pending ones, as a checkpoint has no room for the ids of all that were read.
     ///
-    /// At most [`CHILD_LISTINGS_MAX`](crate::limits::CHILD_LISTINGS_MAX) may be pending in a run, of
-    /// [`CHILD_LISTINGS_BYTES_MAX`](crate::limits::CHILD_LISTINGS_BYTES_MAX) bytes together. A page that would exceed this
-    /// is an error of its staging: name fewer in a page. They are for [`airdrop::serve`](crate::airdrop::serve); a page
-    /// of [`Run::batches`](crate::Run::batches) cannot name any.
+    /// At most [`CHILD_LISTINGS_MAX`](crate::limits::CHILD_LISTINGS_MAX) may be pending in a run, with
+    /// [`CHILD_LISTINGS_BYTES_MAX`](crate::limits::CHILD_LISTINGS_BYTES_MAX) bytes in all. Staging a page that
+    /// exceeds this is an error: name fewer in a page. Child listings need [`airdrop::serve`](crate::airdrop::serve);
+    /// a page of [`Run::batches`](crate::Run::batches) cannot name any.
     ///
     /// ```
     /// use highwater::{Page, Record};
@@ -368,15 +372,16 @@ impl<C> Page<C> {
         self
     }
 
-    /// As [`Page::child`], of a page that is being filled in a loop.
+    /// Like [`Page::child`], for a page that is filled in a loop.
     pub fn push_child(&mut self, stream: &str, parent: &str, data: &impl Serialize) {
         let what = format!("the data of child listing {stream} of {parent}");
         let json = to_json(&what, data, CHILD_DATA_BYTES_MAX);
         self.children.push((stream.to_owned(), parent.to_owned(), json));
     }
 
-    /// Adds what a [`Normalizer`](crate::record::Normalizer) made of `raw`, or rejects it for what was found: so one bad
-    /// record does not end the page. This is the way to write a page of records that are normalised.
+    /// Adds the record that a [`Normalizer`](crate::record::Normalizer) made of `raw`; if it found errors instead,
+    /// rejects the record for them. So one bad record does not end the page. Use it for every page of normalised
+    /// records.
     ///
     /// ```
     /// use highwater::Page;
@@ -392,8 +397,8 @@ impl<C> Page<C> {
     /// # Ok::<(), highwater::record::Findings>(())
     /// ```
     ///
-    /// The id by which it is asked for again is the one that the findings name. A record of which not even the id can be
-    /// read is an error of the staging: use [`Page::reject`] with an id by which the source can be asked for it.
+    /// The record is requested again by the id that the findings name. If not even the id can be read, staging the
+    /// page is an error: call [`Page::reject`] with an id that the source understands.
     pub fn push_or_reject(&mut self, item_type: &str, raw: &Value, made: Result<Record, Findings>) {
         match made {
             Ok(record) => self.push(item_type, record),
@@ -403,15 +408,16 @@ impl<C> Page<C> {
         }
     }
 
-    /// Rejects a record: it is bad, and not announced. It counts as read; its id and the reason are stored with the page,
-    /// and the next run asks for it first, until it passes or is gone: by
-    /// [`Extractor::refetch`](crate::airdrop::Extractor::refetch), or by [`Run::refetch`](crate::Run::refetch) where an
-    /// extractor is no [`Extractor`](crate::airdrop::Extractor).
+    /// Rejects a record: it is bad, and is not announced. It counts as read. Its id and the reason are stored with
+    /// the page, and the next run requests it first, until it passes or is gone. It does so with
+    /// [`Extractor::refetch`](crate::airdrop::Extractor::refetch), or with [`Run::refetch`](crate::Run::refetch) in a
+    /// program without an [`Extractor`](crate::airdrop::Extractor).
     ///
-    /// A sync unit may have [`REJECTED_IDS_MAX`](crate::limits::REJECTED_IDS_MAX) of them at a time; beyond, staging the
-    /// page is an error, and nothing of it is stored. An id has 1 to [`ID_BYTES_MAX`](crate::limits::ID_BYTES_MAX) bytes;
-    /// a reason is cut to [`FINDING_BYTES_MAX`](crate::limits::FINDING_BYTES_MAX). Records of one reason are counted
-    /// together, so it should hold nothing that is of one record alone.
+    /// A sync unit may have [`REJECTED_IDS_MAX`](crate::limits::REJECTED_IDS_MAX) rejected records at a time. Staging
+    /// a page that exceeds this is an error, and nothing of it is stored. An id has 1 to
+    /// [`ID_BYTES_MAX`](crate::limits::ID_BYTES_MAX) bytes; a reason is cut to
+    /// [`FINDING_BYTES_MAX`](crate::limits::FINDING_BYTES_MAX). Records with the same reason are counted together, so
+    /// a reason should contain nothing that differs from record to record.
     ///
     /// ```
     /// use highwater::Page;
@@ -423,25 +429,25 @@ impl<C> Page<C> {
         self.rejected.push((item_type.to_owned(), Rejection::new(id, reason)));
     }
 
-    /// Says of a rejected record that was asked for again that the source does not have it any more, or does not show it.
-    /// It is not asked for again. An error of the staging on a page that was not asked for rejected records.
+    /// Tells that the source no longer has a rejected record that was requested again, or no longer shows it. It is
+    /// not requested again. On a page that was not requested for rejected records, this is an error of the staging.
     pub fn gone(&mut self, item_type: &str, id: &str) {
         self.gone.push((item_type.to_owned(), id.to_owned()));
     }
 
-    /// Records that it rejects.
+    /// The number of records that it rejects.
     pub fn rejected(&self) -> usize {
         self.rejected.len()
     }
 
-    /// Leaves a bookmark: what the *next* run of this stream starts from, once this run is finished. At most
+    /// Leaves a bookmark: where the *next* run of this stream starts, once this run is finished. At most
     /// [`CURSOR_BYTES_MAX`](crate::limits::CURSOR_BYTES_MAX) bytes as JSON.
     pub fn bookmark(mut self, bookmark: &impl Serialize) -> Self {
         self.bookmark = Some(to_json("the bookmark", bookmark, CURSOR_BYTES_MAX));
         self
     }
 
-    /// Sets a small value of the extractor's own, kept per sync unit until it is set again. At most
+    /// Sets a small value of the extractor's own. It is kept per sync unit until it is set again. At most
     /// [`VALUE_BYTES_MAX`](crate::limits::VALUE_BYTES_MAX) bytes as JSON.
     pub fn value(mut self, key: &str, value: &impl Serialize) -> Self {
         let json = to_json(&format!("the value {key}"), value, VALUE_BYTES_MAX);
@@ -455,41 +461,41 @@ impl<C> Page<C> {
         self
     }
 
-    /// Sets the connector's own keys of the worker state, all of them, where checkpoints are kept: a JSON object of at most
-    /// [`VALUE_BYTES_MAX`](crate::limits::VALUE_BYTES_MAX) bytes, as a connector that is written with the TypeScript SDK
-    /// keeps them. It is part of the checkpoint, and stands beside it where the SDK looks for it, so that a connector can
-    /// move back between two runs and repeats nothing.
+    /// Sets all of the connector's own keys of the worker state, if checkpoints are kept: a JSON object of at most
+    /// [`VALUE_BYTES_MAX`](crate::limits::VALUE_BYTES_MAX) bytes, as a connector written with the TypeScript SDK
+    /// keeps them. It is part of the checkpoint, and is also saved where the SDK looks for it. So a connector can
+    /// move back to the SDK between two runs and repeats nothing.
     pub fn connector_state(mut self, state: &impl Serialize) -> Self {
         let json = to_json("the connector's own state", state, VALUE_BYTES_MAX);
         self.values.push((CONNECTOR_STATE_VALUE.to_owned(), Some(json)));
         self
     }
 
-    /// What it sets as the connector's own keys.
+    /// The connector's own keys that it sets.
     pub(crate) fn connector_state_json(&self) -> Option<&str> {
         let set = self.values.iter().rev().find(|(key, _)| key == CONNECTOR_STATE_VALUE);
         set.and_then(|(_, json)| json.as_ref()?.as_deref().ok())
     }
 
-    /// Estimates how much of the phase is done, in percent (over 100 counts as 100). People see it; nothing depends
-    /// on it.
+    /// Estimates how much of the phase is done, in percent (over 100 counts as 100). It is only shown to people.
     pub fn progress(mut self, percent: u8) -> Self {
         self.progress = Some(percent.min(100));
         self
     }
 
-    /// Records in it that are to be announced, if they were not before ([`Page::record_once`]).
+    /// The number of its records that are to be announced, if they were not before ([`Page::record_once`]).
     pub fn items(&self) -> usize {
         self.records.iter().map(|group| group.records.len()).sum()
     }
 
-    /// About how many bytes its records have as lines.
+    /// About how many bytes its records take as lines.
     pub(crate) fn line_bytes(&self) -> u64 {
         let records = self.records.iter().flat_map(|group| &group.records);
         records.map(|record| record.line_bytes() as u64).sum()
     }
 
-    /// What it sets, and removes: the values that the pages after it find, as JSON. Of one key the last counts.
+    /// The values that it sets and removes, as JSON: the pages after it find them. If a key is set twice, the last
+    /// value counts.
     pub(crate) fn values(&self) -> BTreeMap<String, Option<String>> {
         let valid = |(key, json): &(String, Option<Result<String>>)| match json {
             None => Some((key.clone(), None)),
@@ -498,17 +504,17 @@ impl<C> Page<C> {
         self.values.iter().filter_map(valid).collect()
     }
 
-    /// Whether it sets values, which the pages after it are to find.
+    /// Whether it sets values for the pages after it.
     pub(crate) fn sets_values(&self) -> bool {
         !self.values.is_empty()
     }
 
-    /// Whether it names child listings, which come before the next page of its own.
+    /// Whether it names child listings: they come before the next page of its own listing.
     pub(crate) fn names_children(&self) -> bool {
         !self.children.is_empty()
     }
 
-    /// Leaves out the records of the item types that are not wanted: they count as read, and are staged nowhere.
+    /// Leaves out the records of item types that are out of scope: they count as read, and are not staged.
     pub(crate) fn leave_out(&mut self, unwanted: impl Fn(&str) -> bool) {
         let Self { records, skipped, rejected, .. } = self;
         rejected.retain(|(item_type, _)| {
@@ -527,18 +533,18 @@ impl<C> Page<C> {
         });
     }
 
-    /// Makes it what the source has of these rejected records.
+    /// Makes it the answer to a request for these rejected records.
     pub(crate) fn asked(mut self, item_type: &str, ids: &[String]) -> Self {
         self.asked = Some(Asked { item_type: item_type.to_owned(), ids: ids.to_vec() });
         self
     }
 
-    /// Sets how many ids of rejected records the unit may then have.
+    /// Sets how many rejected ids the unit may have then.
     pub(crate) fn rejected_max(&mut self, ids: u64) {
         self.rejected_max = ids;
     }
 
-    /// The first record of each item type that it rejects: its id and the reason, and how many there are of the type.
+    /// For each item type of which it rejects records: the id and reason of the first, and how many there are.
     pub(crate) fn rejected_by_type(&self) -> BTreeMap<&str, (&str, &str, u64)> {
         let mut by_type = BTreeMap::new();
         for (item_type, Rejection { id, reason, .. }) in &self.rejected {
@@ -547,7 +553,8 @@ impl<C> Page<C> {
         by_type
     }
 
-    /// Rejects records that are in it: of the `group`-th of [`Page::records`] those at these places, in ascending order.
+    /// Rejects records that are in it: those at these indices, in ascending order, of group `group` of
+    /// [`Page::records`].
     pub(crate) fn reject_at(&mut self, group: usize, at: Vec<(usize, Rejection)>) {
         let Some(PageRecords { item_type, records, .. }) = self.records.get_mut(group) else { return };
         let mut places = at.iter().map(|(place, _)| *place).peekable();
@@ -560,26 +567,26 @@ impl<C> Page<C> {
         self.rejected.extend(at.into_iter().map(|(_, rejection)| (item_type.clone(), rejection)));
     }
 
-    /// What became of the rejected records that it was asked for.
+    /// The result for each rejected record that it was requested for.
     fn again(&self) -> Result<Vec<(ItemType, String, Again)>> {
         let Some(Asked { item_type, ids }) = &self.asked else {
             let Some((item_type, id)) = self.gone.first() else { return Ok(Vec::new()) };
             let what = format!("that record {id} of {item_type} is gone");
-            let reason = "only a page that was asked for rejected records says so".to_owned();
+            let reason = "only a page that was requested for rejected records may tell this".to_owned();
             return Err(Error::Invalid { what, reason });
         };
         let not_a_page = |reason: &str| {
-            let what = format!("what was fetched of rejected records of {item_type}");
+            let what = format!("a page that was requested for rejected records of {item_type}");
             Error::Invalid { what, reason: reason.to_owned() }
         };
         if self.next.is_some() {
-            return Err(not_a_page("it must be a last page: it answers for all ids that it was asked for"));
+            return Err(not_a_page("it must be a last page: it must tell the result for every requested id"));
         }
         if self.bookmark.is_some() {
-            return Err(not_a_page("it must leave no bookmark, for it is of no stream"));
+            return Err(not_a_page("it must leave no bookmark: it belongs to no stream"));
         }
         if !self.children.is_empty() {
-            return Err(not_a_page("it must name no child listings: have their records in it"));
+            return Err(not_a_page("it must name no child listings: add their records to it"));
         }
         let of_type = |name: &str| name == item_type;
         let gone: BTreeSet<&str> =
@@ -602,7 +609,7 @@ impl<C> Page<C> {
                     id if gone.contains(id) => Again::Gone,
                     _ => {
                         return Err(not_a_page(&format!(
-                            "it says nothing of {id}: it must have the record, reject it, or say that it is gone"
+                            "it has no result for {id}: it must contain the record, reject it, or tell that it is gone"
                         )));
                     }
                 };
@@ -611,17 +618,19 @@ impl<C> Page<C> {
             .collect()
     }
 
-    /// How many of each item type are in it.
+    /// How many records of each item type are in it.
     pub(crate) fn items_by_type(&self) -> Vec<(String, usize)> {
         self.records.iter().map(|group| (group.item_type.clone(), group.records.len())).collect()
     }
 
-    /// Its records by item type, in the order in which the types were first added; those to be announced once by themselves.
+    /// Its records by item type, in the order in which the types were first added. Records to be announced once are a
+    /// group of their own.
     pub(crate) fn records(&self) -> impl Iterator<Item = (&str, &[Record])> {
         self.records.iter().map(|group| (group.item_type.as_str(), group.records.as_slice()))
     }
 
-    /// Bytes of JSON of what it sets that a checkpoint holds. What cannot be stored counts for nothing: staging it says so.
+    /// Bytes of JSON of what it sets that a checkpoint holds. What cannot be stored counts as zero: staging reports
+    /// it.
     pub(crate) fn sizes(&self) -> Sizes
     where
         C: Serialize,
@@ -660,12 +669,12 @@ impl<C> Page<C> {
         self.records.iter().map(|group| (group, self.edge.contains(&group.item_type)))
     }
 
-    /// Adds what was found in its records of a type, to be counted in the transaction that stages it.
+    /// Adds the findings in its records of a type. They are counted in the transaction that stages the page.
     pub(crate) fn found(&mut self, item_type: &str, findings: Tally) {
         self.findings.push((item_type.to_owned(), findings));
     }
 
-    /// The item type of the records that were added last.
+    /// The item type of the record that was added last.
     pub(crate) fn last_item_type(&self) -> Option<&str> {
         self.records.last().map(|group| group.item_type.as_str())
     }
@@ -688,7 +697,7 @@ impl<C> Page<C> {
         self.bookmark.as_ref().and_then(|json| json.as_deref().ok())
     }
 
-    /// Counts what was changed in its records before they became records, with what was found in them.
+    /// Counts what was changed in its records before they were added, with the findings in them.
     fn count_changes(&mut self) {
         for PageRecords { item_type, records, .. } in &self.records {
             let mut tally = Tally::keeping(FINDINGS_KEPT);
@@ -701,7 +710,7 @@ impl<C> Page<C> {
         }
     }
 
-    /// Checks every name and value; the first that cannot be stored is the error.
+    /// Checks every name and value. The error is about the first that cannot be stored.
     pub(crate) fn into_parts(mut self) -> Result<PageParts> {
         self.count_changes();
         let again = self.again()?;
@@ -742,13 +751,13 @@ impl<C> Page<C> {
     }
 }
 
-/// A key that an extractor may use.
+/// Checks that an extractor may use this key.
 fn own_key(key: String) -> Result<ValueKey> {
     if key == CONNECTOR_STATE_VALUE {
         return ValueKey::new(key);
     }
     if key.starts_with(RESERVED_VALUE_PREFIX) {
-        let reason = format!("keys that start with {RESERVED_VALUE_PREFIX} are not the extractor's own");
+        let reason = format!("keys that start with {RESERVED_VALUE_PREFIX} are reserved");
         return Err(Error::Invalid { what: format!("the value key {key:?}"), reason });
     }
     ValueKey::new(key)

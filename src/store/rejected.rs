@@ -31,7 +31,7 @@ use super::rows::{
     Key, LEDGER, REJECTED, REJECTED_COUNTS, REJECTED_IN_RUN, RejectedCountRow, RejectedFate, RejectedRow,
     TYPES, Table, number_of, rejected_of, run_key,
 };
-use super::run::Run;
+use super::run_handle::Run;
 use super::tables::{Change, Rows};
 
 /// The stream that counts the refetched records.

@@ -10,7 +10,7 @@ use crate::model::ArtifactId;
 use crate::transfer::{Event, Held, Illegal, Past, State};
 
 use super::rows::{AttachmentRow, BatchRow, BatchState};
-use super::run::Run;
+use super::run_handle::Run;
 
 impl BatchRow {
     /// The state of the batch, as seen by the life at `epoch`.

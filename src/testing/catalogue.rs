@@ -1,10 +1,10 @@
-//! What befalls each schedule of an exploration: nothing but a rate limit in the first, then one of everything in turn,
-//! and some at random.
+//! What happens in each schedule of an exploration: only a rate limit in the first; then every act in turn, and some
+//! at random.
 
 use super::disk::DiskOperation;
 use super::schedule::{Act, Call, CallFault, Setting};
 
-/// What may come of any call.
+/// The results that any call may have.
 const FAULTS: [CallFault; 9] = [
     CallFault::Lost,
     CallFault::ErrorBefore,
@@ -17,7 +17,7 @@ const FAULTS: [CallFault; 9] = [
     CallFault::Refused(413),
 ];
 
-/// What may come of a call beside: what proxies, storages and broken connections say.
+/// Further results that a call may have: what proxies, storages and broken connections answer.
 const MORE_FAULTS: [CallFault; 10] = [
     CallFault::Status { code: 408, applied: true },
     CallFault::Status { code: 408, applied: false },
@@ -31,7 +31,7 @@ const MORE_FAULTS: [CallFault; 10] = [
     CallFault::Storage(503),
 ];
 
-/// What befalls schedule number `number`.
+/// The acts of schedule number `number`.
 pub(super) fn acts_of(number: u64, has_disk: bool, rng: &mut fastrand::Rng) -> Vec<Act> {
     let mut acts = vec![Act::Call { call: Call::Page, number: 3, fault: CallFault::Busy(Some(40)) }];
     if number == 0 {
@@ -41,7 +41,7 @@ pub(super) fn acts_of(number: u64, has_disk: bool, rng: &mut fastrand::Rng) -> V
     let turn = usize::try_from(number).unwrap_or(0);
     acts.extend(in_wait(turn, has_disk));
     acts.extend(set_up(turn, has_disk, rng));
-    // The catalogue in turn, two by two, so that each is met early; and two by chance.
+    // The catalogue in turn, two by two, so that each act comes early; and two at random.
     let by_chance: Vec<usize> = (0..rng.usize(..3)).map(|_| rng.usize(..all.len())).collect();
     for at in [turn * 2, turn * 2 + 1].into_iter().chain(by_chance) {
         acts.extend(all.get(at % all.len()).into_iter().flatten());
@@ -49,7 +49,7 @@ pub(super) fn acts_of(number: u64, has_disk: bool, rng: &mut fastrand::Rng) -> V
     acts
 }
 
-/// Everything that may befall a schedule, each with what it goes together with.
+/// Every act that may happen in a schedule, each with the acts that belong to it.
 fn catalogue(has_disk: bool, rng: &mut fastrand::Rng) -> Vec<Vec<Act>> {
     let mut all = Vec::new();
     if !has_disk {
@@ -104,7 +104,7 @@ fn failing_calls(has_disk: bool, rng: &mut fastrand::Rng) -> Vec<Vec<Act>> {
     all
 }
 
-/// What by chance alone might miss its moment is laid in wait at many, in the first schedules.
+/// Acts that might miss their moment by chance alone are set for many moments, in the first schedules.
 fn in_wait(turn: usize, has_disk: bool) -> Vec<Act> {
     let fails = |operation| (0..12).map(move |life| Act::DiskFails { life, operation, after: 0 });
     let stale = |of: fn(u64) -> u64| (1..12).map(move |life| Act::StaleDisk { life, of: of(life) }).collect();
@@ -125,7 +125,7 @@ fn in_wait(turn: usize, has_disk: bool) -> Vec<Act> {
         13 if has_disk => with(&[Setting::Children, Setting::AtOnce]),
         14 => (0..12).map(|event| Act::Overtake { event }).collect(),
         6..=13 => {
-            // Every fault in turn, with a call that is answered as asked between them.
+            // Every fault in turn, with a call that succeeds between two of them.
             let each = [
                 Call::Page,
                 Call::Open,
@@ -148,7 +148,7 @@ fn with(settings: &[Setting]) -> Vec<Act> {
     settings.iter().map(|setting| Act::With(*setting)).collect()
 }
 
-/// What is set up otherwise than usual, or happens once in a sync: one of them in each schedule after the first ones.
+/// Unusual setups, and acts that happen once in a sync: one of them in each schedule after the first ones.
 fn set_up(turn: usize, has_disk: bool, rng: &mut fastrand::Rng) -> Vec<Act> {
     let mut all: Vec<Vec<Act>> = vec![
         with(&[Setting::NewerNames, Setting::Mapping]),
@@ -193,7 +193,7 @@ fn set_up(turn: usize, has_disk: bool, rng: &mut fastrand::Rng) -> Vec<Act> {
                 .collect(),
         ];
         all.splice(..0, without_disk);
-        // Outside of the promise.
+        // Not covered by the promise.
         all.extend([
             state(Call::SaveState, rng.u64(..30), CallFault::Dropped),
             state(Call::LoadState, rng.u64(2..30), CallFault::Stale),
@@ -205,14 +205,14 @@ fn set_up(turn: usize, has_disk: bool, rng: &mut fastrand::Rng) -> Vec<Act> {
     at.map(|at| all.swap_remove(at)).unwrap_or_default()
 }
 
-/// Ids that were given before: now and then, and as often as makes an upload fail.
+/// Ids that were given before: now and then, and so often that an upload fails.
 fn same_ids(rng: &mut fastrand::Rng) -> Vec<Act> {
     let from = rng.u64(20..30);
     let numbers = (2..from).step_by(3).chain(from..from + 8);
     numbers.map(|number| Act::Call { call: Call::Prepare, number, fault: CallFault::SameId }).collect()
 }
 
-/// What else may come of a call, each in turn from the `from`-th on, with one that is answered as asked between them.
+/// The further results of a call, each in turn from the `from`-th on, with a call that succeeds between two of them.
 fn more_faults(call: Call, from: usize) -> Vec<Act> {
     let faults = MORE_FAULTS.iter().cycle().skip(from).take(MORE_FAULTS.len());
     (0..).step_by(2).zip(faults).map(|(number, fault)| Act::Call { call, number, fault: *fault }).collect()

@@ -1,4 +1,5 @@
-//! A client of the source, as the extractor has one: what it asks fails by the schedule, and the process may die at it.
+//! A client of the source for an explored extractor: the schedule lets requests fail, and the process may die at
+//! each.
 
 use std::fmt;
 use std::thread;
@@ -9,10 +10,10 @@ use super::world::{About, Change, Life};
 
 /// How long the source takes to answer, if it is slow.
 const SLOW: Duration = Duration::from_secs(4);
-/// One question in so many goes wrong.
+/// One request in this many fails.
 const ONE_IN: u64 = 16;
 
-/// Why the source did not give what it was asked for.
+/// Why a request to the source failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SourceFault {
@@ -40,12 +41,13 @@ impl fmt::Display for SourceFault {
 impl std::error::Error for SourceFault {}
 
 impl Life {
-    /// Asks the source, in the place of the extractor's client. `answer` makes what it gives; `what` names the question, the
-    /// path of a request, say.
+    /// Makes a request to the source, in place of the extractor's client. `answer` returns the answer; `what` names
+    /// the request, for example by its path.
     ///
-    /// By the schedule, about one question in 16 fails, is to wait, is cut off or answered slowly, and the process may die at
-    /// each. A page that the extractor returns although a question failed in it, and was not asked again with success, is
-    /// found ([`Broken::Half`](super::Broken::Half)). Ask in the thread that is asked for the page.
+    /// The schedule decides which requests fail: about one in 16 returns an error, asks to wait, is cut off or
+    /// answered slowly; and the process may die at each. If a request failed and was not repeated with success, and
+    /// the extractor returns the page anyway, the exploration finds that ([`Broken::Half`](super::Broken::Half)).
+    /// Call it in the thread that fetches the page.
     ///
     /// ```
     /// use highwater::airdrop::SourceError;
@@ -59,7 +61,7 @@ impl Life {
     /// ```
     ///
     /// # Errors
-    /// What went wrong.
+    /// The fault, if the request failed.
     pub fn source<T>(&self, what: &str, answer: impl FnOnce() -> T) -> Result<T, SourceFault> {
         let mut world = self.world.lock();
         if world.dies_now() {
@@ -103,13 +105,13 @@ impl Life {
         fault.map_or_else(|| Ok(answer()), Err)
     }
 
-    /// What this thread was not given since the last look, if anything.
+    /// What this thread failed to get since the last check, if anything.
     pub(super) fn not_given(&self) -> Option<String> {
         self.world.lock().not_given.remove(&thread::current().id())?.pop_first()
     }
 }
 
-/// The fault of a schedule's act; none of the source's: it is slow.
+/// The fault of a schedule's act; `None` if the source is only slow.
 fn fault_of(fault: CallFault) -> Option<SourceFault> {
     Some(match fault {
         CallFault::TimedOut => return None,
@@ -121,7 +123,7 @@ fn fault_of(fault: CallFault) -> Option<SourceFault> {
     })
 }
 
-/// One of what may go wrong.
+/// One of the possible faults, at random.
 fn chosen(kind: u8) -> Option<SourceFault> {
     match kind {
         0 => Some(SourceFault::Failed),
@@ -143,18 +145,18 @@ mod tests {
     use crate::record::Record;
     use crate::store::Page;
 
-    /// What an extractor does if the source fails amid a page.
+    /// What an extractor does if the source fails in the middle of a page.
     #[derive(Clone, Copy)]
     enum Then {
         ReturnsTheError,
         AsksOnceMore,
-        /// What it has goes out, and the next page is the next: the rest is lost.
+        /// It returns what it has, and the next page is the next one: the rest is lost.
         GoesOn,
-        /// What it has goes out, and the next page is this one once more: what went out goes out again.
+        /// It returns what it has, and the next page is this one again: records are repeated.
         StandsStill,
     }
 
-    /// Nine issues, three on a page, each of which is asked for.
+    /// Nine issues, three on a page, with a request for each.
     struct Issues {
         life: Life,
         then: Then,

@@ -154,7 +154,7 @@ cases! {
     "of changes that read what the other writes, one comes first": write_skew;
     "a second owner is refused, or reads what the first has committed": second_owner;
     "after a commit of unknown fate every call fails": unknown_refuses;
-    "opened anew, a change of unknown fate is whole or not there, and stays so": unknown_is_settled;
+    "opened again, a change of unknown fate is complete or missing, and stays so": unknown_is_settled;
 }
 
 /// What happened instead of what was promised.

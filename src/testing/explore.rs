@@ -1,14 +1,13 @@
-//! Kills an extractor at every step, and looks whether every record is announced exactly once all the same.
+//! Kills an extractor at every step, and checks that every record is still announced exactly once.
 //!
-//! A *schedule* is a seed and what befalls the extractor. From one run of a schedule come all the crashes that it
-//! could have had: each moment of the world outside, with each image that the disk may be left with. Each such
-//! *state* is opened by the real store, which must pass its own check. States that hold the same rows and stand
-//! before the same world are one; each distinct one is *continued*: the real runtime goes on from it until every
-//! sync is done, and the oracle gives its verdict. Beside that, seeded schedules are played with several crashes,
-//! lives and faults each.
+//! A *schedule* is a seed and the *acts* that happen to the extractor. One run of a schedule yields all crashes that
+//! it could have had: each moment of the world outside, with each image that the disk may have then. Each such
+//! *state* is opened by the real store, which must pass its own check. States with the same rows and the same world
+//! are one; each distinct one is *continued*: the real runtime goes on from it until every sync is done, and the
+//! oracle gives its verdict. In addition, seeded schedules are played with several crashes, lives and faults each.
 //!
-//! A schedule that fails is made shorter, act by act, for as long as it still fails. What remains is printed as one
-//! line, which [`Explore::replay`] plays again.
+//! A schedule that fails is made shorter, act by act, as long as it still fails. The rest is printed as one line,
+//! which [`Explore::replay`] plays again.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,7 +32,7 @@ use super::setup::Awaiting;
 use super::setup::{Make, Setup};
 use super::world::{Life, World};
 
-/// What to explore, and how far; made by [`Explore::new`].
+/// What to explore, and how far; created by [`Explore::new`].
 #[derive(Debug, Clone)]
 #[must_use]
 pub struct Explore {
@@ -68,13 +67,13 @@ impl Explore {
         }
     }
 
-    /// How many crash states to go through, at least.
+    /// How many crash states to explore, at least.
     pub fn states(mut self, states: u64) -> Self {
         self.states = states;
         self
     }
 
-    /// Where everything random comes from; the same seed explores the same.
+    /// The seed of all random choices; the same seed explores the same states.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
         self
@@ -86,19 +85,19 @@ impl Explore {
         self
     }
 
-    /// Records in a batch: small ones make many.
+    /// Records in a batch: small batches make many of them.
     pub fn batch_items(mut self, items: u32) -> Self {
         self.setup.batch_items = items.max(1);
         self
     }
 
-    /// A negative control: takes away a rule of the runtime, which the exploration must then notice.
+    /// A negative control: removes a rule of the runtime. The exploration must find that.
     pub fn without_rule(mut self, rule: Safeguard) -> Self {
         self.setup.broken = Some(rule);
         self
     }
 
-    /// A negative control: takes a rule about uploads away from those of one kind only.
+    /// A negative control: removes a rule about uploads for those of one kind only.
     pub fn without_rule_of(mut self, uploads: Uploads, rule: Safeguard) -> Self {
         self.setup.broken = Some(rule);
         self.setup.broken_of = Some(uploads);
@@ -111,21 +110,21 @@ impl Explore {
         self
     }
 
-    /// Explores a worker without a disk: every life finds an empty one, or, as the schedule has it, a stale one that an
-    /// earlier life left. The platform keeps its checkpoint.
+    /// Explores a worker without a disk: every life finds an empty disk, or, if the schedule says so, a stale one
+    /// from an earlier life. The platform has its checkpoint.
     pub fn without_disk(mut self) -> Self {
         self.setup.has_disk = false;
         self
     }
 
-    /// Lets these acts befall every schedule.
+    /// Adds these acts to every schedule.
     pub fn with_acts(mut self, acts: impl IntoIterator<Item = Act>) -> Self {
         self.only.extend(acts);
         self
     }
 
-    /// Explores until the budget of states is used up or a promise is found broken. `make` is called for every life of
-    /// the extractor, on any thread; what it makes must depend on nothing but the [`Life`].
+    /// Explores until the budget of states is used up or a promise is broken. `make` is called for every life of the
+    /// extractor, on any thread. The extractor that it makes must depend only on the [`Life`].
     ///
     /// ```
     /// use highwater::testing::{Explore, SimSource};
@@ -136,7 +135,7 @@ impl Explore {
         self.explore(&make)
     }
 
-    /// As [`Explore::run`], with extractors that await: the engine of each life runs on a thread of its own, and the
+    /// Like [`Explore::run`], with async extractors: the engine of each life runs on its own thread, and the
     /// extractor's futures are polled by the exploring thread.
     #[cfg(feature = "async")]
     pub fn run_async<E: AsyncExtractor>(&self, make: impl Fn(&Life) -> E + Sync) -> Report {
@@ -163,7 +162,8 @@ impl Explore {
                         let failure = found.failure.take();
                         let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
                         total.add(found);
-                        // Of several, that of the first schedule: the same, however many threads there are.
+                        // If there are several, that of the first schedule, so that the number of threads does not
+                        // matter.
                         let mut first = first.lock().unwrap_or_else(PoisonError::into_inner);
                         if let Some(failure) = failure
                             && first.as_ref().is_none_or(|(other, _)| *other > number)
@@ -183,7 +183,7 @@ impl Explore {
     /// Plays one schedule, as a report printed it.
     ///
     /// # Errors
-    /// `Invalid` if the text is no schedule.
+    /// `Invalid` if the text is not a schedule.
     pub fn replay<E: Extractor>(&self, schedule: &str, make: impl Fn(&Life) -> E + Sync) -> Result<Report> {
         let schedule: Schedule = schedule.parse()?;
         let mut report = Report { seed: schedule.seed, ..Report::default() };
@@ -194,7 +194,7 @@ impl Explore {
         Ok(report)
     }
 
-    /// Takes acts away for as long as what is left breaks the same promise.
+    /// Removes acts as long as the remaining schedule breaks the same promise.
     fn shorten<M: Make>(&self, failure: Failure, make: &M) -> Failure {
         let mut shortest = failure;
         let mut at = 0;
@@ -214,7 +214,7 @@ impl Explore {
     }
 }
 
-/// The crashes of one schedule, being explored.
+/// The crashes of one schedule, while they are explored.
 struct Exploration<'a, M> {
     settings: &'a Explore,
     make: &'a M,
@@ -229,7 +229,8 @@ impl<'a, M: Make> Exploration<'a, M> {
     fn of(settings: &'a Explore, number: u64, make: &'a M) -> Self {
         let mut rng = fastrand::Rng::with_seed(settings.seed.wrapping_mul(0x1_0001).wrapping_add(number));
         let mut acts = settings.only.clone();
-        // Without a disk each moment of the first schedule is looked at: those of child listings, unless told otherwise.
+        // Without a disk, every moment of the first schedule is explored. It has child listings, unless told
+        // otherwise.
         acts.extend(acts_of(number, settings.setup.has_disk, &mut rng));
         if number == 0 && !settings.setup.has_disk && settings.only.is_empty() {
             acts.extend([Act::With(Setting::Children), Act::With(Setting::AtOnce)]);
@@ -270,11 +271,11 @@ impl<'a, M: Make> Exploration<'a, M> {
         self.report.note(Failure { violation, schedule, crash });
     }
 
-    /// Opens states that one crash of the schedule can leave, and continues the distinct ones: the moments in a random
-    /// order, each with all its images, until there were as many states as the schedule is to have.
+    /// Opens states that one crash of the schedule can leave, and continues the distinct ones: the moments in a
+    /// random order, each with all its images, until there are as many states as the schedule should have.
     fn crashes(&mut self, recording: &Recording, world: &World, seed: u64) {
         let mut moments = recording.moments(&world.positions(0));
-        // Of the disk of a store that was replaced, nobody finds what it had then.
+        // If a store was replaced, nobody finds the disk that it had then.
         let replaced = world.replaced_at().unwrap_or(usize::MAX);
         moments.retain(|moment| moment.outside < replaced);
         let (sampling, states) = self.budget(moments.len(), seed);
@@ -284,7 +285,8 @@ impl<'a, M: Make> Exploration<'a, M> {
             if self.report.states >= states {
                 return;
             }
-            // Killed here, on a machine that lives on: what the next life reads of it must be durable.
+            // The process is killed here, and the machine goes on: what the next life reads of the disk must be
+            // durable.
             if self.number == 0 || self.rng.u8(..4) == 0 {
                 let killed = recording.killed_at(moment.position);
                 if let Err(violation) = self.settings.setup.durable_at_open(&killed) {
@@ -305,9 +307,9 @@ impl<'a, M: Make> Exploration<'a, M> {
         }
     }
 
-    /// How closely to look at each moment, and after how many states to stop. The first schedule has the most of the
-    /// budget for its crashes, and of as many unsynced operations as the budget allows every subset; the others are for
-    /// what befalls besides.
+    /// How closely to explore each moment, and after how many states to stop. The first schedule has most of the
+    /// budget for its crashes, and every subset of as many unsynced operations as the budget allows. The others are
+    /// for the acts.
     fn budget(&self, moments: usize, seed: u64) -> (Sampling, u64) {
         let sampling = Sampling { exhaustive_max: 5, subsets: 24, torn: 4, seed };
         match self.number {
@@ -321,8 +323,8 @@ impl<'a, M: Make> Exploration<'a, M> {
         }
     }
 
-    /// Opens what one crash left, checks it, and continues it if the like was not seen before. What is wrong is told with
-    /// the crash during recovery that showed it, if it was one.
+    /// Opens what one crash left, checks it, and continues it unless the same state was seen before. A failure is
+    /// returned with the crash during recovery that showed it, if there is one.
     fn crash(
         &mut self,
         crash: &CrashImage,
@@ -333,14 +335,14 @@ impl<'a, M: Make> Exploration<'a, M> {
         let setup = &self.settings.setup;
         let first = |violation| (violation, None);
         self.report.states += 1;
-        // Where opening syncs nothing, a recovery can leave anything; what that rule is there for is looked at above.
+        // If opening syncs nothing, a recovery can leave anything; the purpose of that rule is checked above.
         let second = self.rng.u8(..50) == 0 && setup.broken != Some(Safeguard::DurableAtOpen);
         let disk = crash.image.disk();
         let fingerprint = setup.fingerprint(&disk).map_err(first)?;
         if second {
             self.second_crashes(&disk, fingerprint)?;
         }
-        // The same rows were checked once.
+        // The same rows were checked before.
         if known.checked.insert(fingerprint) {
             setup.check(&crash.image.disk()).map_err(first)?;
         }
@@ -355,7 +357,7 @@ impl<'a, M: Make> Exploration<'a, M> {
         play.play(&mut self.report).verdict.map_err(first)
     }
 
-    /// Crashes again while a disk is recovered, which must change nothing of what is stored.
+    /// Crashes again while a disk is recovered. That must not change what is stored.
     fn second_crashes(
         &mut self,
         disk: &SimDisk,
@@ -378,8 +380,9 @@ impl<'a, M: Make> Exploration<'a, M> {
         Ok(())
     }
 
-    /// Without a disk: dies before a change of what the platform has (each of them in the first schedule, some in the
-    /// others), and goes on from nothing but what is outside, or, as the schedule has it, what a life before had `left`.
+    /// Without a disk: dies before a change of what the platform has (every one in the first schedule, some in the
+    /// others), and goes on with only what is outside, or, if the schedule says so, with what an earlier life had
+    /// `left`.
     fn lost_disks(&mut self, world: &World, left: &[Image]) {
         let setup = &self.settings.setup;
         let fresh = setup.fresh_disk();
@@ -393,7 +396,7 @@ impl<'a, M: Make> Exploration<'a, M> {
             self.report.continuations += 1;
             let after = world.at(changes);
             after.died();
-            // What the life that died here had on its disk is not known: it left an empty one.
+            // The disk of the life that died here is unknown: it counts as empty.
             let lives = after.lives();
             let mut play = Play::on(setup, after, fresh.disk(), fresh.clone(), &[], self.make);
             play.left.extend(left.iter().take(lives.saturating_sub(1)).cloned());
@@ -406,15 +409,15 @@ impl<'a, M: Make> Exploration<'a, M> {
         }
     }
 
-    /// Plays the schedule with one to three deaths at random, each of which any later life may meet again.
+    /// Plays the schedule with one to three random deaths, which may happen in any later life too.
     fn deaths(&mut self, changes: usize, position: usize) {
         let mut acts = Vec::new();
         let mut at = 0;
         let rng = &mut self.rng;
         for death in 0..rng.u8(1..=3) {
             at += rng.usize(..changes.max(2) * 2 / 3);
-            // Of the first disk any position; of a later one, which begins anew, an early one. Without a disk it dies by what
-            // happens outside.
+            // On the first disk at any position; on a later disk, which begins anew, at an early one. Without a disk
+            // a death happens at a change outside.
             let position = match (self.settings.setup.has_disk, death) {
                 (false, _) => 0,
                 (true, 0) => rng.usize(..position.max(2)),
@@ -428,7 +431,7 @@ impl<'a, M: Make> Exploration<'a, M> {
                 _ => Act::Crash { changes: at, point: point(Kept::Random(rng.u64(..))) },
             });
             if kind == 4 {
-                // The next life acts, and power fails with as little of its own done as may be.
+                // The next life acts, and power fails when as little of its work as possible is done.
                 let point = CrashPoint { position: 0, kept: Kept::Random(rng.u64(..)) };
                 acts.push(Act::Crash { changes: at + rng.usize(1..4), point });
             }
@@ -447,6 +450,6 @@ impl<'a, M: Make> Exploration<'a, M> {
 struct Known {
     /// The rows that the store has checked.
     checked: HashSet<u64>,
-    /// The rows, each with the world before which they stand, from which a run went on.
+    /// The rows from which a run went on, each with the world at that moment.
     continued: HashSet<(u64, usize)>,
 }

@@ -1,5 +1,5 @@
-//! Plays one schedule: life after life of the real store and the real runtime, until every sync is done or a promise is
-//! broken.
+//! Plays one schedule: life after life of the real store and the real runtime, until every sync is done or a promise
+//! is broken.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -18,15 +18,16 @@ use super::schedule::{Act, Schedule, Setting};
 use super::setup::{Make, Setup, Work, Worked};
 use super::world::{BUDGET, Life, SMALL_STATE, SentEvent, World, still_clock};
 
-/// Lives after which a schedule is stuck: each makes at least one page of progress, and no sync has so many.
+/// A schedule with more lives than this is stuck: each life makes at least one page of progress, and no sync has this
+/// many pages.
 const LIVES_MAX: u64 = 400;
 /// Calls to the platform at once.
 const LANES: usize = 2;
 /// Attachments streamed at once, in every other schedule; one in the rest.
 const STREAMS: usize = 10;
-/// Pages fetched at once, where it is more than one.
+/// Pages fetched at once, in schedules that fetch more than one.
 const PAGES_AT_ONCE: usize = 3;
-/// How long who takes over waits, where it does.
+/// How long a worker waits after taking over, in schedules in which it waits.
 const SETTLE: Duration = Duration::from_secs(1);
 
 /// One schedule being played.
@@ -34,14 +35,14 @@ pub(super) struct Play<'a, M> {
     setup: &'a Setup,
     pub(super) world: World,
     pub(super) disk: SimDisk,
-    /// Where a store was just created: one is created under another name and renamed when it is whole, so no crash is
-    /// inside of that.
+    /// The position when a store had just been created. A store is created under another name and renamed when it is
+    /// complete, so there is no crash before that.
     fresh: Image,
-    /// Without a disk: what each life left, for a later one to find.
+    /// Without a disk: what each life left, for a later life to find.
     pub(super) left: Vec<Image>,
-    /// Where it dies, death by death, the next last.
+    /// Where it dies, death by death, the next one last.
     crashes: Vec<Act>,
-    /// Where somebody put another store in the place of the one that was open.
+    /// Where the open store was replaced by another one.
     in_place: Mutex<Option<SimDisk>>,
     make: &'a M,
 }
@@ -54,15 +55,16 @@ pub(super) struct Played {
     pub(super) left: Vec<Image>,
 }
 
-/// What the world had seen when a life began.
+/// The state of the world when a life began.
 struct Before {
     accepted: usize,
     advanced: u64,
     failed_calls: u64,
     faults: FaultCounts,
-    /// Of what may be answered with an ERROR: how often it had happened.
+    /// How often events had happened that may be answered with an ERROR.
     mishaps: u64,
-    /// Whether its event was never sent before: delivered again, it may hear what an earlier life had sealed.
+    /// Whether its event was sent for the first time. If it is delivered again, the answer may be what an earlier
+    /// life sealed.
     first: bool,
 }
 
@@ -72,14 +74,14 @@ fn streams(seed: u64) -> usize {
 }
 
 impl<'a, M: Make> Play<'a, M> {
-    /// A schedule at its beginning: on a disk where the store was just created.
+    /// A schedule at its beginning, on a disk with a new store.
     pub(super) fn of(setup: &'a Setup, schedule: &Schedule, make: &'a M) -> Self {
         let world = World::new(schedule.seed, schedule.acts.clone().into(), setup.has_disk);
         let fresh = setup.fresh_disk();
         Self::on(setup, world, fresh.disk(), fresh, &schedule.acts, make)
     }
 
-    /// A world that goes on, on a disk that it finds.
+    /// A world that goes on, on the disk that it finds.
     pub(super) fn on(
         setup: &'a Setup,
         world: World,
@@ -104,9 +106,9 @@ impl<'a, M: Make> Play<'a, M> {
         for (fault, times) in &world.fired {
             *report.faults.entry(fault.clone()).or_default() += times;
         }
-        // Without a disk, whatever was uploaded since the last checkpoint is uploaded again.
+        // Without a disk, everything uploaded since the last checkpoint is uploaded again.
         let at_once = if self.setup.has_disk { (LANES + streams(world.seed)) as u64 } else { 64 };
-        // The ERROR last: whatever else is broken says more.
+        // The ERROR last: any other broken promise tells more.
         let mut verdict =
             verdict.and_then(|()| world.verdict(at_once)).and_then(|()| match &world.error_for_no_reason {
                 Some(what) => Err(Violation { kind: Broken::Conversation, what: what.clone() }),
@@ -114,7 +116,7 @@ impl<'a, M: Make> Play<'a, M> {
             });
         if world.outside_the_promise {
             report.outside += 1;
-            // Of what lies outside of the promise, loss and repetition may come: that is counted, and is no failure.
+            // What the promise does not cover may lose or repeat records: that is counted, and is not a failure.
             if let Err(violation) = &verdict
                 && !matches!(violation.kind, Broken::Unopenable | Broken::Stuck)
             {
@@ -126,11 +128,11 @@ impl<'a, M: Make> Play<'a, M> {
         Played { verdict, crash, left: self.left }
     }
 
-    /// Life after life, until the platform has no more events; says what the last crash was.
+    /// Plays life after life, until the platform has no more events. Returns the last crash.
     fn lives(&mut self, crash: &mut String, report: &mut Report) -> Result<(), Violation> {
         let mut lives = 0;
         loop {
-            // Without a disk, who dies after a life was over dies before the next one does anything.
+            // Without a disk, a death after a life was over is a death before the next life does anything.
             if !self.setup.has_disk
                 && self.dies_at().is_some_and(|(changes, _)| self.world.changes() >= changes)
             {
@@ -153,7 +155,7 @@ impl<'a, M: Make> Play<'a, M> {
             }
             self.live(&event, report)?;
             if let Some(disk) = lock(&self.in_place).take() {
-                // Whether or not it died: what the next life finds is the other store.
+                // Whether it died or not: the next life finds the other store.
                 let before = std::mem::replace(&mut self.disk, disk);
                 if before.is_dead() {
                     self.world.died();
@@ -174,7 +176,7 @@ impl<'a, M: Make> Play<'a, M> {
         self.setup.check(&self.disk.image().disk())
     }
 
-    /// Whether no message waits to be accepted, by what the store holds, or without a disk the checkpoint.
+    /// Whether the store, or without a disk the checkpoint, has no message that still must be accepted.
     fn nothing_is_sealed(&self) -> bool {
         let unit = self.world.lock().unit();
         let sealed = if self.setup.has_disk {
@@ -183,11 +185,11 @@ impl<'a, M: Make> Play<'a, M> {
         } else {
             self.world.lock().sealed_in_checkpoint(&unit)
         };
-        // What cannot be read now is for the next life to find out.
+        // If it cannot be read now, the next life will find out.
         sealed.is_ok_and(|sealed| !sealed)
     }
 
-    /// The disk that the next life finds: an empty one, or what an earlier life left.
+    /// The disk that the next life finds: an empty one, or one that an earlier life left.
     fn found_disk(&self) -> SimDisk {
         let mut world = self.world.lock();
         let number = world.sent.len() as u64;
@@ -204,8 +206,8 @@ impl<'a, M: Make> Play<'a, M> {
         }
     }
 
-    /// The number of changes outside, and the position of the disk, at which it dies next. Without a disk it is the first
-    /// alone that counts.
+    /// The number of changes outside and the position of the disk at which it dies next. Without a disk only the
+    /// first counts.
     fn dies_at(&self) -> Option<(usize, usize)> {
         let (changes, position) = match self.crashes.last()? {
             Act::Crash { changes, point } => (*changes, point.position),
@@ -248,7 +250,7 @@ impl<'a, M: Make> Play<'a, M> {
         self.went_on(event, &before, disk_failed)
     }
 
-    /// Lets the disk fail in this life as the schedule has it.
+    /// Makes the disk fail in this life as the schedule says.
     fn inject_faults(&self) {
         let world = self.world.lock();
         let number = world.sent.len() as u64 - 1;
@@ -280,7 +282,7 @@ impl<'a, M: Make> Play<'a, M> {
         }
     }
 
-    /// Counts how often the disk failed since; whether it did.
+    /// Counts how often the disk failed since then; returns whether it did.
     fn count_faults(&self, before: FaultCounts, report: &mut Report) -> bool {
         let faults = self.disk.fault_counts();
         for (name, times) in [
@@ -298,7 +300,7 @@ impl<'a, M: Make> Play<'a, M> {
         faults != before
     }
 
-    /// Whether a life that was not killed ended as it may.
+    /// Whether a life that was not killed ended in an allowed way.
     fn ended(&self, event: &SentEvent, outcome: Result<()>, disk_failed: bool) -> Result<(), Violation> {
         let Err(error) = outcome else {
             self.world.served(&event.request);
@@ -309,17 +311,17 @@ impl<'a, M: Make> Play<'a, M> {
         }
         let state_unreadable = self.world.lock().is_cut_short();
         match error.kind() {
-            // The disk failed, and the process ended: that is what it is for.
+            // The disk failed, and the process ended, as it should.
             ErrorKind::Io | ErrorKind::Corrupt if disk_failed => self.world.died(),
-            // The platform would not take the message; it will hear it again.
+            // The platform did not accept the message; it will receive it again.
             ErrorKind::Retry => {}
             ErrorKind::Fenced if event.stray => {}
-            // The worker state came cut in half amid the invocation, so nothing could be saved, nor sent: the next life is told, and
-            // tells the platform, if it still is.
+            // The worker state was truncated during the invocation, so nothing could be saved or sent. The next life
+            // finds out, and answers accordingly if it still is.
             ErrorKind::Corrupt if state_unreadable && matches!(error, Error::WorkerState { .. }) => {}
-            // Another worker, or another store, has taken its place.
+            // Another worker, or another store, has replaced it.
             ErrorKind::Fenced if self.world.lock().second_worker => {}
-            // A save of its own landed late, and it could not tell it from another holder's.
+            // One of its own saves arrived late, and it could not tell it from another holder's.
             ErrorKind::Fenced if !self.setup.has_disk => {}
             kind => {
                 let what = format!("{} was not answered: {}", event.event_type, chain(&error));
@@ -330,11 +332,11 @@ impl<'a, M: Make> Play<'a, M> {
         Ok(())
     }
 
-    /// Whether a life did something, and a stray event nothing.
+    /// Checks that a life did something, and that a stray event did nothing.
     fn went_on(&self, event: &SentEvent, before: &Before, disk_failed: bool) -> Result<(), Violation> {
         let mut world = self.world.lock();
         let untroubled = !disk_failed && world.failed_calls == before.failed_calls;
-        // Without ids, a new event may be taken for the one before, whose answer nobody knows to have been accepted.
+        // Without ids, a new event may be taken for the one before, whose answer may have been accepted.
         if before.first
             && !world.is(Setting::NoIds)
             && untroubled
@@ -356,7 +358,7 @@ impl<'a, M: Make> Play<'a, M> {
                 world.error_for_no_reason.get_or_insert(what);
             }
         }
-        // A store that was put in the place of another knows no event that came before.
+        // A store that replaced another one knows no earlier event.
         let forgotten = world.store_replaced();
         if event.stray && world.accepted.len() > before.accepted && !world.reuses_ids() && !forgotten {
             let what = format!("{} delivered again was given a new answer", event.request);
@@ -365,7 +367,7 @@ impl<'a, M: Make> Play<'a, M> {
         Ok(())
     }
 
-    /// What a process does: opens the store, serves the event, and ends. While it is at work, a second worker may come.
+    /// What a process does: opens the store, serves the event, and ends. A second worker may come meanwhile.
     fn serve(&self, event: &SentEvent, life: &Life) -> Result<Worked> {
         let crowd = Crowd { play: self, event, found: Mutex::default() };
         let (outcome, mut violation) = self.work(&self.disk, &crowd, event, life)?;
@@ -393,12 +395,12 @@ impl<'a, M: Make> Play<'a, M> {
     }
 
     fn settings(&self, seed: u64, life: &Life) -> Serve {
-        // The many pages of child listings: fewer lives, and more of them in each.
+        // Child listings have many pages: fewer lives, with more pages in each.
         let budget = if life.is(Setting::Children) { BUDGET * 3 } else { BUDGET };
         let mut serve =
             Serve::new().budget(budget).lanes(LANES).attachments_at_once(streams(life.seed())).inline(seed);
         serve = serve.stop_token(self.world.lock().stop.clone());
-        // The sources have more bad records than a run may.
+        // The sources have more bad records than a run may reject.
         serve = serve.rejected_percent(100);
         if !self.setup.has_disk {
             serve = serve.checkpoints();
@@ -432,7 +434,7 @@ impl<'a, M: Make> Play<'a, M> {
         serve
     }
 
-    /// Starts the machine, or the process, again after a death.
+    /// Restarts the machine, or the process, after a death.
     fn start_again(&mut self) -> Result<String, Violation> {
         let recording = self.disk.recording();
         let crash = if let Some(Act::Crash { point, .. }) = self.crashes.pop() {
@@ -462,10 +464,11 @@ struct Second {
     violation: Option<Violation>,
 }
 
-/// The platform, as a worker sees it in whose midst a second one may come: before one of its calls, that is given the same
-/// event, and does all that it can do.
+/// The platform, as seen by a worker that a second worker may interrupt. The second one comes before a call of the
+/// first; it is given the same event, and completes it.
 ///
-/// With a disk, where the second one has replaced the store, it comes before an upload: between the look whether the store
+/// With a disk, where the second one has replaced the store, it comes before an upload. Between the check whether the
+/// store file is still the same and the confirmation or message right after it, nothing could be done.
 /// is still in its place and the confirm or the message that follows at once, nothing could be done about it.
 struct Crowd<'p, 'a, M> {
     play: &'p Play<'a, M>,
@@ -474,7 +477,7 @@ struct Crowd<'p, 'a, M> {
 }
 
 impl<M: Make> Crowd<'_, '_, M> {
-    /// Before a call that is preceded by a look whether the store is still in its place.
+    /// Before a call that follows a check whether the store file is still the same.
     fn looked(&self) -> &World {
         if self.play.setup.has_disk { &self.play.world } else { self.world() }
     }

@@ -53,7 +53,7 @@ pub(super) struct Work<'w> {
     pub(super) life: &'w Life,
 }
 
-/// What came of it, and the first violation that was noted on the way.
+/// The result, and the first violation that was noted meanwhile.
 pub(super) type Worked = (Result<()>, Option<Violation>);
 
 /// Makes the extractor of a life, and has the runtime drive it.

@@ -433,7 +433,7 @@ impl Drop for WatchedBody {
 }
 
 impl<E> Watched<E> {
-    /// Compares what the extractor is told with what the world has seen.
+    /// Compares what the extractor gets with what the world has seen.
     fn check(&self, context: &Context<'_>, stream: &str, at: Option<&String>) -> Result<(), Violation> {
         let id = &self.life.run(context);
         let mut inner = self.life.world.lock();

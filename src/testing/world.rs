@@ -1,12 +1,12 @@
-//! What stands outside the extractor and outlives it: the platform, the source as it was read, and the oracle.
+//! Everything outside the extractor that outlives it: the platform, the source as it was read, and the oracle.
 //!
-//! Everything that happens outside is a [`Change`] in a journal; the state of the world after any number of changes
-//! can be made again from it. So a crash is a pair of a number of changes and a disk image, and thousands of them
-//! come from one run.
+//! Everything that happens outside is a [`Change`] in a journal. The state of the world after any number of changes
+//! can be rebuilt from it. So a crash is a number of changes and a disk image, and thousands of crashes come from one
+//! run.
 //!
-//! The oracle does not ask the store anything. It compares what the source handed over with what the platform was
-//! told: a page counts as staged when the source is asked for the page after it, or when the phase is over; a page
-//! that was asked for again counts as its last reading.
+//! The oracle asks the store nothing. It compares what the source returned with what the platform received. A page
+//! counts as staged when the source is asked for the next page, or when the phase is over; of a page that was fetched
+//! again only the last reading counts.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,14 +25,14 @@ use crate::record::Attachment;
 use super::disk::SimDisk;
 use super::schedule::{Act, Call, CallFault, Setting};
 
-/// What an invocation is given for pages: two or three of them.
+/// The time for pages of an invocation: enough for two or three.
 pub(super) const BUDGET: Duration = Duration::from_secs(7);
-/// What a worker state may take where there is little room: about twice what an exploration needs without ballast.
+/// The limit of a small worker state: about twice what an exploration needs without ballast.
 pub(super) const SMALL_STATE: StateLimits = StateLimits { soft: 7_000, max: 10_000, own: 6_000 };
-/// What the one line of an upload that is no batch begins with.
+/// The start of the line in an upload that is not a batch.
 pub(super) const STREAM: &str = "stream: ";
 
-/// What an extractor that is explored is made for.
+/// What an explored extractor is created for.
 #[derive(Debug, Clone)]
 pub struct Life {
     pub(super) world: World,
@@ -44,13 +44,13 @@ impl Life {
         Self { world: world.clone() }
     }
 
-    /// Pages that were read in all lives before, and in this one so far. A source that changes with it changes
-    /// between reads, and yet the same at every replay.
+    /// The number of pages read in all earlier lives, and in this one so far. A source that changes with it changes
+    /// between reads, and still is the same at every replay.
     pub fn reads(&self) -> u64 {
         self.world.lock().reads
     }
 
-    /// A number that is another at every moment, and the same at every replay.
+    /// A number that differs at every moment, and is the same at every replay.
     pub fn moment(&self) -> u64 {
         self.world.lock().journal.len() as u64
     }
@@ -60,17 +60,17 @@ impl Life {
         self.world.lock().seed
     }
 
-    /// Whether the schedule has something set up otherwise than usual.
+    /// Whether the schedule has an unusual setup.
     pub fn is(&self, setting: Setting) -> bool {
         self.world.lock().is(setting)
     }
 
-    /// Whether a life finds the disk of the one before it.
+    /// Whether a life finds the disk of the life before it.
     pub(super) fn has_disk(&self) -> bool {
         self.world.lock().has_disk
     }
 
-    /// Counts that the source did something that an extractor must bear, for the report.
+    /// Counts, for the report, that the source did something that an extractor must tolerate.
     pub fn count(&self, what: &str) {
         self.world.lock().count(what);
     }
@@ -93,10 +93,10 @@ pub(super) struct Outside {
     pub(super) has_disk: bool,
     pub(super) clock: VirtualClock,
     pub(super) journal: Vec<JournalEntry>,
-    /// Of the present life: where it dies, and its disk.
+    /// For the present life: where it dies, and its disk.
     pub(super) disk: SimDisk,
     pub(super) dies_at: Option<(usize, usize)>,
-    /// Asks the present life to stop.
+    /// Requests the present life to stop.
     pub(super) stop: StopToken,
     pub(super) acts: Arc<[Act]>,
     pub(super) fired: BTreeMap<String, u64>,
@@ -104,42 +104,43 @@ pub(super) struct Outside {
     pub(super) reads: u64,
     pub(super) calls: BTreeMap<Call, u64>,
     pub(super) states: BTreeMap<String, Arc<str>>,
-    /// What stood there before the newest save.
+    /// The state before the newest save.
     pub(super) states_before: BTreeMap<String, Arc<str>>,
-    /// A save whose answer was lost, and that has not landed yet.
+    /// A save whose answer was lost, and that has not arrived yet.
     pub(super) late: Option<(String, Arc<str>)>,
     pub(super) uploads: BTreeMap<String, Uploaded>,
     pub(super) confirmed: BTreeSet<String>,
     pub(super) accepted: Vec<Arc<Accepted>>,
     pub(super) by_key: BTreeMap<String, usize>,
     pub(super) sent: Vec<Arc<SentEvent>>,
-    /// For each sent event: the accepted message that answered it, when it did.
+    /// For each sent event: the accepted message that answered it, if there is one.
     pub(super) answers: BTreeMap<usize, usize>,
     pub(super) recorded: BTreeSet<String>,
-    /// Events that a store knew to be of a past run, because it had been given an older one of which it knew nothing.
+    /// Events that a store took for events of a past run, because it had been given an older event that it did not
+    /// know.
     pub(super) outdated: BTreeSet<String>,
     pub(super) pages: BTreeMap<(String, String), Vec<Arc<HandOut>>>,
     pub(super) runs: Vec<RunSeen>,
     /// How the streams of attachments ended, by run, parent and id.
     pub(super) streams: BTreeMap<OfRun, StreamEnds>,
-    /// Those that are being read, the newest last. Not in the journal: no stream outlives its life.
+    /// The attachments being read, newest last. Not in the journal, as no stream outlives its life.
     pub(super) open_streams: Vec<OfRun>,
-    /// What the client was not given in the page that a thread is asked for, if it was not given it later.
+    /// What the client failed to get for the page that a thread fetches, unless it got it later.
     pub(super) not_given: HashMap<ThreadId, BTreeSet<String>>,
     pub(super) deaths: u64,
-    /// Calls that failed, of any kind; and those of an upload's way.
+    /// Failed calls: of any kind, and those of an upload.
     pub(super) failed_calls: u64,
     pub(super) failures: u64,
     pub(super) changed_message: Option<String>,
-    /// A worker state that was over its limit as it was posted.
+    /// A worker state that was over its limit when it was posted.
     pub(super) state_over_limit: Option<String>,
     /// Whether a second worker came while one was at work.
     pub(super) second_worker: bool,
-    /// With a disk: how many messages were accepted before its store was put in the place of another.
+    /// With a disk: how many messages were accepted before its store was replaced by another.
     pub(super) replaced_after: Option<usize>,
-    /// Whether something happened that lies outside of the promise.
+    /// Whether something happened that the promise does not cover.
     pub(super) outside_the_promise: bool,
-    /// The first ERROR for which nothing gave a reason.
+    /// The first ERROR that had no cause.
     pub(super) error_for_no_reason: Option<String>,
 }
 
@@ -171,28 +172,29 @@ pub(super) enum Change {
     Served {
         request: String,
     },
-    /// A store that was put in the place of another has taken an old event for a new run, and this one for a past run's.
+    /// A store that replaced another one has taken an old event for a new run, and so this event for one of a past
+    /// run.
     Outdated {
         request: String,
     },
-    /// A second worker came, and, with a disk, put another store in the place of the first one's.
+    /// A second worker came; with a disk, it also replaced the first worker's store.
     SecondWorker,
     Died,
 }
 
-/// What an attachment is known by: its parent's id, and its own.
+/// What identifies an attachment: its parent's id, and its own.
 pub(super) type Named = (String, String);
 
 /// An attachment of a run.
 pub(super) type OfRun = (String, Named);
 
-/// What a call to the platform was about, where that matters.
+/// What a call to the platform was about, if that matters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum About {
     Nothing,
     /// The upload of an attachment.
     Stream(OfRun),
-    /// The artifact that is confirmed.
+    /// The artifact to confirm.
     Artifact(String),
 }
 
@@ -200,17 +202,17 @@ pub(super) enum About {
 #[derive(Debug, Clone)]
 pub(super) struct Uploaded {
     pub(super) lines: Arc<Vec<String>>,
-    /// The run at whose event it was made.
+    /// The run whose event it was made for.
     pub(super) run: String,
-    /// The attachment whose bytes these are.
+    /// The attachment whose bytes it has.
     pub(super) of: Option<OfRun>,
-    /// The confirms that were tried, in that order.
+    /// The confirmations that were tried, in order.
     pub(super) confirms: Vec<Confirm>,
-    /// In which life it was uploaded.
+    /// The life in which it was uploaded.
     pub(super) life: usize,
 }
 
-/// A confirm that was tried: in which life, and what came of it.
+/// A confirmation that was tried: in which life, and with what result.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Confirm {
     life: usize,
@@ -219,17 +221,17 @@ pub(super) struct Confirm {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ConfirmFate {
-    /// It has no effect, for sure, and may have another time.
+    /// It certainly had no effect; another attempt may have one.
     NotApplied,
-    /// Turned down for good.
+    /// Refused for good.
     Refused,
-    /// Confirmed, or nobody knows.
+    /// Confirmed, or unknown.
     Other,
 }
 
 impl Uploaded {
-    /// Whether a confirm of it was refused for good; and whether that was *in doubt*: when another attempt may have
-    /// confirmed it, or, to a later life, may have been made at all.
+    /// Whether a confirmation of it was refused for good, and whether that was *in doubt*: another attempt may have
+    /// confirmed it, or a later life cannot know whether there was one.
     pub(super) fn refused(&self) -> Option<bool> {
         let at = self.confirms.iter().position(|confirm| confirm.fate == ConfirmFate::Refused)?;
         let before = self.confirms.get(..at).unwrap_or_default();
@@ -238,17 +240,17 @@ impl Uploaded {
     }
 }
 
-/// How the source's side of a stream ended.
+/// How a stream ended on the source's side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StreamEnd {
     Whole,
-    /// Not as it should have, and it may another time.
+    /// It failed; another attempt may succeed.
     Broken,
-    /// It never will.
+    /// It failed, and always will.
     Final,
 }
 
-/// How often the streams of an attachment ended badly, on the source's side or the platform's.
+/// How often the streams of an attachment failed, on the source's side or the platform's.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct StreamEnds {
     pub(super) broken: u64,
@@ -272,7 +274,7 @@ pub(super) struct SentEvent {
     pub(super) run: String,
     pub(super) request: String,
     pub(super) at: DateTime<Utc>,
-    /// Sent a second time, or of a run that was given up: whatever is said to it, nothing may change.
+    /// Sent a second time, or of a run that was given up: whatever the answer is, nothing may change.
     pub(super) stray: bool,
 }
 
@@ -287,12 +289,12 @@ pub(super) struct Accepted {
     pub(super) delay: u64,
 }
 
-/// One page, as the source handed it over.
+/// One page, as the source returned it.
 #[derive(Debug)]
 pub(super) struct HandOut {
     pub(super) run: String,
     pub(super) stream: String,
-    /// Whether it is of a child listing, and the child listings that it names.
+    /// Whether it is of a child listing, and which child listings it names.
     pub(super) is_child: bool,
     pub(super) children: Vec<String>,
     pub(super) cursor: Option<String>,
@@ -300,20 +302,20 @@ pub(super) struct HandOut {
     pub(super) bookmark: Option<String>,
     pub(super) since: Option<DateTime<Utc>>,
     pub(super) read_at: DateTime<Utc>,
-    /// Those that are to be announced.
+    /// The lines to be announced.
     pub(super) lines: Vec<String>,
-    /// Item types, ids and lines of those of which one of an id is to be announced in a run.
+    /// Item types, ids and lines; of those with the same id, one is to be announced in a run.
     pub(super) once: Vec<(Named, String)>,
-    /// Lines that are to be announced unless a finished run has announced the very same.
+    /// Lines to be announced, unless a finished run has announced exactly this line.
     pub(super) edge: Vec<String>,
-    /// Item types and ids of those that are bad.
+    /// Item types and ids of bad records.
     pub(super) rejected: Vec<Named>,
-    /// Of a page of rejected records: those that it was asked for, and those of them that are bad no more, or gone.
+    /// For a page of rejected records: those that were requested, and which of them are good now, or gone.
     pub(super) asked: Vec<Named>,
     pub(super) settled: Vec<Named>,
 }
 
-/// The stream under which what is asked for again is noted.
+/// The stream under which such pages are noted.
 pub(super) const AGAIN: &str = "@again";
 
 #[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
@@ -322,30 +324,31 @@ pub(super) struct RunSeen {
     pub(super) id: String,
     pub(super) unit: String,
     pub(super) sent_at: DateTime<Utc>,
-    /// Whether a page was read in it, and the `since` that it was given then.
+    /// Whether a page was read in the run, and the `since` that it was given.
     pub(super) read: bool,
     pub(super) since: Option<DateTime<Utc>>,
     pub(super) finished: bool,
     pub(super) abandoned: bool,
     /// Whether the platform had the unit's state deleted after it.
     pub(super) deleted: bool,
-    /// Whether it had the state of the unit's attachments deleted after it.
+    /// Whether the platform had the state of the unit's attachments deleted after it.
     pub(super) attachments_deleted: bool,
-    /// Attachments that a deletion took from it that was done a second time, by a store that was put in the place of the one
-    /// that had done it.
+    /// Attachments that a repeated deletion took from it. The store that had done the deletion was replaced, and the
+    /// store in its place did the deletion again.
     pub(super) taken_by_late_deletion: BTreeSet<Named>,
-    /// Whether it was gone on with although the event before was not answered: the life that had it may have stored nothing
-    /// of it, so to the next one the phase was never begun, or, without a disk, a checkpoint was lost.
+    /// Whether the run went on although its last event was not answered. The life that had the event may have stored
+    /// nothing of it: then the next life finds that the phase never began, or, without a disk, that a checkpoint was
+    /// lost.
     pub(super) overtaken: bool,
 }
 
-/// The item type that is out of scope, where the platform has a scope.
+/// The item type that is out of scope, if the platform has a scope.
 pub(super) const OUT_OF_SCOPE: &str = "users";
 
-/// The time of the last successful start in a state that the TypeScript SDK has left.
+/// The time of the last successful start in a state that the TypeScript SDK left.
 pub(super) const SDK_START: &str = "2020-02-03T04:05:06.000Z";
 
-/// What the platform keeps at the beginning.
+/// What the platform has at the beginning.
 fn first_states(acts: &[Act], has_disk: bool) -> BTreeMap<String, Arc<str>> {
     let mut states = BTreeMap::new();
     if !has_disk && acts.contains(&Act::With(Setting::SdkState)) {
@@ -410,7 +413,7 @@ impl World {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The world as it stood after the first `changes` of the journal, with a clock of its own.
+    /// The world after the first `changes` of the journal, with its own clock.
     pub(super) fn at(&self, changes: usize) -> Self {
         let inner = self.lock();
         let world = Self::new(inner.seed, Arc::clone(&inner.acts), inner.has_disk);
@@ -423,9 +426,9 @@ impl World {
         world
     }
 
-    /// The numbers of changes after each of which comes one that leaves a trace outside, and that of all. Who has no disk
-    /// and dies between two of those might as well have died just before the later one: a page read, an address asked for
-    /// are forgotten with the life.
+    /// The numbers of changes after which comes a change that leaves a trace outside, and the number of all changes.
+    /// Without a disk, a death between two of these is the same as a death just before the later one: a page that was
+    /// read, or an address that was requested, is forgotten with the life.
     pub(super) fn before_traces(&self) -> Vec<usize> {
         let world = self.at(0);
         let (inner, mut replayed) = (self.lock(), world.lock());
@@ -441,7 +444,7 @@ impl World {
         moments
     }
 
-    /// A life begins, on this disk; it dies at that pair of changes and position, if any.
+    /// A life begins, on this disk. It dies at that pair of number of changes and position, if there is one.
     pub(super) fn begin_life(&self, disk: &SimDisk, dies_at: Option<(usize, usize)>) -> Life {
         let mut inner = self.lock();
         inner.disk = disk.clone();
@@ -455,24 +458,24 @@ impl World {
         self.lock().clock.clone()
     }
 
-    /// How many changes the world has seen.
+    /// The number of changes so far.
     pub(super) fn changes(&self) -> usize {
         self.lock().journal.len()
     }
 
-    /// The number of changes before somebody put another store in the place of the one that was open.
+    /// The number of changes before the open store was replaced by another one.
     pub(super) fn replaced_at(&self) -> Option<usize> {
         let inner = self.lock();
         let replaced = |entry: &JournalEntry| matches!(entry.change, Change::SecondWorker);
         inner.journal.iter().position(replaced).filter(|_| inner.has_disk)
     }
 
-    /// For each change from `from` on, the position of the disk when it happened.
+    /// For each change from `from` on, the disk's position when it happened.
     pub(super) fn positions(&self, from: usize) -> Vec<usize> {
         self.lock().journal.iter().skip(from).map(|entry| entry.position).collect()
     }
 
-    /// How many lives have begun.
+    /// The number of lives that have begun.
     pub(super) fn lives(&self) -> usize {
         self.lock().lives()
     }
@@ -481,12 +484,12 @@ impl World {
         self.lock().record(Change::Sent(Arc::new(event)));
     }
 
-    /// The extractor returned as one does that has answered.
+    /// The extractor returned, as after an answer.
     pub(super) fn served(&self, request: &str) {
         self.lock().record(Change::Served { request: request.to_owned() });
     }
 
-    /// Whether a second worker comes now, by the schedule; it comes once.
+    /// Whether a second worker comes now, by the schedule. It comes once.
     pub(super) fn second_worker_comes(&self) -> bool {
         let mut inner = self.lock();
         let changes = inner.journal.len();
@@ -503,7 +506,7 @@ impl World {
         true
     }
 
-    /// Puts the disk of the worker that is at work in the place of the other's, with the moment at which it dies.
+    /// Replaces the disk of the worker that is at work by the other's, with the moment at which it dies.
     pub(super) fn works_on(
         &self,
         disk: SimDisk,
@@ -513,8 +516,8 @@ impl World {
         (std::mem::replace(&mut inner.disk, disk), std::mem::replace(&mut inner.dies_at, dies_at))
     }
 
-    /// A store knew the event to be of a past run. Says nothing unless that store was put in the place of another, and then
-    /// given an event that it could not know to be old.
+    /// A store took the event for one of a past run. Nothing is noted, unless that store replaced another one and was
+    /// then given an event that it could not know to be old.
     pub(super) fn outdated(&self, request: &str) {
         let mut inner = self.lock();
         if inner.could_not_know() {
@@ -539,7 +542,7 @@ impl Outside {
         self.stop_if_asked();
     }
 
-    /// Asks the present life to stop, if the schedule has it now.
+    /// Requests the present life to stop, if the schedule says so now.
     fn stop_if_asked(&mut self) {
         if self.acts.contains(&Act::Stop { changes: self.journal.len() }) && !self.stop.is_stopped() {
             self.stop.stop();
@@ -548,7 +551,7 @@ impl Outside {
     }
 
     fn apply(&mut self, entry: &JournalEntry) {
-        // Time first: another world's clock stands where this entry's did.
+        // The time first: in another world, the clock was at this entry's time.
         self.clock.advance(entry.elapsed.saturating_sub(self.clock.elapsed()));
         self.clock.step_to(entry.now);
         match &entry.change {
@@ -556,7 +559,7 @@ impl Outside {
             Change::Called { call, effect, failed, fault, about } => {
                 self.outside_the_promise |= matches!(fault, Some(CallFault::Dropped | CallFault::Stale));
                 self.failed_calls += u64::from(*failed);
-                // Without a disk, an invocation that cannot save leaves what it uploaded since the last save.
+                // Without a disk, an invocation that cannot save leaves the uploads made since the last save.
                 let uploads = matches!(call, Call::Prepare | Call::Upload | Call::Confirm)
                     || (!self.has_disk && matches!(call, Call::LoadState | Call::SaveState));
                 self.failures += u64::from(*failed && uploads);
@@ -586,14 +589,14 @@ impl Outside {
             }
             Change::SecondWorker => {
                 self.second_worker = true;
-                // A store that was put in the place of another asks for nothing again.
+                // A store that replaced another one does not request these again.
                 if self.has_disk {
                     self.replaced_after = Some(self.accepted.len());
                     let over = |id: &String| self.runs.iter().any(|run| run.id == *id && run.finished);
                     self.pages.retain(|(run, stream), _| stream != AGAIN || over(run));
                 }
                 self.outside_the_promise |= !self.has_disk;
-                // One of the two ends early, as a death does.
+                // One of the two ends early, as at a death.
                 self.deaths += 1;
             }
             Change::Died => self.deaths += 1,
@@ -601,7 +604,7 @@ impl Outside {
         self.journal.push(entry.clone());
     }
 
-    /// What the platform, and whoever else outlives a life, has heard so far.
+    /// What the platform, and everyone else who outlives a life, has received so far.
     fn traces(&self) -> impl PartialEq + use<> {
         let heard = [
             self.sent.len(),
@@ -618,7 +621,7 @@ impl Outside {
         let of_run = !event.event_type.contains("SYNC_UNITS") && !event.event_type.contains("DELETE");
         if of_run && !event.stray && !self.runs.iter().any(|run| run.id == event.run) {
             for run in &mut self.runs {
-                // The platform has moved on: whatever the older run had not finished is given up.
+                // The platform has moved on: what the older run had not finished is given up.
                 run.abandoned |= run.unit == event.unit && !run.finished;
             }
             self.runs.push(RunSeen {
@@ -652,12 +655,12 @@ impl Outside {
         self.sent.push(Arc::clone(event));
     }
 
-    /// Notes what came of a call for the upload that it was about.
+    /// Notes the result of a call for the upload that it was about.
     fn came_of(&mut self, about: &About, failed: bool, fault: Option<CallFault>) {
         let life = self.lives();
         match about {
-            // What the platform has not taken counts against an attachment as a stream does that broke off; unless it was
-            // only to be sent later.
+            // A refusal by the platform counts against an attachment like a stream that broke off; unless the
+            // platform only asked to wait.
             About::Stream(of) if failed && !matches!(fault, Some(CallFault::Busy(Some(_)))) => {
                 self.streams.entry(of.clone()).or_default().broken += 1;
             }
@@ -755,7 +758,7 @@ impl Outside {
     fn page_read(&mut self, page: &Arc<HandOut>) {
         self.reads += 1;
         let pages = self.pages.entry((page.run.clone(), page.stream.clone())).or_default();
-        // Read again: what came of the reading before, and of all after it, was not kept.
+        // Read again: the result of the earlier reading, and of all after it, was not kept.
         let again = pages.iter().rposition(|before| before.cursor == page.cursor);
         if let Some(again) = again {
             pages.truncate(again);
@@ -767,18 +770,18 @@ impl Outside {
         }
     }
 
-    /// Whether something is set up otherwise than usual.
+    /// Whether the setup is unusual.
     pub(super) fn is(&self, setting: Setting) -> bool {
         self.acts.contains(&Act::With(setting))
     }
 
-    /// Whether somebody put another store in the place of the one that was open: it knows nothing of what came before.
+    /// Whether the open store was replaced by another one, which does not know what happened before.
     pub(super) fn store_replaced(&self) -> bool {
         self.has_disk && self.second_worker
     }
 
-    /// Whether such a store was given an event that had been sent before, or is of a run that the platform gave up: it
-    /// could not know.
+    /// Whether such a store was given an event that had been sent before, or is of a run that the platform gave up:
+    /// the store could not know.
     fn could_not_know(&self) -> bool {
         let replaced = |entry: &JournalEntry| matches!(entry.change, Change::SecondWorker);
         let Some(at) = self.journal.iter().position(replaced).filter(|_| self.has_disk) else { return false };
@@ -789,29 +792,29 @@ impl Outside {
         self.journal.iter().skip(from).any(stray)
     }
 
-    /// Whether the schedule has worker states that are cut in half.
+    /// Whether the schedule has worker states that are truncated.
     pub(super) fn is_cut_short(&self) -> bool {
         let cut = |act: &Act| matches!(act, Act::Call { fault: CallFault::Truncated, .. });
         self.acts.iter().any(cut)
     }
 
-    /// Whether the platform may use ids again, so that one of them stands for several events.
+    /// Whether the platform may use ids again, so that one id stands for several events.
     pub(super) fn reuses_ids(&self) -> bool {
         self.acts.iter().any(|act| matches!(act, Act::ReuseIds { .. }))
     }
 
-    /// How often the source handed over a bad record, or the platform gave an id twice, so far.
+    /// How often the source returned a bad record, or the platform gave an id twice, so far.
     pub(super) fn mishaps(&self) -> u64 {
         let mishaps = ["source/wrong-record", "source/refuses", "platform/id-repeated"];
         mishaps.iter().filter_map(|mishap| self.fired.get(*mishap)).sum()
     }
 
-    /// Whether an event may be answered with an ERROR although nothing went wrong since it came.
+    /// Whether an event may be answered with an ERROR although nothing has failed since it came.
     pub(super) fn may_be_in_error(&self, event: &SentEvent) -> bool {
         let overtaken = |run: &RunSeen| run.id == event.run && run.overtaken;
         self.runs.iter().any(overtaken)
             || self.is_cut_short()
-            // Of what the source keeps in its worker state, any may be too much for the room that is left.
+            // Any part of what the source keeps in its worker state may exceed the room that is left.
             || self.is(Setting::StateFull)
             || self.second_worker
             || self.outside_the_promise
@@ -822,7 +825,7 @@ impl Outside {
         self.answers.get(&at).and_then(|&message| self.accepted.get(message)).cloned()
     }
 
-    /// A number that grows with every page that is read, every attachment that is opened, and every upload and confirm.
+    /// A number that grows with every page that is read, attachment that is opened, and upload and confirmation.
     pub(super) fn advanced(&self) -> u64 {
         [Call::Page, Call::Open, Call::Upload, Call::Confirm]
             .iter()
@@ -830,13 +833,14 @@ impl Outside {
             .sum()
     }
 
-    /// Whether the newest message says PROGRESS and announces nothing.
+    /// Whether the newest message is PROGRESS and announces nothing.
     pub(super) fn only_says_progress(&self) -> bool {
         let last = self.accepted.last();
         last.is_some_and(|last| last.event_type.ends_with("PROGRESS") && last.artifacts.is_empty())
     }
 
-    /// Whether the checkpoint of a unit holds a message that is to be sent, or one that does may land yet.
+    /// Whether the checkpoint of a unit has a message that is still to be sent, or a late save with one may still
+    /// arrive.
     pub(super) fn sealed_in_checkpoint(&self, unit: &str) -> Result<bool> {
         let saved = checkpoint_in(self.states.get(unit).map(AsRef::as_ref), unit)?;
         Ok(self.late.is_some() || saved.is_some_and(|checkpoint| checkpoint.sealed_body().is_some()))
@@ -847,7 +851,7 @@ impl Outside {
         self.sent.last().map(|event| event.unit.clone()).unwrap_or_default()
     }
 
-    /// Measures a worker state that is about to be saved. The platform takes none that is over its limit.
+    /// Measures a worker state that is about to be saved. The platform accepts none that is over its limit.
     pub(super) fn measure(&mut self, state: &str) {
         let limits = if self.is(Setting::StateFull) { SMALL_STATE } else { StateLimits::default() };
         let bytes = posted_bytes(state);
@@ -865,11 +869,11 @@ impl Outside {
         *self.fired.entry(what.to_owned()).or_default() += 1;
     }
 
-    /// What the last finished run left for the next of its unit; several, where the extractor could not know whether
-    /// the last message was accepted.
+    /// What the last finished run left for the next run of its unit. There are several possibilities if the extractor
+    /// could not know whether the last message was accepted.
     pub(super) fn watermarks(&self, of: &RunSeen) -> Vec<Option<&RunSeen>> {
         let mut possible = Vec::new();
-        // A store that somebody put in the place of another knows nothing of the runs before.
+        // A store that replaced another one does not know the runs before.
         if self.store_replaced() {
             possible.push(None);
         }
@@ -895,13 +899,13 @@ impl Outside {
 }
 
 impl Outside {
-    /// When the first page of a run was read, of those whose reading was kept.
+    /// When the first page of a run was read whose reading was kept.
     pub(super) fn first_read(&self, run: &RunSeen) -> DateTime<Utc> {
         let pages = self.pages.iter().filter(|((id, _), _)| *id == run.id).flat_map(|(_, pages)| pages);
         pages.map(|page| page.read_at).min().unwrap_or(DateTime::<Utc>::MAX_UTC)
     }
 
-    /// The bookmark that a run, or, if it left none, a finished one before it, left for a stream.
+    /// The bookmark that a run left for a stream; if it left none, that of the last finished run that did.
     pub(super) fn bookmark_left(&self, run: Option<&RunSeen>, stream: &str) -> Option<String> {
         let run = run?;
         let pages = self.pages.get(&(run.id.clone(), stream.to_owned()));
@@ -917,7 +921,7 @@ impl Outside {
 }
 
 impl Outside {
-    /// The rejected records that a run is to ask for, if `before` is the last finished run that it knows of.
+    /// The rejected records that a run must request, if `before` is the last finished run that it knows.
     pub(super) fn to_ask(&self, before: Option<&RunSeen>) -> BTreeSet<Named> {
         let Some(before) = before else { return BTreeSet::new() };
         let older = self.runs.iter().rev().skip_while(|older| older.id != before.id).skip(1);
@@ -931,13 +935,13 @@ impl Outside {
         left
     }
 
-    /// What a run has asked for, as far as that was kept.
+    /// What a run has requested, as far as that was kept.
     pub(super) fn asked(&self, run: &str) -> BTreeSet<Named> {
         let pages = self.pages.get(&(run.to_owned(), AGAIN.to_owned()));
         pages.into_iter().flatten().flat_map(|page| page.asked.iter().cloned()).collect()
     }
 
-    /// The pages of a run, of each the last reading.
+    /// The pages of a run, each as last read.
     pub(super) fn pages_of<'a>(&'a self, run: &'a RunSeen) -> impl Iterator<Item = &'a HandOut> {
         self.listings_of(run).into_values().flatten().map(AsRef::as_ref)
     }
@@ -950,8 +954,8 @@ impl Outside {
         unread.next().map(|(listing, _)| listing)
     }
 
-    /// The listings of a run with the pages of each: its streams, and the child listings that a page of which the reading was
-    /// kept has named. One that only another reading named was never worked, or is not to be.
+    /// The listings of a run with the pages of each: its streams, and the child listings named by a page whose
+    /// reading was kept. A child listing that only another reading named was never read, or must not be.
     fn listings_of<'a>(&'a self, run: &'a RunSeen) -> BTreeMap<&'a str, &'a [Arc<HandOut>]> {
         let pages = self.pages.range((run.id.clone(), String::new())..);
         let read: BTreeMap<&str, &[Arc<HandOut>]> = pages
@@ -978,7 +982,7 @@ impl Outside {
     }
 }
 
-/// A clock for looking at a store: nothing that is looked at depends on it.
+/// A clock for inspecting a store: the result does not depend on it.
 pub(super) fn still_clock() -> VirtualClock {
     VirtualClock::at(DateTime::from_timestamp(1_750_000_000, 0).unwrap_or_default())
 }

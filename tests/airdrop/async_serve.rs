@@ -1,7 +1,7 @@
-//! Extractors that await: the same engine, explored like the other; their futures are polled on the task of whoever awaits, and
-//! dropping that is a kill.
+//! Async extractors: the same engine, explored like the other one. Their futures are polled on the task of the
+//! caller, and dropping the caller's future is a kill.
 //!
-//! The executor is the test's own, and polls by hand where a test is about when.
+//! The executor is written here; tests about timing poll by hand.
 
 use std::collections::BTreeSet;
 use std::future::{Future, poll_fn};
@@ -398,7 +398,7 @@ fn a_future_that_is_dropped_is_a_kill_and_the_same_event_resumes() {
         let is_over = outcome.is_some();
         drops += usize::from(!is_over);
         amid += usize::from(!is_over && seen.0 > 0 && seen.2 == 0);
-        // At most the one call that was being made has come to its end since.
+        // Since then at most the one call in progress has ended.
         let outcome = block_on(Serve::new().serve_async(&world.store, platform.clone(), &tracker, &start));
         assert_eq!(outcome.unwrap().kind, OutcomeKind::Done);
         assert_eq!(records(&platform), tracker.all(), "dropped after {polls} polls");

@@ -1,5 +1,5 @@
-//! What cannot be used is refused by name, with the kind of error that says what to do, and the store is as it was.
-//! (What is wrong with an event is in `wire` and `conversation`.)
+//! Invalid input is refused by name, with the kind of error that tells what to do, and the store stays unchanged.
+//! (Invalid events are in `wire` and `conversation`.)
 
 use std::error::Error as _;
 use std::io::{BufRead, BufReader, Write};
@@ -20,7 +20,7 @@ use tempfile::TempDir;
 
 const UNIT: &str = "acme/tickets";
 
-/// A directory with a store that has a run amid its work: an acknowledged batch, an open one, lines that wait.
+/// A directory with a store that has a run in progress: an acknowledged batch, an open one, lines that wait.
 fn store_at_work() -> (TempDir, std::path::PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state.redb");
@@ -93,7 +93,7 @@ fn a_file_that_is_no_store_is_refused_and_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state.redb");
     let texts: [(&[u8], &str); 4] = [
-        (b"", "it is empty; remove it to begin anew"),
+        (b"", "it is empty; remove it to start over"),
         (b"redb", "it does not start as a redb file does"),
         (b"SQLite format 3\0", "it does not start as a redb file does"),
         (&[b'x'; 10_000], "it does not start as a redb file does"),

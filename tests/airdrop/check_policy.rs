@@ -1,7 +1,7 @@
-//! Records that are not what the metadata declares do what the extractor's policy says: nothing, are counted, or are
-//! refused; and whatever befalls the process, each that is delivered was counted once.
+//! Records that do not match the metadata are handled by the extractor's policy: ignored, counted, or refused.
+//! Whatever happens to the process, each one that is delivered was counted once.
 //!
-//! What is bad is told by the test's own look at the announced lines, never by what was counted.
+//! The test decides by its own reading of the announced lines which records are bad, never by the counts.
 
 use std::path::PathBuf;
 use std::sync::Mutex;

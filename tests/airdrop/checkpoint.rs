@@ -1,5 +1,5 @@
-//! A checkpoint lives among others: a platform or a program parses the worker state and writes it again. It restores all
-//! the same, and one that was damaged is told, never guessed from. (Those of earlier versions are in `formats`.)
+//! A platform or a program may parse the worker state and write it again: the checkpoint in it still restores. A
+//! damaged checkpoint is reported, and nothing is guessed from it. (Those of earlier versions are in `formats`.)
 
 use std::fmt::Write as _;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! The initial domain mapping is installed once per version of the snap-in, before anything else of a run.
+//! The initial domain mapping is installed once per version of the snap-in, before anything else in a run.
 
 use crate::world::{Answer, Call, Source, World, all_of, event, paged};
 use highwater::airdrop::{Event, OutcomeKind, Platform};

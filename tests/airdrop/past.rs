@@ -1,5 +1,5 @@
-//! An event of a past run changes nothing, however late it comes: deletions included, with a disk and without, wherever
-//! the process died.
+//! An event of a past run changes nothing, however late it comes. That includes deletions; it holds with a disk and
+//! without, wherever the process died.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

@@ -1,8 +1,9 @@
-//! A bad record is rejected and the rest of its page delivered; the next run asks for it first, until it passes or is gone.
-//! Nothing is lost on the way, on a disk and without one: each record that is read is announced, or among the rejected.
+//! A bad record is rejected, and the rest of its page is delivered. The next run requests it first, until it passes
+//! or is gone. Nothing is lost meanwhile, with a disk and without: each record that is read is announced, or is among
+//! the rejected.
 //!
-//! What was read is kept by the test's own source, and what was announced by its platform; the store is asked only what is
-//! still to be asked for.
+//! The test's source keeps what was read, and its platform what was announced. The store is asked only for the ids
+//! that are still to be requested.
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -290,7 +291,7 @@ fn an_answer_that_does_not_answer_is_an_error_and_the_same_ids_are_asked_for_aga
         let mut first = source(Way::Author, 1, |id| id == "a-0-3", Some(&passes), &asked);
         assert_eq!(serve(&mut world, loses_disk, &mut first, DATA, "a", 1), OutcomeKind::Done);
         let answers: [(Answer, &str); 6] = [
-            (|ids| Ok(answer(Way::Author, ids, &|_| Again::Silent)), "it says nothing of a-0-3"),
+            (|ids| Ok(answer(Way::Author, ids, &|_| Again::Silent)), "it has no result for a-0-3"),
             (|_| Ok(Page::more(1).record("issues", record("a-0-3", false))), "it must be a last page"),
             (|_| Ok(Page::last().bookmark(&1)), "it must leave no bookmark"),
             (|_| Ok(Page::last().child("comments", "ISSUE-1", &())), "it must name no child listings"),
@@ -428,7 +429,7 @@ fn more_than_the_part_of_a_run_is_an_error_once_everything_is_read() {
         let mut on = source(Way::Author, 11, bad, Some(&passes), &asked);
         assert_eq!(serve(&mut world, loses_disk, &mut on, DATA_ON, "a", 3), OutcomeKind::Done);
         assert_eq!(on.asked(), [], "nothing is read again");
-        // A small run with a few bad ones is none to stop for.
+        // A few bad records in a small run do not stop it.
         world.serve = world.serve.clone().rejected_percent(0);
         let few = |id: &str| id.ends_with("-7") || id.ends_with("-8");
         let mut small = source(Way::Author, 5, few, Some(&passes), &asked);

@@ -1,5 +1,5 @@
-//! A platform that gives an artifact id twice in a run, after the worker has moved to another machine: the id is not
-//! accepted, as the checkpoint names it.
+//! A platform returns an artifact id twice in a run, after the worker has moved to another machine: the second one is
+//! refused, as the id is in the checkpoint.
 
 use std::sync::Mutex;
 use std::time::Duration;

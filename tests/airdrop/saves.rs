@@ -1,5 +1,5 @@
-//! What a checkpoint, and a message that was sealed, prove to the life that comes after: each test holds one rule of
-//! `accept`, of the keeper or of a refusal that no other test holds.
+//! What the next life can conclude from a checkpoint, and from a sealed message. Each test covers one rule of
+//! `accept`, of the keeper or of a refusal that no other test covers.
 
 use std::cell::Cell;
 use std::sync::Mutex;

@@ -1,5 +1,5 @@
-//! The extraction scope: records of an item type that the platform does not want are counted and go nowhere, and DONE
-//! balances all the same. It is the same in every invocation of a run.
+//! The extraction scope: records of an item type that is out of scope are counted and not staged, and DONE still
+//! balances. The scope is the same in every invocation of a run.
 
 use std::time::Duration;
 

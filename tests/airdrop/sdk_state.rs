@@ -1,5 +1,5 @@
-//! A connector moves over from the TypeScript SDK, and back, without starting again: what the SDK left in the worker
-//! state is what a unit begins with, and its keys are kept current.
+//! A connector moves from the TypeScript SDK to this library, and back, without starting over: a unit begins with
+//! what the SDK left in the worker state, and the SDK's keys are kept up to date.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -495,7 +495,7 @@ fn a_key_of_a_wrong_type_is_an_error_that_names_it_and_nothing_is_overwritten() 
             assert!(error.starts_with(&named), "{changes}: {error}");
             assert_eq!(world.airdrop.state_text(), before);
             assert_eq!(world.airdrop.calls(Call::SaveState), 0);
-            // Whoever mends it goes on with the same event.
+            // Once it is mended, the same event goes on.
             world.airdrop.set_state(&layout(&at_rest()));
             assert_eq!(serve(&mut world, &ear, &start), OutcomeKind::Done);
         }
@@ -730,7 +730,7 @@ fn a_state_that_the_sdk_rewrote_in_between_is_read_and_its_newer_start_counts() 
         let written = world.airdrop.state()["lastSuccessfulSyncStarted"].as_str().unwrap().to_owned();
         assert!(at(&written) > at(later), "{written}");
 
-        // An older one, as of a state that somebody put back, changes nothing.
+        // An older one, from a state that somebody put back, changes nothing.
         let mut state = world.airdrop.state();
         state["lastSuccessfulSyncStarted"] = EARLIER.into();
         world.airdrop.set_state(&state);

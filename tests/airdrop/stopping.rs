@@ -1,8 +1,8 @@
-//! An invocation that is asked to stop begins nothing more, ends in time with PROGRESS, or with nothing said, and the next
-//! goes on where it stood.
+//! After a stop an invocation begins nothing more. It ends in time with PROGRESS, or without a message, and the next
+//! one continues where it stopped.
 //!
-//! Where somebody must be slow, the test's source or platform blocks until the test lets go of it, and the clock is moved by
-//! hand: nothing depends on how fast this machine is.
+//! If something must be slow, the test's source or platform blocks until the test releases it, and the test moves the
+//! clock: nothing depends on the speed of this machine.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex};

@@ -1,5 +1,5 @@
-//! Invariant 4: the watermark never runs ahead. It moves only when a run is finished, to when that run started, or to
-//! now if the clock has stepped back behind that; and so do bookmarks.
+//! Invariant 4: the watermark never runs ahead. It moves only when a run is finished: to the time when that run
+//! started, or to now if the clock has stepped back before that. The same holds for bookmarks.
 
 use std::path::Path;
 use std::time::Duration;
@@ -66,7 +66,7 @@ fn the_watermark_is_the_start_of_the_last_finished_run_across_restarts() {
     assert_eq!(unit.watermark().unwrap(), Some(noon()));
     let run = unit.begin().unwrap();
     assert_eq!((run.since(), run.started_at()), (Some(noon()), at(8)));
-    // `since` does not move within a run, whatever happens beside it.
+    // `since` does not move within a run, whatever else happens.
     clock.advance(60 * MINUTE);
     drop(run);
     let run = unit.begin().unwrap();

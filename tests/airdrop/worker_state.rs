@@ -1,5 +1,5 @@
-//! A worker state that cannot be read is told to the platform, with the key and how to start over; one in which nothing
-//! was written yet is none; what is others' need not be readable at all.
+//! A worker state that cannot be read is reported to the platform, with the key and how to start over. A state in
+//! which nothing was written yet counts as missing, and keys of others need not be readable.
 
 use crate::world::{Answer, Call, World, all_of, event, paged};
 use highwater::airdrop::OutcomeKind;

@@ -1,5 +1,5 @@
-//! Negative controls: with a rule taken away, the same exploration must see a promise broken. A check that cannot fail
-//! is no check.
+//! Negative controls: with a rule removed, the same exploration must find a broken promise. A check that cannot fail
+//! proves nothing.
 
 use highwater::testing::{
     Act, Broken, Call, CallFault, Explore, Report, Safeguard, Setting, SimSource, Uploads,

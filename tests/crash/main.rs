@@ -1,6 +1,7 @@
-//! The crash explorer on a simulated source: with a disk that survives the worker, without one, and with rules taken away.
+//! The crash explorer on a simulated source: with a disk that survives the worker, without one, and with rules
+//! removed.
 //!
-//! One program: while one exploration comes to its end, the next one runs.
+//! It is one program, so that the next exploration runs while the last one finishes.
 
 mod controls;
 mod no_disk;

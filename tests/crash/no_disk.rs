@@ -1,5 +1,5 @@
-//! The promise without a disk: a worker that finds nothing, or a stale disk, goes on from the checkpoint that the platform
-//! keeps, and every staged record is announced exactly once all the same.
+//! The promise without a disk: a worker that finds no disk, or a stale one, continues from the checkpoint kept with
+//! the platform, and still every staged record is announced exactly once.
 
 use highwater::testing::{Act, Broken, Call, CallFault, Explore, Safeguard, Setting, SimSource, Uploads};
 
@@ -142,7 +142,7 @@ fn setting_what_does_not_fit_in_the_worker_state_is_found() {
 
 #[test]
 fn a_checkpoint_cut_inside_a_page_is_found() {
-    // A prepare that is refused ends an invocation, now and then amid a page.
+    // A refused prepare ends an invocation, sometimes in the middle of a page.
     let refused = [14, 16].map(|number| {
         let fault = CallFault::Refused(413);
         Act::Call { call: Call::Prepare, number, fault }

@@ -1,16 +1,16 @@
-//! The promise over real HTTP and with real processes: the worker of the synthetic extractor is killed with SIGKILL at
-//! any moment, over and over, and given its event again, as the platform would; with a disk that survives it, and with
-//! none.
+//! The promise over real HTTP with real processes: the worker of the synthetic extractor is killed with SIGKILL at
+//! any moment, over and over, and given its event again, as the platform would; with a disk that survives it, and
+//! without one.
 //!
-//! The first issues have attachments, so the kills fall among their streams, too. The oracle reads the files of the
-//! platform, and makes every record and every byte of an attachment again by arithmetic of its own.
+//! The first issues have attachments, so kills happen during their streams, too. The oracle reads the files of the
+//! platform, and computes every record and every byte of an attachment itself.
 //!
 //! | variable | |
 //! |---|---|
-//! | `HIGHWATER_HTTP_ITEMS` | records of a sync; unless set, 60,000 with a disk and 300,000 without |
-//! | `HIGHWATER_HTTP_ATTACHMENTS` | attachments of a sync; 500 unless set |
-//! | `HIGHWATER_KILL_SECONDS` | how long workers are killed; then the sync comes to its end |
-//! | `HIGHWATER_KILL_SEED` | of the moments of the kills |
+//! | `HIGHWATER_HTTP_ITEMS` | records of a sync; by default 60,000 with a disk and 300,000 without |
+//! | `HIGHWATER_HTTP_ATTACHMENTS` | attachments of a sync; 500 by default |
+//! | `HIGHWATER_KILL_SECONDS` | how long workers are killed; after that the sync finishes |
+//! | `HIGHWATER_KILL_SEED` | the seed for the moments of the kills |
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -35,7 +35,7 @@ const KILLS_AMONG_FILES: u64 = 5;
 const FILE_BYTES: u64 = 10_001;
 /// A run of this size is a long one.
 const LONG_ITEMS: u64 = 1_000_000;
-/// What a checkpoint may grow by, beside twice what it was.
+/// How much a checkpoint may grow beyond twice its size.
 const CHECKPOINT_SLACK_BYTES: u64 = 8_000;
 const CHECKPOINT_BYTES_MAX: u64 = 100_000;
 /// An artifact id and a newline.

@@ -1,6 +1,7 @@
-//! The promise with real processes, killed with SIGKILL over and over: on a platform that is a directory, and over HTTP.
+//! The promise with real processes, killed with SIGKILL over and over: with a directory as the platform, and over
+//! HTTP.
 //!
-//! One program: while the first waits for the moment of a kill, the second computes.
+//! It is one program: while the first test waits for the moment of a kill, the second one computes.
 #![cfg(unix)]
 
 mod disk;

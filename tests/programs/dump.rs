@@ -1,4 +1,4 @@
-//! `highwater-dump` says what is stored, whatever became of the store's owner, and never writes to the file.
+//! `highwater-dump` shows what is stored, whatever happened to the store's owner, and never writes to the file.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -102,8 +102,7 @@ fn a_wrong_command_line_exits_with_2_and_help_teaches_the_right_one() {
         assert!(stderr.contains("Usage:"), "{stderr}");
     }
     let help = place.shows(&["--help"]);
-    for expected in
-        ["Examples:", "  0  fine", "  1  could not", "  2  the command", "  3  the store is damaged"]
+    for expected in ["Examples:", "  0  fine", "  1  failed", "  2  the command", "  3  the store is damaged"]
     {
         assert!(help.contains(expected), "{help}");
     }
@@ -381,7 +380,7 @@ fn no_look_changes_the_file_or_what_is_beside_it() {
     let open = untouched(&place.store());
     for args in EVERY_LOOK {
         let (_, _, stderr) = place.says(args);
-        assert!(stderr.contains("it is open elsewhere: read from a temporary copy"), "{stderr}");
+        assert!(stderr.contains("open in another process: read from a verified temporary copy"), "{stderr}");
         assert!(untouched(&place.store()) == open, "{args:?} of an open store");
     }
     let killed = bytes_of(&place.store());
@@ -390,7 +389,7 @@ fn no_look_changes_the_file_or_what_is_beside_it() {
     let killed = untouched(&place.store());
     for args in EVERY_LOOK {
         let (_, _, stderr) = place.says(args);
-        assert!(stderr.contains("its last owner did not close it"), "{stderr}");
+        assert!(stderr.contains("the last process did not close it"), "{stderr}");
         assert!(untouched(&place.store()) == killed, "{args:?} of a killed owner's store");
     }
 }
@@ -400,7 +399,7 @@ fn no_look_changes_the_file_or_what_is_beside_it() {
 fn unprivileged(place: &Place, args: &[&str]) -> std::process::Output {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     use std::os::unix::process::CommandExt;
-    // Whoever that is may not come by the build folder.
+    // That user may not have access to the build folder.
     let tool = place.dir.path().join("tool");
     if !tool.exists() {
         // Not copied here: a process that another test starts meanwhile would hold it open for writing.
@@ -581,7 +580,7 @@ fn a_store_whose_owner_writes_on_is_read_from_a_verified_copy_of_one_moment() {
             let after = batches.load(Ordering::SeqCst);
             assert_eq!(code, Some(0), "{stderr}");
             assert!(
-                stderr.contains("it is open elsewhere: read from a temporary copy, verified"),
+                stderr.contains("open in another process: read from a verified temporary copy"),
                 "{stderr}"
             );
             let (read, announced) = figures_of_writer(&json_lines(&stdout));
@@ -625,7 +624,7 @@ fn a_large_store_whose_owner_was_killed_is_read_in_little_memory() {
             Process::new("sh").current_dir(place.dir.path()).args(["-c", &limited]).output().unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(0), "{command}: {stderr}");
-        assert!(stderr.contains("its last owner did not close it"), "{stderr}");
+        assert!(stderr.contains("the last process did not close it"), "{stderr}");
     }
 }
 
@@ -667,7 +666,7 @@ fn a_store_whose_owner_was_killed_is_read_in_place() {
         let killed = untouched(&place.store());
         let (code, stdout, stderr) = place.says(&["state.redb", "--json", "--last", "1000"]);
         assert_eq!(code, Some(0), "{stderr}");
-        assert!(stderr.contains("its last owner did not close it"), "{stderr}");
+        assert!(stderr.contains("the last process did not close it"), "{stderr}");
         let (read, announced) = figures_of_writer(&json_lines(&stdout));
         assert_eq!((read % 7, announced % 10), (0, 0));
         let known = batches + acknowledged;
@@ -705,7 +704,7 @@ fn every_look_answers_while_an_extractor_holds_the_store_and_does_not_disturb_it
         assert!(!stdout.is_empty(), "{args:?}");
         if args[0] != "check" {
             assert!(
-                stderr.contains("it is open elsewhere: read from a temporary copy"),
+                stderr.contains("open in another process: read from a verified temporary copy"),
                 "{args:?}: {stderr}"
             );
         }

@@ -1,5 +1,5 @@
-//! The commands of `highwater-dump` that change a store: what a dry run says is what is done, a copy is made first, and the
-//! next sync gets what was said. On stores made by real runs.
+//! The commands of `highwater-dump` that change a store: they do what a dry run says, a copy is made first, and the
+//! next sync finds what was said. Tested on stores of real runs.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -90,7 +90,7 @@ impl Place {
         }
     }
 
-    /// So many finished runs, and one that stands amid its work.
+    /// This many finished runs, and one in progress.
     fn with_runs(finished: usize) -> (Self, Vec<String>) {
         let place = Self::new();
         let store = place.open();
@@ -346,7 +346,7 @@ fn a_cursor_that_is_set_is_that_of_each_next_run_until_one_is_finished() {
     assert_eq!(plan["next_run"]["streams"][0]["cursor"], json!(null));
 }
 
-/// A store with a run of which attachments failed, for two reasons, and one was settled.
+/// A store with a run in which attachments failed for two reasons, and one was settled.
 fn with_failed(place: &Place) {
     let store = place.open();
     let unit = store.sync_unit(UNIT).unwrap();
@@ -493,7 +493,7 @@ fn nothing_is_done_without_a_yes_while_it_is_open_elsewhere_or_where_the_platfor
     assert!(!place.dir.path().join("not-there.redb").exists());
     std::fs::create_dir(place.dir.path().join("copies")).unwrap();
     let said = place.shows(&["reset", "state.redb", UNIT, "--yes", "--backup", "copies"]);
-    assert!(said.contains("done; the copy from before: copies/state.redb.before-reset-2"), "{said}");
+    assert!(said.contains("done; the copy made before: copies/state.redb.before-reset-2"), "{said}");
     let said = place.shows(&["abandon", "state.redb", UNIT, "--yes"]);
     assert!(said.contains("no run is open") && said.contains("nothing was changed"), "{said}");
 }
@@ -753,7 +753,7 @@ fn where_the_platform_keeps_the_state_every_mending_is_refused_and_its_worker_st
     let before = std::fs::read(&state).unwrap();
     let said = place.shows(&["reset", "attachments.json", FILES, "--yes"]);
     assert!(
-        said.contains("the next run asks for everything") && said.contains("done; the copy from before: "),
+        said.contains("the next run asks for everything") && said.contains("done; the copy made before: "),
         "{said}"
     );
     assert!(std::fs::read(&state).unwrap() != before);

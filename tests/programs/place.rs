@@ -1,4 +1,4 @@
-//! A folder with a store in it, and `highwater-dump` run there; and stores that real runs left.
+//! A folder with a store in it, in which `highwater-dump` is run; and stores of real runs.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -91,7 +91,7 @@ pub(crate) fn upload_all(
     }
 }
 
-/// One finished run, and one that stands amid its work: a batch acknowledged, one uploaded, one staged, and records
+/// One finished run, and one in progress: a batch acknowledged, one uploaded, one staged, and records
 /// that wait for their batch. Batches are not compressed, so that their sizes are known.
 pub(crate) fn store_amid_work(path: &Path) {
     let clock = clock();

@@ -1,7 +1,7 @@
-//! The page that `report` writes: that it has what the store has, that it needs nothing beside it, and that no name
-//! means anything to a browser.
+//! The page that `report` writes: it has what the store has, needs no other file, and no name in it has a meaning to
+//! a browser.
 //!
-//! With `HIGHWATER_TEST_HTML_DIR`, pages are left in that folder, for a browser to show.
+//! With `HIGHWATER_TEST_HTML_DIR`, pages are written to that folder, to be opened in a browser.
 
 use std::path::Path;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::place::{Place, clock, store_with_attachments, upload_all};
 use crate::screens::{invocation, run_that, settings, worker};
 
-/// A page, as of now, which a browser is to show, too.
+/// A page of the present time, which is also to be opened in a browser.
 fn page(place: &Place, name: &str) -> String {
     let args = ["report", "state.redb", "--html", "page.html", "--last", "3"];
     place.dump(&args).env_remove("HIGHWATER_DUMP_NOW").assert().code(0).stdout("");
@@ -215,7 +215,7 @@ fn a_report_is_written_whole_and_never_over_a_store() {
     store_of_weeks(&place.store(), "acme/tickets");
     let before = std::fs::read(place.store()).unwrap();
     let (code, _, stderr) = place.says(&["report", "state.redb", "--html", "state.redb"]);
-    assert!(code == Some(2) && stderr.contains("it is a store, and is not written over"), "{stderr}");
+    assert!(code == Some(2) && stderr.contains("is a store and will not be overwritten"), "{stderr}");
     assert_eq!(std::fs::read(place.store()).unwrap(), before);
 
     let (code, _, stderr) = place.says(&["report", "state.redb", "--html", "nowhere/page.html"]);

@@ -1,5 +1,5 @@
-//! What `--json` prints is what `docs/dump.schema.json` says, of real stores; and the schema has no kind that nothing
-//! prints.
+//! For stores of real runs, `--json` prints what `docs/dump.schema.json` describes, and every kind in the schema is
+//! printed.
 
 use std::collections::BTreeSet;
 use std::path::Path;

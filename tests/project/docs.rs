@@ -1,5 +1,5 @@
-//! The README and the pages of `docs/`: their links lead somewhere, what they say of files and limits is true, and what
-//! they show of a test stands in it. Their blocks of code are compiled by `.ci/blocks`, their commands run by `.ci/run`.
+//! The README and the pages of `docs/`: their links exist, what they say about files and limits is true, and the
+//! tests that they show exist. Their blocks of code are compiled by `.ci/blocks`, their commands run by `.ci/run`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -1,5 +1,6 @@
-//! A record is checked against its record type: each rule has what passes and what does not, and each finding says
-//! where it stands and what would be right. Files are read in any layout, and lines are right in all of them.
+//! A record is checked against its record type: for each rule there is what passes and what does not, and each
+//! finding tells where it is and what was expected. Files may have any layout, and line numbers are right in all of
+//! them.
 
 #![expect(clippy::needless_pass_by_value, reason = "`json!` in place reads best without borrows")]
 
@@ -921,7 +922,7 @@ proptest! {
         let checker = checker("issues");
         let found: Vec<_> = checker.stream(text.as_slice()).unwrap().collect();
         prop_assert!(found.len() <= 8 * (text.len() + 1), "{found:?}");
-        // What begins like gzip and is none is an error, and the end.
+        // Bytes that begin like gzip but are not gzip are an error, after which nothing is read.
         let failed = found.iter().position(Result::is_err);
         prop_assert!(failed.is_none_or(|failed| failed + 1 == found.len() && text.starts_with(b"\x1f\x8b")), "{found:?}");
     }

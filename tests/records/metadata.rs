@@ -1,7 +1,6 @@
-//! Metadata: what is right passes without a word, and each thing that is wrong is found, where it is, with what would
-//! be right.
+//! Valid metadata passes without a finding; each error is found, at its place, with what was expected.
 //!
-//! Every case breaks one thing in a document that is right as a whole, so exactly one finding must come of it.
+//! Every case breaks one thing in a valid document, so there must be exactly one finding.
 
 #![expect(clippy::needless_pass_by_value, reason = "`json!` in place reads best without borrows")]
 
@@ -901,7 +900,7 @@ proptest! {
         ..ProptestConfig::default()
     })]
 
-    /// Whatever stands anywhere in the document: the check comes to an end, and every finding has a place in the
+    /// Whatever is in the document: the check terminates, and every finding has a place in the
     /// document, or in the object where something is missing; and a value of a type that no key has is found.
     #[test]
     fn anything_anywhere_is_checked(

@@ -1,4 +1,4 @@
-//! `highwater-dump validate-metadata` and `validate-data`: what they print, and what they exit with.
+//! `highwater-dump validate-metadata` and `validate-data`: their output and exit codes.
 
 use std::io::{Read, Write};
 use std::path::PathBuf;

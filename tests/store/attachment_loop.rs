@@ -1,7 +1,8 @@
-//! The loop over attachments without `serve`: each that is due is yielded, in the order of staging, until it is
-//! acknowledged or given up, and never after; whatever pages come, and however often the process starts anew.
+//! The loop over attachments without `serve`: each one that is due is yielded, in the order of staging, until it is
+//! acknowledged or given up, and never after that; whatever pages are staged, and however often the process is
+//! restarted.
 //!
-//! The reference is a model in memory that knows the pages that were staged and the calls that were made.
+//! The reference is an in-memory model that knows the staged pages and the calls.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -240,7 +241,7 @@ fn what_was_queued_again_outlives_a_run_that_is_abandoned() {
     }
     run.finish().unwrap();
     assert_eq!(world.unit().requeue_failed(|_| true).unwrap(), 3);
-    // One is settled, one failed again, one was begun, by a run of which nothing came.
+    // One is settled, one failed again, one was begun, by a run that is then abandoned.
     let run = world.unit().begin().unwrap();
     let mut found = all(&run).into_iter();
     found.next().unwrap().acknowledge("artifact 1").unwrap();
@@ -271,7 +272,7 @@ fn what_was_queued_again_outlives_a_run_that_is_abandoned() {
 enum Act {
     /// A page that names these: id, parent, version.
     Page(Vec<(u8, u8, u8)>),
-    /// Takes some, each of which has its fate in turn.
+    /// Takes some; each has the next fate.
     Loop {
         take: usize,
         fates: Vec<Fate>,

@@ -1,4 +1,5 @@
-//! Every backend keeps every promise of a backend; and the suite that says so fails, case by case, where one does not.
+//! Every backend keeps every promise of a backend; and the suite that checks this fails, case by case, for a backend
+//! that does not.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,10 +1,11 @@
-//! Invariants 1 and 2 for the store alone, without Airdrop: whatever pages come, in whatever batches, acknowledged in
-//! whatever order and from whatever thread, and wherever power fails, each staged record is in exactly one batch, which
-//! keeps its key and its bytes, and is yielded until it is acknowledged, and never after.
+//! Invariants 1 and 2 for the store alone, without Airdrop: each staged record is in exactly one batch, which keeps
+//! its key and its bytes, and is yielded until it is acknowledged, and never after that. This holds for any pages and
+//! batches, acknowledged in any order and from any thread, and wherever power fails.
 //!
-//! The reference is a model in memory that knows what a caller can know: the pages that were handed over, the batches
-//! that were yielded, the calls that returned. After every life it is compared with a second look at a copy of the
-//! disk. What was under way when power failed may have happened or not; the look tells which, and then it is so.
+//! The reference is an in-memory model that knows what a caller can know: the pages that were passed in, the batches
+//! that were yielded, the calls that returned. After every life it is compared with a copy of the disk, opened a
+//! second time. What was in progress when power failed may have happened or not; the copy shows which, and from then
+//! on the model knows.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -704,7 +705,7 @@ fn look(image: &Image, clock: &VirtualClock, model: &mut Model) {
     {
         model.end_run(finished);
     } else if unsure.begin && model.run.is_none() && happened(run.resumed()) {
-        // It took up nothing, so it began: with an id that the model hears of now.
+        // There was nothing to resume, so it began a run: the model learns its id now.
         model.run = Some(RunModel {
             id: Some(run.id().clone()),
             started_at: run.started_at(),
@@ -1079,7 +1080,33 @@ fn the_cursor_after_a_page_comes_with_its_last_batch_alone() {
     assert_eq!(after, [None, None, Some(7), None, None]);
 }
 
-/// An older life of a run yielded what the newer one was already at work on, and only failed to acknowledge it.
+#[test]
+fn a_cursor_that_is_set_after_the_records_is_the_one_that_counts() {
+    let store = store_in_memory();
+    let run = store.sync_unit(UNIT).unwrap().begin().unwrap();
+    let mut cursors = Vec::new();
+    let fetch = |cursor: Option<u32>| {
+        cursors.push(cursor);
+        let (created, next) = match cursor {
+            None => (Page::last(), Some(7)),
+            Some(7) => (Page::more(1), Some(9)),
+            Some(_) => (Page::more(2), None),
+        };
+        let mut page = page_of(1, created)?;
+        page.set_next(next);
+        Ok::<_, Error>(page)
+    };
+    for batch in run.batches("issues", fetch) {
+        let batch = batch.unwrap();
+        let id = batch.key().to_string();
+        batch.acknowledge(id).unwrap();
+    }
+    assert_eq!(cursors, [None, Some(7), Some(9)]);
+    run.finish().unwrap();
+}
+
+/// A bug: an older life of a run yielded batches that the newer one was already working on, and failed only at
+/// acknowledging them.
 #[test]
 fn a_fenced_run_yields_and_fetches_nothing() {
     let store = store_in_memory();

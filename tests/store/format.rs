@@ -1,6 +1,7 @@
-//! Stores of every format are shown, open and go on; a crash amid the migration leaves what was, or what is to be.
+//! Stores of every format can be shown, opened and continued. A crash during the migration leaves the old store or
+//! the new one.
 //!
-//! They are in `tests/fixtures`, with what the version that wrote them said of each. The last test here writes those of
+//! They are in `tests/fixtures`, with what the version that wrote them reported. The last test here writes those of
 //! the newest format that belong to no checkpoint.
 
 use std::collections::BTreeSet;
@@ -95,7 +96,7 @@ fn killed_at_any_step_of_the_migration_it_opens_as_what_it_was() {
     assert!(kills > 20, "{kills}");
 }
 
-/// Every image that a power failure amid the migration may leave: opened, and in turn cut off while it is opened again.
+/// Every image that a power failure during the migration may leave: opened, with a second power failure while it is opened.
 #[test]
 fn power_lost_at_any_step_of_the_migration_it_opens_as_what_it_was() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,6 +1,6 @@
-//! Ids are compared whole.
+//! Ids are compared as a whole.
 //!
-//! Two names whose XXH3 of 64 bits is the same are two: a hash says where to look, and nothing more.
+//! Two names with the same 64-bit XXH3 are two names: a hash tells where to look, and nothing more.
 
 use highwater::record::Attachment;
 use highwater::testing::SimDisk;

@@ -1,4 +1,4 @@
-//! The store by itself: what is durable, and what is read back.
+//! The store alone: what is durable, and what is read back.
 
 mod attachment_loop;
 mod backends;

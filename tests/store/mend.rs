@@ -1,5 +1,5 @@
-//! Mending is all or nothing: a kill or a loss of power at any step of any act leaves a store that is whole, as before the
-//! act or as after it, and the act can be done again.
+//! Mending is all or nothing: a kill or a power loss at any step of any act leaves a valid store, as it was before
+//! the act or after it, and the act can be repeated.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs;

@@ -1,4 +1,4 @@
-//! A store is opened only if it is one file that stays, and nothing read from it is acted upon before it is durable.
+//! A store is opened only if its file stays the same one, and nothing read from it is used before it is durable.
 
 use std::fs;
 use std::path::{Path, PathBuf};

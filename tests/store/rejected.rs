@@ -1,5 +1,5 @@
-//! Rejected records in the loop of a caller's own: kept with the page, asked for by the next run, settled when that is
-//! finished. A reference that remembers everything says what is to be asked for.
+//! Rejected records in a caller's own loop: stored with the page, requested by the next run, settled when that run is
+//! finished. The reference remembers everything, and tells which ids are to be requested.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,7 +1,8 @@
-//! The simulated disk against a database that is known to be crash-safe: redb, with two-phase commits.
+//! The simulated disk, checked with a database that is known to be crash-safe: redb with two-phase commits.
 //!
-//! Whatever a crash leaves, redb finds the last acknowledged commit in it, or the one that was under way, and nothing
-//! else. The oracle is a plain map, made before any database is opened. Where syncs are ignored, the same check fails.
+//! Whatever a crash leaves, redb finds in it the last acknowledged commit or the one in progress, and nothing else.
+//! The oracle is a plain map that is computed before any database is opened. If syncs are ignored, the same check
+//! fails.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;

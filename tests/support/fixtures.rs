@@ -1,4 +1,5 @@
-//! The stores and worker states of `tests/fixtures`: what is there, and what was said of it when it was made.
+//! The stores and worker states of `tests/fixtures`: their content, and what was reported about it when they were
+//! made.
 
 // Each test that takes this in uses a part of it.
 #![allow(dead_code)]

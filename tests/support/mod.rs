@@ -1,5 +1,5 @@
-//! What several tests share: the programs of the workspace, Git repositories made to order, and a reader of what a local
-//! Airdrop was given that is independent of the code under test.
+//! Code shared by several tests: the programs of the workspace, Git repositories built from a plan, and a reader of a
+//! local Airdrop's files that is independent of the code under test.
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 
@@ -45,7 +45,7 @@ pub(crate) fn run(
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
-    // Who does not read it to the end has its reasons.
+    // A program need not read all of it.
     let _ = stdin.write_all(input);
     drop(stdin);
     child.wait_with_output().unwrap()

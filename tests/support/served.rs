@@ -1,5 +1,5 @@
-//! The local Airdrop as a program of its own, and an oracle of what it was given: it reads the files of its directory,
-//! and makes every record that was to be announced again, by arithmetic of its own.
+//! The local Airdrop as a separate program, and an oracle of what it received: it reads the files of its directory,
+//! and computes every record that should be announced itself.
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 

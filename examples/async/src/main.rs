@@ -1,4 +1,4 @@
-//! An extractor that awaits: its source is asked with reqwest, on tokio, many pages at once.
+//! An async extractor: it asks its source with reqwest, on tokio, for many pages at once.
 //!
 //! ```text
 //! cargo run --release -p synthetic-extractor -- source --items 10000
@@ -6,10 +6,10 @@
 //!   invoke --event event.json --source http://127.0.0.1:PORT --store out
 //! ```
 //!
-//! The source is that of the synthetic extractor: issues that are known by their numbers. Who plays the platform is the program
-//! `highwater-airdrop`.
+//! The source is that of the synthetic extractor: issues that are identified by their numbers. The program
+//! `highwater-airdrop` plays the platform.
 
-// They panic where nobody reads on: see `tell` and `print`.
+// These macros panic if the reader is gone: see `tell` and `print`.
 #![deny(clippy::print_stderr, clippy::print_stdout)]
 
 #[path = "../../common/mod.rs"]
@@ -34,10 +34,10 @@ use serde_json::{Value, json};
 
 use crate::common::{Failure, finish, read_event, stop_when_told, tell, went_well};
 
-/// Streams that the issues are dealt out to, page by page, so that so many pages can be awaited at once.
+/// The issues are divided among this many streams, page by page, so that as many pages can be awaited at once.
 const STREAMS: u32 = 8;
-/// How long a source that refuses for now is left alone, if it does not say.
-const LEFT_ALONE: Duration = Duration::from_secs(60);
+/// How long to wait after a 429 or 503 without `Retry-After`.
+const DEFAULT_WAIT: Duration = Duration::from_secs(60);
 
 /// Extracts the issues of an HTTP source, each exactly once.
 #[derive(Debug, Parser)]
@@ -55,19 +55,19 @@ enum Action {
 
 #[derive(Debug, Args)]
 struct Invoke {
-    /// A file that holds the event as JSON; `-` is standard input
+    /// The file of the event, as JSON; `-` is standard input
     #[arg(long, value_name = "FILE")]
     event: PathBuf,
-    /// Where the issues are, as `synthetic-extractor source` serves them
+    /// The address of the issues, as `synthetic-extractor source` serves them
     #[arg(long, value_name = "URL")]
     source: String,
-    /// The directory for the state: made if it is not there
+    /// The directory for the state; created if it does not exist
     #[arg(long, value_name = "DIR")]
     store: PathBuf,
-    /// Issues of a page
+    /// Issues per page
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     page_size: u32,
-    /// Issues that have an attachment, from the first on
+    /// Issues that have an attachment: the first so many
     #[arg(long, value_name = "N", default_value_t = 0)]
     attachments: u32,
 }
@@ -84,15 +84,15 @@ struct Tracker {
 #[derive(Debug, Deserialize)]
 struct Numbers {
     issues: Vec<u32>,
-    /// None: there is nothing after it.
+    /// `None`: this is the last page.
     next: Option<u32>,
 }
 
-/// Why the source gave nothing.
+/// Why the source returned nothing.
 enum Refused {
-    /// It asks to be left alone for so long.
+    /// It asks to wait this long.
     For(Duration),
-    /// It is not there, and will not be.
+    /// The file does not exist, and never will.
     Gone(StatusCode),
     Failed(Failure),
 }
@@ -106,7 +106,7 @@ impl Tracker {
             StatusCode::TOO_MANY_REQUESTS => {
                 let said = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
                 let seconds = said.and_then(|said| said.parse().ok());
-                Err(Refused::For(seconds.map_or(LEFT_ALONE, Duration::from_secs)))
+                Err(Refused::For(seconds.map_or(DEFAULT_WAIT, Duration::from_secs)))
             }
             status @ (StatusCode::NOT_FOUND | StatusCode::GONE) => Err(Refused::Gone(status)),
             status => Err(Refused::Failed(format!("the tracker answered {status}").into())),
@@ -137,7 +137,7 @@ impl From<Refused> for AttachmentError {
 }
 
 impl AsyncExtractor for Tracker {
-    /// The number of the page, over all streams.
+    /// The number of the page, counted over all streams.
     type Cursor = u32;
 
     async fn external_sync_units(
@@ -168,7 +168,7 @@ impl AsyncExtractor for Tracker {
         let response = self.get(&format!("/issues?first={first}&count={}", self.page_size)).await?;
         let numbers: Numbers = response.json().await?;
         let mut page = match numbers.next {
-            // The pages between are other streams'.
+            // The pages between belong to the other streams.
             Some(_) => Page::more(at + STREAMS),
             None => Page::last(),
         };
@@ -207,7 +207,7 @@ fn main() -> ExitCode {
     finish(done.map(|()| ExitCode::SUCCESS))
 }
 
-/// Answers the event with nothing in memory but what it, and the store, say.
+/// Answers the event, from the event and the store alone.
 async fn answer(invoke: Invoke) -> Result<(), Failure> {
     let stop = stop_when_told()?;
     let event = read_event(&invoke.event)?;
@@ -216,7 +216,7 @@ async fn answer(invoke: Invoke) -> Result<(), Failure> {
     std::fs::create_dir_all(dir)
         .map_err(|error| format!("cannot make the directory {} (--store): {error}", dir.display()))?;
     let store = Store::options().wait(Duration::from_secs(5)).open(dir.join("state.redb"))?;
-    // No invocation is to wait for ever for a source that accepts a connection and says nothing.
+    // An invocation must not wait for ever for a source that accepts a connection and sends nothing.
     let client = reqwest::Client::builder().read_timeout(Duration::from_secs(30)).build()?;
     let url = invoke.source.trim_end_matches('/').to_owned();
     let (page_size, attachments) = (invoke.page_size, invoke.attachments);

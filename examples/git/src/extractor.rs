@@ -1,13 +1,14 @@
 //! Commits and users as records, page by page.
 //!
-//! One stream, `commits`. A run extracts a fixed range: the history of the HEAD that its first page found, without
-//! that of the one that the last finished run found. (Not by date: the dates in a repository are what people's clocks
-//! said.) Git lists a range in the same order every time, so a position in it is a number.
+//! There is one stream, `commits`. A run extracts a fixed range: the history of the HEAD that its first page found,
+//! without the history of the HEAD that the last finished run extracted. (Dates are not used: the dates in a
+//! repository come from people's clocks.) Git lists a range in the same order every time, so a position in it is a
+//! number.
 //!
-//! Files of that HEAD are attachments of the commit that touched them last, if it is in the range.
+//! Files of that HEAD are attachments of the commit that changed them last, if it is in the range.
 //!
-//! Within an invocation one `git log` goes on from page to page. A new invocation starts it again and reads what was
-//! extracted once more, only to know which users were announced.
+//! Within an invocation one `git log` continues from page to page. A new invocation starts it again, and reads the
+//! extracted commits once more, only to know which users were announced.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -29,28 +30,28 @@ use crate::repository::{Commit, FileAtHead, GitError, Log, Repository, Signature
 const COMMITS: &str = "commits";
 const USERS: &str = "users";
 const ATTACHMENTS: &str = "attachments";
-/// What the url of an attachment begins with; the hash of the blob follows.
+/// The start of an attachment's url; the hash of the blob follows.
 const BLOB: &str = "git-blob:";
-/// Bytes of a subject that are kept, and of a body.
+/// Bytes of a subject, and of a body, that are kept.
 const SUBJECT_BYTES_MAX: usize = 64 * 1024;
 const BODY_BYTES_MAX: usize = 1024 * 1024;
-/// Bytes of text that end a page early.
+/// A page ends early at this many bytes of text.
 const PAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// A place in the listing of a run: before it are the commits that are staged.
+/// A position in the listing of a run: the commits before it are staged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Cursor {
     /// The HEAD that the run extracts.
     head: String,
     /// The HEAD that the last finished run extracted; `None`: everything is new.
     base: Option<String>,
-    /// Commits behind `base`.
+    /// The number of commits in the history of `base`.
     known: u64,
-    /// Commits that the run extracts.
+    /// The number of commits that the run extracts.
     total: u64,
-    /// Commits before this place.
+    /// The number of commits before this position.
     position: u64,
-    /// The last of those.
+    /// The last of these commits.
     last: Option<String>,
 }
 
@@ -59,7 +60,7 @@ pub(crate) struct Cursor {
 struct Bookmark {
     /// The HEAD that it extracted.
     head: String,
-    /// Commits behind it. If they are more one day, a shallow clone was deepened.
+    /// The number of commits in its history. If that grows later, a shallow clone was deepened.
     commits: u64,
 }
 
@@ -69,7 +70,7 @@ struct Walk {
     at: Cursor,
     log: Log,
     announced: HashSet<String>,
-    /// The attachments of commits that are still to come.
+    /// The attachments of later commits.
     files: HashMap<String, Vec<FileAtHead>>,
 }
 
@@ -99,13 +100,13 @@ pub(crate) struct GitExtractor<'a> {
     /// Pathspecs of files that are attachments.
     attach: &'a [String],
     bar: &'a ProgressBar,
-    /// The listing as it stands after the last page, so that the next page need not read it from its start.
+    /// The listing after the last page, so that the next page need not read it from the start.
     walk: Mutex<Option<Walk>>,
 }
 
 impl<'a> GitExtractor<'a> {
-    /// An extractor whose pages have at most `page_size` commits, and, as each attachment, take `page_delay` longer than
-    /// they need.
+    /// An extractor with at most `page_size` commits per page. `page_delay` is added to the time of each page, and of
+    /// each attachment.
     pub(crate) fn new(
         repository: &'a Repository,
         page_size: u32,
@@ -153,7 +154,7 @@ impl<'a> GitExtractor<'a> {
         Ok(Walk { at, log, announced: HashSet::new(), files })
     }
 
-    /// Goes on where an earlier life left off.
+    /// Continues where an earlier life ended.
     fn resume(&self, cursor: Cursor) -> Result<Walk, SourceError> {
         let Cursor { head, base, total, .. } = &cursor;
         let (found, wanted) = match base {
@@ -194,7 +195,7 @@ impl<'a> GitExtractor<'a> {
     }
 
     fn warn(&self, text: &str) {
-        // That nobody reads it is no failure.
+        // An error is harmless: the output is not used.
         self.bar.suspend(|| drop(writeln!(io::stderr(), "warning: {text}")));
     }
 }
@@ -237,7 +238,7 @@ impl Extractor for GitExtractor<'_> {
         cursor: Option<Cursor>,
     ) -> Result<Page<Cursor>, SourceError> {
         std::thread::sleep(self.page_delay);
-        // Taken, so that a page that fails leaves no listing that is ahead of what is staged.
+        // Taken out: if this page fails, no listing must remain that is ahead of what is staged.
         let mut walk = match (self.walk().take(), cursor) {
             (Some(walk), Some(cursor)) if walk.at == cursor => walk,
             (_, Some(cursor)) => self.resume(cursor)?,
@@ -296,7 +297,7 @@ impl Extractor for GitExtractor<'_> {
     }
 }
 
-/// Makes the attachment of a file: its id is its path, or, where that cannot be one, the hash of what is in it.
+/// Creates the attachment of a file. Its id is its path or, if that cannot be an id, the hash of its content.
 fn attachment(commit: &Commit, file: &FileAtHead) -> Attachment {
     let path = String::from_utf8_lossy(&file.path);
     let is_id = path.len() <= highwater::limits::ID_BYTES_MAX && matches!(path, Cow::Borrowed(_));
@@ -310,7 +311,7 @@ fn attachment(commit: &Commit, file: &FileAtHead) -> Attachment {
     attachment
 }
 
-/// The media type of a kind of image, by the end of its name.
+/// The media type of an image, by the extension of its name.
 fn content_type(name: &str) -> Option<&'static str> {
     let (_, end) = name.rsplit_once('.')?;
     Some(match end.to_ascii_lowercase().as_str() {
@@ -323,7 +324,7 @@ fn content_type(name: &str) -> Option<&'static str> {
     })
 }
 
-/// What a commit and a user are.
+/// The metadata of commits and users.
 fn declared() -> Metadata {
     let field =
         |field: Field, name: &str, description: &str| field.name(name).set("description", description);
@@ -355,7 +356,7 @@ fn declared() -> Metadata {
     Metadata::new().record_type(COMMITS, commits).record_type(USERS, users)
 }
 
-/// Makes the record of a commit, and of those of its users that were not announced yet.
+/// Adds the record of a commit, and of its users if they were not announced yet.
 fn add(
     commit: &Commit,
     announced: &mut HashSet<String>,
@@ -389,7 +390,7 @@ fn add(
     Ok(())
 }
 
-/// A text as a value: none if it is empty, and cut, with a note of it, if it is longer than anybody reads.
+/// A text as a value: none if it is empty, and cut, with a note, if it is very long.
 fn kept(text: &str, bytes_max: usize) -> Option<Cow<'_, str>> {
     if text.len() > bytes_max {
         let start = start_of(text, bytes_max);

@@ -1,4 +1,4 @@
-//! A real extractor of a real system: the commits of any Git repository on disk, and who made them.
+//! An extractor of a real system: the commits of any Git repository on disk, and their authors.
 //!
 //! ```text
 //! cargo run --release -p git-extractor -- sync --repo . --out out
@@ -6,11 +6,10 @@
 //! ```
 //!
 //! `sync` plays the platform: it sends one event after another, and answers each as a worker would, until the sync is
-//! over. `invoke` is one invocation of that worker: one event in, one message out. Both keep what they remember in
-//! `DIR/state.redb`, and play the rest of the platform over the directory `DIR`; see [`highwater_airdrop::Local`]
-//! for what is in it.
+//! over. `invoke` is one invocation of that worker: one event in, one message out. Both keep their state in
+//! `DIR/state.redb`; the rest of `DIR` stands in for the platform, see [`highwater_airdrop::Local`].
 
-// They panic where nobody reads on: see `tell` and `print`.
+// These macros panic if the reader is gone: see `tell` and `print`.
 #![deny(clippy::print_stderr, clippy::print_stdout)]
 
 #[path = "../../common/mod.rs"]
@@ -35,10 +34,10 @@ use crate::common::{Failure, finish, print, read_event, stop_when_told, tell, we
 use crate::extractor::GitExtractor;
 use crate::repository::Repository;
 
-/// How long to wait for another process to let go of the store, if the budget is not shorter.
+/// How long to wait for another process to release the store, if the budget is not shorter.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What an invocation has after its budget to hand over what it fetched.
+/// The time after the budget in which an invocation delivers what it fetched.
 const HAND_OVER: Duration = Duration::from_secs(2 * 60);
 
 const AFTER_HELP: &str = "\
@@ -61,7 +60,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Play a whole sync; run again, an incremental one. One that was killed is gone on with
+    /// Run a whole sync, or continue one that was killed; the next one is incremental
     Sync {
         #[command(flatten)]
         common: Common,
@@ -70,14 +69,14 @@ enum Action {
     Invoke {
         #[command(flatten)]
         common: Common,
-        /// A file that holds the event as JSON; `-` is standard input
+        /// The file of the event, as JSON; `-` is standard input
         #[arg(long, value_name = "FILE")]
         event: PathBuf,
-        /// The platform is at the addresses in the event, as `highwater-airdrop` serves them, and not in DIR: for a build
-        /// with `--features http`
+        /// Use the platform at the addresses in the event, as `highwater-airdrop` serves them, instead of DIR: for a
+        /// build with `--features http`
         #[arg(long)]
         http: bool,
-        /// The state is kept with the platform, in checkpoints: DIR may be another one, or empty, in each invocation
+        /// Keep the state with the platform, in checkpoints: DIR may be another one, or empty, in each invocation
         #[arg(long, requires = "http")]
         checkpoints: bool,
     },
@@ -86,32 +85,32 @@ enum Action {
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 struct Common {
-    /// The repository: its directory or one in it; bare ones, worktrees and shallow clones too
+    /// The repository: its directory or one in it; bare ones, worktrees and shallow clones work too
     #[arg(long, value_name = "PATH")]
     repo: PathBuf,
-    /// The directory for the state of the extractor, and for what the platform is given: made if it is not there
+    /// The directory for the state of the extractor, and for what the platform receives; created if it does not exist
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Commits of a page: what is fetched, and becomes durable, at once
+    /// Commits per page: a page is fetched, and becomes durable, as a whole
     #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     page_size: u32,
-    /// Records of an artifact
+    /// Records per artifact
     #[arg(long, value_name = "N", default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     batch_items: u32,
-    /// How long an invocation fetches pages before it hands over to the next, say 500ms [default: 10m]
+    /// How long an invocation fetches pages before the next one takes over, for example 500ms [default: 10m]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     budget: Option<Duration>,
-    /// Files of HEAD that are attachments, as Git's glob from the top of the repository, say 'docs/**/*.pdf'; may be
-    /// given more than once [default: images]
+    /// Files of HEAD that are attachments, as a Git glob from the top of the repository, for example 'docs/**/*.pdf';
+    /// may be repeated [default: images]
     #[arg(long, value_name = "GLOB")]
     attach: Vec<String>,
-    /// What each page and each attachment takes longer than it needs, to play a slow source, say 5ms [default: none]
+    /// Extra time for each page and each attachment, to imitate a slow source, for example 5ms [default: none]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     page_delay: Option<Duration>,
 }
 
 impl Common {
-    /// What is an attachment, as Git's pathspecs.
+    /// The attachments, as Git's pathspecs.
     fn pathspecs(&self) -> Vec<String> {
         if self.attach.is_empty() {
             let images = ["gif", "jpeg", "jpg", "png", "svg", "webp"];
@@ -129,7 +128,7 @@ fn main() -> ExitCode {
     finish(done.map(|()| ExitCode::SUCCESS))
 }
 
-/// Answers an event as one invocation of a worker does: with nothing in memory but what the event and the store say.
+/// Answers an event as one invocation of a worker does: from the event and the store alone.
 fn answer(
     common: &Common,
     repository: &Repository,
@@ -194,7 +193,7 @@ fn over_http(_out: &Path, _event: &Event) -> Result<Box<dyn Platform>, Failure> 
     Err("--http: this program was built without HTTP; build it with `--features http`".into())
 }
 
-/// What the invocations of this process came to that announced records of an item type.
+/// Records by item type, announced by the invocations of this process.
 #[derive(Debug, Default)]
 struct Spent {
     invocations: u64,
@@ -231,7 +230,7 @@ fn sync(common: &Common) -> Result<(), Failure> {
                 sent_at = Some(Instant::now());
             }
             SyncStep::Answered { message, .. } => {
-                // Without a start: it was answered in an earlier life.
+                // Without a start time: it was answered in an earlier life.
                 let Some(took) = sent_at.take().map(|sent_at: Instant| sent_at.elapsed()) else { return };
                 for item_type in announced(message) {
                     let spent = spent.entry(item_type.to_owned()).or_default();
@@ -246,7 +245,7 @@ fn sync(common: &Common) -> Result<(), Failure> {
     print(&summary(common, &repository, &report?, &spent, started.elapsed())?)
 }
 
-/// A bar on standard error; where that is no terminal, nothing is drawn.
+/// A progress bar on standard error, if that is a terminal.
 fn progress_bar() -> Result<ProgressBar, Failure> {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
     let style = "{msg} {wide_bar} {human_pos} of {human_len} commits, {elapsed}";

@@ -1,8 +1,8 @@
-//! What is asked of Git, through the `git` command, and how its answers are read.
+//! Queries to Git, through the `git` command.
 //!
-//! The answers are the same for everybody: the caller's `GIT_*` variables are left out (but for those by which Git
-//! finds itself and its configuration), and whatever configuration could change of them is said on the command line.
-//! Replaced objects, grafts and the mailmap are not looked at: a commit is what its hash says.
+//! The answers are the same for every user. The caller's `GIT_*` variables are not passed on (except those by which
+//! Git finds itself and its configuration), and the command line overrides whatever configuration could change an
+//! answer. Replaced objects, grafts and the mailmap are ignored: a commit is what its hash stands for.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
@@ -13,25 +13,25 @@ use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
 use chrono::{DateTime, Datelike, FixedOffset};
 
-/// The fields of a commit as [`Log`] reads them, each ended by a NUL. None can hold one itself: Git takes a NUL in a
-/// commit for the end of it.
+/// The fields of a commit as [`Log`] reads them, each terminated by a NUL. None can contain a NUL: for Git, a NUL
+/// ends a commit.
 const FORMAT: &str = "--format=tformat:%H%x00%P%x00%an%x00%ae%x00%ad%x00%cn%x00%ce%x00%cd%x00%s%x00%b";
-/// Bytes of what Git says on standard error that are kept.
+/// Bytes of Git's standard error that are kept.
 const ERROR_BYTES_MAX: u64 = 4_000;
-/// The first and the last second that RFC 3339 has a year for.
+/// The first and the last second with a year that RFC 3339 can express.
 const SECONDS: (i64, i64) = (-62_167_219_200, 253_402_300_799);
 /// Bytes that a record's id has at most.
 const ID_BYTES_MAX: usize = highwater::limits::ID_BYTES_MAX;
 /// Bytes of a name that are kept.
 const NAME_BYTES_MAX: usize = 400;
 
-/// Why Git gave no answer, or none that can be used.
+/// Why Git gave no answer, or no usable one.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum GitError {
     /// It could not be started.
     #[error("cannot run git: install it, and see that it is in PATH")]
     Start(#[source] io::Error),
-    /// It was started, but reading what it said failed.
+    /// It was started, but reading its output failed.
     #[error("cannot read what git {command} says")]
     Read {
         /// The command.
@@ -39,30 +39,30 @@ pub(crate) enum GitError {
         /// The cause.
         source: io::Error,
     },
-    /// It said no; its own words follow.
+    /// It failed; its own message follows.
     #[error("git {command} failed in {}: {said}", path.display())]
     Failed {
         /// The command.
         command: String,
         /// The repository.
         path: PathBuf,
-        /// What it said.
+        /// Its message.
         said: String,
     },
-    /// It said what cannot be.
+    /// Its output is invalid.
     #[error("git {command} gave what it never should: {found}")]
     Strange {
         /// The command.
         command: String,
-        /// What it said.
+        /// The output.
         found: String,
     },
-    /// Where it is cannot be said in text.
+    /// A path is not valid text.
     #[error(
         "the path of the repository, {path:?}, is not UTF-8, so it cannot be the id of a sync unit: rename it"
     )]
     Path {
-        /// The path, as near as text can come.
+        /// The path, as far as text can express it.
         path: String,
     },
     /// There is nothing to extract.
@@ -73,7 +73,7 @@ pub(crate) enum GitError {
     Empty {
         /// The repository.
         path: PathBuf,
-        /// What HEAD is.
+        /// What HEAD points to.
         head: String,
     },
 }
@@ -87,7 +87,7 @@ pub(crate) struct Repository {
 }
 
 impl Repository {
-    /// Finds the repository that a path is, or is in.
+    /// Finds the repository that contains a path.
     pub(crate) fn open(path: &Path) -> Result<Self, GitError> {
         let mut this = Self { path: path.to_owned(), git_dir: String::new(), shallow: false };
         this.git_dir = this.ask(&["rev-parse", "--absolute-git-dir"])?;
@@ -95,8 +95,8 @@ impl Repository {
         Ok(this)
     }
 
-    /// Its id as a sync unit: the canonical path of its Git directory, less `/.git`. So it is the same wherever in the
-    /// repository one stands; a worktree, which has a HEAD of its own, is a unit of its own.
+    /// Its id as a sync unit: the canonical path of its Git directory, without `/.git`. It is the same for every
+    /// directory of the repository. A worktree has its own HEAD, and is a unit of its own.
     pub(crate) fn id(&self) -> &str {
         match self.git_dir.strip_suffix("/.git") {
             Some(top) if !top.is_empty() => top,
@@ -104,23 +104,23 @@ impl Repository {
         }
     }
 
-    /// What people call it: the last part of its id.
+    /// Its name for people: the last part of its id.
     pub(crate) fn name(&self) -> &str {
         self.id().rsplit('/').find(|part| !part.is_empty()).unwrap_or(self.id())
     }
 
-    /// Whether older commits were left behind when it was cloned.
+    /// Whether it is a shallow clone: older commits are missing.
     pub(crate) fn is_shallow(&self) -> bool {
         self.shallow
     }
 
-    /// The commit that HEAD is; an error if there is none.
+    /// The commit of HEAD; an error if there is none.
     pub(crate) fn head(&self) -> Result<String, GitError> {
         self.commit("HEAD")?
             .map_or_else(|| Err(GitError::Empty { path: self.path.clone(), head: self.head_name()? }), Ok)
     }
 
-    /// The branch that is checked out, or HEAD.
+    /// The branch that is checked out, or `HEAD`.
     pub(crate) fn head_name(&self) -> Result<String, GitError> {
         let args = ["symbolic-ref", "--quiet", "HEAD"];
         let output = self.output(&args)?;
@@ -135,7 +135,7 @@ impl Repository {
         }
     }
 
-    /// The hash of the commit that goes by a name, if it is there.
+    /// The hash of the commit with this name, if it exists.
     pub(crate) fn commit(&self, name: &str) -> Result<Option<String>, GitError> {
         let name = format!("{name}^{{commit}}");
         let args = ["rev-parse", "--verify", "--quiet", &name];
@@ -147,7 +147,7 @@ impl Repository {
         }
     }
 
-    /// Whether `new` has `old` in its history.
+    /// Whether `old` is in the history of `new`.
     pub(crate) fn is_ancestor(&self, old: &str, new: &str) -> Result<bool, GitError> {
         let args = ["merge-base", "--is-ancestor", old, new];
         let output = self.output(&args)?;
@@ -158,16 +158,16 @@ impl Repository {
         }
     }
 
-    /// How many commits the history of `head` has, itself included.
+    /// The number of commits in the history of `head`, including `head`.
     pub(crate) fn count(&self, head: &str) -> Result<u64, GitError> {
         let said = self.ask(&["rev-list", "--count", head])?;
         said.parse().map_err(|_| GitError::Strange { command: "rev-list".to_owned(), found: said })
     }
 
-    /// The commits that the history of `head` has and that of `base` has not; and how many that of `base` has.
+    /// The commits in the history of `head` that are not in that of `base`; and the number of commits in the latter.
     ///
-    /// Where dates lie, `git rev-list head ^base` can take commits for new that are not: it stops looking for others
-    /// once all that is left is older than what it found. So what it says is looked for in all of the old history.
+    /// If dates are wrong, `git rev-list head ^base` can list commits that are not new: it stops searching once
+    /// everything left is older than what it found. So its answer is checked against the whole old history.
     pub(crate) fn new_commits(&self, head: &str, base: &str) -> Result<(HashSet<String>, u64), GitError> {
         let mut new = HashSet::new();
         let mut said = self.start(&["rev-list", head, &format!("^{base}")])?;
@@ -183,8 +183,8 @@ impl Repository {
         Ok((new, known))
     }
 
-    /// The commits of the history of `head` without that of `base`, in an order that is always the same; of those only
-    /// the ones that are `wanted`, if that is said.
+    /// The commits in the history of `head` that are not in that of `base`, in a stable order; if `wanted` is given,
+    /// only these.
     pub(crate) fn log(
         &self,
         head: &str,
@@ -210,8 +210,8 @@ impl Repository {
         Ok(Log { said: self.start(&args)?, wanted })
     }
 
-    /// The files of `head` that match one of the pathspecs, by the commit that touched them last: the first of its
-    /// history, newest first, that Git says changed them. One that none did is a file of `head` itself.
+    /// The files of `head` that match one of the pathspecs, by the commit that changed them last: the newest in its
+    /// history for which Git lists a change. A file for which it lists none belongs to `head` itself.
     pub(crate) fn files(
         &self,
         head: &str,
@@ -291,7 +291,7 @@ impl Repository {
         Ok(by_commit)
     }
 
-    /// The bytes of a blob, and how many they are; none if it is not there.
+    /// The bytes of a blob, and their number; `None` if it is missing.
     pub(crate) fn blob(&self, hash: &str) -> Result<Option<(u64, Saying)>, GitError> {
         let args = ["cat-file", "-s", hash];
         let output = self.output(&args)?;
@@ -325,7 +325,7 @@ impl Repository {
             .arg(&self.path)
             .arg("--no-pager");
         for setting in [
-            // The repository was named by its user, so a bare one is no surprise.
+            // The user named the repository, so a bare one is allowed.
             "safe.bareRepository=all",
             "advice.graftFileDeprecated=false",
             "color.ui=false",
@@ -344,22 +344,22 @@ impl Repository {
         self.command(args).output().map_err(GitError::Start)
     }
 
-    /// What a command says in a few words, without the newline at its end.
+    /// The short output of a command, without the newline at its end.
     fn ask(&self, args: &[&str]) -> Result<String, GitError> {
         let output = self.output(args)?;
         if !output.status.success() {
             return Err(self.failed(args, &output.stderr));
         }
-        // Hashes and numbers are ASCII; only a path can be something else.
+        // Hashes and numbers are ASCII; only a path can be invalid text.
         let said = String::from_utf8(output.stdout)
             .map_err(|error| GitError::Path { path: text(error.as_bytes()).trim_end().to_owned() })?;
         Ok(said.strip_suffix('\n').unwrap_or(&said).to_owned())
     }
 
-    /// Starts a command that says much.
+    /// Starts a command with much output.
     fn start(&self, args: &[&str]) -> Result<Saying, GitError> {
         let command = name_of(args);
-        // A file and not a pipe, which nobody would empty while standard output is read.
+        // A file instead of a pipe: nobody would drain a pipe while standard output is read.
         let errors = tempfile::tempfile();
         let errors = errors.and_then(|errors| Ok((errors.try_clone()?, errors)));
         let (errors, to_errors) =
@@ -379,7 +379,7 @@ impl Repository {
 }
 
 /// Whether a variable could lead Git to another repository, or to other answers. Those by which it finds itself and
-/// its configuration stay: the configuration says whose repositories may be read.
+/// its configuration are kept: the configuration lists whose repositories may be read.
 fn leads_astray(name: &OsStr) -> bool {
     let name = name.to_string_lossy();
     let stays = ["GIT_EXEC_PATH", "GIT_CEILING_DIRECTORIES", "GIT_DISCOVERY_ACROSS_FILESYSTEM"];
@@ -396,18 +396,18 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// A command that is being listened to. Dropped, it is ended.
+/// A running command whose output is read. It is killed when dropped.
 #[derive(Debug)]
 pub(crate) struct Saying {
     command: String,
     path: PathBuf,
     child: Child,
-    /// `None` once everything was said.
+    /// `None` once all output was read.
     out: Option<BufReader<ChildStdout>>,
     errors: File,
 }
 
-/// Its words as bytes; one that ended badly is an error at their end.
+/// Its output as bytes, followed by an error if it failed.
 impl Read for Saying {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let Some(out) = &mut self.out else { return Ok(0) };
@@ -420,7 +420,7 @@ impl Read for Saying {
 }
 
 impl Saying {
-    /// The next piece, without the delimiter that ends it; `None` when the command has ended well.
+    /// The next piece, without the delimiter at its end; `None` when the command has succeeded.
     fn until(&mut self, delimiter: u8) -> Result<Option<Vec<u8>>, GitError> {
         let Some(out) = &mut self.out else { return Ok(None) };
         let mut piece = Vec::new();
@@ -436,7 +436,7 @@ impl Saying {
         Err(GitError::Strange { command: self.command.clone(), found: "half a line".to_owned() })
     }
 
-    /// Looks how the command ended.
+    /// Checks how the command ended.
     fn end(&mut self) -> Result<(), GitError> {
         self.out = None;
         let unread = |source| GitError::Read { command: self.command.clone(), source };
@@ -457,13 +457,13 @@ impl Saying {
 
 impl Drop for Saying {
     fn drop(&mut self) {
-        // It may have ended by itself, and then neither is possible.
+        // It may have ended by itself: then neither is possible.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// A listing of commits, read as it is written.
+/// A listing of commits, read while it is written.
 #[derive(Debug)]
 pub(crate) struct Log {
     said: Saying,
@@ -493,8 +493,8 @@ impl Log {
         Ok(Signature { name: self.field(hash)?, email: self.field(hash)?, at: moment(&self.field(hash)?) })
     }
 
-    /// A field as text: bytes that are not UTF-8 (Git has turned what the commit declares to be of another encoding
-    /// into it) become U+FFFD.
+    /// A field as text. Git has converted it from the encoding that the commit declares; bytes that are not UTF-8
+    /// become U+FFFD.
     fn field(&mut self, hash: &str) -> Result<String, GitError> {
         let field = self.said.until(0)?;
         field.map(|field| text(&field)).ok_or_else(|| GitError::Strange {
@@ -507,9 +507,9 @@ impl Log {
 /// A file of a commit.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct FileAtHead {
-    /// From the top of the repository, as bytes: Git knows no encoding of paths.
+    /// From the top of the repository, as bytes: Git does not know the encoding of paths.
     pub(crate) path: Vec<u8>,
-    /// The hash of what is in it.
+    /// The hash of its content.
     pub(crate) blob: String,
 }
 
@@ -520,9 +520,9 @@ pub(crate) struct Commit {
     pub(crate) parents: Vec<String>,
     pub(crate) author: Signature,
     pub(crate) committer: Signature,
-    /// The lines up to the first empty one, on one line.
+    /// The lines up to the first empty one, joined to one line.
     pub(crate) subject: String,
-    /// What follows the subject.
+    /// The text after the subject.
     pub(crate) body: String,
 }
 
@@ -531,14 +531,14 @@ pub(crate) struct Commit {
 pub(crate) struct Signature {
     name: String,
     pub(crate) email: String,
-    /// `None` if the commit does not say.
+    /// `None` if the commit has none.
     pub(crate) at: Option<DateTime<FixedOffset>>,
 }
 
 impl Signature {
-    /// Its id as a user: the e-mail exactly as it is in the commit, so that one that differs in case is another user.
-    /// Without one (or with one that is too long for an id) it is `<name>`, which cannot be an e-mail in Git; without
-    /// either, `None`.
+    /// Its id as a user: the e-mail address exactly as in the commit, so another spelling is another user. Without
+    /// one (or if it is too long for an id) it is `<name>`, which cannot be an e-mail address in Git; without either,
+    /// `None`.
     pub(crate) fn user_id(&self) -> Option<String> {
         if !self.email.trim().is_empty() && self.email.len() <= ID_BYTES_MAX {
             return Some(self.email.clone());
@@ -553,7 +553,7 @@ impl Signature {
     }
 }
 
-/// At most so many bytes of a text, from its start.
+/// The start of a text, of at most this many bytes.
 pub(crate) fn start_of(text: &str, bytes_max: usize) -> &str {
     let mut end = text.len().min(bytes_max);
     while !text.is_char_boundary(end) {
@@ -562,11 +562,11 @@ pub(crate) fn start_of(text: &str, bytes_max: usize) -> &str {
     &text[..end]
 }
 
-/// Reads `1112911993 -0700`. A year that RFC 3339 has no form for becomes the nearest that it has; an offset that no
-/// clock shows becomes UTC.
+/// Parses `1112911993 -0700`. A year that RFC 3339 cannot express becomes the nearest that it can; an impossible
+/// offset becomes UTC.
 fn moment(raw: &str) -> Option<DateTime<FixedOffset>> {
     let (seconds, zone) = raw.split_once(' ')?;
-    // Only digits are too many for a number.
+    // The only possible error: too many digits for a number.
     let seconds = seconds.parse().unwrap_or(i64::MAX).clamp(SECONDS.0, SECONDS.1);
     let at = DateTime::from_timestamp(seconds, 0)?;
     let offset = zone.parse::<i32>().ok().and_then(|zone| {

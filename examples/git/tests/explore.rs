@@ -1,4 +1,4 @@
-//! What `docs/proof.md` shows of the explorer: the Git extractor is killed at every step of two syncs of a repository.
+//! The exploration in `docs/proof.md`: the Git extractor is killed at every step of two syncs of a repository.
 
 #[allow(dead_code, reason = "the program uses the rest")]
 #[path = "../src/extractor.rs"]

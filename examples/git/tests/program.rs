@@ -1,8 +1,8 @@
 //! The git example, end to end, as a user runs it: every commit in the history of HEAD is in exactly one announced
-//! artifact, whatever invocations it took, and wherever they were killed.
+//! artifact, over however many invocations, and wherever they were killed.
 //!
-//! What is expected comes from the plan by which the test makes the repository, and from Git itself; what was
-//! delivered is read from the files by a reader of the test's own.
+//! The expectation comes from the plan by which the test builds the repository, and from Git itself. The test reads
+//! what was delivered from the files with its own reader.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;

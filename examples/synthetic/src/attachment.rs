@@ -1,4 +1,4 @@
-//! Attachments: what is said of them in the pages of their issues, and where their bytes come from.
+//! Attachments: how pages name them, and how their bytes are fetched.
 
 use std::time::Duration;
 
@@ -13,26 +13,26 @@ use crate::source::Tracker;
 /// The item type under which attachments are staged.
 pub(crate) const ITEM_TYPE: &str = "attachments";
 
-/// How long the external system may take to begin its answer, and to go on with it: a stream that stands still would
+/// How long the external system may take to begin its answer, and between two parts of it: a stalled stream would
 /// hold up the invocation.
 pub(crate) const STALL: Duration = Duration::from_secs(30);
-/// Nobody waits longer than this, whatever the external system says.
+/// No wait is longer than this, whatever the external system asks for.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The files of the external system: one for each of the first issues.
 #[derive(Debug)]
 pub(crate) struct Files {
-    /// Issues that have one.
+    /// The number of issues that have one.
     count: u32,
     /// Bytes of each.
     bytes: u64,
-    /// How long to leave the external system alone where it does not say.
+    /// How long to wait if the external system asks to, and does not tell how long.
     retry_after: Duration,
     agent: Agent,
 }
 
 impl Files {
-    /// `count` files of so many bytes, of which as many are fetched at once as there are streams.
+    /// `count` files of this many bytes; as many are fetched at once as there are streams.
     pub(crate) fn new(count: u32, bytes: u64, streams: usize, retry_after: Duration) -> Self {
         let agent = Agent::config_builder()
             .http_status_as_error(false)
@@ -46,7 +46,8 @@ impl Files {
         Self { count, bytes, retry_after, agent }
     }
 
-    /// The attachment of issue number `key`, if it has one; from the platform's stand-in, where there is no tracker.
+    /// The attachment of issue number `key`, if it has one. Without a tracker it is on the platform's stand-in for
+    /// one.
     pub(crate) fn of_issue(
         &self,
         context: &Context<'_>,

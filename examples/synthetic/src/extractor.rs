@@ -1,4 +1,4 @@
-//! Issues page by page, with the attachments of the first of them: the cursor is the number of the next one.
+//! Issues page by page, with the attachments of the first of them. The cursor is the number of the next issue.
 
 use std::time::Duration;
 
@@ -18,11 +18,11 @@ use crate::source::{Numbers, Tracker};
 pub(crate) struct Synthetic {
     /// Issues in it.
     pub(crate) items: u32,
-    /// Issues of a page.
+    /// Issues per page.
     pub(crate) page_size: u32,
-    /// What a page takes longer than it needs.
+    /// Extra time for each page.
     pub(crate) page_delay: Duration,
-    /// Where the issues come from; if from nowhere, they are made up on the spot.
+    /// Where the issues come from; `None`: they are generated here.
     pub(crate) tracker: Option<Tracker>,
     /// The files that are attached to issues.
     pub(crate) files: Files,
@@ -41,7 +41,7 @@ impl Extractor for Synthetic {
         Ok(serde_json::to_value(metadata())?)
     }
 
-    /// What is made up here is right or not at all.
+    /// A generated record that fails is a bug here.
     fn check_policy(&self) -> CheckPolicy {
         CheckPolicy::Refuse
     }

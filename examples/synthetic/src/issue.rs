@@ -1,4 +1,4 @@
-//! The records: issue `i` is a function of `i`, by integer arithmetic that any language can do again.
+//! The records: issue `i` is a function of `i`, in integer arithmetic that any language can repeat.
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use highwater::record::{Field, Metadata, RecordType};
@@ -8,9 +8,10 @@ use serde::Serialize;
 /// The item type of the records.
 pub(crate) const ITEM_TYPE: &str = "issues";
 
-/// 2020-01-01T00:00:00Z in milliseconds: when issue 0 was created. Each later one came a second after the one before.
+/// 2020-01-01T00:00:00Z in milliseconds: when issue 0 was created. Each later issue was created a second after the
+/// one before.
 const FIRST_CREATED_MS: u64 = 1_577_836_800_000;
-/// An issue was last modified less than so many milliseconds after it was created.
+/// An issue was last modified less than this many milliseconds after it was created.
 const MODIFIED_WITHIN_MS: u64 = 8_640_000;
 const DAY_MS: u64 = 86_400_000;
 
@@ -134,12 +135,12 @@ impl Issue {
         moment(self.updated_ms)
     }
 
-    /// The id of who created it.
+    /// The id of its creator.
     pub(crate) fn creator(&self) -> String {
         format!("user-{}", self.creator)
     }
 
-    /// What the platform is to have of it.
+    /// The record for the platform.
     pub(crate) fn to_record(&self) -> Result<Record, BoxError> {
         #[derive(Serialize)]
         struct Data<'a> {
@@ -183,7 +184,7 @@ impl Issue {
     }
 }
 
-/// The external domain metadata of the issues, and of what they refer to.
+/// The external domain metadata of the issues, and of the types that they refer to.
 pub(crate) fn metadata() -> Metadata {
     let named_only = |name: &str| RecordType::new().name(name).field("name", Field::text().name("Name"));
     let issue = RecordType::new()
@@ -209,7 +210,7 @@ pub(crate) fn metadata() -> Metadata {
         .record_type("users", named_only("User"))
 }
 
-/// 32 bits that look like chance.
+/// A pseudo-random number of 32 bits.
 fn hash(key: u32) -> u32 {
     let mut hash = (key ^ 0x9e37_79b9).wrapping_mul(0x85eb_ca6b);
     hash ^= hash >> 13;
@@ -217,7 +218,7 @@ fn hash(key: u32) -> u32 {
     hash ^ (hash >> 16)
 }
 
-/// `count` words that follow from the seed.
+/// `count` words, derived from the seed.
 fn sentence(seed: u32, count: u32) -> String {
     let mut state = seed;
     let mut text = String::with_capacity(count as usize * 8);
@@ -244,7 +245,7 @@ fn moment(ms: u64) -> Result<DateTime<Utc>, BoxError> {
     at.ok_or_else(|| format!("{ms} ms after 1970 is beyond the calendar").into())
 }
 
-/// RFC 3339 with all three digits of the milliseconds.
+/// RFC 3339, always with three digits for milliseconds.
 fn text_of(ms: u64) -> Result<String, BoxError> {
     Ok(moment(ms)?.to_rfc3339_opts(SecondsFormat::Millis, true))
 }
@@ -254,7 +255,7 @@ mod tests {
     use super::*;
     use highwater::record::Checker;
 
-    /// Made by the same arithmetic in another language.
+    /// Computed by the same arithmetic in another language.
     const KNOWN: [(u32, &str); 2] =
         [(0, include_str!("known/issue-0.json")), (399_999, include_str!("known/issue-399999.json"))];
 

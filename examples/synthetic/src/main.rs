@@ -4,11 +4,11 @@
 //! cargo run --release -p synthetic-extractor -- invoke --event event.json --store out --items 400000
 //! ```
 //!
-//! With `--store` it remembers what it needs in `DIR/state.redb`. Without, it has no disk: its state is a checkpoint that
-//! it keeps with the platform, and the next invocation may run on another machine. Who plays the platform is the
-//! program `highwater-airdrop`.
+//! With `--store` it keeps its state in `DIR/state.redb`. Without, it needs no disk: its state is a checkpoint kept
+//! with the platform, and the next invocation may run on another machine. The program `highwater-airdrop` plays the
+//! platform.
 
-// They panic where nobody reads on: see `tell` and `print`.
+// These macros panic if the reader is gone: see `tell` and `print`.
 #![deny(clippy::print_stderr, clippy::print_stdout)]
 
 mod attachment;
@@ -32,10 +32,10 @@ use crate::common::{Failure, finish, read_event, stop_when_told, tell, went_well
 use crate::extractor::Synthetic;
 use crate::source::Tracker;
 
-/// How long to wait for another process to let go of the store, if the budget is not shorter.
+/// How long to wait for another process to release the store, if the budget is not shorter.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What an invocation has after its budget to hand over what it fetched.
+/// The time after the budget in which an invocation delivers what it fetched.
 const HAND_OVER: Duration = Duration::from_secs(2 * 60);
 
 const AFTER_HELP: &str = "\
@@ -62,10 +62,10 @@ struct Cli {
 enum Action {
     /// Answer one event, as a worker does: the message goes to the event's callback URL
     Invoke(Invoke),
-    /// Serve the issues as an external system, for `invoke --source`, until killed; the first line on standard output is
-    /// what its addresses begin with
+    /// Serve the issues as an external system, for `invoke --source`, until killed; the first line on standard output
+    /// is its base URL
     Source {
-        /// The port, on 127.0.0.1 only; 0 is any that is free
+        /// The port, on 127.0.0.1 only; 0 is any free one
         #[arg(long, value_name = "PORT", default_value_t = 0)]
         port: u16,
         /// Issues in the source
@@ -77,10 +77,10 @@ enum Action {
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 struct Invoke {
-    /// A file that holds the event as JSON; `-` is standard input
+    /// The file of the event, as JSON; `-` is standard input
     #[arg(long, value_name = "FILE")]
     event: PathBuf,
-    /// The directory for the state: made if it is not there. Without it, the state is kept with the platform
+    /// The directory for the state; created if it does not exist. Without it, the state is kept with the platform
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
     /// Fetch the issues, and their files, from this address, as `synthetic-extractor source` serves them
@@ -89,13 +89,13 @@ struct Invoke {
     /// Issues in the source
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     items: u32,
-    /// Issues of a page: what is fetched, and becomes durable, at once
+    /// Issues per page: a page is fetched, and becomes durable, as a whole
     #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     page_size: u32,
-    /// Records of an artifact
+    /// Records per artifact
     #[arg(long, value_name = "N", default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     batch_items: u32,
-    /// Issues that have an attachment, from the first on
+    /// Issues that have an attachment: the first so many
     #[arg(long, value_name = "N", default_value_t = 0)]
     attachments: u32,
     /// Bytes of an attachment
@@ -104,13 +104,14 @@ struct Invoke {
     /// Attachments that are streamed at once, 1 to 50
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=50))]
     streams: u16,
-    /// How long an invocation fetches pages, and begins with attachments, before it hands over to the next, say 500ms [default: 10m]
+    /// How long an invocation fetches pages and begins attachments before the next one takes over, for example 500ms
+    /// [default: 10m]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     budget: Option<Duration>,
-    /// What each page takes longer than it needs, to play a slow source, say 5ms [default: none]
+    /// Extra time for each page, to imitate a slow source, for example 5ms [default: none]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     page_delay: Option<Duration>,
-    /// How long a source that refuses for now is left alone, if it does not say
+    /// How long to wait after a 429 or 503 without `Retry-After`
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
     retry_after: Duration,
     /// How hard artifacts are compressed, 1 (fast) to 9 (small)
@@ -140,7 +141,7 @@ impl Invoke {
         Synthetic { items: self.items, page_size: self.page_size, page_delay, tracker, files }
     }
 
-    /// The store, and the folder that it is in if that goes with the invocation.
+    /// The store, and its folder if that is removed with the invocation.
     fn open_store(&self) -> Result<(Store, Option<TempDir>), Failure> {
         let patience = self.budget.map_or(PATIENCE, |budget| budget.min(PATIENCE));
         let options = Store::options()
@@ -166,12 +167,12 @@ fn main() -> ExitCode {
     finish(done.map(|()| ExitCode::SUCCESS))
 }
 
-/// Answers the event with nothing in memory but what it, and the state, say.
+/// Answers the event, from the event and the state alone.
 fn answer(invoke: &Invoke) -> Result<(), Failure> {
     let stop = stop_when_told()?;
     let event = read_event(&invoke.event)?;
     let client = Client::new(&event)?;
-    // The folder, if it is ours, is removed after the store in it is closed.
+    // A temporary folder is removed after the store in it is closed.
     let (store, _folder) = invoke.open_store()?;
     let outcome = invoke.serve(stop).serve(&store, &client, &invoke.extractor(), &event)?;
     drop(store);

@@ -1,11 +1,11 @@
-//! The issues as an external system over HTTP: what it serves, and how the extractor asks it.
+//! The issues as an external system over HTTP, and the client with which the extractor reads it.
 //!
 //! ```text
 //! GET /issues?first=F&count=C   {"issues": [F, ..], "next": F + C, or null at the end}
 //! GET /files/N?bytes=B          B bytes: byte i is N + i, in 8 bits
 //! ```
 //!
-//! An issue is told by its number, as all else of it follows from that.
+//! An issue is returned as its number, because everything else is derived from that.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::attachment::{STALL, retry_after};
 use crate::common::Failure;
 use crate::common::server::{self, Answer, Request};
 
-/// Issues of a page at most.
+/// Issues per page at most.
 const COUNT_MAX: u32 = 100_000;
 /// Bytes of a file at most.
 const BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -28,15 +28,15 @@ const BYTES_MAX: u64 = 64 * 1024 * 1024;
 #[derive(Debug, Deserialize)]
 pub(crate) struct Numbers {
     pub(crate) issues: Vec<u32>,
-    /// Where the next page begins; none: this is the last.
+    /// The start of the next page; `None`: this is the last.
     pub(crate) next: Option<u32>,
 }
 
-/// The external system, as the extractor sees it.
+/// A client of the external system.
 #[derive(Debug)]
 pub(crate) struct Tracker {
     url: String,
-    /// How long to leave it alone where it does not say.
+    /// How long to wait if it asks to, and does not tell how long.
     retry_after: Duration,
     agent: Agent,
 }
@@ -52,12 +52,12 @@ impl Tracker {
         Self { url: url.trim_end_matches('/').to_owned(), retry_after, agent }
     }
 
-    /// Where the file of an issue is.
+    /// The address of the file of an issue.
     pub(crate) fn file(&self, key: u32, bytes: u64) -> String {
         format!("{}/files/{key}?bytes={bytes}", self.url)
     }
 
-    /// A page from an issue on. What fails may be asked for again; nothing was changed by it.
+    /// A page that begins with this issue. A failed request may be repeated: it changes nothing.
     pub(crate) fn page(&self, first: u32, count: u32) -> Result<Numbers, SourceError> {
         let mut response =
             self.agent.get(format!("{}/issues?first={first}&count={count}", self.url)).call()?;
@@ -73,7 +73,7 @@ impl Tracker {
     }
 }
 
-/// Serves so many issues until it is killed. The first line on standard output is what its addresses begin with.
+/// Serves this many issues until it is killed. The first line on standard output is its base URL.
 pub(crate) fn serve(port: u16, items: u32) -> Result<(), Failure> {
     server::serve(port, move |request| answer(request, items))
 }

@@ -1,5 +1,5 @@
-//! The synthetic worker as a program: what it says when it is used wrongly. (That it keeps the promise is shown with
-//! `highwater-airdrop`, which plays the platform for it.)
+//! The synthetic worker as a program: what it prints when it is used incorrectly. (`highwater-airdrop`, which plays
+//! the platform for it, shows that it keeps the promise.)
 
 use std::process::{Command, Output};
 

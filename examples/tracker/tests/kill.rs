@@ -1,8 +1,8 @@
-//! The connector over HTTP, with real processes: its worker is killed with SIGKILL at any moment, over and over, while the
-//! tracker fails and its tokens expire; with a disk that survives the worker, and with none.
+//! The connector over HTTP with real processes: its worker is killed with SIGKILL at any moment, over and over, while
+//! the tracker fails and its tokens expire; with a disk that survives the worker, and without one.
 //!
-//! The oracle asks a tracker of the same seed, without faults, what there is, by a client of its own, and reads the files
-//! of the platform.
+//! The oracle asks a tracker with the same seed and no faults for its content, with its own client, and reads the
+//! files of the platform.
 #![cfg(unix)]
 
 #[path = "../../../tests/support/mod.rs"]

@@ -1,21 +1,22 @@
-//! Plays the platform for a whole sync: one event after another, as the answers ask for.
+//! Plays the platform for a whole sync: sends one event after another, as the answers require.
 //!
 //! A sync is one run of one sync unit: external sync units (as long as the directory has no finished sync of the
-//! unit), metadata, data, attachments. DONE leads to the next phase, PROGRESS to CONTINUE at once, DELAY to CONTINUE
-//! when its seconds have passed, ERROR to the end (or, as often as the settings say, to the START of the same phase
-//! again). Each event has a request id of its own; its answer is the one
-//! accepted message whose `event_context` echoes it.
+//! unit), metadata, data, attachments. After DONE comes the next phase, after PROGRESS CONTINUE at once, after DELAY
+//! CONTINUE when its seconds have passed. ERROR ends the sync (or, as often as the settings allow, is followed by
+//! START of the same phase). Each event has its own request id; its answer is the one accepted message whose
+//! `event_context` echoes it.
 //!
-//! What the driver remembers is in `platform.json`, replaced as a whole: per sync unit how many syncs are finished,
-//! the run, and its *pending* event, word for word. An event is pending before it is sent, and stays so until its
-//! answer was found and what follows from it is on disk, in the same replacement. So, killed at any point:
+//! What the driver remembers is in `platform.json`, which is always replaced as a whole: for each sync unit how many
+//! syncs are finished, the run, and its *pending* event, byte for byte. An event is pending before it is sent. It
+//! stays pending until its answer is found, and the same replacement stores what follows from the answer. So, after a
+//! kill:
 //!
 //! | killed | the next sync |
 //! |---|---|
-//! | before the event was on disk | makes it, under other ids that nobody has seen yet |
-//! | before it was sent, or while the worker worked | sends the same event again, the same bytes |
+//! | before the event was on disk | creates it, with other ids that nobody has seen yet |
+//! | before it was sent, or while the worker worked | sends the same event again, with the same bytes |
 //! | after the answer was accepted | finds the answer, and goes on without sending it again |
-//! | while it waited out a DELAY | waits out the rest |
+//! | during the wait for a DELAY | waits for the rest of it |
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -34,7 +35,7 @@ const FILE: &str = "platform.json";
 const FORMAT: u32 = 1;
 /// Characters of an extractor's error text that are kept.
 const ERROR_CHARS_MAX: usize = 2_000;
-/// Seconds of a delay that is not written as it should be.
+/// The delay in seconds, if it is not written correctly.
 const DELAY_SECONDS_MAX: f64 = 1_000_000.0;
 
 /// An event that waits for its answer.
@@ -49,7 +50,7 @@ pub struct LocalEvent {
     pub request_id: String,
     /// The event itself, a JSON object: the same bytes, however often it is sent.
     pub json: String,
-    /// How long a DELAY asks to wait, from now, before it is sent.
+    /// How long to wait before it is sent, for a DELAY.
     pub wait: Duration,
 }
 
@@ -57,7 +58,7 @@ pub struct LocalEvent {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum SyncStep<'a> {
-    /// A DELAY is waited out before this event is sent.
+    /// The sync waits for a DELAY before this event is sent.
     Waiting(&'a LocalEvent),
     /// The worker is given this event.
     Sending(&'a LocalEvent),
@@ -70,13 +71,13 @@ pub enum SyncStep<'a> {
     },
 }
 
-/// What a sync came to.
+/// The result of a sync.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SyncReport {
     /// The run.
     pub run: RunId,
-    /// Whether it was the unit's first import, or an incremental one.
+    /// Whether it was the unit's first import, or an incremental sync.
     pub initial: bool,
     /// Events of each phase; one that was sent again after a kill counts once.
     pub invocations: BTreeMap<Phase, u64>,
@@ -97,11 +98,11 @@ pub struct ItemTotals {
     pub records: u64,
 }
 
-/// What `platform.json` holds.
+/// The content of `platform.json`.
 #[derive(Debug, Serialize, Deserialize)]
 struct Memory {
     format: u32,
-    /// Run and request ids given out.
+    /// The number of run and request ids that were assigned.
     ids: u64,
     /// By sync unit id.
     units: BTreeMap<String, Unit>,
@@ -110,7 +111,7 @@ struct Memory {
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Unit {
     finished_syncs: u64,
-    /// Events made, over all runs: the last sequence version.
+    /// Events created, over all runs: the last sequence version.
     events: u64,
     run: Option<Run>,
 }
@@ -122,7 +123,7 @@ struct Run {
     /// Where in `messages.jsonl` its messages begin.
     messages_from: u64,
     invocations: BTreeMap<Phase, u64>,
-    /// How often it has survived ERROR.
+    /// How often it went on after ERROR.
     #[serde(default)]
     errors: u64,
     standing: Standing,
@@ -147,29 +148,29 @@ struct Pending {
     event_type: String,
     request_id: String,
     event: String,
-    /// Where in `messages.jsonl` its answer is to be looked for.
+    /// Where in `messages.jsonl` to look for its answer.
     messages_from: u64,
-    /// When it may be sent, in microseconds since 1970, and how many seconds the DELAY asked for: a clock that stepped back waits no longer.
+    /// When it may be sent, in microseconds since 1970, and how many seconds the DELAY asked for. If the clock steps
+    /// back, the wait is never longer than that.
     not_before: Option<i64>,
     delay_seconds: u64,
 }
 
 impl Local {
-    /// Plays a whole sync: gives `invoke` one event after another, finds its answer among the accepted messages, and
-    /// does as the answer says. An unfinished sync of the unit is gone on with, from the event that waits for its
-    /// answer; after one that ended with ERROR, a new run begins.
+    /// Plays a whole sync: gives `invoke` one event after another, finds the answer among the accepted messages, and
+    /// goes on accordingly. An unfinished sync of the unit is continued, from the event that waits for its answer;
+    /// after one that ended with ERROR, a new run begins.
     ///
-    /// `invoke` is one invocation of the worker. It returns when the worker has: `Err` if the worker failed.
-    /// `observe` is told each step.
+    /// `invoke` is one invocation of the worker. It returns when the worker has ended: `Err` if the worker failed.
+    /// `observe` is called at each step.
     ///
     /// # Durability
     /// An event is on disk before it is sent. The caller may be killed at any point, and sync again.
     ///
     /// # Errors
-    /// `Worker` with the error of `invoke`; `NotAnswered` if it left no answer, two, or one that cannot be;
-    /// `SyncFailed` if the answer was ERROR; `NoEnd` at more invocations than the settings allow; `InUse` if
-    /// another sync is driven in this directory; `Invalid` for settings that cannot be; `Io`, `NewerFormat` and
-    /// `NotALocal` as [`Local::open`].
+    /// `Worker` with the error of `invoke`; `NotAnswered` if it left no answer, two, or an invalid one; `SyncFailed`
+    /// if the answer was ERROR; `NoEnd` after more invocations than the settings allow; `InUse` if another sync runs
+    /// in this directory; `Invalid` for invalid settings; `Io`, `NewerFormat` and `NotALocal` as for [`Local::open`].
     pub fn sync<E: Into<BoxError>>(
         &self,
         settings: &SyncSettings,
@@ -178,7 +179,7 @@ impl Local {
         mut observe: impl FnMut(&SyncStep<'_>),
     ) -> Result<SyncReport> {
         let path = self.dir.join("sync.lock");
-        // A file of its own: a lock is no obstacle to the file that holds it.
+        // A separate file: the same process could lock `local.lock` again.
         let lock = lock_file(&path)?;
         match lock.try_lock() {
             Ok(()) => {}
@@ -188,7 +189,7 @@ impl Local {
             }
         }
         let report = self.sync_locked(settings, clock, &mut invoke, &mut observe);
-        // A process that another thread starts just now has the file open, too, for a moment: to close it is not enough.
+        // A process that another thread starts now has the file open for a moment, too: closing it is not enough.
         let _ = lock.unlock();
         report
     }
@@ -206,7 +207,7 @@ impl Local {
             let mut turn = Turn::take(self, settings, clock)?;
             let answered = turn.settle()?;
             let event = turn.pending();
-            // The caller's closures may use the directory, so none is called with its lock held.
+            // The caller's closures may use the directory, so they are called without its lock.
             drop(turn);
             if let Some((phase, message)) = answered {
                 observe(&SyncStep::Answered { phase, message: &message });
@@ -234,8 +235,8 @@ impl Local {
         }
     }
 
-    /// Begins a sync, for who invokes the worker without [`Local::sync`]; or goes on with an unfinished one of the
-    /// unit, unless its last answer was ERROR. Returns the run.
+    /// Begins a sync, for a caller that invokes the worker without [`Local::sync`]; or continues an unfinished one of
+    /// the unit, unless its last answer was ERROR. Returns the run.
     ///
     /// # Durability
     /// When this returns `Ok`, the run and its first event survive power loss.
@@ -257,22 +258,23 @@ impl Local {
         turn.run_id()
     }
 
-    /// The event that the platform would send now: the pending one, as long as no accepted message answers it; then
-    /// the one that follows from the answer. `None` when the sync is finished, or none was begun.
+    /// The event that the platform would send now: the pending one, as long as no accepted message answers it; after
+    /// that, the one that follows from the answer. `None` if the sync is finished, or none was begun.
     ///
     /// # Durability
     /// When this returns `Ok`, the event survives power loss.
     ///
     /// # Errors
-    /// As [`Local::sync`]; `SyncFailed` as often as it is called, until a new sync is begun.
+    /// As for [`Local::sync`]; `SyncFailed` at every call, until a new sync is begun.
     pub fn next_event(&self, settings: &SyncSettings, clock: &dyn Clock) -> Result<Option<LocalEvent>> {
         let mut turn = Turn::take(self, settings, clock)?;
         turn.settle()?;
         Ok(turn.pending())
     }
 
-    /// Puts a CONTINUE under another request id in the place of the event that waits for its answer: what a platform may
-    /// do when an invocation ended without one. A message that answers the event still is kept, and not looked at.
+    /// Replaces the event that waits for its answer by a CONTINUE with another request id, as a platform may do after
+    /// an invocation that ended without an answer. A message that still answers the old event is stored, and not
+    /// used.
     ///
     /// # Errors
     /// As [`Local::sync`].
@@ -290,7 +292,7 @@ impl Local {
         }
     }
 
-    /// Gives an unfinished sync of the unit up, if there is one: the next begins another run.
+    /// Gives up an unfinished sync of the unit, if there is one: the next one begins another run.
     ///
     /// # Errors
     /// `Io`, `NewerFormat` and `NotALocal` as [`Local::open`].
@@ -307,7 +309,7 @@ impl Local {
         }
     }
 
-    /// How far the unit's newest run has come; `None` if there is no run.
+    /// The progress of the unit's newest run; `None` if there is no run.
     ///
     /// # Errors
     /// `Io`, `NewerFormat` and `NotALocal` as [`Local::open`].
@@ -317,7 +319,7 @@ impl Local {
     }
 }
 
-/// One look at what the driver remembers, and one change of it, with the directory's lock.
+/// What the driver remembers, read to be changed once, with the directory's lock held.
 struct Turn<'a> {
     local: &'a Local,
     held: Held<'a>,
@@ -370,7 +372,7 @@ impl<'a> Turn<'a> {
         Ok(RunId::new(self.run().map(|run| run.id.clone()).unwrap_or_default())?)
     }
 
-    /// Begins a run, in place of the last one.
+    /// Begins a run, replacing the last one.
     fn begin(&mut self) -> Result<()> {
         let id = self.fresh_id();
         RunId::new(&id)?;
@@ -390,7 +392,8 @@ impl<'a> Turn<'a> {
         self.make_event(run, first, false, 0)
     }
 
-    /// Looks for the answer to the pending event, and does as it says. `None` if there is no answer yet, or nothing
+    /// Looks for the answer to the pending event, and acts on it. `None` if there is no answer yet, or no pending
+    /// event.
     /// pending.
     fn settle(&mut self) -> Result<Option<(Phase, Value)>> {
         let Some(mut run) = self.run().cloned() else { return Ok(None) };
@@ -415,11 +418,11 @@ impl<'a> Turn<'a> {
                 let (spelled, other) =
                     if self.settings.newer_names { ("newer", "seed") } else { ("seed", "newer") };
                 return Err(wrong(format!(
-                    "the worker does not know {}: events are spelled the {spelled} way, try --names {other}",
+                    "the worker does not know {}: events have the {spelled} spelling, try --names {other}",
                     pending.event_type
                 )));
             }
-            _ => return Err(wrong(format!("{answer} is no answer to it"))),
+            _ => return Err(wrong(format!("{answer} is not an answer to it"))),
         };
         if self.settings.strict {
             check_echo(&pending, &message).map_err(&wrong)?;
@@ -494,7 +497,7 @@ impl<'a> Turn<'a> {
         Ok(answer)
     }
 
-    /// Makes the event that comes next, and puts it on disk together with everything that led to it.
+    /// Creates the next event, and stores it together with everything that led to it.
     fn make_event(&mut self, mut run: Run, phase: Phase, goes_on: bool, delay_seconds: u64) -> Result<()> {
         let made: u64 = run.invocations.values().sum();
         if made >= self.settings.invocations_max {
@@ -544,7 +547,7 @@ impl<'a> Turn<'a> {
         })
     }
 
-    /// An id that this directory has not given out before.
+    /// An id that this directory has not assigned before.
     fn fresh_id(&mut self) -> String {
         self.memory.ids += 1;
         let number = self.memory.ids;
@@ -563,7 +566,7 @@ impl<'a> Turn<'a> {
         )
     }
 
-    /// What the accepted messages of the run say, read from the disk.
+    /// What the accepted messages of the run contain, read from the disk.
     fn report(&self) -> Result<SyncReport> {
         let mut report = SyncReport {
             run: self.run_id()?,
@@ -597,7 +600,7 @@ impl<'a> Turn<'a> {
     }
 }
 
-/// The seconds of a delay that is not a whole number: a number as text, or one with a fraction, rounded up.
+/// The seconds of a delay that is not a whole number: a number as a string, or a fraction, rounded up.
 fn lenient_seconds(delay: &Value) -> u64 {
     let seconds = match delay {
         Value::String(text) => text.trim().parse::<f64>().ok(),

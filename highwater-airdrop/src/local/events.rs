@@ -1,11 +1,11 @@
-//! What is said in a sync: the events, as the platform sends them, and how an answer is spelled; and what of it can be set.
+//! The events of a sync as the platform sends them, the spelling of their answers, and the settings for both.
 
 use highwater::Phase;
 use serde_json::{Map, Value, json};
 
-/// What the SDK of the platform answers to an event that it does not know.
+/// The SDK's answer to an event that it does not know.
 pub(crate) const UNKNOWN_EVENT: &str = "UNKNOWN_EVENT_TYPE";
-/// Invocations of one run, unless set otherwise.
+/// Invocations of one run, by default.
 const INVOCATIONS_MAX: u64 = 100_000;
 
 /// The settings of a sync's events: the sync unit, the phases, the spelling of event types, the context.
@@ -58,7 +58,7 @@ pub struct SyncSettings {
 }
 
 impl SyncSettings {
-    /// A sync of the unit that the external system knows under this id. The platform's own id is the same, unless
+    /// A sync of the unit with this id in the external system. The platform's own id is the same, unless
     /// [`SyncSettings::sync_unit_id`] sets another.
     pub fn new(external_sync_unit_id: impl Into<String>) -> Self {
         let id = external_sync_unit_id.into();
@@ -78,7 +78,7 @@ impl SyncSettings {
         }
     }
 
-    /// Sets the platform's own id of the sync unit, by which syncs are told apart.
+    /// Sets the platform's own id of the sync unit, by which syncs are distinguished.
     #[must_use]
     pub fn sync_unit_id(mut self, id: impl Into<String>) -> Self {
         self.sync_unit_id = id.into();
@@ -92,16 +92,16 @@ impl SyncSettings {
         self
     }
 
-    /// Sets whether answers are checked strictly; they are, unless set. If not, a field of the context that is not
-    /// echoed, a delay that is not a whole number of seconds, and a second answer are tolerated: the first answer
-    /// counts, and an unreadable delay counts as no delay.
+    /// Sets whether answers are checked strictly, as they are by default. If not, these are tolerated: a field of the
+    /// context that is not echoed, a delay that is not a whole number of seconds, and a second answer. Then the first
+    /// answer counts, and an invalid delay counts as zero.
     #[must_use]
     pub fn strict(mut self, strict: bool) -> Self {
         self.strict = strict;
         self
     }
 
-    /// Sets the mode: `INITIAL` if true, else `INCREMENTAL`. Unless set, it is initial until a sync of the unit was
+    /// Sets the mode: `INITIAL` if true, else `INCREMENTAL`. By default it is initial until a sync of the unit was
     /// finished.
     #[must_use]
     pub fn initial(mut self, initial: bool) -> Self {
@@ -109,14 +109,15 @@ impl SyncSettings {
         self
     }
 
-    /// Sets the event's `connection_data`: where the external system is, and the key to it.
+    /// Sets the event's `connection_data`: the address of the external system, and the key for it.
     #[must_use]
     pub fn connection_data(mut self, data: impl Into<Value>) -> Self {
         self.connection_data = Some(data.into());
         self
     }
 
-    /// Sets whether there is an attachments phase; there is, unless set. Without it the sync ends with the data phase.
+    /// Sets whether there is an attachments phase, as there is by default. Without it the sync ends with the data
+    /// phase.
     #[must_use]
     pub fn attachments(mut self, attachments: bool) -> Self {
         self.phases.retain(|phase| *phase != Phase::Attachments);
@@ -124,7 +125,7 @@ impl SyncSettings {
         self
     }
 
-    /// Sets the phases of a sync: all four, unless set. Their order is fixed. An incremental sync never lists external
+    /// Sets the phases of a sync: all four by default. Their order is fixed. An incremental sync never lists external
     /// sync units.
     #[must_use]
     pub fn phases(mut self, phases: impl IntoIterator<Item = Phase>) -> Self {
@@ -133,7 +134,7 @@ impl SyncSettings {
         self
     }
 
-    /// Sets how often a phase is started again after ERROR, under the same run id. Zero unless set: the sync then
+    /// Sets how often a phase is started again after ERROR, under the same run id. Zero by default: the sync then
     /// fails, and the next one begins a new run.
     #[must_use]
     pub fn error_retries(mut self, retries: u64) -> Self {
@@ -141,15 +142,15 @@ impl SyncSettings {
         self
     }
 
-    /// Sets the most events of a run: 100,000 unless set. It ends a sync with a worker that never finishes.
+    /// Sets the limit on the events of a run: 100,000 by default. It ends a sync whose worker never finishes.
     #[must_use]
     pub fn invocations_max(mut self, invocations: u64) -> Self {
         self.invocations_max = invocations;
         self
     }
 
-    /// Sets what run and request ids begin with; a number follows. For tests: without it, ids are UUIDs made of the
-    /// time of day and that number. The number is never given out twice in a directory, whatever the clock does.
+    /// Sets a prefix for run and request ids; a number follows it. For tests: without it, ids are UUIDs made from the
+    /// time of day and that number. A directory never assigns a number twice, whatever the clock does.
     #[must_use]
     pub fn id_seed(mut self, seed: impl Into<String>) -> Self {
         self.id_seed = Some(seed.into());
@@ -157,15 +158,15 @@ impl SyncSettings {
     }
 
     /// Sets the address that the event names for artifacts, messages and worker state, without a slash at its end.
-    /// Unless set it is one that leads nowhere, for a worker that is handed the [`Local`](super::Local) itself.
+    /// The default leads nowhere, for a worker that uses the [`Local`](super::Local) itself.
     #[must_use]
     pub fn endpoint(mut self, url: impl Into<String>) -> Self {
         self.endpoint = url.into();
         self
     }
 
-    /// Sets a field of `event_context`, say `extract_from`. The fields by which the driver knows its events (ids,
-    /// mode and sequence version) stay its own.
+    /// Sets a field of `event_context`, for example `extract_from`. The fields by which the driver identifies its
+    /// events (ids, mode and sequence version) cannot be changed.
     #[must_use]
     pub fn context(mut self, field: impl Into<String>, value: impl Into<Value>) -> Self {
         self.context.insert(field.into(), value.into());
@@ -191,7 +192,7 @@ impl SyncSettings {
     }
 }
 
-/// What a message says about the phase that it ends or interrupts.
+/// What a message tells about its phase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
     Done,
@@ -200,7 +201,7 @@ pub(super) enum Verdict {
     Error,
 }
 
-/// What a message answers, by its event type in either spelling.
+/// The kind of a message, by its event type in either spelling.
 pub(super) fn answer_of(event_type: &str) -> Option<(Phase, Verdict)> {
     for (phase, seed, newer) in [
         (Phase::ExternalSyncUnits, "EXTRACTION_EXTERNAL_SYNC_UNITS_", "EXTERNAL_SYNC_UNIT_EXTRACTION_"),
@@ -238,7 +239,7 @@ pub(super) fn event_type(phase: Phase, newer: bool, goes_on: bool) -> String {
     if newer { format!("{step}_{what}") } else { format!("EXTRACTION_{what}_{step}") }
 }
 
-/// An event as the platform would send it, with placeholders for what a directory has not: tokens and organisations.
+/// An event as the platform would send it, with placeholders for what a directory lacks: tokens and organisations.
 pub(super) fn event_json(
     settings: &SyncSettings,
     (run, initial): (&str, bool),

@@ -1,8 +1,8 @@
-//! A file of lines that only grows by whole lines.
+//! A file to which only whole lines are added.
 //!
-//! `end` is the length of what is known: whole lines, durable. What lies beyond it was written by somebody else, or
-//! by an act that died; the owner reads it ([`Lines::unread`]), says how much of it counts, and the rest is cut
-//! ([`Lines::settle`]). Whoever calls a method that writes holds the directory's lock.
+//! `end` is the length of the known part: whole lines, durable. What follows was written by another handle, or by an
+//! act that died. The owner reads it ([`Lines::unread`]), decides how much of it counts, and truncates the rest
+//! ([`Lines::settle`]). Methods that write must be called with the directory's lock held.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use crate::error::{Error, Result};
 
-/// Bytes that are looked through at a time for the last newline.
+/// Bytes that are searched at a time for the last newline.
 const WINDOW_BYTES: u64 = 64 * 1024;
 
 #[derive(Debug)]
@@ -21,19 +21,19 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    /// Opens the file, or makes it empty. Nothing of it is known yet.
+    /// Opens the file, or creates it. None of it is known yet.
     pub(super) fn open(path: PathBuf) -> Result<Self> {
         let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
         let file = file.map_err(|error| Error::io(format!("open {}", path.display()), error))?;
         Ok(Self { path, file, end: 0 })
     }
 
-    /// Bytes that are known.
+    /// The length of the known part.
     pub(super) fn end(&self) -> u64 {
         self.end
     }
 
-    /// Bytes of the file, which is never shorter than what is known of it.
+    /// The length of the file, which is never shorter than the known part.
     pub(super) fn length(&self) -> Result<u64> {
         let length = self.file.metadata().map_err(|error| self.failed("look at", error))?.len();
         if length < self.end {
@@ -42,7 +42,7 @@ impl Lines {
         Ok(length)
     }
 
-    /// Everything after what is known.
+    /// Everything after the known part.
     pub(super) fn unread(&mut self) -> Result<Vec<u8>> {
         let length = self.length()?;
         self.bytes(self.end, length - self.end)
@@ -59,7 +59,7 @@ impl Lines {
         Ok(bytes)
     }
 
-    /// Where the last whole line at or after `from` ends; `from` if there is none.
+    /// The end of the last whole line at or after `from`; `from` if there is none.
     pub(super) fn last_line_end(&mut self, from: u64) -> Result<u64> {
         let mut to = self.length()?;
         while to > from {
@@ -73,10 +73,10 @@ impl Lines {
         Ok(from)
     }
 
-    /// Takes everything before `end` as known, and cuts what follows.
+    /// Makes everything before `end` known, and truncates what follows.
     ///
     /// # Durability
-    /// When this returns `Ok`, what is known survives power loss, whoever wrote it.
+    /// When this returns `Ok`, the known part survives power loss, whoever wrote it.
     pub(super) fn settle(&mut self, end: u64) -> Result<()> {
         if self.length()? > end {
             self.file.set_len(end).map_err(|error| self.failed("cut the torn end of", error))?;
@@ -88,11 +88,11 @@ impl Lines {
         Ok(())
     }
 
-    /// Adds a line, which brings its newline with it.
+    /// Adds a line, which includes its newline.
     ///
     /// # Durability
-    /// When this returns `Ok`, the line survives power loss. When it fails, the file is cut back if the disk lets
-    /// us; if not, the next [`Lines::settle`] decides.
+    /// When this returns `Ok`, the line survives power loss. If it fails, the file is truncated again if possible; if
+    /// not, the next [`Lines::settle`] decides.
     pub(super) fn add(&mut self, line: &[u8]) -> Result<()> {
         debug_assert!(line.ends_with(b"\n"));
         let written = self.file.seek(SeekFrom::Start(self.end));
@@ -109,10 +109,10 @@ impl Lines {
         }
     }
 
-    /// Forgets what follows `end`, and cuts it off if the disk lets us.
+    /// Removes what follows `end`, if possible.
     pub(super) fn take_back(&mut self, end: u64) {
         self.end = end;
-        // A failure is no loss: whatever is left is judged like any torn end before the next act.
+        // A failure does no harm: before the next act, what is left is handled like any torn end.
         let _ = self.file.set_len(end);
     }
 

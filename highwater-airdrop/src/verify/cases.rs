@@ -1,4 +1,4 @@
-//! The cases: one thing that goes wrong, at one place of a clean sync; and which of them are run if not all are.
+//! The cases: one thing goes wrong at one place of a clean sync. Also chooses which cases to run, if not all.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,15 +15,15 @@ use crate::sync::{Disturbance, Invocation};
 
 /// The shortest time after an answer at which a worker is killed between two calls.
 const KILL_LATER_MIN: Duration = Duration::from_millis(1);
-/// What a `Retry-After` asks for, in seconds.
+/// The `Retry-After` of an answer, in seconds.
 const RETRY_AFTER: &str = "1";
 
-/// Which of the two syncs something goes wrong in.
+/// In which of the two syncs something goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Which {
-    /// The first, of an empty folder.
+    /// The first, which begins with an empty folder.
     First,
     /// The incremental one after it.
     Next,
@@ -38,13 +38,13 @@ impl fmt::Display for Which {
     }
 }
 
-/// What the platform saw of a clean sync: where something can go wrong.
+/// What the platform saw of a clean sync: the places where something can go wrong.
 #[derive(Debug, Clone)]
 pub(super) struct Shape {
     pub(super) which: Which,
     pub(super) calls: Vec<CallRecord>,
     pub(super) invocations: Vec<Invocation>,
-    /// What was asked of the source.
+    /// The requests to the source.
     pub(super) source: Vec<SourceCall>,
 }
 
@@ -58,29 +58,29 @@ pub(super) enum Wrong {
     FreshDisk,
 }
 
-/// One thing that goes wrong, at one place.
+/// One thing that goes wrong at one place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Case {
-    /// Always the same for the same worker, as long as its clean sync is.
+    /// The id. It is stable for a worker as long as its clean sync is the same.
     pub(super) id: String,
     pub(super) which: Which,
-    /// What goes wrong, in a word.
+    /// The name of the fault.
     pub(super) kind: String,
-    /// Where: the kind of call, or the event.
+    /// The place: the kind of call, or the event.
     pub(super) place: String,
     pub(super) wrong: Wrong,
 }
 
-/// What can go wrong at all.
+/// Which faults are possible.
 #[derive(Debug, Clone)]
 pub(super) struct Menu {
     /// Whether the worker can be killed.
     pub(super) kills: bool,
     /// Whether it can be given an empty folder.
     pub(super) fresh_disk: bool,
-    /// How long a slow answer takes.
+    /// The delay of a slow answer.
     pub(super) slow: Duration,
-    /// What the source answers, if it is recorded.
+    /// The answers of the source, if they are recorded.
     pub(super) recording: Option<Arc<Recording>>,
 }
 
@@ -154,7 +154,7 @@ impl Menu {
         cases
     }
 
-    /// What can become of a request to the source.
+    /// The faults of a request to the source.
     fn source_acts(&self, at: usize) -> Vec<SourceAct> {
         let Some(recording) = &self.recording else { return Vec::new() };
         let Some(answer) = recording.answer(at) else { return Vec::new() };
@@ -166,7 +166,7 @@ impl Menu {
             SourceAct::Cut,
             SourceAct::Slow(self.slow),
         ];
-        // A file that its source refuses for good is rightly given up.
+        // It is correct to give up a file that its source refuses for good.
         if answer.json().is_some() {
             acts.push(SourceAct::Status(401));
         }
@@ -176,7 +176,7 @@ impl Menu {
         acts
     }
 
-    /// What can become of a call.
+    /// The faults of a call.
     fn acts(&self, call: &CallRecord, next: Option<&CallRecord>) -> Vec<Act> {
         let status = |status, retry_after: Option<&str>, applied| Act::Status {
             status,
@@ -191,7 +191,7 @@ impl Menu {
             Act::HangUp { applied: false },
             Act::Slow(self.slow),
         ];
-        // What is only read is not applied; a file that its source refuses for good is rightly given up.
+        // A read has no effect. It is correct to give up a file that its source refuses for good.
         if call.call != Call::Attachment {
             acts.extend([400, 403, 408, 413].map(|refusal| status(refusal, None, false)));
         }
@@ -214,7 +214,7 @@ impl Menu {
     }
 }
 
-/// Takes so many cases, evenly over what goes wrong and where; in an order in which any beginning is as even.
+/// Chooses this many cases, evenly over faults and places, in an order in which every prefix is even, too.
 pub(super) fn sample(cases: Vec<Case>, most: usize, seed: u64) -> Vec<Case> {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut by_kind: BTreeMap<String, BTreeMap<(Which, String), Vec<Case>>> = BTreeMap::new();
@@ -222,7 +222,7 @@ pub(super) fn sample(cases: Vec<Case>, most: usize, seed: u64) -> Vec<Case> {
         let places = by_kind.entry(case.kind.clone()).or_default();
         places.entry((case.which, case.place.clone())).or_default().push(case);
     }
-    // Of each kind a queue in which the places take turns.
+    // For each fault a queue in which the places take turns.
     let mut queues: Vec<std::vec::IntoIter<Case>> = Vec::new();
     for places in by_kind.into_values() {
         let mut places: Vec<Vec<Case>> = places.into_values().collect();
@@ -265,7 +265,7 @@ mod tests {
 
     #[test]
     fn a_sample_is_even_over_kinds_and_places_and_the_same_for_the_same_seed() {
-        // One kind and place has a hundred times the cases of the others.
+        // One fault and place has a hundred times as many cases as the others.
         let mut all: Vec<Case> = (0..1000).map(|number| case("a", "often", number)).collect();
         for kind in ["a", "b", "c", "d"] {
             all.extend((0..10).map(|number| case(kind, "rare", number)));
@@ -278,7 +278,7 @@ mod tests {
         }
         let rare = taken.iter().filter(|case| case.kind == "a" && case.place == "rare").count();
         assert_eq!(rare, 5);
-        // All, each once, if there is room.
+        // All cases, each once, if there is room.
         let every = sample(all.clone(), usize::MAX, 7);
         let ids: BTreeSet<&str> = every.iter().map(|case| case.id.as_str()).collect();
         assert_eq!((every.len(), ids.len()), (all.len(), all.len()));

@@ -1,10 +1,10 @@
-//! What the platform was given, record by record, and what two syncs differ in.
+//! What was delivered to the platform, record by record, and how two syncs differ.
 //!
-//! A record counts as delivered if a message names the artifact that it is in, and that artifact is uploaded and
-//! confirmed (external sync units are not confirmed, by protocol). It is known by item type and id; its content is the
-//! hash of its line. In the line of an uploaded attachment the artifact's id is the platform's own: in its place stands
-//! the hash of what was uploaded, so that the bytes of attachments are compared as well. The addresses of this
-//! platform and of the source, which are others in each sync, count for nothing.
+//! A record counts as delivered if a message names its artifact, and that artifact is uploaded and confirmed
+//! (external sync units need no confirmation, by protocol). A record is identified by item type and id; its content
+//! is the hash of its line. The line of an uploaded attachment contains an artifact id, which the platform assigns:
+//! it is replaced by the hash of the upload, so that the bytes of attachments are compared as well. The addresses of
+//! this platform and of the source differ in each sync, and are ignored.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -18,7 +18,7 @@ use crate::audit::{METADATA, UNITS, each_line, lines_of, named, record_id};
 use crate::call::{Call, CallRecord};
 use crate::error::Result;
 use crate::local::Local;
-use crate::message::UPLOADED;
+use crate::message_check::UPLOADED;
 use crate::sync::{Invocation, invocations};
 
 /// A record: its item type and id.
@@ -27,7 +27,7 @@ use crate::sync::{Invocation, invocations};
 pub struct RecordKey {
     /// Its item type.
     pub item_type: String,
-    /// Its id; of an uploaded attachment, what it is called outside.
+    /// Its id; for an uploaded attachment its external id.
     pub id: String,
 }
 
@@ -43,20 +43,20 @@ pub(super) struct Delivered {
     records: BTreeMap<String, HashMap<String, Seen>>,
 }
 
-/// What a run came to, from the files of its platform.
+/// The result of a run, from the files of its platform.
 #[derive(Debug, Default)]
 pub(super) struct Ran {
     pub(super) delivered: Delivered,
     pub(super) calls: Vec<CallRecord>,
     pub(super) invocations: Vec<Invocation>,
-    /// Uploads that were kept, and that nothing names.
+    /// Uploads that were stored, and that nothing names.
     pub(super) wasted_uploads: u64,
-    /// What was asked of the source; it is not among the files.
+    /// The requests to the source; they are not in the files.
     pub(super) source: Vec<SourceCall>,
 }
 
 impl Ran {
-    /// Reads a run; `bases` are what the addresses of its platform and its source begin with.
+    /// Reads a run; `bases` are the base URLs of its platform and its source.
     ///
     /// # Errors
     /// `Io` if the disk fails; `NotALocal` if the files are inconsistent.
@@ -81,7 +81,7 @@ impl Ran {
                 continue;
             }
             let records = delivered.records.entry(artifact.item_type.clone()).or_default();
-            // What cannot be read is not delivered.
+            // An artifact that cannot be read is not delivered.
             let _ = each_line(local, &artifact.id, |line| {
                 let (id, content) = match artifact.item_type.as_str() {
                     METADATA => (String::new(), hash_without(line, &hosts)),
@@ -106,7 +106,7 @@ impl Ran {
     }
 }
 
-/// The hash of a line in which these hosts count for nothing.
+/// The hash of a line, in which these hosts are ignored.
 fn hash_without(line: &[u8], hosts: &[&str]) -> u64 {
     let Ok(text) = std::str::from_utf8(line) else { return XxHash3_64::oneshot(line) };
     let mut text = Cow::Borrowed(text);
@@ -118,8 +118,8 @@ fn hash_without(line: &[u8], hosts: &[&str]) -> u64 {
     XxHash3_64::oneshot(text.as_bytes())
 }
 
-/// A line on an uploaded attachment: what it is called outside, the artifact, and a hash of the rest with the content.
-/// `None` if nothing is uploaded and confirmed under it.
+/// A line about an uploaded attachment: its external id, the artifact, and a hash of the other fields and the
+/// content. `None` if the upload is missing or unconfirmed.
 fn link(
     line: &[u8],
     confirmed: &HashSet<String>,
@@ -134,13 +134,13 @@ fn link(
     Some((outside, upload, XxHash3_64::oneshot(value.to_string().as_bytes())))
 }
 
-/// What two clean syncs differ in: it is not looked at in the cases.
+/// The differences between two clean syncs: they are ignored in the cases.
 #[derive(Debug, Clone, Default, Serialize)]
 #[non_exhaustive]
 pub struct SetAside {
     /// Records that only one of the two delivered.
     pub in_one_only: BTreeSet<RecordKey>,
-    /// Records of which the content differs.
+    /// Records whose content differs.
     pub content_differs: BTreeSet<RecordKey>,
 }
 
@@ -151,7 +151,7 @@ impl SetAside {
     }
 }
 
-/// What a case differs in from the clean sync.
+/// The differences between a case and the clean sync.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(super) struct Difference {
     pub(super) lost: Vec<RecordKey>,
@@ -179,7 +179,7 @@ impl Delivered {
         }
     }
 
-    /// What another clean sync delivers more often may be delivered so often.
+    /// If another clean sync delivers something more often, it may be delivered that often.
     pub(super) fn as_often_as(&mut self, other: &Delivered) {
         for (item_type, records) in &mut self.records {
             for (id, seen) in records {
@@ -198,7 +198,7 @@ impl Delivered {
         })
     }
 
-    /// What another clean sync differs in.
+    /// How another clean sync differs.
     pub(super) fn set_aside(&self, other: &Delivered) -> SetAside {
         let mut aside = SetAside::default();
         for (item_type, id, seen) in self.each() {
@@ -215,7 +215,7 @@ impl Delivered {
         aside
     }
 
-    /// What `found` lacks of this, and what it has otherwise.
+    /// What `found` lacks compared to this, and what differs in it.
     pub(super) fn difference(&self, found: &Delivered, aside: &SetAside) -> Difference {
         let mut difference = Difference::default();
         for (item_type, id, seen) in self.each() {
@@ -237,7 +237,8 @@ impl Delivered {
         difference
     }
 
-    /// The records of one run that it delivered more often than a clean one does; each as often as it is too many.
+    /// The records of one run that it delivered more often than a clean run does; each listed once for each time too
+    /// many.
     pub(super) fn repeated(&self, clean: &Delivered) -> Vec<RecordKey> {
         let mut repeated: Vec<RecordKey> = Vec::new();
         for (item_type, id, seen) in self.each().filter(|(item_type, ..)| !is_apart(item_type)) {
@@ -249,7 +250,7 @@ impl Delivered {
     }
 }
 
-/// What describes the source, and may be said as often as one likes.
+/// Item types that describe the source, and may be sent any number of times.
 fn is_apart(item_type: &str) -> bool {
     matches!(item_type, METADATA | UNITS)
 }

@@ -1,8 +1,8 @@
-//! The report as a page for a browser: one file that needs no other.
+//! The report as a page for a browser: a single file.
 //!
-//! A table of what went wrong by where, and for each finding the sync as a timeline: one line of calls for each
-//! invocation, with the fault marked. Nothing is said by colour alone, tables have captions and heads, and on paper
-//! nothing is hidden.
+//! It has a table of faults by place, and for each finding the sync as a timeline: one line of calls for each
+//! invocation, with the fault marked. Nothing is shown by colour alone, tables have captions and heads, and nothing
+//! is hidden on paper.
 
 use std::fmt::Write as _;
 
@@ -11,14 +11,14 @@ use highwater::html::{Document, Table, escaped};
 use super::compare::RecordKey;
 use super::report::{CaseResult, CaseVerdict, End, TimelineCall, VerifyReport, after_death};
 
-/// Findings that are shown one by one.
+/// Findings that are shown in detail.
 const FINDINGS_MAX: usize = 100;
 /// Ids of a finding that are shown.
 const IDS_MAX: usize = 50;
 /// Calls before and after the fault that are shown.
 const CALLS_AROUND: usize = 40;
 
-/// Heads of the table's columns.
+/// The heads of the table's columns.
 const HEADS: [&str; 10] = [
     "Place",
     "Fault",
@@ -32,7 +32,7 @@ const HEADS: [&str; 10] = [
     "#Said DONE",
 ];
 
-/// Of the timeline.
+/// The styles of the timeline.
 const STYLE: &str = "\
 .run{margin:.4rem 0;padding:0;list-style:none}.run>li{margin:.3rem 0}.event{font-weight:600;font-size:.8rem}\
 .calls{display:flex;flex-wrap:wrap;gap:.2rem;margin:.1rem 0;padding:0;list-style:none}\
@@ -41,7 +41,7 @@ const STYLE: &str = "\
 .calls li.gap{border:0}@media print{.calls li.fault{background:none;color:inherit;border:2px solid currentcolor}}";
 
 impl VerifyReport {
-    /// For a browser; `again` is the command that runs a case again.
+    /// The report as a page; `again` returns the command that runs a case again.
     pub fn to_html(&self, again: &dyn Fn(&str) -> String) -> String {
         let verdict = self.verdict();
         let mut page = Document::new(&format!("{verdict}: {}", self.worker), STYLE);
@@ -67,7 +67,7 @@ impl VerifyReport {
         facts.extend(self.notes.iter().map(|note| ("Note", note.clone())));
         let aside = self.set_aside.in_one_only.len() + self.set_aside.content_differs.len();
         if aside > 0 {
-            facts.push(("Set aside", format!("{aside} records that two clean syncs differ in")));
+            facts.push(("Ignored", format!("{aside} records in which two clean syncs differ")));
         }
         page.facts(&facts);
         self.add_rows(&mut page);
@@ -93,14 +93,15 @@ impl VerifyReport {
         match self.verdict() {
             CaseVerdict::Clean => {
                 let nothing = self.cases.len() - telling;
-                let more = if nothing > 0 { format!(" {nothing} more say nothing.") } else { String::new() };
+                let more =
+                    if nothing > 0 { format!(" {nothing} more are inconclusive.") } else { String::new() };
                 format!("No: in {telling} cases nothing was lost, altered or repeated.{more}")
             }
             CaseVerdict::NotRecorded | CaseVerdict::NotReached => {
-                "Not known: no case says anything.".to_owned()
+                "Not known: no case is conclusive.".to_owned()
             }
             CaseVerdict::Lost => format!(
-                "Yes: records were lost in {lost} of {} cases; in {said_done} of them it said DONE all the same.",
+                "Yes: records were lost in {lost} of {} cases; in {said_done} of them it said DONE nevertheless.",
                 self.cases.len()
             ),
             verdict => format!(
@@ -121,7 +122,10 @@ impl VerifyReport {
             table.row([String::clone(place), String::clone(kind)].into_iter().chain(figures));
         }
         page.table(&table);
-        page.paragraph("", &format!("{clean} other pairs of place and fault have no finding."));
+        page.paragraph(
+            "",
+            &format!("{clean} other pairs of place and fault have no finding{}.", self.untried()),
+        );
     }
 }
 
@@ -151,7 +155,7 @@ fn add_ids(page: &mut Document, what: &str, keys: &[RecordKey]) {
     page.html(&format!("<p>{what}: <code>{}</code>{more}</p>\n", some.join(", ")));
 }
 
-/// The calls around the fault, a line for each invocation.
+/// The calls around the fault, one line for each invocation.
 fn timeline(calls: &[TimelineCall]) -> String {
     let mut html = String::new();
     if calls.is_empty() {

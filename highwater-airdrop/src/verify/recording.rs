@@ -1,17 +1,18 @@
-//! What the external system answered, once: so that every sync after it has the same source, with no network.
+//! The recorded answers of the external system: every later sync has the same source, and needs no network.
 //!
-//! A request is known by its method, path and query, and by a hash of its body. A time, be it the value of a parameter
-//! or of a field of the body, is looked at only if that finds something: `since=now` is another one in each sync, a
-//! page's `before=TIME` is not. So are credentials in a body. Named parameters ([`Matching::ignored`]) are not looked at
-//! at all. A body is never answered as another one: in GraphQL all requests have one address.
+//! A request is identified by its method, path and query, and by a hash of its body. Times in parameters or in fields
+//! of the body are ignored, unless only they identify the answer: `since=now` differs in each sync, but a page's
+//! `before=TIME` does not. Credentials in a body are ignored, too, and so are named parameters
+//! ([`Matching::ignored`]). A request never gets the answer for another body: in GraphQL all requests have one
+//! address.
 //!
 //! # On disk
 //!
-//! JSON Lines, readable by the owner alone (mode 0600), replaced as a whole when the recording is complete, so that one
-//! that broke off leaves the last one. The first line is a [`Head`], each other an [`Answered`]. Of a request neither
-//! headers nor the body are kept. What is a credential by its name, or by being in a header that carries one, is
-//! replaced by `REDACTED` wherever it stands. The address of the source is replaced by another that leads nowhere, and
-//! that one by the address of the one who replays it.
+//! JSON Lines, readable only by the owner (mode 0600), replaced as a whole when the recording is complete: if
+//! recording is interrupted, the last file is kept. The first line is a [`Head`], each other an [`Answered`]. Of a
+//! request neither headers nor the body are stored. Credentials, recognised by the name of a field or header, are
+//! replaced by `REDACTED` everywhere. The address of the source is replaced by one that leads nowhere; when the
+//! recording is replayed, by the address of the proxy.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
@@ -30,15 +31,15 @@ use crate::error::{Error, Result};
 
 /// The format of a recording.
 const FORMAT: u32 = 1;
-/// What stands for a credential.
+/// Stands for a credential.
 const REDACTED: &str = "REDACTED";
-/// What stands for the address of the source.
+/// Stands for the address of the source.
 const SOURCE: &str = "http://source.invalid";
-/// A credential that is shorter is too likely to be another word.
+/// A shorter credential is too likely to be equal to another word.
 const SECRET_BYTES_MIN: usize = 6;
-/// A value under the mere name `key` is a credential from this length on: `key=PROJ-1` is the name of a thing.
+/// A value named just `key` is a credential from this length on: `key=PROJ-1` is the name of a thing.
 const KEY_BYTES_MIN: usize = 16;
-/// What names of parameters and headers that carry a credential have in them, without case, `-` and `_`.
+/// Parts of the names of parameters and headers with a credential, in lower case, without `-` and `_`.
 const CREDENTIALS: [&str; 13] = [
     "accesskey",
     "apikey",
@@ -54,10 +55,11 @@ const CREDENTIALS: [&str; 13] = [
     "session",
     "signature",
 ];
-/// Names of JSON fields that carry one, without case, `-` and `_`. A bare `token` may be the place of the next page.
+/// Names of JSON fields with a credential, in lower case, without `-` and `_`. A bare `token` may be that of the next
+/// page.
 const SECRET_FIELDS: [&str; 7] =
     ["accesstoken", "apikey", "clientsecret", "idtoken", "password", "privatekey", "refreshtoken"];
-/// Headers of an answer that are about its connection, or say who asks, and are not kept.
+/// Headers of an answer about its connection or the caller: they are not stored.
 const DROPPED_HEADERS: [&str; 10] = [
     "connection",
     "content-encoding",
@@ -71,7 +73,7 @@ const DROPPED_HEADERS: [&str; 10] = [
     "transfer-encoding",
 ];
 
-/// Whether a name is that of a credential. The token of a next page is not one.
+/// Whether a name is that of a credential. The token of a next page is not.
 pub(super) fn is_credential(name: &str) -> bool {
     let name = plain(name);
     let of_page = ["page", "next", "continu", "cursor", "sync", "skip", "prev"];
@@ -82,17 +84,17 @@ pub(super) fn is_credential(name: &str) -> bool {
         || CREDENTIALS.iter().any(|part| name.contains(part))
 }
 
-/// The same, of a name with its value.
+/// The same, for a name with its value.
 pub(super) fn is_credential_of(name: &str, value: &str) -> bool {
     is_credential(name) && (!name.eq_ignore_ascii_case("key") || value.len() >= KEY_BYTES_MIN)
 }
 
-/// Whether a JSON field is a credential by its name.
+/// Whether the name of a JSON field is that of a credential.
 fn is_secret_field(name: &str) -> bool {
     SECRET_FIELDS.contains(&plain(name).as_str())
 }
 
-/// A name without case, `-` and `_`.
+/// A name in lower case, without `-` and `_`.
 fn plain(name: &str) -> String {
     name.to_ascii_lowercase().replace(|char: char| !char.is_ascii_alphanumeric(), "")
 }
@@ -105,10 +107,10 @@ struct Head {
     source: String,
 }
 
-/// What was asked, as it is looked for.
+/// A request, as it is looked up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Asked {
-    /// Method and path, and the query but for what is ignored.
+    /// Method and path, and the query without ignored parameters.
     pub(super) request: String,
     /// The same, without the values of times.
     timeless: String,
@@ -116,10 +118,10 @@ pub(super) struct Asked {
     timeless_body: u64,
 }
 
-/// How requests are told apart.
+/// How requests are compared.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Matching {
-    /// Parameters that are not looked at.
+    /// Parameters that are ignored.
     pub(super) ignored: Vec<String>,
 }
 
@@ -142,8 +144,8 @@ impl Matching {
     }
 }
 
-/// A hash of a body in which the values of times and credentials do not count: fields of JSON, or parameters of a form.
-/// It is 0 if there is no body.
+/// A hash of a body in which the values of times and credentials are ignored: fields of JSON, or parameters of a
+/// form. It is 0 if there is no body.
 fn timeless_hash(body: &[u8]) -> u64 {
     if body.is_empty() {
         return 0;
@@ -152,7 +154,7 @@ fn timeless_hash(body: &[u8]) -> u64 {
         blank("", &mut value);
         return XxHash3_64::oneshot(value.to_string().as_bytes());
     }
-    // What is not text is no form: decoded, two bodies could become the same.
+    // A body that is not text is not a form: decoded, two bodies could become the same.
     if std::str::from_utf8(body).is_err() {
         return XxHash3_64::oneshot(body);
     }
@@ -164,7 +166,7 @@ fn timeless_hash(body: &[u8]) -> u64 {
     XxHash3_64::oneshot(form.finish().as_bytes())
 }
 
-/// Puts `*` in the place of times and credentials; of what is in a list, the name is that of the list.
+/// Replaces times and credentials by `*`. The elements of a list have the name of the list.
 fn blank(name: &str, value: &mut Value) {
     let counts = match value {
         Value::Array(values) => return values.iter_mut().for_each(|value| blank(name, value)),
@@ -178,7 +180,8 @@ fn blank(name: &str, value: &mut Value) {
     }
 }
 
-/// Whether a parameter says when: a date, a moment, or seconds or milliseconds since 1970 under a name of time.
+/// Whether a parameter is a time: a date, a timestamp, or seconds or milliseconds since 1970 under a name that is
+/// used for times.
 fn is_time(name: &str, value: &str) -> bool {
     let bytes = value.as_bytes();
     let is_date = bytes.len() >= 10
@@ -210,14 +213,14 @@ pub(super) struct Answered {
     request: String,
     timeless: String,
     request_hash: u64,
-    /// Of the body, where times and credentials are not looked at; 0 if there is none.
+    /// The hash of the request's body, in which times and credentials are ignored; 0 if there is no body.
     #[serde(default)]
     timeless_hash: u64,
     pub(super) status: u16,
     pub(super) headers: Vec<(String, String)>,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     text: String,
-    /// A body that is no UTF-8.
+    /// A body that is not UTF-8.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     base64: String,
 }
@@ -242,11 +245,11 @@ impl Answered {
         Self { initial, request, timeless, request_hash, timeless_hash, status, headers, text, base64 }
     }
 
-    /// Its headers and body, with the address of whoever replays it.
+    /// Its headers and body, with the address of the proxy that replays it.
     pub(super) fn replayed(&self, base: &str) -> (Vec<(String, String)>, Vec<u8>) {
         let here = |text: &str| text.replace(SOURCE, base);
         let headers = self.headers.iter().map(|(name, value)| (name.clone(), here(value))).collect();
-        // It was encoded by us: what cannot be decoded was refused when the file was read.
+        // It was encoded by this program: a file that cannot be decoded was refused when it was read.
         let body = if self.base64.is_empty() {
             here(&self.text).into_bytes()
         } else {
@@ -260,7 +263,7 @@ impl Answered {
         serde_json::from_str(&self.text).ok().filter(|value: &Value| value.is_object() || value.is_array())
     }
 
-    /// Method and path, with what is likely an id left out: requests that ask for the same kind of thing.
+    /// Method and path without what is probably an id: equal for requests for the same kind of thing.
     pub(super) fn place(&self) -> String {
         let (method, target) = self.request.split_once(' ').unwrap_or(("", &self.request));
         let path = target.split('?').next().unwrap_or_default();
@@ -288,7 +291,7 @@ impl Answered {
     }
 }
 
-/// Puts `REDACTED` in the place of fields that are credentials; how many there were.
+/// Replaces the fields that are credentials by `REDACTED`; returns how many there were.
 fn redact_fields(value: &mut Value) -> usize {
     match value {
         Value::Array(values) => values.iter_mut().map(redact_fields).sum(),
@@ -306,7 +309,7 @@ fn redact_fields(value: &mut Value) -> usize {
     }
 }
 
-/// Answers by what they answer.
+/// Answers, by the requests that they answer.
 type Index = HashMap<(String, u64), Vec<usize>>;
 
 /// A recording, to be replayed.
@@ -315,7 +318,7 @@ pub(super) struct Recording {
     answers: Vec<Answered>,
     /// By sync (the first one first) and request.
     exact: [Index; 2],
-    /// The same, where times are not looked at.
+    /// The same, where times are ignored.
     timeless: [Index; 2],
 }
 
@@ -333,7 +336,7 @@ impl Recording {
         recording
     }
 
-    /// Writes it for good. It holds no secrets, nor the address of the source.
+    /// Writes it durably. The file contains no secrets, nor the address of the source.
     ///
     /// # Errors
     /// `Io` if the disk fails.
@@ -343,7 +346,7 @@ impl Recording {
         secrets: &BTreeSet<String>,
         mut answers: Vec<Answered>,
     ) -> Result<Self> {
-        // The longest first: one may be a part of another.
+        // The longest first: one secret may be a part of another.
         let mut secrets: Vec<&String> =
             secrets.iter().filter(|secret| secret.len() >= SECRET_BYTES_MIN).collect();
         secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
@@ -360,7 +363,7 @@ impl Recording {
         }
         let written = (|| {
             let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-            // A file of its own, mode 0600, that takes the place of the last one when it is whole.
+            // A new file with mode 0600 replaces the last one when it is complete.
             let mut file = NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?;
             let head = Head { format: FORMAT, source: source.to_owned() };
             writeln!(file, "{}", serde_json::to_string(&head)?)?;
@@ -379,7 +382,7 @@ impl Recording {
     /// Reads one; `None` if there is none.
     ///
     /// # Errors
-    /// `Invalid` if it is of another source, or no recording; `Io` if the disk fails.
+    /// `Invalid` if it belongs to another source, or is not a recording; `Io` if the disk fails.
     pub(super) fn read(path: &Path, source: &str) -> Result<Option<Self>> {
         let file = match fs::File::open(path) {
             Ok(file) => file,
@@ -388,18 +391,18 @@ impl Recording {
         };
         let unusable = |reason: String| Error::Invalid {
             what: format!("the recording {}", path.display()),
-            reason: format!("{reason}; take another with --recording, or remove it to record anew"),
+            reason: format!("{reason}; use another one with --recording, or remove it to record again"),
         };
         let mut lines = BufReader::new(file).lines();
         let first =
             lines.next().transpose().map_err(|error| unusable(format!("it cannot be read: {error}")))?;
         let head: Head = serde_json::from_str(&first.unwrap_or_default())
-            .map_err(|_| unusable("it does not begin as a recording does".to_owned()))?;
+            .map_err(|_| unusable("it is not a recording".to_owned()))?;
         if head.format != FORMAT {
             return Err(unusable(format!("it has format {}, this version reads {FORMAT}", head.format)));
         }
         if head.source != source {
-            return Err(unusable(format!("it is of {}, not of {source}", head.source)));
+            return Err(unusable(format!("it is a recording of {}, not of {source}", head.source)));
         }
         let mut answers = Vec::new();
         for (number, line) in lines.enumerate() {
@@ -433,14 +436,14 @@ impl Recording {
         in_order.into_iter().find_map(|(index, key)| index.get(key)).map_or(&[], Vec::as_slice)
     }
 
-    /// This answer without its items, so that it leads to the same page once more; `None` if it is no page that leads
+    /// This answer without its items, changed to lead to the same page again. `None` if it is not a page that leads
     /// to another one by a parameter.
     pub(super) fn empty_page(&self, at: usize) -> Option<Vec<u8>> {
         let answer = self.answer(at)?;
         let mut page = answer.json().filter(Value::is_object)?;
         let here = answer.parameters();
         let beginning = |answer: &Answered| answer.request.split('?').next().map(str::to_owned);
-        // The page after it: a request that differs in one parameter, whose value this answer tells.
+        // The page after it: a request that differs in one parameter, whose value is in this answer.
         let (from, to) =
             self.answers.iter().filter(|other| beginning(other) == beginning(answer)).find_map(|other| {
                 let there = other.parameters();
@@ -453,7 +456,7 @@ impl Recording {
     }
 }
 
-/// Whether a text or number of this value is somewhere in it, but not among items.
+/// Whether a text or number with this value occurs outside of the items.
 fn tells(page: &Value, text: &str) -> bool {
     match page {
         Value::Object(fields) => fields.values().any(|value| tells(value, text)),
@@ -463,7 +466,7 @@ fn tells(page: &Value, text: &str) -> bool {
     }
 }
 
-/// Takes the items away; whether there were any.
+/// Removes the items; returns whether there were any.
 fn empty(page: &mut Value) -> bool {
     let Value::Object(fields) = page else { return false };
     let mut any = false;
@@ -476,7 +479,7 @@ fn empty(page: &mut Value) -> bool {
     any
 }
 
-/// Has it lead to another page; at how many places it does to this one.
+/// Changes where it leads; returns in how many places.
 fn lead(page: &mut Value, from: &str, to: &str) -> usize {
     match page {
         Value::Object(fields) => fields.values_mut().map(|value| lead(value, from, to)).sum(),
@@ -525,7 +528,7 @@ mod tests {
         assert_eq!(found(&recording, true, "/t?before=2025-01-01T00:00:00Z"), ["1", "2"]);
         assert_eq!(found(&recording, true, "/t"), ["3"]);
         assert_eq!(found(&recording, false, "/t?modified_since=1767229999"), ["4"]);
-        // What only the other sync asked for is answered as there.
+        // A request that only the other sync made is answered as it was there.
         assert_eq!(found(&recording, false, "/t"), ["3"]);
         assert!(found(&recording, true, "/t?limit=1767229999").is_empty(), "a number is no time by itself");
         assert!(found(&recording, true, "/u").is_empty());
@@ -545,7 +548,7 @@ mod tests {
             .iter()
             .zip(0_u8..)
             .map(|(body, at)| Answered::new(true, asked(body), 200, Vec::new(), at.to_string().into_bytes()));
-        // As it is once it was written and read.
+        // As it is after it was written and read.
         let lines: Vec<String> = answers.map(|answer| serde_json::to_string(&answer).unwrap()).collect();
         let recording =
             Recording::new(lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect());
@@ -561,7 +564,7 @@ mod tests {
             assert_eq!(recording.answers_to(false, &asked(body)), [at], "{}", String::from_utf8_lossy(body));
         }
         let unknown: [&[u8]; 7] = [
-            // A smaller page, another question, a time less.
+            // A smaller page, another query, an earlier time.
             br#"{"query":"issues","first":10,"since":"2026-01-01T00:00:00Z","access_token":"one"}"#,
             br#"{"query":"rateLimit"}"#,
             br#"{"query":"issues","first":50,"access_token":"one"}"#,
@@ -633,9 +636,12 @@ mod tests {
         assert!(String::from_utf8(body).unwrap().contains("\"http://127.0.0.1:1/p/2\""));
         assert_eq!(headers, [("X-Echo".to_owned(), REDACTED.to_owned())]);
         let other = Recording::read(&path, "https://other.example").unwrap_err().to_string();
-        assert!(other.contains("it is of https://api.example") && other.contains("--recording"), "{other}");
+        assert!(
+            other.contains("it is a recording of https://api.example") && other.contains("--recording"),
+            "{other}"
+        );
         fs::write(&path, "{}\n").unwrap();
-        assert!(Recording::read(&path, "x").unwrap_err().to_string().contains("does not begin"));
+        assert!(Recording::read(&path, "x").unwrap_err().to_string().contains("it is not a recording"));
         assert!(Recording::read(&dir.path().join("none"), "x").unwrap().is_none());
     }
 
@@ -648,7 +654,7 @@ mod tests {
         ]);
         let page: Value = serde_json::from_slice(&recording.empty_page(0).unwrap()).unwrap();
         assert_eq!(page, serde_json::json!({ "items": [], "next": { "offset": 0 } }));
-        // An end that is a lie would lose records of any worker.
+        // A false end would lose records of any worker.
         assert_eq!((recording.empty_page(1), recording.empty_page(2)), (None, None));
     }
 }

@@ -1,4 +1,4 @@
-//! What verifying came to: by case, and as a table of what went wrong by where.
+//! The results of a verification: for each case, and as a table of faults by place.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write as _};
@@ -10,32 +10,33 @@ use serde_json::{Value, json};
 
 use super::cases::Which;
 use super::compare::{Delivered, Ran, RecordKey, SetAside};
+use crate::audit::printable;
 use crate::error::chain;
 use crate::sync::{AfterDeath, Outcome};
 
-/// Ids of a case that are told in text.
+/// Ids of a case that are listed in text.
 const IDS_TOLD_MAX: usize = 5;
-/// Ids of a case that are told in JSON.
+/// Ids of a case that are listed in JSON.
 const IDS_JSON_MAX: usize = 1_000;
-/// Cases that are told one by one in text.
+/// Cases that are listed in text.
 const CASES_TOLD_MAX: usize = 40;
 
-/// What is to be thought of a case, or of all: the worst.
+/// The verdict on a case, or on all: then the worst one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum CaseVerdict {
     /// All was delivered, and nothing twice.
     Clean,
-    /// What was to go wrong did not come to pass: this says nothing.
+    /// The fault did not come true: the case is inconclusive.
     NotReached,
-    /// The worker asked its source for what was never recorded: this says nothing.
+    /// The worker made a request to its source that was never recorded: the case is inconclusive.
     NotRecorded,
-    /// The sync did not end with DONE, and the one that followed delivered everything.
+    /// The sync did not end with DONE, and the following one delivered everything.
     Stopped,
     /// Something was delivered more than once in a run.
     Repeated,
-    /// The sync that followed did not end with DONE.
+    /// The following sync did not end with DONE.
     Stuck,
     /// Something was delivered with another content.
     Altered,
@@ -44,17 +45,17 @@ pub enum CaseVerdict {
 }
 
 impl CaseVerdict {
-    /// Whether it is the worker's fault.
+    /// Whether the worker is at fault.
     pub fn is_finding(self) -> bool {
         self >= CaseVerdict::Repeated
     }
 
-    /// Whether it says anything of the worker.
+    /// Whether it is conclusive.
     pub fn says_something(self) -> bool {
         !matches!(self, CaseVerdict::NotReached | CaseVerdict::NotRecorded)
     }
 
-    /// As tables name it.
+    /// The name in tables.
     pub fn name(self) -> &'static str {
         match self {
             CaseVerdict::Clean => "clean",
@@ -82,7 +83,7 @@ impl fmt::Display for CaseVerdict {
 pub enum End {
     /// With DONE.
     Done,
-    /// Not; why, for people.
+    /// Not with DONE; the reason, for people.
     Stopped(String),
 }
 
@@ -99,29 +100,29 @@ impl End {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Place {
-    /// The call's number among all of the sync; 0: it was no call.
+    /// The call's number among all of the sync; 0 if it was not a call.
     pub call: u64,
-    /// The invocation's number; 0: it was all of them.
+    /// The invocation's number; 0 if it was all of them.
     pub invocation: u64,
     /// Its event.
     pub event_type: String,
 }
 
-/// A call, as a timeline shows it.
+/// A call in a timeline.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct TimelineCall {
     /// The invocation.
     pub invocation: u64,
-    /// Its event.
+    /// The event of the invocation.
     pub event_type: String,
     /// What was called.
     pub call: String,
-    /// The records that it was about, if that is known.
+    /// The records that it was about, if known.
     pub records: u64,
-    /// How it was answered; `None`: not at all.
+    /// The status of the answer; `None` if there was no answer.
     pub status: Option<u16>,
-    /// What was made to go wrong with it.
+    /// The fault that was applied to it.
     pub fault: Option<String>,
     /// When, in milliseconds since the sync began.
     pub at_ms: u64,
@@ -156,48 +157,48 @@ pub(super) fn timeline(ran: &Ran) -> Vec<TimelineCall> {
     calls
 }
 
-/// What a case came to.
+/// The result of a case.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct CaseResult {
-    /// Its name.
+    /// Its id.
     pub id: String,
     /// The sync in which something went wrong.
     pub which: Which,
-    /// What went wrong.
+    /// The fault.
     pub kind: String,
     /// The kind of call, or the event.
     pub place: String,
     /// Where that was.
     pub at: Place,
-    /// Whether it did go wrong.
+    /// Whether the fault came true.
     pub came_true: bool,
     /// How the sync ended.
     pub end: End,
-    /// How the one that followed ended.
+    /// How the following sync ended.
     pub then: End,
     /// Records that were not delivered.
     pub lost: Vec<RecordKey>,
     /// Records that were delivered with another content.
     pub altered: Vec<RecordKey>,
-    /// Records that were delivered once too often; each as often as that.
+    /// Records that were delivered too often; each listed once for each time too many.
     pub repeated: Vec<RecordKey>,
-    /// Uploads that nothing names, beyond those of the clean sync.
+    /// Uploads that nothing names, in addition to those of the clean sync.
     pub wasted_uploads: u64,
-    /// Invocations beyond those of the clean sync.
+    /// Invocations in addition to those of the clean sync.
     pub extra_invocations: u64,
     /// How long it took.
     pub seconds: f64,
-    /// What was asked of the source, and was never recorded.
+    /// Requests to the source that were never recorded.
     pub unrecorded: Vec<String>,
     /// Its folder, if it is kept.
     pub dir: Option<PathBuf>,
-    /// The calls of the sync, where there is a finding.
+    /// The calls of the sync, if there is a finding.
     pub timeline: Vec<TimelineCall>,
 }
 
 impl CaseResult {
-    /// What is to be thought of it.
+    /// The verdict.
     pub fn verdict(&self) -> CaseVerdict {
         if !self.unrecorded.is_empty() {
             CaseVerdict::NotRecorded
@@ -218,7 +219,7 @@ impl CaseResult {
         }
     }
 
-    /// Whether something is lost, and the worker said DONE all the same.
+    /// Whether something is lost although the worker answered DONE.
     pub fn said_done(&self) -> bool {
         self.end == End::Done && !self.lost.is_empty()
     }
@@ -248,7 +249,7 @@ impl CaseResult {
     }
 }
 
-/// A clean sync in figures.
+/// The figures of a clean sync.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct CleanFigures {
@@ -293,31 +294,33 @@ impl CleanFigures {
     }
 }
 
-/// What verifying a worker came to.
+/// The result of a verification.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct VerifyReport {
-    /// The worker, in words.
+    /// The worker, as text.
     pub worker: String,
     /// The clean syncs.
     pub clean: Vec<CleanFigures>,
-    /// What two clean syncs differ in.
+    /// The differences between the two clean syncs.
     pub set_aside: SetAside,
-    /// What else is to be known of the clean syncs.
+    /// Notes about the clean syncs.
     pub notes: Vec<String>,
-    /// Cases that there are, and those that were chosen.
+    /// How many cases there are, and how many were chosen.
     pub known: (usize, usize),
-    /// Those that were run.
+    /// Pairs of place and fault that the cases chosen from have; 0 if the cases were named.
+    pub pairs: usize,
+    /// The cases that were run.
     pub cases: Vec<CaseResult>,
-    /// By which they were chosen.
+    /// The seed by which they were chosen.
     pub seed: u64,
     /// What the platform did after a worker's death.
     pub after_death: AfterDeath,
-    /// How long all took.
+    /// How long everything took.
     pub took: Duration,
 }
 
-/// A line of the table: what the cases of one fault at one place came to.
+/// A line of the table: the results of the cases of one fault at one place.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Row {
     pub(super) cases: u64,
@@ -349,7 +352,7 @@ impl Row {
 }
 
 impl VerifyReport {
-    /// The worst of all findings. Without findings it is clean, unless no case says anything: then the reason.
+    /// The worst of all findings. Without findings it is clean, unless no case is conclusive: then the reason why.
     pub fn verdict(&self) -> CaseVerdict {
         let worst = self.cases.iter().map(CaseResult::verdict).filter(|verdict| verdict.is_finding()).max();
         worst.unwrap_or_else(|| match self.count(CaseVerdict::NotRecorded) {
@@ -359,7 +362,7 @@ impl VerifyReport {
         })
     }
 
-    /// How many cases say something.
+    /// The number of conclusive cases.
     pub fn telling(&self) -> usize {
         self.cases.iter().filter(|case| case.verdict().says_something()).count()
     }
@@ -375,12 +378,12 @@ impl VerifyReport {
         findings
     }
 
-    /// How often each verdict was come to.
+    /// How often each verdict occurred.
     pub fn count(&self, verdict: CaseVerdict) -> usize {
         self.cases.iter().filter(|case| case.verdict() == verdict).count()
     }
 
-    /// By place and fault, those with something to tell; and how many have nothing.
+    /// The lines of the table, by place and fault, that have a finding; and how many lines have none.
     pub(super) fn rows(&self) -> (BTreeMap<(String, String), Row>, usize) {
         let mut rows: BTreeMap<(String, String), Row> = BTreeMap::new();
         for case in self.cases.iter().filter(|case| case.unrecorded.is_empty()) {
@@ -402,7 +405,7 @@ impl VerifyReport {
         (rows, clean)
     }
 
-    /// What the budget left out, behind the number of cases.
+    /// The number of cases left out for lack of time, after the number of cases.
     pub(super) fn cut(&self) -> String {
         match self.known.1.saturating_sub(self.cases.len()) {
             0 => String::new(),
@@ -410,12 +413,21 @@ impl VerifyReport {
         }
     }
 
-    /// What was asked of the source and never recorded, in a sentence.
+    /// How many pairs of place and fault no case has a result for, behind a sentence.
+    pub(super) fn untried(&self) -> String {
+        let (rows, clean) = self.rows();
+        match self.pairs.saturating_sub(rows.len() + clean) {
+            0 => String::new(),
+            untried => format!("; {untried} of {} pairs were not tried", self.pairs),
+        }
+    }
+
+    /// The requests to the source that were never recorded, in a sentence.
     pub(super) fn unrecorded(&self) -> Option<String> {
         let unrecorded: BTreeSet<&String> = self.cases.iter().flat_map(|case| &case.unrecorded).collect();
         unrecorded.first().map(|request| {
             format!(
-                "{} cases say nothing: the worker asked for {} requests that were never recorded, {request} say",
+                "{} cases are inconclusive: the worker made {} requests that were never recorded, such as {request}",
                 self.count(CaseVerdict::NotRecorded),
                 unrecorded.len()
             )
@@ -439,11 +451,12 @@ impl VerifyReport {
             "cases_known": self.known.0,
             "cases_chosen": self.known.1,
             "cases_run": self.cases.len(),
+            "pairs_known": self.pairs,
             "cases": self.cases.iter().map(CaseResult::to_json).collect::<Vec<_>>(),
         })
     }
 
-    /// For people; `again` is the command that runs a case again.
+    /// The report as text; `again` returns the command that runs a case again.
     pub fn to_text(&self, again: &dyn Fn(&str) -> String) -> String {
         let mut text = String::new();
         // Writing to a string does not fail.
@@ -470,7 +483,7 @@ impl VerifyReport {
             ("have another content in each clean sync", &self.set_aside.content_differs),
         ] {
             if !keys.is_empty() {
-                writeln!(text, "set aside: {} records {what}: {}", keys.len(), told(keys.iter()))?;
+                writeln!(text, "ignored: {} records {what}: {}", keys.len(), told(keys.iter()))?;
             }
         }
         let (known, _) = self.known;
@@ -549,12 +562,16 @@ impl VerifyReport {
                 )?;
             }
         }
-        writeln!(text, "{clean} other pairs of place and fault: nothing lost, altered, repeated or stuck")
+        writeln!(
+            text,
+            "{clean} other pairs of place and fault: nothing lost, altered, repeated or stuck{}",
+            self.untried()
+        )
     }
 }
 
 impl CaseResult {
-    /// What it came to, in a sentence.
+    /// The result, in a sentence.
     pub(super) fn summary(&self) -> String {
         let mut parts = Vec::new();
         for (keys, what) in [(&self.lost, "lost"), (&self.altered, "altered"), (&self.repeated, "repeated")] {
@@ -585,19 +602,6 @@ pub(super) fn after_death(after: AfterDeath) -> &'static str {
         AfterDeath::Continue => "CONTINUE is sent",
         AfterDeath::GiveUp => "the run is given up, and another begun",
     }
-}
-
-/// A text of the worker, without what a terminal would obey.
-fn printable(text: &str) -> String {
-    let mut printed = String::with_capacity(text.len());
-    for char in text.chars() {
-        if char.is_control() {
-            printed.extend(char.escape_debug());
-        } else {
-            printed.push(char);
-        }
-    }
-    printed
 }
 
 fn told<'k>(keys: impl ExactSizeIterator<Item = &'k RecordKey>) -> String {
@@ -642,6 +646,7 @@ mod tests {
             set_aside: SetAside::default(),
             notes: Vec::new(),
             known: (cases.len(), cases.len()),
+            pairs: 0,
             cases,
             seed: 0,
             after_death: AfterDeath::Again,
@@ -660,22 +665,23 @@ mod tests {
         ] {
             let report = report(cases);
             assert_eq!((report.verdict(), report.telling()), (verdict, 0));
-            assert!(page(&report).contains("Not known: no case says anything."));
+            assert!(page(&report).contains("Not known: no case is conclusive."));
         }
         let mut cut = report(vec![unknown()]);
-        cut.known = (9, 4);
+        (cut.known, cut.pairs) = ((9, 4), 5);
         for text in [page(&cut), cut.to_text(&str::to_owned)] {
             assert!(
                 text.contains("1 of 9") && text.contains("the budget was over before the other 3"),
                 "{text}"
             );
-            assert!(text.contains("never recorded, GET /smaller-page say"), "{text}");
+            assert!(text.contains("; 5 of 5 pairs were not tried"), "{text}");
+            assert!(text.contains("never recorded, such as GET /smaller-page"), "{text}");
         }
         let mixed = report(vec![unknown(), case(true, &[], &[])]);
         assert_eq!((mixed.verdict(), mixed.telling()), (CaseVerdict::Clean, 1));
         assert!(
             page(&mixed)
-                .contains("No: in 1 cases nothing was lost, altered or repeated. 1 more say nothing.")
+                .contains("No: in 1 cases nothing was lost, altered or repeated. 1 more are inconclusive.")
         );
         let lost = report(vec![unknown(), case(true, &[], &["1"])]);
         assert_eq!(lost.verdict(), CaseVerdict::Lost);

@@ -1,5 +1,5 @@
-//! A proxy between a worker and its external system: records what that answers, and from then on answers in its place,
-//! with one thing going wrong.
+//! A proxy between a worker and its external system. It first records the answers; from then on it replays them, with
+//! one thing going wrong.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io::Read as _;
@@ -20,7 +20,7 @@ const REQUEST_BYTES_MAX: u64 = 64 * 1024 * 1024;
 const ANSWER_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// How long the external system may take.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// What `Retry-After` asks for.
+/// The `Retry-After` of an answer.
 const RETRY_AFTER_SECONDS: i64 = 1;
 /// Headers of a request that are about its connection.
 const OF_CONNECTION: [&str; 9] = [
@@ -35,13 +35,13 @@ const OF_CONNECTION: [&str; 9] = [
     "transfer-encoding",
 ];
 
-/// The reason of a refusal that was set.
+/// The reason of a refusal by a fault.
 const FAULT: &str = "a fault was set";
 
-/// What stands for the address of the proxy in what a worker is told.
+/// Stands for the address of the proxy in the worker's settings.
 pub const SOURCE_PLACE: &str = "{source}";
 
-/// What becomes of a request to the external system.
+/// What happens to a request to the external system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SourceAct {
     Status(u16),
@@ -51,7 +51,7 @@ pub(super) enum SourceAct {
     },
     /// The connection breaks off in the middle of the body.
     Cut,
-    /// There are no items, and the next page is the same page once more.
+    /// The answer has no items, and its next page is the same page again.
     Empty,
     Slow(Duration),
 }
@@ -69,24 +69,24 @@ impl SourceAct {
     }
 }
 
-/// What goes wrong: the K-th time that a recorded answer is asked for.
+/// A fault: at the K-th request for a recorded answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct SourceFault {
-    /// As reports name it.
+    /// The name in reports.
     pub(super) text: String,
     pub(super) answer: usize,
     pub(super) nth: u64,
     pub(super) act: SourceAct,
 }
 
-/// A request that was made, and how it was answered.
+/// A request that was made, and its answer.
 #[derive(Debug, Clone)]
 pub(super) struct SourceCall {
-    /// Which answer it got, if there is one.
+    /// Which answer it got, if there was one.
     pub(super) answer: Option<usize>,
-    /// How often that was asked for by then, from 1.
+    /// How often that answer was requested by then, from 1.
     pub(super) nth: u64,
-    /// What it asked for, without credentials.
+    /// The request, without credentials.
     pub(super) request: String,
     pub(super) place: String,
     pub(super) status: Option<u16>,
@@ -101,23 +101,23 @@ enum Mode {
     Replay(Arc<Recording>),
 }
 
-/// What is going on in a sync.
+/// The state of a sync.
 #[derive(Default)]
 struct Now {
     initial: bool,
     fault: Option<SourceFault>,
-    /// How often each answer was asked for.
+    /// How often each answer was requested.
     asked: HashMap<usize, u64>,
-    /// How many answers were given to a request, by the first that was recorded for it.
+    /// How many answers a request got, by the first one that was recorded for it.
     given: HashMap<usize, usize>,
     calls: Vec<SourceCall>,
     recorded: Vec<Answered>,
-    /// What no recording may hold.
+    /// Secrets that no recording may contain.
     secrets: BTreeSet<String>,
     unreached: Option<String>,
 }
 
-/// A source in the place of the external system, at an address of its own, until it is dropped.
+/// A proxy in place of the external system, with its own address, until it is dropped.
 pub(super) struct Source {
     shared: Arc<Shared>,
     _server: Server,
@@ -130,7 +130,7 @@ struct Shared {
     base: String,
     now: Mutex<Now>,
     started: Instant,
-    /// The invocation that goes on.
+    /// The current invocation.
     invocation: Box<dyn Fn() -> u64 + Send + Sync>,
 }
 
@@ -138,12 +138,12 @@ struct Shared {
 pub(super) struct Recorded {
     pub(super) answers: Vec<Answered>,
     pub(super) secrets: BTreeSet<String>,
-    /// Why the external system gave no answer, if once it gave none.
+    /// Why the external system did not answer, if that ever happened.
     pub(super) unreached: Option<String>,
 }
 
 impl Source {
-    /// Passes requests on, and keeps what is answered.
+    /// Passes requests on, and records the answers.
     pub(super) fn record(upstream: &str, matching: Matching, secrets: BTreeSet<String>) -> Result<Self> {
         let agent = Agent::config_builder()
             .http_status_as_error(false)
@@ -156,7 +156,7 @@ impl Source {
         Self::start(mode, matching, secrets, Box::new(|| 0))
     }
 
-    /// Answers as recorded.
+    /// Replays the recording.
     pub(super) fn replay(
         recording: Arc<Recording>,
         matching: Matching,
@@ -183,12 +183,12 @@ impl Source {
         Ok(Self { shared, _server: server, base })
     }
 
-    /// What its addresses begin with.
+    /// Its base URL.
     pub(super) fn base(&self) -> &str {
         &self.base
     }
 
-    /// A sync begins: whether it is a first one, and what goes wrong in it.
+    /// Begins a sync: whether it is a first one, and which fault it has.
     pub(super) fn begin(&self, initial: bool, fault: Option<SourceFault>) {
         let mut now = self.shared.now();
         now.initial = initial;
@@ -198,7 +198,7 @@ impl Source {
         now.calls.clear();
     }
 
-    /// What was asked for since it began.
+    /// The requests since the sync began.
     pub(super) fn calls(&self) -> Vec<SourceCall> {
         self.shared.now().calls.clone()
     }
@@ -231,7 +231,7 @@ impl Shared {
         }
     }
 
-    /// What is asked for, as far as it can be told anybody.
+    /// The request, without what must not be shown.
     fn asked(&self, secrets: &BTreeSet<String>, request: &Request<'_>, body: &[u8]) -> Asked {
         let open = |text: &str| {
             secrets.iter().filter(|secret| secret.len() >= 6).fold(text.to_owned(), |text, secret| {
@@ -261,7 +261,7 @@ impl Shared {
             Ok((status, headers, bytes)) => {
                 let answered = Answered::new(initial, asked, status, headers.clone(), bytes.clone());
                 self.now().recorded.push(answered);
-                // Its links lead back here.
+                // Its links lead back to this proxy.
                 let here = |text: &str| text.replace(upstream, &self.base);
                 let headers: Vec<(String, String)> = headers
                     .into_iter()
@@ -286,9 +286,9 @@ impl Shared {
         let mut now = self.now();
         let asked = self.asked(&now.secrets, request, body);
         let candidates = recording.answers_to(now.initial, &asked);
-        // Other bodies are other requests; the same at another time is the same one.
+        // Requests with other bodies differ; the same request at another time is the same.
         let turn = candidates.first().copied().unwrap_or(usize::MAX);
-        // Those after the last one are answered as that one.
+        // Requests after the last recorded one get its answer.
         let given = now.given.get(&turn).copied().unwrap_or(0).min(candidates.len().saturating_sub(1));
         let found = candidates.get(given).and_then(|at| Some((*at, recording.answer(*at)?)));
         let mut call = SourceCall {
@@ -345,7 +345,7 @@ impl Shared {
     }
 }
 
-/// A refusal. To a `HEAD` it has no body: the client would take that for the beginning of its next answer.
+/// A refusal. If the request is `HEAD` it has no body: the client would take it for the start of the next answer.
 fn refused(request: &Request<'_>, status: u16, reason: impl Into<String>) -> Answer {
     if request.method == "HEAD" {
         Answer::of(status, &[], Vec::new())
@@ -354,7 +354,7 @@ fn refused(request: &Request<'_>, status: u16, reason: impl Into<String>) -> Ans
     }
 }
 
-/// Whether a header says how a body is sent.
+/// Whether a header is about the transfer of the body.
 fn is_framing(name: &str) -> bool {
     ["connection", "content-length", "content-encoding", "keep-alive", "transfer-encoding"]
         .iter()
@@ -363,7 +363,7 @@ fn is_framing(name: &str) -> bool {
 
 type Fetched = (u16, Vec<(String, String)>, Vec<u8>);
 
-/// Asks the external system; an error is for people.
+/// Sends a request to the external system; the error is for people.
 fn fetch(
     upstream: &str,
     base: &str,
@@ -445,7 +445,7 @@ mod tests {
         response.into_body().read_to_string().unwrap()
     }
 
-    /// What comes over one connection when `/file` is asked for by this method, and then by `GET`.
+    /// What is received on one connection for a request for `/file` with this method, followed by a `GET`.
     fn and_then_get(source: &Source, method: &str) -> String {
         let mut connection = TcpStream::connect(source.base().trim_start_matches("http://")).unwrap();
         write!(connection, "{method} /file HTTP/1.1\r\n\r\nGET /file HTTP/1.1\r\nConnection: close\r\n\r\n")
@@ -470,13 +470,13 @@ mod tests {
             assert_eq!(first.contains("Retry-After: "), status == 429, "{text}");
             assert!(next.starts_with("HTTP/1.1 200 ") && next.ends_with("\r\n\r\na file"), "{text}");
         }
-        // What was never recorded; to another method it says so.
+        // A request that was never recorded; for another method the refusal says so.
         let source = replaying(&[file]);
         let text = and_then_get(&source, "HEAD");
         assert!(text.starts_with("HTTP/1.1 501 ") && text.contains("\r\n\r\nHTTP/1.1 200 "), "{text}");
         let text = and_then_get(&source, "DELETE");
         assert!(text.contains("DELETE /file was never recorded\"}\nHTTP/1.1 200 "), "{text}");
-        // An external system that is not there.
+        // An external system that cannot be reached.
         let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let source = Source::record(&format!("http://{free}"), Matching::default(), BTreeSet::new()).unwrap();
         let text = and_then_get(&source, "HEAD");
@@ -496,7 +496,7 @@ mod tests {
         assert_eq!(post(&source, "/search", "job"), "pending");
         assert_eq!(post(&source, "/search", "users"), "all users");
         assert_eq!([post(&source, "/search", "job"), post(&source, "/search", "job")], ["done", "done"]);
-        // Another sync begins with the first one.
+        // Another sync begins with the first answer.
         source.begin(true, None);
         assert_eq!(post(&source, "/search", "job"), "pending");
     }

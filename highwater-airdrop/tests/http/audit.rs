@@ -1,4 +1,4 @@
-//! The audit says what was lost, of a worker that loses it.
+//! The audit reports what a worker lost, if the worker really loses it.
 #![cfg(unix)]
 
 use std::path::Path;
@@ -24,7 +24,7 @@ fn synced(dir: &Path, faults: &[&str]) -> (Airdrop, Outcome) {
     let mut options = SyncOptions::new(settings);
     options.env = vec![(NAIVE.to_owned(), "1".to_owned())];
     let outcome = airdrop.sync(&options, &worker(), &mut |_| {});
-    // Who has its message refused says ERROR.
+    // A worker whose message was refused answers ERROR.
     assert_eq!(outcome.is_done(), !faults.contains(&"message-413:2"), "{faults:?}: {:?}", outcome.failure);
     for (at, fault) in faults.iter().enumerate() {
         assert_eq!(outcome.faults["faults"][at]["came_true"], 1, "{fault}");
@@ -104,4 +104,38 @@ fn what_is_made_good_is_no_finding() {
     assert_eq!(audit.verdict, Verdict::Clean, "{audit}");
     assert_eq!(audit.records["issues"], BATCHES * BATCH_ITEMS);
     assert_eq!(audit.invocations.len(), 3);
+}
+
+#[test]
+fn findings_in_announced_records_are_listed_by_kind_and_a_warning_is_no_reason_for_suspicion() {
+    use std::io::{Read as _, Write as _};
+    let dir = tempfile::tempdir().unwrap();
+    let (airdrop, outcome) = synced(dir.path(), &[]);
+    let again = || audit(airdrop.local(), outcome.report.as_ref().unwrap(), outcome.is_done()).unwrap();
+    assert!(again().record_findings.is_empty(), "{}", again());
+    for (old, new, severity, verdict, count) in [
+        ("{\"title\":", "{\"colour\":\"red\",\"title\":", "warning", Verdict::Clean, BATCH_ITEMS * BATCHES),
+        ("\"title\":\"issue 7\"", "\"title\":7", "error", Verdict::Suspicious, 1),
+    ] {
+        for id in airdrop.local().artifacts().unwrap() {
+            let path = airdrop.local().artifact_path(&id).unwrap();
+            let (mut text, bytes) = (String::new(), std::fs::read(&path).unwrap());
+            flate2::read::GzDecoder::new(bytes.as_slice()).read_to_string(&mut text).unwrap();
+            if text.contains("issue-") {
+                let file = std::fs::File::create(&path).unwrap();
+                let mut gzip = flate2::write::GzEncoder::new(file, flate2::Compression::fast());
+                gzip.write_all(text.replace(old, new).as_bytes()).unwrap();
+                gzip.finish().unwrap();
+            }
+        }
+        let audit = again();
+        assert_eq!(audit.verdict, verdict, "{audit}");
+        let found =
+            audit.record_findings.iter().find(|found| found.severity.to_string() == severity).unwrap();
+        assert_eq!((found.item_type.as_str(), found.count), ("issues", count), "{audit}");
+        assert!(audit.to_string().contains(&format!("{count} times in issues: {severity}")), "{audit}");
+    }
+    // Errors come first.
+    assert_eq!(again().record_findings.len(), 2);
+    assert_eq!(again().record_findings[0].rule.to_string(), "type");
 }

@@ -1,5 +1,5 @@
-//! Whatever a worker or a directory is like, `verify` ends with a sentence that says what to do, leaves no process behind,
-//! and touches nothing that is not its own.
+//! Whatever the worker or the directory is like, `verify` ends with a sentence that tells what to do, leaves no
+//! process running, and touches only its own files.
 #![cfg(unix)]
 
 use std::fs;
@@ -52,7 +52,7 @@ fn a_worker_that_cannot_be_verified_is_told_with_what_it_did() {
         (
             "echo nonsense",
             &[][..],
-            "was given 2 times and never answered: the worker ended well, and sent no message",
+            "was given 2 times and never answered: the worker succeeded, but sent no message",
         ),
         ("echo '{\"event_type\":\"EXTRACTION_DATA_DONE\"}'; exit 7", &[], "exit status: 7"),
         ("head -c 50000000 /dev/zero", &[], "never answered"),
@@ -105,7 +105,7 @@ fn a_directory_that_is_in_use_or_not_its_own_is_left_as_it_is() {
     };
     let dir = tempfile::tempdir().unwrap();
     let mut first = started(dir.path(), &[]);
-    refused(verify(dir.path(), &[], "true").output().unwrap(), "take another directory");
+    refused(verify(dir.path(), &[], "true").output().unwrap(), "use another directory");
     assert!(deaf_processes(dir.path()).iter().all(|process| runs(process)), "the first one goes on");
     Command::new("kill").arg(first.id().to_string()).status().unwrap();
     first.wait().unwrap();
@@ -115,7 +115,10 @@ fn a_directory_that_is_in_use_or_not_its_own_is_left_as_it_is() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("case")).unwrap();
     fs::write(dir.path().join("case/thesis"), "years of work").unwrap();
-    refused(verify(dir.path(), &[], "true").output().unwrap(), "no verify made it: take another directory");
+    refused(
+        verify(dir.path(), &[], "true").output().unwrap(),
+        "was not made by verify: use another directory",
+    );
     assert_eq!(fs::read_to_string(dir.path().join("case/thesis")).unwrap(), "years of work");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is added");
 }

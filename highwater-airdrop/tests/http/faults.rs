@@ -1,9 +1,10 @@
 //! Over real HTTP, with a platform that refuses, breaks down or loses its answer: nothing is lost and nothing is
 //! announced twice, with a disk and without.
 //!
-//! Each fault is seen to come true. What is expected is made by the oracle's own arithmetic, and what was delivered is
-//! read from the platform's files.
+//! Each fault is checked to come true. The oracle computes the expectation itself, and reads what was delivered from
+//! the platform's files.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -45,12 +46,12 @@ fn sync(dir: &Path, store: bool, faults: &[&str], source: &[&str]) -> (Value, St
     let odd = findings.iter().filter(|finding| !allowed.contains(&finding["rule"].as_str().unwrap())).count();
     assert_eq!(odd, 0, "{faults:?}, store {store}: {report}");
     assert_eq!(output.status.code(), Some(if findings.is_empty() { 0 } else { 3 }), "{report}");
-    // Who has no disk leaves nothing on it.
+    // A worker without a disk leaves nothing on it.
     assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0, "{faults:?}, store {store}");
     (report, String::from_utf8(output.stderr).unwrap())
 }
 
-/// What a fault leads to, beside that nothing is lost or repeated.
+/// The consequences of a fault. In addition nothing is lost or repeated.
 struct Expected {
     fault: &'static str,
     times: u64,
@@ -111,6 +112,15 @@ fn what_the_external_system_does_not_give_is_given_up_and_every_other_attachment
                 let messages = fs::read_to_string(platform.join("messages.jsonl")).unwrap();
                 assert!(!messages.contains("_DELAY") && !messages.contains("_ERROR"));
                 assert!(said.contains("55 of 60 attachments, 5 given up"), "{said}");
+                let failed = report["audit"]["failed_attachments"].as_array().unwrap();
+                let number = |id: &Value| id.as_str()?.strip_prefix("attachment-")?.parse::<u64>().ok();
+                let numbers: BTreeSet<u64> =
+                    failed.iter().filter_map(|failed| number(&failed["id"])).collect();
+                assert_eq!((failed.len(), &numbers), (5, &files.gone), "{report}");
+                for failed in failed {
+                    let text = |field: &str| failed[field].as_str().unwrap_or_default();
+                    assert!(!text("file_name").is_empty() && !text("parent_id").is_empty(), "{failed}");
+                }
             });
         }
     });

@@ -1,4 +1,4 @@
-//! The program over HTTP, with the synthetic worker and with workers of the tests' own.
+//! The program over HTTP, with the synthetic worker and with workers written for the tests.
 
 mod audit;
 mod bad;

@@ -1,9 +1,9 @@
-//! A worker that sends the requests that the platform's SDK for TypeScript sends (1.20.0, recorded against a stand-in): no
-//! `file_size` of a batch, a part `file` without a file name, the bare token at some addresses, no `Idempotency-Key`. It
-//! treats what fails as the SDK does: a batch whose upload fails is dropped, the state is saved before the message, the
-//! artifacts are in memory only, and a message that is refused is followed by ERROR.
+//! A worker that sends the same requests as the platform's SDK for TypeScript (1.20.0, recorded against a stand-in):
+//! no `file_size` for a batch, a part `file` without a file name, the bare token at some addresses, no
+//! `Idempotency-Key`. It handles failures as the SDK does: a batch whose upload fails is dropped, the state is saved
+//! before the message, the artifacts are in memory only, and a message that is refused is followed by ERROR.
 //!
-//! It is this binary once more.
+//! It is this binary, started again.
 #![cfg(unix)]
 
 use std::io::{BufRead as _, Read as _, Write as _};

@@ -1,4 +1,5 @@
-//! `verify` with faults of the external system, by what it answered once; and of a worker that is served as a function.
+//! `verify` with faults of the external system, from its recorded answers; and with a worker that is served as a
+//! function.
 #![cfg(unix)]
 
 use std::io::{BufRead as _, BufReader};
@@ -102,7 +103,10 @@ fn a_page_that_is_lost_when_the_source_refuses_once_is_found_offline_with_its_nu
     // One of another source is left as it is.
     let before = std::fs::read(&recording).unwrap();
     let other = naive(dir.path(), "http://127.0.0.1:9", &[]).unwrap_err().to_string();
-    assert!(other.contains(&format!("it is of {url}")) && other.contains("--recording"), "{other}");
+    assert!(
+        other.contains(&format!("it is a recording of {url}")) && other.contains("--recording"),
+        "{other}"
+    );
     assert_eq!(std::fs::read(&recording).unwrap(), before);
 }
 

@@ -1,5 +1,5 @@
-//! The local Airdrop takes what the protocol says and refuses everything else: each rule is shown by two requests, one
-//! that keeps it and one that breaks it and nothing else. A refusal says why, in JSON, and leaves no trace.
+//! The local Airdrop accepts what the protocol allows and refuses everything else. Two requests show each rule: one
+//! that follows it, and one that breaks only it. A refusal gives a reason, in JSON, and leaves no trace.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -247,10 +247,14 @@ fn bodies_are_as_long_as_they_say_and_come_in_one_piece() {
         let says = |length: &str| vec![("Content-Length", length.to_owned())];
         let chunked = [format!("{length:x}\r\n").as_bytes(), &request.body, b"\r\n0\r\n\r\n"].concat();
         let chunks = [("Transfer-Encoding", "chunked".to_owned())];
-        airdrop.refused(&request.clone().body(chunked).framed(&chunks), 411, "in chunks is not taken");
+        airdrop.refused(
+            &request.clone().body(chunked).framed(&chunks),
+            411,
+            "a chunked body is not accepted",
+        );
         airdrop.refused(&request.clone().framed(&[]), 411, "needs a Content-Length");
-        airdrop.refused(&request.clone().framed(&says("some")), 400, "is no length");
-        airdrop.refused(&request.clone().framed(&says("-1")), 400, "is no length");
+        airdrop.refused(&request.clone().framed(&says("some")), 400, "is not a length");
+        airdrop.refused(&request.clone().framed(&says("-1")), 400, "is not a length");
         let twice = [says(&length.to_string()), says(&length.to_string())].concat();
         airdrop.refused(&request.clone().framed(&twice), 400, "one Content-Length");
         let mut longer = request.clone().framed(&says(&(length + 1).to_string()));
@@ -278,8 +282,8 @@ fn what_is_no_http_is_refused() {
     assert_eq!(airdrop.served.raw(good.as_bytes(), false).0, 200);
     let long = good.replace("Host: x", &format!("Host: {}", "x".repeat(70_000)));
     for (text, status, reason) in [
-        (good.replace("HTTP/1.1", "HTTP/7"), 400, "this is no HTTP request"),
-        (good.replace("Host: x", "Host x"), 400, "this is no HTTP request"),
+        (good.replace("HTTP/1.1", "HTTP/7"), 400, "this is not an HTTP request"),
+        (good.replace("Host: x", "Host x"), 400, "this is not an HTTP request"),
         (good.replace("\r\n\r\n", "\r\n"), 400, "ended within its head"),
         (long, 431, "at most 65536 bytes"),
         (good.replace("/faults", "/nothing"), 404, "there is nothing at /nothing"),
@@ -423,7 +427,7 @@ fn only_what_was_uploaded_is_confirmed_and_downloaded() {
     assert_eq!(fs::read_to_string(airdrop.dir.join("confirmed.txt")).unwrap(), format!("{id}\n"));
 
     let path = |id: &str| format!("/internal/airdrop.artifacts.download-url?request_id=r&artifact_id={id}");
-    airdrop.refused(&Request::get(path(&prepared), BEARER), 404, "nothing was uploaded");
+    airdrop.refused(&Request::get(path(&prepared), BEARER), 404, "has no upload with this id");
     airdrop.refused(
         &Request::get(path(&id).replace("request_id=r&", ""), BEARER),
         400,
@@ -433,7 +437,7 @@ fn only_what_was_uploaded_is_confirmed_and_downloaded() {
         airdrop.taken(&Request::get(path(&id), BEARER))["download_url"].as_str().unwrap().to_owned();
     let download = Request::get(address.strip_prefix(&airdrop.served.base).unwrap(), "");
     assert!(airdrop.answer(&download).1.ends_with("\r\n\r\nfile"));
-    airdrop.refused(&download.path(&id, &prepared), 404, "nothing was uploaded");
+    airdrop.refused(&download.path(&id, &prepared), 404, "has no upload with this id");
 }
 
 #[test]
@@ -481,7 +485,7 @@ fn a_message_names_its_event_and_only_what_is_confirmed_and_there_is_one_of_it()
     for (request, reason) in [
         (changed("/event_context/request_id", Value::Null), "event_context.request_id is missing"),
         (changed("/event_type", Value::Null), "event_type is missing"),
-        (changed("/event_type", json!("EXTRACTION_DATA_DANCE")), "is the name of no message"),
+        (changed("/event_type", json!("EXTRACTION_DATA_DANCE")), "is not the event type of a message"),
         (changed("/event_type", json!("EXTRACTION_DATA_DELAY")), "event_data.delay must be whole seconds"),
         (changed("/event_type", json!("EXTRACTION_DATA_ERROR")), "event_data.error.message is missing"),
         (changed("/event_data/artifacts", json!({})), "must be a list"),
@@ -512,7 +516,7 @@ fn a_message_names_its_event_and_only_what_is_confirmed_and_there_is_one_of_it()
     let before = airdrop.traces();
     airdrop.taken(&good);
     assert_eq!(airdrop.traces(), before, "the same bytes again are the same message");
-    airdrop.refused(&message(&done("request-1", &[])), 409, "was said before, with another message");
+    airdrop.refused(&message(&done("request-1", &[])), 409, "was used before, with another message");
 
     let sized = |request: &str, bytes: usize| {
         let mut body = done(request, &[]);
@@ -557,13 +561,13 @@ fn what_is_said_of_attachments_names_uploads_that_are_confirmed_each_once() {
         (changed("/id/devrev", json!(unconfirmed)), "which is not uploaded and confirmed"),
         (changed("/id/devrev", json!("artifact-unheard-of")), "which is not uploaded and confirmed"),
         (changed("/id/devrev", json!("")), "id.devrev"),
-        (changed("/id", json!(confirmed)), "does not say what was uploaded"),
-        (changed("/id/external", json!(7)), "does not say what was uploaded"),
+        (changed("/id", json!(confirmed)), "does not name an upload"),
+        (changed("/id/external", json!(7)), "does not name an upload"),
         (changed("/id/external", json!("")), "id.external is empty"),
-        (changed("/parent_id", Value::Null), "does not say what was uploaded"),
+        (changed("/parent_id", Value::Null), "does not name an upload"),
         (changed("/parent_id/external", json!("")), "parent_id.external is empty"),
-        (changed("/actor_id", json!("user-1")), "does not say what was uploaded"),
-        (changed("/inline", json!("yes")), "does not say what was uploaded"),
+        (changed("/actor_id", json!("user-1")), "does not name an upload"),
+        (changed("/inline", json!("yes")), "does not name an upload"),
         (message_of("request-1", &[says(&[good.clone(), good.clone()], 2)]), "line 2: it names an upload"),
         (
             message_of(
@@ -578,7 +582,7 @@ fn what_is_said_of_attachments_names_uploads_that_are_confirmed_each_once() {
                 "request-1",
                 &[json!({ "id": confirmed, "item_type": "ssor_attachment", "item_count": 1 })],
             ),
-            "it is no gzipped text",
+            "it is not gzipped text",
         ),
     ] {
         airdrop.refused(&request, 400, reason);
@@ -630,7 +634,7 @@ fn mappings_are_installed_with_a_blueprint_that_is_there() {
 fn faults_are_set_and_lifted_while_it_runs() {
     let airdrop = Airdrop::new();
     let set = |text: &str| Request::get("/faults", "").method("POST").body(text);
-    airdrop.refused(&set("dance-500"), 400, "is no call");
+    airdrop.refused(&set("dance-500"), 400, "is not a call");
     airdrop.taken(&set("429:prepare,1,7\nprepare-403:2\nprepare-lost:3 prepare-500"));
     let (status, answer) = airdrop.answer(&prepare("4"));
     assert!(status == 429 && answer.contains("\r\nRetry-After: 7\r\n"), "{answer}");

@@ -1,8 +1,8 @@
-//! `airdrop sync` plays the platform for a worker in any language: what it gives the worker, when it gives the same event
-//! again, when it gives up, and what it says in the end.
+//! `highwater-airdrop sync` plays the platform for a worker in any language: what it gives the worker, when it gives
+//! the same event again, when it gives up, and what it reports in the end.
 //!
-//! The worker here is this binary once more, which speaks HTTP by hand: so the driver is shown with a worker that is
-//! none of the library's.
+//! The worker here is this binary, started again. It speaks HTTP without the library, so the driver is tested with an
+//! independent worker.
 #![cfg(unix)]
 
 use std::fs;
@@ -409,7 +409,7 @@ fn a_full_table_of_open_files_does_not_end_the_server() {
 fn wrong_usage_is_told_apart() {
     let world = World::new();
     for (options, reason) in [
-        (&["--fault", "dance-500"][..], "is no call"),
+        (&["--fault", "dance-500"][..], "is not a call"),
         (&["--phases", "some"], "possible values"),
         (&["--function", "http://127.0.0.1:1/"], "cannot be used with"),
     ] {

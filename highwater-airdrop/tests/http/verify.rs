@@ -1,4 +1,5 @@
-//! `verify` finds what a worker loses, with the right number of records, and finds nothing at a worker that loses nothing.
+//! `verify` finds what a worker loses, with the right number of records, and finds nothing if the worker loses
+//! nothing.
 #![cfg(unix)]
 
 use std::path::Path;

@@ -14,10 +14,11 @@ const EXAMPLE: &str = "\
 Example:
   highwater-dump attachments state.redb --failed --last 20
 
-An address is shown without its user, query and fragment, which may be
-credentials. What the platform has is not listed: the first screen counts it.";
+An address is shown without its user, query and fragment: they may be
+credentials. Attachments that the platform has are not listed: the first screen
+counts them.";
 
-/// Rows of a table that are printed at a time: the columns are as wide as these rows need.
+/// Rows printed as one table: the columns are as wide as these rows need.
 const GROUP: usize = 500;
 
 /// Lists the attachments that are not settled: given up, queued again, waiting

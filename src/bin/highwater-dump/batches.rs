@@ -22,18 +22,18 @@ Examples:
 pub(crate) struct Batch {
     /// The store file
     store: PathBuf,
-    /// The sync unit; the only one, if not given
+    /// The sync unit; may be left out if the store has only one
     #[arg(long, value_name = "ID")]
     unit: Option<String>,
-    /// Which batch; a list of them, if not given
+    /// The number of the batch; without it, the batches are listed
     seq: Option<u64>,
-    /// The records that are in no batch yet
+    /// Print the records that are in no batch yet
     #[arg(long, conflicts_with = "seq")]
     open: bool,
-    /// Of those, the records of this item type only
+    /// Of these, only the records of this item type
     #[arg(long, value_name = "TYPE", requires = "open")]
     item_type: Option<String>,
-    /// The list as one JSON object per line
+    /// Print the list as one JSON object per line
     #[arg(long, conflicts_with_all = ["seq", "open"])]
     json: bool,
 }
@@ -86,7 +86,7 @@ impl Batch {
                     let artifact = batch.artifact_id.as_deref().unwrap_or("(none)");
                     let state = batch.state;
                     format!(
-                        "batch {seq} of {unit} is {state}: the platform alone has its bytes, as artifact {artifact}"
+                        "batch {seq} of {unit} is {state}: its bytes are no longer stored; the platform has them as artifact {artifact}"
                     )
                 }
                 None => format!(

@@ -22,7 +22,7 @@ Example:
 pub(crate) struct Check {
     /// The store file
     store: PathBuf,
-    /// One JSON object per line: each finding, then the sum
+    /// Print one JSON object per line: each finding, then the result
     #[arg(long)]
     json: bool,
 }

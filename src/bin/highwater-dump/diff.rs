@@ -1,7 +1,7 @@
-//! `diff`: what differs between two stores, or two worker states, or one of each, in words.
+//! `diff`: lists the differences between two stores, two worker states, or one of each, as sentences.
 //!
-//! Both are reported as by `--json`, and the objects of one are compared with those of the other: by their kind and
-//! by the fields that identify them. So everything that is reported is compared, also what later versions add.
+//! Both are turned into the objects that `--json` prints. Objects of the same kind and with the same identifying
+//! fields are compared. So every field that is reported is compared, including those that later versions add.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -20,15 +20,15 @@ use crate::text::{Screen, folded, json_line, stdout, visible};
 
 /// The name of the unit of a worker state, which does not contain one.
 const UNNAMED: &str = "the unit";
-/// Characters of a value in words; JSON has the whole.
+/// Characters of a value in a sentence; JSON has all of it.
 const SHOWN_CHARS: usize = 100;
-/// The kinds that come first.
+/// The kinds that are listed first.
 const KINDS: [&str; 6] = ["unit", "run", "stream", "item_type", "bookmark", "value"];
 /// The fields that identify an object among others of its kind.
 const NAMES: [&str; 11] =
     ["stream", "item_type", "severity", "rule", "path", "key", "message", "seq", "id", "parent_id", "epoch"];
 
-/// Says in words what differs between two stores, or worker states
+/// Lists the differences between two stores, or worker states
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
@@ -36,15 +36,15 @@ Example:
 pub(crate) struct Diff {
     /// A store file, or a file with a worker state
     a: PathBuf,
-    /// Another
+    /// The other one
     b: PathBuf,
-    /// Compare this sync unit only; of a worker state, its name
+    /// Compare only this sync unit; for a worker state, the name to give it
     #[arg(long, value_name = "ID")]
     unit: Option<String>,
-    /// How many messages and finished runs of each unit to compare, the newest
+    /// How many messages and finished runs of each unit to compare, newest first
     #[arg(long, value_name = "N", default_value_t = 20)]
     last: usize,
-    /// One JSON object per line and difference
+    /// Print one JSON object per difference, one per line
     #[arg(long)]
     json: bool,
 }
@@ -62,7 +62,7 @@ struct Difference<'a> {
     of: &'a str,
     /// What identifies it among others of its kind.
     which: BTreeMap<&'a str, &'a str>,
-    /// The field, by its path; `None` if the whole object is in one of the two only.
+    /// The path of the field; `None` if only one of the two has the object.
     field: Option<String>,
     a: Option<&'a Value>,
     b: Option<&'a Value>,
@@ -98,7 +98,7 @@ impl Diff {
         Ok(Exit::Fine)
     }
 
-    /// The objects that a store, or a file with a worker state, is reported as.
+    /// The objects that a store, or a worker state in a file, is reported as.
     fn objects(&self, path: &Path, worker_state: Option<String>) -> Outcome<BTreeMap<Place, Object>> {
         let mut objects = BTreeMap::new();
         let wrong = |error| Failure::Absent(format!("{}: {error}", path.display()));
@@ -120,7 +120,7 @@ impl Diff {
         }
         let mut snapshot = open(path)?;
         match &self.unit {
-            // If one of the two does not know the unit, everything is new.
+            // If one of the two does not have the unit, all of it is new or gone.
             Some(unit) => snapshot.unit(unit, self.last)?.iter().try_for_each(add)?,
             None => snapshot.units(self.last).try_for_each(|report| add(&report?))?,
         }
@@ -137,9 +137,9 @@ fn place_of(object: &Object) -> Place {
     };
     let kind = text("kind").unwrap_or_default();
     let mut which: Vec<(String, String)> = Vec::new();
-    // A unit has one of each of these, and the run it belongs to may itself differ.
+    // A unit has at most one of each of these, and its run id may be what differs.
     if !matches!(kind.as_str(), "unit" | "run") {
-        // Streams and item types belong to the newest run, whichever that is.
+        // Streams and item types belong to the newest run, so its id does not identify them.
         if matches!(kind.as_str(), "ledger" | "attachment" | "death") {
             which.extend(text("run").map(|run| ("run".to_owned(), run)));
         }
@@ -211,7 +211,7 @@ fn words(difference: &Difference<'_>) -> String {
     }
     let of_what = if what.is_empty() { String::new() } else { format!(" {what}:") };
     match (field, a, b) {
-        // A value's value and a stream's bookmark need no field name.
+        // The field of a value or a bookmark has the name of its kind: it is not repeated.
         (Some(field), a, b) if field == of => format!("{sync_unit}:{of_what} {} -> {}", shown(*a), shown(*b)),
         (Some(field), a, b) => {
             format!("{sync_unit}:{of_what} {}: {} -> {}", plain(field), shown(*a), shown(*b))

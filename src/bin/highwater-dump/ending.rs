@@ -11,8 +11,8 @@ use crate::text::visible;
 pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
   0  fine
-  1  could not: the file is missing, no store, of a newer format or too busy,
-     there is no such unit, an I/O error
+  1  failed: the file is missing, is not a store, has a newer format or is too
+     busy; the unit does not exist; or an I/O error
   2  the command line is wrong
   3  the store is damaged, or a document has errors";
 
@@ -99,6 +99,6 @@ impl Failure {
 
 /// Prints a message on stderr.
 pub(crate) fn complain(text: &str) {
-    // If stderr is closed, nobody can be told.
+    // If stderr is closed, the message is lost.
     drop(writeln!(io::stderr(), "highwater-dump: {}", visible(text)));
 }

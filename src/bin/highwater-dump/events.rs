@@ -6,7 +6,7 @@ use clap::Args;
 use highwater::inspect::{DeathReport, EventReport, Line};
 
 use crate::ending::{EXIT_CODES, Exit, Outcome};
-use crate::first::{event_words, fate_words};
+use crate::overview::{event_words, fate_words};
 use crate::stores::{Asked, no_unit, open_at, store_line};
 use crate::text::{Screen, count, duration, folded, json_line, stdout, time, visible};
 
@@ -14,10 +14,10 @@ const EXAMPLE: &str = "\
 Example:
   highwater-dump events state.redb --last 20
 
-The events of the newest run, and of the one before it, each with its answer.
-A life that ended without one is listed by what it may have cost: at most the
-time until the next life, the page that was being fetched, and one upload for
-each batch that had no artifact id.";
+Lists the events of the newest run and the run before it, each with its answer.
+A life that ended without an answer is listed as a death, with the most that it
+can have cost: the time until the next life, the page that was being fetched,
+and one upload for each batch that had no artifact id.";
 
 /// Lists the events, how each was answered, and what deaths cost
 #[derive(Debug, Args)]

@@ -1,10 +1,11 @@
-//! A file that a command writes in the place of another: whole, or not at all.
+//! Replaces a file with new content: all of it, or none.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
-/// Puts bytes in the place of a file, which keeps its permissions. What is no regular file, as a pipe, is written to.
+/// Replaces a file, and keeps its permissions. If the path is not a regular file (a pipe, for example), the bytes are
+/// written to it.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let was = fs::metadata(path).ok();
     if was.as_ref().is_some_and(|was| !was.is_file()) {
@@ -19,12 +20,12 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     }
     new.as_file().sync_all()?;
     new.persist(path).map_err(|error| error.error)?;
-    // Where a directory cannot be synced, the name is as durable as the system makes it.
+    // If the directory cannot be synced, the rename is as durable as the file system makes it.
     drop(File::open(directory).and_then(|directory| directory.sync_all()));
     Ok(())
 }
 
-/// A temporary file is its maker's alone; a new file is to be as others are.
+/// A temporary file is readable by its owner only; a new file gets the usual permissions.
 #[cfg(unix)]
 fn open_to_readers(file: &File) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;

@@ -1,4 +1,4 @@
-//! `find`: where a record is, as far as the store can tell.
+//! `find`: where a record is, as far as the store knows.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -15,12 +15,12 @@ const EXAMPLE: &str = "\
 Example:
   highwater-dump find state.redb ISSUE-17
 
-A record is looked for by its id in the newest run: in what is in no batch yet,
-in the batches whose bytes are stored, in the findings that are kept, and among
-the attachments. The bytes of a batch are dropped when it is confirmed: what
-the platform has is not found here.";
+Searches the newest run for a record's id: the records that are in no batch
+yet, the batches whose bytes are stored, the findings that are kept, and the
+attachments. The bytes of a batch are dropped when it is confirmed, so records
+that the platform has are not found.";
 
-/// Looks for a record: why it is missing, or there twice
+/// Finds a record: why it is missing, or was sent twice
 #[derive(Debug, Args)]
 #[command(after_help = format!("{EXAMPLE}\n\n{EXIT_CODES}"))]
 pub(crate) struct Find {
@@ -28,10 +28,10 @@ pub(crate) struct Find {
     store: PathBuf,
     /// The id of the record, as the extractor gives it
     id: String,
-    /// The sync unit; the only one, if not given
+    /// The sync unit; may be left out if the store has only one
     #[arg(long, value_name = "ID")]
     unit: Option<String>,
-    /// As JSON objects, one per line
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
 }

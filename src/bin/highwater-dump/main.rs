@@ -1,5 +1,5 @@
-//! `highwater-dump`: shows a store to a person or a script, and checks what an extractor is to deliver. Most
-//! commands look and write nothing; those that mend say what they are going to do, and ask.
+//! `highwater-dump`: shows a store to a person or a script, and checks the documents of an extractor. Most commands
+//! only read. The commands that change a store say what they will change, and ask first.
 
 mod attachments;
 mod batches;
@@ -9,9 +9,9 @@ mod ending;
 mod events;
 mod files;
 mod find;
-mod first;
 mod mend;
 mod message;
+mod overview;
 mod plots;
 mod rejected;
 mod report;
@@ -31,25 +31,27 @@ use ending::{EXIT_CODES, Exit, Failure, complain};
 
 const EXAMPLES: &str = "\
 Examples:
-  highwater-dump state.redb                  what is wrong, and where it stands
+  highwater-dump state.redb                  problems, and the current state
   highwater-dump state.redb --unit acme/x    one sync unit
   highwater-dump state.redb --json           for a script
-  highwater-dump check state.redb            whether the file is whole
+  highwater-dump check state.redb            verifies the file
   highwater-dump tail state.redb             follows a running extractor
   highwater-dump attachments state.redb --failed
   highwater-dump report state.redb --html report.html
   highwater-dump rewind state.redb acme/x --to 2026-01-02 --dry-run
   highwater-dump diff yesterday.redb state.redb
-  highwater-dump help runs                   what a command is for
-  highwater-dump ./check                     a store named as a command is
+  highwater-dump help runs                   explains a command
+  highwater-dump ./check                     a store that has a command's name
 
-A store is read as it is: closed, left open by a process that was killed, or
-open in a process that runs. If it is open, it is copied to the directory for
-temporary files (TMPDIR), and the copy read. Nothing is written to it but by the
-commands that mend, which say what they are going to do, ask, and make a copy
-first. Tables are as wide as the terminal, or COLUMNS; NO_COLOR=1 takes the
-colours away; HIGHWATER_DUMP_NOW=2026-01-02T03:04:05Z tells ages as of then, of
-a store that was copied.
+A store can be read in any state: closed, left open by a process that was
+killed, or open in a running process. If it is open, it is copied to the
+directory for temporary files (TMPDIR), and the copy is read. Only the commands
+that mend a store write to it: they say what they will change, ask, and make a
+copy first.
+
+Tables are as wide as the terminal, or COLUMNS. NO_COLOR=1 turns colours off.
+For a store that was copied, HIGHWATER_DUMP_NOW=2026-01-02T03:04:05Z shows ages
+as of that time.
 
 Data goes to stdout, everything else to stderr.";
 
@@ -67,7 +69,7 @@ struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
-    show: Option<first::Show>,
+    show: Option<overview::Show>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -92,12 +94,12 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    // A file that changes or is damaged under a look may make the database panic; that becomes an error there.
+    // If a file is damaged, or changes while it is read, the database may panic; that is turned into an error.
     std::panic::set_hook(Box::new(|_| {}));
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // If it cannot be said, there is nobody to say that to.
+            // If stdout or stderr is closed, the message is lost.
             drop(error.print());
             return if error.use_stderr() { Exit::Usage.into() } else { Exit::Fine.into() };
         }
@@ -107,7 +109,7 @@ fn main() -> ExitCode {
         Ok(Err(failure)) => failure.end().into(),
         Err(panic) => {
             let panic = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref().copied());
-            complain(&format!("a mistake in this program: {}", panic.unwrap_or("it panicked")));
+            complain(&format!("bug in this program: {}", panic.unwrap_or("it panicked")));
             Exit::CouldNot.into()
         }
     }

@@ -1,5 +1,5 @@
-//! The commands that change a store, or a worker state that is kept with the platform: each says what it would
-//! change, asks, makes a copy, and does it.
+//! The commands that change a store, or a worker state that was taken from the platform. Each says what it would
+//! change, asks, makes a copy, and makes the change.
 
 use std::fs;
 use std::io::{self, BufRead, IsTerminal, Write};
@@ -25,9 +25,9 @@ pub(crate) enum Mending {
 Example:
   highwater-dump rewind state.redb acme/tickets --to 2026-01-02 --dry-run
 
-An open run is abandoned. The watermark and the bookmarks are as the run left them; of
-runs older than the last 8 finished ones, bookmarks are not kept and are dropped.
-STORE may be a worker state, as the platform answers it: it is changed in place.")]
+An open run is abandoned. The watermark and the bookmarks are set as the run left them.
+Bookmarks are kept for the last 8 finished runs; before those, the unit has none.
+STORE may be a worker state as the platform returns it: the file is changed in place.")]
     Rewind {
         #[command(flatten)]
         unit: Unit,
@@ -43,17 +43,17 @@ STORE may be a worker state, as the platform answers it: it is changed in place.
 Example:
   highwater-dump set-cursor state.redb acme/tickets issues '{\"page\":41}'
 
-The cursor must have the shape of the last one, unless --force is given. It is for each
-run until one is finished; the cursor null takes it back.")]
+The cursor must have the shape of the last one, unless --force is given. Each run begins
+with it until one has finished; the cursor null removes it.")]
     SetCursor {
         #[command(flatten)]
         unit: Unit,
         /// The stream
         stream: String,
-        /// The cursor, as JSON: a text is \"quoted\"
+        /// The cursor, as JSON: a string is \"quoted\"
         #[arg(allow_hyphen_values = true)]
         cursor: String,
-        /// Also if the stream is not known, or its cursors had another shape
+        /// Set it even if the stream is unknown, or its cursors had another shape
         #[arg(long)]
         force: bool,
         #[command(flatten)]
@@ -64,8 +64,8 @@ run until one is finished; the cursor null takes it back.")]
 Example:
   highwater-dump reset state.redb acme/tickets --keep-attachments
 
-Watermark, bookmarks and set cursors are gone; an open run is abandoned. The ledger and the
-extractor's own values stay.")]
+Removes the watermark, the bookmarks and the cursors that were set; an open run is
+abandoned. The ledger and the extractor's own values are kept.")]
     Reset {
         #[command(flatten)]
         unit: Unit,
@@ -83,15 +83,15 @@ extractor's own values stay.")]
 Example:
   highwater-dump requeue state.redb acme/tickets --reason 'status 503'
 
-Without --id and --reason, all of them. The next run that comes to its attachments takes
-them up.")]
+Without --id and --reason, all of them are queued. The next run that extracts attachments
+streams them.")]
     Requeue {
         #[command(flatten)]
         unit: Unit,
-        /// The attachment with this id; may be given again
+        /// Queue the attachment with this id; may be repeated
         #[arg(long = "id", value_name = "ID")]
         ids: Vec<String>,
-        /// Those whose reason contains this text
+        /// Queue those whose reason contains this text
         #[arg(long, value_name = "TEXT")]
         reason: Option<String>,
         #[command(flatten)]
@@ -102,7 +102,7 @@ them up.")]
 Example:
   highwater-dump abandon state.redb acme/tickets
 
-The watermark stays, so the next run extracts again what this one had not announced.")]
+The watermark stays as it is, so the next run extracts again what this one did not announce.")]
     Abandon {
         #[command(flatten)]
         unit: Unit,
@@ -114,7 +114,8 @@ The watermark stays, so the next run extracts again what this one had not announ
 Example:
   highwater-dump forget state.redb acme/tickets
 
-The ids of its last 64 runs are kept, so that late events are recognised, and so are the acts.")]
+The ids of its last 64 runs are kept, so that late events are recognised. So is the list of
+what operators did (`acts`).")]
     Forget {
         #[command(flatten)]
         unit: Unit,
@@ -126,7 +127,7 @@ The ids of its last 64 runs are kept, so that late events are recognised, and so
 Example:
   highwater-dump export state.redb acme/tickets tickets.jsonl
 
-Refused while a run is open. The store stays as it is.")]
+Refused while a run is open. The store is not changed.")]
     Export {
         #[command(flatten)]
         unit: Unit,
@@ -155,14 +156,14 @@ A store that does not exist is created.")]
 Example:
   highwater-dump acts state.redb
 
-The newest 64 of each unit are kept, also of one that was forgotten.")]
+The newest 64 of each unit are kept, even if the unit was forgotten.")]
     Acts {
         /// The store file, or a file with a worker state
         store: PathBuf,
-        /// Those to this sync unit only; for a worker state, its name
+        /// Only what was done to this sync unit; for a worker state, the name to give it
         #[arg(long, value_name = "ID")]
         unit: Option<String>,
-        /// One JSON object per line
+        /// Print one JSON object per line
         #[arg(long)]
         json: bool,
     },
@@ -171,7 +172,7 @@ The newest 64 of each unit are kept, also of one that was forgotten.")]
 Example:
   highwater-dump compact state.redb --dry-run
 
-What it saves is measured on a copy in the directory for temporary files.")]
+The space to be freed is measured on a copy in the directory for temporary files.")]
     Compact {
         /// The store file
         store: PathBuf,
@@ -190,20 +191,20 @@ pub(crate) struct Unit {
 
 #[derive(Debug, Args)]
 pub(crate) struct How {
-    /// Says exactly what would change, and changes nothing
+    /// Print exactly what would change, and change nothing
     #[arg(short = 'n', long)]
     dry_run: bool,
-    /// Does not ask
+    /// Do not ask for confirmation
     #[arg(short, long)]
     yes: bool,
     /// Where to put the copy that is made first: a directory, or a file that does not exist yet [default: beside
     /// STORE]
     #[arg(long, value_name = "PATH")]
     backup: Option<PathBuf>,
-    /// Who does it, for the list of what was done [default: USER]
+    /// Your name, for the list of what was done [default: USER]
     #[arg(long, value_name = "NAME")]
     by: Option<String>,
-    /// One JSON object: the plan, whether it was done, and the copy
+    /// Print one JSON object: the plan, whether it was done, and the copy
     #[arg(long)]
     json: bool,
 }
@@ -305,7 +306,7 @@ impl Unit {
             return self.mend_worker_state(how, command, act, &text);
         }
         let creates = matches!(act, Act::Import(..)) && !self.store.exists();
-        // Planned by a snapshot, so that a store which is not changed in the end stays untouched.
+        // Planned from a snapshot, so the store is not touched if nothing is changed in the end.
         let (plan, is_open) = if creates {
             let dir = tempfile::tempdir()?;
             (act.plan(&Store::open(dir.path().join("state.redb"))?, &self.unit)?, false)
@@ -327,7 +328,7 @@ impl Unit {
         how.say(&plan, &plan.act, &plan.lines(), true, backup.as_deref())
     }
 
-    /// Mends a worker state: in a store in memory, by the same code.
+    /// Changes a worker state: it is read into a store in memory, and changed by the same code.
     fn mend_worker_state(&self, how: &How, command: &str, act: &Act, text: &str) -> Result<Exit, Failure> {
         let state = SavedState::read(text, &self.unit)?;
         let plan = act.plan(state.store(), &self.unit)?;
@@ -373,7 +374,7 @@ impl How {
     fn by(&self) -> String {
         let named = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
         let by = self.by.clone().or_else(|| named("USER")).or_else(|| named("LOGNAME"));
-        by.unwrap_or_else(|| "(nobody said who)".to_owned())
+        by.unwrap_or_else(|| "(unknown)".to_owned())
     }
 
     /// Asks for confirmation.
@@ -428,7 +429,7 @@ impl How {
             drop(Store::open(copy.path())?);
         }
         copy.persist_noclobber(&to).map_err(|error| failed(&to, error.error))?;
-        // If a directory cannot be synced, the file exists all the same.
+        // If the directory cannot be synced, the copy exists all the same.
         drop(fs::File::open(directory).and_then(|directory| directory.sync_all()));
         Ok(to)
     }
@@ -450,7 +451,7 @@ impl How {
             words(&mut out, act, lines)?;
             match backup {
                 Some(path) => {
-                    writeln!(out, "done; the copy from before: {}", visible(&path.display().to_string()))?;
+                    writeln!(out, "done; the copy made before: {}", visible(&path.display().to_string()))?;
                 }
                 None if done => writeln!(out, "done")?,
                 None => writeln!(out, "nothing was changed")?,

@@ -19,10 +19,10 @@ Example:
 pub(crate) struct Message {
     /// The store file
     store: PathBuf,
-    /// The sync unit; the only one, if not given
+    /// The sync unit; may be left out if the store has only one
     #[arg(long, value_name = "ID")]
     unit: Option<String>,
-    /// Which message; the last one, if not given
+    /// The number of the message; without it, the last one
     number: Option<u64>,
 }
 

@@ -1,5 +1,5 @@
-//! Plots in a page: shapes are SVG that stretches to the width there is, and all text is beside them, where it stays
-//! as large as other text. Each shape has its figures as a title, and no plot says what no table or legend says too.
+//! Plots in a page. Shapes are SVG that stretches to the available width. Text is outside the SVG, so that it keeps
+//! its size. Each shape has its figures as a title; whatever a plot shows, a table or legend shows too.
 
 use std::fmt::Write as _;
 
@@ -46,12 +46,12 @@ impl Fill {
 pub(crate) struct Part<'a> {
     pub(crate) name: &'a str,
     pub(crate) size: u64,
-    /// The size for people.
+    /// The size, as text.
     pub(crate) shown: String,
     pub(crate) fill: Fill,
 }
 
-/// A whole as one bar, and its parts as its pieces, each in proportion. Nothing if the whole is nothing.
+/// One bar for a whole, divided into its parts. Nothing is drawn if the whole is zero.
 #[allow(clippy::cast_precision_loss, reason = "a plot is not exact")]
 pub(crate) fn whole(page: &mut Document, caption: &str, parts: &[Part<'_>]) {
     let sum: u64 = parts.iter().map(|part| part.size).sum();
@@ -81,7 +81,7 @@ pub(crate) fn whole(page: &mut Document, caption: &str, parts: &[Part<'_>]) {
     ));
 }
 
-/// A bar that stands at a time.
+/// A bar at a point in time.
 #[derive(Debug)]
 pub(crate) struct Bar {
     pub(crate) from: DateTime<Utc>,
@@ -91,7 +91,7 @@ pub(crate) struct Bar {
     pub(crate) fill: Fill,
 }
 
-/// Bars over time, the earliest first; `shown` is a height for people. Nothing for fewer than two.
+/// Bars over time, the earliest first; `shown` formats a height. Nothing is drawn for fewer than two bars.
 #[allow(clippy::cast_precision_loss, reason = "a plot is not exact")]
 pub(crate) fn over_time(
     page: &mut Document,
@@ -104,14 +104,14 @@ pub(crate) fn over_time(
     let from = first.from;
     let span = (until - from).as_seconds_f64().max(1.0);
     let top = round_above(bars.iter().map(|bar| bar.height).max().unwrap_or_default());
-    // Wide enough to be seen, and narrow enough for its neighbours.
+    // Wide enough to be visible, and narrow enough not to cover its neighbours.
     let narrowest = (600.0 / bars.len() as f64).clamp(0.6, 14.0);
     let mut shapes = String::new();
     for bar in bars {
         let width = ((bar.until - bar.from).as_seconds_f64() / span * 1_000.0).max(narrowest);
         let x =
             ((bar.from - from).as_seconds_f64() / span * 1_000.0).clamp(0.0, 1_000.0 - width.min(1_000.0));
-        // A run of nothing is seen to have been.
+        // A run with no records is visible too.
         let height = (bar.height as f64 / top as f64 * 100.0).max(0.8);
         let _ = write!(
             shapes,
@@ -138,7 +138,7 @@ pub(crate) fn over_time(
     ));
 }
 
-/// The least of 2, 4, 10, 20, 40, 100 and so on that is not below.
+/// The smallest of 2, 4, 10, 20, 40, 100 and so on that is not below the number.
 fn round_above(number: u64) -> u64 {
     let mut tens: u64 = 1;
     loop {
@@ -212,6 +212,6 @@ mod tests {
         ] {
             assert!(html.contains(part), "{part} is not in {html}");
         }
-        assert!(!html.contains("gone"), "no bar is of that kind");
+        assert!(!html.contains("gone"), "no bar has that fill");
     }
 }

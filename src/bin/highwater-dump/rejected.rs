@@ -14,8 +14,8 @@ const EXAMPLE: &str = "\
 Example:
   highwater-dump rejected state.redb --last 20
 
-The next run asks for them first. Of the first of each kind the content is kept:
---content shows its beginning, which is what a user wrote.";
+The next run requests them first. The content of the first record of each kind
+is kept: --content shows its beginning, which may be text that a user wrote.";
 
 /// Lists the rejected records, and why: the next run requests them again
 #[derive(Debug, Args)]
@@ -23,7 +23,7 @@ The next run asks for them first. Of the first of each kind the content is kept:
 pub(crate) struct Rejected {
     #[command(flatten)]
     asked: Asked,
-    /// With the content that is kept of them
+    /// Also show the content that is kept
     #[arg(long)]
     content: bool,
 }

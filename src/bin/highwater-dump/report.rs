@@ -1,4 +1,4 @@
-//! `report`: a store as one page for a browser, to look at, to send and to print.
+//! `report`: writes a store as one page for a browser, to read, to send and to print.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -16,7 +16,7 @@ use highwater::limits::LEDGER_RUNS_MAX;
 
 use crate::ending::{EXIT_CODES, Exit, Failure, Outcome};
 use crate::files::replace;
-use crate::first::{alert_words, attachments, deaths, event_words, fate_words, on_its_way, rates};
+use crate::overview::{alert_words, attachments, deaths, event_words, fate_words, on_its_way, rates};
 use crate::plots::{self, Bar, Fill, Part};
 use crate::stores::{no_unit, open};
 use crate::text::{Screen, at_most, count, cut, duration, time};
@@ -26,12 +26,12 @@ Example:
   highwater-dump report state.redb --html report.html
 
 The page needs no other file and no network. It has what the other commands
-show, drawn where that is easier to see: runs over time, where records are,
-where the time of the newest runs went. Ages are as of when it was made.";
+show, with plots: runs over time, where records are, where the time of the
+newest runs went. Ages are as of the time when the page was made.";
 
-/// What a page says of an error or a reason at most.
+/// Characters of an error or a reason that a page shows at most.
 const REASON_CHARS: usize = 2_000;
-/// Reasons of failed attachments, and of rejected records, that are told apart.
+/// Reasons of failed attachments and rejected records that are counted separately; the rest are counted together.
 const REASONS_MAX: usize = 50;
 
 /// Writes a page for a browser: units, runs over time, records, failures, findings
@@ -40,16 +40,16 @@ const REASONS_MAX: usize = 50;
 pub(crate) struct Report {
     /// The store file
     store: PathBuf,
-    /// The file to write; one that is there is replaced. `-` is stdout
+    /// The file to write; an existing one is replaced. `-` is stdout
     #[arg(long, value_name = "FILE")]
     html: PathBuf,
-    /// Show this sync unit only
+    /// Show only this sync unit
     #[arg(long, value_name = "ID")]
     unit: Option<String>,
-    /// Show also what is none of the user's: how lists of external sync units were given
+    /// Also show internal units: how lists of external sync units were sent
     #[arg(long)]
     internal: bool,
-    /// How many runs, messages and failed attachments the tables list of each unit, the newest. Plots have all
+    /// How many runs, messages and failed attachments the tables list for each unit, newest first. Plots show all
     #[arg(long, value_name = "N", default_value_t = 20)]
     last: usize,
 }
@@ -115,15 +115,15 @@ impl Report {
     }
 }
 
-/// Refuses to write over a store, this one or another.
+/// Refuses to overwrite a store, this one or another.
 fn refuse_store(path: &Path) -> Outcome<()> {
     let mut start = [0; 4];
     match File::open(path).and_then(|mut file| file.read_exact(&mut start)) {
         Ok(()) if start == *b"redb" => Err(Failure::Usage(format!(
-            "{}: it is a store, and is not written over; give another file with --html",
+            "{}: is a store and will not be overwritten; give another file with --html",
             path.display()
         ))),
-        // What is not there, or cannot be written, is said by the write.
+        // If the file does not exist or cannot be read, the write reports what is wrong.
         _ => Ok(()),
     }
 }
@@ -170,7 +170,7 @@ fn state_words(run: &RunReport) -> String {
     }
 }
 
-/// A unit, read.
+/// What is read of a unit.
 struct Unit {
     report: UnitState,
     standing: Standing,
@@ -360,7 +360,7 @@ impl Unit {
         page.table(&table);
     }
 
-    /// Where the time of the newest runs went, as far as their events tell.
+    /// Where the time of the newest runs went, as far as their events show.
     fn time(&self, page: &mut Document, screen: Screen) {
         let spent = Spent::of(&self.conversation, &self.report, screen.now);
         if spent.by_phase.is_empty() {
@@ -406,7 +406,7 @@ impl Unit {
         page.heading(3, "Deaths");
         let mut table = Table::new(
             "Lives that ended without an answer, and what each cost at most",
-            &["stored last", "run", "#life", "found", "lost", "#uploads in vain", "#records in them"],
+            &["stored last", "run", "#life", "found", "lost", "#uploads lost", "#records in them"],
         );
         for death in self.conversation.deaths.iter().rev() {
             table.row([
@@ -416,7 +416,7 @@ impl Unit {
                 time(death.found_at),
                 death.changed_at.map_or_else(
                     || "what followed its checkpoint".to_owned(),
-                    |changed| format!("{}, and the page at hand", duration(death.found_at - changed)),
+                    |changed| format!("{}, and the current page", duration(death.found_at - changed)),
                 ),
                 death.batches.to_string(),
                 death.items.to_string(),
@@ -425,7 +425,7 @@ impl Unit {
         page.table(&table);
     }
 
-    /// Errors that were said, attachments that were given up, and records that were rejected.
+    /// Errors that were sent, attachments that were given up, and records that were rejected.
     fn failures(&self, page: &mut Document, screen: Screen, last: usize) {
         let report = &self.report;
         let mut errors =
@@ -496,7 +496,7 @@ fn short(number: u64) -> String {
     }
 }
 
-/// Counts a reason, and what is beyond those that are told apart as one.
+/// Counts a reason; from [`REASONS_MAX`] different ones on, all others are counted as one.
 fn tally(reasons: &mut BTreeMap<String, u64>, reason: Option<String>) {
     let Some(reason) = reason else { return };
     let known = reasons.len() < REASONS_MAX || reasons.contains_key(&reason);
@@ -529,7 +529,7 @@ fn records(page: &mut Document, run: &RunReport, types: &[TypeReport]) {
     let rejected = sum(|counts| counts.rejected);
     plots::whole(
         page,
-        "What became of the records that were read",
+        "Where the records that were read are",
         &[
             part("announced", sum(|counts| counts.announced), Fill::Third),
             part("on its way: staged, uploaded or confirmed", sum(on_the_way), Fill::First),
@@ -583,7 +583,7 @@ fn on_the_way(counts: &TypeReport) -> u64 {
 
 fn listings(page: &mut Document, report: &UnitState, screen: Screen) {
     let started_at = report.run.as_ref().map(|run| run.started_at);
-    let heads = ["listing", "phase", "#pages", "#records", "last page", "#a second", "stands at"];
+    let heads = ["listing", "phase", "#pages", "#records", "last page", "#a second", "cursor"];
     let mut table = Table::new("Listings of that run", &heads);
     for stream in &report.streams {
         let rate = started_at.and_then(|started_at| stream.recent(started_at, screen.now));
@@ -644,7 +644,7 @@ struct Times {
     between: TimeDelta,
     /// From a DELAY to the next event.
     delay: TimeDelta,
-    /// From the last that a life stored to the next life.
+    /// From the last change that a life stored to the next life.
     lost: TimeDelta,
 }
 
@@ -654,7 +654,8 @@ struct Spent {
 }
 
 impl Spent {
-    /// What the events tell that are kept. Clocks of several machines need not agree: no time is below nothing.
+    /// Computed from the events that are kept. Clocks of several machines may disagree: a negative time counts as
+    /// zero.
     fn of(conversation: &Conversation, report: &UnitState, now: DateTime<Utc>) -> Self {
         let mut spent = Self::default();
         let open = report.open_run();

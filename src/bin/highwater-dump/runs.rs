@@ -1,4 +1,4 @@
-//! `runs`: the result of every run that is kept, record for record.
+//! `runs`: the result of every run that is kept, with the whereabouts of each record.
 
 use std::fmt::Write as _;
 use std::io::Write;
@@ -7,7 +7,7 @@ use clap::Args;
 use highwater::inspect::{BatchReport, BatchStage, LedgerReport, Line, Report, TypeReport};
 
 use crate::ending::{EXIT_CODES, Exit, Outcome};
-use crate::first::{attachments, deaths, event_words};
+use crate::overview::{attachments, deaths, event_words};
 use crate::stores::{Asked, no_unit, open_at, store_line};
 use crate::text::{Listing, Screen, count, duration, folded, json_line, stdout, visible};
 
@@ -15,11 +15,11 @@ const EXAMPLE: &str = "\
 Example:
   highwater-dump runs state.redb --unit acme/tickets --last 10
 
-Of each run and item type: what was read is what was skipped and what was
-announced. Where they part, it says where the rest is: in which batches, or in
-none yet.";
+For each run and item type: the records that were read are the sum of those that
+were skipped, rejected or announced. In an open run the rest are listed too: in
+which batches they are, or that they are in none yet.";
 
-/// Lists the runs, the newest last: records read and announced, deaths, findings
+/// Lists the runs, newest last: records read and announced, deaths, findings
 #[derive(Debug, Args)]
 #[command(after_help = format!("{EXAMPLE}\n\n{EXIT_CODES}"))]
 pub(crate) struct Runs {

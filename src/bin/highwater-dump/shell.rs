@@ -15,7 +15,7 @@ enum Shell {
     Zsh,
 }
 
-/// Prints the script with which a shell completes the command line
+/// Prints a completion script for a shell
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -49,7 +49,7 @@ impl Completions {
 Example:
   highwater-dump man | man -l -")]
 pub(crate) struct Man {
-    /// The command; the program as a whole, if not given
+    /// The command; without it, the page of the program
     command: Option<String>,
 }
 

@@ -9,15 +9,15 @@ use serde::Serialize;
 
 use crate::ending::{Failure, Outcome, complain};
 
-/// Says how a store was read, unless it was closed cleanly.
+/// Tells on stderr how a store was read, unless it was closed cleanly.
 pub(crate) fn note(store: &Path, source: Source) {
     match source {
         Source::LeftOpen => complain(&format!(
-            "{}: its last owner did not close it (perhaps it was killed): read through an overlay, without changing it",
+            "{}: the last process did not close it (perhaps it was killed): read through an overlay, without changing it",
             store.display()
         )),
         Source::Copy { copies } => complain(&format!(
-            "{}: it is open elsewhere: read from a temporary copy, verified{}",
+            "{}: open in another process: read from a verified temporary copy{}",
             store.display(),
             if copies > 1 {
                 format!(" (made {copies} times, because it was being written to)")
@@ -29,14 +29,14 @@ pub(crate) fn note(store: &Path, source: Source) {
     }
 }
 
-/// Opens a store to read it, and says how if it was not closed cleanly.
+/// Opens a store to read it, and tells on stderr how it was read.
 pub(crate) fn open(store: &Path) -> Outcome<Snapshot> {
     let snapshot = Snapshot::open(store)?;
     note(store, snapshot.source());
     Ok(snapshot)
 }
 
-/// Opens a store to read the requested unit; without one, the only one that is the user's.
+/// Opens a store to read the requested unit; without one, the only unit that is not internal.
 pub(crate) fn open_at(store: &Path, unit: Option<&str>) -> Outcome<(Snapshot, String)> {
     let mut snapshot = open(store)?;
     let unit = unit_of(&mut snapshot, store, unit)?;
@@ -82,13 +82,13 @@ pub(crate) fn source_word(source: Source) -> &'static str {
 pub(crate) struct Asked {
     /// The store file
     pub(crate) store: PathBuf,
-    /// The sync unit; the only one, if not given
+    /// The sync unit; may be left out if the store has only one
     #[arg(long, value_name = "ID")]
     pub(crate) unit: Option<String>,
-    /// How many to list, the newest; all, if not given
+    /// How many to list, newest first; without it, all
     #[arg(long, value_name = "N")]
     pub(crate) last: Option<usize>,
-    /// One JSON object per line, with a `kind`; times are RFC 3339 in UTC
+    /// Print one JSON object per line, with a `kind`; times are RFC 3339 in UTC
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -1,7 +1,7 @@
 //! `tail`: follows a store while its extractor runs.
 //!
-//! A store that is open elsewhere is read from a copy, so it is read seldom: every 2 seconds at most, and for at most
-//! a tenth of the time, however large it is.
+//! A store that is open in another process is read from a copy. So it is read at most every 2 seconds, and for at
+//! most a tenth of the time, however large it is.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -22,13 +22,13 @@ const EXAMPLE: &str = "\
 Example:
   highwater-dump tail state.redb --unit acme/tickets
 
-A line for each unit in which something changed. A running extractor is not
-disturbed: the store is read from a copy, at most every 2 seconds, and for at
-most a tenth of the time.";
+Prints a line for each unit in which something changed. A running extractor is
+not disturbed: the store is read from a copy, at most every 2 seconds, and for
+at most a tenth of the time.";
 
 /// The fewest seconds between two reads.
 const EVERY_MIN: u64 = 2;
-/// One of this many parts of the time is spent reading.
+/// At most one part in this many of the time is spent reading.
 const SHARE: u32 = 10;
 
 /// Follows a store while its extractor runs, until it is interrupted
@@ -37,19 +37,19 @@ const SHARE: u32 = 10;
 pub(crate) struct Tail {
     /// The store file
     store: PathBuf,
-    /// The sync unit; all of the user's, if not given
+    /// The sync unit; without it, all that are not internal
     #[arg(long, value_name = "ID")]
     unit: Option<String>,
     /// Seconds between two reads, at least 2
     #[arg(long, value_name = "SECONDS", default_value_t = EVERY_MIN, value_parser = clap::value_parser!(u64).range(EVERY_MIN..))]
     every: u64,
-    /// End after this many reads
+    /// Stop after this many reads
     #[arg(long, value_name = "N")]
     looks: Option<u64>,
-    /// End when no run is open
+    /// Stop when no run is open
     #[arg(long)]
     until_over: bool,
-    /// For each read at which something changed, JSON objects, one per line
+    /// Print JSON objects, one per line, for each read at which something changed
     #[arg(long)]
     json: bool,
 }
@@ -66,7 +66,7 @@ impl Tail {
             match self.look(&mut said) {
                 Ok(is_open) if self.until_over && !is_open => return Ok(Exit::Fine),
                 Ok(_) => {}
-                // It is written to too fast to be copied: perhaps it works the next time.
+                // The store is written to too fast to be copied: the next attempt may succeed.
                 Err(Failure::Store(error)) if error.kind() == ErrorKind::InUse => {
                     complain(&format!("{}: too busy to be copied; trying again", self.store.display()));
                 }
@@ -126,7 +126,7 @@ impl Tail {
     }
 }
 
-/// How long to wait after a look that took so long.
+/// How long to wait after a read that took this long.
 fn pause(every: Duration, took: Duration) -> Duration {
     every.max(took.saturating_mul(SHARE)).saturating_sub(took)
 }

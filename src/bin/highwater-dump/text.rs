@@ -1,5 +1,5 @@
-//! Text that is safe to print: what could drive a terminal or turn its text around is escaped, in JSON by an escape that
-//! means the same, so that what a script reads is exact.
+//! Text that is safe to print. Characters that could control a terminal or reverse the direction of text are escaped;
+//! in JSON by an equivalent escape, so that a script reads the exact value.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -14,14 +14,14 @@ use serde::Serialize;
 /// Characters of a cursor, bookmark or value that a table shows; JSON shows all.
 const CUT_CHARS: usize = 60;
 
-/// Columns of a screen that says nothing of its width.
+/// Columns of a screen whose width is unknown.
 const WIDTH: usize = 100;
-/// Narrower than this nothing is folded any more.
+/// Lines are never folded to less than this many columns.
 const WIDTH_MIN: usize = 40;
 /// Characters of a name that are shown; JSON shows all.
 const NAME_CHARS: usize = 200;
 
-/// What is printed on: how wide it is, whether it has colours, and what time it is.
+/// The screen: its width, whether it has colours, and the current time.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Screen {
     pub(crate) colour: bool,
@@ -77,7 +77,7 @@ pub(crate) fn duration(time: TimeDelta) -> String {
     }
 }
 
-/// JSON text that shows all that is in it, and means the same: outside of its strings there is nothing to escape.
+/// JSON text with such characters escaped. It means the same, as they occur only inside its strings.
 pub(crate) fn visible_json(json: &str) -> Cow<'_, str> {
     if !json.contains(is_unsafe) {
         return Cow::Borrowed(json);
@@ -96,11 +96,11 @@ pub(crate) fn visible_json(json: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// A writer of JSON that goes to a terminal: whole lines are made visible. To anything else the bytes go as they are.
+/// Writes JSON: to a terminal with such characters escaped, to anything else unchanged.
 pub(crate) struct Screened<'a, W: Write> {
     out: &'a mut W,
     screens: bool,
-    /// The start of a character whose rest comes with the next write.
+    /// The start of a UTF-8 character whose other bytes come with the next write.
     held: Vec<u8>,
 }
 
@@ -146,12 +146,12 @@ pub(crate) fn time(moment: DateTime<Utc>) -> String {
     moment.to_rfc3339_opts(SecondsFormat::Secs, true)
 }
 
-/// One thing, or several.
+/// A number with its noun, singular or plural.
 pub(crate) fn count(number: u64, one: &str, several: &str) -> String {
     format!("{number} {}", if number == 1 { one } else { several })
 }
 
-/// The start of a text that may be endless; three dots show that there is more.
+/// The start of a text that may be long; three dots show that it was cut.
 pub(crate) fn at_most(chars: usize, text: &str) -> String {
     match text.char_indices().nth(chars) {
         Some((end, _)) => format!("{}...", &text[..end]),
@@ -163,12 +163,13 @@ pub(crate) fn cut(json: Option<&str>) -> String {
     json.map_or_else(|| "-".to_owned(), |json| visible(&at_most(CUT_CHARS, json)).into_owned())
 }
 
-/// Text of others as a cell shows it: what is in it, cut where it is endless.
+/// A foreign text for a cell: made visible, and cut if it is long.
 fn shown(text: &str) -> String {
     visible(&at_most(NAME_CHARS, text)).into_owned()
 }
 
-/// A table, numbers to the right. Where the screen is too narrow for it, cells are folded, and below that the rows.
+/// A table, with numbers aligned to the right. On a narrow screen its cells are folded; on a narrower one each row is
+/// printed as a block.
 pub(crate) struct Listing {
     header: Vec<String>,
     is_number: Vec<bool>,
@@ -177,7 +178,7 @@ pub(crate) struct Listing {
 
 /// Columns between two cells.
 const GAP: usize = 2;
-/// What a cell of text is not folded below.
+/// A text cell is not folded to less than this many columns.
 const TEXT_MIN: usize = 12;
 
 impl Listing {
@@ -240,7 +241,7 @@ impl Listing {
         table.lines().try_for_each(|line| writeln!(out, "{indent}{}", line.trim_end()))
     }
 
-    /// Each row as a block: its first cell, and below it the others with their names.
+    /// Prints each row as a block: its first cell, and below it the others with their names.
     fn blocks(&self, out: &mut impl Write, screen: Screen, indent: &str) -> io::Result<()> {
         for row in &self.rows {
             let mut cells = self.header.iter().zip(row);
@@ -257,7 +258,8 @@ impl Listing {
     }
 }
 
-/// A line after `lead`; what does not fit into the width is on the next lines, after `indent`. The text is to be safe.
+/// Prints a line after `lead`, folded to the width: the next lines come after `indent`. The text must be safe to
+/// print.
 pub(crate) fn folded(
     out: &mut impl Write,
     screen: Screen,
@@ -280,7 +282,7 @@ pub(crate) fn folded(
             line.push(' ');
             chars += 1;
         }
-        // A word that is wider than the screen is cut where it ends.
+        // A word that is wider than the screen is cut.
         while chars + word.len() > screen.width {
             let rest = word.split_off(screen.width.saturating_sub(chars).max(1).min(word.len()));
             line.extend(&word);
@@ -296,7 +298,7 @@ pub(crate) fn folded(
     writeln!(out, "{}", line.trim_end())
 }
 
-/// A name, and what it is: `  name       text`.
+/// Prints a name and its value: `  name       text`.
 pub(crate) fn fact(out: &mut impl Write, screen: Screen, name: &str, text: &str) -> io::Result<()> {
     folded(out, screen, &format!("  {name:<10} "), &" ".repeat(13), &visible(text))
 }
@@ -327,7 +329,7 @@ mod tests {
             let expected = if is_terminal { visible_json(TURNED) } else { Cow::Borrowed(TURNED) };
             assert_eq!(String::from_utf8(out).unwrap(), expected);
         }
-        // What is no UTF-8 does not get stuck.
+        // Bytes that are not UTF-8 are written too.
         let mut out = Vec::new();
         Screened::new(&mut out, true).write_all(b"a\xff\xfeb").unwrap();
         assert_eq!(out, "a\u{fffd}\u{fffd}b".as_bytes());

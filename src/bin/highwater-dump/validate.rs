@@ -19,7 +19,7 @@ use crate::text::{visible, visible_json};
 const EXIT_CODES: &str = "\
 Exit codes:
   0  no errors found; there may be warnings
-  1  could not: a file is missing or cannot be read
+  1  failed: a file is missing or cannot be read
   2  the command line is wrong
   3  errors found";
 
@@ -31,16 +31,16 @@ const DATA_EXAMPLE: &str = "\
 Example:
   highwater-dump validate-data -m metadata.json -r issues < issues.jsonl";
 
-/// Checks metadata for every inconsistency, or records against it.
+/// Checks metadata for inconsistencies, or records against it.
 ///
 /// Without a record type, the metadata itself is checked. With `-m METADATA -r RECORD_TYPE`, the records in FILE are
-/// checked, like `validate-data` does.
+/// checked, as `validate-data` does.
 #[derive(Debug, Args)]
 #[command(after_help = format!("{METADATA_EXAMPLE}\n\n{EXIT_CODES}"))]
 pub(crate) struct ValidateMetadata {
-    /// The metadata or, with `-m` and `-r`, the records; `-`, or nothing, reads standard input. May be gzipped.
+    /// The metadata or, with `-m` and `-r`, the records. Without it, or with `-`, standard input. May be gzipped.
     file: Option<PathBuf>,
-    /// The metadata that records are checked against; without `-r`, the metadata that is checked.
+    /// The metadata to check the records against; without `-r`, the metadata to check.
     #[arg(short, long, value_name = "METADATA")]
     metadata: Option<PathBuf>,
     /// The record type of the records.
@@ -52,11 +52,11 @@ pub(crate) struct ValidateMetadata {
     output: OutputOptions,
 }
 
-/// Checks records against the metadata: JSON, one record after the other, each on a line or spread over several.
+/// Checks records against the metadata. The records are JSON values one after another; each may span several lines.
 #[derive(Debug, Args)]
 #[command(after_help = format!("{DATA_EXAMPLE}\n\n{EXIT_CODES}"))]
 pub(crate) struct ValidateData {
-    /// The records; `-`, or nothing, reads standard input. May be gzipped.
+    /// The records. Without it, or with `-`, standard input. May be gzipped.
     file: Option<PathBuf>,
     /// The metadata that declares the record type.
     #[arg(short, long, value_name = "METADATA")]
@@ -72,10 +72,10 @@ pub(crate) struct ValidateData {
 
 #[derive(Debug, Args)]
 struct RecordOptions {
-    /// Make it an error if `created_date` or `modified_date` is left out.
+    /// Treat a missing `created_date` or `modified_date` as an error.
     #[arg(long)]
     require_dates: bool,
-    /// Make it an error if a field is not declared, instead of a warning.
+    /// Treat an undeclared field as an error instead of a warning.
     #[arg(long)]
     refuse_undeclared: bool,
 }
@@ -90,16 +90,16 @@ struct OutputOptions {
     all: bool,
 }
 
-/// Findings of one kind that are shown to people.
+/// Findings of one kind that are printed without `--all`.
 const SHOWN_OF_A_KIND: u64 = 10;
 
 /// Why a command ended without a verdict.
 enum Stop {
-    /// It could not be done, for this reason.
-    Could(String),
+    /// It failed, for this reason.
+    Failed(String),
     /// The command line is wrong, for this reason.
     Usage(String),
-    /// Nobody reads the output any more, which is not an error.
+    /// The reader closed the pipe, which is not an error.
     BrokenPipe,
 }
 
@@ -138,10 +138,10 @@ fn exit(outcome: Outcome<u64>) -> ExitCode {
     let (code, message) = match outcome {
         Ok(0) | Err(Stop::BrokenPipe) => return ExitCode::SUCCESS,
         Ok(_) => return ExitCode::from(3),
-        Err(Stop::Could(message)) => (1, message),
+        Err(Stop::Failed(message)) => (1, message),
         Err(Stop::Usage(message)) => (2, message),
     };
-    // Standard error may be closed too; then nobody can be told.
+    // If stderr is closed, the message is lost.
     let _ = writeln!(io::stderr(), "highwater-dump: {}", escaped(&message));
     ExitCode::from(code)
 }
@@ -203,7 +203,7 @@ fn validate_data(
     })?;
     let undeclared = if records.refuse_undeclared { Severity::Error } else { Severity::Warning };
     let checker = checker.require_dates(records.require_dates).undeclared(undeclared);
-    // Only findings that prevent checking records: `validate-metadata` reports the rest.
+    // Only errors: they keep records from being checked. `validate-metadata` reports the rest.
     for finding in metadata.check().into_iter().filter(Finding::is_error) {
         report.add(finding)?;
     }
@@ -216,7 +216,7 @@ fn validate_data(
     let mut report = Report::new(&name, options);
     let could_not = |error: highwater::Error| {
         let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-        Stop::Could(format!("cannot read {name}{cause}"))
+        Stop::Failed(format!("cannot read {name}{cause}"))
     };
     let mut stream = checker.stream(open(file)?).map_err(could_not)?;
     for finding in stream.by_ref() {
@@ -241,14 +241,14 @@ fn open(file: Option<&Path>) -> Outcome<Box<dyn Read>> {
     match file {
         Some(file) if !is_stdin(Some(file)) => match File::open(file) {
             Ok(open) => Ok(Box::new(open)),
-            Err(error) => Err(Stop::Could(format!("cannot open {}: {error}", file.display()))),
+            Err(error) => Err(Stop::Failed(format!("cannot open {}: {error}", file.display()))),
         },
         _ => Ok(Box::new(io::stdin().lock())),
     }
 }
 
 fn read_metadata(file: Option<&Path>) -> Outcome<Result<Metadata, Findings>> {
-    let could_not = |error: io::Error| Stop::Could(format!("cannot read {}: {error}", name_of(file)));
+    let could_not = |error: io::Error| Stop::Failed(format!("cannot read {}: {error}", name_of(file)));
     let mut text = Vec::new();
     highwater::record::reader(open(file)?)
         .and_then(|mut reader| reader.read_to_end(&mut text))
@@ -290,7 +290,7 @@ impl<'o> Report<'o> {
     fn add(&mut self, finding: Finding) -> Outcome<()> {
         if self.json {
             let line = serde_json::to_string(&Line { finding: &finding, file: self.name })
-                .map_err(|error| Stop::Could(error.to_string()))?;
+                .map_err(|error| Stop::Failed(error.to_string()))?;
             self.tally.add(finding);
             return written(writeln!(self.out, "{}", visible_json(&line)));
         }
@@ -302,7 +302,7 @@ impl<'o> Report<'o> {
         Ok(())
     }
 
-    /// A finding for people: place and severity, what is wrong, the text around it, what would be right.
+    /// A finding for people: its place and severity, the message, the text around it, and what was expected.
     fn text(&self, finding: &Finding) -> String {
         let mut place = self.name.to_owned();
         if let Some(line) = finding.line {
@@ -335,7 +335,7 @@ impl<'o> Report<'o> {
         if self.colour { format!("\u{1b}[{colour}m{text}\u{1b}[0m") } else { text.to_owned() }
     }
 
-    /// Prints what was left out, and the result.
+    /// Prints how many findings were left out, and the result.
     fn end(&mut self, checked: &str) -> Outcome<()> {
         if !self.json {
             if !self.all {
@@ -371,11 +371,11 @@ fn count(number: u64, what: &str) -> String {
 fn written(result: io::Result<()>) -> Outcome<()> {
     result.map_err(|error| match error.kind() {
         io::ErrorKind::BrokenPipe => Stop::BrokenPipe,
-        _ => Stop::Could(format!("cannot write: {error}")),
+        _ => Stop::Failed(format!("cannot write: {error}")),
     })
 }
 
-/// Text from a document, safe to show on a terminal. A tab becomes a space, so that the marks below it are aligned.
+/// Text from a document, safe to show on a terminal. A tab becomes a space, so that the marks below stay aligned.
 fn escaped(text: &str) -> String {
     visible(&text.replace('\t', " ")).into_owned()
 }

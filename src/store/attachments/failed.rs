@@ -12,7 +12,7 @@ use super::super::rows::{
     ATTACHMENTS, AttachmentRow, FAILED, FailedRow, KEPT_FROM, Key, LEDGER, QUEUES, REQUEUED, RUN_IDS, UNITS,
     run_and_number, run_key,
 };
-use super::super::run::Run;
+use super::super::run_handle::Run;
 use super::super::tables::{Rows, Tables};
 use super::super::uploads::attachment_moved;
 use super::queue::{GroupSize, REQUEUED_FROM, find_seen, kept_key, note_seen, read_line};

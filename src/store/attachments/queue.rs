@@ -12,7 +12,7 @@ use super::super::rows::{
     QueueRow, REQUEUED, RunStatus, SEEN, SEEN_BY_HASH, SeenByHashRow, SeenRow, run_key, seen_hash_key,
     seen_key,
 };
-use super::super::run::Run;
+use super::super::run_handle::Run;
 use super::super::tables::{Change, Rows};
 
 /// Attachments that are queued again get numbers from here on, above the number of any line.

@@ -9,7 +9,7 @@ use crate::model::{ArtifactId, Micros};
 use crate::record::Attachment;
 
 use super::super::rows::{ATTACHMENTS, AttachmentRow, Key, QUEUES, SEEN, SEEN_BY_HASH};
-use super::super::run::Run;
+use super::super::run_handle::Run;
 use super::super::tables::Rows;
 use super::super::uploads::id_used;
 use super::queue::read_line;

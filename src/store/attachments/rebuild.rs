@@ -17,7 +17,7 @@ use super::super::rows::{
     ATTACHMENTS, AttachmentRow, FAILED, FILES, FailedRow, FileRow, Json, Key, POSITIONS, QUEUES, QueueRow,
     REQUEUED, UNITS, number_of, run_key,
 };
-use super::super::run::Run;
+use super::super::run_handle::Run;
 use super::super::tables::{Change, Rows};
 use super::super::uploads::attachment_moved;
 use super::failed::place_in;

@@ -14,7 +14,7 @@ use super::super::batches::states::UnsettledBatch;
 use super::super::rows::{
     ATTACHMENTS, AttachmentRow, FAILED, FailedRow, LedgerAttachments, QUEUES, QueueRow, REQUEUED,
 };
-use super::super::run::Run;
+use super::super::run_handle::Run;
 use super::super::tables::{Change, Rows};
 use super::super::uploads::attachment_moved;
 use super::super::used_ids;

@@ -198,7 +198,7 @@ pub trait WriteTransaction: ReadTransaction {
     fn commit(self: Box<Self>) -> Result<(), CommitError>;
 }
 
-/// What became of a change whose commit failed.
+/// The outcome of a change whose commit failed.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum CommitError {

@@ -3,7 +3,7 @@
 
 #[cfg_attr(not(feature = "testing"), allow(unreachable_pub, reason = "`testing` makes it public"))]
 pub(crate) mod contract;
-pub(crate) mod file;
 #[cfg_attr(not(feature = "testing"), allow(unreachable_pub, reason = "`testing` makes it public"))]
 pub(crate) mod memory;
 pub(crate) mod redb;
+pub(crate) mod store_file;

@@ -26,7 +26,7 @@ use crate::error::{Error, Result};
 use crate::store::disk::Disk;
 
 use super::contract::{Backend, CommitError, KeyRange, Limit, ReadTransaction, RowPage, WriteTransaction};
-use super::file::{self, Place};
+use super::store_file::{self, Place};
 
 /// The first bytes of every redb file (redb `docs/design.md`, "Super-header").
 const MAGIC: [u8; 9] = *b"redb\x1A\x0A\xA9\x0D\x0A";
@@ -68,13 +68,13 @@ impl Redb {
         let shown = path.display();
         let failed = |error| Error::io(format!("open the store {shown}"), error);
         for _ in 0..OPEN_TRIES {
-            let Some(mut file) = file::open(path)? else {
+            let Some(mut file) = store_file::open(path)? else {
                 match create(path, cache_bytes, &initialise) {
                     // Another process has created a store there by now, or a sweep removed ours as that of a dead
                     // process. Or nothing can be created at the path: it is a link that leads nowhere.
                     Err(error)
                         if matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound)
-                            && file::parent(path).is_dir() => {}
+                            && store_file::parent(path).is_dir() => {}
                     Err(error) => return Err(Error::io(format!("create the store {shown}"), error)),
                     Ok(()) => {}
                 }
@@ -411,8 +411,8 @@ impl Storage {
         }
         match &self.medium {
             Medium::File { file, directory, .. } => {
-                file::sync_file(file)?;
-                file::sync_directory(directory)?;
+                store_file::sync_file(file)?;
+                store_file::sync_directory(directory)?;
             }
             Medium::Disk(disk) => disk.sync()?,
         }
@@ -502,7 +502,7 @@ fn create(
     cache_bytes: usize,
     initialise: impl Fn(&dyn Backend) -> Result<()>,
 ) -> io::Result<()> {
-    file::create(path, |new| {
+    store_file::create(path, |new| {
         let other = |error: Error| io::Error::other(crate::error::chain(&error));
         let location = Location::Path(Place::of(new, &File::open(new)?)?);
         let db = guard(path, || builder(cache_bytes).create(new)).map_err(other)?;
@@ -519,7 +519,7 @@ pub(crate) fn check_start(path: &Path, start: &[u8]) -> Result<bool> {
         None => Err(Error::NotAStore {
             path: path.to_owned(),
             reason: if start.is_empty() {
-                "it is empty; remove it to begin anew"
+                "it is empty; remove it to start over"
             } else {
                 "it does not start as a redb file does"
             }

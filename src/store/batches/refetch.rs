@@ -1,7 +1,7 @@
-//! Asking again for what earlier runs rejected.
+//! Requests the records that earlier runs rejected.
 //!
-//! What comes of a chunk of ids is staged as a page of a stream of its own, whose row counts its pages and records; which
-//! ids are still to be asked for is in the rows of the room `rejected`, not in a cursor.
+//! The result of a chunk of ids is staged as a page of a stream of its own, whose row counts its pages and records.
+//! The ids that are still to be requested are in the rows of `rejected`, not in a cursor.
 
 use serde::Serialize;
 
@@ -10,17 +10,16 @@ use crate::model::Phase;
 
 use super::super::page::Page;
 use super::super::rejected::refetched;
-use super::super::run::Run;
+use super::super::run_handle::Run;
 use super::states::UnsettledBatch;
 
 impl Run {
-    /// Asks for the records that earlier runs rejected, in chunks of at most
-    /// [`REFETCH_IDS`](crate::limits::REFETCH_IDS) ids of one item type, until it has asked for each once in this run.
-    /// Returns for how many it asked.
+    /// Requests the records that earlier runs rejected, until each was requested once in this run: in chunks of one
+    /// item type with at most [`REFETCH_IDS`](crate::limits::REFETCH_IDS) ids. Returns how many were requested.
     ///
-    /// `fetch` is given an item type and ids, and returns a last page that says of each id what became of it: its record,
-    /// another rejection, or that it is gone; it names no child listings. What passes is in the batches that the next [`Run::batches`] yields. Before
-    /// the first stream is the place for it:
+    /// `fetch` is given an item type and ids. It returns a last page with a result for each id: its record, another
+    /// rejection, or that it is gone. The page names no child listings. Records that pass are in the batches that the
+    /// next [`Run::batches`] yields. Call it before the first stream:
     ///
     /// ```
     /// use highwater::{Page, Record, Store};
@@ -28,7 +27,7 @@ impl Run {
     /// # let dir = tempfile::tempdir()?;
     /// let store = Store::open(dir.path().join("state.redb"))?;
     /// let unit = store.sync_unit("acme/tickets")?;
-    /// // A run reads a bad record.
+    /// A run reads a bad record.
     /// let list = |_: Option<u32>| -> highwater::Result<Page<u32>> {
     ///     let mut page = Page::last();
     ///     page.reject("issues", "ISSUE-7", "it has no project");
@@ -37,7 +36,7 @@ impl Run {
     /// let run = unit.begin()?;
     /// assert_eq!(run.batches("issues", list).count(), 0);
     /// run.finish()?;
-    /// // It was mended since, and the next run asks for it.
+    /// It was fixed since, and the next run requests it.
     /// let run = unit.begin()?;
     /// assert_eq!(run.rejected()?[0].id, "ISSUE-7");
     /// run.refetch(|item_type, ids| -> highwater::Result<Page<u32>> {
@@ -59,12 +58,12 @@ impl Run {
     /// ```
     ///
     /// # Durability
-    /// When this returns `Ok`, what became of each survives power loss; killed before, the next call goes on with the
-    /// chunk that was being fetched.
+    /// When this returns `Ok`, the results survive power loss. After a kill, the next call goes on with the chunk
+    /// that was being fetched.
     ///
     /// # Errors
-    /// `Fetch` with the closure's own error; `Invalid` if a page does not say what became of an id; those of staging a
-    /// page; `Fenced`, `Corrupt`, `Io`. What was answered before stays.
+    /// `Fetch` with the closure's own error; `Invalid` if a page has no result for an id; those of staging a page;
+    /// `Fenced`, `Corrupt`, `Io`. Results that were stored before are kept.
     pub fn refetch<C, F, E>(&self, mut fetch: F) -> Result<u64>
     where
         C: Serialize,
@@ -84,7 +83,7 @@ impl Run {
         Ok(asked)
     }
 
-    /// Stores a page that was asked for rejected records, and what became of each.
+    /// Stores a page that was requested for rejected records, and the result for each.
     ///
     /// # Durability
     /// When this returns `Ok`, all of it survives power loss.

@@ -1,10 +1,10 @@
-//! Staging: a page in, and the batches that it fills out, in one transaction.
+//! Staging: stores a page and the batches that it fills, in one transaction.
 //!
 //! A record is in a batch, or in the lines of an open one, exactly if the cursor of its stream is past it.
 //!
 //! Lines of an item type collect in `chunks`, one per page. The page that brings them to the batch size closes the
-//! batch: the chunks are replaced by one gzip member, in that page's transaction; a page bigger than a batch closes
-//! several, each in one member. What is left becomes the first chunk of the next batch.
+//! batch: in the transaction of that page, the chunks are replaced by one gzip member. A page larger than a batch
+//! closes several, each as one gzip member. The remaining lines become the first chunk of the next batch.
 
 use std::fmt;
 
@@ -34,14 +34,14 @@ use super::super::rows::{
     BATCHES, BatchRow, BatchState, CHUNKS, ChunkRow, Dates, Json, Key, PAYLOADS, Payload, RunRow, STREAMS,
     TYPES, TypeRow, UnderRow, VALUES,
 };
-use super::super::run::{Run, read_cursor};
+use super::super::run_handle::{Run, read_cursor};
 use super::super::tables::{Change, Rows};
 use super::states::{BatchInfo, UnsettledBatch, count, count_left_out};
 
-/// Where a stream stands: `None` exhausted, else the cursor of its next page.
+/// The position of a stream: `None` if it is exhausted, else the cursor of its next page.
 pub(super) type NextCursor<C> = Option<Option<C>>;
 
-/// What a page is of.
+/// The listing that a page belongs to.
 #[derive(Debug, Clone)]
 pub(crate) enum PageOf {
     Stream(StreamName),
@@ -55,11 +55,11 @@ impl PageOf {
         }
     }
 
-    /// Checks that a page leads elsewhere than to the cursor that it was fetched with, and not back into a cycle, and
-    /// returns where, as JSON. `watch` has the cursors of its listing so far, in this invocation.
+    /// Checks that a page leads on: not to the cursor that it was fetched with, and not back into a cycle. Returns
+    /// the cursor that it leads to, as JSON. `watch` has the cursors that the listing had so far in this invocation.
     ///
     /// # Errors
-    /// `Invalid` if it leads nowhere, or its cursor cannot be written as JSON; `TooLarge`.
+    /// `Invalid` if the page does not lead on, or its cursor cannot be written as JSON; `TooLarge`.
     pub(crate) fn lead_on<C: Serialize>(
         &self,
         from: Option<&str>,
@@ -73,7 +73,7 @@ impl PageOf {
     }
 }
 
-/// As errors name it.
+/// The name for errors.
 impl fmt::Display for PageOf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -88,9 +88,9 @@ impl fmt::Display for PageOf {
 /// The lines of records of one item type that are announced in the same way.
 struct PageLines {
     item_type: ItemType,
-    /// Each is announced once in a run.
+    /// Each record is announced once in a run.
     once: bool,
-    /// Unchanged ones are left out.
+    /// Unchanged records are left out.
     edge: bool,
     lines: Lines,
 }
@@ -99,16 +99,16 @@ struct PageLines {
 enum FetchedWith {
     /// As JSON; none for the first page.
     Cursor(Option<String>),
-    /// The caller commits pages in their order.
+    /// Set if the caller commits pages in their order.
     Unknown,
 }
 
-/// A page whose parts were checked and whose lines are written: ready to be committed.
+/// A page whose parts are checked and whose lines are written: it can be committed.
 pub(crate) struct ReadyPage {
     of: PageOf,
     phase: Phase,
     from: FetchedWith,
-    /// Where it leads, as JSON.
+    /// The next cursor, as JSON.
     cursor: Option<String>,
     lines: Vec<PageLines>,
     skipped: Vec<(ItemType, u64)>,
@@ -125,7 +125,7 @@ impl ReadyPage {
         &self.of
     }
 
-    /// Whether it names child listings, which come before the next page of its own.
+    /// Whether it names child listings: they come before the next page of its own listing.
     pub(crate) fn names_children(&self) -> bool {
         !self.children.is_empty()
     }
@@ -135,7 +135,7 @@ impl ReadyPage {
         self.cursor.is_some()
     }
 
-    /// Records that it stages.
+    /// The number of records that it stages.
     pub(crate) fn items(&self) -> usize {
         self.lines.iter().map(|group| group.lines.ends.len()).sum()
     }
@@ -147,11 +147,11 @@ impl ReadyPage {
 }
 
 impl Run {
-    /// Stores a page of the data phase, in batches of the size that the store is set to. `watch`: the cursors of its
-    /// stream so far, in this invocation.
+    /// Stores a page of the data phase, in batches of the store's batch size. `watch` has the cursors that the stream
+    /// had so far in this invocation.
     ///
     /// # Errors
-    /// `Invalid` if the page leads nowhere; nothing of it was stored.
+    /// `Invalid` if the page does not lead on; nothing of it is stored.
     pub(super) fn stage_data<C: Serialize>(
         &self,
         stream: &StreamName,
@@ -162,7 +162,7 @@ impl Run {
         if let Some(NewChild { stream, parent, .. }) = page.children.first() {
             return Err(Error::Invalid {
                 what: format!("child listing {}", named(stream.as_str(), parent.as_str())),
-                reason: "nothing reads it here: only airdrop::serve reads child listings".to_owned(),
+                reason: "only airdrop::serve reads child listings".to_owned(),
             });
         }
         page.cursor.as_ref().map_or(Ok(()), |next| watch.advance(&page.of, next))?;
@@ -171,13 +171,13 @@ impl Run {
         Ok(closed)
     }
 
-    /// Tells of a stream that has read far more than ever, once in an invocation.
+    /// Warns of a stream that has read far more than ever, once per invocation.
     pub(crate) fn tell_far_more(&self, stream: &StreamName, watch: &mut CursorWatch) -> Result<()> {
         watch.is_told = watch.is_told || most_read::tell(self, stream)?;
         Ok(())
     }
 
-    /// Stores a page and where its stream goes on, closing the batches that it fills.
+    /// Stores a page and the position of its stream after it, and closes the batches that it fills.
     ///
     /// # Durability
     /// When this returns `Ok`, all of it survives power loss.
@@ -192,14 +192,14 @@ impl Run {
         Ok(self.commit_in(&[&page], batch_items)?.into_iter().flat_map(|page| page.closed).collect())
     }
 
-    /// Stores pages of the data phase in one transaction, and where their listings go on, closing the batches that they fill:
-    /// of the size that the store is set to.
+    /// Stores pages of the data phase and the positions of their listings in one transaction, and closes the batches
+    /// that they fill, which have the store's batch size.
     ///
     /// # Durability
     /// When this returns `Ok`, all of it survives power loss.
     ///
     /// # Errors
-    /// As a page alone; nothing of any of them was stored.
+    /// Those of storing one page; nothing of any of them is stored.
     pub(crate) fn commit(&self, pages: &[&ReadyPage]) -> Result<Vec<CommittedPage>> {
         self.commit_in(pages, self.inner.settings.batch_items)
     }
@@ -213,7 +213,7 @@ impl Run {
     /// Closes every open batch, at any size.
     ///
     /// # Durability
-    /// When this returns `Ok`, they survive power loss as batches, as they did as lines.
+    /// When this returns `Ok`, they survive power loss as batches; their lines did before.
     pub(crate) fn close_open(&self) -> Result<Vec<UnsettledBatch>> {
         let open = self.look(|rows, _| rows.all(&TYPES, &self.run_key()))?;
         if open.iter().all(|(_, counts)| counts.open_items == 0) {
@@ -233,14 +233,14 @@ impl Run {
         })
     }
 
-    /// Whether a stream has given its last page.
+    /// Whether a stream is exhausted.
     pub(crate) fn is_exhausted(&self, stream: &StreamName) -> Result<bool> {
         check_not_ours(stream)?;
         let key = self.run_key().and_name(stream.as_str());
         Ok(self.look(|rows, _| rows.get(&STREAMS, &key))?.is_some_and(|row| row.exhausted))
     }
 
-    /// Where a stream stands: `None` exhausted, else the cursor of its next page.
+    /// The position of a stream: `None` if it is exhausted, else the cursor of its next page.
     pub(crate) fn stream_cursor<C: DeserializeOwned>(&self, stream: &StreamName) -> Result<NextCursor<C>> {
         let position = self.stream_position(stream)?;
         position
@@ -259,7 +259,7 @@ impl Run {
         Ok(if row.exhausted { None } else { Some(row.cursor) })
     }
 
-    /// Reads a cursor of a listing.
+    /// Parses a cursor of a listing.
     ///
     /// # Errors
     /// `Cursor` if it is not of the type asked for.
@@ -273,29 +273,29 @@ impl Run {
     }
 }
 
-/// What came of a page that was stored.
+/// The result of storing a page.
 #[derive(Debug)]
 pub(crate) struct CommittedPage {
     /// The batches that it closed.
     pub(crate) closed: Vec<UnsettledBatch>,
-    /// The numbers of the child listings that it named, without those that were known.
+    /// The numbers of the child listings that it named and that were not known before.
     pub(crate) children: Vec<u64>,
 }
 
 /// Checks the parts of a page, and writes its lines.
 ///
 /// # Errors
-/// What of it cannot be stored.
+/// If part of it cannot be stored.
 pub(crate) fn make_ready<C: Serialize>(of: PageOf, phase: Phase, page: Page<C>) -> Result<ReadyPage> {
     let cursor = cursor_json(&of, &page)?;
     write_lines(of, phase, page, FetchedWith::Unknown, cursor)
 }
 
-/// [`make_ready`] for a page of the data phase that was fetched with the cursor `from` and leads to `next`, both as JSON:
-/// it is committed only where its listing stands at `from`.
+/// [`make_ready`] for a page of the data phase. It was fetched with the cursor `from` and leads to `next`, both as
+/// JSON. It is committed only if its listing is at `from`.
 ///
 /// # Errors
-/// As [`make_ready`].
+/// Those of [`make_ready`].
 pub(crate) fn make_ready_in_order<C>(
     of: PageOf,
     page: Page<C>,
@@ -326,7 +326,7 @@ fn write_lines<C>(
     if matches!(of, PageOf::Child { .. }) && bookmark.is_some() {
         return Err(Error::Invalid {
             what: format!("the bookmark of {of}"),
-            reason: "only a stream leaves a bookmark: a child listing is known by the page that names it"
+            reason: "only a stream can have a bookmark: a child listing exists only in the run that names it"
                 .to_owned(),
         });
     }
@@ -409,7 +409,7 @@ fn put_page(
     Ok(CommittedPage { closed, children })
 }
 
-/// Refuses a page that does not follow the one that was committed last: records between them would be lost, or announced
+/// Refuses a page that does not follow the page committed last: records between them would be lost, or announced
 /// twice.
 fn check_order(run: &Run, page: &ReadyPage, stands_at: Option<&str>) -> Result<()> {
     match &page.from {
@@ -432,7 +432,7 @@ fn check_order(run: &Run, page: &ReadyPage, stands_at: Option<&str>) -> Result<(
     }
 }
 
-/// Stores where a stream stands after a page.
+/// Stores the position of a stream after a page.
 fn put_position(
     run: &Run,
     change: &Change<'_>,
@@ -459,7 +459,7 @@ fn put_position(
     change.put(&STREAMS, &key, &position)
 }
 
-/// Stores that a stream was asked for, before its first page: whatever comes of that, the run is not finished
+/// Stores that a stream is being read, before its first page: even if the fetch fails, the run cannot be finished
 /// without it.
 pub(super) fn begin_stream(run: &Run, stream: &StreamName) -> Result<()> {
     let key = run.run_key().and_name(stream.as_str());
@@ -499,7 +499,8 @@ pub(in crate::store) fn add_lines(
         counts.open_items += chunk.items;
         counts.open_bytes += chunk.lines.len() as u64;
         if counts.open_items >= batch_items || counts.open_bytes >= BATCH_BYTES_MAX {
-            // Also where an earlier life left more open than the batch size that is set now: `chunk` is empty then.
+            // Also if an earlier life left more lines open than the batch size that is set now: then `chunk` is
+            // empty.
             let mut batch = take_open(run, change, item_type, &mut counts)?;
             batch.add(chunk);
             full.push(batch);
@@ -512,7 +513,7 @@ pub(in crate::store) fn add_lines(
     Ok(full)
 }
 
-/// Takes what is open of a type as a batch to be stored; the counts are the caller's to store.
+/// Takes the open lines of a type as a batch to be stored. The caller stores the changed counts.
 fn take_open(
     run: &Run,
     change: &Change<'_>,
@@ -531,7 +532,7 @@ fn take_open(
     Ok(batch)
 }
 
-/// Compresses and stores batches; the last is followed by the page's cursor.
+/// Compresses and stores batches. The last one gets the cursor after the page.
 pub(in crate::store) fn put_batches(
     run: &Run,
     change: &Change<'_>,
@@ -587,7 +588,7 @@ fn chunk_key(run: &Run, item_type: &ItemType, number: u64) -> Key {
 /// The lines of one item type of one page.
 pub(in crate::store) struct Lines {
     bytes: Vec<u8>,
-    /// Where each line ends, its newline included.
+    /// The end of each line, newline included.
     ends: Vec<usize>,
     dates: Vec<Dates>,
     ids: Vec<Option<Box<str>>>,
@@ -618,7 +619,7 @@ impl Lines {
         Ok(lines)
     }
 
-    /// Each line, its newline included.
+    /// Each line, newline included.
     pub(in crate::store) fn each(&self) -> impl Iterator<Item = &[u8]> {
         let at = |line: usize| self.bytes.get(self.start_of(line)..self.start_of(line + 1));
         (0..self.ends.len()).filter_map(at)
@@ -629,7 +630,7 @@ impl Lines {
         self.ids.iter().map(Option::as_deref)
     }
 
-    /// Each as the edge knows it.
+    /// Each record as the edge needs it.
     fn staged(&self) -> impl Iterator<Item = edge::Staged<'_>> {
         let modified = |dates: &Dates| dates.modified.map(|(at, _)| at);
         self.ids().zip(self.each()).zip(&self.dates).map(move |((id, line), dates)| edge::Staged {
@@ -639,7 +640,7 @@ impl Lines {
         })
     }
 
-    /// Those that are to be kept.
+    /// Only the records that are to be kept.
     pub(in crate::store) fn only(&self, keep: &[bool]) -> Self {
         let mut lines = Self { bytes: Vec::new(), ends: Vec::new(), dates: Vec::new(), ids: Vec::new() };
         for (at, _) in keep.iter().enumerate().filter(|(_, keep)| **keep) {
@@ -674,7 +675,7 @@ fn items_between(from: usize, to: usize) -> u32 {
     u32::try_from(to - from).unwrap_or(u32::MAX)
 }
 
-/// A batch that is full, or closed for another reason, before it is compressed.
+/// A batch that was closed, before it is compressed.
 pub(in crate::store) struct FullBatch {
     item_type: ItemType,
     items: u32,

@@ -1,16 +1,16 @@
-//! Where batches are on their way to the platform: each move of one is a change of its row and of the run's figures.
+//! The states of batches on their way to the platform. Each move changes a batch's row and the figures of its run.
 
 use crate::error::{Error, Result};
 use crate::model::{ArtifactId, Micros};
 use crate::transfer::{Event, State, recount};
 
 use super::super::rows::{BATCHES, BatchRow, BatchState, Dates, PAYLOADS, Payload, RunRow, TYPES, TypeRow};
-use super::super::run::Run;
+use super::super::run_handle::Run;
 use super::super::tables::{Change, Rows};
 use super::super::uploads::batch_moved;
 use super::super::used_ids;
 
-/// What a message says of a batch, but for its artifact id.
+/// What a message tells about a batch, except its artifact id.
 #[derive(Debug, Clone)]
 pub(crate) struct BatchInfo {
     pub(crate) seq: u64,
@@ -20,7 +20,7 @@ pub(crate) struct BatchInfo {
 }
 
 impl BatchInfo {
-    /// One whose seq its holder knows.
+    /// A batch whose number its owner knows.
     pub(crate) fn new(
         item_type: String,
         items: u32,
@@ -72,7 +72,7 @@ impl Run {
         Ok(unsettled)
     }
 
-    /// What is confirmed and in no message, in order.
+    /// Batches that are confirmed and in no message, in order.
     pub(crate) fn confirmed(&self) -> Result<Vec<(BatchInfo, String)>> {
         let rows = self.look(|rows, _| rows.all(&BATCHES, &self.run_key()))?;
         rows.into_iter()
@@ -86,7 +86,7 @@ impl Run {
             .collect()
     }
 
-    /// Stores the id of an upload; false, and nothing is stored, if the run has used it before.
+    /// Stores the id of an upload. Returns false, and stores nothing, if the run has used the id before.
     ///
     /// # Durability
     /// When this returns `Ok`, the id survives power loss, so it may be confirmed.
@@ -122,7 +122,7 @@ impl Run {
         })
     }
 
-    /// Gives up the id of an upload whose confirm was refused for good: it is to be uploaded anew.
+    /// Drops the id of an upload whose confirmation was refused for good: the batch must be uploaded again.
     pub(crate) fn give_up_id(&self, seq: u64) -> Result<()> {
         self.change(|change, row| {
             let batch = need_batch(self, change, seq)?;
@@ -132,8 +132,8 @@ impl Run {
     }
 }
 
-/// Records that a batch is where it belongs; no message will name it. False if the run has used the id before, and nothing
-/// is stored then.
+/// Records that a batch was delivered without a message. Returns false, and stores nothing, if the run has used the
+/// id before.
 pub(super) fn acknowledge(run: &Run, seq: u64, artifact: &ArtifactId) -> Result<bool> {
     run.change(|change, row| {
         let batch = need_batch(run, change, seq)?;
@@ -147,8 +147,8 @@ pub(super) fn acknowledge(run: &Run, seq: u64, artifact: &ArtifactId) -> Result<
     })
 }
 
-/// Moves a batch on, in its row and in the figures of its run. Its bytes go when the platform has them for good, and
-/// its row when it is delivered. `message`: the one that names it, if one does.
+/// Moves a batch to another state, in its row and in the figures of its run. Its bytes are removed when the platform
+/// has them for good, and its row when it is delivered. `message`: the message that names it, if there is one.
 pub(in crate::store) fn move_batch(
     run: &Run,
     change: &Change<'_>,
@@ -183,7 +183,7 @@ pub(in crate::store) fn move_batch(
     Ok(batch)
 }
 
-/// Records that a saved checkpoint names what is uploaded.
+/// Records that a saved checkpoint contains the uploaded batches.
 pub(in crate::store) fn batches_saved(run: &Run, change: &Change<'_>, row: &mut RunRow) -> Result<()> {
     for (seq, batch) in batches_in(run, change, BatchState::Uploaded)? {
         if !batch.saved {
@@ -225,7 +225,7 @@ pub(super) fn count(
     change.put(&TYPES, &key, &counts)
 }
 
-/// Counts records that were read and are staged nowhere.
+/// Counts records that were read and are not staged.
 pub(in crate::store) fn count_left_out(
     run: &Run,
     change: &Change<'_>,

@@ -6,7 +6,7 @@ use crate::error::Result;
 
 use super::super::page::child_bytes;
 use super::super::rows::{CHILD_IDS, CHILD_STREAMS, CHILDREN, ChildIdRow, Key};
-use super::super::run::Run;
+use super::super::run_handle::Run;
 use super::super::tables::{Change, Rows};
 use super::form::{ChildPart, ChildStreamPart, Position};
 

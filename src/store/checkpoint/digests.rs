@@ -29,7 +29,7 @@ impl Digests {
         self.0.iter()
     }
 
-    /// Keeps no more groups of `each` digests than fit in so many bytes of JSON, which are taken from those left; says how
+    /// Keeps as many groups of `each` digests as fit into the `left` bytes of JSON, and subtracts them; returns how
     /// many groups it drops.
     pub(crate) fn fit(&mut self, left: &mut usize, each: usize) -> u64 {
         let room = left.saturating_sub(DIGESTS_BYTES) / (each * DIGEST_BYTES);

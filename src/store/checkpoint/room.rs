@@ -25,7 +25,7 @@ use super::super::batches::staging::PageOf;
 use super::super::page::Page;
 use super::super::rejected::records;
 use super::super::rows::{BOOKMARKS, Json, Key, REJECTED, REJECTED_IN_RUN, STREAMS, TYPES, VALUES};
-use super::super::run::Run;
+use super::super::run_handle::Run;
 use super::super::tables::Rows;
 
 /// Bytes that a stream, an item type, a bookmark or a value takes in addition to its name and its text.
@@ -193,7 +193,7 @@ fn cost(part: &Part, bytes: usize) -> u64 {
         Part::Cursor(_) | Part::Bookmark(_) | Part::Children => return bytes as u64,
         // Counted twice: as read, and as announced.
         Part::ItemType(name) => 2 * name.len(),
-        // It stands in the worker state a second time, where quotation marks take two bytes.
+        // It is in the worker state a second time, where quotation marks take two bytes.
         Part::Value(name) if name == CONNECTOR_STATE_VALUE => 2 * bytes,
         // Its type and kind are written once for all.
         Part::Rejected(_, id) | Part::KeptRejected(_, id) => id.len() + REJECTED_BYTES,

@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::attachments::AttachmentReport;
-use super::ledger::LedgerReport;
 use super::messages::{DeathReport, EventReport, MessageReport};
+use super::past_runs::LedgerReport;
 use super::records::{BatchReport, FindingsReport, TypeReport};
 use super::rejected::RejectedReport;
 use super::report::{

@@ -23,8 +23,8 @@ use crate::store::rows::{
 use crate::store::tables::{Rows, View};
 
 use super::attachments::{AttachmentReport, AttachmentsReport, failed_attachments};
-use super::ledger::{LedgerReport, ledger_report};
 use super::messages::{self, DeathReport, MessageReport, deaths, event_name};
+use super::past_runs::{LedgerReport, ledger_report};
 use super::records::{FindingsReport, TypeReport, findings, item_types};
 use super::scan::{each, name, push_last};
 use super::words::{RunStatus, optional_raw, optional_time, raw, time};

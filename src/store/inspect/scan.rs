@@ -32,8 +32,8 @@ pub(super) fn run_id(view: &View<'_>, unit: u64, run: u64) -> Result<Option<Stri
     })
 }
 
-/// What is wrong in a table of counts by run and item type: runs that are neither the unit's newest nor in the ledger,
-/// with which the counts of a run are to go.
+/// Problems in a table of counts by run and item type: counts of runs that are neither the unit's newest nor in the
+/// ledger. They should have been removed with their run.
 pub(super) fn counts_of_no_run<R: Row>(
     view: &View<'_>,
     unit: &UnitRow,
@@ -58,7 +58,7 @@ pub(super) fn name(tail: &[u8]) -> Result<String, DecodeError> {
     name_of(tail).map(str::to_owned)
 }
 
-/// Keeps the newest `last`; returns the one that is dropped for the new one.
+/// Adds an item and keeps the newest `last`; returns the item that is dropped, if any.
 pub(super) fn push_last<T>(newest: &mut VecDeque<T>, last: usize, item: T) -> Option<T> {
     newest.push_back(item);
     if newest.len() > last { newest.pop_front() } else { None }

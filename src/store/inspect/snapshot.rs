@@ -11,8 +11,8 @@ use crate::artifact::decompress;
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, Result};
 
-use super::super::backend::file::open_to_read;
 use super::super::backend::redb::{check_start, guarded, is_open_elsewhere};
+use super::super::backend::store_file::open_to_read;
 use super::super::open::{CACHE_BYTES, Store};
 use super::super::rows::{
     BATCHES, BatchState, CHUNKS, Key, LEDGER, MESSAGES, PAYLOADS, Payload, RUNS, UNITS, UnitRow, message_key,

@@ -5,8 +5,8 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
 
-use super::ledger::LedgerTypeReport;
 use super::messages::MessageReport;
+use super::past_runs::LedgerTypeReport;
 use super::records::{BatchCounts, TypeReport};
 use super::report::{Report, RunReport, StreamReport};
 use super::snapshot::Source;

@@ -168,7 +168,7 @@ pub(in crate::store) fn count(number: u64, of: &str) -> String {
     format!("{number} {of}{}", if number == 1 { "" } else { "s" })
 }
 
-// serde hands the field over as it stands in the struct.
+// serde passes a reference to the field.
 #[allow(clippy::trivially_copy_pass_by_ref)]
 pub(super) fn is_zero(count: &u64) -> bool {
     *count == 0
@@ -181,7 +181,7 @@ pub(in crate::store) fn time<S: Serializer>(
     serializer.serialize_str(&moment.to_rfc3339_opts(SecondsFormat::AutoSi, true))
 }
 
-// serde hands the field over as it stands in the struct.
+// serde passes a reference to the field.
 #[allow(clippy::ref_option)]
 pub(in crate::store) fn optional_time<S: Serializer>(
     moment: &Option<DateTime<Utc>>,

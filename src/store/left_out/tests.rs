@@ -521,6 +521,6 @@ fn a_flat_record_cannot_be_announced_once() {
     let run = empty_unit(&first_moment()).begin().unwrap();
     let page = Page::<u32>::last().record_once("users", Record::flat(&json!({ "id": "U" })).unwrap());
     let error = run.stage(&StreamName::new("all").unwrap(), Phase::Data, 3, page).unwrap_err();
-    assert!(error.to_string().contains("it is flat, and has no id to know it by"), "{error}");
+    assert!(error.to_string().contains("it is flat, so it has no id"), "{error}");
     assert_eq!(run.left_out().unwrap(), LeftOutCounts::default());
 }

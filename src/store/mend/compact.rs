@@ -12,8 +12,8 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::model::Micros;
 
-use super::super::backend::file::open_to_read;
 use super::super::backend::redb::is_open_elsewhere;
+use super::super::backend::store_file::open_to_read;
 use super::super::open::Store;
 use super::super::rows::ActRow;
 use super::super::tables::Tables;

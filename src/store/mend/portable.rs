@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::model::{Micros, SyncUnitId};
 
-use super::super::backend::file;
+use super::super::backend::store_file;
 use super::super::digest::Digest;
 use super::super::inspect::Snapshot;
 use super::super::open::{Store, SyncUnit};
@@ -195,7 +195,7 @@ fn read(
 fn write(rows: &impl Rows, sync_unit: &str, path: &Path, now: DateTime<Utc>) -> Result<u64> {
     let unit = at_rest(rows, sync_unit)?;
     let writing = |error: std::io::Error| Error::io(format!("write the unit file {}", path.display()), error);
-    let new = tempfile::NamedTempFile::new_in(file::parent(path)).map_err(writing)?;
+    let new = tempfile::NamedTempFile::new_in(store_file::parent(path)).map_err(writing)?;
     let mut out = BufWriter::new(new);
     let mut chain = Chain::new();
     let mut put = |line: String| {
@@ -242,7 +242,7 @@ fn write(rows: &impl Rows, sync_unit: &str, path: &Path, now: DateTime<Utc>) -> 
     let new = out.into_inner().map_err(|error| writing(error.into_error()))?;
     new.as_file().sync_all().map_err(writing)?;
     new.persist_noclobber(path).map_err(|error| writing(error.error))?;
-    file::sync_directory(file::parent(path)).map_err(writing)?;
+    store_file::sync_directory(store_file::parent(path)).map_err(writing)?;
     Ok(count)
 }
 
@@ -315,7 +315,7 @@ impl Snapshot {
     /// Those of [`Store::export`] and of [`Snapshot::open`].
     pub fn export(&mut self, sync_unit: &str, path: impl AsRef<Path>, now: DateTime<Utc>) -> Result<u64> {
         let path = path.as_ref();
-        let directory = tempfile::tempdir_in(file::parent(path))
+        let directory = tempfile::tempdir_in(store_file::parent(path))
             .map_err(|error| Error::io(format!("write the unit file {}", path.display()), error))?;
         // A store that changes while it is read is read again.
         let tries = std::cell::Cell::new(0_u32);
@@ -327,7 +327,7 @@ impl Snapshot {
         let writing = |error| Error::io(format!("write the unit file {}", path.display()), error);
         // A rename that replaces nothing: the file gets a second name.
         std::fs::hard_link(&whole, path).map_err(writing)?;
-        file::sync_directory(file::parent(path)).map_err(writing)?;
+        store_file::sync_directory(store_file::parent(path)).map_err(writing)?;
         Ok(rows)
     }
 

@@ -5,8 +5,7 @@
 //! reported. A proxy may answer 408 to a request that it has already passed on, so 408 proves nothing; 425 and 429
 //! mean that the request was postponed before anything was done.
 //!
-//! | call | success | absent | definite refusal | storage refuses | repeated, not applied | repeated, outcome unknown
-//! |
+//! | call | success | absent | definite refusal | storage refuses | repeated, not applied | repeated, outcome unknown |
 //! | --- | --- | --- | --- | --- | --- | --- |
 //! | `Prepare`, `DownloadUrl`, `SnapIn` | 2xx | | other 4xx | | everything else | |
 //! | `WorkerState` | 2xx | 404 | other 4xx | | everything else | |

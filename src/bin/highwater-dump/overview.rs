@@ -1,4 +1,4 @@
-//! The first screen: of each sync unit what is wrong, where it stands, and what was.
+//! The first screen: for each sync unit its problems, its state, and its past runs.
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -19,16 +19,16 @@ use crate::text::{Listing, Screen, count, cut, duration, fact, folded, json_line
 pub(crate) struct Show {
     /// The store file
     store: PathBuf,
-    /// Show this sync unit only
+    /// Show only this sync unit
     #[arg(long, value_name = "ID")]
     unit: Option<String>,
-    /// Show also what is none of the user's: how lists of external sync units were given
+    /// Also show internal units: how lists of external sync units were sent
     #[arg(long)]
     internal: bool,
-    /// How many messages, finished runs and failed attachments to show of each unit, the newest
+    /// How many messages, finished runs and failed attachments to show for each unit, newest first
     #[arg(long, value_name = "N", default_value_t = 5)]
     last: usize,
-    /// One JSON object per line, with a `kind`; times are RFC 3339 in UTC
+    /// Print one JSON object per line, with a `kind`; times are RFC 3339 in UTC
     #[arg(long)]
     json: bool,
 }
@@ -51,7 +51,7 @@ impl Show {
         let hides = !self.internal && self.unit.is_none() && !users.is_empty();
         let (shown, hidden) = if hides { (users, internal.len()) } else { ([users, internal].concat(), 0) };
         for (at, unit) in shown.iter().enumerate() {
-            // What is wrong is told by the newest message and the newest run, however few are listed.
+            // Problems are found from the newest message and the newest run, even if fewer are to be listed.
             let Some(report) = snapshot.unit(unit, self.last.max(1))? else {
                 if self.unit.is_some() {
                     return Err(no_unit(&self.store, unit));
@@ -154,7 +154,7 @@ fn print(out: &mut impl Write, report: &Report, standing: &Standing, screen: Scr
     Ok(())
 }
 
-/// A line that may be long, without the end of its last line: what is coloured is coloured as a whole.
+/// A line, folded if it is long, without a line end: so it can be coloured as a whole.
 fn folded_line(text: &mut String, screen: Screen, line: &str) -> io::Result<()> {
     let mut bytes = Vec::new();
     folded(&mut bytes, screen, "", "  ", line)?;
@@ -260,7 +260,7 @@ fn run_facts(
     Ok(())
 }
 
-/// What the lives cost that ended without an answer, as far as that is known.
+/// What the lives that ended without an answer cost, as far as that is known.
 pub(crate) fn deaths(report: &Report, run: &RunReport) -> Option<String> {
     if run.deaths == 0 {
         return None;
@@ -271,7 +271,7 @@ pub(crate) fn deaths(report: &Report, run: &RunReport) -> Option<String> {
         let _ = match death.changed_at {
             Some(changed) => write!(
                 text,
-                "; the last cost at most {}, the page at hand and {} made in vain",
+                "; the last cost at most {}, the current page and {} in vain",
                 duration(death.found_at - changed),
                 count(death.batches, "upload", "uploads")
             ),
@@ -281,7 +281,7 @@ pub(crate) fn deaths(report: &Report, run: &RunReport) -> Option<String> {
     Some(text)
 }
 
-/// The identity of an event, or the id of a run of ours that is made of one.
+/// The identity of an event in words. The id of a run that we made from an event is shown in the same way.
 pub(crate) fn event_words(identity: &str) -> String {
     let parts: Option<Vec<Option<String>>> = serde_json::from_str(identity).ok();
     match parts.as_deref() {
@@ -374,7 +374,7 @@ fn child_listings(streams: &[ChildStreamReport]) -> Listing {
     table
 }
 
-/// Where the records of a run are: what was read is the sum of the other columns.
+/// Where the records of a run are: the number read is the sum of the other columns.
 fn records(types: &[TypeReport]) -> Listing {
     let skips = types.iter().any(|counts| counts.skipped > 0);
     let rejects = types.iter().any(|counts| counts.rejected > 0);
@@ -422,7 +422,7 @@ fn records(types: &[TypeReport]) -> Listing {
     table
 }
 
-/// What checks found in records: of each kind how many, and the first of them.
+/// What checks found in records: the count of each kind, and the first finding of each.
 fn findings(out: &mut impl Write, screen: Screen, kinds: &[FindingsReport]) -> io::Result<()> {
     let mut table = Listing::new(&["item type", "severity", "rule", "at", "#findings"]);
     for kind in kinds {

@@ -1,4 +1,4 @@
-//! The address of messages, and what looks wrong in one.
+//! The address of messages, and the checks of a message.
 
 use std::collections::HashSet;
 use std::io::{BufRead as _, BufReader};
@@ -14,9 +14,9 @@ use crate::api::{Api, Exchange, artifact_id, failed};
 use crate::http::Answer;
 use crate::local::UNKNOWN_EVENT;
 
-/// The item type of what is said of uploaded attachments.
+/// The item type of artifacts about uploaded attachments.
 pub(crate) const UPLOADED: &str = "ssor_attachment";
-/// Item types that are announced without a confirm.
+/// Item types that are announced without being confirmed.
 const UNCONFIRMED: &str = "external_sync_units";
 
 impl Api {
@@ -44,9 +44,9 @@ impl Api {
         Ok(Answer::json(200, &json!({})))
     }
 
-    /// Keeps a message. The first that answers an event is known by the event's request id. Said again in the same
-    /// bytes it is the same, if its `Idempotency-Key` says so or the server is strict; else nothing tells the second
-    /// from a second message, and it is kept as one.
+    /// Stores a message. The first message that answers an event gets the event's request id as its key. If the same
+    /// bytes are sent again, they are the same message if they have an `Idempotency-Key` or the server is strict.
+    /// Otherwise nothing distinguishes a repeated message from a second one, and it is stored as a second one.
     fn keep(
         &self,
         exchange: &mut Exchange<'_, '_>,
@@ -75,8 +75,8 @@ impl Api {
         self.local.keep_message_beside(&message).map_err(failed)
     }
 
-    /// Compares the context of a message with that of its event, where that is known: any field of the event must be
-    /// there, as it was. What a worker adds is let pass.
+    /// Compares the context of a message with that of its event, if the event is known: every field of the event must
+    /// be there, unchanged. Fields that a worker adds are accepted.
     fn check_echo(
         &self,
         exchange: &mut Exchange<'_, '_>,
@@ -95,7 +95,7 @@ impl Api {
         exchange.lint("context-echo", 400, text)
     }
 
-    /// Looks whether the artifacts of a message are there, and confirmed.
+    /// Checks that the artifacts of a message are uploaded, and confirmed.
     fn check_artifacts(
         &self,
         exchange: &mut Exchange<'_, '_>,
@@ -129,8 +129,8 @@ impl Api {
         Ok(confirmed.into_iter().collect())
     }
 
-    /// Looks at what is said of attachments in the artifacts of a message: a line must be whole, and name an upload
-    /// that was confirmed, which no other line of the message names.
+    /// Checks the lines about attachments in the artifacts of a message. Each line must be complete, and must name a
+    /// confirmed upload that no other line of the message names.
     fn check_attachments(&self, exchange: &mut Exchange<'_, '_>, artifacts: &[Value]) -> Result<(), Answer> {
         let of_attachments: Vec<&Value> = artifacts
             .iter()
@@ -144,17 +144,17 @@ impl Api {
             let Ok(id) = artifact_id(artifact.get("id").and_then(Value::as_str).unwrap_or_default()) else {
                 continue;
             };
-            // That one is not there was noted before.
+            // A missing artifact was noted before.
             let Ok((file, _)) = self.artifact(&id) else { continue };
             let mut lines = 0_u64;
             for line in BufReader::new(MultiGzDecoder::new(file)).lines() {
                 lines += 1;
                 let wrong = |reason: String| format!("artifact {id}, line {lines}: {reason}");
                 let checked = line
-                    .map_err(|error| format!("it is no gzipped text: {error}"))
+                    .map_err(|error| format!("it is not gzipped text: {error}"))
                     .and_then(|line| {
                         serde_json::from_str::<UploadedAttachment>(&line)
-                            .map_err(|error| format!("it does not say what was uploaded: {error}"))
+                            .map_err(|error| format!("it does not name an upload: {error}"))
                     })
                     .and_then(|line| line.check());
                 let text = match checked {
@@ -179,7 +179,7 @@ impl Api {
     }
 }
 
-/// Looks at a message that is not kept.
+/// Checks a message that is not stored.
 pub(crate) fn hear_message(exchange: &mut Exchange<'_, '_>) {
     if let Ok(bytes) = exchange.request.body.read_all(MESSAGE_BYTES_MAX as u64, "the message")
         && let Ok(message) = serde_json::from_slice::<Value>(&bytes)
@@ -188,7 +188,7 @@ pub(crate) fn hear_message(exchange: &mut Exchange<'_, '_>) {
     }
 }
 
-/// Notes what a message says of itself.
+/// Notes the parts of a message.
 fn look(exchange: &mut Exchange<'_, '_>, message: &Value) {
     let text = |pointer: &str| {
         let text = message.pointer(pointer).and_then(Value::as_str);
@@ -205,14 +205,16 @@ fn look(exchange: &mut Exchange<'_, '_>, message: &Value) {
     seen.records = counts.fold(0, u64::saturating_add);
 }
 
-/// Looks at what a message must have of its own.
+/// Checks the parts that a message must have.
 fn check_shape(exchange: &mut Exchange<'_, '_>, event_type: &str, message: &Value) -> Result<(), Answer> {
     let data = message.get("event_data");
     let field = |name: &str| data.and_then(|data| data.get(name)).unwrap_or(&Value::Null);
     let kind = answers().into_iter().find(|(name, _)| *name == event_type).map(|(_, kind)| kind);
     match kind {
         None if event_type == UNKNOWN_EVENT => {}
-        None => exchange.lint("event-type", 400, format!("{event_type:?} is the name of no message"))?,
+        None => {
+            exchange.lint("event-type", 400, format!("{event_type:?} is not the event type of a message"))?;
+        }
         Some(OutcomeKind::Delay) if !field("delay").is_u64() => {
             let text = format!("event_data.delay must be whole seconds, it is {}", field("delay"));
             exchange.lint("delay", 400, text)?;
@@ -247,7 +249,7 @@ fn check_shape(exchange: &mut Exchange<'_, '_>, event_type: &str, message: &Valu
     Ok(())
 }
 
-/// A line of an artifact that says what was uploaded.
+/// A line of an artifact about an uploaded attachment.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct UploadedAttachment {
@@ -273,7 +275,7 @@ struct External {
 }
 
 impl UploadedAttachment {
-    /// The artifact that holds its bytes.
+    /// The artifact with its bytes.
     fn check(&self) -> Result<ArtifactId, String> {
         let Self { id, parent_id, actor_id, .. } = self;
         let actor_id = actor_id.as_ref().map(|actor| &actor.external);
@@ -290,7 +292,7 @@ impl UploadedAttachment {
     }
 }
 
-/// The names of all messages, in both spellings, with what they say.
+/// The names of all messages, in both spellings, with their meaning.
 fn answers() -> Vec<(&'static str, OutcomeKind)> {
     let event_types = [
         "EXTRACTION_EXTERNAL_SYNC_UNITS_START",
@@ -306,7 +308,7 @@ fn answers() -> Vec<(&'static str, OutcomeKind)> {
     for (event_type, _) in event_types.map(EventType::parse) {
         for kind in kinds {
             for spelling in [Spelling::Seed, Spelling::Newer] {
-                // What an event has no such answer to has no name.
+                // An event that cannot have this answer has no name for it.
                 all.extend(event_type.answer(kind, spelling).map(|name| (name, kind)));
             }
         }

@@ -2,11 +2,11 @@
 
 use serde_json::{Map, Value};
 
-use super::convert::{EXACT_MAX, convert, is_natural, pieces, text_of};
+use super::convert_value::{EXACT_MAX, convert, is_natural, pieces, text_of};
+use super::field_rules::{FieldRule, Plan, Split, Undeclared};
 use super::finding::{Rule, Sink};
 use super::hints::meant_or_one_of;
 use super::path::{At, FieldPath, quoted, shown};
-use super::rules::{FieldRule, Plan, Split, Undeclared};
 use super::schema::{FieldDecl, Fields, ITEM_URL, Kind};
 
 /// Handles a field that is not declared; returns whether it stays.

@@ -6,7 +6,7 @@
 //! over an existing file), and the directory is synced. The next creator removes what a killed one left.
 //!
 //! A file that is deleted or replaced while it is open remains, without a name, for the process that has it open; the
-//! next process finds no file, or another one, and begins anew. [`Place::ensure`] detects this by device and inode,
+//! next process finds no file, or another one, and starts over. [`Place::ensure`] detects this by device and inode,
 //! which no two existing files share. On systems that have neither (all but Unix), it checks only that the path leads
 //! to a regular file: there a deleted store is noticed and a replaced one is not.
 

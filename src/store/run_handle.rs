@@ -1,7 +1,7 @@
 //! A run in the hands of its holder: its names, one change to it, one view of it.
 //!
-//! The rooms above work on a run through a change or a view of its handle; both are refused if a later life has
-//! resumed the run. How a run begins and ends is in the room `lifecycle`.
+//! The modules above work on a run through a change or a view of its handle; both are refused if a later life has
+//! resumed the run. How a run begins and ends is in `lifecycle`.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
