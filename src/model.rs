@@ -389,6 +389,8 @@ pub enum Safeguard {
     KnownAtPosition,
     /// The pages of a listing are committed in the order in which they were fetched.
     PagesInOrder,
+    /// A deletion that was done before, or that a past run asks for, changes nothing.
+    DeletedOnce,
 }
 
 #[cfg(test)]

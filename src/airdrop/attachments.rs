@@ -84,8 +84,9 @@ impl Invocation<'_> {
             let open = || caught(|| extractor.open_attachment(context, attachment));
             upload_attachment(attachment, open, self.platform, self.clock, &self.deadlines)
         };
-        let attempt = |call: Attempt| attempt(self.platform, Some(&upload), &call);
-        let work_off = |lanes: Lanes<'_, Attempt, AttemptResult>| {
+        let in_place = || self.store.ensure_in_place();
+        let attempt = |call: Attempt| attempt(self.platform, in_place, Some(&upload), &call);
+        let work_off = |lanes: Lanes<'_, Attempt, Result<AttemptResult>>| {
             let mut delivery = delivery.in_lanes(lanes);
             let worked = Queue::new(self.event, run, self.clock, &mut delivery, settings).work_off();
             delivery.leave_attachments();
@@ -296,7 +297,7 @@ impl<'q, 'a> Queue<'q, 'a> {
     /// Handles and stores the attachments that ended. Returns whether there were any, or may be.
     fn take_in(&mut self) -> Result<bool> {
         let in_flight = self.delivery.attachments_in_flight() > 0;
-        self.delivery.gather(if in_flight { POLL } else { Duration::ZERO });
+        self.delivery.gather(if in_flight { POLL } else { Duration::ZERO })?;
         let attempted = self.delivery.take_attempted();
         let any = in_flight || !attempted.is_empty();
         for (number, result) in attempted {

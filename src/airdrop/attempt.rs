@@ -1,6 +1,7 @@
 //! One attempt at a call about an upload, made in a lane: the bytes of a batch, an attachment, a confirm.
 
 use crate::artifact;
+use crate::error::Result;
 use crate::model::ArtifactId;
 use crate::record::Attachment;
 
@@ -31,12 +32,17 @@ pub(super) struct AttemptResult {
 /// Opens an attachment and streams it to the platform: one attempt.
 pub(super) type UploadAttachment<'a> = dyn Fn(&Attachment) -> Result<ArtifactId, Failure> + Sync + 'a;
 
-/// Makes one attempt; attachments are opened and streamed by `upload_attachment`.
+/// Makes one attempt; attachments are opened and streamed by `upload_attachment`. Right before a confirm, `in_place` sees
+/// that the store's path still leads to the open file.
+///
+/// # Errors
+/// That of `in_place`: the confirm was not made, and this worker must stop.
 pub(super) fn attempt(
     platform: &dyn Platform,
+    in_place: impl Fn() -> Result<()>,
     upload_attachment: Option<&UploadAttachment<'_>>,
     attempt: &Attempt,
-) -> AttemptResult {
+) -> Result<AttemptResult> {
     let result = match (&attempt.call, upload_attachment) {
         (Call::Batch { file_name, bytes }, _) => guarded(|| {
             let body = Body::Batch(bytes);
@@ -44,6 +50,7 @@ pub(super) fn attempt(
         })
         .map_err(Failure::Platform),
         (Call::Confirm(artifact), _) => {
+            in_place()?;
             guarded(|| platform.confirm(artifact).map(|()| None)).map_err(Failure::Platform)
         }
         (Call::Attachment(attachment), Some(upload)) => upload(attachment).map(Some),
@@ -52,5 +59,5 @@ pub(super) fn attempt(
             attachment.id
         ))),
     };
-    AttemptResult { no: attempt.no, result }
+    Ok(AttemptResult { no: attempt.no, result })
 }

@@ -169,3 +169,63 @@ fn read(reader: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::super::platform::SealedMessage;
+    use super::*;
+    use crate::airdrop::StopToken;
+    use crate::clock::VirtualClock;
+
+    /// A platform that reads what it is given, and takes it.
+    struct Takes;
+
+    impl Platform for Takes {
+        fn upload(&self, upload: Upload<'_>) -> Result<ArtifactId, PlatformError> {
+            let Body::Stream { reader, .. } = upload.body else { unreachable!("it is a stream") };
+            let failed = |error: io::Error| PlatformError::Refused { status: 400, reason: error.to_string() };
+            io::copy(reader, &mut io::sink()).map_err(failed)?;
+            Ok(ArtifactId::new("artifact").unwrap())
+        }
+        fn confirm(&self, _: &ArtifactId) -> Result<(), PlatformError> {
+            Ok(())
+        }
+        fn send(&self, _: &SealedMessage) -> Result<(), PlatformError> {
+            Ok(())
+        }
+    }
+
+    /// What is said of so many bytes of which so many are declared.
+    fn upload(bytes: usize, declared: u64) -> Result<(), String> {
+        let clock = VirtualClock::at(chrono::DateTime::UNIX_EPOCH);
+        let hour = Duration::from_secs(3_600);
+        let deadlines = Deadlines::new(Arc::new(clock.clone()), hour, hour, StopToken::new(), hour);
+        let attachment = Attachment::new("A-1", "https://files.example/1", "1.bin", "I-1");
+        let open = || Ok(AttachmentBody::new(io::Cursor::new(vec![7; bytes])).length(declared));
+        let uploaded = upload_attachment(&attachment, open, &Takes, &clock, &deadlines);
+        uploaded
+            .map(|artifact| assert_eq!(artifact.as_str(), "artifact"))
+            .map_err(|failure| failure.to_string())
+    }
+
+    #[test]
+    fn what_is_shorter_or_longer_than_declared_is_told_by_both_lengths() {
+        assert_eq!(upload(9, 9), Ok(()));
+        assert_eq!(upload(4, 9).unwrap_err(), "it ended after 4 of 9 declared bytes");
+        assert_eq!(upload(10, 9).unwrap_err(), "it continues after the 9 declared bytes");
+    }
+
+    #[test]
+    fn two_gibibytes_are_the_most_that_may_be_declared() {
+        let most = 2_147_483_648;
+        // It is read, so it is not refused for its length.
+        assert_eq!(upload(1, most).unwrap_err(), "it ended after 1 of 2147483648 declared bytes");
+        assert_eq!(
+            upload(1, most + 1).unwrap_err(),
+            "it is over 2147483648 bytes, the limit of the platform"
+        );
+    }
+}

@@ -3,7 +3,7 @@
 //! What may be done with an upload, and when its id may be given up, is decided by [`transfer`](crate::transfer) and
 //! nowhere else. This module makes the calls that it asks for, several at once in lanes, reports the results to it, and
 //! makes the store store the new states. It also keeps these limits:
-//! - Before each confirm, the store's path must still lead to the open file: what another process confirms is not
+//! - Right before each confirm, the store's path must still lead to the open file: what another process confirms is not
 //!   confirmed here too.
 //! - Each upload is tried at least once in an invocation; no retry outlives the invocation's hard limit.
 //! - No more is confirmed than one message can carry.
@@ -94,7 +94,7 @@ pub(crate) struct Delivery<'a> {
     run: &'a Run,
     clock: &'a dyn Clock,
     deadlines: &'a Deadlines,
-    lanes: Lanes<'a, Attempt, AttemptResult>,
+    lanes: Lanes<'a, Attempt, Result<AttemptResult>>,
     keeper: Option<&'a Keeper<'a>>,
     batch_rules: Rules,
     attachment_rules: Rules,
@@ -121,7 +121,7 @@ impl<'a> Delivery<'a> {
         run: &'a Run,
         clock: &'a dyn Clock,
         deadlines: &'a Deadlines,
-        lanes: Lanes<'a, Attempt, AttemptResult>,
+        lanes: Lanes<'a, Attempt, Result<AttemptResult>>,
         keeper: Option<&'a Keeper<'a>>,
         settings: &DeliverySettings,
     ) -> Result<Self> {
@@ -161,7 +161,7 @@ impl<'a> Delivery<'a> {
     }
 
     /// Makes its calls in these lanes from now on.
-    pub(crate) fn in_lanes<'b>(self, lanes: Lanes<'b, Attempt, AttemptResult>) -> Delivery<'b>
+    pub(crate) fn in_lanes<'b>(self, lanes: Lanes<'b, Attempt, Result<AttemptResult>>) -> Delivery<'b>
     where
         'a: 'b,
     {
@@ -239,7 +239,7 @@ impl<'a> Delivery<'a> {
     /// Makes the calls about batches that can be made and handles those that ended, without waiting.
     pub(crate) fn step(&mut self) -> Result<()> {
         self.start()?;
-        self.gather(Duration::ZERO);
+        self.gather(Duration::ZERO)?;
         self.commit()?;
         self.start()
     }
@@ -255,7 +255,7 @@ impl<'a> Delivery<'a> {
         let left = |until: Duration| until.saturating_sub(self.clock.elapsed());
         if self.batches.in_flight > 0 {
             if let Some(done) = self.lanes.poll(until.map_or(POLL, |until| left(until).min(POLL))) {
-                self.take_in(done);
+                self.take_in(done?);
             }
             self.commit()?;
         } else if let Some(ready_at) = self.next_batch_ready().into_iter().chain(until).min() {
@@ -396,7 +396,6 @@ impl<'a> Delivery<'a> {
                         held_back = true;
                         continue;
                     }
-                    self.run.ensure_in_place()?;
                     Call::Confirm(artifact.clone())
                 }
                 _ => continue,
@@ -436,7 +435,6 @@ impl<'a> Delivery<'a> {
                         self.attempted.push((number, Err(Failure::Final(chain(&error)))));
                         continue;
                     }
-                    self.run.ensure_in_place()?;
                     Call::Confirm(artifact.clone())
                 }
                 _ => continue,
@@ -450,13 +448,14 @@ impl<'a> Delivery<'a> {
     }
 
     /// Handles the calls that ended: waits for the first, not for the others.
-    pub(crate) fn gather(&mut self, mut wait: Duration) {
+    pub(crate) fn gather(&mut self, mut wait: Duration) -> Result<()> {
         while self.batches.in_flight + self.attachments.in_flight > 0
             && let Some(done) = self.lanes.poll(wait)
         {
-            self.take_in(done);
+            self.take_in(done?);
             wait = Duration::ZERO;
         }
+        Ok(())
     }
 
     fn take_in(&mut self, done: AttemptResult) {

@@ -209,7 +209,8 @@ impl Invocation<'_> {
         let keeper = keeper.as_ref();
         let details = MessageDetails::default();
         log_accepted(self.event, phase, &accepted);
-        let attempt = |call: Attempt| attempt(self.platform, None, &call);
+        let in_place = || self.store.ensure_in_place();
+        let attempt = |call: Attempt| attempt(self.platform, in_place, None, &call);
         match accepted {
             Accepted::AnsweredEarlier(run) => Ok(Outcome {
                 kind: OutcomeKind::AnsweredEarlier,
@@ -258,7 +259,7 @@ impl Invocation<'_> {
         run: &Run,
         keeper: Option<&Keeper<'_>>,
         phase: Phase,
-        lanes: Lanes<'_, Attempt, AttemptResult>,
+        lanes: Lanes<'_, Attempt, Result<AttemptResult>>,
     ) -> Result<Outcome> {
         let (_, artifacts_max) = run.progress_and_artifacts_max()?;
         let settings = DeliverySettings {

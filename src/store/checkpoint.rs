@@ -558,6 +558,20 @@ mod tests {
     }
 
     #[test]
+    fn records_that_do_not_add_up_are_told_by_their_counts() {
+        let mut changed = json(&checkpoint());
+        // One is uploaded.
+        changed["announced"]["issues"] = serde_json::json!({ "records": 3, "artifacts": 1 });
+        changed["position"]["types"]["issues"][0] = 9.into();
+        let changed = serde_json::from_value::<Checkpoint>(changed).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path().join("state.redb")).unwrap();
+        let error = store.sync_unit("acme/tickets").unwrap().restore(&changed, &[]).unwrap_err().to_string();
+        let says = "of 9 issues read, 0 were left out, 3 are announced and 1 uploaded";
+        assert!(error.contains(says), "{error}");
+    }
+
+    #[test]
     fn one_byte_that_was_changed_is_found_wherever_it_is() {
         let written = checkpoint().to_json("acme/tickets").unwrap();
         let whole = json(&checkpoint());

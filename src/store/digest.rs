@@ -36,12 +36,12 @@ impl Digest {
         &self.0
     }
 
-    /// That of these bytes.
+    /// The digest with these bytes; `None` if there are not 16.
     pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
     }
 
-    /// Under which number a row is kept of which no more than this is known, or under a later one.
+    /// The number under which a row is kept if only this is known of its id. If that number is taken, a later one is.
     pub(crate) fn number(&self) -> u64 {
         let mut first = [0; 8];
         first.iter_mut().zip(self.0).for_each(|(to, from)| *to = from);
@@ -215,6 +215,15 @@ mod tests {
             twox_hash::XxHash3_64::oneshot(other.as_bytes())
         );
         assert_ne!(Digest::of(one), Digest::of(other));
+    }
+
+    #[test]
+    fn an_id_that_is_known_whole_is_told_and_not_named_again() {
+        let whole = KnownId::Whole("run".to_owned());
+        assert_eq!((whole.whole(), whole.named("run")), (Some("run"), None));
+        for known in [KnownId::Number, KnownId::Digest(Digest::of("run")), KnownId::Short(name_hash("run"))] {
+            assert_eq!((known.whole(), known.named("run")), (None, Some(whole.clone())), "{known:?}");
+        }
     }
 
     /// The place of an id among some rows.

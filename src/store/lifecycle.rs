@@ -162,6 +162,9 @@ impl SyncUnit {
     /// # Errors
     /// `Corrupt` or `Io`.
     pub(crate) fn came_late(&self, deletion: &Deletion) -> Result<bool> {
+        if self.inner.breaks(Safeguard::DeletedOnce) {
+            return Ok(false);
+        }
         self.inner.tables.view(|rows| {
             let past = self.past(rows)?;
             if deletion.told_apart && past.deletions.iter().any(|other| other.is(&deletion.identity, 0)) {

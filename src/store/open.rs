@@ -263,7 +263,11 @@ impl Store {
         self.inner.breaks(rule)
     }
 
-    /// Fails unless the path is still the file that is open.
+    /// Fails if the store file was deleted or replaced since it was opened. Call it right before anything is confirmed or
+    /// sent; changes of the store check it themselves.
+    ///
+    /// # Errors
+    /// `Replaced`: stop, and send nothing. `Io` if the path cannot be examined.
     pub(crate) fn ensure_in_place(&self) -> Result<()> {
         self.inner.tables.ensure_in_place()
     }

@@ -90,3 +90,42 @@ fn kept(json: String) -> (String, u64) {
         bytes,
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Page;
+
+    #[test]
+    fn a_page_counts_what_it_rejects_and_rejects_in_the_group_that_is_meant() {
+        let record = |id: &str| Record::new(id, &serde_json::json!({})).unwrap();
+        let mut page = Page::<u8>::last();
+        page.push("issues", record("I-1"));
+        page.push("users", record("U-1"));
+        page.push("users", record("U-2"));
+        page.reject("comments", "C-1", "it has no text");
+        page.reject_at(1, vec![(1, Rejection::new("U-2", "it has no name"))]);
+        assert_eq!((page.items(), page.rejected()), (2, 2));
+        let named: Vec<_> = page.rejected_by_type().into_iter().collect();
+        assert_eq!(
+            named,
+            [("comments", ("C-1", "it has no text", 1)), ("users", ("U-2", "it has no name", 1))]
+        );
+    }
+
+    #[test]
+    fn of_a_rejected_record_the_text_is_kept_whole_up_to_a_limit_and_its_length_always() {
+        let of = |bytes: usize| {
+            let record =
+                Record::new("I-1", &serde_json::json!({ "text": "\u{e9}".repeat(bytes / 2) })).unwrap();
+            (record.to_line(), Rejection::of_record(&record, &[]).unwrap().json.unwrap())
+        };
+        let (line, kept) = of(100);
+        assert_eq!(kept, (line.clone(), line.len() as u64));
+        let (line, (kept, bytes)) = of(REJECTED_JSON_BYTES_MAX);
+        assert_eq!(bytes, line.len() as u64);
+        let room = REJECTED_JSON_BYTES_MAX;
+        assert!((room - 4..=room).contains(&kept.len()), "{} bytes are kept", kept.len());
+        assert!(kept.starts_with(&line[..room - 8]));
+    }
+}

@@ -161,15 +161,6 @@ impl Run {
         self.inner.breaks(rule)
     }
 
-    /// Fails if the store file was deleted or replaced since it was opened. Call it before anything is confirmed or
-    /// sent; changes of the store check it themselves.
-    ///
-    /// # Errors
-    /// `Replaced`: stop, and send nothing. `Io` if the path cannot be examined.
-    pub(crate) fn ensure_in_place(&self) -> Result<()> {
-        self.inner.tables.ensure_in_place()
-    }
-
     /// Changes the run, unless a later life has resumed it.
     pub(super) fn change<T>(&self, body: impl FnOnce(&Change<'_>, &mut RunRow) -> Result<T>) -> Result<T> {
         let change = self.inner.tables.begin()?;

@@ -293,7 +293,8 @@ impl Outside {
             let given_up = ends.last > 0 || ends.broken >= TRIES || self.cannot_be_confirmed(&of_run);
             let before = announced.delivered.get(&(run.unit.as_str(), of.clone()));
             let unchanged = remembers && before.is_some_and(|before| urls.contains(before));
-            if !announced.linked.contains(&of_run) && !given_up && !unchanged {
+            let taken = run.taken_by_late_deletion.contains(&of);
+            if !announced.linked.contains(&of_run) && !given_up && !unchanged && !taken {
                 let what = format!("attachment {of:?} of run {} is in no message, and had no reason", run.id);
                 return broken(Broken::Lost, what);
             }

@@ -20,6 +20,7 @@ use crate::airdrop::{StopToken, checkpoint_in, posted_bytes};
 use crate::clock::{Clock, VirtualClock};
 use crate::error::Result;
 use crate::model::StateLimits;
+use crate::record::Attachment;
 
 use super::disk::SimDisk;
 use super::schedule::{Act, Call, CallFault, Setting};
@@ -135,6 +136,8 @@ pub(super) struct Outside {
     pub(super) state_over_limit: Option<String>,
     /// Whether a second worker came while one was at work.
     pub(super) second_worker: bool,
+    /// With a disk: how many messages were accepted before its store was replaced by another.
+    pub(super) replaced_after: Option<usize>,
     /// Whether something happened that the promise does not cover.
     pub(super) outside_the_promise: bool,
     /// The first ERROR that had no cause.
@@ -330,6 +333,9 @@ pub(super) struct RunSeen {
     pub(super) deleted: bool,
     /// Whether the platform had the state of the unit's attachments deleted after it.
     pub(super) attachments_deleted: bool,
+    /// Attachments that a repeated deletion took from it. The store that had done the deletion was replaced, and the
+    /// store in its place did the deletion again.
+    pub(super) taken_by_late_deletion: BTreeSet<Named>,
     /// Whether the run went on although its last event was not answered. The life that had the event may have stored
     /// nothing of it: then the next life finds that the phase never began, or, without a disk, that a checkpoint was
     /// lost.
@@ -396,6 +402,7 @@ impl World {
                 changed_message: None,
                 state_over_limit: None,
                 second_worker: false,
+                replaced_after: None,
                 outside_the_promise: false,
                 error_for_no_reason: None,
             })),
@@ -584,6 +591,7 @@ impl Outside {
                 self.second_worker = true;
                 // A store that replaced another one does not request these again.
                 if self.has_disk {
+                    self.replaced_after = Some(self.accepted.len());
                     let over = |id: &String| self.runs.iter().any(|run| run.id == *id && run.finished);
                     self.pages.retain(|(run, stream), _| stream != AGAIN || over(run));
                 }
@@ -626,6 +634,7 @@ impl Outside {
                 abandoned: false,
                 deleted: false,
                 attachments_deleted: false,
+                taken_by_late_deletion: BTreeSet::new(),
                 overtaken: false,
             });
         }
@@ -719,10 +728,30 @@ impl Outside {
                 run.attachments_deleted |= message.event_type == "EXTRACTION_ATTACHMENTS_DELETE_DONE";
             }
         }
+        self.deletion_answered(message, known);
         // It answers the event that was sent last with its request id.
         let sent = self.sent.iter().rposition(|event| event.request == message.request);
         if let Some(sent) = sent {
             self.answers.insert(sent, at);
+        }
+    }
+
+    /// A deletion of attachments that was answered before is new to a store that was put in the place of the one that did it:
+    /// what the unfinished runs had named until then is gone.
+    fn deletion_answered(&mut self, message: &Accepted, known: Option<usize>) {
+        let before = |at: usize| self.replaced_after.is_some_and(|accepted| at < accepted);
+        if !known.is_some_and(before) || message.event_type != "EXTRACTION_ATTACHMENTS_DELETE_DONE" {
+            return;
+        }
+        let mut taken = BTreeMap::new();
+        for run in self.runs.iter().filter(|run| !run.finished) {
+            let lines = self.pages_of(run).flat_map(|page| &page.lines);
+            let attachments = lines.filter_map(|line| Attachment::from_line(line).ok());
+            let named = attachments.map(|attachment| (attachment.parent_id, attachment.id));
+            taken.insert(run.id.clone(), named.collect::<BTreeSet<Named>>());
+        }
+        for run in &mut self.runs {
+            run.taken_by_late_deletion.extend(taken.remove(&run.id).unwrap_or_default());
         }
     }
 

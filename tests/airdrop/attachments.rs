@@ -86,7 +86,7 @@ impl How {
     }
 }
 
-/// A source of attachments, beside records of another type.
+/// A source of attachments, and of records of another type.
 struct Files {
     pages: Vec<Vec<Attachment>>,
     hows: BTreeMap<Name, How>,
@@ -617,7 +617,7 @@ fn a_later_run_streams_what_changed_or_failed_and_nothing_else() {
     assert_eq!(counts.queued, 41);
     assert_eq!(source.opened().len(), 41, "one that several pages name is opened once");
 
-    // Url, name and date of three are others now; author and the like count for nothing.
+    // The url, name or date of three has changed; a change of the author, for example, does not matter.
     let mut seen = fixture.messages().len();
     let mut changed = BTreeMap::new();
     for page in &mut source.pages {
@@ -970,6 +970,36 @@ fn what_waits_for_longer_than_the_invocation_makes_delay() {
     fixture.clock.advance(Duration::from_secs(3_600));
     assert_eq!(serve(ATTACHMENTS_ON, &mut source).0, OutcomeKind::Done);
     fixture.check(0, &source.expected().0);
+}
+
+/// However many of them fail and wait: a checkpoint has room for so many, and so has memory.
+#[test]
+fn no_more_than_a_thousand_attachments_are_begun_and_not_settled() {
+    const COUNT: usize = 1_030;
+    let world = crate::world::World::new(2_000);
+    let mut source = crate::world::Source::new(|_: &Context<'_>, _: &str, _: Option<u32>| {
+        let mut page = Page::last();
+        for number in 0..COUNT {
+            page.push("attachments", attachment(number, 0).to_record()?);
+        }
+        Ok(page)
+    });
+    let opened = Arc::new(Mutex::new(Vec::new()));
+    let tell = Arc::clone(&opened);
+    source.open = Some(Box::new(move |attachment: &Attachment| {
+        let mut opened = tell.lock().unwrap();
+        let first = !opened.contains(&attachment.id);
+        opened.push(attachment.id.clone());
+        if first { Err("not yet".into()) } else { Ok(AttachmentBody::new(&b"bytes"[..])) }
+    }));
+    for (event_type, request) in [(DATA, "1"), (ATTACHMENTS, "2")] {
+        let outcome = world.serve(&mut source, &crate::world::event(event_type, "run", request)).unwrap();
+        assert_eq!(outcome.kind, OutcomeKind::Done);
+    }
+    let opened = opened.lock().unwrap();
+    let again = (0..opened.len()).find(|&at| opened[..at].contains(&opened[at]));
+    assert_eq!((again, opened.len()), (Some(1_000), 2 * COUNT));
+    assert_eq!(world.airdrop.lines_of("run", "ssor_attachment").len(), COUNT);
 }
 
 /// A platform that gives attachments the id of a batch that was announced: it is not accepted, and each is uploaded anew.
@@ -1369,7 +1399,7 @@ fn the_oracle_reports_a_line_twice_a_line_missing_and_bytes_of_another() {
     other.clone_from(of_first);
     other["id"]["devrev"] = again.as_str().into();
     assert!(doctor(&[&lines[..], &[other]].concat()).contains("is announced twice"));
-    // And a line missing of which the artifact is missing, too.
+    // A line is missing, and so is its artifact.
     let of = lines[3]["id"]["devrev"].as_str().unwrap();
     let confirmed = fs::read_to_string(dir.join("confirmed.txt")).unwrap();
     let without: String = confirmed

@@ -594,7 +594,7 @@ fn refused_cursor(next: impl Fn(u32) -> u32 + Sync) -> (World, String) {
         Ok(Page::more(next(at)).record(stream, record))
     });
     let outcome = start(&world, &mut source);
-    // What was staged before it goes out first, in a PROGRESS where it does not fit beside the error.
+    // Batches staged before it are announced first; in a PROGRESS, if they do not fit into the ERROR.
     assert_eq!(outcome.kind, OutcomeKind::Error);
     let said = world.airdrop.last().body["event_data"]["error"]["message"].as_str().unwrap().to_owned();
     (world, said)
@@ -714,8 +714,8 @@ fn a_store_that_was_replaced_is_noticed_before_a_confirm_and_nothing_is_confirme
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state.redb");
     let open = || highwater::Store::options().batch_items(2).open(&path).unwrap();
-    // One batch after the other: of two that are confirmed at once, the second follows the first.
-    let serve = Serve::new().inline(7).ahead(0);
+    // Pages come ahead, so several batches are closed in one commit, and their confirms wait together.
+    let serve = Serve::new().inline(7);
     let airdrop = Airdrop::default();
     let start = event(DATA, "run", "1");
     let confirms = AtomicUsize::new(0);

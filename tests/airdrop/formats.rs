@@ -110,7 +110,7 @@ fn goes_on(mut world: World, format: &str, name: &str, mut before: impl FnMut(&m
         assert_eq!(serve(&world, "second", "METADATA_START", "METADATA-1"), OutcomeKind::Done, "{case}");
     }
     if !name.starts_with("attachments") {
-        // The event that died: begun, amid its pages, or sealed and delivered.
+        // The event during which the worker died: begun, in the middle of its pages, or sealed and delivered.
         before(&mut world);
         assert_eq!(serve(&world, "second", "DATA_START", "DATA-1"), OutcomeKind::Done, "{case}");
     }
@@ -188,7 +188,7 @@ fn a_store_of_any_format_goes_on_in_the_middle_of_its_run_and_loses_its_disk_on_
     }
 }
 
-/// One event, amid which the worker is killed, right after such a call took effect.
+/// One event; the worker is killed right after such a call took effect.
 fn killed_at(world: &World, call: Call, skip: u64, event_type: &str, request: &str) {
     world.airdrop.kill_at(call, skip, &world.disk);
     let mut source = files("second", &world.clock, Duration::ZERO);

@@ -368,7 +368,7 @@ fn a_page_that_does_not_come_keeps_no_answer_back() {
     assert_eq!(airdrop.announced("run"), ["issues 0", "issues 1", "issues 2"]);
 }
 
-/// What an invocation comes to with a stream of three pages, of which the first is refused: and which pages were asked for.
+/// The outcome of an invocation with a stream of three pages whose first one is refused; and which pages were fetched.
 fn first_refused(ahead: Option<u64>) -> Vec<String> {
     for inline in [None, Some(1), Some(2), Some(3)] {
         let mut world = World::new(5);
@@ -676,4 +676,28 @@ fn writes_the_newest_format_of_child_listings() {
     assert!(world.disk.is_dead(), "it was to be killed");
     assert_eq!(tracker.asked(), depth_first()[..3]);
     write_moment(&world, "child-listings");
+}
+
+/// A page that only its commit refuses, amid others that are committed together with it.
+#[test]
+fn a_page_that_cannot_be_stored_keeps_none_back_of_those_that_came_with_it() {
+    for seed in 0..8 {
+        let mut world = World::new(5);
+        world.serve = Serve::new().inline(seed).concurrency(2);
+        let tracker = Tracker::new(&["a", "b"], |_: &Context<'_>, listing: &Listing, at| {
+            let mut page = page(listing, at, 3);
+            if (listing.stream(), at) == ("b", 2) {
+                page.push("attachments", Record::new("A-1", &json!({ "url": "no more of it" })).unwrap());
+            }
+            Ok(page)
+        });
+        let event = event(DATA, "run", "1");
+        let outcome = world.serve.serve(&world.store, &world.airdrop, &tracker, &event).unwrap();
+        assert_eq!(outcome.kind, OutcomeKind::Error, "{seed}");
+        let error = world.airdrop.last().error();
+        assert!(error.contains("A-1"), "{error}");
+        let announced = sorted(world.airdrop.announced("run"));
+        let expected = ["a 0", "a 1", "a 2", "b 0", "b 1"];
+        assert_eq!(announced, expected, "{seed}: what came before or beside it is announced");
+    }
 }

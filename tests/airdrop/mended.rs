@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use crate::world::{Call, Source, World, all_of, event, page_of, paged};
 use highwater::airdrop::{Context, OutcomeKind, SavedState};
+use highwater::limits::CHECKPOINT_BYTES_MAX;
 use highwater::mend::{Mend, Plan, Requeue, RewindTo, UnitFile};
 use highwater::record::Attachment;
-use highwater::{Clock, ErrorKind};
+use highwater::{Clock, Error, ErrorKind};
 use serde_json::{Value, json};
 
 const METADATA: &str = "EXTRACTION_METADATA_START";
@@ -85,7 +86,7 @@ fn a_rewound_worker_state_starts_the_next_sync_where_the_plan_said_whoever_has_i
         for run in ["one", "two", "three"] {
             sync(&mut world, run);
         }
-        // A run that is amid its work, with artifacts that are confirmed and in no message.
+        // A run in progress, with artifacts that are confirmed and in no message.
         world.serve(&mut slow(&world), &event(DATA, "four", "4")).unwrap();
         let disk = world.disk.clone();
         let plan = mend(&world, &Mend::Rewind { to: RewindTo::Run("one".to_owned()) });
@@ -216,6 +217,35 @@ fn a_worker_state_moves_and_keeps_what_is_not_ours() {
     let now = world.clock.now();
     let since = since_of_next(&mut world, "two").unwrap();
     assert!(since < now);
+}
+
+/// The limit is the last size that the platform takes.
+#[test]
+fn a_mended_state_of_just_as_many_bytes_as_the_platform_takes_is_written() {
+    let mut world = world();
+    sync(&mut world, "one");
+    let whole = world.airdrop.state();
+    let posted = |state: &str| json!(state).to_string().len();
+    // Each text has a token of its own, which is packed with the rest: not all are of one size.
+    let (mut pad, mut is_refused) = (CHECKPOINT_BYTES_MAX - posted(&whole.to_string()) - 30, false);
+    for _ in 0..2_000 {
+        let mut state = whole.clone();
+        state["theirs"] = "x".repeat(pad).into();
+        match SavedState::read(&state.to_string(), "unit").unwrap().to_text().map(|text| posted(&text)) {
+            Ok(CHECKPOINT_BYTES_MAX) if is_refused => return,
+            Ok(bytes) => {
+                assert!(bytes <= CHECKPOINT_BYTES_MAX, "{bytes} bytes");
+                pad += (CHECKPOINT_BYTES_MAX - bytes).max(1);
+            }
+            Err(Error::TooLarge { found, limit, .. }) => {
+                assert!(found > limit, "{found} bytes, over {limit}?");
+                is_refused = true;
+                pad -= usize::try_from(found - limit).unwrap();
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    panic!("no text has just as many bytes as are taken");
 }
 
 /// In a store of its own, too: what is sealed and not known to be accepted is not sent once the run is abandoned by hand.

@@ -125,3 +125,13 @@ fn a_disk_whose_intended_token_was_saved_is_kept() {
     assert_eq!(world.airdrop.attempts().len(), sent + 1, "it is sent again");
     assert_eq!(world.airdrop.attempts().last(), Some(&first), "the same bytes, which only the disk has");
 }
+
+/// A death loses the uploads that no checkpoint names. So a save is due after twenty of them, however little time has passed.
+#[test]
+fn of_a_fast_source_no_more_than_twenty_uploads_and_those_under_way_wait_for_a_save() {
+    let world = world();
+    world.serve(&mut paged(120, 1), &event(DATA, "run", "1")).unwrap();
+    assert_eq!(world.airdrop.announced("run"), all_of("issues", 120, 1));
+    let saves = world.airdrop.calls(Call::SaveState);
+    assert!(saves >= 120 / 22, "{saves} saves");
+}

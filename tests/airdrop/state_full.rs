@@ -159,6 +159,23 @@ fn a_full_state_leaves_room_for_messages_and_artifacts_of_any_size() {
     assert_eq!(world.airdrop.announced("run"), all_of("issues", 400, 3));
 }
 
+/// The connector's own keys are the extractor's, and count as no one else's beside that: there is room for as much more in the
+/// next run as there was in the first.
+#[test]
+fn the_connectors_own_keys_that_the_extractor_set_count_once() {
+    let mut world = world();
+    for (run, values) in [("run", 4), ("next", 5)] {
+        let own = json!({ "own": letters(60_000, 1) });
+        let mut source = Source::new(|_: &Context<'_>, stream: &str, cursor: Option<u32>| {
+            let page = page_of(stream, cursor.unwrap_or(0), 2, 3).connector_state(&own);
+            Ok((0..values).fold(page, |page, at| page.value(&format!("value-{at}"), &letters(45_000, at))))
+        });
+        assert_eq!(data(&mut world, &mut source, run), OutcomeKind::Done, "{run}");
+        assert_eq!(world.airdrop.state()["own"], own["own"]);
+        assert_eq!(world.airdrop.announced(run), all_of("issues", 2, 3));
+    }
+}
+
 #[test]
 fn what_others_keep_counts_and_is_told() {
     for (bytes, phase, says) in [
@@ -237,7 +254,7 @@ fn a_state_that_others_fill_or_break_while_a_page_is_fetched_is_told_at_once() {
             assert_eq!(outcome.kind, OutcomeKind::Error, "{says}");
             let error = world.airdrop.last().error();
             assert!(error.contains(says), "{error}");
-            // Whoever mends it goes on with the same event.
+            // Once it is mended, the same event goes on.
             world.airdrop.set_state_text(&before);
             if !keeps_disk {
                 world.lose_disk();

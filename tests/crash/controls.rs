@@ -119,6 +119,15 @@ fn leaving_out_what_no_finished_run_announced_is_found() {
     assert!(report.failure.unwrap().violation.what.contains("and no finished run has announced it"));
 }
 
+/// Only where an empty store took another's place may attachments be missing for it.
+#[test]
+fn a_deletion_of_attachments_that_is_done_again_is_found() {
+    let acts = [Act::With(Setting::DeleteAttachments)];
+    let report = broken_without(Safeguard::DeletedOnce, acts);
+    assert_eq!(kind(&report), Broken::Lost);
+    assert!(report.failure.unwrap().violation.what.contains("is in no message, and had no reason"));
+}
+
 /// Explores with a rule about uploads taken away from those of one kind, and asserts that it finds what follows from it.
 fn broken_of(uploads: Uploads, rule: Safeguard, found: Broken) {
     let report = broken(&Explore::new().without_rule_of(uploads, rule), &format!("{rule:?} of {uploads:?}"));

@@ -171,6 +171,22 @@ fn a_run_that_an_empty_store_takes_for_the_past_is_given_up_and_the_next_is_whol
     }
 }
 
+/// A deletion of attachments that comes late is done again by such a store: what a run had named until then is gone, and
+/// nothing else.
+#[test]
+fn a_late_deletion_takes_attachments_along_only_where_an_empty_store_could_not_know_it() {
+    let replaced = "seed=3 store-replaced=90 with=delete-attachments";
+    let report = Explore::new().replay(replaced, SimSource::new).unwrap();
+    assert!(report.failure.is_none(), "{report}");
+    for fault in ["event/late-deletion", "store/replaced"] {
+        assert_eq!(report.faults.get(fault), Some(&1), "{report}");
+    }
+    // What is named after it is uploaded.
+    let whole = Explore::new().replay("seed=3 with=delete-attachments", SimSource::new).unwrap();
+    assert!(whole.failure.is_none(), "{whole}");
+    assert_eq!(whole.faults.get("event/late-deletion"), Some(&1), "{whole}");
+}
+
 /// A worker that is asked to stop ends with PROGRESS, or with nothing said: wherever that is, and also if it is killed then.
 #[test]
 fn workers_that_are_asked_to_stop_lose_and_repeat_nothing() {

@@ -399,7 +399,7 @@ fn no_look_changes_the_file_or_what_is_beside_it() {
 fn unprivileged(place: &Place, args: &[&str]) -> std::process::Output {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     use std::os::unix::process::CommandExt;
-    // Whoever that is may not come by the build folder.
+    // That user may not have access to the build folder.
     let tool = place.dir.path().join("tool");
     if !tool.exists() {
         // Not copied here: a process that another test starts meanwhile would hold it open for writing.

@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::place::{Place, clock, store_with_attachments, upload_all};
 use crate::screens::{invocation, run_that, settings, worker};
 
-/// A page, as of now, which a browser is to show, too.
+/// A page of the present time, which is also to be opened in a browser.
 fn page(place: &Place, name: &str) -> String {
     let args = ["report", "state.redb", "--html", "page.html", "--last", "3"];
     place.dump(&args).env_remove("HIGHWATER_DUMP_NOW").assert().code(0).stdout("");

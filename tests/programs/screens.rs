@@ -224,7 +224,7 @@ impl Extractor for Issues {
             }
             "die" if at == 3 => std::process::abort(),
             "fail" if at == 3 => return Err("the tracker says: no such filter \u{1b}[2J".into()),
-            // Its records of page 3 are not what the metadata declares, and it does not come to its end.
+            // The records of page 3 do not match the metadata, and it is interrupted.
             "odd" if at == 4 => return Err(SourceError::RateLimited { after: Duration::from_secs(600) }),
             "wait" if at == 3 => return Err(SourceError::RateLimited { after: Duration::from_secs(600) }),
             _ => {}

@@ -268,7 +268,7 @@ fn an_id_may_be_declared_and_dates_are_warned_of() {
         [("record_types.cards.fields.created_date".to_owned(), Rule::ReservedField, Severity::Warning)]
     );
     let checker = Checker::new(&metadata, "cards").unwrap();
-    // The id beside the data is the one that is required; in the data it may be, by its type.
+    // The id outside of the data is required; the data may have one too, of the declared type.
     assert_eq!(checker.check_line(r#"{"id":"1","data":{"title":"a"}}"#), []);
     assert_eq!(checker.check_line(r#"{"id":"1","data":{"id":"1","created_date":null}}"#), []);
     assert_eq!(checker.check_line(r#"{"id":"1","data":{"id":1}}"#)[0].rule, Rule::Type);
@@ -355,7 +355,7 @@ fn an_int_that_readers_round_or_cannot_hold_is_a_warning() {
     }
 }
 
-/// Text that is not UTF-8 is none in any field, looked into or not.
+/// Bytes that are not UTF-8 are an error in every field, whether it is checked or not.
 #[test]
 fn bytes_that_are_no_text_are_found_wherever_they_stand() {
     for bytes in [&b"\xff"[..], b"\xc3", b"\xc0\x80", b"\xed\xa0\xbd", b"\xf4\x90\x80\x80", b"\xe2\x82"] {

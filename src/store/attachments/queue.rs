@@ -324,6 +324,17 @@ mod tests {
     }
 
     #[test]
+    fn a_group_is_full_at_its_last_line_or_byte() {
+        let full_after = |line: &str| {
+            let mut size = GroupSize::default();
+            (1..).find(|_| !size.add(line)).unwrap()
+        };
+        assert_eq!(full_after("a line"), GROUP_ITEMS);
+        assert_eq!(full_after(&"x".repeat(GROUP_BYTES / 8)), 8);
+        assert_eq!(full_after(&"x".repeat(GROUP_BYTES + 1)), 1);
+    }
+
+    #[test]
     fn what_format_1_noted_of_an_attachment_is_noted_whole_once_it_is_named_again() {
         let store = Store::options().open_in(Memory::new(), "memory").unwrap();
         let unit = store.sync_unit("acme/files").unwrap();
