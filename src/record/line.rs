@@ -184,9 +184,9 @@ impl Record {
     }
 
     /// Sets the dates as they were written; a date that is not RFC 3339 with offset is left out.
-    pub(super) fn with_dates(mut self, created: Option<String>, modified: Option<String>) -> Self {
-        self.created = created.as_deref().and_then(Date::from_text);
-        self.modified = modified.as_deref().and_then(Date::from_text);
+    pub(super) fn with_dates(mut self, created: Option<&str>, modified: Option<&str>) -> Self {
+        self.created = created.and_then(Date::from_text);
+        self.modified = modified.and_then(Date::from_text);
         self
     }
 

@@ -51,6 +51,9 @@ const FIRST_ROWS: usize = 8;
 const PAGE_ROWS: usize = 1_000;
 const PAGE_BYTES: usize = 256 * 1024;
 
+/// Called with a key and its value; returns whether it wants the next.
+pub(crate) type EachRow<'a> = dyn FnMut(&[u8], &[u8]) -> Result<bool> + 'a;
+
 /// Where the bytes of an open store are.
 pub trait Backend: Debug + Send + Sync {
     /// One consistent view of what is committed at some moment between the call and its return.
@@ -177,12 +180,7 @@ pub trait ReadTransaction {
     ///
     /// # Errors
     /// That of `each`; `Io`, `Corrupt`.
-    fn each(
-        &self,
-        table: &str,
-        range: KeyRange<'_>,
-        each: &mut dyn FnMut(&[u8], &[u8]) -> Result<bool>,
-    ) -> Result<()> {
+    fn each(&self, table: &str, range: KeyRange<'_>, each: &mut EachRow<'_>) -> Result<()> {
         let mut from = range.from.to_vec();
         let mut rows = FIRST_ROWS;
         loop {

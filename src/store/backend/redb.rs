@@ -25,7 +25,9 @@ use redb::{
 use crate::error::{Error, Result};
 use crate::store::disk::Disk;
 
-use super::contract::{Backend, CommitError, KeyRange, Limit, ReadTransaction, RowPage, WriteTransaction};
+use super::contract::{
+    Backend, CommitError, EachRow, KeyRange, Limit, ReadTransaction, RowPage, WriteTransaction,
+};
 use super::store_file::{self, Place};
 
 /// The first bytes of every redb file (redb `docs/design.md`, "Super-header").
@@ -233,12 +235,7 @@ impl ReadTransaction for View<'_> {
     }
 
     /// A view has nothing written to it, so its rows are read where they are.
-    fn each(
-        &self,
-        table: &str,
-        range: KeyRange<'_>,
-        each: &mut dyn FnMut(&[u8], &[u8]) -> Result<bool>,
-    ) -> Result<()> {
+    fn each(&self, table: &str, range: KeyRange<'_>, each: &mut EachRow<'_>) -> Result<()> {
         if range.is_empty() {
             return Ok(());
         }
