@@ -195,8 +195,8 @@ fn two_runs(world: &mut World, loses_disk: bool, kill: Option<(&str, Call, u64)>
             world.airdrop.kill_at(call, skip, &world.disk);
         }
         let mut source = source(pages, Says::Both, &world.clock);
-        let (outcome, books, did) = run(world, loses_disk, &mut source, name);
-        died |= did;
+        let (outcome, books, killed) = run(world, loses_disk, &mut source, name);
+        died |= killed;
         let (each, repeated) = users(pages);
         let expected = (issues(pages, unchanged), each.clone());
         assert_eq!(announced(world, name), expected, "{case}, run {name}");
