@@ -125,7 +125,7 @@ fn bare_file(group: &mut BenchmarkGroup<'_, WallTime>, path: &std::path::Path, b
 }
 
 fn gzip(lines: &str) -> Vec<u8> {
-    let mut encoder = GzEncoder::new(Vec::with_capacity(lines.len() / 3), Compression::new(1));
+    let mut encoder = GzEncoder::new(Vec::with_capacity(lines.len() / 3), Compression::new(2));
     encoder.write_all(lines.as_bytes()).unwrap();
     encoder.finish().unwrap()
 }
