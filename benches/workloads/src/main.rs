@@ -188,14 +188,14 @@ fn levels(files: impl Iterator<Item = String>) -> Done {
             let (mut member, mut best) = (Vec::new(), f64::MAX);
             for _ in 0..3 {
                 let (began, mut times) = (cpu_time()?, 0.0);
-                while cpu_time()? - began < Duration::from_secs(1) {
+                while cpu_time()?.saturating_sub(began) < Duration::from_secs(1) {
                     let mut encoder =
                         GzEncoder::new(Vec::with_capacity(lines.len() / 3), Compression::new(level));
                     encoder.write_all(&lines)?;
                     member = encoder.finish()?;
                     times += 1.0;
                 }
-                best = best.min((cpu_time()? - began).as_secs_f64() / times);
+                best = best.min((cpu_time()?.saturating_sub(began)).as_secs_f64() / times);
             }
             let ratio = bytes / f64::from(u32::try_from(member.len())?);
             println!("| {file} | {level} | {:.0} | {ratio:.2} |", bytes / 1e6 / best);
