@@ -1,17 +1,17 @@
-//! What does an attachment cost, when a million of them were settled before it?
+//! What does an attachment cost after a million others were settled?
 //!
-//! A source names them, page by page; then they are streamed, 50 at a time, to a platform that takes everything at once
-//! and keeps nothing: what is timed is our own. It is the way of `serve`: queued with the page, the ids of each 50
-//! uploads in one commit, what is settled of them in another, its line in a batch. All on one thread, so that nothing
-//! but the number of attachments differs.
+//! A source names them, page by page. Then they are streamed, 50 at a time, to a platform that accepts everything at
+//! once and keeps nothing, so only our own work is timed. It follows `serve`: attachments are queued with their page,
+//! the ids of 50 uploads are stored in one commit, their settling in another, and their lines go into a batch.
+//! Everything is on one thread, so that only the number of attachments differs.
 //!
-//! Beside it a bare redb table, whose commits are as large and as durable: a row put for each attachment, put again
-//! when it is uploaded, removed when it is settled. It is no queue: it knows no attachment again, counts nothing, and
-//! writes no line.
+//! The baseline is a bare redb table with commits that are as large and as durable: a row is put for each attachment,
+//! put again when it is uploaded, and removed when it is settled. It is not a queue: it recognises no attachment,
+//! counts nothing, and writes no line.
 //!
-//! At each end the median of ten times 1,000 attachments: time; and, because that is what other work on the machine
-//! changes least, time on the processor and bytes written. `HIGHWATER_BENCH_ATTACHMENTS` sets how many there are; without
-//! `--bench`, as in a test, they are few.
+//! At each end it reports the median of ten times 1,000 attachments: the time, and also CPU time and bytes written,
+//! which other work on the machine changes least. `HIGHWATER_BENCH_ATTACHMENTS` sets the number of attachments;
+//! without `--bench`, as in a test, there are few.
 
 #[allow(dead_code, reason = "of what the benches share, it needs the folder")]
 mod common;
@@ -31,7 +31,7 @@ use highwater::{ArtifactId, Page, Store};
 use redb::{Database, TableDefinition};
 use serde_json::{Value, json};
 
-/// Attachments of a page, and of one measurement.
+/// Attachments per page, and per measurement.
 const GROUP: u64 = 1_000;
 const STREAMS: usize = 50;
 const CACHE_BYTES: usize = 16 * 1024 * 1024;
@@ -48,7 +48,7 @@ fn attachment(number: u64) -> Attachment {
     attachment
 }
 
-/// What was spent up to a moment.
+/// The cost up to a moment.
 #[derive(Clone, Copy)]
 struct Spent {
     at: Instant,
@@ -57,9 +57,9 @@ struct Spent {
 }
 
 impl Spent {
-    /// By now. Where the system does not say, it is nothing.
+    /// The cost so far; zero if the system does not tell it.
     fn now() -> Self {
-        // proc(5): nanoseconds on a processor come first.
+        // proc(5): the first field is nanoseconds of CPU time.
         let schedule = fs::read_to_string("/proc/self/schedstat").unwrap_or_default();
         let on_processor = schedule.split(' ').next().and_then(|nanoseconds| nanoseconds.parse().ok());
         let io = fs::read_to_string("/proc/self/io").unwrap_or_default();
@@ -72,7 +72,7 @@ impl Spent {
     }
 }
 
-/// Names so many, and has a few bytes for each. Notes when each page was asked for.
+/// Names this many attachments, with a few bytes for each. Notes when each page was fetched.
 struct Source {
     count: u64,
     asked: Mutex<Vec<Spent>>,
@@ -97,7 +97,7 @@ impl Extractor for Source {
         self.asked.lock().unwrap().push(Spent::now());
         let from = cursor.unwrap_or(0);
         let to = (from + GROUP).min(self.count);
-        // The last page is empty, so that the time of each of the others is that between two.
+        // The last page is empty, so that each other page lasts until the next one.
         let mut page = if from < self.count { Page::more(to) } else { Page::last() };
         for number in from..to {
             page.push("attachments", attachment(number).to_record()?);
@@ -110,7 +110,7 @@ impl Extractor for Source {
     }
 }
 
-/// Takes everything. Notes when each 1,000th attachment was confirmed, and copies the store in the middle.
+/// Accepts everything. Notes when each 1,000th attachment was confirmed, and copies the store halfway.
 struct Sink {
     count: u64,
     store: PathBuf,
@@ -177,7 +177,7 @@ fn event(event_type: &str, number: u64) -> Event {
     Event::from_json(&json!({ "payload": payload }).to_string()).expect("an event")
 }
 
-/// Serves a phase to its end.
+/// Serves a phase until it is done.
 fn phase(store: &Store, sink: &Sink, source: &mut Source, phase: &str, requests: &RefCell<u64>) {
     let hour = Duration::from_secs(3_600);
     let serve = Serve::new().inline(7).attachments_at_once(STREAMS).budget(hour).hard_limit(2 * hour);
@@ -194,7 +194,8 @@ fn phase(store: &Store, sink: &Sink, source: &mut Source, phase: &str, requests:
     }
 }
 
-/// What each attachment cost at the start and at the end: microseconds, those on the processor, and bytes written.
+/// The cost of each attachment at the start and at the end: microseconds, microseconds of CPU time, and bytes
+/// written.
 struct Ends {
     start: [f64; 3],
     end: [f64; 3],
@@ -224,7 +225,7 @@ impl Ends {
     }
 }
 
-/// The share of one attachment, in millionths.
+/// The cost of one attachment, in millionths.
 #[allow(clippy::cast_precision_loss, reason = "a group is a thousand")]
 fn each(group: Duration) -> f64 {
     group.as_secs_f64() * 1e6 / GROUP as f64
@@ -238,7 +239,7 @@ fn medians(groups: &[[f64; 3]]) -> [f64; 3] {
     })
 }
 
-/// The bare table: when each 1,000 were put, and when each 1,000 were put again and removed.
+/// The bare table: when each 1,000 rows were put, and when each 1,000 were put again and removed.
 fn bare(path: &Path, count: u64) -> (Ends, Ends) {
     const TABLE: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("attachments");
     let db = Database::builder().set_cache_size(CACHE_BYTES).create(path).expect("a new file");
@@ -277,7 +278,7 @@ fn bare(path: &Path, count: u64) -> (Ends, Ends) {
     (queued, Ends::of(&at))
 }
 
-/// What the process has, and had at most, in memory.
+/// The memory of the process, now and at its peak.
 fn memory() -> String {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let of = |name: &str| {

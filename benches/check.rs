@@ -1,5 +1,5 @@
-//! What does checking cost? A file of records is checked, and beside it the same file is parsed by bare `serde_json`:
-//! into values, as a checker would that works on them, and past, which builds nothing and so is the least it can cost.
+//! What does checking cost? A file of records is checked. The baselines parse the same file with bare `serde_json`:
+//! into values, as a checker that works on values would; and without building anything, the least possible cost.
 //!
 //! `HIGHWATER_BENCH_RECORDS` sets the number of records; 100,000 by default, so that a run is short.
 
@@ -37,7 +37,7 @@ fn metadata() -> Metadata {
         .record_type("issues", issues)
 }
 
-/// Records much like a tracker's, some 690 bytes each, the same in every run.
+/// Records much like a tracker's, about 690 bytes each, the same in every run.
 fn write_records(out: &mut impl Write, records: u64) -> std::io::Result<u64> {
     const WORDS: [&str; 12] = [
         "login", "button", "crash", "export", "invoice", "customer", "timeout", "webhook", "session",

@@ -1,8 +1,9 @@
-//! What do pages ahead bring? `serve` extracts a stream into a store on a disk, with pages ahead and, as the baseline in
-//! the same run, without, in turn: from a source that takes 50 ms for an answer, and from one that takes none. The ideal
-//! beside them is what the source alone takes, and serialising and compressing alone on one core.
+//! What do pages ahead gain? `serve` extracts a stream into a store on a disk, alternately with pages ahead and, as
+//! the baseline, without: from a source that takes 50 ms to answer, and from one that takes no time. The ideal is the
+//! time of the source alone, and of serialising and compressing alone on one core.
 //!
-//! Wall and CPU time of each, and the ratio to the baseline. `taskset -c 0` shows what a second core brings.
+//! It reports wall and CPU time of each, and the ratio to the baseline. `taskset -c 0` shows the gain of a second
+//! core.
 
 mod common;
 
@@ -19,12 +20,12 @@ use highwater::airdrop::{
 use highwater::{ArtifactId, Page, Record, Store};
 use serde_json::{Value, json};
 
-/// Records of a page: a batch.
+/// Records per page: a batch.
 const PAGE_ITEMS: u32 = 2_000;
 /// How often each is measured.
 const ROUNDS: u32 = 5;
 
-/// A source that has the same records on every page.
+/// A source with the same records on every page.
 struct Source {
     records: Vec<Record>,
     pages: u32,
@@ -57,7 +58,7 @@ impl Extractor for Source {
     }
 }
 
-/// A platform that takes everything at once.
+/// A platform that accepts everything at once.
 #[derive(Default)]
 struct Sink(AtomicU64);
 
@@ -107,11 +108,11 @@ fn sync(source: &Source, serve: &Serve) -> (Duration, Duration) {
     (started.elapsed(), cpu().saturating_sub(cpu_before))
 }
 
-/// Wall and CPU time of what cannot be saved: the lines of every page written, and compressed as a batch.
+/// Wall and CPU time of the unavoidable work: the lines of every page are written, and compressed as a batch.
 fn lines_and_gzip(source: &Source) -> (Duration, Duration) {
     let (started, cpu_before) = (Instant::now(), cpu());
     for _ in 0..source.pages {
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::new(1));
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::new(2));
         encoder.write_all(common::lines(&source.records).as_bytes()).unwrap();
         std::hint::black_box(encoder.finish().unwrap());
     }

@@ -350,7 +350,7 @@ fn no_secret_is_ever_said() {
 /// Nor is it told to the platform or stored: what a source says may quote the key that it was asked with.
 #[test]
 fn no_secret_that_a_source_says_is_told_or_kept() {
-    // Every invocation of this process is listened to, or others may not be heard.
+    // Every invocation of this process has a listener, as otherwise those of others might miss events.
     listen(secrets_of_a_source);
 }
 

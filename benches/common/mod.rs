@@ -1,4 +1,4 @@
-//! What the benches share: a seeded input, and a folder that is on a disk.
+//! Shared by the benches: a seeded input, and a folder on a disk.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,12 +7,12 @@ use highwater::Record;
 use serde_json::json;
 use tempfile::TempDir;
 
-/// Sentences are made of these; a real title or description compresses about as well.
+/// The words of sentences; a real title or description compresses about as well.
 const WORDS: &str = "the crash after login page when user opens settings twice and a request times out before token \
     refresh in production since release of last week please see attached log customer reports that import stops half \
     way with no message at all retry works sometimes but not always";
 
-/// Records as a tracker has them, about 900 bytes each as JSON: the same for the same seed.
+/// Records like a tracker's, about 900 bytes each as JSON: the same for the same seed.
 pub(crate) fn records(seed: u64, count: u32) -> Vec<Record> {
     let mut rng = fastrand::Rng::with_seed(seed);
     let words: Vec<&str> = WORDS.split_whitespace().collect();
@@ -47,8 +47,8 @@ pub(crate) fn lines(records: &[Record]) -> String {
     records.iter().map(|record| record.to_line() + "\n").collect()
 }
 
-/// An empty folder beside the build, removed when dropped, and the file system that it is on. Refuses one in memory,
-/// where a sync costs nothing and a figure of it means nothing.
+/// An empty folder in the build directory, removed when dropped, and its file system. Refuses a file system in
+/// memory, where a sync costs nothing and a measurement is meaningless.
 pub(crate) fn folder_on_disk() -> (TempDir, String) {
     let beside = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let file_system = file_system_of(&fs::canonicalize(beside).unwrap());
@@ -60,7 +60,7 @@ pub(crate) fn folder_on_disk() -> (TempDir, String) {
     (tempfile::tempdir_in(beside).unwrap(), file_system)
 }
 
-/// The file system of the mount that a path is under, as Linux names it.
+/// The file system of the mount that contains a path, by its name in Linux.
 fn file_system_of(path: &Path) -> String {
     let Ok(mounts) = fs::read_to_string("/proc/self/mountinfo") else { return "unknown".to_owned() };
     let under = mounts.lines().filter_map(|mount| {
@@ -70,6 +70,6 @@ fn file_system_of(path: &Path) -> String {
         let file_system = rest.split(' ').next()?;
         path.starts_with(&point).then(|| (point.as_os_str().len(), file_system.to_owned()))
     });
-    // Of mounts over each other the last one shows.
+    // If several mounts cover each other, the last one is visible.
     under.max_by_key(|(length, _)| *length).map_or("unknown".to_owned(), |(_, file_system)| file_system)
 }

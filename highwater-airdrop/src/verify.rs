@@ -285,7 +285,9 @@ pub fn verify(
     let all: Vec<Case> =
         [&clean.first, &clean.next].into_iter().flat_map(|ran| menu.cases(&ran.shape)).collect();
     let count = all.len();
+    let mut pairs = 0;
     let chosen = if options.only.is_empty() {
+        pairs = all.iter().map(|case| (&case.place, &case.kind)).collect::<BTreeSet<_>>().len();
         sample(all, options.cases, options.seed)
     } else {
         named(&all, &options.only)?
@@ -298,6 +300,7 @@ pub fn verify(
         set_aside: clean.aside,
         notes: clean.notes,
         known: (count, chosen.len()),
+        pairs,
         cases,
         seed: options.seed,
         after_death: options.sync.after_death,

@@ -209,7 +209,7 @@ fn a_body_of_another_length_than_declared_is_refused_and_nothing_of_it_is_kept()
         let result = try_upload(&local, Body::Stream { reader: body, length_bytes: Some(length) });
         assert_refused(result, 400, found);
     }
-    // A source without an end is not heard to its end.
+    // An endless source is not read to its end.
     let mut endless = Source::new(u64::MAX, 1_000);
     let result = try_upload(&local, Body::Stream { reader: &mut endless, length_bytes: Some(10_000) });
     assert_refused(result, 400, "a.bin");
@@ -683,7 +683,7 @@ fn a_directory_that_was_tampered_with_is_an_error_that_names_the_file() {
     assert_eq!(read.len(), 1, "it ends with the first error");
     let error = read[0].as_ref().unwrap_err().to_string();
     assert!(error.contains("messages.jsonl") && error.contains("byte 0"), "{error}");
-    // A counter that is none.
+    // A counter that is not a number.
     let (dir, _local) = prepared();
     fs::write(dir.path().join("uploaders.txt"), "many").unwrap();
     let again = Local::open(dir.path()).unwrap();

@@ -290,7 +290,7 @@ impl<'q, 'a> Queue<'q, 'a> {
         if !stopped {
             self.take_up()?;
         }
-        self.begun_any |= self.delivery.start_attachments(!stopped)?;
+        self.begun_any |= self.delivery.start_attachments(!stopped);
         Ok(stopped)
     }
 

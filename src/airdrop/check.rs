@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::model::FINDINGS_KEPT;
 use crate::record::{ATTACHMENTS, Checker, Finding, Metadata, Record, Rule, Severity, Tally};
-use crate::store::{Page, Rejection};
+use crate::store::{Lines, Page, Rejection};
 
 use super::message::ERROR_MESSAGE_BYTES_MAX;
 
@@ -94,7 +94,7 @@ impl Checks {
         Ok(Self { policy, metadata, in_metadata, checkers: BTreeMap::new() })
     }
 
-    /// Checks a page; its findings are to be staged with it.
+    /// Checks a page whose lines are written; its findings are to be staged with it.
     ///
     /// # Errors
     /// What to answer, if the page is refused.
@@ -102,12 +102,12 @@ impl Checks {
         let mut found: Vec<(String, Tally)> = Vec::new();
         let mut rejected: Vec<(usize, Vec<(usize, Rejection)>)> = Vec::new();
         let leaves_out = self.policy == CheckPolicy::LeaveOut;
-        for (group, (item_type, records)) in page.records().enumerate() {
+        for (group, (item_type, records, lines)) in page.records().enumerate() {
             let mut tally = Tally::keeping(FINDINGS_KEPT);
             let mut of_type = Vec::new();
             let declared = self.declared(item_type);
             let leaves_out = leaves_out && !matches!(declared, Declared::Missing(_));
-            check(declared, records, |place, record, mut findings| {
+            check(declared, records, lines, |place, record, mut findings| {
                 if leaves_out
                     && findings.iter().any(is_refused)
                     && let Some(rejection) = Rejection::of_record(record, &findings)
@@ -173,16 +173,18 @@ fn is_refused(finding: &Finding) -> bool {
 }
 
 /// Checks the records of one item type, each as its line; calls `found` with the place, the record, and the findings.
-fn check(declared: &Declared, records: &[Record], mut found: impl FnMut(usize, &Record, Vec<Finding>)) {
+fn check(
+    declared: &Declared,
+    records: &[Record],
+    lines: &Lines,
+    mut found: impl FnMut(usize, &Record, Vec<Finding>),
+) {
     match declared {
         Declared::ByPlatform => {}
         Declared::As(checker) => {
             let mut batch = checker.batch();
-            let mut line = Vec::new();
-            for (place, record) in records.iter().enumerate() {
-                line.clear();
-                record.write_line(&mut line);
-                found(place, record, batch.check_line(&line));
+            for (place, (record, line)) in records.iter().zip(lines.each()).enumerate() {
+                found(place, record, batch.check_line(line.trim_ascii_end()));
             }
         }
         Declared::Missing(findings) => {

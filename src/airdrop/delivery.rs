@@ -412,7 +412,7 @@ impl<'a> Delivery<'a> {
 
     /// Makes the calls about attachments that can be made now. If `begin` is false, no attachment begins, but
     /// confirms go on. Returns whether a call was made.
-    pub(crate) fn start_attachments(&mut self, begin: bool) -> Result<bool> {
+    pub(crate) fn start_attachments(&mut self, begin: bool) -> bool {
         let now = self.clock.elapsed();
         let mut any = false;
         for (&no, upload) in self.uploads.range_mut(UploadNo::Attachment(0)..) {
@@ -444,7 +444,7 @@ impl<'a> Delivery<'a> {
             self.attachments.in_flight += 1;
             self.lanes.submit(Attempt { no, call });
         }
-        Ok(any)
+        any
     }
 
     /// Handles the calls that ended: waits for the first, not for the others.

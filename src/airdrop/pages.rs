@@ -311,6 +311,7 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
         let stream = of.stream().as_str();
         page.leave_out(|item_type| !self.context.extracts(item_type));
         if let Some(checks) = &mut self.checks {
+            page.write_lines()?;
             checks.page(stream, page).map_err(|reason| Stop::failed(&reason))?;
         }
         page.rejected_max(self.invocation.settings.rejected_max);

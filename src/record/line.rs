@@ -1,8 +1,20 @@
 //! A record: one JSON object that becomes one line of an artifact.
+//!
+//! Of its own, a record allocates its id, unless the caller gives a `String`, and its object, once. Typed data is serialised
+//! into a buffer of the thread's, and is not read again, as a serialiser writes whole characters and finite numbers; what it
+//! passes on as text already ([`RawValue`]) is, as what comes as text is.
+
+use std::borrow::Cow;
+use std::cell::Cell;
+use std::fmt;
+use std::io;
 
 use chrono::{DateTime, FixedOffset, SecondsFormat};
+use memchr::memchr2;
 use serde::Serialize;
+use serde_json::ser::Formatter;
 use serde_json::value::RawValue;
+use smallvec::SmallVec;
 
 use super::finding::{Finding, Rule, Severity};
 use super::moment;
@@ -16,19 +28,30 @@ use crate::model::{BATCH_BYTES_MAX, ID_BYTES_MAX, Micros};
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Date {
     at: Micros,
-    text: Box<str>,
+    /// In place, up to a time with milliseconds and offset.
+    text: SmallVec<[u8; 32]>,
 }
 
 impl Date {
     fn new(at: DateTime<FixedOffset>) -> Self {
-        let text = at.to_rfc3339_opts(SecondsFormat::AutoSi, true).into_boxed_str();
-        Self { at: Micros::from_time(at.to_utc()), text }
+        let text = at.to_rfc3339_opts(SecondsFormat::AutoSi, true);
+        Self { at: Micros::from_time(at.to_utc()), text: SmallVec::from_slice(text.as_bytes()) }
     }
 
     /// Keeps the text unchanged, if it is RFC 3339 with offset.
-    fn from_text(text: String) -> Option<Self> {
-        let at = DateTime::parse_from_rfc3339(&text).ok()?;
-        Some(Self { at: Micros::from_time(at.to_utc()), text: text.into_boxed_str() })
+    fn from_text(text: &str) -> Option<Self> {
+        let at = DateTime::parse_from_rfc3339(text).ok()?;
+        Some(Self { at: Micros::from_time(at.to_utc()), text: SmallVec::from_slice(text.as_bytes()) })
+    }
+}
+
+/// A JSON object on one line, in UTF-8.
+#[derive(Clone, PartialEq, Eq)]
+struct Object(Box<[u8]>);
+
+impl fmt::Debug for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        String::from_utf8_lossy(&self.0).fmt(f)
     }
 }
 
@@ -39,8 +62,8 @@ pub struct Record {
     created: Option<Date>,
     modified: Option<Date>,
     operation: Option<String>,
-    /// A JSON object on one line: the record's `data`, or, without an id, the whole line.
-    object: Box<str>,
+    /// The record's `data`, or, without an id, the whole line.
+    object: Object,
     /// What was changed when it was made.
     changes: Vec<Finding>,
 }
@@ -74,8 +97,7 @@ impl Record {
     /// [`BATCH_BYTES_MAX`] bytes.
     pub fn new(id: impl Into<String>, data: &impl Serialize) -> Result<Self> {
         let id = checked_id(id.into())?;
-        let object = serde_json::to_string(data).map_err(|error| refused(&id, error.to_string()))?;
-        Self::with_object(Some(id), object)
+        Self::serialised(Some(id), data)
     }
 
     /// A record whose `data` is JSON text already; it is checked, not rewritten.
@@ -85,7 +107,7 @@ impl Record {
     pub fn from_raw(id: impl Into<String>, data: &str) -> Result<Self> {
         let id = checked_id(id.into())?;
         let object = checked_json(&id, data)?;
-        Self::with_object(Some(id), object)
+        Self::with_object(Some(id), &object, true)
     }
 
     /// A flat record: the whole JSON object is the line, without `id` and `data` around it.
@@ -93,8 +115,7 @@ impl Record {
     /// # Errors
     /// Those of [`Record::new`].
     pub fn flat(line: &impl Serialize) -> Result<Self> {
-        let object = serde_json::to_string(line).map_err(|error| refused("(flat)", error.to_string()))?;
-        Self::with_object(None, object)
+        Self::serialised(None, line)
     }
 
     /// [`Record::flat`] from JSON text, which is checked, not rewritten.
@@ -103,7 +124,7 @@ impl Record {
     /// Those of [`Record::new`]; also if the text is not JSON.
     pub fn flat_raw(line: &str) -> Result<Self> {
         let object = checked_json("(flat)", line)?;
-        Self::with_object(None, object)
+        Self::with_object(None, &object, true)
     }
 
     /// Sets the record's creation time, as the source has it. The offset is kept.
@@ -147,7 +168,7 @@ impl Record {
     }
 
     fn date(&self, field: &str, text: &str) -> Result<Date> {
-        let date = if moment::is_timestamp(text) { Date::from_text(text.to_owned()) } else { None };
+        let date = if moment::is_timestamp(text) { Date::from_text(text) } else { None };
         date.ok_or_else(|| {
             let found = cut::to_chars(text, 40);
             let reason = format!("{field} is {found:?}, expected RFC 3339 with offset: 2020-12-31T23:59:59Z");
@@ -163,7 +184,7 @@ impl Record {
     }
 
     /// Sets the dates as they were written; a date that is not RFC 3339 with offset is left out.
-    pub(super) fn with_dates(mut self, created: Option<String>, modified: Option<String>) -> Self {
+    pub(super) fn with_dates(mut self, created: Option<&str>, modified: Option<&str>) -> Self {
         self.created = created.and_then(Date::from_text);
         self.modified = modified.and_then(Date::from_text);
         self
@@ -210,7 +231,7 @@ impl Record {
 
     /// The record as one line of JSON, without the newline.
     pub fn to_line(&self) -> String {
-        let mut line = Vec::with_capacity(self.object.len() + 160);
+        let mut line = Vec::with_capacity(self.line_bytes());
         self.write_line(&mut line);
         // Every part is text.
         String::from_utf8_lossy(&line).into_owned()
@@ -218,13 +239,13 @@ impl Record {
 
     /// About how many bytes the line has.
     pub(crate) fn line_bytes(&self) -> usize {
-        self.object.len() + self.id.as_ref().map_or(0, String::len) + 100
+        self.object.0.len() + self.id.as_ref().map_or(0, String::len) + 100
     }
 
     /// Appends the line, without the newline.
     pub(crate) fn write_line(&self, out: &mut Vec<u8>) {
         let Some(id) = &self.id else {
-            out.extend_from_slice(self.object.as_bytes());
+            out.extend_from_slice(&self.object.0);
             return;
         };
         out.extend_from_slice(b"{\"id\":");
@@ -234,7 +255,7 @@ impl Record {
                 out.extend_from_slice(b",\"");
                 out.extend_from_slice(key.as_bytes());
                 out.extend_from_slice(b"\":\"");
-                out.extend_from_slice(date.text.as_bytes());
+                out.extend_from_slice(&date.text);
                 out.push(b'"');
             }
         }
@@ -243,14 +264,35 @@ impl Record {
             write_string(out, operation);
         }
         out.extend_from_slice(b",\"data\":");
-        out.extend_from_slice(self.object.as_bytes());
+        out.extend_from_slice(&self.object.0);
         out.push(b'}');
     }
 
-    fn with_object(id: Option<String>, object: String) -> Result<Self> {
+    fn serialised(id: Option<String>, data: &impl Serialize) -> Result<Self> {
+        let mut buffer = BUFFER.take();
+        buffer.clear();
+        let mut written = Written::default();
+        let mut serializer = serde_json::Serializer::with_formatter(&mut buffer, Watch(&mut written));
+        let result = data.serialize(&mut serializer);
+        let Written { depth_max, is_raw, .. } = written;
+        if is_raw {
+            on_one_line(&mut buffer);
+        }
+        let record = match result {
+            Ok(()) => Self::with_object(id, &buffer, is_raw || depth_max >= DEPTH_MAX),
+            Err(error) => Err(refused(id.as_deref().unwrap_or("(flat)"), error.to_string())),
+        };
+        if buffer.capacity() <= BUFFER_BYTES_MAX {
+            BUFFER.set(buffer);
+        }
+        record
+    }
+
+    /// `may_be_flawed`: it is text of another's making, or is nested so deeply that it must be looked at.
+    fn with_object(id: Option<String>, object: &[u8], may_be_flawed: bool) -> Result<Self> {
         let name = id.as_deref().unwrap_or("(flat)");
-        if !object.starts_with('{') {
-            let found = cut::to_chars(&object, 40);
+        if object.first() != Some(&b'{') {
+            let found = cut::to_chars(&String::from_utf8_lossy(object), 40);
             return Err(refused(name, format!("expected a JSON object, found {found}")));
         }
         if object.len() as u64 > BATCH_BYTES_MAX {
@@ -259,15 +301,72 @@ impl Record {
                 format!("it is {} bytes, over the limit of {BATCH_BYTES_MAX}", object.len()),
             ));
         }
-        let (object, changes) = strict(id.as_deref(), object)?;
-        Ok(Self {
-            id,
-            created: None,
-            modified: None,
-            operation: None,
-            object: object.into_boxed_str(),
-            changes,
-        })
+        let mut object: Box<[u8]> = object.into();
+        let changes = if may_be_flawed { strict(id.as_deref(), &mut object)? } else { Vec::new() };
+        Ok(Self { id, created: None, modified: None, operation: None, object: Object(object), changes })
+    }
+}
+
+thread_local! {
+    /// What records are serialised into, before their size is known.
+    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// Bytes of such a buffer that a thread keeps.
+const BUFFER_BYTES_MAX: usize = 1024 * 1024;
+
+/// What was serialised.
+#[derive(Default)]
+struct Written {
+    depth: usize,
+    depth_max: usize,
+    /// Part of it was text already.
+    is_raw: bool,
+}
+
+/// Writes compact JSON, and watches what is written.
+struct Watch<'w>(&'w mut Written);
+
+impl Watch<'_> {
+    fn open(&mut self) {
+        self.0.depth += 1;
+        self.0.depth_max = self.0.depth_max.max(self.0.depth);
+    }
+}
+
+impl Formatter for Watch<'_> {
+    fn begin_object<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.open();
+        writer.write_all(b"{")
+    }
+
+    fn end_object<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.depth -= 1;
+        writer.write_all(b"}")
+    }
+
+    fn begin_array<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.open();
+        writer.write_all(b"[")
+    }
+
+    fn end_array<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.depth -= 1;
+        writer.write_all(b"]")
+    }
+
+    fn write_number_str<W: ?Sized + io::Write>(&mut self, writer: &mut W, value: &str) -> io::Result<()> {
+        self.0.is_raw = true;
+        writer.write_all(value.as_bytes())
+    }
+
+    fn write_raw_fragment<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
+        self.0.is_raw = true;
+        writer.write_all(fragment.as_bytes())
     }
 }
 
@@ -275,10 +374,10 @@ impl Record {
 ///
 /// # Errors
 /// `Record`, if it is nested deeper, or has a larger number, than readers accept.
-fn strict(id: Option<&str>, object: String) -> Result<(String, Vec<Finding>)> {
+fn strict(id: Option<&str>, object: &mut [u8]) -> Result<Vec<Finding>> {
     // With an id, the object is under "data".
     let levels = DEPTH_MAX - usize::from(id.is_some());
-    let found = text::flaws(object.as_bytes(), Look::Strict, levels);
+    let found = text::flaws(object, Look::Strict, levels);
     let mut halves = Vec::new();
     for Flawed { flaw, range, path } in found {
         let path = if id.is_some() { path.under("data") } else { path };
@@ -293,7 +392,8 @@ fn strict(id: Option<&str>, object: String) -> Result<(String, Vec<Finding>)> {
                 cut::to_chars(&path.to_string(), 120)
             ),
             Flaw::TooLarge => {
-                let number = cut::to_chars(object.get(range).unwrap_or_default(), 40);
+                let number = String::from_utf8_lossy(object.get(range).unwrap_or_default());
+                let number = cut::to_chars(&number, 40);
                 format!(
                     "the number {number} at {} is greater than readers can represent, 1.8e308",
                     cut::to_chars(&path.to_string(), 120)
@@ -303,16 +403,15 @@ fn strict(id: Option<&str>, object: String) -> Result<(String, Vec<Finding>)> {
         return Err(refused(id.unwrap_or("(flat)"), reason));
     }
     if halves.is_empty() {
-        return Ok((object, Vec::new()));
+        return Ok(Vec::new());
     }
-    let mut bytes = object.into_bytes();
-    let replaced = text::replace_surrogates(&mut bytes);
+    // One escape replaces another, so it is still text.
+    let replaced = text::replace_surrogates(object);
     let mut changes = surrogates_replaced(halves, replaced);
     for change in &mut changes {
         change.record = id.map(str::to_owned);
     }
-    // One escape replaced another, so it is still text.
-    Ok((String::from_utf8_lossy(&bytes).into_owned(), changes))
+    Ok(changes)
 }
 
 /// The findings for replaced halves of characters: one for each with a known path, and the number of the others.
@@ -342,11 +441,24 @@ fn checked_id(id: String) -> Result<String> {
     Ok(id)
 }
 
-/// Checks JSON text, and puts it on one line (a newline cannot be inside a JSON string).
-fn checked_json(id: &str, text: &str) -> Result<String> {
+/// Checks JSON text, and puts it on one line.
+fn checked_json<'t>(id: &str, text: &'t str) -> Result<Cow<'t, [u8]>> {
     let value: &RawValue = serde_json::from_str(text).map_err(|error| refused(id, error.to_string()))?;
     let text = value.get();
-    Ok(if text.contains(['\n', '\r']) { text.replace(['\n', '\r'], " ") } else { text.to_owned() })
+    let mut text = Cow::Borrowed(text.as_bytes());
+    if memchr2(b'\n', b'\r', &text).is_some() {
+        on_one_line(text.to_mut());
+    }
+    Ok(text)
+}
+
+/// A newline cannot be inside a JSON string.
+fn on_one_line(text: &mut [u8]) {
+    for byte in text {
+        if matches!(*byte, b'\n' | b'\r') {
+            *byte = b' ';
+        }
+    }
 }
 
 fn write_string(out: &mut Vec<u8>, text: &str) {

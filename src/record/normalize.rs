@@ -381,8 +381,11 @@ impl Normalizer {
             sink.error(&At::ROOT.key("id"), Rule::Id, message, expected);
         }
         // Without an id it is refused anyway; with a made-up one, the rest can be checked.
-        Record::new(parts.id.unwrap_or_else(|| "?".to_owned()), &parts.data)
-            .map(|record| record.with_dates(parts.created, parts.modified).with_operation(parts.operation))
+        Record::new(parts.id.unwrap_or_else(|| "?".to_owned()), &parts.data).map(|record| {
+            record
+                .with_dates(parts.created.as_deref(), parts.modified.as_deref())
+                .with_operation(parts.operation)
+        })
     }
 }
 

@@ -303,7 +303,9 @@ impl Run {
             }
             position.once.fit(room_bytes / 2);
             position.edge.fit(room_bytes / 4);
-            let mut edge = edge::part_of_unit(rows, self.unit_no, LEDGER_MAX)?;
+            let ledger = self.ledger_parts(rows)?;
+            let over: Vec<u64> = ledger.iter().map(|part| part.run).collect();
+            let mut edge = edge::part_of_unit(rows, self.unit_no, &over)?;
             edge.fit(room_bytes / 4);
             let Artifacts { unannounced: artifacts, sealed, announced_ids } =
                 self.artifact_parts(rows, position.next_seq)?;
@@ -313,7 +315,11 @@ impl Run {
             }
             let mut announced = BTreeMap::new();
             for (name, counts) in rows.all(&TYPES, &prefix)? {
-                let part = AnnouncedPart { records: counts.announced, artifacts: counts.artifacts_announced };
+                let part = AnnouncedPart {
+                    records: counts.announced,
+                    artifacts: counts.artifacts_announced,
+                    bytes: counts.announced_bytes,
+                };
                 announced.insert(self.name(&name)?, part);
             }
             let files = files_needed(self, rows, &position.queue, position.next_seq)?;
@@ -331,7 +337,7 @@ impl Run {
                 run_ids: self.run_id_parts(rows)?,
                 events: self.event_parts(rows)?,
                 bookmarks,
-                ledger: self.ledger_parts(rows)?,
+                ledger,
                 position,
                 announced,
                 artifacts,
@@ -339,8 +345,8 @@ impl Run {
                 message: run.message.map(|no| self.message_part(rows, no, sealed)).transpose()?,
                 used,
                 most_read: most_read::part(rows, self.unit_no)?,
-                rejected: rejected::part_of_unit(rows, self.unit_no, LEDGER_MAX)?,
-                once: once::part_of_unit(rows, self.unit_no, LEDGER_MAX)?,
+                rejected: rejected::part_of_unit(rows, self.unit_no, &over)?,
+                once: once::part_of_unit(rows, self.unit_no, &over)?,
                 edge,
                 past_runs: hashes(&past.run_ids),
                 deletions: hashes(&past.deletions),
@@ -782,7 +788,7 @@ mod tests {
         r#"fa123288c6ff7d9d","run":1}],"events":[],"bookmarks":{},"ledger":[],"position":{"pages":1,"next_seq":2,"progress":null"#,
         r#","streams":{"issues":{"phase":"data","cursor":null,"exhausted":true,"pages":1,"items":1,"bookmark":""#,
         r#"7"}},"types":{"issues":[1,1,0]},"values":{"seen":"[1,2]"}},"announced":{"issues":{"records":0,"artif"#,
-        r#"acts":0}},"artifacts":[{"seq":1,"item_type":"issues","stream":"","epoch":1,"items":1,"line_bytes":40"#,
+        r#"acts":0,"bytes":0}},"artifacts":[{"seq":1,"item_type":"issues","stream":"","epoch":1,"items":1,"line_bytes":40"#,
         r#","gzip_bytes":63,"dates":{"created":null,"modified":null},"artifact":"artifact-1","given_up":0}],"me"#,
         r#"ssage":null,"used":"7r101w=="}"#,
     );

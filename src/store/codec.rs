@@ -10,7 +10,7 @@
 
 use std::borrow::Cow;
 
-use flate2::Crc;
+use crc32fast::Hasher;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -28,17 +28,15 @@ pub(crate) enum DecodeError {
 }
 
 fn crc(version: u8, body: &[u8]) -> u32 {
-    let mut crc = Crc::new();
+    let mut crc = Hasher::new();
     crc.update(&[version]);
     crc.update(body);
-    crc.sum()
+    crc.finalize()
 }
 
 /// CRC-32 of any bytes.
 pub(crate) fn checksum(bytes: &[u8]) -> u32 {
-    let mut crc = Crc::new();
-    crc.update(bytes);
-    crc.sum()
+    crc32fast::hash(bytes)
 }
 
 /// Puts `body` in an envelope.

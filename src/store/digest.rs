@@ -36,12 +36,12 @@ impl Digest {
         &self.0
     }
 
-    /// That of these bytes.
+    /// The digest with these bytes; `None` if there are not 16.
     pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
     }
 
-    /// Under which number a row is kept of which no more than this is known, or under a later one.
+    /// The number under which a row is kept if only this is known of its id. If that number is taken, a later one is.
     pub(crate) fn number(&self) -> u64 {
         let mut first = [0; 8];
         first.iter_mut().zip(self.0).for_each(|(to, from)| *to = from);

@@ -19,6 +19,7 @@
 //! both as far as there is room.
 
 use std::collections::BTreeMap;
+use std::sync::PoisonError;
 
 use serde::{Deserialize, Serialize};
 use tracing::warn;
@@ -29,7 +30,6 @@ use crate::model::{EDGE_BYTES_MAX, EDGE_CHECKPOINT_BYTES_MAX, ItemType, Micros, 
 use super::batches::states::count_left_out;
 use super::checkpoint::digests::Digests;
 use super::digest::Digest;
-use super::rejected::newest_over;
 use super::rows::{
     EDGE, EDGE_COUNTS, EDGE_OF, EdgeCountRow, EdgeOfRow, EdgeRow, Key, RunRow, UNITS, UnitRow, digest_of,
     run_key,
@@ -62,6 +62,9 @@ pub(super) fn take<'l>(
     is_on: bool,
     records: impl Iterator<Item = Staged<'l>>,
 ) -> Result<Option<Vec<bool>>> {
+    if !may_have_any(run, change, is_on)? {
+        return Ok(None);
+    }
     let name = item_type.as_str();
     let own = run.run_key().and_inner_name(name);
     let kept = kept_of(change, run.unit_no)?;
@@ -137,6 +140,18 @@ pub(super) fn take<'l>(
         change.put(&EDGE_COUNTS, &run.run_key().and_name(name), &counts)?;
     }
     Ok(Some(keep))
+}
+
+/// Whether the unit may have records at the edge, or gets some now. This is looked up once in each life of the run, before it
+/// changes any; only a run of the unit adds them.
+fn may_have_any(run: &Run, change: &Change<'_>, is_on: bool) -> Result<bool> {
+    let mut has_edge = run.has_edge.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = match *has_edge {
+        Some(known) => known,
+        None => is_any(change, &Key::unit(run.unit_no))?,
+    };
+    *has_edge = Some(known || is_on);
+    Ok(known || is_on)
 }
 
 /// Whether a run begins exactly where the remembered run left the unit.
@@ -224,14 +239,14 @@ pub(super) fn part_of_run(rows: &impl Rows, run: &Key) -> Result<EdgePart> {
     Ok(EdgePart { of: None, records: records(rows, run)?, counts })
 }
 
-/// The part of a unit: what it remembers, and the counts of as many of its newest ended runs as fit.
-pub(super) fn part_of_unit(rows: &impl Rows, unit: u64, runs: u64) -> Result<EdgePart> {
+/// The part of a unit: what it remembers, and the counts of these ended runs.
+pub(super) fn part_of_unit(rows: &impl Rows, unit: u64, runs: &[u64]) -> Result<EdgePart> {
     let mut part = EdgePart::default();
     if let Some(EdgeOfRow { run, watermark }) = kept_of(rows, unit)? {
         part.of = Some((run, watermark));
         part.records = records(rows, &run_key(unit, run))?;
     }
-    for run in newest_over(rows, unit, runs)? {
+    for &run in runs {
         let counts = counts(rows, &run_key(unit, run))?.into_iter();
         part.counts.extend(counts.map(|(item_type, row)| (run, item_type, row.unchanged, row.forgotten)));
     }

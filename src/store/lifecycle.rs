@@ -457,7 +457,7 @@ pub(super) fn close_run(
         change.remove_all(&EDGE, &run_key(unit.no, no))?;
     }
     let run = run_key(unit.no, no);
-    let mut types = Vec::new();
+    let (mut types, mut bytes) = (Vec::new(), Vec::new());
     for (name, counts) in change.all(&TYPES, &run)? {
         types.push(LedgerType {
             item_type: String::from_utf8_lossy(&name).into_owned(),
@@ -466,6 +466,7 @@ pub(super) fn close_run(
             announced: counts.announced,
             artifacts: counts.artifacts_announced,
         });
+        bytes.push(counts.announced_bytes);
     }
     let findings = sums(change, &run)?;
     let entry = LedgerRow {
@@ -484,6 +485,7 @@ pub(super) fn close_run(
         types,
         attachments: drop_queue(change, &run, finished)?,
         deaths: row.activity.deaths,
+        bytes,
     };
     change.put(&LEDGER, &run_key(unit.no, no), &entry)?;
     if let Some(old) = no.checked_sub(LEDGER_RUNS_MAX) {

@@ -64,10 +64,13 @@ fn name_runs(change: &Change<'_>, unit: u64) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
     use super::super::Store;
     use super::super::backend::redb::Syncs;
     use super::super::conversation::{Accepted, Incoming};
-    use super::super::rows::EVENTS;
+    use super::super::rows::{ALL_TABLES, EVENTS, SEEN_BY_HASH};
     use super::*;
     use crate::artifact::decompress;
     use crate::model::{Phase, RunId, Step};
@@ -123,5 +126,42 @@ mod tests {
         assert_eq!((number, message.no), (Some(super::super::digest::name_hash(identity)), 7));
         let events = vec![KnownId::Number, KnownId::Whole(identity.to_owned())];
         assert_eq!(known(tables), (whole(&["first", "second"]), events));
+    }
+
+    /// The tables of which no store in a folder of `tests/fixtures` has a row.
+    fn without_a_row(format: &str) -> BTreeSet<&'static str> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(format);
+        let dir = tempfile::tempdir().unwrap();
+        let mut without: BTreeSet<&str> = ALL_TABLES.iter().copied().collect();
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let file = entry.unwrap().path();
+            if file.extension().is_none_or(|extension| extension != "gz") {
+                continue;
+            }
+            let mut bytes = Vec::new();
+            decompress(&std::fs::read(&file).unwrap(), 64 << 20, &mut bytes).unwrap();
+            let path = dir.path().join("state.redb");
+            std::fs::write(&path, bytes).unwrap();
+            let tables = Tables::open(&path, 1 << 20, &Syncs::new(false)).unwrap();
+            let view = tables.look_now().unwrap();
+            without.retain(|table| {
+                let mut is_empty = true;
+                view.scan_raw(table, &Key::name(""), |_, _| {
+                    is_empty = false;
+                    Ok(())
+                })
+                .unwrap();
+                is_empty
+            });
+        }
+        without
+    }
+
+    /// What each version reads was written by another process: a row of each table stands in a file of the newest format, but
+    /// of the one table that only format 1 adds to.
+    #[test]
+    fn a_row_of_each_table_stands_in_a_fixture() {
+        assert_eq!(without_a_row("format-2"), [SEEN_BY_HASH.name].into());
+        assert!(!without_a_row("format-1").contains(SEEN_BY_HASH.name));
     }
 }

@@ -18,6 +18,7 @@ pub mod inspect;
 mod kept;
 mod left_out;
 mod lifecycle;
+mod lines;
 #[cfg(feature = "inspect")]
 pub mod mend;
 mod migrate;
@@ -48,6 +49,7 @@ pub(crate) use cursors::CursorWatch;
 pub use disk::Disk;
 pub use left_out::LeftOutCounts;
 pub(crate) use lifecycle::Deletion;
+pub(crate) use lines::Lines;
 pub(crate) use notes::{Inherited, InheritedRun, InheritedStart, LEFT_ATTACHMENTS, Standing};
 pub use open::{Store, StoreOptions, SyncUnit};
 pub use page::Page;

@@ -22,7 +22,6 @@ use crate::model::{ItemType, ONCE_BYTES_MAX, ONCE_CHECKPOINT_BYTES_MAX, Safeguar
 use super::batches::states::count_left_out;
 use super::checkpoint::digests::Digests;
 use super::digest::Digest;
-use super::rejected::newest_over;
 use super::rows::{Key, ONCE, ONCE_COUNTS, OnceCountRow, OnceRow, digest_of, run_key};
 use super::run_handle::Run;
 use super::tables::{Change, Rows};
@@ -130,10 +129,10 @@ pub(super) fn part_of_run(rows: &impl Rows, run: &Key) -> Result<OncePart> {
     Ok(OncePart { ids, counts })
 }
 
-/// The part of a unit: the counts of as many of its newest ended runs as fit.
-pub(super) fn part_of_unit(rows: &impl Rows, unit: u64, runs: u64) -> Result<OncePart> {
+/// The part of a unit: the counts of these ended runs.
+pub(super) fn part_of_unit(rows: &impl Rows, unit: u64, runs: &[u64]) -> Result<OncePart> {
     let mut of_runs = Vec::new();
-    for run in newest_over(rows, unit, runs)? {
+    for &run in runs {
         let counts = counts(rows, &run_key(unit, run))?.into_iter();
         of_runs.extend(counts.map(|(item_type, row)| (run, item_type, row.repeated, row.forgotten)));
     }

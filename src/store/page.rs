@@ -12,6 +12,7 @@ use crate::model::{
 };
 use crate::record::{Findings, Record, Tally};
 
+use super::lines::Lines;
 use super::rejection::Rejection;
 
 /// The result of one fetch from the source: records, and where the next fetch starts.
@@ -33,7 +34,7 @@ use super::rejection::Rejection;
 #[must_use]
 pub struct Page<C> {
     pub(crate) next: Option<C>,
-    records: Vec<PageRecords<String>>,
+    records: Vec<PageRecords>,
     /// Item types whose unchanged records are left out.
     edge: BTreeSet<String>,
     /// How many records of an item type were left out because they are out of scope.
@@ -54,27 +55,48 @@ pub struct Page<C> {
 
 /// Records of one item type that are announced in the same way.
 #[derive(Debug)]
-pub(crate) struct PageRecords<T> {
-    pub(crate) item_type: T,
+pub(crate) struct PageRecords {
+    pub(crate) item_type: String,
     /// Each record is announced once in a run, whichever page contains it.
     pub(crate) once: bool,
-    /// Unchanged records are left out.
-    pub(crate) edge: bool,
     pub(crate) records: Vec<Record>,
+    /// Their lines; none before they are written.
+    lines: Lines,
 }
 
-impl PageRecords<String> {
+impl PageRecords {
+    /// Writes the lines, unless they are written.
+    fn write_lines(&mut self) -> Result<()> {
+        if self.lines.len() != self.records.len() {
+            self.lines = Lines::of(&self.records)?;
+        }
+        Ok(())
+    }
+
     /// Checks the name, and that records to be announced once have an id.
-    fn checked(self) -> Result<PageRecords<ItemType>> {
-        let Self { item_type, once, edge, records } = self;
+    fn checked(mut self, edge: &BTreeSet<String>) -> Result<PageLines> {
+        self.write_lines()?;
+        let Self { item_type, once, records, lines } = self;
         if once && records.iter().any(|record| record.id().is_none()) {
             return Err(Error::Invalid {
                 what: format!("a record of {item_type} that is to be announced once in a run"),
                 reason: "it is flat, so it has no id: create it with Record::new".to_owned(),
             });
         }
-        Ok(PageRecords { item_type: ItemType::new(item_type)?, once, edge, records })
+        let edge = edge.contains(&item_type);
+        Ok(PageLines { item_type: ItemType::new(item_type)?, once, edge, lines })
     }
+}
+
+/// Their lines.
+#[derive(Debug)]
+pub(crate) struct PageLines {
+    pub(crate) item_type: ItemType,
+    /// Each record is announced once in a run, whichever page contains it.
+    pub(crate) once: bool,
+    /// Unchanged records are left out.
+    pub(crate) edge: bool,
+    pub(crate) lines: Lines,
 }
 
 /// A child listing, as a page names it.
@@ -132,7 +154,7 @@ pub(crate) struct RejectedParts {
 /// A page whose parts are checked: it can be stored.
 #[derive(Debug)]
 pub(crate) struct PageParts {
-    pub(crate) records: Vec<PageRecords<ItemType>>,
+    pub(crate) lines: Vec<PageLines>,
     pub(crate) skipped: Vec<(ItemType, u64)>,
     pub(crate) rejected: RejectedParts,
     pub(crate) bookmark: Option<String>,
@@ -278,8 +300,8 @@ impl<C> Page<C> {
             None => self.records.push(PageRecords {
                 item_type: item_type.to_owned(),
                 once,
-                edge: false,
                 records: vec![record],
+                lines: Lines::default(),
             }),
         }
     }
@@ -556,14 +578,18 @@ impl<C> Page<C> {
     /// Rejects records that are in it: those at these indices, in ascending order, of group `group` of
     /// [`Page::records`].
     pub(crate) fn reject_at(&mut self, group: usize, at: Vec<(usize, Rejection)>) {
-        let Some(PageRecords { item_type, records, .. }) = self.records.get_mut(group) else { return };
-        let mut places = at.iter().map(|(place, _)| *place).peekable();
-        let mut place = 0;
-        records.retain(|_| {
-            let is_rejected = places.next_if_eq(&place).is_some();
-            place += 1;
-            !is_rejected
-        });
+        let Some(PageRecords { item_type, records, lines, .. }) = self.records.get_mut(group) else { return };
+        let mut keep = vec![true; records.len()];
+        for (place, _) in &at {
+            if let Some(keep) = keep.get_mut(*place) {
+                *keep = false;
+            }
+        }
+        if !lines.is_empty() {
+            *lines = lines.only(&keep);
+        }
+        let mut keep = keep.into_iter();
+        records.retain(|_| keep.next().unwrap_or(true));
         self.rejected.extend(at.into_iter().map(|(_, rejection)| (item_type.clone(), rejection)));
     }
 
@@ -623,10 +649,18 @@ impl<C> Page<C> {
         self.records.iter().map(|group| (group.item_type.clone(), group.records.len())).collect()
     }
 
+    /// Writes the lines of its records, in which they are checked and stored.
+    ///
+    /// # Errors
+    /// `TooLarge` if one is beyond what a batch may hold.
+    pub(crate) fn write_lines(&mut self) -> Result<()> {
+        self.records.iter_mut().try_for_each(PageRecords::write_lines)
+    }
+
     /// Its records by item type, in the order in which the types were first added. Records to be announced once are a
-    /// group of their own.
-    pub(crate) fn records(&self) -> impl Iterator<Item = (&str, &[Record])> {
-        self.records.iter().map(|group| (group.item_type.as_str(), group.records.as_slice()))
+    /// group of their own. Each record has its line, its newline included, once they are [written](Self::write_lines).
+    pub(crate) fn records(&self) -> impl Iterator<Item = (&str, &[Record], &Lines)> {
+        self.records.iter().map(|group| (group.item_type.as_str(), group.records.as_slice(), &group.lines))
     }
 
     /// Bytes of JSON of what it sets that a checkpoint holds. What cannot be stored counts as zero: staging reports
@@ -665,7 +699,7 @@ impl<C> Page<C> {
 
     /// Its records by item type, and whether unchanged ones are left out; for the explorer's oracle.
     #[cfg(feature = "testing")]
-    pub(crate) fn groups(&self) -> impl Iterator<Item = (&PageRecords<String>, bool)> {
+    pub(crate) fn groups(&self) -> impl Iterator<Item = (&PageRecords, bool)> {
         self.records.iter().map(|group| (group, self.edge.contains(&group.item_type)))
     }
 
@@ -721,11 +755,7 @@ impl<C> Page<C> {
         let rejected = self.rejected.into_iter().map(checked).collect::<Result<_>>()?;
         Ok(PageParts {
             rejected: RejectedParts { rejected, again, ids_max: self.rejected_max },
-            records: self
-                .records
-                .into_iter()
-                .map(|group| PageRecords { edge: self.edge.contains(&group.item_type), ..group }.checked())
-                .collect::<Result<_>>()?,
+            lines: self.records.into_iter().map(|group| group.checked(&self.edge)).collect::<Result<_>>()?,
             skipped: self
                 .skipped
                 .into_iter()

@@ -28,8 +28,8 @@ use super::batches::states::count_left_out;
 use super::page::{Again, RejectedParts};
 use super::rejection::Rejection;
 use super::rows::{
-    Key, LEDGER, REJECTED, REJECTED_COUNTS, REJECTED_IN_RUN, RejectedCountRow, RejectedFate, RejectedRow,
-    TYPES, Table, number_of, rejected_of, run_key,
+    Key, REJECTED, REJECTED_COUNTS, REJECTED_IN_RUN, RejectedCountRow, RejectedFate, RejectedRow, TYPES,
+    Table, rejected_of, run_key,
 };
 use super::run_handle::Run;
 use super::tables::{Change, Rows};
@@ -304,28 +304,15 @@ pub(super) fn part_of_run(rows: &impl Rows, run: &Key) -> Result<RejectedPart> {
     Ok(RejectedPart { kinds, counts: counts.collect() })
 }
 
-/// The part of a unit: what finished runs left, and the counts of the newest `runs` runs that are over.
-pub(super) fn part_of_unit(rows: &impl Rows, unit: u64, runs: u64) -> Result<RejectedPart> {
-    let prefix = Key::unit(unit);
-    let kinds = kind_parts(rows, &REJECTED, &prefix)?;
+/// The part of a unit: what finished runs left, and the counts of these runs.
+pub(super) fn part_of_unit(rows: &impl Rows, unit: u64, runs: &[u64]) -> Result<RejectedPart> {
+    let kinds = kind_parts(rows, &REJECTED, &Key::unit(unit))?;
     let mut of_runs = Vec::new();
-    for run in newest_over(rows, unit, runs)? {
+    for &run in runs {
         let counts = counts(rows, &run_key(unit, run))?;
         of_runs.extend(counts.into_iter().map(|(item_type, records)| (run, item_type, records)));
     }
     Ok(RejectedPart { kinds, counts: of_runs })
-}
-
-/// As many of the newest runs of a unit that are over, the oldest first.
-pub(super) fn newest_over(rows: &impl Rows, unit: u64, runs: u64) -> Result<Vec<u64>> {
-    let prefix = Key::unit(unit);
-    let mut over = Vec::new();
-    rows.scan(&LEDGER, &prefix, &prefix, |run, _| {
-        over.push(number_in(rows, &prefix, run)?);
-        Ok(true)
-    })?;
-    over.drain(..over.len().saturating_sub(usize::try_from(runs).unwrap_or(usize::MAX)));
-    Ok(over)
 }
 
 fn kind_parts(rows: &impl Rows, table: &Table<RejectedRow>, prefix: &Key) -> Result<Vec<KindPart>> {
@@ -392,8 +379,4 @@ fn restore_kinds(
 
 fn put_count(change: &Change<'_>, run: &Key, item_type: &str, records: u64) -> Result<()> {
     change.put(&REJECTED_COUNTS, &run.clone().and_name(item_type), &RejectedCountRow { records })
-}
-
-fn number_in(rows: &impl Rows, key: &Key, tail: &[u8]) -> Result<u64> {
-    number_of(tail).map_err(|error| rows.tables().damaged(LEDGER.name, key, error.to_string()))
 }

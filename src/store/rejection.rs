@@ -94,7 +94,7 @@ fn kept(json: String) -> (String, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Page;
+    use crate::store::page::Page;
 
     #[test]
     fn a_page_counts_what_it_rejects_and_rejects_in_the_group_that_is_meant() {

@@ -299,13 +299,13 @@ bincode_rows! {
     ChildRow = 1;
     ChildIdRow = 1;
     ChildStreamRow = 1;
-    TypeRow = 1;
+    TypeRow = 2, grew [1];
     ChunkRow = 1;
     BatchRow = 1;
     BookmarkRow = 1;
     EventRow = 1;
     MessageRow = 2, grew [1];
-    LedgerRow = 2, grew [1];
+    LedgerRow = 2, grew [2];
     FindingRow = 1;
     RejectedRow = 1;
     RejectedCountRow = 1;
@@ -585,6 +585,8 @@ pub(crate) struct TypeRow {
     pub(crate) open_items: u32,
     pub(crate) open_bytes: u64,
     pub(crate) last_artifact: Option<String>,
+    /// Bytes of the artifacts that are announced. Since version 2: those announced before are not counted.
+    pub(crate) announced_bytes: u64,
 }
 
 /// The earliest and latest dates of some records.
@@ -730,6 +732,8 @@ pub(crate) struct LedgerRow {
     pub(crate) attachments: LedgerAttachments,
     /// Lives that ended without an answer. Since version 2.
     pub(crate) deaths: u64,
+    /// Bytes of the artifacts of each of `types`, in their order. Since version 2; none if they are not known.
+    pub(crate) bytes: Vec<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -40,6 +40,8 @@ pub struct Run {
     /// Batches that the caller holds: they are not yielded twice at once.
     pub(super) held: Arc<Mutex<BTreeSet<u64>>>,
     pub(super) held_attachments: Arc<Mutex<BTreeSet<u64>>>,
+    /// Whether the unit may have records at the edge; `None` until that was looked up.
+    pub(super) has_edge: Arc<Mutex<Option<bool>>>,
 }
 
 impl Run {
@@ -58,6 +60,7 @@ impl Run {
             resumed,
             held: Arc::default(),
             held_attachments: Arc::default(),
+            has_edge: Arc::default(),
         })
     }
 
@@ -225,6 +228,7 @@ impl Run {
             id: self.id.clone(),
             held: Arc::clone(&self.held),
             held_attachments: Arc::clone(&self.held_attachments),
+            has_edge: Arc::clone(&self.has_edge),
             ..*self
         }
     }

@@ -23,10 +23,6 @@ use super::rows::{ALL_TABLES, FormatRow, Key, META, Row, Table, name_of};
 pub(crate) const FORMAT: u32 = 2;
 
 pub(crate) const FORMAT_KEY: &str = "format";
-/// Rows of the first page of a scan, which is often all that is needed; rows of any other page; bytes of any page.
-const FIRST_ROWS: usize = 8;
-const PAGE_ROWS: usize = 1_000;
-const PAGE_BYTES: usize = 256 * 1024;
 
 /// An open store of tables.
 #[derive(Debug)]
@@ -188,7 +184,7 @@ impl Tables {
         let view = self.backend.read()?;
         let mut hasher = DefaultHasher::new();
         for name in ALL_TABLES {
-            scan_bytes(view.as_ref(), name, KeyRange::ALL, &mut |key, value| {
+            view.each(name, KeyRange::ALL, &mut |key, value| {
                 for bytes in [name.as_bytes(), key, value] {
                     hasher.write_usize(bytes.len());
                     hasher.write(bytes);
@@ -246,34 +242,6 @@ fn undecodable(path: &Path, table: &str, key: &[u8], error: DecodeError) -> Erro
     }
 }
 
-/// What is done with a key and a row; false ends the scan. Not generic: the loop of a scan is compiled once.
-type Each<'e> = dyn FnMut(&[u8], &[u8]) -> Result<bool> + 'e;
-
-/// Calls `each` with every row of a range, in order, until it returns false. Rows are read page by page; a change may
-/// be written to in between, and a later page shows that.
-fn scan_bytes(
-    transaction: &dyn ReadTransaction,
-    table: &str,
-    range: KeyRange<'_>,
-    each: &mut Each<'_>,
-) -> Result<()> {
-    let mut from = range.from.to_vec();
-    let mut rows = FIRST_ROWS;
-    loop {
-        let page = transaction.scan(table, range.starting(&from), Limit { rows, bytes: PAGE_BYTES })?;
-        for (key, value) in &page.rows {
-            if !each(key, value)? {
-                return Ok(());
-            }
-        }
-        let Some((last, _)) = page.rows.into_iter().next_back().filter(|_| page.more) else { return Ok(()) };
-        // The lowest key after the last row.
-        from = last;
-        from.push(0);
-        rows = (rows * 8).min(PAGE_ROWS);
-    }
-}
-
 /// The keys that start with a prefix.
 fn starting_with<'a>(prefix: &'a Key, end: Option<&'a Key>) -> KeyRange<'a> {
     KeyRange { from: prefix.as_bytes(), end: end.map(Key::as_bytes) }
@@ -302,7 +270,7 @@ pub(crate) trait Rows {
     ) -> Result<()> {
         let end = prefix.end();
         let range = starting_with(prefix, end.as_ref()).starting(from.max(prefix).as_bytes());
-        scan_bytes(self.transaction(), table.name, range, &mut |key, value| {
+        self.transaction().each(table.name, range, &mut |key, value| {
             let row = self.tables().decode(table, key, value)?;
             each(key.get(prefix.as_bytes().len()..).unwrap_or_default(), row)
         })
@@ -339,7 +307,7 @@ pub(crate) trait Rows {
         mut each: impl FnMut(&[u8], &[u8]) -> Result<()>,
     ) -> Result<()> {
         let end = prefix.end();
-        scan_bytes(self.transaction(), table, starting_with(prefix, end.as_ref()), &mut |key, value| {
+        self.transaction().each(table, starting_with(prefix, end.as_ref()), &mut |key, value| {
             each(key.get(prefix.as_bytes().len()..).unwrap_or_default(), value)?;
             Ok(true)
         })

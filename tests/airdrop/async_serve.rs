@@ -398,7 +398,7 @@ fn a_future_that_is_dropped_is_a_kill_and_the_same_event_resumes() {
         let is_over = outcome.is_some();
         drops += usize::from(!is_over);
         amid += usize::from(!is_over && seen.0 > 0 && seen.2 == 0);
-        // At most the one call that was being made has come to its end since.
+        // Since then at most the one call in progress has ended.
         let outcome = block_on(Serve::new().serve_async(&world.store, platform.clone(), &tracker, &start));
         assert_eq!(outcome.unwrap().kind, OutcomeKind::Done);
         assert_eq!(records(&platform), tracker.all(), "dropped after {polls} polls");

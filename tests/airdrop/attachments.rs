@@ -86,7 +86,7 @@ impl How {
     }
 }
 
-/// A source of attachments, beside records of another type.
+/// A source of attachments, and of records of another type.
 struct Files {
     pages: Vec<Vec<Attachment>>,
     hows: BTreeMap<Name, How>,
@@ -617,7 +617,7 @@ fn a_later_run_streams_what_changed_or_failed_and_nothing_else() {
     assert_eq!(counts.queued, 41);
     assert_eq!(source.opened().len(), 41, "one that several pages name is opened once");
 
-    // Url, name and date of three are others now; author and the like count for nothing.
+    // The url, name or date of three has changed; a change of the author, for example, does not matter.
     let mut seen = fixture.messages().len();
     let mut changed = BTreeMap::new();
     for page in &mut source.pages {
@@ -1399,7 +1399,7 @@ fn the_oracle_reports_a_line_twice_a_line_missing_and_bytes_of_another() {
     other.clone_from(of_first);
     other["id"]["devrev"] = again.as_str().into();
     assert!(doctor(&[&lines[..], &[other]].concat()).contains("is announced twice"));
-    // And a line missing of which the artifact is missing, too.
+    // A line is missing, and so is its artifact.
     let of = lines[3]["id"]["devrev"].as_str().unwrap();
     let confirmed = fs::read_to_string(dir.join("confirmed.txt")).unwrap();
     let without: String = confirmed

@@ -20,7 +20,7 @@ use tempfile::TempDir;
 
 const UNIT: &str = "acme/tickets";
 
-/// A directory with a store that has a run amid its work: an acknowledged batch, an open one, lines that wait.
+/// A directory with a store that has a run in progress: an acknowledged batch, an open one, lines that wait.
 fn store_at_work() -> (TempDir, std::path::PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state.redb");

@@ -76,7 +76,7 @@ enum Reply {
     CutBody,
     /// Hangs up when it has seen the header of the request.
     HangUp,
-    /// Takes the request and says nothing, until the client gives up.
+    /// Reads the request and does not answer, until the client gives up.
     Silence,
     /// Says 200, and the first byte of a body that never ends.
     Stall,
@@ -818,7 +818,7 @@ fn each_fault_has_its_fate() {
             server.fault(path, fault.clone());
             let silent = matches!(fault, Reply::Silence);
             let error = call(if silent { &hasty } else { &client }).unwrap_err();
-            // The storage says so for passing reasons.
+            // The storage returns these for passing reasons.
             let passing = path == "/files/put" && matches!(fault, Reply::Answer(403 | 503, ..));
             assert_eq!(
                 matches!(error, PlatformError::StorageRefused { .. }),
@@ -1013,7 +1013,7 @@ fn connections_are_kept_alive() {
     let both = server.connections();
     assert_eq!(both, 2, "calls and files go separate ways");
     for (path, call) in CALLS {
-        // Neither an answer nor an error with a body costs a connection.
+        // The connection is reused after an answer, and after an error with a body.
         server.fault(path, Reply::Answer(503, Vec::new(), vec![b'x'; 100_000]));
         assert!(call(&client).is_err());
         call(&client).unwrap();

@@ -601,7 +601,7 @@ fn pages_stop_where_the_next_would_outlive_the_budget_but_never_before_the_first
     }
 }
 
-/// Pages, the second of which the source refuses until its time has come.
+/// Pages; the source refuses the second one until a certain time.
 fn limited(world: &World, after: Duration) -> Source<'_> {
     let ready = world.clock.elapsed() + after;
     Source::new(move |_: &Context<'_>, stream: &str, cursor: Option<u32>| {
@@ -831,7 +831,7 @@ fn external_sync_units_go_into_the_message_itself_where_that_is_set() {
         |at: u32| json!({ "id": format!("unit-{at}"), "name": format!("Unit {at}"), "description": "" });
     assert_eq!(listed, json!([unit(0), unit(1)]));
     assert_eq!(world.airdrop.calls(Call::Upload), 0);
-    // More than a message can carry is an ERROR that says so.
+    // More artifacts than fit into a message are an ERROR with that reason.
     source.units = units(10_000);
     let outcome =
         world.serve(&mut source, &event("START_EXTRACTING_EXTERNAL_SYNC_UNITS", "run", "2")).unwrap();

@@ -594,7 +594,7 @@ fn refused_cursor(next: impl Fn(u32) -> u32 + Sync) -> (World, String) {
         Ok(Page::more(next(at)).record(stream, record))
     });
     let outcome = start(&world, &mut source);
-    // What was staged before it goes out first, in a PROGRESS where it does not fit beside the error.
+    // Batches staged before it are announced first; in a PROGRESS, if they do not fit into the ERROR.
     assert_eq!(outcome.kind, OutcomeKind::Error);
     let said = world.airdrop.last().body["event_data"]["error"]["message"].as_str().unwrap().to_owned();
     (world, said)

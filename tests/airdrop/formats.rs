@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::fixtures;
 use crate::world::{Call, Source, World, all_of, event_of, records_of};
 use chrono::{DateTime, Utc};
-use highwater::airdrop::{AttachmentBody, AttachmentError, Context, Event, OutcomeKind};
+use highwater::airdrop::{AttachmentBody, AttachmentError, CheckPolicy, Context, Event, OutcomeKind};
 use highwater::record::Attachment;
 use highwater::{Clock, Page, Record, VirtualClock};
 use serde_json::{Value, json};
@@ -18,8 +18,9 @@ use serde_json::{Value, json};
 const MOMENTS: [&str; 5] =
     ["finished", "data", "data-restored-sealed", "attachments", "attachments-restored"];
 
-/// Six pages of three issues and two attachments, of which some are denied and one is always busy. A page takes a
-/// while, and so does an attachment.
+/// Six pages of three issues and two attachments, of which some are denied and one is always busy, and of a user that is
+/// announced once, and of a label that is modified after every run has begun; the first issue is wrong. A page takes a while,
+/// and so does an attachment.
 fn files(run: &'static str, clock: &VirtualClock, takes: Duration) -> Source<'static> {
     let (clock, clock_of_files) = (clock.clone(), clock.clone());
     let mut source = Source::new(move |_: &Context<'_>, stream: &str, cursor: Option<u32>| {
@@ -27,9 +28,14 @@ fn files(run: &'static str, clock: &VirtualClock, takes: Duration) -> Source<'st
         let at = cursor.unwrap_or(0);
         let mut page =
             if at < 5 { Page::more(at + 1) } else { Page::last().bookmark(&json!({ "tail": run })) };
+        page.set_leave_out_unchanged("labels");
         for is in records_of(stream, at, 3) {
-            page.push(stream, Record::new(is.clone(), &json!({ "is": is })).unwrap());
+            let size = if is == "issues-0-0" { json!("big") } else { json!(at) };
+            page.push(stream, Record::new(is.clone(), &json!({ "is": is, "size": size })).unwrap());
         }
+        page.push_once("users", Record::new("ada", &json!({ "is": "ada" })).unwrap());
+        let label = Record::new(format!("label-{at}"), &json!({ "is": run })).unwrap();
+        page.push("labels", label.modified("2030-01-01T00:00:00Z".parse::<DateTime<Utc>>().unwrap()));
         for item in 0..2 {
             let id = format!("{run}-{at}-{item}");
             let url = format!("https://files.example/{id}");
@@ -39,9 +45,16 @@ fn files(run: &'static str, clock: &VirtualClock, takes: Duration) -> Source<'st
         }
         Ok(page.value("seen", &json!({ "run": run, "page": at })))
     });
+    let of_is = json!({ "is": { "type": "text" } });
     source.metadata = Ok(json!({
-        "schema_version": "v0.2.0", "record_types": { "issues": { "fields": { "is": { "type": "text" } } } },
+        "schema_version": "v0.2.0",
+        "record_types": {
+            "issues": { "fields": { "is": { "type": "text" }, "size": { "type": "int" } } },
+            "labels": { "fields": of_is },
+            "users": { "fields": of_is },
+        },
     }));
+    source.policy = CheckPolicy::Report;
     source.open = Some(Box::new(move |attachment: &Attachment| {
         clock_of_files.advance(takes);
         let (_, of) = attachment.id.split_once('-').unwrap();
@@ -110,7 +123,7 @@ fn goes_on(mut world: World, format: &str, name: &str, mut before: impl FnMut(&m
         assert_eq!(serve(&world, "second", "METADATA_START", "METADATA-1"), OutcomeKind::Done, "{case}");
     }
     if !name.starts_with("attachments") {
-        // The event that died: begun, amid its pages, or sealed and delivered.
+        // The event during which the worker died: begun, in the middle of its pages, or sealed and delivered.
         before(&mut world);
         assert_eq!(serve(&world, "second", "DATA_START", "DATA-1"), OutcomeKind::Done, "{case}");
     }
@@ -188,7 +201,7 @@ fn a_store_of_any_format_goes_on_in_the_middle_of_its_run_and_loses_its_disk_on_
     }
 }
 
-/// One event, amid which the worker is killed, right after such a call took effect.
+/// One event; the worker is killed right after such a call took effect.
 fn killed_at(world: &World, call: Call, skip: u64, event_type: &str, request: &str) {
     world.airdrop.kill_at(call, skip, &world.disk);
     let mut source = files("second", &world.clock, Duration::ZERO);
@@ -214,7 +227,9 @@ fn writes_the_newest_format() {
     assert_eq!(requeued, 1);
     drop(unit);
     assert_eq!(serve(&world, "second", "METADATA_START", "METADATA-1"), OutcomeKind::Done);
-    killed_at(&world, Call::Confirm, 3, "DATA_START", "DATA-1");
+    killed_at(&world, Call::Confirm, 1, "DATA_START", "DATA-1");
+    world.restart();
+    killed_at(&world, Call::Confirm, 2, "DATA_START", "DATA-1");
     write_moment(&world, "data");
 
     world.lose_disk();

@@ -368,7 +368,7 @@ fn a_page_that_does_not_come_keeps_no_answer_back() {
     assert_eq!(airdrop.announced("run"), ["issues 0", "issues 1", "issues 2"]);
 }
 
-/// What an invocation comes to with a stream of three pages, of which the first is refused: and which pages were asked for.
+/// The outcome of an invocation with a stream of three pages whose first one is refused; and which pages were fetched.
 fn first_refused(ahead: Option<u64>) -> Vec<String> {
     for inline in [None, Some(1), Some(2), Some(3)] {
         let mut world = World::new(5);

@@ -12,6 +12,7 @@ mod domain_mapping;
 #[path = "../support/fixtures.rs"]
 mod fixtures;
 mod formats;
+mod left_out;
 mod listings;
 mod mended;
 mod past;

@@ -86,7 +86,7 @@ fn a_rewound_worker_state_starts_the_next_sync_where_the_plan_said_whoever_has_i
         for run in ["one", "two", "three"] {
             sync(&mut world, run);
         }
-        // A run that is amid its work, with artifacts that are confirmed and in no message.
+        // A run in progress, with artifacts that are confirmed and in no message.
         world.serve(&mut slow(&world), &event(DATA, "four", "4")).unwrap();
         let disk = world.disk.clone();
         let plan = mend(&world, &Mend::Rewind { to: RewindTo::Run("one".to_owned()) });

@@ -333,7 +333,7 @@ fn a_page_that_says_of_its_own_accord_that_a_record_is_gone_is_an_error() {
     });
     assert_eq!(world.serve(&mut source, &event(DATA, "a", "1")).unwrap().kind, OutcomeKind::Error);
     let error = world.airdrop.last().error();
-    assert!(error.contains("record I-1 of issues is gone") && error.contains("asked for"), "{error}");
+    assert!(error.contains("record I-1 of issues is gone") && error.contains("requested for"), "{error}");
 }
 
 /// Many are asked for in chunks, and who is stopped between two of them goes on with the next.
@@ -429,7 +429,7 @@ fn more_than_the_part_of_a_run_is_an_error_once_everything_is_read() {
         let mut on = source(Way::Author, 11, bad, Some(&passes), &asked);
         assert_eq!(serve(&mut world, loses_disk, &mut on, DATA_ON, "a", 3), OutcomeKind::Done);
         assert_eq!(on.asked(), [], "nothing is read again");
-        // A small run with a few bad ones is none to stop for.
+        // A few bad records in a small run do not stop it.
         world.serve = world.serve.clone().rejected_percent(0);
         let few = |id: &str| id.ends_with("-7") || id.ends_with("-8");
         let mut small = source(Way::Author, 5, few, Some(&passes), &asked);

@@ -495,7 +495,7 @@ fn a_key_of_a_wrong_type_is_an_error_that_names_it_and_nothing_is_overwritten() 
             assert!(error.starts_with(&named), "{changes}: {error}");
             assert_eq!(world.airdrop.state_text(), before);
             assert_eq!(world.airdrop.calls(Call::SaveState), 0);
-            // Whoever mends it goes on with the same event.
+            // Once it is mended, the same event goes on.
             world.airdrop.set_state(&layout(&at_rest()));
             assert_eq!(serve(&mut world, &ear, &start), OutcomeKind::Done);
         }
@@ -730,7 +730,7 @@ fn a_state_that_the_sdk_rewrote_in_between_is_read_and_its_newer_start_counts() 
         let written = world.airdrop.state()["lastSuccessfulSyncStarted"].as_str().unwrap().to_owned();
         assert!(at(&written) > at(later), "{written}");
 
-        // An older one, as of a state that somebody put back, changes nothing.
+        // An older one, from a state that somebody put back, changes nothing.
         let mut state = world.airdrop.state();
         state["lastSuccessfulSyncStarted"] = EARLIER.into();
         world.airdrop.set_state(&state);

@@ -254,7 +254,7 @@ fn a_state_that_others_fill_or_break_while_a_page_is_fetched_is_told_at_once() {
             assert_eq!(outcome.kind, OutcomeKind::Error, "{says}");
             let error = world.airdrop.last().error();
             assert!(error.contains(says), "{error}");
-            // Whoever mends it goes on with the same event.
+            // Once it is mended, the same event goes on.
             world.airdrop.set_state_text(&before);
             if !keeps_disk {
                 world.lose_disk();

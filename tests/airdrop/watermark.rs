@@ -66,7 +66,7 @@ fn the_watermark_is_the_start_of_the_last_finished_run_across_restarts() {
     assert_eq!(unit.watermark().unwrap(), Some(noon()));
     let run = unit.begin().unwrap();
     assert_eq!((run.since(), run.started_at()), (Some(noon()), at(8)));
-    // `since` does not move within a run, whatever happens beside it.
+    // `since` does not move within a run, whatever else happens.
     clock.advance(60 * MINUTE);
     drop(run);
     let run = unit.begin().unwrap();

@@ -495,7 +495,7 @@ fn a_field_of_the_wrong_type_is_an_error_that_names_its_path_when_it_is_asked_fo
             let error = ask(&event).unwrap_or_else(|| panic!("{path} of the wrong type was taken"));
             assert!(matches!(&error, Error::Event { field, .. } if field == path), "{path}: {error}");
             assert!(!error.to_string().contains(KEY), "{error}");
-            // Who does not ask for it is not bothered.
+            // A caller that does not request it gets no error.
             assert!(compose(&event, None, &Answer::new(AnswerKind::Done)).is_ok(), "{path}");
         }
         let whole = event(&whole_event("EXTRACTION_DATA_START"));

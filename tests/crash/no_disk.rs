@@ -142,7 +142,7 @@ fn setting_what_does_not_fit_in_the_worker_state_is_found() {
 
 #[test]
 fn a_checkpoint_cut_inside_a_page_is_found() {
-    // A prepare that is refused ends an invocation, now and then amid a page.
+    // A refused prepare ends an invocation, sometimes in the middle of a page.
     let refused = [14, 16].map(|number| {
         let fault = CallFault::Refused(413);
         Act::Call { call: Call::Prepare, number, fault }

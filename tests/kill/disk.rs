@@ -42,7 +42,7 @@ fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |text| text.parse().unwrap())
 }
 
-/// A source of some thousand records, each of which tells from which reading of its page it comes.
+/// A source of some thousand records; each contains the number of the reading of its page.
 struct Generated {
     reading: AtomicU64,
 }
@@ -246,7 +246,7 @@ fn every_record_is_announced_exactly_once_however_often_the_worker_is_killed() {
     let began = Instant::now();
     let (mut kills, mut lives, mut synced) = (0_u64, 0_u64, 0);
     let (mut killed, mut unsure) = (false, BTreeSet::new());
-    // When the time is up nothing is killed any more, and the sync that is under way must come to its end.
+    // When the time is up nothing is killed any more, and the current sync must finish.
     loop {
         let kills_on = began.elapsed() < Duration::from_secs(seconds);
         let Some(event) = local.next_event(&settings(), &clock).unwrap() else {
@@ -404,7 +404,7 @@ fn a_stopped_owner_still_holds_the_store_and_its_successor_sends_nothing() {
         std::thread::sleep(Duration::from_millis(1));
     }
     signal("STOP", &owner);
-    // The successor waits for as long as it is given, and no longer; and it says nothing to the platform.
+    // The successor waits for as long as it may, and no longer; and it sends nothing to the platform.
     let started = clock.elapsed();
     let impatient = [(DIR, directory), (EVENT, &*event.json), (STORE_WAIT, "400")];
     let mut successor = start("worker", &second_log, &impatient);

@@ -35,7 +35,7 @@ const KILLS_AMONG_FILES: u64 = 5;
 const FILE_BYTES: u64 = 10_001;
 /// A run of this size is a long one.
 const LONG_ITEMS: u64 = 1_000_000;
-/// What a checkpoint may grow by, beside twice what it was.
+/// How much a checkpoint may grow beyond twice its size.
 const CHECKPOINT_SLACK_BYTES: u64 = 8_000;
 const CHECKPOINT_BYTES_MAX: u64 = 100_000;
 /// An artifact id and a newline.

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Command as Process, Stdio};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use highwater::{Level, Page, Record, Store};
 use serde_json::Value;
@@ -61,6 +61,8 @@ fn batches_are_listed_and_their_records_printed_until_they_are_confirmed() {
     let seqs: Vec<u64> =
         of_kind(&listed, "batch").iter().map(|batch| batch["seq"].as_u64().unwrap()).collect();
     assert_eq!(seqs, [2, 3]);
+    let newest = place.lines(&["batch", "state.redb", "--unit", "acme/tickets", "--json", "--last", "1"]);
+    assert_eq!((newest.len(), &newest[0]["seq"]), (1, &serde_json::json!(3)));
 
     let records = place.lines(&["batch", "state.redb", "--unit", "acme/tickets", "2"]);
     let ids: Vec<&str> = records.iter().map(|record| record["id"].as_str().unwrap()).collect();
@@ -100,6 +102,17 @@ fn a_wrong_command_line_exits_with_2_and_help_teaches_the_right_one() {
         let (code, stdout, stderr) = place.says(args);
         assert_eq!((code, stdout.as_str()), (Some(2), ""), "{args:?}");
         assert!(stderr.contains("Usage:"), "{stderr}");
+    }
+    store_amid_work(&place.store());
+    for (args, expected) in [
+        (&["frobnicate", "state.redb"][..], "there is no command or file 'frobnicate'\n"),
+        (&["rnus", "state.redb"], "there is no command or file 'rnus'; did you mean 'runs'?"),
+        (&["state.redb", "runs"], "the command comes first: highwater-dump runs state.redb"),
+        (&["no\u{1b}[2Jsuch", "x"], "there is no command or file 'no\\u{1b}[2Jsuch'"),
+    ] {
+        let (code, stdout, stderr) = place.says(args);
+        assert_eq!((code, stdout.as_str()), (Some(2), ""), "{args:?}");
+        assert!(stderr.contains(expected) && stderr.contains("Usage:"), "{stderr}");
     }
     let help = place.shows(&["--help"]);
     for expected in ["Examples:", "  0  fine", "  1  failed", "  2  the command", "  3  the store is damaged"]
@@ -149,6 +162,47 @@ fn what_is_no_store_is_told_from_a_damaged_one() {
             assert_eq!((code, stdout.as_str()), (Some(1), ""), "{args:?}: {stderr}");
             assert!(stderr.contains("is not a highwater store") && stderr.contains(reason), "{stderr}");
         }
+    }
+}
+
+/// To open a pipe would be to wait for its other end, for ever.
+#[cfg(unix)]
+#[test]
+fn a_pipe_is_refused_by_every_command_and_not_waited_for() {
+    let place = Place::new();
+    store_amid_work(&place.store());
+    assert!(Process::new("mkfifo").arg(place.dir.path().join("pipe")).status().unwrap().success());
+    let asked: [&[&str]; 12] = [
+        &["pipe"],
+        &["check", "pipe"],
+        &["tail", "pipe"],
+        &["report", "pipe", "--html", "-"],
+        &["diff", "pipe", "state.redb"],
+        &["diff", "state.redb", "pipe"],
+        &["acts", "pipe"],
+        &["reset", "pipe", "unit", "--dry-run"],
+        &["rewind", "pipe", "unit", "--to", "2026-01-01", "--dry-run"],
+        &["compact", "pipe", "--dry-run"],
+        &["export", "pipe", "unit", "unit.jsonl"],
+        &["import", "state.redb", "pipe", "--dry-run"],
+    ];
+    for args in asked {
+        let output = place.dump(args).timeout(Duration::from_secs(60)).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {stderr}");
+        assert!(stderr.contains("it is not a regular file"), "{args:?}: {stderr}");
+    }
+}
+
+#[test]
+fn who_looks_at_a_worker_state_is_told_what_reads_one() {
+    let place = Place::new();
+    std::fs::write(place.dir.path().join("state.json"), "\n {\"highwater\": {}}").unwrap();
+    for args in [&["state.json"][..], &["runs", "state.json"], &["check", "state.json"]] {
+        let (code, _, stderr) = place.says(args);
+        assert_eq!(code, Some(1), "{stderr}");
+        let says = "if it is a worker state, `diff` and the commands that mend read it";
+        assert!(stderr.contains("is not a highwater store") && stderr.contains(says), "{stderr}");
     }
 }
 
@@ -399,7 +453,7 @@ fn no_look_changes_the_file_or_what_is_beside_it() {
 fn unprivileged(place: &Place, args: &[&str]) -> std::process::Output {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     use std::os::unix::process::CommandExt;
-    // Whoever that is may not come by the build folder.
+    // That user may not have access to the build folder.
     let tool = place.dir.path().join("tool");
     if !tool.exists() {
         // Not copied here: a process that another test starts meanwhile would hold it open for writing.

@@ -90,7 +90,7 @@ impl Place {
         }
     }
 
-    /// So many finished runs, and one that stands amid its work.
+    /// This many finished runs, and one in progress.
     fn with_runs(finished: usize) -> (Self, Vec<String>) {
         let place = Self::new();
         let store = place.open();
@@ -346,7 +346,7 @@ fn a_cursor_that_is_set_is_that_of_each_next_run_until_one_is_finished() {
     assert_eq!(plan["next_run"]["streams"][0]["cursor"], json!(null));
 }
 
-/// A store with a run of which attachments failed, for two reasons, and one was settled.
+/// A store with a run in which attachments failed for two reasons, and one was settled.
 fn with_failed(place: &Place) {
     let store = place.open();
     let unit = store.sync_unit(UNIT).unwrap();

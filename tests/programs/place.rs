@@ -91,7 +91,7 @@ pub(crate) fn upload_all(
     }
 }
 
-/// One finished run, and one that stands amid its work: a batch acknowledged, one uploaded, one staged, and records
+/// One finished run, and one in progress: a batch acknowledged, one uploaded, one staged, and records
 /// that wait for their batch. Batches are not compressed, so that their sizes are known.
 pub(crate) fn store_amid_work(path: &Path) {
     let clock = clock();

@@ -13,7 +13,7 @@ use highwater::{Page, Phase, Record, Store, SystemClock};
 use highwater_airdrop::{Local, SyncSettings};
 use serde_json::{Value, json};
 
-use crate::place::{DUMP, Place, of_kind, store_amid_work, store_with_attachments};
+use crate::place::{DUMP, Place, clock, of_kind, store_amid_work, store_with_attachments, upload_all};
 
 #[test]
 fn tables_show_what_was_done() {
@@ -112,11 +112,11 @@ fn json_shows_what_was_done() {
     {"kind":"standing","sync_unit":"acme/tickets","read_at":"2026-01-02T04:05:35Z","is_held":false,"last_page_at":"2026-01-02T04:05:05Z","recent":{"pages":3,"items":18,"seconds":30.0},"whole":null,"open_items":6,"staged":{"batches":1,"items":4,"gzip_bytes":373},"uploaded":{"batches":1,"items":4,"gzip_bytes":371},"confirmed":{"batches":0,"items":0,"gzip_bytes":0}}
     {"kind":"run","sync_unit":"acme/tickets","run":"20260102T040505.000000Z","status":"open","phase":null,"phases_done":[],"started_at":"2026-01-02T04:05:05Z","ended_at":null,"since":"2026-01-02T03:04:05Z","ignored_watermark":null,"epoch":1,"changed_at":"2026-01-02T04:05:05Z","deaths":0,"lost":false,"pages":3,"batches":3,"open_batches":2,"not_before":null,"delay_seconds":null,"progress_percent":10,"attachments":{"queued":0,"settled":0,"failed":0,"left":0},"events":0,"events_reused":0,"event":null,"event_accepted_at":null,"message":null,"artifacts_max":null}
     {"kind":"stream","sync_unit":"acme/tickets","run":"20260102T040505.000000Z","stream":"issues","phase":"data","pages":3,"items":18,"exhausted":false,"cursor":3,"bookmark":null,"last_page_at":"2026-01-02T04:05:05Z","minutes":[{"at":"2026-01-02T04:05:00Z","pages":3,"items":18}]}
-    {"kind":"item_type","sync_unit":"acme/tickets","run":"20260102T040505.000000Z","item_type":"issues","read":15,"skipped":0,"batched":12,"open_items":3,"open_bytes":264,"confirmed":4,"announced":4,"batches":3,"artifacts_announced":1,"last_artifact":"artifact-1","batches_staged":{"batches":1,"items":4,"gzip_bytes":373},"batches_uploaded":{"batches":1,"items":4,"gzip_bytes":371},"batches_confirmed":{"batches":0,"items":0,"gzip_bytes":0},"batches_announced":{"batches":0,"items":0,"gzip_bytes":0}}
-    {"kind":"item_type","sync_unit":"acme/tickets","run":"20260102T040505.000000Z","item_type":"users","read":3,"skipped":0,"batched":0,"open_items":3,"open_bytes":78,"confirmed":0,"announced":0,"batches":0,"artifacts_announced":0,"last_artifact":null,"batches_staged":{"batches":0,"items":0,"gzip_bytes":0},"batches_uploaded":{"batches":0,"items":0,"gzip_bytes":0},"batches_confirmed":{"batches":0,"items":0,"gzip_bytes":0},"batches_announced":{"batches":0,"items":0,"gzip_bytes":0}}
+    {"kind":"item_type","sync_unit":"acme/tickets","run":"20260102T040505.000000Z","item_type":"issues","read":15,"skipped":0,"batched":12,"open_items":3,"open_bytes":264,"confirmed":4,"announced":4,"batches":3,"artifacts_announced":1,"announced_bytes":371,"last_artifact":"artifact-1","batches_staged":{"batches":1,"items":4,"gzip_bytes":373},"batches_uploaded":{"batches":1,"items":4,"gzip_bytes":371},"batches_confirmed":{"batches":0,"items":0,"gzip_bytes":0},"batches_announced":{"batches":0,"items":0,"gzip_bytes":0}}
+    {"kind":"item_type","sync_unit":"acme/tickets","run":"20260102T040505.000000Z","item_type":"users","read":3,"skipped":0,"batched":0,"open_items":3,"open_bytes":78,"confirmed":0,"announced":0,"batches":0,"artifacts_announced":0,"announced_bytes":0,"last_artifact":null,"batches_staged":{"batches":0,"items":0,"gzip_bytes":0},"batches_uploaded":{"batches":0,"items":0,"gzip_bytes":0},"batches_confirmed":{"batches":0,"items":0,"gzip_bytes":0},"batches_announced":{"batches":0,"items":0,"gzip_bytes":0}}
     {"kind":"bookmark","sync_unit":"acme/tickets","stream":"issues","bytes":6,"bookmark":"tail"}
     {"kind":"value","sync_unit":"acme/tickets","key":"seen","bytes":1,"value":2}
-    {"kind":"ledger","sync_unit":"acme/tickets","run":"20260102T030405.000000Z","status":"finished","started_at":"2026-01-02T03:04:05Z","ended_at":"2026-01-02T03:05:05Z","since":null,"watermark":"2026-01-02T03:04:05Z","epoch":1,"deaths":0,"pages":2,"events":0,"events_reused":0,"findings":{"errors":0,"warnings":0},"item_types":[{"item_type":"issues","read":6,"skipped":0,"announced":6,"artifacts":2},{"item_type":"users","read":2,"skipped":0,"announced":2,"artifacts":1}],"attachments":{"queued":0,"settled":0,"failed":0,"left":0}}
+    {"kind":"ledger","sync_unit":"acme/tickets","run":"20260102T030405.000000Z","status":"finished","started_at":"2026-01-02T03:04:05Z","ended_at":"2026-01-02T03:05:05Z","since":null,"watermark":"2026-01-02T03:04:05Z","epoch":1,"deaths":0,"pages":2,"events":0,"events_reused":0,"findings":{"errors":0,"warnings":0},"item_types":[{"item_type":"issues","read":6,"skipped":0,"announced":6,"artifacts":2,"artifact_bytes":568},{"item_type":"users","read":2,"skipped":0,"announced":2,"artifacts":1,"artifact_bytes":75}],"attachments":{"queued":0,"settled":0,"failed":0,"left":0}}
     "###);
 }
 
@@ -224,7 +224,7 @@ impl Extractor for Issues {
             }
             "die" if at == 3 => std::process::abort(),
             "fail" if at == 3 => return Err("the tracker says: no such filter \u{1b}[2J".into()),
-            // Its records of page 3 are not what the metadata declares, and it does not come to its end.
+            // The records of page 3 do not match the metadata, and it is interrupted.
             "odd" if at == 4 => return Err(SourceError::RateLimited { after: Duration::from_secs(600) }),
             "wait" if at == 3 => return Err(SourceError::RateLimited { after: Duration::from_secs(600) }),
             _ => {}
@@ -681,4 +681,44 @@ fn rejected_records_are_told_of_and_listed_with_their_reasons() {
         };
         assert!(runs.contains(expected), "{runs}");
     }
+}
+
+/// Why a record is missing: it was rejected, or it came again and was left out.
+#[test]
+fn find_tells_what_was_rejected_and_what_was_left_out() {
+    let place = Place::new();
+    let clock = clock();
+    let store = Store::options().clock(clock.clone()).open(place.store()).unwrap();
+    let unit = store.sync_unit("acme/tickets").unwrap();
+    let fetch = |cursor: Option<u32>| -> highwater::Result<Page<u32>> {
+        let mut page = if cursor.is_none() { Page::more(1) } else { Page::last() };
+        page.set_leave_out_unchanged("issues");
+        let modified: chrono::DateTime<chrono::Utc> = "2026-01-02T05:00:00Z".parse().unwrap();
+        page.push("issues", Record::new("SAME", &json!({}))?.modified(modified));
+        page.push_once("users", Record::new("ada", &json!({}))?);
+        if cursor.is_none() {
+            page.reject("issues", "BAD", "it has no status");
+        }
+        Ok(page)
+    };
+    let run = unit.begin().unwrap();
+    upload_all(&run, "issues", fetch);
+    run.finish().unwrap();
+    clock.advance(Duration::from_secs(60));
+    upload_all(&unit.begin().unwrap(), "issues", fetch);
+    for (id, says) in [
+        ("BAD", "issues: rejected in this run: it has no status\n"),
+        ("ada", "users: it is announced once in this run: whenever it came again, it was left out\n"),
+        ("SAME", "issues: the last finished run announced it: it is left out while it is unchanged\n"),
+    ] {
+        let shown = place.shows(&["find", "state.redb", id]);
+        assert!(shown.starts_with(says), "{shown}");
+        let found = place.lines(&["find", "state.redb", id, "--json"]);
+        let found = of_kind(&found, "found")[0];
+        let is_there = |name: &str| found.get(name).is_some_and(|list| list.as_array().unwrap().len() == 1);
+        let expected = [id == "BAD", id == "ada", id == "SAME"];
+        assert_eq!(["rejected", "once", "at_edge"].map(is_there), expected, "{found}");
+    }
+    let other = place.shows(&["find", "state.redb", "OTHER"]);
+    assert!(other.starts_with("not among the records of the newest run"), "{other}");
 }

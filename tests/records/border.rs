@@ -1,6 +1,9 @@
 //! Text as real sources write it: truncated characters, duplicate keys, control characters, numbers that lose digits,
 //! words for "none"; and text made to break a checker: nested, long, wide, or not text at all.
 
+use std::collections::BTreeMap;
+use std::ops::Add;
+
 use highwater::Record;
 use highwater::record::{
     Attachment, Checker, Field, FieldRule, Finding, Metadata, Normalizer, RecordType, Rule, Severity,
@@ -138,6 +141,44 @@ fn raw_json_that_is_nested_or_counts_beyond_readers_is_refused_by_name() {
 }
 
 #[test]
+fn typed_data_is_written_as_serde_json_writes_it_and_refused_where_its_text_would_be() {
+    #[derive(serde::Serialize)]
+    struct WithRaw(BTreeMap<&'static str, Box<RawValue>>);
+
+    let data = json!({
+        "text": "\u{e9} \"quoted\" \\ \n\u{0}\u{1f600}", "none": null, "yes": true, "empty": {}, "list": [],
+        "numbers": [0, -1, u64::MAX, i64::MIN, 1.5e300, -0.0, 0.1], "objects": [{"a": {"b": [{}]}}],
+    });
+    let text = serde_json::to_string(&data).unwrap();
+    // The second is written into the buffer of the first.
+    for _ in 0..2 {
+        let record = Record::new("1", &data).unwrap();
+        assert_eq!(record.to_line(), format!(r#"{{"id":"1","data":{text}}}"#));
+        assert_eq!(record, Record::from_raw("1", &text).unwrap());
+        assert_eq!(Record::flat(&data).unwrap().to_line(), text);
+    }
+
+    let nested = |levels: usize| {
+        let lists = (1..levels).fold(json!(0), |inner, _| json!([inner]));
+        json!({"a": lists})
+    };
+    let refused = |made: highwater::Result<Record>| made.unwrap_err().to_string();
+    assert!(Record::new("1", &nested(126)).is_ok());
+    assert!(refused(Record::new("1", &nested(127))).contains("nested deeper"));
+    assert!(Record::flat(&nested(127)).is_ok());
+    assert!(refused(Record::flat(&nested(128))).contains("nested deeper"));
+
+    let raw =
+        |text: &str| WithRaw(BTreeMap::from([("raw", RawValue::from_string(text.to_owned()).unwrap())]));
+    assert!(refused(Record::new("1", &raw("1e999"))).contains("greater than"));
+    assert!(
+        refused(Record::new("1", &raw(&"[".repeat(126).add(&"]".repeat(126))))).contains("nested deeper")
+    );
+    let pretty = raw("{\r\n  \"a\": \"b\\n\"\n}");
+    assert_eq!(Record::flat(&pretty).unwrap().to_line(), r#"{"raw":{    "a": "b\n" }}"#);
+}
+
+#[test]
 fn many_halves_of_characters_hide_nothing_and_all_are_counted() {
     for count in [999, 1_000, 1_001, 1_500] {
         let halves = r"\ud83d".repeat(count);
@@ -268,7 +309,7 @@ fn an_id_may_be_declared_and_dates_are_warned_of() {
         [("record_types.cards.fields.created_date".to_owned(), Rule::ReservedField, Severity::Warning)]
     );
     let checker = Checker::new(&metadata, "cards").unwrap();
-    // The id beside the data is the one that is required; in the data it may be, by its type.
+    // The id outside of the data is required; the data may have one too, of the declared type.
     assert_eq!(checker.check_line(r#"{"id":"1","data":{"title":"a"}}"#), []);
     assert_eq!(checker.check_line(r#"{"id":"1","data":{"id":"1","created_date":null}}"#), []);
     assert_eq!(checker.check_line(r#"{"id":"1","data":{"id":1}}"#)[0].rule, Rule::Type);
@@ -355,7 +396,7 @@ fn an_int_that_readers_round_or_cannot_hold_is_a_warning() {
     }
 }
 
-/// Text that is not UTF-8 is none in any field, looked into or not.
+/// Bytes that are not UTF-8 are an error in every field, whether it is checked or not.
 #[test]
 fn bytes_that_are_no_text_are_found_wherever_they_stand() {
     for bytes in [&b"\xff"[..], b"\xc3", b"\xc0\x80", b"\xed\xa0\xbd", b"\xf4\x90\x80\x80", b"\xe2\x82"] {

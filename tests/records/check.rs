@@ -922,7 +922,7 @@ proptest! {
         let checker = checker("issues");
         let found: Vec<_> = checker.stream(text.as_slice()).unwrap().collect();
         prop_assert!(found.len() <= 8 * (text.len() + 1), "{found:?}");
-        // What begins like gzip and is none is an error, and the end.
+        // Bytes that begin like gzip but are not gzip are an error, after which nothing is read.
         let failed = found.iter().position(Result::is_err);
         prop_assert!(failed.is_none_or(|failed| failed + 1 == found.len() && text.starts_with(b"\x1f\x8b")), "{found:?}");
     }

@@ -900,7 +900,7 @@ proptest! {
         ..ProptestConfig::default()
     })]
 
-    /// Whatever stands anywhere in the document: the check comes to an end, and every finding has a place in the
+    /// Whatever is in the document: the check terminates, and every finding has a place in the
     /// document, or in the object where something is missing; and a value of a type that no key has is found.
     #[test]
     fn anything_anywhere_is_checked(

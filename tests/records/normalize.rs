@@ -727,7 +727,7 @@ fn a_record_is_taken_as_one_and_only_mended() {
         r#"{"id":"1","data":{"int":null,"owner":"7","tags":["bug"],"at":"2020-01-01T00:00:00Z"}}"#
     );
     assert_eq!(rules.normalize_json(r#"{"id":"1","data":{},"operation":5}"#).unwrap_err().len(), 1);
-    // An object of the source with more than a record has is none.
+    // A source's object with more fields than a record has is not a record.
     assert_eq!(
         data(&normalizer(), &json!({"id": "1", "data": {"int": "7"}, "int": "8"})),
         json!({"data": {"int": "7"}, "int": 8})

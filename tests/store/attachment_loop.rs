@@ -241,7 +241,7 @@ fn what_was_queued_again_outlives_a_run_that_is_abandoned() {
     }
     run.finish().unwrap();
     assert_eq!(world.unit().requeue_failed(|_| true).unwrap(), 3);
-    // One is settled, one failed again, one was begun, by a run of which nothing came.
+    // One is settled, one failed again, one was begun, by a run that is then abandoned.
     let run = world.unit().begin().unwrap();
     let mut found = all(&run).into_iter();
     found.next().unwrap().acknowledge("artifact 1").unwrap();
@@ -272,7 +272,7 @@ fn what_was_queued_again_outlives_a_run_that_is_abandoned() {
 enum Act {
     /// A page that names these: id, parent, version.
     Page(Vec<(u8, u8, u8)>),
-    /// Takes some, each of which has its fate in turn.
+    /// Takes some; each has the next fate.
     Loop {
         take: usize,
         fates: Vec<Fate>,

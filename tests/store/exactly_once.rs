@@ -705,7 +705,7 @@ fn look(image: &Image, clock: &VirtualClock, model: &mut Model) {
     {
         model.end_run(finished);
     } else if unsure.begin && model.run.is_none() && happened(run.resumed()) {
-        // It took up nothing, so it began: with an id that the model hears of now.
+        // There was nothing to resume, so it began a run: the model learns its id now.
         model.run = Some(RunModel {
             id: Some(run.id().clone()),
             started_at: run.started_at(),

@@ -7,10 +7,13 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
+use chrono::{DateTime, Utc};
+use highwater::mend::{Mend, RewindTo};
 use highwater::record::Attachment;
 use highwater::testing::{Fault, Image, Sampling, SimDisk};
-use highwater::{Page, Record, Result, Store, VirtualClock};
+use highwater::{Page, Record, Result, Run, Store, VirtualClock};
 use serde_json::{Value, json};
 
 use crate::fixtures::{is_shown_as, is_whole, read, shown, store_of, write_file, write_store};
@@ -96,7 +99,7 @@ fn killed_at_any_step_of_the_migration_it_opens_as_what_it_was() {
     assert!(kills > 20, "{kills}");
 }
 
-/// Every image that a power failure amid the migration may leave: opened, and in turn cut off while it is opened again.
+/// Every image that a power failure during the migration may leave: opened, with a second power failure while it is opened.
 #[test]
 fn power_lost_at_any_step_of_the_migration_it_opens_as_what_it_was() {
     let dir = tempfile::tempdir().unwrap();
@@ -211,12 +214,60 @@ fn listed(no: u32, at: u32) -> Result<Page<u32>> {
     Ok(page.value("life", &no))
 }
 
+/// A run of two pages, each with an issue that is modified after every run has begun and a user that is announced once.
+fn read_again(run: &Run, run_no: u32) {
+    let fetch = |cursor: Option<u32>| -> Result<Page<u32>> {
+        let at = cursor.unwrap_or(0);
+        let page = if at == 0 { Page::more(1) } else { Page::last().bookmark(&json!({ "tail": run_no })) };
+        let issue = Record::new(format!("issue-{at}"), &json!({ "version": run_no * at }))?;
+        let issue = issue.modified("2023-11-15T00:00:00Z".parse::<DateTime<Utc>>().unwrap());
+        let ada = Record::new("ada", &json!({}))?;
+        Ok(page.leave_out_unchanged("issues").record("issues", issue).record_once("users", ada))
+    };
+    for batch in run.batches("issues", fetch) {
+        let batch = batch.unwrap();
+        let id = format!("again-{run_no}-{}", batch.key());
+        batch.acknowledge(id).unwrap();
+    }
+}
+
+/// The unit `acme/again`, in whose runs records come again, the third of which is open.
+fn comes_again(store: &Store, clock: &VirtualClock) {
+    let unit = store.sync_unit("acme/again").unwrap();
+    for no in 0..3 {
+        let run = unit.begin().unwrap();
+        read_again(&run, no);
+        if no < 2 {
+            run.finish().unwrap();
+        }
+        clock.advance(Duration::from_secs(60));
+    }
+}
+
+/// The unit `acme/mended`: two runs, set back to the first, with a cursor that an operator set.
+fn is_mended(store: &Store, clock: &VirtualClock) {
+    let unit = store.sync_unit("acme/mended").unwrap();
+    let mut first = None;
+    for no in 0..2 {
+        let run = unit.begin().unwrap();
+        first.get_or_insert(run.id().to_string());
+        read_again(&run, no);
+        run.finish().unwrap();
+        clock.advance(Duration::from_secs(60));
+    }
+    let cursor = Mend::SetCursor { stream: "issues".to_owned(), cursor: "1".to_owned(), force: false };
+    for mend in [Mend::Rewind { to: RewindTo::Run(first.unwrap()) }, cursor] {
+        let plan = store.plan("acme/mended", &mend).unwrap();
+        store.mend(&plan, "an operator").unwrap();
+    }
+}
+
 #[test]
 #[ignore = "writes what is in tests/fixtures/format-2 of a unit that lives without checkpoints"]
 fn writes_the_newest_format() {
     let clock = VirtualClock::at("2023-11-14T22:13:20Z".parse().unwrap());
     let disk = SimDisk::new();
-    let options = Store::options().batch_items(2).clock(clock);
+    let options = Store::options().batch_items(2).clock(clock.clone());
     let store = options.open_on(Box::new(disk.clone()), "state.redb").unwrap();
     let unit = store.sync_unit("acme/loop").unwrap();
 
@@ -259,7 +310,12 @@ fn writes_the_newest_format() {
         }
     }
     drop(held);
+    comes_again(&store, &clock);
+    is_mended(&store, &clock);
+    let deleted = store.sync_unit("acme/deleted").unwrap();
+    deleted.begin().unwrap().finish().unwrap();
+    deleted.delete().unwrap();
     write_store("format-2", "batches", &disk.image());
-    drop((run, unit, store));
+    drop((run, unit, deleted, store));
     write_file("format-2", "batches-closed", &disk.image());
 }

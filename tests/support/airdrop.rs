@@ -23,7 +23,7 @@ use highwater::testing::SimDisk;
 use highwater::{ArtifactId, Clock, Level, Page, Record, Store, VirtualClock};
 use serde_json::{Value, json};
 
-/// What the checkpoint in a worker state says; null if there is none.
+/// The content of the checkpoint in a worker state; null if there is none.
 pub(crate) fn checkpoint(state: &Value) -> Value {
     let Some(body) = state["highwater"]["body"].as_str() else { return Value::Null };
     let member = STANDARD.decode(body).expect("a body is base64");
@@ -145,7 +145,7 @@ impl Airdrop {
         state
     }
 
-    /// What the checkpoint in the worker state says; null if there is none.
+    /// The content of the checkpoint in the worker state; null if there is none.
     pub(crate) fn checkpoint(&self) -> Value {
         checkpoint(&self.state())
     }
@@ -293,7 +293,7 @@ impl Message {
 }
 
 impl Inner {
-    /// Makes a call: `Ok(true)` if it takes effect and says so; `Err` after it took effect or not.
+    /// Makes a call: `Ok(true)` if it takes effect and is answered so; `Err` whether it took effect or not.
     fn call(&mut self, call: Call) -> (bool, Result<(), PlatformError>) {
         let number = self.calls.entry(call).or_default();
         let at = *number;

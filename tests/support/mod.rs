@@ -45,7 +45,7 @@ pub(crate) fn run(
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
-    // Who does not read it to the end has its reasons.
+    // A program need not read all of it.
     let _ = stdin.write_all(input);
     drop(stdin);
     child.wait_with_output().unwrap()

@@ -122,7 +122,10 @@ impl VerifyReport {
             table.row([String::clone(place), String::clone(kind)].into_iter().chain(figures));
         }
         page.table(&table);
-        page.paragraph("", &format!("{clean} other pairs of place and fault have no finding."));
+        page.paragraph(
+            "",
+            &format!("{clean} other pairs of place and fault have no finding{}.", self.untried()),
+        );
     }
 }
 

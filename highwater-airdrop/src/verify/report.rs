@@ -308,6 +308,8 @@ pub struct VerifyReport {
     pub notes: Vec<String>,
     /// How many cases there are, and how many were chosen.
     pub known: (usize, usize),
+    /// Pairs of place and fault that the cases chosen from have; 0 if the cases were named.
+    pub pairs: usize,
     /// The cases that were run.
     pub cases: Vec<CaseResult>,
     /// The seed by which they were chosen.
@@ -411,6 +413,15 @@ impl VerifyReport {
         }
     }
 
+    /// How many pairs of place and fault no case has a result for, behind a sentence.
+    pub(super) fn untried(&self) -> String {
+        let (rows, clean) = self.rows();
+        match self.pairs.saturating_sub(rows.len() + clean) {
+            0 => String::new(),
+            untried => format!("; {untried} of {} pairs were not tried", self.pairs),
+        }
+    }
+
     /// The requests to the source that were never recorded, in a sentence.
     pub(super) fn unrecorded(&self) -> Option<String> {
         let unrecorded: BTreeSet<&String> = self.cases.iter().flat_map(|case| &case.unrecorded).collect();
@@ -440,6 +451,7 @@ impl VerifyReport {
             "cases_known": self.known.0,
             "cases_chosen": self.known.1,
             "cases_run": self.cases.len(),
+            "pairs_known": self.pairs,
             "cases": self.cases.iter().map(CaseResult::to_json).collect::<Vec<_>>(),
         })
     }
@@ -550,7 +562,11 @@ impl VerifyReport {
                 )?;
             }
         }
-        writeln!(text, "{clean} other pairs of place and fault: nothing lost, altered, repeated or stuck")
+        writeln!(
+            text,
+            "{clean} other pairs of place and fault: nothing lost, altered, repeated or stuck{}",
+            self.untried()
+        )
     }
 }
 
@@ -630,6 +646,7 @@ mod tests {
             set_aside: SetAside::default(),
             notes: Vec::new(),
             known: (cases.len(), cases.len()),
+            pairs: 0,
             cases,
             seed: 0,
             after_death: AfterDeath::Again,
@@ -651,12 +668,13 @@ mod tests {
             assert!(page(&report).contains("Not known: no case is conclusive."));
         }
         let mut cut = report(vec![unknown()]);
-        cut.known = (9, 4);
+        (cut.known, cut.pairs) = ((9, 4), 5);
         for text in [page(&cut), cut.to_text(&str::to_owned)] {
             assert!(
                 text.contains("1 of 9") && text.contains("the budget was over before the other 3"),
                 "{text}"
             );
+            assert!(text.contains("; 5 of 5 pairs were not tried"), "{text}");
             assert!(text.contains("never recorded, such as GET /smaller-page"), "{text}");
         }
         let mixed = report(vec![unknown(), case(true, &[], &[])]);

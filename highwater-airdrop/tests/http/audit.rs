@@ -24,7 +24,7 @@ fn synced(dir: &Path, faults: &[&str]) -> (Airdrop, Outcome) {
     let mut options = SyncOptions::new(settings);
     options.env = vec![(NAIVE.to_owned(), "1".to_owned())];
     let outcome = airdrop.sync(&options, &worker(), &mut |_| {});
-    // Who has its message refused says ERROR.
+    // A worker whose message was refused answers ERROR.
     assert_eq!(outcome.is_done(), !faults.contains(&"message-413:2"), "{faults:?}: {:?}", outcome.failure);
     for (at, fault) in faults.iter().enumerate() {
         assert_eq!(outcome.faults["faults"][at]["came_true"], 1, "{fault}");

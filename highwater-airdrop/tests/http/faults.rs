@@ -46,12 +46,12 @@ fn sync(dir: &Path, store: bool, faults: &[&str], source: &[&str]) -> (Value, St
     let odd = findings.iter().filter(|finding| !allowed.contains(&finding["rule"].as_str().unwrap())).count();
     assert_eq!(odd, 0, "{faults:?}, store {store}: {report}");
     assert_eq!(output.status.code(), Some(if findings.is_empty() { 0 } else { 3 }), "{report}");
-    // Who has no disk leaves nothing on it.
+    // A worker without a disk leaves nothing on it.
     assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0, "{faults:?}, store {store}");
     (report, String::from_utf8(output.stderr).unwrap())
 }
 
-/// What a fault leads to, beside that nothing is lost or repeated.
+/// The consequences of a fault. In addition nothing is lost or repeated.
 struct Expected {
     fault: &'static str,
     times: u64,

@@ -568,10 +568,10 @@ fn a_server_that_is_started_again_on_its_directory_goes_on_at_the_same_address()
     assert!(invocations > 10, "{invocations}");
     let verdict = Verdict::read(&platform, run.as_str(), 2_000);
     assert_eq!(verdict, Verdict { announced: 2_000, ..Verdict::default() });
-    // The port is taken: that is said, and not another one chosen, at which nobody would look.
+    // The port is taken: that is an error. Another port would be one that nobody knows.
     let output = Command::new(AIRDROP).args(["serve", "--dir"]).arg(&platform).output().unwrap();
     assert!(
-        !output.status.success() && said(&output).contains("--port chooses another"),
+        !output.status.success() && said(&output).contains("choose another with --port"),
         "{}",
         said(&output)
     );

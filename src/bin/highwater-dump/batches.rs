@@ -27,6 +27,9 @@ pub(crate) struct Batch {
     unit: Option<String>,
     /// The number of the batch; without it, the batches are listed
     seq: Option<u64>,
+    /// List only the newest N batches
+    #[arg(long, value_name = "N", conflicts_with_all = ["seq", "open"])]
+    last: Option<usize>,
     /// Print the records that are in no batch yet
     #[arg(long, conflicts_with = "seq")]
     open: bool,
@@ -48,14 +51,15 @@ impl Batch {
     }
 
     fn list(&self) -> Outcome {
-        let Self { store, unit, json, .. } = self;
+        let Self { store, unit, json, last, .. } = self;
         let (mut snapshot, unit) = open_at(store, unit.as_deref())?;
         let batches = snapshot.batches(&unit)?.ok_or_else(|| no_unit(store, &unit))?;
+        let batches = &batches[batches.len().saturating_sub(last.unwrap_or(usize::MAX))..];
         let mut out = stdout();
         if *json {
             batches.iter().try_for_each(|batch| json_line(&mut out, &Line::Batch(batch)))?;
         } else {
-            print(&mut out, &batches, Screen::new())?;
+            print(&mut out, batches, Screen::new())?;
         }
         out.flush()?;
         Ok(Exit::Fine)

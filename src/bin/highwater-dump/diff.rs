@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::ending::{Exit, Failure, Outcome};
-use crate::mend::worker_state;
+use crate::mend::state_of;
 use crate::stores::open;
 use crate::text::{Screen, folded, json_line, stdout, visible};
 
@@ -70,7 +70,7 @@ struct Difference<'a> {
 
 impl Diff {
     pub(crate) fn run(&self) -> Outcome {
-        let (a, b) = (worker_state(&self.a)?, worker_state(&self.b)?);
+        let (a, b) = (state_of(&self.a)?, state_of(&self.b)?);
         if a.is_some() != b.is_some() && self.unit.is_none() {
             return Err(Failure::Usage(
                 "a worker state does not contain the name of its unit: use --unit".to_owned(),
@@ -144,6 +144,8 @@ fn place_of(object: &Object) -> Place {
             which.extend(text("run").map(|run| ("run".to_owned(), run)));
         }
         let names = NAMES.iter().filter(|name| **name != "epoch" || kind == "death");
+        // A message is known by its number.
+        let names = names.filter(|name| **name != "key" || kind == "value");
         // The counts of a ledger row do not identify it.
         let names = names.filter(|_| kind != "ledger");
         which.extend(names.filter_map(|name| Some(((*name).to_owned(), text(name)?))));

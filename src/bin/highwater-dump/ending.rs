@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use highwater::{Error, ErrorKind};
 
+use crate::files::worker_state;
 use crate::text::visible;
 
 /// What the exit codes mean, for `--help`.
@@ -85,6 +86,11 @@ impl Failure {
                     text.push_str(": ");
                     text.push_str(&source.to_string());
                     cause = source.source();
+                }
+                if let Error::NotAStore { path, .. } = error
+                    && matches!(worker_state(path), Ok(Some(_)))
+                {
+                    text.push_str("; if it is a worker state, `diff` and the commands that mend read it");
                 }
                 complain(&text);
                 match error {

@@ -6,7 +6,7 @@ use clap::Args;
 use highwater::inspect::{DeathReport, EventReport, Line};
 
 use crate::ending::{EXIT_CODES, Exit, Outcome};
-use crate::overview::{event_words, fate_words};
+use crate::figures::{event_words, fate_words};
 use crate::stores::{Asked, no_unit, open_at, store_line};
 use crate::text::{Screen, count, duration, folded, json_line, stdout, time, visible};
 

@@ -1,8 +1,23 @@
-//! Replaces a file with new content: all of it, or none.
+//! Files that are not stores: reads a worker state, and replaces a file with new content, all of it or none.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
+
+/// The text of a file that may be a worker state: a regular file with a JSON object. `None` for any other, and if there is none.
+pub(crate) fn worker_state(path: &Path) -> io::Result<Option<String>> {
+    // Opening a pipe would wait for its other end.
+    if !fs::metadata(path).is_ok_and(|about| about.is_file()) {
+        return Ok(None);
+    }
+    let Ok(mut file) = File::open(path) else { return Ok(None) };
+    let mut start = [0; 64];
+    let read = file.read(&mut start)?;
+    if !start[..read].trim_ascii_start().starts_with(b"{") {
+        return Ok(None);
+    }
+    fs::read_to_string(path).map(Some)
+}
 
 /// Replaces a file, and keeps its permissions. If the path is not a regular file (a pipe, for example), the bytes are
 /// written to it.

@@ -16,9 +16,10 @@ Example:
   highwater-dump find state.redb ISSUE-17
 
 Searches the newest run for a record's id: the records that are in no batch
-yet, the batches whose bytes are stored, the findings that are kept, and the
-attachments. The bytes of a batch are dropped when it is confirmed, so records
-that the platform has are not found.";
+yet, the batches whose bytes are stored, the records that were rejected, or left
+out because they came again, the findings that are kept, and the attachments.
+The bytes of a batch are dropped when it is confirmed, so records that the
+platform has are not found.";
 
 /// Finds a record: why it is missing, or was sent twice
 #[derive(Debug, Args)]
@@ -72,6 +73,16 @@ fn words(found: &Found) -> Vec<String> {
             _ => format!("{}: {records} in no batch yet", place.item_type),
         });
     }
+    for record in &found.rejected {
+        let reason = if record.reason.is_empty() { "its reason is not kept" } else { &record.reason };
+        lines.push(format!("{}: {}: {reason}", record.item_type, record.stage));
+    }
+    lines.extend(found.once.iter().map(|item_type| {
+        format!("{item_type}: it is announced once in this run: whenever it came again, it was left out")
+    }));
+    lines.extend(found.at_edge.iter().map(|item_type| {
+        format!("{item_type}: the last finished run announced it: it is left out while it is unchanged")
+    }));
     if found.places.is_empty() {
         lines.push("not among the records of the newest run whose bytes are stored".to_owned());
     }

@@ -7,6 +7,7 @@ mod check;
 mod diff;
 mod ending;
 mod events;
+mod figures;
 mod files;
 mod find;
 mod mend;
@@ -23,8 +24,10 @@ mod text;
 mod validate;
 
 use std::panic::AssertUnwindSafe;
+use std::path::Path;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use ending::{EXIT_CODES, Exit, Failure, complain};
@@ -99,6 +102,7 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
+            let error = no_command(&error).unwrap_or(error);
             // If stdout or stderr is closed, the message is lost.
             drop(error.print());
             return if error.use_stderr() { Exit::Usage.into() } else { Exit::Fine.into() };
@@ -113,6 +117,32 @@ fn main() -> ExitCode {
             Exit::CouldNot.into()
         }
     }
+}
+
+/// The error of a command line that clap took for a store and something besides: its first word is no command, or the
+/// command comes after the store.
+fn no_command(error: &clap::Error) -> Option<clap::Error> {
+    if !matches!(error.kind(), ErrorKind::ArgumentConflict | ErrorKind::UnknownArgument) {
+        return None;
+    }
+    let mut words = std::env::args().skip(1);
+    let first = words.next().filter(|word| !word.starts_with('-'))?;
+    let mut cli = Cli::command();
+    let names: Vec<String> = cli.get_subcommands().map(|command| command.get_name().to_owned()).collect();
+    if names.contains(&first) {
+        return None;
+    }
+    let shown = text::visible(&first);
+    let says = if let Some(command) = words.find(|word| names.contains(word)) {
+        format!("the command comes first: highwater-dump {command} {shown}")
+    } else if Path::new(&first).exists() {
+        return None;
+    } else {
+        let close = names.iter().find(|name| strsim::damerau_levenshtein(name, &first) <= 2);
+        let close = close.map_or_else(String::new, |name| format!("; did you mean '{name}'?"));
+        format!("there is no command or file '{shown}'{close}")
+    };
+    Some(cli.error(ErrorKind::InvalidSubcommand, says))
 }
 
 fn run(cli: Cli) -> Result<ExitCode, Failure> {

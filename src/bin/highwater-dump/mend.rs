@@ -14,7 +14,7 @@ use highwater::{Error, Store};
 use serde::Serialize;
 
 use crate::ending::{Exit, Failure, complain};
-use crate::files::replace;
+use crate::files::{replace, worker_state};
 use crate::stores::open;
 use crate::text::{Screen, folded, json_line, stdout, time, visible};
 
@@ -302,7 +302,7 @@ impl Act {
 
 impl Unit {
     fn mend(&self, how: &How, command: &str, act: &Act) -> Result<Exit, Failure> {
-        if let Some(text) = worker_state(&self.store)? {
+        if let Some(text) = state_of(&self.store)? {
             return self.mend_worker_state(how, command, act, &text);
         }
         let creates = matches!(act, Act::Import(..)) && !self.store.exists();
@@ -351,19 +351,8 @@ impl Unit {
 }
 
 /// The text of a file that is a worker state and not a store.
-pub(crate) fn worker_state(path: &Path) -> Result<Option<String>, Failure> {
-    use std::io::Read;
-    let Ok(mut file) = fs::File::open(path) else { return Ok(None) };
-    if !file.metadata().is_ok_and(|about| about.is_file()) {
-        return Ok(None);
-    }
-    let mut start = [0; 64];
-    let read = file.read(&mut start).map_err(|error| cannot("read", path, error))?;
-    if !start[..read].trim_ascii_start().starts_with(b"{") {
-        return Ok(None);
-    }
-    let text = fs::read_to_string(path).map_err(|error| cannot("read the worker state", path, error))?;
-    Ok(Some(text))
+pub(crate) fn state_of(path: &Path) -> Result<Option<String>, Failure> {
+    worker_state(path).map_err(|error| cannot("read", path, error))
 }
 
 fn cannot(action: &str, path: &Path, error: io::Error) -> Failure {
@@ -470,7 +459,7 @@ fn words(out: &mut impl Write, act: &str, lines: &[String]) -> io::Result<()> {
 }
 
 fn acts(path: &Path, unit: Option<&str>, json: bool) -> Result<Exit, Failure> {
-    let acts = match worker_state(path)? {
+    let acts = match state_of(path)? {
         Some(text) => SavedState::read(&text, unit.unwrap_or("the unit"))?.store().acts(unit)?,
         None => open(path)?.acts(unit)?,
     };
@@ -490,7 +479,7 @@ fn acts(path: &Path, unit: Option<&str>, json: bool) -> Result<Exit, Failure> {
 }
 
 fn export(unit: &Unit, file: &Path) -> Result<Exit, Failure> {
-    let rows = match worker_state(&unit.store)? {
+    let rows = match state_of(&unit.store)? {
         Some(text) => SavedState::read(&text, &unit.unit)?.store().export(&unit.unit, file)?,
         None => open(&unit.store)?.export(&unit.unit, file, Utc::now())?,
     };

@@ -5,21 +5,21 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::TimeDelta;
 use clap::Args;
 use highwater::html::{Document, Table};
 use highwater::inspect::{
-    Conversation, LedgerReport, MessageKind, RejectedReport, Report as UnitState, RunReport, RunStatus,
-    Snapshot, Source, Standing, TypeReport, is_internal,
+    Conversation, FindingsReport, LedgerReport, MessageKind, RejectedReport, Report as UnitState, RunReport,
+    RunStatus, Snapshot, Source, Standing, TimeSpent, TypeReport, is_internal,
 };
 use highwater::limits::LEDGER_RUNS_MAX;
 
 use crate::ending::{EXIT_CODES, Exit, Failure, Outcome};
+use crate::figures::{self, alert_words, event_words, fate_words};
 use crate::files::replace;
-use crate::overview::{alert_words, attachments, deaths, event_words, fate_words, on_its_way, rates};
 use crate::plots::{self, Bar, Fill, Part};
 use crate::stores::{no_unit, open};
-use crate::text::{Screen, at_most, count, cut, duration, time};
+use crate::text::{Screen, at_most, count, duration, time};
 
 const EXAMPLE: &str = "\
 Example:
@@ -205,7 +205,9 @@ impl Unit {
         let alerts: Vec<_> =
             standing.alerts.iter().map(|alert| at_most(REASON_CHARS, &alert_words(alert, screen))).collect();
         page.list("alerts", &alerts);
-        page.facts(&self.facts(screen));
+        let facts = figures::facts(report, standing, screen).into_iter();
+        let facts: Vec<_> = facts.map(|(name, text)| (name, at_most(REASON_CHARS, &text))).collect();
+        page.facts(&facts);
         self.runs(page, screen, last);
         if let Some(run) = &report.run {
             records(page, run, &report.item_types);
@@ -215,45 +217,6 @@ impl Unit {
         self.deaths(page);
         self.failures(page, screen, last);
         findings(page, report);
-    }
-
-    fn facts(&self, screen: Screen) -> Vec<(&'static str, String)> {
-        let Self { report, standing, .. } = self;
-        let unit = &report.unit;
-        let mut facts = Vec::new();
-        if let Some(run) = &report.run {
-            facts.push((
-                "run",
-                at_most(REASON_CHARS, &format!("{}: {}", event_words(&run.run), state_words(run))),
-            ));
-            let started = match run.ended_at {
-                Some(ended) => format!(
-                    "{}, over {} after {}",
-                    time(run.started_at),
-                    screen.time(ended),
-                    duration(ended - run.started_at)
-                ),
-                None => screen.time(run.started_at),
-            };
-            facts.push(("started", format!("{started}, life {} of it", run.epoch)));
-            let since = run.since.map_or_else(|| "everything".to_owned(), |since| screen.time(since));
-            facts.push(("since", since));
-            if run.status == RunStatus::Open {
-                facts.extend(run.changed_at.map(|changed| ("stored last", screen.time(changed))));
-                facts.extend(rates(standing, screen).map(|rates| ("reading", rates)));
-                facts.push(("on its way", on_its_way(standing)));
-            }
-            if run.attachments.queued > 0 {
-                facts.push(("attachments", attachments(run.attachments)));
-            }
-            facts.extend(deaths(report, run).map(|deaths| ("deaths", deaths)));
-        }
-        let watermark =
-            unit.watermark.map_or_else(|| "none: no run is finished".to_owned(), |at| screen.time(at));
-        facts.push(("watermark", watermark));
-        let runs = count(unit.runs, "run", "runs");
-        facts.push(("known", format!("since {}, {runs} begun", screen.time(unit.created_at))));
-        facts
     }
 
     /// The runs that are over, and the one that is open.
@@ -296,78 +259,37 @@ impl Unit {
         ];
         let bars: Vec<_> = ledger.iter().map(|run| bar(run, announced(run))).collect();
         plots::over_time(page, "Records that each run announced", &legend, &bars, short);
+        let bars: Vec<_> = ledger.iter().map(|run| bar(run, artifact_bytes(run))).collect();
+        if bars.iter().any(|bar| bar.height > 0) {
+            plots::over_time(page, "Bytes of the artifacts that each run announced", &legend, &bars, short);
+        }
         let bars: Vec<_> =
             ledger.iter().map(|run| bar(run, seconds(run.ended_at - run.started_at))).collect();
         plots::over_time(page, "How long each run took", &legend, &bars, |seconds| {
             duration(TimeDelta::seconds(i64::try_from(seconds).unwrap_or(i64::MAX / 1_000)))
         });
 
-        let from = ledger.len().saturating_sub(last);
-        let newest = ledger.get(from..).unwrap_or_default();
-        let caption =
-            format!("Runs that are over: the newest {} of {}", newest.len(), self.report.unit.ledger_runs);
-        let heads = [
-            "run",
-            "status",
-            "over",
-            "took",
-            "#pages",
-            "#read",
-            "#rejected",
-            "#announced",
-            "#deaths",
-            "#errors",
-            "#warnings",
-        ];
-        let mut table = Table::new(&caption, &heads);
-        for run in newest.iter().rev() {
-            let sum = |of: fn(&highwater::inspect::LedgerTypeReport) -> u64| {
-                run.item_types.iter().map(of).sum::<u64>().to_string()
-            };
-            table.row([
-                event_words(&run.run),
-                run.status.to_string(),
-                screen.time(run.ended_at),
-                duration(run.ended_at - run.started_at),
-                run.pages.to_string(),
-                sum(|counts| counts.read),
-                sum(|counts| counts.rejected),
-                announced(run).to_string(),
-                run.deaths.to_string(),
-                run.findings.errors.to_string(),
-                run.findings.warnings.to_string(),
-            ]);
-        }
-        page.table(&table);
-
-        let mut types: BTreeMap<&str, [u64; 6]> = BTreeMap::new();
-        for counts in ledger.iter().flat_map(|run| &run.item_types) {
-            let sums = types.entry(&counts.item_type).or_default();
-            let of = [1, counts.read, counts.skipped, counts.rejected, counts.announced, counts.artifacts];
-            for (sum, number) in sums.iter_mut().zip(of) {
-                *sum += number;
-            }
-        }
-        let runs = count(ledger.len() as u64, "run that is over", "runs that are over");
-        let caption = format!("Records by item type, of {runs}");
-        let mut table = Table::new(
-            &caption,
-            &["item type", "#runs", "#read", "#skipped", "#rejected", "#announced", "#artifacts"],
+        let caption = format!(
+            "Runs that are over: the newest {} of {}",
+            ledger.len().min(last),
+            self.report.unit.ledger_runs
         );
-        for (item_type, sums) in types {
-            table.row([item_type.to_owned()].into_iter().chain(sums.map(|sum| sum.to_string())));
-        }
-        page.table(&table);
+        let pages = ledger.iter().map(|run| run.pages.to_string());
+        let bytes = ledger.iter().map(|run| figures::bytes_words(&run.item_types.iter().collect::<Vec<_>>()));
+        let table = figures::ledger(ledger, screen).with("#pages", pages).with("#bytes", bytes);
+        page.table(&table.newest(last).table(&caption));
+        let runs = count(ledger.len() as u64, "run that is over", "runs that are over");
+        page.table(&figures::by_type(ledger).table(&format!("Records by item type, of {runs}")));
     }
 
     /// Where the time of the newest runs went, as far as their events show.
     fn time(&self, page: &mut Document, screen: Screen) {
-        let spent = Spent::of(&self.conversation, &self.report, screen.now);
-        if spent.by_phase.is_empty() {
+        let spent = self.conversation.time_spent(&self.report, screen.now);
+        if spent.is_empty() {
             return;
         }
         page.heading(3, "Where the time went");
-        let sum = |of: fn(&Times) -> TimeDelta| spent.by_phase.values().map(of).sum::<TimeDelta>();
+        let sum = |of: fn(&TimeSpent) -> TimeDelta| spent.iter().map(of).sum::<TimeDelta>();
         let part = |name, time: TimeDelta, fill| {
             let millis = u64::try_from(time.num_milliseconds()).unwrap_or(0);
             Part { name, size: millis, shown: duration(time), fill }
@@ -392,9 +314,10 @@ impl Unit {
             "lost to deaths, at most",
         ];
         let mut table = Table::new("The same, by phase", &heads);
-        for (phase, times) in &spent.by_phase {
+        for times in &spent {
+            let phase = times.phase.map_or_else(|| "not known".to_owned(), |phase| phase.to_string());
             let numbers = [times.work, times.between, times.delay, times.lost].map(duration);
-            table.row([phase.clone(), times.invocations.to_string()].into_iter().chain(numbers));
+            table.row([phase, times.invocations.to_string()].into_iter().chain(numbers));
         }
         page.table(&table);
     }
@@ -447,19 +370,10 @@ impl Unit {
             report.failed_attachments.len().min(last),
             report.unit.attachments_failed + report.unit.attachments_requeued
         );
-        let heads = ["attachment", "parent", "file", "#tries", "failed", "state", "reason"];
-        let mut failed = Table::new(&caption, &heads);
-        for attachment in report.failed_attachments.iter().rev().take(last) {
-            failed.row([
-                attachment.id.clone(),
-                attachment.parent_id.clone(),
-                attachment.file_name.clone(),
-                attachment.tries.to_string(),
-                attachment.failed_at.map_or_else(|| "-".to_owned(), |at| screen.age(at)),
-                attachment.state.to_string(),
-                attachment.reason.clone().unwrap_or_else(|| "-".to_owned()),
-            ]);
-        }
+        let all: Vec<_> = report.failed_attachments.iter().collect();
+        let states = all.iter().map(|failed| failed.state.to_string());
+        let failed = figures::failed_attachments(&all, screen).with("state", states);
+        let mut failed = failed.newest(last).table(&caption);
         let mut kinds = BTreeMap::new();
         for record in &self.rejected {
             tally(
@@ -481,6 +395,11 @@ impl Unit {
 
 fn announced(run: &LedgerReport) -> u64 {
     run.item_types.iter().map(|counts| counts.announced).sum()
+}
+
+/// As far as they are known.
+fn artifact_bytes(run: &LedgerReport) -> u64 {
+    run.item_types.iter().filter_map(|counts| counts.artifact_bytes).sum()
 }
 
 fn seconds(time: TimeDelta) -> u64 {
@@ -527,6 +446,7 @@ fn records(page: &mut Document, run: &RunReport, types: &[TypeReport]) {
     let part = |name, size: u64, fill| Part { name, size, shown: size.to_string(), fill };
     let skipped = sum(|counts| counts.skipped);
     let rejected = sum(|counts| counts.rejected);
+    let again = sum(|counts| counts.repeated + counts.unchanged);
     plots::whole(
         page,
         "Where the records that were read are",
@@ -534,47 +454,21 @@ fn records(page: &mut Document, run: &RunReport, types: &[TypeReport]) {
             part("announced", sum(|counts| counts.announced), Fill::Third),
             part("on its way: staged, uploaded or confirmed", sum(on_the_way), Fill::First),
             part("in no batch yet", sum(|counts| counts.open_items), Fill::Second),
-            part("skipped", skipped, Fill::Fourth),
+            part("skipped, repeated or unchanged", skipped + again, Fill::Fourth),
             part("rejected", rejected, Fill::Bad),
         ],
     );
-    let heads = [
-        "item type",
-        "#read",
-        "#skipped",
-        "#rejected",
-        "#in no batch",
-        "#staged",
-        "#uploaded",
-        "#confirmed",
-        "#announced",
-        "#artifacts",
-        "#bytes on their way",
-    ];
-    let mut table = Table::new("The same, by item type", &heads);
-    for counts in types {
-        let parts = [
-            counts.batches_staged,
-            counts.batches_uploaded,
-            counts.batches_confirmed,
-            counts.batches_announced,
-        ];
-        let bytes = parts.iter().map(|counts| counts.gzip_bytes).sum::<u64>() + counts.open_bytes;
-        let figures = [
-            counts.read,
-            counts.skipped,
-            counts.rejected,
-            counts.open_items,
-            counts.batches_staged.items,
-            counts.batches_uploaded.items,
-            counts.batches_confirmed.items,
-            counts.announced,
-            counts.artifacts_announced,
-            bytes,
-        ];
-        table.row([counts.item_type.clone()].into_iter().chain(figures.map(|figure| figure.to_string())));
-    }
-    page.table(&table);
+    let of = |number: fn(&TypeReport) -> u64| types.iter().map(move |counts| number(counts).to_string());
+    let table = figures::records(types)
+        .with("#artifacts", of(|counts| counts.artifacts_announced))
+        .with("#bytes of them", of(|counts| counts.announced_bytes))
+        .with("#bytes on their way", of(bytes_on_the_way));
+    page.table(&table.table("The same, by item type"));
+}
+
+fn bytes_on_the_way(counts: &TypeReport) -> u64 {
+    let parts = [counts.batches_staged, counts.batches_uploaded, counts.batches_confirmed];
+    parts.iter().map(|counts| counts.gzip_bytes).sum::<u64>() + counts.open_bytes
 }
 
 fn on_the_way(counts: &TypeReport) -> u64 {
@@ -582,36 +476,8 @@ fn on_the_way(counts: &TypeReport) -> u64 {
 }
 
 fn listings(page: &mut Document, report: &UnitState, screen: Screen) {
-    let started_at = report.run.as_ref().map(|run| run.started_at);
-    let heads = ["listing", "phase", "#pages", "#records", "last page", "#a second", "cursor"];
-    let mut table = Table::new("Listings of that run", &heads);
-    for stream in &report.streams {
-        let rate = started_at.and_then(|started_at| stream.recent(started_at, screen.now));
-        table.row([
-            stream.stream.clone(),
-            stream.phase.to_string(),
-            stream.pages.to_string(),
-            stream.items.to_string(),
-            stream.last_page_at.map_or_else(|| "-".to_owned(), |at| screen.age(at)),
-            rate.map_or_else(|| "-".to_owned(), |rate| format!("{:.0}", rate.items_per_second())),
-            if stream.exhausted { "exhausted".to_owned() } else { cut(stream.cursor.as_deref()) },
-        ]);
-    }
-    page.table(&table);
-    let heads = ["listing", "#named", "#exhausted", "#pending", "#pages", "#records", "#bytes pending"];
-    let mut table = Table::new("Child listings of that run", &heads);
-    for children in &report.child_streams {
-        let figures = [
-            children.named,
-            children.exhausted,
-            children.pending,
-            children.pages,
-            children.items,
-            children.pending_bytes,
-        ];
-        table.row([children.stream.clone()].into_iter().chain(figures.map(|figure| figure.to_string())));
-    }
-    page.table(&table);
+    page.table(&figures::listings(report, screen).table("Listings of that run"));
+    page.table(&figures::child_listings(&report.child_streams).table("Child listings of that run"));
 }
 
 fn findings(page: &mut Document, report: &UnitState) {
@@ -619,80 +485,7 @@ fn findings(page: &mut Document, report: &UnitState) {
         return;
     }
     page.heading(3, "Findings");
-    let heads = ["item type", "severity", "rule", "at", "#findings", "the first"];
-    let mut table = Table::new("What checks found in records and metadata of the newest run", &heads);
-    for kind in &report.findings {
-        table.row([
-            kind.item_type.clone().unwrap_or_else(|| "(any)".to_owned()),
-            kind.severity.clone(),
-            kind.rule.clone(),
-            if kind.path.is_empty() { "-".to_owned() } else { kind.path.clone() },
-            kind.count.to_string(),
-            kind.kept.first().cloned().unwrap_or_else(|| "-".to_owned()),
-        ]);
-    }
-    page.table(&table);
-}
-
-/// Where time went.
-#[derive(Debug, Clone, Copy, Default)]
-struct Times {
-    invocations: u64,
-    /// From an event to its answer.
-    work: TimeDelta,
-    /// From an answer to the next event.
-    between: TimeDelta,
-    /// From a DELAY to the next event.
-    delay: TimeDelta,
-    /// From the last change that a life stored to the next life.
-    lost: TimeDelta,
-}
-
-#[derive(Debug, Default)]
-struct Spent {
-    by_phase: BTreeMap<String, Times>,
-}
-
-impl Spent {
-    /// Computed from the events that are kept. Clocks of several machines may disagree: a negative time counts as
-    /// zero.
-    fn of(conversation: &Conversation, report: &UnitState, now: DateTime<Utc>) -> Self {
-        let mut spent = Self::default();
-        let open = report.open_run();
-        for (at, event) in conversation.events.iter().enumerate() {
-            let next = conversation.events.get(at + 1).filter(|next| next.run == event.run);
-            let is_open = next.is_none() && open.is_some_and(|run| Some(&run.run) == event.run.as_ref());
-            let until = next.map(|next| next.accepted_at).or_else(|| is_open.then_some(now));
-            let end = event.answer.as_ref().map(|answer| answer.sealed_at).or(until);
-            let phase = event
-                .answer
-                .as_ref()
-                .map(|answer| answer.phase)
-                .or_else(|| open.filter(|_| is_open).and_then(|run| run.phase));
-            let phase = phase.map_or_else(|| "not known".to_owned(), |phase| phase.to_string());
-            let times = spent.by_phase.entry(phase).or_default();
-            times.invocations += 1;
-            let Some(end) = end else { continue };
-            let lost = conversation
-                .deaths
-                .iter()
-                .filter(|death| {
-                    death.run == event.run && death.found_at >= event.accepted_at && death.found_at <= end
-                })
-                .filter_map(|death| Some(death.found_at - death.changed_at?.max(event.accepted_at)))
-                .map(|lost| lost.max(TimeDelta::zero()))
-                .sum::<TimeDelta>();
-            times.lost += lost;
-            times.work += (end - event.accepted_at - lost).max(TimeDelta::zero());
-            if let (Some(answer), Some(until)) = (&event.answer, until) {
-                let waited = (until - end).max(TimeDelta::zero());
-                if answer.answer == MessageKind::Delay {
-                    times.delay += waited;
-                } else {
-                    times.between += waited;
-                }
-            }
-        }
-        spent
-    }
+    let first = |kind: &FindingsReport| kind.kept.first().cloned().unwrap_or_else(|| "-".to_owned());
+    let table = figures::findings(&report.findings).with("the first", report.findings.iter().map(first));
+    page.table(&table.table("What checks found in records and metadata of the newest run"));
 }

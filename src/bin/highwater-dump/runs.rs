@@ -7,7 +7,7 @@ use clap::Args;
 use highwater::inspect::{BatchReport, BatchStage, LedgerReport, Line, Report, TypeReport};
 
 use crate::ending::{EXIT_CODES, Exit, Outcome};
-use crate::overview::{attachments, deaths, event_words};
+use crate::figures::{attachments, deaths, event_words};
 use crate::stores::{Asked, no_unit, open_at, store_line};
 use crate::text::{Listing, Screen, count, duration, folded, json_line, stdout, visible};
 

@@ -327,7 +327,7 @@ mod tests {
     fn a_group_is_full_at_its_last_line_or_byte() {
         let full_after = |line: &str| {
             let mut size = GroupSize::default();
-            (1..).find(|_| !size.add(line)).unwrap()
+            (1..=2 * GROUP_ITEMS).find(|_| !size.add(line)).unwrap()
         };
         assert_eq!(full_after("a line"), GROUP_ITEMS);
         assert_eq!(full_after(&"x".repeat(GROUP_BYTES / 8)), 8);

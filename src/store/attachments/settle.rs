@@ -1,6 +1,7 @@
 //! The outcome of attachments: each moves to its next step, is listed as failed, or leaves the queue, and the counts
 //! follow.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use crate::cut;
@@ -9,8 +10,9 @@ use crate::model::{ArtifactId, ItemType, Micros};
 use crate::record::{Attachment, Record};
 use crate::transfer::{Event, State, recount};
 
-use super::super::batches::staging::{Lines, add_lines, put_batches};
+use super::super::batches::staging::{OpenLines, add_lines, put_batches};
 use super::super::batches::states::UnsettledBatch;
+use super::super::lines::Lines;
 use super::super::rows::{
     ATTACHMENTS, AttachmentRow, FAILED, FailedRow, LedgerAttachments, QUEUES, QueueRow, REQUEUED,
 };
@@ -110,7 +112,9 @@ impl Run {
             change.put(&QUEUES, &self.run_key(), &queue)?;
             row.not_before = None;
             row.progress = Some(percent(queue.counts));
-            let full = add_lines(self, change, row, &line_type, &Lines::of(&lines)?, batch_items)?;
+            let (lines, mut open) = (Cow::Owned(Lines::of(&lines)?), OpenLines::default());
+            let full = add_lines(self, change, &line_type, &lines, batch_items, &mut open)?;
+            open.put(self, change, row)?;
             Ok((put_batches(self, change, row, "", &full, None)?, used))
         })
     }

@@ -46,6 +46,14 @@ use std::fmt::Debug;
 
 use crate::error::{Error, Result};
 
+/// Rows of the first page of a scan, which is often all that is needed; rows of any other page; bytes of any page.
+const FIRST_ROWS: usize = 8;
+const PAGE_ROWS: usize = 1_000;
+const PAGE_BYTES: usize = 256 * 1024;
+
+/// Called with a key and its value; returns whether it wants the next.
+pub(crate) type EachRow<'a> = dyn FnMut(&[u8], &[u8]) -> Result<bool> + 'a;
+
 /// Where the bytes of an open store are.
 pub trait Backend: Debug + Send + Sync {
     /// One consistent view of what is committed at some moment between the call and its return.
@@ -166,6 +174,31 @@ pub trait ReadTransaction {
     /// # Errors
     /// `Io`, `Corrupt`.
     fn scan(&self, table: &str, range: KeyRange<'_>, limit: Limit) -> Result<RowPage>;
+
+    /// Calls `each` with every row of a range, in order, until it returns false. Within a change, `each` may write to the
+    /// table; whether it is then called with what it wrote is not determined.
+    ///
+    /// # Errors
+    /// That of `each`; `Io`, `Corrupt`.
+    fn each(&self, table: &str, range: KeyRange<'_>, each: &mut EachRow<'_>) -> Result<()> {
+        let mut from = range.from.to_vec();
+        let mut rows = FIRST_ROWS;
+        loop {
+            let page = self.scan(table, range.starting(&from), Limit { rows, bytes: PAGE_BYTES })?;
+            for (key, value) in &page.rows {
+                if !each(key, value)? {
+                    return Ok(());
+                }
+            }
+            let Some((last, _)) = page.rows.into_iter().next_back().filter(|_| page.more) else {
+                return Ok(());
+            };
+            // The lowest key after the last row.
+            from = last;
+            from.push(0);
+            rows = (rows * 8).min(PAGE_ROWS);
+        }
+    }
 }
 
 /// A change in progress. Dropped, it leaves nothing. It reads its own writes.

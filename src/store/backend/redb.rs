@@ -25,7 +25,9 @@ use redb::{
 use crate::error::{Error, Result};
 use crate::store::disk::Disk;
 
-use super::contract::{Backend, CommitError, KeyRange, Limit, ReadTransaction, RowPage, WriteTransaction};
+use super::contract::{
+    Backend, CommitError, EachRow, KeyRange, Limit, ReadTransaction, RowPage, WriteTransaction,
+};
 use super::store_file::{self, Place};
 
 /// The first bytes of every redb file (redb `docs/design.md`, "Super-header").
@@ -230,6 +232,25 @@ impl ReadTransaction for View<'_> {
             Ok(open) => self.redb.scan(&open, range, limit),
             Err(error) => self.redb.if_missing(error, RowPage::default()),
         }
+    }
+
+    /// A view has nothing written to it, so its rows are read where they are.
+    fn each(&self, table: &str, range: KeyRange<'_>, each: &mut EachRow<'_>) -> Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let open = match self.transaction.open_table(Table::new(table)) {
+            Ok(open) => open,
+            Err(error) => return self.redb.if_missing(error, ()),
+        };
+        let fail = |error: redb::StorageError| self.redb.error("read", &error.into());
+        for row in open.range::<&[u8]>(bounds(range)).map_err(fail)? {
+            let (key, value) = row.map_err(fail)?;
+            if !each(key.value(), value.value())? {
+                return Ok(());
+            }
+        }
+        Ok(())
     }
 }
 

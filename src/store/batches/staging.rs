@@ -2,10 +2,13 @@
 //!
 //! A record is in a batch, or in the lines of an open one, exactly if the cursor of its stream is past it.
 //!
-//! Lines of an item type collect in `chunks`, one per page. The page that brings them to the batch size closes the
-//! batch: in the transaction of that page, the chunks are replaced by one gzip member. A page larger than a batch
-//! closes several, each as one gzip member. The remaining lines become the first chunk of the next batch.
+//! Lines of an item type collect in `chunks`, one per transaction. The page that brings them to the batch size closes the
+//! batch: in the transaction of that page, the chunks are replaced by one gzip member. A page larger than a batch closes
+//! several, each as one gzip member. The remaining lines become the first chunk of the next batch. Lines whose batch is
+//! closed in the transaction that brings them are compressed where they were written, and never stored as lines.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Serialize;
@@ -17,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::model::{
     BATCH_BYTES_MAX, CURSOR_BYTES_MAX, ItemType, Micros, ParentId, Phase, Safeguard, StreamName, ValueKey,
 };
-use crate::record::{ATTACHMENTS, Record, Tally};
+use crate::record::{ATTACHMENTS, Tally};
 use crate::transfer::{State, recount};
 
 use super::super::attachments::queue::{put_file, queue_lines};
@@ -26,9 +29,10 @@ use super::super::cursors::{CursorWatch, check_moves};
 use super::super::edge;
 use super::super::findings::add_findings;
 use super::super::kept::{keep_last_cursor, new_stream};
+use super::super::lines::Lines;
 use super::super::most_read;
 use super::super::once;
-use super::super::page::{NewChild, Page, PageParts, PageRecords, RejectedParts, to_json};
+use super::super::page::{NewChild, Page, PageLines, PageParts, RejectedParts, to_json};
 use super::super::rejected::{check_not_ours, reject};
 use super::super::rows::{
     BATCHES, BatchRow, BatchState, CHUNKS, ChunkRow, Dates, Json, Key, PAYLOADS, Payload, RunRow, STREAMS,
@@ -85,16 +89,6 @@ impl fmt::Display for PageOf {
     }
 }
 
-/// The lines of records of one item type that are announced in the same way.
-struct PageLines {
-    item_type: ItemType,
-    /// Each record is announced once in a run.
-    once: bool,
-    /// Unchanged records are left out.
-    edge: bool,
-    lines: Lines,
-}
-
 /// The cursor that a page was fetched with.
 enum FetchedWith {
     /// As JSON; none for the first page.
@@ -137,12 +131,12 @@ impl ReadyPage {
 
     /// The number of records that it stages.
     pub(crate) fn items(&self) -> usize {
-        self.lines.iter().map(|group| group.lines.ends.len()).sum()
+        self.lines.iter().map(|group| group.lines.len()).sum()
     }
 
     /// Bytes of their lines.
     pub(crate) fn bytes(&self) -> usize {
-        self.lines.iter().map(|group| group.lines.bytes.len()).sum()
+        self.lines.iter().map(|group| group.lines.bytes()).sum()
     }
 }
 
@@ -206,7 +200,13 @@ impl Run {
 
     fn commit_in(&self, pages: &[&ReadyPage], batch_items: u32) -> Result<Vec<CommittedPage>> {
         self.change(|change, row| {
-            pages.iter().map(|page| put_page(self, change, row, page, batch_items)).collect()
+            let mut open = OpenLines::default();
+            let mut committed = Vec::with_capacity(pages.len());
+            for page in pages {
+                committed.push(put_page(self, change, row, page, batch_items, &mut open)?);
+            }
+            open.put(self, change, row)?;
+            Ok(committed)
         })
     }
 
@@ -226,7 +226,7 @@ impl Run {
                     continue;
                 }
                 let item_type = ItemType::new(String::from_utf8_lossy(&name))?;
-                full.push(take_open(self, change, &item_type, &mut counts)?);
+                full.push(take_open(self, change, &item_type, &mut counts, &mut OpenLines::default())?);
                 change.put(&TYPES, &self.run_key().and_name(item_type.as_str()), &counts)?;
             }
             put_batches(self, change, row, "", &full, None)
@@ -317,12 +317,8 @@ fn write_lines<C>(
     from: FetchedWith,
     cursor: Option<String>,
 ) -> Result<ReadyPage> {
-    let PageParts { records, skipped, rejected, bookmark, values, progress, findings, children } =
+    let PageParts { lines, skipped, rejected, bookmark, values, progress, findings, children } =
         page.into_parts()?;
-    let written = |PageRecords { item_type, once, edge, records }| {
-        Ok(PageLines { item_type, once, edge, lines: Lines::of(&records)? })
-    };
-    let lines = records.into_iter().map(written).collect::<Result<_>>()?;
     if matches!(of, PageOf::Child { .. }) && bookmark.is_some() {
         return Err(Error::Invalid {
             what: format!("the bookmark of {of}"),
@@ -347,35 +343,36 @@ fn write_lines<C>(
 }
 
 /// Stores a page, and closes the batches that it fills.
-fn put_page(
+fn put_page<'p>(
     run: &Run,
     change: &Change<'_>,
     row: &mut RunRow,
-    page: &ReadyPage,
+    page: &'p ReadyPage,
     batch_items: u32,
+    open: &mut OpenLines<'p>,
 ) -> Result<CommittedPage> {
     let stream = page.of.stream().as_str();
     let mut full = Vec::new();
     let mut items = 0;
     let lines = if run.inner.breaks(Safeguard::RowsWithCursor) { &[] } else { page.lines.as_slice() };
     for PageLines { item_type, once, edge, lines } in lines {
-        items += lines.ends.len() as u64;
+        items += lines.len() as u64;
         let new = if *once {
             let ids = lines.ids().map(Option::unwrap_or_default);
-            Some(lines.only(&once::take_new(run, change, item_type, ids)?))
+            Cow::Owned(lines.only(&once::take_new(run, change, item_type, ids)?))
         } else {
-            None
+            Cow::Borrowed(lines)
         };
-        let lines = new.as_ref().unwrap_or(lines);
-        let changed = edge::take(run, change, row, item_type, *edge, lines.staged())?;
-        let changed = changed.map(|keep| lines.only(&keep));
-        let lines = changed.as_ref().unwrap_or(lines);
+        let lines = match edge::take(run, change, row, item_type, *edge, staged(&new))? {
+            Some(keep) => Cow::Owned(new.only(&keep)),
+            None => new,
+        };
         if page.phase == Phase::Data && item_type.as_str() == ATTACHMENTS {
             let read = change.get(&TYPES, &run.run_key().and_name(ATTACHMENTS))?;
             let queued = read.map_or(0, |counts| counts.read - counts.left_out);
             queue_lines(run, change, queued + 1, lines.each())?;
         }
-        full.extend(add_lines(run, change, row, item_type, lines, batch_items)?);
+        full.extend(add_lines(run, change, item_type, &lines, batch_items, open)?);
     }
     for (item_type, skipped) in &page.skipped {
         items += skipped;
@@ -473,40 +470,39 @@ pub(super) fn begin_stream(run: &Run, stream: &StreamName) -> Result<()> {
 }
 
 /// Adds the lines of a page to the open batch of their type; returns the batches that became full.
-pub(in crate::store) fn add_lines(
+pub(in crate::store) fn add_lines<'p>(
     run: &Run,
     change: &Change<'_>,
-    row: &mut RunRow,
     item_type: &ItemType,
-    lines: &Lines,
+    lines: &Cow<'p, Lines>,
     batch_items: u32,
-) -> Result<Vec<FullBatch>> {
+    open: &mut OpenLines<'p>,
+) -> Result<Vec<FullBatch<'p>>> {
     let key = run.run_key().and_name(item_type.as_str());
     let mut counts = change.get(&TYPES, &key)?.unwrap_or_default();
     let mut full = Vec::new();
-    counts.read += lines.ends.len() as u64;
+    counts.read += lines.len() as u64;
     let mut from = 0;
-    while from < lines.ends.len() {
+    while from < lines.len() {
         let mut to = from;
-        while to < lines.ends.len()
+        while to < lines.len()
             && counts.open_items + items_between(from, to) < batch_items
             && counts.open_bytes + lines.bytes_between(from, to) < BATCH_BYTES_MAX
         {
             to += 1;
         }
-        let chunk = lines.chunk(from, to);
+        let chunk = Chunk::of(lines, from, to);
         from = to;
         counts.open_items += chunk.items;
         counts.open_bytes += chunk.lines.len() as u64;
         if counts.open_items >= batch_items || counts.open_bytes >= BATCH_BYTES_MAX {
             // Also if an earlier life left more lines open than the batch size that is set now: then `chunk` is
             // empty.
-            let mut batch = take_open(run, change, item_type, &mut counts)?;
+            let mut batch = take_open(run, change, item_type, &mut counts, open)?;
             batch.add(chunk);
             full.push(batch);
         } else {
-            change.put(&CHUNKS, &chunk_key(run, item_type, row.next_chunk), &chunk)?;
-            row.next_chunk += 1;
+            open.0.entry(item_type.clone()).or_default().push(chunk);
         }
     }
     change.put(&TYPES, &key, &counts)?;
@@ -514,18 +510,20 @@ pub(in crate::store) fn add_lines(
 }
 
 /// Takes the open lines of a type as a batch to be stored. The caller stores the changed counts.
-fn take_open(
+fn take_open<'p>(
     run: &Run,
     change: &Change<'_>,
     item_type: &ItemType,
     counts: &mut TypeRow,
-) -> Result<FullBatch> {
+    open: &mut OpenLines<'p>,
+) -> Result<FullBatch<'p>> {
     let prefix = run.run_key().and_inner_name(item_type.as_str());
     let mut batch =
         FullBatch { item_type: item_type.clone(), items: 0, dates: Dates::default(), pieces: Vec::new() };
-    for (_, chunk) in change.all(&CHUNKS, &prefix)? {
-        batch.add(chunk);
+    for (_, ChunkRow { items, dates, lines }) in change.all(&CHUNKS, &prefix)? {
+        batch.add(Chunk { items, dates, lines: Cow::Owned(lines) });
     }
+    open.0.remove(item_type).into_iter().flatten().for_each(|chunk| batch.add(chunk));
     change.remove_all(&CHUNKS, &prefix)?;
     counts.open_items = 0;
     counts.open_bytes = 0;
@@ -538,11 +536,11 @@ pub(in crate::store) fn put_batches(
     change: &Change<'_>,
     row: &mut RunRow,
     stream: &str,
-    full: &[FullBatch],
+    full: &[FullBatch<'_>],
     cursor_after: Option<&String>,
 ) -> Result<Vec<UnsettledBatch>> {
     let pieces: Vec<Vec<&[u8]>> =
-        full.iter().map(|batch| batch.pieces.iter().map(Vec::as_slice).collect()).collect();
+        full.iter().map(|batch| batch.pieces.iter().map(AsRef::as_ref).collect()).collect();
     let members = compress_all(&pieces, run.inner.settings.level)?;
     let mut closed = Vec::with_capacity(full.len());
     let last = full.len().saturating_sub(1);
@@ -585,89 +583,54 @@ fn chunk_key(run: &Run, item_type: &ItemType, number: u64) -> Key {
     run.run_key().and_inner_name(item_type.as_str()).and_number(number)
 }
 
-/// The lines of one item type of one page.
-pub(in crate::store) struct Lines {
-    bytes: Vec<u8>,
-    /// The end of each line, newline included.
-    ends: Vec<usize>,
-    dates: Vec<Dates>,
-    ids: Vec<Option<Box<str>>>,
+/// Each record as the edge needs it.
+fn staged(lines: &Lines) -> impl Iterator<Item = edge::Staged<'_>> {
+    lines.ids().zip(lines.each()).zip(lines.dates()).map(|((id, line), dates)| edge::Staged {
+        id,
+        line,
+        modified: dates.modified.map(|(at, _)| at),
+    })
 }
 
-impl Lines {
-    pub(in crate::store) fn of(records: &[Record]) -> Result<Self> {
-        let mut lines = Self {
-            bytes: Vec::new(),
-            ends: Vec::with_capacity(records.len()),
-            dates: Vec::with_capacity(records.len()),
-            ids: records.iter().map(|record| record.id().map(Box::from)).collect(),
-        };
-        for record in records {
-            let start = lines.bytes.len();
-            record.write_line(&mut lines.bytes);
-            lines.bytes.push(b'\n');
-            let found = (lines.bytes.len() - start) as u64;
-            if found > BATCH_BYTES_MAX {
-                let what = format!("record {}", record.id().unwrap_or("without an id"));
-                return Err(Error::TooLarge { what, found, limit: BATCH_BYTES_MAX, unit: "bytes" });
+/// Lines of an open batch, one after the other.
+struct Chunk<'p> {
+    items: u32,
+    dates: Dates,
+    lines: Cow<'p, [u8]>,
+}
+
+impl<'p> Chunk<'p> {
+    /// The lines from `from` to before `to`: where they were written, unless some of them were left out since.
+    fn of(lines: &Cow<'p, Lines>, from: usize, to: usize) -> Self {
+        Self {
+            items: items_between(from, to),
+            dates: lines.dates_between(from, to),
+            lines: match lines {
+                Cow::Borrowed(lines) => Cow::Borrowed(lines.between(from, to)),
+                Cow::Owned(lines) => Cow::Owned(lines.between(from, to).to_vec()),
+            },
+        }
+    }
+}
+
+/// The lines that one transaction has added to open batches so far.
+#[derive(Default)]
+pub(in crate::store) struct OpenLines<'p>(BTreeMap<ItemType, Vec<Chunk<'p>>>);
+
+impl OpenLines<'_> {
+    /// Stores them, as no page of this transaction closes their batch.
+    pub(in crate::store) fn put(self, run: &Run, change: &Change<'_>, row: &mut RunRow) -> Result<()> {
+        for (item_type, chunks) in self.0 {
+            let mut stored = ChunkRow { items: 0, dates: Dates::default(), lines: Vec::new() };
+            for Chunk { items, dates, lines } in chunks {
+                stored.items += items;
+                stored.dates.merge(dates);
+                stored.lines.extend_from_slice(&lines);
             }
-            lines.ends.push(lines.bytes.len());
-            let mut dates = Dates::default();
-            dates.add(record.created_micros(), record.modified_micros());
-            lines.dates.push(dates);
+            change.put(&CHUNKS, &chunk_key(run, &item_type, row.next_chunk), &stored)?;
+            row.next_chunk += 1;
         }
-        Ok(lines)
-    }
-
-    /// Each line, newline included.
-    pub(in crate::store) fn each(&self) -> impl Iterator<Item = &[u8]> {
-        let at = |line: usize| self.bytes.get(self.start_of(line)..self.start_of(line + 1));
-        (0..self.ends.len()).filter_map(at)
-    }
-
-    /// The id of each record; `None` if it is flat.
-    pub(in crate::store) fn ids(&self) -> impl Iterator<Item = Option<&str>> {
-        self.ids.iter().map(Option::as_deref)
-    }
-
-    /// Each record as the edge needs it.
-    fn staged(&self) -> impl Iterator<Item = edge::Staged<'_>> {
-        let modified = |dates: &Dates| dates.modified.map(|(at, _)| at);
-        self.ids().zip(self.each()).zip(&self.dates).map(move |((id, line), dates)| edge::Staged {
-            id,
-            line,
-            modified: modified(dates),
-        })
-    }
-
-    /// Only the records that are to be kept.
-    pub(in crate::store) fn only(&self, keep: &[bool]) -> Self {
-        let mut lines = Self { bytes: Vec::new(), ends: Vec::new(), dates: Vec::new(), ids: Vec::new() };
-        for (at, _) in keep.iter().enumerate().filter(|(_, keep)| **keep) {
-            let line = self.bytes.get(self.start_of(at)..self.start_of(at + 1)).unwrap_or_default();
-            lines.bytes.extend_from_slice(line);
-            lines.ends.push(lines.bytes.len());
-            lines.dates.extend(self.dates.get(at));
-            lines.ids.extend(self.ids.get(at).cloned());
-        }
-        lines
-    }
-
-    fn start_of(&self, line: usize) -> usize {
-        line.checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or(0)
-    }
-
-    fn bytes_between(&self, from: usize, to: usize) -> u64 {
-        (self.start_of(to) - self.start_of(from)) as u64
-    }
-
-    fn chunk(&self, from: usize, to: usize) -> ChunkRow {
-        let mut dates = Dates::default();
-        for of_line in self.dates.get(from..to).unwrap_or_default() {
-            dates.merge(*of_line);
-        }
-        let lines = self.bytes.get(self.start_of(from)..self.start_of(to)).unwrap_or_default().to_vec();
-        ChunkRow { items: items_between(from, to), dates, lines }
+        Ok(())
     }
 }
 
@@ -676,17 +639,89 @@ fn items_between(from: usize, to: usize) -> u32 {
 }
 
 /// A batch that was closed, before it is compressed.
-pub(in crate::store) struct FullBatch {
+pub(in crate::store) struct FullBatch<'p> {
     item_type: ItemType,
     items: u32,
     dates: Dates,
-    pieces: Vec<Vec<u8>>,
+    pieces: Vec<Cow<'p, [u8]>>,
 }
 
-impl FullBatch {
-    fn add(&mut self, chunk: ChunkRow) {
+impl<'p> FullBatch<'p> {
+    fn add(&mut self, chunk: Chunk<'p>) {
         self.items += chunk.items;
         self.dates.merge(chunk.dates);
         self.pieces.push(chunk.lines);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::artifact::decompress;
+    use crate::record::Record;
+    use crate::store::Store;
+
+    use super::*;
+
+    /// A page with these issues, each beside a user of its number who is announced once.
+    fn page(from: &str, next: u32, issues: std::ops::Range<u32>) -> ReadyPage {
+        let of = PageOf::Stream(StreamName::new("all").unwrap());
+        let page = issues.fold(Page::more(next), |page, number| {
+            let record = |name: &str| Record::new(format!("{name}-{number}"), &json!({})).unwrap();
+            page.record("issues", record("issue")).record_once("users", record("user"))
+        });
+        let from = Some(from.to_owned()).filter(|from| !from.is_empty());
+        make_ready_in_order(of, page, from, Some(next.to_string())).unwrap()
+    }
+
+    #[test]
+    fn lines_of_pages_that_are_committed_together_keep_their_order_and_are_stored_as_lines_only_where_their_batch_stays_open()
+     {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::options().batch_items(5).open(folder.path().join("state.redb")).unwrap();
+        let run = store.sync_unit("unit").unwrap().begin().unwrap();
+        let chunks = |item_type: &str| -> Vec<u32> {
+            let prefix = run.run_key().and_inner_name(item_type);
+            let rows = run.look(|rows, _| rows.all(&CHUNKS, &prefix)).unwrap();
+            rows.into_iter().map(|(_, chunk)| chunk.items).collect()
+        };
+        let mut batches = Vec::new();
+        let mut commit = |pages: &[ReadyPage]| {
+            let pages: Vec<_> = pages.iter().collect();
+            let committed = run.commit(&pages).unwrap();
+            committed
+                .into_iter()
+                .map(|page| {
+                    let closed = page.closed.len();
+                    batches.extend(page.closed);
+                    closed
+                })
+                .collect::<Vec<_>>()
+        };
+
+        // 2 and 1 stay open, to be closed by the third page, which fills two more batches and leaves one record.
+        assert_eq!(commit(&[page("", 1, 0..2), page("1", 2, 2..3), page("2", 3, 3..16)]), [0, 0, 6]);
+        assert_eq!((chunks("issues"), chunks("users")), (vec![1], vec![1]));
+        // Users that were announced are left out of the lines, and of what is open.
+        assert_eq!(commit(&[page("3", 4, 14..17), page("4", 5, 17..18)]), [0, 1]);
+        assert_eq!((chunks("issues"), chunks("users")), (vec![], vec![1, 2]));
+
+        let mut ids = BTreeMap::<String, Vec<String>>::new();
+        batches.extend(run.close_open().unwrap());
+        for batch in batches {
+            let mut lines = Vec::new();
+            decompress(&run.payload(batch.info.seq).unwrap(), u64::MAX, &mut lines).unwrap();
+            let lines = String::from_utf8(lines).unwrap();
+            assert_eq!(lines.lines().count(), batch.info.items as usize);
+            let ids = ids.entry(batch.info.item_type).or_default();
+            ids.extend(lines.lines().map(|line| line.split('"').nth(3).unwrap().to_owned()));
+        }
+        let expected = |name: &str, numbers: &[u32]| -> Vec<String> {
+            numbers.iter().map(|number| format!("{name}-{number}")).collect()
+        };
+        let issues: Vec<u32> = (0..16).chain(14..18).collect();
+        assert_eq!(ids["issues"], expected("issue", &issues));
+        assert_eq!(ids["users"], expected("user", &(0..18).collect::<Vec<_>>()));
     }
 }

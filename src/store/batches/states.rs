@@ -170,6 +170,7 @@ pub(in crate::store) fn move_batch(
             recount(&mut counts.confirmed, was.confirmed, is.confirmed, items);
             recount(&mut counts.announced, was.announced, is.announced, items);
             recount(&mut counts.artifacts_announced, was.announced, is.announced, 1);
+            recount(&mut counts.announced_bytes, was.announced, is.announced, batch.gzip_bytes);
         })?;
     }
     if is.confirmed && !was.confirmed {

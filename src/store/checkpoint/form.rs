@@ -455,17 +455,22 @@ pub(super) struct LedgerTypePart {
     pub(super) skipped: u64,
     pub(super) announced: u64,
     pub(super) artifacts: u64,
+    /// Bytes of the artifacts; 0 if they are not known.
+    #[serde(default)]
+    pub(super) bytes: u64,
 }
 
 impl LedgerPart {
     pub(super) fn of(run: u64, row: LedgerRow) -> Self {
-        let of_type = |row: LedgerType| LedgerTypePart {
+        let of_type = |(row, bytes): (LedgerType, u64)| LedgerTypePart {
             item_type: row.item_type,
             read: row.read,
             skipped: row.left_out,
             announced: row.announced,
             artifacts: row.artifacts,
+            bytes,
         };
+        let bytes = row.bytes.into_iter().chain(std::iter::repeat(0));
         Self {
             run,
             id: row.id,
@@ -480,7 +485,7 @@ impl LedgerPart {
             events_reused: row.events_reused,
             errors: row.errors,
             warnings: row.warnings,
-            types: row.types.into_iter().map(of_type).collect(),
+            types: row.types.into_iter().zip(bytes).map(of_type).collect(),
             attachments: CountsPart::of(row.attachments),
         }
     }
@@ -509,6 +514,7 @@ impl LedgerPart {
             types: self.types.iter().map(row_of).collect(),
             attachments: self.attachments.row(),
             deaths: 0,
+            bytes: self.types.iter().map(|part| part.bytes).collect(),
         }
     }
 
@@ -546,6 +552,9 @@ impl CountsPart {
 pub(super) struct AnnouncedPart {
     pub(super) records: u64,
     pub(super) artifacts: u64,
+    /// Bytes of the artifacts.
+    #[serde(default)]
+    pub(super) bytes: u64,
 }
 
 /// A batch that is uploaded and not announced.

@@ -167,7 +167,7 @@ impl Restoring<'_> {
         let mut types: BTreeMap<&str, TypeRow> = BTreeMap::new();
         for (name, &(read, batches, left_out)) in &checkpoint.position.types {
             // An announced batch was confirmed before.
-            let AnnouncedPart { records, artifacts } =
+            let AnnouncedPart { records, artifacts, bytes } =
                 checkpoint.announced.get(name).copied().unwrap_or_default();
             let counts = TypeRow {
                 read,
@@ -177,6 +177,7 @@ impl Restoring<'_> {
                 confirmed: records,
                 announced: records,
                 artifacts_announced: artifacts,
+                announced_bytes: bytes,
                 ..TypeRow::default()
             };
             types.insert(name, counts);
@@ -194,6 +195,7 @@ impl Restoring<'_> {
             recount(&mut counts.confirmed, false, is.confirmed, items);
             recount(&mut counts.announced, false, is.announced, items);
             recount(&mut counts.artifacts_announced, false, is.announced, 1);
+            recount(&mut counts.announced_bytes, false, is.announced, batch.gzip_bytes);
             change.put(&BATCHES, &prefix.clone().and_number(part.seq), &batch)?;
         }
         for (name, counts) in types {

@@ -247,7 +247,7 @@ impl From<Whole> for Checkpoint {
             announced: whole
                 .announced
                 .into_iter()
-                .map(|(name, (records, artifacts))| (name, AnnouncedPart { records, artifacts }))
+                .map(|(name, (records, artifacts))| (name, AnnouncedPart { records, artifacts, bytes: 0 }))
                 .collect(),
             artifacts: whole.artifacts.into_iter().map(|(seq, row)| row.into_part(seq)).collect(),
             files: whole.files.into_iter().map(|(seq, row)| row.into_part(seq)).collect(),
@@ -298,6 +298,7 @@ impl Ledger {
             skipped: row.skipped,
             announced: row.announced,
             artifacts: row.artifacts,
+            bytes: 0,
         };
         LedgerPart {
             run,

@@ -3,6 +3,7 @@
 //! The bytes of a batch are dropped when it is confirmed. So if a record is not found, the platform may have it, or
 //! it never came. The result includes how many records cannot be searched for this reason.
 
+use chrono::{DateTime, Utc};
 use memchr::memmem::Finder;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -10,15 +11,19 @@ use serde_json::Value;
 use crate::artifact::decompress;
 use crate::error::{Error, Result};
 use crate::record;
+use crate::store::digest::Digest;
+use crate::store::edge;
 use crate::store::findings::FindingKind;
 use crate::store::rows::{
-    BATCHES, BatchState, CHUNKS, FINDINGS, Key, PAYLOADS, Payload, TYPES, UnitRow, number_of, run_key,
+    BATCHES, BatchState, CHUNKS, EDGE, FINDINGS, Key, LEDGER, ONCE, PAYLOADS, Payload, Row, TYPES, Table,
+    UnitRow, digest_of, number_of, run_key,
 };
 use crate::store::tables::{Rows, View};
 
 use super::attachments::seen;
+use super::rejected::{self, RejectedReport};
 use super::scan::{each, name};
-use super::words::BatchStage;
+use super::words::{BatchStage, RejectedStage, time};
 
 /// Where records with an id are, and what else is known about it.
 #[derive(Debug, Clone, Serialize)]
@@ -32,6 +37,17 @@ pub struct Found {
     pub places: Vec<FoundPlace>,
     /// Records of the newest run that are confirmed, so that their bytes are not stored any more.
     pub out_of_reach: u64,
+    /// It was rejected: by item type, as what and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rejected: Vec<FoundRejected>,
+    /// Item types of which the open run has staged it, and leaves it out when it comes again:
+    /// [`Page::record_once`](crate::Page::record_once).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub once: Vec<String>,
+    /// Item types of which the last finished run announced it, so that it is left out while it is unchanged:
+    /// [`Page::leave_out_unchanged`](crate::Page::leave_out_unchanged).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub at_edge: Vec<String>,
     /// Findings of the checks that name the id, as text. Of each kind the first few are kept.
     pub findings: Vec<String>,
     /// Attachments with the id that the unit has seen, each with another parent.
@@ -54,6 +70,21 @@ pub struct FoundPlace {
     pub records: u64,
 }
 
+/// A rejected record with an id.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct FoundRejected {
+    /// Its item type.
+    pub item_type: String,
+    /// Its state.
+    pub stage: RejectedStage,
+    /// Why it was last rejected; empty if only a checkpoint told of it.
+    pub reason: String,
+    /// When it was last rejected.
+    #[serde(serialize_with = "time")]
+    pub rejected_at: DateTime<Utc>,
+}
+
 #[derive(Deserialize)]
 struct Line {
     id: Value,
@@ -73,6 +104,30 @@ fn count_in(lines: &[u8], needle: &Finder<'_>, id: &str) -> u64 {
     ids.filter(is_it).count() as u64
 }
 
+/// The item types of which a run has kept an id in a table. A table with rows of very many types is not one of ours.
+fn known_to<R: Row>(view: &View<'_>, table: &Table<R>, run: &Key, id: &Digest) -> Result<Vec<String>> {
+    let mut known = Vec::new();
+    let mut from = run.clone();
+    loop {
+        let mut next = None;
+        view.scan(table, run, &from, |tail, _| {
+            next = Some(digest_of(tail).map(|(item_type, _)| item_type.to_owned()));
+            Ok(false)
+        })?;
+        let Some(item_type) = next else { return Ok(known) };
+        let item_type =
+            item_type.map_err(|error| view.tables().damaged(table.name, run, error.to_string()))?;
+        let of_type = run.clone().and_inner_name(&item_type);
+        if view.get(table, &of_type.clone().and_digest(id))?.is_some() {
+            known.push(item_type);
+        }
+        match of_type.end() {
+            Some(end) => from = end,
+            None => return Ok(known),
+        }
+    }
+}
+
 /// Looks for an id in the newest run of a unit, and among all its attachments.
 pub(super) fn find(view: &View<'_>, sync_unit: &str, unit: &UnitRow, id: &str) -> Result<Found> {
     let mut found = Found {
@@ -80,12 +135,27 @@ pub(super) fn find(view: &View<'_>, sync_unit: &str, unit: &UnitRow, id: &str) -
         id: id.to_owned(),
         places: Vec::new(),
         out_of_reach: 0,
+        rejected: Vec::new(),
+        once: Vec::new(),
+        at_edge: Vec::new(),
         findings: Vec::new(),
         attachments: 0,
         attachments_failed: 0,
     };
     (found.attachments, found.attachments_failed) = seen(view, unit.no, id)?;
+    for record in rejected::read(view, sync_unit, unit, false)?.into_iter().filter(|record| record.id == id) {
+        let RejectedReport { item_type, stage, reason, rejected_at, .. } = record;
+        found.rejected.push(FoundRejected { item_type, stage, reason, rejected_at });
+    }
+    let digest = Digest::of(id);
+    if let Some(kept) = edge::kept_of(view, unit.no)? {
+        found.at_edge = known_to(view, &EDGE, &run_key(unit.no, kept.run), &digest)?;
+    }
     let Some(run) = unit.run.map(|run| run_key(unit.no, run)) else { return Ok(found) };
+    found.once = known_to(view, &ONCE, &run, &digest)?;
+    if let Some(over) = view.get(&LEDGER, &run)? {
+        found.out_of_reach = over.types.iter().map(|counts| counts.announced).sum();
+    }
     // As in JSON text, without the quotation marks, because a numeric id has none.
     let quoted = Value::from(id).to_string();
     let needle = Finder::new(quoted.trim_matches('"'));

@@ -55,6 +55,7 @@ mod rejected;
 mod report;
 mod scan;
 mod snapshot;
+mod spent;
 mod standing;
 #[cfg(test)]
 mod tests;
@@ -62,7 +63,7 @@ mod words;
 
 pub use attachments::{AttachmentReport, AttachmentsReport};
 pub use check::{CheckFinding, CheckReport, check};
-pub use find::{Found, FoundPlace};
+pub use find::{Found, FoundPlace, FoundRejected};
 pub use line::Line;
 pub use messages::{DeathReport, EventReport, MessageReport};
 pub use past_runs::{LedgerReport, LedgerTypeReport};
@@ -73,6 +74,7 @@ pub use report::{
     UnitReport, ValueReport, is_internal,
 };
 pub use snapshot::{Attachments, Conversation, Snapshot, Source, Units};
+pub use spent::TimeSpent;
 pub use standing::{Alert, Rate, Standing};
 pub use words::{AlertKind, AttachmentState, BatchStage, MessageFate, MessageKind, RejectedStage, RunStatus};
 pub(in crate::store) use words::{count, optional_time, time};

@@ -81,6 +81,10 @@ pub struct LedgerTypeReport {
     pub announced: u64,
     /// Artifacts that they were in.
     pub artifacts: u64,
+    /// Bytes of those artifacts; `None` if they are not known: an earlier version of this crate, or another worker's,
+    /// announced them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub artifact_bytes: Option<u64>,
 }
 
 /// `rejected`, `once` and `edge`: by item type, how many records the run rejected, those that it announced once, and those at
@@ -95,6 +99,7 @@ pub(super) fn ledger_report(
     let rejected_of = |item_type: &str| rejected.get(item_type).copied().unwrap_or(0);
     let once_of = |item_type: &str| once.get(item_type).cloned().unwrap_or_default();
     let edge_of = |item_type: &str| edge.get(item_type).cloned().unwrap_or_default();
+    let bytes = row.bytes.into_iter().chain(std::iter::repeat(0));
     LedgerReport {
         sync_unit: id.to_owned(),
         run: row.id,
@@ -112,7 +117,8 @@ pub(super) fn ledger_report(
         item_types: row
             .types
             .into_iter()
-            .map(|counts| LedgerTypeReport {
+            .zip(bytes)
+            .map(|(counts, bytes)| LedgerTypeReport {
                 read: counts.read,
                 skipped: counts.left_out.saturating_sub(
                     rejected_of(&counts.item_type)
@@ -126,6 +132,7 @@ pub(super) fn ledger_report(
                 edge_forgotten: edge_of(&counts.item_type).forgotten,
                 announced: counts.announced,
                 artifacts: counts.artifacts,
+                artifact_bytes: Some(bytes).filter(|bytes| *bytes > 0 || counts.artifacts == 0),
                 item_type: counts.item_type,
             })
             .collect(),

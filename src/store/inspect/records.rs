@@ -71,6 +71,8 @@ pub struct TypeReport {
     pub batches: u64,
     /// Those in a sealed message, or acknowledged.
     pub artifacts_announced: u64,
+    /// Bytes of those, except of those that an earlier version of this crate announced.
+    pub announced_bytes: u64,
     /// The artifact that was last acknowledged.
     pub last_artifact: Option<String>,
     /// Batches that are staged.
@@ -189,6 +191,7 @@ pub(super) fn item_types(view: &View<'_>, id: &str, run: &str, key: &Key) -> Res
                 announced: row.announced,
                 batches: row.batches,
                 artifacts_announced: row.artifacts_announced,
+                announced_bytes: row.announced_bytes,
                 last_artifact: row.last_artifact,
                 batches_staged: none,
                 batches_uploaded: none,

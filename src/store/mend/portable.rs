@@ -18,7 +18,7 @@
 //! a holder token, so the platform does not take the new store for the holder of a checkpoint.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, BufWriter, Read, Write};
+use std::io::{BufRead, BufReader, BufWriter, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -129,6 +129,10 @@ fn read(
     let shown = path.display();
     let wrong = |reason: String| invalid(format!("the unit file {shown}"), reason);
     let reading = |error| Error::io(format!("read the unit file {shown}"), error);
+    // It is read twice, and to open a pipe would wait for its other end.
+    if !std::fs::metadata(path).map_err(reading)?.is_file() {
+        return Err(wrong("it is not a regular file".to_owned()));
+    }
     let mut lines = BufReader::new(File::open(path).map_err(reading)?);
     let mut next = || -> Result<Option<String>> {
         let mut line = Vec::new();
@@ -190,21 +194,34 @@ fn read(
     }
 }
 
-/// Writes a unit to a file, which is then complete and durable; after a failure there is no file. Returns the number
-/// of rows.
-fn write(rows: &impl Rows, sync_unit: &str, path: &Path, now: DateTime<Utc>) -> Result<u64> {
-    let unit = at_rest(rows, sync_unit)?;
-    let writing = |error: std::io::Error| Error::io(format!("write the unit file {}", path.display()), error);
+/// Places a new file, which is then complete and durable; after a failure there is none. `fill` writes it, and may begin
+/// anew. Returns the number of rows that it wrote.
+fn place(path: &Path, fill: impl FnOnce(&File) -> Result<u64>) -> Result<u64> {
+    let writing = |error| writing(path, error);
     let new = tempfile::NamedTempFile::new_in(store_file::parent(path)).map_err(writing)?;
-    let mut out = BufWriter::new(new);
+    let rows = fill(new.as_file())?;
+    store_file::sync_file(new.as_file()).map_err(writing)?;
+    new.persist_noclobber(path).map_err(|error| writing(error.error))?;
+    store_file::sync_directory(store_file::parent(path)).map_err(writing)?;
+    Ok(rows)
+}
+
+fn writing(path: &Path, error: std::io::Error) -> Error {
+    Error::io(format!("write the unit file {}", path.display()), error)
+}
+
+/// Writes a unit to a file, in place of what is in it. `path` is its name to be. Returns the number of rows.
+fn write(rows: &impl Rows, sync_unit: &str, mut file: &File, path: &Path, now: DateTime<Utc>) -> Result<u64> {
+    let unit = at_rest(rows, sync_unit)?;
+    let writing = |error| writing(path, error);
+    file.rewind().and_then(|()| file.set_len(0)).map_err(writing)?;
+    let mut out = BufWriter::new(file);
     let mut chain = Chain::new();
     let mut put = |line: String| {
         chain.add(&line);
         out.write_all(line.as_bytes()).and_then(|()| out.write_all(b"\n")).map_err(writing)
     };
-    let json = |line: serde_json::Result<String>| {
-        line.map_err(|error| Error::io(format!("write the unit file {}", path.display()), error))
-    };
+    let json = |line: serde_json::Result<String>| line.map_err(|error| writing(error.into()));
     let header = Header {
         kind: KIND.to_owned(),
         version: VERSION,
@@ -238,11 +255,7 @@ fn write(rows: &impl Rows, sync_unit: &str, path: &Path, now: DateTime<Utc>) -> 
     }
     let end = EndLine { kind: "end".to_owned(), rows: count, checksum: chain.0.to_string() };
     let end = json(serde_json::to_string(&end))?;
-    writeln!(out, "{end}").map_err(writing)?;
-    let new = out.into_inner().map_err(|error| writing(error.into_error()))?;
-    new.as_file().sync_all().map_err(writing)?;
-    new.persist_noclobber(path).map_err(|error| writing(error.error))?;
-    store_file::sync_directory(store_file::parent(path)).map_err(writing)?;
+    writeln!(out, "{end}").and_then(|()| out.flush()).map_err(writing)?;
     Ok(count)
 }
 
@@ -273,7 +286,8 @@ impl Store {
     /// the file exists already; `Corrupt`.
     pub fn export(&self, sync_unit: &str, path: impl AsRef<Path>) -> Result<u64> {
         let now = self.clock().now();
-        self.inner.tables.view(|rows| write(rows, sync_unit, path.as_ref(), now))
+        let path = path.as_ref();
+        place(path, |file| self.inner.tables.view(|rows| write(rows, sync_unit, file, path, now)))
     }
 
     /// Plans to import a unit from a file. Nothing is changed.
@@ -315,20 +329,8 @@ impl Snapshot {
     /// Those of [`Store::export`] and of [`Snapshot::open`].
     pub fn export(&mut self, sync_unit: &str, path: impl AsRef<Path>, now: DateTime<Utc>) -> Result<u64> {
         let path = path.as_ref();
-        let directory = tempfile::tempdir_in(store_file::parent(path))
-            .map_err(|error| Error::io(format!("write the unit file {}", path.display()), error))?;
         // A store that changes while it is read is read again.
-        let tries = std::cell::Cell::new(0_u32);
-        let rows = self.look(|rows| {
-            tries.set(tries.get() + 1);
-            write(rows, sync_unit, &directory.path().join(tries.get().to_string()), now)
-        })?;
-        let whole = directory.path().join(tries.get().to_string());
-        let writing = |error| Error::io(format!("write the unit file {}", path.display()), error);
-        // A rename that replaces nothing: the file gets a second name.
-        std::fs::hard_link(&whole, path).map_err(writing)?;
-        store_file::sync_directory(store_file::parent(path)).map_err(writing)?;
-        Ok(rows)
+        place(path, |file| self.look(|rows| write(rows, sync_unit, file, path, now)))
     }
 
     /// Plans to import a unit, like [`Store::plan_import`].

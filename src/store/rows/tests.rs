@@ -189,7 +189,8 @@ fn golden_bytes_of_streams_and_item_types() {
             ("pace: minutes, of each: minute, pages, items", "01 08 05 06"),
         ],
     );
-    golden(
+    golden_of(
+        2,
         &TypeRow {
             read: 1,
             left_out: 9,
@@ -201,13 +202,15 @@ fn golden_bytes_of_streams_and_item_types() {
             open_items: 7,
             open_bytes: 8,
             last_artifact: Some("a".to_owned()),
+            announced_bytes: 10,
         },
-        0x5aa1_3d12,
+        0xbd55_f33d,
         &[
             ("read, left_out, batched, confirmed, announced", "01 09 02 03 04"),
             ("batches, artifacts_announced", "05 06"),
             ("open_items, open_bytes", "07 08"),
             ("last_artifact", "01 01 61"),
+            ("announced_bytes", "0a"),
         ],
     );
 }
@@ -395,8 +398,9 @@ fn golden_bytes_of_the_conversation() {
             }],
             attachments: LedgerAttachments { queued: 11, settled: 12, failed: 13 },
             deaths: 14,
+            bytes: vec![15],
         },
-        0x25ac_a9a5,
+        0xb407_4863,
         &[
             ("id", "01 72"),
             ("status", "01"),
@@ -409,6 +413,7 @@ fn golden_bytes_of_the_conversation() {
             ("item_type, read, left_out, announced, artifacts", "01 74 08 0b 09 0a"),
             ("attachments: queued, settled, failed", "0b 0c 0d"),
             ("deaths", "0e"),
+            ("bytes: how many, each", "01 0f"),
         ],
     );
 }
@@ -785,6 +790,7 @@ fn ledger_row() -> impl Strategy<Value = LedgerRow> {
                 types,
                 attachments: LedgerAttachments { queued, settled, failed },
                 deaths: pages,
+                bytes: vec![pages, events],
             }
         },
     )
@@ -874,6 +880,7 @@ proptest! {
                 open_items: small,
                 open_bytes: g,
                 last_artifact: Some(two.clone()),
+                announced_bytes: g,
             },
             flip,
             noise,
