@@ -61,12 +61,13 @@ fn an_unconfirmed_artifact_in_a_message_is_found() {
     assert_eq!(kind(&broken_without(Safeguard::AnnounceConfirmed, [])), Broken::Unconfirmed);
 }
 
-/// An event that comes again counts as a new one then, and so as proof that the message before it was accepted.
+/// An event that comes again counts as a new one then, and so as proof that the message before it was accepted: its artifacts,
+/// and the records in them, are in no message. Which of the two is found first depends on the bytes of the file.
 #[test]
 fn forgetting_seen_events_is_found() {
     let report = broken_without(Safeguard::EventsRemembered, []);
-    assert_eq!(kind(&report), Broken::Unconfirmed);
-    assert!(report.failure.unwrap().violation.what.contains("is confirmed and in no message"));
+    assert!(matches!(kind(&report), Broken::Lost | Broken::Unconfirmed), "{report}");
+    assert!(report.failure.unwrap().violation.what.contains("in no message"));
 }
 
 #[test]
