@@ -35,7 +35,7 @@ pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(50);
 ///
 /// let stop = StopToken::new();
 /// let serve = Serve::new().stop_token(stop.clone());
-/// In the signal handler:
+/// // In the signal handler:
 /// stop.stop();
 /// assert!(stop.is_stopped());
 /// # let _ = serve;

@@ -27,7 +27,7 @@ impl Run {
     /// # let dir = tempfile::tempdir()?;
     /// let store = Store::open(dir.path().join("state.redb"))?;
     /// let unit = store.sync_unit("acme/tickets")?;
-    /// A run reads a bad record.
+    /// // A run reads a bad record.
     /// let list = |_: Option<u32>| -> highwater::Result<Page<u32>> {
     ///     let mut page = Page::last();
     ///     page.reject("issues", "ISSUE-7", "it has no project");
@@ -36,7 +36,7 @@ impl Run {
     /// let run = unit.begin()?;
     /// assert_eq!(run.batches("issues", list).count(), 0);
     /// run.finish()?;
-    /// It was fixed since, and the next run requests it.
+    /// // It was fixed since, and the next run requests it.
     /// let run = unit.begin()?;
     /// assert_eq!(run.rejected()?[0].id, "ISSUE-7");
     /// run.refetch(|item_type, ids| -> highwater::Result<Page<u32>> {
