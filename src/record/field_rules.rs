@@ -1,4 +1,7 @@
 //! The rules of a normaliser: how each field is read from the source.
+//!
+//! A new setting also belongs in `FieldRule::or`, which merges rules. Here it is only declared, but for the path in the
+//! source: `convert_object` applies what concerns a field as a whole, `convert_value` its type, `moment` its time.
 
 use std::collections::HashMap;
 use std::fmt;

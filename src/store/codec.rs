@@ -4,9 +4,10 @@
 //! rows is bincode (standard configuration, little-endian variable-length integers), and all of it must be consumed.
 //! What belongs to others (JSON text, gzip members, messages) is stored as its own bytes.
 //!
-//! bincode cannot add a field, so a changed row is a new version: the old struct stays, with a `From`. Over half of
-//! all one-byte corruptions would decode without an error, hence the checksum. Without a limit, a flipped length
-//! would abort the process, hence the limit, which applies even after the checksum has passed.
+//! bincode cannot add a field, so a changed row is a new version. A row only grows at its end, and an older one is read
+//! with the defaults of what it lacks: see [`decode`]. Over half of all one-byte corruptions would decode without an
+//! error, hence the checksum. Without a limit, a flipped length would abort the process, hence the limit, which applies
+//! even after the checksum has passed.
 
 use std::borrow::Cow;
 

@@ -712,6 +712,9 @@ pub(crate) struct MessageRow {
 }
 
 /// What remains of a run that is over.
+///
+/// A new figure of a run is first a field of [`RunRow`]. `lifecycle` copies it here when the run finishes, the checkpoint
+/// carries both (`form`), `inspect/report` and `inspect/past_runs` show them, and `docs/dump.schema.json` declares them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LedgerRow {
     pub(crate) id: String,

@@ -22,16 +22,22 @@ const DATA: &str = "EXTRACTION_DATA_START";
 const DATA_ON: &str = "EXTRACTION_DATA_CONTINUE";
 const FILES: &str = "EXTRACTION_ATTACHMENTS_START";
 
-/// A source whose pages come from a closure, which may be called by several threads.
-struct Tracker<F> {
+/// What fetches a page of a listing. It may be called by several threads.
+type FetchPage<'a> = dyn Fn(&Context<'_>, &Listing, u32) -> Fetched + Sync + 'a;
+
+/// A source whose pages come from a closure. It is boxed, so that what serves it is compiled once.
+struct Tracker<'a> {
     streams: Vec<&'static str>,
-    page: F,
+    page: Box<FetchPage<'a>>,
     asked: Mutex<Vec<String>>,
 }
 
-impl<F: Fn(&Context<'_>, &Listing, u32) -> Fetched + Sync> Tracker<F> {
-    fn new(streams: &[&'static str], page: F) -> Self {
-        Self { streams: streams.to_vec(), page, asked: Mutex::default() }
+impl<'a> Tracker<'a> {
+    fn new(
+        streams: &[&'static str],
+        page: impl Fn(&Context<'_>, &Listing, u32) -> Fetched + Sync + 'a,
+    ) -> Self {
+        Self { streams: streams.to_vec(), page: Box::new(page), asked: Mutex::default() }
     }
 
     /// The pages that were asked for since it was last asked.
@@ -46,7 +52,7 @@ fn name(listing: &Listing, at: u32) -> String {
     format!("{}{of} {at}", listing.stream())
 }
 
-impl<F: Fn(&Context<'_>, &Listing, u32) -> Fetched + Sync> Extractor for Tracker<F> {
+impl Extractor for Tracker<'_> {
     type Cursor = u32;
 
     fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
