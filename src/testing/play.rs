@@ -422,9 +422,7 @@ impl<'a, M: Make> Play<'a, M> {
             life.count("worker/several-at-once");
             serve = serve.concurrency(PAGES_AT_ONCE);
         }
-        if life.is(Setting::Ahead) {
-            life.count("worker/pages-ahead");
-        } else {
+        if !life.is(Setting::Ahead) {
             serve = serve.ahead(0);
         }
         if life.is(Setting::StateFull) {
