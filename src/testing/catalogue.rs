@@ -201,8 +201,14 @@ fn set_up(turn: usize, has_disk: bool, rng: &mut fastrand::Rng) -> Vec<Act> {
         ]);
         7
     };
-    let at = turn.checked_sub(first).map(|at| at % all.len());
-    at.map(|at| all.swap_remove(at)).unwrap_or_default()
+    let Some(at) = turn.checked_sub(first) else { return Vec::new() };
+    let round = at / all.len();
+    let mut acts = all.swap_remove(at % all.len());
+    // Pages come ahead in every other schedule, and with each of these in every other round.
+    if (at + round).is_multiple_of(2) {
+        acts.push(Act::With(Setting::Ahead));
+    }
+    acts
 }
 
 /// Ids that were given before: now and then, and so often that an upload fails.

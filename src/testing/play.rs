@@ -422,7 +422,9 @@ impl<'a, M: Make> Play<'a, M> {
             life.count("worker/several-at-once");
             serve = serve.concurrency(PAGES_AT_ONCE);
         }
-        if !life.is(Setting::Ahead) {
+        if life.is(Setting::Ahead) {
+            life.count("worker/pages-ahead");
+        } else {
             serve = serve.ahead(0);
         }
         if life.is(Setting::StateFull) {

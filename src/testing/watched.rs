@@ -446,13 +446,18 @@ impl<E> Watched<E> {
                 false => usize::MAX,
             };
             let mut back = pages.iter().rev().take(repeatable);
-            let again = back.any(|page| page.cursor.as_ref() == at);
+            let back = back.position(|page| page.cursor.as_ref() == at);
+            let again = back.is_some();
+            let came_ahead = inner.has_disk && !inner.second_worker && back.is_some_and(|back| back > 0);
             let on = last.is_some_and(|last| last.next.as_ref() == at && at.is_some());
             if !again && !on {
                 let stood = last.map(|last| (&last.cursor, &last.next));
                 let what =
                     format!("stream {stream} of run {id} is read at {at:?} when it stood at {stood:?}");
                 return Err(Violation { kind: Broken::Lost, what });
+            }
+            if came_ahead {
+                inner.count("source/page-ahead-read-again");
             }
         } else if at.is_some() {
             let what = format!("stream {stream} of run {id} begins at {at:?}");

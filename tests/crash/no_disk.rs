@@ -48,6 +48,7 @@ fn every_record_is_announced_exactly_once_without_a_disk() {
         "source/value-too-large",
         "state/nearly-full",
         "state/of-the-sdk",
+        "worker/pages-ahead",
         "worker/second",
         "worker/settles",
         "worker/several-at-once",

@@ -116,6 +116,7 @@ const FAULTS: &[&str] = &[
     "source/id-repeated",
     "source/mended",
     "source/newest-first",
+    "source/page-ahead-read-again",
     "source/page-changed",
     "source/page-over-a-batch",
     "source/page-shrank",
@@ -138,6 +139,7 @@ const FAULTS: &[&str] = &[
     "upload/storage-403",
     "upload/storage-503",
     "upload/timed-out",
+    "worker/pages-ahead",
     "worker/several-at-once",
 ];
 
