@@ -4,11 +4,11 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use clap::Args;
-use highwater::inspect::{Alert, FindingsReport, Line, Report, Standing, is_internal};
+use highwater::inspect::{Alert, FindingsReport, Line, Report, Standing};
 
 use crate::ending::{Exit, Outcome};
 use crate::figures::{self, alert_words};
-use crate::stores::{no_unit, note, open, store_line};
+use crate::stores::{no_unit, note, open, shown_units, store_line};
 use crate::text::{Listing, Screen, count, cut, fact, folded, json_line, stdout, visible};
 
 #[derive(Debug, Args)]
@@ -39,13 +39,7 @@ impl Show {
         if self.json {
             json_line(&mut out, &store_line(&self.store, source, screen.now))?;
         }
-        let ids = match &self.unit {
-            Some(unit) => vec![unit.clone()],
-            None => snapshot.unit_ids()?,
-        };
-        let (internal, users): (Vec<_>, Vec<_>) = ids.into_iter().partition(|id| is_internal(id));
-        let hides = !self.internal && self.unit.is_none() && !users.is_empty();
-        let (shown, hidden) = if hides { (users, internal.len()) } else { ([users, internal].concat(), 0) };
+        let (shown, hidden) = shown_units(&mut snapshot, self.unit.as_deref(), self.internal)?;
         for (at, unit) in shown.iter().enumerate() {
             // Problems are found from the newest message and the newest run, even if fewer are to be listed.
             let Some(report) = snapshot.unit(unit, self.last.max(1))? else {

@@ -10,7 +10,7 @@ use clap::Args;
 use highwater::html::{Document, Table};
 use highwater::inspect::{
     Conversation, FindingsReport, LedgerReport, MessageKind, RejectedReport, Report as UnitState, RunReport,
-    RunStatus, Snapshot, Source, Standing, TimeSpent, TypeReport, is_internal,
+    RunStatus, Snapshot, Source, Standing, TimeSpent, TypeReport,
 };
 use highwater::limits::LEDGER_RUNS_MAX;
 
@@ -18,7 +18,7 @@ use crate::ending::{EXIT_CODES, Exit, Failure, Outcome};
 use crate::figures::{self, alert_words, event_words, fate_words};
 use crate::files::replace;
 use crate::plots::{self, Bar, Fill, Part};
-use crate::stores::{no_unit, open};
+use crate::stores::{no_unit, open, shown_units};
 use crate::text::{Screen, at_most, count, duration, time};
 
 const EXAMPLE: &str = "\
@@ -72,13 +72,7 @@ impl Report {
     fn page(&self) -> Outcome<String> {
         let mut snapshot = open(&self.store)?;
         let screen = Screen::new();
-        let ids = match &self.unit {
-            Some(unit) => vec![unit.clone()],
-            None => snapshot.unit_ids()?,
-        };
-        let (internal, users): (Vec<_>, Vec<_>) = ids.into_iter().partition(|id| is_internal(id));
-        let hides = !self.internal && self.unit.is_none() && !users.is_empty();
-        let (shown, hidden) = if hides { (users, internal.len()) } else { ([users, internal].concat(), 0) };
+        let (shown, hidden) = shown_units(&mut snapshot, self.unit.as_deref(), self.internal)?;
         let mut units = Vec::new();
         for id in shown {
             match Unit::read(&mut snapshot, &id, screen)? {

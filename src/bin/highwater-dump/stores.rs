@@ -47,10 +47,8 @@ fn unit_of(snapshot: &mut Snapshot, store: &Path, unit: Option<&str>) -> Outcome
     if let Some(unit) = unit {
         return Ok(unit.to_owned());
     }
-    let ids = snapshot.unit_ids()?;
-    let (internal, users): (Vec<_>, Vec<_>) = ids.iter().partition(|id| is_internal(id));
-    let users = if users.is_empty() { internal } else { users };
-    match users[..] {
+    let (users, _) = shown_units(snapshot, None, false)?;
+    match &users[..] {
         [unit] => Ok(unit.clone()),
         [] => Err(Failure::Absent(format!("{}: no sync unit yet", store.display()))),
         [first, second, ..] => Err(Failure::Usage(format!(
@@ -60,6 +58,22 @@ fn unit_of(snapshot: &mut Snapshot, store: &Path, unit: Option<&str>) -> Outcome
             if users.len() > 2 { ", ..." } else { "" }
         ))),
     }
+}
+
+/// The units to show, and how many are not: without a requested one, all but the internal ones. Those are shown if
+/// `internal` is set or there are no others.
+pub(crate) fn shown_units(
+    snapshot: &mut Snapshot,
+    unit: Option<&str>,
+    internal: bool,
+) -> Outcome<(Vec<String>, usize)> {
+    if let Some(unit) = unit {
+        return Ok((vec![unit.to_owned()], 0));
+    }
+    let ids = snapshot.unit_ids()?;
+    let (hidden, users): (Vec<_>, Vec<_>) = ids.into_iter().partition(|id| is_internal(id));
+    let hides = !internal && !users.is_empty();
+    Ok(if hides { (users, hidden.len()) } else { ([users, hidden].concat(), 0) })
 }
 
 /// The error for a unit that the store does not have.
