@@ -6,19 +6,19 @@
 //! core.
 
 mod common;
+#[path = "common/platform.rs"]
+mod platform;
 
 use std::io::Write;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use highwater::airdrop::{
-    Context, Event, ExternalSyncUnit, Extractor, Listing, OutcomeKind, Platform, PlatformError,
-    SealedMessage, Serve, SourceError, Upload,
-};
-use highwater::{ArtifactId, Page, Record, Store};
+use highwater::airdrop::{Context, ExternalSyncUnit, Extractor, Listing, OutcomeKind, Serve, SourceError};
+use highwater::{Page, Record, Store};
 use serde_json::{Value, json};
+
+use platform::{Sink, cpu_time, event};
 
 /// Records per page: a batch.
 const PAGE_ITEMS: u32 = 2_000;
@@ -58,65 +58,27 @@ impl Extractor for Source {
     }
 }
 
-/// A platform that accepts everything at once.
-#[derive(Default)]
-struct Sink(AtomicU64);
-
-impl Platform for Sink {
-    fn upload(&self, _: Upload<'_>) -> Result<ArtifactId, PlatformError> {
-        let number = self.0.fetch_add(1, Ordering::Relaxed);
-        Ok(ArtifactId::new(format!("artifact-{number}")).unwrap())
-    }
-
-    fn confirm(&self, _: &ArtifactId) -> Result<(), PlatformError> {
-        Ok(())
-    }
-
-    fn send(&self, _: &SealedMessage) -> Result<(), PlatformError> {
-        Ok(())
-    }
-}
-
-fn event() -> Event {
-    let event = json!({
-        "context": { "secrets": { "service_account_token": "token" } },
-        "payload": {
-            "event_type": "EXTRACTION_DATA_START",
-            "connection_data": { "key": "key" },
-            "event_context": { "run_id": "run", "request_id": "1", "sync_unit_id": "unit", "sequence_version": "1" },
-        },
-    });
-    Event::from_json(&event.to_string()).unwrap()
-}
-
-/// CPU time of this process so far, in user and system: fields 14 and 15 of `/proc/self/stat`, in hundredths (proc(5)).
-fn cpu() -> Duration {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let fields = stat.rsplit(')').next().unwrap_or_default().split(' ');
-    let ticks: u64 = fields.skip(12).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
-    Duration::from_millis(ticks * 10)
-}
-
 /// Wall and CPU time of one sync.
 fn sync(source: &Source, serve: &Serve) -> (Duration, Duration) {
     let (folder, _) = common::folder_on_disk();
     let store = Store::open(folder.path().join("state.redb")).unwrap();
-    let (started, cpu_before) = (Instant::now(), cpu());
-    let outcome = serve.serve(&store, &Sink::default(), source, &event()).unwrap();
+    let (started, cpu_before) = (Instant::now(), cpu_time().unwrap());
+    let outcome =
+        serve.serve(&store, &Sink::default(), source, &event("EXTRACTION_DATA_START").unwrap()).unwrap();
     assert_eq!(outcome.kind, OutcomeKind::Done);
     assert_eq!(outcome.artifacts, u64::from(source.pages));
-    (started.elapsed(), cpu().saturating_sub(cpu_before))
+    (started.elapsed(), cpu_time().unwrap().saturating_sub(cpu_before))
 }
 
 /// Wall and CPU time of the unavoidable work: the lines of every page are written, and compressed as a batch.
 fn lines_and_gzip(source: &Source) -> (Duration, Duration) {
-    let (started, cpu_before) = (Instant::now(), cpu());
+    let (started, cpu_before) = (Instant::now(), cpu_time().unwrap());
     for _ in 0..source.pages {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::new(2));
         encoder.write_all(common::lines(&source.records).as_bytes()).unwrap();
         std::hint::black_box(encoder.finish().unwrap());
     }
-    (started.elapsed(), cpu().saturating_sub(cpu_before))
+    (started.elapsed(), cpu_time().unwrap().saturating_sub(cpu_before))
 }
 
 fn median(mut times: Vec<Duration>) -> Duration {

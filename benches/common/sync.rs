@@ -1,14 +1,12 @@
-//! What several benches extract: pages of issues, and a platform that takes everything at once.
+//! What the workloads extract: pages of issues, and attachments.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use highwater::Page;
 use highwater::airdrop::{
-    AttachmentBody, AttachmentError, Body, CheckPolicy, Context, Event, ExternalSyncUnit, Extractor, Listing,
-    Platform, PlatformError, SealedMessage, SourceError, Upload,
+    AttachmentBody, AttachmentError, CheckPolicy, Context, ExternalSyncUnit, Extractor, Listing, SourceError,
 };
 use highwater::record::Attachment;
-use highwater::{ArtifactId, Page};
 use serde_json::{Value, json};
 
 use super::issue::{ITEM_TYPE, Issue, metadata};
@@ -83,37 +81,4 @@ impl Extractor for Files {
     fn open_attachment(&self, _: &Context<'_>, _: &Attachment) -> Result<AttachmentBody, AttachmentError> {
         Ok(AttachmentBody::new(&b"bytes"[..]).length(5))
     }
-}
-
-/// A platform that takes everything at once.
-#[derive(Default)]
-pub(crate) struct Sink(AtomicU64);
-
-impl Platform for Sink {
-    fn upload(&self, upload: Upload<'_>) -> Result<ArtifactId, PlatformError> {
-        if let Body::Stream { reader, .. } = upload.body {
-            std::io::copy(reader, &mut std::io::sink()).expect("it is in memory");
-        }
-        let number = self.0.fetch_add(1, Ordering::Relaxed);
-        Ok(ArtifactId::new(format!("artifact-{number}")).expect("a short id"))
-    }
-
-    fn confirm(&self, _: &ArtifactId) -> Result<(), PlatformError> {
-        Ok(())
-    }
-
-    fn send(&self, _: &SealedMessage) -> Result<(), PlatformError> {
-        Ok(())
-    }
-}
-
-/// An event of the run, the only one of its type.
-pub(crate) fn event(event_type: &str) -> highwater::Result<Event> {
-    let event = json!({
-        "payload": {
-            "event_type": event_type,
-            "event_context": { "run_id": "run", "request_id": event_type, "sync_unit_id": "unit" },
-        },
-    });
-    Event::from_json(&event.to_string())
 }

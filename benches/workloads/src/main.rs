@@ -5,6 +5,8 @@
 
 #[path = "../../common/issue.rs"]
 mod issue;
+#[path = "../../common/platform.rs"]
+mod platform;
 #[path = "../../common/sync.rs"]
 mod sync;
 
@@ -21,7 +23,8 @@ use highwater::{Level, Page, Store};
 use tempfile::TempDir;
 
 use issue::{ITEM_TYPE, Issue};
-use sync::{Files, Sink, Source, event};
+use platform::{Sink, cpu_time, event};
+use sync::{Files, Source};
 
 /// Records of a batch.
 const BATCH_ITEMS: u32 = 2_000;
@@ -202,12 +205,4 @@ fn levels(files: impl Iterator<Item = String>) -> Done {
         }
     }
     Ok(())
-}
-
-/// CPU time of this process so far, in user and system: fields 14 and 15 of `/proc/self/stat`, in hundredths (proc(5)).
-fn cpu_time() -> Done<Duration> {
-    let stat = std::fs::read_to_string("/proc/self/stat")?;
-    let fields = stat.rsplit(')').next().unwrap_or_default().split(' ');
-    let ticks: u64 = fields.skip(12).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
-    Ok(Duration::from_millis(ticks * 10))
 }
