@@ -1,9 +1,9 @@
 //! The bytes of a batch: JSON Lines in one gzip member.
 //!
 //! A line is one record and a newline. The member's header has no name and no time, so the same build of the
-//! compressor makes the same bytes of the same lines. Its checksum is computed by `crc32fast`: that of zlib-rs executes ten
-//! times as many instructions. Still, a batch is identified by its key, never by a hash of
-//! these bytes. gzip: RFC 1952; JSON Lines: <https://jsonlines.org>.
+//! compressor makes the same bytes of the same lines. Its checksum is computed by `crc32fast`, three to four times as fast
+//! as that of zlib-rs (7 ms against 28 ms for 400 MB; the same is about 2 % of the time of compressing them at level 2).
+//! Still, a batch is identified by its key, never by a hash of these bytes. gzip: RFC 1952; JSON Lines: <https://jsonlines.org>.
 
 use std::io::{self, BufRead, BufReader, Cursor, Read, Write};
 use std::num::NonZeroUsize;

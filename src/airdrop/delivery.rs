@@ -619,10 +619,10 @@ impl<'a> Delivery<'a> {
                 What::Attachment { attachment, .. } => {
                     let attachment = &attachment.id;
                     warn!(
-                    target: "highwater",
-                                attachment,
-                                call, tries, reason, wait_ms, "call about an attachment is tried again"
-                            );
+                        target: "highwater",
+                        attachment, call, tries, reason, wait_ms,
+                        "call about an attachment is tried again"
+                    );
                 }
             }
         }
