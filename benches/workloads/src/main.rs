@@ -42,7 +42,7 @@ fn main() -> ExitCode {
         Some("loop") => batches(&size),
         Some("attachments") => attachments(500),
         Some("compare") => compare(),
-        Some("levels") => levels(std::env::args().skip(2)),
+        Some("levels") if std::env::args().len() > 2 => levels(std::env::args().skip(2)),
         _ => Err("expected lines, serve, loop, attachments, compare, or levels FILE...".into()),
     };
     match done {
@@ -185,7 +185,10 @@ fn levels(files: impl Iterator<Item = String>) -> Done {
     println!("| file | level | MB/s | ratio |");
     println!("| --- | --- | --- | --- |");
     for file in files {
-        let lines = std::fs::read(&file)?;
+        let lines = std::fs::read(&file).map_err(|error| format!("read {file}: {error}"))?;
+        if lines.is_empty() {
+            return Err(format!("{file} is empty: expected JSON Lines").into());
+        }
         let bytes = f64::from(u32::try_from(lines.len())?);
         for level in 1..=9 {
             let (mut member, mut best) = (Vec::new(), f64::MAX);
