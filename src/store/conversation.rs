@@ -275,7 +275,8 @@ impl SyncUnit {
             note_death(change, &run_key(unit.no, no), &mut row, self.now())?;
         }
         row.events += 1;
-        row.epoch += 1;
+        // A new run is in its first life.
+        row.epoch += u64::from(resumed);
         row.activity.changed_at = Some(self.now());
         if resumed && self.inner.breaks(Safeguard::StartKept) {
             row.started_at = self.now();

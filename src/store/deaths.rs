@@ -5,7 +5,6 @@
 //! This gives an upper bound for the cost of a kill: the time from then until the next life, the page that was being
 //! fetched, and one upload for each batch without an id. The newest 16 deaths of a run are kept until the run after
 //! it ends.
-//! fetched, and an upload for each batch without an id. The newest 16 of a run are kept, until the run after it ends.
 
 use crate::error::Result;
 use crate::model::Micros;

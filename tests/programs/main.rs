@@ -6,3 +6,5 @@ mod place;
 mod report;
 mod schema;
 mod screens;
+#[path = "../support/mod.rs"]
+mod support;

@@ -27,6 +27,11 @@ const METADATA_EXAMPLE: &str = "\
 Example:
   highwater-dump validate-metadata metadata.json";
 
+/// On two lines, as clap does not fold its own.
+const DATA_USAGE: &str = "\
+highwater-dump validate-data [OPTIONS]
+           --metadata <METADATA> --record-type <RECORD_TYPE> [FILE]";
+
 const DATA_EXAMPLE: &str = "\
 Example:
   highwater-dump validate-data -m metadata.json -r issues < issues.jsonl";
@@ -54,7 +59,7 @@ pub(crate) struct ValidateMetadata {
 
 /// Checks records against the metadata. The records are JSON values one after another; each may span several lines.
 #[derive(Debug, Args)]
-#[command(after_help = format!("{DATA_EXAMPLE}\n\n{EXIT_CODES}"))]
+#[command(override_usage = DATA_USAGE, after_help = format!("{DATA_EXAMPLE}\n\n{EXIT_CODES}"))]
 pub(crate) struct ValidateData {
     /// The records. Without it, or with `-`, standard input. May be gzipped.
     file: Option<PathBuf>,
