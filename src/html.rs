@@ -11,6 +11,8 @@ use crate::cut;
 
 /// Characters of a heading or a cell that are shown.
 const NAME_CHARS: usize = 200;
+/// A cell of at most so many characters is not folded: a time, an age, a word.
+const WORD_CHARS: usize = 20;
 
 const STYLE: &str = "\
 :root{color-scheme:light dark;--ink:#1d2126;--paper:#fff;--dim:#5d6673;--line:#d5d9df;--soft:#f3f5f7;--bad:#b00020;--on-bad:#fff;\
@@ -23,14 +25,14 @@ h3{font-size:1.05rem;margin:1.6rem 0 .3rem}h1,h2,h3,p,li{overflow-wrap:anywhere}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem 1.25rem;margin:.6rem 0}dt{color:var(--dim)}dd{margin:0;overflow-wrap:anywhere;min-width:0}\
 .wide{overflow-x:auto;margin:.6rem 0 1rem}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}\
 caption{text-align:left;padding:.25rem 0;color:var(--dim)}th,td{padding:.25rem .75rem .25rem 0;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}\
-thead th{vertical-align:bottom;font-weight:600;color:var(--dim);font-size:.85rem}tbody th{font-weight:500}.n{text-align:right}\
+thead th{vertical-align:bottom;font-weight:600;color:var(--dim);font-size:.85rem}tbody th{font-weight:500}.n{text-align:right}.w{white-space:nowrap}\
 td:not(.n){overflow-wrap:anywhere;min-width:6.5rem}tbody th{overflow-wrap:anywhere;min-width:7rem}.n+td:not(.n),.n+th:not(.n){padding-left:1rem}\
 code,pre{font-family:ui-monospace,monospace;font-size:.85em;overflow-wrap:anywhere}pre{background:var(--soft);padding:.6rem;margin:.5rem 0;white-space:pre-wrap;border-radius:.3rem}\
 .alerts{list-style:none;padding:0;margin:.6rem 0}.alerts li{border-left:.3rem solid var(--bad);background:var(--soft);padding:.35rem .75rem;margin:.3rem 0}\
 .verdict{font-weight:700}.dim{color:var(--dim)}\
 @media(max-width:40rem){body{padding:.75rem}dl{display:block}dd{margin:0 0 .4rem}thead{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}\
 table,tbody,caption{display:block}tr{display:block;padding:.35rem 0;border-bottom:1px solid var(--line)}td,tbody th,.n+td:not(.n){display:inline-block;border:0;padding:0 1rem 0 0;text-align:left;min-width:0;max-width:100%}\
-tbody th{display:block;font-weight:600}td[data-head]::before{content:attr(data-head) \" \";color:var(--dim)}td.none{display:none}}\
+tbody th{display:block;font-weight:600}td[data-head]::before{content:attr(data-head) \" \";color:var(--dim)}td.none{display:none!important}}\
 @media print{:root{color-scheme:light}body{font-size:9.5pt;max-width:none;padding:0}section,figure,tr{break-inside:avoid}h2,h3,caption{break-after:avoid}\
 .wide{overflow:visible}.alerts li{border:1px solid;border-left-width:.3rem;background:none}svg{print-color-adjust:exact}}";
 
@@ -102,18 +104,25 @@ impl Document {
         for row in &table.rows {
             self.html("<tr>");
             for (at, (cell, (head, is_number))) in row.iter().zip(&table.columns).enumerate() {
-                let text = escaped(&cut::to_chars(cell, NAME_CHARS));
+                let cell = if *is_number { grouped(cell) } else { cut::to_chars(cell, NAME_CHARS) };
+                let mut classes = Vec::new();
+                if *is_number {
+                    classes.push("n");
+                } else if cell.chars().count() <= WORD_CHARS {
+                    classes.push("w");
+                }
+                // In a block a figure of nothing is left out.
+                if at > 0 && matches!(cell.as_str(), "0" | "-" | "") {
+                    classes.push("none");
+                }
+                let class = match classes.as_slice() {
+                    [] => String::new(),
+                    classes => format!(" class=\"{}\"", classes.join(" ")),
+                };
+                let text = escaped(&cell);
                 let html = if at == 0 {
-                    format!("<th scope=\"row\"{}>{text}</th>", class(*is_number))
+                    format!("<th scope=\"row\"{class}>{text}</th>")
                 } else {
-                    // In a block a figure of nothing is left out.
-                    let is_none = matches!(cell.as_str(), "0" | "-" | "");
-                    let class = match (is_number, is_none) {
-                        (true, true) => " class=\"n none\"",
-                        (false, true) => " class=\"none\"",
-                        (true, false) => " class=\"n\"",
-                        (false, false) => "",
-                    };
                     format!("<td data-head=\"{}\"{class}>{text}</td>", escaped(head))
                 };
                 self.html(&html);
@@ -133,6 +142,21 @@ impl Document {
         self.html("</main></body></html>\n");
         self.html
     }
+}
+
+/// Digits in groups of three, from five digits on: `27,788,968`. Anything else stays as it is.
+pub fn grouped(number: &str) -> String {
+    if number.len() < 5 || !number.bytes().all(|byte| byte.is_ascii_digit()) {
+        return number.to_owned();
+    }
+    let mut text = String::with_capacity(number.len() + number.len() / 3);
+    for (at, digit) in number.chars().enumerate() {
+        if at > 0 && (number.len() - at).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
 }
 
 /// A table, whose first column says what each row is.

@@ -342,7 +342,7 @@ fn a_death_is_told_by_what_it_may_have_cost() {
     assert_eq!(invocation(dir, "go on"), Some(OutcomeKind::Done));
     let shown = now(&place, &["state.redb"]);
     assert_eq!(alert(&shown), Vec::<&str>::new());
-    assert!(on_one_line(&shown).contains(", life 3 of it since everything"), "{shown}");
+    assert!(on_one_line(&shown).contains(", in 3 lives since everything"), "{shown}");
     assert!(
         shown.contains("deaths     1 life of it ended without an answer; the last cost at most "),
         "{shown}"

@@ -107,14 +107,15 @@ fn run_facts(report: &Report, run: &RunReport, standing: &Standing, screen: Scre
     }
     let started = match run.ended_at {
         Some(ended) => format!(
-            "{}, over {} after {}",
+            "{}, over {} after {}, in {}",
             time(run.started_at),
             screen.time(ended),
-            duration(ended - run.started_at)
+            duration(ended - run.started_at),
+            count(run.epoch, "life", "lives")
         ),
-        None => screen.time(run.started_at),
+        None => format!("{}, life {} of it", screen.time(run.started_at), run.epoch),
     };
-    fact("started", &format!("{started}, life {} of it", run.epoch));
+    fact("started", &started);
     let since = run.since.map_or_else(|| "everything".to_owned(), |since| screen.time(since));
     fact("since", &since);
     if is_open {

@@ -3,17 +3,17 @@
 
 use std::fmt::Write as _;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use highwater::html::{Document, escaped};
 
-use crate::text::time;
+use crate::text::{duration, time};
 
 /// The style of plots.
 pub(crate) const STYLE: &str = "\
-figure{margin:1rem 0}figcaption{color:var(--dim);margin-bottom:.35rem}svg{display:block;width:100%}\
+figure{margin:1rem 0}figcaption{color:var(--dim);margin-bottom:.6rem}svg{display:block;width:100%}\
 .stack{height:1.4rem;border-radius:.2rem}.legend{list-style:none;display:flex;flex-wrap:wrap;gap:.15rem 1.1rem;padding:0;margin:.4rem 0 0;font-size:.9rem}\
 .legend i{display:inline-block;width:.75rem;height:.75rem;margin-right:.4rem;border-radius:.15rem}\
-.plot{display:grid;grid-template-columns:max-content 1fr;column-gap:.6rem;font-size:.8rem;color:var(--dim);font-variant-numeric:tabular-nums}\
+.plot{display:grid;grid-template-columns:minmax(4.2rem,max-content) 1fr;column-gap:.6rem;font-size:.8rem;color:var(--dim);font-variant-numeric:tabular-nums}\
 .plot svg{height:8.5rem;border-bottom:1px solid var(--dim);background:linear-gradient(var(--line),var(--line)) 0 0/100% 1px no-repeat,linear-gradient(var(--line),var(--line)) 0 50%/100% 1px no-repeat}\
 .y{display:flex;flex-direction:column;justify-content:space-between;text-align:right;line-height:1;margin:-.4em 0}.x{grid-column:2;display:flex;justify-content:space-between;gap:1rem;padding-top:.25rem}\
 .c1{fill:var(--c1);background:var(--c1)}.c2{fill:var(--c2);background:var(--c2)}.c3{fill:var(--c3);background:var(--c3)}.c4{fill:var(--c4);background:var(--c4)}\
@@ -91,19 +91,66 @@ pub(crate) struct Bar {
     pub(crate) fill: Fill,
 }
 
-/// Bars over time, the earliest first; `shown` formats a height. Nothing is drawn for fewer than two bars.
+/// What the height of a bar means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scale {
+    Count,
+    Bytes,
+    Seconds,
+}
+
+/// Tops of a scale of seconds; half of each is round too.
+const SECONDS: [u64; 17] =
+    [2, 4, 10, 20, 30, 60, 120, 240, 600, 1_200, 1_800, 3_600, 7_200, 14_400, 28_800, 43_200, 86_400];
+
+impl Scale {
+    /// The top of a plot that shows this: round, as is half of it, not below it and not much above.
+    fn top(self, number: u64) -> u64 {
+        let days = number.div_ceil(86_400);
+        match self {
+            Scale::Count | Scale::Bytes => round_above(number),
+            Scale::Seconds if days > 1 => round_above(days).saturating_mul(86_400),
+            Scale::Seconds => SECONDS.into_iter().find(|top| *top >= number).unwrap_or(86_400),
+        }
+    }
+
+    /// A height, as its axis has it.
+    fn shown(self, number: u64) -> String {
+        let short = |unit| match number {
+            ..10_000 => format!("{number}{}", if unit == "" { "" } else { " B" }),
+            10_000..1_000_000 => format!("{} k{unit}", thousandths(number)),
+            1_000_000..1_000_000_000 => format!("{} M{unit}", thousandths(number / 1_000)),
+            _ => format!("{} G{unit}", thousandths(number / 1_000_000)),
+        };
+        match self {
+            Scale::Count => short(""),
+            Scale::Bytes => short("B"),
+            Scale::Seconds => duration(TimeDelta::seconds(i64::try_from(number).unwrap_or(i64::MAX / 1_000))),
+        }
+    }
+}
+
+/// A thousandth of a number, without zeroes at its end.
+fn thousandths(number: u64) -> String {
+    match number % 1_000 {
+        0 => (number / 1_000).to_string(),
+        rest => format!("{}.{rest:03}", number / 1_000).trim_end_matches('0').to_owned(),
+    }
+}
+
+/// Bars over time, the earliest first. Nothing is drawn for fewer than two bars.
 #[allow(clippy::cast_precision_loss, reason = "a plot is not exact")]
 pub(crate) fn over_time(
     page: &mut Document,
     caption: &str,
     legend: &[(Fill, &str)],
     bars: &[Bar],
-    shown: impl Fn(u64) -> String,
+    scale: Scale,
 ) {
     let ([first, .., _], Some(until)) = (bars, bars.iter().map(|bar| bar.until).max()) else { return };
     let from = first.from;
     let span = (until - from).as_seconds_f64().max(1.0);
-    let top = round_above(bars.iter().map(|bar| bar.height).max().unwrap_or_default());
+    let top = scale.top(bars.iter().map(|bar| bar.height).max().unwrap_or_default());
     // Wide enough to be visible, and narrow enough not to cover its neighbours.
     let narrowest = (600.0 / bars.len() as f64).clamp(0.6, 14.0);
     let mut shapes = String::new();
@@ -131,18 +178,22 @@ pub(crate) fn over_time(
          <div class=\"y\"><span>{}</span><span>{}</span><span>0</span></div>\
          <svg viewBox=\"0 0 1000 100\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"{caption}\">{shapes}</svg>\
          <div class=\"x\"><span>{}</span><span>{}</span></div></div><ul class=\"legend\">{kinds}</ul></figure>\n",
-        escaped(&shown(top)),
-        escaped(&shown(top / 2)),
+        escaped(&scale.shown(top)),
+        escaped(&scale.shown(top / 2)),
         time(from),
         time(until)
     ));
 }
 
-/// The smallest of 2, 4, 10, 20, 40, 100 and so on that is not below the number.
+/// The smallest round even number that is not below the number: 2, 4, 6, 8, 10, 12, 16, 20, 30, 40, 50, 60, 80, 100, 120
+/// and so on.
 fn round_above(number: u64) -> u64 {
+    if let Some(round) = [2, 4, 6, 8].into_iter().find(|round| *round >= number) {
+        return round;
+    }
     let mut tens: u64 = 1;
     loop {
-        for step in [2, 4, 10] {
+        for step in [10, 12, 16, 20, 30, 40, 50, 60, 80] {
             match tens.checked_mul(step) {
                 Some(round) if round < number => {}
                 Some(round) => return round,
@@ -160,11 +211,43 @@ mod tests {
     #[test]
     fn the_top_of_a_plot_is_round_and_not_below_what_it_shows() {
         for (number, round) in
-            [(0, 2), (2, 2), (3, 4), (5, 10), (11, 20), (21, 40), (41, 100), (100, 100), (12_345, 20_000)]
+            [(0, 2), (2, 2), (3, 4), (9, 10), (11, 12), (21, 30), (41, 50), (100, 100), (12_345, 16_000)]
         {
-            assert_eq!(round_above(number), round);
+            assert_eq!(Scale::Count.top(number), round);
         }
-        assert_eq!(round_above(u64::MAX), u64::MAX);
+        assert_eq!(Scale::Bytes.top(u64::MAX), u64::MAX);
+        for (seconds, top, half) in [
+            (0, "2s", "1s"),
+            (31, "1m", "30s"),
+            (376, "10m", "5m"),
+            (7_300, "4h", "2h"),
+            (80_000, "1d", "12h"),
+            (90_000, "2d", "1d"),
+            (86_400 * 33, "40d", "20d"),
+        ] {
+            let found = Scale::Seconds.top(seconds);
+            assert_eq!(
+                (Scale::Seconds.shown(found).as_str(), Scale::Seconds.shown(found / 2).as_str()),
+                (top, half)
+            );
+        }
+    }
+
+    #[test]
+    fn an_axis_is_told_in_few_characters_and_exactly() {
+        for (number, count, bytes) in [
+            (0, "0", "0 B"),
+            (9_999, "9999", "9999 B"),
+            (25_000, "25 k", "25 kB"),
+            (1_250_000, "1.25 M", "1.25 MB"),
+            (60_000_000, "60 M", "60 MB"),
+            (12_000_000_000, "12 G", "12 GB"),
+        ] {
+            assert_eq!(
+                (Scale::Count.shown(number).as_str(), Scale::Bytes.shown(number).as_str()),
+                (count, bytes)
+            );
+        }
     }
 
     #[test]
@@ -185,7 +268,7 @@ mod tests {
 
     #[test]
     fn bars_stand_at_their_times_and_stay_in_the_plot() {
-        let at = |seconds| DateTime::<Utc>::UNIX_EPOCH + chrono::TimeDelta::seconds(seconds);
+        let at = |seconds| DateTime::<Utc>::UNIX_EPOCH + TimeDelta::seconds(seconds);
         let bar = |from, until, height| Bar {
             from: at(from),
             until: at(until),
@@ -199,7 +282,7 @@ mod tests {
             "runs",
             &[(Fill::First, "good"), (Fill::Bad, "gone")],
             &[bar(0, 100, 20), bar(900, 1_000, 0)],
-            |n| n.to_string(),
+            Scale::Count,
         );
         let html = page.finish();
         for part in [

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use chrono::TimeDelta;
 use clap::Args;
-use highwater::html::{Document, Table};
+use highwater::html::{Document, Table, grouped};
 use highwater::inspect::{
     Conversation, FindingsReport, LedgerReport, MessageKind, RejectedReport, Report as UnitState, RunReport,
     RunStatus, Snapshot, Source, Standing, TimeSpent, TypeReport,
@@ -17,7 +17,7 @@ use highwater::limits::LEDGER_RUNS_MAX;
 use crate::ending::{EXIT_CODES, Exit, Failure, Outcome};
 use crate::figures::{self, alert_words, event_words, fate_words};
 use crate::files::replace;
-use crate::plots::{self, Bar, Fill, Part};
+use crate::plots::{self, Bar, Fill, Part, Scale};
 use crate::stores::{no_unit, open, shown_units};
 use crate::text::{Screen, at_most, count, duration, time};
 
@@ -142,7 +142,7 @@ fn overview(page: &mut Document, units: &[Unit], screen: Screen) {
             report.unit.sync_unit.clone(),
             report.run.as_ref().map_or_else(|| "none".to_owned(), state_words),
             report.run.as_ref().and_then(changed).map_or_else(|| "-".to_owned(), |at| screen.age(at)),
-            report.unit.watermark.map_or_else(|| "none".to_owned(), |at| screen.time(at)),
+            report.unit.watermark.map_or_else(|| "none".to_owned(), |at| screen.age(at)),
             report.unit.runs.to_string(),
             standing.alerts.len().to_string(),
             standing
@@ -252,16 +252,15 @@ impl Unit {
             (Fill::Bad, "abandoned"),
         ];
         let bars: Vec<_> = ledger.iter().map(|run| bar(run, announced(run))).collect();
-        plots::over_time(page, "Records that each run announced", &legend, &bars, short);
+        plots::over_time(page, "Records that each run announced", &legend, &bars, Scale::Count);
         let bars: Vec<_> = ledger.iter().map(|run| bar(run, artifact_bytes(run))).collect();
         if bars.iter().any(|bar| bar.height > 0) {
-            plots::over_time(page, "Bytes of the artifacts that each run announced", &legend, &bars, short);
+            let caption = "Bytes of the artifacts that each run announced";
+            plots::over_time(page, caption, &legend, &bars, Scale::Bytes);
         }
         let bars: Vec<_> =
             ledger.iter().map(|run| bar(run, seconds(run.ended_at - run.started_at))).collect();
-        plots::over_time(page, "How long each run took", &legend, &bars, |seconds| {
-            duration(TimeDelta::seconds(i64::try_from(seconds).unwrap_or(i64::MAX / 1_000)))
-        });
+        plots::over_time(page, "How long each run took", &legend, &bars, Scale::Seconds);
 
         let caption = format!(
             "Runs that are over: the newest {} of {}",
@@ -400,15 +399,6 @@ fn seconds(time: TimeDelta) -> u64 {
     u64::try_from(time.num_seconds()).unwrap_or(0)
 }
 
-/// A number as the scale of a plot has it.
-fn short(number: u64) -> String {
-    match number {
-        ..10_000 => number.to_string(),
-        10_000..10_000_000 => format!("{} k", number / 1_000),
-        _ => format!("{} M", number / 1_000_000),
-    }
-}
-
 /// Counts a reason; from [`REASONS_MAX`] different ones on, all others are counted as one.
 fn tally(reasons: &mut BTreeMap<String, u64>, reason: Option<String>) {
     let Some(reason) = reason else { return };
@@ -437,7 +427,7 @@ fn records(page: &mut Document, run: &RunReport, types: &[TypeReport]) {
         if run.status == RunStatus::Open { "Records of the open run" } else { "Records of the newest run" },
     );
     let sum = |of: fn(&TypeReport) -> u64| types.iter().map(of).sum::<u64>();
-    let part = |name, size: u64, fill| Part { name, size, shown: size.to_string(), fill };
+    let part = |name, size: u64, fill| Part { name, size, shown: grouped(&size.to_string()), fill };
     let skipped = sum(|counts| counts.skipped);
     let rejected = sum(|counts| counts.rejected);
     let again = sum(|counts| counts.repeated + counts.unchanged);

@@ -35,13 +35,13 @@ use crate::store::findings::FindingKind;
 use crate::store::open::Store;
 use crate::store::page::child_bytes;
 use crate::store::rows::{
-    ACTS, ATTACHMENTS, AttachmentRow, BATCHES, BOOKMARKS, BatchRow, BatchState, CHILD_IDS, CHILD_STREAMS,
-    CHILDREN, CHUNKS, DEATHS, EDGE, EDGE_COUNTS, EDGE_OF, EVENTS, EventRow, FAILED, FILES, FINDINGS,
-    FormatRow, Json, Key, LAST_CURSORS, LEDGER, LedgerRow, MESSAGES, META, MOST_READ, MessageFate,
-    MessageKind, MessageRow, NEXT_CURSORS, ONCE, ONCE_COUNTS, PAST, PAYLOADS, POSITIONS, Payload, QUEUES,
-    QueueRow, REJECTED, REJECTED_COUNTS, REJECTED_IN_RUN, REQUEUED, REWOUND, RUN_IDS, RUNS, Row, RunIdRow,
-    RunRow, RunStatus, SEEN, SEEN_BY_HASH, STANDING_BOOKMARKS, STANDINGS, STREAMS, TYPES, Table, TypeRow,
-    UNITS, USED, USED_NEWEST, UnderRow, UnitRow, VALUES, name_of, run_key,
+    ACTS, ATTACHMENTS, BATCHES, BOOKMARKS, BatchRow, BatchState, CHILD_IDS, CHILD_STREAMS, CHILDREN, CHUNKS,
+    DEATHS, EDGE, EDGE_COUNTS, EDGE_OF, EVENTS, EventRow, FAILED, FILES, FINDINGS, FormatRow, Json, Key,
+    LAST_CURSORS, LEDGER, LedgerRow, MESSAGES, META, MOST_READ, MessageFate, MessageKind, MessageRow,
+    NEXT_CURSORS, ONCE, ONCE_COUNTS, PAST, PAYLOADS, POSITIONS, Payload, QUEUES, QueueRow, REJECTED,
+    REJECTED_COUNTS, REJECTED_IN_RUN, REQUEUED, REWOUND, RUN_IDS, RUNS, Row, RunIdRow, RunRow, RunStatus,
+    SEEN, SEEN_BY_HASH, STANDING_BOOKMARKS, STANDINGS, STREAMS, TYPES, Table, TypeRow, UNITS, USED,
+    USED_NEWEST, UnderRow, UnitRow, VALUES, name_of, run_key,
 };
 use crate::store::tables::View;
 
@@ -105,7 +105,8 @@ pub fn check(path: impl AsRef<Path>) -> Result<CheckReport> {
 
 /// Checks every row, and whether the rows agree; returns the number of units and of rows, and the findings.
 fn check_rows(view: &View<'_>) -> Result<(u64, u64, Vec<CheckFinding>)> {
-    let mut check = Check { view, rows: 0, findings: Vec::new() };
+    let (of_runs, untold) = (BTreeMap::new(), BTreeMap::new());
+    let mut check = Check { view, rows: 0, findings: Vec::new(), of_runs, untold };
     let units = check.tables()?;
     for (id, unit) in &units {
         check.unit(id, unit)?;
@@ -135,7 +136,14 @@ struct Check<'a> {
     view: &'a View<'a>,
     rows: u64,
     findings: Vec<CheckFinding>,
+    /// Rows of the tables that only an open run has rows in, by table, unit number and run number.
+    of_runs: BTreeMap<(&'static str, u64, u64), u64>,
+    /// Attachments without a line, by unit number and run number.
+    untold: BTreeMap<(u64, u64), u64>,
 }
+
+/// The ids of the units, by their numbers.
+type Units = BTreeMap<u64, String>;
 
 /// The rows of one table of one unit, by the end of their keys.
 type Of<K, R> = BTreeMap<K, R>;
@@ -172,73 +180,107 @@ impl Check<'_> {
             units.push((id.to_owned(), row));
             Ok(())
         })?;
-        let mut numbers = BTreeSet::new();
+        let mut ids = Units::new();
         for (id, unit) in &units {
-            if !numbers.insert(unit.no) {
+            if ids.insert(unit.no, id.clone()).is_some() {
                 self.found(UNITS.name, Some(id), format!("another unit has its number {} too", unit.no));
             }
             if format.as_ref().is_some_and(|format| unit.no >= format.next_unit) {
                 self.found(UNITS.name, Some(id), format!("its number {} was never given out", unit.no));
             }
         }
-        self.owned(&RUNS, &numbers)?;
-        self.owned(&RUN_IDS, &numbers)?;
-        self.owned(&STREAMS, &numbers)?;
-        self.owned(&CHILDREN, &numbers)?;
-        self.owned(&CHILD_IDS, &numbers)?;
-        self.owned(&CHILD_STREAMS, &numbers)?;
-        self.owned(&TYPES, &numbers)?;
-        self.owned(&CHUNKS, &numbers)?;
-        self.owned(&BATCHES, &numbers)?;
-        self.owned(&PAYLOADS, &numbers)?;
-        self.owned(&BOOKMARKS, &numbers)?;
-        self.owned(&VALUES, &numbers)?;
-        self.owned(&EVENTS, &numbers)?;
-        self.owned(&MESSAGES, &numbers)?;
-        self.owned(&LEDGER, &numbers)?;
-        self.owned(&FINDINGS, &numbers)?;
-        self.owned(&REJECTED, &numbers)?;
-        self.owned(&REJECTED_IN_RUN, &numbers)?;
-        self.owned(&REJECTED_COUNTS, &numbers)?;
-        self.owned(&ONCE, &numbers)?;
-        self.owned(&ONCE_COUNTS, &numbers)?;
-        self.owned(&EDGE, &numbers)?;
-        self.owned(&EDGE_OF, &numbers)?;
-        self.owned(&EDGE_COUNTS, &numbers)?;
-        self.owned(&POSITIONS, &numbers)?;
-        self.owned(&QUEUES, &numbers)?;
-        self.owned(&ATTACHMENTS, &numbers)?;
-        self.owned(&SEEN, &numbers)?;
-        self.owned(&SEEN_BY_HASH, &numbers)?;
-        self.owned(&MOST_READ, &numbers)?;
+        self.owned(&RUNS, &ids)?;
+        self.owned(&RUN_IDS, &ids)?;
+        self.of_open_run(&STREAMS, &ids)?;
+        self.of_open_run(&CHILDREN, &ids)?;
+        self.of_open_run(&CHILD_IDS, &ids)?;
+        self.of_open_run(&CHILD_STREAMS, &ids)?;
+        self.of_open_run(&TYPES, &ids)?;
+        self.of_open_run(&CHUNKS, &ids)?;
+        self.of_open_run(&BATCHES, &ids)?;
+        self.of_open_run(&PAYLOADS, &ids)?;
+        self.owned(&BOOKMARKS, &ids)?;
+        self.owned(&VALUES, &ids)?;
+        self.owned(&EVENTS, &ids)?;
+        self.owned(&MESSAGES, &ids)?;
+        self.owned(&LEDGER, &ids)?;
+        self.of_open_run(&FINDINGS, &ids)?;
+        self.owned(&REJECTED, &ids)?;
+        self.of_open_run(&REJECTED_IN_RUN, &ids)?;
+        self.owned(&REJECTED_COUNTS, &ids)?;
+        self.of_open_run(&ONCE, &ids)?;
+        self.owned(&ONCE_COUNTS, &ids)?;
+        self.owned(&EDGE, &ids)?;
+        self.owned(&EDGE_OF, &ids)?;
+        self.owned(&EDGE_COUNTS, &ids)?;
+        self.owned(&POSITIONS, &ids)?;
+        self.of_open_run(&QUEUES, &ids)?;
+        self.queued(&ids)?;
+        self.owned(&SEEN, &ids)?;
+        self.owned(&SEEN_BY_HASH, &ids)?;
+        self.owned(&MOST_READ, &ids)?;
         self.table(&PAST, |_, _, _| Ok(()))?;
-        self.owned(&FILES, &numbers)?;
-        self.owned(&FAILED, &numbers)?;
-        self.owned(&REQUEUED, &numbers)?;
-        self.owned(&USED, &numbers)?;
-        self.owned(&USED_NEWEST, &numbers)?;
-        self.owned(&STANDINGS, &numbers)?;
-        self.owned(&STANDING_BOOKMARKS, &numbers)?;
-        self.owned(&REWOUND, &numbers)?;
-        self.owned(&LAST_CURSORS, &numbers)?;
-        self.owned(&NEXT_CURSORS, &numbers)?;
+        self.of_open_run(&FILES, &ids)?;
+        self.owned(&FAILED, &ids)?;
+        self.owned(&REQUEUED, &ids)?;
+        self.owned(&USED, &ids)?;
+        self.owned(&USED_NEWEST, &ids)?;
+        self.owned(&STANDINGS, &ids)?;
+        self.owned(&STANDING_BOOKMARKS, &ids)?;
+        self.owned(&REWOUND, &ids)?;
+        self.owned(&LAST_CURSORS, &ids)?;
+        self.owned(&NEXT_CURSORS, &ids)?;
         self.table(&ACTS, |_, _, _| Ok(()))?;
-        self.owned(&DEATHS, &numbers)?;
+        self.owned(&DEATHS, &ids)?;
         Ok(units)
     }
 
     /// Decodes a table of rows that each belong to a unit.
-    fn owned<R: Row>(&mut self, table: &Table<R>, units: &BTreeSet<u64>) -> Result<()> {
-        self.table(table, |check, key, _| {
-            let (unit, _) = number_first(key)?;
-            if !units.contains(&unit) {
+    fn owned<R: Row>(&mut self, table: &Table<R>, units: &Units) -> Result<()> {
+        self.each_owned(table, units, |_, _, _, _| Ok(()))
+    }
+
+    /// Decodes a table in which only the open run of a unit has rows, and counts those of each run.
+    fn of_open_run<R: Row>(&mut self, table: &Table<R>, units: &Units) -> Result<()> {
+        self.each_owned(table, units, |check, unit, tail, _| {
+            let (run, _) = number_first(tail)?;
+            *check.of_runs.entry((table.name, unit, run)).or_default() += 1;
+            Ok(())
+        })
+    }
+
+    /// Decodes the queues of attachments, which may be long: each row is read once, and none is kept.
+    fn queued(&mut self, units: &Units) -> Result<()> {
+        self.each_owned(&ATTACHMENTS, units, |check, unit, tail, row| {
+            let (run, number) = number_first(tail)?;
+            *check.of_runs.entry((ATTACHMENTS.name, unit, run)).or_default() += 1;
+            if row.json.is_empty() {
+                *check.untold.entry((unit, run)).or_default() += 1;
+            } else if !is_json(&row.json) {
+                let problem = format!("attachment {}: its line is not JSON", shown(number));
+                check.found(ATTACHMENTS.name, units.get(&unit).map(String::as_str), problem);
+            }
+            Ok(())
+        })
+    }
+
+    /// Decodes a table of rows that each belong to a unit, with the number of the unit and the rest of the key.
+    fn each_owned<R: Row>(
+        &mut self,
+        table: &Table<R>,
+        units: &Units,
+        mut each: impl FnMut(&mut Self, u64, &[u8], R) -> Result<(), DecodeError>,
+    ) -> Result<()> {
+        self.table(table, |check, key, row| {
+            let (unit, tail) = number_first(key)?;
+            if !units.contains_key(&unit) {
                 check.found(
                     table.name,
                     None,
                     format!("a row belongs to unit number {unit}, which does not exist"),
                 );
             }
-            Ok(())
+            each(check, unit, tail, row)
         })
     }
 
@@ -341,7 +383,7 @@ impl Check<'_> {
             self.conversation(id, no, run, &messages, &events);
             self.extraction(id, unit, no, run, &messages)?;
         }
-        self.strays(id, unit, &runs)?;
+        self.strays(id, unit, &runs);
         for (table, problem) in rejected::problems(self.view, unit)? {
             self.found(table, Some(id), problem);
         }
@@ -462,7 +504,7 @@ impl Check<'_> {
         self.chunks(id, run, &key, &types)?;
         self.payloads(id, &key, &batches)?;
         self.findings(id, run, &key, &types)?;
-        self.attachments(id, run, &key)?;
+        self.attachments(id, unit.no, no, run)?;
         for (&seq, batch) in &batches {
             self.batch(id, run, seq, batch, &types);
         }
@@ -720,22 +762,11 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// The queue of attachments, counted one row at a time.
-    fn attachments(&mut self, id: &str, run: &RunRow, key: &Key) -> Result<()> {
-        let (mut rows, mut untold) = (0_u64, 0_u64);
-        let view = self.view;
-        let scanned = view.scan_bytes(&ATTACHMENTS, key, |tail, bytes| {
-            rows += 1;
-            let Ok(row) = AttachmentRow::from_bytes(bytes) else { return Ok(()) };
-            untold += u64::from(row.json.is_empty());
-            if !row.json.is_empty() && !is_json(&row.json) {
-                let number = shown(tail);
-                self.found(ATTACHMENTS.name, Some(id), format!("attachment {number}: its line is not JSON"));
-            }
-            Ok(())
-        });
-        let queue = self.rows(&QUEUES, key, |_| Ok(()))?.remove(&());
-        match queue {
+    /// Checks that the counts of the queue of attachments match its rows.
+    fn attachments(&mut self, id: &str, unit: u64, no: u64, run: &RunRow) -> Result<()> {
+        let rows = self.of_runs.get(&(ATTACHMENTS.name, unit, no)).copied().unwrap_or_default();
+        let untold = self.untold.get(&(unit, no)).copied().unwrap_or_default();
+        match self.rows(&QUEUES, &run_key(unit, no), |_| Ok(()))?.remove(&()) {
             None if rows > 0 => {
                 self.found(QUEUES.name, Some(id), format!("run {}: its attachments have no counts", run.id));
             }
@@ -753,10 +784,7 @@ impl Check<'_> {
                 }
             }
         }
-        match scanned {
-            Ok(()) | Err(Error::Corrupt { .. }) => Ok(()),
-            Err(error) => Err(error),
-        }
+        Ok(())
     }
 
     /// Checks the bytes of batches: that they exist exactly while they are needed, and are right. One batch is read
@@ -836,44 +864,18 @@ impl Check<'_> {
     }
 
     /// Checks for rows that only an open run may have.
-    fn strays(&mut self, id: &str, unit: &UnitRow, runs: &Of<u64, RunRow>) -> Result<()> {
+    fn strays(&mut self, id: &str, unit: &UnitRow, runs: &Of<u64, RunRow>) {
         let open = unit.run.filter(|no| runs.get(no).is_none_or(|run| run.status == RunStatus::Open));
-        self.stray(id, unit, &STREAMS, open)?;
-        self.stray(id, unit, &CHILDREN, open)?;
-        self.stray(id, unit, &CHILD_IDS, open)?;
-        self.stray(id, unit, &CHILD_STREAMS, open)?;
-        self.stray(id, unit, &TYPES, open)?;
-        self.stray(id, unit, &CHUNKS, open)?;
-        self.stray(id, unit, &BATCHES, open)?;
-        self.stray(id, unit, &PAYLOADS, open)?;
-        self.stray(id, unit, &QUEUES, open)?;
-        self.stray(id, unit, &ATTACHMENTS, open)?;
-        self.stray(id, unit, &FILES, open)?;
-        self.stray(id, unit, &REJECTED_IN_RUN, open)?;
-        self.stray(id, unit, &ONCE, open)?;
-        self.stray(id, unit, &FINDINGS, open)
-    }
-
-    fn stray<R: Row>(&mut self, id: &str, unit: &UnitRow, table: &Table<R>, open: Option<u64>) -> Result<()> {
-        let mut strays: BTreeMap<u64, u64> = BTreeMap::new();
-        let scanned = self.view.scan_bytes(table, &Key::unit(unit.no), |tail, _| {
-            if let Ok((run, _)) = number_first(tail)
-                && open != Some(run)
-            {
-                *strays.entry(run).or_default() += 1;
-            }
-            Ok(())
-        });
-        for (run, rows) in strays {
-            self.found(
-                table.name,
-                Some(id),
-                format!("{rows} rows belong to run number {run}, which is not open"),
-            );
-        }
-        match scanned {
-            Ok(()) | Err(Error::Corrupt { .. }) => Ok(()),
-            Err(error) => Err(error),
+        let strays: Vec<_> = self
+            .of_runs
+            .iter()
+            .filter(|((_, of, run), _)| *of == unit.no && open != Some(*run))
+            .map(|((table, _, run), rows)| {
+                (*table, format!("{rows} rows belong to run number {run}, which is not open"))
+            })
+            .collect();
+        for (table, problem) in strays {
+            self.found(table, Some(id), problem);
         }
     }
 
