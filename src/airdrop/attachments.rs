@@ -31,13 +31,14 @@ use super::context::Context;
 use super::deadlines::Deadlines;
 use super::delivery::{Delivery, Halt, POLL};
 use super::event::Event;
-use super::extractor::{AttachmentError, Extractor, caught};
+use super::extractor::{Extractor, caught};
 use super::in_flight::UploadNo;
 use super::invocation::{Ending, Invocation, Stop};
 use super::keeper::Keeper;
 use super::lanes::Lanes;
 use super::platform::{Fate, PlatformError};
 use super::retry::{ShortWaits, TRIES};
+use super::source_error::AttachmentError;
 
 /// Refusals and failures of the platform in a row after which the platform counts as failing, not the attachments.
 const FAILURES_IN_A_ROW: u32 = 20;

@@ -35,6 +35,7 @@ mod scheduler;
 mod sdk;
 mod serve;
 mod settings;
+mod source_error;
 mod window;
 
 pub use crate::model::Step;
@@ -55,7 +56,7 @@ pub use event::{Event, Mode, Secret};
 #[doc(hidden)]
 pub use event::{TimeSetting, WindowEnd};
 pub use event_type::{EventType, OutcomeKind, Spelling};
-pub use extractor::{AttachmentBody, AttachmentError, ExternalSyncUnit, Extractor, SourceError};
+pub use extractor::{AttachmentBody, ExternalSyncUnit, Extractor};
 pub use http_status::Call;
 #[cfg(feature = "testing")]
 pub(crate) use keeper::checkpoint_in;
@@ -71,4 +72,5 @@ pub use platform::{Body, Fate, Platform, PlatformError, SealedMessage, Upload, W
 pub use saved::SavedState;
 pub use serve::serve;
 pub use settings::Serve;
+pub use source_error::{AttachmentError, SourceError};
 pub use window::Window;

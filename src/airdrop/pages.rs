@@ -14,6 +14,8 @@
 //! - If the source asks to wait, nothing is begun until then. If that takes longer than
 //!   [`Serve::wait_up_to`](super::Serve::wait_up_to), or than is left of this invocation, the answer is DELAY. Pages
 //!   in flight are awaited and committed first, as before every other answer.
+//! - If a page fails for a passing reason, nothing is begun for a moment, and it is fetched again; a few times, and never
+//!   if there is no time for another page.
 //! - An invocation stops between pages, and never before the first. So every invocation that has time for one page
 //!   makes progress, unless a stop is requested. A page that does not arrive is given up some time before the hard
 //!   limit, so that staged batches can still be announced.
@@ -24,9 +26,9 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use tracing::{Span, debug, info};
+use tracing::{Span, debug, info, warn};
 
-use crate::error::Result;
+use crate::error::{Result, chain};
 use crate::model::{Phase, Safeguard, StreamName};
 use crate::store::{
     Child, CommittedPage, CursorWatch, Page, PageOf, ReadyPage, UnderRow, make_ready_in_order, refetched,
@@ -36,15 +38,16 @@ use super::answer::{MessageDetails, Outcome};
 use super::check::Checks;
 use super::context::{Context, ValuesAhead};
 use super::delivery::{Delivery, POLL};
-use super::extractor::{Extractor, SourceError, caught};
+use super::extractor::{Extractor, caught};
 use super::invocation::{Ending, Invocation, Stop};
 use super::keeper::Keeper;
 use super::lanes::Lanes;
 use super::listing::Listing;
 use super::rejected;
-use super::retry::{ShortWaits, millis};
+use super::retry::{ShortWaits, SourceTries, millis};
 use super::scheduler::{Came, LeftChild, ListingNo, Next, Scheduler, Then};
 use super::settings::Serve;
+use super::source_error::SourceError;
 
 /// How many pages, records and bytes of lines are held at most, and for how long.
 const HELD_PAGES: usize = 100;
@@ -115,14 +118,16 @@ struct Open {
     /// The values set by pages that arrived and are not committed, oldest first.
     values: VecDeque<ValuesAhead>,
     in_flight: Option<InFlight>,
+    /// The tries at the next page.
+    tries: SourceTries,
     /// The cursors seen in this invocation.
     watch: CursorWatch,
 }
 
 impl Open {
-    fn new(of: PageOf, listing: Listing) -> Self {
+    fn new(of: PageOf, listing: Listing, tries: SourceTries) -> Self {
         let (values, watch) = (VecDeque::new(), CursorWatch::default());
-        Self { of, listing, next: None, values, in_flight: None, watch }
+        Self { of, listing, next: None, values, in_flight: None, tries, watch }
     }
 }
 
@@ -393,7 +398,8 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
                         (PageOf::Child { number, stream, parent }, listing)
                     }
                 };
-                vacant.insert(Open::new(of, listing))
+                let tries = SourceTries::new(self.invocation.settings.wait_up_to);
+                vacant.insert(Open::new(of, listing, tries))
             }
         };
         // If no page is held, the stored position counts.
@@ -446,10 +452,22 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
             Err(error) => {
                 self.scheduler.gave_none(no);
                 let what = format!("fetching a page of {of} of {}", self.context.run.sync_unit());
-                return self.meet(Stop::from(error).while_doing(&what));
+                let SourceError::Temporary { source } = error else {
+                    return self.meet(Stop::from(error).while_doing(&what));
+                };
+                let one_page = self.longest_fetch + self.longest_commit;
+                let Some(wait) = open.tries.next(self.context.time_left().saturating_sub(one_page)) else {
+                    let failure = open.tries.failure(source.as_ref());
+                    return self.meet(Stop::failed(&failure).while_doing(&what));
+                };
+                let reason = self.invocation.event.hide_secrets(&chain(source.as_ref()));
+                warn!(target: "highwater", %reason, wait_ms = millis(wait), "{what} again");
+                self.scheduler.pause(self.invocation.clock.elapsed().saturating_add(wait));
+                return Ok(());
             }
         };
         self.waits.over();
+        open.tries.over();
         if let Some(item_type) = page.last_item_type() {
             *last_item_type = Some(item_type.to_owned());
         }

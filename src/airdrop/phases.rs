@@ -18,11 +18,12 @@ use crate::store::{Page, Run, WindowRow};
 use super::check::{CheckPolicy, Checks};
 use super::context::{Context, Held, ValuesAhead};
 use super::delivery::Delivery;
-use super::extractor::{ExternalSyncUnit, Extractor, SourceError, caught};
+use super::extractor::{ExternalSyncUnit, Extractor, caught};
 use super::invocation::{Ending, Invocation, Stop};
 use super::keeper::Keeper;
-use super::retry::ShortWaits;
+use super::retry::{ShortWaits, SourceTries};
 use super::sdk::Scope;
+use super::source_error::SourceError;
 use super::window::{Bounds, Window, resolve};
 
 /// The item type, and the stream, of the metadata document.
@@ -208,6 +209,7 @@ impl Invocation<'_> {
     ) -> Result<T, Stop> {
         let up_to = if phase.continues() { self.settings.wait_up_to } else { Duration::MAX };
         let mut waits = ShortWaits::new(up_to);
+        let mut tries = SourceTries::new(up_to);
         loop {
             if self.deadlines.is_stopped() {
                 return Err(Ending::Progress.into());
@@ -223,6 +225,10 @@ impl Invocation<'_> {
                 }
                 // It was given up because of the stop.
                 Err(_) if self.deadlines.is_past_stop() => return Err(Ending::Progress.into()),
+                Err(SourceError::Temporary { source }) => match tries.next(context.time_left()) {
+                    Some(wait) => drop(self.deadlines.sleep(wait)),
+                    None => return Err(Stop::failed(&tries.failure(source.as_ref()))),
+                },
                 Err(error) => return Err(error.into()),
             }
         }
@@ -245,7 +251,10 @@ impl From<SourceError> for Stop {
     fn from(error: SourceError) -> Self {
         Self::Ending(match error {
             SourceError::RateLimited { after } => Ending::asked_to_wait(after),
-            SourceError::Failed { code, source } => Ending::Failed { code, message: chain(source.as_ref()) },
+            SourceError::Temporary { source } => Ending::failed(&chain(source.as_ref())),
+            SourceError::Failed { code, source, .. } => {
+                Ending::Failed { code, message: chain(source.as_ref()) }
+            }
         })
     }
 }
