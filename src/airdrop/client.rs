@@ -26,9 +26,7 @@ use crate::airdrop::document::lossy_value;
 use crate::airdrop::event::{Event, Secret, wrong};
 use crate::airdrop::http_status::{Call, retry_after};
 use crate::airdrop::message::LIBRARY_VERSION;
-use crate::airdrop::platform::{
-    Body, Fate, Platform, PlatformError, SealedMessage, Upload, WorkerState,
-};
+use crate::airdrop::platform::{Body, Fate, Platform, PlatformError, SealedMessage, Upload, WorkerState};
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, Result};
 use crate::model::{ArtifactId, BATCH_BYTES_MAX};

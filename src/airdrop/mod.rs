@@ -1,5 +1,6 @@
 //! Airdrop: its events and messages, and the loop that answers events with the help of an extractor.
 
+mod access_token;
 mod answer;
 #[cfg(feature = "async")]
 mod async_extractor;
@@ -39,6 +40,7 @@ mod source_error;
 mod window;
 
 pub use crate::model::Step;
+pub use access_token::AccessToken;
 pub use answer::Outcome;
 #[cfg(feature = "async")]
 pub use async_extractor::{AsyncAttachmentBody, AsyncExtractor};

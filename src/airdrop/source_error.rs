@@ -195,7 +195,8 @@ mod tests {
                 (404 | 410, _) => ("failed", "gone"),
                 _ => ("failed", "again"),
             };
-            for (said, wait) in [(None, None), (Some("7"), Some("7")), (Some("soon"), None), (Some(""), None)] {
+            for (said, wait) in [(None, None), (Some("7"), Some("7")), (Some("soon"), None), (Some(""), None)]
+            {
                 let error = || SourceError::from_status("/issues", status, said);
                 assert_eq!(page(&error()), expected(wait).0, "{status} {said:?}");
                 assert_eq!(attachment(error().into()), expected(wait).1, "{status} {said:?}");
