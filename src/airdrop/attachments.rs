@@ -31,9 +31,10 @@ use super::context::Context;
 use super::deadlines::Deadlines;
 use super::delivery::{Delivery, Halt, POLL};
 use super::event::Event;
-use super::extractor::{Extractor, caught};
+use super::extractor::caught;
 use super::in_flight::UploadNo;
 use super::invocation::{Ending, Invocation, Stop};
+use super::json_cursors::AnyExtractor;
 use super::keeper::Keeper;
 use super::lanes::Lanes;
 use super::platform::{Fate, PlatformError};
@@ -62,9 +63,9 @@ struct RemakeCut {
 impl Invocation<'_> {
     /// Streams the attachments that the data phase queued, and answers. The lanes still exist then, so a stream that
     /// cannot be aborted does not delay the answer.
-    pub(super) fn attachments<E: Extractor>(
+    pub(super) fn attachments(
         &self,
-        extractor: &E,
+        extractor: &AnyExtractor<'_>,
         context: &Context<'_>,
         keeper: Option<&Keeper<'_>>,
         delivery: Delivery<'_>,

@@ -22,6 +22,7 @@ mod extractor;
 mod http_status;
 mod in_flight;
 mod invocation;
+mod json_cursors;
 mod keeper;
 mod lanes;
 mod listing;

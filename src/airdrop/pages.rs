@@ -38,8 +38,9 @@ use super::answer::{MessageDetails, Outcome};
 use super::check::Checks;
 use super::context::{Context, ValuesAhead};
 use super::delivery::{Delivery, POLL};
-use super::extractor::{Extractor, caught};
+use super::extractor::caught;
 use super::invocation::{Ending, Invocation, Stop};
+use super::json_cursors::{AnyExtractor, CursorJson};
 use super::keeper::Keeper;
 use super::lanes::Lanes;
 use super::listing::Listing;
@@ -56,41 +57,41 @@ const HELD_BYTES: usize = 4 << 20;
 const HELD_FOR: Duration = Duration::from_millis(50);
 
 /// A page to fetch.
-struct PageFetch<C> {
+struct PageFetch {
     no: ListingNo,
     listing: Listing,
-    cursor: Option<C>,
+    cursor: Option<CursorJson>,
     /// The values set by earlier pages that are not committed.
     values: ValuesAhead,
 }
 
 /// The result of a fetch.
-struct FetchedPage<C> {
+struct FetchedPage {
     no: ListingNo,
-    page: Result<Page<C>, SourceError>,
+    page: Result<Page<CursorJson>, SourceError>,
 }
 
 /// The lanes in which pages are fetched.
-type PageLanes<'a, C> = Lanes<'a, PageFetch<C>, FetchedPage<C>>;
+type PageLanes<'a> = Lanes<'a, PageFetch, FetchedPage>;
 
 impl Invocation<'_> {
     /// Extracts the data, from where its listings are, and answers. It answers while the lanes still exist, so that a
     /// page that does not arrive does not delay the answer.
-    pub(super) fn data<E: Extractor>(
+    pub(super) fn data(
         &self,
-        extractor: &E,
+        extractor: &AnyExtractor<'_>,
         context: &Context<'_>,
         keeper: Option<&Keeper<'_>>,
         mut delivery: Delivery<'_>,
         mut details: MessageDetails,
     ) -> Result<Outcome> {
         let span = Span::current();
-        let fetch = |PageFetch { no, listing, cursor, values }: PageFetch<E::Cursor>| {
+        let fetch = |PageFetch { no, listing, cursor, values }: PageFetch| {
             let context = &context.ahead(values);
             let page = span.in_scope(|| caught(|| extractor.page(context, &listing, cursor)));
             FetchedPage { no, page }
         };
-        let go = |lanes: PageLanes<'_, E::Cursor>| {
+        let go = |lanes: PageLanes<'_>| {
             let worked = Pages::new(self, extractor, context, keeper, &mut delivery, lanes)
                 .and_then(|pages| pages.fetch_all(&mut details.item_type));
             self.conclude(&context.run, keeper, Phase::Data, delivery, worked, &details)
@@ -141,13 +142,13 @@ struct InFlight {
 }
 
 /// The pages of one invocation, from the source to the store and to the platform.
-struct Pages<'p, 'd, E: Extractor> {
+struct Pages<'p, 'd> {
     invocation: &'p Invocation<'p>,
-    extractor: &'p E,
+    extractor: &'p AnyExtractor<'p>,
     context: &'p Context<'p>,
     keeper: Option<&'p Keeper<'p>>,
     delivery: &'p mut Delivery<'d>,
-    lanes: PageLanes<'p, E::Cursor>,
+    lanes: PageLanes<'p>,
     scheduler: Scheduler,
     streams: Vec<StreamName>,
     open: BTreeMap<ListingNo, Open>,
@@ -166,14 +167,14 @@ struct Pages<'p, 'd, E: Extractor> {
     closing: Option<Ending>,
 }
 
-impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
+impl<'p, 'd> Pages<'p, 'd> {
     fn new(
         invocation: &'p Invocation<'p>,
-        extractor: &'p E,
+        extractor: &'p AnyExtractor<'p>,
         context: &'p Context<'p>,
         keeper: Option<&'p Keeper<'p>>,
         delivery: &'p mut Delivery<'d>,
-        lanes: PageLanes<'p, E::Cursor>,
+        lanes: PageLanes<'p>,
     ) -> Result<Self, Stop> {
         let run = &*context.run;
         if let Some(seconds) = run.delay_left_seconds()? {
@@ -312,7 +313,7 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
     }
 
     /// Decides which records of a page are staged: those that are in scope and not rejected.
-    fn settle(&mut self, of: &PageOf, page: &mut Page<E::Cursor>) -> Result<(), Stop> {
+    fn settle(&mut self, of: &PageOf, page: &mut Page<CursorJson>) -> Result<(), Stop> {
         let stream = of.stream().as_str();
         page.leave_out(|item_type| !self.context.extracts(item_type));
         if let Some(checks) = &mut self.checks {
@@ -411,7 +412,10 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
         } else {
             open.next.clone()
         };
-        let cursor = from.as_deref().map(|json| run.read_cursor(&open.of, json)).transpose()?;
+        let cursor = from
+            .as_deref()
+            .map(|json| run.read_cursor(open.listing.stream(), open.listing.parent(), json))
+            .transpose()?;
         let values = open.values.iter().flatten().map(|(key, json)| (key.clone(), json.clone())).collect();
         let listing = open.listing.clone();
         open.in_flight = Some(InFlight { from, begun_at, is_void: false });
@@ -422,11 +426,7 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
     }
 
     /// Handles the result of a fetch.
-    fn take_in(
-        &mut self,
-        fetched: FetchedPage<E::Cursor>,
-        last_item_type: &mut Option<String>,
-    ) -> Result<(), Stop> {
+    fn take_in(&mut self, fetched: FetchedPage, last_item_type: &mut Option<String>) -> Result<(), Stop> {
         let FetchedPage { no, page } = fetched;
         let Some(open) = self.open.get_mut(&no) else { return Ok(()) };
         let Some(InFlight { from, begun_at, is_void }) = open.in_flight.take() else { return Ok(()) };
@@ -518,7 +518,7 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
     fn make_ready(
         &mut self,
         of: PageOf,
-        mut page: Page<E::Cursor>,
+        mut page: Page<CursorJson>,
         from: Option<String>,
         next: Option<String>,
     ) -> Result<ReadyPage, Stop> {

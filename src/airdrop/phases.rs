@@ -18,8 +18,9 @@ use crate::store::{Page, Run, WindowRow};
 use super::check::{CheckPolicy, Checks};
 use super::context::{Context, Held, ValuesAhead};
 use super::delivery::Delivery;
-use super::extractor::{ExternalSyncUnit, Extractor, caught};
+use super::extractor::{ExternalSyncUnit, caught};
 use super::invocation::{Ending, Invocation, Stop};
+use super::json_cursors::AnyExtractor;
 use super::keeper::Keeper;
 use super::retry::{ShortWaits, SourceTries};
 use super::sdk::Scope;
@@ -94,9 +95,9 @@ impl Invocation<'_> {
 
     /// Installs the connector's initial domain mapping, before anything else of a run, unless that of this version is
     /// installed. If it is killed before it records that, it installs the mapping again, which is the same as once.
-    pub(super) fn domain_mapping<E: Extractor>(
+    pub(super) fn domain_mapping(
         &self,
-        extractor: &E,
+        extractor: &AnyExtractor<'_>,
         context: &Context<'_>,
         phase: Phase,
     ) -> Result<(), Stop> {
@@ -134,9 +135,9 @@ impl Invocation<'_> {
     }
 
     /// Lists the external sync units: into a batch, or into `inline`, if they go into the message itself.
-    pub(super) fn external_sync_units<E: Extractor>(
+    pub(super) fn external_sync_units(
         &self,
-        extractor: &E,
+        extractor: &AnyExtractor<'_>,
         context: &Context<'_>,
         delivery: &mut Delivery<'_>,
         inline: &mut Option<Vec<Box<RawValue>>>,
@@ -165,9 +166,9 @@ impl Invocation<'_> {
     }
 
     /// Asks for the metadata document, checks it if the extractor wants that, and stages it.
-    pub(super) fn metadata<E: Extractor>(
+    pub(super) fn metadata(
         &self,
-        extractor: &E,
+        extractor: &AnyExtractor<'_>,
         context: &Context<'_>,
         delivery: &mut Delivery<'_>,
     ) -> Result<(), Stop> {
@@ -185,9 +186,9 @@ impl Invocation<'_> {
     }
 
     /// The checks of pages in this invocation; `None`: pages are not checked.
-    pub(super) fn checks<E: Extractor>(
+    pub(super) fn checks(
         &self,
-        extractor: &E,
+        extractor: &AnyExtractor<'_>,
         context: &Context<'_>,
     ) -> Result<Option<Checks>, Stop> {
         if extractor.check_policy() == CheckPolicy::Off {
@@ -260,7 +261,7 @@ impl From<SourceError> for Stop {
 }
 
 /// The checks by this metadata, if the extractor wants any.
-fn checks<E: Extractor>(extractor: &E, document: Value) -> Result<Option<Checks>, Stop> {
+fn checks(extractor: &AnyExtractor<'_>, document: Value) -> Result<Option<Checks>, Stop> {
     match extractor.check_policy() {
         CheckPolicy::Off => Ok(None),
         policy => Checks::new(policy, METADATA, document).map(Some).map_err(|reason| Stop::failed(&reason)),
