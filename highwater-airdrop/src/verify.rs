@@ -112,7 +112,8 @@ pub struct SourceOptions {
     /// The base URL of the external system, without a slash at its end.
     pub upstream: String,
     /// The file of the recording; by default `source.jsonl` in the folder of all syncs. If it exists, no request is
-    /// sent to the external system.
+    /// sent to the external system. If it is of another external system, the one in the folder is replaced, and one
+    /// that is named here is refused.
     pub recording: Option<PathBuf>,
     /// Query parameters that are ignored when requests are compared.
     pub ignored: Vec<String>,
@@ -502,7 +503,7 @@ impl Verify<'_> {
         progress: &(dyn Fn(&VerifyProgress<'_>) + Sync),
     ) -> Result<Recording> {
         let path = source.recording.clone().unwrap_or_else(|| self.dir.join("source.jsonl"));
-        if let Some(recording) = Recording::read(&path, &source.upstream)? {
+        if let Some(recording) = Recording::read(&path, &source.upstream, source.recording.is_none())? {
             return Ok(recording);
         }
         progress(&VerifyProgress::Recording);

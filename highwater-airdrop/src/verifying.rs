@@ -72,7 +72,8 @@ pub(crate) struct Verify {
     dir: PathBuf,
     #[command(flatten)]
     worker: Worked,
-    /// The number of cases to run at most, chosen evenly over faults and places
+    /// The number of cases to run at most, chosen evenly over faults and places; in each round, those of the source
+    /// come first
     #[arg(long, value_name = "N", default_value_t = 200)]
     cases: usize,
     /// Begin no case after this time, for example 10m
@@ -96,7 +97,7 @@ pub(crate) struct Verify {
     #[arg(long, value_name = "UPSTREAM")]
     source: Option<String>,
     /// The file of the recording, which only its owner can read and which has no credentials [default: source.jsonl in
-    /// DIR]
+    /// DIR, which is made again for another UPSTREAM]
     #[arg(long, value_name = "FILE", requires = "source")]
     recording: Option<PathBuf>,
     /// A parameter to ignore when requests to the source are compared; may be repeated

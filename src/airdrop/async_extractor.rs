@@ -15,8 +15,9 @@ use crate::store::Page;
 
 use super::check::CheckPolicy;
 use super::context::Context;
-use super::extractor::{AttachmentError, ExternalSyncUnit, SourceError};
+use super::extractor::ExternalSyncUnit;
 use super::listing::Listing;
+use super::source_error::{AttachmentError, SourceError};
 
 /// The async version of [`Extractor`](super::Extractor). Each method means the same. What is said there about errors,
 /// about repeated calls, and about which method is called when, holds here too.

@@ -31,13 +31,15 @@ use super::context::Context;
 use super::deadlines::Deadlines;
 use super::delivery::{Delivery, Halt, POLL};
 use super::event::Event;
-use super::extractor::{AttachmentError, Extractor, caught};
+use super::extractor::caught;
 use super::in_flight::UploadNo;
 use super::invocation::{Ending, Invocation, Stop};
+use super::json_cursors::AnyExtractor;
 use super::keeper::Keeper;
 use super::lanes::Lanes;
 use super::platform::{Fate, PlatformError};
 use super::retry::{ShortWaits, TRIES};
+use super::source_error::AttachmentError;
 
 /// Refusals and failures of the platform in a row after which the platform counts as failing, not the attachments.
 const FAILURES_IN_A_ROW: u32 = 20;
@@ -61,9 +63,9 @@ struct RemakeCut {
 impl Invocation<'_> {
     /// Streams the attachments that the data phase queued, and answers. The lanes still exist then, so a stream that
     /// cannot be aborted does not delay the answer.
-    pub(super) fn attachments<E: Extractor>(
+    pub(super) fn attachments(
         &self,
-        extractor: &E,
+        extractor: &AnyExtractor<'_>,
         context: &Context<'_>,
         keeper: Option<&Keeper<'_>>,
         delivery: Delivery<'_>,

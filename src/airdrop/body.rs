@@ -13,9 +13,10 @@ use crate::model::ArtifactId;
 use crate::record::Attachment;
 
 use super::deadlines::Deadlines;
-use super::extractor::{AttachmentBody, AttachmentError};
+use super::extractor::AttachmentBody;
 use super::lanes::guarded;
 use super::platform::{Body, Platform, PlatformError, Upload};
+use super::source_error::AttachmentError;
 
 /// The largest file that the platform accepts.
 const BYTES_MAX: u64 = 2 * 1024 * 1024 * 1024;

@@ -35,10 +35,11 @@ use super::check::CheckPolicy;
 use super::context::Context;
 use super::deadlines::{Deadlines, LOOK_AGAIN};
 use super::event::Event;
-use super::extractor::{AttachmentBody, AttachmentError, ExternalSyncUnit, Extractor, SourceError};
+use super::extractor::{AttachmentBody, ExternalSyncUnit, Extractor};
 use super::listing::Listing;
 use super::platform::{Platform, PlatformError, SealedMessage, Upload, WorkerState};
 use super::settings::Serve;
+use super::source_error::{AttachmentError, SourceError};
 
 impl Serve {
     /// Like [`Serve::serve`], for an async extractor. The engine runs on its own thread. The extractor's futures are

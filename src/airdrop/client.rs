@@ -18,18 +18,15 @@ use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use chrono::{DateTime, NaiveDateTime, Utc};
 use serde_json::{Map, Value, json};
 use ureq::http::{HeaderValue, Response, Uri};
 use ureq::{Agent, SendBody};
 
 use crate::airdrop::document::lossy_value;
 use crate::airdrop::event::{Event, Secret, wrong};
-use crate::airdrop::http_status::Call;
+use crate::airdrop::http_status::{Call, retry_after};
 use crate::airdrop::message::LIBRARY_VERSION;
-use crate::airdrop::platform::{
-    Body, Fate, Platform, PlatformError, SealedMessage, Upload, WAIT_MAX, WorkerState,
-};
+use crate::airdrop::platform::{Body, Fate, Platform, PlatformError, SealedMessage, Upload, WorkerState};
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, Result};
 use crate::model::{ArtifactId, BATCH_BYTES_MAX};
@@ -693,25 +690,6 @@ fn in_header(key: &str) -> String {
     text
 }
 
-/// `Retry-After`: seconds, whole by RFC 9110 and with a fraction by some servers, or a date in any of the three forms
-/// of HTTP, each of which may end in `UTC` instead of `GMT`.
-fn retry_after(text: &str, now: DateTime<Utc>) -> Option<Duration> {
-    let text = text.trim();
-    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
-        // A number that does not fit is longer than any wait.
-        let seconds = text.parse::<f64>().ok()?;
-        return Some(Duration::try_from_secs_f64(seconds).unwrap_or(WAIT_MAX).min(WAIT_MAX));
-    }
-    let without_zone = text.strip_suffix("GMT").or_else(|| text.strip_suffix("UTC")).map(str::trim_end);
-    let naive = |text: &str, form| NaiveDateTime::parse_from_str(text, form).ok().map(|at| at.and_utc());
-    let at = DateTime::parse_from_rfc2822(text).ok().map(|at| at.to_utc());
-    let at = at
-        .or_else(|| naive(without_zone?, "%a, %d %b %Y %H:%M:%S"))
-        .or_else(|| naive(without_zone?, "%A, %d-%b-%y %H:%M:%S"))
-        .or_else(|| naive(without_zone.unwrap_or(text), "%a %b %e %H:%M:%S %Y"))?;
-    Some((at - now).to_std().unwrap_or(Duration::ZERO).min(WAIT_MAX))
-}
-
 /// The useful part of an answer: the message of a JSON error; of the file store's XML only the code, because the rest
 /// may contain parts of the credentials.
 fn gist(said: &str) -> String {
@@ -752,41 +730,6 @@ fn clean(said: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn at(text: &str) -> DateTime<Utc> {
-        DateTime::parse_from_rfc3339(text).unwrap().to_utc()
-    }
-
-    #[test]
-    fn retry_after_is_read_as_seconds_and_as_every_form_of_date() {
-        let now = at("1994-11-06T08:49:07Z");
-        let half_a_minute = Some(Duration::from_secs(30));
-        for text in [
-            "30",
-            " 30 ",
-            "30.0",
-            "Sun, 06 Nov 1994 08:49:37 UTC",
-            "Sunday, 06-Nov-94 08:49:37 UTC",
-            "Sun Nov  6 08:49:37 1994 GMT",
-            "Sun, 06 Nov 1994 08:49:37 GMT",
-            "Sunday, 06-Nov-94 08:49:37 GMT",
-            "Sun Nov  6 08:49:37 1994",
-        ] {
-            assert_eq!(retry_after(text, now), half_a_minute, "{text}");
-        }
-        assert_eq!(retry_after("Sun, 06 Nov 1994 08:49:00 GMT", now), Some(Duration::ZERO), "in the past");
-        assert_eq!(retry_after("0", now), Some(Duration::ZERO));
-        assert_eq!(retry_after("1.5", now), Some(Duration::from_millis(1500)));
-        assert_eq!(retry_after("0.25", now), Some(Duration::from_millis(250)));
-        for absurd in ["99999999999999999999", "9".repeat(400).as_str()] {
-            assert_eq!(retry_after(absurd, now), Some(WAIT_MAX), "{absurd}");
-        }
-        assert_eq!(retry_after("99999999999", now), Some(WAIT_MAX));
-        assert_eq!(retry_after("Sun, 06 Nov 9994 08:49:37 GMT", now), Some(WAIT_MAX));
-        for text in ["", "soon", "-1", "1.2.3", ".", "1e3", "NaN", "inf", "Sun, 06 Nov 1994"] {
-            assert_eq!(retry_after(text, now), None, "{text}");
-        }
-    }
 
     #[test]
     fn a_loopback_address_is_known_in_each_of_its_spellings() {

@@ -3,20 +3,19 @@
 use std::fmt;
 use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::error::{BoxError, panic_text};
+use crate::error::panic_text;
 use crate::record::Attachment;
 use crate::store::Page;
 
 use super::check::CheckPolicy;
 use super::context::Context;
 use super::listing::Listing;
-use super::message::ErrorCode;
+use super::source_error::{AttachmentError, SourceError};
 
 /// A source of records: what a connector's author implements, and [`serve`](super::serve()) calls.
 ///
@@ -78,8 +77,8 @@ pub trait Extractor: Sync {
     ///
     /// # Errors
     /// Whatever went wrong. Nothing of the page is stored. [`SourceError::RateLimited`] is waited for, or ends the
-    /// invocation with DELAY, as [`Serve::wait_up_to`](super::Serve::wait_up_to) says; everything else ends it with
-    /// ERROR.
+    /// invocation with DELAY, as [`Serve::wait_up_to`](super::Serve::wait_up_to) says. After
+    /// [`SourceError::Temporary`] the page is fetched again. Everything else ends the invocation with ERROR.
     fn page(
         &self,
         context: &Context<'_>,
@@ -217,49 +216,6 @@ impl fmt::Debug for AttachmentBody {
     }
 }
 
-/// Why an attachment was not opened. Any error turns into [`AttachmentError::Temporary`] with `?`.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum AttachmentError {
-    /// The source asked to wait. A short wait takes place here, as [`Serve::wait_up_to`](super::Serve::wait_up_to)
-    /// describes; a longer one ends the phase with DELAY. This does not count as a failure of the attachment.
-    RateLimited {
-        /// How long to wait. More than 24 hours counts as 24 hours.
-        after: Duration,
-    },
-    /// It no longer exists. It is given up, and listed as failed.
-    Gone {
-        /// The source's answer.
-        reason: String,
-    },
-    /// It may not be read. It is given up, and listed as failed.
-    Denied {
-        /// The source's answer.
-        reason: String,
-    },
-    /// It may succeed later. It is tried again after a while, [a few times](super::Serve::attachment_tries).
-    Temporary {
-        /// What went wrong.
-        source: BoxError,
-    },
-}
-
-impl<E: Into<BoxError>> From<E> for AttachmentError {
-    fn from(source: E) -> Self {
-        AttachmentError::Temporary { source: source.into() }
-    }
-}
-
-/// The failure of a client of the source, for an attachment: a rate limit stays one, anything else may succeed later.
-impl From<SourceError> for AttachmentError {
-    fn from(error: SourceError) -> Self {
-        match error {
-            SourceError::RateLimited { after } => AttachmentError::RateLimited { after },
-            SourceError::Failed { source, .. } => AttachmentError::Temporary { source },
-        }
-    }
-}
-
 /// One container that a user can choose to sync.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -291,37 +247,6 @@ impl ExternalSyncUnit {
         self.item_count = Some(count);
         self.item_type = Some(item_type.into());
         self
-    }
-}
-
-/// Why there is no page. Any error turns into [`SourceError::Failed`] with `?`.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum SourceError {
-    /// The source asked to wait.
-    RateLimited {
-        /// How long. More than 24 hours counts as 24 hours.
-        after: Duration,
-    },
-    /// Anything else.
-    Failed {
-        /// The platform's code for it, if it has one.
-        code: Option<ErrorCode>,
-        /// The cause. Its text goes into the ERROR.
-        source: BoxError,
-    },
-}
-
-impl SourceError {
-    /// A failure that the platform has a code for.
-    pub fn coded(code: ErrorCode, source: impl Into<BoxError>) -> Self {
-        SourceError::Failed { code: Some(code), source: source.into() }
-    }
-}
-
-impl<E: Into<BoxError>> From<E> for SourceError {
-    fn from(source: E) -> Self {
-        SourceError::Failed { code: None, source: source.into() }
     }
 }
 

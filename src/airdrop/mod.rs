@@ -1,5 +1,6 @@
 //! Airdrop: its events and messages, and the loop that answers events with the help of an extractor.
 
+mod access_token;
 mod answer;
 #[cfg(feature = "async")]
 mod async_extractor;
@@ -21,6 +22,7 @@ mod extractor;
 mod http_status;
 mod in_flight;
 mod invocation;
+mod json_cursors;
 mod keeper;
 mod lanes;
 mod listing;
@@ -35,9 +37,11 @@ mod scheduler;
 mod sdk;
 mod serve;
 mod settings;
+mod source_error;
 mod window;
 
 pub use crate::model::Step;
+pub use access_token::AccessToken;
 pub use answer::Outcome;
 #[cfg(feature = "async")]
 pub use async_extractor::{AsyncAttachmentBody, AsyncExtractor};
@@ -55,7 +59,7 @@ pub use event::{Event, Mode, Secret};
 #[doc(hidden)]
 pub use event::{TimeSetting, WindowEnd};
 pub use event_type::{EventType, OutcomeKind, Spelling};
-pub use extractor::{AttachmentBody, AttachmentError, ExternalSyncUnit, Extractor, SourceError};
+pub use extractor::{AttachmentBody, ExternalSyncUnit, Extractor};
 pub use http_status::Call;
 #[cfg(feature = "testing")]
 pub(crate) use keeper::checkpoint_in;
@@ -71,4 +75,5 @@ pub use platform::{Body, Fate, Platform, PlatformError, SealedMessage, Upload, W
 pub use saved::SavedState;
 pub use serve::serve;
 pub use settings::Serve;
+pub use source_error::{AttachmentError, SourceError};
 pub use window::Window;

@@ -14,6 +14,8 @@
 //! - If the source asks to wait, nothing is begun until then. If that takes longer than
 //!   [`Serve::wait_up_to`](super::Serve::wait_up_to), or than is left of this invocation, the answer is DELAY. Pages
 //!   in flight are awaited and committed first, as before every other answer.
+//! - If a page fails for a passing reason, nothing is begun for a moment, and it is fetched again; a few times, and never
+//!   if there is no time for another page.
 //! - An invocation stops between pages, and never before the first. So every invocation that has time for one page
 //!   makes progress, unless a stop is requested. A page that does not arrive is given up some time before the hard
 //!   limit, so that staged batches can still be announced.
@@ -24,9 +26,9 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use tracing::{Span, debug, info};
+use tracing::{Span, debug, info, warn};
 
-use crate::error::Result;
+use crate::error::{Result, chain};
 use crate::model::{Phase, Safeguard, StreamName};
 use crate::store::{
     Child, CommittedPage, CursorWatch, Page, PageOf, ReadyPage, UnderRow, make_ready_in_order, refetched,
@@ -36,15 +38,17 @@ use super::answer::{MessageDetails, Outcome};
 use super::check::Checks;
 use super::context::{Context, ValuesAhead};
 use super::delivery::{Delivery, POLL};
-use super::extractor::{Extractor, SourceError, caught};
+use super::extractor::caught;
 use super::invocation::{Ending, Invocation, Stop};
+use super::json_cursors::{AnyExtractor, CursorJson};
 use super::keeper::Keeper;
 use super::lanes::Lanes;
 use super::listing::Listing;
 use super::rejected;
-use super::retry::{ShortWaits, millis};
+use super::retry::{ShortWaits, SourceTries, millis};
 use super::scheduler::{Came, LeftChild, ListingNo, Next, Scheduler, Then};
 use super::settings::Serve;
+use super::source_error::SourceError;
 
 /// How many pages, records and bytes of lines are held at most, and for how long.
 const HELD_PAGES: usize = 100;
@@ -53,41 +57,41 @@ const HELD_BYTES: usize = 4 << 20;
 const HELD_FOR: Duration = Duration::from_millis(50);
 
 /// A page to fetch.
-struct PageFetch<C> {
+struct PageFetch {
     no: ListingNo,
     listing: Listing,
-    cursor: Option<C>,
+    cursor: Option<CursorJson>,
     /// The values set by earlier pages that are not committed.
     values: ValuesAhead,
 }
 
 /// The result of a fetch.
-struct FetchedPage<C> {
+struct FetchedPage {
     no: ListingNo,
-    page: Result<Page<C>, SourceError>,
+    page: Result<Page<CursorJson>, SourceError>,
 }
 
 /// The lanes in which pages are fetched.
-type PageLanes<'a, C> = Lanes<'a, PageFetch<C>, FetchedPage<C>>;
+type PageLanes<'a> = Lanes<'a, PageFetch, FetchedPage>;
 
 impl Invocation<'_> {
     /// Extracts the data, from where its listings are, and answers. It answers while the lanes still exist, so that a
     /// page that does not arrive does not delay the answer.
-    pub(super) fn data<E: Extractor>(
+    pub(super) fn data(
         &self,
-        extractor: &E,
+        extractor: &AnyExtractor<'_>,
         context: &Context<'_>,
         keeper: Option<&Keeper<'_>>,
         mut delivery: Delivery<'_>,
         mut details: MessageDetails,
     ) -> Result<Outcome> {
         let span = Span::current();
-        let fetch = |PageFetch { no, listing, cursor, values }: PageFetch<E::Cursor>| {
+        let fetch = |PageFetch { no, listing, cursor, values }: PageFetch| {
             let context = &context.ahead(values);
             let page = span.in_scope(|| caught(|| extractor.page(context, &listing, cursor)));
             FetchedPage { no, page }
         };
-        let go = |lanes: PageLanes<'_, E::Cursor>| {
+        let go = |lanes: PageLanes<'_>| {
             let worked = Pages::new(self, extractor, context, keeper, &mut delivery, lanes)
                 .and_then(|pages| pages.fetch_all(&mut details.item_type));
             self.conclude(&context.run, keeper, Phase::Data, delivery, worked, &details)
@@ -115,14 +119,16 @@ struct Open {
     /// The values set by pages that arrived and are not committed, oldest first.
     values: VecDeque<ValuesAhead>,
     in_flight: Option<InFlight>,
+    /// The tries at the next page.
+    tries: SourceTries,
     /// The cursors seen in this invocation.
     watch: CursorWatch,
 }
 
 impl Open {
-    fn new(of: PageOf, listing: Listing) -> Self {
+    fn new(of: PageOf, listing: Listing, tries: SourceTries) -> Self {
         let (values, watch) = (VecDeque::new(), CursorWatch::default());
-        Self { of, listing, next: None, values, in_flight: None, watch }
+        Self { of, listing, next: None, values, in_flight: None, tries, watch }
     }
 }
 
@@ -136,13 +142,13 @@ struct InFlight {
 }
 
 /// The pages of one invocation, from the source to the store and to the platform.
-struct Pages<'p, 'd, E: Extractor> {
+struct Pages<'p, 'd> {
     invocation: &'p Invocation<'p>,
-    extractor: &'p E,
+    extractor: &'p AnyExtractor<'p>,
     context: &'p Context<'p>,
     keeper: Option<&'p Keeper<'p>>,
     delivery: &'p mut Delivery<'d>,
-    lanes: PageLanes<'p, E::Cursor>,
+    lanes: PageLanes<'p>,
     scheduler: Scheduler,
     streams: Vec<StreamName>,
     open: BTreeMap<ListingNo, Open>,
@@ -161,14 +167,14 @@ struct Pages<'p, 'd, E: Extractor> {
     closing: Option<Ending>,
 }
 
-impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
+impl<'p, 'd> Pages<'p, 'd> {
     fn new(
         invocation: &'p Invocation<'p>,
-        extractor: &'p E,
+        extractor: &'p AnyExtractor<'p>,
         context: &'p Context<'p>,
         keeper: Option<&'p Keeper<'p>>,
         delivery: &'p mut Delivery<'d>,
-        lanes: PageLanes<'p, E::Cursor>,
+        lanes: PageLanes<'p>,
     ) -> Result<Self, Stop> {
         let run = &*context.run;
         if let Some(seconds) = run.delay_left_seconds()? {
@@ -307,7 +313,7 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
     }
 
     /// Decides which records of a page are staged: those that are in scope and not rejected.
-    fn settle(&mut self, of: &PageOf, page: &mut Page<E::Cursor>) -> Result<(), Stop> {
+    fn settle(&mut self, of: &PageOf, page: &mut Page<CursorJson>) -> Result<(), Stop> {
         let stream = of.stream().as_str();
         page.leave_out(|item_type| !self.context.extracts(item_type));
         if let Some(checks) = &mut self.checks {
@@ -393,7 +399,8 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
                         (PageOf::Child { number, stream, parent }, listing)
                     }
                 };
-                vacant.insert(Open::new(of, listing))
+                let tries = SourceTries::new(self.invocation.settings.wait_up_to);
+                vacant.insert(Open::new(of, listing, tries))
             }
         };
         // If no page is held, the stored position counts.
@@ -405,7 +412,10 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
         } else {
             open.next.clone()
         };
-        let cursor = from.as_deref().map(|json| run.read_cursor(&open.of, json)).transpose()?;
+        let cursor = from
+            .as_deref()
+            .map(|json| run.read_cursor(open.listing.stream(), open.listing.parent(), json))
+            .transpose()?;
         let values = open.values.iter().flatten().map(|(key, json)| (key.clone(), json.clone())).collect();
         let listing = open.listing.clone();
         open.in_flight = Some(InFlight { from, begun_at, is_void: false });
@@ -416,11 +426,7 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
     }
 
     /// Handles the result of a fetch.
-    fn take_in(
-        &mut self,
-        fetched: FetchedPage<E::Cursor>,
-        last_item_type: &mut Option<String>,
-    ) -> Result<(), Stop> {
+    fn take_in(&mut self, fetched: FetchedPage, last_item_type: &mut Option<String>) -> Result<(), Stop> {
         let FetchedPage { no, page } = fetched;
         let Some(open) = self.open.get_mut(&no) else { return Ok(()) };
         let Some(InFlight { from, begun_at, is_void }) = open.in_flight.take() else { return Ok(()) };
@@ -446,10 +452,22 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
             Err(error) => {
                 self.scheduler.gave_none(no);
                 let what = format!("fetching a page of {of} of {}", self.context.run.sync_unit());
-                return self.meet(Stop::from(error).while_doing(&what));
+                let SourceError::Temporary { source } = error else {
+                    return self.meet(Stop::from(error).while_doing(&what));
+                };
+                let one_page = self.longest_fetch + self.longest_commit;
+                let Some(wait) = open.tries.next(self.context.time_left().saturating_sub(one_page)) else {
+                    let failure = open.tries.failure(source.as_ref());
+                    return self.meet(Stop::failed(&failure).while_doing(&what));
+                };
+                let reason = self.invocation.event.hide_secrets(&chain(source.as_ref()));
+                warn!(target: "highwater", %reason, wait_ms = millis(wait), "{what} again");
+                self.scheduler.pause(self.invocation.clock.elapsed().saturating_add(wait));
+                return Ok(());
             }
         };
         self.waits.over();
+        open.tries.over();
         if let Some(item_type) = page.last_item_type() {
             *last_item_type = Some(item_type.to_owned());
         }
@@ -500,7 +518,7 @@ impl<'p, 'd, E: Extractor> Pages<'p, 'd, E> {
     fn make_ready(
         &mut self,
         of: PageOf,
-        mut page: Page<E::Cursor>,
+        mut page: Page<CursorJson>,
         from: Option<String>,
         next: Option<String>,
     ) -> Result<ReadyPage, Stop> {

@@ -18,11 +18,13 @@ use crate::store::{Page, Run, WindowRow};
 use super::check::{CheckPolicy, Checks};
 use super::context::{Context, Held, ValuesAhead};
 use super::delivery::Delivery;
-use super::extractor::{ExternalSyncUnit, Extractor, SourceError, caught};
+use super::extractor::{ExternalSyncUnit, caught};
 use super::invocation::{Ending, Invocation, Stop};
+use super::json_cursors::AnyExtractor;
 use super::keeper::Keeper;
-use super::retry::ShortWaits;
+use super::retry::{ShortWaits, SourceTries};
 use super::sdk::Scope;
+use super::source_error::SourceError;
 use super::window::{Bounds, Window, resolve};
 
 /// The item type, and the stream, of the metadata document.
@@ -93,9 +95,9 @@ impl Invocation<'_> {
 
     /// Installs the connector's initial domain mapping, before anything else of a run, unless that of this version is
     /// installed. If it is killed before it records that, it installs the mapping again, which is the same as once.
-    pub(super) fn domain_mapping<E: Extractor>(
+    pub(super) fn domain_mapping(
         &self,
-        extractor: &E,
+        extractor: &AnyExtractor<'_>,
         context: &Context<'_>,
         phase: Phase,
     ) -> Result<(), Stop> {
@@ -133,9 +135,9 @@ impl Invocation<'_> {
     }
 
     /// Lists the external sync units: into a batch, or into `inline`, if they go into the message itself.
-    pub(super) fn external_sync_units<E: Extractor>(
+    pub(super) fn external_sync_units(
         &self,
-        extractor: &E,
+        extractor: &AnyExtractor<'_>,
         context: &Context<'_>,
         delivery: &mut Delivery<'_>,
         inline: &mut Option<Vec<Box<RawValue>>>,
@@ -164,9 +166,9 @@ impl Invocation<'_> {
     }
 
     /// Asks for the metadata document, checks it if the extractor wants that, and stages it.
-    pub(super) fn metadata<E: Extractor>(
+    pub(super) fn metadata(
         &self,
-        extractor: &E,
+        extractor: &AnyExtractor<'_>,
         context: &Context<'_>,
         delivery: &mut Delivery<'_>,
     ) -> Result<(), Stop> {
@@ -184,9 +186,9 @@ impl Invocation<'_> {
     }
 
     /// The checks of pages in this invocation; `None`: pages are not checked.
-    pub(super) fn checks<E: Extractor>(
+    pub(super) fn checks(
         &self,
-        extractor: &E,
+        extractor: &AnyExtractor<'_>,
         context: &Context<'_>,
     ) -> Result<Option<Checks>, Stop> {
         if extractor.check_policy() == CheckPolicy::Off {
@@ -208,6 +210,7 @@ impl Invocation<'_> {
     ) -> Result<T, Stop> {
         let up_to = if phase.continues() { self.settings.wait_up_to } else { Duration::MAX };
         let mut waits = ShortWaits::new(up_to);
+        let mut tries = SourceTries::new(up_to);
         loop {
             if self.deadlines.is_stopped() {
                 return Err(Ending::Progress.into());
@@ -223,6 +226,10 @@ impl Invocation<'_> {
                 }
                 // It was given up because of the stop.
                 Err(_) if self.deadlines.is_past_stop() => return Err(Ending::Progress.into()),
+                Err(SourceError::Temporary { source }) => match tries.next(context.time_left()) {
+                    Some(wait) => drop(self.deadlines.sleep(wait)),
+                    None => return Err(Stop::failed(&tries.failure(source.as_ref()))),
+                },
                 Err(error) => return Err(error.into()),
             }
         }
@@ -245,13 +252,16 @@ impl From<SourceError> for Stop {
     fn from(error: SourceError) -> Self {
         Self::Ending(match error {
             SourceError::RateLimited { after } => Ending::asked_to_wait(after),
-            SourceError::Failed { code, source } => Ending::Failed { code, message: chain(source.as_ref()) },
+            SourceError::Temporary { source } => Ending::failed(&chain(source.as_ref())),
+            SourceError::Failed { code, source, .. } => {
+                Ending::Failed { code, message: chain(source.as_ref()) }
+            }
         })
     }
 }
 
 /// The checks by this metadata, if the extractor wants any.
-fn checks<E: Extractor>(extractor: &E, document: Value) -> Result<Option<Checks>, Stop> {
+fn checks(extractor: &AnyExtractor<'_>, document: Value) -> Result<Option<Checks>, Stop> {
     match extractor.check_policy() {
         CheckPolicy::Off => Ok(None),
         policy => Checks::new(policy, METADATA, document).map(Some).map_err(|reason| Stop::failed(&reason)),

@@ -6,20 +6,20 @@ use crate::model::{Phase, REJECTED_FEW};
 use crate::store::{Page, Run};
 
 use super::context::Context;
-use super::extractor::Extractor;
 use super::invocation::{Invocation, Stop};
+use super::json_cursors::{AnyExtractor, CursorJson};
 
 /// Fetches rejected records again.
 ///
 /// # Errors
 /// The extractor's failure, or that it cannot refetch.
-pub(super) fn refetch<E: Extractor>(
+pub(super) fn refetch(
     invocation: &Invocation<'_>,
-    extractor: &E,
+    extractor: &AnyExtractor<'_>,
     context: &Context<'_>,
     item_type: &str,
     ids: &[String],
-) -> Result<Page<E::Cursor>, Stop> {
+) -> Result<Page<CursorJson>, Stop> {
     let unit = context.run.sync_unit();
     let count = ids.len();
     if !extractor.can_refetch(item_type) {
@@ -40,11 +40,11 @@ pub(super) fn refetch<E: Extractor>(
 ///
 /// # Errors
 /// What to answer.
-pub(super) fn check_refetchable<E: Extractor>(
-    extractor: &E,
+pub(super) fn check_refetchable(
+    extractor: &AnyExtractor<'_>,
     run: &Run,
     stream: &str,
-    page: &Page<E::Cursor>,
+    page: &Page<CursorJson>,
 ) -> Result<(), Stop> {
     for (item_type, (id, reason, count)) in page.rejected_by_type() {
         if !extractor.can_refetch(item_type) {

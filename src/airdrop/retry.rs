@@ -1,8 +1,10 @@
-//! How often a call to the platform is made, and how long to wait in between.
+//! How often a call to the platform or to the source is made, and how long to wait in between.
 //!
-//! A call is made until it succeeds or is refused, was made [`TRIES`] times, or the next attempt would begin after
+//! A call to the platform is made until it succeeds or is refused, was made [`TRIES`] times, or the next attempt would begin after
 //! the invocation's hard limit. The wait doubles each time, varies at random so that workers that failed together do
 //! not retry together, and is never shorter than the platform asked for.
+//!
+//! A source is waited for in place if it asks for a short wait, or fails for a passing reason: that a few times.
 
 use std::fmt;
 use std::time::Duration;
@@ -21,6 +23,10 @@ const LEFT_ALONE_FIRST: Duration = Duration::from_millis(100);
 pub(crate) const TRIES: u32 = 5;
 const BACK_OFF_FIRST: Duration = Duration::from_millis(500);
 const BACK_OFF_MAX: Duration = Duration::from_secs(30);
+
+/// Attempts at one call to the source that fails for a passing reason, and the first wait, which is doubled each time.
+const SOURCE_TRIES: u32 = 4;
+const SOURCE_BACK_OFF_FIRST: Duration = Duration::from_secs(1);
 
 /// The wait before another try: doubled each time, times a random factor of 0.5 to 1.5, and never less than the
 /// platform asked for.
@@ -68,6 +74,38 @@ impl ShortWaits {
     /// The source answered.
     pub(crate) fn over(&mut self) {
         self.in_a_row = 0;
+    }
+}
+
+/// The tries at one call to the source that fails for a passing reason.
+#[derive(Debug)]
+pub(crate) struct SourceTries {
+    up_to: Duration,
+    failed: u32,
+}
+
+impl SourceTries {
+    /// Waits for at most this long.
+    pub(crate) fn new(up_to: Duration) -> Self {
+        Self { up_to, failed: 0 }
+    }
+
+    /// The call failed. How long to wait before the next try; `None`: it is not tried again.
+    pub(crate) fn next(&mut self, time_left: Duration) -> Option<Duration> {
+        self.failed = self.failed.saturating_add(1);
+        let wait = SOURCE_BACK_OFF_FIRST.saturating_mul(2_u32.saturating_pow(self.failed - 1));
+        (self.failed < SOURCE_TRIES && wait <= self.up_to && wait < time_left).then_some(wait)
+    }
+
+    /// The text of the failure, if it is not tried again.
+    pub(crate) fn failure(&self, source: &(dyn std::error::Error + Send + Sync + 'static)) -> String {
+        let times = if self.failed > 1 { format!("; tried {} times", self.failed) } else { String::new() };
+        chain(source) + &times
+    }
+
+    /// The source answered.
+    pub(crate) fn over(&mut self) {
+        self.failed = 0;
     }
 }
 
@@ -142,6 +180,7 @@ pub(crate) fn attempts_while<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::BoxError;
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -164,6 +203,21 @@ mod tests {
             waits.over();
             assert_eq!(waits.next(after, 60 * SECOND, false), Ok(after));
         }
+    }
+
+    #[test]
+    fn a_passing_failure_of_the_source_is_tried_four_times() {
+        let mut tries = SourceTries::new(10 * SECOND);
+        for expected in [Some(SECOND), Some(2 * SECOND), Some(4 * SECOND), None, None] {
+            assert_eq!(tries.next(60 * SECOND), expected);
+        }
+        assert_eq!(tries.failure(&*BoxError::from("no")), "no; tried 5 times");
+        tries.over();
+        assert_eq!(tries.next(60 * SECOND), Some(SECOND), "the source answered in between");
+        assert_eq!(tries.next(2 * SECOND), None, "there is no time left");
+        let mut none = SourceTries::new(Duration::ZERO);
+        assert_eq!(none.next(60 * SECOND), None, "no wait in place is wanted");
+        assert_eq!(none.failure(&*BoxError::from("no")), "no");
     }
 
     #[test]

@@ -33,6 +33,7 @@ use super::event_type::EventType;
 use super::event_type::OutcomeKind;
 use super::extractor::Extractor;
 use super::invocation::{Ending, Invocation, Stop};
+use super::json_cursors::{AnyExtractor, JsonCursors};
 use super::keeper::Keeper;
 use super::lanes::Lanes;
 use super::platform::Platform;
@@ -82,6 +83,16 @@ impl Serve {
         store: &Store,
         platform: &dyn Platform,
         extractor: &E,
+        event: &Event,
+    ) -> Result<Outcome> {
+        self.serve_any(store, platform, &JsonCursors(extractor), event)
+    }
+
+    fn serve_any(
+        &self,
+        store: &Store,
+        platform: &dyn Platform,
+        extractor: &AnyExtractor<'_>,
         event: &Event,
     ) -> Result<Outcome> {
         let (clock, stop) = (Arc::clone(store.clock()), self.stop.clone());
@@ -192,9 +203,9 @@ fn log_accepted(event: &Event, phase: Phase, accepted: &Accepted) {
 }
 
 impl Invocation<'_> {
-    fn converse<E: Extractor>(
+    fn converse(
         &self,
-        extractor: &E,
+        extractor: &AnyExtractor<'_>,
         unit: SyncUnitId,
         incoming: &Incoming,
     ) -> Result<Outcome> {
@@ -253,9 +264,9 @@ impl Invocation<'_> {
     }
 
     /// Extracts, delivers the batches, and answers.
-    fn work<E: Extractor>(
+    fn work(
         &self,
-        extractor: &E,
+        extractor: &AnyExtractor<'_>,
         run: &Run,
         keeper: Option<&Keeper<'_>>,
         phase: Phase,
@@ -297,9 +308,9 @@ impl Invocation<'_> {
     }
 
     /// Prepares a phase, before anything is requested from the extractor.
-    fn begin<'c, E: Extractor>(
+    fn begin<'c>(
         &'c self,
-        extractor: &E,
+        extractor: &AnyExtractor<'_>,
         run: &'c Run,
         keeper: Option<&Keeper<'_>>,
         phase: Phase,

@@ -216,6 +216,47 @@ impl<C> Page<C> {
         self.next = next;
     }
 
+    /// The same page with another cursor.
+    ///
+    /// # Errors
+    /// That of `map`.
+    pub(crate) fn map_next<D, X>(
+        self,
+        map: impl FnOnce(C) -> std::result::Result<D, X>,
+    ) -> std::result::Result<Page<D>, X> {
+        let Self {
+            next,
+            records,
+            edge,
+            skipped,
+            rejected,
+            gone,
+            asked,
+            rejected_max,
+            bookmark,
+            values,
+            progress,
+            findings,
+            children,
+        } = self;
+        let next = next.map(map).transpose()?;
+        Ok(Page {
+            next,
+            records,
+            edge,
+            skipped,
+            rejected,
+            gone,
+            asked,
+            rejected_max,
+            bookmark,
+            values,
+            progress,
+            findings,
+            children,
+        })
+    }
+
     fn with(next: Option<C>) -> Self {
         Self {
             next,

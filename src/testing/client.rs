@@ -28,6 +28,25 @@ pub enum SourceFault {
     Cut,
 }
 
+impl SourceFault {
+    /// The HTTP status of the answer; none if there was no answer.
+    pub fn status(self) -> Option<u16> {
+        match self {
+            SourceFault::Failed => Some(500),
+            SourceFault::TooMany { .. } => Some(429),
+            SourceFault::Cut => None,
+        }
+    }
+
+    /// The answer's `Retry-After`, if it has one.
+    pub fn retry_after(self) -> Option<String> {
+        match self {
+            SourceFault::TooMany { after } => Some(after.as_secs().to_string()),
+            SourceFault::Failed | SourceFault::Cut => None,
+        }
+    }
+}
+
 impl fmt::Display for SourceFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -51,11 +70,11 @@ impl Life {
     ///
     /// ```
     /// use highwater::airdrop::SourceError;
-    /// use highwater::testing::{Life, SourceFault};
+    /// use highwater::testing::Life;
     /// fn get(life: &Life, path: &str) -> Result<String, SourceError> {
-    ///     life.source(path, || format!("what is at {path}")).map_err(|fault| match fault {
-    ///         SourceFault::TooMany { after } => SourceError::RateLimited { after },
-    ///         fault => SourceError::from(fault),
+    ///     life.source(path, || format!("what is at {path}")).map_err(|fault| match fault.status() {
+    ///         Some(status) => SourceError::from_status(path, status, fault.retry_after().as_deref()),
+    ///         None => SourceError::temporary(fault), // it broke off
     ///     })
     /// }
     /// ```
@@ -169,9 +188,9 @@ mod tests {
                 (Err(SourceFault::Failed | SourceFault::Cut), Then::AsksOnceMore) => ask(),
                 (asked, _) => asked,
             };
-            let data = data.map_err(|fault| match fault {
-                SourceFault::TooMany { after } => SourceError::RateLimited { after },
-                fault => fault.into(),
+            let data = data.map_err(|fault| match fault.status() {
+                Some(status) => SourceError::from_status(number, status, fault.retry_after().as_deref()),
+                None => SourceError::temporary(fault),
             })?;
             Ok(Record::new(format!("ISSUE-{number}"), &data)?)
         }

@@ -230,13 +230,21 @@ enum ConfirmFate {
 }
 
 impl Uploaded {
-    /// Whether a confirmation of it was refused for good, and whether that was *in doubt*: another attempt may have
-    /// confirmed it, or a later life cannot know whether there was one.
+    /// Whether a confirmation of it was refused for good, and whether one was refused *in doubt*: another attempt may
+    /// have confirmed it, or a later life cannot know whether there was one.
     pub(super) fn refused(&self) -> Option<bool> {
-        let at = self.confirms.iter().position(|confirm| confirm.fate == ConfirmFate::Refused)?;
-        let before = self.confirms.get(..at).unwrap_or_default();
-        let later = self.confirms.get(at).is_some_and(|refused| refused.life > self.life);
-        Some(later || before.iter().any(|confirm| confirm.fate == ConfirmFate::Other))
+        let mut refused = None;
+        let mut in_doubt = false;
+        for confirm in &self.confirms {
+            match confirm.fate {
+                ConfirmFate::NotApplied => {}
+                ConfirmFate::Other => in_doubt = true,
+                ConfirmFate::Refused => {
+                    refused = Some(refused == Some(true) || in_doubt || confirm.life > self.life);
+                }
+            }
+        }
+        refused
     }
 }
 

@@ -481,6 +481,16 @@ fn a_cursor_that_leads_nowhere_is_not_followed_ahead() {
 /// What an invocation comes to whose source asks to be left alone for so long, so many times before each page; and how long
 /// it took.
 fn left_alone(after: Duration, times: usize, at_once: usize, ahead: u64) -> (OutcomeKind, Duration, Airdrop) {
+    refused(&|| SourceError::RateLimited { after }, times, at_once, ahead)
+}
+
+/// The same for a source that refuses each page so many times.
+fn refused(
+    error: &(dyn Fn() -> SourceError + Sync),
+    times: usize,
+    at_once: usize,
+    ahead: u64,
+) -> (OutcomeKind, Duration, Airdrop) {
     let mut world = World::new(5);
     world.serve = world.serve.concurrency(at_once).ahead(ahead);
     let refused: Mutex<BTreeMap<String, usize>> = Mutex::default();
@@ -488,11 +498,7 @@ fn left_alone(after: Duration, times: usize, at_once: usize, ahead: u64) -> (Out
         let mut refused = refused.lock().unwrap();
         let times_before = refused.entry(name(listing, at)).or_default();
         *times_before += 1;
-        if *times_before <= times {
-            Err(SourceError::RateLimited { after })
-        } else {
-            Ok(page(listing, at, 3))
-        }
+        if *times_before <= times { Err(error()) } else { Ok(page(listing, at, 3)) }
     });
     let started = world.clock.elapsed();
     let outcome =
@@ -517,6 +523,65 @@ fn a_short_wait_ends_no_invocation_and_a_long_one_does() {
 }
 
 #[test]
+fn a_page_that_fails_for_a_passing_reason_is_fetched_again_three_times() {
+    let second = Duration::from_secs(1);
+    let passing = || SourceError::from_status("/pages", 503, None);
+    for (at_once, ahead) in [(1, 0), (1, 1 << 20), (2, 0), (2, 1 << 20)] {
+        for (times, waits) in [(1, 1), (2, 1 + 2), (3, 1 + 2 + 4)] {
+            let (kind, took, airdrop) = refused(&passing, times, at_once, ahead);
+            assert_eq!((kind, airdrop.messages().len()), (OutcomeKind::Done, 1), "{times}");
+            assert_eq!(airdrop.announced("run").len(), 6);
+            // Two that fail at once wait together.
+            assert!(took >= second * 3 * waits && took <= second * 6 * waits, "{times}: {took:?}");
+        }
+        let (kind, took, airdrop) = refused(&passing, 4, at_once, ahead);
+        assert_eq!(kind, OutcomeKind::Error);
+        let error = airdrop.last().error();
+        assert!(error.contains("stream a") || error.contains("stream b"), "{error}");
+        assert!(error.ends_with("/pages was answered with 503; tried 4 times"), "{error}");
+        assert!(took <= second * 2 * 7, "{took:?}");
+    }
+}
+
+/// One listing goes on while another fails: the tries of each are counted by themselves.
+#[test]
+fn a_listing_that_always_fails_ends_the_invocation_although_others_go_on() {
+    let mut world = World::new(5);
+    world.serve = world.serve.concurrency(2).ahead(0);
+    let tracker = Tracker::new(&["a", "b"], |_: &Context<'_>, listing: &Listing, at| {
+        if listing.stream() == "b" {
+            return Err(SourceError::temporary("no"));
+        }
+        Ok(page(listing, at, 1_000))
+    });
+    let event = event(DATA, "run", "1");
+    let outcome = world.serve.serve(&world.store, &world.airdrop, &tracker, &event).unwrap();
+    assert_eq!(outcome.kind, OutcomeKind::Error);
+    assert!(world.airdrop.last().error().ends_with("no; tried 4 times"), "{}", world.airdrop.last().error());
+    let asked = tracker.asked();
+    assert_eq!(asked.iter().filter(|name| name.starts_with('b')).count(), 4, "{asked:?}");
+    assert!(asked.len() > 4, "{asked:?}");
+}
+
+#[test]
+fn a_page_is_not_fetched_again_if_there_is_no_time_for_it_or_no_wait_is_wanted() {
+    let second = Duration::from_secs(1);
+    for (budget, wait_up_to, takes, tries) in
+        [(60, 10, 0, 4), (60, 0, 0, 1), (60, 2, 0, 3), (3, 10, 0, 2), (60, 10, 30, 1), (60, 10, 20, 2)]
+    {
+        let mut world = World::new(5);
+        world.serve = world.serve.budget(second * budget).wait_up_to(second * wait_up_to);
+        let tracker = Tracker::new(&["a"], |_: &Context<'_>, _: &Listing, _| {
+            world.clock.advance(second * takes);
+            Err(SourceError::temporary("no"))
+        });
+        let event = event(DATA, "run", "1");
+        let outcome = world.serve.serve(&world.store, &world.airdrop, &tracker, &event).unwrap();
+        assert_eq!((outcome.kind, tracker.asked().len()), (OutcomeKind::Error, tries), "{budget} {takes}");
+    }
+}
+
+#[test]
 fn a_source_that_asks_for_no_time_at_all_is_not_asked_for_ever() {
     let (kind, took, airdrop) = left_alone(Duration::ZERO, usize::MAX, 1, 1 << 20);
     assert_eq!((kind, airdrop.messages().len()), (OutcomeKind::Delay, 1));
@@ -537,11 +602,11 @@ fn a_short_wait_that_has_no_room_in_the_budget_is_a_delay() {
 
 #[test]
 fn streams_and_the_metadata_for_the_checks_may_be_asked_for_again_after_a_short_wait() {
-    struct Limited(Mutex<BTreeSet<&'static str>>);
+    struct Limited(Mutex<BTreeSet<&'static str>>, fn() -> SourceError);
     impl Limited {
         fn once(&self, what: &'static str) -> Result<(), SourceError> {
             let first = self.0.lock().unwrap().insert(what);
-            if first { Err(SourceError::RateLimited { after: Duration::from_secs(2) }) } else { Ok(()) }
+            if first { Err((self.1)()) } else { Ok(()) }
         }
     }
     impl Extractor for Limited {
@@ -572,11 +637,18 @@ fn streams_and_the_metadata_for_the_checks_may_be_asked_for_again_after_a_short_
             Ok(page(listing, at.unwrap_or(0), 1))
         }
     }
-    let world = World::new(5);
-    let source = Limited(Mutex::default());
-    let outcome = world.serve.serve(&world.store, &world.airdrop, &source, &event(DATA, "run", "1")).unwrap();
-    assert_eq!(outcome.kind, OutcomeKind::Done);
-    assert_eq!(source.0.lock().unwrap().len(), 2);
+    let refusals: [fn() -> SourceError; 2] = [
+        || SourceError::RateLimited { after: Duration::from_secs(2) },
+        || SourceError::temporary("the connection broke off"),
+    ];
+    for refusal in refusals {
+        let world = World::new(5);
+        let source = Limited(Mutex::default(), refusal);
+        let event = event(DATA, "run", "1");
+        let outcome = world.serve.serve(&world.store, &world.airdrop, &source, &event).unwrap();
+        assert_eq!(outcome.kind, OutcomeKind::Done);
+        assert_eq!(source.0.lock().unwrap().len(), 2);
+    }
 }
 
 #[test]

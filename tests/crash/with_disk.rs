@@ -155,6 +155,19 @@ fn an_attachment_that_the_platform_did_not_take_five_times_may_be_given_up() {
     assert_eq!(report.faults.get("upload/storage-503"), Some(&1), "{report}");
 }
 
+/// An attachment's confirm is refused, and the process dies before that is stored. The next life cannot know that the first
+/// refusal was all that there was, so it does not give the id up when it is refused again: it gives up the attachment.
+#[test]
+fn an_attachment_that_two_lives_could_not_confirm_under_one_id_may_be_given_up() {
+    let schedule = "seed=73998595 call=page/3/429-after-40 with=no-ids call=confirm/13/refused-413 call=message/2/lost \
+        call=confirm/0/refused-400 call=confirm/14/refused-400 crash=74@717:prefix:0";
+    let report = Explore::new().replay(schedule, SimSource::new).unwrap();
+    assert!(report.failure.is_none(), "{report}");
+    for fault in ["confirm/refused-400", "confirm/refused-413"] {
+        assert!(report.faults.contains_key(fault), "{report}");
+    }
+}
+
 /// Somebody puts an empty store in the place of the one that is open, and an old event comes after that. The new store
 /// cannot know that it is old: it takes it for a new run's, and all of the run at hand for the past. The platform then hears
 /// nothing of that run, and gives it up.

@@ -9,6 +9,7 @@ mod format;
 mod ids;
 mod mend;
 mod opening;
+mod outbox;
 mod rejected;
 mod simulated_disk;
 #[path = "../support/mod.rs"]

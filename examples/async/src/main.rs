@@ -27,8 +27,8 @@ use highwater::airdrop::{
 };
 use highwater::record::{Attachment, Field, Metadata, RecordType};
 use highwater::{Page, Record, Store};
+use reqwest::Response;
 use reqwest::header::RETRY_AFTER;
-use reqwest::{Response, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -36,8 +36,6 @@ use crate::common::{Failure, finish, read_event, stop_when_told, tell, went_well
 
 /// The issues are divided among this many streams, page by page, so that as many pages can be awaited at once.
 const STREAMS: u32 = 8;
-/// How long to wait after a 429 or 503 without `Retry-After`.
-const DEFAULT_WAIT: Duration = Duration::from_secs(60);
 
 /// Extracts the issues of an HTTP source, each exactly once.
 #[derive(Debug, Parser)]
@@ -88,51 +86,16 @@ struct Numbers {
     next: Option<u32>,
 }
 
-/// Why the source returned nothing.
-enum Refused {
-    /// It asks to wait this long.
-    For(Duration),
-    /// The file does not exist, and never will.
-    Gone(StatusCode),
-    Failed(Failure),
-}
-
 impl Tracker {
-    async fn get(&self, target: &str) -> Result<Response, Refused> {
+    async fn get(&self, target: &str) -> Result<Response, SourceError> {
         let response = self.client.get(format!("{}{target}", self.url)).send().await;
-        let response = response.map_err(|error| Refused::Failed(error.into()))?;
-        match response.status() {
-            status if status.is_success() => Ok(response),
-            StatusCode::TOO_MANY_REQUESTS => {
-                let said = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-                let seconds = said.and_then(|said| said.parse().ok());
-                Err(Refused::For(seconds.map_or(DEFAULT_WAIT, Duration::from_secs)))
-            }
-            status @ (StatusCode::NOT_FOUND | StatusCode::GONE) => Err(Refused::Gone(status)),
-            status => Err(Refused::Failed(format!("the tracker answered {status}").into())),
+        let response = response.map_err(SourceError::temporary)?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
         }
-    }
-}
-
-impl From<Refused> for SourceError {
-    fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::For(after) => SourceError::RateLimited { after },
-            Refused::Gone(status) => format!("the tracker answered {status}").into(),
-            Refused::Failed(failure) => failure.into(),
-        }
-    }
-}
-
-impl From<Refused> for AttachmentError {
-    fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::For(after) => AttachmentError::RateLimited { after },
-            Refused::Gone(status) => {
-                AttachmentError::Gone { reason: format!("the tracker answered {status}") }
-            }
-            Refused::Failed(failure) => failure.into(),
-        }
+        let after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+        Err(SourceError::from_status(target, status.as_u16(), after))
     }
 }
 

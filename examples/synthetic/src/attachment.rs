@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
 use highwater::airdrop::{AttachmentBody, AttachmentError, Context, SourceError};
 use highwater::record::Attachment;
 use ureq::Agent;
 
 use crate::issue::Issue;
-use crate::source::Tracker;
+use crate::source::{Tracker, whole};
 
 /// The item type under which attachments are staged.
 pub(crate) const ITEM_TYPE: &str = "attachments";
@@ -16,8 +15,6 @@ pub(crate) const ITEM_TYPE: &str = "attachments";
 /// How long the external system may take to begin its answer, and between two parts of it: a stalled stream would
 /// hold up the invocation.
 pub(crate) const STALL: Duration = Duration::from_secs(30);
-/// No wait is longer than this, whatever the external system asks for.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The files of the external system: one for each of the first issues.
 #[derive(Debug)]
@@ -79,36 +76,11 @@ impl Files {
     /// Begins to fetch the bytes of an attachment.
     pub(crate) fn open(&self, attachment: &Attachment) -> Result<AttachmentBody, AttachmentError> {
         let response = self.agent.get(&attachment.url).call()?;
-        let status = response.status().as_u16();
-        let reason = format!("the external system answered {status}");
-        match status {
-            200 => {}
-            401 | 403 => return Err(AttachmentError::Denied { reason }),
-            404 | 410 => return Err(AttachmentError::Gone { reason }),
-            429 => {
-                let said = response.headers().get("Retry-After").and_then(|value| value.to_str().ok());
-                let after = said.and_then(|said| retry_after(said, Utc::now())).unwrap_or(self.retry_after);
-                return Err(AttachmentError::RateLimited { after });
-            }
-            _ => return Err(reason.into()),
-        }
-        let body = response.into_body();
+        let body = whole("the file", response, self.retry_after)?.into_body();
         let (length_bytes, content_type) = (body.content_length(), body.mime_type().map(str::to_owned));
         let mut opened = AttachmentBody::new(body.into_reader());
         opened.length_bytes = length_bytes;
         opened.content_type = content_type;
         Ok(opened)
     }
-}
-
-/// `Retry-After`: whole seconds, or a date.
-pub(crate) fn retry_after(text: &str, now: DateTime<Utc>) -> Option<Duration> {
-    let text = text.trim();
-    let after = if text.bytes().all(|byte| byte.is_ascii_digit()) {
-        Duration::from_secs(text.parse().ok()?)
-    } else {
-        let at = DateTime::parse_from_rfc2822(text).ok()?;
-        (at.to_utc() - now).to_std().unwrap_or_default()
-    };
-    Some(after.min(RETRY_AFTER_MAX))
 }

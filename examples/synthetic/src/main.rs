@@ -111,7 +111,7 @@ struct Invoke {
     /// Extra time for each page, to imitate a slow source, for example 5ms [default: none]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     page_delay: Option<Duration>,
-    /// How long to wait after a 429 or 503 without `Retry-After`
+    /// How long to wait after a 429 without `Retry-After`
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
     retry_after: Duration,
     /// How hard artifacts are compressed, 1 (fast) to 9 (small)

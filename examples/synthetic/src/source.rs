@@ -9,13 +9,13 @@
 
 use std::time::Duration;
 
-use chrono::Utc;
 use highwater::airdrop::SourceError;
 use serde::Deserialize;
 use serde_json::json;
-use ureq::Agent;
+use ureq::http::Response;
+use ureq::{Agent, Body};
 
-use crate::attachment::{STALL, retry_after};
+use crate::attachment::STALL;
 use crate::common::Failure;
 use crate::common::server::{self, Answer, Request};
 
@@ -59,18 +59,26 @@ impl Tracker {
 
     /// A page that begins with this issue. A failed request may be repeated: it changes nothing.
     pub(crate) fn page(&self, first: u32, count: u32) -> Result<Numbers, SourceError> {
+        let path = format!("/issues?first={first}&count={count}");
         let mut response =
-            self.agent.get(format!("{}/issues?first={first}&count={count}", self.url)).call()?;
-        match response.status().as_u16() {
-            200 => Ok(serde_json::from_str(&response.body_mut().read_to_string()?)?),
-            429 => {
-                let said = response.headers().get("Retry-After").and_then(|value| value.to_str().ok());
-                let after = said.and_then(|said| retry_after(said, Utc::now())).unwrap_or(self.retry_after);
-                Err(SourceError::RateLimited { after })
-            }
-            status => Err(format!("the tracker answered {status}").into()),
-        }
+            whole(&path, self.agent.get(format!("{}{path}", self.url)).call()?, self.retry_after)?;
+        Ok(serde_json::from_str(&response.body_mut().read_to_string()?)?)
     }
+}
+
+/// The answer, if it is what was asked for. `busy`: the wait after a 429 that does not tell how long.
+pub(crate) fn whole(
+    what: &str,
+    response: Response<Body>,
+    busy: Duration,
+) -> Result<Response<Body>, SourceError> {
+    let status = response.status().as_u16();
+    if status == 200 {
+        return Ok(response);
+    }
+    let busy = (status == 429).then(|| busy.as_secs_f64().to_string());
+    let said = response.headers().get("Retry-After").and_then(|value| value.to_str().ok());
+    Err(SourceError::from_status(what, status, said.or(busy.as_deref())))
 }
 
 /// Serves this many issues until it is killed. The first line on standard output is its base URL.

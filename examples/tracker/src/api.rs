@@ -1,30 +1,22 @@
 //! The tracker's API: what is asked, and what is answered.
 
 use std::io::Read;
-use std::time::Duration;
 
 use highwater::BoxError;
 use serde::Deserialize;
 
-/// Sends a request: over HTTP, or, in a test, wherever the test likes.
-pub type Transport = Box<dyn Fn(Request<'_>) -> Result<Answer, BoxError> + Send + Sync>;
-
-/// A request.
-#[derive(Clone, Copy)]
-pub enum Request<'a> {
-    /// `POST /token`
-    SignIn { secret: &'a str },
-    /// `GET` of a path, with a token.
-    Get { path: &'a str, token: &'a str },
-}
+/// Sends `GET` of a path with a token, or, without one, `POST` with the secret; in a test, to wherever the test likes.
+pub type Transport = Box<dyn Fn(&str, Option<&str>) -> Result<Answer, BoxError> + Send + Sync>;
 
 /// An answer.
 pub struct Answer {
     pub status: u16,
-    /// How long to leave the tracker alone, if it refuses for now.
-    pub retry_after: Duration,
-    pub body: Box<dyn Read + Send>,
+    /// The header, as it is.
+    pub retry_after: Option<String>,
+    pub body: Body,
 }
+
+pub type Body = Box<dyn Read + Send>;
 
 #[derive(Deserialize)]
 pub(crate) struct Token {

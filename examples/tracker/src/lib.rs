@@ -2,55 +2,38 @@
 
 pub mod api;
 
-use std::sync::Mutex;
-
 use highwater::airdrop::{
-    AttachmentBody, AttachmentError, CheckPolicy, Context, ExternalSyncUnit, Extractor, Listing, SourceError,
+    AccessToken, AttachmentBody, AttachmentError, CheckPolicy, Context, ExternalSyncUnit, Extractor, Listing,
+    SourceError,
 };
 use highwater::record::{Attachment, Field, Metadata, RecordType};
 use highwater::{Page, Record};
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::api::{Answer, Comments, Issue, Issues, Request, Token, Transport};
+use crate::api::{Body, Comments, Issue, Issues, Token, Transport};
 
 /// The connector.
 pub struct Tracker {
     pub transport: Transport,
-    pub secret: String,
-    /// The newest token, empty at first.
-    pub token: Mutex<String>,
+    pub token: AccessToken,
 }
 
 impl Tracker {
-    fn send(&self, request: Request<'_>) -> Result<Answer, SourceError> {
-        let answer = (self.transport)(request)?;
-        if answer.status == 429 {
-            return Err(SourceError::RateLimited { after: answer.retry_after });
+    fn send(&self, path: &str, token: Option<&str>) -> Result<Body, SourceError> {
+        let answer = (self.transport)(path, token).map_err(SourceError::temporary)?;
+        match answer.status {
+            200 => Ok(answer.body),
+            status => Err(SourceError::from_status(path, status, answer.retry_after.as_deref())),
         }
-        Ok(answer)
     }
 
-    fn get(&self, path: &str) -> Result<Answer, SourceError> {
-        let token = self.token.lock().unwrap().clone();
-        let answer = self.send(Request::Get { path, token: &token })?;
-        if answer.status != 401 {
-            return Ok(answer);
-        }
-        let Token { access_token } = read("/token", self.send(Request::SignIn { secret: &self.secret })?)?;
-        self.token.lock().unwrap().clone_from(&access_token);
-        self.send(Request::Get { path, token: &access_token })
+    fn get(&self, path: &str) -> Result<Body, SourceError> {
+        let renew = || Ok(serde_json::from_reader::<_, Token>(self.send("/token", None)?)?.access_token);
+        self.token.with(renew, |token| self.send(path, Some(token)))
     }
 
-    fn list<T: DeserializeOwned>(&self, path: &str) -> Result<T, SourceError> {
-        read(path, self.get(path)?)
-    }
-}
-
-fn read<T: DeserializeOwned>(path: &str, answer: Answer) -> Result<T, SourceError> {
-    match answer.status {
-        200 => Ok(serde_json::from_reader(answer.body)?),
-        status => Err(format!("the tracker answered {path} with {status}").into()),
+    fn list<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T, SourceError> {
+        serde_json::from_reader(self.get(path)?).map_err(SourceError::temporary)
     }
 }
 
@@ -101,14 +84,13 @@ impl Extractor for Tracker {
     }
 
     fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
-        let text = |name| Field::text().name(name);
-        let author = || Field::reference(["#record:users"]).name("Author");
-        let issue = Field::reference(["#record:issues"]).name("Issue").required();
-        let comment = RecordType::new().field("text", text("Text").required()).field("issue", issue);
+        let author = || Field::reference(["#record:users"]);
+        let issue = Field::reference(["#record:issues"]).required();
+        let comment = RecordType::new().field("text", Field::text().required()).field("issue", issue);
         let metadata = Metadata::new()
-            .record_type("issues", RecordType::new().field("title", text("Title")).field("author", author()))
+            .record_type("issues", RecordType::new().field("title", Field::text()).field("author", author()))
             .record_type("comments", comment.field("author", author().required()))
-            .record_type("users", RecordType::new().field("name", text("Name").required()));
+            .record_type("users", RecordType::new().field("name", Field::text().required()));
         Ok(serde_json::to_value(metadata)?)
     }
 
@@ -126,25 +108,13 @@ impl Extractor for Tracker {
         listing: &Listing,
         cursor: Option<String>,
     ) -> Result<Page<String>, SourceError> {
-        let after = cursor.unwrap_or_default();
-        match listing.parent() {
-            None => self.issues(context, &after),
-            Some(issue) => self.comments(issue, &after),
+        match (listing.parent(), cursor.unwrap_or_default()) {
+            (None, after) => self.issues(context, &after),
+            (Some(issue), after) => self.comments(issue, &after),
         }
     }
 
-    fn open_attachment(
-        &self,
-        _: &Context<'_>,
-        attachment: &Attachment,
-    ) -> Result<AttachmentBody, AttachmentError> {
-        let answer = self.get(&attachment.url)?;
-        let reason = format!("the tracker answered {}", answer.status);
-        match answer.status {
-            200 => Ok(AttachmentBody::new(answer.body)),
-            403 => Err(AttachmentError::Denied { reason }),
-            404 | 410 => Err(AttachmentError::Gone { reason }),
-            _ => Err(reason.into()),
-        }
+    fn open_attachment(&self, _: &Context<'_>, file: &Attachment) -> Result<AttachmentBody, AttachmentError> {
+        Ok(AttachmentBody::new(self.get(&file.url)?))
     }
 }

@@ -1,6 +1,6 @@
 //! The cases: one thing goes wrong at one place of a clean sync. Also chooses which cases to run, if not all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -214,33 +214,19 @@ impl Menu {
     }
 }
 
-/// Chooses this many cases, evenly over faults and places, in an order in which every prefix is even, too.
+/// Chooses this many cases, evenly over faults and places, in an order in which every prefix is even, too. In each round
+/// every fault has one case. Those of the source come first: few workers are ready for them.
 pub(super) fn sample(cases: Vec<Case>, most: usize, seed: u64) -> Vec<Case> {
     let mut random = fastrand::Rng::with_seed(seed);
-    let mut by_kind: BTreeMap<String, BTreeMap<(Which, String), Vec<Case>>> = BTreeMap::new();
-    for case in cases {
-        let places = by_kind.entry(case.kind.clone()).or_default();
-        places.entry((case.which, case.place.clone())).or_default().push(case);
-    }
-    // For each fault a queue in which the places take turns.
-    let mut queues: Vec<std::vec::IntoIter<Case>> = Vec::new();
-    for places in by_kind.into_values() {
-        let mut places: Vec<Vec<Case>> = places.into_values().collect();
-        random.shuffle(&mut places);
-        for place in &mut places {
-            random.shuffle(place);
-        }
-        let mut queue = Vec::new();
-        while places.iter().any(|place| !place.is_empty()) {
-            queue.extend(places.iter_mut().filter_map(Vec::pop));
-        }
-        queues.push(queue.into_iter());
-    }
+    let (of_source, of_platform) = cases.into_iter().partition(|case| matches!(case.wrong, Wrong::Source(_)));
+    let mut sides = [queues(of_source, &mut random), queues(of_platform, &mut random)];
     let mut taken = Vec::new();
     loop {
         let before = taken.len();
-        random.shuffle(&mut queues);
-        taken.extend(queues.iter_mut().filter_map(Iterator::next));
+        for queues in &mut sides {
+            random.shuffle(queues);
+            taken.extend(queues.iter_mut().filter_map(Iterator::next));
+        }
         if taken.len() == before || taken.len() >= most {
             taken.truncate(most);
             return taken;
@@ -248,10 +234,36 @@ pub(super) fn sample(cases: Vec<Case>, most: usize, seed: u64) -> Vec<Case> {
     }
 }
 
+/// For each fault a queue in which the places take turns. Each queue begins at another place, so that few cases see
+/// many places.
+fn queues(cases: Vec<Case>, random: &mut fastrand::Rng) -> Vec<std::vec::IntoIter<Case>> {
+    let place = |case: &Case| (case.which, case.place.clone());
+    let places: BTreeSet<(Which, String)> = cases.iter().map(place).collect();
+    let mut places: Vec<(Which, String)> = places.into_iter().collect();
+    random.shuffle(&mut places);
+    let mut by_kind: BTreeMap<String, BTreeMap<(Which, String), Vec<Case>>> = BTreeMap::new();
+    for case in cases {
+        by_kind.entry(case.kind.clone()).or_default().entry(place(&case)).or_default().push(case);
+    }
+    let mut queues = Vec::new();
+    for mut of_place in by_kind.into_values() {
+        places.rotate_left(1);
+        let mut turns: Vec<Vec<Case>> = places.iter().filter_map(|place| of_place.remove(place)).collect();
+        for cases in &mut turns {
+            random.shuffle(cases);
+        }
+        let mut queue = Vec::new();
+        while turns.iter().any(|cases| !cases.is_empty()) {
+            queue.extend(turns.iter_mut().filter_map(Vec::pop));
+        }
+        queues.push(queue.into_iter());
+    }
+    queues
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeSet;
 
     fn case(kind: &str, place: &str, number: usize) -> Case {
         Case {
@@ -282,5 +294,30 @@ mod tests {
         let every = sample(all.clone(), usize::MAX, 7);
         let ids: BTreeSet<&str> = every.iter().map(|case| case.id.as_str()).collect();
         assert_eq!((every.len(), ids.len()), (all.len(), all.len()));
+    }
+
+    #[test]
+    fn the_first_cases_are_every_fault_of_the_source_at_as_many_places_as_it_has() {
+        let of_source = |word: &str, act, place: &str, number| Case {
+            wrong: Wrong::Source(SourceFault { text: String::new(), answer: number, nth: 1, act }),
+            ..case(word, place, number)
+        };
+        let faults =
+            [("500", SourceAct::Status(500)), ("401", SourceAct::Status(401)), ("cut", SourceAct::Cut)];
+        let mut all = Vec::new();
+        for number in 0..20 {
+            // The platform has the same fault, at many more places.
+            all.extend((0..30).map(|place| case("500", &format!("call {place}"), number)));
+            for (word, act) in faults {
+                all.extend(["a", "b", "c"].map(|place| of_source(word, act, place, number)));
+            }
+        }
+        for seed in 0..50 {
+            let taken = sample(all.clone(), 4, seed);
+            let set = |of: fn(&Case) -> &str| taken.iter().take(3).map(of).collect::<BTreeSet<_>>();
+            assert_eq!(set(|case| &case.kind), BTreeSet::from(["401", "500", "cut"]), "seed {seed}");
+            assert_eq!(set(|case| &case.place), BTreeSet::from(["a", "b", "c"]), "seed {seed}");
+            assert!(!matches!(taken[3].wrong, Wrong::Source(_)), "seed {seed}: the platform has its turn");
+        }
     }
 }

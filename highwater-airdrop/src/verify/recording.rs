@@ -379,11 +379,11 @@ impl Recording {
         Ok(Self::new(answers))
     }
 
-    /// Reads one; `None` if there is none.
+    /// Reads one; `None` if there is none, or if it is of another source and may be replaced.
     ///
     /// # Errors
-    /// `Invalid` if it belongs to another source, or is not a recording; `Io` if the disk fails.
-    pub(super) fn read(path: &Path, source: &str) -> Result<Option<Self>> {
+    /// `Invalid` if it is of another source and may not be replaced, or is not a recording; `Io` if the disk fails.
+    pub(super) fn read(path: &Path, source: &str, may_replace: bool) -> Result<Option<Self>> {
         let file = match fs::File::open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -402,6 +402,9 @@ impl Recording {
             return Err(unusable(format!("it has format {}, this version reads {FORMAT}", head.format)));
         }
         if head.source != source {
+            if may_replace {
+                return Ok(None);
+            }
             return Err(unusable(format!("it is a recording of {}, not of {source}", head.source)));
         }
         let mut answers = Vec::new();
@@ -631,18 +634,20 @@ mod tests {
             use std::os::unix::fs::PermissionsExt as _;
             assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         }
-        let read = Recording::read(&path, "https://api.example").unwrap().unwrap();
+        let read = Recording::read(&path, "https://api.example", false).unwrap().unwrap();
         let (headers, body) = read.answer(0).unwrap().replayed("http://127.0.0.1:1");
         assert!(String::from_utf8(body).unwrap().contains("\"http://127.0.0.1:1/p/2\""));
         assert_eq!(headers, [("X-Echo".to_owned(), REDACTED.to_owned())]);
-        let other = Recording::read(&path, "https://other.example").unwrap_err().to_string();
+        assert!(Recording::read(&path, "https://other.example", true).unwrap().is_none());
+        let other = Recording::read(&path, "https://other.example", false).unwrap_err().to_string();
         assert!(
             other.contains("it is a recording of https://api.example") && other.contains("--recording"),
             "{other}"
         );
         fs::write(&path, "{}\n").unwrap();
-        assert!(Recording::read(&path, "x").unwrap_err().to_string().contains("it is not a recording"));
-        assert!(Recording::read(&dir.path().join("none"), "x").unwrap().is_none());
+        let garbage = Recording::read(&path, "x", true).unwrap_err().to_string();
+        assert!(garbage.contains("it is not a recording"), "{garbage}");
+        assert!(Recording::read(&dir.path().join("none"), "x", false).unwrap().is_none());
     }
 
     #[test]

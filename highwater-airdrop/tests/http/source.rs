@@ -100,14 +100,55 @@ fn a_page_that_is_lost_when_the_source_refuses_once_is_found_offline_with_its_nu
     let recording = dir.path().join("source.jsonl");
     assert_eq!(std::fs::metadata(&recording).unwrap().permissions().mode() & 0o777, 0o600);
     assert!(!std::fs::read_to_string(&recording).unwrap().contains("the-key-of-the-tracker"));
-    // One of another source is left as it is.
+}
+
+#[test]
+fn another_source_is_recorded_anew_and_never_answered_from_the_recording_of_the_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let only = ["first:source-429:2"];
+    let first = Tracker::start(BATCHES * BATCH_ITEMS);
+    let report = naive(dir.path(), &first.url, &only).unwrap();
+    assert_eq!(report.cases[0].lost.len() as u64, BATCH_ITEMS, "{report:?}");
+    let recording = dir.path().join("source.jsonl");
     let before = std::fs::read(&recording).unwrap();
-    let other = naive(dir.path(), "http://127.0.0.1:9", &[]).unwrap_err().to_string();
-    assert!(
-        other.contains(&format!("it is a recording of {url}")) && other.contains("--recording"),
-        "{other}"
-    );
+    // Another one that cannot be recorded leaves the recording as it is.
+    let gone = naive(dir.path(), "http://127.0.0.1:9", &only).unwrap_err().to_string();
+    assert!(gone.contains("gave no answer"), "{gone}");
     assert_eq!(std::fs::read(&recording).unwrap(), before);
+    // Another one with half a page more than one page: only it could lose so few.
+    let second = Tracker::start(BATCH_ITEMS + BATCH_ITEMS / 2);
+    let report = naive(dir.path(), &second.url, &only).unwrap();
+    assert_eq!(report.cases[0].lost.len() as u64, BATCH_ITEMS / 2, "{report:?}");
+    let text = std::fs::read_to_string(&recording).unwrap();
+    assert!(text.contains(&second.url) && !text.contains(&first.url), "{text}");
+    // A file that was named is refused, and left as it is.
+    let named = dir.path().join("named.jsonl");
+    std::fs::write(&named, &before).unwrap();
+    let mut sync = naive_sync();
+    sync.env.push((TRACKER.to_owned(), "{source}".to_owned()));
+    let mut options = options(sync, &second.url, &only);
+    options.source.as_mut().unwrap().recording = Some(named.clone());
+    let refused = run(dir.path(), &options, &worker()).unwrap_err().to_string();
+    assert!(
+        refused.contains(&format!("it is a recording of {}", first.url)) && refused.contains("--recording"),
+        "{refused}"
+    );
+    assert_eq!(std::fs::read(&named).unwrap(), before);
+}
+
+#[test]
+fn a_worker_that_ignores_refusals_is_found_by_its_first_cases() {
+    let tracker = Tracker::start(BATCHES * BATCH_ITEMS);
+    for seed in 0..3 {
+        let dir = tempfile::tempdir().unwrap();
+        let mut sync = naive_sync();
+        sync.env.push((TRACKER.to_owned(), "{source}".to_owned()));
+        let mut options = options(sync, &tracker.url, &[]);
+        (options.cases, options.seed) = (4, seed);
+        let report = run(dir.path(), &options, &worker()).unwrap();
+        assert!(report.cases.iter().all(|case| case.id.contains(":source-")), "{report:?}");
+        assert!(report.cases.iter().any(|case| !case.lost.is_empty()), "{report:?}");
+    }
 }
 
 #[test]

@@ -263,12 +263,15 @@ impl Run {
     ///
     /// # Errors
     /// `Cursor` if it is not of the type asked for.
-    pub(crate) fn read_cursor<C: DeserializeOwned>(&self, of: &PageOf, json: &str) -> Result<C> {
-        match of {
-            PageOf::Stream(stream) => read_cursor(self, stream.as_str(), json),
-            PageOf::Child { stream, parent, .. } => {
-                read_cursor(self, &named(stream.as_str(), parent.as_str()), json)
-            }
+    pub(crate) fn read_cursor<C: DeserializeOwned>(
+        &self,
+        stream: &str,
+        parent: Option<&str>,
+        json: &str,
+    ) -> Result<C> {
+        match parent {
+            None => read_cursor(self, stream, json),
+            Some(parent) => read_cursor(self, &named(stream, parent), json),
         }
     }
 }
