@@ -61,14 +61,19 @@ fn a_report_tells_of_a_death_an_error_a_delay_and_findings() {
     let types = rows(&html, "The same, by item type");
     let issues = types.iter().find(|row| row.starts_with("issues|")).unwrap();
     let (figures, bytes) = issues.rsplit_once('|').unwrap();
-    assert_eq!(figures, "issues|30|10|20|0|0|0|0|0");
+    // It died while its batch was uploaded: the id is stored, or it is not.
+    let lost = match figures {
+        "issues|30|10|20|0|0|0|0|0" => "|1|20",
+        "issues|30|10|0|20|0|0|0|0" => "|0|0",
+        other => panic!("{other}"),
+    };
     assert!(bytes.parse::<u64>().unwrap() > 0, "{issues}");
 
     assert_eq!(invocation(dir, "go on"), Some(OutcomeKind::Done));
     let html = page(&place, "went-on.html");
     let deaths = rows(&html, "Lives that ended without an answer");
-    // Life 2 of the run, which had uploaded one batch of 20.
-    assert!(deaths.len() == 1 && deaths[0].contains("|2|") && deaths[0].ends_with("|1|20"), "{deaths:?}");
+    // Life 2 of the run, which may have uploaded one batch of 20 in vain.
+    assert!(deaths.len() == 1 && deaths[0].contains("|2|") && deaths[0].ends_with(lost), "{deaths:?}");
     let phases = rows(&html, "The same, by phase");
     assert!(phases.iter().any(|row| row.starts_with("metadata|1|")), "{phases:?}");
     assert!(phases.iter().any(|row| row.starts_with("data|1|")), "{phases:?}");
