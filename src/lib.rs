@@ -117,7 +117,7 @@
 //!
 //! The folder `docs` of the repository has the guide, which builds a connector step by step, recipes, and a page each
 //! on Airdrop, attachments, operations, the format, the proof, the benchmarks, and the design with the table of
-//! rooms.
+//! modules.
 
 #![cfg_attr(
     not(test),

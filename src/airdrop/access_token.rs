@@ -37,7 +37,7 @@ use super::source_error::SourceError;
 pub struct AccessToken(Mutex<Option<Arc<str>>>);
 
 impl AccessToken {
-    /// None yet.
+    /// Without a token yet: the first call gets one.
     pub fn new() -> Self {
         Self::default()
     }
@@ -45,7 +45,7 @@ impl AccessToken {
     /// Makes a call with the token. If there is none yet, `renew` gets one. If the call fails with status 401
     /// ([`SourceError::from_status`]), `renew` gets a new one and the call is made once more.
     ///
-    /// Of several threads one renews, and the others wait for it.
+    /// If several threads need a new token, one of them gets it and the others wait.
     ///
     /// # Errors
     /// Those of `renew` and of the last call.
@@ -63,7 +63,7 @@ impl AccessToken {
         }
     }
 
-    /// The token, unless there is none or it is the one that was refused: then a new one.
+    /// The token; a new one if there is none yet, or if it is the one that was refused.
     fn newer_than(
         &self,
         refused: Option<&Arc<str>>,
@@ -72,7 +72,7 @@ impl AccessToken {
         // Nothing is half done if `renew` panics: the old token stays.
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match &*known {
-            // Another thread may have been given the same text again: so the allocation is compared.
+            // A source may give the same text again, so the allocations are compared.
             Some(token) if refused.is_none_or(|refused| !Arc::ptr_eq(refused, token)) => {
                 Ok(Arc::clone(token))
             }
@@ -81,7 +81,7 @@ impl AccessToken {
     }
 }
 
-/// Without the token.
+/// Does not show the token.
 impl fmt::Debug for AccessToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AccessToken").finish_non_exhaustive()

@@ -129,7 +129,7 @@ impl Event {
     /// not an error here: [`serve`](super::serve()) answers it.
     pub fn from_json(text: &str) -> Result<Self> {
         let unreadable = |error: serde_json::Error| wrong("the event", format!("is not JSON: {error}"));
-        // Half a character is repeated unchanged in the answer; here it is U+FFFD.
+        // Half of a surrogate pair is U+FFFD here; the answer repeats it unchanged.
         let whole = lossy_value(text).map_err(unreadable)?;
         if let Value::Array(list) = &whole {
             if list.len() != 1 {

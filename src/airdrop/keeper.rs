@@ -54,8 +54,8 @@ pub(crate) struct Keeper<'a> {
 }
 
 impl<'a> Keeper<'a> {
-    /// Takes a unit over: makes the disk current, and stores the token that the first save will write: `token`, which
-    /// no other holder may have. Returns whether all that the store now knows of the unit comes from the checkpoint.
+    /// Takes a unit over: brings the disk up to date, and stores `token`, which the first save will write. No other
+    /// holder may have it. Returns whether all that the store now knows of the unit comes from the checkpoint.
     /// Nothing is saved with the platform yet.
     ///
     /// # Errors
@@ -133,8 +133,8 @@ impl<'a> Keeper<'a> {
         Ok(bytes)
     }
 
-    /// Saves a message that was just sealed, where the run stands now. If an ERROR does not fit, it is saved where
-    /// the last checkpoint stood: it did fit there, and it names everything that is confirmed.
+    /// Saves a message that was just sealed, at the run's current position. If an ERROR does not fit there, it is saved
+    /// at the position of the last checkpoint, which did fit and names everything that is confirmed.
     ///
     /// # Errors
     /// Those of [`Keeper::save`].
@@ -181,8 +181,8 @@ impl<'a> Keeper<'a> {
         self.put(&run.checkpoint(&self.token, None, self.room_left(run)?)?, |_| Ok(())).map(drop)
     }
 
-    /// Saves that the unit's attachments are forgotten, as in the store, including those that the SDK had left to do;
-    /// and that this event asked for it.
+    /// Saves that the unit's attachments are forgotten, as they are in the store, and that this event asked for it.
+    /// Those that the SDK had left to do are forgotten, too.
     pub(crate) fn forget_attachments(&self, unit: &SyncUnit, deletion: &Deletion) -> Result<()> {
         let checkpoint = match unit.newest_run()? {
             Some(run) => run.checkpoint(&self.token, None, self.room_left(&run)?)?.after(deletion),
@@ -195,8 +195,8 @@ impl<'a> Keeper<'a> {
 
     /// Removes what is kept of the unit, except what outlives a deletion.
     ///
-    /// It is saved under a token that no disk knows. So a disk whose process died before emptying it does not count
-    /// as the unit's.
+    /// What is saved has a token that no disk knows. So a disk that was not emptied, because its process died before
+    /// that, does not count as the unit's.
     pub(crate) fn remove(&self, unit: &SyncUnit, deletion: &Deletion) -> Result<()> {
         let checkpoint = unit.checkpoint_without_run(&deletion_token(&self.token), deletion)?;
         // If the SDK's keys stayed, the unit would inherit them when it comes again.
@@ -208,7 +208,8 @@ impl<'a> Keeper<'a> {
     }
 
     /// Removes what is kept of a unit whose worker state cannot be read. Keys that can be read and that belong to
-    /// neither us nor the SDK stay. The token cannot be compared, so it is not. `token` must be no other holder's.
+    /// neither us nor the SDK stay. The saved token cannot be read, so it is not
+    /// compared. No other holder may have `token`.
     pub(crate) fn start_over(
         unit: &SyncUnit,
         deletion: &Deletion,

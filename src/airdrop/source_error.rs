@@ -23,7 +23,7 @@ pub enum SourceError {
         /// How long. More than 24 hours counts as 24 hours.
         after: Duration,
     },
-    /// It may succeed in a moment. The same is asked again after 1, 2 and 4 seconds, unless
+    /// It may succeed in a moment. The request is repeated after 1, 2 and 4 seconds, unless
     /// [`Serve::wait_up_to`](super::Serve::wait_up_to) is shorter than that, or there is no time left. After the
     /// fourth failure in a row, it is [`SourceError::Failed`].
     Temporary {
@@ -42,8 +42,8 @@ pub enum SourceError {
 }
 
 impl SourceError {
-    /// The meaning of an answer of the source that is not the one wanted. `what` was asked for, such as a path:
-    /// people see it, so it must not contain a secret. `retry_after` is the text of the answer's `Retry-After`
+    /// What an HTTP status of the source means, other than success. `what` is what was requested, such as a path. It
+    /// is shown in errors, so it must not contain a secret. `retry_after` is the text of the answer's `Retry-After`
     /// header: seconds, or a date. If it cannot be read, it counts as absent.
     ///
     /// | status | a page | an attachment, if it is returned with `?` |
@@ -56,7 +56,7 @@ impl SourceError {
     /// | 404, 410 | `Failed` | `Gone` |
     /// | any other | `Failed` | `Temporary` |
     ///
-    /// If a token of your client may have expired, get a new one after the first 401, and ask once more.
+    /// If a token may have expired, [`AccessToken`](super::AccessToken) gets a new one after the first 401.
     ///
     /// Sources: RFC 9110 section 10.2.3 (`Retry-After`) and section 15 (the statuses), RFC 8470 section 5.2 (425), RFC 6585
     /// section 4 (429). GitHub is one of those that send 403 with `Retry-After` to a client that asks too often

@@ -1,7 +1,7 @@
-//! The rooms of the crate are as in `docs/design.md`: a room uses only its own layer and those below, and a crate
-//! that only one room may use is used nowhere else.
+//! The modules of the crate are as in `docs/design.md`: a module uses only its own layer and those below, and a crate
+//! that only one module may use is used nowhere else.
 //!
-//! The table under "Rooms" in `docs/design.md` is compared with every path in every file of `src/`. The source is
+//! The table under "Modules" in `docs/design.md` is compared with every path in every file of `src/`. The source is
 //! read as tokens: comments, doc comments and strings are ignored, and paths inside macros count.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,13 +11,13 @@ use std::str::FromStr;
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
-/// A row of the table, of one room.
+/// A row of the table, of one module.
 #[derive(Debug, Clone)]
-struct Room {
+struct Entry {
     layer: u32,
     /// `store/tables`, or, with everything in that folder, `record/`.
     path: String,
-    /// Crates that no room may use but those in whose rows they are.
+    /// Crates that no module may use but those in whose rows they are.
     crates: Vec<String>,
 }
 
@@ -69,7 +69,7 @@ fn named(module: &str, source: &str) -> Vec<Named> {
 }
 
 /// The table of the page on the design.
-fn rooms(design: &str) -> Vec<Room> {
+fn entries(design: &str) -> Vec<Entry> {
     let names = |cell: &str| -> Vec<String> {
         cell.split(',')
             .map(str::trim)
@@ -77,28 +77,28 @@ fn rooms(design: &str) -> Vec<Room> {
             .map(|name| {
                 let inner = name.strip_prefix('`').and_then(|name| name.strip_suffix('`'));
                 inner
-                    .unwrap_or_else(|| panic!("{name:?} in the table of rooms is not in backticks"))
+                    .unwrap_or_else(|| panic!("{name:?} in the table of modules is not in backticks"))
                     .to_owned()
             })
             .collect()
     };
-    let (_, section) = design.split_once("\n## Rooms\n").expect("docs/design.md has its table of rooms");
+    let (_, section) = design.split_once("\n## Modules\n").expect("docs/design.md has its table of modules");
     let rows = section.lines().take_while(|line| !line.starts_with('#')).filter_map(|line| {
         let row = line.strip_prefix('|')?.strip_suffix('|')?;
         let cells: Vec<&str> = row.split('|').map(str::trim).collect();
-        let [layer, rooms, _, crates] = cells[..] else { panic!("{line:?} has not four columns") };
-        Some((layer.parse().ok()?, names(rooms), names(crates)))
+        let [layer, entries, _, crates] = cells[..] else { panic!("{line:?} has not four columns") };
+        Some((layer.parse().ok()?, names(entries), names(crates)))
     });
-    rows.flat_map(|(layer, rooms, crates)| {
-        rooms.into_iter().map(move |path| Room { layer, path, crates: crates.clone() })
+    rows.flat_map(|(layer, entries, crates)| {
+        entries.into_iter().map(move |path| Entry { layer, path, crates: crates.clone() })
     })
     .collect()
 }
 
-fn room_of<'r>(rooms: &'r [Room], module: &str) -> Option<&'r Room> {
-    rooms.iter().find(|room| match room.path.strip_suffix('/') {
-        Some(folder) => module == folder || module.starts_with(&room.path),
-        None => module == room.path,
+fn entry_of<'r>(entries: &'r [Entry], module: &str) -> Option<&'r Entry> {
+    entries.iter().find(|entry| match entry.path.strip_suffix('/') {
+        Some(folder) => module == folder || module.starts_with(&entry.path),
+        None => module == entry.path,
     })
 }
 
@@ -218,29 +218,29 @@ fn target(path: &[String], module: &[String], modules: &BTreeSet<String>) -> Opt
     Some(place.join("/"))
 }
 
-/// Everything in the source that the table of rooms does not allow.
+/// Everything in the source that the table of modules does not allow.
 fn findings(sources: &Sources) -> Vec<String> {
     let mut findings = Vec::new();
-    let rooms = rooms(&design());
+    let entries = entries(&design());
     let modules: BTreeSet<String> =
         sources.keys().filter(|name| !name.starts_with("bin/")).cloned().collect();
-    let alone: BTreeSet<&String> = rooms.iter().flat_map(|room| &room.crates).collect();
-    for room in &rooms {
-        if !sources.keys().any(|module| room_of(std::slice::from_ref(room), module).is_some()) {
-            findings.push(format!("the table has {}, which is not there", room.path));
+    let alone: BTreeSet<&String> = entries.iter().flat_map(|entry| &entry.crates).collect();
+    for entry in &entries {
+        if !sources.keys().any(|module| entry_of(std::slice::from_ref(entry), module).is_some()) {
+            findings.push(format!("the table has {}, which is not there", entry.path));
         }
     }
     for (name, named) in sources {
         let in_bin = name.starts_with("bin/");
-        let Some(room) = room_of(&rooms, name) else {
+        let Some(entry) = entry_of(&entries, name) else {
             findings.push(format!("{name} is in no layer: give it a place in the table of docs/design.md"));
             continue;
         };
         for (path, module) in named {
             let shown = path.join("::");
             let first = &path[0];
-            if alone.contains(first) && !room.crates.contains(first) {
-                findings.push(format!("{name} uses {first} ({shown}), which another room is alone with"));
+            if alone.contains(first) && !entry.crates.contains(first) {
+                findings.push(format!("{name} uses {first} ({shown}), which another module is alone with"));
             }
             // A binary sees the library from outside.
             if in_bin {
@@ -251,9 +251,9 @@ fn findings(sources: &Sources) -> Vec<String> {
                 findings.push(format!("{name} names {shown} by way of the crate's front"));
                 continue;
             }
-            let used = room_of(&rooms, &target);
-            if used.is_some_and(|used| used.layer > room.layer) {
-                findings.push(format!("{name} (layer {}) uses {shown}, which is above it", room.layer));
+            let used = entry_of(&entries, &target);
+            if used.is_some_and(|used| used.layer > entry.layer) {
+                findings.push(format!("{name} (layer {}) uses {shown}, which is above it", entry.layer));
             }
             if name.split('/').next() == Some("store") && target.split('/').next() == Some("airdrop") {
                 findings.push(format!("{name} uses {shown}: the store knows nothing of Airdrop"));
@@ -266,7 +266,7 @@ fn findings(sources: &Sources) -> Vec<String> {
 }
 
 #[test]
-fn a_room_uses_only_rooms_on_its_own_layer_and_below() {
+fn a_module_uses_only_modules_on_its_own_layer_and_below() {
     let findings = findings(&sources());
     assert!(findings.is_empty(), "{}", findings.join("\n"));
 }
@@ -356,9 +356,9 @@ fn a_circle_of_files_is_found() {
 }
 
 #[test]
-fn lib_rs_lists_the_rooms_layer_by_layer() {
+fn lib_rs_lists_the_modules_layer_by_layer() {
     let sources = sources();
-    let rooms = rooms(&design());
+    let entries = entries(&design());
     let tokens: Vec<_> = TokenStream::from_str(&lib()).unwrap().into_iter().collect();
     let listed: Vec<String> = tokens
         .windows(3)
@@ -373,7 +373,7 @@ fn lib_rs_lists_the_rooms_layer_by_layer() {
         .collect();
     let top: BTreeSet<&str> = sources.keys().filter(|name| !name.contains('/')).map(String::as_str).collect();
     assert_eq!(listed.iter().map(String::as_str).collect::<BTreeSet<_>>(), top);
-    let layers: Vec<u32> = listed.iter().map(|name| room_of(&rooms, name).unwrap().layer).collect();
+    let layers: Vec<u32> = listed.iter().map(|name| entry_of(&entries, name).unwrap().layer).collect();
     assert!(layers.is_sorted(), "{listed:?} are of layers {layers:?}");
 }
 

@@ -1,4 +1,4 @@
-//! The project: its rooms, and what its README and pages say.
+//! The project: its modules, and what its README and pages say.
 
 mod docs;
 mod layering;

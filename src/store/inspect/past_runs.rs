@@ -65,16 +65,16 @@ pub struct LedgerTypeReport {
     /// Those that were rejected.
     #[serde(skip_serializing_if = "is_zero")]
     pub rejected: u64,
-    /// Those that the run had announced before, and announced once.
+    /// Those to announce once that the run had already announced.
     #[serde(skip_serializing_if = "is_zero")]
     pub repeated: u64,
-    /// Those that the run announced once and did not remember: they may have been announced more than once.
+    /// Those to announce once whose ids the run could not remember: it may have announced them again.
     #[serde(skip_serializing_if = "is_zero")]
     pub once_forgotten: u64,
     /// Those that were unchanged since the finished run before it announced them.
     #[serde(skip_serializing_if = "is_zero")]
     pub unchanged: u64,
-    /// Those at the edge that the next run did not know of.
+    /// Those at the edge that the next run could not remember: it announces them again.
     #[serde(skip_serializing_if = "is_zero")]
     pub edge_forgotten: u64,
     /// Those that were announced, or acknowledged.
