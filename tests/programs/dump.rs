@@ -410,6 +410,8 @@ fn check_reports_every_row_that_cannot_be_right() {
     table payloads, acme/tickets: the bytes of batch 2: they are not a complete gzip member: unexpected end of file
     table payloads, acme/tickets: the bytes of batch 3 are missing
     damaged: 8 findings (2 units, 27 rows read)
+    A damaged store cannot be mended. Put a copy back, such as STORE.before-COMMAND-TIME;
+    or move it away and start a new sync, which extracts everything.
     "###);
     let (code, stdout, _) = place.says(&["check", "state.redb", "--json"]);
     assert_eq!(code, Some(3));

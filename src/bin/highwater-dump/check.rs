@@ -64,6 +64,12 @@ fn print(out: &mut impl Write, report: &CheckReport, json: bool) -> io::Result<(
     let of = format!("{}, {}", count(report.units, "unit", "units"), count(report.rows, "row", "rows"));
     match findings {
         0 => writeln!(out, "whole: {of}"),
-        _ => writeln!(out, "damaged: {} ({of} read)", count(findings, "finding", "findings")),
+        _ => writeln!(
+            out,
+            "damaged: {} ({of} read)\n\
+             A damaged store cannot be mended. Put a copy back, such as STORE.before-COMMAND-TIME;\n\
+             or move it away and start a new sync, which extracts everything.",
+            count(findings, "finding", "findings")
+        ),
     }
 }

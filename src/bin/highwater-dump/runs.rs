@@ -79,8 +79,8 @@ fn over(out: &mut impl Write, screen: Screen, run: &LedgerReport) -> std::io::Re
         count(run.pages, "page", "pages")
     );
     let since =
-        run.since.map_or_else(|| "everything".to_owned(), |since| format!("since {}", screen.time(since)));
-    let _ = write!(line, ", of {since}");
+        run.since.map_or_else(|| "of everything".to_owned(), |since| format!("since {}", screen.time(since)));
+    let _ = write!(line, ", {since}");
     if run.deaths > 0 {
         let _ = write!(line, ", {} without an answer", count(run.deaths, "life", "lives"));
     }

@@ -310,7 +310,12 @@ impl fmt::Display for PlannedChange {
             }
             Self::Bounds { from, to } => {
                 let pair = |[oldest, newest]: &[Option<DateTime<Utc>>; 2]| {
-                    format!("{} to {}", shown_time(oldest.as_ref()), shown_time(newest.as_ref()))
+                    // A run that extracted everything began there.
+                    let oldest = match oldest {
+                        Some(oldest) if *oldest == DateTime::UNIX_EPOCH => "the beginning".to_owned(),
+                        oldest => shown_time(oldest.as_ref()),
+                    };
+                    format!("{oldest} to {}", shown_time(newest.as_ref()))
                 };
                 write!(f, "windows of finished runs: {} -> {}", pair(from), pair(to))
             }
