@@ -172,7 +172,7 @@ mod tests {
         }
     }
 
-    fn attachment(error: AttachmentError) -> String {
+    fn attachment(error: &AttachmentError) -> String {
         match error {
             AttachmentError::RateLimited { after } => format!("wait {}", after.as_secs()),
             AttachmentError::Temporary { .. } => "again".to_owned(),
@@ -187,9 +187,8 @@ mod tests {
         for status in 0..=u16::MAX {
             let expected = |wait: Option<&str>| match (status, wait) {
                 (429, None) => ("wait 60", "wait 60"),
-                (403 | 408 | 425 | 429, Some(_)) => ("wait 7", "wait 7"),
-                (500..600, Some(_)) => ("wait 7", "wait 7"),
-                (408 | 425, None) | (500..600, None) => ("again", "again"),
+                (403 | 408 | 425 | 429 | 500..600, Some(_)) => ("wait 7", "wait 7"),
+                (408 | 425 | 500..600, None) => ("again", "again"),
                 (401, _) => ("failed EXTERNAL_SYSTEM_NO_ACCESS", "again"),
                 (403, None) => ("failed EXTERNAL_SYSTEM_NO_PERMISSION", "denied"),
                 (404 | 410, _) => ("failed", "gone"),
@@ -199,7 +198,7 @@ mod tests {
             {
                 let error = || SourceError::from_status("/issues", status, said);
                 assert_eq!(page(&error()), expected(wait).0, "{status} {said:?}");
-                assert_eq!(attachment(error().into()), expected(wait).1, "{status} {said:?}");
+                assert_eq!(attachment(&error().into()), expected(wait).1, "{status} {said:?}");
             }
         }
     }

@@ -996,7 +996,9 @@ fn after_a_rewind_children_and_attachments_are_asked_for_too_wherever_the_open_r
         assert_eq!(all("ssor_attachment"), files, "{case}");
         // A file that a finished run settled is not fetched again.
         let mut times: BTreeMap<u32, u64> = BTreeMap::new();
-        announced(&local, "ssor_attachment").into_iter().for_each(|n| *times.entry(n).or_default() += 1);
+        for name in announced(&local, "ssor_attachment") {
+            *times.entry(name).or_default() += 1;
+        }
         let finished_by = start() + TimeDelta::hours(3);
         assert!(
             times.iter().all(|(n, times)| *times == 1 || modified(*n) > finished_by),

@@ -116,8 +116,8 @@ impl Scale {
 
     /// A height, as its axis has it.
     fn shown(self, number: u64) -> String {
-        let short = |unit| match number {
-            ..10_000 => format!("{number}{}", if unit == "" { "" } else { " B" }),
+        let short = |unit: &str| match number {
+            ..10_000 => format!("{number}{}", if unit.is_empty() { "" } else { " B" }),
             10_000..1_000_000 => format!("{} k{unit}", thousandths(number)),
             1_000_000..1_000_000_000 => format!("{} M{unit}", thousandths(number / 1_000)),
             _ => format!("{} G{unit}", thousandths(number / 1_000_000)),
