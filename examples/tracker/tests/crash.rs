@@ -26,7 +26,7 @@ fn tracker(life: &Life) -> Tracker {
     Tracker { transport, token: AccessToken::new() }
 }
 
-/// A tracker whose tokens are good for three pages.
+/// A tracker whose token changes after every three pages that were read.
 fn answer(life: &Life, path: &str, token: Option<&str>) -> Result<Answer, BoxError> {
     let valid = format!("token {}", life.reads() / 3);
     let (status, retry_after, body) = match life.source(path, || content(path, &valid)) {
