@@ -10,6 +10,18 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 
+/// Seconds in words: the two largest units.
+pub(crate) fn in_words(seconds: u64) -> String {
+    let units =
+        [("d", seconds / 86_400), ("h", seconds / 3_600 % 24), ("m", seconds / 60 % 60), ("s", seconds % 60)];
+    let mut units = units.iter().skip_while(|(_, number)| *number == 0);
+    let Some((unit, number)) = units.next() else { return "0s".to_owned() };
+    match units.next().filter(|(_, number)| *number > 0) {
+        Some((next, then)) => format!("{number}{unit} {then}{next}"),
+        None => format!("{number}{unit}"),
+    }
+}
+
 /// A source of time, and of waits.
 pub trait Clock: Debug + Send + Sync {
     /// The time of day, in whole microseconds. It may step back or jump; [`Clock::elapsed`] may not.

@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-use crate::cut;
+use crate::{clock, cut};
 
 /// Characters of a heading or a cell that are shown.
 const NAME_CHARS: usize = 200;
@@ -33,7 +33,7 @@ code,pre{font-family:ui-monospace,monospace;font-size:.85em;overflow-wrap:anywhe
 @media(max-width:40rem){body{padding:.75rem}dl{display:block}dd{margin:0 0 .4rem}thead{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}\
 table,tbody,caption{display:block}tr{display:block;padding:.35rem 0;border-bottom:1px solid var(--line)}td,tbody th,.n+td:not(.n){display:inline-block;border:0;padding:0 1rem 0 0;text-align:left;min-width:0;max-width:100%}\
 tbody th{display:block;font-weight:600}td[data-head]::before{content:attr(data-head) \" \";color:var(--dim)}td.none{display:none!important}}\
-@media print{:root{color-scheme:light}body{font-size:9.5pt;max-width:none;padding:0}section,figure,tr{break-inside:avoid}h2,h3,caption{break-after:avoid}\
+@media print{:root{color-scheme:light;font-size:13px}body{font-size:9.5pt;max-width:none;padding:0}figure,tr,.alerts li,dt,dd{break-inside:avoid}h2,h3,caption{break-after:avoid}\
 .wide{overflow:visible}.alerts li{border:1px solid;border-left-width:.3rem;background:none}svg{print-color-adjust:exact}}";
 
 /// A page that is being written.
@@ -157,6 +157,11 @@ pub fn grouped(number: &str) -> String {
         text.push(digit);
     }
     text
+}
+
+/// Seconds in words: the two largest units.
+pub fn seconds_in_words(seconds: u64) -> String {
+    clock::in_words(seconds)
 }
 
 /// A table, whose first column says what each row is.

@@ -9,6 +9,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use tracing::{info, warn};
 
+use crate::clock::in_words;
 use crate::error::{Error, Result};
 use crate::model::{MESSAGE_BYTES_SOFT, Phase, RunId, Safeguard};
 use crate::record::FindingCounts;
@@ -136,7 +137,8 @@ impl Invocation<'_> {
                     "not all of the {phase} could be uploaded in this invocation, and its phase has no CONTINUE"
                 )),
                 Ending::Delay { seconds, .. } => {
-                    Ending::failed(&format!("asked to wait {seconds} s, and the {phase} phase has no DELAY"))
+                    let wait = in_words(seconds);
+                    Ending::failed(&format!("asked to wait {wait}, and the {phase} phase has no DELAY"))
                 }
                 other => other,
             };

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use tracing::info;
 
 use crate::artifact::decompress;
-use crate::clock::Clock;
+use crate::clock::{Clock, in_words};
 use crate::error::{ErrorKind, Result, chain};
 use crate::model::{ArtifactId, BATCH_BYTES_MAX, Phase};
 use crate::store::{Pending, Run, UNSETTLED_MAX};
@@ -167,10 +167,10 @@ impl Invocation<'_> {
         }
         Ok(Stop::failed(&format!(
             "the queue of attachments of {unit} cannot be rebuilt within one invocation: {read} of {files} artifacts that \
-             name them were read in {seconds} s, and each of {times} invocations began with the first, because its disk was empty. \
+             name them were read in {time}, and each of {times} invocations began with the first, because its disk was empty. \
              Keep the store on a disk that outlives an invocation, or raise the hard limit if the platform gives more time",
             unit = run.sync_unit(),
-            seconds = self.clock.elapsed().saturating_sub(self.started).as_secs(),
+            time = in_words(self.clock.elapsed().saturating_sub(self.started).as_secs()),
             times = cut.times,
         )))
     }

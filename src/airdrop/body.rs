@@ -7,7 +7,7 @@
 use std::fmt;
 use std::io::{self, Read};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, in_words};
 use crate::error::chain;
 use crate::model::ArtifactId;
 use crate::record::Attachment;
@@ -35,7 +35,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Failure::Source(AttachmentError::RateLimited { after }) => {
-                write!(f, "the source asked to wait {} s", after.as_secs())
+                write!(f, "the source asked to wait {}", in_words(after.as_secs()))
             }
             Failure::Source(AttachmentError::Gone { reason }) => write!(f, "gone: {reason}"),
             Failure::Source(AttachmentError::Denied { reason }) => write!(f, "denied: {reason}"),

@@ -25,9 +25,18 @@ impl Digest {
 
     /// The same for the same bytes.
     pub(crate) fn of_bytes(bytes: &[u8]) -> Self {
-        let whole = Sha256::digest(bytes);
+        Self::first_of(Sha256::new().chain_update(bytes))
+    }
+
+    /// The same as of the two texts in one.
+    #[cfg(feature = "inspect")]
+    pub(crate) fn of_both(first: &str, second: &str) -> Self {
+        Self::first_of(Sha256::new().chain_update(first).chain_update(second))
+    }
+
+    fn first_of(hash: Sha256) -> Self {
         let mut first = [0; 16];
-        first.iter_mut().zip(whole).for_each(|(to, from)| *to = from);
+        first.iter_mut().zip(hash.finalize()).for_each(|(to, from)| *to = from);
         Self(first)
     }
 

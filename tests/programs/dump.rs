@@ -401,17 +401,20 @@ fn check_reports_every_row_that_cannot_be_right() {
     let (code, stdout, _) = place.says(&["check", "state.redb"]);
     assert_eq!(code, Some(3));
     insta::assert_snapshot!(stdout, @r###"
-    table types: key \x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x02users: its checksum is 62726167, expected 8a60b09e
-    table types, acme/tickets: run 20260102T040505.000000Z: its streams have 18 records, but 15 are counted as read
+    table types: key \x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x02users: its checksum
+      is 62726167, expected 8a60b09e
+    table types, acme/tickets: run 20260102T040505.000000Z: its streams have 18 records, but 15 are
+      counted as read
     table chunks, acme/tickets: chunk 2 of users belongs to no item type
     table chunks, acme/tickets: chunk 4 of users belongs to no item type
     table chunks, acme/tickets: chunk 6 of users belongs to no item type
     table payloads, acme/tickets: the bytes of batch 2: they are 0 bytes instead of 371
-    table payloads, acme/tickets: the bytes of batch 2: they are not a complete gzip member: unexpected end of file
+    table payloads, acme/tickets: the bytes of batch 2: they are not a complete gzip member: unexpected
+      end of file
     table payloads, acme/tickets: the bytes of batch 3 are missing
     damaged: 8 findings (2 units, 27 rows read)
-    A damaged store cannot be mended. Put a copy back, such as STORE.before-COMMAND-TIME;
-    or move it away and start a new sync, which extracts everything.
+    A damaged store cannot be mended. Put a copy back, such as STORE.before-COMMAND-TIME; or move it
+    away and start a new sync, which extracts everything.
     "###);
     let (code, stdout, _) = place.says(&["check", "state.redb", "--json"]);
     assert_eq!(code, Some(3));

@@ -406,9 +406,19 @@ fn a_delay_is_told_with_the_time_that_is_left() {
     let shown = now(&place, &["state.redb"]);
     let told = alert(&shown);
     assert!(told[0].starts_with("  ! delay until ") && told[0].contains("(in 9m 5"), "{shown}");
-    assert!(on_one_line(&shown).contains("the source asked for no requests for 600 seconds"), "{shown}");
+    assert!(on_one_line(&shown).contains("the source asked for no requests for 10m"), "{shown}");
     let lines = place.lines(&["state.redb", "--json"]);
     assert_eq!(of_kind(&lines, "alert")[0]["what"], "delay");
+    // Who compares it with a store of the next run sees it too.
+    let next = place.dir.path().join("next.redb");
+    std::fs::copy(place.store(), &next).unwrap();
+    let store = Store::open(&next).unwrap();
+    let unit = store.sync_unit("import").unwrap();
+    unit.abandon().unwrap();
+    drop(unit.begin().unwrap());
+    drop((unit, store));
+    let differs = place.shows(&["diff", "state.redb", "next.redb"]);
+    assert!(differs.contains("import: run: delay: 10m -> none\n"), "{differs}");
 }
 
 #[test]
@@ -485,8 +495,28 @@ fn a_record_is_found_in_each_place_where_its_bytes_are_and_else_it_is_said_what_
             shown.starts_with("not among the records of the newest run whose bytes are stored\n"),
             "{shown}"
         );
-        assert!(shown.contains("4 records of the run are confirmed"), "{shown}");
+        let shown = on_one_line(&shown);
+        for says in [
+            "not searched: 4 records of run 20260102T040505.000000Z (open) are confirmed (issues: 4). The store drops",
+            "the same for a record that the platform has and for one that never came",
+            "next: look for it on the platform. If it is not there: ",
+            "`highwater-dump rewind state.redb acme/tickets --to RUN|TIME --dry-run`",
+        ] {
+            assert!(shown.contains(says), "{shown}");
+        }
     }
+    let lines = place.lines(&["find", "state.redb", "no", "--unit", "acme/tickets", "--json"]);
+    let found = of_kind(&lines, "found")[0];
+    assert_eq!(found["confirmed"], json!([{"item_type": "issues", "records": 4}]));
+    assert_eq!(found["run"], json!({"run": "20260102T040505.000000Z", "status": "open"}));
+    // Where nothing is confirmed, it is known that it did not come.
+    let shown = on_one_line(&place.shows(&["find", "state.redb", "ISSUE-0", "--unit", "another"]));
+    assert!(
+        shown.contains(
+            "it has not come in this run so far, or it is out of the extraction scope next: see whether the source lists it"
+        ),
+        "{shown}"
+    );
     let lines = place.lines(&["find", "state.redb", "ISSUE-5", "--unit", "acme/tickets", "--json"]);
     let places = &of_kind(&lines, "found")[0]["places"];
     assert_eq!(*places, json!([{"item_type": "issues", "seq": 2, "state": "uploaded", "records": 1}]));

@@ -38,7 +38,7 @@ const STYLE: &str = "\
 .calls{display:flex;flex-wrap:wrap;gap:.2rem;margin:.1rem 0;padding:0;list-style:none}\
 .calls li{border:1px solid var(--line);border-radius:.25rem;padding:0 .35rem;font-size:.75rem}\
 .calls li.failed{border-style:dashed;border-color:var(--dim)}.calls li.fault{background:var(--bad);color:var(--on-bad);border-color:var(--bad);font-weight:700}\
-.calls li.gap{border:0}@media print{.calls li.fault{background:none;color:inherit;border:2px solid currentcolor}}";
+.calls li.gap{border:0}@media print{section{break-inside:avoid}.calls li.fault{background:none;color:inherit;border:2px solid currentcolor}}";
 
 impl VerifyReport {
     /// The report as a page; `again` returns the command that runs a case again.

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::ending::{EXIT_CODES, Exit, Outcome};
 use crate::stores::{note, source_word};
-use crate::text::{count, json_line, stdout, visible};
+use crate::text::{Screen, count, folded, json_line, stdout, visible};
 
 const EXAMPLE: &str = "\
 Example:
@@ -49,6 +49,7 @@ fn print(out: &mut impl Write, report: &CheckReport, json: bool) -> io::Result<(
         Check { source: Option<&'static str>, units: u64, rows: u64, findings: u64 },
     }
     let findings = report.findings.len() as u64;
+    let screen = Screen::new();
     if json {
         report.findings.iter().try_for_each(|finding| json_line(out, &Line::Finding(finding)))?;
         let source = report.source.map(source_word);
@@ -59,17 +60,15 @@ fn print(out: &mut impl Write, report: &CheckReport, json: bool) -> io::Result<(
         if let Some(unit) = &finding.sync_unit {
             let _ = write!(line, ", {unit}");
         }
-        writeln!(out, "{}: {}", visible(&line), visible(&finding.problem))?;
+        folded(out, screen, "", "  ", &visible(&format!("{line}: {}", finding.problem)))?;
     }
     let of = format!("{}, {}", count(report.units, "unit", "units"), count(report.rows, "row", "rows"));
-    match findings {
-        0 => writeln!(out, "whole: {of}"),
-        _ => writeln!(
-            out,
-            "damaged: {} ({of} read)\n\
-             A damaged store cannot be mended. Put a copy back, such as STORE.before-COMMAND-TIME;\n\
-             or move it away and start a new sync, which extracts everything.",
-            count(findings, "finding", "findings")
-        ),
+    if findings == 0 {
+        return writeln!(out, "whole: {of}");
     }
+    let findings = count(findings, "finding", "findings");
+    folded(out, screen, "", "  ", &format!("damaged: {findings} ({of} read)"))?;
+    let next = "A damaged store cannot be mended. Put a copy back, such as STORE.before-COMMAND-TIME; or move it away and \
+                start a new sync, which extracts everything.";
+    folded(out, screen, "", "", next)
 }

@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use crate::ending::{Exit, Failure, Outcome};
 use crate::mend::state_of;
 use crate::stores::open;
-use crate::text::{Screen, folded, json_line, stdout, visible};
+use crate::text::{Screen, folded, json_line, seconds_in_words, stdout, visible};
 
 /// The name of the unit of a worker state, which does not contain one.
 const UNNAMED: &str = "the unit";
@@ -216,7 +216,11 @@ fn words(difference: &Difference<'_>) -> String {
         // The field of a value or a bookmark has the name of its kind: it is not repeated.
         (Some(field), a, b) if field == of => format!("{sync_unit}:{of_what} {} -> {}", shown(*a), shown(*b)),
         (Some(field), a, b) => {
-            format!("{sync_unit}:{of_what} {}: {} -> {}", plain(field), shown(*a), shown(*b))
+            let (field, a, b) = match field.strip_suffix("_seconds") {
+                Some(field) => (field, shown_seconds(*a), shown_seconds(*b)),
+                None => (field.as_str(), shown(*a), shown(*b)),
+            };
+            format!("{sync_unit}:{of_what} {}: {a} -> {b}", plain(field))
         }
         (None, None, _) => {
             format!("{sync_unit}:{} is new", if what.is_empty() { String::new() } else { format!(" {what}") })
@@ -226,6 +230,10 @@ fn words(difference: &Difference<'_>) -> String {
             if what.is_empty() { String::new() } else { format!(" {what}") }
         ),
     }
+}
+
+fn shown_seconds(value: Option<&Value>) -> String {
+    value.and_then(Value::as_u64).map_or_else(|| shown(value), seconds_in_words)
 }
 
 fn shown(value: Option<&Value>) -> String {

@@ -1,13 +1,14 @@
 //! `find`: where a record is, as far as the store knows.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
-use highwater::inspect::Found;
+use highwater::inspect::{Found, RunStatus};
 use serde::Serialize;
 
 use crate::ending::{EXIT_CODES, Exit, Outcome};
+use crate::figures::event_words;
 use crate::stores::{no_unit, open_at, store_line};
 use crate::text::{Screen, count, folded, json_line, stdout, visible};
 
@@ -18,8 +19,9 @@ Example:
 Searches the newest run for a record's id: the records that are in no batch
 yet, the batches whose bytes are stored, the records that were rejected, or left
 out because they came again, the findings that are kept, and the attachments.
-The bytes of a batch are dropped when it is confirmed, so records that the
-platform has are not found.";
+The bytes and ids of a batch are dropped when it is confirmed. So a record that
+the platform has is not found, just as one that never came: the answer says how
+many records of each item type that may be, and what to do next.";
 
 /// Finds a record: why it is missing, or was sent twice
 #[derive(Debug, Args)]
@@ -53,7 +55,7 @@ impl Find {
             json_line(&mut out, &store_line(store, snapshot.source(), screen.now))?;
             json_line(&mut out, &Line::Found(&found))?;
         } else {
-            for line in words(&found) {
+            for line in words(&found, store) {
                 folded(&mut out, screen, "", "  ", &visible(&line))?;
             }
         }
@@ -62,7 +64,7 @@ impl Find {
     }
 }
 
-fn words(found: &Found) -> Vec<String> {
+fn words(found: &Found, store: &Path) -> Vec<String> {
     let mut lines = Vec::new();
     for place in &found.places {
         let records = count(place.records, "record", "records");
@@ -91,12 +93,7 @@ fn words(found: &Found) -> Vec<String> {
             "the source returned this id more than once in this run: each version is announced".to_owned(),
         );
     }
-    if found.out_of_reach > 0 {
-        lines.push(format!(
-            "{} of the run are confirmed: only the platform has their bytes, so it may be one of those",
-            count(found.out_of_reach, "record", "records")
-        ));
-    }
+    lines.extend(not_searched(found));
     for finding in &found.findings {
         lines.push(format!("finding: {finding}"));
     }
@@ -107,5 +104,47 @@ fn words(found: &Found) -> Vec<String> {
             found.attachments_failed
         ));
     }
+    if found.places.is_empty() {
+        lines.push(next(found, store));
+    }
     lines
+}
+
+/// What a search cannot tell: whether the id was among those that are confirmed.
+fn not_searched(found: &Found) -> Option<String> {
+    let run = found.run.as_ref()?;
+    let (name, status) = (event_words(&run.run), run.status);
+    if found.confirmed.is_empty() {
+        return found.places.is_empty().then(|| {
+            let so_far = if status == RunStatus::Open { " so far" } else { "" };
+            format!(
+                "no record of run {name} ({status}) is confirmed, and all others were searched: it has not come in this \
+                 run{so_far}, or it is out of the extraction scope"
+            )
+        });
+    }
+    let by_type: Vec<_> =
+        found.confirmed.iter().map(|of| format!("{}: {}", of.item_type, of.records)).collect();
+    Some(format!(
+        "not searched: {} of run {name} ({status}) are confirmed ({}). The store drops the bytes and the id of a record \
+         with its batch's confirm, so this answer is the same for a record that the platform has and for one that never came",
+        count(found.out_of_reach, "record", "records"),
+        by_type.join(", ")
+    ))
+}
+
+/// What to do about an id that is in no batch whose bytes are stored.
+fn next(found: &Found, store: &Path) -> String {
+    let store = store.display();
+    let unit = &found.sync_unit;
+    if !found.rejected.is_empty() {
+        return format!("next: mend what rejects it; `highwater-dump rejected {store}` shows the record");
+    }
+    let look =
+        if found.confirmed.is_empty() { "" } else { "look for it on the platform. If it is not there: " };
+    format!(
+        "next: {look}see whether the source lists it for this extractor (filters, permissions), and with `highwater-dump \
+         runs {store} --last 1` whether all that was read is announced. `highwater-dump rewind {store} {unit} --to \
+         RUN|TIME --dry-run` shows what to do to have it extracted again"
+    )
 }

@@ -8,8 +8,9 @@ use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, presets};
 use highwater::html::is_unsafe;
-pub(crate) use highwater::html::visible;
+pub(crate) use highwater::html::{seconds_in_words, visible};
 use serde::Serialize;
+use unicode_width::UnicodeWidthStr;
 
 /// Characters of a cursor, bookmark or value that a table shows; JSON shows all.
 const CUT_CHARS: usize = 60;
@@ -64,16 +65,9 @@ impl Screen {
 
 /// The two largest units of a time.
 pub(crate) fn duration(time: TimeDelta) -> String {
-    let seconds = time.num_seconds();
-    let parts =
-        [("d", seconds / 86_400), ("h", seconds / 3_600 % 24), ("m", seconds / 60 % 60), ("s", seconds % 60)];
-    let mut parts = parts.iter().skip_while(|(_, number)| *number == 0);
-    let Some((unit, number)) = parts.next() else {
-        return if time > TimeDelta::zero() { "<1s" } else { "0s" }.to_owned();
-    };
-    match parts.next().filter(|(_, number)| *number > 0) {
-        Some((next, then)) => format!("{number}{unit} {then}{next}"),
-        None => format!("{number}{unit}"),
+    match u64::try_from(time.num_seconds()).unwrap_or(0) {
+        0 if time > TimeDelta::zero() => "<1s".to_owned(),
+        seconds => seconds_in_words(seconds),
     }
 }
 
@@ -210,11 +204,11 @@ impl Listing {
     /// The table alone, each line after `indent`.
     pub(crate) fn lines(&self, out: &mut impl Write, screen: Screen, indent: &str) -> io::Result<()> {
         let width = screen.width.saturating_sub(indent.len());
-        let chars = |text: &String| text.chars().count();
+        let columns = |text: &String| text.width();
         let narrowest: usize = (0..self.header.len())
             .map(|at| {
                 let cells = self.rows.iter().filter_map(|row| row.get(at));
-                let widest = cells.chain(self.header.get(at)).map(chars).max().unwrap_or_default();
+                let widest = cells.chain(self.header.get(at)).map(columns).max().unwrap_or_default();
                 GAP + if self.is_number.get(at) == Some(&true) { widest } else { widest.min(TEXT_MIN) }
             })
             .sum();
@@ -247,7 +241,7 @@ impl Listing {
             let mut cells = self.header.iter().zip(row);
             if let Some((name, cell)) = cells.next() {
                 let lead = format!("{indent}{name} ");
-                folded(out, screen, &lead, &" ".repeat(lead.chars().count().min(8)), cell)?;
+                folded(out, screen, &lead, &" ".repeat(lead.width().min(8)), cell)?;
             }
             let others: Vec<_> =
                 cells.filter(|(_, cell)| *cell != "-").map(|(name, cell)| format!("{name} {cell}")).collect();
@@ -268,34 +262,40 @@ pub(crate) fn folded(
     text: &str,
 ) -> io::Result<()> {
     let mut line = lead.to_owned();
-    let mut chars = lead.chars().count();
     let mut is_bare = true;
-    for word in text.split(' ') {
-        let mut word: Vec<char> = word.chars().collect();
-        if !is_bare && chars + 1 + word.len() > screen.width {
+    for mut word in text.split(' ') {
+        if !is_bare && line.width() + 1 + word.width() > screen.width {
             writeln!(out, "{}", line.trim_end())?;
             indent.clone_into(&mut line);
-            chars = indent.chars().count();
             is_bare = true;
         }
         if !is_bare {
             line.push(' ');
-            chars += 1;
         }
         // A word that is wider than the screen is cut.
-        while chars + word.len() > screen.width {
-            let rest = word.split_off(screen.width.saturating_sub(chars).max(1).min(word.len()));
-            line.extend(&word);
-            writeln!(out, "{line}")?;
+        while line.width() + word.width() > screen.width {
+            let (start, rest) = word.split_at(start_of(word, screen.width.saturating_sub(line.width())));
+            writeln!(out, "{line}{start}")?;
             indent.clone_into(&mut line);
-            chars = indent.chars().count();
             word = rest;
         }
-        chars += word.len();
-        line.extend(&word);
+        line.push_str(word);
         is_bare = false;
     }
     writeln!(out, "{}", line.trim_end())
+}
+
+/// The bytes of the characters, at least one, that fit into so many columns.
+fn start_of(word: &str, columns: usize) -> usize {
+    let mut end = 0;
+    for c in word.chars() {
+        let next = end + c.len_utf8();
+        if end > 0 && word[..next].width() > columns {
+            break;
+        }
+        end = next;
+    }
+    end
 }
 
 /// Prints a name and its value: `  name       text`.
@@ -379,6 +379,22 @@ mod tests {
             let of = |c| text.chars().filter(|found| *found == c).count();
             assert_eq!((of('x'), of('y'), of('z'), of('w')), (150, 120, 50, 20), "{width}: {text}");
             assert!(text.contains("12000"));
+        }
+    }
+
+    #[test]
+    fn a_character_that_takes_two_columns_counts_as_two() {
+        let name = "\u{8ab2}\u{984c}".repeat(60);
+        for width in [40, 41, 100] {
+            let mut listing = Listing::new(&["name", "#records"]);
+            listing.row([name.clone(), "12000".to_owned()]);
+            let mut out = Vec::new();
+            listing.print(&mut out, screen(false, width), "caption").unwrap();
+            fact(&mut out, screen(false, width), "fact", &name).unwrap();
+            let text = String::from_utf8(out).unwrap();
+            let columns = |line: &str| line.chars().map(|c| if c.is_ascii() { 1 } else { 2 }).sum::<usize>();
+            assert!(text.lines().all(|line| columns(line) <= width), "{width}: {text}");
+            assert_eq!(text.chars().filter(|c| !c.is_ascii()).count(), 2 * 120, "{width}: {text}");
         }
     }
 

@@ -3,6 +3,8 @@
 //! The bytes of a batch are dropped when it is confirmed. So if a record is not found, the platform may have it, or
 //! it never came. The result includes how many records cannot be searched for this reason.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use memchr::memmem::Finder;
 use serde::{Deserialize, Serialize};
@@ -15,15 +17,15 @@ use crate::store::digest::Digest;
 use crate::store::edge;
 use crate::store::findings::FindingKind;
 use crate::store::rows::{
-    BATCHES, BatchState, CHUNKS, EDGE, FINDINGS, Key, LEDGER, ONCE, PAYLOADS, Payload, Row, TYPES, Table,
-    UnitRow, digest_of, number_of, run_key,
+    BATCHES, BatchState, CHUNKS, EDGE, FINDINGS, Key, LEDGER, ONCE, PAYLOADS, Payload, RUNS, Row, RunRow,
+    TYPES, Table, UnitRow, digest_of, number_of, run_key,
 };
 use crate::store::tables::{Rows, View};
 
 use super::attachments::seen;
 use super::rejected::{self, RejectedReport};
 use super::scan::{each, name};
-use super::words::{BatchStage, RejectedStage, time};
+use super::words::{BatchStage, RejectedStage, RunStatus, time};
 
 /// Where records with an id are, and what else is known about it.
 #[derive(Debug, Clone, Serialize)]
@@ -35,8 +37,12 @@ pub struct Found {
     pub id: String,
     /// Each place with records of that id.
     pub places: Vec<FoundPlace>,
-    /// Records of the newest run that are confirmed, so that their bytes are not stored any more.
+    /// The newest run, which was searched; `None` if there was none yet.
+    pub run: Option<FoundRun>,
+    /// Records of that run that are confirmed, so that their bytes and ids are not stored any more.
     pub out_of_reach: u64,
+    /// The same, by item type.
+    pub confirmed: Vec<FoundConfirmed>,
     /// It was rejected: by item type, as what and why.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rejected: Vec<FoundRejected>,
@@ -54,6 +60,26 @@ pub struct Found {
     pub attachments: u64,
     /// Those of them that were given up.
     pub attachments_failed: u64,
+}
+
+/// The run that was searched.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct FoundRun {
+    /// Its id.
+    pub run: String,
+    /// Its status.
+    pub status: RunStatus,
+}
+
+/// Records of an item type that cannot be searched.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct FoundConfirmed {
+    /// The item type.
+    pub item_type: String,
+    /// How many.
+    pub records: u64,
 }
 
 /// Records with an id in one place.
@@ -134,7 +160,9 @@ pub(super) fn find(view: &View<'_>, sync_unit: &str, unit: &UnitRow, id: &str) -
         sync_unit: sync_unit.to_owned(),
         id: id.to_owned(),
         places: Vec::new(),
+        run: None,
         out_of_reach: 0,
+        confirmed: Vec::new(),
         rejected: Vec::new(),
         once: Vec::new(),
         at_edge: Vec::new(),
@@ -153,16 +181,19 @@ pub(super) fn find(view: &View<'_>, sync_unit: &str, unit: &UnitRow, id: &str) -
     }
     let Some(run) = unit.run.map(|run| run_key(unit.no, run)) else { return Ok(found) };
     found.once = known_to(view, &ONCE, &run, &digest)?;
-    if let Some(over) = view.get(&LEDGER, &run)? {
-        found.out_of_reach = over.types.iter().map(|counts| counts.announced).sum();
+    let RunRow { id: run_id, status, .. } = view.need(&RUNS, &run)?;
+    found.run = Some(FoundRun { run: run_id, status: status.into() });
+    let mut confirmed: BTreeMap<String, u64> = BTreeMap::new();
+    for counts in view.get(&LEDGER, &run)?.into_iter().flat_map(|over| over.types) {
+        *confirmed.entry(counts.item_type).or_default() += counts.announced;
     }
     // As in JSON text, without the quotation marks, because a numeric id has none.
     let quoted = Value::from(id).to_string();
     let needle = Finder::new(quoted.trim_matches('"'));
     let mut types = Vec::new();
     each(view, &TYPES, &run, name, |item_type, counts| types.push((item_type, counts.confirmed)))?;
-    for (item_type, confirmed) in types {
-        found.out_of_reach += confirmed;
+    for (item_type, of_type) in types {
+        *confirmed.entry(item_type.clone()).or_default() += of_type;
         let mut records = 0;
         let prefix = run.clone().and_inner_name(&item_type);
         view.scan(&CHUNKS, &prefix, &prefix, |_, chunk| {
@@ -173,6 +204,12 @@ pub(super) fn find(view: &View<'_>, sync_unit: &str, unit: &UnitRow, id: &str) -
             found.places.push(FoundPlace { item_type, seq: None, state: None, records });
         }
     }
+    found.out_of_reach = confirmed.values().sum();
+    found.confirmed = confirmed
+        .into_iter()
+        .filter(|(_, records)| *records > 0)
+        .map(|(item_type, records)| FoundConfirmed { item_type, records })
+        .collect();
     let mut batches = Vec::new();
     each(view, &BATCHES, &run, number_of, |seq, row| batches.push((seq, row)))?;
     for (seq, batch) in batches {

@@ -63,7 +63,7 @@ mod words;
 
 pub use attachments::{AttachmentReport, AttachmentsReport};
 pub use check::{CheckFinding, CheckReport, check};
-pub use find::{Found, FoundPlace, FoundRejected};
+pub use find::{Found, FoundConfirmed, FoundPlace, FoundRejected, FoundRun};
 pub use line::Line;
 pub use messages::{DeathReport, EventReport, MessageReport};
 pub use past_runs::{LedgerReport, LedgerTypeReport};

@@ -5,6 +5,8 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
 
+use crate::clock::in_words;
+
 use super::messages::MessageReport;
 use super::past_runs::LedgerTypeReport;
 use super::records::{BatchCounts, TypeReport};
@@ -266,7 +268,7 @@ fn run_alerts(
     }
     if let (Some(until), Some(seconds)) = (run.not_before, run.delay_seconds) {
         let over = if until <= now { "; that is over, and no event has come since" } else { "" };
-        let text = format!("the source asked for no requests for {}{over}", count(seconds, "second"));
+        let text = format!("the source asked for no requests for {}{over}", in_words(seconds));
         tell(AlertKind::Delay, Some(until), text);
     }
 }

@@ -1,24 +1,27 @@
 //! A unit exported to a file, to move it to another store.
 //!
-//! JSON Lines: a header line, one line for each row, and an end line.
+//! JSON Lines: a header line, lines with rows, and an end line.
 //!
 //! ```json
-//! {"kind":"highwater_unit","version":1,"store_format":2,"sync_unit":"acme/tickets","exported_at":"2026-01-02T03:04:05Z","watermark":null}
-//! {"table":"bookmarks","key":"6973737565","row":"base64"}
+//! {"kind":"highwater_unit","version":2,"store_format":2,"sync_unit":"acme/tickets","exported_at":"2026-01-02T03:04:05Z","watermark":null}
+//! {"table":"bookmarks","rows":"base64"}
 //! {"kind":"end","rows":1,"checksum":"32 hexadecimal digits"}
 //! ```
 //!
+//! A line has rows of one table, one after the other: the lengths of key and row (4 bytes each, big-endian), the key,
+//! and the row. (In version 1 a line has one row: `{"table":"bookmarks","key":"hexadecimal","row":"base64"}`.)
+//!
 //! A row is as it is stored, with the version of its form and a checksum, so a later version of this crate can read
-//! it as it reads a store. Its key, in hexadecimal digits, omits the number of the unit, which gets another number
-//! where it is imported. The checksum at the end chains over all lines: for each line, it is the first half of a
-//! SHA-256 over the checksum of the lines before and this line. So one reading detects a file that was cut or
-//! changed, whatever its size.
+//! it as it reads a store. Its key omits the number of the unit, which gets another number where it is imported. The
+//! checksum at the end chains over all lines: for each line, it is the first half of a SHA-256 over the checksum of the
+//! lines before and this line. So one reading detects a file that was cut or changed, whatever its size.
 //!
 //! A unit can be exported only between two runs, because batches in flight stay in the store. It is exported without
 //! a holder token, so the platform does not take the new store for the holder of a checkpoint.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Read, Seek, Write};
+use std::num::TryFromIntError;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -43,9 +46,11 @@ use super::plan::{Plan, PlannedChange, changed_since, invalid, shown};
 use super::unit::{Known, note};
 
 /// The newest version, which this crate writes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// The kind in the header line.
 const KIND: &str = "highwater_unit";
+/// A line with this many bytes of rows gets no more of them.
+const ROWS_BYTES: usize = 64 * 1024;
 /// The longest line that is read: many times the size of any row.
 const LINE_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
@@ -60,14 +65,63 @@ struct Header {
     watermark: Option<String>,
 }
 
-#[derive(Serialize, Deserialize)]
-struct RowLine<'a> {
-    #[serde(borrow)]
-    table: std::borrow::Cow<'a, str>,
-    #[serde(borrow)]
-    key: std::borrow::Cow<'a, str>,
-    #[serde(borrow)]
-    row: std::borrow::Cow<'a, str>,
+/// What is written of it needs no escapes.
+#[derive(Deserialize)]
+struct RowsLine<'a> {
+    table: &'a str,
+    rows: Option<&'a str>,
+    /// In version 1, with `row`.
+    key: Option<&'a str>,
+    row: Option<&'a str>,
+}
+
+impl RowsLine<'_> {
+    /// Calls `each` with the key and the bytes of each row; an error names what is wrong.
+    fn each_row(
+        &self,
+        wrong: impl Fn(String) -> Error,
+        mut each: impl FnMut(&[u8], &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let decoded = |base64: &str| STANDARD.decode(base64).map_err(|error| wrong(error.to_string()));
+        match (self.rows, self.key, self.row) {
+            (Some(rows), None, None) => {
+                let rows = decoded(rows)?;
+                let mut rest = rows.as_slice();
+                while !rest.is_empty() {
+                    let (key, row, after) =
+                        first_row(rest).ok_or_else(|| wrong("its last row is cut".to_owned()))?;
+                    each(key, row)?;
+                    rest = after;
+                }
+                Ok(())
+            }
+            (None, Some(key), Some(row)) => {
+                let key = bytes_of_hex(key).ok_or_else(|| wrong("its key is not hexadecimal".to_owned()))?;
+                each(&key, &decoded(row)?)
+            }
+            _ => Err(wrong("it has neither `rows` nor one `key` and `row`".to_owned())),
+        }
+    }
+}
+
+/// Appends a row to those of a line. Those of our stores are far shorter than 4 GiB.
+fn add_row(rows: &mut Vec<u8>, key: &[u8], row: &[u8]) -> Result<(), TryFromIntError> {
+    for part in [key, row] {
+        rows.extend_from_slice(&u32::try_from(part.len())?.to_be_bytes());
+    }
+    rows.extend_from_slice(key);
+    rows.extend_from_slice(row);
+    Ok(())
+}
+
+/// The key and the row at the start of those of a line, and what follows.
+fn first_row(rows: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    let (key, rest) = rows.split_first_chunk::<4>()?;
+    let (row, rest) = rest.split_first_chunk::<4>()?;
+    let length = |bytes: &[u8; 4]| usize::try_from(u32::from_be_bytes(*bytes)).ok();
+    let (key, rest) = rest.split_at_checked(length(key)?)?;
+    let (row, rest) = rest.split_at_checked(length(row)?)?;
+    Some((key, row, rest))
 }
 
 #[derive(Serialize, Deserialize)]
@@ -86,7 +140,7 @@ impl Chain {
     }
 
     fn add(&mut self, line: &str) {
-        self.0 = Digest::of(&format!("{}{line}", self.0));
+        self.0 = Digest::of_both(&self.0.to_string(), line);
     }
 }
 
@@ -160,11 +214,11 @@ fn read(
     SyncUnitId::new(header.sync_unit.as_str())?;
     let mut chain = Chain::new();
     chain.add(&first);
-    let mut rows = 0_u64;
+    let (mut line_no, mut rows) = (1_u64, 0_u64);
     loop {
         let Some(line) = next()? else { return Err(wrong(format!("it is cut after {rows} rows"))) };
-        let parsed = serde_json::from_str::<RowLine<'_>>(&line);
-        // Only what is no row is tried as the end: so each row is parsed once.
+        let parsed = serde_json::from_str::<RowsLine<'_>>(&line);
+        // Only what has no rows is tried as the end: so each line is parsed once.
         if parsed.is_err()
             && let Ok(end) = serde_json::from_str::<EndLine>(&line)
         {
@@ -179,17 +233,19 @@ fn read(
             }
             return Ok((header, end.checksum));
         }
-        rows += 1;
-        let no_row = |reason: String| wrong(format!("row {rows}: {reason}"));
-        let row = parsed.map_err(|error| no_row(error.to_string()))?;
-        let table = ALL_TABLES.iter().find(|table| **table == row.table && **table != META.name);
-        let table = *table.ok_or_else(|| no_row(format!("there is no table {:?} of a unit", row.table)))?;
-        let key = bytes_of_hex(&row.key).ok_or_else(|| no_row("its key is not hexadecimal".to_owned()))?;
-        let bytes = STANDARD.decode(row.row.as_bytes()).map_err(|error| no_row(error.to_string()))?;
-        if let Some(Err(error)) = check_row(table, &bytes) {
-            return Err(no_row(format!("it is not a row of {table}: {error}")));
-        }
-        each(table, &key, &bytes)?;
+        line_no += 1;
+        let no_rows = |reason: String| wrong(format!("line {line_no}: {reason}"));
+        let parsed = parsed.map_err(|error| no_rows(error.to_string()))?;
+        let table = ALL_TABLES.iter().find(|table| **table == parsed.table && **table != META.name);
+        let table =
+            *table.ok_or_else(|| no_rows(format!("there is no table {:?} of a unit", parsed.table)))?;
+        parsed.each_row(no_rows, |key, row| {
+            rows += 1;
+            if let Some(Err(error)) = check_row(table, row) {
+                return Err(no_rows(format!("row {rows} is not one of {table}: {error}")));
+            }
+            each(table, key, row)
+        })?;
         chain.add(&line);
     }
 }
@@ -217,9 +273,10 @@ fn write(rows: &impl Rows, sync_unit: &str, mut file: &File, path: &Path, now: D
     file.rewind().and_then(|()| file.set_len(0)).map_err(writing)?;
     let mut out = BufWriter::new(file);
     let mut chain = Chain::new();
-    let mut put = |line: String| {
-        chain.add(&line);
-        out.write_all(line.as_bytes()).and_then(|()| out.write_all(b"\n")).map_err(writing)
+    let mut put = |line: &mut String| {
+        chain.add(line);
+        line.push('\n');
+        out.write_all(line.as_bytes()).map_err(writing)
     };
     let json = |line: serde_json::Result<String>| line.map_err(|error| writing(error.into()));
     let header = Header {
@@ -230,27 +287,43 @@ fn write(rows: &impl Rows, sync_unit: &str, mut file: &File, path: &Path, now: D
         exported_at: shown(now),
         watermark: unit.watermark.map(|at| shown(at.to_time())),
     };
-    put(json(serde_json::to_string(&header))?)?;
+    let mut line = json(serde_json::to_string(&header))?;
+    put(&mut line)?;
     let mut count = 0;
-    let mut put_row = |table: &str, key: &[u8], row: &[u8]| {
-        count += 1;
-        let line = RowLine { table: table.into(), key: hex(key).into(), row: STANDARD.encode(row).into() };
-        put(json(serde_json::to_string(&line))?)
+    // Neither names of tables nor base64 need escapes in JSON.
+    let mut put_rows = |table: &str, rows: &mut Vec<u8>| {
+        line.clear();
+        line.push_str("{\"table\":\"");
+        line.push_str(table);
+        line.push_str("\",\"rows\":\"");
+        STANDARD.encode_string(&*rows, &mut line);
+        line.push_str("\"}");
+        rows.clear();
+        put(&mut line)
     };
     let of_unit = Key::unit(unit.no);
     let by_name = Key::name(sync_unit);
     for &table in ALL_TABLES {
-        // The rows of these tables are keyed by the id of the unit.
-        if table == UNITS.name || table == PAST.name {
-            rows.scan_raw(
-                table,
-                &by_name,
-                |tail, row| if tail.is_empty() { put_row(table, tail, row) } else { Ok(()) },
-            )?;
-        } else if table == ACTS.name {
-            rows.scan_raw(table, &acts_of(sync_unit), |tail, row| put_row(table, tail, row))?;
-        } else if table != META.name {
-            rows.scan_raw(table, &of_unit, |tail, row| put_row(table, tail, row))?;
+        let prefix = match table {
+            table if table == META.name => continue,
+            // The rows of these tables are keyed by the id of the unit.
+            table if table == UNITS.name || table == PAST.name => by_name.clone(),
+            table if table == ACTS.name => acts_of(sync_unit),
+            _ => of_unit.clone(),
+        };
+        let is_by_name = prefix == by_name;
+        let mut of_line = Vec::new();
+        rows.scan_raw(table, &prefix, |tail, row| {
+            // With the id of another unit, which begins with this one's.
+            if is_by_name && !tail.is_empty() {
+                return Ok(());
+            }
+            count += 1;
+            add_row(&mut of_line, tail, row).map_err(|error| writing(std::io::Error::other(error)))?;
+            if of_line.len() < ROWS_BYTES { Ok(()) } else { put_rows(table, &mut of_line) }
+        })?;
+        if !of_line.is_empty() {
+            put_rows(table, &mut of_line)?;
         }
     }
     let end = EndLine { kind: "end".to_owned(), rows: count, checksum: chain.0.to_string() };
@@ -419,11 +492,6 @@ fn take_in(sync_unit: &SyncUnit, change: &Change<'_>, file: &UnitFile) -> Result
         return Err(wrong("its run is open"));
     }
     change.put(&UNITS, &sync_unit.key(), &unit)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
-    digits.filter_map(|digit| char::from_digit(digit.into(), 16)).collect()
 }
 
 fn bytes_of_hex(text: &str) -> Option<Vec<u8>> {
