@@ -26,14 +26,14 @@ dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem 1.25rem;margin:
 .wide{overflow-x:auto;margin:.6rem 0 1rem}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}\
 caption{text-align:left;padding:.25rem 0;color:var(--dim)}th,td{padding:.25rem .75rem .25rem 0;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}\
 thead th{vertical-align:bottom;font-weight:600;color:var(--dim);font-size:.85rem}tbody th{font-weight:500}.n{text-align:right}.w{white-space:nowrap}\
-td:not(.n){overflow-wrap:anywhere;min-width:6.5rem}tbody th{overflow-wrap:anywhere;min-width:7rem}.n+td:not(.n),.n+th:not(.n){padding-left:1rem}\
+td:not(.n){overflow-wrap:anywhere}td:not(.n,.w){min-width:9rem}tbody th{overflow-wrap:anywhere;min-width:7rem}.n+td:not(.n),.n+th:not(.n){padding-left:1rem}\
 code,pre{font-family:ui-monospace,monospace;font-size:.85em;overflow-wrap:anywhere}pre{background:var(--soft);padding:.6rem;margin:.5rem 0;white-space:pre-wrap;border-radius:.3rem}\
 .alerts{list-style:none;padding:0;margin:.6rem 0}.alerts li{border-left:.3rem solid var(--bad);background:var(--soft);padding:.35rem .75rem;margin:.3rem 0}\
 .verdict{font-weight:700}.dim{color:var(--dim)}\
 @media(max-width:40rem){body{padding:.75rem}dl{display:block}dd{margin:0 0 .4rem}thead{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}\
 table,tbody,caption{display:block}tr{display:block;padding:.35rem 0;border-bottom:1px solid var(--line)}td,tbody th,.n+td:not(.n){display:inline-block;border:0;padding:0 1rem 0 0;text-align:left;min-width:0;max-width:100%}\
 tbody th{display:block;font-weight:600}td[data-head]::before{content:attr(data-head) \" \";color:var(--dim)}td.none{display:none!important}}\
-@media print{:root{color-scheme:light;font-size:13px}body{font-size:9.5pt;max-width:none;padding:0}figure,tr,.alerts li,dt,dd{break-inside:avoid}h2,h3,caption{break-after:avoid}\
+@media print{:root{color-scheme:light;font-size:13px}body{font-size:9.5pt;max-width:none;padding:0}h1,h2,h3,figure,tr,.alerts li,dt,dd{break-inside:avoid}h2,h3,caption,thead{break-after:avoid}tbody tr:first-child{break-before:avoid}\
 .wide{overflow:visible}.alerts li{border:1px solid;border-left-width:.3rem;background:none}svg{print-color-adjust:exact}}";
 
 /// A page that is being written.

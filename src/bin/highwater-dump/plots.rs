@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use chrono::{DateTime, TimeDelta, Utc};
 use highwater::html::{Document, escaped};
 
-use crate::text::{duration, time};
+use crate::text::{count, duration, time};
 
 /// The style of plots.
 pub(crate) const STYLE: &str = "\
@@ -17,7 +17,7 @@ figure{margin:1rem 0}figcaption{color:var(--dim);margin-bottom:.6rem}svg{display
 .plot svg{height:8.5rem;border-bottom:1px solid var(--dim);background:linear-gradient(var(--line),var(--line)) 0 0/100% 1px no-repeat,linear-gradient(var(--line),var(--line)) 0 50%/100% 1px no-repeat}\
 .y{display:flex;flex-direction:column;justify-content:space-between;text-align:right;line-height:1;margin:-.4em 0}.x{grid-column:2;display:flex;justify-content:space-between;gap:1rem;padding-top:.25rem}\
 .c1{fill:var(--c1);background:var(--c1)}.c2{fill:var(--c2);background:var(--c2)}.c3{fill:var(--c3);background:var(--c3)}.c4{fill:var(--c4);background:var(--c4)}\
-.bad{fill:var(--bad);background:var(--bad)}.legend i{print-color-adjust:exact;-webkit-print-color-adjust:exact}";
+.bad{fill:var(--bad);background:var(--bad)}.cut{fill:var(--paper)}.legend i{print-color-adjust:exact;-webkit-print-color-adjust:exact}";
 
 /// How a shape is filled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,7 +150,7 @@ pub(crate) fn over_time(
     let ([first, .., _], Some(until)) = (bars, bars.iter().map(|bar| bar.until).max()) else { return };
     let from = first.from;
     let span = (until - from).as_seconds_f64().max(1.0);
-    let top = scale.top(bars.iter().map(|bar| bar.height).max().unwrap_or_default());
+    let top = scale.top(axis(bars));
     // Wide enough to be visible, and narrow enough not to cover its neighbours.
     let narrowest = (600.0 / bars.len() as f64).clamp(0.6, 14.0);
     let mut shapes = String::new();
@@ -159,7 +159,7 @@ pub(crate) fn over_time(
         let x =
             ((bar.from - from).as_seconds_f64() / span * 1_000.0).clamp(0.0, 1_000.0 - width.min(1_000.0));
         // A run with no records is visible too.
-        let height = (bar.height as f64 / top as f64 * 100.0).max(0.8);
+        let height = (bar.height as f64 / top as f64 * 100.0).clamp(0.8, 100.0);
         let _ = write!(
             shapes,
             "<rect class=\"{}\" x=\"{x:.2}\" y=\"{:.2}\" width=\"{width:.2}\" height=\"{height:.2}\"><title>{}</title></rect>",
@@ -167,10 +167,22 @@ pub(crate) fn over_time(
             100.0 - height,
             escaped(&bar.title)
         );
+        if bar.height > top {
+            let _ = write!(
+                shapes,
+                "<rect class=\"cut\" x=\"{x:.2}\" y=\"6\" width=\"{width:.2}\" height=\"3\"/>"
+            );
+        }
     }
     let mut kinds = String::new();
     for (fill, name) in legend.iter().filter(|(fill, _)| bars.iter().any(|bar| bar.fill == *fill)) {
         let _ = write!(kinds, "<li><i class=\"{}\"></i>{}</li>", fill.class(), escaped(name));
+    }
+    let cut = bars.iter().map(|bar| bar.height).filter(|height| *height > top);
+    if let Some(highest) = cut.clone().max() {
+        let bars = count(cut.count() as u64, "bar is", "bars are");
+        let highest = escaped(&scale.shown(highest));
+        let _ = write!(kinds, "<li>{bars} cut, so that the others are seen: the highest is {highest}</li>");
     }
     let caption = escaped(caption);
     page.html(&format!(
@@ -183,6 +195,24 @@ pub(crate) fn over_time(
         time(from),
         time(until)
     ));
+}
+
+/// A run is cut if it is more than this many times as high as nearly all others.
+const CUT_TIMES: u64 = 10;
+/// Fewer bars than this are never cut.
+const CUT_BARS_MIN: usize = 20;
+
+/// What the axis has to show: all bars, unless a twentieth of them, such as the first import, is so much higher than the
+/// rest that the rest could not be seen.
+fn axis(bars: &[Bar]) -> u64 {
+    let mut heights: Vec<u64> = bars.iter().map(|bar| bar.height).filter(|height| *height > 0).collect();
+    heights.sort_unstable();
+    let highest = heights.last().copied().unwrap_or_default();
+    let most = (heights.len() * 19 / 20).checked_sub(1).and_then(|at| heights.get(at)).copied();
+    match most.filter(|most| heights.len() >= CUT_BARS_MIN && highest / most > CUT_TIMES) {
+        Some(most) => most * 2,
+        None => highest,
+    }
 }
 
 /// The smallest round even number that is not below the number: 2, 4, 6, 8, 10, 12, 16, 20, 30, 40, 50, 60, 80, 100, 120
@@ -264,6 +294,37 @@ mod tests {
             "{html}"
         );
         assert!(html.contains("b: 3 (75.0 %)") && !html.contains("none:") && !html.contains("<b>"), "{html}");
+    }
+
+    #[test]
+    fn a_bar_that_would_hide_the_others_is_cut_and_told_of() {
+        let at = |seconds| DateTime::<Utc>::UNIX_EPOCH + TimeDelta::seconds(seconds);
+        let page_of = |highest: u64, others: i64| {
+            let bar = |at_hour: i64, height| Bar {
+                from: at(at_hour * 3_600),
+                until: at(at_hour * 3_600 + 60),
+                height,
+                title: String::new(),
+                fill: Fill::First,
+            };
+            let bars: Vec<_> =
+                [bar(0, highest)].into_iter().chain((1..=others).map(|hour| bar(hour, 20))).collect();
+            let mut page = Document::new("", "");
+            over_time(&mut page, "runs", &[(Fill::First, "finished")], &bars, Scale::Count);
+            page.finish()
+        };
+        let html = page_of(2_400_000, 30);
+        assert!(html.contains("<span>40</span><span>20</span><span>0</span>"), "{html}");
+        assert!(html.contains("1 bar is cut, so that the others are seen: the highest is 2.4 M"), "{html}");
+        assert_eq!(html.matches("class=\"cut\"").count(), 1, "{html}");
+        assert_eq!(html.matches("height=\"100.00\"").count(), 1, "{html}");
+        assert_eq!(html.matches("height=\"50.00\"").count(), 30, "{html}");
+        // Not so much higher, or among few.
+        for (highest, others, top) in [(200, 30, 200), (2_400_000, 10, 3_000_000)] {
+            let html = page_of(highest, others);
+            let axis = Scale::Count.shown(top);
+            assert!(html.contains(&format!("<span>{axis}</span>")) && !html.contains("cut"), "{html}");
+        }
     }
 
     #[test]
