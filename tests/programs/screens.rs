@@ -223,6 +223,7 @@ impl Extractor for Issues {
                 };
             }
             "die" if at == 3 => std::process::abort(),
+            "fail at length" if at == 3 => return Err("\u{a7}".repeat(10_000).into()),
             "fail" if at == 3 => return Err("the tracker says: no such filter \u{1b}[2J".into()),
             // The records of page 3 do not match the metadata, and it is interrupted.
             "odd" if at == 4 => return Err(SourceError::RateLimited { after: Duration::from_secs(600) }),
@@ -397,6 +398,16 @@ fn the_last_error_is_said_first_with_its_reason_until_it_is_answered_otherwise()
     Local::open(dir).unwrap().begin_sync(&settings(), &SystemClock::new()).unwrap();
     assert_eq!(run_that(dir, "go on"), Some(OutcomeKind::Done));
     assert_eq!(alert(&now(&place, &["state.redb"])), Vec::<&str>::new());
+}
+
+#[test]
+fn a_long_error_leaves_room_for_the_state_and_is_whole_among_the_events() {
+    let place = Place::new();
+    assert_eq!(run_that(place.dir.path(), "fail at length"), Some(OutcomeKind::Error));
+    let of_it = |args: &[&str]| now(&place, args).matches('\u{a7}').count();
+    let (screen, events) = (of_it(&["state.redb"]), of_it(&["events", "state.redb"]));
+    assert!((300..500).contains(&screen) && events > 900, "{screen} {events}");
+    assert!((300..500).contains(&of_it(&["tail", "state.redb", "--looks", "1"])));
 }
 
 #[test]

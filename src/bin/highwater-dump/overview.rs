@@ -9,7 +9,9 @@ use highwater::inspect::{Alert, FindingsReport, Line, Report, Standing};
 use crate::ending::{Exit, Outcome};
 use crate::figures::{self, alert_words};
 use crate::stores::{no_unit, note, open, shown_units, store_line};
-use crate::text::{Listing, Screen, count, cut, fact, folded, json_line, stdout, visible};
+use crate::text::{
+    ALERT_CHARS, Listing, Screen, at_most, count, cut, fact, folded, json_line, stdout, visible,
+};
 
 #[derive(Debug, Args)]
 pub(crate) struct Show {
@@ -142,7 +144,8 @@ fn folded_line(text: &mut String, screen: Screen, line: &str) -> io::Result<()> 
 
 fn alert_line(text: &mut String, screen: Screen, alert: &Alert) -> io::Result<()> {
     let mut bytes = Vec::new();
-    folded(&mut bytes, screen, "  ! ", "    ", &visible(&alert_words(alert, screen)))?;
+    let words = at_most(ALERT_CHARS, &visible(&alert_words(alert, screen)));
+    folded(&mut bytes, screen, "  ! ", "    ", &words)?;
     text.push_str(String::from_utf8_lossy(&bytes).trim_end());
     Ok(())
 }

@@ -16,7 +16,7 @@ use highwater::inspect::{Line, Report, RunStatus, Snapshot, Standing, is_interna
 
 use crate::ending::{EXIT_CODES, Exit, Failure, Outcome, complain};
 use crate::stores::{no_unit, store_line};
-use crate::text::{Screen, count, folded, json_line, stdout, visible};
+use crate::text::{ALERT_CHARS, Screen, at_most, count, folded, json_line, stdout, visible};
 
 const EXAMPLE: &str = "\
 Example:
@@ -171,7 +171,7 @@ fn words(report: &Report, standing: &Standing) -> String {
         );
     }
     if let Some(alert) = standing.alerts.first() {
-        let _ = write!(line, "; ! {}", alert.text);
+        let _ = write!(line, "; ! {}", at_most(ALERT_CHARS, &alert.text));
     }
     line
 }

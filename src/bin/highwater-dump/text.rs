@@ -21,6 +21,8 @@ const WIDTH: usize = 100;
 const WIDTH_MIN: usize = 40;
 /// Characters of a name that are shown; JSON shows all.
 const NAME_CHARS: usize = 200;
+/// Characters of an alert on the first screen, so that the rest is in sight; `events` and JSON show all.
+pub(crate) const ALERT_CHARS: usize = 500;
 
 /// The screen: its width, whether it has colours, and the current time.
 #[derive(Debug, Clone, Copy)]
