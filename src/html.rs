@@ -230,7 +230,7 @@ pub fn escaped(text: &str) -> String {
             '"' => html.push_str("&quot;"),
             '\'' => html.push_str("&#39;"),
             c if is_unsafe(c) => {
-                // A `String` takes whatever is written to it.
+                // Writing to a `String` does not fail.
                 let _ = write!(html, "{}", c.escape_unicode());
             }
             c => html.push(c),

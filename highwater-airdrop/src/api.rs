@@ -92,7 +92,7 @@ impl Exchange<'_, '_> {
         let content_type = self.request.header("Content-Type").unwrap_or_default().to_owned();
         let kind = content_type.split(';').next().unwrap_or_default().trim();
         if !kind.eq_ignore_ascii_case("application/json") {
-            let text = format!("the Content-Type must be application/json, it is {content_type:?}");
+            let text = format!("the Content-Type must be application/json, not {content_type:?}");
             self.lint("content-type", 415, text)?;
         }
         self.request.body.read_all(bytes_max, what)

@@ -41,7 +41,7 @@ impl Api {
             Some(text) => {
                 let bytes = text.parse().ok().filter(|bytes| *bytes > 0);
                 Some(bytes.ok_or_else(|| {
-                    Answer::refused(400, format!("file_size must be a whole number of bytes, it is {text:?}"))
+                    Answer::refused(400, format!("file_size must be a whole number of bytes, not {text:?}"))
                 })?)
             }
         };

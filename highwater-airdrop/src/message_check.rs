@@ -216,7 +216,7 @@ fn check_shape(exchange: &mut Exchange<'_, '_>, event_type: &str, message: &Valu
             exchange.lint("event-type", 400, format!("{event_type:?} is not the event type of a message"))?;
         }
         Some(OutcomeKind::Delay) if !field("delay").is_u64() => {
-            let text = format!("event_data.delay must be whole seconds, it is {}", field("delay"));
+            let text = format!("event_data.delay must be whole seconds, not {}", field("delay"));
             exchange.lint("delay", 400, text)?;
         }
         Some(OutcomeKind::Error) if field("error").get("message").and_then(Value::as_str).is_none() => {
@@ -242,7 +242,7 @@ fn check_shape(exchange: &mut Exchange<'_, '_>, event_type: &str, message: &Valu
             }
         }
         other => {
-            let text = format!("event_data.artifacts must be a list, it is {other}");
+            let text = format!("event_data.artifacts must be a list, not {other}");
             exchange.lint("artifact-fields", 400, text)?;
         }
     }

@@ -302,7 +302,7 @@ impl Client {
         if text.len() as u64 > bytes_max {
             return Err(malformed(step, &format!("at most {bytes_max} bytes")));
         }
-        // Half a character in another program's text is no reason to ignore the rest.
+        // The text is another program's: an unpaired surrogate in it is no reason to refuse the rest.
         let text = String::from_utf8(text).map_err(|_| malformed(step, "JSON"))?;
         lossy_value(&text).map_err(|_| malformed(step, "JSON"))
     }

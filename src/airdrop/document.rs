@@ -2,8 +2,8 @@
 //!
 //! The platform keeps one text per sync unit, in which others write too: the TypeScript SDK, a connector written with
 //! it, a person who edits it. So a member that is not ours is kept byte for byte, whatever it contains: a number that
-//! a double cannot represent, or half a character (`JSON.stringify` writes one as `\ud83d`, and no Rust string can
-//! hold it).
+//! a double cannot represent, or an unpaired surrogate (`JSON.stringify` writes one as `\ud83d`, and no Rust string can
+//! contain it).
 //!
 //! `null`, `[]` and `""` are a state in which nothing was written yet. Anything else that is not an object is an
 //! error.
@@ -47,7 +47,7 @@ impl Document {
                 Ok(Value::Null) => Ok(Self::default()),
                 Ok(Value::Array(list)) if list.is_empty() => Ok(Self::default()),
                 Ok(Value::String(text)) if text.is_empty() => Ok(Self::default()),
-                Ok(other) => Err(wrong(format!("it must be a JSON object, it is {}", kind_of(&other)))),
+                Ok(other) => Err(wrong(format!("it must be a JSON object, not {}", kind_of(&other)))),
                 Err(error) => Err(wrong(format!("it is not JSON: {error}"))),
             };
         }
@@ -136,7 +136,7 @@ pub(crate) fn posted_bytes(text: &str) -> usize {
     serde_json::to_string(text).map_or(usize::MAX, |json| json.len())
 }
 
-/// A value without half characters: those that `JSON.stringify` wrote become U+FFFD, the replacement character.
+/// A value without unpaired surrogates: those that `JSON.stringify` wrote become U+FFFD, the replacement character.
 ///
 /// # Errors
 /// Those of JSON parsing.
@@ -144,7 +144,7 @@ pub(crate) fn lossy_value(json: &str) -> serde_json::Result<Value> {
     serde_json::from_str(json).or_else(|_| serde_json::from_str(&without_lone_surrogates(json)))
 }
 
-/// JSON text in which each escape of a lone surrogate is replaced by that of U+FFFD.
+/// JSON text in which each escape of an unpaired surrogate is replaced by that of U+FFFD.
 fn without_lone_surrogates(json: &str) -> String {
     let unit =
         |text: &str| text.strip_prefix("\\u").and_then(|text| u16::from_str_radix(text.get(..4)?, 16).ok());
@@ -253,10 +253,10 @@ mod tests {
             assert!(Document::read(none, "the state").unwrap().is_empty(), "{none:?}");
         }
         for (text, says) in [
-            ("[1]", "the state cannot be read: it must be a JSON object, it is a list"),
-            ("7", "it is a number"),
-            ("\"x\"", "it is a string"),
-            ("true", "it is a boolean"),
+            ("[1]", "the state cannot be read: it must be a JSON object, not a list"),
+            ("7", "not a number"),
+            ("\"x\"", "not a string"),
+            ("true", "not a boolean"),
             ("nul", "it is not JSON"),
             ("{", "the state cannot be read: it is not JSON: EOF"),
             (r#"{"a":1,"#, "what follows \"a\" in the state"),

@@ -129,24 +129,24 @@ impl Event {
     /// not an error here: [`serve`](super::serve()) answers it.
     pub fn from_json(text: &str) -> Result<Self> {
         let unreadable = |error: serde_json::Error| wrong("the event", format!("is not JSON: {error}"));
-        // Half of a surrogate pair is U+FFFD here; the answer repeats it unchanged.
+        // An unpaired surrogate is U+FFFD here; the answer repeats it unchanged.
         let whole = lossy_value(text).map_err(unreadable)?;
         if let Value::Array(list) = &whole {
             if list.len() != 1 {
                 let count = list.len();
-                return Err(wrong("the list of events", format!("must hold exactly one, it holds {count}")));
+                return Err(wrong("the list of events", format!("must have exactly one event, not {count}")));
             }
             let [only] = serde_json::from_str::<[&RawValue; 1]>(text).map_err(unreadable)?;
             if matches!(list.first(), Some(Value::Array(_))) {
-                return Err(wrong("the event", "must be an object, it is an array"));
+                return Err(wrong("the event", "must be an object, not an array"));
             }
             return Self::from_json(only.get());
         }
         let Some(name) = find(&whole, "payload.event_type")? else {
-            return Err(wrong("payload.event_type", "is missing: it names what is asked for"));
+            return Err(wrong("payload.event_type", "is missing: it names the type of the event"));
         };
         let Value::String(name) = name else {
-            return Err(wrong("payload.event_type", format!("must be a string, it is {}", type_name(name))));
+            return Err(wrong("payload.event_type", format!("must be a string, not {}", type_name(name))));
         };
         let (event_type, spelling) = EventType::parse(name);
         let context = if matches!(find(&whole, CONTEXT), Ok(Some(_))) {
@@ -279,7 +279,7 @@ impl Event {
         match self.field(path)? {
             None => Ok(false),
             Some(Value::Bool(reset)) => Ok(*reset),
-            Some(other) => Err(wrong(path, format!("must be true or false, it is {}", type_name(other)))),
+            Some(other) => Err(wrong(path, format!("must be true or false, not {}", type_name(other)))),
         }
     }
 
@@ -297,7 +297,7 @@ impl Event {
                 Some(kind) => Ok(Some(TimeSetting { kind, value: self.text(&format!("{path}.value"))? })),
                 None => Ok(None),
             },
-            Some(other) => Err(wrong(path, format!("must be an object, it is {}", type_name(other)))),
+            Some(other) => Err(wrong(path, format!("must be an object, not {}", type_name(other)))),
         }
     }
 
@@ -419,7 +419,8 @@ impl Event {
     /// external-sync-units phase has neither; it has a reserved key for each external system.
     ///
     /// # Errors
-    /// `Event` if neither is there, or if it is a reserved one; otherwise those of the ids.
+    /// `Event` if the event has neither, or if the id begins with the reserved prefix. Also the errors of
+    /// [`Event::sync_unit_id`] and [`Event::external_sync_unit_id`]; `TooLarge` or `Invalid` if it cannot be an id.
     pub fn unit_key(&self) -> Result<SyncUnitId> {
         if self.asked == EventType::ExternalSyncUnits {
             let system = self.external_system_id()?;
@@ -447,8 +448,8 @@ impl Event {
         SyncUnitId::new(unit)
     }
 
-    /// The same text for the same event, however its type is spelled, and for no other: a JSON list of event type,
-    /// run, request and sequence version.
+    /// A text that identifies the event, the same for both spellings of its type: a JSON list of event type, run,
+    /// request and sequence version.
     ///
     /// ```
     /// use highwater::airdrop::Event;
@@ -501,12 +502,12 @@ impl Event {
             Some(other) => {
                 return Err(wrong(
                     path,
-                    format!("must be a string or a whole number, it is {}", type_name(other)),
+                    format!("must be a string or a whole number, not {}", type_name(other)),
                 ));
             }
         };
         if id.len() > ID_BYTES_MAX {
-            return Err(wrong(path, format!("must be at most {ID_BYTES_MAX} bytes, it is {}", id.len())));
+            return Err(wrong(path, format!("must be at most {ID_BYTES_MAX} bytes, not {}", id.len())));
         }
         Ok(Some(id))
     }
@@ -516,7 +517,7 @@ impl Event {
             None => Ok(None),
             Some(Value::String(text)) if text.is_empty() => Ok(None),
             Some(Value::String(text)) => Ok(Some(text.clone())),
-            Some(other) => Err(wrong(path, format!("must be a string, it is {}", type_name(other)))),
+            Some(other) => Err(wrong(path, format!("must be a string, not {}", type_name(other)))),
         }
     }
 }
@@ -525,10 +526,10 @@ pub(crate) fn wrong(field: &str, expected: impl Into<String>) -> Error {
     Error::Event { field: field.to_owned(), expected: expected.into() }
 }
 
-/// A moment by RFC 3339, cut to microseconds like everything that is stored and compared.
+/// An RFC 3339 time, cut to microseconds like everything that is stored and compared.
 pub(crate) fn moment(path: &str, text: &str) -> Result<DateTime<Utc>> {
     let moment = DateTime::parse_from_rfc3339(text)
-        .map_err(|_| wrong(path, "must be a time by RFC 3339, such as 2026-01-31T12:00:00Z"))?;
+        .map_err(|_| wrong(path, "must be an RFC 3339 time, such as 2026-01-31T12:00:00Z"))?;
     Ok(moment.to_utc().trunc_subsecs(6))
 }
 
@@ -539,7 +540,7 @@ fn find<'a>(root: &'a Value, path: &str) -> Result<Option<&'a Value>> {
     for name in path.split('.') {
         let Value::Object(fields) = value else {
             let at = if walked.is_empty() { "the event" } else { &walked };
-            return Err(wrong(at, format!("must be an object, it is {}", type_name(value))));
+            return Err(wrong(at, format!("must be an object, not {}", type_name(value))));
         };
         value = match fields.get(name) {
             None | Some(Value::Null) => return Ok(None),
@@ -654,8 +655,8 @@ mod tests {
     #[test]
     fn a_path_through_something_that_is_no_object_is_an_error_that_names_it() {
         let error = event("[1]").run_id().unwrap_err().to_string();
-        assert_eq!(error, "the event is not usable: payload.event_context must be an object, it is an array");
+        assert_eq!(error, "the event is not usable: payload.event_context must be an object, not an array");
         let error = Event::from_json("7").unwrap_err().to_string();
-        assert_eq!(error, "the event is not usable: the event must be an object, it is a number");
+        assert_eq!(error, "the event is not usable: the event must be an object, not a number");
     }
 }

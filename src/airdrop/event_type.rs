@@ -117,8 +117,8 @@ impl EventType {
         }
     }
 
-    /// The event type of the message that gives an event of this type such an answer; `None` where the protocol has none:
-    /// only data and attachments can be continued, and an unknown type can only be answered ERROR.
+    /// The event type of the message that answers an event of this type in this way. `None` if the protocol has no such
+    /// message: only data and attachments can be continued, and an unknown type can only be answered with ERROR.
     ///
     /// ```
     /// use highwater::airdrop::{EventType, OutcomeKind, Spelling};

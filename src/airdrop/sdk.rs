@@ -427,8 +427,8 @@ pub(crate) fn lift(document: &mut Document) -> bool {
     true
 }
 
-/// The connector's own keys: all that are neither the SDK's nor ours. `None` if there are none. Half a character in
-/// them is replaced.
+/// The connector's own keys: all that are neither the SDK's nor ours. `None` if there are none. Unpaired
+/// surrogates in them are replaced.
 ///
 /// # Errors
 /// `WorkerState` if they are not JSON.
@@ -480,7 +480,7 @@ pub(crate) fn check_connector_state(json: &str) -> Result<()> {
     let invalid = |reason: String| Error::Invalid { what: "the connector's own state".to_owned(), reason };
     let own: Value = serde_json::from_str(json).map_err(|error| invalid(error.to_string()))?;
     let Value::Object(own) = own else {
-        return Err(invalid(format!("it must be an object, it is {}", kind_of(&own))));
+        return Err(invalid(format!("it must be an object, not {}", kind_of(&own))));
     };
     match own.keys().find(|name| is_reserved(name)) {
         Some(name) => Err(invalid(format!("the key {name} is reserved"))),
@@ -747,7 +747,7 @@ mod tests {
             let failed = left.judge(place, at, &line("a", "p"));
             assert!(matches!(failed, InheritedLine::Failed { json, .. } if json == line("a", "p")));
         }
-        // The SDK has rounded ids, and half a character does not keep it from uploading.
+        // The SDK has rounded ids. An unpaired surrogate does not prevent the upload.
         let mut rounded = left.clone();
         rounded.processed.insert(("9007199254740992".to_owned(), "1e+21".to_owned()));
         let line = r#"{"id":9007199254740993,"url":"","file_name":"f","parent_id":1e21}"#;
@@ -832,7 +832,7 @@ mod tests {
         flat["a"] = json!(2);
         assert_eq!(own(&flat).unwrap().to_string(), r#"{"b":1,"a":2}"#);
         assert_eq!(own(&json!({ "connectorState": 7, "sdkState": {}, "highwater": 1 })), Some(json!(7)));
-        // Half a character in them does not matter.
+        // An unpaired surrogate in them does not matter.
         let half = r#"{"lastSyncStarted":"","a":"\ud83d","\ud83d":1}"#;
         let half = Document::read(Some(half), "the state").unwrap();
         let own = connector_state(half, "the state").unwrap().unwrap();

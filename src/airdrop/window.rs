@@ -1,6 +1,6 @@
 //! The extraction window: the range of time that a run extracts.
 //!
-//! It is resolved once per run, by the first event of the run that defines it; it is stored, and the same for every
+//! It is resolved once per run, from the first event of the run that defines it. It is stored, so it is the same in every
 //! later invocation. The event may name each end by a rule (`extraction_start_time`, `extraction_end_time`). An end
 //! that it does not name follows from the mode: an initial import goes back to `extract_from`, or to the beginning;
 //! an incremental one to the start of the last run that succeeded. The unit's [`Bounds`] change only when the run
@@ -66,7 +66,7 @@ pub(crate) fn resolve(
         };
         match last_start {
             Some(last_start) => {
-                // The clock was set back since: an empty window is not an error then.
+                // If the clock was set back in the meantime, an empty window is not an error.
                 if end.is_none() {
                     let after = last_start.checked_add_signed(TimeDelta::microseconds(1));
                     to = to.max(after.unwrap_or(last_start));
@@ -104,7 +104,7 @@ impl Known {
             setting.value.as_deref().ok_or_else(missing)
         };
         let shifted = |from: DateTime<Utc>, sign: i128| {
-            let text = value("a duration, as 2h45m")?;
+            let text = value("a duration such as 2h45m")?;
             let Some(nanos) = parse_duration(text) else {
                 let text: String = text.chars().take(40).collect();
                 return Err(wrong(
@@ -114,7 +114,7 @@ impl Known {
                     ),
                 ));
             };
-            // The one value that cannot be negated is not needed to the last digit.
+            // `i64::MIN` cannot be negated; there one nanosecond more or less does not matter.
             let nanos = i64::try_from(sign * i128::from(nanos)).unwrap_or(i64::MAX);
             from.checked_add_signed(TimeDelta::nanoseconds(nanos))
                 .map(|moment| moment.trunc_subsecs(6))
@@ -538,7 +538,7 @@ mod tests {
             ),
             (
                 json!({start: {"type": "absolute_time", "value": "2026-01-01"}}),
-                "extraction_start_time.value must be a time",
+                "extraction_start_time.value must be an RFC 3339 time",
             ),
             (
                 json!({start: {"type": "workers_oldest_minus_window"}}),
@@ -569,7 +569,7 @@ mod tests {
                 json!({"mode": "INITIAL", "extract_from": "2027-01-01T00:00:00Z"}),
                 "extract_from must make a window",
             ),
-            (json!({"mode": "INITIAL", "extract_from": "soon"}), "extract_from must be a time by RFC 3339"),
+            (json!({"mode": "INITIAL", "extract_from": "soon"}), "extract_from must be an RFC 3339 time"),
         ];
         for (context, expected) in cases {
             let error = asked(&context, known(), Some("2026-02-10T00:00:00Z")).unwrap_err().to_string();

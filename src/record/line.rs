@@ -201,7 +201,7 @@ impl Record {
         self
     }
 
-    /// What was changed to make this record, as warnings: half characters that became U+FFFD, and, if a
+    /// What was changed to make this record, as warnings: unpaired surrogates that became U+FFFD, and, if a
     /// [`Normalizer`](super::Normalizer) made it, placeholders that became `null` and undeclared fields that were left
     /// out. When the record is staged, they are counted with the findings of the run, by field.
     ///
@@ -370,7 +370,7 @@ impl Formatter for Watch<'_> {
     }
 }
 
-/// Makes JSON text acceptable to every reader: half a character becomes U+FFFD, byte for byte.
+/// Makes JSON text acceptable to every reader: unpaired surrogates become U+FFFD, byte for byte.
 ///
 /// # Errors
 /// `Record`, if it is nested deeper, or has a larger number, than readers accept.
@@ -414,7 +414,7 @@ fn strict(id: Option<&str>, object: &mut [u8]) -> Result<Vec<Finding>> {
     Ok(changes)
 }
 
-/// The findings for replaced halves of characters: one for each with a known path, and the number of the others.
+/// The findings for replaced surrogates: one for each with a known path, and the number of the others.
 pub(super) fn surrogates_replaced(paths: Vec<FieldPath>, replaced: u64) -> Vec<Finding> {
     let more = replaced.saturating_sub(paths.len() as u64);
     let one = |path| {

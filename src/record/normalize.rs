@@ -168,7 +168,7 @@ impl Normalizer {
         self.finish(parts, sink)
     }
 
-    /// [`Normalizer::normalize`] from JSON text. Half a character, such as `\ud83d` alone, becomes U+FFFD.
+    /// [`Normalizer::normalize`] from JSON text. An unpaired surrogate, such as `\ud83d` alone, becomes U+FFFD.
     ///
     /// # Errors
     /// Those of [`Normalizer::normalize`]; also if the text is not JSON.

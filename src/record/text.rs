@@ -1,7 +1,7 @@
-//! Flaws in valid JSON text that some readers refuse: characters cut in half, control characters, and nesting or
-//! numbers beyond what readers accept.
+//! Flaws in valid JSON text that some readers refuse: unpaired surrogates, control characters, and nesting or numbers
+//! beyond what readers accept.
 //!
-//! `JSON.stringify` writes half of a surrogate pair as `\ud83d`, and JavaScript reads it again. By RFC 8259, section
+//! `JSON.stringify` writes an unpaired surrogate as `\ud83d`, and JavaScript reads it again. By RFC 8259, section
 //! 8.2, the behaviour of other readers is unpredictable, and strict ones refuse the whole text. The scan works on the
 //! text, builds nothing, and expects valid JSON: for other text its result is meaningless, and the parser reports the
 //! error.
@@ -52,7 +52,7 @@ pub(super) enum Look {
     Controls,
 }
 
-/// Whether the text may contain half a character or a control character. Cheap, and mostly `false`.
+/// Whether the text may contain an unpaired surrogate or a control character. Cheap, and mostly `false`.
 pub(super) fn may_be_flawed(text: &[u8]) -> bool {
     let mut rest = text;
     while let Some(at) = memchr3(b'\\', 0xc2, 0x7f, rest) {
@@ -76,7 +76,7 @@ pub(super) fn flaws(text: &[u8], look: Look, levels: usize) -> Vec<Flawed> {
     scan.found
 }
 
-/// Replaces each half of a character by U+FFFD, byte for byte, so that other text does not move. Returns the number
+/// Replaces each unpaired surrogate by U+FFFD, byte for byte, so that other text does not move. Returns the number
 /// of replacements.
 pub(super) fn replace_surrogates(text: &mut [u8]) -> u64 {
     let mut replaced = 0;

@@ -839,7 +839,7 @@ fn the_connectors_own_keys_are_written_with_the_page_that_sets_them() {
 #[test]
 fn what_cannot_stand_among_the_connectors_own_keys_is_refused() {
     for (state, says) in [
-        (json!(7), "it must be an object, it is a number"),
+        (json!(7), "it must be an object, not a number"),
         (json!({ "lastSyncStarted": "" }), "the key lastSyncStarted is reserved"),
         (json!({ "sdkState": {} }), "the key sdkState is reserved"),
         (json!({ "highwater": {} }), "the key highwater is reserved"),

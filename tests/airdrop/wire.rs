@@ -453,7 +453,7 @@ fn a_time_setting_without_a_type_is_none() {
     }
 }
 
-/// `JSON.stringify` writes a character that was cut in half as the escape of a lone surrogate (ECMA-262,
+/// `JSON.stringify` writes a character that was cut in half as the escape of an unpaired surrogate (ECMA-262,
 /// `QuoteJSONString`).
 #[test]
 fn half_a_character_in_an_event_is_echoed_as_it_came() {
@@ -515,16 +515,16 @@ fn what_is_no_event_is_refused_and_says_why() {
         ("", "is not JSON"),
         ("{", "is not JSON"),
         ("nothing", "is not JSON"),
-        ("null", "the event must be an object, it is null"),
-        ("\"text\"", "the event must be an object, it is a string"),
-        ("[]", "must hold exactly one, it holds 0"),
-        (&format!("[{event},{event}]"), "must hold exactly one, it holds 2"),
-        (&format!("[[{event}]]"), "the event must be an object, it is an array"),
+        ("null", "the event must be an object, not null"),
+        ("\"text\"", "the event must be an object, not a string"),
+        ("[]", "must have exactly one event, not 0"),
+        (&format!("[{event},{event}]"), "must have exactly one event, not 2"),
+        (&format!("[[{event}]]"), "the event must be an object, not an array"),
         (&format!("{event}{event}"), "is not JSON"),
         ("{}", "payload.event_type is missing"),
         (r#"{"payload":{"event_type":null}}"#, "payload.event_type is missing"),
         (r#"{"payload":{"event_type":7}}"#, "payload.event_type must be a string"),
-        (r#"{"payload":[]}"#, "payload must be an object, it is an array"),
+        (r#"{"payload":[]}"#, "payload must be an object, not an array"),
         (
             r#"{"payload":{"event_type":"X","event_context":{}},"payload":{"event_type":"Y","event_context":{}}}"#,
             "duplicate field `payload`",

@@ -51,7 +51,7 @@ fn strict(line: &str) -> Value {
 const HALVES: [&str; 6] =
     [r"\ud83d", r"\uDE00", r"\ud83d\ud83d", r"\ude00\ud83d", r"\ud83dx\ude00", r"\uD83D\\ude00"];
 
-/// `JSON.stringify` escapes a lone surrogate: <https://tc39.es/ecma262/#sec-quotejsonstring>, and strict readers refuse
+/// `JSON.stringify` escapes an unpaired surrogate: <https://tc39.es/ecma262/#sec-quotejsonstring>, and strict readers refuse
 /// it: RFC 8259, section 8.2.
 #[test]
 fn half_a_character_is_found_at_its_place() {
@@ -202,7 +202,7 @@ fn many_halves_of_characters_hide_nothing_and_all_are_counted() {
             assert_eq!(told, count == 1_500, "{}", record.changes().last().unwrap());
         }
     }
-    // Nor do control characters hide half a character from the check.
+    // Nor do control characters hide an unpaired surrogate from the check.
     let fields: Vec<_> = (0..1_001).map(|at| format!(r#""f{at}":"\u0000""#)).collect();
     let line = format!(r#"{{"id":"1","data":{{{},"title":"\ud83d"}}}}"#, fields.join(","));
     let found = found(&line);

@@ -4,7 +4,8 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::Path;
 
-/// The text of a file that may be a worker state: a regular file with a JSON object. `None` for any other, and if there is none.
+/// The text of a regular file that begins like a JSON object, as a worker state does. `None` if the file begins in another
+/// way, is not a regular file, or does not exist.
 pub(crate) fn worker_state(path: &Path) -> io::Result<Option<String>> {
     // Opening a pipe would wait for its other end.
     if !fs::metadata(path).is_ok_and(|about| about.is_file()) {

@@ -119,8 +119,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// The error of a command line that clap took for a store and something besides: its first word is no command, or the
-/// command comes after the store.
+/// The error for a command line whose first word clap took for a store: the word is not a command, or the command comes
+/// after the store. `None` for any other error.
 fn no_command(error: &clap::Error) -> Option<clap::Error> {
     if !matches!(error.kind(), ErrorKind::ArgumentConflict | ErrorKind::UnknownArgument) {
         return None;

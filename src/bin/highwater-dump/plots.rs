@@ -65,7 +65,7 @@ pub(crate) fn whole(page: &mut Document, caption: &str, parts: &[Part<'_>]) {
         let title = escaped(&format!("{}: {} ({:.1} %)", part.name, part.shown, share * 100.0));
         let class = part.fill.class();
         let width = share * 1_000.0;
-        // A `String` takes whatever is written to it.
+        // Writing to a `String` does not fail.
         let _ = write!(
             shapes,
             "<rect class=\"{class}\" x=\"{x:.2}\" width=\"{width:.2}\" height=\"10\"><title>{title}</title></rect>"
@@ -99,12 +99,13 @@ pub(crate) enum Scale {
     Seconds,
 }
 
-/// Tops of a scale of seconds; half of each is round too.
+/// The tops of an axis of seconds; half of each is a round number too.
 const SECONDS: [u64; 17] =
     [2, 4, 10, 20, 30, 60, 120, 240, 600, 1_200, 1_800, 3_600, 7_200, 14_400, 28_800, 43_200, 86_400];
 
 impl Scale {
-    /// The top of a plot that shows this: round, as is half of it, not below it and not much above.
+    /// The top of the axis of a plot in which this is the largest height. It is not less than the height and not much
+    /// more; it is a round number, and so is its half.
     fn top(self, number: u64) -> u64 {
         let days = number.div_ceil(86_400);
         match self {
@@ -114,7 +115,7 @@ impl Scale {
         }
     }
 
-    /// A height, as its axis has it.
+    /// A height, as the axis shows it.
     fn shown(self, number: u64) -> String {
         let short = |unit: &str| match number {
             ..10_000 => format!("{number}{}", if unit.is_empty() { "" } else { " B" }),

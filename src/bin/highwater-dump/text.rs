@@ -82,7 +82,7 @@ pub(crate) fn visible_json(json: &str) -> Cow<'_, str> {
     for c in json.chars() {
         if is_unsafe(c) && c != '\n' {
             for unit in c.encode_utf16(&mut [0; 2]) {
-                // A `String` takes whatever is written to it.
+                // Writing to a `String` does not fail.
                 let _ = write!(shown, "\\u{unit:04x}");
             }
         } else {

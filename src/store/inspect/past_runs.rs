@@ -65,13 +65,13 @@ pub struct LedgerTypeReport {
     /// Those that were rejected.
     #[serde(skip_serializing_if = "is_zero")]
     pub rejected: u64,
-    /// Those to announce once that the run had already announced.
+    /// Those that a run announces once, and that this one had already announced.
     #[serde(skip_serializing_if = "is_zero")]
     pub repeated: u64,
-    /// Those to announce once whose ids the run could not remember: it may have announced them again.
+    /// Those that a run announces once, but whose ids it could not remember: it may have announced them again.
     #[serde(skip_serializing_if = "is_zero")]
     pub once_forgotten: u64,
-    /// Those that were unchanged since the finished run before it announced them.
+    /// Those that did not change since the last finished run announced them.
     #[serde(skip_serializing_if = "is_zero")]
     pub unchanged: u64,
     /// Those at the edge that the next run could not remember: it announces them again.
@@ -81,14 +81,14 @@ pub struct LedgerTypeReport {
     pub announced: u64,
     /// Artifacts that they were in.
     pub artifacts: u64,
-    /// Bytes of those artifacts; `None` if they are not known: an earlier version of this crate, or another worker's,
-    /// announced them.
+    /// Bytes of those artifacts; `None` if they are not known, because an earlier version of this crate announced them,
+    /// here or in another worker.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub artifact_bytes: Option<u64>,
 }
 
-/// `rejected`, `once` and `edge`: by item type, how many records the run rejected, those that it announced once, and those at
-/// the edge.
+/// `rejected`, `once` and `edge` are counts by item type: of rejected records, of those that a run announces once, and of
+/// those at the edge.
 pub(super) fn ledger_report(
     id: &str,
     row: LedgerRow,
