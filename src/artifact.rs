@@ -198,7 +198,7 @@ mod tests {
         }
     }
 
-    /// A batch that is compressed anew after a crash, by another thread, or beside others, is the same bytes.
+    /// A batch has the same bytes if it is compressed again after a crash, by another thread, or beside others.
     #[test]
     fn one_build_makes_the_same_bytes_of_the_same_lines() {
         let lines: Vec<Vec<u8>> = (0..4_000_u32)

@@ -384,8 +384,7 @@ pub enum Safeguard {
     OnceKept,
     /// Unchanged records are left out for what a finished run has announced, and not for what the current run has.
     EdgeOfFinished,
-    /// Without a disk: what a checkpoint says of records that the run has staged is as of its position, as the cursors in it
-    /// are.
+    /// Without a disk: a checkpoint knows of the staged records exactly those up to its position, which its cursors name.
     KnownAtPosition,
     /// The pages of a listing are committed in the order in which they were fetched.
     PagesInOrder,

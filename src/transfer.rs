@@ -96,7 +96,7 @@ pub(crate) enum State {
 pub(crate) struct Past {
     /// It had an id before, which was given up.
     pub(crate) given_up: bool,
-    /// How often in a row it was prepared again.
+    /// How many times in a row it was prepared again.
     pub(crate) anew: u8,
 }
 

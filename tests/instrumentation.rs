@@ -417,7 +417,7 @@ fn secrets_of_a_source() {
     assert!(!kept(&world).contains("SECRET"), "{}", kept(&world));
 }
 
-/// What becomes of attachments is said, but for what the source says of them.
+/// The fate of each attachment is logged, without the texts of the source.
 #[test]
 fn each_attachment_can_be_followed_and_so_can_a_deletion() {
     let mut world = World::new(2);

@@ -53,7 +53,7 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// Requests invocations to stop when this process is told to end: by SIGTERM, which platforms send a while before
+/// Requests invocations to stop when this process is asked to end: by SIGTERM, which platforms send a while before
 /// they kill, or by Ctrl-C. The second time, the process ends at once.
 pub(crate) fn stop_when_told() -> Result<StopToken, Failure> {
     let told = Arc::new(AtomicBool::new(false));

@@ -77,7 +77,7 @@ pub struct AuditFinding {
     pub verdict: Verdict,
     /// The rule's name: a few words with hyphens, always the same.
     pub rule: String,
-    /// The count; the text tells of what.
+    /// The count of what the text describes.
     pub count: u64,
     /// What was found.
     pub text: String,

@@ -154,7 +154,7 @@ pub(crate) struct Answer {
 
 enum Content {
     Bytes(Vec<u8>),
-    /// Its length, if the client is told.
+    /// Its length, if it is sent to the client.
     Stream(Box<dyn Read>, Option<u64>),
 }
 
@@ -176,7 +176,7 @@ impl Answer {
         Self { status: 204, reason: None, headers: Vec::new(), body: Content::Bytes(Vec::new()) }
     }
 
-    /// Bytes of this length. Unless `told` is set, the client is not told the length.
+    /// Bytes of this length. The length is sent only if `told` is set.
     pub(crate) fn stream(reader: impl Read + 'static, length: u64, told: bool) -> Self {
         let headers = vec![("Content-Type".into(), "application/octet-stream".to_owned())];
         let body = Content::Stream(Box::new(reader.take(length)), told.then_some(length));
@@ -392,7 +392,7 @@ impl Drop for Server {
     }
 }
 
-/// Accepts connections until it is told to end. No error of a client ends it, nor a full table of open files.
+/// Accepts connections until `over` is set. It goes on after any error of a client, and if there are too many open files.
 fn accept<H>(listener: &TcpListener, over: &AtomicBool, all: &Arc<Connections>, handle: &Arc<H>)
 where
     H: Fn(&mut Request<'_>) -> Reply + Send + Sync + 'static,

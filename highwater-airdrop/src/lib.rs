@@ -28,7 +28,7 @@
 //!
 //! Two [`Airdrop`]s share nothing: each has its own folder, port and worker. So a hundred syncs with different faults
 //! are a loop over a hundred folders, in as many threads as there are cores. [`Fault::at`] makes the K-th call fail,
-//! and [`Disturbance`] disturbs an invocation; [`Outcome::faults`] and `calls.jsonl` tell which faults came true.
+//! and [`Disturbance`] disturbs an invocation; [`Outcome::faults`] and `calls.jsonl` show which faults occurred.
 //! [`named`] and [`each_line`] read the delivered records.
 //!
 //! ```no_run

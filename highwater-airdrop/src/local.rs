@@ -17,7 +17,7 @@
 //! # What a kill leaves
 //!
 //! Each act has one moment from which it counts. After a kill before that moment, the act never happened, and its
-//! traces are removed. After a kill later on, the act happened although nobody was told; the same act again is
+//! traces are removed. After a later kill, the act happened, although the caller got no answer; the same act again is
 //! recognised by its key, and is answered `Ok` without adding anything. Before each act, and at open, the handle
 //! reads what was added since it last did, and makes that durable. So no answer depends on an unsynced write of
 //! another handle.

@@ -90,7 +90,7 @@ blueprint, mapping or attachment; or `any`, where N counts all calls but those o
   --fault upload-403:2 --fault upload-503:5,3 --fault message-lost:1 --fault 429:confirm,4,2
   --fault ext-404:7 --fault ext-429:8,2";
 
-/// A local Airdrop over HTTP: it refuses what Airdrop refuses, and fails where it is told to
+/// A local Airdrop over HTTP: it refuses what Airdrop refuses, and fails on demand
 #[derive(Debug, Parser)]
 #[command(version, after_help = AFTER_HELP, max_term_width = 100)]
 struct Cli {

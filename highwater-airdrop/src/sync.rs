@@ -319,7 +319,7 @@ pub struct Stopper(Arc<Api>);
 impl Stopper {
     /// Kills the running worker, and prevents another from starting.
     pub fn stop(&self) {
-        self.0.leash.close("as this program was told to end");
+        self.0.leash.close("because this program was asked to stop");
     }
 }
 

@@ -615,7 +615,7 @@ impl Verify<'_> {
         sync.echo &= served.is_told;
         let outcome = airdrop.sync(&sync, &worker, &mut |_| {});
         if self.stop.lock().stopped {
-            return Err(Error::Unverified { reason: "this program was told to end".to_owned() });
+            return Err(Error::Unverified { reason: "this program was asked to stop".to_owned() });
         }
         if let Some(
             error @ (Error::Start { .. } | Error::Io { .. } | Error::Invalid { .. } | Error::InUse { .. }),

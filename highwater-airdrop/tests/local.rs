@@ -805,7 +805,7 @@ fn an_upload_has_the_id_that_was_prepared_and_each_id_one_upload() {
     assert_eq!(local.artifact_bytes(&second).unwrap(), b"second");
     let path = ArtifactId::new("../confirmed.txt").unwrap();
     assert_refused(local.upload_as(&path, upload(b"x")), 400, "is not an artifact id");
-    // Prepared by one handle, uploaded by another: the platform was started anew.
+    // Prepared by one handle, uploaded by another: the platform was restarted.
     let another = Local::open(dir.path()).unwrap();
     let third = another.prepare().unwrap();
     assert!(third != first && third != second);

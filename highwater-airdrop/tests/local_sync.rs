@@ -190,7 +190,7 @@ impl World {
         self.local.sync(&self.settings, &self.clock, |event| worker.invoke(&self.local, event), |_| {})
     }
 
-    /// The driver and its handle die; the next one opens the directory anew.
+    /// The driver and its handle die; the next one opens the directory again.
     fn reopen(&mut self) {
         self.local = Local::open(self.dir.path()).unwrap();
     }

@@ -199,7 +199,7 @@ mod tests {
         }
     }
 
-    /// What is said of so many bytes of which so many are declared.
+    /// The result of uploading `bytes` bytes if `declared` are declared.
     fn upload(bytes: usize, declared: u64) -> Result<(), String> {
         let clock = VirtualClock::at(chrono::DateTime::UNIX_EPOCH);
         let hour = Duration::from_secs(3_600);

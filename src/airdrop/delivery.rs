@@ -750,7 +750,7 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    // The part for whoever processes the queue of attachments.
+    // The part for the caller that processes the queue of attachments.
 
     /// Results of uploading attachments since the last call: the platform accepted the bytes, or why not. A failed
     /// one is tried again only if one of the methods below says so.

@@ -71,7 +71,7 @@ impl Invocation<'_> {
     }
 }
 
-/// How the work of an invocation ended, as the answer tells the platform.
+/// How the work of an invocation ended, as the answer will say.
 #[derive(Debug)]
 pub(super) enum Ending {
     Done,
@@ -104,7 +104,7 @@ impl Ending {
 /// Why the work of an invocation stops before its phase is done.
 #[derive(Debug)]
 pub(super) enum Stop {
-    /// The answer tells the platform.
+    /// It ends in this way, which the answer will say.
     Ending(Ending),
     Error(Error),
 }

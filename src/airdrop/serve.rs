@@ -8,7 +8,7 @@
 //!
 //! An invocation is one `tracing` span, `run`, and each step is an event in it. As `tracing_subscriber` prints a line,
 //! everything before its message takes less than 60 characters: the span has only a short id of the run, and `event
-//! accepted` tells what the id stands for. A second span within it, `invocation`, has the event type, the unit, the phase
+//! accepted` says which unit and run the id belongs to. A second span within it, `invocation`, has the event type, the unit, the phase
 //! and the run for each event; it is at TRACE, with the target `highwater::fields`. The text of an extractor's error is
 //! in none of them, as it may contain anything.
 

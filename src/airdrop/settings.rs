@@ -118,7 +118,7 @@ impl Serve {
     ///
     /// With 1, streams are read one after the other, in their order. With more, the first so many that are not
     /// exhausted are read at once, and pages are stored as they arrive; each listing's in its own order.
-    /// [`Serve::ahead`] tells what a kill costs.
+    /// [`Serve::ahead`] describes what a kill costs.
     ///
     /// ```
     /// use highwater::airdrop::Serve;

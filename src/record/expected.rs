@@ -16,7 +16,7 @@ pub(super) const TIMESTAMP_EXPECTED: &str =
 pub(super) const NULL_EXPECTED: &str = "write null, or leave it out, if there is no value";
 pub(super) const DATE_EXPECTED: &str = "expected a day such as \"2020-12-31\"";
 
-/// What to write instead, if the value tells that without guessing.
+/// What to write instead, if that is clear from the value.
 pub(super) fn suggestion(kind: &Kind, value: &Value) -> Option<String> {
     if value.as_str().is_some_and(|text| text.trim().is_empty()) {
         return Some(NULL_EXPECTED.to_owned());

@@ -1,8 +1,8 @@
 //! A record: one JSON object that becomes one line of an artifact.
 //!
-//! Of its own, a record allocates its id, unless the caller gives a `String`, and its object, once. Typed data is serialised
-//! into a buffer of the thread's, and is not read again, as a serialiser writes whole characters and finite numbers; what it
-//! passes on as text already ([`RawValue`]) is, as what comes as text is.
+//! A record makes two allocations: its id, unless the caller gives a `String`, and its object. Typed data is serialised into
+//! a thread-local buffer. It is not scanned again, because a serialiser writes only valid characters and finite numbers. Text
+//! that is passed through, as JSON text or inside typed data ([`RawValue`]), is scanned.
 
 use std::borrow::Cow;
 use std::cell::Cell;

@@ -663,7 +663,7 @@ mod tests {
             (runs, events(&unit))
         };
         assert_eq!(is_known(&whole, "b.redb"), ((true, false), 2));
-        // If only the hash of a past run was kept, it cannot be told from the other. An event cannot either, until it
+        // If only the hash of a past run was kept, the two runs cannot be distinguished. An event cannot either, until it
         // is named again.
         let mut short = whole;
         for id in short.run_ids.iter_mut().map(|part| &mut part.id) {

@@ -808,7 +808,7 @@ pub(super) mod tests {
         work(unit.accept(&event("3", "second", Step::Start), false, None));
         assert!(unit.came_late(&deletion("2", Some("first"))).unwrap());
         assert!(!unit.came_late(&deletion("2", Some("second"))).unwrap());
-        // An event that cannot be told from others is never recognised.
+        // An event that cannot be distinguished from others is never recognised.
         let without = Deletion { told_apart: false, ..deletion("any", None) };
         unit.delete_for(&without).unwrap();
         assert!(!unit.came_late(&without).unwrap());

@@ -166,8 +166,8 @@ impl KnownId {
     }
 }
 
-/// The number under which the row of an id is kept, and whether the row exists. `is_at` tells whether the row under a
-/// number is that of the id; `None` if there is no row.
+/// The number under which the row of an id is kept, and whether the row exists. `is_at` returns whether the row
+/// under a number is that of the id, and `None` if there is no row.
 ///
 /// A row that was made for an id is kept under the id's [`name_hash`], one that was made for its digest under
 /// [`Digest::number`]. If another id's row is there, it is kept under the next free number. It stays there when the

@@ -140,7 +140,7 @@ pub(crate) enum Again {
     Rejected,
 }
 
-/// What a page tells about rejected records.
+/// What a page says about rejected records.
 #[derive(Debug)]
 pub(crate) struct RejectedParts {
     /// The ids that it rejects, including those that were requested.

@@ -383,8 +383,8 @@ pub(crate) struct UnitRow {
     pub(crate) watermark: Option<Micros>,
     /// The oldest and the newest moment that finished runs were asked for.
     pub(crate) bounds: (Option<Micros>, Option<Micros>),
-    /// Of a unit with checkpoints: the holder token that was last found on the platform, and the one that was then to
-    /// be written.
+    /// For a unit with checkpoints: the holder token that was last found on the platform, and the one that was to replace
+    /// it.
     pub(crate) holder: (Option<String>, Option<String>),
     /// The watermark that came from other software.
     pub(crate) inherited: Option<Micros>,
@@ -808,7 +808,7 @@ pub(crate) struct OnceCountRow {
 /// A record at the edge.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct EdgeRow {
-    /// Of its line.
+    /// The digest of its line.
     pub(crate) content: Digest,
 }
 
@@ -876,7 +876,7 @@ pub(crate) struct SeenRow {
     /// The run that queued it last, and its number there.
     pub(crate) run: u64,
     pub(crate) number: u64,
-    /// Of its url, name and date.
+    /// The digest of its url, name and date.
     pub(crate) fingerprint: Digest,
     /// It was settled as failed.
     pub(crate) failed: bool,

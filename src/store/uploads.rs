@@ -87,7 +87,7 @@ pub(super) fn id_used(run: &Run, artifact: &ArtifactId, name: &str) -> Error {
 
 /// The state of a batch after some events that are stored at once.
 pub(super) fn batch_moved(run: &Run, seq: u64, state: State, events: &[Event]) -> Result<State> {
-    // Whether a checkpoint must be saved first is decided by whoever confirms.
+    // The code that confirms decides whether a checkpoint must be saved first.
     let rules = run.batch_rules(true, false);
     rules.through(state, events).map_err(|illegal| illegal_move(run, &format!("batch {seq}"), illegal))
 }

@@ -416,7 +416,7 @@ impl<'a, M: Make> Exploration<'a, M> {
         let rng = &mut self.rng;
         for death in 0..rng.u8(1..=3) {
             at += rng.usize(..changes.max(2) * 2 / 3);
-            // On the first disk at any position; on a later disk, which begins anew, at an early one. Without a disk
+            // On the first disk at any position; on a later disk, which is new, at an early one. Without a disk
             // a death happens at a change outside.
             let position = match (self.settings.setup.has_disk, death) {
                 (false, _) => 0,

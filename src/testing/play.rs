@@ -108,7 +108,7 @@ impl<'a, M: Make> Play<'a, M> {
         }
         // Without a disk, everything uploaded since the last checkpoint is uploaded again.
         let at_once = if self.setup.has_disk { (LANES + streams(world.seed)) as u64 } else { 64 };
-        // The ERROR last: any other broken promise tells more.
+        // The ERROR last: any other broken promise says more.
         let mut verdict =
             verdict.and_then(|()| world.verdict(at_once)).and_then(|()| match &world.error_for_no_reason {
                 Some(what) => Err(Violation { kind: Broken::Conversation, what: what.clone() }),
@@ -321,7 +321,7 @@ impl<'a, M: Make> Play<'a, M> {
             ErrorKind::Corrupt if state_unreadable && matches!(error, Error::WorkerState { .. }) => {}
             // Another worker, or another store, has replaced it.
             ErrorKind::Fenced if self.world.lock().second_worker => {}
-            // One of its own saves arrived late, and it could not tell it from another holder's.
+            // One of its own saves arrived late, and it could not distinguish it from another holder's.
             ErrorKind::Fenced if !self.setup.has_disk => {}
             kind => {
                 let what = format!("{} was not answered: {}", event.event_type, chain(&error));

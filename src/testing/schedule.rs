@@ -100,7 +100,7 @@ pub enum Act {
     DiskFails {
         /// Which life.
         life: u64,
-        /// Of which kind.
+        /// The kind of the operation.
         operation: DiskOperation,
         /// How many of them succeed before.
         after: u64,

@@ -117,7 +117,7 @@ impl SimSource {
                 if !ids.insert(id.clone()) {
                     self.life.count("source/id-repeated");
                 }
-                // Of another type than declared, for the checks to find.
+                // A field with another type than declared, for the checks to find.
                 let wrong = match self.checks() {
                     CheckPolicy::Off => false,
                     CheckPolicy::LeaveOut => rng.u8(..4) == 0,
@@ -325,8 +325,8 @@ impl Extractor for SimSource {
         true
     }
 
-    /// Of the records that are requested again, a third is gone, a third is still invalid, and a third is correct;
-    /// the thirds differ in each run.
+    /// A third of the records that are requested again is gone, a third is still invalid, and a third is correct; which
+    /// ones differs in each run.
     fn refetch(
         &self,
         context: &Context<'_>,

@@ -657,7 +657,7 @@ impl Outside {
             run.overtaken = true;
         }
         if !event.stray {
-            // Ids that are used again are answered anew.
+            // An event with ids that were used before is answered as a new one.
             self.recorded.remove(&event.request);
         }
         self.sent.push(Arc::clone(event));

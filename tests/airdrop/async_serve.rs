@@ -53,7 +53,7 @@ fn block_on<F: Future>(future: F) -> F::Output {
     block_on_until(future, || false).expect("it is never given up")
 }
 
-/// Pending once: whoever awaits it is polled again.
+/// A future that is pending once; its task is polled again.
 async fn once_pending() {
     let mut polled = false;
     poll_fn(|task| {

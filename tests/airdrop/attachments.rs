@@ -490,7 +490,7 @@ impl Fixture {
     }
 }
 
-/// Of a source of so many, 30 % fail, in every way.
+/// A source with `count` attachments, of which 30 % fail, each in another way.
 fn in_every_way(clock: &VirtualClock, count: usize, seed: u64) -> Files {
     let mut source = Files::new(clock, pages(count, 9));
     let mut chance = fastrand::Rng::with_seed(seed);
@@ -541,7 +541,7 @@ fn each_is_announced_or_listed(streams: usize, count: usize) {
     assert_eq!((counts.queued, counts.settled, counts.failed, counts.left()), (queued, settled, given_up, 0));
     assert_eq!(report.items["ssor_attachment"].records, settled);
     let said = |what: &str| fixture.messages().iter().filter(|message| message["event_type"] == what).count();
-    // Of 50 at once, one is always asked to wait before the budget runs out.
+    // If 50 are streamed at once, one of them is always asked to wait before the budget runs out.
     assert!(streams == 50 || said("EXTRACTION_ATTACHMENTS_PROGRESS") > 0, "the budget never ran out");
     assert!(said("EXTRACTION_ATTACHMENTS_DELAY") > 0, "the source never asked for a delay");
     let most = source.streaming.most.load(Ordering::SeqCst);
@@ -737,7 +737,7 @@ fn a_stream_without_end_is_aborted_before_the_hard_limit_costs_nothing_settled_a
         if outcome.kind == OutcomeKind::Done {
             break;
         }
-        // Of the endless one alone a short wait is left, before it is tried again.
+        // Only the endless one has a short wait left before it is tried again.
         let goes_on = [OutcomeKind::Progress, OutcomeKind::Delay].contains(&outcome.kind);
         assert!(goes_on, "{:?}", outcome.message);
         assert!(took >= soft, "it ended early, after {took:?}");
@@ -1002,7 +1002,7 @@ fn no_more_than_a_thousand_attachments_are_begun_and_not_settled() {
     assert_eq!(world.airdrop.lines_of("run", "ssor_attachment").len(), COUNT);
 }
 
-/// A platform that gives attachments the id of a batch that was announced: it is not accepted, and each is uploaded anew.
+/// A platform gives attachments the id of a batch that was announced. It is not accepted, and each is uploaded again.
 #[test]
 fn an_attachment_that_is_given_the_id_of_a_batch_is_uploaded_anew() {
     for diskless in [false, true] {
@@ -1219,7 +1219,7 @@ fn a_queue_that_no_invocation_has_the_time_to_make_again_is_told_and_goes_on_whe
     for number in 0..2 {
         assert_eq!(with_downloads_of(&fixture, &source, number, 20).kind, OutcomeKind::Progress);
     }
-    // One that comes further than all before counts anew, and so do those after it.
+    // An invocation that gets further than all before starts the count again.
     assert_eq!(with_downloads_of(&fixture, &source, 2, 10).kind, OutcomeKind::Progress);
     assert_eq!(with_downloads_of(&fixture, &source, 3, 20).kind, OutcomeKind::Progress);
     for number in 4..6 {
@@ -1230,7 +1230,7 @@ fn a_queue_that_no_invocation_has_the_time_to_make_again_is_told_and_goes_on_whe
         assert!(parts.iter().all(|part| message.contains(part)), "{message}");
     }
     assert!(source.opened.lock().unwrap().is_empty());
-    // It is whole, and no attachment may begin any more: that, too, begins anew in the next.
+    // The queue is complete, but no attachment may begin any more. This also starts the count again in the next.
     let outcome = with_downloads_of(&fixture, &source, 6, 7);
     assert_eq!((outcome.kind, outcome.attachments.queued), (OutcomeKind::Progress, 80));
     let done =

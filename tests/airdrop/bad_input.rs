@@ -157,7 +157,7 @@ fn a_path_where_no_file_can_be_is_an_error_that_names_it() {
     paths.push(dir.path().join("ends with a slash/"));
     #[cfg(unix)]
     {
-        // A link that leads nowhere was taken for a new store of somebody else's, over and over.
+        // A dangling link was mistaken for a new store that another process was creating, over and over.
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(dir.path().join("nowhere"), &link).unwrap();
         paths.push(link);

@@ -212,7 +212,7 @@ fn whatever_a_killed_life_tried_a_later_one_does_not_know() {
         assert_all(&world, &all_of("issues", 1, 3));
         assert_eq!(source.asked().len(), 1);
     }
-    // Killed in the upload: nobody knows its id, so it is made anew; the old one stays unconfirmed.
+    // Killed during the upload: its id is not known, so the batch is uploaded again; the old upload stays unconfirmed.
     let mut world = World::new(5);
     world.airdrop.kill_at(Call::Upload, 0, &world.disk);
     let mut source = paged(1, 3);
@@ -847,7 +847,7 @@ fn an_artifact_id_that_is_given_over_and_over_is_an_error_that_names_it() {
     assert_all(&world, &all_of("issues", 2, 5));
 }
 
-/// A storage refuses an upload for a passing reason, such as an expired URL: the batch is prepared and uploaded anew, three
+/// A storage refuses an upload for a temporary reason, such as an expired URL: the batch is prepared and uploaded again, three
 /// times. Then the phase ends in an ERROR, and the next event delivers it.
 #[test]
 fn a_batch_that_its_storage_refuses_for_a_passing_reason_is_uploaded_anew_three_times() {

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 const DATA: &str = "EXTRACTION_DATA_START";
 const DATA_ON: &str = "EXTRACTION_DATA_CONTINUE";
-/// Of 10 minutes that an invocation has: each run takes several.
+/// An invocation has 10 minutes, so each run takes several invocations.
 const PAGE_TAKES: Duration = Duration::from_secs(4 * 60);
 
 /// An issue: its id, which version of it, and how many seconds after noon it was modified.
@@ -47,7 +47,7 @@ fn noon() -> DateTime<Utc> {
     "2026-01-02T12:00:00Z".parse().unwrap()
 }
 
-/// What pages say of the records that come again.
+/// How pages mark records that come again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Says {
     /// Users are announced once, and issues that are unchanged are left out.
@@ -271,7 +271,7 @@ fn mend(world: &World, loses_disk: bool, mend: &Mend) {
     }
 }
 
-/// Who sets a unit back wants everything again: nothing is left out for what a later run announced.
+/// A unit is set back to get everything again: what a later run announced is not a reason to leave a record out.
 #[test]
 fn a_run_after_a_reset_or_a_rewind_leaves_nothing_out_as_unchanged() {
     let reset = Mend::Reset { keep_attachments: false, drop_values: false };

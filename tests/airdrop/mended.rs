@@ -90,7 +90,7 @@ fn a_rewound_worker_state_starts_the_next_sync_where_the_plan_said_whoever_has_i
         world.serve(&mut slow(&world), &event(DATA, "four", "4")).unwrap();
         let disk = world.disk.clone();
         let plan = mend(&world, &Mend::Rewind { to: RewindTo::Run("one".to_owned()) });
-        // Of runs whose every phase was on another machine.
+        // The phases of these runs were each on another machine.
         let bookmarks: Vec<_> =
             plan.next_run.as_ref().unwrap().streams.iter().map(|next| &next.bookmark).collect();
         assert_eq!(bookmarks, [&Some(json!("one"))]);

@@ -66,8 +66,8 @@ impl Way {
     }
 }
 
-/// A source of `pages` pages with 20 issues each, `<run>-<page>-<item>`; `is_bad` says of an id whether it is, when it is
-/// listed and when it is asked for again.
+/// A source of `pages` pages with 20 issues each, `<run>-<page>-<item>`; `is_bad` says whether the record
+/// of an id is bad, when it is listed and when it is requested again.
 fn source<'a>(
     way: Way,
     pages: u32,
@@ -380,7 +380,7 @@ fn more_than_the_limit_of_ids_is_an_error_at_once_and_nothing_of_the_page_is_sto
         let of_first = |id: &str| ["a-0-0", "a-0-1", "a-0-2", "a-0-3"].contains(&id);
         let mut first = source(Way::Author, 1, of_first, Some(&became), &asked);
         assert_eq!(serve(&mut world, loses_disk, &mut first, DATA, "a", 1), OutcomeKind::Done);
-        // Of those 3 are bad still; 2 more are not too many, 3 are.
+        // 3 of those are still bad; 2 more are not too many, 3 more are.
         let bad = ["b-0-0", "b-1-0", "b-2-0"];
         for no in 2..4 {
             let mut second = source(Way::Author, 4, |id| bad.contains(&id), Some(&became), &asked);

@@ -80,7 +80,7 @@ fn a_run_whose_last_page_comes_after_the_stop_is_done() {
     assert_eq!((outcome.kind, outcome.artifacts), (OutcomeKind::Done, 2));
 }
 
-/// A wait that the source or the platform asked for: whoever is stopped in it wakes up.
+/// Waits that the source or the platform asked for: a worker that is stopped in one of them wakes up.
 #[test]
 fn every_wait_ends_when_somebody_asks_to_stop() {
     // The source, before a page; before streams; and before rejected records come again, in `rejected.rs`.
@@ -120,7 +120,7 @@ fn every_wait_ends_when_somebody_asks_to_stop() {
     world.airdrop.always(Call::Send, None);
     ends_whole(&mut world, &mut source, DATA, "1", &all_of("issues", 2, 3));
 
-    // Who takes a unit over without a disk waits for the late save of another, and takes nothing over.
+    // A worker without a disk that takes a unit over waits for a late save of another; stopped then, it takes nothing over.
     let (mut world, stop) = self::world();
     world.serve = Serve::new().inline(7).checkpoints();
     world.serve(&mut crate::world::paged(1, 3), &event(DATA, "run", "1")).unwrap();

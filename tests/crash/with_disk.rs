@@ -168,9 +168,9 @@ fn an_attachment_that_two_lives_could_not_confirm_under_one_id_may_be_given_up()
     }
 }
 
-/// Somebody puts an empty store in the place of the one that is open, and an old event comes after that. The new store
-/// cannot know that it is old: it takes it for a new run's, and all of the run at hand for the past. The platform then hears
-/// nothing of that run, and gives it up.
+/// The open store is replaced by an empty one, and then an old event comes. The new store cannot know that the event is old:
+/// it treats it as the first event of a new run, and the events of the current run as past ones. The platform gets no more
+/// messages of the current run and gives it up.
 #[test]
 fn a_run_that_an_empty_store_takes_for_the_past_is_given_up_and_the_next_is_whole() {
     for schedule in [

@@ -155,7 +155,7 @@ fn ended(child: &mut Child, log: &Path) -> ExitStatus {
     status
 }
 
-/// What the platform's directory says of all runs. Returns the number of those that are finished.
+/// Checks all runs in the platform's directory. Returns the number of finished ones.
 ///
 /// `unsure` are the runs whose last message was accepted from a worker that did not live to note it: the next run may go
 /// on from them, or from the one before, which fetches a window twice and skips none.

@@ -811,7 +811,7 @@ fn worker_states_are_compared_as_stores_are_and_with_stores() {
     fixture(&place, "attachments");
     let diff = |a: &str, b: &str| place.shows(&["diff", a, b, "--unit", FILES]);
     assert_eq!(diff("data.json", "data.json"), "nothing differs\n");
-    // What the fixtures' page says of these two moments: 4 of the 12 attachments are worked off, 3 of them settled.
+    // The README of the fixtures describes these two moments: 4 of the 12 attachments are done, 3 of them settled.
     let said = diff("data.json", "attachments.json");
     for line in [
         "acme/files: run: phase: data -> attachments",
@@ -984,7 +984,7 @@ fn announced(local: &Local, item_type: &str) -> Vec<u32> {
         for artifact in artifacts.iter().filter(|artifact| artifact["item_type"] == item_type) {
             let id = ArtifactId::new(artifact["id"].as_str().unwrap()).unwrap();
             let lines = support::lines(&local.artifact_bytes(&id).unwrap());
-            // Of an attachment the id is that in the source.
+            // The id of an attachment is the one in the source.
             let ids_of =
                 |line: &Value| line["id"].as_str().or(line["id"]["external"].as_str()).map(number_of);
             ids.extend(lines.iter().map(|line| ids_of(line).unwrap()));

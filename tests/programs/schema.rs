@@ -91,7 +91,7 @@ impl Schema {
                 if fit == 1 || (rule == "anyOf" && fit > 0) {
                     return None;
                 }
-                // Of a line, what is wrong for its own kind.
+                // For a line, the problem that its own kind has.
                 let kind = format!("breaks const {}", value["kind"]);
                 let of_kind =
                     problems.iter().flatten().find(|problem| !problem.contains("/kind") && **problem != kind);

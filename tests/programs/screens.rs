@@ -211,7 +211,7 @@ impl Extractor for Issues {
     ) -> Result<Page<u32>, SourceError> {
         let at = cursor.unwrap_or(0);
         match self.act.as_str() {
-            // Of three issues with comments, those of the last make it wait.
+            // Three issues have comments; the comments of the last one make it wait.
             "comment" => {
                 let comment = |id: &str| Record::new(format!("COMMENT-{id}"), &json!({ "page": 0 }));
                 return match listing.parent() {

@@ -292,7 +292,7 @@ fn imports(sources: &Sources) -> BTreeMap<String, BTreeSet<String>> {
     imports
 }
 
-/// Every set of files of which each leads to each, in however many steps.
+/// Every set of files in which each one leads to each other one, directly or indirectly.
 fn circles(imports: &BTreeMap<String, BTreeSet<String>>) -> Vec<Vec<String>> {
     let reachable = |from: &String| {
         let mut found = BTreeSet::new();

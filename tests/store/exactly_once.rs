@@ -68,7 +68,7 @@ enum Act {
     FetchFails {
         stream: usize,
     },
-    /// Takes the run up again: whoever held it is fenced.
+    /// Resumes the run: the life that held it is fenced.
     Begin,
     Finish,
     Abandon,

@@ -123,10 +123,10 @@ enum Became {
 struct Sync {
     asks: bool,
     became: Vec<Became>,
-    /// Of each record whether it is bad.
+    /// For each record, whether it is bad.
     page: Vec<(u8, bool)>,
     finishes: bool,
-    /// The store is opened anew before the page is read.
+    /// The store is reopened before the page is read.
     reopens: bool,
 }
 

@@ -137,7 +137,7 @@ impl Airdrop {
         serde_json::from_str(&self.state_text()).expect("a worker state is JSON")
     }
 
-    /// What others keep in the worker state, where what we keep says of the unit only what outlives a deletion.
+    /// The keys of other programs in the worker state. Asserts that ours have only what is kept after a deletion.
     pub(crate) fn state_after_deletion(&self) -> Value {
         assert_eq!(self.checkpoint().get("run"), Some(&Value::Null), "{}", self.checkpoint());
         let mut state = self.state();

@@ -90,7 +90,7 @@ pub(crate) fn is_whole(path: &Path) {
     assert!(findings.is_empty(), "{}: {findings:?}", path.display());
 }
 
-/// Writes a store file, and what this version says of it.
+/// Writes a store file, and what this version shows of it.
 pub(crate) fn write_store(format: &str, name: &str, image: &Image) {
     write_file(format, name, image);
     let dir = tempfile::tempdir().unwrap();

@@ -69,7 +69,7 @@ fn git_with_input(repo: &Path, args: &[&str], input: &[u8]) -> Vec<u8> {
     output.stdout
 }
 
-/// Who, and when: as it is to stand in a commit.
+/// A name and a time, as a commit records them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Who {
     pub(crate) name: Vec<u8>,

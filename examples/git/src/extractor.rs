@@ -130,7 +130,7 @@ impl<'a> GitExtractor<'a> {
             if self.repository.commit(&base)?.is_none() || !self.repository.is_ancestor(&base, &head)? {
                 self.warn(&format!(
                     "history was rewritten: HEAD {head} does not follow {base}, where the last sync ended; \
-                     everything is extracted anew"
+                     everything is extracted again"
                 ));
             } else {
                 let (new, known) = self.repository.new_commits(&head, &base)?;
@@ -143,7 +143,7 @@ impl<'a> GitExtractor<'a> {
                 }
                 self.warn(&format!(
                     "history was rewritten: {base}, where the last sync ended, had {commits} commits behind it and \
-                     has {known} now (as when a shallow clone is deepened); everything is extracted anew"
+                     has {known} now (as when a shallow clone is deepened); everything is extracted again"
                 ));
             }
         }

@@ -217,7 +217,7 @@ fn sync(common: &Common) -> Result<(), Failure> {
         &clock,
         |event| {
             if stop.is_stopped() {
-                return Err(Failure::from("told to end; the same command goes on from here"));
+                return Err(Failure::from("stopped; run the same command again to continue"));
             }
             let event = Event::from_json(event)?;
             answer(common, &repository, &airdrop, &bar, &event, false, &stop).map(|_| ())

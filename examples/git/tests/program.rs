@@ -297,7 +297,7 @@ fn planned_on(known: usize, mut planned: Vec<Planned>) -> Vec<Planned> {
     planned
 }
 
-/// What is to be said of a signature: id, name, e-mail, moment.
+/// The expected user of a signature: id, name, e-mail, time.
 fn expected_user(who: &Who) -> (Option<String>, Option<String>, Option<String>, String) {
     for odd in signatures() {
         if odd.who == *who {
@@ -479,7 +479,7 @@ fn every_commit_is_announced_once_by_dozens_of_invocations_and_later_syncs_annou
     assert!(String::from_utf8_lossy(&output.stdout).contains("nothing new"), "{}", said(&output));
     seen += third.messages.len();
 
-    // HEAD goes back, and elsewhere: everything in its history, anew.
+    // HEAD moves back and to another branch: everything in its history is extracted again.
     source.commit(vec![plain(&[1_990], 1_700_000_000)]);
     let output = fixture.synced(&source.path, &out, &issue);
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -551,8 +551,8 @@ fn killed_invocations_announce_every_commit_once() {
         }
         let received = Received::read(&out, seen);
         seen += received.messages.len();
-        // Killed before it knew that the last message of the sync before was accepted, it extracts that anew: from where
-        // that one began.
+        // If it was killed before it knew that the last message of the previous sync was accepted, it extracts that sync
+        // again, from where that one began.
         let anew = may_be_anew && received.records("commits").count() > source.hashes.len() - known;
         let first = if anew { last_first } else { known };
         last_first = first;
@@ -627,7 +627,7 @@ impl Files {
         output.stdout
     }
 
-    /// What is to be said of these: id, commit that touched it last, its author; by Git's own account.
+    /// The expected attachments of these files, computed with Git: id, the commit that touched it last, its author.
     fn expected(&self, names: &[&str]) -> BTreeMap<String, (String, String, Vec<u8>)> {
         let of = |name: &&str| {
             let last =
@@ -693,7 +693,7 @@ fn files_are_attachments_of_the_commit_that_touched_them_last_and_are_fetched_on
     assert!(warned.contains("attachments that failed: 1"), "{}", said(&output));
     assert_eq!(check_confirmed(&out), 0);
 
-    // Nothing new: none again. Of what is new, that which it touched.
+    // If nothing is new, no attachment comes again. After a commit, only the files that it touched.
     let mut seen = Received::read(&out, 0).messages.len();
     fixture.synced(&files.path, &out, &small);
     assert!(attachments(&out, seen).is_empty());
@@ -860,7 +860,7 @@ fn a_shallow_clone_is_extracted_with_a_warning_and_anew_when_it_is_deepened() {
     assert_eq!(first.ids("commits"), expected);
     git(&clone, &["fetch", "--quiet", "--unshallow"]);
     let output = fixture.synced(&clone, &out, &[]);
-    assert!(String::from_utf8_lossy(&output.stderr).contains("anew"), "{}", said(&output));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("extracted again"), "{}", said(&output));
     check_records(&Received::read(&out, first.messages.len()), &source, &source.history(49));
 }
 

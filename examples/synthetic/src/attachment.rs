@@ -23,7 +23,7 @@ pub(crate) struct Files {
     count: u32,
     /// Bytes of each.
     bytes: u64,
-    /// How long to wait if the external system asks to, and does not tell how long.
+    /// How long to wait if the external system asks to wait, and does not say how long.
     retry_after: Duration,
     agent: Agent,
 }

@@ -36,7 +36,7 @@ pub(crate) struct Numbers {
 #[derive(Debug)]
 pub(crate) struct Tracker {
     url: String,
-    /// How long to wait if it asks to, and does not tell how long.
+    /// How long to wait if it asks to wait, and does not say how long.
     retry_after: Duration,
     agent: Agent,
 }
@@ -66,7 +66,7 @@ impl Tracker {
     }
 }
 
-/// The answer, if it is what was asked for. `busy`: the wait after a 429 that does not tell how long.
+/// The answer, if it is what was asked for. `busy`: the wait after a 429 that does not say how long.
 pub(crate) fn whole(
     what: &str,
     response: Response<Body>,

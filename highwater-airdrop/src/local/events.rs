@@ -192,7 +192,7 @@ impl SyncSettings {
     }
 }
 
-/// What a message tells about its phase.
+/// What a message says about its phase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
     Done,

@@ -9,8 +9,8 @@
 //! # On disk
 //!
 //! JSON Lines, readable only by the owner (mode 0600), replaced as a whole when the recording is complete: if
-//! recording is interrupted, the last file is kept. The first line is a [`Head`], each other an [`Answered`]. Of a
-//! request neither headers nor the body are stored. Credentials, recognised by the name of a field or header, are
+//! recording is interrupted, the last file is kept. The first line is a [`Head`], each other an [`Answered`]. Neither
+//! the headers nor the body of a request are stored. Credentials, recognised by the name of a field or header, are
 //! replaced by `REDACTED` everywhere. The address of the source is replaced by one that leads nowhere; when the
 //! recording is replayed, by the address of the proxy.
 

@@ -98,7 +98,7 @@ fn what_is_lost_is_told_with_its_rule_and_its_number() {
 
 #[test]
 fn what_is_made_good_is_no_finding() {
-    // Killed before it was confirmed, all is extracted anew.
+    // Killed before it was confirmed, everything is extracted again.
     let dir = tempfile::tempdir().unwrap();
     let audit = sync(dir.path(), &["confirm-kill-before:3"]);
     assert_eq!(audit.verdict, Verdict::Clean, "{audit}");

@@ -132,7 +132,7 @@ fn whatever_fails_once_nothing_is_lost_and_nothing_is_announced_twice() {
     // The first two uploads are the list of units and the metadata; the first two messages announce them.
     let all = [
         Expected { error: true, ..plain("prepare-403:7", 1) },
-        // The URL may have expired: the upload is prepared anew.
+        // The URL may have expired: the upload is prepared again.
         plain("upload-403:7", 1),
         // One upload under a new id takes the place of the one that cannot be confirmed.
         Expected { unnamed_uploads_max: 1, ..plain("confirm-400:5", 1) },
@@ -141,7 +141,7 @@ fn whatever_fails_once_nothing_is_lost_and_nothing_is_announced_twice() {
         plain("upload-lost:8", 1),
         plain("confirm-lost:9", 1),
         plain("message-lost:3", 1),
-        // Refused for its size, it is made anew with half of the artifacts, in the same life.
+        // A message that is refused for its size is made again with half of the artifacts, in the same life.
         plain("message-413:3", 1),
         plain("429:upload,4,1", 1),
         plain("prepare-500:5", 1),
@@ -153,7 +153,7 @@ fn whatever_fails_once_nothing_is_lost_and_nothing_is_announced_twice() {
                 let given_up = match (expected.fault, store) {
                     // It was made, and nobody knows its id.
                     ("upload-lost:8", _) => 1,
-                    // No checkpoint can stand behind the one that was refused, so what was uploaded after it is lost.
+                    // No checkpoint can be saved after the refused one, so what was uploaded after it is lost.
                     ("prepare-403:7", false) => UPLOADS_OF_A_CHECKPOINT,
                     _ => expected.unnamed_uploads_max,
                 };

@@ -63,7 +63,7 @@ fn naive_sync() -> SyncOptions {
     sync
 }
 
-/// Of a worker that takes a refusal for an empty page.
+/// The report on a worker that takes a refusal for an empty page.
 fn naive(dir: &Path, url: &str, only: &[&str]) -> highwater_airdrop::Result<VerifyReport> {
     let mut sync = naive_sync();
     sync.env.push((TRACKER.to_owned(), "{source}".to_owned()));

@@ -47,7 +47,7 @@ fn each_loss_of_a_naive_worker_is_found_with_its_number_of_records() {
         ("first:message-kill-before:2", CaseVerdict::Lost, all, 0),
         ("first:state-kill-after:2", CaseVerdict::Lost, all, 0),
         ("first:message-lost:2", CaseVerdict::Repeated, 0, all),
-        // Killed before its state was saved, it extracts all anew.
+        // Killed before its state was saved, it extracts everything again.
         ("first:confirm-kill-before:3", CaseVerdict::Clean, 0, 0),
         ("first:message-kill-after:2", CaseVerdict::Clean, 0, 0),
         ("first:message-slow:2", CaseVerdict::Clean, 0, 0),

@@ -1,4 +1,4 @@
-//! What is told of a unit on the first screen and on the report's page: each list and each fact once, for both.
+//! The facts about a unit that both the first screen and the report show.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

@@ -29,7 +29,7 @@ pub(crate) fn note(store: &Path, source: Source) {
     }
 }
 
-/// Opens a store to read it, and tells on stderr how it was read.
+/// Opens a store to read it, and says on stderr how it was read.
 pub(crate) fn open(store: &Path) -> Outcome<Snapshot> {
     let snapshot = Snapshot::open(store)?;
     note(store, snapshot.source());

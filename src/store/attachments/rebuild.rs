@@ -285,7 +285,7 @@ pub(in crate::store) fn restore_queue(
     let prefix = run_key(unit, run);
     for (number, artifact, given_up, tries, ready_at, line) in &part.unsettled {
         let row = AttachmentRow {
-            // Of an earlier life; which one does not matter.
+            // An earlier life uploaded it; which one does not matter.
             artifact: artifact.clone().map(|id| (id, 0)),
             saved: artifact.is_some(),
             given_up: *given_up,

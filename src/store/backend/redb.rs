@@ -73,7 +73,7 @@ impl Redb {
             let Some(mut file) = store_file::open(path)? else {
                 match create(path, cache_bytes, &initialise) {
                     // Another process has created a store there by now, or a sweep removed ours as that of a dead
-                    // process. Or nothing can be created at the path: it is a link that leads nowhere.
+                    // process. Or nothing can be created at the path: it is a link to a path that cannot be created.
                     Err(error)
                         if matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound)
                             && store_file::parent(path).is_dir() => {}
@@ -351,7 +351,7 @@ fn bounds(range: KeyRange<'_>) -> (Bound<&[u8]>, Bound<&[u8]>) {
     (Bound::Included(range.from), range.end.map_or(Bound::Unbounded, Bound::Excluded))
 }
 
-/// A file or a [`Disk`], as redb's storage. A disk belongs to whoever passed it in, so only a file is locked.
+/// A file or a [`Disk`], as redb's storage. A disk belongs to the caller, so only a file is locked.
 #[derive(Debug)]
 struct Storage {
     medium: Medium,

@@ -194,9 +194,9 @@ mod tests {
     /// A sync, with what it makes durable.
     #[derive(Debug, Clone)]
     enum Sync {
-        /// Of a file, by its inode: what it holds.
+        /// A file, by its inode, and its content.
         File(u64, Vec<u8>),
-        /// Of a directory: its names, and the inodes that they lead to.
+        /// A directory, its names, and the inode of each.
         Directory(PathBuf, BTreeMap<String, u64>),
     }
 

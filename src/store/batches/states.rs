@@ -10,7 +10,7 @@ use super::super::tables::{Change, Rows};
 use super::super::uploads::batch_moved;
 use super::super::used_ids;
 
-/// What a message tells about a batch, except its artifact id.
+/// What a message contains about a batch, except its artifact id.
 #[derive(Debug, Clone)]
 pub(crate) struct BatchInfo {
     pub(crate) seq: u64,

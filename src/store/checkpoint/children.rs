@@ -1,4 +1,4 @@
-//! Child listings in a checkpoint: those that are pending stand in it whole; of the others it holds counts.
+//! Child listings in a checkpoint: those that are pending are stored whole; the others are only counted.
 //!
 //! Their number is limited where a page is staged (`room`).
 

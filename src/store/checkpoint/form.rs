@@ -123,13 +123,13 @@ pub(crate) struct Checkpoint {
     /// The rejected records of finished runs.
     #[serde(default, skip_serializing_if = "RejectedPart::is_empty")]
     pub(super) rejected: RejectedPart,
-    /// Of runs that are over: counts of records that were announced once.
+    /// Counts of records that past runs announced once.
     #[serde(default, skip_serializing_if = "OncePart::is_empty")]
     pub(super) once: OncePart,
     /// Records at the edge that the unit remembers.
     #[serde(default, skip_serializing_if = "EdgePart::is_empty")]
     pub(super) edge: EdgePart,
-    /// Of what outlived the deletions of the unit's state: ids of runs, and the events that asked for a deletion.
+    /// What is kept when the unit's state is deleted: ids of runs, and the events that requested a deletion.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) past_runs: Vec<IdHash>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -40,7 +40,7 @@ const REJECTED_BYTES: usize = 24;
 enum Part {
     Stream(String),
     Cursor(String),
-    /// Of the current run; it replaces the kept one when the run finishes.
+    /// A bookmark of the current run; it replaces the kept one when the run finishes.
     Bookmark(String),
     KeptBookmark(String),
     Value(String),

@@ -958,7 +958,7 @@ impl Check<'_> {
             }
             if let Some(number) = event.message {
                 match messages.get(&number) {
-                    // Of older events a checkpoint restores only the number of the message that answered them.
+                    // For older events, a checkpoint restores only the number of the message that answered them.
                     None if event.accepted_at == Micros(0) => {}
                     None => found(&format!("message {number}, which answers it, is missing")),
                     Some(message) if message.run != *run || message.event != *hash => {

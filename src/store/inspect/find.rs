@@ -54,7 +54,7 @@ pub struct Found {
     /// [`Page::leave_out_unchanged`](crate::Page::leave_out_unchanged).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub at_edge: Vec<String>,
-    /// Findings of the checks that name the id, as text. Of each kind the first few are kept.
+    /// Findings of the checks that name the id, as text. The first few of each kind are kept.
     pub findings: Vec<String>,
     /// Attachments with the id that the unit has seen, each with another parent.
     pub attachments: u64,
@@ -104,7 +104,7 @@ pub struct FoundRejected {
     pub item_type: String,
     /// Its state.
     pub stage: RejectedStage,
-    /// Why it was last rejected; empty if only a checkpoint told of it.
+    /// Why it was last rejected; empty if the record is only known from a checkpoint.
     pub reason: String,
     /// When it was last rejected.
     #[serde(serialize_with = "time")]

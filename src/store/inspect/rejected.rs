@@ -31,7 +31,7 @@ pub struct RejectedReport {
     pub stage: RejectedStage,
     /// What it is counted by: the rule and the place of the first error, or the extractor's reason.
     pub reason_kind: String,
-    /// Why it was last rejected; empty if only a checkpoint told of it.
+    /// Why it was last rejected; empty if the record is only known from a checkpoint.
     pub reason: String,
     /// When it was last rejected.
     #[serde(serialize_with = "time")]

@@ -1,4 +1,4 @@
-//! Where the time of runs went, as far as their events tell.
+//! Where the time of runs went, as far as their events show.
 
 use std::collections::BTreeMap;
 

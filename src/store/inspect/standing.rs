@@ -195,8 +195,8 @@ impl Report {
                 format!("{failed} failed{reason}"),
             );
         }
-        // Of the run that is open, or of the last one: those that were rejected, those that are announced once and not
-        // remembered, and those at the edge that are not.
+        // Counts of the open run, or of the last one: records that were rejected, those that are announced once but are not
+        // remembered, and those at the edge that are not remembered.
         let [rejected, once_forgotten, edge_forgotten] = if run.is_some() {
             let of = |of: fn(&TypeReport) -> u64| self.item_types.iter().map(of).sum::<u64>();
             [

@@ -136,7 +136,7 @@ impl Worker {
     fn announce(&mut self) {
         for batch in self.run.unsettled().unwrap() {
             let Some(artifact) = batch.artifact else { continue };
-            // Of a batch that a checkpoint brought there are no bytes, and the platform has them.
+            // A batch that was restored from a checkpoint has no bytes here; the platform has them.
             if let Ok(member) = self.run.payload(batch.info.seq) {
                 let mut text = Vec::new();
                 decompress(&member, BATCH_BYTES_MAX, &mut text).unwrap();
@@ -187,7 +187,7 @@ struct Reference {
     stands: bool,
     /// What was staged or left out as unchanged, by item type and id, in that order.
     events: BTreeMap<(u8, u8), Vec<Event>>,
-    /// Of the run: the records that are to be announced, what it has staged once, and what it left out.
+    /// The records that the run must announce, what it has staged once, and what it left out.
     lines: Vec<Read>,
     once: BTreeSet<(u8, u8)>,
     repeated: u64,
@@ -379,8 +379,8 @@ proptest! {
     fn without_room_in_the_checkpoint_records_repeat_and_none_is_lost(
         mut steps in steps(), room in prop_oneof![Just(0), Just(1_250), Just(2_600), Just(5_200)],
     ) {
-        // Of a type that is announced once nothing is at the edge: another version that is announced for want of room would
-        // be known there, and the reference does not have it.
+        // No record of a type that is announced once is at the edge. Otherwise the edge could know a version that is announced
+        // again for lack of room, which the reference does not have.
         for step in &mut steps {
             let Step::Page(brought, edge) = step else { continue };
             for one in brought.iter_mut() {
@@ -389,7 +389,7 @@ proptest! {
             *edge = edge.map(|_| 0);
         }
         play(&steps, room, |_| {}, |worker, reference| {
-            // Of a record that is announced again it may be another version.
+            // A record that is announced again may have another version.
             let mut found: Vec<String> = worker.lines();
             for (item_type, id, _) in &reference.lines {
                 let start = format!(r#"{{"id":"{item_type}-{id}""#);

@@ -218,7 +218,7 @@ fn read(
     loop {
         let Some(line) = next()? else { return Err(wrong(format!("it is cut after {rows} rows"))) };
         let parsed = serde_json::from_str::<RowsLine<'_>>(&line);
-        // Only what has no rows is tried as the end: so each line is parsed once.
+        // Only a line without rows is tried as the end, so that each line is parsed once.
         if parsed.is_err()
             && let Ok(end) = serde_json::from_str::<EndLine>(&line)
         {
@@ -250,8 +250,8 @@ fn read(
     }
 }
 
-/// Places a new file, which is then complete and durable; after a failure there is none. `fill` writes it, and may begin
-/// anew. Returns the number of rows that it wrote.
+/// Creates a new file, which is then complete and durable; after a failure there is none. `fill` writes it, and may start
+/// over. Returns the number of rows that it wrote.
 fn place(path: &Path, fill: impl FnOnce(&File) -> Result<u64>) -> Result<u64> {
     let writing = |error| writing(path, error);
     let new = tempfile::NamedTempFile::new_in(store_file::parent(path)).map_err(writing)?;
