@@ -1,5 +1,5 @@
-//! An issue of a made-up tracker: some 770 bytes of JSON, typed, the same for the same number. And what it costs to make a
-//! batch of such issues that cannot be saved: their lines serialised, and compressed.
+//! An issue of a made-up tracker, typed: some 770 bytes of JSON, always the same for one number. And the unavoidable cost of
+//! a batch of such issues: their lines serialised and compressed.
 
 use highwater::Record;
 use highwater::record::{Field, Metadata, RecordType};
@@ -92,29 +92,29 @@ impl Issue {
         }
     }
 
-    /// Those from 0 to before `count`.
+    /// The issues from 0 to `count - 1`.
     pub(crate) fn many(count: u64) -> Vec<Self> {
         let words: Vec<&str> = WORDS.split_ascii_whitespace().collect();
         (0..count).map(|number| Self::new(number, &words)).collect()
     }
 
-    /// The record; all that it allocates of its own is its id.
+    /// The record; its only allocation is its id.
     pub(crate) fn to_record(&self) -> highwater::Result<Record> {
         Record::new(self.id.clone(), &self.data)?.created_text(&self.created)?.modified_text(&self.modified)
     }
 
-    /// Its `data`, as a source that returns JSON text has it.
+    /// Its `data` as JSON text.
     pub(crate) fn data_text(&self) -> serde_json::Result<String> {
         serde_json::to_string(&self.data)
     }
 
-    /// The record, of `data` that is JSON text already.
+    /// The record, from `data` as JSON text.
     pub(crate) fn to_record_of(&self, data: &str) -> highwater::Result<Record> {
         Record::from_raw(self.id.clone(), data)?.created_text(&self.created)?.modified_text(&self.modified)
     }
 }
 
-/// What the issues are to be.
+/// The metadata of the issues.
 pub(crate) fn metadata() -> Metadata {
     let issue = RecordType::new()
         .field("actual_close_date", Field::timestamp())
@@ -138,7 +138,7 @@ pub(crate) fn metadata() -> Metadata {
         .record_type("users", RecordType::new())
 }
 
-/// The lines of issues, serialised into one buffer without this crate: the bytes that it makes of them too.
+/// The lines of issues, serialised into one buffer without this crate; the bytes are the same as with it.
 pub(crate) fn write_lines(issues: &[Issue], out: &mut Vec<u8>) -> serde_json::Result<()> {
     #[derive(Serialize)]
     struct Line<'i> {

@@ -214,7 +214,7 @@ fn a_body_of_another_length_than_declared_is_refused_and_nothing_of_it_is_kept()
     let result = try_upload(&local, Body::Stream { reader: &mut endless, length_bytes: Some(10_000) });
     assert_refused(result, 400, "a.bin");
     assert!(endless.taken < 20, "{} chunks were taken of a body of ten", endless.taken);
-    // One that is too long by its own word is not begun.
+    // A body with a declared length that is too long is not read at all.
     let mut huge = Source::new(u64::MAX, 1_000);
     let length_bytes = Some(UPLOAD_BYTES_MAX + 1);
     assert_refused(try_upload(&local, Body::Stream { reader: &mut huge, length_bytes }), 413, "a.bin");

@@ -41,7 +41,7 @@ enum Act {
     Silence,
     /// Two messages.
     Twice(&'static str),
-    /// A message whose `event_context` is changed before.
+    /// A message whose `event_context` was changed.
     Mangled(&'static str, fn(&mut Value)),
 }
 

@@ -489,8 +489,7 @@ impl<E> Watched<E> {
         });
         if !fits {
             let left: Vec<_> = possible.iter().map(|run| run.map(|run| (&run.id, run.sent_at))).collect();
-            let what =
-                format!("run {id} has since {since:?}, but the finished runs before it left {left:?}");
+            let what = format!("run {id} has since {since:?}, but the finished runs before it left {left:?}");
             return Err(Violation { kind: Broken::Watermark, what });
         }
         let of_sdk = since == Some(sdk_start);

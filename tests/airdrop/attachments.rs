@@ -63,7 +63,7 @@ enum How {
     Longer,
     /// A read fails midway.
     Breaks,
-    /// Over 2 GiB, by its own word.
+    /// It declares more than 2 GiB.
     Huge,
 }
 
@@ -671,7 +671,7 @@ fn no_stream_but_the_first_begins_after_the_soft_deadline() {
             let late = opened.iter().skip(1);
             let late =
                 late.filter(|(_, at)| at.saturating_sub(started) >= Duration::from_secs(budget)).count();
-            // Those that were begun and whose thread was not as quick as the others' reads.
+            // These were begun in time, but their threads were slower than the reads of the others.
             assert!(late < streams, "{late} streams began after the deadline");
             // Once all are streamed, there may be only confirms left.
             assert!(!opened.is_empty() || outcome.kind == OutcomeKind::Done, "no progress");

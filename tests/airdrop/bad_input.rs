@@ -244,7 +244,7 @@ fn look(disk: &SimDisk) -> (Option<u32>, Vec<Value>, Option<u32>) {
     (asked, records, run.value("position").unwrap())
 }
 
-/// A run on a simulated disk whose stream has one page behind it, and stands before page 1.
+/// A run on a simulated disk, one page of whose stream is staged; page 1 is next.
 fn at_page_1() -> (SimDisk, Run) {
     let disk = SimDisk::new();
     let run = open(&disk, 4).sync_unit(UNIT).unwrap().begin().unwrap();
@@ -255,7 +255,7 @@ fn at_page_1() -> (SimDisk, Run) {
     (disk, run)
 }
 
-/// A page that cannot be stored is refused by name; nothing of it is there, and the run goes on.
+/// A page that cannot be stored is refused with an error that names the cause; nothing of it is stored, and the run goes on.
 fn refused(what: &str, spoil: impl Fn(Page<u32>) -> Page<u32>) -> Error {
     let (disk, run) = at_page_1();
     let before = look(&disk);
@@ -372,7 +372,7 @@ struct NewCursor {
     page: u32,
 }
 
-/// An extractor of a later version, whose cursor is another.
+/// A later version of an extractor, with another cursor type.
 struct Newer;
 
 impl Extractor for Newer {
@@ -565,7 +565,7 @@ fn a_full_or_failing_disk_is_an_error_that_names_the_store_and_loses_nothing() {
 
 const LIMITED: &str = "HIGHWATER_TEST_LIMITED";
 
-/// Not a test of its own: a process whose files cannot grow past a limit.
+/// Not a test, but a process for one: its files cannot grow beyond a limit.
 #[test]
 fn writer_of_a_limited_file() {
     let Ok(path) = std::env::var(LIMITED) else { return };

@@ -100,7 +100,7 @@ impl Place {
         String::from_utf8(output.get_output().stdout.clone()).unwrap()
     }
 
-    /// Another machine: nothing of the disk is there.
+    /// Another machine, with an empty disk.
     fn lose_disk(&self) {
         std::fs::remove_file(self.path()).unwrap();
     }
@@ -178,7 +178,7 @@ fn a_refused_page_is_fetched_again_and_after_mending_goes_on_without_loss_or_rep
             assert!(error.contains(expected), "{error}");
         }
         assert_eq!(place.airdrop.announced("run"), all_of("issues", 1, 4), "the page before is kept");
-        // However often it is refused, nothing of it is in the store.
+        // It may be refused any number of times: nothing of it is in the store.
         assert_eq!((outcome.findings.errors, place.findings().len()), (0, 0));
     }
     mended.store(1, Ordering::Relaxed);
@@ -450,7 +450,7 @@ fn the_dump_shows_findings_by_item_type_and_rule() {
           remove it: text does not need it, and some databases refuse U+0000
     "#);
     assert!(place.dump(&[]).contains("! records do not match the metadata: 4 errors"));
-    // A record's findings are those that name it, not those of one whose id begins so.
+    // The findings of a record are those with its id, not those of a record whose id begins with it.
     let found = |id: &str| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_highwater-dump"));
         let output = command.current_dir(place.dir.path()).args(["find", "state.redb", id]).assert().code(0);

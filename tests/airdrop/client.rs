@@ -1123,7 +1123,7 @@ fn no_secret_shows_in_an_error_or_in_debug() {
     let client = server.client();
     let mut shown = Vec::new();
     seen(&mut shown, &client);
-    // A platform and a file store that say back all that they were told.
+    // A platform and a file store that repeat everything they were sent.
     let echo = format!(
         "denied: {TOKEN} at http://{}/files/put?signature={SIGNATURE}\r\nAuthorization: Bearer {TOKEN}",
         server.address
@@ -1225,7 +1225,7 @@ fn connect(stream: &mut TcpStream) -> String {
     head.strip_prefix("ONNECT ").unwrap().split(' ').next().unwrap().to_owned()
 }
 
-/// Takes a greeting of SOCKS 5, but for its first byte, and a request for a host by its name.
+/// Reads a SOCKS 5 greeting, without its first byte, and a request for a host by name.
 fn socks(stream: &mut TcpStream) -> String {
     let mut take = |count: usize| {
         let mut bytes = vec![0; count];

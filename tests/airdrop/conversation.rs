@@ -223,7 +223,7 @@ fn a_definite_refusal_unseals_and_the_artifacts_go_into_the_next_message() {
     }
 }
 
-/// "Answered already" is what a receiver may say that knows a message by its key, and the first answer may have been lost.
+/// A receiver that recognises a message by its key may refuse it as "answered already", after its first answer was lost.
 #[test]
 fn a_refusal_after_an_attempt_that_may_have_been_accepted_does_not_unseal() {
     for (first, checkpoints) in [
@@ -350,7 +350,7 @@ fn an_event_of_a_past_run_is_an_error_and_nothing_is_sent() {
         );
         assert_stale(&world, &mut source, &event(DATA, "run-1", request), "which a newer run has followed");
     }
-    // And the run at hand is as it was.
+    // And the current run is unchanged.
     done(&world, &mut source, &event(ATTACHMENTS, "run-2", "2"));
     assert_eq!(world.airdrop.announced("run-2").len(), 1);
 }
@@ -687,7 +687,7 @@ fn in_a_phase_without_delay_a_rate_limit_is_waited_out_or_is_an_error() {
     let error = world.airdrop.last().error();
     assert!(error.contains("asked to wait 11m 40s,"), "{error}");
     assert_eq!(world.clock.elapsed(), started);
-    // Waits that fit are waited out, until no more do.
+    // Waits that fit into the time left are waited; the first one that does not fit is an ERROR.
     source.metadata = Err(Duration::from_secs(250));
     let outcome = world.serve(&mut source, &event(METADATA, "run", "2")).unwrap();
     assert_eq!(outcome.kind, OutcomeKind::Error);
@@ -876,7 +876,7 @@ enum Stands {
     Lost,
 }
 
-/// What an event must come to.
+/// How an event must be answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Comes {
     /// The source is asked, and the phase is done.

@@ -307,7 +307,7 @@ fn no_more_is_confirmed_than_one_message_carries_and_the_rest_goes_into_the_next
             break;
         }
         assert_eq!(outcome.kind, OutcomeKind::Progress);
-        // Room for an error's text and for one more artifact, and no more, is left.
+        // There is only room left for an error's text and for one more artifact.
         assert!(message.body.len() > limits::MESSAGE_BYTES_SOFT - 3000, "{} bytes", message.body.len());
         world.restart();
         outcome = go_on(&world, &mut source, &format!("{number}"));
@@ -655,11 +655,11 @@ fn a_cursor_that_stands_still_is_an_error_of_the_plain_loop() {
 /// A platform that something is done to on the way to it.
 struct Between<'a> {
     airdrop: &'a Airdrop,
-    /// Says which id an upload is given, by those that were given before it and its own.
+    /// Chooses the id of an upload, from those that were given before it and its own.
     names: &'a (dyn Fn(&[ArtifactId], ArtifactId) -> ArtifactId + Sync),
-    /// Says what a confirm comes to before it is made.
+    /// Decides the result of a confirm before it is made.
     before_confirm: &'a (dyn Fn() -> Result<(), PlatformError> + Sync),
-    /// The same of an upload, of a message, and of a worker state that is saved.
+    /// The same for an upload, for a message, and for a worker state that is saved.
     before_upload: &'a (dyn Fn() -> Result<(), PlatformError> + Sync),
     before_send: &'a (dyn Fn() -> Result<(), PlatformError> + Sync),
     before_save: &'a (dyn Fn(&str) -> Result<(), PlatformError> + Sync),

@@ -25,7 +25,7 @@ const FILES: &str = "EXTRACTION_ATTACHMENTS_START";
 /// What fetches a page of a listing. It may be called by several threads.
 type FetchPage<'a> = dyn Fn(&Context<'_>, &Listing, u32) -> Fetched + Sync + 'a;
 
-/// A source whose pages come from a closure. It is boxed, so that what serves it is compiled once.
+/// A source whose pages come from a boxed closure, so that the code that serves it is compiled once.
 struct Tracker<'a> {
     streams: Vec<&'static str>,
     page: Box<FetchPage<'a>>,
@@ -374,7 +374,7 @@ fn a_page_that_does_not_come_keeps_no_answer_back() {
     assert_eq!(airdrop.announced("run"), ["issues 0", "issues 1", "issues 2"]);
 }
 
-/// The outcome of an invocation with a stream of three pages whose first one is refused; and which pages were fetched.
+/// An invocation with a stream of three pages, of which the first is refused: the outcome, and which pages were fetched.
 fn first_refused(ahead: Option<u64>) -> Vec<String> {
     for inline in [None, Some(1), Some(2), Some(3)] {
         let mut world = World::new(5);
@@ -478,8 +478,7 @@ fn a_cursor_that_leads_nowhere_is_not_followed_ahead() {
     }
 }
 
-/// What an invocation comes to whose source asks to be left alone for so long, so many times before each page; and how long
-/// it took.
+/// The outcome and the duration of an invocation whose source asks to wait `after`, `times` times before each page.
 fn left_alone(after: Duration, times: usize, at_once: usize, ahead: u64) -> (OutcomeKind, Duration, Airdrop) {
     refused(&|| SourceError::RateLimited { after }, times, at_once, ahead)
 }
@@ -756,7 +755,7 @@ fn writes_the_newest_format_of_child_listings() {
     write_moment(&world, "child-listings");
 }
 
-/// A page that only its commit refuses, amid others that are committed together with it.
+/// A page that is refused only at the commit, among others that are committed together with it.
 #[test]
 fn a_page_that_cannot_be_stored_keeps_none_back_of_those_that_came_with_it() {
     for seed in 0..8 {

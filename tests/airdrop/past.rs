@@ -144,7 +144,7 @@ fn a_late_deletion_amid_a_later_run_changes_nothing_and_is_answered_done() {
             }
             unit.end("third");
             assert_eq!(unit.since(), Some(second), "{worker:?} {deletion}");
-            // The control: of the run at hand it is a deletion still.
+            // The control: for the current run the event is still a deletion.
             assert_eq!(unit.serve(&event(deletion, "third", "delete-4")), OutcomeKind::Done);
             unit.run("fourth");
             assert_eq!(unit.since().is_none(), all_again, "{worker:?} {deletion}");

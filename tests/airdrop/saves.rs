@@ -83,8 +83,8 @@ fn a_message_refused_when_it_is_sent_again_is_unsealed_in_the_checkpoint() {
     assert_eq!(world.airdrop.announced("run"), all_of("issues", 2, 2));
 }
 
-/// The last message of a run whose answer was lost is proven accepted by the next event of that run: the run is finished,
-/// and the next one starts where it started.
+/// The answer to the last message of a run was lost. The next event of that run proves that it was accepted: the run is
+/// finished, and the next one reads from the start of that run.
 #[test]
 fn a_last_message_that_is_proven_finishes_its_run() {
     let mut world = World::new(1);

@@ -358,7 +358,7 @@ fn attachments_that_the_sdk_left_are_forgotten_with_the_others() {
     let delete = event("EXTRACTION_ATTACHMENTS_DELETE", "delete", "800");
     let end = event("EXTRACTION_ATTACHMENTS_START", "run of the SDK", "900");
     for layout in [flat as fn(&Value) -> Value, nested] {
-        // Kept as they are, they are worked off.
+        // If the keys are kept as they are, the attachments are streamed.
         let (mut world, ear) = (world(), Ear::default());
         attachments_left(&world, layout);
         assert_eq!(serve(&mut world, &ear, &end), OutcomeKind::Done);
@@ -442,7 +442,7 @@ fn a_state_in_which_nothing_was_started_yet_is_a_new_unit() {
     whole_run(&mut world, &ear, "run");
     assert_eq!(ear.lock().unwrap()[0].since, None);
 
-    // A CONTINUE of a run whose start nobody knows is an ERROR, and the watermark stays.
+    // A CONTINUE of a run whose start is not known is an ERROR, and the watermark stays.
     let (mut world, ear) = (self::world(), Ear::default());
     world.airdrop.set_state(&flat(&at_rest()));
     let go_on = event("EXTRACTION_DATA_CONTINUE", "unknown", "1");
@@ -766,7 +766,7 @@ fn a_checkpoint_that_version_2_took_for_a_key_of_the_connectors_is_found_again()
         let (mut world, ear) = (world(), Ear::default());
         world.airdrop.set_state(&flat(&at_rest()));
         whole_run(&mut world, &ear, "ours");
-        // What 2.x makes of a flat state: the keys that it knows, and all others as the connector's.
+        // 2.x turns a flat state into the keys that it knows, and all others as the connector's.
         let Value::Object(members) = world.airdrop.state() else { panic!("no object") };
         let sdk_keys = ["lastSyncStarted", "lastSuccessfulSyncStarted", "toDevRev", "snapInVersionId"];
         let is_sdk = |name: &str| sdk_keys.contains(&name) || name.to_lowercase().contains("workers");

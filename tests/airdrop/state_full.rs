@@ -105,7 +105,7 @@ fn what_does_not_fit_is_refused_by_name_with_its_size_and_what_is_left() {
         assert!(limit > CHECKPOINT_STATE_BYTES_MAX as u64 - 2_000, "{name}: {error}");
         assert!(posted(&world) > 100_000, "{name}: it was filled: {}", posted(&world));
 
-        // Said again, it is the same; and a worker that sets no more goes on with what is there.
+        // The same event has the same answer again; a worker that sets no more values goes on from what is stored.
         let mut less = Source::new(|_: &Context<'_>, stream: &str, cursor: Option<u32>| {
             Ok(page_of(stream, cursor.unwrap_or(0), 2, 3))
         });

@@ -197,7 +197,7 @@ fn a_phase_without_progress_says_nothing_and_the_same_event_resumes() {
     }
 }
 
-/// The mapping is installed by the next delivery, and the platform is told no ERROR for want of time.
+/// The mapping is installed when the event is delivered again; the lack of time is not answered with an ERROR.
 #[test]
 fn a_mapping_that_a_stop_left_uninstalled_is_installed_when_the_event_comes_again() {
     let (mut world, stop) = world();
@@ -244,7 +244,7 @@ impl Gate {
 struct OpensAfterMessage<'a> {
     airdrop: &'a Airdrop,
     gate: &'a Gate,
-    /// Uploads from this one on do not come to an end before.
+    /// Uploads from this one on do not end before the gate opens.
     hangs_from: usize,
     uploads: AtomicUsize,
 }

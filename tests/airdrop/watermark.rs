@@ -232,8 +232,8 @@ fn two_imports_of_one_project_do_not_share_a_watermark() {
 /// What an extractor is told of where to begin: since, bookmark, start of the window.
 type Told = (Option<DateTime<Utc>>, Option<String>, Option<DateTime<Utc>>);
 
-/// Serves one event whose context has these members too, and gives what each page was told. Two pages of a stream, the
-/// last with a bookmark; an invocation has time for one.
+/// Serves one event whose context also has these members, and returns what the context told each page. A stream has two
+/// pages, the last with a bookmark; an invocation has time for one.
 fn told(world: &World, event_type: &str, run: &str, asked: &Value) -> (OutcomeKind, Vec<Told>) {
     let mut heard = Vec::new();
     let mut source = Source::new(|context: &Context<'_>, stream: &str, cursor: Option<u32>| {

@@ -154,15 +154,15 @@ fn a_checkpoint_cut_inside_a_page_is_found() {
 
 #[test]
 fn taking_the_newer_disk_instead_of_the_holders_is_found() {
-    // Each life finds the disk of the one before the last: of one whose place another has taken.
+    // Each life finds the disk of the life before the last one, which another life has replaced since.
     let stale = (2..12).map(|life| Act::StaleDisk { life, of: life - 2 });
     let explore = Explore::new().without_rule(Safeguard::HolderToken).with_acts(stale);
     // It goes back to a phase that is over: an ERROR for no reason.
     broken(&explore, "HolderToken", Broken::Conversation);
 }
 
-/// An attachment whose source failed four times, and whose upload the platform lost once, is given up for a reason: the
-/// fifth failure is one of the platform's side.
+/// An attachment is given up with a reason after its source failed four times and the platform lost its upload once: the
+/// fifth failure is one of the platform.
 #[test]
 fn an_attachment_that_the_platform_lost_once_and_the_source_failed_four_times_may_be_given_up() {
     let schedule = "seed=4091442843 call=page/3/429-after-40 call=load-state/0/lost call=load-state/2/500-before \

@@ -143,7 +143,7 @@ const FAULTS: &[&str] = &[
     "worker/several-at-once",
 ];
 
-/// An attachment that the platform's storage refused, or whose upload got lost, five times is given up for a reason.
+/// An attachment is given up with a reason after the platform's storage refused or lost it five times.
 #[test]
 fn an_attachment_that_the_platform_did_not_take_five_times_may_be_given_up() {
     let schedule = "seed=1374952719 call=upload/0/408-after call=upload/2/408-before call=upload/4/425-before \
@@ -155,8 +155,8 @@ fn an_attachment_that_the_platform_did_not_take_five_times_may_be_given_up() {
     assert_eq!(report.faults.get("upload/storage-503"), Some(&1), "{report}");
 }
 
-/// An attachment's confirm is refused, and the process dies before that is stored. The next life cannot know that the first
-/// refusal was all that there was, so it does not give the id up when it is refused again: it gives up the attachment.
+/// An attachment's confirm is refused, and the process dies before that is stored. The next life cannot know that this
+/// refusal was the only attempt. So when the id is refused again, it does not give up the id: it gives up the attachment.
 #[test]
 fn an_attachment_that_two_lives_could_not_confirm_under_one_id_may_be_given_up() {
     let schedule = "seed=73998595 call=page/3/429-after-40 with=no-ids call=confirm/13/refused-413 call=message/2/lost \

@@ -29,9 +29,9 @@ const PAGE_TAKES: &str = "HIGHWATER_TEST_PAGE_TAKES";
 /// Milliseconds that a worker waits for the store.
 const STORE_WAIT: &str = "HIGHWATER_TEST_STORE_WAIT";
 
-/// What a worker prints once it can be told to end, and if it was.
+/// What a worker prints when it listens to SIGTERM, and when it has received it.
 const LISTENS: &str = "listens to SIGTERM";
-const WAS_TOLD: &str = "was told to end";
+const WAS_TOLD: &str = "was asked to stop";
 
 const STREAMS: [(&str, u32); 3] = [("issues", 31), ("comments", 17), ("links", 1)];
 const PAGE_ITEMS: u32 = 53;
@@ -157,8 +157,8 @@ fn ended(child: &mut Child, log: &Path) -> ExitStatus {
 
 /// Checks all runs in the platform's directory. Returns the number of finished ones.
 ///
-/// `unsure` are the runs whose last message was accepted from a worker that did not live to note it: the next run may go
-/// on from them, or from the one before, which fetches a window twice and skips none.
+/// `unsure` are the runs whose last message was accepted, but whose worker died before it recorded this. The next run may
+/// continue from such a run or from the one before it; then it fetches a window twice and skips none.
 fn check(dir: &Path, kills: u64, unsure: &BTreeSet<String>) -> usize {
     let read = |name: &str| fs::read_to_string(dir.join(name)).unwrap_or_default();
     let messages: Vec<Value> =
@@ -320,7 +320,7 @@ fn a_worker_that_is_told_to_end_hands_over_what_it_has_and_the_run_goes_on_after
         told += usize::from(fs::read_to_string(&log).unwrap().contains(WAS_TOLD));
     }
     println!("lives={lives} told={told}");
-    assert!(told >= 5, "{told} of {lives} workers were told to end");
+    assert!(told >= 5, "{told} of {lives} workers were asked to stop");
     // No upload is left behind either: there was time for all of them.
     assert_eq!(check(dir.path(), 0, &BTreeSet::new()), 1);
 }
@@ -416,7 +416,7 @@ fn a_stopped_owner_still_holds_the_store_and_its_successor_sends_nothing() {
         "{said}"
     );
     assert_eq!(messages(), before);
-    // A patient one gets it when the owner goes on and comes to its end; and answers as the owner did.
+    // A worker that waits gets the store when the owner continues and ends; it gives the same answer as the owner.
     let mut successor = start("worker", &second_log, &[(DIR, directory), (EVENT, &event.json)]);
     std::thread::sleep(Duration::from_millis(100));
     assert!(successor.try_wait().unwrap().is_none());

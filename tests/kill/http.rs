@@ -28,7 +28,7 @@ use super::support::{self, program};
 const LANES: u64 = 4;
 /// Uploads after which a worker without a disk saves a checkpoint.
 const UPLOADS_OF_A_CHECKPOINT: u64 = 20;
-/// Attachments after whose upload it does.
+/// Attachments after whose upload such a worker saves one.
 const FILES_OF_A_CHECKPOINT: u64 = 200;
 /// Kills among the attachments of a sync, at least.
 const KILLS_AMONG_FILES: u64 = 5;

@@ -243,7 +243,7 @@ fn after_a_rewind_a_sync_asks_for_what_the_dry_run_said_and_nothing_is_lost() {
         let read = place.read.borrow()[&id].clone();
         let expected: BTreeSet<u32> = (0..=13 * 6).filter(|n| modified(*n) >= since).collect();
         assert_eq!(read, expected);
-        // And nothing of all time was left out.
+        // And no record was left out in all runs together.
         let ever: BTreeSet<u32> = place.read.borrow().values().flatten().copied().collect();
         assert_eq!(ever, (0..=13 * 6).collect());
         drop((unit, store));
@@ -516,7 +516,7 @@ fn a_unit_moves_to_another_store_whole_and_is_not_taken_in_twice() {
     place.shows(&["export", "state.redb", UNIT, "unit.jsonl"]);
     let stderr = place.refuses(&["export", "state.redb", UNIT, "unit.jsonl"]);
     assert!(stderr.contains("write the unit file unit.jsonl"), "{stderr}");
-    // Other units are where it comes to.
+    // The store that imports it has another unit.
     let other =
         Store::options().clock(place.clock.clone()).open(place.dir.path().join("other.redb")).unwrap();
     other.sync_unit("another").unwrap().begin().unwrap();

@@ -113,7 +113,7 @@ pub(crate) fn store_amid_work(path: &Path) {
     store.sync_unit("another").unwrap().begin().unwrap();
 }
 
-/// A run whose 30 attachments are settled, failed, failed and queued again, or left; and one before it.
+/// A run with 30 attachments, which are settled, failed, failed and queued again, or still queued; and a run before it.
 pub(crate) fn store_with_attachments(path: &Path) {
     let clock = clock();
     let store = Store::options().clock(clock.clone()).open(path).unwrap();

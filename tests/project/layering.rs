@@ -17,14 +17,14 @@ struct Entry {
     layer: u32,
     /// `store/tables`, or, with everything in that folder, `record/`.
     path: String,
-    /// Crates that no module may use but those in whose rows they are.
+    /// Crates that only modules in the same row may use.
     crates: Vec<String>,
 }
 
-/// A path as it is written, and the module it is written in.
+/// A path in the source, and the module that contains it.
 type Named = (Vec<String>, Vec<String>);
 
-/// What each file names, by its module, `store/tables`; `bin/...` for what is no module of the library.
+/// The paths in each file, by its module, such as `store/tables`, or by `bin/...` for the binary.
 type Sources = BTreeMap<String, Vec<Named>>;
 
 fn lib() -> String {

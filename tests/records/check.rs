@@ -612,7 +612,7 @@ fn a_record_is_checked_as_the_line_that_it_becomes() {
 
 // Files.
 
-/// Line, record, path and rule of all that is found in a text.
+/// Line, record, path and rule of each finding in a text.
 fn found(text: impl Read) -> Vec<(u64, String, String, Rule)> {
     let checker = checker("issues");
     let findings: Vec<Finding> = checker.stream(text).unwrap().map(Result::unwrap).collect();

@@ -856,7 +856,7 @@ fn unknown_keys_survive_and_a_document_can_be_added_to() {
     let metadata = metadata.record_type("custom_7", RecordType::new().field("size", Field::int()));
     assert_eq!(serde_json::to_value(&metadata).unwrap()["x_team"], json!({"a": 1}));
     assert_eq!(metadata.record_types().collect::<Vec<_>>(), ["issues", "custom_7"]);
-    // Lines would be those of a text that is no more.
+    // There is no text any more that line numbers could refer to.
     assert!(metadata.check().iter().all(|finding| finding.line.is_none()));
 }
 

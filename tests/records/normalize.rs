@@ -247,7 +247,7 @@ fn stand_ins_are_set_for_a_field_or_for_a_type() {
     );
     becomes_with(&rules, "at", &[(json!("Never"), json!(null))]);
     becomes_with(&rules, "home", &[(json!({"since": "never"}), json!({"since": null}))]);
-    // A key of the enum is never taken for a stand-in, whatever a rule says.
+    // A key of the enum never counts as "none", whatever a rule says.
     becomes_with(&rules, "answer", &[(json!("yes"), json!("yes")), (json!("?"), json!(null))]);
 }
 
@@ -732,7 +732,7 @@ fn a_record_is_taken_as_one_and_only_mended() {
         data(&normalizer(), &json!({"id": "1", "data": {"int": "7"}, "int": "8"})),
         json!({"data": {"int": "7"}, "int": 8})
     );
-    // Nor is one whose data a rule reads from.
+    // Nor is an object from whose data a rule reads.
     let nested = normalizer().rule("int", FieldRule::of("data.count"));
     assert_eq!(data(&nested, &json!({"id": "1", "data": {"count": "7"}})), json!({"int": 7}));
 }
@@ -853,7 +853,7 @@ fn is_right(kind: Kind, value: &Value) -> bool {
     let text = value.as_str();
     match kind {
         Kind::Bool => value.is_boolean(),
-        // JSON readers tell -0 and -0.0 apart no more than we do.
+        // JSON readers do not distinguish -0 from -0.0 either.
         // Beyond 64 bits a reader of JSON has floats, all of them whole.
         Kind::Int => {
             let is_huge = value.as_f64().is_some_and(|number| number.abs() >= 2_f64.powi(63));

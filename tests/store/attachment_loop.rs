@@ -410,7 +410,7 @@ impl Model {
         self.queue.insert(number, row);
     }
 
-    /// The one that a loop yields that has come to `from`.
+    /// The attachment that a loop yields next if it has reached `from`.
     fn next(&mut self, from: u64) -> Option<u64> {
         loop {
             let due = |(number, row): &(&u64, &Row)| row.ready_at <= self.now && !self.held.contains(number);

@@ -591,7 +591,7 @@ fn each_case_fails_on_a_backend_that_is_broken_in_that_point() {
         println!("{flaw:?}: {}: {found:?}", case.name);
         let found = found.expect_err(&format!("{flaw:?} is not found by: {}", case.name));
         assert!(found.starts_with(expected), "{flaw:?} is to be found as {expected:?}, not as: {found}");
-        // And not for want of anything else: without the flaw it passes.
+        // And the flaw is the reason: without it the case passes.
         assert_eq!(case.run(&FlawedSubject::new(Flaw::Nothing)), Ok(()), "{}", case.name);
     }
 }

@@ -37,29 +37,29 @@ struct Life {
 
 #[derive(Debug, Clone)]
 enum End {
-    /// Everything is dropped in order, and the next life finds what the file holds.
+    /// Everything is dropped in order, and the next life opens the file.
     Clean,
-    /// Killed when so many more disk operations were done; all that was written is there.
+    /// Killed after this many more disk operations; everything that was written is kept.
     Killed(u16),
-    /// Power fails then, and of what was not synced any part is kept.
+    /// The power fails after this many; any part of the unsynced writes is kept.
     PowerLost { after: u16, torn: bool, seed: u64 },
 }
 
 #[derive(Debug, Clone)]
 enum Act {
-    /// Asks for some batches of a stream. Each is given its fate in turn.
+    /// Takes some batches of a stream. Each gets one of the fates, in order.
     Batches {
         stream: usize,
         take: usize,
         fates: Vec<Fate>,
     },
-    /// The same, while threads settle all that is held.
+    /// The same, while threads settle all batches that are held.
     BatchesBesideThreads {
         stream: usize,
         take: usize,
         fates: Vec<Fate>,
     },
-    /// Settles one that is held.
+    /// Settles one batch that is held.
     Settle {
         which: usize,
         fate: Fate,

@@ -231,7 +231,7 @@ fn read_again(run: &Run, run_no: u32) {
     }
 }
 
-/// The unit `acme/again`, in whose runs records come again, the third of which is open.
+/// The unit `acme/again`: records come again in its runs; its third run is open.
 fn comes_again(store: &Store, clock: &VirtualClock) {
     let unit = store.sync_unit("acme/again").unwrap();
     for no in 0..3 {

@@ -118,7 +118,7 @@ enum Became {
     Gone,
 }
 
-/// One run: what becomes of each id that is asked for (by its number, cyclically), what its page has, and how it ends.
+/// One run: what becomes of each id that is requested again (cyclically), what its page has, and how it ends.
 #[derive(Debug, Clone)]
 struct Sync {
     asks: bool,

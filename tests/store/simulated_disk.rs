@@ -133,7 +133,7 @@ fn commit(database: &Database, number: usize, two_phase: bool) -> Result<(), red
     Ok(())
 }
 
-/// Which commit's state a database holds: by its number, and then by all of it.
+/// The number of the commit whose state the database has. All rows must agree with it.
 fn held(database: &Database) -> Result<usize, String> {
     let held = || -> Result<Option<usize>, redb::Error> {
         let transaction = database.begin_read()?;

@@ -457,8 +457,8 @@ pub(crate) trait Pages: FnMut(&Context<'_>, &str, Option<u32>) -> Fetched + Send
 
 impl<F: FnMut(&Context<'_>, &str, Option<u32>) -> Fetched + Send> Pages for F {}
 
-/// A source whose pages come from a closure, which is boxed: all sources are one type, and the conversation is compiled
-/// once.
+/// A source whose pages come from a boxed closure, so that all sources have one type and the code that serves them is
+/// compiled once.
 pub(crate) struct Source<'a> {
     pub(crate) streams: Vec<&'static str>,
     page: Mutex<Box<dyn Pages + 'a>>,
@@ -660,7 +660,7 @@ impl World {
         self.serve.serve(&self.store, &self.airdrop, source, event)
     }
 
-    /// A new process on a new machine: nothing of the disk is there.
+    /// A new process on a new machine, with an empty disk.
     pub(crate) fn lose_disk(&mut self) {
         self.start_on(SimDisk::new());
     }

@@ -99,7 +99,8 @@ fn date(ms: u64) -> String {
     format!("{year}-{:02}-{:02}T{h:02}:{m:02}:{s:02}.{:03}Z", month + 1, days + 1, rest % 1000)
 }
 
-/// What file `n` of the external system holds, by the words of the help text of the example and not by its code.
+/// The content of file `n` of the external system, as the help text of the example describes it; the example's code is not
+/// used.
 pub(crate) fn file(n: u64, bytes: u64) -> Vec<u8> {
     (0..bytes)
         .map(|i| {

@@ -167,7 +167,7 @@ struct Odd {
 /// Signatures that are hard to read; the last is for a commit that declares its encoding.
 fn signatures() -> Vec<Odd> {
     let odd = |who: Who, id, name, email, at| Odd { who, id, name, email, at };
-    // Seconds whose offset or year is of no account here.
+    // Times whose offset and year do not matter here.
     let (noon, at_noon) = ("1700000000 +0000", "2023-11-14T22:13:20Z");
     let ada = Some("ada@example.com");
     // E-mails are compared as they are.
@@ -412,7 +412,7 @@ fn every_commit_is_announced_once_by_dozens_of_invocations_and_later_syncs_annou
     let everything = source.history(tip);
     assert_eq!(everything.len(), tip + 1);
 
-    // The first: all that HEAD has in its history, by Git's own account and by the plan.
+    // The first sync: everything in the history of HEAD, according to Git and to the plan.
     let output = fixture.synced(
         &source.path,
         &out,
@@ -973,7 +973,7 @@ fn a_reset_extracts_everything_anew_and_the_next_sync_what_came_since() {
     source.commit(line(7));
     let mut seen = 0;
     let mut sync = |run: &str, reset: bool| {
-        // A process for each page; only the first is told.
+        // One process for each page; only the first event asks for a reset.
         let mut name = "EXTRACTION_DATA_START";
         for request in 0..20 {
             let mut context = json!({ "external_sync_unit_id": "a", "run_id": run });
@@ -1075,7 +1075,7 @@ fn bad_input_is_a_clear_error_and_leaves_everything_as_it_was() {
     fixture.synced(&repo, &out, &[]);
     assert_eq!(Received::read(&out, seen).artifacts.len(), 1);
 
-    // What the platform can be told, it is told: that is an answer.
+    // An error that can be sent to the platform is an answer, so the program succeeds.
     let output =
         fixture.invoke(&repo, &fixture.path("told"), &event("EXTRACTION_DATA_START", &json!({})), &[]);
     assert!(output.status.success(), "{}", said(&output));

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use support::{Received, check_confirmed};
 
 const ISSUES: &str = "120";
-/// How long workers are killed; then the sync comes to its end.
+/// How long workers are killed; after that the sync finishes.
 const KILLS: Duration = Duration::from_secs(3);
 /// Kills of a sync, at least.
 const KILLS_MIN: u32 = 8;
@@ -141,7 +141,7 @@ impl Content {
     }
 }
 
-/// Syncs whose workers are killed, one after the other until there were enough kills: a fast one may end after few.
+/// Runs syncs and kills their workers, until there were enough kills: a fast sync may end after a few.
 fn kill(keeps_disk: bool) {
     let mut kills = 0;
     for _ in 0..10 {

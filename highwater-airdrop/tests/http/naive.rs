@@ -3,7 +3,7 @@
 //! `Idempotency-Key`. It handles failures as the SDK does: a batch whose upload fails is dropped, the state is saved
 //! before the message, the artifacts are in memory only, and a message that is refused is followed by ERROR.
 //!
-//! It is this binary, started again.
+//! The worker is this test binary, started again.
 #![cfg(unix)]
 
 use std::io::{BufRead as _, Read as _, Write as _};
@@ -14,17 +14,16 @@ use flate2::write::GzEncoder;
 use highwater_airdrop::Worker;
 use serde_json::{Value, json};
 
-/// Set where this binary is the worker.
+/// Set if this binary runs as the worker.
 pub(crate) const NAIVE: &str = "HIGHWATER_TEST_NAIVE";
 pub(crate) const BATCHES: u64 = 3;
 pub(crate) const BATCH_ITEMS: u64 = 100;
-/// Set where an invocation ends with PROGRESS after so many batches.
+/// The number of batches after which an invocation ends with PROGRESS, if it is set.
 pub(crate) const STEP: &str = "HIGHWATER_TEST_STEP";
-/// Set to the address of the tracker that issues are fetched from. What it does not answer with a page is taken for an
-/// empty one.
+/// The address of the tracker from which issues are fetched. Any answer that is not a page is treated as an empty page.
 pub(crate) const TRACKER: &str = "HIGHWATER_TEST_TRACKER";
 
-/// A request, and its answer, or none.
+/// Sends a request and returns its answer, if there is one.
 fn call(method: &str, url: &str, headers: &[(&str, &str)], body: &[u8]) -> Option<(u16, Value)> {
     let (host, path) = url.strip_prefix("http://")?.split_once('/')?;
     let mut connection = TcpStream::connect(host).ok()?;

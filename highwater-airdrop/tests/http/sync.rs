@@ -20,7 +20,7 @@ use highwater_airdrop::{Local, SyncSettings};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// What the worker does: a word for each of its lives, the last one for all that follow.
+/// What the worker does: one word for each of its lives; the last word is for all further lives.
 const PLAN: &str = "HIGHWATER_TEST_PLAN";
 /// Where it notes the events that it was given.
 const NOTES: &str = "HIGHWATER_TEST_NOTES";
@@ -290,7 +290,7 @@ fn an_error_ends_the_sync_unless_the_phase_may_be_started_again() {
     let report = world.report("DONE DONE ERROR", &[], 1);
     assert!(report["error"].as_str().unwrap().contains("the source is on fire"), "{report}");
     world.events();
-    // Another run, whose phase gets a second chance, and no third.
+    // Another run: its phase is tried a second time, but not a third time.
     let report = world.report("DONE DONE ERROR ERROR", &["--retry-errors", "1"], 1);
     assert_eq!(report["invocations"]["data"], 2);
     let events = world.events();
@@ -511,8 +511,8 @@ fn the_synthetic_worker_answers_an_event_once_and_forgets_when_it_is_told_to() {
         let mut before = 0;
         let mut last = None;
         while let Some(event) = local.next_event(&settings, &clock).unwrap() {
-            // Given again, it is answered still, and nothing is said that was not said before. (The list of units has
-            // no unit under which who has no disk could remember it.)
+            // If it is given again, it is answered again, with nothing new. (A worker without a disk cannot remember the
+            // event for the list of units, because that belongs to no unit.)
             let lives = if event.event_type.contains("UNITS") && !store { 1 } else { 2 };
             for _ in 0..lives {
                 let output = invoke(dir, &event.json, disk.as_deref());

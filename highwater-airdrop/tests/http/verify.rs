@@ -16,7 +16,7 @@ use crate::AIRDROP;
 use crate::naive::{BATCH_ITEMS, BATCHES, NAIVE, STEP, TRACKER, worker};
 use crate::support::{program, said};
 
-/// Verifies the naive worker, whose invocations end after so many batches.
+/// Verifies the naive worker; its invocations end after `step` batches.
 fn naive(dir: &Path, step: u64, only: &[&str]) -> VerifyReport {
     let settings = SyncSettings::new("tickets").newer_names(true).phases([Phase::Metadata, Phase::Data]);
     let mut sync = SyncOptions::new(settings);
