@@ -11,7 +11,7 @@ use crate::{clock, cut};
 
 /// Characters of a heading or a cell that are shown.
 const NAME_CHARS: usize = 200;
-/// A cell of at most so many characters is not folded: a time, an age, a word.
+/// A cell with at most this many characters is not folded: a time, an age, a word.
 const WORD_CHARS: usize = 20;
 
 const STYLE: &str = "\

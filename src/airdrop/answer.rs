@@ -239,8 +239,8 @@ impl Invocation<'_> {
     }
 
     /// What replaces a message that could not be composed, sealed or saved: too large, a DONE that does not balance,
-    /// a worker state that somebody else broke meanwhile. It is an ERROR that says so. If the message was an ERROR
-    /// already, it is one that no run seals, and which announces nothing.
+    /// a worker state that another program damaged in the meantime. It is an ERROR that says so. If the message was an
+    /// ERROR already, it is replaced by an ERROR that is not sealed in a run and announces nothing.
     fn answer_instead(&self, error: Error, kind: MessageKind) -> Result<Outcome, Stop> {
         match Stop::told(error) {
             Stop::Ending(ending) if kind == MessageKind::Error => Ok(self.answer_statelessly(ending)?),

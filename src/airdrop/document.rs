@@ -26,7 +26,7 @@ pub(crate) struct Document {
 
 #[derive(Debug, Clone)]
 struct Member {
-    /// `None` if no Rust string can hold it: then it is nobody's that we know.
+    /// `None` if no Rust string can contain it: then it is neither ours nor the SDK's.
     name: Option<String>,
     raw_name: Box<RawValue>,
     value: Box<RawValue>,

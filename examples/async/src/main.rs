@@ -65,7 +65,7 @@ struct Invoke {
     /// Issues per page
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     page_size: u32,
-    /// Issues that have an attachment: the first so many
+    /// How many issues have an attachment: the first N
     #[arg(long, value_name = "N", default_value_t = 0)]
     attachments: u32,
 }

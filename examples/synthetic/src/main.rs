@@ -95,7 +95,7 @@ struct Invoke {
     /// Records per artifact
     #[arg(long, value_name = "N", default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     batch_items: u32,
-    /// Issues that have an attachment: the first so many
+    /// How many issues have an attachment: the first N
     #[arg(long, value_name = "N", default_value_t = 0)]
     attachments: u32,
     /// Bytes of an attachment

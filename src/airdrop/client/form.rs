@@ -34,7 +34,7 @@ impl Read for Counted<'_> {
 }
 
 /// A stream that must have its declared length: a shorter or a longer one is an error before the form is complete, so
-/// that no artifact is made of it.
+/// that it does not become an artifact.
 pub(super) struct Exactly<'a> {
     pub(super) reader: &'a mut dyn Read,
     pub(super) told: u64,

@@ -549,7 +549,7 @@ pub(crate) fn check_start(path: &Path, start: &[u8]) -> Result<bool> {
     }
 }
 
-/// Whether somebody has the file open as a store; `None` if the system cannot say.
+/// Whether a process has the file open as a store; `None` if the system cannot say.
 ///
 /// It asks whether an owner's lock could be taken, without taking it where the system allows that: so an owner who
 /// opens the file at this moment is not refused. If only whole files can be locked, it holds a shared lock for a

@@ -87,9 +87,9 @@ pub struct DeathReport {
     /// When the next life resumed the run. The death cost at most the time between the two.
     #[serde(serialize_with = "time")]
     pub found_at: DateTime<Utc>,
-    /// Batches that had no artifact id then: at most this many uploads were made that nobody knows.
+    /// Batches that had no artifact id then: at most this many uploads were lost.
     pub batches: u64,
-    /// Records in those.
+    /// Records in those batches.
     pub items: u64,
 }
 

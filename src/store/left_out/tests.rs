@@ -37,7 +37,7 @@ type Brought = (u8, u8, u8, u8, Way);
 /// A record that was read: its item type, its id, and its line.
 type Read = (u8, u8, String);
 
-/// Runs begin so many seconds after one another, and records are modified at such moments.
+/// Seconds between the beginnings of two runs; records are modified at these times.
 const TICK_SECONDS: i64 = 10;
 const FIRST_SECOND: i64 = 1_750_000_000;
 
@@ -182,7 +182,7 @@ struct Reference {
     run: usize,
     begun: Vec<i64>,
     finished: Option<usize>,
-    /// Whether the run at hand goes on where the finished one left off, and the next one would.
+    /// Whether the current run continues where the finished one ended, and whether the next one would.
     goes_on: bool,
     stands: bool,
     /// What was staged or left out as unchanged, by item type and id, in that order.

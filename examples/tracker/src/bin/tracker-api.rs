@@ -53,10 +53,10 @@ struct Cli {
     /// What a client must know to get a token [default: any text]
     #[arg(long, value_name = "TEXT")]
     secret: Option<String>,
-    /// Requests for which a token is good [default: any number]
+    /// Requests for which a token is valid [default: any number]
     #[arg(long, value_name = "N")]
     token_requests: Option<u64>,
-    /// Answer about one request in so many with a fault [default: none]
+    /// Answer about one of N requests with a fault [default: none]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..))]
     fault_every: Option<u64>,
 }
