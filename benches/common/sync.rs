@@ -49,7 +49,7 @@ impl Extractor for Source {
     }
 }
 
-/// A source with this many attachments, on one page.
+/// A source of so many attachments, on one page.
 pub(crate) struct Files(pub(crate) u32);
 
 impl Extractor for Files {

@@ -687,7 +687,7 @@ fn in_a_phase_without_delay_a_rate_limit_is_waited_out_or_is_an_error() {
     let error = world.airdrop.last().error();
     assert!(error.contains("asked to wait 11m 40s,"), "{error}");
     assert_eq!(world.clock.elapsed(), started);
-    // Waits that fit into the time left are waited; the first one that does not fit is an ERROR.
+    // Waits that fit are waited out, until no more do.
     source.metadata = Err(Duration::from_secs(250));
     let outcome = world.serve(&mut source, &event(METADATA, "run", "2")).unwrap();
     assert_eq!(outcome.kind, OutcomeKind::Error);

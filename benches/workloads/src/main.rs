@@ -1,7 +1,7 @@
-//! Fixed workloads, and the unavoidable work as a baseline: `.ci/instructions` counts the instructions of each. `compare`
-//! measures their time, and `levels` measures each level of compression on files of JSON Lines.
+//! Fixed workloads, and beside them what cannot be saved: `.ci/instructions` counts the instructions of each. `compare` shows
+//! the time that they take, and `levels` what each level of compression makes of files of JSON Lines.
 //!
-//! It is a separate program, not a bench of the library, so that it is built with the library's default features, and fast.
+//! It is a program of its own, not a bench of the library, so that it is built with the library's defaults, and soon.
 
 #[path = "../../common/issue.rs"]
 mod issue;
