@@ -21,7 +21,7 @@ pub enum Error {
         /// The store file.
         path: PathBuf,
     },
-    /// The file is not a store of ours.
+    /// The file is not a highwater store.
     #[error("{} is not a highwater store: {reason}", path.display())]
     NotAStore {
         /// The file.
