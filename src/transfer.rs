@@ -8,7 +8,7 @@
 //! | state | what to do | event | next state |
 //! | --- | --- | --- | --- |
 //! | `Staged` | upload the bytes | the platform took them under an id | `Named` |
-//! | | | refused for a passing reason | `Staged`, three times; then `Stuck` |
+//! | | | refused for a temporary reason | `Staged`, three times; then `Stuck` |
 //! | | | refused | `Stuck` |
 //! | `Named` | store the id | it is stored | `Uploaded` |
 //! | | | this run has used it before | `Staged`, three times; then `Stuck` |
@@ -38,7 +38,7 @@
 
 use std::fmt;
 
-/// How often in a row an upload is prepared again, because its storage refused it for a passing reason or the
+/// How many times in a row an upload is prepared again, because its storage refused it for a temporary reason or the
 /// platform gave it an id that the run has used before.
 pub(crate) const ANEW_MAX: u8 = 3;
 
@@ -116,7 +116,7 @@ pub(crate) struct Held {
 pub(crate) enum Why {
     /// The upload was refused.
     UploadRefused,
-    /// The storage refused the upload for passing reasons, too often.
+    /// The storage refused the upload for temporary reasons, too often.
     StorageRefused,
     /// The platform gave it ids that the run had used before, too often.
     IdsUsed,
@@ -133,7 +133,7 @@ pub(crate) enum Event {
     Uploaded,
     /// The upload was refused.
     UploadRefused,
-    /// The storage refused the upload for a passing reason: its URL had expired, or the bytes came too slowly.
+    /// The storage refused the upload for a temporary reason: its URL had expired, or the bytes came too slowly.
     StorageRefused,
     /// The id is stored.
     IdStored,

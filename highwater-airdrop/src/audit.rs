@@ -7,7 +7,7 @@
 //!
 //! Uploads are identified by their bytes. An upload that was refused, was never confirmed, or is named by no message
 //! is *made good* if the same bytes, or all the records in it, are in an artifact that a message names. A call that
-//! failed for a passing reason (5xx, 408, 425, 429 with `Retry-After`, no answer) is made good if the same call
+//! failed for a temporary reason (5xx, 408, 425, 429 with `Retry-After`, no answer) is made good if the same call
 //! succeeds later in the run. For a call that was refused for good and has no bytes to compare, it is unknown whether
 //! it was.
 

@@ -107,7 +107,7 @@ impl PlatformError {
     ///
     /// 2xx is a success, and so is 3xx if an attachment was uploaded. After 408, 5xx and redirects the outcome of a
     /// call that changes something is unknown; 425 and 429 mean that it was not applied. A batch that the storage
-    /// refuses for a passing reason (400 `RequestTimeout`, 403, 503, 5xx `SlowDown`) is uploaded again under another
+    /// refuses for a temporary reason (400 `RequestTimeout`, 403, 503, 5xx `SlowDown`) is uploaded again under another
     /// URL; every other 4xx is a definite refusal. For `WorkerState`, 404 means that nothing is kept yet: that is
     /// `Ok(None)`, not an error.
     #[must_use]

@@ -94,7 +94,7 @@ impl Invocation<'_> {
     }
 
     /// Installs the connector's initial domain mapping, before anything else of a run, unless that of this version is
-    /// installed. If it is killed before it records that, it installs the mapping again, which is the same as once.
+    /// installed. If it is killed before it records that, it installs the mapping again, which changes nothing.
     pub(super) fn domain_mapping(
         &self,
         extractor: &AnyExtractor<'_>,

@@ -195,7 +195,7 @@ pub enum PlatformError {
         /// What went wrong, for people. Contains no secret.
         reason: String,
     },
-    /// The storage behind an upload's URL refused the bytes for a passing reason: the URL had expired, the bytes came
+    /// The storage behind an upload's URL refused the bytes for a temporary reason: the URL had expired, the bytes came
     /// too slowly, or too many came at once. The attempt had no effect, and the same bytes may be accepted under
     /// another URL. Only [`Platform::upload`] returns this.
     StorageRefused {

@@ -4,7 +4,7 @@
 //! the invocation's hard limit. The wait doubles each time, varies at random so that workers that failed together do
 //! not retry together, and is never shorter than the platform asked for.
 //!
-//! A source is waited for in place if it asks for a short wait, or fails for a passing reason: that a few times.
+//! A source is waited for in place if it asks for a short wait, or fails for a temporary reason. Such a failure is tried again a few times.
 
 use std::fmt;
 use std::time::Duration;
@@ -24,7 +24,7 @@ pub(crate) const TRIES: u32 = 5;
 const BACK_OFF_FIRST: Duration = Duration::from_millis(500);
 const BACK_OFF_MAX: Duration = Duration::from_secs(30);
 
-/// Attempts at one call to the source that fails for a passing reason, and the first wait, which is doubled each time.
+/// Attempts at one call to the source that fails for a temporary reason, and the first wait, which is doubled each time.
 const SOURCE_TRIES: u32 = 4;
 const SOURCE_BACK_OFF_FIRST: Duration = Duration::from_secs(1);
 
@@ -77,7 +77,7 @@ impl ShortWaits {
     }
 }
 
-/// The tries at one call to the source that fails for a passing reason.
+/// The tries at one call to the source that fails for a temporary reason.
 #[derive(Debug)]
 pub(crate) struct SourceTries {
     up_to: Duration,

@@ -64,7 +64,7 @@ pub enum CallFault {
     },
     /// It takes effect, but the body of the 2xx is invalid.
     BadBody,
-    /// The storage behind an upload's URL refuses the bytes for a passing reason.
+    /// The storage behind an upload's URL refuses the bytes for a temporary reason.
     Storage(u16),
     /// An upload gets the artifact id of an earlier one.
     SameId,

@@ -23,8 +23,8 @@ use super::world::{
 
 /// How long a page takes in the simulated world.
 const PAGE_TAKES: Duration = Duration::from_secs(2);
-/// Pages of a listing that a kill costs at most, where pages are fetched ahead: two that came before what is held is old
-/// enough to be stored, and the one after them.
+/// The most pages of a listing that a kill costs if pages are fetched ahead: two that are held and not yet old enough to be
+/// stored, and the one after them.
 const AHEAD_LOST: usize = 3;
 /// How long it takes to open an attachment.
 const OPEN_TAKES: Duration = Duration::from_secs(1);
@@ -254,8 +254,8 @@ impl<E: Extractor> Watched<E> {
         Ok(())
     }
 
-    /// Fetches a page. One that is returned although the source did not give all that it was asked for is a violation: what
-    /// is missing is never read, or, where the cursor stands still, what is there is read twice.
+    /// Fetches a page. It is a violation if the page is returned although a call to the source failed: the missing records
+    /// are never read, or, if the page has the same cursor again, the others are read twice.
     fn whole<T>(
         &self,
         of: &dyn std::fmt::Display,

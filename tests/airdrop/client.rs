@@ -818,7 +818,7 @@ fn each_fault_has_its_fate() {
             server.fault(path, fault.clone());
             let silent = matches!(fault, Reply::Silence);
             let error = call(if silent { &hasty } else { &client }).unwrap_err();
-            // The storage returns these for passing reasons.
+            // The storage returns these for temporary reasons.
             let passing = path == "/files/put" && matches!(fault, Reply::Answer(403 | 503, ..));
             assert_eq!(
                 matches!(error, PlatformError::StorageRefused { .. }),
