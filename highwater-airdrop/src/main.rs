@@ -55,10 +55,10 @@ as a lint (--strict refuses that, too):
        Authorization: TOKEN; sync_unit, request_id (404: none yet; 413: over 1 MB of state);
        the extraction scope is objects.json in the directory, if it exists
   POST CALLBACK_URL
-       Authorization: TOKEN; a message (413: over 200,000 bytes; lints: it names an artifact that is
-       not uploaded and confirmed, or an `ssor_attachment` artifact a line of which does, or, in a
-       `sync`, does not echo all of its event's event_context; the event has another already). The
-       same bytes again are the same message if they come with an Idempotency-Key
+       Authorization: TOKEN; a message (413: over 200,000 bytes). Lints: the message, or a line of
+       an `ssor_attachment` artifact in it, names an artifact that is not uploaded and confirmed;
+       in a `sync`, it does not echo all of its event's event_context; the event already has a
+       message. The same bytes again are the same message if they come with an Idempotency-Key
   GET  /internal/snap-ins.get, POST /internal/airdrop.recipe.blueprints.create
   POST /internal/airdrop.recipe.initial-domain-mappings.install
        Authorization: TOKEN
@@ -69,10 +69,10 @@ Further addresses, which Airdrop does not have:
        a file to extract; the length is not sent for every third N. Byte i is the highest of
        (N + 1) * 2654435761 + (i / 4) * 2246822519 in 32 bits, plus i % 4
   GET, POST, DELETE /faults
-       list the faults and how often each came true; add faults; lift all, or ?fault=FAULT
+       list the faults and how often each occurred; add faults; remove all, or ?fault=FAULT
 
 Faults (--fault). Calls of a kind are counted from 1 since the server was started:
-  CALL-STATUS         every CALL is answered STATUS, 400 to 599, without effect; until lifted
+  CALL-STATUS         every CALL is answered STATUS, 400 to 599, without effect; until removed
   CALL-STATUS:N       the N-th CALL
   CALL-STATUS:N,K     the N-th and those after it, K in all
   CALL-STATUS-applied[:N[,K]]   it takes effect, and is answered STATUS
@@ -82,11 +82,11 @@ Faults (--fault). Calls of a kind are counted from 1 since the server was starte
   CALL-kill-before, CALL-kill-after[:N[,K]]   the worker is killed before or after it takes effect
   CALL-kill-later[:N[,K]]   it is answered, and the worker is killed 10 ms after
   429:CALL,N,SECONDS  the N-th CALL is answered 429, with Retry-After
-  ext-STATUS:N[,K]    file N to extract is answered STATUS, the first K times; until lifted
+  ext-STATUS:N[,K]    file N to extract is answered STATUS, the first K times; until removed
   ext-short:N[,K]     the connection is closed in the middle of file N
   ext-429:N,SECONDS   once, with Retry-After
 CALL is prepare, upload, confirm, download-url, download, state-get, state, message, snap-in,
-blueprint, mapping or attachment; or `any`, where N counts all calls but those of files. Say:
+blueprint, mapping or attachment; or `any`, where N counts all calls but those of files. Examples:
   --fault upload-403:2 --fault upload-503:5,3 --fault message-lost:1 --fault 429:confirm,4,2
   --fault ext-404:7 --fault ext-429:8,2";
 
@@ -104,7 +104,7 @@ enum Action {
     Serve(Serve),
     /// Serve them, and run a whole sync with a worker, or continue an unfinished one
     Sync(Box<Sync>),
-    /// Hunt for losses: a clean sync first, then many in which one thing goes wrong, compared record by record
+    /// Search for losses: a clean sync first, then many with one fault each, compared record by record
     Verify(Box<Verify>),
 }
 

@@ -17,14 +17,14 @@ use crate::{Failure, Worked, end_with_signals, object, print, tell};
 // Lines of at most 98 characters: clap would break longer ones where it is narrow.
 const AFTER_HELP: &str = "\
 First a clean sync and an incremental one are made, both twice. Differences between two of a kind
-are reported, and ignored from then on. Then come the cases: in each, a sync in which one
-thing goes wrong, and one more in which nothing does. What the two delivered is compared with the
-clean syncs, record by record, by id and content, attachments and their bytes included.
+are reported, and ignored from then on. Then come the cases: each has a sync with one fault, and
+then one without faults. What the two delivered is compared with the clean syncs, record by
+record, by id and content, attachments and their bytes included.
 
-What goes wrong:
+Faults:
   500, 503           the call fails, without effect; -applied: it takes effect and fails
   400, 403, 408, 413 the call is refused
-  429, 429-after-1   the call is refused for now, without and with Retry-After
+  429, 429-after-1   the call is refused temporarily, without and with Retry-After
   hangup, lost       the connection is closed without an answer, without or with effect
   slow               the answer is late
   kill-before, kill-after, kill-later   SIGKILL before or after a call takes effect, or between calls
@@ -32,19 +32,19 @@ What goes wrong:
   half-time          the worker is killed after half the time that it needs
   delay-early, delay-late   CONTINUE comes before the time of a DELAY, or long after it
   fresh-disk         each invocation finds the worker's folder empty
-Of the external system (--source):
-  429, 429-after-1, 429-after-date   it refuses for now: without Retry-After, with seconds, a date
+Faults of the external system (--source):
+  429, 429-after-1, 429-after-date   temporary refusals: without Retry-After, with seconds, with a date
   500, 401           it fails, or refuses
   cut                the connection breaks off in the middle of the answer
-  empty-page         a page has no items, and leads to the same page again
+  empty-page         a page has no items, and its next page is the same page again
   slow               the answer is late
 
 Results:
   lost       a record is in neither of the two syncs
-  altered    its last delivered content differs
-  repeated   a run delivered it more often than the clean one does
+  altered    the last delivered content of a record differs
+  repeated   a run delivered a record more often than the clean run
   stuck      the following sync did not end with DONE either
-  stopped    the sync did not end with DONE, but the following one delivered all: not a finding
+  stopped    the sync did not end with DONE, but the following one delivered everything: not a finding
   said DONE  the worker said DONE although records are lost
   not recorded   the worker made a request that is not in the recording: no result
 
