@@ -33,7 +33,7 @@ Faults:
   delay-early, delay-late   CONTINUE comes before the time of a DELAY, or long after it
   fresh-disk         each invocation finds the worker's folder empty
 Faults of the external system (--source):
-  429, 429-after-1, 429-after-date   temporary refusals: without Retry-After, with seconds, with a date
+  429, 429-after-1, 429-after-date   temporary refusals: no Retry-After, seconds, or a date
   500, 401           it fails, or refuses
   cut                the connection breaks off in the middle of the answer
   empty-page         a page has no items, and its next page is the same page again
@@ -44,7 +44,7 @@ Results:
   altered    the last delivered content of a record differs
   repeated   a run delivered a record more often than the clean run
   stuck      the following sync did not end with DONE either
-  stopped    the sync did not end with DONE, but the following one delivered everything: not a finding
+  stopped    the sync did not end with DONE, but the following one delivered all: not a finding
   said DONE  the worker said DONE although records are lost
   not recorded   the worker made a request that is not in the recording: no result
 
