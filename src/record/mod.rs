@@ -13,6 +13,7 @@ mod any;
 mod attachment;
 mod broken;
 mod check;
+mod clean;
 mod convert_object;
 mod convert_value;
 mod expected;

@@ -6,6 +6,7 @@
 
 use std::io::{self, Read, Write};
 use std::process::{Command, Stdio};
+use std::sync::LazyLock;
 
 use highwater::Record;
 use highwater::record::{Checker, EnumValue, Field, Finding, Metadata, RecordType, Rule, Severity};
@@ -870,6 +871,169 @@ fn places(text: &[u8]) -> Vec<(u64, Option<String>, Rule)> {
     stream.map(Result::unwrap).map(|found| (found.line.unwrap(), found.record, found.rule)).collect()
 }
 
+/// Values as they stand in a line: right for one field or another, nearly right, or not JSON.
+const VALUES: [&str; 74] = [
+    "null",
+    "true",
+    "false",
+    "True",
+    "[]",
+    "{}",
+    "[null]",
+    "[[]]",
+    "0",
+    "-0",
+    "-0.0",
+    "00",
+    "01",
+    "-1",
+    "-5",
+    "-6",
+    "10",
+    "11",
+    "1.5",
+    "1.",
+    ".5",
+    "-",
+    "0.5",
+    "0.49",
+    "1e3",
+    "1E400",
+    "123456789012345",
+    "1234567890123456",
+    "9007199254740993",
+    "18446744073709551616",
+    r#""""#,
+    r#"" ""#,
+    r#""a""#,
+    r#""ab""#,
+    r#""abcd""#,
+    r#""abcde""#,
+    r#""abcdefgh""#,
+    r#""12345678901234567""#,
+    r#""\n""#,
+    r#""a\nb""#,
+    r#""\"\\\/\r\t\n""#,
+    r#""\u0041""#,
+    r#""\u0000""#,
+    r#""\b""#,
+    r#""\x""#,
+    r#""\ud83d""#,
+    r#""\ud83d\ude00""#,
+    "\"\u{e9}\u{e9}\"",
+    "\"\u{1f600}\"",
+    "\"\u{7f}\"",
+    "\"\u{85}\"",
+    "\"\t\"",
+    "\"\n\"",
+    r#""P-0""#,
+    r#""P-1""#,
+    r#""P-2""#,
+    r#""7""#,
+    r#""p-0""#,
+    r#""P\u002d0""#,
+    r#""bug""#,
+    r#"["bug","idea"]"#,
+    r#"["bug" ,"idea"]"#,
+    r#"["bug",]"#,
+    r#"["a","b","c","d"]"#,
+    r#""2024-02-29""#,
+    r#""2023-02-29""#,
+    r#""2024-02-29T12:00:00Z""#,
+    r#""2024-02-29T12:00:00.5+01:00""#,
+    r#""2024-02-29T12:00Z""#,
+    r#""2024-02-29T12:00:00z""#,
+    r#"{"city":"a","zip":"12345"}"#,
+    r#"{"city":"a","zip":"123456"}"#,
+    r#"{"zip":null,"city":null}"#,
+    r#"{"city":"a","next":{"city":"b"},"city":"c"}"#,
+];
+
+/// Keys of `data`: mostly declared ones.
+const KEYS: [&str; 26] = [
+    "bool",
+    "int",
+    "int_bounds",
+    "float",
+    "float_bounds",
+    "text",
+    "text_bounds",
+    "rich",
+    "owner",
+    "about",
+    "prio",
+    "day",
+    "at",
+    "home",
+    "shared",
+    "rights",
+    "tags",
+    "words",
+    "homes",
+    "parts",
+    "abouts",
+    "item_url_field",
+    "item_url_field",
+    "id",
+    "other",
+    r"\u0069nt",
+];
+
+/// A line without whitespace between its parts, right in most of them.
+fn compact_line() -> impl Strategy<Value = String> {
+    let fitting = |key: &str| match key {
+        "bool" => "true",
+        "int" | "int_bounds" => "-5",
+        "float" | "float_bounds" => "0.5",
+        "prio" => r#""P-1""#,
+        "day" => r#""2024-02-29""#,
+        "at" => r#""2024-02-29T12:00:00.5+01:00""#,
+        "home" => r#"{"city":"a\n","zip":null,"next":{"city":"b"}}"#,
+        "homes" => r#"[{"city":"a"},{"zip":"1","city":"b"}]"#,
+        "tags" => r#"["bug","idea"]"#,
+        "words" => r#"["a"]"#,
+        "about" => r#"{"ref_type":"users","id":"7"}"#,
+        _ => r#""abcd""#,
+    };
+    let value = || prop_oneof![4 => Just(None), 1 => prop::sample::select(VALUES.to_vec()).prop_map(Some)];
+    let members = prop::collection::vec((prop::sample::select(KEYS.to_vec()), value()), 0..6).prop_map(
+        move |members| {
+            let members = members
+                .iter()
+                .map(|(key, value)| format!("\"{key}\":{}", value.unwrap_or_else(|| fitting(key))));
+            format!("{{{}}}", members.collect::<Vec<_>>().join(","))
+        },
+    );
+    let date = || {
+        let text =
+            prop_oneof![6 => Just(r#""2024-02-29T12:00:00Z""#), 1 => prop::sample::select(VALUES.to_vec())];
+        prop::option::weighted(0.7, text)
+    };
+    let id = prop_oneof![6 => Just(r#""7""#), 1 => prop::sample::select(VALUES.to_vec())];
+    let operation = prop::option::weighted(
+        0.2,
+        prop_oneof![2 => Just(r#""deleted""#), 1 => prop::sample::select(VALUES.to_vec())],
+    );
+    let end = prop::sample::select(vec!["}", "}", "}", "}", "}", "}}", "} ", ",\"more\":1}", ",}", ""]);
+    let swapped = prop::bool::weighted(0.1);
+    (id, date(), date(), operation, members, end, swapped).prop_map(
+        |(id, created, modified, operation, data, end, swapped)| {
+            let mut parts = vec![format!("\"id\":{id}")];
+            let mut add = |key: &str, value: Option<&str>| {
+                parts.extend(value.map(|value| format!("\"{key}\":{value}")))
+            };
+            add("created_date", created);
+            add("modified_date", modified);
+            add("operation", operation);
+            add("data", Some(&data));
+            if swapped {
+                parts.rotate_left(1);
+            }
+            format!("{{{}{end}", parts.join(","))
+        },
+    )
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct("proptest-regressions/check.txt"))),
@@ -925,5 +1089,28 @@ proptest! {
         // Bytes that begin like gzip but are not gzip are an error, after which nothing is read.
         let failed = found.iter().position(Result::is_err);
         prop_assert!(failed.is_none_or(|failed| failed + 1 == found.len() && text.starts_with(b"\x1f\x8b")), "{found:?}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: ProptestConfig::default().cases.max(4_000),
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct("proptest-regressions/check.txt"))),
+        ..ProptestConfig::default()
+    })]
+
+    /// A line as this crate writes it is read in a way of its own. A space after the bracket that begins it forbids that, and
+    /// changes nothing in what is found.
+    #[test]
+    fn a_compact_line_has_the_findings_of_one_with_a_space(line in compact_line(), strict in any::<bool>()) {
+        static CHECKER: LazyLock<Checker> = LazyLock::new(|| checker("issues"));
+        let checker = CHECKER.clone().require_dates(strict);
+        let spaced = line.replacen('{', "{ ", 1);
+        prop_assert!(spaced.len() > line.len());
+        let (mut compact, mut walked) = (checker.batch(), checker.batch());
+        prop_assert_eq!(compact.check_line(&line).len(), walked.check_line(&spaced).len(), "{}", &line);
+        // Again: what is found is the same, and so is the id by which the second is a duplicate.
+        let told = |findings: Vec<Finding>| -> Vec<String> { findings.iter().map(ToString::to_string).collect() };
+        prop_assert_eq!(told(compact.check_line(&line)), told(walked.check_line(&spaced)), "{}", line);
     }
 }
