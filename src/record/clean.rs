@@ -1,11 +1,9 @@
 //! Recognises records without a finding, at a fraction of what it costs to find out what is wrong with one.
 //!
 //! Nearly every record is correct, and nearly every line is written by this crate: compact, the members of the envelope in
-//! one order, whole numbers short, strings without rare escapes. Such a line is read byte by byte against the declarations.
-//! Whatever else stands there ends the look, and [`Checker`](super::Checker) walks the line. So the walk alone defines the
-//! rules, and each rule here may be narrower than the walk's, never wider.
-
-use memchr::memchr2;
+//! one order, strings without rare escapes. Such a line is read byte by byte against the declarations. Whatever else it has
+//! ends this, and [`Checker`](super::Checker) walks the line. So the walk alone defines the rules; a rule here may be
+//! narrower than the walk's, never wider.
 
 use super::moment;
 use super::schema::{EnumDecl, FieldDecl, Fields, ITEM_URL, Kind, RecordDecl, Schema};
@@ -14,121 +12,146 @@ use crate::model::ID_BYTES_MAX;
 /// Structs within structs that are followed.
 const DEPTH_MAX: usize = 8;
 
-/// Digits of a number that is read: fewer than those of the largest whole number that every reader has exactly.
-const DIGITS_MAX: usize = 15;
+/// Bytes of a number that is read. So whole numbers are below 2^53, up to which every reader has them exactly.
+const NUMBER_BYTES_MAX: usize = 15;
 
-/// The id of a record in which the walk finds nothing, whatever it looks for. `None`: it has to be walked.
+/// Up to so many keys of an enum are compared one by one, which costs less than a hash.
+const FEW_KEYS: usize = 8;
+
+/// The id of a record in which the walk finds nothing. `None`: the walk has to decide.
 pub(super) fn clean_id<'t>(
     schema: &Schema,
     declared: &RecordDecl,
     require_dates: bool,
     text: &'t str,
 ) -> Option<&'t str> {
-    // No whitespace between the parts, and no string that JSON forbids. One pass without a branch.
-    if text.bytes().fold(false, |found, byte| found | (byte < b' ')) {
-        return None;
-    }
-    let mut line = Line { schema, rest: text };
-    line.skip("{\"id\":")?;
+    let mut line = Line { schema, text, at: 0 };
+    line.expect(b"{\"id\":")?;
     let id = line.plain()?;
     if id.is_empty() || id.len() > ID_BYTES_MAX {
         return None;
     }
-    for key in [",\"created_date\":", ",\"modified_date\":"] {
-        match line.skip(key) {
-            Some(()) => moment::is_timestamp(line.plain()?).then_some(())?,
-            None if require_dates => return None,
-            None => {}
-        }
+    let has_created = line.skip(b",\"created_date\":");
+    if has_created {
+        line.timestamp()?;
     }
-    if line.skip(",\"operation\":").is_some() {
+    let has_modified = line.skip(b",\"modified_date\":");
+    if has_modified {
+        line.timestamp()?;
+    }
+    if require_dates && !(has_created && has_modified) {
+        return None;
+    }
+    if line.skip(b",\"operation\":") {
         line.string()?;
     }
-    line.skip(",\"data\":")?;
-    line.fields(&declared.fields, DEPTH_MAX)?;
-    line.skip("}")?;
-    line.rest.is_empty().then_some(id)
+    line.expect(b",\"data\":")?;
+    line.object(&declared.fields, DEPTH_MAX)?;
+    line.expect(b"}")?;
+    (line.at == text.len()).then_some(id)
 }
 
-/// The rest of a line. Each method reads on, or returns `None` where the walk has to decide.
+/// A line, and how far it is read.
 struct Line<'s, 't> {
     schema: &'s Schema,
-    rest: &'t str,
+    text: &'t str,
+    at: usize,
 }
 
-/// A string between its quotes.
+/// What is between the quotes of a string.
 struct Text<'t> {
     raw: &'t str,
     has_escapes: bool,
 }
 
+/// What is read is `Some`. Whatever has to be walked is `None`.
 impl<'t> Line<'_, 't> {
-    fn skip(&mut self, expected: &str) -> Option<()> {
-        self.rest = self.rest.strip_prefix(expected)?;
-        Some(())
+    #[inline]
+    fn skip<const N: usize>(&mut self, expected: &[u8; N]) -> bool {
+        let rest = self.text.as_bytes().get(self.at..).unwrap_or_default();
+        let is_there = rest.first_chunk() == Some(expected);
+        if is_there {
+            self.at += N;
+        }
+        is_there
+    }
+
+    #[inline]
+    fn expect<const N: usize>(&mut self, expected: &[u8; N]) -> Option<()> {
+        self.skip(expected).then_some(())
     }
 
     fn string(&mut self) -> Option<Text<'t>> {
-        let body = self.rest.strip_prefix('"')?;
-        let mut end = 0;
+        self.expect(b"\"")?;
+        let begin = self.at;
         let mut has_escapes = false;
         loop {
-            let rest = body.as_bytes().get(end..)?;
-            end += memchr2(b'"', b'\\', rest)?;
-            if body.as_bytes().get(end) == Some(&b'"') {
-                self.rest = body.get(end + 1..)?;
-                return Some(Text { raw: body.get(..end)?, has_escapes });
+            self.at += plain_length(self.text.as_bytes().get(self.at..)?);
+            match self.text.as_bytes().get(self.at)? {
+                b'"' => break,
+                b'\\' => {
+                    has_escapes = true;
+                    let escaped = self.text.as_bytes().get(self.at + 1)?;
+                    matches!(escaped, b'"' | b'\\' | b'/' | b'n' | b'r' | b't').then_some(())?;
+                    self.at += 2;
+                }
+                _ => return None,
             }
-            has_escapes = true;
-            if !matches!(body.as_bytes().get(end + 1)?, b'"' | b'\\' | b'/' | b'n' | b'r' | b't') {
-                return None;
-            }
-            end += 2;
         }
+        let raw = self.text.get(begin..self.at)?;
+        self.at += 1;
+        Some(Text { raw, has_escapes })
     }
 
     /// A string without escapes.
     fn plain(&mut self) -> Option<&'t str> {
-        let text = self.string()?;
-        (!text.has_escapes).then_some(text.raw)
+        let Text { raw, has_escapes } = self.string()?;
+        (!has_escapes).then_some(raw)
+    }
+
+    fn timestamp(&mut self) -> Option<()> {
+        moment::is_timestamp(self.plain()?).then_some(())
     }
 
     /// A number without an exponent, and whether it is whole.
     fn number(&mut self) -> Option<(&'t str, bool)> {
-        let length = self.rest.bytes().position(|byte| !matches!(byte, b'0'..=b'9' | b'-' | b'.'))?;
-        let (number, rest) = self.rest.split_at_checked(length)?;
-        let (whole, decimals) = match number.split_once('.') {
-            Some((whole, decimals)) => (whole, Some(decimals)),
-            None => (number, None),
-        };
-        let digits = whole.strip_prefix('-').unwrap_or(whole);
-        let are_digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-        let is_number = are_digits(digits)
-            && (digits == "0" || !digits.starts_with('0'))
-            && number != "-0"
-            && decimals.is_none_or(are_digits)
-            && number.len() <= DIGITS_MAX;
-        self.rest = rest;
-        is_number.then_some((number, decimals.is_none()))
+        let begin = self.at;
+        self.skip(b"-");
+        let whole = self.digits()?;
+        if whole.len() > 1 && whole.starts_with('0') {
+            return None;
+        }
+        let is_whole = !self.skip(b".");
+        if !is_whole {
+            self.digits()?;
+        }
+        let number = self.text.get(begin..self.at)?;
+        let goes_on = matches!(self.text.as_bytes().get(self.at), Some(b'e' | b'E'));
+        (!goes_on && number != "-0" && number.len() <= NUMBER_BYTES_MAX).then_some((number, is_whole))
+    }
+
+    fn digits(&mut self) -> Option<&'t str> {
+        let begin = self.at;
+        while self.text.as_bytes().get(self.at).is_some_and(u8::is_ascii_digit) {
+            self.at += 1;
+        }
+        self.text.get(begin..self.at).filter(|digits| !digits.is_empty())
     }
 
     /// An object with declared fields.
-    fn fields(&mut self, fields: &Fields, depth: usize) -> Option<()> {
-        self.skip("{")?;
+    fn object(&mut self, fields: &Fields, depth: usize) -> Option<()> {
+        self.expect(b"{")?;
         let mut seen: u128 = 0;
         let mut has_url = false;
         let mut expected = 0;
         let mut is_first = true;
-        while self.skip("}").is_none() {
-            if !std::mem::replace(&mut is_first, false) {
-                self.skip(",")?;
+        while !self.skip(b"}") {
+            if !is_first {
+                self.expect(b",")?;
             }
-            let key = self.plain()?;
-            self.skip(":")?;
-            let next =
-                fields.list.get(expected).filter(|field| field.key == key).map(|field| (expected, field));
-            let Some((position, field)) = next.or_else(|| fields.find(key)) else {
-                if key != ITEM_URL || std::mem::replace(&mut has_url, true) {
+            is_first = false;
+            let Some((position, field)) = self.key(fields, expected)? else {
+                if std::mem::replace(&mut has_url, true) {
                     return None;
                 }
                 self.string()?;
@@ -140,29 +163,42 @@ impl<'t> Line<'_, 't> {
             }
             seen |= bit;
             expected = position + 1;
-            if !field.required && self.skip("null").is_some() {
-                continue;
+            if field.required || !self.skip(b"null") {
+                self.field(field, depth)?;
             }
-            self.field(field, depth)?;
         }
-        let is_seen = |position: usize| {
-            seen.checked_shr(u32::try_from(position).unwrap_or(u32::MAX)).is_some_and(|bits| bits & 1 == 1)
-        };
-        fields
-            .list
-            .iter()
-            .enumerate()
-            .all(|(position, field)| !field.required || is_seen(position))
-            .then_some(())
+        let mut bit: u128 = 1;
+        for field in &fields.list {
+            if field.required && seen & bit == 0 {
+                return None;
+            }
+            bit <<= 1;
+        }
+        Some(())
+    }
+
+    /// A key and the colon behind it: the field's, or `Some(None)` if it is the one that needs no declaration. Mostly it is
+    /// the field at `expected`.
+    fn key<'f>(&mut self, fields: &'f Fields, expected: usize) -> Option<Option<(usize, &'f FieldDecl)>> {
+        if let (Some(written), Some(field)) = (fields.written(expected), fields.list.get(expected))
+            && self.text.as_bytes().get(self.at..self.at + written.len()) == Some(written.as_bytes())
+        {
+            self.at += written.len();
+            return Some(Some((expected, field)));
+        }
+        let key = self.plain()?;
+        self.expect(b":")?;
+        let found = fields.find(key);
+        (found.is_some() || key == ITEM_URL).then_some(found)
     }
 
     fn field(&mut self, field: &FieldDecl, depth: usize) -> Option<()> {
         let Some(length) = field.collection else { return self.value(&field.kind, depth) };
-        self.skip("[")?;
+        self.expect(b"[")?;
         let mut elements = 0;
-        while self.skip("]").is_none() {
+        while !self.skip(b"]") {
             if elements > 0 {
-                self.skip(",")?;
+                self.expect(b",")?;
             }
             self.value(&field.kind, depth)?;
             elements += 1;
@@ -171,8 +207,8 @@ impl<'t> Line<'_, 't> {
     }
 
     fn value(&mut self, kind: &Kind, depth: usize) -> Option<()> {
-        let is_fine = match kind {
-            Kind::Bool => return self.skip("true").or_else(|| self.skip("false")),
+        let is_right = match kind {
+            Kind::Bool => self.skip(b"true") || self.skip(b"false"),
             Kind::Int(range) => {
                 let (number, is_whole) = self.number()?;
                 is_whole && range.contains(number.parse::<i64>().ok()?.into())
@@ -181,29 +217,55 @@ impl<'t> Line<'_, 't> {
             Kind::Text(range) => {
                 let Text { raw, has_escapes } = self.string()?;
                 let bytes = raw.len() as u64;
-                // At most as many characters as bytes, and at least a quarter of that.
+                // A text has at most as many characters as bytes, and at least a quarter of that.
                 range.max.is_none_or(|max| bytes <= max)
                     && range.min.is_none_or(|min| !has_escapes && bytes / 4 >= min)
             }
-            Kind::RichText => return self.string().map(drop),
+            Kind::RichText => return self.string().map(|_| ()),
             Kind::Reference(_) | Kind::Participation => !self.string()?.raw.is_empty(),
             Kind::Enum(values) => is_key(values, self.plain()?),
             Kind::Date => moment::is_date(self.plain()?),
-            Kind::Timestamp => moment::is_timestamp(self.plain()?),
+            Kind::Timestamp => return self.timestamp(),
             Kind::Struct(Some(index)) => {
-                return self.fields(&self.schema.structs.get(*index)?.fields, depth.checked_sub(1)?);
+                let declared = self.schema.structs.get(*index)?;
+                return self.object(&declared.fields, depth.checked_sub(1)?);
             }
             Kind::Struct(None)
             | Kind::TypedReference(_)
             | Kind::Permission { .. }
             | Kind::Privilege(_)
-            | Kind::Any => return None,
+            | Kind::Any => false,
         };
-        is_fine.then_some(())
+        is_right.then_some(())
     }
 }
 
-/// A few keys are compared one by one, which costs less than a hash.
 fn is_key(values: &EnumDecl, key: &str) -> bool {
-    if values.values.len() <= 8 { values.keys().any(|known| known == key) } else { values.contains(key) }
+    if values.values.len() <= FEW_KEYS {
+        values.keys().any(|known| known == key)
+    } else {
+        values.contains(key)
+    }
+}
+
+/// The number of bytes before the first quote, backslash or control character below the space.
+#[inline]
+fn plain_length(text: &[u8]) -> usize {
+    /// A byte in each place of a word.
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    /// The highest bit of each byte of a word that is below `limit`, which is at most 0x80: right up to the first.
+    fn below(word: u64, limit: u64) -> u64 {
+        word.wrapping_sub(EACH * limit) & !word & (EACH * 0x80)
+    }
+    let (words, rest) = text.as_chunks::<8>();
+    for (number, word) in words.iter().enumerate() {
+        let word = u64::from_le_bytes(*word);
+        let is = |byte: u8| below(word ^ (EACH * u64::from(byte)), 1);
+        let found = is(b'"') | is(b'\\') | below(word, 0x20);
+        if found != 0 {
+            return number * 8 + found.trailing_zeros() as usize / 8;
+        }
+    }
+    let in_rest = rest.iter().position(|byte| matches!(byte, b'"' | b'\\' | ..b' '));
+    text.len() - rest.len() + in_rest.unwrap_or(rest.len())
 }

@@ -63,6 +63,8 @@ pub(super) struct StructDecl {
 pub(super) struct Fields {
     pub(super) list: Vec<FieldDecl>,
     index: HashMap<String, usize>,
+    /// The key of each, as it stands in compact JSON: with quotes, and the colon behind them.
+    written: Vec<String>,
 }
 
 impl Fields {
@@ -75,8 +77,14 @@ impl Fields {
         self.list.iter().map(|field| field.key.as_str())
     }
 
+    /// The key of the field at a position, as it stands in compact JSON, and the colon behind it.
+    pub(super) fn written(&self, position: usize) -> Option<&str> {
+        self.written.get(position).map(String::as_str)
+    }
+
     pub(super) fn push(&mut self, field: FieldDecl) {
         self.index.insert(field.key.clone(), self.list.len());
+        self.written.push(format!("{}:", Value::from(field.key.as_str())));
         self.list.push(field);
     }
 }
