@@ -58,6 +58,13 @@ struct Line<'s, 't> {
     at: usize,
 }
 
+/// A key of an object with declared fields.
+enum Key<'f> {
+    Field(usize, &'f FieldDecl),
+    /// The one that needs no declaration.
+    ItemUrl,
+}
+
 /// What is between the quotes of a string.
 struct Text<'t> {
     raw: &'t str,
@@ -150,7 +157,7 @@ impl<'t> Line<'_, 't> {
                 self.expect(b",")?;
             }
             is_first = false;
-            let Some((position, field)) = self.key(fields, expected)? else {
+            let Key::Field(position, field) = self.key(fields, expected)? else {
                 if std::mem::replace(&mut has_url, true) {
                     return None;
                 }
@@ -177,19 +184,20 @@ impl<'t> Line<'_, 't> {
         Some(())
     }
 
-    /// A key and the colon behind it: the field's, or `Some(None)` if it is the one that needs no declaration. Mostly it is
-    /// the field at `expected`.
-    fn key<'f>(&mut self, fields: &'f Fields, expected: usize) -> Option<Option<(usize, &'f FieldDecl)>> {
+    /// A key and the colon behind it. Mostly it is that of the field at `expected`.
+    fn key<'f>(&mut self, fields: &'f Fields, expected: usize) -> Option<Key<'f>> {
         if let (Some(written), Some(field)) = (fields.written(expected), fields.list.get(expected))
             && self.text.as_bytes().get(self.at..self.at + written.len()) == Some(written.as_bytes())
         {
             self.at += written.len();
-            return Some(Some((expected, field)));
+            return Some(Key::Field(expected, field));
         }
         let key = self.plain()?;
         self.expect(b":")?;
-        let found = fields.find(key);
-        (found.is_some() || key == ITEM_URL).then_some(found)
+        match fields.find(key) {
+            Some((position, field)) => Some(Key::Field(position, field)),
+            None => (key == ITEM_URL).then_some(Key::ItemUrl),
+        }
     }
 
     fn field(&mut self, field: &FieldDecl, depth: usize) -> Option<()> {
