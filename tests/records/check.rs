@@ -1020,7 +1020,7 @@ fn compact_line() -> impl Strategy<Value = String> {
         |(id, created, modified, operation, data, end, swapped)| {
             let mut parts = vec![format!("\"id\":{id}")];
             let mut add = |key: &str, value: Option<&str>| {
-                parts.extend(value.map(|value| format!("\"{key}\":{value}")))
+                parts.extend(value.map(|value| format!("\"{key}\":{value}")));
             };
             add("created_date", created);
             add("modified_date", modified);
