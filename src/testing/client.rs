@@ -5,6 +5,9 @@ use std::fmt;
 use std::thread;
 use std::time::Duration;
 
+use crate::airdrop::SourceAnswer;
+use crate::error::BoxError;
+
 use super::schedule::{Call, CallFault};
 use super::world::{About, Change, Life};
 
@@ -29,6 +32,16 @@ pub enum SourceFault {
 }
 
 impl SourceFault {
+    /// The fault as the answer of a [`SourceClient`](crate::airdrop::SourceClient)'s transport.
+    ///
+    /// # Errors
+    /// The fault itself, if there is no answer.
+    pub fn answer(self) -> Result<SourceAnswer, BoxError> {
+        let mut answer = SourceAnswer::new(self.status().ok_or(self)?, "");
+        answer.retry_after = self.retry_after();
+        Ok(answer)
+    }
+
     /// The HTTP status of the answer; none if there was no answer.
     pub fn status(self) -> Option<u16> {
         match self {
