@@ -182,7 +182,7 @@ impl SourceClient {
         query: &[(&str, Option<&str>)],
     ) -> Result<Box<dyn Read + Send>, SourceError> {
         let query = encoded(query);
-        let get = |token| self.send(path, &query, token, None);
+        let get = |token: Option<&str>| self.send(path, &query, token, None);
         match &self.authorization {
             Authorization::None => get(None),
             Authorization::Token(token) => get(Some(token)),

@@ -24,10 +24,10 @@ const POLICY: &str = "policy-that-nobody-may-see";
 
 /// One request as it came.
 #[derive(Debug, Clone)]
-struct Request {
+pub(super) struct Request {
     method: String,
-    path: String,
-    query: Vec<(String, String)>,
+    pub(super) path: String,
+    pub(super) query: Vec<(String, String)>,
     headers: Vec<(String, String)>,
     body: Vec<u8>,
     /// Whether all the bytes came that its length promised.
@@ -36,14 +36,14 @@ struct Request {
 }
 
 impl Request {
-    fn header(&self, name: &str) -> Option<&str> {
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
         let mut found = self.headers.iter().filter(|(header, _)| header.eq_ignore_ascii_case(name));
         let value = found.next().map(|(_, value)| value.as_str());
         assert!(found.next().is_none(), "{name} came twice");
         value
     }
 
-    fn json(&self) -> Value {
+    pub(super) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap()
     }
 
@@ -55,7 +55,7 @@ impl Request {
     }
 
     /// What holds for every request: framed by a true length if it has a body, and complete.
-    fn check(&self, method: &str, path: &str) {
+    pub(super) fn check(&self, method: &str, path: &str) {
         assert_eq!((self.method.as_str(), self.path.as_str()), (method, path));
         assert!(self.complete);
         assert_eq!(self.header("Transfer-Encoding"), None, "chunks");
@@ -68,7 +68,7 @@ impl Request {
 
 /// What the server does with a request.
 #[derive(Debug, Clone)]
-enum Reply {
+pub(super) enum Reply {
     Answer(u16, Vec<(&'static str, String)>, Vec<u8>),
     /// Takes the request, starts to answer, and hangs up within the header.
     CutHeader,
@@ -84,7 +84,7 @@ enum Reply {
     Raw(String),
 }
 
-fn answer(status: u16, body: &Value) -> Reply {
+pub(super) fn answer(status: u16, body: &Value) -> Reply {
     Reply::Answer(
         status,
         vec![("Content-Type", "application/json".to_owned())],
@@ -100,13 +100,13 @@ struct Record {
 }
 
 /// A platform and a file store on one loopback port.
-struct Server {
-    address: SocketAddr,
+pub(super) struct Server {
+    pub(super) address: SocketAddr,
     record: Arc<Mutex<Record>>,
 }
 
 impl Server {
-    fn start() -> Self {
+    pub(super) fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let record = Arc::new(Mutex::new(Record::default()));
@@ -127,12 +127,12 @@ impl Server {
     }
 
     /// The next request for `path` is not answered as usual.
-    fn fault(&self, path: &str, reply: Reply) {
+    pub(super) fn fault(&self, path: &str, reply: Reply) {
         self.record.lock().unwrap().faults.entry(path.to_owned()).or_default().push_back(reply);
     }
 
     /// The requests since the last time, after it was seen that no fault is left unused.
-    fn requests(&self) -> Vec<Request> {
+    pub(super) fn requests(&self) -> Vec<Request> {
         let mut record = self.record.lock().unwrap();
         assert!(record.faults.values().all(VecDeque::is_empty), "a fault was not met");
         std::mem::take(&mut record.requests)

@@ -21,6 +21,7 @@ mod repeated_ids;
 mod saves;
 mod scope;
 mod sdk_state;
+mod source_client;
 mod state_full;
 mod stopping;
 #[path = "../support/mod.rs"]
