@@ -1,31 +1,11 @@
-//! The tracker's API: what is asked, and what is answered.
+//! What the tracker answers.
 
-use std::io::Read;
-
-use highwater::BoxError;
 use serde::Deserialize;
-
-/// Sends `GET` of a path with a token, or, without one, `POST` with the secret; in a test, to wherever the test likes.
-pub type Transport = Box<dyn Fn(&str, Option<&str>) -> Result<Answer, BoxError> + Send + Sync>;
-
-/// An answer.
-pub struct Answer {
-    pub status: u16,
-    /// The header, as it is.
-    pub retry_after: Option<String>,
-    pub body: Body,
-}
-
-pub type Body = Box<dyn Read + Send>;
-
-#[derive(Deserialize)]
-pub(crate) struct Token {
-    pub(crate) access_token: String,
-}
 
 #[derive(Deserialize)]
 pub(crate) struct Issues {
     pub(crate) issues: Vec<Issue>,
+    #[serde(deserialize_with = "Option::deserialize")]
     pub(crate) next: Option<String>,
 }
 
@@ -51,6 +31,7 @@ pub(crate) struct File {
 #[derive(Deserialize)]
 pub(crate) struct Comments {
     pub(crate) comments: Vec<Comment>,
+    #[serde(deserialize_with = "Option::deserialize")]
     pub(crate) next: Option<String>,
 }
 

@@ -1,46 +1,27 @@
 //! A connector for the tracker.
 
-pub mod api;
+mod api;
 
 use highwater::airdrop::{
-    AccessToken, AttachmentBody, AttachmentError, CheckPolicy, Context, ExternalSyncUnit, Extractor, Listing,
-    SourceError,
+    AttachmentBody, AttachmentError, CheckPolicy, Context, ExternalSyncUnit, Extractor, Listing,
+    SourceClient, SourceError,
 };
 use highwater::record::{Attachment, Field, Metadata, RecordType};
 use highwater::{Page, Record};
 use serde_json::{Value, json};
 
-use crate::api::{Body, Comments, Issue, Issues, Token, Transport};
+use crate::api::{Comments, Issue, Issues};
 
 /// The connector.
 pub struct Tracker {
-    pub transport: Transport,
-    pub token: AccessToken,
+    pub source: SourceClient,
 }
 
 impl Tracker {
-    fn send(&self, path: &str, token: Option<&str>) -> Result<Body, SourceError> {
-        let answer = (self.transport)(path, token).map_err(SourceError::temporary)?;
-        match answer.status {
-            200 => Ok(answer.body),
-            status => Err(SourceError::from_status(path, status, answer.retry_after.as_deref())),
-        }
-    }
-
-    fn get(&self, path: &str) -> Result<Body, SourceError> {
-        let renew = || Ok(serde_json::from_reader::<_, Token>(self.send("/token", None)?)?.access_token);
-        self.token.with(renew, |token| self.send(path, Some(token)))
-    }
-
-    fn list<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T, SourceError> {
-        serde_json::from_reader(self.get(path)?).map_err(SourceError::temporary)
-    }
-}
-
-impl Tracker {
-    fn issues(&self, context: &Context<'_>, after: &str) -> Result<Page<String>, SourceError> {
-        let since = context.since().map_or(0, |since| since.timestamp());
-        let listing: Issues = self.list(&format!("/issues?since={since}&after={after}"))?;
+    fn issues(&self, context: &Context<'_>, after: Option<&str>) -> Result<Page<String>, SourceError> {
+        let since = context.since().map(|since| since.timestamp().to_string());
+        let query = [("since", since.as_deref()), ("after", after)];
+        let listing: Issues = self.source.get_json("/issues", &query)?;
         let mut page = listing.next.map_or_else(Page::last, Page::more);
         for issue in listing.issues {
             match issue {
@@ -64,8 +45,9 @@ impl Tracker {
         Ok(page)
     }
 
-    fn comments(&self, issue: &str, after: &str) -> Result<Page<String>, SourceError> {
-        let listing: Comments = self.list(&format!("/issues/{issue}/comments?after={after}"))?;
+    fn comments(&self, issue: &str, after: Option<&str>) -> Result<Page<String>, SourceError> {
+        let path = format!("/issues/{issue}/comments");
+        let listing: Comments = self.source.get_json(&path, &[("after", after)])?;
         let mut page = listing.next.map_or_else(Page::last, Page::more);
         for comment in listing.comments {
             let data = json!({ "text": comment.text, "author": comment.author.id, "issue": issue });
@@ -108,13 +90,13 @@ impl Extractor for Tracker {
         listing: &Listing,
         cursor: Option<String>,
     ) -> Result<Page<String>, SourceError> {
-        match (listing.parent(), cursor.unwrap_or_default()) {
-            (None, after) => self.issues(context, &after),
-            (Some(issue), after) => self.comments(issue, &after),
+        match listing.parent() {
+            None => self.issues(context, cursor.as_deref()),
+            Some(issue) => self.comments(issue, cursor.as_deref()),
         }
     }
 
     fn open_attachment(&self, _: &Context<'_>, file: &Attachment) -> Result<AttachmentBody, AttachmentError> {
-        Ok(AttachmentBody::new(self.get(&file.url)?))
+        Ok(AttachmentBody::new(self.source.get(&file.url, &[])?))
     }
 }
