@@ -1226,7 +1226,7 @@ fn a_queue_that_no_invocation_has_the_time_to_make_again_is_told_and_goes_on_whe
         let outcome = with_downloads_of(&fixture, &source, number, 20);
         assert_eq!(outcome.kind, OutcomeKind::Error, "{outcome:?}");
         let message = outcome.message.unwrap();
-        let parts = ["14 of 40 artifacts", "in 280 s", "Keep the store on a disk that outlives", UNIT];
+        let parts = ["14 of 40 artifacts", "in 4m 40s", "Keep the store on a disk that outlives", UNIT];
         assert!(parts.iter().all(|part| message.contains(part)), "{message}");
     }
     assert!(source.opened.lock().unwrap().is_empty());
