@@ -15,16 +15,18 @@
 
 #[allow(dead_code, reason = "of what the benches share, it needs the folder")]
 mod common;
+#[path = "common/platform.rs"]
+#[allow(dead_code, reason = "of what the benches share, it needs a phase")]
+mod platform;
 
-use std::cell::RefCell;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use highwater::airdrop::{
-    AttachmentBody, AttachmentError, Body, Context, Event, ExternalSyncUnit, Extractor, Listing, OutcomeKind,
-    Platform, PlatformError, SealedMessage, Serve, SourceError, Upload,
+    AttachmentBody, AttachmentError, Body, Context, ExternalSyncUnit, Extractor, Listing, Platform,
+    PlatformError, SealedMessage, Serve, SourceError, Upload,
 };
 use highwater::record::Attachment;
 use highwater::{ArtifactId, Page, Store};
@@ -168,30 +170,11 @@ impl Platform for Sink {
     }
 }
 
-fn event(event_type: &str, number: u64) -> Event {
-    let context = json!({
-        "sync_unit_id": "unit", "external_sync_unit_id": "unit", "run_id": "run",
-        "request_id": number.to_string(), "sequence_version": number.to_string(),
-    });
-    let payload = json!({ "event_type": event_type, "event_context": context });
-    Event::from_json(&json!({ "payload": payload }).to_string()).expect("an event")
-}
-
 /// Serves a phase until it is done.
-fn phase(store: &Store, sink: &Sink, source: &mut Source, phase: &str, requests: &RefCell<u64>) {
+fn phase(store: &Store, sink: &Sink, source: &Source, phase: &str) {
     let hour = Duration::from_secs(3_600);
     let serve = Serve::new().inline(7).attachments_at_once(STREAMS).budget(hour).hard_limit(2 * hour);
-    let mut step = "START";
-    loop {
-        *requests.borrow_mut() += 1;
-        let event = event(&format!("EXTRACTION_{phase}_{step}"), *requests.borrow());
-        let outcome = serve.serve(store, sink, source, &event).expect("it is served");
-        match outcome.kind {
-            OutcomeKind::Done => return,
-            OutcomeKind::Progress => step = "CONTINUE",
-            other => panic!("{other:?}: {:?}", outcome.message),
-        }
-    }
+    platform::phase(&serve, store, sink, source, "run", phase).expect("it is served");
 }
 
 /// The cost of each attachment at the start and at the end: microseconds, microseconds of CPU time, and bytes
@@ -303,16 +286,15 @@ fn main() {
     println!("{count} attachments, {STREAMS} streams; on {file_system}");
 
     let store = Store::open(&path).expect("a new store");
-    let mut source = Source { count, asked: Mutex::default() };
+    let source = Source { count, asked: Mutex::default() };
     let inner = Mutex::default();
     let sink = Sink { count, store: path.clone(), copy: copy.clone(), inner };
-    let requests = RefCell::new(0);
     let started = Instant::now();
-    phase(&store, &sink, &mut source, "DATA", &requests);
+    phase(&store, &sink, &source, "DATA");
     let queued = started.elapsed();
     let file = mebibytes(&path);
     let memory_queued = memory();
-    phase(&store, &sink, &mut source, "ATTACHMENTS", &requests);
+    phase(&store, &sink, &source, "ATTACHMENTS");
     let settled = started.elapsed().saturating_sub(queued);
     let memory_at_end = memory();
     let inner = sink.inner.into_inner().unwrap();

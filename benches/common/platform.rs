@@ -1,10 +1,13 @@
-//! A platform that takes everything at once, an event for it, and what a process has spent.
+//! A platform that takes everything at once, the events of a phase, and what a process has spent.
 
+use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use highwater::ArtifactId;
-use highwater::airdrop::{Body, Event, Platform, PlatformError, SealedMessage, Upload};
+use highwater::airdrop::{
+    Body, Event, Extractor, OutcomeKind, Platform, PlatformError, SealedMessage, Serve, Upload,
+};
+use highwater::{ArtifactId, Store};
 use serde_json::json;
 
 /// A platform that takes everything at once.
@@ -29,21 +32,68 @@ impl Platform for Sink {
     }
 }
 
-/// An event of the run, the only one of its type.
-pub(crate) fn event(event_type: &str) -> highwater::Result<Event> {
+/// An event of a run, as `request` the only one.
+pub(crate) fn event(event_type: &str, run: &str, request: u64) -> highwater::Result<Event> {
     let event = json!({
         "payload": {
             "event_type": event_type,
-            "event_context": { "run_id": "run", "request_id": event_type, "sync_unit_id": "unit" },
+            "event_context": {
+                "run_id": run, "request_id": format!("{event_type}-{request}"), "sync_unit_id": "unit",
+            },
         },
     });
     Event::from_json(&event.to_string())
 }
 
+/// Answers the events of a phase of a run until it is done; returns the number of artifacts.
+///
+/// # Errors
+/// An answer other than DONE and PROGRESS too.
+pub(crate) fn phase(
+    serve: &Serve,
+    store: &Store,
+    platform: &dyn Platform,
+    extractor: &impl Extractor,
+    run: &str,
+    phase: &str,
+) -> Result<u64, Box<dyn std::error::Error>> {
+    let mut artifacts = 0;
+    for request in 0.. {
+        let step = if request == 0 { "START" } else { "CONTINUE" };
+        let event = event(&format!("EXTRACTION_{phase}_{step}"), run, request)?;
+        let outcome = serve.serve(store, platform, extractor, &event)?;
+        artifacts += outcome.artifacts;
+        match outcome.kind {
+            OutcomeKind::Done => break,
+            OutcomeKind::Progress => {}
+            other => return Err(format!("{phase} of {run}: {other:?}, {:?}", outcome.message).into()),
+        }
+    }
+    Ok(artifacts)
+}
+
 /// CPU time of this process so far, in user and system: fields 14 and 15 of `/proc/self/stat`, in hundredths (proc(5)).
 pub(crate) fn cpu_time() -> std::io::Result<Duration> {
-    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    let stat = fs::read_to_string("/proc/self/stat")?;
     let fields = stat.rsplit(')').next().unwrap_or_default().split(' ');
     let ticks: u64 = fields.skip(12).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
     Ok(Duration::from_millis(ticks * 10))
+}
+
+/// The most memory that this process has had so far, in KiB.
+pub(crate) fn peak_memory_kib() -> std::io::Result<u64> {
+    number_in("/proc/self/status", "VmHWM:")
+}
+
+/// The bytes that this process has written to files so far.
+pub(crate) fn bytes_written() -> std::io::Result<u64> {
+    number_in("/proc/self/io", "wchar:")
+}
+
+/// The number after `name` in a file of proc(5).
+fn number_in(file: &str, name: &str) -> std::io::Result<u64> {
+    let text = fs::read_to_string(file)?;
+    let number =
+        text.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok());
+    number.ok_or_else(|| std::io::Error::other(format!("{file} has no {name}")))
 }

@@ -1,12 +1,14 @@
-//! What the workloads extract: pages of issues, and attachments.
+//! What the benches extract: pages of issues, attachments, and child listings.
 
+use std::ops::Range;
 use std::time::Duration;
 
-use highwater::Page;
 use highwater::airdrop::{
     AttachmentBody, AttachmentError, CheckPolicy, Context, ExternalSyncUnit, Extractor, Listing, SourceError,
 };
 use highwater::record::Attachment;
+use highwater::{Page, Record};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::issue::{ITEM_TYPE, Issue, metadata};
@@ -17,6 +19,15 @@ pub(crate) struct Source {
     pub(crate) pages: u32,
     /// How long an answer takes.
     pub(crate) answer: Duration,
+    /// Called when a page is asked for, with the number of its records.
+    pub(crate) asked: fn(usize),
+}
+
+impl Source {
+    /// One that answers at once.
+    pub(crate) fn new(issues: Vec<Issue>, pages: u32) -> Self {
+        Self { issues, pages, answer: Duration::ZERO, asked: |_| {} }
+    }
 }
 
 impl Extractor for Source {
@@ -39,6 +50,7 @@ impl Extractor for Source {
     }
 
     fn page(&self, _: &Context<'_>, _: &Listing, at: Option<u32>) -> Result<Page<u32>, SourceError> {
+        (self.asked)(self.issues.len());
         std::thread::sleep(self.answer);
         let next = at.unwrap_or(0) + 1;
         let mut page = if next < self.pages { Page::more(next) } else { Page::last() };
@@ -49,8 +61,8 @@ impl Extractor for Source {
     }
 }
 
-/// A source of so many attachments, on one page.
-pub(crate) struct Files(pub(crate) u32);
+/// A source of attachments with these numbers, on one page.
+pub(crate) struct Files(pub(crate) Range<u32>);
 
 impl Extractor for Files {
     type Cursor = u32;
@@ -69,7 +81,7 @@ impl Extractor for Files {
 
     fn page(&self, _: &Context<'_>, _: &Listing, _: Option<u32>) -> Result<Page<u32>, SourceError> {
         let mut page = Page::last();
-        for number in 0..self.0 {
+        for number in self.0.clone() {
             let url = format!("https://tracker.example.com/files/{number}");
             let attachment =
                 Attachment::new(format!("file-{number}"), url, "file.txt", format!("issue-{number}"));
@@ -80,5 +92,97 @@ impl Extractor for Files {
 
     fn open_attachment(&self, _: &Context<'_>, _: &Attachment) -> Result<AttachmentBody, AttachmentError> {
         Ok(AttachmentBody::new(&b"bytes"[..]).length(5))
+    }
+}
+
+/// A source whose one stream names child listings, each with one page of [`COMMENTS`] comments.
+pub(crate) struct Threads {
+    pub(crate) listings: u32,
+    /// How many a page names.
+    pub(crate) page_listings: u32,
+    /// How long an answer of a child listing takes.
+    pub(crate) answer: Duration,
+}
+
+/// The comments of a child listing.
+pub(crate) const COMMENTS: u32 = 3;
+
+/// Comment number `number` of all.
+pub(crate) fn comment(number: u32) -> highwater::Result<Record> {
+    #[derive(Serialize)]
+    struct Comment<'c> {
+        issue: &'c str,
+        author: &'c str,
+        body: &'c str,
+    }
+    let issue = format!("issue-{}", number / COMMENTS);
+    let author = format!("user-{}", number.wrapping_mul(0x9e37_79b9) % 500);
+    let body = format!(
+        "{author} on {issue}: retry works sometimes but not always, see the attached log of {number}"
+    );
+    let text = "2021-03-04T05:06:07.000Z";
+    Record::new(format!("comment-{number}"), &Comment { issue: &issue, author: &author, body: &body })?
+        .created_text(text)?
+        .modified_text(text)
+}
+
+impl Extractor for Threads {
+    type Cursor = u32;
+
+    fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+        Ok(Vec::new())
+    }
+
+    fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
+        Ok(json!({}))
+    }
+
+    fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {
+        Ok(vec![ITEM_TYPE.to_owned()])
+    }
+
+    fn page(&self, _: &Context<'_>, listing: &Listing, at: Option<u32>) -> Result<Page<u32>, SourceError> {
+        if listing.parent().is_some() {
+            std::thread::sleep(self.answer);
+            let number: u32 = listing.data()?;
+            let mut page = Page::last();
+            for comment_number in number * COMMENTS..(number + 1) * COMMENTS {
+                page.push("comments", comment(comment_number)?);
+            }
+            return Ok(page);
+        }
+        let from = at.unwrap_or(0);
+        let to = (from + self.page_listings).min(self.listings);
+        let page = if to < self.listings { Page::more(to) } else { Page::last() };
+        Ok((from..to).fold(page, |page, number| page.child("comments", &format!("issue-{number}"), &number)))
+    }
+}
+
+/// The same comments, so many, on full pages of one stream.
+pub(crate) struct Comments(pub(crate) u32);
+
+impl Extractor for Comments {
+    type Cursor = u32;
+
+    fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+        Ok(Vec::new())
+    }
+
+    fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
+        Ok(json!({}))
+    }
+
+    fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {
+        Ok(vec!["comments".to_owned()])
+    }
+
+    fn page(&self, _: &Context<'_>, _: &Listing, at: Option<u32>) -> Result<Page<u32>, SourceError> {
+        let from = at.unwrap_or(0);
+        let to = (from + 2_000).min(self.0);
+        let mut page = if to < self.0 { Page::more(to) } else { Page::last() };
+        for number in from..to {
+            page.push("comments", comment(number)?);
+        }
+        Ok(page)
     }
 }

@@ -1,35 +1,35 @@
-//! Fixed workloads, and beside them what cannot be saved: `.ci/instructions` counts the instructions of each. `compare` shows
-//! the time that they take, and `levels` what each level of compression makes of files of JSON Lines.
+//! Fixed workloads, and beside them what cannot be saved: `.ci/instructions` counts the instructions of each. `memory` shows
+//! that `serve` takes no more of it for more records, and `levels` what each level of compression makes of files of JSON Lines.
 //!
 //! It is a program of its own, not a bench of the library, so that it is built with the library's defaults, and soon.
 
 #[path = "../../common/issue.rs"]
 mod issue;
 #[path = "../../common/platform.rs"]
+#[allow(dead_code, reason = "of what the benches share, it needs a part")]
 mod platform;
 #[path = "../../common/sync.rs"]
+#[allow(dead_code, reason = "of what the benches share, it needs a part")]
 mod sync;
 
 use std::error::Error;
 use std::hint::black_box;
 use std::io::Write;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use highwater::airdrop::{Extractor, OutcomeKind, Serve};
+use highwater::airdrop::{Extractor, Serve};
 use highwater::{Level, Page, Store};
 use tempfile::TempDir;
 
 use issue::{ITEM_TYPE, Issue};
-use platform::{Sink, cpu_time, event};
+use platform::{Sink, cpu_time, peak_memory_kib};
 use sync::{Files, Source};
 
 /// Records of a batch.
 const BATCH_ITEMS: u32 = 2_000;
-/// How often `compare` measures each.
-const ROUNDS: usize = 5;
 
 type Done<T = ()> = Result<T, Box<dyn Error>>;
 
@@ -41,9 +41,9 @@ fn main() -> ExitCode {
         Some("serve") => serve(&size),
         Some("loop") => batches(&size),
         Some("attachments") => attachments(500),
-        Some("compare") => compare(),
+        Some("memory") => memory(),
         Some("levels") if std::env::args().len() > 2 => levels(std::env::args().skip(2)),
-        _ => Err("expected lines, serve, loop, attachments, compare, or levels FILE...".into()),
+        _ => Err("expected lines, serve, loop, attachments, memory, or levels FILE...".into()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -100,16 +100,14 @@ fn lines(size: &Size) -> Done<u32> {
 /// The same records, typed and checked, through `serve` into a store, to a platform that takes everything at once.
 fn serve(size: &Size) -> Done {
     let (_folder, store) = size.store()?;
-    let source = Source { issues: size.issues(), pages: size.pages(), answer: Duration::ZERO };
-    answer(&store, &source, "EXTRACTION_DATA_START", size.items / BATCH_ITEMS)
+    let source = Source::new(size.issues(), size.pages());
+    answer(&store, &source, "DATA", size.items / BATCH_ITEMS)
 }
 
-fn answer(store: &Store, source: &impl Extractor, event_type: &str, artifacts: u32) -> Done {
-    let outcome = Serve::new().serve(store, &Sink::default(), source, &event(event_type)?)?;
-    if outcome.kind == OutcomeKind::Done && outcome.artifacts == u64::from(artifacts) {
-        return Ok(());
-    }
-    Err(format!("{event_type} ended as {:?} with {} artifacts", outcome.kind, outcome.artifacts).into())
+/// Answers the events of a phase; they must make so many artifacts.
+fn answer(store: &Store, source: &impl Extractor, phase: &str, artifacts: u32) -> Done {
+    let made = platform::phase(&Serve::new(), store, &Sink::default(), source, "run", phase)?;
+    if made == u64::from(artifacts) { Ok(()) } else { Err(format!("{phase} made {made} artifacts").into()) }
 }
 
 /// The same records, of JSON text, through the loop over the batches.
@@ -141,41 +139,18 @@ fn batches(size: &Size) -> Done {
 /// So many attachments, queued by one page, and streamed.
 fn attachments(files: u32) -> Done {
     let (_folder, store) = Size { items: 0, page_items: 1, level: 2 }.store()?;
-    answer(&store, &Files(files), "EXTRACTION_DATA_START", 1)?;
-    answer(&store, &Files(files), "EXTRACTION_ATTACHMENTS_START", 1)
+    answer(&store, &Files(0..files), "DATA", 1)?;
+    answer(&store, &Files(0..files), "ATTACHMENTS", 1)
 }
 
-/// Time of `serve` and of the lines alone, by level and size of the pages.
-fn compare() -> Done {
-    println!(
-        "| level | records of a page | bytes/item | lines and gzip: CPU | serve: CPU | ratio | serve: wall |"
-    );
-    println!("| --- | --- | --- | --- | --- | --- | --- |");
-    for (level, page_items) in [(1, 2_000), (2, 2_000), (2, 100), (6, 2_000)] {
-        let size = Size { items: 120_000, page_items, level };
-        let mut bytes = 0;
-        // The least of each, as what else the machine does only adds to it.
-        let (mut alone, mut cpu, mut wall) = (Duration::MAX, Duration::MAX, Duration::MAX);
-        for _ in 0..ROUNDS {
-            let before = cpu_time()?;
-            bytes = lines(&size)?;
-            let between = cpu_time()?;
-            alone = alone.min(between.saturating_sub(before));
-            let began = Instant::now();
-            serve(&size)?;
-            cpu = cpu.min(cpu_time()?.saturating_sub(between));
-            wall = wall.min(began.elapsed());
-        }
-        let items = f64::from(size.items);
-        let micros = |time: Duration| time.as_secs_f64() * 1e6 / items;
-        println!(
-            "| {level} | {page_items} | {:.0} | {:.2} us | {:.2} us | {:.2} | {:.2} us |",
-            f64::from(bytes) / items,
-            micros(alone),
-            micros(cpu),
-            cpu.as_secs_f64() / alone.as_secs_f64(),
-            micros(wall)
-        );
+/// The most memory that `serve` takes, for ever more records. `HIGHWATER_BENCH_RECORDS` sets the most.
+fn memory() -> Done {
+    let most = std::env::var("HIGHWATER_BENCH_RECORDS").map_or(Ok(10_000_000), |text| text.parse::<u32>())?;
+    println!("| records | peak memory, KiB |");
+    println!("| --- | --- |");
+    for items in [100_000, 1_000_000, 10_000_000].into_iter().filter(|items| *items <= most) {
+        serve(&Size { items, page_items: BATCH_ITEMS, level: 2 })?;
+        println!("| {items} | {} |", peak_memory_kib()?);
     }
     Ok(())
 }
