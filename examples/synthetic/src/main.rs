@@ -115,7 +115,7 @@ struct Invoke {
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
     retry_after: Duration,
     /// How hard artifacts are compressed, 1 (fast) to 9 (small)
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=9))]
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=9))]
     level: u8,
 }
 
