@@ -90,7 +90,7 @@ impl fmt::Debug for SourceAnswer {
 ///         _ => SourceAnswer::new(401, ""),
 ///     })
 /// });
-/// let source = source.sign_in("/token", json!({ "secret": "..." }), "/access_token");
+/// let source = source.sign_in("/token", &json!({ "secret": "..." }), "/access_token");
 /// let issues: Value = source.get_json("/issues", &[("after", Some("a&b")), ("until", None)])?;
 /// assert_eq!(issues, json!({ "query": "after=a%26b" }));
 /// # Ok::<(), SourceError>(())
@@ -162,7 +162,7 @@ impl SourceClient {
     /// (RFC 6901) such as `/access_token`. That happens before the first request, and whenever the token has expired, which a
     /// 401 says; then the request is repeated once. Token and `json` are kept in memory alone, and are in no error.
     #[must_use]
-    pub fn sign_in(mut self, path: impl Into<String>, json: Value, pointer: impl Into<String>) -> Self {
+    pub fn sign_in(mut self, path: impl Into<String>, json: &Value, pointer: impl Into<String>) -> Self {
         self.authorization = Authorization::SignIn {
             path: path.into(),
             json: json.to_string(),

@@ -11,7 +11,7 @@ const SECRET: &str = "secret-that-nobody-may-see";
 
 fn signed_in(server: &Server) -> SourceClient {
     let source = SourceClient::over_http(&format!("http://{}/", server.address)).unwrap();
-    source.sign_in("/token", json!({ "secret": SECRET }), "/data/token")
+    source.sign_in("/token", &json!({ "secret": SECRET }), "/data/token")
 }
 
 fn token(text: &str) -> Reply {

@@ -15,7 +15,7 @@ fn main() -> Result<(), BoxError> {
     let event = Event::from_json(&std::fs::read_to_string(event)?)?;
     let secret = event.connection_key()?.ok_or("the event has no key to the tracker")?;
     let source = SourceClient::over_http(&url)?;
-    let source = source.sign_in("/token", json!({ "secret": secret.expose() }), "/access_token");
+    let source = source.sign_in("/token", &json!({ "secret": secret.expose() }), "/access_token");
 
     let disk = tempfile::tempdir()?;
     let (serve, path) = match arguments.next() {

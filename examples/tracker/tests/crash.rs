@@ -20,7 +20,7 @@ fn a_broken_rule_is_found() {
 fn tracker(life: &Life) -> Tracker {
     let life = life.clone();
     let source = SourceClient::new(move |request| answer(&life, request));
-    Tracker { source: source.sign_in("/token", json!({ "secret": "none" }), "/access_token") }
+    Tracker { source: source.sign_in("/token", &json!({ "secret": "none" }), "/access_token") }
 }
 
 /// A tracker whose token changes after every three pages that were read.
