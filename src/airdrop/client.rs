@@ -28,7 +28,7 @@ use crate::airdrop::event::{Event, Secret, wrong};
 use crate::airdrop::http_status::{Call, retry_after};
 use crate::airdrop::message::LIBRARY_VERSION;
 use crate::airdrop::platform::{Body, Fate, Platform, PlatformError, SealedMessage, Upload, WorkerState};
-use crate::airdrop::source_client::{SourceAnswer, SourceRequest};
+use crate::airdrop::source_client::{SourceAnswer, SourceClient, SourceRequest};
 use crate::clock::{Clock, SystemClock};
 use crate::error::{BoxError, Error, Result};
 use crate::model::{ArtifactId, BATCH_BYTES_MAX};
@@ -600,53 +600,60 @@ fn transfers_agent(stall: Duration, whole: Duration) -> Agent {
         .new_agent()
 }
 
-/// Sends the requests of a [`SourceClient`](crate::airdrop::SourceClient) to the API at `base_url`.
-pub(super) fn source_transport(
-    base_url: &str,
-) -> Result<impl Fn(&SourceRequest<'_>) -> std::result::Result<SourceAnswer, BoxError> + Send + Sync + 'static>
-{
-    check_proxies()?;
-    let address = url(base_url).ok_or_else(|| Error::Invalid {
-        what: "the URL of the source".to_owned(),
-        reason: "it must be an http or https URL, such as https://tracker.example/api".to_owned(),
-    })?;
-    let limit = Some(REQUEST_TIMEOUT);
-    let agent = agent()
-        .redirect_auth_headers(RedirectAuthHeaders::SameHost)
-        .timeout_connect(limit)
-        .timeout_send_request(limit)
-        .timeout_recv_response(limit)
-        .timeout_per_read(limit)
-        .build()
-        .new_agent();
-    let base_url = base_url.trim_end_matches('/').to_owned();
-    Ok(move |request: &SourceRequest<'_>| {
-        let SourceRequest { path, query, headers, json, .. } = request;
-        let mark = if query.is_empty() { "" } else { "?" };
-        let url = format!("{base_url}{path}{mark}{query}");
-        let response = match json {
-            None => {
-                let mut get = direct_if_loopback(&address, agent.get(url));
-                for (name, value) in *headers {
-                    get = get.header(*name, *value);
+impl SourceClient {
+    /// A client of the API at `base_url`, such as `https://tracker.example/api`. Paths are appended to it.
+    ///
+    /// Connecting, waiting for the answer, and each wait for more of a body are limited to 30 seconds each. Connections are
+    /// kept open. A proxy is used as [`Client`] describes. A redirect of a GET is followed unless the request
+    /// has headers other than `Authorization`; `Authorization` is not sent on to another host.
+    ///
+    /// # Errors
+    /// `Invalid` if it is not an http or https URL, or if a variable names an invalid proxy.
+    pub fn over_http(base_url: &str) -> Result<Self> {
+        check_proxies()?;
+        let address = url(base_url).ok_or_else(|| Error::Invalid {
+            what: "the URL of the source".to_owned(),
+            reason: "it must be an http or https URL, such as https://tracker.example/api".to_owned(),
+        })?;
+        let limit = Some(REQUEST_TIMEOUT);
+        let agent = agent()
+            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
+            .timeout_connect(limit)
+            .timeout_send_request(limit)
+            .timeout_recv_response(limit)
+            .timeout_per_read(limit)
+            .build()
+            .new_agent();
+        let base_url = base_url.trim_end_matches('/').to_owned();
+        Ok(Self::new(move |request: &SourceRequest<'_>| {
+            let SourceRequest { path, query, headers, json, .. } = request;
+            let mark = if query.is_empty() { "" } else { "?" };
+            let url = format!("{base_url}{path}{mark}{query}");
+            let response = match json {
+                None => {
+                    let mut get = direct_if_loopback(&address, agent.get(url));
+                    for (name, value) in *headers {
+                        get = get.header(*name, *value);
+                    }
+                    if headers.iter().any(|(name, _)| !name.eq_ignore_ascii_case("authorization")) {
+                        get = get.config().max_redirects(0).build();
+                    }
+                    get.call()
                 }
-                if headers.iter().any(|(name, _)| !name.eq_ignore_ascii_case("authorization")) {
-                    get = get.config().max_redirects(0).build();
+                Some(json) => {
+                    let post =
+                        direct_if_loopback(&address, agent.post(url)).config().max_redirects(0).build();
+                    let post = post.header("Content-Type", "application/json");
+                    headers.iter().fold(post, |post, (name, value)| post.header(*name, *value)).send(*json)
                 }
-                get.call()
-            }
-            Some(json) => {
-                let post = direct_if_loopback(&address, agent.post(url)).config().max_redirects(0).build();
-                let post = post.header("Content-Type", "application/json");
-                headers.iter().fold(post, |post, (name, value)| post.header(*name, *value)).send(*json)
-            }
-        }?;
-        let mut answer = SourceAnswer::new(response.status().as_u16(), "");
-        let retry_after = response.headers().get("Retry-After").and_then(|text| text.to_str().ok());
-        answer.retry_after = retry_after.map(str::to_owned);
-        answer.body = Box::new(response.into_body().into_reader());
-        Ok(answer)
-    })
+            }?;
+            let mut answer = SourceAnswer::new(response.status().as_u16(), "");
+            let retry_after = response.headers().get("Retry-After").and_then(|text| text.to_str().ok());
+            answer.retry_after = retry_after.map(str::to_owned);
+            answer.body = Box::new(response.into_body().into_reader());
+            Ok(answer)
+        }))
+    }
 }
 
 /// Refuses proxies that ureq would ignore and bypass: a worker behind a proxy must not connect directly.

@@ -123,19 +123,6 @@ impl SourceClient {
         }
     }
 
-    /// A client of the API at `base_url`, such as `https://tracker.example/api`. Paths are appended to it.
-    ///
-    /// Connecting, waiting for the answer, and each wait for more of a body are limited to 30 seconds each. Connections are
-    /// kept open. A proxy is used as [`Client`](super::Client) describes. A redirect of a GET is followed unless the request
-    /// has headers other than `Authorization`; `Authorization` is not sent on to another host.
-    ///
-    /// # Errors
-    /// `Invalid` if it is not an http or https URL, or if a variable names an invalid proxy.
-    #[cfg(feature = "http")]
-    pub fn over_http(base_url: &str) -> crate::Result<Self> {
-        super::client::source_transport(base_url).map(Self::new)
-    }
-
     /// Sends a header with each request.
     #[must_use]
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
