@@ -30,7 +30,7 @@ use crate::airdrop::message::LIBRARY_VERSION;
 use crate::airdrop::platform::{Body, Fate, Platform, PlatformError, SealedMessage, Upload, WorkerState};
 use crate::airdrop::source_client::{SourceAnswer, SourceClient, SourceRequest};
 use crate::clock::{Clock, SystemClock};
-use crate::error::{BoxError, Error, Result};
+use crate::error::{Error, Result};
 use crate::model::{ArtifactId, BATCH_BYTES_MAX};
 
 use form::{Counted, Exactly, boundary, form_fields, in_quotes, short_file_name};
