@@ -608,12 +608,13 @@ impl SourceClient {
     /// has headers other than `Authorization`; `Authorization` is not sent on to another host.
     ///
     /// # Errors
-    /// `Invalid` if it is not an http or https URL, or if a variable names an invalid proxy.
+    /// `Invalid` if it is not an http or https URL, or has a query, or if a variable names an invalid proxy.
     pub fn over_http(base_url: &str) -> Result<Self> {
         check_proxies()?;
-        let address = url(base_url).ok_or_else(|| Error::Invalid {
+        let address = url(base_url).filter(|url| url.query().is_none()).ok_or_else(|| Error::Invalid {
             what: "the URL of the source".to_owned(),
-            reason: "it must be an http or https URL, such as https://tracker.example/api".to_owned(),
+            reason: "it must be an http or https URL without a query, such as https://tracker.example/api"
+                .to_owned(),
         })?;
         let limit = Some(REQUEST_TIMEOUT);
         let agent = agent()

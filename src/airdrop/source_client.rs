@@ -75,8 +75,8 @@ impl fmt::Debug for SourceAnswer {
 /// A client of the source's HTTP API. Each method makes one request; `serve` repeats the page or the file if that failed for a
 /// temporary reason.
 ///
-/// Any status but 200 is the error of [`SourceError::from_status`], and a request without an answer is
-/// [`SourceError::Temporary`]. So is an answer that is not the expected JSON, as it may have been cut off.
+/// Any status but 200 (2xx when signing in) is the error of [`SourceError::from_status`], and a request without an answer is
+/// [`SourceError::Temporary`]. So is an answer that is not whole JSON, as it may have been cut off.
 ///
 /// ```
 /// use highwater::airdrop::{SourceAnswer, SourceClient, SourceError};
@@ -219,6 +219,7 @@ impl SourceClient {
         let answer = (self.transport)(&request).map_err(SourceError::temporary)?;
         match answer.status {
             200 => Ok(answer.body),
+            201..=299 if json.is_some() => Ok(answer.body),
             status => Err(SourceError::from_status(path, status, answer.retry_after.as_deref())),
         }
     }

@@ -14,8 +14,9 @@ fn signed_in(server: &Server) -> SourceClient {
     source.sign_in("/token", &json!({ "secret": SECRET }), "/data/token")
 }
 
+/// As some APIs answer: 201, something was created.
 fn token(text: &str) -> Reply {
-    answer(200, &json!({ "data": { "token": text } }))
+    answer(201, &json!({ "data": { "token": text } }))
 }
 
 fn redirect(to: String) -> Reply {
@@ -140,7 +141,7 @@ fn what_may_be_over_in_a_moment_is_temporary_and_another_shape_is_not() {
     server.fault("/issues", answer(200, &json!(["I1"])));
     let (.., text) = failure(&source.get_json::<u32>("/issues", &[]).unwrap_err());
     assert!(text.starts_with("the answer of /issues: invalid type"), "{text}");
-    for base in ["", "tracker.example", "ftp://tracker.example"] {
+    for base in ["", "tracker.example", "ftp://tracker.example", "http://tracker.example/?all=1"] {
         let error = SourceClient::over_http(base).unwrap_err().to_string();
         assert!(error.contains("https://tracker.example/api"), "{error}");
     }
