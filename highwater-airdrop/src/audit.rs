@@ -324,6 +324,15 @@ struct Delivered {
     artifacts: HashSet<String>,
 }
 
+/// What earlier runs announced of attachments.
+#[derive(Debug, Default)]
+struct Before {
+    /// The lines that describe them.
+    lines: HashSet<Vec<u8>>,
+    /// The ids of those that are linked to an upload.
+    linked: HashSet<String>,
+}
+
 /// An audit while it is made.
 struct Look<'a> {
     local: &'a Local,
@@ -554,6 +563,20 @@ impl Look<'_> {
         let ids = delivered.ids.get(ATTACHMENTS).unwrap_or(&none);
         let linked = delivered.ids.get(UPLOADED).unwrap_or(&none);
         let mut given_up: BTreeSet<&str> = ids.difference(linked).map(String::as_str).collect();
+        if !given_up.is_empty() {
+            let before = self.attachments_before(named);
+            for Named { id, .. } in named.iter().filter(|named| named.item_type == ATTACHMENTS) {
+                // An artifact that cannot be read is a finding already.
+                let _ = each_line(self.local, id, |line| {
+                    if let Some(id) = record_id(line)
+                        && before.linked.contains(&id)
+                        && before.lines.contains(line)
+                    {
+                        given_up.remove(id.as_str());
+                    }
+                });
+            }
+        }
         let examples = given_up.iter().take(EXAMPLES_MAX).map(|id| (*id).to_owned()).collect();
         let (count, of) = (given_up.len() as u64, ids.len());
         let text =
@@ -571,6 +594,31 @@ impl Look<'_> {
                 }
             });
         }
+    }
+
+    /// What earlier runs announced of attachments. A file that is described as it was then need not be streamed again.
+    fn attachments_before(&self, named: &[Named]) -> Before {
+        let mut before = Before::default();
+        let of_run: HashSet<&str> = named.iter().map(|named| named.id.as_str()).collect();
+        // A message that cannot be read was a finding of its own run.
+        for message in self.local.messages().into_iter().flatten().flatten() {
+            let artifacts = message.pointer("/event_data/artifacts").and_then(Value::as_array);
+            for artifact in artifacts.into_iter().flatten() {
+                let text = |key| artifact.get(key).and_then(Value::as_str).unwrap_or_default();
+                let (id, item_type) = (text("id"), text("item_type"));
+                if of_run.contains(id) || ![ATTACHMENTS, UPLOADED].contains(&item_type) {
+                    continue;
+                }
+                let _ = each_line(self.local, id, |line| {
+                    if item_type == UPLOADED {
+                        before.linked.extend(record_id(line));
+                    } else {
+                        before.lines.insert(line.to_vec());
+                    }
+                });
+            }
+        }
+        before
     }
 
     /// Checks what is announced against the metadata of the run.

@@ -24,10 +24,15 @@ const UPLOADS_OF_A_CHECKPOINT: u64 = 20 + 4;
 
 /// A whole sync with faults, by `airdrop sync`; returns its report, and what the workers said.
 fn sync(dir: &Path, store: bool, faults: &[&str], source: &[&str]) -> (Value, String) {
+    sync_with(dir, store, &[], faults, source)
+}
+
+/// [`sync`] with more arguments of `airdrop sync`.
+fn sync_with(dir: &Path, store: bool, more: &[&str], faults: &[&str], source: &[&str]) -> (Value, String) {
     let (platform, temporary, disk) = (dir.join("platform"), dir.join("temporary"), dir.join("disk"));
     fs::create_dir_all(&temporary).unwrap();
     let mut command = Command::new(AIRDROP);
-    command.args(["sync", "--json", "--retry-errors", "1", "--dir"]).arg(&platform);
+    command.args(["sync", "--json", "--retry-errors", "1", "--dir"]).arg(&platform).args(more);
     for fault in faults {
         command.args(["--fault", fault]);
     }
@@ -124,6 +129,23 @@ fn what_the_external_system_does_not_give_is_given_up_and_every_other_attachment
             });
         }
     });
+}
+
+/// A sync that extracts everything again names all files again, and streams only one that it did not get the first time.
+#[test]
+fn a_file_that_did_not_change_is_not_missing_in_the_next_sync() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = ["--items", "300", "--attachments", "20", "--streams", "3"];
+    let (first, _) = sync(dir.path(), true, &["ext-404:2"], &source);
+    assert_eq!(first["audit"]["attachments"], serde_json::json!([20, 19]), "{first}");
+    let rules = |report: &Value| -> Vec<String> {
+        let findings = report["audit"]["findings"].as_array().unwrap().iter();
+        findings.map(|finding| format!("{} {}", finding["rule"], finding["count"])).collect()
+    };
+    assert_eq!(rules(&first), [r#""attachment-given-up" 1"#], "{first}");
+    let (second, _) = sync_with(dir.path(), true, &["--full"], &[], &source);
+    assert_eq!(rules(&second), Vec::<String>::new(), "{second}");
+    assert_eq!(second["audit"]["attachments"], serde_json::json!([20, 1]), "{second}");
 }
 
 #[test]
