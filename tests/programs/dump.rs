@@ -298,7 +298,7 @@ fn a_sealed_message_that_is_not_delivered_is_said_first() {
       stored     last 2026-01-02T04:05:05Z (30s ago); no process has the store open
       extracted  0 pages, 0 batches, 0 of them not announced
       on its way nothing: what was read is announced
-      watermark  none: no run is finished
+      watermark  none: the next run extracts everything
       known      since 2026-01-02T04:05:05Z (30s ago), 1 run begun
 
       messages, 2 of 2 kept

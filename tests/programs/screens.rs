@@ -61,7 +61,7 @@ fn tables_show_what_was_done() {
       stored     last 2026-01-02T04:05:05Z (30s ago); no process has the store open
       extracted  0 pages, 0 batches, 0 of them not announced
       on its way nothing: what was read is announced
-      watermark  none: no run is finished
+      watermark  none: the next run extracts everything
       known      since 2026-01-02T04:05:05Z (30s ago), 1 run begun
     "###);
 }
@@ -145,6 +145,15 @@ fn attachments_are_counted_and_those_that_failed_are_listed_without_their_urls()
     let failed = place.shows(&["attachments", "state.redb", "--failed", "--last", "3"]);
     assert_eq!(failed.lines().filter(|line| line.starts_with('A')).count(), 3, "{failed}");
     assert!(row(&failed, "A2").contains(&"denied".to_owned()) && row(&failed, "A11").is_empty(), "{failed}");
+    for (id, which, again) in [("A1", "1 of them failed\n", true), ("A11", "none of them failed: ", false)] {
+        let found = place.shows(&["find", "state.redb", id]);
+        assert!(found.starts_with(&format!("1 attachment with that id, {which}")), "{found}");
+        assert!(
+            found.contains("next: `highwater-dump attachments ") && !found.contains("platform. If"),
+            "{found}"
+        );
+        assert_eq!(on_one_line(&found).contains("requeue state.redb acme/tickets --id ID"), again, "{found}");
+    }
     let lines = place.lines(&["attachments", "state.redb", "--json"]);
     let states: Vec<_> = of_kind(&lines, "attachment").iter().map(|line| line["state"].clone()).collect();
     let of = |state: &str| states.iter().filter(|found| **found == state).count();

@@ -15,8 +15,8 @@ Example:
   highwater-dump attachments state.redb --failed --last 20
 
 An address is shown without its user, query and fragment: they may be
-credentials. Attachments that the platform has are not listed: the first screen
-counts them.";
+credentials. Attachments that the platform has are not listed; `runs` counts
+them, run by run.";
 
 /// Rows printed as one table: the columns are as wide as these rows need.
 const GROUP: usize = 500;
@@ -56,7 +56,7 @@ impl Attachments {
             writeln!(
                 out,
                 "{}",
-                if self.failed { "no attachment failed" } else { "every attachment is settled" }
+                if self.failed { "no attachment failed" } else { "no attachment is waiting or failed" }
             )?;
         }
         let mut group = Vec::new();

@@ -81,8 +81,9 @@ pub(crate) fn facts(report: &Report, standing: &Standing, screen: Screen) -> Fac
     let unit = &report.unit;
     let mut facts =
         report.run.as_ref().map_or_else(Facts::new, |run| run_facts(report, run, standing, screen));
-    let watermark =
-        unit.watermark.map_or_else(|| "none: no run is finished".to_owned(), |at| screen.time(at));
+    let watermark = unit
+        .watermark
+        .map_or_else(|| "none: the next run extracts everything".to_owned(), |at| screen.time(at));
     facts.push(("watermark", watermark));
     let runs = count(unit.runs, "run", "runs");
     facts.push(("known", format!("since {}, {runs} begun", screen.time(unit.created_at))));

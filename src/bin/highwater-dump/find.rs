@@ -77,7 +77,11 @@ fn words(found: &Found, store: &Path) -> Vec<String> {
     }
     for record in &found.rejected {
         let reason = if record.reason.is_empty() { "its reason is not kept" } else { &record.reason };
-        lines.push(format!("{}: {}: {reason}", record.item_type, record.stage));
+        let mut stage = record.stage.to_string();
+        if !stage.starts_with("rejected") {
+            stage.insert_str(0, "rejected, ");
+        }
+        lines.push(format!("{}: {stage}: {reason}", record.item_type));
     }
     lines.extend(found.once.iter().map(|item_type| {
         format!("{item_type}: it is announced once in this run: whenever it came again, it was left out")
@@ -85,7 +89,18 @@ fn words(found: &Found, store: &Path) -> Vec<String> {
     lines.extend(found.at_edge.iter().map(|item_type| {
         format!("{item_type}: the last finished run announced it: it is left out while it is unchanged")
     }));
-    if found.places.is_empty() {
+    if found.attachments > 0 {
+        let which = if found.attachments_failed > 0 {
+            format!("{} of them failed", found.attachments_failed)
+        } else {
+            "none of them failed: the platform has them, or they wait for their turn".to_owned()
+        };
+        lines
+            .push(format!("{} with that id, {which}", count(found.attachments, "attachment", "attachments")));
+    }
+    // Where it is known to be is the whole answer.
+    let is_known = !found.rejected.is_empty() || found.attachments > 0;
+    if found.places.is_empty() && !is_known {
         lines.push("not among the records of the newest run whose bytes are stored".to_owned());
     }
     if found.places.iter().map(|place| place.records).sum::<u64>() > 1 {
@@ -93,16 +108,11 @@ fn words(found: &Found, store: &Path) -> Vec<String> {
             "the source returned this id more than once in this run: each version is announced".to_owned(),
         );
     }
-    lines.extend(not_searched(found));
+    if !is_known {
+        lines.extend(not_searched(found));
+    }
     for finding in &found.findings {
         lines.push(format!("finding: {finding}"));
-    }
-    if found.attachments > 0 {
-        lines.push(format!(
-            "{} with that id, {} of them failed: `highwater-dump attachments` lists those that are not settled",
-            count(found.attachments, "attachment", "attachments"),
-            found.attachments_failed
-        ));
     }
     if found.places.is_empty() {
         lines.push(next(found, store));
@@ -140,11 +150,21 @@ fn next(found: &Found, store: &Path) -> String {
     if !found.rejected.is_empty() {
         return format!("next: mend what rejects it; `highwater-dump rejected {store}` shows the record");
     }
+    if found.attachments > 0 {
+        let id = if found.attachments_failed > 0 {
+            format!("; `highwater-dump requeue {store} {unit} --id ID` has it tried again")
+        } else {
+            String::new()
+        };
+        return format!(
+            "next: `highwater-dump attachments {store} --unit {unit}` lists those that wait or failed, and why{id}"
+        );
+    }
     let look =
         if found.confirmed.is_empty() { "" } else { "look for it on the platform. If it is not there: " };
     format!(
         "next: {look}see whether the source lists it for this extractor (filters, permissions), and with `highwater-dump \
-         runs {store} --last 1` whether all that was read is announced. `highwater-dump rewind {store} {unit} --to \
+         runs {store} --unit {unit} --last 1` whether all that was read is announced. `highwater-dump rewind {store} {unit} --to \
          RUN|TIME --dry-run` shows what to do to have it extracted again"
     )
 }

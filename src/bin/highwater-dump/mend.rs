@@ -50,7 +50,7 @@ with it until one has finished; the cursor null removes it.")]
         unit: Unit,
         /// The stream
         stream: String,
-        /// The cursor, as JSON: a string is \"quoted\"
+        /// The cursor, as JSON: a string stands in quotes
         #[arg(allow_hyphen_values = true)]
         cursor: String,
         /// Set it even if the stream is unknown, or its cursors had another shape

@@ -36,7 +36,7 @@ impl Rejected {
         if let Some(last) = last {
             // The records that were rejected last, in the order in which all are listed.
             let mut newest: Vec<_> = rejected.into_iter().enumerate().collect();
-            newest.sort_by_key(|(_, record)| Reverse(record.rejected_at));
+            newest.sort_by_key(|(at, record)| Reverse((record.rejected_at, *at)));
             newest.truncate(*last);
             newest.sort_by_key(|(at, _)| *at);
             rejected = newest.into_iter().map(|(_, record)| record).collect();

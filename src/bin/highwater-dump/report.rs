@@ -277,7 +277,10 @@ impl Unit {
 
     /// Where the time of the newest runs went, as far as their events show.
     fn time(&self, page: &mut Document, screen: Screen) {
-        let spent = self.conversation.time_spent(&self.report, screen.now);
+        // A process that is gone has not worked since its last change.
+        let gone = self.report.open_run().filter(|run| run.message.is_none() && !self.standing.is_held);
+        let until = gone.and_then(|run| run.changed_at).unwrap_or(screen.now);
+        let spent = self.conversation.time_spent(&self.report, until);
         if spent.is_empty() {
             return;
         }

@@ -257,7 +257,8 @@ fn run_alerts(
     let is_unanswered = run.event.is_some() && run.message.is_none();
     if is_unanswered && !is_held {
         let text = "no process has the store open, and the newest event is not answered: the extractor was \
-                    killed, or failed. The next event, or the same one again, resumes the run";
+                    killed, or failed. The next event, or the same one again, resumes the run: what is stored is \
+                    kept, and the pages that were being fetched are fetched again";
         tell(AlertKind::Unanswered, run.changed_at.or(run.event_accepted_at), text.to_owned());
     }
     let works = is_unanswered || run.event.is_none();

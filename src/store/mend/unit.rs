@@ -400,7 +400,7 @@ impl<'a, R: Rows> Known<'a, R> {
         ));
         if newest.is_some() {
             notes.push(
-                "the window that runs had covered by then is not kept: it stays as it is now".to_owned(),
+                "the window that runs had covered by then is not kept: its beginning stays, and it ends at the start of that run at the latest".to_owned(),
             );
         }
         Ok((unit, BTreeMap::new()))
