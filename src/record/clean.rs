@@ -120,21 +120,19 @@ impl<'t> Line<'_, 't> {
         moment::is_timestamp(self.plain()?).then_some(())
     }
 
-    /// A number without an exponent, and whether it is whole.
-    fn number(&mut self) -> Option<(&'t str, bool)> {
+    /// A number without an exponent.
+    fn number(&mut self) -> Option<&'t str> {
         let begin = self.at;
         self.skip(b"-");
         let whole = self.digits()?;
         if whole.len() > 1 && whole.starts_with('0') {
             return None;
         }
-        let is_whole = !self.skip(b".");
-        if !is_whole {
+        if self.skip(b".") {
             self.digits()?;
         }
         let number = self.text.get(begin..self.at)?;
-        let goes_on = matches!(self.text.as_bytes().get(self.at), Some(b'e' | b'E'));
-        (!goes_on && number != "-0" && number.len() <= NUMBER_BYTES_MAX).then_some((number, is_whole))
+        (number.len() <= NUMBER_BYTES_MAX).then_some(number)
     }
 
     fn digits(&mut self) -> Option<&'t str> {
@@ -217,17 +215,13 @@ impl<'t> Line<'_, 't> {
     fn value(&mut self, kind: &Kind, depth: usize) -> Option<()> {
         let is_right = match kind {
             Kind::Bool => self.skip(b"true") || self.skip(b"false"),
-            Kind::Int(range) => {
-                let (number, is_whole) = self.number()?;
-                is_whole && range.contains(number.parse::<i64>().ok()?.into())
-            }
-            Kind::Float(range) => range.contains(self.number()?.0.parse().ok()?),
+            // Decimals are no `i64`.
+            Kind::Int(range) => range.contains(self.number()?.parse::<i64>().ok()?.into()),
+            Kind::Float(range) => range.contains(self.number()?.parse().ok()?),
             Kind::Text(range) => {
-                let Text { raw, has_escapes } = self.string()?;
-                let bytes = raw.len() as u64;
-                // A text has at most as many characters as bytes, and at least a quarter of that.
-                range.max.is_none_or(|max| bytes <= max)
-                    && range.min.is_none_or(|min| !has_escapes && bytes / 4 >= min)
+                let bytes = self.string()?.raw.len() as u64;
+                // A text has at most as many characters as bytes, and at least a quarter of that; an escape here is two bytes.
+                range.max.is_none_or(|max| bytes <= max) && range.min.is_none_or(|min| bytes / 4 >= min)
             }
             Kind::RichText => return self.string().map(|_| ()),
             Kind::Reference(_) | Kind::Participation => !self.string()?.raw.is_empty(),

@@ -995,15 +995,22 @@ fn compact_line() -> impl Strategy<Value = String> {
         "about" => r#"{"ref_type":"users","id":"7"}"#,
         _ => r#""abcd""#,
     };
-    let value = || prop_oneof![4 => Just(None), 1 => prop::sample::select(VALUES.to_vec()).prop_map(Some)];
-    let members = prop::collection::vec((prop::sample::select(KEYS.to_vec()), value()), 0..6).prop_map(
-        move |members| {
-            let members = members
-                .iter()
-                .map(|(key, value)| format!("\"{key}\":{}", value.unwrap_or_else(|| fitting(key))));
-            format!("{{{}}}", members.collect::<Vec<_>>().join(","))
-        },
-    );
+    // What fits; nearly, by the kind of value that the field has; and anything.
+    let value = move |key: &str, how: u8, at: prop::sample::Index| match how {
+        0..=5 => fitting(key),
+        6 | 7 => {
+            let is_number = matches!(key, "int" | "int_bounds" | "float" | "float_bounds");
+            let begins = |value: &str| value.starts_with(|c: char| c.is_ascii_digit() || "-.".contains(c));
+            let near: Vec<&str> = VALUES.into_iter().filter(|value| begins(value) == is_number).collect();
+            near[at.index(near.len())]
+        }
+        _ => VALUES[at.index(VALUES.len())],
+    };
+    let member = (prop::sample::select(KEYS.to_vec()), 0..9_u8, any::<prop::sample::Index>());
+    let members = prop::collection::vec(member, 0..6).prop_map(move |members| {
+        let members = members.iter().map(|(key, how, at)| format!("\"{key}\":{}", value(key, *how, *at)));
+        format!("{{{}}}", members.collect::<Vec<_>>().join(","))
+    });
     let date = || {
         let text =
             prop_oneof![6 => Just(r#""2024-02-29T12:00:00Z""#), 1 => prop::sample::select(VALUES.to_vec())];
@@ -1014,7 +1021,21 @@ fn compact_line() -> impl Strategy<Value = String> {
         0.2,
         prop_oneof![2 => Just(r#""deleted""#), 1 => prop::sample::select(VALUES.to_vec())],
     );
-    let end = prop::sample::select(vec!["}", "}", "}", "}", "}", "}}", "} ", ",\"more\":1}", ",}", ""]);
+    let end = prop::sample::select(vec![
+        "}",
+        "}",
+        "}",
+        "}",
+        "}",
+        "}",
+        "}",
+        "}",
+        "}}",
+        "} ",
+        ",\"more\":1}",
+        ",}",
+        "",
+    ]);
     let swapped = prop::bool::weighted(0.1);
     (id, date(), date(), operation, members, end, swapped).prop_map(
         |(id, created, modified, operation, data, end, swapped)| {
@@ -1094,7 +1115,7 @@ proptest! {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: ProptestConfig::default().cases.max(4_000),
+        cases: ProptestConfig::default().cases.max(8_000),
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct("proptest-regressions/check.txt"))),
         ..ProptestConfig::default()
     })]
