@@ -98,7 +98,6 @@ fn words(found: &Found, store: &Path) -> Vec<String> {
         lines
             .push(format!("{} with that id, {which}", count(found.attachments, "attachment", "attachments")));
     }
-    // Where it is known to be is the whole answer.
     let is_known = !found.rejected.is_empty() || found.attachments > 0;
     if found.places.is_empty() && !is_known {
         lines.push("not among the records of the newest run whose bytes are stored".to_owned());
@@ -108,9 +107,8 @@ fn words(found: &Found, store: &Path) -> Vec<String> {
             "the source returned this id more than once in this run: each version is announced".to_owned(),
         );
     }
-    if !is_known {
-        lines.extend(not_searched(found));
-    }
+    // A record of another item type may have the same id.
+    lines.extend(not_searched(found));
     for finding in &found.findings {
         lines.push(format!("finding: {finding}"));
     }
