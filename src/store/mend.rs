@@ -52,6 +52,7 @@ mod compact;
 mod left;
 mod plan;
 mod portable;
+mod shape;
 mod unit;
 
 pub use compact::Compaction;

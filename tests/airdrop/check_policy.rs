@@ -96,7 +96,13 @@ impl Place {
 
     fn dump(&self, args: &[&str]) -> String {
         let mut command = Command::new(env!("CARGO_BIN_EXE_highwater-dump"));
-        let output = command.current_dir(self.dir.path()).arg("state.redb").args(args).assert().code(0);
+        let output = command
+            .env("COLUMNS", "100")
+            .current_dir(self.dir.path())
+            .arg("state.redb")
+            .args(args)
+            .assert()
+            .code(0);
         String::from_utf8(output.get_output().stdout.clone()).unwrap()
     }
 

@@ -52,7 +52,7 @@ fn batches_are_listed_and_their_records_printed_until_they_are_confirmed() {
     let place = Place::new();
     store_amid_work(&place.store());
     insta::assert_snapshot!(place.shows(&["batch", "state.redb", "--unit", "acme/tickets"]), @r###"
-    batches of run 20260102T040505.000000Z that are stored
+    batches of run 20260102T040505.000000Z that are not announced in an accepted message
       seq  item type  state     records  gzip bytes  artifact    message  epoch
         2  issues     uploaded        4         371  artifact-2        -      1
         3  issues     staged          4         373  -                 -      1
@@ -70,8 +70,11 @@ fn batches_are_listed_and_their_records_printed_until_they_are_confirmed() {
 
     let (code, stdout, stderr) = place.says(&["batch", "state.redb", "--unit", "acme/tickets", "1"]);
     assert_eq!((code, stdout.as_str()), (Some(1), ""));
-    assert!(stderr.contains("batch 1 of acme/tickets is not stored"), "{stderr}");
-    assert_eq!(place.shows(&["batch", "state.redb", "--unit", "another"]), "no batch is stored\n");
+    assert!(stderr.contains("batch 1 of \"acme/tickets\" is not in the store"), "{stderr}");
+    assert_eq!(
+        place.shows(&["batch", "state.redb", "--unit", "another"]),
+        "no batch is in the store: all are announced, or there is none yet\n"
+    );
 }
 
 #[test]
@@ -81,10 +84,13 @@ fn what_is_not_there_is_said_so_and_exits_with_1() {
     let asked: [(&[&str], &str); 6] = [
         (&["nothing.redb"], "highwater-dump: cannot read the store nothing.redb: No such file or directory"),
         (&["check", "nothing.redb"], "highwater-dump: cannot read the store nothing.redb: No such file"),
-        (&["state.redb", "--unit", "acme"], "has no sync unit acme"),
-        (&["batch", "state.redb", "--unit", "acme", "1"], "has no sync unit acme"),
-        (&["message", "state.redb", "--unit", "acme"], "has no sync unit acme"),
-        (&["message", "state.redb", "--unit", "acme/tickets"], "no sealed message of acme/tickets is stored"),
+        (&["state.redb", "--unit", "acme"], "has no sync unit \"acme\";"),
+        (&["batch", "state.redb", "--unit", "acme", "1"], "has no sync unit \"acme\";"),
+        (&["message", "state.redb", "--unit", "acme"], "has no sync unit \"acme\";"),
+        (
+            &["message", "state.redb", "--unit", "acme/tickets"],
+            "no sealed message of \"acme/tickets\" is stored",
+        ),
     ];
     for (args, expected) in asked {
         let (code, stdout, stderr) = place.says(args);
@@ -291,7 +297,7 @@ fn a_sealed_message_that_is_not_delivered_is_said_first() {
     insta::assert_snapshot!(shown, @r###"
     sync unit another
       ! 2026-01-02T03:04:05Z (1h 1m ago): message 2, EXTRACTION_DATA_PROGRESS, is not known to be
-        delivered: 3 artifacts
+        delivered: 3 artifacts; see `highwater-dump events state.redb --unit another`
       run        20260102T040505.000000Z: open
       started    2026-01-02T04:05:05Z (30s ago), life 1 of it
       since      everything
@@ -316,7 +322,7 @@ fn a_sealed_message_that_is_not_delivered_is_said_first() {
     assert_eq!(place.shows(&["message", "state.redb", "--unit", "another"]), "{\"number\":2}\n");
     assert_eq!(place.shows(&["message", "state.redb", "--unit", "another", "1"]), "{\"number\":1}\n");
     let (code, _, stderr) = place.says(&["message", "state.redb", "--unit", "another", "3"]);
-    assert!(code == Some(1) && stderr.contains("message 3 of another is not stored"), "{stderr}");
+    assert!(code == Some(1) && stderr.contains("message 3 of \"another\" is not stored"), "{stderr}");
 }
 
 #[test]

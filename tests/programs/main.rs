@@ -2,6 +2,7 @@
 
 mod dump;
 mod mend;
+mod operators;
 mod place;
 mod report;
 mod schema;

@@ -27,7 +27,7 @@ impl Place {
 
     pub(crate) fn dump(&self, args: &[&str]) -> Command {
         let mut command = Command::new(DUMP);
-        command.current_dir(self.dir.path()).args(args).env_remove("NO_COLOR").env_remove("COLUMNS");
+        command.current_dir(self.dir.path()).args(args).env_remove("NO_COLOR").env("COLUMNS", "100");
         // Half a minute after the last that the stores below know.
         command.env("HIGHWATER_DUMP_NOW", "2026-01-02T04:05:35Z");
         command

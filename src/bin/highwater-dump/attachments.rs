@@ -7,6 +7,7 @@ use clap::Args;
 use highwater::inspect::{AttachmentReport, Line};
 
 use crate::ending::{EXIT_CODES, Exit, Outcome};
+use crate::mend::words;
 use crate::stores::{Asked, no_unit, open_at, store_line};
 use crate::text::{Listing, Screen, json_line, stdout};
 
@@ -41,6 +42,7 @@ impl Attachments {
         if *json {
             json_line(&mut out, &store_line(store, snapshot.source(), screen.now))?;
         }
+        let acts = snapshot.acts(Some(&unit))?;
         let mut all = snapshot.attachments(&unit, self.failed)?.ok_or_else(|| no_unit(store, &unit))?;
         let mut newest = VecDeque::new();
         if let Some(last) = last {
@@ -56,8 +58,17 @@ impl Attachments {
             writeln!(
                 out,
                 "{}",
-                if self.failed { "no attachment failed" } else { "no attachment is waiting or failed" }
+                match (last, self.failed) {
+                    (Some(0), _) => "none is listed: --last 0",
+                    (_, true) => "no attachment failed",
+                    (_, false) => "no attachment is waiting or failed",
+                }
             )?;
+            // It may be the reason why there are none.
+            if let Some(act) = acts.last() {
+                let what = format!("mended {}, by {}: {}", screen.time(act.at), act.by, act.act);
+                words(&mut out, &what, &act.changes)?;
+            }
         }
         let mut group = Vec::new();
         for attachment in listed {

@@ -8,15 +8,18 @@ use highwater::inspect::{BatchReport, Line};
 
 use crate::ending::{EXIT_CODES, Exit, Failure, Outcome};
 use crate::stores::{no_unit, open_at};
-use crate::text::{Listing, Screen, Screened, folded, json_line, stdout, visible};
+use crate::text::{Listing, Screen, Screened, folded, json_line, shell_word, stdout, visible};
 
 const EXAMPLES: &str = "\
 Examples:
-  highwater-dump batch state.redb          the batches that are stored
+  highwater-dump batch state.redb          lists the batches
   highwater-dump batch state.redb 41       the records of one of them
-  highwater-dump batch state.redb --open   the records that are in no batch yet";
+  highwater-dump batch state.redb --open   the records that are in no batch yet
 
-/// Prints the records of a batch as JSON Lines, or lists the batches that are stored
+Batches of the newest run are listed until an accepted message has announced
+them. The records of a batch are there until it is confirmed.";
+
+/// Lists the batches that are not announced yet, or prints the records of one as JSON Lines
 #[derive(Debug, Args)]
 #[command(after_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
 pub(crate) struct Batch {
@@ -90,12 +93,14 @@ impl Batch {
                     let artifact = batch.artifact_id.as_deref().unwrap_or("(none)");
                     let state = batch.state;
                     format!(
-                        "batch {seq} of {unit} is {state}: its bytes are no longer stored; the platform has them as artifact {artifact}"
+                        "batch {seq} of \"{unit}\" is {state}: its bytes were dropped with the confirm; the platform has them as artifact {artifact}"
                     )
                 }
                 None => format!(
-                    "batch {seq} of {unit} is not stored: `highwater-dump batch {} --unit {unit}` lists those that are",
-                    store.display()
+                    "batch {seq} of \"{unit}\" is not in the store: an accepted message has announced it, or there is none yet; \
+                     `highwater-dump batch {} --unit {}` lists those that are",
+                    shell_word(&store.to_string_lossy()),
+                    shell_word(&unit)
                 ),
             }));
         }
@@ -104,10 +109,10 @@ impl Batch {
     }
 }
 
-/// The batches that are stored.
+/// The batches that are in the store.
 fn print(out: &mut impl Write, batches: &[BatchReport], screen: Screen) -> io::Result<()> {
     if batches.is_empty() {
-        return writeln!(out, "no batch is stored");
+        return writeln!(out, "no batch is in the store: all are announced, or there is none yet");
     }
     let mut table = Listing::new(&[
         "#seq",
@@ -132,6 +137,12 @@ fn print(out: &mut impl Write, batches: &[BatchReport], screen: Screen) -> io::R
         ]);
     }
     let run = batches.first().map(|batch| batch.run.as_str()).unwrap_or_default();
-    folded(out, screen, "", "  ", &format!("batches of run {} that are stored", visible(run)))?;
+    folded(
+        out,
+        screen,
+        "",
+        "  ",
+        &format!("batches of run {} that are not announced in an accepted message", visible(run)),
+    )?;
     table.lines(out, screen, "  ")
 }

@@ -1,21 +1,23 @@
 //! `diff`: lists the differences between two stores, two worker states, or one of each, as sentences.
 //!
-//! Both are turned into the objects that `--json` prints. Objects of the same kind and with the same identifying
-//! fields are compared. So every field that is reported is compared, including those that later versions add.
+//! Both are turned into the objects that `--json` prints, all of them. Objects of the same kind and with the same
+//! identifying fields are compared. So every field that is reported is compared, including those that later versions add.
+//! An object that one of the two has dropped because of its age is no difference.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use chrono::{DateTime, Utc};
 use clap::Args;
 use highwater::airdrop::SavedState;
-use highwater::inspect::Report;
+use highwater::inspect::{AttachmentReport, Line, RejectedReport, Report};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::ending::{Exit, Failure, Outcome};
 use crate::mend::state_of;
-use crate::stores::open;
+use crate::stores::{no_unit, open, unit_id};
 use crate::text::{Screen, folded, json_line, seconds_in_words, stdout, visible};
 
 /// The name of the unit of a worker state, which does not contain one.
@@ -32,7 +34,10 @@ const NAMES: [&str; 11] =
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
-  highwater-dump diff yesterday.redb state.redb --unit acme/tickets")]
+  highwater-dump diff yesterday.redb state.redb --unit acme/tickets
+
+Runs, messages and deaths that one of the two does not keep any more, because they
+are old, are not listed.")]
 pub(crate) struct Diff {
     /// A store file, or a file with a worker state
     a: PathBuf,
@@ -41,10 +46,10 @@ pub(crate) struct Diff {
     /// Compare only this sync unit; for a worker state, the name to give it
     #[arg(long, value_name = "ID")]
     unit: Option<String>,
-    /// How many messages and finished runs of each unit to compare, newest first
-    #[arg(long, value_name = "N", default_value_t = 20)]
+    /// How many things of a kind (runs, failed attachments, rejected records) to list for each unit
+    #[arg(long, value_name = "N", default_value_t = 20, conflicts_with = "json")]
     last: usize,
-    /// Print one JSON object per difference, one per line
+    /// Print one JSON object per difference, one per line, and all of them
     #[arg(long)]
     json: bool,
 }
@@ -76,55 +81,156 @@ impl Diff {
                 "a worker state does not contain the name of its unit: use --unit".to_owned(),
             ));
         }
-        let (a, b) = (self.objects(&self.a, a)?, self.objects(&self.b, b)?);
+        let (a, b) = (self.side(&self.a, a)?, self.side(&self.b, b)?);
+        if let (Some(unit), true, true) = (&self.unit, a.kept.is_empty(), b.kept.is_empty()) {
+            return Err(no_unit(&self.a, unit));
+        }
         let mut out = stdout();
         let screen = Screen::new();
-        let mut any = false;
-        let places: BTreeSet<&Place> = a.keys().chain(b.keys()).collect();
-        for place in places {
-            for difference in differences(place, a.get(place), b.get(place)) {
-                any = true;
-                if self.json {
-                    json_line(&mut out, &difference)?;
-                } else {
-                    folded(&mut out, screen, "", "  ", &visible(&words(&difference)))?;
+        let places: BTreeSet<&Place> = a.objects.keys().chain(b.objects.keys()).collect();
+        let differing: Vec<&Place> = places.into_iter().filter(|place| differ(place, &a, &b)).collect();
+        for of_kind in differing.chunk_by(|one, other| (&one.0, &one.2) == (&other.0, &other.2)) {
+            let more = if self.json { 0 } else { of_kind.len().saturating_sub(self.last) };
+            if let Some((unit, _, kind, _)) = of_kind.first().filter(|_| more > 0) {
+                let line = format!(
+                    "{unit}: {more} more of {} that differ, {}: --last {} lists them all",
+                    of_kind.len(),
+                    plural(kind),
+                    of_kind.len()
+                );
+                folded(&mut out, screen, "", "  ", &visible(&line))?;
+            }
+            for place in of_kind.iter().skip(more) {
+                let (a, b) = (a.object(place)?, b.object(place)?);
+                for difference in differences(place, a.as_ref(), b.as_ref()) {
+                    if self.json {
+                        json_line(&mut out, &difference)?;
+                    } else {
+                        folded(&mut out, screen, "", "  ", &visible(&words(&difference)))?;
+                    }
                 }
             }
         }
-        if !any && !self.json {
+        if differing.is_empty() && !self.json {
             writeln!(out, "nothing differs")?;
         }
         out.flush()?;
         Ok(Exit::Fine)
     }
 
-    /// The objects that a store, or a worker state in a file, is reported as.
-    fn objects(&self, path: &Path, worker_state: Option<String>) -> Outcome<BTreeMap<Place, Object>> {
-        let mut objects = BTreeMap::new();
-        let wrong = |error| Failure::Absent(format!("{}: {error}", path.display()));
-        let mut add = |report: &Report| -> Outcome<()> {
-            for line in report.lines() {
-                if let Value::Object(object) = serde_json::to_value(line).map_err(wrong)? {
-                    objects.insert(place_of(&object), object);
-                }
-            }
-            Ok(())
-        };
+    /// What a store, or a worker state in a file, is reported as.
+    fn side(&self, path: &Path, worker_state: Option<String>) -> Outcome<Side> {
+        let mut side = Side::default();
         if let Some(text) = worker_state {
             let unit = self.unit.as_deref().unwrap_or(UNNAMED);
             let state = SavedState::read(&text, unit)?;
-            if let Some(report) = state.store().report(unit, self.last)? {
-                add(&report)?;
+            if let Some(report) = state.store().report(unit, usize::MAX)? {
+                side.add(&report, &state.store().rejected(unit)?.unwrap_or_default())?;
             }
-            return Ok(objects);
+            return Ok(side);
         }
         let mut snapshot = open(path)?;
-        match &self.unit {
-            // If one of the two does not have the unit, all of it is new or gone.
-            Some(unit) => snapshot.unit(unit, self.last)?.iter().try_for_each(add)?,
-            None => snapshot.units(self.last).try_for_each(|report| add(&report?))?,
+        let units = match &self.unit {
+            // If one of the two does not have the unit, it is new or gone.
+            Some(unit) => Vec::from_iter(unit_id(&mut snapshot, path, unit).ok()),
+            None => snapshot.unit_ids()?,
+        };
+        for unit in units {
+            if let Some(report) = snapshot.unit(&unit, usize::MAX)? {
+                side.add(&report, &snapshot.rejected(&unit, false)?.unwrap_or_default())?;
+            }
         }
-        Ok(objects)
+        Ok(side)
+    }
+}
+
+/// One of the two.
+#[derive(Debug, Default)]
+struct Side {
+    /// As JSON text: only those that differ are parsed.
+    objects: BTreeMap<Place, String>,
+    kept: BTreeMap<String, Kept>,
+}
+
+/// How far back a unit goes.
+#[derive(Debug)]
+struct Kept {
+    /// When the oldest run that is kept was over.
+    oldest_over: Option<DateTime<Utc>>,
+    /// Messages sealed, kept or not.
+    messages: u64,
+    /// When the newest run started.
+    run_started_at: Option<DateTime<Utc>>,
+}
+
+impl Side {
+    fn add(&mut self, report: &Report, rejected: &[RejectedReport]) -> Outcome<()> {
+        let kept = Kept {
+            oldest_over: report.ledger.first().map(|over| over.ended_at),
+            messages: report.unit.messages,
+            run_started_at: report.run.as_ref().map(|run| run.started_at),
+        };
+        self.kept.insert(report.unit.sync_unit.clone(), kept);
+        for line in report.lines().chain(rejected.iter().map(Line::Rejected)) {
+            let place = match line {
+                // There may be very many.
+                Line::Attachment(failed) => place_of_attachment(failed),
+                _ => match serde_json::to_value(&line).map_err(not_json)? {
+                    Value::Object(object) => place_of(&object),
+                    _ => continue,
+                },
+            };
+            self.objects.insert(place, serde_json::to_string(&line).map_err(not_json)?);
+        }
+        Ok(())
+    }
+
+    fn object(&self, place: &Place) -> Outcome<Option<Object>> {
+        self.objects.get(place).map(|json| serde_json::from_str(json).map_err(not_json)).transpose()
+    }
+
+    /// Whether an object that only the other has was dropped here because it is old, or belongs to a unit that is not
+    /// known here.
+    fn has_dropped(&self, (unit, _, kind, _): &Place, json: &str) -> bool {
+        let Some(kept) = self.kept.get(unit) else { return kind != "unit" };
+        let Ok(object) = serde_json::from_str::<Object>(json) else { return false };
+        let time = |name: &str| object.get(name)?.as_str()?.parse::<DateTime<Utc>>().ok();
+        match kind.as_str() {
+            "ledger" => time("ended_at") < kept.oldest_over,
+            "message" => object.get("message").and_then(Value::as_u64) <= Some(kept.messages),
+            "death" => time("found_at") < kept.run_started_at,
+            _ => false,
+        }
+    }
+}
+
+fn not_json(error: serde_json::Error) -> Failure {
+    Failure::Absent(error.to_string())
+}
+
+fn differ(place: &Place, a: &Side, b: &Side) -> bool {
+    match (a.objects.get(place), b.objects.get(place)) {
+        (Some(json), None) => !b.has_dropped(place, json),
+        (None, Some(json)) => !a.has_dropped(place, json),
+        (a, b) => a != b,
+    }
+}
+
+/// The place of an attachment that failed. Its run does not identify it, as another one may retry it.
+fn place_of_attachment(failed: &AttachmentReport) -> Place {
+    let which = [("id", &failed.id), ("parent_id", &failed.parent_id)];
+    let which = which.map(|(name, value)| (name.to_owned(), value.clone()));
+    (failed.sync_unit.clone(), KINDS.len(), "attachment".to_owned(), which.into())
+}
+
+/// Several things of a kind.
+fn plural(kind: &str) -> &str {
+    match kind {
+        "ledger" => "entries of the ledger",
+        "attachment" => "failed attachments",
+        "rejected" => "rejected records",
+        "message" => "messages",
+        other => other,
     }
 }
 
@@ -140,7 +246,7 @@ fn place_of(object: &Object) -> Place {
     // A unit has at most one of each of these, and its run id may be what differs.
     if !matches!(kind.as_str(), "unit" | "run") {
         // Streams and item types belong to the newest run, so its id does not identify them.
-        if matches!(kind.as_str(), "ledger" | "attachment" | "death") {
+        if matches!(kind.as_str(), "ledger" | "death") {
             which.extend(text("run").map(|run| ("run".to_owned(), run)));
         }
         let names = NAMES.iter().filter(|name| **name != "epoch" || kind == "death");
@@ -199,7 +305,11 @@ fn fields<'a>(
 fn words(difference: &Difference<'_>) -> String {
     let Difference { sync_unit, of, which, field, a, b, .. } = difference;
     let plain = |name: &str| name.replace(['_', '.'], " ");
-    let mut what = if *of == "ledger" { "ledger entry of run".to_owned() } else { plain(of) };
+    let mut what = match *of {
+        "ledger" => "ledger entry of run".to_owned(),
+        "rejected" => "rejected record".to_owned(),
+        of => plain(of),
+    };
     // Some names include the kind: `stream issues`, `item type issues`.
     for (name, value) in which {
         if name == of || which.len() == 1 {
@@ -222,13 +332,17 @@ fn words(difference: &Difference<'_>) -> String {
             };
             format!("{sync_unit}:{of_what} {}: {a} -> {b}", plain(field))
         }
-        (None, None, _) => {
-            format!("{sync_unit}:{} is new", if what.is_empty() { String::new() } else { format!(" {what}") })
+        (None, a, _) => {
+            let what = if what.is_empty() { String::new() } else { format!(" {what}") };
+            let says = match (*of, a.is_none()) {
+                ("attachment", true) => "has failed",
+                ("attachment", false) => "is not failed any more",
+                ("rejected", false) => "is not rejected any more",
+                (_, true) => "is new",
+                (_, false) => "is gone",
+            };
+            format!("{sync_unit}:{what} {says}")
         }
-        (None, _, _) => format!(
-            "{sync_unit}:{} is gone",
-            if what.is_empty() { String::new() } else { format!(" {what}") }
-        ),
     }
 }
 

@@ -6,7 +6,7 @@ use clap::Args;
 use highwater::inspect::{DeathReport, EventReport, Line};
 
 use crate::ending::{EXIT_CODES, Exit, Outcome};
-use crate::figures::{event_words, fate_words};
+use crate::figures::{death_words, event_words, fate_words};
 use crate::stores::{Asked, no_unit, open_at, store_line};
 use crate::text::{Screen, count, duration, folded, json_line, stdout, time, visible};
 
@@ -16,8 +16,9 @@ Example:
 
 Lists the events of the newest run and the run before it, each with its answer.
 A life that ended without an answer is listed as a death, with the most that it
-can have cost: the time until the next life, the page that was being fetched,
-and one upload for each batch that had no artifact id.";
+can have cost: the time until the next life (or until now, if there is none
+yet), the page that was being fetched, and one upload for each batch that had no
+artifact id.";
 
 /// Lists the events, how each was answered, and what deaths cost
 #[derive(Debug, Args)]
@@ -46,9 +47,11 @@ impl Events {
         let Asked { store, unit, last, json } = &self.asked;
         let (mut snapshot, unit) = open_at(store, unit.as_deref())?;
         let conversation = snapshot.conversation(&unit)?.ok_or_else(|| no_unit(store, &unit))?;
+        let report = snapshot.unit(&unit, 0)?.ok_or_else(|| no_unit(store, &unit))?;
         let screen = Screen::new();
         let mut out = stdout();
-        let deaths = conversation.deaths.iter().map(Entry::Death);
+        let standing = report.standing(screen.now, snapshot.source());
+        let deaths = conversation.deaths.iter().chain(&standing.death).map(Entry::Death);
         let mut entries: Vec<_> = conversation.events.iter().map(Entry::Event).chain(deaths).collect();
         // A death at the same moment as an event came after it.
         entries.sort_by_key(Entry::at);
@@ -97,15 +100,7 @@ fn print_event(out: &mut impl Write, screen: Screen, event: &EventReport) -> std
 }
 
 fn print_death(out: &mut impl Write, screen: Screen, death: &DeathReport) -> std::io::Result<()> {
-    let cost = match death.changed_at {
-        Some(changed) => format!(
-            "stored nothing more; the next life came {} later. Lost at most: that time, the current page, {} ({})",
-            duration(death.found_at - changed),
-            count(death.batches, "upload", "uploads"),
-            count(death.items, "record", "records")
-        ),
-        None => format!("found {}; lost at most: everything after its checkpoint", time(death.found_at)),
-    };
     let at = death.changed_at.unwrap_or(death.found_at);
-    folded(out, screen, &format!("{} ", time(at)), "    ", &format!("DEATH of life {}: {cost}", death.epoch))
+    let line = format!("DEATH of life {}: stored nothing more; {}", death.epoch, death_words(death));
+    folded(out, screen, &format!("{} ", time(at)), "    ", &line)
 }

@@ -2,15 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::path::Path;
 
 use highwater::html::Table;
 use highwater::inspect::{
-    Alert, AlertKind, AttachmentReport, AttachmentsReport, BatchCounts, ChildStreamReport, FindingsReport,
-    LedgerReport, LedgerTypeReport, MessageFate, MessageReport, Report, RunReport, RunStatus, Standing,
-    TypeReport,
+    Alert, AlertKind, AttachmentReport, AttachmentsReport, BatchCounts, ChildStreamReport, DeathReport,
+    FindingsReport, LedgerReport, LedgerTypeReport, MessageFate, MessageReport, Report, RunReport, RunStatus,
+    Standing, TypeReport,
 };
 
-use crate::text::{Listing, Screen, count, cut, duration, time};
+use crate::text::{Listing, Screen, count, cut, duration, shell_word, time};
 
 /// A list: its columns, and what is in them.
 #[derive(Debug)]
@@ -74,6 +75,28 @@ pub(crate) fn alert_words(alert: &Alert, screen: Screen) -> String {
         _ => String::new(),
     };
     format!("{what}{}{}", at.unwrap_or_default(), alert.text)
+}
+
+/// The command that shows more of what an alert is about, or mends it. `unit`: if the store has several.
+pub(crate) fn next_words(alert: &Alert, store: &Path, unit: Option<&str>) -> String {
+    let store = store.to_string_lossy();
+    let store = shell_word(&store);
+    let of_unit = unit.map(|unit| format!(" --unit {}", shell_word(unit))).unwrap_or_default();
+    let shows = |command: &str| format!("`highwater-dump {command} {store}{of_unit}`");
+    let mends =
+        |command: &str| format!("`highwater-dump {command} {store} {}`", shell_word(&alert.sync_unit));
+    match alert.what {
+        AlertKind::Lost => mends("abandon"),
+        AlertKind::Idle => shows("tail"),
+        AlertKind::FarMore => format!("{}, {}", shows("tail"), mends("abandon")),
+        AlertKind::FailedAttachments => {
+            format!("`highwater-dump attachments {store}{of_unit} --failed`, {}", mends("requeue"))
+        }
+        AlertKind::Rejected => shows("rejected"),
+        AlertKind::Forgotten | AlertKind::IgnoredWatermark => shows("runs"),
+        AlertKind::Findings => format!("`highwater-dump {store}{of_unit}`, \"findings in records\""),
+        _ => shows("events"),
+    }
 }
 
 /// What stands of a unit now.
@@ -144,7 +167,7 @@ fn run_facts(report: &Report, run: &RunReport, standing: &Standing, screen: Scre
     if run.attachments.queued > 0 {
         fact("queue", &attachments(run.attachments));
     }
-    if let Some(deaths) = deaths(report, run) {
+    if let Some(deaths) = deaths(report, run, standing) {
         fact("deaths", &deaths);
     }
     if let Some(event) = &run.event {
@@ -164,24 +187,35 @@ fn run_facts(report: &Report, run: &RunReport, standing: &Standing, screen: Scre
 }
 
 /// What the lives that ended without an answer cost, as far as that is known.
-pub(crate) fn deaths(report: &Report, run: &RunReport) -> Option<String> {
-    if run.deaths == 0 {
+pub(crate) fn deaths(report: &Report, run: &RunReport, standing: &Standing) -> Option<String> {
+    let deaths = run.deaths + u64::from(standing.death.is_some());
+    if deaths == 0 {
         return None;
     }
-    let mut text = format!("{} of it ended without an answer", count(run.deaths, "life", "lives"));
+    let mut text = format!("{} of it ended without an answer", count(deaths, "life", "lives"));
     let last = report.deaths.iter().rev().find(|death| death.run.as_ref() == Some(&run.run));
-    if let Some(death) = last {
-        let _ = match death.changed_at {
-            Some(changed) => write!(
-                text,
-                "; the last cost at most {}, the current page and {} in vain",
-                duration(death.found_at - changed),
-                count(death.batches, "upload", "uploads")
-            ),
-            None => write!(text, "; the last cost at most what followed its checkpoint"),
-        };
+    if let Some(death) = standing.death.as_ref().or(last) {
+        let _ = write!(text, "; the last, life {}, {}", death.epoch, death_words(death));
     }
     Some(text)
+}
+
+/// What the death of a life cost.
+pub(crate) fn death_words(death: &DeathReport) -> String {
+    let lost = match death.changed_at {
+        Some(changed) => format!(
+            "{}, the current page, {} ({})",
+            duration(death.found_at - changed),
+            count(death.batches, "upload", "uploads"),
+            count(death.items, "record", "records")
+        ),
+        None => "everything after its checkpoint".to_owned(),
+    };
+    if death.resumed {
+        format!("cost at most: {lost}")
+    } else {
+        format!("has cost until now, as no life has resumed the run: at most {lost}")
+    }
 }
 
 /// The identity of an event in words. The id of a run that we made from an event is shown in the same way.
@@ -238,11 +272,11 @@ fn on_its_way(standing: &Standing) -> String {
 
 /// The listings of the newest run.
 pub(crate) fn listings(report: &Report, screen: Screen) -> Figures {
-    let started_at = report.run.as_ref().map(|run| run.started_at);
+    let life_at = report.run.as_ref().map(|run| report.life_at(run));
     let heads = ["listing", "phase", "#pages", "#records", "last page", "#a second", "cursor"];
     let mut figures = Figures::new(&heads);
     for stream in &report.streams {
-        let rate = started_at.and_then(|started_at| stream.recent(started_at, screen.now));
+        let rate = life_at.and_then(|life_at| stream.recent(life_at, screen.now));
         figures.row([
             stream.stream.clone(),
             stream.phase.to_string(),

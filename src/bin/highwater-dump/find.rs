@@ -4,13 +4,13 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use highwater::inspect::{Found, RunStatus};
+use highwater::inspect::{AttachmentState, Found, FoundAttachment, RunStatus};
 use serde::Serialize;
 
 use crate::ending::{EXIT_CODES, Exit, Outcome};
 use crate::figures::event_words;
 use crate::stores::{no_unit, open_at, store_line};
-use crate::text::{Screen, count, folded, json_line, stdout, visible};
+use crate::text::{Screen, count, folded, json_line, shell_word, stdout, visible};
 
 const EXAMPLE: &str = "\
 Example:
@@ -55,7 +55,7 @@ impl Find {
             json_line(&mut out, &store_line(store, snapshot.source(), screen.now))?;
             json_line(&mut out, &Line::Found(&found))?;
         } else {
-            for line in words(&found, store) {
+            for line in words(&found, store, screen) {
                 folded(&mut out, screen, "", "  ", &visible(&line))?;
             }
         }
@@ -64,7 +64,7 @@ impl Find {
     }
 }
 
-fn words(found: &Found, store: &Path) -> Vec<String> {
+fn words(found: &Found, store: &Path, screen: Screen) -> Vec<String> {
     let mut lines = Vec::new();
     for place in &found.places {
         let records = count(place.records, "record", "records");
@@ -77,11 +77,7 @@ fn words(found: &Found, store: &Path) -> Vec<String> {
     }
     for record in &found.rejected {
         let reason = if record.reason.is_empty() { "its reason is not kept" } else { &record.reason };
-        let mut stage = record.stage.to_string();
-        if !stage.starts_with("rejected") {
-            stage.insert_str(0, "rejected, ");
-        }
-        lines.push(format!("{}: {stage}: {reason}", record.item_type));
+        lines.push(format!("{}: {}: {reason}", record.item_type, record.stage));
     }
     lines.extend(found.once.iter().map(|item_type| {
         format!("{item_type}: it is announced once in this run: whenever it came again, it was left out")
@@ -89,15 +85,7 @@ fn words(found: &Found, store: &Path) -> Vec<String> {
     lines.extend(found.at_edge.iter().map(|item_type| {
         format!("{item_type}: the last finished run announced it: it is left out while it is unchanged")
     }));
-    if found.attachments > 0 {
-        let which = if found.attachments_failed > 0 {
-            format!("{} of them failed", found.attachments_failed)
-        } else {
-            "none of them failed: the platform has them, or they wait for their turn".to_owned()
-        };
-        lines
-            .push(format!("{} with that id, {which}", count(found.attachments, "attachment", "attachments")));
-    }
+    lines.extend(found.attachments_found.iter().map(|attachment| attachment_words(attachment, screen)));
     let is_known = !found.rejected.is_empty() || found.attachments > 0;
     if found.places.is_empty() && !is_known {
         lines.push("not among the records of the newest run whose bytes are stored".to_owned());
@@ -116,6 +104,31 @@ fn words(found: &Found, store: &Path) -> Vec<String> {
         lines.push(next(found, store));
     }
     lines
+}
+
+/// The state of an attachment, and since which run.
+fn attachment_words(attachment: &FoundAttachment, screen: Screen) -> String {
+    let run = match (&attachment.run, attachment.run_ended_at) {
+        (Some(run), Some(ended)) => {
+            format!("run {}, which was over {}", event_words(run), screen.time(ended))
+        }
+        (Some(run), None) => format!("run {}, which is open", event_words(run)),
+        (None, _) => "a run that is not known any more".to_owned(),
+    };
+    let state = match attachment.state {
+        AttachmentState::Settled => format!("settled: the platform has it, from {run}"),
+        AttachmentState::Failed => format!("failed, in {run}"),
+        AttachmentState::Requeued => {
+            format!(
+                "it had failed and is queued again: the next run with an attachments phase tries it; from {run}"
+            )
+        }
+        AttachmentState::Dropped => {
+            format!("not transferred: {run}, was abandoned; it is queued again when the source names it")
+        }
+        state => format!("{state}, in the queue of {run}"),
+    };
+    format!("attachment of {}: {state}", attachment.parent_id)
 }
 
 /// What a search cannot tell: whether the id was among those that are confirmed.
@@ -143,14 +156,19 @@ fn not_searched(found: &Found) -> Option<String> {
 
 /// What to do about an id that is in no batch whose bytes are stored.
 fn next(found: &Found, store: &Path) -> String {
-    let store = store.display();
-    let unit = &found.sync_unit;
+    let (store, unit) = (store.to_string_lossy(), shell_word(&found.sync_unit));
+    let store = shell_word(&store);
     if !found.rejected.is_empty() {
         return format!("next: mend what rejects it; `highwater-dump rejected {store}` shows the record");
     }
     if found.attachments > 0 {
+        let is_settled = |found: &FoundAttachment| found.state == AttachmentState::Settled;
+        if found.attachments_found.iter().all(is_settled) {
+            return "next: look for it on the platform".to_owned();
+        }
         let id = if found.attachments_failed > 0 {
-            format!("; `highwater-dump requeue {store} {unit} --id ID` has it tried again")
+            let id = shell_word(&found.id);
+            format!("; `highwater-dump requeue {store} {unit} --id {id}` has it tried again")
         } else {
             String::new()
         };

@@ -52,18 +52,48 @@ directory for temporary files (TMPDIR), and the copy is read. Only the commands
 that mend a store write to it: they say what they will change, ask, and make a
 copy first.
 
-Tables are as wide as the terminal, or COLUMNS. NO_COLOR=1 turns colours off.
+On a terminal, tables are as wide as the terminal. In a pipe or a file, each row
+is one line, so that `| grep ID` finds whole rows. COLUMNS=100 sets a width for
+both. NO_COLOR=1 turns colours off.
 For a store that was copied, HIGHWATER_DUMP_NOW=2026-01-02T03:04:05Z shows ages
 as of that time.
 
 Data goes to stdout, everything else to stderr.";
+
+const WORDS: &str = "\
+Words:
+  sync unit  what is synced by itself: a project, a repository, a board
+  run        one extraction of a sync unit, from its START to its last DONE
+  life       a process, or an invocation, that works on a run; also: epoch
+  death      a life that ended without an answer: killed, or failed
+  event      what the platform sends; message: the answer, sealed before it is
+             sent, so that it is the same bytes if it is sent again
+  listing    a list in the source, read page by page; also: stream
+  cursor     where a listing continues
+  batch      up to 2,000 records of an item type, sent as one artifact
+  open       a record that is in no batch yet
+  staged     a batch that only the store has
+  uploaded   the platform has the bytes of the batch
+  confirmed  the platform has linked the batch to the run; the store drops its
+             bytes
+  announced  a message names the batch
+  delivered  the platform has accepted the message; proven: a later event shows
+             that it had
+  settled    an attachment that the platform has; failed: it was given up
+  rejected   a record that is invalid: left out, and asked for again
+  watermark  the time up to which finished runs vouch: the next run asks for
+             what changed since then
+  bookmark   what the source gave at the end of a run to start the next from
+  window     the span of time that a run was asked for
+  ledger     what remains of the runs that are over";
 
 /// Shows what a highwater store remembers: sync units, runs, streams, batches, messages.
 #[derive(Debug, Parser)]
 #[command(
     name = "highwater-dump",
     version,
-    after_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"),
+    after_help = format!("{EXAMPLES}\n\n{EXIT_CODES}\n\n`--help` also explains the words."),
+    after_long_help = format!("{EXAMPLES}\n\n{WORDS}\n\n{EXIT_CODES}"),
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
     max_term_width = 100

@@ -1,6 +1,7 @@
 //! The commands that change a store, or a worker state that was taken from the platform. Each says what it would
 //! change, asks, makes a copy, and makes the change.
 
+use std::borrow::Cow;
 use std::fs;
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -8,15 +9,15 @@ use std::path::{Path, PathBuf};
 use chrono::{DateTime, NaiveDate, NaiveDateTime, Utc};
 use clap::{Args, Subcommand};
 use highwater::airdrop::SavedState;
-use highwater::inspect::{Snapshot, Source};
+use highwater::inspect::{Snapshot, Source, copy_file};
 use highwater::mend::{Compaction, Mend, Plan, Requeue, RewindTo, UnitFile};
 use highwater::{Error, Store};
 use serde::Serialize;
 
 use crate::ending::{Exit, Failure, complain};
 use crate::files::{replace, worker_state};
-use crate::stores::open;
-use crate::text::{Screen, folded, json_line, stdout, time, visible};
+use crate::stores::{open, unit_id};
+use crate::text::{Screen, count, folded, json_line, shell_word, stdout, time, visible};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Mending {
@@ -216,6 +217,45 @@ struct Outcome<'a, P> {
     plan: &'a P,
     done: bool,
     backup: Option<String>,
+    /// Copies that earlier commands made of the same file, in the same folder.
+    older_backups: Option<Copies>,
+}
+
+/// Some copies of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+struct Copies {
+    files: u64,
+    /// Bytes on the disk.
+    bytes: u64,
+}
+
+impl Copies {
+    /// The copies beside a new one, of the file whose name is `name`.
+    fn beside(new: &Path, name: &str) -> Self {
+        let mut copies = Self { files: 0, bytes: 0 };
+        let folder = new.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let prefix = format!("{name}.before-");
+        for file in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let is_copy = file.file_name().to_string_lossy().starts_with(&prefix);
+            if let Some(about) =
+                file.metadata().ok().filter(|_| is_copy && Some(&*file.file_name()) != new.file_name())
+            {
+                copies.files += 1;
+                copies.bytes += bytes_on_disk(&about);
+            }
+        }
+        copies
+    }
+}
+
+#[cfg(unix)]
+fn bytes_on_disk(about: &fs::Metadata) -> u64 {
+    std::os::unix::fs::MetadataExt::blocks(about) * 512
+}
+
+#[cfg(not(unix))]
+fn bytes_on_disk(about: &fs::Metadata) -> u64 {
+    about.len()
 }
 
 impl Mending {
@@ -305,16 +345,20 @@ impl Unit {
         if let Some(text) = state_of(&self.store)? {
             return self.mend_worker_state(how, command, act, &text);
         }
-        let creates = matches!(act, Act::Import(..)) && !self.store.exists();
+        let imports = matches!(act, Act::Import(..));
+        let creates = imports && !self.store.exists();
         // Planned from a snapshot, so the store is not touched if nothing is changed in the end.
         let (plan, is_open) = if creates {
             let dir = tempfile::tempdir()?;
             (act.plan(&Store::open(dir.path().join("state.redb"))?, &self.unit)?, false)
         } else {
             let mut snapshot = open(&self.store)?;
-            let plan = act.look(&mut snapshot, &self.unit)?;
+            let unit =
+                if imports { self.unit.clone() } else { unit_id(&mut snapshot, &self.store, &self.unit)? };
+            let plan = act.look(&mut snapshot, &unit)?;
             (plan, matches!(snapshot.source(), Source::Copy { .. }))
         };
+        self.check_match(act, &plan)?;
         if how.dry_run || plan.changes.is_empty() {
             return how.say(&plan, &plan.act, &plan.lines(), false, None);
         }
@@ -325,13 +369,35 @@ impl Unit {
         let store = Store::open(&self.store)?;
         let backup = if creates { None } else { Some(how.back_up(&self.store, command, true)?) };
         act.carry_out(&store, &plan, &how.by())?;
-        how.say(&plan, &plan.act, &plan.lines(), true, backup.as_deref())
+        how.say(
+            &plan,
+            &plan.act,
+            &plan.lines(),
+            true,
+            backup.as_deref().map(|copy| (copy, file_name(&self.store))),
+        )
+    }
+
+    /// Fails if failed attachments were selected, and none is.
+    fn check_match(&self, act: &Act, plan: &Plan) -> Result<(), Failure> {
+        let Act::Mend(Mend::Requeue(Requeue { ids, reason })) = act else { return Ok(()) };
+        if !plan.changes.is_empty() || (ids.is_empty() && reason.is_none()) {
+            return Ok(());
+        }
+        let store = self.store.to_string_lossy();
+        let (store, unit) = (shell_word(&store), shell_word(&plan.sync_unit));
+        Err(Failure::Absent(format!(
+            "nothing to do to {}: no failed attachment matches; `highwater-dump attachments {store} --unit {unit} --failed` lists \
+             those that failed",
+            plan.act
+        )))
     }
 
     /// Changes a worker state: it is read into a store in memory, and changed by the same code.
     fn mend_worker_state(&self, how: &How, command: &str, act: &Act, text: &str) -> Result<Exit, Failure> {
         let state = SavedState::read(text, &self.unit)?;
         let plan = act.plan(state.store(), &self.unit)?;
+        self.check_match(act, &plan)?;
         if how.dry_run || plan.changes.is_empty() {
             return how.say(&plan, &plan.act, &plan.lines(), false, None);
         }
@@ -346,13 +412,17 @@ impl Unit {
             self.store.display(),
             self.unit
         ));
-        how.say(&plan, &plan.act, &plan.lines(), true, Some(&backup))
+        how.say(&plan, &plan.act, &plan.lines(), true, Some((&backup, file_name(&self.store))))
     }
 }
 
 /// The text of a file that is a worker state and not a store.
 pub(crate) fn state_of(path: &Path) -> Result<Option<String>, Failure> {
     worker_state(path).map_err(|error| cannot("read", path, error))
+}
+
+fn file_name(path: &Path) -> Cow<'_, str> {
+    path.file_name().unwrap_or_default().to_string_lossy()
 }
 
 fn cannot(action: &str, path: &Path, error: io::Error) -> Failure {
@@ -394,8 +464,8 @@ impl How {
             let action = format!("copy {} to {}, so nothing was changed", path.display(), to.display());
             Failure::Store(Error::Io { action, source: error.into() })
         };
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let name = format!("{name}.before-{command}-{}", Utc::now().format("%Y%m%dT%H%M%S%.3fZ"));
+        let name =
+            format!("{}.before-{command}-{}", file_name(path), Utc::now().format("%Y%m%dT%H%M%S%.3fZ"));
         let to = match &self.backup {
             Some(to) if to.is_dir() => to.join(name),
             Some(to) => to.clone(),
@@ -405,10 +475,10 @@ impl How {
             Some(directory) if !directory.as_os_str().is_empty() => directory,
             _ => Path::new("."),
         };
-        let mut copy = tempfile::NamedTempFile::new_in(directory).map_err(|error| failed(&to, error))?;
-        let mut copied = || -> io::Result<()> {
-            let mut from = fs::File::open(path)?;
-            io::copy(&mut from, &mut copy)?;
+        let copy = tempfile::NamedTempFile::new_in(directory).map_err(|error| failed(&to, error))?;
+        let copied = || -> io::Result<()> {
+            let from = fs::File::open(path)?;
+            copy_file(&from, copy.as_file())?;
             copy.as_file().set_permissions(from.metadata()?.permissions())?;
             copy.as_file().sync_all()
         };
@@ -430,17 +500,25 @@ impl How {
         act: &str,
         lines: &[String],
         done: bool,
-        backup: Option<&Path>,
+        backup: Option<(&Path, Cow<'_, str>)>,
     ) -> Result<Exit, Failure> {
         let mut out = stdout();
+        let older_backups = backup.as_ref().map(|(copy, name)| Copies::beside(copy, name));
         if self.json {
-            let backup = backup.map(|path| path.display().to_string());
-            json_line(&mut out, &Outcome { kind: "mend", plan, done, backup })?;
+            let backup = backup.map(|(copy, _)| copy.display().to_string());
+            json_line(&mut out, &Outcome { kind: "mend", plan, done, backup, older_backups })?;
         } else {
             words(&mut out, act, lines)?;
             match backup {
-                Some(path) => {
-                    writeln!(out, "done; the copy made before: {}", visible(&path.display().to_string()))?;
+                Some((copy, name)) => {
+                    writeln!(out, "done; the copy made before: {}", visible(&copy.display().to_string()))?;
+                    if let Some(Copies { files, bytes }) = older_backups.filter(|older| older.files > 0) {
+                        let line = format!(
+                            "{} of {name} beside it, {bytes} bytes on the disk: delete what you do not need any more",
+                            count(files, "older copy", "older copies")
+                        );
+                        folded(&mut out, Screen::new(), "", "  ", &visible(&line))?;
+                    }
                 }
                 None if done => writeln!(out, "done")?,
                 None => writeln!(out, "nothing was changed")?,
@@ -452,7 +530,7 @@ impl How {
 }
 
 /// Writes an act and its lines, folded to fit.
-fn words(out: &mut impl Write, act: &str, lines: &[String]) -> io::Result<()> {
+pub(crate) fn words(out: &mut impl Write, act: &str, lines: &[String]) -> io::Result<()> {
     let screen = Screen::new();
     folded(out, screen, "", "  ", &visible(act))?;
     lines.iter().try_for_each(|line| folded(out, screen, "  ", "    ", &visible(line)))
@@ -461,7 +539,13 @@ fn words(out: &mut impl Write, act: &str, lines: &[String]) -> io::Result<()> {
 fn acts(path: &Path, unit: Option<&str>, json: bool) -> Result<Exit, Failure> {
     let acts = match state_of(path)? {
         Some(text) => SavedState::read(&text, unit.unwrap_or("the unit"))?.store().acts(unit)?,
-        None => open(path)?.acts(unit)?,
+        None => {
+            let mut snapshot = open(path)?;
+            // A unit that was forgotten has acts too.
+            let named =
+                unit.map(|unit| unit_id(&mut snapshot, path, unit).unwrap_or_else(|_| unit.to_owned()));
+            snapshot.acts(named.as_deref())?
+        }
     };
     let mut out = stdout();
     for act in &acts {
@@ -481,7 +565,11 @@ fn acts(path: &Path, unit: Option<&str>, json: bool) -> Result<Exit, Failure> {
 fn export(unit: &Unit, file: &Path) -> Result<Exit, Failure> {
     let rows = match state_of(&unit.store)? {
         Some(text) => SavedState::read(&text, &unit.unit)?.store().export(&unit.unit, file)?,
-        None => open(&unit.store)?.export(&unit.unit, file, Utc::now())?,
+        None => {
+            let mut snapshot = open(&unit.store)?;
+            let id = unit_id(&mut snapshot, &unit.store, &unit.unit)?;
+            snapshot.export(&id, file, Utc::now())?
+        }
     };
     let mut out = stdout();
     writeln!(out, "{}: {rows} rows of {}", visible(&file.display().to_string()), visible(&unit.unit))?;
@@ -507,5 +595,5 @@ fn compact(path: &Path, how: &How) -> Result<Exit, Failure> {
     let backup = how.back_up(path, "compact", true)?;
     store.compact(&how.by())?;
     drop(store);
-    how.say(&measured, &act, &[line], true, Some(&backup))
+    how.say(&measured, &act, &[line], true, Some((&backup, file_name(path))))
 }

@@ -33,9 +33,9 @@ impl Message {
         let Some((_, body)) = snapshot.message(&unit, *number)? else {
             return Err(match (snapshot.unit(&unit, 0)?, number) {
                 (None, _) => no_unit(store, &unit),
-                (Some(_), None) => Failure::Absent(format!("no sealed message of {unit} is stored")),
+                (Some(_), None) => Failure::Absent(format!("no sealed message of \"{unit}\" is stored")),
                 (Some(_), Some(number)) => Failure::Absent(format!(
-                    "message {number} of {unit} is not stored: it was never sealed, was refused, or belongs to an old run"
+                    "message {number} of \"{unit}\" is not stored: it was never sealed, was refused, or belongs to an old run"
                 )),
             });
         };

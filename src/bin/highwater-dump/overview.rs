@@ -4,14 +4,18 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use clap::Args;
-use highwater::inspect::{Alert, FindingsReport, Line, Report, Standing};
+use highwater::inspect::{Alert, FindingsReport, Line, Reasons, Report, Standing};
+use highwater::mend::Act;
 
 use crate::ending::{Exit, Outcome};
-use crate::figures::{self, alert_words};
+use crate::figures::{self, alert_words, next_words};
 use crate::stores::{no_unit, note, open, shown_units, store_line};
 use crate::text::{
     ALERT_CHARS, Listing, Screen, at_most, count, cut, fact, folded, json_line, stdout, visible,
 };
+
+/// Reasons of failed attachments and rejected records that are listed; the rest are counted together.
+const REASONS_MAX: usize = 5;
 
 #[derive(Debug, Args)]
 pub(crate) struct Show {
@@ -41,7 +45,8 @@ impl Show {
         if self.json {
             json_line(&mut out, &store_line(&self.store, source, screen.now))?;
         }
-        let (shown, hidden) = shown_units(&mut snapshot, self.unit.as_deref(), self.internal)?;
+        let (shown, hidden) = shown_units(&mut snapshot, &self.store, self.unit.as_deref(), self.internal)?;
+        let is_only = self.unit.is_none() && shown.len() == 1;
         for (at, unit) in shown.iter().enumerate() {
             // Problems are found from the newest message and the newest run, even if fewer are to be listed.
             let Some(report) = snapshot.unit(unit, self.last.max(1))? else {
@@ -57,7 +62,10 @@ impl Show {
                 if at > 0 {
                     writeln!(out)?;
                 }
-                print(&mut out, &report, &standing, screen)?;
+                let named = (!is_only).then_some(unit.as_str());
+                let mended = snapshot.acts(Some(unit))?.pop();
+                let next = |alert: &Alert| next_words(alert, &self.store, named);
+                print(&mut out, &report, &standing, mended.as_ref(), next, screen)?;
             }
         }
         if shown.is_empty() && !self.json {
@@ -85,22 +93,32 @@ fn lines(out: &mut impl Write, report: &Report, standing: &Standing) -> io::Resu
     }
     json_line(out, &Line::Standing(standing))?;
     standing.alerts.iter().try_for_each(|alert| json_line(out, &Line::Alert(alert)))?;
-    report.try_for_each(|line| json_line(out, &line))
+    report.chain(standing.death.iter().map(Line::Death)).try_for_each(|line| json_line(out, &line))
 }
 
 /// Everything about a unit, for people.
-fn print(out: &mut impl Write, report: &Report, standing: &Standing, screen: Screen) -> io::Result<()> {
+fn print(
+    out: &mut impl Write,
+    report: &Report,
+    standing: &Standing,
+    mended: Option<&Act>,
+    next: impl Fn(&Alert) -> String,
+    screen: Screen,
+) -> io::Result<()> {
     let unit = &report.unit;
     let mut name = String::new();
     folded_line(&mut name, screen, &format!("sync unit {}", visible(&unit.sync_unit)))?;
     writeln!(out, "{}", screen.paint("1", &name))?;
     for alert in &standing.alerts {
         let mut text = String::new();
-        alert_line(&mut text, screen, alert)?;
+        alert_line(&mut text, screen, alert, &next(alert))?;
         writeln!(out, "{}", screen.paint("1;33", &text))?;
     }
     for (name, text) in figures::facts(report, standing, screen) {
         fact(out, screen, name, &text)?;
+    }
+    if let Some(act) = mended {
+        fact(out, screen, "mended", &format!("{}, by {}: {}", screen.time(act.at), act.by, act.act))?;
     }
 
     figures::listings(report, screen).listing().print(out, screen, "listings")?;
@@ -122,6 +140,8 @@ fn print(out: &mut impl Write, report: &Report, standing: &Standing, screen: Scr
     figures::messages(&report.messages, screen).listing().print(out, screen, &kept)?;
     let kept = format!("runs that are over, {} of {}", report.ledger.len(), unit.ledger_runs);
     figures::ledger(&report.ledger, screen).listing().print(out, screen, &kept)?;
+    reasons(out, screen, &report.failed_reasons, ["why attachments failed", "#attachments"])?;
+    reasons(out, screen, &report.rejected_reasons, ["why records were rejected", "#records"])?;
     for (requeued, of, what) in [
         (false, unit.attachments_failed, "attachments that failed"),
         (true, unit.attachments_requeued, "attachments that failed and are queued again"),
@@ -142,12 +162,26 @@ fn folded_line(text: &mut String, screen: Screen, line: &str) -> io::Result<()> 
     Ok(())
 }
 
-fn alert_line(text: &mut String, screen: Screen, alert: &Alert) -> io::Result<()> {
+fn alert_line(text: &mut String, screen: Screen, alert: &Alert, next: &str) -> io::Result<()> {
     let mut bytes = Vec::new();
     let words = at_most(ALERT_CHARS, &visible(&alert_words(alert, screen)));
-    folded(&mut bytes, screen, "  ! ", "    ", &words)?;
+    folded(&mut bytes, screen, "  ! ", "    ", &format!("{words}; see {}", visible(next)))?;
     text.push_str(String::from_utf8_lossy(&bytes).trim_end());
     Ok(())
+}
+
+/// Counts by reason, the most frequent first.
+fn reasons(
+    out: &mut impl Write,
+    screen: Screen,
+    reasons: &Reasons,
+    [caption, counted]: [&str; 2],
+) -> io::Result<()> {
+    let mut listing = Listing::new(&[counted, "reason"]);
+    for (reason, count) in reasons.most_frequent(REASONS_MAX) {
+        listing.row([count.to_string(), reason]);
+    }
+    listing.print(out, screen, caption)
 }
 
 /// What checks found in records: the count of each kind, and the first finding of each.

@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use highwater::html::{Document, escaped};
+use highwater::html::{Document, escaped, grouped};
 
 use crate::text::{count, duration, time};
 
@@ -182,7 +182,11 @@ pub(crate) fn over_time(
     let cut = bars.iter().map(|bar| bar.height).filter(|height| *height > top);
     if let Some(highest) = cut.clone().max() {
         let bars = count(cut.count() as u64, "bar is", "bars are");
-        let highest = escaped(&scale.shown(highest));
+        let highest = match scale {
+            Scale::Seconds => scale.shown(highest),
+            _ => format!("{}, exactly {}", scale.shown(highest), grouped(&highest.to_string())),
+        };
+        let highest = escaped(&highest);
         let _ = write!(kinds, "<li>{bars} cut, so that the others are seen: the highest is {highest}</li>");
     }
     let caption = escaped(caption);
@@ -316,7 +320,12 @@ mod tests {
         };
         let html = page_of(2_400_000, 30);
         assert!(html.contains("<span>40</span><span>20</span><span>0</span>"), "{html}");
-        assert!(html.contains("1 bar is cut, so that the others are seen: the highest is 2.4 M"), "{html}");
+        assert!(
+            html.contains(
+                "1 bar is cut, so that the others are seen: the highest is 2.4 M, exactly 2,400,000"
+            ),
+            "{html}"
+        );
         assert_eq!(html.matches("class=\"cut\"").count(), 1, "{html}");
         assert_eq!(html.matches("height=\"100.00\"").count(), 1, "{html}");
         assert_eq!(html.matches("height=\"50.00\"").count(), 30, "{html}");

@@ -14,8 +14,9 @@ const EXAMPLE: &str = "\
 Example:
   highwater-dump rejected state.redb --last 20
 
-The next run requests them first. The content of the first record of each kind
-is kept: --content shows its beginning, which may be text that a user wrote.";
+The next run requests them first. --content shows the beginning of what is kept
+of a record, which may be text that a user wrote: that of the first few of each
+kind. Nothing is kept of a record that the extractor rejected by its id alone.";
 
 /// Lists the rejected records, and why: the next run requests them again
 #[derive(Debug, Args)]
@@ -47,7 +48,8 @@ impl Rejected {
             json_line(&mut out, &store_line(store, snapshot.source(), screen.now))?;
             rejected.iter().try_for_each(|record| json_line(&mut out, &Line::Rejected(record)))?;
         } else if rejected.is_empty() {
-            writeln!(out, "no record is rejected")?;
+            let listed = if *last == Some(0) { "none is listed: --last 0" } else { "no record is rejected" };
+            writeln!(out, "{listed}")?;
         } else {
             table(&rejected, screen, self.content).lines(&mut out, screen, "")?;
         }
@@ -73,7 +75,12 @@ fn table(rejected: &[RejectedReport], screen: Screen, content: bool) -> Listing 
             reason.clone(),
         ];
         if content {
-            row.push(cut(record.json.as_deref()));
+            row.push(match &record.json {
+                Some(json) => cut(Some(json)),
+                None => {
+                    "not kept: it was rejected by its id, or is not among the first of its kind".to_owned()
+                }
+            });
         }
         table.row(row);
     }

@@ -1,6 +1,5 @@
 //! `report`: writes a store as one page for a browser, to read, to send and to print.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -9,8 +8,8 @@ use chrono::TimeDelta;
 use clap::Args;
 use highwater::html::{Document, Table, grouped};
 use highwater::inspect::{
-    Conversation, FindingsReport, LedgerReport, MessageKind, RejectedReport, Report as UnitState, RunReport,
-    RunStatus, Snapshot, Source, Standing, TimeSpent, TypeReport,
+    Conversation, FindingsReport, LedgerReport, MessageKind, Report as UnitState, RunReport, RunStatus,
+    Snapshot, Source, Standing, TimeSpent, TypeReport,
 };
 use highwater::limits::LEDGER_RUNS_MAX;
 
@@ -31,7 +30,7 @@ newest runs went. Ages are as of the time when the page was made.";
 
 /// Characters of an error or a reason that a page shows at most.
 const REASON_CHARS: usize = 2_000;
-/// Reasons of failed attachments and rejected records that are counted separately; the rest are counted together.
+/// Reasons of failed attachments and rejected records that are listed; the rest are counted together.
 const REASONS_MAX: usize = 50;
 
 /// Writes a page for a browser: units, runs over time, records, failures, findings
@@ -72,7 +71,7 @@ impl Report {
     fn page(&self) -> Outcome<String> {
         let mut snapshot = open(&self.store)?;
         let screen = Screen::new();
-        let (shown, hidden) = shown_units(&mut snapshot, self.unit.as_deref(), self.internal)?;
+        let (shown, hidden) = shown_units(&mut snapshot, &self.store, self.unit.as_deref(), self.internal)?;
         let mut units = Vec::new();
         for id in shown {
             match Unit::read(&mut snapshot, &id, screen)? {
@@ -169,9 +168,6 @@ struct Unit {
     report: UnitState,
     standing: Standing,
     conversation: Conversation,
-    rejected: Vec<RejectedReport>,
-    /// How many attachments were given up for each reason.
-    reasons: BTreeMap<String, u64>,
 }
 
 impl Unit {
@@ -180,17 +176,8 @@ impl Unit {
             return Ok(None);
         };
         let Some(conversation) = snapshot.conversation(id)? else { return Ok(None) };
-        let rejected = snapshot.rejected(id, false)?.unwrap_or_default();
-        let mut reasons = BTreeMap::new();
-        if report.unit.attachments_failed > 0 {
-            for failed in snapshot.attachments(id, true)?.into_iter().flatten() {
-                let failed = failed?;
-                let reason = failed.reason.filter(|_| !failed.requeued);
-                tally(&mut reasons, reason);
-            }
-        }
         let standing = report.standing(screen.now, snapshot.source());
-        Ok(Some(Self { report, standing, conversation, rejected, reasons }))
+        Ok(Some(Self { report, standing, conversation }))
     }
 
     fn add(&self, page: &mut Document, screen: Screen, last: usize) {
@@ -207,7 +194,7 @@ impl Unit {
             records(page, run, &report.item_types);
             listings(page, report, screen);
         }
-        self.time(page, screen);
+        self.time(page);
         self.deaths(page);
         self.failures(page, screen, last);
         findings(page, report);
@@ -220,47 +207,24 @@ impl Unit {
             return;
         }
         page.heading(3, "Runs");
-        let bar = |run: &LedgerReport, height: u64| Bar {
-            from: run.started_at,
-            until: run.ended_at,
-            height,
-            title: at_most(
-                REASON_CHARS,
-                &format!(
-                    "{}: {} {}, after {}, {} announced{}",
-                    event_words(&run.run),
-                    run.status,
-                    time(run.ended_at),
-                    duration(run.ended_at - run.started_at),
-                    count(announced(run), "record", "records"),
-                    if run.deaths > 0 {
-                        format!(", {}", count(run.deaths, "death", "deaths"))
-                    } else {
-                        String::new()
-                    }
-                ),
-            ),
-            fill: match run.status {
-                RunStatus::Finished if run.deaths == 0 => Fill::First,
-                RunStatus::Finished => Fill::Second,
-                _ => Fill::Bad,
-            },
-        };
         let legend = [
             (Fill::First, "finished"),
             (Fill::Second, "finished, with lives that ended without an answer"),
             (Fill::Bad, "abandoned"),
+            (Fill::Fourth, "open"),
         ];
-        let bars: Vec<_> = ledger.iter().map(|run| bar(run, announced(run))).collect();
-        plots::over_time(page, "Records that each run announced", &legend, &bars, Scale::Count);
-        let bars: Vec<_> = ledger.iter().map(|run| bar(run, artifact_bytes(run))).collect();
-        if bars.iter().any(|bar| bar.height > 0) {
-            let caption = "Bytes of the artifacts that each run announced";
-            plots::over_time(page, caption, &legend, &bars, Scale::Bytes);
+        let plots = [
+            ("Records that each run announced", Scale::Count),
+            ("Bytes of the artifacts that each run announced", Scale::Bytes),
+            ("How long each run took", Scale::Seconds),
+        ];
+        for (caption, scale) in plots {
+            let open = self.report.open_run().map(|run| open_bar(run, &self.report.item_types, scale));
+            let bars: Vec<_> = ledger.iter().map(|run| bar(run, scale)).chain(open).collect();
+            if bars.iter().any(|bar| bar.height > 0) {
+                plots::over_time(page, caption, &legend, &bars, scale);
+            }
         }
-        let bars: Vec<_> =
-            ledger.iter().map(|run| bar(run, seconds(run.ended_at - run.started_at))).collect();
-        plots::over_time(page, "How long each run took", &legend, &bars, Scale::Seconds);
 
         let caption = format!(
             "Runs that are over: the newest {} of {}",
@@ -276,11 +240,8 @@ impl Unit {
     }
 
     /// Where the time of the newest runs went, as far as their events show.
-    fn time(&self, page: &mut Document, screen: Screen) {
-        // A process that is gone has not worked since its last change.
-        let gone = self.report.open_run().filter(|run| run.message.is_none() && !self.standing.is_held);
-        let until = gone.and_then(|run| run.changed_at).unwrap_or(screen.now);
-        let spent = self.conversation.time_spent(&self.report, until);
+    fn time(&self, page: &mut Document) {
+        let spent = self.conversation.time_spent(&self.report, &self.standing);
         if spent.is_empty() {
             return;
         }
@@ -319,7 +280,8 @@ impl Unit {
     }
 
     fn deaths(&self, page: &mut Document) {
-        if self.conversation.deaths.is_empty() {
+        let deaths: Vec<_> = self.conversation.deaths.iter().chain(&self.standing.death).collect();
+        if deaths.is_empty() {
             return;
         }
         page.heading(3, "Deaths");
@@ -327,12 +289,16 @@ impl Unit {
             "Lives that ended without an answer, and what each cost at most",
             &["stored last", "run", "#life", "found", "lost", "#uploads lost", "#records in them"],
         );
-        for death in self.conversation.deaths.iter().rev() {
+        for death in deaths.into_iter().rev() {
             table.row([
                 death.changed_at.map_or_else(|| "not known".to_owned(), time),
                 death.run.as_deref().map_or_else(|| "-".to_owned(), event_words),
                 death.epoch.to_string(),
-                time(death.found_at),
+                if death.resumed {
+                    time(death.found_at)
+                } else {
+                    "no life has resumed the run yet".to_owned()
+                },
                 death.changed_at.map_or_else(
                     || "what followed its checkpoint".to_owned(),
                     |changed| format!("{}, and the current page", duration(death.found_at - changed)),
@@ -359,8 +325,8 @@ impl Unit {
                 message.error.clone().unwrap_or_else(|| "-".to_owned()),
             ]);
         }
-        let mut reasons =
-            by_count("Why attachments were given up", &["reason", "#attachments"], &self.reasons);
+        let reasons = report.failed_reasons.most_frequent(REASONS_MAX);
+        let mut reasons = by_count("Why attachments were given up", &["reason", "#attachments"], reasons);
         let caption = format!(
             "Attachments that were given up: the newest {} of {}",
             report.failed_attachments.len().min(last),
@@ -370,15 +336,9 @@ impl Unit {
         let states = all.iter().map(|failed| failed.state.to_string());
         let failed = figures::failed_attachments(&all, screen).with("state", states);
         let mut failed = failed.newest(last).table(&caption);
-        let mut kinds = BTreeMap::new();
-        for record in &self.rejected {
-            tally(
-                &mut kinds,
-                Some(format!("{}, {}: {}", record.item_type, record.stage, record.reason_kind)),
-            );
-        }
+        let rejected = report.rejected_reasons.most_frequent(REASONS_MAX);
         let mut rejected =
-            by_count("Records that were rejected", &["item type and reason", "#records"], &kinds);
+            by_count("Records that were rejected", &["item type and reason", "#records"], rejected);
         let tables = [&mut errors, &mut reasons, &mut failed, &mut rejected];
         if tables.iter().any(|table| !table.is_empty()) {
             page.heading(3, "Failures");
@@ -386,6 +346,62 @@ impl Unit {
         for table in tables {
             page.table(table);
         }
+    }
+}
+
+/// The bar of a run that is over.
+fn bar(run: &LedgerReport, scale: Scale) -> Bar {
+    let took = run.ended_at - run.started_at;
+    let deaths =
+        if run.deaths > 0 { format!(", {}", count(run.deaths, "death", "deaths")) } else { String::new() };
+    let title = format!(
+        "{}: {} {}, after {}, {} announced, {} bytes{deaths}",
+        event_words(&run.run),
+        run.status,
+        time(run.ended_at),
+        duration(took),
+        count(announced(run), "record", "records"),
+        figures::bytes_words(&run.item_types.iter().collect::<Vec<_>>())
+    );
+    Bar {
+        from: run.started_at,
+        until: run.ended_at,
+        height: match scale {
+            Scale::Count => announced(run),
+            Scale::Bytes => artifact_bytes(run),
+            Scale::Seconds => seconds(took),
+        },
+        title: at_most(REASON_CHARS, &title),
+        fill: match run.status {
+            RunStatus::Finished if run.deaths == 0 => Fill::First,
+            RunStatus::Finished => Fill::Second,
+            _ => Fill::Bad,
+        },
+    }
+}
+
+/// The bar of the open run, until it last stored something: it may have stood still since.
+fn open_bar(run: &RunReport, types: &[TypeReport], scale: Scale) -> Bar {
+    let until = run.changed_at.unwrap_or(run.started_at).max(run.started_at);
+    let announced = types.iter().map(|counts| counts.announced).sum();
+    let bytes = types.iter().map(|counts| counts.announced_bytes).sum();
+    let title = format!(
+        "{}: open, stored last {}, after {}, {} announced, {bytes} bytes",
+        event_words(&run.run),
+        time(until),
+        duration(until - run.started_at),
+        count(announced, "record", "records")
+    );
+    Bar {
+        from: run.started_at,
+        until,
+        height: match scale {
+            Scale::Count => announced,
+            Scale::Bytes => bytes,
+            Scale::Seconds => seconds(until - run.started_at),
+        },
+        title: at_most(REASON_CHARS, &title),
+        fill: Fill::Fourth,
     }
 }
 
@@ -402,20 +418,11 @@ fn seconds(time: TimeDelta) -> u64 {
     u64::try_from(time.num_seconds()).unwrap_or(0)
 }
 
-/// Counts a reason; from [`REASONS_MAX`] different ones on, all others are counted as one.
-fn tally(reasons: &mut BTreeMap<String, u64>, reason: Option<String>) {
-    let Some(reason) = reason else { return };
-    let known = reasons.len() < REASONS_MAX || reasons.contains_key(&reason);
-    *reasons.entry(if known { reason } else { "any other reason".to_owned() }).or_default() += 1;
-}
-
 /// Reasons, the most frequent first.
-fn by_count(caption: &str, heads: &[&str], reasons: &BTreeMap<String, u64>) -> Table {
+fn by_count(caption: &str, heads: &[&str], reasons: Vec<(String, u64)>) -> Table {
     let mut table = Table::new(caption, heads);
-    let mut reasons: Vec<_> = reasons.iter().collect();
-    reasons.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
     for (reason, count) in reasons {
-        table.row([reason.clone(), count.to_string()]);
+        table.row([at_most(REASON_CHARS, &reason), count.to_string()]);
     }
     table
 }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::Write;
 
 use clap::Args;
-use highwater::inspect::{BatchReport, BatchStage, LedgerReport, Line, Report, TypeReport};
+use highwater::inspect::{BatchReport, BatchStage, LedgerReport, Line, Report, Standing, TypeReport};
 
 use crate::ending::{EXIT_CODES, Exit, Outcome};
 use crate::figures::{attachments, deaths, event_words};
@@ -60,7 +60,8 @@ impl Runs {
             if !is_first {
                 writeln!(out)?;
             }
-            at_hand(&mut out, screen, &report, &batches)?;
+            let standing = report.standing(screen.now, snapshot.source());
+            at_hand(&mut out, screen, &report, &standing, &batches)?;
         } else if is_first {
             writeln!(out, "no run yet")?;
         }
@@ -139,6 +140,7 @@ fn at_hand(
     out: &mut impl Write,
     screen: Screen,
     report: &Report,
+    standing: &Standing,
     batches: &[BatchReport],
 ) -> std::io::Result<()> {
     let Some(run) = &report.run else { return Ok(()) };
@@ -153,7 +155,7 @@ fn at_hand(
     for counts in &report.item_types {
         folded(out, screen, "    ", "      ", &visible(&explained(counts, batches)))?;
     }
-    if let Some(deaths) = deaths(report, run) {
+    if let Some(deaths) = deaths(report, run, standing) {
         folded(out, screen, "    ", "      ", &deaths)?;
     }
     if run.attachments.queued > 0 {

@@ -8,6 +8,7 @@ use highwater::inspect::{Snapshot, Source, is_internal};
 use serde::Serialize;
 
 use crate::ending::{Failure, Outcome, complain};
+use crate::text::{shell_word, visible};
 
 /// Tells on stderr how a store was read, unless it was closed cleanly.
 pub(crate) fn note(store: &Path, source: Source) {
@@ -45,16 +46,18 @@ pub(crate) fn open_at(store: &Path, unit: Option<&str>) -> Outcome<(Snapshot, St
 
 fn unit_of(snapshot: &mut Snapshot, store: &Path, unit: Option<&str>) -> Outcome<String> {
     if let Some(unit) = unit {
-        return Ok(unit.to_owned());
+        return unit_id(snapshot, store, unit);
     }
-    let (users, _) = shown_units(snapshot, None, false)?;
+    let (users, _) = shown_units(snapshot, store, None, false)?;
     match &users[..] {
         [unit] => Ok(unit.clone()),
         [] => Err(Failure::Absent(format!("{}: no sync unit yet", store.display()))),
         [first, second, ..] => Err(Failure::Usage(format!(
-            "{} has {} sync units, choose one: --unit {first}, --unit {second}{}",
+            "{} has {} sync units, choose one: --unit {}, --unit {}{}",
             store.display(),
             users.len(),
+            shell_word(first),
+            shell_word(second),
             if users.len() > 2 { ", ..." } else { "" }
         ))),
     }
@@ -64,11 +67,12 @@ fn unit_of(snapshot: &mut Snapshot, store: &Path, unit: Option<&str>) -> Outcome
 /// `internal` is set or there are no others.
 pub(crate) fn shown_units(
     snapshot: &mut Snapshot,
+    store: &Path,
     unit: Option<&str>,
     internal: bool,
 ) -> Outcome<(Vec<String>, usize)> {
     if let Some(unit) = unit {
-        return Ok((vec![unit.to_owned()], 0));
+        return Ok((vec![unit_id(snapshot, store, unit)?], 0));
     }
     let ids = snapshot.unit_ids()?;
     let (hidden, users): (Vec<_>, Vec<_>) = ids.into_iter().partition(|id| is_internal(id));
@@ -76,10 +80,20 @@ pub(crate) fn shown_units(
     Ok(if hides { (users, hidden.len()) } else { ([users, hidden].concat(), 0) })
 }
 
+/// The id of a unit that the store has, given as it is, or as screens show it.
+pub(crate) fn unit_id(snapshot: &mut Snapshot, store: &Path, given: &str) -> Outcome<String> {
+    let ids = snapshot.unit_ids()?;
+    let found = ids.iter().find(|id| *id == given).or_else(|| ids.iter().find(|id| visible(id) == given));
+    found.cloned().ok_or_else(|| no_unit(store, given))
+}
+
 /// The error for a unit that the store does not have.
 pub(crate) fn no_unit(store: &Path, unit: &str) -> Failure {
-    let store = store.display();
-    Failure::Absent(format!("{store} has no sync unit {unit}; `highwater-dump {store}` lists those it has"))
+    let store = store.to_string_lossy();
+    let word = shell_word(&store);
+    Failure::Absent(format!(
+        "{store} has no sync unit \"{unit}\"; `highwater-dump {word}` lists those it has"
+    ))
 }
 
 /// The word for how a store was read, in JSON.

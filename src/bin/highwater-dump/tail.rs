@@ -10,21 +10,24 @@ use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
 use clap::Args;
 use highwater::ErrorKind;
 use highwater::inspect::{Line, Report, RunStatus, Snapshot, Standing, is_internal};
 
 use crate::ending::{EXIT_CODES, Exit, Failure, Outcome, complain};
-use crate::stores::{no_unit, store_line};
+use crate::figures::{death_words, next_words};
+use crate::stores::{no_unit, store_line, unit_id};
 use crate::text::{ALERT_CHARS, Screen, at_most, count, folded, json_line, stdout, visible};
 
 const EXAMPLE: &str = "\
 Example:
   highwater-dump tail state.redb --unit acme/tickets
 
-Prints a line for each unit in which something changed. A running extractor is
-not disturbed: the store is read from a copy, at most every 2 seconds, and for
-at most a tenth of the time.";
+Prints a line for each unit in which something changed, also that its process
+has died. The pace (123/s) is that between two looks, at first that of the last
+minutes. A running extractor is not disturbed: the store is read from a copy, at
+most every 2 seconds, and for at most a tenth of the time.";
 
 /// The fewest seconds between two reads.
 const EVERY_MIN: u64 = 2;
@@ -54,16 +57,55 @@ pub(crate) struct Tail {
     json: bool,
 }
 
-/// What was last printed about a unit.
-type Shown = (Option<String>, u64, u64, u64, Option<chrono::DateTime<chrono::Utc>>);
+/// What of a unit has to change for a line to be printed.
+#[derive(Debug, PartialEq, Eq)]
+struct Shown {
+    run: Option<String>,
+    epoch: u64,
+    pages: u64,
+    messages: u64,
+    changed_at: Option<DateTime<Utc>>,
+    is_dead: bool,
+}
+
+/// What a look saw of a unit.
+#[derive(Debug)]
+struct Seen {
+    at: DateTime<Utc>,
+    read: u64,
+    shown: Shown,
+}
+
+impl Seen {
+    fn of(report: &Report, standing: &Standing) -> Self {
+        let run = report.run.as_ref();
+        let shown = Shown {
+            run: run.map(|run| run.run.clone()),
+            epoch: run.map_or(0, |run| run.epoch),
+            pages: run.map_or(0, |run| run.pages),
+            messages: report.unit.messages,
+            changed_at: run.and_then(|run| run.ended_at.or(run.changed_at)),
+            is_dead: standing.death.is_some(),
+        };
+        Self { at: standing.read_at, read: report.item_types.iter().map(|counts| counts.read).sum(), shown }
+    }
+
+    /// Records read in a second since an earlier look at the same run.
+    #[allow(clippy::cast_precision_loss, reason = "a pace is not exact")]
+    fn pace_since(&self, before: &Self) -> Option<f64> {
+        let seconds = (self.at - before.at).as_seconds_f64();
+        let same_run = self.shown.run == before.shown.run;
+        (same_run && seconds > 0.0).then(|| self.read.saturating_sub(before.read) as f64 / seconds)
+    }
+}
 
 impl Tail {
     pub(crate) fn run(&self) -> Outcome {
-        let mut said: BTreeMap<String, Shown> = BTreeMap::new();
+        let mut seen: BTreeMap<String, Seen> = BTreeMap::new();
         let mut looks = 0;
         loop {
             let began = Instant::now();
-            match self.look(&mut said) {
+            match self.look(&mut seen) {
                 Ok(is_open) if self.until_over && !is_open => return Ok(Exit::Fine),
                 Ok(_) => {}
                 // The store is written to too fast to be copied: the next attempt may succeed.
@@ -81,45 +123,48 @@ impl Tail {
     }
 
     /// Prints what changed since the last read; returns whether a run is open.
-    fn look(&self, said: &mut BTreeMap<String, Shown>) -> Outcome<bool> {
+    fn look(&self, seen: &mut BTreeMap<String, Seen>) -> Outcome<bool> {
         let mut snapshot = Snapshot::open(&self.store)?;
         let ids = match &self.unit {
-            Some(unit) => vec![unit.clone()],
+            Some(unit) => vec![unit_id(&mut snapshot, &self.store, unit)?],
             None => snapshot.unit_ids()?.into_iter().filter(|id| !is_internal(id)).collect(),
         };
+        let named = self.unit.is_some() || ids.len() > 1;
         let screen = Screen::new();
         let mut out = stdout();
         let (mut is_open, mut has_begun) = (false, false);
         for unit in ids {
             let report = snapshot.unit(&unit, 1)?.ok_or_else(|| no_unit(&self.store, &unit))?;
             let standing = report.standing(screen.now, snapshot.source());
-            let run = report.run.as_ref();
             is_open |= report.open_run().is_some();
-            let now: Shown = (
-                run.map(|run| run.run.clone()),
-                run.map_or(0, |run| run.epoch),
-                run.map_or(0, |run| run.pages),
-                report.unit.messages,
-                run.and_then(|run| run.ended_at.or(run.changed_at)),
-            );
-            if said.get(&unit) == Some(&now) {
+            let now = Seen::of(&report, &standing);
+            let before = seen.get(&unit);
+            if before.is_some_and(|before| before.shown == now.shown) {
+                seen.insert(unit, now);
                 continue;
             }
             if self.json {
                 if !std::mem::replace(&mut has_begun, true) {
                     json_line(&mut out, &store_line(&self.store, snapshot.source(), screen.now))?;
                 }
-                let run = run.map(Line::Run);
+                let run = report.run.as_ref().map(Line::Run);
                 run.into_iter()
                     .chain([Line::Standing(&standing)])
                     .chain(standing.alerts.iter().map(Line::Alert))
+                    .chain(standing.death.iter().map(Line::Death))
                     .try_for_each(|line| json_line(&mut out, &line))?;
             } else {
-                let line = words(&report, &standing);
+                let recent = standing.recent.map(|rate| rate.items_per_second());
+                let pace = before.and_then(|before| now.pace_since(before)).or(recent);
+                let mut line = words(&report, &standing, pace);
+                if let Some(alert) = standing.alerts.first() {
+                    let next = next_words(alert, &self.store, named.then_some(&unit));
+                    let _ = write!(line, "; ! {}; see {next}", at_most(ALERT_CHARS, &alert.text));
+                }
                 let lead = format!("{} ", screen.now.format("%H:%M:%S"));
                 folded(&mut out, screen, &lead, "         ", &visible(&line))?;
             }
-            said.insert(unit, now);
+            seen.insert(unit, now);
         }
         out.flush()?;
         Ok(is_open)
@@ -131,7 +176,8 @@ fn pause(every: Duration, took: Duration) -> Duration {
     every.max(took.saturating_mul(SHARE)).saturating_sub(took)
 }
 
-fn words(report: &Report, standing: &Standing) -> String {
+/// `pace`: records that are read in a second.
+fn words(report: &Report, standing: &Standing, pace: Option<f64>) -> String {
     let unit = &report.unit.sync_unit;
     let Some(run) = &report.run else { return format!("{unit}: no run yet") };
     let mut line = format!("{unit}: {}", run.status);
@@ -145,8 +191,8 @@ fn words(report: &Report, standing: &Standing) -> String {
             let _ = write!(line, " {percent} %");
         }
         let _ = write!(line, ", {}, {read} read", count(run.pages, "page", "pages"));
-        if let Some(rate) = standing.recent {
-            let _ = write!(line, " ({:.0}/s)", rate.items_per_second());
+        if let Some(pace) = pace.filter(|_| standing.death.is_none()) {
+            let _ = write!(line, " ({pace:.0}/s)");
         }
         let _ = write!(
             line,
@@ -170,8 +216,8 @@ fn words(report: &Report, standing: &Standing) -> String {
             sum(|counts| counts.announced)
         );
     }
-    if let Some(alert) = standing.alerts.first() {
-        let _ = write!(line, "; ! {}", at_most(ALERT_CHARS, &alert.text));
+    if let Some(death) = &standing.death {
+        let _ = write!(line, "; DEATH of life {}: {}", death.epoch, death_words(death));
     }
     line
 }

@@ -15,8 +15,10 @@ use unicode_width::UnicodeWidthStr;
 /// Characters of a cursor, bookmark or value that a table shows; JSON shows all.
 const CUT_CHARS: usize = 60;
 
-/// Columns of a screen whose width is unknown.
+/// Columns of a terminal whose width is unknown.
 const WIDTH: usize = 100;
+/// Columns of what is not a terminal: nothing is folded, so that a pipe finds whole rows. The most that a table takes.
+const UNFOLDED: usize = u16::MAX as usize;
 /// Lines are never folded to less than this many columns.
 const WIDTH_MIN: usize = 40;
 /// Characters of a name that are shown; JSON shows all.
@@ -39,8 +41,12 @@ impl Screen {
         let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
         let colour = io::stdout().is_terminal() && !dumb && !is_set("NO_COLOR");
         let told = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
-        let columns = || terminal_size::terminal_size_of(io::stdout()).map(|(width, _)| width.0.into());
-        let width = told.filter(|width| *width > 0).or_else(columns).unwrap_or(WIDTH).max(WIDTH_MIN);
+        let columns = || match terminal_size::terminal_size_of(io::stdout()) {
+            Some((width, _)) => width.0.into(),
+            None if io::stdout().is_terminal() => WIDTH,
+            None => UNFOLDED,
+        };
+        let width = told.filter(|width| *width > 0).unwrap_or_else(columns).max(WIDTH_MIN);
         let told = std::env::var("HIGHWATER_DUMP_NOW").ok().and_then(|now| now.parse().ok());
         Self { colour, width, now: told.unwrap_or_else(Utc::now) }
     }
@@ -145,6 +151,15 @@ pub(crate) fn time(moment: DateTime<Utc>) -> String {
 /// A number with its noun, singular or plural.
 pub(crate) fn count(number: u64, one: &str, several: &str) -> String {
     format!("{number} {}", if number == 1 { one } else { several })
+}
+
+/// A text as one word of a command line: in quotation marks, unless it needs none.
+pub(crate) fn shell_word(text: &str) -> Cow<'_, str> {
+    let is_plain = |c: char| c.is_alphanumeric() || "_-./:@%+=,".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(format!("'{}'", text.replace('\'', "'\\''")))
 }
 
 /// The start of a text that may be long; three dots show that it was cut.
@@ -345,6 +360,19 @@ mod tests {
     fn colour_is_there_only_where_it_is_wanted() {
         assert_eq!(screen(false, 80).paint("1", "x"), "x");
         assert_eq!(screen(true, 80).paint("1", "x"), "\u{1b}[1mx\u{1b}[0m");
+    }
+
+    #[test]
+    fn a_word_of_a_command_line_is_quoted_where_a_shell_would_take_it_apart() {
+        for (text, word) in [
+            ("acme/tickets", "acme/tickets"),
+            ("", "''"),
+            ("two words", "'two words'"),
+            ("it's", "'it'\\''s'"),
+            ("$(rm)", "'$(rm)'"),
+        ] {
+            assert_eq!(shell_word(text), word);
+        }
     }
 
     #[test]

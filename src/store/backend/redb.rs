@@ -596,7 +596,13 @@ pub(crate) fn guarded<T>(path: &Path, look: impl FnOnce() -> Result<T>) -> Resul
 fn storage_error(path: &Path, action: &str, error: &redb::Error) -> Error {
     let shown = path.display();
     match error {
-        redb::Error::Corrupted(reason) => Error::Corrupt { what: shown.to_string(), reason: reason.clone() },
+        redb::Error::Corrupted(reason) => {
+            // redb's "primary" is the slot of the newest commit.
+            let is_commit = reason.starts_with("Primary ");
+            let reason =
+                if is_commit { "pages of its newest commit do not match their checksums" } else { reason };
+            Error::Corrupt { what: shown.to_string(), reason: reason.to_owned() }
+        }
         // redb reads only bytes that must exist.
         redb::Error::Io(cause) if cause.kind() == io::ErrorKind::UnexpectedEof => Error::Corrupt {
             what: shown.to_string(),

@@ -10,11 +10,12 @@ use crate::error::Result;
 use crate::model::Micros;
 use crate::record::Attachment;
 use crate::store::rows::{
-    self, ATTACHMENTS, AttachmentRow, FAILED, FailedRow, KEPT_FROM, Key, REQUEUED, SEEN, Table, UnitRow,
-    number_of, run_and_number, run_key,
+    self, ATTACHMENTS, AttachmentRow, FAILED, FailedRow, KEPT_FROM, Key, LEDGER, REQUEUED, RunStatus, SEEN,
+    Table, UnitRow, number_of, run_and_number, run_key,
 };
 use crate::store::tables::{Rows, View};
 
+use super::reasons::Reasons;
 use super::scan::{push_last, run_id};
 use super::words::{AttachmentState, optional_time};
 
@@ -147,7 +148,7 @@ fn queued_report(id: &str, run: Option<&String>, row: AttachmentRow) -> Result<A
     })
 }
 
-/// The number of rows in one of the two tables of given-up attachments, and the newest of them.
+/// The number of rows in one of the two tables of given-up attachments, why, and the newest of them.
 pub(super) fn failed_attachments(
     view: &View<'_>,
     id: &str,
@@ -155,14 +156,15 @@ pub(super) fn failed_attachments(
     requeued: bool,
     run_ids: &BTreeMap<u64, String>,
     last: usize,
-) -> Result<(u64, VecDeque<AttachmentReport>)> {
+) -> Result<(u64, Reasons, VecDeque<AttachmentReport>)> {
     let table = if requeued { &REQUEUED } else { &FAILED };
     let prefix = Key::unit(unit.no);
-    let (mut count, mut newest) = (0, VecDeque::new());
+    let (mut count, mut reasons, mut newest) = (0, Reasons::default(), VecDeque::new());
     view.scan(table, &prefix, &prefix, |tail, row| {
         let (run, number) = place(view, table, &prefix, tail)?;
         if !is_in_queue(unit, run, number) {
             count += 1;
+            reasons.add(row.reason.clone());
             push_last(&mut newest, last, (run, number, row));
         }
         Ok(true)
@@ -173,7 +175,7 @@ pub(super) fn failed_attachments(
             view.tables().damaged(table.name, &key, error.to_string())
         })
     };
-    Ok((count, newest.into_iter().map(read).collect::<Result<_>>()?))
+    Ok((count, reasons, newest.into_iter().map(read).collect::<Result<_>>()?))
 }
 
 /// Whether a requeued attachment is in the queue of the current run again.
@@ -264,28 +266,61 @@ pub(super) fn next_group(
     Ok((found, at))
 }
 
-/// Whether a unit has seen attachments with an id, and how many of them were settled as failed.
-pub(super) fn seen(view: &View<'_>, unit: u64, id: &str) -> Result<(u64, u64)> {
-    let (mut seen, mut failed) = (0, 0);
+/// An attachment with an id that was looked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct FoundAttachment {
+    /// The id of the record it belongs to.
+    pub parent_id: String,
+    /// Its state.
+    pub state: AttachmentState,
+    /// The run that queued it last, if that is still known.
+    pub run: Option<String>,
+    /// When that run was over, if it is and is still known.
+    #[serde(serialize_with = "optional_time")]
+    pub run_ended_at: Option<DateTime<Utc>>,
+}
+
+/// The attachments with an id that a unit has seen, each with another parent.
+pub(super) fn seen(view: &View<'_>, unit: &UnitRow, id: &str) -> Result<Vec<FoundAttachment>> {
     let mut ending = Vec::new();
-    if let Ok(bytes) = u32::try_from(id.len()) {
-        ending.extend_from_slice(&bytes.to_be_bytes());
-        ending.extend_from_slice(id.as_bytes());
-        let prefix = Key::unit(unit);
-        let mut keys = Vec::new();
-        view.scan_bytes(&SEEN, &prefix, |tail, _| {
-            if tail.ends_with(&ending) {
-                keys.push(tail.to_vec());
-            }
-            Ok(())
-        })?;
-        for tail in keys {
-            let row = view.need(&SEEN, &prefix.clone().and_bytes(&tail))?;
-            seen += 1;
-            failed += u64::from(row.failed);
+    let Ok(bytes) = u32::try_from(id.len()) else { return Ok(Vec::new()) };
+    ending.extend_from_slice(&bytes.to_be_bytes());
+    ending.extend_from_slice(id.as_bytes());
+    let prefix = Key::unit(unit.no);
+    let mut keys = Vec::new();
+    view.scan_bytes(&SEEN, &prefix, |tail, _| {
+        if tail.ends_with(&ending) {
+            keys.push(tail.to_vec());
         }
+        Ok(())
+    })?;
+    let mut found = Vec::new();
+    for tail in keys {
+        let row = view.need(&SEEN, &prefix.clone().and_bytes(&tail))?;
+        let place = run_key(unit.no, row.run).and_number(row.number);
+        let over = view.get(&LEDGER, &run_key(unit.no, row.run))?;
+        let state = if let Some(queued) = view.get(&ATTACHMENTS, &place)? {
+            if queued.artifact.is_some() { AttachmentState::Uploaded } else { AttachmentState::Waiting }
+        } else if view.get(&REQUEUED, &place)?.is_some() {
+            AttachmentState::Requeued
+        } else if view.get(&FAILED, &place)?.is_some() {
+            AttachmentState::Failed
+        } else if over.as_ref().is_some_and(|over| over.status == RunStatus::Abandoned) {
+            AttachmentState::Dropped
+        } else {
+            AttachmentState::Settled
+        };
+        // The parent's id, after its length.
+        let parent = tail.get(4..tail.len().saturating_sub(ending.len())).unwrap_or_default();
+        found.push(FoundAttachment {
+            parent_id: String::from_utf8_lossy(parent).into_owned(),
+            state,
+            run: run_id(view, unit.no, row.run)?,
+            run_ended_at: over.map(|over| over.ended_at.to_time()),
+        });
     }
-    Ok((seen, failed))
+    Ok(found)
 }
 
 #[cfg(test)]

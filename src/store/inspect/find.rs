@@ -22,10 +22,10 @@ use crate::store::rows::{
 };
 use crate::store::tables::{Rows, View};
 
-use super::attachments::seen;
+use super::attachments::{FoundAttachment, seen};
 use super::rejected::{self, RejectedReport};
 use super::scan::{each, name};
-use super::words::{BatchStage, RejectedStage, RunStatus, time};
+use super::words::{AttachmentState, BatchStage, RejectedStage, RunStatus, time};
 
 /// Where records with an id are, and what else is known about it.
 #[derive(Debug, Clone, Serialize)]
@@ -58,8 +58,11 @@ pub struct Found {
     pub findings: Vec<String>,
     /// Attachments with the id that the unit has seen, each with another parent.
     pub attachments: u64,
-    /// Those of them that were given up.
+    /// Those of them that were given up, and are not queued again.
     pub attachments_failed: u64,
+    /// The state of each of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub attachments_found: Vec<FoundAttachment>,
 }
 
 /// The run that was searched.
@@ -169,8 +172,11 @@ pub(super) fn find(view: &View<'_>, sync_unit: &str, unit: &UnitRow, id: &str) -
         findings: Vec::new(),
         attachments: 0,
         attachments_failed: 0,
+        attachments_found: seen(view, unit, id)?,
     };
-    (found.attachments, found.attachments_failed) = seen(view, unit.no, id)?;
+    let failed = |found: &&FoundAttachment| found.state == AttachmentState::Failed;
+    found.attachments = found.attachments_found.len() as u64;
+    found.attachments_failed = found.attachments_found.iter().filter(failed).count() as u64;
     for record in rejected::read(view, sync_unit, unit, false)?.into_iter().filter(|record| record.id == id) {
         let RejectedReport { item_type, stage, reason, rejected_at, .. } = record;
         found.rejected.push(FoundRejected { item_type, stage, reason, rejected_at });

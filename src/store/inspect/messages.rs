@@ -84,9 +84,12 @@ pub struct DeathReport {
     /// When it last stored something; unknown if a checkpoint brought the run here.
     #[serde(serialize_with = "optional_time")]
     pub changed_at: Option<DateTime<Utc>>,
-    /// When the next life resumed the run. The death cost at most the time between the two.
+    /// When the next life resumed the run; if none has, when the store was read. The death cost at most the time between
+    /// the two.
     #[serde(serialize_with = "time")]
     pub found_at: DateTime<Utc>,
+    /// Whether the next life has resumed the run.
+    pub resumed: bool,
     /// Batches that had no artifact id then: at most this many uploads were lost.
     pub batches: u64,
     /// Records in those batches.
@@ -140,6 +143,7 @@ pub(super) fn deaths(
             epoch,
             changed_at: row.changed_at.map(Micros::to_time),
             found_at: row.found_at.to_time(),
+            resumed: true,
             batches: row.batches,
             items: row.items,
         });

@@ -50,6 +50,7 @@ mod messages;
 mod once;
 mod overlay;
 mod past_runs;
+mod reasons;
 mod records;
 mod rejected;
 mod report;
@@ -61,18 +62,21 @@ mod standing;
 mod tests;
 mod words;
 
-pub use attachments::{AttachmentReport, AttachmentsReport};
+pub use attachments::{AttachmentReport, AttachmentsReport, FoundAttachment};
 pub use check::{CheckFinding, CheckReport, check};
 pub use find::{Found, FoundConfirmed, FoundPlace, FoundRejected, FoundRun};
 pub use line::Line;
 pub use messages::{DeathReport, EventReport, MessageReport};
 pub use past_runs::{LedgerReport, LedgerTypeReport};
+pub use reasons::Reasons;
 pub use records::{BatchCounts, BatchReport, FindingsReport, TypeReport};
 pub use rejected::RejectedReport;
 pub use report::{
     BookmarkReport, ChildStreamReport, MinuteReport, MostReadReport, Report, RunReport, StreamReport,
     UnitReport, ValueReport, is_internal,
 };
+#[doc(hidden)]
+pub use snapshot::copy_file;
 pub use snapshot::{Attachments, Conversation, Snapshot, Source, Units};
 pub use spent::TimeSpent;
 pub use standing::{Alert, Rate, Standing};

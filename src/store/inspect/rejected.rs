@@ -14,6 +14,7 @@ use crate::store::rows::{
 };
 use crate::store::tables::{Rows, View};
 
+use super::reasons::Reasons;
 use super::scan::{counts_of_no_run, run_id};
 use super::words::{RejectedStage, time};
 
@@ -46,6 +47,16 @@ pub struct RejectedReport {
     /// content. Only if it was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub json: Option<String>,
+}
+
+/// Why the records were rejected that the open run, or the next one, requests.
+pub(super) fn reasons(view: &View<'_>, unit: &UnitRow) -> Result<Reasons> {
+    let mut reasons = Reasons::default();
+    let is_rejected = |stage| matches!(stage, RejectedStage::ToBeAsked | RejectedStage::Rejected);
+    for record in read(view, "", unit, false)?.into_iter().filter(|record| is_rejected(record.stage)) {
+        reasons.add(format!("{}: {}", record.item_type, record.reason_kind));
+    }
+    Ok(reasons)
 }
 
 /// The rejected records of a unit, by item type and id. `with_json`: with what is kept of their content.

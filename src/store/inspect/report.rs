@@ -25,7 +25,9 @@ use crate::store::tables::{Rows, View};
 use super::attachments::{AttachmentReport, AttachmentsReport, failed_attachments};
 use super::messages::{self, DeathReport, MessageReport, deaths, event_name};
 use super::past_runs::{LedgerReport, ledger_report};
+use super::reasons::Reasons;
 use super::records::{FindingsReport, TypeReport, findings, item_types};
+use super::rejected as rejected_reports;
 use super::scan::{each, name, push_last};
 use super::words::{RunStatus, optional_raw, optional_time, raw, time};
 
@@ -62,6 +64,12 @@ pub struct Report {
     /// The newest attachments that were given up, in the order of their runs, and then the newest of those that will
     /// be tried again.
     pub failed_attachments: Vec<AttachmentReport>,
+    /// Why attachments were given up, without those that are queued again.
+    #[serde(skip)]
+    pub failed_reasons: Reasons,
+    /// Why records were rejected that the open run, or the next one, requests: `item type: what is wrong`.
+    #[serde(skip)]
+    pub rejected_reasons: Reasons,
     /// The lives of the newest runs that ended without an answer, in the order of their runs.
     pub deaths: Vec<DeathReport>,
 }
@@ -311,6 +319,8 @@ pub(super) fn read(view: &View<'_>, id: &str, unit: &UnitRow, last: usize) -> Re
         messages: Vec::new(),
         ledger: Vec::new(),
         failed_attachments: Vec::new(),
+        failed_reasons: Reasons::default(),
+        rejected_reasons: rejected_reports::reasons(view, unit)?,
         deaths: Vec::new(),
     };
     let mut run_ids = BTreeMap::new();
@@ -345,13 +355,12 @@ pub(super) fn read(view: &View<'_>, id: &str, unit: &UnitRow, last: usize) -> Re
         report.run = Some(run_report(id, row, event, counts.into()));
     }
     for requeued in [false, true] {
-        let (count, newest) = failed_attachments(view, id, unit, requeued, &run_ids, last)?;
-        let counted = if requeued {
-            &mut report.unit.attachments_requeued
+        let (count, reasons, newest) = failed_attachments(view, id, unit, requeued, &run_ids, last)?;
+        if requeued {
+            report.unit.attachments_requeued = count;
         } else {
-            &mut report.unit.attachments_failed
-        };
-        *counted = count;
+            (report.unit.attachments_failed, report.failed_reasons) = (count, reasons);
+        }
         report.failed_attachments.extend(newest);
     }
     report.deaths = deaths(view, id, unit.no, &run_ids)?;

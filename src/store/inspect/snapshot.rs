@@ -37,6 +37,9 @@ const SETTLED: Duration = Duration::from_millis(20);
 /// Bytes at the start of a file that every commit changes (redb `docs/design.md`, "Super-header").
 const HEADER_BYTES: u64 = 512;
 
+/// Bytes that are copied at a time.
+const COPIED_BLOCK_BYTES: usize = 64 * 1024;
+
 /// How a store was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -115,6 +118,20 @@ impl Store {
     pub fn report(&self, sync_unit: &str, last: usize) -> Result<Option<Report>> {
         self.inner.tables.view(|view| match view.get(&UNITS, &Key::name(sync_unit))? {
             Some(unit) => report::read(view, sync_unit, &unit, last).map(Some),
+            None => Ok(None),
+        })
+    }
+}
+
+impl Store {
+    /// The rejected records of one sync unit of a store that is open here, like [`Snapshot::rejected`], without their
+    /// content.
+    ///
+    /// # Errors
+    /// `Corrupt` or `Io`.
+    pub fn rejected(&self, sync_unit: &str) -> Result<Option<Vec<RejectedReport>>> {
+        self.inner.tables.view(|view| match view.get(&UNITS, &Key::name(sync_unit))? {
+            Some(unit) => rejected::read(view, sync_unit, &unit, false).map(Some),
             None => Ok(None),
         })
     }
@@ -523,13 +540,28 @@ fn copy_of(path: &Path, base: &Base) -> Result<File> {
             error,
         )
     };
-    let mut copy = tempfile::tempfile().map_err(copying)?;
-    base.with(|mut file| {
-        file.seek(SeekFrom::Start(0))?;
-        io::copy(&mut file, &mut copy)
-    })
-    .map_err(copying)?;
+    let copy = tempfile::tempfile().map_err(copying)?;
+    base.with(|file| copy_file(file, &copy)).map_err(copying)?;
     Ok(copy)
+}
+
+/// Copies a file into an empty one. Blocks of zeros take no space in the copy: a store has many where it was preallocated.
+#[doc(hidden)]
+pub fn copy_file(mut from: &File, mut to: &File) -> io::Result<()> {
+    from.seek(SeekFrom::Start(0))?;
+    let (mut block, mut bytes) = (vec![0; COPIED_BLOCK_BYTES], 0);
+    loop {
+        let read = match from.read(&mut block) {
+            Ok(0) => return to.set_len(bytes),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            read => read?,
+        };
+        bytes += read as u64;
+        match block.get(..read).filter(|block| block.iter().any(|byte| *byte != 0)) {
+            Some(block) => to.write_all(block)?,
+            None => drop(to.seek(SeekFrom::Start(bytes))?),
+        }
+    }
 }
 
 fn look_at(base: Base, path: &Path, pages: Pages) -> Result<Tables> {

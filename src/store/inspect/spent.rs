@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::TimeDelta;
 
 use crate::model::Phase;
 
 use super::report::Report;
 use super::snapshot::Conversation;
+use super::standing::Standing;
 use super::words::MessageKind;
 
 /// Where the time of a phase went, in the runs whose events are kept.
@@ -36,16 +37,17 @@ impl TimeSpent {
 }
 
 impl Conversation {
-    /// Where the time went, by phase, up to `now`. `report`: of the same unit. Clocks of several machines need not
-    /// agree, so no time is less than nothing.
-    pub fn time_spent(&self, report: &Report, now: DateTime<Utc>) -> Vec<TimeSpent> {
+    /// Where the time went, by phase, until the store was read. `report` and `standing`: of the same unit. A process that is
+    /// gone is not at work: from what it stored last, the time is lost. Clocks of several machines need not agree, so no
+    /// time is less than nothing.
+    pub fn time_spent(&self, report: &Report, standing: &Standing) -> Vec<TimeSpent> {
         // The phase that is not known comes last.
         let mut spent: BTreeMap<(bool, Option<Phase>), TimeSpent> = BTreeMap::new();
         let open = report.open_run();
         for (at, event) in self.events.iter().enumerate() {
             let next = self.events.get(at + 1).filter(|next| next.run == event.run);
             let is_open = next.is_none() && open.is_some_and(|run| Some(&run.run) == event.run.as_ref());
-            let until = next.map(|next| next.accepted_at).or_else(|| is_open.then_some(now));
+            let until = next.map(|next| next.accepted_at).or_else(|| is_open.then_some(standing.read_at));
             let answered_at = event.answer.as_ref().map(|answer| answer.sealed_at);
             let phase = match &event.answer {
                 Some(answer) => Some(answer.phase),
@@ -54,11 +56,11 @@ impl Conversation {
             let times = spent.entry((phase.is_none(), phase)).or_insert_with(|| TimeSpent::nothing(phase));
             times.invocations += 1;
             let Some(end) = answered_at.or(until) else { continue };
-            let of_event = self.deaths.iter().filter(|death| {
+            let of_event = self.deaths.iter().chain(&standing.death).filter(|death| {
                 death.run == event.run && death.found_at >= event.accepted_at && death.found_at <= end
             });
             let lost = of_event
-                .filter_map(|death| Some(death.found_at - death.changed_at?.max(event.accepted_at)))
+                .map(|death| death.found_at - death.changed_at.unwrap_or_default().max(event.accepted_at))
                 .map(|lost| lost.max(TimeDelta::zero()))
                 .sum::<TimeDelta>();
             times.lost += lost;

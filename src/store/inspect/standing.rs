@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::clock::in_words;
 
-use super::messages::MessageReport;
+use super::messages::{DeathReport, MessageReport};
 use super::past_runs::LedgerTypeReport;
 use super::records::{BatchCounts, TypeReport};
 use super::report::{Report, RunReport, StreamReport};
@@ -89,6 +89,9 @@ pub struct Standing {
     /// What is wrong, the most urgent first.
     #[serde(skip)]
     pub alerts: Vec<Alert>,
+    /// The death of the newest life of the open run: the newest event is not answered, and no process has the store open.
+    #[serde(skip)]
+    pub death: Option<DeathReport>,
 }
 
 fn sum(types: &[TypeReport], of: impl Fn(&TypeReport) -> BatchCounts) -> BatchCounts {
@@ -100,12 +103,12 @@ fn sum(types: &[TypeReport], of: impl Fn(&TypeReport) -> BatchCounts) -> BatchCo
 }
 
 impl StreamReport {
-    /// What the stream returned in the last minutes of a run that started at `started_at`; `None` if nothing, or if
-    /// the clock is before that.
-    pub fn recent(&self, started_at: DateTime<Utc>, now: DateTime<Utc>) -> Option<Rate> {
+    /// What the stream returned in the last minutes of a life that started at `life_at`; `None` if nothing, or if the clock
+    /// is before that.
+    pub fn recent(&self, life_at: DateTime<Utc>, now: DateTime<Utc>) -> Option<Rate> {
         let first = now - RECENT;
         // The oldest minute that is counted whole.
-        let from = DateTime::from_timestamp(first.timestamp().div_euclid(60) * 60, 0)?.max(started_at);
+        let from = DateTime::from_timestamp(first.timestamp().div_euclid(60) * 60, 0)?.max(life_at);
         let minutes = self.minutes.iter().filter(|minute| minute.at + TimeDelta::minutes(1) > from);
         let (pages, items) =
             minutes.fold((0, 0), |(pages, items), minute| (pages + minute.pages, items + minute.items));
@@ -121,11 +124,12 @@ impl Report {
         let last_page_at = self.streams.iter().filter_map(|stream| stream.last_page_at).max();
         let recent = run.and_then(|run| {
             let rates: Vec<_> =
-                self.streams.iter().filter_map(|stream| stream.recent(run.started_at, now)).collect();
+                self.streams.iter().filter_map(|stream| stream.recent(self.life_at(run), now)).collect();
             let sum = |of: fn(&Rate) -> u64| rates.iter().map(of).sum();
             let seconds = rates.first()?.seconds;
             Some(Rate { pages: sum(|rate| rate.pages), items: sum(|rate| rate.items), seconds })
         });
+        let death = run.and_then(|run| self.newest_death(run, now, is_held));
         let whole = run.and_then(|run| {
             let items = self.streams.iter().map(|stream| stream.items).sum();
             Rate::over(run.pages, items, last_page_at? - run.started_at)
@@ -142,7 +146,31 @@ impl Report {
             uploaded: sum(&self.item_types, |counts| counts.batches_uploaded),
             confirmed: sum(&self.item_types, |counts| counts.batches_confirmed),
             alerts: self.alerts(now, is_held),
+            death,
         }
+    }
+
+    /// When the newest life of a run started, as far as that is known: when the run did, the newest event came, or the life
+    /// after the newest death resumed the run.
+    pub fn life_at(&self, run: &RunReport) -> DateTime<Utc> {
+        let deaths = self.deaths.iter().filter(|death| death.run.as_ref() == Some(&run.run));
+        let resumed_at = deaths.map(|death| death.found_at).max();
+        run.started_at.max(run.event_accepted_at.unwrap_or_default()).max(resumed_at.unwrap_or_default())
+    }
+
+    /// The death of the newest life of an open run, if it has ended without an answer.
+    fn newest_death(&self, run: &RunReport, now: DateTime<Utc>, is_held: bool) -> Option<DeathReport> {
+        let staged = sum(&self.item_types, |counts| counts.batches_staged);
+        (run.is_unanswered() && !is_held).then(|| DeathReport {
+            sync_unit: self.unit.sync_unit.clone(),
+            run: Some(run.run.clone()),
+            epoch: run.epoch,
+            changed_at: run.changed_at,
+            found_at: now,
+            resumed: false,
+            batches: staged.batches,
+            items: staged.items,
+        })
     }
 
     /// What is wrong, the most urgent first.
@@ -187,12 +215,10 @@ impl Report {
         if self.unit.attachments_failed > 0 {
             let failed = count(self.unit.attachments_failed, "attachment");
             let last = self.failed_attachments.iter().rev().find(|failed| !failed.requeued);
-            let reason = last.and_then(|failed| failed.reason.as_deref());
-            let reason = reason.map(|reason| format!("; the last: {reason}")).unwrap_or_default();
             tell(
                 AlertKind::FailedAttachments,
                 last.and_then(|failed| failed.failed_at),
-                format!("{failed} failed{reason}"),
+                format!("{failed} failed. {}", self.failed_reasons.in_words()),
             );
         }
         // Counts of the open run, or of the last one: records that were rejected, those that are announced once but are not
@@ -214,8 +240,11 @@ impl Report {
             ]
         };
         if rejected > 0 {
-            let text =
-                format!("{} rejected, and left out: the next run asks for them", count(rejected, "record"));
+            let text = format!(
+                "{} rejected, and left out: the next run asks for them. {}",
+                count(rejected, "record"),
+                self.rejected_reasons.in_words()
+            );
             tell(AlertKind::Rejected, None, text);
         }
         for (forgotten, which, when) in [
@@ -243,6 +272,13 @@ impl Report {
     }
 }
 
+impl RunReport {
+    /// Whether its newest event has no answer yet.
+    fn is_unanswered(&self) -> bool {
+        self.event.is_some() && self.message.is_none()
+    }
+}
+
 /// What is wrong with an open run.
 fn run_alerts(
     run: &RunReport,
@@ -254,14 +290,13 @@ fn run_alerts(
         let text = "the run cannot go on: its earlier records are not known here";
         tell(AlertKind::Lost, None, text.to_owned());
     }
-    let is_unanswered = run.event.is_some() && run.message.is_none();
-    if is_unanswered && !is_held {
+    if run.is_unanswered() && !is_held {
         let text = "no process has the store open, and the newest event is not answered: the extractor was \
                     killed, or failed. The next event, or the same one again, resumes the run: what is stored is \
                     kept, and the pages that were being fetched are fetched again";
         tell(AlertKind::Unanswered, run.changed_at.or(run.event_accepted_at), text.to_owned());
     }
-    let works = is_unanswered || run.event.is_none();
+    let works = run.is_unanswered() || run.event.is_none();
     if let Some(changed_at) = run.changed_at.filter(|at| is_held && works && now - *at > IDLE) {
         let text = "nothing was stored since, although a process has the store open: the source or the \
                     platform does not answer, or the process does nothing";

@@ -42,13 +42,13 @@ words! {
     /// The state of a rejected record.
     RejectedStage {
         /// A finished run rejected it, and the open run, or the next one, will request it.
-        ToBeAsked = "to be asked for",
+        ToBeAsked = "rejected, to be asked for again",
         /// The open run rejected it, or requested it and rejected it again: the next run will request it.
         Rejected = "rejected in this run",
         /// The open run requested it, and it passed. If the run is abandoned, the next one requests it again.
-        Passed = "passed in this run",
+        Passed = "rejected before, passed in this run",
         /// The open run requested it, and the source does not have it any more.
-        Gone = "gone in this run",
+        Gone = "rejected before, gone in this run",
     }
     /// The kinds of alerts.
     AlertKind {
@@ -97,7 +97,7 @@ words! {
         /// A later event proved that it had been accepted.
         Proven = "proven",
     }
-    /// The state of an unsettled attachment.
+    /// The state of an attachment.
     AttachmentState {
         /// It is in the queue.
         Waiting = "waiting",
@@ -107,6 +107,10 @@ words! {
         Failed = "failed",
         /// It was given up, and will be tried again.
         Requeued = "queued again",
+        /// The platform has it.
+        Settled = "settled",
+        /// The run that queued it was abandoned, and no later run has named it.
+        Dropped = "dropped",
     }
     /// The state of a batch. A batch that was acknowledged, or whose message was accepted, is not stored any more.
     BatchStage {

@@ -1,6 +1,7 @@
 //! An operator's request and the plan for it: all that it changes, and what the next run then asks for, as data and
 //! in words.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -198,6 +199,9 @@ pub struct NextRun {
     pub attachments_requeued: u64,
     /// Records that earlier runs rejected, and that are asked for again.
     pub rejected: u64,
+    /// For a rewind: the records that the runs since then have read, by item type. About as many are asked for again.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub read_since: BTreeMap<String, u64>,
 }
 
 /// How a stream begins in the next run.
@@ -368,6 +372,15 @@ impl Plan {
                 ),
                 None => "the next run asks for everything".to_owned(),
             });
+            if !next.read_since.is_empty() {
+                let of_type = |(item_type, records): (&String, &u64)| format!("{item_type}: {records}");
+                let by_type: Vec<_> = next.read_since.iter().map(of_type).collect();
+                lines.push(format!(
+                    "about {} will be asked for again, as many as the runs since then have read ({})",
+                    count(next.read_since.values().sum(), "record"),
+                    by_type.join(", ")
+                ));
+            }
             for NextStream { stream, bookmark, cursor } in &next.streams {
                 let mut line = format!("the next run begins stream {stream}");
                 match cursor {

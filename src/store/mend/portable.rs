@@ -343,7 +343,7 @@ fn at_rest(rows: &impl Rows, sync_unit: &str) -> Result<UnitRow> {
                 "run {} is open, and its batches cannot be exported: let it end, or `abandon` it",
                 run.id
             );
-            Err(invalid(format!("exporting {sync_unit}"), reason))
+            Err(invalid(format!("exporting {sync_unit:?}"), reason))
         }
     }
 }
@@ -430,11 +430,11 @@ fn plan(rows: &impl Rows, file: &UnitFile, replace: bool) -> Result<Plan> {
         let known = Known::find(rows, &id, Micros(0))?;
         if !replace {
             let reason = format!(
-                "{} has this unit already, with {} runs begun: ask to replace it, or import into another store",
+                "{} has this unit already, with {} runs begun: have it replaced (--replace), or import into another store",
                 rows.tables().path().display(),
                 known.unit.next_run.saturating_sub(1)
             );
-            return Err(invalid(format!("importing {id}"), reason));
+            return Err(invalid(format!("importing {:?}", id.as_str()), reason));
         }
         known.plan_end_of_run(&mut plan)?;
         known.plan_forget_all(&mut plan)?;

@@ -12,7 +12,7 @@ use crate::model::{CURSOR_BYTES_MAX, Micros, Phase, RESERVED_VALUE_PREFIX, Strea
 use crate::record::Attachment;
 
 use super::super::attachments::queue::GroupSize;
-use super::super::inspect::Snapshot;
+use super::super::inspect::{Reasons, Snapshot};
 use super::super::lifecycle::{close_run, current_run, usable_watermark};
 use super::super::open::{Store, SyncUnit};
 use super::super::rows::{
@@ -29,11 +29,10 @@ use super::plan::{
     Act, Mend, NextRun, NextStream, Plan, PlannedChange, Requeue, RewindTo, SHOWN_CHARS, changed_since,
     invalid, shown, shown_json, some_of, value,
 };
+use super::shape::same_shape;
 
 /// The most reasons that a plan to queue attachments again lists.
 const REASONS_MAX: usize = 20;
-/// The most reasons that it counts separately.
-const REASONS_TOLD: usize = 1_000;
 
 impl Store {
     /// Plans an act. Nothing is changed.
@@ -164,12 +163,12 @@ impl<'a, R: Rows> Known<'a, R> {
     pub(super) fn find(rows: &'a R, id: &'a SyncUnitId, now: Micros) -> Result<Self> {
         let store = rows.tables().path().display();
         let Some(unit) = rows.get(&UNITS, &Key::name(id.as_str()))? else {
-            return Err(invalid(format!("mending {id}"), format!("{store} has no such unit")));
+            return Err(invalid(format!("mending {:?}", id.as_str()), format!("{store} has no such unit")));
         };
         if unit.holder != (None, None) {
             let reason = "its state is kept with the platform, which would overwrite this copy: fetch its \
                           worker state, mend that as a file, and put it back";
-            return Err(invalid(format!("mending {id} in {store}"), reason.to_owned()));
+            return Err(invalid(format!("mending {:?} in {store}", id.as_str()), reason.to_owned()));
         }
         let open = current_run(rows, &unit)?.filter(|(_, row)| row.status == RunStatus::Open);
         Ok(Self { rows, id, unit, open, now })
@@ -199,9 +198,9 @@ impl<'a, R: Rows> Known<'a, R> {
 
     fn count<T: Row>(&self, table: &Table<T>) -> Result<u64> {
         let mut rows = 0;
-        self.rows.scan(table, &self.prefix(), &self.prefix(), |_, _| {
+        self.rows.scan_raw(table.name, &self.prefix(), |_, _| {
             rows += 1;
-            Ok(true)
+            Ok(())
         })?;
         Ok(rows)
     }
@@ -226,6 +225,7 @@ impl<'a, R: Rows> Known<'a, R> {
             streams: streams.collect(),
             attachments_requeued: self.count(&REQUEUED)? + requeued,
             rejected: self.count(&REJECTED)?,
+            read_since: BTreeMap::new(),
         })
     }
 
@@ -317,7 +317,7 @@ impl<'a, R: Rows> Known<'a, R> {
             _ => "no run of it was finished yet".to_owned(),
         };
         let no_run = |what: &str, reason: &str| {
-            Err(invalid(format!("a rewind of {} to {what}", self.id), reason.to_owned()))
+            Err(invalid(format!("a rewind of {:?} to {what}", self.id.as_str()), reason.to_owned()))
         };
         let found = match to {
             RewindTo::Run(id) => {
@@ -416,6 +416,10 @@ impl<'a, R: Rows> Known<'a, R> {
         let (unit, bookmarks) = self.rewound(no, &row, &mut plan.notes)?;
         let bookmarks = bookmarks.into_iter().map(|(stream, row)| (stream, row.json)).collect();
         self.plan_standing(&unit, &bookmarks, plan)?;
+        if let Some(next) = &mut plan.next_run {
+            next.read_since = self.read_since(no)?;
+        }
+        plan.notes.extend(self.attachments_stay()?);
         if unit.watermark > self.unit.watermark {
             plan.notes.push(
                 "the watermark moves forward: records that the last rewind would have extracted again are skipped"
@@ -424,6 +428,36 @@ impl<'a, R: Rows> Known<'a, R> {
         }
         plan.notes.extend(values_stay(&self.own_values()?));
         Ok(())
+    }
+
+    /// The records that the runs after one have read, by item type.
+    fn read_since(&self, no: u64) -> Result<BTreeMap<String, u64>> {
+        let mut read: BTreeMap<String, u64> = BTreeMap::new();
+        let from = run_key(self.unit.no, no + 1);
+        self.rows.scan(&LEDGER, &self.prefix(), &from, |_, over| {
+            for counts in over.types {
+                *read.entry(counts.item_type).or_default() += counts.read;
+            }
+            Ok(true)
+        })?;
+        if let Some((open, _)) = &self.open {
+            for (item_type, counts) in self.rows.by_name(&TYPES, &run_key(self.unit.no, *open))? {
+                *read.entry(item_type).or_default() += counts.read;
+            }
+        }
+        read.retain(|_, records| *records > 0);
+        Ok(read)
+    }
+
+    /// What a rewind leaves of attachments, if any are known.
+    fn attachments_stay(&self) -> Result<Option<String>> {
+        let (known, failed) = (self.attachments_known()?, self.count(&FAILED)?);
+        Ok((known > 0).then(|| {
+            format!(
+                "{known} attachments stay known, {failed} of them failed: of those that the next run names, it streams again \
+                 only the ones that failed, or whose url, name or date has changed, or that no finished run has settled"
+            )
+        }))
     }
 
     /// The keys of the extractor's own values.
@@ -556,7 +590,7 @@ impl<'a, R: Rows> Known<'a, R> {
 
     fn plan_cursor(&self, stream: &str, cursor: &str, force: bool, plan: &mut Plan) -> Result<()> {
         let stream = StreamName::new(stream)?;
-        let what = format!("the cursor of stream {stream} of {}", self.id);
+        let what = format!("the cursor of stream {:?} of {:?}", stream.as_str(), self.id.as_str());
         let given: Value = serde_json::from_str(cursor).map_err(|error| {
             invalid(what.clone(), format!("it is not JSON: {error}; a text is \"quoted\""))
         })?;
@@ -578,12 +612,12 @@ impl<'a, R: Rows> Known<'a, R> {
                 };
                 return Err(invalid(
                     what,
-                    format!("no run has read such a stream; {known}; use force if it is right"),
+                    format!("no run has read such a stream; {known}; use force (--force) if it is right"),
                 ));
             }
             match &last {
                 None if !force => {
-                    let reason = "no cursor of this stream is known to compare it with (perhaps it has one page): use force \
+                    let reason = "no cursor of this stream is known to compare it with (perhaps it has one page): use force (--force) \
                                   if its shape is right";
                     return Err(invalid(what, reason.to_owned()));
                 }
@@ -593,7 +627,7 @@ impl<'a, R: Rows> Known<'a, R> {
                         && !force
                     {
                         let reason = format!(
-                            "{difference}; the last one was {}: use force if the extractor can read it",
+                            "{difference}; the last one was {}: use force (--force) if the extractor can read it",
                             shown_json(&last)
                         );
                         return Err(invalid(what, reason));
@@ -657,7 +691,7 @@ impl<'a, R: Rows> Known<'a, R> {
             ),
         };
         let chosen = Chosen::of(which);
-        let mut reasons: BTreeMap<String, u64> = BTreeMap::new();
+        let mut reasons = Reasons::default();
         let (mut attachments, mut failed) = (0, 0_u64);
         let mut found: BTreeSet<String> = BTreeSet::new();
         self.rows.scan(&FAILED, &self.prefix(), &self.prefix(), |_, row| {
@@ -667,10 +701,7 @@ impl<'a, R: Rows> Known<'a, R> {
                 if !chosen.ids.is_empty() {
                     found.insert(id);
                 }
-                // If there are very many reasons, only the first ones are counted separately.
-                let is_told = reasons.len() < REASONS_TOLD || reasons.contains_key(&row.reason);
-                let reason = if is_told { row.reason } else { "other reasons".to_owned() };
-                *reasons.entry(reason).or_default() += 1;
+                reasons.add(row.reason);
             }
             Ok(true)
         })?;
@@ -679,9 +710,7 @@ impl<'a, R: Rows> Known<'a, R> {
             plan.notes.push(format!("no such attachment was given up: {}", some_of(&missing)));
         }
         if attachments > 0 {
-            let mut reasons: Vec<_> = reasons.into_iter().collect();
-            reasons.sort_by(|one, other| (other.1, &one.0).cmp(&(one.1, &other.0)));
-            reasons.truncate(REASONS_MAX);
+            let reasons = reasons.most_frequent(REASONS_MAX);
             plan.changes.push(PlannedChange::Requeue { attachments, reasons });
         }
         plan.notes.push(format!("{} of {failed} stay listed as failed", failed - attachments));
@@ -835,51 +864,5 @@ fn requeue(change: &Change<'_>, unit: u64, which: &Requeue) -> Result<()> {
             change.remove(&FAILED, &key)?;
             change.put(&REQUEUED, &key, &row)?;
         }
-    }
-}
-
-/// Whether a cursor given by hand has the shape of one that the extractor made; if not, the difference. `null` fits
-/// everything, because a field may be empty at times.
-fn same_shape(at: &str, last: &Value, given: &Value) -> Result<(), String> {
-    let place = || if at.is_empty() { "it".to_owned() } else { at.to_owned() };
-    match (last, given) {
-        (Value::Null, _)
-        | (_, Value::Null)
-        | (Value::Bool(_), Value::Bool(_))
-        | (Value::String(_), Value::String(_)) => Ok(()),
-        (Value::Number(one), Value::Number(other)) if one.is_f64() == other.is_f64() => Ok(()),
-        (Value::Number(_), Value::Number(_)) => {
-            Err(format!("{} is a whole number in one and has a fraction in the other", place()))
-        }
-        (Value::Array(one), Value::Array(other)) => match one.first() {
-            Some(first) => (0..)
-                .zip(other)
-                .try_for_each(|(index, item)| same_shape(&format!("{at}[{index}]"), first, item)),
-            None => Ok(()),
-        },
-        (Value::Object(one), Value::Object(other)) => {
-            for (key, item) in one {
-                match other.get(key) {
-                    Some(given) => same_shape(&format!("{at}.{key}"), item, given)?,
-                    None => return Err(format!("{at}.{key} is missing")),
-                }
-            }
-            match other.keys().find(|key| !one.contains_key(*key)) {
-                Some(key) => Err(format!("{at}.{key} is new")),
-                None => Ok(()),
-            }
-        }
-        (last, given) => Err(format!("{} is {}, and was {}", place(), kind(given), kind(last))),
-    }
-}
-
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "true or false",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a text",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
     }
 }
