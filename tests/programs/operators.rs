@@ -216,9 +216,9 @@ fn a_pace_is_that_of_the_newest_life_or_of_the_time_between_two_looks() {
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(tail.stdout.take().unwrap()).lines();
-    let pace = |line: &str| -> u32 {
-        let (_, pace) = line.split_once(" read (").unwrap_or_else(|| panic!("{line}"));
-        pace.split_once("/s)").unwrap().0.parse().unwrap()
+    let told = |line: &str| -> u32 {
+        let (_, told) = line.split_once(" read (").unwrap_or_else(|| panic!("{line}"));
+        told.split_once("/s)").unwrap().0.parse().unwrap()
     };
     let first = lines.next().unwrap().unwrap();
     assert!(first.contains("6000 read"), "{first}");
@@ -227,8 +227,8 @@ fn a_pace_is_that_of_the_newest_life_or_of_the_time_between_two_looks() {
     assert!(second.contains("6012 read"), "{second}");
     assert!(tail.wait().unwrap().success());
     // At least 2 seconds lie between two looks.
-    assert!(pace(&second) <= 6, "{second}");
-    assert!(pace(&first) > pace(&second), "{first} {second}");
+    assert!(told(&second) <= 6, "{second}");
+    assert!(told(&first) > told(&second), "{first} {second}");
 }
 
 #[test]
@@ -418,7 +418,7 @@ fn zeros_take_no_space_in_a_copy() {
     let (from, to, dense) = (open("from"), open("to"), open("dense"));
     let zeros = 1 << 20;
     let mut bytes = vec![0; zeros];
-    bytes.extend_from_slice(&[7; 100_000]);
+    bytes.extend_from_slice(&vec![7; 100_000]);
     bytes.extend_from_slice(&vec![0; zeros]);
     std::io::Write::write_all(&mut &from, &bytes).unwrap();
     std::io::Write::write_all(&mut &dense, &bytes).unwrap();

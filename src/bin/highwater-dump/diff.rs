@@ -5,6 +5,7 @@
 //! An object that one of the two has dropped because of its age is no difference.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -175,18 +176,19 @@ impl Side {
             let place = match line {
                 // There may be very many.
                 Line::Attachment(failed) => place_of_attachment(failed),
-                _ => match serde_json::to_value(&line).map_err(not_json)? {
+                _ => match serde_json::to_value(&line).map_err(io::Error::from)? {
                     Value::Object(object) => place_of(&object),
                     _ => continue,
                 },
             };
-            self.objects.insert(place, serde_json::to_string(&line).map_err(not_json)?);
+            self.objects.insert(place, serde_json::to_string(&line).map_err(io::Error::from)?);
         }
         Ok(())
     }
 
     fn object(&self, place: &Place) -> Outcome<Option<Object>> {
-        self.objects.get(place).map(|json| serde_json::from_str(json).map_err(not_json)).transpose()
+        let json = self.objects.get(place).map(|json| serde_json::from_str(json));
+        Ok(json.transpose().map_err(io::Error::from)?)
     }
 
     /// Whether an object that only the other has was dropped here because it is old, or belongs to a unit that is not
@@ -202,10 +204,6 @@ impl Side {
             _ => false,
         }
     }
-}
-
-fn not_json(error: serde_json::Error) -> Failure {
-    Failure::Absent(error.to_string())
 }
 
 fn differ(place: &Place, a: &Side, b: &Side) -> bool {

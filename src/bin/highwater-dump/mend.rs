@@ -537,15 +537,13 @@ pub(crate) fn words(out: &mut impl Write, act: &str, lines: &[String]) -> io::Re
 }
 
 fn acts(path: &Path, unit: Option<&str>, json: bool) -> Result<Exit, Failure> {
-    let acts = match state_of(path)? {
-        Some(text) => SavedState::read(&text, unit.unwrap_or("the unit"))?.store().acts(unit)?,
-        None => {
-            let mut snapshot = open(path)?;
-            // A unit that was forgotten has acts too.
-            let named =
-                unit.map(|unit| unit_id(&mut snapshot, path, unit).unwrap_or_else(|_| unit.to_owned()));
-            snapshot.acts(named.as_deref())?
-        }
+    let acts = if let Some(text) = state_of(path)? {
+        SavedState::read(&text, unit.unwrap_or("the unit"))?.store().acts(unit)?
+    } else {
+        let mut snapshot = open(path)?;
+        // A unit that was forgotten has acts too.
+        let named = unit.map(|unit| unit_id(&mut snapshot, path, unit).unwrap_or_else(|_| unit.to_owned()));
+        snapshot.acts(named.as_deref())?
     };
     let mut out = stdout();
     for act in &acts {
@@ -563,13 +561,12 @@ fn acts(path: &Path, unit: Option<&str>, json: bool) -> Result<Exit, Failure> {
 }
 
 fn export(unit: &Unit, file: &Path) -> Result<Exit, Failure> {
-    let rows = match state_of(&unit.store)? {
-        Some(text) => SavedState::read(&text, &unit.unit)?.store().export(&unit.unit, file)?,
-        None => {
-            let mut snapshot = open(&unit.store)?;
-            let id = unit_id(&mut snapshot, &unit.store, &unit.unit)?;
-            snapshot.export(&id, file, Utc::now())?
-        }
+    let rows = if let Some(text) = state_of(&unit.store)? {
+        SavedState::read(&text, &unit.unit)?.store().export(&unit.unit, file)?
+    } else {
+        let mut snapshot = open(&unit.store)?;
+        let id = unit_id(&mut snapshot, &unit.store, &unit.unit)?;
+        snapshot.export(&id, file, Utc::now())?
     };
     let mut out = stdout();
     writeln!(out, "{}: {rows} rows of {}", visible(&file.display().to_string()), visible(&unit.unit))?;
