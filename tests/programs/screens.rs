@@ -345,7 +345,7 @@ fn a_death_is_told_by_what_it_may_have_cost() {
     assert_eq!(alert(&shown), Vec::<&str>::new());
     assert!(on_one_line(&shown).contains(", in 3 lives since everything"), "{shown}");
     assert!(
-        shown.contains("deaths     1 life of it ended without an answer; the last, life 2, cost at most: "),
+        shown.contains("deaths     1 life of it ended without an answer; the last, life 2: lost at most: "),
         "{shown}"
     );
     let events = now(&place, &["events", "state.redb"]);

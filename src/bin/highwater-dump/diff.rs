@@ -17,6 +17,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::ending::{Exit, Failure, Outcome};
+use crate::figures::event_words;
 use crate::mend::state_of;
 use crate::stores::{no_unit, open, unit_id};
 use crate::text::{Screen, folded, json_line, seconds_in_words, stdout, visible};
@@ -351,7 +352,7 @@ fn shown_seconds(value: Option<&Value>) -> String {
 fn shown(value: Option<&Value>) -> String {
     let text = match value {
         None | Some(Value::Null) => return "none".to_owned(),
-        Some(Value::String(text)) => text.clone(),
+        Some(Value::String(text)) => event_words(text),
         Some(value) => value.to_string(),
     };
     match text.char_indices().nth(SHOWN_CHARS) {

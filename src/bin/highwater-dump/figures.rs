@@ -195,7 +195,7 @@ pub(crate) fn deaths(report: &Report, run: &RunReport, standing: &Standing) -> O
     let mut text = format!("{} of it ended without an answer", count(deaths, "life", "lives"));
     let last = report.deaths.iter().rev().find(|death| death.run.as_ref() == Some(&run.run));
     if let Some(death) = standing.death.as_ref().or(last) {
-        let _ = write!(text, "; the last, life {}, {}", death.epoch, death_words(death));
+        let _ = write!(text, "; the last, life {}: {}", death.epoch, death_words(death));
     }
     Some(text)
 }
@@ -212,9 +212,9 @@ pub(crate) fn death_words(death: &DeathReport) -> String {
         None => "everything after its checkpoint".to_owned(),
     };
     if death.resumed {
-        format!("cost at most: {lost}")
+        format!("lost at most: {lost}")
     } else {
-        format!("has cost until now, as no life has resumed the run: at most {lost}")
+        format!("no later life yet, lost until now at most: {lost}")
     }
 }
 

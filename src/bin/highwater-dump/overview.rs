@@ -15,7 +15,7 @@ use crate::text::{
 };
 
 /// Reasons of failed attachments and rejected records that are listed; the rest are counted together.
-const REASONS_MAX: usize = 5;
+const REASONS_MAX: usize = 10;
 
 #[derive(Debug, Args)]
 pub(crate) struct Show {
