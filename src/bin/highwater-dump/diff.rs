@@ -94,11 +94,10 @@ impl Diff {
         for of_kind in differing.chunk_by(|one, other| (&one.0, &one.2) == (&other.0, &other.2)) {
             let more = if self.json { 0 } else { of_kind.len().saturating_sub(self.last) };
             if let Some((unit, _, kind, _)) = of_kind.first().filter(|_| more > 0) {
+                let all = of_kind.len();
                 let line = format!(
-                    "{unit}: {more} more of {} that differ, {}: --last {} lists them all",
-                    of_kind.len(),
-                    plural(kind),
-                    of_kind.len()
+                    "{unit}: {more} of {all} {} that differ are not listed: --last {all} lists all",
+                    plural(kind)
                 );
                 folded(&mut out, screen, "", "  ", &visible(&line))?;
             }
@@ -223,13 +222,13 @@ fn place_of_attachment(failed: &AttachmentReport) -> Place {
 }
 
 /// Several things of a kind.
-fn plural(kind: &str) -> &str {
+fn plural(kind: &str) -> String {
     match kind {
-        "ledger" => "entries of the ledger",
-        "attachment" => "failed attachments",
-        "rejected" => "rejected records",
-        "message" => "messages",
-        other => other,
+        "ledger" => "entries of the ledger".to_owned(),
+        "attachment" => "failed attachments".to_owned(),
+        "rejected" => "rejected records".to_owned(),
+        "findings" => "kinds of findings".to_owned(),
+        other => format!("{}s", other.replace('_', " ")),
     }
 }
 
@@ -270,7 +269,8 @@ fn differences<'a>(place: &'a Place, a: Option<&'a Object>, b: Option<&'a Object
     match (a, b) {
         (Some(a), Some(b)) => {
             let names: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
-            for name in names {
+            // The state of an attachment says whether it is queued again.
+            for name in names.into_iter().filter(|name| *name != "requeued") {
                 fields(name, a.get(name), b.get(name), &mut add);
             }
         }

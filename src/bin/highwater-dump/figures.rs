@@ -173,7 +173,8 @@ fn run_facts(report: &Report, run: &RunReport, standing: &Standing, screen: Scre
     if let Some(event) = &run.event {
         let answer = match run.message {
             Some(message) => format!("answered by message {message}"),
-            None => "not answered yet".to_owned(),
+            None if is_open => "not answered yet".to_owned(),
+            None => "not answered: the run is over".to_owned(),
         };
         let at = run.event_accepted_at.map(|at| format!(", {}", screen.age(at))).unwrap_or_default();
         let event = event_words(event);

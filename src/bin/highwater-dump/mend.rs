@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use chrono::{DateTime, NaiveDate, NaiveDateTime, Utc};
 use clap::{Args, Subcommand};
 use highwater::airdrop::SavedState;
+use highwater::html::grouped;
 use highwater::inspect::{Snapshot, Source, copy_file};
 use highwater::mend::{Compaction, Mend, Plan, Requeue, RewindTo, UnitFile};
 use highwater::{Error, Store};
@@ -85,7 +86,7 @@ Example:
   highwater-dump requeue state.redb acme/tickets --reason 'status 503'
 
 Without --id and --reason, all of them are queued. The next run that extracts attachments
-streams them.")]
+streams them. If none matches, the exit code is 1.")]
     Requeue {
         #[command(flatten)]
         unit: Unit,
@@ -514,8 +515,9 @@ impl How {
                     writeln!(out, "done; the copy made before: {}", visible(&copy.display().to_string()))?;
                     if let Some(Copies { files, bytes }) = older_backups.filter(|older| older.files > 0) {
                         let line = format!(
-                            "{} of {name} beside it, {bytes} bytes on the disk: delete what you do not need any more",
-                            count(files, "older copy", "older copies")
+                            "{} of {name} beside it, {} bytes on the disk: delete what you do not need any more",
+                            count(files, "older copy", "older copies"),
+                            grouped(&bytes.to_string())
                         );
                         folded(&mut out, Screen::new(), "", "  ", &visible(&line))?;
                     }

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::store::disk::Disk;
@@ -26,7 +26,15 @@ impl Base {
         look(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// One call of the system, as every page of a store is read in this way.
+    #[cfg(unix)]
     fn read(&self, at: u64, out: &mut [u8]) -> io::Result<()> {
+        self.with(|file| std::os::unix::fs::FileExt::read_exact_at(file, out, at))
+    }
+
+    #[cfg(not(unix))]
+    fn read(&self, at: u64, out: &mut [u8]) -> io::Result<()> {
+        use std::io::{Read, Seek, SeekFrom};
         self.with(|mut file| {
             file.seek(SeekFrom::Start(at))?;
             file.read_exact(out)

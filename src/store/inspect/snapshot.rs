@@ -549,7 +549,7 @@ fn copy_of(path: &Path, base: &Base) -> Result<File> {
 #[doc(hidden)]
 pub fn copy_file(mut from: &File, mut to: &File) -> io::Result<()> {
     from.seek(SeekFrom::Start(0))?;
-    let (mut block, mut bytes) = (vec![0; COPIED_BLOCK_BYTES], 0);
+    let (mut block, zeros, mut bytes) = (vec![0; COPIED_BLOCK_BYTES], vec![0; COPIED_BLOCK_BYTES], 0);
     loop {
         let read = match from.read(&mut block) {
             Ok(0) => return to.set_len(bytes),
@@ -557,7 +557,7 @@ pub fn copy_file(mut from: &File, mut to: &File) -> io::Result<()> {
             read => read?,
         };
         bytes += read as u64;
-        match block.get(..read).filter(|block| block.iter().any(|byte| *byte != 0)) {
+        match block.get(..read).filter(|block| zeros.get(..read) != Some(*block)) {
             Some(block) => to.write_all(block)?,
             None => drop(to.seek(SeekFrom::Start(bytes))?),
         }

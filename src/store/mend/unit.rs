@@ -612,12 +612,12 @@ impl<'a, R: Rows> Known<'a, R> {
                 };
                 return Err(invalid(
                     what,
-                    format!("no run has read such a stream; {known}; use force (--force) if it is right"),
+                    format!("no run has read such a stream; {known}; force it (--force) if it is right"),
                 ));
             }
             match &last {
                 None if !force => {
-                    let reason = "no cursor of this stream is known to compare it with (perhaps it has one page): use force (--force) \
+                    let reason = "no cursor of this stream is known to compare it with (perhaps it has one page): force it (--force) \
                                   if its shape is right";
                     return Err(invalid(what, reason.to_owned()));
                 }
@@ -627,7 +627,7 @@ impl<'a, R: Rows> Known<'a, R> {
                         && !force
                     {
                         let reason = format!(
-                            "{difference}; the last one was {}: use force (--force) if the extractor can read it",
+                            "{difference}; the last one was {}: force it (--force) if the extractor can read it",
                             shown_json(&last)
                         );
                         return Err(invalid(what, reason));
