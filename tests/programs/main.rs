@@ -5,6 +5,7 @@ mod mend;
 mod operators;
 mod place;
 mod report;
+mod rewind;
 mod schema;
 mod screens;
 #[path = "../support/mod.rs"]
