@@ -282,6 +282,9 @@ fn what_was_mended_last_is_shown_and_why_the_queue_is_empty() {
     assert!(shown.contains(", by oper: abandon the open run "), "{shown}");
     mend(&["reset", "state.redb", "acme/tickets"]);
     assert!(place.shows(&["state.redb"]).contains(", by oper: reset acme/tickets\n"));
+    place.shows(&["report", "state.redb", "--html", "page.html"]);
+    let page = std::fs::read_to_string(place.dir.path().join("page.html")).unwrap();
+    assert!(page.contains(", by oper: reset acme/tickets"), "{page}");
     let listed = on_one_line(&place.shows(&["attachments", "state.redb"]));
     assert!(listed.starts_with("no attachment is waiting or failed mended "), "{listed}");
     assert!(
@@ -319,6 +322,17 @@ fn an_attachment_that_is_looked_for_is_settled_failed_queued_again_or_dropped() 
     assert_eq!(found["attachments_found"][0]["state"], "requeued");
     place.shows(&["abandon", "state.redb", "acme/tickets", "--yes"]);
     assert!(find("A11").starts_with("attachment of ISSUE-5: not transferred: run "), "{}", find("A11"));
+}
+
+#[test]
+fn a_list_of_none_of_the_newest_does_not_say_that_there_are_none() {
+    let place = Place::new();
+    store_amid_work(&place.store());
+    place.shows(&["abandon", "state.redb", "acme/tickets", "--yes"]);
+    for command in ["runs", "events", "attachments", "rejected", "batch"] {
+        let said = place.shows(&[command, "state.redb", "--unit", "acme/tickets", "--last", "0"]);
+        assert!(said.starts_with("none is listed: --last 0\n"), "{command}: {said}");
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use highwater::inspect::{AttachmentReport, Line};
 
 use crate::ending::{EXIT_CODES, Exit, Outcome};
 use crate::mend::words;
-use crate::stores::{Asked, no_unit, open_at, store_line};
+use crate::stores::{Asked, no_unit, none_listed, open_at, store_line};
 use crate::text::{Listing, Screen, json_line, stdout};
 
 const EXAMPLE: &str = "\
@@ -55,15 +55,8 @@ impl Attachments {
         }
         let mut listed = newest.into_iter().map(Ok).chain(all).peekable();
         if listed.peek().is_none() && !json {
-            writeln!(
-                out,
-                "{}",
-                match (last, self.failed) {
-                    (Some(0), _) => "none is listed: --last 0",
-                    (_, true) => "no attachment failed",
-                    (_, false) => "no attachment is waiting or failed",
-                }
-            )?;
+            let why = if self.failed { "no attachment failed" } else { "no attachment is waiting or failed" };
+            writeln!(out, "{}", none_listed(*last, why))?;
             // It may be the reason why there are none.
             if let Some(act) = acts.last() {
                 let what = format!("mended {}, by {}: {}", screen.time(act.at), act.by, act.act);

@@ -7,7 +7,7 @@ use clap::Args;
 use highwater::inspect::{BatchReport, Line};
 
 use crate::ending::{EXIT_CODES, Exit, Failure, Outcome};
-use crate::stores::{no_unit, open_at};
+use crate::stores::{no_unit, none_listed, open_at};
 use crate::text::{Listing, Screen, Screened, folded, json_line, shell_word, stdout, visible};
 
 const EXAMPLES: &str = "\
@@ -62,7 +62,7 @@ impl Batch {
         if *json {
             batches.iter().try_for_each(|batch| json_line(&mut out, &Line::Batch(batch)))?;
         } else {
-            print(&mut out, batches, Screen::new())?;
+            print(&mut out, batches, *last, Screen::new())?;
         }
         out.flush()?;
         Ok(Exit::Fine)
@@ -110,9 +110,15 @@ impl Batch {
 }
 
 /// The batches that are in the store.
-fn print(out: &mut impl Write, batches: &[BatchReport], screen: Screen) -> io::Result<()> {
+fn print(
+    out: &mut impl Write,
+    batches: &[BatchReport],
+    last: Option<usize>,
+    screen: Screen,
+) -> io::Result<()> {
     if batches.is_empty() {
-        return writeln!(out, "no batch is in the store: all are announced, or there is none yet");
+        let why = "no batch is in the store: all are announced, or there is none yet";
+        return writeln!(out, "{}", none_listed(last, why));
     }
     let mut table = Listing::new(&[
         "#seq",

@@ -7,7 +7,7 @@ use highwater::inspect::{DeathReport, EventReport, Line};
 
 use crate::ending::{EXIT_CODES, Exit, Outcome};
 use crate::figures::{death_words, event_words, fate_words};
-use crate::stores::{Asked, no_unit, open_at, store_line};
+use crate::stores::{Asked, no_unit, none_listed, open_at, store_line};
 use crate::text::{Screen, count, duration, folded, json_line, stdout, time, visible};
 
 const EXAMPLE: &str = "\
@@ -60,7 +60,7 @@ impl Events {
         if *json {
             json_line(&mut out, &store_line(store, snapshot.source(), screen.now))?;
         } else if entries.is_empty() {
-            writeln!(out, "no event is kept")?;
+            writeln!(out, "{}", none_listed(*last, "no event is kept"))?;
         }
         for entry in entries {
             match (entry, json) {

@@ -10,6 +10,7 @@ use highwater::inspect::{
     FindingsReport, LedgerReport, LedgerTypeReport, MessageFate, MessageReport, Report, RunReport, RunStatus,
     Standing, TypeReport,
 };
+use highwater::mend::Act;
 
 use crate::text::{Listing, Screen, count, cut, duration, shell_word, time};
 
@@ -99,8 +100,8 @@ pub(crate) fn next_words(alert: &Alert, store: &Path, unit: Option<&str>) -> Str
     }
 }
 
-/// What stands of a unit now.
-pub(crate) fn facts(report: &Report, standing: &Standing, screen: Screen) -> Facts {
+/// What stands of a unit now. `mended`: what an operator did to it last.
+pub(crate) fn facts(report: &Report, standing: &Standing, mended: Option<&Act>, screen: Screen) -> Facts {
     let unit = &report.unit;
     let mut facts =
         report.run.as_ref().map_or_else(Facts::new, |run| run_facts(report, run, standing, screen));
@@ -110,6 +111,9 @@ pub(crate) fn facts(report: &Report, standing: &Standing, screen: Screen) -> Fac
     facts.push(("watermark", watermark));
     let runs = count(unit.runs, "run", "runs");
     facts.push(("known", format!("since {}, {runs} begun", screen.time(unit.created_at))));
+    if let Some(act) = mended {
+        facts.push(("mended", format!("{}, by {}: {}", screen.time(act.at), act.by, act.act)));
+    }
     facts
 }
 

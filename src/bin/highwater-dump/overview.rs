@@ -114,11 +114,8 @@ fn print(
         alert_line(&mut text, screen, alert, &next(alert))?;
         writeln!(out, "{}", screen.paint("1;33", &text))?;
     }
-    for (name, text) in figures::facts(report, standing, screen) {
+    for (name, text) in figures::facts(report, standing, mended, screen) {
         fact(out, screen, name, &text)?;
-    }
-    if let Some(act) = mended {
-        fact(out, screen, "mended", &format!("{}, by {}: {}", screen.time(act.at), act.by, act.act))?;
     }
 
     figures::listings(report, screen).listing().print(out, screen, "listings")?;

@@ -7,7 +7,7 @@ use clap::Args;
 use highwater::inspect::{Line, RejectedReport};
 
 use crate::ending::{EXIT_CODES, Exit, Outcome};
-use crate::stores::{Asked, no_unit, open_at, store_line};
+use crate::stores::{Asked, no_unit, none_listed, open_at, store_line};
 use crate::text::{Listing, Screen, cut, json_line, stdout};
 
 const EXAMPLE: &str = "\
@@ -48,8 +48,7 @@ impl Rejected {
             json_line(&mut out, &store_line(store, snapshot.source(), screen.now))?;
             rejected.iter().try_for_each(|record| json_line(&mut out, &Line::Rejected(record)))?;
         } else if rejected.is_empty() {
-            let listed = if *last == Some(0) { "none is listed: --last 0" } else { "no record is rejected" };
-            writeln!(out, "{listed}")?;
+            writeln!(out, "{}", none_listed(*last, "no record is rejected"))?;
         } else {
             table(&rejected, screen, self.content).lines(&mut out, screen, "")?;
         }

@@ -12,6 +12,7 @@ use highwater::inspect::{
     Snapshot, Source, Standing, TimeSpent, TypeReport,
 };
 use highwater::limits::LEDGER_RUNS_MAX;
+use highwater::mend::Act;
 
 use crate::ending::{EXIT_CODES, Exit, Failure, Outcome};
 use crate::figures::{self, alert_words, event_words, fate_words};
@@ -168,6 +169,8 @@ struct Unit {
     report: UnitState,
     standing: Standing,
     conversation: Conversation,
+    /// What an operator did to it last.
+    mended: Option<Act>,
 }
 
 impl Unit {
@@ -177,7 +180,8 @@ impl Unit {
         };
         let Some(conversation) = snapshot.conversation(id)? else { return Ok(None) };
         let standing = report.standing(screen.now, snapshot.source());
-        Ok(Some(Self { report, standing, conversation }))
+        let mended = snapshot.acts(Some(id))?.pop();
+        Ok(Some(Self { report, standing, conversation, mended }))
     }
 
     fn add(&self, page: &mut Document, screen: Screen, last: usize) {
@@ -186,7 +190,7 @@ impl Unit {
         let alerts: Vec<_> =
             standing.alerts.iter().map(|alert| at_most(REASON_CHARS, &alert_words(alert, screen))).collect();
         page.list("alerts", &alerts);
-        let facts = figures::facts(report, standing, screen).into_iter();
+        let facts = figures::facts(report, standing, self.mended.as_ref(), screen).into_iter();
         let facts: Vec<_> = facts.map(|(name, text)| (name, at_most(REASON_CHARS, &text))).collect();
         page.facts(&facts);
         self.runs(page, screen, last);

@@ -8,7 +8,7 @@ use highwater::inspect::{BatchReport, BatchStage, LedgerReport, Line, Report, St
 
 use crate::ending::{EXIT_CODES, Exit, Outcome};
 use crate::figures::{attachments, deaths, event_words};
-use crate::stores::{Asked, no_unit, open_at, store_line};
+use crate::stores::{Asked, no_unit, none_listed, open_at, store_line};
 use crate::text::{Listing, Screen, count, duration, folded, json_line, stdout, visible};
 
 const EXAMPLE: &str = "\
@@ -31,8 +31,8 @@ impl Runs {
     pub(crate) fn run(&self) -> Outcome {
         let Asked { store, unit, last, json } = &self.asked;
         let (mut snapshot, unit) = open_at(store, unit.as_deref())?;
-        let last = last.unwrap_or(usize::MAX);
-        let report = snapshot.unit(&unit, last)?.ok_or_else(|| no_unit(store, &unit))?;
+        let report =
+            snapshot.unit(&unit, last.unwrap_or(usize::MAX))?.ok_or_else(|| no_unit(store, &unit))?;
         let batches = snapshot.batches(&unit)?.unwrap_or_default();
         let screen = Screen::new();
         let mut out = stdout();
@@ -63,7 +63,7 @@ impl Runs {
             let standing = report.standing(screen.now, snapshot.source());
             at_hand(&mut out, screen, &report, &standing, &batches)?;
         } else if is_first {
-            writeln!(out, "no run yet")?;
+            writeln!(out, "{}", none_listed(*last, "no run yet"))?;
         }
         out.flush()?;
         Ok(Exit::Fine)

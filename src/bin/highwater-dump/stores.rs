@@ -121,6 +121,11 @@ pub(crate) struct Asked {
     pub(crate) json: bool,
 }
 
+/// What a list without entries says: that none were asked for, or why there are none.
+pub(crate) fn none_listed(last: Option<usize>, why: &str) -> &str {
+    if last == Some(0) { "none is listed: --last 0" } else { why }
+}
+
 /// The version of what `--json` prints: raised when a field is removed or changes its meaning. An added field does
 /// not change it.
 const JSON_VERSION: u32 = 1;
