@@ -28,7 +28,7 @@ const GROUP: usize = 500;
 pub(crate) struct Attachments {
     #[command(flatten)]
     asked: Asked,
-    /// Only those that were given up
+    /// Only those that were given up, and are not queued again
     #[arg(long)]
     failed: bool,
 }

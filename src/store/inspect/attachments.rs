@@ -207,7 +207,7 @@ pub(super) fn next_group(
     only_failed: bool,
 ) -> Result<(Vec<AttachmentReport>, Place)> {
     let mut at = place_now.clone();
-    let tables = if only_failed { 2 } else { 3 };
+    let tables = if only_failed { 1 } else { 3 };
     let mut found = Vec::new();
     let mut ids = BTreeMap::new();
     let unit_prefix = Key::unit(unit.no);

@@ -379,8 +379,8 @@ impl Snapshot {
         })
     }
 
-    /// The attachments of a unit that are not settled: those that were given up, those of them that are queued again, and,
-    /// unless `only_failed`, the queue of the newest run. `None` if the store does not know the unit.
+    /// The attachments of a unit that are not settled: those that were given up, and, unless `only_failed`, those that are
+    /// queued again after that, and the queue of the newest run. `None` if the store does not know the unit.
     ///
     /// They are read in groups, so memory does not grow with their number. Each group shows one moment.
     ///
