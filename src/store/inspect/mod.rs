@@ -43,6 +43,7 @@
 
 mod attachments;
 mod check;
+mod check_run;
 mod edge;
 mod find;
 mod line;
