@@ -144,7 +144,7 @@ fn attachments_are_counted_and_those_that_failed_are_listed_without_their_urls()
     assert!(all.contains(" https://files.example/?...\n"), "{all}");
     let failed = place.shows(&["attachments", "state.redb", "--failed", "--last", "3"]);
     assert_eq!(failed.lines().filter(|line| line.starts_with('A')).count(), 3, "{failed}");
-    assert!(row(&failed, "A37").contains(&"failed".to_owned()), "{failed}");
+    assert!(row(&failed, "A36").contains(&"failed".to_owned()), "{failed}");
     assert!(row(&failed, "A2").is_empty() && row(&failed, "A11").is_empty(), "{failed}");
     let lines = place.lines(&["attachments", "state.redb", "--json"]);
     let states: Vec<_> = of_kind(&lines, "attachment").iter().map(|line| line["state"].clone()).collect();
