@@ -565,32 +565,35 @@ impl Look<'_> {
         let mut given_up: BTreeSet<&str> = ids.difference(linked).map(String::as_str).collect();
         if !given_up.is_empty() {
             let before = self.attachments_before(named);
-            for Named { id, .. } in named.iter().filter(|named| named.item_type == ATTACHMENTS) {
-                // An artifact that cannot be read is a finding already.
-                let _ = each_line(self.local, id, |line| {
-                    if let Some(id) = record_id(line)
-                        && before.linked.contains(&id)
-                        && before.lines.contains(line)
-                    {
-                        given_up.remove(id.as_str());
-                    }
-                });
-            }
+            self.each_attachment(named, |id, line| {
+                if before.linked.contains(&id) && before.lines.contains(line) {
+                    given_up.remove(id.as_str());
+                }
+            });
         }
         let examples = given_up.iter().take(EXAMPLES_MAX).map(|id| (*id).to_owned()).collect();
         let (count, of) = (given_up.len() as u64, ids.len());
         let text =
             format!("{count} of {of} attachments that were named are linked to no upload: given up, or lost");
         self.find(Verdict::Suspicious, GIVEN_UP, count, text, examples);
+        let mut failed = Vec::new();
+        if !given_up.is_empty() {
+            self.each_attachment(named, |id, line| {
+                if failed.len() < FAILED_LISTED_MAX && given_up.remove(id.as_str()) {
+                    failed.push(failed_attachment(id, line));
+                }
+            });
+        }
+        self.failed = failed;
+    }
+
+    /// Calls `each` with the id and the line of every attachment that messages name.
+    fn each_attachment(&self, named: &[Named], mut each: impl FnMut(String, &[u8])) {
         for Named { id, .. } in named.iter().filter(|named| named.item_type == ATTACHMENTS) {
-            if given_up.is_empty() || self.failed.len() >= FAILED_LISTED_MAX {
-                break;
-            }
             // An artifact that cannot be read is a finding already.
             let _ = each_line(self.local, id, |line| {
-                let Some(id) = record_id(line) else { return };
-                if self.failed.len() < FAILED_LISTED_MAX && given_up.remove(id.as_str()) {
-                    self.failed.push(failed_attachment(id, line));
+                if let Some(id) = record_id(line) {
+                    each(id, line);
                 }
             });
         }

@@ -48,6 +48,7 @@ use highwater::SystemClock;
 use serde_json::Value;
 
 use crate::api::Observer;
+use crate::call::Call;
 use crate::error::{Error, Result, chain};
 use crate::fault::Fault;
 use crate::local::SyncReport;
@@ -444,7 +445,8 @@ impl Verify<'_> {
             }
             notes.extend(one.figures.notes.iter().cloned());
         }
-        if self.may_remember_elsewhere() {
+        let saves_its_state = first.shape.calls.iter().any(|call| call.call == Call::State);
+        if !saves_its_state && self.may_remember_elsewhere() {
             notes.push(
                 "the worker's arguments do not contain {dir}, and it left nothing in HIGHWATER_DIR: if it keeps \
                  anything on disk, the cases disturb each other"

@@ -63,7 +63,7 @@ use super::source_error::{AttachmentError, SourceError};
 ///         cursor: Option<u32>,
 ///     ) -> Result<Page<u32>, SourceError> {
 ///         let (issues, next) = self.client.issues(cursor.unwrap_or(0)).await?;
-///         let mut page = next.map_or_else(Page::last, Page::more);
+///         let mut page = Page::with_next(next);
 ///         for issue in issues {
 ///             page.push("issues", Record::new(issue["id"].to_string(), &issue)?);
 ///         }

@@ -1,10 +1,10 @@
-//! Airdrop over HTTP.
+//! Airdrop over HTTP; and a source's API, through the same library.
 //!
-//! Each method makes one attempt and reports its result; the caller waits, retries and gives up. The outcome of a
-//! request that changes something is *unknown* once its last byte was passed to the connection and no answer came.
-//! Before that, the request cannot have taken effect, because its `Content-Length` was not reached. What a status
-//! proves is in the table of `http_status`. Redirects are not followed, because they would send the token
-//! elsewhere.
+//! Each method of [`Client`] makes one attempt and reports its result; the caller waits, retries and gives up. The
+//! outcome of a request that changes something is *unknown* once its last byte was passed to the connection and no
+//! answer came. Before that, the request cannot have taken effect, because its `Content-Length` was not reached. What
+//! a status proves is in the table of `http_status`. The platform's redirects are not followed, because they would
+//! send the token elsewhere.
 //!
 //! An upload always has a correct `Content-Length`, because the file store refuses chunked bodies: the form around
 //! the file is made beforehand, and a stream of unknown length goes through a temporary file. Upload URLs and form
@@ -648,11 +648,12 @@ impl SourceClient {
                     headers.iter().fold(post, |post, (name, value)| post.header(*name, *value)).send(*json)
                 }
             }?;
-            let mut answer = SourceAnswer::new(response.status().as_u16(), "");
             let retry_after = response.headers().get("Retry-After").and_then(|text| text.to_str().ok());
-            answer.retry_after = retry_after.map(str::to_owned);
-            answer.body = Box::new(response.into_body().into_reader());
-            Ok(answer)
+            Ok(SourceAnswer {
+                status: response.status().as_u16(),
+                retry_after: retry_after.map(str::to_owned),
+                body: Box::new(response.into_body().into_reader()),
+            })
         }))
     }
 }

@@ -122,7 +122,7 @@ pub trait Extractor: Sync {
     ///     # fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> { Ok(vec!["issues".into()]) }
     ///     fn page(&self, _: &Context<'_>, _: &Listing, cursor: Option<u32>) -> Result<Page<u32>, SourceError> {
     ///         let (issues, next) = self.client.issues(cursor)?;
-    ///         let mut page = next.map_or_else(Page::last, Page::more);
+    ///         let mut page = Page::with_next(next);
     ///         for raw in issues {
     ///             page.push_or_reject("issues", &raw, self.issues.normalize(&raw));
     ///         }

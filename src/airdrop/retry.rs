@@ -1,10 +1,11 @@
 //! How often a call to the platform or to the source is made, and how long to wait in between.
 //!
-//! A call to the platform is made until it succeeds or is refused, was made [`TRIES`] times, or the next attempt would begin after
-//! the invocation's hard limit. The wait doubles each time, varies at random so that workers that failed together do
-//! not retry together, and is never shorter than the platform asked for.
+//! A call to the platform is made until it succeeds or is refused, was made [`TRIES`] times, or the next attempt would
+//! begin after the invocation's hard limit. The wait doubles each time, varies at random so that workers that failed
+//! together do not retry together, and is never shorter than the platform asked for.
 //!
-//! A source is waited for in place if it asks for a short wait, or fails for a temporary reason. Such a failure is tried again a few times.
+//! A source is waited for in place if it asks for a short wait, or fails for a temporary reason. After such a failure it
+//! is asked again, a few times.
 
 use std::fmt;
 use std::time::Duration;

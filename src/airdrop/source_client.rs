@@ -173,7 +173,9 @@ impl SourceClient {
         match &self.authorization {
             Authorization::None => get(None),
             Authorization::Token(token) => get(Some(token)),
-            Authorization::SignIn { token, .. } => token.with(|| self.new_token(), |token| get(Some(token))),
+            Authorization::SignIn { path, json, pointer, token } => {
+                token.with(|| self.new_token(path, json, pointer), |token| get(Some(token)))
+            }
         }
     }
 
@@ -189,10 +191,7 @@ impl SourceClient {
         read_json(path, self.get(path, query)?)
     }
 
-    fn new_token(&self) -> Result<String, SourceError> {
-        let Authorization::SignIn { path, json, pointer, .. } = &self.authorization else {
-            return Err("there is no way to sign in".into());
-        };
+    fn new_token(&self, path: &str, json: &str, pointer: &str) -> Result<String, SourceError> {
         // Any JSON fits, so no error quotes part of the answer.
         let answer: Value = read_json(path, self.send(path, "", None, Some(json))?)?;
         match answer.pointer(pointer).and_then(Value::as_str) {

@@ -110,6 +110,21 @@ impl Record {
         Self::with_object(Some(id), &object, true)
     }
 
+    /// The record of a deletion, if the source tells of it: `operation` is `deleted`, and there are no data.
+    ///
+    /// ```
+    /// use highwater::Record;
+    /// let record = Record::deleted("ISSUE-1")?;
+    /// assert_eq!(record.to_line(), r#"{"id":"ISSUE-1","operation":"deleted","data":{}}"#);
+    /// # Ok::<(), highwater::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `Record` if the id is empty or over [`ID_BYTES_MAX`] bytes.
+    pub fn deleted(id: impl Into<String>) -> Result<Self> {
+        Ok(Self::new(id, &serde_json::Map::new())?.operation("deleted"))
+    }
+
     /// A flat record: the whole JSON object is the line, without `id` and `data` around it.
     ///
     /// # Errors
@@ -176,7 +191,7 @@ impl Record {
         })
     }
 
-    /// Sets what happened to the record: `created`, `updated`, `deleted`.
+    /// Sets what happened to the record: `created`, `updated`, `deleted` (or [`Record::deleted`]).
     #[must_use]
     pub fn operation(mut self, operation: impl Into<String>) -> Self {
         self.operation = Some(operation.into());

@@ -185,6 +185,13 @@ impl Serialize for Metadata {
     }
 }
 
+impl From<Metadata> for Value {
+    /// The document itself.
+    fn from(metadata: Metadata) -> Self {
+        metadata.document
+    }
+}
+
 /// A record type, while it is built.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RecordType(Map<String, Value>);

@@ -194,12 +194,43 @@ impl<C> Page<C> {
     /// has seen before, the page is refused with an error. To wait for the source, return
     /// [`SourceError::RateLimited`](crate::airdrop::SourceError::RateLimited) instead: it ends the invocation.
     pub fn more(next: C) -> Self {
-        Self::with(Some(next))
+        Self::with_next(Some(next))
     }
 
     /// The last page of its stream in this run.
     pub fn last() -> Self {
-        Self::with(None)
+        Self::with_next(None)
+    }
+
+    /// A page that is followed by others if the source has a cursor for the next one: [`Page::more`], or [`Page::last`].
+    ///
+    /// Be sure that `None` is the source's word for the end, and not what is left of an answer that was cut off.
+    ///
+    /// ```
+    /// use highwater::Page;
+    /// #[derive(serde::Deserialize)]
+    /// struct Listing { next: Option<String> }
+    /// let listing: Listing = serde_json::from_str(r#"{"issues": [], "next": "42"}"#)?;
+    /// let page = Page::with_next(listing.next);
+    /// # assert_eq!(page.items(), 0);
+    /// # Ok::<(), serde_json::Error>(())
+    /// ```
+    pub fn with_next(next: Option<C>) -> Self {
+        Self {
+            next,
+            records: Vec::new(),
+            edge: BTreeSet::new(),
+            skipped: Vec::new(),
+            rejected: Vec::new(),
+            gone: Vec::new(),
+            asked: None,
+            rejected_max: REJECTED_IDS_MAX,
+            bookmark: None,
+            values: Vec::new(),
+            progress: None,
+            findings: Vec::new(),
+            children: Vec::new(),
+        }
     }
 
     /// Replaces the cursor that the page was created with; `None`: this is the last page. For a source that returns
@@ -255,24 +286,6 @@ impl<C> Page<C> {
             findings,
             children,
         })
-    }
-
-    fn with(next: Option<C>) -> Self {
-        Self {
-            next,
-            records: Vec::new(),
-            edge: BTreeSet::new(),
-            skipped: Vec::new(),
-            rejected: Vec::new(),
-            gone: Vec::new(),
-            asked: None,
-            rejected_max: REJECTED_IDS_MAX,
-            bookmark: None,
-            values: Vec::new(),
-            progress: None,
-            findings: Vec::new(),
-            children: Vec::new(),
-        }
     }
 
     /// Adds a record.

@@ -9,7 +9,7 @@
 //! A schedule that fails is made shorter, act by act, as long as it still fails. The rest is printed as one line,
 //! which [`Explore::replay`] plays again.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -62,6 +62,7 @@ impl Explore {
                 broken_of: None,
                 syncs_ignored: false,
                 has_disk: true,
+                expected: BTreeMap::new(),
             },
             only: Vec::new(),
         }
@@ -88,6 +89,24 @@ impl Explore {
     /// Records in a batch: small batches make many of them.
     pub fn batch_items(mut self, items: u32) -> Self {
         self.setup.batch_items = items.max(1);
+        self
+    }
+
+    /// Expects a sync to announce this many records of an item type. The first sync, without a death, is compared with it.
+    ///
+    /// Everything else compares what was announced with what the extractor returned. So this is what finds a page that
+    /// is never asked for, a record that is read and not added, and one that is added with [`Page::push`] by each of
+    /// several pages.
+    ///
+    /// ```
+    /// use highwater::testing::{Explore, SimSource};
+    /// let report = Explore::new().states(50).expect_records("issues", 1_000_000).run(SimSource::new);
+    /// assert!(report.failure.is_some_and(|failure| failure.violation.what.contains("1000000 were expected")));
+    /// ```
+    ///
+    /// [`Page::push`]: crate::Page::push
+    pub fn expect_records(mut self, item_type: impl Into<String>, records: u64) -> Self {
+        self.setup.expected.insert(item_type.into(), records);
         self
     }
 
@@ -143,7 +162,15 @@ impl Explore {
     }
 
     fn explore<M: Make>(&self, make: &M) -> Report {
-        let total = Mutex::new(Report { seed: self.seed, ..Report::default() });
+        let mut report = Report { seed: self.seed, ..Report::default() };
+        if !self.setup.expected.is_empty() {
+            let schedule = Schedule { seed: self.seed, acts: Vec::new() };
+            self.play(schedule, make, &mut report);
+            if report.failure.is_some() {
+                return report;
+            }
+        }
+        let total = Mutex::new(report);
         let first = Mutex::new(None);
         let next = AtomicU64::new(0);
         std::thread::scope(|scope| {
@@ -187,11 +214,15 @@ impl Explore {
     pub fn replay<E: Extractor>(&self, schedule: &str, make: impl Fn(&Life) -> E + Sync) -> Result<Report> {
         let schedule: Schedule = schedule.parse()?;
         let mut report = Report { seed: schedule.seed, ..Report::default() };
-        let played = Play::of(&self.setup, &schedule, &make).play(&mut report);
+        self.play(schedule, &make, &mut report);
+        Ok(report)
+    }
+
+    fn play<M: Make>(&self, schedule: Schedule, make: &M, report: &mut Report) {
+        let played = Play::of(&self.setup, &schedule, make).play(report);
         if let Err(violation) = played.verdict {
             report.note(Failure { violation, schedule, crash: played.crash });
         }
-        Ok(report)
     }
 
     /// Removes acts as long as the remaining schedule breaks the same promise.

@@ -53,6 +53,31 @@ impl Outside {
         self.one_message_answers_an_event()
     }
 
+    /// Whether the first sync has announced as many records of each of these item types as were expected.
+    pub(super) fn announced_as_expected(&self, expected: &BTreeMap<String, u64>) -> Result<(), Violation> {
+        let Some(first) = self.runs.first() else { return Ok(()) };
+        let mut announced: BTreeMap<String, u64> = BTreeMap::new();
+        for message in self.accepted.iter().filter(|message| message.run == first.id) {
+            let body: Value = serde_json::from_str(&message.body).unwrap_or_default();
+            let artifacts = body.pointer("/event_data/artifacts").and_then(Value::as_array);
+            for artifact in artifacts.into_iter().flatten() {
+                let text = |key: &str| artifact.get(key).and_then(Value::as_str).unwrap_or_default();
+                let lines = self.uploads.get(text("id")).map_or(0, |uploaded| uploaded.lines.len() as u64);
+                *announced.entry(text("item_type").to_owned()).or_default() += lines;
+            }
+        }
+        for (item_type, expected) in expected {
+            let found = announced.get(item_type).copied().unwrap_or_default();
+            if found != *expected {
+                let kind = if found < *expected { Broken::Lost } else { Broken::Duplicated };
+                let what =
+                    format!("the first sync announced {found} records of {item_type}, and {expected} were expected");
+                return broken(kind, what);
+            }
+        }
+        Ok(())
+    }
+
     /// The announcements of the messages: each artifact once, uploaded and confirmed.
     fn announced(&self) -> Result<Announced<'_>, Violation> {
         let mut announced = Announced::default();

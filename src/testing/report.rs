@@ -64,9 +64,11 @@ pub struct Violation {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Broken {
-    /// A staged record is in no accepted message.
+    /// A staged record is in no accepted message; or fewer records were announced than
+    /// [expected](super::Explore::expect_records).
     Lost,
-    /// A record or an artifact is announced twice, or a record is announced that was never staged.
+    /// A record or an artifact is announced twice, or a record is announced that was never staged; or more records were
+    /// announced than expected.
     Duplicated,
     /// The store did not open after a crash, or did not pass its own check.
     Unopenable,

@@ -1,6 +1,7 @@
 //! The store of every schedule of an exploration: how it is opened on a simulated disk, and checked; and how the
 //! runtime drives the extractor of a life.
 
+use std::collections::BTreeMap;
 #[cfg(feature = "async")]
 use std::pin::pin;
 #[cfg(feature = "async")]
@@ -42,6 +43,8 @@ pub(super) struct Setup {
     /// Whether a life finds the disk of the one before it. If not, it has an empty one. That one is simulated too,
     /// and is not a store in memory: it may be full, fail, or be found by a later life.
     pub(super) has_disk: bool,
+    /// For each of these item types: how many records the first sync announces, if nothing happens to it.
+    pub(super) expected: BTreeMap<String, u64>,
 }
 
 /// What a life is given to work with.

@@ -27,7 +27,7 @@ const ATTACHMENTS: &str = "EXTRACTION_ATTACHMENTS_START";
 
 fn metadata() -> Value {
     let issues = RecordType::new().field("is", Field::text()).field("size", Field::int());
-    serde_json::to_value(Metadata::new().record_type("issues", issues)).unwrap()
+    Metadata::new().record_type("issues", issues).into()
 }
 
 /// A page of 4 issues; those that `is_bad` has no whole number as their size.

@@ -1,9 +1,13 @@
 //! Negative controls: with a rule removed, the same exploration must find a broken promise. A check that cannot fail
 //! proves nothing.
 
+use highwater::airdrop::{Context, ExternalSyncUnit, Extractor, Listing, SourceError};
+use highwater::record::{Metadata, RecordType};
 use highwater::testing::{
     Act, Broken, Call, CallFault, Explore, Report, Safeguard, Setting, SimSource, Uploads,
 };
+use highwater::{Page, Record};
+use serde_json::{Value, json};
 
 /// Explores without a rule, and asserts that the promise that it holds up is found broken.
 fn broken_without(rule: Safeguard, acts: impl IntoIterator<Item = Act>) -> Report {
@@ -169,4 +173,65 @@ fn an_id_of_an_attachment_given_up_in_doubt_is_found() {
     // With the rule, the attachment is given up: what was confirmed of it may be left in no message.
     let kept = Explore::new().replay(&failure.schedule.to_string(), SimSource::new).unwrap();
     assert!(kept.failure.is_none(), "{kept}");
+}
+
+/// A source of two pages, with one issue each of the same author.
+#[derive(Clone, Copy)]
+struct TwoPages {
+    /// Whether the second page is asked for.
+    goes_on: bool,
+    /// Whether the author is announced once.
+    once: bool,
+}
+
+impl Extractor for TwoPages {
+    type Cursor = u32;
+
+    fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
+        Ok(vec![ExternalSyncUnit::new("unit-a", "Unit", "")])
+    }
+
+    fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
+        Ok(Metadata::new().record_type("issues", RecordType::new()).into())
+    }
+
+    fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {
+        Ok(vec!["issues".to_owned()])
+    }
+
+    fn page(&self, _: &Context<'_>, _: &Listing, cursor: Option<u32>) -> Result<Page<u32>, SourceError> {
+        let number = cursor.unwrap_or(1);
+        let mut page = Page::with_next((self.goes_on && number == 1).then_some(2));
+        page.push("issues", Record::new(format!("I{number}"), &json!({}))?);
+        let author = Record::new("U1", &json!({}))?;
+        if self.once {
+            page.push_once("users", author);
+        } else {
+            page.push("users", author);
+        }
+        Ok(page)
+    }
+}
+
+/// What no comparison of an extractor with itself finds.
+#[test]
+fn a_count_that_differs_from_what_was_expected_is_found() {
+    let explore = Explore::new().states(300).expect_records("issues", 2).expect_records("users", 1);
+    let source = TwoPages { goes_on: true, once: true };
+    let report = explore.run(|_| source);
+    assert!(report.failure.is_none() && report.states >= 300, "{report}");
+
+    for (source, kind, what) in [
+        (TwoPages { goes_on: false, ..source }, Broken::Lost, "1 records of issues, and 2 were expected"),
+        (TwoPages { once: false, ..source }, Broken::Duplicated, "2 records of users, and 1 were expected"),
+    ] {
+        let report = explore.run(|_| source);
+        let failure = report.failure.unwrap();
+        assert_eq!(failure.violation.kind, kind);
+        assert!(failure.violation.what.ends_with(what), "{failure:?}");
+        let again = explore.replay(&failure.schedule.to_string(), |_| source).unwrap();
+        assert_eq!(again.failure.unwrap().violation, failure.violation);
+        let unasked = Explore::new().states(300).run(|_| source);
+        assert!(unasked.failure.is_none(), "{unasked}");
+    }
 }

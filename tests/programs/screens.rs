@@ -193,7 +193,7 @@ impl Extractor for Issues {
 
     fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
         let issues = RecordType::new().field("page", Field::int());
-        Ok(serde_json::to_value(Metadata::new().record_type("issues", issues))?)
+        Ok(Metadata::new().record_type("issues", issues).into())
     }
 
     fn check_policy(&self) -> CheckPolicy {

@@ -112,7 +112,7 @@ impl AsyncExtractor for Tracker {
 
     async fn metadata(&self, _: Arc<Context<'static>>) -> Result<Value, SourceError> {
         let issues = RecordType::new().field("title", Field::text());
-        Ok(serde_json::to_value(Metadata::new().record_type("issues", issues))?)
+        Ok(Metadata::new().record_type("issues", issues).into())
     }
 
     async fn streams(&self, _: Arc<Context<'static>>) -> Result<Vec<String>, SourceError> {

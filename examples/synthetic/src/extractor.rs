@@ -64,7 +64,7 @@ impl Extractor for Synthetic {
             let next = first.saturating_add(self.page_size).min(self.items);
             Numbers { issues: (first..next).collect(), next: (next < self.items).then_some(next) }
         };
-        let mut page = numbers.next.map_or_else(Page::last, Page::more);
+        let mut page = Page::with_next(numbers.next);
         let window = context.window();
         for key in numbers.issues {
             let issue = Issue::generate(key);

@@ -14,15 +14,20 @@ use crate::api::{Comments, Issue, Issues};
 
 /// The connector.
 pub struct Tracker {
-    pub source: SourceClient,
+    source: SourceClient,
 }
 
 impl Tracker {
+    /// A connector that signs in with the key of the connection.
+    pub fn new(source: SourceClient, secret: &str) -> Self {
+        Self { source: source.sign_in("/token", &json!({ "secret": secret }), "/access_token") }
+    }
+
     fn issues(&self, context: &Context<'_>, after: Option<&str>) -> Result<Page<String>, SourceError> {
         let since = context.since().map(|since| since.timestamp().to_string());
         let query = [("since", since.as_deref()), ("after", after)];
         let listing: Issues = self.source.get_json("/issues", &query)?;
-        let mut page = listing.next.map_or_else(Page::last, Page::more);
+        let mut page = Page::with_next(listing.next);
         for issue in listing.issues {
             match issue {
                 Issue::Whole { id, modified, title, author, files } => {
@@ -36,8 +41,7 @@ impl Tracker {
                     page.push_once("users", Record::new(author.id, &json!({ "name": author.name }))?);
                 }
                 Issue::Other { id, modified, deleted: true } => {
-                    let record = Record::new(id, &json!({}))?.operation("deleted");
-                    page.push("issues", record.modified_text(&modified)?);
+                    page.push("issues", Record::deleted(id)?.modified_text(&modified)?);
                 }
                 Issue::Other { id, .. } => return Err(format!("issue {id} is not whole").into()),
             }
@@ -48,7 +52,7 @@ impl Tracker {
     fn comments(&self, issue: &str, after: Option<&str>) -> Result<Page<String>, SourceError> {
         let path = format!("/issues/{issue}/comments");
         let listing: Comments = self.source.get_json(&path, &[("after", after)])?;
-        let mut page = listing.next.map_or_else(Page::last, Page::more);
+        let mut page = Page::with_next(listing.next);
         for comment in listing.comments {
             let data = json!({ "text": comment.text, "author": comment.author.id, "issue": issue });
             page.push("comments", Record::new(comment.id, &data)?);
@@ -69,11 +73,11 @@ impl Extractor for Tracker {
         let author = || Field::reference(["#record:users"]);
         let issue = Field::reference(["#record:issues"]).required();
         let comment = RecordType::new().field("text", Field::text().required()).field("issue", issue);
-        let metadata = Metadata::new()
+        Ok(Metadata::new()
             .record_type("issues", RecordType::new().field("title", Field::text()).field("author", author()))
             .record_type("comments", comment.field("author", author().required()))
-            .record_type("users", RecordType::new().field("name", Field::text().required()));
-        Ok(serde_json::to_value(metadata)?)
+            .record_type("users", RecordType::new().field("name", Field::text().required()))
+            .into())
     }
 
     fn check_policy(&self) -> CheckPolicy {

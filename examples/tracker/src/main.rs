@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use highwater::airdrop::{Client, Event, Serve, SourceClient};
 use highwater::{BoxError, Store};
-use serde_json::json;
 use tracker::Tracker;
 
 fn main() -> Result<(), BoxError> {
@@ -14,15 +13,14 @@ fn main() -> Result<(), BoxError> {
     };
     let event = Event::from_json(&std::fs::read_to_string(event)?)?;
     let secret = event.connection_key()?.ok_or("the event has no key to the tracker")?;
-    let source = SourceClient::over_http(&url)?;
-    let source = source.sign_in("/token", &json!({ "secret": secret.expose() }), "/access_token");
+    let tracker = Tracker::new(SourceClient::over_http(&url)?, secret.expose());
 
     let disk = tempfile::tempdir()?;
     let (serve, path) = match arguments.next() {
         Some(store) => (Serve::new(), PathBuf::from(store)),
         None => (Serve::new().checkpoints(), disk.path().join("state.redb")),
     };
-    let outcome = serve.serve(&Store::open(path)?, &Client::new(&event)?, &Tracker { source }, &event)?;
+    let outcome = serve.serve(&Store::open(path)?, &Client::new(&event)?, &tracker, &event)?;
     eprintln!("answered with {}", outcome.event_type);
     Ok(())
 }

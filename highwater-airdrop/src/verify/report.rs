@@ -413,12 +413,18 @@ impl VerifyReport {
         }
     }
 
+    /// How many pairs of place and fault a case has a result for, of all.
+    fn tried(&self) -> (usize, usize) {
+        let (rows, clean) = self.rows();
+        (rows.len() + clean, self.pairs)
+    }
+
     /// How many pairs of place and fault no case has a result for, behind a sentence.
     pub(super) fn untried(&self) -> String {
-        let (rows, clean) = self.rows();
-        match self.pairs.saturating_sub(rows.len() + clean) {
+        let (tried, pairs) = self.tried();
+        match pairs.saturating_sub(tried) {
             0 => String::new(),
-            untried => format!("; {untried} of {} pairs were not tried", self.pairs),
+            untried => format!("; {untried} of {pairs} pairs were not tried"),
         }
     }
 
@@ -533,7 +539,14 @@ impl VerifyReport {
         .filter(|(_, count)| *count > 0)
         .map(|(verdict, count)| format!("{count} {verdict}"))
         .collect();
-        writeln!(text, "\ncases: {}\nverdict: {}", counts.join(", "), self.verdict())
+        let verdict = self.verdict();
+        let tried = match self.tried() {
+            (tried, pairs) if tried < pairs && verdict == CaseVerdict::Clean => {
+                format!(", in {tried} of {pairs} pairs of place and fault")
+            }
+            _ => String::new(),
+        };
+        writeln!(text, "\ncases: {}\nverdict: {verdict}{tried}", counts.join(", "))
     }
 
     fn write_table(&self, text: &mut String) -> fmt::Result {
@@ -677,7 +690,11 @@ mod tests {
             assert!(text.contains("; 5 of 5 pairs were not tried"), "{text}");
             assert!(text.contains("never recorded, such as GET /smaller-page"), "{text}");
         }
-        let mixed = report(vec![unknown(), case(true, &[], &[])]);
+        let mut mixed = report(vec![unknown(), case(true, &[], &[])]);
+        assert!(mixed.to_text(&str::to_owned).ends_with("\nverdict: clean\n"));
+        mixed.pairs = 5;
+        let text = mixed.to_text(&str::to_owned);
+        assert!(text.ends_with("\nverdict: clean, in 1 of 5 pairs of place and fault\n"), "{text}");
         assert_eq!((mixed.verdict(), mixed.telling()), (CaseVerdict::Clean, 1));
         assert!(
             page(&mixed)

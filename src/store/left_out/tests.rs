@@ -100,7 +100,7 @@ impl Worker {
     }
 
     fn page(&mut self, brought: &[Brought], edge: Option<u8>, next: Option<u32>) {
-        let mut page = next.map_or_else(Page::last, Page::more);
+        let mut page = Page::with_next(next);
         for one in brought {
             let (item_type, .., way) = one;
             match way {
