@@ -4,9 +4,10 @@
 //! - A page is fetched in a lane and returned to this thread. If its cursor leads on, the next page of its listing is
 //!   begun *ahead* of the commit. The page is checked, its lines are written, and it is *held* until it is committed.
 //! - Held pages are committed in one transaction: the pages of each listing in their order, and those of different
-//!   listings in the order in which they arrived. They are committed when a lane would be idle otherwise; at the
-//!   latest when they are 100 pages, 2,000 records, 4 MiB or 50 ms old; and at once if a page names child listings,
-//!   which come next. The store accepts a page only if its listing is at the cursor that the page was fetched with.
+//!   listings in the order in which they arrived. They are committed when a lane would be idle otherwise; when they
+//!   have 2,000 records and no other page arrives within 5 ms; at the latest when they are 100 pages, 4,000 records,
+//!   4 MiB or 50 ms old; and at once if a page names child listings, which come next. The store accepts a page only if
+//!   its listing is at the cursor that the page was fetched with.
 //! - A page that is fetched ahead sees the values set by the held pages of its listing. A page of another listing is
 //!   begun only once these are stored.
 //! - If a page is refused, the pages fetched ahead of it are dropped. If a page does not arrive, the pages before it
@@ -52,7 +53,11 @@ use super::source_error::SourceError;
 
 /// How many pages, records and bytes of lines are held at most, and for how long.
 const HELD_PAGES: usize = 100;
-const HELD_ITEMS: usize = 2_000;
+/// Two batches, so that they are compressed at the same time.
+const HELD_ITEMS: usize = 4_000;
+/// With so many records held, the next page is awaited only this long: a source that is slow shall not delay them.
+const HELD_ITEMS_ENOUGH: usize = 2_000;
+const AWAIT_MORE: Duration = Duration::from_millis(5);
 const HELD_BYTES: usize = 4 << 20;
 const HELD_FOR: Duration = Duration::from_millis(50);
 
@@ -247,8 +252,12 @@ impl<'p, 'd> Pages<'p, 'd> {
                 // A lane would be idle.
                 self.commit()?;
             } else if in_flight {
-                if let Some(fetched) = self.lanes.poll(POLL.min(self.commit_due_in())) {
+                let enough = self.held_items() >= HELD_ITEMS_ENOUGH;
+                let wait = if enough { AWAIT_MORE } else { POLL };
+                if let Some(fetched) = self.lanes.poll(wait.min(self.commit_due_in())) {
                     self.take_in(fetched, last_item_type)?;
+                } else if enough {
+                    self.commit()?;
                 } else if (self.closing.is_some() || self.committed > 0 || self.is_stopped())
                     && self.held.is_empty()
                     && self.now() >= self.invocation.deadlines.abort_at()
@@ -533,6 +542,11 @@ impl<'p, 'd> Pages<'p, 'd> {
         Ok(ready)
     }
 
+    /// Records of the held pages.
+    fn held_items(&self) -> usize {
+        self.held.iter().map(|held| held.page.items()).sum()
+    }
+
     /// How long until the held pages are old enough to be committed.
     fn commit_due_in(&self) -> Duration {
         let age = self.now().saturating_sub(self.held_since);
@@ -549,7 +563,7 @@ impl<'p, 'd> Pages<'p, 'd> {
             || self.commit_due_in() == Duration::ZERO
             // The page that is being fetched may never arrive.
             || self.now() >= self.invocation.deadlines.abort_at()
-            || self.held.iter().map(|held| held.page.items()).sum::<usize>() >= HELD_ITEMS
+            || self.held_items() >= HELD_ITEMS
             || self.held.iter().map(|held| held.page.bytes()).sum::<usize>() >= HELD_BYTES
     }
 

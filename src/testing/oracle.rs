@@ -70,8 +70,9 @@ impl Outside {
             let found = announced.get(item_type).copied().unwrap_or_default();
             if found != *expected {
                 let kind = if found < *expected { Broken::Lost } else { Broken::Duplicated };
-                let what =
-                    format!("the first sync announced {found} records of {item_type}, and {expected} were expected");
+                let what = format!(
+                    "the first sync announced {found} records of {item_type}, and {expected} were expected"
+                );
                 return broken(kind, what);
             }
         }

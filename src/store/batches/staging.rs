@@ -200,13 +200,21 @@ impl Run {
 
     fn commit_in(&self, pages: &[&ReadyPage], batch_items: u32) -> Result<Vec<CommittedPage>> {
         self.change(|change, row| {
-            let mut open = OpenLines::default();
-            let mut committed = Vec::with_capacity(pages.len());
+            let (mut open, mut full) = (OpenLines::default(), Vec::new());
+            let mut stored = Vec::with_capacity(pages.len());
             for page in pages {
-                committed.push(put_page(self, change, row, page, batch_items, &mut open)?);
+                let before = full.len();
+                let children = put_page(self, change, row, page, batch_items, &mut open, &mut full)?;
+                stored.push((full.len() - before, children));
             }
             open.put(self, change, row)?;
-            Ok(committed)
+            // Those of all pages at once, so that they are compressed on all cores.
+            let mut closed = put_batches(self, change, row, &full)?.into_iter();
+            let committed = stored.into_iter().map(|(batches, children)| CommittedPage {
+                closed: closed.by_ref().take(batches).collect(),
+                children,
+            });
+            Ok(committed.collect())
         })
     }
 
@@ -229,7 +237,7 @@ impl Run {
                 full.push(take_open(self, change, &item_type, &mut counts, &mut OpenLines::default())?);
                 change.put(&TYPES, &self.run_key().and_name(item_type.as_str()), &counts)?;
             }
-            put_batches(self, change, row, "", &full, None)
+            put_batches(self, change, row, &full)
         })
     }
 
@@ -345,7 +353,8 @@ fn write_lines<C>(
     })
 }
 
-/// Stores a page, and closes the batches that it fills.
+/// Stores a page, except for the batches that it fills: these are added to `full`. Returns the numbers of the child listings
+/// that it named and that were not known before.
 fn put_page<'p>(
     run: &Run,
     change: &Change<'_>,
@@ -353,9 +362,9 @@ fn put_page<'p>(
     page: &'p ReadyPage,
     batch_items: u32,
     open: &mut OpenLines<'p>,
-) -> Result<CommittedPage> {
-    let stream = page.of.stream().as_str();
-    let mut full = Vec::new();
+    full: &mut Vec<FullBatch<'p>>,
+) -> Result<Vec<u64>> {
+    let before = full.len();
     let mut items = 0;
     let lines = if run.inner.breaks(Safeguard::RowsWithCursor) { &[] } else { page.lines.as_slice() };
     for PageLines { item_type, once, edge, lines } in lines {
@@ -382,7 +391,12 @@ fn put_page<'p>(
         count_left_out(run, change, item_type.as_str(), *skipped)?;
     }
     items += reject(run, change, &page.rejected)?;
-    let closed = put_batches(run, change, row, stream, &full, page.cursor.as_ref())?;
+    for batch in full.iter_mut().skip(before) {
+        page.of.stream().as_str().clone_into(&mut batch.stream);
+    }
+    if let Some(last) = full.get_mut(before..).and_then(<[_]>::last_mut) {
+        last.cursor_after.clone_from(&page.cursor);
+    }
     add_findings(run, change, &page.findings)?;
     row.pages += 1;
     row.not_before = None;
@@ -406,7 +420,7 @@ fn put_page<'p>(
             None => change.remove(&VALUES, &key)?,
         }
     }
-    Ok(CommittedPage { closed, children })
+    Ok(children)
 }
 
 /// Refuses a page that does not follow the page committed last: records between them would be lost, or announced
@@ -521,8 +535,7 @@ fn take_open<'p>(
     open: &mut OpenLines<'p>,
 ) -> Result<FullBatch<'p>> {
     let prefix = run.run_key().and_inner_name(item_type.as_str());
-    let mut batch =
-        FullBatch { item_type: item_type.clone(), items: 0, dates: Dates::default(), pieces: Vec::new() };
+    let mut batch = FullBatch::of(item_type.clone());
     for (_, ChunkRow { items, dates, lines }) in change.all(&CHUNKS, &prefix)? {
         batch.add(Chunk { items, dates, lines: Cow::Owned(lines) });
     }
@@ -533,21 +546,18 @@ fn take_open<'p>(
     Ok(batch)
 }
 
-/// Compresses and stores batches. The last one gets the cursor after the page.
+/// Compresses and stores batches.
 pub(in crate::store) fn put_batches(
     run: &Run,
     change: &Change<'_>,
     row: &mut RunRow,
-    stream: &str,
     full: &[FullBatch<'_>],
-    cursor_after: Option<&String>,
 ) -> Result<Vec<UnsettledBatch>> {
     let pieces: Vec<Vec<&[u8]>> =
         full.iter().map(|batch| batch.pieces.iter().map(AsRef::as_ref).collect()).collect();
     let members = compress_all(&pieces, run.inner.settings.level)?;
     let mut closed = Vec::with_capacity(full.len());
-    let last = full.len().saturating_sub(1);
-    for (at, (batch, member)) in full.iter().zip(members).enumerate() {
+    for (batch, member) in full.iter().zip(members) {
         let seq = row.next_seq;
         row.next_seq += 1;
         recount(&mut row.open_batches, false, State::NEW.counts().open, 1);
@@ -562,13 +572,13 @@ pub(in crate::store) fn put_batches(
         }
         let stored = BatchRow {
             item_type: batch.item_type.to_string(),
-            stream: stream.to_owned(),
+            stream: batch.stream.clone(),
             epoch: run.epoch,
             items: batch.items,
             line_bytes: batch.pieces.iter().map(|piece| piece.len() as u64).sum(),
             gzip_bytes: member.len() as u64,
             dates: batch.dates,
-            cursor_after: cursor_after.filter(|_| at == last).cloned(),
+            cursor_after: batch.cursor_after.clone(),
             state: BatchState::Staged,
             artifact: None,
             uploaded_in: 0,
@@ -647,9 +657,18 @@ pub(in crate::store) struct FullBatch<'p> {
     items: u32,
     dates: Dates,
     pieces: Vec<Cow<'p, [u8]>>,
+    /// The stream of the page that closed it; empty if none did.
+    stream: String,
+    /// The cursor after that page, if it is the last batch that the page closed.
+    cursor_after: Option<String>,
 }
 
 impl<'p> FullBatch<'p> {
+    fn of(item_type: ItemType) -> Self {
+        let (dates, pieces) = (Dates::default(), Vec::new());
+        Self { item_type, items: 0, dates, pieces, stream: String::new(), cursor_after: None }
+    }
+
     fn add(&mut self, chunk: Chunk<'p>) {
         self.items += chunk.items;
         self.dates.merge(chunk.dates);
