@@ -1,8 +1,8 @@
 //! What does a checkpoint cost: to make, to restore, and in bytes?
 //!
-//! A worker without a disk extracts until a message is full. Of the worker states that it saves, the first, the largest and the
-//! last are restored to a store in memory, and made again from it. The baseline is bare `serde_json`, which
-//! parses and writes the document in the checkpoint, and its bytes.
+//! A worker without a disk extracts until a message is full. Of the worker states that it saves, the first, the
+//! largest and the last are restored to a store in memory, and made again from it. The baseline is bare `serde_json`,
+//! which parses and writes the document in the checkpoint, and its bytes.
 
 #[path = "common/platform.rs"]
 #[allow(dead_code, reason = "of what the benches share, it needs a part")]

@@ -1,9 +1,9 @@
 //! What does a child listing cost, of many?
 //!
-//! A stream names child listings, each of which has one page of three comments, and `serve` reads them one at a time into a
-//! store on a disk. The source answers at once. The baseline has the same comments on full pages of one stream. Then the
-//! same for ever more listings, in one process, whose memory is to stay as it is. At last a source that takes 50 ms to
-//! answer, of which `concurrency(20)` asks 20 at once; the ideal is the time of the source alone.
+//! A stream names child listings, each of which has one page of three comments, and `serve` reads them one at a time
+//! into a store on a disk. The source answers at once. The baseline has the same comments on full pages of one
+//! stream. Then the same for ever more listings, in one process, whose memory is to stay as it is. At last a source
+//! that takes 50 ms to answer, of which `concurrency(20)` asks 20 at once; the ideal is the time of the source alone.
 //!
 //! `HIGHWATER_BENCH_LISTINGS` sets the most listings of the second; without `--bench`, as in a test, there are few.
 

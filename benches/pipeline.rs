@@ -1,12 +1,12 @@
 //! What does the whole way of a record cost, from the source to the platform?
 //!
-//! `serve` checks typed records and stages them in a store on a disk, and delivers them: to a platform in this process
-//! that takes everything at once, and over loopback HTTP to one in a process of its own. The baseline makes the same bytes
-//! without this crate: the lines are serialised into one buffer, and compressed by batches, by as many threads as there are
-//! cores. Each is measured on one core and on two, in processes that `taskset` keeps there.
+//! `serve` checks typed records and stages them in a store on a disk, and delivers them: to a platform in this
+//! process that takes everything at once, and over loopback HTTP to one in a process of its own. The baseline makes
+//! the same bytes without this crate: the lines are serialised into one buffer, and compressed by batches, by as many
+//! threads as there are cores. Each is measured on one core and on two, in processes that `taskset` keeps there.
 //!
-//! A second table shows what pages ahead gain. The source takes 50 ms or no time to answer; the baselines are `ahead(0)`,
-//! and the time of the source alone.
+//! A second table shows what pages ahead gain. The source takes 50 ms or no time to answer; the baselines are
+//! `ahead(0)`, and the time of the source alone.
 //!
 //! `HIGHWATER_BENCH_RECORDS` sets how many records are extracted at a time.
 

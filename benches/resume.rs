@@ -1,10 +1,10 @@
 //! How long until a process is at work: until it asks for its first page, and until its first batch is staged?
 //!
-//! A process is started, opens the store and serves an event of the data phase; the clock stops at a line that it prints.
-//! Each time it gets a copy of the same store, warm in the cache of files: none, a small one, and one with a long history of
-//! finished runs and settled attachments. A *killed* one was left by a process that was ended with SIGKILL between two
-//! pages. The baselines: a process that does nothing but print a line, and bare redb that opens the same file and verifies
-//! it.
+//! A process is started, opens the store and serves an event of the data phase; the clock stops at a line that it
+//! prints. Each time it gets a copy of the same store, warm in the cache of files: none, a small one, and one with a
+//! long history of finished runs and settled attachments. A *killed* one was left by a process that was ended with
+//! SIGKILL between two pages. The baselines: a process that does nothing but print a line, and bare redb that opens
+//! the same file and verifies it.
 //!
 //! `HIGHWATER_BENCH_RUNS` and `HIGHWATER_BENCH_ATTACHMENTS` set the finished runs and their attachments; without
 //! `--bench`, as in a test, there are few.

@@ -1,9 +1,10 @@
 //! The bytes of a batch: JSON Lines in one gzip member.
 //!
 //! A line is one record and a newline. The member's header has no name and no time, so the same build of the
-//! compressor makes the same bytes of the same lines. Its checksum is computed by `crc32fast`, three to four times as fast
-//! as that of zlib-rs (7 ms against 28 ms for 400 MB; the same is about 2 % of the time of compressing them at level 2).
-//! Still, a batch is identified by its key, never by a hash of these bytes. gzip: RFC 1952; JSON Lines: <https://jsonlines.org>.
+//! compressor makes the same bytes of the same lines. Its checksum is computed by `crc32fast`, three to four times as
+//! fast as that of zlib-rs (7 ms against 28 ms for 400 MB; the same is about 2 % of the time of compressing them at
+//! level 2). Still, a batch is identified by its key, never by a hash of these bytes. gzip: RFC 1952; JSON Lines:
+//! <https://jsonlines.org>.
 
 use std::io::{self, BufRead, BufReader, Cursor, Read, Write};
 use std::num::NonZeroUsize;
@@ -58,8 +59,8 @@ impl Level {
 }
 
 impl Default for Level {
-    /// Level 2: on JSON it is two to four times as fast as level 6, and produces at most a fifth more bytes. Level 1 is even
-    /// faster, but produces a third more bytes than level 2. `docs/benchmarks.md` has the table.
+    /// Level 2: on JSON it is two to four times as fast as level 6, and produces at most a fifth more bytes. Level 1
+    /// is even faster, but produces a third more bytes than level 2. `docs/benchmarks.md` has the table.
     fn default() -> Self {
         Self(2)
     }

@@ -1,8 +1,8 @@
 //! A page for a browser: one file that needs no other, on a screen of any width, light or dark, and on paper.
 //!
-//! The programs of this project write their reports with it. Whatever is given as text means nothing to a browser, and
-//! shows all that is in it. Tables have captions and heads. Where there is no room for columns, each row is a block, and
-//! each figure has its head beside it. On paper nothing is hidden.
+//! The programs of this project write their reports with it. Whatever is given as text means nothing to a browser,
+//! and shows all that is in it. Tables have captions and heads. Where there is no room for columns, each row is a
+//! block, and each figure has its head beside it. On paper nothing is hidden.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;

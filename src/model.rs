@@ -384,7 +384,8 @@ pub enum Safeguard {
     OnceKept,
     /// Unchanged records are left out for what a finished run has announced, and not for what the current run has.
     EdgeOfFinished,
-    /// Without a disk: a checkpoint knows of the staged records exactly those up to its position, which its cursors name.
+    /// Without a disk: a checkpoint knows of the staged records exactly those up to its position, which its cursors
+    /// name.
     KnownAtPosition,
     /// The pages of a listing are committed in the order in which they were fetched.
     PagesInOrder,

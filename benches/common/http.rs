@@ -1,5 +1,5 @@
-//! A platform over loopback HTTP that takes everything at once and keeps nothing, in a process of its own: so what it costs
-//! is not counted as the extractor's.
+//! A platform over loopback HTTP that takes everything at once and keeps nothing, in a process of its own: so what it
+//! costs is not counted as the extractor's.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};

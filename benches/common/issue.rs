@@ -1,5 +1,5 @@
-//! An issue of a made-up tracker, typed: some 770 bytes of JSON, always the same for one number. And the unavoidable cost of
-//! a batch of such issues: their lines serialised and compressed.
+//! An issue of a made-up tracker, typed: some 770 bytes of JSON, always the same for one number. And the unavoidable
+//! cost of a batch of such issues: their lines serialised and compressed.
 
 use highwater::Record;
 use highwater::record::{Field, Metadata, RecordType};

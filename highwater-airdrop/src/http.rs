@@ -392,7 +392,8 @@ impl Drop for Server {
     }
 }
 
-/// Accepts connections until `over` is set. It goes on after any error of a client, and if there are too many open files.
+/// Accepts connections until `over` is set. It goes on after any error of a client, and if there are too many open
+/// files.
 fn accept<H>(listener: &TcpListener, over: &AtomicBool, all: &Arc<Connections>, handle: &Arc<H>)
 where
     H: Fn(&mut Request<'_>) -> Reply + Send + Sync + 'static,

@@ -165,23 +165,23 @@ pub(crate) struct Worked {
         conflicts_with = "function"
     )]
     command: Vec<String>,
-    /// The worker: an address to which each event is posted. It answers after it has sent its message, or with 202 before that
+    /// The worker: an address to which each event is posted. It answers after it has sent its message, or with 202
+    /// before that
     #[arg(long, value_name = "URL")]
     function: Option<String>,
-    /// A command for `sh` that kills the function and starts it again; it must end when the function can be called again.
-    /// Needed for faults that kill the worker
+    /// A command for `sh` that kills the function and starts it again; it must end when the function can be called
+    /// again. Needed for faults that kill the worker
     #[arg(long, value_name = "CMD", requires = "function")]
     kill: Option<String>,
     /// The external system's id of the sync unit
     #[arg(long, value_name = "ID", default_value = "local-unit")]
     unit: String,
-    /// The phases of the sync; their order is fixed. A worker that expects a phase that is left out here sees the run as
-    /// unfinished
-    /// [default: all; external sync units in a first sync only]
+    /// The phases of the sync; their order is fixed. A worker that expects a phase that is left out here sees the run
+    /// as unfinished [default: all; external sync units in a first sync only]
     #[arg(long, value_name = "PHASE", value_delimiter = ',')]
     phases: Vec<PhaseName>,
-    /// How events are spelled: `EXTRACTION_DATA_START` (seed) or `START_EXTRACTING_DATA` (newer). A worker that does not
-    /// know them answers `UNKNOWN_EVENT_TYPE`, or nothing
+    /// How events are spelled: `EXTRACTION_DATA_START` (seed) or `START_EXTRACTING_DATA` (newer). A worker that does
+    /// not know them answers `UNKNOWN_EVENT_TYPE`, or nothing
     #[arg(long, value_name = "SPELLING", value_enum, default_value_t = Spelled::Seed)]
     names: Spelled,
     /// The event's `connection_data`: the address of the external system, and the key to it. As JSON, or as @FILE:
@@ -206,8 +206,8 @@ pub(crate) struct Worked {
     /// How often an event is given again to a worker that ended without a message
     #[arg(long, value_name = "N", default_value_t = 5)]
     restarts: u64,
-    /// What the platform does if an invocation ended without a message: it gives the same event again, sends CONTINUE, or
-    /// gives up the run
+    /// What the platform does if an invocation ended without a message: it gives the same event again, sends
+    /// CONTINUE, or gives up the run
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = Death::Again)]
     after_death: Death,
 }

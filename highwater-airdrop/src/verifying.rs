@@ -91,9 +91,9 @@ pub(crate) struct Verify {
     /// In production the worker's disk survives from one invocation to the next: no case has a fresh one
     #[arg(long)]
     keeps_disk: bool,
-    /// The connector's external system, for example `https://api.example.com`. Its answers are recorded once, by a proxy
-    /// whose address replaces `{source}` in ARGS, in the values of --env and in --connection-data. From then on they are
-    /// replayed without a network, and faults of the source are tried, too
+    /// The connector's external system, for example `https://api.example.com`. Its answers are recorded once, by a
+    /// proxy whose address replaces `{source}` in ARGS, in the values of --env and in --connection-data. From then on
+    /// they are replayed without a network, and faults of the source are tried, too
     #[arg(long, value_name = "UPSTREAM")]
     source: Option<String>,
     /// The file of the recording, which only its owner can read and which has no credentials [default: source.jsonl in
@@ -106,8 +106,8 @@ pub(crate) struct Verify {
     /// The delay of a slow answer
     #[arg(long, value_name = "TIME", default_value = "3s", value_parser = humantime::parse_duration)]
     slow: Duration,
-    /// How long an invocation may take before it is killed. In a case the limit is at most ten times its time in a clean
-    /// sync, plus two minutes
+    /// How long an invocation may take before it is killed. In a case the limit is at most ten times its time in a
+    /// clean sync, plus two minutes
     #[arg(long, value_name = "TIME", default_value = "13m", value_parser = humantime::parse_duration)]
     invocation_budget: Duration,
     /// Refuse what only looks wrong

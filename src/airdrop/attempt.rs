@@ -32,8 +32,8 @@ pub(super) struct AttemptResult {
 /// Opens an attachment and streams it to the platform: one attempt.
 pub(super) type UploadAttachment<'a> = dyn Fn(&Attachment) -> Result<ArtifactId, Failure> + Sync + 'a;
 
-/// Makes one attempt; attachments are opened and streamed by `upload_attachment`. Right before a confirm, `in_place` sees
-/// that the store's path still leads to the open file.
+/// Makes one attempt; attachments are opened and streamed by `upload_attachment`. Right before a confirm, `in_place`
+/// sees that the store's path still leads to the open file.
 ///
 /// # Errors
 /// That of `in_place`: the confirm was not made, and this worker must stop.

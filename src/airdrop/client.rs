@@ -603,9 +603,9 @@ fn transfers_agent(stall: Duration, whole: Duration) -> Agent {
 impl SourceClient {
     /// A client of the API at `base_url`, such as `https://tracker.example/api`. Paths are appended to it.
     ///
-    /// Connecting, waiting for the answer, and each wait for more of a body are limited to 30 seconds each. Connections are
-    /// kept open. A proxy is used as [`Client`] describes. A redirect of a GET is followed unless the request
-    /// has headers other than `Authorization`; `Authorization` is not sent on to another host.
+    /// Connecting, waiting for the answer, and each wait for more of a body are limited to 30 seconds each.
+    /// Connections are kept open. A proxy is used as [`Client`] describes. A redirect of a GET is followed unless the
+    /// request has headers other than `Authorization`; `Authorization` is not sent on to another host.
     ///
     /// # Errors
     /// `Invalid` if it is not an http or https URL, or has a query, or if a variable names an invalid proxy.

@@ -20,9 +20,9 @@
 //! uploaded again under a new id, up to three times. A success with an unexpected body does not count as a success;
 //! it is repeated too.
 //!
-//! Sources: RFC 9110 section 15 (408, 4xx, 5xx), RFC 8470 section 5.2 (425), RFC 6585 section 4 (429); the storage's codes
-//! are those of S3 (<https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html>): `RequestTimeout` is sent with
-//! 400, `SlowDown` with 503, an expired URL is answered with 403.
+//! Sources: RFC 9110 section 15 (408, 4xx, 5xx), RFC 8470 section 5.2 (425), RFC 6585 section 4 (429); the storage's
+//! codes are those of S3 (<https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html>): `RequestTimeout` is
+//! sent with 400, `SlowDown` with 503, an expired URL is answered with 403.
 
 use std::time::Duration;
 

@@ -10,8 +10,8 @@ use crate::store::Child;
 
 /// The listing whose page an extractor is asked for; see [`Extractor::page`](super::Extractor::page).
 ///
-/// It is a stream that [`Extractor::streams`](super::Extractor::streams) names, or a child listing that a page of this run
-/// named with [`Page::child`](crate::Page::child), such as the comments of one issue.
+/// It is a stream that [`Extractor::streams`](super::Extractor::streams) names, or a child listing that a page of
+/// this run named with [`Page::child`](crate::Page::child), such as the comments of one issue.
 ///
 /// ```
 /// use highwater::airdrop::{Listing, SourceError};

@@ -15,8 +15,8 @@
 //! - If the source asks to wait, nothing is begun until then. If that takes longer than
 //!   [`Serve::wait_up_to`](super::Serve::wait_up_to), or than is left of this invocation, the answer is DELAY. Pages
 //!   in flight are awaited and committed first, as before every other answer.
-//! - If a page fails for a temporary reason, nothing is begun for a moment; then it is fetched again, a few times, as long as
-//!   there is time for another page.
+//! - If a page fails for a temporary reason, nothing is begun for a moment; then it is fetched again, a few times, as
+//!   long as there is time for another page.
 //! - An invocation stops between pages, and never before the first. So every invocation that has time for one page
 //!   makes progress, unless a stop is requested. A page that does not arrive is given up some time before the hard
 //!   limit, so that staged batches can still be announced.

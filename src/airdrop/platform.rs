@@ -85,8 +85,8 @@ pub trait Platform: Sync {
         Err(PlatformError::Refused { status: 501, reason })
     }
 
-    /// Validates an initial domain mapping, and fetches what its install needs. Called before its blueprint is created: a
-    /// blueprint whose install cannot even be tried would be left behind.
+    /// Validates an initial domain mapping, and fetches what its install needs. Called before its blueprint is
+    /// created: a blueprint whose install cannot even be tried would be left behind.
     ///
     /// # Errors
     /// What is known about the attempt's outcome.

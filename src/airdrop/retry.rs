@@ -4,8 +4,8 @@
 //! begin after the invocation's hard limit. The wait doubles each time, varies at random so that workers that failed
 //! together do not retry together, and is never shorter than the platform asked for.
 //!
-//! A source is waited for in place if it asks for a short wait, or fails for a temporary reason. After such a failure it
-//! is asked again, a few times.
+//! A source is waited for in place if it asks for a short wait, or fails for a temporary reason. After such a failure
+//! it is asked again, a few times.
 
 use std::fmt;
 use std::time::Duration;
@@ -25,7 +25,8 @@ pub(crate) const TRIES: u32 = 5;
 const BACK_OFF_FIRST: Duration = Duration::from_millis(500);
 const BACK_OFF_MAX: Duration = Duration::from_secs(30);
 
-/// Attempts at one call to the source that fails for a temporary reason, and the first wait, which is doubled each time.
+/// Attempts at one call to the source that fails for a temporary reason, and the first wait, which is doubled each
+/// time.
 const SOURCE_TRIES: u32 = 4;
 const SOURCE_BACK_OFF_FIRST: Duration = Duration::from_secs(1);
 

@@ -4,9 +4,9 @@
 //! next. It knows neither the source nor the store, and the only time it knows is the moment passed in.
 //!
 //! The listings are kept in one order. The children of a listing come before it, in the order in which they were
-//! named; streams come in the extractor's order. So children are read before their parent's next page, depth first. Pages
-//! may be fetched from the first `at_once` listings in that order that have no children left, one page per listing at a
-//! time. If `at_once` is 1, one listing is read after the other.
+//! named; streams come in the extractor's order. So children are read before their parent's next page, depth first.
+//! Pages may be fetched from the first `at_once` listings in that order that have no children left, one page per
+//! listing at a time. If `at_once` is 1, one listing is read after the other.
 //!
 //! A page is *in flight* ([`Scheduler::begun`]) until it arrives ([`Scheduler::came`]) or fails to
 //! ([`Scheduler::gave_none`]). Then it is *held* until it is committed ([`Scheduler::committed`]) or refused

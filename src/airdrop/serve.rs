@@ -6,11 +6,11 @@
 //! the event belongs to a past run, or if the platform does not return or accept the worker state. In every other
 //! case exactly one message answers the event, and it is sealed before it is sent.
 //!
-//! An invocation is one `tracing` span, `run`, and each step is an event in it. As `tracing_subscriber` prints a line,
-//! everything before its message takes less than 60 characters: the span has only a short id of the run, and `event
-//! accepted` says which unit and run the id belongs to. A second span within it, `invocation`, has the event type, the unit, the phase
-//! and the run for each event; it is at TRACE, with the target `highwater::fields`. The text of an extractor's error is
-//! in none of them, as it may contain anything.
+//! An invocation is one `tracing` span, `run`, and each step is an event in it. As `tracing_subscriber` prints a
+//! line, everything before its message takes less than 60 characters: the span has only a short id of the run, and
+//! `event accepted` says which unit and run the id belongs to. A second span within it, `invocation`, has the event
+//! type, the unit, the phase and the run for each event; it is at TRACE, with the target `highwater::fields`. The
+//! text of an extractor's error is in none of them, as it may contain anything.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,19 +61,20 @@ impl Serve {
     /// is announced for good.
     ///
     /// # Errors
-    /// - `StaleEvent`, `Fenced`: the event is of a past run, or another worker has the unit. Nothing was sent or changed.
+    /// - `StaleEvent`, `Fenced`: the event is of a past run, or another worker has the unit. Nothing was sent or
+    ///   changed.
     /// - `Replaced`: the store file is another one. Nothing more is sent: stop this worker.
     /// - `Corrupt`, `NewerFormat`, `Io`: the store cannot be read or written. Nothing was sent; what was stored before
     ///   stays.
-    /// - `NotFetched`, `NotSaved`, with [`Serve::checkpoints`]: the platform did not hand out the worker state, or did not
-    ///   take a checkpoint. Nothing was sent that it would have held. After `NotFetched` nothing has changed; after
-    ///   `NotSaved` what was extracted is stored on this disk, and the message may be sealed. Deliver the same event again:
-    ///   it resumes there. Where a message was accepted and only the checkpoint after it was not saved, the same event
-    ///   sends the same bytes again.
-    /// - `Stopped`: the invocation was asked to stop ([`Serve::stop_token`]), and there is no PROGRESS for it. Nothing was
-    ///   sent; what was stored before stays. Deliver the same event again: it resumes.
-    /// - `NotDelivered`: the message was not accepted. It is sealed, and serving the same event again sends it again; if it
-    ///   was refused, what it announced is in the next message.
+    /// - `NotFetched`, `NotSaved`, with [`Serve::checkpoints`]: the platform did not hand out the worker state, or
+    ///   did not take a checkpoint. Nothing was sent that it would have held. After `NotFetched` nothing has changed;
+    ///   after `NotSaved` what was extracted is stored on this disk, and the message may be sealed. Deliver the same
+    ///   event again: it resumes there. Where a message was accepted and only the checkpoint after it was not saved,
+    ///   the same event sends the same bytes again.
+    /// - `Stopped`: the invocation was asked to stop ([`Serve::stop_token`]), and there is no PROGRESS for it.
+    ///   Nothing was sent; what was stored before stays. Deliver the same event again: it resumes.
+    /// - `NotDelivered`: the message was not accepted. It is sealed, and serving the same event again sends it again;
+    ///   if it was refused, what it announced is in the next message.
     /// - `TooLarge`: the event's context leaves no room for any answer.
     ///
     /// A failure of the extractor, and an invalid field of the event or key of the worker state, is not an error here:

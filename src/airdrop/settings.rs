@@ -116,8 +116,8 @@ impl Serve {
     /// Pages fetched at once: 1 to 64, 1 by default. Each listing has at most one page in flight, so this is how many
     /// listings are read at once. [`Extractor::page`](super::Extractor::page) is then called by as many threads.
     ///
-    /// With 1, streams are read one after the other, in their order. With more, the first listings that are
-    /// not exhausted, as many as this, are read at once. Pages are stored as they arrive, those of each listing in order.
+    /// With 1, streams are read one after the other, in their order. With more, the first listings that are not
+    /// exhausted, as many as this, are read at once. Pages are stored as they arrive, those of each listing in order.
     /// [`Serve::ahead`] describes what a kill costs.
     ///
     /// ```

@@ -72,11 +72,11 @@ impl fmt::Debug for SourceAnswer {
     }
 }
 
-/// A client of the source's HTTP API. Each method makes one request; `serve` repeats the page or the file if that failed for a
-/// temporary reason.
+/// A client of the source's HTTP API. Each method makes one request; `serve` repeats the page or the file if that
+/// failed for a temporary reason.
 ///
-/// Any status but 200 (2xx when signing in) is the error of [`SourceError::from_status`], and a request without an answer is
-/// [`SourceError::Temporary`]. So is an answer that is not whole JSON, as it may have been cut off.
+/// Any status but 200 (2xx when signing in) is the error of [`SourceError::from_status`], and a request without an
+/// answer is [`SourceError::Temporary`]. So is an answer that is not whole JSON, as it may have been cut off.
 ///
 /// ```
 /// use highwater::airdrop::{SourceAnswer, SourceClient, SourceError};
@@ -110,8 +110,8 @@ enum Authorization {
 }
 
 impl SourceClient {
-    /// A client that sends its requests through `transport`. That returns the source's answer, whatever its status, or why
-    /// there is none. A test passes a closure that plays the source.
+    /// A client that sends its requests through `transport`. That returns the source's answer, whatever its status,
+    /// or why there is none. A test passes a closure that plays the source.
     pub fn new(
         transport: impl Fn(&SourceRequest<'_>) -> Result<SourceAnswer, BoxError> + Send + Sync + 'static,
     ) -> Self {
@@ -145,9 +145,10 @@ impl SourceClient {
         self
     }
 
-    /// Gets a token for the requests: posts `json` to `path`, and reads the token at `pointer` in the answer, a JSON Pointer
-    /// (RFC 6901) such as `/access_token`. That happens before the first request, and whenever the token has expired, which a
-    /// 401 says; then the request is repeated once. Token and `json` are kept in memory alone, and are in no error.
+    /// Gets a token for the requests: posts `json` to `path`, and reads the token at `pointer` in the answer, a JSON
+    /// Pointer (RFC 6901) such as `/access_token`. That happens before the first request, and whenever the token has
+    /// expired, which a 401 says; then the request is repeated once. Token and `json` are kept in memory alone, and
+    /// are in no error.
     #[must_use]
     pub fn sign_in(mut self, path: impl Into<String>, json: &Value, pointer: impl Into<String>) -> Self {
         self.authorization = Authorization::SignIn {

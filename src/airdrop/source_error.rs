@@ -58,9 +58,9 @@ impl SourceError {
     ///
     /// If a token may have expired, [`AccessToken`](super::AccessToken) gets a new one after the first 401.
     ///
-    /// Sources: RFC 9110 section 10.2.3 (`Retry-After`) and section 15 (the statuses), RFC 8470 section 5.2 (425), RFC 6585
-    /// section 4 (429). GitHub is one of those that send 403 with `Retry-After` to a client that asks too often
-    /// (<https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api>).
+    /// Sources: RFC 9110 section 10.2.3 (`Retry-After`) and section 15 (the statuses), RFC 8470 section 5.2 (425),
+    /// RFC 6585 section 4 (429). GitHub is one of those that send 403 with `Retry-After` to a client that asks too
+    /// often (<https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api>).
     ///
     /// ```
     /// use highwater::airdrop::{AttachmentError, SourceError};

@@ -1,10 +1,10 @@
 //! The extraction window: the range of time that a run extracts.
 //!
-//! It is resolved once per run, from the first event of the run that defines it. It is stored, so it is the same in every
-//! later invocation. The event may name each end by a rule (`extraction_start_time`, `extraction_end_time`). An end
-//! that it does not name follows from the mode: an initial import goes back to `extract_from`, or to the beginning;
-//! an incremental one to the start of the last run that succeeded. The unit's [`Bounds`] change only when the run
-//! ends.
+//! It is resolved once per run, from the first event of the run that defines it. It is stored, so it is the same in
+//! every later invocation. The event may name each end by a rule (`extraction_start_time`, `extraction_end_time`). An
+//! end that it does not name follows from the mode: an initial import goes back to `extract_from`, or to the
+//! beginning; an incremental one to the start of the last run that succeeded. The unit's [`Bounds`] change only when
+//! the run ends.
 //!
 //! Durations are written as in Go, and parsed with Go's arithmetic, to the last digit
 //! (<https://pkg.go.dev/time#ParseDuration>).

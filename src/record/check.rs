@@ -1,9 +1,10 @@
 //! Checks a record against its record type.
 //!
 //! The text is walked once, guided by the declarations, and nothing is built from it: checking a correct record costs
-//! no more than parsing it, and a fraction of that if its line is as this crate writes it (`clean`). What is checked: the envelope (id, dates, `data`), required fields, types, bounds, enum
-//! keys, the form of references and of rich text, collections, struct types, duplicate ids in a batch. Conditions
-//! (`conditions` in the metadata) are about entering records, not about extracting them, and are not applied.
+//! no more than parsing it, and a fraction of that if its line is as this crate writes it (`clean`). What is checked:
+//! the envelope (id, dates, `data`), required fields, types, bounds, enum keys, the form of references and of rich
+//! text, collections, struct types, duplicate ids in a batch. Conditions (`conditions` in the metadata) are about
+//! entering records, not about extracting them, and are not applied.
 
 use std::collections::HashMap;
 use std::fmt;

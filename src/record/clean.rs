@@ -1,9 +1,9 @@
 //! Recognises records without a finding, at a fraction of what it costs to find out what is wrong with one.
 //!
-//! Nearly every record is correct, and nearly every line is written by this crate: compact, the members of the envelope in
-//! one order, strings without rare escapes. Such a line is read byte by byte against the declarations. Whatever else it has
-//! ends this, and [`Checker`](super::Checker) walks the line. So the walk alone defines the rules; a rule here may be
-//! narrower than the walk's, never wider.
+//! Nearly every record is correct, and nearly every line is written by this crate: compact, the members of the
+//! envelope in one order, strings without rare escapes. Such a line is read byte by byte against the declarations.
+//! Whatever else it has ends this, and [`Checker`](super::Checker) walks the line. So the walk alone defines the
+//! rules; a rule here may be narrower than the walk's, never wider.
 
 use super::moment;
 use super::schema::{EnumDecl, FieldDecl, Fields, ITEM_URL, Kind, RecordDecl, Schema};
@@ -220,7 +220,8 @@ impl<'t> Line<'_, 't> {
             Kind::Float(range) => range.contains(self.number()?.parse().ok()?),
             Kind::Text(range) => {
                 let bytes = self.string()?.raw.len() as u64;
-                // A text has at most as many characters as bytes, and at least a quarter of that; an escape here is two bytes.
+                // A text has at most as many characters as bytes, and at least a quarter of that; an escape here is
+                // two bytes.
                 range.max.is_none_or(|max| bytes <= max) && range.min.is_none_or(|min| bytes / 4 >= min)
             }
             Kind::RichText => return self.string().map(|_| ()),

@@ -1,8 +1,8 @@
 //! The rules of a normaliser: how each field is read from the source.
 //!
-//! A new setting also belongs in `FieldRule::or`, which merges rules. Except for the path in the source,
-//! settings are only declared here: `convert_object` applies those for a field as a whole, `convert_value` those for its
-//! type, and `moment` those for its time.
+//! A new setting also belongs in `FieldRule::or`, which merges rules. Except for the path in the source, settings are
+//! only declared here: `convert_object` applies those for a field as a whole, `convert_value` those for its type, and
+//! `moment` those for its time.
 
 use std::collections::HashMap;
 use std::fmt;

@@ -1,8 +1,8 @@
 //! A record: one JSON object that becomes one line of an artifact.
 //!
-//! A record makes two allocations: its id, unless the caller gives a `String`, and its object. Typed data is serialised into
-//! a thread-local buffer. It is not scanned again, because a serialiser writes only valid characters and finite numbers. Text
-//! that is passed through, as JSON text or inside typed data ([`RawValue`]), is scanned.
+//! A record makes two allocations: its id, unless the caller gives a `String`, and its object. Typed data is
+//! serialised into a thread-local buffer. It is not scanned again, because a serialiser writes only valid characters
+//! and finite numbers. Text that is passed through, as JSON text or inside typed data ([`RawValue`]), is scanned.
 
 use std::borrow::Cow;
 use std::cell::Cell;

@@ -110,8 +110,8 @@ impl Batch {
     /// When this returns `Ok`, the id survives power loss.
     ///
     /// # Errors
-    /// `Invalid` if another id was stored, if the run has used the id before, or if it is not allowed; `Fenced`, `Corrupt`,
-    /// `Io`. Nothing was stored.
+    /// `Invalid` if another id was stored, if the run has used the id before, or if it is not allowed; `Fenced`,
+    /// `Corrupt`, `Io`. Nothing was stored.
     pub fn uploaded(&self, artifact_id: impl AsRef<str>) -> Result<()> {
         let artifact = self.checked_artifact(artifact_id.as_ref())?;
         self.ensure_new(self.run.uploaded(self.key.seq, &artifact)?, &artifact)?;

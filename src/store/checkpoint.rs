@@ -663,8 +663,8 @@ mod tests {
             (runs, events(&unit))
         };
         assert_eq!(is_known(&whole, "b.redb"), ((true, false), 2));
-        // If only the hash of a past run was kept, the two runs cannot be distinguished. An event cannot either, until it
-        // is named again.
+        // If only the hash of a past run was kept, the two runs cannot be distinguished. An event cannot either,
+        // until it is named again.
         let mut short = whole;
         for id in short.run_ids.iter_mut().map(|part| &mut part.id) {
             *id =
@@ -793,8 +793,8 @@ mod tests {
         r#"ssage":null,"used":"7r101w=="}"#,
     );
 
-    /// The same as a checkpoint, with a run id of 64 bits and without artifact ids as it was before, compressed by another
-    /// program.
+    /// The same as a checkpoint, with a run id of 64 bits and without artifact ids as it was before, compressed by
+    /// another program.
     const GOLDEN_SAVED: &str = concat!(
         r#"{"version":2,"checksum":"e55747649a2cfb70481f719a3e770f3e","body":"H4sIAAAAAAACA3VTy46jMBD8lVWf2RWwk"#,
         r#"0TKd+xpImQ5pgErYDN+JJlF+fdt27xy2BySLpquqn5kAqdvqOAMrsMfKc7AK+ngPIEwyB3WjBMqTod8/8nAeKorMlD4dCyCcgYDW"#,

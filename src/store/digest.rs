@@ -199,7 +199,8 @@ mod tests {
 
     #[test]
     fn a_digest_is_the_first_half_of_the_sha_256_of_the_text() {
-        // FIPS 180-4, the example of a message of one block: https://csrc.nist.gov/projects/cryptographic-standards-and-guidelines/example-values
+        // FIPS 180-4, the example of a message of one block:
+        // https://csrc.nist.gov/projects/cryptographic-standards-and-guidelines/example-values
         assert_eq!(Digest::of("abc").to_string(), "ba7816bf8f01cfea414140de5dae2223");
         assert_eq!(Digest::of("").to_string(), "e3b0c44298fc1c149afbf4c8996fb924");
     }

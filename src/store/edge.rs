@@ -142,8 +142,8 @@ pub(super) fn take<'l>(
     Ok(Some(keep))
 }
 
-/// Whether the unit may have records at the edge, or gets some now. This is looked up once in each life of the run, before it
-/// changes any; only a run of the unit adds them.
+/// Whether the unit may have records at the edge, or gets some now. This is looked up once in each life of the run,
+/// before it changes any; only a run of the unit adds them.
 fn may_have_any(run: &Run, change: &Change<'_>, is_on: bool) -> Result<bool> {
     let mut has_edge = run.has_edge.lock().unwrap_or_else(PoisonError::into_inner);
     let known = match *has_edge {

@@ -157,8 +157,8 @@ mod tests {
         without
     }
 
-    /// The fixture of the newest format, which another process wrote, has a row of each table, except of the one table that
-    /// only format 1 writes.
+    /// The fixture of the newest format, which another process wrote, has a row of each table, except of the one
+    /// table that only format 1 writes.
     #[test]
     fn a_row_of_each_table_stands_in_a_fixture() {
         assert_eq!(without_a_row("format-2"), [SEEN_BY_HASH.name].into());

@@ -263,8 +263,8 @@ impl Store {
         self.inner.breaks(rule)
     }
 
-    /// Fails if the store file was deleted or replaced since it was opened. Call it right before anything is confirmed or
-    /// sent; changes of the store check it themselves.
+    /// Fails if the store file was deleted or replaced since it was opened. Call it right before anything is
+    /// confirmed or sent; changes of the store check it themselves.
     ///
     /// # Errors
     /// `Replaced`: stop, and send nothing. `Io` if the path cannot be examined.

@@ -202,7 +202,8 @@ impl<C> Page<C> {
         Self::with_next(None)
     }
 
-    /// A page that is followed by others if the source has a cursor for the next one: [`Page::more`], or [`Page::last`].
+    /// A page that is followed by others if the source has a cursor for the next one: [`Page::more`], or
+    /// [`Page::last`].
     ///
     /// Be sure that `None` is the source's word for the end, and not what is left of an answer that was cut off.
     ///

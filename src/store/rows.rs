@@ -383,8 +383,8 @@ pub(crate) struct UnitRow {
     pub(crate) watermark: Option<Micros>,
     /// The oldest and the newest moment that finished runs were asked for.
     pub(crate) bounds: (Option<Micros>, Option<Micros>),
-    /// For a unit with checkpoints: the holder token that was last found on the platform, and the one that was to replace
-    /// it.
+    /// For a unit with checkpoints: the holder token that was last found on the platform, and the one that was to
+    /// replace it.
     pub(crate) holder: (Option<String>, Option<String>),
     /// The watermark that came from other software.
     pub(crate) inherited: Option<Micros>,
@@ -713,8 +713,9 @@ pub(crate) struct MessageRow {
 
 /// What remains of a run that is over.
 ///
-/// A new figure of a run is first a field of [`RunRow`]. `lifecycle` copies it here when the run finishes, the checkpoint
-/// carries both (`form`), `inspect/report` and `inspect/past_runs` show them, and `docs/dump.schema.json` declares them.
+/// A new figure of a run is first a field of [`RunRow`]. `lifecycle` copies it here when the run finishes, the
+/// checkpoint carries both (`form`), `inspect/report` and `inspect/past_runs` show them, and `docs/dump.schema.json`
+/// declares them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LedgerRow {
     pub(crate) id: String,

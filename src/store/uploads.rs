@@ -1,7 +1,7 @@
 //! How the rows of batches and attachments store the state of an upload.
 //!
-//! A row is read as a [`State`]. [`transfer`](crate::transfer) computes the next state, which is stored: it refuses moves that
-//! it does not know, and the counts of the run follow from the states before and after a move.
+//! A row is read as a [`State`]. [`transfer`](crate::transfer) computes the next state, which is stored: it refuses
+//! moves that it does not know, and the counts of the run follow from the states before and after a move.
 //!
 //! A row records in which life of the run its id was stored. Later lives do not know whether its confirm was tried.
 

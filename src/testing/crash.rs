@@ -1,7 +1,7 @@
 //! What a crash may leave of a disk.
 //!
-//! The model: a sync that has returned made everything before it durable. A crash keeps any
-//! part of what was recorded after it. A write may be kept, lost, or *torn*: of its 512-byte sectors, any may be kept (one sector is written
+//! The model: a sync that has returned made everything before it durable. A crash keeps any part of what was recorded
+//! after it. A write may be kept, lost, or *torn*: of its 512-byte sectors, any may be kept (one sector is written
 //! completely or not at all). A change of length may be kept or lost. If a lengthening was lost, what was written
 //! past the old end is lost with it; if it was kept and the write was lost, those bytes read as zero. A write past
 //! the end is recorded as a change of length and a write, so the same holds for it. What is kept is applied in the

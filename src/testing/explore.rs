@@ -92,7 +92,8 @@ impl Explore {
         self
     }
 
-    /// Expects a sync to announce this many records of an item type. The first sync, without a death, is compared with it.
+    /// Expects a sync to announce this many records of an item type. The first sync, without a death, is compared
+    /// with it.
     ///
     /// Everything else compares what was announced with what the extractor returned. So this is what finds a page that
     /// is never asked for, a record that is read and not added, and one that is added with [`Page::push`] by each of

@@ -3,10 +3,10 @@
 //! [`Explore`] kills an extractor at every step and checks that each record is announced exactly once. [`conformance`]
 //! checks that a backend of the store keeps its promises.
 //!
-//! [`SimDisk`] takes the place of a store's file. It records every write, change of length and sync, and fails on demand
-//! ([`Fault`]). A [`Recording`] yields the images that a crash at any moment may leave ([`Recording::images_at`]). Each
-//! image is a disk again ([`Image::disk`]), on which the next life runs, and may crash again. All randomness comes from a
-//! seed that the caller gives.
+//! [`SimDisk`] takes the place of a store's file. It records every write, change of length and sync, and fails on
+//! demand ([`Fault`]). A [`Recording`] yields the images that a crash at any moment may leave
+//! ([`Recording::images_at`]). Each image is a disk again ([`Image::disk`]), on which the next life runs, and may
+//! crash again. All randomness comes from a seed that the caller gives.
 
 mod catalogue;
 mod client;

@@ -156,8 +156,8 @@ impl Outside {
         Ok(())
     }
 
-    /// Whether of the records that are announced once in a run one of each id is, of all that its pages have; takes those out
-    /// of what was found.
+    /// Whether of the records that are announced once in a run one of each id is, of all that its pages have; takes
+    /// those out of what was found.
     fn once_of(&self, run: &RunSeen, found: &mut Vec<&str>) -> Result<(), Violation> {
         let mut handed: BTreeMap<&Named, BTreeSet<&str>> = BTreeMap::new();
         for (named, line) in self.pages_of(run).flat_map(|page| &page.once) {
@@ -179,8 +179,8 @@ impl Outside {
         Ok(())
     }
 
-    /// Whether of the lines at the edge each is announced as often as pages have it, or fewer times if a finished run has
-    /// announced it before; takes those out of what was found.
+    /// Whether of the lines at the edge each is announced as often as pages have it, or fewer times if a finished run
+    /// has announced it before; takes those out of what was found.
     fn edge_of<'a>(
         &'a self,
         run: &'a RunSeen,

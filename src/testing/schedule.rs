@@ -238,7 +238,8 @@ pub enum Setting {
     Once,
     /// The next page of a listing is fetched ahead of the commit of the last.
     Ahead,
-    /// Comments are at the edge: many come again in the next sync, some of them changed, and unchanged ones are left out.
+    /// Comments are at the edge: many come again in the next sync, some of them changed, and unchanged ones are left
+    /// out.
     Edge,
 }
 

@@ -78,8 +78,8 @@ pub(super) struct Awaiting<F>(pub(super) F);
 
 #[cfg(feature = "async")]
 impl<E: AsyncExtractor, F: Fn(&Life) -> E + Sync> Make for Awaiting<F> {
-    /// The engine on a thread of its own, the extractor's futures on this one. No second worker comes to it: it would have to
-    /// borrow this one's schedule.
+    /// The engine on a thread of its own, the extractor's futures on this one. No second worker comes to it: it would
+    /// have to borrow this one's schedule.
     fn work(&self, Work { serve, store, event, life, .. }: Work<'_>) -> Worked {
         let extractor = self.0(life);
         let (store, event, life) = (store.clone(), event.clone(), life.clone());

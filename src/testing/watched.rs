@@ -23,8 +23,8 @@ use super::world::{
 
 /// How long a page takes in the simulated world.
 const PAGE_TAKES: Duration = Duration::from_secs(2);
-/// The most pages of a listing that a kill costs if pages are fetched ahead: two that are held and not yet old enough to be
-/// stored, and the one after them.
+/// The most pages of a listing that a kill costs if pages are fetched ahead: two that are held and not yet old enough
+/// to be stored, and the one after them.
 const AHEAD_LOST: usize = 3;
 /// How long it takes to open an attachment.
 const OPEN_TAKES: Duration = Duration::from_secs(1);
@@ -254,8 +254,8 @@ impl<E: Extractor> Watched<E> {
         Ok(())
     }
 
-    /// Fetches a page. It is a violation if the page is returned although a call to the source failed: the missing records
-    /// are never read, or, if the page has the same cursor again, the others are read twice.
+    /// Fetches a page. It is a violation if the page is returned although a call to the source failed: the missing
+    /// records are never read, or, if the page has the same cursor again, the others are read twice.
     fn whole<T>(
         &self,
         of: &dyn std::fmt::Display,
@@ -304,8 +304,8 @@ impl<E: Extractor> Watched<E> {
         inner.record(Change::Read(Arc::new(handed)));
     }
 
-    /// What a page has; bad are records that the extractor rejects itself, or, if that is its policy, by what its metadata
-    /// declares.
+    /// What a page has; bad are records that the extractor rejects itself, or, if that is its policy, by what its
+    /// metadata declares.
     fn split(&self, context: &Context<'_>, page: &Page<E::Cursor>) -> Result<Split, SourceError> {
         let scope = self.life.is(Setting::Scope);
         let wanted = |item_type: &str| !(scope && item_type == OUT_OF_SCOPE);

@@ -744,8 +744,8 @@ impl Outside {
         }
     }
 
-    /// A deletion of attachments that was answered before is new to a store that was put in the place of the one that did it:
-    /// what the unfinished runs had named until then is gone.
+    /// A deletion of attachments that was answered before is new to a store that was put in the place of the one that
+    /// did it: what the unfinished runs had named until then is gone.
     fn deletion_answered(&mut self, message: &Accepted, known: Option<usize>) {
         let before = |at: usize| self.replaced_after.is_some_and(|accepted| at < accepted);
         if !known.is_some_and(before) || message.event_type != "EXTRACTION_ATTACHMENTS_DELETE_DONE" {

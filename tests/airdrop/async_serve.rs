@@ -413,7 +413,8 @@ fn a_future_that_is_dropped_is_a_kill_and_the_same_event_resumes() {
     assert!(drops >= 3, "{drops} drops prove little");
 }
 
-/// While the engine waits for a page, no call is being made: after the drop nothing at all is confirmed, sent or stored.
+/// While the engine waits for a page, no call is being made: after the drop nothing at all is confirmed, sent or
+/// stored.
 #[test]
 fn nothing_is_confirmed_sent_or_stored_after_the_future_is_dropped() {
     let (world, platform) = (World::new(2), Shared::new());

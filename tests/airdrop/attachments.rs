@@ -1141,8 +1141,8 @@ fn without_a_disk_the_queue_is_made_again_and_each_is_announced_once() {
     assert_eq!((counts.queued, counts.left()), (90, 0));
 }
 
-/// A checkpoint holds the lines of what is queued again. All of them at once were over its limit, in this run and in every
-/// later one.
+/// A checkpoint holds the lines of what is queued again. All of them at once were over its limit, in this run and in
+/// every later one.
 #[test]
 fn what_is_queued_again_fits_into_a_checkpoint_whatever_its_lines_are() {
     let mut fixture = Fixture::new();
@@ -1289,8 +1289,8 @@ fn a_takeover_that_waits_longer_than_the_budget_leaves_each_invocation_its_first
     fixture.check(0, &source.expected().0);
 }
 
-/// A stream that begins when it would have to be aborted at once had no chance: five such invocations, and the attachment
-/// would be given up.
+/// A stream that begins when it would have to be aborted at once had no chance: five such invocations, and the
+/// attachment would be given up.
 #[test]
 fn an_invocation_without_time_for_a_stream_counts_against_no_attachment() {
     let mut fixture = Fixture::new();

@@ -255,7 +255,8 @@ fn at_page_1() -> (SimDisk, Run) {
     (disk, run)
 }
 
-/// A page that cannot be stored is refused with an error that names the cause; nothing of it is stored, and the run goes on.
+/// A page that cannot be stored is refused with an error that names the cause; nothing of it is stored, and the run
+/// goes on.
 fn refused(what: &str, spoil: impl Fn(Page<u32>) -> Page<u32>) -> Error {
     let (disk, run) = at_page_1();
     let before = look(&disk);

@@ -8,8 +8,8 @@ use crate::world::{Call, Source, World, all_of, event, letters, page_of};
 use highwater::airdrop::{Context, Event, OutcomeKind};
 use serde_json::{Value, json};
 
-/// A JSON text as a JavaScript program writes it after parsing it: numbers become doubles. In addition the keys are sorted.
-/// Written for this test alone.
+/// A JSON text as a JavaScript program writes it after parsing it: numbers become doubles. In addition the keys are
+/// sorted. Written for this test alone.
 fn rewritten(text: &str) -> String {
     let mut out = String::new();
     write_as_javascript(&mut out, &serde_json::from_str(text).unwrap());

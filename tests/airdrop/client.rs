@@ -1177,7 +1177,8 @@ fn the_server_sees_chunks_and_wrong_lengths() {
     assert!(std::panic::catch_unwind(|| requests[0].check("POST", "/callback")).is_err());
 }
 
-/// A proxy on a loopback port: HTTP (`CONNECT`) and SOCKS 5 (RFC 1928). Whatever host it is asked for, it leads to `platform`.
+/// A proxy on a loopback port: HTTP (`CONNECT`) and SOCKS 5 (RFC 1928). Whatever host it is asked for, it leads to
+/// `platform`.
 struct Proxy {
     address: SocketAddr,
     asked_for: Arc<Mutex<BTreeSet<String>>>,

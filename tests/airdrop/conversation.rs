@@ -223,7 +223,8 @@ fn a_definite_refusal_unseals_and_the_artifacts_go_into_the_next_message() {
     }
 }
 
-/// A receiver that recognises a message by its key may refuse it as "answered already", after its first answer was lost.
+/// A receiver that recognises a message by its key may refuse it as "answered already", after its first answer was
+/// lost.
 #[test]
 fn a_refusal_after_an_attempt_that_may_have_been_accepted_does_not_unseal() {
     for (first, checkpoints) in [

@@ -742,8 +742,8 @@ fn a_store_that_was_replaced_is_noticed_before_a_confirm_and_nothing_is_confirme
     assert_eq!((airdrop.confirmed(), airdrop.messages().len()), (airdrop.named(), 1));
 }
 
-/// Somebody deletes the first worker's store while its message is sealed and not sent, and another worker does the whole
-/// run: between the seal and the first attempt (while the checkpoint is saved), or between two attempts.
+/// Somebody deletes the first worker's store while its message is sealed and not sent, and another worker does the
+/// whole run: between the seal and the first attempt (while the checkpoint is saved), or between two attempts.
 #[test]
 fn a_store_that_was_replaced_between_seal_and_send_is_noticed_and_nothing_is_sent() {
     for between_attempts in [false, true] {
@@ -847,8 +847,8 @@ fn an_artifact_id_that_is_given_over_and_over_is_an_error_that_names_it() {
     assert_all(&world, &all_of("issues", 2, 5));
 }
 
-/// A storage refuses an upload for a temporary reason, such as an expired URL: the batch is prepared and uploaded again, three
-/// times. Then the phase ends in an ERROR, and the next event delivers it.
+/// A storage refuses an upload for a temporary reason, such as an expired URL: the batch is prepared and uploaded
+/// again, three times. Then the phase ends in an ERROR, and the next event delivers it.
 #[test]
 fn a_batch_that_its_storage_refuses_for_a_passing_reason_is_uploaded_anew_three_times() {
     for (refusals, kind) in [(1, OutcomeKind::Done), (3, OutcomeKind::Done), (4, OutcomeKind::Error)] {

@@ -18,9 +18,9 @@ use serde_json::{Value, json};
 const MOMENTS: [&str; 5] =
     ["finished", "data", "data-restored-sealed", "attachments", "attachments-restored"];
 
-/// Six pages of three issues and two attachments, of which some are denied and one is always busy, and of a user that is
-/// announced once, and of a label that is modified after every run has begun; the first issue is wrong. A page takes a while,
-/// and so does an attachment.
+/// Six pages of three issues and two attachments, of which some are denied and one is always busy, and of a user that
+/// is announced once, and of a label that is modified after every run has begun; the first issue is wrong. A page
+/// takes a while, and so does an attachment.
 fn files(run: &'static str, clock: &VirtualClock, takes: Duration) -> Source<'static> {
     let (clock, clock_of_files) = (clock.clone(), clock.clone());
     let mut source = Source::new(move |_: &Context<'_>, stream: &str, cursor: Option<u32>| {

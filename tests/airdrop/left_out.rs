@@ -1,6 +1,6 @@
-//! Records that come again, through `serve`: those that a run announces once, and those at the edge of the run before it.
-//! What is left out is counted, by the reason; what changed is announced, however little time lies between; and what was
-//! read is announced or left out at every DONE, wherever the process dies, on a disk and without one.
+//! Records that come again, through `serve`: those that a run announces once, and those at the edge of the run before
+//! it. What is left out is counted, by the reason; what changed is announced, however little time lies between; and
+//! what was read is announced or left out at every DONE, wherever the process dies, on a disk and without one.
 //!
 //! What a run reads is the test's own list of pages, and what it announces is what the test's platform was told.
 
@@ -31,8 +31,8 @@ const FIRST: &[Brought] = &[
     (&[("A-3", 1, 5), ("A-4", 1, 5), ("A-5", 1, 5)], &["bob", "ada", "cy"]),
     (&[("A-6", 1, 300)], &["ada", "cy", "ada"]),
 ];
-/// `A-3` was changed within the second in which it was read, `A-5` later; `B-0` is new, and modified while the second run
-/// reads.
+/// `A-3` was changed within the second in which it was read, `A-5` later; `B-0` is new, and modified while the second
+/// run reads.
 const SECOND: &[Brought] = &[
     (&[("A-2", 1, 0), ("A-3", 2, 5), ("A-4", 1, 5)], &["ada", "bob"]),
     (&[("A-5", 2, 900), ("A-6", 1, 300), ("B-0", 1, 4_700)], &["ada", "dot", "bob"]),
@@ -98,8 +98,8 @@ fn next_process(world: &mut World, loses_disk: bool) {
 /// By item type: how many records were read, repeated, unchanged and announced.
 type Books = BTreeMap<String, [u64; 4]>;
 
-/// A run from its START to its DONE. If the process dies, the next one is given the same event. Says how the run ended, what
-/// the books then were, and whether it died on the way.
+/// A run from its START to its DONE. If the process dies, the next one is given the same event. Says how the run
+/// ended, what the books then were, and whether it died on the way.
 fn run(world: &mut World, loses_disk: bool, source: &mut Source<'_>, name: &str) -> (Outcome, Books, bool) {
     let mut died = false;
     let mut before = LeftOutCounts::default();
@@ -322,7 +322,8 @@ fn a_run_of_an_earlier_window_leaves_nothing_out_as_unchanged() {
     }
 }
 
-/// A run that is given up may have announced what it had read: the version before that is no longer what the platform has.
+/// A run that is given up may have announced what it had read: the version before that is no longer what the platform
+/// has.
 #[test]
 fn what_a_run_that_was_given_up_announced_in_another_version_is_not_left_out_by_the_next() {
     for (mut world, loses_disk) in worlds() {

@@ -374,7 +374,8 @@ fn a_page_that_does_not_come_keeps_no_answer_back() {
     assert_eq!(airdrop.announced("run"), ["issues 0", "issues 1", "issues 2"]);
 }
 
-/// An invocation with a stream of three pages, of which the first is refused: the outcome, and which pages were fetched.
+/// An invocation with a stream of three pages, of which the first is refused: the outcome, and which pages were
+/// fetched.
 fn first_refused(ahead: Option<u64>) -> Vec<String> {
     for inline in [None, Some(1), Some(2), Some(3)] {
         let mut world = World::new(5);

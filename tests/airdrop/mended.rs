@@ -248,7 +248,8 @@ fn a_mended_state_of_just_as_many_bytes_as_the_platform_takes_is_written() {
     panic!("no text has just as many bytes as are taken");
 }
 
-/// In a store of its own, too: what is sealed and not known to be accepted is not sent once the run is abandoned by hand.
+/// In a store of its own, too: what is sealed and not known to be accepted is not sent once the run is abandoned by
+/// hand.
 #[test]
 fn a_sealed_message_of_a_run_that_is_abandoned_by_hand_is_not_sent_again() {
     let mut world = World::new(2);

@@ -603,8 +603,8 @@ fn attachments_that_are_not_rejected_are_streamed_also_where_others_are() {
     }
 }
 
-/// The explorer's own oracle: what it saw handed over is announced or was bad, and each run asks for what those before it
-/// left, wherever the process dies.
+/// The explorer's own oracle: what it saw handed over is announced or was bad, and each run asks for what those
+/// before it left, wherever the process dies.
 #[test]
 fn wherever_the_process_dies_what_was_rejected_is_asked_for_and_what_passes_is_announced_once() {
     for explore in [Explore::new().states(600), Explore::new().states(50).without_disk()] {

@@ -47,8 +47,8 @@ fn a_run_whose_saves_were_lost_is_answered_with_error_for_good() {
     assert_eq!(world.airdrop.announced("run-2"), all_of("issues", 2, 2));
 }
 
-/// A message that was refused is unsealed in the checkpoint, too: the next life goes on from there, and does not send the
-/// refused bytes again.
+/// A message that was refused is unsealed in the checkpoint, too: the next life goes on from there, and does not send
+/// the refused bytes again.
 #[test]
 fn a_refused_message_is_not_sent_again_by_a_life_without_the_disk() {
     let mut world = world();
@@ -105,8 +105,9 @@ fn a_last_message_that_is_proven_finishes_its_run() {
     assert_eq!(since.lock().unwrap().get(), Some(started));
 }
 
-/// Killed between a save at the platform and the commit after it: the intended token, which stands with the platform, says
-/// that the disk is current. It keeps what no checkpoint has any more: the bytes of a message before the last one.
+/// Killed between a save at the platform and the commit after it: the intended token, which stands with the platform,
+/// says that the disk is current. It keeps what no checkpoint has any more: the bytes of a message before the last
+/// one.
 #[test]
 fn a_disk_whose_intended_token_was_saved_is_kept() {
     let mut world = world();
@@ -126,7 +127,8 @@ fn a_disk_whose_intended_token_was_saved_is_kept() {
     assert_eq!(world.airdrop.attempts().last(), Some(&first), "the same bytes, which only the disk has");
 }
 
-/// A death loses the uploads that no checkpoint names. So a save is due after twenty of them, however little time has passed.
+/// A death loses the uploads that no checkpoint names. So a save is due after twenty of them, however little time has
+/// passed.
 #[test]
 fn of_a_fast_source_no_more_than_twenty_uploads_and_those_under_way_wait_for_a_save() {
     let world = world();

@@ -1,5 +1,5 @@
-//! A client of the source's API sends what the API expects, tells temporary failures from lasting ones, and shows its token to
-//! nobody else: not to another host, and in no error.
+//! A client of the source's API sends what the API expects, tells temporary failures from lasting ones, and shows its
+//! token to nobody else: not to another host, and in no error.
 
 use highwater::airdrop::{ErrorCode, SourceAnswer, SourceClient, SourceError};
 use highwater::testing::SourceFault;

@@ -159,8 +159,8 @@ fn a_full_state_leaves_room_for_messages_and_artifacts_of_any_size() {
     assert_eq!(world.airdrop.announced("run"), all_of("issues", 400, 3));
 }
 
-/// The connector's own keys are the extractor's, and count as no one else's beside that: there is room for as much more in the
-/// next run as there was in the first.
+/// The connector's own keys are the extractor's, and count as no one else's beside that: there is room for as much
+/// more in the next run as there was in the first.
 #[test]
 fn the_connectors_own_keys_that_the_extractor_set_count_once() {
     let mut world = world();

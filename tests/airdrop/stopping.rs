@@ -120,7 +120,8 @@ fn every_wait_ends_when_somebody_asks_to_stop() {
     world.airdrop.always(Call::Send, None);
     ends_whole(&mut world, &mut source, DATA, "1", &all_of("issues", 2, 3));
 
-    // A worker without a disk that takes a unit over waits for a late save of another; stopped then, it takes nothing over.
+    // A worker without a disk that takes a unit over waits for a late save of another; stopped then, it takes nothing
+    // over.
     let (mut world, stop) = self::world();
     world.serve = Serve::new().inline(7).checkpoints();
     world.serve(&mut crate::world::paged(1, 3), &event(DATA, "run", "1")).unwrap();

@@ -121,7 +121,8 @@ fn external_sync_units_are_never_confirmed_wherever_the_extractor_dies() {
         let uploads = *told.uploads.lock().unwrap();
         deaths_after_upload += u64::from(!survived && uploads > 0);
         *disk.syncs_left.lock().unwrap() = u64::MAX;
-        // On a bare disk, a kill while the store is created leaves no store. (A file gets its name only when it is complete.)
+        // On a bare disk, a kill while the store is created leaves no store. (A file gets its name only when it is
+        // complete.)
         let Ok(again) = life() else {
             assert!(uploads == 0, "after {syncs} syncs the store cannot be opened");
             continue;

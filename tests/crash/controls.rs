@@ -65,8 +65,9 @@ fn an_unconfirmed_artifact_in_a_message_is_found() {
     assert_eq!(kind(&broken_without(Safeguard::AnnounceConfirmed, [])), Broken::Unconfirmed);
 }
 
-/// An event that comes again counts as a new one then, and so as proof that the message before it was accepted: its artifacts,
-/// and the records in them, are in no message. Which of the two is found first depends on the bytes of the file.
+/// An event that comes again counts as a new one then, and so as proof that the message before it was accepted: its
+/// artifacts, and the records in them, are in no message. Which of the two is found first depends on the bytes of the
+/// file.
 #[test]
 fn forgetting_seen_events_is_found() {
     let report = broken_without(Safeguard::EventsRemembered, []);
@@ -133,7 +134,8 @@ fn a_deletion_of_attachments_that_is_done_again_is_found() {
     assert!(report.failure.unwrap().violation.what.contains("is in no message, and had no reason"));
 }
 
-/// Explores with a rule about uploads taken away from those of one kind, and asserts that it finds what follows from it.
+/// Explores with a rule about uploads taken away from those of one kind, and asserts that it finds what follows from
+/// it.
 fn broken_of(uploads: Uploads, rule: Safeguard, found: Broken) {
     let report = broken(&Explore::new().without_rule_of(uploads, rule), &format!("{rule:?} of {uploads:?}"));
     assert_eq!(kind(&report), found, "{rule:?} of {uploads:?}: {report}");

@@ -161,8 +161,8 @@ fn taking_the_newer_disk_instead_of_the_holders_is_found() {
     broken(&explore, "HolderToken", Broken::Conversation);
 }
 
-/// An attachment is given up with a reason after its source failed four times and the platform lost its upload once: the
-/// fifth failure is one of the platform.
+/// An attachment is given up with a reason after its source failed four times and the platform lost its upload once:
+/// the fifth failure is one of the platform.
 #[test]
 fn an_attachment_that_the_platform_lost_once_and_the_source_failed_four_times_may_be_given_up() {
     let schedule = "seed=4091442843 call=page/3/429-after-40 call=load-state/0/lost call=load-state/2/500-before \

@@ -155,8 +155,9 @@ fn an_attachment_that_the_platform_did_not_take_five_times_may_be_given_up() {
     assert_eq!(report.faults.get("upload/storage-503"), Some(&1), "{report}");
 }
 
-/// An attachment's confirm is refused, and the process dies before that is stored. The next life cannot know that this
-/// refusal was the only attempt. So when the id is refused again, it does not give up the id: it gives up the attachment.
+/// An attachment's confirm is refused, and the process dies before that is stored. The next life cannot know that
+/// this refusal was the only attempt. So when the id is refused again, it does not give up the id: it gives up the
+/// attachment.
 #[test]
 fn an_attachment_that_two_lives_could_not_confirm_under_one_id_may_be_given_up() {
     let schedule = "seed=73998595 call=page/3/429-after-40 with=no-ids call=confirm/13/refused-413 call=message/2/lost \
@@ -168,9 +169,9 @@ fn an_attachment_that_two_lives_could_not_confirm_under_one_id_may_be_given_up()
     }
 }
 
-/// The open store is replaced by an empty one, and then an old event comes. The new store cannot know that the event is old:
-/// it treats it as the first event of a new run, and the events of the current run as past ones. The platform gets no more
-/// messages of the current run and gives it up.
+/// The open store is replaced by an empty one, and then an old event comes. The new store cannot know that the event
+/// is old: it treats it as the first event of a new run, and the events of the current run as past ones. The platform
+/// gets no more messages of the current run and gives it up.
 #[test]
 fn a_run_that_an_empty_store_takes_for_the_past_is_given_up_and_the_next_is_whole() {
     for schedule in [
@@ -186,8 +187,8 @@ fn a_run_that_an_empty_store_takes_for_the_past_is_given_up_and_the_next_is_whol
     }
 }
 
-/// A deletion of attachments that comes late is done again by such a store: what a run had named until then is gone, and
-/// nothing else.
+/// A deletion of attachments that comes late is done again by such a store: what a run had named until then is gone,
+/// and nothing else.
 #[test]
 fn a_late_deletion_takes_attachments_along_only_where_an_empty_store_could_not_know_it() {
     let replaced = "seed=3 store-replaced=90 with=delete-attachments";
@@ -202,7 +203,8 @@ fn a_late_deletion_takes_attachments_along_only_where_an_empty_store_could_not_k
     assert_eq!(whole.faults.get("event/late-deletion"), Some(&1), "{whole}");
 }
 
-/// A worker that is asked to stop ends with PROGRESS, or with nothing said: wherever that is, and also if it is killed then.
+/// A worker that is asked to stop ends with PROGRESS, or with nothing said: wherever that is, and also if it is
+/// killed then.
 #[test]
 fn workers_that_are_asked_to_stop_lose_and_repeat_nothing() {
     for settings in [&[][..], &[Setting::Children, Setting::AtOnce]] {
@@ -227,8 +229,8 @@ fn what_is_announced_once_in_a_run_is_announced_exactly_once() {
     }
 }
 
-/// Pages that come ahead of the commit of those before them: what was not committed is read again, in its order, and what
-/// each finds of the values before it is checked by the source.
+/// Pages that come ahead of the commit of those before them: what was not committed is read again, in its order, and
+/// what each finds of the values before it is checked by the source.
 #[test]
 fn pages_fetched_ahead_are_announced_exactly_once() {
     for settings in [

@@ -157,8 +157,8 @@ fn ended(child: &mut Child, log: &Path) -> ExitStatus {
 
 /// Checks all runs in the platform's directory. Returns the number of finished ones.
 ///
-/// `unsure` are the runs whose last message was accepted, but whose worker died before it recorded this. The next run may
-/// continue from such a run or from the one before it; then it fetches a window twice and skips none.
+/// `unsure` are the runs whose last message was accepted, but whose worker died before it recorded this. The next run
+/// may continue from such a run or from the one before it; then it fetches a window twice and skips none.
 fn check(dir: &Path, kills: u64, unsure: &BTreeSet<String>) -> usize {
     let read = |name: &str| fs::read_to_string(dir.join(name)).unwrap_or_default();
     let messages: Vec<Value> =

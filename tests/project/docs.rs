@@ -28,7 +28,8 @@ fn pages() -> BTreeMap<PathBuf, String> {
     pages.chain(["README.md".into(), "CHANGELOG.md".into()]).map(|page| (page.clone(), read(&page))).collect()
 }
 
-/// The files that a page builds, block by block: `<!-- file: PATH -->` stands above each. Between blocks is an empty line.
+/// The files that a page builds, block by block: `<!-- file: PATH -->` stands above each. Between blocks is an empty
+/// line.
 fn files(text: &str) -> BTreeMap<&str, String> {
     let mut files: BTreeMap<&str, String> = BTreeMap::new();
     for part in text.split("<!-- file: ").skip(1) {

@@ -51,8 +51,8 @@ fn strict(line: &str) -> Value {
 const HALVES: [&str; 6] =
     [r"\ud83d", r"\uDE00", r"\ud83d\ud83d", r"\ude00\ud83d", r"\ud83dx\ude00", r"\uD83D\\ude00"];
 
-/// `JSON.stringify` escapes an unpaired surrogate: <https://tc39.es/ecma262/#sec-quotejsonstring>, and strict readers refuse
-/// it: RFC 8259, section 8.2.
+/// `JSON.stringify` escapes an unpaired surrogate: <https://tc39.es/ecma262/#sec-quotejsonstring>, and strict readers
+/// refuse it: RFC 8259, section 8.2.
 #[test]
 fn half_a_character_is_found_at_its_place() {
     let half = |path: &str| vec![(path.to_owned(), Rule::Surrogate, Severity::Error)];

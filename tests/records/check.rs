@@ -1120,8 +1120,8 @@ proptest! {
         ..ProptestConfig::default()
     })]
 
-    /// A line as this crate writes it is read in a way of its own. A space after the bracket that begins it forbids that, and
-    /// changes nothing in what is found.
+    /// A line as this crate writes it is read in a way of its own. A space after the bracket that begins it forbids
+    /// that, and changes nothing in what is found.
     #[test]
     fn a_compact_line_has_the_findings_of_one_with_a_space(line in compact_line(), strict in any::<bool>()) {
         static CHECKER: LazyLock<Checker> = LazyLock::new(|| checker("issues"));

@@ -943,8 +943,8 @@ fn what_a_life_read_of_a_killed_one_is_not_taken_back_by_a_power_failure() {
     }
 }
 
-/// The check can fail: without a sync at open, a run that the second life read is taken back. (A store that does not even
-/// open is seen far more often: closing it was not synced either. That is another violation, and not enough.)
+/// The check can fail: without a sync at open, a run that the second life read is taken back. (A store that does not
+/// even open is seen far more often: closing it was not synced either. That is another violation, and not enough.)
 #[test]
 fn the_reference_notices_that_opening_syncs_nothing() {
     let noticed = (0..60).any(|killed| {

@@ -99,7 +99,8 @@ fn killed_at_any_step_of_the_migration_it_opens_as_what_it_was() {
     assert!(kills > 20, "{kills}");
 }
 
-/// Every image that a power failure during the migration may leave: opened, with a second power failure while it is opened.
+/// Every image that a power failure during the migration may leave: opened, with a second power failure while it is
+/// opened.
 #[test]
 fn power_lost_at_any_step_of_the_migration_it_opens_as_what_it_was() {
     let dir = tempfile::tempdir().unwrap();

@@ -77,8 +77,8 @@ fn runs(unit: &SyncUnit, clock: &VirtualClock, count: usize) -> Vec<String> {
     ids
 }
 
-/// A closed store with runs that were finished, one that is open with batches and attachments on their way, and another unit;
-/// and the ids of the finished runs.
+/// A closed store with runs that were finished, one that is open with batches and attachments on their way, and
+/// another unit; and the ids of the finished runs.
 fn store() -> (Image, Vec<String>) {
     let (disk, clock) = (SimDisk::new(), clock());
     let store = open_on(&disk, &clock).unwrap();
@@ -139,8 +139,8 @@ fn crashes(image: &Image, sampling: &Sampling, syncs_ignored: bool, act: impl Fn
                 continue;
             }
             left.images += 1;
-            // The next owner opens it, and its recovery makes it durable. What is damaged is opened as a file is: every page
-            // is verified first.
+            // The next owner opens it, and its recovery makes it durable. What is damaged is opened as a file is:
+            // every page is verified first.
             let disk = crash.image.disk();
             let opened = if syncs_ignored {
                 fs::write(&path, crash.image.to_bytes()).unwrap();

@@ -152,8 +152,8 @@ fn config() -> ProptestConfig {
 proptest! {
     #![proptest_config(config())]
 
-    /// Whatever passes, is gone or is bad again, in runs that are finished or given up: what the next run is to ask for is
-    /// what the reference has, and each record is announced as often as it was read good.
+    /// Whatever passes, is gone or is bad again, in runs that are finished or given up: what the next run is to ask
+    /// for is what the reference has, and each record is announced as often as it was read good.
     #[test]
     fn what_is_asked_for_is_what_was_rejected_and_has_neither_passed_nor_gone(
         syncs in prop::collection::vec(sync(), 1..8),

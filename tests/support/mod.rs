@@ -14,7 +14,8 @@ use std::process::{Command, Output, Stdio};
 use flate2::read::GzDecoder;
 use serde_json::Value;
 
-/// The program that a member of the workspace was built to. Never skipped: a missing or stale one is a failure that says what to do.
+/// The program that a member of the workspace was built to. Never skipped: a missing or stale one is a failure that
+/// says what to do.
 pub(crate) fn program(name: &str) -> PathBuf {
     let this = std::env::current_exe().unwrap();
     // target/<profile>/deps/<this>
@@ -225,8 +226,8 @@ impl Received {
     }
 }
 
-/// Checks that all the messages, and the lines on attachments that they announce, name each confirmed artifact once, and
-/// but for external sync units no other; returns how many uploads nothing names.
+/// Checks that all the messages, and the lines on attachments that they announce, name each confirmed artifact once,
+/// and but for external sync units no other; returns how many uploads nothing names.
 pub(crate) fn check_confirmed(dir: &Path) -> usize {
     let all = Received::read(dir, 0);
     let mut announced: Vec<&str> = all

@@ -99,8 +99,8 @@ fn date(ms: u64) -> String {
     format!("{year}-{:02}-{:02}T{h:02}:{m:02}:{s:02}.{:03}Z", month + 1, days + 1, rest % 1000)
 }
 
-/// The content of file `n` of the external system, as the help text of the example describes it; the example's code is not
-/// used.
+/// The content of file `n` of the external system, as the help text of the example describes it; the example's code
+/// is not used.
 pub(crate) fn file(n: u64, bytes: u64) -> Vec<u8> {
     (0..bytes)
         .map(|i| {
@@ -140,11 +140,12 @@ impl Files {
     }
 }
 
-/// What is wrong with what the platform was given, of one run in which all of `items` issues, and the attachments of the
-/// first of them, were to be announced.
+/// What is wrong with what the platform was given, of one run in which all of `items` issues, and the attachments of
+/// the first of them, were to be announced.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Verdict {
-    /// Issues, attachments, and lines that say where an attachment is to be had: those that are in no announced artifact.
+    /// Issues, attachments, and lines that say where an attachment is to be had: those that are in no announced
+    /// artifact.
     pub(crate) lost: u64,
     /// Those that are in more than one.
     pub(crate) repeated: u64,

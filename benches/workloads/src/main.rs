@@ -1,5 +1,6 @@
-//! Fixed workloads, and beside them what cannot be saved: `.ci/instructions` counts the instructions of each. `memory` shows
-//! that `serve` takes no more of it for more records, and `levels` what each level of compression makes of files of JSON Lines.
+//! Fixed workloads, and beside them what cannot be saved: `.ci/instructions` counts the instructions of each.
+//! `memory` shows that `serve` takes no more of it for more records, and `levels` what each level of compression
+//! makes of files of JSON Lines.
 //!
 //! It is a program of its own, not a bench of the library, so that it is built with the library's defaults, and soon.
 
@@ -80,7 +81,8 @@ impl Size {
     }
 }
 
-/// What cannot be saved: the lines of typed records serialised into one buffer, and compressed by batches. Returns the bytes.
+/// What cannot be saved: the lines of typed records serialised into one buffer, and compressed by batches. Returns
+/// the bytes.
 fn lines(size: &Size) -> Done<u32> {
     let issues = size.issues();
     let (mut bytes, mut lines) = (0, Vec::new());

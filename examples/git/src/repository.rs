@@ -378,8 +378,8 @@ impl Repository {
     }
 }
 
-/// Whether a variable could make Git read another repository or answer differently. The variables by which Git finds its
-/// programs and its configuration are kept: the configuration lists the repositories that may be read.
+/// Whether a variable could make Git read another repository or answer differently. The variables by which Git finds
+/// its programs and its configuration are kept: the configuration lists the repositories that may be read.
 fn leads_astray(name: &OsStr) -> bool {
     let name = name.to_string_lossy();
     let stays = ["GIT_EXEC_PATH", "GIT_CEILING_DIRECTORIES", "GIT_DISCOVERY_ACROSS_FILESYSTEM"];

@@ -551,8 +551,8 @@ fn killed_invocations_announce_every_commit_once() {
         }
         let received = Received::read(&out, seen);
         seen += received.messages.len();
-        // If it was killed before it knew that the last message of the previous sync was accepted, it extracts that sync
-        // again, from where that one began.
+        // If it was killed before it knew that the last message of the previous sync was accepted, it extracts that
+        // sync again, from where that one began.
         let anew = may_be_anew && received.records("commits").count() > source.hashes.len() - known;
         let first = if anew { last_first } else { known };
         last_first = first;

@@ -214,8 +214,8 @@ impl Menu {
     }
 }
 
-/// Chooses this many cases, evenly over faults and places, in an order in which every prefix is even, too. In each round
-/// every fault has one case. Those of the source come first: few workers are ready for them.
+/// Chooses this many cases, evenly over faults and places, in an order in which every prefix is even, too. In each
+/// round every fault has one case. Those of the source come first: few workers are ready for them.
 pub(super) fn sample(cases: Vec<Case>, most: usize, seed: u64) -> Vec<Case> {
     let mut random = fastrand::Rng::with_seed(seed);
     let (of_source, of_platform) = cases.into_iter().partition(|case| matches!(case.wrong, Wrong::Source(_)));

@@ -61,8 +61,8 @@ impl QueuedAttachment {
     /// When this returns `Ok`, the id survives power loss.
     ///
     /// # Errors
-    /// `Invalid` if another id was stored, if the run has used the id before, or if it is not allowed; `Fenced`, `Corrupt`,
-    /// `Io`. Nothing was stored.
+    /// `Invalid` if another id was stored, if the run has used the id before, or if it is not allowed; `Fenced`,
+    /// `Corrupt`, `Io`. Nothing was stored.
     pub fn uploaded(&self, artifact_id: impl AsRef<str>) -> Result<()> {
         let artifact = ArtifactId::new(artifact_id.as_ref())?;
         self.store([Settling::Uploaded(artifact.clone())])?;
@@ -76,8 +76,8 @@ impl QueuedAttachment {
     /// When this returns `Ok`, that survives power loss.
     ///
     /// # Errors
-    /// `Invalid` if [`QueuedAttachment::uploaded`] stored another id, if the run has used the id before, or if it is not
-    /// allowed; `Fenced`, `Corrupt`, `Io`. It is not acknowledged.
+    /// `Invalid` if [`QueuedAttachment::uploaded`] stored another id, if the run has used the id before, or if it is
+    /// not allowed; `Fenced`, `Corrupt`, `Io`. It is not acknowledged.
     pub fn acknowledge(self, artifact_id: impl AsRef<str>) -> Result<()> {
         let artifact = ArtifactId::new(artifact_id.as_ref())?;
         self.store([Settling::Uploaded(artifact), Settling::Settled(None)])

@@ -175,8 +175,8 @@ pub trait ReadTransaction {
     /// `Io`, `Corrupt`.
     fn scan(&self, table: &str, range: KeyRange<'_>, limit: Limit) -> Result<RowPage>;
 
-    /// Calls `each` with every row of a range, in order, until it returns false. Within a change, `each` may write to the
-    /// table; whether it is then called with what it wrote is not determined.
+    /// Calls `each` with every row of a range, in order, until it returns false. Within a change, `each` may write to
+    /// the table; whether it is then called with what it wrote is not determined.
     ///
     /// # Errors
     /// That of `each`; `Io`, `Corrupt`.

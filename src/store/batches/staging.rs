@@ -2,10 +2,11 @@
 //!
 //! A record is in a batch, or in the lines of an open one, exactly if the cursor of its stream is past it.
 //!
-//! Lines of an item type collect in `chunks`, one per transaction. The page that brings them to the batch size closes the
-//! batch: in the transaction of that page, the chunks are replaced by one gzip member. A page larger than a batch closes
-//! several, each as one gzip member. The remaining lines become the first chunk of the next batch. Lines whose batch is
-//! closed in the transaction that brings them are compressed where they were written, and never stored as lines.
+//! Lines of an item type collect in `chunks`, one per transaction. The page that brings them to the batch size closes
+//! the batch: in the transaction of that page, the chunks are replaced by one gzip member. A page larger than a batch
+//! closes several, each as one gzip member. The remaining lines become the first chunk of the next batch. Lines whose
+//! batch is closed in the transaction that brings them are compressed where they were written, and never stored as
+//! lines.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -353,8 +354,8 @@ fn write_lines<C>(
     })
 }
 
-/// Stores a page, except for the batches that it fills: these are added to `full`. Returns the numbers of the child listings
-/// that it named and that were not known before.
+/// Stores a page, except for the batches that it fills: these are added to `full`. Returns the numbers of the child
+/// listings that it named and that were not known before.
 fn put_page<'p>(
     run: &Run,
     change: &Change<'_>,

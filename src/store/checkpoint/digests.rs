@@ -7,8 +7,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::super::digest::Digest;
 
-/// Digests of many ids. In JSON they are base64 of their bytes, 16 for each: written one by one they would take twice the
-/// room.
+/// Digests of many ids. In JSON they are base64 of their bytes, 16 for each: written one by one they would take twice
+/// the room.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Digests(Vec<Digest>);
 

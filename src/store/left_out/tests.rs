@@ -199,7 +199,8 @@ impl Reference {
         Self { begun: vec![FIRST_SECOND], ..Self::default() }
     }
 
-    /// Whether a finished run, the last one, has read this line at the edge, and nothing else of the record was staged since.
+    /// Whether a finished run, the last one, has read this line at the edge, and nothing else of the record was
+    /// staged since.
     fn is_unchanged(&self, of: (u8, u8), line: &str) -> bool {
         let Some(finished) = self.finished.filter(|_| self.goes_on) else { return false };
         for event in self.events.get(&of).into_iter().flatten().rev() {
@@ -379,8 +380,8 @@ proptest! {
     fn without_room_in_the_checkpoint_records_repeat_and_none_is_lost(
         mut steps in steps(), room in prop_oneof![Just(0), Just(1_250), Just(2_600), Just(5_200)],
     ) {
-        // No record of a type that is announced once is at the edge. Otherwise the edge could know a version that is announced
-        // again for lack of room, which the reference does not have.
+        // No record of a type that is announced once is at the edge. Otherwise the edge could know a version that is
+        // announced again for lack of room, which the reference does not have.
         for step in &mut steps {
             let Step::Page(brought, edge) = step else { continue };
             for one in brought.iter_mut() {

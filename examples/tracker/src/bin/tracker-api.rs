@@ -23,7 +23,8 @@ use crate::common::server::{self, Answer, Request};
 const ISSUES_OF_A_PAGE: u64 = 50;
 const COMMENTS_OF_A_PAGE: u64 = 10;
 const USERS: u64 = 12;
-/// When issue 0 was changed, in seconds since 1970: 2024-05-01. Each later one was changed a minute after the one before.
+/// When issue 0 was changed, in seconds since 1970: 2024-05-01. Each later one was changed a minute after the one
+/// before.
 const FIRST_CHANGED: u64 = 1_714_521_600;
 
 const AFTER_HELP: &str = "\
