@@ -100,20 +100,18 @@ pub(crate) fn compress_all(batches: &[Vec<&[u8]>], level: Level) -> Result<Vec<V
     // To ask for the cores is to read files of the system.
     let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let cores = if batches.len() < 2 { 1 } else { cores() };
+    let compress_share = move |share: &[Vec<&[u8]>]| {
+        share.iter().map(|pieces| compress(pieces, level)).collect::<Result<Vec<_>>>()
+    };
     if cores < 2 {
-        return batches.iter().map(|pieces| compress(pieces, level)).collect();
+        return compress_share(batches);
     }
-    let share = batches.len().div_ceil(cores);
+    // The first share is this thread's own.
+    let (own, others) = batches.split_at(batches.len().div_ceil(cores));
     std::thread::scope(|scope| {
-        let threads: Vec<_> = batches
-            .chunks(share)
-            .map(|share| {
-                scope.spawn(move || {
-                    share.iter().map(|pieces| compress(pieces, level)).collect::<Result<Vec<_>>>()
-                })
-            })
-            .collect();
-        let mut members = Vec::with_capacity(batches.len());
+        let threads: Vec<_> =
+            others.chunks(own.len()).map(|share| scope.spawn(move || compress_share(share))).collect();
+        let mut members = compress_share(own)?;
         for thread in threads {
             match thread.join() {
                 Ok(share) => members.extend(share?),
