@@ -12,9 +12,10 @@ mod platform;
 #[allow(dead_code, reason = "of what the benches share, it needs a part")]
 mod sync;
 
+use chrono::DateTime;
 use dhat::HeapStats;
-use highwater::Store;
 use highwater::airdrop::Serve;
+use highwater::{Store, VirtualClock};
 
 use issue::Issue;
 use platform::Sink;
@@ -25,15 +26,19 @@ static ALLOCATOR: dhat::Alloc = dhat::Alloc;
 
 /// Pages of a sync.
 const PAGES: u32 = 3;
-/// Records of a page, which is a batch: in one sync, and in another that differs in nothing else.
-const PAGE_ITEMS: [u32; 2] = [1_000, 2_000];
+/// Records of a page, which is a batch: in one sync, and in another that differs in nothing else. All pages go into one
+/// commit.
+const PAGE_ITEMS: [u32; 2] = [500, 1_000];
 /// The author's own: the record's id.
 const OWN: f64 = 1.0;
 
 /// The allocations of a sync with so many records on each page, in a new store and on this thread.
 fn allocations(page_items: u32, asked: fn(usize)) -> u64 {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::options().batch_items(page_items).open(folder.path().join("state.redb")).unwrap();
+    // No time passes: how many pages go into one commit must not depend on it.
+    let clock = VirtualClock::at(DateTime::UNIX_EPOCH);
+    let options = Store::options().batch_items(page_items).clock(clock);
+    let store = options.open(folder.path().join("state.redb")).unwrap();
     let source = Source { asked, ..Source::new(Issue::many(page_items.into()), PAGES) };
     let before = HeapStats::get().total_blocks;
     let serve = Serve::new().inline(7);
