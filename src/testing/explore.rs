@@ -92,12 +92,12 @@ impl Explore {
         self
     }
 
-    /// Expects a sync to announce this many records of an item type. The first sync, without a death, is compared
-    /// with it.
+    /// Expects the first sync to announce this many records of an item type, wherever it was killed. The source must
+    /// have the same records whenever it is asked.
     ///
     /// Everything else compares what was announced with what the extractor returned. So this is what finds a page that
-    /// is never asked for, a record that is read and not added, and one that is added with [`Page::push`] by each of
-    /// several pages.
+    /// is never asked for, a record that is read and not added, and one that is added with [`Page::push`] by several
+    /// pages, or by several lives.
     ///
     /// ```
     /// use highwater::testing::{Explore, SimSource};
@@ -165,6 +165,7 @@ impl Explore {
     fn explore<M: Make>(&self, make: &M) -> Report {
         let mut report = Report { seed: self.seed, ..Report::default() };
         if !self.setup.expected.is_empty() {
+            // If the count differs without any death, that is the shortest schedule.
             let schedule = Schedule { seed: self.seed, acts: Vec::new() };
             self.play(schedule, make, &mut report);
             if report.failure.is_some() {

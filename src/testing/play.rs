@@ -114,9 +114,7 @@ impl<'a, M: Make> Play<'a, M> {
                 Some(what) => Err(Violation { kind: Broken::Conversation, what: what.clone() }),
                 None => Ok(()),
             });
-        if world.acts.is_empty() {
-            verdict = verdict.and_then(|()| world.announced_as_expected(&self.setup.expected));
-        }
+        verdict = verdict.and_then(|()| world.announced_as_expected(&self.setup.expected));
         if world.outside_the_promise {
             report.outside += 1;
             // What the promise does not cover may lose or repeat records: that is counted, and is not a failure.

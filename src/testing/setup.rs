@@ -43,7 +43,7 @@ pub(super) struct Setup {
     /// Whether a life finds the disk of the one before it. If not, it has an empty one. That one is simulated too,
     /// and is not a store in memory: it may be full, fail, or be found by a later life.
     pub(super) has_disk: bool,
-    /// For each of these item types: how many records the first sync announces, if nothing happens to it.
+    /// For each of these item types: how many records the first sync announces.
     pub(super) expected: BTreeMap<String, u64>,
 }
 

@@ -1,6 +1,9 @@
 //! Negative controls: with a rule removed, the same exploration must find a broken promise. A check that cannot fail
 //! proves nothing.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use highwater::airdrop::{Context, ExternalSyncUnit, Extractor, Listing, SourceError};
 use highwater::record::{Metadata, RecordType};
 use highwater::testing::{
@@ -178,12 +181,21 @@ fn an_id_of_an_attachment_given_up_in_doubt_is_found() {
 }
 
 /// A source of two pages, with one issue each of the same author.
-#[derive(Clone, Copy)]
+#[derive(Clone, Default)]
 struct TwoPages {
-    /// Whether the second page is asked for.
-    goes_on: bool,
-    /// Whether the author is announced once.
-    once: bool,
+    /// The second page is not asked for.
+    stops_early: bool,
+    /// How the author, who is in both pages, is announced.
+    author: Author,
+}
+
+#[derive(Clone, Default)]
+enum Author {
+    #[default]
+    Once,
+    WithEachPage,
+    /// Unless this life has announced it.
+    OnceInALife(Arc<AtomicBool>),
 }
 
 impl Extractor for TwoPages {
@@ -203,13 +215,14 @@ impl Extractor for TwoPages {
 
     fn page(&self, _: &Context<'_>, _: &Listing, cursor: Option<u32>) -> Result<Page<u32>, SourceError> {
         let number = cursor.unwrap_or(1);
-        let mut page = Page::with_next((self.goes_on && number == 1).then_some(2));
+        let mut page = Page::with_next((!self.stops_early && number == 1).then_some(2));
         page.push("issues", Record::new(format!("I{number}"), &json!({}))?);
         let author = Record::new("U1", &json!({}))?;
-        if self.once {
-            page.push_once("users", author);
-        } else {
-            page.push("users", author);
+        match &self.author {
+            Author::Once => page.push_once("users", author),
+            Author::WithEachPage => page.push("users", author),
+            Author::OnceInALife(announced) if announced.swap(true, Ordering::Relaxed) => {}
+            Author::OnceInALife(_) => page.push("users", author),
         }
         Ok(page)
     }
@@ -219,21 +232,26 @@ impl Extractor for TwoPages {
 #[test]
 fn a_count_that_differs_from_what_was_expected_is_found() {
     let explore = Explore::new().states(300).expect_records("issues", 2).expect_records("users", 1);
-    let source = TwoPages { goes_on: true, once: true };
-    let report = explore.run(|_| source);
+    let report = explore.run(|_| TwoPages::default());
     assert!(report.failure.is_none() && report.states >= 300, "{report}");
 
-    for (source, kind, what) in [
-        (TwoPages { goes_on: false, ..source }, Broken::Lost, "1 records of issues, and 2 were expected"),
-        (TwoPages { once: false, ..source }, Broken::Duplicated, "2 records of users, and 1 were expected"),
-    ] {
-        let report = explore.run(|_| source);
-        let failure = report.failure.unwrap();
+    let stops_early = || TwoPages { stops_early: true, ..TwoPages::default() };
+    let with_each = || TwoPages { author: Author::WithEachPage, ..TwoPages::default() };
+    // A set of ids in the extractor dies with its process.
+    let in_a_life = || TwoPages { author: Author::OnceInALife(Arc::default()), ..TwoPages::default() };
+    let wrong: [(&(dyn Fn() -> TwoPages + Sync), _, _); 3] = [
+        (&stops_early, Broken::Lost, "1 records of issues, and 2 were expected"),
+        (&with_each, Broken::Duplicated, "2 records of users, and 1 were expected"),
+        (&in_a_life, Broken::Duplicated, "2 records of users, and 1 were expected"),
+    ];
+    for (source, kind, what) in wrong {
+        let report = explore.clone().states(5_000).run(|_| source());
+        let failure = report.failure.as_ref().unwrap_or_else(|| panic!("nobody noticed: {what}\n{report}"));
         assert_eq!(failure.violation.kind, kind);
         assert!(failure.violation.what.ends_with(what), "{failure:?}");
-        let again = explore.replay(&failure.schedule.to_string(), |_| source).unwrap();
-        assert_eq!(again.failure.unwrap().violation, failure.violation);
-        let unasked = Explore::new().states(300).run(|_| source);
+        let again = explore.replay(&failure.schedule.to_string(), |_| source()).unwrap();
+        assert_eq!(again.failure.as_ref().map(|again| &again.violation), Some(&failure.violation));
+        let unasked = Explore::new().states(300).run(|_| source());
         assert!(unasked.failure.is_none(), "{unasked}");
     }
 }
