@@ -220,9 +220,8 @@ impl Extractor for TwoPages {
         let author = Record::new("U1", &json!({}))?;
         match &self.author {
             Author::Once => page.push_once("users", author),
-            Author::WithEachPage => page.push("users", author),
             Author::OnceInALife(announced) if announced.swap(true, Ordering::Relaxed) => {}
-            Author::OnceInALife(_) => page.push("users", author),
+            Author::WithEachPage | Author::OnceInALife(_) => page.push("users", author),
         }
         Ok(page)
     }
