@@ -148,7 +148,8 @@ impl<'a, M: Make> Play<'a, M> {
             lives += 1;
             report.lives += 1;
             if lives > LIVES_MAX {
-                let what = format!("no end after {lives} lives, at {}", event.event_type);
+                let last = self.world.lock().last_error().unwrap_or_default();
+                let what = format!("no end after {lives} lives, at {}{last}", event.event_type);
                 return Err(Violation { kind: Broken::Stuck, what });
             }
             if !self.setup.has_disk {

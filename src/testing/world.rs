@@ -14,7 +14,7 @@ use std::thread::ThreadId;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::airdrop::{StopToken, checkpoint_in, posted_bytes};
 use crate::clock::{Clock, VirtualClock};
@@ -781,6 +781,14 @@ impl Outside {
     /// Whether the setup is unusual.
     pub(super) fn is(&self, setting: Setting) -> bool {
         self.acts.contains(&Act::With(setting))
+    }
+
+    /// What the last ERROR said, to go behind a sentence.
+    pub(super) fn last_error(&self) -> Option<String> {
+        self.accepted.iter().rev().find_map(|message| {
+            let body: Value = serde_json::from_str(&message.body).ok()?;
+            Some(format!("; the last ERROR: {}", body.pointer("/event_data/error/message")?.as_str()?))
+        })
     }
 
     /// Whether the open store was replaced by another one, which does not know what happened before.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use highwater::airdrop::{Context, ExternalSyncUnit, Extractor, Listing, SourceError};
 use highwater::record::{Metadata, RecordType};
 use highwater::testing::{
-    Act, Broken, Call, CallFault, Explore, Report, Safeguard, Setting, SimSource, Uploads,
+    Act, Broken, Call, CallFault, Explore, Report, Safeguard, Setting, SimSource, Uploads, Violation,
 };
 use highwater::{Page, Record};
 use serde_json::{Value, json};
@@ -185,6 +185,8 @@ fn an_id_of_an_attachment_given_up_in_doubt_is_found() {
 struct TwoPages {
     /// The second page is not asked for.
     stops_early: bool,
+    /// The source always refuses.
+    refuses: bool,
     /// How the author, who is in both pages, is announced.
     author: Author,
 }
@@ -214,6 +216,9 @@ impl Extractor for TwoPages {
     }
 
     fn page(&self, _: &Context<'_>, _: &Listing, cursor: Option<u32>) -> Result<Page<u32>, SourceError> {
+        if self.refuses {
+            return Err("the source knows no parameter updated_sinse".into());
+        }
         let number = cursor.unwrap_or(1);
         let mut page = Page::with_next((!self.stops_early && number == 1).then_some(2));
         page.push("issues", Record::new(format!("I{number}"), &json!({}))?);
@@ -253,4 +258,12 @@ fn a_count_that_differs_from_what_was_expected_is_found() {
         let unasked = Explore::new().states(300).run(|_| source());
         assert!(unasked.failure.is_none(), "{unasked}");
     }
+}
+
+#[test]
+fn a_source_that_always_fails_is_found_with_what_it_says() {
+    let report = Explore::new().states(50).run(|_| TwoPages { refuses: true, ..TwoPages::default() });
+    let Violation { kind, what, .. } = report.failure.unwrap().violation;
+    assert_eq!(kind, Broken::Stuck);
+    assert!(what.contains("no end after") && what.contains("knows no parameter updated_sinse"), "{what}");
 }

@@ -27,6 +27,10 @@ fn tracker(life: &Life) -> Tracker {
 fn answer(life: &Life, request: &SourceRequest<'_>) -> Result<SourceAnswer, BoxError> {
     let valid = format!("token {}", life.reads() / 3);
     let what = format!("{}?{}", request.path, request.query);
+    let is_known = |name: &str| ["", "since", "after"].contains(&name);
+    if !request.query.split('&').all(|parameter| is_known(parameter.split('=').next().unwrap_or_default())) {
+        return Ok(SourceAnswer::new(400, ""));
+    }
     match life.source(&what, || content(request, &valid)) {
         Err(fault) => fault.answer(),
         Ok(_) if request.token.is_some_and(|token| token != valid) => Ok(SourceAnswer::new(401, "")),
