@@ -13,6 +13,8 @@ use highwater::record::Attachment;
 use highwater::{Clock, Level, Page, Record, Run, Store, SyncUnit, VirtualClock};
 use serde_json::{Value, json};
 
+use crate::screens::on_one_line;
+
 const DUMP: &str = env!("CARGO_BIN_EXE_highwater-dump");
 pub(crate) const UNIT: &str = "acme/tickets";
 pub(crate) const HOUR: Duration = Duration::from_secs(3_600);
@@ -310,6 +312,10 @@ fn a_cursor_that_is_set_is_that_of_each_next_run_until_one_is_finished() {
     let (plan, _) = place.mends(&[&set("{\"at\":7}")[..], &["--force"]].concat());
     assert_eq!(plan["next_run"]["streams"][0]["cursor"], json!({ "at": 7 }));
     assert!(plan["notes"].to_string().contains("is open and goes on with its own cursors"), "{plan}");
+    let warns = || {
+        on_one_line(&place.shows(&["state.redb"])).contains("listing issues begins with the cursor {\"at\":")
+    };
+    assert!(warns());
     let (plan, _) = place.mends(&set("{\"at\":5,\"of\":\"issues\"}"));
     assert_eq!(changes(&plan, "cursor")[0]["from"], json!({ "at": 7 }));
 
@@ -343,6 +349,7 @@ fn a_cursor_that_is_set_is_that_of_each_next_run_until_one_is_finished() {
     run.finish().unwrap();
     place.clock.advance(HOUR);
     assert_eq!(first_cursor(&unit.begin().unwrap()), None);
+    assert!(!warns(), "a run has finished from there");
     unit.abandon().unwrap();
     drop((unit, store));
     place.mends(&set("{\"at\":5,\"of\":\"issues\"}"));

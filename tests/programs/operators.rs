@@ -302,11 +302,11 @@ fn an_attachment_that_is_looked_for_is_settled_failed_queued_again_or_dropped() 
     let find = |id: &str| on_one_line(&place.shows(&["find", "state.redb", id]));
     for (id, says) in [
         ("A0", format!("attachment of ISSUE-0: settled: the platform has it, from {first} ")),
-        ("A1", format!("attachment of ISSUE-0: failed, in {first} ")),
+        ("A1", format!("attachment of ISSUE-0: failed, in {first}: ")),
         ("A2", "attachment of ISSUE-1: it had failed and is queued again: the next run ".to_owned()),
         ("A10", format!("attachment of ISSUE-5: settled: the platform has it, from {open} ")),
         ("A11", format!("attachment of ISSUE-5: waiting, in the queue of {open} ")),
-        ("A12", format!("attachment of ISSUE-6: failed, in {open} ")),
+        ("A12", format!("attachment of ISSUE-6: failed, in {open}: ")),
     ] {
         assert!(find(id).starts_with(&says), "{id}: {}", find(id));
     }
@@ -322,6 +322,12 @@ fn an_attachment_that_is_looked_for_is_settled_failed_queued_again_or_dropped() 
     assert_eq!(found["attachments_found"][0]["state"], "requeued");
     place.shows(&["abandon", "state.redb", "acme/tickets", "--yes"]);
     assert!(find("A11").starts_with("attachment of ISSUE-5: not transferred: run "), "{}", find("A11"));
+    assert!(
+        find("A11").ends_with("start a sync; it is queued again when the source names it"),
+        "{}",
+        find("A11")
+    );
+    assert!(find("ISSUE-0").contains("the run was abandoned, and what it had not announced was dropped"));
 }
 
 #[test]

@@ -509,9 +509,9 @@ fn a_record_is_found_in_each_place_where_its_bytes_are_and_else_it_is_said_what_
         );
         let shown = on_one_line(&shown);
         for says in [
-            "not searched: 4 records of run 20260102T040505.000000Z (open) are confirmed (issues: 4). The store drops",
+            "not searched: 4 records of run 20260102T040505.000000Z (open) are confirmed (issues: 4), 4 of them announced. The store drops",
             "the same for a record that the platform has and for one that never came",
-            "next: look for it on the platform. If it is not there: ",
+            "next: the run is open. `highwater-dump state.redb --unit acme/tickets` shows how far its listings are read",
             "`highwater-dump rewind state.redb acme/tickets --to RUN|TIME --dry-run`",
         ] {
             assert!(shown.contains(says), "{shown}");
@@ -525,7 +525,7 @@ fn a_record_is_found_in_each_place_where_its_bytes_are_and_else_it_is_said_what_
     let shown = on_one_line(&place.shows(&["find", "state.redb", "ISSUE-0", "--unit", "another"]));
     assert!(
         shown.contains(
-            "it has not come in this run so far, or it is out of the extraction scope next: see whether the source lists it"
+            "it has not come in this run so far, or it is out of the extraction scope next: the run is open. "
         ),
         "{shown}"
     );

@@ -94,6 +94,7 @@ pub(crate) fn next_words(alert: &Alert, store: &Path, unit: Option<&str>) -> Str
             format!("`highwater-dump attachments {store}{of_unit} --failed`, {}", mends("requeue"))
         }
         AlertKind::Rejected => shows("rejected"),
+        AlertKind::SetCursor => format!("{}, {}", shows("acts"), mends("set-cursor")),
         AlertKind::Forgotten | AlertKind::IgnoredWatermark => shows("runs"),
         AlertKind::Findings => format!("`highwater-dump {store}{of_unit}`, \"findings in records\""),
         _ => shows("events"),
@@ -243,8 +244,9 @@ pub(crate) fn event_words(identity: &str) -> String {
 
 fn rates(standing: &Standing, screen: Screen) -> Option<String> {
     let last_page = standing.last_page_at?;
-    let whole =
-        standing.whole.map(|rate| format!("{:.0} records a second over the run", rate.items_per_second()));
+    let whole = standing
+        .whole
+        .map(|rate| format!("{:.0} records a second over the run, pauses included", rate.items_per_second()));
     let recent = match standing.recent {
         Some(rate) => format!("{:.0} records a second over the last minutes", rate.items_per_second()),
         None => "nothing over the last minutes".to_owned(),

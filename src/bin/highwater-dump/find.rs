@@ -117,7 +117,10 @@ fn attachment_words(attachment: &FoundAttachment, screen: Screen) -> String {
     };
     let state = match attachment.state {
         AttachmentState::Settled => format!("settled: the platform has it, from {run}"),
-        AttachmentState::Failed => format!("failed, in {run}"),
+        AttachmentState::Failed => {
+            let reason = attachment.reason.as_deref().unwrap_or("its reason is not kept");
+            format!("failed, in {run}: {reason}")
+        }
         AttachmentState::Requeued => {
             format!(
                 "it had failed and is queued again: the next run with an attachments phase tries it; from {run}"
@@ -146,11 +149,18 @@ fn not_searched(found: &Found) -> Option<String> {
     }
     let by_type: Vec<_> =
         found.confirmed.iter().map(|of| format!("{}: {}", of.item_type, of.records)).collect();
+    let is_known = !found.places.is_empty() || !found.rejected.is_empty() || found.attachments > 0;
+    let so = if is_known {
+        "another record of this id among them is not seen"
+    } else {
+        "this answer is the same for a record that the platform has and for one that never came"
+    };
     Some(format!(
-        "not searched: {} of run {name} ({status}) are confirmed ({}). The store drops the bytes and the id of a record \
-         with its batch's confirm, so this answer is the same for a record that the platform has and for one that never came",
+        "not searched: {} of run {name} ({status}) are confirmed ({}), {} of them announced. The store drops the bytes \
+         and the id of a record with its batch's confirm, so {so}",
         count(found.out_of_reach, "record", "records"),
-        by_type.join(", ")
+        by_type.join(", "),
+        found.announced
     ))
 }
 
@@ -159,12 +169,18 @@ fn next(found: &Found, store: &Path) -> String {
     let (store, unit) = (store.to_string_lossy(), shell_word(&found.sync_unit));
     let store = shell_word(&store);
     if !found.rejected.is_empty() {
-        return format!("next: mend what rejects it; `highwater-dump rejected {store}` shows the record");
+        return format!(
+            "next: mend what rejects it; `highwater-dump rejected {store} --unit {unit}` shows what is kept of it"
+        );
     }
     if found.attachments > 0 {
         let is_settled = |found: &FoundAttachment| found.state == AttachmentState::Settled;
         if found.attachments_found.iter().all(is_settled) {
             return "next: look for it on the platform".to_owned();
+        }
+        let is_dropped = |found: &FoundAttachment| found.state == AttachmentState::Dropped;
+        if found.attachments_found.iter().all(is_dropped) {
+            return "next: start a sync; it is queued again when the source names it".to_owned();
         }
         let id = if found.attachments_failed > 0 {
             let id = shell_word(&found.id);
@@ -176,8 +192,20 @@ fn next(found: &Found, store: &Path) -> String {
             "next: `highwater-dump attachments {store} --unit {unit}` lists those that wait or failed, and why{id}"
         );
     }
-    let look =
-        if found.confirmed.is_empty() { "" } else { "look for it on the platform. If it is not there: " };
+    let look = match found.run.as_ref().map(|run| run.status) {
+        Some(RunStatus::Open) => {
+            format!(
+                "the run is open. `highwater-dump {store} --unit {unit}` shows how far its listings are read, and what it \
+                 waits for; the platform shows a record only once it is announced. If the run is past it: "
+            )
+        }
+        Some(RunStatus::Abandoned) => {
+            "the run was abandoned, and what it had not announced was dropped: the next run reads that again. After that: "
+                .to_owned()
+        }
+        _ if found.confirmed.is_empty() => String::new(),
+        _ => "look for it on the platform. If it is not there: ".to_owned(),
+    };
     format!(
         "next: {look}see whether the source lists it for this extractor (filters, permissions), and with `highwater-dump \
          runs {store} --unit {unit} --last 1` whether all that was read is announced. `highwater-dump rewind {store} {unit} --to \

@@ -16,7 +16,7 @@ use highwater::ErrorKind;
 use highwater::inspect::{Line, Report, RunStatus, Snapshot, Standing, is_internal};
 
 use crate::ending::{EXIT_CODES, Exit, Failure, Outcome, complain};
-use crate::figures::{death_words, next_words};
+use crate::figures::{alert_words, death_words, next_words};
 use crate::stores::{no_unit, store_line, unit_id};
 use crate::text::{ALERT_CHARS, Screen, at_most, count, folded, json_line, stdout, visible};
 
@@ -159,7 +159,8 @@ impl Tail {
                 let mut line = words(&report, &standing, pace);
                 if let Some(alert) = standing.alerts.first() {
                     let next = next_words(alert, &self.store, named.then_some(&unit));
-                    let _ = write!(line, "; ! {}; see {next}", at_most(ALERT_CHARS, &alert.text));
+                    let _ =
+                        write!(line, "; ! {}; see {next}", at_most(ALERT_CHARS, &alert_words(alert, screen)));
                 }
                 let lead = format!("{} ", screen.now.format("%H:%M:%S"));
                 folded(&mut out, screen, &lead, "         ", &visible(&line))?;

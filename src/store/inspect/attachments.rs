@@ -279,6 +279,8 @@ pub struct FoundAttachment {
     /// When that run was over, if it is and is still known.
     #[serde(serialize_with = "optional_time")]
     pub run_ended_at: Option<DateTime<Utc>>,
+    /// Why it was given up, if it was.
+    pub reason: Option<String>,
 }
 
 /// The attachments with an id that a unit has seen, each with another parent.
@@ -300,11 +302,12 @@ pub(super) fn seen(view: &View<'_>, unit: &UnitRow, id: &str) -> Result<Vec<Foun
         let row = view.need(&SEEN, &prefix.clone().and_bytes(&tail))?;
         let place = run_key(unit.no, row.run).and_number(row.number);
         let over = view.get(&LEDGER, &run_key(unit.no, row.run))?;
+        let failed = view.get(&FAILED, &place)?;
         let state = if let Some(queued) = view.get(&ATTACHMENTS, &place)? {
             if queued.artifact.is_some() { AttachmentState::Uploaded } else { AttachmentState::Waiting }
         } else if view.get(&REQUEUED, &place)?.is_some() {
             AttachmentState::Requeued
-        } else if view.get(&FAILED, &place)?.is_some() {
+        } else if failed.is_some() {
             AttachmentState::Failed
         } else if over.as_ref().is_some_and(|over| over.status == RunStatus::Abandoned) {
             AttachmentState::Dropped
@@ -318,6 +321,7 @@ pub(super) fn seen(view: &View<'_>, unit: &UnitRow, id: &str) -> Result<Vec<Foun
             state,
             run: run_id(view, unit.no, row.run)?,
             run_ended_at: over.map(|over| over.ended_at.to_time()),
+            reason: failed.map(|failed| failed.reason),
         });
     }
     Ok(found)

@@ -41,6 +41,8 @@ pub struct Found {
     pub run: Option<FoundRun>,
     /// Records of that run that are confirmed, so that their bytes and ids are not stored any more.
     pub out_of_reach: u64,
+    /// Of these, the records that a message has announced: the platform shows no others.
+    pub announced: u64,
     /// The same, by item type.
     pub confirmed: Vec<FoundConfirmed>,
     /// It was rejected: by item type, as what and why.
@@ -165,6 +167,7 @@ pub(super) fn find(view: &View<'_>, sync_unit: &str, unit: &UnitRow, id: &str) -
         places: Vec::new(),
         run: None,
         out_of_reach: 0,
+        announced: 0,
         confirmed: Vec::new(),
         rejected: Vec::new(),
         once: Vec::new(),
@@ -191,13 +194,17 @@ pub(super) fn find(view: &View<'_>, sync_unit: &str, unit: &UnitRow, id: &str) -
     found.run = Some(FoundRun { run: run_id, status: status.into() });
     let mut confirmed: BTreeMap<String, u64> = BTreeMap::new();
     for counts in view.get(&LEDGER, &run)?.into_iter().flat_map(|over| over.types) {
+        found.announced += counts.announced;
         *confirmed.entry(counts.item_type).or_default() += counts.announced;
     }
     // As in JSON text, without the quotation marks, because a numeric id has none.
     let quoted = Value::from(id).to_string();
     let needle = Finder::new(quoted.trim_matches('"'));
     let mut types = Vec::new();
-    each(view, &TYPES, &run, name, |item_type, counts| types.push((item_type, counts.confirmed)))?;
+    each(view, &TYPES, &run, name, |item_type, counts| {
+        found.announced += counts.announced;
+        types.push((item_type, counts.confirmed));
+    })?;
     for (item_type, of_type) in types {
         *confirmed.entry(item_type.clone()).or_default() += of_type;
         let mut records = 0;

@@ -17,8 +17,8 @@ use crate::store::most_read::far_more_than;
 use crate::store::once;
 use crate::store::rejected;
 use crate::store::rows::{
-    BOOKMARKS, CHILD_STREAMS, Json, Key, LEDGER, MINUTE_MICROS, MinuteRow, MostReadRow, QUEUES, RUNS, RunRow,
-    STREAMS, UnitRow, VALUES, number_of, run_key,
+    BOOKMARKS, CHILD_STREAMS, Json, Key, LEDGER, MINUTE_MICROS, MinuteRow, MostReadRow, NEXT_CURSORS, QUEUES,
+    RUNS, RunRow, STREAMS, UnitRow, VALUES, number_of, run_key,
 };
 use crate::store::tables::{Rows, View};
 
@@ -70,6 +70,9 @@ pub struct Report {
     /// Why records were rejected that the open run, or the next one, requests: `item type: what is wrong`.
     #[serde(skip)]
     pub rejected_reasons: Reasons,
+    /// The cursors that an operator has set, and no run has used to its end: by stream, as JSON text, and when.
+    #[serde(skip)]
+    pub set_cursors: Vec<(String, String, DateTime<Utc>)>,
     /// The lives of the newest runs that ended without an answer, in the order of their runs.
     pub deaths: Vec<DeathReport>,
 }
@@ -321,8 +324,12 @@ pub(super) fn read(view: &View<'_>, id: &str, unit: &UnitRow, last: usize) -> Re
         failed_attachments: Vec::new(),
         failed_reasons: Reasons::default(),
         rejected_reasons: rejected_reports::reasons(view, unit)?,
+        set_cursors: Vec::new(),
         deaths: Vec::new(),
     };
+    each(view, &NEXT_CURSORS, &prefix, name, |stream, row| {
+        report.set_cursors.push((stream, row.json, row.set_at.to_time()));
+    })?;
     let mut run_ids = BTreeMap::new();
     let mut ledger = VecDeque::new();
     each(view, &LEDGER, &prefix, number_of, |no, row| {

@@ -197,6 +197,13 @@ impl Report {
         if let Some(run) = run {
             run_alerts(run, now, is_held, &mut tell);
         }
+        for (stream, cursor, set_at) in &self.set_cursors {
+            let text = format!(
+                "listing {stream} begins with the cursor {cursor}, set by an operator, until a run has finished: what \
+                 comes before it is not read"
+            );
+            tell(AlertKind::SetCursor, Some(*set_at), text);
+        }
         for stream in &self.streams {
             let Some(most) = stream.far_more_than else { continue };
             tell(

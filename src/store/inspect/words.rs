@@ -74,6 +74,8 @@ words! {
         Forgotten = "not remembered",
         /// Records, or the metadata, are not what they should be.
         Findings = "findings",
+        /// An operator has set where the next run begins a listing.
+        SetCursor = "set cursor",
         /// A watermark in the future was not used.
         IgnoredWatermark = "ignored watermark",
     }

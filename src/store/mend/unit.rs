@@ -329,7 +329,12 @@ impl<'a, R: Rows> Known<'a, R> {
                         return no_run(&format!("run {id}"), "it is still open; `abandon` abandons it");
                     }
                     None => {
-                        return no_run(&format!("run {id}"), &format!("no such run was finished; {span}"));
+                        return no_run(
+                            &format!("run {id}"),
+                            &format!(
+                                "no such run was finished; {span}. A time is written 2026-01-31, or 2026-01-31T12:00:00Z"
+                            ),
+                        );
                     }
                 }
             }
@@ -713,7 +718,10 @@ impl<'a, R: Rows> Known<'a, R> {
             let reasons = reasons.most_frequent(REASONS_MAX);
             plan.changes.push(PlannedChange::Requeue { attachments, reasons });
         }
-        plan.notes.push(format!("{} of {failed} stay listed as failed", failed - attachments));
+        plan.notes.push(match failed {
+            0 => "no attachment failed, except those that are queued again already".to_owned(),
+            _ => format!("{} of {failed} stay listed as failed", failed - attachments),
+        });
         if let Some((_, row)) = &self.open
             && attachments > 0
             && row.phase.is_none_or(|phase| phase <= Phase::Attachments)
