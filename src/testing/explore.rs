@@ -163,16 +163,7 @@ impl Explore {
     }
 
     fn explore<M: Make>(&self, make: &M) -> Report {
-        let mut report = Report { seed: self.seed, ..Report::default() };
-        if !self.setup.expected.is_empty() {
-            // If the count differs without any death, that is the shortest schedule.
-            let schedule = Schedule { seed: self.seed, acts: Vec::new() };
-            self.play(schedule, make, &mut report);
-            if report.failure.is_some() {
-                return report;
-            }
-        }
-        let total = Mutex::new(report);
+        let total = Mutex::new(Report { seed: self.seed, ..Report::default() });
         let first = Mutex::new(None);
         let next = AtomicU64::new(0);
         std::thread::scope(|scope| {
@@ -216,15 +207,11 @@ impl Explore {
     pub fn replay<E: Extractor>(&self, schedule: &str, make: impl Fn(&Life) -> E + Sync) -> Result<Report> {
         let schedule: Schedule = schedule.parse()?;
         let mut report = Report { seed: schedule.seed, ..Report::default() };
-        self.play(schedule, &make, &mut report);
-        Ok(report)
-    }
-
-    fn play<M: Make>(&self, schedule: Schedule, make: &M, report: &mut Report) {
-        let played = Play::of(&self.setup, &schedule, make).play(report);
+        let played = Play::of(&self.setup, &schedule, &make).play(&mut report);
         if let Err(violation) = played.verdict {
             report.note(Failure { violation, schedule, crash: played.crash });
         }
+        Ok(report)
     }
 
     /// Removes acts as long as the remaining schedule breaks the same promise.

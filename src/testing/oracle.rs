@@ -59,7 +59,7 @@ impl Outside {
         let is_whole = |run: &&RunSeen| run.finished && !run.abandoned && run.since.is_none();
         let Some(first) = self.runs.first().filter(is_whole) else { return Ok(()) };
         let is_unclear = self.second_worker || self.reuses_ids() || self.is(Setting::NoIds);
-        if is_unclear || self.is(Setting::Scope) {
+        if expected.is_empty() || is_unclear || self.is(Setting::Scope) {
             return Ok(());
         }
         let mut announced: BTreeMap<String, u64> = BTreeMap::new();
