@@ -569,6 +569,7 @@ impl Look<'_> {
                 if before.linked.contains(&id) && before.lines.contains(line) {
                     given_up.remove(id.as_str());
                 }
+                !given_up.is_empty()
             });
         }
         let examples = given_up.iter().take(EXAMPLES_MAX).map(|id| (*id).to_owned()).collect();
@@ -582,18 +583,24 @@ impl Look<'_> {
                 if failed.len() < FAILED_LISTED_MAX && given_up.remove(id.as_str()) {
                     failed.push(failed_attachment(id, line));
                 }
+                failed.len() < FAILED_LISTED_MAX && !given_up.is_empty()
             });
         }
         self.failed = failed;
     }
 
-    /// Calls `each` with the id and the line of every attachment that messages name.
-    fn each_attachment(&self, named: &[Named], mut each: impl FnMut(String, &[u8])) {
+    /// Calls `each` with the id and the line of every attachment that messages name. No further artifact is read once
+    /// it has returned false.
+    fn each_attachment(&self, named: &[Named], mut each: impl FnMut(String, &[u8]) -> bool) {
+        let mut goes_on = true;
         for Named { id, .. } in named.iter().filter(|named| named.item_type == ATTACHMENTS) {
+            if !goes_on {
+                return;
+            }
             // An artifact that cannot be read is a finding already.
             let _ = each_line(self.local, id, |line| {
                 if let Some(id) = record_id(line) {
-                    each(id, line);
+                    goes_on = each(id, line);
                 }
             });
         }
