@@ -7,6 +7,7 @@ use clap::Args;
 use highwater::inspect::{AttachmentReport, Line};
 
 use crate::ending::{EXIT_CODES, Exit, Outcome};
+use crate::figures::act_words;
 use crate::mend::words;
 use crate::stores::{Asked, no_unit, none_listed, open_at, store_line};
 use crate::text::{Listing, Screen, json_line, stdout};
@@ -59,7 +60,7 @@ impl Attachments {
             writeln!(out, "{}", none_listed(*last, why))?;
             // It may be the reason why there are none.
             if let Some(act) = acts.last() {
-                let what = format!("mended {}, by {}: {}", screen.time(act.at), act.by, act.act);
+                let what = format!("mended {}", act_words(act, screen));
                 words(&mut out, &what, &act.changes)?;
             }
         }

@@ -8,7 +8,7 @@ use highwater::inspect::{BatchReport, Line};
 
 use crate::ending::{EXIT_CODES, Exit, Failure, Outcome};
 use crate::stores::{no_unit, none_listed, open_at};
-use crate::text::{Listing, Screen, Screened, folded, json_line, shell_word, stdout, visible};
+use crate::text::{Listing, Screen, Screened, folded, json_line, shell_path, shell_word, stdout, visible};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -99,7 +99,7 @@ impl Batch {
                 None => format!(
                     "batch {seq} of \"{unit}\" is not in the store: an accepted message has announced it, or there is none yet; \
                      `highwater-dump batch {} --unit {}` lists those that are",
-                    shell_word(&store.to_string_lossy()),
+                    shell_path(store),
                     shell_word(&unit)
                 ),
             }));

@@ -12,7 +12,7 @@ use highwater::inspect::{
 };
 use highwater::mend::Act;
 
-use crate::text::{Listing, Screen, count, cut, duration, shell_word, time};
+use crate::text::{Listing, Screen, count, cut, duration, shell_path, shell_word, time};
 
 /// A list: its columns, and what is in them.
 #[derive(Debug)]
@@ -80,8 +80,7 @@ pub(crate) fn alert_words(alert: &Alert, screen: Screen) -> String {
 
 /// The command that shows more of what an alert is about, or mends it. `unit`: if the store has several.
 pub(crate) fn next_words(alert: &Alert, store: &Path, unit: Option<&str>) -> String {
-    let store = store.to_string_lossy();
-    let store = shell_word(&store);
+    let store = shell_path(store);
     let of_unit = unit.map(|unit| format!(" --unit {}", shell_word(unit))).unwrap_or_default();
     let shows = |command: &str| format!("`highwater-dump {command} {store}{of_unit}`");
     let mends =
@@ -101,6 +100,11 @@ pub(crate) fn next_words(alert: &Alert, store: &Path, unit: Option<&str>) -> Str
     }
 }
 
+/// When an operator did what, and who it was.
+pub(crate) fn act_words(act: &Act, screen: Screen) -> String {
+    format!("{}, by {}: {}", screen.time(act.at), act.by, act.act)
+}
+
 /// What stands of a unit now. `mended`: what an operator did to it last.
 pub(crate) fn facts(report: &Report, standing: &Standing, mended: Option<&Act>, screen: Screen) -> Facts {
     let unit = &report.unit;
@@ -113,7 +117,7 @@ pub(crate) fn facts(report: &Report, standing: &Standing, mended: Option<&Act>, 
     let runs = count(unit.runs, "run", "runs");
     facts.push(("known", format!("since {}, {runs} begun", screen.time(unit.created_at))));
     if let Some(act) = mended {
-        facts.push(("mended", format!("{}, by {}: {}", screen.time(act.at), act.by, act.act)));
+        facts.push(("mended", act_words(act, screen)));
     }
     facts
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::ending::{EXIT_CODES, Exit, Outcome};
 use crate::figures::event_words;
 use crate::stores::{no_unit, open_at, store_line};
-use crate::text::{Screen, count, folded, json_line, shell_word, stdout, visible};
+use crate::text::{Screen, count, folded, json_line, shell_path, shell_word, stdout, visible};
 
 const EXAMPLE: &str = "\
 Example:
@@ -86,8 +86,7 @@ fn words(found: &Found, store: &Path, screen: Screen) -> Vec<String> {
         format!("{item_type}: the last finished run announced it: it is left out while it is unchanged")
     }));
     lines.extend(found.attachments_found.iter().map(|attachment| attachment_words(attachment, screen)));
-    let is_known = !found.rejected.is_empty() || found.attachments > 0;
-    if found.places.is_empty() && !is_known {
+    if !is_known(found) {
         lines.push("not among the records of the newest run whose bytes are stored".to_owned());
     }
     if found.places.iter().map(|place| place.records).sum::<u64>() > 1 {
@@ -134,6 +133,11 @@ fn attachment_words(attachment: &FoundAttachment, screen: Screen) -> String {
     format!("attachment of {}: {state}", attachment.parent_id)
 }
 
+/// Whether there is a record or an attachment of the id.
+fn is_known(found: &Found) -> bool {
+    !found.places.is_empty() || !found.rejected.is_empty() || found.attachments > 0
+}
+
 /// What a search cannot tell: whether the id was among those that are confirmed.
 fn not_searched(found: &Found) -> Option<String> {
     let run = found.run.as_ref()?;
@@ -149,8 +153,7 @@ fn not_searched(found: &Found) -> Option<String> {
     }
     let by_type: Vec<_> =
         found.confirmed.iter().map(|of| format!("{}: {}", of.item_type, of.records)).collect();
-    let is_known = !found.places.is_empty() || !found.rejected.is_empty() || found.attachments > 0;
-    let so = if is_known {
+    let so = if is_known(found) {
         "another record of this id among them is not seen"
     } else {
         "this answer is the same for a record that the platform has and for one that never came"
@@ -166,8 +169,7 @@ fn not_searched(found: &Found) -> Option<String> {
 
 /// What to do about an id that is in no batch whose bytes are stored.
 fn next(found: &Found, store: &Path) -> String {
-    let (store, unit) = (store.to_string_lossy(), shell_word(&found.sync_unit));
-    let store = shell_word(&store);
+    let (store, unit) = (shell_path(store), shell_word(&found.sync_unit));
     if !found.rejected.is_empty() {
         return format!(
             "next: mend what rejects it; `highwater-dump rejected {store} --unit {unit}` shows what is kept of it"

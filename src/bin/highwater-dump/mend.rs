@@ -18,7 +18,7 @@ use serde::Serialize;
 use crate::ending::{Exit, Failure, complain};
 use crate::files::{replace, worker_state};
 use crate::stores::{open, unit_id};
-use crate::text::{Screen, count, folded, json_line, shell_word, stdout, time, visible};
+use crate::text::{Screen, count, folded, json_line, shell_path, shell_word, stdout, time, visible};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Mending {
@@ -385,8 +385,7 @@ impl Unit {
         if !plan.changes.is_empty() || (ids.is_empty() && reason.is_none()) {
             return Ok(());
         }
-        let store = self.store.to_string_lossy();
-        let (store, unit) = (shell_word(&store), shell_word(&plan.sync_unit));
+        let (store, unit) = (shell_path(&self.store), shell_word(&plan.sync_unit));
         Err(Failure::Absent(format!(
             "nothing to do to {}: no failed attachment matches; `highwater-dump attachments {store} --unit {unit} --failed` lists \
              those that failed",

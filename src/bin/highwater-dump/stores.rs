@@ -8,7 +8,7 @@ use highwater::inspect::{Snapshot, Source, is_internal};
 use serde::Serialize;
 
 use crate::ending::{Failure, Outcome, complain};
-use crate::text::{shell_word, visible};
+use crate::text::{shell_path, shell_word, visible};
 
 /// Tells on stderr how a store was read, unless it was closed cleanly.
 pub(crate) fn note(store: &Path, source: Source) {
@@ -89,10 +89,9 @@ pub(crate) fn unit_id(snapshot: &mut Snapshot, store: &Path, given: &str) -> Out
 
 /// The error for a unit that the store does not have.
 pub(crate) fn no_unit(store: &Path, unit: &str) -> Failure {
-    let store = store.to_string_lossy();
-    let word = shell_word(&store);
+    let (shown, store) = (store.display(), shell_path(store));
     Failure::Absent(format!(
-        "{store} has no sync unit \"{unit}\"; `highwater-dump {word}` lists those it has"
+        "{shown} has no sync unit \"{unit}\"; `highwater-dump {store}` lists those it has"
     ))
 }
 
