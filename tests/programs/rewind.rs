@@ -6,8 +6,8 @@ use std::sync::Mutex;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use highwater::airdrop::{
-    AttachmentBody, AttachmentError, CheckPolicy, Context, Event, ExternalSyncUnit, Extractor, Listing,
-    OutcomeKind, Serve, SourceError,
+    AttachmentBody, AttachmentError, Context, Event, ExternalSyncUnit, Extractor, Listing, OutcomeKind,
+    Serve, SourceError,
 };
 use highwater::record::Attachment;
 use highwater::{ArtifactId, Clock, Page, Phase, Record, VirtualClock};
@@ -63,10 +63,6 @@ impl Extractor for Tracker {
 
     fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
         Ok(json!({ "schema_version": "v0.2.0", "record_types": {} }))
-    }
-
-    fn check_policy(&self) -> CheckPolicy {
-        CheckPolicy::Off
     }
 
     fn streams(&self, _: &Context<'_>) -> Result<Vec<String>, SourceError> {

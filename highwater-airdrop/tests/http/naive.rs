@@ -19,7 +19,7 @@ pub(crate) const NAIVE: &str = "HIGHWATER_TEST_NAIVE";
 pub(crate) const BATCHES: u64 = 3;
 pub(crate) const BATCH_ITEMS: u64 = 100;
 /// Set if it saves no state.
-pub(crate) const STATELESS: &str = "HIGHWATER_NAIVE_STATELESS";
+pub(crate) const STATELESS: &str = "HIGHWATER_TEST_STATELESS";
 /// The number of batches after which an invocation ends with PROGRESS, if it is set.
 pub(crate) const STEP: &str = "HIGHWATER_TEST_STEP";
 /// The address of the tracker from which issues are fetched. Any answer that is not a page is treated as an empty page.
