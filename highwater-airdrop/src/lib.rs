@@ -113,6 +113,7 @@ pub use {
         CallObserver, SourceOptions, StopAll, VerifyOptions, VerifyProgress,
         cases::Which,
         compare::{RecordKey, SetAside},
+        recording::RecordedFailures,
         report::{CaseResult, CaseVerdict, CleanFigures, End, Place, TimelineCall, VerifyReport},
         source::SOURCE_PLACE,
         verify,

@@ -31,7 +31,7 @@
 pub(crate) mod cases;
 pub(crate) mod compare;
 mod html;
-mod recording;
+pub(crate) mod recording;
 pub(crate) mod report;
 pub(crate) mod source;
 
@@ -299,6 +299,7 @@ pub fn verify(
     Ok(VerifyReport {
         worker: worker.to_string(),
         clean: vec![clean.first.figures, clean.next.figures],
+        recording: verify.recording.as_ref().map(|recording| recording.failures()),
         set_aside: clean.aside,
         notes: clean.notes,
         known: (count, chosen.len()),
@@ -522,7 +523,10 @@ impl Verify<'_> {
         }
         let Some(proxy) = &served.source else { return Err(never_asked()) };
         let recorded = proxy.recorded();
-        if let Some(reason) = recorded.unreached {
+        // From a recording without an answer, nothing could be replayed.
+        let unanswered = &recorded.unanswered;
+        if let Some(lost) = unanswered.iter().find(|request| !request.was_repeated(&recorded.answers)) {
+            let reason = &lost.reason;
             return Err(Error::Unverified {
                 reason: format!(
                     "the source {} (--source) gave no answer: {reason}; see that it is there, then begin again: nothing \
@@ -543,7 +547,8 @@ impl Verify<'_> {
         if recorded.answers.is_empty() {
             return Err(never_asked());
         }
-        Recording::save(&path, &source.upstream, &recorded.secrets, recorded.answers)
+        let unanswered = recorded.unanswered.len() as u64;
+        Recording::save(&path, &source.upstream, &recorded.secrets, recorded.answers, unanswered)
     }
 
     /// Serves a folder, at its earlier address if that is free: the worker's state may contain it.

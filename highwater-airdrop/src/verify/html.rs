@@ -57,6 +57,11 @@ impl VerifyReport {
                 format!("{}; {} calls in {} invocations", records.join(", "), clean.calls, clean.invocations);
             facts.push((name, text));
         }
+        if let Some(recording) = &self.recording {
+            let name =
+                if recording.is_suspicious() { "Warning: recording" } else { "Recording of the source" };
+            facts.push((name, recording.to_string()));
+        }
         let (known, _) = self.known;
         let seconds = self.took.as_secs_f64();
         let cases =

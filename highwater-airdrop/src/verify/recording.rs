@@ -14,7 +14,8 @@
 //! replaced by `REDACTED` everywhere. The address of the source is replaced by one that leads nowhere; when the
 //! recording is replayed, by the address of the proxy.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
@@ -27,10 +28,13 @@ use serde_json::Value;
 use tempfile::NamedTempFile;
 use twox_hash::XxHash3_64;
 
+use crate::audit::printable;
 use crate::error::{Error, Result};
 
 /// The format of a recording.
 const FORMAT: u32 = 1;
+/// Requests that were not repeated, as examples.
+const REQUESTS_TOLD_MAX: usize = 3;
 /// Stands for a credential.
 const REDACTED: &str = "REDACTED";
 /// Stands for the address of the source.
@@ -105,6 +109,9 @@ struct Head {
     format: u32,
     /// What was recorded.
     source: String,
+    /// Requests that were answered only when they were repeated.
+    #[serde(default)]
+    unanswered: u64,
 }
 
 /// A request, as it is looked up.
@@ -274,6 +281,16 @@ impl Answered {
         format!("{method} {}", parts.join("/"))
     }
 
+    /// Whether it is what was asked for, or says where that is, or that there is nothing.
+    pub(super) fn is_final(&self) -> bool {
+        matches!(self.status, 200..=399 | 404 | 410)
+    }
+
+    /// Whether it answers this very request.
+    pub(super) fn answers(&self, asked: &Asked) -> bool {
+        self.request == asked.request && self.request_hash == asked.body
+    }
+
     fn parameters(&self) -> Vec<(String, String)> {
         let query = self.request.split_once('?').map_or("", |(_, query)| query);
         form_urlencoded::parse(query.as_bytes()).into_owned().collect()
@@ -309,6 +326,65 @@ fn redact_fields(value: &mut Value) -> usize {
     }
 }
 
+/// Whether a source that answers so may answer otherwise in a moment: the answer says nothing of what it has.
+fn is_temporary(status: u16) -> bool {
+    matches!(status, 408 | 429 | 500..)
+}
+
+/// The failures among the recorded answers. A worker that takes one for an empty page delivers less in every sync from
+/// the recording, the clean ones included, so that no case can show it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct RecordedFailures {
+    /// All recorded answers.
+    pub answers: u64,
+    /// Answers with 408, 429 or a 5xx, by status.
+    pub failures: BTreeMap<u16, u64>,
+    /// Requests without a whole answer. All were repeated until there was one, or there would be no recording.
+    pub unanswered: u64,
+    /// Those of them after which the same sync never got a 2xx or 3xx for the same request, nor a 404 or 410.
+    pub not_repeated: BTreeMap<u16, u64>,
+    /// Some of the requests that were not repeated.
+    pub requests: Vec<String>,
+}
+
+impl RecordedFailures {
+    /// Whether the clean syncs may be smaller than the source.
+    pub fn is_suspicious(&self) -> bool {
+        !self.not_repeated.is_empty()
+    }
+}
+
+impl fmt::Display for RecordedFailures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let by_status = |counts: &BTreeMap<u16, u64>, unanswered: u64| {
+            let mut each: Vec<String> =
+                counts.iter().map(|(status, count)| format!("{count} with {status}")).collect();
+            if unanswered > 0 {
+                each.push(format!("{unanswered} without an answer"));
+            }
+            format!("{} ({})", counts.values().sum::<u64>() + unanswered, each.join(", "))
+        };
+        let answers = self.answers;
+        if self.failures.is_empty() && self.unanswered == 0 {
+            return write!(f, "{answers} answers, no failures");
+        }
+        write!(f, "{answers} answers, failures: {}", by_status(&self.failures, self.unanswered))?;
+        if !self.is_suspicious() {
+            return f.write_str("; the worker repeated each of these requests until it was answered");
+        }
+        write!(
+            f,
+            "; not repeated until answered: {}, such as {}. If the worker took a failure for an empty page, the \
+             clean syncs lack its records, and no case can show that: compare their counts with the source. If \
+             records are missing, make the worker repeat the request or stop with an error. To record again, remove \
+             source.jsonl, or the file that --recording names",
+            by_status(&self.not_repeated, 0),
+            printable(&self.requests.join(", ")),
+        )
+    }
+}
+
 /// Answers, by the requests that they answer.
 type Index = HashMap<(String, u64), Vec<usize>>;
 
@@ -316,6 +392,7 @@ type Index = HashMap<(String, u64), Vec<usize>>;
 #[derive(Debug, Default)]
 pub(super) struct Recording {
     answers: Vec<Answered>,
+    unanswered: u64,
     /// By sync (the first one first) and request.
     exact: [Index; 2],
     /// The same, where times are ignored.
@@ -345,6 +422,7 @@ impl Recording {
         source: &str,
         secrets: &BTreeSet<String>,
         mut answers: Vec<Answered>,
+        unanswered: u64,
     ) -> Result<Self> {
         // The longest first: one secret may be a part of another.
         let mut secrets: Vec<&String> =
@@ -365,7 +443,7 @@ impl Recording {
             let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
             // A new file with mode 0600 replaces the last one when it is complete.
             let mut file = NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?;
-            let head = Head { format: FORMAT, source: source.to_owned() };
+            let head = Head { format: FORMAT, source: source.to_owned(), unanswered };
             writeln!(file, "{}", serde_json::to_string(&head)?)?;
             for answer in &answers {
                 writeln!(file, "{}", serde_json::to_string(answer)?)?;
@@ -376,7 +454,7 @@ impl Recording {
         written.map_err(|error: std::io::Error| {
             Error::io(format!("write the recording {}", path.display()), error)
         })?;
-        Ok(Self::new(answers))
+        Ok(Self { unanswered, ..Self::new(answers) })
     }
 
     /// Reads one; `None` if there is none, or if it is of another source and may be replaced.
@@ -418,11 +496,42 @@ impl Recording {
                 });
             answers.push(answer.map_err(|error| unusable(format!("line {}: {error}", number + 2)))?);
         }
-        Ok(Some(Self::new(answers)))
+        Ok(Some(Self { unanswered: head.unanswered, ..Self::new(answers) }))
     }
 
     pub(super) fn answer(&self, at: usize) -> Option<&Answered> {
         self.answers.get(at)
+    }
+
+    /// The answers that are failures, as they would be of the source by itself, not of a fault that was set.
+    pub(super) fn failures(&self) -> RecordedFailures {
+        let mut found = RecordedFailures {
+            answers: self.answers.len() as u64,
+            unanswered: self.unanswered,
+            ..RecordedFailures::default()
+        };
+        for (at, answer) in self.answers.iter().enumerate() {
+            if !is_temporary(answer.status) {
+                continue;
+            }
+            *found.failures.entry(answer.status).or_default() += 1;
+            // A request of the other sync does not bring back what this one went without.
+            let [first, next] = &self.exact;
+            let of_sync = if answer.initial { first } else { next };
+            let same = of_sync.get(&(answer.request.clone(), answer.request_hash));
+            let was_repeated = same
+                .into_iter()
+                .flatten()
+                .any(|&later| later > at && self.answer(later).is_some_and(Answered::is_final));
+            if !was_repeated {
+                *found.not_repeated.entry(answer.status).or_default() += 1;
+                let is_known = found.requests.contains(&answer.request);
+                if !is_known && found.requests.len() < REQUESTS_TOLD_MAX {
+                    found.requests.push(answer.request.clone());
+                }
+            }
+        }
+        found
     }
 
     /// The answers to a request, in their order: those of this sync, or else of the other one.
@@ -510,6 +619,29 @@ mod tests {
         let (path, parameters) = target.split_once('?').unwrap_or((target, ""));
         let asked = Matching::default().asked("GET", path, &query(parameters), b"");
         Answered::new(initial, asked, 200, Vec::new(), text.as_bytes().to_vec())
+    }
+
+    #[test]
+    fn a_failure_is_harmless_only_if_the_same_request_of_the_same_sync_is_answered_later() {
+        let answer = |initial, target, status| Answered { status, ..answered(initial, target, "") };
+        for (answers, not_repeated) in [
+            (vec![answer(true, "/a?p=1", 503), answer(true, "/a?p=1", 200)], 0),
+            (vec![answer(true, "/a?p=1", 503), answer(true, "/a?p=1", 429), answer(true, "/a?p=1", 302)], 0),
+            // That there is nothing is an answer, too.
+            (vec![answer(true, "/a?p=1", 503), answer(true, "/a?p=1", 404)], 0),
+            // Before, of another request, of the other sync, with another failure: none of these brings it back.
+            (vec![answer(true, "/a?p=1", 200), answer(true, "/a?p=1", 503)], 1),
+            (vec![answer(true, "/a?p=1", 503), answer(true, "/a?p=2", 200)], 1),
+            (vec![answer(true, "/a?p=1", 503), answer(false, "/a?p=1", 200)], 1),
+            (vec![answer(true, "/a?p=1", 503), answer(true, "/a?p=1", 500)], 2),
+        ] {
+            let failures = Recording::new(answers.clone()).failures();
+            assert_eq!(failures.answers, answers.len() as u64);
+            assert_eq!(failures.not_repeated.values().sum::<u64>(), not_repeated, "{failures:?}");
+        }
+        // What the source does not have is no failure.
+        let refusals = [401, 403, 404, 410].map(|status| answer(true, "/a", status));
+        assert!(Recording::new(refusals.to_vec()).failures().failures.is_empty());
     }
 
     fn found<'r>(recording: &'r Recording, initial: bool, target: &str) -> Vec<&'r str> {
@@ -626,7 +758,7 @@ mod tests {
         let secrets = BTreeSet::from(["very-secret-2".to_owned(), "a".to_owned()]);
         let mut answer = answered(true, "/p?key=very-secret-3-of-the-source", body);
         answer.headers.push(("X-Echo".to_owned(), "very-secret-2".to_owned()));
-        Recording::save(&path, "https://api.example", &secrets, vec![answer]).unwrap();
+        Recording::save(&path, "https://api.example", &secrets, vec![answer], 2).unwrap();
         let text = fs::read_to_string(&path).unwrap();
         assert!(!text.contains("very-secret") && text.contains("Bearer REDACTED"), "{text}");
         #[cfg(unix)]
@@ -635,6 +767,7 @@ mod tests {
             assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         }
         let read = Recording::read(&path, "https://api.example", false).unwrap().unwrap();
+        assert_eq!(read.failures().unanswered, 2, "it is as it was recorded");
         let (headers, body) = read.answer(0).unwrap().replayed("http://127.0.0.1:1");
         assert!(String::from_utf8(body).unwrap().contains("\"http://127.0.0.1:1/p/2\""));
         assert_eq!(headers, [("X-Echo".to_owned(), REDACTED.to_owned())]);

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::cases::Which;
 use super::compare::{Delivered, Ran, RecordKey, SetAside};
+use super::recording::RecordedFailures;
 use crate::audit::printable;
 use crate::error::chain;
 use crate::sync::{AfterDeath, Outcome};
@@ -302,6 +303,9 @@ pub struct VerifyReport {
     pub worker: String,
     /// The clean syncs.
     pub clean: Vec<CleanFigures>,
+    /// The failures among the recorded answers of the external system, if it is recorded. They do not change the
+    /// verdict.
+    pub recording: Option<RecordedFailures>,
     /// The differences between the two clean syncs.
     pub set_aside: SetAside,
     /// Notes about the clean syncs.
@@ -451,6 +455,7 @@ impl VerifyReport {
             "seed": self.seed,
             "seconds": self.took.as_secs_f64(),
             "clean": self.clean,
+            "recording": self.recording,
             "deterministic": clean,
             "set_aside": self.set_aside,
             "notes": self.notes,
@@ -480,6 +485,10 @@ impl VerifyReport {
                 "clean {} sync: {records}; {} calls, {} invocations, {:.2} s",
                 clean.sync, clean.calls, clean.invocations, clean.seconds
             )?;
+        }
+        if let Some(recording) = &self.recording {
+            let warning = if recording.is_suspicious() { "warning: " } else { "" };
+            writeln!(text, "{warning}recording of the source: {recording}")?;
         }
         for note in &self.notes {
             writeln!(text, "note: {note}")?;
@@ -656,6 +665,7 @@ mod tests {
         VerifyReport {
             worker: "worker".to_owned(),
             clean: Vec::new(),
+            recording: None,
             set_aside: SetAside::default(),
             notes: Vec::new(),
             known: (cases.len(), cases.len()),

@@ -114,7 +114,24 @@ struct Now {
     recorded: Vec<Answered>,
     /// Secrets that no recording may contain.
     secrets: BTreeSet<String>,
-    unreached: Option<String>,
+    unanswered: Vec<Unanswered>,
+}
+
+/// A request that the external system gave no answer to, or not all of one.
+pub(super) struct Unanswered {
+    initial: bool,
+    asked: Asked,
+    /// How many answers were recorded before.
+    after: usize,
+    pub(super) reason: String,
+}
+
+impl Unanswered {
+    /// Whether the same sync asked again, and was answered.
+    pub(super) fn was_repeated(&self, answers: &[Answered]) -> bool {
+        let mut later = answers.iter().skip(self.after).filter(|answer| answer.initial == self.initial);
+        later.any(|answer| answer.is_final() && answer.answers(&self.asked))
+    }
 }
 
 /// A proxy in place of the external system, with its own address, until it is dropped.
@@ -138,8 +155,7 @@ struct Shared {
 pub(super) struct Recorded {
     pub(super) answers: Vec<Answered>,
     pub(super) secrets: BTreeSet<String>,
-    /// Why the external system did not answer, if that ever happened.
-    pub(super) unreached: Option<String>,
+    pub(super) unanswered: Vec<Unanswered>,
 }
 
 impl Source {
@@ -209,7 +225,7 @@ impl Source {
         Recorded {
             answers: std::mem::take(&mut now.recorded),
             secrets: now.secrets.clone(),
-            unreached: now.unreached.take(),
+            unanswered: std::mem::take(&mut now.unanswered),
         }
     }
 }
@@ -276,7 +292,9 @@ impl Shared {
             }
             Err(reason) => {
                 let reason = format!("{} {}: {reason}", request.method, request.path);
-                self.now().unreached.get_or_insert_with(|| reason.clone());
+                let mut now = self.now();
+                let after = now.recorded.len();
+                now.unanswered.push(Unanswered { initial, asked, after, reason: reason.clone() });
                 Reply::Answer(refused(request, 502, reason))
             }
         }

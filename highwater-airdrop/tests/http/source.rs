@@ -2,7 +2,7 @@
 //! function.
 #![cfg(unix)]
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -42,6 +42,40 @@ impl Drop for Tracker {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A tracker before another one: it answers the first request for each of some targets with 503, or not at all if `cut `
+/// is before the target.
+fn flaky(tracker: &str, targets: &'static [&'static str]) -> String {
+    let tracker = tracker.to_owned();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        let mut left: Vec<&str> = targets.to_vec();
+        for stream in listener.incoming() {
+            let mut stream = BufReader::new(stream.unwrap());
+            let (mut first, mut line) = (String::new(), String::new());
+            stream.read_line(&mut first).unwrap();
+            while stream.read_line(&mut line).unwrap_or(0) > 2 {
+                line.clear();
+            }
+            let target = first.split(' ').nth(1).unwrap_or_default();
+            let is_refused = |refused: &&str| target.contains(refused.trim_start_matches("cut "));
+            let refused = left.iter().position(is_refused);
+            let (status, body) = if let Some(at) = refused {
+                if left.swap_remove(at).starts_with("cut ") {
+                    continue;
+                }
+                ("503 Service Unavailable", "{}".to_owned())
+            } else {
+                let answer = ureq::get(format!("{tracker}{target}")).call().unwrap();
+                ("200 OK", answer.into_body().read_to_string().unwrap())
+            };
+            let head = format!("Content-Length: {}\r\nConnection: close", body.len());
+            let _ = write!(stream.get_mut(), "HTTP/1.1 {status}\r\n{head}\r\n\r\n{body}");
+        }
+    });
+    url
 }
 
 fn options(sync: SyncOptions, url: &str, only: &[&str]) -> VerifyOptions {
@@ -256,4 +290,68 @@ fn a_function_is_killed_by_the_command_that_says_how() {
     assert_eq!(report.cases[0].lost.len() as u64, BATCHES * BATCH_ITEMS, "{report:?}");
     assert_eq!(report.cases[1].verdict(), CaseVerdict::Clean, "{report:?}");
     assert!(report.cases.iter().all(|case| case.came_true), "{report:?}");
+}
+
+#[test]
+fn a_failure_of_the_source_while_it_is_recorded_is_told_and_is_a_warning_if_it_was_swallowed() {
+    let tracker = Tracker::start(BATCHES * BATCH_ITEMS);
+    let page = |report: &VerifyReport| report.to_html(&str::to_owned);
+    // It takes the failure for an empty page, and never asks again: its clean sync is the smaller one.
+    let dir = tempfile::tempdir().unwrap();
+    let swallowed = flaky(&tracker.url, &["/issues?first=100&"]);
+    let report = naive(dir.path(), &swallowed, &["first:source-slow:1"]).unwrap();
+    let recording = report.recording.as_ref().unwrap();
+    assert!(recording.is_suspicious(), "{recording}");
+    assert_eq!((&recording.failures, &recording.not_repeated), (&[(503, 1)].into(), &[(503, 1)].into()));
+    assert_eq!(recording.requests, ["GET /issues?first=100&count=100"]);
+    assert_eq!(report.clean[0].records["issues"], (BATCHES - 1) * BATCH_ITEMS);
+    // It does not decide: no case has a finding.
+    assert_eq!(report.verdict(), CaseVerdict::Clean);
+    let text = report.to_text(&str::to_owned);
+    let line = text.lines().find(|line| line.starts_with("warning: recording of the source: ")).unwrap();
+    for part in
+        ["failures: 1 (1 with 503); not repeated until answered: 1 (1 with 503)", "first=100&count=100"]
+    {
+        assert!(line.contains(part), "{line}");
+    }
+    assert!(page(&report).contains("Warning: recording"), "{}", page(&report));
+    assert_eq!(report.to_json()["recording"]["not_repeated"]["503"], 1);
+    // It is told of the file, too, when nothing is recorded any more.
+    let again = naive(dir.path(), &swallowed, &["first:source-slow:1"]).unwrap();
+    assert_eq!(again.recording, report.recording);
+
+    // Of what was not answered at all, nothing is recorded that could be replayed.
+    let dir = tempfile::tempdir().unwrap();
+    let swallowed = flaky(&tracker.url, &["cut /issues?first=100&"]);
+    let error = naive(dir.path(), &swallowed, &["first:source-slow:1"]).unwrap_err().to_string();
+    assert!(error.contains("gave no answer: GET /issues"), "{error}");
+
+    // It repeats the request, after which nothing is missing.
+    let dir = tempfile::tempdir().unwrap();
+    let repeated = flaky(&tracker.url, &["/issues?first=100&", "cut /issues?first=200&"]);
+    let synthetic = program("synthetic-extractor");
+    let words = ["invoke", "--items=300", "--page-size=100", "--source={source}", "--event={event}"];
+    let words: Vec<String> =
+        [synthetic.to_str().unwrap()].into_iter().chain(words).map(str::to_owned).collect();
+    let sync = SyncOptions::new(SyncSettings::new("synthetic"));
+    let options = options(sync, &repeated, &["first:source-slow:1"]);
+    let report = run(dir.path(), &options, &Worker::Command(words.clone())).unwrap();
+    let recording = report.recording.as_ref().unwrap();
+    assert!(!recording.is_suspicious(), "{recording}");
+    assert_eq!((&recording.failures, recording.not_repeated.len()), (&[(503, 1)].into(), 0));
+    assert_eq!(recording.unanswered, 1);
+    assert_eq!(report.clean[0].records["issues"], BATCHES * BATCH_ITEMS);
+    let text = report.to_text(&str::to_owned);
+    assert!(text.contains("\nrecording of the source: ") && !text.contains("warning: "), "{text}");
+    assert!(text.contains("failures: 2 (1 with 503, 1 without an answer); the worker repeated"), "{text}");
+    assert!(page(&report).contains("Recording of the source"), "{}", page(&report));
+    let again = run(dir.path(), &options, &Worker::Command(words)).unwrap();
+    assert_eq!(again.recording, report.recording);
+
+    // Without a recording there is nothing to tell.
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = VerifyOptions::new(naive_sync());
+    options.only = vec!["first:message-slow:1".to_owned()];
+    let report = run(dir.path(), &options, &worker()).unwrap();
+    assert!(report.recording.is_none() && report.to_json()["recording"].is_null(), "{report:?}");
 }
