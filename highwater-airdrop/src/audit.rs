@@ -55,6 +55,8 @@ pub enum Verdict {
     Clean,
     /// Something looks wrong.
     Suspicious,
+    /// The sync did not end with DONE: what is not announced yet may still follow.
+    Unfinished,
     /// Something that was uploaded is not announced.
     Lost,
 }
@@ -64,6 +66,7 @@ impl fmt::Display for Verdict {
         f.write_str(match self {
             Verdict::Clean => "clean",
             Verdict::Suspicious => "suspicious",
+            Verdict::Unfinished => "unfinished",
             Verdict::Lost => "lost",
         })
     }
@@ -139,7 +142,7 @@ pub struct RecordFindings {
 pub struct Audit {
     /// The run.
     pub run: String,
-    /// The worst of the findings.
+    /// The worst of the findings; not better than unfinished if the sync did not end with DONE.
     pub verdict: Verdict,
     /// What was found, the worst first.
     pub findings: Vec<AuditFinding>,
@@ -269,7 +272,7 @@ pub fn record_id(line: &[u8]) -> Option<String> {
     }
 }
 
-/// Audits a run.
+/// Audits a run. `done`: whether its sync ended with DONE.
 ///
 /// # Errors
 /// `Io` if the disk fails; `NotALocal` if the files of the directory are inconsistent.
@@ -291,9 +294,10 @@ pub fn audit(local: &Local, report: &SyncReport, done: bool) -> Result<Audit> {
     let figures = look.invocations(&invocations);
     let mut findings = look.findings;
     findings.sort_by(|a, b| b.verdict.cmp(&a.verdict).then_with(|| a.rule.cmp(&b.rule)));
+    let at_best = if done { Verdict::Clean } else { Verdict::Unfinished };
     Ok(Audit {
         run,
-        verdict: findings.iter().map(|finding| finding.verdict).max().unwrap_or(Verdict::Clean),
+        verdict: findings.iter().map(|finding| finding.verdict).fold(at_best, Verdict::max),
         findings,
         records: delivered.ids.iter().map(|(item_type, ids)| (item_type.clone(), ids.len() as u64)).collect(),
         attachments: (

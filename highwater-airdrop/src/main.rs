@@ -462,7 +462,7 @@ impl Sync {
             }
             return Ok(ExitCode::FAILURE);
         }
-        let clean = audited.is_none_or(|audit| audit.verdict == Verdict::Clean);
+        let clean = audited.is_some_and(|audit| audit.verdict == Verdict::Clean);
         Ok(if clean { ExitCode::SUCCESS } else { ExitCode::from(3) })
     }
 }
@@ -498,8 +498,10 @@ fn ended(invocation: &Invocation, says: &str) -> String {
 
 fn to_json(outcome: &Outcome, audit: Option<&Audit>) -> String {
     let mut value = outcome.to_json();
-    if let (Value::Object(object), Some(audit)) = (&mut value, audit) {
-        object.insert("verdict".to_owned(), json!(audit.verdict));
+    if let Value::Object(object) = &mut value {
+        // Without a run there is nothing to audit.
+        let verdict = audit.map_or(Verdict::Unfinished, |audit| audit.verdict);
+        object.insert("verdict".to_owned(), json!(verdict));
         object.insert("audit".to_owned(), json!(audit));
     }
     format!("{value}\n")

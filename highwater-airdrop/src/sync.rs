@@ -306,8 +306,12 @@ impl Airdrop {
         options.settings = options.settings.endpoint(self.base()).strict(self.api.is_strict());
         let (clock, began, mut restarts) = (SystemClock::new(), Instant::now(), 0);
         let mut drive = Drive { airdrop: self, options: &options, worker, clock: &clock, progress };
-        let failure = drive.run(&mut restarts).err();
-        let report = self.local().sync_report(&options.settings, &clock).ok().flatten();
+        let mut failure = drive.run(&mut restarts).err();
+        let report = self.local().sync_report(&options.settings, &clock).unwrap_or_else(|error| {
+            // A run of which there is no report is not known to be done.
+            failure.get_or_insert(error);
+            None
+        });
         Outcome { report, restarts, failure, took: began.elapsed(), faults: self.api.faults().report() }
     }
 }

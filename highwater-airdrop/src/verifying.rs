@@ -193,8 +193,9 @@ impl Verify {
         Ok(match report.verdict() {
             CaseVerdict::Clean => ExitCode::SUCCESS,
             verdict if verdict.is_finding() => ExitCode::from(3),
-            _ => {
-                tell("error: no case is conclusive");
+            verdict => {
+                let none = verdict == CaseVerdict::NotRun;
+                tell(if none { "error: no case was run" } else { "error: no case is conclusive" });
                 ExitCode::FAILURE
             }
         })

@@ -102,6 +102,7 @@ impl VerifyReport {
                     if nothing > 0 { format!(" {nothing} more are inconclusive.") } else { String::new() };
                 format!("No: in {telling} cases nothing was lost, altered or repeated.{more}")
             }
+            CaseVerdict::NotRun => "Not known: no case was run.".to_owned(),
             CaseVerdict::NotRecorded | CaseVerdict::NotReached => {
                 "Not known: no case is conclusive.".to_owned()
             }

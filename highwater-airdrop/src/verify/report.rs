@@ -29,6 +29,8 @@ const CASES_TOLD_MAX: usize = 40;
 pub enum CaseVerdict {
     /// All was delivered, and nothing twice.
     Clean,
+    /// No case was run: there is no result.
+    NotRun,
     /// The fault did not come true: the case is inconclusive.
     NotReached,
     /// The worker made a request to its source that was never recorded: the case is inconclusive.
@@ -53,13 +55,14 @@ impl CaseVerdict {
 
     /// Whether it is conclusive.
     pub fn says_something(self) -> bool {
-        !matches!(self, CaseVerdict::NotReached | CaseVerdict::NotRecorded)
+        !matches!(self, CaseVerdict::NotRun | CaseVerdict::NotReached | CaseVerdict::NotRecorded)
     }
 
     /// The name in tables.
     pub fn name(self) -> &'static str {
         match self {
             CaseVerdict::Clean => "clean",
+            CaseVerdict::NotRun => "not run",
             CaseVerdict::NotReached => "not reached",
             CaseVerdict::NotRecorded => "not recorded",
             CaseVerdict::Stopped => "stopped",
@@ -360,7 +363,8 @@ impl VerifyReport {
     pub fn verdict(&self) -> CaseVerdict {
         let worst = self.cases.iter().map(CaseResult::verdict).filter(|verdict| verdict.is_finding()).max();
         worst.unwrap_or_else(|| match self.count(CaseVerdict::NotRecorded) {
-            _ if self.telling() > 0 || self.cases.is_empty() => CaseVerdict::Clean,
+            _ if self.telling() > 0 => CaseVerdict::Clean,
+            _ if self.cases.is_empty() => CaseVerdict::NotRun,
             0 => CaseVerdict::NotReached,
             _ => CaseVerdict::NotRecorded,
         })
@@ -682,13 +686,14 @@ mod tests {
         let unknown = || case(true, &["GET /smaller-page"], &["1"]);
         let page = |report: &VerifyReport| report.to_html(&str::to_owned);
         for (cases, verdict) in [
+            (vec![], CaseVerdict::NotRun),
             (vec![unknown(), unknown()], CaseVerdict::NotRecorded),
             (vec![case(false, &[], &[])], CaseVerdict::NotReached),
             (vec![case(false, &[], &[]), unknown()], CaseVerdict::NotRecorded),
         ] {
             let report = report(cases);
             assert_eq!((report.verdict(), report.telling()), (verdict, 0));
-            assert!(page(&report).contains("Not known: no case is conclusive."));
+            assert!(page(&report).contains("Not known: no case "));
         }
         let mut cut = report(vec![unknown()]);
         (cut.known, cut.pairs) = ((9, 4), 5);

@@ -84,7 +84,7 @@ fn what_is_lost_is_told_with_its_rule_and_its_number() {
         ("confirm-503-applied:2", Verdict::Lost, "confirmed-not-named", BATCH_ITEMS),
         ("prepare-429:3", Verdict::Suspicious, "prepare-failed", 1),
         // The run is not over: it may follow.
-        ("message-413:2", Verdict::Suspicious, "confirmed-not-named", all),
+        ("message-413:2", Verdict::Unfinished, "confirmed-not-named", all),
         ("message-kill-before:2", Verdict::Lost, "confirmed-not-named", all),
         ("message-lost:2", Verdict::Suspicious, "artifact-twice", all),
     ] {

@@ -184,6 +184,7 @@ impl World {
         assert_eq!(output.status.code(), Some(status), "{}", said(&output));
         let report: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(report["done"], status != 1, "{report}");
+        assert_eq!(report["verdict"] == "unfinished", status == 1, "{report}");
         report
     }
 
@@ -299,6 +300,43 @@ fn an_error_ends_the_sync_unless_the_phase_may_be_started_again() {
     let runs: Vec<_> = events.iter().map(|event| &event["payload"]["event_context"]["run_id"]).collect();
     assert!(runs.iter().all(|run| *run == runs[0]), "{runs:?}");
     world.report("DONE DONE ERROR DONE", &["--retry-errors", "1"], 0);
+}
+
+#[test]
+fn a_sync_that_did_not_end_with_done_is_unfinished_and_never_clean() {
+    for (plan, options) in [
+        ("DONE DONE ERROR", &[][..]),
+        // It dies after a DELAY, or without any message.
+        ("DONE DONE DELAY die", &["--restarts", "0", "--fast-delays", "1ms"]),
+        ("DONE die", &["--restarts", "0"]),
+        ("DONE die", &["--after-death", "give-up"]),
+        // Its time is over.
+        ("DONE DONE sleep", &["--restarts", "0", "--budget", "1s"]),
+    ] {
+        let report = World::new().report(plan, options, 1);
+        assert_eq!(report["verdict"], "unfinished", "{plan}: {report}");
+        // Nothing looks wrong: only the end is missing.
+        assert_eq!(report["audit"]["findings"], json!([]), "{plan}: {report}");
+    }
+    // In words, too; and once it ended with DONE, it is clean.
+    let world = World::new();
+    let run = |plan: &str| {
+        let mut command = Command::new(AIRDROP);
+        command.args(["sync", "--quiet", "--dir"]).arg(world.platform()).arg("--");
+        command.arg(std::env::current_exe().unwrap());
+        command.args(["--exact", "sync::worker", "--nocapture", "{event}"]);
+        let notes = world.dir.path().join("notes");
+        let output = command.env(PLAN, plan).env(NOTES, notes).stdin(Stdio::null()).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let unfinished = run("DONE DONE ERROR");
+    assert!(unfinished.ends_with("\nverdict: unfinished\n"), "{unfinished}");
+    let clean = run("DONE");
+    assert!(clean.ends_with("\nverdict: clean\n"), "{clean}");
+    // A sync that cannot begin is not clean either.
+    let none = world.sync("DONE", &["--phases", "units"]);
+    let none: Value = serde_json::from_slice(&none.stdout).unwrap();
+    assert_eq!(none["verdict"], "unfinished", "{none}");
 }
 
 #[test]
