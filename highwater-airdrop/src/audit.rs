@@ -23,6 +23,7 @@ use highwater::record::{Checker, Finding, Metadata, Rule, Severity, Tally, reade
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use twox_hash::XxHash3_64;
 
 use crate::call::{Call, CallRecord};
 use crate::error::{Error, Result};
@@ -76,7 +77,7 @@ impl fmt::Display for Verdict {
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct AuditFinding {
-    /// The verdict that it leads to.
+    /// The verdict that it leads to; `clean` for a note.
     pub verdict: Verdict,
     /// The rule's name: a few words with hyphens, always the same.
     pub rule: String,
@@ -146,6 +147,8 @@ pub struct Audit {
     pub verdict: Verdict,
     /// What was found, the worst first.
     pub findings: Vec<AuditFinding>,
+    /// What was seen and is no finding: it does not change the verdict.
+    pub notes: Vec<AuditFinding>,
     /// Records that are announced, by item type; each id once.
     pub records: Totals,
     /// Attachments that were named, and those that are linked to an upload.
@@ -292,13 +295,15 @@ pub fn audit(local: &Local, report: &SyncReport, done: bool) -> Result<Audit> {
     look.lints();
     let largest_bytes = look.sizes();
     let figures = look.invocations(&invocations);
-    let mut findings = look.findings;
+    let (mut findings, notes): (Vec<_>, Vec<_>) =
+        look.findings.into_iter().partition(|finding| finding.verdict > Verdict::Clean);
     findings.sort_by(|a, b| b.verdict.cmp(&a.verdict).then_with(|| a.rule.cmp(&b.rule)));
     let at_best = if done { Verdict::Clean } else { Verdict::Unfinished };
     Ok(Audit {
         run,
         verdict: findings.iter().map(|finding| finding.verdict).fold(at_best, Verdict::max),
         findings,
+        notes,
         records: delivered.ids.iter().map(|(item_type, ids)| (item_type.clone(), ids.len() as u64)).collect(),
         attachments: (
             delivered.ids.get(ATTACHMENTS).map_or(0, BTreeSet::len) as u64,
@@ -326,6 +331,48 @@ struct Delivered {
     ids: BTreeMap<String, BTreeSet<String>>,
     /// Artifacts that a message names, or a line about attachments.
     artifacts: HashSet<String>,
+}
+
+/// Records of a run that came more than once.
+#[derive(Debug, Default)]
+struct Again {
+    /// The hash of the last line of each record, by item type and the hash of its id.
+    last: HashMap<String, HashMap<u64, u64>>,
+    /// Those that came with another content.
+    changed: BTreeSet<(String, String)>,
+    /// Those that came with the content that they had, and how often.
+    same: BTreeMap<(String, String), u64>,
+}
+
+impl Again {
+    fn see(&mut self, item_type: &str, record: String, line: &[u8], is_new: bool) {
+        let content = XxHash3_64::oneshot(line);
+        let of_type = self.last.entry(item_type.to_owned()).or_default();
+        let before = of_type.insert(XxHash3_64::oneshot(record.as_bytes()), content);
+        if is_new {
+            return;
+        }
+        // Each upload has an id of its own, so the lines of an attachment that was uploaded again differ.
+        if before == Some(content) || item_type == UPLOADED {
+            *self.same.entry((item_type.to_owned(), record)).or_default() += 1;
+        } else {
+            self.changed.insert((item_type.to_owned(), record));
+        }
+    }
+}
+
+/// Whether a record has one of these ids in it, other than as its own.
+fn refers_to(line: &[u8], ids: &HashSet<&str>) -> bool {
+    fn has(value: &Value, ids: &HashSet<&str>) -> bool {
+        match value {
+            Value::String(text) => ids.contains(text.as_str()),
+            Value::Array(values) => values.iter().any(|value| has(value, ids)),
+            Value::Object(fields) => fields.values().any(|value| has(value, ids)),
+            _ => false,
+        }
+    }
+    let line: Value = serde_json::from_slice(line).unwrap_or_default();
+    line.as_object().is_some_and(|line| line.iter().any(|(name, value)| name != "id" && has(value, ids)))
 }
 
 /// What earlier runs announced of attachments.
@@ -362,7 +409,7 @@ impl Look<'_> {
     /// Reads the artifacts that messages name.
     fn delivered(&mut self, named: &[Named], confirmed: &HashSet<String>) -> Delivered {
         let mut delivered = Delivered::default();
-        let mut twice = Examples::default();
+        let mut again_lines = Again::default();
         let (mut absent, mut unconfirmed, mut again) =
             (Examples::default(), Examples::default(), Examples::default());
         let (mut unreadable, mut miscounted) = (Examples::default(), Examples::default());
@@ -393,9 +440,9 @@ impl Look<'_> {
                 // Metadata has no id.
                 if item_type != METADATA
                     && let Some(record) = record_id(line)
-                    && !ids.insert(record.clone())
                 {
-                    twice.add(1, format!("{item_type} {record}"));
+                    let is_new = ids.insert(record.clone());
+                    again_lines.see(item_type, record, line, is_new);
                 }
             });
             delivered.artifacts.extend(linked);
@@ -421,9 +468,7 @@ impl Look<'_> {
         self.take(suspicious, "artifact-twice", &again, |n| {
             format!("{n} records are announced once more, in an artifact that is named more than once")
         });
-        self.take(suspicious, "record-twice", &twice, |n| {
-            format!("{n} records have the id of an earlier record")
-        });
+        self.records_again(named, again_lines);
         self.take(lost, "artifact-unreadable", &unreadable, |n| {
             format!("{n} announced artifacts cannot be read")
         });
@@ -431,6 +476,53 @@ impl Look<'_> {
             format!("{n} artifacts have a number of lines that differs from their item_count")
         });
         delivered
+    }
+
+    /// Finds records that came more than once: a record that changed while its source was listed is no fault, nor is
+    /// what it brings along.
+    fn records_again(&mut self, named: &[Named], again: Again) {
+        let Again { changed, mut same, .. } = again;
+        let mut along = Examples::default();
+        let is_listed = |named: &&Named| same.keys().any(|(item_type, _)| *item_type == named.item_type);
+        let listed: Vec<&Named> = named.iter().filter(is_listed).collect();
+        let changed_ids: HashSet<&str> = changed.iter().map(|(_, id)| id.as_str()).collect();
+        for Named { id, item_type, .. } in listed.into_iter().filter(|_| !changed_ids.is_empty()) {
+            // An artifact that cannot be read is a finding already.
+            let _ = each_line(self.local, id, |line| {
+                let Some(record) = record_id(line) else { return };
+                let key = (item_type.clone(), record);
+                if same.contains_key(&key) && refers_to(line, &changed_ids) {
+                    along.add(same.remove(&key).unwrap_or(0), format!("{} {}", key.0, key.1));
+                }
+            });
+        }
+        let (mut twice, mut linked_twice) = (Examples::default(), Examples::default());
+        for ((item_type, record), times) in same {
+            let found = if item_type == UPLOADED { &mut linked_twice } else { &mut twice };
+            found.add(times, format!("{item_type} {record}"));
+        }
+        let mut anew = Examples::default();
+        for (item_type, record) in changed {
+            anew.add(1, format!("{item_type} {record}"));
+        }
+        self.take(Verdict::Suspicious, "record-twice", &twice, |n| {
+            format!(
+                "{n} times a record came again with the same content: the source's listing repeats itself, its pages \
+                 overlap, or two listings have the record. Look at the cursor, and announce a record once"
+            )
+        });
+        self.take(Verdict::Suspicious, "attachment-twice", &linked_twice, |n| {
+            format!("{n} times an attachment was uploaded and linked again")
+        });
+        self.take(Verdict::Clean, "record-changed", &anew, |n| {
+            format!(
+                "{n} records came again with another content, as they changed while their source was listed: the \
+                 platform takes the later line"
+            )
+        });
+        self.take(Verdict::Clean, "record-along", &along, |n| {
+            format!("{n} times a record came again unchanged, with a changed record that it refers to")
+        });
     }
 
     fn take(&mut self, verdict: Verdict, rule: &str, found: &Examples, text: impl FnOnce(u64) -> String) {
@@ -673,7 +765,9 @@ impl Look<'_> {
             let path = ArtifactId::new(&artifact.id).ok().and_then(|id| self.local.artifact_path(&id).ok());
             let Some(Ok(file)) = path.map(File::open) else { continue };
             let Ok(findings) = checker.stream(file) else { continue };
-            for finding in findings.filter_map(std::result::Result::ok) {
+            // Records that come again were looked at in all artifacts: see `records_again`.
+            let of_one = |finding: &Finding| finding.rule != Rule::DuplicateId;
+            for finding in findings.filter_map(std::result::Result::ok).filter(of_one) {
                 if finding.severity == Severity::Error {
                     found.entry(&artifact.item_type).or_default().add(1, finding.to_string());
                 }
@@ -810,6 +904,12 @@ impl fmt::Display for Audit {
         for finding in &self.findings {
             writeln!(text, "{}: {} [{}]", finding.verdict, finding.text, finding.rule)?;
             for example in &finding.examples {
+                writeln!(text, "    {}", printable(example))?;
+            }
+        }
+        for note in &self.notes {
+            writeln!(text, "note: {} [{}]", note.text, note.rule)?;
+            for example in &note.examples {
                 writeln!(text, "    {}", printable(example))?;
             }
         }

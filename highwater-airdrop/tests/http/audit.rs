@@ -5,7 +5,8 @@ use std::path::Path;
 
 use highwater::Phase;
 use highwater_airdrop::{
-    Airdrop, AirdropOptions, Audit, Fault, Outcome, SyncOptions, SyncSettings, Verdict, audit, calls,
+    Airdrop, AirdropOptions, Audit, AuditFinding, Fault, Outcome, SyncOptions, SyncSettings, Verdict, audit,
+    calls,
 };
 
 use crate::naive::{BATCH_ITEMS, BATCHES, NAIVE, worker};
@@ -106,9 +107,92 @@ fn what_is_made_good_is_no_finding() {
     assert_eq!(audit.invocations.len(), 3);
 }
 
+/// Rewrites the artifacts of issues.
+fn rewrite(airdrop: &Airdrop, by: impl Fn(&str) -> String) {
+    use std::io::{Read as _, Write as _};
+    for id in airdrop.local().artifacts().unwrap() {
+        let path = airdrop.local().artifact_path(&id).unwrap();
+        let (mut text, bytes) = (String::new(), std::fs::read(&path).unwrap());
+        flate2::read::GzDecoder::new(bytes.as_slice()).read_to_string(&mut text).unwrap();
+        if text.contains("issue-") {
+            let file = std::fs::File::create(&path).unwrap();
+            let mut gzip = flate2::write::GzEncoder::new(file, flate2::Compression::fast());
+            gzip.write_all(by(&text).as_bytes()).unwrap();
+            gzip.finish().unwrap();
+        }
+    }
+}
+
+/// Makes the lines that come again from the text of an artifact.
+type More<'a> = &'a dyn Fn(&str) -> Vec<String>;
+
+#[test]
+fn a_record_that_comes_again_is_a_finding_only_if_neither_it_nor_what_it_belongs_to_changed() {
+    let (id, old) = ("issue-7", "\"title\":\"issue 7\"");
+    let line = |text: &str, id: &str| {
+        text.lines().find(|line| line.contains(&format!("\"{id}\""))).unwrap_or_default().to_owned()
+    };
+    // Puts lines in place of the last ones of the artifact that has issue 7, so that the counts stay right.
+    let twice = |text: &str, more: More<'_>| {
+        if line(text, id).is_empty() {
+            return text.to_owned();
+        }
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        let more = more(text);
+        lines.truncate(lines.len() - more.len());
+        lines.extend(more);
+        lines.join("\n")
+    };
+    let again = |text: &str| line(text, id);
+    let changed = |text: &str| line(text, id).replace(old, "\"title\":\"anew\"");
+    let other = |text: &str| line(text, "issue-8");
+    let twice_and_changed = (Verdict::Suspicious, vec!["record-twice"], vec!["record-changed"]);
+    let cases: [(More<'_>, _); 4] = [
+        (&|text| vec![again(text)], (Verdict::Suspicious, vec!["record-twice"], vec![])),
+        (&|text| vec![changed(text)], (Verdict::Clean, vec![], vec!["record-changed"])),
+        // One that changed does not excuse another.
+        (&|text| vec![changed(text), other(text)], twice_and_changed.clone()),
+        // After the change it comes again as it is then: that is the listing's fault.
+        (&|text| vec![changed(text), changed(text)], twice_and_changed),
+    ];
+    for (more, expected) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        let (airdrop, outcome) = synced(dir.path(), &[]);
+        rewrite(&airdrop, |text| twice(text, more));
+        let audit = audit(airdrop.local(), outcome.report.as_ref().unwrap(), outcome.is_done()).unwrap();
+        let rules = |found: &[AuditFinding]| -> Vec<String> {
+            found.iter().map(|found| found.rule.clone()).collect()
+        };
+        let (verdict, findings, notes) = expected;
+        assert_eq!(audit.verdict, verdict, "{audit}");
+        assert_eq!(rules(&audit.findings), findings, "{audit}");
+        assert_eq!(rules(&audit.notes), notes, "{audit}");
+        assert!(audit.record_findings.is_empty(), "{audit}");
+        assert!(!audit.to_string().contains("keep the newest"), "{audit}");
+        if !notes.is_empty() {
+            let text = audit.to_string();
+            assert!(text.contains("note: 1 records came again with another content"), "{text}");
+            assert!(text.contains("    issues issue-7\n"), "{text}");
+        }
+    }
+
+    // What belongs to a record that changed comes again with it.
+    let dir = tempfile::tempdir().unwrap();
+    let (airdrop, outcome) = synced(dir.path(), &[]);
+    rewrite(&airdrop, |text| {
+        let before = line(text, "issue-8");
+        let child = before.replace("\"title\":\"issue 8\"", "\"title\":\"issue-7\"");
+        let text = if before.is_empty() { text.to_owned() } else { text.replace(&before, &child) };
+        twice(&text, &|text| vec![changed(text), child.clone()])
+    });
+    let audit = audit(airdrop.local(), outcome.report.as_ref().unwrap(), outcome.is_done()).unwrap();
+    assert_eq!(audit.verdict, Verdict::Clean, "{audit}");
+    assert_eq!(audit.notes.len(), 2, "{audit}");
+    assert!(audit.to_string().contains("with a changed record that it refers to"), "{audit}");
+}
+
 #[test]
 fn findings_in_announced_records_are_listed_by_kind_and_a_warning_is_no_reason_for_suspicion() {
-    use std::io::{Read as _, Write as _};
     let dir = tempfile::tempdir().unwrap();
     let (airdrop, outcome) = synced(dir.path(), &[]);
     let again = || audit(airdrop.local(), outcome.report.as_ref().unwrap(), outcome.is_done()).unwrap();
@@ -117,17 +201,7 @@ fn findings_in_announced_records_are_listed_by_kind_and_a_warning_is_no_reason_f
         ("{\"title\":", "{\"colour\":\"red\",\"title\":", "warning", Verdict::Clean, BATCH_ITEMS * BATCHES),
         ("\"title\":\"issue 7\"", "\"title\":7", "error", Verdict::Suspicious, 1),
     ] {
-        for id in airdrop.local().artifacts().unwrap() {
-            let path = airdrop.local().artifact_path(&id).unwrap();
-            let (mut text, bytes) = (String::new(), std::fs::read(&path).unwrap());
-            flate2::read::GzDecoder::new(bytes.as_slice()).read_to_string(&mut text).unwrap();
-            if text.contains("issue-") {
-                let file = std::fs::File::create(&path).unwrap();
-                let mut gzip = flate2::write::GzEncoder::new(file, flate2::Compression::fast());
-                gzip.write_all(text.replace(old, new).as_bytes()).unwrap();
-                gzip.finish().unwrap();
-            }
-        }
+        rewrite(&airdrop, |text| text.replace(old, new));
         let audit = again();
         assert_eq!(audit.verdict, verdict, "{audit}");
         let found =
