@@ -37,6 +37,12 @@ type Failure = highwater::BoxError;
 
 // Lines of at most 98 characters: clap would break longer ones where it is narrow.
 const AFTER_HELP: &str = "\
+The report of a sync: the verdict is `clean`; `suspicious`, if something looks wrong; `unfinished`,
+if the run did not end with DONE, so that what is not announced may still follow; or `lost`, if
+something that was uploaded is not announced. A `note` does not change it. Item types that are not
+the connector's own: external_sync_units, what can be synced; external_domain_metadata, the
+metadata; attachments, the files that it names; ssor_attachment, those of them that were uploaded.
+
 Exit codes: 0 the run ended DONE and the audit is clean (sync); 1 it did not, or something failed;
 2 wrong usage; 3 the run ended DONE, and the audit is suspicious, or something was lost.
 

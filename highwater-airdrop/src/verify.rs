@@ -84,7 +84,8 @@ pub struct VerifyOptions {
     pub strict: bool,
     /// The number of cases that are run at most. They are chosen evenly over faults and places.
     pub cases: usize,
-    /// No case is begun after this time.
+    /// No case is begun once this time has passed since the first case began. The recording and the clean syncs before
+    /// that do not count, and the cases in progress are brought to their end.
     pub budget: Option<Duration>,
     /// The seed by which cases are chosen.
     pub seed: u64,

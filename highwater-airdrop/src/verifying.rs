@@ -39,14 +39,45 @@ Faults of the external system (--source):
   empty-page         a page has no items, and its next page is the same page again
   slow               the answer is late
 
-Results:
+Results of a case, the worst of which is the verdict:
   lost       a record is in neither of the two syncs
   altered    the last delivered content of a record differs
-  repeated   a run delivered a record more often than the clean run
   stuck      the following sync did not end with DONE either
+  repeated   a run delivered a record more often than the clean run
   stopped    the sync did not end with DONE, but the following one delivered all: not a finding
-  said DONE  the worker said DONE although records are lost
   not recorded   the worker made a request that is not in the recording: no result
+  not reached    the fault did not come true: no result
+  not run    no case was run, so there is no verdict: the budget was over, or --cases is 0
+  clean      all was delivered, nothing more often than in the clean run; both syncs ended with
+             DONE
+
+Columns of the table, a line for each place and fault that has findings:
+  place      the call, the request to the source or the event; * stands for an id
+  fault      what went wrong there, see above
+  cases      the number of cases. Behind it lost, altered and repeated are records, stuck is cases
+  wasted     uploads that no message names, in addition to those of the clean sync
+  extra      invocations in addition to those of the clean sync
+  said DONE  cases in which the worker said DONE although records are lost
+
+Other words:
+  clean sync     a sync in which nothing goes wrong; its counts are of records, by item type
+  external_sync_units   what can be synced
+  external_domain_metadata   the metadata: one record
+  attachments    the files that the worker names
+  ssor_attachment   the files that were uploaded and linked to those names: as many, unless some
+                 were given up
+  calls          requests to the platform
+  invocations    starts of the worker, one for each event
+  recording      the answers of the source. Failures in it (408, 429, 5xx, no answer) are the
+                 source's own, no faults that were set
+  warning        the worker did not repeat a request after such a failure, so the clean syncs may
+                 lack records: no case can show that
+  note           what the clean syncs show, beside their counts
+  ignored        records in which two clean syncs of a kind differ
+  pairs          the places, each with the faults that are possible there
+  seed           chooses among the cases (--seed)
+  after a death  what the platform does when a worker ends without a message (--after-death)
+  the budget was over   the cases that were not begun because of --budget
 
 The report shows the worker's command line, and the names of --env without their values. Put a key
 into --env or --connection-data @FILE, not into the command line.
@@ -76,7 +107,9 @@ pub(crate) struct Verify {
     /// come first
     #[arg(long, value_name = "N", default_value_t = 200)]
     cases: usize,
-    /// Begin no case after this time, for example 10m
+    /// Begin no case once this time has passed since the first case began, for example 10m. What is outside of it: the
+    /// recording and the four clean syncs, which come before, and the cases in progress (--jobs), which are brought to
+    /// their end, with two or three syncs each
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     budget: Option<Duration>,
     /// The seed: another number chooses other cases

@@ -68,6 +68,7 @@ impl VerifyReport {
             format!("{} of {known}, seed {}, {seconds:.0} s{}", self.cases.len(), self.seed, self.cut());
         facts.push(("Cases", cases));
         facts.push(("After a death", after_death(self.after_death).to_string()));
+        facts.extend(self.stopped().map(|stopped| ("Stopped", stopped)));
         facts.extend(self.unrecorded().map(|unrecorded| ("Not recorded", unrecorded)));
         facts.extend(self.notes.iter().map(|note| ("Note", note.clone())));
         let aside = self.set_aside.in_one_only.len() + self.set_aside.content_differs.len();

@@ -19,6 +19,8 @@ use crate::sync::{AfterDeath, Outcome};
 const IDS_TOLD_MAX: usize = 5;
 /// Ids of a case that are listed in JSON.
 const IDS_JSON_MAX: usize = 1_000;
+/// Cases of a kind without findings that are listed in text.
+const OTHERS_TOLD_MAX: usize = 10;
 /// Cases that are listed in text.
 const CASES_TOLD_MAX: usize = 40;
 
@@ -48,6 +50,19 @@ pub enum CaseVerdict {
 }
 
 impl CaseVerdict {
+    /// All of them, in the order in which a report counts them.
+    pub const ALL: [CaseVerdict; 9] = [
+        CaseVerdict::Lost,
+        CaseVerdict::Altered,
+        CaseVerdict::Stuck,
+        CaseVerdict::Repeated,
+        CaseVerdict::Stopped,
+        CaseVerdict::NotRecorded,
+        CaseVerdict::NotReached,
+        CaseVerdict::NotRun,
+        CaseVerdict::Clean,
+    ];
+
     /// Whether the worker is at fault.
     pub fn is_finding(self) -> bool {
         self >= CaseVerdict::Repeated
@@ -436,6 +451,13 @@ impl VerifyReport {
         }
     }
 
+    /// The ids of the cases that stopped.
+    pub(super) fn stopped(&self) -> Option<String> {
+        let of = self.cases.iter().filter(|case| case.verdict() == CaseVerdict::Stopped);
+        let ids: Vec<&str> = of.map(|case| case.id.as_str()).collect();
+        (!ids.is_empty()).then(|| format!("{}, not a finding: {}", ids.len(), ids.join(", ")))
+    }
+
     /// The requests to the source that were never recorded, in a sentence.
     pub(super) fn unrecorded(&self) -> Option<String> {
         let unrecorded: BTreeSet<&String> = self.cases.iter().flat_map(|case| &case.unrecorded).collect();
@@ -537,21 +559,13 @@ impl VerifyReport {
         if findings.len() > CASES_TOLD_MAX {
             writeln!(text, "\n{} more cases with findings: --json has all", findings.len() - CASES_TOLD_MAX)?;
         }
-        let counts: Vec<String> = [
-            CaseVerdict::Lost,
-            CaseVerdict::Altered,
-            CaseVerdict::Stuck,
-            CaseVerdict::Repeated,
-            CaseVerdict::Stopped,
-            CaseVerdict::NotRecorded,
-            CaseVerdict::NotReached,
-            CaseVerdict::Clean,
-        ]
-        .into_iter()
-        .map(|verdict| (verdict, self.count(verdict)))
-        .filter(|(_, count)| *count > 0)
-        .map(|(verdict, count)| format!("{count} {verdict}"))
-        .collect();
+        self.write_others(text)?;
+        let counts: Vec<String> = CaseVerdict::ALL
+            .into_iter()
+            .map(|verdict| (verdict, self.count(verdict)))
+            .filter(|(_, count)| *count > 0)
+            .map(|(verdict, count)| format!("{count} {verdict}"))
+            .collect();
         let verdict = self.verdict();
         let tried = match self.tried() {
             (tried, pairs) if tried < pairs && verdict == CaseVerdict::Clean => {
@@ -560,6 +574,26 @@ impl VerifyReport {
             _ => String::new(),
         };
         writeln!(text, "\ncases: {}\nverdict: {verdict}{tried}", counts.join(", "))
+    }
+
+    /// The cases that are neither clean nor a finding.
+    fn write_others(&self, text: &mut String) -> fmt::Result {
+        for verdict in [CaseVerdict::Stopped, CaseVerdict::NotReached] {
+            let of: Vec<&CaseResult> = self.cases.iter().filter(|case| case.verdict() == verdict).collect();
+            for case in of.iter().take(OTHERS_TOLD_MAX) {
+                write!(text, "\n{verdict}, not a finding: {}", case.id)?;
+                if let End::Stopped(reason) = &case.end {
+                    write!(text, ": {}", printable(reason))?;
+                }
+            }
+            if of.len() > OTHERS_TOLD_MAX {
+                write!(text, "\n{} more are {verdict}: --json has all", of.len() - OTHERS_TOLD_MAX)?;
+            }
+            if !of.is_empty() {
+                writeln!(text)?;
+            }
+        }
+        Ok(())
     }
 
     fn write_table(&self, text: &mut String) -> fmt::Result {

@@ -168,6 +168,47 @@ fn the_report_is_printed_whatever_the_words_are_and_holds_no_key() {
 }
 
 #[test]
+fn every_word_of_a_report_is_explained_by_the_help() {
+    let output = Command::new(AIRDROP).args(["verify", "--help"]).output().unwrap();
+    let help = String::from_utf8(output.stdout).unwrap();
+    // A line of its own: the word, and behind two spaces what it means.
+    let explains = |word: &str| {
+        let mut parts = help.lines().filter_map(|line| line.trim_start().split_once("  "));
+        parts.any(|(first, rest)| first == word && !rest.trim().is_empty())
+    };
+    assert!(!explains("manager") && !explains(""), "{help}");
+    let dir = tempfile::tempdir().unwrap();
+    let ids = ["first:upload-403:3", "first:message-413:1"];
+    let text = naive(dir.path(), BATCHES, &ids).to_text(&str::to_owned);
+    // The columns, from the line above the table; none of the words before the last has a space.
+    let head = text.lines().find(|line| line.starts_with("place ")).unwrap();
+    let head = head.strip_suffix(" said DONE").unwrap();
+    let mut words: Vec<&str> = head.split_whitespace().collect();
+    assert_eq!(words.len(), 9, "{head}");
+    words.push("said DONE");
+    let own = ["external_sync_units", "external_domain_metadata", "attachments", "ssor_attachment"];
+    words.extend(own);
+    words.extend(["clean sync", "calls", "invocations", "pairs", "seed", "after a death", "note", "ignored"]);
+    words.extend(["recording", "warning", "the budget was over"]);
+    words.extend(CaseVerdict::ALL.map(CaseVerdict::name));
+    for word in words {
+        assert!(explains(word), "verify --help does not explain {word:?}");
+    }
+    // Each fault that there is, as the table names it.
+    for fault in ["500", "503", "429-after-date", "empty-page", "kill-later", "half-time", "fresh-disk"] {
+        assert!(help.contains(fault), "{fault}");
+    }
+    // What is counted as stopped is named, with the reason.
+    let stopped = text.lines().find(|line| line.starts_with("stopped, not a finding: ")).unwrap();
+    assert!(stopped.contains(": first:message-413:1: "), "{stopped}");
+    assert!(text.contains("cases: 1 lost, 1 stopped"), "{text}");
+    // The time that --budget does not count.
+    let budget = help.split("--budget <TIME>").nth(1).unwrap().split("--seed").next().unwrap();
+    let budget = budget.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(budget.contains("the four clean syncs") && budget.contains("the cases in progress"), "{budget}");
+}
+
+#[test]
 fn a_worker_that_loses_nothing_is_clean_with_a_disk_and_without() {
     let synthetic = program("synthetic-extractor");
     let synthetic = synthetic.to_str().unwrap();
@@ -192,6 +233,11 @@ fn a_worker_that_loses_nothing_is_clean_with_a_disk_and_without() {
             0,
             "what is clean is not kept"
         );
+        // What is not of the worker's own types is in the list above.
+        let known =
+            ["attachments", "external_domain_metadata", "external_sync_units", "issues", "ssor_attachment"];
+        let counted: Vec<&String> = report["clean"][0]["records"].as_object().unwrap().keys().collect();
+        assert_eq!(counted, known);
         let reached = report["cases"].as_array().unwrap().iter().filter(|case| case["came_true"] == true);
         assert!(reached.count() >= 10, "{report}");
     }
