@@ -54,6 +54,12 @@ impl Api {
         answer.ok().map(|answer| answer.into_body().read_to_vec().unwrap())
     }
 
+    /// The comments of an issue; `None` if it was deleted after its page was read.
+    fn comments(&self, issue: &str) -> Option<Vec<Value>> {
+        let path = format!("/issues/{issue}/comments");
+        self.get(&path).map(|_| self.list(&path, "comments"))
+    }
+
     /// All of a listing.
     fn list(&self, path: &str, name: &str) -> Vec<Value> {
         let (mut all, mut after) = (Vec::new(), String::new());
@@ -98,7 +104,7 @@ impl Content {
             let author = &issue["author"];
             add("issues", &issue["id"], json!({ "title": issue["title"], "author": author["id"] }));
             add("users", &author["id"], json!({ "name": author["name"] }));
-            for comment in api.list(&format!("/issues/{}/comments", text(&issue["id"])), "comments") {
+            for comment in api.comments(&text(&issue["id"])).unwrap_or_default() {
                 let author = &comment["author"];
                 let data = json!({ "text": comment["text"], "author": author["id"], "issue": issue["id"] });
                 add("comments", &comment["id"], data);
@@ -214,4 +220,36 @@ fn the_oracle_sees_a_record_that_is_missing() {
     assert_eq!(content, Content::of(&api));
     assert_ne!(content, Content::of(&other));
     assert!(content.records.values().any(|data| *data == "deleted"));
+}
+
+/// Issues that are deleted between the page that names them and their comments: still whole on the page, and answered
+/// 404 from then on. All else is as without them.
+#[test]
+fn an_issue_that_is_deleted_after_its_page_has_no_comments_and_no_files() {
+    let (api, whole) = (Api::start(7, &["--gone-every", "4"]), Api::start(7, &[]));
+    let (issues, named) = (api.list("/issues", "issues"), whole.list("/issues", "issues"));
+    assert_eq!(issues, named);
+    let (mut gone, mut files) = (0, 0);
+    for issue in issues.iter().filter(|issue| issue["deleted"] != true) {
+        let id = issue["id"].as_str().unwrap();
+        let comments = whole.comments(id).expect("it is there");
+        match api.comments(id) {
+            Some(there) => assert_eq!(there, comments, "{id}"),
+            None => {
+                gone += 1;
+                for file in issue["files"].as_array().unwrap() {
+                    files += 1;
+                    assert!(api.get(&format!("/files/{}", file["id"].as_str().unwrap())).is_none());
+                }
+            }
+        }
+    }
+    assert!((10..60).contains(&gone) && files > 0, "{gone} issues and {files} files");
+    // The same seed has the same ones, and what is to be announced is without their comments.
+    let (content, all) = (Content::of(&api), Content::of(&whole));
+    assert_eq!(content, Content::of(&Api::start(7, &["--gone-every", "4"])));
+    let of =
+        |content: &Content, of: &str| content.records.keys().filter(|(item_type, _)| item_type == of).count();
+    assert_eq!(of(&content, "issues"), of(&all, "issues"));
+    assert!(of(&content, "comments") < of(&all, "comments") && content.files.len() < all.files.len());
 }

@@ -36,7 +36,10 @@ POST /token {\"secret\": SECRET}         {\"access_token\": TOKEN}, to be sent w
 ISSUE is {\"id\", \"modified\", \"title\", \"author\": USER, \"files\": [{\"id\", \"name\"}, ...]}, or \
 {\"id\", \"modified\", \"deleted\": true}. USER is {\"id\", \"name\"}. The same seed has the same issues, comments and files.
 
-Faults, where asked for, are 429 with Retry-After, 500, a body that is cut, and 401.";
+Faults, where asked for, are 429 with Retry-After, 500, a body that is cut, and 401.
+
+An issue that is deleted after its page was read is still whole there, and its comments and files are answered 404. The \
+same seed has the same ones (--gone-every).";
 
 /// Serves the issues of a made-up tracker until killed; the first line on standard output is its address.
 #[derive(Debug, Clone, Parser)]
@@ -60,6 +63,9 @@ struct Cli {
     /// Answer about one of N requests with a fault [default: none]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..))]
     fault_every: Option<u64>,
+    /// Delete about one of N issues after the page that names it, and before its comments are asked for [default: none]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    gone_every: Option<u64>,
 }
 
 /// What changes from one request to the next.
@@ -120,14 +126,16 @@ fn content(cli: &Cli, request: &Request) -> Answer {
             listing("issues", from, ISSUES_OF_A_PAGE, cli.issues, |number| Issue::of(cli, number).to_json())
         }
         ["issues", id, "comments"] => match Issue::named(cli, id) {
-            Some(issue) => listing("comments", first, COMMENTS_OF_A_PAGE, issue.comments, |number| {
-                let author = user((issue.number + number) % USERS);
-                json!({ "id": format!("{id}-C{number}"), "text": format!("Comment {number}"), "author": author })
-            }),
-            None => nothing(),
+            Some(issue) if !issue.is_gone => {
+                listing("comments", first, COMMENTS_OF_A_PAGE, issue.comments, |number| {
+                    let author = user((issue.number + number) % USERS);
+                    json!({ "id": format!("{id}-C{number}"), "text": format!("Comment {number}"), "author": author })
+                })
+            }
+            _ => nothing(),
         },
         ["files", id] => match id.split_once("-F").and_then(|(issue, _)| Issue::named(cli, issue)) {
-            Some(issue) if !issue.files_gone => {
+            Some(issue) if !issue.files_gone && !issue.is_gone => {
                 Answer::bytes(format!("the bytes of {id}\n").repeat(1 + cli.seed as usize % 50).into_bytes())
             }
             _ => nothing(),
@@ -158,6 +166,8 @@ struct Issue {
     /// Its files are named, and are not there any more.
     files_gone: bool,
     is_deleted: bool,
+    /// It is deleted after its page was read, which has it whole.
+    is_gone: bool,
 }
 
 impl Issue {
@@ -171,6 +181,8 @@ impl Issue {
             files: if rng.u8(..8) == 0 { rng.u64(1..3) } else { 0 },
             files_gone: rng.u8(..8) == 0,
             is_deleted: rng.u8(..20) == 0,
+            // The last choice: without it, all others are the same.
+            is_gone: cli.gone_every.is_some_and(|every| rng.u64(..every) == 0),
         }
     }
 
