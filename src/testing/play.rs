@@ -149,7 +149,7 @@ impl<'a, M: Make> Play<'a, M> {
             report.lives += 1;
             if lives > LIVES_MAX {
                 let last = self.world.lock().last_error().unwrap_or_default();
-                let what = format!("no end after {lives} lives, at {}{last}", event.event_type);
+                let what = format!("it did not end within {LIVES_MAX} lives, at {}{last}", event.event_type);
                 return Err(Violation { kind: Broken::Stuck, what });
             }
             if !self.setup.has_disk {

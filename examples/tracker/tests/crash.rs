@@ -27,9 +27,9 @@ fn tracker(life: &Life) -> Tracker {
 fn answer(life: &Life, request: &SourceRequest<'_>) -> Result<SourceAnswer, BoxError> {
     let valid = format!("token {}", life.reads() / 3);
     let what = format!("{}?{}", request.path, request.query);
-    let is_known = |name: &str| ["", "since", "after"].contains(&name);
-    if !request.query.split('&').all(|parameter| is_known(parameter.split('=').next().unwrap_or_default())) {
-        return Ok(SourceAnswer::new(400, ""));
+    let mut names = request.query.split('&').map(|parameter| parameter.split('=').next().unwrap_or_default());
+    if let Some(name) = names.find(|name| !["", "since", "after"].contains(name)) {
+        return Err(format!("{} knows no parameter {name}", request.path).into());
     }
     match life.source(&what, || content(request, &valid)) {
         Err(fault) => fault.answer(),
