@@ -449,6 +449,9 @@ pub(super) fn close_run(
 ) -> Result<()> {
     assert!(row.status == RunStatus::Open, "a run ends once");
     let finished = status == RunStatus::Finished;
+    if !finished && row.event.is_some() && row.message.is_none() {
+        note_death(change, &run_key(unit.no, no), row, now)?;
+    }
     let watermark = if finished { vouch(change, unit, no, row, now)? } else { None };
     if finished {
         rejected::keep(change, unit.no, no)?;

@@ -461,6 +461,7 @@ fn an_open_run_is_abandoned_and_a_unit_forgotten_and_both_are_noted() {
     drop(run);
     let (_, backup) = place.mends(&["forget", "state.redb", UNIT, "--by", "somebody"]);
     assert_eq!(place.shown(), Vec::<Value>::new());
+    assert!(place.shows(&["state.redb"]).starts_with("no sync unit; mended "));
     // The copy can be used as it is.
     std::fs::copy(backup, place.store()).unwrap();
     place.mends(&["rewind", "state.redb", UNIT, "--to", &runs[0]]);
@@ -708,7 +709,8 @@ fn what_differs_is_said_in_words_and_what_was_done_is_listed() {
     acme/tickets: item type issues is gone
     acme/tickets: bookmark issues: {"token":"20240102T060000.000000Z"} ->
       {"token":"20240102T040000.000000Z"}
-    acme/tickets: ledger entry of run 20240102T070000.000000Z is new
+    acme/tickets: ledger entry of run 20240102T070000.000000Z (abandoned; issues: 5 read, 0 announced)
+      is new
     another: is new
     "#);
     let lines = place.shows(&["diff", "before.redb", "state.redb", "--json", "--unit", UNIT]);

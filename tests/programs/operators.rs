@@ -99,9 +99,13 @@ fn rejected_records_and_failed_attachments_are_compared_one_by_one() {
     copy(&place, "before.redb");
     rejects(&place, false);
     let said = place.shows(&["diff", "before.redb", "state.redb"]);
-    assert!(said.contains("acme/tickets: rejected record, id ISSUE-2, item type issues is new\n"), "{said}");
+    assert!(said.contains("acme/tickets: records rejected: none -> 1\n"), "{said}");
+    assert!(
+        said.contains("acme/tickets: rejected record, id ISSUE-2, item type issues (its parent "),
+        "{said}"
+    );
     let back = place.shows(&["diff", "state.redb", "before.redb"]);
-    assert!(back.contains(" record, id ISSUE-2, item type issues is not rejected any more\n"), "{back}");
+    assert!(on_one_line(&back).contains("gone) is not rejected any more"), "{back}");
 
     // The oldest of 26 that failed: it is not among the newest 20.
     let place = Place::new();
@@ -173,6 +177,69 @@ fn a_death_is_told_of_before_the_next_life_and_its_time_is_not_work() {
     let lines = place.lines(&["events", "state.redb", "--json"]);
     let deaths = of_kind(&lines, "death");
     assert_eq!((deaths.len(), &deaths[0]["resumed"]), (1, &json!(true)));
+}
+
+#[test]
+fn a_death_is_counted_if_its_run_is_abandoned_and_is_a_difference_as_long_as_no_life_has_recorded_it() {
+    let place = Place::new();
+    assert!(!worker(place.dir.path(), "die").success());
+    copy(&place, "dead.redb");
+    // What is not answered is known to be dead only while no process has the store open.
+    let held = Store::open(place.store()).unwrap();
+    // Of now, not of a time before the run.
+    let diff =
+        place.dump(&["diff", "state.redb", "dead.redb"]).env_remove("HIGHWATER_DUMP_NOW").assert().code(0);
+    let said = String::from_utf8(diff.get_output().stdout.clone()).unwrap();
+    let death = format!("import: death, epoch 2, run {} is new", run_of(&place));
+    assert!(on_one_line(&said).contains(&death), "{said}");
+    drop(held);
+    assert_eq!(place.shows(&["diff", "state.redb", "dead.redb"]), "nothing differs\n");
+
+    let abandoned = place.shows(&["abandon", "state.redb", "import", "--yes"]);
+    assert!(on_one_line(&abandoned).contains(" is abandoned; "), "{abandoned}");
+    let lines = place.lines(&["runs", "state.redb", "--json"]);
+    let over = of_kind(&lines, "ledger");
+    assert_eq!((over.len(), &over[0]["deaths"]), (1, &json!(1)), "{lines:?}");
+    let lines = place.lines(&["events", "state.redb", "--json"]);
+    let deaths = of_kind(&lines, "death");
+    assert_eq!((deaths.len(), &deaths[0]["epoch"]), (1, &json!(2)), "{lines:?}");
+
+    // One that was answered died of nothing.
+    let place = Place::new();
+    assert_eq!(run_that(place.dir.path(), "wait"), Some(OutcomeKind::Delay));
+    place.shows(&["abandon", "state.redb", "import", "--yes"]);
+    let lines = place.lines(&["runs", "state.redb", "--json"]);
+    assert_eq!(of_kind(&lines, "ledger")[0]["deaths"], json!(0));
+}
+
+/// The id of the newest run.
+fn run_of(place: &Place) -> String {
+    let lines = place.lines(&["state.redb", "--json"]);
+    of_kind(&lines, "run")[0]["run"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn what_is_lost_with_an_open_run_is_said_before_it_is_abandoned() {
+    let place = Place::new();
+    assert_eq!(run_that(place.dir.path(), "wait"), Some(OutcomeKind::Delay));
+    let lines = place.lines(&["state.redb", "--json"]);
+    let announced: u64 =
+        of_kind(&lines, "item_type").iter().map(|of| of["announced"].as_u64().unwrap()).sum();
+    assert!(announced > 0, "{lines:?}");
+    // While the wait lasts.
+    let plan = |act: &[&str]| {
+        let args = [act, &["--dry-run"]].concat();
+        let output = place.dump(&args).env_remove("HIGHWATER_DUMP_NOW").assert().code(0);
+        on_one_line(&String::from_utf8(output.get_output().stdout.clone()).unwrap())
+    };
+    let said = plan(&["abandon", "state.redb", "import"]);
+    assert!(said.contains(&format!("; announced by it, and again by the next run: {announced} records")));
+    assert!(said.contains("; the source wanted no requests until 20"), "{said}");
+    assert!(said.contains(": the next run asks at once"), "{said}");
+    let said = plan(&["reset", "state.redb", "import"]);
+    assert!(said.contains(" all runs that are known have read "), "{said}");
+    let events = on_one_line(&place.shows(&["events", "state.redb"]));
+    assert!(events.contains(": the source asked for no requests for 10m, until 20"), "{events}");
 }
 
 /// Stores pages of five issues and a user, up to page number `until`.
@@ -289,7 +356,8 @@ fn what_was_mended_last_is_shown_and_why_the_queue_is_empty() {
     assert!(listed.starts_with("no attachment is waiting or failed mended "), "{listed}");
     assert!(
         listed.contains(", by oper: reset acme/tickets ")
-            && listed.contains(" known attachments are forgotten")
+            && listed.contains(" forgotten: ")
+            && listed.contains(" known attachments, ")
     );
 }
 
@@ -331,6 +399,22 @@ fn an_attachment_that_is_looked_for_is_settled_failed_queued_again_or_dropped() 
 }
 
 #[test]
+fn attachments_are_listed_by_reason_as_they_are_queued_again() {
+    let place = Place::new();
+    store_with_attachments(&place.store());
+    let lines = place.lines(&["attachments", "state.redb", "--failed", "--json"]);
+    let all = of_kind(&lines, "attachment");
+    let reason = all[0]["reason"].as_str().unwrap();
+    let lines = place.lines(&["attachments", "state.redb", "--reason", reason, "--json"]);
+    let alike = all.iter().filter(|one| one["reason"].as_str().unwrap().contains(reason)).count();
+    assert_eq!(of_kind(&lines, "attachment").len(), alike);
+    let plan = place.shows(&["requeue", "state.redb", "acme/tickets", "--reason", reason, "--dry-run"]);
+    assert!(plan.contains(&format!("queued again: {alike} failed attachment")), "{plan}");
+    let none = place.shows(&["attachments", "state.redb", "--reason", "no such"]);
+    assert!(none.starts_with("no attachment has such a reason\n"), "{none}");
+}
+
+#[test]
 fn a_list_of_none_of_the_newest_does_not_say_that_there_are_none() {
     let place = Place::new();
     store_amid_work(&place.store());
@@ -369,16 +453,34 @@ fn an_error_names_the_flag_or_the_command_that_helps() {
     let stderr = refused(&["requeue", "state.redb", "acme/tickets", "--id", "A11", "--dry-run"]);
     assert!(stderr.contains("no failed attachment matches"), "{stderr}");
     let stderr = refused(&["export", "state.redb", "acme/ticket", "unit.jsonl"]);
+    assert!(stderr.contains("no sync unit \"acme/ticket\"; did you mean acme/tickets?"), "{stderr}");
+    let stderr = refused(&["export", "state.redb", "widgets", "unit.jsonl"]);
     assert!(
-        stderr.contains("state.redb has no sync unit \"acme/ticket\"; `highwater-dump state.redb` lists"),
+        stderr.contains("state.redb has no sync unit \"widgets\"; `highwater-dump state.redb` lists"),
         "{stderr}"
     );
+    let stderr = refused(&["rewind", "state.redb", "acme/tickets", "--to", "-1d"]);
+    assert!(stderr.contains("A time is written 2026-01-31, or "), "{stderr}");
     let stderr = refused(&["set-cursor", "state.redb", "acme/tickets", "isues", "1", "--yes"]);
     assert!(stderr.contains("(--force)"), "{stderr}");
     place.shows(&["abandon", "state.redb", "acme/tickets", "--yes"]);
     place.shows(&["export", "state.redb", "acme/tickets", "unit.jsonl"]);
     let stderr = refused(&["import", "state.redb", "unit.jsonl", "--yes"]);
     assert!(stderr.contains("(--replace)"), "{stderr}");
+    let stderr = refused(&["unit.jsonl"]);
+    assert!(stderr.contains("an exported sync unit, which `highwater-dump import` reads"), "{stderr}");
+
+    let usage = |command: &mut assert_cmd::Command| {
+        String::from_utf8(command.assert().code(2).get_output().stderr.clone()).unwrap()
+    };
+    let stderr = usage(&mut place.dump(&["reset", "acme/tickets", "state.redb"]));
+    assert!(
+        stderr.contains("the store comes before the sync unit: highwater-dump reset state.redb acme/tickets"),
+        "{stderr}"
+    );
+    let stderr = usage(place.dump(&["state.redb"]).env("HIGHWATER_DUMP_NOW", "yesterday"));
+    assert!(stderr.contains("HIGHWATER_DUMP_NOW=yesterday is not a time"), "{stderr}");
+    usage(&mut place.dump(&["find", "state.redb", ""]));
 }
 
 #[test]

@@ -32,6 +32,9 @@ pub(crate) struct Attachments {
     /// Only those that were given up, and are not queued again
     #[arg(long)]
     failed: bool,
+    /// Only those whose reason contains this text, as `requeue` selects them
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
 }
 
 impl Attachments {
@@ -44,7 +47,9 @@ impl Attachments {
             json_line(&mut out, &store_line(store, snapshot.source(), screen.now))?;
         }
         let acts = snapshot.acts(Some(&unit))?;
-        let mut all = snapshot.attachments(&unit, self.failed)?.ok_or_else(|| no_unit(store, &unit))?;
+        let all = snapshot.attachments(&unit, self.failed)?.ok_or_else(|| no_unit(store, &unit))?;
+        let mut all =
+            all.filter(|found| found.as_ref().is_ok_and(|found| self.selects(found)) || found.is_err());
         let mut newest = VecDeque::new();
         if let Some(last) = last {
             for attachment in all.by_ref() {
@@ -56,7 +61,11 @@ impl Attachments {
         }
         let mut listed = newest.into_iter().map(Ok).chain(all).peekable();
         if listed.peek().is_none() && !json {
-            let why = if self.failed { "no attachment failed" } else { "no attachment is waiting or failed" };
+            let why = match (&self.reason, self.failed) {
+                (Some(_), _) => "no attachment has such a reason",
+                (None, true) => "no attachment failed",
+                (None, false) => "no attachment is waiting or failed",
+            };
             writeln!(out, "{}", none_listed(*last, why))?;
             // It may be the reason why there are none.
             if let Some(act) = acts.last() {
@@ -82,6 +91,13 @@ impl Attachments {
         }
         out.flush()?;
         Ok(Exit::Fine)
+    }
+
+    /// Whether its reason is one that is asked for.
+    fn selects(&self, attachment: &AttachmentReport) -> bool {
+        self.reason.as_ref().is_none_or(|text| {
+            attachment.reason.as_ref().is_some_and(|reason| reason.contains(text.as_str()))
+        })
     }
 }
 

@@ -5,14 +5,14 @@
 //! An object that one of the two has dropped because of its age is no difference.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
-use std::io::Write;
+use std::fmt::Write as _;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
 use clap::Args;
 use highwater::airdrop::SavedState;
-use highwater::inspect::{AttachmentReport, Line, RejectedReport, Report};
+use highwater::inspect::{AttachmentReport, DeathReport, Line, RejectedReport, Report};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -20,7 +20,7 @@ use crate::ending::{Exit, Failure, Outcome};
 use crate::figures::event_words;
 use crate::mend::state_of;
 use crate::stores::{no_unit, open, unit_id};
-use crate::text::{Screen, folded, json_line, seconds_in_words, stdout, visible};
+use crate::text::{Screen, at_most, folded, json_line, seconds_in_words, stdout, visible};
 
 /// The name of the unit of a worker state, which does not contain one.
 const UNNAMED: &str = "the unit";
@@ -83,12 +83,12 @@ impl Diff {
                 "a worker state does not contain the name of its unit: use --unit".to_owned(),
             ));
         }
-        let (a, b) = (self.side(&self.a, a)?, self.side(&self.b, b)?);
+        let screen = Screen::new();
+        let (a, b) = (self.side(&self.a, a, screen)?, self.side(&self.b, b, screen)?);
         if let (Some(unit), true, true) = (&self.unit, a.kept.is_empty(), b.kept.is_empty()) {
             return Err(no_unit(&self.a, unit));
         }
         let mut out = stdout();
-        let screen = Screen::new();
         let places: BTreeSet<&Place> = a.objects.keys().chain(b.objects.keys()).collect();
         let differing: Vec<&Place> = places.into_iter().filter(|place| differ(place, &a, &b)).collect();
         for of_kind in differing.chunk_by(|one, other| (&one.0, &one.2) == (&other.0, &other.2)) {
@@ -103,11 +103,12 @@ impl Diff {
             }
             for place in of_kind.iter().skip(more) {
                 let (a, b) = (a.object(place)?, b.object(place)?);
+                let alone = if a.is_none() { &b } else { &a };
                 for difference in differences(place, a.as_ref(), b.as_ref()) {
                     if self.json {
                         json_line(&mut out, &difference)?;
                     } else {
-                        folded(&mut out, screen, "", "  ", &visible(&words(&difference)))?;
+                        folded(&mut out, screen, "", "  ", &visible(&words(&difference, alone.as_ref())))?;
                     }
                 }
             }
@@ -120,13 +121,13 @@ impl Diff {
     }
 
     /// What a store, or a worker state in a file, is reported as.
-    fn side(&self, path: &Path, worker_state: Option<String>) -> Outcome<Side> {
+    fn side(&self, path: &Path, worker_state: Option<String>, screen: Screen) -> Outcome<Side> {
         let mut side = Side::default();
         if let Some(text) = worker_state {
             let unit = self.unit.as_deref().unwrap_or(UNNAMED);
             let state = SavedState::read(&text, unit)?;
             if let Some(report) = state.store().report(unit, usize::MAX)? {
-                side.add(&report, &state.store().rejected(unit)?.unwrap_or_default())?;
+                side.add(&report, &state.store().rejected(unit)?.unwrap_or_default(), None)?;
             }
             return Ok(side);
         }
@@ -138,7 +139,8 @@ impl Diff {
         };
         for unit in units {
             if let Some(report) = snapshot.unit(&unit, usize::MAX)? {
-                side.add(&report, &snapshot.rejected(&unit, false)?.unwrap_or_default())?;
+                let death = report.standing(screen.now, snapshot.source()).death;
+                side.add(&report, &snapshot.rejected(&unit, false)?.unwrap_or_default(), death.as_ref())?;
             }
         }
         Ok(side)
@@ -165,14 +167,20 @@ struct Kept {
 }
 
 impl Side {
-    fn add(&mut self, report: &Report, rejected: &[RejectedReport]) -> Outcome<()> {
+    /// `death`: of the newest life, which no later life has recorded.
+    fn add(
+        &mut self,
+        report: &Report,
+        rejected: &[RejectedReport],
+        death: Option<&DeathReport>,
+    ) -> Outcome<()> {
         let kept = Kept {
             oldest_over: report.ledger.first().map(|over| over.ended_at),
             messages: report.unit.messages,
             run_started_at: report.run.as_ref().map(|run| run.started_at),
         };
         self.kept.insert(report.unit.sync_unit.clone(), kept);
-        for line in report.lines().chain(rejected.iter().map(Line::Rejected)) {
+        for line in report.lines().chain(rejected.iter().map(Line::Rejected)).chain(death.map(Line::Death)) {
             let place = match line {
                 // There may be very many.
                 Line::Attachment(failed) => place_of_attachment(failed),
@@ -300,8 +308,8 @@ fn fields<'a>(
     }
 }
 
-/// A difference as a sentence.
-fn words(difference: &Difference<'_>) -> String {
+/// A difference as a sentence. `alone`: the object, if only one of the two has it.
+fn words(difference: &Difference<'_>, alone: Option<&Object>) -> String {
     let Difference { sync_unit, of, which, field, a, b, .. } = difference;
     let plain = |name: &str| name.replace(['_', '.'], " ");
     let mut what = match *of {
@@ -333,6 +341,7 @@ fn words(difference: &Difference<'_>) -> String {
         }
         (None, a, _) => {
             let what = if what.is_empty() { String::new() } else { format!(" {what}") };
+            let about = alone.and_then(about).map(|about| format!(" ({about})")).unwrap_or_default();
             let says = match (*of, a.is_none()) {
                 ("attachment", true) => "has failed",
                 ("attachment", false) => "is not failed any more",
@@ -340,9 +349,23 @@ fn words(difference: &Difference<'_>) -> String {
                 (_, true) => "is new",
                 (_, false) => "is gone",
             };
-            format!("{sync_unit}:{what} {says}")
+            format!("{sync_unit}:{what}{about} {says}")
         }
     }
+}
+
+/// What is said of an object that only one of the two has: how a run ended and what it read, or a reason.
+fn about(object: &Object) -> Option<String> {
+    let Some(types) = object.get("item_types").and_then(Value::as_array) else {
+        return object.get("reason").and_then(Value::as_str).map(|reason| at_most(SHOWN_CHARS, reason));
+    };
+    let mut words = object.get("status")?.as_str()?.to_owned();
+    for counts in types {
+        let of = |name: &str| counts.get(name).and_then(Value::as_u64).unwrap_or_default();
+        let item_type = counts.get("item_type").and_then(Value::as_str).unwrap_or_default();
+        let _ = write!(words, "; {item_type}: {} read, {} announced", of("read"), of("announced"));
+    }
+    Some(words)
 }
 
 fn shown_seconds(value: Option<&Value>) -> String {
@@ -355,8 +378,5 @@ fn shown(value: Option<&Value>) -> String {
         Some(Value::String(text)) => event_words(text),
         Some(value) => value.to_string(),
     };
-    match text.char_indices().nth(SHOWN_CHARS) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text,
-    }
+    at_most(SHOWN_CHARS, &text)
 }

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use highwater::mend::UnitFile;
 use highwater::{Error, ErrorKind};
 
 use crate::files::worker_state;
@@ -90,7 +91,11 @@ impl Failure {
                 if let Error::NotAStore { path, .. } = error
                     && matches!(worker_state(path), Ok(Some(_)))
                 {
-                    text.push_str("; if it is a worker state, `diff` and the commands that mend read it");
+                    text.push_str(if UnitFile::open(path).is_ok() {
+                        "; it is an exported sync unit, which `highwater-dump import` reads"
+                    } else {
+                        "; if it is a worker state, `diff` and the commands that mend read it"
+                    });
                 }
                 complain(&text);
                 match error {

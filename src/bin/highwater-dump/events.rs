@@ -1,14 +1,16 @@
 //! `events`: the conversation with the platform, event by event, and the deaths in it.
 
+use std::fmt::Write as _;
 use std::io::Write;
 
+use chrono::{DateTime, Utc};
 use clap::Args;
 use highwater::inspect::{DeathReport, EventReport, Line};
 
 use crate::ending::{EXIT_CODES, Exit, Outcome};
 use crate::figures::{death_words, event_words, fate_words};
 use crate::stores::{Asked, no_unit, none_listed, open_at, store_line};
-use crate::text::{Screen, count, duration, folded, json_line, stdout, time, visible};
+use crate::text::{Screen, count, duration, folded, json_line, seconds_in_words, stdout, time, visible};
 
 const EXAMPLE: &str = "\
 Example:
@@ -66,7 +68,12 @@ impl Events {
             match (entry, json) {
                 (Entry::Event(event), true) => json_line(&mut out, &Line::Event(event))?,
                 (Entry::Death(death), true) => json_line(&mut out, &Line::Death(death))?,
-                (Entry::Event(event), false) => print_event(&mut out, screen, event)?,
+                (Entry::Event(event), false) => {
+                    // Only the run knows of it, and only of its newest message.
+                    let delay = report.run.as_ref().filter(|run| run.event.as_ref() == Some(&event.event));
+                    let until = delay.and_then(|run| Some((run.not_before?, run.delay_seconds?)));
+                    print_event(&mut out, screen, event, until)?;
+                }
                 (Entry::Death(death), false) => print_death(&mut out, screen, death)?,
             }
         }
@@ -75,7 +82,13 @@ impl Events {
     }
 }
 
-fn print_event(out: &mut impl Write, screen: Screen, event: &EventReport) -> std::io::Result<()> {
+/// `delay`: until when the source wants no requests, and for how many seconds it asked, if that is what it is answered.
+fn print_event(
+    out: &mut impl Write,
+    screen: Screen,
+    event: &EventReport,
+    delay: Option<(DateTime<Utc>, u64)>,
+) -> std::io::Result<()> {
     let line = format!("{}. {}", event.order, event_words(&event.event));
     folded(out, screen, &format!("{} ", time(event.accepted_at)), "    ", &visible(&line))?;
     let answer = match &event.answer {
@@ -88,6 +101,14 @@ fn print_event(out: &mut impl Write, screen: Screen, event: &EventReport) -> std
                 fate_words(message),
                 count(message.artifacts, "artifact", "artifacts")
             );
+            if let Some((until, seconds)) = delay {
+                let asked = seconds_in_words(seconds);
+                let _ = write!(
+                    line,
+                    ": the source asked for no requests for {asked}, until {}",
+                    screen.time(until)
+                );
+            }
             if let Some(error) = &message.error {
                 line.push_str(": ");
                 line.push_str(error);

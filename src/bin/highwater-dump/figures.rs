@@ -114,6 +114,13 @@ pub(crate) fn facts(report: &Report, standing: &Standing, mended: Option<&Act>, 
         .watermark
         .map_or_else(|| "none: the next run extracts everything".to_owned(), |at| screen.time(at));
     facts.push(("watermark", watermark));
+    if unit.attachments_requeued > 0 {
+        let attachments = count(unit.attachments_requeued, "attachment", "attachments");
+        facts.push((
+            "requeued",
+            format!("{attachments} that had failed: the next run with an attachments phase tries them"),
+        ));
+    }
     let runs = count(unit.runs, "run", "runs");
     facts.push(("known", format!("since {}, {runs} begun", screen.time(unit.created_at))));
     if let Some(act) = mended {

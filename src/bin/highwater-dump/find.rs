@@ -30,6 +30,7 @@ pub(crate) struct Find {
     /// The store file
     store: PathBuf,
     /// The id of the record, as the extractor gives it
+    #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
     id: String,
     /// The sync unit; may be left out if the store has only one
     #[arg(long, value_name = "ID")]

@@ -176,6 +176,11 @@ fn no_command(error: &clap::Error) -> Option<clap::Error> {
 }
 
 fn run(cli: Cli) -> Result<ExitCode, Failure> {
+    if let Err(told) = text::told_now() {
+        return Err(Failure::Usage(format!(
+            "HIGHWATER_DUMP_NOW={told} is not a time; it is written 2026-01-02T03:04:05Z"
+        )));
+    }
     let exit = match (cli.command, cli.show) {
         (None, Some(show)) => show.run(),
         (Some(Command::Tail(tail)), _) => tail.run(),

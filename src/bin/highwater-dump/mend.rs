@@ -35,7 +35,7 @@ STORE may be a worker state as the platform returns it: the file is changed in p
         unit: Unit,
         /// A run's id (the state in which that run left the unit), or a time (the state after the last run finished
         /// by then): 2026-01-02, 2026-01-02T03:04 or with seconds, in UTC unless it has an offset
-        #[arg(long, value_name = "RUN|TIME")]
+        #[arg(long, value_name = "RUN|TIME", allow_hyphen_values = true)]
         to: String,
         #[command(flatten)]
         how: How,
@@ -343,6 +343,13 @@ impl Act {
 
 impl Unit {
     fn mend(&self, how: &How, command: &str, act: &Act) -> Result<Exit, Failure> {
+        if !self.store.exists() && Path::new(&self.unit).is_file() {
+            return Err(Failure::Usage(format!(
+                "the store comes before the sync unit: highwater-dump {command} {} {}",
+                shell_word(&self.unit),
+                shell_path(&self.store)
+            )));
+        }
         if let Some(text) = state_of(&self.store)? {
             return self.mend_worker_state(how, command, act, &text);
         }

@@ -8,7 +8,7 @@ use highwater::inspect::{Alert, FindingsReport, Line, Reasons, Report, Standing}
 use highwater::mend::Act;
 
 use crate::ending::{Exit, Outcome};
-use crate::figures::{self, alert_words, next_words};
+use crate::figures::{self, act_words, alert_words, next_words};
 use crate::stores::{no_unit, note, open, shown_units, store_line};
 use crate::text::{
     ALERT_CHARS, Listing, Screen, at_most, count, cut, fact, folded, json_line, stdout, visible,
@@ -69,7 +69,11 @@ impl Show {
             }
         }
         if shown.is_empty() && !self.json {
-            writeln!(out, "no sync unit yet")?;
+            let acts = snapshot.acts(None)?;
+            match acts.last() {
+                Some(act) => writeln!(out, "no sync unit; mended {}", visible(&act_words(act, screen)))?,
+                None => writeln!(out, "no sync unit yet")?,
+            }
         }
         if hidden > 0 && !self.json {
             writeln!(

@@ -19,7 +19,7 @@ use crate::figures::{self, alert_words, event_words, fate_words};
 use crate::files::replace;
 use crate::plots::{self, Bar, Fill, Part, Scale};
 use crate::stores::{no_unit, open, shown_units};
-use crate::text::{Screen, at_most, count, duration, time};
+use crate::text::{Screen, at_most, count, duration, time, visible};
 
 const EXAMPLE: &str = "\
 Example:
@@ -65,6 +65,13 @@ impl Report {
             io::stdout().lock().write_all(page.as_bytes())?;
         } else {
             replace(&self.html, page.as_bytes()).map_err(|error| cannot_write(&self.html, &error))?;
+            let mut out = io::stdout().lock();
+            writeln!(
+                out,
+                "{}: {} bytes",
+                visible(&self.html.to_string_lossy()),
+                grouped(&page.len().to_string())
+            )?;
         }
         Ok(Exit::Fine)
     }

@@ -84,7 +84,19 @@ pub(crate) fn shown_units(
 pub(crate) fn unit_id(snapshot: &mut Snapshot, store: &Path, given: &str) -> Outcome<String> {
     let ids = snapshot.unit_ids()?;
     let found = ids.iter().find(|id| *id == given).or_else(|| ids.iter().find(|id| visible(id) == given));
-    found.cloned().ok_or_else(|| no_unit(store, given))
+    if let Some(found) = found {
+        return Ok(found.clone());
+    }
+    let distance = |id: &String| strsim::damerau_levenshtein(id, given);
+    let close = ids.iter().filter(|id| !is_internal(id)).min_by_key(|id| distance(id));
+    match close.filter(|id| distance(id) <= 2 || id.contains(given)) {
+        Some(id) => Err(Failure::Absent(format!(
+            "{} has no sync unit \"{given}\"; did you mean {}?",
+            store.display(),
+            shell_word(id)
+        ))),
+        None => Err(no_unit(store, given)),
+    }
 }
 
 /// The error for a unit that the store does not have.

@@ -27,6 +27,15 @@ const NAME_CHARS: usize = 200;
 /// Characters of an alert on the first screen, so that the rest is in sight; `events` and JSON show all.
 pub(crate) const ALERT_CHARS: usize = 500;
 
+/// The time that `HIGHWATER_DUMP_NOW` sets, if it sets one; the error is its text that is not a time.
+pub(crate) fn told_now() -> Result<Option<DateTime<Utc>>, String> {
+    let Some(told) = std::env::var_os("HIGHWATER_DUMP_NOW").filter(|told| !told.is_empty()) else {
+        return Ok(None);
+    };
+    let told = told.to_string_lossy();
+    told.parse().map(Some).map_err(|_| told.into_owned())
+}
+
 /// The screen: its width, whether it has colours, and the current time.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Screen {
@@ -48,8 +57,7 @@ impl Screen {
             None => UNFOLDED,
         };
         let width = told.filter(|width| *width > 0).unwrap_or_else(columns).max(WIDTH_MIN);
-        let told = std::env::var("HIGHWATER_DUMP_NOW").ok().and_then(|now| now.parse().ok());
-        Self { colour, width, now: told.unwrap_or_else(Utc::now) }
+        Self { colour, width, now: told_now().ok().flatten().unwrap_or_else(Utc::now) }
     }
 
     pub(crate) fn paint(self, code: &str, text: &str) -> String {

@@ -22,6 +22,11 @@ impl Reasons {
         *self.0.entry(if is_separate { reason } else { OTHERS.to_owned() }).or_default() += 1;
     }
 
+    /// How many were counted.
+    pub fn total(&self) -> u64 {
+        self.0.values().sum()
+    }
+
     /// The reasons and their counts, the most frequent first: at most `most`, and then all others as one.
     pub fn most_frequent(&self, most: usize) -> Vec<(String, u64)> {
         let mut reasons: Vec<_> = self.0.iter().map(|(reason, count)| (reason.clone(), *count)).collect();
@@ -61,6 +66,7 @@ mod tests {
         let told = reasons.most_frequent(usize::MAX);
         assert_eq!(told.len(), SEPARATE_MAX + 1);
         assert_eq!(told.iter().map(|(_, count)| count).sum::<u64>(), 10 + 2_000);
+        assert_eq!(reasons.total(), 10 + 2_000);
         assert_eq!(told.last(), Some(&(OTHERS.to_owned(), 2_000 - (1_000 - 4))));
         assert_eq!(reasons.most_frequent(2)[..2], [("denied".to_owned(), 5), ("busy".to_owned(), 2)]);
     }

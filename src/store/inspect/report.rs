@@ -29,7 +29,7 @@ use super::reasons::Reasons;
 use super::records::{FindingsReport, TypeReport, findings, item_types};
 use super::rejected as rejected_reports;
 use super::scan::{each, name, push_last};
-use super::words::{RunStatus, optional_raw, optional_time, raw, time};
+use super::words::{RunStatus, is_zero, optional_raw, optional_time, raw, time};
 
 /// Whether a sync unit is internal: under such a name the store keeps how the list of external sync units of an
 /// external system was delivered.
@@ -105,6 +105,9 @@ pub struct UnitReport {
     pub attachments_failed: u64,
     /// Attachments that were given up, and will be tried again by the next run that reaches its attachments phase.
     pub attachments_requeued: u64,
+    /// Records that are rejected, and that the next run asks for again.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub records_rejected: u64,
 }
 
 /// The newest run of a unit.
@@ -298,6 +301,7 @@ pub(super) fn read(view: &View<'_>, id: &str, unit: &UnitRow, last: usize) -> Re
         Some(no) => Some((no, view.need(&RUNS, &run_key(unit.no, no))?)),
         None => None,
     };
+    let rejected_reasons = rejected_reports::reasons(view, unit)?;
     let mut report = Report {
         unit: UnitReport {
             sync_unit: id.to_owned(),
@@ -311,6 +315,7 @@ pub(super) fn read(view: &View<'_>, id: &str, unit: &UnitRow, last: usize) -> Re
             ledger_runs: 0,
             attachments_failed: 0,
             attachments_requeued: 0,
+            records_rejected: rejected_reasons.total(),
         },
         run: None,
         streams: Vec::new(),
@@ -323,7 +328,7 @@ pub(super) fn read(view: &View<'_>, id: &str, unit: &UnitRow, last: usize) -> Re
         ledger: Vec::new(),
         failed_attachments: Vec::new(),
         failed_reasons: Reasons::default(),
-        rejected_reasons: rejected_reports::reasons(view, unit)?,
+        rejected_reasons,
         set_cursors: Vec::new(),
         deaths: Vec::new(),
     };

@@ -44,7 +44,14 @@ impl Compaction {
         }
         let mut copy = tempfile::NamedTempFile::new().map_err(copying)?;
         let bytes = io::copy(&mut file, &mut copy).map_err(copying)?;
-        let mut store = Store::open(copy.path())?;
+        // The copy has another name, which says nothing to an operator.
+        let mut store = Store::open(copy.path()).map_err(|error| match error {
+            Error::Corrupt { what, reason } => {
+                let copied = copy.path().display().to_string();
+                Error::Corrupt { what: what.replace(&copied, &path.display().to_string()), reason }
+            }
+            other => other,
+        })?;
         store.tables_alone()?.compact()?;
         drop(store);
         let bytes_after = copy.path().metadata().map_err(copying)?.len();

@@ -110,6 +110,12 @@ pub enum PlannedChange {
         message_undelivered: Option<u64>,
         /// Records that this message announces.
         records_undelivered: u64,
+        /// Records that its other messages announced. The next run asks for what has changed since the same time, so
+        /// it announces them again.
+        records_announced: u64,
+        /// Until when the source wanted no requests; the next run does not know of it.
+        #[serde(serialize_with = "optional_time")]
+        delay_until: Option<DateTime<Utc>>,
     },
     /// The time up to which finished runs vouch.
     Watermark {
@@ -199,7 +205,8 @@ pub struct NextRun {
     pub attachments_requeued: u64,
     /// Records that earlier runs rejected, and that are asked for again.
     pub rejected: u64,
-    /// For a rewind: the records that the runs since then have read, by item type. About as many are asked for again.
+    /// For a rewind or a reset: the records that the runs since then, as far as they are known, have read, by item type.
+    /// About as many are asked for again; a record that several runs read counts for each.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub read_since: BTreeMap<String, u64>,
 }
@@ -293,6 +300,8 @@ impl fmt::Display for PlannedChange {
                 attachments_left,
                 message_undelivered,
                 records_undelivered,
+                records_announced,
+                delay_until,
             } => {
                 let pages = count(*pages, "page");
                 write!(f, "run {run}, started {}, {pages}, is abandoned", shown(*started_at))?;
@@ -304,8 +313,19 @@ impl fmt::Display for PlannedChange {
                     let records = count(*records_undelivered, "record");
                     write!(f, "; message {message}, which may or may not have been accepted, has {records}")?;
                 }
+                if *records_announced > 0 {
+                    let records = count(*records_announced, "record");
+                    write!(f, "; announced by it, and again by the next run: {records}")?;
+                }
                 if *attachments_left > 0 {
                     write!(f, "; not transferred: {}", count(*attachments_left, "attachment"))?;
+                }
+                if let Some(until) = delay_until {
+                    write!(
+                        f,
+                        "; the source wanted no requests until {}: the next run asks at once",
+                        shown(*until)
+                    )?;
                 }
                 Ok(())
             }
@@ -314,6 +334,9 @@ impl fmt::Display for PlannedChange {
             }
             Self::Bounds { from, to } => {
                 let pair = |[oldest, newest]: &[Option<DateTime<Utc>>; 2]| {
+                    if oldest.is_none() && newest.is_none() {
+                        return "none".to_owned();
+                    }
                     // A run that extracted everything began there.
                     let oldest = match oldest {
                         Some(oldest) if *oldest == DateTime::UNIX_EPOCH => "the beginning".to_owned(),
@@ -333,10 +356,11 @@ impl fmt::Display for PlannedChange {
             }
             Self::ForgetAttachments { known, failed } => write!(
                 f,
-                "{known} known attachments are forgotten, {failed} of them failed: the next run extracts them again"
+                "forgotten: {}, {failed} of them failed: the next run extracts them again",
+                count(*known, "known attachment")
             ),
             Self::Requeue { attachments, reasons } => {
-                write!(f, "{attachments} failed attachments are queued again")?;
+                write!(f, "queued again: {}", count(*attachments, "failed attachment"))?;
                 for (reason, count) in reasons {
                     write!(f, "; {count}: {}", cut::to_chars(reason, SHOWN_CHARS))?;
                 }
@@ -347,11 +371,13 @@ impl fmt::Display for PlannedChange {
             }
             Self::ForgetUnit { runs, ledger_runs, attachments } => write!(
                 f,
-                "the whole unit is forgotten: {runs} runs begun, {ledger_runs} of them in the ledger, {attachments} attachments"
+                "the whole unit is forgotten: {} begun, {ledger_runs} in the ledger, {}",
+                count(*runs, "run"),
+                count(*attachments, "attachment")
             ),
             Self::Import { rows, exported_at, replaces } => {
                 let replaces = if *replaces { ", in place of what is there" } else { "" };
-                write!(f, "{rows} rows, exported {exported_at}, are imported{replaces}")
+                write!(f, "imported: {}, exported {exported_at}{replaces}", count(*rows, "row"))
             }
         }
     }
@@ -375,11 +401,16 @@ impl Plan {
             if !next.read_since.is_empty() {
                 let of_type = |(item_type, records): (&String, &u64)| format!("{item_type}: {records}");
                 let by_type: Vec<_> = next.read_since.iter().map(of_type).collect();
-                lines.push(format!(
-                    "about {} will be asked for again, as many as the runs since then have read ({})",
-                    count(next.read_since.values().sum(), "record"),
-                    by_type.join(", ")
-                ));
+                let records = count(next.read_since.values().sum(), "record");
+                let by_type = by_type.join(", ");
+                lines.push(match next.since {
+                    Some(_) => format!(
+                        "about {records} will be asked for again, as many as the runs since then have read ({by_type})"
+                    ),
+                    None => format!(
+                        "all runs that are known have read {records} ({by_type}); each of them comes again, once"
+                    ),
+                });
             }
             for NextStream { stream, bookmark, cursor } in &next.streams {
                 let mut line = format!("the next run begins stream {stream}");
@@ -399,10 +430,8 @@ impl Plan {
                     .push(format!("the next run asks for {} again", count(next.rejected, "rejected record")));
             }
             if next.attachments_requeued > 0 {
-                lines.push(format!(
-                    "the next run tries {} failed attachments again",
-                    next.attachments_requeued
-                ));
+                let attachments = count(next.attachments_requeued, "failed attachment");
+                lines.push(format!("the next run tries {attachments} again"));
             }
         }
         lines.extend(self.notes.iter().map(|note| format!("note: {note}")));

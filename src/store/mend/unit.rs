@@ -12,7 +12,7 @@ use crate::model::{CURSOR_BYTES_MAX, Micros, Phase, RESERVED_VALUE_PREFIX, Strea
 use crate::record::Attachment;
 
 use super::super::attachments::queue::GroupSize;
-use super::super::inspect::{Reasons, Snapshot};
+use super::super::inspect::{Reasons, Snapshot, count};
 use super::super::lifecycle::{close_run, current_run, usable_watermark};
 use super::super::open::{Store, SyncUnit};
 use super::super::rows::{
@@ -87,7 +87,7 @@ impl Snapshot {
 }
 
 impl Store {
-    /// What operators did, by unit, the oldest first: to one unit, or to all units and the store.
+    /// What operators did, the oldest first: to one unit, or to all units and the store.
     ///
     /// # Errors
     /// `Corrupt` or `Io`.
@@ -107,7 +107,9 @@ impl Snapshot {
 }
 
 fn acts(rows: &impl Rows, sync_unit: Option<&str>) -> Result<Vec<Act>> {
-    let acts = acts_by_unit(rows, sync_unit)?.into_iter().map(|(unit, row)| Act {
+    let mut rows = acts_by_unit(rows, sync_unit)?;
+    rows.sort_by_key(|(_, row)| row.at);
+    let acts = rows.into_iter().map(|(unit, row)| Act {
         sync_unit: Some(unit).filter(|unit| !unit.is_empty()),
         at: row.at.to_time(),
         by: row.by,
@@ -233,9 +235,10 @@ impl<'a, R: Rows> Known<'a, R> {
     pub(super) fn plan_end_of_run(&self, plan: &mut Plan) -> Result<()> {
         let Some((no, row)) = &self.open else { return Ok(()) };
         let key = run_key(self.unit.no, *no);
-        let mut records_dropped = 0;
+        let (mut records_dropped, mut announced) = (0, 0_u64);
         self.rows.scan(&TYPES, &key, &key, |_, counts| {
             records_dropped += counts.read.saturating_sub(counts.left_out).saturating_sub(counts.announced);
+            announced += counts.announced;
             Ok(true)
         })?;
         let queue = self.rows.get(&QUEUES, &key)?.unwrap_or_default().counts;
@@ -261,6 +264,11 @@ impl<'a, R: Rows> Known<'a, R> {
             attachments_left: queue.queued.saturating_sub(queue.settled).saturating_sub(queue.failed),
             message_undelivered: undelivered,
             records_undelivered,
+            records_announced: announced.saturating_sub(records_undelivered),
+            delay_until: row
+                .not_before
+                .map(|wait| wait.at.to_time())
+                .filter(|until| *until > self.now.to_time()),
         });
         if row.event.is_some() {
             plan.notes.push(format!(
@@ -427,7 +435,7 @@ impl<'a, R: Rows> Known<'a, R> {
         plan.notes.extend(self.attachments_stay()?);
         if unit.watermark > self.unit.watermark {
             plan.notes.push(
-                "the watermark moves forward: records that the last rewind would have extracted again are skipped"
+                "the watermark moves forward: records that the last rewind or reset would have had extracted again are skipped"
                     .to_owned(),
             );
         }
@@ -459,8 +467,9 @@ impl<'a, R: Rows> Known<'a, R> {
         let (known, failed) = (self.attachments_known()?, self.count(&FAILED)?);
         Ok((known > 0).then(|| {
             format!(
-                "{known} attachments stay known, {failed} of them failed: of those that the next run names, it streams again \
-                 only the ones that failed, or whose url, name or date has changed, or that no finished run has settled"
+                "still known: {}, {failed} of them failed: of those that the next run names, it streams again only the \
+                 ones that failed, or whose url, name or date has changed, or that no finished run has settled",
+                count(known, "attachment")
             )
         }))
     }
@@ -527,12 +536,15 @@ impl<'a, R: Rows> Known<'a, R> {
         unit.watermark = None;
         unit.bounds = (None, None);
         self.plan_standing(&unit, &BTreeMap::new(), plan)?;
+        if let Some(next) = &mut plan.next_run {
+            next.read_since = self.read_since(0)?;
+        }
         let (known, failed) = (self.attachments_known()?, self.count(&FAILED)? + self.count(&REQUEUED)?);
         if keep_attachments {
             if known > 0 {
                 plan.notes.push(format!(
-                    "{known} attachments stay known: those that are settled are extracted again only if their url, name or \
-                     date has changed"
+                    "still known: {}: those that are settled are extracted again only if their url, name or date has changed",
+                    count(known, "attachment")
                 ));
             }
         } else if known + failed > 0 {
