@@ -76,6 +76,6 @@ pub use platform::{Body, Fate, Platform, PlatformError, SealedMessage, Upload, W
 pub use saved::SavedState;
 pub use serve::serve;
 pub use settings::Serve;
-pub use source_client::{SourceAnswer, SourceClient, SourceRequest};
+pub use source_client::{QueryValue, SourceAnswer, SourceClient, SourceRequest};
 pub use source_error::{AttachmentError, SourceError};
 pub use window::Window;

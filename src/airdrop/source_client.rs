@@ -4,10 +4,12 @@ use std::fmt;
 use std::fmt::Write as _;
 use std::io::{BufReader, Cursor, Read};
 
+use chrono::{DateTime, SecondsFormat, Utc};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::error::BoxError;
+use crate::record::Id;
 
 use super::access_token::AccessToken;
 use super::source_error::SourceError;
@@ -72,6 +74,42 @@ impl fmt::Debug for SourceAnswer {
     }
 }
 
+/// The value of a query's parameter: a text, a whole number, a time, or an `Option` of one; `None` leaves out the parameter.
+///
+/// A time becomes `2026-01-02T03:04:05Z` (RFC 3339, in UTC, cut to the second).
+///
+/// ```
+/// use highwater::airdrop::QueryValue;
+/// let cursor: Option<u32> = Some(2);
+/// let query: [(&str, QueryValue); 2] = [("page", cursor.into()), ("sort", "updated_at".into())];
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueryValue(Option<String>);
+
+impl<T: Into<QueryValue>> From<Option<T>> for QueryValue {
+    fn from(value: Option<T>) -> Self {
+        value.map_or(Self(None), Into::into)
+    }
+}
+
+impl From<DateTime<Utc>> for QueryValue {
+    fn from(time: DateTime<Utc>) -> Self {
+        Self(Some(time.to_rfc3339_opts(SecondsFormat::Secs, true)))
+    }
+}
+
+macro_rules! query_values {
+    ($($of:ty),*) => {
+        $(impl From<$of> for QueryValue {
+            fn from(value: $of) -> Self {
+                Self(Some(value.to_string()))
+            }
+        })*
+    };
+}
+
+query_values!(&str, String, &String, &Id, u32, u64, usize, i32, i64);
+
 /// A client of the source's HTTP API. Each method makes one request; `serve` repeats the page or the file if that
 /// failed for a temporary reason.
 ///
@@ -91,7 +129,7 @@ impl fmt::Debug for SourceAnswer {
 ///     })
 /// });
 /// let source = source.sign_in("/token", &json!({ "secret": "..." }), "/access_token");
-/// let issues: Value = source.get_json("/issues", &[("after", Some("a&b")), ("until", None)])?;
+/// let issues: Value = source.get_json("/issues", &[("after", "a&b".into()), ("until", None::<u32>.into())])?;
 /// assert_eq!(issues, json!({ "query": "after=a%26b" }));
 /// # Ok::<(), SourceError>(())
 /// ```
@@ -164,11 +202,7 @@ impl SourceClient {
     ///
     /// # Errors
     /// Why there is no such body. The text names the path, not the query.
-    pub fn get(
-        &self,
-        path: &str,
-        query: &[(&str, Option<&str>)],
-    ) -> Result<Box<dyn Read + Send>, SourceError> {
+    pub fn get(&self, path: &str, query: &[(&str, QueryValue)]) -> Result<Box<dyn Read + Send>, SourceError> {
         let query = encoded(query);
         let get = |token: Option<&str>| self.send(path, &query, token, None);
         match &self.authorization {
@@ -187,9 +221,25 @@ impl SourceClient {
     pub fn get_json<T: DeserializeOwned>(
         &self,
         path: &str,
-        query: &[(&str, Option<&str>)],
+        query: &[(&str, QueryValue)],
     ) -> Result<T, SourceError> {
         read_json(path, self.get(path, query)?)
+    }
+
+    /// The JSON at a path, or `None` if the source answers that there is nothing: 404 or 410. For what may be deleted
+    /// while a run reads, such as the parent of a child listing: its listing then ends with [`Page::last`](crate::Page::last).
+    ///
+    /// # Errors
+    /// Those of [`SourceClient::get_json`], except for these two statuses.
+    pub fn get_json_if_found<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &[(&str, QueryValue)],
+    ) -> Result<Option<T>, SourceError> {
+        match self.get_json(path, query) {
+            Err(SourceError::Failed { status: Some(404 | 410), .. }) => Ok(None),
+            found => found.map(Some),
+        }
     }
 
     fn new_token(&self, path: &str, json: &str, pointer: &str) -> Result<String, SourceError> {
@@ -241,10 +291,10 @@ fn read_json<T: DeserializeOwned>(path: &str, body: impl Read) -> Result<T, Sour
 }
 
 /// The query of a URL. All but the unreserved characters of RFC 3986 (section 2.3) is percent-encoded.
-fn encoded(parameters: &[(&str, Option<&str>)]) -> String {
+fn encoded(parameters: &[(&str, QueryValue)]) -> String {
     let mut query = String::new();
     for (name, value) in parameters {
-        let Some(value) = value else { continue };
+        let QueryValue(Some(value)) = value else { continue };
         if !query.is_empty() {
             query.push('&');
         }

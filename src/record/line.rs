@@ -252,9 +252,14 @@ impl Record {
         String::from_utf8_lossy(&line).into_owned()
     }
 
-    /// About how many bytes the line has.
+    /// How many bytes the line has, its newline included, and a few more; fewer than it has if its id or operation needs
+    /// escapes.
     pub(crate) fn line_bytes(&self) -> usize {
-        self.object.0.len() + self.id.as_ref().map_or(0, String::len) + 100
+        let dates = [&self.created, &self.modified].into_iter().flatten();
+        let dates = dates.map(|date| date.text.len() + ",\"modified_date\":\"\"".len());
+        let texts = [&self.id, &self.operation].into_iter().flatten().map(String::len);
+        let members = "{\"id\":\"\",\"operation\":\"\",\"data\":}\n".len();
+        self.object.0.len() + members + dates.chain(texts).sum::<usize>()
     }
 
     /// Appends the line, without the newline.

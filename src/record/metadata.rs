@@ -110,10 +110,11 @@ impl Metadata {
         Self { document, text: None }
     }
 
-    /// Adds a record type, or replaces the one of that key, which is the item type of its records.
+    /// Adds a record type, or replaces the one of that key, which is the item type of its records. An array of its
+    /// fields is enough if there is no more to say of it.
     #[must_use]
-    pub fn record_type(self, key: impl Into<String>, record_type: RecordType) -> Self {
-        self.with_member("record_types", key.into(), record_type.0)
+    pub fn record_type(self, key: impl Into<String>, record_type: impl Into<RecordType>) -> Self {
+        self.with_member("record_types", key.into(), record_type.into().0)
     }
 
     /// Adds a category, with the name that people see, or replaces the one of that key.
@@ -199,6 +200,12 @@ pub struct RecordType(Map<String, Value>);
 impl Default for RecordType {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+impl<K: Into<String>, const N: usize> From<[(K, Field); N]> for RecordType {
+    fn from(fields: [(K, Field); N]) -> Self {
+        fields.into_iter().fold(Self::new(), |record_type, (key, field)| record_type.field(key, field))
     }
 }
 

@@ -1,4 +1,4 @@
-//! The lines of records: written once, into one buffer, where they are checked, and from where they go into batches.
+//! The lines of records: written once, into pieces, where they are checked, and from where they go into batches.
 
 use crate::error::{Error, Result};
 use crate::model::BATCH_BYTES_MAX;
@@ -6,19 +6,33 @@ use crate::record::Record;
 
 use super::rows::Dates;
 
+/// Bytes of a piece, unless a line is longer. One buffer for a whole page, freed with it, would teach glibc's allocator
+/// to keep that much in each of its arenas.
+const PIECE_BYTES: usize = 64 * 1024;
+
 /// The lines of records of one item type.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Lines {
-    bytes: Vec<u8>,
+    pieces: Vec<Piece>,
     lines: Vec<Line>,
     /// The ids, one after the other.
     ids: String,
 }
 
-/// One of them.
+/// Whole lines, one after the other.
+#[derive(Debug, Clone)]
+struct Piece {
+    /// Bytes of the pieces before it.
+    start: usize,
+    bytes: Vec<u8>,
+}
+
+/// One line.
 #[derive(Debug, Clone, Copy)]
 struct Line {
-    /// Where it ends, its newline included.
+    /// The piece that it is in.
+    piece: usize,
+    /// Where it ends, counted from the first line, its newline included.
     end: usize,
     /// Where its id ends.
     id_end: usize,
@@ -33,15 +47,16 @@ impl Lines {
     /// `TooLarge` if one is beyond what a batch may hold.
     pub(super) fn of(records: &[Record]) -> Result<Self> {
         let mut lines = Self {
-            bytes: Vec::with_capacity(records.iter().map(Record::line_bytes).sum()),
+            pieces: Vec::new(),
             lines: Vec::with_capacity(records.len()),
             ids: String::with_capacity(records.iter().filter_map(Record::id).map(str::len).sum()),
         };
         for record in records {
-            let start = lines.bytes.len();
-            record.write_line(&mut lines.bytes);
-            lines.bytes.push(b'\n');
-            let found = (lines.bytes.len() - start) as u64;
+            let bytes = lines.piece(record.line_bytes());
+            let start = bytes.len();
+            record.write_line(bytes);
+            bytes.push(b'\n');
+            let found = (bytes.len() - start) as u64;
             if found > BATCH_BYTES_MAX {
                 let what = format!("record {}", record.id().unwrap_or("without an id"));
                 return Err(Error::TooLarge { what, found, limit: BATCH_BYTES_MAX, unit: "bytes" });
@@ -53,10 +68,21 @@ impl Lines {
         Ok(lines)
     }
 
-    /// Ends a line whose bytes were written.
+    /// The piece to which a line of about so many bytes is to be written.
+    fn piece(&mut self, line_bytes: usize) -> &mut Vec<u8> {
+        if self.pieces.last().is_none_or(|piece| piece.bytes.len() + line_bytes > piece.bytes.capacity()) {
+            let bytes = Vec::with_capacity(PIECE_BYTES.max(line_bytes));
+            self.pieces.push(Piece { start: self.bytes(), bytes });
+        }
+        let last = self.pieces.len() - 1;
+        &mut self.pieces[last].bytes
+    }
+
+    /// Ends a line whose bytes were written to the last piece.
     fn end(&mut self, id: Option<&str>, dates: Dates) {
         self.ids.push_str(id.unwrap_or_default());
-        self.lines.push(Line { end: self.bytes.len(), id_end: self.ids.len(), is_flat: id.is_none(), dates });
+        let (piece, end) = (self.pieces.len() - 1, self.bytes());
+        self.lines.push(Line { piece, end, id_end: self.ids.len(), is_flat: id.is_none(), dates });
     }
 
     /// How many they are.
@@ -70,13 +96,18 @@ impl Lines {
 
     /// Bytes of them.
     pub(super) fn bytes(&self) -> usize {
-        self.bytes.len()
+        self.pieces.last().map_or(0, |piece| piece.start + piece.bytes.len())
     }
 
     /// Each line, its newline included.
     pub(crate) fn each(&self) -> impl Iterator<Item = &[u8]> {
-        (0..self.len())
-            .map(|line| self.bytes.get(self.start_of(line)..self.start_of(line + 1)).unwrap_or_default())
+        let mut start = 0;
+        self.lines.iter().map(move |line| {
+            let piece = self.pieces.get(line.piece);
+            let bytes = piece.and_then(|piece| piece.bytes.get(start - piece.start..line.end - piece.start));
+            start = line.end;
+            bytes.unwrap_or_default()
+        })
     }
 
     /// The id of each record; `None` if it is flat.
@@ -100,7 +131,7 @@ impl Lines {
         for (((line, id), dates), _) in
             self.each().zip(self.ids()).zip(self.dates()).zip(keep).filter(|(_, keep)| **keep)
         {
-            kept.bytes.extend_from_slice(line);
+            kept.piece(line.len()).extend_from_slice(line);
             kept.end(id, dates);
         }
         kept
@@ -115,9 +146,13 @@ impl Lines {
         (self.start_of(to) - self.start_of(from)) as u64
     }
 
-    /// The lines from `from` to before `to`.
-    pub(super) fn between(&self, from: usize, to: usize) -> &[u8] {
-        self.bytes.get(self.start_of(from)..self.start_of(to)).unwrap_or_default()
+    /// The lines from `from` to before `to`, as pieces of whole lines.
+    pub(super) fn between(&self, from: usize, to: usize) -> impl Iterator<Item = &[u8]> {
+        let (start, end) = (self.start_of(from), self.start_of(to));
+        self.pieces.iter().filter_map(move |piece| {
+            let within = |at: usize| at.saturating_sub(piece.start).min(piece.bytes.len());
+            piece.bytes.get(within(start)..within(end)).filter(|bytes| !bytes.is_empty())
+        })
     }
 
     /// The earliest and latest dates of those lines.
@@ -127,5 +162,61 @@ impl Lines {
             dates.merge(line.dates);
         }
         dates
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn lines_in_many_pieces_are_those_of_the_records_one_after_the_other() {
+        let mut rng = fastrand::Rng::with_seed(7);
+        for round in 0..50 {
+            let records: Vec<Record> = (0..rng.u32(0..200))
+                .map(|number| {
+                    // Some are longer than a piece, and some ids are longer once they are escaped.
+                    let text =
+                        "x".repeat(if rng.u8(..20) == 0 { rng.usize(..200_000) } else { rng.usize(..3_000) });
+                    let id = format!("{number}{}", "\"\n".repeat(rng.usize(..40)));
+                    let record = Record::new(id, &json!({ "text": text })).unwrap();
+                    if rng.bool() { record.modified_text("2024-05-01T12:00:00Z").unwrap() } else { record }
+                })
+                .collect();
+            let expected: Vec<Vec<u8>> =
+                records.iter().map(|record| [record.to_line().as_bytes(), b"\n"].concat()).collect();
+            let lines = Lines::of(&records).unwrap();
+            let is_it = |rng: &mut fastrand::Rng, lines: &Lines, expected: &[Vec<u8>]| {
+                assert!(lines.each().eq(expected.iter().map(Vec::as_slice)), "round {round}");
+                assert_eq!((lines.len(), lines.bytes()), (expected.len(), expected.concat().len()));
+                for _ in 0..20 {
+                    let from = rng.usize(..=expected.len());
+                    let to = rng.usize(from..=expected.len());
+                    let bytes = expected[from..to].concat();
+                    assert_eq!(lines.between(from, to).collect::<Vec<_>>().concat(), bytes, "{from}..{to}");
+                    assert_eq!(lines.bytes_between(from, to), bytes.len() as u64);
+                }
+            };
+            is_it(&mut rng, &lines, &expected);
+            let keep: Vec<bool> = records.iter().map(|_| rng.bool()).collect();
+            let kept: Vec<Vec<u8>> =
+                expected.iter().zip(&keep).filter(|(_, keep)| **keep).map(|(line, _)| line.clone()).collect();
+            is_it(&mut rng, &lines.only(&keep), &kept);
+            assert!(lines.ids().eq(records.iter().map(Record::id)), "round {round}");
+        }
+    }
+
+    #[test]
+    fn a_piece_is_not_enlarged_for_a_line_without_escapes() {
+        for operation in [false, true] {
+            let record = Record::new("ISSUE-1", &json!({ "text": "a text" })).unwrap();
+            let record = record.created_text("2024-05-01T12:00:00.123Z").unwrap();
+            let record = record.modified_text("2024-05-01T12:00:00.123Z").unwrap();
+            let record = if operation { record.operation("updated") } else { record };
+            let bytes = record.to_line().len() + 1;
+            assert!((bytes..bytes + 40).contains(&record.line_bytes()), "{bytes}, {}", record.line_bytes());
+        }
     }
 }

@@ -21,8 +21,9 @@ use super::migrate::migrate;
 use super::rows::{Key, UNITS};
 use super::tables::{Rows, Tables};
 
-/// Bytes of the page cache. redb's default of 1 GiB would take memory from the extractor.
-pub(super) const CACHE_BYTES: usize = 16 * 1024 * 1024;
+/// Bytes of the page cache. It fills, so all of it is memory that a long sync takes; sixteen times as much saves no time, as
+/// the system has the pages in its own cache. redb's default is 1 GiB.
+pub(super) const CACHE_BYTES: usize = 1024 * 1024;
 
 /// An open store file: how far each of any number of sync units has been extracted.
 ///
@@ -107,7 +108,7 @@ impl StoreOptions {
         self
     }
 
-    /// Bytes of page cache, 16 MiB unless set; at least 1 MiB.
+    /// Bytes of page cache, 1 MiB unless set, which is also the least.
     pub fn cache_bytes(mut self, bytes: usize) -> Self {
         self.cache_bytes = bytes.max(1024 * 1024);
         self

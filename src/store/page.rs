@@ -10,7 +10,7 @@ use crate::model::{
     CHILD_DATA_BYTES_MAX, CONNECTOR_STATE_VALUE, CURSOR_BYTES_MAX, FINDINGS_KEPT, ItemType, ParentId,
     REJECTED_IDS_MAX, RESERVED_VALUE_PREFIX, StreamName, VALUE_BYTES_MAX, ValueKey,
 };
-use crate::record::{Findings, Record, Tally};
+use crate::record::{ATTACHMENTS, Attachment, Findings, Record, Tally};
 
 use super::lines::Lines;
 use super::rejection::Rejection;
@@ -298,6 +298,15 @@ impl<C> Page<C> {
     /// Adds a record to a page that is filled in a loop.
     pub fn push(&mut self, item_type: &str, record: Record) {
         self.add(item_type, false, record);
+    }
+
+    /// Adds an attachment, as a record of item type `attachments`.
+    ///
+    /// # Errors
+    /// `Record` if it cannot be a line.
+    pub fn push_attachment(&mut self, attachment: &Attachment) -> Result<()> {
+        self.push(ATTACHMENTS, attachment.to_record()?);
+        Ok(())
     }
 
     /// Adds a record that a run announces once, however many pages contain it: for example a user or a label that a

@@ -1,7 +1,8 @@
 //! A client of the source's API sends what the API expects, tells temporary failures from lasting ones, and shows its
 //! token to nobody else: not to another host, and in no error.
 
-use highwater::airdrop::{ErrorCode, SourceAnswer, SourceClient, SourceError};
+use chrono::{DateTime, Utc};
+use highwater::airdrop::{ErrorCode, QueryValue, SourceAnswer, SourceClient, SourceError};
 use highwater::testing::SourceFault;
 use serde_json::{Value, json};
 
@@ -50,7 +51,7 @@ fn it_signs_in_first_and_once_more_after_a_401() {
     }
     let odd = "a+b&c=d e/\u{e9}";
     assert_eq!(
-        source.get_json::<Value>("/issues", &[("after", Some(odd)), ("q", None)]).unwrap(),
+        source.get_json::<Value>("/issues", &[("after", odd.into()), ("q", None::<&str>.into())]).unwrap(),
         json!(["I1"])
     );
     assert_eq!(issues(&source).unwrap(), json!(["I2"]));
@@ -145,6 +146,39 @@ fn what_may_be_over_in_a_moment_is_temporary_and_another_shape_is_not() {
         let error = SourceClient::over_http(base).unwrap_err().to_string();
         assert!(error.contains("https://tracker.example/api"), "{error}");
     }
+}
+
+#[test]
+fn what_is_not_there_is_none_only_for_404_and_410() {
+    let server = Server::start();
+    let source = SourceClient::over_http(&format!("http://{}", server.address)).unwrap();
+    let found = || source.get_json_if_found::<Value>("/issues/I1/comments", &[]);
+    for status in [404, 410] {
+        server.fault("/issues/I1/comments", answer(status, &json!("gone")));
+        assert_eq!(found().unwrap(), None);
+    }
+    server.fault("/issues/I1/comments", answer(200, &json!(["C1"])));
+    assert_eq!(found().unwrap(), Some(json!(["C1"])));
+    for status in [400, 403, 405, 500, 503] {
+        server.fault("/issues/I1/comments", answer(status, &json!("no")));
+        assert!(found().is_err(), "{status}");
+    }
+}
+
+#[test]
+fn the_values_of_a_query_are_texts_numbers_and_times() {
+    let query = |value: QueryValue| {
+        let source =
+            SourceClient::new(|request| Ok(SourceAnswer::new(200, json!(request.query).to_string())));
+        source.get_json::<String>("/issues", &[("q", value)]).unwrap()
+    };
+    let at = DateTime::parse_from_rfc3339("2026-01-02T03:04:05.678+01:00").unwrap().to_utc();
+    assert_eq!(query(at.into()), "q=2026-01-02T02%3A04%3A05Z");
+    assert_eq!(query(Some(7_u32).into()), "q=7");
+    assert_eq!(query((-7_i64).into()), "q=-7");
+    assert_eq!(query(String::from("a b").into()), "q=a%20b");
+    assert_eq!(query("".into()), "q=");
+    assert_eq!(query(None::<DateTime<Utc>>.into()), "");
 }
 
 /// The faults of the explorer are answers like those of a server.

@@ -1,30 +1,40 @@
 //! What the tracker answers.
 
+use highwater::record::Id;
 use serde::Deserialize;
+use serde_json::Value;
 
 #[derive(Deserialize)]
 pub(crate) struct Issues {
-    pub(crate) issues: Vec<Issue>,
+    pub(crate) issues: Vec<Value>,
     #[serde(deserialize_with = "Option::deserialize")]
     pub(crate) next: Option<String>,
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
-pub(crate) enum Issue {
-    Whole { id: String, modified: String, title: String, author: User, files: Vec<File> },
-    Other { id: String, modified: String, deleted: bool },
+pub(crate) struct Issue {
+    pub(crate) id: Id,
+    pub(crate) modified: String,
+    pub(crate) title: String,
+    pub(crate) author: User,
+    pub(crate) files: Vec<File>,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct Deleted {
+    pub(crate) id: Id,
+    pub(crate) modified: String,
 }
 
 #[derive(Deserialize)]
 pub(crate) struct User {
-    pub(crate) id: String,
+    pub(crate) id: Id,
     pub(crate) name: String,
 }
 
 #[derive(Deserialize)]
 pub(crate) struct File {
-    pub(crate) id: String,
+    pub(crate) id: Id,
     pub(crate) name: String,
 }
 
@@ -37,7 +47,7 @@ pub(crate) struct Comments {
 
 #[derive(Deserialize)]
 pub(crate) struct Comment {
-    pub(crate) id: String,
+    pub(crate) id: Id,
     pub(crate) text: String,
     pub(crate) author: User,
 }

@@ -6,11 +6,13 @@ use highwater::airdrop::{
     AttachmentBody, AttachmentError, CheckPolicy, Context, ExternalSyncUnit, Extractor, Listing,
     SourceClient, SourceError,
 };
-use highwater::record::{Attachment, Field, Metadata, RecordType};
+use highwater::record::{Attachment, Field, Metadata};
 use highwater::{Page, Record};
 use serde_json::{Value, json};
 
-use crate::api::{Comments, Issue, Issues};
+use crate::api::{Comments, Deleted, Issue, Issues, User};
+
+type PageResult = Result<Page<String>, SourceError>;
 
 /// The connector.
 pub struct Tracker {
@@ -20,64 +22,77 @@ pub struct Tracker {
 impl Tracker {
     /// A connector that signs in with the key of the connection.
     pub fn new(source: SourceClient, secret: &str) -> Self {
-        Self { source: source.sign_in("/token", &json!({ "secret": secret }), "/access_token") }
+        let source = source.sign_in("/token", &json!({ "secret": secret }), "/access_token");
+        Self { source }
     }
 
-    fn issues(&self, context: &Context<'_>, after: Option<&str>) -> Result<Page<String>, SourceError> {
-        let since = context.since().map(|since| since.timestamp().to_string());
-        let query = [("since", since.as_deref()), ("after", after)];
+    fn issues(&self, since: Option<i64>, after: Option<String>) -> PageResult {
+        let query = [("since", since.into()), ("after", after.into())];
         let listing: Issues = self.source.get_json("/issues", &query)?;
         let mut page = Page::with_next(listing.next);
         for issue in listing.issues {
-            match issue {
-                Issue::Whole { id, modified, title, author, files } => {
-                    page.push_child("comments", &id, &());
-                    for file in files {
-                        let url = format!("/files/{}", file.id);
-                        page.push("attachments", Attachment::new(file.id, url, file.name, &id).to_record()?);
-                    }
-                    let data = json!({ "title": title, "author": author.id });
-                    page.push("issues", Record::new(id, &data)?.modified_text(&modified)?);
-                    page.push_once("users", Record::new(author.id, &json!({ "name": author.name }))?);
-                }
-                Issue::Other { id, modified, deleted: true } => {
-                    page.push("issues", Record::deleted(id)?.modified_text(&modified)?);
-                }
-                Issue::Other { id, .. } => return Err(format!("issue {id} is not whole").into()),
+            if issue["deleted"] == true {
+                let issue: Deleted = serde_json::from_value(issue)?;
+                let record = Record::deleted(issue.id)?.modified_text(&issue.modified)?;
+                page.push("issues", record);
+                continue;
             }
+            let issue: Issue = serde_json::from_value(issue)?;
+            page.push_child("comments", &issue.id, &());
+            for file in issue.files {
+                let url = format!("/files/{}", file.id);
+                page.push_attachment(&Attachment::new(file.id, url, file.name, &issue.id))?;
+            }
+            let data = json!({ "title": issue.title, "author": issue.author.id });
+            let record = Record::new(issue.id, &data)?.modified_text(&issue.modified)?;
+            page.push("issues", record);
+            push_user(&mut page, issue.author)?;
         }
         Ok(page)
     }
 
-    fn comments(&self, issue: &str, after: Option<&str>) -> Result<Page<String>, SourceError> {
+    fn comments(&self, issue: &str, after: Option<String>) -> PageResult {
         let path = format!("/issues/{issue}/comments");
-        let listing: Comments = self.source.get_json(&path, &[("after", after)])?;
+        let query = [("after", after.into())];
+        let listing = self.source.get_json_if_found(&path, &query)?;
+        // The issue was deleted meanwhile, which the next run is told.
+        let Some(listing): Option<Comments> = listing else { return Ok(Page::last()) };
         let mut page = Page::with_next(listing.next);
         for comment in listing.comments {
             let data = json!({ "text": comment.text, "author": comment.author.id, "issue": issue });
             page.push("comments", Record::new(comment.id, &data)?);
-            page.push_once("users", Record::new(comment.author.id, &json!({ "name": comment.author.name }))?);
+            push_user(&mut page, comment.author)?;
         }
         Ok(page)
     }
+}
+
+fn push_user(page: &mut Page<String>, user: User) -> Result<(), SourceError> {
+    let record = Record::new(user.id, &json!({ "name": user.name }))?;
+    page.push_once("users", record);
+    Ok(())
 }
 
 impl Extractor for Tracker {
     type Cursor = String;
 
     fn external_sync_units(&self, _: &Context<'_>) -> Result<Vec<ExternalSyncUnit>, SourceError> {
-        Ok(vec![ExternalSyncUnit::new("tracker", "The tracker", "All of its issues")])
+        let unit = ExternalSyncUnit::new("tracker", "The tracker", "All of its issues");
+        Ok(vec![unit])
     }
 
     fn metadata(&self, _: &Context<'_>) -> Result<Value, SourceError> {
         let author = || Field::reference(["#record:users"]);
-        let issue = Field::reference(["#record:issues"]).required();
-        let comment = RecordType::new().field("text", Field::text().required()).field("issue", issue);
-        Ok(Metadata::new()
-            .record_type("issues", RecordType::new().field("title", Field::text()).field("author", author()))
-            .record_type("comments", comment.field("author", author().required()))
-            .record_type("users", RecordType::new().field("name", Field::text().required()))
-            .into())
+        let comment = [
+            ("text", Field::text().required()),
+            ("author", author().required()),
+            ("issue", Field::reference(["#record:issues"]).required()),
+        ];
+        let metadata = Metadata::new()
+            .record_type("issues", [("title", Field::text()), ("author", author())])
+            .record_type("comments", comment)
+            .record_type("users", [("name", Field::text().required())]);
+        Ok(metadata.into())
     }
 
     fn check_policy(&self) -> CheckPolicy {
@@ -88,15 +103,10 @@ impl Extractor for Tracker {
         Ok(vec!["issues".to_owned()])
     }
 
-    fn page(
-        &self,
-        context: &Context<'_>,
-        listing: &Listing,
-        cursor: Option<String>,
-    ) -> Result<Page<String>, SourceError> {
+    fn page(&self, context: &Context<'_>, listing: &Listing, cursor: Option<String>) -> PageResult {
         match listing.parent() {
-            None => self.issues(context, cursor.as_deref()),
-            Some(issue) => self.comments(issue, cursor.as_deref()),
+            None => self.issues(context.since().map(|since| since.timestamp()), cursor),
+            Some(issue) => self.comments(issue, cursor),
         }
     }
 

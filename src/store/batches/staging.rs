@@ -512,7 +512,7 @@ pub(in crate::store) fn add_lines<'p>(
         let chunk = Chunk::of(lines, from, to);
         from = to;
         counts.open_items += chunk.items;
-        counts.open_bytes += chunk.lines.len() as u64;
+        counts.open_bytes += chunk.pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
         if counts.open_items >= batch_items || counts.open_bytes >= BATCH_BYTES_MAX {
             // Also if an earlier life left more lines open than the batch size that is set now: then `chunk` is
             // empty.
@@ -538,7 +538,7 @@ fn take_open<'p>(
     let prefix = run.run_key().and_inner_name(item_type.as_str());
     let mut batch = FullBatch::of(item_type.clone());
     for (_, ChunkRow { items, dates, lines }) in change.all(&CHUNKS, &prefix)? {
-        batch.add(Chunk { items, dates, lines: Cow::Owned(lines) });
+        batch.add(Chunk { items, dates, pieces: vec![Cow::Owned(lines)] });
     }
     open.0.remove(item_type).into_iter().flatten().for_each(|chunk| batch.add(chunk));
     change.remove_all(&CHUNKS, &prefix)?;
@@ -610,7 +610,7 @@ fn staged(lines: &Lines) -> impl Iterator<Item = edge::Staged<'_>> {
 struct Chunk<'p> {
     items: u32,
     dates: Dates,
-    lines: Cow<'p, [u8]>,
+    pieces: Vec<Cow<'p, [u8]>>,
 }
 
 impl<'p> Chunk<'p> {
@@ -619,9 +619,11 @@ impl<'p> Chunk<'p> {
         Self {
             items: items_between(from, to),
             dates: lines.dates_between(from, to),
-            lines: match lines {
-                Cow::Borrowed(lines) => Cow::Borrowed(lines.between(from, to)),
-                Cow::Owned(lines) => Cow::Owned(lines.between(from, to).to_vec()),
+            pieces: match lines {
+                Cow::Borrowed(lines) => lines.between(from, to).map(Cow::Borrowed).collect(),
+                Cow::Owned(lines) => {
+                    lines.between(from, to).map(|piece| Cow::Owned(piece.to_vec())).collect()
+                }
             },
         }
     }
@@ -636,10 +638,10 @@ impl OpenLines<'_> {
     pub(in crate::store) fn put(self, run: &Run, change: &Change<'_>, row: &mut RunRow) -> Result<()> {
         for (item_type, chunks) in self.0 {
             let mut stored = ChunkRow { items: 0, dates: Dates::default(), lines: Vec::new() };
-            for Chunk { items, dates, lines } in chunks {
+            for Chunk { items, dates, pieces } in chunks {
                 stored.items += items;
                 stored.dates.merge(dates);
-                stored.lines.extend_from_slice(&lines);
+                pieces.iter().for_each(|piece| stored.lines.extend_from_slice(piece));
             }
             change.put(&CHUNKS, &chunk_key(run, &item_type, row.next_chunk), &stored)?;
             row.next_chunk += 1;
@@ -673,7 +675,7 @@ impl<'p> FullBatch<'p> {
     fn add(&mut self, chunk: Chunk<'p>) {
         self.items += chunk.items;
         self.dates.merge(chunk.dates);
-        self.pieces.push(chunk.lines);
+        self.pieces.extend(chunk.pieces);
     }
 }
 
