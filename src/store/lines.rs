@@ -52,11 +52,12 @@ impl Lines {
             ids: String::with_capacity(records.iter().filter_map(Record::id).map(str::len).sum()),
         };
         for record in records {
-            let bytes = lines.piece(record.line_bytes());
-            let start = bytes.len();
-            record.write_line(bytes);
-            bytes.push(b'\n');
-            let found = (bytes.len() - start) as u64;
+            let start = lines.bytes();
+            lines.write(record.line_bytes(), |bytes| {
+                record.write_line(bytes);
+                bytes.push(b'\n');
+            });
+            let found = (lines.bytes() - start) as u64;
             if found > BATCH_BYTES_MAX {
                 let what = format!("record {}", record.id().unwrap_or("without an id"));
                 return Err(Error::TooLarge { what, found, limit: BATCH_BYTES_MAX, unit: "bytes" });
@@ -68,20 +69,23 @@ impl Lines {
         Ok(lines)
     }
 
-    /// The piece to which a line of about so many bytes is to be written.
-    fn piece(&mut self, line_bytes: usize) -> &mut Vec<u8> {
-        if self.pieces.last().is_none_or(|piece| piece.bytes.len() + line_bytes > piece.bytes.capacity()) {
-            let bytes = Vec::with_capacity(PIECE_BYTES.max(line_bytes));
-            self.pieces.push(Piece { start: self.bytes(), bytes });
+    /// Writes a line of about so many bytes to the last piece if there is room, else to a new one.
+    fn write(&mut self, line_bytes: usize, write: impl FnOnce(&mut Vec<u8>)) {
+        let start = self.bytes();
+        match self.pieces.last_mut() {
+            Some(Piece { bytes, .. }) if bytes.len() + line_bytes <= bytes.capacity() => write(bytes),
+            _ => {
+                let mut bytes = Vec::with_capacity(PIECE_BYTES.max(line_bytes));
+                write(&mut bytes);
+                self.pieces.push(Piece { start, bytes });
+            }
         }
-        let last = self.pieces.len() - 1;
-        &mut self.pieces[last].bytes
     }
 
     /// Ends a line whose bytes were written to the last piece.
     fn end(&mut self, id: Option<&str>, dates: Dates) {
         self.ids.push_str(id.unwrap_or_default());
-        let (piece, end) = (self.pieces.len() - 1, self.bytes());
+        let (piece, end) = (self.pieces.len().saturating_sub(1), self.bytes());
         self.lines.push(Line { piece, end, id_end: self.ids.len(), is_flat: id.is_none(), dates });
     }
 
@@ -131,7 +135,7 @@ impl Lines {
         for (((line, id), dates), _) in
             self.each().zip(self.ids()).zip(self.dates()).zip(keep).filter(|(_, keep)| **keep)
         {
-            kept.piece(line.len()).extend_from_slice(line);
+            kept.write(line.len(), |bytes| bytes.extend_from_slice(line));
             kept.end(id, dates);
         }
         kept

@@ -641,7 +641,9 @@ impl OpenLines<'_> {
             for Chunk { items, dates, pieces } in chunks {
                 stored.items += items;
                 stored.dates.merge(dates);
-                pieces.iter().for_each(|piece| stored.lines.extend_from_slice(piece));
+                for piece in pieces {
+                    stored.lines.extend_from_slice(&piece);
+                }
             }
             change.put(&CHUNKS, &chunk_key(run, &item_type, row.next_chunk), &stored)?;
             row.next_chunk += 1;
