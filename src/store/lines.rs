@@ -51,12 +51,15 @@ impl Lines {
             lines: Vec::with_capacity(records.len()),
             ids: String::with_capacity(records.iter().filter_map(Record::id).map(str::len).sum()),
         };
+        let mut left: usize = records.iter().map(Record::line_bytes).sum();
         for record in records {
             let start = lines.bytes();
-            lines.write(record.line_bytes(), |bytes| {
+            let line_bytes = record.line_bytes();
+            lines.write(line_bytes, left, |bytes| {
                 record.write_line(bytes);
                 bytes.push(b'\n');
             });
+            left -= line_bytes;
             let found = (lines.bytes() - start) as u64;
             if found > BATCH_BYTES_MAX {
                 let what = format!("record {}", record.id().unwrap_or("without an id"));
@@ -69,13 +72,14 @@ impl Lines {
         Ok(lines)
     }
 
-    /// Writes a line of about so many bytes to the last piece if there is room, else to a new one.
-    fn write(&mut self, line_bytes: usize, write: impl FnOnce(&mut Vec<u8>)) {
+    /// Writes a line of about so many bytes to the last piece if there is room, else to a new one. `left`: those of all lines
+    /// that are still to be written, this one among them.
+    fn write(&mut self, line_bytes: usize, left: usize, write: impl FnOnce(&mut Vec<u8>)) {
         let start = self.bytes();
         match self.pieces.last_mut() {
             Some(Piece { bytes, .. }) if bytes.len() + line_bytes <= bytes.capacity() => write(bytes),
             _ => {
-                let mut bytes = Vec::with_capacity(PIECE_BYTES.max(line_bytes));
+                let mut bytes = Vec::with_capacity(left.min(PIECE_BYTES).max(line_bytes));
                 write(&mut bytes);
                 self.pieces.push(Piece { start, bytes });
             }
@@ -132,11 +136,13 @@ impl Lines {
     /// Those that are to be kept.
     pub(super) fn only(&self, keep: &[bool]) -> Self {
         let mut kept = Self::default();
-        for (((line, id), dates), _) in
-            self.each().zip(self.ids()).zip(self.dates()).zip(keep).filter(|(_, keep)| **keep)
-        {
-            kept.write(line.len(), |bytes| bytes.extend_from_slice(line));
-            kept.end(id, dates);
+        let mut left = self.bytes();
+        for (((line, id), dates), keep) in self.each().zip(self.ids()).zip(self.dates()).zip(keep) {
+            if *keep {
+                kept.write(line.len(), left, |bytes| bytes.extend_from_slice(line));
+                kept.end(id, dates);
+            }
+            left -= line.len();
         }
         kept
     }
@@ -210,6 +216,14 @@ mod tests {
             is_it(&mut rng, &lines.only(&keep), &kept);
             assert!(lines.ids().eq(records.iter().map(Record::id)), "round {round}");
         }
+    }
+
+    #[test]
+    fn a_small_page_takes_no_whole_piece() {
+        let records: Vec<_> = (0..3).map(|n| Record::new(format!("C-{n}"), &json!({})).unwrap()).collect();
+        let lines = Lines::of(&records).unwrap();
+        let capacity: usize = lines.pieces.iter().map(|piece| piece.bytes.capacity()).sum();
+        assert!(capacity < 2 * lines.bytes(), "{capacity} for {}", lines.bytes());
     }
 
     #[test]
