@@ -34,11 +34,13 @@ fn answer(life: &Life, request: &SourceRequest<'_>) -> Result<SourceAnswer, BoxE
     match life.source(&what, || content(request, &valid)) {
         Err(fault) => fault.answer(),
         Ok(_) if request.token.is_some_and(|token| token != valid) => Ok(SourceAnswer::new(401, "")),
+        Ok(_) if request.path == "/issues/I2/comments" => Ok(SourceAnswer::new(404, "")),
         Ok(content) => Ok(SourceAnswer::new(200, content.to_string())),
     }
 }
 
-/// Three issues, two on a page: one has a file and three comments, two on a page; one is deleted.
+/// Three issues, two on a page: one has a file and three comments, two on a page; one is deleted before its comments are
+/// read, and one was deleted before.
 fn content(request: &SourceRequest<'_>, token: &str) -> Value {
     let issue = |id: &str, files: Value| {
         let author = json!({ "id": "U1", "name": "Ada" });
@@ -58,7 +60,6 @@ fn content(request: &SourceRequest<'_>, token: &str) -> Value {
         }
         ("/issues/I1/comments", "") => json!({ "comments": [comment("C1"), comment("C2")], "next": "2" }),
         ("/issues/I1/comments", "after=2") => json!({ "comments": [comment("C3")], "next": null }),
-        ("/issues/I2/comments", _) => json!({ "comments": [], "next": null }),
         _ => json!("the bytes of the file"),
     }
 }

@@ -164,7 +164,8 @@ fn sync(keeps_disk: bool) -> u32 {
     let seed = fastrand::u64(..1 << 32);
     println!("seed {seed}");
     let mut rng = fastrand::Rng::with_seed(seed);
-    let api = Api::start(seed, &["--fault-every", "20", "--token-requests", "40"]);
+    let gone = ["--gone-every", "10"];
+    let api = Api::start(seed, &[&gone[..], &["--fault-every", "20", "--token-requests", "40"]].concat());
     let scratch = tempfile::tempdir().unwrap();
     let platform = scratch.path().join("platform");
     let mut options = AirdropOptions::default();
@@ -192,7 +193,7 @@ fn sync(keeps_disk: bool) -> u32 {
         }
         kills += u32::from(worker.wait().unwrap().code().is_none());
     }
-    let expected = Content::of(&Api::start(seed, &[]));
+    let expected = Content::of(&Api::start(seed, &gone));
     println!("disk={keeps_disk} kills={kills} lives={lives} records={}", expected.records.len());
     assert!(expected.records.len() > 200 && !expected.files.is_empty(), "{expected:?}");
     let announced = Content::announced(&platform);
