@@ -333,46 +333,134 @@ struct Delivered {
     artifacts: HashSet<String>,
 }
 
+/// A record: its item type and id.
+type Key = (String, String);
+
+/// What is compared of a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Compared {
+    /// The hash of its value as JSON: the order of keys does not matter.
+    content: u64,
+    /// The hash of the time of its `modified_date`.
+    date: Option<u64>,
+}
+
+impl Compared {
+    fn of(line: &[u8]) -> Self {
+        // Such as a number that is too large: it has an id, and no value.
+        let Ok(mut value) = serde_json::from_slice::<Value>(line) else {
+            return Self { content: XxHash3_64::oneshot(line), date: None };
+        };
+        value.sort_all_objects();
+        let date = value.get("modified_date").and_then(Value::as_str).map(|date| {
+            let time = chrono::DateTime::parse_from_rfc3339(date);
+            let text = time.map_or_else(|_| date.to_owned(), |time| time.to_utc().to_rfc3339());
+            XxHash3_64::oneshot(text.as_bytes())
+        });
+        Self { content: XxHash3_64::oneshot(value.to_string().as_bytes()), date }
+    }
+}
+
 /// Records of a run that came more than once.
 #[derive(Debug, Default)]
 struct Again {
-    /// The hash of the last line of each record, by item type and the hash of its id.
-    last: HashMap<String, HashMap<u64, u64>>,
-    /// Those that came with another content.
-    changed: BTreeSet<(String, String)>,
+    /// The last line of each record, by item type and the hash of its id.
+    last: HashMap<String, HashMap<u64, Compared>>,
+    /// Those that came with another content, and how often.
+    changed: BTreeMap<Key, u64>,
+    /// Those that came with another content and the same `modified_date`, and how often.
+    same_date: BTreeMap<Key, u64>,
     /// Those that came with the content that they had, and how often.
-    same: BTreeMap<(String, String), u64>,
+    same: BTreeMap<Key, u64>,
 }
 
 impl Again {
     fn see(&mut self, item_type: &str, record: String, line: &[u8], is_new: bool) {
-        let content = XxHash3_64::oneshot(line);
+        let compared = Compared::of(line);
         let of_type = self.last.entry(item_type.to_owned()).or_default();
-        let before = of_type.insert(XxHash3_64::oneshot(record.as_bytes()), content);
+        let before = of_type.insert(XxHash3_64::oneshot(record.as_bytes()), compared);
         if is_new {
             return;
         }
-        // Each upload has an id of its own, so the lines of an attachment that was uploaded again differ.
-        if before == Some(content) || item_type == UPLOADED {
-            *self.same.entry((item_type.to_owned(), record)).or_default() += 1;
-        } else {
-            self.changed.insert((item_type.to_owned(), record));
+        let which = match before {
+            // Each upload has an id of its own, so the lines of an attachment that was uploaded again differ.
+            _ if item_type == UPLOADED => &mut self.same,
+            Some(before) if before.content == compared.content => &mut self.same,
+            Some(Compared { date: Some(date), .. }) if compared.date == Some(date) => &mut self.same_date,
+            _ => &mut self.changed,
+        };
+        *which.entry((item_type.to_owned(), record)).or_default() += 1;
+    }
+}
+
+/// The fields that the metadata declare as references, by item type, with the item types that they refer to by id.
+#[derive(Debug, Default)]
+struct References(HashMap<String, Vec<(String, Vec<String>)>>);
+
+impl References {
+    fn of(metadata: &Value) -> Self {
+        let none = serde_json::Map::new();
+        let types = metadata.get("record_types").and_then(Value::as_object).unwrap_or(&none);
+        let targets = |field: &Value| -> Option<Vec<String>> {
+            let kind = field.get("type")?.as_str()?;
+            let is_reference = matches!(kind, "reference" | "typed_reference");
+            let refers_to = field.get(kind).filter(|_| is_reference)?.get("refers_to")?.as_object()?;
+            // A reference by another field has no id.
+            let by_id = refers_to.iter().filter(|(_, detail)| detail.get("by_field").is_none());
+            let of_target = by_id.flat_map(|(target, _)| match target.split_once(':') {
+                Some(("#record", item_type)) => vec![item_type.to_owned()],
+                Some(("#category", category)) => {
+                    let is_in = |of: &Value| of.get("category").and_then(Value::as_str) == Some(category);
+                    types.iter().filter(|(_, of)| is_in(of)).map(|(item_type, _)| item_type.clone()).collect()
+                }
+                _ => Vec::new(),
+            });
+            Some(of_target.collect())
+        };
+        let of_type = |(item_type, declared): (&String, &Value)| {
+            let fields = declared.get("fields")?.as_object()?.iter();
+            let fields = fields.filter_map(|(name, field)| Some((name.clone(), targets(field)?)));
+            Some((item_type.clone(), fields.collect()))
+        };
+        Self(types.iter().filter_map(of_type).collect())
+    }
+
+    /// Calls `each` with every record that a line refers to.
+    fn each(&self, item_type: &str, line: &Value, mut each: impl FnMut(Key)) {
+        fn ids(value: &Value, target: &str, ids_of: &mut Vec<String>) {
+            match value {
+                Value::String(id) => ids_of.push(id.clone()),
+                Value::Number(id) => ids_of.push(id.to_string()),
+                Value::Array(values) => values.iter().for_each(|value| ids(value, target, ids_of)),
+                Value::Object(of) if of.get("ref_type").is_none_or(|of| of == target) => {
+                    of.get("id").into_iter().for_each(|id| ids(id, target, ids_of));
+                }
+                _ => {}
+            }
+        }
+        for (name, targets) in self.0.get(item_type).into_iter().flatten() {
+            let Some(value) = line.get("data").and_then(|data| data.get(name)) else { continue };
+            for target in targets {
+                let mut found = Vec::new();
+                ids(value, target, &mut found);
+                for id in found {
+                    each((target.clone(), id));
+                }
+            }
         }
     }
 }
 
-/// Whether a record has one of these ids in it, other than as its own.
-fn refers_to(line: &[u8], ids: &HashSet<&str>) -> bool {
-    fn has(value: &Value, ids: &HashSet<&str>) -> bool {
-        match value {
-            Value::String(text) => ids.contains(text.as_str()),
-            Value::Array(values) => values.iter().any(|value| has(value, ids)),
-            Value::Object(fields) => fields.values().any(|value| has(value, ids)),
-            _ => false,
-        }
-    }
-    let line: Value = serde_json::from_slice(line).unwrap_or_default();
-    line.as_object().is_some_and(|line| line.iter().any(|(name, value)| name != "id" && has(value, ids)))
+/// The record that a line about an attachment says it belongs to. It does not say its item type: `None` unless that is
+/// certain.
+fn parent(line: &Value, ids: &BTreeMap<String, BTreeSet<String>>) -> Option<Key> {
+    let parent = line.get("parent_id")?;
+    let parent = parent.as_str().or_else(|| parent.get("external")?.as_str())?;
+    let own = [METADATA, UNITS, ATTACHMENTS, UPLOADED];
+    let mut types =
+        ids.iter().filter(|(item_type, ids)| !own.contains(&item_type.as_str()) && ids.contains(parent));
+    let (item_type, _) = types.next()?;
+    types.next().is_none().then(|| (item_type.clone(), parent.to_owned()))
 }
 
 /// What earlier runs announced of attachments.
@@ -468,7 +556,7 @@ impl Look<'_> {
         self.take(suspicious, "artifact-twice", &again, |n| {
             format!("{n} records are announced once more, in an artifact that is named more than once")
         });
-        self.records_again(named, again_lines);
+        self.records_again(named, again_lines, &delivered.ids);
         self.take(lost, "artifact-unreadable", &unreadable, |n| {
             format!("{n} announced artifacts cannot be read")
         });
@@ -478,32 +566,57 @@ impl Look<'_> {
         delivered
     }
 
-    /// Finds records that came more than once: a record that changed while its source was listed is no fault, nor is
-    /// what it brings along.
-    fn records_again(&mut self, named: &[Named], again: Again) {
-        let Again { changed, mut same, .. } = again;
-        let mut along = Examples::default();
+    /// Finds records that came more than once. It is no fault that a record changed while its source was listed, nor
+    /// that what refers to it came again with it: as often as it changed, if the metadata declare the reference, or if
+    /// it is the parent of an attachment.
+    fn records_again(&mut self, named: &[Named], again: Again, ids: &BTreeMap<String, BTreeSet<String>>) {
+        let Again { changed, same_date, mut same, .. } = again;
+        let metadata = if changed.is_empty() { None } else { metadata_of(self.local, named) };
+        let metadata = metadata.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+        let references = References::of(&metadata);
         let is_listed = |named: &&Named| same.keys().any(|(item_type, _)| *item_type == named.item_type);
         let listed: Vec<&Named> = named.iter().filter(is_listed).collect();
-        let changed_ids: HashSet<&str> = changed.iter().map(|(_, id)| id.as_str()).collect();
-        for Named { id, item_type, .. } in listed.into_iter().filter(|_| !changed_ids.is_empty()) {
+        // How often each may come again.
+        let mut may: BTreeMap<Key, u64> = BTreeMap::new();
+        for Named { id, item_type, .. } in listed.into_iter().filter(|_| !changed.is_empty()) {
             // An artifact that cannot be read is a finding already.
             let _ = each_line(self.local, id, |line| {
-                let Some(record) = record_id(line) else { return };
-                let key = (item_type.clone(), record);
-                if same.contains_key(&key) && refers_to(line, &changed_ids) {
-                    along.add(same.remove(&key).unwrap_or(0), format!("{} {}", key.0, key.1));
+                let Some(key) = record_id(line).map(|record| (item_type.clone(), record)) else { return };
+                if !same.contains_key(&key) {
+                    return;
+                }
+                let line: Value = serde_json::from_slice(line).unwrap_or_default();
+                let mut refers_to = |to: Key| {
+                    if let Some(times) = changed.get(&to).filter(|_| to != key) {
+                        let most = may.entry(key.clone()).or_default();
+                        *most = (*most).max(*times);
+                    }
+                };
+                if [ATTACHMENTS, UPLOADED].contains(&item_type.as_str()) {
+                    parent(&line, ids).into_iter().for_each(refers_to);
+                } else {
+                    references.each(item_type, &line, &mut refers_to);
                 }
             });
         }
+        let mut along = Examples::default();
+        for (key, most) in may {
+            let Some(times) = same.get_mut(&key) else { continue };
+            let forgiven = most.min(*times);
+            *times -= forgiven;
+            along.add(forgiven, format!("{} {}", key.0, key.1));
+        }
+        same.retain(|_, times| *times > 0);
         let (mut twice, mut linked_twice) = (Examples::default(), Examples::default());
         for ((item_type, record), times) in same {
             let found = if item_type == UPLOADED { &mut linked_twice } else { &mut twice };
             found.add(times, format!("{item_type} {record}"));
         }
-        let mut anew = Examples::default();
-        for (item_type, record) in changed {
-            anew.add(1, format!("{item_type} {record}"));
+        let (mut anew, mut undated) = (Examples::default(), Examples::default());
+        for (found, records) in [(&mut anew, &changed), (&mut undated, &same_date)] {
+            for (item_type, record) in records.keys() {
+                found.add(1, format!("{item_type} {record}"));
+            }
         }
         self.take(Verdict::Suspicious, "record-twice", &twice, |n| {
             format!(
@@ -513,6 +626,12 @@ impl Look<'_> {
         });
         self.take(Verdict::Suspicious, "attachment-twice", &linked_twice, |n| {
             format!("{n} times an attachment was uploaded and linked again")
+        });
+        self.take(Verdict::Suspicious, "record-same-date", &undated, |n| {
+            format!(
+                "{n} records came again with another content, and their modified_date did not change: either it is \
+                 not the time of the change, or the same record is not read alike each time"
+            )
         });
         self.take(Verdict::Clean, "record-changed", &anew, |n| {
             format!(
@@ -729,11 +848,7 @@ impl Look<'_> {
 
     /// Checks what is announced against the metadata of the run.
     fn metadata(&mut self, named: &[Named], delivered: &Delivered) {
-        let Some(of_run) = named.iter().rfind(|named| named.item_type == METADATA) else { return };
-        let mut text = Vec::new();
-        if each_line(self.local, &of_run.id, |line| text.extend_from_slice(line)).is_err() {
-            return;
-        }
+        let Some(text) = metadata_of(self.local, named) else { return };
         let metadata = match Metadata::from_slice(&text) {
             Ok(metadata) => metadata,
             Err(findings) => {
@@ -848,6 +963,14 @@ impl Look<'_> {
     }
 }
 
+/// The metadata of a run; `None` if there are none, or if they cannot be read.
+fn metadata_of(local: &Local, named: &[Named]) -> Option<Vec<u8>> {
+    let of_run = named.iter().rfind(|named| named.item_type == METADATA)?;
+    let mut text = Vec::new();
+    each_line(local, &of_run.id, |line| text.extend_from_slice(line)).ok()?;
+    Some(text)
+}
+
 /// A failed attachment, from the line that named it.
 fn failed_attachment(id: String, line: &[u8]) -> FailedAttachment {
     let line: Value = serde_json::from_slice(line).unwrap_or_default();
@@ -933,5 +1056,71 @@ impl fmt::Display for Audit {
             }
         }
         write!(f, "{text}verdict: {}", self.verdict)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_record_refers_to_what_the_metadata_say_and_to_nothing_else() {
+        let to = |kind: &str, targets: Value| json!({ "type": kind, kind: { "refers_to": targets } });
+        let fields = json!({
+            "issue": to("reference", json!({ "#record:issues": {} })),
+            "people": to("reference", json!({ "#category:people": {}, "#record:bots": { "by_field": "name" } })),
+            "about": to("typed_reference", json!({ "#record:issues": {}, "#record:users": {} })),
+            "priority": { "type": "text" },
+        });
+        let types = json!({
+            "comments": { "fields": fields },
+            "users": { "fields": {}, "category": "people" },
+            "issues": { "fields": {} },
+        });
+        let references = References::of(&json!({ "record_types": types }));
+        let found = |item_type: &str, data: Value| {
+            let mut found = Vec::new();
+            let line = json!({ "id": "1", "parent_id": "1", "data": data });
+            references.each(item_type, &line, |(item_type, id)| found.push(format!("{item_type} {id}")));
+            found
+        };
+        assert_eq!(found("comments", json!({ "issue": 1 })), ["issues 1"]);
+        assert_eq!(found("comments", json!({ "people": ["1", "2"] })), ["users 1", "users 2"]);
+        let about = json!({ "about": { "ref_type": "users", "id": "1" } });
+        assert_eq!(found("comments", about), ["users 1"]);
+        let none: [&str; 0] = [];
+        assert_eq!(found("comments", json!({ "priority": "1", "other": "1", "issue": null })), none);
+        assert_eq!(found("issues", json!({ "issue": "1" })), none);
+    }
+
+    #[test]
+    fn an_attachment_belongs_to_the_only_record_that_has_the_id_of_its_parent() {
+        let ids = |all: &[(&str, &[&str])]| -> BTreeMap<String, BTreeSet<String>> {
+            let set = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect();
+            all.iter().map(|(item_type, ids)| ((*item_type).to_owned(), set(ids))).collect()
+        };
+        let one = ids(&[("issues", &["1"]), ("users", &["2"]), (ATTACHMENTS, &["1"])]);
+        let issue = Some(("issues".to_owned(), "1".to_owned()));
+        assert_eq!(parent(&json!({ "parent_id": "1" }), &one), issue);
+        assert_eq!(parent(&json!({ "parent_id": { "external": "1" } }), &one), issue);
+        assert_eq!(parent(&json!({ "parent_id": "3", "other": "1" }), &one), None);
+        let two = ids(&[("issues", &["1"]), ("users", &["1"])]);
+        assert_eq!(parent(&json!({ "parent_id": "1" }), &two), None);
+    }
+
+    #[test]
+    fn lines_are_compared_as_values_and_dates_as_times() {
+        let of = |line: &str| Compared::of(line.as_bytes());
+        let line = of(r#"{"id":"1","modified_date":"2026-01-02T00:00:00Z","data":{"a":1,"b":[1,2]}}"#);
+        let other =
+            of(r#"{"data": {"b": [1, 2], "a": 1}, "modified_date": "2026-01-02T00:00:00Z", "id": "1"}"#);
+        assert_eq!(line, other);
+        let order = of(r#"{"id":"1","modified_date":"2026-01-02T00:00:00.000Z","data":{"a":1,"b":[2,1]}}"#);
+        assert_eq!((line.date, line.content == order.content), (order.date, false));
+        assert_ne!(line.date, of(r#"{"modified_date":"2026-01-02T00:00:01Z"}"#).date);
+        assert_eq!(of("{}").date, None);
+        assert_ne!(of(r#"{"id":"1","a":1e999}"#), of(r#"{"id":"1","a":2e999}"#));
     }
 }

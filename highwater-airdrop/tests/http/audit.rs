@@ -5,8 +5,8 @@ use std::path::Path;
 
 use highwater::Phase;
 use highwater_airdrop::{
-    Airdrop, AirdropOptions, Audit, AuditFinding, Fault, Outcome, SyncOptions, SyncSettings, Verdict, audit,
-    calls,
+    Airdrop, AirdropOptions, Audit, AuditFinding, Fault, Outcome, Progress, SyncOptions, SyncSettings,
+    Verdict, audit, calls,
 };
 
 use crate::naive::{BATCH_ITEMS, BATCHES, NAIVE, worker};
@@ -109,12 +109,17 @@ fn what_is_made_good_is_no_finding() {
 
 /// Rewrites the artifacts of issues.
 fn rewrite(airdrop: &Airdrop, by: impl Fn(&str) -> String) {
+    rewrite_with(airdrop, "issue-", by);
+}
+
+/// Rewrites the artifacts that have this text in them.
+fn rewrite_with(airdrop: &Airdrop, has: &str, by: impl Fn(&str) -> String) {
     use std::io::{Read as _, Write as _};
     for id in airdrop.local().artifacts().unwrap() {
         let path = airdrop.local().artifact_path(&id).unwrap();
         let (mut text, bytes) = (String::new(), std::fs::read(&path).unwrap());
         flate2::read::GzDecoder::new(bytes.as_slice()).read_to_string(&mut text).unwrap();
-        if text.contains("issue-") {
+        if text.contains(has) {
             let file = std::fs::File::create(&path).unwrap();
             let mut gzip = flate2::write::GzEncoder::new(file, flate2::Compression::fast());
             gzip.write_all(by(&text).as_bytes()).unwrap();
@@ -126,69 +131,133 @@ fn rewrite(airdrop: &Airdrop, by: impl Fn(&str) -> String) {
 /// Makes the lines that come again from the text of an artifact.
 type More<'a> = &'a dyn Fn(&str) -> Vec<String>;
 
+fn line(text: &str, id: &str) -> String {
+    text.lines().find(|line| line.contains(&format!("\"id\":\"{id}\""))).unwrap_or_default().to_owned()
+}
+
+/// Puts lines in place of the last ones of the artifact that has issue 7, so that the counts stay right.
+fn twice(text: &str, more: More<'_>) -> String {
+    if line(text, "issue-7").is_empty() {
+        return text.to_owned();
+    }
+    let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    let more = more(text);
+    lines.truncate(lines.len() - more.len());
+    lines.extend(more);
+    lines.join("\n")
+}
+
+/// Issue 7 with another title and its date.
+fn changed_to(text: &str, title: &str, date: &str) -> String {
+    let old = line(text, "issue-7");
+    let anew = old.replace("\"title\":\"issue 7\"", &format!("\"title\":\"{title}\""));
+    anew.replace("\"modified_date\":\"2026-01-02", &format!("\"modified_date\":\"{date}"))
+}
+
+fn changed(text: &str) -> String {
+    changed_to(text, "anew", "2026-01-03")
+}
+
+fn rules(found: &[AuditFinding]) -> Vec<&str> {
+    found.iter().map(|found| found.rule.as_str()).collect()
+}
+
 #[test]
-fn a_record_that_comes_again_is_a_finding_only_if_neither_it_nor_what_it_belongs_to_changed() {
-    let (id, old) = ("issue-7", "\"title\":\"issue 7\"");
-    let line = |text: &str, id: &str| {
-        text.lines().find(|line| line.contains(&format!("\"{id}\""))).unwrap_or_default().to_owned()
-    };
-    // Puts lines in place of the last ones of the artifact that has issue 7, so that the counts stay right.
-    let twice = |text: &str, more: More<'_>| {
-        if line(text, id).is_empty() {
-            return text.to_owned();
-        }
-        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
-        let more = more(text);
-        lines.truncate(lines.len() - more.len());
-        lines.extend(more);
-        lines.join("\n")
-    };
-    let again = |text: &str| line(text, id);
-    let changed = |text: &str| line(text, id).replace(old, "\"title\":\"anew\"");
+fn a_record_that_comes_again_is_a_finding_unless_it_changed_and_its_date_with_it() {
+    let again = |text: &str| line(text, "issue-7");
     let other = |text: &str| line(text, "issue-8");
+    // The same value, with its keys in another order.
+    let order = |text: &str| {
+        let line = line(text, "issue-7");
+        let moved = line.replace("{\"id\":\"issue-7\",", "{").replace("}}", "},\"id\":\"issue-7\"}");
+        assert_ne!(line, moved);
+        moved
+    };
+    let undated = |text: &str, title: &str| {
+        let date = "\"modified_date\":\"2026-01-02T00:00:00.000Z\",";
+        let line = changed_to(text, title, "2026-01-02");
+        assert!(line.contains(date), "{line}");
+        line.replace(date, "")
+    };
     let twice_and_changed = (Verdict::Suspicious, vec!["record-twice"], vec!["record-changed"]);
-    let cases: [(More<'_>, _); 4] = [
+    let only_changed = (Verdict::Clean, vec![], vec!["record-changed"]);
+    let cases: [(More<'_>, _); 7] = [
         (&|text| vec![again(text)], (Verdict::Suspicious, vec!["record-twice"], vec![])),
-        (&|text| vec![changed(text)], (Verdict::Clean, vec![], vec!["record-changed"])),
+        (&|text| vec![order(text)], (Verdict::Suspicious, vec!["record-twice"], vec![])),
+        (&|text| vec![changed(text)], only_changed.clone()),
         // One that changed does not excuse another.
         (&|text| vec![changed(text), other(text)], twice_and_changed.clone()),
         // After the change it comes again as it is then: that is the listing's fault.
         (&|text| vec![changed(text), changed(text)], twice_and_changed),
+        (
+            &|text| vec![changed_to(text, "anew", "2026-01-02")],
+            (Verdict::Suspicious, vec!["record-same-date"], vec![]),
+        ),
+        (&|text| vec![undated(text, "issue 7"), undated(text, "anew")], only_changed),
     ];
     for (more, expected) in cases {
         let dir = tempfile::tempdir().unwrap();
         let (airdrop, outcome) = synced(dir.path(), &[]);
         rewrite(&airdrop, |text| twice(text, more));
         let audit = audit(airdrop.local(), outcome.report.as_ref().unwrap(), outcome.is_done()).unwrap();
-        let rules = |found: &[AuditFinding]| -> Vec<String> {
-            found.iter().map(|found| found.rule.clone()).collect()
-        };
         let (verdict, findings, notes) = expected;
         assert_eq!(audit.verdict, verdict, "{audit}");
         assert_eq!(rules(&audit.findings), findings, "{audit}");
         assert_eq!(rules(&audit.notes), notes, "{audit}");
-        assert!(audit.record_findings.is_empty(), "{audit}");
-        assert!(!audit.to_string().contains("keep the newest"), "{audit}");
+        let text = audit.to_string();
+        assert!(!text.contains("keep the newest"), "{text}");
+        assert_eq!(findings.contains(&"record-same-date"), text.contains("modified_date did not change"));
         if !notes.is_empty() {
-            let text = audit.to_string();
             assert!(text.contains("note: 1 records came again with another content"), "{text}");
             assert!(text.contains("    issues issue-7\n"), "{text}");
         }
     }
+}
 
-    // What belongs to a record that changed comes again with it.
-    let dir = tempfile::tempdir().unwrap();
-    let (airdrop, outcome) = synced(dir.path(), &[]);
-    rewrite(&airdrop, |text| {
-        let before = line(text, "issue-8");
-        let child = before.replace("\"title\":\"issue 8\"", "\"title\":\"issue-7\"");
-        let text = if before.is_empty() { text.to_owned() } else { text.replace(&before, &child) };
-        twice(&text, &|text| vec![changed(text), child.clone()])
-    });
-    let audit = audit(airdrop.local(), outcome.report.as_ref().unwrap(), outcome.is_done()).unwrap();
-    assert_eq!(audit.verdict, Verdict::Clean, "{audit}");
-    assert_eq!(audit.notes.len(), 2, "{audit}");
-    assert!(audit.to_string().contains("with a changed record that it refers to"), "{audit}");
+#[test]
+fn a_record_comes_again_with_the_one_it_refers_to_as_often_as_that_changed() {
+    let fields = r##""title":{"name":"Title","type":"text"},
+        "epic":{"type":"reference","reference":{"refers_to":{"#record:issues":{}}}},
+        "owner":{"type":"reference","reference":{"refers_to":{"#record:users":{}}}},
+        "priority":{"type":"text"}"##;
+    let excused = ["record-changed", "record-along"];
+    for (field, changes, times, findings, notes) in [
+        ("epic", 1, 1, None, &excused[..]),
+        // It cannot come along more often than the other changed.
+        ("epic", 1, 2, Some(1), &excused),
+        ("epic", 2, 2, None, &excused),
+        ("epic", 0, 1, Some(1), &[]),
+        // Fields that only happen to have the id.
+        ("owner", 1, 1, Some(1), &excused[..1]),
+        ("priority", 1, 1, Some(1), &excused[..1]),
+        ("undeclared", 1, 1, Some(1), &excused[..1]),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let (airdrop, outcome) = synced(dir.path(), &[]);
+        rewrite_with(&airdrop, "record_types", |text| {
+            let mut metadata: serde_json::Value = serde_json::from_str(text).unwrap();
+            let types = &mut metadata["record_types"];
+            types["issues"]["fields"] = serde_json::from_str(&format!("{{{fields}}}")).unwrap();
+            types["users"] = types["issues"].clone();
+            metadata.to_string()
+        });
+        rewrite(&airdrop, |text| {
+            let before = line(text, "issue-8");
+            let with = format!("\"title\":\"issue 8\",\"{field}\":\"issue-7\"");
+            let child = before.replace("\"title\":\"issue 8\"", &with);
+            let text = if before.is_empty() { text.to_owned() } else { text.replace(&before, &child) };
+            twice(&text, &|text| {
+                let changes =
+                    (0..changes).map(|n| changed_to(text, &format!("anew {n}"), &format!("2026-01-1{n}")));
+                changes.chain(std::iter::repeat_n(child.clone(), times)).collect()
+            })
+        });
+        let audit = audit(airdrop.local(), outcome.report.as_ref().unwrap(), outcome.is_done()).unwrap();
+        let again = audit.findings.iter().find(|found| found.rule == "record-twice");
+        assert_eq!(again.map(|found| found.count), findings, "{field} {changes} {times}: {audit}");
+        assert_eq!(audit.verdict == Verdict::Clean, findings.is_none(), "{field}: {audit}");
+        assert_eq!(rules(&audit.notes), notes, "{field}: {audit}");
+    }
 }
 
 #[test]
