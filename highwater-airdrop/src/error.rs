@@ -140,6 +140,14 @@ pub enum Error {
         /// The text of the ERROR, cut to 2,000 characters.
         message: String,
     },
+    /// The run ended, and there is no report of it: it is not known what was announced.
+    #[error(
+        "there is no report of the run of {sync_unit}: its directory was changed while the sync ran; sync again"
+    )]
+    NoReport {
+        /// The sync unit.
+        sync_unit: String,
+    },
 }
 
 impl Error {

@@ -188,7 +188,7 @@ pub enum Progress<'a> {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Outcome {
-    /// The report on the run; `None` if it was not begun.
+    /// The report on the run; `None` if it was not begun, or if there is none: then there is a `failure`.
     pub report: Option<SyncReport>,
     /// How often an event had to be given again.
     pub restarts: u64,
@@ -312,6 +312,10 @@ impl Airdrop {
             failure.get_or_insert(error);
             None
         });
+        if report.is_none() {
+            let sync_unit = options.settings.sync_unit_id.clone();
+            failure.get_or_insert(Error::NoReport { sync_unit });
+        }
         Outcome { report, restarts, failure, took: began.elapsed(), faults: self.api.faults().report() }
     }
 }

@@ -44,7 +44,7 @@ const INVOCATIONS_MAX: u64 = 100_000;
 #[derive(Debug, Clone)]
 pub struct SyncSettings {
     pub(super) external_sync_unit_id: String,
-    pub(super) sync_unit_id: String,
+    pub(crate) sync_unit_id: String,
     pub(super) newer_names: bool,
     pub(super) strict: bool,
     pub(super) initial: Option<bool>,

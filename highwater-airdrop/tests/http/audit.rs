@@ -261,6 +261,28 @@ fn a_record_comes_again_with_the_one_it_refers_to_as_often_as_that_changed() {
 }
 
 #[test]
+fn a_sync_of_which_there_is_no_report_has_failed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = AirdropOptions::default();
+    options.port = Some(0);
+    let airdrop = Airdrop::start(dir.path(), options).unwrap();
+    let settings = SyncSettings::new("tickets").newer_names(true).phases([Phase::Metadata, Phase::Data]);
+    let mut options = SyncOptions::new(settings);
+    options.env = vec![(NAIVE.to_owned(), "1".to_owned())];
+    // What the platform remembers is removed behind the last answer.
+    let outcome = airdrop.sync(&options, &worker(), &mut |progress| {
+        if let Progress::Ended(_, says) = progress
+            && says.starts_with("DATA_EXTRACTION_DONE")
+        {
+            std::fs::remove_file(dir.path().join("platform.json")).unwrap();
+        }
+    });
+    assert!(outcome.report.is_none() && !outcome.is_done(), "{outcome:?}");
+    let error = outcome.to_json()["error"].to_string();
+    assert!(error.contains("there is no report of the run of tickets"), "{error}");
+}
+
+#[test]
 fn findings_in_announced_records_are_listed_by_kind_and_a_warning_is_no_reason_for_suspicion() {
     let dir = tempfile::tempdir().unwrap();
     let (airdrop, outcome) = synced(dir.path(), &[]);
