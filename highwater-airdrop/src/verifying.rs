@@ -39,7 +39,8 @@ Faults of the external system (--source):
   empty-page         a page has no items, and its next page is the same page again
   slow               the answer is late
 
-Results of a case, the worst of which is the verdict:
+Results of a case. The verdict is the worst finding (lost, altered, stuck, repeated); without
+one it is `clean`, unless no case has a result.
   lost       a record is in neither of the two syncs
   altered    the last delivered content of a record differs
   stuck      the following sync did not end with DONE either
@@ -47,7 +48,6 @@ Results of a case, the worst of which is the verdict:
   stopped    the sync did not end with DONE, but the following one delivered all: not a finding
   not recorded   the worker made a request that is not in the recording: no result
   not reached    the fault did not come true: no result
-  not run    no case was run, so there is no verdict: the budget was over, or --cases is 0
   clean      all was delivered, nothing more often than in the clean run; both syncs ended with
              DONE
 
@@ -77,6 +77,7 @@ Other words:
   pairs          the places, each with the faults that are possible there
   seed           chooses among the cases (--seed)
   after a death  what the platform does when a worker ends without a message (--after-death)
+  not run        the verdict if no case was run: the budget was over, or --cases is 0
   the budget was over   the cases that were not begun because of --budget
 
 The report shows the worker's command line, and the names of --env without their values. Put a key

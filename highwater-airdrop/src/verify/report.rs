@@ -24,7 +24,7 @@ const OTHERS_TOLD_MAX: usize = 10;
 /// Cases that are listed in text.
 const CASES_TOLD_MAX: usize = 40;
 
-/// The verdict on a case, or on all: then the worst one.
+/// The verdict on a case, or on all: then the worst finding; without one `Clean`, unless no case has a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
