@@ -68,7 +68,6 @@ impl VerifyReport {
             format!("{} of {known}, seed {}, {seconds:.0} s{}", self.cases.len(), self.seed, self.cut());
         facts.push(("Cases", cases));
         facts.push(("After a death", after_death(self.after_death).to_string()));
-        facts.extend(self.stopped().map(|stopped| ("Stopped", stopped)));
         facts.extend(self.unrecorded().map(|unrecorded| ("Not recorded", unrecorded)));
         facts.extend(self.notes.iter().map(|note| ("Note", note.clone())));
         let aside = self.set_aside.in_one_only.len() + self.set_aside.content_differs.len();
@@ -87,6 +86,11 @@ impl VerifyReport {
         if findings.len() > FINDINGS_MAX {
             let more = findings.len() - FINDINGS_MAX;
             page.paragraph("", &format!("{more} more findings are in the JSON report."));
+        }
+        let others = self.others().concat();
+        if !others.is_empty() {
+            page.heading(2, "Cases that are neither clean nor a finding");
+            page.list("others", &others);
         }
         page.finish()
     }

@@ -19,7 +19,7 @@ use crate::sync::{AfterDeath, Outcome};
 const IDS_TOLD_MAX: usize = 5;
 /// Ids of a case that are listed in JSON.
 const IDS_JSON_MAX: usize = 1_000;
-/// Cases of a kind without findings that are listed in text.
+/// Cases of a kind without findings that are listed.
 const OTHERS_TOLD_MAX: usize = 10;
 /// Cases that are listed in text.
 const CASES_TOLD_MAX: usize = 40;
@@ -451,11 +451,26 @@ impl VerifyReport {
         }
     }
 
-    /// The ids of the cases that stopped.
-    pub(super) fn stopped(&self) -> Option<String> {
-        let of = self.cases.iter().filter(|case| case.verdict() == CaseVerdict::Stopped);
-        let ids: Vec<&str> = of.map(|case| case.id.as_str()).collect();
-        (!ids.is_empty()).then(|| format!("{}, not a finding: {}", ids.len(), ids.join(", ")))
+    /// The cases that are neither clean nor a finding, one a line: some of each verdict, with the reason.
+    pub(super) fn others(&self) -> Vec<Vec<String>> {
+        let others = [CaseVerdict::Stopped, CaseVerdict::NotRecorded, CaseVerdict::NotReached];
+        let lines = others.map(|verdict| {
+            let of: Vec<&CaseResult> = self.cases.iter().filter(|case| case.verdict() == verdict).collect();
+            let line = |case: &&CaseResult| {
+                let reason = match (case.unrecorded.first(), &case.end) {
+                    (Some(request), _) => format!(": {request}"),
+                    (None, End::Stopped(reason)) => format!(": {reason}"),
+                    (None, End::Done) => String::new(),
+                };
+                printable(&format!("{verdict}, not a finding: {}{reason}", case.id))
+            };
+            let mut lines: Vec<String> = of.iter().take(OTHERS_TOLD_MAX).map(line).collect();
+            if of.len() > OTHERS_TOLD_MAX {
+                lines.push(format!("{} more are {verdict}: --json has all", of.len() - OTHERS_TOLD_MAX));
+            }
+            lines
+        });
+        lines.into_iter().filter(|lines| !lines.is_empty()).collect()
     }
 
     /// The requests to the source that were never recorded, in a sentence.
@@ -559,7 +574,9 @@ impl VerifyReport {
         if findings.len() > CASES_TOLD_MAX {
             writeln!(text, "\n{} more cases with findings: --json has all", findings.len() - CASES_TOLD_MAX)?;
         }
-        self.write_others(text)?;
+        for lines in self.others() {
+            writeln!(text, "\n{}", lines.join("\n"))?;
+        }
         let counts: Vec<String> = CaseVerdict::ALL
             .into_iter()
             .map(|verdict| (verdict, self.count(verdict)))
@@ -574,26 +591,6 @@ impl VerifyReport {
             _ => String::new(),
         };
         writeln!(text, "\ncases: {}\nverdict: {verdict}{tried}", counts.join(", "))
-    }
-
-    /// The cases that are neither clean nor a finding.
-    fn write_others(&self, text: &mut String) -> fmt::Result {
-        for verdict in [CaseVerdict::Stopped, CaseVerdict::NotReached] {
-            let of: Vec<&CaseResult> = self.cases.iter().filter(|case| case.verdict() == verdict).collect();
-            for case in of.iter().take(OTHERS_TOLD_MAX) {
-                write!(text, "\n{verdict}, not a finding: {}", case.id)?;
-                if let End::Stopped(reason) = &case.end {
-                    write!(text, ": {}", printable(reason))?;
-                }
-            }
-            if of.len() > OTHERS_TOLD_MAX {
-                write!(text, "\n{} more are {verdict}: --json has all", of.len() - OTHERS_TOLD_MAX)?;
-            }
-            if !of.is_empty() {
-                writeln!(text)?;
-            }
-        }
-        Ok(())
     }
 
     fn write_table(&self, text: &mut String) -> fmt::Result {
@@ -719,15 +716,18 @@ mod tests {
     fn cases_that_say_nothing_make_no_clean_worker() {
         let unknown = || case(true, &["GET /smaller-page"], &["1"]);
         let page = |report: &VerifyReport| report.to_html(&str::to_owned);
-        for (cases, verdict) in [
-            (vec![], CaseVerdict::NotRun),
-            (vec![unknown(), unknown()], CaseVerdict::NotRecorded),
-            (vec![case(false, &[], &[])], CaseVerdict::NotReached),
-            (vec![case(false, &[], &[]), unknown()], CaseVerdict::NotRecorded),
+        let (not_run, inconclusive) = ("Not known: no case was run.", "Not known: no case is conclusive.");
+        for (cases, verdict, sentence) in [
+            (vec![], CaseVerdict::NotRun, not_run),
+            (vec![unknown(), unknown()], CaseVerdict::NotRecorded, inconclusive),
+            (vec![case(false, &[], &[])], CaseVerdict::NotReached, inconclusive),
+            (vec![case(false, &[], &[]), unknown()], CaseVerdict::NotRecorded, inconclusive),
         ] {
             let report = report(cases);
             assert_eq!((report.verdict(), report.telling()), (verdict, 0));
-            assert!(page(&report).contains("Not known: no case "));
+            let page = page(&report);
+            assert!(page.contains(sentence), "{page}");
+            assert_eq!(page.matches("Not known: ").count(), 1, "{page}");
         }
         let mut cut = report(vec![unknown()]);
         (cut.known, cut.pairs) = ((9, 4), 5);
@@ -752,6 +752,44 @@ mod tests {
         let lost = report(vec![unknown(), case(true, &[], &["1"])]);
         assert_eq!(lost.verdict(), CaseVerdict::Lost);
         assert!(page(&lost).contains("records were lost in 1 of 2 cases; in 1 of them it said DONE"));
+    }
+
+    #[test]
+    fn what_is_neither_clean_nor_a_finding_is_listed_up_to_a_limit_with_its_reason_in_both_forms() {
+        let named = |id: &str, of: CaseResult| CaseResult { id: id.to_owned(), ..of };
+        let stopped = |id: &str| {
+            let end = End::Stopped(format!("why <{id}>\n stopped"));
+            CaseResult { end, ..named(id, case(true, &[], &[])) }
+        };
+        let mut cases: Vec<CaseResult> = (1..=12).map(|n| stopped(&format!("first:s:{n}"))).collect();
+        cases.push(named("first:unknown:1", case(true, &["GET /smaller-page"], &[])));
+        cases.push(named("first:beyond:1", case(false, &[], &[])));
+        cases.extend([
+            named("first:fine:1", case(true, &[], &[])),
+            named("first:bad:1", case(true, &[], &["1"])),
+        ]);
+        let all = report(cases);
+        let lines: Vec<String> = all.others().concat();
+        assert_eq!(lines.len(), OTHERS_TOLD_MAX + 1 + 1 + 1, "{lines:?}");
+        assert_eq!(lines[0], r"stopped, not a finding: first:s:1: why <first:s:1>\n stopped");
+        assert_eq!(
+            lines[OTHERS_TOLD_MAX..],
+            [
+                "2 more are stopped: --json has all",
+                "not recorded, not a finding: first:unknown:1: GET /smaller-page",
+                "not reached, not a finding: first:beyond:1",
+            ]
+        );
+        let (text, page) = (all.to_text(&str::to_owned), all.to_html(&str::to_owned));
+        for line in &lines {
+            assert!(text.contains(&format!("\n{line}\n")), "{text}");
+            assert!(page.contains(&format!("<li>{}</li>", highwater::html::escaped(line))), "{page}");
+        }
+        assert!(!page.contains("first:s:11") && !text.contains("first:s:11"), "{page}");
+        // Without such cases there is no list.
+        let none = report(vec![case(true, &[], &[]), case(true, &[], &["1"])]);
+        assert!(none.others().is_empty());
+        assert!(!none.to_html(&str::to_owned).contains("not a finding"));
     }
 
     #[test]
