@@ -342,7 +342,7 @@ pub struct RecordedFailures {
     pub failures: BTreeMap<u16, u64>,
     /// Requests without a whole answer. All were repeated until there was one, or there would be no recording.
     pub unanswered: u64,
-    /// Those of them after which the same sync never got a 2xx or 3xx for the same request, nor a 404 or 410.
+    /// The `failures` after which the same sync never got a 2xx or 3xx for the same request, nor a 404 or 410.
     pub not_repeated: BTreeMap<u16, u64>,
     /// Some of the requests that were not repeated.
     pub requests: Vec<String>,

@@ -51,7 +51,7 @@ pub enum CaseVerdict {
 
 impl CaseVerdict {
     /// All of them, in the order in which a report counts them.
-    pub const ALL: [CaseVerdict; 9] = [
+    pub const ALL: &'static [CaseVerdict] = &[
         CaseVerdict::Lost,
         CaseVerdict::Altered,
         CaseVerdict::Stuck,
@@ -578,8 +578,8 @@ impl VerifyReport {
             writeln!(text, "\n{}", lines.join("\n"))?;
         }
         let counts: Vec<String> = CaseVerdict::ALL
-            .into_iter()
-            .map(|verdict| (verdict, self.count(verdict)))
+            .iter()
+            .map(|verdict| (verdict, self.count(*verdict)))
             .filter(|(_, count)| *count > 0)
             .map(|(verdict, count)| format!("{count} {verdict}"))
             .collect();

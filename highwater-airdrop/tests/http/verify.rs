@@ -190,7 +190,8 @@ fn every_word_of_a_report_is_explained_by_the_help() {
     words.extend(own);
     words.extend(["clean sync", "calls", "invocations", "pairs", "seed", "after a death", "note", "ignored"]);
     words.extend(["recording", "warning", "the budget was over"]);
-    words.extend(CaseVerdict::ALL.map(CaseVerdict::name));
+    words.extend(CaseVerdict::ALL.iter().map(|verdict| verdict.name()));
+    assert!(words.contains(&"not run") && words.contains(&"lost"), "{words:?}");
     for word in words {
         assert!(explains(word), "verify --help does not explain {word:?}");
     }
