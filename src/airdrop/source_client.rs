@@ -76,7 +76,8 @@ impl fmt::Debug for SourceAnswer {
 
 /// The value of a query's parameter: a text, a whole number, a time, or an `Option` of one; `None` leaves out the parameter.
 ///
-/// A time becomes `2026-01-02T03:04:05Z` (RFC 3339, in UTC, cut to the second).
+/// A time becomes `2026-01-02T03:04:05Z` (RFC 3339, in UTC). It is cut to the second, which as the start of a span of time
+/// asks for a little more; for the end of one, pass a text.
 ///
 /// ```
 /// use highwater::airdrop::QueryValue;
@@ -204,12 +205,16 @@ impl SourceClient {
     /// Why there is no such body. The text names the path, not the query.
     pub fn get(&self, path: &str, query: &[(&str, QueryValue)]) -> Result<Box<dyn Read + Send>, SourceError> {
         let query = encoded(query);
-        let get = |token: Option<&str>| self.send(path, &query, token, None);
+        self.authorized(|token| self.send(path, &query, token, None))
+    }
+
+    /// Makes a call with the token, if there is one, and once more with a new one if the first was refused.
+    fn authorized<T>(&self, call: impl Fn(Option<&str>) -> Result<T, SourceError>) -> Result<T, SourceError> {
         match &self.authorization {
-            Authorization::None => get(None),
-            Authorization::Token(token) => get(Some(token)),
+            Authorization::None => call(None),
+            Authorization::Token(token) => call(Some(token)),
             Authorization::SignIn { path, json, pointer, token } => {
-                token.with(|| self.new_token(path, json, pointer), |token| get(Some(token)))
+                token.with(|| self.new_token(path, json, pointer), |token| call(Some(token)))
             }
         }
     }
@@ -236,10 +241,13 @@ impl SourceClient {
         path: &str,
         query: &[(&str, QueryValue)],
     ) -> Result<Option<T>, SourceError> {
-        match self.get_json(path, query) {
+        let query = encoded(query);
+        // Not also those of signing in, which say nothing of what is at the path.
+        let found = self.authorized(|token| match self.send(path, &query, token, None) {
             Err(SourceError::Failed { status: Some(404 | 410), .. }) => Ok(None),
-            found => found.map(Some),
-        }
+            sent => sent.map(Some),
+        })?;
+        found.map(|body| read_json(path, body)).transpose()
     }
 
     fn new_token(&self, path: &str, json: &str, pointer: &str) -> Result<String, SourceError> {

@@ -6,8 +6,9 @@ use std::ops::Deref;
 use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// An id in the external system, as text. It is read from a JSON string or from a whole number, whose digits it is, and
-/// is written as a string: so references are texts too, as the platform wants them.
+/// An id in the external system, as text. It is read from a JSON string or from a whole number of 64 bits, whose digits it is,
+/// and is written as a string: so references are texts too, as the platform wants them. To read an empty string, a fraction or
+/// a larger number is an error. How long it may be is checked where it is used ([`Record::new`](crate::Record::new)).
 ///
 /// ```
 /// use highwater::Record;
@@ -57,6 +58,7 @@ impl From<&Id> for String {
     }
 }
 
+/// Any text, also an empty one, which a record then refuses.
 impl From<String> for Id {
     fn from(text: String) -> Self {
         Self(text)

@@ -304,7 +304,8 @@ impl Field {
         float = "float";
         /// Plain text.
         text = "text";
-        /// Text with marks, and mentions of other records.
+        /// Text with marks, and mentions of other records: a string, or an array of strings and mentions such as
+        /// `{"ref_type": "users", "id": "7"}`. Which marks the platform reads is not checked.
         rich_text = "rich_text";
         /// A day: `2020-12-31`.
         date = "date";

@@ -1,7 +1,8 @@
 //! The lives of a run that ended without an answer: killed, or ended by an error of their own.
 //!
-//! A life cannot record its own death, so the next life does, in the transaction in which it resumes the run: `unit,
-//! run, epoch -> when the life last stored something, and what it may have uploaded under unknown ids`.
+//! A life cannot record its own death, so the next life does, in the transaction in which it resumes the run, or whoever
+//! abandons the run: `unit, run, epoch -> when the life last stored something, and what it may have uploaded under unknown
+//! ids`.
 //! This gives an upper bound for the cost of a kill: the time from then until the next life, the page that was being
 //! fetched, and one upload for each batch without an id. The newest 16 deaths of a run are kept until the run after
 //! it ends.

@@ -181,6 +181,16 @@ mod tests {
 
     use super::*;
 
+    /// Ids and dates are those of these records.
+    fn is_of(lines: &Lines, records: &[&Record]) {
+        assert!(lines.ids().eq(records.iter().map(|record| record.id())));
+        let modified = |dates: Dates| dates.modified.map(|(at, _)| at);
+        let expected: Vec<_> = records.iter().map(|record| record.modified_micros()).collect();
+        assert_eq!(lines.dates().map(modified).collect::<Vec<_>>(), expected);
+        let all = modified(lines.dates_between(0, lines.len()));
+        assert_eq!(all, expected.into_iter().flatten().min());
+    }
+
     #[test]
     fn lines_in_many_pieces_are_those_of_the_records_one_after_the_other() {
         let mut rng = fastrand::Rng::with_seed(7);
@@ -214,7 +224,11 @@ mod tests {
             let kept: Vec<Vec<u8>> =
                 expected.iter().zip(&keep).filter(|(_, keep)| **keep).map(|(line, _)| line.clone()).collect();
             is_it(&mut rng, &lines.only(&keep), &kept);
-            assert!(lines.ids().eq(records.iter().map(Record::id)), "round {round}");
+            let mut kept_records: Vec<&Record> = records.iter().collect();
+            is_of(&lines, &kept_records);
+            let mut of = keep.iter();
+            kept_records.retain(|_| *of.next().unwrap());
+            is_of(&lines.only(&keep), &kept_records);
         }
     }
 

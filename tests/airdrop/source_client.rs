@@ -166,6 +166,24 @@ fn what_is_not_there_is_none_only_for_404_and_410() {
 }
 
 #[test]
+fn a_sign_in_that_is_not_there_is_an_error_not_an_empty_listing() {
+    let server = Server::start();
+    let source = signed_in(&server);
+    let found = || source.get_json_if_found::<Value>("/issues/I1/comments", &[]);
+    server.fault("/token", answer(404, &json!("gone")));
+    assert!(found().is_err());
+    // And when the token has expired amid the run.
+    for (path, reply) in [
+        ("/token", token("T-1")),
+        ("/issues/I1/comments", answer(401, &json!("expired"))),
+        ("/token", answer(410, &json!("gone"))),
+    ] {
+        server.fault(path, reply);
+    }
+    assert!(found().is_err());
+}
+
+#[test]
 fn the_values_of_a_query_are_texts_numbers_and_times() {
     let query = |value: QueryValue| {
         let source =

@@ -32,7 +32,7 @@ pub(crate) struct Attachments {
     /// Only those that were given up, and are not queued again
     #[arg(long)]
     failed: bool,
-    /// Only those whose reason contains this text, as `requeue` selects them
+    /// Only those that were given up for a reason that contains this text, as `requeue` selects them
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
 }
@@ -47,7 +47,8 @@ impl Attachments {
             json_line(&mut out, &store_line(store, snapshot.source(), screen.now))?;
         }
         let acts = snapshot.acts(Some(&unit))?;
-        let all = snapshot.attachments(&unit, self.failed)?.ok_or_else(|| no_unit(store, &unit))?;
+        let failed = self.failed || self.reason.is_some();
+        let all = snapshot.attachments(&unit, failed)?.ok_or_else(|| no_unit(store, &unit))?;
         let mut all =
             all.filter(|found| found.as_ref().is_ok_and(|found| self.selects(found)) || found.is_err());
         let mut newest = VecDeque::new();

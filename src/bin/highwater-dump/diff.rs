@@ -164,6 +164,8 @@ struct Kept {
     messages: u64,
     /// When the newest run started.
     run_started_at: Option<DateTime<Utc>>,
+    /// Its id, and the number of its lives.
+    run: Option<(String, u64)>,
 }
 
 impl Side {
@@ -178,6 +180,7 @@ impl Side {
             oldest_over: report.ledger.first().map(|over| over.ended_at),
             messages: report.unit.messages,
             run_started_at: report.run.as_ref().map(|run| run.started_at),
+            run: report.run.as_ref().map(|run| (run.run.clone(), run.epoch)),
         };
         self.kept.insert(report.unit.sync_unit.clone(), kept);
         for line in report.lines().chain(rejected.iter().map(Line::Rejected)).chain(death.map(Line::Death)) {
@@ -208,7 +211,18 @@ impl Side {
         match kind.as_str() {
             "ledger" => time("ended_at") < kept.oldest_over,
             "message" => object.get("message").and_then(Value::as_u64) <= Some(kept.messages),
-            "death" => time("found_at") < kept.run_started_at,
+            "death" => {
+                // If no life has recorded it, it may be that of a copy that was made while its process worked: it is one only if
+                // the other does not have the same life.
+                let number = |name: &str| object.get(name).and_then(Value::as_u64);
+                let text = |name: &str| object.get(name).and_then(Value::as_str);
+                let is_recorded = object.get("resumed").and_then(Value::as_bool) == Some(true);
+                let lives_on = kept
+                    .run
+                    .as_ref()
+                    .is_some_and(|(run, epoch)| text("run") == Some(run) && number("epoch") <= Some(*epoch));
+                time("found_at") < kept.run_started_at || (!is_recorded && lives_on)
+            }
             _ => false,
         }
     }

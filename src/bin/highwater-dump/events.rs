@@ -5,7 +5,7 @@ use std::io::Write;
 
 use chrono::{DateTime, Utc};
 use clap::Args;
-use highwater::inspect::{DeathReport, EventReport, Line};
+use highwater::inspect::{DeathReport, EventReport, Line, MessageKind};
 
 use crate::ending::{EXIT_CODES, Exit, Outcome};
 use crate::figures::{death_words, event_words, fate_words};
@@ -69,7 +69,7 @@ impl Events {
                 (Entry::Event(event), true) => json_line(&mut out, &Line::Event(event))?,
                 (Entry::Death(death), true) => json_line(&mut out, &Line::Death(death))?,
                 (Entry::Event(event), false) => {
-                    // Only the run knows of it, and only of its newest message.
+                    // Only the run knows of it.
                     let delay = report.run.as_ref().filter(|run| run.event.as_ref() == Some(&event.event));
                     let until = delay.and_then(|run| Some((run.not_before?, run.delay_seconds?)));
                     print_event(&mut out, screen, event, until)?;
@@ -101,7 +101,7 @@ fn print_event(
                 fate_words(message),
                 count(message.artifacts, "artifact", "artifacts")
             );
-            if let Some((until, seconds)) = delay {
+            if let Some((until, seconds)) = delay.filter(|_| message.answer == MessageKind::Delay) {
                 let asked = seconds_in_words(seconds);
                 let _ = write!(
                     line,

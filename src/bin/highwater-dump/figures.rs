@@ -231,7 +231,7 @@ pub(crate) fn death_words(death: &DeathReport) -> String {
     if death.resumed {
         format!("lost at most: {lost}")
     } else {
-        format!("no later life yet, lost until now at most: {lost}")
+        format!("no life resumed the run; lost at most: {lost}")
     }
 }
 

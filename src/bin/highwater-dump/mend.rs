@@ -104,7 +104,8 @@ streams them. If none matches, the exit code is 1.")]
 Example:
   highwater-dump abandon state.redb acme/tickets
 
-The watermark stays as it is, so the next run extracts again what this one did not announce.")]
+The watermark stays as it is, so the next run extracts all of this one again, also what it
+has announced.")]
     Abandon {
         #[command(flatten)]
         unit: Unit,
@@ -262,6 +263,9 @@ fn bytes_on_disk(about: &fs::Metadata) -> u64 {
 impl Mending {
     pub(crate) fn run(self) -> Result<Exit, Failure> {
         match self {
+            Mending::Rewind { to, .. } if to.starts_with("--") => {
+                Err(Failure::Usage(format!("--to needs a run or a time, not {to}")))
+            }
             Mending::Rewind { unit, to, how } => {
                 unit.mend(&how, "rewind", &Act::Mend(Mend::Rewind { to: rewind_to(&to) }))
             }
@@ -345,9 +349,10 @@ impl Unit {
     fn mend(&self, how: &How, command: &str, act: &Act) -> Result<Exit, Failure> {
         if !self.store.exists() && Path::new(&self.unit).is_file() {
             return Err(Failure::Usage(format!(
-                "the store comes before the sync unit: highwater-dump {command} {} {}",
+                "the store comes before the sync unit: highwater-dump {command} {} {}{}",
                 shell_word(&self.unit),
-                shell_path(&self.store)
+                shell_path(&self.store),
+                if matches!(command, "rewind" | "set-cursor") { " ..." } else { "" }
             )));
         }
         if let Some(text) = state_of(&self.store)? {

@@ -305,11 +305,7 @@ impl Unit {
                 death.changed_at.map_or_else(|| "not known".to_owned(), time),
                 death.run.as_deref().map_or_else(|| "-".to_owned(), event_words),
                 death.epoch.to_string(),
-                if death.resumed {
-                    time(death.found_at)
-                } else {
-                    "no life has resumed the run yet".to_owned()
-                },
+                if death.resumed { time(death.found_at) } else { "no life has resumed the run".to_owned() },
                 death.changed_at.map_or_else(
                     || "what followed its checkpoint".to_owned(),
                     |changed| format!("{}, and the current page", duration(death.found_at - changed)),

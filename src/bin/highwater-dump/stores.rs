@@ -88,8 +88,10 @@ pub(crate) fn unit_id(snapshot: &mut Snapshot, store: &Path, given: &str) -> Out
         return Ok(found.clone());
     }
     let distance = |id: &String| strsim::damerau_levenshtein(id, given);
-    let close = ids.iter().filter(|id| !is_internal(id)).min_by_key(|id| distance(id));
-    match close.filter(|id| distance(id) <= 2 || id.contains(given)) {
+    let is_close =
+        |id: &String| !given.is_empty() && (id.contains(given) || distance(id) <= given.len().min(4) / 2);
+    let close = ids.iter().filter(|id| !is_internal(id) && is_close(id)).min_by_key(|id| distance(id));
+    match close {
         Some(id) => Err(Failure::Absent(format!(
             "{} has no sync unit \"{given}\"; did you mean {}?",
             store.display(),

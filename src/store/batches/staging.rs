@@ -510,9 +510,9 @@ pub(in crate::store) fn add_lines<'p>(
             to += 1;
         }
         let chunk = Chunk::of(lines, from, to);
+        counts.open_bytes += lines.bytes_between(from, to);
         from = to;
         counts.open_items += chunk.items;
-        counts.open_bytes += chunk.pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
         if counts.open_items >= batch_items || counts.open_bytes >= BATCH_BYTES_MAX {
             // Also if an earlier life left more lines open than the batch size that is set now: then `chunk` is
             // empty.
@@ -637,7 +637,8 @@ impl OpenLines<'_> {
     /// Stores them, as no page of this transaction closes their batch.
     pub(in crate::store) fn put(self, run: &Run, change: &Change<'_>, row: &mut RunRow) -> Result<()> {
         for (item_type, chunks) in self.0 {
-            let mut stored = ChunkRow { items: 0, dates: Dates::default(), lines: Vec::new() };
+            let bytes = chunks.iter().flat_map(|chunk| &chunk.pieces).map(|piece| piece.len()).sum();
+            let mut stored = ChunkRow { items: 0, dates: Dates::default(), lines: Vec::with_capacity(bytes) };
             for Chunk { items, dates, pieces } in chunks {
                 stored.items += items;
                 stored.dates.merge(dates);

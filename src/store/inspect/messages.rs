@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::error::Result;
 use crate::model::{Micros, Phase};
 use crate::store::rows::{
-    self, DEATHS, EVENTS, Key, MESSAGES, MessageRow, message_key, number_of, run_and_number, run_key,
+    self, DEATHS, EVENTS, Key, LEDGER, MESSAGES, MessageRow, message_key, number_of, run_and_number, run_key,
 };
 use crate::store::tables::{Rows, View};
 
@@ -84,11 +84,11 @@ pub struct DeathReport {
     /// When it last stored something; unknown if a checkpoint brought the run here.
     #[serde(serialize_with = "optional_time")]
     pub changed_at: Option<DateTime<Utc>>,
-    /// When the next life resumed the run; if none has, when the store was read. The death cost at most the time between
-    /// the two.
+    /// When the next life resumed the run, or an operator abandoned it; if neither, when the store was read. The death cost
+    /// at most the time between the two.
     #[serde(serialize_with = "time")]
     pub found_at: DateTime<Utc>,
-    /// Whether the next life has resumed the run.
+    /// Whether a next life has resumed the run.
     pub resumed: bool,
     /// Batches that had no artifact id then: at most this many uploads were lost.
     pub batches: u64,
@@ -135,7 +135,7 @@ pub(super) fn deaths(
     unit: u64,
     run_ids: &BTreeMap<u64, String>,
 ) -> Result<Vec<DeathReport>> {
-    let mut deaths = Vec::new();
+    let (mut deaths, mut runs) = (Vec::new(), Vec::new());
     each(view, &DEATHS, &Key::unit(unit), run_and_number, |(run, epoch), row| {
         deaths.push(DeathReport {
             sync_unit: id.to_owned(),
@@ -147,7 +147,14 @@ pub(super) fn deaths(
             batches: row.batches,
             items: row.items,
         });
+        runs.push(run);
     })?;
+    for (death, run) in deaths.iter_mut().zip(runs) {
+        // The last life of a run that was abandoned had no next one.
+        let over = view.get(&LEDGER, &run_key(unit, run))?;
+        death.resumed =
+            over.is_none_or(|over| over.status == rows::RunStatus::Finished || death.epoch < over.epochs);
+    }
     Ok(deaths)
 }
 

@@ -44,15 +44,9 @@ impl Compaction {
         }
         let mut copy = tempfile::NamedTempFile::new().map_err(copying)?;
         let bytes = io::copy(&mut file, &mut copy).map_err(copying)?;
-        // The copy has another name, which says nothing to an operator.
-        let mut store = Store::open(copy.path()).map_err(|error| match error {
-            Error::Corrupt { what, reason } => {
-                let copied = copy.path().display().to_string();
-                Error::Corrupt { what: what.replace(&copied, &path.display().to_string()), reason }
-            }
-            other => other,
-        })?;
-        store.tables_alone()?.compact()?;
+        let named = |error| named_for(error, copy.path(), path);
+        let mut store = Store::open(copy.path()).map_err(named)?;
+        store.tables_alone()?.compact().map_err(named)?;
         drop(store);
         let bytes_after = copy.path().metadata().map_err(copying)?.len();
         Ok(Self { bytes, bytes_after })
@@ -61,6 +55,20 @@ impl Compaction {
     /// Bytes that it saves.
     pub fn saves(&self) -> u64 {
         self.bytes.saturating_sub(self.bytes_after)
+    }
+}
+
+/// The error of a copy, as one of the store that it is a copy of: the name of the copy says nothing to an operator.
+fn named_for(error: Error, copy: &Path, store: &Path) -> Error {
+    let renamed = |text: String| text.replace(&copy.display().to_string(), &store.display().to_string());
+    match error {
+        Error::Corrupt { what, reason } => Error::Corrupt { what: renamed(what), reason: renamed(reason) },
+        Error::NotAStore { reason, .. } => Error::NotAStore { path: store.to_owned(), reason },
+        Error::NewerFormat { what, found, supported } => {
+            Error::NewerFormat { what: renamed(what), found, supported }
+        }
+        Error::Io { action, source } => Error::Io { action: renamed(action), source },
+        other => other,
     }
 }
 

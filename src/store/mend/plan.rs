@@ -408,7 +408,7 @@ impl Plan {
                         "about {records} will be asked for again, as many as the runs since then have read ({by_type})"
                     ),
                     None => format!(
-                        "all runs that are known have read {records} ({by_type}); each of them comes again, once"
+                        "the runs that are known have read {records} ({by_type}), a record counted in each run that read it"
                     ),
                 });
             }

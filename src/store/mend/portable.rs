@@ -427,7 +427,8 @@ fn plan(rows: &impl Rows, file: &UnitFile, replace: bool) -> Result<Plan> {
     };
     let replaces = rows.get(&UNITS, &Key::name(id.as_str()))?.is_some();
     if replaces {
-        let known = Known::find(rows, &id, Micros(0))?;
+        // No wait of the run that is replaced is worth a word: what comes after it depends on the file.
+        let known = Known::find(rows, &id, Micros(i64::MAX))?;
         if !replace {
             let reason = format!(
                 "{} has this unit already, with {} runs begun: have it replaced (--replace), or import into another store",
@@ -437,6 +438,9 @@ fn plan(rows: &impl Rows, file: &UnitFile, replace: bool) -> Result<Plan> {
             return Err(invalid(format!("importing {:?}", id.as_str()), reason));
         }
         known.plan_end_of_run(&mut plan)?;
+        if let Some(PlannedChange::AbandonRun { records_announced, .. }) = plan.changes.last_mut() {
+            *records_announced = 0;
+        }
         known.plan_forget_all(&mut plan)?;
     }
     plan.changes.push(PlannedChange::Import {
