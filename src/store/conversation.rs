@@ -21,7 +21,7 @@ use crate::transfer::Event;
 
 use super::attachments::queue::{check_attachments, name_file};
 use super::batches::states::{batches_in, move_batch};
-use super::deaths::note_death;
+use super::deaths::{is_unanswered, note_death};
 use super::digest::KnownId;
 use super::lifecycle::{
     check_balance, check_exhausted, close_run, current_run, find_run_id, get_or_create, new_run,
@@ -127,8 +127,7 @@ impl SyncUnit {
                     return Ok(answer);
                 }
             }
-            row.lost |=
-                restored && row.status == RunStatus::Open && row.event.is_some() && row.message.is_none();
+            row.lost |= restored && row.status == RunStatus::Open && is_unanswered(&row);
             if let Some(message) = row.message {
                 let run = Run::new(self, unit.no, no, &row, true)?;
                 run.message_accepted(change, &mut unit, &mut row, message, MessageFate::Proven)?;
@@ -271,7 +270,7 @@ impl SyncUnit {
         event: &Incoming,
         resumed: bool,
     ) -> Result<Accepted> {
-        if row.event.is_some() && row.message.is_none() {
+        if is_unanswered(&row) {
             note_death(change, &run_key(unit.no, no), &mut row, self.now())?;
         }
         row.events += 1;

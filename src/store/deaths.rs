@@ -16,6 +16,11 @@ use super::tables::{Change, Rows};
 /// The most deaths of one run that are kept; the newest are.
 const KEPT: usize = 16;
 
+/// Whether the newest event of a run has no answer: unless its life goes on, that life has died.
+pub(super) fn is_unanswered(row: &RunRow) -> bool {
+    row.event.is_some() && row.message.is_none()
+}
+
 /// Records that the run's last life ended without an answer. The caller stores the row.
 pub(super) fn note_death(change: &Change<'_>, run: &Key, row: &mut RunRow, now: Micros) -> Result<()> {
     let mut death = DeathRow { changed_at: row.activity.changed_at, found_at: now, batches: 0, items: 0 };

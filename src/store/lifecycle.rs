@@ -20,7 +20,7 @@ use crate::model::{CLOCK_AHEAD_MAX, LEDGER_RUNS_MAX, Micros, Phase, Phases, RunI
 
 use super::attachments::queue::{check_attachments, drop_queue, remove_attachments};
 use super::child_listings::{check_none_pending, remove_children};
-use super::deaths::note_death;
+use super::deaths::{is_unanswered, note_death};
 use super::digest::KnownId;
 use super::edge;
 use super::findings::sums;
@@ -449,7 +449,7 @@ pub(super) fn close_run(
 ) -> Result<()> {
     assert!(row.status == RunStatus::Open, "a run ends once");
     let finished = status == RunStatus::Finished;
-    if !finished && row.event.is_some() && row.message.is_none() {
+    if !finished && is_unanswered(row) {
         note_death(change, &run_key(unit.no, no), row, now)?;
     }
     let watermark = if finished { vouch(change, unit, no, row, now)? } else { None };

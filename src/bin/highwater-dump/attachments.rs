@@ -49,8 +49,7 @@ impl Attachments {
         let acts = snapshot.acts(Some(&unit))?;
         let failed = self.failed || self.reason.is_some();
         let all = snapshot.attachments(&unit, failed)?.ok_or_else(|| no_unit(store, &unit))?;
-        let mut all =
-            all.filter(|found| found.as_ref().is_ok_and(|found| self.selects(found)) || found.is_err());
+        let mut all = all.filter(|found| found.as_ref().map_or(true, |found| self.selects(found)));
         let mut newest = VecDeque::new();
         if let Some(last) = last {
             for attachment in all.by_ref() {

@@ -427,8 +427,7 @@ fn plan(rows: &impl Rows, file: &UnitFile, replace: bool) -> Result<Plan> {
     };
     let replaces = rows.get(&UNITS, &Key::name(id.as_str()))?.is_some();
     if replaces {
-        // No wait of the run that is replaced is worth a word: what comes after it depends on the file.
-        let known = Known::find(rows, &id, Micros(i64::MAX))?;
+        let known = Known::find(rows, &id, Micros(0))?;
         if !replace {
             let reason = format!(
                 "{} has this unit already, with {} runs begun: have it replaced (--replace), or import into another store",
@@ -437,10 +436,7 @@ fn plan(rows: &impl Rows, file: &UnitFile, replace: bool) -> Result<Plan> {
             );
             return Err(invalid(format!("importing {:?}", id.as_str()), reason));
         }
-        known.plan_end_of_run(&mut plan)?;
-        if let Some(PlannedChange::AbandonRun { records_announced, .. }) = plan.changes.last_mut() {
-            *records_announced = 0;
-        }
+        known.plan_end_of_run(&mut plan, false)?;
         known.plan_forget_all(&mut plan)?;
     }
     plan.changes.push(PlannedChange::Import {

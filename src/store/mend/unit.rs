@@ -231,8 +231,9 @@ impl<'a, R: Rows> Known<'a, R> {
         })
     }
 
-    /// Plans to abandon the open run, if there is one.
-    pub(super) fn plan_end_of_run(&self, plan: &mut Plan) -> Result<()> {
+    /// Plans to abandon the open run, if there is one. `goes_on`: the next run of this unit makes up for it; after an
+    /// import, what the next run does depends on the file.
+    pub(super) fn plan_end_of_run(&self, plan: &mut Plan, goes_on: bool) -> Result<()> {
         let Some((no, row)) = &self.open else { return Ok(()) };
         let key = run_key(self.unit.no, *no);
         let (mut records_dropped, mut announced) = (0, 0_u64);
@@ -264,11 +265,11 @@ impl<'a, R: Rows> Known<'a, R> {
             attachments_left: queue.queued.saturating_sub(queue.settled).saturating_sub(queue.failed),
             message_undelivered: undelivered,
             records_undelivered,
-            records_announced: announced.saturating_sub(records_undelivered),
+            records_announced: if goes_on { announced.saturating_sub(records_undelivered) } else { 0 },
             delay_until: row
                 .not_before
-                .map(|wait| wait.at.to_time())
-                .filter(|until| *until > self.now.to_time()),
+                .filter(|wait| goes_on && wait.at > self.now)
+                .map(|wait| wait.at.to_time()),
         });
         if row.event.is_some() {
             plan.notes.push(format!(
@@ -288,7 +289,7 @@ impl<'a, R: Rows> Known<'a, R> {
     fn plan_abandon(&self, plan: &mut Plan) -> Result<()> {
         let run = self.open.as_ref().map(|(_, row)| format!(" {}", row.id)).unwrap_or_default();
         plan.act = format!("abandon the open run{run} of {}", self.id);
-        self.plan_end_of_run(plan)?;
+        self.plan_end_of_run(plan, true)?;
         plan.next_run = Some(self.next_run(&self.unit, &self.bookmarks()?, &self.next_cursors()?, 0)?);
         if self.open.is_none() {
             plan.notes.push("no run is open".to_owned());
@@ -425,7 +426,7 @@ impl<'a, R: Rows> Known<'a, R> {
             RewindTo::Run(_) => format!("rewind {} to run {}", self.id, row.id),
             RewindTo::Time(at) => format!("rewind {} to {}, that is to run {}", self.id, shown(*at), row.id),
         };
-        self.plan_end_of_run(plan)?;
+        self.plan_end_of_run(plan, true)?;
         let (unit, bookmarks) = self.rewound(no, &row, &mut plan.notes)?;
         let bookmarks = bookmarks.into_iter().map(|(stream, row)| (stream, row.json)).collect();
         self.plan_standing(&unit, &bookmarks, plan)?;
@@ -531,7 +532,7 @@ impl<'a, R: Rows> Known<'a, R> {
         if drop_values {
             plan.act.push_str(", with the extractor's own values");
         }
-        self.plan_end_of_run(plan)?;
+        self.plan_end_of_run(plan, true)?;
         let mut unit = self.unit.clone();
         unit.watermark = None;
         unit.bounds = (None, None);
@@ -568,7 +569,7 @@ impl<'a, R: Rows> Known<'a, R> {
 
     fn plan_forget(&self, plan: &mut Plan) -> Result<()> {
         plan.act = format!("forget {}", self.id);
-        self.plan_end_of_run(plan)?;
+        self.plan_end_of_run(plan, true)?;
         self.plan_forget_all(plan)?;
         plan.notes.push(
             "the ids of its last 64 runs are kept, so that their late events are recognised, and so is what operators did to it"
